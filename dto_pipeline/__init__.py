@@ -1,0 +1,16 @@
+"""Scene-consistent, metric 3D labels of crowds (DTO, arXiv 2511.13282).
+
+Conventions, told once and meant everywhere:
+
+* Camera frame: x right, y down, z forward, metres. Pixels: u right, v down, origin at the top left corner of
+  the top left pixel. ``intrinsics`` (K in formulas) is one 3x3 matrix per image.
+* SMPL's ``transl`` is added after skinning: the pelvis is not at ``transl``.
+* ``disparity`` is a network's relative inverse depth (larger is nearer), ``depth`` its inverse (larger is
+  farther, unit unknown), ``z`` is metres along the camera axis.
+* Axes: B scenes, P people, G groups (0 near, 1 far), N fits, J joints, V vertices, H W pixels of the image,
+  h w pixels of the person map.
+* Three booleans, three words: ``present`` (not padding), ``usable`` (evidence good enough), ``active`` (in the
+  fit now).
+"""
+
+__version__ = "0.1.0"

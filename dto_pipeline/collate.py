@@ -1,0 +1,155 @@
+"""Between scenes (one image each, numpy, ragged) and batches (tensors, padded): the only place that pads and unpads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from dto_pipeline.config import PipelineConfig
+from dto_pipeline.maths.camera import map_size
+from dto_pipeline.scene import OUTCOMES, OptimizedScenes, PlacedScene, Scene, SceneBatch
+from dto_pipeline.status import ImageStatus, PersonStatus
+
+__all__ = ["collate_scenes", "map_size", "pass_through", "split_batch"]
+
+
+def collate_scenes(scenes: Sequence[Scene], device: torch.device | str = "cpu") -> SceneBatch:
+    """Pad scenes that can be optimised (no `problem`, masks and disparity filled) into one batch on `device`."""
+    people = max(scene.num_people for scene in scenes)
+    height, width = (max(getattr(scene, side) for scene in scenes) for side in ("height", "width"))
+    map_sizes = np.array([scene.masks.shape[1:] for scene in scenes])  # type: ignore[union-attr]
+    map_height, map_width = map_sizes.max(0)
+    usable = [np.array([problem is None for problem in scene.person_problem], bool) for scene in scenes]
+
+    def pad(values: Sequence[np.ndarray], shape: tuple[int, ...], dtype: type) -> torch.Tensor:
+        out = np.zeros((len(scenes), *shape), dtype)
+        for row, value in zip(out, values, strict=True):
+            row[tuple(slice(0, side) for side in value.shape)] = value
+        return torch.from_numpy(out).to(device)
+
+    def label(name: str, *shape: int) -> torch.Tensor:
+        values = (np.where(_column(ok, len(shape)), getattr(scene, name), 0) for scene, ok in zip(scenes, usable))
+        return pad(list(values), (people, *shape), np.float32)
+
+    return SceneBatch(
+        pose=label("pose", 72),
+        betas=label("betas", 11),
+        transl=label("transl", 3),
+        intrinsics=pad([scene.intrinsics for scene in scenes], (3, 3), np.float64),
+        age_years=label("age_years"),
+        male_prob=label("male_prob"),
+        present=pad(usable, (people,), np.bool_),
+        masks=pad([scene.masks for scene in scenes], (people, map_height, map_width), np.bool_),  # type: ignore[misc]
+        disparity=pad([scene.disparity for scene in scenes], (height, width), np.float32),  # type: ignore[misc]
+        image_size=torch.tensor([[scene.height, scene.width] for scene in scenes], device=device),
+        map_size=torch.from_numpy(map_sizes).to(device),
+    )
+
+
+def split_batch(
+    scenes: Sequence[Scene], optimized: OptimizedScenes, config: PipelineConfig
+) -> list[PlacedScene]:
+    """Undo `collate_scenes` on the results: one `PlacedScene` per scene, everything on the CPU."""
+    cpu = optimized.to("cpu")
+    return [_placed(scene, index, cpu, config) for index, scene in enumerate(scenes)]
+
+
+def pass_through(scene: Scene, config: PipelineConfig | None = None) -> PlacedScene:
+    """A scene that was not optimised, with its labels as given and a status for the image and every person."""
+    people = scene.num_people
+    unknown = np.full(people, np.nan, np.float32)
+    none = np.full(people, -1, np.int32)
+    status, message = scene.problem or (ImageStatus.NO_PEOPLE if people == 0 else ImageStatus.TOO_FEW_PEOPLE, None)
+    person_status, person_message = _person_problems(scene, [PersonStatus.NOT_RUN] * people)
+    return PlacedScene(
+        scene=scene,
+        status=status,
+        message=message,
+        person_status=person_status,
+        person_message=person_message,
+        betas=scene.betas,
+        transl=scene.transl,
+        scale=np.ones(people, np.float32),
+        beta_index=none,
+        height_class=none,
+        height_init_m=unknown,
+        height_m=unknown,
+        prior_mean_m=unknown,
+        prior_sigma_m=unknown,
+        depth_mean=unknown,
+        depth_std=unknown,
+        slope=unknown,
+        corr=unknown,
+        mask_pixels=np.zeros(people, np.int32),
+        visible_vertices=np.zeros(people, np.int32),
+        depth_group=none.astype(np.int8),
+        z_sigma_m=unknown,
+    )
+
+
+def _placed(scene: Scene, index: int, optimized: OptimizedScenes, config: PipelineConfig) -> PlacedScene:
+    people, fits, evidence = optimized.people, optimized.people.fits, optimized.evidence
+    count = scene.num_people
+    usable = np.array([problem is None for problem in scene.person_problem], bool)
+
+    def of(value: torch.Tensor, dtype: type = np.float32, missing: float = np.nan) -> np.ndarray:
+        return np.where(usable, value[index, :count].numpy(), missing).astype(dtype)
+
+    status = _image_status(usable, bool(fits.is_optimized[index]), fits.outcome[index, :count].numpy())
+    outcomes = [OUTCOMES[code] for code in fits.outcome[index, :count].tolist()]
+    person_status, person_message = _person_problems(scene, outcomes)
+    deviation = float(fits.deviation[index])
+    is_optimized = bool(fits.is_optimized[index])
+    label = _column(usable, 1)
+    return PlacedScene(
+        scene=scene,
+        status=status,
+        message=None,
+        person_status=person_status,
+        person_message=person_message,
+        betas=np.where(label, people.betas[index, :count].numpy(), scene.betas).astype(np.float32),
+        transl=np.where(label, people.transl[index, :count].numpy(), scene.transl).astype(np.float32),
+        scale=of(people.scale, missing=1),
+        beta_index=of(people.beta_index, np.int32, -1),
+        height_class=of(optimized.prior.height_class, np.int32, -1),
+        height_init_m=of(optimized.prior.height),
+        height_m=of(people.height),
+        prior_mean_m=of(optimized.prior.mean),
+        prior_sigma_m=of(optimized.prior.sigma),
+        depth_mean=of(evidence.depth[..., 0]),
+        depth_std=of(evidence.depth_std),
+        slope=of(evidence.slope),
+        corr=of(evidence.corr),
+        mask_pixels=of(evidence.pixels[..., 0], np.int32, 0),
+        visible_vertices=of(optimized.maps.visible_vertices, np.int32, 0),
+        depth_group=of(evidence.group, np.int8, -1),
+        z_sigma_m=np.full(count, np.nan, np.float32),
+        is_optimized=is_optimized,
+        is_accepted=is_optimized and deviation < config.refine.accept_below,
+        deviation=deviation,
+        alpha=(float(fits.alpha[index, 0]), float(fits.alpha[index, 1])),
+        beta=(float(fits.beta[index, 0]), float(fits.beta[index, 1])),
+        used_ground=bool(fits.used_ground[index]),
+    )
+
+
+def _image_status(usable: np.ndarray, is_optimized: bool, outcome: np.ndarray) -> ImageStatus:
+    if usable.sum() == 0:
+        return ImageStatus.NO_PEOPLE
+    if usable.sum() == 1:
+        return ImageStatus.TOO_FEW_PEOPLE
+    return ImageStatus.OPTIMIZED if is_optimized else ImageStatus.NOT_OPTIMIZED
+
+
+def _person_problems(
+    scene: Scene, statuses: list[PersonStatus]
+) -> tuple[list[PersonStatus], list[str | None]]:
+    """Statuses and messages, where a problem of the label itself goes before what the optimiser says."""
+    found = [problem or (status, None) for problem, status in zip(scene.person_problem, statuses, strict=True)]
+    return [status for status, _ in found], [message for _, message in found]
+
+
+def _column(mask: np.ndarray, extra_axes: int) -> np.ndarray:
+    return mask.reshape(-1, *[1] * extra_axes)

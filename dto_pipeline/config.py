@@ -1,0 +1,233 @@
+"""Every knob of the pipeline, once: frozen dataclasses, one per room, with unit and origin.
+
+Knows YAML and ``room.key=value`` overrides, refuses unknown keys, and gives a hash over the knobs that can change a
+label (the `run` room cannot: workers and batch sizes never change a result). Code receives a config; it never reads
+one from the air. Section numbers refer to arXiv 2511.13282 as implemented by its authors.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+SOLVER_MODES = ("paper",)
+DEPTH_SOURCES = ("files",)
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message names the key and the next step."""
+
+
+@dataclass(frozen=True)
+class PriorConfig:
+    """Height priors by age and gender. Means and sigmas in metres, ages in years (DTO's published constants)."""
+
+    age_prior: bool = True  # False: everyone is treated as an adult
+    gender_prior: bool = True  # False: adults keep their own height as mean, with `adult_sigma_without_gender`
+    age_limits: tuple[float, float, float] = (3.0, 8.0, 15.0)  # below: baby, kid, teen; else adult [years]
+    female_below: float = 0.33  # p_male under this: adult female
+    male_from: float = 0.67  # p_male at or over this: adult male
+    # baby, kid, teen, adult female, adult male, adult of unknown gender
+    mean: tuple[float, ...] = (0.801, 1.122, 1.477, 1.647, 1.784, 1.715)  # [m]
+    sigma: tuple[float, ...] = (0.126, 0.12, 0.156, 0.0707, 0.0759, 0.1)  # [m]
+    adult_sigma_without_gender: float = 0.073  # [m]
+
+
+@dataclass(frozen=True)
+class EvidenceConfig:
+    """What a person's pixels must fulfil before they are believed (DTO's published constants)."""
+
+    render_max_side: int = 512  # longest side of the person map [px]; images are scaled down, never up
+    visible_tolerance: float = 0.01  # a vertex this far behind the map still counts as visible [m]
+    min_pixels_grid: int = 20  # a person needs (H / grid) * (W / grid) pixels
+    min_visible_vertices: int = 500  # of the 6890 of SMPL
+    iqr_factor: float = 1.5  # depth outliers lie this many interquartile ranges beyond the quartiles
+    max_residual: float = 0.10  # |z - line| of a pixel that counts, row means removed [m]
+    ground_percentile: float = 90.0  # rows at or below this percentile of a person's rows touch the ground [%]
+    far_depth: float = 0.02  # mean relative depth beyond which a person is far [1 / disparity]
+    far_scale: float = 0.25  # 2 fy / (z * min(H, W)) under which a person is far
+
+
+@dataclass(frozen=True)
+class SolverConfig:
+    """The maximum-a-posteriori fit of alpha and beta (DTO's published constants)."""
+
+    mode: str = "paper"  # reproduces the published method; see `SOLVER_MODES`
+    internal_constraint: bool = True  # alpha may not be flatter than the bodies in the crowd
+    min_corr: float = 0.5  # a body's slope counts above this correlation (strict)
+    default_alpha_min: float = 20.0  # [m per depth unit] where no body's slope counts
+    max_height: float = 2.1  # nobody is taller than this [m]
+    max_rounds: int = 10  # rounds of setting the tallest aside
+
+
+@dataclass(frozen=True)
+class RefineConfig:
+    """How a fit becomes labels (DTO's published constants)."""
+
+    kid_axis_below: float = 1.45  # a person ending below this height is scaled along the kid axis [m]
+    set_aside_penalty: float = 3.0  # deviation charged for a person set aside by height [sigma]
+    accept_below: float = 1.5  # mean height deviation of an image that is accepted [sigma]
+
+
+@dataclass(frozen=True)
+class BodyConfig:
+    """The body model, a file in SMPL's format."""
+
+    model_path: str = ""  # npz (or folder with SMPLA_NEUTRAL.npz / SMPL_NEUTRAL.npz); "" = the stand-in of the demo
+    kid_axis: bool = True  # use the 11th shape direction when the model has one
+
+
+@dataclass(frozen=True)
+class DepthConfig:
+    """Where disparity comes from."""
+
+    source: str = "files"  # see `DEPTH_SOURCES`
+    root: str = ""  # files: folder with one map per image; "" = the `depth` folder named by the manifest
+    suffix: str = ".npy"  # files: image path with this suffix instead of its own
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """How work is moved. Nothing here may change a label, so nothing here is hashed."""
+
+    workers: int = 2  # Ray actors; 0 runs in this process without Ray
+    batch_images: int = 8  # scenes optimised together
+    decode_threads: int = 2  # threads per worker that decode images and masks
+    device: str = "auto"  # cpu, cuda, cuda:1 ...; auto = cuda where there is one
+    torch_threads: int = 1  # intra-op threads per worker on CPU
+    cpus_per_worker: float = 1.0  # what an actor asks of Ray
+    gpus_per_worker: float = 0.0  # what an actor asks of Ray; fractions allowed
+    max_attempts: int = 3  # tries a shard gets before it is quarantined
+    shards_in_flight: int = 2  # shards handed to one worker at a time
+    shard_timeout_s: float = 1800.0  # a shard without an answer for this long is taken from its worker [s]
+    max_failed_shards: int = 20  # quarantined shards after which the run stops
+
+
+@dataclass(frozen=True)
+class PipelineConfig:
+    """All rooms of the pipeline."""
+
+    prior: PriorConfig = field(default_factory=PriorConfig)
+    evidence: EvidenceConfig = field(default_factory=EvidenceConfig)
+    solver: SolverConfig = field(default_factory=SolverConfig)
+    refine: RefineConfig = field(default_factory=RefineConfig)
+    body: BodyConfig = field(default_factory=BodyConfig)
+    depth: DepthConfig = field(default_factory=DepthConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        _expect(self.solver.mode in SOLVER_MODES, f"solver.mode is {self.solver.mode!r}; choose from {SOLVER_MODES}")
+        _expect(
+            self.depth.source in DEPTH_SOURCES, f"depth.source is {self.depth.source!r}; choose from {DEPTH_SOURCES}"
+        )
+        _expect(len(self.prior.mean) == 6 == len(self.prior.sigma), "prior.mean and prior.sigma need 6 numbers each")
+        _expect(min(self.prior.sigma) > 0, "prior.sigma must be positive")
+        _expect(self.run.batch_images >= 1, "run.batch_images must be at least 1")
+        _expect(self.run.workers >= 0, "run.workers must be 0 (this process) or more")
+        _expect(self.run.max_attempts >= 1, "run.max_attempts must be at least 1")
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """Plain nested dict, JSON-ready (tuples become lists)."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    def label_rooms(self) -> dict[str, dict[str, Any]]:
+        """The part that can change a label: everything but the `run` room."""
+        return {room: knobs for room, knobs in self.to_dict().items() if room != "run"}
+
+    def hash(self) -> str:
+        """sha256 (hex) over `label_rooms`, stable across processes and Python versions."""
+        text = json.dumps(self.label_rooms(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def load_config(path: str | Path | None = None, overrides: typing.Sequence[str] = ()) -> PipelineConfig:
+    """Build a config from defaults, an optional YAML file and ``room.key=value`` overrides, in this order.
+
+    Raises:
+        ConfigError: a file, room, key or value that cannot be used, named.
+    """
+    tree: dict[str, dict[str, Any]] = {}
+    if path is not None:
+        tree = _read_yaml(Path(path))
+    for text in overrides:
+        name, equals, value = text.partition("=")
+        room, dot, key = name.strip().partition(".")
+        _expect(bool(equals and dot), f"override {text!r} is not of the form room.key=value")
+        try:
+            tree.setdefault(room, {})[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"override {text!r}: value is not YAML: {error}") from error
+    return config_from_dict(tree)
+
+
+def config_from_dict(tree: typing.Mapping[str, typing.Mapping[str, Any]]) -> PipelineConfig:
+    """Inverse of `PipelineConfig.to_dict`; missing keys take their defaults, unknown ones are refused."""
+    rooms = {f.name: f for f in dataclasses.fields(PipelineConfig)}
+    hints = typing.get_type_hints(PipelineConfig)
+    built = {}
+    for room, knobs in tree.items():
+        _expect(room in rooms, f"unknown config room {room!r}; rooms are {sorted(rooms)}")
+        _expect(isinstance(knobs, typing.Mapping), f"config room {room!r} must hold key: value pairs")
+        built[room] = _room_from_dict(room, hints[room], knobs)
+    return PipelineConfig(**built)
+
+
+def describe_difference(old: typing.Mapping[str, Any], new: typing.Mapping[str, Any]) -> list[str]:
+    """One line per knob that differs between two `label_rooms` dicts, e.g. ``solver.max_height: 2.1 -> 2.2``."""
+    lines = []
+    for room in sorted(set(old) | set(new)):
+        before, after = old.get(room, {}), new.get(room, {})
+        for key in sorted(set(before) | set(after)):
+            if before.get(key) != after.get(key):
+                lines.append(f"{room}.{key}: {before.get(key)!r} -> {after.get(key)!r}")
+    return lines
+
+
+def _room_from_dict(room: str, cls: type, knobs: typing.Mapping[str, Any]) -> Any:
+    hints = typing.get_type_hints(cls)
+    values = {}
+    for key, value in knobs.items():
+        _expect(key in hints, f"unknown key {room}.{key}; keys are {sorted(hints)}")
+        values[key] = _coerce(f"{room}.{key}", hints[key], value)
+    return cls(**values)
+
+
+def _coerce(name: str, hint: Any, value: Any) -> Any:
+    """Turn a YAML value into the annotated type, or say why not; never guesses (an int may stand for a float)."""
+    if typing.get_origin(hint) is tuple:
+        _expect(isinstance(value, list | tuple), f"{name} must be a list, found {value!r}")
+        args = typing.get_args(hint)
+        if args[-1] is not Ellipsis:
+            _expect(len(value) == len(args), f"{name} needs {len(args)} values, found {len(value)}")
+        return tuple(_coerce(name, args[0], item) for item in value)
+    if isinstance(hint, types.UnionType):
+        raise TypeError(f"{name}: union types are not supported in configs")
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    right = isinstance(value, hint) and not (hint is int and isinstance(value, bool))
+    _expect(right, f"{name} must be {hint.__name__}, found {value!r}")
+    return value
+
+
+def _read_yaml(path: Path) -> dict[str, dict[str, Any]]:
+    try:
+        tree = yaml.safe_load(path.read_text()) or {}
+    except FileNotFoundError as error:
+        raise ConfigError(f"config file {path} does not exist") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"config file {path} is not valid YAML: {error}") from error
+    _expect(isinstance(tree, dict), f"config file {path} must hold rooms (prior:, solver:, ...)")
+    return {room: dict(knobs or {}) for room, knobs in tree.items()}
+
+
+def _expect(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)

@@ -1,0 +1,83 @@
+"""Applying the fit: new translations and body shapes, so that every person keeps its place in the picture.
+
+Scaling a body and its translation by the same factor leaves its projection unchanged. The body is scaled by one shape
+coefficient: the kid axis for children and small people, else the first. Pure functions of tensors; bodies come in as
+two callables, so this room needs no model. Metres.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from dto_pipeline.config import RefineConfig
+from dto_pipeline.maths.group_fits import CODE
+from dto_pipeline.scene import KID_AXIS, TEEN, GroupFits, HeightPrior, RefinedPeople, SceneBatch
+from dto_pipeline.status import PersonStatus
+
+# smplx's joints over which the picture of a child is held in place (the published choice)
+KID_SHIFT_JOINTS = (24, 12, 17, 19, 21, 16, 18, 20, 0, 2, 5, 8, 1, 4, 7, 25, 26, 27, 28, 29, 30, 31, 32, 33)
+
+RestHeight = Callable[[torch.Tensor], torch.Tensor]  # betas (..., 11) -> (...) [m]
+Joints = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]  # pose, betas, transl -> (..., 45, 3) [m]
+
+
+def refine_people(
+    batch: SceneBatch,
+    prior: HeightPrior,
+    fits: GroupFits,
+    rest_height: RestHeight,
+    joints: Joints,
+    has_kid_axis: bool,
+    config: RefineConfig,
+) -> RefinedPeople:
+    """New betas and translations for everybody who moves; the others keep their labels exactly.
+
+    Args:
+        batch, prior, fits: of the same B scenes and P people.
+        rest_height, joints: the body model's functions; has_kid_axis: whether its last direction means anything.
+    """
+    moved = fits.outcome == CODE[PersonStatus.MOVED]
+    scale = torch.where(moved, fits.new_z / fits.z, 1.0)
+    transl = batch.transl.to(torch.float64) * scale[..., None]
+    betas = batch.betas.to(torch.float64)
+    small = ((prior.height_class <= TEEN) & (scale < 1)) | (scale * prior.height < config.kid_axis_below)
+    on_kid_axis = moved & small & has_kid_axis
+    beta_index = torch.where(on_kid_axis, KID_AXIS, torch.where(moved, 0, -1))
+
+    column = beta_index.clamp(min=0)[..., None]
+    gain = prior.height - rest_height(betas.scatter_add(-1, column, torch.full_like(column, -1, dtype=betas.dtype)))
+    step = torch.where(moved, prior.height * (scale - 1) / gain, 0)
+    new_betas = betas.scatter_add(-1, column, step[..., None])
+    transl = transl + _kid_shift(batch, new_betas, transl, scale, on_kid_axis, joints)
+    return RefinedPeople(
+        betas=new_betas,
+        transl=transl,
+        scale=scale,
+        beta_index=beta_index,
+        height=torch.where(moved, rest_height(new_betas), prior.height),
+        fits=fits,
+    )
+
+
+def _kid_shift(
+    batch: SceneBatch,
+    betas: torch.Tensor,
+    transl: torch.Tensor,
+    scale: torch.Tensor,
+    chosen: torch.Tensor,
+    joints: Joints,
+) -> torch.Tensor:
+    """(B, P, 3) shift in x and y that keeps the mean joint in place: proportions change along the kid axis."""
+    shift = torch.zeros_like(transl)
+    who = chosen.nonzero(as_tuple=True)
+    if len(who[0]) == 0:
+        return shift
+    pose = batch.pose[who]
+    picked = list(KID_SHIFT_JOINTS)
+    before = joints(pose, batch.betas[who], batch.transl[who])[:, picked, :2].to(torch.float64)
+    after = joints(pose, betas[who], transl[who])[:, picked, :2].to(torch.float64)
+    move = (scale[who][:, None, None] * before - after).mean(1)
+    shift[(*who, slice(0, 2))] = move
+    return shift

@@ -1,0 +1,101 @@
+"""Where disparity comes from: for now files written beforehand, one per image.
+
+Disparity is a network's relative inverse depth, larger is nearer, scale and offset unknown. Knows npy and npz (key
+``disparity``), float16 to float64; refuses to resize, because only whoever made the map knows its alignment.
+"""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from dto_pipeline.paths import UnsafePath, resolve_inside
+
+NPZ_KEY = "disparity"
+_UNREADABLE = (ValueError, OSError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error, NotImplementedError)
+
+
+class DepthMissing(FileNotFoundError):
+    """There is no depth map for this image."""
+
+
+class DepthInvalid(ValueError):
+    """The depth map is damaged, of another size, not finite, negative or zero everywhere."""
+
+
+class DepthSource(Protocol):
+    """Gives images their disparity while they are loaded; called from several threads."""
+
+    origin: str  # goes into the label column depth_origin
+
+    def load(self, depth_file: str | None, height: int, width: int) -> np.ndarray:
+        """(height, width) float32 disparity; raises `DepthMissing` or `DepthInvalid`."""
+        ...
+
+
+class DepthFiles:
+    """Disparity maps in a folder."""
+
+    origin = "file"
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+
+    def load(self, depth_file: str | None, height: int, width: int) -> np.ndarray:
+        """Read one map.
+
+        Args:
+            depth_file: path relative to `root`; None = the manifest names none.
+            height, width: size of the image [px], which the map must have.
+
+        Returns:
+            (height, width) float32 disparity, larger is nearer, all finite and >= 0, somewhere > 0.
+
+        Raises:
+            DepthMissing: no file is named, or it does not exist.
+            DepthInvalid: the file cannot be used; the message says why.
+        """
+        if not depth_file:
+            raise DepthMissing("the manifest names no depth map for this image; set `depth` in the dataset YAML")
+        try:
+            path = resolve_inside(self.root, depth_file)
+            array = _read_array(path, (height, width))
+        except FileNotFoundError as error:
+            raise DepthMissing(f"depth map {depth_file} does not exist under {self.root}") from error
+        except UnsafePath as error:
+            raise DepthInvalid(str(error)) from error
+        except _UNREADABLE as error:
+            raise DepthInvalid(f"depth map {depth_file} cannot be read: {error}") from error
+        with np.errstate(over="ignore"):  # what overflows float32 is reported as not finite
+            return _check_values(array.astype(np.float32), depth_file)
+
+
+def _read_array(path: Path, shape: tuple[int, int]) -> np.ndarray:
+    """The array of a npy (mapped, so that a false header costs no memory) or of a npz."""
+    if path.suffix == ".npz":
+        with np.load(path, allow_pickle=False) as members:
+            if NPZ_KEY not in members:
+                raise ValueError(f"npz holds {sorted(members.files)}; expected {NPZ_KEY!r}")
+            array = members[NPZ_KEY]
+    else:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    if array.shape != shape:
+        raise ValueError(f"its shape is {array.shape}; expected that of the image {shape}")
+    if array.dtype.kind != "f":
+        raise ValueError(f"its type is {array.dtype}; expected float16, float32 or float64")
+    return array
+
+
+def _check_values(disparity: np.ndarray, name: str) -> np.ndarray:
+    lowest, highest = float(disparity.min()), float(disparity.max())
+    if not np.isfinite(lowest + highest):  # NaN passes through min and max
+        raise DepthInvalid(f"depth map {name} holds values that are not finite")
+    if lowest < 0:
+        raise DepthInvalid(f"depth map {name} holds negative disparity ({lowest:g}); expected 0 or more")
+    if highest == 0:
+        raise DepthInvalid(f"depth map {name} is zero everywhere")
+    return disparity

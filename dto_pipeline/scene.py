@@ -1,0 +1,255 @@
+"""The containers that travel through the pipeline, left to right.
+
+`Scene` (CPU, numpy, one image) -> `SceneBatch` (tensors, B x P) -> `PersonMaps` -> `PixelSamples` -> `DepthEvidence` and
+`HeightPrior` -> `MapProblem` -> `MapSolution` -> `RefinedPeople`. They hold data and shapes, no behaviour beyond
+moving between devices. Lengths in metres, image positions in pixels; axis letters as in `dto_pipeline`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from dto_pipeline.status import ImageStatus, PersonStatus
+
+NEAR, FAR = 0, 1  # group axis
+MEAN, GROUND = 0, 1  # evidence axis: all pixels, or those of the lowest rows
+BABY, KID, TEEN, ADULT_FEMALE, ADULT_MALE, ADULT = range(6)  # height classes
+HEIGHT_CLASSES = ("baby", "kid", "teen", "adult_female", "adult_male", "adult")
+NUM_BETAS = 11  # SMPL's ten and the kid axis, last; models without it keep 0 there
+KID_AXIS = 10
+
+_T = TypeVar("_T", bound="_Tensors")
+
+
+@dataclass(frozen=True)
+class _Tensors:
+    """A frozen dataclass whose tensor fields move together."""
+
+    def to(self: _T, device: torch.device | str) -> _T:
+        """The same container with every tensor on `device`."""
+        moved = {
+            f.name: value.to(device)
+            for f in dataclasses.fields(self)
+            if isinstance(value := getattr(self, f.name), torch.Tensor | _Tensors)
+        }
+        return dataclasses.replace(self, **moved)
+
+    def replace(self: _T, **changes: torch.Tensor) -> _T:
+        """A copy with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+
+@dataclass
+class Scene:
+    """One image and its P people, on the CPU, in source order. `problem` set: the image cannot be optimised."""
+
+    image_id: str  # "<subset>/<image_path>", the key of the label row
+    subset: str
+    image_path: str
+    width: int  # [px], un-rotated
+    height: int  # [px]
+    intrinsics: np.ndarray  # (3, 3) float64 [px]
+    pose: np.ndarray  # (P, 72) float32 axis-angle, root first
+    betas: np.ndarray  # (P, 11) float32, kid axis last (0 where the source has ten)
+    transl: np.ndarray  # (P, 3) float32 [m]
+    age_years: np.ndarray  # (P,) float32, NaN = unknown
+    male_prob: np.ndarray  # (P,) float32 in 0..1, NaN = unknown
+    source_row: np.ndarray  # (P,) int64, row of the label file, -1 = added by a detector
+    bbox_xyxy: np.ndarray  # (P, 4) float32 [px], NaN = unknown
+    det_score: np.ndarray  # (P,) float32, NaN = unknown
+    person_problem: list[tuple[PersonStatus, str] | None]  # why a person cannot be used, or None
+    masks: np.ndarray | None = None  # (P, h, w) bool at person-map size
+    disparity: np.ndarray | None = None  # (H, W) float32, larger is nearer
+    image: np.ndarray | None = None  # (H, W, 3) uint8 RGB
+    image_sha256: str = ""
+    problem: tuple[ImageStatus, str] | None = None
+    origin: dict[str, str] = field(default_factory=dict)  # where masks, ages, depth came from
+
+    @property
+    def num_people(self) -> int:
+        return int(self.transl.shape[0])
+
+
+@dataclass(frozen=True)
+class SceneBatch(_Tensors):
+    """B scenes padded to P people and to the largest image of the batch; padding never changes a result."""
+
+    pose: torch.Tensor  # (B, P, 72) float32
+    betas: torch.Tensor  # (B, P, 11) float32
+    transl: torch.Tensor  # (B, P, 3) float32 [m]
+    intrinsics: torch.Tensor  # (B, 3, 3) float64 [px] of the full image
+    age_years: torch.Tensor  # (B, P) float32, NaN = unknown
+    male_prob: torch.Tensor  # (B, P) float32, NaN = unknown
+    present: torch.Tensor  # (B, P) bool: not padding, and a label that can be used
+    masks: torch.Tensor  # (B, P, h, w) bool at person-map size, padded with False
+    disparity: torch.Tensor  # (B, H, W) float32, padded with 0
+    image_size: torch.Tensor  # (B, 2) int64: H, W of each image [px]
+    map_size: torch.Tensor  # (B, 2) int64: h, w of each person map [px]
+
+
+@dataclass(frozen=True)
+class PersonMaps(_Tensors):
+    """Who is seen at each pixel of the person map, and how far away (the initial labels, rendered)."""
+
+    person: torch.Tensor  # (B, h, w) int64 index along P, -1 = background or padding
+    z: torch.Tensor  # (B, h, w) float32 [m], 0 where nobody
+    visible_vertices: torch.Tensor  # (B, P) int64
+
+
+@dataclass(frozen=True)
+class PixelSamples(_Tensors):
+    """Every pixel of every person of a batch as one flat list of n samples, ordered by scene, then row-major."""
+
+    owner: torch.Tensor  # (n,) int64: b * P + p
+    row: torch.Tensor  # (n,) int64: v of the full image [px]
+    depth: torch.Tensor  # (n,) float32: 1 / disparity
+    z: torch.Tensor  # (n,) float32 [m] of the rendered label
+
+
+@dataclass(frozen=True)
+class DepthEvidence(_Tensors):
+    """What the depth map says about each person. Values of persons that are not `usable` mean nothing (NaN)."""
+
+    depth: torch.Tensor  # (B, P, 2) float64: mean relative depth; last axis MEAN, GROUND
+    z: torch.Tensor  # (B, P, 2) float64 [m]: mean rendered z over the same pixels
+    depth_std: torch.Tensor  # (B, P) float64: population standard deviation of depth
+    slope: torch.Tensor  # (B, P) float64 [m per depth unit] within the person, row means removed
+    corr: torch.Tensor  # (B, P) float64: Pearson correlation of the same
+    pixels: torch.Tensor  # (B, P, 4) int64: at first, inside the outlier cut, near the line, of those near the ground
+    bounds: torch.Tensor  # (B, P, 2) float64: the open outlier cut on depth
+    ground_row: torch.Tensor  # (B, P) float64: percentile row the ground evidence starts at [px]
+    usable: torch.Tensor  # (B, P) bool
+    cut: torch.Tensor  # (B, P) int64: 0 usable, 1 too small at first, 2 too small after the outlier cut, -1 absent
+    group: torch.Tensor  # (B, P) int64: NEAR, FAR, or -1 where not usable
+
+
+@dataclass(frozen=True)
+class HeightPrior(_Tensors):
+    """How tall each person is in the label, and how tall people like this are."""
+
+    height: torch.Tensor  # (B, P) float64 [m] label height in the rest pose
+    height_class: torch.Tensor  # (B, P) int64, see HEIGHT_CLASSES
+    mean: torch.Tensor  # (B, P) float64 [m]
+    sigma: torch.Tensor  # (B, P) float64 [m]
+
+
+@dataclass(frozen=True)
+class MapProblem(_Tensors):
+    """N independent fits z = alpha * depth + beta over P people each."""
+
+    height: torch.Tensor  # (N, P) float64 [m]
+    z: torch.Tensor  # (N, P) float64 [m]
+    depth: torch.Tensor  # (N, P) float64
+    depth_std: torch.Tensor  # (N, P) float64
+    slope: torch.Tensor  # (N, P) float64 [m per depth unit]
+    corr: torch.Tensor  # (N, P) float64
+    prior_mean: torch.Tensor  # (N, P) float64 [m]
+    prior_sigma: torch.Tensor  # (N, P) float64 [m]
+    active: torch.Tensor  # (N, P) bool: who takes part at first
+
+
+@dataclass(frozen=True)
+class MapSolution(_Tensors):
+    """The N fits. alpha and beta are NaN where the group is empty or the fit undetermined (see `status`)."""
+
+    alpha: torch.Tensor  # (N,) float64 [m per depth unit]
+    beta: torch.Tensor  # (N,) float64 [m]
+    active: torch.Tensor  # (N, P) bool: who is still in the fit
+    rejected_order: torch.Tensor  # (N, P) int64: 0, 1, ... in the order set aside, -1 = not set aside
+    num_optimized: torch.Tensor  # (N,) int64: people that count as optimised
+    deviation: torch.Tensor  # (N,) float64: mean |height - prior mean| / sigma of those kept
+    alpha_min: torch.Tensor  # (N,) float64: the lower bound in force
+    plane: torch.Tensor  # (N,) bool: the group faced the camera as one plane in the last round
+    rounds: torch.Tensor  # (N,) int64: rounds used
+    status: torch.Tensor  # (N,) int64, see FitStatus
+
+
+@dataclass(frozen=True)
+class GroupFits(_Tensors):
+    """The near and the far line of each scene, who moves by them, and the score of the image."""
+
+    alpha: torch.Tensor  # (B, 2) float64 as finally used; NaN where a group has fewer than two people
+    beta: torch.Tensor  # (B, 2) float64 [m]
+    status: torch.Tensor  # (B, 2) int64, see FitStatus
+    used_ground: torch.Tensor  # (B,) bool: the near group was placed by ground evidence
+    z: torch.Tensor  # (B, P) float64 [m] of the label, from the evidence used
+    new_z: torch.Tensor  # (B, P) float64 [m] on the line of the person's group
+    outcome: torch.Tensor  # (B, P) int64, index into OUTCOMES
+    rejected_order: torch.Tensor  # (B, P) int64: order of setting aside by height within the group, -1 = not
+    num_optimized: torch.Tensor  # (B, 2) int64 people that count as optimised
+    is_optimized: torch.Tensor  # (B,) bool
+    deviation: torch.Tensor  # (B,) float64: mean height deviation of the image [sigma]
+
+
+@dataclass(frozen=True)
+class RefinedPeople(_Tensors):
+    """The new labels of a batch."""
+
+    betas: torch.Tensor  # (B, P, 11) float64
+    transl: torch.Tensor  # (B, P, 3) float64 [m]
+    scale: torch.Tensor  # (B, P) float64: factor on distance and height (1 where not moved)
+    beta_index: torch.Tensor  # (B, P) int64: the coefficient that was changed (0 or KID_AXIS), -1 = none
+    height: torch.Tensor  # (B, P) float64 [m] after
+    fits: GroupFits
+
+
+# outcome codes of GroupFits, as statuses
+OUTCOMES: tuple[PersonStatus, ...] = (
+    PersonStatus.NOT_RUN,
+    PersonStatus.MOVED,
+    PersonStatus.TOO_TALL,
+    PersonStatus.ALONE_IN_GROUP,
+    PersonStatus.TOO_SMALL,
+    PersonStatus.NO_FIT,
+    PersonStatus.BEHIND_CAMERA,
+)
+
+
+@dataclass(frozen=True)
+class OptimizedScenes:
+    """Everything `SceneOptimizer` computes for a batch, for the label writer, the views and the tests."""
+
+    batch: SceneBatch
+    maps: PersonMaps
+    evidence: DepthEvidence
+    prior: HeightPrior
+    people: RefinedPeople
+
+
+@dataclass
+class PlacedScene:
+    """One scene after the optimiser, on the CPU and unpadded; everything a label row needs. P people in source order."""
+
+    scene: Scene
+    status: ImageStatus
+    message: str | None
+    person_status: list[PersonStatus]  # P
+    person_message: list[str | None]  # P
+    betas: np.ndarray  # (P, 11) float32
+    transl: np.ndarray  # (P, 3) float32 [m]
+    scale: np.ndarray  # (P,) float32
+    beta_index: np.ndarray  # (P,) int32, -1 = none
+    height_class: np.ndarray  # (P,) int32, -1 = not computed
+    height_init_m: np.ndarray  # (P,) float32, NaN = not computed; likewise below
+    height_m: np.ndarray
+    prior_mean_m: np.ndarray
+    prior_sigma_m: np.ndarray
+    depth_mean: np.ndarray
+    depth_std: np.ndarray
+    slope: np.ndarray
+    corr: np.ndarray
+    mask_pixels: np.ndarray  # (P,) int32
+    visible_vertices: np.ndarray  # (P,) int32
+    depth_group: np.ndarray  # (P,) int8, -1 = not measured
+    z_sigma_m: np.ndarray  # (P,) float32
+    is_optimized: bool = False
+    is_accepted: bool = False
+    deviation: float = 0.0
+    alpha: tuple[float, float] = (float("nan"), float("nan"))  # near, far
+    beta: tuple[float, float] = (float("nan"), float("nan"))
+    used_ground: bool = False

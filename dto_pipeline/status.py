@@ -1,0 +1,84 @@
+"""What became of an image, a person, a fit or a shard: closed lists of words with one sentence of advice each.
+
+These words are columns of the labels, so a value is never renamed or reused; new ones may be added.
+"""
+
+from __future__ import annotations
+
+from enum import Enum, IntEnum
+
+
+class _Advised(str, Enum):
+    """A word for people and files that also carries one sentence of advice."""
+
+    advice: str
+
+    def __new__(cls, word: str, advice: str) -> _Advised:
+        member = str.__new__(cls, word)
+        member._value_ = word
+        member.advice = advice
+        return member
+
+    def __str__(self) -> str:
+        return str(self.value)
+
+
+class ImageStatus(_Advised):
+    """Outcome of one input image; every image of the manifest leaves with exactly one."""
+
+    OPTIMIZED = "optimized", "At least one group of two or more people was placed; see mean_height_deviation."
+    NOT_OPTIMIZED = "not_optimized", "People were seen, but no group had two people to fit; labels are as given."
+    TOO_FEW_PEOPLE = "too_few_people", "Fewer than two people can be compared; labels are passed through unchanged."
+    NO_PEOPLE = "no_people", "No person of this image had a valid label; see the persons' statuses."
+    IMAGE_MISSING = "image_missing", "The image file was not found; check --images or fetch the file, then retry."
+    IMAGE_CORRUPT = "image_corrupt", "The image could not be decoded; replace the file, then retry."
+    SIZE_MISMATCH = "size_mismatch", "The image's size contradicts the label's camera; the label or file is wrong."
+    DEPTH_MISSING = "depth_missing", "No depth map was found for this image; write it or configure a depth model."
+    DEPTH_INVALID = "depth_invalid", "The depth map is empty, constant zero, not finite or of another size."
+    LABEL_INVALID = "label_invalid", "The label row itself is unusable (for example its camera); see the message."
+    WORKER_CRASHED = "worker_crashed", "The process died on this image every time; see failures/ for the last error."
+    INTERNAL_ERROR = "internal_error", "The pipeline raised on this image; please report it with the message."
+
+    @property
+    def is_failure(self) -> bool:
+        """True where the image could not be processed at all and its labels are as given."""
+        return self not in _IMAGES_DONE
+
+
+_IMAGES_DONE = frozenset(
+    {ImageStatus.OPTIMIZED, ImageStatus.NOT_OPTIMIZED, ImageStatus.TOO_FEW_PEOPLE, ImageStatus.NO_PEOPLE}
+)
+
+
+class PersonStatus(_Advised):
+    """Outcome of one person; every label row leaves with exactly one."""
+
+    MOVED = "moved", "Placed by the fit of its depth_group."
+    TOO_TALL = "too_tall", "Set aside: the fit would make this person taller than any prior allows; label kept."
+    ALONE_IN_GROUP = "alone_in_group", "Set aside: nobody else in its near or far group to compare with; label kept."
+    BEHIND_CAMERA = "behind_camera", "Set aside: the fit would place this person behind the camera; label kept."
+    NO_FIT = "no_fit", "The group's depths are equal without spread, so no line is determined; label kept."
+    TOO_SMALL = "too_small", "Dropped: too few visible pixels or vertices to measure; label kept."
+    EMPTY_MASK = "empty_mask", "Dropped: the instance mask holds no pixel; label kept."
+    INVALID_LABEL = "invalid_label", "The label is not finite, of a wrong shape or behind the camera; not used."
+    NOT_RUN = "not_run", "The image was not optimised (see its status); label kept."
+
+
+class FitStatus(IntEnum):
+    """Outcome of one fit depth -> metres; one per scene, group and kind of evidence."""
+
+    EMPTY = 0  #: nobody in the group; alpha and beta mean nothing
+    SOLVED = 1  #: both numbers determined by the people
+    AT_BOUND = 2  #: alpha held at its lower bound (flatter than the bodies, or a plane facing the camera)
+    TWO_PEOPLE = 3  #: exactly two active: applied, but not counted as optimised
+    ALL_REJECTED = 4  #: everybody set aside; labels kept
+    ROUNDS_EXHAUSTED = 5  #: rejections outlasted the rounds; the last fit stands
+    DEGENERATE = 6  #: equal depths without spread: alpha and beta are undetermined; labels kept
+
+
+class ShardStatus(_Advised):
+    """State of one shard of a run, derived from files only."""
+
+    DONE = "done", "Its receipt exists; it is never touched again."
+    FAILED = "failed", "Tried and given up; `dto run` with --retry-failed takes it up again."
+    PENDING = "pending", "No receipt yet; `dto run` will do it."

@@ -1,0 +1,32 @@
+"""Where the time goes: seconds per named stage, summed. Knows the clock so that no other room has to."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+class StageClock:
+    """Adds up wall seconds per stage. `synchronize`: wait for the GPU at each border (exact, but stops overlap)."""
+
+    def __init__(self, synchronize: bool = False) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._synchronize = synchronize and torch.cuda.is_available()
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        self._wait()
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._wait()
+            self.seconds[stage] += time.perf_counter() - start
+
+    def _wait(self) -> None:
+        if self._synchronize:
+            torch.cuda.synchronize()
