@@ -16,6 +16,7 @@ from dto_pipeline.maths.camera import project
 
 NEAREST_Z = 1e-3  # triangles with a vertex nearer than this are not drawn [m]
 _PAIRS_AT_ONCE = 1 << 22  # (triangle, pixel) candidates tested at once: bounds memory to about 0.5 GB
+_PAIRS_AT_ONCE_CPU = 1 << 16  # on CPU, what stays in the cache
 _EMPTY = torch.iinfo(torch.int64).max
 
 
@@ -30,15 +31,15 @@ class Raster:
 
 @dataclass(frozen=True)
 class _Triangles:
-    """T triangles that may cover a pixel centre, positions relative to the first pixel of their box."""
+    """T triangles whose box holds a pixel centre."""
 
     key: torch.Tensor  # (T,) int64: person * F + face
     mesh: torch.Tensor  # (T,) int64: b * P + p
-    row0: torch.Tensor  # (T,) int64 first row of the box
-    col0: torch.Tensor  # (T,) int64 first column of the box
+    pixel: torch.Tensor  # (T,) int64: first pixel of the box in the flat maps of all scenes
+    mask_pixel: torch.Tensor  # (T,) int64: the same in the flat masks of all people
     cols: torch.Tensor  # (T,) int64 columns of the box
     count: torch.Tensor  # (T,) int64 pixels of the box
-    planes: torch.Tensor  # (T, 4, 3) float32: three barycentric coordinates and 1/z as a + b * column + c * row
+    planes: torch.Tensor  # (3, 4, T): a, b, c of three barycentric coordinates and 1/z = a + b * column + c * row
 
 
 @torch.no_grad()
@@ -66,10 +67,11 @@ def rasterize(
     else:
         height, width = (int(side) for side in map_size.amax(dim=0))
     keys = torch.full((batch * height * width,), _EMPTY, dtype=torch.int64, device=vertices.device)
-    triangles = _set_up(vertices, faces, intrinsics, map_size, present)
     flat_masks = None if masks is None else masks.reshape(-1)
-    for chunk in _chunks(triangles.count):
-        _draw(keys, triangles, chunk, people, height, width, flat_masks)
+    triangles = _set_up(vertices, faces, intrinsics, map_size, present, (height, width))
+    at_once = _PAIRS_AT_ONCE_CPU if vertices.device.type == "cpu" else _PAIRS_AT_ONCE
+    for chunk in _chunks(triangles.count, at_once):
+        _draw(keys, triangles, chunk, width, flat_masks)
     covered = keys != _EMPTY
     low = torch.where(covered, keys & 0xFFFFFFFF, 0)
     z = torch.where(covered, keys >> 32, 0).to(torch.int32).view(torch.float32)
@@ -120,89 +122,91 @@ def _set_up(
     intrinsics: torch.Tensor,
     map_size: torch.Tensor,
     present: torch.Tensor,
+    shape: tuple[int, int],
 ) -> _Triangles:
-    """Keep the triangles whose box holds a pixel centre, and prepare their planes."""
-    people, num_faces = present.shape[1], len(faces)
-    uv = project(vertices, intrinsics.to(vertices.dtype)[:, None, None])
-    uvz = torch.cat([uv, vertices[..., 2:]], dim=-1)
-    corners = uvz[:, :, faces.T]  # (B, P, 3 corners, F, 3)
-    drawn = present[:, :, None] & (corners[..., 2] > NEAREST_Z).all(2)
-    first = torch.ceil(corners[..., :2].amin(2) - 0.5).clamp(min=0)
-    limit = (map_size.flip(-1) - 1).to(uv.dtype)[:, None, None]
-    extent = torch.minimum(torch.floor(corners[..., :2].amax(2) - 0.5), limit) - first + 1
-    drawn &= (extent > 0).all(-1)
+    """Keep the triangles whose box holds a pixel centre, and prepare their planes. `shape`: (h, w) of the maps."""
+    (people, num_faces), (height, width) = (present.shape[1], len(faces)), shape
+    scene, person = present.nonzero(as_tuple=True)
+    mesh_vertices = vertices[scene, person]  # (M, V, 3) of those who are drawn
+    uv = project(mesh_vertices, intrinsics.to(vertices.dtype)[scene, None])
+    limit = (map_size - 1).to(uv.dtype)[scene]
+    corners = [[axis[:, faces[:, i]] for i in range(3)] for axis in (*uv.unbind(-1), mesh_vertices[..., 2])]
+    first_column, columns = _pixel_range(corners[0], limit[:, 1:])
+    first_row, rows = _pixel_range(corners[1], limit[:, :1])
+    drawn = (columns > 0) & (rows > 0) & (torch.minimum(torch.minimum(*corners[2][:2]), corners[2][2]) > NEAREST_Z)
 
-    scene, person, face = drawn.nonzero(as_tuple=True)
-    box, extent = first[scene, person, face], extent[scene, person, face].to(torch.int64)
-    planes, area = _planes(corners[scene, person, :, face], box)
-    column, row = box.to(torch.int64).unbind(-1)
+    kept = drawn.reshape(-1).nonzero().squeeze(-1)
+    mesh = torch.div(kept, num_faces, rounding_mode="floor")
+    column, row = first_column.reshape(-1)[kept], first_row.reshape(-1)[kept]
+    x, y, z = (torch.stack([corner.reshape(-1)[kept] for corner in axis]) for axis in corners)
+    planes, area = _planes(x - (column + 0.5), y - (row + 0.5), z)
+    cols = columns.reshape(-1)[kept].to(torch.int64)
+    count = cols * rows.reshape(-1)[kept].to(torch.int64)
+    offset = row.to(torch.int64) * width + column.to(torch.int64)
     return _Triangles(
-        key=person * num_faces + face,
-        mesh=scene * people + person,
-        row0=row,
-        col0=column,
-        cols=extent[:, 0],
-        count=torch.where(area.abs() > 0, extent[:, 0] * extent[:, 1], 0),
+        key=person[mesh] * num_faces + kept - mesh * num_faces,
+        mesh=mesh,
+        pixel=scene[mesh] * (height * width) + offset,
+        mask_pixel=(scene * people + person)[mesh] * (height * width) + offset,
+        cols=cols,
+        count=torch.where(area == 0, 0, count),
         planes=planes,
     )
 
 
-def _planes(corners: torch.Tensor, box: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _pixel_range(corners: list[torch.Tensor], limit: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """First pixel whose centre lies between three coordinates, clipped to 0..limit, and how many there are."""
+    low = torch.minimum(torch.minimum(corners[0], corners[1]), corners[2])
+    high = torch.maximum(torch.maximum(corners[0], corners[1]), corners[2])
+    first = torch.ceil(low.sub_(0.5)).clamp_(min=0)
+    last = torch.minimum(torch.floor(high.sub_(0.5)), limit)
+    return first, last.sub_(first).add_(1)
+
+
+def _planes(x: torch.Tensor, y: torch.Tensor, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Barycentric coordinates and 1/z as affine functions of (column, row) counted from the box's first pixel.
 
-    Args: corners (T, 3, 3) as u, v, z; box (T, 2) column and row. Returns: (T, 4, 3) planes, (T,) doubled area.
+    Args: x, y relative to that pixel's centre [px] and z [m] of the three corners, (3, T) each.
+    Returns: (3, 4, T) planes, (T,) doubled area.
     """
-    relative = corners[..., :2] - (box[:, None] + 0.5)
-    x, y = relative.unbind(-1)
-    x1, y1 = x.roll(-1, 1), y.roll(-1, 1)  # the corner after
-    x2, y2 = x.roll(-2, 1), y.roll(-2, 1)
-    area = x[:, 0] * (y1[:, 0] - y2[:, 0]) + x1[:, 0] * (y2[:, 0] - y[:, 0]) + x2[:, 0] * (y[:, 0] - y1[:, 0])
-    coefficients = torch.stack([x1 * y2 - x2 * y1, y1 - y2, x2 - x1], dim=-1)
-    barycentric = coefficients / torch.where(area == 0, 1, area)[:, None, None]
-    inverse_z = (barycentric / corners[..., 2:]).sum(1, keepdim=True)
-    return torch.cat([barycentric, inverse_z], dim=1), area
+    x1, y1 = x.roll(-1, 0), y.roll(-1, 0)  # the corner after
+    x2, y2 = x.roll(-2, 0), y.roll(-2, 0)
+    coefficients = torch.stack([x1 * y2 - x2 * y1, y1 - y2, x2 - x1])  # (3, 3 corners, T)
+    area = (x * coefficients[1]).sum(0)
+    coefficients /= torch.where(area == 0, 1, area)
+    inverse_z = (coefficients / z).sum(1, keepdim=True)
+    return torch.cat([coefficients, inverse_z], dim=1), area
 
 
-def _chunks(count: torch.Tensor) -> list[slice]:
-    """Runs of triangles with at most about `_PAIRS_AT_ONCE` candidates together."""
+def _chunks(count: torch.Tensor, at_once: int) -> list[slice]:
+    """Runs of triangles with about `at_once` candidates together."""
     if len(count) == 0:
         return []
-    group = torch.cumsum(count, 0).sub_(1).clamp_(min=0) // _PAIRS_AT_ONCE
+    group = torch.cumsum(count, 0).sub_(1).clamp_(min=0) // at_once
     last = int(group[-1])
-    if last == 0:
-        return [slice(0, len(count))]
     borders = torch.searchsorted(group, torch.arange(last + 2, device=count.device)).tolist()
     return [slice(a, b) for a, b in zip(borders[:-1], borders[1:], strict=True) if b > a]
 
 
 def _draw(
-    keys: torch.Tensor,
-    triangles: _Triangles,
-    chunk: slice,
-    people: int,
-    height: int,
-    width: int,
-    flat_masks: torch.Tensor | None,
+    keys: torch.Tensor, triangles: _Triangles, chunk: slice, width: int, flat_masks: torch.Tensor | None
 ) -> None:
     """Test every pixel of every box of `chunk` and lower the keys of those inside."""
     count = triangles.count[chunk]
-    triangle = torch.repeat_interleave(count) + chunk.start
+    triangle = torch.repeat_interleave(count)  # counted from the chunk's start
     start = torch.cumsum(count, 0) - count
-    step = torch.arange(len(triangle), device=keys.device) - start[triangle - chunk.start]
-    cols = triangles.cols[triangle]
+    step = torch.arange(len(triangle), device=keys.device) - start[triangle]
+    cols = triangles.cols[chunk][triangle]
     row = torch.div(step, cols, rounding_mode="floor")
     column = step - row * cols
-    a, b, c = triangles.planes[triangle].unbind(-1)  # each (pairs, 4)
-    values = a + b * column.to(a.dtype)[:, None] + c * row.to(a.dtype)[:, None]
-    inside = (values[:, :3] >= 0).all(-1)
-
-    triangle, column, row, inverse_z = triangle[inside], column[inside], row[inside], values[inside, 3]
-    mesh = triangles.mesh[triangle]
-    pixel = (row + triangles.row0[triangle]) * width + column + triangles.col0[triangle]
+    offset = row * width + column
     if flat_masks is not None:
-        seen = flat_masks[mesh * (height * width) + pixel]
-        triangle, mesh, pixel, inverse_z = triangle[seen], mesh[seen], pixel[seen], inverse_z[seen]
-    z_bits = inverse_z.reciprocal().to(torch.float32).view(torch.int32).to(torch.int64)
-    key = (z_bits << 32) | triangles.key[triangle]
-    scene = torch.div(mesh, people, rounding_mode="floor")
-    keys.scatter_reduce_(0, scene * (height * width) + pixel, key, reduce="amin")
+        seen = flat_masks[triangles.mask_pixel[chunk][triangle] + offset].nonzero().squeeze(-1)
+        triangle, row, column, offset = triangle[seen], row[seen], column[seen], offset[seen]
+    a, b, c = triangles.planes[:, :, chunk].index_select(2, triangle)  # (4, pairs) each
+    values = a.addcmul_(b, column.to(a.dtype)).addcmul_(c, row.to(a.dtype))
+    inside = (values[:3].amin(0) >= 0).nonzero().squeeze(-1)
+    triangle = triangle[inside]
+    z_bits = values[3][inside].reciprocal_().to(torch.float32).view(torch.int32).to(torch.int64)
+    key = (z_bits << 32) | triangles.key[chunk][triangle]
+    keys.scatter_reduce_(0, triangles.pixel[chunk][triangle] + offset[inside], key, reduce="amin")

@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Everything that must hold before a change lands: lint, types, tests (real processes included).
+#
+#   bash jobs/test.sh            all of it; further arguments go to pytest, e.g. -m 'not slow'
+set -euo pipefail
+source "$(dirname "$0")/environment.sh"
+ruff check .
+ruff format --check .
+mypy
+exec python -m pytest -q "$@"
