@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from dto_pipeline.config import PipelineConfig
 from dto_pipeline.maths.camera import map_size
-from dto_pipeline.scene import OUTCOMES, OptimizedScenes, PlacedScene, Scene, SceneBatch
+from dto_pipeline.scene import (
+    OUTCOMES,
+    DepthEvidence,
+    HeightPrior,
+    OptimizedScenes,
+    PlacedScene,
+    RefinedPeople,
+    Scene,
+    SceneBatch,
+)
 from dto_pipeline.status import ImageStatus, PersonStatus
 
 __all__ = ["collate_scenes", "map_size", "pass_through", "split_batch"]
@@ -30,7 +40,9 @@ def collate_scenes(scenes: Sequence[Scene], device: torch.device | str = "cpu") 
         return torch.from_numpy(out).to(device)
 
     def label(name: str, *shape: int) -> torch.Tensor:
-        values = (np.where(_column(ok, len(shape)), getattr(scene, name), 0) for scene, ok in zip(scenes, usable))
+        values = (
+            np.where(_column(ok, len(shape)), getattr(scene, name), 0) for scene, ok in zip(scenes, usable, strict=True)
+        )
         return pad(list(values), (people, *shape), np.float32)
 
     return SceneBatch(
@@ -48,12 +60,15 @@ def collate_scenes(scenes: Sequence[Scene], device: torch.device | str = "cpu") 
     )
 
 
-def split_batch(
-    scenes: Sequence[Scene], optimized: OptimizedScenes, config: PipelineConfig
-) -> list[PlacedScene]:
+def split_batch(scenes: Sequence[Scene], optimized: OptimizedScenes, config: PipelineConfig) -> list[PlacedScene]:
     """Undo `collate_scenes` on the results: one `PlacedScene` per scene, everything on the CPU."""
-    cpu = optimized.to("cpu")
-    return [_placed(scene, index, cpu, config) for index, scene in enumerate(scenes)]
+    results = _Results(
+        evidence=optimized.evidence.to("cpu"),
+        prior=optimized.prior.to("cpu"),
+        people=optimized.people.to("cpu"),
+        visible_vertices=optimized.maps.visible_vertices.to("cpu"),
+    )
+    return [_placed(scene, index, results, config) for index, scene in enumerate(scenes)]
 
 
 def pass_through(scene: Scene, config: PipelineConfig | None = None) -> PlacedScene:
@@ -89,15 +104,24 @@ def pass_through(scene: Scene, config: PipelineConfig | None = None) -> PlacedSc
     )
 
 
-def _placed(scene: Scene, index: int, optimized: OptimizedScenes, config: PipelineConfig) -> PlacedScene:
-    people, fits, evidence = optimized.people, optimized.people.fits, optimized.evidence
+class _Results(NamedTuple):
+    """What label rows are made of, on the CPU; maps and images stay where they are."""
+
+    evidence: DepthEvidence
+    prior: HeightPrior
+    people: RefinedPeople
+    visible_vertices: torch.Tensor
+
+
+def _placed(scene: Scene, index: int, results: _Results, config: PipelineConfig) -> PlacedScene:
+    people, fits, evidence = results.people, results.people.fits, results.evidence
     count = scene.num_people
     usable = np.array([problem is None for problem in scene.person_problem], bool)
 
     def of(value: torch.Tensor, dtype: type = np.float32, missing: float = np.nan) -> np.ndarray:
         return np.where(usable, value[index, :count].numpy(), missing).astype(dtype)
 
-    status = _image_status(usable, bool(fits.is_optimized[index]), fits.outcome[index, :count].numpy())
+    status = _image_status(usable, bool(fits.is_optimized[index]))
     outcomes = [OUTCOMES[code] for code in fits.outcome[index, :count].tolist()]
     person_status, person_message = _person_problems(scene, outcomes)
     deviation = float(fits.deviation[index])
@@ -113,17 +137,17 @@ def _placed(scene: Scene, index: int, optimized: OptimizedScenes, config: Pipeli
         transl=np.where(label, people.transl[index, :count].numpy(), scene.transl).astype(np.float32),
         scale=of(people.scale, missing=1),
         beta_index=of(people.beta_index, np.int32, -1),
-        height_class=of(optimized.prior.height_class, np.int32, -1),
-        height_init_m=of(optimized.prior.height),
+        height_class=of(results.prior.height_class, np.int32, -1),
+        height_init_m=of(results.prior.height),
         height_m=of(people.height),
-        prior_mean_m=of(optimized.prior.mean),
-        prior_sigma_m=of(optimized.prior.sigma),
+        prior_mean_m=of(results.prior.mean),
+        prior_sigma_m=of(results.prior.sigma),
         depth_mean=of(evidence.depth[..., 0]),
         depth_std=of(evidence.depth_std),
         slope=of(evidence.slope),
         corr=of(evidence.corr),
         mask_pixels=of(evidence.pixels[..., 0], np.int32, 0),
-        visible_vertices=of(optimized.maps.visible_vertices, np.int32, 0),
+        visible_vertices=of(results.visible_vertices, np.int32, 0),
         depth_group=of(evidence.group, np.int8, -1),
         z_sigma_m=np.full(count, np.nan, np.float32),
         is_optimized=is_optimized,
@@ -135,7 +159,7 @@ def _placed(scene: Scene, index: int, optimized: OptimizedScenes, config: Pipeli
     )
 
 
-def _image_status(usable: np.ndarray, is_optimized: bool, outcome: np.ndarray) -> ImageStatus:
+def _image_status(usable: np.ndarray, is_optimized: bool) -> ImageStatus:
     if usable.sum() == 0:
         return ImageStatus.NO_PEOPLE
     if usable.sum() == 1:
@@ -143,9 +167,7 @@ def _image_status(usable: np.ndarray, is_optimized: bool, outcome: np.ndarray) -
     return ImageStatus.OPTIMIZED if is_optimized else ImageStatus.NOT_OPTIMIZED
 
 
-def _person_problems(
-    scene: Scene, statuses: list[PersonStatus]
-) -> tuple[list[PersonStatus], list[str | None]]:
+def _person_problems(scene: Scene, statuses: list[PersonStatus]) -> tuple[list[PersonStatus], list[str | None]]:
     """Statuses and messages, where a problem of the label itself goes before what the optimiser says."""
     found = [problem or (status, None) for problem, status in zip(scene.person_problem, statuses, strict=True)]
     return [status for status, _ in found], [message for _, message in found]

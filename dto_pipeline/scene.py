@@ -1,8 +1,9 @@
 """The containers that travel through the pipeline, left to right.
 
-`Scene` (CPU, numpy, one image) -> `SceneBatch` (tensors, B x P) -> `PersonMaps` -> `PixelSamples` -> `DepthEvidence` and
-`HeightPrior` -> `MapProblem` -> `MapSolution` -> `RefinedPeople`. They hold data and shapes, no behaviour beyond
-moving between devices. Lengths in metres, image positions in pixels; axis letters as in `dto_pipeline`.
+`Scene` (CPU, numpy, one image) -> `SceneBatch` (tensors, B x P) -> `PersonMaps` -> `PixelSamples` ->
+`DepthEvidence` and `HeightPrior` -> `MapProblem` -> `MapSolution` -> `GroupFits` -> `RefinedPeople` -> `PlacedScene`.
+They hold data and shapes, no behaviour beyond moving between devices. Lengths in metres, image positions in pixels;
+axis letters as in `dto_pipeline`.
 """
 
 from __future__ import annotations
@@ -223,7 +224,7 @@ class OptimizedScenes:
 
 @dataclass
 class PlacedScene:
-    """One scene after the optimiser, on the CPU and unpadded; everything a label row needs. P people in source order."""
+    """One scene after the optimiser, on the CPU and unpadded: all a label row needs. P people in source order."""
 
     scene: Scene
     status: ImageStatus

@@ -127,3 +127,17 @@ LABELS_SCHEMA = pa.schema(
         _field("persons", pa.list_(LABEL_PERSON), "people in source order, none dropped"),
     ]
 )
+
+TAR_INDEX_SCHEMA_NAME = "dto-tar-index/1"
+
+TAR_INDEX_SCHEMA = pa.schema(
+    [
+        _field("tar", pa.string(), "tar file, relative to the root it was indexed under"),
+        _field("member", pa.string(), "name of the entry as stored in the tar"),
+        _field("key", pa.string(), "sample of the entry: its name up to the first dot of the base name"),
+        _field("extension", pa.string(), "the rest of the name, without the dot"),
+        _field("offset", pa.int64(), "first byte of the contents in the tar", "byte"),
+        _field("size", pa.int64(), "length of the contents", "byte"),
+        _field("problem", pa.string(), "why the entry is not read; null = usable"),
+    ]
+)

@@ -5,10 +5,10 @@ These words are columns of the labels, so a value is never renamed or reused; ne
 
 from __future__ import annotations
 
-from enum import Enum, IntEnum
+from enum import IntEnum, StrEnum
 
 
-class _Advised(str, Enum):
+class _Advised(StrEnum):
     """A word for people and files that also carries one sentence of advice."""
 
     advice: str
@@ -18,9 +18,6 @@ class _Advised(str, Enum):
         member._value_ = word
         member.advice = advice
         return member
-
-    def __str__(self) -> str:
-        return str(self.value)
 
 
 class ImageStatus(_Advised):

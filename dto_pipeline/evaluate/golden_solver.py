@@ -46,7 +46,9 @@ def _check(case: dict[str, Any], index: int) -> CaseResult:
     residue = kind.startswith(_RESIDUE_KINDS)
     errors = {} if residue and not _forced(case) else _number_errors(case, solution)
     failures = [
-        f"{quantity} off by {error:.1e} (relative)" for quantity, error in errors.items() if not error <= RELATIVE_TOLERANCE
+        f"{quantity} off by {error:.1e} (relative)"
+        for quantity, error in errors.items()
+        if not error <= RELATIVE_TOLERANCE
     ]
     return CaseResult("solver", name, kind, (*_decision_failures(case, solution, height_class), *failures), errors)
 

@@ -85,7 +85,10 @@ def measure_depth_evidence(
     usable = survives & (pixels_fit > 0)
     cut = torch.where(big_enough, torch.where(usable, 0, 2), 1)
     cut = torch.where(batch.present.reshape(-1), cut, -1)
-    reached = [torch.where(big_enough, pixels_cut, -1), *(torch.where(usable, n, -1) for n in (pixels_fit, pixels_ground))]
+    reached = [
+        torch.where(big_enough, pixels_cut, -1),
+        *(torch.where(usable, n, -1) for n in (pixels_fit, pixels_ground)),
+    ]
     nan = torch.nan
     keep = usable[:, None]
     evidence = DepthEvidence(

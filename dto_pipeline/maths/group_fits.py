@@ -31,9 +31,7 @@ _SET_ASIDE_ALL = int(FitStatus.ALL_REJECTED)
 CODE = {status: code for code, status in enumerate(OUTCOMES)}
 
 
-def fit_groups(
-    evidence: DepthEvidence, prior: HeightPrior, solver: SolverConfig, refine: RefineConfig
-) -> GroupFits:
+def fit_groups(evidence: DepthEvidence, prior: HeightPrior, solver: SolverConfig, refine: RefineConfig) -> GroupFits:
     """Solve the near and the far group of every scene and say what becomes of each person.
 
     Args:

@@ -1,4 +1,4 @@
-"""The body model: SMPL's format (6890 vertices, 24 joints), ten shape directions and, where the file has it, the kid axis.
+"""The body model: SMPL's format (6890 vertices, 24 joints), ten shape directions and, where there is one, the kid axis.
 
 Knows the model file (plain npz) and linear blend skinning through smplx's functions; knows nothing of images. The whole
 batch goes through one call; heights and joints are computed without a mesh. Metres, SMPL's own frame (y up at rest);

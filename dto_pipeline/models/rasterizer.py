@@ -1,7 +1,7 @@
 """Rasteriser: meshes of all people of a batch -> nearest person, face and z per pixel, in plain torch.
 
-One packed 64-bit key per pixel (z bits above, person and face below) with an atomic minimum: exactly "every person's own
-z-buffer inside its mask, nearest person wins, ties to the lower index", without a z-buffer per person and whatever
+One packed 64-bit key per pixel (z bits above, person and face below) with an atomic minimum: exactly "every person's
+own z-buffer inside its mask, nearest person wins, ties to the lower index", without a z-buffer per person and whatever
 the order. Same code on CPU and GPU. z is exact on the triangle's plane (1/z is affine in the image); pixel centres
 lie at integer + 0.5. Triangles that reach behind the camera are left out.
 """
@@ -9,6 +9,7 @@ lie at integer + 0.5. Triangles that reach behind the camera are left out.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 
@@ -61,7 +62,7 @@ def rasterize(
     Returns:
         `Raster` padded to the largest map (or to the size of `masks`).
     """
-    batch, people = present.shape
+    batch = len(present)
     if masks is not None:
         height, width = int(masks.shape[-2]), int(masks.shape[-1])
     else:
@@ -185,12 +186,10 @@ def _chunks(count: torch.Tensor, at_once: int) -> list[slice]:
     group = torch.cumsum(count, 0).sub_(1).clamp_(min=0) // at_once
     last = int(group[-1])
     borders = torch.searchsorted(group, torch.arange(last + 2, device=count.device)).tolist()
-    return [slice(a, b) for a, b in zip(borders[:-1], borders[1:], strict=True) if b > a]
+    return [slice(a, b) for a, b in pairwise(borders) if b > a]
 
 
-def _draw(
-    keys: torch.Tensor, triangles: _Triangles, chunk: slice, width: int, flat_masks: torch.Tensor | None
-) -> None:
+def _draw(keys: torch.Tensor, triangles: _Triangles, chunk: slice, width: int, flat_masks: torch.Tensor | None) -> None:
     """Test every pixel of every box of `chunk` and lower the keys of those inside."""
     count = triangles.count[chunk]
     triangle = torch.repeat_interleave(count)  # counted from the chunk's start

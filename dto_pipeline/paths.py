@@ -1,0 +1,39 @@
+"""Names that come from files, turned into paths that stay inside a root folder.
+
+Label files, manifests and sidecars are written by strangers: a name in them may be absolute or climb out with ``..``.
+The check is on the name alone and never touches the disk; symbolic links inside a root are the root owner's choice.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+_UNFIT = re.compile("[\x00-\x1f\\\\\ud800-\udfff]")  # control characters, backslash, halves of a character
+_DRIVE = re.compile("[A-Za-z]:")
+
+
+class UnsafePath(ValueError):
+    """A name that is empty, absolute or leaves its root folder; the message quotes it."""
+
+
+def check_relative(name: str) -> str:
+    """Give `name` back in its shortest spelling (``a//./b.jpg`` -> ``a/b.jpg``).
+
+    Raises:
+        UnsafePath: the name is empty, absolute, has a ``..`` part, a backslash, a drive letter or a character that no
+            file name should hold.
+    """
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    if not parts:
+        raise UnsafePath(f"file name {name!r} is empty; expected a path relative to its folder, like a/b/c.jpg")
+    if _UNFIT.search(name):
+        raise UnsafePath(f"file name {name!r} holds a backslash or control character; expected a path like a/b/c.jpg")
+    if name.startswith("/") or ".." in parts or _DRIVE.match(name):
+        raise UnsafePath(f"file name {name!r} leaves its folder; expected a relative path without '..'")
+    return "/".join(parts)
+
+
+def resolve_inside(root: str | Path, name: str) -> Path:
+    """Path of `name` under `root`; see `check_relative` for what is refused."""
+    return Path(root) / check_relative(name)

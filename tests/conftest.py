@@ -1,0 +1,22 @@
+"""What all tests share: one thread per process (two cores, many tests) and the stand-in body, loaded once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from dto_pipeline.models.body import BodyModel, load_body
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def body() -> BodyModel:
+    return load_body()
+
+
+@pytest.fixture(scope="session")
+def golden_folder() -> Path:
+    return Path(__file__).parent / "golden"

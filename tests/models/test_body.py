@@ -1,0 +1,74 @@
+"""The body model against smplx's own, and its two shortcuts (heights and joints without a mesh)."""
+
+from __future__ import annotations
+
+import pickle
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import pytest
+import smplx
+import torch
+
+from dto_pipeline.models.body import BodyModel, BodyModelError, load_body
+
+ASSETS = Path(str(files("dto_pipeline.demo") / "assets"))
+
+
+def random_people(count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    pose = 0.5 * torch.randn(count, 72, generator=generator)
+    return pose, torch.randn(count, 11, generator=generator), torch.randn(count, 3, generator=generator)
+
+
+def test_vertices_and_joints_equal_smplx_with_its_kid_axis(body: BodyModel) -> None:
+    arrays = smplx.utils.Struct(**np.load(ASSETS / "SMPL_NEUTRAL.npz"))
+    kid = str(ASSETS / "smpl_kid_template.npy")
+    reference = smplx.SMPL(model_path="", data_struct=arrays, age="kid", kid_template_path=kid, batch_size=3)
+    pose, betas, transl = random_people(3)
+    expected = reference(betas=betas, body_pose=pose[:, 3:], global_orient=pose[:, :3], transl=transl)
+    assert torch.allclose(body.vertices(pose, betas, transl), expected.vertices, atol=2e-6)
+    assert torch.allclose(body.joints(pose, betas, transl), expected.joints, atol=2e-6)
+
+
+def test_rest_height_is_the_vertical_extent_of_the_zero_pose_mesh(body: BodyModel) -> None:
+    _, betas, _ = random_people(4, seed=1)
+    mesh = body.vertices(torch.zeros(4, 72), betas, torch.zeros(4, 3))[..., 1]
+    assert torch.allclose(body.rest_height(betas), mesh.amax(-1) - mesh.amin(-1), atol=2e-6)
+
+
+def test_leading_axes_and_long_batches_change_nothing(body: BodyModel) -> None:
+    pose, betas, transl = random_people(70, seed=2)
+    flat = body.vertices(pose, betas, transl)
+    shaped = body.vertices(pose.view(7, 10, 72), betas.view(7, 10, 11), transl.view(7, 10, 3))
+    assert torch.allclose(flat, shaped.flatten(0, 1), atol=1e-6)
+    assert torch.allclose(flat[3:4], body.vertices(pose[3:4], betas[3:4], transl[3:4]), atol=2e-6)
+
+
+def test_without_the_kid_axis_the_last_coefficient_does_nothing() -> None:
+    plain = load_body(kid_axis=False)
+    betas = torch.zeros(2, 11)
+    betas[1, 10] = 0.7
+    assert not plain.has_kid_axis
+    assert torch.equal(plain.rest_height(betas)[0], plain.rest_height(betas)[1])
+
+
+def test_a_missing_file_names_the_command_that_makes_one(tmp_path: Path) -> None:
+    with pytest.raises(BodyModelError, match="dto body import"):
+        load_body(tmp_path / "nothing.npz")
+
+
+def test_a_pickle_is_refused_and_never_opened(tmp_path: Path) -> None:
+    path = tmp_path / "SMPL_NEUTRAL.npz"
+    path.write_bytes(pickle.dumps({"v_template": np.zeros(3)}))
+    with pytest.raises(BodyModelError, match="not a plain npz"):
+        load_body(path)
+
+
+def test_a_wrong_shape_is_named_with_what_was_expected(tmp_path: Path) -> None:
+    arrays = dict(np.load(ASSETS / "SMPL_NEUTRAL.npz"))
+    arrays["weights"] = arrays["weights"][:, :20]
+    np.savez(tmp_path / "wrong.npz", **arrays)
+    with pytest.raises(BodyModelError, match=r"'weights' has shape \(6890, 20\), expected \(None, 24\)"):
+        load_body(tmp_path / "wrong.npz")

@@ -1,0 +1,112 @@
+"""The rasteriser against a plain float64 one, and what must not change its answer."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dto_pipeline.models import rasterizer
+from dto_pipeline.models.body import BodyModel
+from dto_pipeline.models.rasterizer import count_visible_vertices, rasterize
+
+SIZE = (24, 32)
+CAMERA = torch.tensor([[[30.0, 0, 16], [0, 30.0, 12], [0, 0, 1]]], dtype=torch.float64)
+
+
+def random_meshes(seed: int, people: int = 3, faces: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
+    """Triangle soups in front of the camera: (1, P, V, 3) vertices and (F, 3) faces shared by all."""
+    generator = torch.Generator().manual_seed(seed)
+    vertices = torch.rand(1, people, 3 * faces, 3, generator=generator, dtype=torch.float64)
+    vertices = vertices * torch.tensor([3.0, 2.4, 3.0]) + torch.tensor([-1.5, -1.2, 2.0])
+    return vertices, torch.arange(3 * faces).view(faces, 3)
+
+
+def plain_rasterizer(vertices: np.ndarray, faces: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Nearest person and z by testing every pixel of every triangle in float64."""
+    height, width = SIZE
+    person, depth = np.full(SIZE, -1), np.full(SIZE, np.inf)
+    columns, rows = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
+    for index, mesh in enumerate(vertices):
+        uv = mesh[:, :2] / mesh[:, 2:] * 30 + np.array([16, 12])
+        for face in faces:
+            corner, z = uv[face], mesh[face, 2]
+            system = np.vstack([corner.T, np.ones(3)])
+            weights = np.linalg.solve(system, np.stack([columns.ravel(), rows.ravel(), np.ones(height * width)]))
+            value = (1 / (weights / z[:, None]).sum(0)).reshape(SIZE)
+            inside = (weights >= 0).all(0).reshape(SIZE) & masks[index]
+            nearer = inside & (value < depth)
+            person[nearer], depth[nearer] = index, value[nearer]
+    return person, np.where(np.isinf(depth), 0, depth)
+
+
+def draw(vertices: torch.Tensor, faces: torch.Tensor, masks: torch.Tensor | None = None) -> rasterizer.Raster:
+    present = torch.ones(vertices.shape[:2], dtype=torch.bool)
+    size = torch.tensor([SIZE] * len(vertices))
+    return rasterize(vertices, faces, CAMERA.expand(len(vertices), 3, 3), size, present, masks)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 100_000))
+def test_ids_and_z_equal_a_plain_float64_rasterizer(seed: int) -> None:
+    vertices, faces = random_meshes(seed)
+    masks = torch.rand(1, 3, *SIZE, generator=torch.Generator().manual_seed(seed)) < 0.7
+    person, z = plain_rasterizer(vertices[0].numpy(), faces.numpy(), masks[0].numpy())
+    found = draw(vertices, faces, masks)
+    assert np.array_equal(found.person[0].numpy(), person)
+    assert np.allclose(found.z[0].numpy(), z, rtol=1e-5)
+
+
+def test_the_order_of_people_changes_only_their_numbers() -> None:
+    vertices, faces = random_meshes(5)
+    order = torch.tensor([2, 0, 1])
+    plain, mixed = draw(vertices, faces), draw(vertices[:, order], faces)
+    assert torch.equal(plain.z, mixed.z)
+    assert torch.equal(torch.where(mixed.person >= 0, order[mixed.person], -1), plain.person)
+
+
+def test_where_two_people_are_equally_near_the_lower_index_wins() -> None:
+    vertices, faces = random_meshes(6, people=1)
+    twins = vertices.expand(1, 2, -1, -1)
+    assert set(draw(twins, faces).person.unique().tolist()) == {-1, 0}
+
+
+def test_batching_and_chunking_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    left, faces = random_meshes(7)
+    right, _ = random_meshes(8)
+    together = draw(torch.cat([left, right]), faces)
+    monkeypatch.setattr(rasterizer, "_PAIRS_AT_ONCE_CPU", 50)
+    for index, alone in enumerate((draw(left, faces), draw(right, faces))):
+        assert torch.equal(together.person[index], alone.person[0])
+        assert torch.equal(together.z[index], alone.z[0])
+        assert torch.equal(together.face[index], alone.face[0])
+
+
+def test_a_person_is_drawn_only_inside_its_mask_and_only_if_present() -> None:
+    vertices, faces = random_meshes(9)
+    masks = torch.zeros(1, 3, *SIZE, dtype=torch.bool)
+    masks[0, 1, :, :16] = True
+    found = draw(vertices, faces, masks)
+    assert set(found.person.unique().tolist()) == {-1, 1}
+    assert (found.person[0, :, 16:] == -1).all()
+    absent = rasterize(vertices, faces, CAMERA, torch.tensor([SIZE]), torch.zeros(1, 3, dtype=torch.bool))
+    assert (absent.person == -1).all()
+
+
+def test_triangles_reaching_behind_the_camera_are_left_out() -> None:
+    vertices, faces = random_meshes(10, people=1)
+    vertices[..., 2] -= 10
+    assert (draw(vertices, faces).person == -1).all()
+
+
+def test_half_of_a_body_in_front_is_visible(body: BodyModel) -> None:
+    pose = torch.zeros(1, 1, 72)
+    pose[..., 0] = np.pi
+    vertices = body.vertices(pose, torch.zeros(1, 1, 11), torch.tensor([[[0.0, 0.0, 3.0]]]))
+    camera = torch.tensor([[[300.0, 0, 160], [0, 300.0, 120], [0, 0, 1]]], dtype=torch.float64)
+    size = torch.tensor([[240, 320]])
+    raster = rasterize(vertices, body.faces, camera, size, torch.ones(1, 1, dtype=torch.bool))
+    visible = int(count_visible_vertices(vertices, camera, size, size, raster, 0.01))
+    assert 0.35 * 6890 < visible < 0.65 * 6890

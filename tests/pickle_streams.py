@@ -1,0 +1,312 @@
+"""Pickle streams for tests, written opcode by opcode: hostile ones, malformed ones, and the parts to build more.
+
+The hostile ones are armed: read with `pickle.loads`, those that call something would leave `SENTINEL` in the current folder.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import struct
+from typing import NamedTuple
+
+from dto_pipeline.data.safe_pickle import NUMPY_ONLY, SMPL_FILE, Allowlist, BrokenPickle, PickleRefused, UnsafePickle
+
+SENTINEL = "it_ran"
+COMMAND = f"touch {SENTINEL}"
+
+
+class Stream(NamedTuple):
+    """One stream with what must come of it."""
+
+    name: str
+    data: bytes
+    error: type[PickleRefused]
+    mentions: str
+    allow: Allowlist = NUMPY_ONLY
+
+
+class Armed:
+    """Pickles as a call of os.system."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, (COMMAND,)
+
+
+def text(value: str) -> bytes:
+    return b"X" + struct.pack("<I", len(value.encode())) + value.encode()
+
+
+def name(module: str, attribute: str) -> bytes:
+    return f"c{module}\n{attribute}\n".encode()
+
+
+def stack_name(module: str, attribute: str) -> bytes:
+    return text(module) + text(attribute) + b"\x93"
+
+
+def call(module: str, attribute: str, *args: bytes) -> bytes:
+    """Protocol 2: call of a global, left on the stack."""
+    return name(module, attribute) + b"(" + b"".join(args) + b"tR"
+
+
+def dtype(code: bytes, order: str = "<", fields: bytes = b"NNN", item_size: bytes = b"J\xff\xff\xff\xff") -> bytes:
+    made = name("numpy", "dtype") + code + b"\x89\x88\x87R"
+    return made + b"(K\x03" + text(order) + fields + item_size + b"J\xff\xff\xff\xffK\x00tb"
+
+
+def array(shape: bytes, kind: bytes, contents: bytes) -> bytes:
+    """numpy's array pickle up to protocol 4; `shape`, `kind` and `contents` are opcodes."""
+    empty = name("numpy.core.multiarray", "_reconstruct") + name("numpy", "ndarray") + b"K\x00\x85C\x01b\x87R"
+    return empty + b"(K\x01" + shape + kind + b"\x89" + contents + b"tb"
+
+
+def buffer(raw: bytes) -> bytes:
+    return b"B" + struct.pack("<I", len(raw)) + raw
+
+
+def integer(value: int) -> bytes:
+    return b"\x8a\x09" + value.to_bytes(9, "little", signed=True)
+
+
+def whole(body: bytes, protocol: int = 4) -> bytes:
+    return b"\x80" + bytes([protocol]) + body + b"."
+
+
+def instance(module: str, attribute: str, state: bytes) -> bytes:
+    """Protocol 2: object made without arguments, with a state."""
+    return name(module, attribute) + b")\x81" + state + b"b"
+
+
+def attributes(**values: bytes) -> bytes:
+    return b"}(" + b"".join(text(key) + value for key, value in values.items()) + b"u"
+
+
+F8 = dtype(text("f8"))
+I4 = dtype(text("i4"))
+THREE = b"K\x03\x85"  # the shape (3,)
+
+
+def _laughs(empty: bytes, grow: bytes) -> bytes:
+    """Thirty containers, each holding the one before ten times."""
+    body = empty
+    for index in range(30):
+        body += b"q" + bytes([index]) + empty + b"(" + (b"h" + bytes([index])) * 10 + grow
+    return whole(body)
+
+
+def _refused_globals() -> list[Stream]:
+    names = [
+        *(("os", "system"), ("posix", "system"), ("nt", "system"), ("subprocess", "Popen"), ("os", "execv")),
+        *(("builtins", "eval"), ("builtins", "exec"), ("__builtin__", "eval"), ("builtins", "getattr")),
+        *(("builtins", "__import__"), ("builtins", "type"), ("builtins", "open"), ("builtins", "object")),
+        *(("importlib", "import_module"), ("runpy", "run_path"), ("pickle", "loads"), ("marshal", "loads")),
+        *(("numpy", "load"), ("numpy", "matrix"), ("numpy", "memmap"), ("numpy", "fromfile"), ("numpy.rec", "recarray")),
+        *(("numpy.testing._private.utils", "runstring"), ("numpy.core.multiarray", "fromfile"), ("numpy", "void")),
+        *(("torch._utils", "_rebuild_tensor_v2"), ("torch.storage", "_load_from_bytes"), ("torch", "load")),
+        *(("functools", "partial"), ("operator", "attrgetter"), ("copyreg", "__newobj__"), ("codecs", "decode")),
+        *(("_codecs", "decode"), ("ctypes", "CDLL"), ("shutil", "rmtree"), ("webbrowser", "open"), ("site", "main")),
+        *(("collections", "OrderedDict"), ("copyreg", "_reconstructor"), ("builtins", "bytearray"), ("types", "CodeType")),
+        # attribute chains from an allowed module or object
+        *(("numpy", "os.system"), ("numpy", "core.multiarray.os"), ("numpy", "ndarray.__class__"), ("numpy", "f2py")),
+        *(("numpy.core.multiarray", "_reconstruct.__globals__"), ("numpy", ""), ("", "ndarray"), ("numpy ", "dtype")),
+    ]
+    streams = []
+    for module, attribute in names:
+        full = f"{module}.{attribute}"
+        streams.append(Stream(f"global-{full}", whole(call(module, attribute, text(COMMAND)), 2), UnsafePickle, full))
+        body = stack_name(module, attribute) + text(COMMAND) + b"\x85R"
+        streams.append(Stream(f"stack-global-{full}", whole(body), UnsafePickle, full))
+    return streams
+
+
+def _real_reductions() -> list[Stream]:
+    expected = f"{os.system.__module__}.system"
+    dumped = [(number, pickle.dumps({"a": [Armed()]}, number)) for number in range(6)]
+    return [Stream(f"reduce-protocol-{number}", data, UnsafePickle, expected) for number, data in dumped]
+
+
+def _other_ways_to_call() -> list[Stream]:
+    command = text(COMMAND)
+    unsafe = {
+        "inst": (b"(" + command + b"ios\nsystem\n.", "os.system"),
+        "obj": (b"(" + name("os", "system") + command + b"o.", "os.system"),
+        "newobj": (whole(name("subprocess", "Popen") + command + b"\x85\x81"), "subprocess.Popen"),
+        "newobj-ex": (whole(name("subprocess", "Popen") + command + b"\x85}\x92"), "subprocess.Popen"),
+        "dotted-stack-global": (whole(stack_name("os", "path.join")), "os.path.join"),
+        "protocol-0-text": (b"cos\nsystem\n(S'" + COMMAND.encode() + b"'\ntR.", "os.system"),
+        "unused-name": (whole(name("os", "system") + b"0N"), "os.system"),
+        "name-in-memo-only": (whole(name("os", "system") + b"q\x000N"), "os.system"),
+        "name-with-escape-sequence": (whole(stack_name("os\x1b[2J", "system")), r"os\x1b[2J.system"),
+        "class-as-argument": (whole(call("numpy.core.multiarray", "_reconstruct", name("os", "_Environ"))), "os._Env"),
+        "extension-1": (whole(b"\x82\x07"), "extension code 7"),
+        "extension-2": (whole(b"\x83\x07\x01"), "extension code 263"),
+        "extension-4": (whole(b"\x84\x07\x00\x00\x01"), "extension code 16777223"),
+        "persistent-id": (b"Pa secret file\n.", "a secret file"),
+        "binary-persistent-id": (whole(text("id") + b"Q"), "persistent id"),
+        "next-buffer": (whole(b"\x97", 5), "NEXT_BUFFER"),
+        "read-only-buffer": (whole(b"C\x01a\x98", 5), "READONLY_BUFFER"),
+    }
+    return [Stream(key, data, UnsafePickle, mentions) for key, (data, mentions) in unsafe.items()]
+
+
+def _hostile_arrays() -> list[Stream]:
+    raw, big = buffer(bytes(24)), integer(2**62)
+    from_buffer = ("numpy._core.numeric", "_frombuffer")
+    unsafe = {
+        "object-pointers": (array(THREE, dtype(text("O8"), "|"), raw), "object"),
+        "object-items": (array(b"K\x01\x85", dtype(text("O8"), "|"), b"]K\x01a"), "object"),
+        "void": (array(THREE, dtype(text("V8"), "|"), raw), "V8"),
+        "datetime": (array(THREE, dtype(text("M8")), raw), "M8"),
+        "record-fields": (array(THREE, dtype(text("f8"), fields=b"N(tx}".replace(b"x", b"")), raw), "fields"),
+        "subarray": (array(THREE, dtype(text("f8"), fields=b"(" + F8 + b"K\x03tNN"), raw), "subarray"),
+        "long-double": (array(THREE, dtype(text("f16")), buffer(bytes(48))), "f16"),
+        "comma-dtype": (array(THREE, dtype(text("f8,f8")), raw), "f8,f8"),
+        "dtype-from-object": (array(THREE, dtype(b"]"), raw), "a list"),
+        "object-scalar": (call("numpy.core.multiarray", "scalar", dtype(text("O8"), "|"), text("x")), "object"),
+    }
+    broken = {
+        "huge-shape": (array(big + b"\x85", F8, raw), "needs"),
+        "overflowing-shape": (array(big + b"K\x04\x86", F8, b"C\x00"), "needs"),
+        "negative-shape": (array(b"J\xfd\xff\xff\xff\x85", F8, raw), "(-3,)"),
+        "two-negative-sides": (array(b"J\xfd\xff\xff\xffJ\xff\xff\xff\xff\x86", F8, raw), "(-3, -1)"),
+        "shape-of-bool": (array(b"\x88\x85", F8, raw), "shape"),
+        "shape-of-text": (array(text("3"), F8, raw), "shape"),
+        "too-many-dimensions": (array(b"(" + b"K\x01" * 40 + b"t", F8, buffer(bytes(8))), "shape"),
+        "too-few-bytes": (array(THREE, F8, buffer(bytes(23))), "needs 24 bytes and has 23"),
+        "too-many-bytes": (array(THREE, F8, buffer(bytes(25))), "needs 24 bytes and has 25"),
+        "no-item-size": (array(big + b"\x85", dtype(text("U0")), b"C\x00"), "needs 0 bytes"),
+        "wrong-item-size": (array(THREE, dtype(text("f8"), item_size=b"K\x04"), raw), "item size"),
+        "wrong-byte-order": (array(THREE, dtype(text("f8"), order="?"), raw), "f8"),
+        "contents-not-bytes": (array(THREE, F8, b"]"), "not bytes"),
+        "text-beyond-latin1": (array(b"K\x01\x85", dtype(text("i1"), "|"), text("\u20ac")), "malformed"),
+        "impossible-boolean": (array(b"K\x01\x85", dtype(text("b1"), "|"), buffer(b"\x07")), "boolean"),
+        "impossible-character": (array(b"K\x01\x85", dtype(text("U1")), buffer(b"\xff" * 4)), "characters"),
+        "no-dtype": (array(THREE, text("f8"), raw), "dtype"),
+        "no-contents": (name("numpy.core.multiarray", "_reconstruct") + name("numpy", "ndarray") + b"\x85R", "contents"),
+        "array-of-dtype-class": (call("numpy.core.multiarray", "_reconstruct", name("numpy", "dtype")), "numpy.dtype"),
+        "array-class-called": (call("numpy", "ndarray", big + b"\x85"), "numpy.ndarray"),
+        "bare-name": (name("numpy", "ndarray"), "numpy.ndarray"),
+        "odd-encoding": (call("_codecs", "encode", text("x"), text("rot13")), "rot13"),
+        "encoding-a-number": (call("_codecs", "encode", b"K\x01", text("latin1")), "latin1"),
+        "buffer-of-objects": (call(*from_buffer, raw, dtype(text("O8"), "|"), THREE, text("C")), "object"),
+        "buffer-order": (call(*from_buffer, raw, F8, THREE, text("X")), "'X'"),
+        "buffer-axes": (call(*from_buffer, raw, F8, THREE, text("K"), b"K\x07\x85"), "axes"),
+        "big-bytes": (call("__builtin__", "bytes", integer(2**40)), "bytes()"),
+    }
+    body = [Stream(key, whole(data), UnsafePickle, mentions) for key, (data, mentions) in unsafe.items()]
+    return body + [Stream(key, whole(data), BrokenPickle, mentions) for key, (data, mentions) in broken.items()]
+
+
+def _malformed() -> list[Stream]:
+    ndarray = name("numpy", "ndarray")
+    record = name("numpy", "dtype") + text("f8") + b"\x85R"
+    streams = {
+        "empty": (b"", "truncated"),
+        "only-a-protocol": (b"\x80\x04", "truncated"),
+        "no-stop": (b"\x80\x02K\x01", "truncated"),
+        "stop-at-once": (b".", "malformed"),
+        "protocol-6": (whole(b"N", 6), "protocol 6"),
+        "protocol-255": (whole(b"N", 255), "protocol 255"),
+        "unknown-opcode": (whole(b"\xff"), "0xff"),
+        "not-a-pickle": (b"\x93NUMPY\x01\x00v\x00{'descr'", "malformed"),
+        "second-pickle": (whole(b"N") * 2, "follow"),
+        "left-on-the-stack": (whole(b"NN"), "left on the stack"),
+        "open-mark": (whole(b"(N"), "left on the stack"),
+        "laughing-lists": (_laughs(b"]", b"e"), "items"),
+        "laughing-tuples": (_laughs(b")", b"t0(" + b"h\x00" * 9 + b"t"), "items"),
+        "laughing-dtype": (whole(array(THREE, dtype(_laughs(b"]", b"e")[2:-1]), b"C\x00")), "a list"),
+        "list-in-itself": (whole(b"]q\x00h\x00a"), "itself"),
+        "dict-in-itself": (whole(b"}q\x00K\x01h\x00s"), "itself"),
+        "deep-lists": (whole(b"]" * 200_000 + b"a" * 199_999), "inside each other"),
+        "deep-tuples": (whole(b")" + b"\x85" * 200_000), "inside each other"),
+        "memo-never-stored": (whole(b"h\x05"), "memo entry 5"),
+        "text-memo-never-stored": (b"g-1\n.", "memo entry -1"),
+        "memo-of-nothing": (whole(b"q\x00"), "malformed"),
+        "endless-bytes": (whole(b"\x8e" + struct.pack("<Q", 2**62)), "truncated"),
+        "endless-bytearray": (whole(b"\x96" + struct.pack("<Q", 2**40), 5), "truncated"),
+        "endless-text": (whole(b"\x8d" + struct.pack("<Q", 2**63)), "truncated"),
+        "endless-frame": (whole(b"\x95" + struct.pack("<Q", 2**63)), "frame"),
+        "negative-string": (b"T\xff\xff\xff\xff.", "bytes expected"),
+        "negative-long": (whole(b"\x8b\xff\xff\xff\xff"), "bytes expected"),
+        "huge-long": (whole(b"\x8a\xff" + bytes(255)), "integer"),
+        "65-bit-long": (whole(integer(2**64)), "bits"),
+        "endless-digits": (b"I" + b"9" * 100_000 + b"\n.", "characters"),
+        "not-a-number": (b"Iabc\n.", "malformed"),
+        "not-a-float": (b"Fabc\n.", "malformed"),
+        "unquoted-string": (b"Sabc\n.", "quotes"),
+        "unknown-escape": (b"S'\\q'\n.", "escape"),
+        "half-escape": (b"S'a\\'\n.", "escape"),
+        "bad-utf8": (whole(b"\x8c\x02\xff\xfe"), "UnicodeDecodeError"),
+        "bad-unicode-escape": (b"V\\u12\n.", "UnicodeDecodeError"),
+        "append-to-dict": (whole(b"}Na"), "not a list"),
+        "append-to-name": (whole(ndarray + b"Na"), "not a list"),
+        "items-of-list": (whole(b"](NNu"), "a list"),
+        "odd-items": (whole(b"}(Nu"), "1 keys and values"),
+        "members-of-list": (whole(b"](N\x90"), "not a set"),
+        "list-as-key": (whole(b"}]Ns"), "a list used as a key"),
+        "tuple-as-key": (whole(b"})Ns"), "a tuple used as a key"),
+        "tuple-as-member": (whole(b"\x8f()\x90"), "a tuple used as a key"),
+        "call-of-text": (whole(text("os") + b")R"), "a call of a str"),
+        "call-of-record": (whole(record + b")R"), "a call of a numpy.dtype object"),
+        "call-with-list": (whole(ndarray + b"]R"), "with a list"),
+        "keyword-arguments": (whole(ndarray + b")}NNs\x92"), "keyword"),
+        "state-of-a-class": (whole(ndarray + b"N}\x86b"), "the name numpy.ndarray"),
+        "state-of-a-dict": (whole(b"}" + attributes(a=b"N") + b"b"), "a dict"),
+        "state-twice": (whole(record + b"}b}b"), "a state"),
+        "name-of-number": (whole(b"K\x01K\x02\x93"), "a global named by"),
+        "pop-of-nothing": (whole(b"0"), "malformed"),
+        "build-on-nothing": (whole(b"}b"), "malformed"),
+        "tuple-of-nothing": (whole(b"\x87"), "a tuple of 3"),
+        "object-without-class": (whole(b"(o"), "malformed"),
+    }
+    return [Stream(key, data, BrokenPickle, mentions) for key, (data, mentions) in streams.items()]
+
+
+def _hostile_bodies() -> list[Stream]:
+    """Streams against the longer list of names that SMPL files need."""
+    values = array(THREE, F8, buffer(bytes(24)))
+    columns = array(b"K\x02\x85", I4, buffer(struct.pack("<2i", 0, 3)))
+    rows = array(THREE, I4, buffer(struct.pack("<3i", 0, 1, 2)))
+    csc = ("scipy.sparse.csc", "csc_matrix")
+    good = {"data": values, "indices": rows, "indptr": columns, "_shape": b"K\x03K\x01\x86"}
+    unsafe = {
+        "chumpy-lambda": (name("chumpy.ch", "ChLambda"), "chumpy.ch.ChLambda"),
+        "other-sparse": (name("scipy.sparse.csr", "csr_matrix"), "scipy.sparse.csr.csr_matrix"),
+        "reconstruct-popen": (
+            call("copy_reg", "_reconstructor", name("subprocess", "Popen"), name("__builtin__", "object"), b"N"),
+            "subprocess.Popen",
+        ),
+    }
+    select = ("chumpy.reordering", "Select")
+    broken = {
+        "chumpy-without-values": (instance("chumpy.ch", "Ch", attributes(y=values)), "without x"),
+        "chumpy-with-arguments": (name("chumpy.ch", "Ch") + values + b"\x85\x81" + attributes(x=values) + b"b", "x"),
+        "chumpy-of-text": (instance("chumpy.ch", "Ch", attributes(x=text("boo"))), "array of numbers"),
+        "chumpy-of-itself": (name("chumpy.ch", "Ch") + b")\x81q\x00" + attributes(x=b"h\x00") + b"b", "itself"),
+        "select-outside": (instance(*select, attributes(a=values, idxs=columns)), "index array"),
+        "select-by-floats": (instance(*select, attributes(a=values, idxs=values)), "index array"),
+        "select-shape": (instance(*select, attributes(a=values, idxs=rows, preferred_shape=b"K\x07\x85")), "malformed"),
+        "huge-sparse": (instance(*csc, attributes(**{**good, "_shape": integer(2**40) + b"K\x01\x86"})), "shape"),
+        "negative-sparse": (instance(*csc, attributes(**{**good, "_shape": b"J\xff\xff\xff\xffK\x01\x86"})), "shape"),
+        "sparse-columns": (instance(*csc, attributes(**{**good, "_shape": b"K\x03K\x02\x86"})), "do not fit"),
+        "sparse-rows": (instance(*csc, attributes(**{**good, "_shape": b"K\x02K\x01\x86"})), "index array"),
+        "sparse-without-data": (instance(*csc, attributes(indices=rows, indptr=columns)), "without"),
+        "set-of-lists": (call("__builtin__", "set", b"]]a"), "malformed"),
+        "set-of-text": (call("__builtin__", "set", text("ab")), "set"),
+        "plain-object": (call("copy_reg", "_reconstructor", *[name("__builtin__", "object")] * 2, b"N"), "instance"),
+        "object-called": (call("__builtin__", "object"), "object"),
+    }
+    body = [Stream(key, whole(data, 2), UnsafePickle, mentions, SMPL_FILE) for key, (data, mentions) in unsafe.items()]
+    body += [Stream(key, whole(data), BrokenPickle, mentions, SMPL_FILE) for key, (data, mentions) in broken.items()]
+    return body
+
+
+HOSTILE: list[Stream] = [
+    *_refused_globals(),
+    *_real_reductions(),
+    *_other_ways_to_call(),
+    *_hostile_arrays(),
+    *_malformed(),
+    *_hostile_bodies(),
+]
