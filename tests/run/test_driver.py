@@ -251,9 +251,7 @@ def test_tries_of_an_earlier_start_count(start):
     assert read_failure(path).attempts == 3
 
 
-def test_a_full_disk_stops_the_run_with_advice_and_a_later_start_finishes(
-    start, undisturbed, monkeypatch
-):
+def test_a_full_disk_stops_the_run_with_advice_and_a_later_start_finishes(start, undisturbed, monkeypatch):
     def full(directory, failure):
         raise OSError(errno.ENOSPC, "No space left on device")
 
