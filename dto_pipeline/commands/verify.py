@@ -1,0 +1,29 @@
+"""`dto verify`: whether a run holds what its files say."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+
+def add_parser(verbs: argparse._SubParsersAction) -> None:
+    parser = verbs.add_parser(
+        "verify",
+        help="check receipts, rows and labels of a run; exit code 1 if anything falls short",
+        description="Reads every label file of a run and checks it against its receipt, against the manifest (every "
+        "image once, the input restored exactly by undoing the change) and against what a fit may do to a label.",
+    )
+    parser.add_argument("run_dir", metavar="RUN", help="the run's folder")
+    parser.add_argument("--manifest", metavar="FILE", help="the run's manifest, where it was moved")
+    parser.add_argument("--body", metavar="NPZ", help="the run's body model, where it was moved")
+    parser.add_argument("--limit", type=int, default=5, metavar="N", help="offences shown per rule (5)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from dto_pipeline.review.verify import verify_run
+
+    verdict = verify_run(arguments.run_dir, arguments.manifest, arguments.body)
+    print(json.dumps(verdict.to_json(), indent=1) if arguments.json else verdict.as_table(arguments.limit))
+    return 0 if verdict.passed else 1

@@ -1,0 +1,187 @@
+"""What must hold for every label row, as checks over whole columns.
+
+Knows what a fit may and may not do to a label; knows no run and no file. A check says whom it applies to, who breaks it
+and what was found; who reads it decides what to do. Metres, pixels of the image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from dto_pipeline.data.label_files import LabelColumns, initial_betas
+from dto_pipeline.maths.camera import project
+from dto_pipeline.models.body import BodyModel
+from dto_pipeline.scene import HEIGHT_CLASSES
+from dto_pipeline.status import ImageStatus, PersonStatus
+
+MANIFEST_PEOPLE = ("pose", "betas", "transl", "source_row")  # columns of the manifest that `check_undo` compares
+SHIFT_PX, SHIFT_OF_HEIGHT = 4.0, 0.06  # joints may move this far, or this part of the person's height in the image
+HEIGHT_SLACK = 0.03  # a height is reached by one secant step: this far beyond the limit still counts as reached [m]
+SMALLEST = 0.3  # nobody who was placed is smaller [m]
+HEIGHT_AGREES = 2e-3  # of the column and the body of the betas [m]
+_TREE_JOINTS = 24
+_PEOPLE_AT_ONCE = 4096  # bounds the memory of a projection
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The knobs of a run that labels must obey."""
+
+    max_height: float  # [m]
+    accept_below: float  # [sigma]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One rule over one table. All arrays have one entry per image, or per person."""
+
+    name: str
+    expected: str
+    of_people: bool  # rows are persons; else images
+    applies: np.ndarray  # (rows,) bool
+    broken: np.ndarray  # (rows,) bool, only where it applies
+    found: np.ndarray  # (rows,) what was seen, for the message
+
+
+def check_labels(columns: LabelColumns, limits: Limits) -> list[Check]:
+    """Rules that a label table must obey by itself."""
+    return [
+        *_check_numbers(columns),
+        *_check_moves(columns, limits),
+        *_check_statuses(columns, limits),
+    ]
+
+
+def check_undo(columns: LabelColumns, manifest: LabelColumns) -> list[Check]:
+    """`transl_init` and `beta_init` restore the manifest's labels bit by bit; poses and source rows are untouched.
+
+    Args:
+        columns: labels; manifest: the same images and people as they went in (`MANIFEST_PEOPLE`).
+    """
+    people, given = columns.people, manifest.people
+    restored = {
+        "pose is the input's": (people["pose"], given["pose"]),
+        "betas restored by beta_init": (initial_betas(columns), given["betas"]),
+        "transl_init is the input's": (people["transl_init"], given["transl"]),
+        "source_row is the input's": (people["source_row"][:, None], given["source_row"][:, None]),
+    }
+    checks = []
+    for name, (after, before) in restored.items():
+        differs = ~((after == before) | (np.isnan(after) & np.isnan(before)))
+        worst = np.nanmax(np.where(differs, np.abs(after - before), 0), axis=1, initial=0.0)
+        checks.append(_of_all(name, "no difference", differs.any(axis=1), worst))
+    return checks
+
+
+def check_heights(columns: LabelColumns, body: BodyModel) -> Check:
+    """The height column is that of the body the betas make."""
+    people = columns.people
+    known = np.isfinite(people["height_m"])
+    height = body.rest_height(torch.from_numpy(np.nan_to_num(people["betas"].astype(np.float64)))).numpy()
+    differs = np.abs(height - people["height_m"]) > HEIGHT_AGREES
+    return Check("height_m is the body's", f"within {HEIGHT_AGREES} m", True, known, known & differs, height)
+
+
+def check_reprojection(columns: LabelColumns, body: BodyModel) -> Check:
+    """People keep their place in the image: on average the 24 joints of a moved person hardly shift."""
+    moved = _is(columns, PersonStatus.MOVED) & _finite(columns)
+    shift, allowed = np.zeros(columns.num_people), np.full(columns.num_people, np.inf)
+    for part in np.array_split(np.flatnonzero(moved), -(-int(moved.sum()) // _PEOPLE_AT_ONCE) or 1):
+        if part.size:
+            shift[part], allowed[part] = _joint_shift(columns, part, body)
+    expected = f"joints move less than {SHIFT_PX:g} px or {SHIFT_OF_HEIGHT:.0%} of the person's height"
+    return Check("joints keep their pixels", expected, True, moved, moved & ~(shift <= allowed), shift)
+
+
+def _check_numbers(columns: LabelColumns) -> list[Check]:
+    people = columns.people
+    valid = ~_is(columns, PersonStatus.INVALID_LABEL)
+    z = people["transl"][:, 2]
+    lengths = np.diff(columns.starts)
+    index = np.arange(columns.num_people) - np.repeat(columns.starts[:-1], lengths)
+    return [
+        Check("labels are finite", "no NaN", True, valid, valid & ~_finite(columns), z),
+        Check("people stand before the camera", "z > 0", True, valid, valid & ~(z > 0), z),
+        _of_all("person_index counts", "0, 1, 2 ...", people["person_index"] != index, people["person_index"]),
+        _of_images("num_persons is the list's", columns.images["num_persons"] != lengths, lengths),
+    ]
+
+
+def _check_moves(columns: LabelColumns, limits: Limits) -> list[Check]:
+    people = columns.people
+    moved, still = _is(columns, PersonStatus.MOVED), ~_is(columns, PersonStatus.MOVED)
+    scale, height = people["scale"], people["height_m"]
+    changed = (scale != 1) | (people["beta_index"] >= 0) | _differs(people["transl"], people["transl_init"])
+    z, expected_z = people["transl"][:, 2], scale * people["transl_init"][:, 2]
+    with np.errstate(invalid="ignore"):
+        off = ~(np.abs(z - expected_z) <= 1e-5 * np.abs(z) + 1e-6)
+    outside = ~((height >= SMALLEST) & (height <= limits.max_height + HEIGHT_SLACK))
+    tall = f"{SMALLEST:g} .. {limits.max_height:g} m (and {HEIGHT_SLACK:g} m for the last step)"
+    return [
+        Check("who was not moved keeps the label", "scale 1, label as given", True, still, still & changed, scale),
+        Check("z is scale times the input's", "equal", True, moved, moved & off, z - expected_z),
+        Check("heights are human", tall, True, moved, moved & outside, height),
+    ]
+
+
+def _check_statuses(columns: LabelColumns, limits: Limits) -> list[Check]:
+    images, people = columns.images, columns.people
+    deviation, optimized, status = images["mean_height_deviation"], images["is_optimized"], images["status"]
+    accepted = optimized & (deviation < np.float32(limits.accept_below))
+    words = [
+        _of_images("status is a known word", ~np.isin(status, list(ImageStatus)), status),
+        _of_all("person status is known", "a PersonStatus", ~np.isin(people["status"], list(PersonStatus)), None),
+        _of_all("height_class is known", "a class or null", ~_known_class(people["height_class"]), None),
+    ]
+    return [
+        *words,
+        _of_images("is_optimized fits the status", optimized != (status == str(ImageStatus.OPTIMIZED)), status),
+        _of_images("is_accepted fits the score", images["is_accepted"] != accepted, deviation),
+    ]
+
+
+def _joint_shift(columns: LabelColumns, part: np.ndarray, body: BodyModel) -> tuple[np.ndarray, np.ndarray]:
+    """Mean movement of the joints of some people, and how far they may move [px]."""
+    people = columns.people
+    device = body.faces.device
+    pose = torch.from_numpy(people["pose"][part]).to(device)
+    camera = torch.from_numpy(columns.intrinsics[columns.owner[part]]).to(device)[:, None]
+
+    def seen(betas: np.ndarray, transl: np.ndarray) -> torch.Tensor:
+        joints = body.joints(pose, *(torch.from_numpy(value[part]).to(device) for value in (betas, transl)))
+        return project(joints[:, :_TREE_JOINTS].to(torch.float64), camera)
+
+    before, after = seen(initial_betas(columns), people["transl_init"]), seen(people["betas"], people["transl"])
+    shift = (after - before).norm(dim=-1).mean(dim=-1).cpu().numpy()
+    tall = (before[..., 1].amax(-1) - before[..., 1].amin(-1)).cpu().numpy()
+    return shift, np.maximum(SHIFT_PX, SHIFT_OF_HEIGHT * tall)
+
+
+def _of_all(name: str, expected: str, broken: np.ndarray, found: np.ndarray | None) -> Check:
+    seen = np.full(len(broken), "other", dtype=object) if found is None else found
+    return Check(name, expected, True, np.ones(len(broken), bool), broken, seen)
+
+
+def _of_images(name: str, broken: np.ndarray, found: np.ndarray) -> Check:
+    return Check(name, "agreement", False, np.ones(len(broken), bool), broken, found)
+
+
+def _is(columns: LabelColumns, status: PersonStatus) -> np.ndarray:
+    return columns.people["status"] == str(status)
+
+
+def _finite(columns: LabelColumns) -> np.ndarray:
+    return np.all([np.isfinite(columns.people[name]).all(axis=1) for name in ("pose", "betas", "transl")], axis=0)
+
+
+def _differs(after: np.ndarray, before: np.ndarray) -> np.ndarray:
+    """(n,) bool: rows that are not equal, NaN being equal to NaN."""
+    return ~((after == before) | (np.isnan(after) & np.isnan(before))).all(axis=1)
+
+
+def _known_class(words: Sequence[str | None] | np.ndarray) -> np.ndarray:
+    return np.array([word is None or word in HEIGHT_CLASSES for word in words], dtype=bool)

@@ -1,0 +1,114 @@
+"""A finished (or unfinished) run opened for reading: its receipts, its labels shard by shard, its manifest.
+
+Joins the run's folder to the data room for everything that looks at results; writes nothing. A run whose manifest is
+gone can still be read, only what needs the input (pixels, undo) is out of reach and says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dto_pipeline.data.images import ImageStore
+from dto_pipeline.data.label_files import find_label_files
+from dto_pipeline.data.labels import LabelsError, read_labels
+from dto_pipeline.data.manifest import Manifest, ManifestError
+from dto_pipeline.data.tar_images import open_images
+from dto_pipeline.models.depth import DepthFiles
+from dto_pipeline.run.directory import RunDirectory, RunIdentity, RunScan, read_identity, scan_run
+
+LabelTable = Any  # a pyarrow.Table of schema.LABELS_SCHEMA; pyarrow itself is imported in data/ only
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """One run, open for reading."""
+
+    directory: RunDirectory
+    identity: RunIdentity
+    scan: RunScan
+    manifest: Manifest | None
+    manifest_problem: str = ""  # why there is no manifest
+
+    @property
+    def shards(self) -> list[int]:
+        """Shards with a receipt that holds, in order."""
+        return sorted(self.scan.done)
+
+    def read_shard(self, shard: int) -> LabelTable:
+        """Label rows of one shard. Raises: LabelsError."""
+        return read_labels(self.directory.label_file(shard))
+
+    def tables(self) -> Iterator[tuple[int, LabelTable]]:
+        """Shard number and rows of every finished shard; one shard in memory at a time."""
+        for shard in self.shards:
+            yield shard, self.read_shard(shard)
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Where photographs and depth maps of a run are read from."""
+
+    images: ImageStore
+    depth: DepthFiles
+
+
+def open_run_files(run_dir: str | Path, manifest: str | Path | None = None) -> RunFiles:
+    """Open a run's folder.
+
+    Args:
+        run_dir: the folder.
+        manifest: where the manifest lies now; None = where it was when the run started.
+
+    Raises:
+        RunDirectoryError: the folder is not a run.
+        ManifestError: the manifest that was named cannot be read or is another one.
+    """
+    directory = RunDirectory(Path(run_dir))
+    identity = read_identity(directory)
+    found, problem = None, ""
+    try:
+        found = _open_manifest(Path(manifest or identity.manifest_path), identity)
+    except ManifestError as error:
+        if manifest is not None:
+            raise
+        problem = f"{error}; name it with --manifest"
+    return RunFiles(directory, identity, scan_run(directory, identity), found, problem)
+
+
+def find_labels(source: str | Path) -> list[Path]:
+    """Label files of a run (its finished shards), of an exported folder, or the one file `source` is.
+
+    Raises:
+        LabelsError: there is none.
+    """
+    directory = RunDirectory(Path(source))
+    if not directory.run_file.exists():
+        return find_label_files(source)
+    scan = scan_run(directory, read_identity(directory))
+    if not scan.done:
+        raise LabelsError(f"{source} has no finished shard yet; `dto status` tells how far it is")
+    return [directory.label_file(shard) for shard in sorted(scan.done)]
+
+
+def open_pixels(run: RunFiles, images: str | Path | None = None, depth: str | Path | None = None) -> Pixels | None:
+    """Stores of the run's photographs and depth maps, `images` and `depth` in place of the manifest's folders.
+
+    Returns:
+        None where the manifest is gone: the files' names are in it.
+    """
+    if run.manifest is None:
+        return None
+    store = open_images(images or run.manifest.images_root, run.manifest.path)
+    configured = run.identity.config.get("depth", {}).get("root", "")
+    return Pixels(store, DepthFiles(depth or configured or run.manifest.depth_root))
+
+
+def _open_manifest(path: Path, identity: RunIdentity) -> Manifest:
+    manifest = Manifest.open(path)
+    if manifest.fingerprint != identity.manifest_fingerprint:
+        expected = f"expected fingerprint {identity.manifest_fingerprint[:16]}, found {manifest.fingerprint[:16]}"
+        raise ManifestError(f"{path} is not the manifest of this run ({expected})")
+    return manifest
