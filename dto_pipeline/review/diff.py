@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from dto_pipeline.data.label_files import LabelColumns, flatten_table
+from dto_pipeline.data.label_files import LabelColumns, flatten_table, read_label_files
 from dto_pipeline.data.labels import read_labels
 from dto_pipeline.review.run_files import find_labels
 
@@ -67,9 +67,10 @@ class LabelDiff:
 
     def to_json(self) -> dict[str, Any]:
         """Plain dict, JSON-ready."""
-        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("histograms", "worst")}
-        quantiles = {name: self.quantiles(name) for name in self.histograms}
-        return {**plain, "equal": self.equal, "quantiles": quantiles, "worst": self.worst_lines()}
+        inner = ("histograms", "largest", "worst")
+        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in inner}
+        finite = {name: [v if np.isfinite(v) else None for v in self.quantiles(name)] for name in self.histograms}
+        return {**plain, "equal": self.equal, "quantiles": finite, "worst": self.worst_lines()}
 
     def as_table(self) -> str:
         """Text for a terminal."""
@@ -108,7 +109,7 @@ class _Side:
         self.paths = paths
         self.places: dict[str, tuple[int, int]] = {}  # image key -> file, row
         for number, path in enumerate(paths):
-            ids = read_labels(path).column("image_id").to_pylist()
+            ids = read_label_files([path], ["image_id"]).column("image_id").to_pylist()
             self.places.update({image: (number, row) for row, image in enumerate(ids)})
         self._open: tuple[int, LabelColumns] | None = None
 
@@ -201,7 +202,8 @@ def _keep_worst(diff: LabelDiff, before: LabelColumns, after: LabelColumns, size
         z = [float(side.people["transl"][person, 2]) for side in (before, after)]
         height = [float(side.people["height_m"][person]) for side in (before, after)]
         place = f"{before.images['image_id'][row]}, person {person - int(before.starts[row])}"
-        text = f"{size[person]:.3f} m: {place}: z {z[0]:.2f} -> {z[1]:.2f} m, height {height[0]:.2f} -> {height[1]:.2f} m"
+        change = f"z {z[0]:.2f} -> {z[1]:.2f} m, height {height[0]:.2f} -> {height[1]:.2f} m"
+        text = f"{size[person]:.3f} m: {place}: {change}"
         heapq.heappush(diff.worst, (float(size[person]), text))
         if len(diff.worst) > worst:
             heapq.heappop(diff.worst)
@@ -216,7 +218,8 @@ def _table_lines(diff: LabelDiff) -> list[str]:
         f"persons  {diff.persons} compared, {diff.persons_different} of them different",
     ]
     lists = {"only before": diff.only_before, "only after": diff.only_after, "other people": diff.other_people}
-    lines += [f"  {name}: {', '.join(keys[:3])}{' ...' if len(keys) > 3 else ''}" for name, keys in lists.items() if keys]
+    for name, keys in lists.items():
+        lines += [f"  {name}: {', '.join(keys[:3])}{' ...' if len(keys) > 3 else ''}"] if keys else []
     for title, changes in (("image", diff.image_changes), ("person", diff.person_changes)):
         lines += [f"  {title} {change:<36} {count:>9}" for change, count in changes.most_common()]
     if diff.histograms:

@@ -13,9 +13,10 @@ from typing import Any
 
 from dto_pipeline.data.images import ImageStore
 from dto_pipeline.data.label_files import find_label_files
-from dto_pipeline.data.labels import LabelsError, read_labels
+from dto_pipeline.data.labels import LabelsError, read_label_metadata, read_labels
 from dto_pipeline.data.manifest import Manifest, ManifestError
 from dto_pipeline.data.tar_images import open_images
+from dto_pipeline.models.body import BodyModel, BodyModelError, load_body
 from dto_pipeline.models.depth import DepthFiles
 from dto_pipeline.run.directory import RunDirectory, RunIdentity, RunScan, read_identity, scan_run
 
@@ -104,6 +105,26 @@ def open_pixels(run: RunFiles, images: str | Path | None = None, depth: str | Pa
     store = open_images(images or run.manifest.images_root, run.manifest.path)
     configured = run.identity.config.get("depth", {}).get("root", "")
     return Pixels(store, DepthFiles(depth or configured or run.manifest.depth_root))
+
+
+def load_run_body(run: RunFiles, path: str | Path | None = None) -> BodyModel:
+    """The body model a run was made with.
+
+    Args:
+        run: the run.
+        path: where the model lies now; None = as in the run's config.
+
+    Raises:
+        BodyModelError: it cannot be read, or is another one than the labels' footer names.
+    """
+    knobs = run.identity.config["body"]
+    body = load_body(knobs["model_path"] if path is None else path, knobs["kid_axis"])
+    for shard in run.shards[:1]:
+        wanted = read_label_metadata(run.directory.label_file(shard)).get("body_sha256", body.sha256)
+        if wanted != body.sha256:
+            found = f"sha256 {body.sha256[:16]}, the labels were made with {wanted[:16]}"
+            raise BodyModelError(f"the body model has {found}; name the right one with --body")
+    return body
 
 
 def _open_manifest(path: Path, identity: RunIdentity) -> Manifest:

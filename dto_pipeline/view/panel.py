@@ -17,6 +17,8 @@ from dto_pipeline.data.files import commit_over, staged
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.scene import NUM_BETAS
 from dto_pipeline.view.birds_eye import draw_birds_eye, plan_view
+from dto_pipeline.view.depth_map import draw_depth_map, grey_sheet
+from dto_pipeline.view.fit_plot import Fit, draw_fit
 from dto_pipeline.view.overlay import draw_overlays
 from dto_pipeline.view.palette import INK, MUTED, PAPER, RULE, Rgb, person_colours, text_on
 from dto_pipeline.view.tags import load_font
@@ -47,6 +49,16 @@ class Table:
     lines: Sequence[Sequence[str]]
 
 
+@dataclass(frozen=True)
+class _Row:
+    """Two pictures side by side, with words over each."""
+
+    left: Image.Image
+    right: Image.Image
+    caption: str
+    note: str
+
+
 def before_after_panel(
     image: np.ndarray,
     before: People,
@@ -57,8 +69,10 @@ def before_after_panel(
     title: str = "",
     table: Table | None = None,
     captions: tuple[str, str] = ("Before: labels as given", "After: placed together"),
+    disparity: np.ndarray | None = None,
+    fit: Fit | None = None,
 ) -> Image.Image:
-    """A page with a row for the labels before and one for the labels after.
+    """A page with a row for the labels before and one for the labels after; below the depth map and the fit.
 
     Args:
         image: (H, W, 3) uint8 RGB photograph.
@@ -67,6 +81,7 @@ def before_after_panel(
         body: model of all bodies.
         title: first line of the page; captions: of the two rows.
         table: one line per person below.
+        disparity: (H, W) depth map, larger is nearer; fit: what was made of it. A row for them where there is one.
 
     Returns:
         RGB page.
@@ -76,11 +91,14 @@ def before_after_panel(
     true_places = None if truth is None else ground_places(truth, body)
     shown = np.concatenate([*places, *([] if true_places is None else [true_places])])
     plan = plan_view(shown, (_PLAN_WIDTH, pictures[0].height))
+    note = "from above; hollow circles: the truth" if truth is not None else "from above"
     rows = []
-    for people, place, picture in zip((before, after), places, pictures, strict=True):
+    for people, place, picture, caption in zip((before, after), places, pictures, captions, strict=True):
         above = draw_birds_eye(place, intrinsics, image.shape[1], plan, true_places, people.z_sigma)
-        rows.append((picture, above))
-    return _compose(rows, captions, title, table, len(before.transl), truth is not None)
+        rows.append(_Row(picture, above, caption, note))
+    if disparity is not None or fit is not None:
+        rows.append(_evidence_row(disparity, fit, pictures[0].size))
+    return _compose(rows, title, table, len(before.transl))
 
 
 def ground_places(people: People, body: BodyModel) -> np.ndarray:
@@ -120,30 +138,33 @@ def _as_tensors(people: People) -> tuple[torch.Tensor, torch.Tensor, torch.Tenso
     return torch.from_numpy(pose), torch.from_numpy(betas), torch.from_numpy(transl), torch.from_numpy(present)
 
 
-def _compose(
-    rows: list[tuple[Image.Image, Image.Image]],
-    captions: tuple[str, str],
-    title: str,
-    table: Table | None,
-    people: int,
-    has_truth: bool,
-) -> Image.Image:
+def _evidence_row(disparity: np.ndarray | None, fit: Fit | None, size: tuple[int, int]) -> _Row:
+    """The depth map and the lines fitted to it, at the size of the photographs."""
+    if disparity is None:
+        depth = Image.fromarray(grey_sheet(size, "no depth map"))
+    else:
+        depth = draw_depth_map(disparity, size)
+    plot_size = (_PLAN_WIDTH, size[1])
+    plot = Image.new("RGB", plot_size, PAPER) if fit is None else draw_fit(fit, plot_size)
+    return _Row(depth, plot, "Depth map", "" if fit is None else "distance against depth; hollow: before, filled: after")
+
+
+def _compose(rows: list[_Row], title: str, table: Table | None, people: int) -> Image.Image:
     """Put photographs, plans and the table on one page."""
-    photo, plan = rows[0]
-    width = max(photo.width + _EDGE + plan.width, 900) + 2 * _EDGE
+    left, right = rows[0].left, rows[0].right
+    width = max(left.width + _EDGE + right.width, 900) + 2 * _EDGE
     head = 44 if title else 8
     foot = 0 if table is None else (people + 1) * _LINE + 2 * _EDGE
-    page = Image.new("RGB", (width, head + len(rows) * (_CAPTION + photo.height + 14) + foot + 8), PAPER)
+    page = Image.new("RGB", (width, head + len(rows) * (_CAPTION + left.height + 14) + foot + 8), PAPER)
     draw = ImageDraw.Draw(page)
     draw.text((_EDGE, 14), title, font=load_font(20), fill=INK)
     top = head
-    for (picture, above), caption in zip(rows, captions, strict=True):
-        draw.text((_EDGE, top + 8), caption, font=load_font(15), fill=INK)
-        note = "from above; hollow circles: the truth" if has_truth else "from above"
-        draw.text((width - _EDGE - 14, top + 9), note, font=load_font(13), fill=MUTED, anchor="ra")
-        page.paste(picture, (_EDGE, top + _CAPTION))
-        page.paste(above, (width - _EDGE - above.width, top + _CAPTION))
-        top += _CAPTION + picture.height + 14
+    for row in rows:
+        draw.text((_EDGE, top + 8), row.caption, font=load_font(15), fill=INK)
+        draw.text((width - _EDGE - 14, top + 9), row.note, font=load_font(13), fill=MUTED, anchor="ra")
+        page.paste(row.left, (_EDGE, top + _CAPTION))
+        page.paste(row.right, (width - _EDGE - row.right.width, top + _CAPTION))
+        top += _CAPTION + row.left.height + 14
     if table is not None:
         _draw_table(draw, table, top + 10, width)
     return page

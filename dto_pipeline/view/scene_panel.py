@@ -7,8 +7,10 @@ import torch
 from PIL import Image
 
 from dto_pipeline.models.body import BodyModel
-from dto_pipeline.scene import HEIGHT_CLASSES, PlacedScene
+from dto_pipeline.scene import HEIGHT_CLASSES, PlacedScene, Scene
 from dto_pipeline.status import PersonStatus
+from dto_pipeline.view.depth_map import grey_sheet
+from dto_pipeline.view.fit_plot import Fit
 from dto_pipeline.view.panel import People, Table, before_after_panel
 
 _COLUMNS = ("class", "age", "height before", "after", "prior", "z before", "after", "status")
@@ -19,7 +21,8 @@ def scene_panel(placed: PlacedScene, body: BodyModel, truth: People | None = Non
     """Draw a placed scene before and after.
 
     Args:
-        placed: with its scene; without a decoded image a grey one takes its place.
+        placed: with its scene; without a decoded image a grey one takes its place and says why; without
+            `Scene.disparity` the depth map is left out.
         body: model of all bodies.
         truth: the same people as they really are, if known.
         title: "" = image, status and deviation.
@@ -28,12 +31,21 @@ def scene_panel(placed: PlacedScene, body: BodyModel, truth: People | None = Non
         RGB page.
     """
     scene = placed.scene
-    image = scene.image if scene.image is not None else np.full((scene.height, scene.width, 3), 200, dtype=np.uint8)
+    image = scene.image if scene.image is not None else grey_sheet(_sheet_size(scene), f"no photograph: {_why(placed)}")
     before = People(scene.pose, scene.betas, scene.transl)
     after = People(scene.pose, placed.betas, placed.transl, placed.z_sigma_m)
     table = person_table(placed, body, truth)
     return before_after_panel(
-        image, before, after, scene.intrinsics, body, truth=truth, title=title or _title(placed), table=table
+        image,
+        before,
+        after,
+        scene.intrinsics,
+        body,
+        truth=truth,
+        title=title or _title(placed),
+        table=table,
+        disparity=scene.disparity,
+        fit=_fit(placed),
     )
 
 
@@ -63,6 +75,26 @@ def _cells(placed: PlacedScene, person: int) -> list[str]:
         _metres(placed.transl[person, 2]) if moved else "kept",
         str(status).replace("_", " "),
     ]
+
+
+def _fit(placed: PlacedScene) -> Fit | None:
+    """What the fit was made of; None where nobody was measured."""
+    z = placed.scene.transl[:, 2], placed.transl[:, 2]
+    fit = Fit(placed.depth_mean, *z, placed.depth_group, placed.alpha, placed.beta)
+    return fit if fit.shown.any() else None
+
+
+def _sheet_size(scene: Scene) -> tuple[int, int]:
+    """Size of a photograph that is not there; one that was never read is taken to be centred on its camera."""
+    if scene.width > 0 and scene.height > 0:
+        return scene.width, scene.height
+    centre = scene.intrinsics[:2, 2]
+    usable = np.isfinite(centre).all() and (centre >= 16).all() and (centre <= 8192).all()
+    return (round(2 * float(centre[0])), round(2 * float(centre[1]))) if usable else (640, 480)
+
+
+def _why(placed: PlacedScene) -> str:
+    return placed.message or (placed.status.advice if placed.status.is_failure else "it was not looked for")
 
 
 def _true_heights(truth: People, body: BodyModel) -> np.ndarray:

@@ -1,0 +1,55 @@
+"""`dto view`: chosen scenes of a run as pages and 3D files."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+_DEFAULT_WORST = 5
+
+
+def add_parser(verbs: argparse._SubParsersAction) -> None:
+    parser = verbs.add_parser(
+        "view",
+        help="draw scenes of a run: meshes before and after, from above, depth map; also as 3D files",
+        description="Writes one PNG per scene: the photograph with the meshes before and after, the view from above in "
+        "metres, the depth map with the fit, one line per person. Without a choice the five worst scenes are drawn.",
+    )
+    parser.add_argument("run_dir", metavar="RUN", help="the run's folder")
+    parser.add_argument("-o", "--out", required=True, metavar="DIR", help="folder to write to")
+    parser.add_argument("--key", action="append", default=[], metavar="K", help="image key, or its end; repeatable")
+    parser.add_argument("--worst", type=int, default=0, metavar="N", help="optimised scenes of largest deviation")
+    parser.add_argument("--random", type=int, default=0, metavar="N", help="scenes drawn by lot")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed of --random (0)")
+    parser.add_argument("--status", action="append", default=[], metavar="S", help="only images of this status")
+    parser.add_argument("--glb", action="store_true", help="also write a binary glTF of each scene (y up, metres)")
+    add_places(parser)
+    parser.set_defaults(run=_run)
+
+
+def add_places(parser: argparse.ArgumentParser) -> None:
+    """Options for what was moved since the run."""
+    parser.add_argument("--manifest", metavar="FILE", help="the run's manifest, where it was moved")
+    parser.add_argument("--images", metavar="DIR", help="images folder in place of the manifest's")
+    parser.add_argument("--depth", metavar="DIR", help="depth folder in place of the manifest's")
+    parser.add_argument("--body", metavar="NPZ", help="the run's body model, where it was moved")
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from dto_pipeline.review.pictures import Choice, choose_scenes, load_placed, write_pictures
+    from dto_pipeline.review.run_files import load_run_body, open_pixels, open_run_files
+
+    run = open_run_files(arguments.run_dir, arguments.manifest)
+    given = arguments.key or arguments.random or arguments.status
+    worst = arguments.worst or (0 if given else _DEFAULT_WORST)
+    choice = Choice(arguments.key, worst, arguments.random, arguments.seed, arguments.status)
+    places = choose_scenes(run, choice)
+    body = load_run_body(run, arguments.body)
+    if run.manifest is None:
+        print(f"without photographs: {run.manifest_problem}")
+    scenes = load_placed(run, places, open_pixels(run, arguments.images, arguments.depth))
+    for path in write_pictures(scenes, body, Path(arguments.out), arguments.glb):
+        print(path)
+    if not places:
+        print("no scene was chosen; `dto status` counts the statuses of a run")
+    return 0
