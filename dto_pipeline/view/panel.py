@@ -50,7 +50,15 @@ class Table:
 
 
 @dataclass(frozen=True)
-class _Row:
+class Evidence:
+    """What a scene was placed by."""
+
+    disparity: np.ndarray | None  # (H, W) depth map, larger is nearer; None = could not be read
+    fit: Fit | None  # None = nobody was measured
+
+
+@dataclass(frozen=True)
+class PanelRow:
     """Two pictures side by side, with words over each."""
 
     left: Image.Image
@@ -68,23 +76,41 @@ def before_after_panel(
     truth: People | None = None,
     title: str = "",
     table: Table | None = None,
-    captions: tuple[str, str] = ("Before: labels as given", "After: placed together"),
-    disparity: np.ndarray | None = None,
-    fit: Fit | None = None,
+    evidence: Evidence | None = None,
 ) -> Image.Image:
     """A page with a row for the labels before and one for the labels after; below the depth map and the fit.
+
+    Args:
+        image, before, after, intrinsics, body, truth, evidence: see `draw_rows`.
+        title: first line of the page.
+        table: one line per person below.
+
+    Returns:
+        RGB page.
+    """
+    rows = draw_rows(image, before, after, intrinsics, body, truth, evidence)
+    return compose_page(rows, title, table)
+
+
+def draw_rows(
+    image: np.ndarray,
+    before: People,
+    after: People,
+    intrinsics: np.ndarray,
+    body: BodyModel,
+    truth: People | None = None,
+    evidence: Evidence | None = None,
+    placed: bool = True,
+) -> list[PanelRow]:
+    """The pictures of a scene: before, after and, where there is evidence, the depth map.
 
     Args:
         image: (H, W, 3) uint8 RGB photograph.
         before, after: the same P people; truth: where they really are, if known.
         intrinsics: (3, 3) [px].
         body: model of all bodies.
-        title: first line of the page; captions: of the two rows.
-        table: one line per person below.
-        disparity: (H, W) depth map, larger is nearer; fit: what was made of it. A row for them where there is one.
-
-    Returns:
-        RGB page.
+        evidence: what the placing was made of, for a third row.
+        placed: False = nobody was moved; the caption says so.
     """
     pictures = _draw_photos(image, (before, after), intrinsics, body)
     places = [ground_places(people, body) for people in (before, after)]
@@ -92,13 +118,14 @@ def before_after_panel(
     shown = np.concatenate([*places, *([] if true_places is None else [true_places])])
     plan = plan_view(shown, (_PLAN_WIDTH, pictures[0].height))
     note = "from above; hollow circles: the truth" if truth is not None else "from above"
+    captions = ("Before: labels as given", "After: placed together" if placed else "After: labels kept")
     rows = []
     for people, place, picture, caption in zip((before, after), places, pictures, captions, strict=True):
         above = draw_birds_eye(place, intrinsics, image.shape[1], plan, true_places, people.z_sigma)
-        rows.append(_Row(picture, above, caption, note))
-    if disparity is not None or fit is not None:
-        rows.append(_evidence_row(disparity, fit, pictures[0].size))
-    return _compose(rows, title, table, len(before.transl))
+        rows.append(PanelRow(picture, above, caption, note))
+    if evidence is not None:
+        rows.append(_evidence_row(evidence, pictures[0].size))
+    return rows
 
 
 def ground_places(people: People, body: BodyModel) -> np.ndarray:
@@ -138,23 +165,22 @@ def _as_tensors(people: People) -> tuple[torch.Tensor, torch.Tensor, torch.Tenso
     return torch.from_numpy(pose), torch.from_numpy(betas), torch.from_numpy(transl), torch.from_numpy(present)
 
 
-def _evidence_row(disparity: np.ndarray | None, fit: Fit | None, size: tuple[int, int]) -> _Row:
+def _evidence_row(evidence: Evidence, size: tuple[int, int]) -> PanelRow:
     """The depth map and the lines fitted to it, at the size of the photographs."""
-    if disparity is None:
-        depth = Image.fromarray(grey_sheet(size, "no depth map"))
-    else:
-        depth = draw_depth_map(disparity, size)
-    plot_size = (_PLAN_WIDTH, size[1])
-    plot = Image.new("RGB", plot_size, PAPER) if fit is None else draw_fit(fit, plot_size)
-    return _Row(depth, plot, "Depth map", "" if fit is None else "distance against depth; hollow: before, filled: after")
+    has_map, plot_size = evidence.disparity is not None, (_PLAN_WIDTH, size[1])
+    sheet = Image.fromarray(grey_sheet(size, "no depth map"))
+    depth = draw_depth_map(evidence.disparity, size) if evidence.disparity is not None else sheet
+    plot = Image.new("RGB", plot_size, PAPER) if evidence.fit is None else draw_fit(evidence.fit, plot_size)
+    note = "" if evidence.fit is None else "distance against depth; hollow: before, filled: after"
+    return PanelRow(depth, plot, "Depth map" if has_map else "No depth map", note)
 
 
-def _compose(rows: list[_Row], title: str, table: Table | None, people: int) -> Image.Image:
-    """Put photographs, plans and the table on one page."""
+def compose_page(rows: Sequence[PanelRow], title: str, table: Table | None = None) -> Image.Image:
+    """Put rows of pictures and the table on one page; returns RGB."""
     left, right = rows[0].left, rows[0].right
     width = max(left.width + _EDGE + right.width, 900) + 2 * _EDGE
     head = 44 if title else 8
-    foot = 0 if table is None else (people + 1) * _LINE + 2 * _EDGE
+    foot = 0 if table is None else (len(table.lines) + 1) * _LINE + 2 * _EDGE
     page = Image.new("RGB", (width, head + len(rows) * (_CAPTION + left.height + 14) + foot + 8), PAPER)
     draw = ImageDraw.Draw(page)
     draw.text((_EDGE, 14), title, font=load_font(20), fill=INK)

@@ -11,7 +11,7 @@ from dto_pipeline.scene import HEIGHT_CLASSES, PlacedScene, Scene
 from dto_pipeline.status import PersonStatus
 from dto_pipeline.view.depth_map import grey_sheet
 from dto_pipeline.view.fit_plot import Fit
-from dto_pipeline.view.panel import People, Table, before_after_panel
+from dto_pipeline.view.panel import Evidence, PanelRow, People, Table, compose_page, draw_rows
 
 _COLUMNS = ("class", "age", "height before", "after", "prior", "z before", "after", "status")
 _TRUE_COLUMNS = ("true height", "true z")
@@ -30,23 +30,20 @@ def scene_panel(placed: PlacedScene, body: BodyModel, truth: People | None = Non
     Returns:
         RGB page.
     """
+    table = person_table(placed, body, truth)
+    return compose_page(scene_rows(placed, body, truth), title or scene_title(placed), table)
+
+
+def scene_rows(placed: PlacedScene, body: BodyModel, truth: People | None = None) -> list[PanelRow]:
+    """The pictures of `scene_panel`, row by row, for pages that lay them out themselves."""
     scene = placed.scene
     image = scene.image if scene.image is not None else grey_sheet(_sheet_size(scene), f"no photograph: {_why(placed)}")
     before = People(scene.pose, scene.betas, scene.transl)
     after = People(scene.pose, placed.betas, placed.transl, placed.z_sigma_m)
-    table = person_table(placed, body, truth)
-    return before_after_panel(
-        image,
-        before,
-        after,
-        scene.intrinsics,
-        body,
-        truth=truth,
-        title=title or _title(placed),
-        table=table,
-        disparity=scene.disparity,
-        fit=_fit(placed),
-    )
+    fit = _fit(placed)
+    evidence = None if scene.disparity is None and fit is None else Evidence(scene.disparity, fit)
+    moved = any(status is PersonStatus.MOVED for status in placed.person_status)
+    return draw_rows(image, before, after, scene.intrinsics, body, truth, evidence, moved)
 
 
 def person_table(placed: PlacedScene, body: BodyModel, truth: People | None = None) -> Table:
@@ -72,7 +69,7 @@ def _cells(placed: PlacedScene, person: int) -> list[str]:
         _metres(placed.height_m[person]) if moved else "kept",
         f"{mean:.2f} \u00b1 {sigma:.2f}" if np.isfinite(mean) else "-",
         _metres(placed.scene.transl[person, 2]),
-        _metres(placed.transl[person, 2]) if moved else "kept",
+        _metres(placed.transl[person, 2], float(placed.z_sigma_m[person])) if moved else "kept",
         str(status).replace("_", " "),
     ]
 
@@ -101,11 +98,14 @@ def _true_heights(truth: People, body: BodyModel) -> np.ndarray:
     return body.rest_height(torch.from_numpy(np.asarray(truth.betas, dtype=np.float64))).numpy()
 
 
-def _metres(value: float) -> str:
-    return f"{value:.2f} m" if np.isfinite(value) else "-"
+def _metres(value: float, sigma: float = float("nan")) -> str:
+    if not np.isfinite(value):
+        return "-"
+    return f"{value:.2f} \u00b1 {sigma:.2f} m" if np.isfinite(sigma) else f"{value:.2f} m"
 
 
-def _title(placed: PlacedScene) -> str:
+def scene_title(placed: PlacedScene) -> str:
+    """Image, status and what came of it, in one line."""
     words = f"{placed.scene.image_path or placed.scene.image_id}: {str(placed.status).replace('_', ' ')}"
     if not placed.is_optimized:
         return words
