@@ -13,4 +13,32 @@ Conventions, told once and meant everywhere:
   fit now).
 """
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dto_pipeline.api import PipelineConfig as PipelineConfig
+    from dto_pipeline.api import load_body as load_body
+    from dto_pipeline.api import load_config as load_config
+    from dto_pipeline.api import optimize_scene as optimize_scene
+    from dto_pipeline.api import read_scenes as read_scenes
+    from dto_pipeline.api import read_table as read_table
+    from dto_pipeline.api import torch_dataset as torch_dataset
+
 __version__ = "0.1.0"
+
+_API = (
+    *("optimize_scene", "read_scenes", "read_table", "torch_dataset"),
+    *("PipelineConfig", "load_body", "load_config"),
+)  # offered as dto_pipeline.NAME; loaded from `dto_pipeline.api` when first asked for
+
+
+def __getattr__(name: str) -> object:
+    if name not in _API:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module("dto_pipeline.api"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_API])

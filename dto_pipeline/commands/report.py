@@ -12,8 +12,8 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     parser = verbs.add_parser(
         "report",
         help="one self-contained HTML page: counts, speed, heights against priors, the worst scenes",
-        description="Writes DIR/index.html, which opens in any browser without a network: totals, statuses with advice, "
-        "speed, distributions, the worst and some random scenes as pictures, configuration and models.",
+        description="Writes DIR/index.html, which opens in any browser without a network: totals, statuses with "
+        "advice, speed, distributions, the worst and some random scenes as pictures, configuration and models.",
     )
     parser.add_argument("run_dir", metavar="RUN", help="the run's folder")
     parser.add_argument("-o", "--out", required=True, metavar="DIR", help="folder to write to")

@@ -114,10 +114,13 @@ def read_label_files(paths: Sequence[str | Path], columns: Sequence[str] | None 
         columns: names to read, nested ones as ``persons.list.element.transl``; None = all.
 
     Raises:
-        LabelsError: a file that is missing, damaged or of another schema.
+        LabelsError: a file that is missing, damaged or of another schema, or a column that does not exist.
     """
     if columns is None:
         return pa.concat_tables([read_labels(path) for path in paths])
+    known = {*IMAGE_COLUMNS, *(person_leaf(name) for name in PERSON_COLUMNS)}
+    if unknown := [name for name in columns if name not in known]:
+        raise LabelsError(f"labels have no column {unknown}; columns are {sorted(known)}")
     tables = []
     for path in paths:
         with open_parquet(Path(path), LabelsError) as file:
@@ -129,8 +132,10 @@ def read_label_files(paths: Sequence[str | Path], columns: Sequence[str] | None 
 
 
 def person_leaf(name: str) -> str:
-    """What `read_label_files` calls a person column; a fixed-size list has one more level."""
-    kind = LABEL_PERSON.field(name).type
+    """What `read_label_files` calls a person column; a fixed-size list has one more level. Raises: LabelsError."""
+    kind = LABEL_PERSON.field(name).type if name in PERSON_COLUMNS else None
+    if kind is None:
+        raise LabelsError(f"persons have no column {name!r}; columns are {list(PERSON_COLUMNS)}")
     return f"persons.list.element.{name}" + (".list.element" if pa.types.is_fixed_size_list(kind) else "")
 
 

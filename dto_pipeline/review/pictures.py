@@ -75,9 +75,7 @@ def load_placed(run: RunFiles, places: Sequence[Place], pixels: Pixels | None) -
         yield placed
 
 
-def write_pictures(
-    scenes: Iterator[PlacedScene], body: BodyModel, out: Path, glb: bool = False
-) -> Iterator[Path]:
+def write_pictures(scenes: Iterator[PlacedScene], body: BodyModel, out: Path, glb: bool = False) -> Iterator[Path]:
     """Write one page per scene, and with `glb` a 3D file beside it; gives each file as it is written."""
     for placed in scenes:
         name = file_name(placed.scene.image_id)

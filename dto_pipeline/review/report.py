@@ -22,7 +22,7 @@ from dto_pipeline.run.report import format_duration
 from dto_pipeline.scene import PlacedScene
 from dto_pipeline.status import ImageStatus, PersonStatus
 from dto_pipeline.view import html
-from dto_pipeline.view.charts import Chart, Mark, Series, describe_chart
+from dto_pipeline.view.charts import Chart, Mark, Series, describe_chart, without_tail
 from dto_pipeline.view.scene_panel import person_table, scene_rows, scene_title
 
 FILE_NAME = "index.html"
@@ -67,7 +67,7 @@ def write_report(
         _provenance(facts, run),
     ]
     title = f"{run.identity.subset}: {_state(facts)}"
-    subtitle = "Labels of crowds, placed together in metres (DTO, arXiv 2511.13282). Before: as given; after: as placed."
+    subtitle = "Labels of crowds in metres (DTO, arXiv 2511.13282). Before: as given; after: as placed together."
     path = out / FILE_NAME
     replace_bytes(path, html.page(title, subtitle, [part for part in sections if part]).encode())
     return path
@@ -105,7 +105,7 @@ def _statuses(facts: Facts) -> str:
         advice = {str(word): word.advice for word in words}
         ordered = sorted(counts.items(), key=lambda item: -item[1])
         rows = [[_plain(w), f"{n:,}", share(n, whole), advice.get(w, "written by another version")] for w, n in ordered]
-        tables.append(html.table([name, "count", "share", "what it means"], rows, numeric=(1, 2)))
+        tables.append(html.table([name, "count", "share", "what it means"], rows, numeric=(1, 2), style="words"))
     shards = ", ".join(f"{count} {word}" for word, count in facts.status.shards.items())
     return html.section("What became of images and persons", *tables, note=f"Shards: {shards}.")
 
@@ -145,15 +145,15 @@ def _placing(facts: Facts, config: Mapping[str, Any]) -> str:
     limit = float(config["refine"]["accept_below"])
     single = [
         Chart(
-            "Scale factor of moved persons",
+            "Scale on distance and height, moved persons",
             facts.scales.edges,
             [Series("moved", facts.scales.counts[0])],
-            "factor on distance and height",
+            "factor",
             marks=[Mark(1.0, "unchanged")],
             logarithmic=True,
         ),
         Chart(
-            "Mean height deviation of optimised images",
+            "Height deviation of optimised images",
             facts.deviations.edges,
             [Series("images", facts.deviations.counts[0])],
             "sigma",
@@ -161,15 +161,15 @@ def _placing(facts: Facts, config: Mapping[str, Any]) -> str:
         ),
         Chart("Persons per image", facts.crowds.edges, [Series("images", facts.crowds.counts[0])], "persons"),
     ]
+    single = [single[0], *(without_tail(chart) for chart in single[1:])]
     charts = [(chart, describe_chart(chart)) for chart in single]
     for name in GROUPS:
         histogram, counts = facts.distances[name], facts.group_status[name]
         people, moved = sum(counts.values()), counts[str(PersonStatus.MOVED)]
         chart = Chart(f"Distance, {name} group", histogram.edges, _two(histogram.counts), "z [m]")
-        charts.append((chart, f"{people:,} persons, {share(moved, people)} moved"))
-    note = (
-        f"The near group of {facts.ground_used:,} images was placed by ground evidence. Outer bars hold what lies beyond."
-    )
+        charts.append((without_tail(chart), f"{people:,} persons, {share(moved, people)} moved"))
+    ground = f"{facts.ground_used:,} images had their near group placed by ground evidence."
+    note = f"{ground} Outer bars hold what lies beyond."
     return html.section("Placing", html.legend(_BEFORE_AFTER), html.chart_grid(charts), note=note)
 
 
@@ -222,7 +222,8 @@ def _scene(placed: PlacedScene, body: BodyModel) -> str:
     listing = html.table(["person", *people.columns], lines)
     title = html.escape(scene_title(placed))
     opened = html.details(f"{len(lines)} persons", listing)
-    return f'<div class="scene"><h3>{title}</h3><div class="pictures">{"".join(pictures)}</div>{opened}</div>'
+    layout = "pictures" if len(pictures) > 4 else "pictures four"
+    return f'<div class="scene"><h3>{title}</h3><div class="{layout}">{"".join(pictures)}</div>{opened}</div>'
 
 
 def _failures(facts: Facts) -> str:

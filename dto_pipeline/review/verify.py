@@ -88,9 +88,7 @@ class Verdict:
         return "\n".join(lines)
 
 
-def verify_run(
-    run_dir: str | Path, manifest: str | Path | None = None, body_path: str | Path | None = None
-) -> Verdict:
+def verify_run(run_dir: str | Path, manifest: str | Path | None = None, body_path: str | Path | None = None) -> Verdict:
     """Check a run.
 
     Args:

@@ -6,7 +6,7 @@ Charts are drawn for a box of 360 x 210 units and scale with their width, so the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from html import escape
 
 import numpy as np
@@ -14,7 +14,7 @@ import numpy as np
 from dto_pipeline.view.fit_plot import round_ticks
 
 WIDTH, HEIGHT = 360, 210
-_LEFT, _RIGHT, _TOP, _BOTTOM = 40, 10, 12, 34
+_LEFT, _RIGHT, _TOP, _BOTTOM = 40, 10, 18, 34
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,14 @@ def describe_chart(chart: Chart) -> str:
     return "; ".join(words)
 
 
+def without_tail(chart: Chart, least: int = 10) -> Chart:
+    """The chart without the empty bins at its upper end, but with at least so many bins."""
+    used = np.flatnonzero(np.any([series.counts > 0 for series in chart.series], axis=0))
+    keep = max(least, int(used[-1]) + 2 if used.size else 0)
+    series = [replace(one, counts=one.counts[:keep]) for one in chart.series]
+    return replace(chart, edges=chart.edges[: keep + 1], series=series)
+
+
 class _Scale:
     """From values and counts to units of the drawing."""
 
@@ -102,7 +110,7 @@ def _axes(chart: Chart, scale: _Scale) -> str:
     ticks = _log_ticks(chart.edges) if chart.logarithmic else round_ticks(chart.edges[0], chart.edges[-1], 6)
     for value in ticks:
         x = float(scale.x(value))
-        parts.append(f'<text x="{x:.1f}" y="{floor + 15}" text-anchor="middle">{value:g}</text>')
+        parts.append(f'<text x="{x:.1f}" y="{floor + 15}" text-anchor="middle">{value + 0.0:g}</text>')
     middle = (_LEFT + WIDTH - _RIGHT) / 2
     parts.append(f'<path class="axis" d="M{_LEFT} {floor}H{WIDTH - _RIGHT}"/>')
     parts.append(f'<text x="{middle}" y="{HEIGHT - 4}" text-anchor="middle">{escape(chart.unit)}</text>')
@@ -130,7 +138,7 @@ def _mark(scale: _Scale, mark: Mark) -> str:
     x = float(scale.x(np.array(mark.at)))
     anchor, shift = ("end", -4) if x > WIDTH * 0.7 else ("start", 4)
     line = f'<path class="mark" d="M{x:.1f} {_TOP}V{HEIGHT - _BOTTOM}"/>'
-    return f'{line}<text x="{x + shift:.1f}" y="{_TOP + 8}" text-anchor="{anchor}">{escape(mark.word)}</text>'
+    return f'{line}<text x="{x + shift:.1f}" y="{_TOP - 5}" text-anchor="{anchor}">{escape(mark.word)}</text>'
 
 
 def _path(x: np.ndarray, y: np.ndarray) -> str:
@@ -147,4 +155,4 @@ def _short(value: float) -> str:
     for size, letter in ((1e6, "M"), (1e3, "k")):
         if value >= size:
             return f"{value / size:g}{letter}"
-    return f"{value:g}"
+    return f"{value + 0.0:g}"  # never -0

@@ -44,10 +44,20 @@ def tiles(values: Sequence[tuple[str, str, str]]) -> str:
     return f'<div class="tiles">{"".join(items)}</div>'
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequence[int] = (), key: bool = False) -> str:
-    """A table that becomes a list of cards on a narrow screen; `numeric` columns are aligned right.
+def table(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    numeric: Sequence[int] = (),
+    key: bool = False,
+    style: str = "",
+) -> str:
+    """A table that becomes a list of cards on a narrow screen.
 
-    `key`: the first column is a long key in a fixed-width typeface.
+    Args:
+        columns: names; rows: texts.
+        numeric: columns that are aligned right.
+        key: the first column is a long key in a fixed-width typeface.
+        style: "words": a word, two numbers and a sentence, which a narrow screen shows on two lines.
     """
     head = "".join(f"<th{_class(i, numeric, False)}>{escape(name)}</th>" for i, name in enumerate(columns))
     lines = []
@@ -57,7 +67,8 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequen
             for i, text in enumerate(row)
         )
         lines.append(f"<tr>{''.join(cells)}</tr>")
-    return f'<table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table>'
+    kind = f' class="{style}"' if style else ""
+    return f"<table{kind}><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
 
 
 def bars(items: Mapping[str, float], words: Mapping[str, str]) -> str:

@@ -9,7 +9,7 @@ body{margin:0;background:var(--ground);color:var(--ink);font:16px/1.5 system-ui,
 header,main{max-width:1240px;margin:0 auto;padding:0 20px}
 header{padding-top:28px}
 h1{font-size:1.7rem;line-height:1.2;margin:0;overflow-wrap:anywhere}
-header p,.note{color:var(--muted);margin:.3rem 0 0;max-width:75ch}
+header p,.note{color:var(--muted);margin:.3rem 0 0;max-width:100ch}
 section{margin:28px 0;padding:20px;background:var(--paper);border:1px solid var(--rule);border-radius:12px}
 h2{font-size:1.2rem;margin:0 0 .2rem}
 h3{font-size:1rem;margin:0}
@@ -54,13 +54,16 @@ img{display:block;width:100%;height:auto;border-radius:6px;border:1px solid var(
 figcaption{color:var(--muted);font-size:.85rem;padding-top:3px}
 summary{cursor:pointer;padding:6px 0;color:var(--b)}
 pre{overflow-x:auto;background:var(--ground);border-radius:8px;padding:12px;font-size:.85rem;margin:.3rem 0 1rem}
-@media (min-width:1000px){.scene .pictures{grid-template-columns:3fr 3fr 2fr 2fr}.scene .pictures figure:nth-child(n+5)
-{grid-column:span 2}.scene .pictures figure:nth-child(n+5) img{max-height:320px;width:auto;max-width:100%}}
+@media (min-width:1000px){.pictures{grid-template-columns:repeat(3,1fr)}.pictures.four{grid-template-columns:
+repeat(4,1fr)}.pictures:not(.four) figure:nth-child(3),.pictures:not(.four) figure:nth-child(4){order:1}
+.pictures:not(.four) figure:nth-child(6){order:2}}
 @media (max-width:640px){header,main{padding:0 12px}section{padding:14px 12px;margin:16px 0}.tiles{grid-template-columns:
 1fr 1fr;gap:8px}.tile{padding:10px 12px}.tile b{font-size:1.35rem}.pictures{grid-template-columns:1fr}
 thead{display:none}tr{display:block;padding:8px 0;border-bottom:1px solid var(--rule)}
 td,td.num{display:flex;justify-content:space-between;gap:14px;text-align:right;white-space:normal;border:0;padding:1px 0}
 td::before{content:attr(data-name);color:var(--muted);text-align:left;flex:none}
 td:first-child{display:block;text-align:left;font-weight:600}td:first-child::before{content:none}
+.words tr{display:grid;grid-template-columns:1fr auto 4.2rem;gap:0 12px}.words td{display:block}.words td:nth-child(4)
+{grid-column:1/-1;text-align:left;color:var(--muted)}.words td::before{content:none}
 .bar{grid-template-columns:6.5rem 1fr auto}}
 """

@@ -1,0 +1,254 @@
+"""The pipeline from Python: read results as scenes, as Arrow or as a training set; place one crowd in memory.
+
+Glue for notebooks and training code, without Ray; ``import dto_pipeline as dto`` offers these functions lazily.
+Conventions (camera frame, units, axis letters) are those of `dto_pipeline`. Examples: docs/api.md, run by the tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dto_pipeline.collate import collate_scenes, map_size, pass_through, split_batch
+from dto_pipeline.config import PipelineConfig, load_config
+from dto_pipeline.data.images import ImageFolder, ImageStore
+from dto_pipeline.data.label_files import IMAGE_COLUMNS, PERSON_COLUMNS, flatten_table, person_leaf, read_label_files
+from dto_pipeline.data.placed import read_placed
+from dto_pipeline.data.sources.rows import ROW_PROBLEMS, find_row_problems
+from dto_pipeline.data.torch_labels import LABEL_IMAGES, LABEL_PEOPLE, LabelDataset
+from dto_pipeline.errors import DtoError
+from dto_pipeline.models.body import BodyModel, load_body
+from dto_pipeline.optimizer import SceneOptimizer
+from dto_pipeline.review.run_files import RunFiles, find_labels, open_pixels, open_run_files
+from dto_pipeline.run.directory import RunDirectory
+from dto_pipeline.scene import NUM_BETAS, PlacedScene, Scene
+from dto_pipeline.status import PersonStatus
+
+__all__ = ["PipelineConfig", "load_body", "load_config", "optimize_scene", "read_scenes", "read_table", "torch_dataset"]
+
+LabelTable = Any  # a pyarrow.Table; pyarrow itself is imported in data/ only
+Source = str | Path | Iterable[str | Path]
+
+
+class SceneInputError(DtoError, ValueError):
+    """An argument of `optimize_scene` that cannot be used; the message names it, what was found and what is needed."""
+
+
+def read_scenes(source: Source) -> Iterator[PlacedScene]:
+    """Every image of a run or an export, one after the other; one label file is in memory at a time.
+
+    Args:
+        source: a run's folder (its finished shards), a folder of label files, one label file, or several of these.
+
+    Returns:
+        `PlacedScene` per image, in the order of the files. ``placed.transl`` (P, 3) [m] and ``placed.betas`` (P, 11)
+        are the labels after, ``placed.scene`` holds what went in (pose (P, 72) [rad], transl, betas, intrinsics
+        (3, 3) [px]); photographs, masks and depth maps are None.
+
+    Raises:
+        LabelsError: no labels there, or a damaged file.
+    """
+    for path in _label_files(source):
+        yield from read_placed(path)
+
+
+def read_table(source: Source, columns: Sequence[str] | None = None, people: Sequence[str] | None = None) -> LabelTable:
+    """Labels as one Arrow table, one row per image, people in ``persons``.
+
+    Args:
+        source: as in `read_scenes`.
+        columns: image columns to read; None = all.
+        people: person columns to read; None = all, () = no ``persons`` at all.
+
+    Returns:
+        ``pyarrow.Table``; columns, units and meanings are in its schema's field metadata.
+
+    Raises:
+        LabelsError: no labels there, a damaged file, or a column that does not exist.
+    """
+    return read_label_files(_label_files(source), _leaf_names(columns, people))
+
+
+def torch_dataset(
+    source: Source, images: bool | str | Path = False, select: str = "accepted", manifest: str | Path | None = None
+) -> LabelDataset:
+    """Labels as a map-style torch Dataset, one item per image; see `LabelDataset.__getitem__` for an item.
+
+    Args:
+        source: as in `read_scenes`.
+        images: False = no photographs; True = those the run's manifest names (`source` must be a run); a folder =
+            read them from there, under the manifest's names for a run, else under their ``image_path``.
+        select: "accepted", "optimized" or "all" images.
+        manifest: the run's manifest, where it was moved.
+
+    Raises:
+        LabelsError: no labels there.
+        ManifestError: photographs are wanted and the run's manifest is gone.
+    """
+    columns = flatten_table(read_table(source, LABEL_IMAGES, LABEL_PEOPLE), LABEL_PEOPLE)
+    if images is False:
+        return LabelDataset(columns, select)
+    folder = None if images is True else Path(images)
+    if isinstance(source, str | Path) and RunDirectory(Path(source)).run_file.exists():
+        store, names = _run_photographs(open_run_files(source, manifest), folder)
+        return LabelDataset(columns, select, store, names)
+    if folder is None:
+        raise SceneInputError(f"images=True needs a run's folder, found {source}; give the folder of the photographs")
+    return LabelDataset(columns, select, ImageFolder(folder))
+
+
+def optimize_scene(
+    pose: np.ndarray,
+    betas: np.ndarray,
+    transl: np.ndarray,
+    intrinsics: np.ndarray,
+    disparity: np.ndarray,
+    masks: np.ndarray | None = None,
+    ages: np.ndarray | None = None,
+    male_prob: np.ndarray | None = None,
+    body: BodyModel | str | Path = "",
+    config: PipelineConfig | None = None,
+) -> PlacedScene:
+    """Place the P people of one image, in memory, on the device of `body`.
+
+    Args:
+        pose: (P, 72) or (P, 24, 3) axis-angle, root first [rad], root in the camera frame.
+        betas: (P, 10) or (P, 11) SMPL shape, kid axis last.
+        transl: (P, 3) SMPL translation [m], camera frame.
+        intrinsics: (3, 3) of the photograph [px].
+        disparity: (H, W) relative inverse depth of the photograph, larger is nearer, finite, not negative.
+        masks: (P, H, W) bool, visible part of each person; None = whatever pixels the body covers.
+        ages: (P,) [years]; NaN or None = unknown, treated as an adult.
+        male_prob: (P,) 0 .. 1; NaN or None = unknown.
+        body: a loaded body model, or the file of one ("" = the stand-in of the demo).
+        config: knobs; None = those of the paper.
+
+    Returns:
+        `PlacedScene`: ``transl`` (P, 3) [m] and ``betas`` (P, 11) after, ``scale`` (P,), ``person_status``,
+        ``is_accepted`` and all else a label row holds. People whose label is not finite or behind the camera keep it
+        and a status that says so.
+
+    Raises:
+        SceneInputError: an argument of a wrong shape, a camera or disparity that cannot be used.
+    """
+    config = config or PipelineConfig()
+    scene = _build_scene(pose, betas, transl, intrinsics, disparity, ages, male_prob)
+    _add_masks(scene, masks, config.evidence.render_max_side)
+    if scene.num_people == 0:
+        return pass_through(scene, config)
+    model = body if isinstance(body, BodyModel) else _load_body_once(str(body), config.body.kid_axis)
+    optimized = SceneOptimizer(model, config)(collate_scenes([scene], model.faces.device))
+    return split_batch([scene], optimized, config)[0]
+
+
+@lru_cache(maxsize=2)
+def _load_body_once(path: str, kid_axis: bool) -> BodyModel:
+    return load_body(path, kid_axis)
+
+
+def _label_files(source: Source) -> list[Path]:
+    sources = [source] if isinstance(source, str | Path) else list(source)
+    return [path for one in sources for path in find_labels(one)]
+
+
+def _leaf_names(columns: Sequence[str] | None, people: Sequence[str] | None) -> list[str] | None:
+    if columns is None and people is None:
+        return None
+    names = list(IMAGE_COLUMNS if columns is None else columns)
+    return names + [person_leaf(name) for name in (PERSON_COLUMNS if people is None else people)]
+
+
+def _run_photographs(run: RunFiles, folder: Path | None) -> tuple[ImageStore, dict[str, str]]:
+    """Where a run's photographs are, and the name of each."""
+    pixels = open_pixels(run, folder)
+    if pixels is None or run.manifest is None:
+        raise SceneInputError(f"photographs are named by the manifest: {run.manifest_problem}")
+    names: dict[str, str] = {}
+    for shard in range(run.manifest.num_shards):
+        rows = run.manifest.read_shard(shard)
+        names.update(zip(*(rows.column(name).to_pylist() for name in ("image_id", "image_file")), strict=True))
+    return pixels.images, names
+
+
+def _build_scene(
+    pose: np.ndarray,
+    betas: np.ndarray,
+    transl: np.ndarray,
+    intrinsics: np.ndarray,
+    disparity: np.ndarray,
+    ages: np.ndarray | None,
+    male_prob: np.ndarray | None,
+) -> Scene:
+    people = len(transl)
+    unknown = np.full(people, np.nan, np.float32)
+    pose = _array("pose", np.reshape(pose, (np.shape(pose)[0], -1)), (people, 72))
+    shape = _array("betas", betas, (people, np.shape(betas)[-1]))
+    if shape.shape[1] not in (NUM_BETAS - 1, NUM_BETAS):
+        raise SceneInputError(f"betas has shape {shape.shape}; expected ({people}, 10) or ({people}, 11)")
+    shape = np.pad(shape, ((0, 0), (0, NUM_BETAS - shape.shape[1])))
+    place = _array("transl", transl, (people, 3))
+    problems = [ROW_PROBLEMS[code] for code in find_row_problems(pose, shape, place)]
+    depth = _check_disparity(np.asarray(disparity, np.float32))
+    return Scene(
+        image_id="memory/scene",
+        subset="memory",
+        image_path="scene",
+        width=depth.shape[1],
+        height=depth.shape[0],
+        intrinsics=_check_camera(np.asarray(intrinsics, np.float64)),
+        pose=pose,
+        betas=shape,
+        transl=place,
+        age_years=unknown if ages is None else _array("ages", ages, (people,)),
+        male_prob=unknown if male_prob is None else _array("male_prob", male_prob, (people,)),
+        source_row=np.arange(people),
+        bbox_xyxy=np.full((people, 4), np.nan, np.float32),
+        det_score=unknown,
+        person_problem=[(PersonStatus.INVALID_LABEL, text) if text else None for text in problems],
+        disparity=depth,
+        origin={"masks": "memory", "attributes": "memory", "depth": "memory"},
+    )
+
+
+def _add_masks(scene: Scene, masks: np.ndarray | None, max_side: int) -> None:
+    """Sample the masks at the size of the person map; a person whose mask is empty is not measured."""
+    height, width = map_size(scene.height, scene.width, max_side)
+    if masks is None:
+        scene.masks = np.ones((scene.num_people, height, width), dtype=bool)
+        return
+    full = np.asarray(masks)
+    expected = (scene.num_people, scene.height, scene.width)
+    if full.shape != expected or full.dtype != bool:
+        raise SceneInputError(f"masks is {full.dtype} of shape {full.shape}; expected bool of shape {expected}")
+    rows = np.arange(height) * scene.height // height
+    cols = np.arange(width) * scene.width // width
+    scene.masks = full[:, rows[:, None], cols]
+    for person in np.flatnonzero(~full.any(axis=(1, 2))):
+        if scene.person_problem[person] is None:
+            scene.person_problem[person] = (PersonStatus.EMPTY_MASK, "the instance mask holds no pixel")
+
+
+def _array(name: str, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """float32 of exactly this shape."""
+    array = np.asarray(values, dtype=np.float32)
+    if array.shape != shape:
+        raise SceneInputError(f"{name} has shape {array.shape}; expected {shape}, one entry per row of transl")
+    return array
+
+
+def _check_camera(camera: np.ndarray) -> np.ndarray:
+    if camera.shape != (3, 3) or not np.isfinite(camera).all() or camera[0, 0] <= 0 or camera[1, 1] <= 0:
+        raise SceneInputError(f"intrinsics is {camera.tolist()}; expected a finite 3 x 3 matrix with focal lengths > 0")
+    return camera
+
+
+def _check_disparity(disparity: np.ndarray) -> np.ndarray:
+    if disparity.ndim != 2 or not disparity.size:
+        raise SceneInputError(f"disparity has shape {disparity.shape}; expected (H, W) of the photograph")
+    if not np.isfinite(disparity).all() or disparity.min() < 0 or disparity.max() == 0:
+        raise SceneInputError("disparity must be finite, not negative and somewhere positive; larger is nearer")
+    return disparity
