@@ -89,11 +89,11 @@ class _Scale:
     def __init__(self, chart: Chart, highest: float) -> None:
         self.edges, self.highest, self.logarithmic = chart.edges, highest, chart.logarithmic
 
-    def x(self, values: np.ndarray) -> np.ndarray:
+    def x(self, values: np.ndarray | float) -> np.ndarray:
         low, high = self._axis(self.edges[[0, -1]])
         return _LEFT + (self._axis(np.asarray(values)) - low) / (high - low) * (WIDTH - _LEFT - _RIGHT)
 
-    def y(self, counts: np.ndarray) -> np.ndarray:
+    def y(self, counts: np.ndarray | float) -> np.ndarray:
         return HEIGHT - _BOTTOM - np.asarray(counts) / self.highest * (HEIGHT - _TOP - _BOTTOM)
 
     def _axis(self, values: np.ndarray) -> np.ndarray:

@@ -131,9 +131,21 @@ def _write_axes(figure: Image.Image, axes: _Axes, ticks: list[np.ndarray]) -> No
     left, _, right, bottom = _MARGIN
     floor = figure.height - bottom
     for value in ticks[0]:
-        draw.text((axes.place([value, axes.low[1]])[0], floor + 6), f"{value:.3g}", font=font, fill=MUTED, anchor="mt")
+        draw.text(
+            (axes.place(np.array([value, axes.low[1]]))[0], floor + 6),
+            f"{value:.3g}",
+            font=font,
+            fill=MUTED,
+            anchor="mt",
+        )
     for value in ticks[1]:
-        draw.text((left - 6, axes.place([axes.low[0], value])[1]), f"{value:g} m", font=font, fill=MUTED, anchor="rm")
+        draw.text(
+            (left - 6, axes.place(np.array([axes.low[0], value]))[1]),
+            f"{value:g} m",
+            font=font,
+            fill=MUTED,
+            anchor="rm",
+        )
     middle = (left + (figure.width - left - right) / 2, figure.height - 12)
     draw.text(middle, "relative depth of the person (1 / disparity)", font=font, fill=MUTED, anchor="mm")
 

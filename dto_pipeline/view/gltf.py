@@ -62,7 +62,7 @@ class _Builder:
 
     def add_material(self, colour: tuple[float, ...], unlit: bool = False) -> int:
         surface = {"baseColorFactor": list(colour), "metallicFactor": 0.0, "roughnessFactor": 0.8}
-        extra = {"extensions": {"KHR_materials_unlit": {}}} if unlit else {}
+        extra: dict[str, Any] = {"extensions": {"KHR_materials_unlit": {}}} if unlit else {}
         self.materials.append({"pbrMetallicRoughness": surface, "doubleSided": True, **extra})
         return len(self.materials) - 1
 

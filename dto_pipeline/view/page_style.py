@@ -57,10 +57,11 @@ pre{overflow-x:auto;background:var(--ground);border-radius:8px;padding:12px;font
 @media (min-width:1000px){.pictures{grid-template-columns:repeat(3,1fr)}.pictures.four{grid-template-columns:
 repeat(4,1fr)}.pictures:not(.four) figure:nth-child(3),.pictures:not(.four) figure:nth-child(4){order:1}
 .pictures:not(.four) figure:nth-child(6){order:2}}
-@media (max-width:640px){header,main{padding:0 12px}section{padding:14px 12px;margin:16px 0}.tiles{grid-template-columns:
-1fr 1fr;gap:8px}.tile{padding:10px 12px}.tile b{font-size:1.35rem}.pictures{grid-template-columns:1fr}
+@media (max-width:640px){header,main{padding:0 12px}section{padding:14px 12px;margin:16px 0}.tiles{
+grid-template-columns:1fr 1fr;gap:8px}.tile{padding:10px 12px}.tile b{font-size:1.35rem}.pictures{grid-template-columns:1fr}
 thead{display:none}tr{display:block;padding:8px 0;border-bottom:1px solid var(--rule)}
-td,td.num{display:flex;justify-content:space-between;gap:14px;text-align:right;white-space:normal;border:0;padding:1px 0}
+td,td.num{display:flex;justify-content:space-between;gap:14px;text-align:right;white-space:normal;border:0;
+padding:1px 0}
 td::before{content:attr(data-name);color:var(--muted);text-align:left;flex:none}
 td:first-child{display:block;text-align:left;font-weight:600}td:first-child::before{content:none}
 .words tr{display:grid;grid-template-columns:1fr auto 4.2rem;gap:0 12px}.words td{display:block}.words td:nth-child(4)
