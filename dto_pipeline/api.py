@@ -185,7 +185,8 @@ def _build_scene(
 ) -> Scene:
     people = len(transl)
     unknown = np.full(people, np.nan, np.float32)
-    pose = _array("pose", np.reshape(pose, (np.shape(pose)[0], -1)), (people, 72))
+    flat = np.reshape(pose, (people, 72)) if np.shape(pose) == (people, 24, 3) else pose
+    pose = _array("pose", flat, (people, 72))
     shape = _array("betas", betas, (people, np.shape(betas)[-1]))
     if shape.shape[1] not in (NUM_BETAS - 1, NUM_BETAS):
         raise SceneInputError(f"betas has shape {shape.shape}; expected ({people}, 10) or ({people}, 11)")

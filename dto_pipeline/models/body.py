@@ -127,6 +127,9 @@ class BodyModel(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Vertices (all, or `subset`) and the 24 joints; leading axes flattened, computed in chunks."""
         lead = pose.shape[:-1]
+        if pose.numel() == 0:  # nobody: smplx cannot tell the shape of nothing
+            count = self.num_vertices if subset is None else len(subset)
+            return self._template.new_zeros(*lead, count, 3), self._template.new_zeros(*lead, len(self._parents), 3)
         flat = zip(
             pose.reshape(-1, 72).split(_POSE_CHUNK),
             betas.reshape(-1, NUM_BETAS).split(_POSE_CHUNK),

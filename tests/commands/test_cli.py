@@ -11,7 +11,7 @@ from dto_pipeline.cli import build_parser, main
 
 
 def test_every_verb_has_help(capsys: pytest.CaptureFixture[str]) -> None:
-    for verb in ("demo", "manifest build", "run", "status", "golden", "bench", "body import", "body show"):
+    for verb in ("demo", "manifest build", "run", "status", "verify", "diff", "view", "report", "golden", "bench", "body import", "body show"):
         with pytest.raises(SystemExit) as stop:
             build_parser().parse_args([*verb.split(), "--help"])
         assert stop.value.code == 0
@@ -39,6 +39,10 @@ def test_golden_prints_json_alone_when_asked(golden_folder: Path, capsys: pytest
         (["run", "nowhere.parquet", "-o", "run", "--set", "solver.mode=magic"], "solver.mode is 'magic'"),
         (["run", "nowhere.parquet", "-o", "run", "--set", "solver.speed=9"], "unknown key solver.speed"),
         (["status", "nowhere"], "nowhere"),
+        (["verify", "nowhere"], "holds no run.json"),
+        (["diff", "nowhere", "nowhere"], "holds no label file"),
+        (["view", "nowhere", "-o", "out"], "holds no run.json"),
+        (["report", "nowhere", "-o", "out"], "holds no run.json"),
         (["manifest", "build", "nowhere.yaml", "--data-root", ".", "-o", "m.parquet"], "nowhere.yaml"),
         (["body", "show", "nowhere.npz"], "dto body import"),
         (["body", "import", "nowhere.pkl", "-o", "bodies"], "nowhere.pkl"),

@@ -1,0 +1,58 @@
+"""The verbs that look at a finished run: what they print, write and return."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dto_pipeline.cli import main
+from dto_pipeline.models.body import BodyModel
+from dto_pipeline.run.directory import RunDirectory
+from dto_pipeline.run.driver import run_pipeline
+from tests.run.chaos import tiny_config
+from tests.tiny_dataset import write_tiny_dataset
+
+
+@pytest.fixture(scope="module")
+def run_dir(body: BodyModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of three images."""
+    root = tmp_path_factory.mktemp("verbs")
+    tiny = write_tiny_dataset(root / "data", body, images=3, broken=False)
+    run_pipeline(tiny.manifest, root / "run", tiny_config(), progress=False)
+    return root / "run"
+
+
+def test_verify_returns_zero_for_a_sound_run_and_one_for_a_damaged_one(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import shutil
+
+    assert main(["verify", str(run_dir)]) == 0
+    assert "everything holds" in capsys.readouterr().out
+    damaged = Path(shutil.copytree(run_dir, tmp_path / "damaged"))
+    RunDirectory(damaged).label_file(0).unlink()
+    assert main(["verify", str(damaged), "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["passed"] is False
+
+
+def test_diff_of_a_run_with_itself_returns_zero(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["diff", str(run_dir), str(run_dir), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["equal"] is True
+
+
+def test_view_names_every_file_it_writes(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["view", str(run_dir), "-o", str(tmp_path / "out"), "--key", "000001.jpg", "--glb"]) == 0
+    names = [Path(line).name for line in capsys.readouterr().out.split()]
+    assert names == ["tiny-000001.png", "tiny-000001.glb"]
+    assert sorted(names) == sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert main(["view", str(run_dir), "-o", str(tmp_path / "none"), "--status", "image_missing"]) == 0
+    assert "no scene was chosen" in capsys.readouterr().out
+
+
+def test_report_prints_the_page_it_wrote(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(run_dir), "-o", str(tmp_path / "page"), "--worst", "0", "--random", "1"]) == 0
+    page = Path(capsys.readouterr().out.strip())
+    assert page == tmp_path / "page" / "index.html"
+    assert "<!doctype html>" in page.read_text()

@@ -1,0 +1,106 @@
+"""Equal runs are equal; every difference is counted once and the largest are named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dto_pipeline.data.labels import LabelsError, build_label_table, write_label_shard
+from dto_pipeline.review.diff import diff_labels
+from dto_pipeline.review.run_files import find_labels
+from dto_pipeline.run.directory import RunDirectory
+from dto_pipeline.scene import PlacedScene
+from dto_pipeline.status import PersonStatus
+from tests.review.conftest import first_moved, rewrite_shard
+from tests.tiny_dataset import TinyDataset
+
+
+def test_a_run_is_equal_to_itself_and_to_its_copy(run_dir: Path, copy: Path, tiny: TinyDataset) -> None:
+    diff = diff_labels(run_dir, copy)
+    assert diff.equal
+    assert (diff.images, diff.persons, diff.persons_different) == (tiny.images, tiny.persons, 0)
+    assert diff.as_table().endswith("equal")
+
+
+def test_the_person_that_moved_most_is_named_with_its_distance(run_dir: Path, copy: Path) -> None:
+    names = []
+
+    def move(placed: list[PlacedScene]) -> None:
+        item, person = first_moved(placed)
+        item.transl[person] += np.array([0, 0, 0.5], np.float32)
+        item.person_status[person] = PersonStatus.TOO_TALL
+        names.append(f"{item.scene.image_id}, person {person}")
+
+    rewrite_shard(copy, 1, move)
+    diff = diff_labels(run_dir, copy)
+    assert not diff.equal
+    assert (diff.images_different, diff.persons_different) == (1, 1)
+    assert diff.person_changes == {"moved -> too_tall": 1}
+    (line,) = diff.worst_lines()
+    assert line.startswith("0.500 m")
+    assert names[0] in line
+    assert diff.largest["transl"] == pytest.approx(0.5, abs=1e-5)
+    assert diff.quantiles("transl")[0] == pytest.approx(0.5, rel=0.07)
+
+
+def test_only_the_worst_persons_are_kept(run_dir: Path, copy: Path) -> None:
+    def shift_all(placed: list[PlacedScene]) -> None:
+        for item in placed:
+            item.transl[:] += np.arange(1, len(item.transl) + 1, dtype=np.float32)[:, None]
+
+    rewrite_shard(copy, 2, shift_all)
+    diff = diff_labels(run_dir, copy, worst=2)
+    sizes = [float(text.split()[0]) for text in diff.worst_lines()]
+    assert len(sizes) == 2
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] == pytest.approx(diff.largest["transl"], abs=1e-3)
+
+
+def test_images_of_one_side_only_are_listed(run_dir: Path) -> None:
+    shards = find_labels(run_dir)
+    diff = diff_labels(run_dir, shards[0])
+    assert len(diff.only_before) == 6
+    assert diff.images == 3
+    assert len(diff_labels(shards[0], run_dir).only_after) == 6
+
+
+def test_people_that_are_not_the_same_are_not_compared(run_dir: Path, copy: Path) -> None:
+    def swap_rows(placed: list[PlacedScene]) -> None:
+        item, _ = first_moved(placed)
+        item.scene.source_row[:] = item.scene.source_row[::-1]
+
+    rewrite_shard(copy, 1, swap_rows)
+    diff = diff_labels(run_dir, copy)
+    assert len(diff.other_people) == 1
+    assert not diff.equal
+
+
+def test_files_cut_otherwise_are_joined_by_key(run_dir: Path, tmp_path: Path) -> None:
+    from dto_pipeline.data.placed import read_placed
+
+    placed = [item for path in find_labels(run_dir) for item in read_placed(path)]
+    write_label_shard(build_label_table(placed[::-1]), tmp_path / "all" / "labels.parquet", {})
+    assert diff_labels(run_dir, tmp_path / "all").equal
+
+
+def test_what_holds_no_labels_is_refused_with_a_next_step(tmp_path: Path, copy: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(LabelsError, match="holds no label file"):
+        diff_labels(tmp_path / "empty", copy)
+    for path in RunDirectory(copy).receipts.iterdir():
+        path.unlink()
+    with pytest.raises(LabelsError, match="dto status"):
+        diff_labels(copy, copy)
+
+
+def test_json_of_a_number_that_was_lost_is_still_json(run_dir: Path, copy: Path) -> None:
+    def lose(placed: list[PlacedScene]) -> None:
+        item, person = first_moved(placed)
+        item.height_m[person] = np.nan
+
+    rewrite_shard(copy, 1, lose)
+    diff = diff_labels(run_dir, copy)
+    assert json.loads(json.dumps(diff.to_json(), allow_nan=False))["quantiles"]["height_m"][2] is None
