@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dto_pipeline.commands.view import add_places
+
+if TYPE_CHECKING:
+    from dto_pipeline.models.body import BodyModel
+    from dto_pipeline.review.run_files import RunFiles
 
 
 def add_parser(verbs: argparse._SubParsersAction) -> None:
@@ -26,13 +31,27 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     from dto_pipeline.review.report import ReportOptions, write_report
-    from dto_pipeline.review.run_files import load_run_body, open_pixels, open_run_files
+    from dto_pipeline.review.run_files import open_pixels, open_run_files
 
     run = open_run_files(arguments.run_dir, arguments.manifest)
-    body = load_run_body(run, arguments.body)
+    body = _load_body(run, arguments.body)
     if run.manifest is None:
         print(f"without photographs: {run.manifest_problem}")
     pixels = open_pixels(run, arguments.images, arguments.depth)
     options = ReportOptions(arguments.worst, arguments.random, arguments.seed)
     print(write_report(run, body, pixels, Path(arguments.out), options))
     return 0
+
+
+def _load_body(run: RunFiles, path: str | None) -> BodyModel | None:
+    """The run's body model; the page is worth having without it, unless it was named."""
+    from dto_pipeline.models.body import BodyModelError
+    from dto_pipeline.review.run_files import load_run_body
+
+    try:
+        return load_run_body(run, path)
+    except BodyModelError as error:
+        if path is not None:
+            raise
+        print(f"without scenes: {error}")
+        return None

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from dto_pipeline.data.label_files import LabelColumns, flatten_table
+from dto_pipeline.data.label_files import LabelColumns, flatten_table, person_leaf, read_label_files
 from dto_pipeline.data.labels import read_label_metadata
 from dto_pipeline.review.run_files import RunFiles
 from dto_pipeline.run.receipt import Receipt
@@ -106,9 +106,10 @@ def gather_facts(run: RunFiles) -> Facts:
         deviations=Histogram.empty(np.arange(0, 4.01, 0.1)),
         crowds=Histogram.empty(np.arange(0, 31.1, 1.0) - 0.5),
     )
-    for _, table in run.tables():
-        _add_shard(facts, flatten_table(table.select([*_IMAGES, "persons"]), _PEOPLE))
+    leaves = [*_IMAGES, *(person_leaf(name) for name in _PEOPLE)]
     for shard in run.shards:
+        table = read_label_files([run.directory.label_file(shard)], leaves)
+        _add_shard(facts, flatten_table(table, _PEOPLE))
         _add_receipt(facts.workers, run.scan.done[shard])
     for shard in run.shards[:1]:
         facts.footer = read_label_metadata(run.directory.label_file(shard))

@@ -39,13 +39,13 @@ class ReportOptions:
 
 
 def write_report(
-    run: RunFiles, body: BodyModel, pixels: Pixels | None, out: Path, options: ReportOptions | None = None
+    run: RunFiles, body: BodyModel | None, pixels: Pixels | None, out: Path, options: ReportOptions | None = None
 ) -> Path:
     """Write the page.
 
     Args:
         run: the run, finished or not.
-        body: the model its labels were made with.
+        body: the model its labels were made with; None = no scene is drawn.
         pixels: where photographs and depth maps are; None = grey sheets.
         out: folder of the page, made if missing; an older page is replaced.
         options: how many scenes are drawn.
@@ -62,7 +62,7 @@ def write_report(
         _heights(facts, run.identity.config),
         _placing(facts, run.identity.config),
         _speed(facts),
-        *_scenes(run, body, pixels, options),
+        *(_scenes(run, body, pixels, options) if body is not None else ()),
         _failures(facts),
         _provenance(facts, run),
     ]

@@ -6,7 +6,6 @@ gone can still be read, only what needs the input (pixels, undo) is out of reach
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,11 +40,6 @@ class RunFiles:
     def read_shard(self, shard: int) -> LabelTable:
         """Label rows of one shard. Raises: LabelsError."""
         return read_labels(self.directory.label_file(shard))
-
-    def tables(self) -> Iterator[tuple[int, LabelTable]]:
-        """Shard number and rows of every finished shard; one shard in memory at a time."""
-        for shard in self.shards:
-            yield shard, self.read_shard(shard)
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ class Fit:
     group: np.ndarray  # (P,) 0 near, 1 far, -1 not measured
     alpha: tuple[float, float]  # near, far; NaN = no fit
     beta: tuple[float, float]  # [m]
+    ground: bool = False  # the near line belongs to people's lowest pixels, so they lie beside it
 
     @property
     def shown(self) -> np.ndarray:

@@ -9,11 +9,11 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from html import escape
+from importlib.resources import files
 
 from PIL import Image
 
 from dto_pipeline.view.charts import Chart, draw_histogram
-from dto_pipeline.view.page_style import STYLE
 
 _JPEG_QUALITY = 84
 
@@ -22,7 +22,7 @@ def page(title: str, subtitle: str, sections: Sequence[str]) -> str:
     """A whole document."""
     head = (
         '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<meta name="color-scheme" content="light"><title>{escape(title)}</title><style>{STYLE}</style>'
+        f'<meta name="color-scheme" content="light"><title>{escape(title)}</title><style>{_style()}</style>'
     )
     top = f"<header><h1>{escape(title)}</h1><p>{escape(subtitle)}</p></header>"
     body = "\n".join(sections)
@@ -109,6 +109,11 @@ def legend(names: Sequence[tuple[str, str]]) -> str:
     """(class of the chart's stylesheet, word) with a swatch each."""
     items = "".join(f'<span><i class="{style}"></i>{escape(name)}</span>' for style, name in names)
     return f'<p class="legend">{items}</p>'
+
+
+def _style() -> str:
+    """The stylesheet that lies beside this module."""
+    return (files("dto_pipeline.view") / "page.css").read_text()
 
 
 def _chart_card(chart: Chart, note: str) -> str:

@@ -172,6 +172,8 @@ def _evidence_row(evidence: Evidence, size: tuple[int, int]) -> PanelRow:
     depth = draw_depth_map(evidence.disparity, size) if evidence.disparity is not None else sheet
     plot = Image.new("RGB", plot_size, PAPER) if evidence.fit is None else draw_fit(evidence.fit, plot_size)
     note = "" if evidence.fit is None else "distance against depth; hollow: before, filled: after"
+    if evidence.fit is not None and evidence.fit.ground:
+        note += "; near line through the feet"
     return PanelRow(depth, plot, "Depth map" if has_map else "No depth map", note)
 
 

@@ -77,7 +77,7 @@ def _cells(placed: PlacedScene, person: int) -> list[str]:
 def _fit(placed: PlacedScene) -> Fit | None:
     """What the fit was made of; None where nobody was measured."""
     z = placed.scene.transl[:, 2], placed.transl[:, 2]
-    fit = Fit(placed.depth_mean, *z, placed.depth_group, placed.alpha, placed.beta)
+    fit = Fit(placed.depth_mean, *z, placed.depth_group, placed.alpha, placed.beta, placed.used_ground)
     return fit if fit.shown.any() else None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -27,8 +28,6 @@ def run_dir(body: BodyModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_verify_returns_zero_for_a_sound_run_and_one_for_a_damaged_one(
     run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import shutil
-
     assert main(["verify", str(run_dir)]) == 0
     assert "everything holds" in capsys.readouterr().out
     damaged = Path(shutil.copytree(run_dir, tmp_path / "damaged"))
@@ -56,3 +55,15 @@ def test_report_prints_the_page_it_wrote(run_dir: Path, tmp_path: Path, capsys: 
     page = Path(capsys.readouterr().out.strip())
     assert page == tmp_path / "page" / "index.html"
     assert "<!doctype html>" in page.read_text()
+
+
+def test_a_report_without_its_body_model_is_a_page_without_scenes(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = Path(shutil.copytree(run_dir, tmp_path / "copy"))
+    run_file = RunDirectory(copy).run_file
+    run_file.write_text(run_file.read_text().replace('"model_path": ""', '"model_path": "gone.npz"'))
+    assert main(["report", str(copy), "-o", str(tmp_path / "page")]) == 0
+    assert "without scenes: no body model at gone.npz" in capsys.readouterr().out
+    assert 'class="scene"' not in (tmp_path / "page" / "index.html").read_text()
+    assert main(["report", str(copy), "-o", str(tmp_path / "page"), "--body", "gone.npz"]) == 2

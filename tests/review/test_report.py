@@ -124,7 +124,8 @@ def test_a_run_that_has_done_nothing_yet_gets_a_page(copy: Path, body: BodyModel
 def test_browsers_show_the_page_without_sideways_scrolling(page: Path, width: int, tmp_path: Path) -> None:
     """The page stands in a frame of the width: what does not fit would make the frame wider than asked."""
     frame = (
-        f'<body style="margin:0"><iframe id="f" src="page.html" style="width:{width}px;height:3000px;border:0"></iframe>'
+        '<body style="margin:0"><style>iframe{border:0}</style>'
+        f'<iframe id="f" src="page.html" width="{width}" height="3000"></iframe>'
         "<script>f.onload=()=>{const d=f.contentDocument.documentElement;"
         'document.title=[d.scrollWidth,d.querySelectorAll("svg.chart").length,'
         '[...d.querySelectorAll("img")].every(i=>i.naturalWidth>0||i.loading=="lazy")].join(" ")}</script>'
