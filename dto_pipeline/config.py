@@ -18,7 +18,8 @@ from typing import Any
 
 import yaml
 
-SOLVER_MODES = ("paper",)
+SOLVER_MODES = ("paper", "joint")
+DEPTH_MODELS = ("auto", "affine_depth", "affine_disparity")
 DEPTH_SOURCES = ("files",)
 
 
@@ -66,6 +67,42 @@ class SolverConfig:
     default_alpha_min: float = 20.0  # [m per depth unit] where no body's slope counts
     max_height: float = 2.1  # nobody is taller than this [m]
     max_rounds: int = 10  # rounds of setting the tallest aside
+
+
+@dataclass(frozen=True)
+class JointConfig:
+    """`solver.mode: joint`, this project's own solver. Numbers marked (tuned) come from synthetic crowds, seed 1."""
+
+    depth_model: str = "auto"  # see `DEPTH_MODELS`; auto = both, weighted by their evidence in the image
+    move_single: bool = False  # place the only person of an image by its height prior
+    min_pixels_grid: int = 45  # replaces evidence.min_pixels_grid: small people count, with more noise
+    min_visible_vertices: int = 100  # replaces evidence.min_visible_vertices
+    # depth noise, relative to z
+    depth_sigma: float = 0.02  # error of one person's depth as a whole: what good monocular networks reach
+    noise_levels: tuple[float, ...] = (0.4, 1.0, 2.5)  # factors on it that an image may have, equally likely (tuned)
+    edge_sigma: float = 0.2  # added: this over the square root of a person's pixels (borders blur; tuned)
+    # Student's t of about 4 degrees of freedom and rare gross errors, as normal laws of these widths and weights
+    tail_widths: tuple[float, ...] = (0.8, 1.4, 3.0, 10.0)
+    tail_weights: tuple[float, ...] = (0.55, 0.33, 0.10, 0.02)
+    share_sigma: float = 0.15  # of the line's share about 1: an offset of 15 % of the typical disparity is 1 sigma
+    # slopes inside bodies, as measurements of the line's elasticity
+    slope_gain: float = 1.6  # the slope falls short of the truth by corr to this power (tuned; 2 = noise in depth only)
+    slope_sigma: float = 0.25  # of the elasticity, over the correlation (tuned)
+    min_corr: float = 0.3  # slopes of lower correlation are not used
+    # heights
+    size_sigma: float = 0.01  # relative error of a label's size in the picture
+    label_height_sigma: float = 0.25  # how far an adult's label height may be from the truth: networks see adults
+    age_sigma: float = 0.2  # of the logarithm of an estimated age
+    gender_trust: float = 0.9  # share of the distance from 0.5 that is believed of a male probability
+    unknown_age_below: tuple[float, float, float] = (0.04, 0.12, 0.22)  # probability of baby, kid or less, teen or less
+    anybody_weight: float = 0.05  # probability that age and gender are somebody else's
+    anybody_mean: float = 1.5  # [m]
+    anybody_sigma: float = 0.25  # of the logarithm of the height
+    # the picture is held
+    joint_sigma: float = 0.02  # how far joints may stray in the picture when proportions change, relative to the body
+    hold_z_sigma: float = 0.01  # how far that may move z, relative
+    temperature: float = 1.0  # factor on all posterior sigmas (calibrated on seed 1)
+    rerender_pixels: int = 20  # of the person map that change hands before a scene is measured again
 
 
 @dataclass(frozen=True)
@@ -118,6 +155,7 @@ class PipelineConfig:
     prior: PriorConfig = field(default_factory=PriorConfig)
     evidence: EvidenceConfig = field(default_factory=EvidenceConfig)
     solver: SolverConfig = field(default_factory=SolverConfig)
+    joint: JointConfig = field(default_factory=JointConfig)
     refine: RefineConfig = field(default_factory=RefineConfig)
     body: BodyConfig = field(default_factory=BodyConfig)
     depth: DepthConfig = field(default_factory=DepthConfig)
@@ -128,6 +166,12 @@ class PipelineConfig:
         _expect(
             self.depth.source in DEPTH_SOURCES, f"depth.source is {self.depth.source!r}; choose from {DEPTH_SOURCES}"
         )
+        _expect(
+            self.joint.depth_model in DEPTH_MODELS,
+            f"joint.depth_model is {self.joint.depth_model!r}; choose from {DEPTH_MODELS}",
+        )
+        tails = len(self.joint.tail_widths), len(self.joint.tail_weights)
+        _expect(tails[0] == tails[1] > 0, f"joint.tail_widths and joint.tail_weights have {tails} numbers; give as many")
         _expect(len(self.prior.mean) == 6 == len(self.prior.sigma), "prior.mean and prior.sigma need 6 numbers each")
         _expect(min(self.prior.sigma) > 0, "prior.sigma must be positive")
         _expect(self.run.batch_images >= 1, "run.batch_images must be at least 1")
