@@ -13,7 +13,7 @@ class _Advised(StrEnum):
 
     advice: str
 
-    def __new__(cls, word: str, advice: str) -> _Advised:
+    def __new__(cls, word: str, advice: str = "") -> _Advised:
         member = str.__new__(cls, word)
         member._value_ = word
         member.advice = advice
@@ -52,6 +52,12 @@ _IMAGES_DONE = frozenset(
         ImageStatus.NO_PEOPLE,
     }
 )
+
+
+class UnusableImage(Exception):
+    """An image that cannot be processed; its kind says the status, its text what was found (no absolute path)."""
+
+    status = ImageStatus.INTERNAL_ERROR
 
 
 class PersonStatus(_Advised):
