@@ -118,7 +118,8 @@ class SceneOptimizer:
 
         A body and its distance scaled by one factor look the same, so the label's mesh is drawn at its new distance.
         """
-        disputed = (batch.masks & batch.present[..., None, None]).sum(1).ge(2).flatten(1).sum(1)
+        covers = batch.masks.view(torch.uint8).sum(1, dtype=torch.uint8)  # bytes: a fifth of the time
+        disputed = covers.ge(2).flatten(1).sum(1)
         rows = (disputed > self.config.joint.rerender_pixels).nonzero().squeeze(1)
         if len(rows) == 0:
             return maps, evidence, fits

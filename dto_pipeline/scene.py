@@ -295,3 +295,11 @@ class PlacedScene:
     alpha: tuple[float, float] = (float("nan"), float("nan"))  # near, far
     beta: tuple[float, float] = (float("nan"), float("nan"))
     used_ground: bool = False
+    height_sigma_m: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))  # (P,) float32; empty = NaN
+    z_covariance: np.ndarray | None = None  # (P (P + 1) / 2,) float32 [m^2] lower triangle, row by row
+    depth_model: str | None = None  # of `maths.depth_line.DEPTH_MODELS`
+    disparity_line: tuple[float, float] = (float("nan"), float("nan"))  # 1 / z = first * disparity + second
+
+    def __post_init__(self) -> None:
+        if len(self.height_sigma_m) == 0:
+            self.height_sigma_m = np.full(self.scene.num_people, np.nan, np.float32)

@@ -100,6 +100,7 @@ LABEL_PERSON = pa.struct(
         _field("visible_vertices", pa.int32(), "visible vertices, of 6890"),
         _field("depth_group", pa.int8(), "0 near, 1 far, -1 = not measured"),
         _field("z_sigma_m", pa.float32(), "posterior standard deviation of z; NaN where the solver gives none", "m"),
+        _field("height_sigma_m", pa.float32(), "the same of height_m", "m"),
         _field("status", pa.string(), "PersonStatus"),
         _field("message", pa.string(), "detail of the status; null = none"),
     ]
@@ -119,6 +120,15 @@ LABELS_SCHEMA = pa.schema(
         _field("beta_near", pa.float32(), "see alpha_near", "m"),
         _field("alpha_far", pa.float32(), "the same of the far group; NaN = no fit", "m * disparity"),
         _field("beta_far", pa.float32(), "see alpha_far", "m"),
+        _field("depth_model", pa.string(), "affine_depth or affine_disparity (solver.mode joint); null = not chosen"),
+        _field("disparity_slope", pa.float32(), "1 / z = slope * disparity + offset; NaN = another model", "1 / m"),
+        _field("disparity_offset", pa.float32(), "see disparity_slope", "1 / m"),
+        _field(
+            "z_covariance",
+            pa.list_(pa.float32()),
+            "covariance of people's z, lower triangle row by row, diagonal included; NaN = not placed; null = none",
+            "m2",
+        ),
         _field("used_ground_evidence", pa.bool_(), "the near group was placed by its lowest pixels"),
         _field("mask_origin", pa.string(), "where instance masks came from"),
         _field("attribute_origin", pa.string(), "where age and gender came from"),

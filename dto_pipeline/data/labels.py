@@ -27,7 +27,7 @@ _PLACED_PERSON_NUMBERS = (
     ("transl", (3,)),
     *((name, ()) for name in ("scale", "beta_index", "height_init_m", "height_m", "prior_mean_m", "prior_sigma_m")),
     *((name, ()) for name in ("depth_mean", "depth_std", "slope", "corr", "mask_pixels", "visible_vertices")),
-    *((name, ()) for name in ("depth_group", "z_sigma_m")),
+    *((name, ()) for name in ("depth_group", "z_sigma_m", "height_sigma_m")),
 )
 _SCENE_PERSON_NUMBERS = (
     ("pose", (72,)),
@@ -132,6 +132,10 @@ def _image_columns(placed: Sequence[PlacedScene]) -> dict[str, Any]:
     columns["is_optimized"] = [bool(item.is_optimized) for item in placed]
     columns["is_accepted"] = [bool(item.is_accepted) for item in placed]
     columns["mean_height_deviation"] = np.array([item.deviation for item in placed], dtype=np.float32)
+    columns["depth_model"] = [item.depth_model for item in placed]
+    inverse = np.array([item.disparity_line for item in placed], dtype=np.float32).reshape(-1, 2)
+    columns.update({"disparity_slope": inverse[:, 0], "disparity_offset": inverse[:, 1]})
+    columns["z_covariance"] = [item.z_covariance for item in placed]
     columns["used_ground_evidence"] = [bool(item.used_ground) for item in placed]
     for column, key in (("mask_origin", "masks"), ("attribute_origin", "attributes"), ("depth_origin", "depth")):
         columns[column] = [scene.origin.get(key) for scene in scenes]

@@ -18,12 +18,14 @@ from dto_pipeline.scene import HEIGHT_CLASSES, PlacedScene, Scene
 from dto_pipeline.status import ImageStatus, PersonStatus
 
 _PERSON_NUMBERS = (
+    "height_sigma_m",
     *("pose", "betas", "transl", "transl_init", "source_row", "bbox_xyxy", "det_score", "age_years", "male_prob"),
     *("scale", "beta_index", "beta_init", "height_init_m", "height_m", "prior_mean_m", "prior_sigma_m"),
     *("depth_mean", "depth_std", "slope", "corr", "mask_pixels", "visible_vertices", "depth_group", "z_sigma_m"),
 )
 _SCENE_COLUMNS = ("pose", "source_row", "bbox_xyxy", "det_score", "age_years", "male_prob")
 _PLACED_COLUMNS = (
+    "height_sigma_m",
     *("betas", "transl", "scale", "beta_index", "height_init_m", "height_m", "prior_mean_m", "prior_sigma_m"),
     *("depth_mean", "depth_std", "slope", "corr", "mask_pixels", "visible_vertices", "depth_group", "z_sigma_m"),
 )
@@ -66,6 +68,9 @@ def _placed(row: dict[str, Any], people: dict[str, np.ndarray], words: dict[str,
         alpha=(row["alpha_near"], row["alpha_far"]),
         beta=(row["beta_near"], row["beta_far"]),
         used_ground=row["used_ground_evidence"],
+        depth_model=row["depth_model"],
+        disparity_line=(row["disparity_slope"], row["disparity_offset"]),
+        z_covariance=None if row["z_covariance"] is None else np.array(row["z_covariance"], np.float32),
         **{name: people[name] for name in _PLACED_COLUMNS},
     )
 

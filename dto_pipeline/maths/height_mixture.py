@@ -9,8 +9,9 @@ from __future__ import annotations
 import torch
 
 from dto_pipeline.config import JointConfig, PriorConfig
-from dto_pipeline.scene import ADULT, ADULT_FEMALE, ADULT_MALE, HeightMixture, HeightPrior
+from dto_pipeline.scene import ADULT, ADULT_FEMALE, HeightMixture, HeightPrior
 
+_CLASSES_KEPT = 4  # the fifth never matters: no age is uncertain between babies and teens
 _LEAST_WEIGHT = 1e-9  # of a class, so that logarithms stay finite
 
 
@@ -19,14 +20,14 @@ def build_height_mixture(
 ) -> HeightMixture:
     """What age and gender say about each person's height before any depth is seen.
 
-    Five classes (baby to adult male) and, last, anybody: ages are sometimes somebody else's. An adult's class is drawn
-    a little towards the label's own height.
+    The four likeliest of five classes (baby to adult male) and, last, anybody: ages are sometimes somebody else's. An
+    adult's class is drawn a little towards the label's own height.
 
     Args:
         height: (...) float64 label height [m]; age_years: (...), NaN = unknown; male_prob: (...), NaN = unknown.
 
     Returns:
-        Mixture of K = 6 normal laws of the logarithm of the height.
+        Mixture of K = 5 normal laws of the logarithm of the height.
     """
     share = class_shares(age_years.to(torch.float64), male_prob.to(torch.float64), prior, joint)
     mean = torch.tensor(prior.mean[:ADULT], dtype=torch.float64, device=height.device)
@@ -39,8 +40,11 @@ def build_height_mixture(
     variance = variance * (1 - own)
 
     anybody = torch.full_like(height, joint.anybody_weight)[..., None]
+    likely = share.topk(_CLASSES_KEPT, dim=-1).indices
+    share, centre, variance = (value.gather(-1, likely) for value in (share, centre, variance))
+    share = share / share.sum(-1, keepdim=True) * (1 - anybody)
     return HeightMixture(
-        weight=torch.cat([share * (1 - anybody), anybody], -1).clamp(min=_LEAST_WEIGHT),
+        weight=torch.cat([share, anybody], -1).clamp(min=_LEAST_WEIGHT),
         mean=torch.cat([centre, torch.full_like(anybody, joint.anybody_mean).log()], -1),
         variance=torch.cat([variance, torch.full_like(anybody, joint.anybody_sigma**2)], -1),
     )
@@ -49,7 +53,7 @@ def build_height_mixture(
 def class_shares(
     age_years: torch.Tensor, male_prob: torch.Tensor, prior: PriorConfig, joint: JointConfig
 ) -> torch.Tensor:
-    """(..., 5) probability of baby, kid, teen, adult female, adult male; a true age is log-normal about its estimate."""
+    """(..., 5) probability of baby, kid, teen, adult female, adult male; true ages are log-normal about estimates."""
     limits = torch.tensor(prior.age_limits, dtype=torch.float64, device=age_years.device)
     deviates = (limits.log() - age_years.clamp(min=0.1).log()[..., None]) / joint.age_sigma
     younger = torch.special.ndtr(deviates)
@@ -66,7 +70,7 @@ def class_shares(
 
 def summarise_mixture(mixture: HeightMixture, prior: HeightPrior) -> HeightPrior:
     """`prior` with the mean and sigma [m] of the mixture without its last, anybody's, part; classes stay."""
-    named = slice(0, ADULT_MALE + 1)
+    named = slice(0, _CLASSES_KEPT)
     weight = mixture.weight[..., named] / mixture.weight[..., named].sum(-1, keepdim=True)
     mean = (weight * mixture.mean[..., named]).sum(-1)
     spread = mixture.variance[..., named] + (mixture.mean[..., named] - mean[..., None]).square()

@@ -117,7 +117,8 @@ def _solve(problem: CrowdProblem, config: JointConfig) -> _Found:
     models = _models(config, problem.model.device)
     levels = torch.tensor(config.noise_levels, dtype=torch.float64, device=problem.model.device)
     rows = torch.arange(scenes, device=models.device).repeat_interleave(len(models))
-    per_model = _with_model(repeat_fits(problem, rows), models.repeat(scenes), levels[len(levels) // 2].expand(len(rows)))
+    middle = levels[len(levels) // 2].expand(len(rows))
+    per_model = _with_model(repeat_fits(problem, rows), models.repeat(scenes), middle)
     mean, covariance = find_lines(per_model)
 
     rows = torch.arange(len(rows), device=models.device).repeat_interleave(len(levels))
@@ -134,9 +135,7 @@ def _models(config: JointConfig, device: torch.device) -> torch.Tensor:
 
 
 def _with_model(problem: CrowdProblem, model: torch.Tensor, level: torch.Tensor) -> CrowdProblem:
-    return CrowdProblem(
-        **{**vars(problem), "model": model, "noise": problem.noise * level.square()[:, None, None]}
-    )
+    return CrowdProblem(**{**vars(problem), "model": model, "noise": problem.noise * level.square()[:, None, None]})
 
 
 def _average(result: CrowdPosterior, models: torch.Tensor, levels: int, scenes: int) -> _Found:
@@ -203,7 +202,7 @@ def _conclude(
         is_optimized=moved.sum(1) >= _TWO,
         deviation=off,
         posterior=Posterior(
-            z_covariance=_z_covariance(found, placed, config.temperature),
+            z_covariance=_z_covariance(found, placed, config),
             height_sigma=_height_sigma(found, height, config),
             depth_model=torch.where(compared, found.model, -1),
             disparity_line=torch.where(inverse[:, None], line, torch.nan),
@@ -211,16 +210,21 @@ def _conclude(
     )
 
 
-def _z_covariance(found: _Found, placed: torch.Tensor, temperature: float) -> torch.Tensor:
-    """(B, P, P) [m^2], NaN in the rows and columns of people not placed."""
-    z = torch.where(placed, found.log_z.exp(), torch.nan) * temperature
-    return found.covariance * z[:, :, None] * z[:, None, :]
+def _z_covariance(found: _Found, placed: torch.Tensor, config: JointConfig) -> torch.Tensor:
+    """(B, P, P) [m^2], NaN in the rows and columns of people not placed.
+
+    What all people share (the heights of their population, the camera) moves everybody by one factor: the line's scale
+    has no prior of its own, so it is simply added.
+    """
+    shared = config.population_sigma**2 + config.focal_sigma**2
+    z = torch.where(placed, found.log_z.exp(), torch.nan)
+    return (found.covariance * config.temperature**2 + shared) * z[:, :, None] * z[:, None, :]
 
 
 def _height_sigma(found: _Found, height: torch.Tensor, config: JointConfig) -> torch.Tensor:
     """(B, P) [m]: a height is as sure as its distance, but for the label's size in the picture."""
-    variance = found.covariance.diagonal(dim1=-2, dim2=-1) + config.size_sigma**2
-    return height * variance.clamp(min=0).sqrt() * config.temperature
+    variance = found.covariance.diagonal(dim1=-2, dim2=-1).clamp(min=0) + config.size_sigma**2
+    return height * (variance * config.temperature**2 + config.population_sigma**2).sqrt()
 
 
 def _fit_status(measured: torch.Tensor, present: torch.Tensor, placed: torch.Tensor) -> torch.Tensor:

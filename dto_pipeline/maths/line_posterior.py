@@ -16,7 +16,7 @@ import torch
 
 from dto_pipeline.maths.depth_line import log_distance
 
-_FIRST_GRID = (33, 9)  # log scale x share, over everything the people allow
+_FIRST_GRID = (25, 7)  # log scale x share, over everything the people allow
 _ZOOM_GRID = (15, 11)
 _LAST_GRID = (13, 9)
 _ZOOM_REACH = 4.0  # standard deviations covered by a zoomed grid, each way
@@ -67,16 +67,16 @@ class _Grid:
 
 def find_lines(problem: CrowdProblem) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean (N, 2) and covariance (N, 2, 2) of the line's two numbers, from a coarse grid and one zoom."""
-    grid = _first_grid(problem)
-    return _moments_of_line(_zoom(problem, *_moments_of_line(grid, floor=True), _ZOOM_GRID))
+    coarse = _moments_of_line(_first_grid(problem), floor=True)
+    return _moments_of_line(_zoom(problem, *coarse, _ZOOM_GRID)[0])
 
 
 def integrate_lines(problem: CrowdProblem, mean: torch.Tensor, covariance: torch.Tensor) -> CrowdPosterior:
     """The posterior on a grid about `mean`, `covariance` of `find_lines` (of a problem with noise alike)."""
-    grid = _zoom(problem, mean, covariance, _LAST_GRID)
+    grid, on_line, laws = _zoom(problem, mean, covariance, _LAST_GRID)
     total = torch.logsumexp(grid.log_density, 1)
     weight = (grid.log_density - total[:, None]).exp()
-    expected, variance = _given_line(problem, grid)
+    expected, variance = _given_line(problem, on_line, laws)
     log_z = torch.einsum("nt,ntp->np", weight, expected)
     apart = expected - log_z[:, None]
     covariance = torch.einsum("nt,ntp,ntq->npq", weight, apart, apart)
@@ -110,11 +110,13 @@ def _first_grid(problem: CrowdProblem) -> _Grid:
         log_scale[:, :, None].expand(shape).flatten(1),
         share.expand(shape).flatten(1),
         log_cell,
-    )
+    )[0]
 
 
-def _zoom(problem: CrowdProblem, mean: torch.Tensor, covariance: torch.Tensor, shape: tuple[int, int]) -> _Grid:
-    """A grid along the principal directions of what an earlier grid found."""
+def _zoom(
+    problem: CrowdProblem, mean: torch.Tensor, covariance: torch.Tensor, shape: tuple[int, int]
+) -> tuple[_Grid, torch.Tensor, torch.Tensor]:
+    """A grid spanned by what an earlier grid found; see `_evaluate`."""
     root = torch.linalg.cholesky_ex(covariance).L  # never raises: a broken scene stays its own
     ends = [torch.linspace(-_ZOOM_REACH, _ZOOM_REACH, n, dtype=mean.dtype, device=mean.device) for n in shape]
     steps = torch.cartesian_prod(*ends)
@@ -138,10 +140,17 @@ def _moments_of_line(grid: _Grid, floor: bool = False) -> tuple[torch.Tensor, to
     return mean, covariance + torch.diag_embed(least)
 
 
-def _evaluate(problem: CrowdProblem, log_scale: torch.Tensor, share: torch.Tensor, log_cell: torch.Tensor) -> _Grid:
-    """Logarithm of the probability of everything measured and of the line, at each line (N, T)."""
-    on_line, elasticity = _on_lines(problem, log_scale, share)
-    people = torch.where(problem.measured[:, None], _log_laws(problem, on_line).logsumexp(-1), 0).sum(-1)
+def _evaluate(
+    problem: CrowdProblem, log_scale: torch.Tensor, share: torch.Tensor, log_cell: torch.Tensor
+) -> tuple[_Grid, torch.Tensor, torch.Tensor]:
+    """Logarithm of the probability of everything measured and of the line, at each line (N, T).
+
+    Also, for reuse: (N, T, P) log z on the lines and (N, T, P, C) logarithms of the laws' densities there.
+    """
+    model = problem.model[:, None, None]
+    on_line, elasticity = log_distance(log_scale[..., None], share[..., None], problem.log_depth[:, None], model)
+    laws = _log_laws(problem, on_line)
+    people = torch.where(problem.measured[:, None], laws.logsumexp(-1), 0).sum(-1)
     sigma = problem.elasticity_sigma[:, None]
     miss = ((problem.elasticity[:, None] - elasticity) / sigma).square() / -2
     wrong, wider = _WRONG_SLOPE
@@ -150,15 +159,7 @@ def _evaluate(problem: CrowdProblem, log_scale: torch.Tensor, share: torch.Tenso
     width = problem.share_sigma
     prior = ((share - 1) / width).square() / -2 - math.log(width * math.sqrt(2 * math.pi))
     density = torch.where(share > _LEAST_SHARE, people + slopes + prior, -torch.inf)
-    return _Grid(log_scale, share, log_cell, density)
-
-
-def _on_lines(
-    problem: CrowdProblem, log_scale: torch.Tensor, share: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(N, T, P) log z of everybody's depth on each line, and the line's elasticity there."""
-    model = problem.model[:, None, None]
-    return log_distance(log_scale[..., None], share[..., None], problem.log_depth[:, None], model)
+    return _Grid(log_scale, share, log_cell, density), on_line, laws
 
 
 def _laws(problem: CrowdProblem) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -177,16 +178,20 @@ def _log_laws(problem: CrowdProblem, on_line: torch.Tensor) -> torch.Tensor:
     return torch.addcmul(constant[:, None], apart.square_(), variance.reciprocal()[:, None], value=-0.5)
 
 
-def _given_line(problem: CrowdProblem, grid: _Grid) -> tuple[torch.Tensor, torch.Tensor]:
+def _given_line(problem: CrowdProblem, on_line: torch.Tensor, laws: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(N, T, P) mean and variance of log z of each person if the line were known.
 
-    Under one law, the mean lies between the class (weight: depth noise) and the line (weight: spread of heights).
+    Under one law the mean lies between the class's centre (weight: depth noise) and the line (weight: spread of
+    heights), so sums over the laws of 1, pull, pull^2 ... times their shares are all that is needed.
     """
-    on_line, _ = _on_lines(problem, grid.log_scale, grid.share)
     _, centre, variance = _laws(problem)
-    pull = ((variance - problem.noise.repeat(1, 1, problem.spread.shape[-1])) / variance)[:, None]
-    own = (pull * problem.noise.repeat(1, 1, problem.spread.shape[-1])[:, None])
-    share = torch.softmax(_log_laws(problem, on_line), -1)
-    mean = torch.lerp(centre[:, None].expand_as(share), on_line[..., None].expand_as(share), pull)
-    expected = (share * mean).sum(-1)
-    return expected, (share * (own + mean.square())).sum(-1) - expected.square()
+    noise = problem.noise.repeat(1, 1, problem.spread.shape[-1])
+    pull = (variance - noise) / variance
+    held = centre * (1 - pull)
+    share = torch.softmax(laws, -1)
+    # mean = held + pull * line; its square and the law's own variance, each linear in the shares
+    columns = torch.stack([pull, held, pull * noise + held.square(), 2 * held * pull, pull.square()], -1)
+    pulled, fixed, square, cross, steep = torch.einsum("ntpc,npck->kntp", share, columns)
+    expected = fixed + pulled * on_line
+    variance = square + cross * on_line + steep * on_line.square() - expected.square()
+    return expected, variance.clamp(min=0)

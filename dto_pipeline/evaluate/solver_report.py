@@ -1,0 +1,149 @@
+"""What a solver comparison leaves behind: a table for the terminal, JSON, two pictures and a page of markdown.
+
+Knows the results of `solver_comparison` by set and where they go; knows no solver. Metres, pixels.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dto_pipeline.evaluate.solver_comparison import METHODS
+from dto_pipeline.evaluate.solver_plots import draw_coverage, draw_errors
+
+POOLED = "all sets"
+_COLUMNS = ("depth_error", "pair_depth_error", "ordinal", "height_error")
+
+
+def write_report(results: Mapping[str, Any], meanings: Mapping[str, str], how: str, out: Path) -> list[Path]:
+    """Write solvers.json, errors.png, coverage.png and solver_comparison.md into `out`.
+
+    Args:
+        results: set -> `compare_methods`; meanings: set -> one sentence; how: the command and seeds, one sentence.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    files = [out / name for name in ("solvers.json", "errors.png", "coverage.png", "solver_comparison.md")]
+    files[0].write_text(json.dumps({"how": how, "sets": results}, indent=1) + "\n")
+    draw_errors(results).save(files[1])
+    draw_coverage(results).save(files[2])
+    files[3].write_text(as_page(results, meanings, how))
+    return files
+
+
+def as_table(results: Mapping[str, Any]) -> str:
+    """Plain text: per set and method the errors over all people, then the change of `joint` against `paper`."""
+    head = ["set", "method", "z [m]", "pairs [m]", "ordinal", "height [m]", "accepted", "shift"]
+    rows = [head]
+    for name, numbers in results.items():
+        for method in METHODS:
+            rows.append([name if method == METHODS[0] else "", method, *_cells(numbers["methods"][method])])
+        rows.append(["", "joint vs paper", *_changes(numbers)])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join(lines)
+
+
+def as_page(results: Mapping[str, Any], meanings: Mapping[str, str], how: str) -> str:
+    """The same as markdown, with calibration, and the images where `joint` loses."""
+    parts = [
+        "# Solvers compared on crowds with known truth",
+        "",
+        how,
+        "",
+        "Errors are means over all people, placed or not, accepted or not; ordinal accuracy is at 0.2 m; shift is how far"
+        " joints move in the image; +- is the standard error of the difference over images.",
+        "",
+        *_markdown(["set", "what is hard"], [[name, meanings.get(name, "")] for name in results]),
+        "",
+        "## Errors",
+        "",
+        "![errors](errors.png)",
+        "",
+        *_markdown(
+            ["set", "method", "z [m]", "pairs [m]", "ordinal", "height [m]", "accepted", "shift"],
+            [
+                [name, method, *_cells(numbers["methods"][method])]
+                for name, numbers in results.items()
+                for method in METHODS
+            ],
+        ),
+        "",
+        "## `joint` against `paper`",
+        "",
+        *_markdown(
+            ["set", "z", "pairs", "ordinal", "height", "accepted", "shift", "z +- [m]", "height +- [m]"],
+            [[name, *_changes(numbers), *_noise(numbers)] for name, numbers in results.items()],
+        ),
+        "",
+        "## Do the intervals hold what they say?",
+        "",
+        "Share of truths inside the 50 / 80 / 95 % intervals that `z_sigma_m`, `z_covariance` and `height_sigma_m` claim.",
+        "",
+        "![coverage](coverage.png)",
+        "",
+        *_markdown(
+            ["set", "z", "pairs", "height", "chose affine_disparity"],
+            [[name, *_coverage(numbers)] for name, numbers in results.items()],
+        ),
+        "",
+        "## Images where `joint` loses, and why",
+        "",
+        *_markdown(
+            ["set", "images worse", "worst image", "by [m]", "because"],
+            [row for name, numbers in results.items() for row in _loss_rows(name, numbers)],
+        ),
+        "",
+    ]
+    return "\n".join(parts)
+
+
+def _cells(errors: Mapping[str, Any]) -> list[str]:
+    cells = [f"{100 * errors[key]:.1f} %" if key == "ordinal" else f"{errors[key]:.3f}" for key in _COLUMNS]
+    shift = f"{errors['shift_px']:.2f} px" if "shift_px" in errors else "-"
+    accepted = f"{100 * errors['accepted_share']:.0f} %" if "shift_px" in errors else "-"
+    return [*cells, accepted, shift]
+
+
+def _changes(numbers: Mapping[str, Any]) -> list[str]:
+    paper, joint = numbers["methods"]["paper"], numbers["methods"]["joint"]
+    cells = [
+        f"{100 * (joint[key] - paper[key]):+.1f} points"
+        if key == "ordinal"
+        else f"{_relative(joint, paper, key):+.0f} %"
+        for key in _COLUMNS
+    ]
+    accepted = 100 * (joint["accepted_share"] - paper["accepted_share"])
+    return [*cells, f"{accepted:+.0f} points", f"{joint['shift_px'] - paper['shift_px']:+.2f} px"]
+
+
+def _relative(joint: Mapping[str, Any], paper: Mapping[str, Any], key: str) -> float:
+    return 100 * (joint[key] / paper[key] - 1) if paper[key] else 0.0
+
+
+def _noise(numbers: Mapping[str, Any]) -> list[str]:
+    return [f"{numbers['noise'][key]:.3f}" for key in ("depth_error", "height_error")]
+
+
+def _coverage(numbers: Mapping[str, Any]) -> list[str]:
+    cells = [
+        " / ".join(f"{100 * share:.0f}" for share in numbers["coverage"][what].values())
+        for what in ("z", "pairs", "height")
+    ]
+    return [*cells, f"{100 * numbers['affine_disparity_share']:.0f} %"]
+
+
+def _loss_rows(name: str, numbers: Mapping[str, Any]) -> list[list[str]]:
+    if not numbers["losses"]:
+        return [[name, "0", "-", "-", "-"]]
+    counted, *worst = numbers["losses"]
+    share = f"{counted['images_worse']} of {numbers['images']}"
+    return [
+        [name if place == 0 else "", share if place == 0 else "", x["image"], f"{x['worse_by_m']:.2f}", x["because"]]
+        for place, x in enumerate(worst)
+    ]
+
+
+def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
