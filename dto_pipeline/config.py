@@ -18,12 +18,14 @@ from typing import Any
 
 import yaml
 
+from dto_pipeline.errors import DtoError
+
 SOLVER_MODES = ("paper", "joint")
 DEPTH_MODELS = ("auto", "affine_depth", "affine_disparity")
 DEPTH_SOURCES = ("files",)
 
 
-class ConfigError(ValueError):
+class ConfigError(DtoError, ValueError):
     """A configuration that cannot be used; the message names the key and the next step."""
 
 
@@ -71,7 +73,7 @@ class SolverConfig:
 
 @dataclass(frozen=True)
 class JointConfig:
-    """`solver.mode: joint`, this project's own solver. (tuned): on synthetic crowds of `demo.solver_sets`, seeds 1, 2."""
+    """`solver.mode: joint`, this project's own solver. (tuned): on the crowds of `demo.solver_sets`, seeds 1, 2."""
 
     depth_model: str = "auto"  # see `DEPTH_MODELS`; auto = both, weighted by their evidence in the image
     move_single: bool = False  # place the only person of an image by its height prior
@@ -182,9 +184,10 @@ class PipelineConfig:
         _expect(len(self.joint.noise_levels) > 0, "joint.noise_levels is empty; give at least 1.0")
         _expect(len(self.prior.mean) == 6 == len(self.prior.sigma), "prior.mean and prior.sigma need 6 numbers each")
         _expect(min(self.prior.sigma) > 0, "prior.sigma must be positive")
-        _expect(self.run.batch_images >= 1, "run.batch_images must be at least 1")
         _expect(self.run.workers >= 0, "run.workers must be 0 (this process) or more")
-        _expect(self.run.max_attempts >= 1, "run.max_attempts must be at least 1")
+        for name in ("batch_images", "max_attempts", "decode_threads", "torch_threads", "shards_in_flight"):
+            _expect(getattr(self.run, name) >= 1, f"run.{name} must be at least 1, found {getattr(self.run, name)}")
+        _expect(self.run.shard_timeout_s > 0, "run.shard_timeout_s must be positive")
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Plain nested dict, JSON-ready (tuples become lists)."""

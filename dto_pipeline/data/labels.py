@@ -17,7 +17,14 @@ import pyarrow.parquet as pq
 from dto_pipeline import __version__
 from dto_pipeline.data.columns import build_table, pick_words, ragged_column, struct_column
 from dto_pipeline.data.files import commit_new, staged
-from dto_pipeline.data.parquet import READ_ERRORS, ROWS_PER_GROUP, check_schema, footer_text, open_parquet, writer_settings
+from dto_pipeline.data.parquet import (
+    READ_ERRORS,
+    ROWS_PER_GROUP,
+    check_schema,
+    footer_text,
+    open_parquet,
+    writer_settings,
+)
 from dto_pipeline.errors import DtoError
 from dto_pipeline.scene import HEIGHT_CLASSES, NUM_BETAS, PlacedScene
 from dto_pipeline.schema import COORDINATES, LABEL_PERSON, LABELS_SCHEMA, LABELS_SCHEMA_NAME

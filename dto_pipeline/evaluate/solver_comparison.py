@@ -1,7 +1,7 @@
 """Solvers against a known truth: the labels as given, the height prior alone, the published fit, the joint fit.
 
-Scenes with truth in, numbers out; knows no generator and writes no files (`solver_report` does). "Height prior alone"
-scales every label to its prior height (adults: the mean of the label's height and the class's) and never looks at depth.
+Scenes with truth in, numbers out; knows no generator and writes no files (`solver_report` does). "Height prior"
+scales every label to its prior height (adults: the mean of the label's height and the class's) without any depth.
 All measures are over all people, accepted or not, unless said. Metres.
 """
 
