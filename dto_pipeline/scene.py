@@ -51,7 +51,7 @@ class _Tensors:
 
     def put(self: _T, rows: torch.Tensor, other: _T) -> _T:
         """A copy whose entries `rows` (n,) of the first axis are those of `other`, in order."""
-        changed = {}
+        changed: dict[str, torch.Tensor | _Tensors] = {}
         for f in dataclasses.fields(self):
             value, new = getattr(self, f.name), getattr(other, f.name)
             if isinstance(value, torch.Tensor):

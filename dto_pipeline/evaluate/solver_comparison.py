@@ -190,7 +190,7 @@ def _noise_of_difference(
 
 def _losses(known: Sequence[KnownScene], paper: Outcome, joint: Outcome, most: int = 3) -> list[dict[str, Any]]:
     """The images where the joint fit's mean z error exceeds the published fit's by most, with what explains them."""
-    found = []
+    found: list[dict[str, Any]] = []
     for item, before, after in zip(known, paper.placed, joint.placed, strict=True):
         worse = float(np.abs(after.transl[:, 2] - item.z).mean() - np.abs(before.transl[:, 2] - item.z).mean())
         if worse > 0:

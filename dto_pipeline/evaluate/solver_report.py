@@ -52,8 +52,8 @@ def as_page(results: Mapping[str, Any], meanings: Mapping[str, str], how: str) -
         "",
         how,
         "",
-        "Errors are means over all people, placed or not, accepted or not; ordinal accuracy is at 0.2 m; shift is how far"
-        " joints move in the image; +- is the standard error of the difference over images.",
+        "Errors are means over all people, placed or not, accepted or not; ordinal accuracy is at 0.2 m; shift is how"
+        " far joints move in the image; +- is the standard error of the difference over images.",
         "",
         *_markdown(["set", "what is hard"], [[name, meanings.get(name, "")] for name in results]),
         "",
@@ -79,7 +79,7 @@ def as_page(results: Mapping[str, Any], meanings: Mapping[str, str], how: str) -
         "",
         "## Do the intervals hold what they say?",
         "",
-        "Share of truths inside the 50 / 80 / 95 % intervals that `z_sigma_m`, `z_covariance` and `height_sigma_m` claim.",
+        "Share of truths inside the 50 / 80 / 95 % intervals of `z_sigma_m`, `z_covariance` and `height_sigma_m`.",
         "",
         "![coverage](coverage.png)",
         "",
@@ -108,12 +108,8 @@ def _cells(errors: Mapping[str, Any]) -> list[str]:
 
 def _changes(numbers: Mapping[str, Any]) -> list[str]:
     paper, joint = numbers["methods"]["paper"], numbers["methods"]["joint"]
-    cells = [
-        f"{100 * (joint[key] - paper[key]):+.1f} points"
-        if key == "ordinal"
-        else f"{_relative(joint, paper, key):+.0f} %"
-        for key in _COLUMNS
-    ]
+    cells = [f"{_relative(joint, paper, key):+.0f} %" for key in _COLUMNS]
+    cells[2] = f"{100 * (joint['ordinal'] - paper['ordinal']):+.1f} points"
     accepted = 100 * (joint["accepted_share"] - paper["accepted_share"])
     return [*cells, f"{accepted:+.0f} points", f"{joint['shift_px'] - paper['shift_px']:+.2f} px"]
 

@@ -10,7 +10,7 @@ evidence for the line's model. No start values, no convergence, no local optimum
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -93,7 +93,7 @@ def integrate_lines(problem: CrowdProblem, mean: torch.Tensor, covariance: torch
 def repeat_fits(problem: CrowdProblem, index: torch.Tensor) -> CrowdProblem:
     """The fits `index` (M,) of a problem as a new one."""
     rows = {name: value[index] for name, value in vars(problem).items() if torch.is_tensor(value) and value.dim() > 1}
-    return replace(problem, model=problem.model[index], **rows)
+    return CrowdProblem(**{**vars(problem), **rows, "model": problem.model[index]})
 
 
 def _first_grid(problem: CrowdProblem) -> _Grid:
