@@ -10,24 +10,23 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from dto_pipeline.config import PipelineConfig, load_config
+from dto_pipeline.config import PipelineConfig, config_from_dict, load_config
 from dto_pipeline.demo.solver_sets import CROWD_SETS, CrowdSet, build_known_scene
 from dto_pipeline.errors import DtoError
 from dto_pipeline.evaluate.golden_scenes import compare_on_golden
-from dto_pipeline.evaluate.solver_comparison import KnownScene, compare_methods
-from dto_pipeline.evaluate.solver_report import POOLED, as_table, write_report
+from dto_pipeline.evaluate.solver_comparison import KnownScene, Outcome, compare_outcomes, place_all, pool_outcomes
+from dto_pipeline.evaluate.solver_report import POOLED, TOLD, as_table, write_report
 from dto_pipeline.models.body import BodyModel, load_body
 
 TUNING_SEEDS = (1, 2)
 REPORT_SEED = 101
 RECORDED = "recorded images"  # name of the golden cases in the report
-_MODEL_HOLDS = ("other heights", "wrong K")  # left out of the pooled set: what the sigmas are conditional on is broken
+_MODEL_BROKEN = ("other heights", "wrong K")  # left out of the pooled set: what the sigmas are conditional on is broken
 
 
 def compare_solvers(
@@ -51,16 +50,23 @@ def compare_solvers(
     config = config or PipelineConfig()
     body = load_body(config.body.model_path, config.body.kid_axis)
     results: dict[str, Any] = {}
-    pooled: list[KnownScene] = []
+    meanings: dict[str, str] = {}
+    pooled: list[tuple[list[KnownScene], Outcome, Outcome]] = []
     for kind in sets:
         known = _build(kind, seed, images, body)
-        results[kind.name] = compare_methods(known, body, config)
+        paper, joint = (place_all(known, body, config, mode) for mode in ("paper", "joint"))
+        results[kind.name] = compare_outcomes(known, paper, joint)
+        meanings[kind.name] = kind.meaning
         print(as_table({kind.name: results[kind.name]}), file=sys.stderr, flush=True)
-        if kind.name not in _MODEL_HOLDS:
-            pooled += [replace(item) for item in known]
-    meanings = {kind.name: kind.meaning for kind in sets}
-    results[POOLED] = compare_methods(pooled, body, config)
-    meanings[POOLED] = f"all sets above but {' and '.join(_MODEL_HOLDS)}"
+        if kind.told:
+            told = place_all(known, body, override(config, kind.told), "joint")
+            results[kind.name + TOLD] = compare_outcomes(known, paper, told)
+            meanings[kind.name + TOLD] = f"the same images, with `{' '.join(kind.told)}`"
+        if kind.name not in _MODEL_BROKEN:
+            pooled.append((known, paper, joint))
+    everyone, *both = zip(*pooled, strict=True)
+    results[POOLED] = compare_outcomes([item for known in everyone for item in known], *map(pool_outcomes, both))
+    meanings[POOLED] = f"all sets but {' and '.join(_MODEL_BROKEN)}"
     if golden is not None:
         results[RECORDED] = compare_on_golden(golden, config)
         meanings[RECORDED] = "the 16 recorded reference images, which nothing was tuned on"
@@ -70,6 +76,16 @@ def compare_solvers(
     )
     write_report(results, meanings, how, out)
     return results
+
+
+def override(config: PipelineConfig, texts: Sequence[str]) -> PipelineConfig:
+    """`config` with ``room.key=value`` texts applied."""
+    changed = load_config(overrides=texts).to_dict()
+    tree = config.to_dict()
+    for text in texts:
+        room, key = text.partition("=")[0].split(".")
+        tree[room][key] = changed[room][key]
+    return config_from_dict(tree)
 
 
 def _build(kind: CrowdSet, seed: int, images: int, body: BodyModel) -> list[KnownScene]:

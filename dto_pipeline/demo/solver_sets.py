@@ -46,19 +46,38 @@ class CrowdSet:
     wrong_ages: float = 0.0  # share of people whose age is anybody's
     leak: int = 0  # masks grow by up to this over neighbours and ground [px]
     focal_error: float = 0.0  # K of the labels is wrong by this share, up or down in turn
+    told: tuple[str, ...] = ()  # config that tells the joint solver so, for a second row
 
 
 CROWD_SETS = (
     CrowdSet("plain", "the demo's crowds, a depth map without offset"),
     CrowdSet("offset", "depth maps with an unknown offset, up to 15 % of the disparity at 6 m", offset=0.15),
-    CrowdSet("low noise", "a depth map nearly exact per person", person_error=0.005, row_tilt=0.01),
-    CrowdSet("high noise", "2.5 times the errors per person", person_error=0.05, row_tilt=0.08, pixel_noise=0.01),
+    CrowdSet(
+        "low noise",
+        "a depth map nearly exact per person",
+        person_error=0.005,
+        row_tilt=0.01,
+        told=("joint.depth_sigma=0.006",),
+    ),
+    CrowdSet(
+        "high noise",
+        "2.5 times the errors per person",
+        person_error=0.05,
+        row_tilt=0.08,
+        pixel_noise=0.01,
+        told=("joint.depth_sigma=0.05",),
+    ),
     CrowdSet("occlusion", "crowds squeezed sideways", layouts=("street", "plaza", "queue", "row"), squeeze=0.4),
     CrowdSet("children", "mostly children", layouts=("family", "playground")),
-    CrowdSet("other heights", "whole images 6 % taller or shorter than the priors expect", taller=0.06),
+    CrowdSet(
+        "other heights",
+        "whole images 6 % taller or shorter than the priors expect",
+        taller=0.06,
+        told=("joint.population_sigma=0.06",),
+    ),
     CrowdSet("wrong ages", "every fourth age is somebody else's", wrong_ages=0.25),
     CrowdSet("leaking masks", "masks that swallow up to 7 px of what is next to them", leak=7),
-    CrowdSet("wrong K", "focal length of the labels wrong by 10 %", focal_error=0.1),
+    CrowdSet("wrong K", "focal length of the labels wrong by 10 %", focal_error=0.1, told=("joint.focal_sigma=0.1",)),
     CrowdSet("pairs", "exactly two people", most_people=2),
 )
 
@@ -74,12 +93,12 @@ def build_known_scene(kind: CrowdSet, seed: int, number: int, body: BodyModel) -
     labels = falsify_labels(crowd, truth, body, stream(_LABELS))
     z, person = _look(crowd.view, truth, body)
     masks = _leak(observe_masks(person, crowd.num_people, stream(_MASKS)), kind.leak, stream(_SPOIL))
-    disparity = _observe_disparity(kind, z, person, stream(_DEPTH))
+    disparity, line = _observe_disparity(kind, z, person, stream(_DEPTH))
     scene = _build_scene(f"{kind.name}/{number:05d}", crowd, labels, masks, disparity)
     scene.age_years[:] = _wrong_ages(scene.age_years, kind.wrong_ages, stream(_SPOIL))
     if kind.focal_error:
         _spoil_focal(scene, 1 + kind.focal_error * (1 if number % 2 else -1))
-    return KnownScene(scene, truth.transl[:, 2].astype(np.float64), truth.height)
+    return KnownScene(scene, truth.transl[:, 2].astype(np.float64), truth.height, line)
 
 
 def _plan(kind: CrowdSet, seed: int, number: int) -> Crowd:
@@ -116,8 +135,10 @@ def _look(view: View, truth: Bodies, body: BodyModel) -> tuple[np.ndarray, np.nd
     return np.where(person >= 0, raster.z[0].numpy(), ground), person
 
 
-def _observe_disparity(kind: CrowdSet, z: np.ndarray, person: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """(H, W) float32 a / z + b with errors per person, row and pixel."""
+def _observe_disparity(
+    kind: CrowdSet, z: np.ndarray, person: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, tuple[float, float]]:
+    """(H, W) float32 a / z + b with errors per person, row and pixel; and a, b."""
     scale = float(rng.uniform(*DISPARITY_SCALE))
     offset = kind.offset * float(rng.uniform(-1, 1)) * scale / _OFFSET_AT
     error = kind.person_error * rng.standard_t(3, int(person.max()) + 2)
@@ -126,7 +147,7 @@ def _observe_disparity(kind: CrowdSet, z: np.ndarray, person: np.ndarray, rng: n
     tilt = rng.normal(0.0, kind.row_tilt) * (np.arange(len(z)) / len(z) - 0.5)
     noise = rng.normal(0.0, kind.pixel_noise, z.shape)
     values = gaussian_filter((scale / z + offset) * (1 + error[person]), _BLUR) * (1 + tilt[:, None] + noise)
-    return values.clip(0).astype(np.float32)
+    return values.clip(0).astype(np.float32), (scale, offset)
 
 
 def _leak(masks: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarray:

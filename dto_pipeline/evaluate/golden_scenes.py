@@ -13,8 +13,9 @@ import numpy as np
 from dto_pipeline.config import PipelineConfig
 from dto_pipeline.evaluate.golden_image import load_image_case
 from dto_pipeline.evaluate.solver_comparison import KnownScene, collect, compare_outcomes, place_scenes, with_mode
+from dto_pipeline.evaluate.synthetic import Placement
 from dto_pipeline.models.body import BodyModel, load_body
-from dto_pipeline.scene import PlacedScene, Scene
+from dto_pipeline.scene import PlacedScene
 
 
 def compare_on_golden(folder: Path, config: PipelineConfig) -> dict[str, Any]:
@@ -25,13 +26,14 @@ def compare_on_golden(folder: Path, config: PipelineConfig) -> dict[str, Any]:
     models: list[BodyModel] = []
     for entry in json.loads((folder / "image" / "index.json").read_text()):
         scene, case = load_image_case(folder / "image" / f"{entry['case']}.npz", config)
-        known.append(KnownScene(scene, case["gt_trans"][:, 2].astype(np.float64), case["gt_height"].astype(np.float64)))
+        z, height = (case[key].astype(np.float64) for key in ("gt_trans", "gt_height"))
+        known.append(KnownScene(scene, z[:, 2], height, tuple(case["gt_disparity_ab"].tolist())))
         models.append(bodies[bool(entry["kid_shape"])])
     model_of = {item.scene.image_id: model for item, model in zip(known, models, strict=True)}
 
-    def place(scenes: Sequence[Scene], mode: str) -> list[PlacedScene]:
+    def place(some: Sequence[KnownScene], mode: str) -> list[tuple[PlacedScene, Placement]]:
         chosen = with_mode(config, mode)
-        return [place_scenes([scene], model_of[scene.image_id], chosen)[0] for scene in scenes]
+        return [place_scenes([item], model_of[item.scene.image_id], chosen)[0] for item in some]
 
     paper, joint = (collect(known, partial(place, mode=mode), models) for mode in ("paper", "joint"))
     return compare_outcomes(known, paper, joint)

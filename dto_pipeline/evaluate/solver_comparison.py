@@ -2,7 +2,9 @@
 
 Scenes with truth in, numbers out; knows no generator and writes no files (`solver_report` does). "Height prior"
 scales every label to its prior height (adults: the mean of the label's height and the class's) without any depth.
-All measures are over all people, accepted or not, unless said. Metres.
+"True line" is no solver: everybody stands where its own measured depth says, on the line the depth map was made with;
+it shows how much of an error is the depth map's own. All measures are over all people, accepted or not, unless said.
+Metres.
 """
 
 from __future__ import annotations
@@ -22,14 +24,12 @@ from dto_pipeline.evaluate.synthetic import Placement, placement_errors
 from dto_pipeline.maths.refine import KID_SHIFT_JOINTS
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.optimizer import SceneOptimizer
-from dto_pipeline.scene import PlacedScene, Scene
+from dto_pipeline.scene import KID_AXIS, MEAN, PlacedScene, Scene
 
-METHODS = ("labels", "height prior", "paper", "joint")
+METHODS = ("labels", "height prior", "paper", "joint", "true line")
 LEVELS = {0.50: 0.6745, 0.80: 1.2816, 0.95: 1.9600}  # share of a normal law within so many sigmas
 _BATCH = 8  # scenes placed together
 _RESAMPLES = 400  # of images, for the noise of a difference
-
-Place = Callable[[Sequence[Scene]], list[PlacedScene]]
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,10 @@ class KnownScene:
     scene: Scene
     z: np.ndarray  # (P,) float64 true z of the translation [m]
     height: np.ndarray  # (P,) float64 true height in the rest pose [m]
+    line: tuple[float, float]  # a, b of the disparity a / z + b that the depth map was made from
+
+
+Place = Callable[[Sequence[KnownScene]], list[tuple[PlacedScene, Placement]]]
 
 
 @dataclass(frozen=True)
@@ -50,12 +54,12 @@ class Outcome:
     shift: np.ndarray  # (N,) mean distance of joints from where the label's are in the image [px]
     placed: list[PlacedScene]  # one per image
     seconds: float  # per image
+    on_line: Placement  # where `true line` puts the same people
 
 
-def compare_methods(known: Sequence[KnownScene], body: BodyModel, config: PipelineConfig) -> dict[str, Any]:
-    """All four methods on the same scenes with one body model and one config (its `solver.mode` is replaced)."""
-    paper, joint = (partial(place_scenes, body=body, config=with_mode(config, mode)) for mode in ("paper", "joint"))
-    return compare_outcomes(known, collect(known, paper, body), collect(known, joint, body))
+def place_all(known: Sequence[KnownScene], body: BodyModel, config: PipelineConfig, mode: str) -> Outcome:
+    """Every scene placed by one solver."""
+    return collect(known, partial(place_scenes, body=body, config=with_mode(config, mode)), body)
 
 
 def with_mode(config: PipelineConfig, mode: str) -> PipelineConfig:
@@ -63,18 +67,37 @@ def with_mode(config: PipelineConfig, mode: str) -> PipelineConfig:
     return replace(config, solver=replace(config.solver, mode=mode))
 
 
-def place_scenes(scenes: Sequence[Scene], body: BodyModel, config: PipelineConfig) -> list[PlacedScene]:
-    """What a shard runner does with scenes that have no problem."""
+def place_scenes(
+    known: Sequence[KnownScene], body: BodyModel, config: PipelineConfig
+) -> list[tuple[PlacedScene, Placement]]:
+    """What a shard runner does with scenes that have no problem; and where their true lines put the people."""
+    scenes = [item.scene for item in known]
     optimized = SceneOptimizer(body, config)(collate_scenes(scenes))
-    return split_batch(scenes, optimized, config)
+    evidence = optimized.evidence
+    measures = torch.stack([evidence.depth[..., MEAN], evidence.z[..., MEAN], optimized.prior.height], -1).numpy()
+    lines = [_on_true_line(item, found[: item.scene.num_people]) for item, found in zip(known, measures, strict=True)]
+    return list(zip(split_batch(scenes, optimized, config), lines, strict=True))
+
+
+def _on_true_line(item: KnownScene, measures: np.ndarray) -> Placement:
+    """`measures`: (P, 3) mean depth, mean z of the label [m], label height [m]; those not measured stand right."""
+    depth, label_z, height = measures.T
+    scale, offset = item.line
+    factor = scale / (1 / depth - offset) / label_z
+    known = np.isfinite(factor) & (factor > 0)
+    z = np.where(known, item.scene.transl[:, 2] * factor, item.z)
+    return Placement(z, np.where(known, height * factor, item.height))
 
 
 def collect(known: Sequence[KnownScene], place: Place, body: BodyModel | Sequence[BodyModel]) -> Outcome:
     """Place all scenes, in batches; `body`: one for all, or one per scene, for the shift in the image."""
     begun = time.perf_counter()
     placed: list[PlacedScene] = []
+    lines: list[Placement] = []
     for start in range(0, len(known), _BATCH):
-        placed += place([item.scene for item in known[start : start + _BATCH]])
+        for item, line in place(known[start : start + _BATCH]):
+            placed.append(item)
+            lines.append(line)
     seconds = (time.perf_counter() - begun) / max(len(known), 1)
     bodies = [body] * len(placed) if isinstance(body, BodyModel) else body
     return Outcome(
@@ -83,6 +106,28 @@ def collect(known: Sequence[KnownScene], place: Place, body: BodyModel | Sequenc
         shift=np.concatenate([image_shift(item, model) for item, model in zip(placed, bodies, strict=True)]),
         placed=placed,
         seconds=seconds,
+        on_line=Placement(*(np.concatenate([getattr(line, name) for line in lines]) for name in ("z", "height"))),
+    )
+
+
+def pool_outcomes(outcomes: Sequence[Outcome]) -> Outcome:
+    """The outcomes of several sets as one; seconds are averaged over images."""
+    images = [len(outcome.placed) for outcome in outcomes]
+
+    def joined(name: str) -> np.ndarray:
+        return np.concatenate([getattr(outcome, name) for outcome in outcomes])
+
+    def placements(name: str) -> Placement:
+        parts = [getattr(outcome, name) for outcome in outcomes]
+        return Placement(*(np.concatenate([getattr(part, what) for part in parts]) for what in ("z", "height")))
+
+    return Outcome(
+        placement=placements("placement"),
+        accepted=joined("accepted"),
+        shift=joined("shift"),
+        placed=[placed for outcome in outcomes for placed in outcome.placed],
+        seconds=float(np.average([outcome.seconds for outcome in outcomes], weights=images)),
+        on_line=placements("on_line"),
     )
 
 
@@ -104,7 +149,8 @@ def compare_outcomes(known: Sequence[KnownScene], paper: Outcome, joint: Outcome
     factor = np.concatenate([item.prior_mean_m / item.height_init_m for item in first])
     by_prior = Placement(labels.z * factor, labels.height * factor)
     nobody = np.zeros(len(image), bool)
-    shares = (labels, nobody), (by_prior, nobody), (paper.placement, paper.accepted), (joint.placement, joint.accepted)
+    solved = (paper.placement, paper.accepted), (joint.placement, joint.accepted)
+    shares = (labels, nobody), (by_prior, nobody), *solved, (joint.on_line, nobody)
     methods: dict[str, Any] = {
         name: {
             **placement_errors(found, truth, image),
@@ -114,7 +160,12 @@ def compare_outcomes(known: Sequence[KnownScene], paper: Outcome, joint: Outcome
         for name, (found, accepted) in zip(METHODS, shares, strict=True)
     }
     for name, outcome in (("paper", paper), ("joint", joint)):
-        methods[name] |= {"shift_px": float(outcome.shift.mean()), "seconds_per_image": outcome.seconds}
+        moved = np.concatenate([item.beta_index for item in outcome.placed])
+        methods[name] |= {
+            "shift_px": float(outcome.shift.mean()),
+            "kid_shift_px": float(outcome.shift[moved == KID_AXIS].mean()) if (moved == KID_AXIS).any() else 0.0,
+            "seconds_per_image": outcome.seconds,
+        }
     chosen = [item.depth_model for item in joint.placed if item.depth_model is not None]
     return {
         "images": len(known),

@@ -1,6 +1,6 @@
 """Two pictures of a solver comparison: errors per set and method as bars, and how often intervals hold the truth.
 
-Knows the results of `solver_comparison.compare_methods` and Pillow; knows no solver. Fixed colours and sizes, so that
+Knows the results of `solver_comparison.compare_outcomes` and Pillow; knows no solver. Fixed colours and sizes, so that
 equal results give equal pictures.
 """
 
@@ -13,7 +13,13 @@ from PIL import Image, ImageDraw, ImageFont
 
 from dto_pipeline.evaluate.solver_comparison import METHODS
 
-_COLOURS = {"labels": "#b9b9b9", "height prior": "#e0a458", "paper": "#4f7cac", "joint": "#2a9d5c"}
+_COLOURS = {
+    "labels": "#b9b9b9",
+    "height prior": "#e0a458",
+    "paper": "#4f7cac",
+    "joint": "#2a9d5c",
+    "true line": "#8d6cab",
+}
 _WHATS = {"z": "#2a9d5c", "pairs": "#4f7cac", "height": "#e0a458"}
 _INK, _RULE, _PAPER = "#222222", "#dddddd", "#ffffff"
 _LEFT, _TOP, _GAP = 70, 34, 46  # margins of a panel [px]
@@ -37,7 +43,7 @@ def draw_errors(results: Mapping[str, Any]) -> Image.Image:
             left = _LEFT + 8 + 96 * place
             for column, method in enumerate(METHODS):
                 tall = high * numbers["methods"][method][key] / most
-                box = (left + 20 * column, top + high - tall, left + 20 * column + 17, top + high)
+                box = (left + 16 * column, top + high - tall, left + 16 * column + 13, top + high)
                 draw.rectangle(box, fill=_COLOURS[method])
             draw.text((left + 38, top + high + 6), name, _INK, font=_font(12), anchor="mt")
     _legend(draw, _COLOURS, (_LEFT + 250, 10))
