@@ -103,7 +103,9 @@ class SceneOptimizer:
         """The one place where the solver's mode decides."""
         if mixture is None:
             return fit_groups(evidence, prior, self.config.solver, self.config.refine)
-        return fit_jointly(evidence, prior, mixture, batch.transl[..., 2], batch.present, self.config.joint)
+        config = self.config
+        z = batch.transl[..., 2]
+        return fit_jointly(evidence, prior, mixture, z, batch.present, config.joint, config.solver.max_height)
 
     def _look_again(
         self,

@@ -10,10 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dto_pipeline.collate import collate_scenes
+from dto_pipeline.collate import collate_scenes, split_batch
 from dto_pipeline.config import PipelineConfig, load_config
 from dto_pipeline.data.labels import build_label_table
-from dto_pipeline.data.placed import placed_scenes
+from dto_pipeline.data.placed import placed_scenes, unpack_covariance
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.optimizer import SceneOptimizer
 from dto_pipeline.status import ImageStatus, PersonStatus
@@ -112,7 +112,7 @@ def test_overlapping_masks_go_to_whoever_the_fit_puts_in_front(body: BodyModel) 
     labels = SceneOptimizer(body, PipelineConfig())(collate_scenes([disputed]))
     found = SceneOptimizer(body, JOINT)(collate_scenes([disputed]))
     inside = torch.from_numpy(scene.masks[0])  # where the child is seen
-    assert (labels.maps.person[0][inside] == 0).float().mean() < 0.2
+    assert (labels.maps.person[0][inside] == 0).float().mean() < 0.4
     assert (found.maps.person[0][inside] == 0).float().mean() > 0.8  # what of it the label's body covers
     z = found.maps.z[0][inside & (found.maps.person[0] == 0)]
     assert z.mean().item() == pytest.approx(2.6 * 1.6, rel=0.05)  # still the label's distance, as evidence wants it
@@ -136,9 +136,22 @@ def test_the_posterior_arrives_in_the_labels(body: BodyModel) -> None:
         people = before.scene.num_people
         assert after.z_covariance is not None
         assert after.z_covariance.shape == (people * (people + 1) // 2,)
-        diagonal = np.cumsum(np.arange(1, people + 1)) - 1  # of a lower triangle, row by row
-        assert np.allclose(after.z_covariance[diagonal], after.z_sigma_m**2, rtol=1e-5)
+        covariance = unpack_covariance(after.z_covariance, people)
+        assert np.array_equal(covariance, covariance.T)
+        assert np.linalg.eigvalsh(covariance.astype(np.float64)).min() > 0
+        assert np.allclose(covariance.diagonal(), after.z_sigma_m**2, rtol=1e-5)
         assert np.array_equal(before.height_sigma_m, after.height_sigma_m)
         assert after.depth_model == before.depth_model
         line = (*after.alpha, *after.beta) if after.depth_model == "affine_depth" else after.disparity_line
         assert np.isfinite(line).all()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_gpu_equals_cpu(body: BodyModel) -> None:
+    scene = make_scene(body, FAMILY)
+    (expected,) = place([scene], body, JOINT)
+    optimizer = SceneOptimizer(body.to("cuda"), JOINT)
+    (placed,) = split_batch([scene], optimizer(collate_scenes([scene], "cuda")), JOINT)
+    body.to("cpu")
+    assert_close(expected, placed)

@@ -35,6 +35,14 @@ def read_placed(path: str | Path) -> list[PlacedScene]:
     return list(placed_scenes(read_labels(path)))
 
 
+def unpack_covariance(packed: np.ndarray, people: int) -> np.ndarray:
+    """(P, P) symmetric matrix from the label column `z_covariance` of an image with `people` people."""
+    matrix: np.ndarray = np.zeros((people, people), packed.dtype)
+    rows, columns = np.tril_indices(people)
+    matrix[rows, columns] = matrix[columns, rows] = packed
+    return matrix
+
+
 def placed_scenes(table: pa.Table) -> Iterator[PlacedScene]:
     """Every row of a table of `schema.LABELS_SCHEMA`, people in source order."""
     people = single_array(table.column("persons"))

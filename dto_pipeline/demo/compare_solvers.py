@@ -64,8 +64,9 @@ def compare_solvers(
             meanings[kind.name + TOLD] = f"the same images, with `{' '.join(kind.told)}`"
         if kind.name not in _MODEL_BROKEN:
             pooled.append((known, paper, joint))
-    everyone, *both = zip(*pooled, strict=True)
-    results[POOLED] = compare_outcomes([item for known in everyone for item in known], *map(pool_outcomes, both))
+    if pooled:
+        everyone, *both = zip(*pooled, strict=True)
+        results[POOLED] = compare_outcomes([item for known in everyone for item in known], *map(pool_outcomes, both))
     meanings[POOLED] = f"all sets but {' and '.join(_MODEL_BROKEN)}"
     if golden is not None:
         results[RECORDED] = compare_on_golden(golden, config)

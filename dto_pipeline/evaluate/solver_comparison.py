@@ -20,6 +20,7 @@ import torch
 
 from dto_pipeline.collate import collate_scenes, split_batch
 from dto_pipeline.config import PipelineConfig
+from dto_pipeline.data.placed import unpack_covariance
 from dto_pipeline.evaluate.synthetic import Placement, placement_errors
 from dto_pipeline.maths.refine import KID_SHIFT_JOINTS
 from dto_pipeline.models.body import BodyModel
@@ -185,8 +186,7 @@ def normalised_errors(known: Sequence[KnownScene], joint: Outcome) -> dict[str, 
         if placed.z_covariance is None:
             continue
         people = item.scene.num_people
-        covariance = np.full((people, people), np.nan)
-        covariance[np.tril_indices(people)] = placed.z_covariance
+        covariance = unpack_covariance(placed.z_covariance, people)
         miss = placed.transl[:, 2] - item.z
         variance = covariance.diagonal()
         first, second = np.tril_indices(people, -1)

@@ -7,7 +7,7 @@ posterior. Who has no usable depth stands by its height prior. Metres.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -35,6 +35,7 @@ def fit_jointly(
     label_z: torch.Tensor,
     present: torch.Tensor,
     config: JointConfig,
+    max_height: float,
 ) -> GroupFits:
     """Place everybody of every scene.
 
@@ -42,6 +43,7 @@ def fit_jointly(
         evidence, prior, mixture: of B scenes, P people (`prior` for the score of the image).
         label_z: (B, P) z of the labels [m], for those whose depth was not measured; present: (B, P) bool, who is to
             be placed.
+        max_height: nobody is taller than this [m]; who would be, stands where it is just as tall.
 
     Returns:
         `GroupFits` with `posterior` set.
@@ -51,6 +53,8 @@ def fit_jointly(
     typical = _typical_depth(evidence.depth[..., MEAN], measured)
     problem = _build_problem(evidence, prior, mixture, z, typical, measured & present, present, config)
     found = _solve(problem, config)
+    tallest = (max_height * z / torch.where(present, prior.height, 1.0)).log()
+    found = replace(found, log_z=torch.minimum(found.log_z, tallest))
     return _conclude(evidence, prior, z, typical, measured, present, found, config)
 
 

@@ -65,7 +65,7 @@ def crowd(
     unknown = torch.full(shape, NAN)
     mixture = build_height_mixture(label_height, ages, unknown, PRIOR, config)
     table = build_height_prior(label_height, classify_heights(ages, unknown, PRIOR), PRIOR)
-    return fit_jointly(evidence, summarise_mixture(mixture, table), mixture, label_z, present, config)
+    return fit_jointly(evidence, summarise_mixture(mixture, table), mixture, label_z, present, config, 2.1)
 
 
 def test_an_exact_crowd_of_average_people_stands_where_it_should() -> None:
@@ -101,6 +101,15 @@ def test_one_wrong_height_spoils_neither_its_person_nor_the_others() -> None:
     z = [[3.0, 4.0, 5.0, 6.0, 7.0, 8.0]]
     fits = crowd(z, height=[[1.7, 1.72, 1.1, 1.7, 1.73, 1.7]], factor=[[1, 1, 1.5, 1, 1, 1]])
     assert np.allclose(fits.new_z.numpy(), z, rtol=0.06)
+
+
+def test_nobody_becomes_taller_than_people_are() -> None:
+    """Everybody's depth and height agree that they are giants, but for the limit."""
+    config = replace(JOINT, anybody_mean=2.4, anybody_weight=0.9)
+    fits = crowd([[3.0, 4.0, 5.0]], height=[[2.4, 2.5, 2.6]], config=config)
+    height = fits.new_z.numpy() / [3.0, 4.0, 5.0] * [2.4, 2.5, 2.6]
+    assert height.max() <= 2.1 + 1e-9
+    assert height.max() > 2.0
 
 
 @settings(max_examples=10, deadline=None)
