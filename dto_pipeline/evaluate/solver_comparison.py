@@ -54,7 +54,7 @@ class Outcome:
     accepted: np.ndarray  # (N,) bool: the image was accepted
     shift: np.ndarray  # (N,) mean distance of joints from where the label's are in the image [px]
     placed: list[PlacedScene]  # one per image
-    seconds: float  # per image
+    seconds: float  # of processor time per image
     on_line: Placement  # where `true line` puts the same people
 
 
@@ -92,14 +92,14 @@ def _on_true_line(item: KnownScene, measures: np.ndarray) -> Placement:
 
 def collect(known: Sequence[KnownScene], place: Place, body: BodyModel | Sequence[BodyModel]) -> Outcome:
     """Place all scenes, in batches; `body`: one for all, or one per scene, for the shift in the image."""
-    begun = time.perf_counter()
+    begun = time.process_time()
     placed: list[PlacedScene] = []
     lines: list[Placement] = []
     for start in range(0, len(known), _BATCH):
         for item, line in place(known[start : start + _BATCH]):
             placed.append(item)
             lines.append(line)
-    seconds = (time.perf_counter() - begun) / max(len(known), 1)
+    seconds = (time.process_time() - begun) / max(len(known), 1)
     bodies = [body] * len(placed) if isinstance(body, BodyModel) else body
     return Outcome(
         placement=Placement(*(np.concatenate(part) for part in zip(*map(_z_and_height, placed), strict=True))),

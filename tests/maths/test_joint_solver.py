@@ -221,3 +221,24 @@ def test_class_shares_are_probabilities_and_follow_age(age: float, male: float) 
     certain = min(abs(np.log(age / limit)) for limit in PRIOR.age_limits) > 0.6
     if certain and age < 15:
         assert share.argmax().item() == np.searchsorted(PRIOR.age_limits, age)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_whatever_comes_in_nothing_raises_and_who_is_placed_has_a_place_and_a_sigma(data: st.DataObject) -> None:
+    def rows(values: st.SearchStrategy[float]) -> list[list[float]]:
+        return data.draw(st.lists(st.lists(values, min_size=3, max_size=3), min_size=2, max_size=2))
+
+    fits = crowd(
+        rows(st.floats(0.02, 3000)),
+        rows(st.floats(0.05, 7)),
+        factor=rows(st.floats(0.01, 50)),
+        error=rows(st.sampled_from([0.0, 0.0, -0.999, 1e6, float("nan")])),
+        age=data.draw(st.sampled_from([0.0, 0.01, 5.0, 30.0, 300.0, float("nan")])),
+    )
+    placed = (fits.outcome == CODE[PersonStatus.MOVED]) | (fits.outcome == CODE[PersonStatus.PLACED_BY_PRIOR])
+    assert fits.posterior is not None
+    variance = fits.posterior.z_covariance.diagonal(dim1=-2, dim2=-1)
+    assert (fits.new_z[placed] > 0).all()
+    assert (variance[placed] > 0).all()
+    assert fits.posterior.height_sigma[placed].isfinite().all()
