@@ -14,6 +14,7 @@ from dto_pipeline.evaluate.solver_comparison import METHODS
 from dto_pipeline.evaluate.solver_plots import draw_coverage, draw_errors
 
 POOLED = "all sets"
+_SOLVERS = ("paper", "joint")
 TOLD = ", told"  # ends the name of a set whose difficulty the joint solver's config admits
 _READING = """\
 - *True line* is what the depth map alone allows to somebody who knows its line exactly. Ordinal accuracy and pairwise
@@ -96,6 +97,15 @@ def as_page(results: Mapping[str, Any], meanings: Mapping[str, str], how: str) -
             [[name, *_changes(numbers), *_noise(numbers)] for name, numbers in results.items()],
         ),
         "",
+        "## Accepted people only",
+        "",
+        "What a trainer gets that keeps `is_accepted` images: how many people, and how wrong they are.",
+        "",
+        *_markdown(
+            ["set", "solver", "accepted", "z [m]", "pairs [m]", "ordinal", "height [m]"],
+            [row for name, numbers in results.items() for row in _accepted_rows(name, numbers)],
+        ),
+        "",
         "## Shift in the image [px]",
         "",
         "Mean over people and joints; a shape along the kid axis changes proportions, so joints cannot all stay.",
@@ -150,8 +160,16 @@ def _changes(numbers: Mapping[str, Any]) -> list[str]:
     return [*cells, f"{accepted:+.0f} points", f"{joint['shift_px'] - paper['shift_px']:+.2f} px"]
 
 
+def _accepted_rows(name: str, numbers: Mapping[str, Any]) -> list[list[str]]:
+    solvers = {solver: numbers["methods"][solver] for solver in (("joint",) if name.endswith(TOLD) else _SOLVERS)}
+    return [
+        [name, solver, f"{100 * errors['accepted_share']:.0f} %", *_cells(errors["accepted"])[: len(_COLUMNS)]]
+        for solver, errors in solvers.items()
+    ]
+
+
 def _shifts(numbers: Mapping[str, Any]) -> list[str]:
-    solvers = [numbers["methods"][name] for name in ("paper", "joint")]
+    solvers = [numbers["methods"][name] for name in _SOLVERS]
     shifts = [f"{solver[key]:.2f}" for key in ("shift_px", "kid_shift_px") for solver in solvers]
     return [*shifts, *(f"{1000 * solver['seconds_per_image']:.0f}" for solver in solvers)]
 
