@@ -48,14 +48,31 @@ def fit_jointly(
     Returns:
         `GroupFits` with `posterior` set.
     """
-    measured = evidence.usable & present
-    z = torch.where(measured, evidence.z[..., MEAN], torch.where(present, label_z.to(torch.float64), 1.0))
-    typical = _typical_depth(evidence.depth[..., MEAN], measured)
-    problem = _build_problem(evidence, prior, mixture, z, typical, measured & present, present, config)
-    found = _solve(problem, config)
-    tallest = (max_height * z / torch.where(present, prior.height, 1.0)).log()
-    found = replace(found, log_z=torch.minimum(found.log_z, tallest))
-    return _conclude(evidence, prior, z, typical, measured, present, found, config)
+    depth = evidence.depth[..., MEAN]
+    measured = evidence.usable & present & (depth > 0) & depth.isfinite()
+    crowd = _Crowd(
+        evidence=evidence,
+        prior=prior,
+        z=torch.where(measured, evidence.z[..., MEAN], torch.where(present, label_z.to(torch.float64), 1.0)),
+        typical_depth=_typical_depth(depth, measured),
+        measured=measured,
+        present=present,
+    )
+    found = _solve(_build_problem(crowd, mixture, config), config)
+    tallest = (max_height * crowd.z / torch.where(present, prior.height, 1.0)).log()
+    return _conclude(crowd, replace(found, log_z=torch.minimum(found.log_z, tallest)), config)
+
+
+@dataclass(frozen=True)
+class _Crowd:
+    """What is known of the people of B scenes before the fit."""
+
+    evidence: DepthEvidence
+    prior: HeightPrior
+    z: torch.Tensor  # (B, P) [m] of the label, over the measured pixels where there are any
+    typical_depth: torch.Tensor  # (B,) the unit of depth of each scene
+    measured: torch.Tensor  # (B, P) bool: the depth means something
+    present: torch.Tensor  # (B, P) bool: is to be placed
 
 
 @dataclass(frozen=True)
@@ -75,28 +92,20 @@ def _typical_depth(depth: torch.Tensor, measured: torch.Tensor) -> torch.Tensor:
     return (total / measured.sum(1).clamp(min=1)).exp()
 
 
-def _build_problem(
-    evidence: DepthEvidence,
-    prior: HeightPrior,
-    mixture: HeightMixture,
-    z: torch.Tensor,
-    typical: torch.Tensor,
-    measured: torch.Tensor,
-    present: torch.Tensor,
-    config: JointConfig,
-) -> CrowdProblem:
+def _build_problem(crowd: _Crowd, mixture: HeightMixture, config: JointConfig) -> CrowdProblem:
     """B fits without a model or a noise level yet (affine in depth, level 1)."""
-    depth = torch.where(measured, evidence.depth[..., MEAN], typical[:, None])
+    evidence, measured, z = crowd.evidence, crowd.measured, crowd.z
+    depth = torch.where(measured, evidence.depth[..., MEAN], crowd.typical_depth[:, None])
     used = measured & (evidence.corr > config.min_corr)
     gain = torch.where(used, evidence.corr, 1.0)
     elasticity = torch.where(used, evidence.slope, torch.nan) * depth / z / gain**config.slope_gain
-    height = torch.where(present, prior.height, 1.0).log()
+    height = torch.where(crowd.present, crowd.prior.height, 1.0).log()
     tails = torch.tensor(config.tail_widths, dtype=torch.float64, device=z.device)
     weights = torch.tensor(config.tail_weights, dtype=torch.float64, device=z.device)
     return CrowdProblem(
-        log_depth=(depth / typical[:, None]).log(),
+        log_depth=(depth / crowd.typical_depth[:, None]).log(),
         measured=measured,
-        present=present,
+        present=crowd.present,
         log_weight=(mixture.weight / mixture.weight.sum(-1, keepdim=True)).log(),
         centre=mixture.mean - (height - z.log())[..., None],
         spread=mixture.variance + config.size_sigma**2,
@@ -165,17 +174,9 @@ def _average(result: CrowdPosterior, models: torch.Tensor, levels: int, scenes: 
     return _Found(log_z, covariance, models[best], of_best(result.log_scale), of_best(result.share))
 
 
-def _conclude(
-    evidence: DepthEvidence,
-    prior: HeightPrior,
-    z: torch.Tensor,
-    typical: torch.Tensor,
-    measured: torch.Tensor,
-    present: torch.Tensor,
-    found: _Found,
-    config: JointConfig,
-) -> GroupFits:
+def _conclude(crowd: _Crowd, found: _Found, config: JointConfig) -> GroupFits:
     """The same words and columns as the published fit."""
+    evidence, prior, measured, present = crowd.evidence, crowd.prior, crowd.measured, crowd.present
     finite = found.log_z.isfinite() & found.covariance.diagonal(dim1=-2, dim2=-1).isfinite()
     placed = present & finite
     compared = measured.sum(1) >= _TWO
@@ -185,11 +186,11 @@ def _conclude(
     outcome = torch.where(present & ~finite, CODE[PersonStatus.NO_FIT], outcome)
 
     new_z = torch.where(placed, found.log_z.exp(), torch.nan)
-    height = prior.height / z * new_z
+    height = prior.height / crowd.z * new_z
     moved = outcome == CODE[PersonStatus.MOVED]
     off = torch.where(moved, (height - prior.mean).abs() / prior.sigma, 0).sum(1) / moved.sum(1).clamp(min=1)
     member = torch.stack([moved & (evidence.group == group) for group in (NEAR, FAR)], 1)
-    slope, offset = line_coefficients(found.log_scale, found.share, typical, found.model)
+    slope, offset = line_coefficients(found.log_scale, found.share, crowd.typical_depth, found.model)
     straight = compared & (found.model == AFFINE_DEPTH)
     inverse = compared & (found.model == AFFINE_DISPARITY)
     line = torch.stack([slope, offset], -1)
@@ -198,7 +199,7 @@ def _conclude(
         beta=torch.where(straight, offset, torch.nan)[:, None].expand(-1, 2),
         status=_fit_status(measured, present, placed),
         used_ground=torch.zeros_like(compared),
-        z=z,
+        z=crowd.z,
         new_z=new_z,
         outcome=outcome,
         rejected_order=torch.full_like(outcome, -1),

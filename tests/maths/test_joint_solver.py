@@ -161,10 +161,15 @@ def test_a_person_without_depth_is_placed_with_less_certainty() -> None:
     assert sigma[3] > 1.2 * sigma[2]
 
 
-def test_a_depth_that_is_not_finite_costs_its_own_scene_only() -> None:
+def test_a_depth_that_is_not_finite_costs_its_own_person_only() -> None:
+    fits = crowd([[3.0, 4.0, 5.0]], error=[[0.0, 0.0, float("inf")]])
+    assert fits.outcome.tolist() == [[CODE[PersonStatus.MOVED]] * 2 + [CODE[PersonStatus.PLACED_BY_PRIOR]]]
+    assert torch.allclose(fits.new_z[:, :2], crowd([[3.0, 4.0]]).new_z, rtol=1e-9)
+
+
+def test_a_height_that_is_not_finite_costs_its_own_scene_only() -> None:
     z = [[3.0, 4.0, 5.0], [3.0, 4.0, 5.0]]
-    error = [[0.0, 0.0, float("inf")], [0.0, 0.0, 0.0]]
-    fits = crowd(z, error=error)
+    fits = crowd(z, height=[[1.715, 1.715, float("nan")], [1.715] * 3])
     assert set(fits.outcome[0].tolist()) == {CODE[PersonStatus.NO_FIT]}
     assert fits.status[0].tolist() == [int(FitStatus.DEGENERATE)] * 2
     assert torch.allclose(fits.new_z[1], crowd([z[1]]).new_z[0], rtol=1e-9)
