@@ -70,7 +70,7 @@ def compare_solvers(
     meanings[POOLED] = f"all sets but {' and '.join(_MODEL_BROKEN)}"
     if golden is not None:
         results[RECORDED] = compare_on_golden(golden, config)
-        meanings[RECORDED] = "the 16 recorded reference images, which nothing was tuned on"
+        meanings[RECORDED] = f"{results[RECORDED]['images']} recorded reference images, which nothing was tuned on"
     how = (
         f"`python -m dto_pipeline.demo.compare_solvers --images {images} --seed {seed}`: {images} images per set, "
         f"seed {seed}; the joint solver was tuned on seeds {TUNING_SEEDS[0]} and {TUNING_SEEDS[1]} only."

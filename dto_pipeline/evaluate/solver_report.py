@@ -24,11 +24,12 @@ _READING = """\
   and `joint.population_sigma`; the rows marked "told" show that they hold once the config admits the difficulty.
 - How good a depth network is, is `joint.depth_sigma`: three noise levels about it are weighed per image, but few people
   say little about it, so intervals are too narrow on a far worse network and too wide on a far better one, unless told.
-- `joint` loses to `paper` on single images mostly where a whole image is off its priors: `paper` believes the label's
-  own height by half, `joint` hardly, and where true heights happen to lie towards the labels' (1.69 m in these sets)
-  that luck shows. Averaged over images it costs `paper` more than it gains.
+- `joint` loses to `paper` on single images mostly where the people of an image are together a few percent off their
+  priors: then both miss, and which misses less is luck. Often it is `paper`'s: it believes the label's own height by
+  half, `joint` hardly, and the truth happens to lie on the labels' side (1.69 m here). Over all images that belief
+  costs more than it gains.
 - Of two people whose heights are both off, no solver can know; `paper` mostly leaves such images unaccepted, `joint`
-  places them and says so with a wider sigma."""
+  places them and says so with a wider sigma. Errors of accepted people compare different people there."""
 _COLUMNS = ("depth_error", "pair_depth_error", "ordinal", "height_error")
 
 
