@@ -13,7 +13,7 @@ class _Advised(StrEnum):
 
     advice: str
 
-    def __new__(cls, word: str, advice: str) -> _Advised:
+    def __new__(cls, word: str, advice: str = "") -> _Advised:
         member = str.__new__(cls, word)
         member._value_ = word
         member.advice = advice
@@ -45,6 +45,12 @@ class ImageStatus(_Advised):
 _IMAGES_DONE = frozenset(
     {ImageStatus.OPTIMIZED, ImageStatus.NOT_OPTIMIZED, ImageStatus.TOO_FEW_PEOPLE, ImageStatus.NO_PEOPLE}
 )
+
+
+class UnusableImage(Exception):
+    """An image that cannot be processed; its kind says the status, its text what was found (no absolute path)."""
+
+    status = ImageStatus.INTERNAL_ERROR
 
 
 class PersonStatus(_Advised):

@@ -1,6 +1,6 @@
 """Pickle streams for tests, written opcode by opcode: hostile ones, malformed ones, and the parts to build more.
 
-The hostile ones are armed: read with `pickle.loads`, those that call something would leave `SENTINEL` in the current folder.
+The hostile ones are armed: those that call something would leave `SENTINEL` in the current folder under `pickle.loads`.
 """
 
 from __future__ import annotations
@@ -87,32 +87,33 @@ I4 = dtype(text("i4"))
 THREE = b"K\x03\x85"  # the shape (3,)
 
 
-def _laughs(empty: bytes, grow: bytes) -> bytes:
-    """Thirty containers, each holding the one before ten times."""
-    body = empty
+def _laughs(start: bytes, end: bytes) -> bytes:
+    """Thirty containers, each holding the one before ten times: 10 ** 30 items in 800 bytes."""
+    body = b"N"
     for index in range(30):
-        body += b"q" + bytes([index]) + empty + b"(" + (b"h" + bytes([index])) * 10 + grow
-    return whole(body)
+        stored = bytes([index])
+        body += b"q" + stored + b"0" + start + (b"h" + stored) * 10 + end
+    return body
+
+
+# module:attribute of what strangers' pickles call, of attribute chains from allowed names, and of harmless strangers
+_STRANGERS = """
+os:system posix:system nt:system os:execv subprocess:Popen builtins:eval builtins:exec __builtin__:eval
+builtins:getattr builtins:__import__ builtins:type builtins:open builtins:object builtins:bytearray
+importlib:import_module runpy:run_path pickle:loads marshal:loads types:CodeType ctypes:CDLL shutil:rmtree
+webbrowser:open site:main functools:partial operator:attrgetter copyreg:__newobj__ copyreg:_reconstructor
+codecs:decode _codecs:decode collections:OrderedDict numpy:load numpy:matrix numpy:memmap numpy:fromfile numpy:void
+numpy.rec:recarray numpy.core.multiarray:fromfile numpy.testing._private.utils:runstring torch:load
+torch._utils:_rebuild_tensor_v2 torch.storage:_load_from_bytes numpy:os.system numpy:core.multiarray.os
+numpy:ndarray.__class__ numpy.core.multiarray:_reconstruct.__globals__ numpy: :ndarray numpy.:dtype NUMPY:ndarray
+os:path.join
+"""
 
 
 def _refused_globals() -> list[Stream]:
-    names = [
-        *(("os", "system"), ("posix", "system"), ("nt", "system"), ("subprocess", "Popen"), ("os", "execv")),
-        *(("builtins", "eval"), ("builtins", "exec"), ("__builtin__", "eval"), ("builtins", "getattr")),
-        *(("builtins", "__import__"), ("builtins", "type"), ("builtins", "open"), ("builtins", "object")),
-        *(("importlib", "import_module"), ("runpy", "run_path"), ("pickle", "loads"), ("marshal", "loads")),
-        *(("numpy", "load"), ("numpy", "matrix"), ("numpy", "memmap"), ("numpy", "fromfile"), ("numpy.rec", "recarray")),
-        *(("numpy.testing._private.utils", "runstring"), ("numpy.core.multiarray", "fromfile"), ("numpy", "void")),
-        *(("torch._utils", "_rebuild_tensor_v2"), ("torch.storage", "_load_from_bytes"), ("torch", "load")),
-        *(("functools", "partial"), ("operator", "attrgetter"), ("copyreg", "__newobj__"), ("codecs", "decode")),
-        *(("_codecs", "decode"), ("ctypes", "CDLL"), ("shutil", "rmtree"), ("webbrowser", "open"), ("site", "main")),
-        *(("collections", "OrderedDict"), ("copyreg", "_reconstructor"), ("builtins", "bytearray"), ("types", "CodeType")),
-        # attribute chains from an allowed module or object
-        *(("numpy", "os.system"), ("numpy", "core.multiarray.os"), ("numpy", "ndarray.__class__"), ("numpy", "f2py")),
-        *(("numpy.core.multiarray", "_reconstruct.__globals__"), ("numpy", ""), ("", "ndarray"), ("numpy ", "dtype")),
-    ]
     streams = []
-    for module, attribute in names:
+    for stranger in _STRANGERS.split():
+        module, attribute = stranger.split(":")
         full = f"{module}.{attribute}"
         streams.append(Stream(f"global-{full}", whole(call(module, attribute, text(COMMAND)), 2), UnsafePickle, full))
         body = stack_name(module, attribute) + text(COMMAND) + b"\x85R"
@@ -133,7 +134,6 @@ def _other_ways_to_call() -> list[Stream]:
         "obj": (b"(" + name("os", "system") + command + b"o.", "os.system"),
         "newobj": (whole(name("subprocess", "Popen") + command + b"\x85\x81"), "subprocess.Popen"),
         "newobj-ex": (whole(name("subprocess", "Popen") + command + b"\x85}\x92"), "subprocess.Popen"),
-        "dotted-stack-global": (whole(stack_name("os", "path.join")), "os.path.join"),
         "protocol-0-text": (b"cos\nsystem\n(S'" + COMMAND.encode() + b"'\ntR.", "os.system"),
         "unused-name": (whole(name("os", "system") + b"0N"), "os.system"),
         "name-in-memo-only": (whole(name("os", "system") + b"q\x000N"), "os.system"),
@@ -158,11 +158,12 @@ def _hostile_arrays() -> list[Stream]:
         "object-items": (array(b"K\x01\x85", dtype(text("O8"), "|"), b"]K\x01a"), "object"),
         "void": (array(THREE, dtype(text("V8"), "|"), raw), "V8"),
         "datetime": (array(THREE, dtype(text("M8")), raw), "M8"),
-        "record-fields": (array(THREE, dtype(text("f8"), fields=b"N(tx}".replace(b"x", b"")), raw), "fields"),
+        "record-fields": (array(THREE, dtype(text("f8"), fields=b"N)}"), raw), "fields"),
         "subarray": (array(THREE, dtype(text("f8"), fields=b"(" + F8 + b"K\x03tNN"), raw), "subarray"),
         "long-double": (array(THREE, dtype(text("f16")), buffer(bytes(48))), "f16"),
         "comma-dtype": (array(THREE, dtype(text("f8,f8")), raw), "f8,f8"),
         "dtype-from-object": (array(THREE, dtype(b"]"), raw), "a list"),
+        "dtype-from-laughter": (array(THREE, dtype(_laughs(b"](", b"e")), raw), "a list"),
         "object-scalar": (call("numpy.core.multiarray", "scalar", dtype(text("O8"), "|"), text("x")), "object"),
     }
     broken = {
@@ -183,7 +184,10 @@ def _hostile_arrays() -> list[Stream]:
         "impossible-boolean": (array(b"K\x01\x85", dtype(text("b1"), "|"), buffer(b"\x07")), "boolean"),
         "impossible-character": (array(b"K\x01\x85", dtype(text("U1")), buffer(b"\xff" * 4)), "characters"),
         "no-dtype": (array(THREE, text("f8"), raw), "dtype"),
-        "no-contents": (name("numpy.core.multiarray", "_reconstruct") + name("numpy", "ndarray") + b"\x85R", "contents"),
+        "no-contents": (
+            name("numpy.core.multiarray", "_reconstruct") + name("numpy", "ndarray") + b"\x85R",
+            "contents",
+        ),
         "array-of-dtype-class": (call("numpy.core.multiarray", "_reconstruct", name("numpy", "dtype")), "numpy.dtype"),
         "array-class-called": (call("numpy", "ndarray", big + b"\x85"), "numpy.ndarray"),
         "bare-name": (name("numpy", "ndarray"), "numpy.ndarray"),
@@ -213,9 +217,8 @@ def _malformed() -> list[Stream]:
         "second-pickle": (whole(b"N") * 2, "follow"),
         "left-on-the-stack": (whole(b"NN"), "left on the stack"),
         "open-mark": (whole(b"(N"), "left on the stack"),
-        "laughing-lists": (_laughs(b"]", b"e"), "items"),
-        "laughing-tuples": (_laughs(b")", b"t0(" + b"h\x00" * 9 + b"t"), "items"),
-        "laughing-dtype": (whole(array(THREE, dtype(_laughs(b"]", b"e")[2:-1]), b"C\x00")), "a list"),
+        "laughing-lists": (whole(_laughs(b"](", b"e")), "items"),
+        "laughing-tuples": (whole(_laughs(b"(", b"t")), "items"),
         "list-in-itself": (whole(b"]q\x00h\x00a"), "itself"),
         "dict-in-itself": (whole(b"}q\x00K\x01h\x00s"), "itself"),
         "deep-lists": (whole(b"]" * 200_000 + b"a" * 199_999), "inside each other"),

@@ -18,6 +18,7 @@ ALLOWED = {
     "evaluate": {"maths", "models", "data"},
     "view": {"maths", "models", "data"},
     "demo": {"maths", "models", "data", "view", "evaluate"},
+    "bench": {"maths", "models", "data", "demo"},
     "run": {"maths", "models", "data"},
     "": {"maths", "models"},
 }

@@ -6,6 +6,7 @@ missing, one truncated, one depth map of zeros, one person whose pose is not a n
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,6 +95,13 @@ def _write_pixels(root: Path, scene: Scene, number: int, fault: str) -> None:
     np.save((root / "depth" / scene.image_path).with_suffix(".npy"), disparity)
 
 
+def _all_masks(scenes: list[Scene]) -> Iterator[np.ndarray]:
+    """(H, W) bool of every person; masks lie at map size, which is the image's size here."""
+    for scene in scenes:
+        assert scene.masks is not None
+        yield from scene.masks
+
+
 def _write_people(root: Path, scenes: list[Scene], nan_poses: list[int]) -> None:
     def joined(name: str) -> np.ndarray:
         return np.concatenate([getattr(scene, name) for scene in scenes])
@@ -111,7 +119,7 @@ def _write_people(root: Path, scenes: list[Scene], nan_poses: list[int]) -> None
     )
     names = np.repeat([scene.image_path for scene in scenes], counts)
     sizes = np.repeat([[scene.height, scene.width] for scene in scenes], counts, axis=0)
-    masks = [mask for scene in scenes for mask in scene.masks]  # at map size, which is the image's size here
+    masks = list(_all_masks(scenes))
     write_camerahmr(root / "labels/tiny-release.npz", names, labels)
     write_sidecar(
         root / "labels/tiny-sidecar.parquet",

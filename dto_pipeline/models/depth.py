@@ -14,17 +14,22 @@ from typing import Protocol
 import numpy as np
 
 from dto_pipeline.paths import UnsafePath, resolve_inside
+from dto_pipeline.status import ImageStatus, UnusableImage
 
 NPZ_KEY = "disparity"
 _UNREADABLE = (ValueError, OSError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error, NotImplementedError)
 
 
-class DepthMissing(FileNotFoundError):
+class DepthMissing(UnusableImage):
     """There is no depth map for this image."""
 
+    status = ImageStatus.DEPTH_MISSING
 
-class DepthInvalid(ValueError):
+
+class DepthInvalid(UnusableImage):
     """The depth map is damaged, of another size, not finite, negative or zero everywhere."""
+
+    status = ImageStatus.DEPTH_INVALID
 
 
 class DepthSource(Protocol):
@@ -38,12 +43,12 @@ class DepthSource(Protocol):
 
 
 class DepthFiles:
-    """Disparity maps in a folder."""
+    """Disparity maps in a folder; without a folder every map is missing."""
 
     origin = "file"
 
-    def __init__(self, root: str | Path) -> None:
-        self.root = Path(root)
+    def __init__(self, root: str | Path | None) -> None:
+        self.root = None if root is None else Path(root)
 
     def load(self, depth_file: str | None, height: int, width: int) -> np.ndarray:
         """Read one map.
@@ -59,17 +64,18 @@ class DepthFiles:
             DepthMissing: no file is named, or it does not exist.
             DepthInvalid: the file cannot be used; the message says why.
         """
-        if not depth_file:
-            raise DepthMissing("the manifest names no depth map for this image; set `depth` in the dataset YAML")
+        if not depth_file or self.root is None:
+            raise DepthMissing("no depth map is named for this image; set `depth` in the dataset YAML or depth.root")
         try:
             path = resolve_inside(self.root, depth_file)
             array = _read_array(path, (height, width))
         except FileNotFoundError as error:
-            raise DepthMissing(f"depth map {depth_file} does not exist under {self.root}") from error
+            raise DepthMissing(f"depth map {depth_file} does not exist") from error
         except UnsafePath as error:
             raise DepthInvalid(str(error)) from error
         except _UNREADABLE as error:
-            raise DepthInvalid(f"depth map {depth_file} cannot be read: {error}") from error
+            reason = getattr(error, "strerror", None) or error  # without the path: messages are equal on every machine
+            raise DepthInvalid(f"depth map {depth_file} cannot be read: {reason}") from error
         with np.errstate(over="ignore"):  # what overflows float32 is reported as not finite
             return _check_values(array.astype(np.float32), depth_file)
 

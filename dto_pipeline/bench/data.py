@@ -1,0 +1,44 @@
+"""The benchmark's data set: real files of one image size and one number of people, in the public formats."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from dto_pipeline.data.dataset import dataset_from_dict
+from dto_pipeline.data.manifest import Manifest, build_manifest
+from dto_pipeline.demo.clothes import measure_template
+from dto_pipeline.demo.crowd import plan_crowd
+from dto_pipeline.demo.scenes import build_scene
+from dto_pipeline.demo.write import LABELS, SIDECAR, join_rows, person_rows, write_people, write_pixels
+from dto_pipeline.models.body import BodyModel
+
+SEED = 2025
+SIZE = (640, 480)  # width, height [px]
+PEOPLE = 5  # per image, as in the dataset (4.8)
+_DATASET = {
+    "name": "bench",
+    "source": "camerahmr",
+    "labels": LABELS,
+    "sidecar": SIDECAR,
+    "images": "images",
+    "depth": "depth",
+    "key_parts": 3,
+    "shard_images": 1 << 16,
+}
+
+
+def build_bench_data(root: Path, images: int, body: BodyModel) -> Manifest:
+    """Write `images` pictures of SIZE with PEOPLE people each, with labels, masks and depth; one shard."""
+    template, parts, number = measure_template(body), [], 0
+    while len(parts) < images:
+        crowd = plan_crowd(SEED, number)
+        if crowd.num_people == PEOPLE and (crowd.view.width, crowd.view.height) == SIZE:
+            scene = replace(build_scene(SEED, number, body, template), number=len(parts))
+            write_pixels(root, scene)
+            parts.append(person_rows(scene))
+        number += 1
+    write_people(root, join_rows(parts))
+    path = root / "manifest.parquet"
+    build_manifest(dataset_from_dict(_DATASET, root), path, progress=False)
+    return Manifest.open(path)

@@ -1,0 +1,195 @@
+"""The method as one would write it first: a loop over people, over image rows, over groups. Only to compare with.
+
+Follows the same definitions as `maths`, one person at a time in numpy, so that the ratio printed by `dto bench` means
+something: both sides compute the same numbers (a test holds them together). Metres, pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from dto_pipeline.config import PipelineConfig, RefineConfig
+from dto_pipeline.maths.refine import KID_SHIFT_JOINTS
+from dto_pipeline.models.body import BodyModel
+from dto_pipeline.scene import FAR, KID_AXIS, NEAR, Scene
+
+
+@dataclass
+class PlainPerson:
+    """What one person's pixels and label say."""
+
+    depth: tuple[float, float]  # all pixels, ground pixels
+    z: tuple[float, float]
+    depth_std: float
+    slope: float
+    corr: float
+    group: int
+    height: float
+    mean: float
+    sigma: float
+
+
+def pose_bodies(scene: Scene, body: BodyModel) -> None:
+    """One call of the body model per person."""
+    for index in range(scene.num_people):
+        person = (torch.from_numpy(values[index : index + 1]) for values in (scene.pose, scene.betas, scene.transl))
+        body.vertices(*person)
+
+
+def measure_people(
+    scene: Scene, person_map: np.ndarray, z_map: np.ndarray, visible: np.ndarray, body: BodyModel, config: PipelineConfig
+) -> list[PlainPerson | None]:
+    """Evidence and prior of every person, from full-size maps (H, W) of person index (-1 = nobody) and z [m]."""
+    assert scene.disparity is not None
+    disparity = scene.disparity.copy()
+    disparity[disparity <= 0] = disparity[disparity > 0].min()
+    depth_map = 1.0 / disparity
+    people = []
+    for index in range(scene.num_people):
+        measured = _measure_person(index, scene, person_map == index, depth_map, z_map, int(visible[index]), config)
+        if measured is not None:
+            measured.height = float(body.rest_height(torch.from_numpy(scene.betas[index]).double()))
+            measured.mean, measured.sigma = _prior(
+                measured.height, scene.age_years[index], scene.male_prob[index], config
+            )
+        people.append(measured)
+    return people
+
+
+def solve_groups(people: list[PlainPerson | None], config: PipelineConfig) -> dict[int, tuple[float, float]]:
+    """alpha and beta of each group of two or more, before near and far are compared; near by the better evidence."""
+    fits = {}
+    for group in (NEAR, FAR):
+        members = [person for person in people if person is not None and person.group == group]
+        if len(members) < 2:
+            continue
+        best = _solve(members, 0, config)
+        if group == NEAR:
+            ground = _solve(members, 1, config)
+            if ground[2] >= best[2] and ground[3] < best[3]:
+                best = ground
+        fits[group] = best[:2]
+    return fits
+
+
+def apply_fits(
+    scene: Scene, people: list[PlainPerson | None], fits: dict[int, tuple[float, float]], body: BodyModel
+) -> np.ndarray:
+    """(N, 3) new translations [m]; shapes and the shift of children are computed one person at a time too.
+
+    By all pixels and without the second look at far people: the cost is what matters here.
+    """
+    transl = scene.transl.astype(np.float64)
+    for index, person in enumerate(people):
+        if person is None or person.group not in fits:
+            continue
+        alpha, beta = fits[person.group]
+        scale = (alpha * person.depth[0] + beta) / person.z[0]
+        transl[index] *= scale
+        betas = torch.from_numpy(scene.betas[index : index + 1]).double()
+        column = KID_AXIS if scale * person.height < RefineConfig().kid_axis_below else 0
+        below = betas.clone()
+        below[0, column] -= 1
+        betas[0, column] += person.height * (scale - 1) / (person.height - float(body.rest_height(below)))
+        body.rest_height(betas)
+        if column == KID_AXIS:
+            pose = torch.from_numpy(scene.pose[index : index + 1])
+            before = body.joints(pose, torch.from_numpy(scene.betas[index : index + 1]), torch.zeros(1, 3))
+            after = body.joints(pose, betas, torch.zeros(1, 3))
+            transl[index, :2] += (scale * before - after)[0, list(KID_SHIFT_JOINTS), :2].mean(0).numpy()
+    return transl
+
+
+def _measure_person(
+    index: int,
+    scene: Scene,
+    mask: np.ndarray,
+    depth_map: np.ndarray,
+    z_map: np.ndarray,
+    visible: int,
+    config: PipelineConfig,
+) -> PlainPerson | None:
+    knobs = config.evidence
+    least = scene.height / knobs.min_pixels_grid * scene.width / knobs.min_pixels_grid
+    if mask.sum() < least or visible < knobs.min_visible_vertices:
+        return None
+    low, high = np.percentile(depth_map[mask], [25, 75])
+    reach = knobs.iqr_factor * (high - low)
+    mask = mask & (depth_map > max(low - reach, 0)) & (depth_map < high + reach)
+    if mask.sum() < least:
+        return None
+    rows, _ = np.nonzero(mask)
+    depth, z = depth_map[mask].astype(np.float64), z_map[mask].astype(np.float64)
+    depth_centred, z_centred = depth.copy(), z.copy()
+    for row in np.unique(rows):
+        here = rows == row
+        depth_centred[here] -= depth[here].mean()
+        z_centred[here] -= z[here].mean()
+    slope, offset = np.polyfit(depth_centred, z_centred, 1)
+    corr = float(np.corrcoef(depth_centred, z_centred)[0, 1])
+    keep = np.abs(z_centred - slope * depth_centred - offset) <= knobs.max_residual
+    ground = keep & (rows >= np.percentile(rows[keep], knobs.ground_percentile))
+    size = 2 * scene.intrinsics[1, 1] / (scene.transl[index, 2] * min(scene.height, scene.width))
+    far = depth[keep].mean() > knobs.far_depth or size < knobs.far_scale
+    return PlainPerson(
+        depth=(float(depth[keep].mean()), float(depth[ground].mean())),
+        z=(float(z[keep].mean()), float(z[ground].mean())),
+        depth_std=float(depth[keep].std()),
+        slope=float(slope),
+        corr=0.0 if np.isnan(corr) else corr,
+        group=FAR if far else NEAR,
+        height=0.0,
+        mean=0.0,
+        sigma=1.0,
+    )
+
+
+def _prior(height: float, age: float, male_prob: float, config: PipelineConfig) -> tuple[float, float]:
+    prior = config.prior
+    for index, limit in enumerate(prior.age_limits):
+        if age < limit:
+            return prior.mean[index], prior.sigma[index]
+    index = 3 if male_prob < prior.female_below else 4 if male_prob >= prior.male_from else 5
+    return (height + prior.mean[index]) / 2, prior.sigma[index]
+
+
+def _solve(members: list[PlainPerson], kind: int, config: PipelineConfig) -> tuple[float, float, int, float]:
+    """alpha, beta, number optimised and deviation of one group with one kind of evidence."""
+    knobs = config.solver
+    believed = [(p.slope, p.corr) for p in members if p.corr > knobs.min_corr]
+    alpha_min = knobs.default_alpha_min
+    if believed:
+        alpha_min = sum(slope * corr for slope, corr in believed) / sum(corr for _, corr in believed)
+    active = list(members)
+    for _ in range(knobs.max_rounds):
+        alpha, beta, forced = _fit_line(active, kind, alpha_min)
+        if not forced and len(active) == 2:
+            return alpha, beta, 0, 0.0
+        heights = [p.height / p.z[kind] * (alpha * p.depth[kind] + beta) for p in active]
+        optimized = len(active)
+        if max(heights) <= knobs.max_height:
+            break
+        if len(active) <= 2:
+            return 0.0, max(p.z[kind] for p in members), 0, 0.0
+        active.pop(int(np.argmax(heights)))
+    deviations = [abs(p.height / p.z[kind] * (alpha * p.depth[kind] + beta) - p.mean) / p.sigma for p in active]
+    return alpha, beta, optimized, float(np.mean(deviations))
+
+
+def _fit_line(active: list[PlainPerson], kind: int, alpha_min: float) -> tuple[float, float, bool]:
+    a = b = c = d = e = 0.0
+    for p in active:
+        weight, ratio = p.sigma**-2, p.height / p.z[kind]
+        a += weight * ratio**2 * p.depth[kind] ** 2
+        b += weight * ratio**2 * p.depth[kind]
+        c += weight * ratio**2
+        d += weight * ratio * p.depth[kind] * p.mean
+        e += weight * ratio * p.mean
+    alpha = (c * d - b * e) / (a * c - b * b)
+    plane = np.std([p.depth[kind] for p in active]) < np.mean([p.depth_std for p in active])
+    if alpha < alpha_min or plane:
+        return alpha_min, (e - b * alpha_min) / c, True
+    return alpha, (a * e - b * d) / (a * c - b * b), False

@@ -1,0 +1,53 @@
+"""The `dto` command: finds the verb, lets it do its work, turns errors meant for people into one message.
+
+Each verb is a module of `dto_pipeline.commands`; heavy libraries load only in the verb that needs them. Exit codes: 0
+done, 1 done with failures that the verb's output names, 2 nothing could be done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+import dto_pipeline
+from dto_pipeline.commands import VERBS
+from dto_pipeline.errors import DtoError
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line, for `main` and for documentation."""
+    parser = argparse.ArgumentParser(prog="dto", description="Scene-consistent, metric 3D labels of crowds.")
+    parser.add_argument("--version", action="version", version=f"dto {dto_pipeline.__version__}")
+    parser.add_argument("-v", "--verbose", action="store_true", help="log one line per shard")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for verb in VERBS:
+        verb.add_parser(verbs)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the verb named by `argv`; returns the exit code."""
+    arguments = build_parser().parse_args(argv)
+    logging.basicConfig(
+        level=logging.INFO if arguments.verbose else logging.WARNING,
+        format="%(asctime)s %(levelname)s %(message)s",
+        datefmt="%H:%M:%S",
+    )
+    try:
+        return int(arguments.run(arguments))
+    except DtoError as error:
+        print(f"dto {arguments.verb}: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader of our output went away, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        print(f"dto {arguments.verb}: interrupted; what is finished stays finished", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

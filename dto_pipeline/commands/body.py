@@ -1,0 +1,48 @@
+"""`dto body`: licensed body models become files that this pipeline, and unmodified smplx, can read."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_parser(verbs: argparse._SubParsersAction) -> None:
+    parser = verbs.add_parser("body", help="import and look at body models")
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    importing = actions.add_parser(
+        "import",
+        help="read an official SMPL file without chumpy and write a clean npz",
+        description="Reads SMPL_NEUTRAL.pkl (nothing in it is executed), SMPLA_NEUTRAL.pth or a plain npz.",
+    )
+    importing.add_argument("source", metavar="FILE", help="SMPL_NEUTRAL.pkl, SMPLA_NEUTRAL.pth or npz")
+    importing.add_argument("--kid-template", metavar="NPY", help="smpl_kid_template.npy: adds the kid axis")
+    importing.add_argument("-o", "--out", required=True, metavar="DIR", help="folder to write to")
+    importing.add_argument("--pickle", action="store_true", help="also write a plain-array pickle for smplx")
+    importing.set_defaults(run=_import)
+    show = actions.add_parser("show", help="render the template, a tall, a small and a kid body to a picture")
+    show.add_argument("model", nargs="?", default="", metavar="FILE", help="npz or its folder; none = the stand-in")
+    show.add_argument("-o", "--out", default="body.png", metavar="PNG", help="picture to write (body.png)")
+    show.set_defaults(run=_show)
+
+
+def _import(arguments: argparse.Namespace) -> int:
+    from dto_pipeline.data.smpl_file import import_smpl
+
+    written = import_smpl(
+        Path(arguments.source),
+        Path(arguments.out),
+        kid_template=Path(arguments.kid_template) if arguments.kid_template else None,
+        with_pickle=arguments.pickle,
+    )
+    for path in written:
+        print(f"{path} written")
+    return 0
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    from dto_pipeline.models.body import load_body
+    from dto_pipeline.view.body_sheet import draw_body_sheet
+
+    draw_body_sheet(load_body(arguments.model)).save(arguments.out)
+    print(f"{arguments.out} written")
+    return 0

@@ -1,0 +1,25 @@
+"""Options that several verbs share."""
+
+from __future__ import annotations
+
+import argparse
+
+from dto_pipeline.config import PipelineConfig, load_config
+
+
+def add_config_options(parser: argparse.ArgumentParser) -> None:
+    """`--config FILE` and `--set room.key=value`, read by `read_config`."""
+    parser.add_argument("--config", metavar="YAML", help="config file; rooms and keys as in dto_pipeline/config.py")
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        metavar="ROOM.KEY=VALUE",
+        action="append",
+        default=[],
+        help="change one knob, e.g. --set run.workers=8; may be given several times",
+    )
+
+
+def read_config(arguments: argparse.Namespace) -> PipelineConfig:
+    """The config that `add_config_options` describe."""
+    return load_config(arguments.config, arguments.overrides)

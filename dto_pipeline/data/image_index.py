@@ -1,0 +1,97 @@
+"""Which label rows belong to which image, and how images are keyed.
+
+Images are ordered by the first row that names them; people keep their source order inside an image, whether or not
+their rows are adjacent. A name that cannot be used is a problem of its image only. Knows names, opens no image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from dto_pipeline.data.sources.rows import LabelFileError, LabelSource
+from dto_pipeline.paths import UnsafePath, check_relative
+
+_ROWS_AT_ONCE = 1 << 16
+
+
+@dataclass(frozen=True)
+class ImageIndex:
+    """M images and the N label rows they own."""
+
+    image_file: list[str]  # M, relative to the images folder
+    image_path: list[str]  # M, the key inside the subset; each once
+    problem: dict[int, str]  # image -> why its name cannot be used
+    rows: np.ndarray  # (N,) int64 label rows, image by image
+    offsets: np.ndarray  # (M + 1,) int64: image m owns rows[offsets[m]:offsets[m + 1]]
+
+    @property
+    def num_images(self) -> int:
+        return len(self.image_file)
+
+
+def index_images(source: LabelSource, key_parts: int) -> ImageIndex:
+    """Group the rows of a label file by image.
+
+    Args:
+        source: the open label file.
+        key_parts: how many last parts of the image's name make its key.
+    """
+    image_of: dict[str, int] = {}
+    spelled: dict[str, int] = {}  # as written in the label file
+    problem: dict[int, str] = {}
+    ids = np.empty(source.num_rows, dtype=np.int64)
+    for start, stop, name in _name_runs(source):
+        if name not in spelled:
+            tidy, reason = _tidy(name)
+            spelled[name] = image_of.setdefault(tidy, len(image_of))
+            if reason:
+                problem[spelled[name]] = reason
+        ids[start:stop] = spelled[name]
+    files = list(image_of)
+    counts = np.bincount(ids, minlength=len(files))
+    return ImageIndex(
+        image_file=files,
+        image_path=_keys(files, key_parts, problem),
+        problem=problem,
+        rows=np.argsort(ids, kind="stable"),
+        offsets=np.concatenate(([0], np.cumsum(counts))),
+    )
+
+
+def _name_runs(source: LabelSource) -> Iterator[tuple[int, int, str]]:
+    """(start, stop, name) of neighbouring rows with one name."""
+    for first in range(0, source.num_rows, _ROWS_AT_ONCE):
+        last = min(first + _ROWS_AT_ONCE, source.num_rows)
+        names = source.image_names(first, last)
+        heads = np.flatnonzero(np.concatenate(([True], names[1:] != names[:-1])))
+        try:
+            texts = names[heads].tolist()
+        except ValueError as error:
+            raise LabelFileError(f"{source.files[0]}, rows {first} to {last}: image names: {error}") from error
+        yield from zip((heads + first).tolist(), [*(heads[1:] + first).tolist(), last], texts, strict=True)
+
+
+def _tidy(name: str) -> tuple[str, str]:
+    """A name that can be stored, and why it cannot be opened ('' = it can)."""
+    try:
+        return check_relative(name), ""
+    except UnsafePath as error:
+        return name.encode("utf-8", "backslashreplace").decode(), str(error)
+
+
+def _keys(files: list[str], key_parts: int, problem: dict[int, str]) -> list[str]:
+    """Last parts of each name; where two images would share a key, the later one is a problem and gets a number."""
+    owner: dict[str, int] = {}
+    keys = []
+    for image, file in enumerate(files):
+        key = "/".join(file.split("/")[-key_parts:])
+        if key in owner:
+            other = files[owner[key]]
+            problem.setdefault(image, f"its key {key!r} is that of {other!r} too; raise key_parts in the dataset YAML")
+            key = f"{key}#{image}"
+        owner[key] = image
+        keys.append(key)
+    return keys

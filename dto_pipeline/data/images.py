@@ -1,0 +1,165 @@
+"""Image files: their pixels, their size and the sha256 of their bytes.
+
+Knows JPEG (simplejpeg, Pillow where that refuses) and whatever else Pillow opens. Pixels stay as stored: an EXIF
+orientation is ignored, because labels refer to un-rotated pixels. Sizes in pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+import numpy as np
+import simplejpeg
+from PIL import Image, UnidentifiedImageError
+
+from dto_pipeline.paths import UnsafePath, resolve_inside
+from dto_pipeline.status import ImageStatus, UnusableImage
+
+MAX_PIXELS = 1 << 27  # of one image; a hostile header stops here
+_JPEG_MAGIC = b"\xff\xd8\xff"
+
+
+class ImageMissing(UnusableImage):
+    """There is no such image file."""
+
+    status = ImageStatus.IMAGE_MISSING
+
+
+class ImageCorrupt(UnusableImage):
+    """The file is there but is not a whole image."""
+
+    status = ImageStatus.IMAGE_CORRUPT
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """A decoded image."""
+
+    rgb: np.ndarray  # (H, W, 3) uint8
+    sha256: str  # of the file's bytes, hex
+
+
+class ImageStore(Protocol):
+    """Where images are kept under the names a manifest gives them; called from several threads."""
+
+    def read(self, image_file: str) -> ImageFile:
+        """Decode one image; raises `ImageMissing` or `ImageCorrupt`."""
+        ...
+
+    def size(self, image_file: str) -> tuple[int, int]:
+        """(width, height) [px] from its header; raises `ImageMissing` or `ImageCorrupt`."""
+        ...
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    """Images as files of a folder. A name that leaves the folder is never opened: it counts as corrupt."""
+
+    root: Path
+
+    def read(self, image_file: str) -> ImageFile:
+        """See `read_image`."""
+        return read_image(self._path(image_file), image_file)
+
+    def size(self, image_file: str) -> tuple[int, int]:
+        """See `read_image_size`."""
+        return read_image_size(self._path(image_file), image_file)
+
+    def _path(self, image_file: str) -> Path:
+        try:
+            return resolve_inside(self.root, image_file)
+        except UnsafePath as error:
+            raise ImageCorrupt(str(error)) from error
+
+
+def read_image(path: str | Path, name: str = "") -> ImageFile:
+    """Decode an image file; errors call it `name` (default: the path).
+
+    Raises:
+        ImageMissing: there is no file.
+        ImageCorrupt: it cannot be read or decoded completely.
+    """
+    name = name or str(path)
+    try:
+        data = Path(path).read_bytes()
+    except FileNotFoundError as error:
+        raise ImageMissing(f"image {name} does not exist") from error
+    except OSError as error:
+        raise ImageCorrupt(f"image {name} cannot be read: {_reason(error)}") from error
+    return decode_image(data, name)
+
+
+def decode_image(data: bytes, name: str) -> ImageFile:
+    """Decode the bytes of an image file; errors call it `name`.
+
+    Raises:
+        ImageCorrupt: the bytes are not a whole image.
+    """
+    rgb = _decode_jpeg(data) if data.startswith(_JPEG_MAGIC) else None
+    if rgb is None:
+        rgb = _decode_with_pillow(data, name)
+    return ImageFile(rgb=rgb, sha256=hashlib.sha256(data).hexdigest())
+
+
+def read_image_size(path: str | Path, name: str = "") -> tuple[int, int]:
+    """(width, height) from the file's header; pixels are not decoded. Errors call the file `name` (default: the path).
+
+    Raises:
+        ImageMissing: there is no file.
+        ImageCorrupt: the header cannot be read.
+    """
+    name = name or str(path)
+    try:
+        with Path(path).open("rb") as stream:
+            return decode_image_size(stream, name)
+    except FileNotFoundError as error:
+        raise ImageMissing(f"image {name} does not exist") from error
+    except OSError as error:
+        raise ImageCorrupt(f"image {name} cannot be read: {_reason(error)}") from error
+
+
+def decode_image_size(stream: BinaryIO, name: str) -> tuple[int, int]:
+    """As `read_image_size`, from an open file or bytes."""
+    try:
+        with Image.open(stream) as image:
+            width, height = image.size
+    except Exception as error:  # Pillow's plugins raise any type on damaged files
+        raise ImageCorrupt(f"image {name} has no readable header: {_reason(error)}") from error
+    _check_size(width, height, name)
+    return width, height
+
+
+def _decode_jpeg(data: bytes) -> np.ndarray | None:
+    """(H, W, 3), or None where libjpeg complains: Pillow then decides whether it is a quirk (CMYK, stray bytes)."""
+    try:
+        height, width, *_ = simplejpeg.decode_jpeg_header(data)
+        if height * width > MAX_PIXELS:
+            return None
+        return simplejpeg.decode_jpeg(data, colorspace="RGB", fastdct=False, fastupsample=False)
+    except (ValueError, MemoryError):
+        return None
+
+
+def _decode_with_pillow(data: bytes, name: str) -> np.ndarray:
+    decode_image_size(io.BytesIO(data), name)
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return np.array(image.convert("RGB"))  # a copy: Pillow's own buffer is read-only
+    except Exception as error:  # Pillow's plugins raise any type on damaged files
+        raise ImageCorrupt(f"image {name} ({len(data)} bytes) cannot be decoded: {_reason(error)}") from error
+
+
+def _check_size(width: int, height: int, name: str) -> None:
+    if width < 1 or height < 1 or width * height > MAX_PIXELS:
+        raise ImageCorrupt(f"image {name} claims {width} x {height} pixels; expected 1 .. {MAX_PIXELS}")
+
+
+def _reason(error: Exception) -> str:
+    """Text of an error without paths and addresses: it ends up in labels, which are equal on every machine."""
+    if isinstance(error, UnidentifiedImageError):
+        return "no known image format"
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__

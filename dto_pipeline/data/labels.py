@@ -1,0 +1,166 @@
+"""Label shards: placed scenes in, Parquet of schema `dto-labels/1` out, and back.
+
+Knows how a `PlacedScene` becomes a row; every input image has one, failures too, and people keep their order. Knows no
+shard plan and no receipt. Equal input and metadata give identical bytes. Lengths in metres, image positions in pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dto_pipeline import __version__
+from dto_pipeline.data.columns import build_table, pick_words, ragged_column, struct_column
+from dto_pipeline.data.files import commit_new, staged
+from dto_pipeline.data.parquet import READ_ERRORS, ROWS_PER_GROUP, check_schema, footer_text, open_parquet, writer_settings
+from dto_pipeline.errors import DtoError
+from dto_pipeline.scene import HEIGHT_CLASSES, NUM_BETAS, PlacedScene
+from dto_pipeline.schema import COORDINATES, LABEL_PERSON, LABELS_SCHEMA, LABELS_SCHEMA_NAME
+
+_PLACED_PERSON_NUMBERS = (
+    ("betas", (NUM_BETAS,)),
+    ("transl", (3,)),
+    *((name, ()) for name in ("scale", "beta_index", "height_init_m", "height_m", "prior_mean_m", "prior_sigma_m")),
+    *((name, ()) for name in ("depth_mean", "depth_std", "slope", "corr", "mask_pixels", "visible_vertices")),
+    *((name, ()) for name in ("depth_group", "z_sigma_m")),
+)
+_SCENE_PERSON_NUMBERS = (
+    ("pose", (72,)),
+    ("source_row", ()),
+    ("bbox_xyxy", (4,)),
+    *((name, ()) for name in ("det_score", "age_years", "male_prob")),
+)
+
+
+class LabelsError(DtoError, ValueError):
+    """A label file that cannot be used; the message names it and the next step."""
+
+
+def build_label_table(placed: Sequence[PlacedScene]) -> pa.Table:
+    """One row per placed scene, in order.
+
+    Returns:
+        Table of `schema.LABELS_SCHEMA`.
+
+    Raises:
+        ValueError: a scene whose per-person fields disagree on the number of people, named.
+    """
+    counts = np.array([item.scene.num_people for item in placed], dtype=np.int64)
+    _check_counts(placed, counts)
+    people = ragged_column(counts, struct_column(LABEL_PERSON, _person_columns(placed, counts)), _PERSONS_TYPE)
+    return build_table(LABELS_SCHEMA, {**_image_columns(placed), "num_persons": counts, "persons": people})
+
+
+def write_label_shard(table: pa.Table, path: Path, metadata: Mapping[str, str]) -> bool:
+    """Write a table of `build_label_table` if there is no file of that name yet.
+
+    Args:
+        table: rows of `schema.LABELS_SCHEMA`.
+        path: the shard's final name.
+        metadata: text for the footer (config hash, shard key, licence ...); schema, pipeline version and coordinate
+            convention are added.
+
+    Returns:
+        True if this call created the file, False if it existed and was left alone.
+    """
+    check_schema(path, table.schema, LABELS_SCHEMA, LabelsError)
+    footer = {"schema": LABELS_SCHEMA_NAME, "pipeline_version": __version__, "coordinates": COORDINATES, **metadata}
+    schema = LABELS_SCHEMA.with_metadata(dict(sorted(footer.items())))
+    with staged(path) as temporary:
+        with pq.ParquetWriter(temporary, schema, **writer_settings(schema)) as writer:
+            writer.write_table(table.replace_schema_metadata(schema.metadata), row_group_size=ROWS_PER_GROUP)
+        return commit_new(temporary, path)
+
+
+def read_labels(path: str | Path) -> pa.Table:
+    """All rows of a label file.
+
+    Raises:
+        LabelsError: missing, not a whole Parquet file, or not of this schema.
+    """
+    with _open_labels(Path(path)) as file:
+        try:
+            return file.read()
+        except READ_ERRORS as error:
+            raise LabelsError(f"{path} is damaged ({error}); delete it and run again to write it anew") from error
+
+
+def read_label_metadata(path: str | Path) -> dict[str, str]:
+    """Footer text of a label file (shard key, config hash ...), without reading its rows; errors as `read_labels`."""
+    with _open_labels(Path(path)) as file:
+        return footer_text(file)
+
+
+_PERSONS_TYPE = LABELS_SCHEMA.field("persons").type
+
+
+def _open_labels(path: Path) -> pq.ParquetFile:
+    file = open_parquet(path, LabelsError)
+    name = footer_text(file).get("schema")
+    if name != LABELS_SCHEMA_NAME:
+        raise LabelsError(f"{path} has schema {name!r}; expected {LABELS_SCHEMA_NAME!r}, is it a label shard?")
+    check_schema(path, file.schema_arrow, LABELS_SCHEMA, LabelsError)
+    return file
+
+
+def _check_counts(placed: Sequence[PlacedScene], counts: np.ndarray) -> None:
+    for item, people in zip(placed, counts, strict=True):
+        found = {len(item.person_status), len(item.person_message), item.transl.shape[0], item.scene.pose.shape[0]}
+        if found != {int(people)}:
+            raise ValueError(f"{item.scene.image_id}: fields hold {sorted(found)} people; expected {people} in each")
+
+
+def _image_columns(placed: Sequence[PlacedScene]) -> dict[str, Any]:
+    """Columns of the image itself, one entry per scene."""
+    scenes = [item.scene for item in placed]
+    intrinsics = np.array([scene.intrinsics for scene in scenes], dtype=np.float64).reshape(-1, 3, 3)
+    line = np.array([item.alpha + item.beta for item in placed], dtype=np.float32).reshape(-1, 4)
+    columns: dict[str, Any] = {
+        name: [getattr(scene, name) for scene in scenes]
+        for name in ("image_id", "subset", "image_path", "width", "height", "image_sha256")
+    }
+    columns.update({"fx": intrinsics[:, 0, 0], "fy": intrinsics[:, 1, 1]})
+    columns.update({"cx": intrinsics[:, 0, 2], "cy": intrinsics[:, 1, 2]})
+    columns.update({"alpha_near": line[:, 0], "alpha_far": line[:, 1], "beta_near": line[:, 2], "beta_far": line[:, 3]})
+    columns["status"] = [str(item.status) for item in placed]
+    columns["message"] = [item.message for item in placed]
+    columns["is_optimized"] = [bool(item.is_optimized) for item in placed]
+    columns["is_accepted"] = [bool(item.is_accepted) for item in placed]
+    columns["mean_height_deviation"] = np.array([item.deviation for item in placed], dtype=np.float32)
+    columns["used_ground_evidence"] = [bool(item.used_ground) for item in placed]
+    for column, key in (("mask_origin", "masks"), ("attribute_origin", "attributes"), ("depth_origin", "depth")):
+        columns[column] = [scene.origin.get(key) for scene in scenes]
+    return columns
+
+
+def _person_columns(placed: Sequence[PlacedScene], counts: np.ndarray) -> dict[str, Any]:
+    """Columns of all people of all scenes, one after the other."""
+    scenes = [item.scene for item in placed]
+    columns: dict[str, Any] = {name: _stack(scenes, name, shape) for name, shape in _SCENE_PERSON_NUMBERS}
+    columns.update({name: _stack(placed, name, shape) for name, shape in _PLACED_PERSON_NUMBERS})
+    columns["transl_init"] = _stack(scenes, "transl", (3,))
+    starts = np.cumsum(counts) - counts
+    columns["person_index"] = np.arange(int(counts.sum())) - np.repeat(starts, counts)
+    columns["beta_init"] = _initial_beta(_stack(scenes, "betas", (NUM_BETAS,)), columns["beta_index"])
+    heights = _stack(placed, "height_class", ()).astype(np.int64)
+    columns["height_class"] = pick_words((*HEIGHT_CLASSES, None), np.where(heights < 0, len(HEIGHT_CLASSES), heights))
+    columns["status"] = [str(status) for item in placed for status in item.person_status]
+    columns["message"] = [message for item in placed for message in item.person_message]
+    return columns
+
+
+def _stack(items: Sequence[Any], name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """(sum of P, *shape): the field `name` of all items, end to end; right also without items."""
+    arrays = [getattr(item, name) for item in items]
+    return np.concatenate(arrays) if arrays else np.zeros((0, *shape), dtype=np.float32)
+
+
+def _initial_beta(betas: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """(n,) float32: the input coefficient that was changed, NaN where none was."""
+    picked = np.take_along_axis(betas, np.maximum(index, 0).astype(np.int64)[:, None], axis=1)[:, 0]
+    return np.where(index < 0, np.float32(np.nan), picked).astype(np.float32)

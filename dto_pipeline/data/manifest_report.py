@@ -1,0 +1,74 @@
+"""What a manifest build found: counts a person reads as a table and a script as JSON. Knows no file format."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class ManifestReport:
+    """Counts of one build. Every image and label row that entered is in `images` and `persons`."""
+
+    dataset: str = ""
+    fingerprint: str = ""
+    images: int = 0
+    persons: int = 0
+    shards: int = 0
+    persons_per_image: Counter[int] = field(default_factory=Counter)  # people -> images
+    image_problems: Counter[str] = field(default_factory=Counter)  # ImageStatus word -> images
+    rows_without_image: int = 0  # label rows whose image file does not exist
+    off_centre: int = 0  # images whose size is not (2 cx, 2 cy) within a pixel, refused or not
+    person_problems: Counter[str] = field(default_factory=Counter)  # reason -> persons
+    masks_given: int = 0
+    masks_missing: int = 0  # persons without a mask: their rendered silhouette is used
+    masks_empty: int = 0  # given, but without a pixel
+    age_known: int = 0
+    male_prob_known: int = 0
+    notes: Counter[str] = field(default_factory=Counter)  # values taken as unknown -> how many
+    examples: dict[str, str] = field(default_factory=dict)  # ImageStatus word -> the first message
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain nested dict; keys of the histogram are text, ascending."""
+        tree = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        tree["persons_per_image"] = {str(n): count for n, count in sorted(self.persons_per_image.items())}
+        for name in ("image_problems", "person_problems", "notes", "examples"):
+            tree[name] = dict(sorted(tree[name].items()))
+        return tree
+
+    def as_table(self) -> str:
+        """Lines of name and count for people."""
+        mean = self.persons / self.images if self.images else 0.0
+        lines = [
+            ("images", self.images),
+            ("persons (label rows)", self.persons),
+            ("persons per image, mean", f"{mean:.2f}"),
+            *((f"  images with {label}", count) for label, count in self._histogram()),
+            ("shards", self.shards),
+            *((f"images {word}", count) for word, count in sorted(self.image_problems.items())),
+            ("label rows without image file", self.rows_without_image),
+            ("images with an off-centre camera", self.off_centre),
+            *((f"persons: {reason}", count) for reason, count in sorted(self.person_problems.items())),
+            ("persons with mask", self.masks_given),
+            ("  of these empty", self.masks_empty),
+            ("persons without mask", self.masks_missing),
+            ("persons of known age", self.age_known),
+            ("persons of known gender", self.male_prob_known),
+            *((reason, count) for reason, count in sorted(self.notes.items())),
+        ]
+        width = max(len(name) for name, _ in lines)
+        table = [f"manifest of {self.dataset}, fingerprint {self.fingerprint[:16]}"]
+        table += [f"  {name:<{width}}  {count:>9}" for name, count in lines]
+        return "\n".join(table + [f"  first {word}: {text}" for word, text in sorted(self.examples.items())])
+
+    def _histogram(self) -> list[tuple[str, int]]:
+        """Images by number of people, in few lines."""
+        borders = ((1, 1), (2, 2), (3, 5), (6, 10), (11, 20), (21, None))
+        rows = []
+        for low, high in borders:
+            count = sum(c for n, c in self.persons_per_image.items() if n >= low and (high is None or n <= high))
+            people = f"{low}" if low == high else f"{low} or more" if high is None else f"{low} to {high}"
+            rows.append((f"{people} people" if people != "1" else "1 person", count))
+        return rows

@@ -1,0 +1,122 @@
+"""Arrays of an npz without loading them: each member becomes a read-only memory map.
+
+Members that were stored plainly are mapped where they lie in the zip; compressed ones are unpacked once into a
+temporary folder and mapped there. Object arrays are refused: they are pickles. Knows zip and npy, no key names.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import struct
+import tempfile
+import zipfile
+import zlib
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+_LOCAL_HEADER = 30  # bytes of a zip entry's own header before its name
+
+
+class NpzError(ValueError):
+    """An npz that cannot be read; the message names file and member."""
+
+
+class MappedNpz:
+    """An open npz; owns the temporary folder of unpacked members, so close it (or use `with`).
+
+    Args:
+        path: the npz file.
+
+    Raises:
+        NpzError: not a whole zip file.
+        FileNotFoundError: no such file.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        try:
+            self._zip = zipfile.ZipFile(self.path)
+        except FileNotFoundError:
+            raise
+        except (zipfile.BadZipFile, OSError, ValueError) as error:
+            raise NpzError(f"{self.path} is not a whole npz file ({error}); download it again") from error
+        self._members = {name.removesuffix(".npy"): name for name in self._zip.namelist() if name.endswith(".npy")}
+        self._unpacked = tempfile.TemporaryDirectory(prefix="dto-npz-")
+
+    @property
+    def keys(self) -> list[str]:
+        """Names of the arrays, in file order."""
+        return list(self._members)
+
+    def array(self, key: str) -> np.ndarray:
+        """Read-only memory map of one array.
+
+        Raises:
+            NpzError: the member is missing, damaged, an object array, or longer or shorter than its header says.
+        """
+        if key not in self._members:
+            raise NpzError(f"{self.path} has no array {key!r}; it holds {self.keys}")
+        entry = self._zip.getinfo(self._members[key])
+        try:
+            if entry.compress_type == zipfile.ZIP_STORED:
+                return self._map(key, self.path, self._start_in_zip(entry), entry.file_size)
+            return self._map(key, self._unpack(key, entry), 0, entry.file_size)
+        except (OSError, EOFError, ValueError, struct.error, zlib.error, zipfile.BadZipFile, RuntimeError) as error:
+            raise NpzError(f"{self.path}, array {key!r}: {error}") from error
+
+    def close(self) -> None:
+        """Give up the file and the temporary folder; maps handed out stay valid on POSIX."""
+        self._zip.close()
+        self._unpacked.cleanup()
+
+    def __enter__(self) -> MappedNpz:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _start_in_zip(self, entry: zipfile.ZipInfo) -> int:
+        with self.path.open("rb") as stream:
+            stream.seek(entry.header_offset)
+            header = stream.read(_LOCAL_HEADER)
+        name_length, extra_length = struct.unpack("<HH", header[26:30])
+        return entry.header_offset + _LOCAL_HEADER + name_length + extra_length
+
+    def _unpack(self, key: str, entry: zipfile.ZipInfo) -> Path:
+        target = Path(self._unpacked.name) / f"{self.keys.index(key)}.npy"
+        if target.exists():
+            return target
+        free = shutil.disk_usage(self._unpacked.name).free
+        if entry.file_size > free:
+            raise NpzError(f"unpacks to {entry.file_size} bytes, {free} are free; set TMPDIR to a larger disk")
+        with self._zip.open(entry) as packed, target.open("wb") as plain:
+            shutil.copyfileobj(packed, plain, 1 << 20)
+        return target
+
+    def _map(self, key: str, path: Path, start: int, size: int) -> np.ndarray:
+        """Map an npy that begins `start` bytes into `path` and is `size` bytes long."""
+        with path.open("rb") as stream:
+            stream.seek(start)
+            shape, fortran, dtype = _read_header(stream)
+            begin = stream.tell()
+            end = os.fstat(stream.fileno()).st_size
+        if dtype.hasobject:
+            raise NpzError("is an object array, a pickle in disguise, which is not opened; convert it to plain arrays")
+        expected = dtype.itemsize * int(np.prod(shape, dtype=object))
+        if begin - start + expected != size or begin + expected > end:
+            raise NpzError(f"holds {start + size - begin} bytes; its header {shape} {dtype} expects {expected}")
+        if expected == 0:
+            return np.zeros(shape, dtype)
+        return np.memmap(path, dtype, "r", begin, shape, "F" if fortran else "C")
+
+
+def _read_header(stream: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
+    version = np.lib.format.read_magic(stream)
+    if version == (1, 0):
+        return np.lib.format.read_array_header_1_0(stream)
+    if version == (2, 0):
+        return np.lib.format.read_array_header_2_0(stream)
+    raise NpzError(f"is of npy version {version}; expected 1.0 or 2.0")

@@ -1,0 +1,95 @@
+"""Label rows back into placed scenes: the inverse of `labels.build_label_table`, without pixels.
+
+Knows the label schema; opens no image (``Scene.image``, ``masks`` and ``disparity`` stay None). Metres, camera frame.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from dto_pipeline.data.columns import single_array
+from dto_pipeline.data.labels import read_labels
+from dto_pipeline.scene import HEIGHT_CLASSES, PlacedScene, Scene
+from dto_pipeline.status import ImageStatus, PersonStatus
+
+_PERSON_NUMBERS = (
+    *("pose", "betas", "transl", "transl_init", "source_row", "bbox_xyxy", "det_score", "age_years", "male_prob"),
+    *("scale", "beta_index", "beta_init", "height_init_m", "height_m", "prior_mean_m", "prior_sigma_m"),
+    *("depth_mean", "depth_std", "slope", "corr", "mask_pixels", "visible_vertices", "depth_group", "z_sigma_m"),
+)
+_SCENE_COLUMNS = ("pose", "source_row", "bbox_xyxy", "det_score", "age_years", "male_prob")
+_PLACED_COLUMNS = (
+    *("betas", "transl", "scale", "beta_index", "height_init_m", "height_m", "prior_mean_m", "prior_sigma_m"),
+    *("depth_mean", "depth_std", "slope", "corr", "mask_pixels", "visible_vertices", "depth_group", "z_sigma_m"),
+)
+
+
+def read_placed(path: str | Path) -> list[PlacedScene]:
+    """Every image of a label file. Errors as `labels.read_labels`."""
+    return list(placed_scenes(read_labels(path)))
+
+
+def placed_scenes(table: pa.Table) -> Iterator[PlacedScene]:
+    """Every row of a table of `schema.LABELS_SCHEMA`, people in source order."""
+    people = single_array(table.column("persons"))
+    items = people.flatten()
+    numbers = {name: _numpy(items.field(name)) for name in _PERSON_NUMBERS}
+    words = {name: items.field(name).to_pylist() for name in ("height_class", "status", "message")}
+    ends = np.cumsum(table.column("num_persons").to_numpy())
+    rows = table.drop_columns(["persons"]).to_pylist()
+    for row, end in zip(rows, ends.tolist(), strict=True):
+        part = slice(end - row["num_persons"], end)
+        yield _placed(
+            row,
+            {name: values[part] for name, values in numbers.items()},
+            {name: values[part] for name, values in words.items()},
+        )
+
+
+def _placed(row: dict[str, Any], people: dict[str, np.ndarray], words: dict[str, list[Any]]) -> PlacedScene:
+    classes = {name: code for code, name in enumerate(HEIGHT_CLASSES)}
+    return PlacedScene(
+        scene=_scene(row, people),
+        status=ImageStatus(row["status"]),
+        message=row["message"],
+        person_status=[PersonStatus(word) for word in words["status"]],
+        person_message=words["message"],
+        height_class=np.array([classes.get(word, -1) for word in words["height_class"]], np.int32),
+        is_optimized=row["is_optimized"],
+        is_accepted=row["is_accepted"],
+        deviation=row["mean_height_deviation"],
+        alpha=(row["alpha_near"], row["alpha_far"]),
+        beta=(row["beta_near"], row["beta_far"]),
+        used_ground=row["used_ground_evidence"],
+        **{name: people[name] for name in _PLACED_COLUMNS},
+    )
+
+
+def _scene(row: dict[str, Any], people: dict[str, np.ndarray]) -> Scene:
+    """The scene as it went in: `beta_init` and `transl_init` undo what was changed."""
+    betas = people["betas"].copy()
+    changed = np.flatnonzero(people["beta_index"] >= 0)
+    betas[changed, people["beta_index"][changed]] = people["beta_init"][changed]
+    intrinsics = np.array([[row["fx"], 0, row["cx"]], [0, row["fy"], row["cy"]], [0, 0, 1]], np.float64)
+    origins = {"masks": "mask_origin", "attributes": "attribute_origin", "depth": "depth_origin"}
+    return Scene(
+        **{name: row[name] for name in ("image_id", "subset", "image_path", "width", "height", "image_sha256")},
+        intrinsics=intrinsics,
+        betas=betas,
+        transl=people["transl_init"],
+        person_problem=[None] * len(betas),
+        origin={key: row[column] for key, column in origins.items() if row[column] is not None},
+        **{name: people[name] for name in _SCENE_COLUMNS},
+    )
+
+
+def _numpy(column: pa.Array) -> np.ndarray:
+    """(n,) or (n, k) numbers of one person field."""
+    if pa.types.is_fixed_size_list(column.type):
+        return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), column.type.list_size)
+    return column.to_numpy(zero_copy_only=False)

@@ -1,0 +1,284 @@
+"""SMPL model files as plain arrays: official pickles, our npz and SMPL+A checkpoints in, clean npz and pickle out.
+
+Knows the three file formats and the formula of the kid axis; runs nothing that a file asks for and needs no chumpy.
+Knows nothing of posing (`models.body`). Metres, SMPL's own frame (y up).
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import pickle
+import zipfile
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dto_pipeline.data.files import commit_over, staged
+from dto_pipeline.data.inert_records import shown
+from dto_pipeline.data.portable_pickle import portable_dumps
+from dto_pipeline.data.safe_pickle import (
+    SMPL_FILE,
+    BrokenPickle,
+    Limits,
+    UnsafePickle,
+    safe_load_npy,
+    safe_load_npz,
+    safe_loads,
+)
+
+NUM_VERTICES, NUM_JOINTS, NUM_FACES, NUM_POSE_DIRECTIONS = 6890, 24, 13776, 207
+NUM_DIRECTIONS = 10  # shape directions that the labels use, without the kid axis
+KID_HEIGHT_BELOW = 0.75  # a kid template is shorter than this share of the adult template
+_LIMITS = Limits(max_stream_bytes=2**30, max_opcodes=1_000_000, max_items=1_000_000, max_array_bytes=2**30)
+_KEYS_SHOWN = 30  # keys of a wrong file that a message lists
+_ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # the earliest a zip can hold: no clock in the file
+_OTHER_MODELS = {10475: "SMPL-X", 778: "MANO", 5023: "FLAME", 3889: "SMAL"}  # by number of vertices
+_log = logging.getLogger(__name__)
+
+
+class SmplFileError(ValueError):
+    """A file that is not a usable SMPL model; the message says what was found, what was expected and what to do."""
+
+
+@dataclass(frozen=True)
+class SmplArrays:
+    """One SMPL model, floating arrays in the precision of their file."""
+
+    v_template: np.ndarray  # (6890, 3) [m]
+    shapedirs: np.ndarray  # (6890, 3, 10), or 11 with the kid axis last [m per unit]
+    posedirs: np.ndarray  # (6890, 3, 207) [m]
+    weights: np.ndarray  # (6890, 24) skinning weights
+    J_regressor: np.ndarray  # (24, 6890), dense
+    kintree_table: np.ndarray  # (2, 24) int64: parents (root -1), joints
+    f: np.ndarray  # (13776, 3) uint32
+
+    @property
+    def has_kid_axis(self) -> bool:
+        return self.shapedirs.shape[-1] == NUM_DIRECTIONS + 1
+
+    def without_kid_axis(self) -> SmplArrays:
+        """The same model with the ten adult directions only."""
+        return replace(self, shapedirs=self.shapedirs[..., :NUM_DIRECTIONS])
+
+    def to_dict(self) -> dict[str, np.ndarray]:
+        """SMPL's keys -> contiguous arrays, in a fixed order."""
+        return {field.name: np.ascontiguousarray(getattr(self, field.name)) for field in fields(self)}
+
+
+_SHAPES: dict[str, tuple[int | None, ...]] = {
+    "v_template": (NUM_VERTICES, 3),
+    "shapedirs": (NUM_VERTICES, 3, None),
+    "posedirs": (NUM_VERTICES, 3, NUM_POSE_DIRECTIONS),
+    "weights": (NUM_VERTICES, NUM_JOINTS),
+    "J_regressor": (NUM_JOINTS, NUM_VERTICES),
+    "kintree_table": (2, NUM_JOINTS),
+    "f": (NUM_FACES, 3),
+}
+
+
+def read_smpl(path: str | Path) -> SmplArrays:
+    """Read an SMPL model, told by its content: official pickle, plain npz or SMPL+A checkpoint (`.pth`).
+
+    Official pickles hold chumpy arrays, scipy sparse matrices and Python-2 strings; the inert unpickler reads them.
+    Files with more than 11 shape directions (version 1.1 has 300) are cut to the first 10, the ones the labels use,
+    and a log line says so; 11 directions are taken as 10 and the kid axis. The parent of the root, stored as
+    4294967295 in official files, becomes -1.
+
+    Raises:
+        SmplFileError: a damaged file, another model, missing keys, wrong shapes, numbers that are not finite.
+        UnsafePickle: a pickle that asks for a class or function that SMPL files do not need, named.
+        OSError: the file cannot be read.
+    """
+    path = Path(path)
+    try:
+        found = _read_any(path)
+    except BrokenPickle as error:
+        raise SmplFileError(f"not a sound SMPL file: {error}") from error
+    if not isinstance(found, dict):
+        raise SmplFileError(f"{path} holds a {type(found).__name__}, expected a dict with SMPL's arrays")
+    arrays = {key: np.asarray(found[key]) for key in _SHAPES if isinstance(found.get(key), np.ndarray)}
+    _check_shapes(path, found, arrays)
+    return _checked_model(path, arrays)
+
+
+def add_kid_axis(arrays: SmplArrays, kid_template: np.ndarray) -> SmplArrays:
+    """SMPL+A: an eleventh shape direction, (kid template - its mean) - v_template; 0 = adult, 1 = kid template.
+
+    Args:
+        kid_template: (6890, 3) infant template, anywhere in space [m] (the public `smpl_kid_template.npy`).
+
+    Raises:
+        SmplFileError: a model that has the axis, or an array that cannot be an infant template.
+    """
+    if arrays.has_kid_axis:
+        raise SmplFileError("the model has a kid axis; leave the kid template out, or import the model without it")
+    if kid_template.shape != (NUM_VERTICES, 3) or kid_template.dtype.kind != "f" or not np.isfinite(kid_template).all():
+        found = f"{kid_template.dtype} {kid_template.shape}"
+        raise SmplFileError(f"the kid template is {found}, expected finite floats ({NUM_VERTICES}, 3)")
+    kid, adult = np.ptp(kid_template[:, 1]), np.ptp(arrays.v_template[:, 1])
+    if not 0 < kid < KID_HEIGHT_BELOW * adult:
+        heights = f"the kid template is {kid:.3f} tall, the model's own {adult:.3f} m"
+        raise SmplFileError(f"{heights}; expected the infant template in metres (smpl_kid_template.npy)")
+    template = kid_template.astype(np.float64)
+    direction = template - template.mean(axis=0) - arrays.v_template
+    shapedirs = np.concatenate([arrays.shapedirs, direction[..., None].astype(arrays.shapedirs.dtype)], axis=-1)
+    return replace(arrays, shapedirs=shapedirs)
+
+
+def write_smpl_npz(arrays: SmplArrays, path: str | Path) -> Path:
+    """Write the arrays as a plain npz with SMPL's keys; equal arrays give equal bytes, an existing file is replaced."""
+    path = Path(path)
+    with staged(path) as temporary:
+        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+            for key, array in arrays.to_dict().items():
+                member = io.BytesIO()
+                np.lib.format.write_array(member, array, allow_pickle=False)
+                archive.writestr(zipfile.ZipInfo(f"{key}.npy", _ZIP_DATE), member.getvalue())
+        commit_over(temporary, path)
+    return path
+
+
+def write_smpl_pickle(arrays: SmplArrays, path: str | Path) -> Path:
+    """Write a pickle of plain arrays that `smplx.SMPL(path)` loads as it is, without chumpy, on numpy 1 and 2.
+
+    smplx reads ten directions of such a file; for the kid axis give it `age="kid"` and `kid_template_path`.
+    """
+    path = Path(path)
+    with staged(path) as temporary:
+        temporary.write_bytes(portable_dumps(arrays.to_dict()))
+        commit_over(temporary, path)
+    return path
+
+
+def import_smpl(
+    source: str | Path, out_dir: str | Path, kid_template: str | Path | None = None, with_pickle: bool = False
+) -> list[Path]:
+    """What `dto body import` does: any SMPL file -> files that `models.body.load_body` and smplx load.
+
+    Args:
+        source: official pickle, npz, or SMPL+A checkpoint.
+        out_dir: gets SMPL_NEUTRAL.npz; SMPLA_NEUTRAL.npz too if there is a kid axis; SMPL_NEUTRAL.pkl on request.
+        kid_template: `smpl_kid_template.npy`, for a source without kid axis.
+        with_pickle: also write the plain-array pickle.
+
+    Returns:
+        The files written. Nothing is written if anything is wrong.
+
+    Raises:
+        SmplFileError, UnsafePickle, OSError: as `read_smpl` and `add_kid_axis`.
+    """
+    arrays = read_smpl(source)
+    if kid_template is not None:
+        arrays = add_kid_axis(arrays, _read_template(Path(kid_template)))
+    out = Path(out_dir)
+    adult = arrays.without_kid_axis()
+    written = [write_smpl_npz(adult, out / "SMPL_NEUTRAL.npz")]
+    if arrays.has_kid_axis:
+        written.append(write_smpl_npz(arrays, out / "SMPLA_NEUTRAL.npz"))
+    if with_pickle:
+        written.append(write_smpl_pickle(adult, out / "SMPL_NEUTRAL.pkl"))
+    return written
+
+
+def _read_template(path: Path) -> np.ndarray:
+    try:
+        return safe_load_npy(path, _LIMITS)
+    except (BrokenPickle, UnsafePickle) as error:
+        raise SmplFileError(f"not a kid template: {error}; expected smpl_kid_template.npy") from error
+
+
+def _read_any(path: Path) -> Any:
+    """Contents of the file, by its first bytes and, inside a zip, its member names."""
+    with path.open("rb") as stream:
+        start = stream.read(4)
+    if start == b"PK\x03\x04":
+        return _read_checkpoint(path) if _is_checkpoint(path) else safe_load_npz(path, _SHAPES, SMPL_FILE, _LIMITS)
+    if path.suffix in (".pth", ".pt"):
+        return _read_checkpoint(path)
+    if path.stat().st_size > _LIMITS.max_stream_bytes:
+        raise SmplFileError(f"{path} has {path.stat().st_size} bytes, more than any SMPL file")
+    return safe_loads(path.read_bytes(), SMPL_FILE, _LIMITS, where=str(path))
+
+
+def _is_checkpoint(path: Path) -> bool:
+    """True for a zip written by torch.save, which keeps its object graph in `<name>/data.pkl`."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/data.pkl") for name in archive.namelist())
+    except zipfile.BadZipFile as error:
+        raise SmplFileError(f"{path} is a damaged zip ({error}); fetch it again") from error
+
+
+def _read_checkpoint(path: Path) -> dict[str, Any]:
+    """SMPL+A checkpoint as ROMP and BEV prepare it, brought to SMPL's layout.
+
+    Assumed from their public converter (no released file was at hand): a dict of tensors, `smpla_shapedirs`
+    (6890, 3, 11) beside the ten `shapedirs`, `posedirs` already (207, 20670) as smplx keeps it, `kintree_table` the
+    24 parents only, `f` as floats. SMPL's own shapes are accepted as well.
+    """
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+        tensors = {key: value for key, value in dict(found).items() if isinstance(value, torch.Tensor)}
+        arrays = {key: value.detach().to_dense().numpy() for key, value in tensors.items()}
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError) as error:
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise SmplFileError(f"{path} is not a checkpoint of plain tensors ({reason})") from error
+    if "smpla_shapedirs" in arrays:
+        arrays["shapedirs"] = arrays["smpla_shapedirs"]
+    if "posedirs" in arrays and arrays["posedirs"].shape == (NUM_POSE_DIRECTIONS, NUM_VERTICES * 3):
+        arrays["posedirs"] = arrays["posedirs"].T.reshape(NUM_VERTICES, 3, NUM_POSE_DIRECTIONS)
+    if "kintree_table" in arrays and arrays["kintree_table"].shape == (NUM_JOINTS,):
+        arrays["kintree_table"] = np.stack([arrays["kintree_table"], np.arange(NUM_JOINTS)])
+    return arrays
+
+
+def _check_shapes(path: Path, found: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
+    """Names the model if it is another one, else the first array that is missing or of a wrong shape."""
+    vertices = len(arrays["v_template"]) if arrays.get("v_template", np.empty(())).ndim == 2 else 0
+    joints = arrays["weights"].shape[-1] if "weights" in arrays and arrays["weights"].ndim == 2 else NUM_JOINTS
+    other = "SMPL-H" if vertices == NUM_VERTICES and joints == 52 else _OTHER_MODELS.get(vertices)
+    if other is not None:
+        raise SmplFileError(f"{path} is a {other} model ({vertices} vertices, {joints} joints); expected SMPL_NEUTRAL")
+    for key, expected in _SHAPES.items():
+        if key not in arrays:
+            keys = ", ".join(shown(name) for name in list(found)[:_KEYS_SHOWN])
+            raise SmplFileError(f"{path} lacks the array {key!r}; found {keys}; expected the official SMPL_NEUTRAL")
+        shape = arrays[key].shape
+        if len(shape) != len(expected) or any(e not in (None, s) for e, s in zip(expected, shape, strict=True)):
+            raise SmplFileError(f"{path}: {key} has shape {shape}, expected {expected} (None = any)")
+    if arrays["shapedirs"].shape[-1] < NUM_DIRECTIONS:
+        raise SmplFileError(f"{path} has {arrays['shapedirs'].shape[-1]} shape directions, at least 10 are needed")
+
+
+def _checked_model(path: Path, arrays: dict[str, np.ndarray]) -> SmplArrays:
+    """The model of arrays whose shapes are right: values checked, integers in their types, directions cut."""
+    for key, array in arrays.items():
+        if array.dtype.kind not in "iuf" or not np.isfinite(array).all():
+            raise SmplFileError(f"{path}: {key} holds {array.dtype} values that are not all finite numbers")
+    directions = arrays["shapedirs"].shape[-1]
+    if directions > NUM_DIRECTIONS + 1:
+        arrays["shapedirs"] = arrays["shapedirs"][..., :NUM_DIRECTIONS]
+        _log.warning("%s has %d shape directions; the first %d are kept", path, directions, NUM_DIRECTIONS)
+    arrays["f"] = _checked_faces(path, arrays["f"])
+    arrays["kintree_table"] = _checked_tree(path, arrays["kintree_table"])
+    return SmplArrays(**arrays)
+
+
+def _checked_faces(path: Path, faces: np.ndarray) -> np.ndarray:
+    if faces.min() < 0 or faces.max() >= NUM_VERTICES or (faces != np.floor(faces)).any():
+        raise SmplFileError(f"{path}: f holds indices outside the {NUM_VERTICES} vertices")
+    return faces.astype(np.uint32)
+
+
+def _checked_tree(path: Path, table: np.ndarray) -> np.ndarray:
+    """(2, 24) int64 with the root's parent as -1 (uint32 files hold 4294967295 there, float32 copies 2 ** 32)."""
+    tree = table.astype(np.int64)
+    tree[0, 0] = -1
+    parents, joints = tree
+    if (joints != np.arange(NUM_JOINTS)).any() or (parents[1:] < 0).any() or (parents >= joints).any():
+        raise SmplFileError(f"{path}: kintree_table is not a tree with every joint after its parent: {table[0]}")
+    return tree

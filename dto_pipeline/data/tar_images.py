@@ -1,0 +1,186 @@
+"""Images inside tars: which member a label file means by a name, and an image store that reads them in place.
+
+Label files name images by other folders than the tars do, so both sides are joined by their last path parts. Knows the
+index and how to decode; knows no dataset. Sizes in pixels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dto_pipeline.data.image_index import ImageIndex
+from dto_pipeline.data.images import (
+    ImageCorrupt,
+    ImageFile,
+    ImageFolder,
+    ImageMissing,
+    ImageStore,
+    decode_image,
+    decode_image_size,
+)
+from dto_pipeline.data.tar_index import (
+    IMAGE_EXTENSIONS,
+    MemberUnreadable,
+    TarIndex,
+    TarIndexError,
+    TarMissing,
+    TarSummary,
+    build_tar_index,
+    list_tars,
+    split_address,
+)
+from dto_pipeline.data.tar_walk import sample_key
+
+_HEADER_BYTES = 1 << 16  # nearly every image tells its size in its first bytes; the whole member is read where not
+
+
+@dataclass(frozen=True)
+class TarImages:
+    """An `ImageStore` of images named by their addresses ``<tar>!<member>``; safe for any number of threads."""
+
+    index: TarIndex
+    similar: Mapping[str, str] = field(default_factory=dict)  # name in no tar -> a member that differs in case only
+
+    def read(self, image_file: str) -> ImageFile:
+        """Decode one image; raises `ImageMissing` or `ImageCorrupt`."""
+        return decode_image(self._bytes(image_file, None), image_file)
+
+    def size(self, image_file: str) -> tuple[int, int]:
+        """(width, height) from its header; raises `ImageMissing` or `ImageCorrupt`."""
+        head = self._bytes(image_file, _HEADER_BYTES)
+        try:
+            return decode_image_size(io.BytesIO(head), image_file)
+        except ImageCorrupt:
+            if len(head) < _HEADER_BYTES:
+                raise
+            return decode_image_size(io.BytesIO(self._bytes(image_file, None)), image_file)
+
+    def _bytes(self, image_file: str, limit: int | None) -> bytes:
+        if split_address(image_file) is None:
+            near = self.similar.get(image_file)
+            hint = f"; {near} differs in upper and lower case" if near else ""
+            raise ImageMissing(f"image {image_file} is in none of the tars{hint}")
+        try:
+            return self.index.read(image_file, limit)
+        except (TarIndexError, TarMissing) as error:
+            raise ImageMissing(f"image {image_file}: {error}") from error
+        except MemberUnreadable as error:
+            raise ImageCorrupt(f"image {image_file}: {error}") from error
+
+
+@dataclass(frozen=True)
+class ImageLocations:
+    """Where n named images lie in the tars."""
+
+    addresses: list[str | None]  # n, None = not found
+    similar: dict[int, str]  # of those not found: a member whose name differs in case only
+    repeated: list[tuple[str, str]]  # (address taken, another address that fits the same name)
+
+
+def locate_images(index: TarIndex, names: Sequence[str], key_parts: int) -> ImageLocations:
+    """Join image names of a label file with the images of some tars.
+
+    A name and a member belong together when their last `key_parts` path parts are equal up to the first dot of the base
+    name, case included. Of several such members the one with the name's own extension is taken, then jpg, jpeg, png,
+    then the first; the others are reported.
+
+    Args:
+        names: n distinct names like ``insta-train/a/b/c.jpg``.
+        key_parts: 3 for INSTA, 1 for the others.
+    """
+    keys = [_tail(sample_key(name)[0], key_parts) for name in names]
+    found: dict[str, list[tuple[str, str]]] = {key: [] for key in keys}  # (extension, address)
+    folded = {key.casefold(): key for key in found}
+    similar: dict[str, str] = {}
+    for member in index.images():
+        key = _tail(sample_key(member.name)[0], key_parts)
+        if key in found:
+            found[key].append((member.extension, member.address))
+        elif near := folded.get(key.casefold()):
+            similar.setdefault(near, member.address)
+    ranked = [_by_extension(found[key], sample_key(name)[1]) for name, key in zip(names, keys, strict=True)]
+    return ImageLocations(
+        addresses=[fitting[0] if fitting else None for fitting in ranked],
+        similar={row: similar[key] for row, key in enumerate(keys) if key in similar and not ranked[row]},
+        repeated=[(fitting[0], other) for fitting in ranked for other in fitting[1:]],
+    )
+
+
+@dataclass(frozen=True)
+class TarPlacement:
+    """An image index whose images were found in tars, and what was found on the way."""
+
+    index: ImageIndex  # `image_file` is an address where the image was found, else the label's name
+    images: TarImages
+    tars: list[TarSummary]
+    repeated: list[tuple[str, str]]  # see `ImageLocations`
+
+
+def tar_index_path(manifest: Path) -> Path:
+    """Where the tar index of a manifest lies: beside it."""
+    return manifest.with_suffix(".tars.parquet")
+
+
+def place_in_tars(
+    index: ImageIndex, root: str | Path, key_parts: int, index_file: Path, progress: bool = False
+) -> TarPlacement:
+    """Index all tars below a folder and find the images of a label file in them.
+
+    Args:
+        index: images by the names of the label file.
+        root: folder or URI of the tars.
+        key_parts: last path parts that label names and tar keys share.
+        index_file: where the tar index is kept, see `tar_index_path`.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or no tar in it.
+    """
+    tars = list_tars(root)
+    if not tars:
+        raise FileNotFoundError(f"{root} holds no *.tar; expected the tars of the images below it")
+    summaries = build_tar_index(root, tars, index_file, progress=progress)
+    opened = TarIndex(index_file, root)
+    found = locate_images(opened, index.image_file, key_parts)
+    similar = {index.image_file[image]: address for image, address in found.similar.items()}
+    files = [address or name for address, name in zip(found.addresses, index.image_file, strict=True)]
+    placed = dataclasses.replace(index, image_file=files)
+    return TarPlacement(placed, TarImages(opened, similar), summaries, found.repeated)
+
+
+@dataclass(frozen=True)
+class AnyImages:
+    """An `ImageStore` of addresses ``<tar>!<member>`` and plain files side by side."""
+
+    tars: TarImages
+    folder: ImageFolder
+
+    def read(self, image_file: str) -> ImageFile:
+        """Decode one image; raises `ImageMissing` or `ImageCorrupt`."""
+        return self._store(image_file).read(image_file)
+
+    def size(self, image_file: str) -> tuple[int, int]:
+        """(width, height) from its header; raises `ImageMissing` or `ImageCorrupt`."""
+        return self._store(image_file).size(image_file)
+
+    def _store(self, image_file: str) -> ImageStore:
+        return self.tars if split_address(image_file) else self.folder
+
+
+def open_images(images_root: str | Path, manifest: Path) -> ImageStore:
+    """The store a manifest's images are read from; tars count only where it has a tar index beside it."""
+    index_file, folder = tar_index_path(manifest), ImageFolder(Path(images_root))
+    return AnyImages(TarImages(TarIndex(index_file, images_root)), folder) if index_file.is_file() else folder
+
+
+def _tail(key: str, parts: int) -> str:
+    return "/".join(key.split("/")[-parts:])
+
+
+def _by_extension(found: list[tuple[str, str]], own: str) -> list[str]:
+    """Addresses of (extension, address), preferred first: the label's own extension, then as in IMAGE_EXTENSIONS."""
+    order = (own.lower(), *IMAGE_EXTENSIONS)
+    return [address for _, address in sorted(found, key=lambda entry: order.index(entry[0]))]

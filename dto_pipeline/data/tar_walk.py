@@ -1,0 +1,239 @@
+"""Members of a tar, found by reading its headers only and seeking over everything else; nothing is ever extracted.
+
+Knows ustar, the older format, GNU and pax long names and sizes, checksums, and how to go on behind damage. A member
+that must not or cannot be read (a link, a name that leaves the folder, a truncated end) is listed with the reason.
+Knows no Parquet, and of WebDataset only its rule for keys. Offsets and sizes in bytes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from dto_pipeline.paths import UnsafePath, check_relative
+
+BLOCK = 512
+_MAGIC_AT = 257  # of "ustar" in a header
+_MAX_EXTENDED = 1 << 20  # bytes of one long name or pax header; more is damage
+_MAX_SIZE = 1 << 60  # bytes of one member; more is damage
+_SCAN = 1 << 20  # bytes looked at together when searching behind damage
+_REGULAR = {b"0", b"\0", b"7"}
+_DIRECTORY = b"5"
+_REFUSED = {
+    b"1": "is a hard link",
+    b"2": "is a symbolic link",
+    b"3": "is a character device",
+    b"4": "is a block device",
+    b"6": "is a named pipe",
+    b"S": "is a sparse file",
+}
+_WITHOUT_DATA = {b"1", b"2", b"3", b"4", b"5", b"6"}
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+_PAX_RECORD = re.compile(rb"(\d{1,7}) ([^=]+)=")
+
+
+class RandomAccess(Protocol):
+    """What a tar is read through; pyarrow's random access files, local or remote, are of this kind."""
+
+    def size(self) -> int:
+        """Length in bytes."""
+
+    def read_at(self, nbytes: int, offset: int, /) -> bytes:
+        """Up to `nbytes` from `offset`; fewer at the end."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """One entry of a tar that holds, or claims to hold, a file."""
+
+    name: str  # without "./" and doubled slashes; one that is not UTF-8 is shown with escapes and refused
+    offset: int  # of the first byte of its contents
+    size: int
+    problem: str | None = None  # why it is not read; None = usable
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Everything found in one tar, in order. `problem` says what is wrong with the tar as a whole."""
+
+    members: tuple[Member, ...]
+    size: int
+    problem: str | None = None
+
+
+def walk_tar(source: RandomAccess) -> Listing:
+    """List a tar. Never raises for its contents; whatever is wrong becomes a `problem`.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    size = source.size()
+    kind = next((name for magic, name in _COMPRESSED.items() if source.read_at(8, 0).startswith(magic)), None)
+    if kind:
+        return Listing((), size, f"is compressed ({kind}) and cannot be read in place; decompress it")
+    members: list[Member] = []
+    problems: list[str] = []
+    first_of_name: dict[str, int] = {}
+    for found in _entries(source, size):
+        if isinstance(found, str):
+            problems.append(found)
+            continue
+        if found.problem is None and (first := first_of_name.setdefault(found.name, found.offset)) != found.offset:
+            found = Member(found.name, found.offset, found.size, f"repeats the name of the member at byte {first}")
+        members.append(found)
+    return Listing(tuple(members), size, "; ".join(problems) or None)
+
+
+def sample_key(name: str) -> tuple[str, str]:
+    """WebDataset's split of a member name: (key, extension) at the first dot of the base name.
+
+    The key keeps its folders and its case; the extension comes without the dot, "" where there is none.
+    """
+    folder, slash, base = name.rpartition("/")
+    stem, _, extension = base.partition(".")
+    return folder + slash + stem, extension
+
+
+@dataclass(frozen=True)
+class _Header:
+    """One 512-byte header, checked."""
+
+    name: bytes
+    size: int
+    kind: bytes
+
+
+@dataclass(frozen=True)
+class _Extended:
+    """What a long-name or pax header says about the entry behind it; None = nothing."""
+
+    name: bytes | None = None
+    size: int | None = None
+    sparse: bool = False
+
+
+def _entries(source: RandomAccess, end: int) -> Iterator[Member | str]:
+    """Members in order, and a sentence for each thing wrong with the tar itself."""
+    at, extended, finished = 0, _Extended(), False
+    while at + BLOCK <= end:
+        block = source.read_at(BLOCK, at)
+        if block.count(0) == BLOCK:
+            finished = True
+            break
+        header = _parse_header(block)
+        if header is None:
+            resumed = _next_header(source, at + BLOCK, end)
+            then = f"goes on at byte {resumed}" if resumed < end else "nothing is found behind it"
+            yield f"has a damaged header at byte {at}; {then}"
+            at, extended, finished = resumed, _Extended(), resumed >= end
+            continue
+        contents = at + BLOCK
+        if header.kind in b"LKxXg":
+            extended = _read_extended(source, header, contents, extended)
+            at = contents + _padded(header.size)
+            continue
+        size = header.size if extended.size is None else extended.size
+        member = _judge(header, extended, contents, size, end)
+        if member is not None:
+            yield member
+        at = contents + (0 if header.kind in _WITHOUT_DATA else _padded(size))
+        extended = _Extended()
+    if at > end or (at < end and not finished):
+        yield f"is truncated at byte {end}"
+    elif not finished:
+        yield f"has no end marker and may be truncated at byte {end}"
+    elif (behind := _next_header(source, at + BLOCK, end)) < end:
+        yield f"goes on behind its end marker at byte {behind} (two tars in one file?), which is not read"
+
+
+def _judge(header: _Header, extended: _Extended, contents: int, size: int, end: int) -> Member | None:
+    """The entry as a member with what speaks against it; None for folders."""
+    raw = header.name if extended.name is None else extended.name
+    if header.kind == _DIRECTORY or (header.kind == b"\0" and raw.endswith(b"/")):
+        return None
+    name, problem = _judge_name(raw)
+    if header.kind not in _REGULAR:
+        problem = _REFUSED.get(header.kind, f"is of unknown type {header.kind!r}")
+    elif extended.sparse:
+        problem = _REFUSED[b"S"]
+    elif problem is None and contents + size > end:
+        problem = f"is truncated: {max(end - contents, 0)} of {size} bytes are there"
+    return Member(name, contents, size, problem)
+
+
+def _judge_name(raw: bytes) -> tuple[str, str | None]:
+    """A member's name as it is listed, and why it is refused (None = it is not)."""
+    try:
+        return check_relative(raw.decode("utf-8")), None
+    except UnicodeDecodeError:
+        return raw.decode("utf-8", "backslashreplace"), "has a name that is not UTF-8"
+    except UnsafePath as error:
+        return raw.decode("utf-8"), f"is refused: {error}"
+
+
+def _parse_header(block: bytes) -> _Header | None:
+    """The header in a block, or None where checksum or numbers are wrong."""
+    size, checksum = _number(block[124:136]), _number(block[148:156])
+    if checksum is None or size is None or not 0 <= size <= _MAX_SIZE:
+        return None
+    if checksum != sum(block[:148]) + 8 * 32 + sum(block[156:]):
+        return None
+    name = block[:100].split(b"\0", 1)[0]
+    prefix = block[345:500].split(b"\0", 1)[0] if block[_MAGIC_AT : _MAGIC_AT + 6] == b"ustar\0" else b""
+    return _Header(prefix + b"/" + name if prefix else name, size, block[156:157])
+
+
+def _number(field: bytes) -> int | None:
+    """Octal text, or GNU's base 256 where the first bit is set; None where neither."""
+    if field[0] in (0x80, 0xFF):
+        return int.from_bytes(field[1:], "big") - (256 ** (len(field) - 1) if field[0] == 0xFF else 0)
+    text = field.split(b"\0", 1)[0].strip()
+    if not text:
+        return 0
+    return int(text, 8) if re.fullmatch(rb"[0-7]+", text) else None
+
+
+def _padded(size: int) -> int:
+    return -(-size // BLOCK) * BLOCK
+
+
+def _read_extended(source: RandomAccess, header: _Header, contents: int, before: _Extended) -> _Extended:
+    """What is known about the next entry after one more extending header; link targets and global ones say nothing."""
+    if header.kind not in b"LxX" or header.size > _MAX_EXTENDED:
+        return before
+    data = source.read_at(header.size, contents)
+    if header.kind == b"L":
+        return _Extended(data.split(b"\0", 1)[0], before.size, before.sparse)
+    records = dict(_pax_records(data))
+    size = records.get(b"size", b"")
+    return _Extended(
+        name=records.get(b"path", before.name),
+        size=int(size) if re.fullmatch(rb"\d{1,18}", size) else before.size,
+        sparse=before.sparse or any(key.startswith(b"GNU.sparse.") for key in records),
+    )
+
+
+def _pax_records(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Pairs of a pax header, ``<length> <key>=<value>\\n`` each; stops at the first that is malformed."""
+    at = 0
+    while match := _PAX_RECORD.match(data, at):
+        end = at + int(match[1])
+        if end > len(data) or end <= match.end() or data[end - 1 : end] != b"\n":
+            return
+        yield match[2], data[match.end() : end - 1]
+        at = end
+
+
+def _next_header(source: RandomAccess, start: int, end: int) -> int:
+    """Offset of the first block from `start` that is a header of the ustar family, or `end`."""
+    for base in range(start, end, _SCAN):
+        chunk = source.read_at(_SCAN, base)
+        at = chunk.find(b"ustar", _MAGIC_AT)
+        while at >= 0:
+            block = at - _MAGIC_AT
+            if block % BLOCK == 0 and _parse_header(chunk[block : block + BLOCK].ljust(BLOCK)):
+                return base + block
+            at = chunk.find(b"ustar", at + 1)
+    return end

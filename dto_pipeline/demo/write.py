@@ -1,0 +1,159 @@
+"""The demo's files in the public formats: pictures, depth maps, label file, sidecar and the truth.
+
+Knows folders and file formats, and breaks what `breakages` says; knows nothing of how scenes come about. Equal input
+gives identical bytes. Metres, camera frame.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import simplejpeg
+
+from dto_pipeline.data.files import write_bytes_atomic
+from dto_pipeline.data.rle import encode_rle
+from dto_pipeline.data.sources.camerahmr_writer import write_camerahmr
+from dto_pipeline.data.sources.rows import LabelRows
+from dto_pipeline.data.sources.sidecar import write_sidecar
+from dto_pipeline.demo.scenes import DemoScene
+from dto_pipeline.scene import NUM_BETAS
+
+LABELS = "labels/demo-release.npz"
+SIDECAR = "labels/demo-sidecar.parquet"
+TRUTH = "truth.npz"
+TRUTH_COLUMNS = {
+    "image_name": "image of the person, as in the label file",
+    "image_number": "number of the image",
+    "transl": "true translation (n, 3) [m]",
+    "pose": "true pose (n, 72), axis-angle [rad]",
+    "betas": "true shape (n, 11), kid axis last",
+    "height": "true height in the rest pose [m]",
+    "height_class": "0 baby, 1 kid, 2 teen, 3 adult female, 4 adult male",
+    "age_years": "true age",
+    "label_factor": "label height / true height",
+    "disparity_line": "a and b (n, 2) of disparity = a / z + b before all errors",
+    "broken": "what is broken in the person's image, empty = nothing",
+}
+_JPEG_QUALITY = 93
+_KEPT_OF_TRUNCATED = 0.4  # of the bytes
+_WRONG_SIZE = 1.5  # camera of an image this many times as large
+
+
+@dataclass(frozen=True)
+class PersonRows:
+    """n people of one or more images, one row each, as they go into the files."""
+
+    labels: LabelRows
+    keypoints: np.ndarray  # (n, 44, 3) float32 u, v [px], confidence
+    age_years: np.ndarray  # (n,) float32 estimated
+    male_prob: np.ndarray  # (n,) float32 estimated
+    mask_rle: list[bytes]  # n
+    mask_size: np.ndarray  # (n, 2) int32: H, W
+    truth: dict[str, np.ndarray]  # TRUTH_COLUMNS, n rows each
+
+
+def image_name(number: int) -> str:
+    """Name of an image in the label file, relative to the images folder."""
+    return f"insta-train/{number // 12:02d}/{number % 12 // 4:02d}/{number:06d}.jpg"
+
+
+def write_pixels(root: Path, scene: DemoScene, broken: str = "") -> None:
+    """Write picture and depth map of one scene, spoilt as `broken` (a key of `breakages.BREAKAGES`) says."""
+    jpeg = simplejpeg.encode_jpeg(np.ascontiguousarray(scene.picture.rgb), quality=_JPEG_QUALITY)
+    if broken == "truncated_image":
+        jpeg = jpeg[: int(_KEPT_OF_TRUNCATED * len(jpeg))]
+    picture = root / "images" / image_name(scene.number)
+    if broken != "missing_image":
+        write_bytes_atomic(picture, jpeg)
+    disparity = scene.disparity.values
+    if broken == "zero_disparity":
+        disparity = np.zeros_like(disparity)
+    buffer = io.BytesIO()
+    np.save(buffer, disparity, allow_pickle=False)
+    write_bytes_atomic((root / "depth" / image_name(scene.number)).with_suffix(".npy"), buffer.getvalue())
+
+
+def person_rows(scene: DemoScene, broken: str = "") -> PersonRows:
+    """Rows of the P people of one scene, spoilt as `broken` says."""
+    labels, crowd, people = scene.labels, scene.crowd, scene.crowd.num_people
+    pose, masks = labels.pose.copy(), scene.masks
+    intrinsics = crowd.view.intrinsics
+    if broken == "nan_pose":
+        pose[-1, 5] = np.nan
+    if broken == "wrong_size":
+        intrinsics = intrinsics * [[_WRONG_SIZE], [_WRONG_SIZE], [1.0]]
+    if broken == "empty_mask":
+        masks = masks & (np.arange(people) > 0)[:, None, None]
+    rows = LabelRows(
+        pose=pose,
+        betas=np.pad(labels.betas, ((0, 0), (0, NUM_BETAS - labels.betas.shape[1]))),
+        transl=labels.transl,
+        bbox_xyxy=scene.boxes,
+        intrinsics=np.repeat(intrinsics[None], people, axis=0),
+    )
+    return PersonRows(
+        labels=rows,
+        keypoints=scene.keypoints,
+        age_years=labels.age,
+        male_prob=labels.male_prob,
+        mask_rle=[encode_rle(mask) for mask in masks],
+        mask_size=np.tile(np.array(masks.shape[1:], dtype=np.int32), (people, 1)),
+        truth=_truth_rows(scene, broken),
+    )
+
+
+def join_rows(parts: list[PersonRows]) -> PersonRows:
+    """The rows of several scenes, one after the other."""
+
+    def joined(name: str) -> np.ndarray:
+        return np.concatenate([getattr(part, name) for part in parts])
+
+    fields = ("pose", "betas", "transl", "bbox_xyxy", "intrinsics")
+    return PersonRows(
+        labels=LabelRows(**{name: np.concatenate([getattr(part.labels, name) for part in parts]) for name in fields}),
+        keypoints=joined("keypoints"),
+        age_years=joined("age_years"),
+        male_prob=joined("male_prob"),
+        mask_rle=[rle for part in parts for rle in part.mask_rle],
+        mask_size=joined("mask_size"),
+        truth={name: np.concatenate([part.truth[name] for part in parts]) for name in TRUTH_COLUMNS},
+    )
+
+
+def write_people(root: Path, people: PersonRows) -> None:
+    """Write label file, sidecar and truth; row i of each is the same person."""
+    write_camerahmr(root / LABELS, people.truth["image_name"], people.labels, people.keypoints)
+    write_sidecar(
+        root / SIDECAR,
+        np.arange(len(people.age_years)),
+        age_years=people.age_years,
+        male_prob=people.male_prob,
+        mask_rle=people.mask_rle,
+        mask_height=people.mask_size[:, 0],
+        mask_width=people.mask_size[:, 1],
+    )
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **people.truth)
+    write_bytes_atomic(root / TRUTH, buffer.getvalue())
+
+
+def _truth_rows(scene: DemoScene, broken: str) -> dict[str, np.ndarray]:
+    crowd, truth = scene.crowd, scene.truth
+    people = crowd.num_people
+    line = np.array([scene.disparity.scale, scene.disparity.offset])
+    return {
+        "image_name": np.full(people, image_name(scene.number)),
+        "image_number": np.full(people, scene.number, dtype=np.int64),
+        "transl": truth.transl,
+        "pose": truth.pose,
+        "betas": truth.betas,
+        "height": truth.height,
+        "height_class": crowd.height_class.astype(np.int64),
+        "age_years": crowd.age.astype(np.float64),
+        "label_factor": scene.labels.factor,
+        "disparity_line": np.tile(line, (people, 1)),
+        "broken": np.full(people, broken),
+    }

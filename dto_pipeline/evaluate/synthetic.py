@@ -1,0 +1,150 @@
+"""How far placed people are from a known truth: distances, distances between people, their order, heights.
+
+Plain arrays in, numbers out; knows no files, no bodies and no statuses (callers say who is selected). Metres.
+
+Definitions, over the selected people and over the pairs of selected people of one image:
+
+* depth error: |z - true z| of the translation; relative depth error: the same divided by the true z;
+* pair depth error: |(z_i - z_j) - (true z_i - true z_j)|;
+* ordinal accuracy: share of pairs whose relation (same within 0.2 m, nearer, farther) is right;
+* height error: |height - true height| in the rest pose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+SAME_DEPTH = 0.2  # people closer than this stand at the same depth [m]
+MEASURES = {
+    "depth_error": "absolute z error [m]",
+    "relative_depth_error": "relative z error",
+    "pair_depth_error": "pairwise depth error [m]",
+    "ordinal": "ordinal accuracy at 0.2 m",
+    "height_error": "height error [m]",
+}  # keys of `placement_errors` that are means, with what tables call them
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where N people of one or more images are and how tall; arrays share the axis."""
+
+    z: np.ndarray  # (N,) z of the translation [m]
+    height: np.ndarray  # (N,) in the rest pose [m]
+
+
+def placement_errors(
+    found: Placement,
+    truth: Placement,
+    image: np.ndarray,
+    selected: np.ndarray | None = None,
+    member: np.ndarray | None = None,
+) -> dict[str, float]:
+    """Mean errors of a placement.
+
+    Args:
+        found, truth: the same N people in the same order.
+        image: (N,) int, equal for people of one image.
+        selected: (N,) bool, who takes part at all; None = everyone.
+        member: (N,) bool, whom the numbers are about (a height class, say): errors are over members, pairs have at
+            least one; None = everyone selected.
+
+    Returns:
+        `persons` and `pairs` (counts) and the keys of `MEASURES`, NaN where nothing is selected.
+
+    Raises:
+        ValueError: arrays of different lengths.
+    """
+    _check_lengths(found.z, found.height, truth.z, truth.height, image)
+    kept = np.ones(len(image), bool) if selected is None else np.asarray(selected, bool)
+    about = kept if member is None else kept & np.asarray(member, bool)
+    first, second = _pairs(np.asarray(image), kept)
+    counted = about[first] | about[second]
+    first, second = first[counted], second[counted]
+    z_error = np.abs(found.z - truth.z)[about]
+    apart, true_apart = found.z[first] - found.z[second], truth.z[first] - truth.z[second]
+    return {
+        "persons": int(about.sum()),
+        "pairs": len(first),
+        "depth_error": _mean(z_error),
+        "relative_depth_error": _mean(z_error / truth.z[about]),
+        "pair_depth_error": _mean(np.abs(apart - true_apart)),
+        "ordinal": _mean(depth_relation(apart) == depth_relation(true_apart)),
+        "height_error": _mean(np.abs(found.height - truth.height)[about]),
+    }
+
+
+def compare_placements(
+    before: Placement, after: Placement, truth: Placement, image: np.ndarray, selections: Mapping[str, np.ndarray]
+) -> dict[str, dict[str, dict[str, float]]]:
+    """`placement_errors` of the labels before and after, for several selections of people.
+
+    Args:
+        before, after, truth: the same N people in the same order.
+        image: (N,) int, equal for people of one image.
+        selections: name -> (N,) bool, for example all people, those moved, those of accepted images.
+
+    Returns:
+        selection -> {"before": errors, "after": errors}, JSON-ready but for NaN.
+    """
+    return {
+        name: {
+            "before": placement_errors(before, truth, image, selected),
+            "after": placement_errors(after, truth, image, selected),
+        }
+        for name, selected in selections.items()
+    }
+
+
+def as_table(comparison: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+    """The result of `compare_placements` as plain text: one line per measure, before -> after per selection."""
+    names = list(comparison)
+    head = [f"{name} ({_count(comparison[name]['after'])})" for name in names]
+    rows = [["", *head]]
+    for key, title in MEASURES.items():
+        cells = [_cell(key, comparison[name]["before"][key], comparison[name]["after"][key]) for name in names]
+        rows.append([title, *cells])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(lines)
+
+
+def depth_relation(apart: np.ndarray) -> np.ndarray:
+    """-1 nearer, 0 same depth, 1 farther. Args: apart (...) z of one minus z of the other [m]."""
+    return np.where(np.abs(apart) < SAME_DEPTH, 0, np.sign(apart)).astype(np.int64)
+
+
+def _pairs(image: np.ndarray, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both members (M,) of every unordered pair of kept people of one image, as indices into `image`."""
+    person = np.flatnonzero(kept)
+    person = person[np.argsort(image[person], kind="stable")]
+    _, start, size = np.unique(image[person], return_index=True, return_counts=True)
+    last = np.repeat(start + size, size)
+    place = np.arange(len(person))
+    partners = last - place - 1  # people of the same image that come later
+    first = np.repeat(place, partners)
+    within = np.arange(len(first)) - np.repeat(np.cumsum(partners) - partners, partners)
+    return person[first], person[first + 1 + within]
+
+
+def _check_lengths(*arrays: np.ndarray) -> None:
+    shapes = [np.shape(array) for array in arrays]
+    if len(set(shapes)) != 1 or len(shapes[0]) != 1:
+        raise ValueError(f"found, truth and image have shapes {shapes}; expected one length (N,) for all")
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if len(values) else float("nan")
+
+
+def _count(errors: Mapping[str, float]) -> str:
+    return f"{errors['persons']:.0f} people, {errors['pairs']:.0f} pairs"
+
+
+def _cell(key: str, before: float, after: float) -> str:
+    if key == "ordinal":
+        return f"{100 * before:.1f} % -> {100 * after:.1f} %"
+    return f"{before:.3f} -> {after:.3f}"

@@ -1,0 +1,133 @@
+"""The driver's loop: feed workers, collect what they say, replace the dead, end the hung, until nothing is left.
+
+Joins the pure `Schedule` to any `WorkerPool`; what is to be remembered goes to a `Ledger`. No files, no Ray, no clock
+but the pool's: the same loop drives real workers and, in virtual time, thousands of fake ones. Seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from dto_pipeline.errors import DtoError
+from dto_pipeline.run.pool import Event, ShardDone, ShardRaised, WorkerLost, WorkerPool, WorkerReady
+from dto_pipeline.run.receipt import Receipt
+from dto_pipeline.run.schedule import Charge, Schedule
+
+POLL_S = 5.0  # the loop looks at watchdog and waiting workers at least this often
+SAY_WAITING_S = 60.0  # how often it says that no worker has come yet
+MAX_START_FAILURES = 3  # workers that die in a row before they were ready: the fault is not a shard's
+
+
+class RunAborted(DtoError):
+    """The run cannot go on; shards that are done stay done. The message says why and what to try."""
+
+
+class Ledger(Protocol):
+    """Remembers what happened: files and progress in a real run, counters in a simulation."""
+
+    def shard_done(self, receipt: Receipt) -> None:
+        """A shard is finished; its receipt is on disk."""
+
+    def shard_charged(self, charge: Charge, worker: str, error: str, detail: str) -> None:
+        """A shard used up a try; `charge.given_up` says whether it was the last."""
+
+    def worker_lost(self, worker: str, error: str) -> None:
+        """A worker died; it is replaced while there is work."""
+
+    def waiting(self, seconds: float) -> None:
+        """Nobody has been ready to work for so long."""
+
+    def tick(self) -> None:
+        """Time has passed; called every few seconds at least."""
+
+
+def drive(schedule: Schedule, pool: WorkerPool, ledger: Ledger) -> None:
+    """Work until every shard of `schedule` is done or given up.
+
+    Raises:
+        RunAborted: workers cannot start, or too many shards were given up.
+    """
+    _Loop(schedule, pool, ledger).run()
+
+
+class _Loop:
+    """State of one `drive`: who is on the way, since when nobody is ready, failed starts in a row."""
+
+    def __init__(self, schedule: Schedule, pool: WorkerPool, ledger: Ledger) -> None:
+        self.schedule, self.pool, self.ledger = schedule, pool, ledger
+        self.starting: set[str] = set()
+        self.failed_starts = 0
+        self.idle_since = self.said_at = pool.now()
+
+    def run(self) -> None:
+        while not self.schedule.finished:
+            for _ in range(self.schedule.workers_missing(len(self.starting))):
+                self.starting.add(self.pool.start_worker())
+            for assignment in self.schedule.take_assignments(self.pool.now()):
+                self.pool.assign(assignment.worker, assignment.shard, assignment.attempt)
+            for event in self.pool.wait(POLL_S):
+                self._handle(event)
+            self._end_overdue()
+            self._say_waiting()
+            self.ledger.tick()
+
+    def _handle(self, event: Event) -> None:
+        handlers: dict[type, Callable[..., None]] = {
+            WorkerReady: self._worker_ready,
+            ShardDone: self._shard_done,
+            ShardRaised: self._shard_raised,
+            WorkerLost: self._worker_lost,
+        }
+        handlers[type(event)](event)
+
+    def _worker_ready(self, event: WorkerReady) -> None:
+        self.starting.discard(event.worker)
+        self.failed_starts = 0
+        self.schedule.add_worker(event.worker)
+
+    def _shard_done(self, event: ShardDone) -> None:
+        self.schedule.shard_done(event.worker, event.shard, self.pool.now(), not event.receipt.adopted)
+        self.ledger.shard_done(event.receipt)
+
+    def _shard_raised(self, event: ShardRaised) -> None:
+        charge = self.schedule.shard_failed(event.worker, event.shard, self.pool.now())
+        self._charged(charge, event.worker, event.error, event.detail)
+        if event.fatal:
+            self._end(event.worker, event.error, blameless=True)  # the shard it was at has been charged above
+
+    def _worker_lost(self, event: WorkerLost) -> None:
+        self.ledger.worker_lost(event.worker, event.error)
+        if event.worker in self.starting:
+            self._start_failed(event)
+        elif charge := self.schedule.worker_lost(event.worker, event.blameless):
+            self._charged(charge, event.worker, event.error, event.detail)
+
+    def _start_failed(self, event: WorkerLost) -> None:
+        self.starting.discard(event.worker)
+        self.failed_starts += not event.blameless
+        if self.failed_starts >= MAX_START_FAILURES:
+            raise RunAborted(f"{self.failed_starts} workers in a row could not start; the last said: {event.error}")
+
+    def _charged(self, charge: Charge, worker: str, error: str, detail: str) -> None:
+        self.ledger.shard_charged(charge, worker, error, detail)
+        given_up, limit = len(self.schedule.given_up), self.schedule.policy.max_failed_shards
+        if given_up > limit:
+            advice = "look at failures/, then start again with --retry-failed, or raise run.max_failed_shards"
+            raise RunAborted(f"{given_up} shards were given up, more than {limit}; the last said: {error}; {advice}")
+
+    def _end_overdue(self) -> None:
+        for worker, shard, seconds in self.schedule.overdue(self.pool.now()):
+            self._end(worker, f"hung for {seconds:.0f} s at shard {shard} and was ended")
+
+    def _end(self, worker: str, reason: str, blameless: bool = False) -> None:
+        self.pool.kill(worker)
+        self._worker_lost(WorkerLost(worker, reason, blameless=blameless))
+
+    def _say_waiting(self) -> None:
+        now = self.pool.now()
+        if self.schedule.workers:
+            self.idle_since = self.said_at = now
+        elif now - self.said_at >= SAY_WAITING_S:
+            self.said_at = now
+            self.ledger.waiting(now - self.idle_since)

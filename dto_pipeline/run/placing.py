@@ -1,0 +1,125 @@
+"""The scenes of one shard, loaded ahead and optimised batch by batch; every row comes back, in order.
+
+Joins `data.scenes` to the optimiser; knows no file of the run. Loading batch n + 1 overlaps the optimisation of batch
+n. An error of the optimiser costs the scene that caused it: the others are done again without it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+
+from dto_pipeline.collate import collate_scenes, pass_through, split_batch
+from dto_pipeline.config import PipelineConfig
+from dto_pipeline.data.images import ImageStore
+from dto_pipeline.data.scenes import load_scenes
+from dto_pipeline.models.depth import DepthSource
+from dto_pipeline.optimizer import SceneOptimizer
+from dto_pipeline.run.batching import SceneSize, plan_batches
+from dto_pipeline.run.pool import DeviceLost, one_line
+from dto_pipeline.scene import PlacedScene, Scene
+from dto_pipeline.status import ImageStatus
+from dto_pipeline.timing import StageClock
+
+_LOG = logging.getLogger(__name__)
+ManifestRows = Any  # a pyarrow.Table of schema.MANIFEST_SCHEMA; pyarrow itself is imported in data/ only
+
+
+class ScenePlacer:
+    """Owns the optimiser and the threads that load scenes for it."""
+
+    def __init__(
+        self, optimizer: SceneOptimizer, config: PipelineConfig, images: ImageStore, depth: DepthSource
+    ) -> None:
+        self._optimizer = optimizer
+        self._config = config
+        self._images = images
+        self._depth = depth
+        self._device = optimizer.body.faces.device
+        self._decoders = ThreadPoolExecutor(config.run.decode_threads, thread_name_prefix="decode")
+        self._ahead = ThreadPoolExecutor(1, thread_name_prefix="ahead")  # loads the next batch
+
+    def place(self, rows: ManifestRows, clock: StageClock) -> list[PlacedScene]:
+        """Load and optimise the scenes of manifest rows.
+
+        Args:
+            rows: table of `schema.MANIFEST_SCHEMA`, one row an image.
+            clock: gets the seconds of each stage.
+
+        Returns:
+            One placed scene per row, in the order of the rows.
+
+        Raises:
+            DeviceLost: the accelerator failed; this process cannot go on.
+        """
+        self._optimizer.clock = clock
+        batches = plan_batches(scene_sizes(rows), self._config.run.batch_images)
+        placed: dict[int, PlacedScene] = {}
+        for positions, scenes in zip(batches, self._load_ahead(rows, batches, clock), strict=True):
+            placed.update(zip(positions, self._place_batch(scenes, clock), strict=True))
+        return [placed[position] for position in range(rows.num_rows)]
+
+    def _load_ahead(
+        self, rows: ManifestRows, batches: Sequence[Sequence[int]], clock: StageClock
+    ) -> Iterator[list[Scene]]:
+        def load(positions: Sequence[int]) -> list[Scene]:
+            chosen = rows.take(list(positions))
+            return load_scenes(chosen, self._images, self._depth, self._config.evidence, self._decoders, clock=clock)
+
+        coming = self._ahead.submit(load, batches[0]) if batches else None
+        for following in [*batches[1:], None]:
+            assert coming is not None
+            with clock("wait for scenes"):
+                scenes = coming.result()
+            coming = None if following is None else self._ahead.submit(load, following)
+            yield scenes
+
+    def _place_batch(self, scenes: Sequence[Scene], clock: StageClock) -> list[PlacedScene]:
+        """One placed scene per scene; those with a problem, or without people, pass through."""
+        able = [i for i, scene in enumerate(scenes) if scene.problem is None and scene.num_people > 0]
+        results = dict(zip(able, self._optimize([scenes[i] for i in able], clock), strict=True))
+        for scene in scenes:
+            scene.image = scene.disparity = scene.masks = None  # a shard's pixels do not fit into memory
+        return [results[i] if i in results else pass_through(scene) for i, scene in enumerate(scenes)]
+
+    def _optimize(self, scenes: Sequence[Scene], clock: StageClock) -> list[PlacedScene]:
+        """Optimise together; on an error halve the batch (memory) or go one by one until the offender is alone."""
+        if not scenes:
+            return []
+        try:
+            return self._optimize_together(scenes, clock)
+        except torch.OutOfMemoryError as error:
+            failure, step = one_line(error), (len(scenes) + 1) // 2
+        except Exception as error:
+            if is_device_error(error):
+                raise DeviceLost(one_line(error)) from error
+            failure, step = one_line(error), 1
+        # Outside the handlers: the traceback held every tensor of the failed batch.
+        _LOG.warning("%d scenes, first %s: %s", len(scenes), scenes[0].image_id, failure)
+        if len(scenes) == 1:
+            scenes[0].problem = (ImageStatus.INTERNAL_ERROR, failure)
+            return [pass_through(scenes[0])]
+        parts = [scenes[start : start + step] for start in range(0, len(scenes), step)]
+        return [placed for part in parts for placed in self._optimize(part, clock)]
+
+    def _optimize_together(self, scenes: Sequence[Scene], clock: StageClock) -> list[PlacedScene]:
+        with clock("collate"):
+            batch = collate_scenes(scenes, self._device)
+        optimized = self._optimizer(batch)
+        with clock("split"):
+            return split_batch(scenes, optimized, self._config)
+
+
+def scene_sizes(rows: ManifestRows) -> list[SceneSize]:
+    """What the batch planner needs of manifest rows."""
+    columns = (rows.column(name).to_pylist() for name in ("height", "width", "num_persons"))
+    return [SceneSize(*row) for row in zip(*columns, strict=True)]
+
+
+def is_device_error(error: BaseException) -> bool:
+    """True for errors after which a CUDA context cannot be used any more (running out of memory is none)."""
+    return isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error)

@@ -1,0 +1,148 @@
+"""What the driver asks of its workers, whatever they run on, and the simplest answer: this process.
+
+Knows events and errors, not Ray, files or tensors. A worker is named by a string; it works its shards off in the order
+they were assigned. Times in seconds on the pool's own monotonic clock.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+import traceback
+from collections import deque
+from dataclasses import dataclass
+from typing import Protocol
+
+from dto_pipeline.run.receipt import Receipt
+
+
+class DeviceLost(RuntimeError):
+    """The process's accelerator is in a state it does not recover from; the process must be replaced."""
+
+
+class Runner(Protocol):
+    """Does shards. Light until `warm_up`: it travels to the workers before that."""
+
+    def warm_up(self) -> None:
+        """Load what is heavy; called once in the process that works."""
+
+    def run(self, shard: int, attempt: int = 1) -> Receipt:
+        """Do one shard and publish it; raises when the shard cannot be done."""
+
+
+@dataclass(frozen=True)
+class WorkerReady:
+    """A worker has warmed up and may be fed."""
+
+    worker: str
+
+
+@dataclass(frozen=True)
+class ShardDone:
+    worker: str
+    shard: int
+    receipt: Receipt
+
+
+@dataclass(frozen=True)
+class ShardRaised:
+    """The runner raised; the worker lives on unless `fatal`."""
+
+    worker: str
+    shard: int
+    error: str  # one line
+    detail: str  # trace
+    fatal: bool = False
+
+
+@dataclass(frozen=True)
+class WorkerLost:
+    """The worker is gone, with everything assigned to it."""
+
+    worker: str
+    error: str  # one line
+    detail: str = ""
+    blameless: bool = False  # True: pre-empted or drained, no shard is to be charged
+
+
+Event = WorkerReady | ShardDone | ShardRaised | WorkerLost
+
+
+class WorkerPool(Protocol):
+    """Workers that come, work and go. Names are never used twice; a lost worker is not heard of again."""
+
+    def start_worker(self) -> str:
+        """Ask for one more worker; `WorkerReady` or `WorkerLost` follows."""
+
+    def assign(self, worker: str, shard: int, attempt: int) -> None:
+        """Queue a shard at a worker."""
+
+    def wait(self, timeout_s: float) -> list[Event]:
+        """What happened, in order; empty when nothing did within `timeout_s`."""
+
+    def kill(self, worker: str) -> None:
+        """End a worker and forget what was assigned to it; no event of that worker follows."""
+
+    def now(self) -> float:
+        """Monotonic clock [s]."""
+
+    def close(self) -> None:
+        """End all workers."""
+
+
+def process_name() -> str:
+    """Name of this process as receipts spell it: host:pid."""
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def one_line(error: BaseException) -> str:
+    """Type and message of an error without line breaks, at most 500 characters."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:500]
+
+
+class InProcessPool:
+    """One worker, this process: no Ray, nothing to kill, errors of a shard still cost that shard only."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+        self._assigned: deque[tuple[str, int, int]] = deque()
+        self._events: list[Event] = []
+        self._started = 0
+
+    def start_worker(self) -> str:
+        self._started += 1
+        worker = f"{process_name()}/{self._started}"
+        try:
+            self._runner.warm_up()
+            self._events.append(WorkerReady(worker))
+        except Exception as error:
+            self._events.append(WorkerLost(worker, one_line(error), traceback.format_exc()))
+        return worker
+
+    def assign(self, worker: str, shard: int, attempt: int) -> None:
+        self._assigned.append((worker, shard, attempt))
+
+    def wait(self, timeout_s: float) -> list[Event]:
+        """Work off one shard; takes as long as it takes."""
+        if not self._events and self._assigned:
+            self._events.append(self._work(*self._assigned.popleft()))
+        events, self._events = self._events, []
+        return events
+
+    def kill(self, worker: str) -> None:
+        """A process cannot be taken from itself: the next worker is this one, warmed up anew."""
+        self._assigned = deque(item for item in self._assigned if item[0] != worker)
+
+    def now(self) -> float:
+        return time.monotonic()
+
+    def close(self) -> None:
+        self._assigned.clear()
+
+    def _work(self, worker: str, shard: int, attempt: int) -> Event:
+        try:
+            return ShardDone(worker, shard, self._runner.run(shard, attempt))
+        except Exception as error:
+            fatal = isinstance(error, DeviceLost)
+            return ShardRaised(worker, shard, one_line(error), traceback.format_exc(), fatal)

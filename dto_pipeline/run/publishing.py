@@ -1,0 +1,154 @@
+"""From a shard's rows to its published files: the footer, adoption of orphans, the receipt.
+
+Knows label tables and the run's folder; knows nothing of models, batches or Ray. A label file never holds anything that
+varies between equal runs: no clock, no worker, no path of a machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dto_pipeline.data.digest import TableDigest
+from dto_pipeline.data.files import sha256_file
+from dto_pipeline.data.labels import LabelsError, read_label_metadata, read_labels, write_label_shard
+from dto_pipeline.run.directory import RunDirectory, RunIdentity, publish_receipt, why_void
+from dto_pipeline.run.receipt import Receipt, RecordInvalid, read_receipt
+
+_LOG = logging.getLogger(__name__)
+LabelTable = Any  # a pyarrow.Table of schema.LABELS_SCHEMA; pyarrow itself is imported in data/ only
+
+
+class PublishError(RuntimeError):
+    """Two writers left different files for one shard; trying again settles it."""
+
+
+@dataclass(frozen=True)
+class ShardWork:
+    """What varies between two equal runs of a shard, for its receipt."""
+
+    worker: str
+    attempt: int
+    adopted: bool
+    wall_s: float
+    finished_at: float
+    stage_seconds: dict[str, float]
+
+
+def shard_key(identity: RunIdentity, image_ids: Sequence[str]) -> str:
+    """sha256 (hex) over all that decides a shard's bytes: config, manifest, versions and the rows' ids in order."""
+    facts = [identity.config_hash, identity.manifest_fingerprint, identity.versions, list(image_ids)]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def label_footer(
+    identity: RunIdentity, shard: int, key: str, table: LabelTable, facts: dict[str, str]
+) -> dict[str, str]:
+    """Text of a label file's footer; `facts` adds what only the caller knows (body model, licence ...)."""
+    rooms = {room: knobs for room, knobs in identity.config.items() if room != "run"}
+    return {
+        "config": json.dumps(rooms, sort_keys=True),
+        "config_hash": identity.config_hash,
+        "manifest_fingerprint": identity.manifest_fingerprint,
+        "subset": identity.subset,
+        "shard": str(shard),
+        "shards": str(identity.shards),
+        "images": str(table.num_rows),
+        "shard_key": key,
+        "rows_sha256": _rows_sha256(table),
+        "versions": json.dumps(identity.versions, sort_keys=True),
+        **facts,
+    }
+
+
+def read_valid_receipt(directory: RunDirectory, identity: RunIdentity, shard: int) -> Receipt | None:
+    """The receipt of a shard if it has one that holds."""
+    try:
+        receipt = read_receipt(directory.receipt_file(shard))
+        label_bytes = directory.label_file(shard).stat().st_size
+    except (FileNotFoundError, RecordInvalid):
+        return None
+    return None if why_void(receipt, shard, identity, label_bytes) else receipt
+
+
+def find_orphan(directory: RunDirectory, shard: int, key: str, image_ids: Sequence[str]) -> LabelTable | None:
+    """The rows of a label file that somebody finished without leaving a receipt.
+
+    Returns:
+        The table if the footer carries `key`, the rows are the right ones and their hash is the footer's; None where
+        there is no file, or one that is not ours (it is then removed, so that the shard can be published).
+    """
+    path = directory.label_file(shard)
+    if not path.exists():
+        return None
+    try:
+        footer, table = read_label_metadata(path), read_labels(path)
+        if footer.get("shard_key") != key or table.column("image_id").to_pylist() != list(image_ids):
+            reason = "it belongs to other settings or rows"
+        elif footer.get("rows_sha256") != _rows_sha256(table):
+            reason = "its rows are not those that were written"
+        else:
+            return table
+    except (LabelsError, OSError) as error:
+        reason = str(error)
+    _LOG.warning("shard %d: %s has no receipt and cannot be adopted (%s); it is replaced", shard, path, reason)
+    path.unlink(missing_ok=True)
+    return None
+
+
+def publish_labels(directory: RunDirectory, shard: int, table: LabelTable, footer: dict[str, str]) -> None:
+    """Write a shard's label file if it is not there.
+
+    Raises:
+        PublishError: another worker published a file that is not this shard's.
+    """
+    path = directory.label_file(shard)
+    created = write_label_shard(table, path, footer)
+    if not created and read_label_metadata(path).get("shard_key") != footer["shard_key"]:
+        raise PublishError(f"{path} appeared meanwhile and belongs to other settings; it is replaced at the next try")
+
+
+def commit_receipt(
+    directory: RunDirectory, identity: RunIdentity, shard: int, key: str, table: LabelTable, work: ShardWork
+) -> Receipt:
+    """Declare a published shard done; counts come from `table`, hash and size from the file itself."""
+    path = directory.label_file(shard)
+    images, people = count_statuses(table)
+    receipt = Receipt(
+        shard=shard,
+        rows=table.num_rows,
+        images=table.num_rows,
+        persons=sum(people.values()),
+        image_status=images,
+        person_status=people,
+        label_sha256=sha256_file(path),
+        label_bytes=path.stat().st_size,
+        shard_key=key,
+        config_hash=identity.config_hash,
+        manifest_fingerprint=identity.manifest_fingerprint,
+        worker=work.worker,
+        attempt=work.attempt,
+        adopted=work.adopted,
+        wall_s=work.wall_s,
+        finished_at=work.finished_at,
+        stage_seconds=work.stage_seconds,
+    )
+    return publish_receipt(directory, receipt)
+
+
+def _rows_sha256(table: LabelTable) -> str:
+    digest = TableDigest()
+    digest.update(table)
+    return digest.hexdigest()
+
+
+def count_statuses(table: LabelTable) -> tuple[dict[str, int], dict[str, int]]:
+    """Status words of the images and of the persons of a label table, counted."""
+    persons = table.column("persons").combine_chunks().flatten().field("status").to_pylist()
+    images = Counter(table.column("status").to_pylist())
+    return dict(sorted(images.items())), dict(sorted(Counter(persons).items()))

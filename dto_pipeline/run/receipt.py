@@ -1,0 +1,105 @@
+"""A shard's life as two small records: the receipt (done, with numbers) and the failure (tried, with the last error).
+
+Knows their fields and their JSON; knows nothing of folders, Ray or tensors. Everything that may vary between two equal
+runs (time, worker, attempt) lives here and never in a label file. Times in seconds, clocks in seconds since 1970 UTC.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dto_pipeline.errors import DtoError
+from dto_pipeline.status import ImageStatus
+
+RECEIPT_SCHEMA = "dto-receipt/1"
+FAILURE_SCHEMA = "dto-failure/1"
+_FAILED_WORDS = frozenset(str(status) for status in ImageStatus if status.is_failure)
+
+
+class RecordInvalid(DtoError):
+    """A receipt or failure file that cannot be read; the message says which and what was found."""
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """Proof that one shard is done: what is in its label file, and how the work went."""
+
+    shard: int
+    rows: int
+    images: int
+    persons: int
+    image_status: dict[str, int]  # ImageStatus word -> images
+    person_status: dict[str, int]  # PersonStatus word -> persons
+    label_sha256: str
+    label_bytes: int
+    shard_key: str  # hash of config, manifest and row ids; also in the label file's footer
+    config_hash: str
+    manifest_fingerprint: str
+    worker: str  # host:pid
+    attempt: int  # 1 = first try
+    adopted: bool  # True: the label file was found complete, nothing was computed
+    wall_s: float  # from reading the manifest to publishing [s]
+    finished_at: float  # clock when the label file was published [s since 1970 UTC]
+    stage_seconds: dict[str, float] = field(default_factory=dict)  # stage -> busy time, threads added up [s]
+
+    @property
+    def failed_images(self) -> int:
+        """Images whose labels are as given because they could not be processed."""
+        return sum(count for word, count in self.image_status.items() if word in _FAILED_WORDS)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"schema": RECEIPT_SCHEMA, **dataclasses.asdict(self)}
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What went wrong with a shard that is not done; never counts as done."""
+
+    shard: int
+    attempts: int  # tries that were charged to the shard
+    given_up: bool  # True: quarantined until somebody asks for a retry
+    error: str  # of the last try, one line
+    worker: str
+    failed_at: float  # [s since 1970 UTC]
+    detail: str = ""  # trace of the last try
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"schema": FAILURE_SCHEMA, **dataclasses.asdict(self)}
+
+
+def read_receipt(path: Path) -> Receipt:
+    """Raises: RecordInvalid, or FileNotFoundError."""
+    return Receipt(**_read_record(path, RECEIPT_SCHEMA, Receipt))
+
+
+def read_failure(path: Path) -> Failure:
+    """Raises: RecordInvalid, or FileNotFoundError."""
+    return Failure(**_read_record(path, FAILURE_SCHEMA, Failure))
+
+
+def add_counts(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """Sum of several status counts, words in alphabetical order."""
+    total: Counter[str] = Counter()
+    for one in counts:
+        total.update(one)
+    return dict(sorted(total.items()))
+
+
+def _read_record(path: Path, schema: str, record: type) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise RecordInvalid(f"{path} is not JSON ({error}); it was cut short or edited, delete it") from error
+    if not isinstance(found, dict) or found.get("schema") != schema:
+        raise RecordInvalid(f"{path} is not a {schema} record; delete it, or use the version that wrote it")
+    names = {f.name for f in dataclasses.fields(record)}
+    required = {f.name for f in dataclasses.fields(record) if f.default is f.default_factory}  # both MISSING
+    if missing := required - found.keys():
+        raise RecordInvalid(f"{path} lacks {sorted(missing)}; delete it, or use the version that wrote it")
+    return {name: found[name] for name in names if name in found}

@@ -1,0 +1,160 @@
+"""One shard from manifest rows to a receipt: load, optimise, write, publish.
+
+Joins data and models; knows nothing of Ray or of other shards. A shard's label bytes are a function of the manifest,
+the config and the library versions: never of threads, workers, attempts or time. Seconds.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from dto_pipeline.config import PipelineConfig
+from dto_pipeline.data.labels import build_label_table
+from dto_pipeline.data.manifest import Manifest
+from dto_pipeline.data.tar_images import open_images
+from dto_pipeline.models.body import BodyModel, load_body
+from dto_pipeline.models.depth import DepthFiles
+from dto_pipeline.optimizer import SceneOptimizer
+from dto_pipeline.run.directory import (
+    RunDirectory,
+    RunIdentity,
+    RunMismatch,
+    describe_run_difference,
+    identify_run,
+    read_identity,
+)
+from dto_pipeline.run.placing import ManifestRows, ScenePlacer
+from dto_pipeline.run.pool import process_name
+from dto_pipeline.run.publishing import (
+    LabelTable,
+    ShardWork,
+    commit_receipt,
+    find_orphan,
+    label_footer,
+    publish_labels,
+    read_valid_receipt,
+    shard_key,
+)
+from dto_pipeline.run.receipt import Receipt
+from dto_pipeline.timing import StageClock
+
+
+@dataclass(frozen=True)
+class _Workshop:
+    """What a warmed-up runner owns."""
+
+    identity: RunIdentity
+    manifest: Manifest
+    body: BodyModel
+    placer: ScenePlacer
+
+
+class ShardRunner:
+    """Does shards of one run. Light until `warm_up`, and picklable before it."""
+
+    def __init__(
+        self,
+        config: PipelineConfig,
+        manifest_path: str | Path,
+        run_dir: str | Path,
+        images_root: str | Path | None = None,
+        depth_root: str | Path | None = None,
+    ) -> None:
+        """`images_root`, `depth_root`: folders in place of those named by the manifest and the config."""
+        self.config = config
+        self.manifest_path = Path(manifest_path).absolute()
+        self.directory = RunDirectory(Path(run_dir).absolute())
+        self._images_root = images_root
+        self._depth_root = depth_root
+        self._workshop: _Workshop | None = None
+
+    def warm_up(self) -> None:
+        """Load the models once in this process, and check that it belongs to the run.
+
+        Raises:
+            RunMismatch: this process sees another manifest or other library versions than the run was started with.
+            BodyModelError, ManifestError, RunDirectoryError: what the run needs cannot be read here.
+        """
+        if self._workshop is None:
+            self._workshop = self._build_workshop()
+
+    def run(self, shard: int, attempt: int = 1) -> Receipt:
+        """Do one shard: its label file and its receipt exist afterwards.
+
+        Args:
+            shard: number of the manifest's shard.
+            attempt: 1 = first try; goes into the receipt only.
+
+        Raises:
+            DeviceLost: the accelerator failed; this process cannot go on.
+            Exception: whatever stops a whole shard (disk full, manifest gone ...); single images never do.
+        """
+        workshop = self._warm()
+        if receipt := read_valid_receipt(self.directory, workshop.identity, shard):
+            return receipt
+        started, clock = time.perf_counter(), StageClock()
+        with clock("read"):
+            rows = workshop.manifest.read_shard(shard)
+        image_ids = rows.column("image_id").to_pylist()
+        key = shard_key(workshop.identity, image_ids)
+        table = find_orphan(self.directory, shard, key, image_ids)
+        adopted = table is not None
+        if table is None:
+            table = self._make_labels(shard, rows, key, clock)
+        work = ShardWork(
+            worker=process_name(),
+            attempt=attempt,
+            adopted=adopted,
+            wall_s=round(time.perf_counter() - started, 6),
+            finished_at=time.time(),
+            stage_seconds={stage: round(seconds, 6) for stage, seconds in sorted(clock.seconds.items())},
+        )
+        return commit_receipt(self.directory, workshop.identity, shard, key, table, work)
+
+    def _make_labels(self, shard: int, rows: ManifestRows, key: str, clock: StageClock) -> LabelTable:
+        workshop = self._warm()
+        placed = workshop.placer.place(rows, clock)
+        with clock("write"):
+            table = build_label_table(placed)
+            facts = _footer_facts(workshop)
+            footer = label_footer(workshop.identity, shard, key, table, facts)
+            publish_labels(self.directory, shard, table, footer)
+        return table
+
+    def _warm(self) -> _Workshop:
+        self.warm_up()
+        assert self._workshop is not None
+        return self._workshop
+
+    def _build_workshop(self) -> _Workshop:
+        torch.set_num_threads(self.config.run.torch_threads)
+        manifest = Manifest.open(self.manifest_path)
+        identity = read_identity(self.directory)
+        here = identify_run(self.config, manifest, self.manifest_path)
+        if differences := describe_run_difference(identity, here):
+            raise RunMismatch("\n".join([f"{process_name()} differs from {self.directory.root}:", *differences]))
+        device = choose_device(self.config.run.device)
+        body = load_body(self.config.body.model_path, self.config.body.kid_axis, device)
+        images = open_images(self._images_root or manifest.images_root, self.manifest_path)
+        depth = DepthFiles(self._depth_root or self.config.depth.root or manifest.depth_root or "")
+        placer = ScenePlacer(SceneOptimizer(body, self.config), self.config, images, depth)
+        return _Workshop(identity, manifest, body, placer)
+
+
+def _footer_facts(workshop: _Workshop) -> dict[str, str]:
+    """What the footer tells of the inputs: the same on every machine, so no roots."""
+    metadata = workshop.manifest.metadata
+    facts: dict[str, str] = {name: metadata[name] for name in ("dataset", "label_files") if name in metadata}
+    licence = str(workshop.manifest.dataset.get("licence", ""))
+    return {**facts, "licence": licence, "body_sha256": workshop.body.sha256}
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of `RunConfig.device`; ``auto`` = the first GPU this process sees, or the CPU."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)

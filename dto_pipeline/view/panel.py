@@ -1,0 +1,173 @@
+"""A scene before and after on one page: meshes over the photograph, the view from above, one line per person.
+
+Arrays in, a picture out; only `save_png` touches disk. Metres, camera frame.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+
+from dto_pipeline.data.files import commit_over, staged
+from dto_pipeline.models.body import BodyModel
+from dto_pipeline.scene import NUM_BETAS
+from dto_pipeline.view.birds_eye import draw_birds_eye, plan_view
+from dto_pipeline.view.overlay import draw_overlays
+from dto_pipeline.view.palette import INK, MUTED, PAPER, RULE, Rgb, person_colours, text_on
+from dto_pipeline.view.tags import load_font
+
+_PHOTO = (760, 570)  # the photograph fits into this [px]
+_PLAN_WIDTH = 500  # of the view from above [px]
+_EDGE = 24  # around everything [px]
+_CAPTION = 30  # height of a row's caption [px]
+_LINE = 24  # height of a line of the table [px]
+_TABLE_FONT = 14
+
+
+@dataclass(frozen=True)
+class People:
+    """P bodies to draw; arrays share the first axis. A person that is not finite or has z <= 0 is left out."""
+
+    pose: np.ndarray  # (P, 72) axis-angle [rad]
+    betas: np.ndarray  # (P, 10) or (P, 11)
+    transl: np.ndarray  # (P, 3) [m]
+    z_sigma: np.ndarray | None = None  # (P,) standard deviation of z [m]
+
+
+@dataclass(frozen=True)
+class Table:
+    """One line of text cells per person, in the order of the people."""
+
+    columns: Sequence[str]
+    lines: Sequence[Sequence[str]]
+
+
+def before_after_panel(
+    image: np.ndarray,
+    before: People,
+    after: People,
+    intrinsics: np.ndarray,
+    body: BodyModel,
+    truth: People | None = None,
+    title: str = "",
+    table: Table | None = None,
+    captions: tuple[str, str] = ("Before: labels as given", "After: placed together"),
+) -> Image.Image:
+    """A page with a row for the labels before and one for the labels after.
+
+    Args:
+        image: (H, W, 3) uint8 RGB photograph.
+        before, after: the same P people; truth: where they really are, if known.
+        intrinsics: (3, 3) [px].
+        body: model of all bodies.
+        title: first line of the page; captions: of the two rows.
+        table: one line per person below.
+
+    Returns:
+        RGB page.
+    """
+    pictures = _draw_photos(image, (before, after), intrinsics, body)
+    places = [ground_places(people, body) for people in (before, after)]
+    true_places = None if truth is None else ground_places(truth, body)
+    shown = np.concatenate([*places, *([] if true_places is None else [true_places])])
+    plan = plan_view(shown, (_PLAN_WIDTH, pictures[0].height))
+    rows = []
+    for people, place, picture in zip((before, after), places, pictures, strict=True):
+        above = draw_birds_eye(place, intrinsics, image.shape[1], plan, true_places, people.z_sigma)
+        rows.append((picture, above))
+    return _compose(rows, captions, title, table, len(before.transl), truth is not None)
+
+
+def ground_places(people: People, body: BodyModel) -> np.ndarray:
+    """(P, 2) x, z of the middle of each body's joints [m], NaN where a person cannot be drawn."""
+    pose, betas, transl, present = _as_tensors(people)
+    middle = body.joints(pose, betas, transl)[:, :24].mean(dim=1).numpy()
+    return np.where(present.numpy()[:, None], middle[:, [0, 2]], np.nan)
+
+
+def save_png(picture: Image.Image, path: str | Path) -> None:
+    """Write a picture as PNG, replacing an older one; its folder is made if missing."""
+    path = Path(path)
+    with staged(path) as temporary:
+        picture.save(temporary, format="PNG", optimize=True)
+        commit_over(temporary, path)
+
+
+def _draw_photos(
+    image: np.ndarray, states: Sequence[People], intrinsics: np.ndarray, body: BodyModel
+) -> list[Image.Image]:
+    """The photograph once per state, with that state's meshes."""
+    tensors = [_as_tensors(people) for people in states]
+    vertices = torch.stack([body.vertices(pose, betas, transl) for pose, betas, transl, _ in tensors])
+    present = torch.stack([shown for *_, shown in tensors])
+    height, width = image.shape[:2]
+    longest = round(max(height, width) * min(_PHOTO[0] / width, _PHOTO[1] / height))
+    cameras = torch.from_numpy(np.asarray(intrinsics, dtype=np.float64)).expand(len(states), 3, 3)
+    return draw_overlays([image] * len(states), vertices, present, body.faces, cameras, longest)
+
+
+def _as_tensors(people: People) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Pose, betas, transl and who can be drawn; others are replaced by zeros."""
+    values = [np.asarray(value, dtype=np.float32) for value in (people.pose, people.betas, people.transl)]
+    present = np.all([np.isfinite(value).all(axis=1) for value in values], axis=0) & (values[2][:, 2] > 0)
+    pose, betas, transl = (np.where(present[:, None], value, 0).astype(np.float32) for value in values)
+    betas = np.pad(betas, ((0, 0), (0, NUM_BETAS - betas.shape[1])))
+    return torch.from_numpy(pose), torch.from_numpy(betas), torch.from_numpy(transl), torch.from_numpy(present)
+
+
+def _compose(
+    rows: list[tuple[Image.Image, Image.Image]],
+    captions: tuple[str, str],
+    title: str,
+    table: Table | None,
+    people: int,
+    has_truth: bool,
+) -> Image.Image:
+    """Put photographs, plans and the table on one page."""
+    photo, plan = rows[0]
+    width = max(photo.width + _EDGE + plan.width, 900) + 2 * _EDGE
+    head = 44 if title else 8
+    foot = 0 if table is None else (people + 1) * _LINE + 2 * _EDGE
+    page = Image.new("RGB", (width, head + len(rows) * (_CAPTION + photo.height + 14) + foot + 8), PAPER)
+    draw = ImageDraw.Draw(page)
+    draw.text((_EDGE, 14), title, font=load_font(20), fill=INK)
+    top = head
+    for (picture, above), caption in zip(rows, captions, strict=True):
+        draw.text((_EDGE, top + 8), caption, font=load_font(15), fill=INK)
+        note = "from above; hollow circles: the truth" if has_truth else "from above"
+        draw.text((width - _EDGE - 14, top + 9), note, font=load_font(13), fill=MUTED, anchor="ra")
+        page.paste(picture, (_EDGE, top + _CAPTION))
+        page.paste(above, (width - _EDGE - above.width, top + _CAPTION))
+        top += _CAPTION + picture.height + 14
+    if table is not None:
+        _draw_table(draw, table, top + 10, width)
+    return page
+
+
+def _draw_table(draw: ImageDraw.ImageDraw, table: Table, top: int, width: int) -> None:
+    """Header and one line per person with a chip in the person's colour."""
+    font = load_font(_TABLE_FONT)
+    cells = [list(table.columns), *(list(line) for line in table.lines)]
+    widths = [max(draw.textlength(row[i], font=font) for row in cells) for i in range(len(table.columns))]
+    spare = width - 2 * _EDGE - 44 - sum(widths)
+    starts = np.cumsum([44, *(w + max(spare / len(widths), 8) for w in widths[:-1])]) + _EDGE
+    colours = person_colours(len(table.lines)).tolist()
+    for index, row in enumerate(cells):
+        y = top + index * _LINE + _LINE // 2
+        for start, text in zip(starts, row, strict=True):
+            draw.text((start, y), text, font=font, fill=INK if index else MUTED, anchor="lm")
+        draw.line([(_EDGE, y + _LINE // 2), (width - _EDGE, y + _LINE // 2)], fill=RULE)
+        if index:
+            _draw_chip(draw, (_EDGE + 16, y), str(index), colours[index - 1])
+
+
+def _draw_chip(draw: ImageDraw.ImageDraw, centre: tuple[int, int], text: str, colour: Sequence[int]) -> None:
+    u, v = centre
+    rgb: Rgb = (colour[0], colour[1], colour[2])
+    draw.rounded_rectangle([u - 14, v - 9, u + 14, v + 9], radius=7, fill=rgb)
+    draw.text(centre, text, font=load_font(12), fill=text_on(rgb), anchor="mm")

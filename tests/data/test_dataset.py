@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dto_pipeline.data.dataset import DatasetError, dataset_from_dict, load_dataset
+
+MANIFESTS = Path(__file__).parents[2] / "manifests"
+PLAIN = {"name": "x", "source": "camerahmr", "labels": "l.npz", "images": "i"}
+
+
+@pytest.mark.parametrize("path", sorted(MANIFESTS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_description_loads_and_says_its_licence(path):
+    dataset = load_dataset(path, "data")
+    assert dataset.name == path.stem
+    assert dataset.licence
+    assert dataset.labels_path == Path("data") / dataset.labels
+    assert dataset.key_parts == (3 if dataset.name in ("insta1", "insta2", "demo") else 1)
+
+
+def test_paths_are_relative_to_the_data_root_and_optional_ones_may_be_absent():
+    dataset = dataset_from_dict({**PLAIN, "depth": "d"}, "/data")
+    assert dataset.images_root == Path("/data/i")
+    assert dataset.depth_root == Path("/data/d")
+    assert dataset.sidecar_path is None
+    assert "root" not in dataset.describe()
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"shard_image": 3}, "unknown keys .'shard_image'."),
+        ({"root": "/"}, "unknown keys .'root'."),
+        ({"source": "cliff"}, "source is 'cliff'; choose from"),
+        ({"principal_point": "left"}, "principal_point is 'left'"),
+        ({"key_parts": 0}, "key_parts is 0"),
+        ({"key_parts": True}, "key_parts is True; expected int"),
+        ({"key_parts": "3"}, "key_parts is '3'; expected int"),
+        ({"shard_images": 0}, "shard_images is 0"),
+        ({"labels": "/abs.npz"}, "labels: .*data root"),
+        ({"labels": ""}, "labels: .*empty"),
+        ({"depth": "../d"}, "depth: .*leaves its folder"),
+        ({"name": "a/b"}, "name is 'a/b'"),
+        ({"depth_suffix": "npy"}, "depth_suffix is 'npy'"),
+    ],
+)
+def test_a_wrong_key_or_value_is_refused_by_name(changes, why):
+    with pytest.raises(DatasetError, match=why):
+        dataset_from_dict({**PLAIN, **changes}, "data")
+
+
+def test_a_missing_key_a_missing_file_and_a_broken_file_are_told_apart(tmp_path):
+    with pytest.raises(DatasetError, match=r"missing keys .'images'."):
+        dataset_from_dict({k: v for k, v in PLAIN.items() if k != "images"}, "data")
+    with pytest.raises(DatasetError, match="does not exist"):
+        load_dataset(tmp_path / "none.yaml", "data")
+    for text, why in (("a: [", "not valid YAML"), ("- 1", "expected key: value"), ("", "expected key: value")):
+        (tmp_path / "x.yaml").write_text(text)
+        with pytest.raises(DatasetError, match=why) as caught:
+            load_dataset(tmp_path / "x.yaml", "data")
+        assert "x.yaml" in str(caught.value)

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import pyarrow as pa
+import pytest
+
+from dto_pipeline.data.digest import TableDigest
+
+ROWS = {
+    "number": [1.5, None, float("nan")],
+    "text": ["a", None, "bc"],
+    "list": [[{"x": [1.0, 2.0], "b": b"z"}], [], None],
+}
+KINDS = pa.schema(
+    [
+        ("number", pa.float64()),
+        ("text", pa.string()),
+        ("list", pa.list_(pa.struct([("x", pa.list_(pa.float32(), 2)), ("b", pa.binary())]))),
+    ]
+)
+
+
+def digest(table: pa.Table) -> str:
+    sha = TableDigest()
+    sha.update(table)
+    return sha.hexdigest()
+
+
+def test_chunks_and_slices_do_not_change_a_digest():
+    table = pa.table(ROWS, schema=KINDS)
+    padded = pa.concat_tables([table.slice(1, 1), table, table.slice(0, 2)])
+    chunked = pa.concat_tables([table.slice(0, 1), table.slice(1)])
+    assert digest(padded.slice(1, 3)) == digest(chunked) == digest(table)
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("number", [1.5, 0.0, float("nan")]),
+        ("number", [1.5, None, 0.0]),
+        ("text", ["a", "", "bc"]),
+        ("text", ["ab", None, "c"]),
+        ("list", [[], [{"x": [1.0, 2.0], "b": b"z"}], None]),
+        ("list", [[{"x": [1.0, 3.0], "b": b"z"}], [], None]),
+        ("list", [[{"x": [1.0, 2.0], "b": None}], [], None]),
+        ("list", [[{"x": [1.0, 2.0], "b": b"z"}], [], []]),
+    ],
+)
+def test_every_value_null_and_border_counts(column, value):
+    assert digest(pa.table({**ROWS, column: value}, schema=KINDS)) != digest(pa.table(ROWS, schema=KINDS))

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import errno
+import json
+import os
+
+import pytest
+
+from dto_pipeline.data.files import (
+    commit_new,
+    commit_over,
+    create_json,
+    is_temporary,
+    replace_bytes,
+    sha256_file,
+    staged,
+    write_json_atomic,
+)
+
+
+def names(folder):
+    return sorted(entry.name for entry in folder.iterdir())
+
+
+def test_the_first_to_create_a_file_wins_and_the_second_changes_nothing(tmp_path):
+    path = tmp_path / "receipts" / "shard-00001.json"
+    assert create_json(path, {"b": 1, "a": 2})
+    assert not create_json(path, {"other": True})
+    assert json.loads(path.read_text()) == {"a": 2, "b": 1}
+    assert names(path.parent) == [path.name]
+
+
+def test_replacing_leaves_only_the_new_file(tmp_path):
+    path = tmp_path / "summary.json"
+    write_json_atomic(path, [1])
+    write_json_atomic(path, [2])
+    assert json.loads(path.read_text()) == [2]
+    assert names(tmp_path) == ["summary.json"]
+
+
+def test_a_writer_that_fails_leaves_the_old_file_and_no_litter(tmp_path):
+    path = tmp_path / "x.bin"
+    replace_bytes(path, b"old")
+    with pytest.raises(RuntimeError), staged(path) as temporary:
+        temporary.write_bytes(b"half")
+        raise RuntimeError
+    assert path.read_bytes() == b"old"
+    assert names(tmp_path) == ["x.bin"]
+
+
+def test_the_leftover_of_a_killed_writer_is_recognised_by_its_name(tmp_path):
+    with staged(tmp_path / "labels.parquet") as temporary:
+        assert is_temporary(temporary.name)
+        assert temporary.parent == tmp_path
+    for name in ("labels.parquet", ".labels.parquet", ".x.tmp-12", "x.tmp-" + "0" * 32):
+        assert not is_temporary(name)
+
+
+def test_a_file_system_without_hard_links_is_named_as_the_reason(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOTSUP, "not supported")
+
+    monkeypatch.setattr(os, "link", refuse)
+    with staged(tmp_path / "x") as temporary:
+        temporary.write_bytes(b"1")
+        with pytest.raises(OSError, match="hard links"):
+            commit_new(temporary, tmp_path / "x")
+        commit_over(temporary, tmp_path / "x")
+    assert (tmp_path / "x").read_bytes() == b"1"
+
+
+def test_the_digest_of_a_file_is_that_of_its_bytes(tmp_path):
+    (tmp_path / "empty").write_bytes(b"")
+    assert sha256_file(tmp_path / "empty").startswith("e3b0c44298fc1c14")

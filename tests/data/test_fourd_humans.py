@@ -1,0 +1,158 @@
+"""4D-Humans tars as the originals write them: tarfile, pickle and np.savez; read without running anything."""
+
+import io
+import pickle
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dto_pipeline.data.safe_pickle import BrokenPickle, UnsafePickle
+from dto_pipeline.data.sources.fourd_humans import (
+    SampleError,
+    group_samples,
+    match_masks,
+    parse_masks,
+    parse_people,
+    read_masks,
+    read_people,
+)
+from dto_pipeline.data.tar_index import TarMember
+from tests.pickle_streams import SENTINEL, Armed
+from tests.tars import jpeg, make_index
+
+
+def person(rng, **changes):
+    """One entry of a .data.pyd with the keys and types of the original."""
+    return {
+        "keypoints_2d": rng.uniform(0, 100, (44, 3)).astype(np.float32),
+        "keypoints_3d": np.zeros((44, 4), np.float32),
+        "center": np.array([50.0, 60.0]),
+        "scale": np.float64(0.4),
+        "body_pose": rng.normal(size=72).astype(np.float32),
+        "betas": rng.normal(size=10).astype(np.float32),
+        "has_body_pose": np.float32(1),
+        "has_betas": True,
+        "personid": 3,
+        "extra_info": {"source": "x"},
+        **changes,
+    }
+
+
+def there(member: TarMember | None) -> TarMember:
+    assert member is not None
+    return member
+
+
+def npz(**arrays):
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_a_sample_reads_back_equal_at_every_protocol(tmp_path, protocol):
+    rng = np.random.default_rng(protocol)
+    people, masks = [person(rng), person(rng)], rng.random((2, 24, 32)) < 0.5
+    files = {
+        "a/b/000.jpg": jpeg(),
+        "a/b/000.data.pyd": pickle.dumps(people, protocol),
+        "a/b/000.detection.npz": npz(masks=masks),
+    }
+    index = make_index(tmp_path, t=files)
+    (sample,) = group_samples(index, "t.tar")
+    assert sample.key == "a/b/000"
+    assert index.read_member(there(sample.image)) == files["a/b/000.jpg"]
+    found = read_people(index, there(sample.people))
+    for row, wanted in enumerate(people):
+        np.testing.assert_array_equal(found.keypoints[row], wanted["keypoints_2d"])
+        np.testing.assert_array_equal(found.pose[row], wanted["body_pose"])
+        np.testing.assert_array_equal(found.betas[row], wanted["betas"])
+    np.testing.assert_allclose(found.bbox_xyxy, [[10, 20, 90, 100]] * 2, rtol=1e-6)
+    assert found.problems == {}
+    np.testing.assert_array_equal(read_masks(index, there(sample.masks)), masks)
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_hostile_people_are_refused_by_name_and_nothing_runs(tmp_path, monkeypatch, protocol):
+    monkeypatch.chdir(tmp_path)
+    index = make_index(tmp_path, t={"000.data.pyd": pickle.dumps([{"betas": Armed()}], protocol), "1.jpg": jpeg()})
+    with pytest.raises(UnsafePickle, match=r"t\.tar!000\.data\.pyd.*(posix|nt)\.?.*system"):
+        read_people(index, there(group_samples(index, "t.tar")[0].people))
+    assert not (tmp_path / SENTINEL).exists()
+
+
+def test_what_is_wrong_with_one_person_costs_that_field_only():
+    rng = np.random.default_rng(0)
+    people = [
+        person(rng, keypoints_2d=np.zeros((25, 3)), betas=["ten"] * 10),
+        person(rng, has_body_pose=0.0),
+        {"scale": np.array([0.4])},
+    ]
+    found = parse_people(pickle.dumps(people), "x.data.pyd")
+    wrong = "keypoints_2d has shape (25, 3), expected (44, 3); betas is not made of numbers"
+    assert found.problems == {0: wrong}
+    assert np.isnan(found.keypoints[0]).all()
+    assert np.isfinite(found.pose[0]).all()
+    assert np.isnan(found.pose[1]).all()
+    assert np.isnan(found.bbox_xyxy[2]).all()
+
+
+def test_other_pickles_are_refused_with_what_they_hold():
+    for value in ({"a": 1}, [1, 2], "text"):
+        with pytest.raises(SampleError, match=r"x\.data\.pyd holds .*; expected a list with one dict per person"):
+            parse_people(pickle.dumps(value), "x.data.pyd")
+    with pytest.raises(BrokenPickle, match=r"x\.data\.pyd"):
+        parse_people(pickle.dumps([person(np.random.default_rng(0))])[:-20], "x.data.pyd")
+
+
+def test_masks_that_are_no_masks_are_refused_by_name():
+    for data, message in (
+        (npz(other=np.zeros(3)), "has no array 'masks'"),
+        (npz(masks=np.zeros((4, 5), bool)), r"\(4, 5\); expected booleans \(K, H, W\)"),
+        (npz(masks=np.full((1, 4, 5), 7, np.uint8)), "expected booleans"),
+        (npz(masks=np.zeros((1, 4, 5), np.float32)), "expected booleans"),
+    ):
+        with pytest.raises(SampleError, match=rf"t\.tar!0\.npz.*{message}"):
+            parse_masks(data, "t.tar!0.npz")
+    with pytest.raises(UnsafePickle, match=r"t\.tar!0\.npz: masks\.npy.*(posix|nt).*system"):
+        parse_masks(npz(masks=np.array([Armed()], dtype=object)), "t.tar!0.npz")
+    with pytest.raises(BrokenPickle, match=r"t\.tar!0\.npz: not a sound npz"):
+        parse_masks(npz(masks=np.zeros((1, 4, 5), bool))[:-30], "t.tar!0.npz")
+
+
+def test_no_masks_are_zero_masks():
+    assert parse_masks(npz(masks=np.zeros((0, 4, 5), bool)), "x").shape == (0, 4, 5)
+
+
+def test_samples_group_by_key_and_keep_their_case(tmp_path):
+    files = {"k.jpg": b"1", "K.jpg": b"2", "k.png": b"3", "k.data.pyd": b"4", "deep/k.jpg": b"5", "readme": b"6"}
+    samples = {sample.key: sample for sample in group_samples(make_index(tmp_path, t=files), "t.tar")}
+    assert list(samples) == ["k", "K", "deep/k", "readme"]
+    k = samples["k"]
+    assert (there(k.image).name, there(k.people).name, k.masks) == ("k.jpg", "k.data.pyd", None)
+    assert samples["readme"].image is None
+
+
+@given(st.integers(1, 5), st.integers(0, 2**32 - 1))
+@settings(max_examples=40, deadline=None)
+def test_masks_find_their_people_in_any_order(count, seed):
+    rng = np.random.default_rng(seed)
+    masks = np.zeros((count, 20, 20 * count), bool)
+    for k in range(count):
+        masks[k, 2:18, 20 * k + 2 : 20 * k + 18] = True
+    order = rng.permutation(count)
+    points = rng.uniform(2, 18, (count, 44, 2)) + np.stack([20.0 * order, np.zeros(count)], axis=1)[:, None]
+    confidence = rng.random((count, 44, 1)) < 0.8
+    points[~confidence[..., 0]] = -50
+    assert match_masks(masks, np.concatenate([points, confidence], axis=-1)).tolist() == order.tolist()
+
+
+def test_a_mask_that_covers_less_than_half_of_a_person_is_nobodys():
+    masks = np.zeros((1, 10, 10), bool)
+    masks[0, :, :5] = True
+    inside, outside = [2.0, 5.0, 1.0], [7.0, 5.0, 1.0]
+    assert match_masks(masks, np.array([[inside, outside, outside], [outside] * 3])).tolist() == [-1, -1]
+    assert match_masks(masks, np.array([[inside, inside, [1e9, np.nan, 1.0]], [outside] * 3])).tolist() == [0, -1]
+    assert match_masks(masks[:0], np.zeros((2, 44, 3))).tolist() == [-1, -1]

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+import simplejpeg
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from dto_pipeline.data.images import (
+    ImageCorrupt,
+    ImageFolder,
+    ImageMissing,
+    decode_image,
+    read_image,
+    read_image_size,
+)
+from dto_pipeline.status import ImageStatus
+from tests.data.small_set import HEIGHT, WIDTH, write_image
+
+JPEG = simplejpeg.encode_jpeg(np.random.default_rng(0).integers(0, 255, (30, 40, 3), dtype=np.uint8), quality=85)
+
+
+def saved(image: Image.Image, kind: str, **options: object) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def test_a_jpeg_is_read_as_rgb_with_its_digest(tmp_path):
+    path = write_image(tmp_path, "a.jpg")
+    image = read_image(path)
+    assert image.rgb.shape == (HEIGHT, WIDTH, 3)
+    assert image.rgb.dtype == np.uint8
+    assert len(image.sha256) == 64
+    assert read_image_size(path) == (WIDTH, HEIGHT)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "I;16", "1", "CMYK"])
+def test_every_pixel_format_becomes_three_channels(mode):
+    kind = "JPEG" if mode == "CMYK" else "PNG"
+    image = Image.new(mode, (7, 5))
+    assert decode_image(saved(image, kind), "x").rgb.shape == (5, 7, 3)
+
+
+def test_an_exif_orientation_does_not_turn_the_pixels(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # "turn me by 90 degrees"
+    path = tmp_path / "turned.jpg"
+    path.write_bytes(saved(Image.new("RGB", (40, 30)), "JPEG", exif=exif))
+    assert read_image_size(path) == (40, 30)
+    assert read_image(path).rgb.shape == (30, 40, 3)
+
+
+def test_stray_bytes_that_only_libjpeg_minds_do_not_lose_an_image():
+    end = JPEG.rindex(b"\xff\xd9")
+    image = decode_image(JPEG[:end] + b"\x00\x01\x02" + JPEG[end:], "x")
+    assert image.rgb.shape == (30, 40, 3)
+
+
+@pytest.mark.parametrize("data", [b"", b"not an image", JPEG[:20], JPEG[:-200], b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"])
+def test_broken_files_are_corrupt_whatever_is_wrong_with_them(tmp_path, data):
+    path = tmp_path / "x.jpg"
+    path.write_bytes(data)
+    with pytest.raises(ImageCorrupt) as caught:
+        read_image(path, "x.jpg")
+    assert caught.value.status is ImageStatus.IMAGE_CORRUPT
+    assert str(tmp_path) not in str(caught.value)
+    assert "0x" not in str(caught.value)
+
+
+def test_a_missing_file_and_a_folder_are_told_apart(tmp_path):
+    with pytest.raises(ImageMissing):
+        read_image(tmp_path / "none.jpg")
+    with pytest.raises(ImageMissing):
+        read_image_size(tmp_path / "none.jpg")
+    for read in (read_image, read_image_size):
+        with pytest.raises(ImageCorrupt):
+            read(tmp_path)
+
+
+def test_a_header_that_claims_a_huge_image_is_refused_without_decoding():
+    png = bytearray(saved(Image.new("RGB", (7, 5)), "PNG"))
+    png[16:24] = (60000).to_bytes(4, "big") * 2
+    with pytest.raises(ImageCorrupt):
+        decode_image(bytes(png), "x")
+
+
+def test_a_folder_of_images_opens_nothing_outside_itself(tmp_path):
+    write_image(tmp_path, "../secret.jpg")
+    folder = ImageFolder(tmp_path / "images")
+    for name in ("../secret.jpg", str(tmp_path / "secret.jpg")):
+        with pytest.raises(ImageCorrupt, match="leaves its folder"):
+            folder.read(name)
+        with pytest.raises(ImageCorrupt, match="leaves its folder"):
+            folder.size(name)
+
+
+@settings(max_examples=100)
+@given(st.integers(0, len(JPEG) - 1), st.integers(0, 255), st.integers(0, len(JPEG)))
+def test_damaged_jpegs_decode_or_are_corrupt_but_never_crash(position, value, length):
+    data = bytearray(JPEG)
+    data[position] = value
+    try:
+        assert decode_image(bytes(data[:length]), "x").rgb.ndim == 3
+    except ImageCorrupt as error:
+        assert "x" in str(error)

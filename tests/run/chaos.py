@@ -1,0 +1,77 @@
+"""A shard runner that takes its time and misbehaves on request, and a command that starts a run with it.
+
+    python -m tests.run.chaos MANIFEST RUN_DIR WORKERS PAUSE_S
+
+Prints ``started`` when the driver is about to work. Kills are done from outside, with SIGKILL.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from dto_pipeline.config import PipelineConfig, load_config
+from dto_pipeline.run.driver import run_pipeline
+from dto_pipeline.run.receipt import Receipt
+from dto_pipeline.run.shard_runner import ShardRunner
+
+RAISE, DIE, HANG = "raise", "die", "hang"
+
+
+class ChaosRunner(ShardRunner):
+    """`ShardRunner` with pauses (before the work, and between label file and receipt) and faults per shard."""
+
+    def __init__(
+        self,
+        config: PipelineConfig,
+        manifest: Path,
+        run_dir: Path,
+        pause_s: float = 0.0,
+        faults: Mapping[int, str] | None = None,
+        faulty_attempts: int = 99,
+    ) -> None:
+        super().__init__(config, manifest, run_dir)
+        self._pause_s, self._faults, self._faulty_attempts = pause_s, dict(faults or {}), faulty_attempts
+
+    def run(self, shard: int, attempt: int = 1) -> Receipt:
+        fault = self._faults.get(shard) if attempt <= self._faulty_attempts else None
+        if fault == RAISE:
+            raise RuntimeError(f"shard {shard} raised")
+        if fault == DIE:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if fault == HANG:
+            time.sleep(3600)
+        return super().run(shard, attempt)
+
+    def _make_labels(self, *args):
+        time.sleep(self._pause_s)
+        table = super()._make_labels(*args)
+        time.sleep(self._pause_s)
+        return table
+
+
+def tiny_config(workers: int = 0, **run) -> PipelineConfig:
+    """Defaults, on the CPU, small batches."""
+    knobs = {"device": "cpu", "batch_images": 2, "workers": workers, **run}
+    return load_config(overrides=[f"run.{name}={value}" for name, value in knobs.items()])
+
+
+def label_bytes(run_dir: Path) -> dict[str, bytes]:
+    """Every label file of a run, by name; everything else in the folder, hidden files too, shows as well."""
+    return {path.name: path.read_bytes() for path in sorted((run_dir / "labels").iterdir())}
+
+
+def main() -> None:
+    manifest, run_dir, workers, pause_s = sys.argv[1:]
+    config = tiny_config(int(workers))
+    runner = ChaosRunner(config, Path(manifest), Path(run_dir), float(pause_s))
+    print("started", flush=True)
+    run_pipeline(manifest, run_dir, config, progress=False, runner=runner)
+
+
+if __name__ == "__main__":
+    main()

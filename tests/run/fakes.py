@@ -1,0 +1,154 @@
+"""Stand-ins for the tests of the driver: receipts out of nothing, and workers in virtual time."""
+
+from __future__ import annotations
+
+import heapq
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from dto_pipeline.run.pool import Event, ShardDone, ShardRaised, WorkerLost, WorkerReady
+from dto_pipeline.run.receipt import Receipt
+from dto_pipeline.run.schedule import Charge, Policy
+
+START_S = 3.0  # a fake worker needs this long to be ready
+DONE, RAISE, DIE, PREEMPTED, HANG = "done", "raise", "die", "preempted", "hang"
+
+
+def make_receipt(shard: int, **changes) -> Receipt:
+    values = {
+        "shard": shard,
+        "rows": 4,
+        "images": 4,
+        "persons": 9,
+        "image_status": {"optimized": 3, "image_missing": 1},
+        "person_status": {"moved": 7, "not_run": 2},
+        "label_sha256": "0" * 64,
+        "label_bytes": 5,
+        "shard_key": "key",
+        "config_hash": "config",
+        "manifest_fingerprint": "manifest",
+        "worker": "here:1",
+        "attempt": 1,
+        "adopted": False,
+        "wall_s": 1.0,
+        "finished_at": 1000.0 + shard,
+        "stage_seconds": {"body": 0.5},
+    }
+    return Receipt(**{**values, **changes})
+
+
+def make_policy(**changes) -> Policy:
+    values = {"workers": 2, "max_attempts": 3, "shards_in_flight": 2, "shard_timeout_s": 1000.0, "max_failed_shards": 5}
+    return Policy(**{**values, **changes})
+
+
+@dataclass
+class FakeLedger:
+    """Writes down what the loop says."""
+
+    done: list[int] = field(default_factory=list)
+    charges: list[Charge] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
+    waited: list[float] = field(default_factory=list)
+
+    def shard_done(self, receipt: Receipt) -> None:
+        self.done.append(receipt.shard)
+
+    def shard_charged(self, charge: Charge, worker: str, error: str, detail: str) -> None:
+        self.charges.append(charge)
+
+    def worker_lost(self, worker: str, error: str) -> None:
+        self.lost.append(error)
+
+    def waiting(self, seconds: float) -> None:
+        self.waited.append(seconds)
+
+    def tick(self) -> None:
+        pass
+
+    @property
+    def given_up(self) -> list[int]:
+        return [charge.shard for charge in self.charges if charge.given_up]
+
+
+class FakePool:
+    """Workers in virtual time. `behaviour(shard, attempt)` says what happens, `seconds(shard)` how long it takes."""
+
+    def __init__(
+        self,
+        behaviour: Callable[[int, int], str] = lambda shard, attempt: DONE,
+        seconds: Callable[[int], float] = lambda shard: 10.0,
+        starts: Iterator[str] | None = None,
+        interrupt_at: float = float("inf"),
+    ) -> None:
+        self._behaviour, self._seconds = behaviour, seconds
+        self._starts = starts  # per worker: "ready", "fail" or "never"; None = all get ready
+        self._interrupt_at = interrupt_at  # when somebody presses Ctrl-C
+        self._time = 0.0
+        self._queues: dict[str, list[tuple[int, int]]] = defaultdict(list)
+        self._events: list[tuple[float, int, str, Event | None]] = []  # (when, tie-breaker, worker, what)
+        self._count = 0
+        self.started: list[str] = []
+        self.killed: list[str] = []
+        self.executions: list[tuple[str, int, int]] = []  # (worker, shard, attempt) in the order they began
+
+    def start_worker(self) -> str:
+        worker = f"fake-{len(self.started) + 1}"
+        self.started.append(worker)
+        fate = next(self._starts) if self._starts is not None else "ready"
+        if fate != "never":
+            self._later(START_S, worker, WorkerReady(worker) if fate == "ready" else WorkerLost(worker, "no start"))
+        return worker
+
+    def assign(self, worker: str, shard: int, attempt: int) -> None:
+        self._queues[worker].append((shard, attempt))
+        if len(self._queues[worker]) == 1:
+            self._begin(worker)
+
+    def wait(self, timeout_s: float) -> list[Event]:
+        if self._time > self._interrupt_at:
+            raise KeyboardInterrupt
+        if not self._events or self._events[0][0] > self._time + timeout_s:
+            self._time += timeout_s
+            return []
+        self._time, _, worker, event = heapq.heappop(self._events)
+        if worker in self.killed or event is None:
+            return []
+        if isinstance(event, WorkerLost):
+            self.killed.append(worker)
+        else:
+            self._advance(worker, event)
+        return [event]
+
+    def kill(self, worker: str) -> None:
+        self.killed.append(worker)
+
+    def now(self) -> float:
+        return self._time
+
+    def close(self) -> None:
+        self._events.clear()
+
+    def _advance(self, worker: str, event: Event) -> None:
+        if isinstance(event, ShardDone | ShardRaised):
+            self._queues[worker].pop(0)
+            if self._queues[worker]:
+                self._begin(worker)
+
+    def _begin(self, worker: str) -> None:
+        shard, attempt = self._queues[worker][0]
+        self.executions.append((worker, shard, attempt))
+        fates: dict[str, Event] = {
+            DONE: ShardDone(worker, shard, make_receipt(shard, attempt=attempt)),
+            RAISE: ShardRaised(worker, shard, "it raised", "trace"),
+            DIE: WorkerLost(worker, "it died"),
+            PREEMPTED: WorkerLost(worker, "the node was taken", blameless=True),
+        }
+        fate = self._behaviour(shard, attempt)
+        if fate != HANG:
+            self._later(self._seconds(shard), worker, fates[fate])
+
+    def _later(self, seconds: float, worker: str, event: Event) -> None:
+        self._count += 1
+        heapq.heappush(self._events, (self._time + seconds, self._count, worker, event))

@@ -1,0 +1,206 @@
+"""A run on disk: its identity, its records, what counts as done."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from dto_pipeline.config import PipelineConfig, load_config
+from dto_pipeline.run import directory as files
+from dto_pipeline.run.directory import RunDirectory, RunDirectoryError, RunMismatch
+from dto_pipeline.run.lock import DriverLock, LockHolder, RunLocked, read_holder
+from dto_pipeline.run.receipt import Failure
+from tests.run.fakes import make_receipt
+
+
+def _manifest(**changes) -> SimpleNamespace:
+    facts = {"fingerprint": "manifest", "subset": "tiny", "num_shards": 3, "num_images": 12, "num_people": 27}
+    return SimpleNamespace(**{**facts, **changes})
+
+
+def _identity(tmp_path, config=None, **changes):
+    return files.identify_run(config or PipelineConfig(), _manifest(**changes), tmp_path / "m.parquet")
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A fresh run and its identity."""
+    directory = RunDirectory(tmp_path / "run")
+    identity = _identity(tmp_path)
+    files.open_run(directory, identity)
+    return directory, identity
+
+
+def _finish(run, shard: int, label: bytes = b"label", **changes):
+    directory, identity = run
+    directory.label_file(shard).write_bytes(label)
+    receipt = make_receipt(shard, config_hash=identity.config_hash, **changes)
+    files.publish_receipt(directory, receipt)
+    return receipt
+
+
+def test_a_run_reopened_with_the_same_settings_is_the_same_run(run, tmp_path):
+    directory, identity = run
+
+    assert files.open_run(directory, _identity(tmp_path)) == identity
+
+
+def test_the_manifest_may_have_moved_and_the_run_room_may_change(run, tmp_path):
+    directory, identity = run
+    moved = files.identify_run(load_config(overrides=["run.workers=7"]), _manifest(), tmp_path / "elsewhere.parquet")
+
+    assert files.open_run(directory, moved) == identity
+
+
+def test_every_difference_is_named_on_its_own_line(run, tmp_path):
+    config = load_config(overrides=["solver.max_height=2.2", "prior.gender_prior=false"])
+
+    with pytest.raises(RunMismatch) as caught:
+        files.open_run(run[0], _identity(tmp_path, config, fingerprint="other"))
+
+    lines = str(caught.value).splitlines()[1:]
+    assert lines == [
+        "prior.gender_prior: True -> False",
+        "solver.max_height: 2.1 -> 2.2",
+        "manifest.fingerprint: 'manifest' -> 'other'",
+    ]
+
+
+def test_another_library_version_is_refused(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "version", lambda name: "0.0" if name == "torch" else "1.0")
+
+    with pytest.raises(RunMismatch, match=r"versions.torch: '.*' -> '0\.0'"):
+        files.open_run(run[0], _identity(tmp_path))
+
+
+def test_a_folder_without_run_json_is_not_a_run(tmp_path):
+    with pytest.raises(RunDirectoryError, match="holds no run"):
+        files.read_identity(RunDirectory(tmp_path))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"schema": "dto-run/9"}', '{"schema": "dto-run/1"}'])
+def test_a_damaged_run_json_is_named(run, text):
+    run[0].run_file.write_text(text)
+
+    with pytest.raises(RunDirectoryError, match=r"run\.json"):
+        files.read_identity(run[0])
+
+
+def test_a_receipt_with_its_label_file_means_done(run):
+    receipt = _finish(run, 1)
+
+    scan = files.scan_run(*run)
+    assert scan.done == {1: receipt}
+    assert not scan.void
+    assert not scan.failures
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda d: d.receipt_file(1).write_text('{"schema": '), "not JSON"),
+        (lambda d: d.receipt_file(1).write_text('{"schema": "x"}'), "not a dto-receipt/1"),
+        (lambda d: d.receipt_file(1).write_text('{"schema": "dto-receipt/1"}'), "lacks"),
+        (lambda d: d.receipt_file(1).rename(d.receipt_file(2)), "of shard 1"),
+        (lambda d: d.label_file(1).unlink(), "missing"),
+        (lambda d: d.label_file(1).write_bytes(b"lab"), "3 bytes, the receipt says 5"),
+    ],
+)
+def test_a_receipt_that_does_not_hold_is_taken_away(run, damage, reason):
+    _finish(run, 1)
+    damage(run[0])
+
+    scan = files.scan_run(*run)
+    files.void_receipts(run[0], scan)
+
+    assert not scan.done
+    assert reason in " ".join(scan.void.values())
+    assert list(run[0].receipts.iterdir()) == []
+
+
+def test_a_receipt_of_another_config_does_not_count(run):
+    _finish(run, 1, manifest_fingerprint="other")
+
+    assert "another config or manifest" in files.scan_run(*run).void[1]
+
+
+def test_the_first_receipt_of_a_shard_stands(run):
+    first = _finish(run, 1, worker="a:1")
+
+    assert files.publish_receipt(run[0], make_receipt(1, worker="zombie:2")) == first
+
+
+def test_a_failure_never_counts_as_done_and_yields_to_a_receipt(run):
+    files.record_failure(run[0], Failure(1, 2, True, "it raised", "a:1", 5.0))
+    assert files.scan_run(*run).failures[1].attempts == 2
+
+    _finish(run, 1)
+    assert files.scan_run(*run).failures == {}
+
+
+def test_a_damaged_failure_record_leaves_the_shard_pending(run):
+    run[0].failure_file(1).write_text("{")
+
+    assert not files.scan_run(*run).failures[1].given_up
+
+
+def test_sweeping_takes_leftovers_and_nothing_else(run):
+    _finish(run, 1)
+    (run[0].labels / f".shard-00002.parquet.tmp-{'0' * 32}").write_bytes(b"half")
+    (run[0].receipts / f".shard-00002.json.tmp-{'f' * 32}").write_bytes(b"half")
+
+    assert files.sweep_temporary(run[0]) == 2
+    assert sorted(path.name for path in run[0].root.rglob("*.*")) == [
+        "run.json",
+        "shard-00001.json",
+        "shard-00001.parquet",
+    ]
+
+
+def test_scanning_five_thousand_receipts_takes_less_than_two_seconds(run):
+    for shard in range(5000):
+        run[0].label_file(shard).write_bytes(b"label")
+        record = make_receipt(shard, config_hash=run[1].config_hash).to_dict()
+        run[0].receipt_file(shard).write_text(json.dumps(record))
+
+    start = time.perf_counter()
+    assert len(files.scan_run(*run).done) == 5000
+    assert time.perf_counter() - start < 2.0
+
+
+def test_a_second_driver_is_refused_and_told_who_works(tmp_path):
+    with DriverLock(tmp_path / "driver.lock"), pytest.raises(RunLocked, match=f"process {os.getpid()} on"):
+        DriverLock(tmp_path / "driver.lock").__enter__()
+
+
+def test_a_lock_is_free_again_afterwards_and_names_nobody(tmp_path):
+    for _ in range(2):
+        with DriverLock(tmp_path / "driver.lock"):
+            assert read_holder(tmp_path / "driver.lock") == LockHolder(os.getpid(), socket.gethostname())
+    assert read_holder(tmp_path / "driver.lock") is None
+
+
+_HOLD = "import sys; from dto_pipeline.run.lock import DriverLock; from pathlib import Path\n" + (
+    "with DriverLock(Path(sys.argv[1])):\n    print('held', flush=True)\n    sys.stdin.read()\n"
+)
+
+
+def test_the_lock_of_a_killed_driver_is_taken_over(tmp_path):
+    path = tmp_path / "driver.lock"
+    with subprocess.Popen(
+        [sys.executable, "-c", _HOLD, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        with pytest.raises(RunLocked):
+            DriverLock(path).__enter__()
+        holder.kill()
+    assert LockHolder(holder.pid, socket.gethostname()).state == "gone"
+
+    with DriverLock(path):
+        assert read_holder(path) == LockHolder(os.getpid(), socket.gethostname())

@@ -1,0 +1,289 @@
+"""Whole runs in this process: resume, adoption, refusal, failures."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from dto_pipeline.data.labels import read_labels
+from dto_pipeline.run.directory import RunDirectory, RunMismatch
+from dto_pipeline.run.driver import run_pipeline
+from dto_pipeline.run.lock import RunLocked
+from dto_pipeline.run.receipt import read_failure, read_receipt
+from dto_pipeline.run.report import read_status
+from dto_pipeline.run.summary import RunSummary
+from tests.run.chaos import RAISE, ChaosRunner, label_bytes, tiny_config
+from tests.tiny_dataset import write_tiny_dataset
+
+SHARDS = 6
+
+
+@dataclass
+class Starter:
+    """Starts (again) the one run of a test."""
+
+    manifest: Path
+    directory: RunDirectory
+
+    def __call__(self, chaos=None, config=None, manifest=None, **options) -> RunSummary:
+        manifest, config = manifest or self.manifest, config or tiny_config()
+        runner = chaos and ChaosRunner(config, manifest, self.directory.root, **chaos)
+        return run_pipeline(manifest, self.directory.root, config, progress=False, runner=runner, **options)
+
+
+@pytest.fixture
+def start(tiny, tmp_path):
+    return Starter(tiny.manifest, RunDirectory(tmp_path / "run"))
+
+
+@pytest.fixture
+def finished(start):
+    """The same, after a first complete start."""
+    start()
+    return start
+
+
+def _stamps(directory):
+    return {path: path.stat().st_mtime_ns for path in directory.root.rglob("shard-*")}
+
+
+def test_every_image_of_the_manifest_leaves_with_one_row_in_order(finished, tiny):
+    tables = [read_labels(finished.directory.label_file(shard)) for shard in range(SHARDS)]
+
+    ids = [image_id for table in tables for image_id in table.column("image_id").to_pylist()]
+    assert ids == [f"tiny/{number:06d}.jpg" for number in range(tiny.images)]
+    assert sum(sum(table.column("num_persons").to_pylist()) for table in tables) == tiny.persons
+
+
+def test_broken_input_costs_its_own_item_and_is_counted(start):
+    summary = start()
+
+    assert summary.exit_code == 0
+    assert summary.failed_images == 3
+    failures = {"image_missing": 1, "image_corrupt": 1, "depth_invalid": 1}
+    assert {word: summary.image_status[word] for word in failures} == failures
+    assert summary.person_status["invalid_label"] == 1
+    assert sum(summary.image_status.values()) == summary.images
+    assert sum(summary.person_status.values()) == summary.persons
+
+
+def test_crowds_are_really_placed(start):
+    summary = start()
+
+    assert summary.image_status["optimized"] > 6
+    assert summary.person_status["moved"] > 12
+
+
+def test_a_finished_run_has_nothing_to_do_and_is_not_touched(finished):
+    before = _stamps(finished.directory)
+
+    summary = finished()
+
+    assert summary.nothing_to_do
+    assert (summary.done_before, summary.done_now, summary.exit_code) == (SHARDS, 0, 0)
+    assert _stamps(finished.directory) == before
+
+
+_NOTHING_TO_DO = """
+import sys, time
+from dto_pipeline.config import load_config
+from dto_pipeline.run.driver import run_pipeline
+start = time.perf_counter()
+summary = run_pipeline(sys.argv[1], sys.argv[2], load_config(overrides=["run.device=cpu"]), progress=False)
+assert summary.nothing_to_do
+print(time.perf_counter() - start, "ray" in sys.modules)
+"""
+
+
+def test_a_finished_run_answers_at_once_and_never_loads_ray(finished, tiny):
+    command = [sys.executable, "-c", _NOTHING_TO_DO, str(tiny.manifest), str(finished.directory.root)]
+    answer = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+
+    assert float(answer[0]) < 0.5
+    assert answer[1] == "False"
+
+
+def test_labels_do_not_depend_on_batch_size_or_threads(start, undisturbed):
+    start(config=tiny_config(batch_images=8, decode_threads=4))
+
+    assert label_bytes(start.directory.root) == undisturbed
+
+
+def test_labels_do_not_depend_on_where_the_data_lies(start, tiny, tmp_path, undisturbed):
+    for folder in ("images", "depth"):
+        shutil.copytree(tiny.dataset.root / folder, tmp_path / "moved" / folder)
+    start(images_root=tmp_path / "moved/images", depth_root=tmp_path / "moved/depth")
+
+    assert label_bytes(start.directory.root) == undisturbed
+
+
+def test_a_lost_receipt_is_written_again_without_doing_the_work(finished, undisturbed):
+    finished.directory.receipt_file(2).unlink()
+    label = finished.directory.label_file(2)
+    before = label.stat().st_mtime_ns
+
+    summary = finished()
+
+    receipt = read_receipt(finished.directory.receipt_file(2))
+    assert receipt.adopted
+    assert summary.done_now == 1
+    assert label.stat().st_mtime_ns == before
+    assert label_bytes(finished.directory.root) == undisturbed
+
+
+def test_an_adopted_receipt_counts_the_same(finished):
+    path = finished.directory.receipt_file(1)
+    first = read_receipt(path)
+    path.unlink()
+    finished()
+
+    again = read_receipt(path)
+    for name in ("rows", "images", "persons", "image_status", "person_status", "label_sha256", "shard_key"):
+        assert getattr(again, name) == getattr(first, name)
+
+
+@pytest.mark.parametrize("keep_receipt", [True, False])
+def test_a_truncated_label_file_is_done_again(finished, undisturbed, keep_receipt):
+    label = finished.directory.label_file(3)
+    label.write_bytes(label.read_bytes()[:1000])
+    if not keep_receipt:
+        finished.directory.receipt_file(3).unlink()
+
+    assert finished().done_now == 1
+    assert not read_receipt(finished.directory.receipt_file(3)).adopted
+    assert label_bytes(finished.directory.root) == undisturbed
+
+
+def test_label_files_of_two_shards_that_were_swapped_are_done_again(finished, undisturbed):
+    first, second = (finished.directory.label_file(shard) for shard in (0, 4))
+    content = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    second.write_bytes(content)
+    for shard in (0, 4):
+        finished.directory.receipt_file(shard).unlink()
+
+    assert finished().done_now == 2
+    assert label_bytes(finished.directory.root) == undisturbed
+
+
+def test_a_truncated_receipt_does_not_count(finished, undisturbed):
+    path = finished.directory.receipt_file(3)
+    path.write_bytes(path.read_bytes()[:40])
+
+    assert finished().done_now == 1
+    assert label_bytes(finished.directory.root) == undisturbed
+
+
+def test_leftovers_of_a_killed_writer_are_swept(finished, undisturbed):
+    leftover = finished.directory.labels / f".shard-00003.parquet.tmp-{'0' * 32}"
+    leftover.write_bytes(b"half")
+    finished()
+
+    assert label_bytes(finished.directory.root) == undisturbed
+
+
+def test_a_changed_config_is_refused_with_the_difference(finished):
+    config = tiny_config()
+    changed = type(config)(run=config.run, solver=type(config.solver)(max_height=2.2))
+
+    with pytest.raises(RunMismatch, match=r"solver\.max_height: 2\.1 -> 2\.2"):
+        finished(config=changed)
+
+
+def test_a_changed_manifest_is_refused(finished, body, tmp_path):
+    other = write_tiny_dataset(tmp_path / "other", body, images=18, shard_images=3, people=2)
+
+    with pytest.raises(RunMismatch, match=r"manifest\.fingerprint"):
+        finished(manifest=other.manifest)
+
+
+def test_a_second_driver_is_refused_while_the_first_works(finished):
+    with finished.directory.lock(), pytest.raises(RunLocked, match=f"process {os.getpid()}"):
+        finished()
+
+
+def test_a_shard_that_raises_once_is_done_at_the_second_try(start, undisturbed):
+    summary = start({"faults": {2: RAISE}, "faulty_attempts": 1})
+
+    assert (summary.exit_code, summary.retries) == (0, 1)
+    assert read_receipt(start.directory.receipt_file(2)).attempt == 2
+    assert label_bytes(start.directory.root) == undisturbed
+    assert list(start.directory.failures.iterdir()) == []
+
+
+def test_a_poison_shard_is_given_up_and_all_others_are_done(start):
+    summary = start({"faults": {2: RAISE}})
+
+    assert (summary.done_now, summary.exit_code) == (SHARDS - 1, 1)
+    assert summary.failed_shards == {2: "RuntimeError: shard 2 raised"}
+    failure = read_failure(start.directory.failure_file(2))
+    assert (failure.attempts, failure.given_up) == (3, True)
+    assert "Traceback" in failure.detail
+
+
+def test_a_shard_that_was_given_up_waits_until_a_retry_is_asked_for(start, undisturbed):
+    start({"faults": {2: RAISE}})
+
+    again = start()
+    assert again.nothing_to_do
+    assert list(again.failed_shards) == [2]
+    assert again.exit_code == 1
+    assert start(retry_failed=True).exit_code == 0
+    assert label_bytes(start.directory.root) == undisturbed
+
+
+def test_tries_of_an_earlier_start_count(start):
+    start({"faults": {2: RAISE}}, config=tiny_config(max_attempts=1))
+    path = start.directory.failure_file(2)
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps({**record, "given_up": False, "attempts": 2}))
+
+    start({"faults": {2: RAISE}})
+    assert read_failure(path).attempts == 3
+
+
+def test_the_status_agrees_with_the_summary(start):
+    summary = start({"faults": {2: RAISE}})
+    status = read_status(start.directory.root)
+
+    assert status.image_status == summary.image_status
+    assert status.person_status == summary.person_status
+    assert status.shards == {"done": SHARDS - 1, "failed": 1, "pending": 0}
+    assert status.eta_s == 0.0
+
+
+def test_the_summary_reads_like_a_summary(start):
+    table = start({"faults": {2: RAISE}}).as_table()
+
+    assert "5 done now, 0 before, 1 failed, of 6" in table
+    assert "shard 2: RuntimeError: shard 2 raised" in table
+    assert "check --images" in table
+    assert "nothing to do" not in table
+    assert "nothing to do" in start().as_table()
+
+
+def test_the_summary_is_json(start):
+    assert json.loads(json.dumps(start().to_json()))["exit_code"] == 0
+
+
+def test_a_label_file_with_a_changed_byte_is_not_adopted(finished, undisturbed):
+    label = finished.directory.label_file(3)
+    finished.directory.receipt_file(3).unlink()
+    content = bytearray(label.read_bytes())
+    content[3000] ^= 1
+    label.write_bytes(content)
+
+    finished()
+    assert label_bytes(finished.directory.root) == undisturbed
+
+
+def test_receipts_tell_where_the_time_went(finished):
+    stages = read_receipt(finished.directory.receipt_file(0)).stage_seconds
+
+    assert {"body", "rasterizer", "evidence", "solver", "write"} <= stages.keys()
+    assert all(seconds >= 0 for seconds in stages.values())

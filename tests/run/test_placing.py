@@ -1,0 +1,111 @@
+"""Scenes of a shard through the optimiser: order, overlap, and what an error costs."""
+
+import numpy as np
+import pytest
+import torch
+
+from dto_pipeline.data.images import ImageFolder
+from dto_pipeline.data.manifest import Manifest
+from dto_pipeline.models.depth import DepthFiles
+from dto_pipeline.optimizer import SceneOptimizer
+from dto_pipeline.run.placing import ScenePlacer
+from dto_pipeline.run.pool import DeviceLost
+from dto_pipeline.status import ImageStatus, PersonStatus
+from dto_pipeline.timing import StageClock
+from tests.run.chaos import tiny_config
+from tests.tiny_dataset import write_tiny_dataset
+
+IMAGES = 6
+CONFIG = tiny_config(batch_images=4)
+
+
+class Moody:
+    """The real optimiser, which raises `error` for every batch that `hates` says yes to."""
+
+    def __init__(self, body, hates, error):
+        self._real = SceneOptimizer(body, CONFIG)
+        self.body, self._hates, self._error = body, hates, error
+        self.batch_sizes: list[int] = []
+
+    @property
+    def clock(self):
+        return self._real.clock
+
+    @clock.setter
+    def clock(self, clock):
+        self._real.clock = clock
+
+    def __call__(self, batch):
+        self.batch_sizes.append(batch.pose.shape[0])
+        if self._hates(batch):
+            raise self._error
+        return self._real(batch)
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory, body):
+    """Six whole images in one shard."""
+    tiny = write_tiny_dataset(
+        tmp_path_factory.mktemp("placing"), body, images=IMAGES, shard_images=IMAGES, broken=False
+    )
+    return Manifest.open(tiny.manifest)
+
+
+def _place(manifest, optimizer, clock=None):
+    placer = ScenePlacer(optimizer, CONFIG, ImageFolder(manifest.images_root), DepthFiles(manifest.depth_root))
+    return placer.place(manifest.read_shard(0), clock or StageClock())
+
+
+@pytest.fixture(scope="module")
+def calm(manifest, body):
+    return _place(manifest, SceneOptimizer(body, CONFIG))
+
+
+def _only_scene(manifest, number):
+    """True for batches that hold the image `number`, told by a label nobody else has."""
+    transl = manifest.read_shard(0).column("persons").to_pylist()[number][0]["transl"]
+    return lambda batch: bool((batch.transl[:, 0] == torch.tensor(transl)).all(-1).any())
+
+
+def test_scenes_come_back_in_the_order_of_the_manifest(manifest, calm):
+    assert [item.scene.image_id for item in calm] == manifest.read_shard(0).column("image_id").to_pylist()
+
+
+def test_pixels_are_let_go_once_a_scene_is_placed(calm):
+    assert all(item.scene.image is None and item.scene.masks is None and item.scene.disparity is None for item in calm)
+
+
+def test_an_error_costs_the_scene_that_causes_it(manifest, body, calm):
+    placed = _place(manifest, Moody(body, _only_scene(manifest, 3), ValueError("bad luck")))
+
+    assert (placed[3].status, placed[3].message) == (ImageStatus.INTERNAL_ERROR, "ValueError: bad luck")
+    assert set(placed[3].person_status) == {PersonStatus.NOT_RUN}
+    np.testing.assert_array_equal(placed[3].transl, placed[3].scene.transl)
+    for number in {*range(IMAGES)} - {3}:
+        assert placed[number].status == calm[number].status
+        np.testing.assert_array_equal(placed[number].transl, calm[number].transl)
+
+
+def test_out_of_memory_halves_the_batch_and_changes_no_label(manifest, body, calm):
+    moody = Moody(body, lambda batch: batch.pose.shape[0] > 1, torch.OutOfMemoryError("too much"))
+    placed = _place(manifest, moody)
+
+    assert moody.batch_sizes == [4, 2, 1, 1, 2, 1, 1, 2, 1, 1]
+    for item, expected in zip(placed, calm, strict=True):
+        np.testing.assert_array_equal(item.transl, expected.transl)
+        np.testing.assert_array_equal(item.betas, expected.betas)
+
+
+def test_a_broken_device_ends_the_process_instead_of_the_images(manifest, body):
+    moody = Moody(body, lambda batch: True, RuntimeError("CUDA error: an illegal memory access was encountered"))
+
+    with pytest.raises(DeviceLost, match="illegal memory access"):
+        _place(manifest, moody)
+
+
+def test_every_stage_is_timed(manifest, body):
+    clock = StageClock()
+    _place(manifest, SceneOptimizer(body, CONFIG), clock)
+
+    stages = {"decode", "masks", "depth", "body", "rasterizer", "evidence", "solver", "collate", "split"}
+    assert stages <= clock.seconds.keys()

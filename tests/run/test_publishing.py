@@ -1,0 +1,84 @@
+"""Two writers of one shard, and what a label file's footer tells."""
+
+import json
+
+import pytest
+
+from dto_pipeline.data.labels import read_label_metadata, write_label_shard
+from dto_pipeline.run.directory import RunDirectory, read_identity
+from dto_pipeline.run.driver import run_pipeline
+from dto_pipeline.run.publishing import PublishError, find_orphan, publish_labels, read_valid_receipt, shard_key
+from dto_pipeline.run.receipt import read_receipt
+from tests.run.chaos import ChaosRunner, tiny_config
+
+
+@pytest.fixture
+def finished(tiny, tmp_path):
+    """Folder of a finished run."""
+    run_pipeline(tiny.manifest, tmp_path / "run", tiny_config(), progress=False)
+    return RunDirectory(tmp_path / "run")
+
+
+def _orphan(directory):
+    """Rows and footer of shard 0, which the caller may publish again."""
+    receipt = read_receipt(directory.receipt_file(0))
+    ids = [f"tiny/{number:06d}.jpg" for number in range(3)]
+    table = find_orphan(directory, 0, receipt.shard_key, ids)
+    return table, read_label_metadata(directory.label_file(0))
+
+
+def test_publishing_what_is_already_there_leaves_it_alone(finished):
+    table, footer = _orphan(finished)
+    before = finished.label_file(0).stat()
+
+    publish_labels(finished, 0, table, footer)
+
+    assert finished.label_file(0).stat() == before
+
+
+def test_a_file_of_other_settings_that_appears_meanwhile_is_not_taken_for_ours(finished):
+    table, footer = _orphan(finished)
+    finished.label_file(0).unlink()
+    write_label_shard(table, finished.label_file(0), {**footer, "shard_key": "another"})
+
+    with pytest.raises(PublishError, match="next try"):
+        publish_labels(finished, 0, table, footer)
+
+
+@pytest.mark.parametrize("key", ["shard_key", "ids"])
+def test_a_label_file_of_other_settings_or_rows_is_not_adopted(finished, key):
+    receipt = read_receipt(finished.receipt_file(0))
+    ids = [f"tiny/{number:06d}.jpg" for number in range(3)]
+    wanted = ("another", ids) if key == "shard_key" else (receipt.shard_key, ids[::-1])
+
+    assert find_orphan(finished, 0, *wanted) is None
+    assert not finished.label_file(0).exists()
+
+
+def test_a_zombie_that_comes_late_finds_the_receipt_and_does_nothing(finished, tiny):
+    before = {path: path.stat().st_mtime_ns for path in finished.root.rglob("shard-*")}
+    zombie = ChaosRunner(tiny_config(), tiny.manifest, finished.root)
+
+    assert zombie.run(0, attempt=7).attempt == 1
+    assert {path: path.stat().st_mtime_ns for path in finished.root.rglob("shard-*")} == before
+
+
+def test_a_receipt_without_its_label_file_is_not_valid(finished):
+    finished.label_file(0).unlink()
+
+    assert read_valid_receipt(finished, read_identity(finished), 0) is None
+
+
+def test_the_shard_key_depends_on_rows_and_their_order(finished):
+    identity = read_identity(finished)
+
+    assert len({shard_key(identity, ids) for ids in (["a", "b"], ["b", "a"], ["a"])}) == 3
+
+
+def test_the_footer_tells_config_inputs_and_versions_but_no_path_of_this_machine(finished, tiny):
+    footer = read_label_metadata(finished.label_file(0))
+
+    assert json.loads(footer["config"])["solver"]["max_height"] == 2.1
+    assert json.loads(footer["label_files"])[0]["file"] == "labels/tiny-release.npz"
+    assert {"config_hash", "manifest_fingerprint", "body_sha256", "shard", "versions", "licence"} <= footer.keys()
+    assert str(tiny.dataset.root) not in json.dumps(footer)

@@ -1,0 +1,132 @@
+"""Real Ray actors and real SIGKILLs: whatever dies, the labels are those of an undisturbed run."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import ray
+
+from dto_pipeline.run.directory import RunDirectory
+from dto_pipeline.run.drive import RunAborted
+from dto_pipeline.run.driver import run_pipeline
+from dto_pipeline.run.receipt import read_failure, read_receipt
+from dto_pipeline.run.summary import RunSummary
+from tests.run.chaos import DIE, HANG, RAISE, ChaosRunner, label_bytes, tiny_config
+
+pytestmark = pytest.mark.slow
+SHARDS = 6
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def local_ray():
+    """Ray with two CPUs, started once; `RayPool` uses it and leaves it running."""
+    from dto_pipeline.run.ray_pool import start_ray
+
+    start_ray(tiny_config(workers=2).run, "local")
+    yield
+    ray.shutdown()
+
+
+@dataclass
+class Starter:
+    """Starts (again) the one run of a test with two Ray workers."""
+
+    manifest: Path
+    directory: RunDirectory
+
+    def __call__(self, retry_failed=False, timeout_s=1800.0, **chaos) -> RunSummary:
+        config = tiny_config(workers=2, shard_timeout_s=timeout_s)
+        runner = ChaosRunner(config, self.manifest, self.directory.root, **chaos)
+        return run_pipeline(
+            self.manifest, self.directory.root, config, retry_failed=retry_failed, progress=False, runner=runner
+        )
+
+
+@pytest.fixture
+def start(tiny, tmp_path, local_ray):
+    return Starter(tiny.manifest, RunDirectory(tmp_path / "run"))
+
+
+def _wait_for(condition, seconds=60.0):
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+    return found
+
+
+def _first_receipt(directory: RunDirectory):
+    """The first receipt that appears."""
+    path = _wait_for(lambda: next(iter(sorted(directory.receipts.glob("shard-*.json"))), None))
+    return read_receipt(path)
+
+
+def _pid(worker: str) -> int:
+    return int(worker.rpartition(":")[2])
+
+
+def test_two_workers_write_what_one_process_writes_and_faults_cost_their_own_shard(start, undisturbed):
+    summary = start(faults={1: RAISE, 4: DIE})
+
+    assert summary.failed_shards.keys() == {1, 4}
+    assert "shard 1 raised" in summary.failed_shards[1]
+    assert "died" in summary.failed_shards[4]
+    assert read_failure(start.directory.failure_file(4)).attempts == 3
+    assert (summary.done_now, summary.exit_code) == (SHARDS - 2, 1)
+    assert start(retry_failed=True).exit_code == 0
+    assert label_bytes(start.directory.root) == undisturbed
+
+
+def test_a_worker_killed_in_the_middle_is_replaced(start, undisturbed):
+    def kill():
+        os.kill(_pid(_first_receipt(start.directory).worker), signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    summary = start(pause_s=0.3)
+    killer.join()
+
+    assert summary.exit_code == 0
+    workers = {read_receipt(start.directory.receipt_file(shard)).worker for shard in range(SHARDS)}
+    assert len(workers) == 3
+    assert label_bytes(start.directory.root) == undisturbed
+
+
+def test_a_worker_that_hangs_is_ended_and_its_shard_done_elsewhere(start, undisturbed):
+    summary = start(faults={2: HANG}, faulty_attempts=1, timeout_s=3.0)
+
+    assert (summary.exit_code, summary.retries) == (0, 1)
+    assert label_bytes(start.directory.root) == undisturbed
+
+
+def test_workers_that_cannot_warm_up_stop_the_run_with_their_own_words(tiny, tmp_path, local_ray):
+    config = tiny_config(workers=2)
+    config = type(config)(run=config.run, body=type(config.body)(model_path="nowhere.npz"))
+
+    with pytest.raises(RunAborted, match="BodyModelError: no body model at nowhere"):
+        run_pipeline(tiny.manifest, tmp_path / "run", config, progress=False)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_driver_killed_in_the_middle_loses_nothing(tiny, tmp_path, undisturbed, workers):
+    directory = RunDirectory(tmp_path / "run")
+    command = [sys.executable, "-m", "tests.run.chaos", tiny.manifest, directory.root, workers, 0.3]
+    with subprocess.Popen([str(part) for part in command], cwd=REPOSITORY, stdout=subprocess.PIPE) as driver:
+        worker = _first_receipt(directory).worker
+        time.sleep(0.4)  # the next shard is under way
+        driver.kill()
+    _wait_for(lambda: not Path(f"/proc/{_pid(worker)}").exists())  # no worker outlives its driver for long
+    assert 0 < len(list(directory.receipts.iterdir())) < SHARDS
+
+    summary = run_pipeline(tiny.manifest, directory.root, tiny_config(), progress=False)
+
+    assert summary.exit_code == 0
+    assert summary.done_before + summary.done_now == SHARDS
+    assert label_bytes(directory.root) == undisturbed

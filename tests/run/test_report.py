@@ -1,0 +1,104 @@
+"""What the files of a run say about it."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from dto_pipeline.config import PipelineConfig
+from dto_pipeline.run import directory as files
+from dto_pipeline.run.directory import RunDirectory
+from dto_pipeline.run.receipt import Failure
+from dto_pipeline.run.report import format_duration, images_per_second, read_status
+from tests.run.fakes import make_receipt
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Five shards of four images: 0 and 1 done, 2 given up, 3 tried once, 4 untouched."""
+    directory = RunDirectory(tmp_path / "run")
+    manifest = SimpleNamespace(fingerprint="manifest", subset="tiny", num_shards=5, num_images=20, num_people=45)
+    identity = files.identify_run(PipelineConfig(), manifest, tmp_path / "m.parquet")
+    files.open_run(directory, identity)
+    for shard in (0, 1):
+        directory.label_file(shard).write_bytes(b"label")
+        files.publish_receipt(directory, make_receipt(shard, config_hash=identity.config_hash))
+    files.record_failure(directory, Failure(2, 3, True, "it raised", "a:1", 5.0))
+    files.record_failure(directory, Failure(3, 1, False, "it died", "a:1", 5.0))
+    return directory
+
+
+def test_every_shard_is_done_failed_or_pending(run):
+    assert read_status(run.root).shards == {"done": 2, "failed": 1, "pending": 2}
+
+
+def test_statuses_of_images_and_persons_are_summed_over_receipts(run):
+    status = read_status(run.root)
+
+    assert status.image_status == {"image_missing": 2, "optimized": 6}
+    assert status.person_status == {"moved": 14, "not_run": 4}
+    assert (status.images_done, status.images_total, status.persons_done, status.persons_total) == (8, 20, 18, 45)
+
+
+def test_speed_and_eta_come_from_receipts_alone(run):
+    status = read_status(run.root)
+
+    assert status.images_per_s == pytest.approx(4.0)  # two shards, one second each, one after the other
+    assert status.eta_s == pytest.approx(2.0)  # two pending shards; the one given up is not waited for
+
+
+def test_a_night_between_two_starts_does_not_slow_the_run_down():
+    evening = [make_receipt(n, finished_at=1000.0 + n) for n in range(10)]
+    morning = [make_receipt(n, finished_at=1800.0 + n) for n in range(10)]
+
+    assert images_per_second([*evening, *morning]) == pytest.approx(images_per_second(morning))
+
+
+def test_two_workers_at_once_are_twice_as_fast():
+    receipts = [make_receipt(n, finished_at=1000.0 + n // 2) for n in range(20)]
+
+    assert images_per_second(receipts) == pytest.approx(8.0)
+
+
+def test_adopted_shards_say_nothing_about_speed(run):
+    assert images_per_second([make_receipt(0, adopted=True)]) == 0.0
+
+
+def test_a_receipt_that_does_not_hold_is_pending_and_explained(run):
+    run.label_file(1).write_bytes(b"cut")
+
+    status = read_status(run.root)
+    assert status.shards == {"done": 1, "failed": 1, "pending": 3}
+    assert "3 bytes" in status.void[1]
+
+
+def test_the_table_names_statuses_with_advice_and_failed_shards_with_their_error(run):
+    table = read_status(run.root).as_table()
+
+    assert "check --images" in table
+    assert "shard 2 after 3 tries: it raised" in table
+    assert "2 done, 1 failed, 2 pending" in table
+
+
+def test_the_status_is_json(run):
+    assert json.loads(json.dumps(read_status(run.root).to_json()))["failed"][0]["shard"] == 2
+
+
+def test_reading_the_status_changes_nothing(run):
+    before = sorted((path, path.stat().st_mtime_ns) for path in run.root.rglob("*"))
+    read_status(run.root)
+
+    assert sorted((path, path.stat().st_mtime_ns) for path in run.root.rglob("*")) == before
+
+
+def test_a_driver_is_seen_while_it_holds_the_run(run):
+    assert read_status(run.root).driver == "none"
+    with run.lock():
+        assert "alive" in read_status(run.root).driver
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(None, "unknown"), (7.2, "7 s"), (125, "2 min 05 s"), (3720, "1 h 02 min")]
+)
+def test_durations_read_like_durations(seconds, text):
+    assert format_duration(seconds) == text

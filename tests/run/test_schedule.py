@@ -1,0 +1,137 @@
+"""The driver's decisions, without workers: who is fed, who is charged, who is overdue."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dto_pipeline.run.schedule import DEADLINE_FLOOR_S, Charge, Schedule
+from tests.run.fakes import make_policy
+
+
+def _schedule(shards=range(8), workers=("a", "b"), attempts=None, **policy) -> Schedule:
+    schedule = Schedule(shards, make_policy(**policy), attempts)
+    for worker in workers:
+        schedule.add_worker(worker)
+    return schedule
+
+
+def _assigned(schedule: Schedule, now: float = 0.0) -> list[tuple[str, int, int]]:
+    return [(a.worker, a.shard, a.attempt) for a in schedule.take_assignments(now)]
+
+
+def test_every_worker_gets_its_first_shard_before_anybody_gets_a_second():
+    assert _assigned(_schedule()) == [("a", 0, 1), ("b", 1, 1), ("a", 2, 1), ("b", 3, 1)]
+
+
+def test_near_the_end_nobody_hoards_a_shard_another_could_start():
+    assert _assigned(_schedule(shards=range(3))) == [("a", 0, 1), ("b", 1, 1)]
+
+
+def test_a_dead_worker_is_charged_for_the_shard_it_was_at_only():
+    schedule = _schedule()
+    _assigned(schedule)
+
+    charge = schedule.worker_lost("a")
+
+    assert charge == Charge(shard=0, attempts=1, given_up=False)
+    assert schedule.attempts == {0: 1}
+    assert list(schedule.pending) == [2, 4, 5, 6, 7, 0]  # the waiting one first, the charged one last
+
+
+def test_a_preempted_worker_costs_no_shard_a_try():
+    schedule = _schedule()
+    _assigned(schedule)
+
+    assert schedule.worker_lost("a", blameless=True) is None
+    assert schedule.attempts == {}
+    assert list(schedule.pending)[:2] == [0, 2]
+
+
+def test_a_worker_that_died_idle_charges_nobody():
+    assert _schedule().worker_lost("a") is None
+
+
+def test_a_shard_is_given_up_after_its_last_try():
+    schedule = _schedule(shards=[7], workers=("a",), max_attempts=2)
+    verdicts = []
+    for _ in range(2):
+        _assigned(schedule)
+        verdicts.append(schedule.shard_failed("a", 7, now=1.0).given_up)
+
+    assert verdicts == [False, True]
+    assert schedule.finished
+    assert schedule.given_up == {7}
+
+
+def test_tries_of_earlier_starts_count():
+    schedule = _schedule(shards=[7], workers=("a",), attempts={7: 2}, max_attempts=3)
+
+    assert _assigned(schedule) == [("a", 7, 3)]
+    assert schedule.shard_failed("a", 7, now=1.0).given_up
+
+
+def test_only_as_many_workers_are_asked_for_as_there_are_shards():
+    assert Schedule(range(3), make_policy(workers=8)).workers_missing(starting=1) == 2
+
+
+def test_the_watchdog_starts_counting_when_a_shard_becomes_the_first():
+    schedule = _schedule(workers=("a",), shard_timeout_s=100.0)
+    _assigned(schedule, now=0.0)  # shards 0 and 1
+    schedule.shard_done("a", 0, now=90.0)
+
+    assert schedule.overdue(now=150.0) == []
+    assert schedule.overdue(now=200.0) == [("a", 1, 110.0)]
+
+
+def test_once_the_usual_duration_is_known_a_hung_shard_is_noticed_early():
+    schedule = _schedule(shards=range(9), workers=("a",), shard_timeout_s=3600.0)
+    for now in range(1, 7):
+        _assigned(schedule, now - 1.0)
+        schedule.shard_done("a", now - 1, float(now))
+
+    assert schedule.deadline(8) == DEADLINE_FLOOR_S
+
+
+def test_shards_found_on_disk_say_nothing_about_the_usual_duration():
+    schedule = _schedule(shards=range(9), workers=("a",), shard_timeout_s=3600.0)
+    for now in range(1, 7):
+        _assigned(schedule, now - 1.0)
+        schedule.shard_done("a", now - 1, float(now), computed=False)
+
+    assert schedule.deadline(8) == 3600.0
+
+
+def test_a_shard_tried_again_gets_the_whole_time():
+    schedule = _schedule(shards=range(9), workers=("a",), attempts={8: 1}, shard_timeout_s=3600.0)
+    for now in range(1, 7):
+        _assigned(schedule, now - 1.0)
+        schedule.shard_done("a", now - 1, float(now))
+
+    assert schedule.deadline(8) == 3600.0
+
+
+@given(st.data())
+def test_whatever_happens_no_shard_is_lost_or_done_twice(data):
+    schedule = _schedule(shards=range(6), workers=(), max_attempts=2)
+    done: list[int] = []
+    held: dict[str, list[int]] = {}
+    names = iter(range(10**6))
+    for _ in range(200):
+        if schedule.finished:
+            break
+        while schedule.workers_missing(0):
+            schedule.add_worker(f"w{next(names)}")
+        for assignment in schedule.take_assignments(0.0):
+            held.setdefault(assignment.worker, []).append(assignment.shard)
+        worker = data.draw(st.sampled_from(sorted(w for w in held if held[w])))
+        fate = data.draw(st.sampled_from(["done", "done", "fail", "lost", "preempted"]))
+        if fate == "done":
+            done.append(held[worker].pop(0))
+            schedule.shard_done(worker, done[-1], 0.0)
+        elif fate == "fail":
+            schedule.shard_failed(worker, held[worker].pop(0), 0.0)
+        else:
+            held.pop(worker)
+            schedule.worker_lost(worker, blameless=fate == "preempted")
+
+    in_flight = [shard for shards in held.values() for shard in shards]
+    assert sorted([*done, *in_flight, *schedule.pending, *schedule.given_up]) == list(range(6))
