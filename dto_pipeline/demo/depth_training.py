@@ -1,19 +1,22 @@
 """Training of the demo's depth network on synthetic crowds with known distances.
 
-Knows pictures, true z and the loss; writes a cache of rendered scenes, never labels. Scenes come from seeds of their own
-(`TRAINING_SEED`, `HELD_OUT_SEED`), so that neither the demo's scenes nor the held-out ones are trained on.
+Knows pictures, true z and the loss; writes a cache of rendered scenes, never labels. Scenes come from seeds of their
+own (`TRAINING_SEED`, `HELD_OUT_SEED`), so that neither the demo's scenes nor the held-out ones are trained on.
 
 The network cannot see the focal length, so it learns what a picture shows: disparity f / z, with the focal length f in
-units of `TYPICAL_FOCAL` times the shorter side; a zoomed cut of a picture is nearer by its zoom. The offset is zero, the
-scale is the picture's own, as the method expects. Targets lie on the grid of the network's output, corner on corner.
+units of `TYPICAL_FOCAL` times the shorter side; a zoomed cut of a picture is nearer by its zoom. The offset is zero,
+the scale is the picture's own, as the method expects. Targets lie on the grid of the network's output, corner to
+corner.
 """
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import simplejpeg
@@ -21,18 +24,22 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from dto_pipeline.config import DepthConfig
 from dto_pipeline.data.files import write_bytes_atomic
 from dto_pipeline.demo.clothes import Template, measure_template
 from dto_pipeline.demo.crowd import View, plan_crowd
+from dto_pipeline.demo.depth_quality import MEASURES, TrueDepth, depth_quality
 from dto_pipeline.demo.people import build_bodies
 from dto_pipeline.demo.render import render_picture
 from dto_pipeline.demo.scenes import BODY_STREAM, PICTURE_STREAM
 from dto_pipeline.models.body import BodyModel, load_body
+from dto_pipeline.models.depth_anything import DepthNetwork
 from dto_pipeline.models.depth_resize import network_size, resize_to_network
 
 TRAINING_SEED, HELD_OUT_SEED = 1000, 2000  # of the data sets; the demo's own is 7
 TYPICAL_FOCAL = 1.4  # of the demo's cameras, in units of the shorter side
 TRAINED_UNIT = 3.0  # while training, disparity is this * f / z [m]: 0.2 .. 1 on people
+DEMO_SHORT_SIDE = 224  # what the network is run at [px]
 _JPEG_QUALITY = 93
 _PERSON_WEIGHT = 4.0  # of a person's pixel against one of the place
 _LOG_FLOOR = 0.02  # added to disparity before its logarithm
@@ -53,7 +60,7 @@ class TrainingSettings:
 
     scenes: int = 720
     batch: int = 8
-    stages: tuple[Stage, ...] = (Stage(168, 1500, 8e-4), Stage(224, 200, 2e-4))
+    stages: tuple[Stage, ...] = (Stage(168, 1050, 8e-4), Stage(224, 80, 1.5e-4))
     warm_up: int = 100  # steps over which the rate rises, in each stage
     seed: int = 3
 
@@ -64,7 +71,7 @@ class TrainingScene:
 
     jpeg: bytes
     inverse: np.ndarray  # (H, W) float16, 1 / z [1/m]
-    is_person: np.ndarray  # (H, W) bool
+    person: np.ndarray  # (H, W) int8 index of the person seen, -1 = nobody
     focal: float  # in units of TYPICAL_FOCAL times the shorter side
 
 
@@ -75,7 +82,8 @@ def build_training_scene(seed: int, number: int, body: BodyModel, template: Temp
     rng = np.random.default_rng([seed, number, PICTURE_STREAM])
     picture = render_picture(crowd, truth.vertices, body, template, rng)
     jpeg = simplejpeg.encode_jpeg(np.ascontiguousarray(picture.rgb), quality=_JPEG_QUALITY)
-    return TrainingScene(jpeg, (1 / picture.z).astype(np.float16), picture.person >= 0, relative_focal(crowd.view))
+    inverse, person = (1 / picture.z).astype(np.float16), picture.person.astype(np.int8)
+    return TrainingScene(jpeg, inverse, person, relative_focal(crowd.view))
 
 
 def relative_focal(view: View) -> float:
@@ -110,7 +118,8 @@ def train_depth_network(
         say: gets a line of progress every hundred steps.
     """
     rng = np.random.default_rng(settings.seed)
-    average = torch.optim.swa_utils.AveragedModel(network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.99))
+    averaging = torch.optim.swa_utils.get_ema_multi_avg_fn(0.99)
+    average = torch.optim.swa_utils.AveragedModel(network, multi_avg_fn=averaging)
     started = time.monotonic()
     for stage in settings.stages:
         optimizer = torch.optim.AdamW(network.parameters(), lr=stage.rate, weight_decay=0.02)
@@ -122,9 +131,21 @@ def train_depth_network(
             schedule.step()
             average.update_parameters(network)
             if step % 100 == 0:
-                passed = time.monotonic() - started
-                say(f"{stage.short_side} px, step {step}/{stage.steps}: loss {np.mean(recent[-100:]):.4f}, {passed:.0f} s")
+                loss, passed = np.mean(recent[-100:]), time.monotonic() - started
+                say(f"{stage.short_side} px, step {step}/{stage.steps}: loss {loss:.4f}, {passed:.0f} s")
     network.load_state_dict(average.module.state_dict())
+
+
+def measure_network(folder: Path, scenes: list[TrainingScene]) -> dict[str, float]:
+    """`depth_quality` of the network in a folder on scenes it has not seen, through the pipeline's own door."""
+    network = DepthNetwork(DepthConfig(source="model", model=str(folder), short_side=DEMO_SHORT_SIDE))
+    pictures = []
+    for scene in scenes:
+        (disparity,) = network.estimate([simplejpeg.decode_jpeg(scene.jpeg, fastdct=False, fastupsample=False)])
+        if not isinstance(disparity, np.ndarray):
+            raise disparity
+        pictures.append(TrueDepth(disparity, 1 / scene.inverse.astype(np.float64).clip(1e-5), scene.person))
+    return depth_quality(pictures)
 
 
 def depth_loss(found: torch.Tensor, true: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -190,7 +211,7 @@ def _example(
     image = resize_to_network(torch.from_numpy(np.ascontiguousarray(rgb))[None], size)[0]
     image = image * float(rng.uniform(0.8, 1.25)) + torch.from_numpy(rng.normal(0, 0.12, (3, 1, 1)).astype(np.float32))
     unit = TRAINED_UNIT * scene.focal * zoom
-    true, person = (_on_grid(values[window], size) for values in (scene.inverse, scene.is_person))
+    true, person = (_on_grid(values[window], size) for values in (scene.inverse, scene.person >= 0))
     if rng.random() < 0.5:
         image, true, person = (values.flip(-1) for values in (image, true, person))
     return image, unit * true, person
@@ -221,5 +242,28 @@ def _one_cycle(steps: int, warm_up: int) -> Callable[[int], float]:
 
 def _write_scene(paths: list[Path], scene: TrainingScene) -> None:
     write_bytes_atomic(paths[0], scene.jpeg)
-    for path, values in zip(paths[1:], (scene.inverse, scene.is_person), strict=True):
+    for path, values in zip(paths[1:], (scene.inverse, scene.person), strict=True):
         np.save(path, values, allow_pickle=False)
+
+
+def write_readme(folder: Path, settings: dict[str, Any], figures: dict[str, float]) -> None:
+    """Say beside the weights what they are, how they were made and what they reach."""
+    lines = [
+        "# The demo's depth network",
+        "",
+        "Depth Anything's architecture (DINOv2 backbone, DPT head), 3.2 million weights in float16, trained from",
+        "scratch on this project's own synthetic crowds by `jobs/train_demo_depth.py`. It knows these pictures only:",
+        "it is here so that the demo runs images -> depth network -> labels for real. Licence: Apache-2.0, as is the",
+        "code.",
+        "",
+        f"Output: disparity, about 500 m / z of a camera whose focal length is {TYPICAL_FOCAL} times the shorter side.",
+        f"Run it with `depth.source=model depth.model=demo depth.short_side={DEMO_SHORT_SIDE}`.",
+        "",
+        f"Settings: {json.dumps(settings)}",
+        "",
+        f"## Unseen scenes (seed {HELD_OUT_SEED}, {figures['persons']:.0f} people)",
+        "",
+        *(f"- {title}: {figures[key]:.4f}" for key, title in MEASURES.items()),
+        "",
+    ]
+    write_bytes_atomic(folder / "README.md", "\n".join(lines).encode())

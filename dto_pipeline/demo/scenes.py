@@ -17,7 +17,7 @@ from dto_pipeline.demo.people import Bodies, Labels, build_bodies, falsify_label
 from dto_pipeline.demo.render import Picture, render_picture
 from dto_pipeline.models.body import BodyModel
 
-_BODIES, _LABELS, _PICTURE, _DISPARITY, _MASKS, _KEYPOINTS = range(2, 8)  # random streams; 1 is `plan_crowd`'s
+BODY_STREAM, _LABELS, PICTURE_STREAM, _DISPARITY, _MASKS, _KEYPOINTS = range(2, 8)  # streams; 1 is `plan_crowd`'s
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,9 @@ def build_scene(seed: int, number: int, body: BodyModel, template: Template) -> 
     def stream(step: int) -> np.random.Generator:
         return np.random.default_rng([seed, number, step])
 
-    truth = build_bodies(crowd, body, stream(_BODIES))
+    truth = build_bodies(crowd, body, stream(BODY_STREAM))
     labels = falsify_labels(crowd, truth, body, stream(_LABELS))
-    picture = render_picture(crowd, truth.vertices, body, template, stream(_PICTURE))
+    picture = render_picture(crowd, truth.vertices, body, template, stream(PICTURE_STREAM))
     return DemoScene(
         number=number,
         crowd=crowd,

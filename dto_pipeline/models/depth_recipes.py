@@ -1,8 +1,8 @@
 """How each family of depth networks wants its images and what its output means.
 
 A recipe says at which size the network sees an image, prepares images on the device, and turns the network's output
-into a map of the image's size, of a declared kind: ``disparity`` (larger is nearer, unknown scale), ``depth`` (larger is
-farther, unknown scale) or ``metric_depth`` (metres). Knows no files and no weights.
+into a map of the image's size, of a declared kind: ``disparity`` (larger is nearer, unknown scale), ``depth`` (larger
+is farther, unknown scale) or ``metric_depth`` (metres). Knows no files and no weights.
 """
 
 from __future__ import annotations

@@ -135,12 +135,12 @@ def _missing_text(reference: ModelReference, error: BaseException | None, hint: 
     knob, name = reference.knob, reference.name
     reason = f" ({_first_line(error)})" if error else ""
     if reference.is_folder:
-        text = f"{knob}.model: folder {name!r} holds no network saved by transformers{reason}; expected config.json and "
-        text += "model.safetensors there"
+        text = f"{knob}.model: folder {name!r} holds no network saved by transformers{reason}; expected config.json "
+        text += "and model.safetensors there"
     else:
-        text = f"{knob}.model: {name} at {reference.revision} is not on this machine{reason}; on a machine with internet "
-        text += f"run `hf download {name} --revision {reference.revision} --local-dir FOLDER`, copy FOLDER here and set "
-        text += f"{knob}.model=FOLDER"
+        text = f"{knob}.model: {name} at {reference.revision} is not on this machine{reason}; on a machine with "
+        text += f"internet run `hf download {name} --revision {reference.revision} --local-dir FOLDER`, copy FOLDER "
+        text += f"here and set {knob}.model=FOLDER"
     return f"{text}. {hint}".rstrip(". ") + "."
 
 
