@@ -18,11 +18,11 @@ from dto_pipeline.scene import HEIGHT_CLASSES, PlacedScene, Scene
 from dto_pipeline.status import ImageStatus, PersonStatus
 
 _PERSON_NUMBERS = (
-    *("pose", "betas", "transl", "transl_init", "source_row", "bbox_xyxy", "det_score", "age_years", "male_prob"),
+    *("pose", "betas", "transl", "transl_init", "source_row", "bbox_xyxy", "det_score", "age_years", "male_prob", "mask_score"),
     *("scale", "beta_index", "beta_init", "height_init_m", "height_m", "prior_mean_m", "prior_sigma_m"),
     *("depth_mean", "depth_std", "slope", "corr", "mask_pixels", "visible_vertices", "depth_group", "z_sigma_m"),
 )
-_SCENE_COLUMNS = ("pose", "source_row", "bbox_xyxy", "det_score", "age_years", "male_prob")
+_SCENE_COLUMNS = ("pose", "source_row", "bbox_xyxy", "det_score", "age_years", "male_prob", "mask_score")
 _PLACED_COLUMNS = (
     *("betas", "transl", "scale", "beta_index", "height_init_m", "height_m", "prior_mean_m", "prior_sigma_m"),
     *("depth_mean", "depth_std", "slope", "corr", "mask_pixels", "visible_vertices", "depth_group", "z_sigma_m"),

@@ -172,6 +172,7 @@ def _sample_masks(scene: Scene, masks: _Masks, max_side: int) -> None:
     rows = np.arange(height) * scene.height // height
     cols = np.arange(width) * scene.width // width
     sampled = np.zeros((scene.num_people, height, width), dtype=bool)
+    seen = np.zeros(scene.num_people, dtype=bool)
     for person, rle in enumerate(masks.rle):
         if scene.person_problem[person] is not None:
             continue
@@ -185,9 +186,10 @@ def _sample_masks(scene: Scene, masks: _Masks, max_side: int) -> None:
         except RleError as error:
             scene.person_problem[person] = (PersonStatus.INVALID_LABEL, f"instance mask: {error}")
             continue
+        seen[person] = True
         if not sampled[person].any() and _is_empty(rle):
             scene.person_problem[person] = (PersonStatus.EMPTY_MASK, "the instance mask holds no pixel")
-    scene.masks = sampled
+    scene.masks, scene.has_mask = sampled, seen
 
 
 def _check_mask_size(mask: tuple[int, int], image: tuple[int, int]) -> None:

@@ -23,6 +23,7 @@ from dto_pipeline.config import DepthConfig
 from dto_pipeline.models.depth import DepthInvalid
 from dto_pipeline.models.depth_kinds import as_disparity
 from dto_pipeline.models.depth_recipes import recipe_for
+from dto_pipeline.models.depth_resize import plan_windows
 from dto_pipeline.models.pretrained import ModelReference, load_pretrained
 
 _LOG = logging.getLogger(__name__)
@@ -141,14 +142,6 @@ class DepthNetwork:
 
     def _on_stream(self) -> AbstractContextManager[Any]:
         return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
-
-
-def plan_windows(sizes: Sequence[tuple[int, int]], batch: int) -> list[list[int]]:
-    """Batches of positions: equal sizes together, at most `batch` each, every position once, first come first."""
-    buckets: dict[tuple[int, int], list[int]] = {}
-    for position, size in enumerate(sizes):
-        buckets.setdefault(size, []).append(position)
-    return [found[start : start + batch] for found in buckets.values() for start in range(0, len(found), batch)]
 
 
 def describe_licences() -> str:

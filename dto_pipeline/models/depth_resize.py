@@ -11,6 +11,8 @@ equal within 1e-5 of full scale, the rounding of float32.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch.nn import functional
 
@@ -61,6 +63,14 @@ def resize_to_image(output: torch.Tensor, height: int, width: int) -> torch.Tens
     """The network's maps (B, h, w) at image size (B, height, width), float32: bilinear, corner on corner."""
     maps = output.to(torch.float32)[:, None]
     return functional.interpolate(maps, size=(height, width), mode="bilinear", align_corners=True)[:, 0]
+
+
+def plan_windows(sizes: Sequence[tuple[int, int]], batch: int) -> list[list[int]]:
+    """Batches of positions: equal sizes together, at most `batch` each, every position once, first come first."""
+    buckets: dict[tuple[int, int], list[int]] = {}
+    for position, size in enumerate(sizes):
+        buckets.setdefault(size, []).append(position)
+    return [found[start : start + batch] for found in buckets.values() for start in range(0, len(found), batch)]
 
 
 def _to_multiple(side: float, least: int, multiple: int) -> int:

@@ -11,9 +11,10 @@ import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
+from transformers.image_processing_base import ImageProcessingMixin
 
 _COMMIT = re.compile("[0-9a-f]{40}")
 _WEIGHTS = ("*.safetensors", "*.bin")
@@ -25,12 +26,6 @@ class ModelError(ValueError):
 
 class ModelMissing(ModelError):
     """The network's files are not on this machine and could not be fetched."""
-
-
-class AutoModel(Protocol):
-    """One of transformers' AutoModelFor... classes."""
-
-    def from_pretrained(self, name: str, **options: Any) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -64,12 +59,12 @@ class ModelIdentity:
 
 
 def load_pretrained(
-    auto_class: AutoModel, reference: ModelReference, device: torch.device | str = "cpu", hint: str = ""
+    auto_class: type[Any], reference: ModelReference, device: torch.device | str = "cpu", hint: str = ""
 ) -> tuple[Any, ModelIdentity]:
     """Load a network for inference, in float32, on a device.
 
     Args:
-        auto_class: transformers' class for the task.
+        auto_class: transformers' AutoModelFor... class of the task.
         reference: which network.
         hint: added to the message when it is missing (licences, alternatives).
 
@@ -93,6 +88,18 @@ def load_pretrained(
             f"saved by transformers for {getattr(auto_class, '__name__', auto_class)}"
         ) from error
     return network.eval().to(device), identify(reference)
+
+
+def read_preprocessing(reference: ModelReference) -> dict[str, Any]:
+    """The network's preprocessor_config.json; empty where it has none."""
+    options: dict[str, Any] = {"local_files_only": reference.is_folder or reference.offline}
+    if not reference.is_folder:
+        options["revision"] = reference.revision
+    try:
+        found, _ = ImageProcessingMixin.get_image_processor_dict(_located(reference), **options)
+    except OSError:  # such a file is optional: callers have defaults
+        return {}
+    return found
 
 
 def check_reference(reference: ModelReference) -> None:

@@ -10,9 +10,9 @@ import torch
 
 from dto_pipeline.config import ConfigError, DepthConfig, PipelineConfig
 from dto_pipeline.models.depth import DepthInvalid
-from dto_pipeline.models.depth_anything import DepthNetwork, describe_licences, keep_last_layer_precise, plan_windows
+from dto_pipeline.models.depth_anything import DepthNetwork, describe_licences, keep_last_layer_precise
 from dto_pipeline.models.depth_kinds import METRES_PER_DEPTH
-from dto_pipeline.models.depth_resize import resize_to_image, resize_to_network
+from dto_pipeline.models.depth_resize import plan_windows, resize_to_image, resize_to_network
 from dto_pipeline.models.pretrained import ModelError, ModelMissing, ModelReference, identify
 from tests.tiny_models import save_classifier, save_depth_anything, save_depth_pro
 
