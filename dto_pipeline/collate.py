@@ -34,7 +34,7 @@ def collate_scenes(scenes: Sequence[Scene], device: torch.device | str = "cpu") 
     usable = [np.array([problem is None for problem in scene.person_problem], bool) for scene in scenes]
 
     def pad(values: Sequence[np.ndarray], shape: tuple[int, ...], dtype: type) -> torch.Tensor:
-        out = np.zeros((len(scenes), *shape), dtype)
+        out: np.ndarray = np.zeros((len(scenes), *shape), dtype)
         for row, value in zip(out, values, strict=True):
             row[tuple(slice(0, side) for side in value.shape)] = value
         return torch.from_numpy(out).to(device)

@@ -18,6 +18,8 @@ from typing import Any
 
 import yaml
 
+from dto_pipeline.errors import DtoError
+
 SOLVER_MODES = ("paper",)
 DEPTH_SOURCES = ("files", "model")
 DEPTH_KINDS = ("disparity", "depth", "metric_depth")  # explained in `models.depth_kinds`
@@ -25,7 +27,7 @@ MASK_SOURCES = ("labels", "model", "none")
 ATTRIBUTE_SOURCES = ("labels", "model", "none")
 
 
-class ConfigError(ValueError):
+class ConfigError(DtoError, ValueError):
     """A configuration that cannot be used; the message names the key and the next step."""
 
 
@@ -169,9 +171,10 @@ class PipelineConfig:
         self._check_seeing()
         _expect(len(self.prior.mean) == 6 == len(self.prior.sigma), "prior.mean and prior.sigma need 6 numbers each")
         _expect(min(self.prior.sigma) > 0, "prior.sigma must be positive")
-        _expect(self.run.batch_images >= 1, "run.batch_images must be at least 1")
         _expect(self.run.workers >= 0, "run.workers must be 0 (this process) or more")
-        _expect(self.run.max_attempts >= 1, "run.max_attempts must be at least 1")
+        for name in ("batch_images", "max_attempts", "decode_threads", "torch_threads", "shards_in_flight"):
+            _expect(getattr(self.run, name) >= 1, f"run.{name} must be at least 1, found {getattr(self.run, name)}")
+        _expect(self.run.shard_timeout_s > 0, "run.shard_timeout_s must be positive")
 
     def _check_seeing(self) -> None:
         for key, value, choices in (

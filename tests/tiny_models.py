@@ -66,7 +66,7 @@ def save_mask2former(folder: Path, labels: tuple[str, ...] = ("person", "dog")) 
         out_features=["stage1", "stage2", "stage3", "stage4"],
     )  # fmt: skip
     config = Mask2FormerConfig(
-        backbone_config=swin, feature_size=16, mask_feature_size=16, hidden_dim=16, encoder_feedforward_dim=16,
+        backbone_config=swin, feature_size=32, mask_feature_size=32, hidden_dim=32, encoder_feedforward_dim=16,
         dim_feedforward=16, encoder_layers=1, decoder_layers=2, num_attention_heads=2, num_queries=5,
         id2label=dict(enumerate(labels)), label2id={label: index for index, label in enumerate(labels)},
     )  # fmt: skip

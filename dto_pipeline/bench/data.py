@@ -10,7 +10,7 @@ from dto_pipeline.data.manifest import Manifest, build_manifest
 from dto_pipeline.demo.clothes import measure_template
 from dto_pipeline.demo.crowd import plan_crowd
 from dto_pipeline.demo.scenes import build_scene
-from dto_pipeline.demo.write import LABELS, SIDECAR, join_rows, person_rows, write_people, write_pixels
+from dto_pipeline.demo.write import LABELS, SIDECAR, PersonRows, join_rows, person_rows, write_people, write_pixels
 from dto_pipeline.models.body import BodyModel
 
 SEED = 2025
@@ -30,7 +30,8 @@ _DATASET = {
 
 def build_bench_data(root: Path, images: int, body: BodyModel) -> Manifest:
     """Write `images` pictures of SIZE with PEOPLE people each, with labels, masks and depth; one shard."""
-    template, parts, number = measure_template(body), [], 0
+    template, number = measure_template(body), 0
+    parts: list[PersonRows] = []
     while len(parts) < images:
         crowd = plan_crowd(SEED, number)
         if crowd.num_people == PEOPLE and (crowd.view.width, crowd.view.height) == SIZE:

@@ -40,7 +40,12 @@ def pose_bodies(scene: Scene, body: BodyModel) -> None:
 
 
 def measure_people(
-    scene: Scene, person_map: np.ndarray, z_map: np.ndarray, visible: np.ndarray, body: BodyModel, config: PipelineConfig
+    scene: Scene,
+    person_map: np.ndarray,
+    z_map: np.ndarray,
+    visible: np.ndarray,
+    body: BodyModel,
+    config: PipelineConfig,
 ) -> list[PlainPerson | None]:
     """Evidence and prior of every person, from full-size maps (H, W) of person index (-1 = nobody) and z [m]."""
     assert scene.disparity is not None

@@ -82,9 +82,7 @@ def _manifest(dataset: Path, out: Path, rebuild: bool) -> Path:
     return path
 
 
-def _draw(
-    placed: list[PlacedScene], truth: dict[str, np.ndarray], body: BodyModel, out: Path
-) -> list[str]:
+def _draw(placed: list[PlacedScene], truth: dict[str, np.ndarray], body: BodyModel, out: Path) -> list[str]:
     """Draw the chosen scenes before and after; returns the files, relative to `out`."""
     from dto_pipeline.data.images import read_image
     from dto_pipeline.demo.score import choose_pictures

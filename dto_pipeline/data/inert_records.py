@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+from dto_pipeline.errors import DtoError
+
 _SHOWN = 120  # characters of hostile text that may reach a message
 
 
-class PickleRefused(ValueError):
+class PickleRefused(DtoError, ValueError):
     """A pickle that was not read. Nothing of it was run."""
 
 

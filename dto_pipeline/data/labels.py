@@ -17,7 +17,14 @@ import pyarrow.parquet as pq
 from dto_pipeline import __version__
 from dto_pipeline.data.columns import build_table, pick_words, ragged_column, struct_column
 from dto_pipeline.data.files import commit_new, staged
-from dto_pipeline.data.parquet import READ_ERRORS, ROWS_PER_GROUP, check_schema, footer_text, open_parquet, writer_settings
+from dto_pipeline.data.parquet import (
+    READ_ERRORS,
+    ROWS_PER_GROUP,
+    check_schema,
+    footer_text,
+    open_parquet,
+    writer_settings,
+)
 from dto_pipeline.errors import DtoError
 from dto_pipeline.scene import HEIGHT_CLASSES, NUM_BETAS, PlacedScene
 from dto_pipeline.schema import COORDINATES, LABEL_PERSON, LABELS_SCHEMA, LABELS_SCHEMA_NAME
@@ -145,7 +152,9 @@ def _person_columns(placed: Sequence[PlacedScene], counts: np.ndarray) -> dict[s
     columns.update({name: _stack(placed, name, shape) for name, shape in _PLACED_PERSON_NUMBERS})
     columns["transl_init"] = _stack(scenes, "transl", (3,))
     unscored = [np.full(scene.num_people, np.nan, np.float32) for scene in scenes]
-    scores = [own if scene.mask_score is None else scene.mask_score for own, scene in zip(unscored, scenes, strict=True)]
+    scores = [
+        own if scene.mask_score is None else scene.mask_score for own, scene in zip(unscored, scenes, strict=True)
+    ]
     columns["mask_score"] = np.concatenate([*scores, np.zeros(0, np.float32)])
     starts = np.cumsum(counts) - counts
     columns["person_index"] = np.arange(int(counts.sum())) - np.repeat(starts, counts)

@@ -81,9 +81,10 @@ def build_shard(
     camera, camera_fault = judge_cameras(labels.intrinsics, counts)
     sizes, problems = _read_headers(inputs, images, pool, advance)
     off_centre = (sizes[:, 0] > 0) & (camera_fault == 0) & _is_off_centre(camera, sizes)
-    _add_camera_problems(problems, camera, camera_fault)
+    files = index.image_file[images.start : images.stop]
+    _add_camera_problems(problems, files, camera, camera_fault)
     if inputs.dataset.principal_point == "centre":
-        _add_size_problems(problems, camera, sizes, off_centre)
+        _add_size_problems(problems, files, camera, sizes, off_centre)
     person_problem = _judge_people(labels, seen, np.repeat(sizes, counts, axis=0))
     _count(report, counts, problems, seen, person_problem, int(off_centre.sum()))
     people = struct_column(MANIFEST_PERSON, _person_columns(labels, seen, rows, counts, person_problem))
@@ -149,21 +150,24 @@ def _is_off_centre(camera: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     return (np.abs(2 * camera[:, :2, 2] - sizes) > _CENTRE_TOLERANCE).any(axis=1)
 
 
-def _add_camera_problems(problems: list[Problem | None], camera: np.ndarray, fault: np.ndarray) -> None:
-    for image in np.flatnonzero(fault):
+def _add_camera_problems(
+    problems: list[Problem | None], files: Sequence[str], camera: np.ndarray, fault: np.ndarray
+) -> None:
+    for image in np.flatnonzero(fault).tolist():
         found = ", ".join(f"{value:g}" for value in camera[image].ravel())
-        text = f"{_CAMERA_FAULTS[fault[image]]}; the first row says [{found}]"
+        text = f"image {files[image]}: {_CAMERA_FAULTS[fault[image]]}; the first row says [{found}]"
         problems[image] = problems[image] or (ImageStatus.LABEL_INVALID, text)
 
 
 def _add_size_problems(
-    problems: list[Problem | None], camera: np.ndarray, sizes: np.ndarray, off_centre: np.ndarray
+    problems: list[Problem | None], files: Sequence[str], camera: np.ndarray, sizes: np.ndarray, off_centre: np.ndarray
 ) -> None:
-    for image in np.flatnonzero(off_centre):
+    for image in np.flatnonzero(off_centre).tolist():
         width, height = sizes[image]
         cx, cy = camera[image, :2, 2]
         text = (
-            f"image is {width} x {height}, its principal point {cx:g}, {cy:g} expects {2 * cx:g} x {2 * cy:g}; "
+            f"image {files[image]} is {width} x {height}, its principal point {cx:g}, {cy:g} "
+            f"expects {2 * cx:g} x {2 * cy:g}; "
             "if off-centre cameras are right here, set principal_point: free in the dataset YAML"
         )
         problems[image] = problems[image] or (ImageStatus.SIZE_MISMATCH, text)

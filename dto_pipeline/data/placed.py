@@ -18,11 +18,11 @@ from dto_pipeline.scene import HEIGHT_CLASSES, PlacedScene, Scene
 from dto_pipeline.status import ImageStatus, PersonStatus
 
 _PERSON_NUMBERS = (
-    *("pose", "betas", "transl", "transl_init", "source_row", "bbox_xyxy", "det_score", "age_years", "male_prob", "mask_score"),
+    *("pose", "betas", "transl", "transl_init", "source_row", "bbox_xyxy", "det_score", "age_years", "male_prob"),
+    "mask_score",
     *("scale", "beta_index", "beta_init", "height_init_m", "height_m", "prior_mean_m", "prior_sigma_m"),
     *("depth_mean", "depth_std", "slope", "corr", "mask_pixels", "visible_vertices", "depth_group", "z_sigma_m"),
 )
-_SCENE_COLUMNS = ("pose", "source_row", "bbox_xyxy", "det_score", "age_years", "male_prob", "mask_score")
 _PLACED_COLUMNS = (
     *("betas", "transl", "scale", "beta_index", "height_init_m", "height_m", "prior_mean_m", "prior_sigma_m"),
     *("depth_mean", "depth_std", "slope", "corr", "mask_pixels", "visible_vertices", "depth_group", "z_sigma_m"),
@@ -78,13 +78,24 @@ def _scene(row: dict[str, Any], people: dict[str, np.ndarray]) -> Scene:
     intrinsics = np.array([[row["fx"], 0, row["cx"]], [0, row["fy"], row["cy"]], [0, 0, 1]], np.float64)
     origins = {"masks": "mask_origin", "attributes": "attribute_origin", "depth": "depth_origin"}
     return Scene(
-        **{name: row[name] for name in ("image_id", "subset", "image_path", "width", "height", "image_sha256")},
+        image_id=row["image_id"],
+        subset=row["subset"],
+        image_path=row["image_path"],
+        width=row["width"],
+        height=row["height"],
+        image_sha256=row["image_sha256"],
         intrinsics=intrinsics,
+        pose=people["pose"],
         betas=betas,
         transl=people["transl_init"],
         person_problem=[None] * len(betas),
         origin={key: row[column] for key, column in origins.items() if row[column] is not None},
-        **{name: people[name] for name in _SCENE_COLUMNS},
+        source_row=people["source_row"],
+        bbox_xyxy=people["bbox_xyxy"],
+        det_score=people["det_score"],
+        age_years=people["age_years"],
+        male_prob=people["male_prob"],
+        mask_score=people["mask_score"],
     )
 
 

@@ -29,6 +29,7 @@ from dto_pipeline.data.safe_pickle import (
     safe_load_npz,
     safe_loads,
 )
+from dto_pipeline.errors import DtoError
 
 NUM_VERTICES, NUM_JOINTS, NUM_FACES, NUM_POSE_DIRECTIONS = 6890, 24, 13776, 207
 NUM_DIRECTIONS = 10  # shape directions that the labels use, without the kid axis
@@ -40,7 +41,7 @@ _OTHER_MODELS = {10475: "SMPL-X", 778: "MANO", 5023: "FLAME", 3889: "SMAL"}  # b
 _log = logging.getLogger(__name__)
 
 
-class SmplFileError(ValueError):
+class SmplFileError(DtoError, ValueError):
     """A file that is not a usable SMPL model; the message says what was found, what was expected and what to do."""
 
 

@@ -93,11 +93,16 @@ def _draw_people(
     theme, sun = light
     normal = attributes[:, :3] @ view.level_to_camera.astype(np.float32)
     shaded = haze_over(albedo * _light_on(normal, theme, sun), surface.point[:, 2].numpy(), theme)
-    fine = np.zeros((view.height * _FINER * view.width * _FINER, 4), dtype=np.float32)
-    fine[surface.pixel.numpy(), :3] = shaded
-    fine[surface.pixel.numpy(), 3] = 1
-    mean = fine.reshape(view.height, _FINER, view.width, _FINER, 4).mean(axis=(1, 3))
-    return mean[..., :3], mean[..., 3]
+    return _average(np.column_stack([shaded, np.ones(len(shaded))]), surface.pixel.numpy(), view)
+
+
+def _average(values: np.ndarray, pixel: np.ndarray, view: View) -> tuple[np.ndarray, np.ndarray]:
+    """Fine pixels averaged into the picture's: values (n, 4) of colour and coverage at `pixel` (n,), 0 elsewhere."""
+    row, column = np.divmod(pixel, view.width * _FINER)
+    target = row // _FINER * view.width + column // _FINER
+    sums = [np.bincount(target, weights=value, minlength=view.height * view.width) for value in values.T]
+    mean = np.stack(sums, axis=-1).reshape(view.height, view.width, 4) / _FINER**2
+    return mean[..., :3].astype(np.float32), mean[..., 3].astype(np.float32)
 
 
 def _light_on(normal: np.ndarray, theme: Theme, sun: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dto_pipeline.errors import DtoError
 from dto_pipeline.evaluate.golden_case import CaseResult
 from dto_pipeline.evaluate.golden_image import check_image_cases
 from dto_pipeline.evaluate.golden_person import check_person_cases
@@ -19,7 +20,7 @@ from dto_pipeline.evaluate.golden_solver import check_solver_cases
 from dto_pipeline.models.body import load_body
 
 
-class GoldenFolderError(ValueError):
+class GoldenFolderError(DtoError, ValueError):
     """A folder that holds no recorded cases."""
 
 

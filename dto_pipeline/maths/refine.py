@@ -79,5 +79,6 @@ def _kid_shift(
     before = joints(pose, batch.betas[who], batch.transl[who])[:, picked, :2].to(torch.float64)
     after = joints(pose, betas[who], transl[who])[:, picked, :2].to(torch.float64)
     move = (scale[who][:, None, None] * before - after).mean(1)
-    shift[(*who, slice(0, 2))] = move
+    scene, person = who
+    shift[scene, person, :2] = move
     return shift

@@ -19,6 +19,7 @@ from smplx.lbs import batch_rigid_transform, batch_rodrigues
 from smplx.vertex_ids import vertex_ids
 from torch import nn
 
+from dto_pipeline.errors import DtoError
 from dto_pipeline.scene import NUM_BETAS
 
 SMPLX_EXTRA_JOINTS = (
@@ -39,7 +40,7 @@ _REQUIRED = {
 _POSE_CHUNK = 64  # bodies skinned at once: bounds memory, and 16-80 a call is fastest on CPU
 
 
-class BodyModelError(ValueError):
+class BodyModelError(DtoError, ValueError):
     """A file that is not a usable body model; the message says what was found and what to do."""
 
 

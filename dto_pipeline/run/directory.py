@@ -108,8 +108,12 @@ class RunDirectory:
         return self.failures / f"{shard_name(shard)}.json"
 
     def create_folders(self) -> None:
-        for folder in (self.labels, self.receipts, self.failures):
-            folder.mkdir(parents=True, exist_ok=True)
+        """Raises: RunDirectoryError where the folder cannot be made."""
+        try:
+            for folder in (self.labels, self.receipts, self.failures):
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunDirectoryError(f"{self.root} cannot be made a run's folder ({error}); choose another") from error
 
     def lock(self) -> DriverLock:
         """Hold the run for this process; see `DriverLock`."""
@@ -123,6 +127,7 @@ class RunScan:
     done: dict[int, Receipt]  # receipts that hold
     failures: dict[int, Failure]  # of shards that are not done
     void: dict[int, str] = field(default_factory=dict)  # shard -> why its receipt does not count
+    settled: tuple[int, ...] = ()  # shards that are done and still have a failure record
 
 
 def shard_name(shard: int) -> str:
@@ -214,7 +219,9 @@ def scan_run(directory: RunDirectory, identity: RunIdentity) -> RunScan:
             void[shard] = reason
         else:
             done[shard] = receipt
-    return RunScan(done, _read_failures(directory, done), void)
+    failures = _read_failures(directory)
+    settled = tuple(shard for shard in failures if shard in done)
+    return RunScan(done, {s: f for s, f in failures.items() if s not in done}, void, settled)
 
 
 def why_void(receipt: Receipt, shard: int, identity: RunIdentity, label_bytes: int | None) -> str:
@@ -230,10 +237,12 @@ def why_void(receipt: Receipt, shard: int, identity: RunIdentity, label_bytes: i
     return ""
 
 
-def void_receipts(directory: RunDirectory, scan: RunScan) -> None:
-    """Take away receipts that do not hold, so that their shards are pending again. Call it under the lock."""
+def settle_records(directory: RunDirectory, scan: RunScan) -> None:
+    """Take away receipts that do not hold and failures of shards that are done. Call it under the lock."""
     for shard in scan.void:
         directory.receipt_file(shard).unlink(missing_ok=True)
+    for shard in scan.settled:
+        clear_failure(directory, shard)
 
 
 def publish_receipt(directory: RunDirectory, receipt: Receipt) -> Receipt:
@@ -281,14 +290,13 @@ def _installed_versions() -> dict[str, str]:
     return own | {name: version(name) for name in LIBRARIES}
 
 
-def _read_failures(directory: RunDirectory, done: Mapping[int, Receipt]) -> dict[int, Failure]:
+def _read_failures(directory: RunDirectory) -> dict[int, Failure]:
     failures = {}
     for shard, path in _shard_records(directory.failures):
-        if shard not in done:
-            try:
-                failures[shard] = read_failure(path)
-            except RecordInvalid as error:
-                failures[shard] = Failure(shard, 0, False, f"unreadable failure record: {error}", "", 0.0)
+        try:
+            failures[shard] = read_failure(path)
+        except RecordInvalid as error:
+            failures[shard] = Failure(shard, 0, False, f"unreadable failure record: {error}", "", 0.0)
     return failures
 
 

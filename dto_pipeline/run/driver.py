@@ -21,7 +21,7 @@ from dto_pipeline.config import PipelineConfig, RunConfig
 from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.run import directory as files
 from dto_pipeline.run.directory import RunDirectory, RunIdentity, RunScan
-from dto_pipeline.run.drive import drive
+from dto_pipeline.run.drive import RunAborted, drive
 from dto_pipeline.run.pool import InProcessPool, Runner, WorkerPool
 from dto_pipeline.run.receipt import Failure, Receipt
 from dto_pipeline.run.schedule import Charge, Policy, Schedule
@@ -91,7 +91,7 @@ def plan_run(directory: RunDirectory, identity: RunIdentity, retry_failed: bool 
     files.open_run(directory, identity)
     swept = files.sweep_temporary(directory)
     scan = files.scan_run(directory, identity)
-    files.void_receipts(directory, scan)
+    files.settle_records(directory, scan)
     for shard, reason in scan.void.items():
         _LOG.warning("shard %d is done again: %s", shard, reason)
     if swept:
@@ -169,12 +169,19 @@ class _FileLedger:
 
     def shard_charged(self, charge: Charge, worker: str, error: str, detail: str) -> None:
         failure = Failure(charge.shard, charge.attempts, charge.given_up, error, worker, time.time(), detail)
-        files.record_failure(self._directory, failure)
+        self._record(failure)
         self._tried.add(charge.shard)
         self._given_up += charge.given_up
         self._show()
         verdict = "given up" if charge.given_up else "tried again later"
         _LOG.warning("shard %d failed (try %d, %s): %s", charge.shard, charge.attempts, verdict, error)
+
+    def _record(self, failure: Failure) -> None:
+        try:
+            files.record_failure(self._directory, failure)
+        except OSError as error:
+            advice = "make the folder writable, or room on the disk, and start again"
+            raise RunAborted(f"{self._directory.root} cannot be written ({error}); {advice}") from error
 
     def worker_lost(self, worker: str, error: str) -> None:
         _LOG.warning("%s is lost: %s", worker, error)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from dto_pipeline.models.body import BodyModel
+from dto_pipeline.models.body import BodyModel, BodyModelError
 from dto_pipeline.scene import KID_AXIS, NUM_BETAS
 from dto_pipeline.view.overlay import draw_overlays
 from dto_pipeline.view.palette import INK, MUTED, PAPER, RULE
@@ -72,7 +72,7 @@ def reach_height(body: BodyModel, height: float, index: int) -> torch.Tensor:
     """Betas (11,) float64 of a body of this rest-pose height [m], made by one coefficient.
 
     Raises:
-        ValueError: no plausible value of the coefficient makes this height.
+        BodyModelError: no plausible value of the coefficient makes this height.
     """
 
     def excess(value: float) -> float:
@@ -85,7 +85,7 @@ def reach_height(body: BodyModel, height: float, index: int) -> torch.Tensor:
             break
         before, now = now, now - excess(now) / slope
     if not (abs(now) <= _LARGEST and abs(excess(now)) < 1e-3):
-        raise ValueError(f"coefficient {index} of this body model reaches no height of {height} m; is it SMPL?")
+        raise BodyModelError(f"coefficient {index} of this body model reaches no height of {height} m; is it SMPL?")
     return _one_hot(index, now)
 
 

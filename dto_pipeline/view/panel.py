@@ -94,7 +94,7 @@ def save_png(picture: Image.Image, path: str | Path) -> None:
     """Write a picture as PNG, replacing an older one; its folder is made if missing."""
     path = Path(path)
     with staged(path) as temporary:
-        picture.save(temporary, format="PNG", optimize=True)
+        picture.save(temporary, format="PNG")
         commit_over(temporary, path)
 
 

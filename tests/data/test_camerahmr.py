@@ -120,7 +120,7 @@ def test_a_file_cut_anywhere_is_refused_or_read_right(tmp_path, compressed):
     data = path.read_bytes()
     for length in range(0, len(data), 97):
         path.write_bytes(data[:length])
-        with pytest.raises(LabelFileError, match="npz|array"):
+        with pytest.raises(LabelFileError, match=r"npz|array"):
             open_camerahmr(path)
 
 

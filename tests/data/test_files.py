@@ -41,9 +41,14 @@ def test_replacing_leaves_only_the_new_file(tmp_path):
 def test_a_writer_that_fails_leaves_the_old_file_and_no_litter(tmp_path):
     path = tmp_path / "x.bin"
     replace_bytes(path, b"old")
-    with pytest.raises(RuntimeError), staged(path) as temporary:
-        temporary.write_bytes(b"half")
-        raise RuntimeError
+
+    def fail_half_way():
+        with staged(path) as temporary:
+            temporary.write_bytes(b"half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_half_way()
     assert path.read_bytes() == b"old"
     assert names(tmp_path) == ["x.bin"]
 

@@ -50,9 +50,9 @@ def test_labels_are_carried_unchanged(root):
     manifest, _ = build_small(root, NAMES)
     arrays, people = label_arrays(NAMES), [p for row in all_rows(manifest) for p in row["persons"]]
     rows = [p["source_row"] for p in people]
-    np.testing.assert_array_equal(np.float32([p["pose"] for p in people]), arrays["pose_cam"][rows])
-    np.testing.assert_array_equal(np.float32([p["transl"] for p in people]), arrays["trans_cam"][rows])
-    np.testing.assert_array_equal(np.float32([p["betas"] for p in people])[:, :10], arrays["shape"][rows])
+    for column, key in (("pose", "pose_cam"), ("transl", "trans_cam"), ("betas", "shape")):
+        given = arrays[key][rows]
+        np.testing.assert_array_equal(np.array([p[column] for p in people])[:, : given.shape[1]], given)
     assert all(p["problem"] is None and p["mask_rle"] is None and np.isnan(p["age_years"]) for p in people)
 
 
@@ -82,7 +82,7 @@ def test_shards_are_row_groups_of_the_size_asked_for(root):
     assert [tuple(size) for size in manifest.shard_sizes] == [(2, 4), (1, 1)]
     assert [manifest.read_shard(k)["shard"].to_pylist() for k in range(2)] == [[0, 0], [1]]
     assert pq.ParquetFile(manifest.path).metadata.num_row_groups == 2
-    with pytest.raises(IndexError, match="shards 0 .. 1"):
+    with pytest.raises(IndexError, match=r"shards 0 \.\. 1"):
         manifest.read_shard(2)
 
 
@@ -132,7 +132,12 @@ def test_broken_and_missing_images_are_rows_with_a_problem_and_no_size(root):
 @pytest.mark.parametrize("name", ["../outside.jpg", "a/../../outside.jpg", "", "a\\b.jpg", "bad\x01.jpg"])
 def test_a_name_that_leaves_the_folder_costs_its_image_and_is_never_opened(root, name, monkeypatch):
     asked: list[str] = []
-    monkeypatch.setattr(ImageFolder, "size", lambda self, image_file: asked.append(image_file) or (WIDTH, HEIGHT))
+
+    def size(_, image_file):
+        asked.append(image_file)
+        return WIDTH, HEIGHT
+
+    monkeypatch.setattr(ImageFolder, "size", size)
     manifest, report = build_small(root, [name, "c.jpg", name])
     assert asked == ["c.jpg"]
     rows = all_rows(manifest)
@@ -275,7 +280,7 @@ def test_files_that_are_no_manifest_are_refused_with_a_next_step(root):
 def test_a_manifest_damaged_after_opening_is_an_error_of_its_kind(root):
     manifest, _ = build_small(root, NAMES)
     data = bytearray(manifest.path.read_bytes())
-    data[200 : len(data) // 2] = bytes(len(data) // 2 - 200)
+    data[4:1000] = bytes(996)
     manifest.path.write_bytes(bytes(data))
     with pytest.raises(ManifestError, match="build it again"):
         manifest.read_shard(0)

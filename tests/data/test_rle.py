@@ -56,8 +56,9 @@ def test_sampling_equals_indexing_the_decoded_mask(mask, data):
     def pick(size):
         return np.array(sorted(data.draw(st.sets(st.integers(0, size - 1), min_size=1))))
 
-    rows, cols = pick(mask.shape[0]), pick(mask.shape[1])
-    sampled = sample_rle(encode_rle(mask), *mask.shape, rows, cols)
+    height, width = mask.shape
+    rows, cols = pick(height), pick(width)
+    sampled = sample_rle(encode_rle(mask), height, width, rows, cols)
     np.testing.assert_array_equal(sampled, mask[rows][:, cols])
 
 

@@ -218,6 +218,7 @@ def test_an_unforeseen_error_costs_one_image_and_tells_its_text(root):
     manifest, _ = build_small(root, NAMES)
     depth = Broken(manifest.depth_root)
     first, second = load_scenes(manifest.read_shard(0), manifest.images_root, depth, EVIDENCE)
+    assert first.problem is not None
     assert first.problem[0] is ImageStatus.INTERNAL_ERROR
     assert "unforeseen" in first.problem[1]
     assert second.problem is None

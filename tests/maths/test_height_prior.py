@@ -12,8 +12,9 @@ from dto_pipeline.scene import HEIGHT_CLASSES
 NAN = float("nan")
 
 
-def classify(age: float, male_prob: float, **switches: bool) -> str:
-    return HEIGHT_CLASSES[int(classify_heights(torch.tensor(age), torch.tensor(male_prob), PriorConfig(**switches)))]
+def classify(age: float, male_prob: float, config: PriorConfig | None = None) -> str:
+    code = classify_heights(torch.tensor(age), torch.tensor(male_prob), config or PriorConfig())
+    return HEIGHT_CLASSES[int(code)]
 
 
 @pytest.mark.parametrize(
@@ -40,11 +41,11 @@ def test_age_and_gender_choose_the_class_and_unknown_means_adult(age: float, mal
 
 
 def test_without_the_age_prior_everyone_is_an_adult() -> None:
-    assert classify(2.0, 0.9, age_prior=False) == "adult_male"
+    assert classify(2.0, 0.9, PriorConfig(age_prior=False)) == "adult_male"
 
 
 def test_without_the_gender_prior_adults_have_no_gender() -> None:
-    assert classify(30.0, 0.9, gender_prior=False) == "adult"
+    assert classify(30.0, 0.9, PriorConfig(gender_prior=False)) == "adult"
 
 
 def test_an_adults_mean_is_averaged_with_the_labels_own_height_and_a_childs_is_not() -> None:

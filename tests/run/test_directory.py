@@ -116,7 +116,7 @@ def test_a_receipt_that_does_not_hold_is_taken_away(run, damage, reason):
     damage(run[0])
 
     scan = files.scan_run(*run)
-    files.void_receipts(run[0], scan)
+    files.settle_records(run[0], scan)
 
     assert not scan.done
     assert reason in " ".join(scan.void.values())
@@ -141,6 +141,22 @@ def test_a_failure_never_counts_as_done_and_yields_to_a_receipt(run):
 
     _finish(run, 1)
     assert files.scan_run(*run).failures == {}
+
+
+def test_the_failure_of_a_shard_that_was_done_in_the_end_is_taken_away(run):
+    files.record_failure(run[0], Failure(1, 2, False, "it died", "a:1", 5.0))
+    _finish(run, 1)
+    files.settle_records(run[0], files.scan_run(*run))
+
+    assert list(run[0].failures.iterdir()) == []
+    assert files.scan_run(*run).done.keys() == {1}
+
+
+def test_a_place_that_cannot_hold_a_run_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+
+    with pytest.raises(RunDirectoryError, match="choose another"):
+        RunDirectory(tmp_path / "file" / "run").create_folders()
 
 
 def test_a_damaged_failure_record_leaves_the_shard_pending(run):

@@ -1,5 +1,6 @@
 """Whole runs in this process: resume, adoption, refusal, failures."""
 
+import errno
 import json
 import os
 import shutil
@@ -11,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from dto_pipeline.data.labels import read_labels
+from dto_pipeline.run import directory as files
 from dto_pipeline.run.directory import RunDirectory, RunMismatch
+from dto_pipeline.run.drive import RunAborted
 from dto_pipeline.run.driver import run_pipeline
 from dto_pipeline.run.lock import RunLocked
 from dto_pipeline.run.receipt import read_failure, read_receipt
@@ -92,6 +95,7 @@ def test_a_finished_run_has_nothing_to_do_and_is_not_touched(finished):
 _NOTHING_TO_DO = """
 import sys, time
 from dto_pipeline.config import load_config
+from dto_pipeline.run.drive import RunAborted
 from dto_pipeline.run.driver import run_pipeline
 start = time.perf_counter()
 summary = run_pipeline(sys.argv[1], sys.argv[2], load_config(overrides=["run.device=cpu"]), progress=False)
@@ -245,6 +249,18 @@ def test_tries_of_an_earlier_start_count(start):
 
     start({"faults": {2: RAISE}})
     assert read_failure(path).attempts == 3
+
+
+def test_a_full_disk_stops_the_run_with_advice_and_a_later_start_finishes(start, undisturbed, monkeypatch):
+    def full(directory, failure):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files, "record_failure", full)
+    with pytest.raises(RunAborted, match=r"No space left.*start again"):
+        start({"faults": {2: RAISE}})
+
+    assert start().exit_code == 0
+    assert label_bytes(start.directory.root) == undisturbed
 
 
 def test_the_status_agrees_with_the_summary(start):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dto_pipeline.models.body import BodyModel, load_body
+from dto_pipeline.models.body import BodyModel, BodyModelError, load_body
 from dto_pipeline.scene import KID_AXIS
 from dto_pipeline.view.body_sheet import KID, SMALL, TALL, draw_body_sheet, reach_height
 
@@ -25,7 +25,7 @@ def test_a_wanted_height_is_reached_by_one_coefficient(height: float, index: int
 
 
 def test_a_coefficient_without_effect_on_height_is_refused(body: BodyModel) -> None:
-    with pytest.raises(ValueError, match=r"coefficient 1 .* no height"):
+    with pytest.raises(BodyModelError, match=r"coefficient 1 .* no height"):
         reach_height(body, 5.0, 1)
 
 

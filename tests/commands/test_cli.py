@@ -1,0 +1,58 @@
+"""The command line: what it prints, what it returns, and that errors for people come without a traceback."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dto_pipeline.cli import build_parser, main
+
+
+def test_every_verb_has_help(capsys: pytest.CaptureFixture[str]) -> None:
+    for verb in ("demo", "manifest build", "run", "status", "golden", "bench", "body import", "body show"):
+        with pytest.raises(SystemExit) as stop:
+            build_parser().parse_args([*verb.split(), "--help"])
+        assert stop.value.code == 0
+        assert "usage: dto" in capsys.readouterr().out
+
+
+def test_golden_prints_a_table_and_returns_zero_when_all_agree(
+    golden_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["golden", str(golden_folder), "--json", str(tmp_path / "report.json")]) == 0
+    assert "solver" in capsys.readouterr().out
+    assert json.loads((tmp_path / "report.json").read_text())["passed"] is True
+
+
+def test_golden_prints_json_alone_when_asked(golden_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["golden", str(golden_folder), "--json"])
+    assert json.loads(capsys.readouterr().out)["families"]["solver"]["cases"] == 62
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["golden", "nowhere"], "holds no recorded cases"),
+        (["run", "nowhere.parquet", "-o", "run"], "nowhere.parquet"),
+        (["run", "nowhere.parquet", "-o", "run", "--set", "solver.mode=magic"], "solver.mode is 'magic'"),
+        (["run", "nowhere.parquet", "-o", "run", "--set", "solver.speed=9"], "unknown key solver.speed"),
+        (["status", "nowhere"], "nowhere"),
+        (["manifest", "build", "nowhere.yaml", "--data-root", ".", "-o", "m.parquet"], "nowhere.yaml"),
+        (["body", "show", "nowhere.npz"], "dto body import"),
+        (["body", "import", "nowhere.pkl", "-o", "bodies"], "nowhere.pkl"),
+    ],
+)
+def test_what_cannot_be_done_is_one_message_and_exit_code_two(
+    arguments: list[str],
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    shown = capsys.readouterr().err
+    assert words in shown
+    assert "Traceback" not in shown

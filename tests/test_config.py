@@ -1,0 +1,50 @@
+"""Configs: unknown keys are refused, equal configs hash equal, and only what changes labels is hashed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dto_pipeline.config import ConfigError, PipelineConfig, config_from_dict, describe_difference, load_config
+
+
+def test_a_config_survives_the_way_through_a_dict() -> None:
+    config = load_config(None, ["solver.max_height=2.2", "prior.age_limits=[2, 7, 14]", "run.workers=5"])
+    assert config_from_dict(config.to_dict()) == config
+
+
+def test_overrides_go_before_the_file_and_the_file_before_defaults(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("solver:\n  max_height: 2.3\n  max_rounds: 7\n")
+    config = load_config(path, ["solver.max_height=2.2"])
+    assert (config.solver.max_height, config.solver.max_rounds, config.solver.min_corr) == (2.2, 7, 0.5)
+
+
+def test_how_work_is_moved_never_changes_the_hash_but_a_label_knob_does() -> None:
+    plain = PipelineConfig().hash()
+    assert load_config(None, ["run.workers=64", "run.device=cuda"]).hash() == plain
+    assert load_config(None, ["solver.max_height=2.2"]).hash() != plain
+
+
+def test_differences_are_named_knob_by_knob() -> None:
+    other = load_config(None, ["solver.max_height=2.2"])
+    assert describe_difference(PipelineConfig().label_rooms(), other.label_rooms()) == ["solver.max_height: 2.1 -> 2.2"]
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("solver.speed=3", "unknown key solver.speed"),
+        ("kitchen.sink=3", "unknown config room 'kitchen'"),
+        ("solver.max_height=tall", "solver.max_height must be float, found 'tall'"),
+        ("solver.max_rounds=2.5", "solver.max_rounds must be int"),
+        ("prior.age_limits=[3, 8]", "needs 3 values"),
+        ("solver.max_height", "room.key=value"),
+        ("run.workers=-1", "run.workers"),
+        ("prior.age_prior=1", "prior.age_prior must be bool"),
+    ],
+)
+def test_what_cannot_be_used_is_named(override: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words.replace("[", r"\[").replace("(", r"\(")):
+        load_config(None, [override])
