@@ -29,9 +29,7 @@ from dto_pipeline.data.files import write_bytes_atomic
 from dto_pipeline.demo.clothes import Template, measure_template
 from dto_pipeline.demo.crowd import View, plan_crowd
 from dto_pipeline.demo.depth_quality import MEASURES, TrueDepth, depth_quality
-from dto_pipeline.demo.people import build_bodies
-from dto_pipeline.demo.render import render_picture
-from dto_pipeline.demo.scenes import BODY_STREAM, PICTURE_STREAM
+from dto_pipeline.demo.scenes import build_picture
 from dto_pipeline.models.body import BodyModel, load_body
 from dto_pipeline.models.depth_anything import DepthNetwork
 from dto_pipeline.models.depth_resize import network_size, resize_to_network
@@ -77,13 +75,10 @@ class TrainingScene:
 
 def build_training_scene(seed: int, number: int, body: BodyModel, template: Template) -> TrainingScene:
     """Scene `number` of data set `seed`, the same crowd and picture as `scenes.build_scene` makes."""
-    crowd = plan_crowd(seed, number)
-    truth = build_bodies(crowd, body, np.random.default_rng([seed, number, BODY_STREAM]))
-    rng = np.random.default_rng([seed, number, PICTURE_STREAM])
-    picture = render_picture(crowd, truth.vertices, body, template, rng)
+    picture, view = build_picture(seed, number, body, template), plan_crowd(seed, number).view
     jpeg = simplejpeg.encode_jpeg(np.ascontiguousarray(picture.rgb), quality=_JPEG_QUALITY)
     inverse, person = (1 / picture.z).astype(np.float16), picture.person.astype(np.int8)
-    return TrainingScene(jpeg, inverse, person, relative_focal(crowd.view))
+    return TrainingScene(jpeg, inverse, person, relative_focal(view))
 
 
 def relative_focal(view: View) -> float:

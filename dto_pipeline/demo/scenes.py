@@ -17,7 +17,7 @@ from dto_pipeline.demo.people import Bodies, Labels, build_bodies, falsify_label
 from dto_pipeline.demo.render import Picture, render_picture
 from dto_pipeline.models.body import BodyModel
 
-BODY_STREAM, _LABELS, PICTURE_STREAM, _DISPARITY, _MASKS, _KEYPOINTS = range(2, 8)  # streams; 1 is `plan_crowd`'s
+_BODIES, _LABELS, _PICTURE, _DISPARITY, _MASKS, _KEYPOINTS = range(2, 8)  # random streams; 1 is `plan_crowd`'s
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,13 @@ class DemoScene:
         return np.concatenate([uv.min(axis=1), uv.max(axis=1)], axis=-1).astype(np.float32)
 
 
+def build_picture(seed: int, number: int, body: BodyModel, template: Template) -> Picture:
+    """The picture of scene `number` alone, the same as `build_scene` gives."""
+    crowd = plan_crowd(seed, number)
+    truth = build_bodies(crowd, body, np.random.default_rng([seed, number, _BODIES]))
+    return render_picture(crowd, truth.vertices, body, template, np.random.default_rng([seed, number, _PICTURE]))
+
+
 def build_scene(seed: int, number: int, body: BodyModel, template: Template) -> DemoScene:
     """Make scene `number` of the data set `seed`; equal arguments give equal scenes.
 
@@ -56,9 +63,9 @@ def build_scene(seed: int, number: int, body: BodyModel, template: Template) -> 
     def stream(step: int) -> np.random.Generator:
         return np.random.default_rng([seed, number, step])
 
-    truth = build_bodies(crowd, body, stream(BODY_STREAM))
+    truth = build_bodies(crowd, body, stream(_BODIES))
     labels = falsify_labels(crowd, truth, body, stream(_LABELS))
-    picture = render_picture(crowd, truth.vertices, body, template, stream(PICTURE_STREAM))
+    picture = render_picture(crowd, truth.vertices, body, template, stream(_PICTURE))
     return DemoScene(
         number=number,
         crowd=crowd,
