@@ -11,10 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+_LEAST_PIXELS = 100  # of a person that counts
 SAME_DEPTH = 0.2  # people closer than this stand at the same depth [m]
 MEASURES = {
-    "pixel_error": "relative depth error of people's pixels, one scale per picture",
-    "person_error": "relative depth error of people's mean depth, one scale per picture",
+    "pixel_error": "relative error of people's pixels in disparity, one scale per picture",
+    "person_error": "relative error of people's depth (medians), one scale per picture",
     "person_error_line": "the same after the best line per picture, as the method fits one",
     "order": "share of pairs more than 0.2 m apart that are in the right order",
 }
@@ -33,16 +34,14 @@ def depth_quality(pictures: Iterable[TrueDepth]) -> dict[str, float]:
     pixel, person, line, order = [], [], [], []
     for picture in pictures:
         seen = picture.person >= 0
-        depth = 1 / np.maximum(picture.disparity[seen], 1e-3)
-        z, owner = picture.z[seen].astype(np.float64), picture.person[seen]
-        pixel.append(np.abs(depth * np.median(z / depth) / z - 1).mean())
-        count = np.bincount(owner)
-        kept = count >= 100  # [px]
-        mean_depth, mean_z = ((np.bincount(owner, values) / np.maximum(count, 1))[kept] for values in (depth, z))
-        person.append(np.abs(mean_depth * np.median(mean_z / mean_depth) / mean_z - 1))
-        if kept.sum() > 2:
-            line.append(np.abs(np.polyval(np.polyfit(mean_depth, mean_z, 1, w=1 / mean_z), mean_depth) / mean_z - 1))
-        apart, found = (np.subtract.outer(values, values) for values in (mean_z, mean_depth))
+        disparity, z = np.maximum(picture.disparity[seen], 0).astype(np.float64), picture.z[seen].astype(np.float64)
+        inverse = disparity * z  # constant for a perfect network
+        pixel.append(np.abs(inverse / np.median(inverse) - 1).mean())
+        depth, true = _person_depths(disparity, z, picture.person[seen])
+        person.append(np.abs(depth * np.median(true / depth) / true - 1))
+        if len(depth) > 2:
+            line.append(np.abs(np.polyval(np.polyfit(depth, true, 1, w=1 / true), depth) / true - 1))
+        found, apart = (np.subtract.outer(values, values) for values in (depth, true))
         order.append((np.sign(found) == np.sign(apart))[apart > SAME_DEPTH])
     everyone = np.concatenate(person)
     return {
@@ -52,3 +51,11 @@ def depth_quality(pictures: Iterable[TrueDepth]) -> dict[str, float]:
         "person_error_line": float(np.concatenate(line).mean()),
         "order": float(np.concatenate(order).mean()),
     }
+
+
+def _person_depths(disparity: np.ndarray, z: np.ndarray, owner: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Depth (1 / disparity) and z of people of at least `_LEAST_PIXELS`: (n,) medians over their pixels."""
+    kept = [pixels for index in np.unique(owner) if (pixels := owner == index).sum() >= _LEAST_PIXELS]
+    medians = [[1 / max(np.median(disparity[pixels]), 1e-3), np.median(z[pixels])] for pixels in kept]
+    depth, true = np.array(medians).reshape(-1, 2).T
+    return depth, true

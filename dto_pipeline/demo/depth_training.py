@@ -56,9 +56,10 @@ class Stage:
 class TrainingSettings:
     """All that determines the weights, besides versions and the machine's arithmetic."""
 
-    scenes: int = 720
+    scenes: int = 1100
     batch: int = 8
-    stages: tuple[Stage, ...] = (Stage(168, 1050, 8e-4), Stage(224, 80, 1.5e-4))
+    stages: tuple[Stage, ...] = (Stage(168, 2000, 8e-4), Stage(224, 200, 2.5e-4))
+    cut_share: float = 0.25  # of examples that are cuts of a picture rather than the whole
     warm_up: int = 100  # steps over which the rate rises, in each stage
     seed: int = 3
 
@@ -121,7 +122,7 @@ def train_depth_network(
         shape = _one_cycle(stage.steps, settings.warm_up)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, shape)
         recent: list[float] = []
-        for step, batch in enumerate(_batches(scenes, stage, settings.batch, rng), start=1):
+        for step, batch in enumerate(_batches(scenes, stage, settings, rng), start=1):
             recent.append(_train_step(network, optimizer, *batch))
             schedule.step()
             average.update_parameters(network)
@@ -180,7 +181,7 @@ def _train_step(
 
 
 def _batches(
-    scenes: list[TrainingScene], stage: Stage, batch: int, rng: np.random.Generator
+    scenes: list[TrainingScene], stage: Stage, settings: TrainingSettings, rng: np.random.Generator
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
     """`stage.steps` batches of scenes of one shape each: (B, 3, h, w) images, (B, h, w) disparity and people."""
     shapes: dict[tuple[int, int], list[int]] = {}
@@ -190,18 +191,18 @@ def _batches(
     share = np.array([len(group) for group in groups]) / len(scenes)
     for _ in range(stage.steps):
         group = groups[rng.choice(len(groups), p=share)]
-        chosen = [scenes[index] for index in rng.choice(group, batch)]
-        examples = [_example(scene, stage.short_side, rng) for scene in chosen]
+        chosen = [scenes[index] for index in rng.choice(group, settings.batch)]
+        examples = [_example(scene, stage.short_side, settings.cut_share, rng) for scene in chosen]
         images, true, person = (torch.stack(part) for part in zip(*examples, strict=True))
         yield images, true, person
 
 
 def _example(
-    scene: TrainingScene, short_side: int, rng: np.random.Generator
+    scene: TrainingScene, short_side: int, cut_share: float, rng: np.random.Generator
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """A cut of one scene, mirrored or not, lighter or darker."""
     size = network_size(*scene.inverse.shape, short_side)
-    window, zoom = _cut_window(scene.inverse.shape, rng)  # type: ignore[arg-type]
+    window, zoom = _cut_window(scene.inverse.shape, cut_share, rng)  # type: ignore[arg-type]
     rgb = simplejpeg.decode_jpeg(scene.jpeg, fastdct=False, fastupsample=False)[window]
     image = resize_to_network(torch.from_numpy(np.ascontiguousarray(rgb))[None], size)[0]
     image = image * float(rng.uniform(0.8, 1.25)) + torch.from_numpy(rng.normal(0, 0.12, (3, 1, 1)).astype(np.float32))
@@ -212,9 +213,9 @@ def _example(
     return image, unit * true, person
 
 
-def _cut_window(shape: tuple[int, int], rng: np.random.Generator) -> tuple[tuple[slice, slice], float]:
-    """Rows and columns of a cut of a picture, and how many times it is enlarged; half the time the whole picture."""
-    share = float(rng.uniform(0.7, 1.0)) if rng.random() < 0.5 else 1.0
+def _cut_window(shape: tuple[int, int], often: float, rng: np.random.Generator) -> tuple[tuple[slice, slice], float]:
+    """Rows and columns of a cut of a picture (`often`, else the whole), and how many times it is enlarged."""
+    share = float(rng.uniform(0.8, 1.0)) if rng.random() < often else 1.0
     height, width = (round(side * share) for side in shape)
     top, left = (int(rng.integers(0, whole - side + 1)) for whole, side in zip(shape, (height, width), strict=True))
     return (slice(top, top + height), slice(left, left + width)), 1 / share

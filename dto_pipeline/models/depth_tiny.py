@@ -56,4 +56,6 @@ def save_tiny_network(network: DepthAnythingForDepthEstimation, folder: str | Pa
     with torch.no_grad():
         for part in (network.head.conv3.weight, network.head.conv3.bias):
             part.mul_(output_scale)
-    network.to(torch.float16).save_pretrained(folder, safe_serialization=True)
+    network.half().save_pretrained(folder)
+    for file in Path(folder).iterdir():
+        file.chmod(0o644)  # transformers writes weights for their owner only; a package is for everybody

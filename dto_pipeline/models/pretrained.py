@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from transformers.image_processing_base import ImageProcessingMixin
+from transformers.utils.logging import disable_progress_bar
 
 _COMMIT = re.compile("[0-9a-f]{40}")
 _WEIGHTS = ("*.safetensors", "*.bin")
@@ -73,6 +74,7 @@ def load_pretrained(
         ModelError: the reference is not pinned, or the files are no such network.
     """
     check_reference(reference)
+    disable_progress_bar()  # a bar per worker and model is noise
     options: dict[str, Any] = {"trust_remote_code": reference.trust_remote_code}
     if reference.is_folder:
         options["local_files_only"] = True
