@@ -30,6 +30,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the verb named by `argv`; returns the exit code."""
+    # Our tensors are small: threads that wait for each other cost more than they give (on a busy two-core machine ten
+    # times the wall time). Set before PyTorch loads; workers follow run.torch_threads.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     arguments = build_parser().parse_args(argv)
     logging.basicConfig(
         level=logging.INFO if arguments.verbose else logging.WARNING,

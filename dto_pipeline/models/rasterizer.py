@@ -34,11 +34,10 @@ class Raster:
 class _Triangles:
     """T triangles whose box holds a pixel centre."""
 
-    key: torch.Tensor  # (T,) int64: person * F + face
-    mesh: torch.Tensor  # (T,) int64: b * P + p
+    key: torch.Tensor  # (T,) int64: person << face_bits | face
     pixel: torch.Tensor  # (T,) int64: first pixel of the box in the flat maps of all scenes
     mask_pixel: torch.Tensor  # (T,) int64: the same in the flat masks of all people
-    cols: torch.Tensor  # (T,) int64 columns of the box
+    cols: torch.Tensor  # (T,) float32 columns of the box
     count: torch.Tensor  # (T,) int64 pixels of the box
     planes: torch.Tensor  # (3, 4, T): a, b, c of three barycentric coordinates and 1/z = a + b * column + c * row
 
@@ -74,14 +73,19 @@ def rasterize(
     for chunk in _chunks(triangles.count, at_once):
         _draw(keys, triangles, chunk, width, flat_masks)
     covered = keys != _EMPTY
-    low = torch.where(covered, keys & 0xFFFFFFFF, 0)
+    low, bits = keys & 0xFFFFFFFF, face_bits(len(faces))
     z = torch.where(covered, keys >> 32, 0).to(torch.int32).view(torch.float32)
     shape = (batch, height, width)
     return Raster(
-        person=torch.where(covered, low // len(faces), -1).view(shape),
-        face=torch.where(covered, low % len(faces), -1).view(shape),
+        person=torch.where(covered, low >> bits, -1).view(shape),
+        face=torch.where(covered, low & ((1 << bits) - 1), -1).view(shape),
         z=z.view(shape),
     )
+
+
+def face_bits(num_faces: int) -> int:
+    """Bits a face number takes in a packed key; the person's number lies above them."""
+    return max(1, (num_faces - 1).bit_length())
 
 
 @torch.no_grad()
@@ -141,12 +145,11 @@ def _set_up(
     column, row = first_column.reshape(-1)[kept], first_row.reshape(-1)[kept]
     x, y, z = (torch.stack([corner.reshape(-1)[kept] for corner in axis]) for axis in corners)
     planes, area = _planes(x - (column + 0.5), y - (row + 0.5), z)
-    cols = columns.reshape(-1)[kept].to(torch.int64)
-    count = cols * rows.reshape(-1)[kept].to(torch.int64)
+    cols = columns.reshape(-1)[kept].to(torch.float32)
+    count = (cols * rows.reshape(-1)[kept]).to(torch.int64)
     offset = row.to(torch.int64) * width + column.to(torch.int64)
     return _Triangles(
-        key=person[mesh] * num_faces + kept - mesh * num_faces,
-        mesh=mesh,
+        key=(person[mesh] << face_bits(num_faces)) | (kept - mesh * num_faces),
         pixel=scene[mesh] * (height * width) + offset,
         mask_pixel=(scene * people + person)[mesh] * (height * width) + offset,
         cols=cols,
@@ -194,11 +197,11 @@ def _draw(keys: torch.Tensor, triangles: _Triangles, chunk: slice, width: int, f
     count = triangles.count[chunk]
     triangle = torch.repeat_interleave(count)  # counted from the chunk's start
     start = torch.cumsum(count, 0) - count
-    step = torch.arange(len(triangle), device=keys.device) - start[triangle]
+    step = (torch.arange(len(triangle), device=keys.device) - start[triangle]).to(torch.float32)
     cols = triangles.cols[chunk][triangle]
-    row = torch.div(step, cols, rounding_mode="floor")
-    column = step - row * cols
-    offset = row * width + column
+    row = torch.floor((step + 0.5) / cols)  # exact: boxes are far smaller than 2^23 pixels
+    column = step.addcmul_(row, cols, value=-1)
+    offset = (row * width + column).to(torch.int64)
     if flat_masks is not None:
         seen = flat_masks[triangles.mask_pixel[chunk][triangle] + offset].nonzero().squeeze(-1)
         triangle, row, column, offset = triangle[seen], row[seen], column[seen], offset[seen]

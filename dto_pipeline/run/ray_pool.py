@@ -149,11 +149,18 @@ class RayPool:
         place = self._actors[worker].place
         self.kill(worker)
         blameless = bool(getattr(error, "preempted", False))
-        return WorkerLost(worker, f"{worker} ({place}) died: {one_line(error)}", str(error), blameless)
+        return WorkerLost(worker, f"{worker} ({place}) died: {_death_reason(error)}", str(error), blameless)
 
     def _forget(self, worker: str) -> _Actor:
         self._tasks = {ref: task for ref, task in self._tasks.items() if task.worker != worker}
         return self._actors.pop(worker)
+
+
+def _death_reason(error: ray.exceptions.RayError) -> str:
+    """The part of Ray's message about a dead actor that says why, on one line."""
+    text = one_line(error)
+    start = max(0, text.find("The actor is dead because"))
+    return text[start:].partition(" Some common causes")[0]
 
 
 def start_ray(config: RunConfig, address: str) -> None:
