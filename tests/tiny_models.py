@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
@@ -22,20 +23,21 @@ from transformers import (
 def save_depth_anything(folder: Path, metric: bool = False, seed: int = 0) -> Path:
     """Depth Anything with one attention head; its last bias is raised so that the output is above zero."""
     torch.manual_seed(seed)
-    backbone = Dinov2Config(
-        image_size=56, hidden_size=16, num_hidden_layers=4, num_attention_heads=1, out_indices=[1, 2, 3, 4],
-        reshape_hidden_states=False,
-    )  # fmt: skip
+    backbone: dict[str, Any] = {
+        "image_size": 56, "hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 1,
+        "out_indices": [1, 2, 3, 4], "reshape_hidden_states": False,
+    }  # fmt: skip
     config = DepthAnythingConfig(
-        backbone_config=backbone, reassemble_hidden_size=16, neck_hidden_sizes=[4, 4, 8, 8], fusion_hidden_size=4,
-        head_hidden_size=4, depth_estimation_type="metric" if metric else "relative", max_depth=20 if metric else 1,
+        backbone_config=Dinov2Config(**backbone), reassemble_hidden_size=16, neck_hidden_sizes=[4, 4, 8, 8],
+        fusion_hidden_size=4, head_hidden_size=4, depth_estimation_type="metric" if metric else "relative",
+        max_depth=20 if metric else 1,
     )  # fmt: skip
     network = DepthAnythingForDepthEstimation(config)
     with torch.no_grad():
         for name, weight in network.named_parameters():  # larger than the tiny defaults, so that pixels matter
             if name.startswith(("head", "neck")) and weight.ndim > 1:
                 weight.normal_(0, 0.3)
-        network.head.conv3.bias.fill_(3.0)
+        list(network.head.conv3.parameters())[1].fill_(3.0)
     network.save_pretrained(folder)
     return folder
 
@@ -61,13 +63,14 @@ def save_depth_pro(folder: Path) -> Path:
 def save_mask2former(folder: Path, labels: tuple[str, ...] = ("person", "dog")) -> Path:
     """Mask2Former with five queries."""
     torch.manual_seed(0)
-    swin = SwinConfig(
-        image_size=64, embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 1, 1], window_size=2,
-        out_features=["stage1", "stage2", "stage3", "stage4"],
-    )  # fmt: skip
+    swin: dict[str, Any] = {
+        "image_size": 64, "embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 1, 1], "window_size": 2,
+        "out_features": ["stage1", "stage2", "stage3", "stage4"],
+    }  # fmt: skip
     config = Mask2FormerConfig(
-        backbone_config=swin, feature_size=32, mask_feature_size=32, hidden_dim=32, encoder_feedforward_dim=16,
-        dim_feedforward=16, encoder_layers=1, decoder_layers=2, num_attention_heads=2, num_queries=5,
+        backbone_config=SwinConfig(**swin), feature_size=32, mask_feature_size=32, hidden_dim=32,
+        encoder_feedforward_dim=16, dim_feedforward=16, encoder_layers=1, decoder_layers=2, num_attention_heads=2,
+        num_queries=5,
         id2label=dict(enumerate(labels)), label2id={label: index for index, label in enumerate(labels)},
     )  # fmt: skip
     Mask2FormerForUniversalSegmentation(config).save_pretrained(folder)
@@ -83,6 +86,6 @@ def save_classifier(folder: Path, labels: tuple[str, ...], seed: int = 0) -> Pat
     )  # fmt: skip
     network = ViTForImageClassification(config)
     with torch.no_grad():
-        network.classifier.weight.normal_(0, 1.0)
+        next(iter(network.classifier.parameters())).normal_(0, 1.0)
     network.save_pretrained(folder)
     return folder

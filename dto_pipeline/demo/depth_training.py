@@ -186,7 +186,7 @@ def _batches(
     """`stage.steps` batches of scenes of one shape each: (B, 3, h, w) images, (B, h, w) disparity and people."""
     shapes: dict[tuple[int, int], list[int]] = {}
     for index, scene in enumerate(scenes):
-        shapes.setdefault(scene.inverse.shape, []).append(index)  # type: ignore[arg-type]
+        shapes.setdefault(scene.inverse.shape, []).append(index)
     groups = list(shapes.values())
     share = np.array([len(group) for group in groups]) / len(scenes)
     for _ in range(stage.steps):
@@ -201,8 +201,9 @@ def _example(
     scene: TrainingScene, short_side: int, cut_share: float, rng: np.random.Generator
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """A cut of one scene, mirrored or not, lighter or darker."""
-    size = network_size(*scene.inverse.shape, short_side)
-    window, zoom = _cut_window(scene.inverse.shape, cut_share, rng)  # type: ignore[arg-type]
+    height, width = scene.inverse.shape
+    size = network_size(height, width, short_side)
+    window, zoom = _cut_window((height, width), cut_share, rng)
     rgb = simplejpeg.decode_jpeg(scene.jpeg, fastdct=False, fastupsample=False)[window]
     image = resize_to_network(torch.from_numpy(np.ascontiguousarray(rgb))[None], size)[0]
     image = image * float(rng.uniform(0.8, 1.25)) + torch.from_numpy(rng.normal(0, 0.12, (3, 1, 1)).astype(np.float32))

@@ -17,13 +17,8 @@ from torch.nn import functional
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from dto_pipeline.config import AttributeConfig
-from dto_pipeline.models.pretrained import (
-    ModelError,
-    ModelIdentity,
-    ModelReference,
-    load_pretrained,
-    read_preprocessing,
-)
+from dto_pipeline.models.networks import ModelError, ModelIdentity, ModelReference, attribute_references
+from dto_pipeline.models.pretrained import load_pretrained, read_preprocessing
 
 _OPEN_RANGE = 5.0  # a class without upper end (70+) is taken to lie this far above its lower one [years]
 _MAX_AGE = 110.0  # numbers above are no ages [years]
@@ -117,20 +112,11 @@ def build_attribute_models(config: AttributeConfig, device: torch.device | str) 
     Raises:
         ModelMissing, ModelError: one cannot be had, is not pinned, or its classes say neither age nor gender.
     """
-    device = torch.device(device)
-    asked = [(config.model, config.revision), (config.gender_model, config.gender_revision)]
-    models: list[AttributeModel] = []
-    for name, revision in asked:
-        if name:
-            reference = ModelReference(name, revision, config.offline, config.trust_remote_code, "attributes")
-            models.append(
-                MiVolo(reference, device)
-                if config.trust_remote_code
-                else CropClassifier(reference, config.crop, device)
-            )
-    if not models:
-        raise ModelError("attributes.source is 'model' but attributes.model is empty; set it to a hub name or a folder")
-    return models
+    where = torch.device(device)
+    return [
+        MiVolo(reference, where) if config.trust_remote_code else CropClassifier(reference, config.crop, where)
+        for reference in attribute_references(config)
+    ]
 
 
 def read_class_names(names: dict[int, str]) -> ClassMeaning:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from importlib.resources import files
 from typing import Any
 
 import numpy as np
@@ -22,28 +21,13 @@ from transformers import AutoModelForDepthEstimation
 from dto_pipeline.config import DepthConfig
 from dto_pipeline.models.depth import DepthInvalid
 from dto_pipeline.models.depth_kinds import as_disparity
+from dto_pipeline.models.depth_licences import LICENCES, describe_licences
 from dto_pipeline.models.depth_recipes import recipe_for
 from dto_pipeline.models.depth_resize import plan_windows
-from dto_pipeline.models.pretrained import ModelReference, load_pretrained
+from dto_pipeline.models.networks import depth_reference
+from dto_pipeline.models.pretrained import load_pretrained
 
 _LOG = logging.getLogger(__name__)
-DEMO_MODEL = "demo"  # name of the network shipped with the package
-LICENCES = {
-    "depth-anything/Depth-Anything-V2-Small-hf": "Apache-2.0",
-    "depth-anything/Depth-Anything-V2-Base-hf": "CC BY-NC 4.0",
-    "depth-anything/Depth-Anything-V2-Large-hf": "CC BY-NC 4.0",
-    "depth-anything/Depth-Anything-V2-Metric-Indoor-Small-hf": "Apache-2.0",
-    "depth-anything/Depth-Anything-V2-Metric-Indoor-Base-hf": "CC BY-NC 4.0",
-    "depth-anything/Depth-Anything-V2-Metric-Indoor-Large-hf": "CC BY-NC 4.0",
-    "depth-anything/Depth-Anything-V2-Metric-Outdoor-Small-hf": "Apache-2.0",
-    "depth-anything/Depth-Anything-V2-Metric-Outdoor-Base-hf": "CC BY-NC 4.0",
-    "depth-anything/Depth-Anything-V2-Metric-Outdoor-Large-hf": "CC BY-NC 4.0",
-    "LiheYoung/depth-anything-small-hf": "Apache-2.0",
-    "LiheYoung/depth-anything-base-hf": "Apache-2.0",
-    "LiheYoung/depth-anything-large-hf": "Apache-2.0",
-    "apple/DepthPro-hf": "Apple Machine Learning Research Model licence (research only)",
-    DEMO_MODEL: "Apache-2.0 (trained here on synthetic crowds; for the demo's pictures only)",
-}  # as stated by the models' authors; a CC BY-NC network makes labels that may not be used commercially
 
 
 class DepthNetwork:
@@ -56,7 +40,7 @@ class DepthNetwork:
             ModelMissing, ModelError: it cannot be had, is not pinned, or is of an unknown family.
         """
         self.device = torch.device(device)
-        reference = ModelReference(_network_name(config.model), config.revision, config.offline)
+        reference = depth_reference(config)
         network, identity = load_pretrained(AutoModelForDepthEstimation, reference, self.device, describe_licences())
         self.recipe = recipe_for(network.config, config.short_side)
         self.config = config
@@ -144,14 +128,6 @@ class DepthNetwork:
         return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
 
 
-def describe_licences() -> str:
-    """One line a licence, for messages and help texts."""
-    licences: dict[str, list[str]] = {}
-    for name, licence in LICENCES.items():
-        licences.setdefault(licence, []).append(name)
-    return "Licences: " + "; ".join(f"{licence}: {', '.join(names)}" for licence, names in licences.items())
-
-
 def keep_last_layer_precise(network: nn.Module) -> None:
     """Let the last convolution of Depth Anything's head compute in float32 under autocast (does nothing for others)."""
     head = getattr(network, "head", None)
@@ -179,7 +155,3 @@ def _runs_of_one_shape(images: Sequence[np.ndarray]) -> Iterator[list[np.ndarray
             run = []
         run.append(image)
     yield run
-
-
-def _network_name(model: str) -> str:
-    return str(files("dto_pipeline.demo") / "assets" / "depth_tiny") if model == DEMO_MODEL else model

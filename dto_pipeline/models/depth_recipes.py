@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional
 
 from dto_pipeline.models.depth_resize import network_size, resize_to_image, resize_to_network
-from dto_pipeline.models.pretrained import ModelError
+from dto_pipeline.models.networks import ModelError
 
 _PRO_SIDE = 1536  # Depth Pro sees squares of this size [px]
 _PRO_RANGE = (1e-4, 1e4)  # of its inverse depth, as transformers clamps it [1/m]
@@ -23,7 +23,10 @@ _PRO_RANGE = (1e-4, 1e4)  # of its inverse depth, as transformers clamps it [1/m
 class DepthRecipe(Protocol):
     """What a family of networks needs."""
 
-    kind: str  # of the maps `restore` gives
+    @property
+    def kind(self) -> str:
+        """Of the maps `restore` gives."""
+        ...
 
     def size(self, height: int, width: int) -> tuple[int, int]:
         """(h, w) the network sees an H x W image at [px]."""

@@ -6,6 +6,7 @@ Knows layers and files; knows nothing of data or training. Its output is dispari
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config
@@ -22,18 +23,18 @@ def build_tiny_network(hidden: int = HIDDEN, layers: int = LAYERS) -> DepthAnyth
         hidden: width of the backbone, a multiple of 64 (one attention head each) or less than that (one head).
         layers: depth of the backbone, at least 4; features are taken after four of them.
     """
-    backbone = Dinov2Config(
-        image_size=224,
-        patch_size=14,
-        hidden_size=hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=max(1, hidden // 64),
-        out_indices=[layers * quarter // 4 for quarter in range(1, 5)],
-        reshape_hidden_states=False,
-        use_mask_token=False,
-    )
+    backbone: dict[str, Any] = {
+        "image_size": 224,
+        "patch_size": 14,
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": max(1, hidden // 64),
+        "out_indices": [layers * quarter // 4 for quarter in range(1, 5)],
+        "reshape_hidden_states": False,
+        "use_mask_token": False,
+    }
     config = DepthAnythingConfig(
-        backbone_config=backbone,
+        backbone_config=Dinov2Config(**backbone),
         reassemble_hidden_size=hidden,
         neck_hidden_sizes=[hidden // 8, hidden // 4, hidden // 2, hidden // 2],
         fusion_hidden_size=32,
@@ -41,7 +42,9 @@ def build_tiny_network(hidden: int = HIDDEN, layers: int = LAYERS) -> DepthAnyth
     )
     network = DepthAnythingForDepthEstimation(config)
     with torch.no_grad():
-        network.head.conv3.bias.fill_(_FIRST_OUTPUT)
+        for bias in network.head.conv3.parameters():
+            if bias.ndim == 1:
+                bias.fill_(_FIRST_OUTPUT)
     return network
 
 
@@ -54,7 +57,7 @@ def save_tiny_network(network: DepthAnythingForDepthEstimation, folder: str | Pa
         output_scale: the saved network's output is this many times the trained one's.
     """
     with torch.no_grad():
-        for part in (network.head.conv3.weight, network.head.conv3.bias):
+        for part in network.head.conv3.parameters():
             part.mul_(output_scale)
     network.half().save_pretrained(folder)
     for file in Path(folder).iterdir():

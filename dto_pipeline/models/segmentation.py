@@ -19,7 +19,8 @@ from transformers import AutoModelForUniversalSegmentation
 
 from dto_pipeline.config import MaskConfig
 from dto_pipeline.models.depth_resize import network_size, plan_windows, resize_to_network
-from dto_pipeline.models.pretrained import ModelError, ModelReference, load_pretrained
+from dto_pipeline.models.networks import ModelError, mask_reference
+from dto_pipeline.models.pretrained import load_pretrained
 
 _MULTIPLE = 32  # sides of what the network sees are multiples of it [px]
 _BODY_JOINTS = 24  # of smplx's 45: those of the tree
@@ -44,7 +45,7 @@ class InstanceNetwork:
         """
         self.device = torch.device(device)
         self.config = config
-        reference = ModelReference(config.model, config.revision, config.offline, knob="masks")
+        reference = mask_reference(config)
         self.network, self.identity = load_pretrained(AutoModelForUniversalSegmentation, reference, self.device)
         self._person = person_classes(self.network.config.id2label)
 

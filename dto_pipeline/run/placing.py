@@ -30,7 +30,8 @@ from dto_pipeline.timing import StageClock
 
 _LOG = logging.getLogger(__name__)
 _BATCHES_PER_WINDOW = 4  # of a network: images of one shape find each other within a window
-_Item, _Result = TypeVar("_Item"), TypeVar("_Result")
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 ManifestRows = Any  # a pyarrow.Table of schema.MANIFEST_SCHEMA; pyarrow itself is imported in data/ only
 
 

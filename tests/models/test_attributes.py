@@ -19,7 +19,7 @@ from dto_pipeline.models.attributes import (
     read_class_names,
 )
 from dto_pipeline.models.body import BodyModel
-from dto_pipeline.models.pretrained import ModelError, ModelReference
+from dto_pipeline.models.networks import ModelError, ModelReference
 from dto_pipeline.models.seeing import Sight
 from dto_pipeline.scene import Scene
 from dto_pipeline.timing import StageClock

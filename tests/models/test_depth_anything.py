@@ -10,10 +10,11 @@ import torch
 
 from dto_pipeline.config import ConfigError, DepthConfig, PipelineConfig
 from dto_pipeline.models.depth import DepthInvalid
-from dto_pipeline.models.depth_anything import DepthNetwork, describe_licences, keep_last_layer_precise
+from dto_pipeline.models.depth_anything import DepthNetwork, keep_last_layer_precise
 from dto_pipeline.models.depth_kinds import METRES_PER_DEPTH
+from dto_pipeline.models.depth_licences import describe_licences
 from dto_pipeline.models.depth_resize import plan_windows, resize_to_image, resize_to_network
-from dto_pipeline.models.pretrained import ModelError, ModelMissing, ModelReference, identify
+from dto_pipeline.models.networks import ModelError, ModelMissing, ModelReference, identify
 from tests.tiny_models import save_classifier, save_depth_anything, save_depth_pro
 
 
@@ -50,6 +51,7 @@ def test_images_of_any_shapes_come_back_in_order(folder: Path) -> None:
     for image, found in zip(images, together, strict=True):
         (alone,) = network.estimate([image])
         assert isinstance(found, np.ndarray)
+        assert isinstance(alone, np.ndarray)
         assert found.shape == image.shape[:2]
         np.testing.assert_allclose(found, alone, rtol=1e-4)
 
@@ -117,6 +119,7 @@ def test_metric_networks_give_disparity_in_the_methods_units(tmp_path: Path) -> 
     network = DepthNetwork(config(save_depth_anything(tmp_path / "metric", metric=True)))
     (image,) = pictures((28, 42))
     (found,) = network.estimate([image])
+    assert isinstance(found, np.ndarray)
     with torch.no_grad():
         metres = network.network(resize_to_network(torch.from_numpy(image)[None], (28, 42))).predicted_depth[0].numpy()
     np.testing.assert_allclose(found, METRES_PER_DEPTH / metres, rtol=1e-4)
@@ -196,4 +199,4 @@ def test_bfloat16_does_not_cut_disparity_into_steps(folder: Path) -> None:
 def test_unknown_sources_and_kinds_are_refused() -> None:
     for knobs in ({"source": "magic"}, {"kind": "inches"}, {"batch": 0}, {"short_side": 3}, {"scale": 0.0}):
         with pytest.raises(ConfigError, match=next(iter(knobs))):
-            PipelineConfig(depth=DepthConfig(**knobs))  # type: ignore[arg-type]
+            PipelineConfig(depth=DepthConfig(**knobs))

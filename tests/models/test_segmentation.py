@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from dto_pipeline.config import MaskConfig, PipelineConfig
 from dto_pipeline.models.body import BodyModel
-from dto_pipeline.models.pretrained import ModelError, ModelMissing
+from dto_pipeline.models.networks import ModelError, ModelMissing
 from dto_pipeline.models.seeing import Sight
 from dto_pipeline.models.segmentation import InstanceNetwork, Instances, map_joints, match_instances, person_classes
 from dto_pipeline.models.silhouettes import claim_pixels, project_joints, render_silhouettes
@@ -96,7 +96,7 @@ def test_outlines_cover_the_exact_masks_of_the_same_bodies(body: BodyModel) -> N
 def test_projected_joints_lie_on_the_body(body: BodyModel) -> None:
     scene = crowd(body)
     assert scene.masks is not None
-    joints = map_joints(project_joints(scene, body), (scene.height, scene.width), scene.masks.shape[1:])  # type: ignore[arg-type]
+    joints = map_joints(project_joints(scene, body), (scene.height, scene.width), scene.masks.shape[1:])
     column, row = np.floor(joints[0]).astype(int).T
     assert scene.masks[0][row.clip(0, scene.masks.shape[1] - 1), column].mean() > 0.9
 

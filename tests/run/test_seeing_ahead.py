@@ -94,7 +94,7 @@ def test_a_network_that_raises_costs_the_scene_that_causes_it(
     victim = next(item.scene.image_sha256 for item in calm if not item.status.is_failure)
     look = sight.look
 
-    def moody(scenes, clock):  # type: ignore[no-untyped-def]
+    def moody(scenes, clock):
         if any(scene.image_sha256 == victim for scene in scenes):
             raise ValueError("bad luck")
         look(scenes, clock)
