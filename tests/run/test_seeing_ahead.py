@@ -18,8 +18,10 @@ from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.placed import read_placed
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.models.depth import DepthInvalid
+from dto_pipeline.models.networks import ModelMissing
 from dto_pipeline.models.seeing import Sight
 from dto_pipeline.optimizer import SceneOptimizer
+from dto_pipeline.run.directory import RunMismatch
 from dto_pipeline.run.driver import run_pipeline
 from dto_pipeline.run.placing import ScenePlacer, run_ahead
 from dto_pipeline.scene import PlacedScene
@@ -151,3 +153,21 @@ def test_an_error_is_raised_in_its_turn() -> None:
         assert next(results) == 0
         with pytest.raises(ValueError, match="one"):
             next(results)
+
+
+def test_a_run_is_not_resumed_with_other_weights(crowd: TinyDataset, config: PipelineConfig, tmp_path: Path) -> None:
+    folder = save_depth_anything(tmp_path / "weights")
+    config = replace(config, depth=replace(config.depth, model=str(folder)))
+    run_pipeline(crowd.manifest, tmp_path / "run", config, progress=False)
+    save_depth_anything(folder, seed=1)
+    with pytest.raises(RunMismatch, match="depth network"):
+        run_pipeline(crowd.manifest, tmp_path / "run", config, progress=False)
+
+
+def test_a_missing_network_stops_a_run_before_it_starts(
+    crowd: TinyDataset, config: PipelineConfig, tmp_path: Path
+) -> None:
+    config = replace(config, depth=replace(config.depth, model=str(tmp_path / "nowhere")))
+    with pytest.raises(ModelMissing, match="nowhere"):
+        run_pipeline(crowd.manifest, tmp_path / "run", config, progress=False)
+    assert not (tmp_path / "run" / "run.json").exists()
