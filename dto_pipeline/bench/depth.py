@@ -197,11 +197,11 @@ def _report(
 
 
 def _measure_peak(device: str) -> float:
-    """TFLOP/s of a large matrix product: bfloat16 on a GPU, float32 on a CPU; the best of five."""
+    """TFLOP/s of a large matrix product: bfloat16 on a GPU, float32 on a CPU; the best of twenty."""
     side = _MATRIX[device]
     matrix = torch.randn(side, side, device=device, dtype=torch.bfloat16 if device == "cuda" else torch.float32)
     seconds = []
-    for _ in range(5):
+    for _ in range(20):
         start = time.perf_counter()
         (matrix @ matrix)[0, 0].item()  # reading a number waits for the device
         seconds.append(time.perf_counter() - start)

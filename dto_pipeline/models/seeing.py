@@ -8,18 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
 
 from dto_pipeline.config import PipelineConfig
-from dto_pipeline.models.attributes import Attributes, build_attribute_models, cut_crops, join_attributes
+from dto_pipeline.models.attributes import Attributes, cut_crops, join_attributes
 from dto_pipeline.models.body import BodyModel
-from dto_pipeline.models.depth_anything import DepthNetwork
-from dto_pipeline.models.segmentation import InstanceNetwork, Instances, map_joints, match_instances
+from dto_pipeline.models.instance_matching import Instances, map_joints, match_instances
 from dto_pipeline.models.silhouettes import claim_pixels, project_joints, render_silhouettes, usable_people
 from dto_pipeline.scene import Scene
+
+if TYPE_CHECKING:
+    from dto_pipeline.models.attribute_models import AttributeModel
+    from dto_pipeline.models.depth_anything import DepthNetwork
+    from dto_pipeline.models.segmentation import InstanceNetwork
 
 _FACE = slice(24, 29)  # nose, eyes and ears of smplx's 45 joints
 _NECK = 12
@@ -44,10 +48,22 @@ class Sight:
         """
         self.config = config
         self._body = body
-        self.depth = DepthNetwork(config.depth, device) if config.depth.source == "model" else None
-        self._instances = InstanceNetwork(config.masks, device) if config.masks.source == "model" else None
-        wanted = config.attributes.source == "model"
-        self._attributes = build_attribute_models(config.attributes, device) if wanted else []
+        self.depth: DepthNetwork | None = None
+        self._instances: InstanceNetwork | None = None
+        self._attributes: list[AttributeModel] = []
+        # imported where needed: transformers costs seconds that a run on files need not spend
+        if config.depth.source == "model":
+            from dto_pipeline.models.depth_anything import DepthNetwork
+
+            self.depth = DepthNetwork(config.depth, device)
+        if config.masks.source == "model":
+            from dto_pipeline.models.segmentation import InstanceNetwork
+
+            self._instances = InstanceNetwork(config.masks, device)
+        if config.attributes.source == "model":
+            from dto_pipeline.models.attribute_models import build_attribute_models
+
+            self._attributes = build_attribute_models(config.attributes, device)
 
     @property
     def facts(self) -> dict[str, str]:

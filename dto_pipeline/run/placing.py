@@ -85,7 +85,10 @@ class ScenePlacer:
 
         def load(positions: Sequence[int]) -> list[Scene]:
             chosen = rows.take(list(positions))
-            return load_scenes(chosen, self._images, self._depth, self._config.evidence, self._decoders, clock=clock)
+            own = self._config.masks.source == "labels"
+            return load_scenes(
+                chosen, self._images, self._depth, self._config.evidence, self._decoders, clock=clock, label_masks=own
+            )
 
         size = self._window_size()
         windows = [order[start : start + size] for start in range(0, len(order), size)]

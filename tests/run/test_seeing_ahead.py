@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dto_pipeline.config import DepthConfig, PipelineConfig, RunConfig
+from dto_pipeline.config import DepthConfig, MaskConfig, PipelineConfig, RunConfig
 from dto_pipeline.data.images import ImageFolder
 from dto_pipeline.data.labels import read_label_metadata
 from dto_pipeline.data.manifest import Manifest
@@ -171,3 +171,15 @@ def test_a_missing_network_stops_a_run_before_it_starts(
     with pytest.raises(ModelMissing, match="nowhere"):
         run_pipeline(crowd.manifest, tmp_path / "run", config, progress=False)
     assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_a_run_without_masks_takes_rendered_outlines_whatever_the_labels_hold(
+    crowd: TinyDataset, tmp_path: Path
+) -> None:
+    config = PipelineConfig(masks=MaskConfig(source="none"), run=RunConfig(workers=0, device="cpu"))
+    run_pipeline(crowd.manifest, tmp_path / "run", config, progress=False)
+    (file,) = (tmp_path / "run" / "labels").glob("*.parquet")
+    done = [item for item in read_placed(file) if not item.status.is_failure]
+    assert {item.scene.origin["masks"] for item in done} == {"rendered"}
+    assert sum(int(item.mask_pixels.sum()) for item in done) > 0
+    assert all(np.isnan(item.scene.mask_score).all() for item in done)  # type: ignore[arg-type]
