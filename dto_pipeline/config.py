@@ -22,7 +22,10 @@ from dto_pipeline.errors import DtoError
 
 SOLVER_MODES = ("paper", "joint")
 DEPTH_MODELS = ("auto", "affine_depth", "affine_disparity")
-DEPTH_SOURCES = ("files",)
+DEPTH_SOURCES = ("files", "model")
+DEPTH_KINDS = ("disparity", "depth", "metric_depth")  # explained in `models.depth_kinds`
+MASK_SOURCES = ("labels", "model", "none")
+ATTRIBUTE_SOURCES = ("labels", "model", "none")
 
 
 class ConfigError(DtoError, ValueError):
@@ -131,11 +134,47 @@ class BodyConfig:
 
 @dataclass(frozen=True)
 class DepthConfig:
-    """Where disparity comes from."""
+    """Where disparity comes from: files written beforehand, or a network. See `models.depth_anything` for licences."""
 
     source: str = "files"  # see `DEPTH_SOURCES`
     root: str = ""  # files: folder with one map per image; "" = the `depth` folder named by the manifest
     suffix: str = ".npy"  # files: image path with this suffix instead of its own
+    kind: str = "disparity"  # files: what their numbers mean, see `DEPTH_KINDS`; a network knows its own kind
+    scale: float = 1.0  # files: stored numbers times this are in the kind's unit (0.001: millimetres)
+    model: str = "demo"  # model: hub name or folder; "demo" = the small network of the package, for the demo's pictures
+    revision: str = ""  # model: commit a hub name is pinned to
+    offline: bool = False  # model: never ask the hub, only its cache on this machine
+    short_side: int = 518  # model: shorter side of what Depth Anything sees [px], as its authors run it
+    batch: int = 8  # model: images at once; a part of the labels' hash, because it can change their last bits
+
+
+@dataclass(frozen=True)
+class MaskConfig:
+    """Where instance masks come from. What was used is the labels' column `mask_origin`."""
+
+    source: str = "labels"  # labels: those of the manifest; model: all from a network; none: rendered silhouettes
+    model: str = ""  # hub name or folder of an instance (universal) segmentation network of transformers
+    revision: str = ""  # commit a hub name is pinned to
+    offline: bool = False  # never ask the hub
+    short_side: int = 640  # of what the network sees [px]
+    batch: int = 4  # images at once
+    min_score: float = 0.5  # instances with a lower score are not looked at
+    min_match: float = 0.3  # silhouette IoU and share of joints inside, averaged, under which nobody gets the instance
+
+
+@dataclass(frozen=True)
+class AttributeConfig:
+    """Where age and gender come from, for people whose labels do not say. The column is `attribute_origin`."""
+
+    source: str = "labels"  # labels: the manifest, else unknown; model: a network for the unknown; none: all unknown
+    model: str = ""  # hub name or folder of an image classification network of transformers (ages, genders or both)
+    revision: str = ""  # commit a hub name is pinned to
+    gender_model: str = ""  # a second network, where the first knows ages only
+    gender_revision: str = ""
+    crop: str = "face"  # what a classifier sees: face or body; MiVOLO sees both
+    offline: bool = False  # never ask the hub
+    trust_remote_code: bool = False  # run the repository's own Python code (MiVOLO v2 needs it); needs the revision
+    batch: int = 32  # people at once
 
 
 @dataclass(frozen=True)
@@ -166,13 +205,13 @@ class PipelineConfig:
     refine: RefineConfig = field(default_factory=RefineConfig)
     body: BodyConfig = field(default_factory=BodyConfig)
     depth: DepthConfig = field(default_factory=DepthConfig)
+    masks: MaskConfig = field(default_factory=MaskConfig)
+    attributes: AttributeConfig = field(default_factory=AttributeConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
         _expect(self.solver.mode in SOLVER_MODES, f"solver.mode is {self.solver.mode!r}; choose from {SOLVER_MODES}")
-        _expect(
-            self.depth.source in DEPTH_SOURCES, f"depth.source is {self.depth.source!r}; choose from {DEPTH_SOURCES}"
-        )
+        self._check_seeing()
         _expect(
             self.joint.depth_model in DEPTH_MODELS,
             f"joint.depth_model is {self.joint.depth_model!r}; choose from {DEPTH_MODELS}",
@@ -188,6 +227,24 @@ class PipelineConfig:
         for name in ("batch_images", "max_attempts", "decode_threads", "torch_threads", "shards_in_flight"):
             _expect(getattr(self.run, name) >= 1, f"run.{name} must be at least 1, found {getattr(self.run, name)}")
         _expect(self.run.shard_timeout_s > 0, "run.shard_timeout_s must be positive")
+
+    def _check_seeing(self) -> None:
+        for key, value, choices in (
+            ("depth.source", self.depth.source, DEPTH_SOURCES),
+            ("depth.kind", self.depth.kind, DEPTH_KINDS),
+            ("masks.source", self.masks.source, MASK_SOURCES),
+            ("attributes.source", self.attributes.source, ATTRIBUTE_SOURCES),
+            ("attributes.crop", self.attributes.crop, ("face", "body")),
+        ):
+            _expect(value in choices, f"{key} is {value!r}; choose from {choices}")
+        _expect(self.depth.scale > 0, "depth.scale must be positive")
+        for key, least, found in (
+            ("depth.batch", 1, self.depth.batch),
+            ("masks.batch", 1, self.masks.batch),
+            ("attributes.batch", 1, self.attributes.batch),
+            ("depth.short_side", 14, self.depth.short_side),
+        ):
+            _expect(found >= least, f"{key} is {found}; expected at least {least}")
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Plain nested dict, JSON-ready (tuples become lists)."""

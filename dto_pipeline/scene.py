@@ -85,6 +85,8 @@ class Scene:
     det_score: np.ndarray  # (P,) float32, NaN = unknown
     person_problem: list[tuple[PersonStatus, str] | None]  # why a person cannot be used, or None
     masks: np.ndarray | None = None  # (P, h, w) bool at person-map size
+    has_mask: np.ndarray | None = None  # (P,) bool: the mask was seen by somebody, not made up from the label
+    mask_score: np.ndarray | None = None  # (P,) float32 of the network that made the mask, NaN = from elsewhere
     disparity: np.ndarray | None = None  # (H, W) float32, larger is nearer
     image: np.ndarray | None = None  # (H, W, 3) uint8 RGB
     image_sha256: str = ""

@@ -90,6 +90,7 @@ LABEL_PERSON = pa.struct(
         _field("height_class", pa.string(), "baby, kid, teen, adult_female, adult_male, adult; null = not computed"),
         _field("height_init_m", pa.float32(), "rest-pose height of the input body", "m"),
         _field("height_m", pa.float32(), "rest-pose height of the body after", "m"),
+        _field("mask_score", pa.float32(), "score of the network's instance mask; NaN = mask from elsewhere or none"),
         _field("prior_mean_m", pa.float32(), "mean of the height prior", "m"),
         _field("prior_sigma_m", pa.float32(), "standard deviation of the height prior", "m"),
         _field("depth_mean", pa.float32(), "mean relative depth of the person's pixels", "1 / disparity"),

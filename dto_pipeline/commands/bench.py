@@ -4,8 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dto_pipeline.commands.options import add_config_options, read_config
+
+if TYPE_CHECKING:
+    from dto_pipeline.config import PipelineConfig
+    from dto_pipeline.data.manifest import Manifest
+    from dto_pipeline.models.body import BodyModel
+    from dto_pipeline.models.seeing import Sight
+    from dto_pipeline.scene import PlacedScene
+    from dto_pipeline.timing import StageClock
 
 
 def add_parser(verbs: argparse._SubParsersAction) -> None:
@@ -17,6 +27,11 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--images", type=int, default=16, metavar="N", help="images (16)")
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="runs whose median is taken (5)")
+    parser.add_argument(
+        "--depth",
+        action="store_true",
+        help="with a depth network (depth.model ...): images/s alone and from end to end, share of peak, busy share",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     add_config_options(parser)
     parser.set_defaults(run=_run)
@@ -25,6 +40,24 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     from dto_pipeline.bench.stages import run_bench
 
+    if arguments.depth:
+        from dto_pipeline.bench.depth import run_depth_bench
+
+        depth = run_depth_bench(place_shard, arguments.images, arguments.repeats, read_config(arguments))
+        print(json.dumps(depth.to_json(), indent=1) if arguments.json else depth.as_table())
+        return 0
     report = run_bench(arguments.images, arguments.repeats, read_config(arguments))
     print(json.dumps(report.to_json(), indent=1) if arguments.json else report.as_table())
     return 0
+
+
+def place_shard(
+    manifest: Manifest, config: PipelineConfig, body: BodyModel, sight: Sight, clock: StageClock
+) -> list[PlacedScene]:
+    """The first shard of a manifest as a worker does it, with the networks of `sight`."""
+    from dto_pipeline.data.images import ImageFolder
+    from dto_pipeline.optimizer import SceneOptimizer
+    from dto_pipeline.run.placing import ScenePlacer
+
+    images = ImageFolder(Path(manifest.images_root))
+    return ScenePlacer(SceneOptimizer(body, config), config, images, None, sight).place(manifest.read_shard(0), clock)

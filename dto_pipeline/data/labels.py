@@ -155,6 +155,11 @@ def _person_columns(placed: Sequence[PlacedScene], counts: np.ndarray) -> dict[s
     columns: dict[str, Any] = {name: _stack(scenes, name, shape) for name, shape in _SCENE_PERSON_NUMBERS}
     columns.update({name: _stack(placed, name, shape) for name, shape in _PLACED_PERSON_NUMBERS})
     columns["transl_init"] = _stack(scenes, "transl", (3,))
+    unscored = [np.full(scene.num_people, np.nan, np.float32) for scene in scenes]
+    scores = [
+        own if scene.mask_score is None else scene.mask_score for own, scene in zip(unscored, scenes, strict=True)
+    ]
+    columns["mask_score"] = np.concatenate([*scores, np.zeros(0, np.float32)])
     starts = np.cumsum(counts) - counts
     columns["person_index"] = np.arange(int(counts.sum())) - np.repeat(starts, counts)
     columns["beta_init"] = _initial_beta(_stack(scenes, "betas", (NUM_BETAS,)), columns["beta_index"])

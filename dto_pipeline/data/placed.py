@@ -20,6 +20,7 @@ from dto_pipeline.status import ImageStatus, PersonStatus
 _PERSON_NUMBERS = (
     "height_sigma_m",
     *("pose", "betas", "transl", "transl_init", "source_row", "bbox_xyxy", "det_score", "age_years", "male_prob"),
+    "mask_score",
     *("scale", "beta_index", "beta_init", "height_init_m", "height_m", "prior_mean_m", "prior_sigma_m"),
     *("depth_mean", "depth_std", "slope", "corr", "mask_pixels", "visible_vertices", "depth_group", "z_sigma_m"),
 )
@@ -107,6 +108,7 @@ def _scene(row: dict[str, Any], people: dict[str, np.ndarray]) -> Scene:
         det_score=people["det_score"],
         age_years=people["age_years"],
         male_prob=people["male_prob"],
+        mask_score=people["mask_score"],
     )
 
 

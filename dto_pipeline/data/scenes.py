@@ -52,6 +52,10 @@ class _Masks:
     height: np.ndarray  # (P,) [px]
     width: np.ndarray  # (P,) [px]
 
+    def without_masks(self) -> _Masks:
+        """The same people, nobody with a mask."""
+        return _Masks([None] * len(self.rle), self.height, self.width)
+
 
 @dataclass(frozen=True)
 class _Loader:
@@ -100,6 +104,7 @@ def load_scenes(
     evidence: EvidenceConfig,
     threads: Executor | None = None,
     clock: Clock | None = None,
+    label_masks: bool = True,
 ) -> list[Scene]:
     """Load the scenes of some manifest rows.
 
@@ -110,6 +115,7 @@ def load_scenes(
         evidence: gives the size of the person map that masks are sampled at.
         threads: run one image per task; None = in this thread.
         clock: gets the seconds of decode, masks and depth, threads added up.
+        label_masks: take the manifest's masks; False treats everybody as without one.
 
     Returns:
         One scene per row, in order.
@@ -119,7 +125,7 @@ def load_scenes(
     scenes, masks = [], []
     for scene, mask in _read_labels(rows):
         scenes.append(scene)
-        masks.append(mask)
+        masks.append(mask if label_masks else mask.without_masks())
     files = (rows.column(name).to_pylist() for name in ("image_file", "depth_file"))
     run = map if threads is None else threads.map
     for _ in run(loader.fill, scenes, *files, masks):
@@ -172,6 +178,7 @@ def _sample_masks(scene: Scene, masks: _Masks, max_side: int) -> None:
     rows = np.arange(height) * scene.height // height
     cols = np.arange(width) * scene.width // width
     sampled = np.zeros((scene.num_people, height, width), dtype=bool)
+    seen = np.zeros(scene.num_people, dtype=bool)
     for person, rle in enumerate(masks.rle):
         if scene.person_problem[person] is not None:
             continue
@@ -185,9 +192,10 @@ def _sample_masks(scene: Scene, masks: _Masks, max_side: int) -> None:
         except RleError as error:
             scene.person_problem[person] = (PersonStatus.INVALID_LABEL, f"instance mask: {error}")
             continue
+        seen[person] = True
         if not sampled[person].any() and _is_empty(rle):
             scene.person_problem[person] = (PersonStatus.EMPTY_MASK, "the instance mask holds no pixel")
-    scene.masks = sampled
+    scene.masks, scene.has_mask = sampled, seen
 
 
 def _check_mask_size(mask: tuple[int, int], image: tuple[int, int]) -> None:
