@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import torch
 
 from dto_pipeline.collate import collate_scenes, pass_through, split_batch
@@ -21,8 +22,8 @@ from dto_pipeline.models.depth import DepthSource
 from dto_pipeline.optimizer import SceneOptimizer
 from dto_pipeline.run.batching import SceneSize, plan_batches
 from dto_pipeline.run.pool import DeviceLost, one_line
-from dto_pipeline.scene import PlacedScene, Scene
-from dto_pipeline.status import ImageStatus
+from dto_pipeline.scene import KID_AXIS, PlacedScene, Scene
+from dto_pipeline.status import ImageStatus, PersonStatus
 from dto_pipeline.timing import StageClock
 
 _LOG = logging.getLogger(__name__)
@@ -80,6 +81,8 @@ class ScenePlacer:
 
     def _place_batch(self, scenes: Sequence[Scene], clock: StageClock) -> list[PlacedScene]:
         """One placed scene per scene; those with a problem, or without people, pass through."""
+        if not self._optimizer.body.has_kid_axis:
+            _refuse_kid_axis(scenes)
         able = [i for i, scene in enumerate(scenes) if scene.problem is None and scene.num_people > 0]
         results = dict(zip(able, self._optimize([scenes[i] for i in able], clock), strict=True))
         for scene in scenes:
@@ -112,6 +115,17 @@ class ScenePlacer:
         optimized = self._optimizer(batch)
         with clock("split"):
             return split_batch(scenes, optimized, self._config)
+
+
+def _refuse_kid_axis(scenes: Sequence[Scene]) -> None:
+    """Labels that use a shape direction the body model lacks would be other people: not used, and said so."""
+    problem = (
+        PersonStatus.INVALID_LABEL,
+        "the label uses the kid axis, which the body model lacks; see dto body import",
+    )
+    for scene in scenes:
+        for person in np.flatnonzero(scene.betas[:, KID_AXIS] != 0):
+            scene.person_problem[person] = scene.person_problem[person] or problem
 
 
 def scene_sizes(rows: ManifestRows) -> list[SceneSize]:
