@@ -138,7 +138,6 @@ class DepthConfig:
 
     source: str = "files"  # see `DEPTH_SOURCES`
     root: str = ""  # files: folder with one map per image; "" = the `depth` folder named by the manifest
-    suffix: str = ".npy"  # files: image path with this suffix instead of its own
     kind: str = "disparity"  # files: what their numbers mean, see `DEPTH_KINDS`; a network knows its own kind
     scale: float = 1.0  # files: stored numbers times this are in the kind's unit (0.001: millimetres)
     model: str = "demo"  # model: hub name or folder; "demo" = the small network of the package, for the demo's pictures
@@ -179,7 +178,11 @@ class AttributeConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """How work is moved. Nothing here may change a label, so nothing here is hashed."""
+    """How work is moved. Nothing here changes a label beyond the last bits of single precision, so nothing is hashed.
+
+    On CPU labels are byte for byte equal whatever stands here (tested); on a GPU keep `batch_images` and `device` for
+    identical bytes.
+    """
 
     workers: int = 2  # Ray actors; 0 runs in this process without Ray
     batch_images: int = 8  # scenes optimised together

@@ -72,6 +72,8 @@ MANIFEST_SCHEMA = pa.schema(
         *_CAMERA,
         _field("image_file", pa.string(), "file of the image, relative to the images folder"),
         _field("depth_file", pa.string(), "precomputed depth map, relative to the depth folder; null = none"),
+        _field("mask_origin", pa.string(), "where the masks came from: sidecar, labels, detection; null = none"),
+        _field("attribute_origin", pa.string(), "where ages and genders came from: sidecar, labels; null = unknown"),
         _field("problem_status", pa.string(), "ImageStatus found while building; null = none"),
         _field("problem", pa.string(), "what was found; null = nothing"),
         _field("num_persons", pa.int32(), "people of the image"),
@@ -139,6 +141,16 @@ LABELS_SCHEMA = pa.schema(
     ]
 )
 
+FINDINGS_SCHEMA = pa.schema(
+    [
+        _field("kind", pa.string(), "an ImageStatus, person, image_without_labels, also_in, tar_damaged, ..."),
+        _field("image", pa.string(), "image file, key, or address in a tar"),
+        _field("label_row", pa.int64(), "row of the label file; null = all rows of the image, or none"),
+        _field("reason", pa.string(), "what was found"),
+        _field("used", pa.bool_(), "takes part in the run all the same"),
+    ]
+)
+
 TAR_INDEX_SCHEMA_NAME = "dto-tar-index/1"
 
 TAR_INDEX_SCHEMA = pa.schema(
@@ -150,5 +162,19 @@ TAR_INDEX_SCHEMA = pa.schema(
         _field("offset", pa.int64(), "first byte of the contents in the tar", "byte"),
         _field("size", pa.int64(), "length of the contents", "byte"),
         _field("problem", pa.string(), "why the entry is not read; null = usable"),
+    ]
+)
+
+MERGE_SCHEMA_NAME = "dto-merge/1"
+
+MERGE_SCHEMA = pa.schema(
+    [
+        _field("prediction_row", pa.int64(), "row of the prediction file"),
+        _field("image", pa.string(), "image_id in the manifest, or the image's name where it has none"),
+        _field("status", pa.string(), "PredictionStatus"),
+        _field("message", pa.string(), "detail of the status; null = none"),
+        _field("det_score", pa.float32(), "score of the prediction; NaN = unknown"),
+        _field("same_as_source_row", pa.int64(), "matched: source_row of the released person; -1 = none"),
+        _field("same_as_prediction_row", pa.int64(), "duplicate: row of the prediction kept; -1 = none"),
     ]
 )

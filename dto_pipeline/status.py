@@ -75,6 +75,21 @@ class PersonStatus(_Advised):
     NOT_RUN = "not_run", "The image was not optimised (see its status); label kept."
 
 
+class PredictionStatus(_Advised):
+    """Outcome of one predicted person that was offered to a manifest; every prediction gets exactly one."""
+
+    ADDED = "added", "Nobody released is this person; appended to its image with source_row -1."
+    MATCHED = "matched", "A released person already; the released label is kept."
+    DUPLICATE = "duplicate", "The same person as a prediction that matched or has a higher score; dropped."
+    IMAGE_UNKNOWN = "image_unknown", "The manifest has no such image; spell it as image_file, image_path or image_id."
+    IMAGE_UNUSABLE = "image_unusable", "The manifest's image has a problem itself; mend it, build, merge again."
+    INVALID_LABEL = "invalid_label", "Not finite, behind the camera, or with a damaged mask; see the message."
+    INVALID_CAMERA = "invalid_camera", "Its camera is not finite or not a pinhole without skew; refused."
+    INVALID_SCORE = "invalid_score", "It has no finite score to rank it by; refused."
+    BELOW_MIN_SCORE = "below_min_score", "Its score is lower than asked for (--min-score); refused."
+    CROWD_TOO_LARGE = "crowd_too_large", "Its image has more predictions than are compared; only the best are."
+
+
 class FitStatus(IntEnum):
     """Outcome of one fit depth -> metres; one per scene, group and kind of evidence."""
 

@@ -90,7 +90,7 @@ def read_labels(path: str | Path) -> pa.Table:
     Raises:
         LabelsError: missing, not a whole Parquet file, or not of this schema.
     """
-    with _open_labels(Path(path)) as file:
+    with open_labels(Path(path)) as file:
         try:
             return file.read()
         except READ_ERRORS as error:
@@ -99,14 +99,23 @@ def read_labels(path: str | Path) -> pa.Table:
 
 def read_label_metadata(path: str | Path) -> dict[str, str]:
     """Footer text of a label file (shard key, config hash ...), without reading its rows; errors as `read_labels`."""
-    with _open_labels(Path(path)) as file:
+    with open_labels(Path(path)) as file:
         return footer_text(file)
+
+
+def undo_betas(betas: np.ndarray, index: np.ndarray, initial: np.ndarray) -> np.ndarray:
+    """(n, 11) shapes as they went in: coefficient `index` (n,) becomes `initial` (n,) again where index >= 0."""
+    changed = np.flatnonzero(index >= 0)
+    betas = betas.copy()
+    betas[changed, index[changed]] = initial[changed]
+    return betas
 
 
 _PERSONS_TYPE = LABELS_SCHEMA.field("persons").type
 
 
-def _open_labels(path: Path) -> pq.ParquetFile:
+def open_labels(path: Path) -> pq.ParquetFile:
+    """Open a label file to read it piece by piece; errors as `read_labels`."""
     file = open_parquet(path, LabelsError)
     name = footer_text(file).get("schema")
     if name != LABELS_SCHEMA_NAME:

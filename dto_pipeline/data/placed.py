@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from dto_pipeline.data.columns import single_array
-from dto_pipeline.data.labels import read_labels
+from dto_pipeline.data.columns import read_numbers, single_array
+from dto_pipeline.data.labels import read_labels, undo_betas
 from dto_pipeline.scene import HEIGHT_CLASSES, PlacedScene, Scene
 from dto_pipeline.status import ImageStatus, PersonStatus
 
@@ -48,7 +48,7 @@ def placed_scenes(table: pa.Table) -> Iterator[PlacedScene]:
     """Every row of a table of `schema.LABELS_SCHEMA`, people in source order."""
     people = single_array(table.column("persons"))
     items = people.flatten()
-    numbers = {name: _numpy(items.field(name)) for name in _PERSON_NUMBERS}
+    numbers = {name: read_numbers(items.field(name)) for name in _PERSON_NUMBERS}
     words = {name: items.field(name).to_pylist() for name in ("height_class", "status", "message")}
     ends = np.cumsum(table.column("num_persons").to_numpy())
     rows = table.drop_columns(["persons"]).to_pylist()
@@ -85,9 +85,7 @@ def _placed(row: dict[str, Any], people: dict[str, np.ndarray], words: dict[str,
 
 def _scene(row: dict[str, Any], people: dict[str, np.ndarray]) -> Scene:
     """The scene as it went in: `beta_init` and `transl_init` undo what was changed."""
-    betas = people["betas"].copy()
-    changed = np.flatnonzero(people["beta_index"] >= 0)
-    betas[changed, people["beta_index"][changed]] = people["beta_init"][changed]
+    betas = undo_betas(people["betas"], people["beta_index"], people["beta_init"])
     intrinsics = np.array([[row["fx"], 0, row["cx"]], [0, row["fy"], row["cy"]], [0, 0, 1]], np.float64)
     origins = {"masks": "mask_origin", "attributes": "attribute_origin", "depth": "depth_origin"}
     return Scene(
@@ -110,10 +108,3 @@ def _scene(row: dict[str, Any], people: dict[str, np.ndarray]) -> Scene:
         male_prob=people["male_prob"],
         mask_score=people["mask_score"],
     )
-
-
-def _numpy(column: pa.Array) -> np.ndarray:
-    """(n,) or (n, k) numbers of one person field."""
-    if pa.types.is_fixed_size_list(column.type):
-        return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), column.type.list_size)
-    return column.to_numpy(zero_copy_only=False)
