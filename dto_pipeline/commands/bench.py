@@ -32,21 +32,24 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         action="store_true",
         help="with a depth network (depth.model ...): images/s alone and from end to end, share of peak, busy share",
     )
+    parser.add_argument("--manifest", type=int, metavar="ROWS", help="time a manifest build of so many rows instead")
     parser.add_argument("--json", action="store_true", help="print JSON")
     add_config_options(parser)
     parser.set_defaults(run=_run)
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from dto_pipeline.bench.stages import run_bench
+    from dto_pipeline.bench.depth import DepthBenchReport, run_depth_bench
+    from dto_pipeline.bench.manifest import ManifestBench, run_manifest_bench
+    from dto_pipeline.bench.stages import BenchReport, run_bench
 
-    if arguments.depth:
-        from dto_pipeline.bench.depth import run_depth_bench
-
-        depth = run_depth_bench(place_shard, arguments.images, arguments.repeats, read_config(arguments))
-        print(json.dumps(depth.to_json(), indent=1) if arguments.json else depth.as_table())
-        return 0
-    report = run_bench(arguments.images, arguments.repeats, read_config(arguments))
+    report: BenchReport | ManifestBench | DepthBenchReport
+    if arguments.manifest:
+        report = run_manifest_bench(arguments.manifest)
+    elif arguments.depth:
+        report = run_depth_bench(place_shard, arguments.images, arguments.repeats, read_config(arguments))
+    else:
+        report = run_bench(arguments.images, arguments.repeats, read_config(arguments))
     print(json.dumps(report.to_json(), indent=1) if arguments.json else report.as_table())
     return 0
 

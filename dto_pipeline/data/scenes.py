@@ -20,9 +20,10 @@ import pyarrow as pa
 from dto_pipeline.collate import map_size
 from dto_pipeline.config import EvidenceConfig
 from dto_pipeline.data.columns import read_vectors, single_array
-from dto_pipeline.data.images import ImageFolder, ImageStore
+from dto_pipeline.data.images import ImageStore, open_folder
 from dto_pipeline.data.rle import RleError, measure_rles, sample_rle
 from dto_pipeline.data.sources.rows import ROW_PROBLEMS, find_row_problems
+from dto_pipeline.data.storage import Location, as_location
 from dto_pipeline.models.depth import DepthSource
 from dto_pipeline.scene import Scene
 from dto_pipeline.status import ImageStatus, PersonStatus, UnusableImage
@@ -99,7 +100,7 @@ class _Loader:
 
 def load_scenes(
     rows: pa.Table,
-    images: Path | ImageStore,
+    images: Location | ImageStore,
     depth: DepthSource | None,
     evidence: EvidenceConfig,
     threads: Executor | None = None,
@@ -120,7 +121,7 @@ def load_scenes(
     Returns:
         One scene per row, in order.
     """
-    store = ImageFolder(images) if isinstance(images, Path) else images
+    store = open_folder(as_location(images)) if isinstance(images, Path | str) else images
     loader = _Loader(store, depth, evidence.render_max_side, clock or (lambda stage: nullcontext()))
     scenes, masks = [], []
     for scene, mask in _read_labels(rows):
@@ -154,7 +155,8 @@ def _read_labels(rows: pa.Table) -> Iterator[tuple[Scene, _Masks]]:
             person_problem=[(PersonStatus.INVALID_LABEL, reason) if reason else None for reason in reasons],
             problem=_manifest_problem(row["problem_status"], row["problem"]),
         )
-        scene.origin.update(_origins(scene, masks))
+        scene.origin["masks"] = row["mask_origin"] or "none"
+        scene.origin["attributes"] = row["attribute_origin"] or "unknown"
         yield scene, masks
 
 
@@ -162,14 +164,6 @@ def _manifest_problem(status: str | None, text: str | None) -> tuple[ImageStatus
     if status is None:
         return None
     return ImageStatus(status), f"{text} (seen when the manifest was built; build it again once this is mended)"
-
-
-def _origins(scene: Scene, masks: _Masks) -> dict[str, str]:
-    attributes = np.isfinite(scene.age_years).any() or np.isfinite(scene.male_prob).any()
-    return {
-        "masks": "sidecar" if any(rle is not None for rle in masks.rle) else "none",
-        "attributes": "sidecar" if attributes else "unknown",
-    }
 
 
 def _sample_masks(scene: Scene, masks: _Masks, max_side: int) -> None:

@@ -135,7 +135,7 @@ def shard_name(shard: int) -> str:
     return f"shard-{shard:05d}"
 
 
-def identify_run(config: PipelineConfig, manifest: ManifestFacts, manifest_path: Path) -> RunIdentity:
+def identify_run(config: PipelineConfig, manifest: ManifestFacts, manifest_path: str | Path) -> RunIdentity:
     """What a run of `config` over `manifest` with this installation is."""
     return RunIdentity(
         config=config.to_dict(),

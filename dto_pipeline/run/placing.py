@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 
 from dto_pipeline.collate import collate_scenes, pass_through, split_batch
@@ -24,8 +25,8 @@ from dto_pipeline.models.seeing import Sight
 from dto_pipeline.optimizer import SceneOptimizer
 from dto_pipeline.run.batching import SceneSize, plan_batches
 from dto_pipeline.run.pool import DeviceLost, one_line
-from dto_pipeline.scene import PlacedScene, Scene
-from dto_pipeline.status import ImageStatus
+from dto_pipeline.scene import KID_AXIS, PlacedScene, Scene
+from dto_pipeline.status import ImageStatus, PersonStatus
 from dto_pipeline.timing import StageClock
 
 _LOG = logging.getLogger(__name__)
@@ -123,6 +124,8 @@ class ScenePlacer:
 
     def _place_batch(self, scenes: Sequence[Scene], clock: StageClock) -> list[PlacedScene]:
         """One placed scene per scene; those with a problem, or without people, pass through."""
+        if not self._optimizer.body.has_kid_axis:
+            _refuse_kid_axis(scenes)
         able = [i for i, scene in enumerate(scenes) if scene.problem is None and scene.num_people > 0]
         results = dict(zip(able, self._optimize([scenes[i] for i in able], clock), strict=True))
         for scene in scenes:
@@ -167,6 +170,17 @@ def run_ahead(executor: Executor, work: Callable[[_Item], _Result], items: Itera
         coming = following
     if coming is not None:
         yield coming.result()
+
+
+def _refuse_kid_axis(scenes: Sequence[Scene]) -> None:
+    """Labels that use a shape direction the body model lacks would be other people: not used, and said so."""
+    problem = (
+        PersonStatus.INVALID_LABEL,
+        "the label uses the kid axis, which the body model lacks; see dto body import",
+    )
+    for scene in scenes:
+        for person in np.flatnonzero(scene.betas[:, KID_AXIS] != 0):
+            scene.person_problem[person] = scene.person_problem[person] or problem
 
 
 def scene_sizes(rows: ManifestRows) -> list[SceneSize]:

@@ -15,6 +15,7 @@ import torch
 from dto_pipeline.config import PipelineConfig
 from dto_pipeline.data.labels import build_label_table
 from dto_pipeline.data.manifest import Manifest
+from dto_pipeline.data.storage import absolute
 from dto_pipeline.data.tar_images import open_images
 from dto_pipeline.models.body import BodyModel, load_body
 from dto_pipeline.models.depth import open_depth_files
@@ -68,7 +69,7 @@ class ShardRunner:
     ) -> None:
         """`images_root`, `depth_root`: folders in place of those named by the manifest and the config."""
         self.config = config
-        self.manifest_path = Path(manifest_path).absolute()
+        self.manifest_path = absolute(manifest_path)
         self.directory = RunDirectory(Path(run_dir).absolute())
         self._images_root = images_root
         self._depth_root = depth_root
