@@ -39,7 +39,7 @@ def collate_scenes(scenes: Sequence[Scene], device: torch.device | str = "cpu") 
         out: np.ndarray = np.zeros((len(scenes), *shape), dtype)
         for row, value in zip(out, values, strict=True):
             row[tuple(slice(0, side) for side in value.shape)] = value
-        return torch.from_numpy(out).to(device)
+        return _upload(out, device)
 
     def label(name: str, *shape: int) -> torch.Tensor:
         values = (
@@ -104,6 +104,14 @@ def pass_through(scene: Scene, config: PipelineConfig | None = None) -> PlacedSc
         depth_group=none.astype(np.int8),
         z_sigma_m=unknown,
     )
+
+
+def _upload(values: np.ndarray, device: torch.device | str) -> torch.Tensor:
+    """An array on a device; to a GPU from pinned memory, so that the copy runs while the next one is padded."""
+    tensor = torch.from_numpy(values)
+    if torch.device(device).type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 class _Results(NamedTuple):

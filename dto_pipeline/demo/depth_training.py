@@ -58,7 +58,7 @@ class TrainingSettings:
 
     scenes: int = 1100
     batch: int = 8
-    stages: tuple[Stage, ...] = (Stage(168, 2000, 8e-4), Stage(224, 200, 2.5e-4))
+    stages: tuple[Stage, ...] = (Stage(168, 2000, 8e-4), Stage(224, 280, 2.5e-4))
     cut_share: float = 0.25  # of examples that are cuts of a picture rather than the whole
     warm_up: int = 100  # steps over which the rate rises, in each stage
     seed: int = 3

@@ -20,6 +20,7 @@ from dto_pipeline.models.instance_matching import Instances
 from dto_pipeline.models.networks import ModelError, mask_reference
 from dto_pipeline.models.pretrained import load_pretrained
 
+FAMILIES = ("mask2former", "maskformer", "eomt", "eomt_dinov3")
 _MULTIPLE = 32  # sides of what the network sees are multiples of it [px]
 
 
@@ -36,6 +37,7 @@ class InstanceNetwork:
         self.config = config
         reference = mask_reference(config)
         self.network, self.identity = load_pretrained(AutoModelForUniversalSegmentation, reference, self.device)
+        check_family(self.network.config.model_type)
         self._person = person_classes(self.network.config.id2label)
 
     @property
@@ -84,6 +86,16 @@ class InstanceNetwork:
             return Instances(np.zeros((0, *size), bool), np.zeros(0, np.float32))
         maps = functional.interpolate(logits[kept][:, None], size, mode="bilinear", align_corners=False)[:, 0]
         return Instances((maps > 0).cpu().numpy(), score[kept].cpu().numpy())
+
+
+def check_family(family: str) -> None:
+    """Refuse networks whose output is not read here, before a run has begun.
+
+    Raises:
+        ModelError: another family than `FAMILIES`.
+    """
+    if family not in FAMILIES:
+        raise ModelError(f"masks.model is of the family {family!r}; expected one of {', '.join(FAMILIES)}")
 
 
 def person_classes(names: dict[int, str]) -> list[int]:

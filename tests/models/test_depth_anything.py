@@ -200,3 +200,15 @@ def test_unknown_sources_and_kinds_are_refused() -> None:
     for knobs in ({"source": "magic"}, {"kind": "inches"}, {"batch": 0}, {"short_side": 3}, {"scale": 0.0}):
         with pytest.raises(ConfigError, match=next(iter(knobs))):
             PipelineConfig(depth=DepthConfig(**knobs))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_sees_what_the_cpu_sees(folder: Path) -> None:
+    images = pictures((30, 45), (45, 30), (30, 45))
+    expected = DepthNetwork(config(folder)).estimate(images)
+    found = DepthNetwork(config(folder), "cuda").estimate(images)
+    for gpu, cpu in zip(found, expected, strict=True):
+        assert isinstance(gpu, np.ndarray)
+        assert isinstance(cpu, np.ndarray)
+        np.testing.assert_allclose(gpu, cpu, rtol=0.05)  # bfloat16

@@ -14,7 +14,7 @@ from dto_pipeline.models.body import BodyModel
 from dto_pipeline.models.instance_matching import Instances, map_joints, match_instances
 from dto_pipeline.models.networks import ModelError, ModelMissing
 from dto_pipeline.models.seeing import Sight
-from dto_pipeline.models.segmentation import InstanceNetwork, person_classes
+from dto_pipeline.models.segmentation import InstanceNetwork, check_family, person_classes
 from dto_pipeline.models.silhouettes import claim_pixels, project_joints, render_silhouettes
 from dto_pipeline.scene import Scene
 from dto_pipeline.status import PersonStatus
@@ -169,6 +169,8 @@ def test_a_network_of_random_weights_runs_from_its_folder_and_finds_nobody_it_is
 
 def test_a_network_that_knows_no_people_is_refused(tmp_path: Path) -> None:
     assert person_classes({0: "dog", 1: "Person"}) == [1]
+    with pytest.raises(ModelError, match="detr"):
+        check_family("detr")
     with pytest.raises(ModelError, match="no class 'person'"):
         InstanceNetwork(MaskConfig(model=str(save_mask2former(tmp_path / "zoo", ("cat", "dog")))))
 
