@@ -7,6 +7,7 @@ Conventions (camera frame, units, axis letters) are those of `dto_pipeline`. Exa
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from dto_pipeline.collate import collate_scenes, map_size, pass_through, split_batch
-from dto_pipeline.config import PipelineConfig, load_config
+from dto_pipeline.config import AttributeConfig, DepthConfig, MaskConfig, PipelineConfig, load_config
 from dto_pipeline.data.images import ImageFolder, ImageStore
 from dto_pipeline.data.label_files import IMAGE_COLUMNS, PERSON_COLUMNS, flatten_table, person_leaf, read_label_files
 from dto_pipeline.data.placed import read_placed
@@ -22,11 +23,14 @@ from dto_pipeline.data.sources.rows import ROW_PROBLEMS, find_row_problems
 from dto_pipeline.data.torch_labels import LABEL_IMAGES, LABEL_PEOPLE, LabelDataset
 from dto_pipeline.errors import DtoError
 from dto_pipeline.models.body import BodyModel, load_body
+from dto_pipeline.models.seeing import Sight
 from dto_pipeline.optimizer import SceneOptimizer
 from dto_pipeline.review.run_files import RunFiles, find_labels, open_pixels, open_run_files
 from dto_pipeline.run.directory import RunDirectory
+from dto_pipeline.run.placing import refuse_kid_axis
 from dto_pipeline.scene import NUM_BETAS, PlacedScene, Scene
 from dto_pipeline.status import PersonStatus
+from dto_pipeline.timing import StageClock
 
 __all__ = ["PipelineConfig", "load_body", "load_config", "optimize_scene", "read_scenes", "read_table", "torch_dataset"]
 
@@ -121,7 +125,8 @@ def optimize_scene(
         transl: (P, 3) SMPL translation [m], camera frame.
         intrinsics: (3, 3) of the photograph [px].
         disparity: (H, W) relative inverse depth of the photograph, larger is nearer, finite, not negative.
-        masks: (P, H, W) bool, visible part of each person; None = whatever pixels the body covers.
+        masks: (P, H, W) bool, visible part of each person; None = the outlines of the bodies, nearer
+            labels before farther ones.
         ages: (P,) [years]; NaN or None = unknown, treated as an adult.
         male_prob: (P,) 0 .. 1; NaN or None = unknown.
         body: a loaded body model, or the file of one ("" = the stand-in of the demo).
@@ -141,6 +146,11 @@ def optimize_scene(
     if scene.num_people == 0:
         return pass_through(scene, config)
     model = body if isinstance(body, BodyModel) else _load_body_once(str(body), config.body.kid_axis)
+    if not model.has_kid_axis:
+        refuse_kid_axis([scene])
+    Sight(replace(config, depth=DepthConfig(), masks=MaskConfig(), attributes=AttributeConfig()), model).look(
+        [scene], StageClock()
+    )
     optimized = SceneOptimizer(model, config)(collate_scenes([scene], model.faces.device))
     return split_batch([scene], optimized, config)[0]
 
@@ -219,7 +229,8 @@ def _add_masks(scene: Scene, masks: np.ndarray | None, max_side: int) -> None:
     """Sample the masks at the size of the person map; a person whose mask is empty is not measured."""
     height, width = map_size(scene.height, scene.width, max_side)
     if masks is None:
-        scene.masks = np.ones((scene.num_people, height, width), dtype=bool)
+        scene.masks = np.zeros((scene.num_people, height, width), dtype=bool)
+        scene.has_mask = np.zeros(scene.num_people, dtype=bool)
         return
     full = np.asarray(masks)
     expected = (scene.num_people, scene.height, scene.width)

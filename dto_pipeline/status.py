@@ -75,6 +75,9 @@ class PersonStatus(_Advised):
     NOT_RUN = "not_run", "The image was not optimised (see its status); label kept."
 
 
+PLACED = (PersonStatus.MOVED, PersonStatus.PLACED_BY_PRIOR)  # the person has a new place; others keep their label
+
+
 class PredictionStatus(_Advised):
     """Outcome of one predicted person that was offered to a manifest; every prediction gets exactly one."""
 

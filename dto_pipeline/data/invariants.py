@@ -6,8 +6,9 @@ and what was found; who reads it decides what to do. Metres, pixels of the image
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,12 +17,13 @@ from dto_pipeline.data.label_files import LabelColumns, initial_betas
 from dto_pipeline.maths.camera import project
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.scene import HEIGHT_CLASSES
-from dto_pipeline.status import ImageStatus, PersonStatus
+from dto_pipeline.status import PLACED, ImageStatus, PersonStatus
 
 MANIFEST_PEOPLE = ("pose", "betas", "transl", "source_row")  # columns of the manifest that `check_undo` compares
 SHIFT_PX, SHIFT_OF_HEIGHT = 4.0, 0.06  # joints may move this far, or this part of the person's height in the image
 HEIGHT_SLACK = 0.03  # a height is reached by one secant step: this far beyond the limit still counts as reached [m]
-SMALLEST = 0.3  # nobody who was placed is smaller [m]
+SMALLEST, TALLEST = 0.3, 2.4  # nobody who was placed is smaller, or taller whatever the solver [m]
+HOLD_SIGMAS = 6.0  # of `joint.hold_z_sigma` that z may move to hold the joints in the picture
 HEIGHT_AGREES = 2e-3  # of the column and the body of the betas [m]
 _TREE_JOINTS = 24
 _PEOPLE_AT_ONCE = 4096  # bounds the memory of a projection
@@ -33,6 +35,15 @@ class Limits:
 
     max_height: float  # [m]
     accept_below: float  # [sigma]
+    z_slack: float = 1e-5  # z may differ from scale times the input's by this part
+
+
+def limits_of(config: Mapping[str, Mapping[str, Any]]) -> Limits:
+    """The limits of a run's config. The joint solver caps no height, and moves z a little to hold the picture."""
+    accept_below = float(config["refine"]["accept_below"])
+    if config["solver"]["mode"] == "paper":
+        return Limits(float(config["solver"]["max_height"]), accept_below)
+    return Limits(TALLEST, accept_below, HOLD_SIGMAS * float(config["joint"]["hold_z_sigma"]))
 
 
 @dataclass(frozen=True)
@@ -88,7 +99,7 @@ def check_heights(columns: LabelColumns, body: BodyModel) -> Check:
 
 def check_reprojection(columns: LabelColumns, body: BodyModel) -> Check:
     """People keep their place in the image: on average the 24 joints of a moved person hardly shift."""
-    moved = _is(columns, PersonStatus.MOVED) & _finite(columns)
+    moved = _is_placed(columns) & _finite(columns)
     shift, allowed = np.zeros(columns.num_people), np.full(columns.num_people, np.inf)
     for part in np.array_split(np.flatnonzero(moved), -(-int(moved.sum()) // _PEOPLE_AT_ONCE) or 1):
         if part.size:
@@ -113,17 +124,18 @@ def _check_numbers(columns: LabelColumns) -> list[Check]:
 
 def _check_moves(columns: LabelColumns, limits: Limits) -> list[Check]:
     people = columns.people
-    moved, still = _is(columns, PersonStatus.MOVED), ~_is(columns, PersonStatus.MOVED)
+    moved = _is_placed(columns)
+    still = ~moved
     scale, height = people["scale"], people["height_m"]
     changed = (scale != 1) | (people["beta_index"] >= 0) | _differs(people["transl"], people["transl_init"])
     z, expected_z = people["transl"][:, 2], scale * people["transl_init"][:, 2]
     with np.errstate(invalid="ignore"):
-        off = ~(np.abs(z - expected_z) <= 1e-5 * np.abs(z) + 1e-6)
+        off = ~(np.abs(z - expected_z) <= limits.z_slack * np.abs(z) + 1e-6)
     outside = ~((height >= SMALLEST) & (height <= limits.max_height + HEIGHT_SLACK))
     tall = f"{SMALLEST:g} .. {limits.max_height:g} m (and {HEIGHT_SLACK:g} m for the last step)"
     return [
         Check("who was not moved keeps the label", "scale 1, label as given", True, still, still & changed, scale),
-        Check("z is scale times the input's", "equal", True, moved, moved & off, z - expected_z),
+        Check("z is scale times the input's", f"within {limits.z_slack:.0e}", True, moved, moved & off, z - expected_z),
         Check("heights are human", tall, True, moved, moved & outside, height),
     ]
 
@@ -168,6 +180,10 @@ def _of_all(name: str, expected: str, broken: np.ndarray, found: np.ndarray | No
 
 def _of_images(name: str, broken: np.ndarray, found: np.ndarray) -> Check:
     return Check(name, "agreement", False, np.ones(len(broken), bool), broken, found)
+
+
+def _is_placed(columns: LabelColumns) -> np.ndarray:
+    return np.isin(columns.people["status"], PLACED)
 
 
 def _is(columns: LabelColumns, status: PersonStatus) -> np.ndarray:

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from dto_pipeline.data.images import ImageStore
 from dto_pipeline.data.label_files import LabelColumns
 from dto_pipeline.data.labels import LabelsError
-from dto_pipeline.status import PersonStatus
+from dto_pipeline.status import PLACED, PersonStatus
 
 SELECTIONS = ("accepted", "optimized", "all")
 LABEL_IMAGES = ("image_id", "image_path", "width", "height", "fx", "fy", "cx", "cy", "is_optimized", "is_accepted")
@@ -59,10 +59,10 @@ class LabelDataset(Dataset[dict[str, Any]]):
         self._starts = columns.starts
         people = columns.people
         floats = ("pose", "betas", "transl", "height_m", "age_years", "male_prob")
-        self._people = {name: people[name].astype(np.float32) for name in floats}
+        self._people: dict[str, np.ndarray] = {name: people[name].astype(np.float32) for name in floats}
         finite = [np.isfinite(people[name]).all(axis=1) for name in ("pose", "betas", "transl")]
         self._people["usable"] = np.all(finite, axis=0) & (people["status"] != str(PersonStatus.INVALID_LABEL))
-        self._people["moved"] = people["status"] == str(PersonStatus.MOVED)
+        self._people["moved"] = np.isin(people["status"], PLACED)
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -73,8 +73,8 @@ class LabelDataset(Dataset[dict[str, Any]]):
         Returns:
             image_id str; image_size (2,) int64 H, W [px]; intrinsics (3, 3) float32 [px]; pose (P, 72) [rad],
             betas (P, 11), transl (P, 3) [m], height_m (P,) [m], age_years (P,), male_prob (P,) float32, NaN = unknown;
-            usable (P,) bool: a label that can be trained on; moved (P,) bool: placed by the fit; and, where the dataset
-            has photographs, image (H, W, 3) uint8 RGB.
+            usable (P,) bool: a label that can be trained on; moved (P,) bool: placed by the pipeline; and, where the
+            dataset has photographs, image (H, W, 3) uint8 RGB.
 
         Raises:
             ImageMissing, ImageCorrupt: the photograph cannot be read.

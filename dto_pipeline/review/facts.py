@@ -17,7 +17,7 @@ from dto_pipeline.review.run_files import RunFiles
 from dto_pipeline.run.receipt import Receipt
 from dto_pipeline.run.report import RunStatus, read_status
 from dto_pipeline.scene import FAR, HEIGHT_CLASSES, NEAR
-from dto_pipeline.status import ImageStatus, PersonStatus
+from dto_pipeline.status import PLACED, ImageStatus
 
 GROUPS = {"near": NEAR, "far": FAR}
 _PEOPLE = ("height_class", "height_init_m", "height_m", "scale", "transl", "transl_init", "depth_group", "status")
@@ -118,7 +118,7 @@ def gather_facts(run: RunFiles) -> Facts:
 
 def _add_shard(facts: Facts, columns: LabelColumns) -> None:
     images, people = columns.images, columns.people
-    moved = people["status"] == str(PersonStatus.MOVED)
+    moved = np.isin(people["status"], PLACED)
     for name, histogram in facts.heights.items():
         own = people["height_class"] == name
         histogram.add(people["height_init_m"][own], 0)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dto_pipeline.data.files import replace_bytes
+from dto_pipeline.data.files import write_bytes_atomic
 from dto_pipeline.data.label_files import read_label_files
 from dto_pipeline.data.labels import LabelsError
 from dto_pipeline.data.placed import placed_scenes
@@ -82,7 +82,7 @@ def write_pictures(scenes: Iterator[PlacedScene], body: BodyModel, out: Path, gl
         save_png(scene_panel(placed, body), out / f"{name}.png")
         yield out / f"{name}.png"
         if glb:
-            replace_bytes(out / f"{name}.glb", scene_to_glb(placed, body))
+            write_bytes_atomic(out / f"{name}.glb", scene_to_glb(placed, body))
             yield out / f"{name}.glb"
 
 

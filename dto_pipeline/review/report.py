@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from dto_pipeline.data.files import replace_bytes
+from dto_pipeline.data.files import write_bytes_atomic
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.review.facts import GROUPS, Facts, class_priors, gather_facts, prior_curve, share
 from dto_pipeline.review.pictures import Choice, choose_scenes, load_placed
 from dto_pipeline.review.run_files import Pixels, RunFiles
 from dto_pipeline.run.report import format_duration
 from dto_pipeline.scene import PlacedScene
-from dto_pipeline.status import ImageStatus, PersonStatus
+from dto_pipeline.status import PLACED, ImageStatus, PersonStatus
 from dto_pipeline.view import html
 from dto_pipeline.view.charts import Chart, Mark, Series, describe_chart, without_tail
 from dto_pipeline.view.scene_panel import person_table, scene_rows, scene_title
@@ -69,7 +69,7 @@ def write_report(
     title = f"{run.identity.subset}: {_state(facts)}"
     subtitle = "Labels of crowds in metres (DTO, arXiv 2511.13282). Before: as given; after: as placed together."
     path = out / FILE_NAME
-    replace_bytes(path, html.page(title, subtitle, [part for part in sections if part]).encode())
+    write_bytes_atomic(path, html.page(title, subtitle, [part for part in sections if part]).encode())
     return path
 
 
@@ -165,7 +165,8 @@ def _placing(facts: Facts, config: Mapping[str, Any]) -> str:
     charts = [(chart, describe_chart(chart)) for chart in single]
     for name in GROUPS:
         histogram, counts = facts.distances[name], facts.group_status[name]
-        people, moved = sum(counts.values()), counts[str(PersonStatus.MOVED)]
+        people = sum(counts.values())
+        moved = sum(count for word, count in counts.items() if word in PLACED)
         chart = Chart(f"Distance, {name} group", histogram.edges, _two(histogram.counts), "z [m]")
         charts.append((without_tail(chart), f"{people:,} persons, {share(moved, people)} moved"))
     ground = f"{facts.ground_used:,} images had their near group placed by ground evidence."

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dto_pipeline.config import DepthConfig
 from dto_pipeline.data.images import ImageStore
 from dto_pipeline.data.label_files import find_label_files
 from dto_pipeline.data.labels import LabelsError, read_label_metadata, read_labels
 from dto_pipeline.data.manifest import Manifest, ManifestError
 from dto_pipeline.data.tar_images import open_images
 from dto_pipeline.models.body import BodyModel, BodyModelError, load_body
-from dto_pipeline.models.depth import DepthFiles
+from dto_pipeline.models.depth import DepthFiles, open_depth_files
 from dto_pipeline.run.directory import RunDirectory, RunIdentity, RunScan, read_identity, scan_run
 
 LabelTable = Any  # a pyarrow.Table of schema.LABELS_SCHEMA; pyarrow itself is imported in data/ only
@@ -97,8 +98,9 @@ def open_pixels(run: RunFiles, images: str | Path | None = None, depth: str | Pa
     if run.manifest is None:
         return None
     store = open_images(images or run.manifest.images_root, run.manifest.path)
-    configured = run.identity.config.get("depth", {}).get("root", "")
-    return Pixels(store, DepthFiles(depth or configured or run.manifest.depth_root))
+    knobs = run.identity.config["depth"]
+    config = DepthConfig(kind=knobs["kind"], scale=knobs["scale"])
+    return Pixels(store, open_depth_files(config, depth or knobs["root"] or run.manifest.depth_root or ""))
 
 
 def load_run_body(run: RunFiles, path: str | Path | None = None) -> BodyModel:

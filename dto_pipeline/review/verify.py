@@ -19,11 +19,11 @@ from dto_pipeline.data.files import sha256_file
 from dto_pipeline.data.invariants import (
     MANIFEST_PEOPLE,
     Check,
-    Limits,
     check_heights,
     check_labels,
     check_reprojection,
     check_undo,
+    limits_of,
 )
 from dto_pipeline.data.label_files import LabelColumns, flatten_table
 from dto_pipeline.data.labels import LabelsError, read_label_metadata
@@ -174,9 +174,7 @@ def _check_counts(name: str, receipt: Receipt, table: Any, footer: Mapping[str, 
 
 
 def _check_rows(run: RunFiles, shard: int, columns: LabelColumns, body: BodyModel | None, verdict: Verdict) -> None:
-    config = run.identity.config
-    limits = Limits(config["solver"]["max_height"], config["refine"]["accept_below"])
-    checks = check_labels(columns, limits)
+    checks = check_labels(columns, limits_of(run.identity.config))
     if body is not None:
         checks += [check_heights(columns, body), check_reprojection(columns, body)]
     if run.manifest is not None and (given := _read_manifest(run, shard, verdict)) is not None:

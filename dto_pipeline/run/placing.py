@@ -125,7 +125,7 @@ class ScenePlacer:
     def _place_batch(self, scenes: Sequence[Scene], clock: StageClock) -> list[PlacedScene]:
         """One placed scene per scene; those with a problem, or without people, pass through."""
         if not self._optimizer.body.has_kid_axis:
-            _refuse_kid_axis(scenes)
+            refuse_kid_axis(scenes)
         able = [i for i, scene in enumerate(scenes) if scene.problem is None and scene.num_people > 0]
         results = dict(zip(able, self._optimize([scenes[i] for i in able], clock), strict=True))
         for scene in scenes:
@@ -172,7 +172,7 @@ def run_ahead(executor: Executor, work: Callable[[_Item], _Result], items: Itera
         yield coming.result()
 
 
-def _refuse_kid_axis(scenes: Sequence[Scene]) -> None:
+def refuse_kid_axis(scenes: Sequence[Scene]) -> None:
     """Labels that use a shape direction the body model lacks would be other people: not used, and said so."""
     problem = (
         PersonStatus.INVALID_LABEL,

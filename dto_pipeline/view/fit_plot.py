@@ -31,6 +31,8 @@ class Fit:
     beta: tuple[float, float]  # [m]
     ground: bool = False  # the near line belongs to people's lowest pixels, so they lie beside it
 
+    disparity_line: tuple[float, float] = (float("nan"), float("nan"))  # 1 / z = first / depth + second, of everybody
+
     @property
     def shown(self) -> np.ndarray:
         """(P,) bool: people that have a depth."""
@@ -107,13 +109,18 @@ def _draw_grid(draw: ImageDraw.ImageDraw, axes: _Axes, ticks: list[np.ndarray]) 
 
 
 def _draw_lines(draw: ImageDraw.ImageDraw, fit: Fit, axes: _Axes) -> None:
-    """One line per group, over the depths of its people."""
+    """One line per group, or the curve of everybody, over the depths of its people."""
     for group in range(len(_GROUPS)):
         depth = fit.depth[fit.shown & (fit.group == group)]
         if depth.size and np.isfinite(fit.alpha[group]):
             span = np.array([depth.min(), depth.max()])
             ends = np.stack([span, fit.alpha[group] * span + fit.beta[group]], axis=-1)
             draw.line(_fine(axes.place(ends)), fill=INK if group == 0 else MUTED, width=2 * _FINER)
+    slope, offset = fit.disparity_line
+    if np.isfinite(slope):
+        depth = np.linspace(fit.depth[fit.shown].min(), fit.depth[fit.shown].max(), 60)
+        curve = np.stack([depth, 1 / np.maximum(slope / depth + offset, 1e-6)], axis=-1)
+        draw.line(_fine(axes.place(curve)), fill=INK, width=2 * _FINER)
 
 
 def _draw_dots(draw: ImageDraw.ImageDraw, fit: Fit, axes: _Axes) -> None:

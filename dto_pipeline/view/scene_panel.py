@@ -8,7 +8,7 @@ from PIL import Image
 
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.scene import HEIGHT_CLASSES, PlacedScene, Scene
-from dto_pipeline.status import PersonStatus
+from dto_pipeline.status import PLACED
 from dto_pipeline.view.depth_map import grey_sheet
 from dto_pipeline.view.fit_plot import Fit
 from dto_pipeline.view.panel import Evidence, PanelRow, People, Table, compose_page, draw_rows
@@ -42,7 +42,7 @@ def scene_rows(placed: PlacedScene, body: BodyModel, truth: People | None = None
     after = People(scene.pose, placed.betas, placed.transl, placed.z_sigma_m)
     fit = _fit(placed)
     evidence = None if scene.disparity is None and fit is None else Evidence(scene.disparity, fit)
-    moved = any(status is PersonStatus.MOVED for status in placed.person_status)
+    moved = any(status in PLACED for status in placed.person_status)
     return draw_rows(image, before, after, scene.intrinsics, body, truth, evidence, moved)
 
 
@@ -61,7 +61,7 @@ def _cells(placed: PlacedScene, person: int) -> list[str]:
     code, age = int(placed.height_class[person]), float(placed.scene.age_years[person])
     mean, sigma = float(placed.prior_mean_m[person]), float(placed.prior_sigma_m[person])
     status = placed.person_status[person]
-    moved = status is PersonStatus.MOVED
+    moved = status in PLACED
     return [
         HEIGHT_CLASSES[code].replace("_", " ") if code >= 0 else "-",
         f"{age:.0f}" if np.isfinite(age) else "unknown",
@@ -77,7 +77,9 @@ def _cells(placed: PlacedScene, person: int) -> list[str]:
 def _fit(placed: PlacedScene) -> Fit | None:
     """What the fit was made of; None where nobody was measured."""
     z = placed.scene.transl[:, 2], placed.transl[:, 2]
-    fit = Fit(placed.depth_mean, *z, placed.depth_group, placed.alpha, placed.beta, placed.used_ground)
+    fit = Fit(
+        placed.depth_mean, *z, placed.depth_group, placed.alpha, placed.beta, placed.used_ground, placed.disparity_line
+    )
     return fit if fit.shown.any() else None
 
 

@@ -50,12 +50,12 @@ def test_photograph_and_depth_map_come_with_the_scene(run: RunFiles, tiny: TinyD
     (placed,) = load_placed(run, choose_scenes(run, Choice(keys=["000000.jpg"])), open_pixels(run))
     assert placed.scene.image is not None
     assert placed.scene.disparity is not None
-    expected = np.load(tiny.dataset.root / "depth" / "000000.npy")
+    expected = np.load(Path(tiny.dataset.root) / "depth" / "000000.npy")
     np.testing.assert_array_equal(placed.scene.disparity, expected)
 
 
 def test_a_folder_that_moved_can_be_named(run: RunFiles, tiny: TinyDataset, tmp_path: Path) -> None:
-    shutil.copytree(tiny.dataset.root / "images", tmp_path / "elsewhere")
+    shutil.copytree(Path(tiny.dataset.root) / "images", tmp_path / "elsewhere")
     places = choose_scenes(run, Choice(keys=["000000.jpg"]))
     (found,) = load_placed(run, places, open_pixels(run, tmp_path / "elsewhere"))
     (lost,) = load_placed(run, places, open_pixels(run, tmp_path / "nowhere", tmp_path / "nowhere"))
