@@ -56,8 +56,8 @@ def _check(case: dict[str, Any], index: int) -> CaseResult:
 
 
 def _forced(case: dict[str, Any]) -> bool:
-    """Whether the recorded alpha is the bound, so that nothing is divided by a residue."""
-    return case.get("last_round", {}).get("alpha_min") == case["output"]["alpha"]
+    """Whether the group was a plane, so that alpha is its bound and nothing was divided by a residue."""
+    return bool((case.get("last_round") or {}).get("plane"))
 
 
 def _height_class(case: dict[str, Any]) -> torch.Tensor:
