@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from dto_pipeline.axes import FAR, NUM_BETAS
 from dto_pipeline.collate import collate_scenes, map_size
 from dto_pipeline.config import PipelineConfig, config_from_dict
 from dto_pipeline.evaluate.golden_case import CaseResult, check_case
 from dto_pipeline.models.body import load_body
 from dto_pipeline.optimizer import SceneOptimizer
-from dto_pipeline.scene import FAR, NUM_BETAS, OUTCOMES, OptimizedScenes, Scene
+from dto_pipeline.scene import OUTCOMES, OptimizedScenes, Scene
 from dto_pipeline.status import PersonStatus
 
 WOBBLE_FACTOR = 3.0  # z may differ by this many times max(z_wobble, LEAST_WOBBLE), relative

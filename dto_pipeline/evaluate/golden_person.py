@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from dto_pipeline.axes import GROUND, MEAN
 from dto_pipeline.config import EvidenceConfig
 from dto_pipeline.evaluate.golden_case import CaseResult, check_case
 from dto_pipeline.maths.depth_evidence import measure_depth_evidence, sample_pixels
-from dto_pipeline.scene import GROUND, MEAN, DepthEvidence, PersonMaps, SceneBatch
+from dto_pipeline.scene import DepthEvidence, PersonMaps, SceneBatch
 
 MEAN_TOLERANCE = 1e-6  # relative
 STD_TOLERANCE = 1e-5  # relative; the recorded spread is good to 1e-6

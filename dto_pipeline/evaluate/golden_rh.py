@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from dto_pipeline.axes import NUM_BETAS
 from dto_pipeline.data.sources.relative_human_joints import EVALUATED_JOINTS
 from dto_pipeline.evaluate.golden_case import CaseResult
 from dto_pipeline.evaluate.relative_human import (
@@ -31,7 +32,6 @@ from dto_pipeline.evaluate.relative_human import (
 )
 from dto_pipeline.maths.camera import project
 from dto_pipeline.models.body import BodyModel
-from dto_pipeline.scene import NUM_BETAS
 
 FAMILY = "rh_metric"
 FRACTION_TOLERANCE = 1e-6

@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 
+from dto_pipeline.axes import ADULT, ADULT_FEMALE
 from dto_pipeline.config import PriorConfig, SolverConfig
 from dto_pipeline.evaluate.golden_case import CaseResult, check_case
 from dto_pipeline.maths.height_prior import build_height_prior
 from dto_pipeline.maths.map_solver import solve_map
-from dto_pipeline.scene import ADULT, ADULT_FEMALE, MapProblem, MapSolution
+from dto_pipeline.scene import MapProblem, MapSolution
 from dto_pipeline.status import FitStatus
 
 RELATIVE_TOLERANCE = 1e-9  # suggested by the cases' README

@@ -6,8 +6,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from dto_pipeline.axes import HEIGHT_CLASSES
 from dto_pipeline.models.body import BodyModel
-from dto_pipeline.scene import HEIGHT_CLASSES, PlacedScene
+from dto_pipeline.scene import PlacedScene
 from dto_pipeline.status import PersonStatus
 from dto_pipeline.view.panel import People, Table, before_after_panel
 
