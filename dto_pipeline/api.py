@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from dto_pipeline.axes import NUM_BETAS
 from dto_pipeline.collate import collate_scenes, map_size, pass_through, split_batch
 from dto_pipeline.config import AttributeConfig, DepthConfig, MaskConfig, PipelineConfig, load_config
 from dto_pipeline.data.images import ImageFolder, ImageStore
@@ -28,7 +29,7 @@ from dto_pipeline.optimizer import SceneOptimizer
 from dto_pipeline.review.run_files import RunFiles, find_labels, open_pixels, open_run_files
 from dto_pipeline.run.directory import RunDirectory
 from dto_pipeline.run.placing import refuse_kid_axis
-from dto_pipeline.scene import NUM_BETAS, PlacedScene, Scene
+from dto_pipeline.scene import PlacedScene, Scene
 from dto_pipeline.status import PersonStatus
 from dto_pipeline.timing import StageClock
 

@@ -17,13 +17,6 @@ import torch
 
 from dto_pipeline.status import ImageStatus, PersonStatus
 
-NEAR, FAR = 0, 1  # group axis
-MEAN, GROUND = 0, 1  # evidence axis: all pixels, or those of the lowest rows
-BABY, KID, TEEN, ADULT_FEMALE, ADULT_MALE, ADULT = range(6)  # height classes
-HEIGHT_CLASSES = ("baby", "kid", "teen", "adult_female", "adult_male", "adult")
-NUM_BETAS = 11  # SMPL's ten and the kid axis, last; models without it keep 0 there
-KID_AXIS = 10
-
 _T = TypeVar("_T", bound="_Tensors")
 
 

@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from dto_pipeline.axes import NUM_BETAS
 from dto_pipeline.collate import map_size
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.models.rasterizer import rasterize
-from dto_pipeline.scene import NUM_BETAS, Scene
+from dto_pipeline.scene import Scene
 
 UPRIGHT = (np.pi, 0.0, 0.0)  # root orientation that stands SMPL's y-up body in the y-down camera frame
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -94,3 +96,8 @@ def test_nothing_is_unpickled_unsafely_or_trusted() -> None:
                 assert any(k.arg == "allow_pickle" for k in node.keywords), f"{path}: np.load without allow_pickle"
             if name == "torch.load":
                 assert any(k.arg == "weights_only" for k in node.keywords), f"{path}: torch.load without weights_only"
+
+
+def test_a_driver_with_nothing_to_do_never_loads_pytorch() -> None:
+    command = "import sys, dto_pipeline.run.driver; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", command], check=False).returncode == 0

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from dto_pipeline.axes import FAR, KID_AXIS, NEAR
 from dto_pipeline.config import PipelineConfig, RefineConfig
 from dto_pipeline.maths.refine import KID_SHIFT_JOINTS
 from dto_pipeline.models.body import BodyModel
-from dto_pipeline.scene import FAR, KID_AXIS, NEAR, Scene
+from dto_pipeline.scene import Scene
 
 
 @dataclass

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from dto_pipeline.axes import HEIGHT_CLASSES
 from dto_pipeline.data.label_files import LabelColumns, initial_betas
 from dto_pipeline.maths.camera import project
 from dto_pipeline.models.body import BodyModel
-from dto_pipeline.scene import HEIGHT_CLASSES
 from dto_pipeline.status import PLACED, ImageStatus, PersonStatus
 
 MANIFEST_PEOPLE = ("pose", "betas", "transl", "source_row")  # columns of the manifest that `check_undo` compares

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dto_pipeline import __version__
+from dto_pipeline.axes import HEIGHT_CLASSES, NUM_BETAS
 from dto_pipeline.data.columns import build_table, pick_words, ragged_column, struct_column
 from dto_pipeline.data.files import commit_new, staged
 from dto_pipeline.data.parquet import (
@@ -26,8 +27,10 @@ from dto_pipeline.data.parquet import (
     writer_settings,
 )
 from dto_pipeline.errors import DtoError
-from dto_pipeline.scene import HEIGHT_CLASSES, NUM_BETAS, PlacedScene
 from dto_pipeline.schema import COORDINATES, LABEL_PERSON, LABELS_SCHEMA, LABELS_SCHEMA_NAME
+
+if TYPE_CHECKING:  # a finished run answers without loading PyTorch
+    from dto_pipeline.scene import PlacedScene
 
 _PLACED_PERSON_NUMBERS = (
     ("betas", (NUM_BETAS,)),

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from dto_pipeline.axes import HEIGHT_CLASSES
 from dto_pipeline.data.columns import read_numbers, single_array
 from dto_pipeline.data.labels import read_labels, undo_betas
-from dto_pipeline.scene import HEIGHT_CLASSES, PlacedScene, Scene
+from dto_pipeline.scene import PlacedScene, Scene
 from dto_pipeline.status import ImageStatus, PersonStatus
 
 _PERSON_NUMBERS = (

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from dto_pipeline.axes import BABY, NUM_BETAS
 from dto_pipeline.models.body import BodyModel
-from dto_pipeline.scene import BABY, NUM_BETAS
 
 Colour = tuple[float, float, float]
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dto_pipeline.axes import ADULT_FEMALE, ADULT_MALE, BABY, KID, TEEN
 from dto_pipeline.demo.poses import ADULT_KINDS, BABY_KINDS, CHILD_KINDS, sample_pose
-from dto_pipeline.scene import ADULT_FEMALE, ADULT_MALE, BABY, KID, TEEN
 
 HEIGHT_RANGE = {
     BABY: (0.68, 0.97),

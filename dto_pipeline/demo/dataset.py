@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from dto_pipeline.axes import HEIGHT_CLASSES
 from dto_pipeline.data.files import write_bytes_atomic, write_json_atomic
 from dto_pipeline.demo.breakages import BREAKAGES, plan_breakages
 from dto_pipeline.demo.clothes import measure_template
@@ -42,7 +43,6 @@ from dto_pipeline.demo.write import (
 )
 from dto_pipeline.errors import DtoError
 from dto_pipeline.models.body import BodyModel
-from dto_pipeline.scene import HEIGHT_CLASSES
 
 VERSION = 1  # raised whenever equal settings would give other files
 MARKER = "demo.json"

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from scipy.spatial.transform import Rotation
 
+from dto_pipeline.axes import ADULT_MALE, KID_AXIS, NUM_BETAS, TEEN
 from dto_pipeline.demo.crowd import Crowd
 from dto_pipeline.models.body import BodyModel
-from dto_pipeline.scene import ADULT_MALE, KID_AXIS, NUM_BETAS, TEEN
 
 LABEL_HEIGHT = 1.69  # what a network trained on adults believes [m]
 _LABEL_SPREAD = 0.045  # standard deviation of the logarithm of the label height

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter, maximum_filter
 
+from dto_pipeline.axes import NUM_BETAS
 from dto_pipeline.demo.crowd import LAYOUTS, Crowd, View, plan_crowd
 from dto_pipeline.demo.observe import DISPARITY_SCALE, observe_masks
 from dto_pipeline.demo.people import Bodies, Labels, build_bodies, falsify_labels
@@ -19,7 +20,7 @@ from dto_pipeline.evaluate.solver_comparison import KnownScene
 from dto_pipeline.maths.camera import map_size
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.models.rasterizer import rasterize
-from dto_pipeline.scene import NUM_BETAS, Scene
+from dto_pipeline.scene import Scene
 
 IMAGE_SCALE = 0.75  # of the demo's image sizes: 480 x 360 instead of 640 x 480
 _FARTHEST = 40.0  # of the backdrop [m]

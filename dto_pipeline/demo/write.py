@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import simplejpeg
 
+from dto_pipeline.axes import NUM_BETAS
 from dto_pipeline.data.files import write_bytes_atomic
 from dto_pipeline.data.rle import encode_rle
 from dto_pipeline.data.sources.camerahmr_writer import write_camerahmr
 from dto_pipeline.data.sources.rows import LabelRows
 from dto_pipeline.data.sources.sidecar import write_sidecar
 from dto_pipeline.demo.scenes import DemoScene
-from dto_pipeline.scene import NUM_BETAS
 
 LABELS = "labels/demo-release.npz"
 SIDECAR = "labels/demo-sidecar.parquet"

@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from dto_pipeline.axes import FAR, NUM_BETAS
 from dto_pipeline.collate import collate_scenes, map_size
 from dto_pipeline.config import PipelineConfig, config_from_dict
 from dto_pipeline.evaluate.golden_case import CaseResult, check_case
 from dto_pipeline.models.body import load_body
 from dto_pipeline.optimizer import SceneOptimizer
-from dto_pipeline.scene import FAR, NUM_BETAS, OUTCOMES, OptimizedScenes, Scene
+from dto_pipeline.scene import OUTCOMES, OptimizedScenes, Scene
 from dto_pipeline.status import PersonStatus
 
 WOBBLE_FACTOR = 3.0  # z may differ by this many times max(z_wobble, LEAST_WOBBLE), relative
@@ -100,7 +101,7 @@ def _check(path: Path, entry: dict[str, Any], optimizer: SceneOptimizer) -> Case
     errors = _number_errors(case, optimized)
     limits = {"z": wobble, "deviation": DEVIATION_TOLERANCE + 10 * wobble}
     failures += [f"{what} off by {errors[what]:.1e}" for what, limit in limits.items() if not errors[what] <= limit]
-    return CaseResult("image", entry["case"], _kind(entry), tuple(failures), errors, strict=bool(entry["steady"]))
+    return CaseResult("image", entry["case"], _kind(entry), tuple(failures), errors, limits, bool(entry["steady"]))
 
 
 def _decision_failures(case: dict[str, np.ndarray], entry: dict[str, Any], optimized: OptimizedScenes) -> list[str]:

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from dto_pipeline.axes import GROUND, MEAN
 from dto_pipeline.config import EvidenceConfig
 from dto_pipeline.evaluate.golden_case import CaseResult, check_case
 from dto_pipeline.maths.depth_evidence import measure_depth_evidence, sample_pixels
-from dto_pipeline.scene import GROUND, MEAN, DepthEvidence, PersonMaps, SceneBatch
+from dto_pipeline.scene import DepthEvidence, PersonMaps, SceneBatch
 
 MEAN_TOLERANCE = 1e-6  # relative
 STD_TOLERANCE = 1e-5  # relative; the recorded spread is good to 1e-6
@@ -49,7 +50,7 @@ def _check(folder: Path, name: str, kind: str) -> CaseResult:
     ]
     errors, limits = _number_errors(case, evidence, flat=kind == "flat_rows")
     failures += [f"{what} off by {error:.1e}" for what, error in errors.items() if not error <= limits[what]]
-    return CaseResult("person", name, kind, tuple(failures), errors)
+    return CaseResult("person", name, kind, tuple(failures), errors, limits)
 
 
 def _maps(case: dict[str, np.ndarray]) -> PersonMaps:

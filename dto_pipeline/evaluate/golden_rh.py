@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from dto_pipeline.axes import NUM_BETAS
 from dto_pipeline.data.sources.relative_human_joints import EVALUATED_JOINTS
 from dto_pipeline.evaluate.golden_case import CaseResult
 from dto_pipeline.evaluate.relative_human import (
@@ -31,7 +32,6 @@ from dto_pipeline.evaluate.relative_human import (
 )
 from dto_pipeline.maths.camera import project
 from dto_pipeline.models.body import BodyModel
-from dto_pipeline.scene import NUM_BETAS
 
 FAMILY = "rh_metric"
 FRACTION_TOLERANCE = 1e-6
@@ -176,7 +176,13 @@ def _check_case(case: RhCase, body: BodyModel, regressor: np.ndarray) -> CaseRes
             failures += _compare_result(result, case, errors)
         except (ValueError, KeyError, RuntimeError, IndexError) as error:
             failures.append(f"cannot be evaluated: {type(error).__name__}: {error}")
-    return CaseResult(FAMILY, case.name, case.kind, tuple(failures), errors)
+    return CaseResult(FAMILY, case.name, case.kind, tuple(failures), errors, {name: _limit(name) for name in errors})
+
+
+def _limit(quantity: str) -> float:
+    if quantity == "kp2d_px":
+        return PIXEL_TOLERANCE
+    return FRACTION_TOLERANCE + (ROUNDING if quantity in ("precision", "recall", "f1") else 0.0)
 
 
 def _with_bodies(

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from dto_pipeline.axes import KID_AXIS, MEAN
 from dto_pipeline.collate import collate_scenes, split_batch
 from dto_pipeline.config import PipelineConfig
 from dto_pipeline.data.placed import unpack_covariance
@@ -25,7 +26,7 @@ from dto_pipeline.evaluate.synthetic import Placement, placement_errors
 from dto_pipeline.maths.refine import KID_SHIFT_JOINTS
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.optimizer import SceneOptimizer
-from dto_pipeline.scene import KID_AXIS, MEAN, PlacedScene, Scene
+from dto_pipeline.scene import PlacedScene, Scene
 
 METHODS = ("labels", "height prior", "paper", "joint", "true line")
 LEVELS = {0.50: 0.6745, 0.80: 1.2816, 0.95: 1.9600}  # share of a normal law within so many sigmas

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import torch
 
+from dto_pipeline.axes import FAR, NEAR
 from dto_pipeline.config import EvidenceConfig
-from dto_pipeline.scene import FAR, NEAR, DepthEvidence, PersonMaps, PixelSamples, SceneBatch
+from dto_pipeline.scene import DepthEvidence, PersonMaps, PixelSamples, SceneBatch
 
 _QUARTILES = (0.25, 0.75)
 _ROUNDING = 1e-24  # of float64 means, squared; single-precision depths differ by (6e-8)^2 or not at all

@@ -10,20 +10,10 @@ from dataclasses import dataclass
 
 import torch
 
+from dto_pipeline.axes import FAR, GROUND, MEAN, NEAR
 from dto_pipeline.config import RefineConfig, SolverConfig
 from dto_pipeline.maths.map_solver import solve_map
-from dto_pipeline.scene import (
-    FAR,
-    GROUND,
-    MEAN,
-    NEAR,
-    OUTCOMES,
-    DepthEvidence,
-    GroupFits,
-    HeightPrior,
-    MapProblem,
-    MapSolution,
-)
+from dto_pipeline.scene import OUTCOMES, DepthEvidence, GroupFits, HeightPrior, MapProblem, MapSolution
 from dto_pipeline.status import FitStatus, PersonStatus
 
 _FITS = ((NEAR, MEAN), (NEAR, GROUND), (FAR, MEAN))  # the fits of a scene, in the order they are stacked

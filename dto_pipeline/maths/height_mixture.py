@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import torch
 
+from dto_pipeline.axes import ADULT, ADULT_FEMALE
 from dto_pipeline.config import JointConfig, PriorConfig
-from dto_pipeline.scene import ADULT, ADULT_FEMALE, HeightMixture, HeightPrior
+from dto_pipeline.scene import HeightMixture, HeightPrior
 
 _CLASSES_KEPT = 4  # the fifth never matters: no age is uncertain between babies and teens
 _LEAST_WEIGHT = 1e-9  # of a class, so that logarithms stay finite

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import torch
 
+from dto_pipeline.axes import ADULT, ADULT_FEMALE, ADULT_MALE
 from dto_pipeline.config import PriorConfig
-from dto_pipeline.scene import ADULT, ADULT_FEMALE, ADULT_MALE, HeightPrior
+from dto_pipeline.scene import HeightPrior
 
 
 def classify_heights(age_years: torch.Tensor, male_prob: torch.Tensor, config: PriorConfig) -> torch.Tensor:

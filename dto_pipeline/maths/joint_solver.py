@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from dto_pipeline.axes import FAR, MEAN, NEAR
 from dto_pipeline.config import JointConfig
 from dto_pipeline.maths.depth_line import AFFINE_DEPTH, AFFINE_DISPARITY, DEPTH_MODELS, line_coefficients
 from dto_pipeline.maths.group_fits import CODE
@@ -21,7 +22,7 @@ from dto_pipeline.maths.line_posterior import (
     integrate_lines,
     repeat_fits,
 )
-from dto_pipeline.scene import FAR, MEAN, NEAR, DepthEvidence, GroupFits, HeightMixture, HeightPrior, Posterior
+from dto_pipeline.scene import DepthEvidence, GroupFits, HeightMixture, HeightPrior, Posterior
 from dto_pipeline.status import FitStatus, PersonStatus
 
 _UNMEASURED = 1e6  # variance of log z of a depth that says nothing

@@ -11,10 +11,11 @@ from collections.abc import Callable
 
 import torch
 
+from dto_pipeline.axes import KID_AXIS, TEEN
 from dto_pipeline.config import JointConfig, RefineConfig
 from dto_pipeline.maths.group_fits import CODE
 from dto_pipeline.maths.reprojection import hold_joints, reach_height
-from dto_pipeline.scene import KID_AXIS, TEEN, GroupFits, HeightPrior, RefinedPeople, SceneBatch
+from dto_pipeline.scene import GroupFits, HeightPrior, RefinedPeople, SceneBatch
 from dto_pipeline.status import PersonStatus
 
 # smplx's joints over which the picture of a child is held in place (the published choice)

@@ -19,8 +19,8 @@ from smplx.lbs import batch_rigid_transform, batch_rodrigues
 from smplx.vertex_ids import vertex_ids
 from torch import nn
 
+from dto_pipeline.axes import NUM_BETAS
 from dto_pipeline.errors import DtoError
-from dto_pipeline.scene import NUM_BETAS
 
 SMPLX_EXTRA_JOINTS = (
     *("nose", "reye", "leye", "rear", "lear"),

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from dto_pipeline.axes import KID_AXIS
 from dto_pipeline.collate import collate_scenes, pass_through, split_batch
 from dto_pipeline.config import PipelineConfig
 from dto_pipeline.data.images import ImageStore
@@ -25,7 +26,7 @@ from dto_pipeline.models.seeing import Sight
 from dto_pipeline.optimizer import SceneOptimizer
 from dto_pipeline.run.batching import SceneSize, plan_batches
 from dto_pipeline.run.pool import DeviceLost, one_line
-from dto_pipeline.scene import KID_AXIS, PlacedScene, Scene
+from dto_pipeline.scene import PlacedScene, Scene
 from dto_pipeline.status import ImageStatus, PersonStatus
 from dto_pipeline.timing import StageClock
 

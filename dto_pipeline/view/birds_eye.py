@@ -12,11 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-from dto_pipeline.view.palette import GROUND, MUTED, PAPER, RULE, person_colours
+from dto_pipeline.view.palette import GROUND, INK, MUTED, PAPER, RULE, person_colours
 from dto_pipeline.view.tags import draw_tags, load_font
 
 _FINER = 3  # shapes are drawn at this many times the resolution
 _BODY_RADIUS = 0.24  # of a person seen from above [m]
+_CAP = 4.0  # half the width of a whisker's cap [px]
 _LEAST_RADIUS = 6.0  # a disc is never smaller [px]
 _MARGIN = (44, 16, 14, 34)  # left, top, right, bottom: room for the labels of the grid [px]
 _MOST_LINES = 9  # labelled grid lines per axis
@@ -89,6 +90,8 @@ def draw_birds_eye(
     if z_sigma is not None:
         _draw_sigma(draw, plan, places, z_sigma, colours)
     _draw_people(draw, plan, places[shown], colours[shown])
+    if z_sigma is not None:
+        _draw_whiskers(draw, plan, places, z_sigma)
     figure = figure.resize(plan.size, Image.Resampling.LANCZOS)
     _label_grid(figure, plan, step)
     texts = tags or [str(person + 1) for person in range(len(places))]
@@ -165,11 +168,25 @@ def _draw_sigma(
     draw: ImageDraw.ImageDraw, plan: Plan, places: np.ndarray, z_sigma: np.ndarray, colours: np.ndarray
 ) -> None:
     """Bars of one standard deviation to both sides, along the line of sight."""
+    ends, known = _sigma_ends(plan, places, z_sigma)
+    for end, colour in zip(ends, colours[known].tolist(), strict=True):
+        draw.line(_fine(end), fill=tuple(colour), width=3 * _FINER)
+
+
+def _draw_whiskers(draw: ImageDraw.ImageDraw, plan: Plan, places: np.ndarray, z_sigma: np.ndarray) -> None:
+    """The same as thin lines with caps over the discs, so that a small uncertainty is seen too."""
+    for end in _sigma_ends(plan, places, z_sigma)[0]:
+        along = (end[1] - end[0]) / max(float(np.hypot(*(end[1] - end[0]))), 1e-9)
+        cap = np.array([-along[1], along[0]]) * _CAP
+        for line in (end, end[:1] + np.stack([-cap, cap]), end[1:] + np.stack([-cap, cap])):
+            draw.line(_fine(line), fill=INK, width=_FINER + 1)
+
+
+def _sigma_ends(plan: Plan, places: np.ndarray, z_sigma: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(k, 2, 2) both ends [px] of the k bars that are known, and (P,) bool whose they are."""
     known = np.isfinite(places).all(axis=1) & np.isfinite(z_sigma)
     reach = (z_sigma / places[:, 1].clip(1e-3))[:, None] * places
-    ends = plan.to_pixels(np.stack([places - reach, places + reach], axis=1))
-    for end, colour in zip(ends[known], colours[known].tolist(), strict=True):
-        draw.line(_fine(end), fill=tuple(colour), width=3 * _FINER)
+    return plan.to_pixels(np.stack([places - reach, places + reach], axis=1))[known], known
 
 
 def _draw_people(draw: ImageDraw.ImageDraw, plan: Plan, places: np.ndarray, colours: np.ndarray) -> None:

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
+from dto_pipeline.axes import KID_AXIS, NUM_BETAS
 from dto_pipeline.models.body import BodyModel, BodyModelError
-from dto_pipeline.scene import KID_AXIS, NUM_BETAS
 from dto_pipeline.view.overlay import draw_overlays
 from dto_pipeline.view.palette import INK, MUTED, PAPER, RULE
 from dto_pipeline.view.tags import load_font

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
+from dto_pipeline.axes import NUM_BETAS
 from dto_pipeline.data.files import commit_over, staged
 from dto_pipeline.models.body import BodyModel
-from dto_pipeline.scene import NUM_BETAS
 from dto_pipeline.view.birds_eye import draw_birds_eye, plan_view
 from dto_pipeline.view.depth_map import draw_depth_map, grey_sheet
 from dto_pipeline.view.fit_plot import Fit, draw_fit

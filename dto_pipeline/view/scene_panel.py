@@ -6,8 +6,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from dto_pipeline.axes import HEIGHT_CLASSES
 from dto_pipeline.models.body import BodyModel
-from dto_pipeline.scene import HEIGHT_CLASSES, PlacedScene, Scene
+from dto_pipeline.scene import PlacedScene, Scene
 from dto_pipeline.status import PLACED
 from dto_pipeline.view.depth_map import grey_sheet
 from dto_pipeline.view.fit_plot import Fit

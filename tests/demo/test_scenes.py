@@ -7,6 +7,7 @@ from functools import cache
 import numpy as np
 import pytest
 
+from dto_pipeline.axes import ADULT_FEMALE, BABY, KID_AXIS
 from dto_pipeline.demo.breakages import BREAKAGES, plan_breakages
 from dto_pipeline.demo.clothes import measure_template
 from dto_pipeline.demo.crowd import HEIGHT_RANGE, plan_crowd
@@ -14,7 +15,6 @@ from dto_pipeline.demo.observe import observe_disparity
 from dto_pipeline.demo.people import rest_height, solve_height
 from dto_pipeline.demo.scenes import DemoScene, build_scene
 from dto_pipeline.models.body import BodyModel, load_body
-from dto_pipeline.scene import ADULT_FEMALE, BABY, KID_AXIS
 
 SEED = 7
 

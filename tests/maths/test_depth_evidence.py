@@ -7,9 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dto_pipeline.axes import FAR, NEAR
 from dto_pipeline.config import EvidenceConfig
 from dto_pipeline.maths.depth_evidence import measure_depth_evidence, sample_pixels
-from dto_pipeline.scene import FAR, NEAR, DepthEvidence, PersonMaps, SceneBatch
+from dto_pipeline.scene import DepthEvidence, PersonMaps, SceneBatch
 
 CONFIG = EvidenceConfig()
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from dto_pipeline.axes import HEIGHT_CLASSES
 from dto_pipeline.config import PriorConfig
 from dto_pipeline.maths.height_prior import build_height_prior, classify_heights
-from dto_pipeline.scene import HEIGHT_CLASSES
 
 NAN = float("nan")
 

@@ -7,10 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dto_pipeline.axes import KID_AXIS
 from dto_pipeline.config import JointConfig
 from dto_pipeline.maths.reprojection import hold_joints, picture_shift, reach_height
 from dto_pipeline.models.body import BodyModel
-from dto_pipeline.scene import KID_AXIS
 
 
 @settings(max_examples=12, deadline=None)

@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dto_pipeline.config import load_config
 from dto_pipeline.data.manifest import ManifestError
 from dto_pipeline.review.verify import Verdict, verify_run
 from dto_pipeline.run.directory import RunDirectory, RunDirectoryError
+from dto_pipeline.run.driver import run_pipeline
 from dto_pipeline.scene import PlacedScene
 from dto_pipeline.status import PersonStatus
 from tests.review.conftest import edit_receipt, first_moved, rewrite_shard
@@ -29,6 +31,15 @@ def test_a_sound_run_passes_every_rule_and_leaves_nothing_unchecked(run_dir: Pat
     assert (verdict.images, verdict.persons) == (tiny.images, tiny.persons)
     assert all(rule.checked > 0 for rule in verdict.rules.values())
     assert "everything holds" in verdict.as_table()
+
+
+@pytest.mark.parametrize("override", ["joint.move_single=true", "joint.depth_model=affine_disparity"])
+def test_a_run_of_the_joint_solver_obeys_its_own_limits(tiny: TinyDataset, tmp_path: Path, override: str) -> None:
+    config = load_config(None, ["run.workers=0", "solver.mode=joint", override])
+    run_pipeline(tiny.manifest, tmp_path / "run", config, progress=False)
+    verdict = verify_run(tmp_path / "run")
+    assert verdict.passed, verdict.as_table()
+    assert verdict.rules["joints keep their pixels"].checked > 0
 
 
 def test_a_byte_changed_on_disk_is_found(copy: Path) -> None:

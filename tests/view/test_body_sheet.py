@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
+from dto_pipeline.axes import KID_AXIS
 from dto_pipeline.models.body import BodyModel, BodyModelError, load_body
-from dto_pipeline.scene import KID_AXIS
 from dto_pipeline.view.body_sheet import KID, SMALL, TALL, draw_body_sheet, reach_height
 
 

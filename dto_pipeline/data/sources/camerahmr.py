@@ -21,9 +21,9 @@ from types import TracebackType
 
 import numpy as np
 
+from dto_pipeline.axes import NUM_BETAS
 from dto_pipeline.data.npz import MappedNpz, NpzError
 from dto_pipeline.data.sources.rows import LabelFileError, LabelRows, SourceOptions, decode_names
-from dto_pipeline.scene import NUM_BETAS
 
 _BOX_UNIT = 200.0  # scale is the box's size over this [px]
 

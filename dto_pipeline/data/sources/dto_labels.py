@@ -22,12 +22,12 @@ from typing import Any, BinaryIO
 import numpy as np
 import pyarrow as pa
 
+from dto_pipeline.axes import NUM_BETAS
 from dto_pipeline.data.columns import build_table, read_numbers, single_array
 from dto_pipeline.data.labels import LabelsError, open_labels, undo_betas
 from dto_pipeline.data.parquet import READ_ERRORS
 from dto_pipeline.data.sources.rows import LabelFileError, LabelRows, SourceOptions
 from dto_pipeline.data.sources.sidecar import SIDECAR_SCHEMA, judge_seen
-from dto_pipeline.scene import NUM_BETAS
 
 _IMAGE_COLUMNS = ("image_path", "fx", "fy", "cx", "cy")
 _SHAPES: dict[str, tuple[int, ...]] = {

@@ -34,12 +34,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from dto_pipeline.axes import NUM_BETAS
 from dto_pipeline.data.columns import build_table, single_array
 from dto_pipeline.data.npz import MappedNpz, NpzError
 from dto_pipeline.data.parquet import READ_ERRORS, open_parquet
 from dto_pipeline.data.sources.rows import LabelFileError, LabelRows, decode_names
 from dto_pipeline.data.sources.sidecar import SIDECAR_SCHEMA, SidecarRows, judge_seen
-from dto_pipeline.scene import NUM_BETAS
 
 NUM_KEYPOINTS = 45  # smplx's joints, the order of `LabelRows.keypoints` here
 _BODY_25 = (24, 12, 17, 19, 21, 16, 18, 20, 0, 2, 5, 8, 1, 4, 7, 25, 26, 27, 28, 29, 30, 31, 32, 33, 34)
