@@ -170,7 +170,7 @@ def _draw_sigma(
     """Bars of one standard deviation to both sides, along the line of sight."""
     ends, known = _sigma_ends(plan, places, z_sigma)
     for end, colour in zip(ends, colours[known].tolist(), strict=True):
-        draw.line(_fine(end), fill=tuple(colour), width=3 * _FINER)
+        draw.line(_fine(end), fill=tuple(colour), width=6 * _FINER)
 
 
 def _draw_whiskers(draw: ImageDraw.ImageDraw, plan: Plan, places: np.ndarray, z_sigma: np.ndarray) -> None:
