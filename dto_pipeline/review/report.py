@@ -26,6 +26,13 @@ from dto_pipeline.view.charts import Chart, Mark, Series, describe_chart, withou
 from dto_pipeline.view.scene_panel import person_table, scene_rows, scene_title
 
 FILE_NAME = "index.html"
+_FOOTER_ELSEWHERE = frozenset(  # what a label file's footer says and the page tells elsewhere, or is of one shard only
+    (
+        *("body_sha256", "config", "config_hash", "dataset", "images", "label_files", "licence"),
+        *("manifest_fingerprint", "pipeline_version", "rows_sha256", "schema", "shard", "shard_key", "shards"),
+        *("subset", "versions"),
+    )
+)
 _BEFORE_AFTER = (("before", "before"), ("after", "after"))
 
 
@@ -248,6 +255,7 @@ def _provenance(facts: Facts, run: RunFiles) -> str:
         ["body model, sha256", footer.get("body_sha256", "-")],
         ["licence of the labels", footer.get("licence") or "-"],
         ["label schema", footer.get("schema", "-")],
+        *([_plain(name), text] for name, text in sorted(footer.items()) if name not in _FOOTER_ELSEWHERE),
         *([f"version of {name}", str(number)] for name, number in sorted(identity.versions.items())),
         *([f"input {item['file']}, sha256", item["sha256"]] for item in json.loads(footer.get("label_files", "[]"))),
     ]

@@ -43,13 +43,14 @@ def test_a_person_is_a_disc_of_its_colour_and_the_truth_a_hollow_one() -> None:
 def test_a_longer_bar_shows_a_less_certain_distance() -> None:
     places = np.array([[0.0, 4.0]])
     plan = plan_view(places, (500, 400))
-    colour = person_colours(1)[0]
 
-    def coloured(sigma: float) -> int:
-        figure = np.asarray(draw_birds_eye(places, K, 640, plan, z_sigma=np.array([sigma])))
-        return int((np.abs(figure.astype(int) - colour).sum(-1) < 12).sum())
+    def picture(sigma: float) -> np.ndarray:
+        return np.asarray(draw_birds_eye(places, K, 640, plan, z_sigma=np.array([sigma]))).astype(int)
 
-    assert coloured(1.5) > coloured(0.5) > coloured(float("nan"))
+    def added(sigma: float) -> int:
+        return int((np.abs(picture(sigma) - picture(float("nan"))).sum(-1) > 60).sum())
+
+    assert added(1.5) > added(0.5) > added(0.05) > 0  # also one that is smaller than the disc
 
 
 def test_somebody_without_a_place_is_left_out() -> None:
