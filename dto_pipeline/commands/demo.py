@@ -6,10 +6,10 @@ import argparse
 import json
 import time
 from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import dto_pipeline
 from dto_pipeline.config import DepthConfig, PipelineConfig
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from dto_pipeline.run.driver import RunSummary
     from dto_pipeline.scene import PlacedScene
 
-_DATASET = Path(dto_pipeline.__file__).parent.parent / "manifests" / "demo.yaml"
+_DATASET = files("dto_pipeline.demo") / "assets" / "demo.yaml"
 _PICTURES = 5  # scenes drawn before and after
 _DEPTH: dict[str, list[str]] = {
     "network": ["depth.source=model", "depth.model=demo", "depth.short_side=224", "depth.batch=4"],
