@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from dto_pipeline.commands import bench, body, demo, golden, manifest, run, status
+from dto_pipeline.commands import bench, body, demo, export, golden, manifest, run, status
 
-VERBS: tuple[ModuleType, ...] = (demo, manifest, run, status, body, golden, bench)
+VERBS: tuple[ModuleType, ...] = (demo, manifest, run, status, export, body, golden, bench)

@@ -84,13 +84,23 @@ def write_label_shard(table: pa.Table, path: Path, metadata: Mapping[str, str]) 
         return commit_new(temporary, path)
 
 
+def open_labels(path: Path) -> pq.ParquetFile:
+    """Open a label file to read it piece by piece; errors as `read_labels`. Close it, or use `with`."""
+    file = open_parquet(path, LabelsError)
+    name = footer_text(file).get("schema")
+    if name != LABELS_SCHEMA_NAME:
+        raise LabelsError(f"{path} has schema {name!r}; expected {LABELS_SCHEMA_NAME!r}, is it a label shard?")
+    check_schema(path, file.schema_arrow, LABELS_SCHEMA, LabelsError)
+    return file
+
+
 def read_labels(path: str | Path) -> pa.Table:
     """All rows of a label file.
 
     Raises:
         LabelsError: missing, not a whole Parquet file, or not of this schema.
     """
-    with _open_labels(Path(path)) as file:
+    with open_labels(Path(path)) as file:
         try:
             return file.read()
         except READ_ERRORS as error:
@@ -99,20 +109,11 @@ def read_labels(path: str | Path) -> pa.Table:
 
 def read_label_metadata(path: str | Path) -> dict[str, str]:
     """Footer text of a label file (shard key, config hash ...), without reading its rows; errors as `read_labels`."""
-    with _open_labels(Path(path)) as file:
+    with open_labels(Path(path)) as file:
         return footer_text(file)
 
 
 _PERSONS_TYPE = LABELS_SCHEMA.field("persons").type
-
-
-def _open_labels(path: Path) -> pq.ParquetFile:
-    file = open_parquet(path, LabelsError)
-    name = footer_text(file).get("schema")
-    if name != LABELS_SCHEMA_NAME:
-        raise LabelsError(f"{path} has schema {name!r}; expected {LABELS_SCHEMA_NAME!r}, is it a label shard?")
-    check_schema(path, file.schema_arrow, LABELS_SCHEMA, LabelsError)
-    return file
 
 
 def _check_counts(placed: Sequence[PlacedScene], counts: np.ndarray) -> None:
