@@ -100,7 +100,7 @@ def _count_subset(subset: SubsetPlan, selection: Selection, advance: Callable[[i
 def _check_subset(run: RunLabels) -> None:
     """A subset names folders and files of the export: it must be one part of a path."""
     if _SUBSET.fullmatch(run.subset) is None:
-        raise ExportError(f"run {run.name} is of subset {run.subset!r}; expected letters, digits, '.', '-' and '_' only")
+        raise ExportError(f"run {run.name} is of subset {run.subset!r}; expected letters, digits, '.', '-' and '_'")
 
 
 def _check_unique(seen: dict[str, str], run: RunLabels, image_ids: list[str]) -> None:
