@@ -57,7 +57,7 @@ def _run(arguments: argparse.Namespace) -> int:
         runs, arguments.format, arguments.out, selection, arguments.images, progress=not arguments.quiet
     )
     print(report.as_table())
-    return 0
+    return report.exit_code
 
 
 def _choose(arguments: argparse.Namespace, default: Selection) -> Selection:

@@ -63,7 +63,13 @@ class ExportReport:
     out: Path
     files: list[ExportedFile]
     subsets: list[SubsetPlan]
-    notes: Counter[str]
+    notes: Counter[str]  # left out by the format's rules
+    failures: Counter[str]  # could not be written
+
+    @property
+    def exit_code(self) -> int:
+        """0: everything that was selected is there; 1: something could not be written, see `failures`."""
+        return 1 if self.failures.total() else 0
 
     def as_table(self) -> str:
         """Text for a terminal."""
@@ -71,7 +77,7 @@ class ExportReport:
         for subset in self.subsets:
             lines.append(f"{subset.subset:<12} {subset.images:>9} images {subset.persons:>9} persons taken")
             lines += [f"{'':<12} {count:>9} {reason} left out" for reason, count in subset.left_out.items() if count]
-        lines += [f"{'':<12} {count:>9} {note}" for note, count in sorted(self.notes.items()) if count]
+        lines += [f"{'':<12} {count:>9} {note}" for note, count in sorted((self.notes + self.failures).items())]
         lines.append(f"{len(self.files)} files in {self.out}, listed with sha256 in {self.out / EXPORT_FILE}")
         return "\n".join(lines)
 
@@ -111,11 +117,11 @@ def export_labels(
     ):
         job = ExportJob(plan, images_root, bar.update)
         files = chosen.write(job, staging)
-        commit_folder(staging, out, _facts(format_name, plan, job.notes), files)
-    return ExportReport(out, files, plan.subsets, job.notes)
+        commit_folder(staging, out, _facts(format_name, plan, job), files)
+    return ExportReport(out, files, plan.subsets, job.notes, job.failures)
 
 
-def _facts(format_name: str, plan: ExportPlan, notes: Counter[str]) -> dict[str, Any]:
+def _facts(format_name: str, plan: ExportPlan, job: ExportJob) -> dict[str, Any]:
     """What export.json says besides its files: no path of a machine, no clock."""
     return {
         "format": format_name,
@@ -123,7 +129,8 @@ def _facts(format_name: str, plan: ExportPlan, notes: Counter[str]) -> dict[str,
         "coordinates": COORDINATES,
         "selection": plan.selection.describe(),
         "subsets": {subset.subset: _subset_facts(subset) for subset in plan.subsets},
-        "notes": dict(notes),
+        "notes": dict(job.notes),
+        "failures": dict(job.failures),
     }
 
 

@@ -12,7 +12,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,8 @@ def staged_folder(out: Path) -> Iterator[Path]:
     staging.mkdir()
     handle = os.open(staging, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)  # held while we live, so that nobody sweeps it
+        with suppress(OSError):  # a file system without locks: there nobody can lock it to sweep it either
+            fcntl.flock(handle, fcntl.LOCK_EX)  # held while we live
         yield staging
     finally:
         os.close(handle)

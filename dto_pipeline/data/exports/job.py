@@ -14,12 +14,13 @@ from dto_pipeline.data.exports.plan import ExportPlan, SubsetPlan
 
 @dataclass(frozen=True)
 class ExportJob:
-    """One export on its way; writers add to `notes` what only they see."""
+    """One export on its way; writers add to `notes` and `failures` what only they see."""
 
     plan: ExportPlan
     images_root: str  # where image files are; "" = no images are wanted
     advance: Callable[[int], object]  # called with the number of images written
-    notes: Counter[str] = field(default_factory=Counter)  # what a writer left out or changed, and how often
+    notes: Counter[str] = field(default_factory=Counter)  # what a writer left out by its format's rules
+    failures: Counter[str] = field(default_factory=Counter)  # what it could not write
 
     @property
     def subsets(self) -> list[SubsetPlan]:

@@ -88,20 +88,20 @@ def _samples_with_images(job: ExportJob, subset: SubsetPlan) -> Iterator[Sample]
         texts = json_rows(table.drop_columns([IMAGE_FILE]))
         columns = [table[name].to_pylist() for name in ("image_id", "num_persons", IMAGE_FILE, "image_sha256")]
         for image_id, people, file, sha256, text in zip(*columns, texts, strict=True):
-            image = _read_image(stores[run.name], file, sha256, job.notes)
+            image = _read_image(stores[run.name], file, sha256, job.failures)
             if image is not None:
                 yield sample_key(image_id), people, [image, ("json", text.as_py().encode())]
 
 
-def _read_image(store: ImageStore, file: str, sha256: str, notes: Counter[str]) -> tuple[str, bytes] | None:
+def _read_image(store: ImageStore, file: str, sha256: str, failures: Counter[str]) -> tuple[str, bytes] | None:
     """(extension, contents) of an image file, or None where it cannot be used."""
     try:
         contents = store.read_bytes(file)
     except UnusableImage:
-        notes[MISSING] += 1
+        failures[MISSING] += 1
         return None
     if sha256 and hashlib.sha256(contents).hexdigest() != sha256:
-        notes[CHANGED] += 1
+        failures[CHANGED] += 1
         return None
     known = (extension for magic, extension in _EXTENSIONS.items() if contents.startswith(magic))
     return next(known, file.rsplit(".", 1)[-1].lower()), contents

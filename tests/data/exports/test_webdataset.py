@@ -74,9 +74,10 @@ def test_a_missing_or_changed_image_leaves_its_sample_out_and_is_counted(runs, t
     (images / "000000.jpg").unlink()
     (images / "000003.jpg").write_bytes(b"\xff\xd8\xffanother picture")
     report = export_labels([runs["mpii"]], "webdataset", tmp_path / "out", images_root=str(images), progress=False)
-    assert report.notes == {module.MISSING: 1, module.CHANGED: 1}
+    assert report.failures == {module.MISSING: 1, module.CHANGED: 1}
+    assert report.exit_code == 1
     assert sum(file.images for file in report.files) == 2
-    assert json.loads((tmp_path / "out/export.json").read_bytes())["notes"] == dict(report.notes)
+    assert json.loads((tmp_path / "out/export.json").read_bytes())["failures"] == dict(report.failures)
 
 
 def test_no_clock_or_owner_gets_into_a_tar(runs, tmp_path) -> None:
