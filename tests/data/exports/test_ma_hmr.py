@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from dto_pipeline.data.exports.annots_pickle import END_STREAM, ImagePeople, image_records, start_stream
 from dto_pipeline.data.exports.export import export_labels
+from dto_pipeline.data.exports.ma_hmr import REPEATED
 from dto_pipeline.data.exports.selection import Selection
 from dto_pipeline.data.safe_pickle import safe_load_npz, safe_loads
 
@@ -65,6 +67,16 @@ def test_both_insta_subsets_go_to_one_file_and_shared_images_count_once(runs, tm
     assert all(key.startswith("insta-train/") for key in annots)
     assert report.files[0].images == len(annots) == 4
     assert sum(report.notes.values()) == 4
+
+
+def test_images_of_one_insta_subset_only_are_all_there(runs, tmp_path) -> None:
+    first = dataclasses.replace(runs["insta1"], files=runs["insta1"].files[:1])
+    report = export_labels([first, runs["insta2"]], "ma-hmr", tmp_path / "part", progress=False)
+    export_labels([runs["insta2"]], "ma-hmr", tmp_path / "whole", progress=False)
+    part, whole = (load(tmp_path / name / "INSTA_CHMR_SMPL_OPT.npz") for name in ("part", "whole"))
+    assert part.keys() == whole.keys()
+    assert 0 < report.notes[REPEATED] < len(whole)
+    assert {key: len(people) for key, people in part.items()} == {key: len(people) for key, people in whole.items()}
 
 
 def test_arrays_are_writable_and_own_their_memory(runs, tmp_path) -> None:
