@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from dto_pipeline.config import PipelineConfig
 from dto_pipeline.maths.camera import map_size
+from dto_pipeline.maths.depth_line import DEPTH_MODELS
 from dto_pipeline.scene import (
     OUTCOMES,
     DepthEvidence,
+    GroupFits,
     HeightPrior,
     OptimizedScenes,
     PlacedScene,
@@ -37,7 +39,7 @@ def collate_scenes(scenes: Sequence[Scene], device: torch.device | str = "cpu") 
         out: np.ndarray = np.zeros((len(scenes), *shape), dtype)
         for row, value in zip(out, values, strict=True):
             row[tuple(slice(0, side) for side in value.shape)] = value
-        return torch.from_numpy(out).to(device)
+        return _upload(out, device)
 
     def label(name: str, *shape: int) -> torch.Tensor:
         values = (
@@ -104,6 +106,14 @@ def pass_through(scene: Scene, config: PipelineConfig | None = None) -> PlacedSc
     )
 
 
+def _upload(values: np.ndarray, device: torch.device | str) -> torch.Tensor:
+    """An array on a device; to a GPU from pinned memory, so that the copy runs while the next one is padded."""
+    tensor = torch.from_numpy(values)
+    if torch.device(device).type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
 class _Results(NamedTuple):
     """What label rows are made of, on the CPU; maps and images stay where they are."""
 
@@ -121,8 +131,9 @@ def _placed(scene: Scene, index: int, results: _Results, config: PipelineConfig)
     def of(value: torch.Tensor, dtype: type = np.float32, missing: float = np.nan) -> np.ndarray:
         return np.where(usable, value[index, :count].numpy(), missing).astype(dtype)
 
-    status = _image_status(usable, bool(fits.is_optimized[index]))
     outcomes = [OUTCOMES[code] for code in fits.outcome[index, :count].tolist()]
+    by_prior = PersonStatus.PLACED_BY_PRIOR in outcomes
+    status = _image_status(usable, bool(fits.is_optimized[index]), by_prior)
     person_status, person_message = _person_problems(scene, outcomes)
     deviation = float(fits.deviation[index])
     is_optimized = bool(fits.is_optimized[index])
@@ -149,19 +160,38 @@ def _placed(scene: Scene, index: int, results: _Results, config: PipelineConfig)
         mask_pixels=of(evidence.pixels[..., 0], np.int32, 0),
         visible_vertices=of(results.visible_vertices, np.int32, 0),
         depth_group=of(evidence.group, np.int8, -1),
-        z_sigma_m=np.full(count, np.nan, np.float32),
         is_optimized=is_optimized,
         is_accepted=is_optimized and deviation < config.refine.accept_below,
         deviation=deviation,
         alpha=(float(fits.alpha[index, 0]), float(fits.alpha[index, 1])),
         beta=(float(fits.beta[index, 0]), float(fits.beta[index, 1])),
         used_ground=bool(fits.used_ground[index]),
+        **_certainty(fits, index, usable),
     )
 
 
-def _image_status(usable: np.ndarray, is_optimized: bool) -> ImageStatus:
+def _certainty(fits: GroupFits, index: int, usable: np.ndarray) -> dict[str, Any]:
+    """What the joint solver knows beyond places; the published one says nothing."""
+    found, count = fits.posterior, len(usable)
+    if found is None:
+        return {"z_sigma_m": np.full(count, np.nan, np.float32)}
+    known = usable[:, None] & usable
+    covariance = np.where(known, found.z_covariance[index, :count, :count].numpy(), np.nan)
+    model = int(found.depth_model[index])
+    return {
+        "z_sigma_m": np.sqrt(covariance.diagonal()).astype(np.float32),
+        "height_sigma_m": np.where(usable, found.height_sigma[index, :count].numpy(), np.nan).astype(np.float32),
+        "z_covariance": covariance[np.tril_indices(count)].astype(np.float32),
+        "depth_model": DEPTH_MODELS[model] if model >= 0 else None,
+        "disparity_line": tuple(found.disparity_line[index].tolist()),
+    }
+
+
+def _image_status(usable: np.ndarray, is_optimized: bool, by_prior: bool) -> ImageStatus:
     if usable.sum() == 0:
         return ImageStatus.NO_PEOPLE
+    if by_prior and not is_optimized:
+        return ImageStatus.PLACED_BY_PRIOR
     if usable.sum() == 1:
         return ImageStatus.TOO_FEW_PEOPLE
     return ImageStatus.OPTIMIZED if is_optimized else ImageStatus.NOT_OPTIMIZED

@@ -20,8 +20,12 @@ import yaml
 
 from dto_pipeline.errors import DtoError
 
-SOLVER_MODES = ("paper",)
-DEPTH_SOURCES = ("files",)
+SOLVER_MODES = ("paper", "joint")
+DEPTH_MODELS = ("auto", "affine_depth", "affine_disparity")
+DEPTH_SOURCES = ("files", "model")
+DEPTH_KINDS = ("disparity", "depth", "metric_depth")  # explained in `models.depth_kinds`
+MASK_SOURCES = ("labels", "model", "none")
+ATTRIBUTE_SOURCES = ("labels", "model", "none")
 
 
 class ConfigError(DtoError, ValueError):
@@ -71,6 +75,47 @@ class SolverConfig:
 
 
 @dataclass(frozen=True)
+class JointConfig:
+    """`solver.mode: joint`, this project's own solver. (tuned): on the crowds of `demo.solver_sets`, seeds 1, 2."""
+
+    depth_model: str = "auto"  # see `DEPTH_MODELS`; auto = both, weighted by their evidence in the image
+    move_single: bool = False  # place the only person of an image by its height prior
+    min_pixels_grid: int = 45  # replaces evidence.min_pixels_grid: small people count, with more noise
+    min_visible_vertices: int = 100  # replaces evidence.min_visible_vertices
+    # depth noise, relative to z
+    depth_sigma: float = 0.02  # error of one person's depth as a whole: what good monocular networks reach
+    noise_levels: tuple[float, ...] = (0.4, 1.0, 2.5)  # factors on it that an image may have, equally likely (tuned)
+    edge_sigma: float = 0.2  # added: this over the square root of a person's pixels (borders blur; tuned)
+    # Student's t of about 4 degrees of freedom and rare gross errors, as normal laws of these widths and weights
+    tail_widths: tuple[float, ...] = (0.9, 2.0, 8.0)
+    tail_weights: tuple[float, ...] = (0.70, 0.27, 0.03)
+    share_sigma: float = 0.15  # of the line's share about 1: an offset of 15 % of the typical disparity is 1 sigma
+    # slopes inside bodies, as measurements of the line's elasticity
+    slope_gain: float = 1.6  # the slope falls short of the truth by corr to this power (tuned; 2 = noise in depth only)
+    slope_sigma: float = 0.25  # of the elasticity, over the correlation (tuned)
+    min_corr: float = 0.3  # slopes of lower correlation are not used
+    # heights
+    size_sigma: float = 0.01  # relative error of a label's size in the picture
+    label_height_sigma: float = 0.25  # how far an adult's label height may be from the truth: networks see adults
+    age_sigma: float = 0.2  # of the logarithm of an estimated age
+    gender_trust: float = 0.9  # share of the distance from 0.5 that is believed of a male probability
+    unknown_age_below: tuple[float, float, float] = (0.04, 0.12, 0.22)  # probability of baby, kid or less, teen or less
+    anybody_weight: float = 0.05  # probability that age and gender are somebody else's
+    anybody_mean: float = 1.5  # [m]
+    anybody_sigma: float = 0.25  # of the logarithm of the height
+    # the picture is held
+    joint_sigma: float = 0.02  # how far joints may stray in the picture when proportions change, relative to the body
+    hold_z_sigma: float = 0.01  # how far that may move z, relative
+    # what the posterior adds
+    population_sigma: float = 0.01  # how far the heights of one image's people may all be from the priors, relative
+    focal_sigma: float = 0.0  # of the labels' focal length, relative; 0: sigmas are given the camera
+    # factor on the posterior sigmas of the fit itself: its tails are heavier than a normal law's, and slightly smaller
+    # sigmas make the normal 50, 80 and 95 % intervals hold best (calibrated on synthetic crowds, seeds 1 and 2)
+    temperature: float = 0.87
+    rerender_pixels: int = 20  # of the person map that change hands before a scene is measured again
+
+
+@dataclass(frozen=True)
 class RefineConfig:
     """How a fit becomes labels (DTO's published constants)."""
 
@@ -89,16 +134,55 @@ class BodyConfig:
 
 @dataclass(frozen=True)
 class DepthConfig:
-    """Where disparity comes from."""
+    """Where disparity comes from: files written beforehand, or a network. See `models.depth_anything` for licences."""
 
     source: str = "files"  # see `DEPTH_SOURCES`
     root: str = ""  # files: folder with one map per image; "" = the `depth` folder named by the manifest
-    suffix: str = ".npy"  # files: image path with this suffix instead of its own
+    kind: str = "disparity"  # files: what their numbers mean, see `DEPTH_KINDS`; a network knows its own kind
+    scale: float = 1.0  # files: stored numbers times this are in the kind's unit (0.001: millimetres)
+    model: str = "demo"  # model: hub name or folder; "demo" = the small network of the package, for the demo's pictures
+    revision: str = ""  # model: commit a hub name is pinned to
+    offline: bool = False  # model: never ask the hub, only its cache on this machine
+    short_side: int = 518  # model: shorter side of what Depth Anything sees [px], as its authors run it
+    batch: int = 8  # model: images at once; a part of the labels' hash, because it can change their last bits
+
+
+@dataclass(frozen=True)
+class MaskConfig:
+    """Where instance masks come from. What was used is the labels' column `mask_origin`."""
+
+    source: str = "labels"  # labels: those of the manifest; model: all from a network; none: rendered silhouettes
+    model: str = ""  # hub name or folder of an instance (universal) segmentation network of transformers
+    revision: str = ""  # commit a hub name is pinned to
+    offline: bool = False  # never ask the hub
+    short_side: int = 640  # of what the network sees [px]
+    batch: int = 4  # images at once
+    min_score: float = 0.5  # instances with a lower score are not looked at
+    min_match: float = 0.3  # silhouette IoU and share of joints inside, averaged, under which nobody gets the instance
+
+
+@dataclass(frozen=True)
+class AttributeConfig:
+    """Where age and gender come from, for people whose labels do not say. The column is `attribute_origin`."""
+
+    source: str = "labels"  # labels: the manifest, else unknown; model: a network for the unknown; none: all unknown
+    model: str = ""  # hub name or folder of an image classification network of transformers (ages, genders or both)
+    revision: str = ""  # commit a hub name is pinned to
+    gender_model: str = ""  # a second network, where the first knows ages only
+    gender_revision: str = ""
+    crop: str = "face"  # what a classifier sees: face or body; MiVOLO sees both
+    offline: bool = False  # never ask the hub
+    trust_remote_code: bool = False  # run the repository's own Python code (MiVOLO v2 needs it); needs the revision
+    batch: int = 32  # people at once
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """How work is moved. Nothing here may change a label, so nothing here is hashed."""
+    """How work is moved. Nothing here changes a label beyond the last bits of single precision, so nothing is hashed.
+
+    On CPU labels are byte for byte equal whatever stands here (tested); on a GPU keep `batch_images` and `device` for
+    identical bytes.
+    """
 
     workers: int = 2  # Ray actors; 0 runs in this process without Ray
     batch_images: int = 8  # scenes optimised together
@@ -120,22 +204,50 @@ class PipelineConfig:
     prior: PriorConfig = field(default_factory=PriorConfig)
     evidence: EvidenceConfig = field(default_factory=EvidenceConfig)
     solver: SolverConfig = field(default_factory=SolverConfig)
+    joint: JointConfig = field(default_factory=JointConfig)
     refine: RefineConfig = field(default_factory=RefineConfig)
     body: BodyConfig = field(default_factory=BodyConfig)
     depth: DepthConfig = field(default_factory=DepthConfig)
+    masks: MaskConfig = field(default_factory=MaskConfig)
+    attributes: AttributeConfig = field(default_factory=AttributeConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
         _expect(self.solver.mode in SOLVER_MODES, f"solver.mode is {self.solver.mode!r}; choose from {SOLVER_MODES}")
+        self._check_seeing()
         _expect(
-            self.depth.source in DEPTH_SOURCES, f"depth.source is {self.depth.source!r}; choose from {DEPTH_SOURCES}"
+            self.joint.depth_model in DEPTH_MODELS,
+            f"joint.depth_model is {self.joint.depth_model!r}; choose from {DEPTH_MODELS}",
         )
+        tails = len(self.joint.tail_widths), len(self.joint.tail_weights)
+        _expect(
+            tails[0] == tails[1] > 0, f"joint.tail_widths and joint.tail_weights hold {tails} numbers; want as many"
+        )
+        _expect(len(self.joint.noise_levels) > 0, "joint.noise_levels is empty; give at least 1.0")
         _expect(len(self.prior.mean) == 6 == len(self.prior.sigma), "prior.mean and prior.sigma need 6 numbers each")
         _expect(min(self.prior.sigma) > 0, "prior.sigma must be positive")
         _expect(self.run.workers >= 0, "run.workers must be 0 (this process) or more")
         for name in ("batch_images", "max_attempts", "decode_threads", "torch_threads", "shards_in_flight"):
             _expect(getattr(self.run, name) >= 1, f"run.{name} must be at least 1, found {getattr(self.run, name)}")
         _expect(self.run.shard_timeout_s > 0, "run.shard_timeout_s must be positive")
+
+    def _check_seeing(self) -> None:
+        for key, value, choices in (
+            ("depth.source", self.depth.source, DEPTH_SOURCES),
+            ("depth.kind", self.depth.kind, DEPTH_KINDS),
+            ("masks.source", self.masks.source, MASK_SOURCES),
+            ("attributes.source", self.attributes.source, ATTRIBUTE_SOURCES),
+            ("attributes.crop", self.attributes.crop, ("face", "body")),
+        ):
+            _expect(value in choices, f"{key} is {value!r}; choose from {choices}")
+        _expect(self.depth.scale > 0, "depth.scale must be positive")
+        for key, least, found in (
+            ("depth.batch", 1, self.depth.batch),
+            ("masks.batch", 1, self.masks.batch),
+            ("attributes.batch", 1, self.attributes.batch),
+            ("depth.short_side", 14, self.depth.short_side),
+        ):
+            _expect(found >= least, f"{key} is {found}; expected at least {least}")
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Plain nested dict, JSON-ready (tuples become lists)."""

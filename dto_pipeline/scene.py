@@ -40,6 +40,26 @@ class _Tensors:
         }
         return dataclasses.replace(self, **moved)
 
+    def take(self: _T, rows: torch.Tensor) -> _T:
+        """The entries `rows` (n,) of the first axis of every tensor."""
+        taken = {
+            f.name: value[rows] if isinstance(value, torch.Tensor) else value.take(rows)
+            for f in dataclasses.fields(self)
+            if isinstance(value := getattr(self, f.name), torch.Tensor | _Tensors)
+        }
+        return dataclasses.replace(self, **taken)
+
+    def put(self: _T, rows: torch.Tensor, other: _T) -> _T:
+        """A copy whose entries `rows` (n,) of the first axis are those of `other`, in order."""
+        changed: dict[str, torch.Tensor | _Tensors] = {}
+        for f in dataclasses.fields(self):
+            value, new = getattr(self, f.name), getattr(other, f.name)
+            if isinstance(value, torch.Tensor):
+                changed[f.name] = value.index_copy(0, rows, new)
+            elif isinstance(value, _Tensors):
+                changed[f.name] = value.put(rows, new)
+        return dataclasses.replace(self, **changed)
+
     def replace(self: _T, **changes: torch.Tensor) -> _T:
         """A copy with some fields changed."""
         return dataclasses.replace(self, **changes)
@@ -65,6 +85,8 @@ class Scene:
     det_score: np.ndarray  # (P,) float32, NaN = unknown
     person_problem: list[tuple[PersonStatus, str] | None]  # why a person cannot be used, or None
     masks: np.ndarray | None = None  # (P, h, w) bool at person-map size
+    has_mask: np.ndarray | None = None  # (P,) bool: the mask was seen by somebody, not made up from the label
+    mask_score: np.ndarray | None = None  # (P,) float32 of the network that made the mask, NaN = from elsewhere
     disparity: np.ndarray | None = None  # (H, W) float32, larger is nearer
     image: np.ndarray | None = None  # (H, W, 3) uint8 RGB
     image_sha256: str = ""
@@ -140,6 +162,15 @@ class HeightPrior(_Tensors):
 
 
 @dataclass(frozen=True)
+class HeightMixture(_Tensors):
+    """How tall people like this are, as K normal laws of the logarithm of the height [log m]; last: anybody."""
+
+    weight: torch.Tensor  # (B, P, K) float64, sums to 1 but for rounding
+    mean: torch.Tensor  # (B, P, K) float64
+    variance: torch.Tensor  # (B, P, K) float64
+
+
+@dataclass(frozen=True)
 class MapProblem(_Tensors):
     """N independent fits z = alpha * depth + beta over P people each."""
 
@@ -171,6 +202,16 @@ class MapSolution(_Tensors):
 
 
 @dataclass(frozen=True)
+class Posterior(_Tensors):
+    """How sure the joint fit is; values of people it did not place are NaN."""
+
+    z_covariance: torch.Tensor  # (B, P, P) float64 [m^2] of the distances along the camera axis
+    height_sigma: torch.Tensor  # (B, P) float64 [m] standard deviation of the height
+    depth_model: torch.Tensor  # (B,) int64, index into `maths.depth_line.DEPTH_MODELS`, -1 = no line
+    disparity_line: torch.Tensor  # (B, 2) float64: p, q of 1 / z = p * disparity + q where that model was chosen
+
+
+@dataclass(frozen=True)
 class GroupFits(_Tensors):
     """The near and the far line of each scene, who moves by them, and the score of the image."""
 
@@ -185,6 +226,7 @@ class GroupFits(_Tensors):
     num_optimized: torch.Tensor  # (B, 2) int64 people that count as optimised
     is_optimized: torch.Tensor  # (B,) bool
     deviation: torch.Tensor  # (B,) float64: mean height deviation of the image [sigma]
+    posterior: Posterior | None = None  # solver.mode joint only
 
 
 @dataclass(frozen=True)
@@ -208,6 +250,7 @@ OUTCOMES: tuple[PersonStatus, ...] = (
     PersonStatus.TOO_SMALL,
     PersonStatus.NO_FIT,
     PersonStatus.BEHIND_CAMERA,
+    PersonStatus.PLACED_BY_PRIOR,
 )
 
 
@@ -254,3 +297,11 @@ class PlacedScene:
     alpha: tuple[float, float] = (float("nan"), float("nan"))  # near, far
     beta: tuple[float, float] = (float("nan"), float("nan"))
     used_ground: bool = False
+    height_sigma_m: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))  # (P,) float32; empty = NaN
+    z_covariance: np.ndarray | None = None  # (P (P + 1) / 2,) float32 [m^2] lower triangle, row by row
+    depth_model: str | None = None  # of `maths.depth_line.DEPTH_MODELS`
+    disparity_line: tuple[float, float] = (float("nan"), float("nan"))  # 1 / z = first * disparity + second
+
+    def __post_init__(self) -> None:
+        if len(self.height_sigma_m) == 0:
+            self.height_sigma_m = np.full(self.scene.num_people, np.nan, np.float32)

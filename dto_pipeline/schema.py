@@ -72,6 +72,8 @@ MANIFEST_SCHEMA = pa.schema(
         *_CAMERA,
         _field("image_file", pa.string(), "file of the image, relative to the images folder"),
         _field("depth_file", pa.string(), "precomputed depth map, relative to the depth folder; null = none"),
+        _field("mask_origin", pa.string(), "where the masks came from: sidecar, labels, detection; null = none"),
+        _field("attribute_origin", pa.string(), "where ages and genders came from: sidecar, labels; null = unknown"),
         _field("problem_status", pa.string(), "ImageStatus found while building; null = none"),
         _field("problem", pa.string(), "what was found; null = nothing"),
         _field("num_persons", pa.int32(), "people of the image"),
@@ -90,6 +92,7 @@ LABEL_PERSON = pa.struct(
         _field("height_class", pa.string(), "baby, kid, teen, adult_female, adult_male, adult; null = not computed"),
         _field("height_init_m", pa.float32(), "rest-pose height of the input body", "m"),
         _field("height_m", pa.float32(), "rest-pose height of the body after", "m"),
+        _field("mask_score", pa.float32(), "score of the network's instance mask; NaN = mask from elsewhere or none"),
         _field("prior_mean_m", pa.float32(), "mean of the height prior", "m"),
         _field("prior_sigma_m", pa.float32(), "standard deviation of the height prior", "m"),
         _field("depth_mean", pa.float32(), "mean relative depth of the person's pixels", "1 / disparity"),
@@ -100,6 +103,7 @@ LABEL_PERSON = pa.struct(
         _field("visible_vertices", pa.int32(), "visible vertices, of 6890"),
         _field("depth_group", pa.int8(), "0 near, 1 far, -1 = not measured"),
         _field("z_sigma_m", pa.float32(), "posterior standard deviation of z; NaN where the solver gives none", "m"),
+        _field("height_sigma_m", pa.float32(), "the same of height_m", "m"),
         _field("status", pa.string(), "PersonStatus"),
         _field("message", pa.string(), "detail of the status; null = none"),
     ]
@@ -119,6 +123,15 @@ LABELS_SCHEMA = pa.schema(
         _field("beta_near", pa.float32(), "see alpha_near", "m"),
         _field("alpha_far", pa.float32(), "the same of the far group; NaN = no fit", "m * disparity"),
         _field("beta_far", pa.float32(), "see alpha_far", "m"),
+        _field("depth_model", pa.string(), "affine_depth or affine_disparity (solver.mode joint); null = not chosen"),
+        _field("disparity_slope", pa.float32(), "1 / z = slope * disparity + offset; NaN = another model", "1 / m"),
+        _field("disparity_offset", pa.float32(), "see disparity_slope", "1 / m"),
+        _field(
+            "z_covariance",
+            pa.list_(pa.float32()),
+            "covariance of people's z, lower triangle row by row, diagonal included; NaN = not placed; null = none",
+            "m2",
+        ),
         _field("used_ground_evidence", pa.bool_(), "the near group was placed by its lowest pixels"),
         _field("mask_origin", pa.string(), "where instance masks came from"),
         _field("attribute_origin", pa.string(), "where age and gender came from"),
@@ -143,6 +156,16 @@ PERSONS_SCHEMA = pa.schema(
 )
 """The labels with one row per person, for trainers that crop people; `status` and `message` are the person's."""
 
+FINDINGS_SCHEMA = pa.schema(
+    [
+        _field("kind", pa.string(), "an ImageStatus, person, image_without_labels, also_in, tar_damaged, ..."),
+        _field("image", pa.string(), "image file, key, or address in a tar"),
+        _field("label_row", pa.int64(), "row of the label file; null = all rows of the image, or none"),
+        _field("reason", pa.string(), "what was found"),
+        _field("used", pa.bool_(), "takes part in the run all the same"),
+    ]
+)
+
 TAR_INDEX_SCHEMA_NAME = "dto-tar-index/1"
 
 TAR_INDEX_SCHEMA = pa.schema(
@@ -154,5 +177,19 @@ TAR_INDEX_SCHEMA = pa.schema(
         _field("offset", pa.int64(), "first byte of the contents in the tar", "byte"),
         _field("size", pa.int64(), "length of the contents", "byte"),
         _field("problem", pa.string(), "why the entry is not read; null = usable"),
+    ]
+)
+
+MERGE_SCHEMA_NAME = "dto-merge/1"
+
+MERGE_SCHEMA = pa.schema(
+    [
+        _field("prediction_row", pa.int64(), "row of the prediction file"),
+        _field("image", pa.string(), "image_id in the manifest, or the image's name where it has none"),
+        _field("status", pa.string(), "PredictionStatus"),
+        _field("message", pa.string(), "detail of the status; null = none"),
+        _field("det_score", pa.float32(), "score of the prediction; NaN = unknown"),
+        _field("same_as_source_row", pa.int64(), "matched: source_row of the released person; -1 = none"),
+        _field("same_as_prediction_row", pa.int64(), "duplicate: row of the prediction kept; -1 = none"),
     ]
 )

@@ -25,6 +25,7 @@ class ImageStatus(_Advised):
 
     OPTIMIZED = "optimized", "At least one group of two or more people was placed; see mean_height_deviation."
     NOT_OPTIMIZED = "not_optimized", "People were seen, but no group had two people to fit; labels are as given."
+    PLACED_BY_PRIOR = "placed_by_prior", "Fewer than two depths could be compared; people stand by height priors alone."
     TOO_FEW_PEOPLE = "too_few_people", "Fewer than two people can be compared; labels are passed through unchanged."
     NO_PEOPLE = "no_people", "No person of this image had a valid label; see the persons' statuses."
     IMAGE_MISSING = "image_missing", "The image file was not found; check --images or fetch the file, then retry."
@@ -43,7 +44,13 @@ class ImageStatus(_Advised):
 
 
 _IMAGES_DONE = frozenset(
-    {ImageStatus.OPTIMIZED, ImageStatus.NOT_OPTIMIZED, ImageStatus.TOO_FEW_PEOPLE, ImageStatus.NO_PEOPLE}
+    {
+        ImageStatus.OPTIMIZED,
+        ImageStatus.NOT_OPTIMIZED,
+        ImageStatus.PLACED_BY_PRIOR,
+        ImageStatus.TOO_FEW_PEOPLE,
+        ImageStatus.NO_PEOPLE,
+    }
 )
 
 
@@ -60,11 +67,27 @@ class PersonStatus(_Advised):
     TOO_TALL = "too_tall", "Set aside: the fit would make this person taller than any prior allows; label kept."
     ALONE_IN_GROUP = "alone_in_group", "Set aside: nobody else in its near or far group to compare with; label kept."
     BEHIND_CAMERA = "behind_camera", "Set aside: the fit would place this person behind the camera; label kept."
+    PLACED_BY_PRIOR = "placed_by_prior", "Placed by its height prior alone: its depth could not be measured."
     NO_FIT = "no_fit", "The group's depths are equal without spread, so no line is determined; label kept."
     TOO_SMALL = "too_small", "Dropped: too few visible pixels or vertices to measure; label kept."
     EMPTY_MASK = "empty_mask", "Dropped: the instance mask holds no pixel; label kept."
     INVALID_LABEL = "invalid_label", "The label is not finite, of a wrong shape or behind the camera; not used."
     NOT_RUN = "not_run", "The image was not optimised (see its status); label kept."
+
+
+class PredictionStatus(_Advised):
+    """Outcome of one predicted person that was offered to a manifest; every prediction gets exactly one."""
+
+    ADDED = "added", "Nobody released is this person; appended to its image with source_row -1."
+    MATCHED = "matched", "A released person already; the released label is kept."
+    DUPLICATE = "duplicate", "The same person as a prediction that matched or has a higher score; dropped."
+    IMAGE_UNKNOWN = "image_unknown", "The manifest has no such image; spell it as image_file, image_path or image_id."
+    IMAGE_UNUSABLE = "image_unusable", "The manifest's image has a problem itself; mend it, build, merge again."
+    INVALID_LABEL = "invalid_label", "Not finite, behind the camera, or with a damaged mask; see the message."
+    INVALID_CAMERA = "invalid_camera", "Its camera is not finite or not a pinhole without skew; refused."
+    INVALID_SCORE = "invalid_score", "It has no finite score to rank it by; refused."
+    BELOW_MIN_SCORE = "below_min_score", "Its score is lower than asked for (--min-score); refused."
+    CROWD_TOO_LARGE = "crowd_too_large", "Its image has more predictions than are compared; only the best are."
 
 
 class FitStatus(IntEnum):
@@ -76,6 +99,7 @@ class FitStatus(IntEnum):
     TWO_PEOPLE = 3  #: exactly two active: applied, but not counted as optimised
     ALL_REJECTED = 4  #: everybody set aside; labels kept
     ROUNDS_EXHAUSTED = 5  #: rejections outlasted the rounds; the last fit stands
+    PRIOR_ONLY = 7  #: joint mode: fewer than two people measured, so height priors decide
     DEGENERATE = 6  #: equal depths without spread: alpha and beta are undetermined; labels kept
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ class StageClock:
 
     def __init__(self, synchronize: bool = False) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
+        self._lock = threading.Lock()
         self._synchronize = synchronize and torch.cuda.is_available()
 
     @contextmanager
@@ -25,7 +27,8 @@ class StageClock:
             yield
         finally:
             self._wait()
-            self.seconds[stage] += time.perf_counter() - start
+            with self._lock:  # several threads share a stage
+                self.seconds[stage] += time.perf_counter() - start
 
     def _wait(self) -> None:
         if self._synchronize:

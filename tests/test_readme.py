@@ -34,6 +34,11 @@ def test_every_file_the_readme_names_exists() -> None:
 
 
 def test_nothing_names_a_path_of_one_machine() -> None:
-    for path in [*ROOT.glob("*.md"), *ROOT.glob("jobs/*"), *ROOT.glob("manifests/*"), *ROOT.glob("dto_pipeline/**/*.py")]:
+    for path in [
+        *ROOT.glob("*.md"),
+        *ROOT.glob("jobs/*"),
+        *ROOT.glob("manifests/*"),
+        *ROOT.glob("dto_pipeline/**/*.py"),
+    ]:
         if path.is_file():
             assert not re.search(r"(?<![\w.])/(work|home|root)/", path.read_text()), path

@@ -4,8 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dto_pipeline.commands.options import add_config_options, read_config
+
+if TYPE_CHECKING:
+    from dto_pipeline.config import PipelineConfig
+    from dto_pipeline.data.manifest import Manifest
+    from dto_pipeline.models.body import BodyModel
+    from dto_pipeline.models.seeing import Sight
+    from dto_pipeline.scene import PlacedScene
+    from dto_pipeline.timing import StageClock
 
 
 def add_parser(verbs: argparse._SubParsersAction) -> None:
@@ -17,14 +27,40 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--images", type=int, default=16, metavar="N", help="images (16)")
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="runs whose median is taken (5)")
+    parser.add_argument(
+        "--depth",
+        action="store_true",
+        help="with a depth network (depth.model ...): images/s alone and from end to end, share of peak, busy share",
+    )
+    parser.add_argument("--manifest", type=int, metavar="ROWS", help="time a manifest build of so many rows instead")
     parser.add_argument("--json", action="store_true", help="print JSON")
     add_config_options(parser)
     parser.set_defaults(run=_run)
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from dto_pipeline.bench.stages import run_bench
+    from dto_pipeline.bench.depth import DepthBenchReport, run_depth_bench
+    from dto_pipeline.bench.manifest import ManifestBench, run_manifest_bench
+    from dto_pipeline.bench.stages import BenchReport, run_bench
 
-    report = run_bench(arguments.images, arguments.repeats, read_config(arguments))
+    report: BenchReport | ManifestBench | DepthBenchReport
+    if arguments.manifest:
+        report = run_manifest_bench(arguments.manifest)
+    elif arguments.depth:
+        report = run_depth_bench(place_shard, arguments.images, arguments.repeats, read_config(arguments))
+    else:
+        report = run_bench(arguments.images, arguments.repeats, read_config(arguments))
     print(json.dumps(report.to_json(), indent=1) if arguments.json else report.as_table())
     return 0
+
+
+def place_shard(
+    manifest: Manifest, config: PipelineConfig, body: BodyModel, sight: Sight, clock: StageClock
+) -> list[PlacedScene]:
+    """The first shard of a manifest as a worker does it, with the networks of `sight`."""
+    from dto_pipeline.data.images import ImageFolder
+    from dto_pipeline.optimizer import SceneOptimizer
+    from dto_pipeline.run.placing import ScenePlacer
+
+    images = ImageFolder(Path(manifest.images_root))
+    return ScenePlacer(SceneOptimizer(body, config), config, images, None, sight).place(manifest.read_shard(0), clock)

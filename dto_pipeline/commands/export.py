@@ -41,7 +41,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--max-height-dev", type=float, metavar="X", help="accepted: a score below X sigma, in place of the run's own"
     )
-    parser.add_argument("--images", default="", metavar="DIR", help="images folder: put images beside the labels")
+    parser.add_argument("--images", default="", metavar="DIR", help="folder or URI of images to put beside the labels")
     parser.add_argument("--partial", action="store_true", help="take what is done of runs that are not finished")
     parser.add_argument("--quiet", action="store_true", help="no progress line")
     parser.set_defaults(run=_run)

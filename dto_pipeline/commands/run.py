@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from dto_pipeline.commands.options import add_config_options, read_config
+from dto_pipeline.models.depth_licences import describe_licences
 
 
 def add_parser(verbs: argparse._SubParsersAction) -> None:
@@ -13,6 +14,8 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         help="turn a manifest into label shards; resumes by itself",
         description="Starts a run, or does what is left of it: a shard with a receipt is never touched again. Another "
         "config or manifest than the run was started with is refused with the difference named.",
+        epilog="A depth network instead of depth files: --set depth.source=model --set depth.model=NAME_OR_FOLDER "
+        f"--set depth.revision=COMMIT. {describe_licences()}",
     )
     parser.add_argument("manifest", metavar="MANIFEST", help="file written by dto manifest build")
     parser.add_argument("-o", "--out", required=True, metavar="DIR", help="the run's folder")

@@ -60,6 +60,11 @@ def single_array(column: pa.ChunkedArray | pa.Array) -> pa.Array:
     return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
 
 
+def read_numbers(column: pa.Array) -> np.ndarray:
+    """(n,) numpy view of a column of numbers, (n, k) of one of fixed-size lists without nulls."""
+    return read_vectors(column) if pa.types.is_fixed_size_list(column.type) else column.to_numpy(zero_copy_only=False)
+
+
 def read_vectors(column: pa.Array) -> np.ndarray:
     """(n, k) numpy view of a fixed-size list column without nulls."""
     return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), column.type.list_size)

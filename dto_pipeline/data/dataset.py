@@ -1,24 +1,33 @@
 """A dataset description: one YAML in `manifests/` says where labels and images are and how they are keyed and cut.
 
 Knows keys, types and defaults; opens nothing it describes. Paths in the YAML are relative to a data root given on the
-command line, so that the same YAML works on every machine. Unknown keys are refused.
+command line, so that the same YAML works on every machine; each can be given another place there. Root and places may
+be folders or URIs, see `data.storage`. Unknown keys are refused.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import typing
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from dto_pipeline.data.sources import SOURCES
+from dto_pipeline.data.sources.rows import LABEL_VALUES, SourceOptions
+from dto_pipeline.data.storage import Location, as_location, join_location
 from dto_pipeline.errors import DtoError
-from dto_pipeline.paths import UnsafePath, check_relative, resolve_inside
+from dto_pipeline.paths import UnsafePath, check_relative
 
 PRINCIPAL_POINTS = ("centre", "free")
+IMAGES_IN = ("folder", "tars")
+MASKS = ("sidecar", "detection")
+PLACES = ("labels", "images", "sidecar", "depth", "predictions")  # keys that name files or folders
+_OPTIONAL_PLACES = PLACES[2:]
+_NOT_IN_YAML = ("root", "places")
 
 
 class DatasetError(DtoError, ValueError):
@@ -27,20 +36,26 @@ class DatasetError(DtoError, ValueError):
 
 @dataclass(frozen=True)
 class Dataset:
-    """Where a dataset lies and how it becomes a manifest. All paths are relative to `root`."""
+    """Where a dataset lies and how it becomes a manifest. All paths are relative to `root`, `places` come first."""
 
     name: str  # the subset; first part of every image_id
     source: str  # format of the labels, see `data.sources.SOURCES`
     labels: str  # label file
-    images: str  # folder the image names of the labels are relative to
-    root: Path  # data root; not part of the YAML
+    images: str  # folder the image names of the labels are relative to, or that holds the tars
+    root: Location  # data root; not part of the YAML
     sidecar: str = ""  # Parquet with masks, ages ...; "" = none
     depth: str = ""  # folder of precomputed disparity maps; "" = none
     depth_suffix: str = ".npy"  # a depth map is named like its image, with this suffix
+    images_in: str = "folder"  # folder: one file an image; tars: read in place from *.tar below the folder
+    image_prefixes: dict[str, str] = field(default_factory=dict)  # folder: start of an image's name -> of its file
+    masks: str = "sidecar"  # sidecar: those of the sidecar; detection: also those in the tars (KEY.detection.npz)
+    predictions: str = ""  # relative_human only: the predicted people; its own files hold no bodies
+    label_values: str = "after"  # source labels only: what the other run made of a person, or what it was given
     key_parts: int = 1  # image_path keeps this many last parts of the image's name, as published (INSTA: 3)
     principal_point: str = "centre"  # centre: an image whose size is not (2 cx, 2 cy) is refused; free: any is right
     shard_images: int = 4096  # images a shard
     licence: str = ""  # what users of the labels and images must know
+    places: Mapping[str, Location] = field(default_factory=dict)  # key of PLACES -> where it lies; not in the YAML
 
     def __post_init__(self) -> None:
         _expect(self.source in SOURCES, f"source is {self.source!r}; choose from {sorted(SOURCES)}")
@@ -48,40 +63,68 @@ class Dataset:
             self.principal_point in PRINCIPAL_POINTS,
             f"principal_point is {self.principal_point!r}; choose from {PRINCIPAL_POINTS}",
         )
+        _expect(self.images_in in IMAGES_IN, f"images_in is {self.images_in!r}; choose from {IMAGES_IN}")
+        _expect(self.masks in MASKS, f"masks is {self.masks!r}; choose from {MASKS}")
+        _expect(self.masks != "detection" or self.images_in == "tars", "masks: detection needs images_in: tars")
+        _expect(self.label_values in LABEL_VALUES, f"label_values is {self.label_values!r}; choose from {LABEL_VALUES}")
         _expect(self.key_parts >= 1, f"key_parts is {self.key_parts}; expected 1 or more")
         _expect(self.shard_images >= 1, f"shard_images is {self.shard_images}; expected 1 or more")
         _expect(self.depth_suffix.startswith("."), f"depth_suffix is {self.depth_suffix!r}; expected for example .npy")
         _expect(bool(self.name) and "/" not in self.name, f"name is {self.name!r}; expected one word without '/'")
-        for key in ("labels", "images", "sidecar", "depth"):
-            _check_path(key, getattr(self, key), optional=key in ("sidecar", "depth"))
+        for key in PLACES:
+            if key not in self.places:
+                _check_path(key, getattr(self, key), optional=key in _OPTIONAL_PLACES)
+        remote = f"depth is {self.depth_root}, but maps are read from local folders only; name one with --depth"
+        _expect(not isinstance(self.depth_root, str), remote)
 
     @property
-    def labels_path(self) -> Path:
-        return resolve_inside(self.root, self.labels)
+    def labels_path(self) -> Location:
+        return self._require("labels")
 
     @property
-    def images_root(self) -> Path:
-        return resolve_inside(self.root, self.images)
+    def images_root(self) -> Location:
+        return self._require("images")
 
     @property
-    def sidecar_path(self) -> Path | None:
-        return resolve_inside(self.root, self.sidecar) if self.sidecar else None
+    def sidecar_path(self) -> Location | None:
+        return self.place("sidecar")
 
     @property
-    def depth_root(self) -> Path | None:
-        return resolve_inside(self.root, self.depth) if self.depth else None
+    def depth_root(self) -> Location | None:
+        return self.place("depth")
+
+    @property
+    def source_options(self) -> SourceOptions:
+        """What the source is asked for, `predictions` aside: they may have to be copied first."""
+        return SourceOptions(values=self.label_values, keypoints=self.masks == "detection")
+
+    def place(self, key: str) -> Location | None:
+        """Where one of `PLACES` lies; None = the description names none."""
+        if key in self.places:
+            return self.places[key]
+        name = getattr(self, key)
+        return join_location(self.root, name) if name else None
+
+    def _require(self, key: str) -> Location:
+        place = self.place(key)
+        assert place is not None, key  # checked when the description was made
+        return place
 
     def describe(self) -> dict[str, Any]:
-        """The description without `root`, JSON-ready: equal on every machine."""
-        return {key: value for key, value in dataclasses.asdict(self).items() if key != "root"}
+        """The description without root and places, JSON-ready: equal on every machine."""
+        return {key: value for key, value in dataclasses.asdict(self).items() if key not in _NOT_IN_YAML}
 
 
-def load_dataset(path: str | Path, data_root: str | Path) -> Dataset:
+def load_dataset(
+    path: str | Path, data_root: str | Path, places: Mapping[str, str] | None = None, **changes: Any
+) -> Dataset:
     """Read a dataset YAML.
 
     Args:
         path: the YAML file.
-        data_root: folder its paths are relative to.
+        data_root: folder or URI its paths are relative to.
+        places: key of `PLACES` -> path or URI in place of what the YAML says.
+        changes: keys of the YAML given another value.
 
     Raises:
         DatasetError: the file, a key or a value cannot be used; the message names it.
@@ -93,23 +136,26 @@ def load_dataset(path: str | Path, data_root: str | Path) -> Dataset:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise DatasetError(f"dataset file {path} is not valid YAML: {error}") from error
     try:
-        return dataset_from_dict(tree, data_root)
+        return dataset_from_dict({**tree, **changes} if isinstance(tree, dict) else tree, data_root, places)
     except DatasetError as error:
         raise DatasetError(f"dataset file {path}: {error}") from error
 
 
-def dataset_from_dict(tree: Any, data_root: str | Path) -> Dataset:
+def dataset_from_dict(tree: Any, data_root: str | Path, places: Mapping[str, str] | None = None) -> Dataset:
     """A description from plain values, see `load_dataset`."""
     _expect(isinstance(tree, dict), f"holds {type(tree).__name__}; expected key: value pairs")
-    hints = {key: hint for key, hint in typing.get_type_hints(Dataset).items() if key != "root"}
-    required = [f.name for f in dataclasses.fields(Dataset) if f.default is dataclasses.MISSING and f.name != "root"]
+    hints = {key: hint for key, hint in typing.get_type_hints(Dataset).items() if key not in _NOT_IN_YAML}
+    required = [key for key in ("name", "source", "labels", "images") if key not in (places or {})]
     unknown, missing = sorted(set(map(str, tree)) - set(hints)), [key for key in required if key not in tree]
     _expect(not unknown, f"unknown keys {unknown}; keys are {list(hints)}")
     _expect(not missing, f"missing keys {missing}")
     for key, value in tree.items():
-        right = isinstance(value, hints[key]) and not isinstance(value, bool)
-        _expect(right, f"{key} is {value!r}; expected {hints[key].__name__}")
-    return Dataset(**tree, root=Path(data_root))
+        kind = typing.get_origin(hints[key]) or hints[key]
+        right = isinstance(value, kind) and not isinstance(value, bool)
+        _expect(right, f"{key} is {value!r}; expected {kind.__name__}")
+    found = {key: as_location(place) for key, place in (places or {}).items()}
+    named = {key: "" for key in ("labels", "images") if key not in tree}
+    return Dataset(**{**named, **tree}, root=as_location(data_root), places=found)
 
 
 def _check_path(key: str, value: str, optional: bool) -> None:

@@ -64,23 +64,16 @@ def commit_over(temporary: Path, path: Path) -> None:
     sync(path.parent)
 
 
-def replace_bytes(path: Path, data: bytes) -> None:
-    """Write `data` to `path`, replacing what was there."""
-    with staged(path) as temporary:
-        temporary.write_bytes(data)
-        commit_over(temporary, path)
-
-
 def create_json(path: Path, value: Any) -> bool:
     """Create `path` with `value` as JSON if it does not exist; see `commit_new` for the answer."""
     with staged(path) as temporary:
-        temporary.write_bytes(_json_bytes(value))
+        temporary.write_bytes(json_bytes(value))
         return commit_new(temporary, path)
 
 
 def write_json_atomic(path: Path, value: Any) -> None:
     """Write `value` as JSON to `path`, replacing what was there."""
-    replace_bytes(path, _json_bytes(value))
+    write_bytes_atomic(path, json_bytes(value))
 
 
 def write_bytes_atomic(path: Path, data: bytes) -> None:
@@ -104,7 +97,8 @@ def sha256_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _json_bytes(value: Any) -> bytes:
+def json_bytes(value: Any) -> bytes:
+    """JSON as this project writes it: keys in order, a line each."""
     return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
 
 

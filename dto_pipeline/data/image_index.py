@@ -6,7 +6,8 @@ their rows are adjacent. A name that cannot be used is a problem of its image on
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,15 +22,33 @@ _ROWS_AT_ONCE = 1 << 16
 class ImageIndex:
     """M images and the N label rows they own."""
 
-    image_file: list[str]  # M, relative to the images folder
+    image_name: list[str]  # M, as the label file calls them
     image_path: list[str]  # M, the key inside the subset; each once
     problem: dict[int, str]  # image -> why its name cannot be used
     rows: np.ndarray  # (N,) int64 label rows, image by image
     offsets: np.ndarray  # (M + 1,) int64: image m owns rows[offsets[m]:offsets[m + 1]]
+    located: list[str] | None = None  # M, where they were found: other folders, tars; None = under their names
+
+    @property
+    def image_file(self) -> list[str]:
+        """M, relative to the images folder, or addresses in its tars."""
+        return self.image_name if self.located is None else self.located
 
     @property
     def num_images(self) -> int:
-        return len(self.image_file)
+        return len(self.image_name)
+
+    def with_prefixes(self, prefixes: Mapping[str, str]) -> ImageIndex:
+        """The index with the start of each file replaced: the longest key of `prefixes` a name begins with."""
+        if not prefixes:
+            return self
+        order = sorted(prefixes, key=len, reverse=True)
+
+        def place(name: str) -> str:
+            start = next((start for start in order if name.startswith(start)), None)
+            return name if start is None else prefixes[start] + name[len(start) :]
+
+        return dataclasses.replace(self, located=[place(name) for name in self.image_name])
 
 
 def index_images(source: LabelSource, key_parts: int) -> ImageIndex:
@@ -53,7 +72,7 @@ def index_images(source: LabelSource, key_parts: int) -> ImageIndex:
     files = list(image_of)
     counts = np.bincount(ids, minlength=len(files))
     return ImageIndex(
-        image_file=files,
+        image_name=files,
         image_path=_keys(files, key_parts, problem),
         problem=problem,
         rows=np.argsort(ids, kind="stable"),

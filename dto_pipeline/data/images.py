@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -16,10 +17,12 @@ import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
+from dto_pipeline.data.storage import STORAGE_ERRORS, Location, error_text, read_head
 from dto_pipeline.paths import UnsafePath, resolve_inside
 from dto_pipeline.status import ImageStatus, UnusableImage
 
 MAX_PIXELS = 1 << 27  # of one image; a hostile header stops here
+_HEADER_BYTES = 1 << 16  # nearly every image tells its size in its first bytes; the whole file is read where not
 _JPEG_MAGIC = b"\xff\xd8\xff"
 
 
@@ -82,6 +85,40 @@ class ImageFolder:
             return resolve_inside(self.root, image_file)
         except UnsafePath as error:
             raise ImageCorrupt(str(error)) from error
+
+
+@dataclass(frozen=True)
+class RemoteImages:
+    """Images as files below a URI; otherwise as `ImageFolder`."""
+
+    root: str
+
+    def read(self, image_file: str) -> ImageFile:
+        """Decode one image; raises `ImageMissing` or `ImageCorrupt`."""
+        return decode_image(self._bytes(image_file, None), image_file)
+
+    def size(self, image_file: str) -> tuple[int, int]:
+        """(width, height) from its header; raises `ImageMissing` or `ImageCorrupt`."""
+        return fetch_image_size(lambda limit: self._bytes(image_file, limit), image_file)
+
+    def read_bytes(self, image_file: str) -> bytes:
+        """The file as it is, not decoded; raises `ImageMissing` or `ImageCorrupt`."""
+        return self._bytes(image_file, None)
+
+    def _bytes(self, image_file: str, limit: int | None) -> bytes:
+        try:
+            return read_head(self.root, image_file, limit)
+        except FileNotFoundError as error:
+            raise ImageMissing(f"image {image_file} does not exist") from error
+        except UnsafePath as error:
+            raise ImageCorrupt(str(error)) from error
+        except STORAGE_ERRORS as error:
+            raise ImageCorrupt(f"image {image_file} cannot be read: {error_text(error)}") from error
+
+
+def open_folder(root: Location) -> ImageStore:
+    """The store of plain image files in a folder or below a URI."""
+    return ImageFolder(root) if isinstance(root, Path) else RemoteImages(root)
 
 
 def read_image(path: str | Path, name: str = "") -> ImageFile:
@@ -148,6 +185,17 @@ def decode_image_size(stream: BinaryIO, name: str) -> tuple[int, int]:
         raise ImageCorrupt(f"image {name} has no readable header: {_reason(error)}") from error
     _check_size(width, height, name)
     return width, height
+
+
+def fetch_image_size(fetch: Callable[[int | None], bytes], name: str) -> tuple[int, int]:
+    """As `read_image_size`, of an image whose first bytes (None = all) are given by `fetch`."""
+    head = fetch(_HEADER_BYTES)
+    try:
+        return decode_image_size(io.BytesIO(head), name)
+    except ImageCorrupt:
+        if len(head) < _HEADER_BYTES:
+            raise
+        return decode_image_size(io.BytesIO(fetch(None)), name)
 
 
 def _decode_jpeg(data: bytes) -> np.ndarray | None:

@@ -34,7 +34,7 @@ _PLACED_PERSON_NUMBERS = (
     ("transl", (3,)),
     *((name, ()) for name in ("scale", "beta_index", "height_init_m", "height_m", "prior_mean_m", "prior_sigma_m")),
     *((name, ()) for name in ("depth_mean", "depth_std", "slope", "corr", "mask_pixels", "visible_vertices")),
-    *((name, ()) for name in ("depth_group", "z_sigma_m")),
+    *((name, ()) for name in ("depth_group", "z_sigma_m", "height_sigma_m")),
 )
 _SCENE_PERSON_NUMBERS = (
     ("pose", (72,)),
@@ -113,6 +113,14 @@ def read_label_metadata(path: str | Path) -> dict[str, str]:
         return footer_text(file)
 
 
+def undo_betas(betas: np.ndarray, index: np.ndarray, initial: np.ndarray) -> np.ndarray:
+    """(n, 11) shapes as they went in: coefficient `index` (n,) becomes `initial` (n,) again where index >= 0."""
+    changed = np.flatnonzero(index >= 0)
+    betas = betas.copy()
+    betas[changed, index[changed]] = initial[changed]
+    return betas
+
+
 _PERSONS_TYPE = LABELS_SCHEMA.field("persons").type
 
 
@@ -140,6 +148,10 @@ def _image_columns(placed: Sequence[PlacedScene]) -> dict[str, Any]:
     columns["is_optimized"] = [bool(item.is_optimized) for item in placed]
     columns["is_accepted"] = [bool(item.is_accepted) for item in placed]
     columns["mean_height_deviation"] = np.array([item.deviation for item in placed], dtype=np.float32)
+    columns["depth_model"] = [item.depth_model for item in placed]
+    inverse = np.array([item.disparity_line for item in placed], dtype=np.float32).reshape(-1, 2)
+    columns.update({"disparity_slope": inverse[:, 0], "disparity_offset": inverse[:, 1]})
+    columns["z_covariance"] = [item.z_covariance for item in placed]
     columns["used_ground_evidence"] = [bool(item.used_ground) for item in placed]
     for column, key in (("mask_origin", "masks"), ("attribute_origin", "attributes"), ("depth_origin", "depth")):
         columns[column] = [scene.origin.get(key) for scene in scenes]
@@ -152,6 +164,11 @@ def _person_columns(placed: Sequence[PlacedScene], counts: np.ndarray) -> dict[s
     columns: dict[str, Any] = {name: _stack(scenes, name, shape) for name, shape in _SCENE_PERSON_NUMBERS}
     columns.update({name: _stack(placed, name, shape) for name, shape in _PLACED_PERSON_NUMBERS})
     columns["transl_init"] = _stack(scenes, "transl", (3,))
+    unscored = [np.full(scene.num_people, np.nan, np.float32) for scene in scenes]
+    scores = [
+        own if scene.mask_score is None else scene.mask_score for own, scene in zip(unscored, scenes, strict=True)
+    ]
+    columns["mask_score"] = np.concatenate([*scores, np.zeros(0, np.float32)])
     starts = np.cumsum(counts) - counts
     columns["person_index"] = np.arange(int(counts.sum())) - np.repeat(starts, counts)
     columns["beta_init"] = _initial_beta(_stack(scenes, "betas", (NUM_BETAS,)), columns["beta_index"])

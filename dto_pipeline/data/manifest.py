@@ -8,7 +8,7 @@ machine. Equal inputs under equal roots give identical bytes.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -22,14 +22,22 @@ from tqdm import tqdm
 from dto_pipeline import __version__
 from dto_pipeline.data.dataset import Dataset
 from dto_pipeline.data.digest import TableDigest
-from dto_pipeline.data.files import commit_over, sha256_file, staged, write_json_atomic
-from dto_pipeline.data.image_index import index_images
-from dto_pipeline.data.images import ImageFolder
+from dto_pipeline.data.files import json_bytes, sha256_file
+from dto_pipeline.data.manifest_findings import (
+    Findings,
+    findings_path,
+    note_duplicates,
+    note_source,
+    note_tars,
+    note_unlabelled,
+    open_findings,
+)
+from dto_pipeline.data.manifest_inputs import ManifestInputs, open_inputs
 from dto_pipeline.data.manifest_report import ManifestReport
-from dto_pipeline.data.manifest_rows import ManifestInputs, build_shard
+from dto_pipeline.data.manifest_rows import build_shard
 from dto_pipeline.data.parquet import READ_ERRORS, check_schema, footer_text, open_parquet, writer_settings
-from dto_pipeline.data.sources import SOURCES
-from dto_pipeline.data.sources.sidecar import Sidecar
+from dto_pipeline.data.sources.rows import NoticingSource
+from dto_pipeline.data.storage import Location, as_location, base_name, beside, write_bytes, written
 from dto_pipeline.errors import DtoError
 from dto_pipeline.schema import COORDINATES, MANIFEST_SCHEMA, MANIFEST_SCHEMA_NAME
 
@@ -51,22 +59,22 @@ class ShardSize(NamedTuple):
 class Manifest:
     """An open manifest: small, picklable, holds no file handle."""
 
-    path: Path
+    path: Location
     fingerprint: str  # sha256 over what the rows say
     dataset: dict[str, Any]  # the description it was built from, see `data.dataset.Dataset`
     shard_sizes: list[ShardSize]
-    images_root: Path
+    images_root: Location
     depth_root: Path | None
     metadata: dict[str, str]  # the whole footer
 
     @classmethod
-    def open(cls, path: str | Path) -> Manifest:
+    def open(cls, path: Location) -> Manifest:
         """Read a manifest's footer.
 
         Raises:
             ManifestError: missing, truncated, not a manifest, or of another schema version.
         """
-        path = Path(path)
+        path = as_location(path)
         with open_parquet(path, ManifestError) as file:
             footer = footer_text(file)
             if footer.get("schema") != MANIFEST_SCHEMA_NAME:
@@ -79,11 +87,11 @@ class Manifest:
         return cls._from_footer(path, footer, groups)
 
     @classmethod
-    def _from_footer(cls, path: Path, footer: dict[str, str], groups: list[int]) -> Manifest:
+    def _from_footer(cls, path: Location, footer: dict[str, str], groups: list[int]) -> Manifest:
         try:
             sizes = [ShardSize(*pair) for pair in json.loads(footer["shards"])]
             roots, dataset = json.loads(footer["roots"]), json.loads(footer["dataset"])
-            images_root, depth_root = Path(roots["images"]), roots["depth"] and Path(roots["depth"])
+            images_root, depth_root = as_location(roots["images"]), roots["depth"] and Path(roots["depth"])
             fingerprint = footer["fingerprint"]
         except (KeyError, TypeError, ValueError) as error:
             raise ManifestError(f"{path}: footer lacks or garbles {error}; build the manifest again") from error
@@ -107,8 +115,8 @@ class Manifest:
     def num_people(self) -> int:
         return sum(size.people for size in self.shard_sizes)
 
-    def read_shard(self, shard: int) -> pa.Table:
-        """Rows of one shard, `schema.MANIFEST_SCHEMA`.
+    def read_shard(self, shard: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """Rows of one shard, `schema.MANIFEST_SCHEMA`, or some columns of it.
 
         Raises:
             IndexError: no such shard.
@@ -118,73 +126,88 @@ class Manifest:
             raise IndexError(f"shard {shard} of {self.path}; it has shards 0 .. {self.num_shards - 1}")
         try:
             with open_parquet(self.path, ManifestError) as file:
-                return file.read_row_group(shard)
+                return file.read_row_group(shard, columns=columns and list(columns))
         except READ_ERRORS as error:
             raise ManifestError(f"{self.path}, shard {shard} cannot be read ({error}); build it again") from error
 
 
-def build_manifest(dataset: Dataset, out: Path, progress: bool = True) -> ManifestReport:
-    """Join labels, sidecar and image headers into a manifest, shard by shard, and write its report beside it.
+def build_manifest(
+    dataset: Dataset,
+    out: Location,
+    progress: bool = True,
+    against: Sequence[Location] = (),
+    unlabelled: bool = True,
+) -> ManifestReport:
+    """Join labels, sidecar and image headers into a manifest, shard by shard; its report and findings lie beside it.
 
     Args:
         dataset: what to build from.
-        out: the manifest's file, for example insta1.parquet; replaced if it exists. The report becomes
-            insta1.report.json.
-        progress: show a progress bar on stderr.
+        out: the manifest's file or URI.
+        progress: show a progress line.
+        against: other manifests whose images are compared with these (insta1 and insta2 overlap).
+        unlabelled: list images that no label names, which walks through the whole images folder.
 
     Raises:
-        LabelFileError, SidecarError: a whole input file is missing or cannot be used.
+        LabelFileError, SidecarError, TarIndexError, StorageError, FindingsError: a file is missing or cannot be used.
     """
-    report = ManifestReport(dataset=dataset.name)
+    out = as_location(out)
+    report = ManifestReport(dataset=dataset.name, findings_file=base_name(findings_path(out)))
     with ExitStack() as stack:
-        source = stack.enter_context(SOURCES[dataset.source](dataset.labels_path))
-        sidecar = stack.enter_context(Sidecar(dataset.sidecar_path, source.num_rows))
-        images, index = ImageFolder(dataset.images_root), index_images(source, dataset.key_parts)
-        inputs = ManifestInputs(dataset, source, sidecar, images, index)
-        files = [*source.files, *([sidecar.path] if sidecar.path else [])]
-        _write_manifest(inputs, out, report, files, progress)
-    write_json_atomic(report_path(out), report.to_json())
+        inputs = open_inputs(dataset, out, stack, progress)
+        findings = stack.enter_context(open_findings(out))
+        report.also_in = note_duplicates(findings, inputs.index, [as_location(other) for other in against])
+        if isinstance(inputs.source, NoticingSource):
+            note_source(findings, inputs.source.findings)
+        if inputs.placement is not None:
+            note_tars(findings, inputs.placement)
+        _write_manifest(inputs, out, report, findings, progress)
+        if unlabelled:
+            note_unlabelled(findings, inputs.index, dataset.images_root, inputs.placement)
+        report.findings = findings.counts
+    write_bytes(report_path(out), json_bytes(report.to_json()))
     return report
 
 
-def report_path(manifest: Path) -> Path:
+def report_path(manifest: Location) -> Location:
     """Where the report of a manifest lies."""
-    return manifest.with_suffix(".report.json")
+    return beside(as_location(manifest), ".report.json")
 
 
 def _write_manifest(
-    inputs: ManifestInputs, out: Path, report: ManifestReport, files: list[Path], progress: bool
+    inputs: ManifestInputs, out: Location, report: ManifestReport, findings: Findings, progress: bool
 ) -> None:
     digest, sizes = TableDigest(), []
-    with staged(out) as temporary:
+    with written(out) as temporary:  # noqa: SIM117 - the file is whole once the writer is closed
         with pq.ParquetWriter(temporary, MANIFEST_SCHEMA, **writer_settings(MANIFEST_SCHEMA)) as writer:
-            for table in _shard_tables(inputs, report, progress):
+            for table in _shard_tables(inputs, report, findings, progress):
                 digest.update(table)
                 sizes.append(ShardSize(table.num_rows, int(table["num_persons"].to_numpy().sum())))
                 writer.write_table(table, row_group_size=table.num_rows)
             report.fingerprint = digest.hexdigest()
-            writer.add_key_value_metadata(_footer(inputs.dataset, report, sizes, files))
-        commit_over(temporary, out)
+            writer.add_key_value_metadata(_footer(inputs, report, sizes))
 
 
-def _shard_tables(inputs: ManifestInputs, report: ManifestReport, progress: bool) -> Iterator[pa.Table]:
+def _shard_tables(
+    inputs: ManifestInputs, report: ManifestReport, findings: Findings, progress: bool
+) -> Iterator[pa.Table]:
     total = inputs.index.num_images
     with (
         ThreadPoolExecutor(_HEADER_THREADS) as pool,
         tqdm(total=total, unit="image", desc=inputs.dataset.name, disable=not progress) as bar,
     ):
         for shard in range(inputs.num_shards):
-            yield build_shard(inputs, shard, pool, report, bar.update)
+            yield build_shard(inputs, shard, pool, report, findings, bar.update)
 
 
-def _footer(dataset: Dataset, report: ManifestReport, sizes: list[ShardSize], files: list[Path]) -> Mapping[str, str]:
+def _footer(inputs: ManifestInputs, report: ManifestReport, sizes: list[ShardSize]) -> Mapping[str, str]:
     """Text of the footer, in a fixed order."""
+    dataset = inputs.dataset
     facts: dict[str, Any] = {
         "counts": {"images": report.images, "persons": report.persons, "shards": report.shards},
         "dataset": dataset.describe(),
         "label_files": [
-            {"file": str(path.relative_to(dataset.root)), "bytes": path.stat().st_size, "sha256": sha256_file(path)}
-            for path in files
+            {"file": _shown(path, dataset.root), "bytes": path.stat().st_size, "sha256": sha256_file(path)}
+            for path in inputs.files
         ],
         "roots": {"images": str(dataset.images_root), "depth": dataset.depth_root and str(dataset.depth_root)},
         "shards": sizes,
@@ -193,3 +216,9 @@ def _footer(dataset: Dataset, report: ManifestReport, sizes: list[ShardSize], fi
     texts.update(schema=MANIFEST_SCHEMA_NAME, pipeline_version=__version__, coordinates=COORDINATES)
     texts["fingerprint"] = report.fingerprint
     return dict(sorted(texts.items()))
+
+
+def _shown(path: Path, root: Location) -> str:
+    """An input file as the footer calls it: relative to the data root, or by its name where it lies elsewhere."""
+    inside = isinstance(root, Path) and path.is_relative_to(root)
+    return str(path.relative_to(root)) if inside else path.name

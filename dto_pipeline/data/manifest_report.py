@@ -7,6 +7,10 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+_TABLED = frozenset(  # kinds of findings no other count stands for
+    {"image_without_labels", "tar_damaged", "tar_member_refused", "repeated_key", "masks_unreadable", "source"}
+)
+
 
 @dataclass
 class ManifestReport:
@@ -19,6 +23,7 @@ class ManifestReport:
     shards: int = 0
     persons_per_image: Counter[int] = field(default_factory=Counter)  # people -> images
     image_problems: Counter[str] = field(default_factory=Counter)  # ImageStatus word -> images
+    camera_faults: Counter[str] = field(default_factory=Counter)  # what is wrong with an image's camera -> images
     rows_without_image: int = 0  # label rows whose image file does not exist
     off_centre: int = 0  # images whose size is not (2 cx, 2 cy) within a pixel, refused or not
     person_problems: Counter[str] = field(default_factory=Counter)  # reason -> persons
@@ -28,18 +33,22 @@ class ManifestReport:
     age_known: int = 0
     male_prob_known: int = 0
     notes: Counter[str] = field(default_factory=Counter)  # values taken as unknown -> how many
+    also_in: Counter[str] = field(default_factory=Counter)  # other subset -> images it has too
+    findings: Counter[str] = field(default_factory=Counter)  # kind of row in the findings file -> how many
+    findings_file: str = ""  # its name
     examples: dict[str, str] = field(default_factory=dict)  # ImageStatus word -> the first message
 
     def to_json(self) -> dict[str, Any]:
         """Plain nested dict; keys of the histogram are text, ascending."""
         tree = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         tree["persons_per_image"] = {str(n): count for n, count in sorted(self.persons_per_image.items())}
-        for name in ("image_problems", "person_problems", "notes", "examples"):
-            tree[name] = dict(sorted(tree[name].items()))
+        for name, value in tree.items():
+            if isinstance(value, dict) and name != "persons_per_image":
+                tree[name] = dict(sorted(value.items()))
         return tree
 
     def as_table(self) -> str:
-        """Lines of name and count for people."""
+        """Lines of name and count for people; kinds of findings that other lines tell already are left out."""
         mean = self.persons / self.images if self.images else 0.0
         lines = [
             ("images", self.images),
@@ -50,6 +59,9 @@ class ManifestReport:
             *((f"images {word}", count) for word, count in sorted(self.image_problems.items())),
             ("label rows without image file", self.rows_without_image),
             ("images with an off-centre camera", self.off_centre),
+            *((f"cameras: {fault}", count) for fault, count in sorted(self.camera_faults.items())),
+            *((f"images also in {subset}", count) for subset, count in sorted(self.also_in.items())),
+            *((f"found: {kind}", count) for kind, count in sorted(self.findings.items()) if kind in _TABLED),
             *((f"persons: {reason}", count) for reason, count in sorted(self.person_problems.items())),
             ("persons with mask", self.masks_given),
             ("  of these empty", self.masks_empty),

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
 from posixpath import splitext
 from typing import Any
 
@@ -17,16 +16,18 @@ import numpy as np
 import pyarrow as pa
 
 from dto_pipeline.data.columns import build_table, pick_words, ragged_column, struct_column
-from dto_pipeline.data.dataset import Dataset
-from dto_pipeline.data.image_index import ImageIndex
 from dto_pipeline.data.images import ImageStore
+from dto_pipeline.data.manifest_findings import MASKS, Findings, note_people
+from dto_pipeline.data.manifest_inputs import ManifestInputs
 from dto_pipeline.data.manifest_report import ManifestReport
-from dto_pipeline.data.sources.rows import ROW_PROBLEMS, LabelRows, LabelSource, find_row_problems
-from dto_pipeline.data.sources.sidecar import MASK_DAMAGED, Sidecar, SidecarRows
+from dto_pipeline.data.manifest_seen import SeenPeople, join_seen
+from dto_pipeline.data.sources.rows import ROW_PROBLEMS, LabelRows, find_row_problems
+from dto_pipeline.data.sources.sidecar import MASK_DAMAGED, SidecarRows
 from dto_pipeline.schema import MANIFEST_PERSON, MANIFEST_SCHEMA
 from dto_pipeline.status import ImageStatus, UnusableImage
 
 MASK_OTHER_SIZE = "instance mask is of another size than the image"
+CENTRED = "label rows without a principal point, taken as the image's centre"
 _PERSON_PROBLEMS = (*ROW_PROBLEMS, MASK_DAMAGED, MASK_OTHER_SIZE)
 _CAMERA_FAULTS = (
     "",
@@ -42,31 +43,22 @@ _HEADERS_AT_ONCE = 64  # images a thread reads per call
 Problem = tuple[ImageStatus, str]
 
 
-@dataclass(frozen=True)
-class ManifestInputs:
-    """Everything a manifest is made from, opened."""
-
-    dataset: Dataset
-    source: LabelSource
-    sidecar: Sidecar
-    images: ImageStore
-    index: ImageIndex
-
-    @property
-    def num_shards(self) -> int:
-        return -(-self.index.num_images // self.dataset.shard_images)
-
-
 def build_shard(
-    inputs: ManifestInputs, shard: int, pool: Executor, report: ManifestReport, advance: Callable[[int], Any]
+    inputs: ManifestInputs,
+    shard: int,
+    pool: Executor,
+    report: ManifestReport,
+    findings: Findings,
+    advance: Callable[[int], Any],
 ) -> pa.Table:
     """Rows of one shard.
 
     Args:
         inputs: what to join.
         shard: its number; it holds images shard * shard_images and following.
-        pool: threads that read image headers.
+        pool: threads that read image headers, and masks in tars.
         report: counts are added to it.
+        findings: what cannot be used is added to it.
         advance: called with the number of images done.
 
     Returns:
@@ -77,21 +69,42 @@ def build_shard(
     offsets = index.offsets[images.start : images.stop + 1]
     counts = np.diff(offsets)
     rows = index.rows[offsets[0] : offsets[-1]]
-    labels, seen = inputs.source.rows(rows), inputs.sidecar.rows(rows)
-    camera, camera_fault = judge_cameras(labels.intrinsics, counts)
-    sizes, problems = _read_headers(inputs, images, pool, advance)
-    off_centre = (sizes[:, 0] > 0) & (camera_fault == 0) & _is_off_centre(camera, sizes)
     files = index.image_file[images.start : images.stop]
+    labels = inputs.source.rows(rows)
+    seen = join_seen(labels, inputs.sidecar.rows(rows), counts, files, inputs.mask_tars, pool)
+    sizes, problems = _read_headers(inputs, images, pool, advance)
+    intrinsics, centred = centre_cameras(labels.intrinsics, np.repeat(sizes, counts, axis=0))
+    camera, camera_fault = judge_cameras(intrinsics, counts)
+    off_centre = (sizes[:, 0] > 0) & (camera_fault == 0) & _is_off_centre(camera, sizes)
     _add_camera_problems(problems, files, camera, camera_fault)
     if inputs.dataset.principal_point == "centre":
         _add_size_problems(problems, files, camera, sizes, off_centre)
-    person_problem = _judge_people(labels, seen, np.repeat(sizes, counts, axis=0))
-    _count(report, counts, problems, seen, person_problem, int(off_centre.sum()))
-    people = struct_column(MANIFEST_PERSON, _person_columns(labels, seen, rows, counts, person_problem))
+    person_problem = _judge_people(labels, seen.rows, np.repeat(sizes, counts, axis=0))
+    _count_images(report, counts, problems, camera_fault, int(off_centre.sum()))
+    _count_people(report, seen, person_problem, centred)
+    _note(findings, files, problems, seen, (rows, counts, person_problem))
+    people = struct_column(MANIFEST_PERSON, _person_columns(labels, seen.rows, rows, counts, person_problem))
     persons = ragged_column(counts, people, MANIFEST_SCHEMA.field("persons").type)
-    columns = _image_columns(inputs, images, camera, sizes, problems)
+    columns = _image_columns(inputs, images, camera, sizes, problems, seen)
     shards = np.full(len(images), shard)
     return build_table(MANIFEST_SCHEMA, {**columns, "shard": shards, "num_persons": counts, "persons": persons})
+
+
+def centre_cameras(intrinsics: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, int]:
+    """Principal points put into the image's centre where both coordinates are unknown and the focal length is told.
+
+    Args:
+        intrinsics: (n, 3, 3) float64.
+        sizes: (n, 2) int width and height, 0 = unknown.
+
+    Returns:
+        (n, 3, 3) float64, and how many were filled.
+    """
+    unknown = np.isnan(intrinsics[:, :2, 2]).all(axis=1) & np.isfinite(intrinsics[:, 0, 0])
+    if unknown.any():
+        intrinsics = intrinsics.copy()
+        intrinsics[unknown, :2, 2] = sizes[unknown] / 2
+    return intrinsics, int(unknown.sum())
 
 
 def judge_cameras(intrinsics: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -204,12 +217,19 @@ def _person_columns(
 
 
 def _image_columns(
-    inputs: ManifestInputs, images: range, camera: np.ndarray, sizes: np.ndarray, problems: Sequence[Problem | None]
+    inputs: ManifestInputs,
+    images: range,
+    camera: np.ndarray,
+    sizes: np.ndarray,
+    problems: Sequence[Problem | None],
+    seen: SeenPeople,
 ) -> dict[str, Any]:
     dataset = inputs.dataset
+    names = inputs.index.image_name[images.start : images.stop]
     files = inputs.index.image_file[images.start : images.stop]
     keys = inputs.index.image_path[images.start : images.stop]
-    has_depth = [bool(dataset.depth) and image not in inputs.index.problem for image in images]
+    knows_depth = dataset.depth_root is not None
+    has_depth = [knows_depth and image not in inputs.index.problem for image in images]
     return {
         "image_id": [f"{dataset.name}/{key}" for key in keys],
         "subset": [dataset.name] * len(keys),
@@ -222,21 +242,18 @@ def _image_columns(
         "cy": camera[:, 1, 2],
         "image_file": files,
         "depth_file": [
-            splitext(file)[0] + dataset.depth_suffix if has else None
-            for file, has in zip(files, has_depth, strict=True)
+            splitext(name)[0] + dataset.depth_suffix if has else None
+            for name, has in zip(names, has_depth, strict=True)
         ],
+        "mask_origin": seen.mask_origin,
+        "attribute_origin": seen.attribute_origin,
         "problem_status": [problem and str(problem[0]) for problem in problems],
         "problem": [problem and problem[1] for problem in problems],
     }
 
 
-def _count(
-    report: ManifestReport,
-    counts: np.ndarray,
-    problems: Sequence[Problem | None],
-    seen: SidecarRows,
-    person_problem: np.ndarray,
-    off_centre: int,
+def _count_images(
+    report: ManifestReport, counts: np.ndarray, problems: Sequence[Problem | None], fault: np.ndarray, off_centre: int
 ) -> None:
     report.images += counts.size
     report.persons += int(counts.sum())
@@ -244,17 +261,44 @@ def _count(
     histogram = np.bincount(counts)
     report.persons_per_image.update({int(n): int(histogram[n]) for n in np.flatnonzero(histogram)})
     report.off_centre += off_centre
+    report.camera_faults.update(_CAMERA_FAULTS[code] for code in fault[fault > 0].tolist())
     for people, problem in zip(counts.tolist(), problems, strict=True):
         if problem is not None:
             report.image_problems[str(problem[0])] += 1
             report.examples.setdefault(str(problem[0]), problem[1])
             report.rows_without_image += people if problem[0] is ImageStatus.IMAGE_MISSING else 0
+
+
+def _count_people(report: ManifestReport, seen: SeenPeople, person_problem: np.ndarray, centred: int) -> None:
     reasons = np.bincount(person_problem, minlength=len(_PERSON_PROBLEMS))
     report.person_problems.update({str(_PERSON_PROBLEMS[i]): int(reasons[i]) for i in np.flatnonzero(reasons) if i})
-    given = len(seen.mask_rle) - seen.mask_rle.null_count
+    rows = seen.rows
+    given = len(rows.mask_rle) - rows.mask_rle.null_count
     report.masks_given += given
-    report.masks_missing += len(seen.mask_rle) - given
-    report.masks_empty += int(seen.mask_empty.sum())
-    report.age_known += int(np.isfinite(seen.age_years).sum())
-    report.male_prob_known += int(np.isfinite(seen.male_prob).sum())
-    report.notes.update(Counter(seen.notes))
+    report.masks_missing += len(rows.mask_rle) - given
+    report.masks_empty += int(rows.mask_empty.sum())
+    report.age_known += int(np.isfinite(rows.age_years).sum())
+    report.male_prob_known += int(np.isfinite(rows.male_prob).sum())
+    report.notes.update(Counter(rows.notes))
+    if centred:
+        report.notes[CENTRED] += centred
+
+
+def _note(
+    findings: Findings,
+    files: Sequence[str],
+    problems: Sequence[Problem | None],
+    seen: SeenPeople,
+    people: tuple[np.ndarray, np.ndarray, np.ndarray],
+) -> None:
+    """Everything that keeps an image, a person or a mask out; `people` are label rows, counts, problems of persons."""
+    for file, problem in zip(files, problems, strict=True):
+        if problem is not None:
+            findings.add(str(problem[0]), file, problem[1])
+    for image, reason in seen.unreadable.items():
+        findings.add(MASKS, files[image], reason, used=True)
+    rows, counts, person_problem = people
+    bad = np.flatnonzero(person_problem)
+    images = np.repeat(np.arange(counts.size), counts)[bad].tolist()
+    reasons = [str(_PERSON_PROBLEMS[code]) for code in person_problem[bad].tolist()]
+    note_people(findings, [files[image] for image in images], rows[bad], reasons)

@@ -13,10 +13,15 @@ import tempfile
 import zipfile
 import zlib
 from pathlib import Path
+from tokenize import TokenError
 from typing import BinaryIO
 
 import numpy as np
 
+_DAMAGES = (
+    *(OSError, EOFError, ValueError, TypeError, OverflowError, MemoryError, RecursionError, RuntimeError),
+    *(zipfile.BadZipFile, zlib.error, struct.error, SyntaxError, TokenError),
+)  # what zipfile and numpy's header parser raise on a damaged file
 _LOCAL_HEADER = 30  # bytes of a zip entry's own header before its name
 
 
@@ -41,7 +46,7 @@ class MappedNpz:
             self._zip = zipfile.ZipFile(self.path)
         except FileNotFoundError:
             raise
-        except (zipfile.BadZipFile, OSError, ValueError) as error:
+        except _DAMAGES as error:
             raise NpzError(f"{self.path} is not a whole npz file ({error}); download it again") from error
         self._members = {name.removesuffix(".npy"): name for name in self._zip.namelist() if name.endswith(".npy")}
         self._unpacked = tempfile.TemporaryDirectory(prefix="dto-npz-")
@@ -64,7 +69,7 @@ class MappedNpz:
             if entry.compress_type == zipfile.ZIP_STORED:
                 return self._map(key, self.path, self._start_in_zip(entry), entry.file_size)
             return self._map(key, self._unpack(key, entry), 0, entry.file_size)
-        except (OSError, EOFError, ValueError, struct.error, zlib.error, zipfile.BadZipFile, RuntimeError) as error:
+        except _DAMAGES as error:
             raise NpzError(f"{self.path}, array {key!r}: {error}") from error
 
     def close(self) -> None:

@@ -7,14 +7,15 @@ page index. Equal input and versions give identical bytes: nothing here knows a 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dto_pipeline.data.storage import Location, open_root
+
 ROWS_PER_GROUP = 1024  # images
-READ_ERRORS = (pa.ArrowException, OSError)  # what pyarrow raises on a damaged file
+READ_ERRORS = (pa.ArrowException, OSError, UnicodeDecodeError)  # what pyarrow raises on a damaged file
 
 
 def writer_settings(schema: pa.Schema) -> dict[str, Any]:
@@ -29,10 +30,11 @@ def writer_settings(schema: pa.Schema) -> dict[str, Any]:
     }
 
 
-def open_parquet(path: Path, error: type[Exception]) -> pq.ParquetFile:
+def open_parquet(path: Location, error: type[Exception]) -> pq.ParquetFile:
     """Open a Parquet file; whatever prevents it becomes `error` with a next step."""
     try:
-        return pq.ParquetFile(path)
+        files, place = open_root(path)
+        return pq.ParquetFile(place, filesystem=files)
     except FileNotFoundError as cause:
         raise error(f"{path} does not exist; check the path, or make the file first") from cause
     except READ_ERRORS as cause:
@@ -45,7 +47,7 @@ def footer_text(file: pq.ParquetFile) -> dict[str, str]:
     return {key.decode(): value.decode() for key, value in pairs.items() if key != b"ARROW:schema"}
 
 
-def check_schema(path: Path, found: pa.Schema, expected: pa.Schema, error: type[Exception]) -> None:
+def check_schema(path: Location, found: pa.Schema, expected: pa.Schema, error: type[Exception]) -> None:
     """Refuse a file whose columns are not those of `expected`, naming the first difference."""
     if found.equals(expected, check_metadata=False):
         return

@@ -12,17 +12,20 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from dto_pipeline.data.columns import single_array
-from dto_pipeline.data.labels import read_labels
+from dto_pipeline.data.columns import read_numbers, single_array
+from dto_pipeline.data.labels import read_labels, undo_betas
 from dto_pipeline.scene import HEIGHT_CLASSES, PlacedScene, Scene
 from dto_pipeline.status import ImageStatus, PersonStatus
 
 _PERSON_NUMBERS = (
+    "height_sigma_m",
     *("pose", "betas", "transl", "transl_init", "source_row", "bbox_xyxy", "det_score", "age_years", "male_prob"),
+    "mask_score",
     *("scale", "beta_index", "beta_init", "height_init_m", "height_m", "prior_mean_m", "prior_sigma_m"),
     *("depth_mean", "depth_std", "slope", "corr", "mask_pixels", "visible_vertices", "depth_group", "z_sigma_m"),
 )
 _PLACED_COLUMNS = (
+    "height_sigma_m",
     *("betas", "transl", "scale", "beta_index", "height_init_m", "height_m", "prior_mean_m", "prior_sigma_m"),
     *("depth_mean", "depth_std", "slope", "corr", "mask_pixels", "visible_vertices", "depth_group", "z_sigma_m"),
 )
@@ -33,11 +36,19 @@ def read_placed(path: str | Path) -> list[PlacedScene]:
     return list(placed_scenes(read_labels(path)))
 
 
+def unpack_covariance(packed: np.ndarray, people: int) -> np.ndarray:
+    """(P, P) symmetric matrix from the label column `z_covariance` of an image with `people` people."""
+    matrix: np.ndarray = np.zeros((people, people), packed.dtype)
+    rows, columns = np.tril_indices(people)
+    matrix[rows, columns] = matrix[columns, rows] = packed
+    return matrix
+
+
 def placed_scenes(table: pa.Table) -> Iterator[PlacedScene]:
     """Every row of a table of `schema.LABELS_SCHEMA`, people in source order."""
     people = single_array(table.column("persons"))
     items = people.flatten()
-    numbers = {name: _numpy(items.field(name)) for name in _PERSON_NUMBERS}
+    numbers = {name: read_numbers(items.field(name)) for name in _PERSON_NUMBERS}
     words = {name: items.field(name).to_pylist() for name in ("height_class", "status", "message")}
     ends = np.cumsum(table.column("num_persons").to_numpy())
     rows = table.drop_columns(["persons"]).to_pylist()
@@ -65,15 +76,16 @@ def _placed(row: dict[str, Any], people: dict[str, np.ndarray], words: dict[str,
         alpha=(row["alpha_near"], row["alpha_far"]),
         beta=(row["beta_near"], row["beta_far"]),
         used_ground=row["used_ground_evidence"],
+        depth_model=row["depth_model"],
+        disparity_line=(row["disparity_slope"], row["disparity_offset"]),
+        z_covariance=None if row["z_covariance"] is None else np.array(row["z_covariance"], np.float32),
         **{name: people[name] for name in _PLACED_COLUMNS},
     )
 
 
 def _scene(row: dict[str, Any], people: dict[str, np.ndarray]) -> Scene:
     """The scene as it went in: `beta_init` and `transl_init` undo what was changed."""
-    betas = people["betas"].copy()
-    changed = np.flatnonzero(people["beta_index"] >= 0)
-    betas[changed, people["beta_index"][changed]] = people["beta_init"][changed]
+    betas = undo_betas(people["betas"], people["beta_index"], people["beta_init"])
     intrinsics = np.array([[row["fx"], 0, row["cx"]], [0, row["fy"], row["cy"]], [0, 0, 1]], np.float64)
     origins = {"masks": "mask_origin", "attributes": "attribute_origin", "depth": "depth_origin"}
     return Scene(
@@ -94,11 +106,5 @@ def _scene(row: dict[str, Any], people: dict[str, np.ndarray]) -> Scene:
         det_score=people["det_score"],
         age_years=people["age_years"],
         male_prob=people["male_prob"],
+        mask_score=people["mask_score"],
     )
-
-
-def _numpy(column: pa.Array) -> np.ndarray:
-    """(n,) or (n, k) numbers of one person field."""
-    if pa.types.is_fixed_size_list(column.type):
-        return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), column.type.list_size)
-    return column.to_numpy(zero_copy_only=False)

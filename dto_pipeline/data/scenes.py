@@ -20,9 +20,10 @@ import pyarrow as pa
 from dto_pipeline.collate import map_size
 from dto_pipeline.config import EvidenceConfig
 from dto_pipeline.data.columns import read_vectors, single_array
-from dto_pipeline.data.images import ImageFolder, ImageStore
+from dto_pipeline.data.images import ImageStore, open_folder
 from dto_pipeline.data.rle import RleError, measure_rles, sample_rle
 from dto_pipeline.data.sources.rows import ROW_PROBLEMS, find_row_problems
+from dto_pipeline.data.storage import Location, as_location
 from dto_pipeline.models.depth import DepthSource
 from dto_pipeline.scene import Scene
 from dto_pipeline.status import ImageStatus, PersonStatus, UnusableImage
@@ -51,6 +52,10 @@ class _Masks:
     rle: list[bytes | None]
     height: np.ndarray  # (P,) [px]
     width: np.ndarray  # (P,) [px]
+
+    def without_masks(self) -> _Masks:
+        """The same people, nobody with a mask."""
+        return _Masks([None] * len(self.rle), self.height, self.width)
 
 
 @dataclass(frozen=True)
@@ -95,11 +100,12 @@ class _Loader:
 
 def load_scenes(
     rows: pa.Table,
-    images: Path | ImageStore,
+    images: Location | ImageStore,
     depth: DepthSource | None,
     evidence: EvidenceConfig,
     threads: Executor | None = None,
     clock: Clock | None = None,
+    label_masks: bool = True,
 ) -> list[Scene]:
     """Load the scenes of some manifest rows.
 
@@ -110,16 +116,17 @@ def load_scenes(
         evidence: gives the size of the person map that masks are sampled at.
         threads: run one image per task; None = in this thread.
         clock: gets the seconds of decode, masks and depth, threads added up.
+        label_masks: take the manifest's masks; False treats everybody as without one.
 
     Returns:
         One scene per row, in order.
     """
-    store = ImageFolder(images) if isinstance(images, Path) else images
+    store = open_folder(as_location(images)) if isinstance(images, Path | str) else images
     loader = _Loader(store, depth, evidence.render_max_side, clock or (lambda stage: nullcontext()))
     scenes, masks = [], []
     for scene, mask in _read_labels(rows):
         scenes.append(scene)
-        masks.append(mask)
+        masks.append(mask if label_masks else mask.without_masks())
     files = (rows.column(name).to_pylist() for name in ("image_file", "depth_file"))
     run = map if threads is None else threads.map
     for _ in run(loader.fill, scenes, *files, masks):
@@ -148,7 +155,8 @@ def _read_labels(rows: pa.Table) -> Iterator[tuple[Scene, _Masks]]:
             person_problem=[(PersonStatus.INVALID_LABEL, reason) if reason else None for reason in reasons],
             problem=_manifest_problem(row["problem_status"], row["problem"]),
         )
-        scene.origin.update(_origins(scene, masks))
+        scene.origin["masks"] = row["mask_origin"] or "none"
+        scene.origin["attributes"] = row["attribute_origin"] or "unknown"
         yield scene, masks
 
 
@@ -158,20 +166,13 @@ def _manifest_problem(status: str | None, text: str | None) -> tuple[ImageStatus
     return ImageStatus(status), f"{text} (seen when the manifest was built; build it again once this is mended)"
 
 
-def _origins(scene: Scene, masks: _Masks) -> dict[str, str]:
-    attributes = np.isfinite(scene.age_years).any() or np.isfinite(scene.male_prob).any()
-    return {
-        "masks": "sidecar" if any(rle is not None for rle in masks.rle) else "none",
-        "attributes": "sidecar" if attributes else "unknown",
-    }
-
-
 def _sample_masks(scene: Scene, masks: _Masks, max_side: int) -> None:
     """Fill `Scene.masks` at person-map size; a person without a mask may own any pixel its rendered body covers."""
     height, width = map_size(scene.height, scene.width, max_side)
     rows = np.arange(height) * scene.height // height
     cols = np.arange(width) * scene.width // width
     sampled = np.zeros((scene.num_people, height, width), dtype=bool)
+    seen = np.zeros(scene.num_people, dtype=bool)
     for person, rle in enumerate(masks.rle):
         if scene.person_problem[person] is not None:
             continue
@@ -185,9 +186,10 @@ def _sample_masks(scene: Scene, masks: _Masks, max_side: int) -> None:
         except RleError as error:
             scene.person_problem[person] = (PersonStatus.INVALID_LABEL, f"instance mask: {error}")
             continue
+        seen[person] = True
         if not sampled[person].any() and _is_empty(rle):
             scene.person_problem[person] = (PersonStatus.EMPTY_MASK, "the instance mask holds no pixel")
-    scene.masks = sampled
+    scene.masks, scene.has_mask = sampled, seen
 
 
 def _check_mask_size(mask: tuple[int, int], image: tuple[int, int]) -> None:

@@ -7,21 +7,20 @@ index and how to decode; knows no dataset. Sizes in pixels.
 from __future__ import annotations
 
 import dataclasses
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from dto_pipeline.data.image_index import ImageIndex
 from dto_pipeline.data.images import (
     ImageCorrupt,
     ImageFile,
-    ImageFolder,
     ImageMissing,
     ImageStore,
     decode_image,
-    decode_image_size,
+    fetch_image_size,
+    open_folder,
 )
+from dto_pipeline.data.storage import STORAGE_ERRORS, Location, as_location, beside, exists, local_copy, write_bytes
 from dto_pipeline.data.tar_index import (
     IMAGE_EXTENSIONS,
     MemberUnreadable,
@@ -34,8 +33,6 @@ from dto_pipeline.data.tar_index import (
     split_address,
 )
 from dto_pipeline.data.tar_walk import sample_key
-
-_HEADER_BYTES = 1 << 16  # nearly every image tells its size in its first bytes; the whole member is read where not
 
 
 @dataclass(frozen=True)
@@ -51,13 +48,7 @@ class TarImages:
 
     def size(self, image_file: str) -> tuple[int, int]:
         """(width, height) from its header; raises `ImageMissing` or `ImageCorrupt`."""
-        head = self._bytes(image_file, _HEADER_BYTES)
-        try:
-            return decode_image_size(io.BytesIO(head), image_file)
-        except ImageCorrupt:
-            if len(head) < _HEADER_BYTES:
-                raise
-            return decode_image_size(io.BytesIO(self._bytes(image_file, None)), image_file)
+        return fetch_image_size(lambda limit: self._bytes(image_file, limit), image_file)
 
     def read_bytes(self, image_file: str) -> bytes:
         """The member as it is, not decoded; raises `ImageMissing` or `ImageCorrupt`."""
@@ -124,13 +115,13 @@ class TarPlacement:
     repeated: list[tuple[str, str]]  # see `ImageLocations`
 
 
-def tar_index_path(manifest: Path) -> Path:
+def tar_index_path(manifest: Location) -> Location:
     """Where the tar index of a manifest lies: beside it."""
-    return manifest.with_suffix(".tars.parquet")
+    return beside(manifest, ".tars.parquet")
 
 
 def place_in_tars(
-    index: ImageIndex, root: str | Path, key_parts: int, index_file: Path, progress: bool = False
+    index: ImageIndex, root: Location, key_parts: int, index_file: Location, progress: bool = False
 ) -> TarPlacement:
     """Index all tars below a folder and find the images of a label file in them.
 
@@ -141,26 +132,31 @@ def place_in_tars(
         index_file: where the tar index is kept, see `tar_index_path`.
 
     Raises:
-        FileNotFoundError: there is no such folder, or no tar in it.
+        TarIndexError: there is no such folder, or no tar in it.
     """
-    tars = list_tars(root)
+    try:
+        tars = list_tars(root)
+    except FileNotFoundError as error:
+        raise TarIndexError(f"images folder {root} does not exist; check --data-root or --images") from error
+    except STORAGE_ERRORS as error:
+        raise TarIndexError(f"images folder {root} cannot be listed: {error}") from error
     if not tars:
-        raise FileNotFoundError(f"{root} holds no *.tar; expected the tars of the images below it")
+        raise TarIndexError(f"{root} holds no *.tar; expected the tars of the images below it (images_in: tars)")
     summaries = build_tar_index(root, tars, index_file, progress=progress)
     opened = TarIndex(index_file, root)
-    found = locate_images(opened, index.image_file, key_parts)
-    similar = {index.image_file[image]: address for image, address in found.similar.items()}
-    files = [address or name for address, name in zip(found.addresses, index.image_file, strict=True)]
-    placed = dataclasses.replace(index, image_file=files)
+    found = locate_images(opened, index.image_name, key_parts)
+    similar = {index.image_name[image]: address for image, address in found.similar.items()}
+    files = [address or name for address, name in zip(found.addresses, index.image_name, strict=True)]
+    placed = dataclasses.replace(index, located=files)
     return TarPlacement(placed, TarImages(opened, similar), summaries, found.repeated)
 
 
 @dataclass(frozen=True)
 class AnyImages:
-    """An `ImageStore` of addresses ``<tar>!<member>`` and plain files side by side."""
+    """An `ImageStore` of addresses ``<tar>!<member>`` and plain files side by side; `tars` None = no tar index."""
 
-    tars: TarImages
-    folder: ImageFolder
+    tars: TarImages | None
+    folder: ImageStore
 
     def read(self, image_file: str) -> ImageFile:
         """Decode one image; raises `ImageMissing` or `ImageCorrupt`."""
@@ -175,13 +171,29 @@ class AnyImages:
         return self._store(image_file).read_bytes(image_file)
 
     def _store(self, image_file: str) -> ImageStore:
-        return self.tars if split_address(image_file) else self.folder
+        if split_address(image_file) is None:
+            return self.folder
+        if self.tars is None:
+            raise ImageMissing(
+                f"image {image_file} lies in a tar, and the tar index (*.tars.parquet) is not beside the manifest; "
+                "copy it there, or build the manifest again"
+            )
+        return self.tars
 
 
-def open_images(images_root: str | Path, manifest: Path) -> ImageStore:
-    """The store a manifest's images are read from; tars count only where it has a tar index beside it."""
-    index_file, folder = tar_index_path(manifest), ImageFolder(Path(images_root))
-    return AnyImages(TarImages(TarIndex(index_file, images_root)), folder) if index_file.is_file() else folder
+def open_images(images_root: Location, manifest: Location) -> ImageStore:
+    """The store a manifest's images are read from: a folder, and tars where the manifest has a tar index beside it."""
+    root, index_file = as_location(images_root), tar_index_path(as_location(manifest))
+    tars = TarImages(TarIndex(index_file, root)) if exists(index_file) else None
+    return AnyImages(tars, open_folder(root))
+
+
+def carry_tar_index(manifest: Location, derived: Location) -> None:
+    """Put a copy of a manifest's tar index, if it has one, beside a manifest that was made from it."""
+    index_file = tar_index_path(as_location(manifest))
+    if exists(index_file):
+        with local_copy(index_file) as source:
+            write_bytes(tar_index_path(as_location(derived)), source.read_bytes())
 
 
 def _tail(key: str, parts: int) -> str:

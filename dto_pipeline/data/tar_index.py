@@ -8,12 +8,10 @@ reason. The folder may be local or any file system pyarrow reaches by URI (``s3:
 from __future__ import annotations
 
 import json
-import os
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
 from threading import Lock
 
 import pyarrow as pa
@@ -23,9 +21,10 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from dto_pipeline.data.columns import build_table
-from dto_pipeline.data.files import commit_over, staged
-from dto_pipeline.data.parquet import check_schema, footer_text, open_parquet, writer_settings
+from dto_pipeline.data.parquet import READ_ERRORS, check_schema, footer_text, open_parquet, writer_settings
+from dto_pipeline.data.storage import Location, as_location, error_text, exists, list_names, open_root, written
 from dto_pipeline.data.tar_walk import Listing, sample_key, walk_tar
+from dto_pipeline.errors import DtoError
 from dto_pipeline.paths import UnsafePath, check_relative
 from dto_pipeline.schema import TAR_INDEX_SCHEMA, TAR_INDEX_SCHEMA_NAME
 
@@ -34,7 +33,7 @@ _MARK = ".tar!"  # ends the tar's part of an address
 _LISTINGS_KEPT = 256  # tars whose rows stay in memory, about 200 KB each
 
 
-class TarIndexError(ValueError):
+class TarIndexError(DtoError, ValueError):
     """An index that cannot be used, or an address that is not in it; the message names the next step."""
 
 
@@ -88,20 +87,17 @@ def split_address(address: str) -> tuple[str, str] | None:
     return (tar + _MARK[:-1], member) if mark and member else None
 
 
-def list_tars(root: str | Path, folder: str = "") -> list[str]:
+def list_tars(root: Location, folder: str = "") -> list[str]:
     """Every ``*.tar`` below a folder of `root`, relative to `root`, in order of name.
 
     Raises:
         FileNotFoundError: no such folder.
     """
-    files, base = _open_root(root)
-    selector = pafs.FileSelector(f"{base}/{folder}".rstrip("/"), recursive=True)
-    found = [info.path for info in files.get_file_info(selector) if info.is_file and info.path.endswith(".tar")]
-    return sorted(str(PurePosixPath(path).relative_to(base)) for path in found)
+    return sorted(name for name in list_names(root, (".tar",), folder) if name.endswith(".tar"))
 
 
 def build_tar_index(
-    root: str | Path, tars: Sequence[str], out: Path, threads: int = 4, progress: bool = False
+    root: Location, tars: Sequence[str], out: Location, threads: int = 4, progress: bool = False
 ) -> list[TarSummary]:
     """Locate every member of some tars, once: an index of the same tars at the same sizes is kept as it is.
 
@@ -118,19 +114,21 @@ def build_tar_index(
         TarIndexError: a tar named twice, outside of the root, or not ending in ``.tar``.
     """
     _check_names(tars)
-    files, base = _open_root(root)
-    if out.exists() and (known := _fresh_summaries(files, base, tars, out)) is not None:
+    files, base = open_root(root)
+    if exists(out) and (known := _fresh_summaries(files, base, tars, out)) is not None:
         return known
-    with staged(out) as temporary, ThreadPoolExecutor(threads) as pool:
-        with pq.ParquetWriter(temporary, TAR_INDEX_SCHEMA, **writer_settings(TAR_INDEX_SCHEMA)) as writer:
-            summaries = []
-            listings = pool.map(lambda tar: _list_one(files, base, tar), tars)
-            for tar, listing in tqdm(zip(tars, listings, strict=True), "tars", len(tars), disable=not progress):
-                if listing.members:
-                    writer.write_table(_rows(tar, listing), row_group_size=len(listing.members))
-                summaries.append(_summary(tar, listing))
-            writer.add_key_value_metadata(_metadata(summaries))
-        commit_over(temporary, out)
+    summaries = []
+    with (
+        written(out) as temporary,
+        ThreadPoolExecutor(threads) as pool,
+        pq.ParquetWriter(temporary, TAR_INDEX_SCHEMA, **writer_settings(TAR_INDEX_SCHEMA)) as writer,
+    ):
+        listings = pool.map(lambda tar: _list_one(files, base, tar), tars)
+        for tar, listing in tqdm(zip(tars, listings, strict=True), "tars", len(tars), disable=not progress):
+            if listing.members:
+                writer.write_table(_rows(tar, listing), row_group_size=len(listing.members))
+            summaries.append(_summary(tar, listing))
+        writer.add_key_value_metadata(_metadata(summaries))
     return summaries
 
 
@@ -145,15 +143,15 @@ class TarIndex:
         TarIndexError: not an index, or one of another version.
     """
 
-    def __init__(self, path: str | Path, root: str | Path) -> None:
-        self.path = Path(path)
+    def __init__(self, path: Location, root: Location) -> None:
+        self.path = as_location(path)
         self._parquet = open_parquet(self.path, TarIndexError)
         check_schema(self.path, self._parquet.schema_arrow, TAR_INDEX_SCHEMA, TarIndexError)
         self.summaries = _read_summaries(self.path, footer_text(self._parquet))
         with_rows = [summary.tar for summary in self.summaries if summary.members]
         self._group = {tar: k for k, tar in enumerate(with_rows)}
         self._size = {summary.tar: summary.size for summary in self.summaries}
-        self._files, self._base = _open_root(root)
+        self._files, self._base = open_root(as_location(root))
         self._kept: OrderedDict[str, pa.Table] = OrderedDict()
         self._lock = Lock()  # of the rows kept and the Parquet file
 
@@ -165,11 +163,17 @@ class TarIndex:
             return TAR_INDEX_SCHEMA.empty_table()
         with self._lock:
             if tar not in self._kept:
-                self._kept[tar] = self._parquet.read_row_group(self._group[tar])
+                self._kept[tar] = self._read_group(tar)
                 if len(self._kept) > _LISTINGS_KEPT:
                     self._kept.popitem(last=False)
             self._kept.move_to_end(tar)
             return self._kept[tar]
+
+    def _read_group(self, tar: str) -> pa.Table:
+        try:
+            return self._parquet.read_row_group(self._group[tar])
+        except READ_ERRORS as error:
+            raise TarIndexError(f"{self.path} is damaged ({error}); build the manifest again") from error
 
     def members(self, tar: str) -> list[TarMember]:
         """The usable members of one tar, in tar order."""
@@ -228,7 +232,7 @@ class TarIndex:
         except FileNotFoundError as error:
             raise TarMissing(f"{member.tar} does not exist") from error
         except OSError as error:
-            raise MemberUnreadable(f"{member.address} cannot be read: {_reason(error)}") from error
+            raise MemberUnreadable(f"{member.address} cannot be read: {error_text(error)}") from error
         if found != self._size.get(member.tar):
             size = self._size.get(member.tar)
             raise MemberUnreadable(f"{member.tar} has {found} bytes, {size} when indexed; build the index again")
@@ -241,14 +245,6 @@ def _as_members(tar: str, rows: pa.Table) -> Iterator[TarMember]:
     columns = rows.select(["member", "offset", "size"]).to_pydict()
     for name, offset, size in zip(*columns.values(), strict=True):
         yield TarMember(tar, name, offset, size)
-
-
-def _open_root(root: str | Path) -> tuple[pafs.FileSystem, str]:
-    """File system and base path of a local folder or a URI."""
-    if "://" in str(root):
-        files, base = pafs.FileSystem.from_uri(str(root))
-        return files, base.rstrip("/")
-    return pafs.LocalFileSystem(), str(Path(root).absolute())
 
 
 def _check_names(tars: Sequence[str]) -> None:
@@ -270,12 +266,7 @@ def _list_one(files: pafs.FileSystem, base: str, tar: str) -> Listing:
         with files.open_input_file(f"{base}/{tar}") as source:
             return walk_tar(source)
     except OSError as error:
-        return Listing((), -1, f"cannot be read: {_reason(error)}")
-
-
-def _reason(error: OSError) -> str:
-    """Text of an error without the machine's paths: it may end up in labels, which are equal on every machine."""
-    return os.strerror(error.errno) if error.errno else type(error).__name__
+        return Listing((), -1, f"cannot be read: {error_text(error)}")
 
 
 def _rows(tar: str, listing: Listing) -> pa.Table:
@@ -302,14 +293,17 @@ def _metadata(summaries: Sequence[TarSummary]) -> dict[str, str]:
     return {"schema": TAR_INDEX_SCHEMA_NAME, "tars": json.dumps(tars)}
 
 
-def _read_summaries(path: Path, metadata: dict[str, str]) -> list[TarSummary]:
+def _read_summaries(path: Location, metadata: dict[str, str]) -> list[TarSummary]:
     if metadata.get("schema") != TAR_INDEX_SCHEMA_NAME:
         found = metadata.get("schema", "no schema name")
         raise TarIndexError(f"{path} is {found}; expected {TAR_INDEX_SCHEMA_NAME}. Build the index again")
-    return [TarSummary(*fields) for fields in json.loads(metadata["tars"])]
+    try:
+        return [TarSummary(*fields) for fields in json.loads(metadata["tars"])]
+    except (KeyError, TypeError, ValueError) as error:
+        raise TarIndexError(f"{path}: footer lacks or garbles {error}; build the index again") from error
 
 
-def _fresh_summaries(files: pafs.FileSystem, base: str, tars: Sequence[str], out: Path) -> list[TarSummary] | None:
+def _fresh_summaries(files: pafs.FileSystem, base: str, tars: Sequence[str], out: Location) -> list[TarSummary] | None:
     """Summaries of an existing index if it is about these tars as they are now, else None."""
     try:
         known = _read_summaries(out, footer_text(open_parquet(out, TarIndexError)))

@@ -44,6 +44,13 @@ class DemoScene:
         return np.concatenate([uv.min(axis=1), uv.max(axis=1)], axis=-1).astype(np.float32)
 
 
+def build_picture(seed: int, number: int, body: BodyModel, template: Template) -> Picture:
+    """The picture of scene `number` alone, the same as `build_scene` gives."""
+    crowd = plan_crowd(seed, number)
+    truth = build_bodies(crowd, body, np.random.default_rng([seed, number, _BODIES]))
+    return render_picture(crowd, truth.vertices, body, template, np.random.default_rng([seed, number, _PICTURE]))
+
+
 def build_scene(seed: int, number: int, body: BodyModel, template: Template) -> DemoScene:
     """Make scene `number` of the data set `seed`; equal arguments give equal scenes.
 

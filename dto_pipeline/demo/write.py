@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import simplejpeg
@@ -112,8 +113,9 @@ def join_rows(parts: list[PersonRows]) -> PersonRows:
         return np.concatenate([getattr(part, name) for part in parts])
 
     fields = ("pose", "betas", "transl", "bbox_xyxy", "intrinsics")
+    labels: dict[str, Any] = {name: np.concatenate([getattr(part.labels, name) for part in parts]) for name in fields}
     return PersonRows(
-        labels=LabelRows(**{name: np.concatenate([getattr(part.labels, name) for part in parts]) for name in fields}),
+        labels=LabelRows(**labels),
         keypoints=joined("keypoints"),
         age_years=joined("age_years"),
         male_prob=joined("male_prob"),

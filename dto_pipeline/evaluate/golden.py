@@ -44,10 +44,12 @@ class GoldenReport:
 
     def as_table(self) -> str:
         """A line per family, then a line per case that differs."""
-        lines = [f"{'family':<10} {'cases':>5} {'passed':>6} {'failed':>6} {'loose':>5}  worst errors"]
+        lines = [
+            f"{'family':<10} {'cases':>5} {'passed':>6} {'failed':>6} {'loose':>5}  worst errors, and the tolerance"
+        ]
         for family, cases in self.results.items():
             summary = _summary(cases)
-            worst = "  ".join(f"{name} {error:.1e}" for name, error in summary["worst_errors"].items())
+            worst = "  ".join(f"{name} {_of_limit(*worst)}" for name, worst in summary["worst_errors"].items())
             counts = f"{summary['cases']:>5} {summary['passed']:>6} {summary['failed']:>6} {summary['loose']:>5}"
             lines.append(f"{family:<10} {counts}  {worst}")
         for family, cases in self.results.items():
@@ -83,18 +85,27 @@ def _check_rh_metric(folder: Path) -> list[CaseResult]:
     return check_rh_cases(folder, load_body(body_folder if body_folder.is_dir() else ""))
 
 
+def _share_of_limit(worst: tuple[float, float | None]) -> float:
+    error, limit = worst
+    return error / limit if limit else error
+
+
+def _of_limit(error: float, limit: float | None) -> str:
+    return f"{error:.1e}" if limit is None else f"{error:.1e} of {limit:.0e}"
+
+
 def _summary(cases: Sequence[CaseResult]) -> dict[str, Any]:
-    worst: dict[str, float] = {}
-    for case in cases:
-        if case.strict:
-            for name, error in case.errors.items():
-                worst[name] = max(worst.get(name, 0.0), error)
     strict = [case for case in cases if case.strict]
+    worst: dict[str, tuple[float, float | None]] = {}
+    for case in strict:
+        for name, error in case.errors.items():
+            found = error, case.limits.get(name)
+            worst[name] = max(worst.get(name, found), found, key=_share_of_limit)
     return {
         "cases": len(cases),
         "passed": sum(not case.failures for case in strict),
         "failed": sum(bool(case.failures) for case in strict),
         "loose": len(cases) - len(strict),
         "failures": {case.name: list(case.failures) for case in cases if case.failures},
-        "worst_errors": worst,
+        "worst_errors": worst,  # quantity -> worst error and its tolerance, None where it cannot fail
     }

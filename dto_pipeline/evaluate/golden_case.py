@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -15,6 +15,7 @@ class CaseResult:
     kind: str
     failures: tuple[str, ...]  # one sentence each; empty = passed
     errors: dict[str, float]  # worst error by quantity, in the quantity's unit
+    limits: dict[str, float] = field(default_factory=dict)  # its tolerance, where the quantity can fail the case
     strict: bool = True  # False: reported, but never a failure of the command
 
     @property

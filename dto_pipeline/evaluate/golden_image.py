@@ -100,7 +100,7 @@ def _check(path: Path, entry: dict[str, Any], optimizer: SceneOptimizer) -> Case
     errors = _number_errors(case, optimized)
     limits = {"z": wobble, "deviation": DEVIATION_TOLERANCE + 10 * wobble}
     failures += [f"{what} off by {errors[what]:.1e}" for what, limit in limits.items() if not errors[what] <= limit]
-    return CaseResult("image", entry["case"], _kind(entry), tuple(failures), errors, strict=bool(entry["steady"]))
+    return CaseResult("image", entry["case"], _kind(entry), tuple(failures), errors, limits, bool(entry["steady"]))
 
 
 def _decision_failures(case: dict[str, np.ndarray], entry: dict[str, Any], optimized: OptimizedScenes) -> list[str]:

@@ -49,7 +49,7 @@ def _check(folder: Path, name: str, kind: str) -> CaseResult:
     ]
     errors, limits = _number_errors(case, evidence, flat=kind == "flat_rows")
     failures += [f"{what} off by {error:.1e}" for what, error in errors.items() if not error <= limits[what]]
-    return CaseResult("person", name, kind, tuple(failures), errors)
+    return CaseResult("person", name, kind, tuple(failures), errors, limits)
 
 
 def _maps(case: dict[str, np.ndarray]) -> PersonMaps:

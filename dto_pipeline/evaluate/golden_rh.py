@@ -176,7 +176,13 @@ def _check_case(case: RhCase, body: BodyModel, regressor: np.ndarray) -> CaseRes
             failures += _compare_result(result, case, errors)
         except (ValueError, KeyError, RuntimeError, IndexError) as error:
             failures.append(f"cannot be evaluated: {type(error).__name__}: {error}")
-    return CaseResult(FAMILY, case.name, case.kind, tuple(failures), errors)
+    return CaseResult(FAMILY, case.name, case.kind, tuple(failures), errors, {name: _limit(name) for name in errors})
+
+
+def _limit(quantity: str) -> float:
+    if quantity == "kp2d_px":
+        return PIXEL_TOLERANCE
+    return FRACTION_TOLERANCE + (ROUNDING if quantity in ("precision", "recall", "f1") else 0.0)
 
 
 def _with_bodies(

@@ -43,19 +43,21 @@ def _check(case: dict[str, Any], index: int) -> CaseResult:
     )
     if case["output"] is None:
         return CaseResult("solver", name, kind, _check_defined(solution), {})
-    residue = kind.startswith(_RESIDUE_KINDS)
-    errors = {} if residue and not _forced(case) else _number_errors(case, solution)
+    residue = kind.startswith(_RESIDUE_KINDS) and not _forced(case)
+    errors = {} if residue else _number_errors(case, solution)
     failures = [
         f"{quantity} off by {error:.1e} (relative)"
         for quantity, error in errors.items()
         if not error <= RELATIVE_TOLERANCE
     ]
-    return CaseResult("solver", name, kind, (*_decision_failures(case, solution, height_class), *failures), errors)
+    failures = [*_decision_failures(case, solution, height_class), *failures]
+    limits = dict.fromkeys(errors, RELATIVE_TOLERANCE)
+    return CaseResult("solver", name, kind, tuple(failures), errors, limits, strict=not (residue and failures))
 
 
 def _forced(case: dict[str, Any]) -> bool:
-    """Whether the recorded alpha is the bound, so that nothing is divided by a residue."""
-    return case.get("last_round", {}).get("alpha_min") == case["output"]["alpha"]
+    """Whether the group was a plane, so that alpha is its bound and nothing was divided by a residue."""
+    return bool((case.get("last_round") or {}).get("plane"))
 
 
 def _height_class(case: dict[str, Any]) -> torch.Tensor:

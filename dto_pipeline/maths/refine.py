@@ -11,8 +11,9 @@ from collections.abc import Callable
 
 import torch
 
-from dto_pipeline.config import RefineConfig
+from dto_pipeline.config import JointConfig, RefineConfig
 from dto_pipeline.maths.group_fits import CODE
+from dto_pipeline.maths.reprojection import hold_joints, reach_height
 from dto_pipeline.scene import KID_AXIS, TEEN, GroupFits, HeightPrior, RefinedPeople, SceneBatch
 from dto_pipeline.status import PersonStatus
 
@@ -31,14 +32,16 @@ def refine_people(
     joints: Joints,
     has_kid_axis: bool,
     config: RefineConfig,
+    joint: JointConfig | None = None,
 ) -> RefinedPeople:
     """New betas and translations for everybody who moves; the others keep their labels exactly.
 
     Args:
         batch, prior, fits: of the same B scenes and P people.
         rest_height, joints: the body model's functions; has_kid_axis: whether its last direction means anything.
+        joint: given, heights are hit exactly and joints held by reprojection; None: the published steps.
     """
-    moved = fits.outcome == CODE[PersonStatus.MOVED]
+    moved = _is_placed(fits)
     scale = torch.where(moved, fits.new_z / fits.z, 1.0)
     transl = batch.transl.to(torch.float64) * scale[..., None]
     betas = batch.betas.to(torch.float64)
@@ -50,7 +53,11 @@ def refine_people(
     gain = prior.height - rest_height(betas.scatter_add(-1, column, torch.full_like(column, -1, dtype=betas.dtype)))
     step = torch.where(moved, prior.height * (scale - 1) / gain, 0)
     new_betas = betas.scatter_add(-1, column, step[..., None])
-    transl = transl + _kid_shift(batch, new_betas, transl, scale, on_kid_axis, joints)
+    if joint is None:
+        transl = transl + _kid_shift(batch, new_betas, transl, scale, on_kid_axis, joints)
+    else:
+        new_betas = reach_height(new_betas, column, prior.height * scale, moved, rest_height)
+        transl = _hold_picture(batch, new_betas, transl, moved, joints, joint)
     return RefinedPeople(
         betas=new_betas,
         transl=transl,
@@ -59,6 +66,31 @@ def refine_people(
         height=torch.where(moved, rest_height(new_betas), prior.height),
         fits=fits,
     )
+
+
+def _is_placed(fits: GroupFits) -> torch.Tensor:
+    """(B, P) who gets a new place."""
+    return (fits.outcome == CODE[PersonStatus.MOVED]) | (fits.outcome == CODE[PersonStatus.PLACED_BY_PRIOR])
+
+
+def _hold_picture(
+    batch: SceneBatch,
+    betas: torch.Tensor,
+    transl: torch.Tensor,
+    moved: torch.Tensor,
+    joints: Joints,
+    joint: JointConfig,
+) -> torch.Tensor:
+    """(B, P, 3) translations that keep the joints of those who moved where the label's joints are in the image."""
+    held = transl.clone()
+    who = moved.nonzero(as_tuple=True)
+    if len(who[0]) == 0:
+        return held
+    picked, pose = list(KID_SHIFT_JOINTS), batch.pose[who]
+    seen = joints(pose, batch.betas[who], batch.transl[who])[:, picked].to(torch.float64)
+    unplaced = joints(pose, betas[who], torch.zeros_like(transl[who]))[:, picked].to(torch.float64)
+    held[who] = hold_joints(seen[..., :2] / seen[..., 2:], unplaced, transl[who], joint)
+    return held
 
 
 def _kid_shift(

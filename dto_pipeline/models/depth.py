@@ -1,7 +1,7 @@
-"""Where disparity comes from: for now files written beforehand, one per image.
+"""Depth maps that are files, written beforehand, one per image; see `models.depth_anything` for networks.
 
-Disparity is a network's relative inverse depth, larger is nearer, scale and offset unknown. Knows npy and npz (key
-``disparity``), float16 to float64; refuses to resize, because only whoever made the map knows its alignment.
+Knows npy and npz (float16 to float64) and PNG (16 bits), and what their numbers are declared to mean (see
+`models.depth_kinds`); gives disparity. Refuses to resize, because only whoever made the map knows its alignment.
 """
 
 from __future__ import annotations
@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+from PIL import Image
 
+from dto_pipeline.config import DepthConfig
+from dto_pipeline.models.depth_kinds import DEPTH, DISPARITY, METRIC_DEPTH, as_disparity
 from dto_pipeline.paths import UnsafePath, resolve_inside
 from dto_pipeline.status import ImageStatus, UnusableImage
 
-NPZ_KEY = "disparity"
+NPZ_KEYS = {DISPARITY: "disparity", DEPTH: "depth", METRIC_DEPTH: "depth"}  # array of a npz, by kind
 _UNREADABLE = (ValueError, OSError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error, NotImplementedError)
 
 
@@ -43,12 +46,14 @@ class DepthSource(Protocol):
 
 
 class DepthFiles:
-    """Disparity maps in a folder; without a folder every map is missing."""
+    """Depth maps in a folder; without a folder every map is missing."""
 
-    origin = "file"
-
-    def __init__(self, root: str | Path | None) -> None:
+    def __init__(self, root: str | Path | None, kind: str = DISPARITY, scale: float = 1.0) -> None:
+        """`kind` and `scale`: what the stored numbers mean, see `depth_kinds.as_disparity`."""
         self.root = None if root is None else Path(root)
+        self.kind = kind
+        self.scale = scale
+        self.origin = "file" if kind == DISPARITY else f"{kind} file"
 
     def load(self, depth_file: str | None, height: int, width: int) -> np.ndarray:
         """Read one map.
@@ -68,7 +73,7 @@ class DepthFiles:
             raise DepthMissing("no depth map is named for this image; set `depth` in the dataset YAML or depth.root")
         try:
             path = resolve_inside(self.root, depth_file)
-            array = _read_array(path, (height, width))
+            array = _read_array(path, (height, width), NPZ_KEYS[self.kind])
         except FileNotFoundError as error:
             raise DepthMissing(f"depth map {depth_file} does not exist") from error
         except UnsafePath as error:
@@ -76,17 +81,23 @@ class DepthFiles:
         except _UNREADABLE as error:
             reason = getattr(error, "strerror", None) or error  # without the path: messages are equal on every machine
             raise DepthInvalid(f"depth map {depth_file} cannot be read: {reason}") from error
-        with np.errstate(over="ignore"):  # what overflows float32 is reported as not finite
-            return _check_values(array.astype(np.float32), depth_file)
+        return _check_values(as_disparity(array, self.kind, self.scale), depth_file)
 
 
-def _read_array(path: Path, shape: tuple[int, int]) -> np.ndarray:
-    """The array of a npy (mapped, so that a false header costs no memory) or of a npz."""
+def open_depth_files(config: DepthConfig, root: str | Path) -> DepthFiles:
+    """The maps of a folder as a config declares them."""
+    return DepthFiles(root, config.kind, config.scale)
+
+
+def _read_array(path: Path, shape: tuple[int, int], npz_key: str) -> np.ndarray:
+    """The array of a npy (mapped, so that a false header costs no memory), of a npz or of a PNG."""
+    if path.suffix == ".png":
+        return _read_png(path, shape)
     if path.suffix == ".npz":
         with np.load(path, allow_pickle=False) as members:
-            if NPZ_KEY not in members:
-                raise ValueError(f"npz holds {sorted(members.files)}; expected {NPZ_KEY!r}")
-            array = members[NPZ_KEY]
+            if npz_key not in members:
+                raise ValueError(f"npz holds {sorted(members.files)}; expected {npz_key!r}")
+            array = members[npz_key]
     else:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     if array.shape != shape:
@@ -94,6 +105,15 @@ def _read_array(path: Path, shape: tuple[int, int]) -> np.ndarray:
     if array.dtype.kind != "f":
         raise ValueError(f"its type is {array.dtype}; expected float16, float32 or float64")
     return array
+
+
+def _read_png(path: Path, shape: tuple[int, int]) -> np.ndarray:
+    with Image.open(path, formats=["PNG"]) as image:
+        if image.size != shape[::-1]:
+            raise ValueError(f"its shape is {image.size[::-1]}; expected that of the image {shape}")
+        if not image.mode.startswith("I"):
+            raise ValueError(f"it is a PNG of mode {image.mode}; expected one channel of 16 bits")
+        return np.asarray(image)
 
 
 def _check_values(disparity: np.ndarray, name: str) -> np.ndarray:

@@ -25,6 +25,7 @@ from dto_pipeline import __version__
 from dto_pipeline.config import PipelineConfig, describe_difference
 from dto_pipeline.data.files import create_json, is_temporary, write_json_atomic
 from dto_pipeline.errors import DtoError
+from dto_pipeline.models.networks import identify_networks
 from dto_pipeline.run.lock import DriverLock
 from dto_pipeline.run.receipt import Failure, Receipt, RecordInvalid, read_failure, read_receipt
 from dto_pipeline.schema import LABELS_SCHEMA_NAME
@@ -134,7 +135,7 @@ def shard_name(shard: int) -> str:
     return f"shard-{shard:05d}"
 
 
-def identify_run(config: PipelineConfig, manifest: ManifestFacts, manifest_path: Path) -> RunIdentity:
+def identify_run(config: PipelineConfig, manifest: ManifestFacts, manifest_path: str | Path) -> RunIdentity:
     """What a run of `config` over `manifest` with this installation is."""
     return RunIdentity(
         config=config.to_dict(),
@@ -145,7 +146,7 @@ def identify_run(config: PipelineConfig, manifest: ManifestFacts, manifest_path:
         shards=manifest.num_shards,
         images=manifest.num_images,
         persons=manifest.num_people,
-        versions=_installed_versions(),
+        versions={**_installed_versions(), **identify_networks(config)},
     )
 
 

@@ -74,7 +74,7 @@ def run_pipeline(
     manifest = Manifest.open(manifest_path)
     directory.create_folders()
     with directory.lock():
-        identity = files.identify_run(config, manifest, Path(manifest_path))
+        identity = files.identify_run(config, manifest, manifest.path)
         plan = plan_run(directory, identity, retry_failed)
         if plan.pending:
             if runner is None:

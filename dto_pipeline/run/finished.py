@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dto_pipeline.data.exports.inputs import LabelFile, RunLabels
+from dto_pipeline.data.storage import as_location
 from dto_pipeline.run.directory import RunDirectory, RunDirectoryError, read_identity, scan_run
 
 _NAMED = 5  # shards an error lists
@@ -41,7 +42,7 @@ def read_run_labels(run_dir: str | Path, partial: bool = False) -> RunLabels:
     return RunLabels(
         name=str(run_dir),
         subset=identity.subset,
-        manifest=Path(identity.manifest_path),
+        manifest=as_location(identity.manifest_path),
         manifest_fingerprint=identity.manifest_fingerprint,
         config_hash=identity.config_hash,
         shards=identity.shards,

@@ -1,16 +1,19 @@
-"""The scenes of one shard, loaded ahead and optimised batch by batch; every row comes back, in order.
+"""The scenes of a shard: loaded ahead, looked at by networks, optimised batch by batch; every row comes back, in order.
 
-Joins `data.scenes` to the optimiser; knows no file of the run. Loading batch n + 1 overlaps the optimisation of batch
-n. An error of the optimiser costs the scene that caused it: the others are done again without it.
+Joins `data.scenes`, `models.seeing` and the optimiser; knows no file of the run. While window n is optimised, the
+networks look at window n + 1 and window n + 2 is loaded, each in its own thread. Windows are cut by the config alone,
+never by how work is moved, because the company an image has in a network's batch can change its last bits. An error of
+a network or of the optimiser costs the scene that caused it: the others are done again without it.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 
 from dto_pipeline.collate import collate_scenes, pass_through, split_batch
@@ -18,30 +21,42 @@ from dto_pipeline.config import PipelineConfig
 from dto_pipeline.data.images import ImageStore
 from dto_pipeline.data.scenes import load_scenes
 from dto_pipeline.models.depth import DepthSource
+from dto_pipeline.models.seeing import Sight
 from dto_pipeline.optimizer import SceneOptimizer
 from dto_pipeline.run.batching import SceneSize, plan_batches
 from dto_pipeline.run.pool import DeviceLost, one_line
-from dto_pipeline.scene import PlacedScene, Scene
-from dto_pipeline.status import ImageStatus
+from dto_pipeline.scene import KID_AXIS, PlacedScene, Scene
+from dto_pipeline.status import ImageStatus, PersonStatus
 from dto_pipeline.timing import StageClock
 
 _LOG = logging.getLogger(__name__)
+_BATCHES_PER_WINDOW = 4  # of a network: images of one shape find each other within a window
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 ManifestRows = Any  # a pyarrow.Table of schema.MANIFEST_SCHEMA; pyarrow itself is imported in data/ only
 
 
 class ScenePlacer:
-    """Owns the optimiser and the threads that load scenes for it."""
+    """Owns the optimiser, the networks and the threads that load scenes and look at them."""
 
     def __init__(
-        self, optimizer: SceneOptimizer, config: PipelineConfig, images: ImageStore, depth: DepthSource
+        self,
+        optimizer: SceneOptimizer,
+        config: PipelineConfig,
+        images: ImageStore,
+        depth: DepthSource | None,
+        sight: Sight | None = None,
     ) -> None:
+        """`depth`: source of maps that are files, None where a network of `sight` makes them."""
         self._optimizer = optimizer
         self._config = config
         self._images = images
         self._depth = depth
         self._device = optimizer.body.faces.device
         self._decoders = ThreadPoolExecutor(config.run.decode_threads, thread_name_prefix="decode")
-        self._ahead = ThreadPoolExecutor(1, thread_name_prefix="ahead")  # loads the next batch
+        self._sight = sight or Sight(config, optimizer.body, self._device)
+        self._loading = ThreadPoolExecutor(1, thread_name_prefix="loading")
+        self._looking = ThreadPoolExecutor(1, thread_name_prefix="looking")
 
     def place(self, rows: ManifestRows, clock: StageClock) -> list[PlacedScene]:
         """Load and optimise the scenes of manifest rows.
@@ -59,27 +74,58 @@ class ScenePlacer:
         self._optimizer.clock = clock
         batches = plan_batches(scene_sizes(rows), self._config.run.batch_images)
         placed: dict[int, PlacedScene] = {}
-        for positions, scenes in zip(batches, self._load_ahead(rows, batches, clock), strict=True):
+        coming = self._see_ahead(rows, [position for batch in batches for position in batch], clock)
+        for positions in batches:
+            with clock("wait for scenes"):
+                scenes = [next(coming) for _ in positions]
             placed.update(zip(positions, self._place_batch(scenes, clock), strict=True))
         return [placed[position] for position in range(rows.num_rows)]
 
-    def _load_ahead(
-        self, rows: ManifestRows, batches: Sequence[Sequence[int]], clock: StageClock
-    ) -> Iterator[list[Scene]]:
+    def _see_ahead(self, rows: ManifestRows, order: Sequence[int], clock: StageClock) -> Iterator[Scene]:
+        """The scenes of some rows, loaded and looked at, in the order asked for."""
+
         def load(positions: Sequence[int]) -> list[Scene]:
             chosen = rows.take(list(positions))
-            return load_scenes(chosen, self._images, self._depth, self._config.evidence, self._decoders, clock=clock)
+            own = self._config.masks.source == "labels"
+            return load_scenes(
+                chosen, self._images, self._depth, self._config.evidence, self._decoders, clock=clock, label_masks=own
+            )
 
-        coming = self._ahead.submit(load, batches[0]) if batches else None
-        for following in [*batches[1:], None]:
-            assert coming is not None
-            with clock("wait for scenes"):
-                scenes = coming.result()
-            coming = None if following is None else self._ahead.submit(load, following)
-            yield scenes
+        size = self._window_size()
+        windows = [order[start : start + size] for start in range(0, len(order), size)]
+        loaded = run_ahead(self._loading, load, windows)
+        for scenes in run_ahead(self._looking, lambda scenes: self._look(scenes, clock), loaded):
+            yield from scenes
+
+    def _window_size(self) -> int:
+        """Images loaded together; decided by how work is moved only where no network sees them."""
+        config = self._config
+        if config.depth.source == "model":
+            return _BATCHES_PER_WINDOW * config.depth.batch
+        return config.run.batch_images if config.masks.source != "model" else _BATCHES_PER_WINDOW * config.masks.batch
+
+    def _look(self, scenes: Sequence[Scene], clock: StageClock) -> Sequence[Scene]:
+        """Let the networks see scenes; an error is looked for one scene at a time."""
+        try:
+            self._sight.look(scenes, clock)
+            return scenes
+        except Exception as error:
+            if is_device_error(error):
+                raise DeviceLost(one_line(error)) from error
+            failure = one_line(error)
+        # Outside the handler: the traceback held every tensor of the failed window.
+        _LOG.warning("networks, %d scenes, first %s: %s", len(scenes), scenes[0].image_id, failure)
+        if len(scenes) == 1:
+            scenes[0].problem = (ImageStatus.INTERNAL_ERROR, failure)
+            return scenes
+        for scene in scenes:
+            self._look([scene], clock)
+        return scenes
 
     def _place_batch(self, scenes: Sequence[Scene], clock: StageClock) -> list[PlacedScene]:
         """One placed scene per scene; those with a problem, or without people, pass through."""
+        if not self._optimizer.body.has_kid_axis:
+            _refuse_kid_axis(scenes)
         able = [i for i, scene in enumerate(scenes) if scene.problem is None and scene.num_people > 0]
         results = dict(zip(able, self._optimize([scenes[i] for i in able], clock), strict=True))
         for scene in scenes:
@@ -112,6 +158,29 @@ class ScenePlacer:
         optimized = self._optimizer(batch)
         with clock("split"):
             return split_batch(scenes, optimized, self._config)
+
+
+def run_ahead(executor: Executor, work: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:
+    """`map` that begins the next item before it gives the result of the one before; errors are raised in their turn."""
+    coming: Future[_Result] | None = None
+    for item in items:
+        following = executor.submit(work, item)
+        if coming is not None:
+            yield coming.result()
+        coming = following
+    if coming is not None:
+        yield coming.result()
+
+
+def _refuse_kid_axis(scenes: Sequence[Scene]) -> None:
+    """Labels that use a shape direction the body model lacks would be other people: not used, and said so."""
+    problem = (
+        PersonStatus.INVALID_LABEL,
+        "the label uses the kid axis, which the body model lacks; see dto body import",
+    )
+    for scene in scenes:
+        for person in np.flatnonzero(scene.betas[:, KID_AXIS] != 0):
+            scene.person_problem[person] = scene.person_problem[person] or problem
 
 
 def scene_sizes(rows: ManifestRows) -> list[SceneSize]:

@@ -15,9 +15,11 @@ import torch
 from dto_pipeline.config import PipelineConfig
 from dto_pipeline.data.labels import build_label_table
 from dto_pipeline.data.manifest import Manifest
+from dto_pipeline.data.storage import absolute
 from dto_pipeline.data.tar_images import open_images
 from dto_pipeline.models.body import BodyModel, load_body
-from dto_pipeline.models.depth import DepthFiles
+from dto_pipeline.models.depth import open_depth_files
+from dto_pipeline.models.seeing import Sight
 from dto_pipeline.optimizer import SceneOptimizer
 from dto_pipeline.run.directory import (
     RunDirectory,
@@ -51,6 +53,7 @@ class _Workshop:
     manifest: Manifest
     body: BodyModel
     placer: ScenePlacer
+    networks: dict[str, str]  # what the labels' metadata says of them
 
 
 class ShardRunner:
@@ -66,7 +69,7 @@ class ShardRunner:
     ) -> None:
         """`images_root`, `depth_root`: folders in place of those named by the manifest and the config."""
         self.config = config
-        self.manifest_path = Path(manifest_path).absolute()
+        self.manifest_path = absolute(manifest_path)
         self.directory = RunDirectory(Path(run_dir).absolute())
         self._images_root = images_root
         self._depth_root = depth_root
@@ -77,7 +80,7 @@ class ShardRunner:
 
         Raises:
             RunMismatch: this process sees another manifest or other library versions than the run was started with.
-            BodyModelError, ManifestError, RunDirectoryError: what the run needs cannot be read here.
+            BodyModelError, ModelError, ManifestError, RunDirectoryError: what the run needs cannot be read here.
         """
         if self._workshop is None:
             self._workshop = self._build_workshop()
@@ -140,9 +143,11 @@ class ShardRunner:
         device = choose_device(self.config.run.device)
         body = load_body(self.config.body.model_path, self.config.body.kid_axis, device)
         images = open_images(self._images_root or manifest.images_root, self.manifest_path)
-        depth = DepthFiles(self._depth_root or self.config.depth.root or manifest.depth_root or "")
-        placer = ScenePlacer(SceneOptimizer(body, self.config), self.config, images, depth)
-        return _Workshop(identity, manifest, body, placer)
+        sight = Sight(self.config, body, device)
+        depth_root = self._depth_root or self.config.depth.root or manifest.depth_root or ""
+        depth = None if sight.depth is not None else open_depth_files(self.config.depth, depth_root)
+        placer = ScenePlacer(SceneOptimizer(body, self.config), self.config, images, depth, sight)
+        return _Workshop(identity, manifest, body, placer, sight.facts)
 
 
 def _footer_facts(workshop: _Workshop) -> dict[str, str]:
@@ -150,7 +155,7 @@ def _footer_facts(workshop: _Workshop) -> dict[str, str]:
     metadata = workshop.manifest.metadata
     facts: dict[str, str] = {name: metadata[name] for name in ("dataset", "label_files") if name in metadata}
     licence = str(workshop.manifest.dataset.get("licence", ""))
-    return {**facts, "licence": licence, "body_sha256": workshop.body.sha256}
+    return {**facts, "licence": licence, "body_sha256": workshop.body.sha256, **workshop.networks}
 
 
 def choose_device(name: str) -> torch.device:

@@ -12,6 +12,7 @@ import simplejpeg
 
 from dto_pipeline.data.dataset import Dataset
 from dto_pipeline.data.manifest import Manifest, build_manifest
+from dto_pipeline.data.storage import Location
 
 WIDTH, HEIGHT = 32, 24  # [px]
 
@@ -57,7 +58,7 @@ def write_depth(root: Path, name: str, disparity: np.ndarray | None = None) -> P
     return path
 
 
-def small_dataset(root: Path, **changes: Any) -> Dataset:
+def small_dataset(root: Location, **changes: Any) -> Dataset:
     """Description of the data set below `root`."""
     plain: dict[str, Any] = {"name": "small", "source": "camerahmr", "labels": "labels/small-release.npz"}
     return Dataset(**{**plain, "images": "images", "depth": "depth", "root": root, **changes})

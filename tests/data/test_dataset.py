@@ -43,11 +43,37 @@ def test_paths_are_relative_to_the_data_root_and_optional_ones_may_be_absent():
         ({"depth": "../d"}, "depth: .*leaves its folder"),
         ({"name": "a/b"}, "name is 'a/b'"),
         ({"depth_suffix": "npy"}, "depth_suffix is 'npy'"),
+        ({"images_in": "zip"}, "images_in is 'zip'"),
+        ({"masks": "guess"}, "masks is 'guess'"),
+        ({"masks": "detection"}, "needs images_in: tars"),
+        ({"label_values": "now"}, "label_values is 'now'"),
+        ({"image_prefixes": "a"}, "image_prefixes is 'a'; expected dict"),
+        ({"predictions": "../p"}, "predictions: .*leaves its folder"),
+        ({"places": {}}, "unknown keys .'places'."),
     ],
 )
 def test_a_wrong_key_or_value_is_refused_by_name(changes, why):
     with pytest.raises(DatasetError, match=why):
         dataset_from_dict({**PLAIN, **changes}, "data")
+
+
+def test_places_and_changes_come_before_the_description(tmp_path):
+    (tmp_path / "x.yaml").write_text("{name: x, source: camerahmr, labels: l.npz, images: i}")
+    places = {"images": "s3://bucket/i", "labels": "/elsewhere/l.npz"}
+    dataset = load_dataset(tmp_path / "x.yaml", "/data", places, images_in="tars")
+    assert (dataset.images_root, dataset.labels_path) == ("s3://bucket/i", Path("/elsewhere/l.npz"))
+    assert dataset.images_in == "tars"
+    assert dataset.describe()["images"] == "i"
+    assert "places" not in dataset.describe()
+    bare = dataset_from_dict({"name": "x", "source": "camerahmr"}, "/data", places)
+    assert bare.labels_path == Path("/elsewhere/l.npz")
+
+
+def test_a_data_root_may_be_a_uri_but_depth_maps_are_local():
+    assert dataset_from_dict(PLAIN, "s3://bucket/data").labels_path == "s3://bucket/data/l.npz"
+    with pytest.raises(DatasetError, match="name one with --depth"):
+        dataset_from_dict({**PLAIN, "depth": "d"}, "s3://bucket/data")
+    assert dataset_from_dict({**PLAIN, "depth": "d"}, "s3://bucket/data", {"depth": "/d"}).depth_root == Path("/d")
 
 
 def test_a_missing_key_a_missing_file_and_a_broken_file_are_told_apart(tmp_path):

@@ -11,9 +11,9 @@ from dto_pipeline.data.files import (
     commit_over,
     create_json,
     is_temporary,
-    replace_bytes,
     sha256_file,
     staged,
+    write_bytes_atomic,
     write_json_atomic,
 )
 
@@ -40,7 +40,7 @@ def test_replacing_leaves_only_the_new_file(tmp_path):
 
 def test_a_writer_that_fails_leaves_the_old_file_and_no_litter(tmp_path):
     path = tmp_path / "x.bin"
-    replace_bytes(path, b"old")
+    write_bytes_atomic(path, b"old")
 
     def fail_half_way():
         with staged(path) as temporary:

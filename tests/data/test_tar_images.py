@@ -8,6 +8,7 @@ import pytest
 from dto_pipeline.data.image_index import ImageIndex
 from dto_pipeline.data.images import ImageCorrupt, ImageFolder, ImageMissing
 from dto_pipeline.data.tar_images import TarImages, locate_images, open_images, place_in_tars, tar_index_path
+from dto_pipeline.data.tar_index import TarIndexError
 from tests.tars import jpeg, make_index, write_tar
 
 
@@ -101,7 +102,7 @@ def test_manifest_without_tar_index_is_read_from_a_folder(tmp_path):
 
 
 def test_folder_without_tars_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"holds no \*\.tar"):
+    with pytest.raises(TarIndexError, match=r"holds no \*\.tar"):
         place_in_tars(image_index(["0.jpg"]), tmp_path, 1, tmp_path / "i.parquet")
 
 

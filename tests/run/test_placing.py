@@ -6,6 +6,8 @@ import torch
 
 from dto_pipeline.data.images import ImageFolder
 from dto_pipeline.data.manifest import Manifest
+from dto_pipeline.data.scenes import load_scenes
+from dto_pipeline.models.body import load_body
 from dto_pipeline.models.depth import DepthFiles
 from dto_pipeline.optimizer import SceneOptimizer
 from dto_pipeline.run.placing import ScenePlacer
@@ -109,3 +111,19 @@ def test_every_stage_is_timed(manifest, body):
 
     stages = {"decode", "masks", "depth", "body", "rasterizer", "evidence", "solver", "collate", "split"}
     assert stages <= clock.seconds.keys()
+
+
+def test_a_label_on_the_kid_axis_is_refused_by_a_model_without_one(manifest, body):
+    rows = manifest.read_shard(0)
+    scenes = load_scenes(rows, manifest.images_root, DepthFiles(manifest.depth_root), CONFIG.evidence)
+    scenes[0].betas[0, 10] = 0.4
+    placer = ScenePlacer(
+        SceneOptimizer(load_body(kid_axis=False), CONFIG),
+        CONFIG,
+        ImageFolder(manifest.images_root),
+        DepthFiles(manifest.depth_root),
+    )
+    placed = placer._place_batch(scenes, StageClock())
+    assert placed[0].person_status[0] is PersonStatus.INVALID_LABEL
+    assert "kid axis" in (placed[0].person_message[0] or "")
+    assert all(status is not PersonStatus.INVALID_LABEL for status in placed[1].person_status)

@@ -139,7 +139,8 @@ def _column(field: pa.Field, prefix: str = "") -> tuple[str, ...]:
     told = {key.decode(): value.decode() for key, value in (field.metadata or {}).items()}
     kind = field.type
     name = f"{kind.value_type}[{kind.list_size}]" if pa.types.is_fixed_size_list(kind) else str(kind)
-    name = "list of persons" if pa.types.is_list(kind) else name
+    if pa.types.is_list(kind):
+        name = "list of persons" if pa.types.is_struct(kind.value_type) else f"list of {kind.value_type}"
     return f"`{prefix}{field.name}`", name, told.get("unit", ""), told.get("description", "")
 
 

@@ -61,7 +61,7 @@ def _distribution(subset: CardSubset, digests: dict[str, str]) -> list[dict[str,
 
 
 def _record_set(subset: CardSubset) -> dict[str, Any]:
-    fields = [_field(subset, subset.name, field) for field in LABELS_SCHEMA if not pa.types.is_list(field.type)]
+    fields = [_field(subset, subset.name, field) for field in LABELS_SCHEMA if field.name != "persons"]
     return {
         "@type": "cr:RecordSet",
         "@id": subset.name,
@@ -95,7 +95,7 @@ def _field(
         "fileSet": {"@id": _file_set(subset)},
         "extract": {"column": "persons" if transform else field.name},
     }
-    repeated = {"repeated": True} if pa.types.is_fixed_size_list(field.type) else {}
+    repeated = {"repeated": True} if _is_vector(field.type) else {}
     return {
         "@type": "cr:Field",
         "@id": f"{parent}/{field.name}",
@@ -107,8 +107,12 @@ def _field(
     }
 
 
+def _is_vector(kind: pa.DataType) -> bool:
+    return pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind)
+
+
 def _data_type(kind: pa.DataType) -> str:
-    if pa.types.is_fixed_size_list(kind):
+    if _is_vector(kind):
         return _data_type(kind.value_type)
     if pa.types.is_boolean(kind):
         return "sc:Boolean"

@@ -15,7 +15,8 @@ import pyarrow as pa
 from dto_pipeline.data.files import sha256_file
 from dto_pipeline.data.labels import LabelsError, open_labels
 from dto_pipeline.data.manifest import Manifest, ManifestError
-from dto_pipeline.data.parquet import READ_ERRORS, footer_text, open_parquet
+from dto_pipeline.data.parquet import READ_ERRORS, footer_text
+from dto_pipeline.data.storage import Location
 from dto_pipeline.errors import DtoError
 
 IMAGE_FILE = "image_file"  # extra column: the manifest's name of the image, relative to its images folder
@@ -41,7 +42,7 @@ class RunLabels:
 
     name: str  # the run's folder, for messages
     subset: str
-    manifest: Path  # where run.json says it is
+    manifest: Location  # where run.json says it is
     manifest_fingerprint: str
     config_hash: str
     shards: int  # of the manifest; more than `files` where the run is not finished
@@ -75,12 +76,12 @@ def read_tables(run: RunLabels, columns: Sequence[str] | None = None, image_file
 
     Raises:
         LabelsError: a file that cannot be read, or has other rows than its receipt says.
-        ExportError: the manifest is needed and cannot be used.
+        ExportError, ManifestError: the manifest is needed and cannot be used.
     """
     manifest = _open_manifest(run) if image_files else None
     wanted = columns if columns is None or not image_files else list(dict.fromkeys([*columns, "image_id"]))
     for file in run.files:
-        names = _image_files(run, manifest, file) if manifest is not None else None
+        names = manifest.read_shard(file.shard, ["image_id", IMAGE_FILE]) if manifest is not None else None
         yield from _read_file(file, wanted, names)
 
 
@@ -123,12 +124,3 @@ def _open_manifest(run: RunLabels) -> Manifest:
     if manifest.fingerprint != run.manifest_fingerprint:
         raise ExportError(f"{need}: {run.manifest} is another manifest now (its fingerprint differs)")
     return manifest
-
-
-def _image_files(run: RunLabels, manifest: Manifest, file: LabelFile) -> pa.Table:
-    """Columns image_id and image_file of one shard; masks and poses are not read."""
-    try:
-        with open_parquet(manifest.path, ManifestError) as opened:
-            return opened.read_row_group(file.shard, columns=["image_id", IMAGE_FILE])
-    except READ_ERRORS as error:
-        raise ExportError(f"{manifest.path}, shard {file.shard} of run {run.name} cannot be read ({error})") from error

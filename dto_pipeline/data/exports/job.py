@@ -17,7 +17,7 @@ class ExportJob:
     """One export on its way; writers add to `notes` and `failures` what only they see."""
 
     plan: ExportPlan
-    images_root: str  # where image files are; "" = no images are wanted
+    images_root: str  # folder or URI of the image files; "" = no images are wanted
     advance: Callable[[int], object]  # called with the number of images written
     notes: Counter[str] = field(default_factory=Counter)  # what a writer left out by its format's rules
     failures: Counter[str] = field(default_factory=Counter)  # what it could not write

@@ -45,15 +45,12 @@ def _objects(names: list[str], columns: list[pa.Array]) -> pa.StringArray:
 
 
 def _lists(array: pa.Array) -> pa.StringArray:
-    """``[a,b]`` of variable and fixed lists alike."""
-    items = json_values(array.flatten())
-    if pa.types.is_fixed_size_list(array.type):
-        lengths = np.full(len(array), array.type.list_size)
-    else:
-        lengths = pc.list_value_length(array).to_numpy(zero_copy_only=False)
+    """``[a,b]`` of variable and fixed lists alike; null where the list is."""
+    items = json_values(array.flatten())  # without those of null lists
+    lengths = pc.list_value_length(array).fill_null(0).to_numpy(zero_copy_only=False)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     joined = pc.binary_join(pa.ListArray.from_arrays(pa.array(offsets), items), ",")
-    return pc.binary_join_element_wise("[", joined, "]", "")
+    return pc.if_else(array.is_valid(), pc.binary_join_element_wise("[", joined, "]", ""), None)
 
 
 def _strings(array: pa.Array) -> pa.StringArray:

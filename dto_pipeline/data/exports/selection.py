@@ -12,11 +12,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from dto_pipeline.data.columns import ragged_column, single_array
 from dto_pipeline.status import PersonStatus
 
 PERSONS_ALL, PERSONS_VALID, PERSONS_MOVED = "all", "valid", "moved"
+Z_COVARIANCE = "z_covariance"  # the one column of an image that is indexed by its people
 PERSON_CHOICES = (PERSONS_ALL, PERSONS_VALID, PERSONS_MOVED)
 SELECTION_COLUMNS = (
     *("is_optimized", "is_accepted", "mean_height_deviation", "num_persons"),
@@ -64,7 +66,12 @@ def select_rows(table: pa.Table, selection: Selection, left_out: Counter[str] | 
     column = ragged_column(remaining[images], kept, pa.list_(table.schema.field("persons").type.value_field))
     table = table.filter(pa.array(images))
     table = _replace(table, "num_persons", pa.array(remaining[images].astype(np.int32)))
-    return _replace(table, "persons", column)
+    table = _replace(table, "persons", column)
+    if Z_COVARIANCE in table.column_names:
+        per_image = np.split(taken, np.cumsum(counts)[:-1])
+        kept_people = [per_image[image] for image in np.flatnonzero(images)]
+        table = _replace(table, Z_COVARIANCE, _shrink_triangles(single_array(table[Z_COVARIANCE]), kept_people))
+    return table
 
 
 def _people_taken(people: pa.StructArray, selection: Selection) -> np.ndarray:
@@ -83,6 +90,26 @@ def _images_good(table: pa.Table, selection: Selection) -> np.ndarray:
         return table["is_accepted"].to_numpy()
     optimized = table["is_optimized"].to_numpy()
     return optimized & (table["mean_height_deviation"].to_numpy() < selection.max_deviation)
+
+
+def _shrink_triangles(triangles: pa.ListArray, kept_people: list[np.ndarray]) -> pa.ListArray:
+    """Lower triangles (row by row, diagonal included) of n x n matrices without the people that were left out.
+
+    Args:
+        triangles: one per image, null = none.
+        kept_people: per image (n,) bool.
+    """
+    rows = [
+        None if not triangle.is_valid or kept.all() else _shrink_triangle(np.asarray(triangle.values), kept)
+        for triangle, kept in zip(triangles, kept_people, strict=True)
+    ]
+    changed = np.array([row is not None for row in rows], dtype=bool)
+    return pc.if_else(pa.array(changed), pa.array(rows, triangles.type), triangles) if changed.any() else triangles
+
+
+def _shrink_triangle(values: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    row, column = np.tril_indices(kept.size)
+    return values[kept[row] & kept[column]]
 
 
 def _replace(table: pa.Table, name: str, column: pa.Array) -> pa.Table:

@@ -22,6 +22,7 @@ from dto_pipeline.data.exports.job import ExportJob
 from dto_pipeline.data.exports.json_text import json_rows
 from dto_pipeline.data.exports.plan import SubsetPlan
 from dto_pipeline.data.images import ImageStore
+from dto_pipeline.data.storage import as_location
 from dto_pipeline.data.tar_images import open_images
 from dto_pipeline.status import UnusableImage
 
@@ -83,7 +84,7 @@ def _samples(job: ExportJob, subset: SubsetPlan) -> Iterator[Sample]:
 
 
 def _samples_with_images(job: ExportJob, subset: SubsetPlan) -> Iterator[Sample]:
-    stores = {run.name: open_images(job.images_root, run.manifest) for run in subset.runs}
+    stores = {run.name: open_images(as_location(job.images_root), run.manifest) for run in subset.runs}
     for run, table in job.tables_with_files(subset):
         texts = json_rows(table.drop_columns([IMAGE_FILE]))
         columns = [table[name].to_pylist() for name in ("image_id", "num_persons", IMAGE_FILE, "image_sha256")]

@@ -1,7 +1,14 @@
 """Where foreign names end: each source turns one public format into `LabelRows`.
 
+| `source:` of a YAML | `labels:` is                            | also looks at                           |
+|---------------------|-----------------------------------------|-----------------------------------------|
+| camerahmr           | a ``*-release.npz``                     |                                         |
+| predictions         | npz or Parquet of any network's people  |                                         |
+| labels              | a run's folder, or our own label files  | `label_values`, `image_prefixes`        |
+| relative_human      | a ``*_annots.npz``                      | `predictions`, without which it refuses |
+
 A source is opened once per manifest build and asked for slices, so that a label file of any size fits in memory. To add
-one, write a module with a function `Path -> LabelSource` and name it in `SOURCES`.
+one, write a module with a function `(Path, SourceOptions) -> LabelSource` and name it in `SOURCES`.
 """
 
 from __future__ import annotations
@@ -10,6 +17,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from dto_pipeline.data.sources.camerahmr import open_camerahmr
-from dto_pipeline.data.sources.rows import LabelSource
+from dto_pipeline.data.sources.dto_labels import open_dto_labels
+from dto_pipeline.data.sources.predictions import open_predictions
+from dto_pipeline.data.sources.relative_human_people import open_relative_human
+from dto_pipeline.data.sources.rows import LabelSource, SourceOptions
 
-SOURCES: Mapping[str, Callable[[Path], LabelSource]] = {"camerahmr": open_camerahmr}
+SOURCES: Mapping[str, Callable[[Path, SourceOptions], LabelSource]] = {
+    "camerahmr": open_camerahmr,
+    "labels": open_dto_labels,
+    "predictions": lambda path, _options: open_predictions(path),
+    "relative_human": open_relative_human,
+}

@@ -8,8 +8,9 @@
 | trans_cam, cam_t, trans  | (N, 3)                | transl [m]                                    |
 | cam_int                  | (N, 3, 3)             | intrinsics [px]                               |
 | center, scale (optional) | (N, 2), (N,)          | bbox_xyxy [px]: centre -+ scale * 200 / 2     |
+| gtkps (optional)         | (N, >= 44, 3)         | keypoints: u, v [px], confidence; if asked    |
 
-Other keys (gtkps ...) are not read. Numbers may be of any float or integer type. Rows of an image need not be adjacent.
+Other keys are not read. Numbers may be of any float or integer type. Rows of an image need not be adjacent.
 The foreign names above appear nowhere else in the project.
 """
 
@@ -21,7 +22,7 @@ from types import TracebackType
 import numpy as np
 
 from dto_pipeline.data.npz import MappedNpz, NpzError
-from dto_pipeline.data.sources.rows import LabelFileError, LabelRows
+from dto_pipeline.data.sources.rows import LabelFileError, LabelRows, SourceOptions, decode_names
 from dto_pipeline.scene import NUM_BETAS
 
 _BOX_UNIT = 200.0  # scale is the box's size over this [px]
@@ -30,7 +31,7 @@ _BOX_UNIT = 200.0  # scale is the box's size over this [px]
 class CameraHmrLabels:
     """An open label file: maps its arrays and hands out slices; see the module for the format."""
 
-    def __init__(self, npz: MappedNpz) -> None:
+    def __init__(self, npz: MappedNpz, keypoints: bool = False) -> None:
         self._npz = npz
         self.files = [npz.path]
         self._names = _names(npz)
@@ -42,11 +43,11 @@ class CameraHmrLabels:
         boxed = "center" in npz.keys and "scale" in npz.keys
         self._centre = self._numbers(("center",), ((2,),)) if boxed else None
         self._scale = self._numbers(("scale",), ((), (1,))) if boxed else None
+        self._keypoints = self._read_keypoints() if keypoints and "gtkps" in npz.keys else None
 
     def image_names(self, start: int, stop: int) -> np.ndarray:
-        """(stop - start,) str; bytes that are not UTF-8 become lone surrogates, which no path check lets through."""
-        names = np.asarray(self._names[start:stop])
-        return names if names.dtype.kind == "U" else np.char.decode(names, "utf-8", "surrogateescape")
+        """(stop - start,) str."""
+        return decode_names(self._names[start:stop])
 
     def rows(self, index: np.ndarray) -> LabelRows:
         """The rows named by `index` (n,) int, in this order."""
@@ -59,6 +60,7 @@ class CameraHmrLabels:
             transl=_pick(self._transl, index, np.float32),
             bbox_xyxy=self._boxes(index),
             intrinsics=_pick(self._intrinsics, index, np.float64),
+            keypoints=None if self._keypoints is None else _pick(self._keypoints, index, np.float32),
         )
 
     def __enter__(self) -> CameraHmrLabels:
@@ -76,6 +78,13 @@ class CameraHmrLabels:
         half = _pick(self._scale, index, np.float64).reshape(-1, 1) * (_BOX_UNIT / 2)
         return np.concatenate((centre - half, centre + half), axis=1).astype(np.float32)
 
+    def _read_keypoints(self) -> np.ndarray:
+        points = _open(self._npz, "gtkps")
+        if points.ndim != 3 or len(points) != self.num_rows or points.shape[2] != 3 or points.dtype.kind not in "fiu":
+            found = f"{points.dtype} {points.shape}"
+            raise LabelFileError(f"{self._npz.path}, key 'gtkps': {found}; expected numbers ({self.num_rows}, J, 3)")
+        return points
+
     def _numbers(self, keys: tuple[str, ...], tails: tuple[tuple[int, ...], ...]) -> np.ndarray:
         """The array under the first of `keys` that exists, checked to be numbers of shape (N, *tail)."""
         path, present = self._npz.path, self._npz.keys
@@ -90,7 +99,7 @@ class CameraHmrLabels:
         return array
 
 
-def open_camerahmr(path: Path) -> CameraHmrLabels:
+def open_camerahmr(path: Path, options: SourceOptions = SourceOptions()) -> CameraHmrLabels:  # noqa: B008 - frozen
     """Open a ``*-release.npz``.
 
     Raises:
@@ -103,7 +112,7 @@ def open_camerahmr(path: Path) -> CameraHmrLabels:
     except NpzError as error:
         raise LabelFileError(str(error)) from error
     try:
-        return CameraHmrLabels(npz)
+        return CameraHmrLabels(npz, options.keypoints)
     except LabelFileError:
         npz.close()
         raise

@@ -5,19 +5,22 @@ Knows what makes a label row usable; knows no file format. Camera frame and unit
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from dto_pipeline.data.sources.sidecar import SidecarRows
 from dto_pipeline.errors import DtoError
 
 POSE_NOT_FINITE = "pose is not finite"
 BETAS_NOT_FINITE = "betas are not finite"
 TRANSL_NOT_FINITE = "transl is not finite"
 BEHIND_CAMERA = "transl has z <= 0: the person is not in front of the camera"
+LABEL_VALUES = ("after", "before")
 ROW_PROBLEMS = (None, POSE_NOT_FINITE, BETAS_NOT_FINITE, TRANSL_NOT_FINITE, BEHIND_CAMERA)
 
 
@@ -33,7 +36,28 @@ class LabelRows:
     betas: np.ndarray  # (n, 11) float32, kid axis last (0 where the source has ten)
     transl: np.ndarray  # (n, 3) float32 [m]
     bbox_xyxy: np.ndarray  # (n, 4) float32 [px], NaN = unknown
-    intrinsics: np.ndarray  # (n, 3, 3) float64 [px], as told by each row
+    intrinsics: np.ndarray  # (n, 3, 3) float64 [px], as told by each row; cx and cy both NaN = the image's centre
+    seen: SidecarRows | None = field(default=None, kw_only=True)  # what the file itself tells of these; None = nothing
+    keypoints: np.ndarray | None = field(
+        default=None, kw_only=True
+    )  # (n, J, 3) float32 u, v [px], confidence (0 = none)
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """What a source is asked for besides its file; each looks at what concerns it."""
+
+    values: str = "after"  # label files of this project: values after or before optimisation, see LABEL_VALUES
+    predictions: Path | None = None  # RelativeHuman: predicted people, its own files hold no bodies
+    keypoints: bool = False  # fill `LabelRows.keypoints` where the file has them
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something a source noticed that no label row stands for."""
+
+    image: str
+    reason: str
 
 
 class LabelSource(Protocol):
@@ -55,6 +79,19 @@ class LabelSource(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
+
+
+@runtime_checkable
+class NoticingSource(Protocol):
+    """A source that noticed more than its rows tell."""
+
+    findings: Sequence[Finding]
+
+
+def decode_names(names: np.ndarray) -> np.ndarray:
+    """(n,) str from text or bytes; what is not UTF-8 becomes lone surrogates, which no path check lets through."""
+    names = np.asarray(names)
+    return names if names.dtype.kind == "U" else np.char.decode(names, "utf-8", "surrogateescape")
 
 
 def find_row_problems(pose: np.ndarray, betas: np.ndarray, transl: np.ndarray) -> np.ndarray:

@@ -95,7 +95,7 @@ class Sidecar:
 
     def rows(self, index: np.ndarray) -> SidecarRows:
         """What is known about the label rows `index` (n,) int, in this order."""
-        return _judge(self._take(self._place[index]))
+        return judge_seen(self._take(self._place[index]))
 
     def __enter__(self) -> Sidecar:
         return self
@@ -204,7 +204,7 @@ def _check_label_rows(path: Path, label_row: np.ndarray, num_rows: int) -> np.nd
     return label_row
 
 
-def _judge(table: pa.Table) -> SidecarRows:
+def judge_seen(table: pa.Table) -> SidecarRows:
     """Numbers out of range become unknown, damaged and empty masks are marked."""
     notes: dict[str, int] = {}
     age = _in_range(table, "age_years", 0.0, _MAX_AGE, notes)

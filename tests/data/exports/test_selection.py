@@ -63,6 +63,24 @@ def test_everyone_is_taken_or_counted_as_left_out(labels, persons, min_persons, 
     assert len(single_array(taken["persons"]).flatten()) + people == sum(labels["mpii"]["num_persons"].to_pylist())
 
 
+def test_the_covariance_of_an_image_shrinks_with_its_people(labels) -> None:
+    table = labels["mpii"]
+    counts = table["num_persons"].to_pylist()
+    matrices = [np.arange(n * n, dtype=np.float32).reshape(n, n) for n in counts]
+    triangles = [None, *(matrix[np.tril_indices(len(matrix))] for matrix in matrices[1:])]
+    column = table.schema.get_field_index("z_covariance")
+    table = table.set_column(column, table.schema.field(column), [pa.array(triangles, pa.list_(pa.float32()))])
+    taken = select_rows(table, Selection(persons="moved", min_persons=1))
+    expected = []
+    for matrix, triangle, people in zip(matrices, triangles, statuses(labels["mpii"]), strict=True):
+        moved = [i for i, word in enumerate(people) if word == "moved"]
+        small = matrix[np.ix_(moved, moved)]
+        if moved:
+            expected.append(None if triangle is None else small[np.tril_indices(len(moved))].tolist())
+    assert taken["z_covariance"].to_pylist() == expected
+    assert 0 < sum(map(len, filter(None, expected))) < sum(n * (n + 1) // 2 for n in counts)
+
+
 def test_a_projection_and_a_slice_select_the_same_people(labels) -> None:
     selection = Selection(accepted_only=True, persons="valid")
     whole = select_rows(labels["mpii"], selection)

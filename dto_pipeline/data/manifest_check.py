@@ -1,0 +1,123 @@
+"""Are the images of a manifest still what it says? Opens every header again, or decodes every image.
+
+Knows four answers (missing, corrupt, changed, fine); writes nothing. An image whose file the manifest itself reports as
+unusable counts as `known` while that is so, and as `mended` once it is not: build the manifest again then.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+from tqdm import tqdm
+
+from dto_pipeline.data.images import ImageStore
+from dto_pipeline.data.manifest import Manifest
+from dto_pipeline.data.storage import Location
+from dto_pipeline.data.tar_images import open_images
+from dto_pipeline.status import ImageStatus, UnusableImage
+
+MISSING, CORRUPT, CHANGED, KNOWN, MENDED, FINE = "missing", "corrupt", "changed", "known", "mended", "fine"
+FAULTS = (MISSING, CORRUPT, CHANGED)
+_FILE_PROBLEMS = (ImageStatus.IMAGE_MISSING, ImageStatus.IMAGE_CORRUPT)
+_COLUMNS = ("image_id", "image_file", "width", "height", "problem_status")
+_THREADS = 16  # headers are waited for; decoding releases the interpreter lock
+_SHOWN = 20  # faults listed in the table
+
+
+@dataclass(frozen=True)
+class ImageFault:
+    """One image that is not what the manifest says."""
+
+    image_id: str
+    fault: str  # of FAULTS
+    text: str
+
+
+@dataclass
+class CheckReport:
+    """What became of every image of a manifest."""
+
+    deep: bool  # images were decoded, not only their headers read
+    counts: Counter[str] = field(default_factory=Counter)
+    faults: list[ImageFault] = field(default_factory=list)
+
+    @property
+    def exit_code(self) -> int:
+        """0 = as the manifest says, 1 = not."""
+        return 1 if self.faults else 0
+
+    def to_json(self) -> dict[str, Any]:
+        return {"deep": self.deep, "counts": dict(self.counts), "faults": [vars(fault) for fault in self.faults]}
+
+    def as_table(self) -> str:
+        """Counts, and the first faults."""
+        what = "decoded" if self.deep else "headers read"
+        lines = [f"{sum(self.counts.values())} images, {what}"]
+        lines += [f"  {word:<8} {self.counts[word]:>9}" for word in (FINE, *FAULTS, KNOWN, MENDED)]
+        lines += [f"  {fault.fault}: {fault.text}" for fault in self.faults[:_SHOWN]]
+        hidden = len(self.faults) - _SHOWN
+        return "\n".join([*lines, f"  ... and {hidden} more; --report FILE lists all"] if hidden > 0 else lines)
+
+
+def check_manifest(
+    path: Location, deep: bool = False, images_root: Location | None = None, progress: bool = True
+) -> CheckReport:
+    """Look at every image of a manifest.
+
+    Args:
+        path: the manifest.
+        deep: decode every image instead of reading its header.
+        images_root: folder or URI in place of the manifest's.
+        progress: show a progress line.
+
+    Raises:
+        ManifestError: the manifest itself cannot be read.
+    """
+    manifest = Manifest.open(path)
+    store = open_images(images_root or manifest.images_root, manifest.path)
+    report = CheckReport(deep)
+    with (
+        ThreadPoolExecutor(_THREADS) as pool,
+        tqdm(total=manifest.num_images, unit="image", disable=not progress) as bar,
+    ):
+        for row, (word, text) in _look_at_all(manifest, store, deep, pool):
+            report.counts[word] += 1
+            if word in FAULTS:
+                report.faults.append(ImageFault(row["image_id"], word, text))
+            bar.update()
+    return report
+
+
+def _look_at_all(
+    manifest: Manifest, store: ImageStore, deep: bool, pool: Executor
+) -> Iterator[tuple[dict[str, Any], tuple[str, str]]]:
+    """Rows in order with what was found; a shard's rows at a time are under way."""
+    for shard in range(manifest.num_shards):
+        rows = iter(manifest.read_shard(shard, _COLUMNS).to_pylist())
+        while block := list(islice(rows, 64 * _THREADS)):
+            yield from zip(block, pool.map(lambda row: _look(store, row, deep), block), strict=True)
+
+
+def _look(store: ImageStore, row: dict[str, Any], deep: bool) -> tuple[str, str]:
+    known = row["problem_status"] in _FILE_PROBLEMS
+    if row["problem_status"] == ImageStatus.LABEL_INVALID and row["width"] == 0:
+        return KNOWN, ""  # its name is unusable: nothing to open
+    try:
+        if deep:
+            height, width = store.read(row["image_file"]).rgb.shape[:2]
+        else:
+            width, height = store.size(row["image_file"])
+    except UnusableImage as error:
+        fault = MISSING if error.status is ImageStatus.IMAGE_MISSING else CORRUPT
+        return (KNOWN if known else fault), str(error)
+    if known:
+        return MENDED, ""
+    if (width, height) != (row["width"], row["height"]):
+        was = f"{row['width']} x {row['height']}"
+        return CHANGED, f"image {row['image_file']} is {width} x {height}, the manifest says {was}"
+    return FINE, ""

@@ -1,0 +1,225 @@
+"""What is known about people besides their labels: the sidecar first, then the label file itself, then masks in tars.
+
+Joins the three and remembers for each image where masks and attributes came from. Masks in tars belong to no label
+row: they are given to people by keypoints, of the label file or of the people stored beside them. Sizes in pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from scipy.optimize import linear_sum_assignment
+
+from dto_pipeline.data.columns import single_array
+from dto_pipeline.data.rle import encode_rle
+from dto_pipeline.data.safe_pickle import PickleRefused
+from dto_pipeline.data.sources.fourd_humans import (
+    MASKS_EXTENSION,
+    PEOPLE_EXTENSION,
+    SampleError,
+    match_masks,
+    read_masks,
+    read_people,
+)
+from dto_pipeline.data.sources.rows import LabelRows
+from dto_pipeline.data.sources.sidecar import SidecarRows
+from dto_pipeline.data.tar_index import MemberUnreadable, TarIndex, TarIndexError, split_address
+from dto_pipeline.data.tar_walk import sample_key
+
+_ORIGINS = ("sidecar", "labels", "detection")  # bit 0, 1, 2 of an origin code
+_SAME_BOX = 0.9  # overlap (intersection over union) of two boxes that are one person's
+
+
+@dataclass(frozen=True)
+class SeenPeople:
+    """n people of m images."""
+
+    rows: SidecarRows  # n
+    mask_origin: pa.StringArray  # m, null = none
+    attribute_origin: pa.StringArray  # m, null = unknown
+    unreadable: dict[int, str]  # image -> why the masks in its tar could not be read
+
+
+def join_seen(
+    labels: LabelRows,
+    sidecar: SidecarRows,
+    counts: np.ndarray,
+    files: Sequence[str],
+    tars: TarIndex | None,
+    pool: Executor,
+) -> SeenPeople:
+    """Everything known about the people of some images.
+
+    Args:
+        labels: n label rows, image by image.
+        sidecar: what the sidecar says about them.
+        counts: (m,) int >= 1, people of each image.
+        files: m image files; addresses in tars where masks are looked for.
+        tars: index of the tars masks are taken from; None = masks are not looked for there.
+        pool: threads that read masks.
+    """
+    seen, told = sidecar, labels.seen
+    starts = np.cumsum(counts) - counts
+    masked, known = _has_mask(seen).astype(int), _has_attributes(seen).astype(int)
+    if told is not None:
+        masked |= (_has_mask(told) & (masked == 0)) << 1
+        known |= _adds_attributes(told, seen) << 1
+        seen = merge_seen(seen, told)
+    unreadable: dict[int, str] = {}
+    if tars is not None:
+        found, unreadable = _read_detections(labels, starts, files, tars, pool)
+        masked |= (_has_mask(found) & (masked == 0)) << 2
+        seen = merge_seen(seen, found)
+    return SeenPeople(seen, _words(masked, starts), _words(known, starts), unreadable)
+
+
+def merge_seen(first: SidecarRows, second: SidecarRows) -> SidecarRows:
+    """What `first` says of each person, and `second` where that is unknown."""
+    own = _has_mask(first)
+
+    def fill(name: str) -> np.ndarray:
+        values = getattr(first, name)
+        return np.where(np.isnan(values), getattr(second, name), values)
+
+    masks = {
+        name: np.where(own, getattr(first, name), getattr(second, name))
+        for name in ("mask_height", "mask_width", "mask_damaged", "mask_empty")
+    }
+    rle = pc.if_else(pa.array(own), first.mask_rle, second.mask_rle)
+    notes = {key: first.notes.get(key, 0) + second.notes.get(key, 0) for key in {**first.notes, **second.notes}}
+    return SidecarRows(
+        **{name: fill(name) for name in ("age_years", "male_prob", "det_score")},
+        mask_rle=single_array(rle),
+        **masks,
+        notes=notes,
+    )
+
+
+def _has_mask(seen: SidecarRows) -> np.ndarray:
+    return seen.mask_rle.is_valid().to_numpy(zero_copy_only=False)
+
+
+def _has_attributes(seen: SidecarRows) -> np.ndarray:
+    return np.isfinite(seen.age_years) | np.isfinite(seen.male_prob)
+
+
+def _adds_attributes(told: SidecarRows, seen: SidecarRows) -> np.ndarray:
+    """(n,) bool: `told` knows something that `seen` does not."""
+    names = ("age_years", "male_prob")
+    adds = [np.isfinite(getattr(told, name)) & ~np.isfinite(getattr(seen, name)) for name in names]
+    return adds[0] | adds[1]
+
+
+def _words(code: np.ndarray, starts: np.ndarray) -> pa.StringArray:
+    """One word per image from the origins of its people."""
+    union = np.bitwise_or.reduceat(code, starts) if starts.size else code
+    words = [
+        "+".join(word for bit, word in enumerate(_ORIGINS) if number >> bit & 1) or None
+        for number in range(1 << len(_ORIGINS))
+    ]
+    return pa.array(words, pa.string()).take(pa.array(union, pa.int64()))
+
+
+@dataclass(frozen=True)
+class _Mask:
+    """One encoded mask; encoded by the thread that read it, so that masks of a whole shard fit into memory."""
+
+    rle: bytes
+    height: int
+    width: int
+    is_empty: bool
+
+
+_NO_MASK = _Mask(b"", 0, 0, False)
+
+
+def _read_detections(
+    labels: LabelRows, starts: np.ndarray, files: Sequence[str], tars: TarIndex, pool: Executor
+) -> tuple[SidecarRows, dict[int, str]]:
+    """Masks of all people as `SidecarRows` that know nothing else, and why those of some images cannot be read."""
+    stops = [*starts[1:].tolist(), len(labels.pose)]
+
+    def read(image: int) -> list[_Mask] | str:
+        own = slice(int(starts[image]), stops[image])
+        keypoints = None if labels.keypoints is None else labels.keypoints[own]
+        try:
+            return _masks_of_people(tars, files[image], keypoints, labels.bbox_xyxy[own])
+        except (MemberUnreadable, SampleError, PickleRefused) as error:
+            return str(error)
+
+    found = list(pool.map(read, range(len(files))))
+    sizes = np.diff([*starts.tolist(), len(labels.pose)]).tolist()
+    masks = [
+        mask
+        for people, size in zip(found, sizes, strict=True)
+        for mask in ([_NO_MASK] * size if isinstance(people, str) else people)
+    ]
+    return _only_masks(masks), {image: reason for image, reason in enumerate(found) if isinstance(reason, str)}
+
+
+def _masks_of_people(tars: TarIndex, image_file: str, keypoints: np.ndarray | None, boxes: np.ndarray) -> list[_Mask]:
+    """The mask of each person of one image.
+
+    Args:
+        image_file: address of the image.
+        keypoints: (n, J, 3) of its label rows; None = the people stored beside the image stand in, linked by box.
+        boxes: (n, 4) of its label rows [px].
+    """
+    none = [_NO_MASK] * len(boxes)
+    address = split_address(image_file)
+    if address is None:
+        return none
+    beside = f"{address[0]}!{sample_key(address[1])[0]}"
+    try:
+        masks = read_masks(tars, tars.find(f"{beside}.{MASKS_EXTENSION}"))
+        if keypoints is None:
+            people = read_people(tars, tars.find(f"{beside}.{PEOPLE_EXTENSION}"))
+            keypoints = _borrow_keypoints(boxes, people.bbox_xyxy, people.keypoints)
+    except TarIndexError:  # this image has no such member
+        return none
+    chosen = match_masks(masks, keypoints)
+    return [_encode(masks[mask]) if mask >= 0 else _NO_MASK for mask in chosen.tolist()]
+
+
+def _borrow_keypoints(boxes: np.ndarray, others: np.ndarray, keypoints: np.ndarray) -> np.ndarray:
+    """(n, J, 3) keypoints of the people with nearly the same box, NaN where there is nobody; boxes (n, 4), (m, 4)."""
+    borrowed = np.full((len(boxes), *keypoints.shape[1:]), np.nan, dtype=np.float32)
+    overlap = _overlap(boxes.astype(np.float64), others.astype(np.float64))
+    row, other = linear_sum_assignment(overlap, maximize=True)
+    same = overlap[row, other] >= _SAME_BOX
+    borrowed[row[same]] = keypoints[other[same]]
+    return borrowed
+
+
+def _overlap(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """(n, m) intersection over union; 0 where a box is unknown or has no area."""
+    low = np.maximum(boxes[:, None, :2], others[None, :, :2])
+    high = np.minimum(boxes[:, None, 2:], others[None, :, 2:])
+    common = np.prod(np.maximum(high - low, 0), axis=-1)
+    areas = [np.prod(np.maximum(box[:, 2:] - box[:, :2], 0), axis=-1) for box in (boxes, others)]
+    union = areas[0][:, None] + areas[1][None] - common
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.nan_to_num(common / union, nan=0.0, posinf=0.0)
+
+
+def _encode(mask: np.ndarray) -> _Mask:
+    return _Mask(encode_rle(mask), mask.shape[0], mask.shape[1], not mask.any())
+
+
+def _only_masks(masks: Sequence[_Mask]) -> SidecarRows:
+    unknown = np.full(len(masks), np.nan, dtype=np.float32)
+    return SidecarRows(
+        age_years=unknown,
+        male_prob=unknown,
+        det_score=unknown,
+        mask_rle=pa.array([mask.rle or None for mask in masks], pa.binary()),
+        mask_height=np.array([mask.height for mask in masks], dtype=np.int32),
+        mask_width=np.array([mask.width for mask in masks], dtype=np.int32),
+        mask_damaged=np.zeros(len(masks), dtype=bool),
+        mask_empty=np.array([mask.is_empty for mask in masks], dtype=bool),
+    )

@@ -1,0 +1,156 @@
+"""Merging: a second source of predicted people fills the gaps of a manifest of released labels.
+
+A prediction that is a released person already is dropped, the others are added; `maths.person_matching` says what the
+same person is, `merge_rows` what becomes of one shard. Here shards are streamed from the old manifest into a new one,
+so that memory holds one shard and the names of the predicted images. Beside the new manifest lie a report and the
+outcome of every prediction. Equal input gives identical bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from dto_pipeline import __version__
+from dto_pipeline.data.columns import build_table
+from dto_pipeline.data.digest import TableDigest
+from dto_pipeline.data.files import json_bytes, sha256_file
+from dto_pipeline.data.image_index import ImageIndex, index_images
+from dto_pipeline.data.manifest import Manifest, ManifestError, ShardSize, report_path
+from dto_pipeline.data.merge_report import MergeReport
+from dto_pipeline.data.merge_rows import MergeInputs, MergeOptions, merge_shard
+from dto_pipeline.data.parquet import writer_settings
+from dto_pipeline.data.sources.predictions import PredictionFile, open_predictions
+from dto_pipeline.data.sources.rows import LabelFileError
+from dto_pipeline.data.storage import Location, as_location, base_name, beside, fetch, write_bytes, written
+from dto_pipeline.data.tar_images import carry_tar_index
+from dto_pipeline.models.body import BodyModel
+from dto_pipeline.schema import MANIFEST_SCHEMA, MERGE_SCHEMA, MERGE_SCHEMA_NAME
+from dto_pipeline.status import PredictionStatus
+
+_WHOLE_NAME = 1 << 20  # parts of an image's name that make its key: all, predictions are not told apart by less
+_OUTCOMES_AT_ONCE = 1 << 16
+
+
+def merge_predictions(
+    manifest: Location,
+    predictions: Location,
+    out: Location,
+    body: BodyModel,
+    options: MergeOptions | None = None,
+    progress: bool = True,
+) -> MergeReport:
+    """Write a new manifest: the old one with the people it misses.
+
+    Args:
+        manifest: of released labels, see `data.manifest`.
+        predictions: npz or Parquet, see `data.sources.predictions`; every row needs a det_score.
+        out: the new manifest; its report and outcomes become <out>.report.json and <out>.predictions.parquet.
+        body: model the labels and the predictions belong to.
+        options: what is added.
+        progress: show a progress bar on stderr.
+
+    Raises:
+        ManifestError: the manifest cannot be used, or `out` would replace it.
+        LabelFileError: the prediction file cannot be used as a whole.
+    """
+    manifest, predictions, out = (as_location(place) for place in (manifest, predictions, out))
+    if out in (manifest, predictions) or (isinstance(out, Path) and out.resolve() == Path(manifest).resolve()):
+        raise ManifestError(f"{out} is an input of the merge; choose another name for the new manifest (-o)")
+    options, report = options or MergeOptions(), MergeReport()
+    with ExitStack() as stack:
+        source = Manifest.open(fetch(manifest, stack, ManifestError))
+        people = stack.enter_context(open_predictions(fetch(predictions, stack, LabelFileError)))
+        index = index_images(people, _WHOLE_NAME)
+        image_of = {name: image for image, name in enumerate(index.image_name) if image not in index.problem}
+        inputs = MergeInputs(people, index, image_of, body, options)
+        named = {"manifest": base_name(manifest), "predictions": base_name(predictions)}
+        carry_tar_index(manifest, out)
+        _write(source, inputs, out, report, named, progress)
+    write_bytes(report_path(out), json_bytes(report.to_json()))
+    return report
+
+
+def outcomes_path(manifest: Location) -> Location:
+    """Where the outcome of every prediction lies, beside the merged manifest."""
+    return beside(as_location(manifest), ".predictions.parquet")
+
+
+def _write(
+    source: Manifest, inputs: MergeInputs, out: Location, report: MergeReport, named: dict[str, str], progress: bool
+) -> None:
+    """Stream the shards; the outcomes get their name first, the manifest last."""
+    digest, sizes, taken = TableDigest(), [], np.zeros(inputs.index.num_images, dtype=bool)
+    with written(out) as new, written(outcomes_path(out)) as told:  # noqa: SIM117 - whole once the writers are closed
+        with _open_writer(new, MANIFEST_SCHEMA) as writer, _open_writer(told, MERGE_SCHEMA) as outcomes:
+            for shard in tqdm(range(source.num_shards), unit="shard", desc=source.subset, disable=not progress):
+                table, rows = merge_shard(source.read_shard(shard), inputs, taken, report)
+                digest.update(table)
+                sizes.append(ShardSize(table.num_rows, int(table["num_persons"].to_numpy().sum())))
+                writer.write_table(table, row_group_size=table.num_rows)
+                outcomes.write_table(rows)
+            _write_unknown(outcomes, inputs.predictions, inputs.index, taken, report)
+            report.fingerprint = digest.hexdigest()
+            writer.add_key_value_metadata(_footer(source, inputs, report, sizes, named))
+            outcomes.add_key_value_metadata({"schema": MERGE_SCHEMA_NAME, "manifest_fingerprint": report.fingerprint})
+
+
+def _open_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+    return pq.ParquetWriter(path, schema, **writer_settings(schema))
+
+
+def _write_unknown(
+    outcomes: pq.ParquetWriter, predictions: PredictionFile, index: ImageIndex, taken: np.ndarray, report: MergeReport
+) -> None:
+    """Tell of the predictions whose image no shard has."""
+    counts = np.diff(index.offsets)
+    owner = np.repeat(np.arange(index.num_images), counts)
+    missing = np.flatnonzero(~taken[owner])
+    for start in range(0, missing.size, _OUTCOMES_AT_ONCE):
+        some = missing[start : start + _OUTCOMES_AT_ONCE]
+        rows, images = index.rows[some], owner[some].tolist()
+        told = predictions.rows(rows).seen
+        assert told is not None  # a prediction file always tells it
+        columns: dict[str, Any] = {
+            "prediction_row": rows,
+            "image": [index.image_name[image] for image in images],
+            "status": [str(PredictionStatus.IMAGE_UNKNOWN)] * rows.size,
+            "message": [index.problem.get(image) for image in images],
+            "det_score": told.det_score,
+            "same_as_source_row": np.full(rows.size, -1),
+            "same_as_prediction_row": np.full(rows.size, -1),
+        }
+        outcomes.write_table(build_table(MERGE_SCHEMA, columns))
+    report.predictions += missing.size
+    if missing.size:
+        report.count(PredictionStatus.IMAGE_UNKNOWN, None, missing.size)
+
+
+def _footer(
+    source: Manifest, inputs: MergeInputs, report: MergeReport, sizes: list[ShardSize], named: dict[str, str]
+) -> Mapping[str, str]:
+    """The old footer with new counts, and under `merged` what was merged, one entry per merge so far."""
+    files = {"manifest": Path(source.path), "predictions": inputs.predictions.files[0]}
+    merge = {
+        role: {"file": named[role], "bytes": path.stat().st_size, "sha256": sha256_file(path)}
+        for role, path in files.items()
+    }
+    merge["manifest"]["fingerprint"] = source.fingerprint
+    entry = {**merge, "body_sha256": inputs.body.sha256, "options": asdict(inputs.options), "outcomes": report.outcomes}
+    facts: dict[str, Any] = {
+        "counts": {"images": source.num_images, "persons": sum(s.people for s in sizes), "shards": len(sizes)},
+        "merged": [*json.loads(source.metadata.get("merged", "[]")), entry],
+        "shards": sizes,
+    }
+    texts = {**source.metadata, **{key: json.dumps(value, sort_keys=True) for key, value in facts.items()}}
+    texts.update(pipeline_version=__version__, fingerprint=report.fingerprint)
+    return dict(sorted(texts.items()))

@@ -1,0 +1,266 @@
+"""Where files may lie: on this machine, or behind a URI of any file system pyarrow or fsspec reaches.
+
+A *location* is a `Path` (local: read by memory map, written as `data.files` does) or a URI (``s3://...``, ``gs://...``,
+``memory://...``), a `str`. ``file://`` becomes a `Path`, so that local files are never slow. Knows no format.
+Credentials come from the environment; a URI that holds a password is refused, because manifests remember their roots.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from urllib.parse import quote, urlsplit, urlunsplit
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from dto_pipeline.data.files import commit_over, staged, write_bytes_atomic
+from dto_pipeline.errors import DtoError
+from dto_pipeline.paths import check_relative, resolve_inside
+
+Location = Path | str
+STORAGE_ERRORS = (OSError, pa.ArrowException)  # what a file system raises besides FileNotFoundError
+_PIECE = 1 << 23  # bytes copied at once
+
+
+class StorageError(DtoError, OSError):
+    """A URI that cannot be used, or a file system that is not there; the message says which."""
+
+
+def as_location(text: str | Path) -> Location:
+    """A path or URI as a location.
+
+    Raises:
+        StorageError: a URI that is malformed or holds a password.
+    """
+    if isinstance(text, Path) or "://" not in text:
+        return Path(text)
+    if text.startswith("file://"):
+        return Path(open_root(text)[1])
+    try:
+        if urlsplit(text).password is not None:
+            raise StorageError(
+                "a URI with a password is not used: it would end up in the manifest; set the environment"
+            )
+    except ValueError as error:
+        raise StorageError(f"{text} is not a URI: {error}") from error
+    return text
+
+
+def absolute(location: str | Path) -> Location:
+    """The location, a local one independent of the working directory."""
+    place = as_location(location)
+    return place.absolute() if isinstance(place, Path) else place
+
+
+def join_location(root: Location, name: str) -> Location:
+    """The location of `name` under a folder; see `paths.check_relative` for what is refused."""
+    if isinstance(root, Path):
+        return resolve_inside(root, name)
+    parts = urlsplit(root)
+    below = f"{parts.path.rstrip('/')}/{quote(check_relative(name))}"
+    if not parts.netloc:
+        below = below.lstrip("/")
+    return urlunsplit(parts._replace(path=below))
+
+
+def beside(location: Location, suffix: str) -> Location:
+    """The location with `suffix` in place of its own: where what belongs to a file lies."""
+    if isinstance(location, Path):
+        return location.with_suffix(suffix)
+    parts = urlsplit(location)
+    return urlunsplit(parts._replace(path=str(PurePosixPath(parts.path).with_suffix(suffix))))
+
+
+def base_name(location: Location) -> str:
+    """Last part of a location."""
+    return location.name if isinstance(location, Path) else PurePosixPath(urlsplit(location).path).name
+
+
+@lru_cache(maxsize=256)  # a client per bucket is made once, not once per file
+def open_root(root: Location) -> tuple[pafs.FileSystem, str]:
+    """File system and base path of a folder or file.
+
+    Raises:
+        StorageError: a scheme that neither pyarrow nor fsspec knows, or a file system that cannot be reached.
+    """
+    if isinstance(root, Path) or "://" not in root:
+        return pafs.LocalFileSystem(), str(Path(root).absolute())
+    try:
+        files, base = pafs.FileSystem.from_uri(root)
+    except pa.ArrowInvalid as error:
+        files, base = _open_with_fsspec(root, error)
+    except STORAGE_ERRORS as error:
+        raise StorageError(f"{root} cannot be opened: {error}") from error
+    return files, base.rstrip("/")
+
+
+def exists(location: Location) -> bool:
+    """True if there is a file."""
+    if isinstance(location, Path):
+        return location.is_file()
+    files, path = open_root(location)
+    return files.get_file_info(path).is_file
+
+
+def read_head(root: Location, name: str, limit: int | None) -> bytes:
+    """The first `limit` bytes (None = all) of a file below a folder.
+
+    Raises:
+        FileNotFoundError: no such file.
+        OSError: it cannot be read.
+        UnsafePath: `name` leaves the folder.
+    """
+    files, base = open_root(root)
+    with files.open_input_file(f"{base}/{check_relative(name)}") as source:
+        size = source.size()
+        return source.read_at(size if limit is None else min(limit, size), 0)
+
+
+def list_names(root: Location, endings: tuple[str, ...], folder: str = "") -> Iterator[str]:
+    """Every file below a folder whose name ends so (in any case), relative to `root`; in no particular order.
+
+    Raises:
+        FileNotFoundError: no such folder.
+    """
+    if isinstance(root, Path) or "://" not in root:
+        yield from _list_local(Path(root), endings, folder)
+        return
+    files, base = open_root(root)
+    for info in files.get_file_info(pafs.FileSelector(f"{base}/{folder}".rstrip("/"), recursive=True)):
+        if info.is_file and info.path.lower().endswith(endings):
+            yield info.path.lstrip("/").removeprefix(base.lstrip("/")).lstrip("/")
+
+
+@contextmanager
+def local_copy(location: Location, endings: tuple[str, ...] = ("",)) -> Iterator[Path]:
+    """The file or folder as a local path: itself where it is local, else a copy that lives as long as the block.
+
+    Args:
+        location: a file, or a folder of which only names with these `endings` are copied.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        StorageError: it cannot be copied.
+    """
+    if isinstance(location, Path):
+        yield location
+        return
+    with tempfile.TemporaryDirectory(prefix="dto-copy-") as folder:
+        target = Path(folder) / base_name(location)
+        _download(location, target, endings)
+        yield target
+
+
+def fetch(place: Location, stack: ExitStack, error: Callable[[str], Exception]) -> Path:
+    """A `local_copy` of Parquet or npz that lives as long as `stack`; `error` is raised where nothing is there."""
+    try:
+        return stack.enter_context(local_copy(place, (".parquet", ".npz")))
+    except FileNotFoundError as cause:
+        raise error(f"{place} does not exist; check the path, --data-root and the dataset YAML") from cause
+
+
+@contextmanager
+def written(location: Location) -> Iterator[Path]:
+    """A local file to write; it takes its place at the location when the block ends without an error.
+
+    Local places change at once (see `data.files`). Elsewhere the finished file is uploaded under a temporary name and
+    moved, so that no reader sees half of it; on an object store a move is a copy.
+    """
+    if isinstance(location, Path):
+        with staged(location) as temporary:
+            yield temporary
+            commit_over(temporary, location)
+        return
+    with tempfile.TemporaryDirectory(prefix="dto-write-") as folder:
+        local = Path(folder) / base_name(location)
+        yield local
+        _upload(local, location)
+
+
+def write_bytes(location: Location, data: bytes) -> None:
+    """Write `data` to a location, replacing what was there."""
+    if isinstance(location, Path):
+        write_bytes_atomic(location, data)
+        return
+    with written(location) as local:
+        local.write_bytes(data)
+
+
+def error_text(error: BaseException) -> str:
+    """Text of a storage error without paths: it may end up in labels, which are equal on every machine."""
+    number = getattr(error, "errno", None)
+    return os.strerror(number) if number else type(error).__name__
+
+
+def _open_with_fsspec(root: str, cause: pa.ArrowInvalid) -> tuple[pafs.FileSystem, str]:
+    """For the schemes pyarrow has no client of its own for; fsspec comes with torch and transformers."""
+    try:
+        from fsspec.core import url_to_fs
+
+        files, base = url_to_fs(root)
+    except (ImportError, ValueError, OSError) as error:
+        raise StorageError(f"{root}: neither pyarrow ({cause}) nor fsspec ({error}) opens this URI") from error
+    return pafs.PyFileSystem(pafs.FSSpecHandler(files)), base
+
+
+def _list_local(root: Path, endings: tuple[str, ...], folder: str) -> Iterator[str]:
+    """Walks with `os.scandir`, one folder in memory at a time; links to folders are not followed."""
+    pending = [folder]
+    while pending:
+        below = pending.pop()
+        with os.scandir(root / below) as entries:
+            for entry in entries:
+                name = f"{below}/{entry.name}" if below else entry.name
+                if entry.is_dir(follow_symlinks=False):
+                    pending.append(name)
+                elif entry.name.lower().endswith(endings):
+                    yield name
+
+
+def _download(location: str, target: Path, endings: tuple[str, ...]) -> None:
+    files, path = open_root(location)
+    try:
+        if files.get_file_info(path).is_file:
+            _copy_out(files, path, target)
+            return
+        for name in sorted(list_names(location, endings)):
+            (local := target / check_relative(name)).parent.mkdir(parents=True, exist_ok=True)
+            _copy_out(files, f"{path}/{name}", local)
+    except FileNotFoundError:
+        raise
+    except STORAGE_ERRORS as error:
+        raise StorageError(f"{location} cannot be copied here: {error}") from error
+
+
+def _copy_out(files: pafs.FileSystem, path: str, target: Path) -> None:
+    with files.open_input_stream(path) as source, target.open("wb") as sink:
+        shutil.copyfileobj(source, sink, _PIECE)
+
+
+def _upload(local: Path, location: str) -> None:
+    files, path = open_root(location)
+    folder, _, name = path.rpartition("/")
+    temporary = f"{folder}/.{name}.tmp-{uuid.uuid4().hex}"
+    try:
+        with local.open("rb") as source, _open_sink(files, temporary, folder) as sink:
+            shutil.copyfileobj(source, sink, _PIECE)
+        files.move(temporary, path)
+    except STORAGE_ERRORS as error:
+        if files.get_file_info(temporary).is_file:
+            files.delete_file(temporary)
+        raise StorageError(f"{location} cannot be written: {error}") from error
+
+
+def _open_sink(files: pafs.FileSystem, path: str, folder: str) -> pa.NativeFile:
+    try:
+        return files.open_output_stream(path)
+    except FileNotFoundError:
+        files.create_dir(folder, recursive=True)
+        return files.open_output_stream(path)

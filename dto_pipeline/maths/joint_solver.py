@@ -1,0 +1,240 @@
+"""`solver.mode: joint`: all people of an image on one depth line, near and far, each with its own noise and prior.
+
+Pure tensors. Builds the problem from evidence and priors, weighs both depth models and several noise levels by how
+well they explain the image, and gives the same container as the published fit (`group_fits.fit_groups`), with a
+posterior. Who has no usable depth stands by its height prior. Metres.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from dto_pipeline.config import JointConfig
+from dto_pipeline.maths.depth_line import AFFINE_DEPTH, AFFINE_DISPARITY, DEPTH_MODELS, line_coefficients
+from dto_pipeline.maths.group_fits import CODE
+from dto_pipeline.maths.line_posterior import (
+    CrowdPosterior,
+    CrowdProblem,
+    find_lines,
+    integrate_lines,
+    repeat_fits,
+)
+from dto_pipeline.scene import FAR, MEAN, NEAR, DepthEvidence, GroupFits, HeightMixture, HeightPrior, Posterior
+from dto_pipeline.status import FitStatus, PersonStatus
+
+_UNMEASURED = 1e6  # variance of log z of a depth that says nothing
+_TWO = 2  # depths that make a comparison
+
+
+def fit_jointly(
+    evidence: DepthEvidence,
+    prior: HeightPrior,
+    mixture: HeightMixture,
+    label_z: torch.Tensor,
+    present: torch.Tensor,
+    config: JointConfig,
+    max_height: float,
+) -> GroupFits:
+    """Place everybody of every scene.
+
+    Args:
+        evidence, prior, mixture: of B scenes, P people (`prior` for the score of the image).
+        label_z: (B, P) z of the labels [m], for those whose depth was not measured; present: (B, P) bool, who is to
+            be placed.
+        max_height: nobody is taller than this [m]; who would be, stands where it is just as tall.
+
+    Returns:
+        `GroupFits` with `posterior` set.
+    """
+    depth = evidence.depth[..., MEAN]
+    measured = evidence.usable & present & (depth > 0) & depth.isfinite()
+    crowd = _Crowd(
+        evidence=evidence,
+        prior=prior,
+        z=torch.where(measured, evidence.z[..., MEAN], torch.where(present, label_z.to(torch.float64), 1.0)),
+        typical_depth=_typical_depth(depth, measured),
+        measured=measured,
+        present=present,
+    )
+    found = _solve(_build_problem(crowd, mixture, config), config)
+    tallest = (max_height * crowd.z / torch.where(present, prior.height, 1.0)).log()
+    return _conclude(crowd, replace(found, log_z=torch.minimum(found.log_z, tallest)), config)
+
+
+@dataclass(frozen=True)
+class _Crowd:
+    """What is known of the people of B scenes before the fit."""
+
+    evidence: DepthEvidence
+    prior: HeightPrior
+    z: torch.Tensor  # (B, P) [m] of the label, over the measured pixels where there are any
+    typical_depth: torch.Tensor  # (B,) the unit of depth of each scene
+    measured: torch.Tensor  # (B, P) bool: the depth means something
+    present: torch.Tensor  # (B, P) bool: is to be placed
+
+
+@dataclass(frozen=True)
+class _Found:
+    """The posterior of B scenes over all models and noise levels."""
+
+    log_z: torch.Tensor  # (B, P)
+    covariance: torch.Tensor  # (B, P, P) of log z
+    model: torch.Tensor  # (B,) the more probable one
+    log_scale: torch.Tensor  # (B,) of its line
+    share: torch.Tensor  # (B,) of its line
+
+
+def _typical_depth(depth: torch.Tensor, measured: torch.Tensor) -> torch.Tensor:
+    """(B,) geometric mean of the measured depths; 1 where there is none."""
+    total = torch.where(measured, depth, 1.0).log().sum(1)
+    return (total / measured.sum(1).clamp(min=1)).exp()
+
+
+def _build_problem(crowd: _Crowd, mixture: HeightMixture, config: JointConfig) -> CrowdProblem:
+    """B fits without a model or a noise level yet (affine in depth, level 1)."""
+    evidence, measured, z = crowd.evidence, crowd.measured, crowd.z
+    depth = torch.where(measured, evidence.depth[..., MEAN], crowd.typical_depth[:, None])
+    used = measured & (evidence.corr > config.min_corr)
+    gain = torch.where(used, evidence.corr, 1.0)
+    elasticity = torch.where(used, evidence.slope, torch.nan) * depth / z / gain**config.slope_gain
+    height = torch.where(crowd.present, crowd.prior.height, 1.0).log()
+    tails = torch.tensor(config.tail_widths, dtype=torch.float64, device=z.device)
+    weights = torch.tensor(config.tail_weights, dtype=torch.float64, device=z.device)
+    return CrowdProblem(
+        log_depth=(depth / crowd.typical_depth[:, None]).log(),
+        measured=measured,
+        present=crowd.present,
+        log_weight=(mixture.weight / mixture.weight.sum(-1, keepdim=True)).log(),
+        centre=mixture.mean - (height - z.log())[..., None],
+        spread=mixture.variance + config.size_sigma**2,
+        tail_log_weight=(weights / weights.sum()).log(),
+        noise=_noise(evidence, measured, config)[..., None] * tails.square(),
+        elasticity=elasticity,
+        elasticity_sigma=config.slope_sigma / gain,
+        model=torch.full((len(z),), AFFINE_DEPTH, device=z.device),
+        share_sigma=config.share_sigma,
+    )
+
+
+def _noise(evidence: DepthEvidence, measured: torch.Tensor, config: JointConfig) -> torch.Tensor:
+    """(B, P) variance of a person's depth, relative: the network's own error, and borders that blur."""
+    pixels = evidence.pixels[..., 2].clamp(min=1).to(torch.float64)
+    return torch.where(measured, config.depth_sigma**2 + config.edge_sigma**2 / pixels, _UNMEASURED)
+
+
+def _solve(problem: CrowdProblem, config: JointConfig) -> _Found:
+    """Both models x all noise levels, weighed by their evidence (a fixed set of fits per scene)."""
+    scenes = len(problem.model)
+    models = _models(config, problem.model.device)
+    levels = torch.tensor(config.noise_levels, dtype=torch.float64, device=problem.model.device)
+    rows = torch.arange(scenes, device=models.device).repeat_interleave(len(models))
+    middle = levels[len(levels) // 2].expand(len(rows))
+    per_model = _with_model(repeat_fits(problem, rows), models.repeat(scenes), middle)
+    mean, covariance = find_lines(per_model)
+
+    rows = torch.arange(len(rows), device=models.device).repeat_interleave(len(levels))
+    fits = repeat_fits(problem, rows // len(models))
+    fits = _with_model(fits, per_model.model[rows], levels.repeat(len(mean)))
+    result = integrate_lines(fits, mean[rows], covariance[rows])
+    return _average(result, models, len(levels), scenes)
+
+
+def _models(config: JointConfig, device: torch.device) -> torch.Tensor:
+    both = [AFFINE_DEPTH, AFFINE_DISPARITY]
+    chosen = both if config.depth_model == "auto" else [DEPTH_MODELS.index(config.depth_model)]
+    return torch.tensor(chosen, device=device)
+
+
+def _with_model(problem: CrowdProblem, model: torch.Tensor, level: torch.Tensor) -> CrowdProblem:
+    return CrowdProblem(**{**vars(problem), "model": model, "noise": problem.noise * level.square()[:, None, None]})
+
+
+def _average(result: CrowdPosterior, models: torch.Tensor, levels: int, scenes: int) -> _Found:
+    """Moments over the fits of each scene, weighed by evidence; the line is that of the more probable model."""
+
+    def per_scene(value: torch.Tensor) -> torch.Tensor:
+        return value.view(scenes, len(models) * levels, *value.shape[1:])
+
+    weight = torch.softmax(per_scene(result.log_evidence), 1)
+    means = per_scene(result.log_z)
+    log_z = torch.einsum("bf,bfp->bp", weight, means)
+    apart = means - log_z[:, None]
+    covariance = torch.einsum("bf,bfpq->bpq", weight, per_scene(result.covariance))
+    covariance = covariance + torch.einsum("bf,bfp,bfq->bpq", weight, apart, apart)
+
+    by_model = weight.view(scenes, len(models), levels)
+    best = by_model.sum(-1).argmax(1)
+
+    def of_best(value: torch.Tensor) -> torch.Tensor:
+        value = (by_model * value.view(scenes, len(models), levels)).sum(-1) / by_model.sum(-1)
+        return value.gather(1, best[:, None]).squeeze(1)
+
+    return _Found(log_z, covariance, models[best], of_best(result.log_scale), of_best(result.share))
+
+
+def _conclude(crowd: _Crowd, found: _Found, config: JointConfig) -> GroupFits:
+    """The same words and columns as the published fit."""
+    evidence, prior, measured, present = crowd.evidence, crowd.prior, crowd.measured, crowd.present
+    finite = found.log_z.isfinite() & found.covariance.diagonal(dim1=-2, dim2=-1).isfinite()
+    placed = present & finite
+    compared = measured.sum(1) >= _TWO
+    outcome = torch.full_like(evidence.cut, CODE[PersonStatus.NOT_RUN])
+    by_depth = torch.where(measured & compared[:, None], CODE[PersonStatus.MOVED], CODE[PersonStatus.PLACED_BY_PRIOR])
+    outcome = torch.where(placed, by_depth, outcome)
+    outcome = torch.where(present & ~finite, CODE[PersonStatus.NO_FIT], outcome)
+
+    new_z = torch.where(placed, found.log_z.exp(), torch.nan)
+    height = prior.height / crowd.z * new_z
+    moved = outcome == CODE[PersonStatus.MOVED]
+    off = torch.where(moved, (height - prior.mean).abs() / prior.sigma, 0).sum(1) / moved.sum(1).clamp(min=1)
+    member = torch.stack([moved & (evidence.group == group) for group in (NEAR, FAR)], 1)
+    slope, offset = line_coefficients(found.log_scale, found.share, crowd.typical_depth, found.model)
+    straight = compared & (found.model == AFFINE_DEPTH)
+    inverse = compared & (found.model == AFFINE_DISPARITY)
+    line = torch.stack([slope, offset], -1)
+    return GroupFits(
+        alpha=torch.where(straight, slope, torch.nan)[:, None].expand(-1, 2),
+        beta=torch.where(straight, offset, torch.nan)[:, None].expand(-1, 2),
+        status=_fit_status(measured, present, placed),
+        used_ground=torch.zeros_like(compared),
+        z=crowd.z,
+        new_z=new_z,
+        outcome=outcome,
+        rejected_order=torch.full_like(outcome, -1),
+        num_optimized=member.sum(-1),
+        is_optimized=moved.sum(1) >= _TWO,
+        deviation=off,
+        posterior=Posterior(
+            z_covariance=_z_covariance(found, placed, config),
+            height_sigma=_height_sigma(found, height, config),
+            depth_model=torch.where(compared, found.model, -1),
+            disparity_line=torch.where(inverse[:, None], line, torch.nan),
+        ),
+    )
+
+
+def _z_covariance(found: _Found, placed: torch.Tensor, config: JointConfig) -> torch.Tensor:
+    """(B, P, P) [m^2], NaN in the rows and columns of people not placed.
+
+    What all people share (the heights of their population, the camera) moves everybody by one factor: the line's scale
+    has no prior of its own, so it is simply added.
+    """
+    shared = config.population_sigma**2 + config.focal_sigma**2
+    z = torch.where(placed, found.log_z.exp(), torch.nan)
+    return (found.covariance * config.temperature**2 + shared) * z[:, :, None] * z[:, None, :]
+
+
+def _height_sigma(found: _Found, height: torch.Tensor, config: JointConfig) -> torch.Tensor:
+    """(B, P) [m]: a height is as sure as its distance, but for the label's size in the picture."""
+    variance = found.covariance.diagonal(dim1=-2, dim2=-1).clamp(min=0) + config.size_sigma**2
+    return height * (variance * config.temperature**2 + config.population_sigma**2).sqrt()
+
+
+def _fit_status(measured: torch.Tensor, present: torch.Tensor, placed: torch.Tensor) -> torch.Tensor:
+    """(B, 2) the same for both groups: one scene, one line."""
+    status = torch.where(measured.sum(1) >= _TWO, int(FitStatus.SOLVED), int(FitStatus.PRIOR_ONLY))
+    status = torch.where((present & ~placed).any(1), int(FitStatus.DEGENERATE), status)
+    status = torch.where(present.any(1), status, int(FitStatus.EMPTY))
+    return status[:, None].expand(-1, 2)

@@ -1,0 +1,197 @@
+"""The posterior of one crowd: everybody's distance, with the two numbers of the depth line integrated out.
+
+Pure tensors; N independent fits over P people, same fixed number of steps for all. Given the line, people are
+independent, and a person's distance has a closed-form posterior: the prior on its height is a mixture of K normal laws
+of log height, its depth noise one of S widths, so there are C = K S normal laws of log z. Over the line's two numbers
+a grid is laid and zoomed in on twice; sums over the last grid are the posterior, its logarithm of the total the
+evidence for the line's model. No start values, no convergence, no local optimum. Logarithms of metres.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from dto_pipeline.maths.depth_line import log_distance
+
+_FIRST_GRID = (25, 7)  # log scale x share, over everything the people allow
+_ZOOM_GRID = (15, 11)
+_LAST_GRID = (13, 9)
+_ZOOM_REACH = 4.0  # standard deviations covered by a zoomed grid, each way
+_SHARE_REACH = 3.5  # prior standard deviations of the share covered by the first grid
+_LEAST_SHARE = 0.05  # depth never runs backwards
+_MARGIN = 0.4  # the first grid goes this far beyond what people's own heights say [log m]
+_WRONG_SLOPE = (0.15, 4.0)  # share of slopes that mean little, and how much wider their errors are
+
+
+@dataclass(frozen=True)
+class CrowdProblem:
+    """What is known of N fits before the line is: see the module for the laws. (N, P, ...) float64."""
+
+    log_depth: torch.Tensor  # (N, P) relative depth over the scene's typical one
+    measured: torch.Tensor  # (N, P) bool: the depth means something
+    present: torch.Tensor  # (N, P) bool
+    log_weight: torch.Tensor  # (N, P, K) of the classes
+    centre: torch.Tensor  # (N, P, K) log z at which the person has the height of the class
+    spread: torch.Tensor  # (N, P, K) variance of the same
+    tail_log_weight: torch.Tensor  # (S,)
+    noise: torch.Tensor  # (N, P, S) variance of log z about the line
+    elasticity: torch.Tensor  # (N, P) measured inside the body; NaN = not
+    elasticity_sigma: torch.Tensor  # (N, P)
+    model: torch.Tensor  # (N,) int64, see `depth_line`
+    share_sigma: float
+
+
+@dataclass(frozen=True)
+class CrowdPosterior:
+    """Moments of N fits."""
+
+    log_evidence: torch.Tensor  # (N,)
+    log_scale: torch.Tensor  # (N,) mean of the line's first number
+    share: torch.Tensor  # (N,) mean of its second
+    log_z: torch.Tensor  # (N, P) mean
+    covariance: torch.Tensor  # (N, P, P) of log z
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """T lines per fit with the logarithm of their joint probability density."""
+
+    log_scale: torch.Tensor  # (N, T)
+    share: torch.Tensor  # (N, T)
+    log_cell: torch.Tensor  # (N,) area of a cell
+    log_density: torch.Tensor  # (N, T)
+
+
+def find_lines(problem: CrowdProblem) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean (N, 2) and covariance (N, 2, 2) of the line's two numbers, from a coarse grid and one zoom."""
+    coarse = _moments_of_line(_first_grid(problem), floor=True)
+    return _moments_of_line(_zoom(problem, *coarse, _ZOOM_GRID)[0])
+
+
+def integrate_lines(problem: CrowdProblem, mean: torch.Tensor, covariance: torch.Tensor) -> CrowdPosterior:
+    """The posterior on a grid about `mean`, `covariance` of `find_lines` (of a problem with noise alike)."""
+    grid, on_line, laws = _zoom(problem, mean, covariance, _LAST_GRID)
+    total = torch.logsumexp(grid.log_density, 1)
+    weight = (grid.log_density - total[:, None]).exp()
+    expected, variance = _given_line(problem, on_line, laws)
+    log_z = torch.einsum("nt,ntp->np", weight, expected)
+    apart = expected - log_z[:, None]
+    covariance = torch.einsum("nt,ntp,ntq->npq", weight, apart, apart)
+    covariance = covariance + torch.diag_embed(torch.einsum("nt,ntp->np", weight, variance))
+    return CrowdPosterior(
+        log_evidence=total + grid.log_cell,
+        log_scale=(weight * grid.log_scale).sum(1),
+        share=(weight * grid.share).sum(1),
+        log_z=log_z,
+        covariance=covariance,
+    )
+
+
+def repeat_fits(problem: CrowdProblem, index: torch.Tensor) -> CrowdProblem:
+    """The fits `index` (M,) of a problem as a new one."""
+    rows = {name: value[index] for name, value in vars(problem).items() if torch.is_tensor(value) and value.dim() > 1}
+    return CrowdProblem(**{**vars(problem), **rows, "model": problem.model[index]})
+
+
+def _first_grid(problem: CrowdProblem) -> _Grid:
+    own = (problem.log_weight.exp() * problem.centre).sum(-1) - problem.log_depth
+    low = torch.where(problem.measured, own, torch.inf).amin(1).nan_to_num(posinf=0) - _MARGIN
+    high = torch.where(problem.measured, own, -torch.inf).amax(1).nan_to_num(neginf=0) + _MARGIN
+    across, along = (torch.linspace(-1, 1, n, dtype=low.dtype, device=low.device) for n in _FIRST_GRID)
+    log_scale = ((low + high) / 2)[:, None] + ((high - low) / 2)[:, None] * across
+    share = 1 + _SHARE_REACH * problem.share_sigma * along
+    shape = (len(low), *_FIRST_GRID)
+    log_cell = ((high - low) / (_FIRST_GRID[0] - 1)).log() + math.log(float(share[1] - share[0]))
+    return _evaluate(
+        problem,
+        log_scale[:, :, None].expand(shape).flatten(1),
+        share.expand(shape).flatten(1),
+        log_cell,
+    )[0]
+
+
+def _zoom(
+    problem: CrowdProblem, mean: torch.Tensor, covariance: torch.Tensor, shape: tuple[int, int]
+) -> tuple[_Grid, torch.Tensor, torch.Tensor]:
+    """A grid spanned by what an earlier grid found; see `_evaluate`."""
+    root = torch.linalg.cholesky_ex(covariance).L  # never raises: a broken scene stays its own
+    ends = [torch.linspace(-_ZOOM_REACH, _ZOOM_REACH, n, dtype=mean.dtype, device=mean.device) for n in shape]
+    steps = torch.cartesian_prod(*ends)
+    points = mean[:, None] + steps @ root.mT
+    cell = math.log((2 * _ZOOM_REACH) ** 2 / ((shape[0] - 1) * (shape[1] - 1)))
+    log_cell = root.diagonal(dim1=-2, dim2=-1).log().sum(-1) + cell
+    return _evaluate(problem, points[..., 0], points[..., 1], log_cell)
+
+
+def _moments_of_line(grid: _Grid, floor: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean (N, 2) and covariance (N, 2, 2); `floor`: never narrower than the grid itself can tell."""
+    weight = torch.softmax(grid.log_density, 1)
+    points = torch.stack([grid.log_scale, grid.share], -1)
+    mean = torch.einsum("nt,ntk->nk", weight, points)
+    apart = points - mean[:, None]
+    covariance = torch.einsum("nt,ntk,ntl->nkl", weight, apart, apart)
+    least = torch.full_like(mean, 1e-8)
+    if floor:
+        reach = points.amax(1) - points.amin(1)
+        least = (reach / (torch.tensor(_FIRST_GRID, device=mean.device) - 1)).square() / 4
+    return mean, covariance + torch.diag_embed(least)
+
+
+def _evaluate(
+    problem: CrowdProblem, log_scale: torch.Tensor, share: torch.Tensor, log_cell: torch.Tensor
+) -> tuple[_Grid, torch.Tensor, torch.Tensor]:
+    """Logarithm of the probability of everything measured and of the line, at each line (N, T).
+
+    Also, for reuse: (N, T, P) log z on the lines and (N, T, P, C) logarithms of the laws' densities there.
+    """
+    model = problem.model[:, None, None]
+    on_line, elasticity = log_distance(log_scale[..., None], share[..., None], problem.log_depth[:, None], model)
+    laws = _log_laws(problem, on_line)
+    people = torch.where(problem.measured[:, None], laws.logsumexp(-1), 0).sum(-1)
+    sigma = problem.elasticity_sigma[:, None]
+    miss = ((problem.elasticity[:, None] - elasticity) / sigma).square() / -2
+    wrong, wider = _WRONG_SLOPE
+    slopes = torch.logaddexp(math.log(1 - wrong) + miss, math.log(wrong / wider) + miss / wider**2) - sigma.log()
+    slopes = torch.where(problem.elasticity.isfinite()[:, None], slopes, 0).sum(-1)
+    width = problem.share_sigma
+    prior = ((share - 1) / width).square() / -2 - math.log(width * math.sqrt(2 * math.pi))
+    density = torch.where(share > _LEAST_SHARE, people + slopes + prior, -torch.inf)
+    return _Grid(log_scale, share, log_cell, density), on_line, laws
+
+
+def _laws(problem: CrowdProblem) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(N, P, C) log weight, centre and variance of the law of log z on the line."""
+    variance = (problem.spread[..., :, None] + problem.noise[..., None, :]).flatten(-2)
+    log_weight = (problem.log_weight[..., :, None] + problem.tail_log_weight).flatten(-2)
+    centre = problem.centre[..., :, None].expand(*problem.spread.shape, problem.noise.shape[-1]).flatten(-2)
+    return log_weight, centre, variance
+
+
+def _log_laws(problem: CrowdProblem, on_line: torch.Tensor) -> torch.Tensor:
+    """(N, T, P, C) logarithm of each law's weight times its density at the line."""
+    log_weight, centre, variance = _laws(problem)
+    constant = log_weight - variance.log() / 2
+    apart = on_line[..., None] - centre[:, None]
+    return torch.addcmul(constant[:, None], apart.square_(), variance.reciprocal()[:, None], value=-0.5)
+
+
+def _given_line(problem: CrowdProblem, on_line: torch.Tensor, laws: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(N, T, P) mean and variance of log z of each person if the line were known.
+
+    Under one law the mean lies between the class's centre (weight: depth noise) and the line (weight: spread of
+    heights), so sums over the laws of 1, pull, pull^2 ... times their shares are all that is needed.
+    """
+    _, centre, variance = _laws(problem)
+    noise = problem.noise.repeat(1, 1, problem.spread.shape[-1])
+    pull = (variance - noise) / variance
+    held = centre * (1 - pull)
+    share = torch.softmax(laws, -1)
+    # mean = held + pull * line; its square and the law's own variance, each linear in the shares
+    columns = torch.stack([pull, held, pull * noise + held.square(), 2 * held * pull, pull.square()], -1)
+    pulled, fixed, square, cross, steep = torch.einsum("ntpc,npck->kntp", share, columns)
+    expected = fixed + pulled * on_line
+    variance = square + cross * on_line + steep * on_line.square() - expected.square()
+    return expected, variance.clamp(min=0)

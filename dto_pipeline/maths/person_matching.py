@@ -1,0 +1,221 @@
+"""Which predicted people are released people already: closeness of bodies in the image, optimal assignment, duplicates.
+
+Pure tensors in, pure tensors out. *Queries* are predicted people, *references* the bodies they are held against. The
+measure is PCKh's (Andriluka et al., CVPR 2014) at 0.6: a keypoint agrees within 0.6 of the head's size, and two people
+are the same if more than half of the query's visible keypoints agree. PCKh takes the size from an annotated head box;
+bodies have none, so it is the length from neck to head top here, see `head_sizes`. A query without visible keypoints is
+measured by the overlap of the boxes around the two bodies' joints. Metres in the camera frame, pixels in the image;
+joints are smplx's 45.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from scipy.optimize import linear_sum_assignment
+
+from dto_pipeline.maths.camera import project
+
+_NECK, _EARS = 12, (27, 28)
+_HEAD_TOP = 1.75  # neck to head top over neck to mid-ear: SMPL's joints end at the ears; 1.72 on the stand-in body
+_NEAREST = 0.05  # joints nearer to the camera's plane than this have no image [m]
+_NEARNESS_WEIGHT = 1e-3  # far below one keypoint of 45: decides between equal shares only
+_PAIRS_AT_ONCE = 1 << 15  # bounds memory: 45 distances each
+
+
+@dataclass(frozen=True)
+class MatchRule:
+    """When two people are the same."""
+
+    head_factor: float = 0.6  # a keypoint agrees within this many head sizes
+    min_share: float = 0.5  # the same above this share of agreeing keypoints, or of overlap (strict)
+    min_confidence: float = 0.3  # a keypoint below this confidence is not visible
+
+
+@dataclass(frozen=True)
+class BodyViews:
+    """n bodies as the camera sees them."""
+
+    joints: torch.Tensor  # (n, 45, 2) float64 [px], NaN where a joint is not in front of the camera
+    head: torch.Tensor  # (n,) float64 size of the head [px]
+    box: torch.Tensor  # (n, 4) float64 left, top, right, bottom of the joints [px], NaN if none is in front
+
+    def __getitem__(self, index: torch.Tensor) -> BodyViews:
+        return BodyViews(self.joints[index], self.head[index], self.box[index])
+
+
+@dataclass(frozen=True)
+class Queries:
+    """n predicted people: their bodies, and the keypoints a detector saw."""
+
+    views: BodyViews
+    keypoints: torch.Tensor  # (n, 45, 2) float64 [px]
+    visible: torch.Tensor  # (n, 45) bool; nowhere = measured by overlap
+
+
+def view_bodies(joints: torch.Tensor, intrinsics: torch.Tensor) -> BodyViews:
+    """Project bodies.
+
+    Args:
+        joints: (n, 45, 3) camera frame [m].
+        intrinsics: (n, 3, 3) [px].
+    """
+    joints, intrinsics = joints.double(), intrinsics.double()
+    in_front = (joints[..., 2] > _NEAREST)[..., None]
+    points = torch.where(in_front, project(joints, intrinsics[:, None]), torch.nan)
+    low = torch.where(in_front, points, torch.inf).amin(dim=1)
+    high = torch.where(in_front, points, -torch.inf).amax(dim=1)
+    box = torch.where(in_front.any(dim=1), torch.cat([low, high], dim=-1), torch.nan)
+    return BodyViews(points, head_sizes(joints, intrinsics), box)
+
+
+def head_sizes(joints: torch.Tensor, intrinsics: torch.Tensor) -> torch.Tensor:
+    """Distance from neck to head top, brought to the image at the neck's distance.
+
+    The length is taken in space and then scaled, so that a head seen from above is not a point. The head top lies on
+    the line from the neck through the middle of the ears.
+
+    Args:
+        joints: (n, 45, 3) camera frame [m]; intrinsics: (n, 3, 3) [px].
+
+    Returns:
+        (n,) [px].
+    """
+    neck = joints[:, _NECK]
+    length = _HEAD_TOP * (joints[:, _EARS].mean(dim=1) - neck).norm(dim=-1)
+    focal = (intrinsics[:, 0, 0] + intrinsics[:, 1, 1]) / 2
+    return focal * length / neck[:, 2].clamp(min=_NEAREST)
+
+
+def pair_people(first: torch.Tensor, second: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Everyone of one list with everyone of another in the same image.
+
+    Args:
+        first, second: (m,) int64 people of each image in either list; lists are ordered by image.
+
+    Returns:
+        (n,) and (n,) int64 positions in the first and in the second list; image by image, first list slowest.
+    """
+    pairs = first * second
+    image = torch.repeat_interleave(torch.arange(pairs.numel()), pairs)
+    place = torch.arange(image.numel()) - (pairs.cumsum(0) - pairs)[image]
+    starts = first.cumsum(0) - first, second.cumsum(0) - second
+    return starts[0][image] + place // second[image], starts[1][image] + place % second[image]
+
+
+def compare_people(
+    queries: Queries, references: BodyViews, pairs: tuple[torch.Tensor, torch.Tensor], rule: MatchRule
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """How much two people of each pair are the same person.
+
+    Args:
+        queries: n people; references: m bodies; pairs: (k,) positions in each.
+
+    Returns:
+        share (k,) float64 in 0 .. 1: of the query's visible keypoints that lie within `head_factor` head sizes of the
+        reference's projected joints, or the boxes' intersection over union where no keypoint is visible; and
+        distance (k,) float64 in 0 .. 1, which tells pairs of equal share apart: mean distance in units of the radius,
+        or 1 - overlap.
+    """
+    parts = [
+        _compare(queries, references, first, second, rule)
+        for first, second in zip(*(side.split(_PAIRS_AT_ONCE) for side in pairs), strict=True)
+    ]
+    share, distance = zip(*parts, strict=True)
+    return torch.cat(share), torch.cat(distance)
+
+
+def assign_people(
+    share: torch.Tensor, distance: torch.Tensor, first: torch.Tensor, second: torch.Tensor, rule: MatchRule
+) -> torch.Tensor:
+    """Give every query at most one reference of its image, and the other way round, with the largest sum of shares.
+
+    Args:
+        share, distance: (k,) of the pairs that `pair_people(first, second)` makes, see `compare_people`.
+        first, second: (m,) int64 queries and references of each image.
+
+    Returns:
+        (n,) int64 position of each query's reference, -1 = none is the same person.
+    """
+    gain = torch.where(share > rule.min_share, share - _NEARNESS_WEIGHT * distance, 0.0).numpy()
+    partner = torch.full((int(first.sum()),), -1, dtype=torch.int64)
+    blocks = torch.stack([first, second, first.cumsum(0) - first, second.cumsum(0) - second]).T.tolist()
+    start = 0
+    for queries, references, own, other in blocks:
+        matrix = gain[start : start + queries * references].reshape(queries, references)
+        start += queries * references
+        if not matrix.any():
+            continue
+        rows, columns = linear_sum_assignment(matrix, maximize=True)
+        real = matrix[rows, columns] > 0
+        partner[own + torch.from_numpy(rows[real])] = other + torch.from_numpy(columns[real])
+    return partner
+
+
+def suppress_duplicates(
+    share: torch.Tensor, pairs: tuple[torch.Tensor, torch.Tensor], rank: torch.Tensor, rule: MatchRule
+) -> torch.Tensor:
+    """Non-maximum suppression: who is the same person as somebody kept who ranks before.
+
+    Args:
+        share: (k,) of each pair, see `compare_people`; the first of the pair is the one measured.
+        pairs: (k,) and (k,) positions of people of one image.
+        rank: (n,) int64 order of precedence inside each image, 0 first, each once.
+
+    Returns:
+        (n,) int64 position of the person each one duplicates, -1 = kept.
+    """
+    first, second = pairs
+    same = (share > rule.min_share) & (rank[second] < rank[first])
+    first, second = first[same], second[same]
+    order = torch.argsort(rank[second], stable=True)
+    first, second = first[order], second[order]
+    original = torch.full_like(rank, -1)
+    for number in torch.unique(rank[second]).tolist():  # all images at once, one rank after the other
+        here = slice(*torch.searchsorted(rank[second], torch.tensor([number, number + 1])).tolist())
+        one, other = first[here], second[here]
+        acts = (original[other] < 0) & (original[one] < 0)
+        original[one[acts]] = other[acts]
+    return original
+
+
+def carry_to_camera(
+    transl: torch.Tensor, pelvis: torch.Tensor, own: torch.Tensor, camera: torch.Tensor
+) -> torch.Tensor:
+    """Translation under another camera: the pelvis keeps its place in the image, the body its size there.
+
+    A weak-perspective step: z changes by the ratio of the focal lengths, perspective inside the body is neglected.
+
+    Args:
+        transl, pelvis: (n, 3) [m] under the camera `own`; own, camera: (n, 3, 3) [px].
+
+    Returns:
+        (n, 3) transl under `camera` [m]; meaningless where the pelvis is not in front of the camera.
+    """
+    z = pelvis[:, 2:] * (camera[:, 1, 1] / own[:, 1, 1])[:, None]
+    focal = torch.stack([camera[:, 0, 0], camera[:, 1, 1]], dim=-1)
+    xy = (project(pelvis, own) - camera[:, :2, 2]) / focal * z
+    return transl + torch.cat([xy, z], dim=-1) - pelvis
+
+
+def _compare(
+    queries: Queries, references: BodyViews, first: torch.Tensor, second: torch.Tensor, rule: MatchRule
+) -> tuple[torch.Tensor, torch.Tensor]:
+    visible = queries.visible[first]
+    radius = rule.head_factor * references.head[second][:, None]
+    away = (queries.keypoints[first] - references.joints[second]).norm(dim=-1) / radius
+    away = away.nan_to_num(nan=torch.inf, posinf=torch.inf)
+    seen = visible.sum(dim=1)
+    agreeing = (visible & (away <= 1)).sum(dim=1) / seen
+    mean_away = torch.where(visible, away.clamp(max=1), 0.0).sum(dim=1) / seen
+    overlap = _overlap(queries.views.box[first], references.box[second])
+    return torch.where(seen > 0, agreeing, overlap), torch.where(seen > 0, mean_away, 1 - overlap)
+
+
+def _overlap(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """(k,) intersection over union of boxes (k, 4), 0 where one is unknown."""
+    low, high = torch.maximum(one[:, :2], other[:, :2]), torch.minimum(one[:, 2:], other[:, 2:])
+    shared = (high - low).clamp(min=0).prod(dim=1)
+    areas = [(box[:, 2:] - box[:, :2]).prod(dim=1) for box in (one, other)]
+    return (shared / (areas[0] + areas[1] - shared)).nan_to_num(nan=0.0)

@@ -1,0 +1,157 @@
+"""Disparity of images by a depth network of transformers: Depth Anything (V1, V2, metric) or Depth Pro.
+
+Owns the network. Images of one network size are done together; a batch that does not fit into the accelerator's memory
+is halved; a map that is not finite fails its own image only. float32 on the CPU, bfloat16 on a GPU, where the last
+layer stays in float32: eight bits of mantissa would cut distances into steps of 0.4 %. The position embedding is
+interpolated as transformers' DINOv2 does it (without the original's offset of 0.1 patch).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import AutoModelForDepthEstimation
+
+from dto_pipeline.config import DepthConfig
+from dto_pipeline.models.depth import DepthInvalid
+from dto_pipeline.models.depth_kinds import as_disparity
+from dto_pipeline.models.depth_licences import LICENCES, describe_licences
+from dto_pipeline.models.depth_recipes import recipe_for
+from dto_pipeline.models.depth_resize import plan_windows
+from dto_pipeline.models.networks import depth_reference
+from dto_pipeline.models.pretrained import load_pretrained
+
+_LOG = logging.getLogger(__name__)
+
+
+class DepthNetwork:
+    """A loaded depth network; see `estimate`."""
+
+    def __init__(self, config: DepthConfig, device: torch.device | str = "cpu") -> None:
+        """Load the network.
+
+        Raises:
+            ModelMissing, ModelError: it cannot be had, is not pinned, or is of an unknown family.
+        """
+        self.device = torch.device(device)
+        reference = depth_reference(config)
+        network, identity = load_pretrained(AutoModelForDepthEstimation, reference, self.device, describe_licences())
+        self.recipe = recipe_for(network.config, config.short_side)
+        self.config = config
+        self.identity = identity
+        self.origin = f"{self.recipe.kind} of {identity.short}"
+        self.network = network
+        self._half = self.device.type == "cuda"
+        if self._half:
+            keep_last_layer_precise(network)
+        self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What the labels' metadata says of the network; equal on every machine."""
+        return {
+            "depth_model": self.identity.name,
+            "depth_revision": self.identity.revision,
+            "depth_sha256": self.identity.sha256,
+            "depth_kind": self.recipe.kind,
+            "depth_licence": LICENCES.get(self.config.model, "unknown: see the model's own card"),
+        }
+
+    def estimate(self, images: Sequence[np.ndarray]) -> list[np.ndarray | DepthInvalid]:
+        """Disparity of a window of images.
+
+        Args:
+            images: (H, W, 3) uint8 RGB each, of any sizes.
+
+        Returns:
+            In the same order: (H, W) float32 disparity, finite and >= 0, or what is wrong with this image's map.
+
+        Raises:
+            torch.OutOfMemoryError: not even one image fits.
+        """
+        results: dict[int, np.ndarray | DepthInvalid] = {}
+        with self._on_stream():
+            for positions in plan_windows([self.recipe.size(*image.shape[:2]) for image in images], self.config.batch):
+                maps = self._estimate_batch([images[position] for position in positions])
+                results.update(zip(positions, maps, strict=True))
+        return [results[position] for position in range(len(images))]
+
+    def _estimate_batch(self, images: Sequence[np.ndarray]) -> list[np.ndarray | DepthInvalid]:
+        """The maps of images of one network size; halves the batch where memory runs out."""
+        try:
+            return [self._checked(values) for values in self._run(images)]
+        except torch.OutOfMemoryError:
+            if len(images) == 1:
+                raise
+        # Outside the handler: the traceback held every tensor of the failed batch.
+        half = (len(images) + 1) // 2
+        _LOG.warning("depth network: %d images do not fit into memory, trying %d", len(images), half)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return [values for part in (images[:half], images[half:]) for values in self._estimate_batch(part)]
+
+    @torch.inference_mode()
+    def _run(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
+        groups = list(_runs_of_one_shape(images))
+        size = self.recipe.size(*images[0].shape[:2])
+        inputs = torch.cat([self.recipe.prepare(self._upload(group), size) for group in groups])
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._half):
+            output = self.network(pixel_values=inputs)
+        maps: list[np.ndarray] = []
+        for group in groups:
+            rows = slice(len(maps), len(maps) + len(group))
+            restored = self.recipe.restore(output, rows, *group[0].shape[:2])
+            maps.extend(restored.cpu().numpy())
+        return maps
+
+    def _upload(self, images: Sequence[np.ndarray]) -> torch.Tensor:
+        """(B, H, W, 3) uint8 on the device; the copy to a GPU is asynchronous, from pinned memory."""
+        pixels = torch.from_numpy(np.stack(images))
+        return pixels.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else pixels
+
+    def _checked(self, values: np.ndarray) -> np.ndarray | DepthInvalid:
+        disparity = as_disparity(values, self.recipe.kind)
+        highest = float(disparity.max())
+        if not np.isfinite(float(disparity.min()) + highest):
+            return DepthInvalid(f"the depth network {self.identity.short} gave values that are not finite")
+        if highest <= 0:
+            return DepthInvalid(f"the depth network {self.identity.short} gave no disparity above zero")
+        return disparity.clip(min=0)
+
+    def _on_stream(self) -> AbstractContextManager[Any]:
+        return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
+
+
+def keep_last_layer_precise(network: nn.Module) -> None:
+    """Let the last convolution of Depth Anything's head compute in float32 under autocast (does nothing for others)."""
+    head = getattr(network, "head", None)
+    if isinstance(getattr(head, "conv3", None), nn.Conv2d):
+        head.conv3 = _InFloat32(head.conv3)  # type: ignore[union-attr]
+
+
+class _InFloat32(nn.Module):
+    """A layer that leaves autocast."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(values.device.type, enabled=False):
+            return self.layer(values.float())
+
+
+def _runs_of_one_shape(images: Sequence[np.ndarray]) -> Iterator[list[np.ndarray]]:
+    run: list[np.ndarray] = []
+    for image in images:
+        if run and image.shape != run[0].shape:
+            yield run
+            run = []
+        run.append(image)
+    yield run

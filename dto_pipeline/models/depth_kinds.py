@@ -1,0 +1,38 @@
+"""What a depth map may mean, and how each meaning becomes the disparity the method works on.
+
+Disparity is larger where nearer and zero where nothing is known or everything is infinitely far. The method reads
+``1 / disparity`` as relative depth with an unknown scale; its published thresholds (`EvidenceConfig.far_depth` = 0.02)
+are in the units of Depth Anything on crowds, where one unit of relative depth is about `METRES_PER_DEPTH`. Metric maps
+are brought to these units, so that the thresholds keep their meaning: far begins at 10 m.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+DISPARITY, DEPTH, METRIC_DEPTH = "disparity", "depth", "metric_depth"
+MEANINGS = {
+    DISPARITY: "relative inverse depth, larger is nearer",
+    DEPTH: "relative depth, larger is farther, in units like 1 / disparity of Depth Anything",
+    METRIC_DEPTH: "distance along the camera axis in metres",
+}
+METRES_PER_DEPTH = 500.0  # [m]
+
+
+def as_disparity(values: np.ndarray, kind: str, scale: float = 1.0) -> np.ndarray:
+    """A map of a declared kind as disparity.
+
+    Args:
+        values: (H, W) of any real type, times `scale` in the unit of `kind`; 0 = unknown, for depths infinity too.
+        kind: one of `MEANINGS`.
+        scale: of stored numbers (0.001 for millimetres).
+
+    Returns:
+        (H, W) float32. NaN and negative values stay what they are wrong as: callers check.
+    """
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):  # what overflows is reported as not finite
+        scaled = values.astype(np.float32) * np.float32(scale)
+        if kind == DISPARITY:
+            return scaled
+        unit = METRES_PER_DEPTH if kind == METRIC_DEPTH else 1.0
+        return np.where(scaled == 0, np.float32(0), np.float32(unit) / scaled)

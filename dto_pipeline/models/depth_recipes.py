@@ -1,0 +1,105 @@
+"""How each family of depth networks wants its images and what its output means.
+
+A recipe says at which size the network sees an image, prepares images on the device, and turns the network's output
+into a map of the image's size, of a declared kind: ``disparity`` (larger is nearer, unknown scale), ``depth`` (larger
+is farther, unknown scale) or ``metric_depth`` (metres). Knows no files and no weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch.nn import functional
+
+from dto_pipeline.models.depth_resize import network_size, resize_to_image, resize_to_network
+from dto_pipeline.models.networks import ModelError
+
+_PRO_SIDE = 1536  # Depth Pro sees squares of this size [px]
+_PRO_RANGE = (1e-4, 1e4)  # of its inverse depth, as transformers clamps it [1/m]
+
+
+class DepthRecipe(Protocol):
+    """What a family of networks needs."""
+
+    @property
+    def kind(self) -> str:
+        """Of the maps `restore` gives."""
+        ...
+
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        """(h, w) the network sees an H x W image at [px]."""
+        ...
+
+    def prepare(self, images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        """(B, 3, h, w) float32 network input of (B, H, W, 3) uint8 images of one size."""
+        ...
+
+    def restore(self, output: Any, rows: slice, height: int, width: int) -> torch.Tensor:
+        """(b, height, width) float32 maps of some rows of the network's batch."""
+        ...
+
+
+@dataclass(frozen=True)
+class DepthAnythingRecipe:
+    """Depth Anything V1 and V2, relative (disparity) and metric: see `models.depth_resize`."""
+
+    kind: str
+    short_side: int  # [px]
+    patch: int = 14  # [px]
+
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        return network_size(height, width, self.short_side, self.patch)
+
+    def prepare(self, images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        return resize_to_network(images, size)
+
+    def restore(self, output: Any, rows: slice, height: int, width: int) -> torch.Tensor:
+        return resize_to_image(output.predicted_depth[rows], height, width)
+
+
+@dataclass(frozen=True)
+class DepthProRecipe:
+    """Depth Pro: squares, normalised to -1 .. 1, then bilinear; inverse depth scaled by the field of view it finds."""
+
+    kind: str = "metric_depth"
+    side: int = _PRO_SIDE
+
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        return self.side, self.side
+
+    def prepare(self, images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        pixels = images.permute(0, 3, 1, 2).to(torch.float32) / 127.5 - 1
+        return functional.interpolate(pixels, size=size, mode="bilinear", align_corners=False)
+
+    def restore(self, output: Any, rows: slice, height: int, width: int) -> torch.Tensor:
+        inverse = output.predicted_depth[rows].to(torch.float32)
+        if output.field_of_view is not None:
+            half = torch.deg2rad(output.field_of_view[rows].to(torch.float32)) / 2
+            inverse = inverse * (2 * torch.tan(half))[:, None, None]  # width over focal length
+        maps = functional.interpolate(inverse[:, None], size=(height, width), mode="bilinear", align_corners=False)
+        return 1 / maps[:, 0].clamp(*_PRO_RANGE)
+
+
+def recipe_for(network_config: Any, short_side: int) -> DepthRecipe:
+    """The recipe of a network by its transformers config.
+
+    Raises:
+        ModelError: a family without a recipe here.
+    """
+    family = network_config.model_type
+    if family == "depth_anything":
+        kind = "metric_depth" if network_config.depth_estimation_type == "metric" else "disparity"
+        return DepthAnythingRecipe(kind, short_side, int(network_config.patch_size))
+    if family == "depth_pro":
+        return DepthProRecipe(side=_pro_side(network_config))
+    raise ModelError(
+        f"depth.model is of the family {family!r}; expected depth_anything (V1, V2, relative or metric) or depth_pro; "
+        "write maps of other networks to files and use depth.source=files with depth.kind"
+    )
+
+
+def _pro_side(network_config: Any) -> int:
+    """Depth Pro cuts its input into patches; 1536 for the published weights, in proportion for smaller ones."""
+    return int(network_config.patch_size / min(network_config.scaled_images_ratios))

@@ -1,0 +1,78 @@
+"""How Depth Anything sees an image: its own resizing, there and back, on whatever device the image lies on.
+
+The recipe is that of the published inference code (`Resize(518, 518, lower_bound, multiple of 14, INTER_CUBIC)`, then
+ImageNet's mean and deviation; the output by bilinear interpolation with aligned corners). transformers' own image
+processor resizes otherwise (640 x 427 becomes 518 x 350 there, 770 x 518 here), so it is not used. Pixels.
+
+`torch`'s bicubic interpolation without antialiasing is OpenCV's INTER_CUBIC: kernel constant a = -0.75, pixel centres
+at +0.5, borders repeated, no rounding, no clipping. Tests compare it with a numpy implementation of that definition:
+equal within 1e-5 of full scale, the rounding of float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch.nn import functional
+
+PATCH = 14  # sides are multiples of it [px]
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def network_size(height: int, width: int, short_side: int, multiple: int = PATCH) -> tuple[int, int]:
+    """Size (h, w) [px] an H x W image is given to the network at.
+
+    The shorter side becomes `short_side`, the longer keeps the shape of the image; both are rounded to the nearest
+    multiple (ties to the even one) and up where that falls below `short_side`.
+    """
+    if min(height, width) < 1 or short_side < multiple:
+        raise ValueError(
+            f"image {width} x {height} at short side {short_side}: sizes must be positive and the short side at least "
+            f"{multiple}; set depth.short_side"
+        )
+    scale = max(short_side / height, short_side / width)
+    return _to_multiple(scale * height, short_side, multiple), _to_multiple(scale * width, short_side, multiple)
+
+
+def resize_to_network(
+    images: torch.Tensor,
+    size: tuple[int, int],
+    mean: tuple[float, ...] = IMAGENET_MEAN,
+    std: tuple[float, ...] = IMAGENET_STD,
+) -> torch.Tensor:
+    """Images as the network expects them.
+
+    Args:
+        images: (B, H, W, 3) uint8 RGB, on the device to work on.
+        size: (h, w) of `network_size` [px].
+        mean, std: of the three channels in 0 .. 1.
+
+    Returns:
+        (B, 3, h, w) float32, normalised.
+    """
+    pixels = images.permute(0, 3, 1, 2).to(torch.float32) / 255
+    if tuple(pixels.shape[2:]) != tuple(size):
+        pixels = functional.interpolate(pixels, size=size, mode="bicubic", align_corners=False)
+    channels = [torch.tensor(value, device=images.device).view(1, 3, 1, 1) for value in (mean, std)]
+    return (pixels - channels[0]) / channels[1]
+
+
+def resize_to_image(output: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """The network's maps (B, h, w) at image size (B, height, width), float32: bilinear, corner on corner."""
+    maps = output.to(torch.float32)[:, None]
+    return functional.interpolate(maps, size=(height, width), mode="bilinear", align_corners=True)[:, 0]
+
+
+def plan_windows(sizes: Sequence[tuple[int, int]], batch: int) -> list[list[int]]:
+    """Batches of positions: equal sizes together, at most `batch` each, every position once, first come first."""
+    buckets: dict[tuple[int, int], list[int]] = {}
+    for position, size in enumerate(sizes):
+        buckets.setdefault(size, []).append(position)
+    return [found[start : start + batch] for found in buckets.values() for start in range(0, len(found), batch)]
+
+
+def _to_multiple(side: float, least: int, multiple: int) -> int:
+    rounded = round(side / multiple) * multiple
+    return rounded if rounded >= least else -int(-side // multiple) * multiple

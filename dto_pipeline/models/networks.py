@@ -1,0 +1,158 @@
+"""Which networks a config asks for: pinned, found on disk, identified; without loading them.
+
+Knows names, revisions and files. A hub name needs the commit it is pinned to, so that every worker and every rerun sees
+the same weights; a folder is identified by the sha256 of its weight files. Light to import.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+from dto_pipeline.config import AttributeConfig, DepthConfig, MaskConfig, PipelineConfig
+from dto_pipeline.errors import DtoError
+from dto_pipeline.models.depth_licences import DEMO_MODEL
+
+_COMMIT = re.compile("[0-9a-f]{40}")
+_WEIGHTS = ("*.safetensors", "*.bin")
+
+
+class ModelError(DtoError, ValueError):
+    """A network that cannot be loaded as asked; the message says what is missing and what to do."""
+
+
+class ModelMissing(ModelError):
+    """The network's files are not on this machine and could not be fetched."""
+
+
+@dataclass(frozen=True)
+class ModelReference:
+    """Which network: what a config says."""
+
+    name: str  # hub name, like depth-anything/Depth-Anything-V2-Small-hf, or a folder that holds config.json
+    revision: str = ""  # commit of the hub repository, 40 hexadecimal digits; not used for folders
+    offline: bool = False  # never ask the hub, use what its cache on this machine holds
+    trust_remote_code: bool = False  # run Python code of the repository
+    knob: str = "depth"  # room of the config, for messages
+
+    @property
+    def is_folder(self) -> bool:
+        """True where `name` is a path; a hub name is exactly two words with one slash, and no such folder exists."""
+        return Path(self.name).is_dir() or self.name.startswith((".", "/", "~")) or self.name.count("/") != 1
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """Which weights a network really has, for label metadata. Equal on every machine: no paths."""
+
+    name: str  # hub name, or the folder's own name
+    revision: str  # commit of the hub repository; empty for a folder
+    sha256: str  # over a folder's weight files; empty for the hub, whose commit fixes them
+
+    @property
+    def short(self) -> str:
+        """Name and the first digits of what pins it, for columns and logs."""
+        return f"{self.name}@{(self.revision or self.sha256)[:12]}"
+
+
+def identify_networks(config: PipelineConfig) -> dict[str, str]:
+    """Every network a config asks for, with what pins it; empty where there is none.
+
+    Raises:
+        ModelMissing, ModelError: one is not pinned, or its folder is not there.
+    """
+    references: dict[str, ModelReference] = {}
+    if config.depth.source == "model":
+        references["depth network"] = depth_reference(config.depth)
+    if config.masks.source == "model":
+        references["mask network"] = mask_reference(config.masks)
+    if config.attributes.source == "model":
+        for index, reference in enumerate(attribute_references(config.attributes), start=1):
+            references[f"attribute network {index}"] = reference
+    for reference in references.values():
+        check_reference(reference)
+    return {what: identify(reference).short for what, reference in references.items()}
+
+
+def depth_reference(config: DepthConfig) -> ModelReference:
+    """The depth network; "demo" is the folder in the package."""
+    own = str(files("dto_pipeline.demo") / "assets" / "depth_tiny")
+    return ModelReference(own if config.model == DEMO_MODEL else config.model, config.revision, config.offline)
+
+
+def mask_reference(config: MaskConfig) -> ModelReference:
+    """The segmentation network."""
+    return ModelReference(config.model, config.revision, config.offline, knob="masks")
+
+
+def attribute_references(config: AttributeConfig) -> list[ModelReference]:
+    """One or two networks for ages and genders.
+
+    Raises:
+        ModelError: none is named.
+    """
+    asked = [(config.model, config.revision), (config.gender_model, config.gender_revision)]
+    named = [
+        ModelReference(name, revision, config.offline, config.trust_remote_code, "attributes")
+        for name, revision in asked
+        if name
+    ]
+    if not named:
+        raise ModelError("attributes.source is 'model' but attributes.model is empty; set it to a hub name or a folder")
+    return named
+
+
+def check_reference(reference: ModelReference) -> None:
+    """Refuse what is not pinned, before anything is downloaded.
+
+    Raises:
+        ModelError: no name, a folder without config.json, or a hub name without a commit.
+    """
+    if not reference.name:
+        raise ModelError(f"{reference.knob}.model is empty; set it to a hub name or a folder")
+    if reference.is_folder:
+        if not (Path(located(reference)) / "config.json").is_file():
+            raise ModelMissing(missing_text(reference, None, ""))
+        return
+    if not _COMMIT.fullmatch(reference.revision):
+        raise ModelError(
+            f"{reference.knob}.revision is {reference.revision!r}; a hub model must be pinned to a commit (40 "
+            f"hexadecimal digits), see https://huggingface.co/{reference.name}/commits/main"
+        )
+
+
+def identify(reference: ModelReference) -> ModelIdentity:
+    """The identity of a network whose files are there."""
+    if not reference.is_folder:
+        return ModelIdentity(reference.name, reference.revision, "")
+    folder = Path(located(reference))
+    digest = hashlib.sha256()
+    for path in sorted(found for pattern in _WEIGHTS for found in folder.glob(pattern)):
+        digest.update(path.name.encode() + b"\0")
+        with path.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return ModelIdentity(folder.name, "", digest.hexdigest())
+
+
+def located(reference: ModelReference) -> str:
+    return str(Path(reference.name).expanduser()) if reference.is_folder else reference.name
+
+
+def missing_text(reference: ModelReference, error: BaseException | None, hint: str) -> str:
+    knob, name = reference.knob, reference.name
+    reason = f" ({first_line(error)})" if error else ""
+    if reference.is_folder:
+        text = f"{knob}.model: folder {name!r} holds no network saved by transformers{reason}; expected config.json "
+        text += "and model.safetensors there"
+    else:
+        text = f"{knob}.model: {name} at {reference.revision} is not on this machine{reason}; on a machine with "
+        text += f"internet run `hf download {name} --revision {reference.revision} --local-dir FOLDER`, copy FOLDER "
+        text += f"here and set {knob}.model=FOLDER"
+    return f"{text}. {hint}".rstrip(". ") + "."
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(" .;:")

@@ -1,0 +1,200 @@
+"""What networks see in loaded scenes: disparity, instance masks, ages and genders; joined as the config asks.
+
+Owns the networks. Knows scenes in memory, no files and no batches of the optimiser. What each scene's masks and
+attributes came from goes into `Scene.origin`; an image a network cannot judge gets `Scene.problem`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import torch
+
+from dto_pipeline.config import PipelineConfig
+from dto_pipeline.models.attributes import Attributes, cut_crops, join_attributes
+from dto_pipeline.models.body import BodyModel
+from dto_pipeline.models.instance_matching import Instances, map_joints, match_instances
+from dto_pipeline.models.silhouettes import claim_pixels, project_joints, render_silhouettes, usable_people
+from dto_pipeline.scene import Scene
+
+if TYPE_CHECKING:
+    from dto_pipeline.models.attribute_models import AttributeModel
+    from dto_pipeline.models.depth_anything import DepthNetwork
+    from dto_pipeline.models.segmentation import InstanceNetwork
+
+_FACE = slice(24, 29)  # nose, eyes and ears of smplx's 45 joints
+_NECK = 12
+_FACE_REACH = 1.1  # half side of a face crop, in distances from neck to the middle of the face
+_BODY_REACH = 1.15  # a body crop is this many times as large as the box of the joints
+
+
+class Clock(Protocol):
+    """Times a stage by its name, see `dto_pipeline.timing.StageClock`."""
+
+    def __call__(self, stage: str, /) -> AbstractContextManager[None]: ...
+
+
+class Sight:
+    """The networks of one worker; light where the config asks for none."""
+
+    def __init__(self, config: PipelineConfig, body: BodyModel, device: torch.device | str = "cpu") -> None:
+        """Load the networks.
+
+        Raises:
+            ModelMissing, ModelError: one cannot be had as the config says.
+        """
+        self.config = config
+        self._body = body
+        self.depth: DepthNetwork | None = None
+        self._instances: InstanceNetwork | None = None
+        self._attributes: list[AttributeModel] = []
+        # imported where needed: transformers costs seconds that a run on files need not spend
+        if config.depth.source == "model":
+            from dto_pipeline.models.depth_anything import DepthNetwork
+
+            self.depth = DepthNetwork(config.depth, device)
+        if config.masks.source == "model":
+            from dto_pipeline.models.segmentation import InstanceNetwork
+
+            self._instances = InstanceNetwork(config.masks, device)
+        if config.attributes.source == "model":
+            from dto_pipeline.models.attribute_models import build_attribute_models
+
+            self._attributes = build_attribute_models(config.attributes, device)
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What the labels' metadata says of the networks; equal on every machine."""
+        facts = {} if self.depth is None else dict(self.depth.facts)
+        if self._instances is not None:
+            facts |= self._instances.facts
+        if self._attributes:
+            facts["attribute_models"] = ", ".join(model.identity.short for model in self._attributes)
+        return facts
+
+    def look(self, scenes: Sequence[Scene], clock: Clock) -> None:
+        """Fill in disparity, masks and attributes of scenes whose images are loaded; others stay as they are."""
+        able = [scene for scene in scenes if scene.problem is None and scene.num_people > 0]
+        if not able:
+            return
+        if self.depth is not None:
+            with clock("depth"):
+                self._see_depth(able)
+        with clock("masks"):
+            self._see_masks([scene for scene in able if scene.problem is None])
+        with clock("attributes"):
+            self._see_attributes([scene for scene in able if scene.problem is None])
+
+    def _see_depth(self, scenes: Sequence[Scene]) -> None:
+        assert self.depth is not None
+        for scene, found in zip(scenes, self.depth.estimate(_images(scenes)), strict=True):
+            scene.origin["depth"] = self.depth.origin
+            if isinstance(found, np.ndarray):
+                scene.disparity = found
+            else:
+                scene.problem = (found.status, str(found))
+
+    def _see_masks(self, scenes: Sequence[Scene]) -> None:
+        if self.config.masks.source == "none":
+            for scene in scenes:
+                scene.has_mask = np.zeros(scene.num_people, bool)
+                scene.origin["masks"] = "none"
+        if self._instances is not None and scenes:
+            sizes = [scene.masks.shape[1:] for scene in scenes if scene.masks is not None]
+            for scene, found in zip(scenes, self._instances.find(_images(scenes), sizes), strict=True):
+                self._assign(scene, found.masks, found.score)
+        for scene in scenes:
+            if scene.has_mask is not None and not scene.has_mask[usable_people(scene)].all():
+                self._draw_missing(scene)
+
+    def _assign(self, scene: Scene, masks: np.ndarray, score: np.ndarray) -> None:
+        """Give the instances found in an image to the people they fit."""
+        assert scene.masks is not None
+        assert self._instances is not None
+        silhouettes = render_silhouettes(scene, self._body, self.config.evidence.render_max_side)
+        joints = map_joints(project_joints(scene, self._body), (scene.height, scene.width), masks.shape[1:])
+        index, _ = match_instances(Instances(masks, score), silhouettes, joints, self.config.masks.min_match)
+        scene.has_mask = index >= 0
+        scene.masks = np.zeros_like(scene.masks)
+        scene.masks[scene.has_mask] = masks[index[scene.has_mask]]
+        scene.mask_score = np.full(scene.num_people, np.nan, np.float32)
+        scene.mask_score[scene.has_mask] = score[index[scene.has_mask]]
+        scene.origin["masks"] = self._instances.identity.short if scene.has_mask.any() else "none"
+
+    def _draw_missing(self, scene: Scene) -> None:
+        """People without a mask get their outline, minus what anybody else claims."""
+        assert scene.masks is not None
+        assert scene.has_mask is not None
+        silhouettes = render_silhouettes(scene, self._body, self.config.evidence.render_max_side)
+        scene.masks = claim_pixels(scene.masks, scene.has_mask, silhouettes)
+        seen = scene.origin.get("masks", "none")
+        scene.origin["masks"] = f"{seen} + rendered" if scene.has_mask.any() else "rendered"
+
+    def _see_attributes(self, scenes: Sequence[Scene]) -> None:
+        if self.config.attributes.source == "none":
+            for scene in scenes:
+                scene.age_years = np.full_like(scene.age_years, np.nan)
+                scene.male_prob = np.full_like(scene.male_prob, np.nan)
+                scene.origin["attributes"] = "unknown"
+        if not self._attributes:
+            return
+        people = [_unknown_people(scene) for scene in scenes]
+        crops = [_crops(scene, own, self._body) for scene, own in zip(scenes, people, strict=True)]
+        if not any(len(own) for own in people):
+            return
+        faces, bodies = (torch.cat(part) for part in zip(*crops, strict=True))
+        found = self._estimate(faces, bodies)
+        start = 0
+        for scene, own in zip(scenes, people, strict=True):
+            part = slice(start, start + len(own))
+            start = part.stop
+            if len(own):
+                self._fill(scene, own, Attributes(found.age_years[part], found.male_prob[part]))
+
+    def _estimate(self, faces: torch.Tensor, bodies: torch.Tensor) -> Attributes:
+        parts: list[Attributes] = []
+        step = self.config.attributes.batch
+        for start in range(0, len(faces), step):
+            part = slice(start, start + step)
+            parts.append(join_attributes([model.estimate(faces[part], bodies[part]) for model in self._attributes]))
+        names = ("age_years", "male_prob")
+        return Attributes(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+
+    def _fill(self, scene: Scene, people: np.ndarray, found: Attributes) -> None:
+        """Take over what the labels do not say."""
+        known = np.isfinite(scene.age_years).any() or np.isfinite(scene.male_prob).any()
+        for name in ("age_years", "male_prob"):
+            values = getattr(scene, name)
+            values[people] = np.where(np.isnan(values[people]), getattr(found, name), values[people])
+        models = ", ".join(model.identity.short for model in self._attributes)
+        scene.origin["attributes"] = f"{scene.origin.get('attributes', 'labels')} + {models}" if known else models
+
+
+def _unknown_people(scene: Scene) -> np.ndarray:
+    """(n,) indices of people to look at: labels that can be used, age or gender unknown."""
+    usable = usable_people(scene)
+    return usable[np.isnan(scene.age_years[usable]) | np.isnan(scene.male_prob[usable])]
+
+
+def _crops(scene: Scene, people: np.ndarray, body: BodyModel) -> tuple[torch.Tensor, torch.Tensor]:
+    """Face and body crops (n, 3, s, s) of some people, placed by their labelled bodies (and boxes, where known)."""
+    assert scene.image is not None
+    joints = project_joints(scene, body)[people]
+    face = joints[:, _FACE].mean(1)
+    reach = _FACE_REACH * np.linalg.norm(face - joints[:, _NECK], axis=1, keepdims=True)
+    faces = np.concatenate([face - reach, face + reach], axis=1)
+    low, high = joints.min(1), joints.max(1)
+    centre, half = (low + high) / 2, (high - low) / 2 * _BODY_REACH
+    boxes = np.concatenate([centre - half, centre + half], axis=1)
+    told = scene.bbox_xyxy[people]
+    boxes = np.where(np.isfinite(told).all(1, keepdims=True), told, boxes)
+    return cut_crops(scene.image, faces), cut_crops(scene.image, boxes)
+
+
+def _images(scenes: Iterable[Scene]) -> list[np.ndarray]:
+    images = [scene.image for scene in scenes]
+    assert all(image is not None for image in images)
+    return images  # type: ignore[return-value]

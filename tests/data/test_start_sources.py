@@ -1,0 +1,209 @@
+"""What a manifest may start from besides CameraHMR's files: our own labels, predictions, RelativeHuman."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from dto_pipeline.data.labels import build_label_table, write_label_shard
+from dto_pipeline.data.manifest import Manifest, build_manifest
+from dto_pipeline.data.manifest_findings import read_findings
+from dto_pipeline.data.sources import SOURCES
+from dto_pipeline.data.sources.rows import LabelFileError, SourceOptions
+from dto_pipeline.scene import PlacedScene, Scene
+from dto_pipeline.status import ImageStatus, PersonStatus
+from tests.data.small_set import HEIGHT, WIDTH, all_rows, small_dataset, write_image
+
+AFTER, BEFORE = SourceOptions("after"), SourceOptions("before")
+
+
+def placed_scene(name, people, seed):
+    """An image after a run: everybody moved, one shape coefficient changed."""
+    random = np.random.default_rng(seed)
+
+    def some(*shape):
+        return random.uniform(1, 2, (people, *shape)).astype(np.float32)
+
+    scene = Scene(
+        image_id=f"small/{name}",
+        subset="small",
+        image_path=name,
+        width=WIDTH,
+        height=HEIGHT,
+        intrinsics=np.array([[40, 0, WIDTH / 2], [0, 40, HEIGHT / 2], [0, 0, 1.0]]),
+        pose=some(72),
+        betas=some(11),
+        transl=some(3),
+        source_row=np.arange(people),
+        bbox_xyxy=some(4),
+        det_score=some(),
+        age_years=some(),
+        male_prob=some() / 2,
+        person_problem=[None] * people,
+    )
+    betas, index = scene.betas.copy(), np.where(np.arange(people) % 2, 9, -1)
+    betas[index >= 0, index[index >= 0]] += 1
+    numbers = {
+        name: some()
+        for name in (
+            *("scale", "height_init_m", "height_m", "prior_mean_m", "prior_sigma_m", "depth_mean", "depth_std"),
+            *("slope", "corr", "z_sigma_m"),
+        )
+    }
+    return PlacedScene(
+        scene=scene,
+        status=ImageStatus.OPTIMIZED,
+        message=None,
+        person_status=[PersonStatus.MOVED] * people,
+        person_message=[None] * people,
+        height_class=np.zeros(people, np.int32),
+        is_optimized=True,
+        is_accepted=True,
+        deviation=0.5,
+        alpha=(1.0, 1.0),
+        beta=(1.0, 1.0),
+        used_ground=False,
+        betas=betas,
+        transl=scene.transl * 2,
+        beta_index=index.astype(np.int32),
+        mask_pixels=np.ones(people, np.int32),
+        visible_vertices=np.ones(people, np.int32),
+        depth_group=np.zeros(people, np.int32),
+        **numbers,
+    )
+
+
+def write_run(root):
+    """Two label shards in a run's folder; the images they are about."""
+    (root / "run/labels").mkdir(parents=True)
+    shards = [[placed_scene("a.jpg", 3, 0), placed_scene("none.jpg", 0, 1)], [placed_scene("b.jpg", 2, 2)]]
+    for number, placed in enumerate(shards):
+        write_label_shard(build_label_table(placed), root / f"run/labels/shard-{number:05d}.parquet", {})
+    for name in ("a.jpg", "b.jpg"):
+        write_image(root, name)
+    return [item for placed in shards for item in placed]
+
+
+def build(root, **changes):
+    report = build_manifest(small_dataset(root, **changes), root / "m.parquet", progress=False)
+    return all_rows(Manifest.open(root / "m.parquet")), report
+
+
+@pytest.mark.parametrize("where", ["run", "run/labels"])
+@pytest.mark.parametrize("values", ["after", "before"])
+def test_another_runs_labels_start_a_manifest_with_either_values(tmp_path, values, where):
+    placed = write_run(tmp_path)
+    rows, report = build(tmp_path, source="labels", labels=where, label_values=values)
+    assert [row["image_path"] for row in rows] == ["a.jpg", "b.jpg"]
+    assert [row["attribute_origin"] for row in rows] == ["labels", "labels"]
+    assert report.persons == 5
+    for row, item in zip(rows, [placed[0], placed[2]], strict=True):
+        wanted = item if values == "after" else item.scene
+        for column, numbers in (("pose", item.scene.pose), ("betas", wanted.betas), ("transl", wanted.transl)):
+            np.testing.assert_array_equal([p[column] for p in row["persons"]], numbers)
+        for column in ("age_years", "male_prob", "det_score", "bbox_xyxy"):
+            np.testing.assert_array_equal([p[column] for p in row["persons"]], getattr(item.scene, column))
+        assert (row["fx"], row["cx"]) == (40, WIDTH / 2)
+
+
+def test_one_label_file_is_enough_and_others_are_refused(tmp_path):
+    write_run(tmp_path)
+    shard = tmp_path / "run/labels/shard-00001.parquet"
+    with SOURCES["labels"](shard, AFTER) as source:
+        assert source.num_rows == 2
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(LabelFileError, match="holds no label file"):
+        SOURCES["labels"](tmp_path / "empty", AFTER)
+    shard.write_bytes(shard.read_bytes()[:-20])
+    with pytest.raises(LabelFileError, match="shard-00001"):
+        SOURCES["labels"](tmp_path / "run", AFTER)
+    pq.write_table(pa.table({"a": [1]}), shard)
+    with pytest.raises(LabelFileError, match="dto-labels/1"):
+        SOURCES["labels"](shard, AFTER)
+
+
+def test_label_files_without_people_are_refused(tmp_path):
+    write_label_shard(build_label_table([placed_scene("n.jpg", 0, 0)]), tmp_path / "x.parquet", {})
+    with pytest.raises(LabelFileError, match="no label row"):
+        SOURCES["labels"](tmp_path / "x.parquet", AFTER)
+
+
+def write_predictions(root, names, **changes):
+    random, people = np.random.default_rng(0), len(names)
+    arrays: dict[str, Any] = {
+        "image": np.array(names),
+        "pose": random.normal(size=(people, 72)).astype(np.float32),
+        "betas": random.normal(size=(people, 10)),
+        "transl": random.uniform(1, 5, (people, 3)),
+        "focal": np.full(people, 40.0),
+        "det_score": np.linspace(0, 1, people),
+    }
+    arrays = {key: value for key, value in {**arrays, **changes}.items() if value is not None}
+    np.savez(root / "p.npz", **arrays)
+    return arrays
+
+
+def test_a_plain_folder_and_any_networks_predictions_make_a_manifest(tmp_path):
+    for name in ("a.jpg", "b.jpg"):
+        write_image(tmp_path, name)
+    write_image(tmp_path, "b.jpg", width=2 * WIDTH)
+    arrays = write_predictions(tmp_path, ["a.jpg", "b.jpg", "a.jpg"])
+    rows, report = build(tmp_path, source="predictions", labels="p.npz")
+    assert [(row["fx"], row["cx"], row["cy"]) for row in rows] == [
+        (40, WIDTH / 2, HEIGHT / 2),
+        (40, WIDTH, HEIGHT / 2),
+    ]
+    assert [row["problem"] for row in rows] == [None, None]
+    scores = {p["source_row"]: p["det_score"] for row in rows for p in row["persons"]}
+    np.testing.assert_allclose([scores[row] for row in range(3)], arrays["det_score"])
+    assert list(report.notes.values()) == [3]  # told: their principal point is the image's centre
+
+
+def test_predictions_without_any_camera_are_rows_with_a_problem(tmp_path):
+    write_image(tmp_path, "a.jpg")
+    write_predictions(tmp_path, ["a.jpg"], focal=None)
+    rows, report = build(tmp_path, source="predictions", labels="p.npz")
+    assert rows[0]["problem_status"] == "label_invalid"
+    assert report.camera_faults == {"intrinsics are not finite": 1}
+
+
+def annotate(root, *names):
+    person: dict[str, Any] = {"kp2d": None, "depth_id": 0, "age": 2, "gender": 1, "bbox": [0, 0, 9, 9]}
+    annots: Any = {name: [person] for name in names}
+    np.savez(root / "val_annots.npz", annots=annots)
+
+
+def test_relative_human_is_for_evaluation_unless_somebody_predicted_its_people(tmp_path):
+    annotate(tmp_path, "a.jpg")
+    with pytest.raises(LabelFileError, match=r"no bodies and no cameras.*predictions"):
+        build(tmp_path, source="relative_human", labels="val_annots.npz")
+
+
+def test_relative_human_takes_predicted_people_and_nothing_annotated(tmp_path):
+    annotate(tmp_path, "a.jpg", "unseen.jpg")
+    for name in ("a.jpg", "c.jpg"):
+        write_image(tmp_path, name)
+    write_predictions(tmp_path, ["a.jpg", "a.jpg", "c.jpg"])
+    rows, report = build(tmp_path, source="relative_human", labels="val_annots.npz", predictions="p.npz")
+    assert [len(row["persons"]) for row in rows] == [2, 1]
+    assert all(np.isnan(p["age_years"]) and np.isnan(p["male_prob"]) for row in rows for p in row["persons"])
+    told = {row["image"]: row["reason"] for row in read_findings(tmp_path / "m.parquet").to_pylist()}
+    assert "nobody was predicted" in told["unseen.jpg"]
+    assert "not annotated" in told["c.jpg"]
+    assert report.findings["source"] == 2
+
+
+def test_relative_human_files_of_another_kind_are_refused(tmp_path):
+    write_predictions(tmp_path, ["a.jpg"])
+    options = SourceOptions(predictions=tmp_path / "p.npz")
+    with pytest.raises(LabelFileError, match="does not exist"):
+        SOURCES["relative_human"](tmp_path / "none.npz", options)
+    with pytest.raises(LabelFileError, match="no such array"):
+        SOURCES["relative_human"](tmp_path / "p.npz", options)
+    (tmp_path / "x.npz").write_bytes(b"text")
+    with pytest.raises(LabelFileError, match=r"x\.npz"):
+        SOURCES["relative_human"](tmp_path / "x.npz", options)

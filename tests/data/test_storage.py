@@ -1,0 +1,180 @@
+"""Places of files behind URIs: fsspec's in-process ``memory://`` stands for any object store here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+
+from dto_pipeline.data.images import ImageCorrupt, ImageMissing, open_folder
+from dto_pipeline.data.manifest import Manifest, build_manifest, report_path
+from dto_pipeline.data.manifest_check import check_manifest
+from dto_pipeline.data.manifest_findings import read_findings
+from dto_pipeline.data.storage import (
+    StorageError,
+    as_location,
+    base_name,
+    beside,
+    exists,
+    join_location,
+    list_names,
+    local_copy,
+    read_head,
+    write_bytes,
+    written,
+)
+from dto_pipeline.data.tar_images import open_images
+from dto_pipeline.paths import UnsafePath
+from tests.data.small_set import (
+    HEIGHT,
+    WIDTH,
+    all_rows,
+    build_small,
+    label_arrays,
+    small_dataset,
+    write_image,
+    write_labels_file,
+)
+from tests.tars import jpeg, write_tar
+
+NAMES = ["x/b.jpg", "x/a.jpg", "x/b.jpg", "gone.jpg"]
+
+
+@pytest.fixture
+def bucket():
+    files = fsspec.filesystem("memory")
+    files.rm("/", recursive=True)
+    yield files
+    files.rm("/", recursive=True)
+
+
+def upload(files, folder: Path, root: str) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            files.pipe(f"{root}/{path.relative_to(folder)}", path.read_bytes())
+
+
+def fail_half_way(location: str) -> None:
+    with written(location) as local:
+        local.write_bytes(b"half")
+        raise RuntimeError
+
+
+def test_file_uris_are_plain_paths():
+    assert as_location("file:///a/b%20c.npz") == Path("/a/b c.npz")
+    assert as_location("a/b") == Path("a/b")
+
+
+def test_locations_are_joined_and_renamed_without_losing_their_query():
+    uri = "s3://bucket/data?endpoint_override=localhost:1"
+    assert join_location(uri, "a//b.jpg") == "s3://bucket/data/a/b.jpg?endpoint_override=localhost:1"
+    assert beside("s3://bucket/m.parquet?region=x", ".report.json") == "s3://bucket/m.report.json?region=x"
+    assert beside(Path("d/m.parquet"), ".report.json") == Path("d/m.report.json")
+    assert base_name("s3://bucket/d/m.parquet?region=x") == "m.parquet"
+    with pytest.raises(UnsafePath):
+        join_location(uri, "../x")
+
+
+def test_passwords_and_unknown_schemes_are_refused():
+    with pytest.raises(StorageError, match="environment") as raised:
+        as_location("s3://key:hush@bucket/x")
+    assert "hush" not in str(raised.value)
+    with pytest.raises(StorageError, match="nowhere://x"):
+        exists("nowhere://x/y")
+
+
+def test_a_file_appears_whole_or_not_at_all(bucket):
+    with written("memory://d/e/x.bin") as local:
+        local.write_bytes(b"abc")
+        assert not exists("memory://d/e/x.bin")
+    assert bucket.cat("/d/e/x.bin") == b"abc"
+    with pytest.raises(RuntimeError):
+        fail_half_way("memory://d/e/y.bin")
+    write_bytes("memory://d/e/x.bin", b"new")
+    assert bucket.cat("/d/e/x.bin") == b"new"
+    assert bucket.ls("/d/e", detail=False) == ["/d/e/x.bin"]
+
+
+def test_files_and_folders_are_copied_for_as_long_as_needed(bucket):
+    for name in ("labels/a.parquet", "labels/b/c.parquet", "labels/d.txt"):
+        bucket.pipe(f"/r/{name}", name.encode())
+    with local_copy("memory://r/labels", (".parquet",)) as folder:
+        found = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+        assert found == ["a.parquet", "b/c.parquet"]
+    assert not folder.exists()
+    with local_copy("memory://r/labels/a.parquet") as file:
+        assert file.read_bytes() == b"labels/a.parquet"
+    with pytest.raises(FileNotFoundError), local_copy("memory://r/none.npz"):
+        pass
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_names_are_listed_and_read_alike_everywhere(bucket, tmp_path, remote):
+    for name in ("a/1.jpg", "a/b/2.JPG", "3.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode())
+    upload(bucket, tmp_path, "/box")
+    root = "memory://box" if remote else tmp_path
+    assert sorted(list_names(root, (".jpg",))) == ["a/1.jpg", "a/b/2.JPG"]
+    assert sorted(list_names(root, ("",), "a/b")) == ["a/b/2.JPG"]
+    assert read_head(root, "a/1.jpg", 3) == b"a/1"
+    with pytest.raises(UnsafePath):
+        read_head(root, "../1.jpg", 3)
+    with pytest.raises(FileNotFoundError):
+        list(list_names(as_location("memory://none") if remote else tmp_path / "none", ("",)))
+
+
+def test_images_behind_a_uri_are_judged_like_files(bucket, tmp_path):
+    bucket.pipe("/i/a.jpg", jpeg(60))
+    bucket.pipe("/i/cut.jpg", jpeg()[:100])
+    store = open_folder("memory://i")
+    assert store.size("a.jpg") == (32, 24)
+    assert int(store.read("a.jpg").rgb.mean()) == 60
+    with pytest.raises(ImageMissing):
+        store.size("b.jpg")
+    with pytest.raises(ImageCorrupt):
+        store.read("cut.jpg")
+    with pytest.raises(ImageCorrupt, match="leaves its folder"):
+        store.read("../a.jpg")
+
+
+def test_a_manifest_is_built_checked_and_read_without_a_local_file(bucket, tmp_path):
+    for name in ("x/b.jpg", "x/a.jpg", "x/c.jpg"):
+        write_image(tmp_path, name)
+    local, _ = build_small(tmp_path, NAMES, depth="")
+    upload(bucket, tmp_path, "/data")
+    out = "memory://out/small.parquet"
+    report = build_manifest(small_dataset("memory://data", depth=""), out, progress=False)
+    manifest = Manifest.open(out)
+    assert manifest.fingerprint == local.fingerprint
+    assert manifest.images_root == "memory://data/images"
+    assert report.findings == {"image_missing": 1, "image_without_labels": 1}
+    assert read_findings(out).num_rows == 2
+    assert exists(report_path(out))
+    assert check_manifest(out, deep=True, progress=False).counts == {"fine": 2, "known": 1}
+
+
+def test_file_uris_build_the_same_manifest_as_paths(tmp_path):
+    write_image(tmp_path, "x/b.jpg")
+    write_image(tmp_path, "x/a.jpg")
+    local, _ = build_small(tmp_path, NAMES)
+    bytes_before = local.path.read_bytes()
+    root = as_location(tmp_path.as_uri())
+    build_manifest(small_dataset(root), (tmp_path / "small.parquet").as_uri(), progress=False)
+    assert local.path.read_bytes() == bytes_before
+
+
+def test_tars_behind_a_uri_are_read_in_place(bucket, tmp_path):
+    write_labels_file(tmp_path, label_arrays(["insta-train/a/b/1.jpg", "insta-train/a/b/2.jpg"]))
+    write_tar(tmp_path / "tars" / "0.tar", {"a/b/1.jpg": jpeg(50, WIDTH, HEIGHT), "a/b/3.jpg": jpeg(70)})
+    upload(bucket, tmp_path, "/data")
+    dataset = small_dataset("memory://data", images="tars", images_in="tars", key_parts=3, depth="")
+    build_manifest(dataset, "memory://out/m.parquet", progress=False)
+    manifest = Manifest.open("memory://out/m.parquet")
+    files = [row["image_file"] for row in all_rows(manifest)]
+    assert files == ["0.tar!a/b/1.jpg", "insta-train/a/b/2.jpg"]
+    store = open_images(manifest.images_root, manifest.path)
+    assert int(store.read(files[0]).rgb.mean()) == 50
+    np.testing.assert_array_equal(store.size(files[0]), (WIDTH, HEIGHT))

@@ -1,0 +1,249 @@
+"""The joint solver on crowds small enough to draw: exact lines, invariants, outliers, honest uncertainty."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dto_pipeline.config import JointConfig, PriorConfig
+from dto_pipeline.maths.depth_line import AFFINE_DEPTH, AFFINE_DISPARITY, line_coefficients, log_distance
+from dto_pipeline.maths.group_fits import CODE
+from dto_pipeline.maths.height_mixture import build_height_mixture, class_shares, summarise_mixture
+from dto_pipeline.maths.height_prior import build_height_prior, classify_heights
+from dto_pipeline.maths.joint_solver import fit_jointly
+from dto_pipeline.scene import DepthEvidence, GroupFits
+from dto_pipeline.status import FitStatus, PersonStatus
+
+PRIOR, JOINT = PriorConfig(), JointConfig()
+NAN = torch.nan
+
+
+def crowd(
+    z: list[list[float]],
+    height: list[list[float]] | None = None,
+    factor: list[list[float]] | None = None,
+    age: float = 30.0,
+    line: tuple[float, float] = (500.0, 0.0),
+    inverse: bool = False,
+    error: list[list[float]] | None = None,
+    config: JointConfig = JOINT,
+    usable: torch.Tensor | None = None,
+    present: torch.Tensor | None = None,
+) -> GroupFits:
+    """Fit people of true distances `z` [m] whose labels are `factor` too large and whose depth errs by `error`.
+
+    line: (alpha, beta) of z = alpha depth + beta, or with `inverse` (a, b) of disparity = a / z + b.
+    """
+    true_z = torch.tensor(z, dtype=torch.float64)
+    true_height = torch.full_like(true_z, 1.715) if height is None else torch.tensor(height, dtype=torch.float64)
+    scale = torch.ones_like(true_z) if factor is None else torch.tensor(factor, dtype=torch.float64)
+    depth = 1 / (line[0] / true_z + line[1]) if inverse else (true_z - line[1]) / line[0]
+    depth = depth * (1 + (0 if error is None else torch.tensor(error, dtype=torch.float64)))
+    shape = true_z.shape
+    usable = torch.ones(shape, dtype=torch.bool) if usable is None else usable
+    present = torch.ones(shape, dtype=torch.bool) if present is None else present
+    ages = torch.full(shape, age)
+    label_height, label_z = true_height * scale, true_z * scale
+    evidence = DepthEvidence(
+        depth=torch.where(usable, depth, NAN)[..., None].expand(*shape, 2),
+        z=torch.where(usable, label_z, NAN)[..., None].expand(*shape, 2),
+        depth_std=torch.full(shape, 1e-4, dtype=torch.float64),
+        slope=torch.full(shape, NAN, dtype=torch.float64),
+        corr=torch.zeros(shape, dtype=torch.float64),
+        pixels=torch.full((*shape, 4), 5000),
+        bounds=torch.zeros((*shape, 2), dtype=torch.float64),
+        ground_row=torch.zeros(shape, dtype=torch.float64),
+        usable=usable,
+        cut=torch.where(usable, 0, 1),
+        group=torch.where(usable, 0, -1),
+    )
+    unknown = torch.full(shape, NAN)
+    mixture = build_height_mixture(label_height, ages, unknown, PRIOR, config)
+    table = build_height_prior(label_height, classify_heights(ages, unknown, PRIOR), PRIOR)
+    return fit_jointly(evidence, summarise_mixture(mixture, table), mixture, label_z, present, config, 2.1)
+
+
+def test_an_exact_crowd_of_average_people_stands_where_it_should() -> None:
+    z = [[3.0, 4.0, 5.5, 7.0, 9.0]]
+    fits = crowd(z, factor=[[1.3, 1.0, 0.9, 1.2, 1.1]])
+    assert fits.outcome.tolist() == [[CODE[PersonStatus.MOVED]] * 5]
+    assert np.allclose(fits.new_z.numpy(), z, rtol=0.03)
+    assert np.allclose(fits.new_z.numpy() / fits.new_z[0, 0].item() * 3.0, z, rtol=0.02)  # ratios come from depth
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+def test_an_offset_is_found_and_the_right_model_is_chosen(inverse: bool) -> None:
+    config = replace(JOINT, share_sigma=0.5)
+    z = [[2.0, 2.5, 3.0, 4.0, 5.0, 7.0, 10.0, 14.0, 18.0, 20.0]]
+    line = (500.0, 40.0) if inverse else (400.0, 1.2)
+    fits = crowd(z, line=line, inverse=inverse, config=config)
+    assert fits.posterior is not None
+    assert fits.posterior.depth_model.item() == (AFFINE_DISPARITY if inverse else AFFINE_DEPTH)
+    assert np.allclose(fits.new_z.numpy(), z, rtol=0.06)
+    assert fits.alpha.isnan().all() == inverse
+
+
+def test_one_wrong_depth_spoils_nobody_else_and_is_not_believed() -> None:
+    z = np.array([3.0, 4.0, 5.0, 6.0, 7.0, 8.0])
+    found = crowd([z.tolist()], error=[[0, 0, 0.8, 0, 0, 0]]).new_z.numpy()[0]
+    others = [0, 1, 3, 4, 5]
+    assert np.allclose(found[others], z[others], rtol=0.03)
+    assert abs(found[2] - 5) < 0.5 * 0.8 * 5  # less than half of what its depth says: it may be a child, or wrong
+
+
+def test_one_wrong_height_spoils_neither_its_person_nor_the_others() -> None:
+    """A child that everybody takes for an adult stands where its depth says."""
+    z = [[3.0, 4.0, 5.0, 6.0, 7.0, 8.0]]
+    fits = crowd(z, height=[[1.7, 1.72, 1.1, 1.7, 1.73, 1.7]], factor=[[1, 1, 1.5, 1, 1, 1]])
+    assert np.allclose(fits.new_z.numpy(), z, rtol=0.06)
+
+
+def test_nobody_becomes_taller_than_people_are() -> None:
+    """Everybody's depth and height agree that they are giants, but for the limit."""
+    config = replace(JOINT, anybody_mean=2.4, anybody_weight=0.9)
+    fits = crowd([[3.0, 4.0, 5.0]], height=[[2.4, 2.5, 2.6]], config=config)
+    height = fits.new_z.numpy() / [3.0, 4.0, 5.0] * [2.4, 2.5, 2.6]
+    assert height.max() <= 2.1 + 1e-9
+    assert height.max() > 2.0
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.permutations(range(4)))
+def test_the_order_of_people_changes_nothing(order: list[int]) -> None:
+    z, factor = [3.0, 4.5, 5.0, 8.0], [1.2, 1.0, 0.9, 1.4]
+    before = crowd([z], factor=[factor])
+    after = crowd([[z[i] for i in order]], factor=[[factor[i] for i in order]])
+    assert torch.allclose(before.new_z[:, order], after.new_z, rtol=1e-9)
+    assert before.posterior is not None
+    assert after.posterior is not None
+    shuffled = before.posterior.z_covariance[:, order][:, :, order]
+    assert torch.allclose(shuffled, after.posterior.z_covariance, rtol=1e-7)
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.lists(st.floats(2.0, 15.0), min_size=4, max_size=4), st.floats(0.6, 1.6))
+def test_padding_and_neighbours_in_a_batch_change_nothing(other: list[float], factor: float) -> None:
+    z = [3.0, 4.0, 6.0]
+    alone = crowd([z])
+    both = torch.tensor([[True] * 3 + [False], [True] * 4])
+    batched = crowd([[*z, 5.0], other], factor=[[1.0] * 4, [factor] * 4], usable=both, present=both)
+    assert torch.allclose(alone.new_z[0], batched.new_z[0, :3], rtol=1e-9)
+    assert batched.outcome[0, 3] == CODE[PersonStatus.NOT_RUN]
+    assert alone.deviation[0].item() == pytest.approx(batched.deviation[0].item())
+
+
+def test_two_people_are_compared_by_their_depths() -> None:
+    fits = crowd([[3.0, 6.0]], height=[[1.6, 1.85]])  # by heights alone the ratio would be 2 * 1.6 / 1.85 = 1.73
+    assert fits.outcome.tolist() == [[CODE[PersonStatus.MOVED]] * 2]
+    assert fits.is_optimized.item()
+    assert (fits.new_z[0, 1] / fits.new_z[0, 0]).item() > 1.8
+
+
+def test_one_person_stands_by_its_height_prior() -> None:
+    fits = crowd([[4.0]], height=[[1.715]], factor=[[1.2]])
+    assert fits.outcome.item() == CODE[PersonStatus.PLACED_BY_PRIOR]
+    assert fits.status.tolist() == [[int(FitStatus.PRIOR_ONLY)] * 2]
+    assert fits.new_z.item() == pytest.approx(4.0, rel=0.05)
+    assert not fits.is_optimized.item()
+
+
+def test_a_person_without_depth_is_placed_with_less_certainty() -> None:
+    usable = torch.tensor([[True, True, True, False]])
+    fits = crowd([[3.0, 4.0, 5.0, 5.0]], usable=usable)
+    assert fits.posterior is not None
+    sigma = fits.posterior.z_covariance.diagonal(dim1=-2, dim2=-1).sqrt()[0]
+    assert fits.outcome[0, 3] == CODE[PersonStatus.PLACED_BY_PRIOR]
+    assert sigma[3] > 1.2 * sigma[2]
+
+
+def test_a_depth_that_is_not_finite_costs_its_own_person_only() -> None:
+    fits = crowd([[3.0, 4.0, 5.0]], error=[[0.0, 0.0, float("inf")]])
+    assert fits.outcome.tolist() == [[CODE[PersonStatus.MOVED]] * 2 + [CODE[PersonStatus.PLACED_BY_PRIOR]]]
+    assert torch.allclose(fits.new_z[:, :2], crowd([[3.0, 4.0]]).new_z, rtol=1e-9)
+
+
+def test_a_height_that_is_not_finite_costs_its_own_scene_only() -> None:
+    z = [[3.0, 4.0, 5.0], [3.0, 4.0, 5.0]]
+    fits = crowd(z, height=[[1.715, 1.715, float("nan")], [1.715] * 3])
+    assert set(fits.outcome[0].tolist()) == {CODE[PersonStatus.NO_FIT]}
+    assert fits.status[0].tolist() == [int(FitStatus.DEGENERATE)] * 2
+    assert torch.allclose(fits.new_z[1], crowd([z[1]]).new_z[0], rtol=1e-9)
+
+
+def test_intervals_hold_what_they_say_where_the_model_is_true() -> None:
+    """Heights and depth errors drawn from the solver's own laws: z, pairs and heights fall inside as often as said."""
+    config = replace(JOINT, population_sigma=0.0, label_height_sigma=1e3, anybody_weight=1e-9)
+    config = replace(config, share_sigma=0.01, edge_sigma=0.0, size_sigma=1e-4)
+    rng = np.random.default_rng(4)
+    z = rng.uniform(2.5, 9.0, (300, 5))
+    female = rng.random(z.shape) < 0.5
+    height = np.where(female, 1.647, 1.784) * np.exp(rng.normal(0, np.where(female, 0.0707 / 1.647, 0.0759 / 1.784)))
+    width = rng.choice(config.tail_widths, z.shape, p=np.array(config.tail_weights) / sum(config.tail_weights))
+    level = rng.choice(config.noise_levels, (300, 1))
+    error = np.expm1(rng.normal(0, config.depth_sigma * width * level))
+    config = replace(config, unknown_age_below=(0.0, 0.0, 0.0))
+    fits = crowd(z.tolist(), height.tolist(), error=error.tolist(), config=config)
+    assert fits.posterior is not None
+    covariance = fits.posterior.z_covariance.numpy()
+    miss = fits.new_z.numpy() - z
+    sigma = np.sqrt(covariance.diagonal(axis1=1, axis2=2))
+    apart = (miss[:, 0] - miss[:, 1]) / np.sqrt(covariance[:, 0, 0] + covariance[:, 1, 1] - 2 * covariance[:, 0, 1])
+    for normalised in (miss / sigma, apart):
+        for reach, share in ((0.674, 0.5), (1.282, 0.8), (1.960, 0.95)):
+            assert np.mean(np.abs(normalised) < reach) == pytest.approx(share, abs=0.06)
+
+
+def test_both_lines_are_one_where_there_is_no_offset() -> None:
+    scale, share = torch.tensor(1.3, dtype=torch.float64), torch.tensor(1.0, dtype=torch.float64)
+    depth = torch.tensor([-0.5, 0.0, 0.7], dtype=torch.float64)
+    for model in (AFFINE_DEPTH, AFFINE_DISPARITY):
+        log_z, elasticity = log_distance(scale, share, depth, torch.tensor(model))
+        assert torch.allclose(log_z, scale + depth)
+        assert torch.allclose(elasticity, torch.ones(3, dtype=torch.float64))
+
+
+@given(st.floats(0.5, 3.0), st.floats(0.6, 1.4), st.floats(0.001, 0.05), st.floats(-0.4, 0.4))
+def test_the_coefficients_of_a_line_are_the_line(scale: float, share: float, typical: float, away: float) -> None:
+    values = [torch.tensor(x, dtype=torch.float64) for x in (scale, share, typical, away)]
+    depth = typical * np.exp(away)
+    for model in (AFFINE_DEPTH, AFFINE_DISPARITY):
+        log_z, _ = log_distance(values[0], values[1], values[3], torch.tensor(model))
+        slope, offset = line_coefficients(values[0], values[1], values[2], torch.tensor(model))
+        found = slope * depth + offset if model == AFFINE_DEPTH else 1 / (slope / depth + offset)
+        assert found.item() == pytest.approx(log_z.exp().item(), rel=1e-9)
+
+
+@given(st.floats(0.3, 80.0), st.floats(0.0, 1.0))
+def test_class_shares_are_probabilities_and_follow_age(age: float, male: float) -> None:
+    share = class_shares(torch.tensor(age).double(), torch.tensor(male).double(), PRIOR, JOINT)
+    assert share.sum().item() == pytest.approx(1.0)
+    assert (share >= 0).all()
+    certain = min(abs(np.log(age / limit)) for limit in PRIOR.age_limits) > 0.6
+    if certain and age < 15:
+        assert share.argmax().item() == np.searchsorted(PRIOR.age_limits, age)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_whatever_comes_in_nothing_raises_and_who_is_placed_has_a_place_and_a_sigma(data: st.DataObject) -> None:
+    def rows(values: st.SearchStrategy[float]) -> list[list[float]]:
+        return data.draw(st.lists(st.lists(values, min_size=3, max_size=3), min_size=2, max_size=2))
+
+    fits = crowd(
+        rows(st.floats(0.02, 3000)),
+        rows(st.floats(0.05, 7)),
+        factor=rows(st.floats(0.01, 50)),
+        error=rows(st.sampled_from([0.0, 0.0, -0.999, 1e6, float("nan")])),
+        age=data.draw(st.sampled_from([0.0, 0.01, 5.0, 30.0, 300.0, float("nan")])),
+    )
+    placed = (fits.outcome == CODE[PersonStatus.MOVED]) | (fits.outcome == CODE[PersonStatus.PLACED_BY_PRIOR])
+    assert fits.posterior is not None
+    variance = fits.posterior.z_covariance.diagonal(dim1=-2, dim2=-1)
+    assert (fits.new_z[placed] > 0).all()
+    assert (variance[placed] > 0).all()
+    assert fits.posterior.height_sigma[placed].isfinite().all()

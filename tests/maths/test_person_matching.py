@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dto_pipeline.maths.camera import project
+from dto_pipeline.maths.person_matching import (
+    BodyViews,
+    MatchRule,
+    Queries,
+    assign_people,
+    carry_to_camera,
+    compare_people,
+    head_sizes,
+    pair_people,
+    suppress_duplicates,
+    view_bodies,
+)
+
+RULE = MatchRule()
+CAMERA = torch.tensor([[300.0, 0, 80], [0, 300, 60], [0, 0, 1]], dtype=torch.float64)
+UPRIGHT = torch.tensor([torch.pi] + [0.0] * 71)
+
+
+def stand(body, places):
+    """Joints (n, 45, 3) of people standing at places (n, 3) [m]."""
+    places = torch.tensor(places, dtype=torch.float32)
+    return body.joints(UPRIGHT.expand(len(places), 72), torch.zeros(len(places), 11), places)
+
+
+def view(joints):
+    return view_bodies(joints, CAMERA.expand(len(joints), 3, 3))
+
+
+def ask(views, visible=None):
+    """Queries whose keypoints are their bodies' joints; `visible` (n, 45) or everywhere."""
+    everywhere = torch.ones(views.joints.shape[:2], dtype=torch.bool)
+    return Queries(views, views.joints, everywhere if visible is None else visible)
+
+
+def ask_without_keypoints(views):
+    return ask(views, torch.zeros(views.joints.shape[:2], dtype=torch.bool))
+
+
+def one_image(count):
+    return torch.tensor([count])
+
+
+def test_the_head_is_as_large_as_the_bodys_head_and_scales_with_distance(body):
+    joints = stand(body, [(0, 0, 3.0), (0, 0, 6.0)])
+    rest = body.vertices(torch.zeros(1, 72), torch.zeros(1, 11), torch.zeros(1, 3))[0]
+    neck = body.joints(torch.zeros(1, 72), torch.zeros(1, 11), torch.zeros(1, 3))[0, 12]
+    near, far = head_sizes(joints.double(), CAMERA.expand(2, 3, 3))
+    assert near == pytest.approx(300 / 3.0 * (rest[:, 1].max() - neck[1]).item(), rel=0.05)
+    assert near / far == pytest.approx(2, rel=0.02)
+
+
+def test_a_head_seen_from_above_keeps_its_size(body):
+    lying = UPRIGHT.clone()
+    lying[0] = torch.pi / 2  # the body's axis points along the camera's
+    joints = body.joints(lying[None], torch.zeros(1, 11), torch.tensor([[0.0, 0, 30]]))
+    upright = stand(body, [(0, 0, 30.0)])
+    camera = CAMERA.expand(1, 3, 3)
+    assert head_sizes(joints.double(), camera).item() == pytest.approx(head_sizes(upright.double(), camera).item(), 0.1)
+
+
+def test_joints_behind_the_camera_have_no_image_and_no_part_in_the_box(body):
+    joints = stand(body, [(0, 0, 3.0)])
+    joints[0, :24, 2] = -1
+    views = view(joints)
+    assert views.joints[0, :24].isnan().all()
+    assert views.box.isfinite().all()
+    joints[0, :, 2] = -1
+    assert view(joints).box.isnan().all()
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), max_size=6))
+def test_everyone_is_paired_with_everyone_of_the_same_image_once(counts):
+    first, second = (torch.tensor([c[side] for c in counts], dtype=torch.int64) for side in (0, 1))
+    expected, start = [], (0, 0)
+    for a, b in counts:
+        expected += [(start[0] + i, start[1] + j) for i in range(a) for j in range(b)]
+        start = (start[0] + a, start[1] + b)
+    assert list(zip(*(side.tolist() for side in pair_people(first, second)), strict=True)) == expected
+
+
+def test_a_person_is_wholly_the_same_as_itself_with_and_without_keypoints(body):
+    views = view(stand(body, [(0, 0, 3.0)]))
+    for queries in (ask(views), ask_without_keypoints(views)):
+        share, distance = compare_people(queries, views, pair_people(one_image(1), one_image(1)), RULE)
+        assert share.item() == pytest.approx(1)
+        assert distance.item() == pytest.approx(0)
+
+
+@pytest.mark.parametrize(("shift", "expected"), [(0.59, 1.0), (0.61, 0.0)])
+def test_keypoints_agree_within_six_tenths_of_the_head(body, shift, expected):
+    views = view(stand(body, [(0, 0, 3.0)]))
+    moved = views.joints + torch.tensor([shift * views.head.item(), 0.0])
+    queries = Queries(views, moved, torch.ones(1, 45, dtype=torch.bool))
+    share, _ = compare_people(queries, views, pair_people(one_image(1), one_image(1)), RULE)
+    assert share.item() == expected
+
+
+def test_only_visible_keypoints_count(body):
+    views = view(stand(body, [(0, 0, 3.0)]))
+    points = views.joints.clone()
+    points[:, 10:] += 1000
+    visible = torch.zeros(1, 45, dtype=torch.bool)
+    visible[:, :12] = True
+    share, _ = compare_people(Queries(views, points, visible), views, pair_people(one_image(1), one_image(1)), RULE)
+    assert share.item() == pytest.approx(10 / 12)
+
+
+def test_boxes_that_share_a_third_overlap_by_a_third():
+    boxes = torch.tensor([[0.0, 0, 4, 2], [2, 0, 6, 2]], dtype=torch.float64)
+    nothing = torch.zeros(2, 45, 2, dtype=torch.float64)
+    views = BodyViews(nothing, torch.ones(2, dtype=torch.float64), boxes)
+    share, _ = compare_people(ask_without_keypoints(views), views, (torch.tensor([0]), torch.tensor([1])), RULE)
+    assert share.item() == pytest.approx(1 / 3)
+
+
+def test_optimal_assignment_matches_both_where_greedy_order_would_lose_one():
+    share = torch.tensor([[0.9, 0.8], [0.8, 0.1]], dtype=torch.float64)
+    partner = assign_people(share.ravel(), torch.zeros(4, dtype=torch.float64), one_image(2), one_image(2), RULE)
+    assert partner.tolist() == [1, 0]  # greedy takes (0, 0) first and leaves the second prediction unmatched
+
+
+def test_nobody_is_assigned_to_somebody_who_is_not_the_same():
+    share = torch.tensor([[0.5, 0.2], [0.9, 0.5]], dtype=torch.float64)
+    partner = assign_people(share.ravel(), torch.zeros(4, dtype=torch.float64), one_image(2), one_image(2), RULE)
+    assert partner.tolist() == [-1, 0]
+
+
+def test_of_equal_shares_the_nearer_is_assigned():
+    partner = assign_people(
+        torch.ones(2, dtype=torch.float64), torch.tensor([0.3, 0.2]).double(), one_image(2), one_image(1), RULE
+    )
+    assert partner.tolist() == [-1, 0]
+
+
+def test_images_are_assigned_apart():
+    first, second = torch.tensor([1, 0, 2, 1]), torch.tensor([0, 3, 1, 1])
+    partner = assign_people(
+        torch.tensor([0.6, 0.9, 0.8]).double(), torch.zeros(3, dtype=torch.float64), first, second, RULE
+    )
+    assert partner.tolist() == [-1, -1, 3, 4]
+
+
+@settings(max_examples=30)
+@given(st.integers(1, 5), st.integers(1, 5), st.integers(0, 10_000))
+def test_assignment_is_one_to_one_and_at_least_as_good_as_greedy(queries, references, seed):
+    share = torch.rand(queries, references, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    first, second = one_image(queries), one_image(references)
+    partner = assign_people(share.ravel(), torch.zeros_like(share).ravel(), first, second, RULE)
+    taken = partner[partner >= 0]
+    assert taken.unique().numel() == taken.numel()
+    best = sum(share[q, r].item() for q, r in enumerate(partner.tolist()) if r >= 0)
+    greedy, free, left = 0.0, set(range(queries)), set(range(references))
+    for q, r in sorted(((q, r) for q in free for r in left), key=lambda pair: -share[pair].item()):
+        if q in free and r in left and share[q, r] > RULE.min_share:
+            greedy += share[q, r].item()
+            free.remove(q)
+            left.remove(r)
+    assert best >= greedy - 1e-9
+
+
+def test_a_duplicate_of_a_duplicate_is_kept():
+    """0 removes 1; 2 is only like 1, who is gone."""
+    pairs = torch.tensor([1, 2]), torch.tensor([0, 1])
+    original = suppress_duplicates(torch.tensor([0.9, 0.9]), pairs, torch.tensor([0, 1, 2]), RULE)
+    assert original.tolist() == [-1, 0, -1]
+
+
+def test_rank_decides_who_of_two_is_kept():
+    pairs = torch.tensor([0, 1]), torch.tensor([1, 0])
+    original = suppress_duplicates(torch.tensor([0.9, 0.9]), pairs, torch.tensor([1, 0]), RULE)
+    assert original.tolist() == [1, -1]
+
+
+def test_the_pelvis_keeps_its_place_in_the_image_under_another_camera(body):
+    joints = stand(body, [(0.4, -0.2, 3.0)]).double()
+    transl = torch.tensor([[0.4, -0.2, 3.0]], dtype=torch.float64)
+    other = torch.tensor([[[450.0, 0, 70], [0, 450, 66], [0, 0, 1]]], dtype=torch.float64)
+    moved = carry_to_camera(transl, joints[:, 0], CAMERA[None], other)
+    pelvis = joints[:, 0] + moved - transl
+    torch.testing.assert_close(project(pelvis, other), project(joints[:, 0], CAMERA[None]))
+    assert pelvis[0, 2].item() == pytest.approx(1.5 * joints[0, 0, 2].item())
+    torch.testing.assert_close(carry_to_camera(transl, joints[:, 0], CAMERA[None], CAMERA[None]), transl)
+
+
+@settings(max_examples=25)
+@given(st.integers(1, 4), st.integers(0, 4), st.booleans(), st.integers(0, 10_000))
+def test_a_query_equal_to_a_reference_is_never_new_however_dense_the_crowd(body, people, strangers, seen, seed):
+    spots = torch.rand(people + strangers, 3, generator=torch.Generator().manual_seed(seed)) * 0.6
+    views = view(stand(body, (spots + torch.tensor([-0.3, -0.3, 3.0])).tolist()))
+    queries = ask(views) if seen else ask_without_keypoints(views)  # the strangers stand between the released people
+    references = views[torch.arange(people)]
+    here, released = one_image(people + strangers), one_image(people)
+    partner = assign_people(
+        *compare_people(queries, references, pair_people(here, released), RULE), here, released, RULE
+    )
+    assert (partner[:people] >= 0).all()

@@ -1,0 +1,214 @@
+"""Depth networks: loaded from folders, batched by shape, halved when memory ends, judged image by image."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dto_pipeline.config import ConfigError, DepthConfig, PipelineConfig
+from dto_pipeline.models.depth import DepthInvalid
+from dto_pipeline.models.depth_anything import DepthNetwork, keep_last_layer_precise
+from dto_pipeline.models.depth_kinds import METRES_PER_DEPTH
+from dto_pipeline.models.depth_licences import describe_licences
+from dto_pipeline.models.depth_resize import plan_windows, resize_to_image, resize_to_network
+from dto_pipeline.models.networks import ModelError, ModelMissing, ModelReference, identify
+from tests.tiny_models import save_classifier, save_depth_anything, save_depth_pro
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_depth_anything(tmp_path_factory.mktemp("models") / "tiny")
+
+
+def config(folder: Path, **knobs: object) -> DepthConfig:
+    return DepthConfig(source="model", model=str(folder), short_side=28, batch=2, **knobs)  # type: ignore[arg-type]
+
+
+def pictures(*shapes: tuple[int, int]) -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 256, (*shape, 3), dtype=np.uint8) for shape in shapes]
+
+
+def test_disparity_is_the_networks_output_at_the_size_of_the_image(folder: Path) -> None:
+    network = DepthNetwork(config(folder))
+    (image,) = pictures((30, 45))
+    (found,) = network.estimate([image])
+    with torch.no_grad():
+        inputs = resize_to_network(torch.from_numpy(image)[None], (28, 42))
+        expected = resize_to_image(network.network(inputs).predicted_depth, 30, 45)[0].numpy()
+    assert isinstance(found, np.ndarray)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert np.ptp(found) > 1e-3  # pixels matter
+
+
+def test_images_of_any_shapes_come_back_in_order(folder: Path) -> None:
+    network = DepthNetwork(config(folder))
+    images = pictures((30, 45), (45, 30), (30, 45), (28, 42), (30, 45), (60, 90))
+    together = network.estimate(images)
+    for image, found in zip(images, together, strict=True):
+        (alone,) = network.estimate([image])
+        assert isinstance(found, np.ndarray)
+        assert isinstance(alone, np.ndarray)
+        assert found.shape == image.shape[:2]
+        np.testing.assert_allclose(found, alone, rtol=1e-4)
+
+
+def test_windows_hold_one_size_each_and_lose_nobody() -> None:
+    sizes = [(28, 42), (42, 28), (28, 42), (28, 42), (42, 28)]
+    plan = plan_windows(sizes, 2)
+    assert plan == [[0, 2], [3], [1, 4]]
+
+
+def test_running_out_of_memory_halves_the_batch_and_goes_on(folder: Path) -> None:
+    network = DepthNetwork(config(folder))
+    images = pictures(*[(30, 45)] * 2)
+    expected = [network.estimate([image])[0] for image in images]
+    inner, sizes = network.network, []
+
+    def forward(pixel_values: torch.Tensor) -> object:
+        sizes.append(len(pixel_values))
+        if len(pixel_values) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return inner(pixel_values=pixel_values)
+
+    network.network = forward
+    found = network.estimate(images)
+    assert sizes == [2, 1, 1]
+    np.testing.assert_array_equal(np.stack(found), np.stack(expected))  # type: ignore[arg-type]
+
+
+def test_one_image_that_does_not_fit_is_told_to_the_caller(folder: Path) -> None:
+    network = DepthNetwork(config(folder))
+
+    def forward(pixel_values: torch.Tensor) -> object:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    network.network = forward
+    with pytest.raises(torch.OutOfMemoryError):
+        network.estimate(pictures((30, 45)))
+
+
+def test_a_map_that_is_not_finite_is_that_images_failure_only(folder: Path) -> None:
+    network = DepthNetwork(config(folder))
+    inner = network.network
+
+    def forward(pixel_values: torch.Tensor) -> object:
+        output = inner(pixel_values=pixel_values)
+        output.predicted_depth[1, 3, 4] = torch.nan
+        return output
+
+    network.network = forward
+    good, bad = network.estimate(pictures((30, 45), (30, 45)))
+    assert isinstance(good, np.ndarray)
+    assert isinstance(bad, DepthInvalid)
+    assert "not finite" in str(bad)
+
+
+def test_a_map_of_zeros_is_a_failure(folder: Path) -> None:
+    network = DepthNetwork(config(folder))
+    with torch.no_grad():
+        network.network.head.conv3.bias.fill_(-1e6)  # below the last ReLU
+    (found,) = network.estimate(pictures((30, 45)))
+    assert isinstance(found, DepthInvalid)
+
+
+def test_metric_networks_give_disparity_in_the_methods_units(tmp_path: Path) -> None:
+    network = DepthNetwork(config(save_depth_anything(tmp_path / "metric", metric=True)))
+    (image,) = pictures((28, 42))
+    (found,) = network.estimate([image])
+    assert isinstance(found, np.ndarray)
+    with torch.no_grad():
+        metres = network.network(resize_to_network(torch.from_numpy(image)[None], (28, 42))).predicted_depth[0].numpy()
+    np.testing.assert_allclose(found, METRES_PER_DEPTH / metres, rtol=1e-4)
+    assert network.facts["depth_kind"] == "metric_depth"
+
+
+def test_depth_pro_goes_through_the_same_door(tmp_path: Path) -> None:
+    network = DepthNetwork(config(save_depth_pro(tmp_path / "pro")))
+    found = network.estimate(pictures((30, 45), (40, 30)))
+    assert [values.shape for values in found if isinstance(values, np.ndarray)] == [(30, 45), (40, 30)]
+    assert network.recipe.size(30, 45) == (128, 128)
+
+
+def test_a_folder_is_identified_by_its_weights(folder: Path, tmp_path: Path) -> None:
+    network = DepthNetwork(config(folder))
+    assert network.facts["depth_model"] == "tiny"  # the folder's own name, no path of this machine
+    assert len(network.facts["depth_sha256"]) == 64
+    assert network.origin == f"disparity of tiny@{network.facts['depth_sha256'][:12]}"
+    other = save_depth_anything(tmp_path / "tiny", seed=1)
+    assert identify(ModelReference(str(other))).sha256 != network.facts["depth_sha256"]
+
+
+def test_the_demos_network_is_in_the_package_and_says_its_licence() -> None:
+    network = DepthNetwork(DepthConfig(source="model", model="demo", short_side=28))
+    assert "Apache-2.0" in network.facts["depth_licence"]
+    (found,) = network.estimate(pictures((30, 45)))
+    assert isinstance(found, np.ndarray)
+
+
+def test_a_missing_folder_says_what_is_expected_there(tmp_path: Path) -> None:
+    with pytest.raises(ModelMissing, match=r"nowhere.*config\.json and model\.safetensors"):
+        DepthNetwork(config(tmp_path / "nowhere"))
+
+
+def test_a_missing_hub_model_says_what_to_download_and_where_to_put_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    name, commit = "depth-anything/Depth-Anything-V2-Large-hf", "0" * 40
+    with pytest.raises(ModelMissing) as caught:
+        DepthNetwork(DepthConfig(source="model", model=name, revision=commit, offline=True))
+    message = str(caught.value)
+    assert f"hf download {name} --revision {commit} --local-dir FOLDER" in message
+    assert "depth.model=FOLDER" in message
+    assert "CC BY-NC 4.0" in message
+
+
+def test_a_hub_model_must_be_pinned_to_a_commit() -> None:
+    for revision in ("", "main"):
+        with pytest.raises(ModelError, match="pinned to a commit"):
+            DepthNetwork(DepthConfig(source="model", model="apple/DepthPro-hf", revision=revision))
+
+
+def test_a_network_of_another_task_is_refused_with_its_name(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="classifier"):
+        DepthNetwork(config(save_classifier(tmp_path / "classifier", ("a", "b"))))
+
+
+def test_every_size_of_depth_anything_has_its_licence_stated() -> None:
+    text = describe_licences()
+    small, large = "depth-anything/Depth-Anything-V2-Small-hf", "depth-anything/Depth-Anything-V2-Large-hf"
+    apache, by_nc = text.index("Apache-2.0:"), text.index("CC BY-NC 4.0:")
+    assert apache < text.index(small) < by_nc < text.index(large)
+
+
+def test_bfloat16_does_not_cut_disparity_into_steps(folder: Path) -> None:
+    network = DepthNetwork(config(folder)).network
+    inputs = resize_to_network(torch.from_numpy(pictures((56, 84))[0])[None], (56, 84))
+
+    def levels() -> int:
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            return len(torch.unique(network(inputs).predicted_depth))
+
+    coarse = levels()
+    keep_last_layer_precise(network)
+    assert levels() > 3 * coarse
+
+
+def test_unknown_sources_and_kinds_are_refused() -> None:
+    for knobs in ({"source": "magic"}, {"kind": "inches"}, {"batch": 0}, {"short_side": 3}, {"scale": 0.0}):
+        with pytest.raises(ConfigError, match=next(iter(knobs))):
+            PipelineConfig(depth=DepthConfig(**knobs))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_sees_what_the_cpu_sees(folder: Path) -> None:
+    images = pictures((30, 45), (45, 30), (30, 45))
+    expected = DepthNetwork(config(folder)).estimate(images)
+    found = DepthNetwork(config(folder), "cuda").estimate(images)
+    for gpu, cpu in zip(found, expected, strict=True):
+        assert isinstance(gpu, np.ndarray)
+        assert isinstance(cpu, np.ndarray)
+        np.testing.assert_allclose(gpu, cpu, rtol=0.05)  # bfloat16

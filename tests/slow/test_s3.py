@@ -1,0 +1,75 @@
+"""A manifest from and to S3 itself, as moto's loopback server speaks it; skipped where moto is not installed."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from pyarrow.fs import FileSystem, S3FileSystem
+
+from dto_pipeline.data.manifest import Manifest, build_manifest
+from dto_pipeline.data.manifest_check import check_manifest
+from tests.data.small_set import HEIGHT, WIDTH, build_small, small_dataset, write_image
+from tests.tars import jpeg, write_tar
+
+pytestmark = pytest.mark.slow
+NAMES = ["x/b.jpg", "x/a.jpg", "x/b.jpg", "gone.jpg"]
+
+
+@pytest.fixture(scope="module")
+def server():
+    pytest.importorskip("moto.server", reason="pip install 'moto[server,s3]'")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(100):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.2)
+        yield f"127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@pytest.fixture
+def uri(server, monkeypatch):
+    for key, value in (("ACCESS_KEY_ID", "x"), ("SECRET_ACCESS_KEY", "y"), ("EC2_METADATA_DISABLED", "true")):
+        monkeypatch.setitem(os.environ, f"AWS_{key}", value)
+    files = S3FileSystem(endpoint_override=server, scheme="http", region="us-east-1", allow_bucket_creation=True)
+    files.create_dir("bucket")
+
+    return lambda path: f"s3://bucket/{path}?endpoint_override={server}&scheme=http&region=us-east-1"
+
+
+def upload(folder: Path, uri: str) -> None:
+    files, root = FileSystem.from_uri(uri)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with files.open_output_stream(f"{root}/{path.relative_to(folder)}") as sink:
+                sink.write(path.read_bytes())
+
+
+@pytest.mark.parametrize("images_in", ["folder", "tars"])
+def test_labels_images_and_manifest_may_lie_on_s3(uri, tmp_path, images_in):
+    write_image(tmp_path, "x/a.jpg")
+    write_image(tmp_path, "x/b.jpg")
+    tar = {f"{name}.jpg": jpeg(90, WIDTH, HEIGHT) for name in ("a", "b")}
+    write_tar(tmp_path / "images" / "0.tar", tar)
+    local, _ = build_small(tmp_path, NAMES, depth="", images_in=images_in)
+    upload(tmp_path, uri(images_in))
+    out = uri(f"out/{images_in}.parquet")
+    dataset = small_dataset(uri(images_in), depth="", images_in=images_in)
+    report = build_manifest(dataset, out, progress=False)
+    assert report.image_problems == {"image_missing": 1}
+    assert Manifest.open(out).fingerprint == local.fingerprint
+    assert check_manifest(out, deep=True, progress=False).counts == {"fine": 2, "known": 1}
