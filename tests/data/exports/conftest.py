@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,6 +15,7 @@ from dto_pipeline.data.manifest import build_manifest
 from dto_pipeline.run.driver import run_pipeline
 from dto_pipeline.run.finished import read_run_labels
 from tests.run.chaos import tiny_config
+from tests.tars import write_tar
 from tests.tiny_dataset import TinyDataset, write_tiny_dataset
 
 
@@ -40,6 +42,20 @@ def run_dirs(tiny: TinyDataset, tmp_path_factory: pytest.TempPathFactory) -> dic
 @pytest.fixture(scope="session")
 def runs(run_dirs: dict[str, Path]) -> dict[str, RunLabels]:
     return {name: read_run_labels(folder) for name, folder in run_dirs.items()}
+
+
+@pytest.fixture(scope="session")
+def tar_run(tiny: TinyDataset, tmp_path_factory: pytest.TempPathFactory) -> RunLabels:
+    """A run of subset coco whose images lie in a tar; its labels and depth are those of the tiny data set."""
+    root = tmp_path_factory.mktemp("tars")
+    for folder in ("labels", "depth"):
+        shutil.copytree(tiny.manifest.parent / folder, root / folder)
+    files = {path.name: path.read_bytes() for path in sorted((tiny.manifest.parent / "images").iterdir())}
+    write_tar(root / "tars/0.tar", files)
+    dataset = dataclasses.replace(tiny.dataset, name="coco", root=root, images="tars", images_in="tars")
+    build_manifest(dataset, root / "coco.parquet", progress=False)
+    run_pipeline(root / "coco.parquet", root / "coco", tiny_config(), progress=False)
+    return read_run_labels(root / "coco")
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from dto_pipeline.data.columns import read_vectors, single_array
-from dto_pipeline.data.exports import camerahmr
 from dto_pipeline.data.exports.export import export_labels
 from dto_pipeline.data.exports.inputs import ExportError
 from dto_pipeline.data.exports.selection import Selection
@@ -21,7 +20,7 @@ def rebuilt(runs, tiny, tmp_path):
     """A manifest built from the export of all valid people."""
     export_labels([runs["mpii"]], "camerahmr", tmp_path / "out", Selection(persons="valid"), progress=False)
     root = tmp_path / "again"
-    shutil.copytree(tiny.dataset.root / "images", root / "images")
+    shutil.copytree(tiny.manifest.parent / "images", root / "images")
     (root / "labels").mkdir()
     shutil.copy(tmp_path / "out/mpii-dto.npz", root / "labels/mpii-dto.npz")
     dataset = dataclasses.replace(tiny.dataset, name="mpii", root=root, labels="labels/mpii-dto.npz", sidecar="")
@@ -68,10 +67,9 @@ def test_the_kid_axis_survives(runs, labels, tmp_path) -> None:
         np.testing.assert_array_equal(file["shape"], betas)
 
 
-def test_an_image_of_a_tar_is_named_by_its_published_key(runs, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(camerahmr, "split_address", lambda name: ("some.tar", name))
-    export_labels([runs["mpii"]], "camerahmr", tmp_path / "out", progress=False)
-    with np.load(tmp_path / "out/mpii-dto.npz", allow_pickle=False) as file:
+def test_an_image_of_a_tar_is_named_by_its_published_key(tar_run, tmp_path) -> None:
+    export_labels([tar_run], "camerahmr", tmp_path / "out", progress=False)
+    with np.load(tmp_path / "out/coco-dto.npz", allow_pickle=False) as file:
         assert file["imgname"][0] == "000000.jpg"
 
 

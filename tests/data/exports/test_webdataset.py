@@ -80,6 +80,16 @@ def test_a_missing_or_changed_image_leaves_its_sample_out_and_is_counted(runs, t
     assert json.loads((tmp_path / "out/export.json").read_bytes())["failures"] == dict(report.failures)
 
 
+def test_images_inside_tars_are_copied_as_they_are(tar_run, tiny, tmp_path) -> None:
+    tars = str(tar_run.manifest.parent / "tars")
+    report = export_labels([tar_run], "webdataset", tmp_path / "out", images_root=tars, progress=False)
+    with tarfile.open(tmp_path / "out/coco/coco-000000.tar") as tar:
+        images = {entry.name: tar.extractfile(entry).read() for entry in tar if entry.name.endswith(".jpg")}  # type: ignore[union-attr]
+    assert len(images) == report.subsets[0].images == 4
+    for name, contents in images.items():
+        assert contents == (tiny.manifest.parent / "images" / name.removeprefix("coco/")).read_bytes()
+
+
 def test_no_clock_or_owner_gets_into_a_tar(runs, tmp_path) -> None:
     export_labels([runs["mpii"]], "webdataset", tmp_path / "out", progress=False)
     with tarfile.open(tmp_path / "out/mpii/mpii-000000.tar") as tar:
