@@ -141,6 +141,21 @@ LABELS_SCHEMA = pa.schema(
     ]
 )
 
+PERSONS_SCHEMA_NAME = "dto-persons/1"
+
+_IMAGE_OF_PERSON = ("image_id", "subset", "image_path", "width", "height", "image_sha256", "fx", "fy", "cx", "cy")
+_IMAGE_VERDICT = ("is_optimized", "is_accepted", "mean_height_deviation", "num_persons")
+
+PERSONS_SCHEMA = pa.schema(
+    [
+        *(LABELS_SCHEMA.field(name) for name in _IMAGE_OF_PERSON),
+        LABELS_SCHEMA.field("status").with_name("image_status"),
+        *(LABELS_SCHEMA.field(name) for name in _IMAGE_VERDICT),
+        *LABEL_PERSON,
+    ]
+)
+"""The labels with one row per person, for trainers that crop people; `status` and `message` are the person's."""
+
 FINDINGS_SCHEMA = pa.schema(
     [
         _field("kind", pa.string(), "an ImageStatus, person, image_without_labels, also_in, tar_damaged, ..."),

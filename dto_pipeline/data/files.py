@@ -43,7 +43,7 @@ def commit_new(temporary: Path, path: Path) -> bool:
     Raises:
         OSError: with advice where the file system has no hard links.
     """
-    _sync(temporary)
+    sync(temporary)
     try:
         os.link(temporary, path)
     except FileExistsError:
@@ -53,15 +53,15 @@ def commit_new(temporary: Path, path: Path) -> bool:
             advice = "the file system has no hard links, which create-if-absent needs; write to another one"
             raise OSError(error.errno, advice, str(path)) from error
         raise
-    _sync(path.parent)
+    sync(path.parent)
     return True
 
 
 def commit_over(temporary: Path, path: Path) -> None:
     """Give a finished temporary file its name, replacing what bore it."""
-    _sync(temporary)
+    sync(temporary)
     os.replace(temporary, path)
-    _sync(path.parent)
+    sync(path.parent)
 
 
 def create_json(path: Path, value: Any) -> bool:
@@ -102,7 +102,7 @@ def json_bytes(value: Any) -> bytes:
     return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Make a file's bytes, or a folder's names, survive a power cut."""
     handle = os.open(path, os.O_RDONLY)
     try:

@@ -57,6 +57,10 @@ class ImageStore(Protocol):
         """(width, height) [px] from its header; raises `ImageMissing` or `ImageCorrupt`."""
         ...
 
+    def read_bytes(self, image_file: str) -> bytes:
+        """The file as it is, not decoded; raises `ImageMissing` or `ImageCorrupt`."""
+        ...
+
 
 @dataclass(frozen=True)
 class ImageFolder:
@@ -71,6 +75,10 @@ class ImageFolder:
     def size(self, image_file: str) -> tuple[int, int]:
         """See `read_image_size`."""
         return read_image_size(self._path(image_file), image_file)
+
+    def read_bytes(self, image_file: str) -> bytes:
+        """See `read_image_bytes`."""
+        return read_image_bytes(self._path(image_file), image_file)
 
     def _path(self, image_file: str) -> Path:
         try:
@@ -92,6 +100,10 @@ class RemoteImages:
     def size(self, image_file: str) -> tuple[int, int]:
         """(width, height) from its header; raises `ImageMissing` or `ImageCorrupt`."""
         return fetch_image_size(lambda limit: self._bytes(image_file, limit), image_file)
+
+    def read_bytes(self, image_file: str) -> bytes:
+        """The file as it is, not decoded; raises `ImageMissing` or `ImageCorrupt`."""
+        return self._bytes(image_file, None)
 
     def _bytes(self, image_file: str, limit: int | None) -> bytes:
         try:
@@ -117,13 +129,22 @@ def read_image(path: str | Path, name: str = "") -> ImageFile:
         ImageCorrupt: it cannot be read or decoded completely.
     """
     name = name or str(path)
+    return decode_image(read_image_bytes(path, name), name)
+
+
+def read_image_bytes(path: str | Path, name: str) -> bytes:
+    """An image file as it is; errors call it `name`.
+
+    Raises:
+        ImageMissing: there is no file.
+        ImageCorrupt: it cannot be read.
+    """
     try:
-        data = Path(path).read_bytes()
+        return Path(path).read_bytes()
     except FileNotFoundError as error:
         raise ImageMissing(f"image {name} does not exist") from error
     except OSError as error:
         raise ImageCorrupt(f"image {name} cannot be read: {_reason(error)}") from error
-    return decode_image(data, name)
 
 
 def decode_image(data: bytes, name: str) -> ImageFile:

@@ -87,6 +87,16 @@ def write_label_shard(table: pa.Table, path: Path, metadata: Mapping[str, str]) 
         return commit_new(temporary, path)
 
 
+def open_labels(path: Path) -> pq.ParquetFile:
+    """Open a label file to read it piece by piece; errors as `read_labels`. Close it, or use `with`."""
+    file = open_parquet(path, LabelsError)
+    name = footer_text(file).get("schema")
+    if name != LABELS_SCHEMA_NAME:
+        raise LabelsError(f"{path} has schema {name!r}; expected {LABELS_SCHEMA_NAME!r}, is it a label shard?")
+    check_schema(path, file.schema_arrow, LABELS_SCHEMA, LabelsError)
+    return file
+
+
 def read_labels(path: str | Path) -> pa.Table:
     """All rows of a label file.
 
@@ -115,16 +125,6 @@ def undo_betas(betas: np.ndarray, index: np.ndarray, initial: np.ndarray) -> np.
 
 
 _PERSONS_TYPE = LABELS_SCHEMA.field("persons").type
-
-
-def open_labels(path: Path) -> pq.ParquetFile:
-    """Open a label file to read it piece by piece; errors as `read_labels`."""
-    file = open_parquet(path, LabelsError)
-    name = footer_text(file).get("schema")
-    if name != LABELS_SCHEMA_NAME:
-        raise LabelsError(f"{path} has schema {name!r}; expected {LABELS_SCHEMA_NAME!r}, is it a label shard?")
-    check_schema(path, file.schema_arrow, LABELS_SCHEMA, LabelsError)
-    return file
 
 
 def _check_counts(placed: Sequence[PlacedScene], counts: np.ndarray) -> None:

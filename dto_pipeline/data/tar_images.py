@@ -50,6 +50,10 @@ class TarImages:
         """(width, height) from its header; raises `ImageMissing` or `ImageCorrupt`."""
         return fetch_image_size(lambda limit: self._bytes(image_file, limit), image_file)
 
+    def read_bytes(self, image_file: str) -> bytes:
+        """The member as it is, not decoded; raises `ImageMissing` or `ImageCorrupt`."""
+        return self._bytes(image_file, None)
+
     def _bytes(self, image_file: str, limit: int | None) -> bytes:
         if split_address(image_file) is None:
             near = self.similar.get(image_file)
@@ -161,6 +165,10 @@ class AnyImages:
     def size(self, image_file: str) -> tuple[int, int]:
         """(width, height) from its header; raises `ImageMissing` or `ImageCorrupt`."""
         return self._store(image_file).size(image_file)
+
+    def read_bytes(self, image_file: str) -> bytes:
+        """The file or member as it is, not decoded; raises `ImageMissing` or `ImageCorrupt`."""
+        return self._store(image_file).read_bytes(image_file)
 
     def _store(self, image_file: str) -> ImageStore:
         if split_address(image_file) is None:

@@ -140,3 +140,16 @@ def test_keys_differing_in_case_are_not_joined_but_hinted(tmp_path):
 def test_two_labels_of_one_key_share_the_image(tmp_path):
     index = make_index(tmp_path, t={"0.jpg": b"a"})
     assert locate_images(index, ["x/0.jpg", "y/0.jpg"], key_parts=1).addresses == ["t.tar!0.jpg"] * 2
+
+
+def test_files_come_out_of_a_tar_and_a_folder_as_they_are(tmp_path):
+    make_index(tmp_path, a={"x.jpg": jpeg(1)})
+    (tmp_path / "y.jpg").write_bytes(b"not decoded")
+    (tmp_path / "tars.parquet").rename(tar_index_path(tmp_path / "m.parquet"))
+    images = open_images(tmp_path, tmp_path / "m.parquet")
+    assert images.read_bytes("a.tar!x.jpg") == jpeg(1)
+    assert images.read_bytes("y.jpg") == b"not decoded"
+    with pytest.raises(ImageMissing):
+        images.read_bytes("z.jpg")
+    with pytest.raises(ImageCorrupt):
+        images.read_bytes("../y.jpg")

@@ -1,0 +1,75 @@
+"""`dto export`: labels of finished runs in the formats other tools read."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from dto_pipeline.errors import DtoError
+
+if TYPE_CHECKING:
+    from dto_pipeline.data.exports.selection import Selection
+
+_FORMATS = ("parquet", "persons", "ma-hmr", "camerahmr", "webdataset", "hf")
+_PERSONS = ("all", "valid", "moved")
+
+
+def add_parser(verbs: argparse._SubParsersAction) -> None:
+    parser = verbs.add_parser(
+        "export",
+        help="write the labels of finished runs for other tools",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Writes the labels of one or several runs to a new folder, with sizes and sha256 in export.json.\n"
+        "\n"
+        "  parquet     label rows in few large files per subset; everything, failures too\n"
+        "  persons     one row per person, Parquet\n"
+        "  ma-hmr      {AIC,COCO,INSTA,MPII}_CHMR_SMPL_OPT.npz for MA-HMR; accepted images\n"
+        "  camerahmr   flat npz in CameraHMR's layout; accepted images\n"
+        "  webdataset  tars of KEY.json and, with --images, KEY.jpg; accepted images\n"
+        "  hf          a folder for datasets.load_dataset, with card and Croissant; everything\n"
+        "\n"
+        "The folder appears when it is complete. docs/exports.md shows how to read each format.",
+    )
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="folders of finished runs")
+    parser.add_argument("--format", required=True, choices=_FORMATS, help="see above")
+    parser.add_argument("-o", "--out", required=True, metavar="DIR", help="folder to make")
+    images = parser.add_mutually_exclusive_group()
+    images.add_argument("--accepted-only", action="store_true", help="only images that were optimised and score well")
+    images.add_argument("--all", action="store_true", help="every image, failures too")
+    parser.add_argument("--persons", choices=_PERSONS, help="valid: without unusable labels; moved: placed by a fit")
+    parser.add_argument("--min-persons", type=int, metavar="N", help="images with at least N such persons")
+    parser.add_argument(
+        "--max-height-dev", type=float, metavar="X", help="accepted: a score below X sigma, in place of the run's own"
+    )
+    parser.add_argument("--images", default="", metavar="DIR", help="folder or URI of images to put beside the labels")
+    parser.add_argument("--partial", action="store_true", help="take what is done of runs that are not finished")
+    parser.add_argument("--quiet", action="store_true", help="no progress line")
+    parser.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from dto_pipeline.data.exports.export import FORMATS, export_labels
+    from dto_pipeline.run.finished import read_run_labels
+
+    selection = _choose(arguments, FORMATS[arguments.format].selection)
+    runs = [read_run_labels(run, arguments.partial) for run in arguments.runs]
+    report = export_labels(
+        runs, arguments.format, arguments.out, selection, arguments.images, progress=not arguments.quiet
+    )
+    print(report.as_table())
+    return report.exit_code
+
+
+def _choose(arguments: argparse.Namespace, default: Selection) -> Selection:
+    """The format's own selection with what the command line says in place."""
+    from dto_pipeline.data.exports.selection import Selection
+
+    if arguments.all and arguments.max_height_dev is not None:
+        raise DtoError("--max-height-dev says which images are accepted, --all takes the others too; leave one out")
+    accepted = arguments.accepted_only or arguments.max_height_dev is not None
+    return Selection(
+        accepted_only=accepted or (default.accepted_only and not arguments.all),
+        max_deviation=arguments.max_height_dev,
+        min_persons=default.min_persons if arguments.min_persons is None else arguments.min_persons,
+        persons=arguments.persons or default.persons,
+    )

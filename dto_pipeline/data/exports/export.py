@@ -1,0 +1,149 @@
+"""`export_labels`: labels of finished runs in one of the formats other tools read.
+
+Knows the formats by name, with what each takes unless told otherwise. Plans (checks and counts), writes aside, commits
+at once. Memory: about one row group of 1024 images, whatever the size of the runs.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from dto_pipeline import __version__
+from dto_pipeline.data.exports.camerahmr import write_camerahmr_files
+from dto_pipeline.data.exports.folder import (
+    EXPORT_FILE,
+    ExportedFile,
+    check_free,
+    commit_folder,
+    staged_folder,
+)
+from dto_pipeline.data.exports.hugging_face import write_hugging_face
+from dto_pipeline.data.exports.inputs import ExportError, RunLabels
+from dto_pipeline.data.exports.job import ExportJob
+from dto_pipeline.data.exports.ma_hmr import write_ma_hmr
+from dto_pipeline.data.exports.parquet import write_parquet, write_persons
+from dto_pipeline.data.exports.plan import ExportPlan, SubsetPlan, count_images, plan_export
+from dto_pipeline.data.exports.selection import PERSONS_ALL, PERSONS_VALID, Selection
+from dto_pipeline.data.exports.webdataset import write_webdataset
+from dto_pipeline.schema import COORDINATES
+
+
+@dataclass(frozen=True)
+class Format:
+    """One format: its writer and what it takes by default."""
+
+    write: Callable[[ExportJob, Path], list[ExportedFile]]
+    selection: Selection
+    takes_images: bool = False
+
+
+_EVERYTHING = Selection()
+_TRAINING = Selection(accepted_only=True, min_persons=1, persons=PERSONS_VALID)
+
+FORMATS: dict[str, Format] = {
+    "parquet": Format(write_parquet, _EVERYTHING),
+    "persons": Format(write_persons, Selection(min_persons=1, persons=PERSONS_ALL)),
+    "ma-hmr": Format(write_ma_hmr, _TRAINING),
+    "camerahmr": Format(write_camerahmr_files, _TRAINING),
+    "webdataset": Format(write_webdataset, _TRAINING, takes_images=True),
+    "hf": Format(write_hugging_face, _EVERYTHING),
+}
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What an export wrote and left out."""
+
+    out: Path
+    files: list[ExportedFile]
+    subsets: list[SubsetPlan]
+    notes: Counter[str]  # left out by the format's rules
+    failures: Counter[str]  # could not be written
+
+    @property
+    def exit_code(self) -> int:
+        """0: everything that was selected is there; 1: something could not be written, see `failures`."""
+        return 1 if self.failures.total() else 0
+
+    def as_table(self) -> str:
+        """Text for a terminal."""
+        lines = []
+        for subset in self.subsets:
+            lines.append(f"{subset.subset:<12} {subset.images:>9} images {subset.persons:>9} persons taken")
+            lines += [f"{'':<12} {count:>9} {reason} left out" for reason, count in subset.left_out.items() if count]
+        lines += [f"{'':<12} {count:>9} {note}" for note, count in sorted((self.notes + self.failures).items())]
+        lines.append(f"{len(self.files)} files in {self.out}, listed with sha256 in {self.out / EXPORT_FILE}")
+        return "\n".join(lines)
+
+
+def export_labels(
+    runs: Sequence[RunLabels],
+    format_name: str,
+    out: str | Path,
+    selection: Selection | None = None,
+    images_root: str = "",
+    progress: bool = True,
+) -> ExportReport:
+    """Write the labels of some runs to a new folder.
+
+    Args:
+        runs: of any subsets.
+        format_name: a key of `FORMATS`.
+        out: folder to make; it appears when everything in it is complete.
+        selection: what to take; None = the format's default.
+        images_root: folder of the image files, for formats that can hold images; "" = without.
+        progress: show progress bars on stderr.
+
+    Raises:
+        ExportError: the place is taken, a label file is not what its receipt says, or nothing is selected.
+    """
+    chosen, out = FORMATS[format_name], Path(out)
+    if images_root and not chosen.takes_images:
+        able = [name for name, one in FORMATS.items() if one.takes_images]
+        raise ExportError(f"format {format_name} holds no images; leave --images out, or choose from {able}")
+    check_free(out)
+    selection = selection or chosen.selection
+    with tqdm(total=count_images(runs), unit="image", desc="check", disable=not progress) as bar:
+        plan = plan_export(runs, selection, bar.update)
+    with (
+        staged_folder(out) as staging,
+        tqdm(total=sum(s.images for s in plan.subsets), unit="image", desc="write", disable=not progress) as bar,
+    ):
+        job = ExportJob(plan, images_root, bar.update)
+        files = chosen.write(job, staging)
+        commit_folder(staging, out, _facts(format_name, plan, job), files)
+    return ExportReport(out, files, plan.subsets, job.notes, job.failures)
+
+
+def _facts(format_name: str, plan: ExportPlan, job: ExportJob) -> dict[str, Any]:
+    """What export.json says besides its files: no path of a machine, no clock."""
+    return {
+        "format": format_name,
+        "pipeline_version": __version__,
+        "coordinates": COORDINATES,
+        "selection": plan.selection.describe(),
+        "subsets": {subset.subset: _subset_facts(subset) for subset in plan.subsets},
+        "notes": dict(job.notes),
+        "failures": dict(job.failures),
+    }
+
+
+def _subset_facts(subset: SubsetPlan) -> dict[str, Any]:
+    runs = [
+        {
+            "config_hash": run.config_hash,
+            "manifest_fingerprint": run.manifest_fingerprint,
+            "shards": run.shards,
+            "shards_exported": len(run.files),
+            "label_sha256": {f"{file.shard:05d}": file.sha256 for file in run.files},
+        }
+        for run in subset.runs
+    ]
+    counts = {"images": subset.images, "persons": subset.persons, "left_out": dict(subset.left_out)}
+    return {**counts, "runs": runs}

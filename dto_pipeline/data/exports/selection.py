@@ -1,0 +1,117 @@
+"""Which images and people an export takes, and a count of those it leaves out, by reason.
+
+Knows label columns only; changes no number of a label. An export's `num_persons` counts the people that were taken.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dto_pipeline.data.columns import ragged_column, single_array
+from dto_pipeline.status import PersonStatus
+
+PERSONS_ALL, PERSONS_VALID, PERSONS_MOVED = "all", "valid", "moved"
+Z_COVARIANCE = "z_covariance"  # the one column of an image that is indexed by its people
+PERSON_CHOICES = (PERSONS_ALL, PERSONS_VALID, PERSONS_MOVED)
+SELECTION_COLUMNS = (
+    *("is_optimized", "is_accepted", "mean_height_deviation", "num_persons"),
+    "persons.list.element.status",
+)
+"""Parquet columns that decide; a projection needs these besides its own."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What to take. Persons are judged first, then images by the people that remain."""
+
+    accepted_only: bool = False  # images that are optimised and score below the threshold
+    max_deviation: float | None = None  # that threshold in sigma; None = the run's own (column is_accepted)
+    min_persons: int = 0  # people of an image that remain
+    persons: str = PERSONS_ALL  # all; valid: without unusable labels; moved: only those the fit placed
+
+    def describe(self) -> dict[str, Any]:
+        """Plain values, JSON-ready."""
+        return dataclasses.asdict(self)
+
+
+def select_rows(table: pa.Table, selection: Selection, left_out: Counter[str] | None = None) -> pa.Table:
+    """The images and people of a label table that `selection` takes.
+
+    Args:
+        table: of `schema.LABELS_SCHEMA` or a projection with `SELECTION_COLUMNS`; further columns are kept.
+        left_out: reason -> images or persons; added to.
+    """
+    counts = table["num_persons"].to_numpy().astype(np.int64)
+    people = single_array(table["persons"]).flatten()
+    taken = _people_taken(people, selection)
+    owner = np.repeat(np.arange(counts.size), counts)
+    remaining = np.bincount(owner[taken], minlength=counts.size)
+    good, crowded = _images_good(table, selection), remaining >= selection.min_persons
+    images = good & crowded
+    if left_out is not None:
+        left_out["images not accepted"] += int((~good).sum())
+        left_out[f"images with fewer than {selection.min_persons} persons"] += int((good & ~crowded).sum())
+        left_out["persons of these images"] += int(counts[~images].sum())
+        left_out[f"persons not {selection.persons}, of images taken"] += int((~taken & images[owner]).sum())
+    if images.all() and taken.all():
+        return table
+    kept = people.filter(pa.array(taken & images[owner]))
+    column = ragged_column(remaining[images], kept, pa.list_(table.schema.field("persons").type.value_field))
+    table = table.filter(pa.array(images))
+    table = _replace(table, "num_persons", pa.array(remaining[images].astype(np.int32)))
+    table = _replace(table, "persons", column)
+    if Z_COVARIANCE in table.column_names:
+        per_image = np.split(taken, np.cumsum(counts)[:-1])
+        kept_people = [per_image[image] for image in np.flatnonzero(images)]
+        table = _replace(table, Z_COVARIANCE, _shrink_triangles(single_array(table[Z_COVARIANCE]), kept_people))
+    return table
+
+
+def _people_taken(people: pa.StructArray, selection: Selection) -> np.ndarray:
+    if selection.persons == PERSONS_ALL:
+        return np.ones(len(people), dtype=bool)
+    status = people.field("status").to_numpy(zero_copy_only=False)
+    if selection.persons == PERSONS_MOVED:
+        return status == str(PersonStatus.MOVED)
+    return status != str(PersonStatus.INVALID_LABEL)
+
+
+def _images_good(table: pa.Table, selection: Selection) -> np.ndarray:
+    if not selection.accepted_only:
+        return np.ones(table.num_rows, dtype=bool)
+    if selection.max_deviation is None:
+        return table["is_accepted"].to_numpy()
+    optimized = table["is_optimized"].to_numpy()
+    return optimized & (table["mean_height_deviation"].to_numpy() < selection.max_deviation)
+
+
+def _shrink_triangles(triangles: pa.ListArray, kept_people: list[np.ndarray]) -> pa.ListArray:
+    """Lower triangles (row by row, diagonal included) of n x n matrices without the people that were left out.
+
+    Args:
+        triangles: one per image, null = none.
+        kept_people: per image (n,) bool.
+    """
+    rows = [
+        None if not triangle.is_valid or kept.all() else _shrink_triangle(np.asarray(triangle.values), kept)
+        for triangle, kept in zip(triangles, kept_people, strict=True)
+    ]
+    changed = np.array([row is not None for row in rows], dtype=bool)
+    return pc.if_else(pa.array(changed), pa.array(rows, triangles.type), triangles) if changed.any() else triangles
+
+
+def _shrink_triangle(values: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    row, column = np.tril_indices(kept.size)
+    return values[kept[row] & kept[column]]
+
+
+def _replace(table: pa.Table, name: str, column: pa.Array) -> pa.Table:
+    position = table.schema.get_field_index(name)
+    return table.set_column(position, table.schema.field(name), column)

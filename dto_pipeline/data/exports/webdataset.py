@@ -1,0 +1,108 @@
+"""WebDataset shards: ``<subset>/<subset>-000000.tar`` and following, of 1000 samples each.
+
+A sample is ``KEY.json`` with the labels (the columns of `dto-labels/1`) and, where images are asked for, ``KEY.jpg``
+with the bytes of the image file as they are. KEY is ``<subset>/<image_path>`` without ``.jpg``; webdataset cuts names
+at the first dot, so no KEY has one (`sample_key`). An image that cannot be read, or is not the one that was labelled,
+leaves its sample out, counted. Equal input gives identical bytes. Memory: one row group and one image.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import tarfile
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
+from pathlib import Path
+
+from dto_pipeline.data.exports.folder import ExportedFile
+from dto_pipeline.data.exports.inputs import IMAGE_FILE
+from dto_pipeline.data.exports.job import ExportJob
+from dto_pipeline.data.exports.json_text import json_rows
+from dto_pipeline.data.exports.plan import SubsetPlan
+from dto_pipeline.data.images import ImageStore
+from dto_pipeline.data.storage import as_location
+from dto_pipeline.data.tar_images import open_images
+from dto_pipeline.status import UnusableImage
+
+SAMPLES = 1000  # of a tar
+MISSING = "samples left out: image file cannot be read"
+CHANGED = "samples left out: image file is not the one that was labelled (sha256)"
+_EXTENSIONS = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png"}  # by first bytes: an image named .jpg may be a PNG
+
+Sample = tuple[str, int, list[tuple[str, bytes]]]  # key, persons, (extension, contents) of each member
+
+
+def write_webdataset(job: ExportJob, folder: Path) -> list[ExportedFile]:
+    """Tars of every subset."""
+    return [file for subset in job.subsets for file in _write_subset(job, folder, subset)]
+
+
+def sample_key(image_id: str) -> str:
+    """A name without dots that is different for every image.
+
+    ``.jpg`` at the end is dropped; other dots and percent signs become %2E and %25; a name that never had an extension
+    ends in a bare percent sign.
+    """
+    stem = image_id.removesuffix(".jpg")
+    escaped = stem.replace("%", "%25").replace(".", "%2E")
+    return escaped if stem != image_id or "." in image_id.rsplit("/", 1)[-1] else escaped + "%"
+
+
+def _write_subset(job: ExportJob, folder: Path, subset: SubsetPlan) -> list[ExportedFile]:
+    samples = _samples_with_images(job, subset) if job.images_root else _samples(job, subset)
+    (folder / subset.subset).mkdir()
+    files: list[ExportedFile] = []
+    for first in samples:
+        name = f"{subset.subset}/{subset.subset}-{len(files):06d}.tar"
+        images, persons = _write_tar(folder / name, chain([first], islice(samples, SAMPLES - 1)))
+        files.append(ExportedFile(name, images, persons))
+    return files
+
+
+def _write_tar(path: Path, samples: Iterable[Sample]) -> tuple[int, int]:
+    """Returns how many images and persons it holds."""
+    images = persons = 0
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        for key, people, members in samples:
+            images, persons = images + 1, persons + people
+            for extension, contents in members:
+                entry = tarfile.TarInfo(f"{key}.{extension}")  # date 1970, no owner: equal bytes everywhere
+                entry.size = len(contents)
+                tar.addfile(entry, io.BytesIO(contents))
+    return images, persons
+
+
+def _samples(job: ExportJob, subset: SubsetPlan) -> Iterator[Sample]:
+    for table in job.tables(subset):
+        texts = json_rows(table)
+        for image_id, people, text in zip(
+            table["image_id"].to_pylist(), table["num_persons"].to_pylist(), texts, strict=True
+        ):
+            yield sample_key(image_id), people, [("json", text.as_py().encode())]
+
+
+def _samples_with_images(job: ExportJob, subset: SubsetPlan) -> Iterator[Sample]:
+    stores = {run.name: open_images(as_location(job.images_root), run.manifest) for run in subset.runs}
+    for run, table in job.tables_with_files(subset):
+        texts = json_rows(table.drop_columns([IMAGE_FILE]))
+        columns = [table[name].to_pylist() for name in ("image_id", "num_persons", IMAGE_FILE, "image_sha256")]
+        for image_id, people, file, sha256, text in zip(*columns, texts, strict=True):
+            image = _read_image(stores[run.name], file, sha256, job.failures)
+            if image is not None:
+                yield sample_key(image_id), people, [image, ("json", text.as_py().encode())]
+
+
+def _read_image(store: ImageStore, file: str, sha256: str, failures: Counter[str]) -> tuple[str, bytes] | None:
+    """(extension, contents) of an image file, or None where it cannot be used."""
+    try:
+        contents = store.read_bytes(file)
+    except UnusableImage:
+        failures[MISSING] += 1
+        return None
+    if sha256 and hashlib.sha256(contents).hexdigest() != sha256:
+        failures[CHANGED] += 1
+        return None
+    known = (extension for magic, extension in _EXTENSIONS.items() if contents.startswith(magic))
+    return next(known, file.rsplit(".", 1)[-1].lower()), contents

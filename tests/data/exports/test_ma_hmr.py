@@ -1,0 +1,149 @@
+"""MA-HMR's npz: readable by numpy of both generations, equal to the labels."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dto_pipeline.data.exports.annots_pickle import END_STREAM, ImagePeople, image_records, start_stream
+from dto_pipeline.data.exports.export import export_labels
+from dto_pipeline.data.exports.ma_hmr import REPEATED
+from dto_pipeline.data.exports.selection import Selection
+from dto_pipeline.data.safe_pickle import safe_load_npz, safe_loads
+
+OLD_NUMPY = "1.23.5"
+CHECK = """
+import sys, numpy as np
+annots = np.load(sys.argv[1], allow_pickle=True)["annots"].item()
+assert np.__version__ == sys.argv[2], np.__version__
+people = [person for key in annots for person in annots[key]]
+total = sum(float(values.sum(dtype=np.float64)) for person in people for values in person["smpl_param"].values())
+arrays = [values for person in people for part in person.values() for values in part.values()]
+kinds = {values.dtype.str + str(values.shape) for values in arrays}
+assert all(person["cam_param"] is annots[key][0]["cam_param"] for key in annots for person in annots[key])
+print(len(annots), len(people), repr(total), *sorted(kinds))
+"""
+
+
+def load(path: Path) -> dict:
+    return np.load(path, allow_pickle=True)["annots"].item()
+
+
+def test_the_file_holds_the_labels_of_accepted_images(runs, labels, tmp_path) -> None:
+    export_labels([runs["mpii"]], "ma-hmr", tmp_path / "out", progress=False)
+    annots = load(tmp_path / "out" / "MPII_CHMR_SMPL_OPT.npz")
+    rows = [row for row in labels["mpii"].to_pylist() if row["is_accepted"]]
+    assert list(annots) == [row["image_path"] for row in rows]
+    for row in rows:
+        expected = [person for person in row["persons"] if person["status"] != "invalid_label"]
+        for found, person in zip(annots[row["image_path"]], expected, strict=True):
+            for name, column in (("shape", "betas"), ("pose", "pose"), ("trans", "transl")):
+                assert found["smpl_param"][name].dtype == np.float32
+                np.testing.assert_array_equal(found["smpl_param"][name], np.array(person[column], np.float32))
+            np.testing.assert_array_equal(found["cam_param"]["focal"], np.array([row["fx"], row["fy"]], np.float32))
+            np.testing.assert_array_equal(found["cam_param"]["princpt"], np.array([row["cx"], row["cy"]], np.float32))
+
+
+def test_people_of_an_image_share_one_camera_object(runs, tmp_path) -> None:
+    export_labels([runs["mpii"]], "ma-hmr", tmp_path / "out", progress=False)
+    annots = load(tmp_path / "out" / "MPII_CHMR_SMPL_OPT.npz")
+    cameras = [{id(person["cam_param"]) for person in people} for people in annots.values()]
+    assert all(len(own) == 1 for own in cameras)
+    assert len(set().union(*cameras)) == len(annots) > 1
+
+
+def test_both_insta_subsets_go_to_one_file_and_shared_images_count_once(runs, tmp_path) -> None:
+    report = export_labels([runs["insta2"], runs["insta1"]], "ma-hmr", tmp_path / "out", progress=False)
+    assert [file.path for file in report.files] == ["INSTA_CHMR_SMPL_OPT.npz"]
+    annots = load(tmp_path / "out" / "INSTA_CHMR_SMPL_OPT.npz")
+    assert all(key.startswith("insta-train/") for key in annots)
+    assert report.files[0].images == len(annots) == 4
+    assert sum(report.notes.values()) == 4
+
+
+def test_images_of_one_insta_subset_only_are_all_there(runs, tmp_path) -> None:
+    first = dataclasses.replace(runs["insta1"], files=runs["insta1"].files[:1])
+    report = export_labels([first, runs["insta2"]], "ma-hmr", tmp_path / "part", progress=False)
+    export_labels([runs["insta2"]], "ma-hmr", tmp_path / "whole", progress=False)
+    part, whole = (load(tmp_path / name / "INSTA_CHMR_SMPL_OPT.npz") for name in ("part", "whole"))
+    assert part.keys() == whole.keys()
+    assert 0 < report.notes[REPEATED] < len(whole)
+    assert {key: len(people) for key, people in part.items()} == {key: len(people) for key, people in whole.items()}
+
+
+def test_arrays_are_writable_and_own_their_memory(runs, tmp_path) -> None:
+    export_labels([runs["mpii"]], "ma-hmr", tmp_path / "out", progress=False)
+    person = next(iter(load(tmp_path / "out" / "MPII_CHMR_SMPL_OPT.npz").values()))[0]
+    person["smpl_param"]["pose"][:] = 0
+    assert not person["smpl_param"]["pose"].any()
+
+
+def test_our_own_reader_that_runs_nothing_reads_the_file(runs, tmp_path) -> None:
+    export_labels([runs["mpii"]], "ma-hmr", tmp_path / "out", progress=False)
+    path = tmp_path / "out" / "MPII_CHMR_SMPL_OPT.npz"
+    safe = safe_load_npz(path)["annots"].item()
+    for key, people in load(path).items():
+        np.testing.assert_array_equal(safe[key][-1]["smpl_param"]["pose"], people[-1]["smpl_param"]["pose"])
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.dictionaries(st.text(st.characters(exclude_categories=["Cs"]), max_size=20), st.integers(0, 4), max_size=6),
+    st.integers(0, 2**32),
+)
+def test_any_images_read_back_as_they_were(people_of: dict[str, int], seed: int) -> None:
+    random = np.random.default_rng(seed)
+    counts = np.array(list(people_of.values()), dtype=np.int64)
+    images, people = len(counts), int(counts.sum())
+    numbers = [random.normal(size=(n, k)).astype(np.float32) for n, k in ((images, 2), (images, 2))]
+    numbers += [random.normal(size=(people, k)).astype(np.float32) for k in (11, 72, 3)]
+    stream = start_stream() + image_records(ImagePeople(list(people_of), counts, *numbers)) + END_STREAM
+    found = safe_loads(stream, object_arrays=True).item()
+    assert {key: len(value) for key, value in found.items()} == people_of
+    flat = [person for value in found.values() for person in value]
+    for name, values in zip(("shape", "pose", "trans"), numbers[2:], strict=True):
+        assert [person["smpl_param"][name].tolist() for person in flat] == values.tolist()
+    owner = np.repeat(np.arange(images), counts)
+    assert [person["cam_param"]["focal"].tolist() for person in flat] == numbers[0][owner].tolist()
+
+
+def test_the_stream_is_what_numpy_itself_reads() -> None:
+    one = ImagePeople(["a.jpg"], np.array([1]), *(np.ones((1, k), np.float32) for k in (2, 2, 11, 72, 3)))
+    head = io.BytesIO()
+    np.lib.format.write_array_header_1_0(head, {"descr": "|O", "fortran_order": False, "shape": ()})
+    whole = io.BytesIO(head.getvalue() + start_stream() + image_records(one) + image_records(one) + END_STREAM)
+    assert list(np.load(whole, allow_pickle=True).item()) == ["a.jpg"]
+
+
+@pytest.mark.slow
+def test_numpy_of_both_generations_read_the_same_numbers(runs, tmp_path) -> None:
+    export_labels([runs["mpii"]], "ma-hmr", tmp_path / "out", Selection(persons="valid"), progress=False)
+    path = tmp_path / "out" / "MPII_CHMR_SMPL_OPT.npz"
+    old = old_numpy(tmp_path / "venv")
+    said = [
+        subprocess.run(
+            [python, "-W", "error", "-c", CHECK, path, version], capture_output=True, text=True, check=True
+        ).stdout
+        for python, version in ((old, OLD_NUMPY), (sys.executable, np.__version__))
+    ]
+    assert said[0] == said[1]
+    assert said[0].split()[:2] == ["9", "26"]
+
+
+def old_numpy(folder: Path) -> str:
+    """A Python with numpy of the first generation; skips where the package index has none for this Python."""
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True, capture_output=True)
+    python = str(folder / "bin" / "python")
+    install = [python, "-m", "pip", "install", "-q", "--only-binary", ":all:", f"numpy=={OLD_NUMPY}"]
+    done = subprocess.run(install, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"numpy {OLD_NUMPY} cannot be installed here: {done.stderr.strip().splitlines()[-1][:200]}")
+    return python
