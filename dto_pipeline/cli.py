@@ -12,6 +12,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+import argcomplete
+
 import dto_pipeline
 from dto_pipeline.commands import VERBS
 from dto_pipeline.errors import DtoError
@@ -33,7 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Our tensors are small: threads that wait for each other cost more than they give (on a busy two-core machine ten
     # times the wall time). Set before PyTorch loads; workers follow run.torch_threads.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    arguments = build_parser().parse_args(argv)
+    parser = build_parser()
+    argcomplete.autocomplete(parser)
+    arguments = parser.parse_args(argv)
     logging.basicConfig(
         level=logging.INFO if arguments.verbose else logging.WARNING,
         format="%(asctime)s %(levelname)s %(message)s",

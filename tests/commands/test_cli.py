@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -61,3 +64,19 @@ def test_what_cannot_be_done_is_one_message_and_exit_code_two(
     shown = capsys.readouterr().err
     assert words in shown
     assert "Traceback" not in shown
+
+
+def test_the_shell_completes_verbs(tmp_path: Path) -> None:
+    """As bash does it: argcomplete writes what fits to file descriptor 8, here a file."""
+    answers = tmp_path / "answers"
+    line = "dto stat"
+    environment = {
+        **os.environ,
+        "_ARGCOMPLETE": "1",
+        "_ARGCOMPLETE_STDOUT_FILENAME": str(answers),
+        "COMP_LINE": line,
+        "COMP_POINT": str(len(line)),
+    }
+    command = [sys.executable, "-c", "import sys; from dto_pipeline.cli import main; sys.argv[0] = 'dto'; main()"]
+    subprocess.run(command, env=environment, check=False)
+    assert answers.read_text().strip() == "status"
