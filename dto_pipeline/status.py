@@ -28,10 +28,16 @@ class ImageStatus(_Advised):
     PLACED_BY_PRIOR = "placed_by_prior", "Fewer than two depths could be compared; people stand by height priors alone."
     TOO_FEW_PEOPLE = "too_few_people", "Fewer than two people can be compared; labels are passed through unchanged."
     NO_PEOPLE = "no_people", "No person of this image had a valid label; see the persons' statuses."
-    IMAGE_MISSING = "image_missing", "The image file was not found; check --images or fetch the file, then retry."
-    IMAGE_CORRUPT = "image_corrupt", "The image could not be decoded; replace the file, then retry."
+    IMAGE_MISSING = (
+        "image_missing",
+        "The image file was not found; fetch it, build the manifest again (or check --images).",
+    )
+    IMAGE_CORRUPT = (
+        "image_corrupt",
+        "The image could not be decoded; replace the file, then use dto run --retry-images.",
+    )
     SIZE_MISMATCH = "size_mismatch", "The image's size contradicts the label's camera; the label or file is wrong."
-    DEPTH_MISSING = "depth_missing", "No depth map was found for this image; write it or configure a depth model."
+    DEPTH_MISSING = "depth_missing", "No depth map was found; write it, then use dto run --retry-images."
     DEPTH_INVALID = "depth_invalid", "The depth map is empty, constant zero, not finite or of another size."
     LABEL_INVALID = "label_invalid", "The label row itself is unusable (for example its camera); see the message."
     WORKER_CRASHED = "worker_crashed", "The process died on this image every time; see failures/ for the last error."

@@ -2,9 +2,10 @@
 # Synthetic crowds in, scene-consistent labels out: the whole pipeline on a small data set with known truth.
 #
 #   bash jobs/demo.sh            everything below out/demo; under 3 minutes on 2 cores after installation
+#   bash jobs/demo.sh --help     its options, for example --out DIR
 #
 # Expect a table of errors before and after, pictures in out/demo/pictures and the numbers in out/demo/summary.json.
 # Run again, it does nothing new and says so.
 set -euo pipefail
 source "$(dirname "$0")/environment.sh"
-exec dto demo --out "${1:-out/demo}"
+exec dto demo "$@"

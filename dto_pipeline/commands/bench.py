@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dto_pipeline.commands.options import add_config_options, read_config
+from dto_pipeline.commands.options import add_config_options, positive, read_config
 
 if TYPE_CHECKING:
     from dto_pipeline.config import PipelineConfig
@@ -25,14 +25,16 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         description="Writes scenes to a temporary folder and times every stage on one thread, beside a plain "
         "per-person loop of the same method, in one run.",
     )
-    parser.add_argument("--images", type=int, default=16, metavar="N", help="images (16)")
-    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="runs whose median is taken (5)")
+    parser.add_argument("--images", type=positive, default=16, metavar="N", help="images (16)")
+    parser.add_argument("--repeats", type=positive, default=5, metavar="N", help="runs whose median is taken (5)")
     parser.add_argument(
         "--depth",
         action="store_true",
         help="with a depth network (depth.model ...): images/s alone and from end to end, share of peak, busy share",
     )
-    parser.add_argument("--manifest", type=int, metavar="ROWS", help="time a manifest build of so many rows instead")
+    parser.add_argument(
+        "--manifest", type=positive, metavar="ROWS", help="time a manifest build of so many rows instead"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     add_config_options(parser)
     parser.set_defaults(run=_run)

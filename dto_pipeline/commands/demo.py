@@ -10,6 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dto_pipeline.commands.options import positive
 from dto_pipeline.config import DepthConfig, PipelineConfig
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         "on it with two Ray workers, and compares the labels with the truth. Run again, it does nothing new.",
     )
     parser.add_argument("-o", "--out", default="out/demo", metavar="DIR", help="folder to write to (out/demo)")
-    parser.add_argument("--images", type=int, default=24, metavar="N", help="images to make (24)")
+    parser.add_argument("--images", type=positive, default=24, metavar="N", help="images to make (24)")
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="Ray workers (2); 0 = without Ray")
     parser.add_argument(
         "--depth",
@@ -68,15 +69,16 @@ def _run(arguments: argparse.Namespace) -> int:
     summary = run_pipeline(manifest, out / "run", config)
     if summary.nothing_to_do and (out / "summary.json").exists():
         print("\nEverything was done before; nothing new. Remove the folder to start afresh.\n")
-        print(json.loads((out / "summary.json").read_text())["table"])
+        print(json.loads((out / "summary.json").read_text())["text"])
         return summary.exit_code
     placed = [item for file in sorted((out / "run" / "labels").glob("*.parquet")) for item in read_placed(file)]
     score = score_demo(placed, read_truth(out / "data"), body)
     pictures = _draw(placed, read_truth(out / "data"), body, out)
-    depth = _compare_depth(out, manifest, config, score, body) if arguments.depth == "network" else _FILES_ONLY
+    depth = _compare_depth(out, manifest, config, placed, body) if arguments.depth == "network" else _FILES_ONLY
     seconds = time.monotonic() - started
-    report = _report(arguments, data.broken, score, summary, pictures, seconds) | {"depth": depth}
-    print(f"\n{score.as_table()}\n\n{depth['table']}\n\n{out / 'summary.json'} written; {seconds:.0f} s")
+    text = f"{score.as_table()}\n\n{depth['table']}"
+    report = _report(arguments, data.broken, score, summary, pictures, seconds) | {"depth": depth, "text": text}
+    print(f"\n{text}\n\n{out / 'summary.json'} written; {seconds:.0f} s")
     _write(out / "summary.json", report)
     return summary.exit_code
 
@@ -116,9 +118,9 @@ def _draw(placed: list[PlacedScene], truth: dict[str, np.ndarray], body: BodyMod
 
 
 def _compare_depth(
-    out: Path, manifest: Path, config: PipelineConfig, score: DemoScore, body: BodyModel
+    out: Path, manifest: Path, config: PipelineConfig, placed: list[PlacedScene], body: BodyModel
 ) -> dict[str, Any]:
-    """The depth network on these pictures, and the labels with it beside those with the true depth."""
+    """The depth network on the unbroken pictures, and their labels with it beside those with the true depth."""
     from dto_pipeline.data.placed import read_placed
     from dto_pipeline.demo.dataset import read_truth
     from dto_pipeline.demo.depth_quality import MEASURES
@@ -136,14 +138,22 @@ def _compare_depth(
     plain = replace(config, depth=DepthConfig(), run=replace(config.run, workers=0))
     run_pipeline(manifest, out / "run-true-depth", plain, progress=False, depth_root=out / "true-depth")
     files = sorted((out / "run-true-depth" / "labels").glob("*.parquet"))
-    truth = score_demo([item for file in files for item in read_placed(file)], read_truth(out / "data"), body)
+    truth = read_truth(out / "data")
+    whole = {scene.name for scene in scenes}
+
+    def score(items: list[PlacedScene]) -> DemoScore:
+        kept = [item for item in items if str(truth["image_name"][item.scene.source_row[0]]) in whole]
+        return score_demo(kept, truth, body)
+
+    with_network, with_truth = score(placed), score([item for file in files for item in read_placed(file)])
     lines = [f"depth network {network.identity.short} on these pictures, unseen in training:"]
     lines += [f"  {quality[key]:.3f}  {title}" for key, title in MEASURES.items()]
     return {
         "network": network.facts,
         "error_on_unseen_scenes": quality,
-        "errors_with_true_depth": truth.to_json()["comparison"],
-        "table": "\n".join([*lines, "", side_by_side(score, truth)]),
+        "errors_of_unbroken_images": with_network.to_json()["comparison"],
+        "errors_of_unbroken_images_with_true_depth": with_truth.to_json()["comparison"],
+        "table": "\n".join([*lines, "", side_by_side(with_network, with_truth)]),
     }
 
 
@@ -165,7 +175,6 @@ def _report(
         "images_per_s": round(summary.images_per_s, 2),
         "stage_seconds": {stage: round(value, 3) for stage, value in summary.stage_seconds.items()},
         "wall_s": round(seconds, 1),
-        "table": score.as_table(),
     }
 
 

@@ -7,6 +7,14 @@ import argparse
 from dto_pipeline.config import PipelineConfig, load_config
 
 
+def positive(text: str) -> int:
+    """Type of an option that counts something: a whole number of at least 1."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is less than 1")
+    return number
+
+
 def add_config_options(parser: argparse.ArgumentParser) -> None:
     """`--config FILE` and `--set room.key=value`, read by `read_config`."""
     parser.add_argument("--config", metavar="YAML", help="config file; rooms and keys as in dto_pipeline/config.py")

@@ -22,6 +22,9 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument("--workers", type=int, metavar="N", help="same as --set run.workers=N; 0 = without Ray")
     parser.add_argument("--address", default="local", help="Ray cluster: local (default), auto, ray://HOST:PORT")
     parser.add_argument("--retry-failed", action="store_true", help="take up shards that were given up")
+    parser.add_argument(
+        "--retry-images", action="store_true", help="do shards again that hold images which could not be processed"
+    )
     parser.add_argument("--images", metavar="DIR", help="images folder in place of the manifest's")
     parser.add_argument("--depth", metavar="DIR", help="depth folder in place of the manifest's")
     parser.add_argument("--quiet", action="store_true", help="no progress line")
@@ -40,9 +43,12 @@ def _run(arguments: argparse.Namespace) -> int:
         read_config(arguments),
         address=arguments.address,
         retry_failed=arguments.retry_failed,
+        retry_images=arguments.retry_images,
         progress=not arguments.quiet,
         images_root=arguments.images,
         depth_root=arguments.depth,
     )
     print(summary.as_table())
+    if summary.failed_images and not arguments.retry_images:
+        print(f"{summary.failed_images} images failed and have rows that say why; mend them, then use --retry-images")
     return summary.exit_code

@@ -141,7 +141,7 @@ def person_leaf(name: str) -> str:
 
 def _is_labels(path: Path) -> bool:
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
             return footer_text(file).get("schema") == LABELS_SCHEMA_NAME
     except READ_ERRORS:
         return False

@@ -27,6 +27,7 @@ def writer_settings(schema: pa.Schema) -> dict[str, Any]:
         "use_dictionary": [path for path, kind in leaves if not pa.types.is_floating(kind)],
         "column_encoding": {path: "BYTE_STREAM_SPLIT" for path, kind in leaves if pa.types.is_floating(kind)},
         "write_page_index": True,
+        "write_page_checksum": True,  # a damaged page is refused, not read as other numbers
     }
 
 
@@ -34,7 +35,7 @@ def open_parquet(path: Location, error: type[Exception]) -> pq.ParquetFile:
     """Open a Parquet file; whatever prevents it becomes `error` with a next step."""
     try:
         files, place = open_root(path)
-        return pq.ParquetFile(place, filesystem=files)
+        return pq.ParquetFile(place, filesystem=files, page_checksum_verification=True)
     except FileNotFoundError as cause:
         raise error(f"{path} does not exist; check the path, or make the file first") from cause
     except READ_ERRORS as cause:

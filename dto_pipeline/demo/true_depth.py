@@ -73,7 +73,8 @@ def side_by_side(network: DemoScore, truth: DemoScore, selection: str = "all peo
     """Label accuracy with the network's depth and with the true depth, as plain text."""
     columns = [network.comparison[selection]["before"]]
     columns += [score.comparison[selection]["after"] for score in (network, truth)]
-    lines = [f"{selection:<28} {'given':>8} {'network':>9} {'true depth':>11}"]
+    people = f"{selection} of unbroken images ({columns[0]['persons']:.0f})"
+    lines = [f"{people:<36} {'given':>8} {'network':>9} {'true depth':>11}"]
     for key, title in MEASURES.items():
-        lines.append(f"{title:<28} {columns[0][key]:>8.3f} {columns[1][key]:>9.3f} {columns[2][key]:>11.3f}")
+        lines.append(f"{title:<36} {columns[0][key]:>8.3f} {columns[1][key]:>9.3f} {columns[2][key]:>11.3f}")
     return "\n".join(lines)

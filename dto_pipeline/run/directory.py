@@ -246,6 +246,15 @@ def settle_records(directory: RunDirectory, scan: RunScan) -> None:
         clear_failure(directory, shard)
 
 
+def forget_shard(directory: RunDirectory, shard: int) -> None:
+    """Take a finished shard away, to be done again. Call it under the lock.
+
+    The label file goes first: a receipt without labels is void, labels without a receipt would be adopted.
+    """
+    directory.label_file(shard).unlink(missing_ok=True)
+    directory.receipt_file(shard).unlink(missing_ok=True)
+
+
 def publish_receipt(directory: RunDirectory, receipt: Receipt) -> Receipt:
     """Declare a shard done. Where another worker was first, its receipt stands and is returned."""
     path = directory.receipt_file(receipt.shard)

@@ -47,6 +47,7 @@ def run_pipeline(
     config: PipelineConfig,
     address: str = "local",
     retry_failed: bool = False,
+    retry_images: bool = False,
     progress: bool = True,
     images_root: str | Path | None = None,
     depth_root: str | Path | None = None,
@@ -60,6 +61,7 @@ def run_pipeline(
         config: `config.run.workers` 0 works in this process, else that many Ray actors.
         address: Ray's address, see `RayPool`; not looked at with 0 workers.
         retry_failed: take up shards that were given up.
+        retry_images: do shards again that hold images which could not be processed.
         progress: show a progress line.
         images_root, depth_root: folders in place of those named by the manifest and the config.
         runner: does the shards; None = a `ShardRunner`.
@@ -68,14 +70,18 @@ def run_pipeline(
         RunLocked: another driver is at work on this run.
         RunMismatch: the run was started with another config, manifest or version.
         RunAborted: the workers cannot start or too many shards fail.
+        RunDirectoryError: a folder of images or depth maps that does not exist here.
     """
     started = time.monotonic()
     directory = RunDirectory(Path(run_dir))
     manifest = Manifest.open(manifest_path)
     directory.create_folders()
+    here = address == "local" or config.run.workers == 0
+    if here:
+        _check_folders({"images": images_root, "depth": depth_root or config.depth.root})
     with directory.lock():
         identity = files.identify_run(config, manifest, manifest.path)
-        plan = plan_run(directory, identity, retry_failed)
+        plan = plan_run(directory, identity, retry_failed, retry_images)
         if plan.pending:
             if runner is None:
                 from dto_pipeline.run.shard_runner import ShardRunner  # loads PyTorch: only when there is work
@@ -86,7 +92,16 @@ def run_pipeline(
         return summarize(directory, identity, scan, set(plan.done), plan.failed, time.monotonic() - started)
 
 
-def plan_run(directory: RunDirectory, identity: RunIdentity, retry_failed: bool = False) -> RunPlan:
+def _check_folders(given: Mapping[str, str | Path | None]) -> None:
+    """Refuse folders that were named by hand and are not there: every image would fail for it."""
+    for option, folder in given.items():
+        if folder and "://" not in str(folder) and not Path(folder).is_dir():
+            raise files.RunDirectoryError(f"--{option} {folder}: there is no such folder; check the path")
+
+
+def plan_run(
+    directory: RunDirectory, identity: RunIdentity, retry_failed: bool = False, retry_images: bool = False
+) -> RunPlan:
     """Open the run, take away what does not hold, and list what is left. Call it under the lock."""
     files.open_run(directory, identity)
     swept = files.sweep_temporary(directory)
@@ -97,10 +112,15 @@ def plan_run(directory: RunDirectory, identity: RunIdentity, retry_failed: bool 
     if swept:
         _LOG.info("%d temporary files of an earlier start were removed", swept)
     failures = _forget_failures(directory, scan) if retry_failed else scan.failures
+    done = scan.done
+    if retry_images:
+        done = {shard: receipt for shard, receipt in done.items() if not receipt.failed_images}
+        for shard in scan.done.keys() - done.keys():
+            files.forget_shard(directory, shard)
     failed = {shard: failure.error for shard, failure in failures.items() if failure.given_up}
-    pending = [shard for shard in range(identity.shards) if shard not in scan.done and shard not in failed]
+    pending = [shard for shard in range(identity.shards) if shard not in done and shard not in failed]
     attempts = {shard: failure.attempts for shard, failure in failures.items() if not failure.given_up}
-    return RunPlan(identity, scan.done, pending, attempts, failed)
+    return RunPlan(identity, done, pending, attempts, failed)
 
 
 def _forget_failures(directory: RunDirectory, scan: RunScan) -> Mapping[int, Failure]:

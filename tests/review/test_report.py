@@ -17,6 +17,7 @@ from dto_pipeline.review.facts import Facts, Histogram, gather_facts, prior_curv
 from dto_pipeline.review.report import ReportOptions, write_report
 from dto_pipeline.review.run_files import RunFiles, open_pixels, open_run_files
 from dto_pipeline.run.directory import RunDirectory
+from dto_pipeline.status import ImageStatus
 from tests.tiny_dataset import TinyDataset
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -97,7 +98,7 @@ def test_the_page_is_whole_and_asks_for_nothing_from_outside(page: Path) -> None
 
 def test_the_page_tells_statuses_with_advice_failures_and_models(page: Path, facts: Facts) -> None:
     text = page.read_text()
-    assert "The image file was not found; check --images or fetch the file, then retry." in text
+    assert ImageStatus.IMAGE_MISSING.advice in text
     assert "tiny/000001.jpg" in text
     assert facts.footer["body_sha256"] in text
     assert "config room solver" in text

@@ -303,3 +303,38 @@ def test_receipts_tell_where_the_time_went(finished):
 
     assert {"body", "rasterizer", "evidence", "solver", "write"} <= stages.keys()
     assert all(seconds >= 0 for seconds in stages.values())
+
+
+def test_failed_images_are_done_again_on_request_and_only_in_their_shards(tmp_path, body):
+    tiny = write_tiny_dataset(tmp_path / "data", body, images=6, shard_images=2, broken=False)
+    directory = RunDirectory(tmp_path / "run")
+    start = Starter(tiny.manifest, directory)
+    lost = sorted((Path(tiny.dataset.root) / "depth").rglob("*.npy"))[2]
+    kept = lost.read_bytes()
+    lost.unlink()
+    assert start().image_status["depth_missing"] == 1
+    before = _stamps(directory)
+    lost.write_bytes(kept)
+    assert start().nothing_to_do
+    again = start(retry_images=True)
+    assert "depth_missing" not in again.image_status
+    assert again.done_now == 1
+    changed = {path.name for path, stamp in _stamps(directory).items() if before.get(path) != stamp}
+    assert changed == {"shard-00001.parquet", "shard-00001.json"}
+
+
+@pytest.mark.parametrize("option", ["images_root", "depth_root"])
+def test_a_folder_that_is_not_there_is_refused_before_anything_is_done(start, tmp_path, option):
+    with pytest.raises(files.RunDirectoryError, match="no such folder"):
+        start(**{option: tmp_path / "nowhere"})
+    assert not list(start.directory.receipts.glob("*"))
+
+
+def test_a_damaged_manifest_page_stops_its_shard_instead_of_becoming_other_labels(tmp_path, body):
+    tiny = write_tiny_dataset(tmp_path / "data", body, images=2, shard_images=2, broken=False)
+    data = bytearray(tiny.manifest.read_bytes())
+    data[300:400] = bytes(byte ^ 0xFF for byte in data[300:400])  # inside a page, far from the footer
+    tiny.manifest.write_bytes(bytes(data))
+    summary = Starter(tiny.manifest, RunDirectory(tmp_path / "run"))()
+    assert summary.exit_code == 1
+    assert list(summary.failed_shards) == [0]
