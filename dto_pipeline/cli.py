@@ -18,15 +18,19 @@ import dto_pipeline
 from dto_pipeline.commands import VERBS
 from dto_pipeline.errors import DtoError
 
+_VERBOSE = "log one line per shard"
+
 
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line, for `main` and for documentation."""
     parser = argparse.ArgumentParser(prog="dto", description="Scene-consistent, metric 3D labels of crowds.")
     parser.add_argument("--version", action="version", version=f"dto {dto_pipeline.__version__}")
-    parser.add_argument("-v", "--verbose", action="store_true", help="log one line per shard")
+    parser.add_argument("-v", "--verbose", action="store_true", help=_VERBOSE)
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for verb in VERBS:
         verb.add_parser(verbs)
+    for verb_parser in verbs.choices.values():  # also behind the verb; SUPPRESS keeps what stands before it
+        verb_parser.add_argument("-v", "--verbose", action="store_true", default=argparse.SUPPRESS, help=_VERBOSE)
     return parser
 
 

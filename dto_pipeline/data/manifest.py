@@ -75,6 +75,9 @@ class Manifest:
             ManifestError: missing, truncated, not a manifest, or of another schema version.
         """
         path = as_location(path)
+        if str(path).endswith((".yaml", ".yml")):
+            advice = f"make its manifest first: dto manifest build {path} --data-root DIR -o FILE"
+            raise ManifestError(f"{path} describes a data set; {advice}")
         with open_parquet(path, ManifestError) as file:
             footer = footer_text(file)
             if footer.get("schema") != MANIFEST_SCHEMA_NAME:

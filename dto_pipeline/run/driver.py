@@ -7,6 +7,7 @@ imported only when there is work, so that a finished run answers at once. Times 
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack, closing
@@ -28,6 +29,7 @@ from dto_pipeline.run.schedule import Charge, Policy, Schedule
 from dto_pipeline.run.summary import RunSummary, summarize
 
 _LOG = logging.getLogger(__name__)
+_LOG_FILE_S = 30.0  # least time between progress lines that go to a file instead of a terminal
 
 
 @dataclass(frozen=True)
@@ -166,7 +168,12 @@ class _FileLedger:
         self._failed_images = sum(receipt.failed_images for receipt in plan.done.values())
         initial = sum(receipt.images for receipt in plan.done.values())
         self._line = tqdm(
-            total=plan.identity.images, initial=initial, unit=" images", disable=not progress, dynamic_ncols=True
+            total=plan.identity.images,
+            initial=initial,
+            unit=" images",
+            disable=not progress,
+            dynamic_ncols=True,
+            mininterval=0.5 if sys.stderr.isatty() else _LOG_FILE_S,
         )
 
     def __enter__(self) -> _FileLedger:
@@ -214,4 +221,4 @@ class _FileLedger:
         self._line.refresh()
 
     def _show(self) -> None:
-        self._line.set_postfix_str(f"failed: {self._given_up} shards, {self._failed_images} images")
+        self._line.set_postfix_str(f"failed: {self._given_up} shards, {self._failed_images} images", refresh=False)

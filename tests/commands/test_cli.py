@@ -42,6 +42,7 @@ def test_golden_prints_json_alone_when_asked(golden_folder: Path, capsys: pytest
         (["run", "nowhere.parquet", "-o", "run"], "nowhere.parquet"),
         (["run", "nowhere.parquet", "-o", "run", "--set", "solver.mode=magic"], "solver.mode is 'magic'"),
         (["run", "nowhere.parquet", "-o", "run", "--set", "solver.speed=9"], "unknown key solver.speed"),
+        (["run", "manifests/coco.yaml", "-o", "run"], "dto manifest build manifests/coco.yaml"),
         (["status", "nowhere"], "nowhere"),
         (["verify", "nowhere"], "holds no run.json"),
         (["diff", "nowhere", "nowhere"], "holds no label file"),
@@ -80,3 +81,9 @@ def test_the_shell_completes_verbs(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "import sys; from dto_pipeline.cli import main; sys.argv[0] = 'dto'; main()"]
     subprocess.run(command, env=environment, check=False)
     assert answers.read_text().strip() == "status"
+
+
+def test_the_log_may_be_asked_for_before_or_behind_the_verb() -> None:
+    for line in (["-v", "status", "run"], ["status", "run", "-v"]):
+        assert build_parser().parse_args(line).verbose
+    assert not build_parser().parse_args(["status", "run"]).verbose
