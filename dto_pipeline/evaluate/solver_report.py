@@ -64,7 +64,19 @@ def as_table(results: Mapping[str, Any]) -> str:
 
 def as_page(results: Mapping[str, Any], meanings: Mapping[str, str], how: str) -> str:
     """The same as markdown, with calibration, and the images where `joint` loses."""
-    parts = [
+    sections = [
+        _head_section(results, meanings, how),
+        _errors_section(results),
+        ["## What limits whom", "", _READING],
+        *_versus_sections(results),
+        _coverage_section(results),
+        _losses_section(results),
+    ]
+    return "\n".join(line for section in sections for line in [*section, ""])
+
+
+def _head_section(results: Mapping[str, Any], meanings: Mapping[str, str], how: str) -> list[str]:
+    return [
         "# Solvers compared on crowds with known truth",
         "",
         how,
@@ -73,57 +85,47 @@ def as_page(results: Mapping[str, Any], meanings: Mapping[str, str], how: str) -
         " far joints move in the image; +- is the standard error of the difference over images.",
         "",
         *_markdown(["set", "what is hard"], [[name, meanings.get(name, "")] for name in results]),
-        "",
-        "## Errors",
-        "",
-        "![errors](pictures/solver_errors.png)",
-        "",
-        *_markdown(
-            ["set", "method", "z [m]", "pairs [m]", "ordinal", "height [m]", "accepted", "shift"],
-            [
-                [name, method, *_cells(numbers["methods"][method])]
-                for name, numbers in results.items()
-                for method in (("joint",) if name.endswith(TOLD) else METHODS)
-            ],
-        ),
-        "",
-        "## What limits whom",
-        "",
-        _READING,
-        "",
-        "## `joint` against `paper`",
-        "",
-        *_markdown(
-            ["set", "z", "pairs", "ordinal", "height", "accepted", "shift", "z +- [m]", "height +- [m]"],
-            [[name, *_changes(numbers), *_noise(numbers)] for name, numbers in results.items()],
-        ),
-        "",
-        "## Accepted people only",
-        "",
-        "What a trainer gets that keeps `is_accepted` images: how many people, and how wrong they are.",
-        "",
-        *_markdown(
-            ["set", "solver", "accepted", "z [m]", "pairs [m]", "ordinal", "height [m]"],
-            [row for name, numbers in results.items() for row in _accepted_rows(name, numbers)],
-        ),
-        "",
-        "## Shift in the image [px]",
-        "",
-        "Mean over people and joints; a shape along the kid axis changes proportions, so joints cannot all stay.",
-        "",
-        *_markdown(
-            [
-                "set",
-                "paper",
-                "joint",
-                "paper, kid axis",
-                "joint, kid axis",
-                "paper [CPU ms / image]",
-                "joint [CPU ms / image]",
-            ],
-            [[name, *_shifts(numbers)] for name, numbers in results.items()],
-        ),
-        "",
+    ]
+
+
+def _errors_section(results: Mapping[str, Any]) -> list[str]:
+    rows = [
+        [name, method, *_cells(numbers["methods"][method])]
+        for name, numbers in results.items()
+        for method in (("joint",) if name.endswith(TOLD) else METHODS)
+    ]
+    columns = ["set", "method", "z [m]", "pairs [m]", "ordinal", "height [m]", "accepted", "shift"]
+    return ["## Errors", "", "![errors](pictures/solver_errors.png)", "", *_markdown(columns, rows)]
+
+
+def _versus_sections(results: Mapping[str, Any]) -> list[list[str]]:
+    """`joint` beside `paper`: all people, accepted people, and what happens in the image."""
+    changes = [[name, *_changes(numbers), *_noise(numbers)] for name, numbers in results.items()]
+    accepted = [row for name, numbers in results.items() for row in _accepted_rows(name, numbers)]
+    shifts = [[name, *_shifts(numbers)] for name, numbers in results.items()]
+    change_columns = ["set", "z", "pairs", "ordinal", "height", "accepted", "shift", "z +- [m]", "height +- [m]"]
+    accepted_columns = ["set", "solver", "accepted", "z [m]", "pairs [m]", "ordinal", "height [m]"]
+    shift_columns = ["paper", "joint", "paper, kid axis", "joint, kid axis"]
+    time_columns = ["paper [CPU ms / image]", "joint [CPU ms / image]"]
+    what_is_accepted = "What a trainer gets that keeps `is_accepted` images: how many people, and how wrong they are."
+    what_shifts = (
+        "Mean over people and joints; a shape along the kid axis changes proportions, so joints cannot all stay."
+    )
+    return [
+        ["## `joint` against `paper`", "", *_markdown(change_columns, changes)],
+        ["## Accepted people only", "", what_is_accepted, "", *_markdown(accepted_columns, accepted)],
+        [
+            "## Shift in the image [px]",
+            "",
+            what_shifts,
+            "",
+            *_markdown(["set", *shift_columns, *time_columns], shifts),
+        ],
+    ]
+
+
+def _coverage_section(results: Mapping[str, Any]) -> list[str]:
+    return [
         "## Do the intervals hold what they say?",
         "",
         "Share of truths inside the 50 / 80 / 95 % intervals of `z_sigma_m`, `z_covariance` and `height_sigma_m`.",
@@ -134,16 +136,13 @@ def as_page(results: Mapping[str, Any], meanings: Mapping[str, str], how: str) -
             ["set", "z", "pairs", "height", "chose affine_disparity"],
             [[name, *_coverage(numbers)] for name, numbers in results.items()],
         ),
-        "",
-        "## Images where `joint` loses, and why",
-        "",
-        *_markdown(
-            ["set", "images worse", "worst image", "by [m]", "because"],
-            [row for name, numbers in results.items() if not name.endswith(TOLD) for row in _loss_rows(name, numbers)],
-        ),
-        "",
     ]
-    return "\n".join(parts)
+
+
+def _losses_section(results: Mapping[str, Any]) -> list[str]:
+    told = [row for name, numbers in results.items() if not name.endswith(TOLD) for row in _loss_rows(name, numbers)]
+    columns = ["set", "images worse", "worst image", "by [m]", "because"]
+    return ["## Images where `joint` loses, and why", "", *_markdown(columns, told)]
 
 
 def _cells(errors: Mapping[str, Any]) -> list[str]:
