@@ -73,6 +73,9 @@ def _build(arguments: argparse.Namespace) -> int:
     )
     print(report.as_table())
     print(f"\n{out} written; report in {report_path(out)}, what cannot be used in {report.findings_file}")
+    if report.images and report.image_problems["image_missing"] == report.images:
+        print("Not one image was found: check --data-root and --images before a run.")
+        return 1
     return 0
 
 

@@ -80,7 +80,10 @@ def run_pipeline(
     directory.create_folders()
     here = address == "local" or config.run.workers == 0
     if here:
-        _check_folders({"images": images_root, "depth": depth_root or config.depth.root})
+        _check_places(
+            {"images folder": images_root, "depth folder": depth_root or config.depth.root},
+            {"body.model_path": config.body.model_path},
+        )
     with directory.lock():
         identity = files.identify_run(config, manifest, manifest.path)
         plan = plan_run(directory, identity, retry_failed, retry_images)
@@ -94,11 +97,14 @@ def run_pipeline(
         return summarize(directory, identity, scan, set(plan.done), plan.failed, time.monotonic() - started)
 
 
-def _check_folders(given: Mapping[str, str | Path | None]) -> None:
-    """Refuse folders that were named by hand and are not there: every image would fail for it."""
-    for option, folder in given.items():
+def _check_places(folders: Mapping[str, str | Path | None], existing: Mapping[str, str]) -> None:
+    """Refuse places that were named by hand and are not there: every image, or every worker, would fail for it."""
+    for what, folder in folders.items():
         if folder and "://" not in str(folder) and not Path(folder).is_dir():
-            raise files.RunDirectoryError(f"--{option} {folder}: there is no such folder; check the path")
+            raise files.RunDirectoryError(f"{what} {folder}: there is no such folder; check the path")
+    for what, path in existing.items():
+        if path and not Path(path).exists():
+            raise files.RunDirectoryError(f"{what} {path}: there is no such file or folder; see dto body import")
 
 
 def plan_run(

@@ -1,5 +1,6 @@
 """Whole runs in this process: resume, adoption, refusal, failures."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -338,3 +339,10 @@ def test_a_damaged_manifest_page_stops_its_shard_instead_of_becoming_other_label
     summary = Starter(tiny.manifest, RunDirectory(tmp_path / "run"))()
     assert summary.exit_code == 1
     assert list(summary.failed_shards) == [0]
+
+
+def test_a_body_model_that_is_not_there_is_said_before_a_worker_starts(start):
+    config = tiny_config()
+    config = dataclasses.replace(config, body=dataclasses.replace(config.body, model_path="nowhere"))
+    with pytest.raises(files.RunDirectoryError, match="dto body import"):
+        start(config=config)
