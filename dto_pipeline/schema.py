@@ -25,7 +25,7 @@ def _vector(length: int) -> pa.DataType:
 
 
 _IMAGE_KEY = [
-    _field("image_id", pa.string(), "key: <subset>/<image_path>"),
+    _field("image_id", pa.string(), "key: subset, slash, image_path"),
     _field("subset", pa.string(), "data set the image belongs to"),
     _field("image_path", pa.string(), "path of the image inside its subset, as published"),
     _field("width", pa.int32(), "image width, un-rotated; 0 = the image could not be read", "px"),
