@@ -1,7 +1,7 @@
 """Height priors: how tall people of an age and gender are.
 
-Pure tensors; metres and years. The table lives in `PriorConfig`. Unknown age (NaN) means an adult, unknown gender
-(NaN) an adult of unknown gender: the published code turns the one into a baby and fails on the other.
+Pure tensors; metres and years. The table lives in `PriorConfig`. Unknown age (NaN) means an adult of unknown gender,
+and so does the unknown gender (NaN) of an adult: the published code turns the one into a baby and fails on the other.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ def classify_heights(age_years: torch.Tensor, male_prob: torch.Tensor, config: P
         return adult
     limits = torch.tensor(config.age_limits, dtype=age_years.dtype, device=age_years.device)
     child = torch.bucketize(age_years, limits, right=True)  # baby, kid, teen = 0, 1, 2
-    return torch.where(age_years < limits[-1], child, adult)
+    grown = torch.where(age_years.isnan(), ADULT, adult)  # who may be a child is no man or woman of known height
+    return torch.where(age_years < limits[-1], child, grown)
 
 
 def build_height_prior(height: torch.Tensor, height_class: torch.Tensor, config: PriorConfig) -> HeightPrior:

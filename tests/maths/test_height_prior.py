@@ -31,7 +31,7 @@ def classify(age: float, male_prob: float, config: PriorConfig | None = None) ->
         (40.0, 0.669, "adult"),
         (40.0, 0.67, "adult_male"),
         (NAN, NAN, "adult"),
-        (NAN, 0.9, "adult_male"),
+        (NAN, 0.9, "adult"),
         (40.0, NAN, "adult"),
         (5.0, NAN, "kid"),
     ],
@@ -42,6 +42,10 @@ def test_age_and_gender_choose_the_class_and_unknown_means_adult(age: float, mal
 
 def test_without_the_age_prior_everyone_is_an_adult() -> None:
     assert classify(2.0, 0.9, PriorConfig(age_prior=False)) == "adult_male"
+
+
+def test_without_the_age_prior_an_unknown_age_leaves_the_gender() -> None:
+    assert classify(NAN, 0.9, PriorConfig(age_prior=False)) == "adult_male"
 
 
 def test_without_the_gender_prior_adults_have_no_gender() -> None:
