@@ -73,7 +73,7 @@ def _run(arguments: argparse.Namespace) -> int:
         return summary.exit_code
     placed = [item for file in sorted((out / "run" / "labels").glob("*.parquet")) for item in read_placed(file)]
     score = score_demo(placed, read_truth(out / "data"), body)
-    pictures = _draw(placed, read_truth(out / "data"), body, out)
+    pictures = _draw(placed, read_truth(out / "data"), body, out, config.depth)
     depth = _compare_depth(out, manifest, config, placed, body) if arguments.depth == "network" else _FILES_ONLY
     seconds = time.monotonic() - started
     text = f"{score.as_table()}\n\n{depth['table']}"
@@ -98,8 +98,10 @@ def _manifest(dataset: Path, out: Path, rebuild: bool) -> Path:
     return path
 
 
-def _draw(placed: list[PlacedScene], truth: dict[str, np.ndarray], body: BodyModel, out: Path) -> list[str]:
-    """Draw the chosen scenes before and after; returns the files, relative to `out`."""
+def _draw(
+    placed: list[PlacedScene], truth: dict[str, np.ndarray], body: BodyModel, out: Path, depth: DepthConfig
+) -> list[str]:
+    """Draw the chosen scenes before and after, with what the depth source saw; returns the files below `out`."""
     from dto_pipeline.data.images import read_image
     from dto_pipeline.demo.score import choose_pictures
     from dto_pipeline.view.panel import People, save_png
@@ -108,13 +110,26 @@ def _draw(placed: list[PlacedScene], truth: dict[str, np.ndarray], body: BodyMod
     written = []
     for item in choose_pictures(placed, _PICTURES):
         rows = item.scene.source_row
-        item.scene.image = read_image(out / "data" / "images" / str(truth["image_name"][rows[0]])).rgb
+        name = str(truth["image_name"][rows[0]])
+        item.scene.image = read_image(out / "data" / "images" / name).rgb
+        item.scene.disparity = _see_depth(item.scene.image, Path(name), out / "data" / "depth", depth)
         true_people = People(truth["pose"][rows], truth["betas"][rows], truth["transl"][rows])
         name = f"pictures/{Path(item.scene.image_path).stem}.png"
         save_png(scene_panel(item, body, true_people), out / name)
         written.append(name)
         print(f"4  {out / name}")
     return written
+
+
+def _see_depth(image: np.ndarray, name: Path, folder: Path, depth: DepthConfig) -> np.ndarray | None:
+    """(H, W) disparity of one picture as the run saw it; None where it could not be had."""
+    from dto_pipeline.models.depth import DepthFiles
+    from dto_pipeline.models.depth_anything import DepthNetwork
+
+    if depth.source == "files":
+        return DepthFiles(folder).load(str(name.with_suffix(".npy")), *image.shape[:2])
+    (seen,) = DepthNetwork(depth).estimate([image])
+    return None if isinstance(seen, Exception) else seen
 
 
 def _compare_depth(
