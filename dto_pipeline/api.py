@@ -145,7 +145,7 @@ def optimize_scene(
     scene = _build_scene(pose, betas, transl, intrinsics, disparity, ages, male_prob)
     _add_masks(scene, masks, config.evidence.render_max_side)
     if scene.num_people == 0:
-        return pass_through(scene, config)
+        return pass_through(scene)
     model = body if isinstance(body, BodyModel) else _load_body_once(str(body), config.body.kid_axis)
     if not model.has_kid_axis:
         refuse_kid_axis([scene])

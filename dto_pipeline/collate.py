@@ -73,7 +73,7 @@ def split_batch(scenes: Sequence[Scene], optimized: OptimizedScenes, config: Pip
     return [_placed(scene, index, results, config) for index, scene in enumerate(scenes)]
 
 
-def pass_through(scene: Scene, config: PipelineConfig | None = None) -> PlacedScene:
+def pass_through(scene: Scene) -> PlacedScene:
     """A scene that was not optimised, with its labels as given and a status for the image and every person."""
     people = scene.num_people
     unknown = np.full(people, np.nan, np.float32)

@@ -40,7 +40,6 @@ class ImageStatus(_Advised):
     DEPTH_MISSING = "depth_missing", "No depth map was found; write it, then use dto run --retry-images."
     DEPTH_INVALID = "depth_invalid", "The depth map is empty, constant zero, not finite or of another size."
     LABEL_INVALID = "label_invalid", "The label row itself is unusable (for example its camera); see the message."
-    WORKER_CRASHED = "worker_crashed", "The process died on this image every time; see failures/ for the last error."
     INTERNAL_ERROR = "internal_error", "The pipeline raised on this image; please report it with the message."
 
     @property

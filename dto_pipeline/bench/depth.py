@@ -29,7 +29,6 @@ from dto_pipeline.timing import StageClock
 
 GOAL_END_TO_END = 0.9  # of the network alone
 GOAL_PEAK = 0.45  # of the device, at ViT-L
-GOAL_OTHERS = {"cpu": 0.05, "cuda": 0.10}  # share of the depth time: any one stage on a CPU, all together on a GPU
 _MATRIX = {"cpu": 1024, "cuda": 8192}  # side of the product that stands for the device's peak
 Placer = Callable[[Manifest, PipelineConfig, BodyModel, Sight, StageClock], list[PlacedScene]]
 

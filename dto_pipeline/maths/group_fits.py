@@ -17,7 +17,6 @@ from dto_pipeline.scene import OUTCOMES, DepthEvidence, GroupFits, HeightPrior, 
 from dto_pipeline.status import FitStatus, PersonStatus
 
 _FITS = ((NEAR, MEAN), (NEAR, GROUND), (FAR, MEAN))  # the fits of a scene, in the order they are stacked
-_SET_ASIDE_ALL = int(FitStatus.ALL_REJECTED)
 CODE = {status: code for code, status in enumerate(OUTCOMES)}
 
 
