@@ -7,6 +7,7 @@ pending = the manifest's shards - receipts. Creating, voiding and sweeping happe
     labels/shard-00042.parquet   one row per image
     receipts/shard-00042.json    written last; exists = done
     failures/shard-00042.json    last error and tries; never counts as done
+    failures/shard-00042.hand.json    the image a worker has in hand, while a shard is worked image by image
     driver.lock                  who drives the run now
 """
 
@@ -23,7 +24,7 @@ from typing import Any, Protocol
 
 from dto_pipeline import __version__
 from dto_pipeline.config import PipelineConfig, describe_difference
-from dto_pipeline.data.files import create_json, is_temporary, write_json_atomic
+from dto_pipeline.data.files import create_json, is_temporary, write_bytes_atomic, write_json_atomic
 from dto_pipeline.errors import DtoError
 from dto_pipeline.models.networks import identify_networks
 from dto_pipeline.run.lock import DriverLock
@@ -33,6 +34,7 @@ from dto_pipeline.schema import LABELS_SCHEMA_NAME
 RUN_SCHEMA = "dto-run/1"
 LIBRARIES = ("torch", "numpy", "pyarrow")  # another version of these may change a byte of the labels
 _SHARD_RECORD = re.compile(r"shard-(\d{5,})\.json")
+_HAND_RECORD = re.compile(r"shard-(\d{5,})\.hand\.json")
 
 
 class RunMismatch(DtoError):
@@ -107,6 +109,13 @@ class RunDirectory:
 
     def failure_file(self, shard: int) -> Path:
         return self.failures / f"{shard_name(shard)}.json"
+
+    def hand_file(self, shard: int) -> Path:
+        return self.failures / f"{shard_name(shard)}.hand.json"
+
+    def staged_label_file(self, shard: int, token: str) -> Path:
+        """Where a worker leaves a label file that the driver puts in the place of another; swept like all leftovers."""
+        return self.labels / f".{shard_name(shard)}.parquet.tmp-{token}"
 
     def create_folders(self) -> None:
         """Raises: RunDirectoryError where the folder cannot be made."""
@@ -269,6 +278,55 @@ def record_failure(directory: RunDirectory, failure: Failure) -> None:
 def clear_failure(directory: RunDirectory, shard: int) -> None:
     """Forget the failures of a shard: it is done, or is to be tried afresh."""
     directory.failure_file(shard).unlink(missing_ok=True)
+
+
+def read_shard_failure(directory: RunDirectory, shard: int) -> Failure | None:
+    """The failure of one shard, None where there is none. Raises: RecordInvalid."""
+    try:
+        return read_failure(directory.failure_file(shard))
+    except FileNotFoundError:
+        return None
+
+
+def replace_shard(directory: RunDirectory, receipt: Receipt, token: str) -> None:
+    """Put a staged label file in the place of a finished shard's, with its receipt. For the driver, under its lock.
+
+    The old receipt goes first: whatever is killed in between, an old or a new file stands whole and is adopted.
+    """
+    staged = directory.staged_label_file(receipt.shard, token)
+    data = staged.read_bytes()
+    directory.receipt_file(receipt.shard).unlink(missing_ok=True)
+    write_bytes_atomic(directory.label_file(receipt.shard), data)
+    write_json_atomic(directory.receipt_file(receipt.shard), receipt.to_dict())
+
+
+def drop_staged(directory: RunDirectory, shard: int, token: str) -> None:
+    """Take a staged label file away."""
+    directory.staged_label_file(shard, token).unlink(missing_ok=True)
+
+
+def write_hand(directory: RunDirectory, shard: int, note: Mapping[str, Any]) -> None:
+    """Write down what a worker has in hand, before it begins with it."""
+    write_json_atomic(directory.hand_file(shard), note)
+
+
+def read_hand(directory: RunDirectory, shard: int) -> Any:
+    """What a worker wrote down last, as JSON holds it; None where there is nothing that can be read."""
+    try:
+        return json.loads(directory.hand_file(shard).read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def clear_hand(directory: RunDirectory, shard: int) -> None:
+    """Nothing of the shard is in hand any more."""
+    directory.hand_file(shard).unlink(missing_ok=True)
+
+
+def shards_in_hand(directory: RunDirectory) -> list[int]:
+    """Shards of which something was in hand when somebody last looked up from it."""
+    names = [_HAND_RECORD.fullmatch(entry.name) for entry in _entries(directory.failures)]
+    return sorted(int(match[1]) for match in names if match)
 
 
 def sweep_temporary(directory: RunDirectory) -> int:

@@ -12,12 +12,20 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from dto_pipeline.data.digest import TableDigest
 from dto_pipeline.data.files import sha256_file
 from dto_pipeline.data.labels import LabelsError, read_label_metadata, read_labels, write_label_shard
-from dto_pipeline.run.directory import RunDirectory, RunIdentity, publish_receipt, why_void
+from dto_pipeline.run.directory import (
+    RunDirectory,
+    RunIdentity,
+    drop_staged,
+    publish_receipt,
+    replace_shard,
+    why_void,
+)
 from dto_pipeline.run.receipt import Receipt, RecordInvalid, read_receipt
 
 _LOG = logging.getLogger(__name__)
@@ -118,8 +126,58 @@ def commit_receipt(
 ) -> Receipt:
     """Declare a published shard done; counts come from `table`, hash and size from the file itself."""
     path = directory.label_file(shard)
+    return publish_receipt(directory, _make_receipt(identity, shard, key, table, work, path))
+
+
+def stage_repair(
+    directory: RunDirectory,
+    identity: RunIdentity,
+    shard: int,
+    table: LabelTable,
+    footer: dict[str, str],
+    work: ShardWork,
+) -> Receipt:
+    """Write another version of a finished shard's labels aside. Nothing changes before the driver commits it.
+
+    So a zombie, or a second worker at the same shard, can only leave a file that nobody asks for. What cannot differ
+    between two workers of one try is in the footer; their files have names of their own, which their receipts tell.
+
+    Returns:
+        The receipt the shard would have; `commit_repair` takes it.
+    """
+    key = footer["shard_key"]
+    path = directory.staged_label_file(shard, _token(shard, work.worker, work.attempt, work.finished_at))
+    write_label_shard(table, path, footer)
+    return _make_receipt(identity, shard, key, table, work, path)
+
+
+def commit_repair(directory: RunDirectory, receipt: Receipt) -> bool:
+    """Put what `stage_repair` wrote in the place of the shard's labels. The driver does this, under its lock.
+
+    Returns:
+        True if the shard changed; False if the new file is the old one, or the receipt that of the shard as it is.
+    """
+    token = _token(receipt.shard, receipt.worker, receipt.attempt, receipt.finished_at)
+    standing = read_receipt(directory.receipt_file(receipt.shard))
+    if standing.label_sha256 == receipt.label_sha256:
+        drop_staged(directory, receipt.shard, token)
+        return False
+    replace_shard(directory, receipt, token)
+    drop_staged(directory, receipt.shard, token)
+    return True
+
+
+def _token(shard: int, worker: str, attempt: int, finished_at: float) -> str:
+    """Name of a staged file, from what its receipt holds; 32 hexadecimal digits, so that it is swept as a leftover."""
+    return hashlib.sha256(json.dumps([shard, worker, attempt, finished_at]).encode()).hexdigest()[:32]
+
+
+def _make_receipt(
+    identity: RunIdentity, shard: int, key: str, table: LabelTable, work: ShardWork, path: Path
+) -> Receipt:
+    """Receipt of the label file at `path`, whose rows are `table`."""
     images, people = count_statuses(table)
-    receipt = Receipt(
+    return Receipt(
         shard=shard,
         rows=table.num_rows,
         images=table.num_rows,
@@ -138,7 +196,6 @@ def commit_receipt(
         finished_at=work.finished_at,
         stage_seconds=work.stage_seconds,
     )
-    return publish_receipt(directory, receipt)
 
 
 def _rows_sha256(table: LabelTable) -> str:
