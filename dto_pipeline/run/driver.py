@@ -20,6 +20,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from dto_pipeline.config import PipelineConfig, RunConfig
 from dto_pipeline.data.manifest import Manifest
+from dto_pipeline.data.storage import as_location
 from dto_pipeline.run import directory as files
 from dto_pipeline.run.directory import RunDirectory, RunIdentity, RunScan
 from dto_pipeline.run.drive import RunAborted, drive
@@ -75,7 +76,7 @@ def run_pipeline(
         RunDirectoryError: a folder of images or depth maps that does not exist here.
     """
     started = time.monotonic()
-    directory = RunDirectory(Path(run_dir))
+    directory = RunDirectory(as_location(run_dir))
     manifest = Manifest.open(manifest_path)
     directory.create_folders()
     here = address == "local" or config.run.workers == 0
@@ -84,7 +85,7 @@ def run_pipeline(
             {"images folder": images_root, "depth folder": depth_root or config.depth.root},
             {"body.model_path": config.body.model_path},
         )
-    with directory.lock():
+    with directory.lock(config.run):
         identity = files.identify_run(config, manifest, manifest.path)
         plan = plan_run(directory, identity, retry_failed, retry_images)
         if plan.pending:
@@ -103,7 +104,7 @@ def _check_places(folders: Mapping[str, str | Path | None], existing: Mapping[st
         if folder and "://" not in str(folder) and not Path(folder).is_dir():
             raise files.RunDirectoryError(f"{what} {folder}: there is no such folder; check the path")
     for what, path in existing.items():
-        if path and not Path(path).exists():
+        if path and "://" not in path and not Path(path).exists():
             raise files.RunDirectoryError(f"{what} {path}: there is no such file or folder; see dto body import")
 
 
@@ -113,7 +114,7 @@ def plan_run(
     """Open the run, take away what does not hold, and list what is left. Call it under the lock."""
     files.open_run(directory, identity)
     swept = files.sweep_temporary(directory)
-    scan = files.scan_run(directory, identity)
+    scan = files.scan_run(directory, identity, footers=True)
     files.settle_records(directory, scan)
     for shard, reason in scan.void.items():
         _LOG.warning("shard %d is done again: %s", shard, reason)
@@ -224,6 +225,7 @@ class _FileLedger:
         _LOG.warning("no worker is ready since %.0f s: are the CPUs and GPUs they ask for free?", seconds)
 
     def tick(self) -> None:
+        self._directory.check_lock(ask=False)
         self._line.refresh()
 
     def _show(self) -> None:

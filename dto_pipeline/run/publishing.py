@@ -2,6 +2,17 @@
 
 Knows label tables and the run's folder; knows nothing of models, batches or Ray. A label file never holds anything that
 varies between equal runs: no clock, no worker, no path of a machine.
+
+The same order everywhere: the label file is created under its final name if that is free (local: written beside it,
+synced, linked; object stores: one conditional PUT, which is whole or absent), then the receipt likewise. What may
+happen in between, on any store:
+
+- killed before the label file is complete: nothing is visible, the shard is pending;
+- killed between the two: the label file is an orphan; its footer's key and the hash of its rows let the next try adopt
+  it without computing anything;
+- two writers, or a zombie that comes late: the second one's file is refused. Both would have been the same bytes, and
+  the receipt is of what lies there: size and sha256 are read back from the store, never taken from memory;
+- an answer lost on the way: the PUT sent again finds its own object, which is compared by key and adopted.
 """
 
 from __future__ import annotations
@@ -15,9 +26,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from dto_pipeline.data.digest import TableDigest
-from dto_pipeline.data.files import sha256_file
 from dto_pipeline.data.labels import LabelsError, read_label_metadata, read_labels, write_label_shard
-from dto_pipeline.run.directory import RunDirectory, RunIdentity, publish_receipt, why_void
+from dto_pipeline.data.store import sha256_of
+from dto_pipeline.run.directory import RunDirectory, RunIdentity, label_name, publish_receipt, why_void
 from dto_pipeline.run.receipt import Receipt, RecordInvalid, read_receipt
 
 _LOG = logging.getLogger(__name__)
@@ -70,7 +81,7 @@ def read_valid_receipt(directory: RunDirectory, identity: RunIdentity, shard: in
     """The receipt of a shard if it has one that holds."""
     try:
         receipt = read_receipt(directory.receipt_file(shard))
-        label_bytes = directory.label_file(shard).stat().st_size
+        label_bytes = directory.store.size(label_name(shard))
     except (FileNotFoundError, RecordInvalid):
         return None
     return None if why_void(receipt, shard, identity, label_bytes) else receipt
@@ -83,8 +94,10 @@ def find_orphan(directory: RunDirectory, shard: int, key: str, image_ids: Sequen
         The table if the footer carries `key`, the rows are the right ones and their hash is the footer's; None where
         there is no file, or one that is not ours (it is then removed, so that the shard can be published).
     """
-    path = directory.label_file(shard)
-    if not path.exists():
+    path, store = directory.label_file(shard), directory.store
+    try:
+        store.size(label_name(shard))
+    except FileNotFoundError:
         return None
     try:
         footer, table = read_label_metadata(path), read_labels(path)
@@ -97,7 +110,7 @@ def find_orphan(directory: RunDirectory, shard: int, key: str, image_ids: Sequen
     except (LabelsError, OSError) as error:
         reason = str(error)
     _LOG.warning("shard %d: %s has no receipt and cannot be adopted (%s); it is replaced", shard, path, reason)
-    path.unlink(missing_ok=True)
+    store.remove(label_name(shard))
     return None
 
 
@@ -126,8 +139,8 @@ def commit_receipt(
         persons=sum(people.values()),
         image_status=images,
         person_status=people,
-        label_sha256=sha256_file(path),
-        label_bytes=path.stat().st_size,
+        label_sha256=sha256_of(path),
+        label_bytes=directory.store.size(label_name(shard)),
         shard_key=key,
         config_hash=identity.config_hash,
         manifest_fingerprint=identity.manifest_fingerprint,
