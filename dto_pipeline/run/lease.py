@@ -35,6 +35,7 @@ from dto_pipeline.data.store import Store
 from dto_pipeline.errors import DtoError
 
 LEASE_FOLDER = "lease"
+LOOK_S = 1.0  # how often a lease is looked at that may be a dead driver's
 LEASE_SCHEMA = "dto-lease/1"
 _NAME = re.compile(r"(\d{8})\.json")
 _LOG = logging.getLogger(__name__)
@@ -119,7 +120,7 @@ class Lease:
                 if self._claim(epoch + 1):
                     break
                 continue
-            time.sleep(min(self._record.heartbeat_s, patience / 10))
+            time.sleep(LOOK_S)
         self._thread.start()
 
     def check(self, ask: bool = True) -> None:
