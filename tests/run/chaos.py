@@ -68,7 +68,7 @@ def label_bytes(run_dir: Path) -> dict[str, bytes]:
 
 def main() -> None:
     manifest, run_dir, workers, pause_s = sys.argv[1:]
-    config = tiny_config(int(workers))
+    config = tiny_config(int(workers), heartbeat_s=0.5)
     runner = ChaosRunner(config, Path(manifest), as_location(run_dir), float(pause_s))
     print("started", flush=True)
     run_pipeline(manifest, run_dir, config, progress=False, runner=runner)

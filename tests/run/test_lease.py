@@ -132,7 +132,9 @@ def test_a_driver_that_slept_through_a_take_over_stops_and_leaves_the_new_one_al
         sleeper.check()
     sleeper.release()
     assert list(store.entries("lease")) == ["00000001.json", "00000002.json"]
-    assert not module.parse_record(read_newest(store)[1]).released
+    newest = module.parse_record(read_newest(store)[1])
+    assert newest is not None
+    assert not newest.released
 
 
 def test_a_driver_that_cannot_say_that_it_lives_stops_when_its_lease_has_passed(store, monkeypatch):
