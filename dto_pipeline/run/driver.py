@@ -15,6 +15,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from dto_pipeline.config import PipelineConfig, RunConfig
 from dto_pipeline.data.manifest import Manifest
+from dto_pipeline.data.storage import as_location
 from dto_pipeline.run import directory as files
 from dto_pipeline.run.directory import RunDirectory
 from dto_pipeline.run.drive import drive
@@ -66,7 +67,7 @@ def run_pipeline(
     """
     started = time.monotonic()
     retry = Retry.of(retry_failed, retry_statuses)
-    directory = RunDirectory(Path(run_dir))
+    directory = RunDirectory(as_location(run_dir))
     manifest = Manifest.open(manifest_path)
     if address == "local" or config.run.workers == 0:
         _check_places(
@@ -74,7 +75,7 @@ def run_pipeline(
             {"body.model_path": config.body.model_path},
         )
     directory.create_folders()
-    with directory.lock():
+    with directory.lock(config.run):
         identity = files.identify_run(config, manifest, manifest.path)
         plan = plan_run(directory, identity, manifest, config.run, selection, retry)
         tally = Tally()
@@ -107,7 +108,7 @@ def plan_pipeline(
     """
     retry = Retry.of(retry_failed, retry_statuses)
     manifest = Manifest.open(manifest_path)
-    return forecast_run(RunDirectory(Path(run_dir)), manifest, config, selection, retry, images_per_s)
+    return forecast_run(RunDirectory(as_location(run_dir)), manifest, config, selection, retry, images_per_s)
 
 
 def _check_places(folders: Mapping[str, str | Path | None], existing: Mapping[str, str]) -> None:
@@ -116,7 +117,7 @@ def _check_places(folders: Mapping[str, str | Path | None], existing: Mapping[st
         if folder and "://" not in str(folder) and not Path(folder).is_dir():
             raise files.RunDirectoryError(f"{what} {folder}: there is no such folder; check the path")
     for what, path in existing.items():
-        if path and not Path(path).exists():
+        if path and "://" not in path and not Path(path).exists():
             raise files.RunDirectoryError(f"{what} {path}: there is no such file or folder; see dto body import")
 
 

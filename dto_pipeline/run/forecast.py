@@ -118,7 +118,7 @@ def _look(directory: RunDirectory, wanted: RunIdentity) -> tuple[RunScan, list[s
     try:
         recorded = files.read_identity(directory)
     except RunDirectoryError as error:
-        if directory.run_file.exists():
+        if directory.is_run():
             refusals.append(str(error))
         return RunScan({}, {}), refusals
     refusals += [f"mismatch: {line}" for line in files.describe_run_difference(recorded, wanted)]

@@ -144,6 +144,7 @@ class FileLedger:
         _LOG.warning("no worker is ready since %.0f s: are the CPUs and GPUs they ask for free?", seconds)
 
     def tick(self) -> None:
+        self._directory.check_lock(ask=False)
         now = time.monotonic()
         if now - self._drawn_at >= self._draw_every:
             self._drawn_at = now

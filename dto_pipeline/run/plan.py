@@ -94,7 +94,7 @@ def plan_run(
     swept = files.sweep_temporary(directory)
     for failure in charge_own_deaths(directory, config, time.time()):
         _LOG.warning("shard %d: %s (try %d)", failure.shard, failure.error, failure.attempts)
-    scan = files.scan_run(directory, identity)
+    scan = files.scan_run(directory, identity, footers=True)
     plan = survey_run(directory, identity, manifest, scan, selection, retry)
     going_on = plan.repairs & plan.earlier.keys()
     files.settle_records(directory, dataclasses.replace(scan, settled=_without(scan.settled, going_on)))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dto_pipeline.data.storage import as_location
 from dto_pipeline.run.directory import RunDirectory, read_identity, scan_run
 from dto_pipeline.run.lock import read_holder
 from dto_pipeline.run.receipt import Receipt, add_counts
@@ -74,7 +75,7 @@ def read_status(run_dir: str | Path) -> RunStatus:
     Raises:
         RunDirectoryError: the folder is not a run.
     """
-    directory = RunDirectory(Path(run_dir))
+    directory = RunDirectory(as_location(run_dir))
     identity = read_identity(directory)
     scan = scan_run(directory, identity)
     receipts = list(scan.done.values())

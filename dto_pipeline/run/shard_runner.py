@@ -17,18 +17,17 @@ import torch
 from dto_pipeline.config import PipelineConfig
 from dto_pipeline.data.labels import build_label_table, read_labels
 from dto_pipeline.data.manifest import Manifest
+from dto_pipeline.data.remote_inputs import fetch_body, open_depth
 from dto_pipeline.data.splice import splice_rows
 from dto_pipeline.data.storage import absolute
 from dto_pipeline.data.tar_images import open_images
-from dto_pipeline.models.body import BodyModel, load_body
-from dto_pipeline.models.depth import open_depth_files
+from dto_pipeline.models.body import BodyModel
 from dto_pipeline.models.seeing import Sight
 from dto_pipeline.optimizer import SceneOptimizer
 from dto_pipeline.run.directory import (
     RunDirectory,
     RunIdentity,
     RunMismatch,
-    clear_hand,
     describe_run_difference,
     identify_run,
     read_identity,
@@ -47,7 +46,7 @@ from dto_pipeline.run.publishing import (
     stage_repair,
 )
 from dto_pipeline.run.receipt import Receipt
-from dto_pipeline.run.suspects import CONDEMNED, Hand, find_suspicion, work_one_by_one, write_hand
+from dto_pipeline.run.suspects import CONDEMNED, Hand, clear_hand, find_suspicion, work_one_by_one, write_hand
 from dto_pipeline.status import ImageStatus
 from dto_pipeline.timing import StageClock
 
@@ -104,7 +103,7 @@ class ShardRunner:
         """
         self.config = config
         self.manifest_path = absolute(manifest_path)
-        self.directory = RunDirectory(Path(run_dir).absolute())
+        self.directory = RunDirectory(absolute(run_dir))
         self._images_root = images_root
         self._depth_root = depth_root
         self._retry_images = frozenset(retry_images)
@@ -227,11 +226,11 @@ class ShardRunner:
         if differences := describe_run_difference(identity, here):
             raise RunMismatch("\n".join([f"{process_name()} differs from {self.directory.root}:", *differences]))
         device = choose_device(self.config.run.device)
-        body = load_body(self.config.body.model_path, self.config.body.kid_axis, device)
+        body = fetch_body(self.config.body.model_path, self.config.body.kid_axis, device)
         images = open_images(self._images_root or manifest.images_root, self.manifest_path)
         sight = Sight(self.config, body, device)
         depth_root = self._depth_root or self.config.depth.root or manifest.depth_root or ""
-        depth = None if sight.depth is not None else open_depth_files(self.config.depth, depth_root)
+        depth = None if sight.depth is not None else open_depth(self.config.depth, depth_root)
         placer = ScenePlacer(SceneOptimizer(body, self.config), self.config, images, depth, sight)
         return _Workshop(identity, manifest, body, placer, sight.facts)
 

@@ -8,11 +8,14 @@ chance kills condemn nobody. Knows the notes and the tries of shards, no pixels.
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
 from dto_pipeline.config import RunConfig
+from dto_pipeline.data.files import json_bytes
 from dto_pipeline.run import directory as files
 from dto_pipeline.run.directory import RunDirectory
 from dto_pipeline.run.receipt import Failure
@@ -21,6 +24,7 @@ CONDEMNED_AFTER = 2  # deaths in a row with the image alone in hand; one may be 
 CONDEMNED = "the process that worked on this image alone died, twice"
 _SPARED_TRIES = 4  # tries beyond max_attempts that a shard gets per image it may condemn: two, and chance kills
 HAND_SCHEMA = "dto-hand/1"
+_HAND_RECORD = re.compile(r"shard-(\d{5,})\.hand\.json")
 _Row = TypeVar("_Row")
 
 
@@ -60,7 +64,7 @@ class Suspects:
     def excuse(self, shard: int, attempt: int) -> bool:
         """A try ended with its process: True when a single image was in hand, so that another try leads somewhere."""
         suspicion, hand = self.of(shard), read_hand(self._directory, shard)
-        files.clear_hand(self._directory, shard)
+        clear_hand(self._directory, shard)
         suspicion.deaths += 1
         if hand is None or hand.attempt != attempt or not hand.image:
             return False
@@ -116,13 +120,27 @@ def work_one_by_one(
     return done
 
 
+def hand_name(shard: int) -> str:
+    """Where the note of a shard's worker lies in the run's folder."""
+    return f"{files.FAILURES}/{files.shard_name(shard)}.hand.json"
+
+
 def write_hand(directory: RunDirectory, hand: Hand) -> None:
-    files.write_hand(directory, hand.shard, {"schema": HAND_SCHEMA, **asdict(hand)})
+    """Write down what a worker has in hand, before it begins with it."""
+    directory.store.replace(hand_name(hand.shard), json_bytes({"schema": HAND_SCHEMA, **asdict(hand)}))
+
+
+def clear_hand(directory: RunDirectory, shard: int) -> None:
+    """Nothing of the shard is in hand any more."""
+    directory.store.remove(hand_name(shard))
 
 
 def read_hand(directory: RunDirectory, shard: int) -> Hand | None:
     """The note of a shard's worker; None where there is none, or one that means nothing."""
-    found = files.read_hand(directory, shard)
+    try:
+        found = json.loads(directory.store.read(hand_name(shard)))
+    except (FileNotFoundError, ValueError):
+        return None
     if not isinstance(found, dict) or found.get("schema") != HAND_SCHEMA:
         return None
     values: dict[str, Any] = {name: value for name, value in found.items() if name != "schema"}
@@ -139,10 +157,10 @@ def charge_own_deaths(directory: RunDirectory, config: RunConfig, now: float) ->
         The failures that were written. Notes of workers (whose driver died, not they) are taken away.
     """
     charged = []
-    for shard in files.shards_in_hand(directory):
+    for shard in _shards_in_hand(directory):
         hand = read_hand(directory, shard)
         if hand is None or not hand.driver:
-            files.clear_hand(directory, shard)
+            clear_hand(directory, shard)
             continue
         earlier = files.read_shard_failure(directory, shard) or Failure(shard, 0, False, "", "", 0.0)
         suspects, attempts = Suspects(directory, {shard: earlier}, config), earlier.attempts + 1
@@ -161,3 +179,9 @@ def charge_own_deaths(directory: RunDirectory, config: RunConfig, now: float) ->
         files.record_failure(directory, failure)
         charged.append(failure)
     return charged
+
+
+def _shards_in_hand(directory: RunDirectory) -> list[int]:
+    """Shards of which something was in hand when somebody last looked up from it."""
+    names = [_HAND_RECORD.fullmatch(name) for name in directory.store.entries(files.FAILURES)]
+    return sorted(int(match[1]) for match in names if match)
