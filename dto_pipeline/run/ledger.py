@@ -94,9 +94,11 @@ class FileLedger:
         shard = receipt.shard
         outcome = "adopted" if receipt.adopted else "done"
         failed_before = 0
+        repaired = bool(self._plan.retry.images) and self._commit(receipt)  # an orphan may be adopted and repaired
+        if repaired or shard in self._plan.repairs:
+            outcome = "repaired"
         if shard in self._plan.repairs:
-            outcome, failed_before = "repaired", self._plan.done[shard].failed_images
-            self._commit(receipt)
+            failed_before = self._plan.done[shard].failed_images
             self.tally.mended += failed_before - receipt.failed_images
         if shard in self._tried:
             files.clear_failure(self._directory, shard)
@@ -161,9 +163,12 @@ class FileLedger:
         self._line.n = min(self._line.total, self._images + self._schedule.images_under_way)
         self._line.set_postfix_str(", ".join(parts), refresh=True)
 
-    def _commit(self, receipt: Receipt) -> None:
-        if self._write(lambda: commit_repair(self._directory, receipt)):
+    def _commit(self, receipt: Receipt) -> bool:
+        """Put a repaired shard in its place; False where it is as it was, or no repair."""
+        changed = self._write(lambda: commit_repair(self._directory, receipt))
+        if changed:
             self.tally.repaired.add(receipt.shard)
+        return changed
 
     def _write(self, action: Callable[[], _Answer]) -> _Answer:
         """Do something to the run's folder; without it the driver has no memory and cannot go on."""

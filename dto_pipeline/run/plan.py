@@ -31,6 +31,7 @@ class RunPlan:
     done: dict[int, Receipt]
     work: dict[int, int]  # shard -> images to be done in it, shards in order
     repairs: frozenset[int]  # shards of `work` that are done already: only their failed images are done again
+    retry: Retry
     unselected: list[int]  # shards that are neither done nor given up nor selected
     failed: dict[int, str]  # shards given up earlier that are not taken up again -> error
     earlier: dict[int, Failure] = field(default_factory=dict)  # tries of the shards of `work` in earlier starts
@@ -72,6 +73,7 @@ def survey_run(
         done=scan.done,
         work={shard: wanted[shard] for shard in taken},
         repairs=repairs,
+        retry=retry,
         unselected=sorted(set(open_shards) - set(taken)),
         failed=failed,
         earlier={**earlier, **_read_repair_failures(directory, scan, repairs)},
