@@ -16,7 +16,8 @@ from dto_pipeline.run.schedule import Charge, Schedule
 
 POLL_S = 5.0  # the loop looks at watchdog and waiting workers at least this often
 SAY_WAITING_S = 60.0  # how often it says that no worker has come yet
-MAX_START_FAILURES = 3  # workers that die in a row before they were ready: the fault is not a shard's
+MAX_START_FAILURES = 3  # workers that die in a row before they were ready: the fault is not a shard's ...
+START_FAILURE_SHARE = 0.1  # ... and at least this part of all workers: of 512 that start at once some die by chance
 
 
 class RunAborted(DtoError):
@@ -106,7 +107,7 @@ class _Loop:
     def _start_failed(self, event: WorkerLost) -> None:
         self.starting.discard(event.worker)
         self.failed_starts += not event.blameless
-        if self.failed_starts >= MAX_START_FAILURES:
+        if self.failed_starts >= max(MAX_START_FAILURES, START_FAILURE_SHARE * self.schedule.policy.workers):
             raise RunAborted(f"{self.failed_starts} workers in a row could not start; the last said: {event.error}")
 
     def _charged(self, charge: Charge, worker: str, error: str, detail: str) -> None:
