@@ -62,17 +62,20 @@ class Schedule:
         self.attempts: dict[int, int] = dict(attempts or {})
         self.given_up: set[int] = set()
         self._queues: dict[str, _Queue] = {}
+        self._assigned = 0  # shards in all queues
+        # Workers by how many shards they hold, so that nobody looks through all of them at every event.
+        self._holding: tuple[dict[str, None], ...] = tuple({} for _ in range(policy.shards_in_flight + 1))
         self._durations: deque[float] = deque(maxlen=_RECENT)
 
     @property
     def finished(self) -> bool:
         """Nothing pending and nothing assigned."""
-        return not self.pending and not any(queue.shards for queue in self._queues.values())
+        return not self.pending and not self._assigned
 
     @property
     def unfinished(self) -> int:
         """Shards pending or assigned."""
-        return len(self.pending) + sum(len(queue.shards) for queue in self._queues.values())
+        return len(self.pending) + self._assigned
 
     @property
     def workers(self) -> tuple[str, ...]:
@@ -85,15 +88,16 @@ class Schedule:
 
     def add_worker(self, worker: str) -> None:
         self._queues[worker] = _Queue()
+        self._holding[0][worker] = None
 
     def take_assignments(self, now: float) -> list[Assignment]:
         """Hand out shards: idle workers first; a second one each only while there is plenty for everybody."""
         taken: list[Assignment] = []
         for depth in range(self.policy.shards_in_flight):
-            for worker, queue in self._queues.items():
-                enough = depth == 0 or len(self.pending) > len(self._queues)
-                if self.pending and enough and len(queue.shards) <= depth:
-                    taken.append(self._assign(worker, queue, now))
+            least = 0 if depth == 0 else len(self._queues)
+            while self._holding[depth] and len(self.pending) > least:
+                worker = next(iter(self._holding[depth]))
+                taken.append(self._assign(worker, self._queues[worker], now))
         return taken
 
     def shard_done(self, worker: str, shard: int, now: float, computed: bool = True) -> None:
@@ -110,22 +114,29 @@ class Schedule:
     def worker_lost(self, worker: str, blameless: bool = False) -> Charge | None:
         """Requeue what a dead worker held; the one it was at is charged, unless `blameless`."""
         held = self._queues.pop(worker, _Queue()).shards
+        self._holding[len(held)].pop(worker, None)
+        self._assigned -= len(held)
         charged = None if blameless or not held else held.popleft()
         self.pending.extendleft(reversed(held))
         return None if charged is None else self._charge(charged)
 
     def overdue(self, now: float) -> list[tuple[str, int, float]]:
         """Workers to end: (worker, shard it hangs at, seconds it has been at it)."""
+        shortest = self._first_try_deadline()
         late = []
         for worker, queue in self._queues.items():
-            if queue.shards and now - queue.since > self.deadline(queue.shards[0]):
-                late.append((worker, queue.shards[0], now - queue.since))
+            seconds = now - queue.since
+            if queue.shards and seconds > shortest and seconds > self.deadline(queue.shards[0]):
+                late.append((worker, queue.shards[0], seconds))
         return late
 
     def deadline(self, shard: int) -> float:
         """Seconds a shard may take: a multiple of the median for a first try, the configured limit afterwards."""
+        return self.policy.shard_timeout_s if self.attempts.get(shard, 0) > 0 else self._first_try_deadline()
+
+    def _first_try_deadline(self) -> float:
         limit = self.policy.shard_timeout_s
-        if self.attempts.get(shard, 0) > 0 or len(self._durations) < _DEADLINE_SAMPLES:
+        if len(self._durations) < _DEADLINE_SAMPLES:
             return limit
         return min(limit, max(DEADLINE_FLOOR_S, DEADLINE_FACTOR * statistics.median(self._durations)))
 
@@ -134,12 +145,20 @@ class Schedule:
         if not queue.shards:
             queue.since = now
         queue.shards.append(shard)
+        self._assigned += 1
+        self._regroup(worker, len(queue.shards) - 1, len(queue.shards))
         return Assignment(worker, shard, self.attempts.get(shard, 0) + 1)
 
     def _remove(self, worker: str, shard: int, now: float) -> None:
         queue = self._queues[worker]
         queue.shards.remove(shard)
         queue.since = now
+        self._assigned -= 1
+        self._regroup(worker, len(queue.shards) + 1, len(queue.shards))
+
+    def _regroup(self, worker: str, before: int, after: int) -> None:
+        del self._holding[before][worker]
+        self._holding[after][worker] = None
 
     def _charge(self, shard: int) -> Charge:
         self.attempts[shard] = self.attempts.get(shard, 0) + 1
