@@ -192,7 +192,7 @@ def simulate(scenario: Scenario, config: RunConfig | None = None) -> Simulated:
     Args:
         config: tries, shards in flight and time limits as a real run has them; its `workers` is not looked at.
     """
-    policy = _policy(scenario, config or RunConfig())
+    policy = policy_of(config or RunConfig(), scenario.workers)
     pool, ledger, aborted = VirtualPool(scenario), CountingLedger(), ""
     schedule = Schedule(range(scenario.shards), policy)
     began = time.thread_time_ns()
@@ -236,9 +236,10 @@ def attempts_against_chance(scenario: Scenario) -> int:
     return attempts
 
 
-def _policy(scenario: Scenario, config: RunConfig) -> Policy:
+def policy_of(config: RunConfig, workers: int) -> Policy:
+    """What a run's config says to the schedule, for so many workers."""
     return Policy(
-        workers=scenario.workers,
+        workers=workers,
         max_attempts=config.max_attempts,
         shards_in_flight=config.shards_in_flight,
         shard_timeout_s=config.shard_timeout_s,
