@@ -15,6 +15,7 @@ from dto_pipeline.run.receipt import Receipt
 from dto_pipeline.run.schedule import Charge, Schedule
 
 POLL_S = 5.0  # the loop looks at watchdog and waiting workers at least this often
+WATCH_S = 1.0  # and at most this often: it looks at every worker, which thousands of them would make dear
 SAY_WAITING_S = 60.0  # how often it says that no worker has come yet
 MAX_START_FAILURES = 3  # workers that die in a row before they were ready: the fault is not a shard's ...
 START_FAILURE_SHARE = 0.1  # ... and at least this part of all workers: of 512 that start at once some die by chance
@@ -59,7 +60,7 @@ class _Loop:
         self.schedule, self.pool, self.ledger = schedule, pool, ledger
         self.starting: set[str] = set()
         self.failed_starts = 0
-        self.idle_since = self.said_at = pool.now()
+        self.idle_since = self.said_at = self.watched_at = pool.now()
 
     def run(self) -> None:
         while not self.schedule.finished:
@@ -69,8 +70,7 @@ class _Loop:
                 self.pool.assign(assignment.worker, assignment.shard, assignment.attempt)
             for event in self.pool.wait(POLL_S):
                 self._handle(event)
-            self._end_overdue()
-            self._say_waiting()
+            self._watch()
             self.ledger.tick()
 
     def _handle(self, event: Event) -> None:
@@ -116,6 +116,13 @@ class _Loop:
         if given_up > limit:
             advice = "look at failures/, then start again with --retry-failed, or raise run.max_failed_shards"
             raise RunAborted(f"{given_up} shards were given up, more than {limit}; the last said: {error}; {advice}")
+
+    def _watch(self) -> None:
+        now = self.pool.now()
+        if now - self.watched_at >= WATCH_S:
+            self.watched_at = now
+            self._end_overdue()
+            self._say_waiting()
 
     def _end_overdue(self) -> None:
         for worker, shard, seconds in self.schedule.overdue(self.pool.now()):
