@@ -25,10 +25,11 @@ from dto_pipeline.run.receipt import Receipt
 from dto_pipeline.run.schedule import Charge, Schedule
 
 POLL_S = 5.0  # the loop looks at watchdog and waiting workers at least this often
+WATCH_S = 1.0  # and at most this often: it looks at every worker, which thousands of them would make dear
 SAY_WAITING_S = 60.0  # how often it says that no worker has come yet
-MAX_START_FAILURES = 3  # workers that die in a row before they were ready: the fault is not a shard's
+MAX_START_FAILURES = 3  # workers that die in a row before they were ready: the fault is not a shard's ...
+START_FAILURE_SHARE = 0.1  # ... and at least this part of all workers: of 512 that start at once some die by chance
 MAX_NODE_FAILURES = 5  # workers that die in a row on one node, not all at one shard: the fault is the node's
-WATCH_S = 1.0  # least time between two looks at the watchdog: it asks every worker
 
 
 class RunAborted(DtoError):
@@ -106,8 +107,7 @@ class _Loop:
                 self.pool.assign(assignment.worker, assignment.shard, assignment.attempt)
             for event in self.pool.wait(POLL_S):
                 self._handle(event)
-            self._end_overdue()
-            self._say_waiting()
+            self._watch()
             self.ledger.tick()
 
     def _handle(self, event: Event) -> None:
@@ -165,10 +165,11 @@ class _Loop:
         if event.blameless or (node and node in self.nodes.avoided):
             return
         self.failed_starts.append(node)
+        failed = len(self.failed_starts)
         elsewhere = any(other and other != node for other in self.nodes.of.values())
         alone = node and elsewhere and set(self.failed_starts) == {node}  # that node's fault, which is judged above
-        if len(self.failed_starts) >= MAX_START_FAILURES and not alone:
-            failed = len(self.failed_starts)
+        limit = max(MAX_START_FAILURES, START_FAILURE_SHARE * self.schedule.policy.workers)
+        if failed >= limit and not alone:
             raise RunAborted(f"{failed} workers in a row could not start; the last said: {event.error}")
 
     def _charged(self, charge: Charge, worker: str, error: str, detail: str) -> None:
@@ -178,14 +179,20 @@ class _Loop:
             advice = "look at failures/, then start again with --retry-failed, or raise run.max_failed_shards"
             raise RunAborted(f"{given_up} shards were given up, more than {limit}; the last said: {error}; {advice}")
 
-    def _end_overdue(self) -> None:
+    def _watch(self) -> None:
         now = self.pool.now()
-        if now - self.watched_at < WATCH_S:
-            return
-        self.watched_at = now
+        if now - self.watched_at >= WATCH_S:
+            self.watched_at = now
+            self._end_overdue()
+            self._end_released()
+            self._say_waiting()
+
+    def _end_released(self) -> None:
         for worker in self.schedule.workers_released():
             self._end(worker, "its node is being drained; it had nothing left to do", blameless=True)
-        for worker, shard, seconds in self.schedule.overdue(now):
+
+    def _end_overdue(self) -> None:
+        for worker, shard, seconds in self.schedule.overdue(self.pool.now()):
             self._end(worker, f"hung for {seconds:.0f} s at shard {shard} and was ended")
 
     def _end(self, worker: str, reason: str, blameless: bool = False) -> None:

@@ -81,6 +81,8 @@ class Schedule:
         self._assigned = 0  # shards in all queues
         self._leaving = 0  # workers that are not fed any more
         self._doubted: set[int] = set()  # shards whose worker died once before it had begun, as far as known
+        # Workers that are fed, by how many shards they hold, so that nobody looks through all of them at every event.
+        self._holding: tuple[dict[str, None], ...] = tuple({} for _ in range(policy.shards_in_flight + 1))
         self._durations: deque[float] = deque(maxlen=_RECENT)
         self._median: float | None = None  # of the durations; None = to be computed
 
@@ -110,6 +112,7 @@ class Schedule:
 
     def add_worker(self, worker: str) -> None:
         self._queues[worker] = _Queue()
+        self._holding[0][worker] = None
 
     def knows(self, worker: str) -> bool:
         """True for workers that were added and not lost."""
@@ -121,6 +124,7 @@ class Schedule:
         if queue is not None and not queue.leaving:
             queue.leaving = True
             self._leaving += 1
+            self._holding[len(queue.shards)].pop(worker, None)
 
     def workers_released(self) -> list[str]:
         """Workers that are not fed any more and have nothing left to do."""
@@ -138,12 +142,10 @@ class Schedule:
         """Hand out shards: idle workers first; a second one each only while there is plenty for everybody."""
         taken: list[Assignment] = []
         for depth in range(self.policy.shards_in_flight):
-            if not self.pending or (depth > 0 and len(self.pending) <= self._fed_workers()):
-                break
-            for worker, queue in self._queues.items():
-                enough = depth == 0 or len(self.pending) > self._fed_workers()
-                if self.pending and enough and len(queue.shards) <= depth and not queue.leaving:
-                    taken.append(self._assign(worker, queue, now))
+            least = 0 if depth == 0 else self._fed_workers()
+            while self._holding[depth] and len(self.pending) > least:
+                worker = next(iter(self._holding[depth]))
+                taken.append(self._assign(worker, self._queues[worker], now))
         return taken
 
     def shard_done(self, worker: str, shard: int, now: float, computed: bool = True) -> None:
@@ -172,6 +174,7 @@ class Schedule:
         """
         queue = self._queues.pop(worker, _Queue())
         held = queue.shards
+        self._holding[len(held)].pop(worker, None)
         self._assigned -= len(held)
         self._leaving -= queue.leaving
         spared = blameless or not held or not (begun or held[0] in self._doubted)
@@ -183,16 +186,21 @@ class Schedule:
 
     def overdue(self, now: float) -> list[tuple[str, int, float]]:
         """Workers to end: (worker, shard it hangs at, seconds it has been at it)."""
+        shortest = self._first_try_deadline()
         late = []
         for worker, queue in self._queues.items():
-            if queue.shards and now - queue.since > self.deadline(queue.shards[0]):
-                late.append((worker, queue.shards[0], now - queue.since))
+            seconds = now - queue.since
+            if queue.shards and seconds > shortest and seconds > self.deadline(queue.shards[0]):
+                late.append((worker, queue.shards[0], seconds))
         return late
 
     def deadline(self, shard: int) -> float:
         """Seconds a shard may take: a multiple of the median for a first try, the configured limit afterwards."""
+        return self.policy.shard_timeout_s if self.attempts.get(shard, 0) > 0 else self._first_try_deadline()
+
+    def _first_try_deadline(self) -> float:
         limit = self.policy.shard_timeout_s
-        if self.attempts.get(shard, 0) > 0 or len(self._durations) < _DEADLINE_SAMPLES:
+        if len(self._durations) < _DEADLINE_SAMPLES:
             return limit
         if self._median is None:
             self._median = statistics.median(self._durations)
@@ -207,6 +215,7 @@ class Schedule:
             queue.since = now
         queue.shards.append(shard)
         self._assigned += 1
+        self._regroup(worker, queue, len(queue.shards) - 1)
         return Assignment(worker, shard, self.attempts.get(shard, 0) + 1)
 
     def _remove(self, worker: str, shard: int, now: float) -> None:
@@ -214,6 +223,12 @@ class Schedule:
         queue.shards.remove(shard)
         queue.since, queue.images = now, 0
         self._assigned -= 1
+        self._regroup(worker, queue, len(queue.shards) + 1)
+
+    def _regroup(self, worker: str, queue: _Queue, before: int) -> None:
+        self._holding[before].pop(worker, None)
+        if not queue.leaving:
+            self._holding[len(queue.shards)][worker] = None
 
     def _charge(self, shard: int, died: bool) -> Charge:
         self.attempts[shard] = self.attempts.get(shard, 0) + 1
