@@ -83,7 +83,5 @@ def build_demo_manifest(folder: Path, images: int, shard_images: int) -> Path:
 
     build_demo_data(folder / "data", load_body(), DemoSettings(images=images))
     dataset = load_dataset(str(_DATASET), folder / "data")
-    build_manifest(
-        dataclasses.replace(dataset, shard_images=shard_images), folder / "manifest.parquet", progress=False
-    )
+    build_manifest(dataclasses.replace(dataset, shard_images=shard_images), folder / "manifest.parquet", progress=False)
     return folder / "manifest.parquet"

@@ -16,7 +16,7 @@ from dto_pipeline.bench.chaos.disturbed_run import DisturbedRun, Start, slow_ima
 from dto_pipeline.bench.chaos.faults import SLEEP, Fault
 from dto_pipeline.bench.chaos.processes import Kind
 
-_PACE_S = 0.4  # every image takes so much longer
+_PACE_S = 1.0  # every image takes so much longer
 _TIMEOUT_S = 8.0  # after which a hung shard is taken from its worker, for scenarios that hang
 _FOREVER_S = 3600.0
 _VICTIMS = ((Kind.WORKER, 0.7), (Kind.DRIVER, 0.15), (Kind.RAYLET, 0.15))  # of random kills, with their shares

@@ -45,19 +45,19 @@ class MountedFolder:
     def prefix(self) -> list[str]:
         """What to put before a command that is to see the disk."""
         user = [] if os.geteuid() == 0 else ["--user", "--preserve-credentials"]
-        return ["nsenter", "--target", str(self.pid), *user, "--mount"]
+        return ["nsenter", "--target", str(self._pid), *user, "--mount"]
 
     @property
     def view(self) -> Path:
         """The folder as processes inside see it, for reading from outside."""
-        return Path(f"/proc/{self.pid}/root{self._folder}")
+        return Path(f"/proc/{self._pid}/root{self._folder}")
 
     def run(self, script: str) -> None:
         """Shell commands inside; ``$1`` is the folder."""
         subprocess.run([*self.prefix, "sh", "-ec", script, "sh", str(self._folder)], check=True)
 
     @property
-    def pid(self) -> int:
+    def _pid(self) -> int:
         assert self._holder is not None, "enter it first"
         return self._holder.pid
 

@@ -88,9 +88,9 @@ def play(name: str, arena: Arena, resume_workers: int | None = None, kills: int 
     return Outcome(name, run.kills, run.resumes, seconds, tuple(run.complaints), run.note, skipped)
 
 
-def as_table(outcomes: Iterable[Outcome]) -> str:
+def as_table(outcomes: Iterable[Outcome], header: bool = True) -> str:
     """Text for a terminal: one line a scenario, complaints below it."""
-    lines = [f"{'scenario':<20} {'kills':>5} {'resumes':>7} {'seconds':>8}  identical"]
+    lines = [f"{'scenario':<20} {'kills':>5} {'resumes':>7} {'seconds':>8}  identical"] if header else []
     for outcome in outcomes:
         note = f" ({outcome.skipped or outcome.note})" if outcome.skipped or outcome.note else ""
         numbers = f"{outcome.kills:>5} {outcome.resumes:>7} {outcome.seconds:>8.1f}"

@@ -40,6 +40,7 @@ class MarkedProcess:
 
     pid: int
     kind: Kind
+    title: str  # its command line
 
     def send(self, number: signal.Signals) -> bool:
         """Send a signal; False where the process is gone by now."""
@@ -87,7 +88,7 @@ def _scan(mark: str) -> Iterator[MarkedProcess]:
         except (FileNotFoundError, ProcessLookupError, PermissionError):
             continue  # gone meanwhile, or somebody else's
         if marked:
-            yield MarkedProcess(int(folder.name), _kind_of(title))
+            yield MarkedProcess(int(folder.name), _kind_of(title), title.strip()[:200])
 
 
 def _kind_of(title: str) -> Kind:
