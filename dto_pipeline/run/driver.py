@@ -93,6 +93,7 @@ def run_pipeline(
 
                 runner = ShardRunner(config, manifest_path, run_dir, images_root, depth_root)
             _do_pending(directory, plan, config.run, runner, address, progress)
+            files.sweep_temporary(directory)  # workers that died under this driver left theirs; all have ended by now
         scan = files.scan_run(directory, identity) if plan.pending else RunScan(plan.done, {})
         return summarize(directory, identity, scan, set(plan.done), plan.failed, time.monotonic() - started)
 
