@@ -24,7 +24,7 @@ def test_a_disturbed_run_ends_as_an_undisturbed_one(arena, scenario):
 
 
 def test_kills_at_random_moments_change_nothing(arena):
-    outcome = play(RANDOM, arena, resume_workers=0, kills=4, seed=7)
+    outcome = play(RANDOM, arena, resume_workers=0, kills=3, seed=7)
 
     assert outcome.complaints == ()
-    assert outcome.kills == 4
+    assert outcome.kills == 3

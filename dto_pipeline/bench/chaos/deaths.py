@@ -6,6 +6,7 @@ exit code is expected to be 0. Seconds.
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -13,7 +14,8 @@ import time
 
 from dto_pipeline.bench.chaos.arena import ChaosError
 from dto_pipeline.bench.chaos.disturbed_run import DisturbedRun, Start, slow_images
-from dto_pipeline.bench.chaos.faults import SLEEP, Fault
+from dto_pipeline.bench.chaos.faults import DIE, SLEEP, Fault
+from dto_pipeline.bench.chaos.judge import find_differences
 from dto_pipeline.bench.chaos.processes import Kind
 
 _PACE_S = 1.0  # every image takes so much longer
@@ -30,6 +32,19 @@ def worker_killed(run: DisturbedRun) -> None:
     run.wait_for_receipts(1, start)
     run.kill(Kind.WORKER)
     run.expect_exit(start, 0)
+
+
+def publisher_killed(run: DisturbedRun) -> None:
+    """A worker dies as it names a label file, another as it names a receipt; the driver copes and sweeps."""
+    naming = ("os.link", "os.rename")
+    faults = [
+        Fault("labels/shard-00001.parquet", DIE, events=naming, times=1),
+        Fault("receipts/shard-00003.json", DIE, events=naming, times=1),
+    ]
+    run.expect_exit(run.start(faults=faults), 0)
+    run.complaints += find_differences(run.view, run.arena.undisturbed)
+    receipt = json.loads((run.view / "receipts" / "shard-00003.json").read_text())
+    run.expect(receipt["adopted"], "labels that only lacked their receipt were made again")
 
 
 def raylet_killed(run: DisturbedRun) -> None:

@@ -22,12 +22,12 @@ SCENARIOS: dict[str, Scenario] = {
     scenario.__name__: scenario
     for scenario in (
         deaths.worker_killed,
+        deaths.publisher_killed,
         deaths.raylet_killed,
         deaths.driver_killed,
         deaths.node_killed,
         deaths.worker_stopped,
         deaths.shard_hangs,
-        deaths.random_kills,
         poison.poison_image,
         poison.poison_shard,
         poison.two_drivers,
@@ -39,6 +39,7 @@ SCENARIOS: dict[str, Scenario] = {
         disk.label_truncated,
         disk.labels_swapped,
         disk.receipts_swapped,
+        deaths.random_kills,
     )
 }
 
