@@ -35,7 +35,8 @@ def main() -> int:
         if time.monotonic() > deadline:
             print(f"{name} and what follows are left out: {arguments.seconds:.0f} s are over")
             break
-        outcomes.append(play(name, arena, kills=arguments.kills if name == RANDOM else 0, seed=arguments.seed))
+        kills = arguments.kills if name == RANDOM else 0
+        outcomes.append(play(name, arena, kills=kills, seed=arguments.seed, until=deadline))
         print(as_table(outcomes[-1:], header=len(outcomes) == 1), flush=True)
     print(f"{sum(outcome.kills for outcome in outcomes)} kills")
     report = {"seed": arguments.seed, "outcomes": [outcome.to_json() for outcome in outcomes]}
@@ -47,7 +48,7 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--out", type=Path, default=Path("out/chaos"), metavar="DIR", help="folder to work in")
     parser.add_argument("--kills", type=int, default=100, metavar="N", help="random kills (100)")
-    parser.add_argument("--seconds", type=float, default=float("inf"), metavar="S", help="begin no scenario after this")
+    parser.add_argument("--seconds", type=float, default=float("inf"), metavar="S", help="begin nothing new after this")
     parser.add_argument("--seed", type=int, default=0, help="of the random kills (0)")
     parser.add_argument("--only", action="append", choices=sorted(SCENARIOS), metavar="SCENARIO", help="one of them")
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="Ray workers of each run (2)")

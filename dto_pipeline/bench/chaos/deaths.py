@@ -93,10 +93,10 @@ def shard_hangs(run: DisturbedRun) -> None:
 
 def random_kills(run: DisturbedRun) -> None:
     """SIGKILL to workers, drivers and raylets at random moments, as often as wanted; finished runs begin anew."""
-    while run.kills < run.kills_wanted:
+    while run.wants_kills:
         start = run.start(*run.retry, faults=[slow_images(_PACE_S)])
         _kill_at_random(run, start)
-        if run.finish(start) == 0 and run.kills < run.kills_wanted:
+        if run.finish(start) == 0 and run.wants_kills:
             run.judge()
             run.begin_anew()
         else:
@@ -105,7 +105,7 @@ def random_kills(run: DisturbedRun) -> None:
 
 def _kill_at_random(run: DisturbedRun, start: Start) -> None:
     """Until the driver ends, or there were kills enough."""
-    while start.alive and run.kills < run.kills_wanted:
+    while start.alive and run.wants_kills:
         time.sleep(run.dice.uniform(*_PAUSES_S))
         (kind,) = run.dice.choices([kind for kind, _ in _VICTIMS], [share for _, share in _VICTIMS])
         run.kill(kind)

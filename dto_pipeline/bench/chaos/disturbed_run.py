@@ -29,6 +29,7 @@ from dto_pipeline.bench.chaos.processes import Kind, MarkedProcess, end_marked, 
 PATIENCE_S = 300.0  # one start of a small run, on a machine that is busy with other things
 _LINGER_S = 30.0  # so long may Ray's processes take to follow a driver that ended
 _MAX_RESUMES = 8  # a run that needs more does not get done
+_PATIENT_RESUME_S = 2.0  # more between every two resumes: who holds a run may need time to be seen as dead
 _RAY = {
     "RAY_AUTH_MODE": "disabled",  # this and the next as the engine sets them for itself
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -60,10 +61,10 @@ def slow_images(seconds: float) -> Fault:
 class DisturbedRun:
     """Context manager around one run folder; `complaints` fill up with what ought not to have been."""
 
-    def __init__(self, arena: Arena, name: str, seed: int = 0, kills: int = 0) -> None:
-        """`seed`, `kills`: of scenarios that kill at random."""
+    def __init__(self, arena: Arena, name: str, seed: int = 0, kills: int = 0, until: float = float("inf")) -> None:
+        """`seed`, `kills`, `until`: of scenarios that kill at random; `until` on the monotonic clock."""
         self.arena, self.name = arena, name
-        self.dice, self.kills_wanted = random.Random(seed), kills
+        self.dice, self.kills_wanted, self.until = random.Random(seed), kills, until
         self.home = arena.scratch / name
         self.folder = self.home / "run"
         self.kills = self.resumes = 0
@@ -205,8 +206,9 @@ class DisturbedRun:
         shutil.copytree(self.arena.calm, self.folder)
 
     def resume(self) -> None:
-        """Start again until every shard is done, and see that no process outlives the last driver."""
-        for _ in range(_MAX_RESUMES):
+        """Start again until every shard is done."""
+        for turn in range(_MAX_RESUMES):
+            time.sleep(turn * _PATIENT_RESUME_S)
             self.resumes += 1
             start = self.start(*self.retry, workers=self.resume_workers)
             if self.finish(start) == 0:
@@ -216,11 +218,16 @@ class DisturbedRun:
 
     def judge(self) -> None:
         """Complain about everything that tells the finished run from the undisturbed one."""
-        self.complaints += find_differences(self.view, self.arena.undisturbed)
         deadline = time.monotonic() + _LINGER_S
         while (left := self._survivors()) and time.monotonic() < deadline:
             time.sleep(0.1)
         self.expect(not left, f"{len(left)} processes outlive their driver: {left}")
+        self.complaints += find_differences(self.view, self.arena.undisturbed)
+
+    @property
+    def wants_kills(self) -> bool:
+        """Whether there is time, and reason, for another random kill."""
+        return self.kills < self.kills_wanted and time.monotonic() < self.until
 
     def begin_anew(self) -> None:
         """Take the run's folder away, for another round."""

@@ -31,6 +31,7 @@ SCENARIOS: dict[str, Scenario] = {
         poison.poison_image,
         poison.poison_shard,
         poison.two_drivers,
+        poison.driver_stopped,
         poison.clock_set_back,
         disk.disk_full,
         disk.write_cut_short,
@@ -65,16 +66,23 @@ class Outcome:
         return {**dataclasses.asdict(self), "identical": self.verdict}
 
 
-def play(name: str, arena: Arena, resume_workers: int | None = None, kills: int = 0, seed: int = 0) -> Outcome:
+def play(
+    name: str,
+    arena: Arena,
+    resume_workers: int | None = None,
+    kills: int = 0,
+    seed: int = 0,
+    until: float = float("inf"),
+) -> Outcome:
     """Play one scenario of `SCENARIOS`.
 
     Args:
         resume_workers: Ray workers of the resumes, 0 = without Ray; None = the arena's.
-        kills, seed: of `RANDOM`.
+        kills, seed, until: of `RANDOM`; no kill begins later than `until` [s, monotonic clock].
     """
     started = time.monotonic()
     skipped = ""
-    with DisturbedRun(arena, name, seed, kills) as run:
+    with DisturbedRun(arena, name, seed, kills, until) as run:
         if resume_workers is not None:
             run.resume_workers = resume_workers
         try:

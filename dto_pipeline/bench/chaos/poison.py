@@ -1,4 +1,4 @@
-"""Scenarios in which input or clock are poison, and one in which two drivers want the same run.
+"""Scenarios in which input or clock are poison, or two drivers want the same run.
 
 Each takes a `DisturbedRun`, disturbs it and leaves the resuming to `play`.
 """
@@ -6,6 +6,7 @@ Each takes a `DisturbedRun`, disturbs it and leaves the resuming to `play`.
 from __future__ import annotations
 
 import json
+import signal
 import time
 
 from dto_pipeline.bench.chaos.disturbed_run import DisturbedRun, slow_images
@@ -71,6 +72,22 @@ def two_drivers(run: DisturbedRun) -> None:
     run.expect(sorted(codes) == [0, 2], f"exit codes {codes} instead of one 0 and one 2")
     refused = starts[codes.index(2)].output() if 2 in codes else ""
     run.expect("Traceback" not in refused and "process" in refused, f"the refused driver said: {refused[-600:]}")
+
+
+def driver_stopped(run: DisturbedRun) -> None:
+    """SIGSTOP to the driver, a second driver comes, SIGCONT to the first: whoever works on, nothing is done twice."""
+    first = run.start(faults=[slow_images(_PACE_S)])
+    run.wait_for_receipts(1, first)
+    stopped = run.kill(Kind.DRIVER, signal.SIGSTOP)
+    second = run.start(workers=0)
+    code = run.finish(second)
+    if stopped is not None:
+        stopped.send(signal.SIGCONT)
+    codes = run.finish(first), code
+    run.note = f"the stopped driver ended with exit code {codes[0]}, the second with {codes[1]}"
+    run.expect(set(codes) <= {0, 2} and 0 in codes, f"exit codes {codes} instead of a 0 and perhaps a 2")
+    for start in (first, second):
+        run.expect("Traceback" not in start.output(), f"a traceback: {start.output()[-600:]}")
 
 
 def clock_set_back(run: DisturbedRun) -> None:
