@@ -64,7 +64,7 @@ def _add_outlook(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what is shown")
     group.add_argument("--dry-run", action="store_true", help="say what would be done and what it costs; write nothing")
     group.add_argument(
-        "--images-per-s", type=float, metavar="R", help="for --dry-run: speed of one worker, where no receipt tells"
+        "--images-per-s", type=_speed, metavar="R", help="for --dry-run: speed of one worker, where no receipt tells"
     )
     group.add_argument("--json", action="store_true", help="print plan or summary as JSON")
     group.add_argument("--quiet", action="store_true", help="no progress line")
@@ -111,6 +111,13 @@ def _run(arguments: argparse.Namespace) -> int:
     if summary.failed_images and not arguments.retry_failed and not arguments.json:
         print(f"{summary.failed_images} images failed and have rows that say why; mend them, then use --retry-failed")
     return summary.exit_code
+
+
+def _speed(text: str) -> float:
+    speed = float(text)
+    if not speed > 0:
+        raise argparse.ArgumentTypeError(f"{text} is no speed: more than 0 images a second")
+    return speed
 
 
 def _words(text: str) -> tuple[str, ...]:

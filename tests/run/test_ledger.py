@@ -3,6 +3,7 @@
 import json
 import logging
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -38,7 +39,7 @@ class CountingMetrics:
 def run(tmp_path):
     """Four shards of four images, nothing done; the ledger's parts are at hand."""
     sizes = [SimpleNamespace(images=4, people=9)] * 4
-    manifest = SimpleNamespace(
+    manifest: Any = SimpleNamespace(
         fingerprint="manifest", subset="tiny", num_shards=4, num_images=16, num_people=36, shard_sizes=sizes
     )
     directory = RunDirectory(tmp_path / "run")

@@ -1,5 +1,6 @@
 """A real cluster of two nodes on this machine: addresses, fractions of GPUs, idle deaths, drained nodes, metrics."""
 
+import importlib
 import os
 import signal
 import socket
@@ -9,6 +10,7 @@ import time
 import urllib.request
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -38,15 +40,21 @@ class QuickRunner:
 
 
 @pytest.fixture(scope="module")
-def cluster():
-    """Two nodes, with one CPU each; the first has two pretended GPUs and a server for ray:// clients."""
+def client_port():
+    """Where the server for ray:// clients listens."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    small = {"num_cpus": 1, "object_store_memory": 100 << 20}
-    found = Cluster(initialize_head=True, head_node_args={**small, "num_gpus": 2, "ray_client_server_port": port})
+        return free.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def cluster(client_port):
+    """Two nodes, with one CPU each; the first has two pretended GPUs and a server for ray:// clients."""
+    small: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 100 << 20}
+    found = Cluster(
+        initialize_head=True, head_node_args={**small, "num_gpus": 2, "ray_client_server_port": client_port}
+    )
     found.add_node(**small)
-    found.client_address = f"ray://127.0.0.1:{port}"
     yield found
     found.shutdown()
 
@@ -61,7 +69,8 @@ def connected(cluster):
 
 def _wait_for(pool, kind, count=1):
     """The first events of a kind."""
-    found, deadline = [], time.monotonic() + PATIENCE_S
+    found: list[Any] = []
+    deadline = time.monotonic() + PATIENCE_S
     while len(found) < count:
         assert time.monotonic() < deadline, "waited in vain"
         found += [event for event in pool.wait(0.5) if isinstance(event, kind)]
@@ -112,19 +121,24 @@ def test_no_worker_is_started_on_a_node_to_be_avoided(connected):
     assert all(event.node and event.node != head for event in ready)
 
 
-def test_a_drained_node_is_noticed_its_workers_die_blameless_and_others_start_elsewhere(connected):
-    from ray._raylet import GcsClient
-    from ray.core.generated.autoscaler_pb2 import DrainNodeReason
+def _drain(cluster, node):
+    """What a cloud says before it takes a spot machine away."""
+    generated: Any = importlib.import_module("ray.core.generated.autoscaler_pb2")
+    raylet: Any = importlib.import_module("ray._raylet")
+    reason = generated.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+    deadline_ms = int((time.time() + 600) * 1000)
+    accepted, why = raylet.GcsClient(address=cluster.address).drain_node(node.node_id, reason, "test", deadline_ms)
+    assert accepted, why
 
+
+def test_a_drained_node_is_noticed_its_workers_die_blameless_and_others_start_elsewhere(connected):
     spot = connected.add_node(num_cpus=1, object_store_memory=100 << 20, resources={"spot": 1})
     pool = RayPool(QuickRunner(), tiny_config().run)
     with closing(pool):
         pool._options["resources"] = {"spot": 0.5}
         pool.start_worker()
         (ready,) = _wait_for(pool, WorkerReady)
-        reason = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
-        deadline_ms = int((time.time() + 600) * 1000)
-        GcsClient(address=connected.address).drain_node(spot.node_id, reason, "test", deadline_ms)
+        _drain(connected, spot)
         (draining,) = _wait_for(pool, WorkerDraining)
         process = _work(pool, ready.worker).split()[0]  # it still finishes what it has
         os.kill(int(process.rpartition(":")[2]), signal.SIGKILL)
@@ -156,7 +170,7 @@ def _scrape(prefix):
     """Lines of all nodes' metrics that begin so, as soon as there are any; agents report every few seconds."""
     deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
-        lines = set()  # nodes that share a machine show each other's
+        lines: set[str] = set()  # nodes that share a machine show each other's
         for node in ray.nodes():
             if node["Alive"]:
                 url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
@@ -169,8 +183,8 @@ def _scrape(prefix):
 
 
 @pytest.mark.parametrize("how", ["auto", "client"])
-def test_a_run_joins_a_cluster_by_auto_and_as_a_client(cluster, tiny, tmp_path, undisturbed, how):
-    address = "auto" if how == "auto" else cluster.client_address
+def test_a_run_joins_a_cluster_by_auto_and_as_a_client(cluster, client_port, tiny, tmp_path, undisturbed, how):
+    address = "auto" if how == "auto" else f"ray://127.0.0.1:{client_port}"
     options = ["--set=run.device=cpu", "--set=run.batch_images=2", "--workers=2", "--quiet"]
     command = [sys.executable, "-m", "dto_pipeline.cli", "run", tiny.manifest, "-o", tmp_path / "run", *options]
     environment = {**os.environ, "RAY_ADDRESS": cluster.address if how == "auto" else ""}

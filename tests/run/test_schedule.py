@@ -80,8 +80,13 @@ def test_a_worker_that_leaves_finishes_what_it_holds_and_another_is_asked_for():
 
 
 def test_deaths_that_are_excused_do_not_give_a_shard_up_but_exceptions_do():
-    asked = []
-    schedule = Schedule([7], make_policy(max_attempts=2), excuse=lambda *death: asked.append(death) is None)
+    asked: list[tuple[int, int]] = []
+
+    def excuse(shard, attempt):
+        asked.append((shard, attempt))
+        return True
+
+    schedule = Schedule([7], make_policy(max_attempts=2), excuse=excuse)
     for number in range(4):
         schedule.add_worker(f"w{number}")
         _assigned(schedule)
