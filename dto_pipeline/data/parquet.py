@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dto_pipeline.data.storage import Location, open_root
+from dto_pipeline.data.storage import Location, open_file_root
 
 ROWS_PER_GROUP = 1024  # images
 READ_ERRORS = (pa.ArrowException, OSError, UnicodeDecodeError)  # what pyarrow raises on a damaged file
@@ -34,7 +34,7 @@ def writer_settings(schema: pa.Schema) -> dict[str, Any]:
 def open_parquet(path: Location, error: type[Exception]) -> pq.ParquetFile:
     """Open a Parquet file; whatever prevents it becomes `error` with a next step."""
     try:
-        files, place = open_root(path)
+        files, place = open_file_root(path)
         return pq.ParquetFile(place, filesystem=files, page_checksum_verification=True)
     except FileNotFoundError as cause:
         raise error(f"{path} does not exist; check the path, or make the file first") from cause

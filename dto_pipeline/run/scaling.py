@@ -20,10 +20,11 @@ from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.errors import DtoError
 from dto_pipeline.run.directory import RunDirectory, identify_run
 from dto_pipeline.run.drive import drive
-from dto_pipeline.run.driver import plan_run
+from dto_pipeline.run.plan import plan_run
 from dto_pipeline.run.pool import Event, WorkerPool, WorkerReady
 from dto_pipeline.run.receipt import Receipt
 from dto_pipeline.run.schedule import Schedule
+from dto_pipeline.run.selection import Retry, Selection
 from dto_pipeline.run.shard_runner import ShardRunner
 from dto_pipeline.run.simulation import CountingLedger, policy_of
 
@@ -123,9 +124,10 @@ def _time_run(
 
     directory.create_folders()
     ledger = CountingLedger()
-    with directory.lock():
-        plan = plan_run(directory, identify_run(config, manifest, manifest.path))
-        schedule = Schedule(plan.pending, policy_of(config.run, workers))
+    with directory.lock(config.run):
+        identity = identify_run(config, manifest, manifest.path)
+        plan = plan_run(directory, identity, manifest, config.run, Selection(), Retry())
+        schedule = Schedule(plan.work, policy_of(config.run, workers))
         ray_pool = RayPool(runner, replace(config.run, workers=workers))
         with closing(StartTogether(ray_pool, workers)) as pool:
             drive(schedule, pool, ledger)
@@ -166,6 +168,9 @@ class StartTogether:
 
     def kill(self, worker: str) -> None:
         self._pool.kill(worker)
+
+    def avoid_node(self, node: str) -> None:
+        self._pool.avoid_node(node)
 
     def now(self) -> float:
         return self._pool.now()

@@ -352,6 +352,9 @@ class VirtualPool:
     def kill(self, worker: str) -> None:
         self._lose(worker)
 
+    def avoid_node(self, node: str) -> None:
+        """Its workers tell no node."""
+
     def now(self) -> float:
         return self._time
 
