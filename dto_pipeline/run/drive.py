@@ -165,11 +165,11 @@ class _Loop:
         if event.blameless or (node and node in self.nodes.avoided):
             return
         self.failed_starts.append(node)
+        failed = len(self.failed_starts)
         elsewhere = any(other and other != node for other in self.nodes.of.values())
         alone = node and elsewhere and set(self.failed_starts) == {node}  # that node's fault, which is judged above
-        failed = len(self.failed_starts)
-        enough = max(MAX_START_FAILURES, START_FAILURE_SHARE * self.schedule.policy.workers)
-        if failed >= enough and not alone:
+        limit = max(MAX_START_FAILURES, START_FAILURE_SHARE * self.schedule.policy.workers)
+        if failed >= limit and not alone:
             raise RunAborted(f"{failed} workers in a row could not start; the last said: {event.error}")
 
     def _charged(self, charge: Charge, worker: str, error: str, detail: str) -> None:
@@ -184,11 +184,14 @@ class _Loop:
         if now - self.watched_at >= WATCH_S:
             self.watched_at = now
             self._end_overdue()
+            self._end_released()
             self._say_waiting()
 
-    def _end_overdue(self) -> None:
+    def _end_released(self) -> None:
         for worker in self.schedule.workers_released():
             self._end(worker, "its node is being drained; it had nothing left to do", blameless=True)
+
+    def _end_overdue(self) -> None:
         for worker, shard, seconds in self.schedule.overdue(self.pool.now()):
             self._end(worker, f"hung for {seconds:.0f} s at shard {shard} and was ended")
 

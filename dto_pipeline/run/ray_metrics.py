@@ -4,7 +4,7 @@ The driver counts; Ray's agent on the driver's node exposes them at ``http://NOD
 ``ray.nodes()``), with ``ray_`` in front of each name and ``_total`` behind each counter. All have the tag `subset`.
 
     ray_dto_images_total            images by `status` (see `status.ImageStatus`)
-    ray_dto_persons_total           people by `status`
+    ray_dto_people_total            people by `status`
     ray_dto_shards_total            shards by `outcome`: done, adopted, repaired, retried, given_up
     ray_dto_stage_seconds_total     busy seconds by `stage`, all workers and threads added up [s]
     ray_dto_workers_lost_total      workers that died or were ended
@@ -46,7 +46,7 @@ class RayMetrics:
         """`subset`: tag of every number, so that several runs on one cluster can be told apart."""
         self._tag = {"subset": subset}
         self._images = self._counter("dto_images", "images that left the pipeline", "status")
-        self._persons = self._counter("dto_persons", "people that left the pipeline", "status")
+        self._persons = self._counter("dto_people", "people that left the pipeline", "status")
         self._shards = self._counter("dto_shards", "shards by what became of a try", "outcome")
         self._stages = self._counter("dto_stage_seconds", "busy seconds, threads added up", "stage")
         self._lost = self._counter("dto_workers_lost", "workers that died or were ended")

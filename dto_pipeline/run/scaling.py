@@ -124,7 +124,7 @@ def _time_run(
 
     directory.create_folders()
     ledger = CountingLedger()
-    with directory.lock(config.run):
+    with directory.lock():
         identity = identify_run(config, manifest, manifest.path)
         plan = plan_run(directory, identity, manifest, config.run, Selection(), Retry())
         schedule = Schedule(plan.work, policy_of(config.run, workers))

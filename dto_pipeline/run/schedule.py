@@ -79,10 +79,10 @@ class Schedule:
         self._excuse = excuse or (lambda shard, attempt: False)
         self._queues: dict[str, _Queue] = {}
         self._assigned = 0  # shards in all queues
-        # Workers that may be fed, by how many shards they hold: nobody looks through all of them at every event.
-        self._fed: tuple[dict[str, None], ...] = tuple({} for _ in range(policy.shards_in_flight + 1))
         self._leaving = 0  # workers that are not fed any more
         self._doubted: set[int] = set()  # shards whose worker died once before it had begun, as far as known
+        # Workers that are fed, by how many shards they hold, so that nobody looks through all of them at every event.
+        self._holding: tuple[dict[str, None], ...] = tuple({} for _ in range(policy.shards_in_flight + 1))
         self._durations: deque[float] = deque(maxlen=_RECENT)
         self._median: float | None = None  # of the durations; None = to be computed
 
@@ -112,7 +112,7 @@ class Schedule:
 
     def add_worker(self, worker: str) -> None:
         self._queues[worker] = _Queue()
-        self._fed[0][worker] = None
+        self._holding[0][worker] = None
 
     def knows(self, worker: str) -> bool:
         """True for workers that were added and not lost."""
@@ -124,7 +124,7 @@ class Schedule:
         if queue is not None and not queue.leaving:
             queue.leaving = True
             self._leaving += 1
-            del self._fed[len(queue.shards)][worker]
+            self._holding[len(queue.shards)].pop(worker, None)
 
     def workers_released(self) -> list[str]:
         """Workers that are not fed any more and have nothing left to do."""
@@ -143,8 +143,8 @@ class Schedule:
         taken: list[Assignment] = []
         for depth in range(self.policy.shards_in_flight):
             least = 0 if depth == 0 else self._fed_workers()
-            while self._fed[depth] and len(self.pending) > least:
-                worker = next(iter(self._fed[depth]))
+            while self._holding[depth] and len(self.pending) > least:
+                worker = next(iter(self._holding[depth]))
                 taken.append(self._assign(worker, self._queues[worker], now))
         return taken
 
@@ -174,7 +174,7 @@ class Schedule:
         """
         queue = self._queues.pop(worker, _Queue())
         held = queue.shards
-        self._fed[len(held)].pop(worker, None)
+        self._holding[len(held)].pop(worker, None)
         self._assigned -= len(held)
         self._leaving -= queue.leaving
         spared = blameless or not held or not (begun or held[0] in self._doubted)
@@ -225,10 +225,10 @@ class Schedule:
         self._assigned -= 1
         self._regroup(worker, queue, len(queue.shards) + 1)
 
-    def _regroup(self, worker: str, queue: _Queue, held_before: int) -> None:
+    def _regroup(self, worker: str, queue: _Queue, before: int) -> None:
+        self._holding[before].pop(worker, None)
         if not queue.leaving:
-            del self._fed[held_before][worker]
-            self._fed[len(queue.shards)][worker] = None
+            self._holding[len(queue.shards)][worker] = None
 
     def _charge(self, shard: int, died: bool) -> Charge:
         self.attempts[shard] = self.attempts.get(shard, 0) + 1

@@ -353,7 +353,7 @@ class VirtualPool:
         self._lose(worker)
 
     def avoid_node(self, node: str) -> None:
-        """Its workers tell no node."""
+        """Virtual workers have no nodes."""
 
     def now(self) -> float:
         return self._time

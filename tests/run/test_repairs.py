@@ -87,11 +87,12 @@ def test_good_rows_are_not_computed_again(case, monkeypatch):
 
     seen = []
     place = ScenePlacer.place
-    monkeypatch.setattr(
-        ScenePlacer,
-        "place",
-        lambda self, rows, clock: seen.extend(rows["image_id"].to_pylist()) or place(self, rows, clock),
-    )
+
+    def watched(self, rows, clock):
+        seen.extend(rows["image_id"].to_pylist())
+        return place(self, rows, clock)
+
+    monkeypatch.setattr(ScenePlacer, "place", watched)
     case.mend(0)
     case.start()
 
