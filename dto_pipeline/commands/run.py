@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 from dto_pipeline.commands.options import add_config_options, positive, read_config
@@ -93,18 +95,18 @@ def _run(arguments: argparse.Namespace) -> int:
         )
         print(json.dumps(forecast.to_json(), indent=1) if arguments.json else forecast.as_table())
         return forecast.exit_code
-    signal.signal(signal.SIGTERM, _interrupt)  # Slurm and Kubernetes ask first: leave in good order
-    summary = run_pipeline(
-        arguments.manifest,
-        arguments.out,
-        config,
-        address=arguments.address,
-        **retry,
-        selection=selection,
-        progress=not arguments.quiet,
-        images_root=arguments.images,
-        depth_root=arguments.depth,
-    )
+    with leaving_in_good_order():
+        summary = run_pipeline(
+            arguments.manifest,
+            arguments.out,
+            config,
+            address=arguments.address,
+            **retry,
+            selection=selection,
+            progress=not arguments.quiet,
+            images_root=arguments.images,
+            depth_root=arguments.depth,
+        )
     print(json.dumps(summary.to_json(), indent=1) if arguments.json else summary.as_table())
     if summary.failed_images and not arguments.retry_failed and not arguments.json:
         print(f"{summary.failed_images} images failed and have rows that say why; mend them, then use --retry-failed")
@@ -113,6 +115,16 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _words(text: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+@contextmanager
+def leaving_in_good_order() -> Iterator[None]:
+    """SIGTERM does what Ctrl-C does: Slurm, Kubernetes and spot nodes ask before they kill."""
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

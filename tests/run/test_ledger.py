@@ -1,0 +1,125 @@
+"""What the driver remembers and shows while it works."""
+
+import json
+import logging
+from types import SimpleNamespace
+
+import pytest
+
+from dto_pipeline.config import PipelineConfig, RunConfig
+from dto_pipeline.run import directory as files
+from dto_pipeline.run.directory import RunDirectory, RunScan
+from dto_pipeline.run.ledger import FileLedger
+from dto_pipeline.run.plan import survey_run
+from dto_pipeline.run.schedule import Charge, Schedule
+from dto_pipeline.run.selection import Retry, Selection
+from dto_pipeline.run.suspects import Hand, Suspects, write_hand
+from tests.run.fakes import make_policy, make_receipt
+
+
+class CountingMetrics:
+    def __init__(self):
+        self.said = []
+
+    def shard_done(self, receipt, outcome):
+        self.said.append((receipt.shard, outcome))
+
+    def shard_failed(self, charge):
+        self.said.append((charge.shard, "given_up" if charge.given_up else "retried"))
+
+    def worker_lost(self):
+        self.said.append("lost")
+
+    def gauge(self, workers, pending):
+        self.said.append((workers, pending))
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Four shards of four images, nothing done; the ledger's parts are at hand."""
+    sizes = [SimpleNamespace(images=4, people=9)] * 4
+    manifest = SimpleNamespace(
+        fingerprint="manifest", subset="tiny", num_shards=4, num_images=16, num_people=36, shard_sizes=sizes
+    )
+    directory = RunDirectory(tmp_path / "run")
+    identity = files.identify_run(PipelineConfig(), manifest, tmp_path / "m.parquet")
+    files.open_run(directory, identity)
+    plan = survey_run(directory, identity, manifest, RunScan({}, {}), Selection(), Retry())
+    suspects = Suspects(directory, {}, RunConfig())
+    schedule = Schedule(plan.work, make_policy())
+    metrics = CountingMetrics()
+    with FileLedger(directory, plan, schedule, suspects, progress=False, metrics=metrics) as ledger:
+        yield SimpleNamespace(
+            directory=directory, ledger=ledger, metrics=metrics, schedule=schedule, suspects=suspects, plan=plan
+        )
+
+
+def test_every_shard_is_one_log_line_with_numbers_for_machines(run, caplog):
+    with caplog.at_level(logging.INFO):
+        run.ledger.shard_done(make_receipt(2, wall_s=2.0))
+
+    (record,) = caplog.records
+    assert "shard 2 done in 2.0 s by here:1, try 1: 4 images" in record.getMessage()
+    assert (record.facts["images_per_s"], record.facts["failed_images"]) == (2.0, 1)
+
+
+def test_a_charge_is_kept_on_disk_with_deaths_and_suspects(run):
+    write_hand(run.directory, Hand(1, 3, "x"))
+    run.suspects.excuse(1, 3)
+    run.ledger.shard_charged(Charge(1, 3, False, died=True), "w", "it died", "trace")
+
+    failure = files.read_shard_failure(run.directory, 1)
+    assert failure is not None
+    assert (failure.attempts, failure.deaths, failure.suspects) == (3, 1, {"x": 1})
+    run.ledger.shard_done(make_receipt(1))
+    assert files.read_shard_failure(run.directory, 1) is None
+
+
+def test_the_tally_and_the_metrics_hear_of_everything(run):
+    run.ledger.shard_charged(Charge(1, 1, False), "w", "it raised", "")
+    run.ledger.shard_charged(Charge(1, 2, True), "w", "it raised", "")
+    run.ledger.worker_lost("w", "it died")
+    run.ledger.shard_done(make_receipt(0, adopted=True))
+    run.ledger.tick()
+
+    assert (run.ledger.tally.charges, run.ledger.tally.workers_lost) == (2, 1)
+    assert run.metrics.said == [(1, "retried"), (1, "given_up"), "lost", (0, "adopted"), (0, 4)]
+
+
+def test_the_progress_line_moves_inside_shards_and_says_who_is_waited_for(run, capsys):
+    with FileLedger(run.directory, run.plan, run.schedule, run.suspects, progress=True) as ledger:
+        ledger.waiting(120.0)
+        run.schedule.add_worker("a")
+        run.schedule.take_assignments(0.0)
+        run.schedule.note_progress("a", 0, 3)
+        ledger.tick()
+        ledger.shard_charged(Charge(1, 3, True), "w", "it died", "")
+    line = capsys.readouterr().err
+
+    assert "waiting for workers and their GPUs since 120 s" in line
+    assert "3/16" in line
+    assert "1 workers, failed: 1 shards, 0 images" in line
+
+
+def test_json_lines_carry_facts_and_traces(tmp_path, capsys):
+    from dto_pipeline.run.logs import configure_logs
+
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
+    try:
+        configure_logs("warning", str(tmp_path / "logs" / "run.jsonl"))
+        logging.getLogger("x").info("shard %d", 3, extra={"facts": {"shard": 3, "wall_s": 1.5}})
+        try:
+            1 / 0  # noqa: B018
+        except ZeroDivisionError:
+            logging.getLogger("x").exception("bad")
+    finally:
+        for handler in root.handlers:
+            handler.close()
+        root.handlers[:], root.level = before
+    first, second = map(json.loads, (tmp_path / "logs" / "run.jsonl").read_text().splitlines())
+
+    assert (first["message"], first["shard"], first["wall_s"], first["level"]) == ("shard 3", 3, 1.5, "info")
+    assert first["time"].endswith("+00:00")
+    assert "ZeroDivisionError" in second["trace"]
+    assert "shard 3" not in capsys.readouterr().err  # people see warnings only

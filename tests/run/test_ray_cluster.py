@@ -1,0 +1,191 @@
+"""A real cluster of two nodes on this machine: addresses, fractions of GPUs, idle deaths, drained nodes, metrics."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from dto_pipeline.run.directory import RunDirectory
+from dto_pipeline.run.driver import run_pipeline
+from dto_pipeline.run.pool import ShardDone, WorkerDraining, WorkerLost, WorkerReady, process_name
+from dto_pipeline.run.ray_pool import RayPool, start_ray
+from tests.run.chaos import label_bytes, tiny_config
+from tests.run.fakes import make_receipt
+
+pytestmark = pytest.mark.slow
+REPOSITORY = Path(__file__).parents[2]
+PATIENCE_S = 90.0
+
+
+class QuickRunner:
+    """Does nothing, and says where: its receipts name process and GPUs."""
+
+    def warm_up(self):
+        pass
+
+    def run(self, shard, attempt=1):
+        gpus = ",".join(str(number) for number in ray.get_gpu_ids())
+        return make_receipt(shard, worker=f"{process_name()} {gpus}")
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Two nodes, with one CPU each; the first has two pretended GPUs and a server for ray:// clients."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    small = {"num_cpus": 1, "object_store_memory": 100 << 20}
+    found = Cluster(initialize_head=True, head_node_args={**small, "num_gpus": 2, "ray_client_server_port": port})
+    found.add_node(**small)
+    found.client_address = f"ray://127.0.0.1:{port}"
+    yield found
+    found.shutdown()
+
+
+@pytest.fixture
+def connected(cluster):
+    """This process as a driver in the cluster."""
+    start_ray(tiny_config(workers=2).run, cluster.address)
+    yield cluster
+    ray.shutdown()
+
+
+def _wait_for(pool, kind, count=1):
+    """The first events of a kind."""
+    found, deadline = [], time.monotonic() + PATIENCE_S
+    while len(found) < count:
+        assert time.monotonic() < deadline, "waited in vain"
+        found += [event for event in pool.wait(0.5) if isinstance(event, kind)]
+    return found
+
+
+def _work(pool, worker, shard=0):
+    """What a worker says when it is given a shard."""
+    pool.assign(worker, shard, 1)
+    (done,) = _wait_for(pool, ShardDone)
+    return done.receipt.worker
+
+
+def test_a_worker_killed_while_idle_is_noticed_and_has_begun_nothing(connected):
+    with closing(RayPool(QuickRunner(), tiny_config().run)) as pool:
+        pool.start_worker()
+        (ready,) = _wait_for(pool, WorkerReady)
+        process = _work(pool, ready.worker).split()[0]
+        os.kill(int(process.rpartition(":")[2]), signal.SIGKILL)
+        (lost,) = _wait_for(pool, WorkerLost)
+
+    assert not lost.begun
+    assert lost.node == ready.node
+
+
+def test_four_workers_share_two_gpus_in_halves_and_a_fifth_waits(connected):
+    config = tiny_config(gpus_per_worker=0.5, cpus_per_worker=0.0).run
+    with closing(RayPool(QuickRunner(), config)) as pool:
+        for _ in range(5):
+            pool.start_worker()
+        ready = _wait_for(pool, WorkerReady, 4)
+        gpus = [_work(pool, event.worker).split()[1] for event in ready]
+        late = [event for event in pool.wait(2.0) if isinstance(event, WorkerReady)]
+
+    assert sorted(gpus) == ["0", "0", "1", "1"]
+    assert late == []
+
+
+def test_no_worker_is_started_on_a_node_to_be_avoided(connected):
+    head = connected.head_node.node_id
+    with closing(RayPool(QuickRunner(), tiny_config(cpus_per_worker=0.1).run)) as pool:
+        pool.avoid_node(head)
+        for _ in range(3):
+            pool.start_worker()
+        ready = _wait_for(pool, WorkerReady, 3)
+
+    assert len(ready) == 3
+    assert all(event.node and event.node != head for event in ready)
+
+
+def test_a_drained_node_is_noticed_its_workers_die_blameless_and_others_start_elsewhere(connected):
+    from ray._raylet import GcsClient
+    from ray.core.generated.autoscaler_pb2 import DrainNodeReason
+
+    spot = connected.add_node(num_cpus=1, object_store_memory=100 << 20, resources={"spot": 1})
+    pool = RayPool(QuickRunner(), tiny_config().run)
+    with closing(pool):
+        pool._options["resources"] = {"spot": 0.5}
+        pool.start_worker()
+        (ready,) = _wait_for(pool, WorkerReady)
+        reason = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+        deadline_ms = int((time.time() + 600) * 1000)
+        GcsClient(address=connected.address).drain_node(spot.node_id, reason, "test", deadline_ms)
+        (draining,) = _wait_for(pool, WorkerDraining)
+        process = _work(pool, ready.worker).split()[0]  # it still finishes what it has
+        os.kill(int(process.rpartition(":")[2]), signal.SIGKILL)
+        (lost,) = _wait_for(pool, WorkerLost)
+        del pool._options["resources"]
+        pool.start_worker()
+        (other,) = _wait_for(pool, WorkerReady)
+    connected.remove_node(spot)
+
+    assert draining.worker == ready.worker
+    assert lost.blameless
+    assert (ready.node, other.node == spot.node_id) == (spot.node_id, False)
+
+
+def test_a_run_shows_its_numbers_at_the_metrics_endpoint(connected, tiny, tmp_path, undisturbed):
+    summary = run_pipeline(tiny.manifest, tmp_path / "run", tiny_config(workers=2), progress=False)
+    assert summary.exit_code == 0
+    assert label_bytes(tmp_path / "run") == undisturbed
+
+    found = _scrape("ray_dto_images_total{")
+    assert sum(float(line.rpartition(" ")[2]) for line in found) == summary.images
+    assert all('subset="tiny"' in line for line in found)
+    names = {line.partition("{")[0] for line in _scrape("ray_dto_")}
+    counters = {"ray_dto_people_total", "ray_dto_shards_total", "ray_dto_stage_seconds_total"}
+    assert counters | {"ray_dto_workers", "ray_dto_shards_pending", "ray_dto_shard_seconds_count"} <= names
+
+
+def _scrape(prefix):
+    """Lines of all nodes' metrics that begin so, as soon as there are any; agents report every few seconds."""
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
+        lines = set()  # nodes that share a machine show each other's
+        for node in ray.nodes():
+            if node["Alive"]:
+                url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+                with urllib.request.urlopen(url, timeout=10) as answer:
+                    lines.update(line for line in answer.read().decode().splitlines() if line.startswith(prefix))
+        if lines:
+            return sorted(lines)
+        time.sleep(1)
+    raise AssertionError(f"no metric {prefix} in {PATIENCE_S:.0f} s")
+
+
+@pytest.mark.parametrize("how", ["auto", "client"])
+def test_a_run_joins_a_cluster_by_auto_and_as_a_client(cluster, tiny, tmp_path, undisturbed, how):
+    address = "auto" if how == "auto" else cluster.client_address
+    options = ["--set=run.device=cpu", "--set=run.batch_images=2", "--workers=2", "--quiet"]
+    command = [sys.executable, "-m", "dto_pipeline.cli", "run", tiny.manifest, "-o", tmp_path / "run", *options]
+    environment = {**os.environ, "RAY_ADDRESS": cluster.address if how == "auto" else ""}
+    done = subprocess.run(
+        [*map(str, command), "--address", address],
+        cwd=REPOSITORY,
+        env={name: value for name, value in environment.items() if value},
+        capture_output=True,
+        text=True,
+        timeout=2 * PATIENCE_S,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert label_bytes(tmp_path / "run") == undisturbed
+    said = "no metrics are exposed behind ray://" in done.stderr and "nodes are drained" in done.stderr
+    assert said == (how == "client")
+    assert not list(RunDirectory(tmp_path / "run").failures.iterdir())
