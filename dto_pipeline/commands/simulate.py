@@ -68,7 +68,8 @@ def sizes(text: str) -> list[int]:
 
 def _run(arguments: argparse.Namespace) -> int:
     from dto_pipeline.data.files import write_json_atomic
-    from dto_pipeline.run.simulation import Scenario, simulate_sizes
+    from dto_pipeline.run.simulation import simulate_sizes
+    from dto_pipeline.run.virtual_pool import Scenario
 
     scenario = Scenario(
         images=arguments.images,

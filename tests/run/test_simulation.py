@@ -16,14 +16,13 @@ from dto_pipeline.cli import main
 from dto_pipeline.config import RunConfig
 from dto_pipeline.run.simulation import (
     GOOD_LUCK,
-    Scenario,
-    ScenarioError,
     Simulated,
     attempts_against_chance,
     expected_unlucky,
     simulate,
     simulate_sizes,
 )
+from dto_pipeline.run.virtual_pool import Scenario, ScenarioError
 
 CALM = Scenario(
     images=64_000, workers=16, mtbf_s=math.inf, shard_images=100, image_s=0.04, start_s=60.0, spread=0.0
