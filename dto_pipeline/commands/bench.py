@@ -35,6 +35,9 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--manifest", type=positive, metavar="ROWS", help="time a manifest build of so many rows instead"
     )
+    parser.add_argument(
+        "--resume", type=positive, metavar="SHARDS", help="time the resume of a finished run of so many shards instead"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     add_config_options(parser)
     parser.set_defaults(run=_run)
@@ -43,10 +46,13 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     from dto_pipeline.bench.depth import DepthBenchReport, run_depth_bench
     from dto_pipeline.bench.manifest import ManifestBench, run_manifest_bench
+    from dto_pipeline.bench.resume import ResumeBench, run_resume_bench
     from dto_pipeline.bench.stages import BenchReport, run_bench
 
-    report: BenchReport | ManifestBench | DepthBenchReport
-    if arguments.manifest:
+    report: BenchReport | ManifestBench | DepthBenchReport | ResumeBench
+    if arguments.resume:
+        report = run_resume_bench(arguments.resume)
+    elif arguments.manifest:
         report = run_manifest_bench(arguments.manifest)
     elif arguments.depth:
         report = run_depth_bench(place_shard, arguments.images, arguments.repeats, read_config(arguments))

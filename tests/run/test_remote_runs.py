@@ -4,6 +4,8 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
+import dto_pipeline as dto
+from dto_pipeline.cli import main
 from dto_pipeline.config import load_config
 from dto_pipeline.data.exports.export import export_labels
 from dto_pipeline.data.exports.selection import Selection
@@ -144,6 +146,35 @@ def test_readers_of_runs_take_uris(start, tiny, tmp_path, undisturbed):
     pairs = [(path, tmp_path / "b" / path.relative_to(tmp_path / "a")) for path in (tmp_path / "a").rglob("*.parquet")]
     assert pairs
     assert all(a.read_bytes() == b.read_bytes() for a, b in pairs)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["status", RUN, "--json"],
+        ["verify", RUN],
+        ["diff", RUN, RUN],
+        ["view", RUN, "-o", "OUT", "--worst", "1"],
+        ["report", RUN, "-o", "OUT", "--worst", "1", "--random", "0"],
+        ["export", RUN, "--format", "persons", "-o", "OUT", "--quiet"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_verbs_take_uris(start, tmp_path, capsys, words):
+    start()
+
+    assert main([str(tmp_path / "out") if word == "OUT" else word for word in words]) == 0
+    assert capsys.readouterr().out
+
+
+def test_python_reads_a_remote_run(start, tiny):
+    start()
+
+    assert dto.read_table(RUN).num_rows == tiny.images
+    assert sum(1 for _ in dto.read_scenes(RUN)) == tiny.images
+    assert dto.read_table("memory://remote/runs/tiny/labels", columns=["image_id"]).num_rows == tiny.images
+    data = dto.torch_dataset(RUN, images=True, select="all")
+    assert len(data) == tiny.images
 
 
 def test_a_remote_folder_that_is_no_run_is_named():
