@@ -94,6 +94,20 @@ def test_a_driver_that_beats_is_not_followed_and_is_named(store, monkeypatch):
     owner.release()
 
 
+def test_a_driver_that_leaves_while_it_is_watched_is_followed_at_once(store, monkeypatch):
+    put(store, 1)
+    newest = module.read_newest
+
+    def leave_then_read(store):
+        put(store, 1, released=True)
+        return newest(store)
+
+    looks = itertools.count()
+    monkeypatch.setattr(module, "read_newest", lambda s: (leave_then_read if next(looks) else newest)(s))
+
+    held(store, clock=lambda: 0.0).release()
+
+
 def test_an_unreadable_lease_is_waited_for_like_any_other(store):
     store.replace("lease/00000002.json", b"{")
 
