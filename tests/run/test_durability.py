@@ -4,6 +4,7 @@ import os
 import resource
 import shutil
 import signal
+import subprocess
 from contextlib import contextmanager
 
 import pytest
@@ -13,6 +14,7 @@ from dto_pipeline.errors import DtoError
 from dto_pipeline.run import directory as files
 from dto_pipeline.run.directory import RunDirectory, read_identity, scan_run
 from dto_pipeline.run.driver import run_pipeline
+from dto_pipeline.run.report import read_status
 from tests.run.chaos import label_bytes, tiny_config
 
 SMALL = 20_000  # bytes: more than any receipt or failure, less than a label file
@@ -75,6 +77,48 @@ def test_a_disk_without_room_for_a_lease_is_named_before_any_work(run, tiny):
     with files_no_larger_than(0), pytest.raises(DtoError, match=r"File too large.*room on the disk"):
         run_pipeline(tiny.manifest, run.root, tiny_config(), progress=False)
     assert leftovers(run.root) == []
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A disk of its own, and a function that mounts it again with other options."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def mount(options: str) -> None:
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True)
+        if done.returncode:
+            pytest.skip(f"no file system can be mounted here: {done.stderr.decode().strip()}")
+
+    mount("size=160k")
+    yield folder, lambda options: mount(f"remount,{options}")
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_disk_that_fills_up_costs_shards_and_room_on_it_finishes_them(disk, tiny, undisturbed):
+    folder, remount = disk
+    summary = run_pipeline(tiny.manifest, folder / "run", tiny_config(max_attempts=1), progress=False)
+    assert summary.exit_code == 1
+    assert all("No space left on device" in error for error in summary.failed_shards.values())
+    assert leftovers(folder) == []
+    assert 0 < len(label_bytes(folder / "run")) < len(undisturbed)
+
+    remount("size=10m")
+    summary = run_pipeline(tiny.manifest, folder / "run", tiny_config(), progress=False, retry_failed=True)
+    assert summary.exit_code == 0
+    assert summary.done_before > 0
+    assert label_bytes(folder / "run") == undisturbed
+
+
+def test_a_disk_that_became_read_only_is_named_before_any_work(disk, finished, tiny):
+    folder, remount = disk
+    remount("size=10m")
+    shutil.copytree(finished, folder / "run")
+    remount("ro")
+
+    with pytest.raises(DtoError, match=r"Read-only file system.*make it writable"):
+        run_pipeline(tiny.manifest, folder / "run", tiny_config(), progress=False)
+    assert read_status(folder / "run").shards["pending"] == 0
 
 
 def swap(run):
