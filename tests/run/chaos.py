@@ -68,7 +68,7 @@ def label_bytes(run_dir: Path) -> dict[str, bytes]:
 
 def main() -> None:
     manifest, run_dir, workers, pause_s, *lease_s = sys.argv[1:]
-    config = tiny_config(int(workers), heartbeat_s=0.5, lease_s=float(*lease_s or [60.0]))
+    config = tiny_config(int(workers), heartbeat_s=0.5, lease_s=float(lease_s[0]) if lease_s else 60.0)
     runner = ChaosRunner(config, Path(manifest), as_location(run_dir), float(pause_s))
     print("started", flush=True)
     run_pipeline(manifest, run_dir, config, progress=False, runner=runner)

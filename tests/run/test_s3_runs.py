@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from dto_pipeline.data.manifest import Manifest, ManifestError
 from dto_pipeline.data.object_store import S3Store
 from dto_pipeline.data.store import StoreError, open_store
 from dto_pipeline.review.verify import verify_run
@@ -243,6 +244,11 @@ def test_a_server_that_does_not_answer_is_named(monkeypatch):
     monkeypatch.setattr("dto_pipeline.data.object_store._ATTEMPTS", 1)
     with pytest.raises(StoreError, match="the server does not answer; check endpoint_override"):
         S3Store(s3_uri("127.0.0.1:9", "run")).entries()
+
+
+def test_a_manifest_that_cannot_be_reached_is_not_called_damaged():
+    with pytest.raises(ManifestError, match=r"cannot be read .*check bucket, credentials and endpoint"):
+        Manifest.open(s3_uri("127.0.0.1:9", "m.parquet"))
 
 
 def test_names_with_spaces_are_the_same_for_boto3_and_pyarrow(server, tiny):
