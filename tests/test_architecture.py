@@ -28,7 +28,7 @@ ALLOWED = {
 # library -> where it may be imported
 DOORS = {
     "pyarrow": ("schema", "data."),
-    "ray": ("run.ray_pool",),
+    "ray": ("run.ray_pool", "run.ray_metrics"),  # actors; and Prometheus, which Ray's agents carry
     "smplx": ("models.body",),
     "transformers": ("models.",),
     "pickle": ("data.",),

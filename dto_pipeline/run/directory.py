@@ -8,6 +8,7 @@ sweeping happen under the driver's lock only; a driver that lost it raises `RunL
     labels/shard-00042.parquet   one row per image
     receipts/shard-00042.json    written last; exists = done
     failures/shard-00042.json    last error and tries; never counts as done
+    failures/shard-00042.hand.json    the image a worker has in hand, see `run.suspects`
     lease/00000001.json          who drives the run now, see `run.lease`
     driver.lock                  local folders: locked by the driver's process
 """
@@ -303,16 +304,6 @@ def settle_records(directory: RunDirectory, scan: RunScan) -> None:
         clear_failure(directory, shard)
 
 
-def forget_shard(directory: RunDirectory, shard: int) -> None:
-    """Take a finished shard away, to be done again. Call it under the lock.
-
-    The label file goes first: a receipt without labels is void, labels without a receipt would be adopted.
-    """
-    directory.check_lock()
-    directory.store.remove(label_name(shard))
-    directory.store.remove(receipt_name(shard))
-
-
 def publish_receipt(directory: RunDirectory, receipt: Receipt) -> Receipt:
     """Declare a shard done. Where another worker was first, its receipt stands and is returned."""
     created = directory.store.create(receipt_name(receipt.shard), json_bytes(receipt.to_dict()))
@@ -329,6 +320,32 @@ def clear_failure(directory: RunDirectory, shard: int) -> None:
     """Forget the failures of a shard: it is done, or is to be tried afresh."""
     directory.check_lock()
     directory.store.remove(failure_name(shard))
+
+
+def read_shard_failure(directory: RunDirectory, shard: int) -> Failure | None:
+    """The failure of one shard, None where there is none. Raises: RecordInvalid."""
+    try:
+        return parse_failure(directory.store.read(failure_name(shard)), directory.failure_file(shard))
+    except FileNotFoundError:
+        return None
+
+
+def staged_label_name(shard: int, token: str) -> str:
+    """Where a worker leaves a label file that the driver puts in the place of another; swept like all leftovers."""
+    return f"{LABELS}/.{shard_name(shard)}.parquet.tmp-{token}"
+
+
+def replace_shard(directory: RunDirectory, receipt: Receipt, token: str) -> None:
+    """Put a staged label file in the place of a finished shard's, with its receipt. For the driver, under its lock.
+
+    The old receipt goes first: whatever is killed in between, an old or a new file stands whole and is adopted.
+    """
+    directory.check_lock()
+    store = directory.store
+    data = store.read(staged_label_name(receipt.shard, token))
+    store.remove(receipt_name(receipt.shard))
+    store.replace(label_name(receipt.shard), data)
+    store.replace(receipt_name(receipt.shard), json_bytes(receipt.to_dict()))
 
 
 def sweep_temporary(directory: RunDirectory) -> int:

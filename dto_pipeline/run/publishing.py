@@ -27,8 +27,17 @@ from typing import Any
 
 from dto_pipeline.data.digest import TableDigest
 from dto_pipeline.data.labels import LabelsError, read_label_metadata, read_labels, write_label_shard
+from dto_pipeline.data.storage import join_location
 from dto_pipeline.data.store import sha256_of
-from dto_pipeline.run.directory import RunDirectory, RunIdentity, label_name, publish_receipt, why_void
+from dto_pipeline.run.directory import (
+    RunDirectory,
+    RunIdentity,
+    label_name,
+    publish_receipt,
+    replace_shard,
+    staged_label_name,
+    why_void,
+)
 from dto_pipeline.run.receipt import Receipt, RecordInvalid, read_receipt
 
 _LOG = logging.getLogger(__name__)
@@ -130,17 +139,70 @@ def commit_receipt(
     directory: RunDirectory, identity: RunIdentity, shard: int, key: str, table: LabelTable, work: ShardWork
 ) -> Receipt:
     """Declare a published shard done; counts come from `table`, hash and size from the file itself."""
-    path = directory.label_file(shard)
+    return publish_receipt(directory, _make_receipt(directory, identity, shard, key, table, work, label_name(shard)))
+
+
+def stage_repair(
+    directory: RunDirectory,
+    identity: RunIdentity,
+    shard: int,
+    table: LabelTable,
+    footer: dict[str, str],
+    work: ShardWork,
+) -> Receipt:
+    """Write another version of a finished shard's labels aside. Nothing changes before the driver commits it.
+
+    So a zombie, or a second worker at the same shard, can only leave a file that nobody asks for. What cannot differ
+    between two workers of one try is in the footer; their files have names of their own, which their receipts tell.
+
+    Returns:
+        The receipt the shard would have; `commit_repair` takes it.
+    """
+    name = staged_label_name(shard, _token(shard, work.worker, work.attempt, work.finished_at))
+    place = join_location(directory.root, name)
+    write_label_shard(table, place, footer)
+    return _make_receipt(directory, identity, shard, footer["shard_key"], table, work, name)
+
+
+def commit_repair(directory: RunDirectory, receipt: Receipt) -> bool:
+    """Put what `stage_repair` wrote in the place of the shard's labels. The driver does this, under its lock.
+
+    Returns:
+        True if the shard changed; False if the new file is the old one, or the receipt that of the shard as it is.
+    """
+    token = _token(receipt.shard, receipt.worker, receipt.attempt, receipt.finished_at)
+    changed = read_receipt(directory.receipt_file(receipt.shard)).label_sha256 != receipt.label_sha256
+    if changed:
+        replace_shard(directory, receipt, token)
+    directory.store.remove(staged_label_name(receipt.shard, token))
+    return changed
+
+
+def _token(shard: int, worker: str, attempt: int, finished_at: float) -> str:
+    """Name of a staged file, from what its receipt holds; 32 hexadecimal digits, so that it is swept as a leftover."""
+    return hashlib.sha256(json.dumps([shard, worker, attempt, finished_at]).encode()).hexdigest()[:32]
+
+
+def _make_receipt(
+    directory: RunDirectory,
+    identity: RunIdentity,
+    shard: int,
+    key: str,
+    table: LabelTable,
+    work: ShardWork,
+    name: str,
+) -> Receipt:
+    """Receipt of the label file `name` of the run, whose rows are `table`."""
     images, people = count_statuses(table)
-    receipt = Receipt(
+    return Receipt(
         shard=shard,
         rows=table.num_rows,
         images=table.num_rows,
         persons=sum(people.values()),
         image_status=images,
         person_status=people,
-        label_sha256=sha256_of(path),
-        label_bytes=directory.store.size(label_name(shard)),
+        label_sha256=sha256_of(join_location(directory.root, name)),
+        label_bytes=directory.store.size(name),
         shard_key=key,
         config_hash=identity.config_hash,
         manifest_fingerprint=identity.manifest_fingerprint,
@@ -151,7 +213,6 @@ def commit_receipt(
         finished_at=work.finished_at,
         stage_seconds=work.stage_seconds,
     )
-    return publish_receipt(directory, receipt)
 
 
 def _rows_sha256(table: LabelTable) -> str:

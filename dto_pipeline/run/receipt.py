@@ -69,6 +69,8 @@ class Failure:
     worker: str
     failed_at: float  # [s since 1970 UTC]
     detail: str = ""  # trace of the last try
+    deaths: int = 0  # of the tries, those that ended with their process
+    suspects: dict[str, int] = field(default_factory=dict)  # image_id -> processes that died with it alone in hand
 
     def to_dict(self) -> dict[str, Any]:
         return {"schema": FAILURE_SCHEMA, **dataclasses.asdict(self)}

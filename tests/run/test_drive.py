@@ -100,3 +100,15 @@ def test_the_loop_costs_less_than_a_millisecond_a_shard():
     _drive(pool, shards=2000, workers=16)
 
     assert (time.process_time() - start) / 2000 < 1e-3
+
+
+def test_a_few_of_many_workers_may_die_at_the_start_by_chance():
+    starts = chain(["fail"] * 4, repeat("ready"))
+    ledger = _drive(FakePool(starts=starts), shards=100, workers=50)
+
+    assert sorted(ledger.done) == list(range(100))
+
+
+def test_many_workers_that_all_cannot_start_stop_the_run_too():
+    with pytest.raises(RunAborted, match=r"5 workers in a row could not start"):
+        _drive(FakePool(starts=repeat("fail")), shards=100, workers=50)

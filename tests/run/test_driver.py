@@ -317,9 +317,9 @@ def test_failed_images_are_done_again_on_request_and_only_in_their_shards(tmp_pa
     before = _stamps(directory)
     lost.write_bytes(kept)
     assert start().nothing_to_do
-    again = start(retry_images=True)
+    again = start(retry_failed=True)
     assert "depth_missing" not in again.image_status
-    assert again.done_now == 1
+    assert (again.done_now, again.repaired, again.mended) == (0, 1, 1)
     changed = {path.name for path, stamp in _stamps(directory).items() if before.get(path) != stamp}
     assert changed == {"shard-00001.parquet", "shard-00001.json"}
 

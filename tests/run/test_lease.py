@@ -15,6 +15,7 @@ from dto_pipeline.run.directory import RunDirectory
 from dto_pipeline.run.lease import Lease, RunLocked, RunLockLost, read_newest
 from dto_pipeline.run.lock import DriverLock, read_holder
 from dto_pipeline.run.receipt import Failure
+from tests.run.fakes import make_receipt
 
 CALM = RunConfig(lease_s=3000.0, heartbeat_s=900.0)  # nothing happens by itself within a test
 QUICK = RunConfig(lease_s=30.0, heartbeat_s=0.02)
@@ -176,7 +177,7 @@ def test_a_driver_without_its_run_writes_nothing_more(tmp_path):
     for act in (
         lambda: files.record_failure(directory, Failure(2, 1, False, "it raised", "a:1", 5.0)),
         lambda: files.clear_failure(directory, 1),
-        lambda: files.forget_shard(directory, 1),
+        lambda: files.replace_shard(directory, make_receipt(1), "0" * 32),
         lambda: files.sweep_temporary(directory),
     ):
         with pytest.raises(RunLockLost):

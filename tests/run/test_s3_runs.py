@@ -120,7 +120,8 @@ def test_two_workers_at_one_shard_leave_one_receipt_that_both_return(tiny, uri, 
     directory = RunDirectory(uri)
     config = tiny_config()
     start(tiny, uri, config=config)
-    files.forget_shard(directory, 1)
+    for name in (files.label_name(1), files.receipt_name(1)):
+        directory.store.remove(name)
     writers = [ShardRunner(config, tiny.manifest, uri) for _ in range(2)]
     for writer in writers:
         writer.warm_up()

@@ -32,7 +32,7 @@ def test_a_dead_worker_is_charged_for_the_shard_it_was_at_only():
 
     charge = schedule.worker_lost("a")
 
-    assert charge == Charge(shard=0, attempts=1, given_up=False)
+    assert charge == Charge(shard=0, attempts=1, given_up=False, died=True)
     assert schedule.attempts == {0: 1}
     assert list(schedule.pending) == [2, 4, 5, 6, 7, 0]  # the waiting one first, the charged one last
 
