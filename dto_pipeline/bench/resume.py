@@ -34,6 +34,7 @@ class ResumeBench:
     sizes_s: float  # receipts read and sizes compared: what `dto status` does
     footers_s: float  # the same, and every label file's footer searched for its key: what `dto run` does
     total_s: float  # run.json, sweeping and the latter: all of `dto run` before it says that nothing is to do
+    total_cpu_s: float  # the same in CPU seconds, which other jobs of the machine do not lengthen
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -41,7 +42,8 @@ class ResumeBench:
     def as_table(self) -> str:
         return (
             f"{self.shards} finished shards: {self.total_s:.2f} s to resume (receipts and sizes {self.sizes_s:.2f} s, "
-            f"with footers {self.footers_s:.2f} s), {1000 * self.total_s / self.shards:.3f} ms a shard"
+            f"with footers {self.footers_s:.2f} s); {self.total_cpu_s:.2f} s of CPU, "
+            f"{1000 * self.total_cpu_s / self.shards:.3f} ms a shard"
         )
 
 
@@ -63,9 +65,9 @@ def run_resume_bench(shards: int, folder: Path | None = None) -> ResumeBench:
         facts = _Facts(shards, shards * _IMAGES, shards * _IMAGES * 5)
         identity = files.identify_run(PipelineConfig(), facts, "manifest.parquet")
         _write_run(directory, identity)
-        sizes_s = _seconds(lambda: files.scan_run(directory, identity))
-        footers_s = _seconds(lambda: files.scan_run(directory, identity, footers=True))
-        return ResumeBench(shards, sizes_s, footers_s, _seconds(lambda: _resume(directory, identity)))
+        sizes_s, _ = _seconds(lambda: files.scan_run(directory, identity))
+        footers_s, _ = _seconds(lambda: files.scan_run(directory, identity, footers=True))
+        return ResumeBench(shards, sizes_s, footers_s, *_seconds(lambda: _resume(directory, identity)))
 
 
 def _resume(directory: RunDirectory, identity: RunIdentity) -> None:
@@ -115,11 +117,11 @@ def _receipt(shard: int, key: str, data: bytes, identity: RunIdentity) -> Receip
     )
 
 
-def _seconds(work: Callable[[], object]) -> float:
-    """The quickest of `_REPEATS`: what the work takes, not what the machine did besides."""
+def _seconds(work: Callable[[], object]) -> tuple[float, float]:
+    """Wall and CPU seconds, each the least of `_REPEATS`: what the work takes, not what the machine did besides."""
     taken = []
     for _ in range(_REPEATS):
-        started = time.perf_counter()
+        started, cpu = time.perf_counter(), time.process_time()
         work()
-        taken.append(time.perf_counter() - started)
-    return min(taken)
+        taken.append((time.perf_counter() - started, time.process_time() - cpu))
+    return min(wall for wall, _ in taken), min(cpu for _, cpu in taken)
