@@ -85,6 +85,7 @@ def run_pipeline(
 
                 runner = ShardRunner(config, manifest_path, run_dir, images_root, depth_root, retry.images)
             tally = _do_work(directory, plan, config.run, runner, address, progress)
+            files.sweep_temporary(directory)  # workers that died under this driver left theirs; all have ended by now
         scan = files.scan_run(directory, identity) if plan.work else None
         return summarize(directory, plan, scan, tally, time.monotonic() - started)
 

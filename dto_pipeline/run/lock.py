@@ -56,6 +56,11 @@ class LockHolder:
         found = process_mark(self.pid)
         return "alive" if found and self.process in ("", found) else "gone"
 
+    def describe(self) -> str:
+        """Who, where, in which state, heard of when."""
+        beat = f", last heartbeat {self.beat_at} by its clock" if self.beat_at else ""
+        return f"pid {self.pid} on {self.host} ({self.state}{beat})"
+
 
 class DriverLock:
     """Context manager that holds a run for this process."""

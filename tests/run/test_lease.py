@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import re
 
 import fsspec
 import pytest
@@ -192,6 +193,7 @@ def test_status_names_a_driver_of_another_host(tmp_path):
 
     assert holder is not None
     assert (holder.pid, holder.host, holder.state) == (77, "far", "on another host")
+    assert re.fullmatch(r"pid 77 on far \(on another host, last heartbeat \S+ by its clock\)", holder.describe())
 
 
 def test_a_file_system_without_flock_has_the_lease_alone(tmp_path, monkeypatch):

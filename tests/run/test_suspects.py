@@ -175,7 +175,7 @@ def test_a_shard_worked_one_by_one_has_the_same_bytes(tiny, tmp_path, undisturbe
 def test_an_image_that_kills_the_driver_is_found_by_the_next_starts(tiny, tmp_path, undisturbed):
     directory = RunDirectory(tmp_path / "run")
     command = [sys.executable, "-m", "tests.run.poison", tiny.manifest, directory.root, POISON]
-    codes = []
+    codes: list[int] = []
     while not codes or (codes[-1] != 0 and len(codes) < 6):
         codes.append(subprocess.run([str(part) for part in command], cwd=REPOSITORY, check=False).returncode)
 
