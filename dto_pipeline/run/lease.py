@@ -111,7 +111,7 @@ class Lease:
         """Look at a lease for as long as it lasts; True if it was silent, False if it was left meanwhile."""
         patience = record.lease_s if record else self._record.lease_s
         who = record.describe() if record else "an unreadable lease"
-        _LOG.info("%s is held by %s; watching it for up to %.0f s", self._store.root, who, patience)
+        _LOG.warning("%s is held by %s: taken over if it is silent for %.0f s", self._store.root, who, patience)
         started = self._clock()
         while self._clock() - started < patience:
             time.sleep(LOOK_S)
@@ -133,7 +133,9 @@ class Lease:
         if self._lost:
             raise RunLockLost(self._lost)
         silent = self._clock() - self._renewed_at
-        if not ask and silent < 2 * self._record.heartbeat_s:
+        if silent < 2 * self._record.heartbeat_s:
+            if ask:
+                self._stop_if_taken()
             return
         try:
             self._renew()
@@ -179,15 +181,17 @@ class Lease:
         with self._busy:
             if self._stop.is_set():
                 return
-            if _newest_epoch(self._store) > self._epoch:
-                _, data = read_newest(self._store)
-                record = parse_record(data)
-                who = record.describe() if record else "another driver"
-                self._lose(f"{self._store.root} was taken over by {who}: this driver was silent for too long and stops")
+            self._stop_if_taken()
             asked_at = self._clock()
             self._record = dataclasses.replace(self._record, beat=self._record.beat + 1, beat_at=_utc_now())
             self._store.replace(_name(self._epoch), _to_bytes(self._record))
             self._renewed_at = asked_at
+
+    def _stop_if_taken(self) -> None:
+        if _newest_epoch(self._store) > self._epoch:
+            record = parse_record(read_newest(self._store)[1])
+            who = record.describe() if record else "another driver"
+            self._lose(f"{self._store.root} was taken over by {who}: this driver was silent for too long and stops")
 
     def _lose(self, why: str) -> None:
         self._lost = why
