@@ -48,7 +48,8 @@ def read_scenes(source: Source) -> Iterator[PlacedScene]:
     """Every image of a run or an export, one after the other; one label file is in memory at a time.
 
     Args:
-        source: a run's folder (its finished shards), a folder of label files, one label file, or several of these.
+        source: a run's folder (its finished shards), a folder of label files, one label file, or several of these;
+            each a path or a URI.
 
     Returns:
         `PlacedScene` per image, in the order of the files. ``placed.transl`` (P, 3) [m] and ``placed.betas`` (P, 11)

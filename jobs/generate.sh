@@ -28,7 +28,7 @@ for place in "$manifest" "$run"; do
   esac
 done
 cd "$(dirname "$0")/.."                                 # working_dir of the environment
-id="dto-$(basename "$run")-$(date -u +%Y%m%dT%H%M%S)-$$" # an id is never taken twice
+id="dto-$(basename "${run%%\?*}")-$(date -u +%Y%m%dT%H%M%S)-$$" # an id is never taken twice; a URI may have a query
 export RAY_AUTH_MODE="${RAY_AUTH_MODE:-disabled}"       # unsaid, client and cluster may disagree
 exec ray job submit --address "$address" --submission-id "$id" --runtime-env "${DTO_RUNTIME_ENV:-jobs/generate.yaml}" -- \
   python -m dto_pipeline.cli run "$manifest" -o "$run" --address auto --quiet --verbose "$@"

@@ -38,6 +38,9 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         "--manifest", type=positive, metavar="ROWS", help="time a manifest build of so many rows instead"
     )
     parser.add_argument(
+        "--resume", type=positive, metavar="SHARDS", help="time the resume of a finished run of so many shards instead"
+    )
+    parser.add_argument(
         "--workers",
         action="store_true",
         help="the same run with one and with two Ray workers, depth faked by a fixed CPU load; needs two free cores",
@@ -51,10 +54,13 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     from dto_pipeline.bench.depth import DepthBenchReport, run_depth_bench
     from dto_pipeline.bench.manifest import ManifestBench, run_manifest_bench
+    from dto_pipeline.bench.resume import ResumeBench, run_resume_bench
     from dto_pipeline.bench.stages import BenchReport, run_bench
 
-    report: BenchReport | ManifestBench | DepthBenchReport | Scaling
-    if arguments.manifest:
+    report: BenchReport | ManifestBench | DepthBenchReport | ResumeBench | Scaling
+    if arguments.resume:
+        report = run_resume_bench(arguments.resume)
+    elif arguments.manifest:
         report = run_manifest_bench(arguments.manifest)
     elif arguments.workers:
         report = bench_workers(arguments.images, arguments.spin_s, arguments.repeats, read_config(arguments))

@@ -29,7 +29,9 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         f"--set depth.revision=COMMIT. {describe_licences()} {_EXIT_CODES}",
     )
     parser.add_argument("manifest", metavar="MANIFEST", help="file written by dto manifest build")
-    parser.add_argument("-o", "--out", required=True, metavar="DIR", help="the run's folder")
+    parser.add_argument(
+        "-o", "--out", required=True, metavar="DIR", help="the run's folder, or a URI like s3://bucket/runs/coco"
+    )
     parser.add_argument("--workers", type=int, metavar="N", help="same as --set run.workers=N; 0 = without Ray")
     parser.add_argument(
         "--address", default="local", help="Ray cluster: local (default), auto, HOST:PORT, ray://HOST:PORT"

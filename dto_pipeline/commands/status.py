@@ -18,7 +18,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         description="Reads the run's folder and nothing else: from any machine that sees it, while the driver works or "
         "after it died. Exit code 0; with --watch 0 once every shard is done, 1 where shards were given up.",
     )
-    parser.add_argument("run_dir", metavar="RUN", help="the run's folder")
+    parser.add_argument("run_dir", metavar="RUN", help="the run's folder or URI")
     parser.add_argument("--json", action="store_true", help="print JSON; with --watch one line a look")
     parser.add_argument(
         "--watch",

@@ -39,6 +39,9 @@ def open_parquet(path: Location, error: type[Exception]) -> pq.ParquetFile:
     except FileNotFoundError as cause:
         raise error(f"{path} does not exist; check the path, or make the file first") from cause
     except READ_ERRORS as cause:
+        if isinstance(path, str) and isinstance(cause, OSError):
+            advice = "check bucket, credentials and endpoint; if they are right, write the file again"
+            raise error(f"{path} cannot be read ({cause}); {advice}") from cause
         raise error(f"{path} is not a whole Parquet file ({cause}); it may be truncated, write it again") from cause
 
 

@@ -75,10 +75,14 @@ class LocalStore:
 
     def read(self, name: str, tail: int = 0) -> bytes:
         """A file's bytes, or its last `tail`; raises FileNotFoundError."""
-        with (self.root / name).open("rb", buffering=0) as stream:
-            if tail:
-                stream.seek(-min(tail, os.fstat(stream.fileno()).st_size), os.SEEK_END)
-            return stream.readall()
+        if not tail:
+            return (self.root / name).read_bytes()
+        handle = os.open(f"{self.root}/{name}", os.O_RDONLY | os.O_CLOEXEC)  # thousands in a row: no stream objects
+        try:
+            size = os.fstat(handle).st_size
+            return os.pread(handle, tail, max(0, size - tail))
+        finally:
+            os.close(handle)
 
     def size(self, name: str) -> int:
         """Bytes of a file; raises FileNotFoundError."""

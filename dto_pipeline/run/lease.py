@@ -99,29 +99,30 @@ class Lease:
         Raises:
             RunLocked: a live driver holds it.
         """
-        seen: tuple[int, bytes] | None = None
-        watched_from = self._clock()
         while True:
             epoch, data = read_newest(self._store)
             record = parse_record(data)
-            if data is None or (record and _is_free(record, alone_here)):
-                if self._claim(epoch + 1):
-                    break
-                continue
-            if seen is not None and seen != (epoch, data):
-                raise RunLocked(refusal(self._store, record))
-            patience = record.lease_s if record else self._record.lease_s
-            if seen is None:
-                seen, watched_from = (epoch, data), self._clock()
-                who = record.describe() if record else "an unreadable lease"
-                _LOG.info("%s is held by %s; watching it for up to %.0f s", self._store.root, who, patience)
-            elif self._clock() - watched_from >= patience:
-                _LOG.warning("%s is taken over: its driver was silent for %.0f s", self._store.root, patience)
-                if self._claim(epoch + 1):
-                    break
-                continue
-            time.sleep(LOOK_S)
+            free = data is None or (record is not None and _is_free(record, alone_here))
+            if (free or self._watch(epoch, data, record, alone_here)) and self._claim(epoch + 1):
+                break
         self._thread.start()
+
+    def _watch(self, epoch: int, data: bytes | None, record: LeaseRecord | None, alone_here: bool) -> bool:
+        """Look at a lease for as long as it lasts; True if it was silent, False if it was left meanwhile."""
+        patience = record.lease_s if record else self._record.lease_s
+        who = record.describe() if record else "an unreadable lease"
+        _LOG.warning("%s is held by %s: taken over if it is silent for %.0f s", self._store.root, who, patience)
+        started = self._clock()
+        while self._clock() - started < patience:
+            time.sleep(LOOK_S)
+            found = read_newest(self._store)
+            if found != (epoch, data):
+                now = parse_record(found[1])
+                if now is not None and _is_free(now, alone_here):
+                    return False
+                raise RunLocked(refusal(self._store, now))
+        _LOG.warning("%s is taken over from %s: silent for %.0f s", self._store.root, who, patience)
+        return True
 
     def check(self, ask: bool = True) -> None:
         """Make sure the run is still ours; `ask` False believes the last heartbeat while it is not overdue.
@@ -132,7 +133,9 @@ class Lease:
         if self._lost:
             raise RunLockLost(self._lost)
         silent = self._clock() - self._renewed_at
-        if not ask and silent < 2 * self._record.heartbeat_s:
+        if silent < 2 * self._record.heartbeat_s:
+            if ask:
+                self._stop_if_taken()
             return
         try:
             self._renew()
@@ -178,15 +181,17 @@ class Lease:
         with self._busy:
             if self._stop.is_set():
                 return
-            if _newest_epoch(self._store) > self._epoch:
-                _, data = read_newest(self._store)
-                record = parse_record(data)
-                who = record.describe() if record else "another driver"
-                self._lose(f"{self._store.root} was taken over by {who}: this driver was silent for too long and stops")
+            self._stop_if_taken()
             asked_at = self._clock()
             self._record = dataclasses.replace(self._record, beat=self._record.beat + 1, beat_at=_utc_now())
             self._store.replace(_name(self._epoch), _to_bytes(self._record))
             self._renewed_at = asked_at
+
+    def _stop_if_taken(self) -> None:
+        if _newest_epoch(self._store) > self._epoch:
+            record = parse_record(read_newest(self._store)[1])
+            who = record.describe() if record else "another driver"
+            self._lose(f"{self._store.root} was taken over by {who}: this driver was silent for too long and stops")
 
     def _lose(self, why: str) -> None:
         self._lost = why

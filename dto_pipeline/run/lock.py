@@ -56,6 +56,11 @@ class LockHolder:
         found = process_mark(self.pid)
         return "alive" if found and self.process in ("", found) else "gone"
 
+    def describe(self) -> str:
+        """Who, where, in which state, heard of when."""
+        beat = f", last heartbeat {self.beat_at} by its clock" if self.beat_at else ""
+        return f"pid {self.pid} on {self.host} ({self.state}{beat})"
+
 
 class DriverLock:
     """Context manager that holds a run for this process."""
@@ -78,8 +83,10 @@ class DriverLock:
         lease = Lease(self._store, self._config)
         try:
             lease.acquire(alone_here=alone)
-        except BaseException:
+        except BaseException as error:
             self._drop_flock()
+            if isinstance(error, OSError) and not isinstance(error, DtoError):
+                raise DtoError(_unwritable(self._store.root, error)) from error
             raise
         self._lease = lease
         return self
@@ -111,8 +118,7 @@ class DriverLock:
         try:
             stream = self.path.open("a+")
         except OSError as error:
-            advice = "make the folder writable, or choose another"
-            raise DtoError(f"{self.path.parent} cannot be written ({error}); {advice}") from error
+            raise DtoError(_unwritable(self.path.parent, error)) from error
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -131,6 +137,10 @@ class DriverLock:
         if self._stream is not None:
             self._stream.close()
             self._stream = None
+
+
+def _unwritable(place: Location, error: OSError) -> str:
+    return f"{place} cannot be written ({error}); make it writable, or room on the disk, or choose another folder"
 
 
 def read_holder(path: Location) -> LockHolder | None:

@@ -88,7 +88,7 @@ def read_status(run_dir: str | Path) -> RunStatus:
     return RunStatus(
         run_dir=str(run_dir),
         subset=identity.subset,
-        driver="none" if holder is None else f"pid {holder.pid} on {holder.host} ({holder.state})",
+        driver="none" if holder is None else holder.describe(),
         driver_note=describe_driver(holder.state if holder else None, pending, len(given_up)),
         last_receipt_s=_age(receipts),
         shards={
@@ -116,6 +116,8 @@ def describe_driver(state: str | None, pending: int, given_up: int) -> str:
         return "shards were given up: `dto run --retry-failed` takes them up again" if given_up else ""
     if state is None:
         return "nobody works on it: `dto run` does what is left"
+    if state == "on another host":
+        return "if its heartbeat stands still, start `dto run` again: it waits for the lease to end and goes on"
     return "the driver died: start `dto run` again, nothing is lost" if state == "gone" else ""
 
 

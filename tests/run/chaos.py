@@ -1,6 +1,6 @@
 """A shard runner that takes its time and misbehaves on request, and a command that starts a run with it.
 
-    python -m tests.run.chaos MANIFEST RUN_DIR WORKERS PAUSE_S
+    python -m tests.run.chaos MANIFEST RUN_DIR WORKERS PAUSE_S [LEASE_S]
 
 Prints ``started`` when the driver is about to work. Kills are done from outside, with SIGKILL.
 """
@@ -67,8 +67,8 @@ def label_bytes(run_dir: Path) -> dict[str, bytes]:
 
 
 def main() -> None:
-    manifest, run_dir, workers, pause_s = sys.argv[1:]
-    config = tiny_config(int(workers), heartbeat_s=0.5)
+    manifest, run_dir, workers, pause_s, *lease_s = sys.argv[1:]
+    config = tiny_config(int(workers), heartbeat_s=0.5, lease_s=float(lease_s[0]) if lease_s else 60.0)
     runner = ChaosRunner(config, Path(manifest), as_location(run_dir), float(pause_s))
     print("started", flush=True)
     run_pipeline(manifest, run_dir, config, progress=False, runner=runner)

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import re
 
 import fsspec
 import pytest
@@ -95,6 +96,20 @@ def test_a_driver_that_beats_is_not_followed_and_is_named(store, monkeypatch):
     owner.release()
 
 
+def test_a_driver_that_leaves_while_it_is_watched_is_followed_at_once(store, monkeypatch):
+    put(store, 1)
+    newest = module.read_newest
+
+    def leave_then_read(store):
+        put(store, 1, released=True)
+        return newest(store)
+
+    looks = itertools.count()
+    monkeypatch.setattr(module, "read_newest", lambda s: (leave_then_read if next(looks) else newest)(s))
+
+    held(store, clock=lambda: 0.0).release()
+
+
 def test_an_unreadable_lease_is_waited_for_like_any_other(store):
     store.replace("lease/00000002.json", b"{")
 
@@ -178,6 +193,7 @@ def test_status_names_a_driver_of_another_host(tmp_path):
 
     assert holder is not None
     assert (holder.pid, holder.host, holder.state) == (77, "far", "on another host")
+    assert re.fullmatch(r"pid 77 on far \(on another host, last heartbeat \S+ by its clock\)", holder.describe())
 
 
 def test_a_file_system_without_flock_has_the_lease_alone(tmp_path, monkeypatch):

@@ -1,12 +1,19 @@
 """Runs whose folder is behind a URI: the same labels, resume and refusals as in a local folder."""
 
+from dataclasses import replace
+from importlib import resources
+from pathlib import Path
+
 import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
+import dto_pipeline as dto
+from dto_pipeline.cli import main
 from dto_pipeline.config import load_config
 from dto_pipeline.data.exports.export import export_labels
 from dto_pipeline.data.exports.selection import Selection
+from dto_pipeline.data.manifest import build_manifest
 from dto_pipeline.data.storage import as_location
 from dto_pipeline.data.store import StoreError, open_store
 from dto_pipeline.review.diff import diff_labels
@@ -74,15 +81,35 @@ def test_a_finished_remote_run_has_nothing_to_do(start, undisturbed):
     assert remote_labels(RUN) == undisturbed
 
 
-def test_inputs_may_be_remote_too(start, tiny, undisturbed):
+def upload(*sources: Path) -> None:
+    """Put files, and what lies below folders, under memory://data."""
     files = fsspec.filesystem("memory")
-    for folder in ("images", "depth"):
-        for path in (tiny.dataset.root / folder).rglob("*.*"):
-            files.pipe(f"/data/{path.relative_to(tiny.dataset.root)}", path.read_bytes())
+    for source in sources:
+        for path in [source] if source.is_file() else source.rglob("*.*"):
+            files.pipe(f"/data/{path.relative_to(source.parent)}", path.read_bytes())
+
+
+def test_images_and_depth_maps_may_be_remote_too(start, tiny, undisturbed):
+    upload(tiny.dataset.root / "images", tiny.dataset.root / "depth")
 
     start(images_root="memory://data/images", depth_root="memory://data/depth")
 
     assert remote_labels(RUN) == undisturbed
+
+
+def test_everything_may_be_remote(tiny, tmp_path):
+    root, body = tiny.dataset.root, Path(str(resources.files("dto_pipeline.demo") / "assets"))
+    upload(root / "images", root / "depth", root / "labels", body / "SMPLA_NEUTRAL.npz")
+    build_manifest(replace(tiny.dataset, root="memory://data"), "memory://data/m.parquet", progress=False)
+    config = load_config(
+        overrides=["run.device=cpu", "run.workers=0", "body.model_path=memory://data/SMPLA_NEUTRAL.npz"]
+    )
+
+    summary = run_pipeline("memory://data/m.parquet", RUN, config, progress=False)
+
+    local = run_pipeline(tiny.manifest, tmp_path / "run", tiny_config(), progress=False)
+    assert (summary.image_status, summary.person_status) == (local.image_status, local.person_status)
+    assert verify_run(RUN).passed
 
 
 def test_a_lost_remote_receipt_is_written_again_without_doing_the_work(start, directory):
@@ -144,6 +171,35 @@ def test_readers_of_runs_take_uris(start, tiny, tmp_path, undisturbed):
     pairs = [(path, tmp_path / "b" / path.relative_to(tmp_path / "a")) for path in (tmp_path / "a").rglob("*.parquet")]
     assert pairs
     assert all(a.read_bytes() == b.read_bytes() for a, b in pairs)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["status", RUN, "--json"],
+        ["verify", RUN],
+        ["diff", RUN, RUN],
+        ["view", RUN, "-o", "OUT", "--worst", "1"],
+        ["report", RUN, "-o", "OUT", "--worst", "1", "--random", "0"],
+        ["export", RUN, "--format", "persons", "-o", "OUT", "--quiet"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_verbs_take_uris(start, tmp_path, capsys, words):
+    start()
+
+    assert main([str(tmp_path / "out") if word == "OUT" else word for word in words]) == 0
+    assert capsys.readouterr().out
+
+
+def test_python_reads_a_remote_run(start, tiny):
+    start()
+
+    assert dto.read_table(RUN).num_rows == tiny.images
+    assert sum(1 for _ in dto.read_scenes(RUN)) == tiny.images
+    assert dto.read_table("memory://remote/runs/tiny/labels", columns=["image_id"]).num_rows == tiny.images
+    data = dto.torch_dataset(RUN, images=True, select="all")
+    assert len(data) == tiny.images
 
 
 def test_a_remote_folder_that_is_no_run_is_named():

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from dto_pipeline.data.manifest import Manifest, ManifestError
 from dto_pipeline.data.object_store import S3Store
 from dto_pipeline.data.store import StoreError, open_store
 from dto_pipeline.review.verify import verify_run
@@ -132,8 +133,8 @@ def test_two_workers_at_one_shard_leave_one_receipt_that_both_return(tiny, uri, 
     assert remote_labels(uri) == undisturbed
 
 
-def spawn(tiny, uri: str, pause_s: float) -> subprocess.Popen:
-    command = [sys.executable, "-m", "tests.run.chaos", str(tiny.manifest), uri, "0", str(pause_s)]
+def spawn(tiny, uri: str, pause_s: float, lease_s: float = 60.0) -> subprocess.Popen:
+    command = [sys.executable, "-m", "tests.run.chaos", str(tiny.manifest), uri, "0", str(pause_s), str(lease_s)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -159,6 +160,31 @@ def test_a_killed_driver_on_s3_is_resumed_at_once_to_the_same_bytes(tiny, uri, u
     assert summary.exit_code == 0
     assert summary.done_before >= 1
     assert remote_labels(uri) == undisturbed
+
+
+def test_of_two_drivers_started_together_one_works_and_one_is_refused(tiny, uri, undisturbed):
+    with spawn(tiny, uri, 1.0) as first, spawn(tiny, uri, 1.0) as second:
+        errors = [driver.communicate(timeout=300)[1] for driver in (first, second)]
+
+    assert sorted((first.returncode, second.returncode)) == [0, 1]
+    assert sum("RunLocked: " in error and "is being worked on by process" in error for error in errors) == 1
+    assert remote_labels(uri) == undisturbed
+
+
+def test_a_run_taken_over_from_a_paused_driver_is_whole_and_the_driver_stops_when_it_wakes(tiny, uri, undisturbed):
+    store = open_store(uri)
+    with spawn(tiny, uri, 1.5, lease_s=5.0) as driver:
+        wait_for(lambda: len(store.entries("labels")) >= 1, driver)
+        driver.send_signal(signal.SIGSTOP)
+        try:
+            assert start(tiny, uri).exit_code == 0
+        finally:
+            driver.send_signal(signal.SIGCONT)
+        assert "RunLockLost: " in driver.communicate(timeout=300)[1]
+
+    assert driver.returncode == 1
+    assert remote_labels(uri) == undisturbed
+    assert start(tiny, uri).nothing_to_do
 
 
 _DRIVER = """
@@ -219,6 +245,11 @@ def test_a_server_that_does_not_answer_is_named(monkeypatch):
     monkeypatch.setattr("dto_pipeline.data.object_store._ATTEMPTS", 1)
     with pytest.raises(StoreError, match="the server does not answer; check endpoint_override"):
         S3Store(s3_uri("127.0.0.1:9", "run")).entries()
+
+
+def test_a_manifest_that_cannot_be_reached_is_not_called_damaged():
+    with pytest.raises(ManifestError, match=r"cannot be read .*check bucket, credentials and endpoint"):
+        Manifest.open(s3_uri("127.0.0.1:9", "m.parquet"))
 
 
 def test_names_with_spaces_are_the_same_for_boto3_and_pyarrow(server, tiny):
