@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import time
 from pathlib import Path
@@ -26,6 +27,7 @@ IMAGES, SHARD_IMAGES = 36, 2  # of the synthetic crowds: eighteen small shards
 
 def main() -> int:
     arguments = _parse()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended from outside"))  # through the scenarios' own cleaning up
     deadline = time.monotonic() + arguments.seconds
     out = arguments.out.absolute()
     manifest = build_demo_manifest(out / "data", IMAGES, SHARD_IMAGES)
