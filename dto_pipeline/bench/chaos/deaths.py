@@ -21,8 +21,8 @@ from dto_pipeline.bench.chaos.processes import Kind
 _PACE_S = 1.0  # every image takes so much longer
 _TIMEOUT_S = 8.0  # after which a hung shard is taken from its worker, for scenarios that hang
 _FOREVER_S = 3600.0
-_VICTIMS = ((Kind.WORKER, 0.7), (Kind.DRIVER, 0.15), (Kind.RAYLET, 0.15))  # of random kills, with their shares
-_ANY_MOMENT = 0.3  # share of random kills that wait for nothing; the others wait until there is one more receipt
+_VICTIMS = ((Kind.WORKER, 0.8), (Kind.DRIVER, 0.1), (Kind.RAYLET, 0.1))  # of random kills, with their shares
+_ANY_MOMENT = 0.5  # share of random kills that wait for nothing; the others wait until there is one more receipt
 _PAUSE_S = 3.0  # most that is waited on top, before each
 _STANDSTILL_S = 60.0  # so long is waited for a receipt, if need be
 _TIMEOUT = ("--set", f"run.shard_timeout_s={_TIMEOUT_S}")
