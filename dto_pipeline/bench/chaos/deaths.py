@@ -21,7 +21,8 @@ from dto_pipeline.bench.chaos.processes import Kind
 _PACE_S = 1.0  # every image takes so much longer
 _TIMEOUT_S = 8.0  # after which a hung shard is taken from its worker, for scenarios that hang
 _FOREVER_S = 3600.0
-_VICTIMS = ((Kind.WORKER, 0.8), (Kind.DRIVER, 0.1), (Kind.RAYLET, 0.1))  # of random kills, with their shares
+_VICTIMS = ((Kind.WORKER, 0.86), (Kind.DRIVER, 0.07), (Kind.RAYLET, 0.07))  # of random kills, with their shares
+_RANDOM_PACE_S = 3.0  # the same under random kills: long enough to be hit several times, so that Ray starts less often
 _ANY_MOMENT = 0.5  # share of random kills that wait for nothing; the others wait until there is one more receipt
 _PAUSE_S = 3.0  # most that is waited on top, before each
 _STANDSTILL_S = 60.0  # so long is waited for a receipt, if need be
@@ -97,7 +98,7 @@ def random_kills(run: DisturbedRun) -> None:
     """SIGKILL to workers, drivers and raylets at random moments, as often as wanted; finished runs begin anew."""
     runs = 1
     while run.wants_kills:
-        start = run.start(*run.retry, faults=[slow_images(_PACE_S)])
+        start = run.start(*run.retry, faults=[slow_images(_RANDOM_PACE_S)])
         while start.alive and run.wants_kills:
             _wait_for_a_moment(run, start)
             (kind,) = run.dice.choices([kind for kind, _ in _VICTIMS], [share for _, share in _VICTIMS])
