@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 
 from dto_pipeline.bench.chaos.arena import ChaosError
 from dto_pipeline.bench.chaos.disturbed_run import DisturbedRun, Start, slow_images
@@ -96,12 +97,22 @@ def shard_hangs(run: DisturbedRun) -> None:
 
 def random_kills(run: DisturbedRun) -> None:
     """SIGKILL to workers, drivers and raylets at random moments, as often as wanted; finished runs begin anew."""
+    _kill_at_random(run, run.arena.workers, _VICTIMS)
+
+
+def random_driver_kills(run: DisturbedRun) -> None:
+    """The same without Ray: the one process that loads, computes and publishes is killed wherever it is."""
+    run.resume_workers = 0
+    _kill_at_random(run, 0, ((Kind.DRIVER, 1.0),))
+
+
+def _kill_at_random(run: DisturbedRun, workers: int, victims: Sequence[tuple[Kind, float]]) -> None:
     runs = 1
     while run.wants_kills:
-        start = run.start(*run.retry, faults=[slow_images(_RANDOM_PACE_S)])
+        start = run.start(*run.retry, workers=workers, faults=[slow_images(_RANDOM_PACE_S if workers else _PACE_S)])
         while start.alive and run.wants_kills:
             _wait_for_a_moment(run, start)
-            (kind,) = run.dice.choices([kind for kind, _ in _VICTIMS], [share for _, share in _VICTIMS])
+            (kind,) = run.dice.choices([kind for kind, _ in victims], [share for _, share in victims])
             run.kill(kind)
         if run.finish(start) == 0 and run.wants_kills:
             run.judge()
