@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import signal
 import sys
 import time
 from pathlib import Path
@@ -26,16 +28,19 @@ IMAGES, SHARD_IMAGES = 36, 2  # of the synthetic crowds: eighteen small shards
 
 def main() -> int:
     arguments = _parse()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended from outside"))  # through the scenarios' own cleaning up
     deadline = time.monotonic() + arguments.seconds
     out = arguments.out.absolute()
     manifest = build_demo_manifest(out / "data", IMAGES, SHARD_IMAGES)
     arena = build_arena(manifest, out, arguments.workers)
+    names = arguments.only or list(SCENARIOS)
+    random = [name for name in names if name in RANDOM]
     outcomes = []
-    for name in arguments.only or SCENARIOS:
+    for name in names:
         if time.monotonic() > deadline:
             print(f"{name} and what follows are left out: {arguments.seconds:.0f} s are over")
             break
-        kills = arguments.kills if name == RANDOM else 0
+        kills = math.ceil(arguments.kills / len(random)) if name in random else 0
         outcomes.append(play(name, arena, kills=kills, seed=arguments.seed, until=deadline))
         print(as_table(outcomes[-1:], header=len(outcomes) == 1), flush=True)
     print(f"{sum(outcome.kills for outcome in outcomes)} kills")
