@@ -74,6 +74,7 @@ def run_pipeline(
             {"images folder": images_root, "depth folder": depth_root or config.depth.root},
             {"body.model_path": config.body.model_path},
         )
+    selection.find_shards(manifest.num_shards, manifest.subset)  # a mistake is said before anything is made
     directory.create_folders()
     with directory.lock(config.run):
         identity = files.identify_run(config, manifest, manifest.path)

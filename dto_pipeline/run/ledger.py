@@ -155,13 +155,18 @@ class FileLedger:
                 self._metrics.gauge(len(self._schedule.workers), self._schedule.unfinished)
 
     def _draw(self) -> None:
-        workers = len(self._schedule.workers)
-        parts = [f"{workers} workers" if workers else "waiting for workers and their GPUs"]
-        if not workers and self._waiting:
-            parts[0] += f" since {self._waiting:.0f} s"
-        parts += [f"failed: {self._given_up} shards, {self._failed_images} images"]
+        parts = [self._describe_workers(), f"failed: {self._given_up} shards, {self._failed_images} images"]
         self._line.n = min(self._line.total, self._images + self._schedule.images_under_way)
         self._line.set_postfix_str(", ".join(parts), refresh=True)
+
+    def _describe_workers(self) -> str:
+        """Who is at work, and who is waited for."""
+        schedule = self._schedule
+        workers, wanted = len(schedule.workers), min(schedule.policy.workers, schedule.unfinished)
+        if not workers and wanted:
+            since = f" since {self._waiting:.0f} s" if self._waiting else ""
+            return f"waiting for workers and their GPUs{since}"
+        return f"{workers} workers" if workers >= wanted else f"{workers} of {wanted} workers, waiting for CPUs or GPUs"
 
     def _commit(self, receipt: Receipt) -> bool:
         """Put a repaired shard in its place; False where it is as it was, or no repair."""

@@ -91,7 +91,6 @@ def plan_run(
     retry: Retry,
 ) -> RunPlan:
     """Open the run, take away what does not hold, and list what is left. Call it under the lock."""
-    selection.find_shards(manifest.num_shards, manifest.subset)  # a mistake is said before anything is made
     files.open_run(directory, identity)
     swept = files.sweep_temporary(directory)
     for failure in charge_own_deaths(directory, config, time.time()):

@@ -165,10 +165,12 @@ class RayPool:
 
     def wait(self, timeout_s: float) -> list[Event]:
         references = list(self._tasks)
-        ray.wait(references, num_returns=1, timeout=timeout_s)
         # Everything that is ready by now, in the order of submission: answers of a worker come before its death. What
         # it says beside its work comes last, because a death shows there as well.
         ready, _ = ray.wait(references, num_returns=len(references), timeout=0)
+        if not ready:
+            ray.wait(references, num_returns=1, timeout=timeout_s)
+            ready, _ = ray.wait(references, num_returns=len(references), timeout=0)
         arrived = set(ready)
         heard = [reference for reference in references if reference in arrived]
         ordered = sorted(heard, key=lambda reference: self._tasks[reference].method == "look")

@@ -129,7 +129,10 @@ class ShardRunner:
 
         Args:
             shard: number of the manifest's shard.
-            attempt: 1 = first try; goes into the receipt only.
+            attempt: 1 = first try. On its last tries a shard that has ended processes is worked image by image.
+
+        Returns:
+            The receipt; of a repair the one the driver is to commit, see `publishing.commit_repair`.
 
         Raises:
             DeviceLost: the accelerator failed; this process cannot go on.
@@ -147,16 +150,19 @@ class ShardRunner:
         job = _Job(shard, attempt, shard_key(workshop.identity, image_ids), started, clock)
         with self._noted(job):
             if receipt is None:
-                table = find_orphan(self.directory, shard, job.key, image_ids)
-                adopted = table is not None
-                if table is None:
-                    table = self._make_labels(shard, rows, job.key, clock, attempt)
-                receipt = commit_receipt(
-                    self.directory, workshop.identity, shard, job.key, table, job.describe(adopted=adopted)
-                )
-                if not adopted or not self._is_to_be_repaired(receipt):
+                receipt = self._finish(job, rows, image_ids)
+                if not receipt.adopted or not self._is_to_be_repaired(receipt):
                     return receipt
             return self._repair(job, rows)
+
+    def _finish(self, job: _Job, rows: ManifestRows, image_ids: list[str]) -> Receipt:
+        """Adopt or write the shard's label file, and declare it done."""
+        table = find_orphan(self.directory, job.shard, job.key, image_ids)
+        adopted = table is not None
+        if table is None:
+            table = self._make_labels(job.shard, rows, job.key, job.clock, job.attempt)
+        work = job.describe(adopted=adopted)
+        return commit_receipt(self.directory, self._warm().identity, job.shard, job.key, table, work)
 
     def _is_to_be_repaired(self, receipt: Receipt) -> bool:
         return not self._retry_images.isdisjoint(receipt.image_status)

@@ -99,7 +99,7 @@ def test_the_progress_line_moves_inside_shards_and_says_who_is_waited_for(run, c
 
     assert "waiting for workers and their GPUs since 120 s" in line
     assert "3/16" in line
-    assert "1 workers, failed: 1 shards, 0 images" in line
+    assert "1 of 2 workers, waiting for CPUs or GPUs, failed: 1 shards, 0 images" in line
 
 
 def test_json_lines_carry_facts_and_traces(tmp_path, capsys):

@@ -67,7 +67,7 @@ def test_a_retry_takes_up_selected_shards_only(start):
 def test_a_mistaken_selection_makes_no_run(start, tmp_path):
     with pytest.raises(SelectionError):
         start(selection=Selection(shards="99"))
-    assert not (tmp_path / "run" / "run.json").exists()
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_dry_run_of_a_new_run_writes_nothing_and_knows_no_time(plan, tiny, tmp_path):
