@@ -45,7 +45,7 @@ class Receipt:
     worker: str  # host:pid
     attempt: int  # 1 = first try
     adopted: bool  # True: the label file was found complete, nothing was computed
-    wall_s: float  # from reading the manifest to publishing [s]
+    wall_s: float  # from reading the manifest to publishing, repairs added [s]
     finished_at: float  # clock when the label file was published [s since 1970 UTC]
     stage_seconds: dict[str, float] = field(default_factory=dict)  # stage -> busy time, threads added up [s]
 

@@ -7,6 +7,7 @@ the config and the library versions: never of threads, workers, attempts or time
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -72,15 +73,20 @@ class _Job:
     started: float  # on `time.perf_counter` [s]
     clock: StageClock
 
-    def describe(self, adopted: bool = False) -> ShardWork:
-        """What the receipt tells of it; call it when the work is done."""
+    def describe(self, before: Receipt | None = None, adopted: bool = False) -> ShardWork:
+        """What the receipt tells of it, added to the receipt `before`; call it when the work is done."""
+        seconds = Counter(self.clock.seconds)
+        wall_s = time.perf_counter() - self.started
+        if before is not None:
+            seconds.update(before.stage_seconds)
+            wall_s, adopted = wall_s + before.wall_s, before.adopted
         return ShardWork(
             worker=process_name(),
             attempt=self.attempt,
             adopted=adopted,
-            wall_s=round(time.perf_counter() - self.started, 6),
+            wall_s=round(wall_s, 6),
             finished_at=time.time(),
-            stage_seconds={stage: round(seconds, 6) for stage, seconds in sorted(self.clock.seconds.items())},
+            stage_seconds={stage: round(value, 6) for stage, value in sorted(seconds.items())},
         )
 
 
@@ -153,7 +159,7 @@ class ShardRunner:
                 receipt = self._finish(job, rows, image_ids)
                 if not receipt.adopted or not self._is_to_be_repaired(receipt):
                     return receipt
-            return self._repair(job, rows)
+            return self._repair(job, rows, receipt)
 
     def _finish(self, job: _Job, rows: ManifestRows, image_ids: list[str]) -> Receipt:
         """Adopt or write the shard's label file, and declare it done."""
@@ -187,8 +193,11 @@ class ShardRunner:
             publish_labels(self.directory, shard, table, footer)
         return table
 
-    def _repair(self, job: _Job, rows: ManifestRows) -> Receipt:
-        """Do the failed images of a finished shard again and stage the result; its other rows stay as they are."""
+    def _repair(self, job: _Job, rows: ManifestRows, before: Receipt) -> Receipt:
+        """Do the failed images of a finished shard again and stage the result; its other rows stay as they are.
+
+        The receipt tells what the labels cost in all: figures of speed would take a repair for a whole shard otherwise.
+        """
         workshop, clock = self._warm(), job.clock
         with clock("read"):
             standing = read_labels(self.directory.label_file(job.shard))
@@ -198,7 +207,8 @@ class ShardRunner:
         with clock("write"):
             table = splice_rows(standing, failed, again)
             footer = label_footer(workshop.identity, job.shard, job.key, table, _footer_facts(workshop))
-            return stage_repair(self.directory, workshop.identity, job.shard, table, footer, job.describe())
+            work = job.describe(before)
+            return stage_repair(self.directory, workshop.identity, job.shard, table, footer, work)
 
     def _place(self, shard: int, rows: ManifestRows, clock: StageClock, attempt: int) -> LabelTable:
         """Label rows of manifest rows: all together, or one by one where the shard has ended processes."""

@@ -58,8 +58,12 @@ def case(tmp_path, body):
 
 def test_mended_images_give_the_bytes_of_a_run_that_never_failed(case):
     case.mend()
+    before = read_receipt(case.directory.receipt_file(0))
     summary = case.start()
 
+    after = read_receipt(case.directory.receipt_file(0))
+    assert after.wall_s > before.wall_s
+    assert after.stage_seconds["body"] > before.stage_seconds["body"]
     assert (summary.repaired, summary.mended, summary.failed_images, summary.exit_code) == (2, 2, 0, 0)
     assert "2 shards, 2 images mended" in summary.as_table()
     assert label_bytes(case.directory.root) == case.whole
@@ -151,7 +155,7 @@ def test_a_zombie_of_a_repair_changes_nothing(case):
 def test_a_repair_that_raises_is_given_up_and_the_shard_stands(case, monkeypatch):
     case.mend()
     before = label_bytes(case.directory.root)
-    monkeypatch.setattr(ShardRunner, "_repair", lambda self, job, rows: 1 / 0)
+    monkeypatch.setattr(ShardRunner, "_repair", lambda self, job, rows, before: 1 / 0)
     summary = case.start()
 
     assert (list(summary.failed_repairs), summary.exit_code) == ([0, 1], 1)
