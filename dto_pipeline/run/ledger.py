@@ -101,7 +101,7 @@ class FileLedger:
             failed_before = self._plan.done[shard].failed_images
             self.tally.mended += failed_before - receipt.failed_images
         if shard in self._tried:
-            files.clear_failure(self._directory, shard)
+            self._write(lambda: files.clear_failure(self._directory, shard))
         self._failed_images += receipt.failed_images - failed_before
         self._images += self._plan.work.get(shard, receipt.images)
         if self._metrics is not None:

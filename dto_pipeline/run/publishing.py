@@ -171,7 +171,10 @@ def commit_repair(directory: RunDirectory, receipt: Receipt) -> bool:
         True if the shard changed; False if the new file is the old one, or the receipt that of the shard as it is.
     """
     token = _token(receipt.shard, receipt.worker, receipt.attempt, receipt.finished_at)
-    changed = read_receipt(directory.receipt_file(receipt.shard)).label_sha256 != receipt.label_sha256
+    try:
+        changed = read_receipt(directory.receipt_file(receipt.shard)).label_sha256 != receipt.label_sha256
+    except (FileNotFoundError, RecordInvalid):
+        changed = True  # lost meanwhile: it is written anew with the labels
     if changed:
         replace_shard(directory, receipt, token)
     directory.store.remove(staged_label_name(receipt.shard, token))

@@ -152,6 +152,15 @@ def test_a_zombie_of_a_repair_changes_nothing(case):
     assert label_bytes(case.directory.root) == case.whole
 
 
+def test_a_receipt_that_is_lost_while_its_shard_is_repaired_is_written_anew(case):
+    case.mend()
+    receipt = case.stage(0)
+    case.directory.receipt_file(0).unlink()
+
+    assert commit_repair(case.directory, receipt)
+    assert read_receipt(case.directory.receipt_file(0)) == receipt
+
+
 def test_a_repair_that_raises_is_given_up_and_the_shard_stands(case, monkeypatch):
     case.mend()
     before = label_bytes(case.directory.root)
