@@ -1,4 +1,4 @@
-"""Synthetic crowds made to part good solvers from bad ones: ten kinds of difficulty, all with known truth.
+"""Synthetic crowds made to part good solvers from bad ones: eleven kinds of difficulty, all with known truth.
 
 Knows the demo's crowds, bodies and labels and spoils what the pipeline is told in one named way per set; draws no
 picture (solvers never look at one) and knows no solver and no files. Images are about 480 x 360. Metres, pixels.
@@ -27,7 +27,7 @@ _FARTHEST = 40.0  # of the backdrop [m]
 _OFFSET_AT = 6.0  # distance whose disparity a set's offset is measured in [m]
 _BLUR = 1.0  # of the depth map [px]
 _LARGEST_ERROR = 0.3  # of one person's disparity
-_BODIES, _LABELS, _DEPTH, _MASKS, _SPOIL = range(21, 26)  # random streams of an image
+_BODIES, _LABELS, _DEPTH, _MASKS, _SPOIL, _SHARED = range(21, 27)  # random streams of an image
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,10 @@ class CrowdSet:
     pixel_noise: float = 0.004  # relative, per pixel
     offset: float = 0.0  # largest b of disparity = a / z + b, in units of the disparity at 6 m; drawn per image
     squeeze: float = 1.0  # people move sideways towards the middle by this factor and hide each other
-    taller: float = 0.0  # heights of an image all this share above or below the demo's, in turn
+    taller: float = 0.0  # heights of an image are all off the demo's by one share, normal with this sigma
     wrong_ages: float = 0.0  # share of people whose age is anybody's
     leak: int = 0  # masks grow by up to this over neighbours and ground [px]
-    focal_error: float = 0.0  # K of the labels is wrong by this share, up or down in turn
+    focal_error: float = 0.0  # K of the labels is wrong by a share, normal with this sigma
     told: tuple[str, ...] = ()  # config that tells the joint solver so, for a second row
 
 
@@ -58,7 +58,7 @@ CROWD_SETS = (
         "a depth map nearly exact per person",
         person_error=0.005,
         row_tilt=0.01,
-        told=("joint.depth_sigma=0.006",),
+        told=("joint.depth_sigma=0.005", "joint.edge_sigma=0.05", "joint.noise_levels=[0.7, 1.0, 1.4]"),
     ),
     CrowdSet(
         "high noise",
@@ -72,13 +72,18 @@ CROWD_SETS = (
     CrowdSet("children", "mostly children", layouts=("family", "playground")),
     CrowdSet(
         "other heights",
-        "whole images 6 % taller or shorter than the priors expect",
+        "whole images taller or shorter than the priors expect, by 6 % (one sigma)",
         taller=0.06,
         told=("joint.population_sigma=0.06",),
     ),
     CrowdSet("wrong ages", "every fourth age is somebody else's", wrong_ages=0.25),
     CrowdSet("leaking masks", "masks that swallow up to 7 px of what is next to them", leak=7),
-    CrowdSet("wrong K", "focal length of the labels wrong by 10 %", focal_error=0.1, told=("joint.focal_sigma=0.1",)),
+    CrowdSet(
+        "wrong K",
+        "focal length of the labels wrong by 10 % (one sigma)",
+        focal_error=0.1,
+        told=("joint.focal_sigma=0.1",),
+    ),
     CrowdSet("pairs", "exactly two people", most_people=2),
 )
 
@@ -98,7 +103,7 @@ def build_known_scene(kind: CrowdSet, seed: int, number: int, body: BodyModel) -
     scene = _build_scene(f"{kind.name}/{number:05d}", crowd, labels, masks, disparity)
     scene.age_years[:] = _wrong_ages(scene.age_years, kind.wrong_ages, stream(_SPOIL))
     if kind.focal_error:
-        _spoil_focal(scene, 1 + kind.focal_error * (1 if number % 2 else -1))
+        _spoil_focal(scene, float(np.exp(_spread(kind.focal_error, seed, number))))
     return KnownScene(scene, truth.transl[:, 2].astype(np.float64), truth.height, line)
 
 
@@ -113,8 +118,13 @@ def _plan(kind: CrowdSet, seed: int, number: int) -> Crowd:
         crowd,
         view=replace(view, width=size[0], height=size[1], focal=view.focal * IMAGE_SCALE),
         place=crowd.place * [kind.squeeze, 1.0],
-        height=crowd.height * (1 + kind.taller * (1 if number % 2 else -1)),
+        height=crowd.height * np.exp(_spread(kind.taller, seed, number)),
     )
+
+
+def _spread(sigma: float, seed: int, number: int) -> float:
+    """Logarithm of a factor that all people of an image share."""
+    return sigma * float(np.random.default_rng([seed, number, _SHARED]).standard_normal())
 
 
 def _keep(crowd: Crowd, count: int) -> Crowd:
