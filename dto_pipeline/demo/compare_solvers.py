@@ -31,7 +31,7 @@ _MODEL_BROKEN = ("other heights", "wrong K")  # left out of the pooled set: what
 
 def compare_solvers(
     out: Path,
-    images: int = 56,
+    images: int = 112,
     seed: int = REPORT_SEED,
     sets: Sequence[CrowdSet] = CROWD_SETS,
     golden: Path | None = None,
@@ -98,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns the exit code."""
     parser = argparse.ArgumentParser(prog="compare_solvers", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("out/solvers"), help="folder of the report")
-    parser.add_argument("--images", type=int, default=56, help="per set")
+    parser.add_argument("--images", type=int, default=112, help="per set")
     parser.add_argument("--seed", type=int, default=REPORT_SEED, help=f"of the crowds; not one of {TUNING_SEEDS}")
     parser.add_argument("--golden", type=Path, help="folder of recorded cases (tests/golden's format) to add")
     parser.add_argument("overrides", nargs="*", metavar="ROOM.KEY=VALUE", help="config for both solvers")
