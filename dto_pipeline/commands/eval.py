@@ -16,9 +16,7 @@ if TYPE_CHECKING:
     from dto_pipeline.evaluate.evaluation import Evaluation
     from dto_pipeline.models.body import BodyModel
 
-_WHAT = (
-    "a run, an export or its files (Parquet), CameraHMR's or MA-HMR's npz, or a prediction file (npz or Parquet)"
-)
+_WHAT = "a run, an export or its files (Parquet), CameraHMR's or MA-HMR's npz, or a prediction file (npz or Parquet)"
 _CORRECTIONS = """\
 what `corrected` corrects (docs/evaluation.md says more):
   index      a person without visible joints no longer shifts the layers and ages of the others
@@ -49,7 +47,10 @@ def _add_rh(actions: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("predictions", metavar="PREDICTIONS", help=f"predicted people: {_WHAT}")
     parser.add_argument(
-        "--annotations", required=True, metavar="PLACE", help="*_annots.npz, or the folder that holds them (see --split)"
+        "--annotations",
+        required=True,
+        metavar="PLACE",
+        help="*_annots.npz, or their folder (see --split)",
     )
     parser.add_argument("--split", default="test", choices=("train", "val", "test"), help="file of the folder (test)")
     parser.add_argument(
@@ -94,7 +95,10 @@ def _add_meshes(actions: argparse._SubParsersAction) -> None:
         help="who is who: by joints and boxes in the image (default), or by the label row both sides name",
     )
     parser.add_argument(
-        "--values", default="after", choices=("after", "before"), help="labels of FOUND after the run (default), or before"
+        "--values",
+        default="after",
+        choices=("after", "before"),
+        help="labels of FOUND after the run (default) or before",
     )
     _add_common(parser)
     parser.set_defaults(run=_run_meshes)
@@ -105,7 +109,11 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", metavar="FILE", help="write measures, intervals and counts as JSON")
     parser.add_argument("--csv", metavar="FILE", help="write one row per image: its measures and the sums behind them")
     parser.add_argument(
-        "--resamples", type=int, default=1000, metavar="N", help="draws of images behind the 95 %% intervals (1000); 0 = none"
+        "--resamples",
+        type=int,
+        default=1000,
+        metavar="N",
+        help="draws of images behind the intervals (1000); 0 = none",
     )
     parser.add_argument("--seed", type=int, default=0, help="of those draws (0)")
 
@@ -150,9 +158,7 @@ def _run_meshes(arguments: argparse.Namespace) -> int:
     from dto_pipeline.evaluate.mesh_evaluation import evaluate_meshes
 
     found, truth = _people(arguments.found, arguments.values), _people(arguments.truth)
-    evaluation = evaluate_meshes(
-        found, truth, _body(arguments), arguments.match, arguments.resamples, arguments.seed
-    )
+    evaluation = evaluate_meshes(found, truth, _body(arguments), arguments.match, arguments.resamples, arguments.seed)
     return _report(evaluation, arguments)
 
 

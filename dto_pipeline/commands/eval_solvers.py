@@ -34,8 +34,8 @@ def _add_benchmark(actions: argparse._SubParsersAction) -> None:
     parser = actions.add_parser(
         "benchmark",
         help="labels, height prior and both solvers on every difficulty of `dto synth`, and the ablation",
-        description="The table of docs/benchmark.md: crowds as `dto synth` writes them, evaluated in memory, with 95 %% "
-        "intervals over images. Seeds 1 and 2, on which the joint solver was tuned, are refused.",
+        description="The table of docs/benchmark.md: crowds as `dto synth` writes them, evaluated in memory, with "
+        "95 %% intervals over images. Seeds 1 and 2, on which the joint solver was tuned, are refused.",
     )
     _add_scenes(parser)
     parser.set_defaults(run=_run_benchmark, parts=("table", "ablation"))
@@ -53,7 +53,7 @@ def _add_ablation(actions: argparse._SubParsersAction) -> None:
 
 
 def _add_scenes(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-o", "--out", default="out/benchmark", metavar="DIR", help="folder of the page (out/benchmark)")
+    parser.add_argument("-o", "--out", default="out/benchmark", metavar="DIR", help="folder to write (out/benchmark)")
     parser.add_argument("--images", type=positive, default=48, metavar="N", help="per difficulty (48)")
     parser.add_argument("--seed", type=int, default=201, help="of the crowds (201)")
     parser.add_argument(

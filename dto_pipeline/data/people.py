@@ -264,7 +264,7 @@ def _read_truth(path: Path) -> People:
             missing = [name for name in wanted if name not in archive.files]
             arrays = {name: archive[name] for name in archive.files if name in wanted}
     except (ValueError, OSError, zipfile.BadZipFile) as error:
-        raise PeopleError(f"{path} is not a whole npz file ({error}); make the data set again with `dto synth`") from error
+        raise PeopleError(f"{path} is not a whole npz file ({error}); make it again with `dto synth`") from error
     if missing:
         raise PeopleError(f"{path} lacks {missing}: it is the truth of no `dto synth` data set; make one")
     return _from_rows(path, *(arrays[name] for name in wanted))
@@ -278,7 +278,7 @@ def _read_annots(path: Path) -> People:
         raise PeopleError(f"{path} cannot be read: {error}") from error
     annots = found[()] if found is not None and found.shape == () else None
     if not isinstance(annots, dict) or not annots:
-        raise PeopleError(f"{path}, array 'annots': expected a dict of image -> list of people, with at least one image")
+        raise PeopleError(f"{path}, array 'annots': expected a dict of image -> list of people, not empty")
     rows = [(str(name), place, person) for name, people in annots.items() for place, person in _enumerate(people)]
     problems: list[str] = []
     numbers = [_read_person(f"{path}, image {name}, person {place}", person, problems) for name, place, person in rows]
@@ -287,9 +287,17 @@ def _read_annots(path: Path) -> People:
     intrinsics = np.zeros((len(flat), 3, 3))
     intrinsics[:, [0, 1, 0, 1], [0, 1, 2, 2]] = camera
     intrinsics[:, 2, 2] = 1
-    kinds = [part.astype(np.float32) for part in (pose, betas, transl)]
     names = np.array([name for name, _, _ in rows], dtype=str)
-    people = _from_rows(path, names, *kinds, intrinsics, None, tuple(problems))
+    people = _from_rows(
+        path,
+        names,
+        pose.astype(np.float32),
+        betas.astype(np.float32),
+        transl.astype(np.float32),
+        intrinsics,
+        None,
+        tuple(problems),
+    )
     empty = [str(name) for name, listed in annots.items() if not list(_enumerate(listed))]
     return _with_empty_images(people, empty)
 
@@ -308,7 +316,7 @@ def _read_person(where: str, person: Any, problems: list[str]) -> np.ndarray:
         parts = [body["pose"], betas, body["trans"], camera["focal"], camera["princpt"]]
         return np.concatenate([np.asarray(part, np.float64).reshape(-1) for part in parts]).reshape(72 + NUM_BETAS + 7)
     except (KeyError, TypeError, ValueError) as error:
-        problems.append(f"{where}: {type(error).__name__}: {error}; expected smpl_param and cam_param of MA-HMR's layout")
+        problems.append(f"{where}: {type(error).__name__}: {error}; expected MA-HMR's smpl_param and cam_param")
         return np.full(72 + NUM_BETAS + 7, np.nan)
 
 

@@ -37,7 +37,12 @@ DIFFICULTIES = {
         _difficulty("easy", "depth nearly exact", person_error=0.005, row_tilt=0.01),
         _difficulty(STANDARD, "depth of a good network: 2 % per person, tilted by 4 %", offset=0.05),
         _difficulty("depth-noise", "2.5 times these errors", person_error=0.05, row_tilt=0.08, pixel_noise=0.01),
-        _difficulty("depth-bias", "an offset of up to 15 % of the disparity at 6 m, tilt 8 %", offset=0.15, row_tilt=0.08),
+        _difficulty(
+            "depth-bias",
+            "an unknown offset, up to 15 % of the disparity at 6 m, and a tilt of 8 %",
+            offset=0.15,
+            row_tilt=0.08,
+        ),
         _difficulty(
             "occlusion",
             "crowds squeezed sideways to 40 %, masks that leak up to 3 px",

@@ -168,7 +168,7 @@ def _spoil_labels(labels: Labels, share: float, body: BodyModel, rng: np.random.
     """Labels of a share of people far off: a body of another size at another distance, its joints all over."""
     people = len(labels.factor)
     chosen = rng.random(people) < share
-    factor = np.where(chosen, np.exp(rng.uniform(*np.log(_WRONG_SIZE), people)), 1.0)
+    factor = np.where(chosen, np.exp(rng.uniform(np.log(_WRONG_SIZE[0]), np.log(_WRONG_SIZE[1]), people)), 1.0)
     pose = labels.pose.reshape(people, -1, 3)
     pose = pose + chosen[:, None, None] * rng.normal(0.0, _WRONG_POSE, pose.shape) * (np.arange(24) > 0)[:, None]
     betas = np.pad(labels.betas.astype(np.float64), ((0, 0), (0, NUM_BETAS - KID_AXIS)))

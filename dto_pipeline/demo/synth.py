@@ -130,7 +130,9 @@ def _knobs(kind: CrowdSet) -> dict[str, Any]:
 def _recognise(root: Path, identity: dict[str, Any]) -> SynthData:
     facts = json.loads((root / MARKER).read_text())
     wanted = json.loads(json.dumps(identity))  # tuples become lists, as in the file
-    differing = [f"{key}: {facts.get(key)!r} there, {value!r} wanted" for key, value in wanted.items() if facts.get(key) != value]
+    differing = [
+        f"{key}: {facts.get(key)!r} there, {value!r} wanted" for key, value in wanted.items() if facts.get(key) != value
+    ]
     if differing:
         raise SynthError(f"{root} holds another data set ({'; '.join(differing)}); choose another folder or remove it")
     return SynthData(root, facts["images"], facts["persons"], created=False)
@@ -138,7 +140,7 @@ def _recognise(root: Path, identity: dict[str, Any]) -> SynthData:
 
 def _npy(scene: SetScene) -> bytes:
     buffer = io.BytesIO()
-    np.save(buffer, scene.known.scene.disparity, allow_pickle=False)
+    np.save(buffer, np.asarray(scene.known.scene.disparity, np.float32), allow_pickle=False)
     return buffer.getvalue()
 
 

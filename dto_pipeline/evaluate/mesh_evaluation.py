@@ -190,7 +190,9 @@ def _project(people: People, intrinsics: np.ndarray, body: BodyModel) -> np.ndar
 
 
 def _tensors(people: People) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    pose, betas, transl = (torch.from_numpy(np.ascontiguousarray(x)) for x in (people.pose, people.betas, people.transl))
+    pose, betas, transl = (
+        torch.from_numpy(np.ascontiguousarray(x)) for x in (people.pose, people.betas, people.transl)
+    )
     return pose, betas, transl
 
 
@@ -231,13 +233,13 @@ def _pair_errors(found: People, true: People, body: BodyModel) -> dict[str, np.n
 
 def _chunk_errors(found: People, true: People, body: BodyModel) -> dict[str, np.ndarray]:
     own, other = (body.joints(*_tensors(side)).numpy()[:, :_JOINTS] for side in (found, true))
-    meshes = [body.vertices(*_tensors(side)).numpy() for side in (found, true)]
+    mesh, other_mesh = (body.vertices(*_tensors(side)).numpy() for side in (found, true))
     roots = own[:, _ROOT], other[:, _ROOT]
     joints_aligned, joints_status = aligned_error(own, other)
-    vertices_aligned, vertices_status = aligned_error(*meshes)
+    vertices_aligned, vertices_status = aligned_error(mesh, other_mesh)
     return {
         "joints": root_relative_error(own, other, *roots),
-        "vertices": root_relative_error(*meshes, *roots),
+        "vertices": root_relative_error(mesh, other_mesh, *roots),
         "absolute": mean_distance(own, other),
         "joints_aligned": joints_aligned,
         "joints_status": joints_status,

@@ -109,4 +109,6 @@ def _judge(
     least = points * _SAME_POINT**2
     is_point = (found_size <= least) | (true_size <= least)
     is_line = singular[:, 1] <= _FLAT * singular[:, 0]
-    return np.select([~finite, is_point, is_line], [Alignment.NOT_FINITE, Alignment.POINT, Alignment.LINE], Alignment.OK)
+    return np.select(
+        [~finite, is_point, is_line], [Alignment.NOT_FINITE, Alignment.POINT, Alignment.LINE], Alignment.OK
+    )
