@@ -48,7 +48,7 @@ class PeopleError(DtoError, ValueError):
 
 @dataclass(frozen=True)
 class People:
-    """n people of N images, ordered by image."""
+    """n people of N images; read from files they are ordered by image."""
 
     source: str  # where they were read
     images: np.ndarray  # (N,) object, names as the file has them, each once

@@ -135,10 +135,11 @@ def _keypoints(people: People, body: BodyModel, regressor: np.ndarray) -> np.nda
 def _evaluated_images(
     people: People, annotations: Mapping[str, Sequence[Annotation]], found: np.ndarray, keypoints: np.ndarray
 ) -> list[EvaluatedImage]:
-    ends = np.searchsorted(people.owner, np.arange(people.num_images + 1))
+    order = np.argsort(people.owner, kind="stable")
+    ends = np.searchsorted(people.owner[order], np.arange(people.num_images + 1))
     images = []
     for (name, listed), place in zip(annotations.items(), found.tolist(), strict=True):
-        own = slice(ends[place], ends[place + 1]) if place >= 0 else slice(0, 0)
+        own = order[ends[place] : ends[place + 1]] if place >= 0 else order[:0]
         depth = people.transl[own, 2]
         images.append(EvaluatedImage(name, tuple(listed), keypoints[own], depth, predicted=place >= 0))
     return images
