@@ -114,9 +114,7 @@ def build_set_scene(kind: CrowdSet, seed: int, number: int, body: BodyModel) -> 
     def stream(step: int) -> np.random.Generator:
         return np.random.default_rng([seed, number, step])
 
-    crowd = _plan(kind, seed, number)
-    if kind.heights != "demo":
-        crowd = replace(crowd, height=_sample_heights(kind.heights, crowd, stream(_HEIGHTS)) * _taller(kind, number))
+    crowd = plan_set_crowd(kind, seed, number)
     truth = build_bodies(crowd, body, stream(_BODIES))
     labels = falsify_labels(crowd, truth, body, stream(_LABELS))
     if kind.wrong_labels:
@@ -132,24 +130,22 @@ def build_set_scene(kind: CrowdSet, seed: int, number: int, body: BodyModel) -> 
     return SetScene(known, crowd, truth, labels, masks, z)
 
 
-def _plan(kind: CrowdSet, seed: int, number: int) -> Crowd:
-    """The demo's crowd at the set's image size; layouts follow in turn, of those the set allows."""
+def plan_set_crowd(kind: CrowdSet, seed: int, number: int) -> Crowd:
+    """The demo's crowd at the set's image size and with its heights; layouts follow in turn, of those it allows."""
     allowed = [place for place, layout in enumerate(LAYOUTS) if layout.name in kind.layouts]
     crowd = plan_crowd(seed, number // len(allowed) * len(LAYOUTS) + allowed[number % len(allowed)])
     view = crowd.view
     size = (round(view.width * IMAGE_SCALE), round(view.height * IMAGE_SCALE))
     crowd = _keep(crowd, min(crowd.num_people, kind.most_people))
+    height = crowd.height
+    if kind.heights != "demo":
+        height = _sample_heights(kind.heights, crowd, np.random.default_rng([seed, number, _HEIGHTS]))
     return replace(
         crowd,
         view=replace(view, width=size[0], height=size[1], focal=view.focal * IMAGE_SCALE),
         place=crowd.place * [kind.squeeze, 1.0],
-        height=crowd.height * _taller(kind, number),
+        height=height * (1 + kind.taller * (1 if number % 2 else -1)),
     )
-
-
-def _taller(kind: CrowdSet, number: int) -> float:
-    """Factor on the heights of everybody in an image."""
-    return 1 + kind.taller * (1 if number % 2 else -1)
 
 
 def _sample_heights(heights: str, crowd: Crowd, rng: np.random.Generator) -> np.ndarray:

@@ -9,6 +9,13 @@ import numpy as np
 import pytest
 
 from dto_pipeline.cli import main
+from dto_pipeline.config import PipelineConfig
+from dto_pipeline.data.label_files import find_label_files
+from dto_pipeline.data.people import read_people
+from dto_pipeline.demo.difficulty import choose_difficulty
+from dto_pipeline.demo.solver_sets import build_known_scene
+from dto_pipeline.evaluate.solver_comparison import place_all
+from dto_pipeline.models.body import BodyModel
 
 IMAGES = 3
 
@@ -39,6 +46,13 @@ def test_a_run_on_synthetic_data_is_measured_before_and_after(made: Path, capsys
     assert found["counts"]["compared"] == found["counts"]["people in the truth"]
     assert len(rows.read_text().splitlines()) == 1 + IMAGES
     assert "absolute z error [m]" in capsys.readouterr().out
+
+
+def test_a_run_on_the_files_places_people_where_the_benchmark_in_memory_does(made: Path, body: BodyModel) -> None:
+    known = [build_known_scene(choose_difficulty("standard"), 23, number, body) for number in range(IMAGES)]
+    outcome = place_all(known, body, PipelineConfig(), "paper")
+    people = read_people(find_label_files(made / "run/labels"))
+    assert np.array_equal(people.transl, np.concatenate([item.transl for item in outcome.placed]))
 
 
 def test_labels_as_published_are_measured_like_the_run_s_input(made: Path) -> None:
