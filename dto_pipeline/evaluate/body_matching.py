@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 MIN_IOU = 0.1
+_PAIRS_AT_ONCE = 1 << 15  # bounds memory: 45 distances each
 
 
 def match_bodies(
@@ -67,10 +68,14 @@ def _pairs(found_image: np.ndarray, true_image: np.ndarray) -> tuple[np.ndarray,
 
 def _joint_distance(found: np.ndarray, truth: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """(k,) root mean square distance of the joints both people of a pair have in the image [px], inf without any."""
-    square = ((found[first] - truth[second]) ** 2).sum(-1)
-    both = np.isfinite(square)
-    total = np.where(both, square, 0.0).sum(-1)
-    return np.sqrt(np.divide(total, both.sum(-1), out=np.full(len(first), np.inf), where=both.any(-1)))
+    distance = np.full(len(first), np.inf)
+    for start in range(0, len(first), _PAIRS_AT_ONCE):
+        part = slice(start, start + _PAIRS_AT_ONCE)
+        square = ((found[first[part]] - truth[second[part]]) ** 2).sum(-1)
+        both = np.isfinite(square)
+        total = np.where(both, square, 0.0).sum(-1)
+        distance[part] = np.sqrt(np.divide(total, both.sum(-1), out=distance[part], where=both.any(-1)))
+    return distance
 
 
 def _take_greedily(
