@@ -94,8 +94,7 @@ def evaluate_meshes(
     if matching not in MATCHINGS:
         raise MeshEvaluationError(f"matching is {matching!r}; choose from {MATCHINGS}")
     join = join_images(list(found.images), list(truth.images))
-    truth_usable = truth.usable
-    true, found_image = truth.take(truth_usable), _image_among_true(found, join)
+    true, found_image = truth.take(truth.usable), _image_among_true(found, join)
     known = found.take(found_image >= 0)
     image = found_image[found_image >= 0]
     cameras = _cameras(known, true, image)
@@ -106,14 +105,9 @@ def evaluate_meshes(
         "images evaluated": truth.num_images,
         "images without any found person": int((sums["found"] == 0).sum()),
         "images found that are not in the truth (left out)": len(join.strangers),
-        "people in the truth": true.num_people,
-        "people found": known.num_people,
-        "matched": len(pairs[0]),
-        "missed": true.num_people - len(pairs[0]),
-        "extra": known.num_people - len(pairs[0]),
-        "of the extra: cannot be used (not finite, or behind the camera)": int((~known.usable).sum()),
-        "people of the truth that cannot be used (left out)": int((~truth_usable).sum()),
-        "people of images not in the truth (left out)": int((found_image < 0).sum()),
+        **_count_people(known, true, len(pairs[0])),
+        "people of the truth that cannot be used (left out)": truth.num_people - true.num_people,
+        "people of images not in the truth (left out)": found.num_people - known.num_people,
     }
     notes = [join.note, *notes, *found.problems[:5], *truth.problems[:5]]
     return Evaluation(
@@ -123,8 +117,25 @@ def evaluate_meshes(
         columns={"all people": make_column(sums, MEASURES, resamples, seed)},
         counts=counts,
         notes=tuple(note for note in notes if note),
-        settings={"matching": matching, "min_iou": MIN_IOU, "resamples": resamples, "seed": seed, "joints": _JOINTS},
+        settings={
+            "matching": matching,
+            "min_iou": MIN_IOU,
+            "resamples": resamples,
+            "seed": seed,
+            "body_sha256": body.sha256,
+        },
     )
+
+
+def _count_people(found: People, true: People, matched: int) -> dict[str, int]:
+    return {
+        "people in the truth": true.num_people,
+        "people found": found.num_people,
+        "matched": matched,
+        "missed": true.num_people - matched,
+        "extra": found.num_people - matched,
+        "of the extra: cannot be used (not finite, or behind the camera)": int((~found.usable).sum()),
+    }
 
 
 def _image_among_true(found: People, join: ImageJoin) -> np.ndarray:
@@ -173,14 +184,12 @@ def _match(
         seen = _project(found.take(usable), cameras.found[usable], body)
         first, second = match_bodies(seen, _project(true, cameras.true, body), image[usable], true.owner)
         return usable[first], second
-    own = {key: place for place, key in zip(usable.tolist(), _keys(image[usable], found.row[usable]), strict=True)}
-    partner = np.array([own.get(key, -1) for key in _keys(true.owner, true.row)], np.int64)
-    second = np.flatnonzero(partner >= 0)
-    return partner[second], second
-
-
-def _keys(image: np.ndarray, row: np.ndarray) -> list[tuple[int, int]]:
-    return list(zip(image.tolist(), row.tolist(), strict=True))
+    usable = usable[found.row[usable] >= 0]  # -1: added by a detector, so of no label row
+    rows = int(max(found.row.max(initial=0), true.row.max(initial=0))) + 1
+    own, wanted = image[usable] * rows + found.row[usable], true.owner * rows + true.row
+    _, first, second = np.intersect1d(own, np.where(true.row >= 0, wanted, -1), return_indices=True)
+    order = np.argsort(second)
+    return usable[first[order]], second[order]
 
 
 def _project(people: People, intrinsics: np.ndarray, body: BodyModel) -> np.ndarray:

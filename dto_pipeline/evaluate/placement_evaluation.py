@@ -106,7 +106,7 @@ def evaluate_synthetic(
         columns=columns,
         counts=_count(first, truth, partner, usable, accepted, len(join.strangers)),
         notes=tuple(note for note in (join.note, *first.problems[:5]) if note),
-        settings={"resamples": resamples, "seed": seed},
+        settings={"resamples": resamples, "seed": seed, "body_sha256": body.sha256},
     )
 
 

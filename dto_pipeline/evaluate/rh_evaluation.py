@@ -113,7 +113,7 @@ def evaluate_rh(
         columns={mode: make_column(_sums(tallies, mode), MEASURES, resamples, seed)},
         counts=counts,
         notes=tuple(note for note in (status, join.note, *people.problems[:5]) if note),
-        settings={"mode": mode, "resamples": resamples, "seed": seed},
+        settings={"mode": mode, "resamples": resamples, "seed": seed, "body_sha256": body.sha256},
     )
 
 

@@ -125,3 +125,10 @@ def test_the_report_has_a_row_per_image_and_no_nan_in_json(body: BodyModel) -> N
     nobody = evaluate_meshes(make_people([[], []]), truth, body, resamples=5)
     assert nobody.to_json()["measures"]["all people"]["mpjpe"]["value"] is None
     assert "MPJPE [mm]" in nobody.as_table()
+
+
+def test_people_of_no_label_row_match_nobody_by_row(body: BodyModel) -> None:
+    truth = make_people(PLACES)
+    found = make_people(PLACES, row=np.array([-1, 1, -1]))
+    counts = evaluate_meshes(found, truth, body, "rows").counts
+    assert (counts["matched"], counts["missed"], counts["extra"]) == (1, 2, 2)
