@@ -27,10 +27,12 @@ from dto_pipeline.evaluate.placement_evaluation import PLACEMENT_MEASURES, place
 from dto_pipeline.evaluate.solver_comparison import KnownScene, Outcome, label_and_prior, place_all
 from dto_pipeline.evaluate.synthetic import Placement
 from dto_pipeline.models.body import BodyModel, load_body
+from dto_pipeline.status import PLACED
 
 PARTS = (TABLE, ABLATION)
 SOLVERS = ("paper", "joint")
 LABELS, PRIOR, TRUE_LINE = "label input", "height prior alone", "true line"
+METHODS = (LABELS, PRIOR, *SOLVERS, TRUE_LINE)
 POOLED = "all difficulties"
 MEASURES = tuple(measure for measure in PLACEMENT_MEASURES if measure.key != "relative_depth_error")
 
@@ -107,6 +109,8 @@ class BenchmarkReport:
     table: Mapping[str, Mapping[str, Mapping[str, Estimate]]]  # difficulty -> method -> measure
     ablation: Mapping[str, Mapping[str, Mapping[str, Mapping[str, Estimate]]]]  # ... -> solver -> switch -> change
     accepted: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # ... -> solver -> share of people
+    moved: Mapping[str, Mapping[str, Mapping[str, Estimate]]] = field(default_factory=dict)  # as `table`, people moved
+    moved_people: Mapping[str, int] = field(default_factory=dict)  # whom the published solver moves
 
     def as_text(self) -> str:
         return as_text(self.table, self.ablation, self.people, MEASURES)
@@ -123,6 +127,8 @@ class BenchmarkReport:
             "people": dict(self.people),
             "accepted": {name: dict(shares) for name, shares in self.accepted.items()},
             "table": _plain(self.table),
+            "moved_people": dict(self.moved_people),
+            "table_of_moved_people": _plain(self.moved),
             "ablation_changes": _plain(self.ablation),
         }
 
@@ -153,11 +159,16 @@ def measure(settings: BenchmarkSettings, config: PipelineConfig, body: BodyModel
     if len(sums) > 1:
         sums[POOLED] = _pool(list(sums.values()))
     people = {name: int(methods["paper"]["persons"].sum()) for name, methods in sums.items()}
-    draws = settings.resamples
+    draws, shown = settings.resamples, sums if TABLE in settings.parts else {}
     return BenchmarkReport(
         settings=settings,
         people=people,
-        table={name: _table(methods, draws) for name, methods in sums.items()} if TABLE in settings.parts else {},
+        table={name: _table(methods, {method: method for method in METHODS}, draws) for name, methods in shown.items()},
+        moved={
+            name: _table(methods, {method: _moved(method) for method in METHODS}, draws)
+            for name, methods in shown.items()
+        },
+        moved_people={name: int(methods[_moved("paper")]["persons"].sum()) for name, methods in shown.items()},
         ablation={name: _changes(methods, draws) for name, methods in sums.items()}
         if ABLATION in settings.parts
         else {},
@@ -184,6 +195,9 @@ def _sums_of_methods(
                 changed = override(config, knobs)
                 placements[_variant(mode, switch)] = place_all(known, body, changed, mode).placement
     sums = {name: placement_sums(found, truth, image, len(known)) for name, found in placements.items()}
+    moved = np.concatenate([[status in PLACED for status in item.person_status] for item in outcomes["paper"].placed])
+    for name in METHODS:
+        sums[_moved(name)] = placement_sums(placements[name], truth, image, len(known), moved)
     for mode, outcome in outcomes.items():
         sums[mode]["accepted"] = _accepted(outcome, image, len(known))
     return sums
@@ -205,9 +219,15 @@ def _pool(parts: Sequence[Mapping[str, Mapping[str, np.ndarray]]]) -> dict[str, 
     }
 
 
-def _table(methods: Mapping[str, Sums], resamples: int) -> dict[str, dict[str, Estimate]]:
+def _moved(method: str) -> str:
+    """Name of a method's sums over the people whom the published solver moves."""
+    return f"{method}, moved people"
+
+
+def _table(methods: Mapping[str, Sums], rows: Mapping[str, str], resamples: int) -> dict[str, dict[str, Estimate]]:
+    """Row of the table -> measures of the method that `rows` names for it."""
     statistics = {measure.key: measure.of for measure in MEASURES}
-    return {name: estimate(methods[name], statistics, resamples) for name in (LABELS, PRIOR, *SOLVERS, TRUE_LINE)}
+    return {row: estimate(methods[name], statistics, resamples) for row, name in rows.items()}
 
 
 def _changes(methods: Mapping[str, Sums], resamples: int) -> dict[str, dict[str, dict[str, Estimate]]]:
