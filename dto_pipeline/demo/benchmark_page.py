@@ -80,8 +80,8 @@ _METHODS = (
     "everybody where the own measured depth says on the line the depth map was made with: what that map allows."
 )
 _MOVED = (
-    "The same methods over the people whom `paper` moves. The others keep their label there: few, but far off, and much "
-    "of the means over all people."
+    "The same methods over the people whom `paper` moves. The others keep their label there: few, but far off, and "
+    "much of the means over all people."
 )
 _READING = """\
 Written on the run of docs/benchmark.md (seed 201); intervals say what of it holds elsewhere.

@@ -128,6 +128,9 @@ def test_a_benchmark_leaves_a_page_in_which_each_method_and_switch_has_a_row(bod
         assert words in page
     numbers = json.loads((tmp_path / "benchmark.json").read_text())
     assert set(numbers["people"]) == {"easy", "children", POOLED}
+    assert 0 < report.moved_people[POOLED] < report.people[POOLED]
+    label = report.table[POOLED]["label input"]["depth_error"].value
+    assert report.moved[POOLED]["label input"]["depth_error"].value < label  # those left behind are worst
     found = report.table[POOLED]
     assert found["joint"]["depth_error"].value < found["label input"]["depth_error"].value
     assert "ground evidence off" not in report.ablation["easy"]["joint"]
