@@ -3,8 +3,8 @@
 True heights of the synthetic benchmark come from here and not from the priors of the method, so that a prior cannot
 look better than it is. Facts only: medians and coefficients of variation, read at the ages below from the data files
 `lenageinf` (recumbent length, to two years) and `statage` (stature, from two years) of Kuczmarski et al., "2000 CDC
-Growth Charts for the United States", Vital Health Stat 11(246), 2002. Between these ages both are interpolated; adults
-keep the stature of 20 years. The charts describe children of the United States of 1963-1994 and nobody else: they are
+Growth Charts for the United States", Vital Health Stat 11(246), 2002; below two years the variation is that of the 5th
+and 95th percentiles. Between these ages both are interpolated; adults keep the stature of 20 years. The charts describe children of the United States of 1963-1994 and nobody else: they are
 a population, not the truth about all. Metres, years.
 """
 
@@ -16,9 +16,9 @@ MALE, FEMALE = 0, 1
 CHART = np.array(
     (
         # age [years], boys: median [m], standard deviation / median; girls: the same
-        (0.708, 0.7095, 0.0388, 0.6919, 0.0397),
+        (0.708, 0.7095, 0.0388, 0.6919, 0.0393),
         (1.042, 0.7612, 0.0388, 0.7440, 0.0394),
-        (1.542, 0.8241, 0.0390, 0.8080, 0.0397),
+        (1.542, 0.8241, 0.0395, 0.8080, 0.0401),
         (2.000, 0.8645, 0.0403, 0.8498, 0.0408),
         (3.042, 0.9527, 0.0405, 0.9421, 0.0420),
         (4.042, 1.0251, 0.0413, 1.0103, 0.0433),
