@@ -3,9 +3,10 @@
 True heights of the synthetic benchmark come from here and not from the priors of the method, so that a prior cannot
 look better than it is. Facts only: medians and coefficients of variation, read at the ages below from the data files
 `lenageinf` (recumbent length, to two years) and `statage` (stature, from two years) of Kuczmarski et al., "2000 CDC
-Growth Charts for the United States", Vital Health Stat 11(246), 2002; below two years the variation is that of the 5th
-and 95th percentiles. Between these ages both are interpolated; adults keep the stature of 20 years. The charts describe children of the United States of 1963-1994 and nobody else: they are
-a population, not the truth about all. Metres, years.
+Growth Charts for the United States", Vital Health Stat 11(246), 2002; below two years the variation is that between the
+5th and 95th percentiles. Between these ages both are interpolated; adults keep the stature of 20 years. The charts
+describe children of the United States of 1963-1994 and nobody else: they are a population, not the truth about all.
+Metres, years.
 """
 
 from __future__ import annotations
