@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dto_pipeline.commands.eval_solvers import add_solver_parsers
+from dto_pipeline.commands.options import not_negative
 from dto_pipeline.errors import DtoError
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def _add_rh(actions: argparse._SubParsersAction) -> None:
     parser = actions.add_parser(
         "rh",
         help="RelativeHuman: PCDR at 0.2 m, mPCKh at 0.6, precision, recall, F1",
-        description=f"Order in depth and joints of predicted bodies against RelativeHuman's annotations. {_WHAT}.",
+        description="Order in depth and joints of predicted bodies against RelativeHuman's annotations.",
         epilog=_CORRECTIONS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
