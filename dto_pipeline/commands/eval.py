@@ -111,7 +111,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--csv", metavar="FILE", help="write one row per image: its measures and the sums behind them")
     parser.add_argument(
         "--resamples",
-        type=int,
+        type=not_negative,
         default=1000,
         metavar="N",
         help="draws of images behind the intervals (1000); 0 = none",
