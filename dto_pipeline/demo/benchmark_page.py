@@ -92,7 +92,7 @@ Written on the run of docs/benchmark.md (48 images, seed 201); intervals say wha
 - `joint` places everybody: over all people it about halves the z error of `paper` and leaves a third of the pairs'.
   Over the people `paper` moves too, the lead is a quarter in z and a third in pairs; order is about the same.
 - Order and pairs of `joint` end near the true line, which is what the depth map allows, and pass it under noise,
-  where heights are the better witness. Where depth is nearly exact (easy), it leaves half of what the map offers unused.
+  where heights are the better witness. Where depth is nearly exact (easy), it leaves half of what the map offers.
 - Wrong labels and ages hurt the height prior most; depth tells who they are. A population 6 % off the priors costs
   every method about 6 % of z and hardly any order in depth: a picture cannot tell tall people from far ones.
 - Of the parts, age carries the method: without it children become distant adults again. Gender is worth two to four
