@@ -70,10 +70,12 @@ class People:
 
     @property
     def num_images(self) -> int:
+        """N."""
         return len(self.images)
 
     @property
     def num_people(self) -> int:
+        """n."""
         return len(self.owner)
 
     def take(self, people: np.ndarray) -> People:

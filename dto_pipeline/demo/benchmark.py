@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from dto_pipeline.config import PipelineConfig
+from dto_pipeline.config import PipelineConfig, describe_difference
 from dto_pipeline.data.files import write_bytes_atomic, write_json_atomic
 from dto_pipeline.demo.benchmark_page import ABLATION, TABLE, as_page, as_text
 from dto_pipeline.demo.compare_solvers import TUNING_SEEDS, override
@@ -89,6 +89,7 @@ class BenchmarkSettings:
 
     @property
     def names(self) -> tuple[str, ...]:
+        """The difficulties that are run."""
         return self.difficulties or tuple(DIFFICULTIES)
 
     @property
@@ -111,11 +112,14 @@ class BenchmarkReport:
     accepted: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # ... -> solver -> share of people
     moved: Mapping[str, Mapping[str, Mapping[str, Estimate]]] = field(default_factory=dict)  # as `table`, people moved
     moved_people: Mapping[str, int] = field(default_factory=dict)  # whom the published solver moves
+    changes: tuple[str, ...] = ()  # of the config against its defaults
 
     def as_text(self) -> str:
+        """Text for a terminal."""
         return as_text(self.table, self.ablation, self.people, MEASURES)
 
     def as_page(self) -> str:
+        """The page of markdown that `run_benchmark` writes."""
         meanings = {name: DIFFICULTIES[name].meaning for name in self.settings.names}
         switches = {switch.name: switch.meaning for switch in SWITCHES}
         return as_page(self, self.settings.command, meanings, switches, MEASURES)
@@ -124,6 +128,7 @@ class BenchmarkReport:
         """Plain dict; NaN is null."""
         return {
             "command": self.settings.command,
+            "config_changes": list(self.changes),
             "people": dict(self.people),
             "accepted": {name: dict(shares) for name, shares in self.accepted.items()},
             "table": _plain(self.table),
@@ -169,6 +174,7 @@ def measure(settings: BenchmarkSettings, config: PipelineConfig, body: BodyModel
             for name, methods in shown.items()
         },
         moved_people={name: int(methods[_moved("paper")]["persons"].sum()) for name, methods in shown.items()},
+        changes=tuple(describe_difference(PipelineConfig().label_rooms(), config.label_rooms())),
         ablation={name: _changes(methods, draws) for name, methods in sums.items()}
         if ABLATION in settings.parts
         else {},

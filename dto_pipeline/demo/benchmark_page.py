@@ -51,6 +51,7 @@ def as_page(
             "95 % intervals from images drawn again. Errors are means over all people, placed or not, accepted or not.",
             "",
             _HEIGHTS[report.settings.heights],
+            *(f"Config changed: {change}." for change in report.changes),
         ],
         ["## Difficulties", "", *_markdown(["name", "what is hard"], [[k, v] for k, v in meanings.items()])],
     ]

@@ -122,8 +122,9 @@ def test_knobs_change_a_difficulty_and_unknown_difficulties_are_named() -> None:
 
 def test_a_benchmark_leaves_a_page_in_which_each_method_and_switch_has_a_row(body: BodyModel, tmp_path: Path) -> None:
     settings = BenchmarkSettings(images=2, seed=7, difficulties=("easy", "children"), resamples=20)
-    report = run_benchmark(tmp_path, settings, body=body)
+    report = run_benchmark(tmp_path, settings, override(PipelineConfig(), ["solver.max_height=2.2"]), body)
     page = (tmp_path / "benchmark.md").read_text()
+    assert "Config changed: solver.max_height: 2.1 -> 2.2." in page
     for words in ("label input", "height prior alone", "| paper |", "| joint |", *(switch.name for switch in SWITCHES)):
         assert words in page
     numbers = json.loads((tmp_path / "benchmark.json").read_text())
