@@ -8,4 +8,4 @@
 set -euo pipefail
 source "$(dirname "$0")/environment.sh"
 export OMP_NUM_THREADS=1
-exec python -m dto_pipeline.demo.compare_solvers --golden "$DTO_ROOT/tests/golden" "$@"
+exec dto eval solvers --golden "$DTO_ROOT/tests/golden" "$@"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dto_pipeline.demo.compare_solvers import RECORDED, compare_solvers
-from dto_pipeline.demo.solver_sets import CROWD_SETS, _plan, build_known_scene
+from dto_pipeline.demo.solver_sets import CROWD_SETS, build_known_scene, plan_set_crowd
 from dto_pipeline.errors import DtoError
 from dto_pipeline.evaluate.solver_comparison import METHODS, cover
 from dto_pipeline.evaluate.solver_report import POOLED
@@ -58,7 +58,9 @@ def test_labels_of_a_wrong_camera_look_the_same_in_the_picture(body: BodyModel) 
 
 
 def test_what_all_people_of_an_image_share_follows_a_normal_law() -> None:
-    crowds = [_plan(kind, 5, number) for kind in (SETS["plain"], SETS["other heights"]) for number in range(300)]
+    crowds = [
+        plan_set_crowd(kind, 5, number) for kind in (SETS["plain"], SETS["other heights"]) for number in range(300)
+    ]
     shared = [np.log(other.height[0] / own.height[0]) for own, other in zip(crowds[:300], crowds[300:], strict=True)]
     assert abs(np.std(shared) / SETS["other heights"].taller - 1) < 0.15
     assert all(np.ptp(np.log(o.height / h.height)) < 1e-6 for h, o in zip(crowds[:300], crowds[300:], strict=True))
