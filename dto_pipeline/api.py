@@ -17,10 +17,11 @@ import numpy as np
 from dto_pipeline.axes import NUM_BETAS
 from dto_pipeline.collate import collate_scenes, map_size, pass_through, split_batch
 from dto_pipeline.config import AttributeConfig, DepthConfig, MaskConfig, PipelineConfig, load_config
-from dto_pipeline.data.images import ImageFolder, ImageStore
+from dto_pipeline.data.images import ImageStore, open_folder
 from dto_pipeline.data.label_files import IMAGE_COLUMNS, PERSON_COLUMNS, flatten_table, person_leaf, read_label_files
 from dto_pipeline.data.placed import read_placed
 from dto_pipeline.data.sources.rows import ROW_PROBLEMS, find_row_problems
+from dto_pipeline.data.storage import Location, as_location
 from dto_pipeline.data.torch_labels import LABEL_IMAGES, LABEL_PEOPLE, LabelDataset
 from dto_pipeline.errors import DtoError
 from dto_pipeline.models.body import BodyModel, load_body
@@ -47,7 +48,8 @@ def read_scenes(source: Source) -> Iterator[PlacedScene]:
     """Every image of a run or an export, one after the other; one label file is in memory at a time.
 
     Args:
-        source: a run's folder (its finished shards), a folder of label files, one label file, or several of these.
+        source: a run's folder (its finished shards), a folder of label files, one label file, or several of these;
+            each a path or a URI.
 
     Returns:
         `PlacedScene` per image, in the order of the files. ``placed.transl`` (P, 3) [m] and ``placed.betas`` (P, 11)
@@ -97,13 +99,13 @@ def torch_dataset(
     columns = flatten_table(read_table(source, LABEL_IMAGES, LABEL_PEOPLE), LABEL_PEOPLE)
     if images is False:
         return LabelDataset(columns, select)
-    folder = None if images is True else Path(images)
-    if isinstance(source, str | Path) and RunDirectory(Path(source)).run_file.exists():
+    folder = None if images is True else as_location(images)
+    if isinstance(source, str | Path) and RunDirectory(as_location(source)).is_run():
         store, names = _run_photographs(open_run_files(source, manifest), folder)
         return LabelDataset(columns, select, store, names)
     if folder is None:
         raise SceneInputError(f"images=True needs a run's folder, found {source}; give the folder of the photographs")
-    return LabelDataset(columns, select, ImageFolder(folder))
+    return LabelDataset(columns, select, open_folder(folder))
 
 
 def optimize_scene(
@@ -161,7 +163,7 @@ def _load_body_once(path: str, kid_axis: bool) -> BodyModel:
     return load_body(path, kid_axis)
 
 
-def _label_files(source: Source) -> list[Path]:
+def _label_files(source: Source) -> list[Location]:
     sources = [source] if isinstance(source, str | Path) else list(source)
     return [path for one in sources for path in find_labels(one)]
 
@@ -173,7 +175,7 @@ def _leaf_names(columns: Sequence[str] | None, people: Sequence[str] | None) -> 
     return names + [person_leaf(name) for name in (PERSON_COLUMNS if people is None else people)]
 
 
-def _run_photographs(run: RunFiles, folder: Path | None) -> tuple[ImageStore, dict[str, str]]:
+def _run_photographs(run: RunFiles, folder: Location | None) -> tuple[ImageStore, dict[str, str]]:
     """Where a run's photographs are, and the name of each."""
     pixels = open_pixels(run, folder)
     if pixels is None or run.manifest is None:

@@ -195,6 +195,9 @@ class RunConfig:
     shards_in_flight: int = 2  # shards handed to one worker at a time
     shard_timeout_s: float = 1800.0  # a shard without an answer for this long is taken from its worker [s]
     max_failed_shards: int = 20  # quarantined shards after which the run stops
+    max_poison_images: int = 3  # images of one shard that may end their process before the shard is quarantined
+    lease_s: float = 60.0  # a driver on another host that is silent for this long is taken to be dead [s]
+    heartbeat_s: float = 10.0  # how often a driver says that it lives [s]
 
 
 @dataclass(frozen=True)
@@ -227,9 +230,14 @@ class PipelineConfig:
         _expect(len(self.prior.mean) == 6 == len(self.prior.sigma), "prior.mean and prior.sigma need 6 numbers each")
         _expect(min(self.prior.sigma) > 0, "prior.sigma must be positive")
         _expect(self.run.workers >= 0, "run.workers must be 0 (this process) or more")
+        _expect(self.run.max_poison_images >= 0, "run.max_poison_images must be 0 or more")
         for name in ("batch_images", "max_attempts", "decode_threads", "torch_threads", "shards_in_flight"):
             _expect(getattr(self.run, name) >= 1, f"run.{name} must be at least 1, found {getattr(self.run, name)}")
         _expect(self.run.shard_timeout_s > 0, "run.shard_timeout_s must be positive")
+        _expect(
+            0 < 3 * self.run.heartbeat_s <= self.run.lease_s,
+            "run.heartbeat_s must be positive and at most a third of run.lease_s: a driver may miss two beats",
+        )
 
     def _check_seeing(self) -> None:
         for key, value, choices in (

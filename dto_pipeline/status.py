@@ -34,13 +34,17 @@ class ImageStatus(_Advised):
     )
     IMAGE_CORRUPT = (
         "image_corrupt",
-        "The image could not be decoded; replace the file, then use dto run --retry-images.",
+        "The image could not be decoded; replace the file, then use dto run --retry-failed.",
     )
     SIZE_MISMATCH = "size_mismatch", "The image's size contradicts the label's camera; the label or file is wrong."
-    DEPTH_MISSING = "depth_missing", "No depth map was found; write it, then use dto run --retry-images."
+    DEPTH_MISSING = "depth_missing", "No depth map was found; write it, then use dto run --retry-failed."
     DEPTH_INVALID = "depth_invalid", "The depth map is empty, constant zero, not finite or of another size."
     LABEL_INVALID = "label_invalid", "The label row itself is unusable (for example its camera); see the message."
     INTERNAL_ERROR = "internal_error", "The pipeline raised on this image; please report it with the message."
+    WORKER_DIED = (
+        "worker_died",
+        "The process that had this image alone in hand died, twice; look at the file, then use dto run --retry-failed.",
+    )
 
     @property
     def is_failure(self) -> bool:

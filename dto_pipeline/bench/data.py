@@ -24,12 +24,11 @@ _DATASET = {
     "images": "images",
     "depth": "depth",
     "key_parts": 3,
-    "shard_images": 1 << 16,
 }
 
 
-def build_bench_data(root: Path, images: int, body: BodyModel) -> Manifest:
-    """Write `images` pictures of SIZE with PEOPLE people each, with labels, masks and depth; one shard."""
+def build_bench_data(root: Path, images: int, body: BodyModel, shard_images: int = 1 << 16) -> Manifest:
+    """Write `images` pictures of SIZE with PEOPLE people each, with labels, masks and depth; one shard unless told."""
     template, number = measure_template(body), 0
     parts: list[PersonRows] = []
     while len(parts) < images:
@@ -41,5 +40,5 @@ def build_bench_data(root: Path, images: int, body: BodyModel) -> Manifest:
         number += 1
     write_people(root, join_rows(parts))
     path = root / "manifest.parquet"
-    build_manifest(dataset_from_dict(_DATASET, root), path, progress=False)
+    build_manifest(dataset_from_dict({**_DATASET, "shard_images": shard_images}, root), path, progress=False)
     return Manifest.open(path)

@@ -15,6 +15,7 @@ from dto_pipeline.commands import (
     manifest,
     report,
     run,
+    simulate,
     status,
     synth,
     verify,
@@ -23,5 +24,5 @@ from dto_pipeline.commands import (
 
 VERBS: tuple[ModuleType, ...] = (
     *(demo, manifest, run, status, verify, diff, view, report, export),
-    *(synth, eval, body, golden, bench),
+    *(synth, eval, body, golden, bench, simulate),
 )

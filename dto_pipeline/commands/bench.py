@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from dto_pipeline.data.manifest import Manifest
     from dto_pipeline.models.body import BodyModel
     from dto_pipeline.models.seeing import Sight
+    from dto_pipeline.run.scaling import Scaling
     from dto_pipeline.scene import PlacedScene
     from dto_pipeline.timing import StageClock
 
@@ -35,6 +37,15 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--manifest", type=positive, metavar="ROWS", help="time a manifest build of so many rows instead"
     )
+    parser.add_argument(
+        "--resume", type=positive, metavar="SHARDS", help="time the resume of a finished run of so many shards instead"
+    )
+    parser.add_argument(
+        "--workers",
+        action="store_true",
+        help="the same run with one and with two Ray workers, depth faked by a fixed CPU load; needs two free cores",
+    )
+    parser.add_argument("--spin-s", type=float, default=0.2, metavar="S", help="that load per image, CPU seconds (0.2)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     add_config_options(parser)
     parser.set_defaults(run=_run)
@@ -43,17 +54,35 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     from dto_pipeline.bench.depth import DepthBenchReport, run_depth_bench
     from dto_pipeline.bench.manifest import ManifestBench, run_manifest_bench
+    from dto_pipeline.bench.resume import ResumeBench, run_resume_bench
     from dto_pipeline.bench.stages import BenchReport, run_bench
 
-    report: BenchReport | ManifestBench | DepthBenchReport
-    if arguments.manifest:
+    report: BenchReport | ManifestBench | DepthBenchReport | ResumeBench | Scaling
+    if arguments.resume:
+        report = run_resume_bench(arguments.resume)
+    elif arguments.manifest:
         report = run_manifest_bench(arguments.manifest)
+    elif arguments.workers:
+        report = bench_workers(arguments.images, arguments.spin_s, arguments.repeats, read_config(arguments))
     elif arguments.depth:
         report = run_depth_bench(place_shard, arguments.images, arguments.repeats, read_config(arguments))
     else:
         report = run_bench(arguments.images, arguments.repeats, read_config(arguments))
     print(json.dumps(report.to_json(), indent=1) if arguments.json else report.as_table())
     return 0
+
+
+def bench_workers(images: int, spin_s: float, repeats: int, config: PipelineConfig) -> Scaling:
+    """One image a shard: what a second worker is worth, the driver's work on every shard included."""
+    from dto_pipeline.bench.data import build_bench_data
+    from dto_pipeline.models.body import load_body
+    from dto_pipeline.run.scaling import measure_scaling
+
+    with tempfile.TemporaryDirectory(prefix="dto-bench-") as folder:
+        root = Path(folder)
+        body = load_body(config.body.model_path, config.body.kid_axis)
+        manifest = build_bench_data(root, images, body, shard_images=1)
+        return measure_scaling(manifest.path, root, config, spin_s, repeats)
 
 
 def place_shard(

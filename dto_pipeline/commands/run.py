@@ -1,54 +1,121 @@
-"""`dto run`: do what is left of a run."""
+"""`dto run`: do what is left of a run, or say what that would be."""
 
 from __future__ import annotations
 
 import argparse
+import json
+import signal
+from types import FrameType
 
-from dto_pipeline.commands.options import add_config_options, read_config
+from dto_pipeline.commands.options import add_config_options, positive, read_config
 from dto_pipeline.models.depth_licences import describe_licences
+
+_EXIT_CODES = (
+    "Exit codes: 0 every shard of the run is done (failed images are rows with a status); 1 shards were given up; 2 "
+    "nothing could be done; 3 what was selected is done, the rest is pending as asked; 130 interrupted or terminated."
+)
 
 
 def add_parser(verbs: argparse._SubParsersAction) -> None:
     parser = verbs.add_parser(
         "run",
         help="turn a manifest into label shards; resumes by itself",
-        description="Starts a run, or does what is left of it: a shard with a receipt is never touched again. Another "
-        "config or manifest than the run was started with is refused with the difference named.",
+        description="Starts a run, or does what is left of it: a shard with a receipt is never touched again, unless "
+        "its failed images are asked for. Another config or manifest than the run was started with is refused with the "
+        "difference named.",
         epilog="A depth network instead of depth files: --set depth.source=model --set depth.model=NAME_OR_FOLDER "
-        f"--set depth.revision=COMMIT. {describe_licences()}",
+        f"--set depth.revision=COMMIT. {describe_licences()} {_EXIT_CODES}",
     )
     parser.add_argument("manifest", metavar="MANIFEST", help="file written by dto manifest build")
-    parser.add_argument("-o", "--out", required=True, metavar="DIR", help="the run's folder")
-    parser.add_argument("--workers", type=int, metavar="N", help="same as --set run.workers=N; 0 = without Ray")
-    parser.add_argument("--address", default="local", help="Ray cluster: local (default), auto, ray://HOST:PORT")
-    parser.add_argument("--retry-failed", action="store_true", help="take up shards that were given up")
     parser.add_argument(
-        "--retry-images", action="store_true", help="do shards again that hold images which could not be processed"
+        "-o", "--out", required=True, metavar="DIR", help="the run's folder, or a URI like s3://bucket/runs/coco"
+    )
+    parser.add_argument("--workers", type=int, metavar="N", help="same as --set run.workers=N; 0 = without Ray")
+    parser.add_argument(
+        "--address", default="local", help="Ray cluster: local (default), auto, HOST:PORT, ray://HOST:PORT"
     )
     parser.add_argument("--images", metavar="DIR", help="images folder in place of the manifest's")
     parser.add_argument("--depth", metavar="DIR", help="depth folder in place of the manifest's")
-    parser.add_argument("--quiet", action="store_true", help="no progress line")
+    _add_selection(parser)
+    _add_outlook(parser)
     add_config_options(parser)
     parser.set_defaults(run=_run)
 
 
-def _run(arguments: argparse.Namespace) -> int:
-    from dto_pipeline.run.driver import run_pipeline
+def _add_selection(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("what this start works on (the rest of the run stays as it is)")
+    group.add_argument("--shards", default="", metavar="A-B,C", help="these shards only, e.g. 3-7,12")
+    group.add_argument("--limit", type=positive, metavar="N", help="about N images: whole shards, at least one")
+    group.add_argument("--subset", default="", metavar="NAME[,NAME]", help="these data sets only")
+    group.add_argument(
+        "--retry-failed",
+        action="store_true",
+        help="take up shards that were given up, and failed images of finished shards (only these images)",
+    )
+    group.add_argument(
+        "--status",
+        default="",
+        metavar="S[,S]",
+        help="with --retry-failed: only images of these statuses (failed = shards that were given up)",
+    )
 
+
+def _add_outlook(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("what is shown")
+    group.add_argument("--dry-run", action="store_true", help="say what would be done and what it costs; write nothing")
+    group.add_argument(
+        "--images-per-s", type=float, metavar="R", help="for --dry-run: speed of one worker, where no receipt tells"
+    )
+    group.add_argument("--json", action="store_true", help="print plan or summary as JSON")
+    group.add_argument("--quiet", action="store_true", help="no progress line")
+    group.add_argument("--log-level", choices=("debug", "info", "warning", "error"), help="info: a line per shard")
+    group.add_argument(
+        "--log-json",
+        nargs="?",
+        const="-",
+        metavar="FILE",
+        help="append JSON lines to FILE; without FILE the log on stderr is JSON (then put it last)",
+    )
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from dto_pipeline.run.driver import plan_pipeline, run_pipeline
+    from dto_pipeline.run.logs import configure_logs
+    from dto_pipeline.run.selection import Selection
+
+    configure_logs(arguments.log_level or ("info" if arguments.verbose else "warning"), arguments.log_json)
     if arguments.workers is not None:
         arguments.overrides.append(f"run.workers={arguments.workers}")
+    config = read_config(arguments)
+    selection = Selection(arguments.shards, _words(arguments.subset), arguments.limit)
+    retry = {"retry_failed": arguments.retry_failed, "retry_statuses": _words(arguments.status)}
+    if arguments.dry_run:
+        forecast = plan_pipeline(
+            arguments.manifest, arguments.out, config, **retry, selection=selection, images_per_s=arguments.images_per_s
+        )
+        print(json.dumps(forecast.to_json(), indent=1) if arguments.json else forecast.as_table())
+        return forecast.exit_code
+    signal.signal(signal.SIGTERM, _interrupt)  # Slurm and Kubernetes ask first: leave in good order
     summary = run_pipeline(
         arguments.manifest,
         arguments.out,
-        read_config(arguments),
+        config,
         address=arguments.address,
-        retry_failed=arguments.retry_failed,
-        retry_images=arguments.retry_images,
+        **retry,
+        selection=selection,
         progress=not arguments.quiet,
         images_root=arguments.images,
         depth_root=arguments.depth,
     )
-    print(summary.as_table())
-    if summary.failed_images and not arguments.retry_images:
-        print(f"{summary.failed_images} images failed and have rows that say why; mend them, then use --retry-images")
+    print(json.dumps(summary.to_json(), indent=1) if arguments.json else summary.as_table())
+    if summary.failed_images and not arguments.retry_failed and not arguments.json:
+        print(f"{summary.failed_images} images failed and have rows that say why; mend them, then use --retry-failed")
     return summary.exit_code
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

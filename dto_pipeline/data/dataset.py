@@ -74,8 +74,6 @@ class Dataset:
         for key in PLACES:
             if key not in self.places:
                 _check_path(key, getattr(self, key), optional=key in _OPTIONAL_PLACES)
-        remote = f"depth is {self.depth_root}, but maps are read from local folders only; name one with --depth"
-        _expect(not isinstance(self.depth_root, str), remote)
 
     @property
     def labels_path(self) -> Location:

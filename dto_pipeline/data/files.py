@@ -97,6 +97,11 @@ def sha256_file(path: Path) -> str:
     return digest.hexdigest()
 
 
+def sha256_bytes(data: bytes) -> str:
+    """sha256 (hex) of bytes."""
+    return hashlib.sha256(data).hexdigest()
+
+
 def json_bytes(value: Any) -> bytes:
     """JSON as this project writes it: keys in order, a line each."""
     return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()

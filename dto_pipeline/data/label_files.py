@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from dto_pipeline.data.columns import read_vectors, single_array
 from dto_pipeline.data.labels import LabelsError, read_labels
 from dto_pipeline.data.parquet import READ_ERRORS, footer_text, open_parquet
+from dto_pipeline.data.storage import Location, as_location, base_name, exists, join_location, list_names
 from dto_pipeline.schema import LABEL_PERSON, LABELS_SCHEMA, LABELS_SCHEMA_NAME
 
 PERSON_COLUMNS = tuple(LABEL_PERSON.field(i).name for i in range(LABEL_PERSON.num_fields))
@@ -91,16 +91,16 @@ def initial_betas(columns: LabelColumns) -> np.ndarray:
     return betas
 
 
-def find_label_files(folder: str | Path) -> list[Path]:
-    """Label files at or below a path: the file itself, or every Parquet file of the folder that is one, by name.
+def find_label_files(folder: str | Path) -> list[Location]:
+    """Label files at or below a path or URI: the file itself, or every Parquet file of the folder that is one, by name.
 
     Raises:
         LabelsError: there is none.
     """
-    folder = Path(folder)
-    if folder.is_file():
+    folder = as_location(folder)
+    if exists(folder):
         return [folder]
-    found = sorted(path for path in folder.rglob("*.parquet") if not path.name.startswith(".") and _is_labels(path))
+    found = [path for path in _parquet_files(folder) if not base_name(path).startswith(".") and _is_labels(path)]
     if not found:
         raise LabelsError(f"{folder} holds no label file; expected a run, an export in Parquet, or one of their files")
     return found
@@ -123,7 +123,7 @@ def read_label_files(paths: Sequence[str | Path], columns: Sequence[str] | None 
         raise LabelsError(f"labels have no column {unknown}; columns are {sorted(known)}")
     tables = []
     for path in paths:
-        with open_parquet(Path(path), LabelsError) as file:
+        with open_parquet(as_location(path), LabelsError) as file:
             try:
                 tables.append(file.read(columns=list(columns)))
             except READ_ERRORS as error:
@@ -139,11 +139,21 @@ def person_leaf(name: str) -> str:
     return f"persons.list.element.{name}" + (".list.element" if pa.types.is_fixed_size_list(kind) else "")
 
 
-def _is_labels(path: Path) -> bool:
+def _parquet_files(folder: Location) -> list[Location]:
+    """Every Parquet file below a folder, by name; [] where there is no such folder."""
+    if isinstance(folder, Path):
+        return sorted(folder.rglob("*.parquet"))
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        return [join_location(folder, name) for name in sorted(list_names(folder, (".parquet",)))]
+    except FileNotFoundError:
+        return []
+
+
+def _is_labels(path: Location) -> bool:
+    try:
+        with open_parquet(path, LabelsError) as file:
             return footer_text(file).get("schema") == LABELS_SCHEMA_NAME
-    except READ_ERRORS:
+    except (LabelsError, *READ_ERRORS):
         return False
 
 

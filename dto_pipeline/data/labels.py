@@ -26,6 +26,8 @@ from dto_pipeline.data.parquet import (
     open_parquet,
     writer_settings,
 )
+from dto_pipeline.data.storage import Location, as_location
+from dto_pipeline.data.store import create_bytes
 from dto_pipeline.errors import DtoError
 from dto_pipeline.schema import COORDINATES, LABEL_PERSON, LABELS_SCHEMA, LABELS_SCHEMA_NAME
 
@@ -66,7 +68,7 @@ def build_label_table(placed: Sequence[PlacedScene]) -> pa.Table:
     return build_table(LABELS_SCHEMA, {**_image_columns(placed), "num_persons": counts, "persons": people})
 
 
-def write_label_shard(table: pa.Table, path: Path, metadata: Mapping[str, str]) -> bool:
+def write_label_shard(table: pa.Table, path: Location, metadata: Mapping[str, str]) -> bool:
     """Write a table of `build_label_table` if there is no file of that name yet.
 
     Args:
@@ -81,14 +83,24 @@ def write_label_shard(table: pa.Table, path: Path, metadata: Mapping[str, str]) 
     check_schema(path, table.schema, LABELS_SCHEMA, LabelsError)
     footer = {"schema": LABELS_SCHEMA_NAME, "pipeline_version": __version__, "coordinates": COORDINATES, **metadata}
     schema = LABELS_SCHEMA.with_metadata(dict(sorted(footer.items())))
-    with staged(path) as temporary:
-        with pq.ParquetWriter(temporary, schema, **writer_settings(schema)) as writer:
-            writer.write_table(table.replace_schema_metadata(schema.metadata), row_group_size=ROWS_PER_GROUP)
-        return commit_new(temporary, path)
+    table = table.replace_schema_metadata(schema.metadata)
+    if isinstance(path, Path):
+        with staged(path) as temporary:
+            _write_parquet(table, temporary)
+            return commit_new(temporary, path)
+    buffer = pa.BufferOutputStream()
+    _write_parquet(table, buffer)
+    return create_bytes(path, buffer.getvalue().to_pybytes())
 
 
-def open_labels(path: Path) -> pq.ParquetFile:
+def _write_parquet(table: pa.Table, sink: Path | pa.NativeFile) -> None:
+    with pq.ParquetWriter(sink, table.schema, **writer_settings(table.schema)) as writer:
+        writer.write_table(table, row_group_size=ROWS_PER_GROUP)
+
+
+def open_labels(path: Location) -> pq.ParquetFile:
     """Open a label file to read it piece by piece; errors as `read_labels`. Close it, or use `with`."""
+    path = as_location(path)
     file = open_parquet(path, LabelsError)
     name = footer_text(file).get("schema")
     if name != LABELS_SCHEMA_NAME:
@@ -97,22 +109,22 @@ def open_labels(path: Path) -> pq.ParquetFile:
     return file
 
 
-def read_labels(path: str | Path) -> pa.Table:
+def read_labels(path: Location) -> pa.Table:
     """All rows of a label file.
 
     Raises:
         LabelsError: missing, not a whole Parquet file, or not of this schema.
     """
-    with open_labels(Path(path)) as file:
+    with open_labels(path) as file:
         try:
             return file.read()
         except READ_ERRORS as error:
             raise LabelsError(f"{path} is damaged ({error}); delete it and run again to write it anew") from error
 
 
-def read_label_metadata(path: str | Path) -> dict[str, str]:
+def read_label_metadata(path: Location) -> dict[str, str]:
     """Footer text of a label file (shard key, config hash ...), without reading its rows; errors as `read_labels`."""
-    with open_labels(Path(path)) as file:
+    with open_labels(path) as file:
         return footer_text(file)
 
 

@@ -64,7 +64,7 @@ class Manifest:
     dataset: dict[str, Any]  # the description it was built from, see `data.dataset.Dataset`
     shard_sizes: list[ShardSize]
     images_root: Location
-    depth_root: Path | None
+    depth_root: Location | None
     metadata: dict[str, str]  # the whole footer
 
     @classmethod
@@ -94,7 +94,7 @@ class Manifest:
         try:
             sizes = [ShardSize(*pair) for pair in json.loads(footer["shards"])]
             roots, dataset = json.loads(footer["roots"]), json.loads(footer["dataset"])
-            images_root, depth_root = as_location(roots["images"]), roots["depth"] and Path(roots["depth"])
+            images_root, depth_root = as_location(roots["images"]), roots["depth"] and as_location(roots["depth"])
             fingerprint = footer["fingerprint"]
         except (KeyError, TypeError, ValueError) as error:
             raise ManifestError(f"{path}: footer lacks or garbles {error}; build the manifest again") from error

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dto_pipeline.data.storage import Location, open_root
+from dto_pipeline.data.storage import Location, open_file_root
 
 ROWS_PER_GROUP = 1024  # images
 READ_ERRORS = (pa.ArrowException, OSError, UnicodeDecodeError)  # what pyarrow raises on a damaged file
@@ -34,11 +34,14 @@ def writer_settings(schema: pa.Schema) -> dict[str, Any]:
 def open_parquet(path: Location, error: type[Exception]) -> pq.ParquetFile:
     """Open a Parquet file; whatever prevents it becomes `error` with a next step."""
     try:
-        files, place = open_root(path)
+        files, place = open_file_root(path)
         return pq.ParquetFile(place, filesystem=files, page_checksum_verification=True)
     except FileNotFoundError as cause:
         raise error(f"{path} does not exist; check the path, or make the file first") from cause
     except READ_ERRORS as cause:
+        if isinstance(path, str) and isinstance(cause, OSError):
+            advice = "check bucket, credentials and endpoint; if they are right, write the file again"
+            raise error(f"{path} cannot be read ({cause}); {advice}") from cause
         raise error(f"{path} is not a whole Parquet file ({cause}); it may be truncated, write it again") from cause
 
 

@@ -87,7 +87,7 @@ class People:
         return dataclasses.replace(self, **kept)
 
 
-def read_people(path: str | Path | Sequence[Path], values: str = "after") -> People:
+def read_people(path: str | Path | Sequence[str | Path], values: str = "after") -> People:
     """Read a file or folder of any kind in the table of the module.
 
     Args:
@@ -100,7 +100,7 @@ def read_people(path: str | Path | Sequence[Path], values: str = "after") -> Peo
     if values not in LABEL_VALUES:
         raise ValueError(f"values is {values!r}; choose from {LABEL_VALUES}")
     if not isinstance(path, str | Path):
-        return _read_labels(list(path), values, str(path[0].parent))
+        return _read_labels(list(path), values, str(path[0]).rpartition("/")[0])
     path = Path(path)
     if path.is_dir():
         if (path / TRUTH_FILE).is_file():
@@ -138,7 +138,7 @@ def _schema(path: Path) -> str:
         return footer_text(file).get("schema", "")
 
 
-def _read_labels(files: list[Path], values: str, source: str) -> People:
+def _read_labels(files: Sequence[str | Path], values: str, source: str) -> People:
     columns = flatten_table(read_label_files(files), _PERSON)
     owner = columns.owner
     return _from_columns(source, columns.images, columns, owner, columns.intrinsics[owner], values)

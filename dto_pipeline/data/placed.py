@@ -6,7 +6,6 @@ Knows the label schema; opens no image (``Scene.image``, ``masks`` and ``dispari
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ import pyarrow as pa
 from dto_pipeline.axes import HEIGHT_CLASSES
 from dto_pipeline.data.columns import read_numbers, single_array
 from dto_pipeline.data.labels import read_labels, undo_betas
+from dto_pipeline.data.storage import Location
 from dto_pipeline.scene import PlacedScene, Scene
 from dto_pipeline.status import ImageStatus, PersonStatus
 
@@ -32,7 +32,7 @@ _PLACED_COLUMNS = (
 )
 
 
-def read_placed(path: str | Path) -> list[PlacedScene]:
+def read_placed(path: Location) -> list[PlacedScene]:
     """Every image of a label file. Errors as `labels.read_labels`."""
     return list(placed_scenes(read_labels(path)))
 

@@ -134,6 +134,11 @@ def load_scenes(
     return scenes
 
 
+def read_label_scenes(rows: pa.Table) -> list[Scene]:
+    """The scenes of manifest rows as their labels tell them; no image is opened."""
+    return [scene for scene, _ in _read_labels(rows)]
+
+
 def _read_labels(rows: pa.Table) -> Iterator[tuple[Scene, _Masks]]:
     """Scenes with everything the manifest itself holds, and their masks still encoded."""
     persons = single_array(rows["persons"])

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -83,6 +83,21 @@ def base_name(location: Location) -> str:
     return location.name if isinstance(location, Path) else PurePosixPath(urlsplit(location).path).name
 
 
+def parent_and_name(location: Location) -> tuple[Location, str]:
+    """The folder of a file, and the file's name in it; a URI keeps its query.
+
+    Raises:
+        StorageError: a URI that has no part beyond its host or bucket.
+    """
+    if isinstance(location, Path):
+        return location.parent, location.name
+    parts = urlsplit(location)
+    folder, _, name = parts.path.rstrip("/").rpartition("/")
+    if not name:
+        raise StorageError(f"{location} names no file; expected for example s3://BUCKET/FOLDER/FILE")
+    return urlunsplit(parts._replace(path=folder)), unquote(name)
+
+
 @lru_cache(maxsize=256)  # a client per bucket is made once, not once per file
 def open_root(root: Location) -> tuple[pafs.FileSystem, str]:
     """File system and base path of a folder or file.
@@ -99,6 +114,15 @@ def open_root(root: Location) -> tuple[pafs.FileSystem, str]:
     except STORAGE_ERRORS as error:
         raise StorageError(f"{root} cannot be opened: {error}") from error
     return files, base.rstrip("/")
+
+
+def open_file_root(location: Location) -> tuple[pafs.FileSystem, str]:
+    """As `open_root` for a file, with one client for all files of its folder."""
+    if isinstance(location, Path) or "/" not in urlsplit(location).path.strip("/"):
+        return open_root(location)
+    folder, name = parent_and_name(location)
+    files, base = open_root(folder)
+    return files, f"{base}/{name}"
 
 
 def exists(location: Location) -> bool:

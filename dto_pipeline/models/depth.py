@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from pathlib import Path
-from typing import Protocol
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO, Protocol
 
 import numpy as np
 from PIL import Image
@@ -21,6 +21,7 @@ from dto_pipeline.status import ImageStatus, UnusableImage
 
 NPZ_KEYS = {DISPARITY: "disparity", DEPTH: "depth", METRIC_DEPTH: "depth"}  # array of a npz, by kind
 _UNREADABLE = (ValueError, OSError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error, NotImplementedError)
+_UNNAMED = "no depth map is named for this image; set `depth` in the dataset YAML or depth.root"
 
 
 class DepthMissing(UnusableImage):
@@ -69,11 +70,11 @@ class DepthFiles:
             DepthMissing: no file is named, or it does not exist.
             DepthInvalid: the file cannot be used; the message says why.
         """
-        if not depth_file or self.root is None:
-            raise DepthMissing("no depth map is named for this image; set `depth` in the dataset YAML or depth.root")
+        if not depth_file:
+            raise DepthMissing(_UNNAMED)
         try:
-            path = resolve_inside(self.root, depth_file)
-            array = _read_array(path, (height, width), NPZ_KEYS[self.kind])
+            source = self._source(depth_file)
+            array = _read_array(source, PurePosixPath(depth_file).suffix, (height, width), NPZ_KEYS[self.kind])
         except FileNotFoundError as error:
             raise DepthMissing(f"depth map {depth_file} does not exist") from error
         except UnsafePath as error:
@@ -83,23 +84,29 @@ class DepthFiles:
             raise DepthInvalid(f"depth map {depth_file} cannot be read: {reason}") from error
         return _check_values(as_disparity(array, self.kind, self.scale), depth_file)
 
+    def _source(self, depth_file: str) -> Path | BinaryIO:
+        """The map as a file, or open; raises FileNotFoundError, UnsafePath or one of `_UNREADABLE`."""
+        if self.root is None:
+            raise DepthMissing(_UNNAMED)
+        return resolve_inside(self.root, depth_file)
+
 
 def open_depth_files(config: DepthConfig, root: str | Path) -> DepthFiles:
     """The maps of a folder as a config declares them."""
     return DepthFiles(root, config.kind, config.scale)
 
 
-def _read_array(path: Path, shape: tuple[int, int], npz_key: str) -> np.ndarray:
+def _read_array(source: Path | BinaryIO, suffix: str, shape: tuple[int, int], npz_key: str) -> np.ndarray:
     """The array of a npy (mapped, so that a false header costs no memory), of a npz or of a PNG."""
-    if path.suffix == ".png":
-        return _read_png(path, shape)
-    if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as members:
+    if suffix == ".png":
+        return _read_png(source, shape)
+    if suffix == ".npz":
+        with np.load(source, allow_pickle=False) as members:
             if npz_key not in members:
                 raise ValueError(f"npz holds {sorted(members.files)}; expected {npz_key!r}")
             array = members[npz_key]
     else:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        array = np.load(source, mmap_mode="r" if isinstance(source, Path) else None, allow_pickle=False)
     if array.shape != shape:
         raise ValueError(f"its shape is {array.shape}; expected that of the image {shape}")
     if array.dtype.kind != "f":
@@ -107,8 +114,8 @@ def _read_array(path: Path, shape: tuple[int, int], npz_key: str) -> np.ndarray:
     return array
 
 
-def _read_png(path: Path, shape: tuple[int, int]) -> np.ndarray:
-    with Image.open(path, formats=["PNG"]) as image:
+def _read_png(source: Path | BinaryIO, shape: tuple[int, int]) -> np.ndarray:
+    with Image.open(source, formats=["PNG"]) as image:
         if image.size != shape[::-1]:
             raise ValueError(f"its shape is {image.size[::-1]}; expected that of the image {shape}")
         if not image.mode.startswith("I"):

@@ -18,6 +18,7 @@ import numpy as np
 
 from dto_pipeline.data.label_files import LabelColumns, flatten_table, read_label_files
 from dto_pipeline.data.labels import read_labels
+from dto_pipeline.data.storage import Location
 from dto_pipeline.review.run_files import find_labels
 
 _PEOPLE = ("source_row", "pose", "betas", "transl", "scale", "height_m", "status")
@@ -105,7 +106,7 @@ def diff_labels(before: str | Path, after: str | Path, worst: int = 10) -> Label
 class _Side:
     """Labels of one side, opened file by file as the other side asks for them; holds the file last read."""
 
-    def __init__(self, paths: list[Path]) -> None:
+    def __init__(self, paths: list[Location]) -> None:
         self.paths = paths
         self.places: dict[str, tuple[int, int]] = {}  # image key -> file, row
         for number, path in enumerate(paths):
@@ -123,7 +124,7 @@ class _Side:
             yield rows, self._open[1].take(places[rows, 1])
 
 
-def _read(path: Path) -> LabelColumns:
+def _read(path: Location) -> LabelColumns:
     return flatten_table(read_labels(path).select([*_IMAGES, "persons"]), _PEOPLE)
 
 

@@ -15,9 +15,11 @@ from dto_pipeline.data.images import ImageStore
 from dto_pipeline.data.label_files import find_label_files
 from dto_pipeline.data.labels import LabelsError, read_label_metadata, read_labels
 from dto_pipeline.data.manifest import Manifest, ManifestError
+from dto_pipeline.data.remote_inputs import fetch_body, open_depth
+from dto_pipeline.data.storage import Location, as_location
 from dto_pipeline.data.tar_images import open_images
-from dto_pipeline.models.body import BodyModel, BodyModelError, load_body
-from dto_pipeline.models.depth import DepthFiles, open_depth_files
+from dto_pipeline.models.body import BodyModel, BodyModelError
+from dto_pipeline.models.depth import DepthFiles
 from dto_pipeline.run.directory import RunDirectory, RunIdentity, RunScan, read_identity, scan_run
 
 LabelTable = Any  # a pyarrow.Table of schema.LABELS_SCHEMA; pyarrow itself is imported in data/ only
@@ -62,11 +64,11 @@ def open_run_files(run_dir: str | Path, manifest: str | Path | None = None) -> R
         RunDirectoryError: the folder is not a run.
         ManifestError: the manifest that was named cannot be read or is another one.
     """
-    directory = RunDirectory(Path(run_dir))
+    directory = RunDirectory(as_location(run_dir))
     identity = read_identity(directory)
     found, problem = None, ""
     try:
-        found = _open_manifest(Path(manifest or identity.manifest_path), identity)
+        found = _open_manifest(as_location(manifest or identity.manifest_path), identity)
     except ManifestError as error:
         if manifest is not None:
             raise
@@ -74,14 +76,14 @@ def open_run_files(run_dir: str | Path, manifest: str | Path | None = None) -> R
     return RunFiles(directory, identity, scan_run(directory, identity), found, problem)
 
 
-def find_labels(source: str | Path) -> list[Path]:
+def find_labels(source: str | Path) -> list[Location]:
     """Label files of a run (its finished shards), of an exported folder, or the one file `source` is.
 
     Raises:
         LabelsError: there is none.
     """
-    directory = RunDirectory(Path(source))
-    if not directory.run_file.exists():
+    directory = RunDirectory(as_location(source))
+    if not directory.is_run():
         return find_label_files(source)
     scan = scan_run(directory, read_identity(directory))
     if not scan.done:
@@ -89,7 +91,7 @@ def find_labels(source: str | Path) -> list[Path]:
     return [directory.label_file(shard) for shard in sorted(scan.done)]
 
 
-def open_pixels(run: RunFiles, images: str | Path | None = None, depth: str | Path | None = None) -> Pixels | None:
+def open_pixels(run: RunFiles, images: Location | None = None, depth: Location | None = None) -> Pixels | None:
     """Stores of the run's photographs and depth maps, `images` and `depth` in place of the manifest's folders.
 
     Returns:
@@ -100,7 +102,7 @@ def open_pixels(run: RunFiles, images: str | Path | None = None, depth: str | Pa
     store = open_images(images or run.manifest.images_root, run.manifest.path)
     knobs = run.identity.config["depth"]
     config = DepthConfig(kind=knobs["kind"], scale=knobs["scale"])
-    return Pixels(store, open_depth_files(config, depth or knobs["root"] or run.manifest.depth_root or ""))
+    return Pixels(store, open_depth(config, depth or knobs["root"] or run.manifest.depth_root or ""))
 
 
 def load_run_body(run: RunFiles, path: str | Path | None = None) -> BodyModel:
@@ -114,7 +116,7 @@ def load_run_body(run: RunFiles, path: str | Path | None = None) -> BodyModel:
         BodyModelError: it cannot be read, or is another one than the labels' footer names.
     """
     knobs = run.identity.config["body"]
-    body = load_body(knobs["model_path"] if path is None else path, knobs["kid_axis"])
+    body = fetch_body(knobs["model_path"] if path is None else path, knobs["kid_axis"])
     for shard in run.shards[:1]:
         wanted = read_label_metadata(run.directory.label_file(shard)).get("body_sha256", body.sha256)
         if wanted != body.sha256:
@@ -123,7 +125,7 @@ def load_run_body(run: RunFiles, path: str | Path | None = None) -> BodyModel:
     return body
 
 
-def _open_manifest(path: Path, identity: RunIdentity) -> Manifest:
+def _open_manifest(path: Location, identity: RunIdentity) -> Manifest:
     manifest = Manifest.open(path)
     if manifest.fingerprint != identity.manifest_fingerprint:
         expected = f"expected fingerprint {identity.manifest_fingerprint[:16]}, found {manifest.fingerprint[:16]}"

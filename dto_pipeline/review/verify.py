@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from dto_pipeline.data.files import sha256_file
 from dto_pipeline.data.invariants import (
     MANIFEST_PEOPLE,
     Check,
@@ -28,6 +27,8 @@ from dto_pipeline.data.invariants import (
 from dto_pipeline.data.label_files import LabelColumns, flatten_table
 from dto_pipeline.data.labels import LabelsError, read_label_metadata
 from dto_pipeline.data.manifest import ManifestError
+from dto_pipeline.data.storage import base_name
+from dto_pipeline.data.store import sha256_of
 from dto_pipeline.models.body import BodyModel, BodyModelError
 from dto_pipeline.review.run_files import RunFiles, load_run_body, open_run_files
 from dto_pipeline.run.directory import shard_name
@@ -141,16 +142,16 @@ def _check_file(run: RunFiles, shard: int, verdict: Verdict) -> Iterator[LabelCo
     sha, schema = verdict.rule("sha256 of the file is the receipt's"), verdict.rule("file has the label schema")
     sha.checked += 1
     schema.checked += 1
-    found = sha256_file(path)
+    found = sha256_of(path)
     if found != receipt.label_sha256:
-        sha.offend(f"{path.name}: {found[:16]}, the receipt says {receipt.label_sha256[:16]}")
+        sha.offend(f"{base_name(path)}: {found[:16]}, the receipt says {receipt.label_sha256[:16]}")
     try:
         table = run.read_shard(shard)
         footer = read_label_metadata(path)
     except LabelsError as error:
         schema.offend(str(error))
         return
-    _check_counts(path.name, receipt, table, footer, verdict)
+    _check_counts(base_name(path), receipt, table, footer, verdict)
     verdict.images += table.num_rows
     columns = flatten_table(table)
     verdict.persons += columns.num_people

@@ -1,38 +1,46 @@
-"""A run on disk: where its files lie, what it was started with, and which shards are done.
+"""A run's folder: where its files lie, what it was started with, and which shards are done.
 
 Knows names, run.json, receipts and failures; knows nothing of tensors, Parquet or Ray. The files are the only state:
-pending = the manifest's shards - receipts. Creating, voiding and sweeping happen under the driver's lock only.
+pending = the manifest's shards - receipts. The folder may be local or a URI, see `data.store`. Creating, voiding and
+sweeping happen under the driver's lock only; a driver that lost it raises `RunLockLost` instead.
 
     run.json                     config and its hash, manifest fingerprint, versions
     labels/shard-00042.parquet   one row per image
     receipts/shard-00042.json    written last; exists = done
     failures/shard-00042.json    last error and tries; never counts as done
-    driver.lock                  who drives the run now
+    failures/shard-00042.hand.json    the image a worker has in hand, see `run.suspects`
+    lease/00000001.json          who drives the run now, see `run.lease`
+    driver.lock                  local folders: locked by the driver's process
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 from dto_pipeline import __version__
-from dto_pipeline.config import PipelineConfig, describe_difference
-from dto_pipeline.data.files import create_json, is_temporary, write_json_atomic
+from dto_pipeline.config import PipelineConfig, RunConfig, describe_difference
+from dto_pipeline.data.files import is_temporary, json_bytes
+from dto_pipeline.data.storage import Location, join_location
+from dto_pipeline.data.store import Store, StoreError, open_store, read_many
 from dto_pipeline.errors import DtoError
 from dto_pipeline.models.networks import identify_networks
+from dto_pipeline.run.lease import LEASE_FOLDER
 from dto_pipeline.run.lock import DriverLock
-from dto_pipeline.run.receipt import Failure, Receipt, RecordInvalid, read_failure, read_receipt
+from dto_pipeline.run.receipt import Failure, Receipt, RecordInvalid, parse_failure, parse_receipt, read_receipt
 from dto_pipeline.schema import LABELS_SCHEMA_NAME
 
 RUN_SCHEMA = "dto-run/1"
 LIBRARIES = ("torch", "numpy", "pyarrow")  # another version of these may change a byte of the labels
+Place = TypeVar("Place", bound=Location)
+LABELS, RECEIPTS, FAILURES = "labels", "receipts", "failures"
 _SHARD_RECORD = re.compile(r"shard-(\d{5,})\.json")
+_FOOTER_TAIL = 1 << 16  # bytes; the key-value part stands at the end of a Parquet file, well within them
 
 
 class RunMismatch(DtoError):
@@ -73,52 +81,82 @@ class RunIdentity:
     versions: dict[str, str]
 
 
+@dataclass
+class _Guard:
+    """The lock this process holds on a run, if it drives it."""
+
+    lock: DriverLock | None = None
+
+
 @dataclass(frozen=True)
-class RunDirectory:
-    """The names inside one run's folder."""
+class RunDirectory(Generic[Place]):
+    """The names inside one run's folder: Paths where it is local, URIs where it is one."""
 
-    root: Path
-
-    @property
-    def run_file(self) -> Path:
-        return self.root / "run.json"
+    root: Place
+    _guard: _Guard = field(default_factory=_Guard, init=False, compare=False, repr=False)
 
     @property
-    def labels(self) -> Path:
-        return self.root / "labels"
+    def store(self) -> Store:
+        return open_store(self.root)
 
     @property
-    def receipts(self) -> Path:
-        return self.root / "receipts"
+    def run_file(self) -> Place:
+        return self._at("run.json")
 
     @property
-    def failures(self) -> Path:
-        return self.root / "failures"
+    def labels(self) -> Place:
+        return self._at(LABELS)
 
     @property
-    def lock_file(self) -> Path:
-        return self.root / "driver.lock"
+    def receipts(self) -> Place:
+        return self._at(RECEIPTS)
 
-    def label_file(self, shard: int) -> Path:
-        return self.labels / f"{shard_name(shard)}.parquet"
+    @property
+    def failures(self) -> Place:
+        return self._at(FAILURES)
 
-    def receipt_file(self, shard: int) -> Path:
-        return self.receipts / f"{shard_name(shard)}.json"
+    @property
+    def lock_file(self) -> Place:
+        return self._at("driver.lock")
 
-    def failure_file(self, shard: int) -> Path:
-        return self.failures / f"{shard_name(shard)}.json"
+    def label_file(self, shard: int) -> Place:
+        return self._at(label_name(shard))
+
+    def receipt_file(self, shard: int) -> Place:
+        return self._at(receipt_name(shard))
+
+    def failure_file(self, shard: int) -> Place:
+        return self._at(failure_name(shard))
+
+    def is_run(self) -> bool:
+        """True if the folder holds a run.json."""
+        try:
+            return self.store.size("run.json") > 0
+        except (FileNotFoundError, NotADirectoryError):
+            return False
 
     def create_folders(self) -> None:
-        """Raises: RunDirectoryError where the folder cannot be made."""
+        """Raises: RunDirectoryError where the folder cannot be made, or cannot be created in safely."""
         try:
-            for folder in (self.labels, self.receipts, self.failures):
-                folder.mkdir(parents=True, exist_ok=True)
+            self.store.prepare((LABELS, RECEIPTS, FAILURES, LEASE_FOLDER))
+        except StoreError:
+            raise
         except OSError as error:
             raise RunDirectoryError(f"{self.root} cannot be made a run's folder ({error}); choose another") from error
 
-    def lock(self) -> DriverLock:
-        """Hold the run for this process; see `DriverLock`."""
-        return DriverLock(self.lock_file)
+    def lock(self, config: RunConfig | None = None) -> DriverLock:
+        """Hold the run for this process; see `DriverLock`. What changes the run then checks that it is still held."""
+        self._guard.lock = DriverLock(self.lock_file, config)
+        return self._guard.lock
+
+    def check_lock(self, ask: bool = True) -> None:
+        """Nothing where this process does not hold the run; see `DriverLock.check`. Raises: RunLockLost."""
+        if self._guard.lock is not None:
+            self._guard.lock.check(ask)
+
+    def _at(self, name: str) -> Place:
+        root: Location = self.root
+        return cast(Place, root / name if isinstance(root, Path) else join_location(root, name))
 
 
 @dataclass(frozen=True)
@@ -133,6 +171,18 @@ class RunScan:
 
 def shard_name(shard: int) -> str:
     return f"shard-{shard:05d}"
+
+
+def label_name(shard: int) -> str:
+    return f"{LABELS}/{shard_name(shard)}.parquet"
+
+
+def receipt_name(shard: int) -> str:
+    return f"{RECEIPTS}/{shard_name(shard)}.json"
+
+
+def failure_name(shard: int) -> str:
+    return f"{FAILURES}/{shard_name(shard)}.json"
 
 
 def identify_run(config: PipelineConfig, manifest: ManifestFacts, manifest_path: str | Path) -> RunIdentity:
@@ -161,8 +211,9 @@ def open_run(directory: RunDirectory, identity: RunIdentity) -> RunIdentity:
         RunDirectoryError: run.json cannot be read.
     """
     directory.create_folders()
-    if not directory.run_file.exists():
-        create_json(directory.run_file, _identity_to_dict(identity))
+    if not directory.is_run():
+        directory.check_lock()
+        directory.store.create("run.json", json_bytes(_identity_to_dict(identity)))
     recorded = read_identity(directory)
     if differences := describe_run_difference(recorded, identity):
         advice = "use the recorded settings to go on, or another folder to start anew"
@@ -173,7 +224,7 @@ def open_run(directory: RunDirectory, identity: RunIdentity) -> RunIdentity:
 def read_identity(directory: RunDirectory) -> RunIdentity:
     """What run.json holds. Raises: RunDirectoryError where there is none or it cannot be read."""
     try:
-        found = json.loads(directory.run_file.read_bytes())
+        found = json.loads(directory.store.read("run.json"))
         if found["schema"] != RUN_SCHEMA:
             raise RunDirectoryError(f"{directory.run_file} is {found['schema']!r}, expected {RUN_SCHEMA!r}")
         return RunIdentity(found["config"], found["config_hash"], **found["manifest"], versions=found["versions"])
@@ -199,27 +250,33 @@ def describe_run_difference(recorded: RunIdentity, wanted: RunIdentity) -> list[
     return lines
 
 
-def scan_run(directory: RunDirectory, identity: RunIdentity) -> RunScan:
-    """Read every receipt and failure, and the sizes of the label files (bytes are not read).
+def scan_run(directory: RunDirectory, identity: RunIdentity, footers: bool = False) -> RunScan:
+    """Read every receipt and failure, and the sizes of the label files.
 
     A receipt does not hold when it cannot be read, belongs to another config or manifest, or its label file is missing
     or of another size.
+
+    Args:
+        footers: read the end of every label file too: a file that was swapped for another shard's, or cut and filled
+            up again, does not hold either. Rows are not read; their pages carry checksums, and `dto verify` reads all.
     """
-    # Temporary files are not looked at: a worker that outlived its driver may remove them under our eyes.
-    sizes = {e.name: e.stat().st_size for e in _entries(directory.labels) if e.name.startswith("shard-")}
+    sizes = directory.store.entries(LABELS)
     done: dict[int, Receipt] = {}
     void: dict[int, str] = {}
-    for shard, path in _shard_records(directory.receipts):
+    for shard, data in _shard_records(directory, RECEIPTS):
         try:
-            receipt = read_receipt(path)
+            receipt = parse_receipt(data, directory.receipt_file(shard))
         except RecordInvalid as error:
             void[shard] = str(error)
             continue
-        reason = why_void(receipt, shard, identity, sizes.get(directory.label_file(shard).name))
+        reason = why_void(receipt, shard, identity, sizes.get(f"{shard_name(shard)}.parquet"))
         if reason:
             void[shard] = reason
         else:
             done[shard] = receipt
+    if footers:
+        void.update(_check_footers(directory, done))
+        done = {shard: receipt for shard, receipt in done.items() if shard not in void}
     failures = _read_failures(directory)
     settled = tuple(shard for shard in failures if shard in done)
     return RunScan(done, {s: f for s, f in failures.items() if s not in done}, void, settled)
@@ -240,43 +297,65 @@ def why_void(receipt: Receipt, shard: int, identity: RunIdentity, label_bytes: i
 
 def settle_records(directory: RunDirectory, scan: RunScan) -> None:
     """Take away receipts that do not hold and failures of shards that are done. Call it under the lock."""
+    directory.check_lock()
     for shard in scan.void:
-        directory.receipt_file(shard).unlink(missing_ok=True)
+        directory.store.remove(receipt_name(shard))
     for shard in scan.settled:
         clear_failure(directory, shard)
 
 
-def forget_shard(directory: RunDirectory, shard: int) -> None:
-    """Take a finished shard away, to be done again. Call it under the lock.
-
-    The label file goes first: a receipt without labels is void, labels without a receipt would be adopted.
-    """
-    directory.label_file(shard).unlink(missing_ok=True)
-    directory.receipt_file(shard).unlink(missing_ok=True)
-
-
 def publish_receipt(directory: RunDirectory, receipt: Receipt) -> Receipt:
     """Declare a shard done. Where another worker was first, its receipt stands and is returned."""
-    path = directory.receipt_file(receipt.shard)
-    return receipt if create_json(path, receipt.to_dict()) else read_receipt(path)
+    created = directory.store.create(receipt_name(receipt.shard), json_bytes(receipt.to_dict()))
+    return receipt if created else read_receipt(directory.receipt_file(receipt.shard))
 
 
 def record_failure(directory: RunDirectory, failure: Failure) -> None:
     """Write or replace the failure of a shard."""
-    write_json_atomic(directory.failure_file(failure.shard), failure.to_dict())
+    directory.check_lock()
+    directory.store.replace(failure_name(failure.shard), json_bytes(failure.to_dict()))
 
 
 def clear_failure(directory: RunDirectory, shard: int) -> None:
     """Forget the failures of a shard: it is done, or is to be tried afresh."""
-    directory.failure_file(shard).unlink(missing_ok=True)
+    directory.check_lock()
+    directory.store.remove(failure_name(shard))
+
+
+def read_shard_failure(directory: RunDirectory, shard: int) -> Failure | None:
+    """The failure of one shard, None where there is none. Raises: RecordInvalid."""
+    try:
+        return parse_failure(directory.store.read(failure_name(shard)), directory.failure_file(shard))
+    except FileNotFoundError:
+        return None
+
+
+def staged_label_name(shard: int, token: str) -> str:
+    """Where a worker leaves a label file that the driver puts in the place of another; swept like all leftovers."""
+    return f"{LABELS}/.{shard_name(shard)}.parquet.tmp-{token}"
+
+
+def replace_shard(directory: RunDirectory, receipt: Receipt, token: str) -> None:
+    """Put a staged label file in the place of a finished shard's, with its receipt. For the driver, under its lock.
+
+    The old receipt goes first: whatever is killed in between, an old or a new file stands whole and is adopted.
+    """
+    directory.check_lock()
+    store = directory.store
+    data = store.read(staged_label_name(receipt.shard, token))
+    store.remove(receipt_name(receipt.shard))
+    store.replace(label_name(receipt.shard), data)
+    store.replace(receipt_name(receipt.shard), json_bytes(receipt.to_dict()))
 
 
 def sweep_temporary(directory: RunDirectory) -> int:
     """Remove what killed processes left half written; returns how many files. Call it under the lock."""
-    folders = (directory.root, directory.labels, directory.receipts, directory.failures)
-    leftovers = [Path(e.path) for folder in folders for e in _entries(folder) if is_temporary(e.name)]
-    for path in leftovers:
-        path.unlink(missing_ok=True)
+    directory.check_lock()
+    store = directory.store
+    folders = ("", LABELS, RECEIPTS, FAILURES, LEASE_FOLDER)
+    leftovers = [f"{folder}/{name}" for folder in folders for name in store.entries(folder) if is_temporary(name)]
+    for name in leftovers:
+        store.remove(name.lstrip("/"))
     return len(leftovers)
 
 
@@ -302,22 +381,35 @@ def _installed_versions() -> dict[str, str]:
 
 def _read_failures(directory: RunDirectory) -> dict[int, Failure]:
     failures = {}
-    for shard, path in _shard_records(directory.failures):
+    for shard, data in _shard_records(directory, FAILURES):
         try:
-            failures[shard] = read_failure(path)
+            failures[shard] = parse_failure(data, directory.failure_file(shard))
         except RecordInvalid as error:
             failures[shard] = Failure(shard, 0, False, f"unreadable failure record: {error}", "", 0.0)
     return failures
 
 
-def _shard_records(folder: Path) -> list[tuple[int, Path]]:
-    found = [(match, entry) for entry in _entries(folder) if (match := _SHARD_RECORD.fullmatch(entry.name))]
-    return sorted((int(match[1]), Path(entry.path)) for match, entry in found)
+def _check_footers(directory: RunDirectory, done: Mapping[int, Receipt]) -> dict[int, str]:
+    """Shards whose label file does not end as a Parquet file with the receipt's shard key in its footer -> why.
+
+    The bytes are looked through, not parsed: a footer takes milliseconds to parse and microseconds to search, and the
+    key (sha256 over config, manifest and row ids) stands nowhere else.
+    """
+    void = dict.fromkeys(done, "its label file is gone")
+    shards = {label_name(shard): shard for shard in done}
+    for name, tail in read_many(directory.root, list(shards), _FOOTER_TAIL):
+        shard = shards[name]
+        if not tail.endswith(b"PAR1"):
+            void[shard] = "its label file does not end as Parquet does: it is damaged"
+        elif done[shard].shard_key.encode() not in tail:
+            void[shard] = "its label file is another shard's: the footer holds another key"
+        else:
+            del void[shard]
+    return void
 
 
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as entries:
-            return list(entries)
-    except FileNotFoundError:
-        return []
+def _shard_records(directory: RunDirectory, folder: str) -> list[tuple[int, bytes]]:
+    """Shard and bytes of every record of a folder, in the order of the shards."""
+    entries = directory.store.entries(folder)
+    shards = {f"{folder}/{name}": int(match[1]) for name in entries if (match := _SHARD_RECORD.fullmatch(name))}
+    return sorted((shards[name], data) for name, data in read_many(directory.root, list(shards)))

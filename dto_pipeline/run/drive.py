@@ -7,16 +7,29 @@ but the pool's: the same loop drives real workers and, in virtual time, thousand
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from dto_pipeline.errors import DtoError
-from dto_pipeline.run.pool import Event, ShardDone, ShardRaised, WorkerLost, WorkerPool, WorkerReady
+from dto_pipeline.run.pool import (
+    Event,
+    ShardDone,
+    ShardProgress,
+    ShardRaised,
+    WorkerDraining,
+    WorkerLost,
+    WorkerPool,
+    WorkerReady,
+)
 from dto_pipeline.run.receipt import Receipt
 from dto_pipeline.run.schedule import Charge, Schedule
 
 POLL_S = 5.0  # the loop looks at watchdog and waiting workers at least this often
+WATCH_S = 1.0  # and at most this often: it looks at every worker, which thousands of them would make dear
 SAY_WAITING_S = 60.0  # how often it says that no worker has come yet
-MAX_START_FAILURES = 3  # workers that die in a row before they were ready: the fault is not a shard's
+MAX_START_FAILURES = 3  # workers that die in a row before they were ready: the fault is not a shard's ...
+START_FAILURE_SHARE = 0.1  # ... and at least this part of all workers: of 512 that start at once some die by chance
+MAX_NODE_FAILURES = 5  # workers that die in a row on one node, not all at one shard: the fault is the node's
 
 
 class RunAborted(DtoError):
@@ -51,14 +64,40 @@ def drive(schedule: Schedule, pool: WorkerPool, ledger: Ledger) -> None:
     _Loop(schedule, pool, ledger).run()
 
 
+@dataclass
+class _Nodes:
+    """Which machine each worker is on, and what died on each since a shard was last finished there."""
+
+    of: dict[str, str] = field(default_factory=dict)  # worker -> node
+    deaths: dict[str, list[int | None]] = field(default_factory=dict)  # node -> shards died at, None = while starting
+    avoided: set[str] = field(default_factory=set)
+
+    def shard_done(self, worker: str) -> None:
+        self.deaths.pop(self.of.get(worker, ""), None)
+
+    def worker_died(self, node: str, shard: int | None) -> bool:
+        """Count a death; True when this one makes a node suspicious, and there is another to go to."""
+        if not node or node in self.avoided:
+            return False
+        died = self.deaths.setdefault(node, [])
+        died.append(shard)
+        others = {other for other in self.of.values() if other} - self.avoided - {node}
+        various = None in died or len(set(died)) > 1
+        if len(died) < MAX_NODE_FAILURES or not various or not others:
+            return False
+        self.avoided.add(node)
+        return True
+
+
 class _Loop:
     """State of one `drive`: who is on the way, since when nobody is ready, failed starts in a row."""
 
     def __init__(self, schedule: Schedule, pool: WorkerPool, ledger: Ledger) -> None:
         self.schedule, self.pool, self.ledger = schedule, pool, ledger
         self.starting: set[str] = set()
-        self.failed_starts = 0
-        self.idle_since = self.said_at = pool.now()
+        self.failed_starts: list[str] = []  # the node of each, "" = unknown
+        self.nodes = _Nodes()
+        self.idle_since = self.said_at = self.watched_at = pool.now()
 
     def run(self) -> None:
         while not self.schedule.finished:
@@ -68,8 +107,7 @@ class _Loop:
                 self.pool.assign(assignment.worker, assignment.shard, assignment.attempt)
             for event in self.pool.wait(POLL_S):
                 self._handle(event)
-            self._end_overdue()
-            self._say_waiting()
+            self._watch()
             self.ledger.tick()
 
     def _handle(self, event: Event) -> None:
@@ -78,16 +116,21 @@ class _Loop:
             ShardDone: self._shard_done,
             ShardRaised: self._shard_raised,
             WorkerLost: self._worker_lost,
+            WorkerDraining: lambda event: self.schedule.stop_feeding(event.worker),
+            ShardProgress: lambda event: self.schedule.note_progress(event.worker, event.shard, event.images),
         }
-        handlers[type(event)](event)
+        if event.worker in self.starting or self.schedule.knows(event.worker):  # else it was ended a moment ago
+            handlers[type(event)](event)
 
     def _worker_ready(self, event: WorkerReady) -> None:
         self.starting.discard(event.worker)
-        self.failed_starts = 0
+        self.failed_starts.clear()
+        self.nodes.of[event.worker] = event.node
         self.schedule.add_worker(event.worker)
 
     def _shard_done(self, event: ShardDone) -> None:
         self.schedule.shard_done(event.worker, event.shard, self.pool.now(), not event.receipt.adopted)
+        self.nodes.shard_done(event.worker)
         self.ledger.shard_done(event.receipt)
 
     def _shard_raised(self, event: ShardRaised) -> None:
@@ -98,16 +141,36 @@ class _Loop:
 
     def _worker_lost(self, event: WorkerLost) -> None:
         self.ledger.worker_lost(event.worker, event.error)
+        node = event.node or self.nodes.of.get(event.worker, "")
+        shard = self.schedule.shard_at(event.worker)
+        if not event.blameless:
+            self._judge_node(node, shard, event.error)
+        self.nodes.of.pop(event.worker, None)
         if event.worker in self.starting:
-            self._start_failed(event)
-        elif charge := self.schedule.worker_lost(event.worker, event.blameless):
+            self._start_failed(event, node)
+        elif charge := self.schedule.worker_lost(event.worker, event.blameless, event.begun):
             self._charged(charge, event.worker, event.error, event.detail)
 
-    def _start_failed(self, event: WorkerLost) -> None:
+    def _judge_node(self, node: str, shard: int | None, error: str) -> None:
+        if self.nodes.worker_died(node, shard):
+            self.pool.avoid_node(node)
+            self.failed_starts = [other for other in self.failed_starts if other != node]
+            died = f"{MAX_NODE_FAILURES} workers in a row died there"
+            self.ledger.worker_lost(
+                f"node {node}", f"no more workers are started on it: {died}; the last said: {error}"
+            )
+
+    def _start_failed(self, event: WorkerLost, node: str) -> None:
         self.starting.discard(event.worker)
-        self.failed_starts += not event.blameless
-        if self.failed_starts >= MAX_START_FAILURES:
-            raise RunAborted(f"{self.failed_starts} workers in a row could not start; the last said: {event.error}")
+        if event.blameless or (node and node in self.nodes.avoided):
+            return
+        self.failed_starts.append(node)
+        failed = len(self.failed_starts)
+        elsewhere = any(other and other != node for other in self.nodes.of.values())
+        alone = node and elsewhere and set(self.failed_starts) == {node}  # that node's fault, which is judged above
+        limit = max(MAX_START_FAILURES, START_FAILURE_SHARE * self.schedule.policy.workers)
+        if failed >= limit and not alone:
+            raise RunAborted(f"{failed} workers in a row could not start; the last said: {event.error}")
 
     def _charged(self, charge: Charge, worker: str, error: str, detail: str) -> None:
         self.ledger.shard_charged(charge, worker, error, detail)
@@ -115,6 +178,18 @@ class _Loop:
         if given_up > limit:
             advice = "look at failures/, then start again with --retry-failed, or raise run.max_failed_shards"
             raise RunAborted(f"{given_up} shards were given up, more than {limit}; the last said: {error}; {advice}")
+
+    def _watch(self) -> None:
+        now = self.pool.now()
+        if now - self.watched_at >= WATCH_S:
+            self.watched_at = now
+            self._end_overdue()
+            self._end_released()
+            self._say_waiting()
+
+    def _end_released(self) -> None:
+        for worker in self.schedule.workers_released():
+            self._end(worker, "its node is being drained; it had nothing left to do", blameless=True)
 
     def _end_overdue(self) -> None:
         for worker, shard, seconds in self.schedule.overdue(self.pool.now()):

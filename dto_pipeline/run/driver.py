@@ -1,46 +1,34 @@
 """One start of a run: open it, see what is left, have it done, say what became of it.
 
-Knows the order of things (lock, run.json, sweep, plan, workers, summary) and nothing of tensors; PyTorch and Ray are
-imported only when there is work, so that a finished run answers at once. Times in seconds.
+Knows the order of things (lock, plan, workers, summary) and nothing of tensors; PyTorch and Ray are imported only when
+there is work, so that a finished run answers at once. Times in seconds.
 """
 
 from __future__ import annotations
 
-import logging
-import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
-from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from dto_pipeline.config import PipelineConfig, RunConfig
 from dto_pipeline.data.manifest import Manifest
+from dto_pipeline.data.storage import as_location
 from dto_pipeline.run import directory as files
-from dto_pipeline.run.directory import RunDirectory, RunIdentity, RunScan
-from dto_pipeline.run.drive import RunAborted, drive
+from dto_pipeline.run.directory import RunDirectory
+from dto_pipeline.run.drive import drive
+from dto_pipeline.run.forecast import Forecast, forecast_run
+from dto_pipeline.run.ledger import FileLedger, Metrics, Tally
+from dto_pipeline.run.plan import RunPlan, plan_run
 from dto_pipeline.run.pool import InProcessPool, Runner, WorkerPool
-from dto_pipeline.run.receipt import Failure, Receipt
-from dto_pipeline.run.schedule import Charge, Policy, Schedule
+from dto_pipeline.run.schedule import Policy, Schedule
+from dto_pipeline.run.selection import Retry, Selection
 from dto_pipeline.run.summary import RunSummary, summarize
+from dto_pipeline.run.suspects import Suspects
 
-_LOG = logging.getLogger(__name__)
-_LOG_FILE_S = 30.0  # least time between progress lines that go to a file instead of a terminal
-
-
-@dataclass(frozen=True)
-class RunPlan:
-    """What one start of a run will do."""
-
-    identity: RunIdentity
-    done: dict[int, Receipt]
-    pending: list[int]
-    attempts: dict[int, int]  # tries the pending shards have used up in earlier starts
-    failed: dict[int, str]  # shards given up earlier that are not taken up again -> error
+EVERYTHING = Selection()
 
 
 def run_pipeline(
@@ -49,7 +37,8 @@ def run_pipeline(
     config: PipelineConfig,
     address: str = "local",
     retry_failed: bool = False,
-    retry_images: bool = False,
+    retry_statuses: Collection[str] = (),
+    selection: Selection = EVERYTHING,
     progress: bool = True,
     images_root: str | Path | None = None,
     depth_root: str | Path | None = None,
@@ -62,8 +51,9 @@ def run_pipeline(
         run_dir: the run's folder, made if missing.
         config: `config.run.workers` 0 works in this process, else that many Ray actors.
         address: Ray's address, see `RayPool`; not looked at with 0 workers.
-        retry_failed: take up shards that were given up.
-        retry_images: do shards again that hold images which could not be processed.
+        retry_failed: take up shards that were given up, and failed images of finished shards (these images only).
+        retry_statuses: narrow `retry_failed` to images of these statuses (``failed``: shards that were given up).
+        selection: what this start is limited to; the rest stays pending.
         progress: show a progress line.
         images_root, depth_root: folders in place of those named by the manifest and the config.
         runner: does the shards; None = a `ShardRunner`.
@@ -73,28 +63,53 @@ def run_pipeline(
         RunMismatch: the run was started with another config, manifest or version.
         RunAborted: the workers cannot start or too many shards fail.
         RunDirectoryError: a folder of images or depth maps that does not exist here.
+        SelectionError: a selection or a status that means nothing here.
     """
     started = time.monotonic()
-    directory = RunDirectory(Path(run_dir))
+    retry = Retry.of(retry_failed, retry_statuses)
+    directory = RunDirectory(as_location(run_dir))
     manifest = Manifest.open(manifest_path)
-    directory.create_folders()
-    here = address == "local" or config.run.workers == 0
-    if here:
+    if address == "local" or config.run.workers == 0:
         _check_places(
             {"images folder": images_root, "depth folder": depth_root or config.depth.root},
             {"body.model_path": config.body.model_path},
         )
-    with directory.lock():
+    directory.create_folders()
+    with directory.lock(config.run):
         identity = files.identify_run(config, manifest, manifest.path)
-        plan = plan_run(directory, identity, retry_failed, retry_images)
-        if plan.pending:
+        plan = plan_run(directory, identity, manifest, config.run, selection, retry)
+        tally = Tally()
+        if plan.work:
             if runner is None:
                 from dto_pipeline.run.shard_runner import ShardRunner  # loads PyTorch: only when there is work
 
-                runner = ShardRunner(config, manifest_path, run_dir, images_root, depth_root)
-            _do_pending(directory, plan, config.run, runner, address, progress)
-        scan = files.scan_run(directory, identity) if plan.pending else RunScan(plan.done, {})
-        return summarize(directory, identity, scan, set(plan.done), plan.failed, time.monotonic() - started)
+                runner = ShardRunner(config, manifest_path, run_dir, images_root, depth_root, retry.images)
+            tally = _do_work(directory, plan, config.run, runner, address, progress)
+            files.sweep_temporary(directory)  # workers that died under this driver left theirs; all have ended by now
+        scan = files.scan_run(directory, identity) if plan.work else None
+        return summarize(directory, plan, scan, tally, time.monotonic() - started)
+
+
+def plan_pipeline(
+    manifest_path: str | Path,
+    run_dir: str | Path,
+    config: PipelineConfig,
+    retry_failed: bool = False,
+    retry_statuses: Collection[str] = (),
+    selection: Selection = EVERYTHING,
+    images_per_s: float | None = None,
+) -> Forecast:
+    """What `run_pipeline` with the same arguments would do. Writes nothing, not even the run's folder.
+
+    Args:
+        images_per_s: of one worker, for the time a run without receipts will take; None = not known.
+
+    Raises:
+        ManifestError, SelectionError: there is nothing to plan.
+    """
+    retry = Retry.of(retry_failed, retry_statuses)
+    manifest = Manifest.open(manifest_path)
+    return forecast_run(RunDirectory(as_location(run_dir)), manifest, config, selection, retry, images_per_s)
 
 
 def _check_places(folders: Mapping[str, str | Path | None], existing: Mapping[str, str]) -> None:
@@ -103,43 +118,13 @@ def _check_places(folders: Mapping[str, str | Path | None], existing: Mapping[st
         if folder and "://" not in str(folder) and not Path(folder).is_dir():
             raise files.RunDirectoryError(f"{what} {folder}: there is no such folder; check the path")
     for what, path in existing.items():
-        if path and not Path(path).exists():
+        if path and "://" not in path and not Path(path).exists():
             raise files.RunDirectoryError(f"{what} {path}: there is no such file or folder; see dto body import")
 
 
-def plan_run(
-    directory: RunDirectory, identity: RunIdentity, retry_failed: bool = False, retry_images: bool = False
-) -> RunPlan:
-    """Open the run, take away what does not hold, and list what is left. Call it under the lock."""
-    files.open_run(directory, identity)
-    swept = files.sweep_temporary(directory)
-    scan = files.scan_run(directory, identity)
-    files.settle_records(directory, scan)
-    for shard, reason in scan.void.items():
-        _LOG.warning("shard %d is done again: %s", shard, reason)
-    if swept:
-        _LOG.info("%d temporary files of an earlier start were removed", swept)
-    failures = _forget_failures(directory, scan) if retry_failed else scan.failures
-    done = scan.done
-    if retry_images:
-        done = {shard: receipt for shard, receipt in done.items() if not receipt.failed_images}
-        for shard in scan.done.keys() - done.keys():
-            files.forget_shard(directory, shard)
-    failed = {shard: failure.error for shard, failure in failures.items() if failure.given_up}
-    pending = [shard for shard in range(identity.shards) if shard not in done and shard not in failed]
-    attempts = {shard: failure.attempts for shard, failure in failures.items() if not failure.given_up}
-    return RunPlan(identity, done, pending, attempts, failed)
-
-
-def _forget_failures(directory: RunDirectory, scan: RunScan) -> Mapping[int, Failure]:
-    for shard in scan.failures:
-        files.clear_failure(directory, shard)
-    return {}
-
-
-def _do_pending(
+def _do_work(
     directory: RunDirectory, plan: RunPlan, config: RunConfig, runner: Runner, address: str, progress: bool
-) -> None:
+) -> Tally:
     policy = Policy(
         workers=max(1, config.workers),
         max_attempts=config.max_attempts,
@@ -147,13 +132,16 @@ def _do_pending(
         shard_timeout_s=config.shard_timeout_s,
         max_failed_shards=config.max_failed_shards,
     )
-    schedule = Schedule(plan.pending, policy, plan.attempts)
+    suspects = Suspects(directory, plan.earlier, config)
+    schedule = Schedule(plan.work, policy, plan.attempts, suspects.excuse)
     with ExitStack() as stack:
         pool = stack.enter_context(closing(_build_pool(runner, config, address)))
-        ledger = stack.enter_context(_FileLedger(directory, plan, progress))
+        metrics = _build_metrics(plan, config)
+        ledger = stack.enter_context(FileLedger(directory, plan, schedule, suspects, progress, metrics))
         if progress:
             stack.enter_context(logging_redirect_tqdm())  # log lines go above the progress line, not through it
         drive(schedule, pool, ledger)
+    return ledger.tally
 
 
 def _build_pool(runner: Runner, config: RunConfig, address: str) -> WorkerPool:
@@ -164,67 +152,10 @@ def _build_pool(runner: Runner, config: RunConfig, address: str) -> WorkerPool:
     return RayPool(runner, config, address)
 
 
-class _FileLedger:
-    """The driver's memory: failures on disk, a progress line, one log line a shard."""
+def _build_metrics(plan: RunPlan, config: RunConfig) -> Metrics | None:
+    """Ray carries the metrics, so a run without it has none."""
+    if config.workers == 0:
+        return None
+    from dto_pipeline.run.ray_metrics import open_metrics
 
-    def __init__(self, directory: RunDirectory, plan: RunPlan, progress: bool) -> None:
-        self._directory = directory
-        self._tried = set(plan.attempts)  # shards with a failure file
-        self._given_up = len(plan.failed)
-        self._failed_images = sum(receipt.failed_images for receipt in plan.done.values())
-        initial = sum(receipt.images for receipt in plan.done.values())
-        self._line = tqdm(
-            total=plan.identity.images,
-            initial=initial,
-            unit=" images",
-            disable=not progress,
-            dynamic_ncols=True,
-            mininterval=0.5 if sys.stderr.isatty() else _LOG_FILE_S,
-        )
-
-    def __enter__(self) -> _FileLedger:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._line.close()
-
-    def shard_done(self, receipt: Receipt) -> None:
-        if receipt.shard in self._tried:
-            files.clear_failure(self._directory, receipt.shard)
-        self._failed_images += receipt.failed_images
-        self._line.update(receipt.images)
-        self._show()
-        how = "adopted" if receipt.adopted else f"done in {receipt.wall_s:.1f} s"
-        statuses = ", ".join(f"{count} {word}" for word, count in receipt.image_status.items())
-        _LOG.info("shard %d %s by %s: %d images (%s)", receipt.shard, how, receipt.worker, receipt.images, statuses)
-
-    def shard_charged(self, charge: Charge, worker: str, error: str, detail: str) -> None:
-        failure = Failure(charge.shard, charge.attempts, charge.given_up, error, worker, time.time(), detail)
-        self._record(failure)
-        self._tried.add(charge.shard)
-        self._given_up += charge.given_up
-        self._show()
-        verdict = "given up" if charge.given_up else "tried again later"
-        _LOG.warning("shard %d failed (try %d, %s): %s", charge.shard, charge.attempts, verdict, error)
-
-    def _record(self, failure: Failure) -> None:
-        try:
-            files.record_failure(self._directory, failure)
-        except OSError as error:
-            advice = "make the folder writable, or room on the disk, and start again"
-            raise RunAborted(f"{self._directory.root} cannot be written ({error}); {advice}") from error
-
-    def worker_lost(self, worker: str, error: str) -> None:
-        _LOG.warning("%s is lost: %s", worker, error)
-
-    def waiting(self, seconds: float) -> None:
-        self._line.set_postfix_str(f"waiting for workers since {seconds:.0f} s")
-        _LOG.warning("no worker is ready since %.0f s: are the CPUs and GPUs they ask for free?", seconds)
-
-    def tick(self) -> None:
-        self._line.refresh()
-
-    def _show(self) -> None:
-        self._line.set_postfix_str(f"failed: {self._given_up} shards, {self._failed_images} images", refresh=False)
+    return open_metrics(plan.identity.subset)

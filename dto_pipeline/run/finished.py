@@ -24,7 +24,7 @@ def read_run_labels(run_dir: str | Path, partial: bool = False) -> RunLabels:
     Raises:
         RunDirectoryError: not a run, or shards have no valid receipt and `partial` is not set.
     """
-    directory = RunDirectory(Path(run_dir))
+    directory = RunDirectory(as_location(run_dir))
     identity = read_identity(directory)
     scan = scan_run(directory, identity)
     missing = [shard for shard in range(identity.shards) if shard not in scan.done]

@@ -20,7 +20,7 @@ from dto_pipeline.axes import KID_AXIS
 from dto_pipeline.collate import collate_scenes, pass_through, split_batch
 from dto_pipeline.config import PipelineConfig
 from dto_pipeline.data.images import ImageStore
-from dto_pipeline.data.scenes import load_scenes
+from dto_pipeline.data.scenes import load_scenes, read_label_scenes
 from dto_pipeline.models.depth import DepthSource
 from dto_pipeline.models.seeing import Sight
 from dto_pipeline.optimizer import SceneOptimizer
@@ -58,6 +58,7 @@ class ScenePlacer:
         self._sight = sight or Sight(config, optimizer.body, self._device)
         self._loading = ThreadPoolExecutor(1, thread_name_prefix="loading")
         self._looking = ThreadPoolExecutor(1, thread_name_prefix="looking")
+        self.images_done = 0  # since somebody set it to 0: for progress only
 
     def place(self, rows: ManifestRows, clock: StageClock) -> list[PlacedScene]:
         """Load and optimise the scenes of manifest rows.
@@ -80,7 +81,16 @@ class ScenePlacer:
             with clock("wait for scenes"):
                 scenes = [next(coming) for _ in positions]
             placed.update(zip(positions, self._place_batch(scenes, clock), strict=True))
+            self.images_done += len(positions)
         return [placed[position] for position in range(rows.num_rows)]
+
+    def pass_by(self, rows: ManifestRows, status: ImageStatus, message: str) -> list[PlacedScene]:
+        """One placed scene per manifest row with the labels as given; no image is opened."""
+        scenes = read_label_scenes(rows)
+        for scene in scenes:
+            scene.problem = (status, message)
+        self.images_done += len(scenes)
+        return [pass_through(scene) for scene in scenes]
 
     def _see_ahead(self, rows: ManifestRows, order: Sequence[int], clock: StageClock) -> Iterator[Scene]:
         """The scenes of some rows, loaded and looked at, in the order asked for."""

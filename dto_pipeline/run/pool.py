@@ -36,6 +36,7 @@ class WorkerReady:
     """A worker has warmed up and may be fed."""
 
     worker: str
+    node: str = ""  # machine it runs on; "" = not told, then nothing is concluded about machines
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,27 @@ class WorkerLost:
     error: str  # one line
     detail: str = ""
     blameless: bool = False  # True: pre-empted or drained, no shard is to be charged
+    begun: bool = True  # False: as far as known it had not begun with the first of its shards
+    node: str = ""  # machine it ran on; "" = not known
 
 
-Event = WorkerReady | ShardDone | ShardRaised | WorkerLost
+@dataclass(frozen=True)
+class WorkerDraining:
+    """The worker's machine is about to be taken away: it is not to be fed any more."""
+
+    worker: str
+
+
+@dataclass(frozen=True)
+class ShardProgress:
+    """How far a worker is with the shard it is at."""
+
+    worker: str
+    shard: int
+    images: int  # done
+
+
+Event = WorkerReady | ShardDone | ShardRaised | WorkerLost | WorkerDraining | ShardProgress
 
 
 class WorkerPool(Protocol):
@@ -83,6 +102,9 @@ class WorkerPool(Protocol):
 
     def kill(self, worker: str) -> None:
         """End a worker and forget what was assigned to it; no event of that worker follows."""
+
+    def avoid_node(self, node: str) -> None:
+        """Start no more workers on a machine that an event has named."""
 
     def now(self) -> float:
         """Monotonic clock [s]."""
@@ -133,6 +155,9 @@ class InProcessPool:
     def kill(self, worker: str) -> None:
         """A process cannot be taken from itself: the next worker is this one, warmed up anew."""
         self._assigned = deque(item for item in self._assigned if item[0] != worker)
+
+    def avoid_node(self, node: str) -> None:
+        """There is one machine here; its events name none."""
 
     def now(self) -> float:
         return time.monotonic()

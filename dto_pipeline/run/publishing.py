@@ -2,6 +2,17 @@
 
 Knows label tables and the run's folder; knows nothing of models, batches or Ray. A label file never holds anything that
 varies between equal runs: no clock, no worker, no path of a machine.
+
+The same order everywhere: the label file is created under its final name if that is free (local: written beside it,
+synced, linked; object stores: one conditional PUT, which is whole or absent), then the receipt likewise. What may
+happen in between, on any store:
+
+- killed before the label file is complete: nothing is visible, the shard is pending;
+- killed between the two: the label file is an orphan; its footer's key and the hash of its rows let the next try adopt
+  it without computing anything;
+- two writers, or a zombie that comes late: the second one's file is refused. Both would have been the same bytes, and
+  the receipt is of what lies there: size and sha256 are read back from the store, never taken from memory;
+- an answer lost on the way: the PUT sent again finds its own object, which is compared by key and adopted.
 """
 
 from __future__ import annotations
@@ -15,9 +26,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from dto_pipeline.data.digest import TableDigest
-from dto_pipeline.data.files import sha256_file
 from dto_pipeline.data.labels import LabelsError, read_label_metadata, read_labels, write_label_shard
-from dto_pipeline.run.directory import RunDirectory, RunIdentity, publish_receipt, why_void
+from dto_pipeline.data.storage import join_location
+from dto_pipeline.data.store import sha256_of
+from dto_pipeline.run.directory import (
+    RunDirectory,
+    RunIdentity,
+    label_name,
+    publish_receipt,
+    replace_shard,
+    staged_label_name,
+    why_void,
+)
 from dto_pipeline.run.receipt import Receipt, RecordInvalid, read_receipt
 
 _LOG = logging.getLogger(__name__)
@@ -70,7 +90,7 @@ def read_valid_receipt(directory: RunDirectory, identity: RunIdentity, shard: in
     """The receipt of a shard if it has one that holds."""
     try:
         receipt = read_receipt(directory.receipt_file(shard))
-        label_bytes = directory.label_file(shard).stat().st_size
+        label_bytes = directory.store.size(label_name(shard))
     except (FileNotFoundError, RecordInvalid):
         return None
     return None if why_void(receipt, shard, identity, label_bytes) else receipt
@@ -83,8 +103,10 @@ def find_orphan(directory: RunDirectory, shard: int, key: str, image_ids: Sequen
         The table if the footer carries `key`, the rows are the right ones and their hash is the footer's; None where
         there is no file, or one that is not ours (it is then removed, so that the shard can be published).
     """
-    path = directory.label_file(shard)
-    if not path.exists():
+    path, store = directory.label_file(shard), directory.store
+    try:
+        store.size(label_name(shard))
+    except FileNotFoundError:
         return None
     try:
         footer, table = read_label_metadata(path), read_labels(path)
@@ -97,7 +119,7 @@ def find_orphan(directory: RunDirectory, shard: int, key: str, image_ids: Sequen
     except (LabelsError, OSError) as error:
         reason = str(error)
     _LOG.warning("shard %d: %s has no receipt and cannot be adopted (%s); it is replaced", shard, path, reason)
-    path.unlink(missing_ok=True)
+    store.remove(label_name(shard))
     return None
 
 
@@ -117,17 +139,70 @@ def commit_receipt(
     directory: RunDirectory, identity: RunIdentity, shard: int, key: str, table: LabelTable, work: ShardWork
 ) -> Receipt:
     """Declare a published shard done; counts come from `table`, hash and size from the file itself."""
-    path = directory.label_file(shard)
+    return publish_receipt(directory, _make_receipt(directory, identity, shard, key, table, work, label_name(shard)))
+
+
+def stage_repair(
+    directory: RunDirectory,
+    identity: RunIdentity,
+    shard: int,
+    table: LabelTable,
+    footer: dict[str, str],
+    work: ShardWork,
+) -> Receipt:
+    """Write another version of a finished shard's labels aside. Nothing changes before the driver commits it.
+
+    So a zombie, or a second worker at the same shard, can only leave a file that nobody asks for. What cannot differ
+    between two workers of one try is in the footer; their files have names of their own, which their receipts tell.
+
+    Returns:
+        The receipt the shard would have; `commit_repair` takes it.
+    """
+    name = staged_label_name(shard, _token(shard, work.worker, work.attempt, work.finished_at))
+    place = join_location(directory.root, name)
+    write_label_shard(table, place, footer)
+    return _make_receipt(directory, identity, shard, footer["shard_key"], table, work, name)
+
+
+def commit_repair(directory: RunDirectory, receipt: Receipt) -> bool:
+    """Put what `stage_repair` wrote in the place of the shard's labels. The driver does this, under its lock.
+
+    Returns:
+        True if the shard changed; False if the new file is the old one, or the receipt that of the shard as it is.
+    """
+    token = _token(receipt.shard, receipt.worker, receipt.attempt, receipt.finished_at)
+    changed = read_receipt(directory.receipt_file(receipt.shard)).label_sha256 != receipt.label_sha256
+    if changed:
+        replace_shard(directory, receipt, token)
+    directory.store.remove(staged_label_name(receipt.shard, token))
+    return changed
+
+
+def _token(shard: int, worker: str, attempt: int, finished_at: float) -> str:
+    """Name of a staged file, from what its receipt holds; 32 hexadecimal digits, so that it is swept as a leftover."""
+    return hashlib.sha256(json.dumps([shard, worker, attempt, finished_at]).encode()).hexdigest()[:32]
+
+
+def _make_receipt(
+    directory: RunDirectory,
+    identity: RunIdentity,
+    shard: int,
+    key: str,
+    table: LabelTable,
+    work: ShardWork,
+    name: str,
+) -> Receipt:
+    """Receipt of the label file `name` of the run, whose rows are `table`."""
     images, people = count_statuses(table)
-    receipt = Receipt(
+    return Receipt(
         shard=shard,
         rows=table.num_rows,
         images=table.num_rows,
         persons=sum(people.values()),
         image_status=images,
         person_status=people,
-        label_sha256=sha256_file(path),
-        label_bytes=path.stat().st_size,
+        label_sha256=sha256_of(join_location(directory.root, name)),
+        label_bytes=directory.store.size(name),
         shard_key=key,
         config_hash=identity.config_hash,
         manifest_fingerprint=identity.manifest_fingerprint,
@@ -138,7 +213,6 @@ def commit_receipt(
         finished_at=work.finished_at,
         stage_seconds=work.stage_seconds,
     )
-    return publish_receipt(directory, receipt)
 
 
 def _rows_sha256(table: LabelTable) -> str:

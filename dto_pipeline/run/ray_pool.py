@@ -1,7 +1,11 @@
-"""Workers as Ray actors: the only place that imports Ray.
+"""Workers as Ray actors: the door to Ray (its metrics have one of their own, `ray_metrics`).
 
 Knows how actors are started, fed and ended; decides nothing (see `schedule`). Actors and tasks are never restarted by
-Ray itself: what a death costs is the driver's business. Only shard numbers and receipts travel.
+Ray itself: what a death costs is the driver's business. Only shard numbers and receipts travel. Seconds.
+
+Beside its work every actor answers one question in a thread of its own, again and again: what has it begun, and how far
+is it. The outstanding answer is how the death of an idle worker is noticed, and how a shard that a dead worker had not
+begun is told from the one that may have killed it.
 """
 
 from __future__ import annotations
@@ -9,19 +13,24 @@ from __future__ import annotations
 import logging
 import math
 import os
+import socket
+import threading
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 
 from dto_pipeline.config import RunConfig
+from dto_pipeline.errors import DtoError
 from dto_pipeline.run.pool import (
     DeviceLost,
     Event,
     Runner,
     ShardDone,
+    ShardProgress,
     ShardRaised,
+    WorkerDraining,
     WorkerLost,
     WorkerReady,
     one_line,
@@ -36,7 +45,30 @@ _ENVIRONMENT = {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # `uv run dto run` must not rebuild the environment per worker
     "RAY_DEDUP_LOGS": "0",  # equal lines of two workers are two facts
 }
+_REACH_S = 10.0  # a cluster that is there answers within this [s]
+_DRAIN_POLL_S = 5.0  # how often Ray is asked which nodes are about to be taken away [s]
+_LOOK_S = 5.0  # how often a worker tells how far it is [s]
+_TOLD_S = 0.05  # how long a worker waits for its word to be on its way before it begins a shard [s]
 _LOG = logging.getLogger(__name__)
+
+
+class ClusterUnreachable(DtoError):
+    """No Ray cluster answers at the address; the message says what to try."""
+
+
+class _Place(NamedTuple):
+    """Where an actor runs."""
+
+    process: str  # host:pid
+    node: str  # Ray's id of the machine
+
+
+class _Look(NamedTuple):
+    """What a worker says about itself."""
+
+    begun: int  # shards begun so far
+    shard: int  # the last of them, -1 = none
+    images: int  # done of it
 
 
 class _Worker:
@@ -44,14 +76,32 @@ class _Worker:
 
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
+        self._news = threading.Condition()
+        self._begun, self._shard = 0, -1
+        self._told = threading.Event()
 
-    def ping(self) -> str:
-        """Warm up and say where we are; the answer means that shards are welcome."""
+    def where(self) -> _Place:
+        return _Place(process_name(), ray.get_runtime_context().get_node_id())
+
+    def ping(self) -> None:
+        """Warm up; the answer means that shards are welcome."""
         self._runner.warm_up()
-        return process_name()
 
     def run(self, shard: int, attempt: int) -> Receipt:
+        with self._news:
+            self._begun, self._shard = self._begun + 1, shard
+            self._told.clear()
+            self._news.notify_all()
+        self._told.wait(_TOLD_S)
         return self._runner.run(shard, attempt)
+
+    @ray.method(concurrency_group="look")
+    def look(self, begun: int) -> _Look:
+        """Answers at once when a shard was begun that the asker does not know of, else after a while."""
+        with self._news:
+            self._news.wait_for(lambda: self._begun != begun, _LOOK_S)
+            self._told.set()
+            return _Look(self._begun, self._shard, getattr(self._runner, "images_done", 0))
 
 
 @dataclass
@@ -60,14 +110,19 @@ class _Actor:
 
     handle: Any
     place: str = "not started yet"  # host:pid once it has answered
+    node: str = ""
+    begun: int = 0  # shards it has begun, as far as we were told
+    answered: int = 0  # shards it has given an answer for
+    draining: bool = False
 
 
 @dataclass(frozen=True)
 class _Task:
-    """What an outstanding reference stands for; `shard` None = the ping."""
+    """What an outstanding reference stands for: a method of the actor, for ``run`` with its shard."""
 
     worker: str
-    shard: int | None
+    method: str
+    shard: int = -1
 
 
 class RayPool:
@@ -78,39 +133,60 @@ class RayPool:
         Args:
             runner: not warmed up; a copy travels to every actor.
             config: what an actor asks for (`cpus_per_worker`, `gpus_per_worker`) and its threads.
-            address: ``local`` starts Ray on this machine; ``auto`` or an address joins a cluster.
+            address: ``local`` starts Ray on this machine; ``auto``, ``HOST:PORT`` or ``ray://HOST:PORT`` joins a
+                cluster.
+
+        Raises:
+            ClusterUnreachable: no cluster answers there.
         """
         self._owns_ray = not ray.is_initialized()
         if self._owns_ray:
             start_ray(config, address)
         self._runner = ray.put(runner)
-        self._actor_class: Any = ray.remote(_Worker).options(**_actor_options(config))
+        self._options = _actor_options(config)
+        self._avoided: list[str] = []
         self._actors: dict[str, _Actor] = {}
         self._tasks: dict[Any, _Task] = {}  # in the order of submission
         self._started = 0
+        self._drains = _DrainPoll()
 
     def start_worker(self) -> str:
         self._started += 1
         worker = f"worker-{self._started}"
-        handle = self._actor_class.remote(self._runner)
+        handle = _actor_class().options(**self._options).remote(self._runner)
         self._actors[worker] = _Actor(handle)
-        self._tasks[handle.ping.remote()] = _Task(worker, None)
+        self._tasks[handle.where.remote()] = _Task(worker, "where")
+        self._tasks[handle.ping.remote()] = _Task(worker, "ping")
         return worker
 
     def assign(self, worker: str, shard: int, attempt: int) -> None:
         reference = self._actors[worker].handle.run.remote(shard, attempt)
-        self._tasks[reference] = _Task(worker, shard)
+        self._tasks[reference] = _Task(worker, "run", shard)
 
     def wait(self, timeout_s: float) -> list[Event]:
         references = list(self._tasks)
         ray.wait(references, num_returns=1, timeout=timeout_s)
-        # Everything that is ready by now, in the order of submission: answers of a worker come before its death.
+        # Everything that is ready by now, in the order of submission: answers of a worker come before its death. What
+        # it says beside its work comes last, because a death shows there as well.
         ready, _ = ray.wait(references, num_returns=len(references), timeout=0)
         arrived = set(ready)
-        return [self._collect(ref) for ref in references if ref in arrived and ref in self._tasks]
+        heard = [reference for reference in references if reference in arrived]
+        ordered = sorted(heard, key=lambda reference: self._tasks[reference].method == "look")
+        events = [self._collect(ref) for ref in ordered if ref in self._tasks]
+        return [event for event in events if event is not None] + self._find_draining()
 
     def kill(self, worker: str) -> None:
         ray.kill(self._forget(worker).handle, no_restart=True)
+
+    def avoid_node(self, node: str) -> None:
+        self._avoided.append(node)
+        selector = {"ray.io/node-id": f"!in({','.join(self._avoided)})"}
+        try:
+            _actor_class().options(**self._options, label_selector=selector)
+        except (TypeError, ValueError) as error:  # an older Ray
+            _LOG.warning("this version of Ray cannot leave out a node (%s): it goes on there", one_line(error))
+        else:
+            self._options = {**self._options, "label_selector": selector}
 
     def now(self) -> float:
         return time.monotonic()
@@ -121,35 +197,67 @@ class RayPool:
         if self._owns_ray:
             ray.shutdown()
 
-    def _collect(self, reference: Any) -> Event:
+    def _collect(self, reference: Any) -> Event | None:
         task = self._tasks.pop(reference)
+        actor = self._actors[task.worker]
         try:
             answer = ray.get(reference)
         except ray.exceptions.RayTaskError as error:
             return self._raised(task, error)
         except ray.exceptions.RayError as error:
             return self._lost(task.worker, error)
-        if task.shard is None:
-            self._actors[task.worker].place = answer
-            _LOG.info("%s is ready (%s)", task.worker, answer)
-            return WorkerReady(task.worker)
+        if task.method == "where":
+            actor.place, actor.node = answer
+            return None
+        if task.method == "look":
+            return self._looked(task.worker, actor, answer)
+        if task.method == "ping":
+            self._ask(task.worker, actor)
+            _LOG.info("%s is ready (%s)", task.worker, actor.place)
+            return WorkerReady(task.worker, actor.node)
+        actor.answered += 1
         return ShardDone(task.worker, task.shard, answer)
+
+    def _ask(self, worker: str, actor: _Actor) -> None:
+        """Keep one question to the worker open."""
+        self._tasks[actor.handle.look.remote(actor.begun)] = _Task(worker, "look")
+
+    def _looked(self, worker: str, actor: _Actor, answer: _Look) -> Event | None:
+        actor.begun = answer.begun
+        self._ask(worker, actor)
+        busy = answer.begun > actor.answered
+        return ShardProgress(worker, answer.shard, answer.images) if busy else None
+
+    def _find_draining(self) -> list[Event]:
+        """Workers whose node is about to be taken away, each once."""
+        found: list[Event] = []
+        nodes = self._drains.nodes(self.now())
+        for worker, actor in self._actors.items():
+            if actor.node in nodes and not actor.draining:
+                actor.draining = True
+                _LOG.warning("the node of %s (%s) is being drained: it gets no more shards", worker, actor.place)
+                found.append(WorkerDraining(worker))
+        return found
 
     def _raised(self, task: _Task, error: ray.exceptions.RayTaskError) -> Event:
         """The runner raised: in a shard, or while warming up, which makes the worker useless."""
         cause = error.cause if isinstance(error.cause, BaseException) else error
         detail = str(error)
-        if task.shard is None:
+        actor = self._actors[task.worker]
+        if task.method != "run":
             self.kill(task.worker)
-            return WorkerLost(task.worker, one_line(cause), detail)
+            return WorkerLost(task.worker, one_line(cause), detail, node=actor.node)
+        actor.answered += 1
         return ShardRaised(task.worker, task.shard, one_line(cause), detail, isinstance(cause, DeviceLost))
 
     def _lost(self, worker: str, error: ray.exceptions.RayError) -> WorkerLost:
         """The process or its node is gone, or cannot be reached: a worker we are unsure of is ended."""
-        place = self._actors[worker].place
+        actor = self._actors[worker]
         self.kill(worker)
-        blameless = bool(getattr(error, "preempted", False))
-        return WorkerLost(worker, f"{worker} ({place}) died: {_death_reason(error)}", str(error), blameless)
+        blameless = bool(getattr(error, "preempted", False)) or actor.draining
+        begun = actor.begun > actor.answered
+        reason = f"{worker} ({actor.place}) died: {_death_reason(error)}"
+        return WorkerLost(worker, reason, str(error), blameless, begun, actor.node)
 
     def _forget(self, worker: str) -> _Actor:
         self._tasks = {ref: task for ref, task in self._tasks.items() if task.worker != worker}
@@ -163,8 +271,35 @@ def _death_reason(error: ray.exceptions.RayError) -> str:
     return text[start:].partition(" Some common causes")[0]
 
 
+class _DrainPoll:
+    """Asks Ray now and then which nodes are being drained. It has no public function for it."""
+
+    def __init__(self) -> None:
+        self._next = 0.0
+        self._possible = True
+        self._nodes: frozenset[str] = frozenset()
+
+    def nodes(self, now: float) -> frozenset[str]:
+        """Ids of the nodes, as of the last time somebody asked."""
+        if self._possible and now >= self._next:
+            self._next = now + _DRAIN_POLL_S
+            try:
+                self._nodes = frozenset(ray._private.state.state.get_draining_nodes())
+            except (AttributeError, ray.exceptions.RayError, ConnectionError) as error:
+                self._possible = False
+                _LOG.warning(
+                    "Ray does not tell here which nodes are drained (%s): workers there are lost like others",
+                    one_line(error),
+                )
+        return self._nodes
+
+
 def start_ray(config: RunConfig, address: str) -> None:
-    """Connect this process to Ray: a fresh one on this machine (``local``) or the cluster at `address`."""
+    """Connect this process to Ray: a fresh one on this machine (``local``) or the cluster at `address`.
+
+    Raises:
+        ClusterUnreachable: nothing answers at the address, within seconds.
+    """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     local: dict[str, Any] = {}
@@ -176,7 +311,46 @@ def start_ray(config: RunConfig, address: str) -> None:
             "object_store_memory": OBJECT_STORE_BYTES,
             "include_dashboard": False,
         }
-    ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING, **local)
+    else:
+        _check_reachable(address)
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING, **local)
+    except (ConnectionError, ValueError) as error:
+        raise ClusterUnreachable(f"--address {address}: {one_line(error)}; --address local starts Ray here") from error
+
+
+def _check_reachable(address: str) -> None:
+    """Refuse an address where nothing answers: Ray itself would try for minutes."""
+    target = os.environ.get("RAY_ADDRESS", "") if address == "auto" else address  # as Ray resolves it
+    host, _, port = target.removeprefix("ray://").partition("/")[0].rpartition(":")
+    if address == "auto" and not port:
+        return  # Ray looks for processes of a cluster on this machine, and says at once if there are none
+    advice = "is the cluster up, and the port right (6379 for HOST:PORT, 10001 for ray://)?"
+    if not host or not port.isdecimal():
+        raise ClusterUnreachable(f"--address {target}: expected local, auto, HOST:PORT or ray://HOST:PORT")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _REACH_S).close()
+    except OSError as error:
+        raise ClusterUnreachable(f"--address {target}: nothing listens there ({error}); {advice}") from error
+    if os.environ.get("RAY_USE_TLS", "0") == "0" and not _speaks_grpc(f"{host}:{port}"):
+        raise ClusterUnreachable(f"--address {target}: what listens there is no Ray that answers; {advice}")
+
+
+def _speaks_grpc(target: str) -> bool:
+    """True if a server of Ray's protocol answers; a port that only accepts connections does not."""
+    import grpc  # comes with Ray
+
+    with grpc.insecure_channel(target) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(timeout=_REACH_S)
+            return True
+        except grpc.FutureTimeoutError:
+            return False
+
+
+def _actor_class() -> Any:
+    to_actor: Any = ray.remote  # its types do not know concurrency groups
+    return to_actor(concurrency_groups={"look": 1})(_Worker)
 
 
 def _actor_options(config: RunConfig) -> dict[str, Any]:

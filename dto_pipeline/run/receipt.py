@@ -11,9 +11,10 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
+from dto_pipeline.data.storage import Location
+from dto_pipeline.data.store import read_bytes
 from dto_pipeline.errors import DtoError
 from dto_pipeline.status import ImageStatus
 
@@ -68,19 +69,31 @@ class Failure:
     worker: str
     failed_at: float  # [s since 1970 UTC]
     detail: str = ""  # trace of the last try
+    deaths: int = 0  # of the tries, those that ended with their process
+    suspects: dict[str, int] = field(default_factory=dict)  # image_id -> processes that died with it alone in hand
 
     def to_dict(self) -> dict[str, Any]:
         return {"schema": FAILURE_SCHEMA, **dataclasses.asdict(self)}
 
 
-def read_receipt(path: Path) -> Receipt:
+def read_receipt(path: Location) -> Receipt:
     """Raises: RecordInvalid, or FileNotFoundError."""
-    return Receipt(**_read_record(path, RECEIPT_SCHEMA, Receipt))
+    return parse_receipt(read_bytes(path), path)
 
 
-def read_failure(path: Path) -> Failure:
+def read_failure(path: Location) -> Failure:
     """Raises: RecordInvalid, or FileNotFoundError."""
-    return Failure(**_read_record(path, FAILURE_SCHEMA, Failure))
+    return parse_failure(read_bytes(path), path)
+
+
+def parse_receipt(data: bytes, path: Location) -> Receipt:
+    """A receipt's bytes; errors name `path`. Raises: RecordInvalid."""
+    return Receipt(**_parse_record(data, path, RECEIPT_SCHEMA, Receipt))
+
+
+def parse_failure(data: bytes, path: Location) -> Failure:
+    """A failure's bytes; errors name `path`. Raises: RecordInvalid."""
+    return Failure(**_parse_record(data, path, FAILURE_SCHEMA, Failure))
 
 
 def add_counts(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
@@ -91,9 +104,9 @@ def add_counts(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
     return dict(sorted(total.items()))
 
 
-def _read_record(path: Path, schema: str, record: type) -> dict[str, Any]:
+def _parse_record(data: bytes, path: Location, schema: str, record: type) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_bytes())
+        found = json.loads(data)
     except ValueError as error:
         raise RecordInvalid(f"{path} is not JSON ({error}); it was cut short or edited, delete it") from error
     if not isinstance(found, dict) or found.get("schema") != schema:

@@ -7,11 +7,13 @@ or after it died. Speed counts the time somebody was working, not the nights bet
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dto_pipeline.data.storage import as_location
 from dto_pipeline.run.directory import RunDirectory, read_identity, scan_run
 from dto_pipeline.run.lock import read_holder
 from dto_pipeline.run.receipt import Receipt, add_counts
@@ -36,6 +38,8 @@ class RunStatus:
     run_dir: str
     subset: str
     driver: str  # who drives the run, or "none"
+    driver_note: str  # what its silence means and what to do; "" = nothing to say
+    last_receipt_s: float | None  # seconds since the last shard was finished; None = none is
     shards: dict[str, int]  # ShardStatus word -> shards
     images_total: int
     images_done: int
@@ -57,6 +61,13 @@ class RunStatus:
         """Text for a terminal."""
         return "\n".join(_table_lines(self))
 
+    def as_line(self) -> str:
+        """The same for a log, short."""
+        shards = ", ".join(f"{count} {word}" for word, count in self.shards.items())
+        speed = f"{self.images_per_s:.1f} images/s, ETA {format_duration(self.eta_s)}"
+        note = f"; {self.driver_note}" if self.driver_note else ""
+        return f"shards: {shards}; images: {self.images_done} of {self.images_total}; {speed}{note}"
+
 
 def read_status(run_dir: str | Path) -> RunStatus:
     """Read a run's folder.
@@ -64,7 +75,7 @@ def read_status(run_dir: str | Path) -> RunStatus:
     Raises:
         RunDirectoryError: the folder is not a run.
     """
-    directory = RunDirectory(Path(run_dir))
+    directory = RunDirectory(as_location(run_dir))
     identity = read_identity(directory)
     scan = scan_run(directory, identity)
     receipts = list(scan.done.values())
@@ -77,7 +88,9 @@ def read_status(run_dir: str | Path) -> RunStatus:
     return RunStatus(
         run_dir=str(run_dir),
         subset=identity.subset,
-        driver="none" if holder is None else f"pid {holder.pid} on {holder.host} ({holder.state})",
+        driver="none" if holder is None else holder.describe(),
+        driver_note=describe_driver(holder.state if holder else None, pending, len(given_up)),
+        last_receipt_s=_age(receipts),
         shards={
             str(ShardStatus.DONE): len(receipts),
             str(ShardStatus.FAILED): len(given_up),
@@ -95,6 +108,22 @@ def read_status(run_dir: str | Path) -> RunStatus:
         stage_seconds=sum_stages(receipts),
         void=scan.void,
     )
+
+
+def describe_driver(state: str | None, pending: int, given_up: int) -> str:
+    """What to make of a driver in this state (None = there is none) while so many shards are left."""
+    if not pending:
+        return "shards were given up: `dto run --retry-failed` takes them up again" if given_up else ""
+    if state is None:
+        return "nobody works on it: `dto run` does what is left"
+    if state == "on another host":
+        return "if its heartbeat stands still, start `dto run` again: it waits for the lease to end and goes on"
+    return "the driver died: start `dto run` again, nothing is lost" if state == "gone" else ""
+
+
+def _age(receipts: Sequence[Receipt]) -> float | None:
+    """Seconds since the last receipt, by this machine's clock; clocks may differ, so never less than 0."""
+    return max(0.0, time.time() - max(r.finished_at for r in receipts)) if receipts else None
 
 
 def images_per_second(receipts: Sequence[Receipt]) -> float:
@@ -147,15 +176,21 @@ def _table_lines(status: RunStatus) -> list[str]:
     shards = ", ".join(f"{count} {word}" for word, count in status.shards.items())
     lines = [
         f"run      {status.run_dir} ({status.subset})",
-        f"driver   {status.driver}",
+        f"driver   {status.driver}" + (f": {status.driver_note}" if status.driver_note else ""),
         f"shards   {shards}",
         f"images   {status.images_done} of {status.images_total}",
         *count_lines(ImageStatus, status.image_status),
         f"persons  {status.persons_done} of {status.persons_total}",
         *count_lines(PersonStatus, status.person_status),
-        f"speed    {status.images_per_s:.1f} images/s",
+        f"speed    {status.images_per_s:.1f} images/s" + _last_receipt(status),
         f"ETA      {format_duration(status.eta_s)}",
     ]
     lines += [f"failed   shard {f.shard} after {f.attempts} tries: {f.error}" for f in status.failed]
     lines += [f"void     shard {shard}: {reason}" for shard, reason in status.void.items()]
     return lines
+
+
+def _last_receipt(status: RunStatus) -> str:
+    if status.last_receipt_s is None:
+        return ""
+    return f"; the last shard was finished {format_duration(status.last_receipt_s)} ago"

@@ -1,4 +1,4 @@
-"""One shard from manifest rows to a receipt: load, optimise, write, publish.
+"""One shard from manifest rows to a receipt: load, optimise, write, publish; or its failed images once more.
 
 Joins data and models; knows nothing of Ray or of other shards. A shard's label bytes are a function of the manifest,
 the config and the library versions: never of threads, workers, attempts or time. Seconds.
@@ -7,18 +7,21 @@ the config and the library versions: never of threads, workers, attempts or time
 from __future__ import annotations
 
 import time
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from dto_pipeline.config import PipelineConfig
-from dto_pipeline.data.labels import build_label_table
+from dto_pipeline.data.labels import build_label_table, read_labels
 from dto_pipeline.data.manifest import Manifest
+from dto_pipeline.data.remote_inputs import fetch_body, open_depth
+from dto_pipeline.data.splice import splice_rows
 from dto_pipeline.data.storage import absolute
 from dto_pipeline.data.tar_images import open_images
-from dto_pipeline.models.body import BodyModel, load_body
-from dto_pipeline.models.depth import open_depth_files
+from dto_pipeline.models.body import BodyModel
 from dto_pipeline.models.seeing import Sight
 from dto_pipeline.optimizer import SceneOptimizer
 from dto_pipeline.run.directory import (
@@ -40,8 +43,11 @@ from dto_pipeline.run.publishing import (
     publish_labels,
     read_valid_receipt,
     shard_key,
+    stage_repair,
 )
 from dto_pipeline.run.receipt import Receipt
+from dto_pipeline.run.suspects import CONDEMNED, Hand, clear_hand, find_suspicion, work_one_by_one, write_hand
+from dto_pipeline.status import ImageStatus
 from dto_pipeline.timing import StageClock
 
 
@@ -56,6 +62,28 @@ class _Workshop:
     networks: dict[str, str]  # what the labels' metadata says of them
 
 
+@dataclass(frozen=True)
+class _Job:
+    """One try at one shard."""
+
+    shard: int
+    attempt: int
+    key: str
+    started: float  # on `time.perf_counter` [s]
+    clock: StageClock
+
+    def describe(self, adopted: bool = False) -> ShardWork:
+        """What the receipt tells of it; call it when the work is done."""
+        return ShardWork(
+            worker=process_name(),
+            attempt=self.attempt,
+            adopted=adopted,
+            wall_s=round(time.perf_counter() - self.started, 6),
+            finished_at=time.time(),
+            stage_seconds={stage: round(seconds, 6) for stage, seconds in sorted(self.clock.seconds.items())},
+        )
+
+
 class ShardRunner:
     """Does shards of one run. Light until `warm_up`, and picklable before it."""
 
@@ -66,14 +94,25 @@ class ShardRunner:
         run_dir: str | Path,
         images_root: str | Path | None = None,
         depth_root: str | Path | None = None,
+        retry_images: Collection[str] = (),
     ) -> None:
-        """`images_root`, `depth_root`: folders in place of those named by the manifest and the config."""
+        """
+        Args:
+            images_root, depth_root: folders in place of those named by the manifest and the config.
+            retry_images: statuses; images of finished shards that bear one are done again.
+        """
         self.config = config
         self.manifest_path = absolute(manifest_path)
-        self.directory = RunDirectory(Path(run_dir).absolute())
+        self.directory = RunDirectory(absolute(run_dir))
         self._images_root = images_root
         self._depth_root = depth_root
+        self._retry_images = frozenset(retry_images)
         self._workshop: _Workshop | None = None
+
+    @property
+    def images_done(self) -> int:
+        """Images done of the shard that is being worked on."""
+        return 0 if self._workshop is None else self._workshop.placer.images_done
 
     def warm_up(self) -> None:
         """Load the models once in this process, and check that it belongs to the run.
@@ -97,36 +136,82 @@ class ShardRunner:
             Exception: whatever stops a whole shard (disk full, manifest gone ...); single images never do.
         """
         workshop = self._warm()
-        if receipt := read_valid_receipt(self.directory, workshop.identity, shard):
+        receipt = read_valid_receipt(self.directory, workshop.identity, shard)
+        if receipt is not None and not self._is_to_be_repaired(receipt):
             return receipt
         started, clock = time.perf_counter(), StageClock()
+        workshop.placer.images_done = 0
         with clock("read"):
             rows = workshop.manifest.read_shard(shard)
         image_ids = rows.column("image_id").to_pylist()
-        key = shard_key(workshop.identity, image_ids)
-        table = find_orphan(self.directory, shard, key, image_ids)
-        adopted = table is not None
-        if table is None:
-            table = self._make_labels(shard, rows, key, clock)
-        work = ShardWork(
-            worker=process_name(),
-            attempt=attempt,
-            adopted=adopted,
-            wall_s=round(time.perf_counter() - started, 6),
-            finished_at=time.time(),
-            stage_seconds={stage: round(seconds, 6) for stage, seconds in sorted(clock.seconds.items())},
-        )
-        return commit_receipt(self.directory, workshop.identity, shard, key, table, work)
+        job = _Job(shard, attempt, shard_key(workshop.identity, image_ids), started, clock)
+        with self._noted(job):
+            if receipt is None:
+                table = find_orphan(self.directory, shard, job.key, image_ids)
+                adopted = table is not None
+                if table is None:
+                    table = self._make_labels(shard, rows, job.key, clock, attempt)
+                receipt = commit_receipt(
+                    self.directory, workshop.identity, shard, job.key, table, job.describe(adopted=adopted)
+                )
+                if not adopted or not self._is_to_be_repaired(receipt):
+                    return receipt
+            return self._repair(job, rows)
 
-    def _make_labels(self, shard: int, rows: ManifestRows, key: str, clock: StageClock) -> LabelTable:
+    def _is_to_be_repaired(self, receipt: Receipt) -> bool:
+        return not self._retry_images.isdisjoint(receipt.image_status)
+
+    @contextmanager
+    def _noted(self, job: _Job) -> Iterator[None]:
+        """Write down which shard this process is at, where no driver of its own would notice its death."""
+        own = self.config.run.workers == 0
+        if own:
+            write_hand(self.directory, Hand(job.shard, job.attempt, "", driver=True))
+        try:
+            yield
+        finally:
+            if own or job.attempt >= self.config.run.max_attempts:
+                clear_hand(self.directory, job.shard)
+
+    def _make_labels(self, shard: int, rows: ManifestRows, key: str, clock: StageClock, attempt: int) -> LabelTable:
         workshop = self._warm()
-        placed = workshop.placer.place(rows, clock)
+        table = self._place(shard, rows, clock, attempt)
         with clock("write"):
-            table = build_label_table(placed)
-            facts = _footer_facts(workshop)
-            footer = label_footer(workshop.identity, shard, key, table, facts)
+            footer = label_footer(workshop.identity, shard, key, table, _footer_facts(workshop))
             publish_labels(self.directory, shard, table, footer)
         return table
+
+    def _repair(self, job: _Job, rows: ManifestRows) -> Receipt:
+        """Do the failed images of a finished shard again and stage the result; its other rows stay as they are."""
+        workshop, clock = self._warm(), job.clock
+        with clock("read"):
+            standing = read_labels(self.directory.label_file(job.shard))
+        found = standing.column("status").to_pylist()
+        failed = [position for position, status in enumerate(found) if status in self._retry_images]
+        again = self._place(job.shard, rows.take(failed), clock, job.attempt)
+        with clock("write"):
+            table = splice_rows(standing, failed, again)
+            footer = label_footer(workshop.identity, job.shard, job.key, table, _footer_facts(workshop))
+            return stage_repair(self.directory, workshop.identity, job.shard, table, footer, job.describe())
+
+    def _place(self, shard: int, rows: ManifestRows, clock: StageClock, attempt: int) -> LabelTable:
+        """Label rows of manifest rows: all together, or one by one where the shard has ended processes."""
+        workshop = self._warm()
+        suspicion = find_suspicion(self.directory, shard, attempt, self.config.run.max_attempts)
+        if suspicion is None:
+            return build_label_table(workshop.placer.place(rows, clock))
+        images = rows.column("image_id").to_pylist()
+        own = self.config.run.workers == 0
+
+        def note(image: str, survived: tuple[str, ...]) -> None:
+            write_hand(self.directory, Hand(shard, attempt, image, survived, own))
+
+        placed = work_one_by_one(images, suspicion, lambda i: workshop.placer.place(rows.take([i]), clock)[0], note)
+        for position in range(len(images)):
+            if position not in placed:
+                scenes = workshop.placer.pass_by(rows.take([position]), ImageStatus.WORKER_DIED, CONDEMNED)
+                placed[position] = scenes[0]
+        return build_label_table([placed[position] for position in range(len(images))])
 
     def _warm(self) -> _Workshop:
         self.warm_up()
@@ -141,11 +226,11 @@ class ShardRunner:
         if differences := describe_run_difference(identity, here):
             raise RunMismatch("\n".join([f"{process_name()} differs from {self.directory.root}:", *differences]))
         device = choose_device(self.config.run.device)
-        body = load_body(self.config.body.model_path, self.config.body.kid_axis, device)
+        body = fetch_body(self.config.body.model_path, self.config.body.kid_axis, device)
         images = open_images(self._images_root or manifest.images_root, self.manifest_path)
         sight = Sight(self.config, body, device)
         depth_root = self._depth_root or self.config.depth.root or manifest.depth_root or ""
-        depth = None if sight.depth is not None else open_depth_files(self.config.depth, depth_root)
+        depth = None if sight.depth is not None else open_depth(self.config.depth, depth_root)
         placer = ScenePlacer(SceneOptimizer(body, self.config), self.config, images, depth, sight)
         return _Workshop(identity, manifest, body, placer, sight.facts)
 

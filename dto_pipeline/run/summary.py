@@ -1,19 +1,36 @@
 """What became of one start of a run, counted from receipts and failures: the end of `dto run`.
 
 Knows counts and their table; decides nothing but the exit code. Seconds, images, persons.
+
+Exit codes: 0 every shard of the run is done (failed images are rows with a status); 1 shards were given up, or a repair
+that was asked for; 3 what was selected is done, the rest of the run is pending as asked.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dto_pipeline.run.directory import RunDirectory, RunIdentity, RunScan
-from dto_pipeline.run.receipt import add_counts
+from dto_pipeline.run.directory import RunDirectory, RunScan
+from dto_pipeline.run.ledger import Tally
+from dto_pipeline.run.plan import RunPlan
+from dto_pipeline.run.receipt import Receipt, add_counts
 from dto_pipeline.run.report import count_lines, format_duration, sum_stages
 from dto_pipeline.status import ImageStatus, PersonStatus
+
+SLOWEST = 5  # shards a summary names
+EXIT_DONE, EXIT_MISSING, EXIT_SELECTED = 0, 1, 3
+
+
+@dataclass(frozen=True)
+class SlowShard:
+    """One of the shards that took longest."""
+
+    shard: int
+    wall_s: float
+    images: int
+    worker: str
 
 
 @dataclass(frozen=True)
@@ -25,25 +42,37 @@ class RunSummary:
     done_before: int  # shards that were done when we came
     done_now: int
     failed_shards: dict[int, str]  # given up -> last error
+    unselected: int  # pending shards that this start was not asked to do
+    repaired: int  # finished shards whose failed images were done again, with another result
+    mended: int  # images that had failed in them and do not now
+    failed_repairs: dict[int, str]  # repairs that were given up -> last error; the shard stands as it was
     images: int  # of shards that are done; likewise below
     persons: int
     image_status: dict[str, int]
     person_status: dict[str, int]
     failed_images: int  # images whose labels are as given because they could not be processed
     retries: int  # tries beyond the first, of shards done now
+    failed_tries: int  # of this start, whatever became of the shard
+    workers_lost: int  # in this start
+    slowest: list[SlowShard]  # of shards done now, the slowest first
     wall_s: float  # of this start
     images_per_s: float  # of this start, workers' start-up included
     stage_seconds: dict[str, float]  # of shards done now, threads added up
 
     @property
     def nothing_to_do(self) -> bool:
-        """True when every shard was done, or given up, before we came."""
-        return self.done_now == 0 and self.done_before + len(self.failed_shards) == self.shards
+        """True when this start found no work: what it was asked for was done, or given up, before."""
+        idle = self.done_now == 0 and not self.failed_tries and not self.repaired
+        return idle and self.done_before + len(self.failed_shards) + self.unselected == self.shards
 
     @property
     def exit_code(self) -> int:
-        """0: every shard is done (failed images are rows with a status); 1: shards are missing."""
-        return 0 if self.done_before + self.done_now == self.shards else 1
+        """See the module."""
+        if self.failed_repairs or self.failed_shards:
+            return EXIT_MISSING
+        if self.done_before + self.done_now == self.shards:
+            return EXIT_DONE
+        return EXIT_SELECTED if self.done_before + self.done_now + self.unselected == self.shards else EXIT_MISSING
 
     def to_json(self) -> dict[str, Any]:
         """Plain dict, JSON-ready."""
@@ -55,43 +84,59 @@ class RunSummary:
         return "\n".join(_table_lines(self))
 
 
-def summarize(
-    directory: RunDirectory,
-    identity: RunIdentity,
-    scan: RunScan,
-    done_before: Collection[int],
-    failed_before: Mapping[int, str],
-    wall_s: float,
-) -> RunSummary:
-    """Count what `scan` found at the end of a start; `failed_before` are shards that were not taken up again."""
-    receipts = list(scan.done.values())
-    fresh = [receipt for shard, receipt in scan.done.items() if shard not in done_before]
-    given_up = {shard: failure.error for shard, failure in scan.failures.items() if failure.given_up}
+def summarize(directory: RunDirectory, plan: RunPlan, scan: RunScan | None, tally: Tally, wall_s: float) -> RunSummary:
+    """Count what became of a start.
+
+    Args:
+        scan: what the folder holds at the end; None = as planned, there was nothing to do.
+        tally: what happened and receipts do not tell.
+        wall_s: seconds the start took.
+    """
+    done = plan.done if scan is None else scan.done
+    failures = {} if scan is None else scan.failures
+    receipts = list(done.values())
+    fresh = [receipt for shard, receipt in done.items() if shard not in plan.done]
+    given_up = {shard: failure.error for shard, failure in failures.items() if failure.given_up}
     return RunSummary(
         run_dir=str(directory.root),
-        shards=identity.shards,
-        done_before=len(done_before),
+        shards=plan.identity.shards,
+        done_before=len(plan.done),
         done_now=len(fresh),
-        failed_shards=dict(sorted({**failed_before, **given_up}.items())),
+        failed_shards=dict(sorted({**plan.failed, **given_up}.items())),
+        unselected=len(plan.unselected),
+        repaired=len(tally.repaired),
+        mended=tally.mended,
+        failed_repairs=dict(sorted(tally.repairs_failed.items())),
         images=sum(receipt.images for receipt in receipts),
         persons=sum(receipt.persons for receipt in receipts),
         image_status=add_counts(receipt.image_status for receipt in receipts),
         person_status=add_counts(receipt.person_status for receipt in receipts),
         failed_images=sum(receipt.failed_images for receipt in receipts),
         retries=sum(receipt.attempt - 1 for receipt in fresh),
+        failed_tries=tally.charges,
+        workers_lost=tally.workers_lost,
+        slowest=_find_slowest(fresh),
         wall_s=wall_s,
         images_per_s=sum(receipt.images for receipt in fresh) / wall_s,
         stage_seconds=sum_stages(fresh),
     )
 
 
+def _find_slowest(receipts: list[Receipt]) -> list[SlowShard]:
+    computed = [receipt for receipt in receipts if not receipt.adopted]
+    computed.sort(key=lambda receipt: (-receipt.wall_s, receipt.shard))
+    return [SlowShard(r.shard, r.wall_s, r.images, r.worker) for r in computed[:SLOWEST]]
+
+
 def _table_lines(summary: RunSummary) -> list[str]:
     lines = [f"run      {summary.run_dir}"]
     if summary.nothing_to_do:
-        lines.append("nothing to do: every shard was done or given up before")
+        lines.append("nothing to do: every shard that was asked for was done or given up before")
     lines += [
         f"shards   {summary.done_now} done now, {summary.done_before} before, {len(summary.failed_shards)} failed, "
         f"of {summary.shards}; {summary.retries} tries repeated",
+        *([f"left     {summary.unselected} shards were not selected and stay pending"] if summary.unselected else []),
+        *([f"repaired {summary.repaired} shards, {summary.mended} images mended"] if summary.repaired else []),
         f"images   {summary.images}, {summary.failed_images} of them failed",
         *count_lines(ImageStatus, summary.image_status),
         f"persons  {summary.persons}",
@@ -99,7 +144,12 @@ def _table_lines(summary: RunSummary) -> list[str]:
     ]
     if summary.done_now:
         lines.append(f"time     {format_duration(summary.wall_s)}, {summary.images_per_s:.1f} images/s")
+    if summary.failed_tries or summary.workers_lost:
+        lines.append(f"losses   {summary.workers_lost} workers lost, {summary.failed_tries} tries failed")
     stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in summary.stage_seconds.items())
     lines += [f"stages   {stages} (all workers and threads)"] if stages else []
+    slow = ", ".join(f"{s.shard} {s.wall_s:.1f} s ({s.images} images, {s.worker})" for s in summary.slowest)
+    lines += [f"slowest  shard {slow}"] if slow else []
     lines += [f"failed   shard {shard}: {error}" for shard, error in summary.failed_shards.items()]
+    lines += [f"failed   repair of shard {shard}: {error}" for shard, error in summary.failed_repairs.items()]
     return lines

@@ -69,10 +69,9 @@ def test_places_and_changes_come_before_the_description(tmp_path):
     assert bare.labels_path == Path("/elsewhere/l.npz")
 
 
-def test_a_data_root_may_be_a_uri_but_depth_maps_are_local():
+def test_a_data_root_may_be_a_uri_and_depth_maps_lie_below_it_or_elsewhere():
     assert dataset_from_dict(PLAIN, "s3://bucket/data").labels_path == "s3://bucket/data/l.npz"
-    with pytest.raises(DatasetError, match="name one with --depth"):
-        dataset_from_dict({**PLAIN, "depth": "d"}, "s3://bucket/data")
+    assert dataset_from_dict({**PLAIN, "depth": "d"}, "s3://bucket/data").depth_root == "s3://bucket/data/d"
     assert dataset_from_dict({**PLAIN, "depth": "d"}, "s3://bucket/data", {"depth": "/d"}).depth_root == Path("/d")
 
 

@@ -20,6 +20,7 @@ from dto_pipeline.data.label_files import (
     read_label_files,
 )
 from dto_pipeline.data.labels import LabelsError, build_label_table, write_label_shard
+from dto_pipeline.data.storage import base_name
 from dto_pipeline.data.torch_labels import LABEL_IMAGES, LABEL_PEOPLE, LabelDataset
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.scene import PlacedScene
@@ -61,7 +62,7 @@ def columns(folder: Path) -> LabelColumns:
 
 
 def test_only_label_files_are_found_in_order(folder: Path) -> None:
-    assert [path.name for path in find_label_files(folder)] == ["a.parquet", "b.parquet"]
+    assert [base_name(path) for path in find_label_files(folder)] == ["a.parquet", "b.parquet"]
     assert find_label_files(folder / "a.parquet") == [folder / "a.parquet"]
     with pytest.raises(LabelsError, match="no label file"):
         find_label_files(folder / "nowhere")

@@ -1,6 +1,6 @@
 """A shard runner that takes its time and misbehaves on request, and a command that starts a run with it.
 
-    python -m tests.run.chaos MANIFEST RUN_DIR WORKERS PAUSE_S
+    python -m tests.run.chaos MANIFEST RUN_DIR WORKERS PAUSE_S [LEASE_S]
 
 Prints ``started`` when the driver is about to work. Kills are done from outside, with SIGKILL.
 """
@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from dto_pipeline.config import PipelineConfig, load_config
+from dto_pipeline.data.storage import Location, as_location
 from dto_pipeline.run.driver import run_pipeline
 from dto_pipeline.run.receipt import Receipt
 from dto_pipeline.run.shard_runner import ShardRunner
@@ -29,7 +30,7 @@ class ChaosRunner(ShardRunner):
         self,
         config: PipelineConfig,
         manifest: Path,
-        run_dir: Path,
+        run_dir: Location,
         pause_s: float = 0.0,
         faults: Mapping[int, str] | None = None,
         faulty_attempts: int = 99,
@@ -66,9 +67,9 @@ def label_bytes(run_dir: Path) -> dict[str, bytes]:
 
 
 def main() -> None:
-    manifest, run_dir, workers, pause_s = sys.argv[1:]
-    config = tiny_config(int(workers))
-    runner = ChaosRunner(config, Path(manifest), Path(run_dir), float(pause_s))
+    manifest, run_dir, workers, pause_s, *lease_s = sys.argv[1:]
+    config = tiny_config(int(workers), heartbeat_s=0.5, lease_s=float(lease_s[0]) if lease_s else 60.0)
+    runner = ChaosRunner(config, Path(manifest), as_location(run_dir), float(pause_s))
     print("started", flush=True)
     run_pipeline(manifest, run_dir, config, progress=False, runner=runner)
 

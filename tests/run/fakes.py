@@ -91,6 +91,7 @@ class FakePool:
         self._count = 0
         self.started: list[str] = []
         self.killed: list[str] = []
+        self.avoided: list[str] = []
         self.executions: list[tuple[str, int, int]] = []  # (worker, shard, attempt) in the order they began
 
     def start_worker(self) -> str:
@@ -123,6 +124,9 @@ class FakePool:
 
     def kill(self, worker: str) -> None:
         self.killed.append(worker)
+
+    def avoid_node(self, node: str) -> None:
+        self.avoided.append(node)
 
     def now(self) -> float:
         return self._time

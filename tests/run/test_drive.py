@@ -5,9 +5,10 @@ from itertools import chain, repeat
 
 import pytest
 
-from dto_pipeline.run.drive import RunAborted, drive
+from dto_pipeline.run.drive import MAX_NODE_FAILURES, RunAborted, drive
+from dto_pipeline.run.pool import Event, ShardDone, ShardProgress, WorkerDraining, WorkerLost, WorkerReady
 from dto_pipeline.run.schedule import Schedule
-from tests.run.fakes import DIE, DONE, HANG, PREEMPTED, RAISE, START_S, FakeLedger, FakePool, make_policy
+from tests.run.fakes import DIE, DONE, HANG, PREEMPTED, RAISE, START_S, FakeLedger, FakePool, make_policy, make_receipt
 
 
 def _drive(pool: FakePool, shards: int = 12, **policy) -> FakeLedger:
@@ -100,3 +101,116 @@ def test_the_loop_costs_less_than_a_millisecond_a_shard():
     _drive(pool, shards=2000, workers=16)
 
     assert (time.process_time() - start) / 2000 < 1e-3
+
+
+def test_a_few_of_many_workers_may_die_at_the_start_by_chance():
+    starts = chain(["fail"] * 4, repeat("ready"))
+    ledger = _drive(FakePool(starts=starts), shards=100, workers=50)
+
+    assert sorted(ledger.done) == list(range(100))
+
+
+def test_many_workers_that_all_cannot_start_stop_the_run_too():
+    with pytest.raises(RunAborted, match=r"5 workers in a row could not start"):
+        _drive(FakePool(starts=repeat("fail")), shards=100, workers=50)
+
+
+class NodePool(FakePool):
+    """Workers on nodes; `bad` nodes kill whoever begins a shard there (or comes up, with `at_start`)."""
+
+    def __init__(self, nodes, bad=(), at_start=False, drain_at=None):
+        self._at_start, self._bad, self._nodes = at_start, set(bad), list(nodes)
+        self.node_of: dict[str, str] = {}
+        self._drain_at = drain_at  # (when, node)
+        super().__init__(behaviour=self._fate)
+
+    def _fate(self, shard, attempt):
+        return DIE if self.node_of[self.executions[-1][0]] in self._bad else DONE
+
+    def start_worker(self):
+        alive = [self.node_of[worker] for worker in self.started if worker not in self.killed]
+        usable = [node for node in self._nodes if node not in self.avoided]
+        node = min(usable, key=alive.count)  # where most room is
+        worker = f"fake-{len(self.started) + 1}"
+        self.node_of[worker] = node
+        self.started.append(worker)
+        dies = self._at_start and node in self._bad
+        event = WorkerLost(worker, "no GPU here", node=node) if dies else WorkerReady(worker, node)
+        self._later(START_S, worker, event)
+        return worker
+
+    def wait(self, timeout_s):
+        events: list[Event] = super().wait(timeout_s)
+        if self._drain_at is not None and self.now() >= self._drain_at[0]:
+            node, self._drain_at = self._drain_at[1], None
+            events += [WorkerDraining(worker) for worker in self.started if self.node_of[worker] == node]
+        return events
+
+
+def test_a_node_that_kills_every_worker_gets_no_more_of_them():
+    pool = NodePool(["good", "bad"], bad=["bad"])
+    ledger = _drive(pool, shards=40, workers=4, max_attempts=9)
+
+    assert sorted(ledger.done) == list(range(40))
+    assert pool.avoided == ["bad"]
+    assert any("node bad" in lost or "in a row died there" in lost for lost in ledger.lost)
+    assert sum(pool.node_of[worker] == "bad" for worker in pool.started) <= MAX_NODE_FAILURES + 4
+
+
+def test_a_node_where_no_worker_starts_does_not_stop_the_run_on_others():
+    pool = NodePool(["good", "bad"], bad=["bad"], at_start=True)
+    ledger = _drive(pool, shards=40, workers=4)
+
+    assert sorted(ledger.done) == list(range(40))
+    assert pool.avoided == ["bad"]
+
+
+def test_the_only_node_is_never_left_out():
+    pool = NodePool(["only"], bad=["only"])
+    with pytest.raises(RunAborted, match="given up"):
+        _drive(pool, shards=40, workers=2, max_attempts=3, max_failed_shards=3)
+
+    assert pool.avoided == []
+
+
+def test_one_poison_shard_does_not_make_nodes_suspicious():
+    pool = NodePool(["one", "two"])
+    pool._behaviour = _at(3, DIE)
+    ledger = _drive(pool, shards=4, workers=2, max_attempts=12)
+
+    assert ledger.given_up == [3]
+    assert pool.avoided == []
+
+
+def test_workers_of_a_draining_node_finish_what_they_hold_and_are_replaced_at_once():
+    pool = NodePool(["stays", "goes"], drain_at=(14.0, "goes"))
+    ledger = _drive(pool, shards=20, workers=2, shards_in_flight=1)
+
+    assert sorted(ledger.done) == list(range(20))
+    assert not ledger.charges
+    drained = [worker for worker in pool.started if pool.node_of[worker] == "goes"]
+    assert drained[0] in pool.killed  # ended once it had nothing left
+    assert sum(worker == drained[0] for worker, _, _ in pool.executions) <= 3
+
+
+def test_what_an_ended_worker_still_says_is_not_heard():
+    class Echo(FakePool):
+        """Says everything twice, the second time when the worker is long gone."""
+
+        def wait(self, timeout_s):
+            events = super().wait(timeout_s)
+            if any(isinstance(event, WorkerLost) for event in events):
+                worker = events[0].worker
+                events += [ShardDone(worker, 3, make_receipt(3)), ShardProgress(worker, 3, 1), WorkerDraining(worker)]
+            return events
+
+    ledger = _drive(Echo(_at(3, DIE, attempts=1)))
+    assert sorted(ledger.done) == list(range(12))
+
+
+def test_five_thousand_shards_on_many_workers_cost_less_than_a_millisecond_each():
+    pool = FakePool()
+    start = time.process_time()
+    _drive(pool, shards=5000, workers=256)
+
+    assert (time.process_time() - start) / 5000 < 1e-3

@@ -192,6 +192,21 @@ def test_leftovers_of_a_killed_writer_are_swept(finished, undisturbed):
     assert label_bytes(finished.directory.root) == undisturbed
 
 
+class _Litterer(ChaosRunner):
+    """Leaves what a worker leaves that is killed while it writes."""
+
+    def run(self, shard, attempt=1):
+        (Path(self.directory.labels) / f".shard-{shard:05d}.parquet.tmp-{'0' * 32}").write_bytes(b"half")
+        return super().run(shard, attempt)
+
+
+def test_leftovers_of_workers_that_died_on_the_way_are_gone_when_the_run_ends(start, undisturbed):
+    runner = _Litterer(tiny_config(), start.manifest, start.directory.root)
+    run_pipeline(start.manifest, start.directory.root, tiny_config(), progress=False, runner=runner)
+
+    assert label_bytes(start.directory.root) == undisturbed
+
+
 def test_a_changed_config_is_refused_with_the_difference(finished):
     config = tiny_config()
     changed = type(config)(run=config.run, solver=type(config.solver)(max_height=2.2))
@@ -317,9 +332,9 @@ def test_failed_images_are_done_again_on_request_and_only_in_their_shards(tmp_pa
     before = _stamps(directory)
     lost.write_bytes(kept)
     assert start().nothing_to_do
-    again = start(retry_images=True)
+    again = start(retry_failed=True)
     assert "depth_missing" not in again.image_status
-    assert again.done_now == 1
+    assert (again.done_now, again.repaired, again.mended) == (0, 1, 1)
     changed = {path.name for path, stamp in _stamps(directory).items() if before.get(path) != stamp}
     assert changed == {"shard-00001.parquet", "shard-00001.json"}
 

@@ -32,7 +32,7 @@ def test_a_dead_worker_is_charged_for_the_shard_it_was_at_only():
 
     charge = schedule.worker_lost("a")
 
-    assert charge == Charge(shard=0, attempts=1, given_up=False)
+    assert charge == Charge(shard=0, attempts=1, given_up=False, died=True)
     assert schedule.attempts == {0: 1}
     assert list(schedule.pending) == [2, 4, 5, 6, 7, 0]  # the waiting one first, the charged one last
 
@@ -48,6 +48,62 @@ def test_a_preempted_worker_costs_no_shard_a_try():
 
 def test_a_worker_that_died_idle_charges_nobody():
     assert _schedule().worker_lost("a") is None
+
+
+def test_a_shard_that_a_dead_worker_had_not_begun_is_spared_once_only():
+    schedule = _schedule(workers=("a",))
+    _assigned(schedule)
+    assert schedule.worker_lost("a", begun=False) is None
+    assert list(schedule.pending)[:2] == [0, 1]
+
+    schedule.add_worker("b")
+    _assigned(schedule)
+    charge = schedule.worker_lost("b", begun=False)
+    assert charge is not None
+    assert (charge.shard, charge.attempts) == (0, 1)
+
+
+def test_a_worker_that_leaves_finishes_what_it_holds_and_another_is_asked_for():
+    schedule = _schedule()
+    _assigned(schedule)
+    schedule.stop_feeding("a")
+
+    assert schedule.workers == ("b",)
+    assert schedule.workers_missing(starting=0) == 1
+    assert schedule.workers_released() == []
+    schedule.shard_done("a", 0, now=1.0)
+    schedule.shard_done("a", 2, now=2.0)
+    assert schedule.workers_released() == ["a"]
+    assert _assigned(schedule) == []  # b holds two already
+    schedule.shard_done("b", 1, now=3.0)
+    assert {worker for worker, _, _ in _assigned(schedule)} == {"b"}
+
+
+def test_deaths_that_are_excused_do_not_give_a_shard_up_but_exceptions_do():
+    asked = []
+    schedule = Schedule([7], make_policy(max_attempts=2), excuse=lambda *death: asked.append(death) is None)
+    for number in range(4):
+        schedule.add_worker(f"w{number}")
+        _assigned(schedule)
+        charge = schedule.worker_lost(f"w{number}")
+        assert charge is not None
+        assert not charge.given_up
+
+    assert asked == [(7, 1), (7, 2), (7, 3), (7, 4)]
+    schedule.add_worker("last")
+    _assigned(schedule)
+    assert schedule.shard_failed("last", 7, now=1.0).given_up
+
+
+def test_progress_inside_shards_counts_only_the_shard_a_worker_is_at():
+    schedule = _schedule()
+    _assigned(schedule)
+    schedule.note_progress("a", 0, 5)
+    schedule.note_progress("b", 3, 7)  # its second shard: an old or mistaken word
+    assert schedule.images_under_way == 5
+
+    schedule.shard_done("a", 0, now=1.0)
+    assert schedule.images_under_way == 0
 
 
 def test_a_shard_is_given_up_after_its_last_try():
@@ -123,15 +179,20 @@ def test_whatever_happens_no_shard_is_lost_or_done_twice(data):
         for assignment in schedule.take_assignments(0.0):
             held.setdefault(assignment.worker, []).append(assignment.shard)
         worker = data.draw(st.sampled_from(sorted(w for w in held if held[w])))
-        fate = data.draw(st.sampled_from(["done", "done", "fail", "lost", "preempted"]))
+        fate = data.draw(st.sampled_from(["done", "done", "fail", "lost", "preempted", "idle", "leaving"]))
         if fate == "done":
             done.append(held[worker].pop(0))
             schedule.shard_done(worker, done[-1], 0.0)
         elif fate == "fail":
             schedule.shard_failed(worker, held[worker].pop(0), 0.0)
+        elif fate == "leaving":
+            schedule.stop_feeding(worker)
+            for released in schedule.workers_released():
+                held.pop(released, None)
+                schedule.worker_lost(released)
         else:
             held.pop(worker)
-            schedule.worker_lost(worker, blameless=fate == "preempted")
+            schedule.worker_lost(worker, blameless=fate == "preempted", begun=fate != "idle")
 
     in_flight = [shard for shards in held.values() for shard in shards]
     assert sorted([*done, *in_flight, *schedule.pending, *schedule.given_up]) == list(range(6))

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +10,7 @@ from pyarrow.fs import FileSystem, S3FileSystem
 from dto_pipeline.data.manifest import Manifest, build_manifest
 from dto_pipeline.data.manifest_check import check_manifest
 from tests.data.small_set import HEIGHT, WIDTH, build_small, small_dataset, write_image
+from tests.s3_server import ENVIRONMENT, s3_uri, serve_s3
 from tests.tars import jpeg, write_tar
 
 pytestmark = pytest.mark.slow
@@ -24,31 +20,18 @@ NAMES = ["x/b.jpg", "x/a.jpg", "x/b.jpg", "gone.jpg"]
 @pytest.fixture(scope="module")
 def server():
     pytest.importorskip("moto.server", reason="pip install 'moto[server,s3]'")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        for _ in range(100):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.2)
-        yield f"127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait()
+    with serve_s3() as address:
+        yield address
 
 
 @pytest.fixture
 def uri(server, monkeypatch):
-    for key, value in (("ACCESS_KEY_ID", "x"), ("SECRET_ACCESS_KEY", "y"), ("EC2_METADATA_DISABLED", "true")):
-        monkeypatch.setitem(os.environ, f"AWS_{key}", value)
+    for key, value in ENVIRONMENT.items():
+        monkeypatch.setenv(key, value)
     files = S3FileSystem(endpoint_override=server, scheme="http", region="us-east-1", allow_bucket_creation=True)
     files.create_dir("bucket")
 
-    return lambda path: f"s3://bucket/{path}?endpoint_override={server}&scheme=http&region=us-east-1"
+    return lambda path: s3_uri(server, path)
 
 
 def upload(folder: Path, uri: str) -> None:

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import pyarrow as pa
 
-from dto_pipeline.data.files import sha256_file
 from dto_pipeline.data.labels import LabelsError, open_labels
 from dto_pipeline.data.manifest import Manifest, ManifestError
 from dto_pipeline.data.parquet import READ_ERRORS, footer_text
 from dto_pipeline.data.storage import Location
+from dto_pipeline.data.store import sha256_of
 from dto_pipeline.errors import DtoError
 
 IMAGE_FILE = "image_file"  # extra column: the manifest's name of the image, relative to its images folder
@@ -30,7 +29,7 @@ class ExportError(DtoError):
 class LabelFile:
     """One label shard as its receipt describes it."""
 
-    path: Path
+    path: Location
     shard: int  # of the manifest
     rows: int
     sha256: str  # of the file's bytes
@@ -57,7 +56,7 @@ def check_label_file(run: RunLabels, file: LabelFile) -> None:
     """
     advice = "delete the shard's receipt and run again"
     try:
-        found = sha256_file(file.path)
+        found = sha256_of(file.path)
     except FileNotFoundError as error:
         raise ExportError(f"{file.path} of run {run.name} is missing though its receipt exists; {advice}") from error
     if found != file.sha256:

@@ -1,0 +1,59 @@
+"""Depth maps and body models from any location: what `models` reads from this machine, read from a URI too.
+
+Knows locations; what is in the files is known by `models.depth` and `models.body`. Depth maps are read one by one when
+they are needed; a body model is copied here for as long as it takes to load.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import torch
+
+from dto_pipeline.config import DepthConfig
+from dto_pipeline.data.storage import STORAGE_ERRORS, Location, as_location, error_text, local_copy, read_head
+from dto_pipeline.models.body import BodyModel, BodyModelError, load_body
+from dto_pipeline.models.depth import DepthFiles, open_depth_files
+
+
+class RemoteDepth(DepthFiles):
+    """Depth maps below a URI; otherwise as `DepthFiles`."""
+
+    def __init__(self, root: str, kind: str, scale: float) -> None:
+        super().__init__(None, kind, scale)
+        self.place = root
+
+    def _source(self, depth_file: str) -> io.BytesIO:
+        try:
+            return io.BytesIO(read_head(self.place, depth_file, None))
+        except FileNotFoundError:
+            raise
+        except STORAGE_ERRORS as error:
+            raise ValueError(error_text(error)) from error
+
+
+def open_depth(config: DepthConfig, root: Location) -> DepthFiles:
+    """The maps of a folder or URI as a config declares them; "" = none."""
+    place = as_location(root)
+    if isinstance(place, Path):
+        return open_depth_files(config, root)
+    return RemoteDepth(place, config.kind, config.scale)
+
+
+def fetch_body(path: Location, kid_axis: bool = True, device: torch.device | str = "cpu") -> BodyModel:
+    """`models.body.load_body` of a path or URI.
+
+    Raises:
+        BodyModelError: nothing is there, or it cannot be read.
+    """
+    place = as_location(path)
+    if isinstance(place, Path):
+        return load_body(path, kid_axis, device)
+    try:
+        with local_copy(place, (".npz",)) as copy:
+            return load_body(copy, kid_axis, device)
+    except FileNotFoundError as error:
+        raise BodyModelError(f"no body model at {path}; expected an npz made by `dto body import`") from error
+    except STORAGE_ERRORS as error:
+        raise BodyModelError(f"the body model at {path} cannot be read: {error}") from error

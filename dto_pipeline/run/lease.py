@@ -1,0 +1,292 @@
+"""Who drives a run, told to other hosts: numbered lease files with a heartbeat, on any store that creates atomically.
+
+Knows epochs, heartbeats and who a process is; knows nothing of shards. Seconds.
+
+    lease/00000007.json    the newest number is the lease; its owner rewrites it every `heartbeat_s`
+
+Taking the lease means creating the next number, which one process only can (create if absent). Only the owner of a
+number writes its file, so a driver that slept through a take-over cannot undo it: it sees a higher number and stops.
+The newest file stays when its owner leaves (``released``), so that numbers never come twice.
+
+Freshness is never judged by clocks of two hosts: an observer watches the file for as long as it promises (`lease_s`) on
+its own monotonic clock. A change means a live driver; no change means a dead one, whatever the clocks say. A driver of
+this machine whose process is gone is not waited for. The times in the file are for people.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import re
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from dto_pipeline.config import RunConfig
+from dto_pipeline.data.files import json_bytes
+from dto_pipeline.data.store import Store
+from dto_pipeline.errors import DtoError
+
+LEASE_FOLDER = "lease"
+LOOK_S = 1.0  # how often a lease is looked at that may be a dead driver's
+LEASE_SCHEMA = "dto-lease/1"
+_NAME = re.compile(r"(\d{8})\.json")
+_LOG = logging.getLogger(__name__)
+
+
+class RunLocked(DtoError):
+    """Another driver is at work on this run; the message names it."""
+
+
+class RunLockLost(DtoError):
+    """Another driver took this run over, or this one could not say in time that it lives; nothing more is written."""
+
+
+@dataclass(frozen=True)
+class LeaseRecord:
+    """What a lease file says."""
+
+    pid: int
+    host: str
+    machine: str  # boot and pid namespace of the process; "" = unknown
+    process: str  # when that process started, by its machine's own count: pids come again
+    token: str  # one per driver
+    since: str  # UTC, by the owner's clock; for people
+    beat: int
+    beat_at: str  # UTC, by the owner's clock; for people
+    heartbeat_s: float
+    lease_s: float
+    released: bool = False  # True: its owner left in good order
+
+    @property
+    def is_gone(self) -> bool:
+        """True if the owner is known to be dead: a process of this machine that is not there any more."""
+        here = bool(self.machine) and self.machine == machine_mark()
+        return here and process_mark(self.pid) != self.process
+
+    def describe(self) -> str:
+        """Who, where, since when."""
+        return f"process {self.pid} on {self.host} since {self.since}"
+
+
+class Lease:
+    """The driver's side: `acquire`, beat in a daemon thread, `check` before writing, `release`."""
+
+    def __init__(self, store: Store, config: RunConfig, clock: Callable[[], float] | None = None) -> None:
+        """`config`: `lease_s` and `heartbeat_s`. `clock`: monotonic [s], one that counts sleep where there is one."""
+        self._store, self._clock = store, clock or steady_clock
+        self._epoch = 0
+        self._record = new_record(config)
+        self._lost = ""
+        self._renewed_at = 0.0
+        self._busy = threading.Lock()  # the heartbeat and `check` write the same file
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._beat_on, name="lease", daemon=True)
+
+    def acquire(self, alone_here: bool = False) -> None:
+        """Take the lease, at once or after watching a silent driver for as long as it promised to be silent at most.
+
+        Args:
+            alone_here: True if no other process of this machine can be driving the run (it is locked by us).
+
+        Raises:
+            RunLocked: a live driver holds it.
+        """
+        while True:
+            epoch, data = read_newest(self._store)
+            record = parse_record(data)
+            free = data is None or (record is not None and _is_free(record, alone_here))
+            if (free or self._watch(epoch, data, record, alone_here)) and self._claim(epoch + 1):
+                break
+        self._thread.start()
+
+    def _watch(self, epoch: int, data: bytes | None, record: LeaseRecord | None, alone_here: bool) -> bool:
+        """Look at a lease for as long as it lasts; True if it was silent, False if it was left meanwhile."""
+        patience = record.lease_s if record else self._record.lease_s
+        who = record.describe() if record else "an unreadable lease"
+        _LOG.warning("%s is held by %s: taken over if it is silent for %.0f s", self._store.root, who, patience)
+        started = self._clock()
+        while self._clock() - started < patience:
+            time.sleep(LOOK_S)
+            found = read_newest(self._store)
+            if found != (epoch, data):
+                now = parse_record(found[1])
+                if now is not None and _is_free(now, alone_here):
+                    return False
+                raise RunLocked(refusal(self._store, now))
+        _LOG.warning("%s is taken over from %s: silent for %.0f s", self._store.root, who, patience)
+        return True
+
+    def check(self, ask: bool = True) -> None:
+        """Make sure the run is still ours; `ask` False believes the last heartbeat while it is not overdue.
+
+        Raises:
+            RunLockLost: it is not, or the heartbeat could not be written for `lease_s`.
+        """
+        if self._lost:
+            raise RunLockLost(self._lost)
+        silent = self._clock() - self._renewed_at
+        if silent < 2 * self._record.heartbeat_s:
+            if ask:
+                self._stop_if_taken()
+            return
+        try:
+            self._renew()
+        except OSError as error:
+            if silent >= self._record.lease_s:
+                advice = "finished shards stay done; start again when the storage can be written"
+                what = f"could not be renewed for {silent:.0f} s ({error})"
+                self._lose(f"the lease of {self._store.root} {what}; {advice}")
+
+    def release(self) -> None:
+        """Stop beating and leave the lease, if it is still ours, to whoever comes next."""
+        self._stop.set()
+        self._thread.join()
+        with self._busy:
+            if self._lost or _newest_epoch(self._store) > self._epoch:
+                return
+            self._record = dataclasses.replace(self._record, released=True)
+            self._store.replace(_name(self._epoch), _to_bytes(self._record))
+
+    def _claim(self, epoch: int) -> bool:
+        """Create the lease file `epoch`; an answer that was lost on the way is found out by the token."""
+        name, data = _name(epoch), _to_bytes(self._record)
+        self._renewed_at = self._clock()
+        if not self._store.create(name, data) and self._store.read(name) != data:
+            return False
+        self._epoch = epoch
+        for older in self._store.entries(LEASE_FOLDER):
+            if (match := _NAME.fullmatch(older)) and int(match[1]) < epoch:
+                self._store.remove(f"{LEASE_FOLDER}/{older}")
+        return True
+
+    def _beat_on(self) -> None:
+        while not self._stop.wait(self._record.heartbeat_s):
+            try:
+                self._renew()
+            except RunLockLost as error:
+                _LOG.error("%s", error)
+                return
+            except OSError as error:
+                _LOG.warning("the heartbeat of %s could not be written: %s", self._store.root, error)
+
+    def _renew(self) -> None:
+        with self._busy:
+            if self._stop.is_set():
+                return
+            self._stop_if_taken()
+            asked_at = self._clock()
+            self._record = dataclasses.replace(self._record, beat=self._record.beat + 1, beat_at=_utc_now())
+            self._store.replace(_name(self._epoch), _to_bytes(self._record))
+            self._renewed_at = asked_at
+
+    def _stop_if_taken(self) -> None:
+        if _newest_epoch(self._store) > self._epoch:
+            record = parse_record(read_newest(self._store)[1])
+            who = record.describe() if record else "another driver"
+            self._lose(f"{self._store.root} was taken over by {who}: this driver was silent for too long and stops")
+
+    def _lose(self, why: str) -> None:
+        self._lost = why
+        raise RunLockLost(why)
+
+
+def new_record(config: RunConfig) -> LeaseRecord:
+    """The record of this process."""
+    now, pid = _utc_now(), os.getpid()
+    return LeaseRecord(
+        pid=pid,
+        host=socket.gethostname(),
+        machine=machine_mark(),
+        process=process_mark(pid),
+        token=uuid.uuid4().hex,
+        since=now,
+        beat=0,
+        beat_at=now,
+        heartbeat_s=config.heartbeat_s,
+        lease_s=config.lease_s,
+    )
+
+
+def read_newest(store: Store) -> tuple[int, bytes | None]:
+    """Number and bytes of the newest lease file; (0, None) where nobody ever held one."""
+    while epoch := _newest_epoch(store):
+        try:
+            return epoch, store.read(_name(epoch))
+        except FileNotFoundError:
+            continue  # a newer one was made, and this one swept, since we looked
+    return 0, None
+
+
+def parse_record(data: bytes | None) -> LeaseRecord | None:
+    """The record of a lease file; None where it cannot be read."""
+    try:
+        found = json.loads(data or b"")
+        if found.pop("schema") != LEASE_SCHEMA:
+            return None
+        return LeaseRecord(**found)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
+
+
+def refusal(store: Store, record: LeaseRecord | None) -> str:
+    """What somebody is told who must not drive a run now."""
+    if record is None or record.released:
+        return f"{store.root} is being worked on by another process; wait for it, or stop it and start again"
+    beats = f"heartbeat {record.beat}, every {record.heartbeat_s:g} s"
+    return (
+        f"{store.root} is being worked on by {record.describe()} ({beats}); "
+        f"wait for it, or stop it and start again: its lease ends {record.lease_s:g} s after its last heartbeat"
+    )
+
+
+def machine_mark() -> str:
+    """What tells this boot of this machine, and this container's pids, from others; "" where it cannot be known."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}/{os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
+
+
+def process_mark(pid: int) -> str:
+    """When a process of this machine started [kernel ticks]; "" where there is none."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return ""
+    fields = stat.rpartition(")")[2].split()
+    return "" if fields[0] in "ZX" else fields[19]
+
+
+def steady_clock() -> float:
+    """Seconds that pass also while the machine sleeps, where the system counts them."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
+
+
+def _is_free(record: LeaseRecord, alone_here: bool) -> bool:
+    same_boot = bool(record.machine) and record.machine.partition("/")[0] == machine_mark().partition("/")[0]
+    return record.released or record.is_gone or (alone_here and same_boot)
+
+
+def _newest_epoch(store: Store) -> int:
+    return max((int(match[1]) for name in store.entries(LEASE_FOLDER) if (match := _NAME.fullmatch(name))), default=0)
+
+
+def _name(epoch: int) -> str:
+    return f"{LEASE_FOLDER}/{epoch:08d}.json"
+
+
+def _to_bytes(record: LeaseRecord) -> bytes:
+    return json_bytes({"schema": LEASE_SCHEMA, **dataclasses.asdict(record)})
+
+
+def _utc_now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

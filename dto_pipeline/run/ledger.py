@@ -1,0 +1,203 @@
+"""The driver's memory while it works: failures on disk, a progress line, a log line a shard, metrics, and a tally.
+
+Knows the run's folder through `run.directory`; decides nothing. Seconds, images.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Protocol, TypeVar
+
+from tqdm import tqdm
+
+from dto_pipeline.run import directory as files
+from dto_pipeline.run.directory import RunDirectory
+from dto_pipeline.run.drive import RunAborted
+from dto_pipeline.run.plan import RunPlan
+from dto_pipeline.run.publishing import commit_repair
+from dto_pipeline.run.receipt import Failure, Receipt
+from dto_pipeline.run.schedule import Charge, Schedule
+from dto_pipeline.run.suspects import Suspects
+
+_LOG = logging.getLogger(__name__)
+_Answer = TypeVar("_Answer")
+_LINE_S = 0.5  # least time between two drawings of the progress line on a terminal ...
+_LOG_FILE_S = 30.0  # ... and where it goes to a file
+
+
+class Metrics(Protocol):
+    """Where numbers go that a dashboard shows; see `run.ray_metrics`."""
+
+    def shard_done(self, receipt: Receipt, outcome: str) -> None:
+        """A shard was ``done``, ``adopted`` or ``repaired``."""
+
+    def shard_failed(self, charge: Charge) -> None:
+        """A shard used up a try."""
+
+    def worker_lost(self) -> None:
+        """A worker died or was ended."""
+
+    def gauge(self, workers: int, pending: int) -> None:
+        """Workers that may be fed, shards that are neither done nor given up."""
+
+
+@dataclass
+class Tally:
+    """What happened in this start and cannot be read from receipts afterwards."""
+
+    charges: int = 0  # tries that failed
+    workers_lost: int = 0
+    repaired: set[int] = field(default_factory=set)  # finished shards whose failed images were done again
+    mended: int = 0  # images that failed before and do not now
+    repairs_failed: dict[int, str] = field(default_factory=dict)  # repairs that were given up -> error
+
+
+class FileLedger:
+    """A `Ledger` of a real run; a context manager, because it owns the progress line."""
+
+    def __init__(
+        self,
+        directory: RunDirectory,
+        plan: RunPlan,
+        schedule: Schedule,
+        suspects: Suspects,
+        progress: bool = True,
+        metrics: Metrics | None = None,
+    ) -> None:
+        self.tally = Tally()
+        self._directory, self._plan, self._schedule, self._suspects = directory, plan, schedule, suspects
+        self._metrics = metrics
+        self._tried = set(plan.attempts)  # shards with a failure file
+        self._given_up = len(plan.failed)
+        self._failed_images = sum(receipt.failed_images for receipt in plan.done.values())
+        self._images = 0  # done in this start
+        self._waiting = 0.0  # seconds that nobody has been ready
+        self._drawn_at = float("-inf")
+        self._draw_every = _LINE_S if sys.stderr.isatty() else _LOG_FILE_S
+        self._line = tqdm(total=sum(plan.work.values()), unit=" images", disable=not progress, dynamic_ncols=True)
+
+    def __enter__(self) -> FileLedger:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._draw()
+        self._line.close()
+
+    def shard_done(self, receipt: Receipt) -> None:
+        shard = receipt.shard
+        outcome = "adopted" if receipt.adopted else "done"
+        failed_before = 0
+        repaired = bool(self._plan.retry.images) and self._commit(receipt)  # an orphan may be adopted and repaired
+        if repaired or shard in self._plan.repairs:
+            outcome = "repaired"
+        if shard in self._plan.repairs:
+            failed_before = self._plan.done[shard].failed_images
+            self.tally.mended += failed_before - receipt.failed_images
+        if shard in self._tried:
+            files.clear_failure(self._directory, shard)
+        self._failed_images += receipt.failed_images - failed_before
+        self._images += self._plan.work.get(shard, receipt.images)
+        if self._metrics is not None:
+            self._metrics.shard_done(receipt, outcome)
+        _log_shard(receipt, outcome)
+
+    def shard_charged(self, charge: Charge, worker: str, error: str, detail: str) -> None:
+        suspicion = self._suspects.of(charge.shard)
+        failure = Failure(
+            shard=charge.shard,
+            attempts=charge.attempts,
+            given_up=charge.given_up,
+            error=error,
+            worker=worker,
+            failed_at=time.time(),
+            detail=detail,
+            deaths=suspicion.deaths,
+            suspects=suspicion.images,
+        )
+        self._write(lambda: files.record_failure(self._directory, failure))
+        self._tried.add(charge.shard)
+        self._given_up += charge.given_up
+        self.tally.charges += 1
+        if charge.given_up and charge.shard in self._plan.repairs:
+            self.tally.repairs_failed[charge.shard] = error
+        if self._metrics is not None:
+            self._metrics.shard_failed(charge)
+        verdict = "given up" if charge.given_up else "tried again later"
+        facts = {"shard": charge.shard, "attempt": charge.attempts, "given_up": charge.given_up, "worker": worker}
+        message = "shard %d failed (try %d, %s): %s"
+        _LOG.warning(message, charge.shard, charge.attempts, verdict, error, extra={"facts": facts})
+
+    def worker_lost(self, worker: str, error: str) -> None:
+        self.tally.workers_lost += 1
+        if self._metrics is not None:
+            self._metrics.worker_lost()
+        _LOG.warning("%s is lost: %s", worker, error, extra={"facts": {"worker": worker}})
+
+    def waiting(self, seconds: float) -> None:
+        self._waiting = seconds
+        self._draw()
+        _LOG.warning("no worker is ready since %.0f s: are the CPUs and GPUs they ask for free?", seconds)
+
+    def tick(self) -> None:
+        self._directory.check_lock(ask=False)
+        now = time.monotonic()
+        if now - self._drawn_at >= self._draw_every:
+            self._drawn_at = now
+            self._draw()
+            if self._metrics is not None:
+                self._metrics.gauge(len(self._schedule.workers), self._schedule.unfinished)
+
+    def _draw(self) -> None:
+        workers = len(self._schedule.workers)
+        parts = [f"{workers} workers" if workers else "waiting for workers and their GPUs"]
+        if not workers and self._waiting:
+            parts[0] += f" since {self._waiting:.0f} s"
+        parts += [f"failed: {self._given_up} shards, {self._failed_images} images"]
+        self._line.n = min(self._line.total, self._images + self._schedule.images_under_way)
+        self._line.set_postfix_str(", ".join(parts), refresh=True)
+
+    def _commit(self, receipt: Receipt) -> bool:
+        """Put a repaired shard in its place; False where it is as it was, or no repair."""
+        changed = self._write(lambda: commit_repair(self._directory, receipt))
+        if changed:
+            self.tally.repaired.add(receipt.shard)
+        return changed
+
+    def _write(self, action: Callable[[], _Answer]) -> _Answer:
+        """Do something to the run's folder; without it the driver has no memory and cannot go on."""
+        try:
+            return action()
+        except OSError as error:
+            advice = "make the folder writable, or room on the disk, and start again"
+            raise RunAborted(f"{self._directory.root} cannot be written ({error}); {advice}") from error
+
+
+def _log_shard(receipt: Receipt, outcome: str) -> None:
+    speed = receipt.images / receipt.wall_s if receipt.wall_s > 0 else 0.0
+    statuses = ", ".join(f"{count} {word}" for word, count in receipt.image_status.items())
+    facts = {
+        "shard": receipt.shard,
+        "outcome": outcome,
+        "worker": receipt.worker,
+        "attempt": receipt.attempt,
+        "images": receipt.images,
+        "persons": receipt.persons,
+        "failed_images": receipt.failed_images,
+        "wall_s": receipt.wall_s,
+        "images_per_s": round(speed, 3),
+        "image_status": receipt.image_status,
+        "stage_seconds": receipt.stage_seconds,
+    }
+    _LOG.info(
+        "shard %d %s in %.1f s by %s, try %d: %d images (%s), %d persons, %.1f images/s",
+        *(receipt.shard, outcome, receipt.wall_s, receipt.worker, receipt.attempt, receipt.images, statuses),
+        *(receipt.persons, speed),
+        extra={"facts": facts},
+    )

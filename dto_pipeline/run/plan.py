@@ -1,0 +1,123 @@
+"""What one start of a run will do: which shards are done, given up, selected, to be repaired, left for another time.
+
+`survey_run` only reads, so that a dry run can ask the same question; `plan_run` settles first what an earlier start
+left behind. Counts are images.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from dto_pipeline.config import RunConfig
+from dto_pipeline.data.manifest import Manifest
+from dto_pipeline.run import directory as files
+from dto_pipeline.run.directory import RunDirectory, RunIdentity, RunScan
+from dto_pipeline.run.receipt import Failure, Receipt
+from dto_pipeline.run.selection import Retry, Selection
+from dto_pipeline.run.suspects import charge_own_deaths
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What one start of a run will do."""
+
+    identity: RunIdentity
+    done: dict[int, Receipt]
+    work: dict[int, int]  # shard -> images to be done in it, shards in order
+    repairs: frozenset[int]  # shards of `work` that are done already: only their failed images are done again
+    retry: Retry
+    unselected: list[int]  # shards that are neither done nor given up nor selected
+    failed: dict[int, str]  # shards given up earlier that are not taken up again -> error
+    earlier: dict[int, Failure] = field(default_factory=dict)  # tries of the shards of `work` in earlier starts
+    forgiven: tuple[int, ...] = ()  # shards given up earlier that are taken up again
+    void: dict[int, str] = field(default_factory=dict)  # shards whose receipt does not hold, and why
+
+    @property
+    def attempts(self) -> dict[int, int]:
+        """Tries that shards have used up."""
+        return {shard: failure.attempts for shard, failure in self.earlier.items()}
+
+
+def survey_run(
+    directory: RunDirectory,
+    identity: RunIdentity,
+    manifest: Manifest,
+    scan: RunScan,
+    selection: Selection,
+    retry: Retry,
+) -> RunPlan:
+    """What is to be done, given what `scan` found. Reads failure records of repaired shards, writes nothing.
+
+    Raises:
+        SelectionError: a selection that means nothing for this manifest.
+    """
+    chosen = selection.find_shards(manifest.num_shards, manifest.subset)
+    given_up = {shard: failure for shard, failure in scan.failures.items() if failure.given_up}
+    forgiven = tuple(sorted(chosen & given_up.keys())) if retry.shards else ()
+    failed = {shard: failure.error for shard, failure in given_up.items() if shard not in forgiven}
+    open_shards = [shard for shard in range(identity.shards) if shard not in scan.done and shard not in failed]
+    wanted = {shard: manifest.shard_sizes[shard].images for shard in open_shards if shard in chosen}
+    again = {shard: retry.count_images(scan.done[shard].image_status) for shard in sorted(chosen & scan.done.keys())}
+    wanted.update({shard: images for shard, images in again.items() if images})
+    taken = selection.take(wanted)
+    repairs = frozenset(taken) & scan.done.keys()
+    earlier = {shard: scan.failures[shard] for shard in taken if shard in scan.failures and shard not in forgiven}
+    return RunPlan(
+        identity=identity,
+        done=scan.done,
+        work={shard: wanted[shard] for shard in taken},
+        repairs=repairs,
+        retry=retry,
+        unselected=sorted(set(open_shards) - set(taken)),
+        failed=failed,
+        earlier={**earlier, **_read_repair_failures(directory, scan, repairs)},
+        forgiven=forgiven,
+        void=scan.void,
+    )
+
+
+def plan_run(
+    directory: RunDirectory,
+    identity: RunIdentity,
+    manifest: Manifest,
+    config: RunConfig,
+    selection: Selection,
+    retry: Retry,
+) -> RunPlan:
+    """Open the run, take away what does not hold, and list what is left. Call it under the lock."""
+    selection.find_shards(manifest.num_shards, manifest.subset)  # a mistake is said before anything is made
+    files.open_run(directory, identity)
+    swept = files.sweep_temporary(directory)
+    for failure in charge_own_deaths(directory, config, time.time()):
+        _LOG.warning("shard %d: %s (try %d)", failure.shard, failure.error, failure.attempts)
+    scan = files.scan_run(directory, identity, footers=True)
+    plan = survey_run(directory, identity, manifest, scan, selection, retry)
+    going_on = plan.repairs & plan.earlier.keys()
+    files.settle_records(directory, dataclasses.replace(scan, settled=_without(scan.settled, going_on)))
+    for shard in plan.forgiven:
+        files.clear_failure(directory, shard)
+    for shard, reason in scan.void.items():
+        _LOG.warning("shard %d is done again: %s", shard, reason)
+    if swept:
+        _LOG.info("%d temporary files of an earlier start were removed", swept)
+    return plan
+
+
+def _read_repair_failures(directory: RunDirectory, scan: RunScan, repairs: frozenset[int]) -> Mapping[int, Failure]:
+    """Tries of repairs that earlier starts did not bring to an end; those that were given up begin afresh."""
+    found = {}
+    for shard in repairs.intersection(scan.settled):
+        failure = files.read_shard_failure(directory, shard)
+        if failure is not None and not failure.given_up:
+            found[shard] = failure
+    return found
+
+
+def _without(shards: tuple[int, ...], excepted: frozenset[int]) -> tuple[int, ...]:
+    return tuple(shard for shard in shards if shard not in excepted)

@@ -1,0 +1,59 @@
+"""Disturb runs in every way we know, a hundred random kills among them, and compare with runs left in peace.
+
+    python jobs/chaos.py                        all scenarios, 100 random kills; about 20 minutes on two cores
+    python jobs/chaos.py --only disk_full       one scenario (may be given again and again)
+    python jobs/chaos.py --kills 300 --seed 5   more random kills, at other moments
+
+Writes synthetic crowds once, runs them undisturbed, then plays each scenario on a run of its own: disturb, resume until
+done, compare. Expect `yes` in every line, hence exit code 0: labels byte for byte those of the undisturbed run, every
+image once, receipts that hold, no temporary file, no process left. Prints a table and writes it as JSON
+(OUT/chaos.json). A scenario this machine cannot play (nothing may be mounted) is `skipped` with the reason. Linux.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+from dto_pipeline.bench.chaos.arena import build_arena, build_demo_manifest
+from dto_pipeline.bench.chaos.play import RANDOM, SCENARIOS, as_table, play
+
+IMAGES, SHARD_IMAGES = 36, 2  # of the synthetic crowds: eighteen small shards
+
+
+def main() -> int:
+    arguments = _parse()
+    deadline = time.monotonic() + arguments.seconds
+    out = arguments.out.absolute()
+    manifest = build_demo_manifest(out / "data", IMAGES, SHARD_IMAGES)
+    arena = build_arena(manifest, out, arguments.workers)
+    outcomes = []
+    for name in arguments.only or SCENARIOS:
+        if time.monotonic() > deadline:
+            print(f"{name} and what follows are left out: {arguments.seconds:.0f} s are over")
+            break
+        kills = arguments.kills if name == RANDOM else 0
+        outcomes.append(play(name, arena, kills=kills, seed=arguments.seed, until=deadline))
+        print(as_table(outcomes[-1:], header=len(outcomes) == 1), flush=True)
+    print(f"{sum(outcome.kills for outcome in outcomes)} kills")
+    report = {"seed": arguments.seed, "outcomes": [outcome.to_json() for outcome in outcomes]}
+    (out / "chaos.json").write_text(json.dumps(report, indent=2) + "\n")
+    return int(any(outcome.complaints for outcome in outcomes))
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-o", "--out", type=Path, default=Path("out/chaos"), metavar="DIR", help="folder to work in")
+    parser.add_argument("--kills", type=int, default=100, metavar="N", help="random kills (100)")
+    parser.add_argument("--seconds", type=float, default=float("inf"), metavar="S", help="begin nothing new after this")
+    parser.add_argument("--seed", type=int, default=0, help="of the random kills (0)")
+    parser.add_argument("--only", action="append", choices=sorted(SCENARIOS), metavar="SCENARIO", help="one of them")
+    parser.add_argument("--workers", type=int, default=2, metavar="N", help="Ray workers of each run (2)")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,30 @@
+"""Processes of a run that die or stop, by real signals: `dto run`, started again, ends with the undisturbed bytes.
+
+`test_ray_pool` has the same for single workers and drivers from inside; here everything goes through the command line.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from dto_pipeline.bench.chaos.arena import Arena, build_arena
+from dto_pipeline.bench.chaos.play import RANDOM, play
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def arena(tiny, tmp_path_factory) -> Arena:
+    return build_arena(tiny.manifest, tmp_path_factory.mktemp("chaos"))
+
+
+@pytest.mark.parametrize("scenario", ["raylet_killed", "node_killed", "worker_stopped", "poison_image"])
+def test_a_disturbed_run_ends_as_an_undisturbed_one(arena, scenario):
+    assert play(scenario, arena, resume_workers=0).complaints == ()
+
+
+def test_kills_at_random_moments_change_nothing(arena):
+    outcome = play(RANDOM, arena, resume_workers=0, kills=3, seed=7)
+
+    assert outcome.complaints == ()
+    assert outcome.kills == 3

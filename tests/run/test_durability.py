@@ -1,0 +1,167 @@
+"""What a run survives on a local disk: a full one, one that cannot be written, files cut or swapped."""
+
+import os
+import resource
+import shutil
+import signal
+import subprocess
+from contextlib import contextmanager
+
+import pytest
+
+from dto_pipeline.data.files import is_temporary
+from dto_pipeline.errors import DtoError
+from dto_pipeline.run import directory as files
+from dto_pipeline.run.directory import RunDirectory, read_identity, scan_run
+from dto_pipeline.run.driver import run_pipeline
+from dto_pipeline.run.report import read_status
+from tests.run.chaos import label_bytes, tiny_config
+
+SMALL = 20_000  # bytes: more than any receipt or failure, less than a label file
+
+
+@pytest.fixture(scope="module")
+def finished(tiny, tmp_path_factory):
+    """A finished run, not to be changed."""
+    run_dir = tmp_path_factory.mktemp("finished") / "run"
+    run_pipeline(tiny.manifest, run_dir, tiny_config(), progress=False)
+    return run_dir
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    """A copy of it."""
+    shutil.copytree(finished, tmp_path / "run")
+    return RunDirectory(tmp_path / "run")
+
+
+@contextmanager
+def files_no_larger_than(count: int):
+    """Writes that pass `count` bytes fail in this process, as on a full disk, only with EFBIG."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (count, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+
+
+def leftovers(root) -> list[str]:
+    return [path.name for path in root.rglob("*") if is_temporary(path.name)]
+
+
+def test_a_write_that_fails_half_way_leaves_nothing_and_costs_its_shard(tiny, tmp_path, undisturbed):
+    run_dir = tmp_path / "run"
+    with files_no_larger_than(SMALL):
+        summary = run_pipeline(tiny.manifest, run_dir, tiny_config(max_attempts=1), progress=False)
+    assert len(summary.failed_shards) == summary.shards
+    assert all("File too large" in error for error in summary.failed_shards.values())
+    assert leftovers(run_dir) == []
+    assert label_bytes(run_dir) == {}
+
+    assert run_pipeline(tiny.manifest, run_dir, tiny_config(), progress=False, retry_failed=True).exit_code == 0
+    assert label_bytes(run_dir) == undisturbed
+
+
+def test_a_folder_that_cannot_be_written_is_named_before_any_work(run, tiny):
+    (run.root / "driver.lock").unlink()
+    (run.root / "driver.lock").mkdir()
+
+    with pytest.raises(DtoError, match=r"cannot be written .* make it writable"):
+        run_pipeline(tiny.manifest, run.root, tiny_config(), progress=False)
+
+
+def test_a_disk_without_room_for_a_lease_is_named_before_any_work(run, tiny):
+    with files_no_larger_than(0), pytest.raises(DtoError, match=r"File too large.*room on the disk"):
+        run_pipeline(tiny.manifest, run.root, tiny_config(), progress=False)
+    assert leftovers(run.root) == []
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A disk of its own, and a function that mounts it again with other options."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def mount(options: str) -> None:
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True)
+        if done.returncode:
+            pytest.skip(f"no file system can be mounted here: {done.stderr.decode().strip()}")
+
+    mount("size=160k")
+    yield folder, lambda options: mount(f"remount,{options}")
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_disk_that_fills_up_costs_shards_and_room_on_it_finishes_them(disk, tiny, undisturbed):
+    folder, remount = disk
+    summary = run_pipeline(tiny.manifest, folder / "run", tiny_config(max_attempts=1), progress=False)
+    assert summary.exit_code == 1
+    assert all("No space left on device" in error for error in summary.failed_shards.values())
+    assert leftovers(folder) == []
+    assert 0 < len(label_bytes(folder / "run")) < len(undisturbed)
+
+    remount("size=10m")
+    summary = run_pipeline(tiny.manifest, folder / "run", tiny_config(), progress=False, retry_failed=True)
+    assert summary.exit_code == 0
+    assert summary.done_before > 0
+    assert label_bytes(folder / "run") == undisturbed
+
+
+def test_a_disk_that_became_read_only_is_named_before_any_work(disk, finished, tiny):
+    folder, remount = disk
+    remount("size=10m")
+    shutil.copytree(finished, folder / "run")
+    remount("ro")
+
+    with pytest.raises(DtoError, match=r"Read-only file system.*make it writable"):
+        run_pipeline(tiny.manifest, folder / "run", tiny_config(), progress=False)
+    assert read_status(folder / "run").shards["pending"] == 0
+
+
+def swap(run):
+    """Shard 1's file becomes shard 0's, filled up to the old size."""
+    size = run.label_file(1).stat().st_size
+    other = run.label_file(0).read_bytes()
+    run.label_file(1).write_bytes(other[-size:].rjust(size, b"x"))
+
+
+def cut_and_fill(run):
+    size = run.label_file(1).stat().st_size
+    os.truncate(run.label_file(1), size - 100)
+    os.truncate(run.label_file(1), size)
+
+
+@pytest.mark.parametrize(("damage", "reason"), [(swap, "another shard's"), (cut_and_fill, "does not end as Parquet")])
+def test_a_label_file_of_the_right_size_that_is_not_its_shards_is_done_again(run, tiny, undisturbed, damage, reason):
+    damage(run)
+    identity = read_identity(run)
+
+    assert scan_run(run, identity).void == {}
+    assert reason in scan_run(run, identity, footers=True).void[1]
+    assert run_pipeline(tiny.manifest, run.root, tiny_config(), progress=False).done_now == 1
+    assert label_bytes(run.root) == undisturbed
+
+
+def test_two_receipts_that_were_exchanged_are_void(run):
+    first, second, aside = run.receipt_file(0), run.receipt_file(1), run.root / "aside"
+    first.rename(aside)
+    second.rename(first)
+    aside.rename(second)
+
+    assert set(scan_run(run, read_identity(run)).void) == {0, 1}
+
+
+def test_a_label_file_that_goes_while_it_is_looked_at_is_missing(run, monkeypatch):
+    sizes = type(run.store).entries
+
+    def entries(store, folder=""):
+        found = sizes(store, folder)
+        if folder == files.LABELS:
+            run.label_file(4).unlink()
+        return found
+
+    monkeypatch.setattr(type(run.store), "entries", entries)
+    assert "gone" in scan_run(run, read_identity(run), footers=True).void[4]

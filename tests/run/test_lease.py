@@ -1,0 +1,212 @@
+"""The lease: who may drive a run, judged without believing anybody's clock."""
+
+import dataclasses
+import itertools
+import json
+import re
+
+import fsspec
+import pytest
+
+from dto_pipeline.config import PipelineConfig, RunConfig, load_config
+from dto_pipeline.data.store import LocalStore, open_store
+from dto_pipeline.run import directory as files
+from dto_pipeline.run import lease as module
+from dto_pipeline.run.directory import RunDirectory
+from dto_pipeline.run.lease import Lease, RunLocked, RunLockLost, read_newest
+from dto_pipeline.run.lock import DriverLock, read_holder
+from dto_pipeline.run.receipt import Failure
+from tests.run.fakes import make_receipt
+
+CALM = RunConfig(lease_s=3000.0, heartbeat_s=900.0)  # nothing happens by itself within a test
+QUICK = RunConfig(lease_s=30.0, heartbeat_s=0.02)
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch):
+    monkeypatch.setattr(module, "LOOK_S", 0.01)
+
+
+@pytest.fixture(params=["folder", "memory"])
+def store(request, tmp_path):
+    if request.param == "folder":
+        return LocalStore(tmp_path)
+    fsspec.filesystem("memory").rm("/", recursive=True)
+    return open_store("memory://leases/run")
+
+
+def jumping_clock(step: float):
+    """A clock that moves on by `step` seconds whenever it is looked at."""
+    ticks = itertools.count()
+    return lambda: next(ticks) * step
+
+
+def put(store, epoch: int, **changes) -> None:
+    """A lease file of a driver on another host."""
+    record = dataclasses.replace(module.new_record(QUICK), machine="other boot/pid:[1]", host="far", pid=77, **changes)
+    store.replace(
+        f"lease/{epoch:08d}.json", json.dumps({"schema": "dto-lease/1", **dataclasses.asdict(record)}).encode()
+    )
+
+
+def held(store, config=CALM, **options) -> Lease:
+    lease = Lease(store, config, **options)
+    lease.acquire()
+    return lease
+
+
+def test_a_lease_can_be_had_again_after_it_was_left_and_its_number_grows(store):
+    for epoch in (1, 2, 3):
+        lease = held(store)
+        assert read_newest(store)[0] == epoch
+        lease.release()
+    assert list(store.entries("lease")) == ["00000003.json"]
+
+
+def test_a_silent_driver_of_another_host_is_followed_when_its_lease_has_passed(store):
+    put(store, 4)
+
+    held(store, clock=jumping_clock(10.0)).release()
+
+    assert read_newest(store)[0] == 5
+
+
+@pytest.mark.parametrize("said", ["1999-01-01T00:00:00+00:00", "2999-01-01T00:00:00+00:00"])
+def test_what_another_hosts_clock_says_decides_nothing(store, said):
+    put(store, 1, since=said, beat_at=said)
+    looks = itertools.count()
+
+    def clock() -> float:
+        """Stands at 29 of 30 seconds for a while: nobody is taken over before its lease has passed here."""
+        look = next(looks)
+        assert look > 6 or read_newest(store)[0] == 1
+        return 0.0 if look < 2 else 29.0 if look < 6 else 31.0
+
+    held(store, clock=clock).release()
+    assert next(looks) > 6
+
+
+def test_a_driver_that_beats_is_not_followed_and_is_named(store, monkeypatch):
+    owner = held(store, QUICK)
+    monkeypatch.setattr(module, "machine_mark", lambda: "another boot/pid:[2]")
+
+    with pytest.raises(RunLocked, match=r"being worked on by process \d+ on .* since .*its lease ends 30 s after"):
+        Lease(store, CALM).acquire()
+    owner.check()
+    owner.release()
+
+
+def test_a_driver_that_leaves_while_it_is_watched_is_followed_at_once(store, monkeypatch):
+    put(store, 1)
+    newest = module.read_newest
+
+    def leave_then_read(store):
+        put(store, 1, released=True)
+        return newest(store)
+
+    looks = itertools.count()
+    monkeypatch.setattr(module, "read_newest", lambda s: (leave_then_read if next(looks) else newest)(s))
+
+    held(store, clock=lambda: 0.0).release()
+
+
+def test_an_unreadable_lease_is_waited_for_like_any_other(store):
+    store.replace("lease/00000002.json", b"{")
+
+    held(store, clock=jumping_clock(1000.0)).release()
+
+    assert read_newest(store)[0] == 3
+
+
+def test_a_dead_driver_of_this_machine_is_not_waited_for(store, monkeypatch):
+    held(store)._stop.set()
+    monkeypatch.setattr(module, "process_mark", lambda pid: "")
+
+    held(store, clock=lambda: 0.0).release()
+
+
+def test_of_two_drivers_that_saw_the_same_lease_expire_one_gets_it(store):
+    first, second = Lease(store, CALM), Lease(store, CALM)
+
+    assert [first._claim(3), second._claim(3), second._claim(4)] == [True, False, True]
+
+
+def test_an_answer_lost_on_the_way_does_not_lose_the_lease(store, monkeypatch):
+    create = type(store).create
+    monkeypatch.setattr(type(store), "create", lambda self, name, data: create(self, name, data) and False)
+
+    lease = held(store)
+
+    lease.check()
+
+
+def test_a_driver_that_slept_through_a_take_over_stops_and_leaves_the_new_one_alone(store):
+    sleeper = held(store)
+    put(store, 2)
+
+    with pytest.raises(RunLockLost, match="taken over by process 77 on far"):
+        sleeper.check()
+    sleeper.release()
+    assert list(store.entries("lease")) == ["00000001.json", "00000002.json"]
+    newest = module.parse_record(read_newest(store)[1])
+    assert newest is not None
+    assert not newest.released
+
+
+def test_a_driver_that_cannot_say_that_it_lives_stops_when_its_lease_has_passed(store, monkeypatch):
+    now = [0.0]
+    lease = held(store, clock=lambda: now[0])
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(type(store), "replace", fail)
+    now[0] = 2000.0
+    lease.check()
+    now[0] = 3001.0
+    with pytest.raises(RunLockLost, match=r"could not be renewed for 3001 s .*No space left"):
+        lease.check()
+
+
+def test_a_driver_without_its_run_writes_nothing_more(tmp_path):
+    directory = RunDirectory(tmp_path)
+    directory.create_folders()
+    lock = directory.lock(CALM).__enter__()
+    files.record_failure(directory, Failure(1, 1, False, "it raised", "a:1", 5.0))
+    put(directory.store, 2)
+
+    for act in (
+        lambda: files.record_failure(directory, Failure(2, 1, False, "it raised", "a:1", 5.0)),
+        lambda: files.clear_failure(directory, 1),
+        lambda: files.replace_shard(directory, make_receipt(1), "0" * 32),
+        lambda: files.sweep_temporary(directory),
+    ):
+        with pytest.raises(RunLockLost):
+            act()
+    assert list(directory.store.entries("failures")) == ["shard-00001.json"]
+    lock.__exit__(None, None, None)
+
+
+def test_status_names_a_driver_of_another_host(tmp_path):
+    put(LocalStore(tmp_path), 1)
+    holder = read_holder(tmp_path / "driver.lock")
+
+    assert holder is not None
+    assert (holder.pid, holder.host, holder.state) == (77, "far", "on another host")
+    assert re.fullmatch(r"pid 77 on far \(on another host, last heartbeat \S+ by its clock\)", holder.describe())
+
+
+def test_a_file_system_without_flock_has_the_lease_alone(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr("dto_pipeline.run.lock.fcntl.flock", refuse)
+    with DriverLock(tmp_path / "driver.lock", QUICK), pytest.raises(RunLocked):
+        DriverLock(tmp_path / "driver.lock", CALM).__enter__()
+
+
+@pytest.mark.parametrize("knobs", ["heartbeat_s=0", "heartbeat_s=30"])
+def test_a_heartbeat_that_does_not_fit_the_lease_is_refused(knobs):
+    with pytest.raises(ValueError, match="at most a third"):
+        load_config(overrides=[f"run.{knobs}"])
+    assert PipelineConfig().run.heartbeat_s * 3 <= PipelineConfig().run.lease_s

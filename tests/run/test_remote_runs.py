@@ -1,0 +1,234 @@
+"""Runs whose folder is behind a URI: the same labels, resume and refusals as in a local folder."""
+
+from dataclasses import replace
+from importlib import resources
+from pathlib import Path
+
+import fsspec
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+import dto_pipeline as dto
+from dto_pipeline.cli import main
+from dto_pipeline.config import load_config
+from dto_pipeline.data.exports.export import export_labels
+from dto_pipeline.data.exports.selection import Selection
+from dto_pipeline.data.manifest import build_manifest
+from dto_pipeline.data.storage import as_location
+from dto_pipeline.data.store import StoreError, open_store
+from dto_pipeline.review.diff import diff_labels
+from dto_pipeline.review.run_files import find_labels
+from dto_pipeline.review.verify import verify_run
+from dto_pipeline.run.directory import RunDirectory, RunDirectoryError, RunMismatch, read_identity
+from dto_pipeline.run.driver import run_pipeline
+from dto_pipeline.run.finished import read_run_labels
+from dto_pipeline.run.receipt import read_receipt
+from dto_pipeline.run.report import read_status
+from tests.run.chaos import RAISE, ChaosRunner, tiny_config
+
+RUN = "memory://remote/runs/tiny"
+SHARDS = 6
+
+
+@pytest.fixture(autouse=True)
+def _bucket():
+    files = fsspec.filesystem("memory")
+    files.rm("/", recursive=True)
+    yield
+    files.rm("/", recursive=True)
+
+
+@pytest.fixture
+def start(tiny):
+    """Starts (again) the run of the test."""
+
+    def call(chaos=None, config=None, **options):
+        config = config or tiny_config()
+        runner = ChaosRunner(config, tiny.manifest, RUN, **chaos) if chaos else None
+        return run_pipeline(tiny.manifest, RUN, config, progress=False, runner=runner, **options)
+
+    return call
+
+
+@pytest.fixture
+def directory():
+    return RunDirectory(as_location(RUN))
+
+
+def remote_labels(root: str) -> dict[str, bytes]:
+    store = open_store(as_location(root))
+    return {name: store.read(f"labels/{name}") for name in sorted(store.entries("labels"))}
+
+
+def everything(root: str = RUN) -> list[str]:
+    store = open_store(root)
+    return sorted(f"{folder}/{name}" for folder in ("", "labels", "receipts") for name in store.entries(folder))
+
+
+def test_a_remote_run_has_the_bytes_of_a_local_one_and_nothing_else(start, undisturbed):
+    assert start().exit_code == 0
+
+    assert remote_labels(RUN) == undisturbed
+    shards = [f"shard-{shard:05d}" for shard in range(SHARDS)]
+    names = ["/run.json", *(f"labels/{shard}.parquet" for shard in shards), *(f"receipts/{s}.json" for s in shards)]
+    assert everything() == names
+
+
+def test_a_finished_remote_run_has_nothing_to_do(start, undisturbed):
+    start()
+
+    assert start().nothing_to_do
+    assert remote_labels(RUN) == undisturbed
+
+
+def upload(*sources: Path) -> None:
+    """Put files, and what lies below folders, under memory://data."""
+    files = fsspec.filesystem("memory")
+    for source in sources:
+        for path in [source] if source.is_file() else source.rglob("*.*"):
+            files.pipe(f"/data/{path.relative_to(source.parent)}", path.read_bytes())
+
+
+def test_images_and_depth_maps_may_be_remote_too(start, tiny, undisturbed):
+    upload(tiny.dataset.root / "images", tiny.dataset.root / "depth")
+
+    start(images_root="memory://data/images", depth_root="memory://data/depth")
+
+    assert remote_labels(RUN) == undisturbed
+
+
+def test_everything_may_be_remote(tiny, tmp_path):
+    root, body = tiny.dataset.root, Path(str(resources.files("dto_pipeline.demo") / "assets"))
+    upload(root / "images", root / "depth", root / "labels", body / "SMPLA_NEUTRAL.npz")
+    build_manifest(replace(tiny.dataset, root="memory://data"), "memory://data/m.parquet", progress=False)
+    config = load_config(
+        overrides=["run.device=cpu", "run.workers=0", "body.model_path=memory://data/SMPLA_NEUTRAL.npz"]
+    )
+
+    summary = run_pipeline("memory://data/m.parquet", RUN, config, progress=False)
+
+    local = run_pipeline(tiny.manifest, tmp_path / "run", tiny_config(), progress=False)
+    assert (summary.image_status, summary.person_status) == (local.image_status, local.person_status)
+    assert verify_run(RUN).passed
+
+
+def test_a_lost_remote_receipt_is_written_again_without_doing_the_work(start, directory):
+    start()
+    directory.store.remove("receipts/shard-00002.json")
+
+    assert start().done_now == 1
+    assert read_receipt(directory.receipt_file(2)).adopted
+
+
+@pytest.mark.parametrize("damage", ["receipt", "label", "swapped"])
+def test_what_does_not_hold_in_a_remote_run_is_done_again(start, directory, undisturbed, damage):
+    start()
+    store = directory.store
+    if damage == "receipt":
+        store.replace("receipts/shard-00003.json", store.read("receipts/shard-00003.json")[:40])
+    elif damage == "label":
+        store.replace("labels/shard-00003.parquet", store.read("labels/shard-00003.parquet")[:-9])
+    else:
+        store.replace("labels/shard-00003.parquet", same_size_of_another_shard(store))
+
+    assert start().done_now == 1
+    assert remote_labels(RUN) == undisturbed
+
+
+def same_size_of_another_shard(store) -> bytes:
+    """The label file of shard 2, filled up in front of its footer to the size of shard 3's."""
+    other, size = store.read("labels/shard-00002.parquet"), store.size("labels/shard-00003.parquet")
+    return other[-size:].rjust(size, b"x")
+
+
+def test_failures_are_kept_and_taken_up_again(start, directory):
+    assert start(chaos={"faults": {1: RAISE}}, config=tiny_config(max_attempts=1)).exit_code == 1
+    status = read_status(RUN)
+    assert status.shards == {"done": SHARDS - 1, "failed": 1, "pending": 0}
+    assert status.driver == "none"
+
+    assert start(retry_failed=True).exit_code == 0
+    assert directory.store.entries("failures") == {}
+
+
+def test_a_remote_run_of_other_settings_is_refused(start):
+    start()
+
+    with pytest.raises(RunMismatch, match=r"solver\.max_height"):
+        start(config=load_config(overrides=["run.device=cpu", "run.workers=0", "solver.max_height=2.2"]))
+
+
+def test_readers_of_runs_take_uris(start, tiny, tmp_path, undisturbed):
+    start()
+    local = tmp_path / "run"
+    run_pipeline(tiny.manifest, local, tiny_config(), progress=False)
+
+    assert verify_run(RUN).passed
+    assert diff_labels(local, RUN).equal
+    assert len(find_labels(RUN)) == SHARDS
+    for run, out in ((RUN, "a"), (local, "b")):
+        export_labels([read_run_labels(run)], "parquet", tmp_path / out, Selection(), progress=False)
+    pairs = [(path, tmp_path / "b" / path.relative_to(tmp_path / "a")) for path in (tmp_path / "a").rglob("*.parquet")]
+    assert pairs
+    assert all(a.read_bytes() == b.read_bytes() for a, b in pairs)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["status", RUN, "--json"],
+        ["verify", RUN],
+        ["diff", RUN, RUN],
+        ["view", RUN, "-o", "OUT", "--worst", "1"],
+        ["report", RUN, "-o", "OUT", "--worst", "1", "--random", "0"],
+        ["export", RUN, "--format", "persons", "-o", "OUT", "--quiet"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_verbs_take_uris(start, tmp_path, capsys, words):
+    start()
+
+    assert main([str(tmp_path / "out") if word == "OUT" else word for word in words]) == 0
+    assert capsys.readouterr().out
+
+
+def test_python_reads_a_remote_run(start, tiny):
+    start()
+
+    assert dto.read_table(RUN).num_rows == tiny.images
+    assert sum(1 for _ in dto.read_scenes(RUN)) == tiny.images
+    assert dto.read_table("memory://remote/runs/tiny/labels", columns=["image_id"]).num_rows == tiny.images
+    data = dto.torch_dataset(RUN, images=True, select="all")
+    assert len(data) == tiny.images
+
+
+def test_a_remote_folder_that_is_no_run_is_named():
+    with pytest.raises(RunDirectoryError, match="holds no run"):
+        read_identity(RunDirectory("memory://remote/nothing"))
+
+
+class Plain(MemoryFileSystem):
+    """A file system nothing is known about."""
+
+    protocol = "plain"
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return MemoryFileSystem._strip_protocol(path.replace("plain://", "/"))
+
+
+def test_a_file_system_without_atomic_create_is_refused_in_one_sentence(tiny):
+    fsspec.register_implementation("plain", Plain, clobber=True)
+
+    with pytest.raises(StoreError, match=r"plain://.*not known to be atomic") as raised:
+        run_pipeline(tiny.manifest, "plain://run", tiny_config(), progress=False)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_server_that_overwrites_what_it_should_only_create_is_refused(tiny, monkeypatch):
+    overwrite = MemoryFileSystem.pipe_file
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", lambda self, path, data, **_: overwrite(self, path, data))
+
+    with pytest.raises(StoreError, match="overwrites files it was asked to create only if absent"):
+        run_pipeline(tiny.manifest, RUN, tiny_config(), progress=False)
+    assert everything() == []

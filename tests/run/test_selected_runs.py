@@ -1,0 +1,112 @@
+"""Starts that are limited to a part of a run, and starts that only say what they would do."""
+
+import json
+
+import pytest
+
+from dto_pipeline.run.directory import RunDirectory
+from dto_pipeline.run.driver import plan_pipeline, run_pipeline
+from dto_pipeline.run.selection import Selection, SelectionError
+from tests.run.chaos import RAISE, ChaosRunner, label_bytes, tiny_config
+
+SHARDS = 6
+
+
+@pytest.fixture
+def start(tiny, tmp_path):
+    """Starts (again) the one run of a test."""
+
+    def run(faults=None, **options):
+        runner = faults and ChaosRunner(tiny_config(), tiny.manifest, tmp_path / "run", faults=faults)
+        return run_pipeline(tiny.manifest, tmp_path / "run", tiny_config(), progress=False, runner=runner, **options)
+
+    return run
+
+
+@pytest.fixture
+def plan(tiny, tmp_path):
+    def forecast(config=None, **options):
+        return plan_pipeline(tiny.manifest, tmp_path / "run", config or tiny_config(), **options)
+
+    return forecast
+
+
+def test_only_selected_shards_are_done_and_the_exit_code_says_so(start, tmp_path, undisturbed):
+    summary = start(selection=Selection(shards="1-2,4"))
+
+    assert (summary.done_now, summary.unselected, summary.exit_code) == (3, 3, 3)
+    assert "3 shards were not selected" in summary.as_table()
+    assert sorted(label_bytes(tmp_path / "run")) == [f"shard-0000{n}.parquet" for n in (1, 2, 4)]
+    again = start(selection=Selection(shards="1-2"))
+    assert again.nothing_to_do
+    assert again.exit_code == 3
+    assert start().exit_code == 0
+    assert label_bytes(tmp_path / "run") == undisturbed
+
+
+def test_a_limit_goes_on_where_the_last_start_ended(start):
+    done = [start(selection=Selection(limit=7)).done_now for _ in range(3)]
+
+    assert done == [2, 2, 2]  # shards of three images
+
+
+def test_a_shard_given_up_outside_the_selection_is_still_named(start):
+    start({2: RAISE})
+
+    summary = start(selection=Selection(shards="0-1"))
+    assert (list(summary.failed_shards), summary.exit_code) == ([2], 1)
+
+
+def test_a_retry_takes_up_selected_shards_only(start):
+    start({2: RAISE, 4: RAISE})
+
+    summary = start(retry_failed=True, selection=Selection(shards="4"))
+    assert (summary.done_now, list(summary.failed_shards)) == (1, [2])
+
+
+def test_a_mistaken_selection_makes_no_run(start, tmp_path):
+    with pytest.raises(SelectionError):
+        start(selection=Selection(shards="99"))
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_a_dry_run_of_a_new_run_writes_nothing_and_knows_no_time(plan, tiny, tmp_path):
+    forecast = plan()
+
+    assert not (tmp_path / "run").exists()
+    assert (forecast.selected, forecast.images, forecast.persons) == (SHARDS, tiny.images, tiny.persons)
+    assert forecast.gpu_hours is None
+    assert "--images-per-s" in forecast.as_table()
+    assert json.loads(json.dumps(forecast.to_json()))["exit_code"] == 0
+
+
+def test_a_given_speed_becomes_hours_of_gpus(plan):
+    forecast = plan(config=tiny_config(workers=4, gpus_per_worker=0.5), images_per_s=2.0)
+
+    assert forecast.cost.worker_hours == pytest.approx(18 / 2 / 3600)
+    assert forecast.gpu_hours == pytest.approx(18 / 2 / 3600 / 2)
+    assert "4, asking for 1 CPUs and 0.5 GPUs each" in forecast.as_table()
+
+
+def test_a_dry_run_counts_what_is_left_and_takes_its_figures_from_receipts(start, plan, tmp_path):
+    start({2: RAISE}, selection=Selection(shards="0-3"))
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+
+    forecast = plan(selection=Selection(limit=3), retry_failed=True, images_per_s=1e-6)
+
+    assert (forecast.done, forecast.pending, forecast.failed) == (3, 3, 0)
+    assert (forecast.selected, forecast.repairs) == (0, 2)  # the limit is spent on failed images of shards 0 and 1
+    assert "from this run's 3 receipts" in forecast.as_table()
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
+
+
+def test_a_dry_run_says_what_would_refuse(start, plan, tmp_path):
+    start(selection=Selection(limit=1))
+    config = tiny_config()
+    other = type(config)(run=config.run, solver=type(config.solver)(max_height=2.2))
+    with RunDirectory(tmp_path / "run").lock():
+        forecast = plan(config=other)
+
+    assert forecast.exit_code == 2
+    assert "locked: process" in forecast.refusals[0]
+    assert "solver.max_height: 2.1 -> 2.2" in forecast.refusals[1]

@@ -1,0 +1,213 @@
+"""Which image ended its process: what is noted, what is concluded, and that chance condemns nobody."""
+
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dto_pipeline.config import RunConfig
+from dto_pipeline.data.labels import read_labels
+from dto_pipeline.run import directory as files
+from dto_pipeline.run.directory import RunDirectory
+from dto_pipeline.run.driver import run_pipeline
+from dto_pipeline.run.receipt import Failure
+from dto_pipeline.run.suspects import (
+    Hand,
+    Suspects,
+    Suspicion,
+    charge_own_deaths,
+    find_suspicion,
+    hand_name,
+    read_hand,
+    work_one_by_one,
+    write_hand,
+)
+from dto_pipeline.status import ImageStatus
+from tests.run.chaos import label_bytes, tiny_config
+from tests.run.poison import PoisonRunner
+
+CONFIG = RunConfig(max_attempts=3, max_poison_images=2)
+REPOSITORY = Path(__file__).parents[2]
+POISON = "tiny/000007.jpg"  # second image of shard 2
+
+
+@pytest.fixture
+def directory(tmp_path):
+    directory = RunDirectory(tmp_path / "run")
+    directory.create_folders()
+    return directory
+
+
+def test_suspects_are_worked_first_and_the_condemned_not_at_all():
+    noted = []
+    images = ["a", "b", "c", "d"]
+
+    suspicion = Suspicion(3, {"c": 1, "b": 2})
+    done = work_one_by_one(images, suspicion, lambda i: images[i].upper(), lambda *note: noted.append(note))
+
+    assert done == {0: "A", 2: "C", 3: "D"}
+    assert noted == [("c", ()), ("a", ("c",)), ("d", ("c",))]
+
+
+def test_only_the_last_tries_of_a_shard_that_ended_processes_are_worked_one_by_one(directory):
+    assert find_suspicion(directory, 0, attempt=3, max_attempts=3) is None
+    files.record_failure(directory, Failure(0, 2, False, "it died", "a:1", 0.0, deaths=1, suspects={"x": 1}))
+    files.record_failure(directory, Failure(1, 2, False, "it raised", "a:1", 0.0))
+
+    assert find_suspicion(directory, 0, attempt=2, max_attempts=3) is None
+    assert find_suspicion(directory, 0, attempt=3, max_attempts=3) == Suspicion(1, {"x": 1})
+    assert find_suspicion(directory, 1, attempt=3, max_attempts=3) is None
+
+
+def test_an_image_is_condemned_by_its_second_death_in_a_row(directory):
+    suspects = Suspects(directory, {}, CONFIG)
+    for attempt in (3, 4):
+        write_hand(directory, Hand(0, attempt, "x"))
+        assert suspects.excuse(0, attempt)
+
+    assert suspects.of(0).condemned == {"x"}
+
+
+def test_an_image_that_came_through_in_between_is_free_of_suspicion(directory):
+    suspects = Suspects(directory, {}, CONFIG)
+    for attempt, hand in ((3, "x"), (4, "y"), (5, "x")):
+        survived = ("x",) if hand == "y" else ()
+        write_hand(directory, Hand(0, attempt, hand, survived))
+        suspects.excuse(0, attempt)
+
+    assert suspects.of(0).condemned == frozenset()
+    assert suspects.of(0).images == {"x": 1, "y": 1}
+
+
+@pytest.mark.parametrize("hand", [None, Hand(0, 2, "x"), Hand(0, 3, "")])
+def test_a_death_without_an_image_in_hand_in_that_try_excuses_nothing(directory, hand):
+    if hand is not None:
+        write_hand(directory, hand)
+    suspects = Suspects(directory, {}, CONFIG)
+
+    assert not suspects.excuse(0, 3)
+    assert suspects.of(0) == Suspicion(1, {})
+    assert read_hand(directory, 0) is None
+
+
+def test_a_shard_of_nothing_but_poison_is_given_up_in_the_end(directory):
+    suspects = Suspects(directory, {}, CONFIG)
+    excused, attempt = True, 2
+    while excused:
+        attempt += 1
+        first = next(image for image in "abcdefgh" if image not in suspects.of(0).condemned)
+        write_hand(directory, Hand(0, attempt, first))
+        excused = suspects.excuse(0, attempt)
+
+    assert attempt == 2 + 2 * (CONFIG.max_poison_images + 1)
+
+
+@given(st.integers(0, 10**6))
+def test_chance_kills_condemn_no_image_unless_it_dies_twice_in_a_row(seed):
+    """Whatever order of deaths: condemned means that the last two tries that reached the image died with it."""
+    chance = random.Random(seed)
+    fates: dict[str, list[str]] = {image: [] for image in "abc"}
+    suspicion = Suspicion()
+    for _ in range(6):
+        order: list[str] = []
+
+        def note(image, survived, order=order):
+            order.append(image)
+
+        images = sorted(fates)
+        work_one_by_one(images, suspicion, lambda i: None, note)
+        if not order:
+            break
+        died = chance.randrange(len(order))
+        for image in order[:died]:
+            fates[image].append("lived")
+            if image in suspicion.images:
+                suspicion.images.pop(image)
+        fates[order[died]].append("died")
+        suspicion.images[order[died]] = suspicion.images.get(order[died], 0) + 1
+
+    for image in suspicion.condemned:
+        assert fates[image][-2:] == ["died", "died"]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"schema": "dto-hand/1", "strange": 1}', b'{"schema": "x"}'])
+def test_a_note_that_means_nothing_is_none(directory, content):
+    directory.store.replace(hand_name(0), content)
+
+    assert read_hand(directory, 0) is None
+
+
+def test_notes_of_workers_whose_driver_died_charge_nobody(directory):
+    write_hand(directory, Hand(0, 3, "x"))
+
+    assert charge_own_deaths(directory, CONFIG, now=5.0) == []
+    assert directory.store.entries("failures") == {}
+
+
+def test_a_driver_that_died_at_a_shard_is_charged_to_it_at_the_next_start(directory):
+    files.record_failure(directory, Failure(0, 2, False, "it died", "a:1", 0.0, deaths=2))
+    write_hand(directory, Hand(0, 3, "x", driver=True))
+    (failure,) = charge_own_deaths(directory, CONFIG, now=5.0)
+
+    assert (failure.attempts, failure.deaths, failure.suspects, failure.given_up) == (3, 3, {"x": 1}, False)
+    assert files.read_shard_failure(directory, 0) == failure
+
+
+def test_a_shard_worked_one_by_one_has_the_same_bytes(tiny, tmp_path, undisturbed):
+    directory = RunDirectory(tmp_path / "run")
+    run_pipeline(tiny.manifest, directory.root, tiny_config(max_attempts=1), progress=False, runner=None)
+    for shard in range(6):
+        directory.label_file(shard).unlink()
+        directory.receipt_file(shard).unlink()
+        files.record_failure(directory, Failure(shard, 2, False, "it died", "a:1", 0.0, deaths=2))
+    summary = run_pipeline(tiny.manifest, directory.root, tiny_config(), progress=False)
+
+    assert (summary.exit_code, summary.retries) == (0, 12)
+    assert label_bytes(directory.root) == undisturbed
+    assert directory.store.entries("failures") == {}
+
+
+@pytest.mark.slow
+def test_an_image_that_kills_the_driver_is_found_by_the_next_starts(tiny, tmp_path, undisturbed):
+    directory = RunDirectory(tmp_path / "run")
+    command = [sys.executable, "-m", "tests.run.poison", tiny.manifest, directory.root, POISON]
+    codes: list[int] = []
+    while not codes or (codes[-1] != 0 and len(codes) < 6):
+        codes.append(subprocess.run([str(part) for part in command], cwd=REPOSITORY, check=False).returncode)
+
+    assert codes == [-9, -9, -9, -9, 0]  # twice together, twice alone, then without it
+    _check_poisoned(directory, undisturbed)
+
+
+def _check_poisoned(directory, undisturbed):
+    """The poison image has a row with its status; everything else is as if nothing had happened."""
+    rows = read_labels(directory.label_file(2)).to_pylist()
+    assert [row["status"] for row in rows].count(str(ImageStatus.WORKER_DIED)) == 1
+    assert (rows[1]["image_id"], rows[1]["status"]) == (POISON, "worker_died")
+    assert all(person["status"] == "not_run" for person in rows[1]["persons"])
+    found = label_bytes(directory.root)
+    assert {name for name in found if found[name] != undisturbed[name]} == {"shard-00002.parquet"}
+    assert directory.store.entries("failures") == {}
+
+
+@pytest.mark.slow
+def test_an_image_that_kills_workers_costs_itself_only_and_heals_on_request(tiny, tmp_path, undisturbed):
+    directory = RunDirectory(tmp_path / "run")
+    config = tiny_config(workers=2)
+    runner = PoisonRunner(config, tiny.manifest, directory.root, [POISON])
+
+    summary = run_pipeline(tiny.manifest, directory.root, config, progress=False, runner=runner)
+
+    assert summary.exit_code == 0
+    assert summary.image_status["worker_died"] == 1
+    assert summary.workers_lost == summary.failed_tries == 4
+    _check_poisoned(directory, undisturbed)
+    healed = run_pipeline(
+        tiny.manifest, directory.root, tiny_config(), progress=False, retry_failed=True, retry_statuses=["worker_died"]
+    )
+    assert (healed.repaired, healed.mended, healed.exit_code) == (1, 1, 0)
+    assert label_bytes(directory.root) == undisturbed
