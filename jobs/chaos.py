@@ -1,6 +1,6 @@
 """Disturb runs in every way we know, a hundred random kills among them, and compare with runs left in peace.
 
-    python jobs/chaos.py                        all scenarios, 100 random kills; half an hour on two cores
+    python jobs/chaos.py                        all scenarios, 100 random kills; under an hour on two busy cores
     python jobs/chaos.py --only disk_full       one scenario (may be given again and again)
     python jobs/chaos.py --kills 300 --seed 5   more random kills, at other moments
 
