@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from dto_pipeline.bench.chaos.arena import Arena, build_arena
 from dto_pipeline.bench.chaos.play import play
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="finds its processes in /proc"),
+]
 
 
 @pytest.fixture(scope="module")

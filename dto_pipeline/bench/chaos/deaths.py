@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 
 from dto_pipeline.bench.chaos.arena import ChaosError
 from dto_pipeline.bench.chaos.disturbed_run import DisturbedRun, Start, slow_images
@@ -21,8 +22,11 @@ from dto_pipeline.bench.chaos.processes import Kind
 _PACE_S = 1.0  # every image takes so much longer
 _TIMEOUT_S = 8.0  # after which a hung shard is taken from its worker, for scenarios that hang
 _FOREVER_S = 3600.0
-_VICTIMS = ((Kind.WORKER, 0.7), (Kind.DRIVER, 0.15), (Kind.RAYLET, 0.15))  # of random kills, with their shares
-_PAUSES_S = (0.2, 4.0)  # between random kills; a worker needs about 3 s to be ready again
+_VICTIMS = ((Kind.WORKER, 0.86), (Kind.DRIVER, 0.07), (Kind.RAYLET, 0.07))  # of random kills, with their shares
+_RANDOM_PACE_S = 3.0  # the same under random kills: long enough to be hit several times, so that Ray starts less often
+_ANY_MOMENT = 0.5  # share of random kills that wait for nothing; the others wait until there is one more receipt
+_PAUSE_S = 3.0  # most that is waited on top, before each
+_STANDSTILL_S = 60.0  # so long is waited for a receipt, if need be
 _TIMEOUT = ("--set", f"run.shard_timeout_s={_TIMEOUT_S}")
 
 
@@ -42,6 +46,7 @@ def publisher_killed(run: DisturbedRun) -> None:
         Fault("receipts/shard-00003.json", DIE, events=naming, times=1),
     ]
     run.expect_exit(run.start(faults=faults), 0)
+    run.kills += len(faults)
     run.complaints += find_differences(run.view, run.arena.undisturbed)
     receipt = json.loads((run.view / "receipts" / "shard-00003.json").read_text())
     run.expect(receipt["adopted"], "labels that only lacked their receipt were made again")
@@ -93,22 +98,39 @@ def shard_hangs(run: DisturbedRun) -> None:
 
 def random_kills(run: DisturbedRun) -> None:
     """SIGKILL to workers, drivers and raylets at random moments, as often as wanted; finished runs begin anew."""
+    _kill_at_random(run, run.arena.workers, _VICTIMS)
+
+
+def random_driver_kills(run: DisturbedRun) -> None:
+    """The same without Ray: the one process that loads, computes and publishes is killed wherever it is."""
+    run.resume_workers = 0
+    _kill_at_random(run, 0, ((Kind.DRIVER, 1.0),))
+
+
+def _kill_at_random(run: DisturbedRun, workers: int, victims: Sequence[tuple[Kind, float]]) -> None:
+    runs = 1
     while run.wants_kills:
-        start = run.start(*run.retry, faults=[slow_images(_PACE_S)])
-        _kill_at_random(run, start)
+        start = run.start(*run.retry, workers=workers, faults=[slow_images(_RANDOM_PACE_S if workers else _PACE_S)])
+        while start.alive and run.wants_kills:
+            _wait_for_a_moment(run, start)
+            (kind,) = run.dice.choices([kind for kind, _ in victims], [share for _, share in victims])
+            run.kill(kind)
         if run.finish(start) == 0 and run.wants_kills:
             run.judge()
             run.begin_anew()
+            runs += 1
         else:
             run.resumes += 1
+    run.note = f"{runs} runs one after the other"
 
 
-def _kill_at_random(run: DisturbedRun, start: Start) -> None:
-    """Until the driver ends, or there were kills enough."""
-    while start.alive and run.wants_kills:
-        time.sleep(run.dice.uniform(*_PAUSES_S))
-        (kind,) = run.dice.choices([kind for kind, _ in _VICTIMS], [share for _, share in _VICTIMS])
-        run.kill(kind)
+def _wait_for_a_moment(run: DisturbedRun, start: Start) -> None:
+    """Some kills come at any moment, Ray's start included; most come while there is work to lose."""
+    if run.dice.random() > _ANY_MOMENT:
+        before, latest = run.receipts_there, time.monotonic() + _STANDSTILL_S
+        while start.alive and run.receipts_there == before and time.monotonic() < latest:
+            time.sleep(0.05)
+    time.sleep(run.dice.uniform(0, _PAUSE_S))
 
 
 class Nodes:

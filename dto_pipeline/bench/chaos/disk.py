@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import os
 import resource
+from collections.abc import Callable
 from pathlib import Path
 
 from dto_pipeline.bench.chaos.arena import ChaosError
 from dto_pipeline.bench.chaos.disturbed_run import DisturbedRun, Start
-from dto_pipeline.bench.chaos.mounts import READ_ONLY, enlarge, small_disk, why_no_mounts
+from dto_pipeline.bench.chaos.mounts import MAKE_ROOM, READ_ONLY, small_disk, why_no_mounts
 
-_ROOM_KB = 1 << 16  # what a full disk is enlarged to
 _SHARE = 0.6  # of the labels that fit on the small disk
 
 
@@ -27,10 +27,10 @@ def disk_full(run: DisturbedRun) -> None:
         raise NotPossible(reason)
     labels = sum(len(content) for content in run.arena.undisturbed.values())
     disk = run.mount(small_disk(int(_SHARE * labels) // 1024))
-    run.note = f"tmpfs of {int(_SHARE * labels) // 1024} KB"
+    run.note = f"tmpfs with {int(_SHARE * labels) // 1024} KB free"
     _expect_words(run, run.start(), codes=(1, 2))
     run.expect(0 < run.receipts_there < run.arena.shards, f"{run.receipts_there} shards fitted on the small disk")
-    disk.run(enlarge(_ROOM_KB))
+    disk.run(MAKE_ROOM)
 
 
 def write_cut_short(run: DisturbedRun) -> None:
@@ -48,14 +48,31 @@ def folder_read_only(run: DisturbedRun) -> None:
     for shard in (0, run.arena.shards - 1):
         _label(run, shard).unlink()
         _receipt(run, shard).unlink()
-    if os.geteuid() != 0 and why_no_mounts():
-        raise NotPossible(why_no_mounts())
-    run.mount(READ_ONLY)
+    allow_writing = _forbid_writing(run)
     before = _stamps(run.view)
     start = run.start()
     _expect_words(run, start, codes=(2,))
     run.expect(_stamps(run.view) == before, "something in the folder has changed")
-    run.unmount()
+    allow_writing()
+
+
+def _forbid_writing(run: DisturbedRun) -> Callable[[], None]:
+    """Make the run's folder read-only; returns what undoes it."""
+    if not why_no_mounts():
+        run.mount(READ_ONLY)
+        run.note = "read-only bind mount"
+        return run.unmount
+    if os.geteuid() == 0:
+        raise NotPossible(f"{why_no_mounts()}, and to root a folder's mode means nothing")
+    folders = [run.folder, *(path for path in run.folder.iterdir() if path.is_dir())]
+
+    def change_modes(mode: int) -> None:
+        for folder in folders:
+            folder.chmod(mode)
+
+    change_modes(0o555)
+    run.note = "folder modes"
+    return lambda: change_modes(0o755)
 
 
 def receipt_truncated(run: DisturbedRun) -> None:

@@ -176,6 +176,7 @@ class DisturbedRun:
 
     @property
     def receipts_there(self) -> int:
+        """How many; 0 where there is no folder yet."""
         return len(list((self.view / "receipts").glob("shard-*.json")))
 
     def processes(self, kind: Kind | None = None) -> list[MarkedProcess]:

@@ -17,7 +17,6 @@ from dto_pipeline.bench.chaos.disk import NotPossible
 from dto_pipeline.bench.chaos.disturbed_run import DisturbedRun
 
 Scenario = Callable[[DisturbedRun], None]
-RANDOM = "random_kills"
 SCENARIOS: dict[str, Scenario] = {
     scenario.__name__: scenario
     for scenario in (
@@ -40,9 +39,11 @@ SCENARIOS: dict[str, Scenario] = {
         disk.label_truncated,
         disk.labels_swapped,
         disk.receipts_swapped,
+        deaths.random_driver_kills,
         deaths.random_kills,
     )
 }
+RANDOM = ("random_driver_kills", "random_kills")  # they kill as often as they are told
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Outcome:
     """What came of one scenario."""
 
     scenario: str
-    kills: int  # processes (or nodes) that were sent a signal
+    kills: int  # processes (or nodes) that were sent a signal; poison counts none
     resumes: int  # starts after the disturbed one
     seconds: float
     complaints: tuple[str, ...]  # empty = identical to the undisturbed run, in every respect
@@ -78,7 +79,7 @@ def play(
 
     Args:
         resume_workers: Ray workers of the resumes, 0 = without Ray; None = the arena's.
-        kills, seed, until: of `RANDOM`; no kill begins later than `until` [s, monotonic clock].
+        kills, seed, until: of those in `RANDOM`; no kill begins later than `until` [s, monotonic clock].
     """
     started = time.monotonic()
     skipped = ""
