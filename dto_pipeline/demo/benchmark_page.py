@@ -96,10 +96,9 @@ Written on the run of docs/benchmark.md (48 images, seed 201); intervals say wha
   where heights are the better witness. Where depth is nearly exact (easy), it leaves half of what the map offers.
 - Wrong labels and ages hurt the height prior most; depth tells who they are. A population 6 % off the priors costs
   every method about 6 % of z and hardly any order in depth: a picture cannot tell tall people from far ones.
-- Of the parts, age carries the method: without it children become distant adults again. Gender is worth two to four
-  centimetres. The internal depth bound rarely acts, and then on order: with children, corrupt labels and in the hard
-  set. Ground evidence earns a centimetre under noise and in the hard set, nothing that can be told from zero elsewhere,
-  and costs 3 mm where depth is nearly exact. `joint` hardly notices the loss of the slopes inside bodies."""
+- Of the parts, age carries the method: without it children become distant adults again. Gender is worth two to five
+  centimetres. The internal depth bound rarely acts, and then mostly on order. Ground evidence earns a centimetre of z
+  under noise and next to nothing elsewhere. `joint` hardly notices the loss of the slopes inside bodies."""
 _CHANGES = (
     "Each part off alone, everything else as it is. Numbers are changes against the same solver with all parts, on the "
     "same images: positive z, pairs and height, and negative ordinal accuracy, mean that the part helps."
