@@ -1,8 +1,8 @@
 """The `dto` command: finds the verb, lets it do its work, turns errors meant for people into one message.
 
-Each verb is a module of `dto_pipeline.commands`; heavy libraries load only in the verb that needs them. Exit codes: 0
-done, 1 done with failures that the verb's output names, 2 nothing could be done, 3 (`dto run`) done as far as was asked,
-130 interrupted.
+Each verb is a module of `dto_pipeline.commands`; heavy libraries load only in the verb that needs them. Exit codes:
+0 done, 1 done with failures that the verb's output names, 2 nothing could be done, 3 (`dto run`) done as far as was
+asked, 130 interrupted.
 """
 
 from __future__ import annotations

@@ -1,13 +1,14 @@
 """Disturb runs in every way we know, a hundred random kills among them, and compare with runs left in peace.
 
-    python jobs/chaos.py                        all scenarios, 100 random kills; about 20 minutes on two cores
+    python jobs/chaos.py                        all scenarios, 100 random kills; under an hour on two busy cores
     python jobs/chaos.py --only disk_full       one scenario (may be given again and again)
     python jobs/chaos.py --kills 300 --seed 5   more random kills, at other moments
 
 Writes synthetic crowds once, runs them undisturbed, then plays each scenario on a run of its own: disturb, resume until
 done, compare. Expect `yes` in every line, hence exit code 0: labels byte for byte those of the undisturbed run, every
 image once, receipts that hold, no temporary file, no process left. Prints a table and writes it as JSON
-(OUT/chaos.json). A scenario this machine cannot play (nothing may be mounted) is `skipped` with the reason. Linux.
+(OUT/chaos.json). Half of the random kills hit runs on Ray (workers, raylets, drivers), half the one process of a run
+without Ray. A scenario this machine cannot play (nothing may be mounted) is `skipped` with the reason. Linux.
 """
 
 from __future__ import annotations

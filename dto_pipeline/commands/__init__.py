@@ -9,6 +9,7 @@ from dto_pipeline.commands import (
     body,
     demo,
     diff,
+    eval,
     export,
     golden,
     manifest,
@@ -16,22 +17,12 @@ from dto_pipeline.commands import (
     run,
     simulate,
     status,
+    synth,
     verify,
     view,
 )
 
 VERBS: tuple[ModuleType, ...] = (
-    demo,
-    manifest,
-    run,
-    status,
-    verify,
-    diff,
-    view,
-    report,
-    export,
-    simulate,
-    body,
-    golden,
-    bench,
+    *(demo, manifest, run, status, verify, diff, view, report, export),
+    *(synth, eval, body, golden, bench, simulate),
 )

@@ -15,6 +15,14 @@ def positive(text: str) -> int:
     return number
 
 
+def not_negative(text: str) -> int:
+    """Type of an option that counts something and may be 0."""
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{number} is less than 0")
+    return number
+
+
 def add_config_options(parser: argparse.ArgumentParser) -> None:
     """`--config FILE` and `--set room.key=value`, read by `read_config`."""
     parser.add_argument("--config", metavar="YAML", help="config file; rooms and keys as in dto_pipeline/config.py")

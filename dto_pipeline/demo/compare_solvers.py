@@ -1,19 +1,16 @@
 """One command: published and joint solver, and two simpler ideas, on many kinds of synthetic crowds.
 
-Joins the sets of `solver_sets` to `evaluate.solver_comparison`; run it as ``python -m
-dto_pipeline.demo.compare_solvers`` or through `jobs/compare_solvers.sh`. The joint solver's numbers were tuned on seeds
-1 and 2; reports use `REPORT_SEED` and never those.
+Joins the sets of `solver_sets` to `evaluate.solver_comparison`; run it as ``dto eval solvers`` or through
+`jobs/compare_solvers.sh`. The joint solver's numbers were tuned on seeds 1 and 2; reports use `REPORT_SEED` and never
+those.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from dto_pipeline.config import PipelineConfig, config_from_dict, load_config
 from dto_pipeline.demo.solver_sets import CROWD_SETS, CrowdSet, build_known_scene
@@ -31,7 +28,7 @@ _MODEL_BROKEN = ("other heights", "wrong K")  # left out of the pooled set: what
 
 def compare_solvers(
     out: Path,
-    images: int = 56,
+    images: int = 112,
     seed: int = REPORT_SEED,
     sets: Sequence[CrowdSet] = CROWD_SETS,
     golden: Path | None = None,
@@ -72,7 +69,7 @@ def compare_solvers(
         results[RECORDED] = compare_on_golden(golden, config)
         meanings[RECORDED] = f"{results[RECORDED]['images']} recorded reference images, which nothing was tuned on"
     how = (
-        f"`python -m dto_pipeline.demo.compare_solvers --images {images} --seed {seed}`: {images} images per set, "
+        f"`dto eval solvers --images {images} --seed {seed}`: {images} images per set, "
         f"seed {seed}; the joint solver was tuned on seeds {TUNING_SEEDS[0]} and {TUNING_SEEDS[1]} only."
     )
     write_report(results, meanings, how, out)
@@ -92,30 +89,3 @@ def override(config: PipelineConfig, texts: Sequence[str]) -> PipelineConfig:
 def _build(kind: CrowdSet, seed: int, images: int, body: BodyModel) -> list[KnownScene]:
     known = (build_known_scene(kind, seed, number, body) for number in range(images))
     return [item for item in known if item.scene.num_people >= 2]
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="compare_solvers", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("out/solvers"), help="folder of the report")
-    parser.add_argument("--images", type=int, default=56, help="per set")
-    parser.add_argument("--seed", type=int, default=REPORT_SEED, help=f"of the crowds; not one of {TUNING_SEEDS}")
-    parser.add_argument("--golden", type=Path, help="folder of recorded cases (tests/golden's format) to add")
-    parser.add_argument("overrides", nargs="*", metavar="ROOM.KEY=VALUE", help="config for both solvers")
-    arguments = parser.parse_args(argv)
-    torch.set_num_threads(1)  # small tensors: more threads are slower
-    try:
-        config = load_config(overrides=arguments.overrides)
-        results = compare_solvers(
-            arguments.out, arguments.images, arguments.seed, golden=arguments.golden, config=config
-        )
-    except DtoError as error:
-        print(f"compare_solvers: {error}", file=sys.stderr)
-        return 2
-    print(as_table({POOLED: results[POOLED]}))
-    print(f"Report: {arguments.out / 'solver_comparison.md'}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

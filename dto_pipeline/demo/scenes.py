@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dto_pipeline.demo.clothes import Template
-from dto_pipeline.demo.crowd import Crowd, plan_crowd
+from dto_pipeline.demo.crowd import Crowd, View, plan_crowd
 from dto_pipeline.demo.observe import Disparity, observe_disparity, observe_keypoints, observe_masks
 from dto_pipeline.demo.people import Bodies, Labels, build_bodies, falsify_labels
 from dto_pipeline.demo.render import Picture, render_picture
@@ -36,12 +36,16 @@ class DemoScene:
     @property
     def boxes(self) -> np.ndarray:
         """(P, 4) float32 left, top, right, bottom of the whole true body inside the picture [px]."""
-        view = self.crowd.view
-        points = self.truth.vertices
-        centre = np.array([view.width / 2, view.height / 2])
-        uv = points[..., :2] / points[..., 2:].clip(0.05) * view.focal + centre
-        uv = uv.clip(0, (view.width, view.height))
-        return np.concatenate([uv.min(axis=1), uv.max(axis=1)], axis=-1).astype(np.float32)
+        return body_boxes(self.crowd.view, self.truth)
+
+
+def body_boxes(view: View, truth: Bodies) -> np.ndarray:
+    """(P, 4) float32 left, top, right, bottom of whole bodies, cut at the picture's borders [px]."""
+    points = truth.vertices
+    centre = np.array([view.width / 2, view.height / 2])
+    uv = points[..., :2] / points[..., 2:].clip(0.05) * view.focal + centre
+    uv = uv.clip(0, (view.width, view.height))
+    return np.concatenate([uv.min(axis=1), uv.max(axis=1)], axis=-1).astype(np.float32)
 
 
 def build_picture(seed: int, number: int, body: BodyModel, template: Template) -> Picture:

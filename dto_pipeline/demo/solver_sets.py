@@ -1,7 +1,8 @@
-"""Synthetic crowds made to part good solvers from bad ones: ten kinds of difficulty, all with known truth.
+"""Synthetic crowds made to part good solvers from bad ones: kinds of difficulty, all with known truth.
 
 Knows the demo's crowds, bodies and labels and spoils what the pipeline is told in one named way per set; draws no
 picture (solvers never look at one) and knows no solver and no files. Images are about 480 x 360. Metres, pixels.
+`CROWD_SETS` compare solvers; the difficulties of the public benchmark are in `difficulty`.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter, maximum_filter
 
-from dto_pipeline.axes import NUM_BETAS
+from dto_pipeline.axes import ADULT_FEMALE, ADULT_MALE, KID_AXIS, NUM_BETAS
+from dto_pipeline.config import PriorConfig
 from dto_pipeline.demo.crowd import LAYOUTS, Crowd, View, plan_crowd
+from dto_pipeline.demo.growth import FEMALE, MALE, sample_heights
 from dto_pipeline.demo.observe import DISPARITY_SCALE, observe_masks
-from dto_pipeline.demo.people import Bodies, Labels, build_bodies, falsify_labels
+from dto_pipeline.demo.people import Bodies, Labels, build_bodies, falsify_labels, rest_height, solve_height
 from dto_pipeline.evaluate.solver_comparison import KnownScene
 from dto_pipeline.maths.camera import map_size
 from dto_pipeline.models.body import BodyModel
@@ -27,7 +30,10 @@ _FARTHEST = 40.0  # of the backdrop [m]
 _OFFSET_AT = 6.0  # distance whose disparity a set's offset is measured in [m]
 _BLUR = 1.0  # of the depth map [px]
 _LARGEST_ERROR = 0.3  # of one person's disparity
-_BODIES, _LABELS, _DEPTH, _MASKS, _SPOIL = range(21, 26)  # random streams of an image
+HEIGHTS = ("demo", "independent", "priors")
+_WRONG_SIZE = (0.75, 1.35)  # range of the factor on size and distance of a label that is grossly wrong
+_WRONG_POSE = 0.25  # of every joint of such a label [rad]
+_BODIES, _LABELS, _DEPTH, _MASKS, _SPOIL, _SHARED, _HEIGHTS, _WRONG = range(21, 29)  # random streams of an image
 
 
 @dataclass(frozen=True)
@@ -43,10 +49,12 @@ class CrowdSet:
     pixel_noise: float = 0.004  # relative, per pixel
     offset: float = 0.0  # largest b of disparity = a / z + b, in units of the disparity at 6 m; drawn per image
     squeeze: float = 1.0  # people move sideways towards the middle by this factor and hide each other
-    taller: float = 0.0  # heights of an image all this share above or below the demo's, in turn
+    taller: float = 0.0  # heights of an image are all off the demo's by one share, normal with this sigma
     wrong_ages: float = 0.0  # share of people whose age is anybody's
     leak: int = 0  # masks grow by up to this over neighbours and ground [px]
-    focal_error: float = 0.0  # K of the labels is wrong by this share, up or down in turn
+    focal_error: float = 0.0  # K of the labels is wrong by a share, normal with this sigma
+    wrong_labels: float = 0.0  # share of people whose label is grossly wrong in size, distance and pose
+    heights: str = "demo"  # see `HEIGHTS`: the demo's own ranges, growth charts (`growth`), or the method's priors
     told: tuple[str, ...] = ()  # config that tells the joint solver so, for a second row
 
 
@@ -58,7 +66,7 @@ CROWD_SETS = (
         "a depth map nearly exact per person",
         person_error=0.005,
         row_tilt=0.01,
-        told=("joint.depth_sigma=0.006",),
+        told=("joint.depth_sigma=0.005", "joint.edge_sigma=0.05", "joint.noise_levels=[0.7, 1.0, 1.4]"),
     ),
     CrowdSet(
         "high noise",
@@ -72,49 +80,112 @@ CROWD_SETS = (
     CrowdSet("children", "mostly children", layouts=("family", "playground")),
     CrowdSet(
         "other heights",
-        "whole images 6 % taller or shorter than the priors expect",
+        "whole images taller or shorter than the priors expect, by 6 % (one sigma)",
         taller=0.06,
         told=("joint.population_sigma=0.06",),
     ),
     CrowdSet("wrong ages", "every fourth age is somebody else's", wrong_ages=0.25),
     CrowdSet("leaking masks", "masks that swallow up to 7 px of what is next to them", leak=7),
-    CrowdSet("wrong K", "focal length of the labels wrong by 10 %", focal_error=0.1, told=("joint.focal_sigma=0.1",)),
+    CrowdSet(
+        "wrong K",
+        "focal length of the labels wrong by 10 % (one sigma)",
+        focal_error=0.1,
+        told=("joint.focal_sigma=0.1",),
+    ),
     CrowdSet("pairs", "exactly two people", most_people=2),
 )
 
 
+@dataclass(frozen=True)
+class SetScene:
+    """Scene `number` of a set with all it was made from."""
+
+    known: KnownScene
+    crowd: Crowd
+    truth: Bodies
+    labels: Labels
+    masks: np.ndarray  # (P, H, W) bool, as the pipeline is told
+    z: np.ndarray  # (H, W) true z of people, ground and backdrop [m]
+
+
 def build_known_scene(kind: CrowdSet, seed: int, number: int, body: BodyModel) -> KnownScene:
+    """What a solver is told of scene `number`, and what is true; see `build_set_scene`."""
+    return build_set_scene(kind, seed, number, body).known
+
+
+def build_set_scene(kind: CrowdSet, seed: int, number: int, body: BodyModel) -> SetScene:
     """Scene `number` of the set; equal arguments give equal scenes, and sets share crowds where they can."""
 
     def stream(step: int) -> np.random.Generator:
         return np.random.default_rng([seed, number, step])
 
-    crowd = _plan(kind, seed, number)
+    crowd = plan_set_crowd(kind, seed, number)
     truth = build_bodies(crowd, body, stream(_BODIES))
     labels = falsify_labels(crowd, truth, body, stream(_LABELS))
+    if kind.wrong_labels:
+        labels = _spoil_labels(labels, kind.wrong_labels, body, stream(_WRONG))
     z, person = _look(crowd.view, truth, body)
     masks = _leak(observe_masks(person, crowd.num_people, stream(_MASKS)), kind.leak, stream(_SPOIL))
     disparity, line = _observe_disparity(kind, z, person, stream(_DEPTH))
     scene = _build_scene(f"{kind.name}/{number:05d}", crowd, labels, masks, disparity)
     scene.age_years[:] = _wrong_ages(scene.age_years, kind.wrong_ages, stream(_SPOIL))
     if kind.focal_error:
-        _spoil_focal(scene, 1 + kind.focal_error * (1 if number % 2 else -1))
-    return KnownScene(scene, truth.transl[:, 2].astype(np.float64), truth.height, line)
+        _spoil_focal(scene, float(np.exp(_spread(kind.focal_error, seed, number))))
+    known = KnownScene(scene, truth.transl[:, 2].astype(np.float64), truth.height, line)
+    return SetScene(known, crowd, truth, labels, masks, z)
 
 
-def _plan(kind: CrowdSet, seed: int, number: int) -> Crowd:
-    """The demo's crowd at the set's image size; layouts follow in turn, of those the set allows."""
+def plan_set_crowd(kind: CrowdSet, seed: int, number: int) -> Crowd:
+    """The demo's crowd at the set's image size and with its heights; layouts follow in turn, of those it allows."""
     allowed = [place for place, layout in enumerate(LAYOUTS) if layout.name in kind.layouts]
     crowd = plan_crowd(seed, number // len(allowed) * len(LAYOUTS) + allowed[number % len(allowed)])
     view = crowd.view
     size = (round(view.width * IMAGE_SCALE), round(view.height * IMAGE_SCALE))
     crowd = _keep(crowd, min(crowd.num_people, kind.most_people))
+    height = crowd.height
+    if kind.heights != "demo":
+        height = _sample_heights(kind.heights, crowd, np.random.default_rng([seed, number, _HEIGHTS]))
     return replace(
         crowd,
         view=replace(view, width=size[0], height=size[1], focal=view.focal * IMAGE_SCALE),
         place=crowd.place * [kind.squeeze, 1.0],
-        height=crowd.height * (1 + kind.taller * (1 if number % 2 else -1)),
+        height=height * np.exp(_spread(kind.taller, seed, number)),
     )
+
+
+def _sample_heights(heights: str, crowd: Crowd, rng: np.random.Generator) -> np.ndarray:
+    """(P,) heights [m] of people of the planned ages and genders; a child's gender is drawn."""
+    if heights == "priors":
+        prior = PriorConfig()
+        mean, sigma = (np.array(values)[crowd.height_class] for values in (prior.mean, prior.sigma))
+        return mean + sigma * np.clip(rng.standard_normal(crowd.num_people), -2.0, 2.0)
+    sex = rng.integers(MALE, FEMALE + 1, crowd.num_people)
+    sex = np.where(crowd.height_class == ADULT_FEMALE, FEMALE, sex)
+    sex = np.where(crowd.height_class == ADULT_MALE, MALE, sex)
+    return sample_heights(crowd.age, sex, rng)
+
+
+def _spoil_labels(labels: Labels, share: float, body: BodyModel, rng: np.random.Generator) -> Labels:
+    """Labels of a share of people far off: a body of another size at another distance, its joints all over."""
+    people = len(labels.factor)
+    chosen = rng.random(people) < share
+    factor = np.where(chosen, np.exp(rng.uniform(np.log(_WRONG_SIZE[0]), np.log(_WRONG_SIZE[1]), people)), 1.0)
+    pose = labels.pose.reshape(people, -1, 3)
+    pose = pose + chosen[:, None, None] * rng.normal(0.0, _WRONG_POSE, pose.shape) * (np.arange(24) > 0)[:, None]
+    betas = np.pad(labels.betas.astype(np.float64), ((0, 0), (0, NUM_BETAS - KID_AXIS)))
+    betas = solve_height(body, betas, np.zeros(people, np.int64), rest_height(body, betas) * factor)
+    return replace(
+        labels,
+        pose=pose.reshape(people, 72).astype(np.float32),
+        betas=betas[:, :KID_AXIS].astype(np.float32),
+        transl=(labels.transl * factor[:, None]).astype(np.float32),
+        factor=labels.factor * factor,
+    )
+
+
+def _spread(sigma: float, seed: int, number: int) -> float:
+    """Logarithm of a factor that all people of an image share."""
+    return sigma * float(np.random.default_rng([seed, number, _SHARED]).standard_normal())
 
 
 def _keep(crowd: Crowd, count: int) -> Crowd:

@@ -143,13 +143,7 @@ def compare_outcomes(known: Sequence[KnownScene], paper: Outcome, joint: Outcome
     """
     truth = Placement(*(np.concatenate([getattr(item, name) for item in known]) for name in ("z", "height")))
     image = np.repeat(np.arange(len(known)), [item.scene.num_people for item in known])
-    first = paper.placed
-    labels = Placement(
-        np.concatenate([item.scene.transl[:, 2] for item in known]).astype(np.float64),
-        np.concatenate([item.height_init_m for item in first]).astype(np.float64),
-    )
-    factor = np.concatenate([item.prior_mean_m / item.height_init_m for item in first])
-    by_prior = Placement(labels.z * factor, labels.height * factor)
+    labels, by_prior = label_and_prior(paper.placed)
     nobody = np.zeros(len(image), bool)
     solved = (paper.placement, paper.accepted), (joint.placement, joint.accepted)
     shares = (labels, nobody), (by_prior, nobody), *solved, (joint.on_line, nobody)
@@ -178,6 +172,14 @@ def compare_outcomes(known: Sequence[KnownScene], paper: Outcome, joint: Outcome
         "affine_disparity_share": float(np.mean([word == "affine_disparity" for word in chosen])) if chosen else 0.0,
         "losses": _losses(known, paper, joint),
     }
+
+
+def label_and_prior(placed: Sequence[PlacedScene]) -> tuple[Placement, Placement]:
+    """Everybody as the label has them, and scaled to their prior height without any depth; (n,) end to end."""
+    z = np.concatenate([item.scene.transl[:, 2] for item in placed]).astype(np.float64)
+    height = np.concatenate([item.height_init_m for item in placed]).astype(np.float64)
+    factor = np.concatenate([item.prior_mean_m / item.height_init_m for item in placed])
+    return Placement(z, height), Placement(z * factor, height * factor)
 
 
 def normalised_errors(known: Sequence[KnownScene], joint: Outcome) -> dict[str, np.ndarray]:

@@ -26,8 +26,8 @@ _READING = """\
   say little about it, so intervals are too narrow on a far worse network and too wide on a far better one, unless told.
 - `joint` loses to `paper` on single images mostly where the people of an image are together a few percent off their
   priors: then both miss, and which misses less is luck. Often it is `paper`'s: it believes the label's own height by
-  half, `joint` hardly, and the truth happens to lie on the labels' side (1.69 m here). Over all images that belief
-  costs more than it gains.
+  half, `joint` hardly, and the truth happens to lie on the labels' side. Over all images that belief costs more than
+  it gains.
 - Of two people whose heights are both off, no solver can know; `paper` mostly leaves such images unaccepted, `joint`
   places them and says so with a wider sigma. Errors of accepted people compare different people there."""
 _COLUMNS = ("depth_error", "pair_depth_error", "ordinal", "height_error")

@@ -60,7 +60,7 @@ def placement_errors(
     _check_lengths(found.z, found.height, truth.z, truth.height, image)
     kept = np.ones(len(image), bool) if selected is None else np.asarray(selected, bool)
     about = kept if member is None else kept & np.asarray(member, bool)
-    first, second = _pairs(np.asarray(image), kept)
+    first, second = image_pairs(np.asarray(image), kept)
     counted = about[first] | about[second]
     first, second = first[counted], second[counted]
     z_error = np.abs(found.z - truth.z)[about]
@@ -117,7 +117,7 @@ def depth_relation(apart: np.ndarray) -> np.ndarray:
     return np.where(np.abs(apart) < SAME_DEPTH, 0, np.sign(apart)).astype(np.int64)
 
 
-def _pairs(image: np.ndarray, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def image_pairs(image: np.ndarray, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Both members (M,) of every unordered pair of kept people of one image, as indices into `image`."""
     person = np.flatnonzero(kept)
     person = person[np.argsort(image[person], kind="stable")]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dto_pipeline.demo.compare_solvers import RECORDED, compare_solvers
-from dto_pipeline.demo.solver_sets import CROWD_SETS, build_known_scene
+from dto_pipeline.demo.solver_sets import CROWD_SETS, build_known_scene, plan_set_crowd
 from dto_pipeline.errors import DtoError
 from dto_pipeline.evaluate.solver_comparison import METHODS, cover
 from dto_pipeline.evaluate.solver_report import POOLED
@@ -51,7 +51,19 @@ def test_labels_of_a_wrong_camera_look_the_same_in_the_picture(body: BodyModel) 
     right, wrong = (build_known_scene(SETS[name], 5, 3, body).scene for name in ("plain", "wrong K"))
     seen = [scene.transl[:, :2] / scene.transl[:, 2:] * scene.intrinsics[0, 0] for scene in (right, wrong)]
     assert np.allclose(seen[0], seen[1], rtol=1e-5)
-    assert np.allclose(wrong.transl[:, 2] / right.transl[:, 2], 1.1, rtol=1e-5)
+    factor = wrong.intrinsics[0, 0] / right.intrinsics[0, 0]
+    assert 0.6 < factor < 1.6
+    assert abs(factor - 1) > 0.01
+    assert np.allclose(wrong.transl[:, 2] / right.transl[:, 2], factor, rtol=1e-5)
+
+
+def test_what_all_people_of_an_image_share_follows_a_normal_law() -> None:
+    crowds = [
+        plan_set_crowd(kind, 5, number) for kind in (SETS["plain"], SETS["other heights"]) for number in range(300)
+    ]
+    shared = [np.log(other.height[0] / own.height[0]) for own, other in zip(crowds[:300], crowds[300:], strict=True)]
+    assert abs(np.std(shared) / SETS["other heights"].taller - 1) < 0.15
+    assert all(np.ptp(np.log(o.height / h.height)) < 1e-6 for h, o in zip(crowds[:300], crowds[300:], strict=True))
 
 
 def test_coverage_counts_errors_inside_normal_intervals() -> None:

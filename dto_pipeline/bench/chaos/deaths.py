@@ -46,6 +46,7 @@ def publisher_killed(run: DisturbedRun) -> None:
         Fault("receipts/shard-00003.json", DIE, events=naming, times=1),
     ]
     run.expect_exit(run.start(faults=faults), 0)
+    run.kills += len(faults)
     run.complaints += find_differences(run.view, run.arena.undisturbed)
     receipt = json.loads((run.view / "receipts" / "shard-00003.json").read_text())
     run.expect(receipt["adopted"], "labels that only lacked their receipt were made again")

@@ -51,7 +51,7 @@ class Outcome:
     """What came of one scenario."""
 
     scenario: str
-    kills: int  # processes (or nodes) that were sent a signal
+    kills: int  # processes (or nodes) that were sent a signal; poison counts none
     resumes: int  # starts after the disturbed one
     seconds: float
     complaints: tuple[str, ...]  # empty = identical to the undisturbed run, in every respect

@@ -1,0 +1,208 @@
+"""`dto eval`: how right labels, predictions and solvers are, with intervals and with everybody accounted for."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dto_pipeline.commands.eval_solvers import add_solver_parsers
+from dto_pipeline.commands.options import not_negative
+from dto_pipeline.errors import DtoError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from dto_pipeline.data.people import People
+    from dto_pipeline.evaluate.evaluation import Evaluation
+    from dto_pipeline.models.body import BodyModel
+
+_WHAT = "a run, an export or its files (Parquet), CameraHMR's or MA-HMR's npz, or a prediction file (npz or Parquet)"
+_CORRECTIONS = """\
+what `corrected` corrects (docs/evaluation.md says more):
+  index      a person without visible joints no longer shifts the layers and ages of the others
+  pckh       people with fewer than two visible joints are left out of mPCKh instead of counting -1
+  box        boxes span visible joints only; unlabelled ones at (-2, -2) do not stretch them
+  rank       pairs are matched by root mean square joint distance, not by a norm that grows with the joints seen
+  budget     a pair that does not overlap uses up nothing and no longer ends the matching early
+  detection  true positives are the matched people, not predictions minus missed people
+"""
+
+
+def add_parser(verbs: argparse._SubParsersAction) -> None:
+    parser = verbs.add_parser("eval", help="measure labels, predictions and solvers against the truth")
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    _add_rh(actions)
+    _add_synthetic(actions)
+    _add_meshes(actions)
+    add_solver_parsers(actions)
+
+
+def _add_rh(actions: argparse._SubParsersAction) -> None:
+    parser = actions.add_parser(
+        "rh",
+        help="RelativeHuman: PCDR at 0.2 m, mPCKh at 0.6, precision, recall, F1",
+        description="Order in depth and joints of predicted bodies against RelativeHuman's annotations.",
+        epilog=_CORRECTIONS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("predictions", metavar="PREDICTIONS", help=f"predicted people: {_WHAT}")
+    parser.add_argument(
+        "--annotations",
+        required=True,
+        metavar="PLACE",
+        help="*_annots.npz, or their folder (see --split)",
+    )
+    parser.add_argument("--split", default="test", choices=("train", "val", "test"), help="file of the folder (test)")
+    parser.add_argument(
+        "--mode",
+        default="corrected",
+        choices=("reference", "corrected"),
+        help="reference: equal to the published metric, faults included; corrected (default): see below",
+    )
+    parser.add_argument(
+        "--regressor", metavar="NPY", help="J_regressor_extra.npy (9, 6890) of the body model; needed with --body"
+    )
+    _add_common(parser)
+    parser.set_defaults(run=_run_rh)
+
+
+def _add_synthetic(actions: argparse._SubParsersAction) -> None:
+    parser = actions.add_parser(
+        "synthetic",
+        help="labels against the truth of a data set made by `dto synth`",
+        description="Distances, order in depth and heights of the same people (by label row), before and after the "
+        "run, over all people and over people of accepted images.",
+    )
+    parser.add_argument("labels", metavar="LABELS", help=f"what is judged: {_WHAT}")
+    parser.add_argument("--truth", required=True, metavar="DIR", help="folder written by `dto synth`, or its truth.npz")
+    _add_common(parser)
+    parser.set_defaults(run=_run_synthetic)
+
+
+def _add_meshes(actions: argparse._SubParsersAction) -> None:
+    parser = actions.add_parser(
+        "meshes",
+        help="MPJPE, PA-MPJPE, MVE, absolute and pairwise depth, F1, NMJE, NMVE, field of view",
+        description="Bodies against true bodies of the same images; both sides in any layout this project reads. "
+        "People are matched by their joints and boxes in the image (IoU of at least 0.1), or by label row.",
+    )
+    parser.add_argument("found", metavar="FOUND", help=f"what is judged: {_WHAT}")
+    parser.add_argument("truth", metavar="TRUTH", help="the same kinds, or a folder written by `dto synth`")
+    parser.add_argument(
+        "--match",
+        default="boxes",
+        choices=("boxes", "rows"),
+        help="who is who: by joints and boxes in the image (default), or by the label row both sides name",
+    )
+    parser.add_argument(
+        "--values",
+        default="after",
+        choices=("after", "before"),
+        help="labels of FOUND after the run (default) or before",
+    )
+    _add_common(parser)
+    parser.set_defaults(run=_run_meshes)
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--body", default="", metavar="NPZ", help="body model (the stand-in of the demo)")
+    parser.add_argument("--json", metavar="FILE", help="write measures, intervals and counts as JSON")
+    parser.add_argument("--csv", metavar="FILE", help="write one row per image: its measures and the sums behind them")
+    parser.add_argument(
+        "--resamples",
+        type=not_negative,
+        default=1000,
+        metavar="N",
+        help="draws of images behind the intervals (1000); 0 = none",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of those draws (0)")
+
+
+def _run_rh(arguments: argparse.Namespace) -> int:
+    from dto_pipeline.data.safe_pickle import PickleRefused
+    from dto_pipeline.data.sources.relative_human import read_annotations
+    from dto_pipeline.evaluate.rh_evaluation import evaluate_rh
+
+    path = Path(arguments.annotations)
+    path = path / f"{arguments.split}_annots.npz" if path.is_dir() else path
+    try:
+        annotations = read_annotations(path)
+    except FileNotFoundError as error:
+        raise DtoError(f"{path} does not exist; name RelativeHuman's *_annots.npz or its folder") from error
+    except PickleRefused as error:
+        raise DtoError(f"{path} cannot be read: {error}") from error
+    body, people = _body(arguments), _people(arguments.predictions)
+    regressor = _regressor(arguments, body)
+    evaluation = evaluate_rh(
+        people, annotations.images, body, regressor, arguments.mode, arguments.resamples, arguments.seed
+    )
+    for problem in annotations.problems:
+        print(f"{path}, {problem.image}, person {problem.person}: {problem.problem}; taken as unknown")
+    return _report(evaluation, arguments)
+
+
+def _run_synthetic(arguments: argparse.Namespace) -> int:
+    from dto_pipeline.data.people import read_people
+    from dto_pipeline.evaluate.placement_evaluation import evaluate_synthetic
+
+    after = _people(arguments.labels)
+    placed = {"labels": after}
+    if (after.status != "").any():
+        placed = {"before": _people(arguments.labels, "before"), "after": after}
+    truth = read_people(arguments.truth)
+    evaluation = evaluate_synthetic(placed, truth, _body(arguments), arguments.resamples, arguments.seed)
+    return _report(evaluation, arguments)
+
+
+def _run_meshes(arguments: argparse.Namespace) -> int:
+    from dto_pipeline.evaluate.mesh_evaluation import evaluate_meshes
+
+    found, truth = _people(arguments.found, arguments.values), _people(arguments.truth)
+    evaluation = evaluate_meshes(found, truth, _body(arguments), arguments.match, arguments.resamples, arguments.seed)
+    return _report(evaluation, arguments)
+
+
+def _people(place: str, values: str = "after") -> People:
+    """People of any kind of file; of a run, those of its finished shards."""
+    from dto_pipeline.data.people import read_people
+    from dto_pipeline.review.run_files import find_labels
+
+    path = Path(place)
+    is_run = (path / "run.json").exists()
+    return read_people(find_labels(path) if is_run else path, values)
+
+
+def _body(arguments: argparse.Namespace) -> BodyModel:
+    from dto_pipeline.models.body import load_body
+
+    return load_body(arguments.body)
+
+
+def _regressor(arguments: argparse.Namespace, body: BodyModel) -> np.ndarray:
+    """(9, V) J_regressor_extra: neck and head top are regressed from vertices, so it must be of the same model."""
+    from importlib.resources import files
+
+    import numpy as np
+
+    if arguments.body and not arguments.regressor:
+        raise DtoError("--body needs --regressor: neck and head top are regressed from that model's vertices")
+    path = arguments.regressor or str(files("dto_pipeline.demo") / "assets" / "J_regressor_extra.npy")
+    try:
+        regressor = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise DtoError(f"{path} cannot be read ({error}); expected J_regressor_extra.npy") from error
+    if regressor.shape != (9, body.num_vertices):
+        raise DtoError(f"{path} has shape {regressor.shape}; expected (9, {body.num_vertices}), as the body model")
+    return regressor
+
+
+def _report(evaluation: Evaluation, arguments: argparse.Namespace) -> int:
+    from dto_pipeline.data.files import write_bytes_atomic, write_json_atomic
+
+    print(evaluation.as_table())
+    if arguments.json:
+        write_json_atomic(Path(arguments.json), evaluation.to_json())
+    if arguments.csv:
+        write_bytes_atomic(Path(arguments.csv), evaluation.as_csv().encode())
+    return 0

@@ -1,0 +1,333 @@
+"""People of whole files in one shape, whoever wrote them: what evaluations compare.
+
+| what is read                       | recognised by                                     | images             |
+|------------------------------------|---------------------------------------------------|--------------------|
+| labels of this project             | Parquet of schema `dto-labels/1`; a folder of them | image_path         |
+| the same, one row per person       | Parquet of schema `dto-persons/1`                 | image_path         |
+| CameraHMR's layout                 | npz with `imgname`                                | imgname            |
+| MA-HMR's layout                    | npz with `annots` -> image -> people              | keys of `annots`   |
+| predictions of any network         | npz or Parquet with `image`, see `sources`        | image              |
+| the truth of a synthetic data set  | npz with `image_name`, or the data set's folder   | image_name         |
+
+Reading holds all people in memory (about 0.5 kB each). Knows files and columns, no body and no metric. Nobody is
+dropped: a person with a number that is not finite, or behind the camera, is kept and not `usable`. Metres, camera
+frame, pixels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dto_pipeline.axes import NUM_BETAS
+from dto_pipeline.data.columns import read_numbers, single_array
+from dto_pipeline.data.label_files import LabelColumns, find_label_files, flatten_table, initial_betas, read_label_files
+from dto_pipeline.data.npz import MappedNpz, NpzError
+from dto_pipeline.data.parquet import READ_ERRORS, footer_text, open_parquet
+from dto_pipeline.data.safe_pickle import PickleRefused, safe_load_npz
+from dto_pipeline.data.sources.camerahmr import open_camerahmr
+from dto_pipeline.data.sources.predictions import open_predictions
+from dto_pipeline.data.sources.rows import LABEL_VALUES, LabelSource, find_row_problems
+from dto_pipeline.errors import DtoError
+from dto_pipeline.schema import LABELS_SCHEMA_NAME, PERSONS_SCHEMA_NAME
+
+TRUTH_FILE = "truth.npz"  # of a synthetic data set
+_PERSON = ("pose", "betas", "transl", "transl_init", "beta_index", "beta_init", "source_row", "status")
+_UNKNOWN = float("nan")
+
+
+class PeopleError(DtoError, ValueError):
+    """A file that holds no people this project can read; the message names it, what was found and what is read."""
+
+
+@dataclass(frozen=True)
+class People:
+    """n people of N images; read from files they are ordered by image."""
+
+    source: str  # where they were read
+    images: np.ndarray  # (N,) object, names as the file has them, each once
+    owner: np.ndarray  # (n,) int64 image of each person
+    row: np.ndarray  # (n,) int64 label row the person comes from (position in the file where it tells none)
+    pose: np.ndarray  # (n, 72) float32 [rad]
+    betas: np.ndarray  # (n, 11) float32
+    transl: np.ndarray  # (n, 3) float32 [m]
+    intrinsics: np.ndarray  # (n, 3, 3) float64 [px]; NaN = unknown
+    size: np.ndarray  # (N, 2) float64 H, W [px]; NaN = unknown
+    accepted: np.ndarray  # (N,) bool; True where the file knows no acceptance
+    status: np.ndarray  # (n,) object: the person's status, "" where the file knows none
+    problems: tuple[str, ...] = ()  # what could not be understood, with its place
+
+    @property
+    def usable(self) -> np.ndarray:
+        """(n,) bool: all numbers are finite and the person is in front of the camera."""
+        return find_row_problems(self.pose, self.betas, self.transl) == 0
+
+    @property
+    def num_images(self) -> int:
+        """N."""
+        return len(self.images)
+
+    @property
+    def num_people(self) -> int:
+        """n."""
+        return len(self.owner)
+
+    def take(self, people: np.ndarray) -> People:
+        """The same images with some of the people: (m,) positions or (n,) bool."""
+        kept = {
+            name: getattr(self, name)[people]
+            for name in ("owner", "row", "pose", "betas", "transl", "intrinsics", "status")
+        }
+        return dataclasses.replace(self, **kept)
+
+
+def read_people(path: str | Path | Sequence[str | Path], values: str = "after") -> People:
+    """Read a file or folder of any kind in the table of the module.
+
+    Args:
+        path: file or folder; a sequence of label files is read as one.
+        values: labels of this project: people as the run left them, or ``before`` it (see `LABEL_VALUES`).
+
+    Raises:
+        PeopleError, LabelsError, LabelFileError: nothing that can be read, named.
+    """
+    if values not in LABEL_VALUES:
+        raise ValueError(f"values is {values!r}; choose from {LABEL_VALUES}")
+    if not isinstance(path, str | Path):
+        return _read_labels(list(path), values, str(path[0]).rpartition("/")[0])
+    path = Path(path)
+    if path.is_dir():
+        if (path / TRUTH_FILE).is_file():
+            return _read_truth(path / TRUTH_FILE)
+        return _read_folder(path, values)
+    if not path.is_file():
+        raise PeopleError(f"{path} does not exist; expected a run, an export, a Parquet or an npz file of people")
+    with path.open("rb") as stream:
+        magic = stream.read(4)
+    if magic == b"PAR1":
+        return _read_parquet(path, values)
+    if magic[:2] == b"PK":
+        return _read_npz(path)
+    raise PeopleError(f"{path} begins with {magic!r}; expected a Parquet or an npz file of people")
+
+
+def _read_folder(folder: Path, values: str) -> People:
+    persons = [path for path in sorted(folder.rglob("*.parquet")) if _schema(path) == PERSONS_SCHEMA_NAME]
+    return _read_persons(persons, values) if persons else _read_labels(find_label_files(folder), values, str(folder))
+
+
+def _read_parquet(path: Path, values: str) -> People:
+    schema = _schema(path)
+    if schema == LABELS_SCHEMA_NAME:
+        return _read_labels([path], values, str(path))
+    if schema == PERSONS_SCHEMA_NAME:
+        return _read_persons([path], values)
+    with open_predictions(path) as source:
+        return _from_source(path, source)
+
+
+def _schema(path: Path) -> str:
+    """What the footer calls the schema; "" if it says nothing."""
+    with open_parquet(path, PeopleError) as file:
+        return footer_text(file).get("schema", "")
+
+
+def _read_labels(files: Sequence[str | Path], values: str, source: str) -> People:
+    columns = flatten_table(read_label_files(files), _PERSON)
+    owner = columns.owner
+    return _from_columns(source, columns.images, columns, owner, columns.intrinsics[owner], values)
+
+
+def _from_columns(
+    source: str,
+    images: Mapping[str, np.ndarray],
+    columns: LabelColumns,
+    owner: np.ndarray,
+    intrinsics: np.ndarray,
+    values: str,
+) -> People:
+    people = columns.people
+    before = values == "before"
+    size = np.stack([images["height"], images["width"]], axis=-1).astype(np.float64)
+    return People(
+        source=source,
+        images=np.array(images["image_path"], dtype=object),
+        owner=owner,
+        row=people["source_row"].astype(np.int64),
+        pose=people["pose"],
+        betas=initial_betas(columns) if before else people["betas"],
+        transl=people["transl_init"] if before else people["transl"],
+        intrinsics=intrinsics,
+        size=np.where(size > 0, size, _UNKNOWN),
+        accepted=np.asarray(images["is_accepted"], bool),
+        status=np.array(people["status"], dtype=object),
+    )
+
+
+def _read_persons(files: list[Path], values: str) -> People:
+    """One row per person: the image's columns stand in every row."""
+    wanted = ["image_path", "width", "height", "fx", "fy", "cx", "cy", "is_accepted", *_PERSON]
+    parts: list[dict[str, Any]] = []
+    for path in files:
+        with open_parquet(path, PeopleError) as file:
+            try:
+                table = file.read(columns=wanted)
+            except READ_ERRORS as error:
+                raise PeopleError(f"{path} is damaged ({error}); export it again") from error
+        parts.append({name: read_numbers(single_array(table.column(name))) for name in wanted})
+    rows = {name: np.concatenate([part[name] for part in parts]) for name in wanted}
+    names, owner, first = _group(rows["image_path"])
+    order = np.argsort(owner, kind="stable")
+    people = {name: rows[name][order] for name in _PERSON}
+    starts = np.concatenate([[0], np.cumsum(np.bincount(owner, minlength=len(names)))])
+    images = {name: rows[name][first] for name in ("width", "height", "fx", "fy", "cx", "cy", "is_accepted")}
+    columns = LabelColumns({**images, "image_path": names}, people, starts)
+    cameras = columns.intrinsics[owner[order]]
+    return _from_columns(str(files[0]), columns.images, columns, owner[order], cameras, values)
+
+
+def _read_npz(path: Path) -> People:
+    try:
+        with MappedNpz(path) as npz:
+            keys = npz.keys
+    except NpzError as error:
+        raise PeopleError(str(error)) from error
+    if "imgname" in keys:
+        with open_camerahmr(path) as source:
+            return _from_source(path, source)
+    if "annots" in keys:
+        return _read_annots(path)
+    if "image_name" in keys:
+        return _read_truth(path)
+    if "image" in keys:
+        with open_predictions(path) as source:
+            return _from_source(path, source)
+    raise PeopleError(
+        f"{path} holds the arrays {keys}; expected CameraHMR's (imgname ...), MA-HMR's (annots), a prediction file's "
+        "(image, pose, betas, transl) or a synthetic truth's (image_name ...)"
+    )
+
+
+def _from_source(path: Path, source: LabelSource) -> People:
+    rows = source.rows(np.arange(source.num_rows))
+    return _from_rows(
+        path, source.image_names(0, source.num_rows), rows.pose, rows.betas, rows.transl, rows.intrinsics, None
+    )
+
+
+def _from_rows(
+    path: Path,
+    names: np.ndarray,
+    pose: np.ndarray,
+    betas: np.ndarray,
+    transl: np.ndarray,
+    intrinsics: np.ndarray,
+    size: np.ndarray | None,
+    problems: tuple[str, ...] = (),
+) -> People:
+    """People from one row each, in any order; size: (n, 2) or None."""
+    images, owner, first = _group(names)
+    order = np.argsort(owner, kind="stable")
+    return People(
+        source=str(path),
+        images=images,
+        owner=owner[order],
+        row=order.astype(np.int64),
+        pose=pose[order],
+        betas=betas[order],
+        transl=transl[order],
+        intrinsics=np.asarray(intrinsics, np.float64)[order],
+        size=np.full((len(images), 2), _UNKNOWN) if size is None else size[first].astype(np.float64),
+        accepted=np.ones(len(images), bool),
+        status=np.full(len(order), "", dtype=object),
+        problems=problems,
+    )
+
+
+def _group(names: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Images in order of their first row (N,), the image of each row (n,), and the first row of each image (N,)."""
+    unique, first, inverse = np.unique(np.asarray(names, dtype=str), return_index=True, return_inverse=True)
+    order = np.argsort(first, kind="stable")
+    place = np.empty(len(order), np.int64)
+    place[order] = np.arange(len(order))
+    return unique[order].astype(object), place[inverse], first[order]
+
+
+def _read_truth(path: Path) -> People:
+    wanted = ("image_name", "pose", "betas", "transl", "intrinsics", "image_size")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            missing = [name for name in wanted if name not in archive.files]
+            arrays = {name: archive[name] for name in archive.files if name in wanted}
+    except (ValueError, OSError, zipfile.BadZipFile) as error:
+        raise PeopleError(f"{path} is not a whole npz file ({error}); make it again with `dto synth`") from error
+    if missing:
+        raise PeopleError(f"{path} lacks {missing}: it is the truth of no `dto synth` data set; make one")
+    return _from_rows(path, *(arrays[name] for name in wanted))
+
+
+def _read_annots(path: Path) -> People:
+    """MA-HMR's layout; a person that does not have its shape is kept as one that cannot be used."""
+    try:
+        found = safe_load_npz(path, keys=("annots",)).get("annots")
+    except PickleRefused as error:
+        raise PeopleError(f"{path} cannot be read: {error}") from error
+    annots = found[()] if found is not None and found.shape == () else None
+    if not isinstance(annots, dict) or not annots:
+        raise PeopleError(f"{path}, array 'annots': expected a dict of image -> list of people, not empty")
+    rows = [(str(name), place, person) for name, people in annots.items() for place, person in _enumerate(people)]
+    problems: list[str] = []
+    numbers = [_read_person(f"{path}, image {name}, person {place}", person, problems) for name, place, person in rows]
+    flat = np.stack(numbers) if numbers else np.zeros((0, 72 + NUM_BETAS + 3 + 4))
+    pose, betas, transl, camera = np.split(flat, np.cumsum([72, NUM_BETAS, 3]), axis=1)
+    intrinsics = np.zeros((len(flat), 3, 3))
+    intrinsics[:, [0, 1, 0, 1], [0, 1, 2, 2]] = camera
+    intrinsics[:, 2, 2] = 1
+    names = np.array([name for name, _, _ in rows], dtype=str)
+    people = _from_rows(
+        path,
+        names,
+        pose.astype(np.float32),
+        betas.astype(np.float32),
+        transl.astype(np.float32),
+        intrinsics,
+        None,
+        tuple(problems),
+    )
+    empty = [str(name) for name, listed in annots.items() if not list(_enumerate(listed))]
+    return _with_empty_images(people, empty)
+
+
+def _enumerate(people: Any) -> list[tuple[int, Any]]:
+    return list(enumerate(people)) if isinstance(people, list | tuple) else [(0, people)]
+
+
+def _read_person(where: str, person: Any, problems: list[str]) -> np.ndarray:
+    """(90,) float64 pose, betas, transl, fx fy cx cy; NaN if the person is not as documented, which is listed."""
+    try:
+        body, camera = person["smpl_param"], person["cam_param"]
+        betas = np.zeros(NUM_BETAS)
+        shape = np.asarray(body["shape"], np.float64).reshape(-1)
+        betas[: len(shape)] = shape
+        parts = [body["pose"], betas, body["trans"], camera["focal"], camera["princpt"]]
+        return np.concatenate([np.asarray(part, np.float64).reshape(-1) for part in parts]).reshape(72 + NUM_BETAS + 7)
+    except (KeyError, TypeError, ValueError) as error:
+        problems.append(f"{where}: {type(error).__name__}: {error}; expected MA-HMR's smpl_param and cam_param")
+        return np.full(72 + NUM_BETAS + 7, np.nan)
+
+
+def _with_empty_images(people: People, names: list[str]) -> People:
+    """The same people, and images nobody is in."""
+    count = len(names)
+    return dataclasses.replace(
+        people,
+        images=np.concatenate([people.images, np.array(names, dtype=object)]),
+        size=np.concatenate([people.size, np.full((count, 2), _UNKNOWN)]),
+        accepted=np.concatenate([people.accepted, np.ones(count, bool)]),
+    )

@@ -1,0 +1,283 @@
+"""Found bodies against true bodies of the same images: every number of `mesh_metrics`, with everybody accounted for.
+
+Knows people (`data.people`), the body model and the definitions; writes no file. Joints are SMPL's 24, the root is the
+pelvis. A found person that cannot be used counts as found and matches nobody; a true one that cannot be used is left
+out and counted. Metres, pixels, degrees.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from dto_pipeline.data.people import People
+from dto_pipeline.errors import DtoError
+from dto_pipeline.evaluate.body_matching import MIN_IOU, match_bodies
+from dto_pipeline.evaluate.bootstrap import RESAMPLES, Statistic, Sums, ratio
+from dto_pipeline.evaluate.evaluation import Evaluation, Measure, add_up, make_column
+from dto_pipeline.evaluate.image_join import ImageJoin, join_images
+from dto_pipeline.evaluate.mesh_metrics import (
+    Alignment,
+    aligned_error,
+    depth_gaps,
+    mean_distance,
+    root_relative_error,
+    vertical_field_of_view,
+)
+from dto_pipeline.evaluate.synthetic import depth_relation, image_pairs
+from dto_pipeline.maths.person_matching import view_bodies
+from dto_pipeline.models.body import BodyModel
+
+MATCHINGS = ("boxes", "rows")
+_JOINTS = 24  # of SMPL's tree
+_ROOT = 0  # the pelvis
+_MM = 1000.0
+_BODIES_AT_ONCE = 128  # meshes of both sides in memory: about 40 MB
+
+
+class MeshEvaluationError(DtoError, ValueError):
+    """Two sets of people that cannot be compared; the message says why and what to do."""
+
+
+def _mean(part: str, whole: str = "matched", factor: float = 1.0) -> Statistic:
+    return lambda sums: factor * ratio(sums[part], sums[whole])
+
+
+def _f1(sums: Sums) -> np.ndarray:
+    return ratio(2 * sums["matched"], sums["found"] + sums["true"])
+
+
+def _normalised(part: str) -> Statistic:
+    """An error over F1: people who were missed or made up cost as much as people who are wrong."""
+    return lambda sums: _MM * ratio(ratio(sums[part], sums["matched"]), _f1(sums))
+
+
+MEASURES = (
+    Measure("mpjpe", "MPJPE", "mm", _mean("joints", factor=_MM)),
+    Measure("pa_mpjpe", "PA-MPJPE", "mm", _mean("joints_aligned", "joints_alignable", _MM)),
+    Measure("mve", "MVE (PVE)", "mm", _mean("vertices", factor=_MM)),
+    Measure("pa_mve", "PA-MVE", "mm", _mean("vertices_aligned", "vertices_alignable", _MM)),
+    Measure("absolute_mpjpe", "absolute MPJPE", "mm", _mean("absolute", factor=_MM)),
+    Measure("root_z_error", "root z error", "m", _mean("root_z"), 3),
+    Measure("pair_depth_error", "pairwise depth error", "m", _mean("pair_gap", "pairs"), 3),
+    Measure("ordinal", "ordinal accuracy at 0.2 m", "%", _mean("pair_right", "pairs", 100)),
+    Measure("precision", "precision", "%", _mean("matched", "found", 100)),
+    Measure("recall", "recall", "%", _mean("matched", "true", 100)),
+    Measure("f1", "F1", "%", lambda sums: 100 * _f1(sums)),
+    Measure("nmjpe", "NMJE = MPJPE / F1", "mm", _normalised("joints")),
+    Measure("nmve", "NMVE = MVE / F1", "mm", _normalised("vertices")),
+    Measure("fov_error", "vertical field of view error", "deg", _mean("fov_gap", "fov_images"), 2),
+)
+
+
+def evaluate_meshes(
+    found: People,
+    truth: People,
+    body: BodyModel,
+    matching: str = "boxes",
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Evaluation:
+    """All measures of `MEASURES` over the true images.
+
+    Args:
+        found, truth: people of (partly) the same images; images only `found` has are counted and left out.
+        body: model of both sides.
+        matching: one of `MATCHINGS`: boxes and joints in the image, or the label row (labels of the same people).
+
+    Raises:
+        MeshEvaluationError: an unknown matching, or a truth without a camera.
+        ImageJoinError: no image in common.
+    """
+    if matching not in MATCHINGS:
+        raise MeshEvaluationError(f"matching is {matching!r}; choose from {MATCHINGS}")
+    join = join_images(list(found.images), list(truth.images))
+    true, found_image = truth.take(truth.usable), _image_among_true(found, join)
+    known = found.take(found_image >= 0)
+    image = found_image[found_image >= 0]
+    cameras = _cameras(known, true, image)
+    pairs = _match(known, true, image, cameras, body, matching)
+    sums, notes = _measure(known, true, pairs, image, body)
+    sums |= _fields_of_view(known, true, image)
+    counts = {
+        "images evaluated": truth.num_images,
+        "images without any found person": int((sums["found"] == 0).sum()),
+        "images found that are not in the truth (left out)": len(join.strangers),
+        **_count_people(known, true, len(pairs[0])),
+        "people of the truth that cannot be used (left out)": truth.num_people - true.num_people,
+        "people of images not in the truth (left out)": found.num_people - known.num_people,
+    }
+    notes = [join.note, *notes, *found.problems[:5], *truth.problems[:5]]
+    return Evaluation(
+        title=f"{found.source} against {truth.source}",
+        images=[str(name) for name in truth.images],
+        measures=MEASURES,
+        columns={"all people": make_column(sums, MEASURES, resamples, seed)},
+        counts=counts,
+        notes=tuple(note for note in notes if note),
+        settings={
+            "matching": matching,
+            "min_iou": MIN_IOU,
+            "resamples": resamples,
+            "seed": seed,
+            "body_sha256": body.sha256,
+        },
+    )
+
+
+def _count_people(found: People, true: People, matched: int) -> dict[str, int]:
+    return {
+        "people in the truth": true.num_people,
+        "people found": found.num_people,
+        "matched": matched,
+        "missed": true.num_people - matched,
+        "extra": found.num_people - matched,
+        "of the extra: cannot be used (not finite, or behind the camera)": int((~found.usable).sum()),
+    }
+
+
+def _image_among_true(found: People, join: ImageJoin) -> np.ndarray:
+    """(n,) int64 true image of every found person, -1 = none."""
+    place = np.full(found.num_images, -1, np.int64)
+    has = join.found >= 0
+    place[join.found[has]] = np.flatnonzero(has)
+    return place[found.owner]
+
+
+@dataclass(frozen=True)
+class _Cameras:
+    found: np.ndarray  # (n, 3, 3) [px]
+    true: np.ndarray  # (m, 3, 3) [px]
+
+
+def _cameras(found: People, true: People, image: np.ndarray) -> _Cameras:
+    """K of everybody; what a file does not tell is the centre of the image, or what the truth says of the image."""
+    told = true.intrinsics.copy()
+    _fill_centres(told, true.size[true.owner])
+    if not np.isfinite(told).all():
+        lost = true.images[true.owner[~np.isfinite(told).all((1, 2))][0]]
+        raise MeshEvaluationError(
+            f"{true.source}: the camera of image {lost} is not known; give `intrinsics` (or `focal` and image sizes)"
+        )
+    of_image = np.full((true.num_images, 3, 3), np.nan)
+    of_image[true.owner[::-1]] = told[::-1]  # the first person of the image
+    cameras = found.intrinsics.copy()
+    gaps = ~np.isfinite(cameras)
+    cameras[gaps] = of_image[image][gaps]
+    return _Cameras(cameras, told)
+
+
+def _fill_centres(intrinsics: np.ndarray, size: np.ndarray) -> None:
+    for axis in (0, 1):
+        unknown = np.isnan(intrinsics[:, axis, 2])
+        intrinsics[unknown, axis, 2] = size[unknown, 1 - axis] / 2
+
+
+def _match(
+    found: People, true: People, image: np.ndarray, cameras: _Cameras, body: BodyModel, matching: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of matched found and true people, ordered by the true person."""
+    usable = np.flatnonzero(found.usable & np.isfinite(cameras.found).all((1, 2)))
+    if matching == "boxes":
+        seen = _project(found.take(usable), cameras.found[usable], body)
+        first, second = match_bodies(seen, _project(true, cameras.true, body), image[usable], true.owner)
+        return usable[first], second
+    usable = usable[found.row[usable] >= 0]  # -1: added by a detector, so of no label row
+    rows = int(max(found.row.max(initial=0), true.row.max(initial=0))) + 1
+    own, wanted = image[usable] * rows + found.row[usable], true.owner * rows + true.row
+    _, first, second = np.intersect1d(own, np.where(true.row >= 0, wanted, -1), return_indices=True)
+    order = np.argsort(second)
+    return usable[first[order]], second[order]
+
+
+def _project(people: People, intrinsics: np.ndarray, body: BodyModel) -> np.ndarray:
+    """(n, 45, 2) joints in the image [px], NaN where one is not in front of the camera."""
+    joints = body.joints(*_tensors(people))
+    return view_bodies(joints, torch.from_numpy(intrinsics)).joints.numpy()
+
+
+def _tensors(people: People) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    pose, betas, transl = (
+        torch.from_numpy(np.ascontiguousarray(x)) for x in (people.pose, people.betas, people.transl)
+    )
+    return pose, betas, transl
+
+
+def _measure(
+    found: People, true: People, pairs: tuple[np.ndarray, np.ndarray], image: np.ndarray, body: BodyModel
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Sums per image of everything that is measured on matched people; notes on what is not defined."""
+    images = true.num_images
+    errors = _pair_errors(found.take(pairs[0]), true.take(pairs[1]), body)
+    owner = true.owner[pairs[1]]
+    sums = {
+        "matched": add_up(np.ones(len(owner)), owner, images),
+        "found": add_up(np.ones(len(image)), image, images),
+        "true": add_up(np.ones(true.num_people), true.owner, images),
+        **{name: add_up(errors[name], owner, images) for name in ("joints", "vertices", "absolute")},
+        "root_z": add_up(np.abs(errors["found_z"] - errors["true_z"]), owner, images),
+    }
+    notes = []
+    for name in ("joints", "vertices"):
+        aligned, status = errors[f"{name}_aligned"], errors[f"{name}_status"]
+        defined = np.isfinite(aligned)
+        sums[f"{name}_aligned"] = add_up(np.where(defined, aligned, 0.0), owner, images)
+        sums[f"{name}_alignable"] = add_up(defined, owner, images)
+        for kind in (Alignment.NOT_FINITE, Alignment.POINT, Alignment.LINE):
+            if count := int((status == kind).sum()):
+                notes.append(f"{count} people whose {name} cannot be aligned for sure ({kind.name.lower()})")
+    return sums | _pair_sums(errors["found_z"], errors["true_z"], owner, images), notes
+
+
+def _pair_errors(found: People, true: People, body: BodyModel) -> dict[str, np.ndarray]:
+    """What is measured on each of n matched people, in chunks of meshes."""
+    parts: list[dict[str, np.ndarray]] = []
+    for start in range(0, max(found.num_people, 1), _BODIES_AT_ONCE):
+        chunk = np.arange(start, min(start + _BODIES_AT_ONCE, found.num_people))
+        parts.append(_chunk_errors(found.take(chunk), true.take(chunk), body))
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _chunk_errors(found: People, true: People, body: BodyModel) -> dict[str, np.ndarray]:
+    own, other = (body.joints(*_tensors(side)).numpy()[:, :_JOINTS] for side in (found, true))
+    mesh, other_mesh = (body.vertices(*_tensors(side)).numpy() for side in (found, true))
+    roots = own[:, _ROOT], other[:, _ROOT]
+    joints_aligned, joints_status = aligned_error(own, other)
+    vertices_aligned, vertices_status = aligned_error(mesh, other_mesh)
+    return {
+        "joints": root_relative_error(own, other, *roots),
+        "vertices": root_relative_error(mesh, other_mesh, *roots),
+        "absolute": mean_distance(own, other),
+        "joints_aligned": joints_aligned,
+        "joints_status": joints_status,
+        "vertices_aligned": vertices_aligned,
+        "vertices_status": vertices_status,
+        "found_z": roots[0][:, 2].astype(np.float64),
+        "true_z": roots[1][:, 2].astype(np.float64),
+    }
+
+
+def _pair_sums(found_z: np.ndarray, true_z: np.ndarray, owner: np.ndarray, images: int) -> dict[str, np.ndarray]:
+    """Pairs of matched people of one image: how many, how far their depth difference is off, how many in order."""
+    first, second = image_pairs(owner, np.ones(len(owner), bool))
+    right = depth_relation(found_z[first] - found_z[second]) == depth_relation(true_z[first] - true_z[second])
+    return {
+        "pairs": add_up(np.ones(len(first)), owner[first], images),
+        "pair_gap": add_up(depth_gaps(found_z, true_z, first, second), owner[first], images),
+        "pair_right": add_up(right, owner[first], images),
+    }
+
+
+def _fields_of_view(found: People, true: People, image: np.ndarray) -> dict[str, np.ndarray]:
+    """Per image |found - true| of the first person's camera, where both tell one [degree]."""
+    height = np.full(true.num_images, np.nan)
+    focal = np.full((2, true.num_images), np.nan)
+    height[true.owner[::-1]] = 2 * true.intrinsics[::-1, 1, 2]
+    height = np.where(np.isfinite(true.size[:, 0]), true.size[:, 0], height)
+    for side, people, owner in ((0, found, image), (1, true, true.owner)):
+        focal[side, owner[::-1]] = people.intrinsics[::-1, 1, 1]
+    gap = np.abs(np.diff(vertical_field_of_view(focal, height), axis=0))[0]
+    known = np.isfinite(gap)
+    return {"fov_gap": np.where(known, gap, 0.0), "fov_images": known.astype(np.float64)}

@@ -1,0 +1,172 @@
+"""`dto synth` and `dto eval` end to end: from made data over a run to numbers, and one message for what cannot be."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dto_pipeline.cli import main
+from dto_pipeline.config import PipelineConfig
+from dto_pipeline.data.label_files import find_label_files
+from dto_pipeline.data.people import read_people
+from dto_pipeline.demo.difficulty import choose_difficulty
+from dto_pipeline.demo.solver_sets import build_known_scene
+from dto_pipeline.evaluate.solver_comparison import place_all
+from dto_pipeline.models.body import BodyModel
+
+IMAGES = 3
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small benchmark in `data`, its manifest, and a run on it."""
+    root = tmp_path_factory.mktemp("synth")
+    data, manifest = root / "data", root / "manifest.parquet"
+    assert main(["synth", "-o", str(data), "--images", str(IMAGES), "--seed", "23", "--quiet"]) == 0
+    build = ["manifest", "build", str(data / "dataset.yaml"), "--data-root", str(data), "-o", str(manifest)]
+    assert main([*build, "--quiet"]) == 0
+    assert main(["run", str(manifest), "-o", str(root / "run"), "--set", "run.workers=0"]) == 0
+    return root
+
+
+def evaluate(made: Path, *words: str) -> dict:
+    assert main(["eval", *words, "--resamples", "20", "--json", str(made / "eval.json")]) == 0
+    return json.loads((made / "eval.json").read_text())
+
+
+def test_a_run_on_synthetic_data_is_measured_before_and_after(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = made / "rows.csv"
+    found = evaluate(made, "synthetic", str(made / "run"), "--truth", str(made / "data"), "--csv", str(rows))
+    before, after = (found["measures"][name]["height_error"]["value"] for name in ("before", "after"))
+    assert after < before
+    assert found["counts"]["images in the labels"] == IMAGES
+    assert found["counts"]["compared"] == found["counts"]["people in the truth"]
+    assert len(rows.read_text().splitlines()) == 1 + IMAGES
+    assert "absolute z error [m]" in capsys.readouterr().out
+
+
+def test_a_run_on_the_files_places_people_where_the_benchmark_in_memory_does(made: Path, body: BodyModel) -> None:
+    known = [build_known_scene(choose_difficulty("standard"), 23, number, body) for number in range(IMAGES)]
+    outcome = place_all(known, body, PipelineConfig(), "paper")
+    people = read_people(find_label_files(made / "run/labels"))
+    assert np.array_equal(people.transl, np.concatenate([item.transl for item in outcome.placed]))
+
+
+def test_labels_as_published_are_measured_like_the_run_s_input(made: Path) -> None:
+    truth = str(made / "data")
+    alone = evaluate(made, "synthetic", str(made / "data/labels/release.npz"), "--truth", truth)["measures"]["labels"]
+    before = evaluate(made, "synthetic", str(made / "run"), "--truth", truth)["measures"]["before"]
+    assert alone["depth_error"] == pytest.approx(before["depth_error"])
+
+
+@pytest.mark.parametrize("kind", ["parquet", "persons", "ma-hmr", "camerahmr"])
+def test_exports_are_measured_as_the_run_they_come_from(made: Path, kind: str) -> None:
+    out = made / f"export-{kind}"
+    assert main(["export", str(made / "run"), "--format", kind, "-o", str(out), "--all", "--quiet"]) == 0
+    place = next(iter(sorted(out.rglob("*.npz"))), out)
+    expected = evaluate(made, "meshes", str(made / "run"), str(made / "data"))
+    found = evaluate(made, "meshes", str(place), str(made / "data"))
+    for key, value in expected["measures"]["all people"].items():
+        assert found["measures"]["all people"][key] == pytest.approx(value, rel=1e-4, abs=1e-4), key
+
+
+def test_meshes_against_themselves_are_right(made: Path) -> None:
+    truth = str(made / "data")
+    found = evaluate(made, "meshes", truth, truth, "--match", "rows")
+    assert found["measures"]["all people"]["mpjpe"]["value"] == pytest.approx(0.0, abs=1e-3)
+    assert found["counts"]["missed"] == found["counts"]["extra"] == 0
+
+
+def write_annotations(made: Path, folder: Path) -> Path:
+    """The synthetic people as RelativeHuman annotates: layers by order of true z, keypoints from the label file."""
+    with np.load(made / "data/labels/release.npz", allow_pickle=False) as labels:
+        names, keypoints = labels["imgname"], labels["gtkps"]
+    with np.load(made / "data/truth.npz", allow_pickle=False) as truth:
+        z = truth["transl"][:, 2]
+    openpose = [5, 2, 6, 3, 7, 4, 12, 9, 13, 10, 14, 11, 38, 37]  # shoulders ... ankles, head top, neck
+    annots: dict[str, list] = {}
+    for row, name in enumerate(names):
+        layer = int((z[names == name] < z[row]).sum())
+        person = {"kp2d": keypoints[row][openpose], "depth_id": layer, "age": 0, "gender": -1, "bbox": [0, 0, 9, 9]}
+        annots.setdefault(str(name).rpartition("/")[2], []).append(person)
+    annots["nobody.jpg"] = [{"kp2d": None, "depth_id": -1, "age": -1, "gender": "unclear"}]
+    np.savez(folder / "test_annots.npz", annots=np.array(annots, dtype=object))
+    return folder
+
+
+@pytest.mark.parametrize("mode", ["reference", "corrected"])
+def test_relative_human_takes_labels_of_our_schema(
+    made: Path, tmp_path: Path, mode: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_annotations(made, tmp_path)
+    found = evaluate(made, "rh", str(made / "run"), "--annotations", str(folder), "--mode", mode)
+    measures = found["measures"][mode]
+    assert measures["pcdr_all"]["value"] > 50
+    assert measures["mpckh"]["value"] > 80
+    assert found["counts"]["images without a prediction"] == 1
+    assert found["counts"]["people annotated without keypoints (cannot be found)"] == 1
+    out = capsys.readouterr().out
+    assert "nobody.jpg, person 0: gender" in out
+    assert "recognised by the last 1 part" in out
+
+
+def test_every_action_has_help_and_corrections_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    for action in ("rh", "synthetic", "meshes", "solvers", "benchmark", "ablation"):
+        with pytest.raises(SystemExit) as stop:
+            main(["eval", action, "--help"])
+        assert stop.value.code == 0
+        text = capsys.readouterr().out
+        assert "usage: dto eval" in text
+        if action == "rh":
+            for correction in ("index", "pckh", "box", "rank", "budget", "detection"):
+                assert f"\n  {correction} " in text
+
+
+def test_difficulties_and_knobs_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["synth", "--list"]) == 0
+    out = capsys.readouterr().out
+    assert "depth-noise" in out
+    assert "person_error=0.02" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["synth"], "name a folder with -o"),
+        (["synth", "-o", "x", "--difficulty", "extreme"], "'extreme'; choose from"),
+        (["synth", "-o", "x", "--set", "speed=1"], "'speed=1' is not of the form"),
+        (["eval", "meshes", "nowhere", "nowhere"], "nowhere does not exist"),
+        (["eval", "synthetic", "nowhere.npz", "--truth", "nowhere"], "nowhere.npz does not exist"),
+        (["eval", "rh", "nowhere.npz", "--annotations", "nowhere_annots.npz"], "nowhere_annots.npz does not exist"),
+        (["eval", "benchmark", "--seed", "1"], "seed 1"),
+        (["eval", "ablation", "--difficulty", "extreme"], "'extreme'; choose from"),
+        (["eval", "solvers", "--seed", "2", "--images", "1"], "seed 2"),
+    ],
+)
+def test_what_cannot_be_measured_is_one_message_and_exit_code_two(
+    arguments: list[str],
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_broken_files_cost_one_message(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    truth = str(made / "data")
+    label = next((made / "run/labels").glob("*.parquet"))
+    broken = tmp_path / "broken.parquet"
+    broken.write_bytes(label.read_bytes()[:-200])
+    assert main(["eval", "meshes", str(broken), truth]) == 2
+    assert "broken.parquet" in capsys.readouterr().err
+    np.savez(tmp_path / "train_annots.npz", annots=np.zeros(3))
+    assert main(["eval", "rh", str(label), "--annotations", str(tmp_path), "--split", "train"]) == 2
+    assert "expected one dict" in capsys.readouterr().err
+    assert main(["eval", "rh", str(label), "--annotations", str(tmp_path), "--body", "bodies"]) == 2
+    assert capsys.readouterr().err

@@ -1,0 +1,147 @@
+"""People of every layout come out the same; what cannot be read says so, and broken people stay."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from dto_pipeline.data.people import People, PeopleError, read_people
+from dto_pipeline.data.sources.camerahmr_writer import write_camerahmr
+from dto_pipeline.data.sources.rows import LabelFileError, LabelRows
+from dto_pipeline.schema import PERSONS_SCHEMA, PERSONS_SCHEMA_NAME
+
+NAMES = np.array(["a/1.jpg", "a/2.jpg", "a/1.jpg"])
+CAMERA = np.array([[500.0, 0, 320], [0, 500, 240], [0, 0, 1]])
+
+
+def numbers() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(4)
+    return {
+        "pose": rng.normal(0, 0.3, (3, 72)).astype(np.float32),
+        "betas": np.pad(rng.normal(0, 1, (3, 10)), ((0, 0), (0, 1))).astype(np.float32),
+        "transl": np.array([[0, 0, 4.0], [1, 0, 5], [-1, 0, 6]], np.float32),
+    }
+
+
+def write_prediction_npz(path: Path) -> Path:
+    np.savez(path, allow_pickle=False, image=NAMES, intrinsics=np.repeat(CAMERA[None], 3, 0), **numbers())
+    return path
+
+
+def write_prediction_parquet(path: Path) -> Path:
+    columns = {name: values.tolist() for name, values in numbers().items()}
+    pq.write_table(pa.table({"image": NAMES.tolist(), "intrinsics": [CAMERA.ravel().tolist()] * 3, **columns}), path)
+    return path
+
+
+def write_release(path: Path) -> Path:
+    boxes = np.tile(np.array([10, 10, 60, 110], np.float32), (3, 1))
+    told = numbers()
+    cameras = np.repeat(CAMERA[None], 3, 0)
+    write_camerahmr(path, NAMES, LabelRows(told["pose"], told["betas"], told["transl"], boxes, cameras))
+    return path
+
+
+def write_annots(path: Path) -> Path:
+    camera = {"focal": np.array([500, 500], np.float32), "princpt": np.array([320, 240], np.float32)}
+    annots: dict[str, list] = {str(name): [] for name in NAMES}
+    for row, name in enumerate(NAMES):
+        pose, betas, transl = (values[row] for values in numbers().values())
+        body = {"shape": betas, "pose": pose, "trans": transl}
+        annots[str(name)].append({"smpl_param": body, "cam_param": camera})
+    np.savez(path, annots=np.array(annots, dtype=object))
+    return path
+
+
+def write_truth(path: Path) -> Path:
+    size = np.tile([480, 640], (3, 1))
+    cameras = np.repeat(CAMERA[None], 3, 0)
+    np.savez(path, allow_pickle=False, image_name=NAMES, intrinsics=cameras, image_size=size, **numbers())
+    return path
+
+
+WRITERS = (write_prediction_npz, write_prediction_parquet, write_release, write_annots, write_truth)
+
+
+def check(people: People) -> None:
+    assert people.images.tolist() == ["a/1.jpg", "a/2.jpg"]
+    assert people.owner.tolist() == [0, 0, 1]
+    for name, values in numbers().items():
+        assert np.allclose(getattr(people, name), values[[0, 2, 1]]), name
+    assert np.allclose(people.intrinsics, CAMERA)
+    assert people.usable.all()
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_every_layout_gives_the_same_people_ordered_by_image(write: Callable[[Path], Path], tmp_path: Path) -> None:
+    check(read_people(write(tmp_path / "people.file.npz")))
+
+
+def test_label_rows_are_positions_in_the_file(tmp_path: Path) -> None:
+    assert read_people(write_release(tmp_path / "r.npz")).row.tolist() == [0, 2, 1]
+
+
+def test_the_truth_is_found_in_its_folder_with_the_size_of_its_images(tmp_path: Path) -> None:
+    write_truth(tmp_path / "truth.npz")
+    assert read_people(tmp_path).size.tolist() == [[480, 640], [480, 640]]
+
+
+def test_the_view_with_one_row_per_person_is_read(tmp_path: Path) -> None:
+    unknown = {"people": 3}
+    columns: dict[str, object] = {}
+    for field in PERSONS_SCHEMA:
+        if pa.types.is_fixed_size_list(field.type):
+            values = numbers().get(field.name, np.zeros((3, field.type.list_size), np.float32))
+            columns[field.name] = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), type=field.type)
+        elif pa.types.is_string(field.type):
+            columns[field.name] = pa.array(NAMES.tolist() if field.name == "image_path" else ["moved"] * 3)
+        else:
+            fill = {"fx": 500, "fy": 500, "cx": 320, "cy": 240, "beta_index": -1, "width": 640, "height": 480}
+            columns[field.name] = pa.array([fill.get(field.name, 0)] * 3).cast(field.type)
+    table = pa.table(columns, schema=PERSONS_SCHEMA.with_metadata({"schema": PERSONS_SCHEMA_NAME}))
+    (tmp_path / "data").mkdir()
+    pq.write_table(table, tmp_path / "data" / "persons.parquet")
+    check(read_people(tmp_path / "data" / "persons.parquet"))
+    people = read_people(tmp_path)
+    check(people)
+    assert people.status.tolist() == ["moved"] * unknown["people"]
+    assert not people.accepted.any()
+
+
+def test_a_person_of_another_shape_is_kept_and_named(tmp_path: Path) -> None:
+    camera = {"focal": np.ones(2, np.float32), "princpt": np.ones(2, np.float32)}
+    good = {"shape": np.zeros(11, np.float32), "pose": np.zeros(72, np.float32), "trans": np.ones(3, np.float32)}
+    annots = {"x.jpg": [{"smpl_param": good, "cam_param": camera}, {"smpl_param": {"pose": 3}}, 7], "none.jpg": []}
+    np.savez(tmp_path / "a.npz", annots=np.array(annots, dtype=object))
+    people = read_people(tmp_path / "a.npz")
+    assert people.usable.tolist() == [True, False, False]
+    assert people.images.tolist() == ["x.jpg", "none.jpg"]
+    assert [f"person {row}" in text for row, text in zip((1, 2), people.problems, strict=True)] == [True, True]
+
+
+def test_what_is_no_file_of_people_says_what_is(tmp_path: Path) -> None:
+    with pytest.raises(PeopleError, match="does not exist"):
+        read_people(tmp_path / "nowhere.npz")
+    (tmp_path / "text.npz").write_text("hello")
+    with pytest.raises(PeopleError, match="begins with b'hell'"):
+        read_people(tmp_path / "text.npz")
+    np.savez(tmp_path / "other.npz", x=np.zeros(3))
+    with pytest.raises(PeopleError, match=r"holds the arrays \['x'\]"):
+        read_people(tmp_path / "other.npz")
+    (tmp_path / "cut.npz").write_bytes(write_release(tmp_path / "r.npz").read_bytes()[:400])
+    with pytest.raises(PeopleError, match=r"cut\.npz"):
+        read_people(tmp_path / "cut.npz")
+    np.savez(tmp_path / "list.npz", annots=np.array([1, 2], dtype=object))
+    with pytest.raises(PeopleError, match="dict of image"):
+        read_people(tmp_path / "list.npz")
+    np.savez(tmp_path / "truth.npz", image_name=NAMES)
+    with pytest.raises(PeopleError, match="truth of no"):
+        read_people(tmp_path / "truth.npz")
+    np.savez(tmp_path / "half.npz", image=NAMES)
+    with pytest.raises(LabelFileError, match="missing columns"):
+        read_people(tmp_path / "half.npz")

@@ -1,0 +1,77 @@
+"""Who is who in the image: nearest first, boxes must overlap, order of people does not matter."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dto_pipeline.evaluate.body_matching import MIN_IOU, box_iou, joint_boxes, match_bodies
+
+BODY = np.array([[0.0, 0.0], [10.0, 0.0], [10.0, 30.0], [0.0, 30.0]])
+
+
+def at(*corners: tuple[float, float]) -> np.ndarray:
+    return np.stack([BODY + corner for corner in corners])
+
+
+def match(found: np.ndarray, truth: np.ndarray) -> list[tuple[int, int]]:
+    pairs = match_bodies(found, truth, np.zeros(len(found), int), np.zeros(len(truth), int))
+    return list(zip(*(side.tolist() for side in pairs), strict=True))
+
+
+def naive(found: np.ndarray, truth: np.ndarray) -> set[tuple[int, int]]:
+    pairs = []
+    for i, one in enumerate(found):
+        for j, other in enumerate(truth):
+            iou = box_iou(joint_boxes(one[None]), joint_boxes(other[None]))[0]
+            if iou >= MIN_IOU:
+                pairs.append((np.sqrt(((one - other) ** 2).sum(-1).mean()), i, j))
+    taken: set[tuple[int, int]] = set()
+    for _, i, j in sorted(pairs):
+        if all(i != a and j != b for a, b in taken):
+            taken.add((i, j))
+    return taken
+
+
+def test_each_person_takes_the_nearest_free_one() -> None:
+    assert match(at((0, 0), (100, 0)), at((101, 0), (1, 1))) == [(1, 0), (0, 1)]
+
+
+def test_the_nearer_of_two_claims_wins_and_the_other_is_extra() -> None:
+    assert match(at((3, 0), (1, 0)), at((0, 0))) == [(1, 0)]
+
+
+def test_boxes_that_hardly_overlap_are_no_pair() -> None:
+    assert match(at((9.5, 0)), at((0, 0))) == []
+    assert match(at((5, 0)), at((0, 0))) == [(0, 0)]
+
+
+def test_people_of_different_images_never_match() -> None:
+    found, _ = match_bodies(at((0, 0)), at((0, 0)), np.array([1]), np.array([0]))
+    assert found.tolist() == []
+
+
+def test_joints_behind_the_camera_do_not_count_and_nobody_without_joints_matches() -> None:
+    partly, nowhere = at((0, 0)), at((0, 0))
+    partly[0, 0] = np.nan
+    nowhere[:] = np.nan
+    assert match(partly, at((1, 0))) == [(0, 0)]
+    assert match(nowhere, at((0, 0))) == []
+
+
+def test_nobody_found_and_nobody_there() -> None:
+    none = np.zeros((0, 4, 2))
+    assert match(none, at((0, 0))) == []
+    assert match(at((0, 0)), none) == []
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 100_000), st.integers(0, 7), st.integers(0, 7))
+def test_rounds_take_the_pairs_a_greedy_pass_takes_in_any_order(seed: int, n: int, m: int) -> None:
+    rng = np.random.default_rng(seed)
+    found, truth = (BODY + rng.uniform(0, 25, (count, 1, 2)) for count in (n, m))
+    pairs = match(found, truth)
+    assert set(pairs) == naive(found, truth)
+    order, other = rng.permutation(n), rng.permutation(m)
+    assert {(int(order[i]), int(other[j])) for i, j in match(found[order], truth[other])} == set(pairs)
