@@ -49,11 +49,16 @@ _REACH_S = 10.0  # a cluster that is there answers within this [s]
 _DRAIN_POLL_S = 5.0  # how often Ray is asked which nodes are about to be taken away [s]
 _LOOK_S = 5.0  # how often a worker tells how far it is [s]
 _TOLD_S = 0.05  # how long a worker waits for its word to be on its way before it begins a shard [s]
+_OWNER_DIED = "owner has died"  # how Ray says that the raylet of the owner of all actors, this process, is gone
 _LOG = logging.getLogger(__name__)
 
 
 class ClusterUnreachable(DtoError):
     """No Ray cluster answers at the address; the message says what to try."""
+
+
+class RayGone(DtoError):
+    """The part of Ray that this process hangs on has died; its workers die with it. Shards that are done stay done."""
 
 
 class _Place(NamedTuple):
@@ -253,7 +258,14 @@ class RayPool:
         return ShardRaised(task.worker, task.shard, one_line(cause), detail, isinstance(cause, DeviceLost))
 
     def _lost(self, worker: str, error: ray.exceptions.RayError) -> WorkerLost:
-        """The process or its node is gone, or cannot be reached: a worker we are unsure of is ended."""
+        """The process or its node is gone, or cannot be reached: a worker we are unsure of is ended.
+
+        Raises:
+            RayGone: Ray takes this process for dead.
+        """
+        if _OWNER_DIED in str(error):
+            self._actors.clear()  # there is nobody left whom Ray could end
+            raise RayGone("Ray has died on the driver's machine, and the workers with it; start again: done stays done")
         actor = self._actors[worker]
         self.kill(worker)
         blameless = bool(getattr(error, "preempted", False)) or actor.draining
