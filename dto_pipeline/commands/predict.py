@@ -48,9 +48,13 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     from dto_pipeline.run.directory import RunDirectory
+    from dto_pipeline.run.shard_runner import choose_device
     from dto_pipeline.train.predict import PredictConfig
+    from dto_pipeline.train.prediction_files import is_unfinished
+    from dto_pipeline.train.trained import load_trained
 
-    if RunDirectory(Path(arguments.out)).run_file.exists():
+    out = Path(arguments.out)
+    if RunDirectory(out).run_file.exists() and not is_unfinished(out):
         raise DtoError(f"{arguments.out} is a finished run already; choose another folder (-o)")
     pictures = _find_pictures(arguments)
     config = PredictConfig()
@@ -58,8 +62,8 @@ def _run(arguments: argparse.Namespace) -> int:
         config = replace(config, min_confidence=arguments.min_confidence)
     if arguments.batch is not None:
         config = replace(config, batch_images=arguments.batch)
-    trained = load_trained(arguments.checkpoint, arguments.device, arguments.body)
-    manifest = predict_run(trained, pictures, Path(arguments.out), config, not arguments.quiet)
+    trained = load_trained(arguments.checkpoint, choose_device(arguments.device), arguments.body)
+    manifest = predict_run(trained, pictures, out, config, not arguments.quiet)
     print(
         f"{arguments.out}: {manifest.num_people} people in {manifest.num_images} images; `dto status` counts statuses"
     )
@@ -99,7 +103,7 @@ def predict_run(
         facts,
         trained.body.sha256,
     )
-    remove_parts(out, manifest.num_shards)
+    remove_parts(out)
     return manifest
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -209,11 +210,14 @@ def write_manifest(pictures: PictureSet, folder: Path) -> Manifest:
     return Manifest.open(out)
 
 
-def remove_parts(folder: Path, shards: int) -> None:
-    """Take the parts away once the labels are there."""
-    for shard in range(shards):
-        _part(folder, shard).unlink(missing_ok=True)
-    (folder / _PARTS).rmdir()
+def is_unfinished(folder: Path) -> bool:
+    """True where a prediction was begun and not ended."""
+    return (folder / _PARTS).is_dir()
+
+
+def remove_parts(folder: Path) -> None:
+    """Take the parts away once the labels are there; without them the prediction is finished."""
+    shutil.rmtree(folder / _PARTS)
 
 
 def prediction_facts(trained: Trained, config: PredictConfig) -> dict[str, str]:

@@ -26,7 +26,7 @@ from dto_pipeline.scene import Scene
 from dto_pipeline.status import ImageStatus
 from dto_pipeline.train.augment import view_affine, whole_view
 from dto_pipeline.train.predict import Answer, Picture, PredictConfig, predict_scenes
-from dto_pipeline.train.prediction_files import PredictError, find_pictures, manifest_pictures
+from dto_pipeline.train.prediction_files import PredictError, find_pictures, is_unfinished, manifest_pictures
 from tests.run.chaos import label_bytes, tiny_config
 from tests.tiny_dataset import TinyDataset, write_tiny_dataset
 from tests.train.stand_in import FOCAL, SIDE, StandIn, stand_in
@@ -87,13 +87,12 @@ def test_predicted_bodies_project_onto_the_same_place_of_the_photograph(
     expected = (joints_in_input(body, network, [1, 0]) - offset) / scale
     np.testing.assert_allclose(joints_in(body, scene), expected, atol=1e-3)
     np.testing.assert_allclose(scene.transl, [(-0.3, 0.1, 3.0), (0.4, 0.2, 5.0)], rtol=1e-6)
-    np.testing.assert_allclose(
-        scene.intrinsics, [[FOCAL / scale, 0, size[0] / 2], [0, FOCAL / scale, size[1] / 2], [0, 0, 1]]
-    )
+    camera = np.diag([FOCAL / scale, FOCAL / scale, 1])
+    camera[:2, 2] = np.array(size) / 2
+    np.testing.assert_allclose(scene.intrinsics, camera)
     left, top, right, bottom = scene.bbox_xyxy[0]
-    np.testing.assert_allclose(
-        np.array([left, top, right]), (np.array([40, 20, 60]) - offset[[0, 1, 0]]) / scale, rtol=1e-5
-    )
+    expected = (np.array([40, 20, 60]) - offset[[0, 1, 0]]) / scale
+    np.testing.assert_allclose(np.array([left, top, right]), expected, rtol=1e-5)
     assert bottom == size[1]  # boxes end at the border
 
 
@@ -127,9 +126,9 @@ def test_a_folder_becomes_a_run_with_a_row_for_every_image(body: BodyModel, fold
     assert [str(p.status) for p in placed] == ["predicted", "predicted", "image_corrupt"]
     assert placed[2].message
     assert (manifest.num_images, manifest.num_people) == (3, 4)
-    np.testing.assert_allclose(placed[0].height_m, body.rest_height(torch.from_numpy(placed[0].betas)), rtol=1e-5)
+    np.testing.assert_allclose(placed[0].height_m, body.rest_height(torch.tensor(placed[0].betas)), rtol=1e-5)
     assert verify_run(tmp_path / "out").passed
-    assert not (tmp_path / "out/parts").exists()
+    assert not is_unfinished(tmp_path / "out")
 
 
 def test_batches_and_threads_change_no_byte(body: BodyModel, folder: Path, tmp_path: Path) -> None:
@@ -156,6 +155,23 @@ def test_a_killed_prediction_goes_on_where_it_was(body: BodyModel, folder: Path,
     assert len(network.cameras) == 1  # only the second image; the third cannot be read
     predict_run(stand_in(body), pictures, tmp_path / "whole", CONFIG, progress=False)
     assert label_bytes(out) == label_bytes(tmp_path / "whole")
+
+
+def test_a_prediction_killed_while_it_became_a_run_is_finished(
+    body: BodyModel, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    out, pictures = tmp_path / "out", find_pictures(str(folder), shard_images=1)
+    monkeypatch.setattr("dto_pipeline.run.as_given.commit_receipt", die)
+    with pytest.raises(KeyboardInterrupt):
+        predict_run(stand_in(body), pictures, out, CONFIG, progress=False)
+    monkeypatch.undo()
+    assert is_unfinished(out)
+    predict_run(stand_in(body), pictures, out, CONFIG, progress=False)
+    assert verify_run(out).passed
+    assert not is_unfinished(out)
 
 
 def test_people_who_are_behind_the_camera_stay_with_their_status(body: BodyModel, folder: Path, tmp_path: Path) -> None:
