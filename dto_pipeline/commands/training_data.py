@@ -1,4 +1,5 @@
-"""The labels a training config names, opened: runs by their receipts, exports and single files as they are.
+"""The labels a training config names, opened: runs by their receipts, exports, single files and RelativeHuman's
+annotations as they are.
 
 Glue between finished runs and training, which knows none.
 """
@@ -7,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dto_pipeline.data.annotation_pieces import open_annotation_set
 from dto_pipeline.data.label_pieces import LabelSet, open_file_set, open_run_set
 from dto_pipeline.errors import DtoError
 from dto_pipeline.run.directory import RunDirectory
@@ -29,4 +31,6 @@ def open_label_sets(config: DataConfig) -> list[LabelSet]:
 def _open(labels: str, images: str) -> LabelSet:
     if RunDirectory(Path(labels)).run_file.exists():
         return open_run_set(read_run_labels(labels, partial=True), images)
+    if labels.endswith(".npz"):
+        return open_annotation_set(labels, images)
     return open_file_set(labels, images)

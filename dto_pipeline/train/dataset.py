@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from dto_pipeline.data.images import ImageStore
 from dto_pipeline.data.label_files import LabelColumns
-from dto_pipeline.data.label_pieces import IMAGE_FILE, LabelSet, Part, Piece, index_pieces, read_piece
+from dto_pipeline.data.label_pieces import IMAGE_FILE, LabelSet, Part, Piece, index_pieces
 from dto_pipeline.data.labels import LabelsError
 from dto_pipeline.data.placed import unpack_covariance
 from dto_pipeline.maths.rotation import axis_angle_to_matrix
@@ -158,7 +158,7 @@ class PieceCache:
             return self._held[number]
         while self._held and self.images + piece.rows.size > self.most:
             self._held.popitem(last=False)
-        self._held[number] = read_piece(self._sets, piece)
+        self._held[number] = self._sets[piece.label_set].read(piece)
         return self._held[number]
 
 
@@ -192,10 +192,10 @@ class TrainingData:
 
 
 def build_labels(columns: LabelColumns, row: int, width: int, height: int, body: BodyModel) -> ImageLabels:
-    """The people of one image; those of whom neither a body nor a box is known are left out.
+    """The people of one image; those of whom neither body nor place is known are left out.
 
     Args:
-        columns: of a piece, see `data.label_pieces.read_piece`.
+        columns: of a piece, see `data.label_pieces.LabelSet.read`.
         row: the image.
         width, height: of the photograph [px].
         body: gives the joints.
@@ -213,6 +213,9 @@ def build_labels(columns: LabelColumns, row: int, width: int, height: int, body:
     has_body = finite & (transl[:, 2] > 0) & (status != str(PersonStatus.INVALID_LABEL)) & has_camera
     packed, people = columns.images["z_covariance"][row], len(pose)
     unknown = np.full((people, people), np.nan, np.float32)
+    keypoints, layers = np.full((people, NUM_JOINTS, 2), np.nan, np.float32), np.full(people, -1, np.int64)
+    if "keypoints" in columns.people:
+        keypoints, layers = columns.people["keypoints"][part], columns.people["depth_layer"][part]
     pose, betas, transl = (np.where(has_body[:, None], values, 0) for values in (pose, betas, transl))
     labels = ImageLabels(
         intrinsics=intrinsics,
@@ -223,24 +226,26 @@ def build_labels(columns: LabelColumns, row: int, width: int, height: int, body:
         transl=transl.astype(np.float32),
         joints=_pose_joints(pose, betas, transl, body),
         boxes=boxes.astype(np.float32),
-        keypoints=np.full((people, NUM_JOINTS, 2), np.nan, np.float32),
+        keypoints=keypoints,
         z_covariance=unknown if packed is None else unpack_covariance(packed, people),
-        depth_layer=np.full(people, -1, np.int64),
+        depth_layer=layers,
     )
-    return labels.take(has_body | np.isfinite(boxes).all(axis=1))
+    in_picture = np.isfinite(boxes).all(axis=1) | np.isfinite(labels.keypoints).any(axis=(1, 2))
+    return labels.take(has_body | in_picture)
 
 
 def keep_visible(labels: ImageLabels, size: int, min_joints: int, max_people: int) -> ImageLabels:
-    """The people whom the S x S input shows, in their order: bodies by joints inside it, others by their box's centre.
+    """The people whom the S x S input shows, in their order.
 
-    Where there are more than `max_people`, the nearest stay; people of unknown distance count as farthest.
+    A body is shown by `min_joints` joints inside, anybody else by a keypoint or the centre of the box. Where there are more
+    than `max_people`, the nearest stay; people of unknown distance count as farthest.
     """
 
     def inside(points: np.ndarray) -> np.ndarray:
         return np.all((points >= 0) & (points < size), axis=-1)
 
     bodies = inside(project_joints(labels)).sum(axis=1) >= min_joints
-    others = inside(labels.boxes[:, :2] / 2 + labels.boxes[:, 2:] / 2)
+    others = inside(labels.boxes[:, :2] / 2 + labels.boxes[:, 2:] / 2) | inside(labels.keypoints).any(axis=1)
     shown = np.flatnonzero(np.where(labels.has_body, bodies, others))
     distance = np.where(labels.has_body, labels.joints[:, 0, 2], np.inf)[shown]
     nearest = np.sort(np.argsort(distance, kind="stable")[:max_people])

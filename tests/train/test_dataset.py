@@ -256,3 +256,37 @@ def test_samples_of_different_crowds_are_padded_side_by_side(body: BodyModel) ->
     torch.testing.assert_close(batch.z_covariance[0, 0, 0], torch.tensor(crowds[0].z_covariance[0, 0]))
     torch.testing.assert_close(batch.z_covariance[1], torch.from_numpy(crowds[1].z_covariance))
     assert isinstance(crowds[0], ImageLabels)
+
+
+def test_annotated_people_come_with_joints_and_layers_but_without_bodies(
+    tiny: TinyDataset, run_dir: Path, body: BodyModel, tmp_path: Path
+) -> None:
+    joints = np.zeros((14, 3))
+    joints[:, :2] = np.arange(28).reshape(14, 2) * 2 + 20
+    joints[:12, 2] = 1
+    joints[3, 2] = 0  # the right elbow is not seen
+    people = [
+        {"kp2d": joints, "depth_id": 1, "bbox": [20, 20, 90, 90]},
+        {"kp2d": None, "depth_id": 0, "bbox": [0, 0, 40, 60]},
+    ]
+    nothing = {"kp2d": None, "depth_id": -1, "bbox": None}
+    annots = {"000000.jpg": [*people, nothing], "000001.jpg": people, "x.jpg": []}
+    np.savez(tmp_path / "train_annots.npz", annots=np.array(annots, dtype=object))
+    images = str(tiny.manifest.parent / "images")
+    knobs = config(tmp_path / "train_annots.npz", images=(images,), input_size=160, batch_images=1)
+    first, second = sorted(open_data(knobs, body, augment=False).epoch(0), key=lambda batch: batch.image_ids)
+    assert first.skipped == ("train_annots/000001.jpg: image 000001.jpg does not exist",)
+    assert second.image_ids == ("train_annots/000000.jpg",)
+    assert second.depth_layer.tolist() == [[1, 0]]
+    assert not second.has_body.any()
+    assert not second.has_camera.any()
+    seen = torch.isfinite(second.keypoints[0, 0]).all(-1).nonzero().flatten().tolist()
+    assert seen == [1, 2, 4, 5, 7, 8, 16, 17, 18, 20, 21]
+    torch.testing.assert_close(second.keypoints[0, 0, 16], torch.tensor([20.0, 42.0]))  # 160 x 120, centred
+    torch.testing.assert_close(second.boxes[0, 0], torch.tensor([20.0, 40, 90, 110]))
+    together = dataclasses.replace(
+        config(run_dir), labels=(str(run_dir), str(tmp_path / "train_annots.npz")), images=("", images), batch_images=11
+    )
+    mixed = next(iter(open_data(together, body).epoch(0)))
+    assert mixed.has_body.any()
+    assert (mixed.depth_layer >= 0).any()
