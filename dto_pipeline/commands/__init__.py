@@ -4,6 +4,34 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from dto_pipeline.commands import bench, body, demo, diff, export, golden, manifest, report, run, status, verify, view
+from dto_pipeline.commands import (
+    bench,
+    body,
+    demo,
+    diff,
+    export,
+    golden,
+    manifest,
+    report,
+    run,
+    status,
+    train,
+    verify,
+    view,
+)
 
-VERBS: tuple[ModuleType, ...] = (demo, manifest, run, status, verify, diff, view, report, export, body, golden, bench)
+VERBS: tuple[ModuleType, ...] = (
+    demo,
+    manifest,
+    run,
+    status,
+    verify,
+    diff,
+    view,
+    report,
+    export,
+    body,
+    train,
+    golden,
+    bench,
+)

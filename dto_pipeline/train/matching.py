@@ -86,5 +86,3 @@ def generalised_iou(found: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
 
 def _area(box: torch.Tensor) -> torch.Tensor:
     return (box[..., 2:] - box[..., :2]).clamp(min=0).prod(-1)
-
-
