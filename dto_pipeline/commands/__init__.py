@@ -12,6 +12,7 @@ from dto_pipeline.commands import (
     export,
     golden,
     manifest,
+    predict,
     report,
     run,
     status,
@@ -32,6 +33,7 @@ VERBS: tuple[ModuleType, ...] = (
     export,
     body,
     train,
+    predict,
     golden,
     bench,
 )

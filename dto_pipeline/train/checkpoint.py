@@ -6,7 +6,6 @@ half; it is read with `weights_only`, so it cannot run code.
 
 from __future__ import annotations
 
-import pickle
 import re
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -17,6 +16,7 @@ import torch
 
 import dto_pipeline
 from dto_pipeline.data.files import commit_over, staged
+from dto_pipeline.data.torch_files import read_torch_file
 from dto_pipeline.errors import DtoError
 from dto_pipeline.models.encoder import EncoderShape, build_encoder, load_encoder, restore_encoder
 from dto_pipeline.models.networks import ModelReference
@@ -103,7 +103,7 @@ def read_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Che
     """Read a checkpoint file, or the newest of a training's folder.
 
     Raises:
-        CheckpointError: there is none, or it is not one.
+        CheckpointError, TorchFileError: there is none, it is not one, or it is damaged.
     """
     path = Path(path)
     if path.is_dir():
@@ -113,10 +113,7 @@ def read_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Che
         path = found[-1]
     if not path.exists():
         raise CheckpointError(f"{path} does not exist; give a checkpoint, or the folder of a training")
-    try:
-        content = torch.load(path, map_location=device, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path} is no checkpoint of `dto train` or is damaged: {_first_line(error)}") from error
+    content = read_torch_file(path, device)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not in the format {FORMAT}; was it written by another program or version?")
     return Checkpoint(
@@ -146,7 +143,3 @@ def library_versions() -> dict[str, str]:
     """What made a checkpoint."""
     libraries = {name: version(name) for name in ("torch", "transformers", "numpy")}
     return {"dto_pipeline": dto_pipeline.__version__} | libraries
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
