@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 import types
 import typing
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ DEPTH_SOURCES = ("files", "model")
 DEPTH_KINDS = ("disparity", "depth", "metric_depth")  # explained in `models.depth_kinds`
 MASK_SOURCES = ("labels", "model", "none")
 ATTRIBUTE_SOURCES = ("labels", "model", "none")
+_EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 
 
 class ConfigError(DtoError, ValueError):
@@ -273,7 +275,7 @@ def load_config(path: str | Path | None = None, overrides: typing.Sequence[str] 
 
 
 def read_tree(path: str | Path | None, overrides: typing.Sequence[str] = ()) -> dict[str, dict[str, Any]]:
-    """Rooms and their keys as told by a YAML file and ``room.key=value`` overrides; nothing is checked against a config.
+    """Rooms and their keys as told by a YAML file and ``room.key=value`` overrides, not yet checked against a config.
 
     Raises:
         ConfigError: the file, or an override that is not of this form.
@@ -352,6 +354,8 @@ def _coerce(name: str, hint: Any, value: Any) -> Any:
         return tuple(_coerce(name, args[0], item) for item in value)
     if isinstance(hint, types.UnionType):
         raise TypeError(f"{name}: union types are not supported in configs")
+    if hint is float and isinstance(value, str) and _EXPONENT.fullmatch(value):
+        return float(value)  # 1e-4 is a number to everybody but YAML 1.1
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     right = isinstance(value, hint) and not (hint is int and isinstance(value, bool))

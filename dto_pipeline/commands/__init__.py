@@ -16,6 +16,7 @@ from dto_pipeline.commands import (
     report,
     run,
     status,
+    train,
     verify,
     view,
 )
@@ -31,6 +32,7 @@ VERBS: tuple[ModuleType, ...] = (
     report,
     export,
     body,
+    train,
     predict,
     golden,
     bench,

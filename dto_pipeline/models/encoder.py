@@ -33,6 +33,9 @@ class EncoderShape:
 class Encoder(nn.Module):
     """Image -> CLS token and a grid of patch tokens."""
 
+    _mean: torch.Tensor
+    _std: torch.Tensor
+
     def __init__(self, network: Dinov2Model) -> None:
         super().__init__()
         self.network = network
@@ -45,7 +48,7 @@ class Encoder(nn.Module):
 
     @property
     def patch(self) -> int:
-        return int(self.network.config.patch_size)
+        return self.network.config.patch_size  # type: ignore[return-value]  # one number in every DINOv2
 
     def describe(self) -> dict[str, Any]:
         """transformers' configuration; `restore_encoder` makes the same architecture of it without any file."""

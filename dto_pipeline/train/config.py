@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dto_pipeline.config import BodyConfig, ConfigError, build_rooms, read_tree
-from dto_pipeline.train.data_config import DataConfig
+from dto_pipeline.train.data_config import AugmentConfig, DataConfig
 
 PRINCIPAL_POINTS = ("true", "centre")
 POSE_DISTANCES = ("matrix", "axis_angle")
@@ -137,6 +137,7 @@ class TrainConfig:
     match: MatchConfig = field(default_factory=MatchConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     body: BodyConfig = field(default_factory=BodyConfig)
 
     def __post_init__(self) -> None:

@@ -7,6 +7,7 @@ perspective into metres. Knows no labels, losses or files. Pixels are those of t
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -25,6 +26,7 @@ _FIRST_BOX = (0.12, 0.4)  # width and height of queries' first boxes, shares of 
 _FIRST_SCALE = -1.5  # s before training: a metre is 0.18 S
 _FIRST_CONFIDENCE = 0.05  # before training; focal loss wants it small
 _LARGEST_FOV = 3.0  # [rad]; tan(fov / 2) ends at pi
+_FIRST_STD = 1e-3  # of the last weights of heads
 _LEAST_REACH = 0.05  # attention looks at least this far around a box's centre, share of S
 
 
@@ -182,10 +184,8 @@ class MeshNetwork(nn.Module):
     def _start_small(self) -> None:
         """Before training every query says: the mean body, about here, probably nobody."""
         for head in (self.box_head, self.pose_head, self.betas_head, self.camera_head, self.fov_branch):
-            last = head[-1]
-            nn.init.normal_(last.weight, std=1e-3)
-            nn.init.zeros_(last.bias)
-        self.camera_head[-1].bias.data[0] = _FIRST_SCALE / len(self.layers)
+            nn.init.normal_(_last_linear(head).weight, std=_FIRST_STD)
+        _last_linear(self.camera_head).bias.data[0] = _FIRST_SCALE / len(self.layers)
         nn.init.constant_(self.confidence_head.bias, math.log(_FIRST_CONFIDENCE / (1 - _FIRST_CONFIDENCE)))
 
 
@@ -225,12 +225,12 @@ class DecoderLayer(nn.Module):
         value: torch.Tensor,
         bias: torch.Tensor | None,
     ) -> torch.Tensor:
-        parts = [
+        query, key, value = (
             project(part).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for project, part in zip(linear, (query, key, value), strict=False)
-        ]
-        mask = None if bias is None else bias.to(parts[0].dtype)
-        mixed = functional.scaled_dot_product_attention(*parts, attn_mask=mask)
+            for project, part in zip(list(linear)[:3], (query, key, value), strict=True)
+        )
+        mask = None if bias is None else bias.to(query.dtype)
+        mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         return linear[3](mixed.transpose(1, 2).flatten(-2))
 
 
@@ -299,9 +299,19 @@ def _mean_pose() -> torch.Tensor:
     return matrix_to_6d(axis_angle_to_matrix(pose)).flatten()
 
 
+def _last_linear(mlp: nn.Sequential) -> nn.Linear:
+    last = mlp[-1]
+    assert isinstance(last, nn.Linear)
+    return last
+
+
 def _mlp(inputs: int, hidden: int, outputs: int, layers: int) -> nn.Sequential:
     sizes = [inputs, *[hidden] * (layers - 1), outputs]
     parts: list[nn.Module] = []
-    for before, after in zip(sizes[:-1], sizes[1:], strict=True):
-        parts += [nn.Linear(before, after), nn.GELU()]
+    for before, after in itertools.pairwise(sizes):
+        linear = nn.Linear(before, after)
+        # keeps the differences between inputs alive through four layers; torch's own start shrinks them
+        nn.init.kaiming_normal_(linear.weight, nonlinearity="relu")
+        nn.init.zeros_(linear.bias)
+        parts += [linear, nn.GELU()]
     return nn.Sequential(*parts[:-1])
