@@ -168,7 +168,8 @@ class TrainingData:
     def __init__(self, images: TrainingImages, config: DataConfig, rank: int = 0, world: int = 1) -> None:
         """`rank` of `world` training processes, each of which sees its share of every epoch."""
         self.batches = EpochBatches(images.sizes, config.seed, config.shuffle_images, config.batch_images, rank, world)
-        remote = any(label_set.is_remote for label_set in images.sets)
+        # clients of object stores do not survive a fork
+        self.start_method = "spawn" if any(label_set.is_remote for label_set in images.sets) else None
         self._loader: DataLoader[Sample | Skipped] = DataLoader(
             images,
             batch_sampler=self.batches,
@@ -176,8 +177,7 @@ class TrainingData:
             collate_fn=partial(collate_samples, size=config.input_size),
             prefetch_factor=config.prefetch if config.workers else None,
             persistent_workers=config.workers > 0,
-            # clients of object stores do not survive a fork
-            multiprocessing_context="spawn" if remote and config.workers else None,
+            multiprocessing_context=self.start_method if config.workers else None,
         )
 
     @property
@@ -237,8 +237,8 @@ def build_labels(columns: LabelColumns, row: int, width: int, height: int, body:
 def keep_visible(labels: ImageLabels, size: int, min_joints: int, max_people: int) -> ImageLabels:
     """The people whom the S x S input shows, in their order.
 
-    A body is shown by `min_joints` joints inside, anybody else by a keypoint or the centre of the box. Where there are more
-    than `max_people`, the nearest stay; people of unknown distance count as farthest.
+    A body is shown by `min_joints` joints inside, anybody else by a keypoint or the centre of the box. Of more than
+    `max_people` the nearest stay; people of unknown distance count as farthest.
     """
 
     def inside(points: np.ndarray) -> np.ndarray:

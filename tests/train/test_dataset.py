@@ -15,6 +15,7 @@ from dto_pipeline.commands.training_data import open_label_sets
 from dto_pipeline.data.exports.export import export_labels
 from dto_pipeline.data.exports.selection import Selection
 from dto_pipeline.data.label_files import find_label_files, flatten_table, read_label_files
+from dto_pipeline.data.label_pieces import ParquetSet
 from dto_pipeline.data.labels import LabelsError
 from dto_pipeline.data.manifest import build_manifest
 from dto_pipeline.errors import DtoError
@@ -290,3 +291,15 @@ def test_annotated_people_come_with_joints_and_layers_but_without_bodies(
     mixed = next(iter(open_data(together, body).epoch(0)))
     assert mixed.has_body.any()
     assert (mixed.depth_layer >= 0).any()
+
+
+@pytest.mark.slow
+def test_photographs_behind_a_uri_are_read_by_fresh_processes_not_forked_ones(
+    run_dir: Path, body: BodyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    knobs = config(run_dir, workers=1)
+    here = seen_ids(list(open_data(dataclasses.replace(knobs, workers=0), body).epoch(0)))
+    monkeypatch.setattr(ParquetSet, "is_remote", True)
+    data = open_data(knobs, body)
+    assert data.start_method == "spawn"
+    assert seen_ids(list(data.epoch(0))) == here
