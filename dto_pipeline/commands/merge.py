@@ -19,7 +19,9 @@ def add_merge_parser(actions: argparse._SubParsersAction) -> None:
         "outcome of every prediction are written beside it.",
     )
     merge.add_argument("manifest", metavar="MANIFEST", help="file written by dto manifest build")
-    merge.add_argument("predictions", metavar="PREDICTIONS", help="folder of dto predict, or npz or Parquet, one row per person")
+    merge.add_argument(
+        "predictions", metavar="PREDICTIONS", help="folder of dto predict, or npz or Parquet, one row per person"
+    )
     merge.add_argument("-o", "--out", required=True, metavar="FILE", help="new manifest to write")
     merge.add_argument("--min-score", type=float, metavar="S", help="least det_score of an added person (0.5)")
     merge.add_argument("--quiet", action="store_true", help="no progress line")

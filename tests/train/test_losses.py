@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -170,8 +171,8 @@ def noisy(predictions: Predictions) -> Predictions:
 
 def permute_people(batch: TrainBatch, order: list[int]) -> TrainBatch:
     names = ("present", "has_body", "pose", "betas", "transl", "boxes", "keypoints", "depth_layer")
-    covariance = batch.z_covariance[:, order][:, :, order]
-    return dataclasses.replace(batch, z_covariance=covariance, **{n: getattr(batch, n)[:, order] for n in names})
+    moved: dict[str, Any] = {name: getattr(batch, name)[:, order] for name in names}
+    return dataclasses.replace(batch, z_covariance=batch.z_covariance[:, order][:, :, order], **moved)
 
 
 def test_the_order_of_people_does_not_matter(body: BodyModel) -> None:
@@ -188,7 +189,7 @@ def pad_people(batch: TrainBatch, extra: int) -> TrainBatch:
     """Padding of nonsense: nothing behind `present` = False may be read."""
     fills = {"present": False, "has_body": True, "pose": NAN, "betas": 7.0, "transl": -1.0}
     fills |= {"boxes": 5.0, "keypoints": 3.0, "depth_layer": 2}
-    padded = {}
+    padded: dict[str, Any] = {}
     for name, fill in fills.items():
         values = getattr(batch, name)
         padded[name] = torch.cat([values, values.new_full((len(values), extra, *values.shape[2:]), fill)], dim=1)
@@ -251,7 +252,9 @@ def test_whatever_is_missing_gradients_stay_finite(data: st.DataObject) -> None:
         seed = data.draw(st.integers(0, 2**16))
         return torch.rand(*shape, *more, generator=torch.Generator().manual_seed(seed)) < 0.5
 
-    where = {name: torch.where(coins(1), getattr(batch, name), NAN) for name in ("pose", "betas", "transl")}
+    where: dict[str, Any] = {
+        name: torch.where(coins(1), getattr(batch, name), NAN) for name in ("pose", "betas", "transl")
+    }
     batch = dataclasses.replace(
         batch,
         **where,
