@@ -28,6 +28,7 @@ from dto_pipeline.models.body import BodyModel
 from dto_pipeline.status import PersonStatus, UnusableImage
 from dto_pipeline.train.augment import (
     ImageLabels,
+    camera_problem,
     draw_view,
     jitter_colours,
     project_joints,
@@ -112,9 +113,9 @@ class TrainingImages(Dataset[Sample | Skipped]):
         try:
             rgb = self._store(piece.label_set).read(columns.images[IMAGE_FILE][row]).rgb
             _check_size(columns, row, rgb)
+            labels = build_labels(columns, row, rgb.shape[1], rgb.shape[0], self._body)
         except UnusableImage as error:
             return Skipped(image_id, str(error))
-        labels = build_labels(columns, row, rgb.shape[1], rgb.shape[0], self._body)
         return self._see(draw, image_id, rgb, labels)
 
     @property
@@ -199,13 +200,18 @@ def build_labels(columns: LabelColumns, row: int, width: int, height: int, body:
         row: the image.
         width, height: of the photograph [px].
         body: gives the joints.
+
+    Raises:
+        UnusableImage: its camera cannot be that of the photograph.
     """
     part = slice(int(columns.starts[row]), int(columns.starts[row + 1]))
     pose, betas, transl, boxes, status = (
         columns.people[name][part] for name in ("pose", "betas", "transl", "bbox_xyxy", "status")
     )
     intrinsics = columns.intrinsics[row]
-    has_camera = bool(np.isfinite(intrinsics).all() and min(intrinsics[0, 0], intrinsics[1, 1]) > 0)
+    has_camera = not np.isnan(intrinsics).any()
+    if has_camera and (problem := camera_problem(intrinsics, width, height)):
+        raise UnusableImage(problem)
     if not has_camera:
         focal = _GUESSED_FOCAL * max(width, height)
         intrinsics = np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])

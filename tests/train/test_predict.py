@@ -113,6 +113,18 @@ def test_a_known_camera_stays_and_every_pelvis_keeps_its_place(body: BodyModel, 
     np.testing.assert_allclose(pelvis_z, (np.array([3.0, 5]) + pelvis_z - scene.transl[:, 2]) * ratio, rtol=1e-5)
 
 
+def test_a_camera_that_no_picture_can_have_costs_its_picture_only(body: BodyModel, tmp_path: Path) -> None:
+    write_image(tmp_path / "a.png")
+    cameras = [np.diag([1e-9, 100.0, 1]), np.diag([np.nan, 1, 1]), np.array([[100.0, 0, 60], [0, 100, 40], [0, 0, 1]])]
+    pictures = [Picture(f"x/{k}", "x", "a.png", "a.png", camera) for k, camera in enumerate(cameras)]
+    first, second, third = predict_scenes(stand_in(body), ImageFolder(tmp_path), pictures, CONFIG)
+    assert first.problem is not None
+    assert first.problem[0] == ImageStatus.LABEL_INVALID
+    assert "focal lengths" in first.problem[1]
+    assert second.problem == (ImageStatus.LABEL_INVALID, "its camera is not finite")
+    assert third.num_people == 2
+
+
 def test_a_known_field_of_view_decides_the_focal_length(body: BodyModel, tmp_path: Path) -> None:
     write_image(tmp_path / "a.png")
     scene = predict_one(body, tmp_path, Picture("x/a.png", "x", "a.png", "a.png", fov=math.pi / 2), StandIn())
