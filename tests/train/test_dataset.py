@@ -112,6 +112,18 @@ def test_a_resumed_epoch_continues_exactly(run_dir: Path, body: BodyModel) -> No
     torch.testing.assert_close(rest[-1].image, whole[-1].image, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_epoch_that_was_left_early_does_not_spill_into_the_next(
+    run_dir: Path, body: BodyModel, workers: int
+) -> None:
+    data = open_data(config(run_dir, workers=workers), body)
+    left = data.epoch(0)
+    next(left)
+    next(left)
+    again = [batch.image_ids for batch in data.epoch(1)]
+    assert again == [batch.image_ids for batch in open_data(config(run_dir), body).epoch(1)]
+
+
 def test_epochs_differ_in_order_and_augmentation(run_dir: Path, body: BodyModel) -> None:
     data = open_data(config(run_dir), body)
     first, second = list(data.epoch(0)), list(data.epoch(1))
