@@ -23,6 +23,7 @@ from dto_pipeline.data.label_files import LabelColumns
 from dto_pipeline.data.label_pieces import IMAGE_FILE, LabelSet, Part, Piece, index_pieces
 from dto_pipeline.data.labels import LabelsError
 from dto_pipeline.data.placed import unpack_covariance
+from dto_pipeline.errors import DtoError
 from dto_pipeline.maths.rotation import axis_angle_to_matrix
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.status import PersonStatus, UnusableImage
@@ -187,9 +188,16 @@ class TrainingData:
         return len(self.batches)
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[TrainBatch]:
-        """The batches of an epoch from a step on, exactly as they would have come without an interruption."""
+        """The batches of an epoch from a step on, exactly as they would have come without an interruption.
+
+        Raises:
+            LabelsError, ManifestError: label files or manifests changed or were damaged since they were opened.
+        """
         self.batches.start(epoch, start_step)
-        yield from self._loader
+        try:
+            yield from self._loader
+        except DtoError as error:  # a reading process sends its whole trace along; the sentence stands last
+            raise type(error)(str(error).rpartition(f"{type(error).__name__}: ")[2].strip()) from error
 
 
 def build_labels(columns: LabelColumns, row: int, width: int, height: int, body: BodyModel) -> ImageLabels:

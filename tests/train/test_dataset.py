@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -247,6 +248,18 @@ def test_nothing_to_train_on_is_said(run_dir: Path, body: BodyModel) -> None:
     knobs = config(run_dir, holdout=0.0)
     with pytest.raises(LabelsError, match="no image is held out"):
         TrainingImages(open_label_sets(knobs), body, knobs, held_out=True)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_labels_that_were_damaged_meanwhile_stop_the_epoch_with_a_sentence(
+    run_dir: Path, body: BodyModel, tmp_path: Path, workers: int
+) -> None:
+    copy = Path(shutil.copytree(run_dir, tmp_path / "copy"))
+    data = open_data(config(copy, workers=workers), body)
+    for path in (copy / "labels").iterdir():
+        path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(LabelsError, match=r"^/\S+parquet is not a whole Parquet file .*write it again$"):
+        list(data.epoch(0))
 
 
 def test_labels_in_memory_are_bounded_by_the_shuffling_window(run_dir: Path, body: BodyModel) -> None:
