@@ -203,9 +203,14 @@ def jitter_colours(random: np.random.Generator, image: np.ndarray, config: Augme
     )
     if brightness == contrast == saturation == 1:
         return image
-    grey = image @ _LUMA
-    mixed = saturation * image + (1 - saturation) * grey[..., None]
-    return np.clip(brightness * (contrast * mixed + (1 - contrast) * grey.mean()), 0, 1)
+    pixels = image.reshape(-1, 3)
+    grey = np.float32((pixels @ _LUMA).mean())
+    mix = (
+        saturation * np.eye(3, dtype=np.float32) + (1 - saturation) * _LUMA[:, None]
+    )  # RGB row @ mix: towards its grey
+    varied = pixels @ (brightness * contrast * mix)
+    varied += brightness * (1 - contrast) * grey
+    return np.clip(varied, 0, 1, out=varied).reshape(image.shape)
 
 
 def _centred(view: View, intrinsics: np.ndarray, width: int, height: int, size: int) -> View:
