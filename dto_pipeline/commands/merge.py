@@ -12,11 +12,11 @@ def add_merge_parser(actions: argparse._SubParsersAction) -> None:
     merge = actions.add_parser(
         "merge",
         help="add predicted people that the released labels miss",
-        description="Reads a manifest and predicted people (a run of dto predict, its label files, or npz or Parquet with "
-        "columns as in dto_pipeline/data/sources/predictions.py), drops predictions that are a released person already, adds the "
-        "others with source_row -1, and writes a new manifest with the same shards. Released people keep their order "
-        "and content. Bodies are compared through the body model of the config (body.model_path). A report and the "
-        "outcome of every prediction are written beside it.",
+        description="Reads a manifest and predicted people (a run of dto predict, its label files, or npz or Parquet "
+        "with columns as in dto_pipeline/data/sources/predictions.py), drops predictions that are a released person "
+        "already, adds the others with source_row -1, and writes a new manifest with the same shards. Released people "
+        "keep their order and content. Bodies are compared through the body model of the config (body.model_path). A "
+        "report and the outcome of every prediction are written beside it.",
     )
     merge.add_argument("manifest", metavar="MANIFEST", help="file written by dto manifest build")
     merge.add_argument(

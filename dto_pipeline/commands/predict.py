@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from dto_pipeline.train.predict import PredictConfig, Trained
     from dto_pipeline.train.prediction_files import PictureSet
 
-_FULL_TURN = 360.0
+_LARGEST_FOV = 180.0  # [degree]
 
 
 def add_parser(verbs: argparse._SubParsersAction) -> None:
@@ -111,10 +111,19 @@ def _find_pictures(arguments: argparse.Namespace) -> PictureSet:
     from dto_pipeline.train.prediction_files import find_pictures, manifest_pictures
 
     fov = None if arguments.fov is None else math.radians(arguments.fov)
-    if fov is not None and not 0 < arguments.fov < _FULL_TURN / 2:
+    if fov is not None and not 0 < arguments.fov < _LARGEST_FOV:
         raise DtoError(f"--fov is {arguments.fov}; expected a field of view between 0 and 180 degrees")
-    if arguments.images.endswith(".parquet"):
+    is_manifest = arguments.images.endswith(".parquet")
+    _refuse_misplaced(arguments, is_manifest)
+    if is_manifest:
         return manifest_pictures(arguments.images, arguments.image_root, arguments.keep_camera, fov)
-    if arguments.keep_camera:
-        raise DtoError("--keep-camera takes the cameras of a manifest; IMAGES is a folder, give --fov or neither")
     return find_pictures(arguments.images, arguments.subset, arguments.depth, fov)
+
+
+def _refuse_misplaced(arguments: argparse.Namespace, is_manifest: bool) -> None:
+    """Options that would say nothing are refused, not overheard."""
+    names = ("subset", "depth") if is_manifest else ("image_root", "keep_camera")
+    given = [f"--{name.replace('_', '-')}" for name in names if getattr(arguments, name)]
+    if given:
+        found, other = ("a manifest", "a folder of images") if is_manifest else ("a folder", "a manifest")
+        raise DtoError(f"IMAGES is {found}, and {' and '.join(given)} would need {other}; leave it out")

@@ -21,6 +21,12 @@ from dto_pipeline.train.data_config import AugmentConfig
 MIRROR_JOINTS = (0, 2, 1, 3, 5, 4, 6, 8, 7, 9, 11, 10, 12, 14, 13, 15, 17, 16, 19, 18, 21, 20, 23, 22)
 """SMPL's 24 joints with left and right exchanged."""
 _MIRROR_AXIS = np.array([1, -1, -1], np.float32)  # M R M turns about M-mirrored axes, the other way round
+_FOCAL_RANGE = (
+    0.02,
+    200.0,
+)  # focal lengths a picture can have, in its longer side: fields of view of 175 .. 0.3 degrees
+_LARGEST_SHEAR = 10.0  # fx / fy or its inverse
+_FARTHEST_CENTRE = 20.0  # of the principal point from the picture's corner, in its longer side
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 
 
@@ -94,6 +100,21 @@ def draw_view(
     moved = view.intrinsics.copy()
     moved[:2, 2] += shift
     return dataclasses.replace(view, intrinsics=moved)
+
+
+def camera_problem(intrinsics: np.ndarray, width: int, height: int) -> str:
+    """Why no picture of this size can have this camera, "" where it can: (3, 3) finite or not [px]."""
+    focal, longer = intrinsics[[0, 1], [0, 1]], max(width, height)
+    low, high = (share * longer for share in _FOCAL_RANGE)
+    if not np.isfinite(intrinsics).all():
+        return "its camera is not finite"
+    if (focal < low).any() or (focal > high).any():
+        return f"its focal lengths are {focal.tolist()} px; expected {low:g} .. {high:g}"
+    if focal.max() > _LARGEST_SHEAR * focal.min():
+        return f"its focal lengths {focal.tolist()} differ more than {_LARGEST_SHEAR:g} times"
+    if np.abs(intrinsics[:2, 2]).max() > _FARTHEST_CENTRE * longer:
+        return f"its principal point {intrinsics[:2, 2].tolist()} is far outside of the picture"
+    return ""
 
 
 def whole_view(intrinsics: np.ndarray, width: int, height: int, size: int) -> View:
@@ -182,9 +203,14 @@ def jitter_colours(random: np.random.Generator, image: np.ndarray, config: Augme
     )
     if brightness == contrast == saturation == 1:
         return image
-    grey = image @ _LUMA
-    mixed = saturation * image + (1 - saturation) * grey[..., None]
-    return np.clip(brightness * (contrast * mixed + (1 - contrast) * grey.mean()), 0, 1)
+    pixels = image.reshape(-1, 3)
+    grey = np.float32((pixels @ _LUMA).mean())
+    mix = (
+        saturation * np.eye(3, dtype=np.float32) + (1 - saturation) * _LUMA[:, None]
+    )  # RGB row @ mix: towards its grey
+    varied = pixels @ (brightness * contrast * mix)
+    varied += brightness * (1 - contrast) * grey
+    return np.clip(varied, 0, 1, out=varied).reshape(image.shape)
 
 
 def _centred(view: View, intrinsics: np.ndarray, width: int, height: int, size: int) -> View:

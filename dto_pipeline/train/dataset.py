@@ -23,11 +23,13 @@ from dto_pipeline.data.label_files import LabelColumns
 from dto_pipeline.data.label_pieces import IMAGE_FILE, LabelSet, Part, Piece, index_pieces
 from dto_pipeline.data.labels import LabelsError
 from dto_pipeline.data.placed import unpack_covariance
+from dto_pipeline.errors import DtoError
 from dto_pipeline.maths.rotation import axis_angle_to_matrix
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.status import PersonStatus, UnusableImage
 from dto_pipeline.train.augment import (
     ImageLabels,
+    camera_problem,
     draw_view,
     jitter_colours,
     project_joints,
@@ -112,9 +114,9 @@ class TrainingImages(Dataset[Sample | Skipped]):
         try:
             rgb = self._store(piece.label_set).read(columns.images[IMAGE_FILE][row]).rgb
             _check_size(columns, row, rgb)
+            labels = build_labels(columns, row, rgb.shape[1], rgb.shape[0], self._body)
         except UnusableImage as error:
             return Skipped(image_id, str(error))
-        labels = build_labels(columns, row, rgb.shape[1], rgb.shape[0], self._body)
         return self._see(draw, image_id, rgb, labels)
 
     @property
@@ -186,9 +188,16 @@ class TrainingData:
         return len(self.batches)
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[TrainBatch]:
-        """The batches of an epoch from a step on, exactly as they would have come without an interruption."""
+        """The batches of an epoch from a step on, exactly as they would have come without an interruption.
+
+        Raises:
+            LabelsError, ManifestError: label files or manifests changed or were damaged since they were opened.
+        """
         self.batches.start(epoch, start_step)
-        yield from self._loader
+        try:
+            yield from self._loader
+        except DtoError as error:  # a reading process sends its whole trace along; the sentence stands last
+            raise type(error)(str(error).rpartition(f"{type(error).__name__}: ")[2].strip()) from error
 
 
 def build_labels(columns: LabelColumns, row: int, width: int, height: int, body: BodyModel) -> ImageLabels:
@@ -199,13 +208,18 @@ def build_labels(columns: LabelColumns, row: int, width: int, height: int, body:
         row: the image.
         width, height: of the photograph [px].
         body: gives the joints.
+
+    Raises:
+        UnusableImage: its camera cannot be that of the photograph.
     """
     part = slice(int(columns.starts[row]), int(columns.starts[row + 1]))
     pose, betas, transl, boxes, status = (
         columns.people[name][part] for name in ("pose", "betas", "transl", "bbox_xyxy", "status")
     )
     intrinsics = columns.intrinsics[row]
-    has_camera = bool(np.isfinite(intrinsics).all() and min(intrinsics[0, 0], intrinsics[1, 1]) > 0)
+    has_camera = not np.isnan(intrinsics).any()
+    if has_camera and (problem := camera_problem(intrinsics, width, height)):
+        raise UnusableImage(problem)
     if not has_camera:
         focal = _GUESSED_FOCAL * max(width, height)
         intrinsics = np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])

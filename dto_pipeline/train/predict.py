@@ -25,8 +25,8 @@ from dto_pipeline.data.sources.rows import ROW_PROBLEMS, find_row_problems
 from dto_pipeline.maths.person_matching import carry_to_camera
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.scene import Scene
-from dto_pipeline.status import PersonStatus, UnusableImage
-from dto_pipeline.train.augment import view_affine, warp_image, whole_view
+from dto_pipeline.status import ImageStatus, PersonStatus, UnusableImage
+from dto_pipeline.train.augment import camera_problem, view_affine, warp_image, whole_view
 
 _GUESSED_FOCAL = 1.0  # of the longer side: only to lay the picture out; the answer does not depend on it
 
@@ -94,6 +94,12 @@ class Picture:
     intrinsics: np.ndarray | None = None  # (3, 3) float64 [px]; None = the network says
     fov: float | None = None  # vertical field of view [rad] where it is all that is known
     depth_file: str | None = None  # its depth map's name, for the manifest
+
+
+class _UnusableCamera(UnusableImage):
+    """The camera that was told cannot be that of the picture."""
+
+    status = ImageStatus.LABEL_INVALID
 
 
 @dataclass(frozen=True)
@@ -179,6 +185,8 @@ def _lay_out(store: ImageStore, picture: Picture, size: int) -> _Input | Unusabl
         return error
     height, width = file.rgb.shape[:2]
     camera = _known_camera(picture, width, height)
+    if camera is not None and (problem := camera_problem(camera, width, height)):
+        return _UnusableCamera(problem)
     known = camera is not None
     if camera is None:
         camera = _centred_camera(_GUESSED_FOCAL * max(width, height), width, height)
@@ -189,8 +197,7 @@ def _lay_out(store: ImageStore, picture: Picture, size: int) -> _Input | Unusabl
 
 def _known_camera(picture: Picture, width: int, height: int) -> np.ndarray | None:
     if picture.intrinsics is not None:
-        sound = np.isfinite(picture.intrinsics).all() and picture.intrinsics[[0, 1], [0, 1]].min() > 0
-        return picture.intrinsics if sound else None
+        return picture.intrinsics
     if picture.fov is not None:
         return _centred_camera(height / 2 / np.tan(picture.fov / 2), width, height)
     return None

@@ -91,7 +91,8 @@ def test_options_reach_the_labels(training: Path, images: Path, tmp_path: Path) 
     ("arguments", "sentence"),
     [
         (["--fov", "190"], "between 0 and 180"),
-        (["--keep-camera"], "takes the cameras of a manifest"),
+        (["--keep-camera"], "--keep-camera would need a manifest"),
+        (["--image-root", "x"], "--image-root would need a manifest"),
         (["--min-confidence", "2"], "expected 0 .. 1"),
     ],
 )

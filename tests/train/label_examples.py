@@ -13,13 +13,20 @@ from dto_pipeline.train.dataset import build_labels
 def random_labels(
     body: BodyModel, people: int = 3, seed: int = 0, intrinsics: np.ndarray | None = None, spread: float = 1.0
 ) -> ImageLabels:
-    """People in random poses 3 .. 8 m away; boxes and keypoints known, z_covariance too."""
+    """People in random poses 3 .. 8 m away before a picture of 320 x 240; boxes known, z_covariance too."""
+    return build_labels(random_columns(people, seed, intrinsics, spread), 0, 320, 240, body)
+
+
+def random_columns(
+    people: int, seed: int = 0, intrinsics: np.ndarray | None = None, spread: float = 1.0
+) -> LabelColumns:
+    """The same as columns of one image."""
     random = np.random.default_rng(seed)
     if intrinsics is None:
         intrinsics = np.array([[400.0, 0, 150], [0, 400, 130], [0, 0, 1]])
     z = random.uniform(3, 8, people)
     transl = np.stack([random.uniform(-spread, spread, people), random.uniform(-0.5, 0.5, people), z], axis=1)
-    columns = LabelColumns(
+    return LabelColumns(
         images={
             "fx": np.array([intrinsics[0, 0]]),
             "fy": np.array([intrinsics[1, 1]]),
@@ -36,4 +43,3 @@ def random_labels(
         },
         starts=np.array([0, people]),
     )
-    return build_labels(columns, 0, 320, 240, body)

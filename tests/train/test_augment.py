@@ -234,3 +234,13 @@ def test_colours_vary_within_the_unit_cube_and_not_at_all_when_switched_off() ->
     assert varied.max() <= 1
     assert not np.allclose(varied, image)
     assert jitter_colours(np.random.default_rng(1), image, NO_AUGMENTATION) is image
+
+
+def test_saturation_moves_a_colour_towards_its_grey() -> None:
+    image = np.tile(np.array([0.8, 0.4, 0.2], np.float32), (4, 4, 1))
+    only = AugmentConfig(brightness=0, contrast=0, saturation=1.0)
+    varied = jitter_colours(np.random.default_rng(3), image, only)[0, 0]
+    grey = image[0, 0] @ np.array([0.299, 0.587, 0.114])
+    factors = (varied - grey) / (image[0, 0] - grey)
+    np.testing.assert_allclose(factors, factors[0], rtol=1e-4)
+    assert factors[0] != pytest.approx(1)

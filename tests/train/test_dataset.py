@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dto_pipeline.commands.training_data import open_label_sets
 from dto_pipeline.data.exports.export import export_labels
@@ -23,15 +26,24 @@ from dto_pipeline.maths.camera import project
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.run.driver import run_pipeline
 from dto_pipeline.run.finished import read_run_labels
-from dto_pipeline.train.augment import ImageLabels
+from dto_pipeline.status import UnusableImage
+from dto_pipeline.train.augment import ImageLabels, draw_view, see_labels, view_affine, warp_image
 from dto_pipeline.train.batch import TrainBatch
 from dto_pipeline.train.data_config import NO_AUGMENTATION, AugmentConfig, DataConfig
-from dto_pipeline.train.dataset import Sample, Skipped, TrainingData, TrainingImages, collate_samples, keep_visible
+from dto_pipeline.train.dataset import (
+    Sample,
+    Skipped,
+    TrainingData,
+    TrainingImages,
+    build_labels,
+    collate_samples,
+    keep_visible,
+)
 from dto_pipeline.train.order import Draw
 from tests.run.chaos import tiny_config
 from tests.tars import write_tar
 from tests.tiny_dataset import TinyDataset, write_tiny_dataset
-from tests.train.label_examples import random_labels
+from tests.train.label_examples import random_columns, random_labels
 
 UNREADABLE = {"tiny/000001.jpg", "tiny/000002.jpg"}  # missing, truncated
 
@@ -99,6 +111,18 @@ def test_a_resumed_epoch_continues_exactly(run_dir: Path, body: BodyModel) -> No
     rest = list(open_data(config(run_dir, workers=2), body).epoch(1, start_step=2))
     assert [b.image_ids for b in rest] == [b.image_ids for b in whole[2:]]
     torch.testing.assert_close(rest[-1].image, whole[-1].image, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_epoch_that_was_left_early_does_not_spill_into_the_next(
+    run_dir: Path, body: BodyModel, workers: int
+) -> None:
+    data = open_data(config(run_dir, workers=workers), body)
+    left = data.epoch(0)
+    next(left)
+    next(left)
+    again = [batch.image_ids for batch in data.epoch(1)]
+    assert again == [batch.image_ids for batch in open_data(config(run_dir), body).epoch(1)]
 
 
 def test_epochs_differ_in_order_and_augmentation(run_dir: Path, body: BodyModel) -> None:
@@ -226,6 +250,18 @@ def test_nothing_to_train_on_is_said(run_dir: Path, body: BodyModel) -> None:
         TrainingImages(open_label_sets(knobs), body, knobs, held_out=True)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_labels_that_were_damaged_meanwhile_stop_the_epoch_with_a_sentence(
+    run_dir: Path, body: BodyModel, tmp_path: Path, workers: int
+) -> None:
+    copy = Path(shutil.copytree(run_dir, tmp_path / "copy"))
+    data = open_data(config(copy, workers=workers), body)
+    for path in (copy / "labels").iterdir():
+        path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(LabelsError, match=r"^/\S+parquet is not a whole Parquet file .*write it again$"):
+        list(data.epoch(0))
+
+
 def test_labels_in_memory_are_bounded_by_the_shuffling_window(run_dir: Path, body: BodyModel) -> None:
     knobs = config(run_dir, shuffle_images=1)
     images = TrainingImages(open_label_sets(knobs), body, knobs)
@@ -291,6 +327,37 @@ def test_annotated_people_come_with_joints_and_layers_but_without_bodies(
     mixed = next(iter(open_data(together, body).epoch(0)))
     assert mixed.has_body.any()
     assert (mixed.depth_layer >= 0).any()
+
+
+HOSTILE = st.floats(allow_nan=True, allow_infinity=True, width=32)
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    camera=st.tuples(HOSTILE, HOSTILE, HOSTILE, HOSTILE) | st.just((400.0, 400.0, 150.0, 130.0)),
+    numbers=st.tuples(HOSTILE, HOSTILE, HOSTILE, HOSTILE),
+    seed=st.integers(0, 20),
+)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_no_number_in_a_label_stops_training(
+    body: BodyModel, camera: tuple[float, ...], numbers: tuple[float, ...], seed: int
+) -> None:
+    columns = random_columns(2, seed)
+    columns.images.update(
+        {name: np.array([value]) for name, value in zip(("fx", "fy", "cx", "cy"), camera, strict=True)}
+    )
+    for name, value in zip(("pose", "betas", "transl", "bbox_xyxy"), numbers, strict=True):
+        columns.people[name][0, seed % columns.people[name].shape[1]] = value
+    try:
+        labels = build_labels(columns, 0, 320, 240, body)
+    except UnusableImage:
+        return
+    view = draw_view(np.random.default_rng(seed), labels, 320, 240, 64, AugmentConfig())
+    image = warp_image(np.full((240, 320, 3), 99, np.uint8), view_affine(labels.intrinsics, view), 64)
+    seen = keep_visible(see_labels(labels, view), 64, 4, 50)
+    batch = collate_samples([Sample("a", image.astype(np.float32), seen)], 64)
+    for name in ("pose", "betas", "transl"):
+        assert torch.isfinite(getattr(batch, name)).all(), name
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -15,8 +16,9 @@ from dto_pipeline.commands.predict import predict_run
 from dto_pipeline.config import ConfigError
 from dto_pipeline.data.images import ImageFolder
 from dto_pipeline.data.label_files import flatten_table, read_label_files
-from dto_pipeline.data.manifest import Manifest
+from dto_pipeline.data.manifest import Manifest, build_manifest
 from dto_pipeline.data.placed import read_placed
+from dto_pipeline.data.tar_images import open_images
 from dto_pipeline.maths.camera import project
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.review.run_files import find_labels
@@ -28,6 +30,7 @@ from dto_pipeline.train.augment import view_affine, whole_view
 from dto_pipeline.train.predict import Answer, Picture, PredictConfig, predict_scenes
 from dto_pipeline.train.prediction_files import PredictError, find_pictures, is_unfinished, manifest_pictures
 from tests.run.chaos import label_bytes, tiny_config
+from tests.tars import write_tar
 from tests.tiny_dataset import TinyDataset, write_tiny_dataset
 from tests.train.stand_in import FOCAL, SIDE, StandIn, stand_in
 
@@ -111,6 +114,18 @@ def test_a_known_camera_stays_and_every_pelvis_keeps_its_place(body: BodyModel, 
     arrays = (torch.from_numpy(values) for values in (scene.pose, scene.betas, scene.transl))
     pelvis_z = body.joints(*arrays)[:, 0, 2].numpy()
     np.testing.assert_allclose(pelvis_z, (np.array([3.0, 5]) + pelvis_z - scene.transl[:, 2]) * ratio, rtol=1e-5)
+
+
+def test_a_camera_that_no_picture_can_have_costs_its_picture_only(body: BodyModel, tmp_path: Path) -> None:
+    write_image(tmp_path / "a.png")
+    cameras = [np.diag([1e-9, 100.0, 1]), np.diag([np.nan, 1, 1]), np.array([[100.0, 0, 60], [0, 100, 40], [0, 0, 1]])]
+    pictures = [Picture(f"x/{k}", "x", "a.png", "a.png", camera) for k, camera in enumerate(cameras)]
+    first, second, third = predict_scenes(stand_in(body), ImageFolder(tmp_path), pictures, CONFIG)
+    assert first.problem is not None
+    assert first.problem[0] == ImageStatus.LABEL_INVALID
+    assert "focal lengths" in first.problem[1]
+    assert second.problem == (ImageStatus.LABEL_INVALID, "its camera is not finite")
+    assert third.num_people == 2
 
 
 def test_a_known_field_of_view_decides_the_focal_length(body: BodyModel, tmp_path: Path) -> None:
@@ -211,6 +226,20 @@ def test_the_predictions_of_a_manifest_keep_its_keys_shards_and_depth(
         for shard in range(made.num_shards):
             assert made.read_shard(shard)[name].to_pylist() == given.read_shard(shard)[name].to_pylist(), name
     assert made.depth_root == given.depth_root
+
+
+def test_images_in_tars_are_found_again_by_the_new_manifest(body: BodyModel, tiny: TinyDataset, tmp_path: Path) -> None:
+    root = tiny.manifest.parent
+    files = {path.name: path.read_bytes() for path in sorted((root / "images").iterdir())}
+    write_tar(root / "tars/0.tar", files)
+    dataset = dataclasses.replace(tiny.dataset, images="tars", images_in="tars")
+    build_manifest(dataset, tmp_path / "packed.parquet", progress=False)
+    pictures = manifest_pictures(str(tmp_path / "packed.parquet"))
+    made = predict_run(stand_in(body), pictures, tmp_path / "out", CONFIG, progress=False)
+    assert made.num_people == 8
+    name = made.read_shard(0)["image_file"][0].as_py()
+    assert name.startswith("0.tar!")
+    assert open_images(made.images_root, made.path).read(name).rgb.shape == (120, 160, 3)
 
 
 @pytest.mark.slow
