@@ -105,7 +105,7 @@ class LoopConfig:
 
     steps: int = 100_000
     rate: float = 1e-5  # highest learning rate of AdamW (MA-HMR)
-    encoder_rate: float = 1.0  # factor on the rate of the encoder's weights
+    encoder_rate: float = 1.0  # factor on the rate of the encoder's weights; 0 = they stay as they are
     last_rate: float = 0.05  # share of the rate at the end of the cosine
     warm_up: int = 500  # steps over which the rate rises
     weight_decay: float = 1e-4

@@ -41,11 +41,11 @@ class Learner:
     def __post_init__(self) -> None:
         self.network.to(self.device)
         self.body.to(self.device)
+        self.optimizer = build_optimizer(self.network, self.config.loop)
         self._shared: nn.Module = self.network
         if torch.distributed.is_initialized():
             devices = [self.device] if self.device.type == "cuda" else None
             self._shared = DistributedDataParallel(self.network, device_ids=devices)
-        self.optimizer = build_optimizer(self.network, self.config.loop)
         self._skipped_in_a_row = 0
 
     def step(self, batch: TrainBatch, number: int) -> dict[str, float]:
@@ -109,14 +109,16 @@ class Learner:
 
 
 def build_optimizer(network: MeshNetwork, config: LoopConfig) -> torch.optim.AdamW:
-    """AdamW; the encoder's weights learn `encoder_rate` times as fast."""
-    encoder = list(network.encoder.parameters())
-    own = {id(weight) for weight in encoder}
+    """AdamW; the encoder's weights learn `encoder_rate` times as fast, and are left as they are where that is 0."""
+    network.encoder.requires_grad_(config.encoder_rate > 0)
+    encoder = [weight for weight in network.encoder.parameters() if weight.requires_grad]
+    own = {id(weight) for weight in network.encoder.parameters()}
     others = [weight for weight in network.parameters() if id(weight) not in own]
     groups: Sequence[dict] = [
         {"params": encoder, "factor": config.encoder_rate},
         {"params": others, "factor": 1.0},
     ]
+    groups = [group for group in groups if group["params"]]
     return torch.optim.AdamW(groups, lr=config.rate, weight_decay=config.weight_decay)
 
 

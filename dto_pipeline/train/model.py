@@ -91,7 +91,8 @@ class MeshNetwork(nn.Module):
         width = config.width
         self.tokens = nn.Linear(encoder.width, width)
         self.place = nn.Linear(width, width)  # of where a token is
-        self.content = nn.Parameter(torch.randn(config.queries, width) * 0.02)
+        # all queries start alike but for their places: what one learns of a person all know
+        self.content = nn.Parameter(torch.randn(width) * 0.02)
         self.first_box = nn.Parameter(_spread_boxes(config.queries))
         self.layers = nn.ModuleList(DecoderLayer(width, config.heads) for _ in range(config.layers))
         self.query_place = _mlp(2 * width, width, width, 2)
@@ -121,13 +122,13 @@ class MeshNetwork(nn.Module):
         tokens = self.tokens(tokens)
         grid = _grid(side // self.encoder.patch, image.device)
         keys = tokens + self.place(_sines(grid, tokens.shape[-1] // 2)).to(tokens.dtype)
-        content = self.content.expand(len(image), -1, -1)
         box_logit = self.first_box.expand(len(image), -1, -1)
+        content = self.content.expand(*box_logit.shape[:2], -1)
         raw: list[dict[str, torch.Tensor]] = []
         for layer in self.layers:
             box = box_logit.sigmoid()
             place = self.query_place(_sines(box, content.shape[-1] // 2))
-            content = layer(content, place, keys, tokens, _modulation(box, grid))
+            content = layer(content, place, keys, tokens, box, grid)
             seen = self.norm(content)
             refined = box_logit + self.box_head(seen).float()
             raw.append(self._read_heads(seen, refined, raw[-1] if raw else None))
@@ -199,6 +200,7 @@ class DecoderLayer(nn.Module):
         self.cross = nn.ModuleList(nn.Linear(width, width) for _ in range(4))
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
         self.mlp = _mlp(width, 4 * width, width, 2)
+        self.looked = nn.Linear(2 * heads, width)
         self.focus = nn.Parameter(torch.linspace(-1.0, 1.0, heads))  # how closely each head keeps to the box
 
     def forward(
@@ -207,31 +209,38 @@ class DecoderLayer(nn.Module):
         place: torch.Tensor,
         keys: torch.Tensor,
         tokens: torch.Tensor,
-        modulation: torch.Tensor,
+        box: torch.Tensor,
+        grid: torch.Tensor,
     ) -> torch.Tensor:
-        """content, place: (B, Q, C); keys, tokens: (B, N, C); modulation: (B, Q, N), 0 on the box's centre."""
+        """content, place: (B, Q, C); keys, tokens: (B, N, C); box: (B, Q, 4) cx, cy, w, h and grid: (N, 2) shares."""
         query = self.norms[0](content)
-        content = content + self._attend(self.own, query + place, query + place, query, None)
-        bias = self.focus.exp()[None, :, None, None] * modulation[:, None]
+        content = content + self._look_at_each_other(query + place, query)
         query = self.norms[1](content) + place
-        content = content + self._attend(self.cross, query, keys, tokens, bias)
+        content = content + self._look_at_tokens(query, keys, tokens, box, grid)
         return content + self.mlp(self.norms[2](content))
 
-    def _attend(
-        self,
-        linear: nn.ModuleList,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        bias: torch.Tensor | None,
-    ) -> torch.Tensor:
+    def _look_at_each_other(self, query: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         query, key, value = (
-            project(part).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for project, part in zip(list(linear)[:3], (query, key, value), strict=True)
+            self._split(project(part)) for project, part in zip(self.own, (query, query, value), strict=False)
         )
-        mask = None if bias is None else bias.to(query.dtype)
-        mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        return linear[3](mixed.transpose(1, 2).flatten(-2))
+        return self.own[3](_merge(functional.scaled_dot_product_attention(query, key, value)))
+
+    def _look_at_tokens(
+        self, query: torch.Tensor, keys: torch.Tensor, tokens: torch.Tensor, box: torch.Tensor, grid: torch.Tensor
+    ) -> torch.Tensor:
+        """What is seen around the box, and where it was seen, told from the box: a shift of both changes nothing."""
+        query, key, value = (
+            self._split(project(part)) for project, part in zip(self.cross, (query, keys, tokens), strict=False)
+        )
+        bias = self.focus.exp()[None, :, None, None] * _modulation(box, grid)[:, None]
+        weights = (query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5 + bias).softmax(-1)
+        where = weights.to(grid.dtype) @ grid - box[:, None, :, :2]
+        where = where / box[:, None, :, 2:].clamp(min=_LEAST_REACH)
+        return self.cross[3](_merge(weights.to(value.dtype) @ value)) + self.looked(_merge(where).to(value.dtype))
+
+    def _split(self, values: torch.Tensor) -> torch.Tensor:
+        """(B, n, C) -> (B, heads, n, C / heads)."""
+        return values.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
 def metric_translation(weak: torch.Tensor, intrinsics: torch.Tensor, side: int) -> torch.Tensor:
@@ -257,6 +266,11 @@ def corners(centred: torch.Tensor) -> torch.Tensor:
     """(..., 4) cx, cy, w, h -> left, top, right, bottom."""
     centre, half = centred[..., :2], centred[..., 2:] / 2
     return torch.cat([centre - half, centre + half], dim=-1)
+
+
+def _merge(values: torch.Tensor) -> torch.Tensor:
+    """(B, heads, n, c) -> (B, n, heads * c)."""
+    return values.transpose(1, 2).flatten(-2)
 
 
 def _pinhole(focal: torch.Tensor, centre: torch.Tensor) -> torch.Tensor:
@@ -285,10 +299,9 @@ def _sines(shares: torch.Tensor, width: int) -> torch.Tensor:
 
 
 def _spread_boxes(count: int) -> torch.Tensor:
-    """(count, 4) logits of first boxes, spread over the image by the golden angle."""
-    number = torch.arange(count) + 0.5
-    radius, angle = 0.45 * (number / count).sqrt(), number * math.pi * (3 - math.sqrt(5))
-    centre = 0.5 + torch.stack([radius * angle.cos(), radius * angle.sin()], dim=-1)
+    """(count, 4) logits of first boxes, spread evenly over the input (the additive sequence of the plastic number)."""
+    steps = torch.tensor([0.7548776662466927, 0.5698402909980532], dtype=torch.float64)
+    centre = (0.04 + 0.92 * ((torch.arange(count)[:, None] + 0.5) * steps).frac()).float()
     return torch.cat([centre, torch.tensor(_FIRST_BOX).expand(count, 2)], dim=-1).logit()
 
 
