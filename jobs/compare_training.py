@@ -2,9 +2,11 @@
 
     python jobs/compare_training.py --out out/train
 
-Draws crowds (0.1 s each), labels those to train on with `dto run` (the joint solver, depth maps with errors), trains a
-network with the relative metric loss and one without, same seed and steps, and measures both and the untrained network
-on crowds of another seed against their exact truth. Trainings of one seed run side by side, a core each. Writes
+Both start from an encoder that knows such pictures, the DINOv2 inside the demo's depth network (trained on other crowds
+with their true depth, see `dto_pipeline/demo/assets/depth_tiny`), and leave it as it is. Draws crowds (0.1 s each),
+labels those to train on with `dto run` (the joint solver, depth maps with errors), trains a network with the relative
+metric loss and one without, same seed and steps, and measures both and the untrained network on crowds of another seed
+against their exact truth. Trainings of one seed run side by side, a core each. Writes
 comparison.json and comparison.md.
 """
 
@@ -31,6 +33,7 @@ from dto_pipeline.demo.crowd import plan_crowd
 from dto_pipeline.demo.training_crowds import CrowdSettings, build_crowds
 from dto_pipeline.demo.write import TRUTH
 from dto_pipeline.models.body import BodyModel, load_body
+from dto_pipeline.models.depth_tiny import save_backbone
 from dto_pipeline.run.driver import run_pipeline
 from dto_pipeline.train.augment import ImageLabels, see_labels, view_affine, warp_image, whole_view
 from dto_pipeline.train.batch import TrainBatch
@@ -38,7 +41,7 @@ from dto_pipeline.train.checkpoint import build_network, list_checkpoints, read_
 from dto_pipeline.train.config import TrainConfig, load_train_config
 from dto_pipeline.train.dataset import Sample, collate_samples
 from dto_pipeline.train.evaluation import MEASURES, evaluate
-from dto_pipeline.train.model import MeshNetwork
+from dto_pipeline.train.model import MeshNetwork, Predictions
 
 CONFIG = Path(__file__).parent / "train.yaml"
 TRAINING_SEED, TEST_SEED = 301, 303  # of the crowds; settings were chosen on the crowds of seed 302
@@ -61,9 +64,10 @@ def main() -> None:
     training = draw_crowds(arguments.out, TRAINING_SEED, arguments.images, body)
     test = draw_crowds(arguments.out, arguments.test_seed, arguments.test_images, body)
     labels = label_crowds(training)
+    knobs = [f"encoder.model={take_encoder(arguments.out)}", "loop.encoder_rate=0"]
     measures: dict[str, list[dict[str, float]]] = {"untrained": [], **{kind: [] for kind in KINDS}}
     for seed in arguments.seeds:
-        folders = train_both(arguments.out, labels, seed, arguments.overrides)
+        folders = train_both(arguments.out, labels, seed, [*knobs, *arguments.overrides])
         for name, network, config in networks_of(folders):
             measures[name].append(measure(network, config, test, body))
             print(f"seed {seed}, {name}: " + ", ".join(f"{key} {measures[name][-1][key]:.3f}" for key in _SHOWN))
@@ -93,6 +97,14 @@ def label_crowds(folder: Path) -> Path:
         build_manifest(load_dataset(dataset, folder), manifest, progress=False)
     print(run_pipeline(manifest, run, load_config(None, ["solver.mode=joint", "run.workers=0"])).as_table())
     return run
+
+
+def take_encoder(out: Path) -> Path:
+    """The folder of the encoder, written unless it is there."""
+    folder = out / "encoder"
+    if not (folder / "model.safetensors").exists():
+        save_backbone(str(files("dto_pipeline.demo") / "assets" / "depth_tiny"), folder)
+    return folder
 
 
 def train_both(out: Path, labels: Path, seed: int, overrides: Sequence[str]) -> dict[str, Path]:
@@ -126,7 +138,7 @@ def measure(network: MeshNetwork, config: TrainConfig, crowds: Path, body: BodyM
     """`evaluation.MEASURES` of a network against the truth of a set."""
 
     @torch.no_grad()
-    def predict(batch: TrainBatch):  # type: ignore[no-untyped-def]
+    def predict(batch: TrainBatch) -> Predictions:
         return network(batch.image, batch.intrinsics)
 
     # one yardstick for all: queries are assigned with the default weights whatever was trained with

@@ -154,6 +154,8 @@ class TrainConfig:
             _expect(found >= 1, f"{room}.{key} is {found}; expected at least 1")
         for key in ("log_every", "checkpoint_every"):
             _expect(getattr(self.loop, key) >= 1, f"loop.{key} must be at least 1")
+        learns = bool(self.encoder.model) or self.loop.encoder_rate > 0
+        _expect(learns, "loop.encoder_rate is 0 and the encoder is untrained; name one (encoder.model) or let it learn")
         _expect(len(self.loss.beta_factors) == 11, "loss.beta_factors needs 11 numbers")
         self._check_sizes()
 

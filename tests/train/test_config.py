@@ -49,6 +49,7 @@ def test_a_config_survives_being_written_down() -> None:
         ("model.width=70", "multiple of"),
         ("data.input_size=100", "no multiple of encoder.patch"),
         ("loop.steps=0", "at least 1"),
+        ("loop.encoder_rate=0", "the encoder is untrained"),
         ("loop.rate=fast", "must be float"),
     ],
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -49,6 +51,15 @@ def test_without_labels_it_says_what_to_give(tmp_path: Path, capsys: pytest.Capt
     config.write_text(KNOBS)
     assert main(["train", str(config), "-o", str(tmp_path / "out")]) == 2
     assert "data.labels" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_comparison_of_two_trainings_ends_with_a_table(tmp_path: Path) -> None:
+    job = [sys.executable, str(ROOT / "jobs" / "compare_training.py"), "--out", str(tmp_path)]
+    job += ["--images", "8", "--test-images", "4", "--set", "loop.steps=2", "--set", "data.holdout=0"]
+    output = subprocess.run(job, check=True, capture_output=True, text=True).stdout
+    assert "| pairwise depth error [m] |" in output
+    assert (tmp_path / "comparison.md").read_text() in output
 
 
 def test_the_example_config_is_one() -> None:
