@@ -65,7 +65,7 @@ def evaluate(
     loss: LossConfig,
     match: MatchConfig,
 ) -> dict[str, float]:
-    """The keys of `MEASURES`, and the counts `images`, `persons` and `pairs`.
+    """The keys of `MEASURES`, and the counts `images`, `persons` and `pairs`; only `images` where there is none.
 
     Args:
         predict: the network.
@@ -81,7 +81,7 @@ def evaluate(
         matches = match_people(predictions, targets, body, match, loss)
         measured.append(_measure(predictions, targets, matches, body, images))
         images += len(batch.image)
-    return {"images": float(images)} | _summarise(measured)
+    return {"images": float(images)} | (_summarise(measured) if measured else {})
 
 
 def _measure(predictions: Predictions, targets: Targets, matches: Matches, body: BodyModel, first_image: int) -> _Batch:

@@ -77,6 +77,20 @@ def test_a_training_leaves_checkpoint_metrics_events_and_pictures(data: TrainBat
     assert list((tmp_path / "tensorboard").glob("events.*"))
 
 
+class UnwatchedSource(BatchSource):
+    """Nothing is held out."""
+
+    def held_out(self) -> list[TrainBatch]:
+        return []
+
+
+def test_a_training_without_held_out_images_ends_without_an_evaluation(data: TrainBatch, tmp_path: Path) -> None:
+    config = tiny_config(loop__steps=2, **SMALL)
+    assert train_network(config, UnwatchedSource(data, 2), tmp_path, progress=False) == {}
+    assert len(list_checkpoints(tmp_path)) == 1
+    assert not (tmp_path / HELD_OUT).exists()
+
+
 def test_an_interrupted_training_ends_with_the_same_weights(data: TrainBatch, tmp_path: Path) -> None:
     config = tiny_config(loop__steps=6, **SMALL)
     train_network(config, BatchSource(data, 2), tmp_path / "whole", progress=False)
