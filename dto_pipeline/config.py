@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 import types
 import typing
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ DEPTH_SOURCES = ("files", "model")
 DEPTH_KINDS = ("disparity", "depth", "metric_depth")  # explained in `models.depth_kinds`
 MASK_SOURCES = ("labels", "model", "none")
 ATTRIBUTE_SOURCES = ("labels", "model", "none")
+_EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 
 
 class ConfigError(DtoError, ValueError):
@@ -277,6 +279,15 @@ def load_config(path: str | Path | None = None, overrides: typing.Sequence[str] 
     Raises:
         ConfigError: a file, room, key or value that cannot be used, named.
     """
+    return config_from_dict(read_tree(path, overrides))
+
+
+def read_tree(path: str | Path | None, overrides: typing.Sequence[str] = ()) -> dict[str, dict[str, Any]]:
+    """Rooms and their keys as told by a YAML file and ``room.key=value`` overrides, not yet checked against a config.
+
+    Raises:
+        ConfigError: the file, or an override that is not of this form.
+    """
     tree: dict[str, dict[str, Any]] = {}
     if path is not None:
         tree = _read_yaml(Path(path))
@@ -285,22 +296,37 @@ def load_config(path: str | Path | None = None, overrides: typing.Sequence[str] 
         room, dot, key = name.strip().partition(".")
         _expect(bool(equals and dot), f"override {text!r} is not of the form room.key=value")
         try:
-            tree.setdefault(room, {})[key] = yaml.safe_load(value)
+            _set_nested(tree.setdefault(room, {}), key.split("."), yaml.safe_load(value))
         except yaml.YAMLError as error:
             raise ConfigError(f"override {text!r}: value is not YAML: {error}") from error
-    return config_from_dict(tree)
+    return tree
+
+
+def _set_nested(knobs: dict[str, Any], path: typing.Sequence[str], value: Any) -> None:
+    """Set a key of a room; a room inside it (``room.inner.key``) is made if missing."""
+    for key in path[:-1]:
+        knobs = knobs.setdefault(key, {})
+    knobs[path[-1]] = value
 
 
 def config_from_dict(tree: typing.Mapping[str, typing.Mapping[str, Any]]) -> PipelineConfig:
     """Inverse of `PipelineConfig.to_dict`; missing keys take their defaults, unknown ones are refused."""
-    rooms = {f.name: f for f in dataclasses.fields(PipelineConfig)}
-    hints = typing.get_type_hints(PipelineConfig)
+    return PipelineConfig(**build_rooms(PipelineConfig, tree))
+
+
+def build_rooms(config: type, tree: typing.Mapping[str, typing.Mapping[str, Any]]) -> dict[str, Any]:
+    """The rooms of `tree` as the dataclasses that are the fields of `config`; unknown rooms and keys are refused.
+
+    Raises:
+        ConfigError: a room, key or value that cannot be used, named.
+    """
+    hints = typing.get_type_hints(config)
     built = {}
     for room, knobs in tree.items():
-        _expect(room in rooms, f"unknown config room {room!r}; rooms are {sorted(rooms)}")
+        _expect(room in hints, f"unknown config room {room!r}; rooms are {sorted(hints)}")
         _expect(isinstance(knobs, typing.Mapping), f"config room {room!r} must hold key: value pairs")
         built[room] = _room_from_dict(room, hints[room], knobs)
-    return PipelineConfig(**built)
+    return built
 
 
 def describe_difference(old: typing.Mapping[str, Any], new: typing.Mapping[str, Any]) -> list[str]:
@@ -325,6 +351,9 @@ def _room_from_dict(room: str, cls: type, knobs: typing.Mapping[str, Any]) -> An
 
 def _coerce(name: str, hint: Any, value: Any) -> Any:
     """Turn a YAML value into the annotated type, or say why not; never guesses (an int may stand for a float)."""
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        _expect(isinstance(value, typing.Mapping), f"{name} must hold key: value pairs, found {value!r}")
+        return _room_from_dict(name, hint, value)
     if typing.get_origin(hint) is tuple:
         _expect(isinstance(value, list | tuple), f"{name} must be a list, found {value!r}")
         args = typing.get_args(hint)
@@ -333,6 +362,8 @@ def _coerce(name: str, hint: Any, value: Any) -> Any:
         return tuple(_coerce(name, args[0], item) for item in value)
     if isinstance(hint, types.UnionType):
         raise TypeError(f"{name}: union types are not supported in configs")
+    if hint is float and isinstance(value, str) and _EXPONENT.fullmatch(value):
+        return float(value)  # 1e-4 is a number to everybody but YAML 1.1
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     right = isinstance(value, hint) and not (hint is int and isinstance(value, bool))

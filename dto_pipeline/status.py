@@ -27,6 +27,7 @@ class ImageStatus(_Advised):
     NOT_OPTIMIZED = "not_optimized", "People were seen, but no group had two people to fit; labels are as given."
     PLACED_BY_PRIOR = "placed_by_prior", "Fewer than two depths could be compared; people stand by height priors alone."
     TOO_FEW_PEOPLE = "too_few_people", "Fewer than two people can be compared; labels are passed through unchanged."
+    PREDICTED = "predicted", "A network's people, as it said them; `dto run` on the manifest beside them places them."
     NO_PEOPLE = "no_people", "No person of this image had a valid label; see the persons' statuses."
     IMAGE_MISSING = (
         "image_missing",
@@ -58,6 +59,7 @@ _IMAGES_DONE = frozenset(
         ImageStatus.NOT_OPTIMIZED,
         ImageStatus.PLACED_BY_PRIOR,
         ImageStatus.TOO_FEW_PEOPLE,
+        ImageStatus.PREDICTED,
         ImageStatus.NO_PEOPLE,
     }
 )

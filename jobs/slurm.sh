@@ -14,7 +14,8 @@
 #
 #   sbatch jobs/slurm.sh dto run /shared/lists/coco.parquet -o /shared/runs/coco --address auto --workers 32 \
 #       --quiet -v --set run.gpus_per_worker=1 --set run.max_attempts=5
-#   sbatch jobs/slurm.sh dto train /shared/configs/train.yaml -o /shared/train/coco
+#   sbatch jobs/slurm.sh dto train /shared/configs/train.yaml -o /shared/train/coco --address auto --workers 32 \
+#       --quiet --set loop.gpu=true
 #
 # Time: half a minute until Ray stands on all nodes, about a minute more for weights; then the command.
 # Expect: dto-JOBID.log ends with the command's summary; the job's exit code is the command's. At the time limit (120 s

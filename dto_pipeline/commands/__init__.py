@@ -13,16 +13,18 @@ from dto_pipeline.commands import (
     export,
     golden,
     manifest,
+    predict,
     report,
     run,
     simulate,
     status,
     synth,
+    train,
     verify,
     view,
 )
 
 VERBS: tuple[ModuleType, ...] = (
     *(demo, manifest, run, status, verify, diff, view, report, export),
-    *(synth, eval, body, golden, bench, simulate),
+    *(train, predict, synth, eval, body, golden, bench, simulate),
 )

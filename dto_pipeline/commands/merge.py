@@ -12,14 +12,16 @@ def add_merge_parser(actions: argparse._SubParsersAction) -> None:
     merge = actions.add_parser(
         "merge",
         help="add predicted people that the released labels miss",
-        description="Reads a manifest and a file of predicted people (npz or Parquet; columns as in "
-        "dto_pipeline/data/sources/predictions.py), drops predictions that are a released person already, adds the "
-        "others with source_row -1, and writes a new manifest with the same shards. Released people keep their order "
-        "and content. Bodies are compared through the body model of the config (body.model_path). A report and the "
-        "outcome of every prediction are written beside it.",
+        description="Reads a manifest and predicted people (a run of dto predict, its label files, or npz or Parquet "
+        "with columns as in dto_pipeline/data/sources/predictions.py), drops predictions that are a released person "
+        "already, adds the others with source_row -1, and writes a new manifest with the same shards. Released people "
+        "keep their order and content. Bodies are compared through the body model of the config (body.model_path). A "
+        "report and the outcome of every prediction are written beside it.",
     )
     merge.add_argument("manifest", metavar="MANIFEST", help="file written by dto manifest build")
-    merge.add_argument("predictions", metavar="PREDICTIONS", help="npz or Parquet, one row per person")
+    merge.add_argument(
+        "predictions", metavar="PREDICTIONS", help="folder of dto predict, or npz or Parquet, one row per person"
+    )
     merge.add_argument("-o", "--out", required=True, metavar="FILE", help="new manifest to write")
     merge.add_argument("--min-score", type=float, metavar="S", help="least det_score of an added person (0.5)")
     merge.add_argument("--quiet", action="store_true", help="no progress line")

@@ -8,6 +8,7 @@ outcome of every prediction. Equal input gives identical bytes.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -29,8 +30,9 @@ from dto_pipeline.data.manifest import Manifest, ManifestError, ShardSize, repor
 from dto_pipeline.data.merge_report import MergeReport
 from dto_pipeline.data.merge_rows import MergeInputs, MergeOptions, merge_shard
 from dto_pipeline.data.parquet import writer_settings
-from dto_pipeline.data.sources.predictions import PredictionFile, open_predictions
-from dto_pipeline.data.sources.rows import LabelFileError
+from dto_pipeline.data.sources.dto_labels import is_dto_labels, open_dto_labels
+from dto_pipeline.data.sources.predictions import open_predictions
+from dto_pipeline.data.sources.rows import LabelFileError, LabelSource, SourceOptions
 from dto_pipeline.data.storage import Location, as_location, base_name, beside, fetch, write_bytes, written
 from dto_pipeline.data.tar_images import carry_tar_index
 from dto_pipeline.models.body import BodyModel
@@ -53,7 +55,8 @@ def merge_predictions(
 
     Args:
         manifest: of released labels, see `data.manifest`.
-        predictions: npz or Parquet, see `data.sources.predictions`; every row needs a det_score.
+        predictions: npz or Parquet, see `data.sources.predictions`, or a run of `dto predict`, or its label files;
+            every person needs a det_score.
         out: the new manifest; its report and outcomes become <out>.report.json and <out>.predictions.parquet.
         body: model the labels and the predictions belong to.
         options: what is added.
@@ -69,7 +72,7 @@ def merge_predictions(
     options, report = options or MergeOptions(), MergeReport()
     with ExitStack() as stack:
         source = Manifest.open(fetch(manifest, stack, ManifestError))
-        people = stack.enter_context(open_predictions(fetch(predictions, stack, LabelFileError)))
+        people = stack.enter_context(_open_people(fetch(predictions, stack, LabelFileError)))
         index = index_images(people, _WHOLE_NAME)
         image_of = {name: image for image, name in enumerate(index.image_name) if image not in index.problem}
         inputs = MergeInputs(people, index, image_of, body, options)
@@ -83,6 +86,11 @@ def merge_predictions(
 def outcomes_path(manifest: Location) -> Location:
     """Where the outcome of every prediction lies, beside the merged manifest."""
     return beside(as_location(manifest), ".predictions.parquet")
+
+
+def _open_people(path: Path) -> LabelSource:
+    """Predicted people in either form."""
+    return open_dto_labels(path, SourceOptions()) if is_dto_labels(path) else open_predictions(path)
 
 
 def _write(
@@ -109,7 +117,7 @@ def _open_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
 
 
 def _write_unknown(
-    outcomes: pq.ParquetWriter, predictions: PredictionFile, index: ImageIndex, taken: np.ndarray, report: MergeReport
+    outcomes: pq.ParquetWriter, predictions: LabelSource, index: ImageIndex, taken: np.ndarray, report: MergeReport
 ) -> None:
     """Tell of the predictions whose image no shard has."""
     counts = np.diff(index.offsets)
@@ -139,11 +147,8 @@ def _footer(
     source: Manifest, inputs: MergeInputs, report: MergeReport, sizes: list[ShardSize], named: dict[str, str]
 ) -> Mapping[str, str]:
     """The old footer with new counts, and under `merged` what was merged, one entry per merge so far."""
-    files = {"manifest": Path(source.path), "predictions": inputs.predictions.files[0]}
-    merge = {
-        role: {"file": named[role], "bytes": path.stat().st_size, "sha256": sha256_file(path)}
-        for role, path in files.items()
-    }
+    files = {"manifest": [Path(source.path)], "predictions": list(inputs.predictions.files)}
+    merge = {role: {"file": named[role], **_fingerprint(paths)} for role, paths in files.items()}
     merge["manifest"]["fingerprint"] = source.fingerprint
     entry = {**merge, "body_sha256": inputs.body.sha256, "options": asdict(inputs.options), "outcomes": report.outcomes}
     facts: dict[str, Any] = {
@@ -154,3 +159,10 @@ def _footer(
     texts = {**source.metadata, **{key: json.dumps(value, sort_keys=True) for key, value in facts.items()}}
     texts.update(pipeline_version=__version__, fingerprint=report.fingerprint)
     return dict(sorted(texts.items()))
+
+
+def _fingerprint(paths: list[Path]) -> dict[str, Any]:
+    """Size and sha256 of a file; of several, their sum and the sha256 over each one's."""
+    hashes = [sha256_file(path) for path in paths]
+    whole = hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+    return {"bytes": sum(path.stat().st_size for path in paths), "sha256": whole}

@@ -20,8 +20,8 @@ from dto_pipeline.data.columns import build_table, pick_words, ragged_column, re
 from dto_pipeline.data.image_index import ImageIndex
 from dto_pipeline.data.manifest_rows import MASK_OTHER_SIZE
 from dto_pipeline.data.merge_report import MergeReport
-from dto_pipeline.data.sources.predictions import NUM_KEYPOINTS, PredictionFile
-from dto_pipeline.data.sources.rows import BEHIND_CAMERA, ROW_PROBLEMS, LabelRows, find_row_problems
+from dto_pipeline.data.sources.predictions import NUM_KEYPOINTS
+from dto_pipeline.data.sources.rows import BEHIND_CAMERA, ROW_PROBLEMS, LabelRows, LabelSource, find_row_problems
 from dto_pipeline.data.sources.sidecar import MASK_DAMAGED, SidecarRows
 from dto_pipeline.maths.person_matching import (
     BodyViews,
@@ -74,7 +74,7 @@ class MergeOptions:
 class MergeInputs:
     """Everything predictions are merged from, opened."""
 
-    predictions: PredictionFile
+    predictions: LabelSource
     index: ImageIndex  # predictions by image
     image_of: Mapping[str, int]  # name of an image in the prediction file -> image in the index
     body: BodyModel
@@ -144,9 +144,9 @@ def _gather(table: pa.Table, inputs: MergeInputs, taken: np.ndarray) -> tuple[np
     return np.concatenate([np.zeros(0, dtype=np.int64), *parts]), image_row
 
 
-def _load(predictions: PredictionFile, row: np.ndarray, image: np.ndarray) -> _Candidates:
+def _load(predictions: LabelSource, row: np.ndarray, image: np.ndarray) -> _Candidates:
     labels = predictions.rows(row)
-    assert labels.seen is not None  # a prediction file always tells it
+    assert labels.seen is not None  # both kinds of prediction files always tell it
     keypoints = labels.keypoints
     if keypoints is None:
         keypoints = np.zeros((row.size, NUM_KEYPOINTS, 3), dtype=np.float32)

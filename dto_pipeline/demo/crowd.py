@@ -10,7 +10,7 @@ centres nor their widths are those of the pipeline's priors, so that the priors 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -40,6 +40,11 @@ class View:
     focal: float  # [px]
     eye_height: float  # above the ground [m]
     pitch: float  # downwards [rad]
+
+    def scaled(self, factor: float) -> View:
+        """The same view in a picture `factor` times as large, rounded to whole pixels."""
+        size = max(1, round(self.width * factor)), max(1, round(self.height * factor))
+        return replace(self, width=size[0], height=size[1], focal=self.focal * factor)
 
     @property
     def intrinsics(self) -> np.ndarray:

@@ -6,7 +6,7 @@ step), so that changing one step leaves the others as they were.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -55,14 +55,16 @@ def build_picture(seed: int, number: int, body: BodyModel, template: Template) -
     return render_picture(crowd, truth.vertices, body, template, np.random.default_rng([seed, number, _PICTURE]))
 
 
-def build_scene(seed: int, number: int, body: BodyModel, template: Template) -> DemoScene:
+def build_scene(seed: int, number: int, body: BodyModel, template: Template, scale: float = 1.0) -> DemoScene:
     """Make scene `number` of the data set `seed`; equal arguments give equal scenes.
 
     Args:
         seed: of the data set; number: of the image.
         body: model of all bodies; template: `clothes.measure_template` of the same.
+        scale: of the picture; smaller ones are drawn faster.
     """
     crowd = plan_crowd(seed, number)
+    crowd = replace(crowd, view=crowd.view.scaled(scale))
 
     def stream(step: int) -> np.random.Generator:
         return np.random.default_rng([seed, number, step])

@@ -111,6 +111,22 @@ class BodyModel(nn.Module):
         extra, tree = self._pose_flat(pose, betas, transl, self._landmarks)
         return torch.cat([tree, extra], dim=-2)
 
+    def posed_joints(self, rotations: torch.Tensor, betas: torch.Tensor) -> torch.Tensor:
+        """The 24 joints of the tree without translation; differentiable, unlike all else here.
+
+        Args:
+            rotations: (..., 24, 3, 3) of each joint relative to its parent, root first; betas: (..., 11).
+
+        Returns:
+            (..., 24, 3) [m]; the first is the pelvis, which a shape moves but a pose does not.
+        """
+        lead, dtype = rotations.shape[:-3], self._template.dtype
+        if rotations.numel() == 0:
+            return rotations.new_zeros(*lead, len(self._parents), 3)
+        rest = self._joint_template + torch.einsum("jkl,bl->bjk", self._joint_shapedirs, betas.reshape(-1, NUM_BETAS))
+        flat = rotations.reshape(-1, len(self._parents), 3, 3).to(dtype)
+        return batch_rigid_transform(flat, rest, self._parents, dtype=dtype)[0].reshape(*lead, -1, 3)
+
     @torch.no_grad()
     def rest_height(self, betas: torch.Tensor) -> torch.Tensor:
         """Height of the body at zero pose: max y - min y of its vertices.

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config
+from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config, Dinov2Model
 
 HIDDEN = 192  # width of the backbone
 LAYERS = 6
@@ -62,3 +62,16 @@ def save_tiny_network(network: DepthAnythingForDepthEstimation, folder: str | Pa
     network.half().save_pretrained(folder)
     for file in Path(folder).iterdir():
         file.chmod(0o644)  # transformers writes weights for their owner only; a package is for everybody
+
+
+def save_backbone(network: str | Path, folder: str | Path) -> None:
+    """Write the DINOv2 inside a saved depth network as a network of its own, float32.
+
+    Args:
+        network: folder written by `save_tiny_network`.
+        folder: made if missing.
+    """
+    backbone = DepthAnythingForDepthEstimation.from_pretrained(network, dtype=torch.float32).backbone
+    alone = Dinov2Model(Dinov2Config.from_dict(backbone.config.to_dict()))
+    alone.load_state_dict(backbone.state_dict())
+    alone.save_pretrained(folder)

@@ -29,7 +29,8 @@ class TrainBatch:
         keypoints: (B, P, 24, 2) image positions of SMPL's joints for people without a body [px]; NaN = unknown.
         z_covariance: (B, P, P) posterior covariance of people's z [m2]; NaN = unknown.
         depth_layer: (B, P) int64 ordinal depth layer, 0 nearest; -1 = unknown.
-        image_ids: B keys.
+        image_ids: B keys; "" = a black image in the place of a batch of which nothing could be read.
+        skipped: "key: reason" of each image of this batch that could not be read and is not in it.
     """
 
     image: torch.Tensor
@@ -45,12 +46,13 @@ class TrainBatch:
     z_covariance: torch.Tensor
     depth_layer: torch.Tensor
     image_ids: tuple[str, ...]
+    skipped: tuple[str, ...] = ()
 
     def to(self, device: torch.device | str) -> TrainBatch:
         """The batch on another device."""
         moved = {
             field.name: getattr(self, field.name).to(device, non_blocking=True)
             for field in dataclasses.fields(self)
-            if field.name != "image_ids"
+            if field.name not in ("image_ids", "skipped")
         }
         return dataclasses.replace(self, **moved)

@@ -11,6 +11,7 @@ import pytest
 import smplx
 import torch
 
+from dto_pipeline.maths.rotation import axis_angle_to_matrix
 from dto_pipeline.models.body import BodyModel, BodyModelError, load_body
 
 ASSETS = Path(str(files("dto_pipeline.demo") / "assets"))
@@ -72,3 +73,13 @@ def test_a_wrong_shape_is_named_with_what_was_expected(tmp_path: Path) -> None:
     np.savez(tmp_path / "wrong.npz", **arrays)
     with pytest.raises(BodyModelError, match=r"'weights' has shape \(6890, 20\), expected \(None, 24\)"):
         load_body(tmp_path / "wrong.npz")
+
+
+def test_joints_from_rotations_are_those_of_the_pose_and_have_derivatives(body: BodyModel) -> None:
+    pose, betas, transl = random_people(3)
+    rotations = axis_angle_to_matrix(pose.reshape(-1, 24, 3)).requires_grad_()
+    joints = body.posed_joints(rotations, betas)
+    assert torch.allclose(joints + transl[:, None], body.joints(pose, betas, transl)[:, :24], atol=1e-5)
+    joints.sum().backward()
+    assert rotations.grad is not None
+    assert body.posed_joints(rotations[:0], betas[:0]).shape == (0, 24, 3)

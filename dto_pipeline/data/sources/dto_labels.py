@@ -21,13 +21,15 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from dto_pipeline.axes import NUM_BETAS
 from dto_pipeline.data.columns import build_table, read_numbers, single_array
 from dto_pipeline.data.labels import LabelsError, open_labels, undo_betas
-from dto_pipeline.data.parquet import READ_ERRORS
+from dto_pipeline.data.parquet import READ_ERRORS, footer_text
 from dto_pipeline.data.sources.rows import LabelFileError, LabelRows, SourceOptions
 from dto_pipeline.data.sources.sidecar import SIDECAR_SCHEMA, judge_seen
+from dto_pipeline.schema import LABELS_SCHEMA_NAME
 
 _IMAGE_COLUMNS = ("image_path", "fx", "fy", "cx", "cy")
 _SHAPES: dict[str, tuple[int, ...]] = {
@@ -96,6 +98,17 @@ def open_dto_labels(path: Path, options: SourceOptions) -> DtoLabels:
         LabelFileError: nothing there, or a file that is no whole label file.
     """
     return DtoLabels(_label_files(path), options.values)
+
+
+def is_dto_labels(path: Path) -> bool:
+    """True for a folder, and for a file of our label schema."""
+    if path.is_dir():
+        return True
+    try:
+        with pq.ParquetFile(path) as file:
+            return footer_text(file).get("schema") == LABELS_SCHEMA_NAME
+    except READ_ERRORS:
+        return False
 
 
 def _label_files(path: Path) -> list[Path]:

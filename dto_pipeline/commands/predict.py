@@ -1,0 +1,129 @@
+"""`dto predict`: a trained network on photographs."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dto_pipeline.commands.options import positive
+from dto_pipeline.config import PipelineConfig
+from dto_pipeline.errors import DtoError
+
+if TYPE_CHECKING:
+    from dto_pipeline.data.manifest import Manifest
+    from dto_pipeline.train.predict import PredictConfig, Trained
+    from dto_pipeline.train.prediction_files import PictureSet
+
+_LARGEST_FOV = 180.0  # [degree]
+
+
+def add_parser(verbs: argparse._SubParsersAction) -> None:
+    parser = verbs.add_parser(
+        "predict",
+        help="people of photographs by a trained network, as a run",
+        description="Writes a folder that is a finished run: labels of schema dto-labels/1 (one row per image, those "
+        "that cannot be read too), receipts, and manifest.parquet. dto view, verify, report and export read it; dto "
+        "manifest merge LABELS_MANIFEST DIR adds its people where labels miss them; dto run DIR/manifest.parquet "
+        "places them. A prediction that was killed goes on when it is started again.",
+    )
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="file or folder written by dto train")
+    parser.add_argument("images", metavar="IMAGES", help="folder or URI of images, or a manifest (*.parquet)")
+    parser.add_argument("-o", "--out", required=True, metavar="DIR", help="folder to make")
+    camera = parser.add_mutually_exclusive_group()
+    camera.add_argument("--fov", type=float, metavar="DEG", help="vertical field of view of all images, if it is known")
+    camera.add_argument("--keep-camera", action="store_true", help="take the manifest's cameras, not the network's")
+    parser.add_argument("--min-confidence", type=float, metavar="C", help="people below are left out (0.3)")
+    parser.add_argument("--subset", default="", metavar="NAME", help="name of the set (the folder's)")
+    parser.add_argument("--image-root", default="", metavar="DIR", help="images folder in place of the manifest's")
+    parser.add_argument("--depth", default="", metavar="DIR", help="depth maps of a folder's images, for dto run later")
+    parser.add_argument("--body", metavar="NPZ", help="the body model of the training, where it was moved")
+    parser.add_argument("--batch", type=positive, metavar="N", help="images the network sees at once (4)")
+    parser.add_argument("--device", default="auto", metavar="D", help="cpu, cuda, cuda:1 ...; auto = a GPU if there is")
+    parser.add_argument("--quiet", action="store_true", help="no progress line")
+    parser.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from dto_pipeline.run.directory import RunDirectory
+    from dto_pipeline.run.shard_runner import choose_device
+    from dto_pipeline.train.predict import PredictConfig
+    from dto_pipeline.train.prediction_files import is_unfinished
+    from dto_pipeline.train.trained import load_trained
+
+    out = Path(arguments.out)
+    if RunDirectory(out).run_file.exists() and not is_unfinished(out):
+        raise DtoError(f"{arguments.out} is a finished run already; choose another folder (-o)")
+    pictures = _find_pictures(arguments)
+    config = PredictConfig()
+    if arguments.min_confidence is not None:
+        config = replace(config, min_confidence=arguments.min_confidence)
+    if arguments.batch is not None:
+        config = replace(config, batch_images=arguments.batch)
+    trained = load_trained(arguments.checkpoint, choose_device(arguments.device), arguments.body)
+    manifest = predict_run(trained, pictures, out, config, not arguments.quiet)
+    print(
+        f"{arguments.out}: {manifest.num_people} people in {manifest.num_images} images; `dto status` counts statuses"
+    )
+    print(f"to place them: dto run {manifest.path} -o RUN")
+    return 0
+
+
+def predict_run(
+    trained: Trained, pictures: PictureSet, out: Path, config: PredictConfig, progress: bool = True
+) -> Manifest:
+    """Predict all pictures and make `out` a finished run of them; goes on where a killed one stopped.
+
+    Returns:
+        The manifest of the predicted people, in `out`.
+    """
+    from dto_pipeline.run.as_given import finish_run
+    from dto_pipeline.run.directory import RunDirectory
+    from dto_pipeline.train.predict import predict_scenes
+    from dto_pipeline.train.prediction_files import (
+        predict_shards,
+        prediction_facts,
+        read_part,
+        remove_parts,
+        write_manifest,
+    )
+
+    store, facts = pictures.open_store(), prediction_facts(trained, config)
+    predict_shards(
+        pictures, lambda some: predict_scenes(trained, store, some, config), trained.body, out, facts, progress
+    )
+    manifest = write_manifest(pictures, out)
+    finish_run(
+        RunDirectory(out),
+        manifest,
+        PipelineConfig(body=trained.body_config),
+        lambda shard: read_part(out, shard),
+        facts,
+        trained.body.sha256,
+    )
+    remove_parts(out)
+    return manifest
+
+
+def _find_pictures(arguments: argparse.Namespace) -> PictureSet:
+    from dto_pipeline.train.prediction_files import find_pictures, manifest_pictures
+
+    fov = None if arguments.fov is None else math.radians(arguments.fov)
+    if fov is not None and not 0 < arguments.fov < _LARGEST_FOV:
+        raise DtoError(f"--fov is {arguments.fov}; expected a field of view between 0 and 180 degrees")
+    is_manifest = arguments.images.endswith(".parquet")
+    _refuse_misplaced(arguments, is_manifest)
+    if is_manifest:
+        return manifest_pictures(arguments.images, arguments.image_root, arguments.keep_camera, fov)
+    return find_pictures(arguments.images, arguments.subset, arguments.depth, fov)
+
+
+def _refuse_misplaced(arguments: argparse.Namespace, is_manifest: bool) -> None:
+    """Options that would say nothing are refused, not overheard."""
+    names = ("subset", "depth") if is_manifest else ("image_root", "keep_camera")
+    given = [f"--{name.replace('_', '-')}" for name in names if getattr(arguments, name)]
+    if given:
+        found, other = ("a manifest", "a folder of images") if is_manifest else ("a folder", "a manifest")
+        raise DtoError(f"IMAGES is {found}, and {' and '.join(given)} would need {other}; leave it out")

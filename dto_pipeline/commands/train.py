@@ -1,0 +1,53 @@
+"""`dto train`: a metric multi-person mesh network from label shards."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_parser(verbs: argparse._SubParsersAction) -> None:
+    parser = verbs.add_parser(
+        "train",
+        help="train a multi-person mesh network on label shards; resumes by itself",
+        description="Starts a training, or does what is left of it from its newest checkpoint. The config names "
+        "labels (data.labels: folders of runs or exports) and knobs; see jobs/train.yaml.",
+    )
+    parser.add_argument("config", metavar="CONFIG.yaml", help="rooms and keys as in dto_pipeline/train/config.py")
+    parser.add_argument("-o", "--out", required=True, metavar="DIR", help="the training's folder")
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        metavar="ROOM.KEY=VALUE",
+        action="append",
+        default=[],
+        help="change one knob, e.g. --set loss.preset=paper; may be given several times",
+    )
+    parser.add_argument("--workers", type=int, metavar="N", help="same as --set loop.workers=N; 0 = without Ray")
+    parser.add_argument("--address", default="local", help="Ray cluster: local (default), auto, ray://HOST:PORT")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from dto_pipeline.commands.training_data import open_label_sets
+    from dto_pipeline.train.config import load_train_config
+    from dto_pipeline.train.evaluation import MEASURES
+    from dto_pipeline.train.loop import train_network
+    from dto_pipeline.train.source import LabelSource
+
+    if arguments.workers is not None:
+        arguments.overrides.append(f"loop.workers={arguments.workers}")
+    config = load_train_config(arguments.config, arguments.overrides)
+    source = LabelSource(tuple(open_label_sets(config.data)), config)
+    if config.loop.workers:
+        from dto_pipeline.config import RunConfig
+        from dto_pipeline.run.ray_pool import start_ray
+
+        start_ray(RunConfig(workers=config.loop.workers), arguments.address)
+    measures = train_network(config, source, Path(arguments.out), progress=not arguments.quiet)
+    for name, title in MEASURES.items():
+        if name in measures:
+            print(f"{measures[name]:10.4f}  {title}")
+    print(f"{arguments.out}: {config.loop.steps} steps done; predict with the newest file of its checkpoints")
+    return 0

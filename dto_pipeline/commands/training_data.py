@@ -1,0 +1,35 @@
+"""The labels a training config names, opened: runs by their receipts, exports, single files and RelativeHuman's
+annotations as they are.
+
+Glue between finished runs and training, which knows none.
+"""
+
+from __future__ import annotations
+
+from dto_pipeline.data.annotation_pieces import open_annotation_set
+from dto_pipeline.data.label_pieces import LabelSet, open_file_set, open_run_set
+from dto_pipeline.data.storage import as_location
+from dto_pipeline.errors import DtoError
+from dto_pipeline.run.directory import RunDirectory
+from dto_pipeline.run.finished import read_run_labels
+from dto_pipeline.train.data_config import DataConfig
+
+
+def open_label_sets(config: DataConfig) -> list[LabelSet]:
+    """One set per entry of `config.labels`; finished shards of a run that is not finished are taken.
+
+    Raises:
+        DtoError: nothing was named, labels are missing, or nothing says where their photographs are.
+    """
+    if not config.labels:
+        raise DtoError("data.labels names no labels; give the folders of runs or exports")
+    images = config.images or ("",) * len(config.labels)
+    return [_open(labels, place) for labels, place in zip(config.labels, images, strict=True)]
+
+
+def _open(labels: str, images: str) -> LabelSet:
+    if RunDirectory(as_location(labels)).is_run():
+        return open_run_set(read_run_labels(labels, partial=True), images)
+    if labels.endswith(".npz"):
+        return open_annotation_set(labels, images)
+    return open_file_set(labels, images)

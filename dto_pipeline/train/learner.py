@@ -1,0 +1,139 @@
+"""One step of learning: a batch in, changed weights and the losses out. The same in one process and in many.
+
+Knows network, losses and optimiser; knows neither files nor Ray. Where torch.distributed is up, gradients and counts
+are averaged over all processes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from dto_pipeline.errors import DtoError
+from dto_pipeline.models.body import BodyModel
+from dto_pipeline.train.batch import TrainBatch
+from dto_pipeline.train.config import LoopConfig, TrainConfig
+from dto_pipeline.train.losses import compute_losses
+from dto_pipeline.train.model import MeshNetwork, Predictions
+from dto_pipeline.train.targets import build_targets
+
+_MOST_SKIPPED = 10  # steps in a row without a finite gradient, after which training stops
+
+
+class TrainingDiverged(DtoError, RuntimeError):
+    """Gradients are not finite any more."""
+
+
+@dataclass
+class Learner:
+    """Network, optimiser and how many steps in a row were skipped."""
+
+    config: TrainConfig
+    network: MeshNetwork  # the plain one, for checkpoints and predictions
+    body: BodyModel
+    device: torch.device
+
+    def __post_init__(self) -> None:
+        self.network.to(self.device)
+        self.body.to(self.device)
+        self.optimizer = build_optimizer(self.network, self.config.loop)
+        self._shared: nn.Module = self.network
+        if torch.distributed.is_initialized():
+            devices = [self.device] if self.device.type == "cuda" else None
+            self._shared = DistributedDataParallel(self.network, device_ids=devices)
+        self._skipped_in_a_row = 0
+
+    def step(self, batch: TrainBatch, number: int) -> dict[str, float]:
+        """Learn from one batch.
+
+        Args:
+            batch: images and labels, anywhere.
+            number: of the step, from 0; sets the learning rate.
+
+        Returns:
+            The loss, each unweighted loss of the last layer, the gradient's norm before clipping, the learning rate,
+            and `skipped_step`: 1 if the gradient was not finite and the weights were left alone.
+
+        Raises:
+            TrainingDiverged: no finite gradient in many steps.
+        """
+        self.network.train()
+        rate = learning_rate(number, self.config.loop)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["factor"]
+        batch = batch.to(self.device)
+        with self._autocast():
+            predictions: Predictions = self._shared(batch.image, batch.intrinsics)
+        targets = build_targets(batch, self.body)
+        total, losses = compute_losses(
+            predictions, targets, self.body, self.config.loss, self.config.match, mean_over_processes
+        )
+        self.optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.loop.clip)
+        skipped = self._update(bool(norm.isfinite()))
+        values = {"loss": total.detach(), **losses, "gradient_norm": norm.detach()}
+        means = mean_over_processes(torch.stack(list(values.values()))).tolist()
+        return dict(zip(values, means, strict=True)) | {"rate": rate, "skipped_step": float(skipped)}
+
+    @torch.no_grad()
+    def predict(self, batch: TrainBatch) -> Predictions:
+        """What the network says of a batch, without learning."""
+        self.network.eval()
+        batch = batch.to(self.device)
+        with self._autocast():
+            return self.network(batch.image, batch.intrinsics)
+
+    def _autocast(self) -> torch.autocast:
+        enabled = self.config.loop.precision == "bfloat16"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
+
+    def _update(self, finite: bool) -> bool:
+        """Change the weights, unless the gradient is not finite; says whether the step was skipped."""
+        if finite:
+            self.optimizer.step()
+            self._skipped_in_a_row = 0
+            return False
+        self._skipped_in_a_row += 1
+        if self._skipped_in_a_row >= _MOST_SKIPPED:
+            raise TrainingDiverged(
+                f"gradients were not finite in {_MOST_SKIPPED} steps in a row; lower loop.rate, or use "
+                "loop.precision=float32"
+            )
+        return True
+
+
+def build_optimizer(network: MeshNetwork, config: LoopConfig) -> torch.optim.AdamW:
+    """AdamW; the encoder's weights learn `encoder_rate` times as fast, and are left as they are where that is 0."""
+    network.encoder.requires_grad_(config.encoder_rate > 0)
+    encoder = [weight for weight in network.encoder.parameters() if weight.requires_grad]
+    own = {id(weight) for weight in network.encoder.parameters()}
+    others = [weight for weight in network.parameters() if id(weight) not in own]
+    groups: Sequence[dict] = [
+        {"params": encoder, "factor": config.encoder_rate},
+        {"params": others, "factor": 1.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(groups, lr=config.rate, weight_decay=config.weight_decay)
+
+
+def learning_rate(step: int, config: LoopConfig) -> float:
+    """A linear rise over `warm_up` steps, then half a cosine down to `last_rate` of the highest rate."""
+    if step < config.warm_up:
+        return config.rate * (step + 1) / config.warm_up
+    share = min(1.0, (step - config.warm_up) / max(1, config.steps - config.warm_up))
+    return config.rate * (config.last_rate + (1 - config.last_rate) * (1 + math.cos(math.pi * share)) / 2)
+
+
+def mean_over_processes(numbers: torch.Tensor) -> torch.Tensor:
+    """Mean of (n,) numbers over the processes that share a step; in a single one the numbers themselves."""
+    if not torch.distributed.is_initialized():
+        return numbers
+    shared = numbers.clone()
+    torch.distributed.all_reduce(shared)
+    return shared / torch.distributed.get_world_size()

@@ -1,0 +1,304 @@
+"""The training loop, and its two ways to run: in this process, or as workers of Ray Train. The only door to Ray here.
+
+Every process runs `run_rank`: step, and at intervals metrics, a checkpoint, an evaluation. Checkpoints lie in the
+training's own folder; whoever starts, at first, after a crash or as a replacement for a lost worker, goes on from the
+newest. A training's folder:
+
+    train.json                       config and versions; other knobs than those of how it runs refuse to resume
+    checkpoints/step-00001000.pt     the newest two, see `checkpoint`
+    metrics.csv, evaluation.csv      one row per interval; tensorboard/ the same as events
+    pictures/step-00001000/*.png     held-out images, labels against predictions
+    ray/                             Ray Train's own notes
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from dto_pipeline.config import describe_difference
+from dto_pipeline.data.files import write_json_atomic
+from dto_pipeline.errors import DtoError
+from dto_pipeline.models.body import load_body
+from dto_pipeline.train.batch import TrainBatch
+from dto_pipeline.train.checkpoint import (
+    Checkpoint,
+    Position,
+    build_network,
+    library_versions,
+    list_checkpoints,
+    read_checkpoint,
+    restore_network,
+    save_checkpoint,
+)
+from dto_pipeline.train.config import TrainConfig, train_config_from_dict
+from dto_pipeline.train.evaluation import evaluate
+from dto_pipeline.train.learner import Learner
+from dto_pipeline.train.pictures import draw_held_out
+from dto_pipeline.train.records import HELD_OUT, TRAINING, Records, read_rows
+from dto_pipeline.train.source import Source, batches_from
+
+FREE_KNOBS = {
+    "loop": ("log_every", "evaluate_every", "checkpoint_every", "pictures", "gpu", "torch_threads", "max_failures"),
+    "data": ("workers", "prefetch"),
+}  # may change between starts of one training; another number of loop.workers would change the batch
+_LOG = logging.getLogger(__name__)
+_LOOK_EVERY = 2.0  # at what workers wrote down [s]
+MakeBar = Callable[[int, int], tqdm]  # of all steps and those done
+Report = Callable[[dict[str, Any]], None]
+
+
+class TrainError(DtoError, RuntimeError):
+    """A training that cannot start or go on."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which of the processes that share every step this one is."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+
+def train_network(config: TrainConfig, source: Source, folder: Path, progress: bool = True) -> dict[str, float]:
+    """Train, or do what is left of a training.
+
+    Args:
+        config: all knobs; `loop.workers` decides where it runs. Ray, if asked for, must be connected already.
+        source: of the batches.
+        folder: of the training, made if missing; shared by all machines.
+        progress: show a bar.
+
+    Returns:
+        The last row of the evaluation; empty without held-out images.
+
+    Raises:
+        TrainError: the folder holds another training, or workers failed too often.
+    """
+    _claim_folder(folder, config)
+    if config.loop.workers == 0:
+        device = torch.device("cuda" if config.loop.gpu else "cpu")
+        run_rank(config, source, folder, Place(0, 1, device), lambda _: None, _bar if progress else None)
+    else:
+        _run_on_ray(config, source, folder, progress)
+    rows = read_rows(folder / HELD_OUT) if (folder / HELD_OUT).exists() else [{}]
+    return rows[-1]
+
+
+def run_rank(
+    config: TrainConfig, source: Source, folder: Path, place: Place, report: Report, bar: MakeBar | None
+) -> None:
+    """What each process does from the newest checkpoint to the last step.
+
+    Args:
+        report: called by every process at every checkpoint; a barrier under Ray.
+        bar: makes a progress bar of (all steps, steps done); None = no bar. Rank 0 only.
+    """
+    learner, position = start_learner(config, folder, place.device)
+    lead = _Lead(learner, source, folder, position, bar) if place.rank == 0 else None
+    stream = batches_from(source.training(place.rank, place.world), position)
+    for batch, after in itertools.islice(stream, config.loop.steps - position.step):
+        values = learner.step(batch, position.step)
+        position = after
+        if lead is not None:
+            lead.after_step(position, values, batch)
+        if is_due(position.step, config.loop.checkpoint_every, config.loop.steps):
+            report({"step": position.step, "loss": values["loss"]})
+    if lead is not None:
+        lead.close()
+
+
+def start_learner(config: TrainConfig, folder: Path, device: torch.device) -> tuple[Learner, Position]:
+    """Network and optimiser from the newest checkpoint, or new ones from `loop.seed`."""
+    if device.type == "cpu":
+        torch.set_num_threads(config.loop.torch_threads)
+    torch.manual_seed(config.loop.seed)
+    body = load_body(config.body.model_path, config.body.kid_axis)
+    if not list_checkpoints(folder):
+        return Learner(config, build_network(config), body, device), Position()
+    checkpoint = read_checkpoint(folder, device)
+    learner = Learner(config, restore_network(checkpoint), body, device)
+    learner.optimizer.load_state_dict(checkpoint.optimizer)
+    _LOG.info("resumed at step %d", checkpoint.position.step)
+    return learner, checkpoint.position
+
+
+def evaluate_held_out(learner: Learner, source: Source, records: Records, step: int) -> None:
+    """One row of measures and the first pictures; nothing where no image is held out."""
+    config = learner.config
+    kept: list[TrainBatch] = []
+
+    def remembered(batch: TrainBatch) -> TrainBatch:
+        if sum(len(one.image_ids) for one in kept) < config.loop.pictures:
+            kept.append(batch)
+        return batch
+
+    batches = map(remembered, source.held_out())
+    measures = evaluate(learner.predict, batches, learner.body, config.loss, config.match)
+    if not measures["images"]:
+        return
+    records.add(HELD_OUT, step, measures)
+    body = load_body(config.body.model_path, config.body.kid_axis)
+    places = [(batch, index) for batch in kept for index in range(len(batch.image_ids))][: config.loop.pictures]
+    for number, (batch, index) in enumerate(places):
+        picture = draw_held_out(batch, learner.predict(batch), index, body)
+        records.draw(f"{number:02d}", step, picture)
+
+
+class _Lead:
+    """What only the first process does: progress, metrics, evaluations, checkpoints."""
+
+    def __init__(self, learner: Learner, source: Source, folder: Path, position: Position, bar: MakeBar | None) -> None:
+        self._learner, self._source, self._folder = learner, source, folder
+        self._records = Records(folder, position.step)
+        self._bar = bar(learner.config.loop.steps, position.step) if bar else None
+        self._window: list[dict[str, float]] = []
+
+    def after_step(self, position: Position, values: dict[str, float], batch: TrainBatch) -> None:
+        for line in batch.skipped:
+            _LOG.warning("left out %s", line)
+        self._window.append(values | {"skipped_images": float(len(batch.skipped))})
+        loop, step = self._learner.config.loop, position.step
+        if is_due(step, loop.log_every, loop.steps):
+            self._records.add(TRAINING, step, _means(self._window))
+            self._window = []
+        if is_due(step, loop.evaluate_every, loop.steps):
+            evaluate_held_out(self._learner, self._source, self._records, step)
+        if is_due(step, loop.checkpoint_every, loop.steps):
+            save_checkpoint(self._folder, _freeze(self._learner, position))
+        if self._bar is not None:
+            self._bar.set_description(f"loss {values['loss']:.3f}")
+            self._bar.update(1)
+
+    def close(self) -> None:
+        self._records.close()
+        if self._bar is not None:
+            self._bar.close()
+
+
+def is_due(step: int, every: int, last: int) -> bool:
+    """True at multiples of `every` (0 = never) and at the last step."""
+    return step == last or (every > 0 and step % every == 0)
+
+
+def _means(rows: list[dict[str, float]]) -> dict[str, float]:
+    """Means by key, but counts of what was skipped are summed and rates are the last."""
+    means = {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
+    sums = {key: sum(row[key] for row in rows) for key in ("skipped_step", "skipped_images")}
+    return means | sums | {"rate": rows[-1]["rate"]}
+
+
+def _freeze(learner: Learner, position: Position) -> Checkpoint:
+    return Checkpoint(
+        config=learner.config,
+        encoder=learner.network.encoder.describe(),
+        weights=learner.network.state_dict(),
+        optimizer=learner.optimizer.state_dict(),
+        position=position,
+        versions=library_versions(),
+        body_sha256=learner.body.sha256,
+    )
+
+
+def _claim_folder(folder: Path, config: TrainConfig) -> None:
+    """Write train.json, or refuse a folder whose training has other knobs."""
+    path, wanted = folder / "train.json", _fixed_knobs(config)
+    if not path.exists():
+        write_json_atomic(path, {"config": config.to_dict(), "versions": library_versions()})
+        return
+    there = _fixed_knobs(train_config_from_dict(json.loads(path.read_text())["config"]))
+    differing = describe_difference(there, wanted)
+    if differing:
+        raise TrainError(f"{folder} holds another training ({'; '.join(differing)}); choose another folder")
+
+
+def _fixed_knobs(config: TrainConfig) -> dict[str, dict[str, Any]]:
+    """The knobs that must not change between starts; 0 and 1 workers share every step alike."""
+    rooms = config.to_dict()
+    fixed = {
+        room: {key: value for key, value in knobs.items() if key not in FREE_KNOBS.get(room, ())}
+        for room, knobs in rooms.items()
+    }
+    fixed["loop"]["workers"] = config.loop.world
+    return fixed
+
+
+def _bar(steps: int, done: int) -> tqdm:
+    return tqdm(total=steps, initial=done, unit="step", mininterval=1.0)
+
+
+def _run_on_ray(config: TrainConfig, source: Source, folder: Path, progress: bool) -> None:
+    """`run_rank` in `loop.workers` workers of Ray Train, started again when one is lost."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.base_trainer import TrainingFailedError
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    loop, threads = config.loop, str(config.loop.torch_threads)
+    trainer = TorchTrainer(
+        partial(_run_as_ray_worker, config, source, folder.resolve()),
+        torch_config=TorchConfig(backend="nccl" if loop.gpu else "gloo"),
+        scaling_config=ScalingConfig(num_workers=loop.workers, use_gpu=loop.gpu, resources_per_worker={"CPU": 1}),
+        run_config=RunConfig(  # type: ignore[call-arg]  # mypy sees the class of the older API
+            name="ray",
+            storage_path=str(folder.resolve()),
+            failure_config=FailureConfig(max_failures=loop.max_failures),
+            worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}},
+        ),
+    )
+    try:
+        with _followed(folder, loop.steps, progress):
+            trainer.fit()
+    except TrainingFailedError as error:
+        raise TrainError(
+            f"training failed more than {loop.max_failures} times (loop.max_failures): {_last_line(error)}; what the "
+            f"newest checkpoint holds is kept, start again to go on"
+        ) from error
+
+
+def _run_as_ray_worker(config: TrainConfig, source: Source, folder: Path) -> None:
+    import ray.train
+    import ray.train.torch
+
+    context = ray.train.get_context()
+    place = Place(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
+    run_rank(config, source, folder, place, ray.train.report, None)
+
+
+@contextmanager
+def _followed(folder: Path, steps: int, progress: bool) -> Iterator[None]:
+    """A progress bar of what the workers write down; it may go back where one was lost."""
+    done = threading.Event()
+
+    def follow() -> None:
+        with _bar(steps, 0) as bar:
+            while not done.wait(_LOOK_EVERY):
+                rows = read_rows(folder / TRAINING) if (folder / TRAINING).exists() else []
+                if rows:
+                    bar.n = int(rows[-1]["step"])
+                    bar.set_description(f"loss {rows[-1]['loss']:.3f}")
+
+    thread = threading.Thread(target=follow, daemon=True)
+    if progress:
+        thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        if progress:
+            thread.join()
+
+
+def _last_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[-1]

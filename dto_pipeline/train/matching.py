@@ -1,0 +1,88 @@
+"""Which query answers for which person: the optimal assignment of every image, by costs computed in one batch.
+
+Pure tensors; the assignment itself is scipy's. Nobody is matched twice, queries left over are nobody.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from scipy.optimize import linear_sum_assignment
+
+from dto_pipeline.maths.camera import project
+from dto_pipeline.models.body import BodyModel
+from dto_pipeline.train.config import LossConfig, MatchConfig
+from dto_pipeline.train.model import Predictions
+from dto_pipeline.train.targets import LOSS_JOINTS, Targets
+
+_NEAREST = 0.05  # predicted joints are projected from at least this far [m]
+
+
+@dataclass(frozen=True)
+class Matches:
+    """M matched people of a batch, images in order: person `person[m]` of image `image[m]` is query `query[m]`."""
+
+    image: torch.Tensor  # (M,) int64
+    query: torch.Tensor  # (M,) int64
+    person: torch.Tensor  # (M,) int64
+
+
+@torch.no_grad()
+def match_people(
+    predictions: Predictions, targets: Targets, body: BodyModel, config: MatchConfig, loss: LossConfig
+) -> Matches:
+    """Assign the known people of every image to queries of the last layer at the least cost."""
+    cost = match_costs(predictions, targets, body, config, loss).cpu()
+    images, queries, people = [], [], []
+    for image, known in enumerate(targets.known.cpu()):
+        candidates = known.nonzero().squeeze(-1)
+        query, place = linear_sum_assignment(cost[image][:, candidates].numpy())
+        images.append(torch.full((len(query),), image))
+        queries.append(torch.from_numpy(query))
+        people.append(candidates[torch.from_numpy(place)])
+    device = targets.known.device
+    image_index, query_index, person_index = (torch.cat(part).long().to(device) for part in (images, queries, people))
+    return Matches(image_index, query_index, person_index)
+
+
+def match_costs(
+    predictions: Predictions, targets: Targets, body: BodyModel, config: MatchConfig, loss: LossConfig
+) -> torch.Tensor:
+    """(B, Q, P) cost of every query for every person; finite, also for people who are not known."""
+    probability = predictions.confidence
+    positive = loss.focal_alpha * (1 - probability) ** loss.focal_gamma * -(probability + 1e-8).log()
+    negative = (1 - loss.focal_alpha) * probability**loss.focal_gamma * -(1 - probability + 1e-8).log()
+    found, true = predictions.boxes[:, :, None], targets.boxes[:, None]
+    distance = (found - true).abs().sum(-1) / targets.side
+    cost = config.confidence * (positive - negative)[..., None]
+    cost = cost + config.boxes * distance + config.giou * (1 - generalised_iou(found, true))
+    seen = project_predicted(predictions.rotations[-1], predictions, body)
+    apart = (seen[:, :, None] - targets.image_joints[:, None]).abs().mean(-1) / targets.side
+    visible = targets.visible[:, None].to(apart.dtype)
+    mean = (apart * visible).sum(-1) / visible.sum(-1).clamp(min=1)
+    return torch.nan_to_num(cost + config.image_joints * mean, nan=1e6, posinf=1e6, neginf=-1e6)
+
+
+def project_predicted(rotations: torch.Tensor, predictions: Predictions, body: BodyModel) -> torch.Tensor:
+    """(B, Q, 22, 2) where the last layer's joints are seen by the predicted camera [px]."""
+    joints = body.posed_joints(rotations, predictions.betas) + predictions.transl[..., None, :]
+    return project_safely(joints[..., :LOSS_JOINTS, :], predictions.intrinsics[:, None, None])
+
+
+def project_safely(points: torch.Tensor, intrinsics: torch.Tensor) -> torch.Tensor:
+    """`project`, with points behind or in the camera's plane moved just before it."""
+    return project(torch.cat([points[..., :2], points[..., 2:].clamp(min=_NEAREST)], dim=-1), intrinsics)
+
+
+def generalised_iou(found: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
+    """Generalised intersection over union (Rezatofighi et al., CVPR 2019) of boxes (..., 4), -1 .. 1; broadcasts."""
+    wide = (torch.minimum(found[..., 2:], true[..., 2:]) - torch.maximum(found[..., :2], true[..., :2])).clamp(min=0)
+    shared = wide.prod(-1)
+    union = _area(found) + _area(true) - shared
+    hull = (torch.maximum(found[..., 2:], true[..., 2:]) - torch.minimum(found[..., :2], true[..., :2])).prod(-1)
+    return shared / union.clamp(min=1e-6) - (hull - union) / hull.clamp(min=1e-6)
+
+
+def _area(box: torch.Tensor) -> torch.Tensor:
+    return (box[..., 2:] - box[..., :2]).clamp(min=0).prod(-1)

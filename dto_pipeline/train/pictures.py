@@ -1,0 +1,57 @@
+"""What a network sees in held-out images, drawn: labels and predictions over the image, both from above.
+
+Tensors in, pictures out; opens no file.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from PIL import Image
+
+from dto_pipeline.models.body import BodyModel
+from dto_pipeline.train.batch import TrainBatch
+from dto_pipeline.train.evaluation import CONFIDENT
+from dto_pipeline.train.model import Predictions
+from dto_pipeline.view.birds_eye import draw_birds_eye, plan_view
+from dto_pipeline.view.overlay import draw_overlays
+from dto_pipeline.view.panel import PanelRow, People, compose_page, ground_places
+
+_LONGEST = 480  # of an image drawn over [px]
+_PLAN = (420, 480)  # of the view from above [px]
+
+
+def draw_held_out(batch: TrainBatch, predictions: Predictions, index: int, body: BodyModel) -> Image.Image:
+    """One page for image `index` of a batch: the labels above, the confident predictions below.
+
+    Args:
+        batch, predictions: on any device; body: on the CPU.
+    """
+    image = (batch.image[index].permute(1, 2, 0) * 255).round().to(torch.uint8).cpu().numpy()
+    kept = predictions.confidence[index] >= CONFIDENT
+    labelled = batch.present[index] & batch.has_body[index]
+    labels = _people(batch.pose[index][labelled], batch.betas[index][labelled], batch.transl[index][labelled])
+    found = _people(predictions.pose[index][kept], predictions.betas[index][kept], predictions.transl[index][kept])
+    places = [ground_places(people, body) for people in (labels, found)]
+    plan = plan_view(np.concatenate(places), _PLAN)
+    cameras = (batch.intrinsics[index], predictions.intrinsics[index])
+    words = ("Labels", f"Predictions of confidence {CONFIDENT} and more")
+    rows = []
+    for people, place, camera, caption in zip((labels, found), places, cameras, words, strict=True):
+        intrinsics = camera.detach().double().cpu()
+        above = draw_birds_eye(place, intrinsics.numpy(), image.shape[1], plan)
+        rows.append(PanelRow(_overlay(image, people, intrinsics, body), above, caption, "from above"))
+    return compose_page(rows, batch.image_ids[index])
+
+
+def _people(pose: torch.Tensor, betas: torch.Tensor, transl: torch.Tensor) -> People:
+    return People(*(part.detach().float().cpu().numpy() for part in (pose, betas, transl)))
+
+
+def _overlay(image: np.ndarray, people: People, intrinsics: torch.Tensor, body: BodyModel) -> Image.Image:
+    pose, betas, transl = (torch.from_numpy(part)[None] for part in (people.pose, people.betas, people.transl))
+    present = torch.ones(1, pose.shape[1], dtype=torch.bool)
+    if not pose.shape[1]:
+        return Image.fromarray(image).resize((_LONGEST, _LONGEST), Image.Resampling.LANCZOS)
+    vertices = body.vertices(pose, betas, transl)
+    return draw_overlays([image], vertices, present, body.faces, intrinsics[None], _LONGEST)[0]

@@ -1,0 +1,77 @@
+"""What a training writes down for people to look at: metrics as CSV and TensorBoard events, pictures.
+
+Knows files; decides nothing. After a resume, rows of steps that are done again are dropped, so that a step has one row.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping
+from pathlib import Path
+
+from PIL import Image
+from torch.utils.tensorboard import SummaryWriter
+
+from dto_pipeline.data.files import write_bytes_atomic
+from dto_pipeline.view.panel import save_png
+
+TRAINING, HELD_OUT = "metrics.csv", "evaluation.csv"
+
+
+class Records:
+    """The files of one training; only one process may write them."""
+
+    def __init__(self, folder: Path, done: int = 0) -> None:
+        """
+        Args:
+            folder: of the training.
+            done: steps done; rows of later steps are dropped.
+        """
+        self._folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in (TRAINING, HELD_OUT):
+            _drop_rows_after(folder / name, done)
+        self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
+
+    def add(self, name: str, step: int, values: Mapping[str, float]) -> None:
+        """One row of `TRAINING` or `HELD_OUT`; the first row of a file decides its columns."""
+        path = self._folder / name
+        fresh = not path.exists()
+        with path.open("a", newline="") as stream:
+            writer = csv.writer(stream)
+            if fresh:
+                writer.writerow(["step", *values])
+            writer.writerow([step, *(f"{value:.6g}" for value in values.values())])
+        for key, value in values.items():
+            self._events.add_scalar(f"{Path(name).stem}/{key}", value, step)
+
+    def draw(self, name: str, step: int, picture: Image.Image) -> None:
+        """Keep a picture as pictures/step-N/NAME.png."""
+        save_png(picture, self._folder / "pictures" / f"step-{step:08d}" / f"{name}.png")
+
+    def close(self) -> None:
+        self._events.close()
+
+
+def read_rows(path: Path) -> list[dict[str, float]]:
+    """The rows of a metrics file; one that is being written is left out."""
+    with path.open(newline="") as stream:
+        header, *rows = list(csv.reader(stream)) or [[]]
+    whole = (row for row in rows if len(row) == len(header))
+    return [dict(zip(header, map(float, row), strict=True)) for row in whole]
+
+
+def _drop_rows_after(path: Path, step: int) -> None:
+    """Keep the header and rows of steps up to `step`; half a row of a killed process goes too."""
+    if not path.exists():
+        return
+    with path.open(newline="") as stream:
+        header, *rows = list(csv.reader(stream)) or [[]]
+    kept = [row for row in rows if len(row) == len(header) and int(row[0]) <= step]
+    if not kept:
+        path.unlink()
+        return
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows([header, *kept])
+    write_bytes_atomic(path, text.getvalue().encode())

@@ -1,0 +1,124 @@
+"""`dto predict` from a checkpoint on disk: what it writes, and what it refuses in one sentence."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dto_pipeline.cli import main
+from dto_pipeline.data.manifest import Manifest
+from dto_pipeline.data.placed import read_placed
+from dto_pipeline.models.body import BodyModel
+from dto_pipeline.review.run_files import find_labels
+from dto_pipeline.review.verify import verify_run
+from dto_pipeline.run.directory import RunDirectory, read_identity
+from dto_pipeline.train.checkpoint import Checkpoint, Position, build_network, read_checkpoint, save_checkpoint
+from dto_pipeline.train.trained import hash_weights
+from tests.train.small_crowds import tiny_config
+
+
+@pytest.fixture(scope="module")
+def training(body: BodyModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained network that is sure of everybody."""
+    config = tiny_config(encoder__layers=1)
+    torch.manual_seed(0)
+    network = build_network(config)
+    torch.nn.init.constant_(network.confidence_head.bias, 2.0)
+    folder = tmp_path_factory.mktemp("training")
+    save_checkpoint(
+        folder,
+        Checkpoint(config, network.encoder.describe(), network.state_dict(), {}, Position(), {}, body.sha256),
+    )
+    return folder
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(3):
+        rgb = np.random.default_rng(number).integers(0, 255, (60, 90, 3)).astype(np.uint8)
+        Image.fromarray(rgb).save(folder / f"{number}.png")
+    return folder
+
+
+def test_a_training_predicts_a_folder(
+    training: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main(["predict", str(training), str(images), "-o", str(out), "--device", "cpu", "--quiet"]) == 0
+    assert "36 people in 3 images" in capsys.readouterr().out
+    for placed in read_placed(find_labels(out)[0]):
+        scene = placed.scene
+        assert scene.num_people == 12  # its queries
+        assert np.isfinite(scene.transl).all()
+        fov = 2 * np.arctan(90 / 2 / scene.intrinsics[1, 1])  # of the square input: the longer side
+        assert fov == pytest.approx(np.pi / 6, abs=0.3)  # where an untrained network begins
+        assert (scene.intrinsics[0, 2], scene.intrinsics[1, 2]) == pytest.approx((45, 30))
+    assert verify_run(out).passed
+    weights = read_checkpoint(training).weights
+    assert read_identity(RunDirectory(out)).versions["checkpoint"] == hash_weights(weights)
+
+
+def test_a_second_start_refuses_what_is_finished(
+    training: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["predict", str(training), str(images), "-o", str(tmp_path / "out"), "--device", "cpu", "--quiet"]
+    assert main(command) == 0
+    assert main(command) == 2
+    assert "is a finished run already; choose another folder" in capsys.readouterr().err
+
+
+def test_options_reach_the_labels(training: Path, images: Path, tmp_path: Path) -> None:
+    knobs = ["--fov", "90", "--min-confidence", "0.99", "--subset", "trip", "--batch", "1", "--depth", str(tmp_path)]
+    assert main(["predict", str(training), str(images), "-o", str(tmp_path / "out"), *knobs, "--quiet"]) == 0
+    placed = read_placed(find_labels(tmp_path / "out")[0])
+    assert [(p.scene.image_id, p.scene.num_people, str(p.status)) for p in placed] == [
+        (f"trip/{number}.png", 0, "no_people") for number in range(3)
+    ]
+    assert placed[0].scene.intrinsics[1, 1] == pytest.approx(30)
+    manifest = Manifest.open(tmp_path / "out/manifest.parquet")
+    assert manifest.read_shard(0)["depth_file"].to_pylist() == ["0.npy", "1.npy", "2.npy"]
+    assert manifest.depth_root == tmp_path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--fov", "190"], "between 0 and 180"),
+        (["--keep-camera"], "--keep-camera would need a manifest"),
+        (["--image-root", "x"], "--image-root would need a manifest"),
+        (["--min-confidence", "2"], "expected 0 .. 1"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(
+    training: Path,
+    images: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    sentence: str,
+) -> None:
+    assert main(["predict", str(training), str(images), "-o", str(tmp_path / "out"), *arguments]) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_another_body_model_than_that_of_the_training_is_refused(
+    training: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = dataclasses.replace(read_checkpoint(training), body_sha256="f" * 64)
+    save_checkpoint(tmp_path / "other", other)
+    assert main(["predict", str(tmp_path / "other"), str(images), "-o", str(tmp_path / "out")]) == 2
+    assert "was trained with ffffffffffffffff; name the right one with --body" in capsys.readouterr().err
+
+
+def test_what_is_no_checkpoint_is_refused(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "notes.pt").write_text("no checkpoint")
+    for path in (tmp_path / "notes.pt", tmp_path / "none", images):
+        assert main(["predict", str(path), str(images), "-o", str(tmp_path / "out")]) == 2
+        assert "checkpoint" in capsys.readouterr().err

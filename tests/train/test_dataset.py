@@ -1,0 +1,372 @@
+"""Batches from label files and photographs: complete, reproducible, bounded, unimpressed by broken images."""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dto_pipeline.commands.training_data import open_label_sets
+from dto_pipeline.data.exports.export import export_labels
+from dto_pipeline.data.exports.selection import Selection
+from dto_pipeline.data.label_files import find_label_files, flatten_table, read_label_files
+from dto_pipeline.data.label_pieces import ParquetSet
+from dto_pipeline.data.labels import LabelsError
+from dto_pipeline.data.manifest import build_manifest
+from dto_pipeline.errors import DtoError
+from dto_pipeline.maths.camera import project
+from dto_pipeline.models.body import BodyModel
+from dto_pipeline.run.driver import run_pipeline
+from dto_pipeline.run.finished import read_run_labels
+from dto_pipeline.status import UnusableImage
+from dto_pipeline.train.augment import ImageLabels, draw_view, see_labels, view_affine, warp_image
+from dto_pipeline.train.batch import TrainBatch
+from dto_pipeline.train.data_config import NO_AUGMENTATION, AugmentConfig, DataConfig
+from dto_pipeline.train.dataset import (
+    Sample,
+    Skipped,
+    TrainingData,
+    TrainingImages,
+    build_labels,
+    collate_samples,
+    keep_visible,
+)
+from dto_pipeline.train.order import Draw
+from tests.run.chaos import tiny_config
+from tests.tars import write_tar
+from tests.tiny_dataset import TinyDataset, write_tiny_dataset
+from tests.train.label_examples import random_columns, random_labels
+
+UNREADABLE = {"tiny/000001.jpg", "tiny/000002.jpg"}  # missing, truncated
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory, body: BodyModel) -> TinyDataset:
+    """Nine images in three shards, four of them spoilt."""
+    return write_tiny_dataset(tmp_path_factory.mktemp("tiny"), body)
+
+
+@pytest.fixture(scope="module")
+def run_dir(tiny: TinyDataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("finished") / "run"
+    run_pipeline(tiny.manifest, path, tiny_config(), progress=False)
+    return path
+
+
+def config(labels: Path, **changes: Any) -> DataConfig:
+    knobs = DataConfig(labels=(str(labels),), select="all", input_size=64, workers=0, batch_images=2)
+    return dataclasses.replace(knobs, **changes)
+
+
+def open_data(knobs: DataConfig, body: BodyModel, rank: int = 0, world: int = 1, augment: bool = True) -> TrainingData:
+    varied = AugmentConfig() if augment else NO_AUGMENTATION
+    images = TrainingImages(open_label_sets(knobs), body, knobs, varied)
+    return TrainingData(images, knobs, rank, world)
+
+
+def seen_ids(batches: list[TrainBatch]) -> list[str]:
+    return [key for batch in batches for key in batch.image_ids]
+
+
+def skipped_ids(batches: list[TrainBatch]) -> list[str]:
+    return [text.split(":")[0] for batch in batches for text in batch.skipped]
+
+
+def test_an_epoch_shows_every_image_once_and_names_those_that_cannot_be_read(run_dir: Path, body: BodyModel) -> None:
+    batches = list(open_data(config(run_dir), body).epoch(0))
+    assert set(skipped_ids(batches)) == UNREADABLE
+    assert sorted([*seen_ids(batches), *skipped_ids(batches)]) == [f"tiny/00000{i}.jpg" for i in range(9)]
+    assert all("000001.jpg does not exist" in t for b in batches for t in b.skipped if "000001" in t)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_ranks_and_reading_processes_change_no_batch(run_dir: Path, body: BodyModel, workers: int) -> None:
+    knobs = config(run_dir)
+    for rank in range(2):
+        one = list(open_data(knobs, body, rank, 2).epoch(3))
+        other = list(open_data(dataclasses.replace(knobs, workers=workers), body, rank, 2).epoch(3))
+        assert [b.image_ids for b in one] == [b.image_ids for b in other]
+        for first, second in zip(one, other, strict=True):
+            torch.testing.assert_close(first.image, second.image, rtol=0, atol=0)
+            torch.testing.assert_close(first.transl, second.transl, rtol=0, atol=0)
+
+
+def test_ranks_together_show_every_image_once_in_equally_many_steps(run_dir: Path, body: BodyModel) -> None:
+    ranks = [list(open_data(config(run_dir), body, rank, 4).epoch(0)) for rank in range(4)]
+    assert {len(batches) for batches in ranks} == {2}
+    everything = [key for batches in ranks for key in [*seen_ids(batches), *skipped_ids(batches)] if key]
+    assert sorted(everything) == [f"tiny/00000{i}.jpg" for i in range(9)]
+
+
+def test_a_resumed_epoch_continues_exactly(run_dir: Path, body: BodyModel) -> None:
+    whole = list(open_data(config(run_dir), body).epoch(1))
+    rest = list(open_data(config(run_dir, workers=2), body).epoch(1, start_step=2))
+    assert [b.image_ids for b in rest] == [b.image_ids for b in whole[2:]]
+    torch.testing.assert_close(rest[-1].image, whole[-1].image, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_epoch_that_was_left_early_does_not_spill_into_the_next(
+    run_dir: Path, body: BodyModel, workers: int
+) -> None:
+    data = open_data(config(run_dir, workers=workers), body)
+    left = data.epoch(0)
+    next(left)
+    next(left)
+    again = [batch.image_ids for batch in data.epoch(1)]
+    assert again == [batch.image_ids for batch in open_data(config(run_dir), body).epoch(1)]
+
+
+def test_epochs_differ_in_order_and_augmentation(run_dir: Path, body: BodyModel) -> None:
+    data = open_data(config(run_dir), body)
+    first, second = list(data.epoch(0)), list(data.epoch(1))
+    assert seen_ids(first) != seen_ids(second)
+    cameras = [{k: b.intrinsics[i] for b in e for i, k in enumerate(b.image_ids)} for e in (first, second)]
+    assert not torch.allclose(cameras[0]["tiny/000000.jpg"], cameras[1]["tiny/000000.jpg"])
+
+
+def test_without_augmentation_labels_are_those_of_the_run(run_dir: Path, body: BodyModel) -> None:
+    columns = flatten_table(read_label_files(find_label_files(run_dir)))
+    row = columns.images["image_id"].tolist().index("tiny/000003.jpg")
+    part = slice(columns.starts[row], columns.starts[row + 1])
+    batches = list(open_data(config(run_dir), body, augment=False).epoch(0))
+    batch = next(b for b in batches if "tiny/000003.jpg" in b.image_ids)
+    i = batch.image_ids.index("tiny/000003.jpg")
+    people = int(batch.present[i].sum())
+    np.testing.assert_allclose(batch.transl[i, :people], columns.people["transl"][part], atol=1e-6)
+    np.testing.assert_array_equal(batch.pose[i, :people], columns.people["pose"][part])
+    joints = body.joints(batch.pose[i, :people], batch.betas[i, :people], batch.transl[i, :people])[:, :24]
+    scale = 64 / max(columns.images["width"][row], columns.images["height"][row])
+    shrunk = project(joints, torch.from_numpy(columns.intrinsics[row]).float()) * scale
+    here = project(joints, batch.intrinsics[i])
+    offset = here - shrunk
+    torch.testing.assert_close(offset, offset[:1, :1].expand_as(offset), atol=1e-3, rtol=0)
+
+
+def test_a_person_with_a_broken_label_is_present_without_a_body(run_dir: Path, body: BodyModel) -> None:
+    batches = list(open_data(config(run_dir), body, augment=False).epoch(0))
+    batch = next(b for b in batches if "tiny/000005.jpg" in b.image_ids)
+    i = batch.image_ids.index("tiny/000005.jpg")
+    assert (batch.present[i] & ~batch.has_body[i]).sum() == 1
+    assert torch.isfinite(batch.pose).all()
+    assert torch.isfinite(batch.boxes[i][batch.present[i]]).all()
+
+
+def test_padding_is_marked_and_holds_no_numbers(run_dir: Path, body: BodyModel) -> None:
+    for batch in open_data(config(run_dir, batch_images=4), body).epoch(0):
+        assert batch.present.shape == batch.has_body.shape == batch.depth_layer.shape
+        assert torch.isnan(batch.boxes[~batch.present]).all()
+        assert not batch.has_body[~batch.present].any()
+        assert torch.isnan(batch.z_covariance[~batch.present]).all()
+        assert (batch.image >= 0).all()
+        assert (batch.image <= 1).all()
+        moved = batch.to("cpu")
+        assert moved.skipped == batch.skipped
+
+
+def test_a_batch_of_which_nothing_can_be_read_is_a_black_image_without_people(run_dir: Path, body: BodyModel) -> None:
+    batch = collate_samples([Skipped("a", "gone"), Skipped("b", "torn")], 32)
+    assert batch.skipped == ("a: gone", "b: torn")
+    assert batch.image.shape == (1, 3, 32, 32)
+    assert batch.image_ids == ("",)
+    assert batch.present.shape == (1, 0)
+    assert not batch.has_camera.any()
+
+
+def test_a_photograph_of_another_size_than_was_labelled_is_left_out(
+    tiny: TinyDataset, run_dir: Path, body: BodyModel, tmp_path: Path
+) -> None:
+    tall, wide = (tiny.manifest.parent / "images" / f"00000{i}.jpg" for i in (5, 0))
+    for image in range(9):
+        (tmp_path / f"00000{image}.jpg").write_bytes((tall if image == 3 else wide).read_bytes())
+    batches = list(open_data(config(run_dir, images=(str(tmp_path),)), body).epoch(0))
+    reasons = [text for batch in batches for text in batch.skipped if "000003" in text]
+    assert reasons == ["tiny/000003.jpg: the image has 120 x 160 pixels, its labels 160 x 120"]
+
+
+def test_images_in_tars_are_read_in_place_by_several_processes(
+    tiny: TinyDataset, body: BodyModel, tmp_path: Path
+) -> None:
+    for folder in ("labels", "depth"):
+        (tmp_path / folder).symlink_to(tiny.manifest.parent / folder)
+    files = {path.name: path.read_bytes() for path in sorted((tiny.manifest.parent / "images").iterdir())}
+    write_tar(tmp_path / "tars/0.tar", files)
+    dataset = dataclasses.replace(tiny.dataset, root=tmp_path, images="tars", images_in="tars")
+    build_manifest(dataset, tmp_path / "tiny.parquet", progress=False)
+    run_pipeline(tmp_path / "tiny.parquet", tmp_path / "run", tiny_config(), progress=False)
+    batches = list(open_data(config(tmp_path / "run", workers=2), body).epoch(0))
+    assert set(skipped_ids(batches)) == UNREADABLE
+    assert len([key for key in seen_ids(batches) if key]) == 7
+
+
+def test_an_export_trains_as_its_run_does(tiny: TinyDataset, run_dir: Path, body: BodyModel, tmp_path: Path) -> None:
+    export_labels([read_run_labels(run_dir)], "parquet", tmp_path / "export", Selection(), progress=False)
+    images = str(tiny.manifest.parent / "images")
+    batches = list(open_data(config(tmp_path / "export", images=(images,)), body).epoch(0))
+    assert sorted([*seen_ids(batches), *skipped_ids(batches)]) == [f"tiny/00000{i}.jpg" for i in range(9)]
+    with pytest.raises(LabelsError, match="nothing says where its photographs are"):
+        open_data(config(tmp_path / "export"), body)
+
+
+def test_subsets_come_with_their_weights(run_dir: Path, body: BodyModel) -> None:
+    knobs = dataclasses.replace(config(run_dir), labels=(str(run_dir), str(run_dir)), weights=(1.0, 2.0))
+    batches = list(open_data(knobs, body).epoch(0))
+    counts = {key: seen_ids(batches).count(key) for key in set(seen_ids(batches)) if key}
+    assert set(counts.values()) == {3}
+
+
+def test_held_out_images_are_never_trained_on(run_dir: Path, body: BodyModel) -> None:
+    knobs = config(run_dir, holdout=0.4)
+    sets = open_label_sets(knobs)
+    sides = [TrainingImages(sets, body, knobs, held_out=side) for side in (False, True)]
+    epochs = [list(TrainingData(side, knobs).epoch(0)) for side in sides]
+    keys = [{key for key in seen_ids(batches) + skipped_ids(batches) if key} for batches in epochs]
+    assert len(keys[0] | keys[1]) == 9
+    assert not keys[0] & keys[1]
+    assert keys[1]
+
+
+def test_only_accepted_images_are_taken_unless_more_is_asked_for(run_dir: Path, body: BodyModel) -> None:
+    columns = flatten_table(read_label_files(find_label_files(run_dir)))
+    for select in ("accepted", "optimized"):
+        knobs = config(run_dir, select=select)
+        images = TrainingImages(open_label_sets(knobs), body, knobs)
+        assert len(images) == columns.images[f"is_{select}"].sum()
+
+
+def test_nothing_to_train_on_is_said(run_dir: Path, body: BodyModel) -> None:
+    with pytest.raises(DtoError, match=r"data\.labels names no labels"):
+        open_label_sets(DataConfig())
+    knobs = config(run_dir, holdout=0.0)
+    with pytest.raises(LabelsError, match="no image is held out"):
+        TrainingImages(open_label_sets(knobs), body, knobs, held_out=True)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_labels_that_were_damaged_meanwhile_stop_the_epoch_with_a_sentence(
+    run_dir: Path, body: BodyModel, tmp_path: Path, workers: int
+) -> None:
+    copy = Path(shutil.copytree(run_dir, tmp_path / "copy"))
+    data = open_data(config(copy, workers=workers), body)
+    for path in (copy / "labels").iterdir():
+        path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(LabelsError, match=r"^/\S+parquet is not a whole Parquet file .*write it again$"):
+        list(data.epoch(0))
+
+
+def test_labels_in_memory_are_bounded_by_the_shuffling_window(run_dir: Path, body: BodyModel) -> None:
+    knobs = config(run_dir, shuffle_images=1)
+    images = TrainingImages(open_label_sets(knobs), body, knobs)
+    assert len(images.pieces) == 3
+    for image in (0, 4, 8, 1, 5):
+        images[Draw(0, image, image)]
+        assert images.cached_images <= 1 + 3
+    assert pickle.loads(pickle.dumps(images)).cached_images == 0
+
+
+def test_people_outside_of_the_window_are_left_out_and_the_nearest_stay(body: BodyModel) -> None:
+    labels = random_labels(body, people=5, spread=0.3)
+    away = labels.transl.copy()
+    away[2, 0] = 40
+    joints = labels.joints + (away - labels.transl)[:, None]
+    labels = dataclasses.replace(labels, transl=away, joints=joints)
+    assert keep_visible(labels, 300, 4, 50).num_people == 4
+    kept = keep_visible(labels, 300, 4, 2)
+    nearest = sorted(np.delete(labels.joints[:, 0, 2], 2))[:2]
+    np.testing.assert_allclose(sorted(kept.joints[:, 0, 2]), nearest)
+    assert kept.z_covariance.shape == (2, 2)
+
+
+def test_samples_of_different_crowds_are_padded_side_by_side(body: BodyModel) -> None:
+    crowds = [random_labels(body, people=count, seed=count) for count in (1, 3)]
+    samples = [Sample(str(i), np.zeros((8, 8, 3), np.float32), labels) for i, labels in enumerate(crowds)]
+    batch = collate_samples(samples, 8)
+    assert batch.present.sum(1).tolist() == [1, 3]
+    torch.testing.assert_close(batch.z_covariance[0, 0, 0], torch.tensor(crowds[0].z_covariance[0, 0]))
+    torch.testing.assert_close(batch.z_covariance[1], torch.from_numpy(crowds[1].z_covariance))
+    assert isinstance(crowds[0], ImageLabels)
+
+
+def test_annotated_people_come_with_joints_and_layers_but_without_bodies(
+    tiny: TinyDataset, run_dir: Path, body: BodyModel, tmp_path: Path
+) -> None:
+    joints = np.zeros((14, 3))
+    joints[:, :2] = np.arange(28).reshape(14, 2) * 2 + 20
+    joints[:12, 2] = 1
+    joints[3, 2] = 0  # the right elbow is not seen
+    people = [
+        {"kp2d": joints, "depth_id": 1, "bbox": [20, 20, 90, 90]},
+        {"kp2d": None, "depth_id": 0, "bbox": [0, 0, 40, 60]},
+    ]
+    nothing = {"kp2d": None, "depth_id": -1, "bbox": None}
+    annots = {"000000.jpg": [*people, nothing], "000001.jpg": people, "x.jpg": []}
+    np.savez(tmp_path / "train_annots.npz", annots=np.array(annots, dtype=object))
+    images = str(tiny.manifest.parent / "images")
+    knobs = config(tmp_path / "train_annots.npz", images=(images,), input_size=160, batch_images=1)
+    first, second = sorted(open_data(knobs, body, augment=False).epoch(0), key=lambda batch: batch.image_ids)
+    assert first.skipped == ("train_annots/000001.jpg: image 000001.jpg does not exist",)
+    assert second.image_ids == ("train_annots/000000.jpg",)
+    assert second.depth_layer.tolist() == [[1, 0]]
+    assert not second.has_body.any()
+    assert not second.has_camera.any()
+    seen = torch.isfinite(second.keypoints[0, 0]).all(-1).nonzero().flatten().tolist()
+    assert seen == [1, 2, 4, 5, 7, 8, 16, 17, 18, 20, 21]
+    torch.testing.assert_close(second.keypoints[0, 0, 16], torch.tensor([20.0, 42.0]))  # 160 x 120, centred
+    torch.testing.assert_close(second.boxes[0, 0], torch.tensor([20.0, 40, 90, 110]))
+    together = dataclasses.replace(
+        config(run_dir), labels=(str(run_dir), str(tmp_path / "train_annots.npz")), images=("", images), batch_images=11
+    )
+    mixed = next(iter(open_data(together, body).epoch(0)))
+    assert mixed.has_body.any()
+    assert (mixed.depth_layer >= 0).any()
+
+
+HOSTILE = st.floats(allow_nan=True, allow_infinity=True, width=32)
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    camera=st.tuples(HOSTILE, HOSTILE, HOSTILE, HOSTILE) | st.just((400.0, 400.0, 150.0, 130.0)),
+    numbers=st.tuples(HOSTILE, HOSTILE, HOSTILE, HOSTILE),
+    seed=st.integers(0, 20),
+)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_no_number_in_a_label_stops_training(
+    body: BodyModel, camera: tuple[float, ...], numbers: tuple[float, ...], seed: int
+) -> None:
+    columns = random_columns(2, seed)
+    columns.images.update(
+        {name: np.array([value]) for name, value in zip(("fx", "fy", "cx", "cy"), camera, strict=True)}
+    )
+    for name, value in zip(("pose", "betas", "transl", "bbox_xyxy"), numbers, strict=True):
+        columns.people[name][0, seed % columns.people[name].shape[1]] = value
+    try:
+        labels = build_labels(columns, 0, 320, 240, body)
+    except UnusableImage:
+        return
+    view = draw_view(np.random.default_rng(seed), labels, 320, 240, 64, AugmentConfig())
+    image = warp_image(np.full((240, 320, 3), 99, np.uint8), view_affine(labels.intrinsics, view), 64)
+    seen = keep_visible(see_labels(labels, view), 64, 4, 50)
+    batch = collate_samples([Sample("a", image.astype(np.float32), seen)], 64)
+    for name in ("pose", "betas", "transl"):
+        assert torch.isfinite(getattr(batch, name)).all(), name
+
+
+@pytest.mark.slow
+def test_photographs_behind_a_uri_are_read_by_fresh_processes_not_forked_ones(
+    run_dir: Path, body: BodyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    knobs = config(run_dir, workers=1)
+    here = seen_ids(list(open_data(dataclasses.replace(knobs, workers=0), body).epoch(0)))
+    monkeypatch.setattr(ParquetSet, "is_remote", True)
+    data = open_data(knobs, body)
+    assert data.start_method == "spawn"
+    assert seen_ids(list(data.epoch(0))) == here

@@ -1,0 +1,68 @@
+"""Measures of held-out images on predictions made by hand, and their pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from dto_pipeline.models.body import BodyModel
+from dto_pipeline.train.batch import TrainBatch
+from dto_pipeline.train.config import LossConfig, MatchConfig
+from dto_pipeline.train.evaluation import MEASURES, evaluate
+from dto_pipeline.train.model import Predictions
+from dto_pipeline.train.pictures import draw_held_out
+from tests.train.known_predictions import perfect_predictions, standing_batch
+
+
+def measure(batch: TrainBatch, predictions: Predictions, body: BodyModel) -> dict[str, float]:
+    with torch.no_grad():
+        return evaluate(lambda _: predictions, [batch], body, LossConfig(), MatchConfig())
+
+
+@pytest.fixture
+def batch() -> TrainBatch:
+    return standing_batch([[(-0.5, 3.0), (0.5, 3.4)], [(0.0, 4.0)]])
+
+
+def test_right_predictions_have_no_errors(batch: TrainBatch, body: BodyModel) -> None:
+    found = measure(batch, perfect_predictions(batch, body, 5), body)
+    assert (found["images"], found["persons"], found["pairs"]) == (2, 3, 1)
+    assert found["recall"] == found["precision"] == found["ordinal"] == 1.0
+    for name in set(MEASURES) - {"recall", "precision", "ordinal"}:
+        assert found[name] == pytest.approx(0.0, abs=1e-4), name
+
+
+def test_a_shift_of_everybody_is_an_error_of_places_but_not_between_people(batch: TrainBatch, body: BodyModel) -> None:
+    right = perfect_predictions(batch, body, 5)
+    shifted = dataclasses.replace(right, all_transl=right.all_transl + torch.tensor([0.0, 0.0, 0.5]))
+    found = measure(batch, shifted, body)
+    assert found["depth_error"] == pytest.approx(0.5, abs=1e-5)
+    assert found["pair_depth_error"] == pytest.approx(0.0, abs=1e-5)
+
+
+def test_somebody_the_network_is_not_sure_of_is_measured_but_not_recalled(batch: TrainBatch, body: BodyModel) -> None:
+    right = perfect_predictions(batch, body, 5)
+    logits = right.logits.detach().clone()
+    logits[0, 0, 0] = -3.0
+    logits[0, 1, 3] = 3.0  # sure of nobody
+    found = measure(batch, dataclasses.replace(right, logits=logits), body)
+    assert found["persons"] == 3
+    assert found["recall"] == pytest.approx(2 / 3)
+    assert found["precision"] == pytest.approx(2 / 3)
+
+
+def test_images_without_anybody_have_no_measures_but_break_nothing(batch: TrainBatch, body: BodyModel) -> None:
+    empty = dataclasses.replace(batch, present=torch.zeros_like(batch.present))
+    found = measure(empty, perfect_predictions(batch, body, 5), body)
+    assert found["persons"] == 0
+    assert found["pair_depth_error"] != found["pair_depth_error"]  # NaN
+
+
+def test_a_page_shows_labels_and_predictions_also_of_nobody(batch: TrainBatch, body: BodyModel) -> None:
+    right = perfect_predictions(batch, body, 5)
+    page = draw_held_out(batch, right, 0, body)
+    nobody = dataclasses.replace(right, logits=torch.full_like(right.logits, -9.0))
+    assert page.size == draw_held_out(batch, nobody, 0, body).size
+    assert page.width > 800

@@ -1,0 +1,98 @@
+"""The network's geometry: where weak perspective and field of view put people."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from dto_pipeline.maths.camera import project
+from dto_pipeline.models.encoder import EncoderShape, build_encoder, load_encoder, restore_encoder
+from dto_pipeline.models.networks import ModelError, ModelMissing, ModelReference
+from dto_pipeline.train.checkpoint import build_network
+from dto_pipeline.train.model import MeshNetwork, metric_translation
+from tests.train.small_crowds import tiny_config
+
+SIDE = 96
+
+
+def camera(focal: float, centre: tuple[float, float]) -> torch.Tensor:
+    return torch.tensor([[focal, 0, centre[0]], [0, focal, centre[1]], [0, 0, 1.0]])
+
+
+def network(**knobs: object) -> MeshNetwork:
+    torch.manual_seed(0)
+    return build_network(tiny_config(**knobs)).eval()
+
+
+def test_a_metre_at_the_person_is_sigma_half_inputs_long() -> None:
+    weak = torch.tensor([0.0, 0.2, -0.1])  # sigma = 2 sigmoid(0) = 1
+    transl = metric_translation(weak, camera(100.0, (48, 48)), SIDE)
+    assert transl.tolist() == pytest.approx([0.2, -0.1, 2 * 100 / SIDE], rel=1e-5)
+
+
+@pytest.mark.parametrize("centre", [(48.0, 48.0), (30.0, 70.0)])
+def test_a_person_is_seen_where_tx_and_ty_say_whatever_the_principal_point(centre: tuple[float, float]) -> None:
+    intrinsics = camera(110.0, centre)
+    transl = metric_translation(torch.tensor([-1.3, 0.5, -0.25]), intrinsics, SIDE)
+    seen = project(transl, intrinsics)
+    assert seen.tolist() == pytest.approx([(1 + 0.5) * SIDE / 2, (1 - 0.25) * SIDE / 2], rel=1e-5)
+
+
+def test_the_untrained_camera_is_the_one_the_paper_starts_from() -> None:
+    answer = network()(torch.rand(2, 3, SIDE, SIDE))
+    assert answer.fov.tolist() == pytest.approx([math.pi / 6] * 2, abs=0.05)
+    assert answer.focal.tolist() == pytest.approx((SIDE / (2 * torch.tan(answer.fov / 2))).tolist())
+
+
+@torch.no_grad()
+def test_the_preset_decides_whose_principal_point_is_used() -> None:
+    image, given = torch.rand(1, 3, SIDE, SIDE), camera(500.0, (30, 70))[None]
+    ours, paper = network()(image, given), network(loss__preset="paper")(image, given)
+    assert ours.intrinsics[0, :2, 2].tolist() == [30, 70]
+    assert paper.intrinsics[0, :2, 2].tolist() == [SIDE / 2, SIDE / 2]
+    assert torch.equal(ours.focal, paper.focal)  # the focal length is never taken from the label
+
+
+@torch.no_grad()
+def test_without_intrinsics_the_principal_point_is_the_centre() -> None:
+    assert network()(torch.rand(1, 3, SIDE, SIDE)).intrinsics[0, :2, 2].tolist() == [SIDE / 2, SIDE / 2]
+
+
+@torch.no_grad()
+def test_predictions_have_the_shapes_others_rely_on() -> None:
+    answer = network(model__betas=10)(torch.rand(2, 3, SIDE, SIDE))
+    assert answer.confidence.shape == (2, 12)
+    assert answer.boxes.shape == (2, 12, 4)
+    assert answer.pose.shape == (2, 12, 72)
+    assert answer.transl.shape == (2, 12, 3)
+    assert answer.betas.shape == (2, 12, 11)
+    assert (answer.betas[..., 10] == 0).all()  # ten coefficients: no kid axis
+    assert (answer.boxes[..., 2:] >= answer.boxes[..., :2]).all()
+    assert (answer.transl[..., 2] > 0).all()
+
+
+def test_every_weight_learns() -> None:
+    learning = network().train()
+    answer = learning(torch.rand(1, 3, SIDE, SIDE))
+    parts = (answer.logits, answer.centred_boxes, answer.rotations, answer.all_betas, answer.all_transl)
+    sum(part.sum() for part in parts).backward()
+    assert [name for name, weight in learning.named_parameters() if weight.grad is None] == []
+
+
+def test_an_encoder_of_a_folder_is_the_one_saved(tmp_path: Path) -> None:
+    encoder = build_encoder(EncoderShape(width=32, layers=2, heads=2, patch=16, image=SIDE)).eval()
+    encoder.network.save_pretrained(tmp_path)
+    loaded = load_encoder(ModelReference(str(tmp_path), knob="encoder")).eval()
+    image = torch.rand(1, 3, SIDE, SIDE)
+    assert torch.equal(loaded(image)[1], encoder(image)[1])
+    assert restore_encoder(encoder.describe()).width == 32
+
+
+def test_a_missing_encoder_is_named_with_its_knob(tmp_path: Path) -> None:
+    with pytest.raises(ModelMissing, match=r"encoder\.model"):
+        load_encoder(ModelReference(str(tmp_path / "nothing"), knob="encoder"))
+    with pytest.raises(ModelError, match=r"encoder\.revision"):
+        load_encoder(ModelReference("facebook/dinov2-base", knob="encoder"))

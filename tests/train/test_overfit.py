@@ -1,0 +1,32 @@
+"""The whole of learning at once: a small network learns eight images by heart."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dto_pipeline.models.body import BodyModel
+from dto_pipeline.train.checkpoint import build_network
+from dto_pipeline.train.evaluation import evaluate
+from dto_pipeline.train.learner import Learner
+from tests.train.small_crowds import crowd_batch, tiny_config
+
+FAMILIES = [0, 5, 12, 19, 26, 33, 40, 47]  # pictures of the demo's crowds with 24 people together
+
+
+@pytest.mark.slow
+def test_eight_images_are_learnt_to_near_zero_error(body: BodyModel) -> None:
+    # a field of view seen in eight images only is learnt within the steps if it weighs more than usual
+    config = tiny_config(loss__fov=20.0, loop__steps=500)
+    batch = crowd_batch(body, FAMILIES)
+    torch.manual_seed(0)
+    learner = Learner(config, build_network(config), body, torch.device("cpu"))
+    for step in range(config.loop.steps):
+        learner.step(batch, step)
+    measures = evaluate(learner.predict, [batch], body, config.loss, config.match)
+    assert measures["persons"] == 24
+    assert measures["mpjpe"] < 0.01
+    assert measures["transl_error"] < 0.04
+    assert measures["fov_error"] < 0.004
+    assert measures["pair_depth_error"] < 0.03
+    assert measures["recall"] == measures["precision"] == 1.0

@@ -1,0 +1,265 @@
+"""Predictions are carried back to the photograph exactly, and become a run that everything reads."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dto_pipeline.cli import main
+from dto_pipeline.commands.predict import predict_run
+from dto_pipeline.config import ConfigError
+from dto_pipeline.data.images import ImageFolder
+from dto_pipeline.data.label_files import flatten_table, read_label_files
+from dto_pipeline.data.manifest import Manifest, build_manifest
+from dto_pipeline.data.placed import read_placed
+from dto_pipeline.data.tar_images import open_images
+from dto_pipeline.maths.camera import project
+from dto_pipeline.models.body import BodyModel
+from dto_pipeline.review.run_files import find_labels
+from dto_pipeline.review.verify import verify_run
+from dto_pipeline.run.driver import run_pipeline
+from dto_pipeline.scene import Scene
+from dto_pipeline.status import ImageStatus
+from dto_pipeline.train.augment import view_affine, whole_view
+from dto_pipeline.train.predict import Answer, Picture, PredictConfig, predict_scenes
+from dto_pipeline.train.prediction_files import PredictError, find_pictures, is_unfinished, manifest_pictures
+from tests.run.chaos import label_bytes, tiny_config
+from tests.tars import write_tar
+from tests.tiny_dataset import TinyDataset, write_tiny_dataset
+from tests.train.stand_in import FOCAL, SIDE, StandIn, stand_in
+
+CONFIG = PredictConfig(batch_images=2)
+
+
+def write_image(path: Path, width: int = 120, height: int = 80, seed: int = 0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rgb = np.random.default_rng(seed).integers(0, 255, (height, width, 3)).astype(np.uint8)
+    Image.fromarray(rgb).save(path)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three images, one of them torn, and a text."""
+    images = tmp_path / "holiday"
+    write_image(images / "b/2.png", 70, 110, seed=1)
+    write_image(images / "a.png")
+    (images / "c.jpg").write_bytes(b"\xff\xd8\xff torn")
+    (images / "notes.txt").write_text("no image")
+    return images
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, body: BodyModel) -> TinyDataset:
+    return write_tiny_dataset(tmp_path / "tiny", body, images=4, shard_images=2, broken=False)
+
+
+def predict_one(body: BodyModel, root: Path, picture: Picture, network: StandIn) -> Scene:
+    (scene,) = predict_scenes(stand_in(body, network), ImageFolder(root), [picture], CONFIG)
+    return scene
+
+
+def joints_in(body: BodyModel, scene: Scene) -> np.ndarray:
+    """(P, 24, 2) where the photograph shows the joints."""
+    arrays = (torch.from_numpy(values) for values in (scene.pose, scene.betas, scene.transl))
+    return project(body.joints(*arrays)[:, :24].double(), torch.from_numpy(scene.intrinsics)).numpy()
+
+
+def joints_in_input(body: BodyModel, network: StandIn, order: list[int]) -> np.ndarray:
+    """(P, 24, 2) where the network saw the joints."""
+    answer = network(torch.zeros(1, 3, SIDE, SIDE), network.cameras[0][:1])
+    joints = body.joints(*(getattr(answer, name)[0, order] for name in ("pose", "betas", "transl")))
+    return project(joints[:, :24].double(), answer.intrinsics[0].double()).numpy()
+
+
+@pytest.mark.parametrize("size", [(120, 80), (70, 110)])
+def test_predicted_bodies_project_onto_the_same_place_of_the_photograph(
+    body: BodyModel, tmp_path: Path, size: tuple[int, int]
+) -> None:
+    write_image(tmp_path / "a.png", *size)
+    network = StandIn()
+    scene = predict_one(body, tmp_path, Picture("x/a.png", "x", "a.png", "a.png"), network)
+    assert scene.det_score.tolist() == pytest.approx([0.9, 0.6])
+    scale = SIDE / max(size)
+    offset = (SIDE - scale * np.array(size)) / 2
+    expected = (joints_in_input(body, network, [1, 0]) - offset) / scale
+    np.testing.assert_allclose(joints_in(body, scene), expected, atol=1e-3)
+    np.testing.assert_allclose(scene.transl, [(-0.3, 0.1, 3.0), (0.4, 0.2, 5.0)], rtol=1e-6)
+    camera = np.diag([FOCAL / scale, FOCAL / scale, 1])
+    camera[:2, 2] = np.array(size) / 2
+    np.testing.assert_allclose(scene.intrinsics, camera)
+    left, top, right, bottom = scene.bbox_xyxy[0]
+    expected = (np.array([40, 20, 60]) - offset[[0, 1, 0]]) / scale
+    np.testing.assert_allclose(np.array([left, top, right]), expected, rtol=1e-5)
+    assert bottom == size[1]  # boxes end at the border
+
+
+def test_a_known_camera_stays_and_every_pelvis_keeps_its_place(body: BodyModel, tmp_path: Path) -> None:
+    write_image(tmp_path / "a.png")
+    camera = np.array([[200.0, 0, 70], [0, 180, 30], [0, 0, 1]])
+    network = StandIn()
+    scene = predict_one(body, tmp_path, Picture("x/a.png", "x", "a.png", "a.png", camera), network)
+    np.testing.assert_array_equal(scene.intrinsics, camera)
+    affine = np.vstack([view_affine(camera, whole_view(camera, 120, 80, SIDE)), [0, 0, 1]])
+    np.testing.assert_allclose(network.cameras[0][0], affine @ camera, rtol=1e-6)
+    seen = joints_in_input(body, network, [1, 0])[:, 0]
+    expected = (np.linalg.inv(affine) @ np.c_[seen, np.ones(2)].T).T[:, :2]
+    np.testing.assert_allclose(joints_in(body, scene)[:, 0], expected, atol=1e-3)
+    ratio = (affine @ camera)[1, 1] / FOCAL
+    arrays = (torch.from_numpy(values) for values in (scene.pose, scene.betas, scene.transl))
+    pelvis_z = body.joints(*arrays)[:, 0, 2].numpy()
+    np.testing.assert_allclose(pelvis_z, (np.array([3.0, 5]) + pelvis_z - scene.transl[:, 2]) * ratio, rtol=1e-5)
+
+
+def test_a_camera_that_no_picture_can_have_costs_its_picture_only(body: BodyModel, tmp_path: Path) -> None:
+    write_image(tmp_path / "a.png")
+    cameras = [np.diag([1e-9, 100.0, 1]), np.diag([np.nan, 1, 1]), np.array([[100.0, 0, 60], [0, 100, 40], [0, 0, 1]])]
+    pictures = [Picture(f"x/{k}", "x", "a.png", "a.png", camera) for k, camera in enumerate(cameras)]
+    first, second, third = predict_scenes(stand_in(body), ImageFolder(tmp_path), pictures, CONFIG)
+    assert first.problem is not None
+    assert first.problem[0] == ImageStatus.LABEL_INVALID
+    assert "focal lengths" in first.problem[1]
+    assert second.problem == (ImageStatus.LABEL_INVALID, "its camera is not finite")
+    assert third.num_people == 2
+
+
+def test_a_known_field_of_view_decides_the_focal_length(body: BodyModel, tmp_path: Path) -> None:
+    write_image(tmp_path / "a.png")
+    scene = predict_one(body, tmp_path, Picture("x/a.png", "x", "a.png", "a.png", fov=math.pi / 2), StandIn())
+    np.testing.assert_allclose(scene.intrinsics, [[40, 0, 60], [0, 40, 40], [0, 0, 1]], atol=1e-9)
+
+
+def test_a_folder_becomes_a_run_with_a_row_for_every_image(body: BodyModel, folder: Path, tmp_path: Path) -> None:
+    manifest = predict_run(stand_in(body), find_pictures(str(folder)), tmp_path / "out", CONFIG, progress=False)
+    placed = read_placed(find_labels(tmp_path / "out")[0])
+    assert [p.scene.image_id for p in placed] == ["holiday/a.png", "holiday/b/2.png", "holiday/c.jpg"]
+    assert [str(p.status) for p in placed] == ["predicted", "predicted", "image_corrupt"]
+    assert placed[2].message
+    assert (manifest.num_images, manifest.num_people) == (3, 4)
+    np.testing.assert_allclose(placed[0].height_m, body.rest_height(torch.tensor(placed[0].betas)), rtol=1e-5)
+    assert verify_run(tmp_path / "out").passed
+    assert not is_unfinished(tmp_path / "out")
+
+
+def test_batches_and_threads_change_no_byte(body: BodyModel, folder: Path, tmp_path: Path) -> None:
+    for name, config in {"a": CONFIG, "b": PredictConfig(batch_images=1, read_threads=1)}.items():
+        predict_run(stand_in(body), find_pictures(str(folder)), tmp_path / name, config, progress=False)
+    assert label_bytes(tmp_path / "a") == label_bytes(tmp_path / "b")
+
+
+def test_a_killed_prediction_goes_on_where_it_was(body: BodyModel, folder: Path, tmp_path: Path) -> None:
+    class Killed(Exception):
+        pass
+
+    class Dying(StandIn):
+        def __call__(self, image: torch.Tensor, intrinsics: torch.Tensor | None) -> Answer:
+            if len(self.cameras) == 1:
+                raise Killed
+            return super().__call__(image, intrinsics)
+
+    out, pictures = tmp_path / "out", find_pictures(str(folder), shard_images=1)
+    with pytest.raises(Killed):
+        predict_run(stand_in(body, Dying()), pictures, out, CONFIG, progress=False)
+    network = StandIn()
+    predict_run(stand_in(body, network), pictures, out, CONFIG, progress=False)
+    assert len(network.cameras) == 1  # only the second image; the third cannot be read
+    predict_run(stand_in(body), pictures, tmp_path / "whole", CONFIG, progress=False)
+    assert label_bytes(out) == label_bytes(tmp_path / "whole")
+
+
+def test_a_prediction_killed_while_it_became_a_run_is_finished(
+    body: BodyModel, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    out, pictures = tmp_path / "out", find_pictures(str(folder), shard_images=1)
+    monkeypatch.setattr("dto_pipeline.run.as_given.commit_receipt", die)
+    with pytest.raises(KeyboardInterrupt):
+        predict_run(stand_in(body), pictures, out, CONFIG, progress=False)
+    monkeypatch.undo()
+    assert is_unfinished(out)
+    predict_run(stand_in(body), pictures, out, CONFIG, progress=False)
+    assert verify_run(out).passed
+    assert not is_unfinished(out)
+
+
+def test_people_who_are_behind_the_camera_stay_with_their_status(body: BodyModel, folder: Path, tmp_path: Path) -> None:
+    network = StandIn(transl=((0, 0, 5), (0, 0, -3), (0, 0, 1)))
+    predict_run(stand_in(body, network), find_pictures(str(folder)), tmp_path / "out", CONFIG, progress=False)
+    placed = read_placed(find_labels(tmp_path / "out")[0])[0]
+    assert [str(status) for status in placed.person_status] == ["invalid_label", "not_run"]
+    rows = Manifest.open(tmp_path / "out/manifest.parquet").read_shard(0)
+    assert "not in front" in rows["persons"][0][0]["problem"].as_py()
+
+
+def test_nobody_sure_enough_is_an_image_without_people(body: BodyModel, folder: Path, tmp_path: Path) -> None:
+    config = PredictConfig(min_confidence=0.95)
+    predict_run(stand_in(body), find_pictures(str(folder)), tmp_path / "out", config, progress=False)
+    placed = read_placed(find_labels(tmp_path / "out")[0])
+    assert [p.status for p in placed[:2]] == [ImageStatus.NO_PEOPLE] * 2
+    assert verify_run(tmp_path / "out").passed
+
+
+def test_pictures_that_cannot_be_found_are_said(tmp_path: Path) -> None:
+    with pytest.raises(PredictError, match="cannot be listed"):
+        find_pictures(str(tmp_path / "none"))
+    with pytest.raises(PredictError, match="holds no image"):
+        find_pictures(str(tmp_path))
+    with pytest.raises(ConfigError, match="least confidence"):
+        PredictConfig(min_confidence=1.5)
+
+
+def test_the_predictions_of_a_manifest_keep_its_keys_shards_and_depth(
+    body: BodyModel, tiny: TinyDataset, tmp_path: Path
+) -> None:
+    pictures = manifest_pictures(str(tiny.manifest), keep_camera=True)
+    predict_run(stand_in(body), pictures, tmp_path / "out", CONFIG, progress=False)
+    given, made = Manifest.open(tiny.manifest), Manifest.open(tmp_path / "out/manifest.parquet")
+    assert [size.images for size in made.shard_sizes] == [size.images for size in given.shard_sizes]
+    for name in ("image_id", "image_file", "depth_file", "fx", "cx"):
+        for shard in range(made.num_shards):
+            assert made.read_shard(shard)[name].to_pylist() == given.read_shard(shard)[name].to_pylist(), name
+    assert made.depth_root == given.depth_root
+
+
+def test_images_in_tars_are_found_again_by_the_new_manifest(body: BodyModel, tiny: TinyDataset, tmp_path: Path) -> None:
+    root = tiny.manifest.parent
+    files = {path.name: path.read_bytes() for path in sorted((root / "images").iterdir())}
+    write_tar(root / "tars/0.tar", files)
+    dataset = dataclasses.replace(tiny.dataset, images="tars", images_in="tars")
+    build_manifest(dataset, tmp_path / "packed.parquet", progress=False)
+    pictures = manifest_pictures(str(tmp_path / "packed.parquet"))
+    made = predict_run(stand_in(body), pictures, tmp_path / "out", CONFIG, progress=False)
+    assert made.num_people == 8
+    name = made.read_shard(0)["image_file"][0].as_py()
+    assert name.startswith("0.tar!")
+    assert open_images(made.images_root, made.path).read(name).rgb.shape == (120, 160, 3)
+
+
+@pytest.mark.slow
+def test_predictions_are_viewed_exported_merged_and_placed(body: BodyModel, tiny: TinyDataset, tmp_path: Path) -> None:
+    out = tmp_path / "predicted"
+    predict_run(stand_in(body), manifest_pictures(str(tiny.manifest)), out, CONFIG, progress=False)
+    assert main(["view", str(out), "--random", "1", "-o", str(tmp_path / "pages"), "--glb"]) == 0
+    assert list((tmp_path / "pages").glob("*.png"))
+    assert main(["export", str(out), "--format", "hf", "-o", str(tmp_path / "hf"), "--quiet"]) == 0
+    assert main(["export", str(out), "--format", "camerahmr", "--all", "-o", str(tmp_path / "npz"), "--quiet"]) == 0
+    merged = tmp_path / "merged.parquet"
+    assert main(["manifest", "merge", str(tiny.manifest), str(out), "-o", str(merged), "--quiet"]) == 0
+    before, after = Manifest.open(tiny.manifest), Manifest.open(merged)
+    assert after.num_people > before.num_people
+    run_pipeline(merged, tmp_path / "run", tiny_config(), progress=False)
+    columns = flatten_table(read_label_files(find_labels(tmp_path / "run")))
+    added = columns.people["source_row"] == -1
+    assert added.any()
+    assert set(np.round(columns.people["det_score"][added].astype(float), 2)) <= {0.6, 0.9}
+    run_pipeline(out / "manifest.parquet", tmp_path / "placed", tiny_config(), progress=False)
+    again = flatten_table(read_label_files(find_labels(tmp_path / "placed")))
+    assert again.num_people == 8
+    assert (again.people["source_row"] == -1).all()

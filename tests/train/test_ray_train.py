@@ -1,0 +1,114 @@
+"""Real workers of Ray Train: they learn what one process learns, and a killed one costs no more than it had done."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from dto_pipeline.config import RunConfig
+from dto_pipeline.run.ray_pool import start_ray
+from dto_pipeline.train.batch import TrainBatch
+from dto_pipeline.train.checkpoint import list_checkpoints, read_checkpoint
+from dto_pipeline.train.loop import train_network
+from dto_pipeline.train.records import TRAINING, read_rows
+from tests.train.known_predictions import standing_batch
+from tests.train.small_crowds import BatchSource, BatchStream, tiny_config
+
+pytestmark = pytest.mark.slow
+KNOBS = {
+    "encoder__width": 32,
+    "encoder__layers": 1,
+    "model__width": 32,
+    "model__layers": 1,
+    "model__queries": 6,
+    "loop__log_every": 1,
+    "loop__evaluate_every": 0,
+    "loop__pictures": 0,
+}
+
+
+@pytest.fixture(scope="module")
+def data() -> TrainBatch:
+    """Four images of noise with one or two standing people each, one without a camera."""
+    batch = standing_batch([[(-0.4, 3.0), (0.4, 3.3)], [(0.0, 4.0)], [(0.3, 2.5)], [(-0.3, 5.0), (0.5, 5.5)]])
+    image = torch.rand(4, 3, 96, 96, generator=torch.Generator().manual_seed(3))
+    return dataclasses.replace(batch, image=image, has_camera=torch.tensor([True, True, False, True]))
+
+
+@pytest.fixture
+def ray_session() -> Iterator[None]:
+    import ray
+
+    start_ray(RunConfig(workers=2), "local")
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_two_workers_learn_what_one_process_learns_from_batches_twice_as_large(
+    data: TrainBatch, tmp_path: Path
+) -> None:
+    one = tiny_config(loop__steps=6, loop__checkpoint_every=6, **KNOBS)
+    two = dataclasses.replace(one, loop=dataclasses.replace(one.loop, workers=2))
+    train_network(one, BatchSource(data, 2), tmp_path / "one", progress=False)
+    train_network(two, BatchSource(data, 1), tmp_path / "two", progress=False)
+    rows = [read_rows(tmp_path / name / TRAINING) for name in ("one", "two")]
+    for alone, shared in zip(*rows, strict=True):
+        assert shared == pytest.approx(alone, rel=2e-3, abs=1e-5)
+    weights = [read_checkpoint(tmp_path / name).weights for name in ("one", "two")]
+    apart = [float((weights[0][name] - weights[1][name]).abs().mean()) for name in weights[0]]
+    assert max(apart) < 1e-4
+
+
+@dataclasses.dataclass(frozen=True)
+class WatchedSource(BatchSource):
+    """Writes down who starts where, and takes its time."""
+
+    notes: Path = Path()
+
+    def training(self, rank: int, world: int) -> BatchStream:
+        source = self
+
+        class Slow(BatchStream):
+            def epoch(self, epoch: int, start_step: int = 0) -> Iterator[TrainBatch]:
+                for batch in super().epoch(epoch, start_step):
+                    time.sleep(0.1)
+                    yield batch
+
+        with (source.notes / f"rank-{rank}").open("a") as stream:
+            stream.write(f"{os.getpid()}\n")
+        return Slow(self.data, self.images, rank, world)
+
+
+def kill_after_first_checkpoint(folder: Path, notes: Path) -> None:
+    while not list_checkpoints(folder):
+        time.sleep(0.05)
+    os.kill(int((notes / "rank-1").read_text().split()[0]), signal.SIGKILL)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_killed_worker_is_replaced_and_training_goes_on_from_the_checkpoint(data: TrainBatch, tmp_path: Path) -> None:
+    folder, notes = tmp_path / "training", tmp_path / "notes"
+    notes.mkdir()
+    config = tiny_config(loop__steps=24, loop__checkpoint_every=4, loop__workers=2, **KNOBS)
+    killer = threading.Thread(target=kill_after_first_checkpoint, args=(folder, notes), daemon=True)
+    killer.start()
+    train_network(config, WatchedSource(data, 1, notes), folder, progress=False)
+    killer.join(timeout=10)
+    assert read_checkpoint(folder).position.step == 24
+    assert len((notes / "rank-0").read_text().split()) == 2  # both were started again, once
+    rows = read_rows(folder / TRAINING)
+    assert [row["step"] for row in rows] == list(range(1, 25))  # each step is told once
+    # nothing was learnt twice: the same rows as without the kill
+    whole = dataclasses.replace(config, loop=dataclasses.replace(config.loop, workers=0))
+    train_network(whole, BatchSource(data, 2), tmp_path / "whole", progress=False)
+    for row, alone in zip(rows, read_rows(tmp_path / "whole" / TRAINING), strict=True):
+        assert row["loss"] == pytest.approx(alone["loss"], rel=2e-2)

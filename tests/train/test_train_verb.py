@@ -1,0 +1,66 @@
+"""`dto train` from the command line on a finished run, and what `dto` says when it cannot."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dto_pipeline.cli import main
+from dto_pipeline.models.body import BodyModel
+from dto_pipeline.run.driver import run_pipeline
+from dto_pipeline.train.checkpoint import list_checkpoints
+from dto_pipeline.train.config import load_train_config
+from dto_pipeline.train.records import HELD_OUT, TRAINING, read_rows
+from tests.run.chaos import tiny_config
+from tests.tiny_dataset import write_tiny_dataset
+
+ROOT = Path(__file__).parent.parent.parent
+KNOBS = """
+encoder: {width: 32, layers: 1, heads: 4, patch: 16}
+model: {width: 32, layers: 1, queries: 6}
+loop: {steps: 3, warm_up: 1, rate: 1e-3, log_every: 1, pictures: 1}
+data: {select: all, holdout: 0.3, input_size: 64, workers: 0, batch_images: 2}
+"""
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory, body: BodyModel) -> Path:
+    tiny = write_tiny_dataset(tmp_path_factory.mktemp("tiny"), body)
+    path = tmp_path_factory.mktemp("finished") / "run"
+    run_pipeline(tiny.manifest, path, tiny_config(), progress=False)
+    return path
+
+
+def test_a_run_becomes_a_network(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config, out = tmp_path / "train.yaml", tmp_path / "out"
+    config.write_text(KNOBS)
+    assert main(["train", str(config), "-o", str(out), "--set", f"data.labels=[{run_dir}]", "--quiet"]) == 0
+    assert "pairwise depth error" in capsys.readouterr().out
+    assert [path.name for path in list_checkpoints(out)] == ["step-00000003.pt"]
+    rows = read_rows(out / TRAINING)
+    assert len(rows) == 3
+    assert sum(row["skipped_images"] for row in rows) > 0  # the tiny data set has unreadable images: counted
+    assert read_rows(out / HELD_OUT)[0]["images"] > 0
+
+
+def test_without_labels_it_says_what_to_give(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "train.yaml"
+    config.write_text(KNOBS)
+    assert main(["train", str(config), "-o", str(tmp_path / "out")]) == 2
+    assert "data.labels" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_comparison_of_two_trainings_ends_with_a_table(tmp_path: Path) -> None:
+    job = [sys.executable, str(ROOT / "jobs" / "compare_training.py"), "--out", str(tmp_path)]
+    job += ["--images", "8", "--test-images", "4", "--set", "loop.steps=2", "--set", "data.holdout=0"]
+    output = subprocess.run(job, check=True, capture_output=True, text=True).stdout
+    assert "| pairwise depth error [m] |" in output
+    assert (tmp_path / "comparison.md").read_text() in output
+
+
+def test_the_example_config_is_one() -> None:
+    assert load_train_config(ROOT / "jobs" / "train.yaml").loss.preset == "ours"
