@@ -295,6 +295,11 @@ def why_void(receipt: Receipt, shard: int, identity: RunIdentity, label_bytes: i
     return ""
 
 
+def lacks_receipt_only(directory: RunDirectory, shard: int) -> bool:
+    """Whether a shard's labels lie there without a receipt: its process died at the very end."""
+    return _exists(directory, label_name(shard)) and not _exists(directory, receipt_name(shard))
+
+
 def settle_records(directory: RunDirectory, scan: RunScan) -> None:
     """Take away receipts that do not hold and failures of shards that are done. Call it under the lock."""
     directory.check_lock()
@@ -357,6 +362,14 @@ def sweep_temporary(directory: RunDirectory) -> int:
     for name in leftovers:
         store.remove(name.lstrip("/"))
     return len(leftovers)
+
+
+def _exists(directory: RunDirectory, name: str) -> bool:
+    try:
+        directory.store.size(name)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _label_rooms(config: Mapping[str, Any]) -> dict[str, Any]:

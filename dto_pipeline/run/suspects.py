@@ -62,18 +62,22 @@ class Suspects:
         return self._shards.setdefault(shard, Suspicion())
 
     def excuse(self, shard: int, attempt: int) -> bool:
-        """A try ended with its process: True when a single image was in hand, so that another try leads somewhere."""
+        """A try ended with its process: True when another try leads somewhere.
+
+        It does when a single image was in hand, or when the labels lie there and only their receipt is missing.
+        """
         suspicion, hand = self.of(shard), read_hand(self._directory, shard)
         clear_hand(self._directory, shard)
         suspicion.deaths += 1
+        tries_left = attempt < self._config.max_attempts + _SPARED_TRIES * self._config.max_poison_images
+        if files.lacks_receipt_only(self._directory, shard):
+            return tries_left
         if hand is None or hand.attempt != attempt or not hand.image:
             return False
         for image in hand.survived:
             suspicion.images.pop(image, None)
         suspicion.images[hand.image] = suspicion.images.get(hand.image, 0) + 1
-        limit = self._config.max_poison_images
-        tries_left = attempt < self._config.max_attempts + _SPARED_TRIES * limit
-        return tries_left and len(suspicion.condemned) <= limit
+        return tries_left and len(suspicion.condemned) <= self._config.max_poison_images
 
 
 def find_suspicion(directory: RunDirectory, shard: int, attempt: int, max_attempts: int) -> Suspicion | None:

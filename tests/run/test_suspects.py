@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from dto_pipeline.config import RunConfig
 from dto_pipeline.data.labels import read_labels
 from dto_pipeline.run import directory as files
-from dto_pipeline.run.directory import RunDirectory
+from dto_pipeline.run.directory import RunDirectory, label_name, receipt_name
 from dto_pipeline.run.driver import run_pipeline
 from dto_pipeline.run.receipt import Failure
 from dto_pipeline.run.suspects import (
@@ -92,6 +92,15 @@ def test_a_death_without_an_image_in_hand_in_that_try_excuses_nothing(directory,
     assert not suspects.excuse(0, 3)
     assert suspects.of(0) == Suspicion(1, {})
     assert read_hand(directory, 0) is None
+
+
+def test_a_shard_that_lacks_nothing_but_its_receipt_is_not_given_up(directory):
+    directory.store.create(label_name(0), b"labels")
+    suspects = Suspects(directory, {}, CONFIG)
+    assert suspects.excuse(0, 3)
+
+    directory.store.create(receipt_name(0), b"{}")  # a repair of a finished shard: its death is its own
+    assert not suspects.excuse(0, 3)
 
 
 def test_a_shard_of_nothing_but_poison_is_given_up_in_the_end(directory):
