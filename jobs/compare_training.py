@@ -44,7 +44,7 @@ from dto_pipeline.train.evaluation import MEASURES, evaluate
 from dto_pipeline.train.model import MeshNetwork, Predictions
 
 CONFIG = Path(__file__).parent / "train.yaml"
-TRAINING_SEED, TEST_SEED = 301, 304  # of the crowds; settings were chosen on the crowds of seeds 302 and 303
+TRAINING_SEED, TEST_SEED = 301, 305  # of the crowds; settings were chosen on the crowds of seeds 302 to 304
 SCALE = 0.4  # of the demo's pictures
 KINDS = {"with": "relative metric loss", "without": "without it"}
 _BATCH = 12  # test images at once
@@ -64,7 +64,7 @@ def main() -> None:
     training = draw_crowds(arguments.out, TRAINING_SEED, arguments.images, body)
     test = draw_crowds(arguments.out, arguments.test_seed, arguments.test_images, body)
     labels = label_crowds(training)
-    knobs = [f"encoder.model={take_encoder(arguments.out)}"]
+    knobs = [f"encoder.model={take_encoder(arguments.out)}", "loop.encoder_rate=0"]
     measures: dict[str, list[dict[str, float]]] = {"untrained": [], **{kind: [] for kind in KINDS}}
     for seed in arguments.seeds:
         folders = train_both(arguments.out, labels, seed, [*knobs, *arguments.overrides])

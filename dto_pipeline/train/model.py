@@ -23,7 +23,8 @@ from dto_pipeline.train.config import ModelConfig
 _JOINTS = 24
 _UPRIGHT = (math.pi, 0.0, 0.0)  # root of a body that stands in front of the camera [rad]
 _FIRST_BOX = (0.12, 0.4)  # width and height of queries' first boxes, shares of S
-_FIRST_SCALE = -1.5  # s before training: a metre is 0.18 S
+_BOX_METRES = 1.6  # what the height of a box stands for before training: people stand or sit, and are cut [m]
+_LEAST_HEIGHT = 0.01  # of a box that says something about scale, share of S
 _FIRST_CONFIDENCE = 0.05  # before training; focal loss wants it small
 _LARGEST_FOV = 3.0  # [rad]; tan(fov / 2) ends at pi
 _FIRST_STD = 1e-3  # of the last weights of heads
@@ -162,8 +163,7 @@ class MeshNetwork(nn.Module):
         """Weak perspective and field of view -> camera and translations."""
         focal = side / (2 * torch.tan(fov / 2))
         camera = _pinhole(focal, self._principal_point(intrinsics, focal, side))
-        # (tx, ty) are told from the box's centre; -1 .. 1 over the input, as in SAT-HMR
-        weak = raw["camera"] + functional.pad(raw["box"][..., :2] * 2 - 1, (1, 0))
+        weak = raw["camera"] + _camera_of_box(raw["box"])
         missing = NUM_BETAS - self.config.betas
         return Predictions(
             logits=raw["logit"],
@@ -186,7 +186,6 @@ class MeshNetwork(nn.Module):
         """Before training every query says: the mean body, about here, probably nobody."""
         for head in (self.box_head, self.pose_head, self.betas_head, self.camera_head, self.fov_branch):
             nn.init.normal_(_last_linear(head).weight, std=_FIRST_STD)
-        _last_linear(self.camera_head).bias.data[0] = _FIRST_SCALE / len(self.layers)
         nn.init.constant_(self.confidence_head.bias, math.log(_FIRST_CONFIDENCE / (1 - _FIRST_CONFIDENCE)))
 
 
@@ -266,6 +265,20 @@ def corners(centred: torch.Tensor) -> torch.Tensor:
     """(..., 4) cx, cy, w, h -> left, top, right, bottom."""
     centre, half = centred[..., :2], centred[..., 2:] / 2
     return torch.cat([centre - half, centre + half], dim=-1)
+
+
+def _camera_of_box(box: torch.Tensor) -> torch.Tensor:
+    """What the camera head's (s, tx, ty) is told from: somebody of usual size who fills the box.
+
+    Args:
+        box: (..., 4) cx, cy, w, h, shares of S.
+
+    Returns:
+        (..., 3): s with which the box is `_BOX_METRES` high (no gradient: boxes are learnt from boxes), and the box's
+        centre, -1 .. 1 over the input.
+    """
+    metre = (box[..., 3:].detach() / _BOX_METRES).clamp(min=_LEAST_HEIGHT, max=1 - _LEAST_HEIGHT)
+    return torch.cat([metre.logit(), box[..., :2] * 2 - 1], dim=-1)
 
 
 def _merge(values: torch.Tensor) -> torch.Tensor:
