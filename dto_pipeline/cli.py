@@ -8,6 +8,7 @@ asked, 130 interrupted.
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import os
 import sys
@@ -20,6 +21,7 @@ from dto_pipeline.commands import VERBS
 from dto_pipeline.errors import DtoError
 
 _VERBOSE = "log one line per shard"
+_FULL = (errno.ENOSPC, errno.EDQUOT)  # a disk, or somebody's share of it
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -57,6 +59,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
+        if error.errno in _FULL:  # writing to an open file names none
+            place = f"{error.filename}: " if error.filename else ""
+            print(f"dto {arguments.verb}: {place}{error.strerror}; make room and start again", file=sys.stderr)
+            return 2
         if error.filename is None:
             raise
         print(f"dto {arguments.verb}: {error.filename}: {error.strerror}", file=sys.stderr)

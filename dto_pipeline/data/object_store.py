@@ -20,7 +20,7 @@ from dto_pipeline.data.store import Store, StoreError
 
 _ATTEMPTS = 6  # tries of one request
 _CONNECT_S, _READ_S = 10, 60  # patience with a server that does not answer [s]
-_CONFLICT_S = 0.2  # first pause after a 409: two conditional requests met; doubled each time [s]
+_PAUSE_S = 0.2  # first pause after a 409 (two conditional requests met) or an answer cut short; doubled each time [s]
 _MAX_PUT = 5 << 30  # bytes S3 takes in one PUT
 _CONNECTIONS = 40  # of one client; at least as many as threads use it at once
 # Schemes whose fsspec file system makes `pipe_file(mode="create")` one atomic request (or lives in one process).
@@ -57,7 +57,7 @@ class S3Store:
     def read(self, name: str, tail: int = 0) -> bytes:
         """An object's bytes, or its last `tail`; raises FileNotFoundError."""
         part = {"Range": f"bytes=-{tail}"} if tail else {}
-        return self._ask(name, lambda key: self._client.get_object(**key, **part)["Body"].read())
+        return bytes(self._ask(name, lambda key: self._get_whole({**key, **part})))
 
     def size(self, name: str) -> int:
         """Bytes of an object; raises FileNotFoundError."""
@@ -83,6 +83,20 @@ class S3Store:
         """Delete an object; it may be gone already."""
         self._ask(name, lambda key: self._client.delete_object(**key))
 
+    def _get_whole(self, request: dict[str, str]) -> bytes:
+        """An answer to its last byte: boto3 tries again until it begins, but not where it breaks off."""
+        from botocore.exceptions import IncompleteReadError, ReadTimeoutError, ResponseStreamingError
+
+        for attempt in range(_ATTEMPTS):
+            body = self._client.get_object(**request)["Body"]  # its own silence has been waited for often enough
+            try:
+                return body.read()
+            except (IncompleteReadError, ReadTimeoutError, ResponseStreamingError):
+                if attempt + 1 == _ATTEMPTS:
+                    raise
+                time.sleep(_PAUSE_S * 2**attempt * (0.5 + random.random()))
+        raise AssertionError("the last attempt returns or raises")
+
     def _put_new(self, key: dict[str, str], data: bytes) -> bool:
         from botocore.exceptions import ClientError
 
@@ -98,7 +112,7 @@ class S3Store:
                     return False
                 if status != 409 or attempt + 1 == _ATTEMPTS:
                     raise
-                time.sleep(_CONFLICT_S * 2**attempt * (0.5 + random.random()))
+                time.sleep(_PAUSE_S * 2**attempt * (0.5 + random.random()))
         raise AssertionError("the last attempt returns or raises")
 
     def _ask(self, name: str, request: Callable[[dict[str, str]], Any]) -> Any:

@@ -170,18 +170,22 @@ class RunScan:
 
 
 def shard_name(shard: int) -> str:
+    """A shard as its files' names spell it."""
     return f"shard-{shard:05d}"
 
 
 def label_name(shard: int) -> str:
+    """A shard's label file, below the run's folder."""
     return f"{LABELS}/{shard_name(shard)}.parquet"
 
 
 def receipt_name(shard: int) -> str:
+    """A shard's receipt, likewise."""
     return f"{RECEIPTS}/{shard_name(shard)}.json"
 
 
 def failure_name(shard: int) -> str:
+    """A shard's last failure, likewise."""
     return f"{FAILURES}/{shard_name(shard)}.json"
 
 

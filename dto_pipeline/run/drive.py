@@ -95,6 +95,7 @@ class _Loop:
     def __init__(self, schedule: Schedule, pool: WorkerPool, ledger: Ledger) -> None:
         self.schedule, self.pool, self.ledger = schedule, pool, ledger
         self.starting: set[str] = set()
+        self.draining: set[str] = set()  # of those, workers whose node is about to go: it is told once only
         self.failed_starts: list[str] = []  # the node of each, "" = unknown
         self.nodes = _Nodes()
         self.idle_since = self.said_at = self.watched_at = pool.now()
@@ -116,7 +117,7 @@ class _Loop:
             ShardDone: self._shard_done,
             ShardRaised: self._shard_raised,
             WorkerLost: self._worker_lost,
-            WorkerDraining: lambda event: self.schedule.stop_feeding(event.worker),
+            WorkerDraining: self._worker_draining,
             ShardProgress: lambda event: self.schedule.note_progress(event.worker, event.shard, event.images),
         }
         if event.worker in self.starting or self.schedule.knows(event.worker):  # else it was ended a moment ago
@@ -127,6 +128,15 @@ class _Loop:
         self.failed_starts.clear()
         self.nodes.of[event.worker] = event.node
         self.schedule.add_worker(event.worker)
+        if event.worker in self.draining:
+            self.draining.discard(event.worker)
+            self.schedule.stop_feeding(event.worker)
+
+    def _worker_draining(self, event: WorkerDraining) -> None:
+        if event.worker in self.starting:
+            self.draining.add(event.worker)
+        else:
+            self.schedule.stop_feeding(event.worker)
 
     def _shard_done(self, event: ShardDone) -> None:
         self.schedule.shard_done(event.worker, event.shard, self.pool.now(), not event.receipt.adopted)
@@ -162,6 +172,7 @@ class _Loop:
 
     def _start_failed(self, event: WorkerLost, node: str) -> None:
         self.starting.discard(event.worker)
+        self.draining.discard(event.worker)
         if event.blameless or (node and node in self.nodes.avoided):
             return
         self.failed_starts.append(node)

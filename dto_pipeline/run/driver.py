@@ -134,7 +134,7 @@ def _do_work(
         max_failed_shards=config.max_failed_shards,
     )
     suspects = Suspects(directory, plan.earlier, config)
-    schedule = Schedule(plan.work, policy, plan.attempts, suspects.excuse)
+    schedule = Schedule(plan.work, policy, plan.attempts, suspects.excuse, plan.repairs)
     with ExitStack() as stack:
         pool = stack.enter_context(closing(_build_pool(runner, config, address)))
         metrics = _build_metrics(plan, config)

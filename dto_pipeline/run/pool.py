@@ -101,7 +101,7 @@ class WorkerPool(Protocol):
         """What happened, in order; empty when nothing did within `timeout_s`."""
 
     def kill(self, worker: str) -> None:
-        """End a worker and forget what was assigned to it; no event of that worker follows."""
+        """End a worker and forget what was assigned to it; no event of that worker follows. It may be lost already."""
 
     def avoid_node(self, node: str) -> None:
         """Start no more workers on a machine that an event has named."""

@@ -183,7 +183,8 @@ class RayPool:
         return [event for event in events if event is not None] + self._find_draining()
 
     def kill(self, worker: str) -> None:
-        ray.kill(self._forget(worker).handle, no_restart=True)
+        if worker in self._actors:  # a shard's failure and its worker's death may come in the same moment
+            ray.kill(self._forget(worker).handle, no_restart=True)
 
     def avoid_node(self, node: str) -> None:
         self._avoided.append(node)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import statistics
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 DEADLINE_FACTOR = 10.0  # a first try may take this many times the median shard ...
@@ -65,18 +65,21 @@ class Schedule:
         policy: Policy,
         attempts: Mapping[int, int] | None = None,
         excuse: Callable[[int, int], bool] | None = None,
+        partial: Collection[int] = (),
     ) -> None:
         """
         Args:
             attempts: tries used up in earlier runs, per shard.
             excuse: asked once for every try that ended with its process, with the shard and the number of the try;
                 True = a single image is to blame, so the shard is tried again whatever its tries.
+            partial: shards of which only some images are done: how long they take says nothing about whole ones.
         """
         self.policy = policy
         self.pending: deque[int] = deque(shards)
         self.attempts: dict[int, int] = dict(attempts or {})
         self.given_up: set[int] = set()
         self._excuse = excuse or (lambda shard, attempt: False)
+        self._partial = frozenset(partial)
         self._queues: dict[str, _Queue] = {}
         self._assigned = 0  # shards in all queues
         self._leaving = 0  # workers that are not fed any more
@@ -150,7 +153,7 @@ class Schedule:
 
     def shard_done(self, worker: str, shard: int, now: float, computed: bool = True) -> None:
         """`computed`: False where the result was found on disk, so that its duration says nothing."""
-        if computed:
+        if computed and shard not in self._partial:
             self._durations.append(now - self._queues[worker].since)
             self._median = None
         self._remove(worker, shard, now)

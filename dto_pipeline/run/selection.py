@@ -25,10 +25,6 @@ class Selection:
     subsets: tuple[str, ...] = ()  # names of data sets
     limit: int | None = None  # images, rounded to whole shards
 
-    @property
-    def is_everything(self) -> bool:
-        return not self.shards and not self.subsets and self.limit is None
-
     def find_shards(self, count: int, subset: str) -> frozenset[int]:
         """Shards of a manifest of `count` shards of `subset` that are selected (the limit is applied to work later).
 

@@ -78,7 +78,7 @@ def compute_losses(
     shared = {"fov": fov_loss(predictions.fov, targets, loss)}
     terms = [(name, term) for layer in layers for name, term in layer.items()] + list(shared.items())
     counts = reduce(torch.stack([term.count for _, term in terms]))
-    total = predictions.logits.new_zeros(())
+    total = _nothing_of_all(predictions)
     last: dict[str, torch.Tensor] = {}
     for (name, term), count in zip(terms, counts, strict=True):
         last[name] = term.total / torch.where(count > 0, count, torch.ones_like(count))
@@ -186,6 +186,12 @@ def fov_loss(fov: torch.Tensor, targets: Targets, loss: LossConfig) -> Term:
     each = torch.where(error > 0, loss.fov_over, 1.0) * error**2
     term = _over(each, targets.has_camera)
     return Term(term.total, torch.ones_like(term.count)) if loss.sum_fov else term
+
+
+def _nothing_of_all(predictions: Predictions) -> torch.Tensor:
+    """() 0, with a gradient of 0 for every weight: DDP waits for all of them, also where a loss is switched off."""
+    said = (predictions.logits, predictions.rotations, predictions.all_betas, predictions.all_transl, predictions.fov)
+    return sum((0 * part.sum() for part in said), predictions.logits.new_zeros(()))
 
 
 def _gather(predictions: Predictions, layer: int, targets: Targets, matches: Matches) -> _Matched:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -87,3 +88,14 @@ def test_the_log_may_be_asked_for_before_or_behind_the_verb() -> None:
     for line in (["-v", "status", "run"], ["status", "run", "-v"]):
         assert build_parser().parse_args(line).verbose
     assert not build_parser().parse_args(["status", "run"]).verbose
+
+
+def test_a_full_disk_is_one_sentence_also_where_the_system_names_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # as `write` says it
+
+    monkeypatch.setattr("dto_pipeline.data.manifest.Manifest.open", full)
+    assert main(["run", str(tmp_path / "m.parquet"), "-o", str(tmp_path / "run")]) == 2
+    assert capsys.readouterr().err.strip() == "dto run: No space left on device; make room and start again"

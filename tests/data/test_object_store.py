@@ -1,5 +1,6 @@
 """What an S3 server may answer, without a server: each answer becomes a fact or a sentence."""
 
+import io
 import sys
 
 import pytest
@@ -21,7 +22,7 @@ def stubbed(monkeypatch):
 
     for key, value in ENVIRONMENT.items():
         monkeypatch.setenv(key, value)
-    monkeypatch.setattr(object_store, "_CONFLICT_S", 0.001)
+    monkeypatch.setattr(object_store, "_PAUSE_S", 0.001)
     store = S3Store(ROOT)
     with Stubber(store._client) as stub:
         yield store, stub
@@ -56,6 +57,25 @@ def test_an_object_that_is_not_there_is_a_missing_file(stubbed):
     for ask in (store.read, store.size):
         with pytest.raises(FileNotFoundError, match="s3://bucket/runs/a b/labels/x"):
             ask("labels/x")
+
+
+def _answer(told: int) -> dict:
+    """Four bytes of an object that is said to have `told`."""
+    from botocore.response import StreamingBody
+
+    return {"Body": StreamingBody(io.BytesIO(b"data"), told)}
+
+
+def test_an_answer_that_breaks_off_is_asked_for_again_a_bounded_number_of_times(stubbed):
+    store, stub = stubbed
+    for told in (9, 9, 4):
+        stub.add_response("get_object", _answer(told), KEY)
+    assert store.read("labels/x") == b"data"
+
+    for _ in range(object_store._ATTEMPTS):
+        stub.add_response("get_object", _answer(9))
+    with pytest.raises(StoreError, match="does not answer"):
+        store.read("labels/x")
 
 
 def test_creating_is_one_conditional_put_and_412_means_that_somebody_was_first(stubbed):

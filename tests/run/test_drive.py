@@ -193,6 +193,15 @@ def test_workers_of_a_draining_node_finish_what_they_hold_and_are_replaced_at_on
     assert sum(worker == drained[0] for worker, _, _ in pool.executions) <= 3
 
 
+def test_a_worker_that_gets_ready_on_a_draining_node_is_given_nothing():
+    pool = NodePool(["stays", "goes"], drain_at=(0.0, "goes"))  # told while the workers start, and never again
+    ledger = _drive(pool, shards=6, workers=2, shards_in_flight=1)
+
+    assert sorted(ledger.done) == list(range(6))
+    assert pool.node_of[pool.started[1]] == "goes"
+    assert all(worker != pool.started[1] for worker, _, _ in pool.executions)
+
+
 def test_what_an_ended_worker_still_says_is_not_heard():
     class Echo(FakePool):
         """Says everything twice, the second time when the worker is long gone."""

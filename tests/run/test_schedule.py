@@ -201,3 +201,18 @@ def test_whatever_happens_no_shard_is_lost_or_done_twice(data):
 
     in_flight = [shard for shards in held.values() for shard in shards]
     assert sorted([*done, *in_flight, *schedule.pending, *schedule.given_up]) == list(range(6))
+
+
+def test_repairs_of_a_few_images_set_no_deadline_for_whole_shards():
+    """A start that mends 40 shards in seconds must not take a sound shard of minutes for one that hangs."""
+    schedule = Schedule(
+        range(42), make_policy(workers=1, shards_in_flight=1, shard_timeout_s=3600.0), partial=range(40)
+    )
+    schedule.add_worker("a")
+    for shard in range(40):
+        _assigned(schedule, now=2.0 * shard)
+        schedule.shard_done("a", shard, now=2.0 * shard + 2.0)
+    _assigned(schedule, now=100.0)
+
+    assert schedule.overdue(now=100.0 + 10 * DEADLINE_FLOOR_S) == []
+    assert schedule.deadline(40) == 3600.0
