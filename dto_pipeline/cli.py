@@ -1,8 +1,8 @@
 """The `dto` command: finds the verb, lets it do its work, turns errors meant for people into one message.
 
 Each verb is a module of `dto_pipeline.commands`; heavy libraries load only in the verb that needs them. Exit codes:
-0 done, 1 done with failures that the verb's output names, 2 nothing could be done, 3 (`dto run`) done as far as was
-asked, 130 interrupted.
+0 done, 1 done with failures that the verb's output names, 2 it could not begin or go on, 3 (`dto run`) done as far as
+was asked, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import dto_pipeline
 from dto_pipeline.commands import VERBS
 from dto_pipeline.errors import DtoError
 
-_VERBOSE = "log one line per shard"
+_VERBOSE = "log more: a line per shard, checkpoint or file"
 _FULL = (errno.ENOSPC, errno.EDQUOT)  # a disk, or somebody's share of it
 
 

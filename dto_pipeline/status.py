@@ -31,7 +31,8 @@ class ImageStatus(_Advised):
     NO_PEOPLE = "no_people", "No person of this image had a valid label; see the persons' statuses."
     IMAGE_MISSING = (
         "image_missing",
-        "The image file was not found; fetch it, build the manifest again (or check --images).",
+        "The image file was not found; fetch it, or check --images, then use dto run --retry-failed; one that was "
+        "missing when the manifest was built needs a new manifest and a new run.",
     )
     IMAGE_CORRUPT = (
         "image_corrupt",

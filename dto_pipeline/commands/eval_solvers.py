@@ -35,9 +35,9 @@ def _add_benchmark(actions: argparse._SubParsersAction) -> None:
         "benchmark",
         help="labels, height prior and both solvers on every difficulty of `dto synth`, and the ablation",
         description="The table of docs/benchmark.md: crowds as `dto synth` writes them, evaluated in memory, with "
-        "95 %% intervals over images. Seeds 1 and 2, on which the joint solver was tuned, are refused.",
+        "95 % intervals over images. Seeds 1 and 2, on which the joint solver was tuned, are refused.",
     )
-    _add_scenes(parser)
+    _add_scenes(parser, "out/benchmark")
     parser.set_defaults(run=_run_benchmark, parts=("table", "ablation"))
 
 
@@ -48,12 +48,12 @@ def _add_ablation(actions: argparse._SubParsersAction) -> None:
         description="Age prior, gender prior, internal depth bound and ground evidence, each off alone; the same "
         "table as the second half of `dto eval benchmark`.",
     )
-    _add_scenes(parser)
+    _add_scenes(parser, "out/ablation")
     parser.set_defaults(run=_run_benchmark, parts=("ablation",))
 
 
-def _add_scenes(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-o", "--out", default="out/benchmark", metavar="DIR", help="folder to write (out/benchmark)")
+def _add_scenes(parser: argparse.ArgumentParser, out: str) -> None:
+    parser.add_argument("-o", "--out", default=out, metavar="DIR", help=f"folder to write ({out})")
     parser.add_argument("--images", type=positive, default=48, metavar="N", help="per difficulty (48)")
     parser.add_argument("--seed", type=int, default=201, help="of the crowds (201)")
     parser.add_argument(

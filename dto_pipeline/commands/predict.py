@@ -67,7 +67,8 @@ def _run(arguments: argparse.Namespace) -> int:
     print(
         f"{arguments.out}: {manifest.num_people} people in {manifest.num_images} images; `dto status` counts statuses"
     )
-    print(f"to place them: dto run {manifest.path} -o RUN")
+    depth = "" if arguments.depth else " --set depth.source=model --set depth.model=NAME"
+    print(f"to place them: dto run {manifest.path} -o RUN{depth}")
     return 0
 
 

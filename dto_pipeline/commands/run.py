@@ -14,7 +14,7 @@ from dto_pipeline.models.depth_licences import describe_licences
 
 _EXIT_CODES = (
     "Exit codes: 0 every shard of the run is done (failed images are rows with a status); 1 shards were given up; 2 "
-    "nothing could be done; 3 what was selected is done, the rest is pending as asked; 130 interrupted or terminated."
+    "it could not begin or go on; 3 what was selected is done, the rest is pending; 130 interrupted or terminated."
 )
 
 

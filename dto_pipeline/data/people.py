@@ -268,7 +268,9 @@ def _read_truth(path: Path) -> People:
     except (ValueError, OSError, zipfile.BadZipFile) as error:
         raise PeopleError(f"{path} is not a whole npz file ({error}); make it again with `dto synth`") from error
     if missing:
-        raise PeopleError(f"{path} lacks {missing}: it is the truth of no `dto synth` data set; make one")
+        raise PeopleError(
+            f"{path} lacks {missing}: it is no truth of `dto synth` (the demo scores itself: summary.json)"
+        )
     return _from_rows(path, *(arrays[name] for name in wanted))
 
 

@@ -169,6 +169,14 @@ class RayPool:
         self._tasks[reference] = _Task(worker, "run", shard)
 
     def wait(self, timeout_s: float) -> list[Event]:
+        """Raises: RayGone where the connection to a cluster broke."""
+        try:
+            return self._hear(timeout_s)
+        except ConnectionError as error:  # of Ray's client, behind ray://
+            self._actors.clear()  # out of reach; the cluster ends them with the connection
+            raise RayGone(f"the connection to Ray broke ({error}); start again: done stays done") from error
+
+    def _hear(self, timeout_s: float) -> list[Event]:
         references = list(self._tasks)
         # Everything that is ready by now, in the order of submission: answers of a worker come before its death. What
         # it says beside its work comes last, because a death shows there as well.

@@ -183,7 +183,7 @@ def _table_lines(status: RunStatus) -> list[str]:
         f"persons  {status.persons_done} of {status.persons_total}",
         *count_lines(PersonStatus, status.person_status),
         f"speed    {status.images_per_s:.1f} images/s" + _last_receipt(status),
-        f"ETA      {format_duration(status.eta_s)}",
+        f"ETA      {format_duration(status.eta_s)}" + ("" if status.driver != "none" else " once somebody works on it"),
     ]
     lines += [f"failed   shard {f.shard} after {f.attempts} tries: {f.error}" for f in status.failed]
     lines += [f"void     shard {shard}: {reason}" for shard, reason in status.void.items()]

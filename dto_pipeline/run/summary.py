@@ -43,6 +43,7 @@ class RunSummary:
     done_now: int
     failed_shards: dict[int, str]  # given up -> last error
     unselected: int  # pending shards that this start was not asked to do
+    retried: int  # failed images of finished shards that this start was asked to do again
     repaired: int  # finished shards whose failed images were done again, with another result
     mended: int  # images that had failed in them and do not now
     failed_repairs: dict[int, str]  # repairs that were given up -> last error; the shard stands as it was
@@ -62,7 +63,7 @@ class RunSummary:
     @property
     def nothing_to_do(self) -> bool:
         """True when this start found no work: what it was asked for was done, or given up, before."""
-        idle = self.done_now == 0 and not self.failed_tries and not self.repaired
+        idle = self.done_now == 0 and not self.failed_tries and not self.retried
         return idle and self.done_before + len(self.failed_shards) + self.unselected == self.shards
 
     @property
@@ -104,6 +105,7 @@ def summarize(directory: RunDirectory, plan: RunPlan, scan: RunScan | None, tall
         done_now=len(fresh),
         failed_shards=dict(sorted({**plan.failed, **given_up}.items())),
         unselected=len(plan.unselected),
+        retried=sum(plan.work[shard] for shard in plan.repairs),
         repaired=len(tally.repaired),
         mended=tally.mended,
         failed_repairs=dict(sorted(tally.repairs_failed.items())),
@@ -136,7 +138,7 @@ def _table_lines(summary: RunSummary) -> list[str]:
         f"shards   {summary.done_now} done now, {summary.done_before} before, {len(summary.failed_shards)} failed, "
         f"of {summary.shards}; {summary.retries} tries repeated",
         *([f"left     {summary.unselected} shards were not selected and stay pending"] if summary.unselected else []),
-        *([f"repaired {summary.repaired} shards, {summary.mended} images mended"] if summary.repaired else []),
+        *([f"retried  {summary.retried} failed images, {summary.mended} mended"] if summary.retried else []),
         f"images   {summary.images}, {summary.failed_images} of them failed",
         *count_lines(ImageStatus, summary.image_status),
         f"persons  {summary.persons}",

@@ -91,7 +91,10 @@ class TrainingImages(Dataset[Sample | Skipped]):
         if not self.pieces:
             names = ", ".join(one.name for one in sets) or "no labels"
             side = f"held out (data.holdout is {config.holdout})" if held_out else f"{config.select!r} with people"
-            raise LabelsError(f"{names}: no image is {side}; choose another data.select, or other labels")
+            advice = (
+                "raise data.holdout, or set it to 0 for no evaluation" if held_out else "choose another data.select"
+            )
+            raise LabelsError(f"{names}: no image is {side}; {advice}, or name more labels")
         self.sizes = measure_pieces(self.pieces, config.weights)
         self._starts = self.sizes.starts
         self._stores: dict[int, ImageStore] = {}

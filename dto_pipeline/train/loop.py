@@ -174,10 +174,10 @@ class _Lead:
         if is_due(step, loop.log_every, loop.steps):
             self._records.add(TRAINING, step, _means(self._window))
             self._window = []
-        if is_due(step, loop.evaluate_every, loop.steps):
-            evaluate_held_out(self._learner, self._source, self._records, step)
         if is_due(step, loop.checkpoint_every, loop.steps):
             save_checkpoint(self._folder, _freeze(self._learner, position))
+        if is_due(step, loop.evaluate_every, loop.steps):  # last: whatever befalls it, the step is kept
+            evaluate_held_out(self._learner, self._source, self._records, step)
         if self._bar is not None:
             self._bar.set_description(f"loss {values['loss']:.3f}")
             self._bar.update(1)

@@ -140,7 +140,7 @@ def test_what_is_no_file_of_people_says_what_is(tmp_path: Path) -> None:
     with pytest.raises(PeopleError, match="dict of image"):
         read_people(tmp_path / "list.npz")
     np.savez(tmp_path / "truth.npz", image_name=NAMES)
-    with pytest.raises(PeopleError, match="truth of no"):
+    with pytest.raises(PeopleError, match="no truth of"):
         read_people(tmp_path / "truth.npz")
     np.savez(tmp_path / "half.npz", image=NAMES)
     with pytest.raises(LabelFileError, match="missing columns"):

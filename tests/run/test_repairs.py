@@ -65,7 +65,7 @@ def test_mended_images_give_the_bytes_of_a_run_that_never_failed(case):
     assert after.wall_s > before.wall_s
     assert after.stage_seconds["body"] > before.stage_seconds["body"]
     assert (summary.repaired, summary.mended, summary.failed_images, summary.exit_code) == (2, 2, 0, 0)
-    assert "2 shards, 2 images mended" in summary.as_table()
+    assert "retried  2 failed images, 2 mended" in summary.as_table()
     assert label_bytes(case.directory.root) == case.whole
 
 
