@@ -18,7 +18,6 @@ Of a driver behind ``ray://`` nothing is exposed: it is no part of the cluster.
 from __future__ import annotations
 
 import logging
-from functools import cache
 
 import ray
 from ray.util.metrics import Counter, Gauge, Histogram
@@ -46,14 +45,14 @@ class RayMetrics:
     def __init__(self, subset: str) -> None:
         """`subset`: tag of every number, so that several runs on one cluster can be told apart."""
         self._tag = {"subset": subset}
-        self._images = _counter("dto_images", "images that left the pipeline", "status")
-        self._persons = _counter("dto_people", "people that left the pipeline", "status")
-        self._shards = _counter("dto_shards", "shards by what became of a try", "outcome")
-        self._stages = _counter("dto_stage_seconds", "busy seconds, threads added up", "stage")
-        self._lost = _counter("dto_workers_lost", "workers that died or were ended")
-        self._workers = _gauge("dto_workers", "workers that may be fed")
-        self._pending = _gauge("dto_shards_pending", "shards neither done nor given up")
-        self._seconds = _histogram("dto_shard_seconds", "seconds a shard took")
+        self._images = self._counter("dto_images", "images that left the pipeline", "status")
+        self._persons = self._counter("dto_people", "people that left the pipeline", "status")
+        self._shards = self._counter("dto_shards", "shards by what became of a try", "outcome")
+        self._stages = self._counter("dto_stage_seconds", "busy seconds, threads added up", "stage")
+        self._lost = self._counter("dto_workers_lost", "workers that died or were ended")
+        self._workers = Gauge("dto_workers", "workers that may be fed", ("subset",))
+        self._pending = Gauge("dto_shards_pending", "shards neither done nor given up", ("subset",))
+        self._seconds = Histogram("dto_shard_seconds", "seconds a shard took", SHARD_SECONDS, ("subset",))
 
     def shard_done(self, receipt: Receipt, outcome: str) -> None:
         """A shard was ``done``, ``adopted`` or ``repaired``; images of a repair were counted before."""
@@ -79,21 +78,8 @@ class RayMetrics:
         self._workers.set(workers, self._tag)
         self._pending.set(pending, self._tag)
 
-
-# Once per process: of two instruments with one name Ray exposes every number twice.
-@cache
-def _counter(name: str, description: str, *tags: str) -> Counter:
-    return Counter(name, description, ("subset", *tags))
-
-
-@cache
-def _gauge(name: str, description: str) -> Gauge:
-    return Gauge(name, description, ("subset",))
-
-
-@cache
-def _histogram(name: str, description: str) -> Histogram:
-    return Histogram(name, description, SHARD_SECONDS, ("subset",))
+    def _counter(self, name: str, description: str, *tags: str) -> Counter:
+        return Counter(name, description, ("subset", *tags))
 
 
 def _count(counter: Counter, amounts: dict[str, int] | dict[str, float], tag: str, tags: dict[str, str]) -> None:
