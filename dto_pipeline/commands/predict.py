@@ -63,6 +63,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.batch is not None:
         config = replace(config, batch_images=arguments.batch)
     trained = load_trained(arguments.checkpoint, choose_device(arguments.device), arguments.body)
+    print(f"the network of {trained.origin}")
     manifest = predict_run(trained, pictures, out, config, not arguments.quiet)
     print(
         f"{arguments.out}: {manifest.num_people} people in {manifest.num_images} images; `dto status` counts statuses"

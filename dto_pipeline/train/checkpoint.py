@@ -1,13 +1,15 @@
 """Checkpoints: one file that holds everything needed to go on training or to predict, and how the newest is found.
 
 Knows files and state dicts. A checkpoint appears under its name in one step, so a killed writer leaves none that is
-half; it is read with `weights_only`, so it cannot run code.
+half; it is read with `weights_only`, so it cannot run code, and its checksums are compared. Where the newest cannot be
+read, the one before it takes its place, and a sentence says so.
 """
 
 from __future__ import annotations
 
+import logging
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,9 @@ from typing import Any
 import torch
 
 import dto_pipeline
-from dto_pipeline.data.files import commit_over, staged
-from dto_pipeline.data.torch_files import read_torch_file
+from dto_pipeline.config import ConfigError
+from dto_pipeline.data.files import is_temporary
+from dto_pipeline.data.torch_files import TorchFileError, read_torch_file, write_torch_file
 from dto_pipeline.errors import DtoError
 from dto_pipeline.models.encoder import EncoderShape, build_encoder, load_encoder, restore_encoder
 from dto_pipeline.models.networks import ModelReference
@@ -26,11 +29,13 @@ from dto_pipeline.train.model import MeshNetwork
 FORMAT = "dto-checkpoint/1"
 FOLDER = "checkpoints"
 _NAME = re.compile(r"step-(\d{8})\.pt")
+DAMAGED = ".damaged"  # behind the name of a checkpoint that was set aside because it could not be read
 _KEPT = 2  # newest checkpoints of a training: the one in use and the one before, should a disk fail
+_LOG = logging.getLogger(__name__)
 
 
 class CheckpointError(DtoError, ValueError):
-    """A file that is no checkpoint of this program, or a folder without any."""
+    """A file that is no checkpoint of this program or could not be written, or a folder without any."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,7 @@ class Checkpoint:
     position: Position
     versions: dict[str, str]
     body_sha256: str  # of the body model trained with
+    path: Path | None = None  # where it was read from
 
 
 def build_network(config: TrainConfig) -> MeshNetwork:
@@ -74,8 +80,12 @@ def build_network(config: TrainConfig) -> MeshNetwork:
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
-    """Write ``checkpoints/step-N.pt`` below a training's folder and drop all but the newest."""
-    path = folder / FOLDER / f"step-{checkpoint.position.step:08d}.pt"
+    """Write ``checkpoints/step-N.pt`` below a training's folder and drop all but the newest.
+
+    Raises:
+        CheckpointError: the disk is full or cannot be written; the checkpoints that are there stay.
+    """
+    path = checkpoint_file(folder, checkpoint.position.step)
     content = {
         "format": FORMAT,
         "config": checkpoint.config.to_dict(),
@@ -86,12 +96,22 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
         "versions": checkpoint.versions,
         "body_sha256": checkpoint.body_sha256,
     }
-    with staged(path) as temporary:
-        torch.save(content, temporary)
-        commit_over(temporary, path)
+    try:
+        write_torch_file(path, content)
+    except OSError as error:
+        there = list_checkpoints(folder)
+        after = f"go on from {there[-1].name}, which is whole" if there else "begin anew: there is no earlier one"
+        raise CheckpointError(
+            f"{path} could not be written: {error.strerror}; make room, or make it writable, and start again to {after}"
+        ) from error
     for old in list_checkpoints(folder)[:-_KEPT]:
         old.unlink()
     return path
+
+
+def checkpoint_file(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return folder / FOLDER / f"step-{step:08d}.pt"
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -99,44 +119,111 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in (folder / FOLDER).glob("step-*.pt") if _NAME.fullmatch(path.name))
 
 
-def read_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Checkpoint:
-    """Read a checkpoint file, or the newest of a training's folder.
+def list_damaged(folder: Path) -> list[Path]:
+    """Checkpoints of a training that were set aside by `take_up`."""
+    return sorted((folder / FOLDER).glob(f"step-*.pt{DAMAGED}"))
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """Read a checkpoint file, or the newest of a training's folder that can be read; tensors are on the CPU.
 
     Raises:
         CheckpointError, TorchFileError: there is none, it is not one, or it is damaged.
     """
     path = Path(path)
     if path.is_dir():
-        found = list_checkpoints(path)
-        if not found:
-            raise CheckpointError(f"{path} holds no {FOLDER}/step-*.pt; give a training's folder or a checkpoint file")
-        path = found[-1]
+        checkpoint, damaged = _read_newest(path)
+        for reason in damaged.values():
+            _LOG.warning("%s; taking %s instead", reason, checkpoint.path)
+        return checkpoint
     if not path.exists():
         raise CheckpointError(f"{path} does not exist; give a checkpoint, or the folder of a training")
-    content = read_torch_file(path, device)
+    try:
+        return _read_file(path)
+    except TorchFileError as error:
+        advice = "give the folder of its training to take the newest checkpoint that can be read"
+        raise TorchFileError(f"{error}; {advice}") from error
+
+
+def take_up(folder: Path) -> Checkpoint | None:
+    """What a training goes on from: its newest checkpoint that can be read; None where there is none yet.
+
+    Newer ones that cannot be read are set aside as ``step-N.pt.damaged``, and what killed writers left is removed: only
+    the one process that writes checkpoints may call this.
+
+    Raises:
+        CheckpointError: there are checkpoints, but none can be read. They stay as they are.
+    """
+    for leftover in (folder / FOLDER).glob(".step-*"):
+        if is_temporary(leftover.name):
+            leftover.unlink()
+    if not list_checkpoints(folder):
+        return None
+    checkpoint, damaged = _read_newest(folder)
+    for path, reason in damaged.items():
+        aside = path.with_name(path.name + DAMAGED)
+        path.replace(aside)
+        used = checkpoint_file(folder, checkpoint.position.step).name
+        _LOG.warning("%s; it is kept as %s, and training goes on from %s instead", reason, aside.name, used)
+    return checkpoint
+
+
+def _read_newest(folder: Path) -> tuple[Checkpoint, dict[Path, str]]:
+    """The newest checkpoint that can be read, and why newer ones cannot."""
+    damaged: dict[Path, str] = {}
+    for path in reversed(list_checkpoints(folder)):
+        try:
+            return _read_file(path), damaged
+        except (DtoError, OSError) as error:
+            damaged[path] = str(error)
+    if not damaged:
+        raise CheckpointError(f"{folder} holds no {FOLDER}/step-*.pt; give a training's folder or a checkpoint file")
+    raise CheckpointError(f"no checkpoint can be read: {'; '.join(damaged.values())}; remove them to train anew")
+
+
+def _read_file(path: Path) -> Checkpoint:
+    content = read_torch_file(path)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not in the format {FORMAT}; was it written by another program or version?")
+    missing = [field.name for field in fields(Checkpoint) if field.name not in (*content, "path")]
+    if isinstance(position := content.get("position"), dict):
+        missing += [f"position.{field.name}" for field in fields(Position) if field.name not in position]
+    if missing:
+        raise CheckpointError(f"{path} lacks {', '.join(missing)}; was it written by another version?")
+    try:
+        config = train_config_from_dict(content["config"])
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: its config cannot be used: {error}") from error
     return Checkpoint(
-        config=train_config_from_dict(content["config"]),
+        config=config,
         encoder=content["encoder"],
         weights=content["weights"],
         optimizer=content["optimizer"],
-        position=Position(**content["position"]),
+        position=Position(**{field.name: content["position"][field.name] for field in fields(Position)}),
         versions=content["versions"],
         body_sha256=content["body_sha256"],
+        path=path,
     )
 
 
 def restore_network(checkpoint: Checkpoint, device: torch.device | str = "cpu") -> MeshNetwork:
-    """The trained network, ready to predict; needs no other file."""
+    """The trained network, ready to predict; needs no other file.
+
+    Raises:
+        CheckpointError: the weights are not those of the network that the checkpoint describes.
+    """
     network = MeshNetwork(checkpoint.config.model, restore_encoder(checkpoint.encoder))
-    network.load_state_dict(checkpoint.weights)
+    try:
+        network.load_state_dict(checkpoint.weights)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{checkpoint.path or 'the checkpoint'} does not fit its own config: {reason}") from error
     return network.eval().to(device)
 
 
 def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> MeshNetwork:
     """`read_checkpoint` and `restore_network` in one; the checkpoint's `config` says the input size."""
-    return restore_network(read_checkpoint(path, device), device)
+    return restore_network(read_checkpoint(path), device)
 
 
 def library_versions() -> dict[str, str]:

@@ -36,11 +36,13 @@ from dto_pipeline.train.checkpoint import (
     Checkpoint,
     Position,
     build_network,
+    checkpoint_file,
     library_versions,
-    list_checkpoints,
+    list_damaged,
     read_checkpoint,
     restore_network,
     save_checkpoint,
+    take_up,
 )
 from dto_pipeline.train.config import TrainConfig, train_config_from_dict
 from dto_pipeline.train.evaluation import evaluate
@@ -121,18 +123,39 @@ def run_rank(
 
 
 def start_learner(config: TrainConfig, folder: Path, device: torch.device) -> tuple[Learner, Position]:
-    """Network and optimiser from the newest checkpoint, or new ones from `loop.seed`."""
+    """Network and optimiser from the newest checkpoint that can be read, or new ones from `loop.seed`.
+
+    Raises:
+        CheckpointError: there are checkpoints, but none can be used.
+        TrainError: the body model is another one than the checkpoint's.
+    """
     if device.type == "cpu":
         torch.set_num_threads(config.loop.torch_threads)
     torch.manual_seed(config.loop.seed)
     body = load_body(config.body.model_path, config.body.kid_axis)
-    if not list_checkpoints(folder):
+    checkpoint = _agree_on_checkpoint(folder, device)
+    if checkpoint is None:
         return Learner(config, build_network(config), body, device), Position()
-    checkpoint = read_checkpoint(folder, device)
+    if body.sha256 != checkpoint.body_sha256:
+        found = f"sha256 {body.sha256[:16]}, this training began with {checkpoint.body_sha256[:16]}"
+        raise TrainError(f"the body model (body.model_path) has {found}; put the right one back")
     learner = Learner(config, restore_network(checkpoint), body, device)
     learner.optimizer.load_state_dict(checkpoint.optimizer)
     _LOG.info("resumed at step %d", checkpoint.position.step)
     return learner, checkpoint.position
+
+
+def _agree_on_checkpoint(folder: Path, device: torch.device) -> Checkpoint | None:
+    """What all processes go on from: the first one chooses and tells the others the step."""
+    if not torch.distributed.is_initialized():
+        return take_up(folder)
+    first = torch.distributed.get_rank() == 0
+    chosen = take_up(folder) if first else None
+    step = torch.tensor([-1 if chosen is None else chosen.position.step], device=device)
+    torch.distributed.broadcast(step, 0)
+    if first or step < 0:
+        return chosen
+    return read_checkpoint(checkpoint_file(folder, int(step)))
 
 
 def evaluate_held_out(learner: Learner, source: Source, records: Records, step: int) -> None:
@@ -245,6 +268,7 @@ def _run_on_ray(config: TrainConfig, source: Source, folder: Path, progress: boo
     from ray.train.base_trainer import TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    take_up(folder)  # here too: what it says of damaged checkpoints is seen, what workers say stays in Ray's logs
     loop, threads = config.loop, str(config.loop.torch_threads)
     trainer = TorchTrainer(
         partial(_run_as_ray_worker, config, source, folder.resolve()),
@@ -258,7 +282,7 @@ def _run_on_ray(config: TrainConfig, source: Source, folder: Path, progress: boo
         ),
     )
     try:
-        with _followed(folder, loop.steps, progress):
+        with _followed(folder, loop.steps, progress), _damage_told(folder):
             trainer.fit()
     except TrainingFailedError as error:
         raise TrainError(
@@ -298,6 +322,18 @@ def _followed(folder: Path, steps: int, progress: bool) -> Iterator[None]:
         done.set()
         if progress:
             thread.join()
+
+
+@contextmanager
+def _damage_told(folder: Path) -> Iterator[None]:
+    """Says at the end which checkpoints replacements of lost workers could not read."""
+    before = list_damaged(folder)
+    try:
+        yield
+    finally:
+        for path in list_damaged(folder):
+            if path not in before:
+                _LOG.warning("%s could not be read when a worker was replaced; all went on from the one before", path)
 
 
 def _last_line(error: BaseException) -> str:

@@ -66,6 +66,7 @@ class Trained:
     input_size: int  # S [px]
     sha256: str  # of the checkpoint
     device: torch.device
+    origin: str = ""  # the checkpoint's file and step, to be told
 
 
 @dataclass(frozen=True)

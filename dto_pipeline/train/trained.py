@@ -20,12 +20,12 @@ def load_trained(path: str | Path, device: torch.device, body_path: str | Path |
     """Read a checkpoint to predict with.
 
     Args:
-        path: checkpoint file, or a training's folder (its newest).
+        path: checkpoint file, or a training's folder (its newest that can be read).
         device: where the network shall compute.
         body_path: the body model of the training where it lies now; None = as in the training's config.
 
     Raises:
-        CheckpointError: there is no checkpoint, or it cannot be read.
+        CheckpointError, TorchFileError: there is no checkpoint, or it cannot be read.
         BodyModelError: the body model cannot be read, or is another one than the network was trained with.
     """
     checkpoint = read_checkpoint(path)
@@ -43,6 +43,7 @@ def load_trained(path: str | Path, device: torch.device, body_path: str | Path |
         input_size=checkpoint.config.data.input_size,
         sha256=hash_weights(checkpoint.weights),
         device=device,
+        origin=f"{checkpoint.path}, step {checkpoint.position.step}",
     )
 
 

@@ -52,7 +52,9 @@ def test_a_training_predicts_a_folder(
 ) -> None:
     out = tmp_path / "out"
     assert main(["predict", str(training), str(images), "-o", str(out), "--device", "cpu", "--quiet"]) == 0
-    assert "36 people in 3 images" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"the network of {training}/checkpoints/step-00000000.pt, step 0" in said
+    assert "36 people in 3 images" in said
     for placed in read_placed(find_labels(out)[0]):
         scene = placed.scene
         assert scene.num_people == 12  # its queries
@@ -115,6 +117,25 @@ def test_another_body_model_than_that_of_the_training_is_refused(
     save_checkpoint(tmp_path / "other", other)
     assert main(["predict", str(tmp_path / "other"), str(images), "-o", str(tmp_path / "out")]) == 2
     assert "was trained with ffffffffffffffff; name the right one with --body" in capsys.readouterr().err
+
+
+def test_a_damaged_checkpoint_is_refused_by_name_and_its_folder_gives_the_one_before(
+    training: Path,
+    images: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    folder = tmp_path / "again"
+    first = read_checkpoint(training)
+    for step in (1, 2):
+        newest = save_checkpoint(folder, dataclasses.replace(first, position=Position(step, 0, step)))
+    newest.write_bytes(newest.read_bytes()[:-100])
+    assert main(["predict", str(newest), str(images), "-o", str(tmp_path / "out")]) == 2
+    assert f"{newest} is no file of tensors or is damaged" in capsys.readouterr().err
+    assert main(["predict", str(folder), str(images), "-o", str(tmp_path / "out"), "--quiet"]) == 0
+    assert "step-00000001.pt, step 1" in capsys.readouterr().out
+    assert "step-00000002.pt is no file of tensors or is damaged" in caplog.text
 
 
 def test_what_is_no_checkpoint_is_refused(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,11 +1,7 @@
 """What a run survives on a local disk: a full one, one that cannot be written, files cut or swapped."""
 
 import os
-import resource
 import shutil
-import signal
-import subprocess
-from contextlib import contextmanager
 
 import pytest
 
@@ -16,6 +12,7 @@ from dto_pipeline.run.directory import RunDirectory, read_identity, scan_run
 from dto_pipeline.run.driver import run_pipeline
 from dto_pipeline.run.report import read_status
 from tests.run.chaos import label_bytes, tiny_config
+from tests.small_disks import files_no_larger_than, small_disk
 
 SMALL = 20_000  # bytes: more than any receipt or failure, less than a label file
 
@@ -33,19 +30,6 @@ def run(finished, tmp_path):
     """A copy of it."""
     shutil.copytree(finished, tmp_path / "run")
     return RunDirectory(tmp_path / "run")
-
-
-@contextmanager
-def files_no_larger_than(count: int):
-    """Writes that pass `count` bytes fail in this process, as on a full disk, only with EFBIG."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (count, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        signal.signal(signal.SIGXFSZ, before)
 
 
 def leftovers(root) -> list[str]:
@@ -83,16 +67,8 @@ def test_a_disk_without_room_for_a_lease_is_named_before_any_work(run, tiny):
 def disk(tmp_path):
     """A disk of its own, and a function that mounts it again with other options."""
     folder = tmp_path / "disk"
-    folder.mkdir()
-
-    def mount(options: str) -> None:
-        done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True)
-        if done.returncode:
-            pytest.skip(f"no file system can be mounted here: {done.stderr.decode().strip()}")
-
-    mount("size=160k")
-    yield folder, lambda options: mount(f"remount,{options}")
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+    with small_disk(folder, "160k") as remount:
+        yield folder, remount
 
 
 def test_a_disk_that_fills_up_costs_shards_and_room_on_it_finishes_them(disk, tiny, undisturbed):

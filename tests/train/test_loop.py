@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from dto_pipeline.data.torch_files import TorchFileError
 from dto_pipeline.train.batch import TrainBatch
-from dto_pipeline.train.checkpoint import CheckpointError, Position, list_checkpoints, load_checkpoint, read_checkpoint
+from dto_pipeline.train.checkpoint import (
+    CheckpointError,
+    Position,
+    list_checkpoints,
+    load_checkpoint,
+    read_checkpoint,
+    restore_network,
+    save_checkpoint,
+)
 from dto_pipeline.train.learner import TrainingDiverged, learning_rate
 from dto_pipeline.train.loop import TrainError, start_learner, train_network
 from dto_pipeline.train.records import HELD_OUT, TRAINING, Records, read_rows
 from dto_pipeline.train.source import batches_from
+from tests.small_disks import files_no_larger_than, small_disk
 from tests.train.small_crowds import BatchSource, BatchStream, tiny_config
 
 CPU = torch.device("cpu")
@@ -132,8 +142,6 @@ def test_a_checkpoint_gives_the_trained_network_without_any_other_file(data: Tra
 
 
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
-    from dto_pipeline.data.torch_files import TorchFileError
-
     with pytest.raises(CheckpointError, match="holds no checkpoints"):
         read_checkpoint(tmp_path)
     with pytest.raises(CheckpointError, match="does not exist"):
@@ -144,6 +152,115 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     torch.save({"weights": {}}, tmp_path / "other.pt")
     with pytest.raises(CheckpointError, match="another program"):
         read_checkpoint(tmp_path / "other.pt")
+
+
+def test_a_checkpoint_that_lacks_something_is_refused_with_file_and_key(data: TrainBatch, tmp_path: Path) -> None:
+    train_network(tiny_config(loop__steps=1, **SMALL), BatchSource(data, 2), tmp_path, progress=False)
+    whole = torch.load(list_checkpoints(tmp_path)[-1], weights_only=True)
+    path = tmp_path / "less.pt"
+    for key in ("config", "encoder", "weights", "optimizer", "position", "versions", "body_sha256"):
+        torch.save({name: value for name, value in whole.items() if name != key}, path)
+        with pytest.raises(CheckpointError, match=rf"less\.pt lacks {key};"):
+            read_checkpoint(path)
+    torch.save(whole | {"position": {"step": 1}}, path)
+    with pytest.raises(CheckpointError, match=r"less\.pt lacks position\.epoch, position\.batch"):
+        read_checkpoint(path)
+    torch.save(whole | {"config": {"loop": {"speed": 1}}}, path)
+    with pytest.raises(CheckpointError, match=r"less\.pt: its config cannot be used: .*speed"):
+        read_checkpoint(path)
+    torch.save(whole | {"weights": {}}, path)
+    with pytest.raises(CheckpointError, match=r"less\.pt does not fit its own config: .*Missing key"):
+        restore_network(read_checkpoint(path))
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def change_a_weight(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [cut, change_a_weight, lambda path: path.write_bytes(b"")])
+def test_a_damaged_newest_checkpoint_is_set_aside_and_the_one_before_taken(
+    data: TrainBatch, tmp_path: Path, damage: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    config = tiny_config(loop__steps=4, **SMALL)
+    train_network(config, BatchSource(data, 2), tmp_path, progress=False)
+    whole, newest = read_checkpoint(tmp_path).weights, list_checkpoints(tmp_path)[-1]
+    damage(newest)
+    with pytest.raises(TorchFileError, match=r"step-00000004\.pt .*give the folder"):
+        read_checkpoint(newest)
+    assert read_checkpoint(tmp_path).position.step == 2  # to predict: nothing is moved
+    assert newest.exists()
+    caplog.clear()
+    train_network(config, BatchSource(data, 2), tmp_path, progress=False)
+    (said,) = caplog.messages
+    assert "step-00000004.pt is no file of tensors or is damaged" in said
+    assert "kept as step-00000004.pt.damaged, and training goes on from step-00000002.pt" in said
+    assert newest.with_name("step-00000004.pt.damaged").exists()
+    for name, weight in read_checkpoint(newest).weights.items():
+        assert torch.equal(weight, whole[name]), name
+    assert [row["step"] for row in read_rows(tmp_path / TRAINING)] == [2, 4]
+
+
+def test_a_training_does_not_begin_anew_where_no_checkpoint_can_be_read(data: TrainBatch, tmp_path: Path) -> None:
+    config = tiny_config(loop__steps=4, **SMALL)
+    train_network(config, BatchSource(data, 2), tmp_path, progress=False)
+    for path in list_checkpoints(tmp_path):
+        cut(path)
+    for _ in range(2):  # the second start says the same
+        with pytest.raises(CheckpointError, match=r"no checkpoint can be read: .*00000004.*00000002.*train anew"):
+            train_network(config, BatchSource(data, 2), tmp_path, progress=False)
+    assert len(list_checkpoints(tmp_path)) == 2
+
+
+def test_a_full_disk_costs_the_new_checkpoint_only(data: TrainBatch, tmp_path: Path) -> None:
+    config = tiny_config(loop__steps=4, **SMALL)
+    with pytest.raises(Interrupted):
+        train_network(config, StoppingSource(data, 2, batches=3), tmp_path, progress=False)
+    before = list_checkpoints(tmp_path)[-1].read_bytes()
+    sentence = r"step-00000004\.pt could not be written: File too large; make room.* go on from step-00000002\.pt"
+    with files_no_larger_than(100_000), pytest.raises(CheckpointError, match=sentence):
+        train_network(config, BatchSource(data, 2), tmp_path, progress=False)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000002.pt"]
+    assert list_checkpoints(tmp_path)[0].read_bytes() == before
+    train_network(config, BatchSource(data, 2), tmp_path, progress=False)
+    assert read_checkpoint(tmp_path).position.step == 4
+
+
+def test_a_disk_too_small_for_the_first_checkpoint_is_said(data: TrainBatch, tmp_path: Path) -> None:
+    config, folder = tiny_config(loop__steps=1, **SMALL), tmp_path / "disk" / "training"
+    with small_disk(folder.parent, "160k") as remount:
+        sentence = "No space left on device; make room, or make it writable, and start again to begin anew"
+        with pytest.raises(CheckpointError, match=sentence):
+            train_network(config, BatchSource(data, 2), folder, progress=False)
+        assert not list((folder / "checkpoints").iterdir())
+        remount("size=10m")
+        train_network(config, BatchSource(data, 2), folder, progress=False)
+        checkpoint = read_checkpoint(folder)
+        remount("ro")
+        with pytest.raises(CheckpointError, match=r"Read-only file system.* go on from step-00000001\.pt"):
+            save_checkpoint(folder, dataclasses.replace(checkpoint, position=Position(2, 0, 2)))
+
+
+def test_what_a_killed_writer_left_of_a_checkpoint_is_removed(data: TrainBatch, tmp_path: Path) -> None:
+    config = tiny_config(loop__steps=1, **SMALL)
+    train_network(config, BatchSource(data, 2), tmp_path, progress=False)
+    left = tmp_path / "checkpoints" / f".step-00000002.pt.tmp-{'0' * 32}"
+    left.write_bytes(b"half")
+    train_network(config, BatchSource(data, 2), tmp_path, progress=False)
+    assert [path.name for path in left.parent.iterdir()] == ["step-00000001.pt"]
+
+
+def test_another_body_model_under_the_same_path_is_refused(data: TrainBatch, tmp_path: Path) -> None:
+    config = tiny_config(loop__steps=1, **SMALL)
+    train_network(config, BatchSource(data, 2), tmp_path, progress=False)
+    save_checkpoint(tmp_path, dataclasses.replace(read_checkpoint(tmp_path), body_sha256="f" * 64))
+    with pytest.raises(TrainError, match=r"began with ffffffffffffffff; put the right one back"):
+        train_network(config, BatchSource(data, 2), tmp_path, progress=False)
 
 
 def test_half_a_row_of_a_killed_process_is_dropped(tmp_path: Path) -> None:
