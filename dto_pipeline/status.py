@@ -28,6 +28,11 @@ class ImageStatus(_Advised):
     PLACED_BY_PRIOR = "placed_by_prior", "Fewer than two depths could be compared; people stand by height priors alone."
     TOO_FEW_PEOPLE = "too_few_people", "Fewer than two people can be compared; labels are passed through unchanged."
     PREDICTED = "predicted", "A network's people, as it said them; `dto run` on the manifest beside them places them."
+    PREDICTION_INVALID = (
+        "prediction_invalid",
+        "The network's answer cannot be used, such as numbers that are not finite; take another checkpoint, or train "
+        "with a lower loop.rate.",
+    )
     NO_PEOPLE = "no_people", "No person of this image had a valid label; see the persons' statuses."
     IMAGE_MISSING = (
         "image_missing",

@@ -65,9 +65,7 @@ def _run(arguments: argparse.Namespace) -> int:
     trained = load_trained(arguments.checkpoint, choose_device(arguments.device), arguments.body)
     print(f"the network of {trained.origin}")
     manifest = predict_run(trained, pictures, out, config, not arguments.quiet)
-    print(
-        f"{arguments.out}: {manifest.num_people} people in {manifest.num_images} images; `dto status` counts statuses"
-    )
+    print(f"{arguments.out}: {manifest.num_people} people in {manifest.num_images} images{_failures(out)}")
     depth = "" if arguments.depth else " --set depth.source=model --set depth.model=NAME"
     print(f"to place them: dto run {manifest.path} -o RUN{depth}")
     return 0
@@ -107,6 +105,16 @@ def predict_run(
     )
     remove_parts(out)
     return manifest
+
+
+def _failures(out: Path) -> str:
+    """How many images of a finished prediction failed, by status; "" where none did."""
+    from dto_pipeline.run.report import read_status
+    from dto_pipeline.status import ImageStatus
+
+    counts = read_status(out).image_status
+    failed = [f"{count} {word}" for word, count in counts.items() if ImageStatus(word).is_failure]
+    return f", of which could not be predicted: {', '.join(failed)} (see their messages)" if failed else ""
 
 
 def _find_pictures(arguments: argparse.Namespace) -> PictureSet:

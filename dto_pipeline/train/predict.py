@@ -28,6 +28,7 @@ from dto_pipeline.scene import Scene
 from dto_pipeline.status import ImageStatus, PersonStatus, UnusableImage
 from dto_pipeline.train.augment import camera_problem, view_affine, warp_image, whole_view
 
+_BOX_NOT_FINITE = "its box is not finite"
 _GUESSED_FOCAL = 1.0  # of the longer side: only to lay the picture out; the answer does not depend on it
 
 
@@ -103,6 +104,12 @@ class _UnusableCamera(UnusableImage):
     status = ImageStatus.LABEL_INVALID
 
 
+class _UnusableAnswer(UnusableImage):
+    """The network's answer says nothing about the picture."""
+
+    status = ImageStatus.PREDICTION_INVALID
+
+
 @dataclass(frozen=True)
 class _Input:
     """A photograph laid out for the network."""
@@ -137,8 +144,9 @@ def predict_scenes(
 ) -> Iterator[Scene]:
     """One scene per picture, in order; a few batches are in memory at a time.
 
-    A picture that cannot be read gives a scene with `problem` and nobody. A person whose numbers cannot be used stays,
-    with its problem. `det_score` is the confidence.
+    A picture that cannot be read, or whose answer is not finite, gives a scene with `problem` and nobody. A person
+    whose numbers cannot be used stays, with its problem; where that is everybody, the picture has one too. `det_score`
+    is the confidence.
 
     Args:
         trained: the network.
@@ -152,11 +160,12 @@ def predict_scenes(
             inputs = [laid for _, laid in some if isinstance(laid, _Input)]
             answers = iter(_ask(trained, inputs, config.min_confidence) if inputs else ())
             for picture, laid in some:
-                if isinstance(laid, _Input):
-                    people, camera = next(answers)
-                    yield _scene(picture, laid, *_carry_back(people, camera, laid, trained.body))
+                if isinstance(laid, UnusableImage):
+                    yield _broken_scene(picture, None, laid)
+                elif isinstance(answer := next(answers), UnusableImage):
+                    yield _broken_scene(picture, laid, answer)
                 else:
-                    yield _broken_scene(picture, laid)
+                    yield _scene(picture, laid, *_carry_back(*answer, laid, trained.body))
 
 
 def photograph_camera(affine: np.ndarray, input_camera: np.ndarray) -> np.ndarray:
@@ -209,20 +218,27 @@ def _centred_camera(focal: float, width: int, height: int) -> np.ndarray:
 
 
 @torch.inference_mode()
-def _ask(trained: Trained, inputs: list[_Input], min_confidence: float) -> list[tuple[_People, np.ndarray]]:
-    """People and camera of each input."""
+def _ask(
+    trained: Trained, inputs: list[_Input], min_confidence: float
+) -> list[tuple[_People, np.ndarray] | UnusableImage]:
+    """People and camera of each input, or why its answer says nothing of them."""
     pixels = torch.from_numpy(np.stack([laid.image for laid in inputs])).to(trained.device)
     cameras = torch.from_numpy(np.stack([laid.input_camera for laid in inputs])).float().to(trained.device)
     answer = trained.network(pixels.permute(0, 3, 1, 2).float() / 255, cameras)
     names = ("boxes", "pose", "betas", "transl")
     parts = {name: getattr(answer, name).float().cpu().numpy() for name in names}
     scores, seen_with = answer.confidence.float().cpu().numpy(), answer.intrinsics.double().cpu().numpy()
-    found = []
-    for image, score in enumerate(scores):
-        order = np.argsort(-score, kind="stable")
-        order = order[score[order] >= min_confidence]
-        people = {name: values[image, order] for name, values in parts.items()}
-        found.append((_People(score[order], **people), seen_with[image]))
+    found: list[tuple[_People, np.ndarray] | UnusableImage] = []
+    for image, (score, camera) in enumerate(zip(scores, seen_with, strict=True)):
+        if not np.isfinite(score).all():  # nobody knows who would be sure enough
+            found.append(_UnusableAnswer("the network's confidences are not finite"))
+        elif not np.isfinite(camera).all():
+            found.append(_UnusableAnswer("the network's camera is not finite"))
+        else:
+            order = np.argsort(-score, kind="stable")
+            order = order[score[order] >= min_confidence]
+            people = {name: values[image, order] for name, values in parts.items()}
+            found.append((_People(score[order], **people), camera))
     return found
 
 
@@ -233,7 +249,8 @@ def _carry_back(people: _People, seen_with: np.ndarray, laid: _Input, body: Body
     distance changes with the focal length.
     """
     inverse = np.linalg.inv(laid.affine)
-    corners = people.boxes.reshape(-1, 2, 2) @ inverse[:2, :2].T + inverse[:2, 2]
+    known = np.where(np.isfinite(people.boxes).all(axis=1, keepdims=True), people.boxes, np.nan)
+    corners = known.reshape(-1, 2, 2) @ inverse[:2, :2].T + inverse[:2, 2]
     boxes = np.clip(corners, 0, [laid.width, laid.height]).reshape(-1, 4).astype(np.float32)
     camera, transl = photograph_camera(laid.affine, seen_with), people.transl
     if laid.known and len(transl):
@@ -245,8 +262,8 @@ def _carry_back(people: _People, seen_with: np.ndarray, laid: _Input, body: Body
 
 
 def _scene(picture: Picture, laid: _Input, people: _People, camera: np.ndarray) -> Scene:
-    problems = [ROW_PROBLEMS[code] for code in find_row_problems(people.pose, people.betas, people.transl)]
-    count = len(people.score)
+    problems, count = _person_problems(people), len(people.score)
+    nobody_left = bool(problems) and all(problems)
     return Scene(
         image_id=picture.image_id,
         subset=picture.subset,
@@ -264,19 +281,27 @@ def _scene(picture: Picture, laid: _Input, people: _People, camera: np.ndarray) 
         det_score=people.score,
         person_problem=[(PersonStatus.INVALID_LABEL, text) if text else None for text in problems],
         image_sha256=laid.sha256,
+        problem=(ImageStatus.PREDICTION_INVALID, f"nobody can be used: {problems[0]}") if nobody_left else None,
     )
 
 
-def _broken_scene(picture: Picture, error: UnusableImage) -> Scene:
-    """A picture that could not be read: nobody, camera unknown unless it was told."""
+def _person_problems(people: _People) -> list[str | None]:
+    found = [ROW_PROBLEMS[code] for code in find_row_problems(people.pose, people.betas, people.transl)]
+    boxed = np.isfinite(people.boxes).all(axis=1)
+    return [text or (None if has_box else _BOX_NOT_FINITE) for text, has_box in zip(found, boxed, strict=True)]
+
+
+def _broken_scene(picture: Picture, laid: _Input | None, error: UnusableImage) -> Scene:
+    """A picture that could not be read or answered: nobody, camera unknown unless it was told."""
     nobody = np.zeros((0,), np.float32)
     unknown = np.array([[np.nan, 0, np.nan], [0, np.nan, np.nan], [0, 0, 1]])
+    width, height, sha256 = (laid.width, laid.height, laid.sha256) if laid else (0, 0, "")
     return Scene(
         image_id=picture.image_id,
         subset=picture.subset,
         image_path=picture.image_path,
-        width=0,
-        height=0,
+        width=width,
+        height=height,
         intrinsics=unknown if picture.intrinsics is None else picture.intrinsics,
         pose=nobody.reshape(0, 72),
         betas=nobody.reshape(0, NUM_BETAS),
@@ -287,5 +312,6 @@ def _broken_scene(picture: Picture, error: UnusableImage) -> Scene:
         bbox_xyxy=nobody.reshape(0, 4),
         det_score=nobody,
         person_problem=[],
+        image_sha256=sha256,
         problem=(error.status, str(error)),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
@@ -22,6 +23,7 @@ class StandIn:
     cameras: list[torch.Tensor] = field(default_factory=list)
     transl: tuple[tuple[float, float, float], ...] = ((0.4, 0.2, 5.0), (-0.3, 0.1, 3.0), (0.0, 0.0, 4.0))
     confidence: tuple[float, ...] = (0.6, 0.9, 0.1)
+    spoil: Callable[[Answer], None] = lambda _: None  # changes an answer in place
 
     def __call__(self, image: torch.Tensor, intrinsics: torch.Tensor | None) -> Answer:
         assert image.shape[1:] == (3, SIDE, SIDE)
@@ -41,6 +43,7 @@ class StandIn:
             transl=torch.tensor(self.transl).repeat(count, 1, 1),
             intrinsics=camera,
         )
+        self.spoil(answer)
         return answer
 
 

@@ -24,8 +24,9 @@ from dto_pipeline.models.body import BodyModel
 from dto_pipeline.review.run_files import find_labels
 from dto_pipeline.review.verify import verify_run
 from dto_pipeline.run.driver import run_pipeline
+from dto_pipeline.run.report import read_status
 from dto_pipeline.scene import Scene
-from dto_pipeline.status import ImageStatus
+from dto_pipeline.status import ImageStatus, PersonStatus
 from dto_pipeline.train.augment import view_affine, whole_view
 from dto_pipeline.train.predict import Answer, Picture, PredictConfig, predict_scenes
 from dto_pipeline.train.prediction_files import PredictError, find_pictures, is_unfinished, manifest_pictures
@@ -196,6 +197,46 @@ def test_people_who_are_behind_the_camera_stay_with_their_status(body: BodyModel
     assert [str(status) for status in placed.person_status] == ["invalid_label", "not_run"]
     rows = Manifest.open(tmp_path / "out/manifest.parquet").read_shard(0)
     assert "not in front" in rows["persons"][0][0]["problem"].as_py()
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "message"),
+    [
+        ("confidence", (1, 2), "the network's confidences are not finite"),
+        ("intrinsics", (1, 0, 0), "the network's camera is not finite"),
+        ("boxes", (1, slice(None), 3), "nobody can be used: its box is not finite"),
+        ("betas", (1,), "nobody can be used: betas are not finite"),
+    ],
+)
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_an_answer_that_is_not_finite_costs_its_image_only(
+    body: BodyModel, tmp_path: Path, name: str, place: tuple[int, ...], message: str, value: float
+) -> None:
+    def spoil(answer: Answer) -> None:
+        getattr(answer, name)[place] = value
+
+    for number in range(3):
+        write_image(tmp_path / "set" / f"{number}.png", seed=number)
+    trained = stand_in(body, StandIn(spoil=spoil))
+    config = PredictConfig(batch_images=3)
+    predict_run(trained, find_pictures(str(tmp_path / "set")), tmp_path / "out", config, progress=False)
+    placed = read_placed(find_labels(tmp_path / "out")[0])
+    assert [str(one.status) for one in placed] == ["predicted", "prediction_invalid", "predicted"]
+    assert [one.message for one in placed] == [None, message, None]
+    assert (placed[1].scene.width, placed[1].scene.height) == (120, 80)
+    assert {str(status) for status in placed[1].person_status} <= {"invalid_label"}
+    assert read_status(tmp_path / "out").image_status == {"predicted": 2, "prediction_invalid": 1}
+    assert verify_run(tmp_path / "out").passed
+
+
+def test_somebody_whose_numbers_are_not_finite_costs_nobody_else(body: BodyModel, tmp_path: Path) -> None:
+    def spoil(answer: Answer) -> None:
+        answer.boxes[0, 1, 0] = np.nan
+
+    write_image(tmp_path / "a.png")
+    scene = predict_one(body, tmp_path, Picture("x/a.png", "x", "a.png", "a.png"), StandIn(spoil=spoil))
+    assert scene.problem is None
+    assert scene.person_problem == [(PersonStatus.INVALID_LABEL, "its box is not finite"), None]
 
 
 def test_nobody_sure_enough_is_an_image_without_people(body: BodyModel, folder: Path, tmp_path: Path) -> None:
