@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from dto_pipeline.data.files import write_bytes_atomic
 from dto_pipeline.view.panel import save_png
 
 TRAINING, HELD_OUT = "metrics.csv", "evaluation.csv"
+_LOG = logging.getLogger(__name__)
 
 
 class Records:
@@ -51,27 +53,36 @@ class Records:
         save_png(picture, self._folder / "pictures" / f"step-{step:08d}" / f"{name}.png")
 
     def close(self) -> None:
-        self._events.close()
+        """Write the last events; where that fails, say so: the CSV files, written at once, hold the same."""
+        try:
+            self._events.close()
+        except OSError as error:
+            _LOG.warning("%s: the last TensorBoard events are lost: %s", self._folder, error)
 
 
 def read_rows(path: Path) -> list[dict[str, float]]:
-    """The rows of a metrics file; one that is being written is left out."""
-    with path.open(newline="") as stream:
-        header, *rows = list(csv.reader(stream)) or [[]]
-    whole = (row for row in rows if len(row) == len(header))
-    return [dict(zip(header, map(float, row), strict=True)) for row in whole]
+    """The rows of a metrics file, none where there is no file; one that is being written is left out."""
+    header, rows = _read_whole_rows(path)
+    return [dict(zip(header, map(float, row), strict=True)) for row in rows]
 
 
 def _drop_rows_after(path: Path, step: int) -> None:
     """Keep the header and rows of steps up to `step`; half a row of a killed process goes too."""
-    if not path.exists():
-        return
-    with path.open(newline="") as stream:
-        header, *rows = list(csv.reader(stream)) or [[]]
-    kept = [row for row in rows if len(row) == len(header) and int(row[0]) <= step]
+    header, rows = _read_whole_rows(path)
+    kept = [row for row in rows if int(row[0]) <= step]
     if not kept:
-        path.unlink()
+        path.unlink(missing_ok=True)
         return
     text = io.StringIO(newline="")
     csv.writer(text).writerows([header, *kept])
     write_bytes_atomic(path, text.getvalue().encode())
+
+
+def _read_whole_rows(path: Path) -> tuple[list[str], list[list[str]]]:
+    """Header and rows that end with their line and have all columns."""
+    try:
+        with path.open(newline="") as stream:
+            header, *rows = [*csv.reader(line for line in stream if line.endswith("\n"))] or [[]]
+    except FileNotFoundError:  # not yet, or dropped in this moment
+        return [], []
+    return header, [row for row in rows if len(row) == len(header)]
