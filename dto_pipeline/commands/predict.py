@@ -24,23 +24,40 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     parser = verbs.add_parser(
         "predict",
         help="people of photographs by a trained network, as a run",
-        description="Writes a folder that is a finished run: labels of schema dto-labels/1 (one row per image, those "
-        "that cannot be read too), receipts, and manifest.parquet. dto view, verify, report and export read it; dto "
-        "manifest merge LABELS_MANIFEST DIR adds its people where labels miss them; dto run DIR/manifest.parquet "
-        "places them. A prediction that was killed goes on when it is started again.",
+        description="Runs a trained network over photographs and writes a folder that is a finished run: labels of "
+        "schema dto-labels/1 (one row per image, those that cannot be read too), receipts, and manifest.parquet. dto "
+        "view, verify, report and export read it; dto manifest merge LABELS_MANIFEST DIR adds its people where labels "
+        "miss them; dto run DIR/manifest.parquet places them. A prediction that was killed goes on when it is started "
+        "again.",
     )
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="file or folder written by dto train")
-    parser.add_argument("images", metavar="IMAGES", help="folder or URI of images, or a manifest (*.parquet)")
-    parser.add_argument("-o", "--out", required=True, metavar="DIR", help="folder to make")
+    parser.add_argument(
+        "checkpoint",
+        metavar="CHECKPOINT",
+        help="a training's folder (its newest checkpoint that can be read), or one file of its checkpoints/",
+    )
+    parser.add_argument(
+        "images", metavar="IMAGES", help="folder or URI of images, subfolders too, or a manifest (*.parquet)"
+    )
+    parser.add_argument("-o", "--out", required=True, metavar="DIR", help="folder to make, local")
     camera = parser.add_mutually_exclusive_group()
-    camera.add_argument("--fov", type=float, metavar="DEG", help="vertical field of view of all images, if it is known")
+    camera.add_argument(
+        "--fov",
+        type=float,
+        metavar="DEG",
+        help="vertical field of view of all images in degrees, where it is known; otherwise the network says it",
+    )
     camera.add_argument("--keep-camera", action="store_true", help="take the manifest's cameras, not the network's")
-    parser.add_argument("--min-confidence", type=float, metavar="C", help="people below are left out (0.3)")
-    parser.add_argument("--subset", default="", metavar="NAME", help="name of the set (the folder's)")
-    parser.add_argument("--image-root", default="", metavar="DIR", help="images folder in place of the manifest's")
-    parser.add_argument("--depth", default="", metavar="DIR", help="depth maps of a folder's images, for dto run later")
-    parser.add_argument("--body", metavar="NPZ", help="the body model of the training, where it was moved")
-    parser.add_argument("--batch", type=positive, metavar="N", help="images the network sees at once (4)")
+    parser.add_argument("--min-confidence", type=float, metavar="C", help="leave out people below this, 0 .. 1 (0.3)")
+    parser.add_argument("--subset", default="", metavar="NAME", help="name of a folder's set, by default the folder's")
+    parser.add_argument("--image-root", default="", metavar="DIR", help="where a manifest's images are now, if moved")
+    parser.add_argument(
+        "--depth",
+        default="",
+        metavar="DIR",
+        help="depth maps of a folder's images, NAME.npy each: noted in the manifest for dto run, not read here",
+    )
+    parser.add_argument("--body", metavar="NPZ", help="where the training's body model is now, if moved")
+    parser.add_argument("--batch", type=positive, metavar="N", help="images the network sees at once: memory (4)")
     parser.add_argument("--device", default="auto", metavar="D", help="cpu, cuda, cuda:1 ...; auto = a GPU if there is")
     parser.add_argument("--quiet", action="store_true", help="no progress line")
     parser.set_defaults(run=_run)
@@ -53,6 +70,8 @@ def _run(arguments: argparse.Namespace) -> int:
     from dto_pipeline.train.prediction_files import is_unfinished
     from dto_pipeline.train.trained import load_trained
 
+    if "://" in arguments.out:
+        raise DtoError(f"{arguments.out} is a URI; predictions are written to a local folder, name one")
     out = Path(arguments.out)
     if RunDirectory(out).run_file.exists() and not is_unfinished(out):
         raise DtoError(f"{arguments.out} is a finished run already; choose another folder (-o)")

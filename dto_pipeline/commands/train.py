@@ -5,16 +5,28 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from dto_pipeline.commands.options import not_negative
+from dto_pipeline.errors import DtoError
+
 
 def add_parser(verbs: argparse._SubParsersAction) -> None:
     parser = verbs.add_parser(
         "train",
         help="train a multi-person mesh network on label shards; resumes by itself",
-        description="Starts a training, or does what is left of it from its newest checkpoint. The config names "
-        "labels (data.labels: folders of runs or exports) and knobs; see jobs/train.yaml.",
+        description="Learns a network from labels and leaves a folder: checkpoints/ (the newest two), metrics.csv and "
+        "evaluation.csv (tensorboard/ shows both), pictures/ of held-out images, train.json. The same command started "
+        "again goes on from the newest checkpoint that can be read. CONFIG.yaml names the labels (data.labels: folders "
+        "of runs or exports) and knobs; jobs/train.yaml is one to start from, docs/training.md tells what they do. "
+        "Then: dto predict DIR IMAGES -o PREDICTED.",
     )
-    parser.add_argument("config", metavar="CONFIG.yaml", help="rooms and keys as in dto_pipeline/train/config.py")
-    parser.add_argument("-o", "--out", required=True, metavar="DIR", help="the training's folder")
+    parser.add_argument(
+        "config",
+        metavar="CONFIG.yaml",
+        help="knobs by room; all of them with units and defaults: dto_pipeline/train/config.py and data_config.py",
+    )
+    parser.add_argument(
+        "-o", "--out", required=True, metavar="DIR", help="the training's folder, local; a cluster's machines share it"
+    )
     parser.add_argument(
         "--set",
         dest="overrides",
@@ -23,8 +35,19 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         default=[],
         help="change one knob, e.g. --set loss.preset=paper; may be given several times",
     )
-    parser.add_argument("--workers", type=int, metavar="N", help="same as --set loop.workers=N; 0 = without Ray")
-    parser.add_argument("--address", default="local", help="Ray cluster: local (default), auto, ray://HOST:PORT")
+    parser.add_argument(
+        "--workers",
+        type=not_negative,
+        metavar="N",
+        help="processes that share every step (Ray Train), each with data.batch_images images and, with --set "
+        "loop.gpu=true, a GPU; 0 = this process, without Ray; default: the config's loop.workers, or 0",
+    )
+    parser.add_argument(
+        "--address",
+        default="local",
+        metavar="WHERE",
+        help="where --workers run: local (default) starts Ray here, auto finds a cluster, or ray://HOST:PORT",
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.set_defaults(run=_run)
 
@@ -36,6 +59,8 @@ def _run(arguments: argparse.Namespace) -> int:
     from dto_pipeline.train.loop import train_network
     from dto_pipeline.train.source import LabelSource
 
+    if "://" in arguments.out:
+        raise DtoError(f"{arguments.out} is a URI; a training's folder is local: name one that all machines share")
     if arguments.workers is not None:
         arguments.overrides.append(f"loop.workers={arguments.workers}")
     config = load_train_config(arguments.config, arguments.overrides)
@@ -49,5 +74,5 @@ def _run(arguments: argparse.Namespace) -> int:
     for name, title in MEASURES.items():
         if name in measures:
             print(f"{measures[name]:10.4f}  {title}")
-    print(f"{arguments.out}: {config.loop.steps} steps done; predict with the newest file of its checkpoints")
+    print(f"{arguments.out}: {config.loop.steps} steps done; to predict: dto predict {arguments.out} IMAGES -o DIR")
     return 0

@@ -97,6 +97,7 @@ def test_options_reach_the_labels(training: Path, images: Path, tmp_path: Path) 
         (["--keep-camera"], "--keep-camera would need a manifest"),
         (["--image-root", "x"], "--image-root would need a manifest"),
         (["--min-confidence", "2"], "expected 0 .. 1"),
+        (["-o", "s3://bucket/predicted"], "s3://bucket/predicted is a URI"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(
