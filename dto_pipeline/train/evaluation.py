@@ -7,13 +7,13 @@ of it, so that networks are compared over the same people; how many of these que
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
 
-from dto_pipeline.evaluate.synthetic import Placement, placement_errors
+from dto_pipeline.evaluate.synthetic import Placement, image_pairs, placement_errors
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.train.batch import TrainBatch
 from dto_pipeline.train.config import LossConfig, MatchConfig
@@ -34,7 +34,7 @@ MEASURES = {
     "mpjpe": "MPJPE [m]",
     "recall": "recall",
     "precision": "precision",
-}  # keys of `Evaluation.metrics` with what tables call them
+}  # keys of `summarise` with what tables call them
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,14 @@ class _Rows:
 
 
 @dataclass(frozen=True)
-class _Batch:
+class Part:
+    """What one batch tells; plain arrays, so that it may come from another process."""
+
     rows: _Rows
-    fov_error: np.ndarray  # (n,) of images with a camera
+    fov_error: np.ndarray  # (n,) of images with a camera [rad]
+    images: int
     reported: int  # confident queries
+    skipped: int  # images that could not be read
 
 
 def evaluate(
@@ -65,7 +69,18 @@ def evaluate(
     loss: LossConfig,
     match: MatchConfig,
 ) -> dict[str, float]:
-    """The keys of `MEASURES`, and the counts `images`, `persons` and `pairs`; only `images` where there is none.
+    """`measure_batches` and `summarise` in one."""
+    return summarise(measure_batches(predict, batches, body, loss, match))
+
+
+def measure_batches(
+    predict: Callable[[TrainBatch], Predictions],
+    batches: Iterable[TrainBatch],
+    body: BodyModel,
+    loss: LossConfig,
+    match: MatchConfig,
+) -> list[Part]:
+    """What each batch tells.
 
     Args:
         predict: the network.
@@ -73,18 +88,27 @@ def evaluate(
         body: the model of the labels.
         loss, match: of the training, for the assignment.
     """
-    measured: list[_Batch] = []
-    images = 0
+    parts = []
     for batch in batches:
         predictions = predict(batch)
         targets = build_targets(batch.to(predictions.fov.device), body)
         matches = match_people(predictions, targets, body, match, loss)
-        measured.append(_measure(predictions, targets, matches, body, images))
-        images += len(batch.image)
-    return {"images": float(images)} | (_summarise(measured) if measured else {})
+        parts.append(_measure(batch, predictions, targets, matches, body))
+    return parts
 
 
-def _measure(predictions: Predictions, targets: Targets, matches: Matches, body: BodyModel, first_image: int) -> _Batch:
+def summarise(parts: Sequence[Part]) -> dict[str, float]:
+    """The keys of `MEASURES`, and the counts `images`, `skipped_images`, `persons` and `pairs`; without any image only
+    the first two."""
+    counts = {
+        "images": float(sum(part.images for part in parts)),
+        "skipped_images": float(sum(part.skipped for part in parts)),
+    }
+    return counts | (_summarise(parts) if counts["images"] else {})
+
+
+def _measure(batch: TrainBatch, predictions: Predictions, targets: Targets, matches: Matches, body: BodyModel) -> Part:
+    read = torch.tensor([image_id != "" for image_id in batch.image_ids])  # the others are black stand-ins
     kept = targets.has_body[matches.image, matches.person]
     image, query, person = matches.image[kept], matches.query[kept], matches.person[kept]
     found, true = (image, query), (image, person)
@@ -92,7 +116,7 @@ def _measure(predictions: Predictions, targets: Targets, matches: Matches, body:
     error = ((joints - joints[:, :1])[:, :LOSS_JOINTS] - targets.joints[true]).norm(dim=-1).mean(-1)
     overlap = generalised_iou(predictions.boxes[found], targets.boxes[true]) > 0
     rows = _Rows(
-        image=(image + first_image).cpu().numpy(),
+        image=image.cpu().numpy(),
         z=_to_numpy(predictions.transl[found][:, 2]),
         true_z=_to_numpy(targets.transl[true][:, 2]),
         height=_to_numpy(body.rest_height(predictions.betas[found])),
@@ -102,19 +126,21 @@ def _measure(predictions: Predictions, targets: Targets, matches: Matches, body:
         found=((predictions.confidence[found] >= CONFIDENT) & overlap).cpu().numpy(),
     )
     fov_error = (predictions.fov - targets.fov)[targets.has_camera].abs()
-    return _Batch(rows, _to_numpy(fov_error), int((predictions.confidence >= CONFIDENT).sum()))
+    reported = (predictions.confidence >= CONFIDENT).sum(-1).cpu()[read]
+    return Part(rows, _to_numpy(fov_error), int(read.sum()), int(reported.sum()), len(batch.skipped))
 
 
-def _summarise(measured: list[_Batch]) -> dict[str, float]:
-    joined = [np.concatenate([getattr(part.rows, field.name) for part in measured]) for field in fields(_Rows)]
-    rows = _Rows(*joined)
+def _summarise(parts: Sequence[Part]) -> dict[str, float]:
+    joined = {field.name: np.concatenate([getattr(part.rows, field.name) for part in parts]) for field in fields(_Rows)}
+    first = np.cumsum([0, *(part.images for part in parts)])[:-1]  # images of all parts are different ones
+    rows = _Rows(**joined | {"image": joined["image"] + np.repeat(first, [len(part.rows.image) for part in parts])})
     errors = placement_errors(Placement(rows.z, rows.height), Placement(rows.true_z, rows.true_height), rows.image)
-    reported = sum(part.reported for part in measured)
+    reported = sum(part.reported for part in parts)
     return {
         **{name: float(errors[name]) for name in ("persons", "pairs", "pair_depth_error", "depth_error")},
         **{name: float(errors[name]) for name in ("ordinal", "height_error")},
         "near_pair_depth_error": _near_pairs(rows),
-        "fov_error": _mean(np.concatenate([part.fov_error for part in measured])),
+        "fov_error": _mean(np.concatenate([part.fov_error for part in parts])),
         "transl_error": _mean(rows.transl_error),
         "mpjpe": _mean(rows.joint_error),
         "recall": _mean(rows.found),
@@ -124,14 +150,9 @@ def _summarise(measured: list[_Batch]) -> dict[str, float]:
 
 def _near_pairs(rows: _Rows) -> float:
     """Mean |dz - true dz| over pairs of one image within `_REACH`."""
-    errors = []
-    for image in np.unique(rows.image):
-        mine = rows.image == image
-        first, second = np.triu_indices(int(mine.sum()), k=1)
-        z, true_z = rows.z[mine], rows.true_z[mine]
-        apart, true_apart = z[first] - z[second], true_z[first] - true_z[second]
-        errors.append(np.abs(apart - true_apart)[np.abs(true_apart) <= _REACH])
-    return _mean(np.concatenate(errors)) if errors else float("nan")
+    first, second = image_pairs(rows.image, np.ones(len(rows.image), bool))
+    apart, true_apart = rows.z[first] - rows.z[second], rows.true_z[first] - rows.true_z[second]
+    return _mean(np.abs(apart - true_apart)[np.abs(true_apart) <= _REACH])
 
 
 def _mean(values: np.ndarray) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -22,6 +23,7 @@ from dto_pipeline.train.losses import compute_losses
 from dto_pipeline.train.model import MeshNetwork, Predictions
 from dto_pipeline.train.targets import build_targets
 
+T = TypeVar("T")
 _MOST_SKIPPED = 10  # steps in a row without a finite gradient, after which training stops
 
 
@@ -57,7 +59,8 @@ class Learner:
 
         Returns:
             The loss, each unweighted loss of the last layer, the gradient's norm before clipping, the learning rate,
-            and `skipped_step`: 1 if the gradient was not finite and the weights were left alone.
+            `skipped_images`: how many could not be read, in all processes, and `skipped_step`: 1 if the gradient was
+            not finite and the weights were left alone.
 
         Raises:
             TrainingDiverged: no finite gradient in many steps.
@@ -78,6 +81,9 @@ class Learner:
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.loop.clip)
         skipped = self._update(bool(norm.isfinite()))
         values = {"loss": total.detach(), **losses, "gradient_norm": norm.detach()}
+        values["skipped_images"] = total.new_tensor(
+            float(len(batch.skipped) * count_processes())
+        )  # the mean is the sum
         means = mean_over_processes(torch.stack(list(values.values()))).tolist()
         return dict(zip(values, means, strict=True)) | {"rate": rate, "skipped_step": float(skipped)}
 
@@ -136,4 +142,28 @@ def mean_over_processes(numbers: torch.Tensor) -> torch.Tensor:
         return numbers
     shared = numbers.clone()
     torch.distributed.all_reduce(shared)
-    return shared / torch.distributed.get_world_size()
+    return shared / count_processes()
+
+
+def count_processes() -> int:
+    """How many share a step."""
+    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+
+
+def told_by_first(number: int, device: torch.device) -> int:
+    """What the first process says, in all of them."""
+    if not torch.distributed.is_initialized():
+        return number
+    said = torch.tensor([number], device=device)
+    torch.distributed.broadcast(said, 0)
+    return int(said)
+
+
+def gather_at_first(part: list[T]) -> list[T]:
+    """The lists of all processes, joined in the order of ranks, in the first process; nothing in the others."""
+    if not torch.distributed.is_initialized():
+        return part
+    first = torch.distributed.get_rank() == 0
+    shares: list[list[T]] = [[]] * count_processes()
+    torch.distributed.gather_object(part, shares if first else None)
+    return [one for share in shares for one in share] if first else []

@@ -1,8 +1,8 @@
 """The training loop, and its two ways to run: in this process, or as workers of Ray Train. The only door to Ray here.
 
-Every process runs `run_rank`: step, and at intervals metrics, a checkpoint, an evaluation. Checkpoints lie in the
-training's own folder; whoever starts, at first, after a crash or as a replacement for a lost worker, goes on from the
-newest. A training's folder:
+Every process runs `run_rank`: step, and at intervals metrics, a checkpoint, an evaluation (each process its share).
+Checkpoints lie in the training's own folder; whoever starts, at first, after a crash or as a replacement for a lost
+worker, goes on from the newest that can be read. A training's folder:
 
     train.json                       config and versions; other knobs than those of how it runs refuse to resume
     checkpoints/step-00001000.pt     the newest two, see `checkpoint`
@@ -17,7 +17,7 @@ import itertools
 import json
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -45,8 +45,8 @@ from dto_pipeline.train.checkpoint import (
     take_up,
 )
 from dto_pipeline.train.config import TrainConfig, train_config_from_dict
-from dto_pipeline.train.evaluation import evaluate
-from dto_pipeline.train.learner import Learner
+from dto_pipeline.train.evaluation import measure_batches, summarise
+from dto_pipeline.train.learner import Learner, gather_at_first, told_by_first
 from dto_pipeline.train.pictures import draw_held_out
 from dto_pipeline.train.records import HELD_OUT, TRAINING, Records, read_rows
 from dto_pipeline.train.source import Source, batches_from
@@ -95,8 +95,8 @@ def train_network(config: TrainConfig, source: Source, folder: Path, progress: b
         run_rank(config, source, folder, Place(0, 1, device), lambda _: None, _bar if progress else None)
     else:
         _run_on_ray(config, source, folder, progress)
-    rows = read_rows(folder / HELD_OUT) if (folder / HELD_OUT).exists() else [{}]
-    return rows[-1]
+    rows = read_rows(folder / HELD_OUT)
+    return rows[-1] if rows else {}
 
 
 def run_rank(
@@ -109,17 +109,25 @@ def run_rank(
         bar: makes a progress bar of (all steps, steps done); None = no bar. Rank 0 only.
     """
     learner, position = start_learner(config, folder, place.device)
-    lead = _Lead(learner, source, folder, position, bar) if place.rank == 0 else None
-    stream = batches_from(source.training(place.rank, place.world), position)
-    for batch, after in itertools.islice(stream, config.loop.steps - position.step):
-        values = learner.step(batch, position.step)
-        position = after
+    held_out = source.held_out(place.rank, place.world)  # before the first step: what is wrong with it is said now
+    lead = _Lead(learner, folder, position, bar) if place.rank == 0 else None
+    try:
+        if told_by_first(int(lead is not None and lead.lacks_evaluation(position.step)), place.device):
+            evaluate_held_out(learner, held_out, lead.records if lead else None, position.step)
+        stream = batches_from(source.training(place.rank, place.world), position)
+        for batch, after in itertools.islice(stream, config.loop.steps - position.step):
+            for line in batch.skipped:
+                _LOG.warning("left out %s", line)
+            values, position = learner.step(batch, position.step), after
+            if lead is not None:
+                lead.after_step(position, values)
+            if is_due(position.step, config.loop.evaluate_every, config.loop.steps):
+                evaluate_held_out(learner, held_out, lead.records if lead else None, position.step)
+            if is_due(position.step, config.loop.checkpoint_every, config.loop.steps):
+                report({"step": position.step, "loss": values["loss"]})
+    finally:
         if lead is not None:
-            lead.after_step(position, values, batch)
-        if is_due(position.step, config.loop.checkpoint_every, config.loop.steps):
-            report({"step": position.step, "loss": values["loss"]})
-    if lead is not None:
-        lead.close()
+            lead.close()
 
 
 def start_learner(config: TrainConfig, folder: Path, device: torch.device) -> tuple[Learner, Position]:
@@ -147,32 +155,41 @@ def start_learner(config: TrainConfig, folder: Path, device: torch.device) -> tu
 
 def _agree_on_checkpoint(folder: Path, device: torch.device) -> Checkpoint | None:
     """What all processes go on from: the first one chooses and tells the others the step."""
-    if not torch.distributed.is_initialized():
-        return take_up(folder)
-    first = torch.distributed.get_rank() == 0
+    first = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
     chosen = take_up(folder) if first else None
-    step = torch.tensor([-1 if chosen is None else chosen.position.step], device=device)
-    torch.distributed.broadcast(step, 0)
+    step = told_by_first(-1 if chosen is None else chosen.position.step, device)
     if first or step < 0:
         return chosen
-    return read_checkpoint(checkpoint_file(folder, int(step)))
+    return read_checkpoint(checkpoint_file(folder, step))
 
 
-def evaluate_held_out(learner: Learner, source: Source, records: Records, step: int) -> None:
-    """One row of measures and the first pictures; nothing where no image is held out."""
+def evaluate_held_out(learner: Learner, held_out: Iterable[TrainBatch], records: Records | None, step: int) -> None:
+    """One row of measures and the first pictures; nothing where no image is held out.
+
+    All processes do it at once, each its share: else the others would wait longer than a process group lets them.
+
+    Args:
+        held_out: this process's share.
+        records: where the row goes; None = another process writes it.
+    """
     config = learner.config
     kept: list[TrainBatch] = []
 
     def remembered(batch: TrainBatch) -> TrainBatch:
-        if sum(len(one.image_ids) for one in kept) < config.loop.pictures:
+        for line in batch.skipped:
+            _LOG.warning("left out %s", line)
+        if records is not None and len(kept) < config.loop.pictures and batch.image_ids[0]:
             kept.append(batch)
         return batch
 
-    batches = map(remembered, source.held_out())
-    measures = evaluate(learner.predict, batches, learner.body, config.loss, config.match)
-    if not measures["images"]:
+    parts = measure_batches(learner.predict, map(remembered, held_out), learner.body, config.loss, config.match)
+    measures = summarise(gather_at_first(parts))
+    if records is None:
         return
-    records.add(HELD_OUT, step, measures)
+    if measures["images"]:
+        records.add(HELD_OUT, step, measures)
+    elif measures["skipped_images"]:
+        _LOG.warning("none of the %d held-out images could be read: no evaluation", measures["skipped_images"])
     body = load_body(config.body.model_path, config.body.kid_axis)
     places = [(batch, index) for batch in kept for index in range(len(batch.image_ids))][: config.loop.pictures]
     for number, (batch, index) in enumerate(places):
@@ -181,32 +198,34 @@ def evaluate_held_out(learner: Learner, source: Source, records: Records, step: 
 
 
 class _Lead:
-    """What only the first process does: progress, metrics, evaluations, checkpoints."""
+    """What only the first process does: progress, metrics, checkpoints."""
 
-    def __init__(self, learner: Learner, source: Source, folder: Path, position: Position, bar: MakeBar | None) -> None:
-        self._learner, self._source, self._folder = learner, source, folder
-        self._records = Records(folder, position.step)
+    def __init__(self, learner: Learner, folder: Path, position: Position, bar: MakeBar | None) -> None:
+        self._learner, self._folder = learner, folder
+        self.records = Records(folder, position.step)
         self._bar = bar(learner.config.loop.steps, position.step) if bar else None
         self._window: list[dict[str, float]] = []
 
-    def after_step(self, position: Position, values: dict[str, float], batch: TrainBatch) -> None:
-        for line in batch.skipped:
-            _LOG.warning("left out %s", line)
-        self._window.append(values | {"skipped_images": float(len(batch.skipped))})
+    def lacks_evaluation(self, step: int) -> bool:
+        """True where a training was interrupted between a checkpoint and the evaluation that was due."""
+        loop = self._learner.config.loop
+        there = {row["step"] for row in read_rows(self._folder / HELD_OUT)}
+        return step > 0 and is_due(step, loop.evaluate_every, loop.steps) and step not in there
+
+    def after_step(self, position: Position, values: dict[str, float]) -> None:
+        self._window.append(values)
         loop, step = self._learner.config.loop, position.step
         if is_due(step, loop.log_every, loop.steps):
-            self._records.add(TRAINING, step, _means(self._window))
+            self.records.add(TRAINING, step, _means(self._window))
             self._window = []
-        if is_due(step, loop.checkpoint_every, loop.steps):
+        if is_due(step, loop.checkpoint_every, loop.steps):  # before an evaluation: whatever befalls it, this is kept
             save_checkpoint(self._folder, _freeze(self._learner, position))
-        if is_due(step, loop.evaluate_every, loop.steps):  # last: whatever befalls it, the step is kept
-            evaluate_held_out(self._learner, self._source, self._records, step)
         if self._bar is not None:
             self._bar.set_description(f"loss {values['loss']:.3f}")
             self._bar.update(1)
 
     def close(self) -> None:
-        self._records.close()
+        self.records.close()
         if self._bar is not None:
             self._bar.close()
 
@@ -241,7 +260,10 @@ def _claim_folder(folder: Path, config: TrainConfig) -> None:
     if not path.exists():
         write_json_atomic(path, {"config": config.to_dict(), "versions": library_versions()})
         return
-    there = _fixed_knobs(train_config_from_dict(json.loads(path.read_text())["config"]))
+    try:
+        there = _fixed_knobs(train_config_from_dict(json.loads(path.read_text())["config"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise TrainError(f"{path} cannot be used ({error}); choose another folder, or put the file back") from error
     differing = describe_difference(there, wanted)
     if differing:
         raise TrainError(f"{folder} holds another training ({'; '.join(differing)}); choose another folder")
@@ -308,8 +330,7 @@ def _followed(folder: Path, steps: int, progress: bool) -> Iterator[None]:
     def follow() -> None:
         with _bar(steps, 0) as bar:
             while not done.wait(_LOOK_EVERY):
-                rows = read_rows(folder / TRAINING) if (folder / TRAINING).exists() else []
-                if rows:
+                if rows := read_rows(folder / TRAINING):
                     bar.n = int(rows[-1]["step"])
                     bar.set_description(f"loss {rows[-1]['loss']:.3f}")
 

@@ -30,7 +30,9 @@ class Source(Protocol):
 
     def training(self, rank: int, world: int) -> Stream: ...
 
-    def held_out(self) -> Iterable[TrainBatch]: ...
+    def held_out(self, rank: int, world: int) -> Iterable[TrainBatch]:
+        """One process's share of the images kept for evaluation; may be walked through again and again."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -46,18 +48,36 @@ class LabelSource:
         Raises:
             LabelsError: labels cannot be read, or no image is left.
         """
-        return self._open(self.config.data, self.config.augment, False, rank, world)
+        data = self.config.data
+        return TrainingData(self._index(data, self.config.augment, False), data, rank, world)
 
-    def held_out(self) -> Iterable[TrainBatch]:
-        """The images kept for evaluation, as they are; none where `data.holdout` is 0."""
+    def held_out(self, rank: int, world: int) -> Iterable[TrainBatch]:
+        """The images kept for evaluation, as they are; none where `data.holdout` is 0.
+
+        Raises:
+            LabelsError: labels cannot be read, or no image is kept.
+        """
         if self.config.data.holdout == 0:
             return ()
-        return self._open(replace(self.config.data, weights=()), NO_AUGMENTATION, True, 0, 1).epoch(0)
+        data = replace(self.config.data, weights=())
+        return _HeldOut(self._index(data, NO_AUGMENTATION, True), data, rank, world)
 
-    def _open(self, data: DataConfig, augment: AugmentConfig, held_out: bool, rank: int, world: int) -> TrainingData:
+    def _index(self, data: DataConfig, augment: AugmentConfig, held_out: bool) -> TrainingImages:
         body = load_body(self.config.body.model_path, self.config.body.kid_axis)
-        images = TrainingImages(self.sets, body, data, augment, held_out)
-        return TrainingData(images, data, rank, world)
+        return TrainingImages(self.sets, body, data, augment, held_out)
+
+
+@dataclass(frozen=True)
+class _HeldOut:
+    """Every walk has reading processes of its own, which end with it; the index is made once."""
+
+    images: TrainingImages
+    data: DataConfig
+    rank: int
+    world: int
+
+    def __iter__(self) -> Iterator[TrainBatch]:
+        return TrainingData(self.images, self.data, self.rank, self.world).epoch(0)
 
 
 def batches_from(stream: Stream, position: Position) -> Iterator[tuple[TrainBatch, Position]]:

@@ -120,5 +120,5 @@ class BatchSource:
     def training(self, rank: int, world: int) -> BatchStream:
         return BatchStream(self.data, self.images, rank, world)
 
-    def held_out(self) -> list[TrainBatch]:
-        return [self.data]
+    def held_out(self, rank: int, world: int) -> list[TrainBatch]:
+        return [take_images(self.data, slice(rank, None, world))]

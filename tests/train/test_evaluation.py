@@ -10,6 +10,7 @@ import torch
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.train.batch import TrainBatch
 from dto_pipeline.train.config import LossConfig, MatchConfig
+from dto_pipeline.train.dataset import Skipped, collate_samples
 from dto_pipeline.train.evaluation import MEASURES, evaluate
 from dto_pipeline.train.model import Predictions
 from dto_pipeline.train.pictures import draw_held_out
@@ -58,6 +59,35 @@ def test_images_without_anybody_have_no_measures_but_break_nothing(batch: TrainB
     found = measure(empty, perfect_predictions(batch, body, 5), body)
     assert found["persons"] == 0
     assert found["pair_depth_error"] != found["pair_depth_error"]  # NaN
+
+
+def test_an_image_that_could_not_be_read_is_counted_and_its_black_stand_in_is_not(
+    batch: TrainBatch, body: BodyModel
+) -> None:
+    right = perfect_predictions(batch, body, 5)
+    sure_of_all = torch.full_like(right.logits, 9.0)
+    black = collate_samples([Skipped("x/torn.jpg", "torn"), Skipped("x/none.jpg", "missing")], 100)
+
+    def predict(asked: TrainBatch) -> Predictions:
+        found = perfect_predictions(asked, body, 5)
+        return right if asked is batch else dataclasses.replace(found, logits=sure_of_all[:, :1])
+
+    with torch.no_grad():
+        found = evaluate(predict, [batch, black], body, LossConfig(), MatchConfig())
+        alone = evaluate(predict, [black], body, LossConfig(), MatchConfig())
+    assert (found["images"], found["skipped_images"], found["persons"]) == (2, 2, 3)
+    assert found["precision"] == 1.0
+    assert alone == {"images": 0, "skipped_images": 2}
+
+
+def test_pairs_are_within_an_image_also_where_images_come_in_several_batches(
+    batch: TrainBatch, body: BodyModel
+) -> None:
+    with torch.no_grad():
+        found = evaluate(
+            lambda asked: perfect_predictions(asked, body, 5), [batch, batch], body, LossConfig(), MatchConfig()
+        )
+    assert (found["images"], found["persons"], found["pairs"]) == (4, 6, 2)
 
 
 def test_a_page_shows_labels_and_predictions_also_of_nobody(batch: TrainBatch, body: BodyModel) -> None:

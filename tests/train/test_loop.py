@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dto_pipeline.data.torch_files import TorchFileError
 from dto_pipeline.train.batch import TrainBatch
@@ -90,7 +91,7 @@ def test_a_training_leaves_checkpoint_metrics_events_and_pictures(data: TrainBat
 class UnwatchedSource(BatchSource):
     """Nothing is held out."""
 
-    def held_out(self) -> list[TrainBatch]:
+    def held_out(self, rank: int, world: int) -> list[TrainBatch]:
         return []
 
 
@@ -115,6 +116,49 @@ def test_an_interrupted_training_ends_with_the_same_weights(data: TrainBatch, tm
     assert rows[0] == rows[1]
 
 
+@dataclasses.dataclass(frozen=True)
+class FailingHeldOut(BatchSource):
+    """Its held-out images cannot be read this time."""
+
+    def held_out(self, rank: int, world: int) -> Iterable[TrainBatch]:  # type: ignore[override]
+        def walk() -> Iterator[TrainBatch]:
+            raise Interrupted
+            yield
+
+        return walk()
+
+
+def test_an_evaluation_that_was_interrupted_is_made_up_for(data: TrainBatch, tmp_path: Path) -> None:
+    config = tiny_config(loop__steps=4, **SMALL | {"loop__evaluate_every": 2})
+    train_network(config, BatchSource(data, 2), tmp_path / "whole", progress=False)
+    for _ in range(2):  # at step 2, and once more instead of the steps after it
+        with pytest.raises(Interrupted):
+            train_network(config, FailingHeldOut(data, 2), tmp_path / "cut", progress=False)
+        assert [path.name for path in list_checkpoints(tmp_path / "cut")] == ["step-00000002.pt"]
+    measures = train_network(config, BatchSource(data, 2), tmp_path / "cut", progress=False)
+    assert (tmp_path / "cut" / HELD_OUT).read_text() == (tmp_path / "whole" / HELD_OUT).read_text()
+    assert measures["step"] == 4
+
+
+def event_steps(folder: Path, tag: str) -> list[int]:
+    """What TensorBoard shows of a training."""
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    return [event.step for event in events.Scalars(tag)]
+
+
+def test_an_interrupted_training_keeps_its_events_and_a_resumed_one_tells_no_step_twice(
+    data: TrainBatch, tmp_path: Path
+) -> None:
+    config = tiny_config(loop__steps=6, **SMALL | {"loop__log_every": 1})
+    with pytest.raises(Interrupted):  # one step after the checkpoint of step 2
+        train_network(config, StoppingSource(data, 2, batches=3), tmp_path, progress=False)
+    assert event_steps(tmp_path, "metrics/loss") == [1, 2, 3]
+    train_network(config, BatchSource(data, 2), tmp_path, progress=False)
+    assert event_steps(tmp_path, "metrics/loss") == [1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in read_rows(tmp_path / TRAINING)] == [1, 2, 3, 4, 5, 6]
+
+
 def test_a_finished_training_does_nothing_more(data: TrainBatch, tmp_path: Path) -> None:
     config = tiny_config(loop__steps=2, **SMALL)
     train_network(config, BatchSource(data, 2), tmp_path, progress=False)
@@ -129,6 +173,13 @@ def test_another_config_is_refused_with_the_difference(data: TrainBatch, tmp_pat
         train_network(tiny_config(loop__steps=1, loss__pose=1.0, **SMALL), BatchSource(data, 2), tmp_path, False)
     faster = tiny_config(loop__steps=1, loop__torch_threads=2, data__workers=0, **SMALL)
     train_network(faster, BatchSource(data, 2), tmp_path, progress=False)  # how it runs may change
+
+
+@pytest.mark.parametrize("text", ['{"config', "{}", '{"config": {"loop": {"speed": 1}}}'])
+def test_a_folder_whose_config_cannot_be_read_is_refused(data: TrainBatch, tmp_path: Path, text: str) -> None:
+    (tmp_path / "train.json").write_text(text)
+    with pytest.raises(TrainError, match=r"train\.json cannot be used .*choose another folder"):
+        train_network(tiny_config(loop__steps=1, **SMALL), BatchSource(data, 2), tmp_path, progress=False)
 
 
 def test_a_checkpoint_gives_the_trained_network_without_any_other_file(data: TrainBatch, tmp_path: Path) -> None:
@@ -269,7 +320,8 @@ def test_half_a_row_of_a_killed_process_is_dropped(tmp_path: Path) -> None:
         records.add(TRAINING, step, {"loss": step / 2})
     records.close()
     with (tmp_path / TRAINING).open("a") as stream:
-        stream.write("4")
+        stream.write("4,2.0")  # its line has no end: it may have been 2.01
+    assert len(read_rows(tmp_path / TRAINING)) == 3
     Records(tmp_path, done=2).close()
     assert read_rows(tmp_path / TRAINING) == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 1.0}]
 

@@ -18,7 +18,7 @@ from dto_pipeline.run.ray_pool import start_ray
 from dto_pipeline.train.batch import TrainBatch
 from dto_pipeline.train.checkpoint import list_checkpoints, read_checkpoint
 from dto_pipeline.train.loop import train_network
-from dto_pipeline.train.records import TRAINING, read_rows
+from dto_pipeline.train.records import HELD_OUT, TRAINING, read_rows
 from tests.train.known_predictions import standing_batch
 from tests.train.small_crowds import BatchSource, BatchStream, tiny_config
 
@@ -52,17 +52,34 @@ def ray_session() -> Iterator[None]:
     ray.shutdown()
 
 
+@dataclasses.dataclass(frozen=True)
+class NotedSource(BatchSource):
+    """Writes down who evaluates how many images; of every batch one image could not be read."""
+
+    notes: Path = Path()
+
+    def held_out(self, rank: int, world: int) -> list[TrainBatch]:
+        share = super().held_out(rank, world)
+        (self.notes / f"evaluates-{world}-{rank}").write_text(str(sum(len(batch.image_ids) for batch in share)))
+        return share
+
+
 @pytest.mark.usefixtures("ray_session")
 def test_two_workers_learn_what_one_process_learns_from_batches_twice_as_large(
     data: TrainBatch, tmp_path: Path
 ) -> None:
     one = tiny_config(loop__steps=6, loop__checkpoint_every=6, **KNOBS)
     two = dataclasses.replace(one, loop=dataclasses.replace(one.loop, workers=2))
-    train_network(one, BatchSource(data, 2), tmp_path / "one", progress=False)
-    train_network(two, BatchSource(data, 1), tmp_path / "two", progress=False)
-    rows = [read_rows(tmp_path / name / TRAINING) for name in ("one", "two")]
-    for alone, shared in zip(*rows, strict=True):
-        assert shared == pytest.approx(alone, rel=2e-3, abs=1e-5)
+    torn = dataclasses.replace(data, skipped=("x/torn.jpg: torn",))
+    train_network(one, NotedSource(torn, 2, tmp_path), tmp_path / "one", progress=False)
+    train_network(two, NotedSource(torn, 1, tmp_path), tmp_path / "two", progress=False)
+    for name in (TRAINING, HELD_OUT):
+        rows = [read_rows(tmp_path / folder / name) for folder in ("one", "two")]
+        for alone, shared in zip(*rows, strict=True):
+            expected = alone | {"skipped_images": 2}  # one of each worker
+            assert shared == pytest.approx(expected, rel=2e-3, abs=1e-5, nan_ok=True)
+    shares = {path.name: int(path.read_text()) for path in tmp_path.glob("evaluates-*")}
+    assert shares == {"evaluates-1-0": 4, "evaluates-2-0": 2, "evaluates-2-1": 2}
     weights = [read_checkpoint(tmp_path / name).weights for name in ("one", "two")]
     apart = [float((weights[0][name] - weights[1][name]).abs().mean()) for name in weights[0]]
     assert max(apart) < 1e-4

@@ -53,6 +53,29 @@ def test_without_labels_it_says_what_to_give(tmp_path: Path, capsys: pytest.Capt
     assert "data.labels" in capsys.readouterr().err
 
 
+def test_a_training_does_not_take_a_uri_for_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "train.yaml").write_text(KNOBS)
+    assert main(["train", str(tmp_path / "train.yaml"), "-o", "s3://bucket/trained"]) == 2
+    assert "s3://bucket/trained is a URI" in capsys.readouterr().err
+
+
+def test_fewer_than_no_workers_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "train.yaml", "-o", str(tmp_path), "--workers", "-1"])
+    assert "less than 0" in capsys.readouterr().err
+
+
+def test_a_hold_out_that_keeps_no_image_is_refused_before_the_first_step(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, out = tmp_path / "train.yaml", tmp_path / "out"
+    config.write_text(KNOBS)
+    knobs = ["--set", f"data.labels=[{run_dir}]", "--set", "data.holdout=1e-9", "--quiet"]
+    assert main(["train", str(config), "-o", str(out), *knobs]) == 2
+    assert "no image is held out (data.holdout is 1e-09); raise data.holdout" in capsys.readouterr().err
+    assert not list_checkpoints(out)
+
+
 @pytest.mark.slow
 def test_the_comparison_of_two_trainings_ends_with_a_table(tmp_path: Path) -> None:
     job = [sys.executable, str(ROOT / "jobs" / "compare_training.py"), "--out", str(tmp_path)]
