@@ -179,7 +179,7 @@ def predict_shards(
     with tqdm(total=pictures.num_images, unit="image", desc=pictures.subset, disable=not progress) as bar:
         for shard in range(pictures.num_shards):
             some = pictures.read_shard(shard)
-            path, key = _part(folder, shard), _part_key(some, facts)
+            path, key = _part(folder, shard), _part_key(pictures.images_root, some, facts)
             if not _is_done(path, key):
                 path.unlink(missing_ok=True)
                 placed = [_place(scene, body) for scene in _counted(predict(some), bar)]
@@ -243,10 +243,10 @@ def _part(folder: Path, shard: int) -> Path:
     return folder / _PARTS / f"shard-{shard:05d}.parquet"
 
 
-def _part_key(pictures: Sequence[Picture], facts: dict[str, str]) -> str:
+def _part_key(root: Location, pictures: Sequence[Picture], facts: dict[str, str]) -> str:
     cameras = [None if one.intrinsics is None else one.intrinsics.tolist() for one in pictures]
     named = [[one.image_id, one.image_file, one.fov] for one in pictures]
-    return hashlib.sha256(json.dumps([facts, named, cameras], sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([facts, str(root), named, cameras], sort_keys=True).encode()).hexdigest()
 
 
 def _is_done(path: Path, key: str) -> bool:

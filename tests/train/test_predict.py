@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,14 @@ from dto_pipeline.scene import Scene
 from dto_pipeline.status import ImageStatus, PersonStatus
 from dto_pipeline.train.augment import view_affine, whole_view
 from dto_pipeline.train.predict import Answer, Picture, PredictConfig, predict_scenes
-from dto_pipeline.train.prediction_files import PredictError, find_pictures, is_unfinished, manifest_pictures
+from dto_pipeline.train.prediction_files import (
+    PredictError,
+    find_pictures,
+    is_unfinished,
+    manifest_pictures,
+    predict_shards,
+    prediction_facts,
+)
 from tests.run.chaos import label_bytes, tiny_config
 from tests.tars import write_tar
 from tests.tiny_dataset import TinyDataset, write_tiny_dataset
@@ -171,6 +179,25 @@ def test_a_killed_prediction_goes_on_where_it_was(body: BodyModel, folder: Path,
     assert len(network.cameras) == 1  # only the second image; the third cannot be read
     predict_run(stand_in(body), pictures, tmp_path / "whole", CONFIG, progress=False)
     assert label_bytes(out) == label_bytes(tmp_path / "whole")
+
+
+def test_a_prediction_that_goes_on_with_other_images_begins_anew(
+    body: BodyModel, tiny: TinyDataset, tmp_path: Path
+) -> None:
+    class Killed(Exception):
+        pass
+
+    def dying(pictures: Sequence[Picture]) -> Iterator[Scene]:
+        if pictures[0].image_id != first:
+            raise Killed
+        yield from predict_scenes(stand_in(body), wrong.open_store(), pictures, CONFIG)
+
+    wrong = manifest_pictures(str(tiny.manifest), images=str(tmp_path / "nowhere"))
+    first, out, trained = wrong.read_shard(0)[0].image_id, tmp_path / "out", stand_in(body)
+    with pytest.raises(Killed):  # after a shard of which no image was found
+        predict_shards(wrong, dying, body, out, prediction_facts(trained, CONFIG), progress=False)
+    right = manifest_pictures(str(tiny.manifest), images=str(tiny.manifest.parent / "images"))
+    assert predict_run(trained, right, out, CONFIG, progress=False).num_people == 8
 
 
 def test_a_prediction_killed_while_it_became_a_run_is_finished(
