@@ -42,7 +42,12 @@ from dto_pipeline.train.data_config import NO_AUGMENTATION, AugmentConfig, DataC
 from dto_pipeline.train.order import Draw, EpochBatches, draw_random, measure_pieces
 
 NUM_JOINTS = 24
+_PROCESS_LOST = "DataLoader worker"  # begins or stands in what PyTorch says when a reading process is gone
 _GUESSED_FOCAL = 1.0  # of the longer side: the camera of a picture whose label has none; never learnt from
+
+
+class ReadingProcessLost(DtoError, RuntimeError):
+    """A process that reads images was killed."""
 
 
 @dataclass(frozen=True)
@@ -195,12 +200,20 @@ class TrainingData:
 
         Raises:
             LabelsError, ManifestError: label files or manifests changed or were damaged since they were opened.
+            ReadingProcessLost: see there.
         """
         self.batches.start(epoch, start_step)
         try:
             yield from self._loader
         except DtoError as error:  # a reading process sends its whole trace along; the sentence stands last
             raise type(error)(str(error).rpartition(f"{type(error).__name__}: ")[2].strip()) from error
+        except RuntimeError as error:
+            if _PROCESS_LOST not in str(error):
+                raise
+            raise ReadingProcessLost(
+                f"a process that reads images was killed ({str(error).splitlines()[0]}); where memory ran out, lower "
+                "data.workers, data.prefetch or data.shuffle_images; then start again"
+            ) from error
 
 
 def build_labels(columns: LabelColumns, row: int, width: int, height: int, body: BodyModel) -> ImageLabels:
@@ -213,7 +226,7 @@ def build_labels(columns: LabelColumns, row: int, width: int, height: int, body:
         body: gives the joints.
 
     Raises:
-        UnusableImage: its camera cannot be that of the photograph.
+        UnusableImage: its camera cannot be that of the photograph, or its covariance is not of its people.
     """
     part = slice(int(columns.starts[row]), int(columns.starts[row + 1]))
     pose, betas, transl, boxes, status = (
@@ -229,6 +242,8 @@ def build_labels(columns: LabelColumns, row: int, width: int, height: int, body:
     finite = np.isfinite(np.concatenate([pose, betas, transl], axis=1)).all(axis=1)
     has_body = finite & (transl[:, 2] > 0) & (status != str(PersonStatus.INVALID_LABEL)) & has_camera
     packed, people = columns.images["z_covariance"][row], len(pose)
+    if packed is not None and len(packed) != people * (people + 1) // 2:
+        raise UnusableImage(f"its z_covariance has {len(packed)} numbers, which is no half matrix of {people} people")
     unknown = np.full((people, people), np.nan, np.float32)
     keypoints, layers = np.full((people, NUM_JOINTS, 2), np.nan, np.float32), np.full(people, -1, np.int64)
     if "keypoints" in columns.people:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
+import os
 import pickle
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,7 @@ from dto_pipeline.train.augment import ImageLabels, draw_view, see_labels, view_
 from dto_pipeline.train.batch import TrainBatch
 from dto_pipeline.train.data_config import NO_AUGMENTATION, AugmentConfig, DataConfig
 from dto_pipeline.train.dataset import (
+    ReadingProcessLost,
     Sample,
     Skipped,
     TrainingData,
@@ -260,6 +264,22 @@ def test_labels_that_were_damaged_meanwhile_stop_the_epoch_with_a_sentence(
         path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(LabelsError, match=r"^/\S+parquet is not a whole Parquet file .*write it again$"):
         list(data.epoch(0))
+
+
+def test_a_reading_process_that_is_killed_is_told_in_one_sentence(run_dir: Path, body: BodyModel) -> None:
+    batches = open_data(config(run_dir, workers=1, batch_images=1, prefetch=1), body).epoch(0)
+    next(batches)
+    (reader,) = multiprocessing.active_children()
+    os.kill(int(reader.pid or 0), signal.SIGKILL)
+    with pytest.raises(ReadingProcessLost, match=r"reads images was killed \(.*lower data\.workers"):
+        list(batches)
+
+
+def test_a_covariance_of_other_people_costs_its_image_only(body: BodyModel) -> None:
+    columns = random_columns(3)
+    columns.images["z_covariance"] = columns.images["z_covariance"][:, :5]
+    with pytest.raises(UnusableImage, match="5 numbers, which is no half matrix of 3 people"):
+        build_labels(columns, 0, 320, 240, body)
 
 
 def test_labels_in_memory_are_bounded_by_the_shuffling_window(run_dir: Path, body: BodyModel) -> None:
