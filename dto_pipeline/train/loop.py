@@ -5,6 +5,7 @@ Checkpoints lie in the training's own folder; whoever starts, at first, after a 
 worker, goes on from the newest that can be read. A training's folder:
 
     train.json                       config and versions; other knobs than those of how it runs refuse to resume
+    train.lock                       held by the process that trains here
     checkpoints/step-00001000.pt     the newest two, see `checkpoint`
     metrics.csv, evaluation.csv      one row per interval; tensorboard/ the same as events
     pictures/step-00001000/*.png     held-out images, labels against predictions
@@ -44,6 +45,7 @@ from dto_pipeline.train.checkpoint import (
     save_checkpoint,
     take_up,
 )
+from dto_pipeline.train.claim import hold_folder
 from dto_pipeline.train.config import TrainConfig, train_config_from_dict
 from dto_pipeline.train.evaluation import measure_batches, summarise
 from dto_pipeline.train.learner import Learner, gather_at_first, told_by_first
@@ -88,13 +90,15 @@ def train_network(config: TrainConfig, source: Source, folder: Path, progress: b
 
     Raises:
         TrainError: the folder holds another training, or workers failed too often.
+        FolderBusy: another process trains in it now.
     """
-    _claim_folder(folder, config)
-    if config.loop.workers == 0:
-        device = torch.device("cuda" if config.loop.gpu else "cpu")
-        run_rank(config, source, folder, Place(0, 1, device), lambda _: None, _bar if progress else None)
-    else:
-        _run_on_ray(config, source, folder, progress)
+    with hold_folder(folder):
+        _claim_folder(folder, config)
+        if config.loop.workers == 0:
+            device = torch.device("cuda" if config.loop.gpu else "cpu")
+            run_rank(config, source, folder, Place(0, 1, device), lambda _: None, _bar if progress else None)
+        else:
+            _run_on_ray(config, source, folder, progress)
     rows = read_rows(folder / HELD_OUT)
     return rows[-1] if rows else {}
 

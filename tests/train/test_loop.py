@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from dto_pipeline.train.checkpoint import (
     restore_network,
     save_checkpoint,
 )
+from dto_pipeline.train.claim import FolderBusy, hold_folder
 from dto_pipeline.train.learner import TrainingDiverged, learning_rate
 from dto_pipeline.train.loop import TrainError, start_learner, train_network
 from dto_pipeline.train.records import HELD_OUT, TRAINING, Records, read_rows
@@ -154,6 +156,8 @@ def test_an_interrupted_training_keeps_its_events_and_a_resumed_one_tells_no_ste
     with pytest.raises(Interrupted):  # one step after the checkpoint of step 2
         train_network(config, StoppingSource(data, 2, batches=3), tmp_path, progress=False)
     assert event_steps(tmp_path, "metrics/loss") == [1, 2, 3]
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    events.rename(events.with_name("events.out.tfevents.0000000001"))  # files are read in the order of their seconds
     train_network(config, BatchSource(data, 2), tmp_path, progress=False)
     assert event_steps(tmp_path, "metrics/loss") == [1, 2, 3, 4, 5, 6]
     assert [row["step"] for row in read_rows(tmp_path / TRAINING)] == [1, 2, 3, 4, 5, 6]
@@ -295,6 +299,13 @@ def test_a_disk_too_small_for_the_first_checkpoint_is_said(data: TrainBatch, tmp
         remount("ro")
         with pytest.raises(CheckpointError, match=r"Read-only file system.* go on from step-00000001\.pt"):
             save_checkpoint(folder, dataclasses.replace(checkpoint, position=Position(2, 0, 2)))
+
+
+def test_a_second_training_in_the_same_folder_is_told_who_is_at_work(data: TrainBatch, tmp_path: Path) -> None:
+    config = tiny_config(loop__steps=1, **SMALL)
+    with hold_folder(tmp_path), pytest.raises(FolderBusy, match=rf"being trained by pid {os.getpid()} on "):
+        train_network(config, BatchSource(data, 2), tmp_path, progress=False)
+    train_network(config, BatchSource(data, 2), tmp_path, progress=False)
 
 
 def test_what_a_killed_writer_left_of_a_checkpoint_is_removed(data: TrainBatch, tmp_path: Path) -> None:
