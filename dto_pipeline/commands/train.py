@@ -5,9 +5,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from dto_pipeline.commands.options import not_negative
-from dto_pipeline.errors import DtoError
-
 
 def add_parser(verbs: argparse._SubParsersAction) -> None:
     parser = verbs.add_parser(
@@ -17,7 +14,8 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         "evaluation.csv (tensorboard/ shows both), pictures/ of held-out images, train.json. The same command started "
         "again goes on from the newest checkpoint that can be read. CONFIG.yaml names the labels (data.labels: folders "
         "of runs or exports) and knobs; jobs/train.yaml is one to start from, docs/training.md tells what they do. "
-        "Then: dto predict DIR IMAGES -o PREDICTED.",
+        "--workers N shares every step among N processes of Ray Train, each with data.batch_images images and, with "
+        "--set loop.gpu=true, a GPU. Then: dto predict DIR IMAGES -o PREDICTED.",
     )
     parser.add_argument(
         "config",
@@ -35,25 +33,15 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         default=[],
         help="change one knob, e.g. --set loss.preset=paper; may be given several times",
     )
-    parser.add_argument(
-        "--workers",
-        type=not_negative,
-        metavar="N",
-        help="processes that share every step (Ray Train), each with data.batch_images images and, with --set "
-        "loop.gpu=true, a GPU; 0 = this process, without Ray; default: the config's loop.workers, or 0",
-    )
-    parser.add_argument(
-        "--address",
-        default="local",
-        metavar="WHERE",
-        help="where --workers run: local (default) starts Ray here, auto finds a cluster, or ray://HOST:PORT",
-    )
+    parser.add_argument("--workers", type=int, metavar="N", help="same as --set loop.workers=N; 0 = without Ray")
+    parser.add_argument("--address", default="local", help="Ray cluster: local (default), auto, ray://HOST:PORT")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.set_defaults(run=_run)
 
 
 def _run(arguments: argparse.Namespace) -> int:
     from dto_pipeline.commands.training_data import open_label_sets
+    from dto_pipeline.errors import DtoError
     from dto_pipeline.train.config import load_train_config
     from dto_pipeline.train.evaluation import MEASURES
     from dto_pipeline.train.loop import train_network
@@ -64,6 +52,8 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.workers is not None:
         arguments.overrides.append(f"loop.workers={arguments.workers}")
     config = load_train_config(arguments.config, arguments.overrides)
+    if config.loop.workers < 0:
+        raise DtoError(f"loop.workers is {config.loop.workers}; expected 0 (without Ray) or more")
     source = LabelSource(tuple(open_label_sets(config.data)), config)
     if config.loop.workers:
         from dto_pipeline.config import RunConfig
