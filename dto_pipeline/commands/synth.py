@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from dto_pipeline.commands.options import positive
+from dto_pipeline.errors import DtoError
 
 
 def add_parser(verbs: argparse._SubParsersAction) -> None:
@@ -46,14 +47,14 @@ def _run(arguments: argparse.Namespace) -> int:
     import torch
 
     from dto_pipeline.demo.difficulty import choose_difficulty, describe_difficulties
-    from dto_pipeline.demo.synth import SynthError, write_synth
+    from dto_pipeline.demo.synth import write_synth
     from dto_pipeline.models.body import load_body
 
     if arguments.list:
         print(describe_difficulties())
         return 0
     if arguments.out is None:
-        raise SynthError("name a folder with -o DIR (or ask for --list)")
+        raise DtoError("name a folder with -o DIR (or ask for --list)")
     kind = choose_difficulty(arguments.difficulty, arguments.knobs, arguments.heights)
     torch.set_num_threads(1)  # small tensors: more threads are slower
     show = None if arguments.quiet else _progress

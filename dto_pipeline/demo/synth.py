@@ -18,7 +18,6 @@ map knows people, level ground and a backdrop 40 m away, not the painted scenery
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +30,7 @@ from dto_pipeline.data.rle import encode_rle
 from dto_pipeline.data.sources.rows import LabelRows
 from dto_pipeline.demo.clothes import measure_template
 from dto_pipeline.demo.difficulty import VERSION
+from dto_pipeline.demo.marker import recognise
 from dto_pipeline.demo.observe import observe_keypoints
 from dto_pipeline.demo.render import render_picture
 from dto_pipeline.demo.scenes import body_boxes
@@ -46,7 +46,6 @@ from dto_pipeline.demo.write import (
     write_map,
     write_people,
 )
-from dto_pipeline.errors import DtoError
 from dto_pipeline.models.body import BodyModel
 
 MARKER = "synth.json"
@@ -60,10 +59,6 @@ TRUTH_COLUMNS = {
 }
 _PICTURE, _KEYPOINTS = 28, 29  # random streams of an image, after those of `solver_sets`
 _SHARD_IMAGES = 32
-
-
-class SynthError(DtoError, ValueError):
-    """A folder that holds another data set; says how they differ and what to do."""
 
 
 @dataclass(frozen=True)
@@ -90,11 +85,11 @@ def write_synth(
         root: its folder; kind: `difficulty.choose_difficulty`; progress: called with (images done, all images).
 
     Raises:
-        SynthError: the folder holds a data set of other settings.
+        DemoDataError: the folder holds a data set of other settings.
     """
     identity = {"version": VERSION, "seed": seed, "images": images, "body_sha256": body.sha256, **_knobs(kind)}
-    if (root / MARKER).exists():
-        return _recognise(root, identity)
+    if there := recognise(root / MARKER, identity):
+        return SynthData(root, there["images"], there["persons"], created=False)
     template = measure_template(body)
     parts = []
     for number in range(images):
@@ -123,17 +118,6 @@ def image_name(number: int) -> str:
 def _knobs(kind: CrowdSet) -> dict[str, Any]:
     knobs = dataclasses.asdict(kind)
     return {"difficulty": knobs.pop("name"), "knobs": {k: v for k, v in knobs.items() if k not in ("meaning", "told")}}
-
-
-def _recognise(root: Path, identity: dict[str, Any]) -> SynthData:
-    facts = json.loads((root / MARKER).read_text())
-    wanted = json.loads(json.dumps(identity))  # tuples become lists, as in the file
-    differing = [
-        f"{key}: {facts.get(key)!r} there, {value!r} wanted" for key, value in wanted.items() if facts.get(key) != value
-    ]
-    if differing:
-        raise SynthError(f"{root} holds another data set ({'; '.join(differing)}); choose another folder or remove it")
-    return SynthData(root, facts["images"], facts["persons"], created=False)
 
 
 def _person_rows(scene: SetScene, seed: int, number: int) -> PersonRows:

@@ -11,7 +11,8 @@ from dto_pipeline.data.images import ImageCorrupt, read_image, read_image_size
 from dto_pipeline.data.rle import decode_rle
 from dto_pipeline.data.sources.camerahmr import open_camerahmr
 from dto_pipeline.data.sources.sidecar import Sidecar
-from dto_pipeline.demo.dataset import DemoData, DemoDataError, DemoSettings, build_demo_data, read_truth
+from dto_pipeline.demo.dataset import DemoData, DemoSettings, build_demo_data, read_truth
+from dto_pipeline.demo.marker import DemoDataError
 from dto_pipeline.demo.write import LABELS, SIDECAR
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.models.depth import DepthFiles, DepthInvalid
