@@ -175,11 +175,6 @@ class TarIndex:
         except READ_ERRORS as error:
             raise TarIndexError(f"{self.path} is damaged ({error}); build the manifest again") from error
 
-    def members(self, tar: str) -> list[TarMember]:
-        """The usable members of one tar, in tar order."""
-        rows = self.rows(tar)
-        return list(_as_members(tar, rows.filter(pc.is_null(rows["problem"]))))
-
     def images(self) -> Iterator[TarMember]:
         """The usable images of all tars, in order; one tar at a time in memory."""
         endings = pa.array(IMAGE_EXTENSIONS)

@@ -134,11 +134,6 @@ def restore_network(checkpoint: Checkpoint, device: torch.device | str = "cpu") 
     return network.eval().to(device)
 
 
-def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> MeshNetwork:
-    """`read_checkpoint` and `restore_network` in one; the checkpoint's `config` says the input size."""
-    return restore_network(read_checkpoint(path, device), device)
-
-
 def library_versions() -> dict[str, str]:
     """What made a checkpoint."""
     libraries = {name: version(name) for name in ("torch", "transformers", "numpy")}

@@ -11,7 +11,6 @@ import pytest
 from dto_pipeline.data.images import ImageCorrupt, ImageMissing, open_folder
 from dto_pipeline.data.manifest import Manifest, build_manifest, report_path
 from dto_pipeline.data.manifest_check import check_manifest
-from dto_pipeline.data.manifest_findings import read_findings
 from dto_pipeline.data.storage import (
     StorageError,
     as_location,
@@ -33,6 +32,7 @@ from tests.data.small_set import (
     all_rows,
     build_small,
     label_arrays,
+    read_findings,
     small_dataset,
     write_image,
     write_labels_file,

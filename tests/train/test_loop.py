@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dto_pipeline.train.batch import TrainBatch
-from dto_pipeline.train.checkpoint import CheckpointError, Position, list_checkpoints, load_checkpoint, read_checkpoint
+from dto_pipeline.train.checkpoint import CheckpointError, Position, list_checkpoints, read_checkpoint, restore_network
 from dto_pipeline.train.learner import TrainingDiverged, learning_rate
 from dto_pipeline.train.loop import TrainError, start_learner, train_network
 from dto_pipeline.train.records import HELD_OUT, TRAINING, Records, read_rows
@@ -125,7 +125,7 @@ def test_a_checkpoint_gives_the_trained_network_without_any_other_file(data: Tra
     config = tiny_config(loop__steps=2, **SMALL)
     train_network(config, BatchSource(data, 2), tmp_path, progress=False)
     learner, _ = start_learner(config, tmp_path, CPU)
-    again = load_checkpoint(list_checkpoints(tmp_path)[-1])
+    again = restore_network(read_checkpoint(list_checkpoints(tmp_path)[-1]))
     with torch.no_grad():
         transl = again(data.image, data.intrinsics).transl
     assert torch.equal(transl, learner.predict(data).transl)

@@ -21,8 +21,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from dto_pipeline.data.safe_pickle import Limits, safe_load_npz, safe_loads
-from dto_pipeline.data.tar_index import IMAGE_EXTENSIONS, TarIndex, TarMember
-from dto_pipeline.data.tar_walk import sample_key
+from dto_pipeline.data.tar_index import TarIndex, TarMember
 
 PEOPLE_EXTENSION = "data.pyd"
 MASKS_EXTENSION = "detection.npz"
@@ -37,16 +36,6 @@ class SampleError(ValueError):
 
 
 @dataclass(frozen=True)
-class Sample:
-    """What one tar holds under one key; None = no such member."""
-
-    key: str
-    image: TarMember | None = None
-    people: TarMember | None = None
-    masks: TarMember | None = None
-
-
-@dataclass(frozen=True)
 class SamplePeople:
     """n people of one sample, in its order. NaN = absent in the file, or unusable there (see `problems`)."""
 
@@ -55,22 +44,6 @@ class SamplePeople:
     pose: np.ndarray  # (n, 72) float32 axis-angle [rad], root first
     betas: np.ndarray  # (n, 10) float32
     problems: dict[int, str] = field(default_factory=dict)  # person -> what is wrong with it
-
-
-def group_samples(index: TarIndex, tar: str) -> list[Sample]:
-    """The samples of one tar, in order of their first member; of several images of one key the preferred one."""
-    parts: dict[str, dict[str, TarMember]] = {}
-    for member in index.members(tar):
-        parts.setdefault(sample_key(member.name)[0], {}).setdefault(member.extension, member)
-    return [
-        Sample(
-            key=key,
-            image=next((found[extension] for extension in IMAGE_EXTENSIONS if extension in found), None),
-            people=found.get(PEOPLE_EXTENSION),
-            masks=found.get(MASKS_EXTENSION),
-        )
-        for key, found in parts.items()
-    ]
 
 
 def read_people(index: TarIndex, member: TarMember) -> SamplePeople:
