@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from dto_pipeline.commands.options import positive
+from dto_pipeline.commands.options import add_body_option, add_heights_option, positive
 from dto_pipeline.errors import DtoError
 
 
@@ -31,13 +31,8 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         metavar="KNOB=VALUE",
         help="change one knob of the difficulty, e.g. --set leak=5; may be given several times",
     )
-    parser.add_argument(
-        "--heights",
-        choices=("independent", "priors"),
-        default="independent",
-        help="true heights: published growth charts (default), or the method's own priors, which flatters it",
-    )
-    parser.add_argument("--body", default="", metavar="NPZ", help="body model (the stand-in of the demo)")
+    add_heights_option(parser)
+    add_body_option(parser)
     parser.add_argument("--list", action="store_true", help="print difficulties and knobs, write nothing")
     parser.add_argument("--quiet", action="store_true", help="no progress line")
     parser.set_defaults(run=_run)
