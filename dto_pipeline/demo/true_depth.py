@@ -65,8 +65,9 @@ def measure_on_demo(network: DepthNetwork, images: Path, scenes: list[TrueScene]
     return depth_quality(pictures)
 
 
-def side_by_side(network: DemoScore, truth: DemoScore, selection: str = "all people") -> str:
+def side_by_side(network: DemoScore, truth: DemoScore) -> str:
     """Label accuracy with the network's depth and with the true depth, as plain text."""
+    selection = "all people"
     columns = [network.comparison[selection]["before"]]
     columns += [score.comparison[selection]["after"] for score in (network, truth)]
     people = f"{selection} of unbroken images ({columns[0]['persons']:.0f})"

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from dto_pipeline.evaluate.bootstrap import LEVEL, RESAMPLES, Estimate, Statistic, Sums, estimate
+from dto_pipeline.evaluate.bootstrap import LEVEL, Estimate, Statistic, Sums, estimate
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Evaluation:
         return text.getvalue()
 
 
-def make_column(sums: Sums, measures: Sequence[Measure], resamples: int = RESAMPLES, seed: int = 0) -> Column:
+def make_column(sums: Sums, measures: Sequence[Measure], resamples: int, seed: int) -> Column:
     """A column with its estimates."""
     return Column(sums, estimate(sums, {measure.key: measure.of for measure in measures}, resamples, seed))
 

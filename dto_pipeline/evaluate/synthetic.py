@@ -40,7 +40,6 @@ def placement_errors(
     truth: Placement,
     image: np.ndarray,
     selected: np.ndarray | None = None,
-    member: np.ndarray | None = None,
 ) -> dict[str, float]:
     """Mean errors of a placement.
 
@@ -48,8 +47,6 @@ def placement_errors(
         found, truth: the same N people in the same order.
         image: (N,) int, equal for people of one image.
         selected: (N,) bool, who takes part at all; None = everyone.
-        member: (N,) bool, whom the numbers are about (a height class, say): errors are over members, pairs have at
-            least one; None = everyone selected.
 
     Returns:
         `persons` and `pairs` (counts) and the keys of `MEASURES`, NaN where nothing is selected.
@@ -59,20 +56,17 @@ def placement_errors(
     """
     _check_lengths(found.z, found.height, truth.z, truth.height, image)
     kept = np.ones(len(image), bool) if selected is None else np.asarray(selected, bool)
-    about = kept if member is None else kept & np.asarray(member, bool)
     first, second = image_pairs(np.asarray(image), kept)
-    counted = about[first] | about[second]
-    first, second = first[counted], second[counted]
-    z_error = np.abs(found.z - truth.z)[about]
+    z_error = np.abs(found.z - truth.z)[kept]
     apart, true_apart = found.z[first] - found.z[second], truth.z[first] - truth.z[second]
     return {
-        "persons": int(about.sum()),
+        "persons": int(kept.sum()),
         "pairs": len(first),
         "depth_error": _mean(z_error),
-        "relative_depth_error": _mean(z_error / truth.z[about]),
+        "relative_depth_error": _mean(z_error / truth.z[kept]),
         "pair_depth_error": _mean(np.abs(apart - true_apart)),
         "ordinal": _mean(depth_relation(apart) == depth_relation(true_apart)),
-        "height_error": _mean(np.abs(found.height - truth.height)[about]),
+        "height_error": _mean(np.abs(found.height - truth.height)[kept]),
     }
 
 

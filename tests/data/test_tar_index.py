@@ -275,10 +275,10 @@ def test_tars_are_listed_in_order_below_a_folder(tmp_path):
     for name in ("s/000001.tar", "s/000000.tar", "s/deep/2.tar", "other/3.tar", "s/4.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    assert list_tars(tmp_path, "s") == ["s/000000.tar", "s/000001.tar", "s/deep/2.tar"]
-    assert list_tars(f"file://{tmp_path}", "other") == ["other/3.tar"]
+    assert list_tars(tmp_path / "s") == ["000000.tar", "000001.tar", "deep/2.tar"]
+    assert list_tars(f"file://{tmp_path}/other") == ["3.tar"]
     with pytest.raises(FileNotFoundError):
-        list_tars(tmp_path, "nowhere")
+        list_tars(tmp_path / "nowhere")
 
 
 def test_tars_are_read_through_a_uri_as_well(tmp_path):
