@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from dto_pipeline.evaluate.bootstrap import LEVEL, Estimate, Statistic, Sums, estimate
+from dto_pipeline.evaluate.tables import align
 
 
 @dataclass(frozen=True)
@@ -110,14 +111,6 @@ def show(found: Estimate, measure: Measure) -> str:
     if not np.isfinite(found.low):
         return f"{found.value:.{digits}f}"
     return f"{found.value:.{digits}f} ({found.low:.{digits}f} .. {found.high:.{digits}f})"
-
-
-def align(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines with columns of equal width."""
-    if not rows:
-        return []
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def _plain(found: Estimate) -> dict[str, float | None]:

@@ -12,10 +12,13 @@ Definitions, over the selected people and over the pairs of selected people of o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
+
+from dto_pipeline.evaluate.tables import align, column_widths
 
 SAME_DEPTH = 0.2  # people closer than this stand at the same depth [m]
 MEASURES = {
@@ -33,6 +36,20 @@ class Placement:
 
     z: np.ndarray  # (N,) z of the translation [m]
     height: np.ndarray  # (N,) in the rest pose [m]
+
+
+class Placed(Protocol):
+    """Anything that knows where P people are and how tall, as `Placement` does."""
+
+    @property
+    def z(self) -> np.ndarray: ...
+    @property
+    def height(self) -> np.ndarray: ...
+
+
+def join_placements(parts: Sequence[Placed]) -> Placement:
+    """People of several images or sets, one after the other."""
+    return Placement(np.concatenate([part.z for part in parts]), np.concatenate([part.height for part in parts]))
 
 
 def placement_errors(
@@ -100,10 +117,8 @@ def as_table(comparison: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str
     for key, title in MEASURES.items():
         cells = [_cell(key, comparison[name]["before"][key], comparison[name]["after"][key]) for name in names]
         rows.append([title, *cells])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    lines.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join(lines)
+    rule = ["-" * width for width in column_widths(rows)]
+    return "\n".join(align([rows[0], rule, *rows[1:]]))
 
 
 def depth_relation(apart: np.ndarray) -> np.ndarray:
