@@ -41,14 +41,6 @@ def add_overrides(parser: argparse.ArgumentParser, example: str) -> None:
     )
 
 
-def add_ray_options(parser: argparse.ArgumentParser, knob: str) -> None:
-    """`--workers N`, short for an override of `knob`, and `--address`."""
-    parser.add_argument("--workers", type=int, metavar="N", help=f"same as --set {knob}=N; 0 = without Ray")
-    parser.add_argument(
-        "--address", default="local", help="Ray cluster: local (default), auto, HOST:PORT, ray://HOST:PORT"
-    )
-
-
 def add_body_option(parser: argparse.ArgumentParser) -> None:
     """`--body NPZ` of a verb that has no config to name it."""
     parser.add_argument("--body", default="", metavar="NPZ", help="body model (the stand-in of the demo)")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import json
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from dto_pipeline.commands.options import add_config_options, add_ray_options, positive, read_config
-from dto_pipeline.commands.output import print_report
+from dto_pipeline.commands.options import add_config_options, positive, read_config
 from dto_pipeline.models.depth_licences import describe_licences
 
 _EXIT_CODES = (
@@ -32,7 +32,10 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "-o", "--out", required=True, metavar="DIR", help="the run's folder, or a URI like s3://bucket/runs/coco"
     )
-    add_ray_options(parser, "run.workers")
+    parser.add_argument("--workers", type=int, metavar="N", help="same as --set run.workers=N; 0 = without Ray")
+    parser.add_argument(
+        "--address", default="local", help="Ray cluster: local (default), auto, HOST:PORT, ray://HOST:PORT"
+    )
     parser.add_argument("--images", metavar="DIR", help="images folder in place of the manifest's")
     parser.add_argument("--depth", metavar="DIR", help="depth folder in place of the manifest's")
     _add_selection(parser)
@@ -92,7 +95,7 @@ def _run(arguments: argparse.Namespace) -> int:
         forecast = plan_pipeline(
             arguments.manifest, arguments.out, config, **retry, selection=selection, images_per_s=arguments.images_per_s
         )
-        print_report(forecast, arguments.json)
+        print(json.dumps(forecast.to_json(), indent=1) if arguments.json else forecast.as_table())
         return forecast.exit_code
     with leaving_in_good_order():
         summary = run_pipeline(
@@ -106,7 +109,7 @@ def _run(arguments: argparse.Namespace) -> int:
             images_root=arguments.images,
             depth_root=arguments.depth,
         )
-    print_report(summary, arguments.json)
+    print(json.dumps(summary.to_json(), indent=1) if arguments.json else summary.as_table())
     if summary.failed_images and not arguments.retry_failed and not arguments.json:
         print(f"{summary.failed_images} images failed and have rows that say why; mend them, then use --retry-failed")
     return summary.exit_code

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from dto_pipeline.commands.options import add_overrides, add_ray_options
+from dto_pipeline.commands.options import add_overrides
 
 
 def add_parser(verbs: argparse._SubParsersAction) -> None:
@@ -18,7 +18,8 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument("config", metavar="CONFIG.yaml", help="rooms and keys as in dto_pipeline/train/config.py")
     parser.add_argument("-o", "--out", required=True, metavar="DIR", help="the training's folder")
     add_overrides(parser, "loss.preset=paper")
-    add_ray_options(parser, "loop.workers")
+    parser.add_argument("--workers", type=int, metavar="N", help="same as --set loop.workers=N; 0 = without Ray")
+    parser.add_argument("--address", default="local", help="Ray cluster: local (default), auto, ray://HOST:PORT")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.set_defaults(run=_run)
 
