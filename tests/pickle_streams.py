@@ -203,8 +203,7 @@ def _hostile_arrays() -> list[Stream]:
 
 
 def _malformed() -> list[Stream]:
-    ndarray = name("numpy", "ndarray")
-    record = name("numpy", "dtype") + text("f8") + b"\x85R"
+    """Streams that end too early, promise too much, or hold bytes that mean nothing."""
     streams = {
         "empty": (b"", "truncated"),
         "only-a-protocol": (b"\x80\x04", "truncated"),
@@ -242,6 +241,15 @@ def _malformed() -> list[Stream]:
         "half-escape": (b"S'a\\'\n.", "escape"),
         "bad-utf8": (whole(b"\x8c\x02\xff\xfe"), "UnicodeDecodeError"),
         "bad-unicode-escape": (b"V\\u12\n.", "UnicodeDecodeError"),
+    }
+    return [Stream(key, data, BrokenPickle, mentions) for key, (data, mentions) in streams.items()]
+
+
+def _misapplied() -> list[Stream]:
+    """Opcodes that find the wrong things on the stack, or nothing."""
+    ndarray = name("numpy", "ndarray")
+    record = name("numpy", "dtype") + text("f8") + b"\x85R"
+    streams = {
         "append-to-dict": (whole(b"}Na"), "not a list"),
         "append-to-name": (whole(ndarray + b"Na"), "not a list"),
         "items-of-list": (whole(b"](NNu"), "a list"),
@@ -311,5 +319,6 @@ HOSTILE: list[Stream] = [
     *_other_ways_to_call(),
     *_hostile_arrays(),
     *_malformed(),
+    *_misapplied(),
     *_hostile_bodies(),
 ]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dto_pipeline.commands.options import add_config_options, positive, read_config
+from dto_pipeline.commands.output import print_report
 
 if TYPE_CHECKING:
     from dto_pipeline.config import PipelineConfig
@@ -68,7 +68,7 @@ def _run(arguments: argparse.Namespace) -> int:
         report = run_depth_bench(place_shard, arguments.images, arguments.repeats, read_config(arguments))
     else:
         report = run_bench(arguments.images, arguments.repeats, read_config(arguments))
-    print(json.dumps(report.to_json(), indent=1) if arguments.json else report.as_table())
+    print_report(report, arguments.json)
     return 0
 
 

@@ -52,6 +52,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     from dto_pipeline.config import load_config
+    from dto_pipeline.data.files import write_json_atomic
     from dto_pipeline.data.placed import read_placed
     from dto_pipeline.demo.dataset import DemoSettings, build_demo_data, read_truth
     from dto_pipeline.demo.score import score_demo
@@ -79,7 +80,7 @@ def _run(arguments: argparse.Namespace) -> int:
     text = f"{score.as_table()}\n\n{depth['table']}"
     report = _report(arguments, data.broken, score, summary, pictures, seconds) | {"depth": depth, "text": text}
     print(f"\n{text}\n\n{out / 'summary.json'} written; {seconds:.0f} s")
-    _write(out / "summary.json", report)
+    write_json_atomic(out / "summary.json", report)
     return summary.exit_code
 
 
@@ -191,9 +192,3 @@ def _report(
         "stage_seconds": {stage: round(value, 3) for stage, value in summary.stage_seconds.items()},
         "wall_s": round(seconds, 1),
     }
-
-
-def _write(path: Path, report: dict[str, Any]) -> None:
-    from dto_pipeline.data.files import write_json_atomic
-
-    write_json_atomic(path, report)

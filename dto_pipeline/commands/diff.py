@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import json
+
+from dto_pipeline.commands.output import print_report
 
 
 def add_parser(verbs: argparse._SubParsersAction) -> None:
@@ -24,5 +25,5 @@ def _run(arguments: argparse.Namespace) -> int:
     from dto_pipeline.review.diff import diff_labels
 
     diff = diff_labels(arguments.before, arguments.after, arguments.worst)
-    print(json.dumps(diff.to_json(), indent=1) if arguments.json else diff.as_table())
+    print_report(diff, arguments.json)
     return 0 if diff.equal else 1

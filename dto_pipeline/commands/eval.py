@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dto_pipeline.commands.eval_solvers import add_solver_parsers
-from dto_pipeline.commands.options import not_negative
+from dto_pipeline.commands.options import add_body_option, not_negative
 from dto_pipeline.errors import DtoError
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def _add_meshes(actions: argparse._SubParsersAction) -> None:
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--body", default="", metavar="NPZ", help="body model (the stand-in of the demo)")
+    add_body_option(parser)
     parser.add_argument("--json", metavar="FILE", help="write measures, intervals and counts as JSON")
     parser.add_argument("--csv", metavar="FILE", help="write one row per image: its measures and the sums behind them")
     parser.add_argument(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from dto_pipeline.commands.options import add_config_options, positive, read_config
+from dto_pipeline.commands.options import add_config_options, add_heights_option, positive, read_config
 
 
 def add_solver_parsers(actions: argparse._SubParsersAction) -> None:
@@ -59,12 +59,7 @@ def _add_scenes(parser: argparse.ArgumentParser, out: str) -> None:
     parser.add_argument(
         "--difficulty", action="append", metavar="NAME", help="only this one; may be given several times (all)"
     )
-    parser.add_argument(
-        "--heights",
-        choices=("independent", "priors"),
-        default="independent",
-        help="true heights: published growth charts (default), or the method's own priors",
-    )
+    add_heights_option(parser)
     add_config_options(parser)
 
 

@@ -26,14 +26,40 @@ def not_negative(text: str) -> int:
 def add_config_options(parser: argparse.ArgumentParser) -> None:
     """`--config FILE` and `--set room.key=value`, read by `read_config`."""
     parser.add_argument("--config", metavar="YAML", help="config file; rooms and keys as in dto_pipeline/config.py")
+    add_overrides(parser, "run.workers=8")
+
+
+def add_overrides(parser: argparse.ArgumentParser, example: str) -> None:
+    """`--set room.key=value`, gathered as `overrides`."""
     parser.add_argument(
         "--set",
         dest="overrides",
         metavar="ROOM.KEY=VALUE",
         action="append",
         default=[],
-        help="change one knob, e.g. --set run.workers=8; may be given several times",
+        help=f"change one knob, e.g. --set {example}; may be given several times",
     )
+
+
+def add_body_option(parser: argparse.ArgumentParser) -> None:
+    """`--body NPZ` of a verb that has no config to name it."""
+    parser.add_argument("--body", default="", metavar="NPZ", help="body model (the stand-in of the demo)")
+
+
+def add_heights_option(parser: argparse.ArgumentParser) -> None:
+    """`--heights` of synthetic crowds."""
+    parser.add_argument(
+        "--heights",
+        choices=("independent", "priors"),
+        default="independent",
+        help="true heights: published growth charts (default), or the method's own priors, which flatters it",
+    )
+
+
+def add_moved_options(parser: argparse.ArgumentParser) -> None:
+    """`--manifest` and `--body` of a verb that looks at a run."""
+    parser.add_argument("--manifest", metavar="FILE", help="the run's manifest, where it was moved")
+    parser.add_argument("--body", metavar="NPZ", help="the run's body model, where it was moved")
 
 
 def read_config(arguments: argparse.Namespace) -> PipelineConfig:

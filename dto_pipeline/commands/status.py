@@ -7,6 +7,8 @@ import json
 import sys
 import time
 
+from dto_pipeline.commands.output import print_report
+
 WATCH_S = 5.0  # between two looks, unless asked otherwise
 _SHARE = 10  # a look may take this part of the time at most: a big run far away is looked at less often
 
@@ -37,7 +39,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.watch is not None:
         return _watch(arguments)
     status = read_status(arguments.run_dir)
-    print(json.dumps(status.to_json(), indent=1) if arguments.json else status.as_table())
+    print_report(status, arguments.json)
     return 0
 
 

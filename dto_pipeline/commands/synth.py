@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from dto_pipeline.commands.options import positive
+from dto_pipeline.commands.options import add_body_option, add_heights_option, positive
+from dto_pipeline.errors import DtoError
 
 
 def add_parser(verbs: argparse._SubParsersAction) -> None:
@@ -30,13 +31,8 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         metavar="KNOB=VALUE",
         help="change one knob of the difficulty, e.g. --set leak=5; may be given several times",
     )
-    parser.add_argument(
-        "--heights",
-        choices=("independent", "priors"),
-        default="independent",
-        help="true heights: published growth charts (default), or the method's own priors, which flatters it",
-    )
-    parser.add_argument("--body", default="", metavar="NPZ", help="body model (the stand-in of the demo)")
+    add_heights_option(parser)
+    add_body_option(parser)
     parser.add_argument("--list", action="store_true", help="print difficulties and knobs, write nothing")
     parser.add_argument("--quiet", action="store_true", help="no progress line")
     parser.set_defaults(run=_run)
@@ -46,14 +42,14 @@ def _run(arguments: argparse.Namespace) -> int:
     import torch
 
     from dto_pipeline.demo.difficulty import choose_difficulty, describe_difficulties
-    from dto_pipeline.demo.synth import SynthError, write_synth
+    from dto_pipeline.demo.synth import write_synth
     from dto_pipeline.models.body import load_body
 
     if arguments.list:
         print(describe_difficulties())
         return 0
     if arguments.out is None:
-        raise SynthError("name a folder with -o DIR (or ask for --list)")
+        raise DtoError("name a folder with -o DIR (or ask for --list)")
     kind = choose_difficulty(arguments.difficulty, arguments.knobs, arguments.heights)
     torch.set_num_threads(1)  # small tensors: more threads are slower
     show = None if arguments.quiet else _progress

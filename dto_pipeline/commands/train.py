@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from dto_pipeline.commands.options import add_overrides
+
 
 def add_parser(verbs: argparse._SubParsersAction) -> None:
     parser = verbs.add_parser(
@@ -25,14 +27,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "-o", "--out", required=True, metavar="DIR", help="the training's folder, local; a cluster's machines share it"
     )
-    parser.add_argument(
-        "--set",
-        dest="overrides",
-        metavar="ROOM.KEY=VALUE",
-        action="append",
-        default=[],
-        help="change one knob, e.g. --set loss.preset=paper; may be given several times",
-    )
+    add_overrides(parser, "loss.preset=paper")
     parser.add_argument("--workers", type=int, metavar="N", help="same as --set loop.workers=N; 0 = without Ray")
     parser.add_argument("--address", default="local", help="Ray cluster: local (default), auto, ray://HOST:PORT")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 
+from dto_pipeline.commands.options import add_moved_options
+
 
 def add_parser(verbs: argparse._SubParsersAction) -> None:
     parser = verbs.add_parser(
@@ -14,8 +16,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         "image once, the input restored exactly by undoing the change) and against what a fit may do to a label.",
     )
     parser.add_argument("run_dir", metavar="RUN", help="the run's folder")
-    parser.add_argument("--manifest", metavar="FILE", help="the run's manifest, where it was moved")
-    parser.add_argument("--body", metavar="NPZ", help="the run's body model, where it was moved")
+    add_moved_options(parser)
     parser.add_argument("--limit", type=int, default=5, metavar="N", help="offences shown per rule (5)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=_run)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from dto_pipeline.commands.options import add_moved_options
+
 _DEFAULT_WORST = 5
 
 
@@ -29,10 +31,9 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
 
 def add_places(parser: argparse.ArgumentParser) -> None:
     """Options for what was moved since the run."""
-    parser.add_argument("--manifest", metavar="FILE", help="the run's manifest, where it was moved")
+    add_moved_options(parser)
     parser.add_argument("--images", metavar="DIR", help="images folder in place of the manifest's")
     parser.add_argument("--depth", metavar="DIR", help="depth folder in place of the manifest's")
-    parser.add_argument("--body", metavar="NPZ", help="the run's body model, where it was moved")
 
 
 def _run(arguments: argparse.Namespace) -> int:

@@ -64,13 +64,6 @@ def commit_over(temporary: Path, path: Path) -> None:
     sync(path.parent)
 
 
-def create_json(path: Path, value: Any) -> bool:
-    """Create `path` with `value` as JSON if it does not exist; see `commit_new` for the answer."""
-    with staged(path) as temporary:
-        temporary.write_bytes(json_bytes(value))
-        return commit_new(temporary, path)
-
-
 def write_json_atomic(path: Path, value: Any) -> None:
     """Write `value` as JSON to `path`, replacing what was there."""
     write_bytes_atomic(path, json_bytes(value))

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Protocol
 
 import numpy as np
 import simplejpeg
@@ -46,66 +45,51 @@ class ImageFile:
     sha256: str  # of the file's bytes, hex
 
 
-class ImageStore(Protocol):
+class ImageStore(ABC):
     """Where images are kept under the names a manifest gives them; called from several threads."""
+
+    @abstractmethod
+    def read_bytes(self, image_file: str, limit: int | None = None) -> bytes:
+        """The file as it is, or its first `limit` bytes; raises `ImageMissing` or `ImageCorrupt`."""
 
     def read(self, image_file: str) -> ImageFile:
         """Decode one image; raises `ImageMissing` or `ImageCorrupt`."""
-        ...
+        return decode_image(self.read_bytes(image_file), image_file)
 
     def size(self, image_file: str) -> tuple[int, int]:
-        """(width, height) [px] from its header; raises `ImageMissing` or `ImageCorrupt`."""
-        ...
-
-    def read_bytes(self, image_file: str) -> bytes:
-        """The file as it is, not decoded; raises `ImageMissing` or `ImageCorrupt`."""
-        ...
+        """(width, height) [px] from its header, pixels are not decoded; raises `ImageMissing` or `ImageCorrupt`."""
+        head = self.read_bytes(image_file, _HEADER_BYTES)
+        try:
+            return _decode_size(head, image_file)
+        except ImageCorrupt:
+            if len(head) < _HEADER_BYTES:
+                raise
+            return _decode_size(self.read_bytes(image_file), image_file)
 
 
 @dataclass(frozen=True)
-class ImageFolder:
+class ImageFolder(ImageStore):
     """Images as files of a folder. A name that leaves the folder is never opened: it counts as corrupt."""
 
     root: Path
 
-    def read(self, image_file: str) -> ImageFile:
-        """See `read_image`."""
-        return read_image(self._path(image_file), image_file)
-
-    def size(self, image_file: str) -> tuple[int, int]:
-        """See `read_image_size`."""
-        return read_image_size(self._path(image_file), image_file)
-
-    def read_bytes(self, image_file: str) -> bytes:
-        """See `read_image_bytes`."""
-        return read_image_bytes(self._path(image_file), image_file)
-
-    def _path(self, image_file: str) -> Path:
+    def read_bytes(self, image_file: str, limit: int | None = None) -> bytes:
+        """See `ImageStore`."""
         try:
-            return resolve_inside(self.root, image_file)
+            path = resolve_inside(self.root, image_file)
         except UnsafePath as error:
             raise ImageCorrupt(str(error)) from error
+        return _read_file(path, image_file, limit)
 
 
 @dataclass(frozen=True)
-class RemoteImages:
+class RemoteImages(ImageStore):
     """Images as files below a URI; otherwise as `ImageFolder`."""
 
     root: str
 
-    def read(self, image_file: str) -> ImageFile:
-        """Decode one image; raises `ImageMissing` or `ImageCorrupt`."""
-        return decode_image(self._bytes(image_file, None), image_file)
-
-    def size(self, image_file: str) -> tuple[int, int]:
-        """(width, height) from its header; raises `ImageMissing` or `ImageCorrupt`."""
-        return fetch_image_size(lambda limit: self._bytes(image_file, limit), image_file)
-
-    def read_bytes(self, image_file: str) -> bytes:
-        """The file as it is, not decoded; raises `ImageMissing` or `ImageCorrupt`."""
-        return self._bytes(image_file, None)
-
-    def _bytes(self, image_file: str, limit: int | None) -> bytes:
+    def read_bytes(self, image_file: str, limit: int | None = None) -> bytes:
+        """See `ImageStore`."""
         try:
             return read_head(self.root, image_file, limit)
         except FileNotFoundError as error:
@@ -121,30 +105,14 @@ def open_folder(root: Location) -> ImageStore:
     return ImageFolder(root) if isinstance(root, Path) else RemoteImages(root)
 
 
-def read_image(path: str | Path, name: str = "") -> ImageFile:
-    """Decode an image file; errors call it `name` (default: the path).
+def read_image(path: str | Path) -> ImageFile:
+    """Decode an image file.
 
     Raises:
         ImageMissing: there is no file.
         ImageCorrupt: it cannot be read or decoded completely.
     """
-    name = name or str(path)
-    return decode_image(read_image_bytes(path, name), name)
-
-
-def read_image_bytes(path: str | Path, name: str) -> bytes:
-    """An image file as it is; errors call it `name`.
-
-    Raises:
-        ImageMissing: there is no file.
-        ImageCorrupt: it cannot be read.
-    """
-    try:
-        return Path(path).read_bytes()
-    except FileNotFoundError as error:
-        raise ImageMissing(f"image {name} does not exist") from error
-    except OSError as error:
-        raise ImageCorrupt(f"image {name} cannot be read: {_reason(error)}") from error
+    return decode_image(_read_file(Path(path), str(path)), str(path))
 
 
 def decode_image(data: bytes, name: str) -> ImageFile:
@@ -159,27 +127,10 @@ def decode_image(data: bytes, name: str) -> ImageFile:
     return ImageFile(rgb=rgb, sha256=hashlib.sha256(data).hexdigest())
 
 
-def read_image_size(path: str | Path, name: str = "") -> tuple[int, int]:
-    """(width, height) from the file's header; pixels are not decoded. Errors call the file `name` (default: the path).
-
-    Raises:
-        ImageMissing: there is no file.
-        ImageCorrupt: the header cannot be read.
-    """
-    name = name or str(path)
+def _decode_size(data: bytes, name: str) -> tuple[int, int]:
+    """(width, height) [px] from the first bytes of an image file; raises `ImageCorrupt` where they hold no header."""
     try:
-        with Path(path).open("rb") as stream:
-            return decode_image_size(stream, name)
-    except FileNotFoundError as error:
-        raise ImageMissing(f"image {name} does not exist") from error
-    except OSError as error:
-        raise ImageCorrupt(f"image {name} cannot be read: {_reason(error)}") from error
-
-
-def decode_image_size(stream: BinaryIO, name: str) -> tuple[int, int]:
-    """As `read_image_size`, from an open file or bytes."""
-    try:
-        with Image.open(stream) as image:
+        with Image.open(io.BytesIO(data)) as image:
             width, height = image.size
     except Exception as error:  # Pillow's plugins raise any type on damaged files
         raise ImageCorrupt(f"image {name} has no readable header: {_reason(error)}") from error
@@ -187,15 +138,14 @@ def decode_image_size(stream: BinaryIO, name: str) -> tuple[int, int]:
     return width, height
 
 
-def fetch_image_size(fetch: Callable[[int | None], bytes], name: str) -> tuple[int, int]:
-    """As `read_image_size`, of an image whose first bytes (None = all) are given by `fetch`."""
-    head = fetch(_HEADER_BYTES)
+def _read_file(path: Path, name: str, limit: int | None = None) -> bytes:
     try:
-        return decode_image_size(io.BytesIO(head), name)
-    except ImageCorrupt:
-        if len(head) < _HEADER_BYTES:
-            raise
-        return decode_image_size(io.BytesIO(fetch(None)), name)
+        with path.open("rb") as stream:
+            return stream.read(limit)
+    except FileNotFoundError as error:
+        raise ImageMissing(f"image {name} does not exist") from error
+    except OSError as error:
+        raise ImageCorrupt(f"image {name} cannot be read: {_reason(error)}") from error
 
 
 def _decode_jpeg(data: bytes) -> np.ndarray | None:
@@ -210,7 +160,7 @@ def _decode_jpeg(data: bytes) -> np.ndarray | None:
 
 
 def _decode_with_pillow(data: bytes, name: str) -> np.ndarray:
-    decode_image_size(io.BytesIO(data), name)
+    _decode_size(data, name)
     try:
         with Image.open(io.BytesIO(data)) as image:
             return np.array(image.convert("RGB"))  # a copy: Pillow's own buffer is read-only

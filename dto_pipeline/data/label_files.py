@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from dto_pipeline.data.cameras import read_cameras
 from dto_pipeline.data.columns import read_vectors, single_array
 from dto_pipeline.data.labels import LabelsError, read_labels
 from dto_pipeline.data.parquet import READ_ERRORS, footer_text, open_parquet
@@ -47,11 +48,7 @@ class LabelColumns:
     @property
     def intrinsics(self) -> np.ndarray:
         """(N, 3, 3) float64 [px]."""
-        camera = np.zeros((self.num_images, 3, 3))
-        for name, cell in (("fx", (0, 0)), ("fy", (1, 1)), ("cx", (0, 2)), ("cy", (1, 2))):
-            camera[:, cell[0], cell[1]] = self.images[name]
-        camera[:, 2, 2] = 1
-        return camera
+        return read_cameras(self.images)
 
     def take(self, images: np.ndarray) -> LabelColumns:
         """The columns of some images (m,), in that order, with their people."""

@@ -28,7 +28,6 @@ from dto_pipeline.data.tar_images import open_images
 
 IMAGE_COLUMNS = ("image_id", "image_path", "width", "height", "fx", "fy", "cx", "cy", "z_covariance")
 PEOPLE_COLUMNS = ("pose", "betas", "transl", "bbox_xyxy", "status")
-ANNOTATED_COLUMNS = ("keypoints", "depth_layer")  # (n, 24, 2) [px] and (n,), of sets that know them
 IMAGE_FILE = "image_file"  # added to the image columns of a piece: the image's name in its store
 _HASH_RANGE = 1 << 32
 
@@ -82,7 +81,7 @@ class LabelSet(Protocol):
 
     def read(self, piece: Piece) -> LabelColumns:
         """The labels of a piece's images: `IMAGE_COLUMNS`, `IMAGE_FILE`, `PEOPLE_COLUMNS`, of people perhaps also
-        `ANNOTATED_COLUMNS`. Raises: LabelsError, ManifestError."""
+        ``keypoints`` (n, 24, 2) [px] and ``depth_layer`` (n,). Raises: LabelsError, ManifestError."""
         ...
 
 

@@ -8,20 +8,17 @@ machine. Equal inputs under equal roots give identical bytes.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from dto_pipeline import __version__
 from dto_pipeline.data.dataset import Dataset
-from dto_pipeline.data.digest import TableDigest
 from dto_pipeline.data.files import json_bytes, sha256_file
 from dto_pipeline.data.manifest_findings import (
     Findings,
@@ -35,24 +32,18 @@ from dto_pipeline.data.manifest_findings import (
 from dto_pipeline.data.manifest_inputs import ManifestInputs, open_inputs
 from dto_pipeline.data.manifest_report import ManifestReport
 from dto_pipeline.data.manifest_rows import build_shard
-from dto_pipeline.data.parquet import READ_ERRORS, check_schema, footer_text, open_parquet, writer_settings
+from dto_pipeline.data.manifest_writer import ShardSize, describe_origin, open_manifest_writer
+from dto_pipeline.data.parquet import READ_ERRORS, check_schema, footer_text, open_parquet
 from dto_pipeline.data.sources.rows import NoticingSource
-from dto_pipeline.data.storage import Location, as_location, base_name, beside, write_bytes, written
+from dto_pipeline.data.storage import Location, as_location, base_name, beside, write_bytes
 from dto_pipeline.errors import DtoError
-from dto_pipeline.schema import COORDINATES, MANIFEST_SCHEMA, MANIFEST_SCHEMA_NAME
+from dto_pipeline.schema import MANIFEST_SCHEMA, MANIFEST_SCHEMA_NAME
 
 _HEADER_THREADS = 16  # image headers are read waiting for the disk, not computing
 
 
 class ManifestError(DtoError, ValueError):
     """A manifest that cannot be used; the message names it and the next step."""
-
-
-class ShardSize(NamedTuple):
-    """How much work a shard is."""
-
-    images: int
-    people: int
 
 
 @dataclass(frozen=True)
@@ -179,15 +170,15 @@ def report_path(manifest: Location) -> Location:
 def _write_manifest(
     inputs: ManifestInputs, out: Location, report: ManifestReport, findings: Findings, progress: bool
 ) -> None:
-    digest, sizes = TableDigest(), []
-    with written(out) as temporary:  # noqa: SIM117 - the file is whole once the writer is closed
-        with pq.ParquetWriter(temporary, MANIFEST_SCHEMA, **writer_settings(MANIFEST_SCHEMA)) as writer:
-            for table in _shard_tables(inputs, report, findings, progress):
-                digest.update(table)
-                sizes.append(ShardSize(table.num_rows, int(table["num_persons"].to_numpy().sum())))
-                writer.write_table(table, row_group_size=table.num_rows)
-            report.fingerprint = digest.hexdigest()
-            writer.add_key_value_metadata(_footer(inputs, report, sizes))
+    with open_manifest_writer(out) as writer:
+        for table in _shard_tables(inputs, report, findings, progress):
+            writer.add(table)
+        report.fingerprint = writer.fingerprint
+        files = [
+            {"file": _shown(path, inputs.dataset.root), "bytes": path.stat().st_size, "sha256": sha256_file(path)}
+            for path in inputs.files
+        ]
+        writer.finish(describe_origin(inputs.dataset, files))
 
 
 def _shard_tables(
@@ -200,25 +191,6 @@ def _shard_tables(
     ):
         for shard in range(inputs.num_shards):
             yield build_shard(inputs, shard, pool, report, findings, bar.update)
-
-
-def _footer(inputs: ManifestInputs, report: ManifestReport, sizes: list[ShardSize]) -> Mapping[str, str]:
-    """Text of the footer, in a fixed order."""
-    dataset = inputs.dataset
-    facts: dict[str, Any] = {
-        "counts": {"images": report.images, "persons": report.persons, "shards": report.shards},
-        "dataset": dataset.describe(),
-        "label_files": [
-            {"file": _shown(path, dataset.root), "bytes": path.stat().st_size, "sha256": sha256_file(path)}
-            for path in inputs.files
-        ],
-        "roots": {"images": str(dataset.images_root), "depth": dataset.depth_root and str(dataset.depth_root)},
-        "shards": sizes,
-    }
-    texts = {key: json.dumps(value, sort_keys=True) for key, value in facts.items()}
-    texts.update(schema=MANIFEST_SCHEMA_NAME, pipeline_version=__version__, coordinates=COORDINATES)
-    texts["fingerprint"] = report.fingerprint
-    return dict(sorted(texts.items()))
 
 
 def _shown(path: Path, root: Location) -> str:

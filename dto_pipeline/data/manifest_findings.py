@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from posixpath import splitext
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dto_pipeline.data.columns import build_table
@@ -84,12 +83,6 @@ def open_findings(manifest: Location) -> Iterator[Findings]:
 def findings_path(manifest: Location) -> Location:
     """Where the findings of a manifest lie: beside it."""
     return beside(manifest, ".findings.parquet")
-
-
-def read_findings(manifest: Location) -> pa.Table:
-    """The findings of a manifest, `schema.FINDINGS_SCHEMA`."""
-    with open_parquet(findings_path(manifest), FindingsError) as file:
-        return file.read()
 
 
 class FindingsError(DtoError, ValueError):

@@ -10,23 +10,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from dto_pipeline import __version__
 from dto_pipeline.data.columns import build_table
-from dto_pipeline.data.digest import TableDigest
 from dto_pipeline.data.files import json_bytes, sha256_file
 from dto_pipeline.data.image_index import ImageIndex, index_images
-from dto_pipeline.data.manifest import Manifest, ManifestError, ShardSize, report_path
+from dto_pipeline.data.manifest import Manifest, ManifestError, report_path
+from dto_pipeline.data.manifest_writer import open_manifest_writer
 from dto_pipeline.data.merge_report import MergeReport
 from dto_pipeline.data.merge_rows import MergeInputs, MergeOptions, merge_shard
 from dto_pipeline.data.parquet import writer_settings
@@ -36,7 +33,7 @@ from dto_pipeline.data.sources.rows import LabelFileError, LabelSource, SourceOp
 from dto_pipeline.data.storage import Location, as_location, base_name, beside, fetch, write_bytes, written
 from dto_pipeline.data.tar_images import carry_tar_index
 from dto_pipeline.models.body import BodyModel
-from dto_pipeline.schema import MANIFEST_SCHEMA, MERGE_SCHEMA, MERGE_SCHEMA_NAME
+from dto_pipeline.schema import MERGE_SCHEMA, MERGE_SCHEMA_NAME
 from dto_pipeline.status import PredictionStatus
 
 _WHOLE_NAME = 1 << 20  # parts of an image's name that make its key: all, predictions are not told apart by less
@@ -97,23 +94,20 @@ def _write(
     source: Manifest, inputs: MergeInputs, out: Location, report: MergeReport, named: dict[str, str], progress: bool
 ) -> None:
     """Stream the shards; the outcomes get their name first, the manifest last."""
-    digest, sizes, taken = TableDigest(), [], np.zeros(inputs.index.num_images, dtype=bool)
-    with written(out) as new, written(outcomes_path(out)) as told:  # noqa: SIM117 - whole once the writers are closed
-        with _open_writer(new, MANIFEST_SCHEMA) as writer, _open_writer(told, MERGE_SCHEMA) as outcomes:
-            for shard in tqdm(range(source.num_shards), unit="shard", desc=source.subset, disable=not progress):
-                table, rows = merge_shard(source.read_shard(shard), inputs, taken, report)
-                digest.update(table)
-                sizes.append(ShardSize(table.num_rows, int(table["num_persons"].to_numpy().sum())))
-                writer.write_table(table, row_group_size=table.num_rows)
-                outcomes.write_table(rows)
-            _write_unknown(outcomes, inputs.predictions, inputs.index, taken, report)
-            report.fingerprint = digest.hexdigest()
-            writer.add_key_value_metadata(_footer(source, inputs, report, sizes, named))
-            outcomes.add_key_value_metadata({"schema": MERGE_SCHEMA_NAME, "manifest_fingerprint": report.fingerprint})
-
-
-def _open_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
-    return pq.ParquetWriter(path, schema, **writer_settings(schema))
+    taken = np.zeros(inputs.index.num_images, dtype=bool)
+    with (
+        open_manifest_writer(out) as writer,
+        written(outcomes_path(out)) as told,
+        pq.ParquetWriter(told, MERGE_SCHEMA, **writer_settings(MERGE_SCHEMA)) as outcomes,
+    ):
+        for shard in tqdm(range(source.num_shards), unit="shard", desc=source.subset, disable=not progress):
+            table, rows = merge_shard(source.read_shard(shard), inputs, taken, report)
+            writer.add(table)
+            outcomes.write_table(rows)
+        _write_unknown(outcomes, inputs.predictions, inputs.index, taken, report)
+        report.fingerprint = writer.fingerprint
+        writer.finish({"merged": _merges(source, inputs, report, named)}, source.metadata)
+        outcomes.add_key_value_metadata({"schema": MERGE_SCHEMA_NAME, "manifest_fingerprint": report.fingerprint})
 
 
 def _write_unknown(
@@ -143,22 +137,13 @@ def _write_unknown(
         report.count(PredictionStatus.IMAGE_UNKNOWN, None, missing.size)
 
 
-def _footer(
-    source: Manifest, inputs: MergeInputs, report: MergeReport, sizes: list[ShardSize], named: dict[str, str]
-) -> Mapping[str, str]:
-    """The old footer with new counts, and under `merged` what was merged, one entry per merge so far."""
+def _merges(source: Manifest, inputs: MergeInputs, report: MergeReport, named: dict[str, str]) -> list[dict[str, Any]]:
+    """What was merged, one entry per merge so far."""
     files = {"manifest": [Path(source.path)], "predictions": list(inputs.predictions.files)}
     merge = {role: {"file": named[role], **_fingerprint(paths)} for role, paths in files.items()}
     merge["manifest"]["fingerprint"] = source.fingerprint
     entry = {**merge, "body_sha256": inputs.body.sha256, "options": asdict(inputs.options), "outcomes": report.outcomes}
-    facts: dict[str, Any] = {
-        "counts": {"images": source.num_images, "persons": sum(s.people for s in sizes), "shards": len(sizes)},
-        "merged": [*json.loads(source.metadata.get("merged", "[]")), entry],
-        "shards": sizes,
-    }
-    texts = {**source.metadata, **{key: json.dumps(value, sort_keys=True) for key, value in facts.items()}}
-    texts.update(pipeline_version=__version__, fingerprint=report.fingerprint)
-    return dict(sorted(texts.items()))
+    return [*json.loads(source.metadata.get("merged", "[]")), entry]
 
 
 def _fingerprint(paths: list[Path]) -> dict[str, Any]:

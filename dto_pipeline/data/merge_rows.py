@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
+from dto_pipeline.data.cameras import read_cameras
 from dto_pipeline.data.columns import build_table, pick_words, ragged_column, read_vectors, single_array, struct_column
 from dto_pipeline.data.image_index import ImageIndex
 from dto_pipeline.data.manifest_rows import MASK_OTHER_SIZE
@@ -116,7 +117,7 @@ def merge_shard(
         the new shard; the outcomes of all predictions for its images, `schema.MERGE_SCHEMA`, by prediction row.
     """
     row, image = _gather(table, inputs, taken)
-    shard = _Shard(table, _read_cameras(table), _load(inputs.predictions, row, image))
+    shard = _Shard(table, read_cameras(table), _load(inputs.predictions, row, image))
     own, verdict = _judge(shard, inputs.options.min_score)
     chosen = _rank(shard.people, verdict)
     transl, views, found = _stand(shard, chosen, own, inputs.body, report)
@@ -151,15 +152,6 @@ def _load(predictions: LabelSource, row: np.ndarray, image: np.ndarray) -> _Cand
     if keypoints is None:
         keypoints = np.zeros((row.size, NUM_KEYPOINTS, 3), dtype=np.float32)
     return _Candidates(row, image, labels, labels.seen, keypoints)
-
-
-def _read_cameras(table: pa.Table) -> np.ndarray:
-    """(m, 3, 3) float64 intrinsics of each image."""
-    cameras = np.zeros((table.num_rows, 3, 3))
-    for name, place in (("fx", (0, 0)), ("fy", (1, 1)), ("cx", (0, 2)), ("cy", (1, 2))):
-        cameras[:, place[0], place[1]] = table[name].to_numpy()
-    cameras[:, 2, 2] = 1
-    return cameras
 
 
 def _judge(shard: _Shard, min_score: float) -> tuple[np.ndarray, np.ndarray]:

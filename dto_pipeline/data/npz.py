@@ -67,8 +67,8 @@ class MappedNpz:
         entry = self._zip.getinfo(self._members[key])
         try:
             if entry.compress_type == zipfile.ZIP_STORED:
-                return self._map(key, self.path, self._start_in_zip(entry), entry.file_size)
-            return self._map(key, self._unpack(key, entry), 0, entry.file_size)
+                return self._map(self.path, self._start_in_zip(entry), entry.file_size)
+            return self._map(self._unpack(key, entry), 0, entry.file_size)
         except _DAMAGES as error:
             raise NpzError(f"{self.path}, array {key!r}: {error}") from error
 
@@ -101,7 +101,7 @@ class MappedNpz:
             shutil.copyfileobj(packed, plain, 1 << 20)
         return target
 
-    def _map(self, key: str, path: Path, start: int, size: int) -> np.ndarray:
+    def _map(self, path: Path, start: int, size: int) -> np.ndarray:
         """Map an npy that begins `start` bytes into `path` and is `size` bytes long."""
         with path.open("rb") as stream:
             stream.seek(start)

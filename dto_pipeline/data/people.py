@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from dto_pipeline.axes import NUM_BETAS
+from dto_pipeline.data.cameras import camera_matrices
 from dto_pipeline.data.columns import read_numbers, single_array
 from dto_pipeline.data.label_files import LabelColumns, find_label_files, flatten_table, initial_betas, read_label_files
 from dto_pipeline.data.npz import MappedNpz, NpzError
@@ -288,9 +289,6 @@ def _read_annots(path: Path) -> People:
     numbers = [_read_person(f"{path}, image {name}, person {place}", person, problems) for name, place, person in rows]
     flat = np.stack(numbers) if numbers else np.zeros((0, 72 + NUM_BETAS + 3 + 4))
     pose, betas, transl, camera = np.split(flat, np.cumsum([72, NUM_BETAS, 3]), axis=1)
-    intrinsics = np.zeros((len(flat), 3, 3))
-    intrinsics[:, [0, 1, 0, 1], [0, 1, 2, 2]] = camera
-    intrinsics[:, 2, 2] = 1
     names = np.array([name for name, _, _ in rows], dtype=str)
     people = _from_rows(
         path,
@@ -298,7 +296,7 @@ def _read_annots(path: Path) -> People:
         pose.astype(np.float32),
         betas.astype(np.float32),
         transl.astype(np.float32),
-        intrinsics,
+        camera_matrices(camera),
         None,
         tuple(problems),
     )

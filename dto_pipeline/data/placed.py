@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from dto_pipeline.axes import HEIGHT_CLASSES
+from dto_pipeline.data.cameras import read_cameras
 from dto_pipeline.data.columns import read_numbers, single_array
 from dto_pipeline.data.labels import read_labels, undo_betas
 from dto_pipeline.data.storage import Location
@@ -87,7 +88,6 @@ def _placed(row: dict[str, Any], people: dict[str, np.ndarray], words: dict[str,
 def _scene(row: dict[str, Any], people: dict[str, np.ndarray]) -> Scene:
     """The scene as it went in: `beta_init` and `transl_init` undo what was changed."""
     betas = undo_betas(people["betas"], people["beta_index"], people["beta_init"])
-    intrinsics = np.array([[row["fx"], 0, row["cx"]], [0, row["fy"], row["cy"]], [0, 0, 1]], np.float64)
     origins = {"masks": "mask_origin", "attributes": "attribute_origin", "depth": "depth_origin"}
     return Scene(
         image_id=row["image_id"],
@@ -96,7 +96,7 @@ def _scene(row: dict[str, Any], people: dict[str, np.ndarray]) -> Scene:
         width=row["width"],
         height=row["height"],
         image_sha256=row["image_sha256"],
-        intrinsics=intrinsics,
+        intrinsics=read_cameras(row),
         pose=people["pose"],
         betas=betas,
         transl=people["transl_init"],

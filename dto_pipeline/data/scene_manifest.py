@@ -6,22 +6,18 @@ keep theirs, masks are unknown. One shard is in memory at a time; equal input gi
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from dto_pipeline import __version__
 from dto_pipeline.data.columns import build_table, ragged_column, single_array, struct_column
 from dto_pipeline.data.dataset import Dataset
-from dto_pipeline.data.digest import TableDigest
-from dto_pipeline.data.parquet import writer_settings
-from dto_pipeline.data.storage import Location, written
-from dto_pipeline.schema import COORDINATES, LABEL_PERSON, MANIFEST_PERSON, MANIFEST_SCHEMA, MANIFEST_SCHEMA_NAME
+from dto_pipeline.data.manifest_writer import describe_origin, open_manifest_writer
+from dto_pipeline.data.storage import Location
+from dto_pipeline.schema import LABEL_PERSON, MANIFEST_PERSON, MANIFEST_SCHEMA
 from dto_pipeline.status import ImageStatus, PersonStatus
 
 _SHARED_COLUMNS = ("image_id", "subset", "image_path", "width", "height", "fx", "fy", "cx", "cy", "num_persons")
@@ -42,15 +38,10 @@ def write_label_manifest(
         dataset: what the manifest says of itself; its `images` and `depth` are the roots.
         out: the manifest.
     """
-    digest, sizes = TableDigest(), []
-    with written(out) as temporary:  # noqa: SIM117 - the file is whole once the writer is closed
-        with pq.ParquetWriter(temporary, MANIFEST_SCHEMA, **writer_settings(MANIFEST_SCHEMA)) as writer:
-            for shard, (labels, image_files, depth_files) in enumerate(shards):
-                table = _shard_table(shard, labels, image_files, depth_files)
-                digest.update(table)
-                sizes.append([table.num_rows, int(table["num_persons"].to_numpy().sum())])
-                writer.write_table(table, row_group_size=table.num_rows)
-            writer.add_key_value_metadata(_footer(dataset, sizes, digest.hexdigest()))
+    with open_manifest_writer(out) as writer:
+        for shard, (labels, image_files, depth_files) in enumerate(shards):
+            writer.add(_shard_table(shard, labels, image_files, depth_files))
+        writer.finish(describe_origin(dataset, []))
 
 
 def _shard_table(
@@ -78,17 +69,3 @@ def _person_columns(people: pa.StructArray) -> dict[str, Any]:
     columns["mask_rle"] = pa.nulls(len(people), pa.binary())
     columns["mask_height"] = columns["mask_width"] = np.zeros(len(people), np.int32)
     return columns
-
-
-def _footer(dataset: Dataset, sizes: list[list[int]], fingerprint: str) -> dict[str, str]:
-    images, people = (sum(size[i] for size in sizes) for i in range(2))
-    facts: dict[str, Any] = {
-        "counts": {"images": images, "persons": people, "shards": len(sizes)},
-        "dataset": dataset.describe(),
-        "label_files": [],
-        "roots": {"images": str(dataset.images_root), "depth": dataset.depth_root and str(dataset.depth_root)},
-        "shards": sizes,
-    }
-    texts = {key: json.dumps(value, sort_keys=True) for key, value in facts.items()}
-    texts.update(schema=MANIFEST_SCHEMA_NAME, pipeline_version=__version__, coordinates=COORDINATES)
-    return dict(sorted({**texts, "fingerprint": fingerprint}.items()))

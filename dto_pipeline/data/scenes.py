@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from dto_pipeline.collate import map_size
 from dto_pipeline.config import EvidenceConfig
+from dto_pipeline.data.cameras import read_cameras
 from dto_pipeline.data.columns import read_vectors, single_array
 from dto_pipeline.data.images import ImageStore, open_folder
 from dto_pipeline.data.rle import RleError, measure_rles, sample_rle
@@ -155,7 +156,7 @@ def _read_labels(rows: pa.Table) -> Iterator[tuple[Scene, _Masks]]:
         reasons = [text or ROW_PROBLEMS[code] for text, code in zip(told[own], found[own], strict=True)]
         scene = Scene(
             **{name: row[name] for name in ("image_id", "subset", "image_path", "width", "height")},
-            intrinsics=np.array([[row["fx"], 0, row["cx"]], [0, row["fy"], row["cy"]], [0, 0, 1]], dtype=np.float64),
+            intrinsics=read_cameras(row),
             **parts,
             person_problem=[(PersonStatus.INVALID_LABEL, reason) if reason else None for reason in reasons],
             problem=_manifest_problem(row["problem_status"], row["problem"]),

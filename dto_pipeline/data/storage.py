@@ -147,17 +147,17 @@ def read_head(root: Location, name: str, limit: int | None) -> bytes:
         return source.read_at(size if limit is None else min(limit, size), 0)
 
 
-def list_names(root: Location, endings: tuple[str, ...], folder: str = "") -> Iterator[str]:
+def list_names(root: Location, endings: tuple[str, ...]) -> Iterator[str]:
     """Every file below a folder whose name ends so (in any case), relative to `root`; in no particular order.
 
     Raises:
         FileNotFoundError: no such folder.
     """
     if isinstance(root, Path) or "://" not in root:
-        yield from _list_local(Path(root), endings, folder)
+        yield from _list_local(Path(root), endings)
         return
     files, base = open_root(root)
-    for info in files.get_file_info(pafs.FileSelector(f"{base}/{folder}".rstrip("/"), recursive=True)):
+    for info in files.get_file_info(pafs.FileSelector(base, recursive=True)):
         if info.is_file and info.path.lower().endswith(endings):
             yield info.path.lstrip("/").removeprefix(base.lstrip("/")).lstrip("/")
 
@@ -234,9 +234,9 @@ def _open_with_fsspec(root: str, cause: pa.ArrowInvalid) -> tuple[pafs.FileSyste
     return pafs.PyFileSystem(pafs.FSSpecHandler(files)), base
 
 
-def _list_local(root: Path, endings: tuple[str, ...], folder: str) -> Iterator[str]:
+def _list_local(root: Path, endings: tuple[str, ...]) -> Iterator[str]:
     """Walks with `os.scandir`, one folder in memory at a time; links to folders are not followed."""
-    pending = [folder]
+    pending = [""]
     while pending:
         below = pending.pop()
         with os.scandir(root / below) as entries:

@@ -11,15 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from dto_pipeline.data.image_index import ImageIndex
-from dto_pipeline.data.images import (
-    ImageCorrupt,
-    ImageFile,
-    ImageMissing,
-    ImageStore,
-    decode_image,
-    fetch_image_size,
-    open_folder,
-)
+from dto_pipeline.data.images import ImageCorrupt, ImageMissing, ImageStore, open_folder
 from dto_pipeline.data.storage import STORAGE_ERRORS, Location, as_location, beside, exists, local_copy, write_bytes
 from dto_pipeline.data.tar_index import (
     IMAGE_EXTENSIONS,
@@ -36,25 +28,14 @@ from dto_pipeline.data.tar_walk import sample_key
 
 
 @dataclass(frozen=True)
-class TarImages:
-    """An `ImageStore` of images named by their addresses ``<tar>!<member>``; safe for any number of threads."""
+class TarImages(ImageStore):
+    """Images named by their addresses ``<tar>!<member>``; safe for any number of threads."""
 
     index: TarIndex
     similar: Mapping[str, str] = field(default_factory=dict)  # name in no tar -> a member that differs in case only
 
-    def read(self, image_file: str) -> ImageFile:
-        """Decode one image; raises `ImageMissing` or `ImageCorrupt`."""
-        return decode_image(self._bytes(image_file, None), image_file)
-
-    def size(self, image_file: str) -> tuple[int, int]:
-        """(width, height) from its header; raises `ImageMissing` or `ImageCorrupt`."""
-        return fetch_image_size(lambda limit: self._bytes(image_file, limit), image_file)
-
-    def read_bytes(self, image_file: str) -> bytes:
-        """The member as it is, not decoded; raises `ImageMissing` or `ImageCorrupt`."""
-        return self._bytes(image_file, None)
-
-    def _bytes(self, image_file: str, limit: int | None) -> bytes:
+    def read_bytes(self, image_file: str, limit: int | None = None) -> bytes:
+        """See `ImageStore`."""
         if split_address(image_file) is None:
             near = self.similar.get(image_file)
             hint = f"; {near} differs in upper and lower case" if near else ""
@@ -152,23 +133,15 @@ def place_in_tars(
 
 
 @dataclass(frozen=True)
-class AnyImages:
-    """An `ImageStore` of addresses ``<tar>!<member>`` and plain files side by side; `tars` None = no tar index."""
+class AnyImages(ImageStore):
+    """Addresses ``<tar>!<member>`` and plain files side by side; `tars` None = no tar index."""
 
     tars: TarImages | None
     folder: ImageStore
 
-    def read(self, image_file: str) -> ImageFile:
-        """Decode one image; raises `ImageMissing` or `ImageCorrupt`."""
-        return self._store(image_file).read(image_file)
-
-    def size(self, image_file: str) -> tuple[int, int]:
-        """(width, height) from its header; raises `ImageMissing` or `ImageCorrupt`."""
-        return self._store(image_file).size(image_file)
-
-    def read_bytes(self, image_file: str) -> bytes:
-        """The file or member as it is, not decoded; raises `ImageMissing` or `ImageCorrupt`."""
-        return self._store(image_file).read_bytes(image_file)
+    def read_bytes(self, image_file: str, limit: int | None = None) -> bytes:
+        """See `ImageStore`."""
+        return self._store(image_file).read_bytes(image_file, limit)
 
     def _store(self, image_file: str) -> ImageStore:
         if split_address(image_file) is None:

@@ -30,6 +30,7 @@ from dto_pipeline.schema import TAR_INDEX_SCHEMA, TAR_INDEX_SCHEMA_NAME
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png")  # in order of preference where one sample has several
 _MARK = ".tar!"  # ends the tar's part of an address
+_THREADS = 4  # tars read at the same time: headers are small reads that wait for the disk
 _LISTINGS_KEPT = 256  # tars whose rows stay in memory, about 200 KB each
 
 
@@ -87,25 +88,22 @@ def split_address(address: str) -> tuple[str, str] | None:
     return (tar + _MARK[:-1], member) if mark and member else None
 
 
-def list_tars(root: Location, folder: str = "") -> list[str]:
-    """Every ``*.tar`` below a folder of `root`, relative to `root`, in order of name.
+def list_tars(root: Location) -> list[str]:
+    """Every ``*.tar`` below `root`, relative to it, in order of name.
 
     Raises:
         FileNotFoundError: no such folder.
     """
-    return sorted(name for name in list_names(root, (".tar",), folder) if name.endswith(".tar"))
+    return sorted(name for name in list_names(root, (".tar",)) if name.endswith(".tar"))
 
 
-def build_tar_index(
-    root: Location, tars: Sequence[str], out: Location, threads: int = 4, progress: bool = False
-) -> list[TarSummary]:
+def build_tar_index(root: Location, tars: Sequence[str], out: Location, progress: bool = False) -> list[TarSummary]:
     """Locate every member of some tars, once: an index of the same tars at the same sizes is kept as it is.
 
     Args:
         root: folder or URI the tars lie under.
         tars: their names relative to `root`; none may leave it.
         out: the index file (Parquet), beside the manifest.
-        threads: tars read at the same time; headers are small reads that wait for the disk.
 
     Returns:
         One summary per tar, in the given order. A tar that cannot be read has a `problem`, and no members.
@@ -120,7 +118,7 @@ def build_tar_index(
     summaries = []
     with (
         written(out) as temporary,
-        ThreadPoolExecutor(threads) as pool,
+        ThreadPoolExecutor(_THREADS) as pool,
         pq.ParquetWriter(temporary, TAR_INDEX_SCHEMA, **writer_settings(TAR_INDEX_SCHEMA)) as writer,
     ):
         listings = pool.map(lambda tar: _list_one(files, base, tar), tars)
@@ -174,11 +172,6 @@ class TarIndex:
             return self._parquet.read_row_group(self._group[tar])
         except READ_ERRORS as error:
             raise TarIndexError(f"{self.path} is damaged ({error}); build the manifest again") from error
-
-    def members(self, tar: str) -> list[TarMember]:
-        """The usable members of one tar, in tar order."""
-        rows = self.rows(tar)
-        return list(_as_members(tar, rows.filter(pc.is_null(rows["problem"]))))
 
     def images(self) -> Iterator[TarMember]:
         """The usable images of all tars, in order; one tar at a time in memory."""

@@ -25,7 +25,7 @@ from dto_pipeline.evaluate.bootstrap import RESAMPLES, Estimate, Statistic, Sums
 from dto_pipeline.evaluate.evaluation import Measure
 from dto_pipeline.evaluate.placement_evaluation import PLACEMENT_MEASURES, placement_sums
 from dto_pipeline.evaluate.solver_comparison import KnownScene, Outcome, label_and_prior, place_all
-from dto_pipeline.evaluate.synthetic import Placement
+from dto_pipeline.evaluate.synthetic import join_placements
 from dto_pipeline.models.body import BodyModel, load_body
 from dto_pipeline.status import PLACED
 
@@ -189,7 +189,7 @@ def _sums_of_methods(
     known: Sequence[KnownScene], body: BodyModel, config: PipelineConfig, parts: Sequence[str]
 ) -> dict[str, dict[str, np.ndarray]]:
     """Method (or "solver, switch") -> what each image adds."""
-    truth = Placement(*(np.concatenate([getattr(item, name) for item in known]) for name in ("z", "height")))
+    truth = join_placements(known)
     image = np.repeat(np.arange(len(known)), [item.scene.num_people for item in known])
     outcomes = {mode: place_all(known, body, config, mode) for mode in SOLVERS}
     labels, prior = label_and_prior(outcomes["paper"].placed)

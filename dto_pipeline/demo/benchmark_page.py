@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from dto_pipeline.evaluate.bootstrap import Estimate
-from dto_pipeline.evaluate.evaluation import Measure, align, show
+from dto_pipeline.evaluate.evaluation import Measure, show
+from dto_pipeline.evaluate.tables import align, markdown
 
 if TYPE_CHECKING:
     from dto_pipeline.demo.benchmark import BenchmarkReport
@@ -53,20 +54,20 @@ def as_page(
             _HEIGHTS[report.settings.heights],
             *(f"Config changed: {change}." for change in report.changes),
         ],
-        ["## Difficulties", "", *_markdown(["name", "what is hard"], [[k, v] for k, v in meanings.items()])],
+        ["## Difficulties", "", *markdown(["name", "what is hard"], [[k, v] for k, v in meanings.items()])],
     ]
     if report.table:
         rows = _table_rows(report.table, report.people, measures, report.accepted)
         columns = ["difficulty", "method", *_titles(measures), "accepted"]
-        sections.append(["## Solvers", "", _METHODS, "", *_markdown(columns, rows)])
+        sections.append(["## Solvers", "", _METHODS, "", *markdown(columns, rows)])
         rows = _table_rows(report.moved, report.moved_people, measures)
-        sections.append(["## People the published solver moves", "", _MOVED, "", *_markdown(columns[:-1], rows)])
+        sections.append(["## People the published solver moves", "", _MOVED, "", *markdown(columns[:-1], rows)])
     if report.ablation:
         rows = _ablation_rows(report.ablation, measures)
         columns = ["difficulty", "solver", "off", *_titles(measures)]
         told = [[name, meaning] for name, meaning in switches.items()]
-        head = ["## Ablation", "", _CHANGES, "", *_markdown(["off", "which means"], told), ""]
-        sections.append([*head, *_markdown(columns, rows)])
+        head = ["## Ablation", "", _CHANGES, "", *markdown(["off", "which means"], told), ""]
+        sections.append([*head, *markdown(columns, rows)])
     sections.append(["## Reading", "", _READING])
     return "\n".join(line for section in sections for line in [*section, ""])
 
@@ -144,7 +145,3 @@ def _ablation_rows(
 def _signed(found: Estimate, measure: Measure) -> str:
     digits = measure.digits
     return f"{found.value:+.{digits}f} ({found.low:+.{digits}f} .. {found.high:+.{digits}f})"
-
-
-def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]

@@ -15,7 +15,6 @@ Equal settings give identical bytes. Knows no pixels; metres, camera frame.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from dto_pipeline.data.files import write_bytes_atomic, write_json_atomic
 from dto_pipeline.demo.breakages import BREAKAGES, plan_breakages
 from dto_pipeline.demo.clothes import measure_template
 from dto_pipeline.demo.crowd import HEIGHT_RANGE
+from dto_pipeline.demo.marker import DemoDataError, recognise
 from dto_pipeline.demo.people import LABEL_HEIGHT
 from dto_pipeline.demo.scenes import build_scene
 from dto_pipeline.demo.write import (
@@ -41,15 +41,10 @@ from dto_pipeline.demo.write import (
     write_people,
     write_pixels,
 )
-from dto_pipeline.errors import DtoError
 from dto_pipeline.models.body import BodyModel
 
 VERSION = 1  # raised whenever equal settings would give other files
 MARKER = "demo.json"
-
-
-class DemoDataError(DtoError, ValueError):
-    """A folder that holds no whole demo data set, or another one; says how they differ and what to do."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +85,8 @@ def build_demo_data(
     """
     root, settings = Path(root), settings or DemoSettings()
     identity = {"version": VERSION, **asdict(settings), "body_sha256": body.sha256}
-    if (root / MARKER).exists():
-        return _recognise(root, identity)
+    if there := recognise(root / MARKER, identity):
+        return DemoData(root, there["images"], there["persons"], there["broken"], created=False)
     template = measure_template(body)
     broken = plan_breakages(settings.images)
     parts = []
@@ -121,20 +116,6 @@ def read_truth(root: str | Path) -> dict[str, np.ndarray]:
         raise DemoDataError(f"{root} holds no whole demo data set (no {MARKER} or {TRUTH}); write it with `dto demo`")
     with np.load(path, allow_pickle=False) as arrays:
         return {name: arrays[name] for name in TRUTH_COLUMNS}
-
-
-def _recognise(root: Path, identity: dict[str, Any]) -> DemoData:
-    """The data set that is there, if it is the one wanted."""
-    facts = json.loads((root / MARKER).read_text())
-    differing = [
-        f"{key}: {facts.get(key)!r} there, {wanted!r} wanted"
-        for key, wanted in identity.items()
-        if facts.get(key) != wanted
-    ]
-    if differing:
-        found = "; ".join(differing)
-        raise DemoDataError(f"{root} holds another demo data set ({found}); choose another folder or remove this one")
-    return DemoData(root, facts["images"], facts["persons"], facts["broken"], created=False)
 
 
 def _readme(facts: dict[str, Any]) -> str:

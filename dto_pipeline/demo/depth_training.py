@@ -30,6 +30,7 @@ from dto_pipeline.demo.clothes import Template, measure_template
 from dto_pipeline.demo.crowd import View, plan_crowd
 from dto_pipeline.demo.depth_quality import MEASURES, TrueDepth, depth_quality
 from dto_pipeline.demo.scenes import build_picture
+from dto_pipeline.demo.write import encode_picture
 from dto_pipeline.models.body import BodyModel, load_body
 from dto_pipeline.models.depth_anything import DepthNetwork
 from dto_pipeline.models.depth_resize import network_size, resize_to_network
@@ -38,7 +39,6 @@ TRAINING_SEED, HELD_OUT_SEED = 1000, 2000  # of the data sets; the demo's own is
 TYPICAL_FOCAL = 1.4  # of the demo's cameras, in units of the shorter side
 TRAINED_UNIT = 3.0  # while training, disparity is this * f / z [m]: 0.2 .. 1 on people
 DEMO_SHORT_SIDE = 224  # what the network is run at [px]
-_JPEG_QUALITY = 93
 _PERSON_WEIGHT = 4.0  # of a person's pixel against one of the place
 _LOG_FLOOR = 0.02  # added to disparity before its logarithm
 
@@ -77,9 +77,8 @@ class TrainingScene:
 def build_training_scene(seed: int, number: int, body: BodyModel, template: Template) -> TrainingScene:
     """Scene `number` of data set `seed`, the same crowd and picture as `scenes.build_scene` makes."""
     picture, view = build_picture(seed, number, body, template), plan_crowd(seed, number).view
-    jpeg = simplejpeg.encode_jpeg(np.ascontiguousarray(picture.rgb), quality=_JPEG_QUALITY)
     inverse, person = (1 / picture.z).astype(np.float16), picture.person.astype(np.int8)
-    return TrainingScene(jpeg, inverse, person, relative_focal(view))
+    return TrainingScene(encode_picture(picture), inverse, person, relative_focal(view))
 
 
 def relative_focal(view: View) -> float:

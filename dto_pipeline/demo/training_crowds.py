@@ -6,14 +6,13 @@ bytes. Metres, camera frame.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from dto_pipeline.data.files import write_json_atomic
 from dto_pipeline.demo.clothes import measure_template
-from dto_pipeline.demo.dataset import DemoDataError
+from dto_pipeline.demo.marker import recognise
 from dto_pipeline.demo.scenes import build_scene
 from dto_pipeline.demo.write import join_rows, person_rows, write_people, write_pixels
 from dto_pipeline.models.body import BodyModel
@@ -48,10 +47,7 @@ def build_crowds(
         DemoDataError: the folder holds a set of other settings or of another body model.
     """
     identity = {**asdict(settings), "body_sha256": body.sha256}
-    marker = root / MARKER
-    if marker.exists():
-        if json.loads(marker.read_text()) != identity:
-            raise DemoDataError(f"{root} holds crowds of other settings; choose another folder or remove this one")
+    if recognise(root / MARKER, identity):
         return False
     template = measure_template(body)
     parts = []
@@ -62,5 +58,5 @@ def build_crowds(
         if progress is not None:
             progress(number + 1, settings.images)
     write_people(root, join_rows(parts))
-    write_json_atomic(marker, identity)
+    write_json_atomic(root / MARKER, identity)
     return True

@@ -6,7 +6,6 @@ folder, and measures a depth network on the pictures as they lie on disk. Broken
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,14 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
-from dto_pipeline.data.files import write_bytes_atomic
 from dto_pipeline.data.images import read_image
 from dto_pipeline.demo.clothes import measure_template
 from dto_pipeline.demo.dataset import MARKER
 from dto_pipeline.demo.depth_quality import TrueDepth, depth_quality
 from dto_pipeline.demo.scenes import build_picture
 from dto_pipeline.demo.score import DemoScore
-from dto_pipeline.demo.write import image_name
+from dto_pipeline.demo.write import image_name, write_map
 from dto_pipeline.evaluate.synthetic import MEASURES
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.models.depth_anything import DepthNetwork
@@ -51,9 +49,7 @@ def build_true_scenes(data: Path, body: BodyModel) -> Iterator[TrueScene]:
 
 def write_true_depth(folder: Path, scene: TrueScene) -> None:
     """Write one true map as disparity, float32, named as in the demo's depth folder."""
-    buffer = io.BytesIO()
-    np.save(buffer, (METRES_PER_DEPTH / scene.z).astype(np.float32), allow_pickle=False)
-    write_bytes_atomic((folder / scene.name).with_suffix(".npy"), buffer.getvalue())
+    write_map(folder, scene.name, (METRES_PER_DEPTH / scene.z).astype(np.float32))
 
 
 def measure_on_demo(network: DepthNetwork, images: Path, scenes: list[TrueScene]) -> dict[str, float]:
@@ -69,8 +65,9 @@ def measure_on_demo(network: DepthNetwork, images: Path, scenes: list[TrueScene]
     return depth_quality(pictures)
 
 
-def side_by_side(network: DemoScore, truth: DemoScore, selection: str = "all people") -> str:
+def side_by_side(network: DemoScore, truth: DemoScore) -> str:
     """Label accuracy with the network's depth and with the true depth, as plain text."""
+    selection = "all people"
     columns = [network.comparison[selection]["before"]]
     columns += [score.comparison[selection]["after"] for score in (network, truth)]
     people = f"{selection} of unbroken images ({columns[0]['persons']:.0f})"

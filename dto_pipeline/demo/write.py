@@ -1,7 +1,8 @@
-"""The demo's files in the public formats: pictures, depth maps, label file, sidecar and the truth.
+"""Synthetic crowds as files in the public formats: pictures, depth maps, label file, sidecar and the truth.
 
-Knows folders and file formats, and breaks what `breakages` says; knows nothing of how scenes come about. Equal input
-gives identical bytes. Metres, camera frame.
+Knows file formats, the demo's own names, and how to break what `breakages` says; knows nothing of how scenes come
+about. `synth` writes through the same functions under names of its own. Equal input gives identical bytes. Metres,
+camera frame.
 """
 
 from __future__ import annotations
@@ -20,14 +21,19 @@ from dto_pipeline.data.rle import encode_rle
 from dto_pipeline.data.sources.camerahmr_writer import write_camerahmr
 from dto_pipeline.data.sources.rows import LabelRows
 from dto_pipeline.data.sources.sidecar import write_sidecar
+from dto_pipeline.demo.crowd import Crowd
+from dto_pipeline.demo.people import Bodies, Labels
+from dto_pipeline.demo.render import Picture
 from dto_pipeline.demo.scenes import DemoScene
 
 LABELS = "labels/demo-release.npz"
 SIDECAR = "labels/demo-sidecar.parquet"
 TRUTH = "truth.npz"
-TRUTH_COLUMNS = {
+IMAGE_TRUTH = {
     "image_name": "image of the person, as in the label file",
     "image_number": "number of the image",
+}
+PERSON_TRUTH = {
     "transl": "true translation (n, 3) [m]",
     "pose": "true pose (n, 72), axis-angle [rad]",
     "betas": "true shape (n, 11), kid axis last",
@@ -36,8 +42,8 @@ TRUTH_COLUMNS = {
     "age_years": "true age",
     "label_factor": "label height / true height",
     "disparity_line": "a and b (n, 2) of disparity = a / z + b before all errors",
-    "broken": "what is broken in the person's image, empty = nothing",
 }
+TRUTH_COLUMNS = IMAGE_TRUTH | PERSON_TRUTH | {"broken": "what is broken in the person's image, empty = nothing"}
 _JPEG_QUALITY = 93
 _KEPT_OF_TRUNCATED = 0.4  # of the bytes
 _WRONG_SIZE = 1.5  # camera of an image this many times as large
@@ -53,7 +59,7 @@ class PersonRows:
     male_prob: np.ndarray  # (n,) float32 estimated
     mask_rle: list[bytes]  # n
     mask_size: np.ndarray  # (n, 2) int32: H, W
-    truth: dict[str, np.ndarray]  # TRUTH_COLUMNS, n rows each
+    truth: dict[str, np.ndarray]  # n rows each; which columns is up to the data set
 
 
 def image_name(number: int) -> str:
@@ -63,7 +69,7 @@ def image_name(number: int) -> str:
 
 def write_pixels(root: Path, scene: DemoScene, broken: str = "") -> None:
     """Write picture and depth map of one scene, spoilt as `broken` (a key of `breakages.BREAKAGES`) says."""
-    jpeg = simplejpeg.encode_jpeg(np.ascontiguousarray(scene.picture.rgb), quality=_JPEG_QUALITY)
+    jpeg = encode_picture(scene.picture)
     if broken == "truncated_image":
         jpeg = jpeg[: int(_KEPT_OF_TRUNCATED * len(jpeg))]
     picture = root / "images" / image_name(scene.number)
@@ -72,9 +78,19 @@ def write_pixels(root: Path, scene: DemoScene, broken: str = "") -> None:
     disparity = scene.disparity.values
     if broken == "zero_disparity":
         disparity = np.zeros_like(disparity)
+    write_map(root / "depth", image_name(scene.number), disparity)
+
+
+def encode_picture(picture: Picture) -> bytes:
+    """A picture as the JPEG that all synthetic data sets hold."""
+    return simplejpeg.encode_jpeg(np.ascontiguousarray(picture.rgb), quality=_JPEG_QUALITY)
+
+
+def write_map(folder: Path, name: str, values: np.ndarray) -> None:
+    """Write the (H, W) map of an image as npy, named as the image is."""
     buffer = io.BytesIO()
-    np.save(buffer, disparity, allow_pickle=False)
-    write_bytes_atomic((root / "depth" / image_name(scene.number)).with_suffix(".npy"), buffer.getvalue())
+    np.save(buffer, values, allow_pickle=False)
+    write_bytes_atomic((folder / name).with_suffix(".npy"), buffer.getvalue())
 
 
 def person_rows(scene: DemoScene, broken: str = "") -> PersonRows:
@@ -88,6 +104,8 @@ def person_rows(scene: DemoScene, broken: str = "") -> PersonRows:
         intrinsics = intrinsics * [[_WRONG_SIZE], [_WRONG_SIZE], [1.0]]
     if broken == "empty_mask":
         masks = masks & (np.arange(people) > 0)[:, None, None]
+    line = (scene.disparity.scale, scene.disparity.offset)
+    image = image_truth(image_name(scene.number), scene.number, people)
     rows = LabelRows(
         pose=pose,
         betas=np.pad(labels.betas, ((0, 0), (0, NUM_BETAS - labels.betas.shape[1]))),
@@ -102,12 +120,12 @@ def person_rows(scene: DemoScene, broken: str = "") -> PersonRows:
         male_prob=labels.male_prob,
         mask_rle=[encode_rle(mask) for mask in masks],
         mask_size=np.tile(np.array(masks.shape[1:], dtype=np.int32), (people, 1)),
-        truth=_truth_rows(scene, broken),
+        truth=image | person_truth(crowd, scene.truth, labels, line) | {"broken": np.full(people, broken)},
     )
 
 
 def join_rows(parts: list[PersonRows]) -> PersonRows:
-    """The rows of several scenes, one after the other."""
+    """The rows of several scenes of one data set, one after the other."""
 
     def joined(name: str) -> np.ndarray:
         return np.concatenate([getattr(part, name) for part in parts])
@@ -121,15 +139,15 @@ def join_rows(parts: list[PersonRows]) -> PersonRows:
         male_prob=joined("male_prob"),
         mask_rle=[rle for part in parts for rle in part.mask_rle],
         mask_size=joined("mask_size"),
-        truth={name: np.concatenate([part.truth[name] for part in parts]) for name in TRUTH_COLUMNS},
+        truth={name: np.concatenate([part.truth[name] for part in parts]) for name in parts[0].truth},
     )
 
 
-def write_people(root: Path, people: PersonRows) -> None:
-    """Write label file, sidecar and truth; row i of each is the same person."""
-    write_camerahmr(root / LABELS, people.truth["image_name"], people.labels, people.keypoints)
+def write_people(root: Path, people: PersonRows, labels: str = LABELS, sidecar: str = SIDECAR) -> None:
+    """Write label file, sidecar and truth below `root`; row i of each is the same person."""
+    write_camerahmr(root / labels, people.truth["image_name"], people.labels, people.keypoints)
     write_sidecar(
-        root / SIDECAR,
+        root / sidecar,
         np.arange(len(people.age_years)),
         age_years=people.age_years,
         male_prob=people.male_prob,
@@ -142,20 +160,25 @@ def write_people(root: Path, people: PersonRows) -> None:
     write_bytes_atomic(root / TRUTH, buffer.getvalue())
 
 
-def _truth_rows(scene: DemoScene, broken: str) -> dict[str, np.ndarray]:
-    crowd, truth = scene.crowd, scene.truth
-    people = crowd.num_people
-    line = np.array([scene.disparity.scale, scene.disparity.offset])
+def image_truth(name: str, number: int, people: int) -> dict[str, np.ndarray]:
+    """`IMAGE_TRUTH` of one image, a row for each of its people."""
+    return {"image_name": np.full(people, name), "image_number": np.full(people, number, dtype=np.int64)}
+
+
+def person_truth(crowd: Crowd, truth: Bodies, labels: Labels, line: tuple[float, float]) -> dict[str, np.ndarray]:
+    """`PERSON_TRUTH` of the P people of one image.
+
+    Args:
+        crowd: as planned; truth: their true bodies; labels: what the label file says of them.
+        line: a and b of disparity = a / z + b.
+    """
     return {
-        "image_name": np.full(people, image_name(scene.number)),
-        "image_number": np.full(people, scene.number, dtype=np.int64),
         "transl": truth.transl,
         "pose": truth.pose,
         "betas": truth.betas,
         "height": truth.height,
         "height_class": crowd.height_class.astype(np.int64),
         "age_years": crowd.age.astype(np.float64),
-        "label_factor": scene.labels.factor,
-        "disparity_line": np.tile(line, (people, 1)),
-        "broken": np.full(people, broken),
+        "label_factor": labels.factor,
+        "disparity_line": np.tile(np.array(line), (crowd.num_people, 1)),
     }

@@ -14,14 +14,13 @@ _PAIRS_AT_ONCE = 1 << 15  # bounds memory: 45 distances each
 
 
 def match_bodies(
-    found: np.ndarray, truth: np.ndarray, found_image: np.ndarray, true_image: np.ndarray, min_iou: float = MIN_IOU
+    found: np.ndarray, truth: np.ndarray, found_image: np.ndarray, true_image: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Match people one to one inside each image.
+    """Match people one to one inside each image, where the boxes around their joints overlap by `MIN_IOU`.
 
     Args:
         found: (n, J, 2) joints in the image [px], NaN where a joint has no image; truth: (m, J, 2).
         found_image: (n,) int image of each person; true_image: (m,).
-        min_iou: of the boxes around the joints.
 
     Returns:
         Positions (k,) of found people and (k,) of true people, ordered by the true person. At equal distance the lower
@@ -30,7 +29,7 @@ def match_bodies(
     first, second = _pairs(found_image, true_image)
     overlap = box_iou(joint_boxes(found)[first], joint_boxes(truth)[second])
     distance = _joint_distance(found, truth, first, second)
-    may = (overlap >= min_iou) & np.isfinite(distance)
+    may = (overlap >= MIN_IOU) & np.isfinite(distance)
     first, second, distance = first[may], second[may], distance[may]
     order = np.lexsort((second, first, distance))
     first, second = _take_greedily(first[order], second[order], len(found), len(truth))

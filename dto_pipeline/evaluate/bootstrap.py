@@ -15,7 +15,7 @@ Sums = Mapping[str, np.ndarray]  # name -> (N,) or (R, N), whatever is added up 
 Statistic = Callable[[Sums], np.ndarray]
 
 RESAMPLES = 1000  # draws; the ends of a 95 % interval then rest on 25 of them each
-LEVEL = 0.95
+LEVEL = 0.95  # share of draws inside an interval
 _NUMBERS_AT_ONCE = 1 << 22  # bounds memory: drawn counts held together
 
 
@@ -33,7 +33,6 @@ def estimate(
     statistics: Mapping[str, Statistic],
     resamples: int = RESAMPLES,
     seed: int = 0,
-    level: float = LEVEL,
 ) -> dict[str, Estimate]:
     """Measures of all images together, with intervals from images drawn again with replacement.
 
@@ -42,7 +41,6 @@ def estimate(
         statistics: name -> function of the pooled sums, (...) in and (...) out; NaN = nothing to measure.
         resamples: how often N images are drawn; 0 = no intervals (NaN).
         seed: of the draws; equal arguments give equal intervals.
-        level: share of draws inside an interval.
 
     Raises:
         ValueError: sums of different lengths.
@@ -54,7 +52,7 @@ def estimate(
     table = np.stack([np.asarray(sums[name], np.float64) for name in names], axis=-1)
     value = {name: float(statistic(_named(names, table.sum(0)))) for name, statistic in statistics.items()}
     drawn = _named(names, _draw_sums(table, resamples, seed))
-    return {name: _interval(value[name], statistic(drawn), level) for name, statistic in statistics.items()}
+    return {name: _interval(value[name], statistic(drawn)) for name, statistic in statistics.items()}
 
 
 def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
@@ -81,10 +79,10 @@ def _named(names: list[str], table: np.ndarray) -> dict[str, np.ndarray]:
     return {name: table[..., column] for column, name in enumerate(names)}
 
 
-def _interval(value: float, draws: np.ndarray, level: float) -> Estimate:
+def _interval(value: float, draws: np.ndarray) -> Estimate:
     """Draws in which nothing could be measured are left out."""
     measured = draws[np.isfinite(draws)]
     if not np.isfinite(value) or len(measured) == 0:
         return Estimate(value, float("nan"), float("nan"))
-    low, high = np.quantile(measured, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(measured, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Estimate(value, float(low), float(high))

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from dto_pipeline.evaluate.bootstrap import LEVEL, RESAMPLES, Estimate, Statistic, Sums, estimate
+from dto_pipeline.evaluate.bootstrap import LEVEL, Estimate, Statistic, Sums, estimate
+from dto_pipeline.evaluate.tables import align
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class Evaluation:
         return text.getvalue()
 
 
-def make_column(sums: Sums, measures: Sequence[Measure], resamples: int = RESAMPLES, seed: int = 0) -> Column:
+def make_column(sums: Sums, measures: Sequence[Measure], resamples: int, seed: int) -> Column:
     """A column with its estimates."""
     return Column(sums, estimate(sums, {measure.key: measure.of for measure in measures}, resamples, seed))
 
@@ -110,14 +111,6 @@ def show(found: Estimate, measure: Measure) -> str:
     if not np.isfinite(found.low):
         return f"{found.value:.{digits}f}"
     return f"{found.value:.{digits}f} ({found.low:.{digits}f} .. {found.high:.{digits}f})"
-
-
-def align(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines with columns of equal width."""
-    if not rows:
-        return []
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def _plain(found: Estimate) -> dict[str, float | None]:

@@ -22,7 +22,7 @@ from dto_pipeline.axes import KID_AXIS, MEAN
 from dto_pipeline.collate import collate_scenes, split_batch
 from dto_pipeline.config import PipelineConfig
 from dto_pipeline.data.placed import unpack_covariance
-from dto_pipeline.evaluate.synthetic import Placement, placement_errors
+from dto_pipeline.evaluate.synthetic import Placement, join_placements, placement_errors
 from dto_pipeline.maths.refine import KID_SHIFT_JOINTS
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.optimizer import SceneOptimizer
@@ -31,6 +31,7 @@ from dto_pipeline.scene import PlacedScene, Scene
 METHODS = ("labels", "height prior", "paper", "joint", "true line")
 LEVELS = {0.50: 0.6745, 0.80: 1.2816, 0.95: 1.9600}  # share of a normal law within so many sigmas
 _BATCH = 8  # scenes placed together
+_LOSSES_SHOWN = 3  # images named where the joint fit is worse
 _RESAMPLES = 400  # of images, for the noise of a difference
 
 
@@ -103,12 +104,12 @@ def collect(known: Sequence[KnownScene], place: Place, body: BodyModel | Sequenc
     seconds = (time.process_time() - begun) / max(len(known), 1)
     bodies = [body] * len(placed) if isinstance(body, BodyModel) else body
     return Outcome(
-        placement=Placement(*(np.concatenate(part) for part in zip(*map(_z_and_height, placed), strict=True))),
+        placement=join_placements([_placement(item) for item in placed]),
         accepted=np.concatenate([np.full(item.scene.num_people, item.is_accepted) for item in placed]),
         shift=np.concatenate([image_shift(item, model) for item, model in zip(placed, bodies, strict=True)]),
         placed=placed,
         seconds=seconds,
-        on_line=Placement(*(np.concatenate([getattr(line, name) for line in lines]) for name in ("z", "height"))),
+        on_line=join_placements(lines),
     )
 
 
@@ -120,8 +121,7 @@ def pool_outcomes(outcomes: Sequence[Outcome]) -> Outcome:
         return np.concatenate([getattr(outcome, name) for outcome in outcomes])
 
     def placements(name: str) -> Placement:
-        parts = [getattr(outcome, name) for outcome in outcomes]
-        return Placement(*(np.concatenate([getattr(part, what) for part in parts]) for what in ("z", "height")))
+        return join_placements([getattr(outcome, name) for outcome in outcomes])
 
     return Outcome(
         placement=placements("placement"),
@@ -141,7 +141,7 @@ def compare_outcomes(known: Sequence[KnownScene], paper: Outcome, joint: Outcome
         ...), `noise` (measure -> standard error of joint - paper over images), `coverage` (what -> level -> share
         inside), `losses` (images where joint is worse, worst first).
     """
-    truth = Placement(*(np.concatenate([getattr(item, name) for item in known]) for name in ("z", "height")))
+    truth = join_placements(known)
     image = np.repeat(np.arange(len(known)), [item.scene.num_people for item in known])
     labels, by_prior = label_and_prior(paper.placed)
     nobody = np.zeros(len(image), bool)
@@ -221,16 +221,14 @@ def image_shift(placed: PlacedScene, body: BodyModel) -> np.ndarray:
     return np.linalg.norm(moved, axis=-1).mean(-1)
 
 
-def _z_and_height(placed: PlacedScene) -> tuple[np.ndarray, np.ndarray]:
+def _placement(placed: PlacedScene) -> Placement:
     height = np.where(np.isnan(placed.height_m), placed.height_init_m, placed.height_m)
-    return placed.transl[:, 2].astype(np.float64), height.astype(np.float64)
+    return Placement(placed.transl[:, 2].astype(np.float64), height.astype(np.float64))
 
 
-def _noise_of_difference(
-    paper: Placement, joint: Placement, truth: Placement, image: np.ndarray, seed: int = 0
-) -> dict[str, float]:
+def _noise_of_difference(paper: Placement, joint: Placement, truth: Placement, image: np.ndarray) -> dict[str, float]:
     """Standard error of (joint - paper) of the mean z and height errors, from resampled images."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     images = int(image.max()) + 1
     chosen = rng.integers(0, images, (_RESAMPLES, images))
     people = np.bincount(image, minlength=images)
@@ -242,7 +240,7 @@ def _noise_of_difference(
     return noise
 
 
-def _losses(known: Sequence[KnownScene], paper: Outcome, joint: Outcome, most: int = 3) -> list[dict[str, Any]]:
+def _losses(known: Sequence[KnownScene], paper: Outcome, joint: Outcome) -> list[dict[str, Any]]:
     """The images where the joint fit's mean z error exceeds the published fit's by most, with what explains them."""
     found: list[dict[str, Any]] = []
     for item, before, after in zip(known, paper.placed, joint.placed, strict=True):
@@ -250,7 +248,7 @@ def _losses(known: Sequence[KnownScene], paper: Outcome, joint: Outcome, most: i
         if worse > 0:
             found.append({"image": item.scene.image_id, "worse_by_m": worse, "because": _explain(item, after)})
     found.sort(key=lambda loss: -loss["worse_by_m"])
-    return [{"images_worse": len(found)}, *found[:most]] if found else []
+    return [{"images_worse": len(found)}, *found[:_LOSSES_SHOWN]] if found else []
 
 
 def _explain(item: KnownScene, after: PlacedScene) -> str:

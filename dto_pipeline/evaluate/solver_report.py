@@ -6,12 +6,13 @@ Knows the results of `solver_comparison` by set and where they go; knows no solv
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from dto_pipeline.evaluate.solver_comparison import METHODS
 from dto_pipeline.evaluate.solver_plots import draw_coverage, draw_errors
+from dto_pipeline.evaluate.tables import align, markdown
 
 POOLED = "all sets"
 _SOLVERS = ("paper", "joint")
@@ -57,9 +58,7 @@ def as_table(results: Mapping[str, Any]) -> str:
         for method in METHODS:
             rows.append([name if method == METHODS[0] else "", method, *_cells(numbers["methods"][method])])
         rows.append(["", "joint vs paper", *_changes(numbers)])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join(lines)
+    return "\n".join(align(rows))
 
 
 def as_page(results: Mapping[str, Any], meanings: Mapping[str, str], how: str) -> str:
@@ -84,7 +83,7 @@ def _head_section(results: Mapping[str, Any], meanings: Mapping[str, str], how: 
         "Errors are means over all people, placed or not, accepted or not; ordinal accuracy is at 0.2 m; shift is how"
         " far joints move in the image; +- is the standard error of the difference over images.",
         "",
-        *_markdown(["set", "what is hard"], [[name, meanings.get(name, "")] for name in results]),
+        *markdown(["set", "what is hard"], [[name, meanings.get(name, "")] for name in results]),
     ]
 
 
@@ -95,7 +94,7 @@ def _errors_section(results: Mapping[str, Any]) -> list[str]:
         for method in (("joint",) if name.endswith(TOLD) else METHODS)
     ]
     columns = ["set", "method", "z [m]", "pairs [m]", "ordinal", "height [m]", "accepted", "shift"]
-    return ["## Errors", "", "![errors](pictures/solver_errors.png)", "", *_markdown(columns, rows)]
+    return ["## Errors", "", "![errors](pictures/solver_errors.png)", "", *markdown(columns, rows)]
 
 
 def _versus_sections(results: Mapping[str, Any]) -> list[list[str]]:
@@ -112,14 +111,14 @@ def _versus_sections(results: Mapping[str, Any]) -> list[list[str]]:
         "Mean over people and joints; a shape along the kid axis changes proportions, so joints cannot all stay."
     )
     return [
-        ["## `joint` against `paper`", "", *_markdown(change_columns, changes)],
-        ["## Accepted people only", "", what_is_accepted, "", *_markdown(accepted_columns, accepted)],
+        ["## `joint` against `paper`", "", *markdown(change_columns, changes)],
+        ["## Accepted people only", "", what_is_accepted, "", *markdown(accepted_columns, accepted)],
         [
             "## Shift in the image [px]",
             "",
             what_shifts,
             "",
-            *_markdown(["set", *shift_columns, *time_columns], shifts),
+            *markdown(["set", *shift_columns, *time_columns], shifts),
         ],
     ]
 
@@ -132,7 +131,7 @@ def _coverage_section(results: Mapping[str, Any]) -> list[str]:
         "",
         "![coverage](pictures/solver_coverage.png)",
         "",
-        *_markdown(
+        *markdown(
             ["set", "z", "pairs", "height", "chose affine_disparity"],
             [[name, *_coverage(numbers)] for name, numbers in results.items()],
         ),
@@ -142,7 +141,7 @@ def _coverage_section(results: Mapping[str, Any]) -> list[str]:
 def _losses_section(results: Mapping[str, Any]) -> list[str]:
     told = [row for name, numbers in results.items() if not name.endswith(TOLD) for row in _loss_rows(name, numbers)]
     columns = ["set", "images worse", "worst image", "by [m]", "because"]
-    return ["## Images where `joint` loses, and why", "", *_markdown(columns, told)]
+    return ["## Images where `joint` loses, and why", "", *markdown(columns, told)]
 
 
 def _cells(errors: Mapping[str, Any]) -> list[str]:
@@ -199,7 +198,3 @@ def _loss_rows(name: str, numbers: Mapping[str, Any]) -> list[list[str]]:
         [name if place == 0 else "", share if place == 0 else "", x["image"], f"{x['worse_by_m']:.2f}", x["because"]]
         for place, x in enumerate(worst)
     ]
-
-
-def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]

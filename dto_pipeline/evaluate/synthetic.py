@@ -12,10 +12,13 @@ Definitions, over the selected people and over the pairs of selected people of o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
+
+from dto_pipeline.evaluate.tables import align, column_widths
 
 SAME_DEPTH = 0.2  # people closer than this stand at the same depth [m]
 MEASURES = {
@@ -35,12 +38,25 @@ class Placement:
     height: np.ndarray  # (N,) in the rest pose [m]
 
 
+class Placed(Protocol):
+    """Anything that knows where P people are and how tall, as `Placement` does."""
+
+    @property
+    def z(self) -> np.ndarray: ...
+    @property
+    def height(self) -> np.ndarray: ...
+
+
+def join_placements(parts: Sequence[Placed]) -> Placement:
+    """People of several images or sets, one after the other."""
+    return Placement(np.concatenate([part.z for part in parts]), np.concatenate([part.height for part in parts]))
+
+
 def placement_errors(
     found: Placement,
     truth: Placement,
     image: np.ndarray,
     selected: np.ndarray | None = None,
-    member: np.ndarray | None = None,
 ) -> dict[str, float]:
     """Mean errors of a placement.
 
@@ -48,8 +64,6 @@ def placement_errors(
         found, truth: the same N people in the same order.
         image: (N,) int, equal for people of one image.
         selected: (N,) bool, who takes part at all; None = everyone.
-        member: (N,) bool, whom the numbers are about (a height class, say): errors are over members, pairs have at
-            least one; None = everyone selected.
 
     Returns:
         `persons` and `pairs` (counts) and the keys of `MEASURES`, NaN where nothing is selected.
@@ -59,20 +73,17 @@ def placement_errors(
     """
     _check_lengths(found.z, found.height, truth.z, truth.height, image)
     kept = np.ones(len(image), bool) if selected is None else np.asarray(selected, bool)
-    about = kept if member is None else kept & np.asarray(member, bool)
     first, second = image_pairs(np.asarray(image), kept)
-    counted = about[first] | about[second]
-    first, second = first[counted], second[counted]
-    z_error = np.abs(found.z - truth.z)[about]
+    z_error = np.abs(found.z - truth.z)[kept]
     apart, true_apart = found.z[first] - found.z[second], truth.z[first] - truth.z[second]
     return {
-        "persons": int(about.sum()),
+        "persons": int(kept.sum()),
         "pairs": len(first),
         "depth_error": _mean(z_error),
-        "relative_depth_error": _mean(z_error / truth.z[about]),
+        "relative_depth_error": _mean(z_error / truth.z[kept]),
         "pair_depth_error": _mean(np.abs(apart - true_apart)),
         "ordinal": _mean(depth_relation(apart) == depth_relation(true_apart)),
-        "height_error": _mean(np.abs(found.height - truth.height)[about]),
+        "height_error": _mean(np.abs(found.height - truth.height)[kept]),
     }
 
 
@@ -106,10 +117,8 @@ def as_table(comparison: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str
     for key, title in MEASURES.items():
         cells = [_cell(key, comparison[name]["before"][key], comparison[name]["after"][key]) for name in names]
         rows.append([title, *cells])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    lines.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join(lines)
+    rule = ["-" * width for width in column_widths(rows)]
+    return "\n".join(align([rows[0], rule, *rows[1:]]))
 
 
 def depth_relation(apart: np.ndarray) -> np.ndarray:

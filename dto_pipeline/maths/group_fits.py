@@ -27,7 +27,7 @@ def fit_groups(evidence: DepthEvidence, prior: HeightPrior, solver: SolverConfig
         evidence, prior: of B scenes, P people; a scene with fewer than two people must have nobody usable.
     """
     problem = build_map_problem(evidence, prior)
-    lines = _choose_near_evidence(evidence, prior, solve_map(problem, solver))
+    lines = _choose_near_evidence(evidence, solve_map(problem, solver))
     lines = _push_far_behind_near(lines, prior, solver)
     outcome = _outcomes(evidence, lines)
     return GroupFits(
@@ -92,7 +92,7 @@ class _Lines:
         return torch.where(self.member.any(1), inside, torch.nan)
 
 
-def _choose_near_evidence(evidence: DepthEvidence, prior: HeightPrior, solution: MapSolution) -> _Lines:
+def _choose_near_evidence(evidence: DepthEvidence, solution: MapSolution) -> _Lines:
     """Ground evidence if it optimises at least as many near people with a strictly smaller deviation."""
     scenes = len(evidence.usable)
 

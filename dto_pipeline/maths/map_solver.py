@@ -90,7 +90,7 @@ def _round(problem: MapProblem, state: _State, alpha_min: torch.Tensor, config: 
     rejected = torch.zeros_like(state.active).scatter_(1, tallest[:, None], rejecting[:, None])
 
     order = torch.where(rejected, (~state.active & problem.active).sum(1, keepdim=True), state.rejected_order)
-    order = torch.where(hopeless[:, None], _tallest_first(problem, state, height), order)
+    order = torch.where(hopeless[:, None], _tallest_first(problem, height), order)
     status = torch.where(bound, int(FitStatus.AT_BOUND), int(FitStatus.SOLVED))
     status = torch.where(free_pair, int(FitStatus.TWO_PEOPLE), status)
     status = torch.where(rejecting, int(FitStatus.ROUNDS_EXHAUSTED), status)
@@ -147,7 +147,7 @@ def new_heights(problem: MapProblem, alpha: torch.Tensor, beta: torch.Tensor) ->
     return problem.height / problem.z * (alpha[:, None] * problem.depth + beta[:, None])
 
 
-def _tallest_first(problem: MapProblem, state: _State, height: torch.Tensor) -> torch.Tensor:
+def _tallest_first(problem: MapProblem, height: torch.Tensor) -> torch.Tensor:
     """(N, P) order in which everybody was set aside when a whole group is: tallest first under the last fit."""
     value = torch.where(problem.active, height, -torch.inf)
     rank = torch.argsort(torch.argsort(value, dim=1, descending=True, stable=True), dim=1, stable=True)

@@ -33,7 +33,7 @@ def refine_people(
     joints: Joints,
     has_kid_axis: bool,
     config: RefineConfig,
-    joint: JointConfig | None = None,
+    joint: JointConfig | None,
 ) -> RefinedPeople:
     """New betas and translations for everybody who moves; the others keep their labels exactly.
 

@@ -67,8 +67,3 @@ def hold_joints(seen: torch.Tensor, joints: torch.Tensor, transl: torch.Tensor, 
         right[:, 2] += z_weight.square() * (wanted_z - transl[:, 2])
         transl = transl + torch.linalg.solve_ex(normal, right).result
     return transl
-
-
-def picture_shift(seen: torch.Tensor, joints: torch.Tensor) -> torch.Tensor:
-    """(M,) mean distance between joints (M, J, 3) [m] and where they were seen (M, J, 2), normalised (times f: px)."""
-    return (joints[..., :2] / joints[..., 2:] - seen).norm(dim=-1).mean(-1)

@@ -10,12 +10,9 @@ from __future__ import annotations
 
 import numpy as np
 
-DISPARITY, DEPTH, METRIC_DEPTH = "disparity", "depth", "metric_depth"
-MEANINGS = {
-    DISPARITY: "relative inverse depth, larger is nearer",
-    DEPTH: "relative depth, larger is farther, in units like 1 / disparity of Depth Anything",
-    METRIC_DEPTH: "distance along the camera axis in metres",
-}
+DISPARITY = "disparity"  # relative inverse depth, larger is nearer
+DEPTH = "depth"  # relative depth, larger is farther, in units like 1 / disparity of Depth Anything
+METRIC_DEPTH = "metric_depth"  # distance along the camera axis in metres
 METRES_PER_DEPTH = 500.0  # [m]
 
 
@@ -24,7 +21,7 @@ def as_disparity(values: np.ndarray, kind: str, scale: float = 1.0) -> np.ndarra
 
     Args:
         values: (H, W) of any real type, times `scale` in the unit of `kind`; 0 = unknown, for depths infinity too.
-        kind: one of `MEANINGS`.
+        kind: `DISPARITY`, `DEPTH` or `METRIC_DEPTH`.
         scale: of stored numbers (0.001 for millimetres).
 
     Returns:

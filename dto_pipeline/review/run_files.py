@@ -105,7 +105,7 @@ def open_pixels(run: RunFiles, images: Location | None = None, depth: Location |
     return Pixels(store, open_depth(config, depth or knobs["root"] or run.manifest.depth_root or ""))
 
 
-def load_run_body(run: RunFiles, path: str | Path | None = None) -> BodyModel:
+def load_run_body(run: RunFiles, path: str | Path | None) -> BodyModel:
     """The body model a run was made with.
 
     Args:

@@ -81,11 +81,6 @@ def read_receipt(path: Location) -> Receipt:
     return parse_receipt(read_bytes(path), path)
 
 
-def read_failure(path: Location) -> Failure:
-    """Raises: RecordInvalid, or FileNotFoundError."""
-    return parse_failure(read_bytes(path), path)
-
-
 def parse_receipt(data: bytes, path: Location) -> Receipt:
     """A receipt's bytes; errors name `path`. Raises: RecordInvalid."""
     return Receipt(**_parse_record(data, path, RECEIPT_SCHEMA, Receipt))

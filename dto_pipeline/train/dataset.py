@@ -127,11 +127,6 @@ class TrainingImages(Dataset[Sample | Skipped]):
             return Skipped(image_id, str(error))
         return self._see(draw, image_id, rgb, labels)
 
-    @property
-    def cached_images(self) -> int:
-        """Images whose labels this process holds now."""
-        return self._cache.images
-
     def __getstate__(self) -> dict[str, Any]:
         """What another process needs: open stores and labels that were read stay behind."""
         return {**self.__dict__, "_stores": {}, "_cache": PieceCache(self.sets, self._cache.most)}

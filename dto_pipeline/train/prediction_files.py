@@ -21,6 +21,7 @@ import torch
 from tqdm import tqdm
 
 from dto_pipeline.collate import pass_through
+from dto_pipeline.data.cameras import read_cameras
 from dto_pipeline.data.dataset import Dataset
 from dto_pipeline.data.images import ImageStore
 from dto_pipeline.data.labels import LabelsError, build_label_table, read_label_metadata, read_labels, write_label_shard
@@ -139,7 +140,7 @@ def manifest_pictures(path: str, images: str = "", keep_camera: bool = False, fo
                 subset=row["subset"],
                 image_path=row["image_path"],
                 image_file=row["image_file"],
-                intrinsics=_camera(row) if keep_camera else None,
+                intrinsics=read_cameras(row) if keep_camera else None,
                 fov=fov,
                 depth_file=row["depth_file"],
             )
@@ -256,7 +257,3 @@ def _is_done(path: Path, key: str) -> bool:
         return read_label_metadata(path).get("predict_key") == key
     except LabelsError:
         return False  # not whole: made again
-
-
-def _camera(row: dict[str, Any]) -> np.ndarray:
-    return np.array([[row["fx"], 0, row["cx"]], [0, row["fy"], row["cy"]], [0, 0, 1]], np.float64)

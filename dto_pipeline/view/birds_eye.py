@@ -6,7 +6,6 @@ the figure) in metres; heights above the ground are not shown.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,9 +62,8 @@ def draw_birds_eye(
     plan: Plan,
     truth: np.ndarray | None = None,
     z_sigma: np.ndarray | None = None,
-    tags: Sequence[str] | None = None,
 ) -> Image.Image:
-    """Draw people from above.
+    """Draw people from above, numbered from 1.
 
     Args:
         places: (P, 2) x, z of each person [m]; NaN = not drawn.
@@ -73,7 +71,6 @@ def draw_birds_eye(
         plan: from `plan_view`; figures that are compared share one.
         truth: (P, 2) true places [m], hollow circles; None = not known.
         z_sigma: (P,) standard deviation of z [m], bars along the line of sight; None or NaN = not known.
-        tags: P texts; None = numbers from 1.
 
     Returns:
         RGB figure of the plan's size.
@@ -94,8 +91,7 @@ def draw_birds_eye(
         _draw_whiskers(draw, plan, places, z_sigma)
     figure = figure.resize(plan.size, Image.Resampling.LANCZOS)
     _label_grid(figure, plan, step)
-    texts = tags or [str(person + 1) for person in range(len(places))]
-    kept = [text for text, keep in zip(texts, shown, strict=True) if keep]
+    kept = [str(person + 1) for person in np.flatnonzero(shown)]
     radius = max(_BODY_RADIUS * plan.scale, _LEAST_RADIUS)
     anchors = plan.to_pixels(places[shown]) - (0, radius + 9)
     draw_tags(figure, anchors, kept, colours[shown], font_size=12)

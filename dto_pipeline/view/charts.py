@@ -15,6 +15,7 @@ from dto_pipeline.view.fit_plot import round_ticks
 
 WIDTH, HEIGHT = 360, 210
 _LEFT, _RIGHT, _TOP, _BOTTOM = 40, 10, 18, 34
+_LEAST_BINS = 10  # that stay, however empty
 
 
 @dataclass(frozen=True)
@@ -75,10 +76,10 @@ def describe_chart(chart: Chart) -> str:
     return "; ".join(words)
 
 
-def without_tail(chart: Chart, least: int = 10) -> Chart:
-    """The chart without the empty bins at its upper end, but with at least so many bins."""
+def without_tail(chart: Chart) -> Chart:
+    """The chart without the empty bins at its upper end, but for the first few."""
     used = np.flatnonzero(np.any([series.counts > 0 for series in chart.series], axis=0))
-    keep = max(least, int(used[-1]) + 2 if used.size else 0)
+    keep = max(_LEAST_BINS, int(used[-1]) + 2 if used.size else 0)
     series = [replace(one, counts=one.counts[:keep]) for one in chart.series]
     return replace(chart, edges=chart.edges[: keep + 1], series=series)
 

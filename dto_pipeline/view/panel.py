@@ -67,31 +67,6 @@ class PanelRow:
     note: str
 
 
-def before_after_panel(
-    image: np.ndarray,
-    before: People,
-    after: People,
-    intrinsics: np.ndarray,
-    body: BodyModel,
-    truth: People | None = None,
-    title: str = "",
-    table: Table | None = None,
-    evidence: Evidence | None = None,
-) -> Image.Image:
-    """A page with a row for the labels before and one for the labels after; below the depth map and the fit.
-
-    Args:
-        image, before, after, intrinsics, body, truth, evidence: see `draw_rows`.
-        title: first line of the page.
-        table: one line per person below.
-
-    Returns:
-        RGB page.
-    """
-    rows = draw_rows(image, before, after, intrinsics, body, truth, evidence)
-    return compose_page(rows, title, table)
-
-
 def draw_rows(
     image: np.ndarray,
     before: People,

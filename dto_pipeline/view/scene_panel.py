@@ -18,7 +18,7 @@ _COLUMNS = ("class", "age", "height before", "after", "prior", "z before", "afte
 _TRUE_COLUMNS = ("true height", "true z")
 
 
-def scene_panel(placed: PlacedScene, body: BodyModel, truth: People | None = None, title: str = "") -> Image.Image:
+def scene_panel(placed: PlacedScene, body: BodyModel, truth: People | None = None) -> Image.Image:
     """Draw a placed scene before and after.
 
     Args:
@@ -26,13 +26,12 @@ def scene_panel(placed: PlacedScene, body: BodyModel, truth: People | None = Non
             `Scene.disparity` the depth map is left out.
         body: model of all bodies.
         truth: the same people as they really are, if known.
-        title: "" = image, status and deviation.
 
     Returns:
         RGB page.
     """
     table = person_table(placed, body, truth)
-    return compose_page(scene_rows(placed, body, truth), title or scene_title(placed), table)
+    return compose_page(scene_rows(placed, body, truth), scene_title(placed), table)
 
 
 def scene_rows(placed: PlacedScene, body: BodyModel, truth: People | None = None) -> list[PanelRow]:

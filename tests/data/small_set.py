@@ -12,6 +12,8 @@ import simplejpeg
 
 from dto_pipeline.data.dataset import Dataset
 from dto_pipeline.data.manifest import Manifest, build_manifest
+from dto_pipeline.data.manifest_findings import FindingsError, findings_path
+from dto_pipeline.data.parquet import open_parquet
 from dto_pipeline.data.storage import Location
 
 WIDTH, HEIGHT = 32, 24  # [px]
@@ -38,6 +40,12 @@ def write_labels_file(root: Path, arrays: Mapping[str, Any], compressed: bool = 
     path.parent.mkdir(parents=True, exist_ok=True)
     (np.savez_compressed if compressed else np.savez)(path, **arrays)
     return path
+
+
+def read_findings(manifest: Location) -> pa.Table:
+    """What the build of a manifest found."""
+    with open_parquet(findings_path(manifest), FindingsError) as file:
+        return file.read()
 
 
 def write_image(root: Path, name: str, width: int = WIDTH, height: int = HEIGHT) -> Path:

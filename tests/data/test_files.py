@@ -9,7 +9,6 @@ import pytest
 from dto_pipeline.data.files import (
     commit_new,
     commit_over,
-    create_json,
     is_temporary,
     sha256_file,
     staged,
@@ -24,9 +23,11 @@ def names(folder):
 
 def test_the_first_to_create_a_file_wins_and_the_second_changes_nothing(tmp_path):
     path = tmp_path / "receipts" / "shard-00001.json"
-    assert create_json(path, {"b": 1, "a": 2})
-    assert not create_json(path, {"other": True})
-    assert json.loads(path.read_text()) == {"a": 2, "b": 1}
+    for content, is_first in ((b"one", True), (b"other", False)):
+        with staged(path) as temporary:
+            temporary.write_bytes(content)
+            assert commit_new(temporary, path) == is_first
+    assert path.read_bytes() == b"one"
     assert names(path.parent) == [path.name]
 
 

@@ -11,14 +11,12 @@ from hypothesis import strategies as st
 from dto_pipeline.data.safe_pickle import BrokenPickle, UnsafePickle
 from dto_pipeline.data.sources.fourd_humans import (
     SampleError,
-    group_samples,
     match_masks,
     parse_masks,
     parse_people,
     read_masks,
     read_people,
 )
-from dto_pipeline.data.tar_index import TarMember
 from tests.pickle_streams import SENTINEL, Armed
 from tests.tars import jpeg, make_index
 
@@ -40,11 +38,6 @@ def person(rng, **changes):
     }
 
 
-def there(member: TarMember | None) -> TarMember:
-    assert member is not None
-    return member
-
-
 def npz(**arrays):
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
@@ -61,17 +54,11 @@ def test_a_sample_reads_back_equal_at_every_protocol(tmp_path, protocol):
         "a/b/000.detection.npz": npz(masks=masks),
     }
     index = make_index(tmp_path, t=files)
-    (sample,) = group_samples(index, "t.tar")
-    assert sample.key == "a/b/000"
-    assert index.read_member(there(sample.image)) == files["a/b/000.jpg"]
-    found = read_people(index, there(sample.people))
+    found = read_people(index, index.find("t.tar!a/b/000.data.pyd"))
     for row, wanted in enumerate(people):
         np.testing.assert_array_equal(found.keypoints[row], wanted["keypoints_2d"])
-        np.testing.assert_array_equal(found.pose[row], wanted["body_pose"])
-        np.testing.assert_array_equal(found.betas[row], wanted["betas"])
     np.testing.assert_allclose(found.bbox_xyxy, [[10, 20, 90, 100]] * 2, rtol=1e-6)
-    assert found.problems == {}
-    np.testing.assert_array_equal(read_masks(index, there(sample.masks)), masks)
+    np.testing.assert_array_equal(read_masks(index, index.find("t.tar!a/b/000.detection.npz")), masks)
 
 
 @pytest.mark.parametrize("protocol", range(6))
@@ -79,24 +66,20 @@ def test_hostile_people_are_refused_by_name_and_nothing_runs(tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     index = make_index(tmp_path, t={"000.data.pyd": pickle.dumps([{"betas": Armed()}], protocol), "1.jpg": jpeg()})
     with pytest.raises(UnsafePickle, match=r"t\.tar!000\.data\.pyd.*(posix|nt)\.?.*system"):
-        read_people(index, there(group_samples(index, "t.tar")[0].people))
+        read_people(index, index.find("t.tar!000.data.pyd"))
     assert not (tmp_path / SENTINEL).exists()
 
 
 def test_what_is_wrong_with_one_person_costs_that_field_only():
     rng = np.random.default_rng(0)
     people = [
-        person(rng, keypoints_2d=np.zeros((25, 3)), betas=["ten"] * 10),
-        person(rng, has_body_pose=0.0),
+        person(rng, keypoints_2d=np.zeros((25, 3))),
+        person(rng, scale="wide"),
         {"scale": np.array([0.4])},
     ]
     found = parse_people(pickle.dumps(people), "x.data.pyd")
-    wrong = "keypoints_2d has shape (25, 3), expected (44, 3); betas is not made of numbers"
-    assert found.problems == {0: wrong}
-    assert np.isnan(found.keypoints[0]).all()
-    assert np.isfinite(found.pose[0]).all()
-    assert np.isnan(found.pose[1]).all()
-    assert np.isnan(found.bbox_xyxy[2]).all()
+    assert np.isnan(found.keypoints).all(axis=(1, 2)).tolist() == [True, False, True]
+    assert np.isnan(found.bbox_xyxy).all(axis=1).tolist() == [False, True, True]
 
 
 def test_other_pickles_are_refused_with_what_they_hold():
@@ -124,15 +107,6 @@ def test_masks_that_are_no_masks_are_refused_by_name():
 
 def test_no_masks_are_zero_masks():
     assert parse_masks(npz(masks=np.zeros((0, 4, 5), bool)), "x").shape == (0, 4, 5)
-
-
-def test_samples_group_by_key_and_keep_their_case(tmp_path):
-    files = {"k.jpg": b"1", "K.jpg": b"2", "k.png": b"3", "k.data.pyd": b"4", "deep/k.jpg": b"5", "readme": b"6"}
-    samples = {sample.key: sample for sample in group_samples(make_index(tmp_path, t=files), "t.tar")}
-    assert list(samples) == ["k", "K", "deep/k", "readme"]
-    k = samples["k"]
-    assert (there(k.image).name, there(k.people).name, k.masks) == ("k.jpg", "k.data.pyd", None)
-    assert samples["readme"].image is None
 
 
 @given(st.integers(1, 5), st.integers(0, 2**32 - 1))

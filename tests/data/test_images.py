@@ -16,7 +16,6 @@ from dto_pipeline.data.images import (
     ImageMissing,
     decode_image,
     read_image,
-    read_image_size,
 )
 from dto_pipeline.status import ImageStatus
 from tests.data.small_set import HEIGHT, WIDTH, write_image
@@ -36,7 +35,7 @@ def test_a_jpeg_is_read_as_rgb_with_its_digest(tmp_path):
     assert image.rgb.shape == (HEIGHT, WIDTH, 3)
     assert image.rgb.dtype == np.uint8
     assert len(image.sha256) == 64
-    assert read_image_size(path) == (WIDTH, HEIGHT)
+    assert ImageFolder(path.parent).size("a.jpg") == (WIDTH, HEIGHT)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "I;16", "1", "CMYK"])
@@ -51,7 +50,7 @@ def test_an_exif_orientation_does_not_turn_the_pixels(tmp_path):
     exif[0x0112] = 6  # "turn me by 90 degrees"
     path = tmp_path / "turned.jpg"
     path.write_bytes(saved(Image.new("RGB", (40, 30)), "JPEG", exif=exif))
-    assert read_image_size(path) == (40, 30)
+    assert ImageFolder(tmp_path).size("turned.jpg") == (40, 30)
     assert read_image(path).rgb.shape == (30, 40, 3)
 
 
@@ -66,7 +65,7 @@ def test_broken_files_are_corrupt_whatever_is_wrong_with_them(tmp_path, data):
     path = tmp_path / "x.jpg"
     path.write_bytes(data)
     with pytest.raises(ImageCorrupt) as caught:
-        read_image(path, "x.jpg")
+        ImageFolder(tmp_path).read("x.jpg")
     assert caught.value.status is ImageStatus.IMAGE_CORRUPT
     assert str(tmp_path) not in str(caught.value)
     assert "0x" not in str(caught.value)
@@ -76,10 +75,12 @@ def test_a_missing_file_and_a_folder_are_told_apart(tmp_path):
     with pytest.raises(ImageMissing):
         read_image(tmp_path / "none.jpg")
     with pytest.raises(ImageMissing):
-        read_image_size(tmp_path / "none.jpg")
-    for read in (read_image, read_image_size):
-        with pytest.raises(ImageCorrupt):
-            read(tmp_path)
+        ImageFolder(tmp_path).size("none.jpg")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ImageCorrupt):
+        read_image(tmp_path / "folder")
+    with pytest.raises(ImageCorrupt):
+        ImageFolder(tmp_path).size("folder")
 
 
 def test_a_header_that_claims_a_huge_image_is_refused_without_decoding():

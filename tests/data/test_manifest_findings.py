@@ -10,8 +10,16 @@ import pytest
 
 from dto_pipeline.data import manifest_findings
 from dto_pipeline.data.manifest import build_manifest, report_path
-from dto_pipeline.data.manifest_findings import FindingsError, read_findings
-from tests.data.small_set import all_rows, build_small, label_arrays, small_dataset, write_image, write_labels_file
+from dto_pipeline.data.manifest_findings import FindingsError
+from tests.data.small_set import (
+    all_rows,
+    build_small,
+    label_arrays,
+    read_findings,
+    small_dataset,
+    write_image,
+    write_labels_file,
+)
 
 NAMES = ["x/b.jpg", "x/a.jpg", "x/b.jpg", "c.jpg"]
 

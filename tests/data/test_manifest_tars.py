@@ -13,13 +13,21 @@ from PIL import Image
 from dto_pipeline.config import EvidenceConfig
 from dto_pipeline.data.manifest import Manifest, build_manifest
 from dto_pipeline.data.manifest_check import check_manifest
-from dto_pipeline.data.manifest_findings import read_findings
 from dto_pipeline.data.rle import decode_rle, encode_rle
 from dto_pipeline.data.scenes import load_scenes
 from dto_pipeline.data.sources.sidecar import write_sidecar
 from dto_pipeline.data.tar_images import carry_tar_index, open_images
 from dto_pipeline.data.tar_index import TarIndexError
-from tests.data.small_set import HEIGHT, WIDTH, all_rows, label_arrays, small_dataset, write_depth, write_labels_file
+from tests.data.small_set import (
+    HEIGHT,
+    WIDTH,
+    all_rows,
+    label_arrays,
+    read_findings,
+    small_dataset,
+    write_depth,
+    write_labels_file,
+)
 from tests.pickle_streams import SENTINEL, Armed
 from tests.tars import jpeg, write_tar
 

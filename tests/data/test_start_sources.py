@@ -11,12 +11,11 @@ import pytest
 
 from dto_pipeline.data.labels import build_label_table, write_label_shard
 from dto_pipeline.data.manifest import Manifest, build_manifest
-from dto_pipeline.data.manifest_findings import read_findings
 from dto_pipeline.data.sources import SOURCES
 from dto_pipeline.data.sources.rows import LabelFileError, SourceOptions
 from dto_pipeline.scene import PlacedScene, Scene
 from dto_pipeline.status import ImageStatus, PersonStatus
-from tests.data.small_set import HEIGHT, WIDTH, all_rows, small_dataset, write_image
+from tests.data.small_set import HEIGHT, WIDTH, all_rows, read_findings, small_dataset, write_image
 
 AFTER, BEFORE = SourceOptions("after"), SourceOptions("before")
 

@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dto_pipeline.data.images import ImageCorrupt, read_image, read_image_size
+from dto_pipeline.data.images import ImageCorrupt, ImageFolder, read_image
 from dto_pipeline.data.rle import decode_rle
 from dto_pipeline.data.sources.camerahmr import open_camerahmr
 from dto_pipeline.data.sources.sidecar import Sidecar
-from dto_pipeline.demo.dataset import DemoData, DemoDataError, DemoSettings, build_demo_data, read_truth
+from dto_pipeline.demo.dataset import DemoData, DemoSettings, build_demo_data, read_truth
+from dto_pipeline.demo.marker import DemoDataError
 from dto_pipeline.demo.write import LABELS, SIDECAR
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.models.depth import DepthFiles, DepthInvalid
@@ -74,7 +75,7 @@ def test_cameras_fit_their_images(demo: DemoData) -> None:
     for name, camera in zip(names.tolist(), rows.intrinsics, strict=True):
         if demo.broken.get(name) in ("missing_image", "truncated_image"):
             continue
-        size = read_image_size(demo.root / "images" / name)
+        size = ImageFolder(demo.root / "images").size(name)
         scale = 1.5 if demo.broken.get(name) == "wrong_size" else 1.0
         assert (2 * camera[0, 2], 2 * camera[1, 2]) == (scale * size[0], scale * size[1])
 
@@ -94,10 +95,9 @@ def test_masks_decode_to_the_size_of_their_image(demo: DemoData) -> None:
 def test_every_image_has_a_depth_map_of_its_size(demo: DemoData) -> None:
     depth = DepthFiles(demo.root / "depth")
     for name in np.unique(read_truth(demo.root)["image_name"]).tolist():
-        path = demo.root / "images" / name
         if demo.broken.get(name) in ("missing_image", "truncated_image", "zero_disparity"):
             continue
-        width, height = read_image_size(path)
+        width, height = ImageFolder(demo.root / "images").size(name)
         assert depth.load(str(Path(name).with_suffix(".npy")), height, width).max() > 50
 
 
@@ -106,7 +106,7 @@ def test_broken_images_fail_the_way_the_readme_says(demo: DemoData) -> None:
     with pytest.raises(ImageCorrupt):
         read_image(demo.root / "images" / image_of(demo, "truncated_image"))
     name = image_of(demo, "zero_disparity")
-    width, height = read_image_size(demo.root / "images" / name)
+    width, height = ImageFolder(demo.root / "images").size(name)
     with pytest.raises(DepthInvalid, match="zero everywhere"):
         DepthFiles(demo.root / "depth").load(str(Path(name).with_suffix(".npy")), height, width)
     with open_camerahmr(demo.root / LABELS) as labels:

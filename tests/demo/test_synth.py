@@ -16,8 +16,9 @@ from dto_pipeline.data.people import read_people
 from dto_pipeline.demo.benchmark import POOLED, SWITCHES, BenchmarkError, BenchmarkSettings, run_benchmark
 from dto_pipeline.demo.compare_solvers import override
 from dto_pipeline.demo.difficulty import DIFFICULTIES, DifficultyError, change_knobs, choose_difficulty
+from dto_pipeline.demo.marker import DemoDataError
 from dto_pipeline.demo.solver_sets import SetScene, build_set_scene, plan_set_crowd
-from dto_pipeline.demo.synth import MARKER, SynthError, write_synth
+from dto_pipeline.demo.synth import MARKER, write_synth
 from dto_pipeline.evaluate.solver_comparison import place_all
 from dto_pipeline.models.body import BodyModel
 
@@ -45,7 +46,7 @@ def test_a_whole_data_set_is_recognised_and_another_one_refused(body: BodyModel,
     again = write_synth(tmp_path, kind, 1, 5, body)
     assert (again.created, again.persons) == (False, made.persons)
     assert digests(tmp_path) == before
-    with pytest.raises(SynthError, match="seed: 5 there, 6 wanted"):
+    with pytest.raises(DemoDataError, match="seed: 5 there, 6 wanted"):
         write_synth(tmp_path, kind, 1, 6, body)
 
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from dto_pipeline.demo.crowd import plan_crowd
-from dto_pipeline.demo.dataset import DemoDataError
+from dto_pipeline.demo.marker import DemoDataError
 from dto_pipeline.demo.training_crowds import CrowdSettings, build_crowds
 from dto_pipeline.demo.write import TRUTH, image_name
 from dto_pipeline.models.body import BodyModel
@@ -24,7 +24,7 @@ def test_crowds_are_written_once_with_their_truth_and_recognised(body: BodyModel
     with np.load(tmp_path / TRUTH, allow_pickle=False) as truth:
         planned = [plan_crowd(9, number).num_people for number in range(2)]
         assert np.bincount(truth["image_number"]).tolist() == planned
-    with pytest.raises(DemoDataError, match="other settings"):
+    with pytest.raises(DemoDataError, match="images: 2 there, 3 wanted"):
         build_crowds(tmp_path, body, CrowdSettings(images=3, seed=9, scale=0.25))
 
 

@@ -39,14 +39,6 @@ def test_only_selected_people_form_pairs() -> None:
     assert errors["pair_depth_error"] == pytest.approx(0.5)
 
 
-def test_a_class_owns_the_pairs_with_at_least_one_member() -> None:
-    member = np.array([False, True, False, False, False])
-    errors = placement_errors(FOUND, TRUTH, IMAGE, member=member)
-    assert (errors["persons"], errors["pairs"]) == (1, 2)
-    assert errors["depth_error"] == pytest.approx(0.6)
-    assert errors["pair_depth_error"] == pytest.approx((1.1 + 0.6) / 2)
-
-
 def test_people_of_different_images_are_never_compared() -> None:
     errors = placement_errors(FOUND, TRUTH, np.arange(5))
     assert errors["pairs"] == 0

@@ -17,7 +17,7 @@ from pathlib import Path
 from dto_pipeline.config import PipelineConfig, load_config
 from dto_pipeline.data.storage import Location, as_location
 from dto_pipeline.run.driver import run_pipeline
-from dto_pipeline.run.receipt import Receipt
+from dto_pipeline.run.receipt import Failure, Receipt, parse_failure
 from dto_pipeline.run.shard_runner import ShardRunner
 
 RAISE, DIE, HANG = "raise", "die", "hang"
@@ -64,6 +64,10 @@ def tiny_config(workers: int = 0, **run) -> PipelineConfig:
 def label_bytes(run_dir: Path) -> dict[str, bytes]:
     """Every label file of a run, by name; everything else in the folder, hidden files too, shows as well."""
     return {path.name: path.read_bytes() for path in sorted((run_dir / "labels").iterdir())}
+
+
+def read_failure(path: Path) -> Failure:
+    return parse_failure(path.read_bytes(), path)
 
 
 def main() -> None:

@@ -18,10 +18,10 @@ from dto_pipeline.run.directory import RunDirectory, RunMismatch
 from dto_pipeline.run.drive import RunAborted
 from dto_pipeline.run.driver import run_pipeline
 from dto_pipeline.run.lock import RunLocked
-from dto_pipeline.run.receipt import read_failure, read_receipt
+from dto_pipeline.run.receipt import read_receipt
 from dto_pipeline.run.report import read_status
 from dto_pipeline.run.summary import RunSummary
-from tests.run.chaos import RAISE, ChaosRunner, label_bytes, tiny_config
+from tests.run.chaos import RAISE, ChaosRunner, label_bytes, read_failure, tiny_config
 from tests.tiny_dataset import write_tiny_dataset
 
 SHARDS = 6

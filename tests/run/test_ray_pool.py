@@ -15,9 +15,9 @@ import ray
 from dto_pipeline.run.directory import RunDirectory
 from dto_pipeline.run.drive import RunAborted
 from dto_pipeline.run.driver import run_pipeline
-from dto_pipeline.run.receipt import read_failure, read_receipt
+from dto_pipeline.run.receipt import read_receipt
 from dto_pipeline.run.summary import RunSummary
-from tests.run.chaos import DIE, HANG, RAISE, ChaosRunner, label_bytes, tiny_config
+from tests.run.chaos import DIE, HANG, RAISE, ChaosRunner, label_bytes, read_failure, tiny_config
 
 pytestmark = pytest.mark.slow
 SHARDS = 6

@@ -212,7 +212,7 @@ def test_damaged_tar_indices_are_refused_or_read(tmp_path_factory, steps):
     def read() -> None:
         index = TarIndex(root / "x", root)
         for summary in index.summaries:
-            index.members(summary.tar)
+            index.rows(summary.tar)
 
     told = refusal(read)
     assert told is None or str(root / "x") in told

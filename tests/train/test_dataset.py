@@ -288,8 +288,8 @@ def test_labels_in_memory_are_bounded_by_the_shuffling_window(run_dir: Path, bod
     assert len(images.pieces) == 3
     for image in (0, 4, 8, 1, 5):
         images[Draw(0, image, image)]
-        assert images.cached_images <= 1 + 3
-    assert pickle.loads(pickle.dumps(images)).cached_images == 0
+        assert images._cache.images <= 1 + 3
+    assert pickle.loads(pickle.dumps(images))._cache.images == 0
 
 
 def test_people_outside_of_the_window_are_left_out_and_the_nearest_stay(body: BodyModel) -> None:

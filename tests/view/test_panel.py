@@ -14,7 +14,7 @@ from dto_pipeline.models.body import BodyModel
 from dto_pipeline.scene import Scene
 from dto_pipeline.status import ImageStatus
 from dto_pipeline.view.overlay import draw_overlays
-from dto_pipeline.view.panel import People, Table, before_after_panel, ground_places, save_png
+from dto_pipeline.view.panel import People, Table, compose_page, draw_rows, ground_places, save_png
 from dto_pipeline.view.scene_panel import person_table, scene_panel
 
 K = np.array([[300.0, 0, 160], [0, 300.0, 120], [0, 0, 1]])
@@ -61,7 +61,7 @@ def test_a_person_that_is_not_finite_costs_only_itself(body: BodyModel, people: 
     broken = People(pose, people.betas, people.transl)
     assert np.isnan(ground_places(broken, body)).any(axis=1).tolist() == [False, True]
     table = Table(("class", "status"), [("adult", "moved"), ("adult", "invalid label")])
-    page = before_after_panel(GREY, broken, broken, K, body, truth=people, title="two people", table=table)
+    page = compose_page(draw_rows(GREY, broken, broken, K, body, truth=people), "two people", table)
     assert page.width > 900
     assert page.height > 2 * 500
 

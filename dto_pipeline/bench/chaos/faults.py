@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,13 +57,13 @@ def arm_environment(folder: Path, faults: Sequence[Fault], clock: Path | None = 
     return armed if clock is None else {**armed, CLOCK: str(clock)}
 
 
-def install(environment: Mapping[str, str] = os.environ) -> None:
+def install() -> None:
     """Plant what the environment asks for into this process; an audit hook cannot be taken out again."""
-    faults = [Fault(**fault) for fault in json.loads(environment.get(FAULTS, "[]"))]
+    faults = [Fault(**fault) for fault in json.loads(os.environ.get(FAULTS, "[]"))]
     if faults:
-        sys.addaudithook(_Hook(faults, environment[COUNTS]))
-    if CLOCK in environment:
-        _shift_clock(environment[CLOCK])
+        sys.addaudithook(_Hook(faults, os.environ[COUNTS]))
+    if CLOCK in os.environ:
+        _shift_clock(os.environ[CLOCK])
 
 
 class _Hook:

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from dto_pipeline.axes import NUM_BETAS
+from dto_pipeline.data.cameras import CAMERA_COLUMNS, read_cameras
 from dto_pipeline.data.columns import read_vectors, single_array
 from dto_pipeline.data.exports.folder import ExportedFile
 from dto_pipeline.data.exports.inputs import IMAGE_FILE
@@ -96,11 +97,7 @@ def _sizes(table: pa.Table) -> np.ndarray:
 
 
 def _intrinsics(table: pa.Table) -> np.ndarray:
-    camera = np.zeros((table.num_rows, 3, 3))
-    for name, (row, column) in {"fx": (0, 0), "fy": (1, 1), "cx": (0, 2), "cy": (1, 2)}.items():
-        camera[:, row, column] = table[name].to_numpy()
-    camera[:, 2, 2] = 1
-    return np.repeat(camera, table["num_persons"].to_numpy(), axis=0)
+    return np.repeat(read_cameras(table), table["num_persons"].to_numpy(), axis=0)
 
 
 def _vectors(name: str) -> Callable[[pa.Table], np.ndarray]:
@@ -117,5 +114,5 @@ _MEMBERS = (
     _Member("pose_cam", "<f4", (72,), _column("pose"), _vectors("pose")),
     _Member("shape", "<f4", (NUM_BETAS,), _column("betas"), _vectors("betas")),
     _Member("trans_cam", "<f4", (3,), _column("transl"), _vectors("transl")),
-    _Member("cam_int", "<f8", (3, 3), ("fx", "fy", "cx", "cy"), _intrinsics),
+    _Member("cam_int", "<f8", (3, 3), CAMERA_COLUMNS, _intrinsics),
 )

@@ -36,6 +36,10 @@ class Selection:
     min_persons: int = 0  # people of an image that remain
     persons: str = PERSONS_ALL  # all; valid: without unusable labels; moved: only those the fit placed
 
+    def __post_init__(self) -> None:
+        if self.persons not in PERSON_CHOICES:
+            raise ValueError(f"persons is {self.persons!r}; choose from {PERSON_CHOICES}")
+
     def describe(self) -> dict[str, Any]:
         """Plain values, JSON-ready."""
         return dataclasses.asdict(self)

@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dto_pipeline.axes import NUM_BETAS
+from dto_pipeline.data.cameras import CAMERA_COLUMNS, camera_matrices
 from dto_pipeline.data.columns import build_table, read_numbers, single_array
 from dto_pipeline.data.labels import LabelsError, open_labels, undo_betas
 from dto_pipeline.data.parquet import READ_ERRORS, footer_text
@@ -67,9 +68,7 @@ class DtoLabels:
     def rows(self, index: np.ndarray) -> LabelRows:
         """The people named by `index` (n,) int, in this order."""
         picked = {name: np.array(column[index]) for name, column in self._columns.items()}
-        fx, fy, cx, cy = self._camera[self._image[index]].T
-        intrinsics = np.zeros((index.size, 3, 3))
-        intrinsics[:, [0, 1, 0, 1, 2], [0, 1, 2, 2, 2]] = np.stack([fx, fy, cx, cy, np.ones(index.size)], axis=1)
+        intrinsics = camera_matrices(self._camera[self._image[index]])
         unknown: dict[str, Any] = {
             "mask_rle": pa.nulls(index.size, pa.binary()),
             "mask_height": np.zeros(index.size, np.int32),
@@ -137,7 +136,7 @@ def _unpack(files: list[Path], values: str, folder: Path) -> tuple[np.ndarray, n
                 counts = persons.value_lengths().to_numpy(zero_copy_only=False)
                 image_of.append(np.repeat(np.arange(len(names), len(names) + len(counts)), counts))
                 names += table.column("image_path").to_pylist()
-                cameras.append(np.stack([table.column(key).to_numpy() for key in ("fx", "fy", "cx", "cy")], axis=1))
+                cameras.append(np.stack([table.column(key).to_numpy() for key in CAMERA_COLUMNS], axis=1))
                 _append(sinks, persons.flatten(), values)
     finally:
         for sink in sinks.values():

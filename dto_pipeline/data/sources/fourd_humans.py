@@ -3,26 +3,25 @@
 | member of a sample KEY     | becomes                                                                |
 |----------------------------|------------------------------------------------------------------------|
 | KEY.jpg, .jpeg, .png       | an image by its address ``<tar>!<member>``; its bytes stay as they are |
-| KEY.data.pyd               | people: keypoints, boxes, poses; a pickle, read without running it     |
+| KEY.data.pyd               | people: keypoints, boxes; a pickle, read without running it            |
 | KEY.detection.npz          | instance masks (K, H, W)                                               |
 
 The tars hold no translation and no camera: they are sources of images (see `data.tar_images`) and masks, not of labels.
-Foreign names (keypoints_2d, center, has_body_pose ...) end here. Positions in pixels.
+Foreign names (keypoints_2d, center ...) end here. Positions in pixels.
 """
 
 from __future__ import annotations
 
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from dto_pipeline.data.safe_pickle import Limits, safe_load_npz, safe_loads
-from dto_pipeline.data.tar_index import IMAGE_EXTENSIONS, TarIndex, TarMember
-from dto_pipeline.data.tar_walk import sample_key
+from dto_pipeline.data.tar_index import TarIndex, TarMember
 
 PEOPLE_EXTENSION = "data.pyd"
 MASKS_EXTENSION = "detection.npz"
@@ -37,40 +36,11 @@ class SampleError(ValueError):
 
 
 @dataclass(frozen=True)
-class Sample:
-    """What one tar holds under one key; None = no such member."""
-
-    key: str
-    image: TarMember | None = None
-    people: TarMember | None = None
-    masks: TarMember | None = None
-
-
-@dataclass(frozen=True)
 class SamplePeople:
-    """n people of one sample, in its order. NaN = absent in the file, or unusable there (see `problems`)."""
+    """n people of one sample, in its order. NaN = absent in the file, or unusable there."""
 
     keypoints: np.ndarray  # (n, 44, 3) float32 x, y [px], confidence
     bbox_xyxy: np.ndarray  # (n, 4) float32 [px]
-    pose: np.ndarray  # (n, 72) float32 axis-angle [rad], root first
-    betas: np.ndarray  # (n, 10) float32
-    problems: dict[int, str] = field(default_factory=dict)  # person -> what is wrong with it
-
-
-def group_samples(index: TarIndex, tar: str) -> list[Sample]:
-    """The samples of one tar, in order of their first member; of several images of one key the preferred one."""
-    parts: dict[str, dict[str, TarMember]] = {}
-    for member in index.members(tar):
-        parts.setdefault(sample_key(member.name)[0], {}).setdefault(member.extension, member)
-    return [
-        Sample(
-            key=key,
-            image=next((found[extension] for extension in IMAGE_EXTENSIONS if extension in found), None),
-            people=found.get(PEOPLE_EXTENSION),
-            masks=found.get(MASKS_EXTENSION),
-        )
-        for key, found in parts.items()
-    ]
 
 
 def read_people(index: TarIndex, member: TarMember) -> SamplePeople:
@@ -89,15 +59,11 @@ def parse_people(data: bytes, where: str) -> SamplePeople:
     people = safe_loads(data, limits=_LIMITS, where=where)
     if not isinstance(people, list) or not all(isinstance(person, dict) for person in people):
         raise SampleError(f"{where} holds {type(people).__name__}; expected a list with one dict per person")
-    problems: dict[int, list[str]] = {}
 
-    def column(key: str, shape: tuple[int, ...], has: str = "") -> np.ndarray:
+    def column(key: str, shape: tuple[int, ...]) -> np.ndarray:
         rows = np.full((len(people), *shape), np.nan, dtype=np.float32)
         for row, person in enumerate(people):
-            value, problem = _numbers(person, key, shape, has)
-            rows[row] = value
-            if problem:
-                problems.setdefault(row, []).append(problem)
+            rows[row] = _numbers(person, key, shape)
         return rows
 
     with np.errstate(over="ignore", invalid="ignore"):  # what single precision cannot hold becomes infinite, then NaN
@@ -105,9 +71,6 @@ def parse_people(data: bytes, where: str) -> SamplePeople:
         return SamplePeople(
             keypoints=column("keypoints_2d", (NUM_KEYPOINTS, 3)),
             bbox_xyxy=np.concatenate([centre - half, centre + half], axis=1),
-            pose=column("body_pose", (72,), has="has_body_pose"),
-            betas=column("betas", (10,), has="has_betas"),
-            problems={row: "; ".join(found) for row, found in sorted(problems.items())},
         )
 
 
@@ -156,14 +119,11 @@ def match_masks(masks: np.ndarray, keypoints: np.ndarray) -> np.ndarray:
     return result
 
 
-def _numbers(person: Mapping[str, Any], key: str, shape: tuple[int, ...], has: str) -> tuple[Any, str | None]:
-    """A person's numbers of this shape, NaN where absent or marked so by the key `has`, and what is wrong with them."""
-    if key not in person or (has and not np.any(person.get(has, True))):
-        return np.nan, None
+def _numbers(person: Mapping[str, Any], key: str, shape: tuple[int, ...]) -> Any:
+    """A person's numbers of this shape; NaN where they are absent, no numbers, or of another shape."""
     try:
-        value = np.asarray(person[key], dtype=np.float32)
+        value = np.asarray(person.get(key, np.nan), dtype=np.float32)
     except (TypeError, ValueError):
-        return np.nan, f"{key} is not made of numbers"
-    if value.shape != shape and not (shape == () and value.shape == (1,)):
-        return np.nan, f"{key} has shape {value.shape}, expected {shape}"
-    return value.reshape(shape), None
+        return np.nan
+    same = value.shape == shape or (shape == () and value.shape == (1,))
+    return value.reshape(shape) if same else np.nan

@@ -44,6 +44,11 @@ def test_people_without_a_usable_label_are_left_out_and_their_images_stay(labels
     assert taken["num_persons"].to_pylist() == [len(people) for people in expected]
 
 
+def test_an_unknown_word_for_people_is_refused() -> None:
+    with pytest.raises(ValueError, match="choose from"):
+        Selection(persons="accepted")
+
+
 def test_images_are_judged_by_the_people_that_remain(labels) -> None:
     taken = select_rows(labels["mpii"], Selection(persons="moved", min_persons=3))
     moved = [people.count("moved") for people in statuses(labels["mpii"])]
