@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar, cast
@@ -167,6 +167,14 @@ class RunScan:
     failures: dict[int, Failure]  # of shards that are not done
     void: dict[int, str] = field(default_factory=dict)  # shard -> why its receipt does not count
     settled: tuple[int, ...] = ()  # shards that are done and still have a failure record
+    unreadable: dict[int, str] = field(default_factory=dict)  # shard -> why its failure record counts as none
+
+    def with_failures(self, found: Iterable[Failure]) -> RunScan:
+        """The same with failures that were found, or written, after it."""
+        shards = {failure.shard: failure for failure in found}
+        failures = {**self.failures, **{s: f for s, f in shards.items() if s not in self.done}}
+        settled = tuple(sorted({*self.settled, *(shards.keys() & self.done.keys())}))
+        return replace(self, failures=failures, settled=settled)
 
 
 def shard_name(shard: int) -> str:
@@ -258,7 +266,7 @@ def scan_run(directory: RunDirectory, identity: RunIdentity, footers: bool = Fal
     """Read every receipt and failure, and the sizes of the label files.
 
     A receipt does not hold when it cannot be read, belongs to another config or manifest, or its label file is missing
-    or of another size.
+    or of another size. A failure that cannot be read is one of no tries, so that its shard is worked like any other.
 
     Args:
         footers: read the end of every label file too: a file that was swapped for another shard's, or cut and filled
@@ -281,9 +289,9 @@ def scan_run(directory: RunDirectory, identity: RunIdentity, footers: bool = Fal
     if footers:
         void.update(_check_footers(directory, done))
         done = {shard: receipt for shard, receipt in done.items() if shard not in void}
-    failures = _read_failures(directory)
+    failures, unreadable = _read_failures(directory)
     settled = tuple(shard for shard in failures if shard in done)
-    return RunScan(done, {s: f for s, f in failures.items() if s not in done}, void, settled)
+    return RunScan(done, {s: f for s, f in failures.items() if s not in done}, void, settled, unreadable)
 
 
 def why_void(receipt: Receipt, shard: int, identity: RunIdentity, label_bytes: int | None) -> str:
@@ -332,10 +340,10 @@ def clear_failure(directory: RunDirectory, shard: int) -> None:
 
 
 def read_shard_failure(directory: RunDirectory, shard: int) -> Failure | None:
-    """The failure of one shard, None where there is none. Raises: RecordInvalid."""
+    """The failure of one shard; None where there is none, or one that cannot be read (a start's scan names it)."""
     try:
         return parse_failure(directory.store.read(failure_name(shard)), directory.failure_file(shard))
-    except FileNotFoundError:
+    except (FileNotFoundError, RecordInvalid):
         return None
 
 
@@ -396,14 +404,16 @@ def _installed_versions() -> dict[str, str]:
     return own | {name: version(name) for name in LIBRARIES}
 
 
-def _read_failures(directory: RunDirectory) -> dict[int, Failure]:
-    failures = {}
+def _read_failures(directory: RunDirectory) -> tuple[dict[int, Failure], dict[int, str]]:
+    """Failures by shard, and why some of them hold nothing."""
+    failures, unreadable = {}, {}
     for shard, data in _shard_records(directory, FAILURES):
         try:
             failures[shard] = parse_failure(data, directory.failure_file(shard))
         except RecordInvalid as error:
+            unreadable[shard] = str(error)
             failures[shard] = Failure(shard, 0, False, f"unreadable failure record: {error}", "", 0.0)
-    return failures
+    return failures, unreadable
 
 
 def _check_footers(directory: RunDirectory, done: Mapping[int, Receipt]) -> dict[int, str]:

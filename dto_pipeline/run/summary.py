@@ -16,7 +16,7 @@ from dto_pipeline.run.directory import RunDirectory, RunScan
 from dto_pipeline.run.ledger import Tally
 from dto_pipeline.run.plan import RunPlan
 from dto_pipeline.run.receipt import Receipt, add_counts
-from dto_pipeline.run.report import count_lines, format_duration, sum_stages
+from dto_pipeline.run.report import count_lines, format_duration, sum_stages, unreadable_lines
 from dto_pipeline.status import ImageStatus, PersonStatus
 
 SLOWEST = 5  # shards a summary names
@@ -55,6 +55,7 @@ class RunSummary:
     retries: int  # tries beyond the first, of shards done now
     failed_tries: int  # of this start, whatever became of the shard
     workers_lost: int  # in this start
+    unreadable_failures: dict[int, str]  # failure records that this start found damaged: their tries are not counted
     slowest: list[SlowShard]  # of shards done now, the slowest first
     wall_s: float  # of this start
     images_per_s: float  # of this start, workers' start-up included
@@ -117,6 +118,7 @@ def summarize(directory: RunDirectory, plan: RunPlan, scan: RunScan | None, tall
         retries=sum(receipt.attempt - 1 for receipt in fresh),
         failed_tries=tally.charges,
         workers_lost=tally.workers_lost,
+        unreadable_failures=plan.unreadable,
         slowest=_find_slowest(fresh),
         wall_s=wall_s,
         images_per_s=sum(receipt.images for receipt in fresh) / wall_s,
@@ -148,6 +150,7 @@ def _table_lines(summary: RunSummary) -> list[str]:
         lines.append(f"time     {format_duration(summary.wall_s)}, {summary.images_per_s:.1f} images/s")
     if summary.failed_tries or summary.workers_lost:
         lines.append(f"losses   {summary.workers_lost} workers lost, {summary.failed_tries} tries failed")
+    lines += unreadable_lines(summary.unreadable_failures)
     stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in summary.stage_seconds.items())
     lines += [f"stages   {stages} (all workers and threads)"] if stages else []
     slow = ", ".join(f"{s.shard} {s.wall_s:.1f} s ({s.images} images, {s.worker})" for s in summary.slowest)
