@@ -89,26 +89,22 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.workers is not None:
         arguments.overrides.append(f"run.workers={arguments.workers}")
     config = read_config(arguments)
-    selection = Selection(arguments.shards, _words(arguments.subset), arguments.limit)
-    retry = {"retry_failed": arguments.retry_failed, "retry_statuses": _words(arguments.status)}
+    start = {
+        "retry_failed": arguments.retry_failed,
+        "retry_statuses": _words(arguments.status),
+        "selection": Selection(arguments.shards, _words(arguments.subset), arguments.limit),
+        "address": arguments.address,
+        "images_root": arguments.images,
+        "depth_root": arguments.depth,
+    }
     if arguments.dry_run:
         forecast = plan_pipeline(
-            arguments.manifest, arguments.out, config, **retry, selection=selection, images_per_s=arguments.images_per_s
+            arguments.manifest, arguments.out, config, **start, images_per_s=arguments.images_per_s
         )
         print(json.dumps(forecast.to_json(), indent=1) if arguments.json else forecast.as_table())
         return forecast.exit_code
     with leaving_in_good_order():
-        summary = run_pipeline(
-            arguments.manifest,
-            arguments.out,
-            config,
-            address=arguments.address,
-            **retry,
-            selection=selection,
-            progress=not arguments.quiet,
-            images_root=arguments.images,
-            depth_root=arguments.depth,
-        )
+        summary = run_pipeline(arguments.manifest, arguments.out, config, **start, progress=not arguments.quiet)
     print(json.dumps(summary.to_json(), indent=1) if arguments.json else summary.as_table())
     if summary.failed_images and not arguments.retry_failed and not arguments.json:
         print(f"{summary.failed_images} images failed and have rows that say why; mend them, then use --retry-failed")
