@@ -143,6 +143,7 @@ def _do_work(
         max_attempts=config.max_attempts,
         shards_in_flight=config.shards_in_flight if config.workers else 1,
         shard_timeout_s=config.shard_timeout_s,
+        warm_up_timeout_s=config.warm_up_timeout_s,
         max_failed_shards=config.max_failed_shards,
     )
     suspects = Suspects(directory, plan.earlier, config)
