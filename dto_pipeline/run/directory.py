@@ -314,8 +314,8 @@ def lacks_receipt_only(directory: RunDirectory, shard: int) -> bool:
 
 def settle_records(directory: RunDirectory, scan: RunScan) -> None:
     """Take away receipts that do not hold and failures of shards that are done. Call it under the lock."""
-    directory.check_lock()
     for shard in scan.void:
+        directory.check_lock()  # before each: whoever took over may have done the shard, and the name is the same
         directory.store.remove(receipt_name(shard))
     for shard in scan.settled:
         clear_failure(directory, shard)
@@ -347,26 +347,11 @@ def read_shard_failure(directory: RunDirectory, shard: int) -> Failure | None:
         return None
 
 
-def staged_label_name(shard: int, token: str) -> str:
-    """Where a worker leaves a label file that the driver puts in the place of another; swept like all leftovers."""
-    return f"{LABELS}/.{shard_name(shard)}.parquet.tmp-{token}"
-
-
-def replace_shard(directory: RunDirectory, receipt: Receipt, token: str) -> None:
-    """Put a staged label file in the place of a finished shard's, with its receipt. For the driver, under its lock.
-
-    The old receipt goes first: whatever is killed in between, an old or a new file stands whole and is adopted.
-    """
-    directory.check_lock()
-    store = directory.store
-    data = store.read(staged_label_name(receipt.shard, token))
-    store.remove(receipt_name(receipt.shard))
-    store.replace(label_name(receipt.shard), data)
-    store.replace(receipt_name(receipt.shard), json_bytes(receipt.to_dict()))
-
-
 def sweep_temporary(directory: RunDirectory) -> int:
-    """Remove what killed processes left half written; returns how many files. Call it under the lock."""
+    """Remove what killed processes left half written; returns how many files. Call it under the lock.
+
+    Asked for once: names of temporary files never come twice, so what was listed before a take-over is nobody's.
+    """
     directory.check_lock()
     store = directory.store
     folders = ("", LABELS, RECEIPTS, FAILURES, LEASE_FOLDER)

@@ -63,6 +63,7 @@ class Suspects:
 
     def excuse(self, shard: int, attempt: int) -> bool:
         """A try ended with its process: True when another try leads somewhere. Takes the note of it away."""
+        self._directory.check_lock()  # the note may be one for the next driver to read
         hand = read_hand(self._directory, shard)
         clear_hand(self._directory, shard)
         return self.judge(shard, attempt, hand)
