@@ -13,8 +13,9 @@ from dto_pipeline.commands.options import add_config_options, positive, read_con
 from dto_pipeline.models.depth_licences import describe_licences
 
 _EXIT_CODES = (
-    "Exit codes: 0 every shard of the run is done (failed images are rows with a status); 1 shards were given up; 2 "
-    "it could not begin or go on; 3 what was selected is done, the rest is pending; 130 interrupted or terminated."
+    "Exit codes: 0 every shard of the run is done (failed images are rows with a status); 1 shards were given up (more "
+    "than run.max_failed_shards of them stop the run early); 2 it could not begin or go on; 3 what was selected is "
+    "done, the rest is pending; 130 interrupted or terminated."
 )
 
 

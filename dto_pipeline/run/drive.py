@@ -37,6 +37,12 @@ class RunAborted(DtoError):
     """The run cannot go on; shards that are done stay done. The message says why and what to try."""
 
 
+class TooManyGivenUp(RunAborted):
+    """More shards were given up than `run.max_failed_shards`: the rest of the run stays pending."""
+
+    exit_code = 1  # as for a run that went on to its end and gave shards up
+
+
 class Ledger(Protocol):
     """Remembers what happened: files and progress in a real run, counters in a simulation."""
 
@@ -60,7 +66,8 @@ def drive(schedule: Schedule, pool: WorkerPool, ledger: Ledger) -> None:
     """Work until every shard of `schedule` is done or given up.
 
     Raises:
-        RunAborted: workers cannot start, or too many shards were given up.
+        RunAborted: workers cannot start.
+        TooManyGivenUp: more than `max_failed_shards` of the policy.
     """
     _Loop(schedule, pool, ledger).run()
 
@@ -198,7 +205,9 @@ class _Loop:
         given_up, limit = len(self.schedule.given_up), self.schedule.policy.max_failed_shards
         if given_up > limit:
             advice = "look at failures/, then start again with --retry-failed, or raise run.max_failed_shards"
-            raise RunAborted(f"{given_up} shards were given up, more than {limit}; the last said: {error}; {advice}")
+            raise TooManyGivenUp(
+                f"{given_up} shards were given up, more than {limit}; the last said: {error}; {advice}"
+            )
 
     def _watch(self) -> None:
         now = self.pool.now()

@@ -61,7 +61,7 @@ def run_pipeline(
     Raises:
         RunLocked: another driver is at work on this run.
         RunMismatch: the run was started with another config, manifest or version.
-        RunAborted: the workers cannot start or too many shards fail.
+        RunAborted: the workers cannot start, or (`TooManyGivenUp`) too many shards fail.
         RunDirectoryError: a folder of images or depth maps that does not exist here.
         SelectionError: a selection or a status that means nothing here.
     """

@@ -3,7 +3,8 @@
 Knows counts and their table; decides nothing but the exit code. Seconds, images, persons.
 
 Exit codes: 0 every shard of the run is done (failed images are rows with a status); 1 shards were given up, or a repair
-that was asked for; 3 what was selected is done, the rest of the run is pending as asked.
+that was asked for (where they are too many, the start ends early: by an error of that code, without a summary); 3 what
+was selected is done, the rest of the run is pending as asked.
 """
 
 from __future__ import annotations
