@@ -9,14 +9,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from dto_pipeline.commands.options import add_config_options, positive, read_config
-from dto_pipeline.models.depth_licences import describe_licences
+from dto_pipeline.commands.options import Paragraphs, add_config_options, positive, read_config
+from dto_pipeline.models.depth_licences import licence_lines
 
-_EXIT_CODES = (
-    "Exit codes: 0 every shard of the run is done (failed images are rows with a status); 1 shards were given up (more "
-    "than run.max_failed_shards of them stop the run early); 2 it could not begin or go on; 3 what was selected is "
-    "done, the rest is pending; 130 interrupted or terminated."
-)
+_EPILOG = """\
+A depth network instead of depth files:
+  --set depth.source=model --set depth.model=NAME_OR_FOLDER
+  --set depth.revision=COMMIT    (for a name)
+
+Licences of known networks (labels made with a non-commercial network are non-commercial):
+{licences}
+
+Exit codes:
+  0    every shard of the run is done (failed images are rows with a status)
+  1    shards were given up; too many of them stop the run early
+  2    it could not begin or go on
+  3    what was selected is done, the rest of the run is pending
+  130  interrupted or terminated
+"""
 
 
 def add_parser(verbs: argparse._SubParsersAction) -> None:
@@ -26,8 +36,8 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         description="Starts a run, or does what is left of it: a shard with a receipt is never touched again, unless "
         "its failed images are asked for. Another config or manifest than the run was started with is refused with the "
         "difference named.",
-        epilog="A depth network instead of depth files: --set depth.source=model --set depth.model=NAME_OR_FOLDER "
-        f"--set depth.revision=COMMIT. {describe_licences()} {_EXIT_CODES}",
+        epilog=_EPILOG.format(licences="\n".join(f"  {line}" for line in licence_lines())),
+        formatter_class=Paragraphs,
     )
     parser.add_argument("manifest", metavar="MANIFEST", help="file written by dto manifest build")
     parser.add_argument(
