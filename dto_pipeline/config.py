@@ -142,7 +142,9 @@ class DepthConfig:
     root: str = ""  # files: folder with one map per image; "" = the `depth` folder named by the manifest
     kind: str = "disparity"  # files: what their numbers mean, see `DEPTH_KINDS`; a network knows its own kind
     scale: float = 1.0  # files: stored numbers times this are in the kind's unit (0.001: millimetres)
-    model: str = "demo"  # model: hub name or folder; "demo" = the small network of the package, for the demo's pictures
+    model: str = (
+        ""  # model: hub name or folder; "demo" = the small network of the package, for the demo's pictures only
+    )
     revision: str = ""  # model: commit a hub name is pinned to
     offline: bool = False  # model: never ask the hub, only its cache on this machine
     short_side: int = 518  # model: shorter side of what Depth Anything sees [px], as its authors run it
@@ -255,6 +257,11 @@ class PipelineConfig:
         ):
             _expect(value in choices, f"{key} is {value!r}; choose from {choices}")
         _expect(self.depth.scale > 0, "depth.scale must be positive")
+        _expect(
+            self.depth.source != "model" or bool(self.depth.model),
+            "depth.source is 'model' but depth.model is empty; set depth.model to a hub name (with depth.revision) or "
+            "a folder, see docs/seeing.md",
+        )
         for key, least, found in (
             ("depth.batch", 1, self.depth.batch),
             ("masks.batch", 1, self.masks.batch),

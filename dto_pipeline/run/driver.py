@@ -62,14 +62,14 @@ def run_pipeline(
         RunLocked: another driver is at work on this run.
         RunMismatch: the run was started with another config, manifest or version.
         RunAborted: the workers cannot start, or (`TooManyGivenUp`) too many shards fail.
-        RunDirectoryError: a folder of images or depth maps that does not exist here.
+        RunDirectoryError: a folder of images or depth maps that does not exist here, or no depth maps are named.
         SelectionError: a selection or a status that means nothing here.
     """
     started = time.monotonic()
     retry = Retry.of(retry_failed, retry_statuses)
     directory = RunDirectory(as_location(run_dir))
     manifest = Manifest.open(manifest_path)
-    if missing := _missing_places(config, address, images_root, depth_root):
+    if missing := _find_missing(manifest, config, address, images_root, depth_root):
         raise files.RunDirectoryError(missing[0])
     selection.find_shards(manifest.num_shards, manifest.subset)  # a mistake is said before anything is made
     directory.create_folders()
@@ -110,21 +110,29 @@ def plan_pipeline(
     """
     retry = Retry.of(retry_failed, retry_statuses)
     manifest = Manifest.open(manifest_path)
-    missing = _missing_places(config, address, images_root, depth_root)
+    missing = _find_missing(manifest, config, address, images_root, depth_root)
     return forecast_run(RunDirectory(as_location(run_dir)), manifest, config, selection, retry, images_per_s, missing)
 
 
-def _missing_places(
-    config: PipelineConfig, address: str, images_root: str | Path | None, depth_root: str | Path | None
+def _find_missing(
+    manifest: Manifest,
+    config: PipelineConfig,
+    address: str,
+    images_root: str | Path | None,
+    depth_root: str | Path | None,
 ) -> list[str]:
-    """Places that were named by hand and are not there: every image, or every worker, would fail for it.
+    """What every image, or every worker, would fail for: no depth at all, and places named by hand that are not there.
 
-    Nothing is said of a cluster's nodes, which may see what this machine does not.
+    Of places nothing is said where a cluster's nodes may see what this machine does not.
     """
+    missing = []
+    if config.depth.source == "files" and manifest.depth_root is None:
+        advice = "build it with `depth` in the data set's YAML, or look with a network: depth.source=model, depth.model"
+        missing.append(f"{manifest.path} names no depth maps; {advice}; see docs/seeing.md")
     if address != "local" and config.run.workers:
-        return []
+        return missing
     folders = {"images folder": images_root, "depth folder": depth_root or config.depth.root}
-    missing = [
+    missing += [
         f"{what} {folder}: there is no such folder; check the path"
         for what, folder in folders.items()
         if folder and "://" not in str(folder) and not Path(folder).is_dir()

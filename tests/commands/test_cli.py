@@ -63,6 +63,8 @@ def test_golden_prints_json_alone_when_asked(golden_folder: Path, capsys: pytest
         (["run", "nowhere.parquet", "-o", "run"], "nowhere.parquet"),
         (["run", "nowhere.parquet", "-o", "run", "--set", "solver.mode=magic"], "solver.mode is 'magic'"),
         (["run", "nowhere.parquet", "-o", "run", "--set", "solver.speed=9"], "unknown key solver.speed"),
+        (["run", "nowhere.parquet", "-o", "run", "--set", "depth.source=model"], "depth.model is empty"),
+        (["bench", "--depth", "--images", "1"], "depth.model is empty"),
         (["run", "manifests/coco.yaml", "-o", "run"], "dto manifest build manifests/coco.yaml"),
         (["status", "nowhere"], "nowhere"),
         (["verify", "nowhere"], "holds no run.json"),

@@ -6,7 +6,9 @@ import re
 
 import pytest
 
-from dto_pipeline.run.directory import RunDirectory, record_failure
+from dto_pipeline.config import load_config
+from dto_pipeline.data.manifest import build_manifest
+from dto_pipeline.run.directory import RunDirectory, RunDirectoryError, record_failure
 from dto_pipeline.run.driver import plan_pipeline, run_pipeline
 from dto_pipeline.run.lease import new_record
 from dto_pipeline.run.receipt import Failure
@@ -152,6 +154,18 @@ def test_a_dry_run_counts_the_deaths_that_a_start_would_charge(start, plan, tmp_
     assert (forecast.failed, forecast.selected) == (1, 0)
     assert hand_name(0).rpartition("/")[2] in directory.store.entries("failures")
     assert list(start().failed_shards) == [0]
+
+
+def test_a_manifest_without_depth_is_refused_before_anything_is_made(tiny, tmp_path):
+    build_manifest(dataclasses.replace(tiny.dataset, depth=""), tmp_path / "blind.parquet", progress=False)
+    start = tmp_path / "blind.parquet", tmp_path / "run", tiny_config()
+
+    with pytest.raises(RunDirectoryError, match=r"names no depth maps.*depth\.source=model.*docs/seeing\.md"):
+        run_pipeline(*start, progress=False)
+    assert not (tmp_path / "run").exists()
+    assert "names no depth maps" in plan_pipeline(*start).refusals[0]
+    looked = load_config(overrides=["run.workers=0", "depth.source=model", "depth.model=demo"])
+    assert plan_pipeline(*start[:2], looked).refusals == []
 
 
 def test_a_dry_run_refuses_places_that_a_start_refuses(plan, tmp_path):
