@@ -142,7 +142,9 @@ class DepthConfig:
     root: str = ""  # files: folder with one map per image; "" = the `depth` folder named by the manifest
     kind: str = "disparity"  # files: what their numbers mean, see `DEPTH_KINDS`; a network knows its own kind
     scale: float = 1.0  # files: stored numbers times this are in the kind's unit (0.001: millimetres)
-    model: str = "demo"  # model: hub name or folder; "demo" = the small network of the package, for the demo's pictures
+    model: str = (
+        ""  # model: hub name or folder; "demo" = the small network of the package, for the demo's pictures only
+    )
     revision: str = ""  # model: commit a hub name is pinned to
     offline: bool = False  # model: never ask the hub, only its cache on this machine
     short_side: int = 518  # model: shorter side of what Depth Anything sees [px], as its authors run it
@@ -196,6 +198,9 @@ class RunConfig:
     max_attempts: int = 3  # tries a shard gets before it is quarantined
     shards_in_flight: int = 2  # shards handed to one worker at a time
     shard_timeout_s: float = 1800.0  # a shard without an answer for this long is taken from its worker [s]
+    # a worker that has its CPUs and GPUs but is not ready for this long is ended [s]; 1.3 GB of Depth Anything V2 Large
+    # come in 22 minutes over 1 MB/s. Waiting for CPUs and GPUs has no limit
+    warm_up_timeout_s: float = 1800.0
     max_failed_shards: int = 20  # quarantined shards after which the run stops
     max_poison_images: int = 3  # images of one shard that may end their process before the shard is quarantined
     lease_s: float = 60.0  # a driver on another host that is silent for this long is taken to be dead [s]
@@ -235,7 +240,8 @@ class PipelineConfig:
         _expect(self.run.max_poison_images >= 0, "run.max_poison_images must be 0 or more")
         for name in ("batch_images", "max_attempts", "decode_threads", "torch_threads", "shards_in_flight"):
             _expect(getattr(self.run, name) >= 1, f"run.{name} must be at least 1, found {getattr(self.run, name)}")
-        _expect(self.run.shard_timeout_s > 0, "run.shard_timeout_s must be positive")
+        for name in ("shard_timeout_s", "warm_up_timeout_s"):
+            _expect(getattr(self.run, name) > 0, f"run.{name} must be positive")
         _expect(
             0 < 3 * self.run.heartbeat_s <= self.run.lease_s,
             "run.heartbeat_s must be positive and at most a third of run.lease_s: a driver may miss two beats",
@@ -251,6 +257,11 @@ class PipelineConfig:
         ):
             _expect(value in choices, f"{key} is {value!r}; choose from {choices}")
         _expect(self.depth.scale > 0, "depth.scale must be positive")
+        _expect(
+            self.depth.source != "model" or bool(self.depth.model),
+            "depth.source is 'model' but depth.model is empty; set depth.model to a hub name (with depth.revision) or "
+            "a folder, see docs/seeing.md",
+        )
         for key, least, found in (
             ("depth.batch", 1, self.depth.batch),
             ("masks.batch", 1, self.masks.batch),

@@ -8,3 +8,5 @@ class DtoError(Exception):
 
     The command line prints it as one message without a traceback; anything else is a bug and keeps its traceback.
     """
+
+    exit_code = 2  # of the command line: it could not begin or go on

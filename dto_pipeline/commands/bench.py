@@ -32,7 +32,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--depth",
         action="store_true",
-        help="with a depth network (depth.model ...): images/s alone and from end to end, share of peak, busy share",
+        help="with a depth network (--set depth.model=...): images/s alone and end to end, share of peak, busy share",
     )
     parser.add_argument(
         "--manifest", type=positive, metavar="ROWS", help="time a manifest build of so many rows instead"

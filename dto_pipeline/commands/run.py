@@ -9,13 +9,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from dto_pipeline.commands.options import add_config_options, positive, read_config
-from dto_pipeline.models.depth_licences import describe_licences
+from dto_pipeline.commands.options import Paragraphs, add_config_options, positive, read_config
+from dto_pipeline.models.depth_licences import licence_lines
 
-_EXIT_CODES = (
-    "Exit codes: 0 every shard of the run is done (failed images are rows with a status); 1 shards were given up; 2 "
-    "it could not begin or go on; 3 what was selected is done, the rest is pending; 130 interrupted or terminated."
-)
+_EPILOG = """\
+A depth network instead of depth files:
+  --set depth.source=model --set depth.model=NAME_OR_FOLDER
+  --set depth.revision=COMMIT    (for a name)
+
+Licences of known networks (labels made with a non-commercial network are non-commercial):
+{licences}
+
+Exit codes:
+  0    every shard of the run is done (failed images are rows with a status)
+  1    shards were given up; too many of them stop the run early
+  2    it could not begin or go on
+  3    what was selected is done, the rest of the run is pending
+  130  interrupted or terminated
+"""
 
 
 def add_parser(verbs: argparse._SubParsersAction) -> None:
@@ -25,8 +36,8 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         description="Starts a run, or does what is left of it: a shard with a receipt is never touched again, unless "
         "its failed images are asked for. Another config or manifest than the run was started with is refused with the "
         "difference named.",
-        epilog="A depth network instead of depth files: --set depth.source=model --set depth.model=NAME_OR_FOLDER "
-        f"--set depth.revision=COMMIT. {describe_licences()} {_EXIT_CODES}",
+        epilog=_EPILOG.format(licences="\n".join(f"  {line}" for line in licence_lines())),
+        formatter_class=Paragraphs,
     )
     parser.add_argument("manifest", metavar="MANIFEST", help="file written by dto manifest build")
     parser.add_argument(
@@ -89,26 +100,22 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.workers is not None:
         arguments.overrides.append(f"run.workers={arguments.workers}")
     config = read_config(arguments)
-    selection = Selection(arguments.shards, _words(arguments.subset), arguments.limit)
-    retry = {"retry_failed": arguments.retry_failed, "retry_statuses": _words(arguments.status)}
+    start = {
+        "retry_failed": arguments.retry_failed,
+        "retry_statuses": _words(arguments.status),
+        "selection": Selection(arguments.shards, _words(arguments.subset), arguments.limit),
+        "address": arguments.address,
+        "images_root": arguments.images,
+        "depth_root": arguments.depth,
+    }
     if arguments.dry_run:
         forecast = plan_pipeline(
-            arguments.manifest, arguments.out, config, **retry, selection=selection, images_per_s=arguments.images_per_s
+            arguments.manifest, arguments.out, config, **start, images_per_s=arguments.images_per_s
         )
         print(json.dumps(forecast.to_json(), indent=1) if arguments.json else forecast.as_table())
         return forecast.exit_code
     with leaving_in_good_order():
-        summary = run_pipeline(
-            arguments.manifest,
-            arguments.out,
-            config,
-            address=arguments.address,
-            **retry,
-            selection=selection,
-            progress=not arguments.quiet,
-            images_root=arguments.images,
-            depth_root=arguments.depth,
-        )
+        summary = run_pipeline(arguments.manifest, arguments.out, config, **start, progress=not arguments.quiet)
     print(json.dumps(summary.to_json(), indent=1) if arguments.json else summary.as_table())
     if summary.failed_images and not arguments.retry_failed and not arguments.json:
         print(f"{summary.failed_images} images failed and have rows that say why; mend them, then use --retry-failed")

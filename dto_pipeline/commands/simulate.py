@@ -33,7 +33,13 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         "--shard-images", type=sizes, default=_SIZES, metavar="N[,N2..]", help=f"shard sizes to compare ({_SIZES})"
     )
     parser.add_argument("--image-s", type=float, default=0.04, metavar="S", help="work of one image in seconds (0.04)")
+    parser.add_argument(
+        "--queue-s", type=float, default=0.0, metavar="S", help="wait of a worker for its CPUs and GPUs in seconds (0)"
+    )
     parser.add_argument("--start-s", type=float, default=60.0, metavar="S", help="start-up of a worker in seconds (60)")
+    parser.add_argument(
+        "--hanging", type=float, default=0.0, metavar="X", help="part of workers that hang while they start (0)"
+    )
     parser.add_argument(
         "--spread", type=float, default=0.1, metavar="X", help="shards differ by up to this part of their time (0.1)"
     )
@@ -77,9 +83,11 @@ def _run(arguments: argparse.Namespace) -> int:
         mtbf_s=arguments.mtbf,
         shard_images=min(arguments.shard_images),
         image_s=arguments.image_s,
+        queue_s=arguments.queue_s,
         start_s=arguments.start_s,
         spread=arguments.spread,
         preempted=arguments.preempted,
+        hanging=arguments.hanging,
         poison=arguments.poison,
         seed=arguments.seed,
     )

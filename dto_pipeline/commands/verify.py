@@ -13,7 +13,9 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         "verify",
         help="check receipts, rows and labels of a run; exit code 1 if anything falls short",
         description="Reads every label file of a run and checks it against its receipt, against the manifest (every "
-        "image once, the input restored exactly by undoing the change) and against what a fit may do to a label.",
+        "image once, the input restored exactly by undoing the change) and against what a fit may do to a label. "
+        "Broken is what was declared done and does not hold. Exit codes: 0 every shard is done and holds; 1 something "
+        "is broken, or shards were given up; 2 it could not be read; 3 what is done holds, the rest is pending.",
     )
     parser.add_argument("run_dir", metavar="RUN", help="the run's folder")
     add_moved_options(parser)
@@ -27,4 +29,4 @@ def _run(arguments: argparse.Namespace) -> int:
 
     verdict = verify_run(arguments.run_dir, arguments.manifest, arguments.body)
     print(json.dumps(verdict.to_json(), indent=1) if arguments.json else verdict.as_table(arguments.limit))
-    return 0 if verdict.passed else 1
+    return verdict.exit_code

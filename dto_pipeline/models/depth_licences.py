@@ -25,8 +25,13 @@ LICENCES = {
 
 
 def describe_licences() -> str:
-    """One line a licence, for messages and help texts."""
+    """All on one line, for messages."""
+    return "Licences: " + "; ".join(licence_lines())
+
+
+def licence_lines() -> list[str]:
+    """One line a licence, with the names of its networks."""
     licences: dict[str, list[str]] = {}
     for name, licence in LICENCES.items():
         licences.setdefault(licence, []).append(name)
-    return "Licences: " + "; ".join(f"{licence}: {', '.join(names)}" for licence, names in licences.items())
+    return [f"{licence}: {', '.join(names)}" for licence, names in licences.items()]

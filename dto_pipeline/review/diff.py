@@ -1,7 +1,8 @@
 """`dto diff`: what two sets of labels say differently about the same people.
 
 Joins images by their key and people by their index; reads both sides shard by shard. Equal means equal bits (NaN equals
-NaN); columns that describe the run itself (origins, file hashes) are left out. Metres, radians, sigma.
+NaN); columns that describe the run itself (origins, file hashes) are left out. A number that is known on one side only
+(not finite on the other) is a difference without a size: it is counted apart. Metres, radians, sigma.
 """
 
 from __future__ import annotations
@@ -48,6 +49,9 @@ class LabelDiff:
     persons_different: int = 0
     image_changes: Counter[str] = field(default_factory=Counter)  # "before -> after" of status and acceptance
     person_changes: Counter[str] = field(default_factory=Counter)
+    became_unknown: Counter[str] = field(default_factory=Counter)  # measure -> persons with a number before only
+    became_known: Counter[str] = field(default_factory=Counter)  # and with a number after only
+    unknown_persons: list[str] = field(default_factory=list)  # the first of the former, named
     histograms: dict[str, np.ndarray] = field(default_factory=dict)  # measure -> counts over _BINS
     largest: dict[str, float] = field(default_factory=dict)
     worst: list[tuple[float, str]] = field(default_factory=list)  # heap of the persons that moved most
@@ -61,7 +65,7 @@ class LabelDiff:
         return [text for _, text in sorted(self.worst, reverse=True)]
 
     def quantiles(self, measure: str) -> list[float]:
-        """Median, 90 % and largest difference among the persons in which the measure differs (6 % exact)."""
+        """Median, 90 % and largest difference among persons in whom the measure is known and differs (6 % exact)."""
         counts = self.histograms[measure]
         ends = np.searchsorted(np.cumsum(counts), np.array(_QUANTILES[:2]) * counts.sum())
         return [*(float(_BINS[min(end, len(_BINS) - 1)]) for end in ends), self.largest[measure]]
@@ -70,8 +74,8 @@ class LabelDiff:
         """Plain dict, JSON-ready."""
         inner = ("histograms", "largest", "worst")
         plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in inner}
-        finite = {name: [v if np.isfinite(v) else None for v in self.quantiles(name)] for name in self.histograms}
-        return {**plain, "equal": self.equal, "quantiles": finite, "worst": self.worst_lines()}
+        quantiles = {name: self.quantiles(name) for name in self.histograms}
+        return {**plain, "equal": self.equal, "quantiles": quantiles, "worst": self.worst_lines()}
 
     def as_table(self) -> str:
         """Text for a terminal."""
@@ -83,7 +87,7 @@ def diff_labels(before: str | Path, after: str | Path, worst: int = 10) -> Label
 
     Args:
         before, after: run folder, folder of label files, or one file.
-        worst: how many persons are named.
+        worst: how many persons are named: those that moved most, and those of whom something became unknown.
 
     Raises:
         LabelsError: a side holds no labels, or a file that cannot be read.
@@ -149,9 +153,10 @@ def _compare_people(diff: LabelDiff, before: LabelColumns, after: LabelColumns, 
     for name in MEASURES:
         unequal, size = _difference(before.people[name], after.people[name], together=name == "transl")
         different |= unequal
-        _count(diff, name, size[unequal])
+        _count(diff, name, size[unequal & np.isfinite(size)])
+        _count_unknown(diff, name, before, after, worst)
         if name == "transl":
-            _keep_worst(diff, before, after, size, worst)
+            _keep_worst(diff, before, after, np.where(np.isfinite(size), size, 0.0), worst)
     old, new = (side.people["status"] for side in (before, after))
     different |= old != new
     diff.person_changes.update(f"{a} -> {b}" for a, b in zip(old[old != new], new[old != new], strict=True))
@@ -178,13 +183,30 @@ def _words(values: np.ndarray) -> np.ndarray:
 
 
 def _difference(before: np.ndarray, after: np.ndarray, together: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """(n,) rows that are unequal, and by how much: the largest entry, or the length of the difference `together`."""
+    """(n,) rows that are unequal, and by how much: the largest entry, or the length of the difference `together`.
+
+    The size is not finite where an entry that differs is not known on both sides.
+    """
     rows = len(before)
     before, after = before.reshape(rows, -1), after.reshape(rows, -1)
     unequal = ~((before == after) | (np.isnan(before) & np.isnan(after)))
     apart = np.where(unequal, np.abs(after.astype(np.float64) - before), 0.0)
-    size = np.linalg.norm(apart, axis=1) if together else apart.max(axis=1, initial=0.0)
-    return unequal.any(axis=1), np.where(np.isnan(size), np.inf, size)
+    return unequal.any(axis=1), np.linalg.norm(apart, axis=1) if together else apart.max(axis=1, initial=0.0)
+
+
+def _count_unknown(diff: LabelDiff, name: str, before: LabelColumns, after: LabelColumns, named: int) -> None:
+    """Count the persons of whom a measure is known on one side only; name the first that lost it."""
+    known = [np.isfinite(side.people[name].reshape(side.num_people, -1)).all(axis=1) for side in (before, after)]
+    lost, gained = known[0] & ~known[1], ~known[0] & known[1]
+    diff.became_unknown.update({name: int(lost.sum())} if lost.any() else {})
+    diff.became_known.update({name: int(gained.sum())} if gained.any() else {})
+    for person in np.flatnonzero(lost)[: max(0, named - len(diff.unknown_persons))].tolist():
+        diff.unknown_persons.append(f"{_place(before, person)}: {MEASURES[name]} became unknown")
+
+
+def _place(labels: LabelColumns, person: int) -> str:
+    row = int(labels.owner[person])
+    return f"{labels.images['image_id'][row]}, person {person - int(labels.starts[row])}"
 
 
 def _count(diff: LabelDiff, name: str, size: np.ndarray) -> None:
@@ -199,12 +221,10 @@ def _count(diff: LabelDiff, name: str, size: np.ndarray) -> None:
 def _keep_worst(diff: LabelDiff, before: LabelColumns, after: LabelColumns, size: np.ndarray, worst: int) -> None:
     order = np.argsort(-size, kind="stable")[:worst]
     for person in order[size[order] > 0].tolist():
-        row = int(before.owner[person])
         z = [float(side.people["transl"][person, 2]) for side in (before, after)]
         height = [float(side.people["height_m"][person]) for side in (before, after)]
-        place = f"{before.images['image_id'][row]}, person {person - int(before.starts[row])}"
         change = f"z {z[0]:.2f} -> {z[1]:.2f} m, height {height[0]:.2f} -> {height[1]:.2f} m"
-        text = f"{size[person]:.3f} m: {place}: {change}"
+        text = f"{size[person]:.3f} m: {_place(before, person)}: {change}"
         heapq.heappush(diff.worst, (float(size[person]), text))
         if len(diff.worst) > worst:
             heapq.heappop(diff.worst)
@@ -227,6 +247,8 @@ def _table_lines(diff: LabelDiff) -> list[str]:
         lines.append(f"  {'where it differs':<28} {'median':>10} {'90 %':>10} {'largest':>10}")
     for name in (name for name in MEASURES if name in diff.histograms):
         lines.append(f"  {MEASURES[name]:<28} " + " ".join(f"{value:>10.3g}" for value in diff.quantiles(name)))
-    lines += [f"  {text}" for text in diff.worst_lines()]
+    for title, counts in (("became unknown", diff.became_unknown), ("became known", diff.became_known)):
+        lines += [f"  {MEASURES[name]} {title}: {count} persons" for name, count in counts.items()]
+    lines += [f"  {text}" for text in (*diff.worst_lines(), *diff.unknown_persons)]
     lines.append("equal" if diff.equal else "different")
     return lines

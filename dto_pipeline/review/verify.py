@@ -2,6 +2,11 @@
 
 Three kinds of rules: receipts against label files, label rows against the manifest, labels against what a fit may do
 (`data.invariants`). Reads everything, writes nothing. What could not be checked is listed, never passed in silence.
+Broken is what was declared done and does not hold; a shard that nobody has done yet is pending, one that was tried in
+vain is given up, in the words of `dto status`.
+
+Exit codes, as `dto run` has them: 0 every shard is done and holds; 1 something is broken, or shards were given up; 3
+what is done holds and the rest is pending.
 """
 
 from __future__ import annotations
@@ -31,10 +36,12 @@ from dto_pipeline.data.storage import base_name
 from dto_pipeline.data.store import sha256_of
 from dto_pipeline.models.body import BodyModel, BodyModelError
 from dto_pipeline.review.run_files import RunFiles, load_run_body, open_run_files
-from dto_pipeline.run.directory import shard_name
+from dto_pipeline.run.directory import LABELS, shard_name
 from dto_pipeline.run.publishing import count_statuses
 from dto_pipeline.run.receipt import Receipt
+from dto_pipeline.run.summary import EXIT_DONE, EXIT_MISSING, EXIT_SELECTED
 
+_RECEIPTS = "every receipt holds"
 _KEPT = 200  # offences remembered per rule; all are counted
 
 
@@ -60,33 +67,57 @@ class Verdict:
     run_dir: str
     images: int = 0
     persons: int = 0
+    done: int = 0  # shards whose receipt holds; likewise below
+    pending: dict[int, str] = field(default_factory=dict)  # shards without a receipt -> what `dto run` will do
+    given_up: dict[int, str] = field(default_factory=dict)  # shards tried in vain -> last error
     rules: dict[str, Rule] = field(default_factory=dict)
     unchecked: list[str] = field(default_factory=list)
 
     @property
     def passed(self) -> bool:
+        """Nothing is broken; the run may be unfinished all the same."""
         return all(rule.broken == 0 for rule in self.rules.values())
+
+    @property
+    def exit_code(self) -> int:
+        """See the module."""
+        if not self.passed or self.given_up:
+            return EXIT_MISSING
+        return EXIT_SELECTED if self.pending else EXIT_DONE
 
     def rule(self, name: str) -> Rule:
         return self.rules.setdefault(name, Rule(name))
 
     def to_json(self) -> dict[str, Any]:
         """Plain dict, JSON-ready."""
-        return {**dataclasses.asdict(self), "passed": self.passed}
+        return {**dataclasses.asdict(self), "passed": self.passed, "exit_code": self.exit_code}
 
     def as_table(self, examples: int = 5) -> str:
         """Text for a terminal: one line per rule, then the first offences of each broken one."""
         width = max(len(name) for name in self.rules)
-        lines = [f"{self.run_dir}: {self.images} images, {self.persons} persons"]
+        broken = self.rule(_RECEIPTS).broken
+        lines = [
+            f"{self.run_dir}: {self.images} images, {self.persons} persons",
+            f"  shards: {self.done} done, {len(self.given_up)} given up, {len(self.pending)} pending, {broken} broken",
+        ]
         for rule in self.rules.values():
             word = "ok" if rule.broken == 0 else f"{rule.broken} BROKEN"
             lines.append(f"  {rule.name:<{width}}  {rule.checked:>9} checked  {word}")
             lines += [f"      {offence}" for offence in rule.offences[:examples]]
             if rule.broken > examples:
                 lines.append(f"      ... and {rule.broken - examples} more; --limit N or --json show them")
+        for word, shards in (("given up", self.given_up), ("pending", self.pending)):
+            lines += [f"  {word}: {shard_name(shard)}: {text}" for shard, text in list(shards.items())[:examples]]
+            lines += [f"  {word}: ... and {len(shards) - examples} more"] if len(shards) > examples else []
         lines += [f"  not checked: {text}" for text in self.unchecked]
-        lines.append("everything holds" if self.passed else "some of it does not hold")
-        return "\n".join(lines)
+        return "\n".join([*lines, self._conclusion()])
+
+    def _conclusion(self) -> str:
+        if not self.passed:
+            return "some of it does not hold"
+        if self.given_up or self.pending:
+            return f"what is done holds; {len(self.given_up)} shards were given up, {len(self.pending)} are pending"
+        return "everything holds"
 
 
 def verify_run(run_dir: str | Path, manifest: str | Path | None = None, body_path: str | Path | None = None) -> Verdict:
@@ -106,7 +137,7 @@ def verify_run(run_dir: str | Path, manifest: str | Path | None = None, body_pat
     if run.manifest is None:
         verdict.unchecked.append(f"rows against the manifest: {run.manifest_problem}")
     body = _find_body(run, body_path, verdict)
-    _check_shards_present(run, verdict)
+    _check_receipts(run, verdict)
     seen: Counter[str] = Counter()
     for shard in run.shards:
         for columns in _check_file(run, shard, verdict):
@@ -125,15 +156,24 @@ def _find_body(run: RunFiles, path: str | Path | None, verdict: Verdict) -> Body
         return None
 
 
-def _check_shards_present(run: RunFiles, verdict: Verdict) -> None:
-    rule = verdict.rule("every shard has a receipt that holds")
+def _check_receipts(run: RunFiles, verdict: Verdict) -> None:
+    """Tell the shards apart: done, broken (a receipt that does not hold), given up, pending."""
+    rule, scan = verdict.rule(_RECEIPTS), run.scan
+    verdict.done = len(scan.done)
+    rule.checked = len(scan.done) + len(scan.void)
+    for shard, reason in sorted(scan.void.items()):
+        rule.offend(f"{shard_name(shard)}: {reason}; `dto run` does it again")
+    labels = run.directory.store.entries(LABELS)
     for shard in range(run.identity.shards):
-        rule.checked += 1
-        if shard in run.scan.done:
+        if shard in scan.done or shard in scan.void:
             continue
-        failure = run.scan.failures.get(shard)
-        reason = run.scan.void.get(shard) or (f"failed: {failure.error}" if failure else "no receipt")
-        rule.offend(f"{shard_name(shard)}: {reason}; `dto run` does it")
+        failure = scan.failures.get(shard)
+        if failure is not None and failure.given_up:
+            verdict.given_up[shard] = f"{failure.error}; `dto run --retry-failed` takes it up again"
+        elif f"{shard_name(shard)}.parquet" in labels:
+            verdict.pending[shard] = "its labels lie there without a receipt; `dto run` adopts them if they are whole"
+        else:
+            verdict.pending[shard] = "no receipt; `dto run` does it" + (f"; tried: {failure.error}" if failure else "")
 
 
 def _check_file(run: RunFiles, shard: int, verdict: Verdict) -> Iterator[LabelColumns]:

@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar, cast
@@ -167,6 +167,14 @@ class RunScan:
     failures: dict[int, Failure]  # of shards that are not done
     void: dict[int, str] = field(default_factory=dict)  # shard -> why its receipt does not count
     settled: tuple[int, ...] = ()  # shards that are done and still have a failure record
+    unreadable: dict[int, str] = field(default_factory=dict)  # shard -> why its failure record counts as none
+
+    def with_failures(self, found: Iterable[Failure]) -> RunScan:
+        """The same with failures that were found, or written, after it."""
+        shards = {failure.shard: failure for failure in found}
+        failures = {**self.failures, **{s: f for s, f in shards.items() if s not in self.done}}
+        settled = tuple(sorted({*self.settled, *(shards.keys() & self.done.keys())}))
+        return replace(self, failures=failures, settled=settled)
 
 
 def shard_name(shard: int) -> str:
@@ -258,7 +266,7 @@ def scan_run(directory: RunDirectory, identity: RunIdentity, footers: bool = Fal
     """Read every receipt and failure, and the sizes of the label files.
 
     A receipt does not hold when it cannot be read, belongs to another config or manifest, or its label file is missing
-    or of another size.
+    or of another size. A failure that cannot be read is one of no tries, so that its shard is worked like any other.
 
     Args:
         footers: read the end of every label file too: a file that was swapped for another shard's, or cut and filled
@@ -281,9 +289,9 @@ def scan_run(directory: RunDirectory, identity: RunIdentity, footers: bool = Fal
     if footers:
         void.update(_check_footers(directory, done))
         done = {shard: receipt for shard, receipt in done.items() if shard not in void}
-    failures = _read_failures(directory)
+    failures, unreadable = _read_failures(directory)
     settled = tuple(shard for shard in failures if shard in done)
-    return RunScan(done, {s: f for s, f in failures.items() if s not in done}, void, settled)
+    return RunScan(done, {s: f for s, f in failures.items() if s not in done}, void, settled, unreadable)
 
 
 def why_void(receipt: Receipt, shard: int, identity: RunIdentity, label_bytes: int | None) -> str:
@@ -306,8 +314,8 @@ def lacks_receipt_only(directory: RunDirectory, shard: int) -> bool:
 
 def settle_records(directory: RunDirectory, scan: RunScan) -> None:
     """Take away receipts that do not hold and failures of shards that are done. Call it under the lock."""
-    directory.check_lock()
     for shard in scan.void:
+        directory.check_lock()  # before each: whoever took over may have done the shard, and the name is the same
         directory.store.remove(receipt_name(shard))
     for shard in scan.settled:
         clear_failure(directory, shard)
@@ -332,33 +340,18 @@ def clear_failure(directory: RunDirectory, shard: int) -> None:
 
 
 def read_shard_failure(directory: RunDirectory, shard: int) -> Failure | None:
-    """The failure of one shard, None where there is none. Raises: RecordInvalid."""
+    """The failure of one shard; None where there is none, or one that cannot be read (a start's scan names it)."""
     try:
         return parse_failure(directory.store.read(failure_name(shard)), directory.failure_file(shard))
-    except FileNotFoundError:
+    except (FileNotFoundError, RecordInvalid):
         return None
 
 
-def staged_label_name(shard: int, token: str) -> str:
-    """Where a worker leaves a label file that the driver puts in the place of another; swept like all leftovers."""
-    return f"{LABELS}/.{shard_name(shard)}.parquet.tmp-{token}"
-
-
-def replace_shard(directory: RunDirectory, receipt: Receipt, token: str) -> None:
-    """Put a staged label file in the place of a finished shard's, with its receipt. For the driver, under its lock.
-
-    The old receipt goes first: whatever is killed in between, an old or a new file stands whole and is adopted.
-    """
-    directory.check_lock()
-    store = directory.store
-    data = store.read(staged_label_name(receipt.shard, token))
-    store.remove(receipt_name(receipt.shard))
-    store.replace(label_name(receipt.shard), data)
-    store.replace(receipt_name(receipt.shard), json_bytes(receipt.to_dict()))
-
-
 def sweep_temporary(directory: RunDirectory) -> int:
-    """Remove what killed processes left half written; returns how many files. Call it under the lock."""
+    """Remove what killed processes left half written; returns how many files. Call it under the lock.
+
+    Asked for once: names of temporary files never come twice, so what was listed before a take-over is nobody's.
+    """
     directory.check_lock()
     store = directory.store
     folders = ("", LABELS, RECEIPTS, FAILURES, LEASE_FOLDER)
@@ -396,14 +389,16 @@ def _installed_versions() -> dict[str, str]:
     return own | {name: version(name) for name in LIBRARIES}
 
 
-def _read_failures(directory: RunDirectory) -> dict[int, Failure]:
-    failures = {}
+def _read_failures(directory: RunDirectory) -> tuple[dict[int, Failure], dict[int, str]]:
+    """Failures by shard, and why some of them hold nothing."""
+    failures, unreadable = {}, {}
     for shard, data in _shard_records(directory, FAILURES):
         try:
             failures[shard] = parse_failure(data, directory.failure_file(shard))
         except RecordInvalid as error:
+            unreadable[shard] = str(error)
             failures[shard] = Failure(shard, 0, False, f"unreadable failure record: {error}", "", 0.0)
-    return failures
+    return failures, unreadable
 
 
 def _check_footers(directory: RunDirectory, done: Mapping[int, Receipt]) -> dict[int, str]:

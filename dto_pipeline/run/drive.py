@@ -18,6 +18,7 @@ from dto_pipeline.run.pool import (
     ShardRaised,
     WorkerDraining,
     WorkerLost,
+    WorkerPlaced,
     WorkerPool,
     WorkerReady,
 )
@@ -36,6 +37,12 @@ class RunAborted(DtoError):
     """The run cannot go on; shards that are done stay done. The message says why and what to try."""
 
 
+class TooManyGivenUp(RunAborted):
+    """More shards were given up than `run.max_failed_shards`: the rest of the run stays pending."""
+
+    exit_code = 1  # as for a run that went on to its end and gave shards up
+
+
 class Ledger(Protocol):
     """Remembers what happened: files and progress in a real run, counters in a simulation."""
 
@@ -48,8 +55,8 @@ class Ledger(Protocol):
     def worker_lost(self, worker: str, error: str) -> None:
         """A worker died; it is replaced while there is work."""
 
-    def waiting(self, seconds: float) -> None:
-        """Nobody has been ready to work for so long."""
+    def waiting(self, seconds: float, loading: int) -> None:
+        """Nobody has been ready to work for so long; `loading` workers have their place and warm up."""
 
     def tick(self) -> None:
         """Time has passed; called every few seconds at least."""
@@ -59,7 +66,8 @@ def drive(schedule: Schedule, pool: WorkerPool, ledger: Ledger) -> None:
     """Work until every shard of `schedule` is done or given up.
 
     Raises:
-        RunAborted: workers cannot start, or too many shards were given up.
+        RunAborted: workers cannot start.
+        TooManyGivenUp: more than `max_failed_shards` of the policy.
     """
     _Loop(schedule, pool, ledger).run()
 
@@ -95,6 +103,7 @@ class _Loop:
     def __init__(self, schedule: Schedule, pool: WorkerPool, ledger: Ledger) -> None:
         self.schedule, self.pool, self.ledger = schedule, pool, ledger
         self.starting: set[str] = set()
+        self.loading: dict[str, tuple[float, str]] = {}  # of those, workers that warm up: since when, on which node
         self.draining: set[str] = set()  # of those, workers whose node is about to go: it is told once only
         self.failed_starts: list[str] = []  # the node of each, "" = unknown
         self.nodes = _Nodes()
@@ -113,6 +122,7 @@ class _Loop:
 
     def _handle(self, event: Event) -> None:
         handlers: dict[type, Callable[..., None]] = {
+            WorkerPlaced: self._worker_placed,
             WorkerReady: self._worker_ready,
             ShardDone: self._shard_done,
             ShardRaised: self._shard_raised,
@@ -123,8 +133,13 @@ class _Loop:
         if event.worker in self.starting or self.schedule.knows(event.worker):  # else it was ended a moment ago
             handlers[type(event)](event)
 
+    def _worker_placed(self, event: WorkerPlaced) -> None:
+        if event.worker in self.starting:
+            self.loading[event.worker] = self.pool.now(), event.node
+
     def _worker_ready(self, event: WorkerReady) -> None:
         self.starting.discard(event.worker)
+        self.loading.pop(event.worker, None)
         self.failed_starts.clear()
         self.nodes.of[event.worker] = event.node
         self.schedule.add_worker(event.worker)
@@ -149,7 +164,8 @@ class _Loop:
         if event.fatal:
             self._end(event.worker, event.error, blameless=True)  # the shard it was at has been charged above
 
-    def _worker_lost(self, event: WorkerLost) -> None:
+    def _worker_lost(self, event: WorkerLost, in_a_row: bool = True) -> None:
+        """`in_a_row`: whether a failed start counts towards those after which the run is stopped."""
         self.ledger.worker_lost(event.worker, event.error)
         node = event.node or self.nodes.of.get(event.worker, "")
         shard = self.schedule.shard_at(event.worker)
@@ -157,7 +173,7 @@ class _Loop:
             self._judge_node(node, shard, event.error)
         self.nodes.of.pop(event.worker, None)
         if event.worker in self.starting:
-            self._start_failed(event, node)
+            self._start_failed(event, node, in_a_row)
         elif charge := self.schedule.worker_lost(event.worker, event.blameless, event.begun):
             self._charged(charge, event.worker, event.error, event.detail)
 
@@ -170,10 +186,11 @@ class _Loop:
                 f"node {node}", f"no more workers are started on it: {died}; the last said: {error}"
             )
 
-    def _start_failed(self, event: WorkerLost, node: str) -> None:
+    def _start_failed(self, event: WorkerLost, node: str, in_a_row: bool) -> None:
         self.starting.discard(event.worker)
+        self.loading.pop(event.worker, None)
         self.draining.discard(event.worker)
-        if event.blameless or (node and node in self.nodes.avoided):
+        if event.blameless or not in_a_row or (node and node in self.nodes.avoided):
             return
         self.failed_starts.append(node)
         failed = len(self.failed_starts)
@@ -188,13 +205,16 @@ class _Loop:
         given_up, limit = len(self.schedule.given_up), self.schedule.policy.max_failed_shards
         if given_up > limit:
             advice = "look at failures/, then start again with --retry-failed, or raise run.max_failed_shards"
-            raise RunAborted(f"{given_up} shards were given up, more than {limit}; the last said: {error}; {advice}")
+            raise TooManyGivenUp(
+                f"{given_up} shards were given up, more than {limit}; the last said: {error}; {advice}"
+            )
 
     def _watch(self) -> None:
         now = self.pool.now()
         if now - self.watched_at >= WATCH_S:
             self.watched_at = now
             self._end_overdue()
+            self._end_stuck()
             self._end_released()
             self._say_waiting()
 
@@ -206,6 +226,18 @@ class _Loop:
         for worker, shard, seconds in self.schedule.overdue(self.pool.now()):
             self._end(worker, f"hung for {seconds:.0f} s at shard {shard} and was ended")
 
+    def _end_stuck(self) -> None:
+        """End workers that hang while they load; those without a place wait for CPUs or GPUs and are left alone.
+
+        Those that began together are ended together, which is no row of failures while others work.
+        """
+        now, limit = self.pool.now(), self.schedule.policy.warm_up_timeout_s
+        for worker, (since, node) in list(self.loading.items()):
+            if now - since > limit:
+                what = f"had its place for {now - since:.0f} s and was still loading (run.warm_up_timeout_s)"
+                self.pool.kill(worker)
+                self._worker_lost(WorkerLost(worker, f"{what}; it was ended", node=node), not self.schedule.workers)
+
     def _end(self, worker: str, reason: str, blameless: bool = False) -> None:
         self.pool.kill(worker)
         self._worker_lost(WorkerLost(worker, reason, blameless=blameless))
@@ -216,4 +248,4 @@ class _Loop:
             self.idle_since = self.said_at = now
         elif now - self.said_at >= SAY_WAITING_S:
             self.said_at = now
-            self.ledger.waiting(now - self.idle_since)
+            self.ledger.waiting(now - self.idle_since, len(self.loading))

@@ -7,7 +7,7 @@ there is work, so that a finished run answers at once. Times in seconds.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from contextlib import ExitStack, closing
 from pathlib import Path
 
@@ -61,19 +61,16 @@ def run_pipeline(
     Raises:
         RunLocked: another driver is at work on this run.
         RunMismatch: the run was started with another config, manifest or version.
-        RunAborted: the workers cannot start or too many shards fail.
-        RunDirectoryError: a folder of images or depth maps that does not exist here.
+        RunAborted: the workers cannot start, or (`TooManyGivenUp`) too many shards fail.
+        RunDirectoryError: a folder of images or depth maps that does not exist here, or no depth maps are named.
         SelectionError: a selection or a status that means nothing here.
     """
     started = time.monotonic()
     retry = Retry.of(retry_failed, retry_statuses)
     directory = RunDirectory(as_location(run_dir))
     manifest = Manifest.open(manifest_path)
-    if address == "local" or config.run.workers == 0:
-        _check_places(
-            {"images folder": images_root, "depth folder": depth_root or config.depth.root},
-            {"body.model_path": config.body.model_path},
-        )
+    if missing := _find_missing(manifest, config, address, images_root, depth_root):
+        raise files.RunDirectoryError(missing[0])
     selection.find_shards(manifest.num_shards, manifest.subset)  # a mistake is said before anything is made
     directory.create_folders()
     with directory.lock(config.run):
@@ -99,6 +96,9 @@ def plan_pipeline(
     retry_statuses: Collection[str] = (),
     selection: Selection = EVERYTHING,
     images_per_s: float | None = None,
+    address: str = "local",
+    images_root: str | Path | None = None,
+    depth_root: str | Path | None = None,
 ) -> Forecast:
     """What `run_pipeline` with the same arguments would do. Writes nothing, not even the run's folder.
 
@@ -110,17 +110,37 @@ def plan_pipeline(
     """
     retry = Retry.of(retry_failed, retry_statuses)
     manifest = Manifest.open(manifest_path)
-    return forecast_run(RunDirectory(as_location(run_dir)), manifest, config, selection, retry, images_per_s)
+    missing = _find_missing(manifest, config, address, images_root, depth_root)
+    return forecast_run(RunDirectory(as_location(run_dir)), manifest, config, selection, retry, images_per_s, missing)
 
 
-def _check_places(folders: Mapping[str, str | Path | None], existing: Mapping[str, str]) -> None:
-    """Refuse places that were named by hand and are not there: every image, or every worker, would fail for it."""
-    for what, folder in folders.items():
-        if folder and "://" not in str(folder) and not Path(folder).is_dir():
-            raise files.RunDirectoryError(f"{what} {folder}: there is no such folder; check the path")
-    for what, path in existing.items():
-        if path and "://" not in path and not Path(path).exists():
-            raise files.RunDirectoryError(f"{what} {path}: there is no such file or folder; see dto body import")
+def _find_missing(
+    manifest: Manifest,
+    config: PipelineConfig,
+    address: str,
+    images_root: str | Path | None,
+    depth_root: str | Path | None,
+) -> list[str]:
+    """What every image, or every worker, would fail for: no depth at all, and places named by hand that are not there.
+
+    Of places nothing is said where a cluster's nodes may see what this machine does not.
+    """
+    missing = []
+    if config.depth.source == "files" and manifest.depth_root is None:
+        advice = "build it with `depth` in the data set's YAML, or look with a network: depth.source=model, depth.model"
+        missing.append(f"{manifest.path} names no depth maps; {advice}; see docs/seeing.md")
+    if address != "local" and config.run.workers:
+        return missing
+    folders = {"images folder": images_root, "depth folder": depth_root or config.depth.root}
+    missing += [
+        f"{what} {folder}: there is no such folder; check the path"
+        for what, folder in folders.items()
+        if folder and "://" not in str(folder) and not Path(folder).is_dir()
+    ]
+    body = config.body.model_path
+    if body and "://" not in body and not Path(body).exists():
+        missing.append(f"body.model_path {body}: there is no such file or folder; see dto body import")
+    return missing
 
 
 def _do_work(
@@ -131,6 +151,7 @@ def _do_work(
         max_attempts=config.max_attempts,
         shards_in_flight=config.shards_in_flight if config.workers else 1,
         shard_timeout_s=config.shard_timeout_s,
+        warm_up_timeout_s=config.warm_up_timeout_s,
         max_failed_shards=config.max_failed_shards,
     )
     suspects = Suspects(directory, plan.earlier, config)

@@ -1,25 +1,30 @@
 """What a start of a run would do and cost, without doing it: `dto run --dry-run`.
 
-Reads manifest, run.json, receipts and failures; writes nothing, takes no lock. Hours are those of workers at work,
-start-up left out; bytes are those of label files. Every estimate says where it comes from, or that nothing is known.
+Reads what a start reads (manifest, run.json, receipts, ends of label files, failures, notes of drivers that died) and
+decides as it does; writes nothing, takes no lock. Where somebody drives the run it says so, and counts what is there
+now. Hours are those of workers at work, start-up left out; bytes are those of label files. Every estimate says where it
+comes from, or that nothing is known.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from dto_pipeline.config import PipelineConfig
 from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.run import directory as files
 from dto_pipeline.run.directory import RunDirectory, RunDirectoryError, RunIdentity, RunScan
-from dto_pipeline.run.lock import read_holder
+from dto_pipeline.run.lock import LockHolder, read_holder
 from dto_pipeline.run.plan import survey_run
 from dto_pipeline.run.receipt import Receipt
 from dto_pipeline.run.report import format_duration
 from dto_pipeline.run.selection import Retry, Selection
+from dto_pipeline.run.suspects import find_own_deaths
 
 BYTES_PER_PERSON = 450  # the numbers of a person in schema dto-labels/1 as they are: zstd hardly shrinks real poses
 BYTES_PER_FILE = 36_000  # schema, footer and page index of a label file: measured on a shard of three images
@@ -52,6 +57,7 @@ class Forecast:
     cpus_per_worker: float
     gpus_per_worker: float
     cost: Cost
+    driver: str  # who drives the run now, and what that means to a start; "" = nobody
     refusals: list[str]  # why a start would be refused now
 
     @property
@@ -80,14 +86,25 @@ def forecast_run(
     selection: Selection,
     retry: Retry,
     images_per_s: float | None = None,
+    missing: Sequence[str] = (),
 ) -> Forecast:
-    """What a start with these arguments would do; `images_per_s` is the speed of one worker, where it is known.
+    """What a start with these arguments would do.
+
+    Args:
+        images_per_s: the speed of one worker, where it is known.
+        missing: what a start would refuse before it opens the run.
 
     Raises:
         SelectionError: a selection that means nothing for this manifest.
     """
     wanted = files.identify_run(config, manifest, manifest.path)
+    holder = read_holder(directory.lock_file)
+    if holder is not None and holder.state == "gone":
+        holder = None
+    driver, locked = _describe_driver(directory, holder)
     scan, refusals = _look(directory, wanted)
+    if holder is None:  # else what its workers have in hand is no death
+        scan = scan.with_failures(find_own_deaths(directory, config.run, time.time()))
     plan = survey_run(directory, wanted, manifest, scan, selection, retry)
     fresh = [shard for shard in plan.work if shard not in plan.repairs]
     images = sum(plan.work.values())
@@ -114,16 +131,31 @@ def forecast_run(
         cpus_per_worker=config.run.cpus_per_worker,
         gpus_per_worker=config.run.gpus_per_worker,
         cost=cost,
-        refusals=refusals,
+        driver=driver,
+        refusals=[*missing, *locked, *refusals],
     )
+
+
+def _describe_driver(directory: RunDirectory, holder: LockHolder | None) -> tuple[str, list[str]]:
+    """Who drives the run and what a start would make of it; and the refusal, where it is refused at once.
+
+    Only a driver of this machine refuses at once, and on a local folder only: by its flock. Any other is watched for as
+    long as its lease lasts, which a dry run does not do.
+    """
+    if holder is None:
+        return "", []
+    who = f"process {holder.pid} on {holder.host} since {holder.since}"
+    if holder.state == "alive" and isinstance(directory.root, Path):
+        return f"{who} is at work; counted is what it has done so far", [f"locked: {who} drives this run; wait for it"]
+    wait = (
+        f"a start waits up to {holder.lease_s:g} s: refused if its heartbeat moves (last {holder.beat_at} by its clock)"
+    )
+    return f"{who} holds the run; {wait}, it goes on if that stands still; counted is what is done so far", []
 
 
 def _look(directory: RunDirectory, wanted: RunIdentity) -> tuple[RunScan, list[str]]:
     """What the folder holds, and what stands against a start."""
     refusals = []
-    holder = read_holder(directory.lock_file)
-    if holder is not None and holder.state != "gone":
-        refusals.append(f"locked: process {holder.pid} on {holder.host} drives this run ({holder.state})")
     try:
         recorded = files.read_identity(directory)
     except RunDirectoryError as error:
@@ -131,7 +163,7 @@ def _look(directory: RunDirectory, wanted: RunIdentity) -> tuple[RunScan, list[s
             refusals.append(str(error))
         return RunScan({}, {}), refusals
     refusals += [f"mismatch: {line}" for line in files.describe_run_difference(recorded, wanted)]
-    return files.scan_run(directory, recorded), refusals
+    return files.scan_run(directory, recorded, footers=True), refusals
 
 
 class _Size(NamedTuple):
@@ -185,5 +217,6 @@ def _table_lines(forecast: Forecast) -> list[str]:
         hours = f"{cost.worker_hours:.2f} worker-hours, {forecast.gpu_hours:.2f} GPU-hours"
         lines.append(f"time     {hours}, {wall} if all workers are there ({cost.time_origin})")
     lines.append(f"disk     {cost.label_bytes / 1e6:.1f} MB more ({cost.bytes_origin})")
+    lines += [f"driver   {forecast.driver}"] if forecast.driver else []
     lines += [f"refused  {reason}" for reason in forecast.refusals]
     return lines

@@ -76,7 +76,8 @@ class FileLedger:
         self._given_up = len(plan.failed)
         self._failed_images = sum(receipt.failed_images for receipt in plan.done.values())
         self._images = 0  # done in this start
-        self._waiting = 0.0  # seconds that nobody has been ready
+        self._waiting = 0.0  # seconds that nobody has been ready, when it was last said ...
+        self._loading = 0  # ... and workers that were loading then
         self._drawn_at = float("-inf")
         self._draw_every = _LINE_S if sys.stderr.isatty() else _LOG_FILE_S
         self._line = tqdm(total=sum(plan.work.values()), unit=" images", disable=not progress, dynamic_ncols=True)
@@ -140,10 +141,11 @@ class FileLedger:
             self._metrics.worker_lost()
         _LOG.warning("%s is lost: %s", worker, error, extra={"facts": {"worker": worker}})
 
-    def waiting(self, seconds: float) -> None:
-        self._waiting = seconds
+    def waiting(self, seconds: float, loading: int) -> None:
+        self._waiting, self._loading = seconds, loading
         self._draw()
-        _LOG.warning("no worker is ready since %.0f s: are the CPUs and GPUs they ask for free?", seconds)
+        what = f"{loading} are loading" if loading else "are the CPUs and GPUs they ask for free?"
+        _LOG.warning("no worker is ready since %.0f s: %s", seconds, what)
 
     def tick(self) -> None:
         self._directory.check_lock(ask=False)
@@ -165,7 +167,8 @@ class FileLedger:
         workers, wanted = len(schedule.workers), min(schedule.policy.workers, schedule.unfinished)
         if not workers and wanted:
             since = f" since {self._waiting:.0f} s" if self._waiting else ""
-            return f"waiting for workers and their GPUs{since}"
+            what = f"{self._loading} workers that are loading" if self._loading else "workers and their GPUs"
+            return f"waiting for {what}{since}"
         return f"{workers} workers" if workers >= wanted else f"{workers} of {wanted} workers, waiting for CPUs or GPUs"
 
     def _commit(self, receipt: Receipt) -> bool:

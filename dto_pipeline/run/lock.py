@@ -47,6 +47,7 @@ class LockHolder:
     beat_at: str = field(default="", compare=False)  # last heartbeat, likewise
     machine: str = field(default="", compare=False)  # see `lease.LeaseRecord`
     process: str = field(default="", compare=False)
+    lease_s: float = field(default=0.0, compare=False)  # silence after which it may be followed [s]
 
     @property
     def state(self) -> str:
@@ -148,4 +149,6 @@ def read_holder(path: Location) -> LockHolder | None:
     record = parse_record(read_newest(open_store(parent_and_name(path)[0]))[1])
     if record is None or record.released:
         return None
-    return LockHolder(record.pid, record.host, record.since, record.beat_at, record.machine, record.process)
+    return LockHolder(
+        record.pid, record.host, record.since, record.beat_at, record.machine, record.process, record.lease_s
+    )

@@ -37,6 +37,7 @@ class RunPlan:
     earlier: dict[int, Failure] = field(default_factory=dict)  # tries of the shards of `work` in earlier starts
     forgiven: tuple[int, ...] = ()  # shards given up earlier that are taken up again
     void: dict[int, str] = field(default_factory=dict)  # shards whose receipt does not hold, and why
+    unreadable: dict[int, str] = field(default_factory=dict)  # shards whose failure record counts as none, and why
 
     @property
     def attempts(self) -> dict[int, int]:
@@ -79,6 +80,7 @@ def survey_run(
         earlier={**earlier, **_read_repair_failures(directory, scan, repairs)},
         forgiven=forgiven,
         void=scan.void,
+        unreadable=scan.unreadable,
     )
 
 
@@ -93,9 +95,13 @@ def plan_run(
     """Open the run, take away what does not hold, and list what is left. Call it under the lock."""
     files.open_run(directory, identity)
     swept = files.sweep_temporary(directory)
-    for failure in charge_own_deaths(directory, config, time.time()):
+    scan = files.scan_run(directory, identity, footers=True)  # before deaths are charged: that writes failures anew
+    for reason in scan.unreadable.values():
+        _LOG.warning("%s; the tries of its shard are counted anew", reason)
+    deaths = charge_own_deaths(directory, config, time.time())
+    for failure in deaths:
         _LOG.warning("shard %d: %s (try %d)", failure.shard, failure.error, failure.attempts)
-    scan = files.scan_run(directory, identity, footers=True)
+    scan = scan.with_failures(deaths)
     plan = survey_run(directory, identity, manifest, scan, selection, retry)
     going_on = plan.repairs & plan.earlier.keys()
     files.settle_records(directory, dataclasses.replace(scan, settled=_without(scan.settled, going_on)))

@@ -32,6 +32,14 @@ class Runner(Protocol):
 
 
 @dataclass(frozen=True)
+class WorkerPlaced:
+    """A worker has what it asked for and its process runs: it warms up. From now on it may be found hanging."""
+
+    worker: str
+    node: str = ""  # see `WorkerReady`
+
+
+@dataclass(frozen=True)
 class WorkerReady:
     """A worker has warmed up and may be fed."""
 
@@ -85,14 +93,14 @@ class ShardProgress:
     images: int  # done
 
 
-Event = WorkerReady | ShardDone | ShardRaised | WorkerLost | WorkerDraining | ShardProgress
+Event = WorkerPlaced | WorkerReady | ShardDone | ShardRaised | WorkerLost | WorkerDraining | ShardProgress
 
 
 class WorkerPool(Protocol):
     """Workers that come, work and go. Names are never used twice; a lost worker is not heard of again."""
 
     def start_worker(self) -> str:
-        """Ask for one more worker; `WorkerReady` or `WorkerLost` follows."""
+        """Ask for one more worker; `WorkerPlaced` follows where that is known, then `WorkerReady` or `WorkerLost`."""
 
     def assign(self, worker: str, shard: int, attempt: int) -> None:
         """Queue a shard at a worker."""
@@ -124,7 +132,10 @@ def one_line(error: BaseException) -> str:
 
 
 class InProcessPool:
-    """One worker, this process: no Ray, nothing to kill, errors of a shard still cost that shard only."""
+    """One worker, this process: no Ray, nothing to kill, errors of a shard still cost that shard only.
+
+    Nobody watches it: what hangs here, hangs.
+    """
 
     def __init__(self, runner: Runner) -> None:
         self._runner = runner

@@ -26,16 +26,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from dto_pipeline.data.digest import TableDigest
+from dto_pipeline.data.files import json_bytes
 from dto_pipeline.data.labels import LabelsError, read_label_metadata, read_labels, write_label_shard
 from dto_pipeline.data.storage import join_location
 from dto_pipeline.data.store import sha256_of
 from dto_pipeline.run.directory import (
+    LABELS,
     RunDirectory,
     RunIdentity,
     label_name,
     publish_receipt,
-    replace_shard,
-    staged_label_name,
+    receipt_name,
+    shard_name,
     why_void,
 )
 from dto_pipeline.run.receipt import Receipt, RecordInvalid, read_receipt
@@ -179,6 +181,31 @@ def commit_repair(directory: RunDirectory, receipt: Receipt) -> bool:
         replace_shard(directory, receipt, token)
     directory.store.remove(staged_label_name(receipt.shard, token))
     return changed
+
+
+def replace_shard(directory: RunDirectory, receipt: Receipt, token: str) -> None:
+    """Put a staged label file in the place of a finished shard's, with its receipt. For the driver, under its lock.
+
+    The old receipt goes first: whatever is killed in between, an old or a new file stands whole and is adopted. The
+    lock is asked for before each write, because a driver may be frozen between two of them and wake when another one
+    has the run. What remains is a freeze between question and write: stores have no write that holds only under a
+    lease. A label file that is put there so late lies beside the other driver's receipt, which its size or `dto verify`
+    gives away.
+    """
+    store = directory.store
+    directory.check_lock()  # whoever took over has swept the staged file
+    data = store.read(staged_label_name(receipt.shard, token))
+    directory.check_lock()
+    store.remove(receipt_name(receipt.shard))
+    directory.check_lock()
+    store.replace(label_name(receipt.shard), data)
+    directory.check_lock()
+    store.replace(receipt_name(receipt.shard), json_bytes(receipt.to_dict()))
+
+
+def staged_label_name(shard: int, token: str) -> str:
+    """Where a worker leaves a label file that the driver puts in the place of another; swept like all leftovers."""
+    return f"{LABELS}/.{shard_name(shard)}.parquet.tmp-{token}"
 
 
 def _token(shard: int, worker: str, attempt: int, finished_at: float) -> str:

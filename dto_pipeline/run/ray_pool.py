@@ -32,6 +32,7 @@ from dto_pipeline.run.pool import (
     ShardRaised,
     WorkerDraining,
     WorkerLost,
+    WorkerPlaced,
     WorkerReady,
     one_line,
     process_name,
@@ -79,8 +80,13 @@ class _Look(NamedTuple):
 class _Worker:
     """What runs in the actor's process."""
 
-    def __init__(self, runner: Runner) -> None:
-        self._runner = runner
+    def __init__(self, runner: list[Any]) -> None:
+        """`runner`: reference to it, alone in a list: Ray leaves it packed then.
+
+        So the process can say where it is before it loads anything: unpacking a runner imports PyTorch.
+        """
+        self._packed = runner[0]
+        self._runner: Runner | None = None
         self._news = threading.Condition()
         self._begun, self._shard = 0, -1
         self._told = threading.Event()
@@ -90,6 +96,7 @@ class _Worker:
 
     def ping(self) -> None:
         """Warm up; the answer means that shards are welcome."""
+        self._runner = ray.get(self._packed)
         self._runner.warm_up()
 
     def run(self, shard: int, attempt: int) -> Receipt:
@@ -98,6 +105,7 @@ class _Worker:
             self._told.clear()
             self._news.notify_all()
         self._told.wait(_TOLD_S)
+        assert self._runner is not None
         return self._runner.run(shard, attempt)
 
     @ray.method(concurrency_group="look")
@@ -158,7 +166,7 @@ class RayPool:
     def start_worker(self) -> str:
         self._started += 1
         worker = f"worker-{self._started}"
-        handle = _actor_class().options(**self._options).remote(self._runner)
+        handle = _actor_class().options(**self._options).remote([self._runner])
         self._actors[worker] = _Actor(handle)
         self._tasks[handle.where.remote()] = _Task(worker, "where")
         self._tasks[handle.ping.remote()] = _Task(worker, "ping")
@@ -224,7 +232,7 @@ class RayPool:
             return self._lost(task.worker, error)
         if task.method == "where":
             actor.place, actor.node = answer
-            return None
+            return WorkerPlaced(task.worker, actor.node)
         if task.method == "look":
             return self._looked(task.worker, actor, answer)
         if task.method == "ping":

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import typing
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from dto_pipeline.data.storage import Location
@@ -110,4 +112,15 @@ def _parse_record(data: bytes, path: Location, schema: str, record: type) -> dic
     required = {f.name for f in dataclasses.fields(record) if f.default is f.default_factory}  # both MISSING
     if missing := required - found.keys():
         raise RecordInvalid(f"{path} lacks {sorted(missing)}; delete it, or use the version that wrote it")
-    return {name: found[name] for name in names if name in found}
+    values = {name: found[name] for name in names if name in found}
+    for name, kinds in _kinds(record).items():
+        if name in values and not isinstance(values[name], kinds):
+            raise RecordInvalid(f"{path}: {name} is {values[name]!r}; it was edited, delete it")
+    return values
+
+
+@cache
+def _kinds(record: type) -> dict[str, tuple[type, ...]]:
+    """What each field of a record may be; JSON writes 5.0 as 5 in some hands."""
+    hints = {name: typing.get_origin(hint) or hint for name, hint in typing.get_type_hints(record).items()}
+    return {name: (float, int) if hint is float else (hint,) for name, hint in hints.items()}

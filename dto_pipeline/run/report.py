@@ -52,6 +52,7 @@ class RunStatus:
     failed: list[FailedShard]
     stage_seconds: dict[str, float]  # of all shards that are done, threads added up
     void: dict[int, str]  # shards whose receipt does not hold, and why
+    unreadable_failures: dict[int, str]  # shards whose failure record is damaged, and how; they count as pending
 
     def to_json(self) -> dict[str, Any]:
         """Plain dict, JSON-ready."""
@@ -107,6 +108,7 @@ def read_status(run_dir: str | Path) -> RunStatus:
         failed=[FailedShard(f.shard, f.attempts, f.error) for f in given_up],
         stage_seconds=sum_stages(receipts),
         void=scan.void,
+        unreadable_failures={shard: why for shard, why in scan.unreadable.items() if shard in scan.failures},
     )
 
 
@@ -163,6 +165,11 @@ def count_lines(words: type[ImageStatus] | type[PersonStatus], counts: Mapping[s
     return [f"  {word:<16} {count:>9}  {advice.get(word, unknown)}" for word, count in counts.items()]
 
 
+def unreadable_lines(records: Mapping[int, str]) -> list[str]:
+    """One line per failure record that cannot be read."""
+    return [f"damaged  failure record of shard {shard}, its tries count anew: {why}" for shard, why in records.items()]
+
+
 def _covered(intervals: Iterable[tuple[float, float]]) -> float:
     """Length of the union of intervals."""
     total, reached = 0.0, float("-inf")
@@ -187,7 +194,7 @@ def _table_lines(status: RunStatus) -> list[str]:
     ]
     lines += [f"failed   shard {f.shard} after {f.attempts} tries: {f.error}" for f in status.failed]
     lines += [f"void     shard {shard}: {reason}" for shard, reason in status.void.items()]
-    return lines
+    return lines + unreadable_lines(status.unreadable_failures)
 
 
 def _last_receipt(status: RunStatus) -> str:

@@ -26,6 +26,7 @@ class Policy:
     max_attempts: int
     shards_in_flight: int
     shard_timeout_s: float
+    warm_up_timeout_s: float
     max_failed_shards: int
 
 

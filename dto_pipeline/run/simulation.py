@@ -191,6 +191,7 @@ def policy_of(config: RunConfig, workers: int) -> Policy:
         max_attempts=config.max_attempts,
         shards_in_flight=config.shards_in_flight,
         shard_timeout_s=config.shard_timeout_s,
+        warm_up_timeout_s=config.warm_up_timeout_s,
         max_failed_shards=config.max_failed_shards,
     )
 
@@ -215,7 +216,7 @@ class CountingLedger:
     def worker_lost(self, worker: str, error: str) -> None:
         """The pool counts deaths itself."""
 
-    def waiting(self, seconds: float) -> None:
+    def waiting(self, seconds: float, loading: int) -> None:
         """Nobody reads it here."""
 
     def tick(self) -> None:
@@ -228,6 +229,8 @@ def _header(scenario: Scenario) -> list[str]:
         f"{scenario.images} images at {scenario.image_s:g} s, {scenario.workers} workers; {life}, ready after "
         f"{scenario.start_s:g} s; at best {format_duration(scenario.ideal_s)}"
     ]
+    if scenario.queue_s or scenario.hanging:
+        lines.append(f"workers wait {scenario.queue_s:g} s for their place; {scenario.hanging:.0%} of them never load")
     if scenario.preempted or scenario.poison:
         lines.append(f"{scenario.preempted:.0%} of deaths are the node's doing; {scenario.poison} poison shards")
     return lines

@@ -3,7 +3,8 @@
 Knows counts and their table; decides nothing but the exit code. Seconds, images, persons.
 
 Exit codes: 0 every shard of the run is done (failed images are rows with a status); 1 shards were given up, or a repair
-that was asked for; 3 what was selected is done, the rest of the run is pending as asked.
+that was asked for (where they are too many, the start ends early: by an error of that code, without a summary); 3 what
+was selected is done, the rest of the run is pending as asked.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from dto_pipeline.run.directory import RunDirectory, RunScan
 from dto_pipeline.run.ledger import Tally
 from dto_pipeline.run.plan import RunPlan
 from dto_pipeline.run.receipt import Receipt, add_counts
-from dto_pipeline.run.report import count_lines, format_duration, sum_stages
+from dto_pipeline.run.report import count_lines, format_duration, sum_stages, unreadable_lines
 from dto_pipeline.status import ImageStatus, PersonStatus
 
 SLOWEST = 5  # shards a summary names
@@ -55,6 +56,7 @@ class RunSummary:
     retries: int  # tries beyond the first, of shards done now
     failed_tries: int  # of this start, whatever became of the shard
     workers_lost: int  # in this start
+    unreadable_failures: dict[int, str]  # failure records that this start found damaged: their tries are not counted
     slowest: list[SlowShard]  # of shards done now, the slowest first
     wall_s: float  # of this start
     images_per_s: float  # of this start, workers' start-up included
@@ -117,6 +119,7 @@ def summarize(directory: RunDirectory, plan: RunPlan, scan: RunScan | None, tall
         retries=sum(receipt.attempt - 1 for receipt in fresh),
         failed_tries=tally.charges,
         workers_lost=tally.workers_lost,
+        unreadable_failures=plan.unreadable,
         slowest=_find_slowest(fresh),
         wall_s=wall_s,
         images_per_s=sum(receipt.images for receipt in fresh) / wall_s,
@@ -148,6 +151,7 @@ def _table_lines(summary: RunSummary) -> list[str]:
         lines.append(f"time     {format_duration(summary.wall_s)}, {summary.images_per_s:.1f} images/s")
     if summary.failed_tries or summary.workers_lost:
         lines.append(f"losses   {summary.workers_lost} workers lost, {summary.failed_tries} tries failed")
+    lines += unreadable_lines(summary.unreadable_failures)
     stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in summary.stage_seconds.items())
     lines += [f"stages   {stages} (all workers and threads)"] if stages else []
     slow = ", ".join(f"{s.shard} {s.wall_s:.1f} s ({s.images} images, {s.worker})" for s in summary.slowest)

@@ -62,12 +62,19 @@ class Suspects:
         return self._shards.setdefault(shard, Suspicion())
 
     def excuse(self, shard: int, attempt: int) -> bool:
-        """A try ended with its process: True when another try leads somewhere.
-
-        It does when a single image was in hand, or when the labels lie there and only their receipt is missing.
-        """
-        suspicion, hand = self.of(shard), read_hand(self._directory, shard)
+        """A try ended with its process: True when another try leads somewhere. Takes the note of it away."""
+        self._directory.check_lock()  # the note may be one for the next driver to read
+        hand = read_hand(self._directory, shard)
         clear_hand(self._directory, shard)
+        return self.judge(shard, attempt, hand)
+
+    def judge(self, shard: int, attempt: int, hand: Hand | None) -> bool:
+        """`excuse` with the note at hand.
+
+        Another try leads somewhere when a single image was in hand, or when the labels lie there and only their
+        receipt is missing.
+        """
+        suspicion = self.of(shard)
         suspicion.deaths += 1
         tries_left = attempt < self._config.max_attempts + _SPARED_TRIES * self._config.max_poison_images
         if files.lacks_receipt_only(self._directory, shard):
@@ -81,11 +88,7 @@ class Suspects:
 
 
 def find_suspicion(directory: RunDirectory, shard: int, attempt: int, max_attempts: int) -> Suspicion | None:
-    """What a worker is to mind in this try; None = work as usual. Only the last tries of a shard are worked one by one.
-
-    Raises:
-        RecordInvalid: the failure record cannot be read.
-    """
+    """What a worker is to mind in this try; None = work as usual. Only last tries of a shard are worked one by one."""
     if attempt < max_attempts or attempt < 2:
         return None
     failure = files.read_shard_failure(directory, shard)
@@ -160,15 +163,24 @@ def charge_own_deaths(directory: RunDirectory, config: RunConfig, now: float) ->
     Returns:
         The failures that were written. Notes of workers (whose driver died, not they) are taken away.
     """
+    charged = {failure.shard: failure for failure in find_own_deaths(directory, config, now)}
+    for shard in _shards_in_hand(directory):
+        clear_hand(directory, shard)
+        if shard in charged:
+            files.record_failure(directory, charged[shard])
+    return list(charged.values())
+
+
+def find_own_deaths(directory: RunDirectory, config: RunConfig, now: float) -> list[Failure]:
+    """The failures that `charge_own_deaths` would write; writes nothing."""
     charged = []
     for shard in _shards_in_hand(directory):
         hand = read_hand(directory, shard)
         if hand is None or not hand.driver:
-            clear_hand(directory, shard)
             continue
         earlier = files.read_shard_failure(directory, shard) or Failure(shard, 0, False, "", "", 0.0)
         suspects, attempts = Suspects(directory, {shard: earlier}, config), earlier.attempts + 1
-        excused = suspects.excuse(shard, attempts)
+        excused = suspects.judge(shard, attempts, hand)
         suspicion = suspects.of(shard)
         failure = Failure(
             shard=shard,
@@ -180,7 +192,6 @@ def charge_own_deaths(directory: RunDirectory, config: RunConfig, now: float) ->
             deaths=suspicion.deaths,
             suspects=suspicion.images,
         )
-        files.record_failure(directory, failure)
         charged.append(failure)
     return charged
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Concatenate, ParamSpec, TypeVar
 
 from dto_pipeline.errors import DtoError
-from dto_pipeline.run.pool import Event, ShardDone, WorkerLost, WorkerReady
+from dto_pipeline.run.pool import Event, ShardDone, WorkerLost, WorkerPlaced, WorkerReady
 from dto_pipeline.run.receipt import Receipt
 
 _P = ParamSpec("_P")
@@ -36,9 +36,11 @@ class Scenario:
     mtbf_s: float = 7200.0  # mean time between the failures of one worker, exponential [s]; inf = none dies
     shard_images: int = 1000
     image_s: float = 0.04  # work of one image on one worker [s]
-    start_s: float = 60.0  # from asking for a worker to its first shard [s]
+    queue_s: float = 0.0  # from asking for a worker to its place on a machine [s]
+    start_s: float = 60.0  # from there to its first shard [s]
     spread: float = 0.1  # a shard takes between 1 - spread and 1 + spread of its usual time
     preempted: float = 0.0  # share of deaths known to be the node's doing: no shard is charged
+    hanging: float = 0.0  # share of workers that never come to the end of their start
     poison: int = 0  # shards that kill every worker that tries them, half way through
     seed: int = 0
 
@@ -47,9 +49,10 @@ class Scenario:
             _expect(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; expected at least 1")
         for name in ("mtbf_s", "image_s"):
             _expect(getattr(self, name) > 0, f"{name} is {getattr(self, name)}; expected more than 0")
-        for name in ("spread", "preempted"):
+        for name in ("spread", "preempted", "hanging"):
             _expect(0 <= getattr(self, name) <= 1, f"{name} is {getattr(self, name)}; expected 0 to 1")
-        _expect(self.start_s >= 0, f"start_s is {self.start_s}; expected 0 or more")
+        for name in ("queue_s", "start_s"):
+            _expect(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}; expected 0 or more")
         _expect(0 <= self.poison <= self.shards, f"poison is {self.poison}; expected 0 to {self.shards} (all shards)")
 
     @property
@@ -63,7 +66,7 @@ class Scenario:
 
     @property
     def ideal_s(self) -> float:
-        """Least time the run could take: start-up once, then the work split evenly over all workers [s]."""
+        """Least time the run could take: start-up once, no queue, then the work split evenly over all workers [s]."""
         return self.start_s + self.images * self.image_s / self.workers
 
 
@@ -111,7 +114,9 @@ class VirtualPool:
         self._started += 1
         worker = f"worker-{self._started}"
         self._hands[worker] = _Hands()
-        self._later(self._scenario.start_s, WorkerReady(worker))
+        self._later(self._scenario.queue_s, WorkerPlaced(worker))
+        if not (self._scenario.hanging and self._random.random() < self._scenario.hanging):
+            self._later(self._scenario.queue_s + self._scenario.start_s, WorkerReady(worker))
         if math.isfinite(self._scenario.mtbf_s):
             blameless = self._random.random() < self._scenario.preempted
             death = WorkerLost(worker, "the node was taken" if blameless else "it died", blameless=blameless)

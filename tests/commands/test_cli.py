@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from dto_pipeline.cli import build_parser, main
+from dto_pipeline.models.depth_licences import LICENCES
 
 
 def test_every_verb_has_help(capsys: pytest.CaptureFixture[str]) -> None:
@@ -21,6 +22,25 @@ def test_every_verb_has_help(capsys: pytest.CaptureFixture[str]) -> None:
             build_parser().parse_args([*verb.split(), "--help"])
         assert stop.value.code == 0
         assert "usage: dto" in capsys.readouterr().out
+
+
+def test_the_help_of_a_run_ends_in_paragraphs_whose_names_are_whole(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(["run", "--help"])
+    shown = capsys.readouterr().out
+    epilog = shown[shown.index("A depth network instead") :]
+
+    assert max(map(len, epilog.splitlines())) <= 80
+    assert [part.splitlines()[0].partition(" (")[0] for part in epilog.split("\n\n")] == [
+        "A depth network instead of depth files:",
+        "Licences of known networks",
+        "Exit codes:",
+    ]
+    assert {name for name in LICENCES if name not in epilog} == set()
+    assert "\n  1    shards were given up" in epilog
 
 
 def test_golden_prints_a_table_and_returns_zero_when_all_agree(
@@ -43,6 +63,8 @@ def test_golden_prints_json_alone_when_asked(golden_folder: Path, capsys: pytest
         (["run", "nowhere.parquet", "-o", "run"], "nowhere.parquet"),
         (["run", "nowhere.parquet", "-o", "run", "--set", "solver.mode=magic"], "solver.mode is 'magic'"),
         (["run", "nowhere.parquet", "-o", "run", "--set", "solver.speed=9"], "unknown key solver.speed"),
+        (["run", "nowhere.parquet", "-o", "run", "--set", "depth.source=model"], "depth.model is empty"),
+        (["bench", "--depth", "--images", "1"], "depth.model is empty"),
         (["run", "manifests/coco.yaml", "-o", "run"], "dto manifest build manifests/coco.yaml"),
         (["status", "nowhere"], "nowhere"),
         (["verify", "nowhere"], "holds no run.json"),

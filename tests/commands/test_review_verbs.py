@@ -25,7 +25,7 @@ def run_dir(body: BodyModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "run"
 
 
-def test_verify_returns_zero_for_a_sound_run_and_one_for_a_damaged_one(
+def test_verify_returns_zero_for_a_sound_run_one_for_a_damaged_one_and_three_for_an_unfinished_one(
     run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["verify", str(run_dir)]) == 0
@@ -34,6 +34,10 @@ def test_verify_returns_zero_for_a_sound_run_and_one_for_a_damaged_one(
     RunDirectory(damaged).label_file(0).unlink()
     assert main(["verify", str(damaged), "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["passed"] is False
+    RunDirectory(damaged).receipt_file(0).unlink()
+    assert main(["verify", str(damaged), "--json"]) == 3
+    told = json.loads(capsys.readouterr().out)
+    assert (told["passed"], list(told["pending"]), told["exit_code"]) == (True, ["0"], 3)
 
 
 def test_diff_of_a_run_with_itself_returns_zero(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:

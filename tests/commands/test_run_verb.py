@@ -49,6 +49,18 @@ def test_a_dry_run_then_a_part_then_the_rest(manifest, run_dir, capsys):
     assert json.loads(capsys.readouterr().out)["done_now"] == 1
 
 
+def test_too_many_given_up_shards_are_no_mistake_of_the_user(manifest, run_dir, capsys, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("it raised")
+
+    monkeypatch.setattr("dto_pipeline.run.shard_runner.ShardRunner.run", fail)
+    stop = ["--set", "run.max_failed_shards=1", "--set", "run.max_attempts=1"]
+    assert main(["run", manifest, "-o", run_dir, *CALM, *stop]) == 1
+    assert "2 shards were given up, more than 1; the last said: RuntimeError: it raised" in capsys.readouterr().err
+    assert main(["run", manifest, "-o", run_dir, *CALM, "--dry-run"]) == 0
+    assert "1 pending, 2 given up" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("options", [["--shards", "7"], ["--subset", "coco"], ["--status", "depth_missing"]])
 def test_what_means_nothing_is_refused_in_one_sentence(manifest, run_dir, capsys, options):
     assert main(["run", manifest, "-o", run_dir, *CALM, *options]) == 2

@@ -196,6 +196,12 @@ def test_bfloat16_does_not_cut_disparity_into_steps(folder: Path) -> None:
     assert levels() > 3 * coarse
 
 
+def test_a_network_must_be_named_for_the_one_of_the_demo_is_nobodys_default() -> None:
+    assert DepthConfig().model == ""
+    with pytest.raises(ConfigError, match=r"depth\.model is empty; set depth\.model to .* see docs/seeing\.md"):
+        PipelineConfig(depth=DepthConfig(source="model"))
+
+
 def test_unknown_sources_and_kinds_are_refused() -> None:
     for knobs in ({"source": "magic"}, {"kind": "inches"}, {"batch": 0}, {"short_side": 3}, {"scale": 0.0}):
         with pytest.raises(ConfigError, match=next(iter(knobs))):

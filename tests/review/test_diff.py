@@ -96,11 +96,28 @@ def test_what_holds_no_labels_is_refused_with_a_next_step(tmp_path: Path, copy: 
         diff_labels(copy, copy)
 
 
-def test_json_of_a_number_that_was_lost_is_still_json(run_dir: Path, copy: Path) -> None:
-    def lose(placed: list[PlacedScene]) -> None:
+def test_a_number_that_was_lost_is_counted_apart_and_leaves_the_statistics_alone(run_dir: Path, copy: Path) -> None:
+    names = []
+
+    def lose_one_and_grow_another(placed: list[PlacedScene]) -> None:
         item, person = first_moved(placed)
         item.height_m[person] = np.nan
+        item.transl[person] = np.nan
+        names.append(f"{item.scene.image_id}, person {person}")
+        item.height_m[person - 1] += 0.25
 
-    rewrite_shard(copy, 1, lose)
+    rewrite_shard(copy, 1, lose_one_and_grow_another)
     diff = diff_labels(run_dir, copy)
-    assert json.loads(json.dumps(diff.to_json(), allow_nan=False))["quantiles"]["height_m"][2] is None
+
+    assert diff.became_unknown == {"transl": 1, "height_m": 1}
+    assert (diff.images_different, diff.persons_different, diff.became_known) == (1, 2, {})
+    assert diff.quantiles("height_m") == pytest.approx([0.25] * 3, rel=0.07)
+    assert "transl" not in diff.histograms
+    assert diff.worst_lines() == []
+    assert f"{names[0]}: height [m] became unknown" in diff.as_table()
+    assert "inf" not in diff.as_table()
+    assert json.loads(json.dumps(diff.to_json(), allow_nan=False))["became_unknown"] == {"transl": 1, "height_m": 1}
+
+    back = diff_labels(copy, run_dir)
+    assert (back.became_known, back.became_unknown) == ({"transl": 1, "height_m": 1}, {})
+    assert "height [m] became known: 1 persons" in back.as_table()

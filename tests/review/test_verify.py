@@ -12,11 +12,15 @@ import pytest
 from dto_pipeline.config import load_config
 from dto_pipeline.data.manifest import ManifestError
 from dto_pipeline.review.verify import Verdict, verify_run
-from dto_pipeline.run.directory import RunDirectory, RunDirectoryError
+from dto_pipeline.run.directory import RunDirectory, RunDirectoryError, record_failure
 from dto_pipeline.run.driver import run_pipeline
+from dto_pipeline.run.receipt import Failure
+from dto_pipeline.run.report import read_status
+from dto_pipeline.run.selection import Selection
 from dto_pipeline.scene import PlacedScene
 from dto_pipeline.status import PersonStatus
 from tests.review.conftest import edit_receipt, first_moved, rewrite_shard
+from tests.run.chaos import tiny_config
 from tests.tiny_dataset import TinyDataset
 
 
@@ -51,12 +55,49 @@ def test_a_byte_changed_on_disk_is_found(copy: Path) -> None:
     assert any("shard-00001" in text for text in found["sha256 of the file is the receipt's"])
 
 
-def test_a_truncated_file_and_a_missing_receipt_are_shards_that_do_not_hold(copy: Path) -> None:
+def test_a_truncated_file_a_missing_one_and_a_damaged_receipt_are_broken(copy: Path) -> None:
     directory = RunDirectory(copy)
     directory.label_file(0).write_bytes(directory.label_file(0).read_bytes()[:-9])
-    directory.receipt_file(2).unlink()
-    offences = broken(verify_run(copy))["every shard has a receipt that holds"]
-    assert [text.split(":")[0] for text in offences] == ["shard-00000", "shard-00002"]
+    directory.label_file(1).unlink()
+    directory.receipt_file(2).write_text("{")
+    verdict = verify_run(copy)
+    assert [text.split(":")[0] for text in broken(verdict)["every receipt holds"]] == [
+        "shard-00000",
+        "shard-00001",
+        "shard-00002",
+    ]
+    assert (verdict.done, verdict.pending, verdict.given_up, verdict.exit_code) == (0, {}, {}, 1)
+    assert verdict.rules["every receipt holds"].checked == 3
+
+
+def test_shards_that_nobody_has_done_yet_are_pending_and_not_broken(tiny: TinyDataset, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    run_pipeline(tiny.manifest, path, tiny_config(), progress=False, selection=Selection(shards="0-1"))
+    RunDirectory(path).receipt_file(1).unlink()
+    verdict = verify_run(path)
+
+    assert verdict.passed
+    assert (verdict.done, list(verdict.pending), verdict.exit_code) == (1, [1, 2], 3)
+    assert verdict.images == 3
+    table = verdict.as_table(examples=1)
+    assert "shards: 1 done, 0 given up, 2 pending, 0 broken" in table
+    assert "pending: shard-00001: its labels lie there without a receipt" in table
+    assert "pending: ... and 1 more" in table
+    assert "BROKEN" not in table
+    assert table.endswith("what is done holds; 0 shards were given up, 2 are pending")
+    assert read_status(path).shards == {"done": 1, "failed": 0, "pending": 2}
+
+
+def test_a_shard_that_was_given_up_is_named_so_and_the_exit_code_is_that_of_the_run(copy: Path) -> None:
+    directory = RunDirectory(copy)
+    directory.label_file(1).unlink()
+    directory.receipt_file(1).unlink()
+    record_failure(directory, Failure(1, 3, True, "it raised", "a:1", 5.0))
+    verdict = verify_run(copy)
+
+    assert verdict.passed
+    assert (list(verdict.given_up), verdict.pending, verdict.exit_code) == ([1], {}, 1)
+    assert "given up: shard-00001: it raised; `dto run --retry-failed`" in verdict.as_table()
 
 
 def test_a_receipt_that_counts_wrongly_is_found(copy: Path) -> None:

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from dto_pipeline.run.pool import Event, ShardDone, ShardRaised, WorkerLost, WorkerReady
+from dto_pipeline.run.pool import Event, ShardDone, ShardRaised, WorkerLost, WorkerPlaced, WorkerReady
 from dto_pipeline.run.receipt import Receipt
 from dto_pipeline.run.schedule import Charge, Policy
 
@@ -40,7 +40,7 @@ def make_receipt(shard: int, **changes) -> Receipt:
 
 def make_policy(**changes) -> Policy:
     values = {"workers": 2, "max_attempts": 3, "shards_in_flight": 2, "shard_timeout_s": 1000.0, "max_failed_shards": 5}
-    return Policy(**{**values, **changes})
+    return Policy(**{"warm_up_timeout_s": 500.0, **values, **changes})
 
 
 @dataclass
@@ -51,6 +51,7 @@ class FakeLedger:
     charges: list[Charge] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
     waited: list[float] = field(default_factory=list)
+    loading: list[int] = field(default_factory=list)  # workers that were, whenever `waited` grew
 
     def shard_done(self, receipt: Receipt) -> None:
         self.done.append(receipt.shard)
@@ -61,8 +62,9 @@ class FakeLedger:
     def worker_lost(self, worker: str, error: str) -> None:
         self.lost.append(error)
 
-    def waiting(self, seconds: float) -> None:
+    def waiting(self, seconds: float, loading: int) -> None:
         self.waited.append(seconds)
+        self.loading.append(loading)
 
     def tick(self) -> None:
         pass
@@ -83,7 +85,9 @@ class FakePool:
         interrupt_at: float = float("inf"),
     ) -> None:
         self._behaviour, self._seconds = behaviour, seconds
-        self._starts = starts  # per worker: "ready", "fail" or "never"; None = all get ready
+        # Per worker: "ready", "fail", "hang" (it has its place and loads for ever) or "never" (it has no place); None =
+        # all get ready.
+        self._starts = starts
         self._interrupt_at = interrupt_at  # when somebody presses Ctrl-C
         self._time = 0.0
         self._queues: dict[str, list[tuple[int, int]]] = defaultdict(list)
@@ -99,6 +103,8 @@ class FakePool:
         self.started.append(worker)
         fate = next(self._starts) if self._starts is not None else "ready"
         if fate != "never":
+            self._later(0.0, worker, WorkerPlaced(worker, "somewhere"))
+        if fate in ("ready", "fail"):
             self._later(START_S, worker, WorkerReady(worker) if fate == "ready" else WorkerLost(worker, "no start"))
         return worker
 

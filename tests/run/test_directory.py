@@ -159,10 +159,16 @@ def test_a_place_that_cannot_hold_a_run_is_named(tmp_path):
         RunDirectory(tmp_path / "file" / "run").create_folders()
 
 
-def test_a_damaged_failure_record_leaves_the_shard_pending(run):
-    run[0].failure_file(1).write_text("{")
+_EDITED = {**Failure(1, 2, True, "it raised", "a:1", 5.0).to_dict(), "attempts": "two"}
 
-    assert not files.scan_run(*run).failures[1].given_up
+
+@pytest.mark.parametrize("text", ["{", '{"schema": "dto-failure/1"}', json.dumps(_EDITED)])
+def test_a_damaged_failure_record_leaves_the_shard_pending(run, text):
+    run[0].failure_file(1).write_text(text)
+    scan = files.scan_run(*run)
+
+    assert (scan.failures[1].given_up, scan.failures[1].attempts) == (False, 0)
+    assert "shard-00001.json" in scan.unreadable[1]
 
 
 def test_sweeping_takes_leftovers_and_nothing_else(run):

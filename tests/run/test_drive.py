@@ -5,7 +5,7 @@ from itertools import chain, repeat
 
 import pytest
 
-from dto_pipeline.run.drive import MAX_NODE_FAILURES, RunAborted, drive
+from dto_pipeline.run.drive import MAX_NODE_FAILURES, RunAborted, TooManyGivenUp, drive
 from dto_pipeline.run.pool import Event, ShardDone, ShardProgress, WorkerDraining, WorkerLost, WorkerReady
 from dto_pipeline.run.schedule import Schedule
 from tests.run.fakes import DIE, DONE, HANG, PREEMPTED, RAISE, START_S, FakeLedger, FakePool, make_policy, make_receipt
@@ -83,8 +83,9 @@ def test_one_failed_start_is_tried_again():
 
 
 def test_too_many_given_up_shards_stop_the_run():
-    with pytest.raises(RunAborted, match=r"given up, more than 2.*--retry-failed"):
+    with pytest.raises(TooManyGivenUp, match=r"given up, more than 2.*--retry-failed") as caught:
         _drive(FakePool(lambda shard, attempt: RAISE), max_failed_shards=2)
+    assert caught.value.exit_code == 1
 
 
 def test_waiting_for_workers_is_said_once_a_minute():
@@ -93,6 +94,35 @@ def test_waiting_for_workers_is_said_once_a_minute():
         drive(Schedule(range(2), make_policy()), FakePool(starts=repeat("never"), interrupt_at=200.0), ledger)
 
     assert ledger.waited == [60.0, 120.0, 180.0]
+    assert ledger.loading == [0, 0, 0]
+
+
+def test_workers_that_wait_for_their_place_are_never_taken_for_hanging():
+    ledger, pool = FakeLedger(), FakePool(starts=repeat("never"), interrupt_at=5000.0)
+    with pytest.raises(KeyboardInterrupt):
+        drive(Schedule(range(2), make_policy(warm_up_timeout_s=50.0)), pool, ledger)
+
+    assert (ledger.lost, pool.killed) == ([], [])
+
+
+def test_a_worker_that_hangs_while_it_loads_is_ended_and_replaced():
+    pool = FakePool(starts=chain(["hang", "ready"], repeat("ready")), seconds=lambda shard: 20.0)
+    ledger = _drive(pool, warm_up_timeout_s=50.0)
+
+    assert sorted(ledger.done) == list(range(12))
+    assert not ledger.charges
+    assert pool.killed == ["fake-1"]
+    assert "was still loading (run.warm_up_timeout_s)" in ledger.lost[0]
+    assert pool.now() < 12 * 20.0  # two worked in the end
+
+
+def test_workers_that_all_hang_while_they_load_stop_the_run_and_it_is_said_before():
+    ledger = FakeLedger()
+    with pytest.raises(RunAborted, match=r"could not start; .*still loading"):
+        drive(Schedule(range(12), make_policy()), FakePool(starts=repeat("hang")), ledger)
+
+    assert ledger.waited[0] == 60.0
+    assert ledger.loading[0] == 2
 
 
 def test_the_loop_costs_less_than_a_millisecond_a_shard():

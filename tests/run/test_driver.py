@@ -267,6 +267,28 @@ def test_tries_of_an_earlier_start_count(start):
     assert read_failure(path).attempts == 3
 
 
+def test_a_damaged_failure_record_is_named_and_counted_and_stops_nothing(start, undisturbed, caplog):
+    start({"faults": {2: RAISE}})
+    start.directory.failure_file(2).write_text("{")
+    assert "damaged  failure record of shard 2" in read_status(start.directory.root).as_table()
+
+    summary = start()
+    assert (summary.exit_code, list(summary.unreadable_failures)) == (0, [2])
+    assert "shard-00002.json is not JSON" in caplog.text
+    assert "damaged  failure record of shard 2" in summary.as_table()
+    assert label_bytes(start.directory.root) == undisturbed
+    assert list(start.directory.failures.iterdir()) == []
+
+
+def test_a_damaged_failure_record_of_a_finished_shard_does_not_stop_its_repair(start, undisturbed):
+    start()
+    start.directory.failure_file(0).write_text("{")
+
+    summary = start(retry_failed=True)
+    assert (summary.exit_code, list(summary.unreadable_failures)) == (0, [0])
+    assert label_bytes(start.directory.root) == undisturbed
+
+
 def test_a_full_disk_stops_the_run_with_advice_and_a_later_start_finishes(start, undisturbed, monkeypatch):
     def full(directory, failure):
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -89,7 +89,8 @@ def test_the_tally_and_the_metrics_hear_of_everything(run):
 
 def test_the_progress_line_moves_inside_shards_and_says_who_is_waited_for(run, capsys):
     with FileLedger(run.directory, run.plan, run.schedule, run.suspects, progress=True) as ledger:
-        ledger.waiting(120.0)
+        ledger.waiting(60.0, loading=2)
+        ledger.waiting(120.0, loading=0)
         run.schedule.add_worker("a")
         run.schedule.take_assignments(0.0)
         run.schedule.note_progress("a", 0, 3)
@@ -97,6 +98,7 @@ def test_the_progress_line_moves_inside_shards_and_says_who_is_waited_for(run, c
         ledger.shard_charged(Charge(1, 3, True), "w", "it died", "")
     line = capsys.readouterr().err
 
+    assert "waiting for 2 workers that are loading since 60 s" in line
     assert "waiting for workers and their GPUs since 120 s" in line
     assert "3/16" in line
     assert "1 of 2 workers, waiting for CPUs or GPUs, failed: 1 shards, 0 images" in line

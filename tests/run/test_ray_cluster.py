@@ -19,7 +19,7 @@ from ray.cluster_utils import Cluster
 
 from dto_pipeline.run.directory import RunDirectory
 from dto_pipeline.run.driver import run_pipeline
-from dto_pipeline.run.pool import ShardDone, WorkerDraining, WorkerLost, WorkerReady, process_name
+from dto_pipeline.run.pool import ShardDone, WorkerDraining, WorkerLost, WorkerPlaced, WorkerReady, process_name
 from dto_pipeline.run.ray_metrics import RayMetrics
 from dto_pipeline.run.ray_pool import RayPool, start_ray
 from dto_pipeline.run.schedule import Charge
@@ -106,10 +106,30 @@ def test_four_workers_share_two_gpus_in_halves_and_a_fifth_waits(connected):
             pool.start_worker()
         ready = _wait_for(pool, WorkerReady, 4)
         gpus = [_work(pool, event.worker).split()[1] for event in ready]
-        late = [event for event in pool.wait(2.0) if isinstance(event, WorkerReady)]
+        late = [event for event in pool.wait(2.0) if isinstance(event, WorkerReady | WorkerPlaced)]
 
     assert sorted(gpus) == ["0", "0", "1", "1"]
     assert late == []
+
+
+class StuckRunner(QuickRunner):
+    """Cannot even be unpacked, as where PyTorch lies on a file system that does not answer."""
+
+    def __init__(self):
+        self.weights = "far away"  # without a state there would be nothing to unpack
+
+    def __setstate__(self, state):
+        time.sleep(3600)
+
+
+def test_a_worker_says_where_it_is_before_it_loads_anything(connected):
+    with closing(RayPool(StuckRunner(), tiny_config().run)) as pool:
+        worker = pool.start_worker()
+        (placed,) = _wait_for(pool, WorkerPlaced)
+        late = pool.wait(2.0)
+
+    assert (placed.worker, late) == (worker, [])
+    assert placed.node in {node["NodeID"] for node in ray.nodes()}
 
 
 def test_no_worker_is_started_on_a_node_to_be_avoided(connected):

@@ -1,12 +1,19 @@
 """Starts that are limited to a part of a run, and starts that only say what they would do."""
 
+import dataclasses
 import json
+import re
 
 import pytest
 
-from dto_pipeline.run.directory import RunDirectory
+from dto_pipeline.config import load_config
+from dto_pipeline.data.manifest import build_manifest
+from dto_pipeline.run.directory import RunDirectory, RunDirectoryError, record_failure
 from dto_pipeline.run.driver import plan_pipeline, run_pipeline
+from dto_pipeline.run.lease import new_record
+from dto_pipeline.run.receipt import Failure
 from dto_pipeline.run.selection import Selection, SelectionError
+from dto_pipeline.run.suspects import Hand, hand_name, write_hand
 from tests.run.chaos import RAISE, ChaosRunner, label_bytes, tiny_config
 
 SHARDS = 6
@@ -108,5 +115,61 @@ def test_a_dry_run_says_what_would_refuse(start, plan, tmp_path):
         forecast = plan(config=other)
 
     assert forecast.exit_code == 2
-    assert "locked: process" in forecast.refusals[0]
+    assert re.match(r"locked: process \d+ on .* since \d{4}-.*", forecast.refusals[0])
     assert "solver.max_height: 2.1 -> 2.2" in forecast.refusals[1]
+    assert (forecast.done, forecast.pending) == (1, SHARDS - 1)
+
+
+def test_a_driver_on_another_host_is_named_by_a_dry_run_which_counts_all_the_same(start, plan, tmp_path):
+    start(selection=Selection(limit=1))
+    record = dataclasses.replace(new_record(tiny_config().run), host="far", machine="another boot/pid:[1]", pid=77)
+    lease = json.dumps({"schema": "dto-lease/1", **dataclasses.asdict(record)})
+    (tmp_path / "run" / "lease" / "00000009.json").write_text(lease)
+
+    forecast = plan()
+
+    assert (forecast.exit_code, forecast.done, forecast.selected) == (0, 1, SHARDS - 1)
+    assert f"process 77 on far since {record.since} holds the run" in forecast.driver
+    assert "waits up to 60 s" in forecast.driver
+    assert f"driver   {forecast.driver}" in forecast.as_table()
+
+
+def test_a_dry_run_finds_the_label_file_that_a_start_would_do_again(start, plan, tmp_path):
+    start()
+    path = RunDirectory(tmp_path / "run").label_file(1)
+    path.write_bytes(path.read_bytes()[:-4] + b"PAR0")
+
+    forecast = plan()
+    assert (forecast.done, forecast.selected) == (SHARDS - 1, 1)
+    assert start().done_now == forecast.selected
+
+
+def test_a_dry_run_counts_the_deaths_that_a_start_would_charge(start, plan, tmp_path):
+    directory = RunDirectory(tmp_path / "run")
+    start(selection=Selection(shards="1-5"))
+    record_failure(directory, Failure(0, 2, False, "it died", "a:1", 0.0, deaths=2))
+    write_hand(directory, Hand(0, 3, "", driver=True))
+
+    forecast = plan()
+    assert (forecast.failed, forecast.selected) == (1, 0)
+    assert hand_name(0).rpartition("/")[2] in directory.store.entries("failures")
+    assert list(start().failed_shards) == [0]
+
+
+def test_a_manifest_without_depth_is_refused_before_anything_is_made(tiny, tmp_path):
+    build_manifest(dataclasses.replace(tiny.dataset, depth=""), tmp_path / "blind.parquet", progress=False)
+    start = tmp_path / "blind.parquet", tmp_path / "run", tiny_config()
+
+    with pytest.raises(RunDirectoryError, match=r"names no depth maps.*depth\.source=model.*docs/seeing\.md"):
+        run_pipeline(*start, progress=False)
+    assert not (tmp_path / "run").exists()
+    assert "names no depth maps" in plan_pipeline(*start).refusals[0]
+    looked = load_config(overrides=["run.workers=0", "depth.source=model", "depth.model=demo"])
+    assert plan_pipeline(*start[:2], looked).refusals == []
+
+
+def test_a_dry_run_refuses_places_that_a_start_refuses(plan, tmp_path):
+    forecast = plan(images_root=tmp_path / "gone")
+
+    assert (forecast.exit_code, forecast.selected) == (2, SHARDS)
+    assert "gone: there is no such folder" in forecast.as_table()

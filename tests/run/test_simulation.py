@@ -85,6 +85,29 @@ def test_preempted_workers_cost_no_tries() -> None:
     assert result.retries == 0
 
 
+def test_workers_that_hang_while_they_load_are_replaced_after_their_deadline() -> None:
+    scenario = dataclasses.replace(CALM, hanging=0.3)
+    result = simulate(scenario, RunConfig(warm_up_timeout_s=100.0))
+
+    assert (result.aborted, result.done, result.retries) == ("", 640, 0)
+    few = dataclasses.replace(CALM, workers=11)  # as many as never hang
+    assert simulate(CALM).wall_s < result.wall_s < simulate(few).wall_s
+
+
+def test_a_run_whose_workers_all_hang_while_they_load_stops_and_says_so() -> None:
+    result = simulate(dataclasses.replace(CALM, hanging=1.0), RunConfig(warm_up_timeout_s=100.0))
+
+    assert "still loading" in result.aborted
+    assert (result.done, result.wall_s) == (0, pytest.approx(100.0, abs=10.0))
+
+
+def test_a_long_wait_for_a_place_is_no_hanging() -> None:
+    result = simulate(dataclasses.replace(CALM, queue_s=5000.0), RunConfig(warm_up_timeout_s=61.0))
+
+    assert (result.aborted, result.done) == ("", 640)
+    assert result.wall_s == pytest.approx(5000.0 + 60.0 + 40 * 4.0)
+
+
 def test_poison_is_given_up_and_nothing_else_is() -> None:
     result = simulate(dataclasses.replace(STORMY, mtbf_s=3000.0, poison=3))
 

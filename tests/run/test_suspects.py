@@ -166,6 +166,20 @@ def test_a_driver_that_died_at_a_shard_is_charged_to_it_at_the_next_start(direct
     assert files.read_shard_failure(directory, 0) == failure
 
 
+def test_a_driver_that_died_beside_a_damaged_failure_record_is_charged_as_for_a_first_try(directory):
+    directory.store.replace(files.failure_name(0), b"{")
+    write_hand(directory, Hand(0, 1, "x", driver=True))
+    (failure,) = charge_own_deaths(directory, CONFIG, now=5.0)
+
+    assert (failure.attempts, failure.deaths, failure.suspects) == (1, 1, {"x": 1})
+
+
+def test_a_damaged_failure_record_casts_no_suspicion(directory):
+    directory.store.replace(files.failure_name(0), b"{")
+
+    assert find_suspicion(directory, 0, attempt=3, max_attempts=3) is None
+
+
 def test_a_shard_worked_one_by_one_has_the_same_bytes(tiny, tmp_path, undisturbed):
     directory = RunDirectory(tmp_path / "run")
     run_pipeline(tiny.manifest, directory.root, tiny_config(max_attempts=1), progress=False, runner=None)
