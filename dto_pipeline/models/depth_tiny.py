@@ -64,14 +64,17 @@ def save_tiny_network(network: DepthAnythingForDepthEstimation, folder: str | Pa
         file.chmod(0o644)  # transformers writes weights for their owner only; a package is for everybody
 
 
-def save_backbone(network: str | Path, folder: str | Path) -> None:
-    """Write the DINOv2 inside a saved depth network as a network of its own, float32.
+def save_backbone(network: str | Path, folder: str | Path, layers: int = LAYERS) -> None:
+    """Write the first layers of the DINOv2 inside a saved depth network as a network of its own, float32.
 
     Args:
         network: folder written by `save_tiny_network`.
         folder: made if missing.
+        layers: how many; the last ones of a depth network know more of depth than of people.
     """
     backbone = DepthAnythingForDepthEstimation.from_pretrained(network, dtype=torch.float32).backbone
-    alone = Dinov2Model(Dinov2Config.from_dict(backbone.config.to_dict()))
-    alone.load_state_dict(backbone.state_dict())
+    kept = backbone.config.to_dict() | {"num_hidden_layers": layers, "out_features": None, "out_indices": None}
+    alone = Dinov2Model(Dinov2Config.from_dict(kept))
+    wanted = alone.state_dict()
+    alone.load_state_dict({name: weight for name, weight in backbone.state_dict().items() if name in wanted})
     alone.save_pretrained(folder)

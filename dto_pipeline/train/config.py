@@ -18,12 +18,13 @@ from dto_pipeline.config import BodyConfig, ConfigError, build_rooms, read_tree
 from dto_pipeline.train.data_config import AugmentConfig, DataConfig
 
 PRINCIPAL_POINTS = ("true", "centre")
+QUERY_STARTS = ("tokens", "places")
 POSE_DISTANCES = ("matrix", "axis_angle")
 PRECISIONS = ("float32", "bfloat16")
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "ours": {},  # the defaults below
     "paper": {
-        "model": {"principal_point": "centre"},
+        "model": {"principal_point": "centre", "queries_from": "places"},
         "loss": {
             "pose_distance": "axis_angle",
             "confidence_over_queries": True,
@@ -52,6 +53,8 @@ class ModelConfig:
     """Decoder and heads (numbers of MA-HMR where it gives them)."""
 
     queries: int = 50  # people an image can have at most
+    # tokens: the surest tokens' own proposals (two stages, as Deformable DETR); places: learnt boxes (MA-HMR)
+    queries_from: str = "tokens"
     width: int = 768
     heads: int = 4
     layers: int = 6
@@ -76,6 +79,7 @@ class LossConfig:
     relative_metric: float = 0.5
     fov: float = 0.5
     relative_layer: float = 0.5
+    proposals: float = 1.0  # factor on all losses of what tokens say, see `ModelConfig.queries_from` (ours)
     # factors of the shape coefficients: large ones change the body most; the last is the kid axis
     beta_factors: tuple[float, ...] = (2.56, 1.28, 0.64, 0.64, 0.32, 0.32, 0.32, 0.32, 0.32, 0.32, 10.0)
     focal_alpha: float = 0.25  # focal loss of the confidence
@@ -143,12 +147,15 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for key, value, choices in (
             ("model.principal_point", self.model.principal_point, PRINCIPAL_POINTS),
+            ("model.queries_from", self.model.queries_from, QUERY_STARTS),
             ("loss.pose_distance", self.loss.pose_distance, POSE_DISTANCES),
             ("loss.preset", self.loss.preset, tuple(PRESETS)),
             ("loop.precision", self.loop.precision, PRECISIONS),
             ("model.betas", self.model.betas, (10, 11)),
         ):
             _expect(value in choices, f"{key} is {value!r}; choose from {choices}")
+        proposed = self.model.queries_from == "places" or self.loss.proposals > 0
+        _expect(proposed, "loss.proposals is 0, so that tokens never learn to propose; use model.queries_from=places")
         for room, key in (("model", "queries"), ("model", "layers"), ("loop", "steps")):
             found = getattr(getattr(self, room), key)
             _expect(found >= 1, f"{room}.{key} is {found}; expected at least 1")

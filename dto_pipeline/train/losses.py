@@ -16,7 +16,7 @@ from torch.nn import functional
 from dto_pipeline.maths.rotation import matrix_to_axis_angle
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.train.config import LossConfig, MatchConfig
-from dto_pipeline.train.matching import Matches, generalised_iou, match_people, project_safely
+from dto_pipeline.train.matching import Matches, assign_tokens, generalised_iou, match_people, project_safely
 from dto_pipeline.train.model import Predictions, corners
 from dto_pipeline.train.targets import LOSS_JOINTS, Targets
 
@@ -69,20 +69,24 @@ def compute_losses(
         reduce: mean of counts over all processes that share the step.
 
     Returns:
-        () the weighted sum over losses and layers, and the unweighted losses of the last layer by name.
+        () the weighted sum over losses, layers and what tokens propose, and the last layer's unweighted losses by name.
     """
     matches = match_people(predictions, targets, body, match, loss)
     layers = [
-        _layer_terms(predictions, layer, targets, matches, body, loss) for layer in range(len(predictions.logits))
+        (1.0, _layer_terms(predictions, layer, targets, matches, body, loss))
+        for layer in range(len(predictions.logits))
     ]
-    shared = {"fov": fov_loss(predictions.fov, targets, loss)}
-    terms = [(name, term) for layer in layers for name, term in layer.items()] + list(shared.items())
-    counts = reduce(torch.stack([term.count for _, term in terms]))
+    if predictions.proposals is not None:
+        lying = assign_tokens(predictions.proposals, targets)
+        layers.insert(0, (loss.proposals, _layer_terms(predictions.proposals, 0, targets, lying, body, loss)))
+    layers.append((1.0, {"fov": fov_loss(predictions.fov, targets, loss)}))
+    terms = [(factor, name, term) for factor, layer_terms in layers for name, term in layer_terms.items()]
+    counts = reduce(torch.stack([term.count for _, _, term in terms]))
     total = _nothing_of_all(predictions)
     last: dict[str, torch.Tensor] = {}
-    for (name, term), count in zip(terms, counts, strict=True):
+    for (factor, name, term), count in zip(terms, counts, strict=True):
         last[name] = term.total / torch.where(count > 0, count, torch.ones_like(count))
-        total = total + getattr(loss, name) * last[name]
+        total = total + factor * getattr(loss, name) * last[name]
     return total, {name: value.detach() for name, value in last.items()}
 
 

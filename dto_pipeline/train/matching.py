@@ -1,14 +1,17 @@
-"""Which query answers for which person: the optimal assignment of every image, by costs computed in one batch.
+"""Which query, and which token, answers for which person.
 
-Pure tensors; the assignment itself is scipy's. Nobody is matched twice, queries left over are nobody.
+Queries by the optimal assignment of every image, with costs computed in one batch (the assignment itself is scipy's):
+nobody is matched twice, queries left over are nobody. Tokens by where they lie. Pure tensors.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from scipy.optimize import linear_sum_assignment
+from torch.nn import functional
 
 from dto_pipeline.maths.camera import project
 from dto_pipeline.models.body import BodyModel
@@ -17,6 +20,7 @@ from dto_pipeline.train.model import Predictions
 from dto_pipeline.train.targets import LOSS_JOINTS, Targets
 
 _NEAREST = 0.05  # predicted joints are projected from at least this far [m]
+_MIDDLE = 0.25  # tokens up to this share of a box's sides from its centre lie on its middle
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,38 @@ def match_people(
     device = targets.known.device
     image_index, query_index, person_index = (torch.cat(part).long().to(device) for part in (images, queries, people))
     return Matches(image_index, query_index, person_index)
+
+
+@torch.no_grad()
+def assign_tokens(tokens: Predictions, targets: Targets) -> Matches:
+    """Which tokens answer for which person: all on the middle of the person's box, and the nearest to its centre.
+
+    A token on several people answers for the nearest of them, people without a body come last. So a person may have
+    many tokens, or none where others stand before them.
+
+    Args:
+        tokens: `Predictions.proposals`; N tokens of a square grid, row by row.
+        targets: of the same images.
+
+    Returns:
+        Matches whose `query` is the token.
+    """
+    if not targets.known.any():
+        nobody = targets.depth_layer.new_empty(0)
+        return Matches(nobody, nobody, nobody)
+    across = math.isqrt(tokens.logits.shape[-1])
+    steps = (torch.arange(across, device=targets.boxes.device) + 0.5) * (targets.side / across)
+    places = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), dim=-1).flatten(0, 1)
+    centre = (targets.boxes[..., :2] + targets.boxes[..., 2:]) / 2
+    reach = _MIDDLE * (targets.boxes[..., 2:] - targets.boxes[..., :2])
+    away = (places[:, None] - centre[:, None]).abs()  # (B, N, P, 2)
+    nearest = functional.one_hot(away.square().sum(-1).argmin(1), len(places)).mT.bool()
+    on = ((away <= reach[:, None]).all(-1) | nearest) & targets.known[:, None]
+    far = torch.finfo(targets.transl.dtype).max
+    z = torch.where(targets.has_body, targets.transl[..., 2], far / 2)
+    person = torch.where(on, z[:, None], far).argmin(-1)
+    image, token = on.any(-1).nonzero(as_tuple=True)
+    return Matches(image, token, person[image, token])
 
 
 def match_costs(

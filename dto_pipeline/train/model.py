@@ -1,15 +1,17 @@
 """The network: an image in, people in metres out (MA-HMR, arXiv 2511.13282, in a thin version).
 
-DINOv2 tokens; learned queries, each with a box that every decoder layer refines (DAB-DETR); heads for confidence, pose,
-shape and a weak-perspective camera; a camera branch that reads the field of view off the CLS token and so turns weak
-perspective into metres. Knows no labels, losses or files. Pixels are those of the S x S input.
+DINOv2 tokens, each of which proposes the person it lies on; queries that start from the surest proposals (or from
+learnt places), each with a box that every decoder layer refines (DAB-DETR); heads for confidence, pose, shape and a
+weak-perspective camera; a camera branch that reads the field of view off the CLS token and so turns weak perspective
+into metres. Knows no labels, losses or files. Pixels are those of the S x S input.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -43,6 +45,9 @@ class Predictions:
         all_transl: (L, B, Q, 3) SMPL's transl [m].
         fov: (B,) vertical field of view [rad]; focal: (B,) [px].
         intrinsics: (B, 3, 3) camera the people are seen with: predicted focal length, principal point as configured.
+        side: S [px].
+        proposals: what every token says of the person it lies on (L = 1, Q = N, row by row), where queries start from
+            tokens; None where they start from learnt places.
     """
 
     logits: torch.Tensor
@@ -54,6 +59,7 @@ class Predictions:
     focal: torch.Tensor
     intrinsics: torch.Tensor
     side: int
+    proposals: Predictions | None = None
 
     @property
     def confidence(self) -> torch.Tensor:
@@ -94,7 +100,11 @@ class MeshNetwork(nn.Module):
         self.place = nn.Linear(width, width)  # of where a token is
         # all queries start alike but for their places: what one learns of a person all know
         self.content = nn.Parameter(torch.randn(width) * 0.02)
-        self.first_box = nn.Parameter(_spread_boxes(config.queries))
+        if config.queries_from == "tokens":
+            self.propose = _mlp(width, 2 * width, width, 2)
+            self.proposed = nn.Linear(width, width)  # what a query keeps of the token it starts from
+        else:
+            self.first_box = nn.Parameter(_spread_boxes(config.queries))
         self.layers = nn.ModuleList(DecoderLayer(width, config.heads) for _ in range(config.layers))
         self.query_place = _mlp(2 * width, width, width, 2)
         self.norm = nn.LayerNorm(width)
@@ -123,8 +133,9 @@ class MeshNetwork(nn.Module):
         tokens = self.tokens(tokens)
         grid = _grid(side // self.encoder.patch, image.device)
         keys = tokens + self.place(_sines(grid, tokens.shape[-1] // 2)).to(tokens.dtype)
-        box_logit = self.first_box.expand(len(image), -1, -1)
-        content = self.content.expand(*box_logit.shape[:2], -1)
+        from_tokens = self.config.queries_from == "tokens"
+        start = self._start_at_tokens(tokens, grid) if from_tokens else self._start_at_places(len(image))
+        box_logit, content = start.box_logit, start.content
         raw: list[dict[str, torch.Tensor]] = []
         for layer in self.layers:
             box = box_logit.sigmoid()
@@ -132,10 +143,26 @@ class MeshNetwork(nn.Module):
             content = layer(content, place, keys, tokens, box, grid)
             seen = self.norm(content)
             refined = box_logit + self.box_head(seen).float()
-            raw.append(self._read_heads(seen, refined, raw[-1] if raw else None))
+            raw.append(self._read_heads(seen, refined, raw[-1] if raw else start.said))
             box_logit = refined.detach()  # every layer refines, none is blamed for the next
-        stacked = {name: torch.stack([answer[name] for answer in raw]) for name in raw[0]}
-        return self._in_metres(stacked, fov, intrinsics, side)
+        proposals = None if start.proposals is None else self._in_metres([start.proposals], fov, intrinsics, side)
+        return replace(self._in_metres(raw, fov, intrinsics, side), proposals=proposals)
+
+    def _start_at_places(self, images: int) -> _Start:
+        """Queries that know nothing yet, at learnt places (DAB-DETR)."""
+        box_logit = self.first_box.expand(images, -1, -1)
+        return _Start(box_logit, self.content.expand(*box_logit.shape[:2], -1))
+
+    def _start_at_tokens(self, tokens: torch.Tensor, grid: torch.Tensor) -> _Start:
+        """Every token says what person it lies on; queries go on from the surest (two stages, as Deformable DETR)."""
+        seen = self.norm(tokens + self.propose(tokens))
+        shape = grid.new_tensor(_FIRST_BOX).expand(len(grid), 2)
+        refined = torch.cat([grid, shape], dim=-1).logit() + self.box_head(seen).float()
+        said = self._read_heads(seen, refined, None)
+        surest = said["logit"].topk(min(self.config.queries, len(grid)), dim=1).indices
+        chosen = {name: _pick(values, surest) for name, values in said.items()}
+        content = self.content + self.proposed(_pick(seen, surest))
+        return _Start(_pick(refined, surest).detach(), content, chosen, said)
 
     def _fov(self, cls: torch.Tensor) -> torch.Tensor:
         """CLS token (B, C) -> vertical field of view (B,) [rad]."""
@@ -158,9 +185,10 @@ class MeshNetwork(nn.Module):
         return said | {"logit": self.confidence_head(seen).squeeze(-1).float(), "box": box_logit.sigmoid()}
 
     def _in_metres(
-        self, raw: dict[str, torch.Tensor], fov: torch.Tensor, intrinsics: torch.Tensor | None, side: int
+        self, layers: Sequence[dict[str, torch.Tensor]], fov: torch.Tensor, intrinsics: torch.Tensor | None, side: int
     ) -> Predictions:
         """Weak perspective and field of view -> camera and translations."""
+        raw = {name: torch.stack([said[name] for said in layers]) for name in layers[0]}
         focal = side / (2 * torch.tan(fov / 2))
         camera = _pinhole(focal, self._principal_point(intrinsics, focal, side))
         weak = raw["camera"] + _camera_of_box(raw["box"])
@@ -187,6 +215,16 @@ class MeshNetwork(nn.Module):
         for head in (self.box_head, self.pose_head, self.betas_head, self.camera_head, self.fov_branch):
             nn.init.normal_(_last_linear(head).weight, std=_FIRST_STD)
         nn.init.constant_(self.confidence_head.bias, math.log(_FIRST_CONFIDENCE / (1 - _FIRST_CONFIDENCE)))
+
+
+@dataclass(frozen=True)
+class _Start:
+    """Queries before the first decoder layer."""
+
+    box_logit: torch.Tensor  # (B, Q, 4)
+    content: torch.Tensor  # (B, Q, C)
+    said: dict[str, torch.Tensor] | None = None  # by the tokens they start from
+    proposals: dict[str, torch.Tensor] | None = None  # by all tokens
 
 
 class DecoderLayer(nn.Module):
@@ -279,6 +317,11 @@ def _camera_of_box(box: torch.Tensor) -> torch.Tensor:
     """
     metre = (box[..., 3:].detach() / _BOX_METRES).clamp(min=_LEAST_HEIGHT, max=1 - _LEAST_HEIGHT)
     return torch.cat([metre.logit(), box[..., :2] * 2 - 1], dim=-1)
+
+
+def _pick(values: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """Values (B, N, ...) at places (B, Q) -> (B, Q, ...)."""
+    return values[torch.arange(len(values), device=values.device)[:, None], places]
 
 
 def _merge(values: torch.Tensor) -> torch.Tensor:

@@ -16,6 +16,7 @@ def test_the_presets_differ_in_named_knobs_only() -> None:
     assert differing == {
         "loss.preset",
         "loss.pose_distance",
+        "model.queries_from",
         "loss.confidence_over_queries",
         "loss.sum_fov",
         "loss.pair_sigma",

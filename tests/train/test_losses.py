@@ -23,7 +23,7 @@ from dto_pipeline.train.losses import (
     relative_layer_loss,
     relative_metric_loss,
 )
-from dto_pipeline.train.matching import Matches, generalised_iou, match_people
+from dto_pipeline.train.matching import Matches, assign_tokens, generalised_iou, match_people
 from dto_pipeline.train.model import Predictions
 from dto_pipeline.train.targets import build_targets
 from tests.train.known_predictions import perfect_predictions, standing_batch
@@ -150,6 +150,55 @@ def test_people_are_matched_to_the_queries_that_look_like_them(body: BodyModel) 
     )
     matches = match_people(shuffled, build_targets(batch, body), body, MATCH, LOSS)
     assert order[matches.query].tolist() == matches.person.tolist()
+
+
+def tokens_over(batch: TrainBatch, body: BodyModel, across: int) -> Predictions:
+    """Predictions of across x across tokens."""
+    people = perfect_predictions(batch, body, across**2)
+    assert people.logits.shape[-1] == across**2
+    return people
+
+
+def test_tokens_on_the_middle_of_a_person_answer_for_the_nearest_of_them(body: BodyModel) -> None:
+    batch = standing_batch([[(-0.5, 3.0), (0.5, 3.0), (0.5, 5.0)], []])
+    boxes = torch.tensor([[10.0, 10, 30, 90], [50, 10, 90, 90], [50, 10, 90, 90]])
+    batch = dataclasses.replace(batch, boxes=torch.stack([boxes, torch.full((3, 4), NAN)]))
+    matches = assign_tokens(tokens_over(batch, body, 10), build_targets(batch, body))
+    assert set(matches.image.tolist()) == {0}  # nobody in the other image
+    assert set(matches.person.tolist()) == {0, 1}  # the third stands behind the second
+    row, column = matches.query // 10, matches.query % 10  # centres at 5, 15, .. px
+    first = matches.person == 0
+    assert {*zip(row[first].tolist(), column[first].tolist(), strict=True)} == {
+        (r, c) for r in range(3, 7) for c in (1, 2)
+    }
+    assert column[~first].unique().tolist() == [6, 7]
+
+
+def test_somebody_smaller_than_a_token_has_the_nearest(body: BodyModel) -> None:
+    batch = standing_batch([[(0.0, 3.0)]])
+    batch = dataclasses.replace(batch, boxes=torch.tensor([[[41.0, 41, 43, 44]]]))
+    matches = assign_tokens(tokens_over(batch, body, 5), build_targets(batch, body))
+    assert matches.query.tolist() == [2 * 5 + 2]
+
+
+def test_people_known_in_the_picture_only_have_tokens_too(body: BodyModel) -> None:
+    batch = standing_batch([[(-0.5, 3.0), (0.5, 3.0)]])
+    boxes = torch.tensor([[[10.0, 10, 30, 90], [50, 10, 90, 90]]])
+    batch = dataclasses.replace(batch, boxes=boxes, has_body=torch.tensor([[True, False]]))
+    matches = assign_tokens(tokens_over(batch, body, 10), build_targets(batch, body))
+    assert set(matches.person.tolist()) == {0, 1}
+
+
+def test_what_tokens_propose_is_learnt_with_its_factor(body: BodyModel) -> None:
+    batch = standing_batch([[(-0.8, 3.0), (0.0, 3.0), (0.8, 3.0)]])
+    targets, answer = build_targets(batch, body), perfect_predictions(batch, body, 5)
+    proposed = dataclasses.replace(answer, proposals=noisy(tokens_over(batch, body, 10)))
+    alone, once, twice = (
+        compute_losses(predictions, targets, body, dataclasses.replace(LOSS, proposals=factor), MATCH)[0].item()
+        for predictions, factor in ((answer, 1.0), (proposed, 1.0), (proposed, 2.0))
+    )
+    assert once - alone > 0.1
+    assert twice - once == pytest.approx(once - alone, rel=1e-4)
 
 
 def noisy(predictions: Predictions) -> Predictions:

@@ -50,7 +50,8 @@ def test_the_untrained_camera_is_the_one_the_paper_starts_from() -> None:
 @torch.no_grad()
 def test_the_preset_decides_whose_principal_point_is_used() -> None:
     image, given = torch.rand(1, 3, SIDE, SIDE), camera(500.0, (30, 70))[None]
-    ours, paper = network()(image, given), network(loss__preset="paper")(image, given)
+    start = {"model__queries_from": "places"}  # the paper's: the same weights are drawn
+    ours, paper = network(**start)(image, given), network(**start, loss__preset="paper")(image, given)
     assert ours.intrinsics[0, :2, 2].tolist() == [30, 70]
     assert paper.intrinsics[0, :2, 2].tolist() == [SIDE / 2, SIDE / 2]
     assert torch.equal(ours.focal, paper.focal)  # the focal length is never taken from the label
@@ -74,8 +75,46 @@ def test_predictions_have_the_shapes_others_rely_on() -> None:
     assert (answer.transl[..., 2] > 0).all()
 
 
-def test_every_weight_learns() -> None:
-    learning = network().train()
+@torch.no_grad()
+def test_every_token_proposes_somebody_where_it_lies() -> None:
+    proposals = network()(torch.rand(2, 3, SIDE, SIDE)).proposals
+    assert proposals is not None
+    assert proposals.logits.shape == (1, 2, 36)  # 6 x 6 patches of 16 px
+    centres = proposals.centred_boxes[0, 0, :, :2].reshape(6, 6, 2)
+    steps = [(step + 0.5) / 6 for step in range(6)]
+    assert centres[2, :, 0].tolist() == pytest.approx(steps, abs=0.02)
+    assert centres[:, 2, 1].tolist() == pytest.approx(steps, abs=0.02)
+
+
+@torch.no_grad()
+def test_queries_start_from_the_surest_tokens() -> None:
+    ours = network(model__layers=1)
+    for weight in ours.box_head.parameters():
+        torch.nn.init.zeros_(weight)  # so that boxes stay where they start
+    answer = ours(torch.rand(1, 3, SIDE, SIDE))
+    assert answer.proposals is not None
+    surest = answer.proposals.logits[0, 0].argsort(descending=True)[:12]
+    assert torch.allclose(answer.centred_boxes[0, 0], answer.proposals.centred_boxes[0, 0, surest], atol=1e-6)
+
+
+@torch.no_grad()
+def test_there_are_no_more_queries_than_tokens() -> None:
+    answer = network(model__queries=50)(torch.rand(1, 3, SIDE, SIDE))
+    assert answer.confidence.shape == (1, 36)
+
+
+@torch.no_grad()
+def test_the_papers_queries_start_at_learnt_places() -> None:
+    paper = network(model__queries_from="places", model__queries=50)
+    answer = paper(torch.rand(1, 3, SIDE, SIDE))
+    assert answer.proposals is None
+    assert answer.confidence.shape == (1, 50)
+    assert paper.first_box.requires_grad
+
+
+@pytest.mark.parametrize("start", ["tokens", "places"])
+def test_every_weight_learns(start: str) -> None:
+    learning = network(model__queries_from=start).train()
     answer = learning(torch.rand(1, 3, SIDE, SIDE))
     parts = (answer.logits, answer.centred_boxes, answer.rotations, answer.all_betas, answer.all_transl)
     sum(part.sum() for part in parts).backward()
