@@ -165,9 +165,9 @@ class MeshNetwork(nn.Module):
         return _Start(_pick(refined, surest).detach(), content, chosen, said)
 
     def _fov(self, cls: torch.Tensor) -> torch.Tensor:
-        """CLS token (B, C) -> vertical field of view (B,) [rad]."""
+        """CLS token (B, C) -> vertical field of view (B,) [rad]; beyond its limits, where it is cut, it still learns."""
         raw = self.fov_branch(cls).squeeze(-1).float() + self.config.first_fov
-        return raw.clamp(self.config.least_fov, _LARGEST_FOV)
+        return raw + (raw.clamp(self.config.least_fov, _LARGEST_FOV) - raw).detach()
 
     def _read_heads(
         self, seen: torch.Tensor, box_logit: torch.Tensor, before: dict[str, torch.Tensor] | None

@@ -47,6 +47,19 @@ def test_the_untrained_camera_is_the_one_the_paper_starts_from() -> None:
     assert answer.focal.tolist() == pytest.approx((SIDE / (2 * torch.tan(answer.fov / 2))).tolist())
 
 
+@pytest.mark.parametrize(("raw", "limit"), [(-5.0, 0.08), (9.0, 3.0)])
+def test_a_field_of_view_beyond_its_limits_is_cut_and_can_come_back(raw: float, limit: float) -> None:
+    learning = network()
+    last = learning.fov_branch[-1]
+    assert isinstance(last, torch.nn.Linear)
+    torch.nn.init.constant_(last.bias, raw)
+    fov = learning(torch.rand(1, 3, SIDE, SIDE)).fov
+    assert fov.tolist() == pytest.approx([limit])
+    fov.sum().backward()
+    assert last.bias.grad is not None
+    assert last.bias.grad.item() == pytest.approx(1.0)
+
+
 @torch.no_grad()
 def test_the_preset_decides_whose_principal_point_is_used() -> None:
     image, given = torch.rand(1, 3, SIDE, SIDE), camera(500.0, (30, 70))[None]

@@ -17,7 +17,7 @@ FAMILIES = [0, 5, 12, 19, 26, 33, 40, 47]  # pictures of the demo's crowds with 
 @pytest.mark.slow
 def test_eight_images_are_learnt_to_near_zero_error(body: BodyModel) -> None:
     # a field of view seen in eight images only is learnt within the steps if it weighs more than usual
-    config = tiny_config(loss__fov=20.0, loop__steps=500)
+    config = tiny_config(loss__fov=20.0, loop__steps=600)
     batch = crowd_batch(body, FAMILIES)
     torch.manual_seed(0)
     learner = Learner(config, build_network(config), body, torch.device("cpu"))
@@ -25,8 +25,8 @@ def test_eight_images_are_learnt_to_near_zero_error(body: BodyModel) -> None:
         learner.step(batch, step)
     measures = evaluate(learner.predict, [batch], body, config.loss, config.match)
     assert measures["persons"] == 24
-    assert measures["mpjpe"] < 0.01
-    assert measures["transl_error"] < 0.04
+    assert measures["mpjpe"] < 0.003
+    assert measures["transl_error"] < 0.02
     assert measures["fov_error"] < 0.004
     assert measures["pair_depth_error"] < 0.03
     assert measures["recall"] == measures["precision"] == 1.0
