@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -130,16 +130,19 @@ def test_the_next_item_is_begun_before_the_one_before_is_used() -> None:
 
 
 def test_stages_overlap_in_time() -> None:
-    def slow(item: int) -> int:
-        time.sleep(0.05)
-        return item
+    together = threading.Barrier(3, timeout=60)  # broken, and raised, unless three stages are at work at once
+
+    def meet_at(meeting: int) -> Callable[[int], int]:
+        def work(item: int) -> int:
+            if item == meeting:
+                together.wait()
+            return item
+
+        return work
 
     with ThreadPoolExecutor(1) as first, ThreadPoolExecutor(1) as second:
-        start = time.perf_counter()
-        for _ in run_ahead(second, slow, run_ahead(first, slow, range(8))):
-            time.sleep(0.05)
-        took = time.perf_counter() - start
-    assert took < 0.8 * 3 * 8 * 0.05  # three stages one after the other would take 1.2 s; overlapped, 0.5 s
+        seen = run_ahead(second, meet_at(1), run_ahead(first, meet_at(2), range(4)))
+        assert [meet_at(0)(item) for item in seen] == [0, 1, 2, 3]
 
 
 def test_an_error_is_raised_in_its_turn() -> None:
