@@ -2,10 +2,11 @@
 # What the relative metric loss is good for: two small networks, equal but for that loss, trained on the pipeline's own
 # labels of synthetic crowds and measured against the truth of other crowds, beside the network before training.
 #
-#   bash jobs/train.sh                 everything below out/train; about 20 minutes on 2 cores
+#   bash jobs/train.sh                 everything below out/train; about 25 minutes on 2 cores
 #   bash jobs/train.sh --seeds 0 1 2   more than one training each
 #
-# Expect pairs of people to be a third more wrong without the loss, those within 1 m four times (docs/training.md).
+# Expect pairs of people to stand half as wrong to each other as before training, and a third less wrong than without
+# the loss (docs/training.md).
 # Run again, it goes on where it stopped; crowds, labels and finished trainings are kept.
 set -euo pipefail
 source "$(dirname "$0")/environment.sh"

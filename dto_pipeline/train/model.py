@@ -165,7 +165,7 @@ class MeshNetwork(nn.Module):
         return _Start(_pick(refined, surest).detach(), content, chosen, said)
 
     def _fov(self, cls: torch.Tensor) -> torch.Tensor:
-        """CLS token (B, C) -> vertical field of view (B,) [rad]; beyond its limits, where it is cut, it still learns."""
+        """CLS token (B, C) -> vertical field of view (B,) [rad]; cut to its limits, beyond them it still learns."""
         raw = self.fov_branch(cls).squeeze(-1).float() + self.config.first_fov
         return raw + (raw.clamp(self.config.least_fov, _LARGEST_FOV) - raw).detach()
 
