@@ -55,6 +55,11 @@ def estimate(
     return {name: _interval(value[name], statistic(drawn)) for name, statistic in statistics.items()}
 
 
+def mean_of(part: str, whole: str, factor: float = 1.0) -> Statistic:
+    """The pooled sum called `part` per unit of the one called `whole`, times `factor`."""
+    return lambda sums: factor * ratio(sums[part], sums[whole])
+
+
 def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     """part / whole, NaN where `whole` is zero."""
     part, whole = np.asarray(part, np.float64), np.asarray(whole, np.float64)

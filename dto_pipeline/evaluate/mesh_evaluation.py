@@ -15,7 +15,7 @@ import torch
 from dto_pipeline.data.people import People
 from dto_pipeline.errors import DtoError
 from dto_pipeline.evaluate.body_matching import MIN_IOU, match_bodies
-from dto_pipeline.evaluate.bootstrap import RESAMPLES, Statistic, Sums, ratio
+from dto_pipeline.evaluate.bootstrap import RESAMPLES, Statistic, Sums, mean_of, ratio
 from dto_pipeline.evaluate.evaluation import Evaluation, Measure, add_up, make_column
 from dto_pipeline.evaluate.image_join import ImageJoin, join_images
 from dto_pipeline.evaluate.mesh_metrics import (
@@ -41,10 +41,6 @@ class MeshEvaluationError(DtoError, ValueError):
     """Two sets of people that cannot be compared; the message says why and what to do."""
 
 
-def _mean(part: str, whole: str = "matched", factor: float = 1.0) -> Statistic:
-    return lambda sums: factor * ratio(sums[part], sums[whole])
-
-
 def _f1(sums: Sums) -> np.ndarray:
     return ratio(2 * sums["matched"], sums["found"] + sums["true"])
 
@@ -55,20 +51,20 @@ def _normalised(part: str) -> Statistic:
 
 
 MEASURES = (
-    Measure("mpjpe", "MPJPE", "mm", _mean("joints", factor=_MM)),
-    Measure("pa_mpjpe", "PA-MPJPE", "mm", _mean("joints_aligned", "joints_alignable", _MM)),
-    Measure("mve", "MVE (PVE)", "mm", _mean("vertices", factor=_MM)),
-    Measure("pa_mve", "PA-MVE", "mm", _mean("vertices_aligned", "vertices_alignable", _MM)),
-    Measure("absolute_mpjpe", "absolute MPJPE", "mm", _mean("absolute", factor=_MM)),
-    Measure("root_z_error", "root z error", "m", _mean("root_z"), 3),
-    Measure("pair_depth_error", "pairwise depth error", "m", _mean("pair_gap", "pairs"), 3),
-    Measure("ordinal", "ordinal accuracy at 0.2 m", "%", _mean("pair_right", "pairs", 100)),
-    Measure("precision", "precision", "%", _mean("matched", "found", 100)),
-    Measure("recall", "recall", "%", _mean("matched", "true", 100)),
+    Measure("mpjpe", "MPJPE", "mm", mean_of("joints", "matched", _MM)),
+    Measure("pa_mpjpe", "PA-MPJPE", "mm", mean_of("joints_aligned", "joints_alignable", _MM)),
+    Measure("mve", "MVE (PVE)", "mm", mean_of("vertices", "matched", _MM)),
+    Measure("pa_mve", "PA-MVE", "mm", mean_of("vertices_aligned", "vertices_alignable", _MM)),
+    Measure("absolute_mpjpe", "absolute MPJPE", "mm", mean_of("absolute", "matched", _MM)),
+    Measure("root_z_error", "root z error", "m", mean_of("root_z", "matched"), 3),
+    Measure("pair_depth_error", "pairwise depth error", "m", mean_of("pair_gap", "pairs"), 3),
+    Measure("ordinal", "ordinal accuracy at 0.2 m", "%", mean_of("pair_right", "pairs", 100)),
+    Measure("precision", "precision", "%", mean_of("matched", "found", 100)),
+    Measure("recall", "recall", "%", mean_of("matched", "true", 100)),
     Measure("f1", "F1", "%", lambda sums: 100 * _f1(sums)),
     Measure("nmjpe", "NMJE = MPJPE / F1", "mm", _normalised("joints")),
     Measure("nmve", "NMVE = MVE / F1", "mm", _normalised("vertices")),
-    Measure("fov_error", "vertical field of view error", "deg", _mean("fov_gap", "fov_images"), 2),
+    Measure("fov_error", "vertical field of view error", "deg", mean_of("fov_gap", "fov_images"), 2),
 )
 
 

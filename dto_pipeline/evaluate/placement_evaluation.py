@@ -13,7 +13,7 @@ import torch
 
 from dto_pipeline.data.people import People
 from dto_pipeline.errors import DtoError
-from dto_pipeline.evaluate.bootstrap import RESAMPLES, Statistic, ratio
+from dto_pipeline.evaluate.bootstrap import RESAMPLES, mean_of
 from dto_pipeline.evaluate.evaluation import Evaluation, Measure, add_up, make_column
 from dto_pipeline.evaluate.image_join import join_images
 from dto_pipeline.evaluate.synthetic import Placement, depth_relation, image_pairs
@@ -24,16 +24,12 @@ class SyntheticError(DtoError, ValueError):
     """Labels that are not those of the synthetic data set; the message says where they part."""
 
 
-def _mean(part: str, whole: str, factor: float = 1.0) -> Statistic:
-    return lambda sums: factor * ratio(sums[part], sums[whole])
-
-
 PLACEMENT_MEASURES = (
-    Measure("depth_error", "absolute z error", "m", _mean("z_gap", "persons"), 3),
-    Measure("relative_depth_error", "relative z error", "%", _mean("z_share", "persons", 100)),
-    Measure("pair_depth_error", "pairwise depth error", "m", _mean("pair_gap", "pairs"), 3),
-    Measure("ordinal", "ordinal accuracy at 0.2 m", "%", _mean("pair_right", "pairs", 100)),
-    Measure("height_error", "height error", "m", _mean("height_gap", "persons"), 3),
+    Measure("depth_error", "absolute z error", "m", mean_of("z_gap", "persons"), 3),
+    Measure("relative_depth_error", "relative z error", "%", mean_of("z_share", "persons", 100)),
+    Measure("pair_depth_error", "pairwise depth error", "m", mean_of("pair_gap", "pairs"), 3),
+    Measure("ordinal", "ordinal accuracy at 0.2 m", "%", mean_of("pair_right", "pairs", 100)),
+    Measure("height_error", "height error", "m", mean_of("height_gap", "persons"), 3),
 )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 
 import numpy as np
 
@@ -88,8 +88,7 @@ class Facts:
     @property
     def total(self) -> SubsetFacts:
         """All subsets together."""
-        names = ("images", "optimized", "accepted", "failed", "persons", "moved")
-        return SubsetFacts(**{name: sum(getattr(part, name) for part in self.subsets.values()) for name in names})
+        return SubsetFacts(*(sum(counts) for counts in zip(*map(astuple, self.subsets.values()), strict=True)))
 
 
 def gather_facts(run: RunFiles) -> Facts:
