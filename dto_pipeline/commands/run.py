@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 from dto_pipeline.commands.options import Paragraphs, add_config_options, positive, read_config
+from dto_pipeline.commands.output import print_report
 from dto_pipeline.models.depth_licences import licence_lines
 
 _EPILOG = """\
@@ -112,11 +112,11 @@ def _run(arguments: argparse.Namespace) -> int:
         forecast = plan_pipeline(
             arguments.manifest, arguments.out, config, **start, images_per_s=arguments.images_per_s
         )
-        print(json.dumps(forecast.to_json(), indent=1) if arguments.json else forecast.as_table())
+        print_report(forecast, arguments.json)
         return forecast.exit_code
     with leaving_in_good_order():
         summary = run_pipeline(arguments.manifest, arguments.out, config, **start, progress=not arguments.quiet)
-    print(json.dumps(summary.to_json(), indent=1) if arguments.json else summary.as_table())
+    print_report(summary, arguments.json)
     if summary.failed_images and not arguments.retry_failed and not arguments.json:
         print(f"{summary.failed_images} images failed and have rows that say why; mend them, then use --retry-failed")
     return summary.exit_code
