@@ -5,8 +5,8 @@
 #   bash jobs/train.sh                 everything below out/train; about 25 minutes on 2 cores
 #   bash jobs/train.sh --seeds 0 1 2   more than one training each
 #
-# Expect pairs of people to stand half as wrong to each other as before training, and a third less wrong than without
-# the loss (docs/training.md).
+# Expect pairs of people to stand 40 % less wrong to each other than before training, and a third less than without the
+# loss (docs/training.md).
 # Run again, it goes on where it stopped; crowds, labels and finished trainings are kept.
 set -euo pipefail
 source "$(dirname "$0")/environment.sh"

@@ -38,5 +38,7 @@ def small_disk(folder: Path, size: str) -> Iterator[Mount]:
             pytest.skip(f"no file system can be mounted here: {done.stderr.decode().strip()}")
 
     mount(f"size={size}")
-    yield lambda options: mount(f"remount,{options}")
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+    try:
+        yield lambda options: mount(f"remount,{options}")
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)

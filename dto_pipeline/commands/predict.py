@@ -85,7 +85,7 @@ def _run(arguments: argparse.Namespace) -> int:
     print(f"the network of {trained.origin}")
     manifest = predict_run(trained, pictures, out, config, not arguments.quiet)
     print(f"{arguments.out}: {manifest.num_people} people in {manifest.num_images} images{_failures(out)}")
-    depth = "" if arguments.depth else " --set depth.source=model --set depth.model=NAME"
+    depth = "" if manifest.depth_root else " --set depth.source=model --set depth.model=NAME"
     print(f"to place them: dto run {manifest.path} -o RUN{depth}")
     return 0
 

@@ -6,6 +6,7 @@ Knows files; knows nothing of what the tensors mean.
 from __future__ import annotations
 
 import pickle
+import struct
 import zipfile
 import zlib
 from pathlib import Path
@@ -18,6 +19,7 @@ from dto_pipeline.errors import DtoError
 
 _UNREADABLE = (
     *(pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError),  # of torch.load
+    *(IndexError, AttributeError, TypeError, AssertionError, struct.error),  # of its unpickler on foreign bytes
     *(zipfile.BadZipFile, zlib.error),
 )
 

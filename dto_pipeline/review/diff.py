@@ -195,9 +195,9 @@ def _difference(before: np.ndarray, after: np.ndarray, together: bool = False) -
 
 
 def _count_unknown(diff: LabelDiff, name: str, before: LabelColumns, after: LabelColumns, named: int) -> None:
-    """Count the persons of whom a measure is known on one side only; name the first that lost it."""
-    known = [np.isfinite(side.people[name].reshape(side.num_people, -1)).all(axis=1) for side in (before, after)]
-    lost, gained = known[0] & ~known[1], ~known[0] & known[1]
+    """Count the persons of whom a number of a measure is known on one side only; name the first that lost one."""
+    known = [np.isfinite(side.people[name].reshape(side.num_people, -1)) for side in (before, after)]
+    lost, gained = (known[0] & ~known[1]).any(axis=1), (~known[0] & known[1]).any(axis=1)
     diff.became_unknown.update({name: int(lost.sum())} if lost.any() else {})
     diff.became_known.update({name: int(gained.sum())} if gained.any() else {})
     for person in np.flatnonzero(lost)[: max(0, named - len(diff.unknown_persons))].tolist():

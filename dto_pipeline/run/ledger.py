@@ -157,6 +157,8 @@ class FileLedger:
                 self._metrics.gauge(len(self._schedule.workers), self._schedule.unfinished)
 
     def _draw(self) -> None:
+        if self._schedule.workers:
+            self._waiting, self._loading = 0.0, 0
         parts = [self._describe_workers(), f"failed: {self._given_up} shards, {self._failed_images} images"]
         self._line.n = min(self._line.total, self._images + self._schedule.images_under_way)
         self._line.set_postfix_str(", ".join(parts), refresh=True)
@@ -169,7 +171,7 @@ class FileLedger:
             since = f" since {self._waiting:.0f} s" if self._waiting else ""
             what = f"{self._loading} workers that are loading" if self._loading else "workers and their GPUs"
             return f"waiting for {what}{since}"
-        return f"{workers} workers" if workers >= wanted else f"{workers} of {wanted} workers, waiting for CPUs or GPUs"
+        return f"{workers} workers" if workers >= wanted else f"{workers} of {wanted} workers, others are not ready"
 
     def _commit(self, receipt: Receipt) -> bool:
         """Put a repaired shard in its place; False where it is as it was, or no repair."""

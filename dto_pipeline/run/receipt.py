@@ -104,7 +104,7 @@ def add_counts(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
 def _parse_record(data: bytes, path: Location, schema: str, record: type) -> dict[str, Any]:
     try:
         found = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RecordInvalid(f"{path} is not JSON ({error}); it was cut short or edited, delete it") from error
     if not isinstance(found, dict) or found.get("schema") != schema:
         raise RecordInvalid(f"{path} is not a {schema} record; delete it, or use the version that wrote it")
@@ -114,9 +114,14 @@ def _parse_record(data: bytes, path: Location, schema: str, record: type) -> dic
         raise RecordInvalid(f"{path} lacks {sorted(missing)}; delete it, or use the version that wrote it")
     values = {name: found[name] for name in names if name in found}
     for name, kinds in _kinds(record).items():
-        if name in values and not isinstance(values[name], kinds):
+        if name in values and not (isinstance(values[name], kinds) and _counts_only(values[name])):
             raise RecordInvalid(f"{path}: {name} is {values[name]!r}; it was edited, delete it")
     return values
+
+
+def _counts_only(value: Any) -> bool:
+    """False for a dict of anything but numbers: records hold counts and seconds by name."""
+    return not isinstance(value, dict) or all(isinstance(number, (int, float)) for number in value.values())
 
 
 @cache

@@ -23,7 +23,7 @@ from dto_pipeline.data.torch_files import TorchFileError, read_torch_file, write
 from dto_pipeline.errors import DtoError
 from dto_pipeline.models.encoder import EncoderShape, build_encoder, load_encoder, restore_encoder
 from dto_pipeline.models.networks import ModelReference
-from dto_pipeline.train.config import TrainConfig, train_config_from_dict
+from dto_pipeline.train.config import TrainConfig, stored_config
 from dto_pipeline.train.model import MeshNetwork
 
 FORMAT = "dto-checkpoint/1"
@@ -191,8 +191,8 @@ def _read_file(path: Path) -> Checkpoint:
     if missing:
         raise CheckpointError(f"{path} lacks {', '.join(missing)}; was it written by another version?")
     try:
-        config = train_config_from_dict(content["config"])
-    except ConfigError as error:
+        config = stored_config(content["config"])
+    except (ConfigError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: its config cannot be used: {error}") from error
     return Checkpoint(
         config=config,

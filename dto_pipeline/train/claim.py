@@ -35,6 +35,7 @@ def hold_folder(folder: Path) -> Iterator[None]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK_FILE).open("a+") as stream:
+        os.register_at_fork(after_in_child=stream.close)  # else processes that read data keep it after our death
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

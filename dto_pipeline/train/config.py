@@ -198,6 +198,11 @@ def train_config_from_dict(tree: Mapping[str, Mapping[str, Any]]) -> TrainConfig
     return TrainConfig(**build_rooms(TrainConfig, merged))
 
 
+def stored_config(tree: Mapping[str, Mapping[str, Any]]) -> TrainConfig:
+    """`train_config_from_dict` of what a training wrote: before 0.3.0 no config said that queries started at places."""
+    return train_config_from_dict({**tree, "model": {"queries_from": "places", **tree.get("model", {})}})
+
+
 def _expect(condition: bool, message: str) -> None:
     if not condition:
         raise ConfigError(message)

@@ -46,7 +46,7 @@ from dto_pipeline.train.checkpoint import (
     take_up,
 )
 from dto_pipeline.train.claim import hold_folder
-from dto_pipeline.train.config import TrainConfig, train_config_from_dict
+from dto_pipeline.train.config import TrainConfig, stored_config
 from dto_pipeline.train.evaluation import measure_batches, summarise
 from dto_pipeline.train.learner import Learner, gather_at_first, told_by_first
 from dto_pipeline.train.pictures import draw_held_out
@@ -265,8 +265,8 @@ def _claim_folder(folder: Path, config: TrainConfig) -> None:
         write_json_atomic(path, {"config": config.to_dict(), "versions": library_versions()})
         return
     try:
-        there = _fixed_knobs(train_config_from_dict(json.loads(path.read_text())["config"]))
-    except (ValueError, KeyError, TypeError) as error:
+        there = _fixed_knobs(stored_config(json.loads(path.read_text())["config"]))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise TrainError(f"{path} cannot be used ({error}); choose another folder, or put the file back") from error
     differing = describe_difference(there, wanted)
     if differing:

@@ -112,15 +112,15 @@ def _layer_terms(
 
 
 def confidence_loss(logits: torch.Tensor, matches: Matches, loss: LossConfig) -> Term:
-    """Sigmoid focal loss (Lin et al., ICCV 2017) of all queries (B, Q), per matched person."""
+    """Sigmoid focal loss (Lin et al., ICCV 2017) of all queries (B, Q), per person that one of them reports."""
     true = torch.zeros_like(logits)
-    true[matches.image, matches.query] = 1.0
+    true[matches.image[matches.reports], matches.query[matches.reports]] = 1.0
     entropy = functional.binary_cross_entropy_with_logits(logits, true, reduction="none")
     right = torch.where(true > 0, logits.sigmoid(), 1 - logits.sigmoid())
     alpha = torch.where(true > 0, loss.focal_alpha, 1 - loss.focal_alpha)
     total = (alpha * (1 - right) ** loss.focal_gamma * entropy).sum()
-    count = len(matches.image) * (logits.shape[1] if loss.confidence_over_queries else 1)
-    return Term(total, logits.new_tensor(float(count)))
+    count = matches.reports.sum() * (logits.shape[1] if loss.confidence_over_queries else 1)
+    return Term(total, count.to(logits.dtype))
 
 
 def pose_loss(people: _Matched, loss: LossConfig) -> Term:
@@ -160,7 +160,7 @@ def relative_metric_loss(
         z, true_z: (M,) of translations, both of the same point of the body [m].
         has_body: (M,) bool.
     """
-    first, second = _pairs(matches.image)
+    first, second = _pairs(matches)
     true_apart = true_z[first] - true_z[second]
     counted = has_body[first] & has_body[second] & (true_apart.abs() <= loss.reach)
     first, second, true_apart = first[counted], second[counted], true_apart[counted]
@@ -175,7 +175,7 @@ def relative_layer_loss(z: torch.Tensor, matches: Matches, targets: Targets) -> 
     Mean per image over pairs of known layers, then over images with pairs.
     """
     layer = targets.depth_layer[matches.image, matches.person]
-    first, second = _pairs(matches.image)
+    first, second = _pairs(matches)
     known = (layer[first] >= 0) & (layer[second] >= 0)
     first, second = first[known], second[known]
     sign = (layer[second] - layer[first]).sign()  # 1: the first is nearer
@@ -232,11 +232,16 @@ def _over(each: torch.Tensor, counted: torch.Tensor) -> Term:
     return Term(total, counted.sum().to(each.dtype))
 
 
-def _pairs(image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Indices i < j of matched people of the same image."""
-    same = image[:, None] == image[None, :]
-    first, second = same.triu(diagonal=1).nonzero(as_tuple=True)
-    return first, second
+def _pairs(matches: Matches) -> tuple[torch.Tensor, torch.Tensor]:
+    """Indices of pairs of different people of an image: everybody's queries or tokens with those that report another.
+
+    So pairs of queries come both ways round, which changes no mean, and there are at most M x people of tokens.
+    """
+    others = matches.reports.nonzero().squeeze(-1)
+    pairs = matches.image[:, None] == matches.image[others]
+    pairs &= matches.person[:, None] != matches.person[others]
+    first, second = pairs.nonzero(as_tuple=True)
+    return first, others[second]
 
 
 def _pair_weight(

@@ -30,6 +30,7 @@ class Matches:
     image: torch.Tensor  # (M,) int64
     query: torch.Tensor  # (M,) int64
     person: torch.Tensor  # (M,) int64
+    reports: torch.Tensor  # (M,) bool, the one of a person's that is to be sure of it: all queries, one of many tokens
 
 
 @torch.no_grad()
@@ -47,15 +48,15 @@ def match_people(
         people.append(candidates[torch.from_numpy(place)])
     device = targets.known.device
     image_index, query_index, person_index = (torch.cat(part).long().to(device) for part in (images, queries, people))
-    return Matches(image_index, query_index, person_index)
+    return Matches(image_index, query_index, person_index, torch.ones_like(image_index, dtype=torch.bool))
 
 
 @torch.no_grad()
 def assign_tokens(tokens: Predictions, targets: Targets) -> Matches:
-    """Which tokens answer for which person: all on the middle of the person's box, and the nearest to its centre.
+    """Which tokens answer for which person: all on the middle of its box; the nearest to its centre reports it.
 
-    A token on several people answers for the nearest of them, people without a body come last. So a person may have
-    many tokens, or none where others stand before them.
+    A token on several people answers for the one whose centre it has, else for the nearest to the camera (people
+    without a body come last). So everybody is reported by one token, unless several people share it.
 
     Args:
         tokens: `Predictions.proposals`; N tokens of a square grid, row by row.
@@ -66,20 +67,22 @@ def assign_tokens(tokens: Predictions, targets: Targets) -> Matches:
     """
     if not targets.known.any():
         nobody = targets.depth_layer.new_empty(0)
-        return Matches(nobody, nobody, nobody)
+        return Matches(nobody, nobody, nobody, nobody.bool())
     across = math.isqrt(tokens.logits.shape[-1])
     steps = (torch.arange(across, device=targets.boxes.device) + 0.5) * (targets.side / across)
     places = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), dim=-1).flatten(0, 1)
     centre = (targets.boxes[..., :2] + targets.boxes[..., 2:]) / 2
     reach = _MIDDLE * (targets.boxes[..., 2:] - targets.boxes[..., :2])
     away = (places[:, None] - centre[:, None]).abs()  # (B, N, P, 2)
-    nearest = functional.one_hot(away.square().sum(-1).argmin(1), len(places)).mT.bool()
-    on = ((away <= reach[:, None]).all(-1) | nearest) & targets.known[:, None]
+    known = targets.known[:, None]
+    nearest = functional.one_hot(away.square().sum(-1).argmin(1), len(places)).mT.bool() & known
+    reports = nearest.any(-1)
+    on = torch.where(reports[..., None], nearest, (away <= reach[:, None]).all(-1) & known)
     far = torch.finfo(targets.transl.dtype).max
     z = torch.where(targets.has_body, targets.transl[..., 2], far / 2)
     person = torch.where(on, z[:, None], far).argmin(-1)
     image, token = on.any(-1).nonzero(as_tuple=True)
-    return Matches(image, token, person[image, token])
+    return Matches(image, token, person[image, token], reports[image, token])
 
 
 def match_costs(

@@ -154,12 +154,15 @@ class MeshNetwork(nn.Module):
         return _Start(box_logit, self.content.expand(*box_logit.shape[:2], -1))
 
     def _start_at_tokens(self, tokens: torch.Tensor, grid: torch.Tensor) -> _Start:
-        """Every token says what person it lies on; queries go on from the surest (two stages, as Deformable DETR)."""
+        """Every token says what person it lies on; queries go on from the surest (two stages, as Deformable DETR).
+
+        Tokens that are surer than those around them come first: a large person has many tokens, a small one few.
+        """
         seen = self.norm(tokens + self.propose(tokens))
         shape = grid.new_tensor(_FIRST_BOX).expand(len(grid), 2)
         refined = torch.cat([grid, shape], dim=-1).logit() + self.box_head(seen).float()
         said = self._read_heads(seen, refined, None)
-        surest = said["logit"].topk(min(self.config.queries, len(grid)), dim=1).indices
+        surest = _peaks_first(said["logit"].detach()).topk(min(self.config.queries, len(grid)), dim=1).indices
         chosen = {name: _pick(values, surest) for name, values in said.items()}
         content = self.content + self.proposed(_pick(seen, surest))
         return _Start(_pick(refined, surest).detach(), content, chosen, said)
@@ -167,7 +170,7 @@ class MeshNetwork(nn.Module):
     def _fov(self, cls: torch.Tensor) -> torch.Tensor:
         """CLS token (B, C) -> vertical field of view (B,) [rad]; cut to its limits, beyond them it still learns."""
         raw = self.fov_branch(cls).squeeze(-1).float() + self.config.first_fov
-        return raw + (raw.clamp(self.config.least_fov, _LARGEST_FOV) - raw).detach()
+        return raw.clamp(self.config.least_fov, _LARGEST_FOV).detach() + (raw - raw.detach())
 
     def _read_heads(
         self, seen: torch.Tensor, box_logit: torch.Tensor, before: dict[str, torch.Tensor] | None
@@ -317,6 +320,14 @@ def _camera_of_box(box: torch.Tensor) -> torch.Tensor:
     """
     metre = (box[..., 3:].detach() / _BOX_METRES).clamp(min=_LEAST_HEIGHT, max=1 - _LEAST_HEIGHT)
     return torch.cat([metre.logit(), box[..., :2] * 2 - 1], dim=-1)
+
+
+def _peaks_first(scores: torch.Tensor) -> torch.Tensor:
+    """Scores (B, N) of a square grid, row by row; those that some of the eight around them exceed come last."""
+    across = math.isqrt(scores.shape[-1])
+    highest = functional.max_pool2d(scores.unflatten(-1, (1, across, across)), 3, stride=1, padding=1).flatten(1)
+    behind = scores.amax(-1, keepdim=True) - scores.amin(-1, keepdim=True) + 1
+    return torch.where(scores == highest, scores, scores - behind)
 
 
 def _pick(values: torch.Tensor, places: torch.Tensor) -> torch.Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -37,14 +38,15 @@ class Records:
         self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
 
     def add(self, name: str, step: int, values: Mapping[str, float]) -> None:
-        """One row of `TRAINING` or `HELD_OUT`; the first row of a file decides its columns."""
+        """One row of `TRAINING` or `HELD_OUT`; the first row of a file decides its columns, what it lacks is NaN."""
         path = self._folder / name
-        fresh = not path.exists()
+        header, _ = _read_whole_rows(path)
         with path.open("a", newline="") as stream:
             writer = csv.writer(stream)
-            if fresh:
-                writer.writerow(["step", *values])
-            writer.writerow([step, *(f"{value:.6g}" for value in values.values())])
+            if not header:
+                header = ["step", *values]
+                writer.writerow(header)
+            writer.writerow([step, *(f"{values.get(key, math.nan):.6g}" for key in header[1:])])
         for key, value in values.items():
             self._events.add_scalar(f"{Path(name).stem}/{key}", value, step)
 

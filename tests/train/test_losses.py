@@ -35,7 +35,7 @@ NAN = float("nan")
 def in_order(batch: TrainBatch) -> Matches:
     """Person p of every image is answered by query p."""
     image, person = batch.present.nonzero(as_tuple=True)
-    return Matches(image, person, person)
+    return Matches(image, person, person, torch.ones_like(image, dtype=torch.bool))
 
 
 def mean(term: Term) -> float:
@@ -110,7 +110,7 @@ def test_an_image_without_a_camera_does_not_teach_the_field_of_view(body: BodyMo
 def test_confidence_is_a_focal_loss_per_matched_person() -> None:
     # sigmoid(0) = 1/2: a person costs 0.25 (1/2)^2 log 2, nobody 0.75 (1/2)^2 log 2
     logits = torch.zeros(1, 3)
-    matches = Matches(*(torch.tensor([value]) for value in (0, 1, 0)))
+    matches = Matches(torch.tensor([0]), torch.tensor([1]), torch.tensor([0]), torch.tensor([True]))
     assert mean(confidence_loss(logits, matches, LOSS)) == pytest.approx((0.25 + 2 * 0.75) / 4 * math.log(2))
     twice = dataclasses.replace(LOSS, confidence_over_queries=True)
     assert mean(confidence_loss(logits, matches, twice)) == pytest.approx((0.25 + 2 * 0.75) / 12 * math.log(2))
@@ -172,6 +172,38 @@ def test_tokens_on_the_middle_of_a_person_answer_for_the_nearest_of_them(body: B
         (r, c) for r in range(3, 7) for c in (1, 2)
     }
     assert column[~first].unique().tolist() == [6, 7]
+    assert matches.reports.sum() == 2  # one token each
+
+
+def test_somebody_behind_keeps_the_token_at_their_centre(body: BodyModel) -> None:
+    batch = standing_batch([[(0.0, 3.0), (0.1, 5.0)]])
+    batch = dataclasses.replace(batch, boxes=torch.tensor([[[10.0, 10, 90, 90], [50, 50, 80, 80]]]))
+    matches = assign_tokens(tokens_over(batch, body, 10), build_targets(batch, body))
+    behind = matches.person == 1
+    assert matches.query[behind].tolist() == [66]
+    assert matches.reports[behind].tolist() == [True]
+    assert (~behind).sum() > 10
+
+
+def test_tokens_of_one_person_are_no_pair(body: BodyModel) -> None:
+    batch = standing_batch([[(0.0, 3.0)]])
+    targets = build_targets(batch, body)
+    matches = assign_tokens(tokens_over(batch, body, 20), targets)
+    assert len(matches.image) > 1
+    z = torch.linspace(2.0, 4.0, len(matches.image))
+    known = torch.ones_like(matches.reports)
+    term = relative_metric_loss(z, torch.full_like(z, 3.0), known, matches, targets, LOSS)
+    assert term.count == 0
+
+
+def test_only_the_token_that_reports_somebody_is_to_be_sure(body: BodyModel) -> None:
+    batch = standing_batch([[(0.0, 3.0)]])
+    matches = assign_tokens(tokens_over(batch, body, 20), build_targets(batch, body))
+    logits = torch.full((1, 400), -20.0)
+    logits[0, matches.query[matches.reports]] = 20.0
+    term = confidence_loss(logits, matches, LOSS)
+    assert term.count == 1
+    assert mean(term) < 1e-6
 
 
 def test_somebody_smaller_than_a_token_has_the_nearest(body: BodyModel) -> None:
