@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from dto_pipeline.models.body import BodyModel, load_body
 
 torch.set_num_threads(1)
+settings.register_profile("patient", deadline=None)  # property tests share their cores with other work
+settings.load_profile("patient")
 
 
 @pytest.fixture(scope="session")

@@ -51,7 +51,7 @@ class LabelDiff:
     person_changes: Counter[str] = field(default_factory=Counter)
     became_unknown: Counter[str] = field(default_factory=Counter)  # measure -> persons with a number before only
     became_known: Counter[str] = field(default_factory=Counter)  # and with a number after only
-    unknown_persons: list[str] = field(default_factory=list)  # the first of the former, named
+    unknown_persons: list[str] = field(default_factory=list)  # the first of the former, a line for each measure
     histograms: dict[str, np.ndarray] = field(default_factory=dict)  # measure -> counts over _BINS
     largest: dict[str, float] = field(default_factory=dict)
     worst: list[tuple[float, str]] = field(default_factory=list)  # heap of the persons that moved most

@@ -22,7 +22,7 @@ from dto_pipeline.run.directory import RunDirectory, RunDirectoryError, RunIdent
 from dto_pipeline.run.lock import LockHolder, read_holder
 from dto_pipeline.run.plan import survey_run
 from dto_pipeline.run.receipt import Receipt
-from dto_pipeline.run.report import format_duration
+from dto_pipeline.run.report import format_duration, unreadable_lines
 from dto_pipeline.run.selection import Retry, Selection
 from dto_pipeline.run.suspects import find_own_deaths
 
@@ -59,6 +59,7 @@ class Forecast:
     cost: Cost
     driver: str  # who drives the run now, and what that means to a start; "" = nobody
     refusals: list[str]  # why a start would be refused now
+    unreadable_failures: dict[int, str]  # shards whose failure record is damaged, and how; they count as pending
 
     @property
     def gpu_hours(self) -> float | None:
@@ -133,6 +134,7 @@ def forecast_run(
         cost=cost,
         driver=driver,
         refusals=[*missing, *locked, *refusals],
+        unreadable_failures=plan.unreadable,
     )
 
 
@@ -219,4 +221,4 @@ def _table_lines(forecast: Forecast) -> list[str]:
     lines.append(f"disk     {cost.label_bytes / 1e6:.1f} MB more ({cost.bytes_origin})")
     lines += [f"driver   {forecast.driver}"] if forecast.driver else []
     lines += [f"refused  {reason}" for reason in forecast.refusals]
-    return lines
+    return lines + unreadable_lines(forecast.unreadable_failures)

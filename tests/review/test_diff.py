@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +96,22 @@ def test_what_holds_no_labels_is_refused_with_a_next_step(tmp_path: Path, copy: 
         path.unlink()
     with pytest.raises(LabelsError, match="dto status"):
         diff_labels(copy, copy)
+
+
+def test_a_person_with_an_unknown_number_can_lose_another(run_dir: Path, copy: Path, tmp_path: Path) -> None:
+    def lose(first: int, last: int) -> Callable[[list[PlacedScene]], None]:
+        def spoil(placed: list[PlacedScene]) -> None:
+            item, person = first_moved(placed)
+            item.betas[person, first:last] = np.nan
+
+        return spoil
+
+    rewrite_shard(copy, 1, lose(0, 1))
+    more = tmp_path / "more"
+    shutil.copytree(copy, more)
+    rewrite_shard(more, 1, lose(0, 3))
+    diff = diff_labels(copy, more)
+    assert (diff.persons_different, diff.became_unknown) == (1, {"betas": 1})
 
 
 def test_a_number_that_was_lost_is_counted_apart_and_leaves_the_statistics_alone(run_dir: Path, copy: Path) -> None:

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import settings
 
 from dto_pipeline.run.driver import run_pipeline
 from tests.run.chaos import label_bytes, tiny_config
 from tests.tiny_dataset import TinyDataset, write_tiny_dataset
-
-settings.register_profile("patient", deadline=None)  # property tests share their cores with other work
-settings.load_profile("patient")
 
 
 @pytest.fixture(scope="session")

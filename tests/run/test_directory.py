@@ -162,7 +162,12 @@ def test_a_place_that_cannot_hold_a_run_is_named(tmp_path):
 _EDITED = {**Failure(1, 2, True, "it raised", "a:1", 5.0).to_dict(), "attempts": "two"}
 
 
-@pytest.mark.parametrize("text", ["{", '{"schema": "dto-failure/1"}', json.dumps(_EDITED)])
+_MISCOUNTED = {**Failure(1, 2, True, "it raised", "a:1", 5.0).to_dict(), "suspects": {"x": "2"}}
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[" * 100_000, '{"schema": "dto-failure/1"}', json.dumps(_EDITED), json.dumps(_MISCOUNTED)]
+)
 def test_a_damaged_failure_record_leaves_the_shard_pending(run, text):
     run[0].failure_file(1).write_text(text)
     scan = files.scan_run(*run)

@@ -87,6 +87,20 @@ def test_the_tally_and_the_metrics_hear_of_everything(run):
     assert run.metrics.said == [(1, "retried"), (1, "given_up"), "lost", (0, "adopted"), (0, 4)]
 
 
+def test_the_progress_line_forgets_who_was_waited_for_once_somebody_works(run, capsys):
+    with FileLedger(run.directory, run.plan, run.schedule, run.suspects, progress=True) as ledger:
+        ledger.waiting(60.0, loading=2)
+        run.schedule.add_worker("a")
+        ledger.tick()
+        run.schedule.worker_lost("a")
+        capsys.readouterr()
+        ledger.tick()
+    line = capsys.readouterr().err
+
+    assert "waiting for workers and their GPUs, failed" in line
+    assert "loading" not in line
+
+
 def test_the_progress_line_moves_inside_shards_and_says_who_is_waited_for(run, capsys):
     with FileLedger(run.directory, run.plan, run.schedule, run.suspects, progress=True) as ledger:
         ledger.waiting(60.0, loading=2)
@@ -101,7 +115,7 @@ def test_the_progress_line_moves_inside_shards_and_says_who_is_waited_for(run, c
     assert "waiting for 2 workers that are loading since 60 s" in line
     assert "waiting for workers and their GPUs since 120 s" in line
     assert "3/16" in line
-    assert "1 of 2 workers, waiting for CPUs or GPUs, failed: 1 shards, 0 images" in line
+    assert "1 of 2 workers, others are not ready, failed: 1 shards, 0 images" in line
 
 
 def test_json_lines_carry_facts_and_traces(tmp_path, capsys):

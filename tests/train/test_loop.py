@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -178,7 +182,7 @@ def test_another_config_is_refused_with_the_difference(data: TrainBatch, tmp_pat
     train_network(faster, BatchSource(data, 2), tmp_path, progress=False)  # how it runs may change
 
 
-@pytest.mark.parametrize("text", ['{"config', "{}", '{"config": {"loop": {"speed": 1}}}'])
+@pytest.mark.parametrize("text", ['{"config', "{}", '{"config": {"loop": {"speed": 1}}}', '{"config": []}'])
 def test_a_folder_whose_config_cannot_be_read_is_refused(data: TrainBatch, tmp_path: Path, text: str) -> None:
     (tmp_path / "train.json").write_text(text)
     with pytest.raises(TrainError, match=r"train\.json cannot be used .*choose another folder"):
@@ -200,9 +204,10 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
         read_checkpoint(tmp_path)
     with pytest.raises(CheckpointError, match="does not exist"):
         read_checkpoint(tmp_path / "nothing.pt")
-    (tmp_path / "half.pt").write_bytes(b"PK\x03\x04half")
-    with pytest.raises(TorchFileError, match=r"half\.pt"):
-        read_checkpoint(tmp_path / "half.pt")
+    for content in (b"PK\x03\x04half", b"encoder:\n  width: 3\n", b"a note\n", b""):
+        (tmp_path / "half.pt").write_bytes(content)
+        with pytest.raises(TorchFileError, match=r"half\.pt"):
+            read_checkpoint(tmp_path / "half.pt")
     torch.save({"weights": {}}, tmp_path / "other.pt")
     with pytest.raises(CheckpointError, match="another program"):
         read_checkpoint(tmp_path / "other.pt")
@@ -307,6 +312,30 @@ def test_a_second_training_in_the_same_folder_is_told_who_is_at_work(data: Train
     train_network(config, BatchSource(data, 2), tmp_path, progress=False)
 
 
+def test_processes_that_read_data_do_not_keep_a_folder_after_their_trainings_death(tmp_path: Path) -> None:
+    script = (
+        "import os, sys, time\n"
+        "from pathlib import Path\n"
+        "from dto_pipeline.train.claim import hold_folder\n"
+        "with hold_folder(Path(sys.argv[1])):\n"
+        "    child = os.fork()\n"
+        "    if child == 0:\n"
+        "        time.sleep(60)\n"
+        "    print(child, flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        try:
+            parent.kill()
+            parent.wait()
+            with hold_folder(tmp_path):
+                os.kill(child, 0)  # it lives
+        finally:
+            os.kill(child, signal.SIGKILL)
+
+
 def test_what_a_killed_writer_left_of_a_checkpoint_is_removed(data: TrainBatch, tmp_path: Path) -> None:
     config = tiny_config(loop__steps=1, **SMALL)
     train_network(config, BatchSource(data, 2), tmp_path, progress=False)
@@ -334,6 +363,26 @@ def test_half_a_row_of_a_killed_process_is_dropped(tmp_path: Path) -> None:
     assert len(read_rows(tmp_path / TRAINING)) == 3
     Records(tmp_path, done=2).close()
     assert read_rows(tmp_path / TRAINING) == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 1.0}]
+
+
+def test_a_file_of_an_older_version_keeps_its_columns(tmp_path: Path) -> None:
+    (tmp_path / TRAINING).write_text("step,loss,old,rate\n1,0.5,7,0.1\n")
+    records = Records(tmp_path, done=1)
+    records.add(TRAINING, 2, {"new": 3.0, "rate": 0.2, "loss": 0.4})
+    records.close()
+    assert read_rows(tmp_path / TRAINING)[1] == pytest.approx(
+        {"step": 2, "loss": 0.4, "old": math.nan, "rate": 0.2}, nan_ok=True
+    )
+
+
+def test_a_checkpoint_from_before_proposals_is_read(data: TrainBatch, tmp_path: Path) -> None:
+    config = tiny_config(loop__steps=1, model__queries_from="places", **SMALL)
+    train_network(config, BatchSource(data, 2), tmp_path, progress=False)
+    path = list_checkpoints(tmp_path)[-1]
+    content = torch.load(path, weights_only=True)
+    del content["config"]["model"]["queries_from"]
+    torch.save(content, path)
+    assert restore_network(read_checkpoint(path)).config.queries_from == "places"
 
 
 def test_a_step_without_finite_gradient_changes_nothing_and_many_stop_the_training(data: TrainBatch) -> None:

@@ -54,7 +54,7 @@ def ray_session() -> Iterator[None]:
 
 @dataclasses.dataclass(frozen=True)
 class NotedSource(BatchSource):
-    """Writes down who evaluates how many images; of every batch one image could not be read."""
+    """Writes down who evaluates how many images."""
 
     notes: Path = Path()
 
@@ -76,6 +76,7 @@ def test_two_workers_learn_what_one_process_learns_from_batches_twice_as_large(
     for name in (TRAINING, HELD_OUT):
         rows = [read_rows(tmp_path / folder / name) for folder in ("one", "two")]
         for alone, shared in zip(*rows, strict=True):
+            assert alone["skipped_images"] == 1
             expected = alone | {"skipped_images": 2}  # one of each worker
             assert shared == pytest.approx(expected, rel=2e-3, abs=1e-5, nan_ok=True)
     shares = {path.name: int(path.read_text()) for path in tmp_path.glob("evaluates-*")}
