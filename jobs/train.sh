@@ -2,7 +2,7 @@
 # What the relative metric loss is good for: two small networks, equal but for that loss, trained on the pipeline's own
 # labels of synthetic crowds and measured against the truth of other crowds, beside the network before training.
 #
-#   bash jobs/train.sh                 everything below out/train; about 25 minutes on 2 cores
+#   bash jobs/train.sh                 everything below out/train; about 20 minutes on 2 cores
 #   bash jobs/train.sh --seeds 0 1 2   more than one training each
 #
 # Expect pairs of people to stand 40 % less wrong to each other than before training, and a third less than without the
