@@ -21,7 +21,8 @@ from dto_pipeline.paths import UnsafePath, resolve_inside
 from dto_pipeline.status import ImageStatus, UnusableImage
 
 MAX_PIXELS = 1 << 27  # of one image; a hostile header stops here
-_HEADER_BYTES = 1 << 16  # nearly every image tells its size in its first bytes; the whole file is read where not
+_HEADER_BYTES = 1 << 16  # nearly every image tells its size in its first bytes ...
+_MOST_HEADER_BYTES = 1 << 28  # ... and where not, more of it is read, up to this: a stray large file fits in memory
 _JPEG_MAGIC = b"\xff\xd8\xff"
 
 
@@ -64,7 +65,7 @@ class ImageStore(ABC):
         except ImageCorrupt:
             if len(head) < _HEADER_BYTES:
                 raise
-            return _decode_size(self.read_bytes(image_file), image_file)
+            return _decode_size(self.read_bytes(image_file, _MOST_HEADER_BYTES), image_file)
 
 
 @dataclass(frozen=True)

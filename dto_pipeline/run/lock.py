@@ -8,8 +8,6 @@ only.
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import logging
 import socket
 from dataclasses import dataclass, field
@@ -18,6 +16,7 @@ from types import TracebackType
 from typing import TextIO
 
 from dto_pipeline.config import RunConfig
+from dto_pipeline.data.file_lock import take_lock
 from dto_pipeline.data.storage import Location, parent_and_name
 from dto_pipeline.data.store import open_store
 from dto_pipeline.errors import DtoError
@@ -34,7 +33,6 @@ from dto_pipeline.run.lease import (
 
 __all__ = ["DriverLock", "LockHolder", "RunLockLost", "RunLocked", "read_holder"]
 _LOG = logging.getLogger(__name__)
-_NO_FLOCK = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL)
 
 
 @dataclass(frozen=True)
@@ -121,14 +119,14 @@ class DriverLock:
         except OSError as error:
             raise DtoError(_unwritable(self.path.parent, error)) from error
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            stream.close()
-            raise RunLocked(refusal(self._store, parse_record(read_newest(self._store)[1]))) from error
+            locked = take_lock(stream)
         except OSError as error:
             stream.close()
-            if error.errno not in _NO_FLOCK:
-                raise
+            if isinstance(error, BlockingIOError):
+                raise RunLocked(refusal(self._store, parse_record(read_newest(self._store)[1]))) from error
+            raise
+        if not locked:
+            stream.close()
             _LOG.info("%s: no flock here, the lease alone keeps other drivers out", self.path)
             return False
         self._stream = stream

@@ -1,13 +1,11 @@
 """One training at a time in a folder: a second start while the first is at work would mix their files.
 
-Knows the kernel's lock on a file, which goes with its process however that dies; knows nothing of training. A file
-system without such locks, or one that keeps them to each machine, does not keep a second machine out.
+Knows the file that is locked for it, see `data.file_lock`; knows nothing of training. A file system without such locks,
+or one that keeps them to each machine, does not keep a second machine out.
 """
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import logging
 import os
 import socket
@@ -15,10 +13,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from dto_pipeline.data.file_lock import take_lock
 from dto_pipeline.errors import DtoError
 
 LOCK_FILE = "train.lock"
-_NO_LOCKS = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL)
 _LOG = logging.getLogger(__name__)
 
 
@@ -35,18 +33,15 @@ def hold_folder(folder: Path) -> Iterator[None]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK_FILE).open("a+") as stream:
-        os.register_at_fork(after_in_child=stream.close)  # else processes that read data keep it after our death
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            locked = take_lock(stream)
         except BlockingIOError as error:
             stream.seek(0)
             holder = stream.read().strip() or "another process"
             raise FolderBusy(
                 f"{folder} is being trained by {holder}; wait for it, end it, or choose another"
             ) from error
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise
+        if not locked:
             _LOG.warning("%s: no file locks here; see to it that only one training runs in this folder", folder)
         stream.truncate(0)
         stream.write(f"pid {os.getpid()} on {socket.gethostname()}\n")

@@ -16,7 +16,7 @@ from torch.nn import functional
 from dto_pipeline.maths.camera import project
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.train.config import LossConfig, MatchConfig
-from dto_pipeline.train.model import Predictions
+from dto_pipeline.train.model import Predictions, token_places
 from dto_pipeline.train.targets import LOSS_JOINTS, Targets
 
 _NEAREST = 0.05  # predicted joints are projected from at least this far [m]
@@ -68,9 +68,7 @@ def assign_tokens(tokens: Predictions, targets: Targets) -> Matches:
     if not targets.known.any():
         nobody = targets.depth_layer.new_empty(0)
         return Matches(nobody, nobody, nobody, nobody.bool())
-    across = math.isqrt(tokens.logits.shape[-1])
-    steps = (torch.arange(across, device=targets.boxes.device) + 0.5) * (targets.side / across)
-    places = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), dim=-1).flatten(0, 1)
+    places = targets.side * token_places(math.isqrt(tokens.logits.shape[-1]), targets.boxes.device)
     centre = (targets.boxes[..., :2] + targets.boxes[..., 2:]) / 2
     reach = _MIDDLE * (targets.boxes[..., 2:] - targets.boxes[..., :2])
     away = (places[:, None] - centre[:, None]).abs()  # (B, N, P, 2)

@@ -131,7 +131,7 @@ class MeshNetwork(nn.Module):
         cls, tokens = self.encoder(image)
         fov = self._fov(cls)
         tokens = self.tokens(tokens)
-        grid = _grid(side // self.encoder.patch, image.device)
+        grid = token_places(side // self.encoder.patch, image.device)
         keys = tokens + self.place(_sines(grid, tokens.shape[-1] // 2)).to(tokens.dtype)
         from_tokens = self.config.queries_from == "tokens"
         start = self._start_at_tokens(tokens, grid) if from_tokens else self._start_at_places(len(image))
@@ -352,8 +352,8 @@ def _modulation(box: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
     return -(((grid - box[..., None, :2]) / half) ** 2).sum(-1) / 2
 
 
-def _grid(count: int, device: torch.device) -> torch.Tensor:
-    """(count^2, 2) centres x, y of the patches, row by row, shares of S."""
+def token_places(count: int, device: torch.device) -> torch.Tensor:
+    """(count^2, 2) centres x, y of the patches, in the order of tokens (row by row), shares of S."""
     centre = (torch.arange(count, device=device) + 0.5) / count
     return torch.stack(torch.meshgrid(centre, centre, indexing="xy"), dim=-1).flatten(0, 1)
 

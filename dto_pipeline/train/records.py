@@ -33,20 +33,17 @@ class Records:
         """
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        for name in (TRAINING, HELD_OUT):
-            _drop_rows_after(folder / name, done)
+        self._columns = {name: _drop_rows_after(folder / name, done) for name in (TRAINING, HELD_OUT)}
         self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
 
     def add(self, name: str, step: int, values: Mapping[str, float]) -> None:
         """One row of `TRAINING` or `HELD_OUT`; the first row of a file decides its columns, what it lacks is NaN."""
-        path = self._folder / name
-        header, _ = _read_whole_rows(path)
-        with path.open("a", newline="") as stream:
+        with (self._folder / name).open("a", newline="") as stream:
             writer = csv.writer(stream)
-            if not header:
-                header = ["step", *values]
-                writer.writerow(header)
-            writer.writerow([step, *(f"{values.get(key, math.nan):.6g}" for key in header[1:])])
+            if not self._columns[name]:
+                self._columns[name] = list(values)
+                writer.writerow(["step", *values])
+            writer.writerow([step, *(f"{values.get(key, math.nan):.6g}" for key in self._columns[name])])
         for key, value in values.items():
             self._events.add_scalar(f"{Path(name).stem}/{key}", value, step)
 
@@ -68,16 +65,21 @@ def read_rows(path: Path) -> list[dict[str, float]]:
     return [dict(zip(header, map(float, row), strict=True)) for row in rows]
 
 
-def _drop_rows_after(path: Path, step: int) -> None:
-    """Keep the header and rows of steps up to `step`; half a row of a killed process goes too."""
+def _drop_rows_after(path: Path, step: int) -> list[str]:
+    """Keep the header and rows of steps up to `step`; half a row of a killed process goes too.
+
+    Returns:
+        The columns besides the step; none where no row is left, and so no file.
+    """
     header, rows = _read_whole_rows(path)
     kept = [row for row in rows if int(row[0]) <= step]
     if not kept:
         path.unlink(missing_ok=True)
-        return
+        return []
     text = io.StringIO(newline="")
     csv.writer(text).writerows([header, *kept])
     write_bytes_atomic(path, text.getvalue().encode())
+    return header[1:]
 
 
 def _read_whole_rows(path: Path) -> tuple[list[str], list[list[str]]]:

@@ -258,7 +258,7 @@ def test_a_file_system_without_flock_has_the_lease_alone(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(38, "Function not implemented")
 
-    monkeypatch.setattr("dto_pipeline.run.lock.fcntl.flock", refuse)
+    monkeypatch.setattr("dto_pipeline.data.file_lock.fcntl.flock", refuse)
     with DriverLock(tmp_path / "driver.lock", QUICK), pytest.raises(RunLocked):
         DriverLock(tmp_path / "driver.lock", CALM).__enter__()
 

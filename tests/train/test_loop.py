@@ -5,9 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -310,30 +307,6 @@ def test_a_second_training_in_the_same_folder_is_told_who_is_at_work(data: Train
     with hold_folder(tmp_path), pytest.raises(FolderBusy, match=rf"being trained by pid {os.getpid()} on "):
         train_network(config, BatchSource(data, 2), tmp_path, progress=False)
     train_network(config, BatchSource(data, 2), tmp_path, progress=False)
-
-
-def test_processes_that_read_data_do_not_keep_a_folder_after_their_trainings_death(tmp_path: Path) -> None:
-    script = (
-        "import os, sys, time\n"
-        "from pathlib import Path\n"
-        "from dto_pipeline.train.claim import hold_folder\n"
-        "with hold_folder(Path(sys.argv[1])):\n"
-        "    child = os.fork()\n"
-        "    if child == 0:\n"
-        "        time.sleep(60)\n"
-        "    print(child, flush=True)\n"
-        "    time.sleep(60)\n"
-    )
-    with subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True) as parent:
-        assert parent.stdout is not None
-        child = int(parent.stdout.readline())
-        try:
-            parent.kill()
-            parent.wait()
-            with hold_folder(tmp_path):
-                os.kill(child, 0)  # it lives
-        finally:
-            os.kill(child, signal.SIGKILL)
 
 
 def test_what_a_killed_writer_left_of_a_checkpoint_is_removed(data: TrainBatch, tmp_path: Path) -> None:
