@@ -32,6 +32,7 @@ from dto_pipeline.data.manifest import build_manifest
 from dto_pipeline.demo.crowd import plan_crowd
 from dto_pipeline.demo.training_crowds import CrowdSettings, build_crowds
 from dto_pipeline.demo.write import TRUTH
+from dto_pipeline.evaluate.tables import markdown
 from dto_pipeline.models.body import BodyModel, load_body
 from dto_pipeline.models.depth_tiny import save_backbone
 from dto_pipeline.run.driver import run_pipeline
@@ -194,9 +195,8 @@ def as_table(measures: dict[str, list[dict[str, float]]]) -> str:
         spread = f" ({min(values):.3f} .. {max(values):.3f})" if len(values) > 1 else ""
         return f"{np.mean(values):.3f}{spread}"
 
-    heads = ["untrained", *KINDS.values()]
-    lines = [f"| | {' | '.join(heads)} |", "|---|" + "---|" * len(heads)]
-    lines += [f"| {MEASURES[key]} | {' | '.join(cell(rows, key) for rows in measures.values())} |" for key in _SHOWN]
+    rows_shown = [[MEASURES[key], *(cell(rows, key) for rows in measures.values())] for key in _SHOWN]
+    lines = markdown(["", "untrained", *KINDS.values()], rows_shown)
     counts = next(iter(measures.values()))[0]
     lines.append(f"\n{counts['images']:.0f} images, {counts['persons']:.0f} people, {counts['pairs']:.0f} pairs.")
     return "\n".join(lines) + "\n"

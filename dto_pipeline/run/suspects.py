@@ -166,9 +166,8 @@ def charge_own_deaths(directory: RunDirectory, config: RunConfig, now: float) ->
     charged = {failure.shard: failure for failure in find_own_deaths(directory, config, now)}
     for shard in _shards_in_hand(directory):
         directory.check_lock()  # before each: whoever took over may have noted the shard, and the name is the same
-        clear_hand(
-            directory, shard
-        )  # first: who is killed in between leaves a death uncharged, never one charged twice
+        # the note goes first: who is killed in between leaves a death uncharged, never one charged twice
+        clear_hand(directory, shard)
         if shard in charged:
             files.record_failure(directory, charged[shard])
     return list(charged.values())

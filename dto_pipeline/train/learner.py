@@ -81,9 +81,8 @@ class Learner:
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.loop.clip)
         skipped = self._update(bool(norm.isfinite()))
         values = {"loss": total.detach(), **losses, "gradient_norm": norm.detach()}
-        values["skipped_images"] = total.new_tensor(
-            float(len(batch.skipped) * count_processes())
-        )  # the mean is the sum
+        # times the processes: the mean below is then the sum
+        values["skipped_images"] = total.new_tensor(float(len(batch.skipped) * count_processes()))
         means = mean_over_processes(torch.stack(list(values.values()))).tolist()
         return dict(zip(values, means, strict=True)) | {"rate": rate, "skipped_step": float(skipped)}
 
