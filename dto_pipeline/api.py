@@ -27,12 +27,12 @@ from dto_pipeline.errors import DtoError
 from dto_pipeline.models.body import BodyModel, load_body
 from dto_pipeline.models.seeing import Sight
 from dto_pipeline.optimizer import SceneOptimizer
-from dto_pipeline.review.run_files import RunFiles, find_labels, open_pixels, open_run_files
 from dto_pipeline.run.directory import RunDirectory
 from dto_pipeline.run.placing import refuse_kid_axis
 from dto_pipeline.scene import PlacedScene, Scene
 from dto_pipeline.status import PersonStatus
 from dto_pipeline.timing import StageClock
+from dto_pipeline.view.run_files import RunFiles, find_labels, open_pixels, open_run_files
 
 __all__ = ["PipelineConfig", "load_body", "load_config", "optimize_scene", "read_scenes", "read_table", "torch_dataset"]
 

@@ -21,8 +21,10 @@ import sys
 import time
 from pathlib import Path
 
-from dto_pipeline.bench.chaos.arena import build_arena, build_demo_manifest
-from dto_pipeline.bench.chaos.play import RANDOM, SCENARIOS, as_table, play
+sys.path.insert(0, str(Path(__file__).parent.parent))  # the scenarios lie with the tests
+
+from tests.chaos.arena import build_arena, build_demo_manifest
+from tests.chaos.play import RANDOM, SCENARIOS, as_table, play
 
 IMAGES, SHARD_IMAGES = 36, 2  # of the synthetic crowds: eighteen small shards
 

@@ -3,7 +3,7 @@
     python jobs/compare_training.py --out out/train
 
 Both start from an encoder that knows such pictures, the first layers of the DINOv2 inside the demo's depth network
-(trained on other crowds with their true depth, see `dto_pipeline/demo/assets/depth_tiny`). Draws crowds (0.1 s each),
+(trained on other crowds with their true depth, see `dto_pipeline/assets/depth_tiny`). Draws crowds (0.1 s each),
 labels those to train on with `dto run` (the joint solver, depth maps with errors), trains a network with the relative
 metric loss and one without, same seed and steps, and measures both and the untrained network on crowds of another seed
 against their exact truth. Trainings of one seed run side by side, a core each. Writes comparison.json and
@@ -29,10 +29,10 @@ from dto_pipeline.data.dataset import load_dataset
 from dto_pipeline.data.files import write_bytes_atomic, write_json_atomic
 from dto_pipeline.data.images import read_image
 from dto_pipeline.data.manifest import build_manifest
-from dto_pipeline.demo.crowd import plan_crowd
-from dto_pipeline.demo.training_crowds import CrowdSettings, build_crowds
-from dto_pipeline.demo.write import TRUTH
 from dto_pipeline.evaluate.tables import markdown
+from dto_pipeline.lab.crowd import plan_crowd
+from dto_pipeline.lab.training_crowds import CrowdSettings, build_crowds
+from dto_pipeline.lab.write import TRUTH
 from dto_pipeline.models.body import BodyModel, load_body
 from dto_pipeline.models.depth_tiny import save_backbone
 from dto_pipeline.run.driver import run_pipeline
@@ -95,7 +95,7 @@ def label_crowds(folder: Path) -> Path:
     """The run that labels a set, done unless it is."""
     manifest, run = folder / "manifest.parquet", folder / "run"
     if not manifest.exists():
-        dataset = str(files("dto_pipeline.demo") / "assets" / "demo.yaml")
+        dataset = str(files("dto_pipeline.assets") / "demo.yaml")
         build_manifest(load_dataset(dataset, folder), manifest, progress=False)
     print(run_pipeline(manifest, run, load_config(None, ["solver.mode=joint", "run.workers=0"])).as_table())
     return run
@@ -105,7 +105,7 @@ def take_encoder(out: Path) -> Path:
     """The folder of the encoder, written unless it is there."""
     folder = out / f"encoder-{ENCODER_LAYERS}"
     if not (folder / "model.safetensors").exists():
-        save_backbone(str(files("dto_pipeline.demo") / "assets" / "depth_tiny"), folder, ENCODER_LAYERS)
+        save_backbone(str(files("dto_pipeline.assets") / "depth_tiny"), folder, ENCODER_LAYERS)
     return folder
 
 

@@ -3,7 +3,7 @@
     python jobs/train_demo_depth.py --cache out/depth_training
 
 Renders the training scenes once (0.35 s each on one core, kept in the cache), trains for about 20 minutes on one core
-with bfloat16 instructions, measures on scenes never trained on, and writes dto_pipeline/demo/assets/depth_tiny with a
+with bfloat16 instructions, measures on scenes never trained on, and writes dto_pipeline/assets/depth_tiny with a
 README that holds the figures. Seeds are fixed; another machine's arithmetic gives other last bits, hence other weights.
 """
 
@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 
-import dto_pipeline.demo as demo
-from dto_pipeline.demo.depth_training import (
+import dto_pipeline.lab as demo
+from dto_pipeline.lab.depth_training import (
     HELD_OUT_SEED,
     TRAINED_UNIT,
     TRAINING_SEED,

@@ -16,7 +16,6 @@ from dto_pipeline.commands import (
     predict,
     report,
     run,
-    simulate,
     status,
     synth,
     train,
@@ -26,5 +25,5 @@ from dto_pipeline.commands import (
 
 VERBS: tuple[ModuleType, ...] = (
     *(demo, manifest, run, status, verify, diff, view, report, export),
-    *(train, predict, synth, eval, body, golden, bench, simulate),
+    *(train, predict, synth, eval, body, golden, bench),
 )

@@ -13,9 +13,9 @@ from dto_pipeline.commands.output import print_report
 if TYPE_CHECKING:
     from dto_pipeline.config import PipelineConfig
     from dto_pipeline.data.manifest import Manifest
+    from dto_pipeline.lab.bench_scaling import Scaling
     from dto_pipeline.models.body import BodyModel
     from dto_pipeline.models.seeing import Sight
-    from dto_pipeline.run.scaling import Scaling
     from dto_pipeline.scene import PlacedScene
     from dto_pipeline.timing import StageClock
 
@@ -52,10 +52,10 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from dto_pipeline.bench.depth import DepthBenchReport, run_depth_bench
-    from dto_pipeline.bench.manifest import ManifestBench, run_manifest_bench
-    from dto_pipeline.bench.resume import ResumeBench, run_resume_bench
-    from dto_pipeline.bench.stages import BenchReport, run_bench
+    from dto_pipeline.lab.bench_depth import DepthBenchReport, run_depth_bench
+    from dto_pipeline.lab.bench_manifest import ManifestBench, run_manifest_bench
+    from dto_pipeline.lab.bench_resume import ResumeBench, run_resume_bench
+    from dto_pipeline.lab.bench_stages import BenchReport, run_bench
 
     report: BenchReport | ManifestBench | DepthBenchReport | ResumeBench | Scaling
     if arguments.resume:
@@ -74,9 +74,9 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def bench_workers(images: int, spin_s: float, repeats: int, config: PipelineConfig) -> Scaling:
     """One image a shard: what a second worker is worth, the driver's work on every shard included."""
-    from dto_pipeline.bench.data import build_bench_data
+    from dto_pipeline.lab.bench_data import build_bench_data
+    from dto_pipeline.lab.bench_scaling import measure_scaling
     from dto_pipeline.models.body import load_body
-    from dto_pipeline.run.scaling import measure_scaling
 
     with tempfile.TemporaryDirectory(prefix="dto-bench-") as folder:
         root = Path(folder)

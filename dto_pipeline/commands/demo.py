@@ -16,12 +16,12 @@ from dto_pipeline.config import DepthConfig, PipelineConfig
 if TYPE_CHECKING:
     import numpy as np
 
-    from dto_pipeline.demo.score import DemoScore
+    from dto_pipeline.lab.score import DemoScore
     from dto_pipeline.models.body import BodyModel
     from dto_pipeline.run.driver import RunSummary
     from dto_pipeline.scene import PlacedScene
 
-_DATASET = files("dto_pipeline.demo") / "assets" / "demo.yaml"
+_DATASET = files("dto_pipeline.assets") / "demo.yaml"
 _PICTURES = 5  # scenes drawn before and after
 _DEPTH: dict[str, list[str]] = {
     "network": ["depth.source=model", "depth.model=demo", "depth.short_side=224", "depth.batch=4"],
@@ -54,8 +54,8 @@ def _run(arguments: argparse.Namespace) -> int:
     from dto_pipeline.config import load_config
     from dto_pipeline.data.files import write_json_atomic
     from dto_pipeline.data.placed import read_placed
-    from dto_pipeline.demo.dataset import DemoSettings, build_demo_data, read_truth
-    from dto_pipeline.demo.score import score_demo
+    from dto_pipeline.lab.dataset import DemoSettings, build_demo_data, read_truth
+    from dto_pipeline.lab.score import score_demo
     from dto_pipeline.models.body import load_body
     from dto_pipeline.run.driver import run_pipeline
 
@@ -104,7 +104,7 @@ def _draw(
 ) -> list[str]:
     """Draw the chosen scenes before and after, with what the depth source saw; returns the files below `out`."""
     from dto_pipeline.data.images import read_image
-    from dto_pipeline.demo.score import choose_pictures
+    from dto_pipeline.lab.score import choose_pictures
     from dto_pipeline.view.panel import People, save_png
     from dto_pipeline.view.scene_panel import scene_panel
 
@@ -138,10 +138,10 @@ def _compare_depth(
 ) -> dict[str, Any]:
     """The depth network on the unbroken pictures, and their labels with it beside those with the true depth."""
     from dto_pipeline.data.placed import read_placed
-    from dto_pipeline.demo.dataset import read_truth
-    from dto_pipeline.demo.depth_quality import MEASURES
-    from dto_pipeline.demo.score import score_demo
-    from dto_pipeline.demo.true_depth import build_true_scenes, measure_on_demo, side_by_side, write_true_depth
+    from dto_pipeline.lab.dataset import read_truth
+    from dto_pipeline.lab.depth_quality import MEASURES
+    from dto_pipeline.lab.score import score_demo
+    from dto_pipeline.lab.true_depth import build_true_scenes, measure_on_demo, side_by_side, write_true_depth
     from dto_pipeline.models.depth_anything import DepthNetwork
     from dto_pipeline.run.driver import run_pipeline
 

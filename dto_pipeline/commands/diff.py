@@ -22,7 +22,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from dto_pipeline.review.diff import diff_labels
+    from dto_pipeline.view.diff import diff_labels
 
     diff = diff_labels(arguments.before, arguments.after, arguments.worst)
     print_report(diff, arguments.json)

@@ -166,7 +166,7 @@ def _run_meshes(arguments: argparse.Namespace) -> int:
 def _people(place: str, values: str = "after") -> People:
     """People of any kind of file; of a run, those of its finished shards."""
     from dto_pipeline.data.people import read_people
-    from dto_pipeline.review.run_files import find_labels
+    from dto_pipeline.view.run_files import find_labels
 
     path = Path(place)
     is_run = (path / "run.json").exists()
@@ -187,7 +187,7 @@ def _regressor(arguments: argparse.Namespace, body: BodyModel) -> np.ndarray:
 
     if arguments.body and not arguments.regressor:
         raise DtoError("--body needs --regressor: neck and head top are regressed from that model's vertices")
-    path = arguments.regressor or str(files("dto_pipeline.demo") / "assets" / "J_regressor_extra.npy")
+    path = arguments.regressor or str(files("dto_pipeline.assets") / "J_regressor_extra.npy")
     try:
         regressor = np.load(path, allow_pickle=False)
     except (OSError, ValueError) as error:

@@ -66,8 +66,8 @@ def _add_scenes(parser: argparse.ArgumentParser, out: str) -> None:
 def _run_solvers(arguments: argparse.Namespace) -> int:
     import torch
 
-    from dto_pipeline.demo.compare_solvers import compare_solvers
-    from dto_pipeline.evaluate.solver_report import as_table
+    from dto_pipeline.lab.compare_solvers import compare_solvers
+    from dto_pipeline.lab.solver_report import as_table
 
     torch.set_num_threads(1)  # small tensors: more threads are slower
     results = compare_solvers(
@@ -80,7 +80,8 @@ def _run_solvers(arguments: argparse.Namespace) -> int:
 def _run_benchmark(arguments: argparse.Namespace) -> int:
     import torch
 
-    from dto_pipeline.demo.benchmark import BenchmarkSettings, run_benchmark
+    from dto_pipeline.lab.benchmark import BenchmarkSettings
+    from dto_pipeline.lab.benchmark_page import as_text, run_benchmark
 
     torch.set_num_threads(1)  # small tensors: more threads are slower
     settings = BenchmarkSettings(
@@ -91,5 +92,5 @@ def _run_benchmark(arguments: argparse.Namespace) -> int:
         parts=arguments.parts,
     )
     report = run_benchmark(Path(arguments.out), settings, read_config(arguments))
-    print(f"{report.as_text()}\n\n{arguments.out}/benchmark.md and .json written")
+    print(f"{as_text(report)}\n\n{arguments.out}/benchmark.md and .json written")
     return 0

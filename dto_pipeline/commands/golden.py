@@ -20,7 +20,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from dto_pipeline.evaluate.golden import check_golden
+    from dto_pipeline.lab.golden import check_golden
 
     report = check_golden(Path(arguments.folder))
     text = json.dumps(report.to_json(), indent=1)

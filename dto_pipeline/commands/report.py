@@ -10,7 +10,7 @@ from dto_pipeline.commands.view import add_places
 
 if TYPE_CHECKING:
     from dto_pipeline.models.body import BodyModel
-    from dto_pipeline.review.run_files import RunFiles
+    from dto_pipeline.view.run_files import RunFiles
 
 
 def add_parser(verbs: argparse._SubParsersAction) -> None:
@@ -30,8 +30,8 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from dto_pipeline.review.report import ReportOptions, write_report
-    from dto_pipeline.review.run_files import open_pixels, open_run_files
+    from dto_pipeline.view.report import ReportOptions, write_report
+    from dto_pipeline.view.run_files import open_pixels, open_run_files
 
     run = open_run_files(arguments.run_dir, arguments.manifest)
     body = _load_body(run, arguments.body)
@@ -46,7 +46,7 @@ def _run(arguments: argparse.Namespace) -> int:
 def _load_body(run: RunFiles, path: str | None) -> BodyModel | None:
     """The run's body model; the page is worth having without it, unless it was named."""
     from dto_pipeline.models.body import BodyModelError
-    from dto_pipeline.review.run_files import load_run_body
+    from dto_pipeline.view.run_files import load_run_body
 
     try:
         return load_run_body(run, path)

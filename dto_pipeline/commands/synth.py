@@ -41,8 +41,8 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     import torch
 
-    from dto_pipeline.demo.difficulty import choose_difficulty, describe_difficulties
-    from dto_pipeline.demo.synth import write_synth
+    from dto_pipeline.lab.difficulty import choose_difficulty, describe_difficulties
+    from dto_pipeline.lab.synth import write_synth
     from dto_pipeline.models.body import load_body
 
     if arguments.list:

@@ -25,7 +25,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from dto_pipeline.review.verify import verify_run
+    from dto_pipeline.view.verify import verify_run
 
     verdict = verify_run(arguments.run_dir, arguments.manifest, arguments.body)
     print(json.dumps(verdict.to_json(), indent=1) if arguments.json else verdict.as_table(arguments.limit))

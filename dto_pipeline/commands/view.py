@@ -37,8 +37,8 @@ def add_places(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from dto_pipeline.review.pictures import Choice, choose_scenes, load_placed, write_pictures
-    from dto_pipeline.review.run_files import load_run_body, open_pixels, open_run_files
+    from dto_pipeline.view.pictures import Choice, choose_scenes, load_placed, write_pictures
+    from dto_pipeline.view.run_files import load_run_body, open_pixels, open_run_files
 
     run = open_run_files(arguments.run_dir, arguments.manifest)
     given = arguments.key or arguments.random or arguments.status

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from dto_pipeline.data.store import Store, StoreError
+from dto_pipeline.data.storage import Store, StoreError
 
 _ATTEMPTS = 6  # tries of one request
 _CONNECT_S, _READ_S = 10, 60  # patience with a server that does not answer [s]

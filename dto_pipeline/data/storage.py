@@ -11,10 +11,11 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
+from typing import Protocol
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 import pyarrow as pa
@@ -31,6 +32,44 @@ _PIECE = 1 << 23  # bytes copied at once
 
 class StorageError(DtoError, OSError):
     """A URI that cannot be used, or a file system that is not there; the message says which."""
+
+
+class StoreError(StorageError):
+    """A folder that cannot be used as a store, or a request that failed for good; names place, key and next step."""
+
+
+class Store(Protocol):
+    """One folder. Every method may raise `StoreError` or another OSError where the storage fails."""
+
+    @property
+    def root(self) -> Location:
+        """The folder."""
+        ...
+
+    def prepare(self, folders: Iterable[str]) -> None:
+        """Make the folder ready for writing, and make sure that `create` can be relied on."""
+
+    def read(self, name: str, tail: int = 0) -> bytes:
+        """A file's bytes, or its last `tail`; raises FileNotFoundError."""
+        ...
+
+    def size(self, name: str) -> int:
+        """Bytes of a file; raises FileNotFoundError."""
+        ...
+
+    def entries(self, folder: str = "") -> dict[str, int]:
+        """Name -> size of the files directly in a folder; {} where there is no such folder."""
+        ...
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Write a file if there is none of that name; True if this call did, False if it existed and was left alone."""
+        ...
+
+    def replace(self, name: str, data: bytes) -> None:
+        """Write a file, whatever bore its name."""
+
+    def remove(self, name: str) -> None:
+        """Take a file away; it may be gone already."""
 
 
 def as_location(text: str | Path) -> Location:

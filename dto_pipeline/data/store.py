@@ -14,52 +14,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
 from urllib.parse import urlsplit
 
 from dto_pipeline.data.files import commit_new, sha256_bytes, sha256_file, staged, write_bytes_atomic
-from dto_pipeline.data.storage import Location, StorageError, as_location, parent_and_name
+from dto_pipeline.data.storage import Location, Store, as_location, parent_and_name
 
 _REQUESTS = 32  # at once, where every read is a request over the network
 _WINDOW = 512  # files asked for before the first of them is dealt with
-
-
-class StoreError(StorageError):
-    """A folder that cannot be used as a store, or a request that failed for good; names place, key and next step."""
-
-
-class Store(Protocol):
-    """One folder. Every method may raise `StoreError` or another OSError where the storage fails."""
-
-    @property
-    def root(self) -> Location:
-        """The folder."""
-        ...
-
-    def prepare(self, folders: Iterable[str]) -> None:
-        """Make the folder ready for writing, and make sure that `create` can be relied on."""
-
-    def read(self, name: str, tail: int = 0) -> bytes:
-        """A file's bytes, or its last `tail`; raises FileNotFoundError."""
-        ...
-
-    def size(self, name: str) -> int:
-        """Bytes of a file; raises FileNotFoundError."""
-        ...
-
-    def entries(self, folder: str = "") -> dict[str, int]:
-        """Name -> size of the files directly in a folder; {} where there is no such folder."""
-        ...
-
-    def create(self, name: str, data: bytes) -> bool:
-        """Write a file if there is none of that name; True if this call did, False if it existed and was left alone."""
-        ...
-
-    def replace(self, name: str, data: bytes) -> None:
-        """Write a file, whatever bore its name."""
-
-    def remove(self, name: str) -> None:
-        """Take a file away; it may be gone already."""
 
 
 @dataclass(frozen=True)

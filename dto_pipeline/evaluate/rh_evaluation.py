@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import torch
 
+from dto_pipeline.axes import NUM_BETAS
 from dto_pipeline.data.people import People
 from dto_pipeline.data.sources.relative_human_joints import EVALUATED_JOINTS, Annotation
 from dto_pipeline.errors import DtoError
 from dto_pipeline.evaluate.bootstrap import RESAMPLES, Statistic, Sums, ratio
 from dto_pipeline.evaluate.evaluation import Evaluation, Measure, make_column
-from dto_pipeline.evaluate.golden_rh import project_bodies
 from dto_pipeline.evaluate.image_join import join_images
 from dto_pipeline.evaluate.relative_human import (
     GROUPS,
@@ -26,11 +27,38 @@ from dto_pipeline.evaluate.relative_human import (
     pool_tallies,
     tally_image,
 )
+from dto_pipeline.maths.camera import project
 from dto_pipeline.models.body import BodyModel
+
+SMPL_LIMBS = (16, 17, 18, 19, 20, 21, 1, 2, 4, 5, 7, 8)  # left/right shoulder ... ankle among SMPL's joints
+EXTRA_HEAD_TOP, EXTRA_NECK = 3, 2  # rows of J_regressor_extra
+Z_GUARD = 1e-6  # added to z before dividing, as recorded [m]
 
 
 class RelativeHumanError(DtoError, ValueError):
     """Predictions that cannot be held against the annotations; the message says why and what to do."""
+
+
+def project_bodies(bodies: dict[str, np.ndarray], body: BodyModel, regressor: np.ndarray) -> np.ndarray:
+    """The 14 evaluated joints of bodies in their images.
+
+    Args:
+        bodies: `pose` (Q, 72), `betas` (Q, 10 or 11), `trans` (Q, 3) [m], `K` (Q, 3, 3) [px].
+        regressor: (9, V) J_regressor_extra.
+
+    Returns:
+        (Q, 14, 2) float32 [px].
+    """
+    pose, transl, intrinsics = (torch.as_tensor(bodies[key]) for key in ("pose", "trans", "K"))
+    betas = torch.as_tensor(bodies["betas"])
+    betas = torch.nn.functional.pad(betas, (0, NUM_BETAS - betas.shape[-1]))
+    if not len(pose):
+        return np.zeros((0, len(EVALUATED_JOINTS), 2), dtype=np.float32)
+    limbs = body.joints(pose, betas, transl)[:, SMPL_LIMBS]
+    rows = torch.as_tensor(regressor[[EXTRA_HEAD_TOP, EXTRA_NECK]], dtype=limbs.dtype)
+    points = torch.cat([limbs, rows @ body.vertices(pose, betas, transl)], dim=1)
+    points[..., 2] += Z_GUARD
+    return project(points, intrinsics[:, None]).numpy().astype(np.float32)
 
 
 def _pcdr(group: str) -> Statistic:

@@ -189,7 +189,7 @@ def load_body(path: str | Path = "", kid_axis: bool = True, device: torch.device
     Raises:
         BodyModelError: missing file, a pickle, missing keys or wrong shapes.
     """
-    file = _locate(Path(path) if path else Path(str(files("dto_pipeline.demo") / "assets")))
+    file = _locate(Path(path) if path else Path(str(files("dto_pipeline.assets"))))
     data = file.read_bytes()
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as archive:

@@ -79,7 +79,7 @@ def identify_networks(config: PipelineConfig) -> dict[str, str]:
 
 def depth_reference(config: DepthConfig) -> ModelReference:
     """The depth network; "demo" is the folder in the package."""
-    own = str(files("dto_pipeline.demo") / "assets" / "depth_tiny")
+    own = str(files("dto_pipeline.assets") / "depth_tiny")
     return ModelReference(own if config.model == DEMO_MODEL else config.model, config.revision, config.offline)
 
 

@@ -26,8 +26,8 @@ from typing import Any, Generic, Protocol, TypeVar, cast
 from dto_pipeline import __version__
 from dto_pipeline.config import PipelineConfig, RunConfig, describe_difference
 from dto_pipeline.data.files import is_temporary, json_bytes
-from dto_pipeline.data.storage import Location, join_location
-from dto_pipeline.data.store import Store, StoreError, open_store, read_many
+from dto_pipeline.data.storage import Location, Store, StoreError, join_location
+from dto_pipeline.data.store import open_store, read_many
 from dto_pipeline.errors import DtoError
 from dto_pipeline.models.networks import identify_networks
 from dto_pipeline.run.lease import LEASE_FOLDER

@@ -20,12 +20,12 @@ from dto_pipeline.run import directory as files
 from dto_pipeline.run.directory import RunDirectory
 from dto_pipeline.run.drive import drive
 from dto_pipeline.run.forecast import Forecast, forecast_run
-from dto_pipeline.run.ledger import FileLedger, Metrics, Tally
+from dto_pipeline.run.ledger import FileLedger, Metrics
 from dto_pipeline.run.plan import RunPlan, plan_run
 from dto_pipeline.run.pool import InProcessPool, Runner, WorkerPool
 from dto_pipeline.run.schedule import Policy, Schedule
 from dto_pipeline.run.selection import Retry, Selection
-from dto_pipeline.run.summary import RunSummary, summarize
+from dto_pipeline.run.summary import RunSummary, Tally, summarize
 from dto_pipeline.run.suspects import Suspects
 
 EVERYTHING = Selection()

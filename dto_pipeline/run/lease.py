@@ -31,7 +31,7 @@ from pathlib import Path
 
 from dto_pipeline.config import RunConfig
 from dto_pipeline.data.files import json_bytes
-from dto_pipeline.data.store import Store
+from dto_pipeline.data.storage import Store
 from dto_pipeline.errors import DtoError
 
 LEASE_FOLDER = "lease"

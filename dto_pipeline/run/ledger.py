@@ -9,7 +9,6 @@ import logging
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Protocol, TypeVar
 
@@ -22,6 +21,7 @@ from dto_pipeline.run.plan import RunPlan
 from dto_pipeline.run.publishing import commit_repair
 from dto_pipeline.run.receipt import Failure, Receipt
 from dto_pipeline.run.schedule import Charge, Schedule
+from dto_pipeline.run.summary import Tally
 from dto_pipeline.run.suspects import Suspects
 
 _LOG = logging.getLogger(__name__)
@@ -44,17 +44,6 @@ class Metrics(Protocol):
 
     def gauge(self, workers: int, pending: int) -> None:
         """Workers that may be fed, shards that are neither done nor given up."""
-
-
-@dataclass
-class Tally:
-    """What happened in this start and cannot be read from receipts afterwards."""
-
-    charges: int = 0  # tries that failed
-    workers_lost: int = 0
-    repaired: set[int] = field(default_factory=set)  # finished shards whose failed images were done again
-    mended: int = 0  # images that failed before and do not now
-    repairs_failed: dict[int, str] = field(default_factory=dict)  # repairs that were given up -> error
 
 
 class FileLedger:

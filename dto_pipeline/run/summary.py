@@ -10,11 +10,10 @@ was selected is done, the rest of the run is pending as asked.
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from dto_pipeline.run.directory import RunDirectory, RunScan
-from dto_pipeline.run.ledger import Tally
 from dto_pipeline.run.plan import RunPlan
 from dto_pipeline.run.receipt import Receipt, add_counts
 from dto_pipeline.run.report import count_lines, format_duration, sum_stages, unreadable_lines
@@ -22,6 +21,17 @@ from dto_pipeline.status import ImageStatus, PersonStatus
 
 SLOWEST = 5  # shards a summary names
 EXIT_DONE, EXIT_MISSING, EXIT_SELECTED = 0, 1, 3
+
+
+@dataclass
+class Tally:
+    """What happened in this start and cannot be read from receipts afterwards."""
+
+    charges: int = 0  # tries that failed
+    workers_lost: int = 0
+    repaired: set[int] = field(default_factory=set)  # finished shards whose failed images were done again
+    mended: int = 0  # images that failed before and do not now
+    repairs_failed: dict[int, str] = field(default_factory=dict)  # repairs that were given up -> error
 
 
 @dataclass(frozen=True)

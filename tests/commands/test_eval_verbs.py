@@ -12,9 +12,9 @@ from dto_pipeline.cli import main
 from dto_pipeline.config import PipelineConfig
 from dto_pipeline.data.label_files import find_label_files
 from dto_pipeline.data.people import read_people
-from dto_pipeline.demo.difficulty import choose_difficulty
-from dto_pipeline.demo.solver_sets import build_known_scene
-from dto_pipeline.evaluate.solver_comparison import place_all
+from dto_pipeline.lab.difficulty import choose_difficulty
+from dto_pipeline.lab.solver_comparison import place_all
+from dto_pipeline.lab.solver_sets import build_known_scene
 from dto_pipeline.models.body import BodyModel
 
 IMAGES = 3

@@ -7,7 +7,8 @@ import pytest
 
 from dto_pipeline.data import object_store
 from dto_pipeline.data.object_store import FsspecStore, S3Store
-from dto_pipeline.data.store import StoreError, open_store
+from dto_pipeline.data.storage import StoreError
+from dto_pipeline.data.store import open_store
 from tests.s3_server import ENVIRONMENT
 
 ROOT = "s3://bucket/runs/a%20b?region=us-east-1"

@@ -33,7 +33,7 @@ from dto_pipeline.models.body import load_body
 from tests.official_smpl import chumpy_array, official_dict, official_modules, python2_dumps, with_state
 from tests.pickle_streams import SENTINEL, Armed
 
-ASSETS = Path(str(files("dto_pipeline.demo") / "assets"))
+ASSETS = Path(str(files("dto_pipeline.assets")))
 KID_TEMPLATE = ASSETS / "smpl_kid_template.npy"
 
 

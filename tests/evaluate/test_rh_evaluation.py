@@ -20,7 +20,7 @@ Recorded = tuple[People, dict[str, list[Annotation]], dict]
 
 @pytest.fixture(scope="module")
 def regressor() -> np.ndarray:
-    path = files("dto_pipeline.demo") / "assets" / "J_regressor_extra.npy"
+    path = files("dto_pipeline.assets") / "J_regressor_extra.npy"
     return np.load(str(path), allow_pickle=False)
 
 

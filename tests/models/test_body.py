@@ -14,7 +14,7 @@ import torch
 from dto_pipeline.maths.rotation import axis_angle_to_matrix
 from dto_pipeline.models.body import BodyModel, BodyModelError, load_body
 
-ASSETS = Path(str(files("dto_pipeline.demo") / "assets"))
+ASSETS = Path(str(files("dto_pipeline.assets")))
 
 
 def random_people(count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -14,16 +14,16 @@ from dto_pipeline.config import load_config
 from dto_pipeline.data.exports.export import export_labels
 from dto_pipeline.data.exports.selection import Selection
 from dto_pipeline.data.manifest import build_manifest
-from dto_pipeline.data.storage import as_location
-from dto_pipeline.data.store import StoreError, open_store
-from dto_pipeline.review.diff import diff_labels
-from dto_pipeline.review.run_files import find_labels
-from dto_pipeline.review.verify import verify_run
+from dto_pipeline.data.storage import StoreError, as_location
+from dto_pipeline.data.store import open_store
 from dto_pipeline.run.directory import RunDirectory, RunDirectoryError, RunMismatch, read_identity
 from dto_pipeline.run.driver import run_pipeline
 from dto_pipeline.run.finished import read_run_labels
 from dto_pipeline.run.receipt import read_receipt
 from dto_pipeline.run.report import read_status
+from dto_pipeline.view.diff import diff_labels
+from dto_pipeline.view.run_files import find_labels
+from dto_pipeline.view.verify import verify_run
 from tests.run.chaos import RAISE, ChaosRunner, tiny_config
 
 RUN = "memory://remote/runs/tiny"
@@ -98,7 +98,7 @@ def test_images_and_depth_maps_may_be_remote_too(start, tiny, undisturbed):
 
 
 def test_everything_may_be_remote(tiny, tmp_path):
-    root, body = tiny.dataset.root, Path(str(resources.files("dto_pipeline.demo") / "assets"))
+    root, body = tiny.dataset.root, Path(str(resources.files("dto_pipeline.assets")))
     upload(root / "images", root / "depth", root / "labels", body / "SMPLA_NEUTRAL.npz")
     build_manifest(replace(tiny.dataset, root="memory://data"), "memory://data/m.parquet", progress=False)
     config = load_config(

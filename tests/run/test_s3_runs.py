@@ -13,8 +13,8 @@ import pytest
 
 from dto_pipeline.data.manifest import Manifest, ManifestError
 from dto_pipeline.data.object_store import S3Store
-from dto_pipeline.data.store import StoreError, open_store
-from dto_pipeline.review.verify import verify_run
+from dto_pipeline.data.storage import StoreError
+from dto_pipeline.data.store import open_store
 from dto_pipeline.run import directory as files
 from dto_pipeline.run.directory import RunDirectory, read_identity
 from dto_pipeline.run.driver import run_pipeline
@@ -22,6 +22,7 @@ from dto_pipeline.run.lock import RunLocked
 from dto_pipeline.run.receipt import read_receipt
 from dto_pipeline.run.report import read_status
 from dto_pipeline.run.shard_runner import ShardRunner
+from dto_pipeline.view.verify import verify_run
 from tests.faulty_proxy import BUSY, CUT, SILENT, faulty_proxy
 from tests.run.chaos import tiny_config
 from tests.s3_server import ENVIRONMENT, s3_client, s3_uri, serve_s3

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dto_pipeline.demo.clothes import measure_template
-from dto_pipeline.demo.crowd import plan_crowd
-from dto_pipeline.demo.people import build_bodies
-from dto_pipeline.demo.scenes import build_picture
+from dto_pipeline.lab.clothes import measure_template
+from dto_pipeline.lab.crowd import plan_crowd
+from dto_pipeline.lab.people import build_bodies
+from dto_pipeline.lab.scenes import build_picture
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.train.batch import TrainBatch
 from dto_pipeline.train.config import TrainConfig, load_train_config

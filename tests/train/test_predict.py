@@ -22,8 +22,6 @@ from dto_pipeline.data.placed import read_placed
 from dto_pipeline.data.tar_images import open_images
 from dto_pipeline.maths.camera import project
 from dto_pipeline.models.body import BodyModel
-from dto_pipeline.review.run_files import find_labels
-from dto_pipeline.review.verify import verify_run
 from dto_pipeline.run.driver import run_pipeline
 from dto_pipeline.run.report import read_status
 from dto_pipeline.scene import Scene
@@ -38,6 +36,8 @@ from dto_pipeline.train.prediction_files import (
     predict_shards,
     prediction_facts,
 )
+from dto_pipeline.view.run_files import find_labels
+from dto_pipeline.view.verify import verify_run
 from tests.run.chaos import label_bytes, tiny_config
 from tests.tars import write_tar
 from tests.tiny_dataset import TinyDataset, write_tiny_dataset

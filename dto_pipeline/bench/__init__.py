@@ -1,1 +1,0 @@
-"""Benchmarks that anyone can repeat: figures and ratios from one run, on scenes made for it."""

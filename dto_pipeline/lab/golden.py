@@ -1,0 +1,111 @@
+"""Parity with the recorded reference: run every case of a folder in its public format, and say what differs.
+
+The folder's own README describes the four families (solver, person, image, rh_metric). A family that is not there is
+reported with no cases; a folder without any family is an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dto_pipeline.errors import DtoError
+from dto_pipeline.lab.golden_case import CaseResult
+from dto_pipeline.lab.golden_image import check_image_cases
+from dto_pipeline.lab.golden_person import check_person_cases
+from dto_pipeline.lab.golden_rh import check_rh_cases
+from dto_pipeline.lab.golden_solver import check_solver_cases
+from dto_pipeline.models.body import load_body
+
+
+class GoldenFolderError(DtoError, ValueError):
+    """A folder that holds no recorded cases."""
+
+
+@dataclass(frozen=True)
+class GoldenReport:
+    """The results of all families that a folder holds."""
+
+    results: dict[str, list[CaseResult]]  # by family
+
+    @property
+    def passed(self) -> bool:
+        """True where no strict case of any family fails."""
+        return all(case.passed for cases in self.results.values() for case in cases)
+
+    def to_json(self) -> dict[str, Any]:
+        """Counts, failures by name and worst errors of each family."""
+        return {
+            "passed": self.passed,
+            "families": {family: _summary(cases) for family, cases in self.results.items()},
+        }
+
+    def as_table(self) -> str:
+        """A line per family, then a line per case that differs."""
+        lines = [
+            f"{'family':<10} {'cases':>5} {'passed':>6} {'failed':>6} {'loose':>5}  worst errors, and the tolerance"
+        ]
+        for family, cases in self.results.items():
+            summary = _summary(cases)
+            worst = "  ".join(f"{name} {_of_limit(*worst)}" for name, worst in summary["worst_errors"].items())
+            counts = f"{summary['cases']:>5} {summary['passed']:>6} {summary['failed']:>6} {summary['loose']:>5}"
+            lines.append(f"{family:<10} {counts}  {worst}")
+        for family, cases in self.results.items():
+            for case in cases:
+                word = "FAILED" if not case.passed else "differs (not strict)"
+                lines += [f"{word} {family}/{case.name} ({case.kind}): {text}" for text in case.failures]
+        return "\n".join(lines)
+
+
+def check_golden(folder: Path) -> GoldenReport:
+    """Run every family found in `folder`.
+
+    Raises:
+        GoldenFolderError: there is no case of any family.
+    """
+    families: dict[str, Callable[[Path], list[CaseResult]]] = {
+        "solver": check_solver_cases,
+        "person": check_person_cases,
+        "image": check_image_cases,
+        "rh_metric": _check_rh_metric,
+    }
+    results = {family: check(folder) for family, check in families.items()}
+    if not any(results.values()):
+        expected = ", ".join(families)
+        raise GoldenFolderError(f"{folder} holds no recorded cases; expected one of the folders {expected} in it")
+    return GoldenReport(results)
+
+
+def _check_rh_metric(folder: Path) -> list[CaseResult]:
+    if not (folder / "rh_metric" / "index.json").is_file():
+        return []
+    body_folder = folder / "body"
+    return check_rh_cases(folder, load_body(body_folder if body_folder.is_dir() else ""))
+
+
+def _share_of_limit(worst: tuple[float, float | None]) -> float:
+    error, limit = worst
+    return error / limit if limit else error
+
+
+def _of_limit(error: float, limit: float | None) -> str:
+    return f"{error:.1e}" if limit is None else f"{error:.1e} of {limit:.0e}"
+
+
+def _summary(cases: Sequence[CaseResult]) -> dict[str, Any]:
+    strict = [case for case in cases if case.strict]
+    worst: dict[str, tuple[float, float | None]] = {}
+    for case in strict:
+        for name, error in case.errors.items():
+            found = error, case.limits.get(name)
+            worst[name] = max(worst.get(name, found), found, key=_share_of_limit)
+    return {
+        "cases": len(cases),
+        "passed": sum(not case.failures for case in strict),
+        "failed": sum(bool(case.failures) for case in strict),
+        "loose": len(cases) - len(strict),
+        "failures": {case.name: list(case.failures) for case in cases if case.failures},
+        "worst_errors": worst,  # quantity -> worst error and its tolerance, None where it cannot fail
+    }

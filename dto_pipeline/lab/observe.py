@@ -1,0 +1,106 @@
+"""What networks would say about a rendered picture: a relative depth map, instance masks, 2D keypoints.
+
+Knows what is true at each pixel and spoils it the way such networks do; knows nothing of labels or files. Pixels,
+metres, camera frame.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.resources import files
+
+import numpy as np
+from scipy.ndimage import gaussian_filter
+
+from dto_pipeline.lab.crowd import View
+from dto_pipeline.lab.noise import noise_tile, sample_noise
+from dto_pipeline.lab.people import Bodies
+
+DISPARITY_SCALE = (380.0, 620.0)  # a of disparity = a / z + b; with b = 0 it is the alpha a fit should find [m]
+DISPARITY_OFFSET = (-1.0, 1.0)  # b
+_BLUR = 1.2  # of the depth map [px]
+_PERSON_ERROR = 0.02  # relative error of one person's disparity as a whole; a few are several times as wrong
+_LARGEST_ERROR = 0.15  # where that stops
+_ROW_TILT = 0.04  # relative error from the upper to the lower border
+_PIXEL_NOISE = 0.004  # relative, per pixel
+_MASK_WOBBLE = 0.9  # how far mask borders stray [px]
+_OPENPOSE_JOINTS = (24, 12, 17, 19, 21, 16, 18, 20, 0, 2, 5, 8, 1, 4, 7, *range(25, 35))  # of smplx's 45, BODY_25 order
+NUM_KEYPOINTS = 44  # 25 of BODY_25 and the 19 of `SMPL_to_J19`
+_HIDDEN_BEHIND = 0.12  # a joint this far behind what the picture shows is hidden [m]
+_KEYPOINT_NOISE = 0.004  # of a keypoint, relative to the person's height in the image
+
+
+@dataclass(frozen=True)
+class Disparity:
+    """A relative inverse depth map and the line it was made from."""
+
+    values: np.ndarray  # (H, W) float16, larger is nearer, >= 0
+    scale: float  # a of a / z + b
+    offset: float  # b
+
+
+def observe_disparity(z: np.ndarray, person: np.ndarray, rng: np.random.Generator) -> Disparity:
+    """A depth map as a monocular network gives it.
+
+    Args:
+        z: (H, W) true distance along the camera axis [m]; person: (H, W) index of the person seen, -1 = nobody.
+        rng: scale, offset and all errors.
+    """
+    scale, offset = float(rng.uniform(*DISPARITY_SCALE)), float(rng.uniform(*DISPARITY_OFFSET))
+    people = int(person.max()) + 1
+    error = np.clip(_PERSON_ERROR * rng.standard_t(3, people + 1), -_LARGEST_ERROR, _LARGEST_ERROR)
+    error[-1] = 0.0  # index -1 is the background
+    values = (scale / z + offset) * (1 + error[person])
+    height = z.shape[0]
+    tilt = rng.normal(0.0, _ROW_TILT) * (np.arange(height) / height - 0.5)
+    noise = rng.normal(0.0, _PIXEL_NOISE, z.shape)
+    values = gaussian_filter(values, _BLUR) * (1 + tilt[:, None] + noise)
+    return Disparity(values.clip(0).astype(np.float16), scale, offset)
+
+
+def observe_masks(person: np.ndarray, people: int, rng: np.random.Generator) -> np.ndarray:
+    """Masks of the visible parts, their borders a little off.
+
+    Args:
+        person: (H, W) index of the person seen, -1 = nobody; people: P.
+        rng: which way borders stray.
+
+    Returns:
+        (P, H, W) bool, disjoint.
+    """
+    height, width = person.shape
+    row, column = np.mgrid[:height, :width].astype(np.float32)
+    shift_row, shift_column = (
+        1.6 * _MASK_WOBBLE * sample_noise(noise_tile(rng), column / 7.3, row / 7.3) for _ in range(2)
+    )
+    row = np.clip(np.rint(row + shift_row), 0, height - 1).astype(np.int64)
+    column = np.clip(np.rint(column + shift_column), 0, width - 1).astype(np.int64)
+    return person[row, column] == np.arange(people)[:, None, None]
+
+
+def observe_keypoints(view: View, truth: Bodies, z: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """2D keypoints of the true bodies.
+
+    Args:
+        view: the camera; truth: P bodies; z: (H, W) what the picture shows [m].
+        rng: positions' noise and confidences.
+
+    Returns:
+        (P, 44, 3) float32 u, v [px] and confidence: 0 outside the picture, low where hidden.
+    """
+    points = keypoints_3d(truth)
+    uv = points[..., :2] / points[..., 2:] * view.focal + (view.width / 2, view.height / 2)
+    size = np.ptp(uv[..., 1], axis=1)[:, None, None]
+    uv = uv + rng.normal(0.0, _KEYPOINT_NOISE, uv.shape) * size
+    inside = ((uv >= 0) & (uv < (view.width, view.height))).all(-1)
+    column, row = np.moveaxis(np.where(inside[..., None], uv, 0).astype(np.int64), -1, 0)
+    hidden = points[..., 2] > z[row, column] + _HIDDEN_BEHIND
+    confidence = np.where(hidden, rng.uniform(0.15, 0.45, hidden.shape), rng.uniform(0.7, 1.0, hidden.shape))
+    return np.concatenate([uv, np.where(inside, confidence, 0.0)[..., None]], axis=-1).astype(np.float32)
+
+
+def keypoints_3d(truth: Bodies) -> np.ndarray:
+    """(P, 44, 3) [m]: BODY_25's joints, then the 19 regressed ones (see `assets/names.json`)."""
+    with (files("dto_pipeline.assets") / "SMPL_to_J19.npy").open("rb") as stream:
+        regressor = np.load(stream, allow_pickle=False)
+    return np.concatenate([truth.joints[:, _OPENPOSE_JOINTS], regressor @ truth.vertices], axis=1)

@@ -1,0 +1,254 @@
+"""`dto diff`: what two sets of labels say differently about the same people.
+
+Joins images by their key and people by their index; reads both sides shard by shard. Equal means equal bits (NaN equals
+NaN); columns that describe the run itself (origins, file hashes) are left out. A number that is known on one side only
+(not finite on the other) is a difference without a size: it is counted apart. Metres, radians, sigma.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import heapq
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dto_pipeline.data.label_files import LabelColumns, flatten_table, read_label_files
+from dto_pipeline.data.labels import read_labels
+from dto_pipeline.data.storage import Location
+from dto_pipeline.view.run_files import find_labels
+
+_PEOPLE = ("source_row", "pose", "betas", "transl", "scale", "height_m", "status")
+_IMAGES = ("image_id", "status", "is_accepted", "mean_height_deviation")
+MEASURES = {
+    "transl": "moved apart [m]",
+    "height_m": "height [m]",
+    "betas": "largest shape coefficient",
+    "pose": "largest pose angle [rad]",
+}
+_QUANTILES = (0.5, 0.9, 1.0)
+_BINS = np.geomspace(1e-7, 1e3, 401)  # differences are counted, not kept: 6 % apart
+
+
+@dataclass
+class LabelDiff:
+    """What two sets of labels differ in. Differences are those of persons that both sides have."""
+
+    before: str
+    after: str
+    only_before: list[str] = field(default_factory=list)  # image keys
+    only_after: list[str] = field(default_factory=list)
+    images: int = 0  # common to both
+    images_different: int = 0
+    other_people: list[str] = field(default_factory=list)  # images whose people are not the same persons
+    persons: int = 0
+    persons_different: int = 0
+    image_changes: Counter[str] = field(default_factory=Counter)  # "before -> after" of status and acceptance
+    person_changes: Counter[str] = field(default_factory=Counter)
+    became_unknown: Counter[str] = field(default_factory=Counter)  # measure -> persons with a number before only
+    became_known: Counter[str] = field(default_factory=Counter)  # and with a number after only
+    unknown_persons: list[str] = field(default_factory=list)  # the first of the former, a line for each measure
+    histograms: dict[str, np.ndarray] = field(default_factory=dict)  # measure -> counts over _BINS
+    largest: dict[str, float] = field(default_factory=dict)
+    worst: list[tuple[float, str]] = field(default_factory=list)  # heap of the persons that moved most
+
+    @property
+    def equal(self) -> bool:
+        return not (self.only_before or self.only_after or self.images_different or self.other_people)
+
+    def worst_lines(self) -> list[str]:
+        """Persons that moved most, the worst first."""
+        return [text for _, text in sorted(self.worst, reverse=True)]
+
+    def quantiles(self, measure: str) -> list[float]:
+        """Median, 90 % and largest difference among persons in whom the measure is known and differs (6 % exact)."""
+        counts = self.histograms[measure]
+        ends = np.searchsorted(np.cumsum(counts), np.array(_QUANTILES[:2]) * counts.sum())
+        return [*(float(_BINS[min(end, len(_BINS) - 1)]) for end in ends), self.largest[measure]]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dict, JSON-ready."""
+        inner = ("histograms", "largest", "worst")
+        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in inner}
+        quantiles = {name: self.quantiles(name) for name in self.histograms}
+        return {**plain, "equal": self.equal, "quantiles": quantiles, "worst": self.worst_lines()}
+
+    def as_table(self) -> str:
+        """Text for a terminal."""
+        return "\n".join(_table_lines(self))
+
+
+def diff_labels(before: str | Path, after: str | Path, worst: int = 10) -> LabelDiff:
+    """Compare two runs, exports or label files.
+
+    Args:
+        before, after: run folder, folder of label files, or one file.
+        worst: how many persons are named: those that moved most, and those of whom something became unknown.
+
+    Raises:
+        LabelsError: a side holds no labels, or a file that cannot be read.
+    """
+    diff = LabelDiff(str(before), str(after))
+    found: set[str] = set()
+    right = _Side(find_labels(after))
+    for path in find_labels(before):
+        columns = _read(path)
+        ids = columns.images["image_id"].tolist()
+        common = [row for row, image in enumerate(ids) if image in right.places]
+        diff.only_before += [image for image in ids if image not in right.places]
+        found.update(ids)
+        for rows, other in right.gather([ids[row] for row in common]):
+            _compare(diff, columns.take(np.array(common)[rows]), other, worst)
+    diff.only_after = [image for image in right.places if image not in found]
+    return diff
+
+
+class _Side:
+    """Labels of one side, opened file by file as the other side asks for them; holds the file last read."""
+
+    def __init__(self, paths: list[Location]) -> None:
+        self.paths = paths
+        self.places: dict[str, tuple[int, int]] = {}  # image key -> file, row
+        for number, path in enumerate(paths):
+            ids = read_label_files([path], ["image_id"]).column("image_id").to_pylist()
+            self.places.update({image: (number, row) for row, image in enumerate(ids)})
+        self._open: tuple[int, LabelColumns] | None = None
+
+    def gather(self, ids: list[str]) -> Iterator[tuple[np.ndarray, LabelColumns]]:
+        """For each file that holds some of `ids`: their positions in `ids`, and their columns in that order."""
+        places = np.array([self.places[image] for image in ids], dtype=np.int64).reshape(-1, 2)
+        for number in np.unique(places[:, 0]).tolist():
+            rows = np.flatnonzero(places[:, 0] == number)
+            if self._open is None or self._open[0] != number:
+                self._open = number, _read(self.paths[number])
+            yield rows, self._open[1].take(places[rows, 1])
+
+
+def _read(path: Location) -> LabelColumns:
+    return flatten_table(read_labels(path).select([*_IMAGES, "persons"]), _PEOPLE)
+
+
+def _compare(diff: LabelDiff, before: LabelColumns, after: LabelColumns, worst: int) -> None:
+    """Count the differences of images that both sides have, row by row the same."""
+    diff.images += before.num_images
+    same = np.diff(before.starts) == np.diff(after.starts)
+    diff.other_people += before.images["image_id"][~same].tolist()
+    before, after = before.take(np.flatnonzero(same)), after.take(np.flatnonzero(same))
+    strangers = before.people["source_row"] != after.people["source_row"]
+    if strangers.any():
+        images = np.unique(before.owner[strangers])
+        diff.other_people += before.images["image_id"][images].tolist()
+        kept = np.setdiff1d(np.arange(before.num_images), images)
+        before, after = before.take(kept), after.take(kept)
+    _compare_people(diff, before, after, worst)
+
+
+def _compare_people(diff: LabelDiff, before: LabelColumns, after: LabelColumns, worst: int) -> None:
+    diff.persons += before.num_people
+    different = np.zeros(before.num_people, bool)
+    for name in MEASURES:
+        unequal, size = _difference(before.people[name], after.people[name], together=name == "transl")
+        different |= unequal
+        _count(diff, name, size[unequal & np.isfinite(size)])
+        _count_unknown(diff, name, before, after, worst)
+        if name == "transl":
+            _keep_worst(diff, before, after, np.where(np.isfinite(size), size, 0.0), worst)
+    old, new = (side.people["status"] for side in (before, after))
+    different |= old != new
+    diff.person_changes.update(f"{a} -> {b}" for a, b in zip(old[old != new], new[old != new], strict=True))
+    diff.persons_different += int(different.sum())
+    images = np.zeros(before.num_images, bool)
+    images[before.owner[different]] = True
+    diff.images_different += int((images | _image_changes(diff, before, after)).sum())
+
+
+def _image_changes(diff: LabelDiff, before: LabelColumns, after: LabelColumns) -> np.ndarray:
+    """(N,) bool: images whose own columns differ; status and acceptance are counted by word."""
+    changed = np.zeros(before.num_images, bool)
+    for name in ("status", "is_accepted"):
+        old, new = (_words(side.images[name]) for side in (before, after))
+        changed |= old != new
+        diff.image_changes.update(f"{a} -> {b}" for a, b in zip(old[old != new], new[old != new], strict=True))
+    unequal, _ = _difference(before.images["mean_height_deviation"], after.images["mean_height_deviation"])
+    return changed | unequal
+
+
+def _words(values: np.ndarray) -> np.ndarray:
+    """Statuses as they are; booleans as accepted or not accepted."""
+    return np.where(values, "accepted", "not accepted") if values.dtype == bool else values
+
+
+def _difference(before: np.ndarray, after: np.ndarray, together: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """(n,) rows that are unequal, and by how much: the largest entry, or the length of the difference `together`.
+
+    The size is not finite where an entry that differs is not known on both sides.
+    """
+    rows = len(before)
+    before, after = before.reshape(rows, -1), after.reshape(rows, -1)
+    unequal = ~((before == after) | (np.isnan(before) & np.isnan(after)))
+    apart = np.where(unequal, np.abs(after.astype(np.float64) - before), 0.0)
+    return unequal.any(axis=1), np.linalg.norm(apart, axis=1) if together else apart.max(axis=1, initial=0.0)
+
+
+def _count_unknown(diff: LabelDiff, name: str, before: LabelColumns, after: LabelColumns, named: int) -> None:
+    """Count the persons of whom a number of a measure is known on one side only; name the first that lost one."""
+    known = [np.isfinite(side.people[name].reshape(side.num_people, -1)) for side in (before, after)]
+    lost, gained = (known[0] & ~known[1]).any(axis=1), (~known[0] & known[1]).any(axis=1)
+    diff.became_unknown.update({name: int(lost.sum())} if lost.any() else {})
+    diff.became_known.update({name: int(gained.sum())} if gained.any() else {})
+    for person in np.flatnonzero(lost)[: max(0, named - len(diff.unknown_persons))].tolist():
+        diff.unknown_persons.append(f"{_place(before, person)}: {MEASURES[name]} became unknown")
+
+
+def _place(labels: LabelColumns, person: int) -> str:
+    row = int(labels.owner[person])
+    return f"{labels.images['image_id'][row]}, person {person - int(labels.starts[row])}"
+
+
+def _count(diff: LabelDiff, name: str, size: np.ndarray) -> None:
+    if size.size == 0:
+        return
+    inside = np.clip(size, _BINS[0], _BINS[-2])
+    counts = np.histogram(inside, _BINS)[0]
+    diff.histograms[name] = diff.histograms.get(name, 0) + counts
+    diff.largest[name] = max(diff.largest.get(name, 0.0), float(size.max()))
+
+
+def _keep_worst(diff: LabelDiff, before: LabelColumns, after: LabelColumns, size: np.ndarray, worst: int) -> None:
+    order = np.argsort(-size, kind="stable")[:worst]
+    for person in order[size[order] > 0].tolist():
+        z = [float(side.people["transl"][person, 2]) for side in (before, after)]
+        height = [float(side.people["height_m"][person]) for side in (before, after)]
+        change = f"z {z[0]:.2f} -> {z[1]:.2f} m, height {height[0]:.2f} -> {height[1]:.2f} m"
+        text = f"{size[person]:.3f} m: {_place(before, person)}: {change}"
+        heapq.heappush(diff.worst, (float(size[person]), text))
+        if len(diff.worst) > worst:
+            heapq.heappop(diff.worst)
+
+
+def _table_lines(diff: LabelDiff) -> list[str]:
+    lines = [
+        f"before   {diff.before}",
+        f"after    {diff.after}",
+        f"images   {diff.images} in both, {diff.images_different} of them different; "
+        f"{len(diff.only_before)} only before, {len(diff.only_after)} only after",
+        f"persons  {diff.persons} compared, {diff.persons_different} of them different",
+    ]
+    lists = {"only before": diff.only_before, "only after": diff.only_after, "other people": diff.other_people}
+    for name, keys in lists.items():
+        lines += [f"  {name}: {', '.join(keys[:3])}{' ...' if len(keys) > 3 else ''}"] if keys else []
+    for title, changes in (("image", diff.image_changes), ("person", diff.person_changes)):
+        lines += [f"  {title} {change:<36} {count:>9}" for change, count in changes.most_common()]
+    if diff.histograms:
+        lines.append(f"  {'where it differs':<28} {'median':>10} {'90 %':>10} {'largest':>10}")
+    for name in (name for name in MEASURES if name in diff.histograms):
+        lines.append(f"  {MEASURES[name]:<28} " + " ".join(f"{value:>10.3g}" for value in diff.quantiles(name)))
+    for title, counts in (("became unknown", diff.became_unknown), ("became known", diff.became_known)):
+        lines += [f"  {MEASURES[name]} {title}: {count} persons" for name, count in counts.items()]
+    lines += [f"  {text}" for text in (*diff.worst_lines(), *diff.unknown_persons)]
+    lines.append("equal" if diff.equal else "different")
+    return lines

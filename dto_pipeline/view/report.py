@@ -1,0 +1,288 @@
+"""`dto report`: a run as one HTML page that needs no network and no script.
+
+Lays out what `facts` counted and what the view room draws; counts and draws nothing itself. Metres, sigma, seconds.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dto_pipeline.data.files import write_bytes_atomic
+from dto_pipeline.models.body import BodyModel
+from dto_pipeline.run.report import format_duration
+from dto_pipeline.scene import PlacedScene
+from dto_pipeline.status import PLACED, ImageStatus, PersonStatus
+from dto_pipeline.view import html
+from dto_pipeline.view.charts import Chart, Mark, Series, describe_chart, without_tail
+from dto_pipeline.view.facts import GROUPS, Facts, class_priors, gather_facts, prior_curve, share
+from dto_pipeline.view.pictures import Choice, choose_scenes, load_placed
+from dto_pipeline.view.run_files import Pixels, RunFiles
+from dto_pipeline.view.scene_panel import person_table, scene_rows, scene_title
+
+FILE_NAME = "index.html"
+_FOOTER_ELSEWHERE = frozenset(  # what a label file's footer says and the page tells elsewhere, or is of one shard only
+    (
+        *("body_sha256", "config", "config_hash", "dataset", "images", "label_files", "licence"),
+        *("manifest_fingerprint", "pipeline_version", "rows_sha256", "schema", "shard", "shard_key", "shards"),
+        *("subset", "versions"),
+    )
+)
+_BEFORE_AFTER = (("before", "before"), ("after", "after"))
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """How many scenes are shown."""
+
+    worst: int = 3
+    random: int = 3
+    seed: int = 0
+
+
+def write_report(
+    run: RunFiles, body: BodyModel | None, pixels: Pixels | None, out: Path, options: ReportOptions | None = None
+) -> Path:
+    """Write the page.
+
+    Args:
+        run: the run, finished or not.
+        body: the model its labels were made with; None = no scene is drawn.
+        pixels: where photographs and depth maps are; None = grey sheets.
+        out: folder of the page, made if missing; an older page is replaced.
+        options: how many scenes are drawn.
+
+    Returns:
+        Path of the page.
+    """
+    options = options or ReportOptions()
+    facts = gather_facts(run)
+    sections = [
+        _tiles(facts),
+        _statuses(facts),
+        _subsets(facts),
+        _heights(facts, run.identity.config),
+        _placing(facts, run.identity.config),
+        _speed(facts),
+        *(_scenes(run, body, pixels, options) if body is not None else ()),
+        _failures(facts),
+        _provenance(facts, run),
+    ]
+    title = f"{run.identity.subset}: {_state(facts)}"
+    subtitle = "Labels of crowds in metres (DTO, arXiv 2511.13282). Before: as given; after: as placed together."
+    path = out / FILE_NAME
+    write_bytes_atomic(path, html.page(title, subtitle, [part for part in sections if part]).encode())
+    return path
+
+
+def _state(facts: Facts) -> str:
+    status = facts.status
+    if status.images_done == status.images_total:
+        return f"all {status.images_total} images done"
+    return f"{status.images_done} of {status.images_total} images done"
+
+
+def _tiles(facts: Facts) -> str:
+    total, status = facts.total, facts.status
+    return html.tiles(
+        [
+            (f"{status.images_done:,}", "images", f"of {status.images_total:,}"),
+            (f"{status.persons_done:,}", "persons", f"of {status.persons_total:,}"),
+            (share(total.optimized, total.images), "optimised", f"{total.optimized:,} images"),
+            (share(total.accepted, total.images), "accepted", f"{total.accepted:,} images"),
+            (share(total.moved, total.persons), "persons moved", f"{total.moved:,} persons"),
+            (f"{total.failed:,}", "images failed", "rows kept, labels as given"),
+            (f"{status.images_per_s:.1f}", "images a second", "last hour of work, all workers"),
+        ]
+    )
+
+
+def _statuses(facts: Facts) -> str:
+    tables = []
+    for name, words, counts in (
+        ("image status", ImageStatus, facts.status.image_status),
+        ("person status", PersonStatus, facts.status.person_status),
+    ):
+        whole = sum(counts.values())
+        advice = {str(word): word.advice for word in words}
+        ordered = sorted(counts.items(), key=lambda item: -item[1])
+        rows = [[_plain(w), f"{n:,}", share(n, whole), advice.get(w, "written by another version")] for w, n in ordered]
+        tables.append(html.table([name, "count", "share", "what it means"], rows, numeric=(1, 2), style="words"))
+    shards = ", ".join(f"{count} {word}" for word, count in facts.status.shards.items())
+    return html.section("What became of images and persons", *tables, note=f"Shards: {shards}.")
+
+
+def _subsets(facts: Facts) -> str:
+    rows = [
+        [
+            name,
+            *(f"{count:,}" for count in (part.images, part.optimized, part.accepted)),
+            share(part.accepted, part.images),
+            share(part.accepted, part.optimized),
+            f"{part.failed:,}",
+            f"{part.persons:,}",
+            share(part.moved, part.persons),
+        ]
+        for name, part in facts.subsets.items()
+    ]
+    columns = ["subset", "images", "optimised", "accepted", "of all", "of optimised", "failed", "persons", "moved"]
+    return html.section("Accepted share by subset", html.table(columns, rows, numeric=range(1, len(columns))))
+
+
+def _heights(facts: Facts, config: Mapping[str, Any]) -> str:
+    charts = []
+    for name, (mean, sigma) in class_priors(dict(config)).items():
+        histogram = facts.heights[name]
+        people = int(histogram.counts[1].sum())
+        if people:
+            curve = prior_curve(mean, sigma, people, histogram.edges)
+            chart = Chart(_plain(name), histogram.edges, _two(histogram.counts), "height [m]", curve)
+            charts.append((chart, f"{people:,} persons, prior {mean:.2f} \u00b1 {sigma:.2f} m"))
+    names = [*_BEFORE_AFTER, ("prior", "prior of the class")]
+    note = "Rest-pose heights of everybody who was measured. Adults' own priors lie between this one and their label."
+    return html.section("Heights against the priors", html.legend(names), html.chart_grid(charts), note=note)
+
+
+def _placing(facts: Facts, config: Mapping[str, Any]) -> str:
+    limit = float(config["refine"]["accept_below"])
+    single = [
+        Chart(
+            "Scale on distance and height, moved persons",
+            facts.scales.edges,
+            [Series("moved", facts.scales.counts[0])],
+            "factor",
+            marks=[Mark(1.0, "unchanged")],
+            logarithmic=True,
+        ),
+        Chart(
+            "Height deviation of optimised images",
+            facts.deviations.edges,
+            [Series("images", facts.deviations.counts[0])],
+            "sigma",
+            marks=[Mark(limit, f"accepted below {limit:g}")],
+        ),
+        Chart("Persons per image", facts.crowds.edges, [Series("images", facts.crowds.counts[0])], "persons"),
+    ]
+    single = [single[0], *(without_tail(chart) for chart in single[1:])]
+    charts = [(chart, describe_chart(chart)) for chart in single]
+    for name in GROUPS:
+        histogram, counts = facts.distances[name], facts.group_status[name]
+        people = sum(counts.values())
+        moved = sum(count for word, count in counts.items() if word in PLACED)
+        chart = Chart(f"Distance, {name} group", histogram.edges, _two(histogram.counts), "z [m]")
+        charts.append((without_tail(chart), f"{people:,} persons, {share(moved, people)} moved"))
+    ground = f"{facts.ground_used:,} images had their near group placed by ground evidence."
+    note = f"{ground} Outer bars hold what lies beyond."
+    return html.section("Placing", html.legend(_BEFORE_AFTER), html.chart_grid(charts), note=note)
+
+
+def _speed(facts: Facts) -> str:
+    stages = facts.status.stage_seconds
+    whole = sum(stages.values())
+    words = {name: f"{format_seconds(seconds)}, {share_of(seconds, whole)}" for name, seconds in stages.items()}
+    rows = [
+        [
+            name,
+            f"{worker.shards:,}",
+            f"{worker.images:,}",
+            format_duration(worker.seconds),
+            f"{worker.images / worker.seconds:.1f}" if worker.seconds > 0 else "-",
+            f"{worker.repeated}",
+        ]
+        for name, worker in sorted(facts.workers.items())
+    ]
+    columns = ["worker", "shards", "images", "busy", "images a second", "tries repeated"]
+    note = f"{facts.status.images_per_s:.1f} images a second together. Stages add up the threads of all workers."
+    parts = [html.bars(stages, words), html.table(columns, rows, numeric=range(1, len(columns)))]
+    return html.section("Speed by stage and worker", *parts, note=note)
+
+
+def _scenes(run: RunFiles, body: BodyModel, pixels: Pixels | None, options: ReportOptions) -> Iterator[str]:
+    """A section for the worst scenes and one for scenes drawn by lot; no scene is shown twice."""
+    if not run.shards:
+        return
+    worst = choose_scenes(run, Choice(worst=options.worst))
+    drawn = choose_scenes(run, Choice(random=options.random + len(worst), seed=options.seed))
+    some = [place for place in drawn if place not in worst][: options.random]
+    notes = {
+        "Worst scenes": (worst, "Optimised images of largest mean height deviation."),
+        "Random scenes": (some, f"Drawn by lot among all images (seed {options.seed})."),
+    }
+    for title, (places, note) in notes.items():
+        scenes = [_scene(placed, body) for placed in load_placed(run, places, pixels)]
+        if scenes:
+            yield html.section(title, *scenes, note=note)
+
+
+def _scene(placed: PlacedScene, body: BodyModel) -> str:
+    rows = scene_rows(placed, body)
+    pictures = [html.picture(row.left, row.caption) for row in rows[:2]]
+    pictures += [html.picture(row.right, f"{row.caption.split(':')[0]}, {row.note}") for row in rows[:2]]
+    for row in rows[2:]:
+        pictures += [html.picture(row.left, row.caption), html.picture(row.right, _capital(row.note) or "No fit")]
+    people = person_table(placed, body)
+    lines = [[f"{i}", *line] for i, line in enumerate(people.lines, start=1)]
+    listing = html.table(["person", *people.columns], lines)
+    title = html.escape(scene_title(placed))
+    opened = html.details(f"{len(lines)} persons", listing)
+    layout = "pictures" if len(pictures) > 4 else "pictures four"
+    return f'<div class="scene"><h3>{title}</h3><div class="{layout}">{"".join(pictures)}</div>{opened}</div>'
+
+
+def _failures(facts: Facts) -> str:
+    parts = []
+    if facts.failures:
+        rows = [[image, _plain(status), message] for image, status, message in facts.failures]
+        parts.append(html.table(["image", "status", "what was found"], rows, key=True))
+    if facts.status.failed:
+        lost = [[f"shard {f.shard}", f"{f.attempts}", f.error] for f in facts.status.failed]
+        parts.append(html.table(["shard", "tries", "last error"], lost, numeric=(1,)))
+    shown, failed = len(facts.failures), facts.total.failed
+    note = f"The first {shown} of {failed:,}." if failed > shown else "Their rows are in the labels, as given."
+    return html.section("Images that could not be processed", *parts, note=note) if parts else ""
+
+
+def _provenance(facts: Facts, run: RunFiles) -> str:
+    identity, footer = run.identity, facts.footer
+    rows = [
+        ["config hash", identity.config_hash],
+        ["manifest fingerprint", identity.manifest_fingerprint],
+        ["body model, sha256", footer.get("body_sha256", "-")],
+        ["licence of the labels", footer.get("licence") or "-"],
+        ["label schema", footer.get("schema", "-")],
+        *([_plain(name), text] for name, text in sorted(footer.items()) if name not in _FOOTER_ELSEWHERE),
+        *([f"version of {name}", str(number)] for name, number in sorted(identity.versions.items())),
+        *([f"input {item['file']}, sha256", item["sha256"]] for item in json.loads(footer.get("label_files", "[]"))),
+    ]
+    parts = [html.table(["what", "value"], rows)]
+    for room, knobs in identity.config.items():
+        text = "\n".join(f"{key}: {json.dumps(value)}" for key, value in knobs.items())
+        parts.append(html.details(f"config room {room}", f"<pre>{html.escape(text)}</pre>"))
+    return html.section("Configuration and models", *parts)
+
+
+def format_seconds(seconds: float) -> str:
+    """``0.42 s`` below ten seconds, else as a duration."""
+    return f"{seconds:.2f} s" if seconds < 10 else format_duration(seconds)
+
+
+def share_of(part: float, whole: float) -> str:
+    """Whole per cent."""
+    return f"{100 * part / whole:.0f} %" if whole > 0 else "-"
+
+
+def _two(counts: np.ndarray) -> list[Series]:
+    return [Series("before", counts[0], outline=True), Series("after", counts[1])]
+
+
+def _plain(word: str) -> str:
+    return word.replace("_", " ")
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

@@ -1,0 +1,181 @@
+"""Scenarios in which processes die or stop: workers, raylet, driver, a whole node, at chosen and at random moments.
+
+Each takes a `DisturbedRun`, disturbs it and leaves the resuming to `play`. Where the driver is to cope by itself, its
+exit code is expected to be 0. Seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+from tests.chaos.arena import ChaosError
+from tests.chaos.disturbed_run import DisturbedRun, Start, slow_images
+from tests.chaos.faults import DIE, SLEEP, Fault
+from tests.chaos.judge import find_differences
+from tests.chaos.processes import Kind
+
+_PACE_S = 1.0  # every image takes so much longer
+_TIMEOUT_S = 8.0  # after which a hung shard is taken from its worker, for scenarios that hang
+_FOREVER_S = 3600.0
+_VICTIMS = ((Kind.WORKER, 0.86), (Kind.DRIVER, 0.07), (Kind.RAYLET, 0.07))  # of random kills, with their shares
+_RANDOM_PACE_S = 3.0  # the same under random kills: long enough to be hit several times, so that Ray starts less often
+_ANY_MOMENT = 0.5  # share of random kills that wait for nothing; the others wait until there is one more receipt
+_PAUSE_S = 3.0  # most that is waited on top, before each
+_STANDSTILL_S = 60.0  # so long is waited for a receipt, if need be
+_TIMEOUT = ("--set", f"run.shard_timeout_s={_TIMEOUT_S}")
+
+
+def worker_killed(run: DisturbedRun) -> None:
+    """SIGKILL to a worker at work; the driver replaces it."""
+    start = run.start(faults=[slow_images(_PACE_S)])
+    run.wait_for_receipts(1, start)
+    run.kill(Kind.WORKER)
+    run.expect_exit(start, 0)
+
+
+def publisher_killed(run: DisturbedRun) -> None:
+    """A worker dies as it names a label file, another as it names a receipt; the driver copes and sweeps."""
+    naming = ("os.link", "os.rename")
+    faults = [
+        Fault("labels/shard-00001.parquet", DIE, events=naming, times=1),
+        Fault("receipts/shard-00003.json", DIE, events=naming, times=1),
+    ]
+    run.expect_exit(run.start(faults=faults), 0)
+    run.kills += len(faults)
+    run.complaints += find_differences(run.view, run.arena.undisturbed)
+    receipt = json.loads((run.view / "receipts" / "shard-00003.json").read_text())
+    run.expect(receipt["adopted"], "labels that only lacked their receipt were made again")
+
+
+def raylet_killed(run: DisturbedRun) -> None:
+    """SIGKILL to the raylet alone; driver and workers live on, without Ray."""
+    start = run.start(faults=[slow_images(_PACE_S)])
+    run.wait_for_receipts(1, start)
+    run.kill(Kind.RAYLET)
+    code = run.finish(start)
+    run.note = f"the driver ended with exit code {code}"
+
+
+def driver_killed(run: DisturbedRun) -> None:
+    """SIGKILL to the driver, twice."""
+    for _ in range(2):
+        before = run.receipts_there if run.view.exists() else 0
+        start = run.start(faults=[slow_images(_PACE_S)])
+        run.wait_for_receipts(before + 1, start)
+        run.kill(Kind.DRIVER)
+        run.finish(start)
+
+
+def node_killed(run: DisturbedRun) -> None:
+    """SIGKILL to all processes of a node that works; another node joins; the driver lives on a third."""
+    with Nodes(run) as nodes:
+        start = run.start("--address", nodes.address, faults=[slow_images(_PACE_S)])
+        run.wait_for_receipts(1, start)
+        nodes.kill_oldest()
+        nodes.add()
+        run.expect_exit(start, 0)
+
+
+def worker_stopped(run: DisturbedRun) -> None:
+    """SIGSTOP to a worker: it neither works nor dies; the watchdog takes its shard away."""
+    start = run.start(*_TIMEOUT, faults=[slow_images(_PACE_S)])
+    run.wait_for_receipts(1, start)
+    run.kill(Kind.WORKER, signal.SIGSTOP)
+    run.expect_exit(start, 0)
+
+
+def shard_hangs(run: DisturbedRun) -> None:
+    """One image takes for ever, the first time; the watchdog ends the worker and the shard is done elsewhere."""
+    _, image = run.arena.good_image()
+    hang = Fault(image, SLEEP, times=1, seconds=_FOREVER_S)
+    run.expect_exit(run.start(*_TIMEOUT, faults=[hang]), 0)
+
+
+def random_kills(run: DisturbedRun) -> None:
+    """SIGKILL to workers, drivers and raylets at random moments, as often as wanted; finished runs begin anew."""
+    _kill_at_random(run, run.arena.workers, _VICTIMS)
+
+
+def random_driver_kills(run: DisturbedRun) -> None:
+    """The same without Ray: the one process that loads, computes and publishes is killed wherever it is."""
+    run.resume_workers = 0
+    _kill_at_random(run, 0, ((Kind.DRIVER, 1.0),))
+
+
+def _kill_at_random(run: DisturbedRun, workers: int, victims: Sequence[tuple[Kind, float]]) -> None:
+    runs = 1
+    while run.wants_kills:
+        start = run.start(*run.retry, workers=workers, faults=[slow_images(_RANDOM_PACE_S if workers else _PACE_S)])
+        while start.alive and run.wants_kills:
+            _wait_for_a_moment(run, start)
+            (kind,) = run.dice.choices([kind for kind, _ in victims], [share for _, share in victims])
+            run.kill(kind)
+        if run.finish(start) == 0 and run.wants_kills:
+            run.judge()
+            run.begin_anew()
+            runs += 1
+        else:
+            run.resumes += 1
+    run.note = f"{runs} runs one after the other"
+
+
+def _wait_for_a_moment(run: DisturbedRun, start: Start) -> None:
+    """Some kills come at any moment, Ray's start included; most come while there is work to lose."""
+    if run.dice.random() > _ANY_MOMENT:
+        before, latest = run.receipts_there, time.monotonic() + _STANDSTILL_S
+        while start.alive and run.receipts_there == before and time.monotonic() < latest:
+            time.sleep(0.05)
+    time.sleep(run.dice.uniform(0, _PAUSE_S))
+
+
+class Nodes:
+    """Context manager: a Ray cluster of a head without CPUs and two nodes of one CPU, see `bench.chaos.nodes`."""
+
+    def __init__(self, run: DisturbedRun) -> None:
+        self._run = run
+
+    def __enter__(self) -> Nodes:
+        # Workers inherit their faults from their node, not from the driver.
+        environment = self._run.armed([slow_images(_PACE_S)])
+        command = [sys.executable, "-m", "tests.chaos.nodes"]
+        log = (self._run.home / "nodes.log").open("wb")
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=environment
+        )
+        log.close()
+        self.address = self._answer()
+        for _ in range(2):
+            self.add()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()  # the cluster ends with its orders
+        self._process.wait()
+
+    def add(self) -> None:
+        """One more node."""
+        self._order("add")
+
+    def kill_oldest(self) -> None:
+        """SIGKILL to all processes of the node that joined first."""
+        self._order("kill")
+        self._run.kills += 1
+
+    def _order(self, word: str) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{word}\n")
+        self._process.stdin.flush()
+        self._answer()
+
+    def _answer(self) -> str:
+        assert self._process.stdout is not None
+        answer = self._process.stdout.readline().strip()
+        if not answer:
+            raise ChaosError(f"the cluster ended: {(self._run.home / 'nodes.log').read_text()[-600:]}")
+        return answer

@@ -1,0 +1,117 @@
+"""The demo's files, read back by the readers of real data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dto_pipeline.data.images import ImageCorrupt, ImageFolder, read_image
+from dto_pipeline.data.rle import decode_rle
+from dto_pipeline.data.sources.camerahmr import open_camerahmr
+from dto_pipeline.data.sources.sidecar import Sidecar
+from dto_pipeline.lab.dataset import DemoData, DemoSettings, build_demo_data, read_truth
+from dto_pipeline.lab.marker import DemoDataError
+from dto_pipeline.lab.write import LABELS, SIDECAR
+from dto_pipeline.models.body import BodyModel
+from dto_pipeline.models.depth import DepthFiles, DepthInvalid
+
+SMALL = DemoSettings(images=2, seed=5)
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory, body: BodyModel) -> DemoData:
+    """The smallest data set that has everything broken."""
+    return build_demo_data(tmp_path_factory.mktemp("demo"), body, DemoSettings(images=12))
+
+
+def image_of(demo: DemoData, kind: str) -> str:
+    return next(name for name, broken in demo.broken.items() if broken == kind)
+
+
+def snapshot(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def test_equal_settings_give_identical_bytes(tmp_path: Path, body: BodyModel) -> None:
+    build_demo_data(tmp_path / "a", body, SMALL)
+    build_demo_data(tmp_path / "b", body, SMALL)
+    assert snapshot(tmp_path / "a") == snapshot(tmp_path / "b")
+
+
+def test_a_data_set_that_is_there_is_left_alone_and_another_is_refused(tmp_path: Path, body: BodyModel) -> None:
+    first = build_demo_data(tmp_path, body, SMALL)
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    again = build_demo_data(tmp_path, body, SMALL)
+    assert (first.created, again.created) == (True, False)
+    assert again.persons == first.persons
+    assert times == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    with pytest.raises(DemoDataError, match="seed: 5 there, 6 wanted"):
+        build_demo_data(tmp_path, body, DemoSettings(images=2, seed=6))
+
+
+def test_truth_of_a_half_written_data_set_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DemoDataError, match="no whole demo data set"):
+        read_truth(tmp_path)
+
+
+def test_label_rows_and_truth_rows_are_the_same_people(demo: DemoData) -> None:
+    truth = read_truth(demo.root)
+    with open_camerahmr(demo.root / LABELS) as labels:
+        assert labels.num_rows == demo.persons == len(truth["height"])
+        assert np.array_equal(labels.image_names(0, labels.num_rows), truth["image_name"])
+        rows = labels.rows(np.arange(labels.num_rows))
+    whole = truth["broken"] == ""
+    np.testing.assert_allclose(
+        rows.transl[whole, 2] / truth["transl"][whole, 2], truth["label_factor"][whole], atol=0.1
+    )
+    assert np.isfinite(rows.bbox_xyxy).all()
+
+
+def test_cameras_fit_their_images(demo: DemoData) -> None:
+    with open_camerahmr(demo.root / LABELS) as labels:
+        names, rows = labels.image_names(0, labels.num_rows), labels.rows(np.arange(labels.num_rows))
+    for name, camera in zip(names.tolist(), rows.intrinsics, strict=True):
+        if demo.broken.get(name) in ("missing_image", "truncated_image"):
+            continue
+        size = ImageFolder(demo.root / "images").size(name)
+        scale = 1.5 if demo.broken.get(name) == "wrong_size" else 1.0
+        assert (2 * camera[0, 2], 2 * camera[1, 2]) == (scale * size[0], scale * size[1])
+
+
+def test_masks_decode_to_the_size_of_their_image(demo: DemoData) -> None:
+    truth = read_truth(demo.root)
+    with Sidecar(demo.root / SIDECAR, demo.persons) as sidecar:
+        rows = sidecar.rows(np.arange(demo.persons))
+    assert rows.notes == {}
+    assert not rows.mask_damaged.any()
+    empty = np.flatnonzero(rows.mask_empty)
+    assert truth["image_name"][empty].tolist() == [image_of(demo, "empty_mask")]
+    mask = decode_rle(rows.mask_rle[0].as_py(), int(rows.mask_height[0]), int(rows.mask_width[0]))
+    assert mask.any()
+
+
+def test_every_image_has_a_depth_map_of_its_size(demo: DemoData) -> None:
+    depth = DepthFiles(demo.root / "depth")
+    for name in np.unique(read_truth(demo.root)["image_name"]).tolist():
+        if demo.broken.get(name) in ("missing_image", "truncated_image", "zero_disparity"):
+            continue
+        width, height = ImageFolder(demo.root / "images").size(name)
+        assert depth.load(str(Path(name).with_suffix(".npy")), height, width).max() > 50
+
+
+def test_broken_images_fail_the_way_the_readme_says(demo: DemoData) -> None:
+    assert not (demo.root / "images" / image_of(demo, "missing_image")).exists()
+    with pytest.raises(ImageCorrupt):
+        read_image(demo.root / "images" / image_of(demo, "truncated_image"))
+    name = image_of(demo, "zero_disparity")
+    width, height = ImageFolder(demo.root / "images").size(name)
+    with pytest.raises(DepthInvalid, match="zero everywhere"):
+        DepthFiles(demo.root / "depth").load(str(Path(name).with_suffix(".npy")), height, width)
+    with open_camerahmr(demo.root / LABELS) as labels:
+        rows = labels.rows(np.arange(labels.num_rows))
+    bad = np.flatnonzero(~np.isfinite(rows.pose).all(axis=1))
+    assert read_truth(demo.root)["image_name"][bad].tolist() == [image_of(demo, "nan_pose")]
+    readme = (demo.root / "README.md").read_text()
+    assert all(name in readme for name in demo.broken)

@@ -1,0 +1,130 @@
+"""Synthetic crowds: what is true of a scene is true of everything made from it."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import pytest
+
+from dto_pipeline.axes import ADULT_FEMALE, BABY, KID_AXIS
+from dto_pipeline.lab.breakages import BREAKAGES, plan_breakages
+from dto_pipeline.lab.clothes import measure_template
+from dto_pipeline.lab.crowd import HEIGHT_RANGE, plan_crowd
+from dto_pipeline.lab.observe import observe_disparity
+from dto_pipeline.lab.people import rest_height, solve_height
+from dto_pipeline.lab.scenes import DemoScene, build_scene
+from dto_pipeline.models.body import BodyModel, load_body
+
+SEED = 7
+
+
+@cache
+def scene(number: int) -> DemoScene:
+    body = load_body()
+    return build_scene(SEED, number, body, measure_template(body))
+
+
+@pytest.fixture(params=[0, 2])
+def crowd_scene(request: pytest.FixtureRequest) -> DemoScene:
+    return scene(request.param)
+
+
+def test_every_crowd_has_two_to_ten_people_of_plausible_heights() -> None:
+    for number in range(24):
+        crowd = plan_crowd(SEED, number)
+        assert 2 <= crowd.num_people <= 10
+        low, high = np.array([HEIGHT_RANGE[c] for c in crowd.height_class.tolist()]).T
+        assert ((low <= crowd.height) & (crowd.height <= high)).all()
+
+
+def test_a_data_set_holds_babies_and_adults_near_and_far_and_several_image_sizes() -> None:
+    crowds = [plan_crowd(SEED, number) for number in range(24)]
+    classes = np.concatenate([crowd.height_class for crowd in crowds])
+    assert set(classes.tolist()) == set(HEIGHT_RANGE)
+    z = np.concatenate([crowd.place[:, 1] for crowd in crowds])
+    assert z.min() < 4
+    assert z.max() > 10
+    assert len({(crowd.view.width, crowd.view.height) for crowd in crowds}) >= 3
+
+
+def test_equal_seeds_give_equal_scenes_and_others_do_not() -> None:
+    first, again, other = plan_crowd(SEED, 3), plan_crowd(SEED, 3), plan_crowd(SEED + 1, 3)
+    assert np.array_equal(first.place, again.place)
+    assert np.array_equal(first.pose, again.pose)
+    assert not np.array_equal(first.place[:2], other.place[:2])
+
+
+def test_true_bodies_have_the_planned_heights_and_stand_on_the_ground(crowd_scene: DemoScene) -> None:
+    crowd, truth = crowd_scene.crowd, crowd_scene.truth
+    np.testing.assert_allclose(truth.height, crowd.height, atol=1e-4)
+    level = truth.vertices @ crowd.view.level_to_camera
+    np.testing.assert_allclose(level[..., 1].max(axis=1), crowd.view.eye_height, atol=1e-4)
+
+
+def test_the_picture_shows_people_where_their_joints_project(crowd_scene: DemoScene) -> None:
+    seen = crowd_scene.picture.person
+    sure = crowd_scene.keypoints[..., 2] > 0.6
+    inner = np.zeros_like(sure)
+    inner[:, [1, 8, 40, 41]] = True  # neck, mid hip, thorax, spine: inside the body
+    person, joint = np.nonzero(sure & inner)
+    u, v = crowd_scene.keypoints[person, joint, :2].astype(int).T
+    assert len(person) > 4
+    assert (seen[v, u] == person).mean() > 0.9
+
+
+def test_masks_are_disjoint_and_close_to_what_is_seen(crowd_scene: DemoScene) -> None:
+    masks, seen = crowd_scene.masks, crowd_scene.picture.person
+    assert masks.sum(axis=0).max() == 1
+    for index, mask in enumerate(masks):
+        true = seen == index
+        assert (mask & true).sum() > 0.8 * (mask | true).sum()
+
+
+def test_labels_make_children_adult_like_and_too_far(crowd_scene: DemoScene) -> None:
+    truth, labels = crowd_scene.truth, crowd_scene.labels
+    child = crowd_scene.crowd.height_class < ADULT_FEMALE
+    assert (labels.factor[child] > 1.02).all()
+    np.testing.assert_allclose(labels.transl[:, 2] / truth.transl[:, 2], labels.factor, atol=0.1)
+    betas = np.pad(labels.betas, ((0, 0), (0, 1)))
+    np.testing.assert_allclose(rest_height(load_body(), betas), labels.factor * truth.height, atol=1e-4)
+
+
+def test_disparity_is_the_announced_line_of_true_inverse_depth() -> None:
+    z = np.repeat(np.linspace(2, 20, 64)[None], 48, axis=0).astype(np.float32)
+    nobody = np.full(z.shape, -1)
+    found = observe_disparity(z, nobody, np.random.default_rng(3))
+    inner = np.s_[20:28, 8:-8]  # rows in the middle tilt least, columns off the border blur least
+    slope, offset = np.polyfit(1 / z[inner].ravel(), found.values[inner].ravel().astype(float), 1)
+    assert slope == pytest.approx(found.scale, rel=0.02)
+    assert offset == pytest.approx(found.offset, abs=0.5)
+
+
+def test_near_people_have_small_relative_depth_as_networks_give_it(crowd_scene: DemoScene) -> None:
+    disparity = crowd_scene.disparity.values.astype(np.float64)
+    for index in np.flatnonzero(crowd_scene.truth.transl[:, 2] < 6):
+        assert 1 / np.median(disparity[crowd_scene.masks[index]]) < 0.02
+
+
+def test_heights_out_of_reach_are_refused(body: BodyModel) -> None:
+    betas = np.zeros((1, 11))
+    solved = solve_height(body, betas, np.array([KID_AXIS]), np.array([0.8]))
+    assert rest_height(body, solved)[0] == pytest.approx(0.8, abs=1e-5)
+    with pytest.raises(ValueError, match=r"gives a height of 0\.800 m"):
+        solve_height(body, betas, np.array([1]), np.array([0.8]))  # girth makes nobody shorter
+
+
+def test_each_breakage_hits_one_image_of_its_own() -> None:
+    assert sorted(plan_breakages(24).values()) == sorted(BREAKAGES)
+    assert sorted(plan_breakages(12).values()) == sorted(BREAKAGES)
+    assert plan_breakages(11) == {}
+    assert max(plan_breakages(24)) < 24
+
+
+def test_babies_are_shaped_along_the_kid_axis() -> None:
+    baby = next(n for n in (0, 2, 5, 7) if (plan_crowd(SEED, n).height_class == BABY).any())
+    made = scene(baby)
+    of_baby = made.crowd.height_class == BABY
+    assert (made.truth.betas[of_baby, KID_AXIS] > 0.5).all()
+    adult = made.crowd.height_class >= ADULT_FEMALE
+    assert (made.truth.betas[adult, KID_AXIS] == 0).all()

@@ -1,0 +1,165 @@
+"""The synthetic benchmark: the same bytes for the same settings, exact truth, heights that are not the priors'."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dto_pipeline.axes import ADULT_MALE, KID
+from dto_pipeline.config import PipelineConfig, PriorConfig
+from dto_pipeline.data.people import read_people
+from dto_pipeline.lab.benchmark import POOLED, SWITCHES, BenchmarkError, BenchmarkSettings
+from dto_pipeline.lab.benchmark_page import run_benchmark
+from dto_pipeline.lab.compare_solvers import override
+from dto_pipeline.lab.difficulty import DIFFICULTIES, DifficultyError, change_knobs, choose_difficulty
+from dto_pipeline.lab.marker import DemoDataError
+from dto_pipeline.lab.solver_comparison import place_all
+from dto_pipeline.lab.solver_sets import SetScene, build_set_scene, plan_set_crowd
+from dto_pipeline.lab.synth import MARKER, write_synth
+from dto_pipeline.models.body import BodyModel
+
+
+def digests(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_equal_settings_give_identical_bytes_and_another_seed_other_ones(body: BodyModel, tmp_path: Path) -> None:
+    kind = choose_difficulty("hard")
+    for name, seed in (("a", 5), ("b", 5), ("c", 6)):
+        assert write_synth(tmp_path / name, kind, 2, seed, body).created
+    first, second, other = (digests(tmp_path / name) for name in "abc")
+    assert first == second
+    assert first.keys() == other.keys()
+    assert first["truth.npz"] != other["truth.npz"]
+    assert set(first) >= {"labels/release.npz", "labels/sidecar.parquet", "dataset.yaml", "README.md", MARKER}
+
+
+def test_a_whole_data_set_is_recognised_and_another_one_refused(body: BodyModel, tmp_path: Path) -> None:
+    kind = choose_difficulty("easy")
+    made = write_synth(tmp_path, kind, 1, 5, body)
+    before = digests(tmp_path)
+    again = write_synth(tmp_path, kind, 1, 5, body)
+    assert (again.created, again.persons) == (False, made.persons)
+    assert digests(tmp_path) == before
+    with pytest.raises(DemoDataError, match="seed: 5 there, 6 wanted"):
+        write_synth(tmp_path, kind, 1, 6, body)
+
+
+def test_the_truth_is_that_of_the_scene_and_labels_are_what_solvers_see(body: BodyModel, tmp_path: Path) -> None:
+    kind = choose_difficulty("standard")
+    write_synth(tmp_path, kind, 2, 9, body)
+    scenes = [build_set_scene(kind, 9, number, body) for number in range(2)]
+    truth, labels = read_people(tmp_path), read_people(tmp_path / "labels/release.npz")
+    assert np.array_equal(truth.transl, np.concatenate([scene.truth.transl for scene in scenes]))
+    assert np.array_equal(labels.transl, np.concatenate([scene.known.scene.transl for scene in scenes]))
+    depth = np.load(tmp_path / "depth/000/000001.npy", allow_pickle=False)
+    assert np.array_equal(depth, np.asarray(scenes[1].known.scene.disparity))
+    with np.load(tmp_path / "truth.npz", allow_pickle=False) as archive:
+        assert np.allclose(archive["height"], np.concatenate([scene.known.height for scene in scenes]))
+
+
+def heights_of(heights: str, wanted: int) -> np.ndarray:
+    kind = choose_difficulty("standard", (), heights)
+    crowds = [plan_set_crowd(kind, 31, number) for number in range(150)]
+    return np.concatenate([crowd.height[crowd.height_class == wanted] for crowd in crowds])
+
+
+def test_heights_are_the_growth_charts_unless_the_priors_are_asked_for() -> None:
+    independent, priors = (heights_of(name, ADULT_MALE) for name in ("independent", "priors"))
+    assert independent.std() == pytest.approx(0.0714, rel=0.15)
+    error = independent.std() / np.sqrt(len(independent))
+    assert independent.mean() == pytest.approx(1.7685, abs=3 * error)
+    assert priors.mean() == pytest.approx(PriorConfig().mean[ADULT_MALE], abs=3 * error)
+    assert not np.array_equal(np.sort(independent), np.sort(priors))
+    kids = heights_of("independent", KID)
+    assert 0.85 < kids.min() < kids.max() < 1.5
+
+
+def test_every_difficulty_is_hard_in_its_own_way(body: BodyModel) -> None:
+    def scene(name: str, *knobs: str) -> SetScene:
+        return build_set_scene(choose_difficulty(name, knobs), 3, 2, body)
+
+    for name in DIFFICULTIES:
+        assert scene(name).known.scene.num_people >= 2
+    plain, corrupt = scene("standard"), scene("standard", "wrong_labels=1")
+    assert (np.abs(corrupt.labels.factor / plain.labels.factor - 1) > 1e-6).all()
+    assert np.allclose(
+        corrupt.labels.transl[:, 2] / plain.labels.transl[:, 2], corrupt.labels.factor / plain.labels.factor
+    )
+    assert np.array_equal(corrupt.truth.transl, plain.truth.transl)
+    assert scene("standard", "leak=6").masks.sum() > plain.masks.sum()
+    tall = scene("other-heights").known.height / plain.known.height
+    assert np.ptp(tall) < 1e-4 < 0.01 < abs(tall[0] - 1) < 0.2  # all people of an image by the same share
+
+
+@pytest.mark.parametrize(
+    ("knob", "words"),
+    [
+        ("speed=3", "'speed=3' is not of the form"),
+        ("leak", "'leak' is not of the form"),
+        ("leak=many", "leak is 'many'; expected int"),
+        ("offset=-1", "offset is -1.0; expected 0 or more"),
+        ("heights=tall", "expected one of"),
+        ("layouts=[street, moon]", "expected names of"),
+        ("most_people=1", "expected at least 2"),
+    ],
+)
+def test_a_knob_that_cannot_be_is_named(knob: str, words: str) -> None:
+    with pytest.raises(DifficultyError, match=words.replace("[", r"\[")):
+        change_knobs(DIFFICULTIES["easy"], [knob])
+
+
+def test_knobs_change_a_difficulty_and_unknown_difficulties_are_named() -> None:
+    kind = choose_difficulty("easy", ["leak=4", "offset=0", "layouts=[street]"], "priors")
+    assert (kind.leak, kind.offset, kind.layouts, kind.heights) == (4, 0.0, ("street",), "priors")
+    with pytest.raises(DifficultyError, match="'extreme'; choose from"):
+        choose_difficulty("extreme")
+
+
+def test_a_benchmark_leaves_a_page_in_which_each_method_and_switch_has_a_row(body: BodyModel, tmp_path: Path) -> None:
+    settings = BenchmarkSettings(images=2, seed=9, difficulties=("easy", "children"), resamples=20)
+    report = run_benchmark(tmp_path, settings, override(PipelineConfig(), ["solver.max_height=2.2"]), body)
+    page = (tmp_path / "benchmark.md").read_text()
+    assert "Config changed: solver.max_height: 2.1 -> 2.2." in page
+    for words in ("label input", "height prior alone", "| paper |", "| joint |", *(switch.name for switch in SWITCHES)):
+        assert words in page
+    numbers = json.loads((tmp_path / "benchmark.json").read_text())
+    assert set(numbers["people"]) == {"easy", "children", POOLED}
+    assert 0 < report.moved_people[POOLED] < report.people[POOLED]
+    label = report.table[POOLED]["label input"]["depth_error"].value
+    assert report.moved[POOLED]["label input"]["depth_error"].value < label  # those left behind are worst
+    found = report.table[POOLED]
+    assert found["joint"]["depth_error"].value < found["label input"]["depth_error"].value
+    assert "ground evidence off" not in report.ablation["easy"]["joint"]
+
+
+def test_seeds_used_for_tuning_are_refused() -> None:
+    with pytest.raises(BenchmarkError, match="seed 2"):
+        BenchmarkSettings(seed=2)
+    with pytest.raises(BenchmarkError, match="1 images"):
+        BenchmarkSettings(images=1)
+
+
+def test_a_switch_takes_away_just_its_part(body: BodyModel) -> None:
+    known = [build_set_scene(choose_difficulty("children"), 11, number, body).known for number in range(4)]
+    config = PipelineConfig()
+    off = {switch.name: override(config, switch.knobs["paper"]) for switch in SWITCHES}
+    with_ground = place_all(known, body, config, "paper").placed
+    assert any(item.used_ground for item in with_ground)
+    without = place_all(known, body, off["ground evidence off"], "paper").placed
+    assert not any(item.used_ground for item in without)
+    adults = place_all(known, body, off["age prior off"], "paper").placed
+    assert min(float(item.prior_mean_m.min()) for item in adults) > 1.4
+    changed = {name: set(_changed(config, other)) for name, other in off.items()}
+    assert changed["internal depth bound off"] == {"solver.internal_constraint"}
+
+
+def _changed(before: PipelineConfig, after: PipelineConfig) -> list[str]:
+    old, new = dataclasses.asdict(before), dataclasses.asdict(after)
+    return [f"{room}.{key}" for room in old for key in old[room] if old[room][key] != new[room][key]]

@@ -1,0 +1,205 @@
+"""A sound run passes; every kind of damage is found and named."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dto_pipeline.config import load_config
+from dto_pipeline.data.manifest import ManifestError
+from dto_pipeline.run.directory import RunDirectory, RunDirectoryError, record_failure
+from dto_pipeline.run.driver import run_pipeline
+from dto_pipeline.run.receipt import Failure
+from dto_pipeline.run.report import read_status
+from dto_pipeline.run.selection import Selection
+from dto_pipeline.scene import PlacedScene
+from dto_pipeline.status import PersonStatus
+from dto_pipeline.view.verify import Verdict, verify_run
+from tests.run.chaos import tiny_config
+from tests.tiny_dataset import TinyDataset
+from tests.view.conftest import edit_receipt, first_moved, rewrite_shard
+
+
+def broken(verdict: Verdict) -> dict[str, list[str]]:
+    return {rule.name: rule.offences for rule in verdict.rules.values() if rule.broken}
+
+
+def test_a_sound_run_passes_every_rule_and_leaves_nothing_unchecked(run_dir: Path, tiny: TinyDataset) -> None:
+    verdict = verify_run(run_dir)
+    assert verdict.passed, verdict.as_table()
+    assert verdict.unchecked == []
+    assert (verdict.images, verdict.persons) == (tiny.images, tiny.persons)
+    assert all(rule.checked > 0 for rule in verdict.rules.values())
+    assert "everything holds" in verdict.as_table()
+
+
+@pytest.mark.parametrize("override", ["joint.move_single=true", "joint.depth_model=affine_disparity"])
+def test_a_run_of_the_joint_solver_obeys_its_own_limits(tiny: TinyDataset, tmp_path: Path, override: str) -> None:
+    config = load_config(None, ["run.workers=0", "solver.mode=joint", override])
+    run_pipeline(tiny.manifest, tmp_path / "run", config, progress=False)
+    verdict = verify_run(tmp_path / "run")
+    assert verdict.passed, verdict.as_table()
+    assert verdict.rules["joints keep their pixels"].checked > 0
+
+
+def test_a_byte_changed_on_disk_is_found(copy: Path) -> None:
+    path = RunDirectory(copy).label_file(1)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    found = broken(verify_run(copy))
+    assert any("shard-00001" in text for text in found["sha256 of the file is the receipt's"])
+
+
+def test_a_truncated_file_a_missing_one_and_a_damaged_receipt_are_broken(copy: Path) -> None:
+    directory = RunDirectory(copy)
+    directory.label_file(0).write_bytes(directory.label_file(0).read_bytes()[:-9])
+    directory.label_file(1).unlink()
+    directory.receipt_file(2).write_text("{")
+    verdict = verify_run(copy)
+    assert [text.split(":")[0] for text in broken(verdict)["every receipt holds"]] == [
+        "shard-00000",
+        "shard-00001",
+        "shard-00002",
+    ]
+    assert (verdict.done, verdict.pending, verdict.given_up, verdict.exit_code) == (0, {}, {}, 1)
+    assert verdict.rules["every receipt holds"].checked == 3
+
+
+def test_shards_that_nobody_has_done_yet_are_pending_and_not_broken(tiny: TinyDataset, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    run_pipeline(tiny.manifest, path, tiny_config(), progress=False, selection=Selection(shards="0-1"))
+    RunDirectory(path).receipt_file(1).unlink()
+    verdict = verify_run(path)
+
+    assert verdict.passed
+    assert (verdict.done, list(verdict.pending), verdict.exit_code) == (1, [1, 2], 3)
+    assert verdict.images == 3
+    table = verdict.as_table(examples=1)
+    assert "shards: 1 done, 0 given up, 2 pending, 0 broken" in table
+    assert "pending: shard-00001: its labels lie there without a receipt" in table
+    assert "pending: ... and 1 more" in table
+    assert "BROKEN" not in table
+    assert table.endswith("what is done holds; 0 shards were given up, 2 are pending")
+    assert read_status(path).shards == {"done": 1, "failed": 0, "pending": 2}
+
+
+def test_a_shard_that_was_given_up_is_named_so_and_the_exit_code_is_that_of_the_run(copy: Path) -> None:
+    directory = RunDirectory(copy)
+    directory.label_file(1).unlink()
+    directory.receipt_file(1).unlink()
+    record_failure(directory, Failure(1, 3, True, "it raised", "a:1", 5.0))
+    verdict = verify_run(copy)
+
+    assert verdict.passed
+    assert (list(verdict.given_up), verdict.pending, verdict.exit_code) == ([1], {}, 1)
+    assert "given up: shard-00001: it raised; `dto run --retry-failed`" in verdict.as_table()
+
+
+def test_a_receipt_that_counts_wrongly_is_found(copy: Path) -> None:
+    edit_receipt(copy, 0, persons=99, person_status={"moved": 99}, rows=4)
+    (text,) = broken(verify_run(copy))["counts and keys are the receipt's"]
+    assert "rows 3, the receipt says 4" in text
+
+
+def nudge_init(placed: list[PlacedScene]) -> None:
+    item, person = first_moved(placed)
+    item.scene.transl[person, 0] = np.nextafter(item.scene.transl[person, 0], np.float32(9))
+
+
+def change_pose(placed: list[PlacedScene]) -> None:
+    placed[0].scene.pose[0, 7] += 0.1
+
+
+def grow(placed: list[PlacedScene]) -> None:
+    item, person = first_moved(placed)
+    item.height_m[person] = 2.4
+
+
+def put_behind_camera(placed: list[PlacedScene]) -> None:
+    item, person = first_moved(placed)
+    item.transl[person] *= -1
+
+
+def slide_aside(placed: list[PlacedScene]) -> None:
+    item, person = first_moved(placed)
+    item.transl[person, 0] += 1.0
+
+
+def move_in_secret(placed: list[PlacedScene]) -> None:
+    item, person = first_moved(placed)
+    item.person_status[person] = PersonStatus.TOO_TALL
+
+
+def accept_all(placed: list[PlacedScene]) -> None:
+    for item in placed:
+        item.is_accepted = not item.is_accepted
+
+
+def lose_a_number(placed: list[PlacedScene]) -> None:
+    item, person = first_moved(placed)
+    item.betas[person, 3] = np.nan
+
+
+@pytest.mark.parametrize(
+    ("spoil", "rule"),
+    [
+        (nudge_init, "transl_init is the input's"),
+        (change_pose, "pose is the input's"),
+        (grow, "heights are human"),
+        (grow, "height_m is the body's"),
+        (put_behind_camera, "people stand before the camera"),
+        (slide_aside, "joints keep their pixels"),
+        (move_in_secret, "who was not moved keeps the label"),
+        (accept_all, "is_accepted fits the score"),
+        (lose_a_number, "labels are finite"),
+        (lose_a_number, "betas restored by beta_init"),
+    ],
+)
+def test_a_wrong_label_is_found_and_its_row_is_named(
+    copy: Path, spoil: Callable[[list[PlacedScene]], None], rule: str
+) -> None:
+    rewrite_shard(copy, 1, spoil)
+    found = broken(verify_run(copy))
+    assert found[rule][0].startswith("shard-00001 row "), found
+
+
+def test_an_image_lost_or_told_twice_is_found(copy: Path) -> None:
+    def repeat(placed: list[PlacedScene]) -> None:
+        placed[2] = placed[0]
+
+    rewrite_shard(copy, 2, repeat)
+    found = broken(verify_run(copy))
+    assert any("is missing" in text for text in found["rows are the manifest's"])
+    assert any("2 rows" in text for text in found["every image has one row"])
+
+
+def test_without_the_manifest_the_rest_is_checked_and_the_gap_is_told(
+    run_dir: Path, tiny: TinyDataset, tmp_path: Path, copy: Path
+) -> None:
+    text = RunDirectory(copy).run_file.read_text().replace(str(tiny.manifest), str(tmp_path / "gone.parquet"))
+    RunDirectory(copy).run_file.write_text(text)
+    verdict = verify_run(copy)
+    assert verdict.passed
+    assert "gone.parquet" in verdict.unchecked[0]
+    moved = shutil.copy(tiny.manifest, tmp_path / "moved.parquet")
+    assert verify_run(copy, moved).unchecked == []
+
+
+def test_another_body_model_is_not_used(copy: Path) -> None:
+    for shard in range(3):
+        rewrite_shard(copy, shard, lambda placed: None, {"body_sha256": "0" * 64})
+    verdict = verify_run(copy)
+    assert "height_m is the body's" not in verdict.rules
+    assert "--body" in verdict.unchecked[0]
+
+
+def test_another_manifest_and_a_folder_that_is_no_run_are_refused(run_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match="does not exist"):
+        verify_run(run_dir, tmp_path / "none.parquet")
+    with pytest.raises(RunDirectoryError, match=r"no run\.json"):
+        verify_run(tmp_path)
