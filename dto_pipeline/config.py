@@ -126,11 +126,14 @@ class RefineConfig:
     accept_below: float = 1.5  # mean height deviation of an image that is accepted [sigma]
 
 
+STAND_IN_BODY = "demo"  # names the free body of assets/ in place of a path
+
+
 @dataclass(frozen=True)
 class BodyConfig:
     """The body model, a file in SMPL's format."""
 
-    model_path: str = ""  # npz (or folder with SMPLA_NEUTRAL.npz / SMPL_NEUTRAL.npz); "" = the stand-in of the demo
+    model_path: str = ""  # npz (or folder with SMPLA_NEUTRAL.npz / SMPL_NEUTRAL.npz); demo (or "") = the stand-in
     kid_axis: bool = True  # use the 11th shape direction when the model has one
 
 

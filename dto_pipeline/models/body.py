@@ -20,6 +20,7 @@ from smplx.vertex_ids import vertex_ids
 from torch import nn
 
 from dto_pipeline.axes import NUM_BETAS
+from dto_pipeline.config import STAND_IN_BODY
 from dto_pipeline.errors import DtoError
 
 SMPLX_EXTRA_JOINTS = (
@@ -183,13 +184,14 @@ def load_body(path: str | Path = "", kid_axis: bool = True, device: torch.device
     """Read a body model from a plain npz in SMPL's format.
 
     Args:
-        path: npz file, or a folder holding SMPLA_NEUTRAL.npz or SMPL_NEUTRAL.npz; "" = the demo's stand-in body.
+        path: npz file, or a folder holding SMPLA_NEUTRAL.npz or SMPL_NEUTRAL.npz; "demo" (or "") = the stand-in body.
         kid_axis: use the 11th direction when the file has one.
 
     Raises:
         BodyModelError: missing file, a pickle, missing keys or wrong shapes.
     """
-    file = _locate(Path(path) if path else Path(str(files("dto_pipeline.assets"))))
+    own = str(path) in ("", STAND_IN_BODY)
+    file = _locate(Path(str(files("dto_pipeline.assets"))) if own else Path(path))
     data = file.read_bytes()
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as archive:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from dto_pipeline.config import PipelineConfig, RunConfig
+from dto_pipeline.config import STAND_IN_BODY, PipelineConfig, RunConfig
 from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.storage import as_location
 from dto_pipeline.run import directory as files
@@ -138,7 +138,7 @@ def _find_missing(
         if folder and "://" not in str(folder) and not Path(folder).is_dir()
     ]
     body = config.body.model_path
-    if body and "://" not in body and not Path(body).exists():
+    if body not in ("", STAND_IN_BODY) and "://" not in body and not Path(body).exists():
         missing.append(f"body.model_path {body}: there is no such file or folder; see dto body import")
     return missing
 
