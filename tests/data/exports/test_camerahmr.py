@@ -55,6 +55,9 @@ def test_no_array_is_a_pickle(runs, tmp_path) -> None:
         "shape": ("f", (11,)),
         "trans_cam": ("f", (3,)),
         "cam_int": ("f", (3, 3)),
+        "gtkps": ("f", (44, 3)),
+        "z_sigma_m": ("f", ()),
+        "height_sigma_m": ("f", ()),
     }
     assert {len(array) for array in arrays.values()} == {people}
     np.testing.assert_array_equal(arrays["cam_int"][0, 2], [0, 0, 1])
