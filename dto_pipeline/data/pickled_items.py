@@ -39,6 +39,7 @@ ITEM_LIMITS = Limits()
 
 _MAX_FETCHES = 100_000_000  # memo entries fetched again, 4 bytes each; 20 times those of 560,000 images
 _ALWAYS_KEPT = 256  # memo entries below this are kept: names, dtypes and words come first in a stream
+_STATE = (5, 6)  # an array's state up to its dictionary: (version,) shape, dtype, order, [, {
 _MALFORMED = (IndexError, KeyError, TypeError, ValueError, OverflowError, struct.error, MemoryError, RecursionError)
 
 # Opcodes whose argument has a fixed length and that fetch nothing from beyond the always kept part of the memo.
@@ -160,6 +161,8 @@ def _step(data: mmap.mmap, at: int, end: int, fetched: array[int]) -> int:
         if after > end:
             raise BrokenPickle(f"{length} bytes expected, {end - at} left: truncated")
         return int(after)
+    if code in b"Khq\x80MJrG\x95":  # the run ends there because its argument does not fit
+        raise BrokenPickle("the stream ends inside an instruction: it is truncated")
     if code not in _LINES:
         kind = UnsafePickle if code in OPCODES else BrokenPickle
         raise kind(f"byte {at}: 0x{code:02x} is not an instruction that such data needs; nothing was run")
@@ -292,7 +295,7 @@ class _Streaming(Machine):
     # the dictionary whose items are handed out
 
     def set_items(self, items: list[Any]) -> None:
-        if not (len(self.marks) == 1 and len(self.stack) > 1 and self.stack[-2] == [] and self.stack[-1] == {}):
+        if not (len(self.marks) == 1 and len(self.stack) in _STATE and type(self.stack[-2]) is list):
             super().set_items(items)
             return
         super().set_items(items)
