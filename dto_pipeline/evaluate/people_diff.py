@@ -177,10 +177,9 @@ class _Compare:
         counts = np.bincount(part.owner[fit], minlength=part.num_images)
         pairs = np.where(common, counts * np.diff(self.starts)[place], 0)
         for images in _slices(np.cumsum(pairs), part.num_images):
-            people = np.flatnonzero(
-                fit & common[part.owner] & (part.owner >= images.start) & (part.owner < images.stop)
-            )
-            theirs = self._theirs(place[images][common[images]])
+            inside = (part.owner >= images.start) & (part.owner < images.stop)
+            people = np.flatnonzero(fit & inside & common[part.owner])
+            theirs = self._theirs(np.sort(place[images][common[images]]))
             self._people(part, people, theirs, place)
 
     def finish(self, place: np.ndarray) -> None:
