@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -65,7 +66,8 @@ def test_predictions_in_parquet_are_predictions(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_no_file_of_people_is_refused_with_what_it_holds(arrays: dict, words: str, tmp_path: Path) -> None:
-    np.savez(tmp_path / "a.npz", **{k: v if isinstance(v, dict) else np.array(v) for k, v in arrays.items()})
+    held: dict[str, Any] = {k: v if isinstance(v, dict) else np.array(v) for k, v in arrays.items()}
+    np.savez(tmp_path / "a.npz", **held)
     with pytest.raises(UnknownFile, match=words):
         recognise(tmp_path / "a.npz")
 
