@@ -20,7 +20,6 @@ NEAREST_Z = 1e-3  # triangles with a vertex nearer than this are not drawn [m]
 _PAIRS_AT_ONCE = 1 << 22  # (triangle, pixel) candidates tested at once: bounds memory to about 0.5 GB
 _PAIRS_AT_ONCE_CPU = 1 << 16  # on CPU, what stays in the cache
 _SCENES_AT_ONCE_CPU, _MESHES_AT_ONCE_CPU = 4, 8  # for the same reason: a batch of 32 costs 32 times one image
-_KINDS = (torch.int64, torch.int64, torch.float32)  # of `Raster`
 _EMPTY = torch.iinfo(torch.int64).max
 
 
@@ -29,8 +28,15 @@ class Raster:
     """Nearest surface per pixel of B maps."""
 
     person: torch.Tensor  # (B, h, w) int64 index along P, -1 = nobody
-    face: torch.Tensor  # (B, h, w) int64 index along F, -1 = nobody
     z: torch.Tensor  # (B, h, w) float32 [m], 0 = nobody
+    packed: torch.Tensor  # (B, h, w) int32: person << face_bits | face, -1 = nobody
+    face_bits: int
+
+    @property
+    def face(self) -> torch.Tensor:
+        """(B, h, w) int64 index along F, -1 = nobody."""
+        face = (self.packed & ((1 << self.face_bits) - 1)).to(torch.int64)
+        return torch.where(self.packed < 0, -1, face)
 
 
 @dataclass(frozen=True)
@@ -67,9 +73,13 @@ def rasterize(
         `Raster` padded to the largest map (or to the size of `masks`).
     """
     shape = masks.shape[-2:] if masks is not None else tuple(int(side) for side in map_size.amax(dim=0))
-    raster = Raster(
-        *(torch.empty(len(present), *shape, dtype=kind, device=vertices.device) for kind in _KINDS),
+    person, z, packed = (
+        torch.empty(len(present), *shape, dtype=kind, device=vertices.device)
+        for kind in (torch.int64, torch.float32, torch.int32)
     )
+    bits = face_bits(len(faces))
+    if vertices.shape[1] << bits > 1 << 31:
+        raise ValueError(f"{vertices.shape[1]} people of {len(faces)} faces do not fit into a key of 31 bits")
     at_once = _SCENES_AT_ONCE_CPU if vertices.device.type == "cpu" else max(1, len(present))
     for first in range(0, len(present), at_once):
         some = slice(first, first + at_once)
@@ -83,8 +93,11 @@ def rasterize(
             (int(shape[0]), int(shape[1])),
             closed,
         )
-        _unpack(keys, face_bits(len(faces)), raster.person[some], raster.face[some], raster.z[some])
-    return raster
+        low, high = keys.view(torch.int32).view(*packed[some].shape, 2).unbind(-1)  # an empty key has the low half -1
+        packed[some] = low
+        person[some] = low >> bits
+        z[some] = high.view(torch.float32).masked_fill(low < 0, 0)
+    return Raster(person, z, packed, bits)
 
 
 def _nearest_keys(
@@ -107,15 +120,6 @@ def _nearest_keys(
         for chunk in _chunks(triangles.count, _PAIRS_AT_ONCE_CPU if on_cpu else _PAIRS_AT_ONCE):
             _draw(keys, triangles, chunk, shape[1], flat_masks)
     return keys
-
-
-def _unpack(keys: torch.Tensor, bits: int, person: torch.Tensor, face: torch.Tensor, z: torch.Tensor) -> None:
-    """Write what packed keys say into maps of as many pixels."""
-    covered = keys != _EMPTY
-    low = keys & 0xFFFFFFFF
-    person.copy_(torch.where(covered, low >> bits, -1).view_as(person))
-    face.copy_(torch.where(covered, low & ((1 << bits) - 1), -1).view_as(face))
-    z.copy_(torch.where(covered, keys >> 32, 0).to(torch.int32).view(torch.float32).view_as(z))
 
 
 def is_closed(vertices: torch.Tensor, faces: torch.Tensor) -> bool:
