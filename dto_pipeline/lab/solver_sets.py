@@ -16,6 +16,7 @@ from scipy.ndimage import gaussian_filter, maximum_filter
 from dto_pipeline.axes import ADULT_FEMALE, ADULT_MALE, KID_AXIS, NUM_BETAS
 from dto_pipeline.config import PriorConfig
 from dto_pipeline.lab.crowd import LAYOUTS, Crowd, View, plan_crowd
+from dto_pipeline.lab.foreign_bodies import build_foreign
 from dto_pipeline.lab.growth import FEMALE, MALE, sample_heights
 from dto_pipeline.lab.observe import DISPARITY_SCALE, observe_masks
 from dto_pipeline.lab.people import Bodies, Labels, build_bodies, falsify_labels, rest_height, solve_height
@@ -31,6 +32,7 @@ _OFFSET_AT = 6.0  # distance whose disparity a set's offset is measured in [m]
 _BLUR = 1.0  # of the depth map [px]
 _LARGEST_ERROR = 0.3  # of one person's disparity
 HEIGHTS = ("demo", "independent", "priors")
+BODIES = ("stand-in", "anny")
 _WRONG_SIZE = (0.75, 1.35)  # range of the factor on size and distance of a label that is grossly wrong
 _WRONG_POSE = 0.25  # of every joint of such a label [rad]
 _BODIES, _LABELS, _DEPTH, _MASKS, _SPOIL, _SHARED, _HEIGHTS, _WRONG = range(21, 29)  # random streams of an image
@@ -55,6 +57,8 @@ class CrowdSet:
     focal_error: float = 0.0  # K of the labels is wrong by a share, normal with this sigma
     wrong_labels: float = 0.0  # share of people whose label is grossly wrong in size, distance and pose
     heights: str = "demo"  # see `HEIGHTS`: the demo's own ranges, growth charts (`growth`), or the method's priors
+    bodies: str = "stand-in"  # see `BODIES`: ours, or people of Anny with fitted labels (`foreign_bodies`)
+    unknown_ages: bool = False  # nobody's age is known
     told: tuple[str, ...] = ()  # config that tells the joint solver so, for a second row
 
 
@@ -120,15 +124,18 @@ def build_set_scene(kind: CrowdSet, seed: int, number: int, body: BodyModel) -> 
         return np.random.default_rng([seed, number, step])
 
     crowd = plan_set_crowd(kind, seed, number)
-    truth = build_bodies(crowd, body, stream(_BODIES))
-    labels = falsify_labels(crowd, truth, body, stream(_LABELS))
+    if kind.bodies == "anny":
+        truth, labels, faces = build_foreign(crowd, body, stream(_BODIES), _sexes(crowd, stream(_HEIGHTS)))
+    else:
+        truth = build_bodies(crowd, body, stream(_BODIES))
+        labels, faces = falsify_labels(crowd, truth, body, stream(_LABELS)), body.faces
     if kind.wrong_labels:
         labels = _spoil_labels(labels, kind.wrong_labels, body, stream(_WRONG))
-    z, person = _look(crowd.view, truth, body)
+    z, person = _look(crowd.view, truth, faces)
     masks = _leak(observe_masks(person, crowd.num_people, stream(_MASKS)), kind.leak, stream(_SPOIL))
     disparity, line = _observe_disparity(kind, z, person, stream(_DEPTH))
     scene = _build_scene(f"{kind.name}/{number:05d}", crowd, labels, masks, disparity)
-    scene.age_years[:] = _wrong_ages(scene.age_years, kind.wrong_ages, stream(_SPOIL))
+    scene.age_years[:] = np.nan if kind.unknown_ages else _wrong_ages(scene.age_years, kind.wrong_ages, stream(_SPOIL))
     if kind.focal_error:
         _spoil_focal(scene, float(np.exp(_spread(kind.focal_error, seed, number))))
     known = KnownScene(scene, truth.transl[:, 2].astype(np.float64), truth.height, line)
@@ -159,10 +166,14 @@ def _sample_heights(heights: str, crowd: Crowd, rng: np.random.Generator) -> np.
         prior = PriorConfig()
         mean, sigma = (np.array(values)[crowd.height_class] for values in (prior.mean, prior.sigma))
         return mean + sigma * np.clip(rng.standard_normal(crowd.num_people), -2.0, 2.0)
+    return sample_heights(crowd.age, _sexes(crowd, rng), rng)
+
+
+def _sexes(crowd: Crowd, rng: np.random.Generator) -> np.ndarray:
+    """(P,) `MALE` or `FEMALE`, as planned for adults, drawn for children."""
     sex = rng.integers(MALE, FEMALE + 1, crowd.num_people)
     sex = np.where(crowd.height_class == ADULT_FEMALE, FEMALE, sex)
-    sex = np.where(crowd.height_class == ADULT_MALE, MALE, sex)
-    return sample_heights(crowd.age, sex, rng)
+    return np.where(crowd.height_class == ADULT_MALE, MALE, sex)
 
 
 def _spoil_labels(labels: Labels, share: float, body: BodyModel, rng: np.random.Generator) -> Labels:
@@ -193,12 +204,12 @@ def _keep(crowd: Crowd, count: int) -> Crowd:
     return replace(crowd, **{name: getattr(crowd, name)[:count] for name in names})
 
 
-def _look(view: View, truth: Bodies, body: BodyModel) -> tuple[np.ndarray, np.ndarray]:
+def _look(view: View, truth: Bodies, faces: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
     """True z (H, W) [m] of people, ground and backdrop, and the person seen (H, W), -1 = nobody."""
     size = torch.tensor([[view.height, view.width]])
     present = torch.ones(1, len(truth.height), dtype=torch.bool)
     camera = torch.from_numpy(view.intrinsics)[None]
-    raster = rasterize(torch.from_numpy(truth.vertices)[None], body.faces, camera, size, present)
+    raster = rasterize(torch.from_numpy(truth.vertices)[None], faces, camera, size, present)
     person = raster.person[0].numpy()
     row, column = np.mgrid[: view.height, : view.width] + 0.5
     rays = np.stack([(column - view.width / 2) / view.focal, (row - view.height / 2) / view.focal], -1)
