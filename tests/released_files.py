@@ -8,6 +8,10 @@ from typing import Any
 
 import numpy as np
 import simplejpeg
+import torch
+
+from dto_pipeline.models.body import BodyModel
+from dto_pipeline.models.rasterizer import rasterize
 
 WIDTH, HEIGHT = 64, 48  # of every picture [px]
 FOCAL = 60.0
@@ -55,3 +59,14 @@ def write_pictures(folder: Path, names: list[str]) -> None:
     for number, name in enumerate(names):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         os.link(models[number % 5], folder / name)
+
+
+def rendered_disparity(crowd: list[dict[str, Any]], body: BodyModel) -> np.ndarray:
+    """(H, W) float32 disparity of these bodies as they stand, 30 m of air behind them."""
+    bodies = [[person["smpl_param"][key] for person in crowd] for key in ("pose", "shape", "trans")]
+    vertices = body.vertices(*(torch.from_numpy(np.stack(values)) for values in bodies))
+    camera = torch.tensor([[FOCAL, 0, WIDTH / 2], [0, FOCAL, HEIGHT / 2], [0, 0, 1]], dtype=torch.float64)
+    present = torch.ones(1, len(crowd), dtype=torch.bool)
+    raster = rasterize(vertices[None], body.faces, camera[None], torch.tensor([[HEIGHT, WIDTH]]), present)
+    z = raster.z[0].numpy()
+    return (500 / np.where(z > 0, z, 30.0)).astype(np.float32)

@@ -89,13 +89,19 @@ class MappedNpz:
         try:
             stored = entry.compress_type == zipfile.ZIP_STORED
             path, start = (self.path, self._start_in_zip(entry)) if stored else (self._unpack(key, entry), 0)
+            try:
+                data = _map_whole(path)
+            except OSError:  # a mount that can be read but not mapped says nothing about the file
+                if not stored:
+                    raise
+                stored, path, start = False, self._unpack(key, entry), 0
+                data = _map_whole(path)
             with path.open("rb") as stream:
                 stream.seek(start)
                 shape, _, dtype = _read_header(stream)
                 begin = stream.tell()
-                if start + entry.file_size > os.fstat(stream.fileno()).st_size:
-                    raise NpzError("ends before its header says; download it again")
-                data = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+            if start + entry.file_size > len(data):
+                raise NpzError("ends before its header says; download it again")
             if shape != () or dtype != np.dtype(object):
                 data.close()
                 raise NpzError(f"is {dtype} {shape}; expected one object, as a dictionary is stored")
@@ -150,6 +156,11 @@ class MappedNpz:
         if expected == 0:
             return np.zeros(shape, dtype)
         return np.memmap(path, dtype, "r", begin, shape, "F" if fortran else "C")
+
+
+def _map_whole(path: Path) -> mmap.mmap:
+    with path.open("rb") as stream:
+        return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 def release(data: mmap.mmap, released: int, at: int) -> int:

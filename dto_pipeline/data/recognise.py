@@ -88,11 +88,12 @@ def recognise(path: str | Path) -> FileKind:
     path = Path(path)
     if path.is_dir():
         return _folder_kind(path)
+    if not path.is_file():  # a pipe would be waited for
+        what = "is no regular file" if path.exists() else "does not exist"
+        raise UnknownFile(f"{path} {what}; expected a run, an export, a Parquet or an npz file of people")
     try:
         with path.open("rb") as stream:
             magic = stream.read(4)
-    except FileNotFoundError as error:
-        raise UnknownFile(f"{path} does not exist; expected a run, an export, a Parquet or an npz file") from error
     except OSError as error:
         raise UnknownFile(f"{path} cannot be opened ({error.strerror}); check the path") from error
     if magic == b"PAR1":

@@ -126,6 +126,21 @@ def test_bytes_changed_on_the_disk_are_told_by_the_checksum(tmp_path: Path) -> N
         read(path)
 
 
+def test_a_file_on_a_mount_without_maps_is_unpacked_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dto_pipeline.data import npz as module
+
+    annots, mapped = released_annots(5, 2), module._map_whole
+    path = npz(tmp_path / "a.npz", dumped(annots))
+
+    def refuse(place: Path) -> Any:
+        if place == path:
+            raise OSError(19, "No such device")
+        return mapped(place)
+
+    monkeypatch.setattr(module, "_map_whole", refuse)
+    assert same(read(path), annots)
+
+
 @pytest.mark.parametrize("values", [np.zeros(3), np.array([1, None], object), np.array({}, object).reshape(1)])
 def test_arrays_of_another_kind_are_named(values: np.ndarray, tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", annots=values)

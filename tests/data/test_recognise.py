@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,12 @@ FILES = {
 def test_the_name_of_a_file_decides_nothing(kind: FileKind, name: str, tmp_path: Path) -> None:
     written = FILES[kind](tmp_path / "written.npz")
     assert recognise(shutil.move(written, tmp_path / name)) is kind
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.npz")
+    with pytest.raises(UnknownFile, match="is no regular file"):
+        recognise(tmp_path / "pipe.npz")
 
 
 def test_predictions_in_parquet_are_predictions(tmp_path: Path) -> None:
