@@ -4,7 +4,7 @@ What is read and how it is recognised stands in `data.recognise`: everything the
 which hold no bodies. Images are called as the file calls them: image_path, imgname, image, image_name, or the keys of
 `annots`.
 
-Reading holds all people in memory (about 0.5 kB each; of released DTO-Humans 0.1 kB, the
+Reading holds all people in memory (about 0.5 kB each; of released DTO-Humans 0.2 kB, the
 rest is mapped). Knows files and columns, no body and no metric. Nobody is
 dropped: a person with a number that is not finite, or behind the camera, is kept and not `usable`. Metres, camera
 frame, pixels.
