@@ -108,20 +108,29 @@ def random_driver_kills(run: DisturbedRun) -> None:
 
 
 def _kill_at_random(run: DisturbedRun, workers: int, victims: Sequence[tuple[Kind, float]]) -> None:
-    runs = 1
+    runs, alone = 1, 0
     while run.wants_kills:
-        start = run.start(*run.retry, workers=workers, faults=[slow_images(_RANDOM_PACE_S if workers else _PACE_S)])
+        pace = slow_images(_RANDOM_PACE_S if workers else _PACE_S)
+        start = run.start(*run.retry, *_move_work(run), workers=workers, faults=[pace])
         while start.alive and run.wants_kills:
             _wait_for_a_moment(run, start)
             (kind,) = run.dice.choices([kind for kind, _ in victims], [share for _, share in victims])
             run.kill(kind)
         if run.finish(start) == 0 and run.wants_kills:
             run.judge()
+            alone += run.shards_done_image_by_image
             run.begin_anew()
             runs += 1
         else:
             run.resumes += 1
-    run.note = f"{runs} runs one after the other"
+    alone += run.shards_done_image_by_image
+    run.note = f"{runs} runs one after the other, {alone} shards done image by image after deaths"
+
+
+def _move_work(run: DisturbedRun) -> list[str]:
+    """Every start moves the work in another way: nothing of it may change a bit."""
+    knobs = {"batch_images": run.dice.choice((1, 2, 3, 8)), "torch_threads": run.dice.choice((1, 2))}
+    return [word for name, value in knobs.items() for word in ("--set", f"run.{name}={value}")]
 
 
 def _wait_for_a_moment(run: DisturbedRun, start: Start) -> None:
