@@ -25,6 +25,7 @@ SOLVER_MODES = ("paper", "joint")
 DEPTH_MODELS = ("auto", "affine_depth", "affine_disparity")
 DEPTH_SOURCES = ("files", "model")
 DEPTH_KINDS = ("disparity", "depth", "metric_depth")  # explained in `models.depth_kinds`
+DEPTH_PRECISIONS = ("auto", "float32", "tf32", "float16", "bfloat16")  # maps and the last layer are always float32
 MASK_SOURCES = ("labels", "model", "none")
 ATTRIBUTE_SOURCES = ("labels", "model", "none")
 _EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
@@ -151,7 +152,8 @@ class DepthConfig:
     revision: str = ""  # model: commit a hub name is pinned to
     offline: bool = False  # model: never ask the hub, only its cache on this machine
     short_side: int = 518  # model: shorter side of what Depth Anything sees [px], as its authors run it
-    batch: int = 8  # model: images at once; a part of the labels' hash, because it can change their last bits
+    batch: int = 8  # model: images at once on a GPU; a part of the labels' hash, because it can change their last bits
+    precision: str = "auto"  # model: see `DEPTH_PRECISIONS`; auto = float32 on a CPU, bfloat16 on a GPU
 
 
 @dataclass(frozen=True)
@@ -254,6 +256,7 @@ class PipelineConfig:
         for key, value, choices in (
             ("depth.source", self.depth.source, DEPTH_SOURCES),
             ("depth.kind", self.depth.kind, DEPTH_KINDS),
+            ("depth.precision", self.depth.precision, DEPTH_PRECISIONS),
             ("masks.source", self.masks.source, MASK_SOURCES),
             ("attributes.source", self.attributes.source, ATTRIBUTE_SOURCES),
             ("attributes.crop", self.attributes.crop, ("face", "body")),
