@@ -187,17 +187,13 @@ class AttributeConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """How work is moved. Nothing here changes a label beyond the last bits of single precision, so nothing is hashed.
-
-    On CPU labels are byte for byte equal whatever stands here (tested); on a GPU keep `batch_images` and `device` for
-    identical bytes.
-    """
+    """How work is moved. Nothing here is hashed: nothing but `device` changes a bit of a label, see docs/promise.md."""
 
     workers: int = 2  # Ray actors; 0 runs in this process without Ray
     batch_images: int = 8  # scenes optimised together
     decode_threads: int = 2  # threads per worker that decode images and masks
     device: str = "auto"  # cpu, cuda, cuda:1 ...; auto = cuda where there is one
-    torch_threads: int = 1  # intra-op threads per worker on CPU
+    torch_threads: int = 1  # threads per worker on CPU: of the optimiser, or images that networks see at once
     cpus_per_worker: float = 1.0  # what an actor asks of Ray
     gpus_per_worker: float = 0.0  # what an actor asks of Ray; fractions allowed
     max_attempts: int = 3  # tries a shard gets before it is quarantined
