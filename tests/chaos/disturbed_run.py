@@ -182,6 +182,16 @@ class DisturbedRun:
         return len(list((self.view / "receipts").glob("shard-*.json")))
 
     @property
+    def shards_in_hand(self) -> int:
+        """Shards whose process noted that it is at work on them."""
+        return len(list((self.view / "failures").glob("shard-*.hand.json")))
+
+    @property
+    def deaths_by_faults(self) -> int:
+        """Processes of the last start that ended themselves at a planted fault."""
+        return len(list((self.home / f"faults-{self._starts}").glob("fault-*")))
+
+    @property
     def shards_done_image_by_image(self) -> int:
         """Finished shards whose tries before had ended with their process: the last ones go image by image."""
         receipts = (json.loads(path.read_bytes()) for path in (self.view / "receipts").glob("shard-*.json"))
