@@ -29,6 +29,7 @@ from dto_pipeline.run.suspects import (
     write_hand,
 )
 from dto_pipeline.status import ImageStatus
+from tests.chaos.arena import build_demo_manifest
 from tests.run.chaos import label_bytes, tiny_config
 from tests.run.poison import PoisonRunner
 
@@ -238,8 +239,9 @@ def test_an_image_that_kills_workers_costs_itself_only_and_heals_on_request(tiny
     assert label_bytes(directory.root) == undisturbed
 
 
-def test_a_shard_worked_image_by_image_has_the_bytes_of_one_worked_together(tiny, tmp_path):
-    run_pipeline(tiny.manifest, tmp_path / "together", tiny_config(batch_images=8), progress=False)
+def test_a_shard_worked_image_by_image_has_the_bytes_of_one_worked_together(tmp_path):
+    manifest = build_demo_manifest(tmp_path / "data", images=8, shard_images=4)  # two to ten people in any pose
+    run_pipeline(manifest, tmp_path / "together", tiny_config(batch_images=8), progress=False)
     shutil.copytree(tmp_path / "together", tmp_path / "alone")
     alone = RunDirectory(tmp_path / "alone")
     for shard, _ in enumerate(label_bytes(tmp_path / "together")):
@@ -247,7 +249,7 @@ def test_a_shard_worked_image_by_image_has_the_bytes_of_one_worked_together(tiny
         (tmp_path / "alone" / receipt_name(shard)).unlink()
         files.record_failure(alone, Failure(shard, 2, False, "it died", "a:1", 0.0, deaths=2))
 
-    run_pipeline(tiny.manifest, tmp_path / "alone", tiny_config(batch_images=8), progress=False)
+    run_pipeline(manifest, tmp_path / "alone", tiny_config(batch_images=8), progress=False)
 
     receipts = [json.loads(path.read_bytes()) for path in (tmp_path / "alone" / "receipts").iterdir()]
     assert {receipt["attempt"] for receipt in receipts} == {3}
