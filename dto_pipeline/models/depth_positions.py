@@ -23,11 +23,13 @@ def stretch_as_published(network: nn.Module) -> str:
     """Let a Depth Anything network stretch its positions as published.
 
     Returns:
-        What is true from now on, for labels' metadata: a backbone that is no DINOv2 keeps its own way.
+        What is true from now on, for labels' metadata: a backbone that is no plain DINOv2 keeps its own way (with
+        registers, DINOv2's own code has no offset).
     """
-    embeddings = getattr(getattr(network, "backbone", None), "embeddings", None)
-    table = getattr(embeddings, "position_embeddings", None)
-    if not isinstance(table, torch.Tensor) or not hasattr(embeddings, "interpolate_pos_encoding"):
+    backbone = getattr(network, "backbone", None)
+    embeddings = getattr(backbone, "embeddings", None)
+    is_dinov2 = getattr(getattr(backbone, "config", None), "model_type", "") == "dinov2"
+    if not is_dinov2 or not hasattr(embeddings, "interpolate_pos_encoding"):
         return AS_TRANSFORMERS
     patch = _patch_size(embeddings)
 
