@@ -29,7 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dto_pipeline.data.columns import build_table, single_array
-from dto_pipeline.data.files import commit_over, staged
+from dto_pipeline.data.files import check_maps, commit_over, staged
 from dto_pipeline.data.parquet import READ_ERRORS, open_parquet, writer_settings
 from dto_pipeline.data.rle import measure_rles
 from dto_pipeline.errors import DtoError
@@ -109,6 +109,7 @@ class Sidecar:
     def _load(self, path: Path) -> None:
         with open_parquet(path, SidecarError) as file:
             present = _check_columns(path, file.schema_arrow)
+            check_maps(self._folder.name)
             copy = Path(self._folder.name) / "rows.arrow"
             try:
                 with pa.OSFile(str(copy), "wb") as sink, pa.ipc.new_file(sink, SIDECAR_SCHEMA) as writer:
