@@ -163,7 +163,7 @@ def _decode_jpeg(data: bytes) -> np.ndarray | None:
         if height * width > MAX_PIXELS:
             return None
         return simplejpeg.decode_jpeg(data, colorspace="RGB", fastdct=False, fastupsample=False)
-    except (ValueError, MemoryError):
+    except ValueError:
         return None
 
 
@@ -172,6 +172,8 @@ def _decode_with_pillow(data: bytes, name: str) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(data)) as image:
             return np.array(image.convert("RGB"))  # a copy: Pillow's own buffer is read-only
+    except MemoryError:  # within MAX_PIXELS: the machine lacks it
+        raise
     except Exception as error:  # Pillow's plugins raise any type on damaged files
         raise ImageCorrupt(f"image {name} ({len(data)} bytes) cannot be decoded: {_reason(error)}") from error
 

@@ -24,7 +24,7 @@ from dto_pipeline.status import ImageStatus, UnusableImage
 
 NPZ_KEYS = {DISPARITY: "disparity", DEPTH: "depth", METRIC_DEPTH: "depth"}  # array of a npz, by kind
 _UNREADABLE = (
-    *(ValueError, OSError, EOFError, MemoryError, TypeError, OverflowError, RuntimeError, RecursionError),
+    *(ValueError, OSError, EOFError, TypeError, OverflowError, RuntimeError, RecursionError),
     *(zipfile.BadZipFile, zlib.error, struct.error, NotImplementedError, SyntaxError, TokenError),
 )  # what zipfile, numpy's header parser and Pillow raise on damaged files
 _UNNAMED = "no depth map is named for this image; set `depth` in the dataset YAML or depth.root"

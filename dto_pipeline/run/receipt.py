@@ -73,6 +73,7 @@ class Failure:
     detail: str = ""  # trace of the last try
     deaths: int = 0  # of the tries, those that ended with their process
     suspects: dict[str, int] = field(default_factory=dict)  # image_id -> processes that died with it alone in hand
+    memory: dict[str, int] = field(default_factory=dict)  # image_id -> those of them for which memory ran out
 
     def to_dict(self) -> dict[str, Any]:
         return {"schema": FAILURE_SCHEMA, **dataclasses.asdict(self)}
