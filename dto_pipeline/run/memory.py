@@ -19,8 +19,8 @@ def oom_kills() -> int:
 
     The container's own counter is asked first: the machine's also counts those of others.
     """
-    own = _count(_own_cgroup() / "memory.events")
-    return own if own != UNKNOWN else _count(_MACHINE)
+    counts = map(_count, (*_own_counters(), _MACHINE))
+    return next((count for count in counts if count != UNKNOWN), UNKNOWN)
 
 
 def has_grown(before: int, now: int) -> bool:
@@ -28,13 +28,15 @@ def has_grown(before: int, now: int) -> bool:
     return UNKNOWN < before < now
 
 
-def _own_cgroup() -> Path:
+def _own_counters() -> list[Path]:
+    """Where cgroups of version 2 and 1 count, for the group that this process is in."""
     try:
-        lines = _CGROUP_OF_PROCESS.read_text().splitlines()
+        parts = [line.split(":", 2) for line in _CGROUP_OF_PROCESS.read_text().splitlines()]
     except OSError:
-        return _CGROUPS
-    below = next((line.removeprefix("0::") for line in lines if line.startswith("0::")), "/")
-    return _CGROUPS / below.lstrip("/")
+        return []
+    groups = {kinds: below.lstrip("/") for _, kinds, below in parts}
+    counters = [_CGROUPS / groups[""] / "memory.events"] if "" in groups else []
+    return counters + ([_CGROUPS / "memory" / groups["memory"] / "memory.oom_control"] if "memory" in groups else [])
 
 
 def _count(path: Path) -> int:

@@ -176,9 +176,9 @@ def test_an_image_that_came_through_is_free_of_what_memory_did_before(directory)
 def test_a_driver_whose_machine_ended_it_for_want_of_memory_leaves_that_as_the_reason(
     directory, tmp_path, monkeypatch, later, memory
 ):
-    monkeypatch.setattr("dto_pipeline.run.memory._own_cgroup", lambda: tmp_path)
+    monkeypatch.setattr("dto_pipeline.run.memory._own_counters", lambda: [tmp_path / "memory.events"])
     (tmp_path / "memory.events").write_text("low 0\nhigh 7\nmax 3\noom 2\noom_kill 1\n")
-    write_hand(directory, Hand(0, 3, "x", driver=True))
+    write_hand(directory, Hand(0, 1, "x", driver=True))
     (tmp_path / "memory.events").write_text(f"oom_kill {later}\n")
     (failure,) = charge_own_deaths(directory, CONFIG, now=5.0)
 
