@@ -21,7 +21,12 @@ from dto_pipeline.commands import VERBS
 from dto_pipeline.errors import DtoError
 
 _VERBOSE = "log more: a line per shard, checkpoint or file"
-_FULL = (errno.ENOSPC, errno.EDQUOT)  # a disk, or somebody's share of it
+_FULL = {
+    errno.ENOSPC: "make room and start again",
+    errno.EDQUOT: "make room in your share of the disk and start again",
+    errno.EFBIG: "files may not grow so large here (ulimit -f); raise the limit and start again",
+}
+_NO_MEMORY = "memory ran out; free some, or raise the limit (ulimit -v), and start again: done stays done"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -61,11 +66,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno in _FULL:  # writing to an open file names none
             place = f"{error.filename}: " if error.filename else ""
-            print(f"dto {arguments.verb}: {place}{error.strerror}; make room and start again", file=sys.stderr)
+            print(f"dto {arguments.verb}: {place}{error.strerror}; {_FULL[error.errno]}", file=sys.stderr)
             return 2
         if error.filename is None:
             raise
         print(f"dto {arguments.verb}: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
+    except MemoryError:
+        print(f"dto {arguments.verb}: {_NO_MEMORY}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"dto {arguments.verb}: interrupted; what is finished stays finished", file=sys.stderr)

@@ -111,7 +111,12 @@ def test_a_death_for_want_of_memory_charges_nobody_and_puts_the_shard_last():
 
 def test_a_shard_that_takes_the_memory_away_every_time_is_given_up_in_the_end():
     asked = []
-    schedule = Schedule([7], make_policy(max_attempts=2), excuse=lambda *facts: bool(asked.append(facts)))
+
+    def excuse(*facts):
+        asked.append(facts)
+        return False
+
+    schedule = Schedule([7], make_policy(max_attempts=2), excuse=excuse)
     charges = []
     for number in range(MEMORY_TRIES + 2):
         schedule.add_worker(f"w{number}")
