@@ -171,6 +171,14 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def temporary_folder(prefix: str) -> tempfile.TemporaryDirectory[str]:
+    """A folder for temporary files. Raises: DtoError where none can be made."""
+    try:
+        return tempfile.TemporaryDirectory(prefix=prefix)
+    except OSError as error:  # where none of the usual places can be written, it is a FileNotFoundError of no file
+        raise DtoError(f"no temporary folder can be made ({error.strerror}); set TMPDIR to one with room") from error
+
+
 def check_maps(folder: str | Path) -> None:
     """Make sure that files of a folder for temporary files can be mapped. Raises: DtoError."""
     with tempfile.TemporaryFile(dir=folder) as stream:

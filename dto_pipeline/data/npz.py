@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import shutil
 import struct
-import tempfile
 import zipfile
 import zlib
 from pathlib import Path
@@ -19,7 +18,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from dto_pipeline.data.files import NO_MAPS, check_maps
+from dto_pipeline.data.files import NO_MAPS, check_maps, temporary_folder
+from dto_pipeline.errors import NO_ROOM
 from dto_pipeline.reading import IrregularFile, check_regular
 
 _DAMAGES = (
@@ -56,7 +56,7 @@ class MappedNpz:
         except _DAMAGES as error:
             raise NpzError(f"{self.path} is not a whole npz file ({error}); download it again") from error
         self._members = {name.removesuffix(".npy"): name for name in self._zip.namelist() if name.endswith(".npy")}
-        self._unpacked = tempfile.TemporaryDirectory(prefix="dto-npz-")
+        self._unpacked = temporary_folder("dto-npz-")
 
     @property
     def keys(self) -> list[str]:
@@ -77,6 +77,8 @@ class MappedNpz:
                 return mapped
             return self._map(self._unpack(key, entry), 0, entry.file_size)
         except _DAMAGES as error:
+            if getattr(error, "errno", None) in NO_ROOM:  # of the temporary folder
+                raise
             raise NpzError(f"{self.path}, array {key!r}: {error}") from error
 
     def close(self) -> None:

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dto_pipeline.data.storage import Location, open_file_root
+from dto_pipeline.errors import NO_ROOM
 from dto_pipeline.reading import IrregularFile, check_regular
 
 ROWS_PER_GROUP = 1024  # images
@@ -32,6 +33,12 @@ def writer_settings(schema: pa.Schema) -> dict[str, Any]:
         "write_page_index": True,
         "write_page_checksum": True,  # a damaged page is refused, not read as other numbers
     }
+
+
+def check_room(error: BaseException) -> None:
+    """Raise an error again that tells of a full disk: what was being read is not to blame."""
+    if getattr(error, "errno", None) in NO_ROOM:
+        raise error
 
 
 def open_parquet(path: Location, error: type[Exception]) -> pq.ParquetFile:

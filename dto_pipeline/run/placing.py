@@ -21,6 +21,7 @@ from dto_pipeline.collate import collate_scenes, pass_through, split_batch
 from dto_pipeline.config import PipelineConfig
 from dto_pipeline.data.images import ImageStore
 from dto_pipeline.data.scenes import load_scenes, read_label_scenes
+from dto_pipeline.errors import lacks_memory
 from dto_pipeline.models.depth import DepthSource
 from dto_pipeline.models.seeing import Sight
 from dto_pipeline.optimizer import SceneOptimizer
@@ -201,8 +202,7 @@ def scene_sizes(rows: ManifestRows) -> list[SceneSize]:
 
 def status_of(error: Exception) -> ImageStatus:
     """What the row of an image says that raised: memory that ran out, of the machine or its GPU, is told apart."""
-    memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-    return ImageStatus.OUT_OF_MEMORY if memory else ImageStatus.INTERNAL_ERROR
+    return ImageStatus.OUT_OF_MEMORY if lacks_memory(error) else ImageStatus.INTERNAL_ERROR
 
 
 def is_device_error(error: BaseException) -> bool:

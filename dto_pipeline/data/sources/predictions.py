@@ -23,7 +23,6 @@ one is not lost. Rows of an image need not be adjacent. Numbers are mapped from 
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -36,9 +35,9 @@ import pyarrow.parquet as pq
 
 from dto_pipeline.axes import NUM_BETAS
 from dto_pipeline.data.columns import build_table, single_array
-from dto_pipeline.data.files import check_maps
+from dto_pipeline.data.files import check_maps, temporary_folder
 from dto_pipeline.data.npz import MappedNpz, NpzError
-from dto_pipeline.data.parquet import READ_ERRORS, open_parquet
+from dto_pipeline.data.parquet import READ_ERRORS, check_room, open_parquet
 from dto_pipeline.data.sources.rows import LabelFileError, LabelRows, decode_names
 from dto_pipeline.data.sources.sidecar import SIDECAR_SCHEMA, SidecarRows, judge_seen
 from dto_pipeline.reading import open_regular
@@ -237,7 +236,7 @@ class _ParquetStore:
     """Columns of a Parquet file, unpacked once into a temporary folder and mapped there; image names in memory."""
 
     def __init__(self, path: Path) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="dto-predictions-")
+        self._folder = temporary_folder("dto-predictions-")
         try:
             check_maps(self._folder.name)
             with open_parquet(path, LabelFileError) as file:
@@ -248,6 +247,7 @@ class _ParquetStore:
                 try:
                     self._unpack(path, file)
                 except READ_ERRORS as error:
+                    check_room(error)
                     raise LabelFileError(f"{path} is damaged or of other types than documented ({error})") from error
         except BaseException:
             self._folder.cleanup()
