@@ -312,7 +312,7 @@ def read_tree(path: str | Path | None, overrides: typing.Sequence[str] = ()) -> 
             _set_nested(tree.setdefault(room, {}), key.split("."), parse_yaml(value))
         except ValueError as error:
             raise ConfigError(f"override {shorten(text)}: value is not YAML: {error}") from error
-        except AttributeError as error:
+        except (AttributeError, TypeError) as error:
             raise ConfigError(f"override {shorten(text)}: a part before the last holds a value, no keys") from error
     return tree
 
