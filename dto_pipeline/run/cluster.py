@@ -67,8 +67,9 @@ def short_place() -> str | None:
         place = short / f"dto-ray-{os.getuid()}"
         try:
             place.mkdir(mode=0o700, exist_ok=True)
-            if place.stat().st_uid == os.getuid() and os.access(place, os.W_OK) and not place.is_symlink():
-                return str(place)
+            if place.lstat().st_uid == os.getuid() and not place.is_symlink() and os.access(place, os.W_OK):
+                place.chmod(0o700)
+                return str(place / "ray")  # which Ray opens to everybody
         except OSError:
             continue
     raise ClusterUnreachable(

@@ -202,7 +202,8 @@ def scene_sizes(rows: ManifestRows) -> list[SceneSize]:
 
 def status_of(error: Exception) -> ImageStatus:
     """What the row of an image says that raised: memory that ran out, of the machine or its GPU, is told apart."""
-    return ImageStatus.OUT_OF_MEMORY if lacks_memory(error) else ImageStatus.INTERNAL_ERROR
+    memory = isinstance(error, torch.OutOfMemoryError) or lacks_memory(error)
+    return ImageStatus.OUT_OF_MEMORY if memory else ImageStatus.INTERNAL_ERROR
 
 
 def is_device_error(error: BaseException) -> bool:
