@@ -52,7 +52,7 @@ class MappedNpz:
         except FileNotFoundError:
             raise
         except IrregularFile as error:
-            raise NpzError(f"{self.path}: {error.strerror}, an npz") from error
+            raise NpzError(f"{self.path}: {error.strerror}") from error
         except _DAMAGES as error:
             raise NpzError(f"{self.path} is not a whole npz file ({error}); download it again") from error
         self._members = {name.removesuffix(".npy"): name for name in self._zip.namelist() if name.endswith(".npy")}

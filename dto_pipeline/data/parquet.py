@@ -59,7 +59,7 @@ def open_parquet(path: Location, error: type[Exception]) -> pq.ParquetFile:
     except FileNotFoundError as cause:
         raise error(f"{path} does not exist; check the path, or make the file first") from cause
     except IrregularFile as cause:
-        raise error(f"{path}: {cause.strerror}, a Parquet file") from cause
+        raise error(f"{path}: {cause.strerror}") from cause
     except READ_ERRORS as cause:
         if isinstance(path, str) and isinstance(cause, OSError):
             advice = "check bucket, credentials and endpoint; if they are right, write the file again"

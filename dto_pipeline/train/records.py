@@ -16,6 +16,7 @@ from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from dto_pipeline.data.files import write_bytes_atomic
+from dto_pipeline.reading import check_regular
 from dto_pipeline.view.panel import save_png
 
 TRAINING, HELD_OUT = "metrics.csv", "evaluation.csv"
@@ -85,6 +86,7 @@ def _drop_rows_after(path: Path, step: int) -> list[str]:
 def _read_whole_rows(path: Path) -> tuple[list[str], list[list[str]]]:
     """Header and rows that end with their line, have all columns and hold numbers; what is damaged is left out."""
     try:
+        check_regular(path)
         with path.open(newline="", errors="replace") as stream:
             header, *rows = [*csv.reader(line for line in stream if line.endswith("\n"))] or [[]]
     except FileNotFoundError:  # not yet, or dropped in this moment
