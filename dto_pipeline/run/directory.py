@@ -194,6 +194,10 @@ class RunScan:
         settled = tuple(sorted({*self.settled, *(shards.keys() & self.done.keys())}))
         return replace(self, failures=failures, settled=settled)
 
+    def only(self, shards: Iterable[int]) -> dict[int, Receipt]:
+        """Receipts of these shards, as far as they are done."""
+        return {shard: self.done[shard] for shard in shards if shard in self.done}
+
     def without(self, damage: Mapping[int, str]) -> RunScan:
         """The same with shards that a closer look found damaged -> why: they are done again."""
         done = {shard: receipt for shard, receipt in self.done.items() if shard not in damage}
