@@ -49,6 +49,12 @@ def test_a_file_larger_than_any_of_its_kind_is_not_read(tmp_path):
     assert read_start(tmp_path / "x", 3) == bytes(3)
 
 
+def test_a_file_that_its_mount_calls_empty_is_read_up_to_the_bound():
+    assert os.stat("/proc/self/status").st_size == 0
+    assert read_regular("/proc/self/status").startswith(b"Name:")
+    assert read_start("/proc/self/status", 5) == b"Name:"
+
+
 @pytest.mark.parametrize("data", [b"[" * 100_000, b"\xff\xfe{", b'{"a": 1', b"1" * 10_000, b'{"a": "\xff"}'])
 def test_json_that_is_damaged_in_any_way_is_a_value_error(data):
     with pytest.raises(ValueError, match=r"\w"):
