@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from typing import TYPE_CHECKING
 
 from dto_pipeline.commands.options import add_moved_options
@@ -20,7 +21,9 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         help="check receipts, rows and labels of a run; exit code 1 if anything falls short",
         description="Reads every label file of a run and checks it against its receipt, against the manifest (every "
         "image once, the input restored exactly by undoing the change) and against what a fit may do to a label. "
-        "Broken is what was declared done and does not hold. Exit codes: 0 every shard is done and holds; 1 something "
+        "Broken is what was declared done and does not hold; shards whose files are damaged are noted in the folder, "
+        "so that the next dto run does them again. "
+        "Exit codes: 0 every shard is done and holds; 1 something "
         "is broken, or shards were given up; 2 it could not be read; 3 what is done holds, the rest is pending.",
     )
     parser.add_argument("run_dirs", metavar="RUN", nargs="+", help="folders of runs; of several, one table")
@@ -31,22 +34,29 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from dto_pipeline.view.verify import verify_run
-
     runs = arguments.run_dirs
     if len(runs) > 1:
         if arguments.manifest:
             raise DtoError(f"--manifest names that of one run, {len(runs)} are named; verify it alone")
         return show_several(
             runs,
-            lambda number: verify_run(runs[number], None, arguments.body),
+            lambda number: _verify(runs[number], None, arguments.body),
             _facts,
             lambda verdict: verdict.exit_code,
             arguments.json,
         )
-    verdict = verify_run(runs[0], arguments.manifest, arguments.body)
+    verdict = _verify(runs[0], arguments.manifest, arguments.body)
     print(json.dumps(verdict.to_json(), indent=1) if arguments.json else verdict.as_table(arguments.limit))
     return verdict.exit_code
+
+
+def _verify(run_dir: str, manifest: str | None, body: str | None) -> Verdict:
+    """One run, and word left in its folder of what is damaged."""
+    from dto_pipeline.view.verify import verify_run
+
+    verdict = verify_run(run_dir, manifest, body)
+    _leave_word(verdict)
+    return verdict
 
 
 def _facts(verdict: Verdict) -> dict[str, str]:
@@ -59,3 +69,19 @@ def _facts(verdict: Verdict) -> dict[str, str]:
         "broken": "; ".join(f"{name} ({verdict.rules[name].broken})" for name in broken) or "nothing",
         "not checked": f"{len(verdict.unchecked)}",
     }
+
+
+def _leave_word(verdict: Verdict) -> None:
+    """Note the shards that are damaged, so that the next `dto run` looks at them and does them again."""
+    from dto_pipeline.data.storage import as_location
+    from dto_pipeline.run.directory import RunDirectory
+    from dto_pipeline.run.recheck import note_damage
+
+    try:
+        note_damage(RunDirectory(as_location(verdict.run_dir)), verdict.damaged)
+    except OSError as error:
+        print(
+            f"dto verify: {verdict.run_dir}: what is damaged cannot be noted there ({error.strerror or error}); "
+            "use dto run --recheck",
+            file=sys.stderr,
+        )

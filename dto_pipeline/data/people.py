@@ -29,6 +29,7 @@ from dto_pipeline.data.sources.annots import NOBODY, open_annots
 from dto_pipeline.data.sources.camerahmr import open_camerahmr
 from dto_pipeline.data.sources.predictions import open_predictions
 from dto_pipeline.data.sources.rows import LABEL_VALUES, LabelSource, find_row_problems
+from dto_pipeline.data.storage import list_names
 from dto_pipeline.errors import DtoError
 from dto_pipeline.schema import PERSONS_SCHEMA_NAME
 
@@ -117,7 +118,7 @@ def read_people(path: str | Path | Sequence[str | Path], values: str = "after") 
 
 
 def _persons_files(path: Path) -> list[Path]:
-    files = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
+    files = [path] if path.is_file() else [path / name for name in sorted(list_names(path, (".parquet",)))]
     return [file for file in files if path.is_file() or _schema(file) == PERSONS_SCHEMA_NAME]
 
 
