@@ -6,21 +6,21 @@ Knows npy and npz (float16 to float64) and PNG (16 bits), and what their numbers
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Protocol
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from dto_pipeline.config import DepthConfig
+from dto_pipeline.models.array_files import read_npy, read_npz
 from dto_pipeline.models.depth_kinds import DEPTH, DISPARITY, METRIC_DEPTH, as_disparity
 from dto_pipeline.paths import UnsafePath, resolve_inside
 from dto_pipeline.status import ImageStatus, UnusableImage
 
 NPZ_KEYS = {DISPARITY: "disparity", DEPTH: "depth", METRIC_DEPTH: "depth"}  # array of a npz, by kind
-_UNREADABLE = (ValueError, OSError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error, NotImplementedError)
+_UNREADABLE = (ValueError, OSError, MemoryError)
+_NAMES_SHOWN = 10  # arrays of a wrong file that a message lists
 _UNNAMED = "no depth map is named for this image; set `depth` in the dataset YAML or depth.root"
 
 
@@ -97,30 +97,38 @@ def open_depth_files(config: DepthConfig, root: str | Path) -> DepthFiles:
 
 
 def _read_array(source: Path | BinaryIO, suffix: str, shape: tuple[int, int], npz_key: str) -> np.ndarray:
-    """The array of a npy (mapped, so that a false header costs no memory), of a npz or of a PNG."""
+    """The array of a npy, of a npz or of a PNG; read only where its header fits the image."""
+
+    def check(_: str, found: tuple[int, ...], dtype: np.dtype) -> None:
+        if found != shape:
+            raise ValueError(f"its shape is {found}; expected that of the image {shape}")
+        if dtype.kind != "f" or dtype.itemsize > 8:
+            raise ValueError(f"its type is {dtype}; expected float16, float32 or float64")
+
     if suffix == ".png":
         return _read_png(source, shape)
-    if suffix == ".npz":
-        with np.load(source, allow_pickle=False) as members:
-            if npz_key not in members:
-                raise ValueError(f"npz holds {sorted(members.files)}; expected {npz_key!r}")
-            array = members[npz_key]
-    else:
-        array = np.load(source, mmap_mode="r" if isinstance(source, Path) else None, allow_pickle=False)
-    if array.shape != shape:
-        raise ValueError(f"its shape is {array.shape}; expected that of the image {shape}")
-    if array.dtype.kind != "f":
-        raise ValueError(f"its type is {array.dtype}; expected float16, float32 or float64")
-    return array
+    if suffix != ".npz":
+        return read_npy(source, check)
+    arrays, names = read_npz(source, [npz_key], check)
+    if npz_key not in arrays:
+        raise ValueError(f"npz holds {sorted(names)[:_NAMES_SHOWN]}; expected {npz_key!r}")
+    return arrays[npz_key]
 
 
 def _read_png(source: Path | BinaryIO, shape: tuple[int, int]) -> np.ndarray:
-    with Image.open(source, formats=["PNG"]) as image:
-        if image.size != shape[::-1]:
-            raise ValueError(f"its shape is {image.size[::-1]}; expected that of the image {shape}")
-        if not image.mode.startswith("I"):
-            raise ValueError(f"it is a PNG of mode {image.mode}; expected one channel of 16 bits")
-        return np.asarray(image)
+    try:
+        with Image.open(source, formats=["PNG"]) as image:
+            if image.size != shape[::-1]:
+                raise ValueError(f"its shape is {image.size[::-1]}; expected that of the image {shape}")
+            if not image.mode.startswith("I"):
+                raise ValueError(f"it is a PNG of mode {image.mode}; expected one channel of 16 bits")
+            return np.asarray(image)
+    except UnidentifiedImageError as error:
+        raise ValueError("it is not a PNG") from error
+    except (ValueError, OSError):
+        raise
+    except Exception as error:  # Pillow raises any type on damaged files
+        raise ValueError(f"it is not a whole PNG: {error}") from error
 
 
 def _check_values(disparity: np.ndarray, name: str) -> np.ndarray:
