@@ -13,12 +13,14 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import argcomplete
 
 import dto_pipeline
 from dto_pipeline.commands import VERBS
 from dto_pipeline.errors import DtoError
+from dto_pipeline.terminal import PrintableFormatter, printable, printable_stdout
 
 _VERBOSE = "log more: a line per shard, checkpoint or file"
 _FULL = (errno.ENOSPC, errno.EDQUOT)  # a disk, or somebody's share of it
@@ -26,7 +28,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)  # a disk, or somebody's share of it
 
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line, for `main` and for documentation."""
-    parser = argparse.ArgumentParser(prog="dto", description="Scene-consistent, metric 3D labels of crowds.")
+    parser = _Parser(prog="dto", description="Scene-consistent, metric 3D labels of crowds.")
     parser.add_argument("--version", action="version", version=f"dto {dto_pipeline.__version__}")
     parser.add_argument("-v", "--verbose", action="store_true", help=_VERBOSE)
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
@@ -45,15 +47,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     argcomplete.autocomplete(parser)
     arguments = parser.parse_args(argv)
-    logging.basicConfig(
-        level=logging.INFO if arguments.verbose else logging.WARNING,
-        format="%(asctime)s %(levelname)s %(message)s",
-        datefmt="%H:%M:%S",
-    )
+    shown = logging.StreamHandler()
+    shown.setFormatter(PrintableFormatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+    logging.basicConfig(level=logging.INFO if arguments.verbose else logging.WARNING, handlers=[shown])
     try:
-        return int(arguments.run(arguments))
+        with printable_stdout(sys.stdout):
+            return int(arguments.run(arguments))
     except DtoError as error:
-        print(f"dto {arguments.verb}: {error}", file=sys.stderr)
+        _complain(arguments.verb, str(error))
         return error.exit_code
     except BrokenPipeError:  # the reader of our output went away, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -61,15 +62,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno in _FULL:  # writing to an open file names none
             place = f"{error.filename}: " if error.filename else ""
-            print(f"dto {arguments.verb}: {place}{error.strerror}; make room and start again", file=sys.stderr)
+            _complain(arguments.verb, f"{place}{error.strerror}; make room and start again")
             return 2
         if error.filename is None:
             raise
-        print(f"dto {arguments.verb}: {error.filename}: {error.strerror}", file=sys.stderr)
+        _complain(arguments.verb, f"{error.filename}: {error.strerror}")
         return 2
     except KeyboardInterrupt:
-        print(f"dto {arguments.verb}: interrupted; what is finished stays finished", file=sys.stderr)
+        _complain(arguments.verb, "interrupted; what is finished stays finished")
         return 130
+
+
+def _complain(verb: str, text: str) -> None:
+    print(printable(f"dto {verb}: {text}"), file=sys.stderr)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Quotes arguments in its complaints, and a shell puts names of files there."""
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        super()._print_message(printable(message), file)
 
 
 if __name__ == "__main__":
