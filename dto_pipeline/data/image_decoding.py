@@ -137,7 +137,7 @@ def _strict_jpeg(data: bytes, colours: str) -> np.ndarray | None:
     """(H, W, channels), or None where libjpeg complains: Pillow decides whether it is a quirk (CMYK, stray bytes)."""
     try:
         return simplejpeg.decode_jpeg(data, colorspace=colours, fastdct=False, fastupsample=False)
-    except (ValueError, MemoryError):
+    except ValueError:
         return None
 
 
@@ -149,7 +149,10 @@ def _decode_with_pillow(data: bytes) -> np.ndarray:
             image.load()
             image.fp = None  # a WebP keeps its decoded bytes there
             return _bands_to_rgb(image)
-    except Undecodable:
+    except (
+        Undecodable,
+        MemoryError,
+    ):  # within what the header says: the machine lacks memory, the image is not to blame
         raise
     except Exception as error:  # Pillow's plugins raise any type on damaged files
         raise Undecodable(f"cannot be decoded: {_reason(error)}") from error

@@ -20,7 +20,7 @@ Check = Callable[[str, tuple[int, ...], np.dtype], None]  # key, shape and type;
 _CHUNK = 1 << 20  # bytes read at once
 _BROKEN = (
     *(zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError, RuntimeError, OverflowError),
-    *(MemoryError, SyntaxError, TypeError, KeyError, TokenError),
+    *(RecursionError, SyntaxError, TypeError, KeyError, TokenError),
 )  # what zipfile and numpy's header parser raise on a damaged file, besides ValueError and OSError
 
 

@@ -23,6 +23,7 @@ from dto_pipeline.axes import NUM_BETAS
 from dto_pipeline.config import STAND_IN_BODY
 from dto_pipeline.errors import DtoError
 from dto_pipeline.models.array_files import read_npz
+from dto_pipeline.models.rasterizer import is_closed
 
 SMPLX_EXTRA_JOINTS = (
     *("nose", "reye", "leye", "rear", "lear"),
@@ -87,6 +88,7 @@ class BodyModel(nn.Module):
         }
         for name, value in buffers.items():
             self.register_buffer(name, value)
+        self.closed = is_closed(template, self.faces)
 
     @property
     def num_vertices(self) -> int:

@@ -19,7 +19,7 @@ from dto_pipeline.paths import UnsafePath, resolve_inside
 from dto_pipeline.status import ImageStatus, UnusableImage
 
 NPZ_KEYS = {DISPARITY: "disparity", DEPTH: "depth", METRIC_DEPTH: "depth"}  # array of a npz, by kind
-_UNREADABLE = (ValueError, OSError, MemoryError)
+_UNREADABLE = (ValueError, OSError)
 _NAMES_SHOWN = 10  # arrays of a wrong file that a message lists
 _UNNAMED = "no depth map is named for this image; set `depth` in the dataset YAML or depth.root"
 
@@ -125,7 +125,7 @@ def _read_png(source: Path | BinaryIO, shape: tuple[int, int]) -> np.ndarray:
             return np.asarray(image)
     except UnidentifiedImageError as error:
         raise ValueError("it is not a PNG") from error
-    except (ValueError, OSError):
+    except (ValueError, OSError, MemoryError):
         raise
     except Exception as error:  # Pillow raises any type on damaged files
         raise ValueError(f"it is not a whole PNG: {error}") from error

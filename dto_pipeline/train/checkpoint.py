@@ -22,7 +22,8 @@ from dto_pipeline.data.files import is_temporary
 from dto_pipeline.data.torch_files import TorchFileError, read_torch_file, write_torch_file
 from dto_pipeline.errors import DtoError
 from dto_pipeline.models.encoder import EncoderShape, build_encoder, load_encoder, restore_encoder
-from dto_pipeline.models.networks import ModelReference
+from dto_pipeline.models.networks import ModelError, ModelReference
+from dto_pipeline.models.stored_networks import check_bounds, make_fitting, plain_weights
 from dto_pipeline.train.config import TrainConfig, stored_config
 from dto_pipeline.train.model import MeshNetwork
 
@@ -31,6 +32,7 @@ FOLDER = "checkpoints"
 _NAME = re.compile(r"step-(\d{8})\.pt")
 DAMAGED = ".damaged"  # behind the name of a checkpoint that was set aside because it could not be read
 _KEPT = 2  # newest checkpoints of a training: the one in use and the one before, should a disk fail
+_BOUNDS = {"queries": (1, 10_000), "width": (8, 4096), "heads": (1, 128), "layers": (1, 100)}  # of a stored network
 _LOG = logging.getLogger(__name__)
 
 
@@ -212,12 +214,13 @@ def restore_network(checkpoint: Checkpoint, device: torch.device | str = "cpu") 
     Raises:
         CheckpointError: the weights are not those of the network that the checkpoint describes.
     """
-    network = MeshNetwork(checkpoint.config.model, restore_encoder(checkpoint.encoder))
+    where, config = str(checkpoint.path or "the checkpoint"), checkpoint.config.model
     try:
-        network.load_state_dict(checkpoint.weights)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"{checkpoint.path or 'the checkpoint'} does not fit its own config: {reason}") from error
+        check_bounds(vars(config), _BOUNDS, "the config of its model")
+        weights = plain_weights(checkpoint.weights, "its network")
+        network = make_fitting(lambda: MeshNetwork(config, restore_encoder(checkpoint.encoder)), weights, "the network")
+    except ModelError as error:
+        raise CheckpointError(f"{where}: {error}") from error
     return network.eval().to(device)
 
 
