@@ -149,10 +149,7 @@ def _decode_with_pillow(data: bytes) -> np.ndarray:
             image.load()
             image.fp = None  # a WebP keeps its decoded bytes there
             return _bands_to_rgb(image)
-    except (
-        Undecodable,
-        MemoryError,
-    ):  # within what the header says: the machine lacks memory, the image is not to blame
+    except (Undecodable, MemoryError):  # memory that the limit allows is missing: not the image's fault
         raise
     except Exception as error:  # Pillow's plugins raise any type on damaged files
         raise Undecodable(f"cannot be decoded: {_reason(error)}") from error

@@ -5,6 +5,7 @@ Knows numpy's two containers; knows nothing of what the arrays mean. Only number
 
 from __future__ import annotations
 
+import io
 import math
 import struct
 import zipfile
@@ -33,8 +34,10 @@ def read_npy(source: Path | BinaryIO, check: Check) -> np.ndarray:
     try:
         if isinstance(source, Path):
             with source.open("rb") as stream:
-                return _read_array(stream, "", check)
-        return _read_array(source, "", check)
+                return read_npy(stream, check)
+        size = source.seek(0, io.SEEK_END)
+        source.seek(0)
+        return _read_array(source, size, "", check)
     except _BROKEN as error:
         raise ValueError(f"not a whole npy: {_reason(error)}") from error
 
@@ -52,13 +55,14 @@ def read_npz(source: Path | BinaryIO, keys: Iterable[str], check: Check) -> tupl
             for key in keys:
                 if key in members:
                     with archive.open(members[key]) as stream:
-                        arrays[key] = _read_array(stream, key, check)
+                        arrays[key] = _read_array(stream, members[key].file_size, key, check)
             return arrays, list(members)
     except _BROKEN as error:
         raise ValueError(f"not a whole npz: {_reason(error)}") from error
 
 
-def _read_array(stream: IO[bytes], key: str, check: Check) -> np.ndarray:
+def _read_array(stream: IO[bytes], size: int, key: str, check: Check) -> np.ndarray:
+    """The array of a stream of `size` bytes."""
     version = np.lib.format.read_magic(stream)
     if version not in ((1, 0), (2, 0)):
         raise ValueError(f"it is of npy version {version}; expected 1.0 or 2.0")
@@ -69,13 +73,16 @@ def _read_array(stream: IO[bytes], key: str, check: Check) -> np.ndarray:
             f"an array {shape} of {dtype}; expected numbers (objects are pickles: allow_pickle is never set)"
         )
     check(key, shape, dtype)
+    needed = math.prod(shape) * dtype.itemsize
+    if needed > size:
+        raise ValueError(f"its header {shape} {dtype} expects {needed} bytes, it has {size}")
     flat = np.empty(math.prod(shape), dtype)
     buffer, filled = flat.view(np.uint8).data, 0
     while filled < len(buffer) and (piece := stream.read(min(_CHUNK, len(buffer) - filled))):
         buffer[filled : filled + len(piece)] = piece
         filled += len(piece)
     if filled < len(buffer) or stream.read(1):
-        raise ValueError(f"its header {shape} {dtype} expects {flat.nbytes} bytes, there are more or fewer")
+        raise ValueError(f"its header {shape} {dtype} expects {needed} bytes, there are more or fewer")
     return flat.reshape(shape, order="F" if fortran else "C")
 
 

@@ -125,6 +125,6 @@ def restore_encoder(description: dict[str, Any]) -> Encoder:
     if description.get("hidden_act", "gelu") != "gelu":
         raise ModelError(f"the encoder: hidden_act is {description['hidden_act']!r:.80}, expected gelu, as DINOv2 has")
     config = Dinov2Config(**told)
-    if config.hidden_size % config.num_attention_heads or config.image_size % config.patch_size:
+    if config.hidden_size % config.num_attention_heads or told.get("image_size", 224) % told.get("patch_size", 14):
         raise ModelError("the encoder: its width is no multiple of its heads, or its image none of its patch")
     return Encoder(Dinov2Model(config))

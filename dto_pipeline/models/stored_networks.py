@@ -40,7 +40,7 @@ def plain_weights(found: Any, where: str) -> dict[str, torch.Tensor]:
     Raises:
         ModelError: it holds something else, named.
     """
-    if not isinstance(found, dict) or not found:
+    if not isinstance(found, dict):
         raise ModelError(f"{where}: its weights are a {type(found).__name__}; expected names of tensors")
     for name, value in found.items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor) or value.layout is not torch.strided:
@@ -62,15 +62,20 @@ def make_fitting(make: Callable[[], _Network], weights: Mapping[str, torch.Tenso
     with torch.device("meta"):
         expected = {name: tuple(value.shape) for name, value in make().state_dict().items()}
     found = {name: tuple(value.shape) for name, value in weights.items()}
-    if differing := [name for name in {**expected, **found} if expected.get(name) != found.get(name)]:
-        first = "; ".join(
-            f"{name}: {_shape(found, name)}, expected {_shape(expected, name)}" for name in differing[:_SHOWN]
+    faults = {
+        "Missing keys": [name for name in expected if name not in found],
+        "unexpected keys": [name for name in found if name not in expected],
+        "other shapes": [
+            f"{name} {found[name]}, expected {expected[name]}"
+            for name in expected.keys() & found.keys()
+            if found[name] != expected[name]
+        ],
+    }
+    if any(faults.values()):
+        told = (
+            f"{kind} ({len(names)}): {', '.join(sorted(names)[:_SHOWN])}" for kind, names in faults.items() if names
         )
-        raise ModelError(f"{where} does not fit its own config: {len(differing)} weights differ ({first})")
+        raise ModelError(f"{where} does not fit its own config: {'; '.join(told)}")
     network = make()
     network.load_state_dict(dict(weights))
     return network
-
-
-def _shape(shapes: Mapping[str, tuple[int, ...]], name: str) -> str:
-    return str(shapes.get(name, "none"))

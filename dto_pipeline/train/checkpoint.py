@@ -216,11 +216,12 @@ def restore_network(checkpoint: Checkpoint, device: torch.device | str = "cpu") 
     """
     where, config = str(checkpoint.path or "the checkpoint"), checkpoint.config.model
     try:
-        check_bounds(vars(config), _BOUNDS, "the config of its model")
-        weights = plain_weights(checkpoint.weights, "its network")
-        network = make_fitting(lambda: MeshNetwork(config, restore_encoder(checkpoint.encoder)), weights, "the network")
+        check_bounds(vars(config), _BOUNDS, f"{where}: its model")
+        weights = plain_weights(checkpoint.weights, where)
+        network = make_fitting(lambda: MeshNetwork(config, restore_encoder(checkpoint.encoder)), weights, where)
     except ModelError as error:
-        raise CheckpointError(f"{where}: {error}") from error
+        text = str(error)
+        raise CheckpointError(text if text.startswith(where) else f"{where}: {text}") from error
     return network.eval().to(device)
 
 
