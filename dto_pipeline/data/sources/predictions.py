@@ -285,6 +285,7 @@ class _ParquetStore:
         if silent:
             raise LabelFileError(f"{path}: columns {silent} hold nothing but nulls")
         self._images = single_array(pa.chunked_array(images))
+        self._images.validate(full=True)  # names are text: bytes that are not UTF-8 would show only when they are used
         if self._images.null_count:
             raise LabelFileError(f"{path}: column 'image' holds {self._images.null_count} nulls; expected none")
         self._mask_ends = np.concatenate(ends)
