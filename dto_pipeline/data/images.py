@@ -18,6 +18,7 @@ from dto_pipeline.config import RunConfig
 from dto_pipeline.data.image_decoding import Undecodable, decode_pixels, read_header
 from dto_pipeline.data.storage import STORAGE_ERRORS, Location, error_text, read_head
 from dto_pipeline.paths import UnsafePath, resolve_inside
+from dto_pipeline.reading import read_start
 from dto_pipeline.status import ImageStatus, UnusableImage
 
 MAX_FILE_BYTES = 1 << 29  # of one image: 100 Mpx of RGBA without compression; nothing longer is read to its end
@@ -149,8 +150,7 @@ def _decode_size(data: bytes, name: str) -> tuple[int, int]:
 
 def _read_file(path: Path, name: str, limit: int | None = None) -> bytes:
     try:
-        with path.open("rb") as stream:
-            return stream.read(limit)
+        return read_start(path, MAX_FILE_BYTES + 1 if limit is None else limit)
     except FileNotFoundError as error:
         raise ImageMissing(f"image {name} does not exist") from error
     except OSError as error:

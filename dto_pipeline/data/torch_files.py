@@ -32,6 +32,7 @@ from dto_pipeline.data.inert_records import (
 from dto_pipeline.data.pickled_arrays import StoredTensor, build_values
 from dto_pipeline.data.safe_pickle import NUMPY_ONLY
 from dto_pipeline.errors import DtoError
+from dto_pipeline.reading import check_regular
 
 MOST_BYTES = 1 << 34  # of one file: the largest networks of the field with the state of their optimiser
 _DTYPES = {
@@ -74,6 +75,7 @@ def read_torch_file(path: Path, most_bytes: int = MOST_BYTES) -> Any:
         TorchFileError: see there. FileNotFoundError.
     """
     try:
+        check_regular(path)
         if (size := path.stat().st_size) > most_bytes:
             raise ValueError(f"it has {size} bytes, at most {most_bytes} are read")
         if zipfile.is_zipfile(path):

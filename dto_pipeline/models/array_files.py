@@ -11,7 +11,6 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from tokenize import TokenError
 from typing import IO, BinaryIO
 
@@ -25,16 +24,13 @@ _BROKEN = (
 )  # what zipfile and numpy's header parser raise on a damaged file, besides ValueError and OSError
 
 
-def read_npy(source: Path | BinaryIO, check: Check) -> np.ndarray:
-    """The array of an npy file (key "").
+def read_npy(source: BinaryIO, check: Check) -> np.ndarray:
+    """The array of an npy file (key ""), read, not mapped: some mounts refuse to map files.
 
     Raises:
         ValueError: a damaged file, or what `check` says. OSError: it cannot be read.
     """
     try:
-        if isinstance(source, Path):
-            with source.open("rb") as stream:
-                return read_npy(stream, check)
         size = source.seek(0, io.SEEK_END)
         source.seek(0)
         return _read_array(source, size, "", check)
@@ -42,7 +38,7 @@ def read_npy(source: Path | BinaryIO, check: Check) -> np.ndarray:
         raise ValueError(f"not a whole npy: {_reason(error)}") from error
 
 
-def read_npz(source: Path | BinaryIO, keys: Iterable[str], check: Check) -> tuple[dict[str, np.ndarray], list[str]]:
+def read_npz(source: BinaryIO, keys: Iterable[str], check: Check) -> tuple[dict[str, np.ndarray], list[str]]:
     """Those of `keys` that an npz holds, and the names of all its arrays; other members are never unpacked.
 
     Raises:
@@ -64,8 +60,8 @@ def read_npz(source: Path | BinaryIO, keys: Iterable[str], check: Check) -> tupl
 def _read_array(stream: IO[bytes], size: int, key: str, check: Check) -> np.ndarray:
     """The array of a stream of `size` bytes."""
     version = np.lib.format.read_magic(stream)
-    if version not in ((1, 0), (2, 0)):
-        raise ValueError(f"it is of npy version {version}; expected 1.0 or 2.0")
+    if version not in ((1, 0), (2, 0), (3, 0)):
+        raise ValueError(f"it is a npy of format {version}; expected 1.0, 2.0 or 3.0")
     read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = read_header(stream)
     if dtype.kind not in "biuf" or min(shape, default=0) < 0:
@@ -81,8 +77,8 @@ def _read_array(stream: IO[bytes], size: int, key: str, check: Check) -> np.ndar
     while filled < len(buffer) and (piece := stream.read(min(_CHUNK, len(buffer) - filled))):
         buffer[filled : filled + len(piece)] = piece
         filled += len(piece)
-    if filled < len(buffer) or stream.read(1):
-        raise ValueError(f"its header {shape} {dtype} expects {needed} bytes, there are more or fewer")
+    if filled < len(buffer):
+        raise ValueError(f"it holds {filled} of the {needed} bytes of an array {shape} of {dtype}")
     return flat.reshape(shape, order="F" if fortran else "C")
 
 

@@ -26,6 +26,7 @@ from dto_pipeline.errors import DtoError
 from dto_pipeline.maths.ordered import ExactMatrix, exact_product, fold_sum, make_exact
 from dto_pipeline.models.array_files import read_npz
 from dto_pipeline.models.rasterizer import is_closed
+from dto_pipeline.reading import read_regular
 
 SMPLX_EXTRA_JOINTS = (
     *("nose", "reye", "leye", "rear", "lear"),
@@ -33,6 +34,7 @@ SMPLX_EXTRA_JOINTS = (
     *("lthumb", "lindex", "lmiddle", "lring", "lpinky"),
     *("rthumb", "rindex", "rmiddle", "rring", "rpinky"),
 )  # vertices that smplx appends to the 24 joints, in its order
+_MOST_BYTES = 1 << 31  # of a body model's file; SMPL with 300 directions has some 50 MB
 _REQUIRED = {
     "v_template": (None, 3),
     "shapedirs": (None, 3, None),
@@ -43,7 +45,6 @@ _REQUIRED = {
     "f": (None, 3),
 }
 _MOST_ARRAY_BYTES = 1 << 27  # the largest, posedirs of SMPL in float64, has 34 MB
-_MOST_FILE_BYTES = 1 << 30
 _POSE_CHUNK = 64  # bodies posed at once: bounds memory
 _SKIN_CHUNK = 16  # bodies skinned at once: what stays in a CPU's cache
 
@@ -278,12 +279,8 @@ def load_body(path: str | Path = "", kid_axis: bool = True, device: torch.device
     """
     own = str(path) in ("", STAND_IN_BODY)
     file = _locate(Path(str(files("dto_pipeline.assets"))) if own else Path(path))
-    if file.stat().st_size > _MOST_FILE_BYTES:
-        raise BodyModelError(
-            f"{file} has {file.stat().st_size} bytes, more than any body model; expected an npz of SMPL"
-        )
-    data = file.read_bytes()
     try:
+        data = read_regular(file, _MOST_BYTES)
         arrays, names = read_npz(io.BytesIO(data), _REQUIRED, lambda *found: _check_array(file, *found))
     except BodyModelError:
         raise

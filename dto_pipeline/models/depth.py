@@ -16,6 +16,7 @@ from dto_pipeline.config import DepthConfig
 from dto_pipeline.models.array_files import read_npy, read_npz
 from dto_pipeline.models.depth_kinds import DEPTH, DISPARITY, METRIC_DEPTH, as_disparity
 from dto_pipeline.paths import UnsafePath, resolve_inside
+from dto_pipeline.reading import open_regular
 from dto_pipeline.status import ImageStatus, UnusableImage
 
 NPZ_KEYS = {DISPARITY: "disparity", DEPTH: "depth", METRIC_DEPTH: "depth"}  # array of a npz, by kind
@@ -73,8 +74,8 @@ class DepthFiles:
         if not depth_file:
             raise DepthMissing(_UNNAMED)
         try:
-            source = self._source(depth_file)
-            array = _read_array(source, PurePosixPath(depth_file).suffix, (height, width), NPZ_KEYS[self.kind])
+            with self._source(depth_file) as source:
+                array = _read_array(source, PurePosixPath(depth_file).suffix, (height, width), NPZ_KEYS[self.kind])
         except FileNotFoundError as error:
             raise DepthMissing(f"depth map {depth_file} does not exist") from error
         except UnsafePath as error:
@@ -84,11 +85,11 @@ class DepthFiles:
             raise DepthInvalid(f"depth map {depth_file} cannot be read: {reason}") from error
         return _check_values(as_disparity(array, self.kind, self.scale), depth_file)
 
-    def _source(self, depth_file: str) -> Path | BinaryIO:
-        """The map as a file, or open; raises FileNotFoundError, UnsafePath or one of `_UNREADABLE`."""
+    def _source(self, depth_file: str) -> BinaryIO:
+        """The map, open; raises FileNotFoundError, UnsafePath or one of `_UNREADABLE`."""
         if self.root is None:
             raise DepthMissing(_UNNAMED)
-        return resolve_inside(self.root, depth_file)
+        return open_regular(resolve_inside(self.root, depth_file))
 
 
 def open_depth_files(config: DepthConfig, root: str | Path) -> DepthFiles:
@@ -96,7 +97,7 @@ def open_depth_files(config: DepthConfig, root: str | Path) -> DepthFiles:
     return DepthFiles(root, config.kind, config.scale)
 
 
-def _read_array(source: Path | BinaryIO, suffix: str, shape: tuple[int, int], npz_key: str) -> np.ndarray:
+def _read_array(source: BinaryIO, suffix: str, shape: tuple[int, int], npz_key: str) -> np.ndarray:
     """The array of a npy, of a npz or of a PNG; read only where its header fits the image."""
 
     def check(_: str, found: tuple[int, ...], dtype: np.dtype) -> None:
@@ -115,7 +116,7 @@ def _read_array(source: Path | BinaryIO, suffix: str, shape: tuple[int, int], np
     return arrays[npz_key]
 
 
-def _read_png(source: Path | BinaryIO, shape: tuple[int, int]) -> np.ndarray:
+def _read_png(source: BinaryIO, shape: tuple[int, int]) -> np.ndarray:
     try:
         with Image.open(source, formats=["PNG"]) as image:
             if image.size != shape[::-1]:

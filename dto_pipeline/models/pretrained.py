@@ -6,6 +6,7 @@ a pinned commit or a local folder.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from dto_pipeline.models.networks import (
     located,
     missing_text,
 )
+from dto_pipeline.reading import check_regular
 
 
 def load_pretrained(
@@ -47,6 +49,8 @@ def load_pretrained(
     else:
         options |= {"revision": reference.revision, "local_files_only": reference.offline}
     try:
+        if reference.is_folder:
+            check_files(located(reference))
         network = auto_class.from_pretrained(located(reference), dtype=torch.float32, **options)
     except (OSError, ConnectionError) as error:
         raise ModelMissing(missing_text(reference, error, hint)) from error
@@ -56,6 +60,13 @@ def load_pretrained(
             f"saved by transformers for {getattr(auto_class, '__name__', auto_class)}"
         ) from error
     return network.eval().to(device), identify(reference)
+
+
+def check_files(folder: str) -> None:
+    """Refuse a folder that holds pipes or devices, which transformers would wait for. Raises: OSError."""
+    for path in Path(folder).iterdir():
+        if not path.is_dir():
+            check_regular(path)
 
 
 def read_preprocessing(reference: ModelReference) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.run import directory as files
 from dto_pipeline.run.directory import RunDirectory, RunIdentity, RunScan
 from dto_pipeline.run.receipt import Failure, Receipt
+from dto_pipeline.run.recheck import find_damage
 from dto_pipeline.run.selection import Retry, Selection
 from dto_pipeline.run.suspects import charge_own_deaths
 
@@ -91,11 +92,18 @@ def plan_run(
     config: RunConfig,
     selection: Selection,
     retry: Retry,
+    recheck: bool = False,
 ) -> RunPlan:
-    """Open the run, take away what does not hold, and list what is left. Call it under the lock."""
+    """Open the run, take away what does not hold, and list what is left. Call it under the lock.
+
+    Args:
+        recheck: read every label file, see `run.recheck`; otherwise their sizes and footers are looked at.
+    """
     files.open_run(directory, identity)
     swept = files.sweep_temporary(directory)
     scan = files.scan_run(directory, identity, footers=True)  # before deaths are charged: that writes failures anew
+    if recheck:
+        scan = scan.without(find_damage(directory, scan.done))
     for reason in scan.unreadable.values():
         _LOG.warning("%s; the tries of its shard are counted anew", reason)
     deaths = charge_own_deaths(directory, config, time.time())

@@ -42,6 +42,7 @@ from dto_pipeline.run.summary import EXIT_DONE, EXIT_MISSING, EXIT_SELECTED
 from dto_pipeline.view.run_files import RunFiles, load_run_body, open_run_files
 
 _RECEIPTS = "every receipt holds"
+_MEND = "`dto run` with --recheck does the shard again"  # damage that sizes and footers do not show
 _KEPT = 200  # offences remembered per rule; all are counted
 
 
@@ -182,14 +183,14 @@ def _check_file(run: RunFiles, shard: int, verdict: Verdict) -> Iterator[LabelCo
     sha, schema = verdict.rule("sha256 of the file is the receipt's"), verdict.rule("file has the label schema")
     sha.checked += 1
     schema.checked += 1
-    found = sha256_of(path)
-    if found != receipt.label_sha256:
-        sha.offend(f"{base_name(path)}: {found[:16]}, the receipt says {receipt.label_sha256[:16]}")
     try:
+        found = sha256_of(path)
+        if found != receipt.label_sha256:
+            sha.offend(f"{base_name(path)}: {found[:16]}, the receipt says {receipt.label_sha256[:16]}; {_MEND}")
         table = run.read_shard(shard)
         footer = read_label_metadata(path)
-    except LabelsError as error:
-        schema.offend(str(error))
+    except (LabelsError, OSError) as error:
+        schema.offend(f"{error}; {_MEND}")
         return
     _check_counts(base_name(path), receipt, table, footer, verdict)
     verdict.images += table.num_rows
@@ -211,7 +212,7 @@ def _check_counts(name: str, receipt: Receipt, table: Any, footer: Mapping[str, 
     }
     wrong = [f"{fact} {found}, the receipt says {told}" for fact, (found, told) in facts.items() if found != told]
     if wrong:
-        rule.offend(f"{name}: {'; '.join(wrong)}")
+        rule.offend(f"{name}: {'; '.join(wrong)}; {_MEND}")
 
 
 def _check_rows(run: RunFiles, shard: int, columns: LabelColumns, body: BodyModel | None, verdict: Verdict) -> None:
