@@ -66,7 +66,7 @@ def _read_array(stream: IO[bytes], size: int, key: str, check: Check) -> np.ndar
     shape, fortran, dtype = read_header(stream)
     if dtype.kind not in "biuf" or min(shape, default=0) < 0:
         raise ValueError(
-            f"an array {shape} of {dtype}; expected numbers (objects are pickles: allow_pickle is never set)"
+            f"its type is {dtype}; expected numbers (objects are pickles: allow_pickle is never set)"
         )
     check(key, shape, dtype)
     needed = math.prod(shape) * dtype.itemsize
