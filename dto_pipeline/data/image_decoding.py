@@ -31,6 +31,7 @@ _BAND_PIXELS = 1 << 20  # converted to RGB at once
 _MOST_PIECES = 1 << 20  # chunks of a PNG, which Pillow walks one by one: some seconds of work
 _MOST_SCANS = 128  # of a JPEG, each a pass over all pixels; encoders write about ten
 _PNG, _JPEG, _JPEG_SCAN, _JPEG_END = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"\xff\xda", b"\xff\xd9"
+_EXIF_ORIENTATION = 0x0112  # tag of the note that says how a viewer turns the picture
 _JPEG_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # what ends a scan
 _REFUSED = {  # first bytes of formats that people try -> their names
     **{b"GIF8": "GIF", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"II+\0": "TIFF", b"MM\0+": "TIFF", b"%!PS": "EPS"},
@@ -47,11 +48,22 @@ class Undecodable(ValueError):
 
 @dataclass(frozen=True)
 class ImageHeader:
-    """What the first bytes of an image file tell."""
+    """What an image file says of itself before its pixels."""
 
-    width: int
-    height: int
-    format: str  # of FORMATS
+    width: int  # [px] of the pixels as they are stored
+    height: int  # [px]
+    orientation: int = 1  # EXIF: 1 = upright, 2 to 8 = a viewer turns or mirrors the picture, from 5 on sides swap
+    format: str = ""  # of FORMATS
+
+    def explain(self, width: float, height: float) -> str:
+        """Why the picture may be of another size than expected, as the end of a sentence; "" = no idea."""
+        swapped = abs(self.width - height) <= 1 and abs(self.height - width) <= 1
+        if self.orientation < 5 or not swapped:
+            return ""
+        return (
+            f"; its EXIF note (orientation {self.orientation}) turns it to that size, and pixels are taken as stored: "
+            "save the photo upright, without the note"
+        )
 
     def decode_bytes(self, file_bytes: int) -> int:
         """What decoding takes at most [bytes]."""
@@ -88,7 +100,7 @@ def read_header(data: bytes) -> ImageHeader:
         Undecodable: they do not tell, or the format is not opened.
     """
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        found = ImageHeader(*_webp_size(data), "WEBP")  # Pillow would make the decoder, canvases and all
+        found = ImageHeader(*_webp_size(data), format="WEBP")  # Pillow would make the decoder, canvases and all
     else:
         found = _pillow_header(data)
     if found.width < 1 or found.height < 1 or found.width * found.height > MAX_PIXELS:
@@ -172,11 +184,22 @@ def _pillow_header(data: bytes) -> ImageHeader:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             kind = "JPEG" if image.format == "MPO" else str(image.format)
-            return ImageHeader(*image.size, kind)
+            return ImageHeader(*image.size, _orientation(image), kind)
     except UnidentifiedImageError as error:
         raise Undecodable(f"has no readable header: {_unknown(data)}") from error
     except Exception as error:  # Pillow's plugins raise any type on damaged files
         raise Undecodable(f"has no readable header: {_reason(error)}") from error
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation that was met before the pixels, 1 where there is none or it cannot be read."""
+    if "exif" not in image.info:  # asking Pillow all the same would decode a PNG
+        return 1
+    try:
+        found = image.getexif().get(_EXIF_ORIENTATION, 1)
+    except Exception:  # a damaged note costs nothing but itself
+        return 1
+    return found if found in range(1, 9) else 1
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:

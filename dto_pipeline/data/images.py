@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from dto_pipeline.config import RunConfig
-from dto_pipeline.data.image_decoding import Undecodable, decode_pixels, read_header
+from dto_pipeline.data.image_decoding import ImageHeader, Undecodable, decode_pixels, read_header
 from dto_pipeline.data.storage import STORAGE_ERRORS, Location, error_text, read_head
 from dto_pipeline.paths import UnsafePath, resolve_inside
 from dto_pipeline.reading import read_start
@@ -63,15 +63,20 @@ class ImageStore(ABC):
             return decode_image(self.read_bytes(image_file, MAX_FILE_BYTES + 1), image_file, decode_memory_mb)
 
     def size(self, image_file: str) -> tuple[int, int]:
-        """(width, height) [px] from its header, pixels are not decoded; raises `ImageMissing` or `ImageCorrupt`."""
+        """(width, height) [px]; see `header`."""
+        header = self.header(image_file)
+        return header.width, header.height
+
+    def header(self, image_file: str) -> ImageHeader:
+        """What its header says, pixels are not decoded; raises `ImageMissing` or `ImageCorrupt`."""
         head = self.read_bytes(image_file, _HEADER_BYTES)
         try:
-            return _decode_size(head, image_file)
+            return _decode_header(head, image_file)
         except ImageCorrupt:
             if len(head) < _HEADER_BYTES:
                 raise
         with _LARGE_FILE:
-            return _decode_size(self.read_bytes(image_file, MAX_FILE_BYTES), image_file)
+            return _decode_header(self.read_bytes(image_file, MAX_FILE_BYTES), image_file)
 
 
 @dataclass(frozen=True)
@@ -139,13 +144,12 @@ def decode_image(data: bytes, name: str, decode_memory_mb: int = RunConfig.decod
     return ImageFile(rgb=rgb, sha256=hashlib.sha256(data).hexdigest())
 
 
-def _decode_size(data: bytes, name: str) -> tuple[int, int]:
-    """(width, height) [px] from the first bytes of an image file; raises `ImageCorrupt` where they hold no header."""
+def _decode_header(data: bytes, name: str) -> ImageHeader:
+    """What the first bytes of an image file say; raises `ImageCorrupt` where they hold no header."""
     try:
-        header = read_header(data)
+        return read_header(data)
     except Undecodable as error:
         raise ImageCorrupt(f"image {name} {error}") from error
-    return header.width, header.height
 
 
 def _read_file(path: Path, name: str, limit: int | None = None) -> bytes:

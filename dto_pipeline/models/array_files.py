@@ -65,9 +65,7 @@ def _read_array(stream: IO[bytes], size: int, key: str, check: Check) -> np.ndar
     read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = read_header(stream)
     if dtype.kind not in "biuf" or min(shape, default=0) < 0:
-        raise ValueError(
-            f"its type is {dtype}; expected numbers (objects are pickles: allow_pickle is never set)"
-        )
+        raise ValueError(f"its type is {dtype}; expected numbers (objects are pickles: allow_pickle is never set)")
     check(key, shape, dtype)
     needed = math.prod(shape) * dtype.itemsize
     if needed > size:

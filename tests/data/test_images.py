@@ -89,6 +89,10 @@ def test_an_exif_orientation_does_not_turn_the_pixels(tmp_path):
     path = tmp_path / "turned.jpg"
     path.write_bytes(saved(Image.new("RGB", (40, 30)), "JPEG", exif=exif))
     assert ImageFolder(tmp_path).size("turned.jpg") == (40, 30)
+    header = ImageFolder(tmp_path).header("turned.jpg")
+    assert header.orientation == 6
+    assert "orientation 6" in header.explain(30, 40)
+    assert header.explain(40, 30) == header.explain(31, 44) == ""
     assert read_image(path).rgb.shape == (30, 40, 3)
 
 
