@@ -14,6 +14,7 @@ import os
 import resource
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -22,7 +23,8 @@ import traceback
 from pathlib import Path
 
 ADDRESS_SPACE = 4 << 30  # [bytes]
-HANG_S = 60.0  # one input may take this long
+HANG_S = 60.0  # of a processor, for one input: a busy machine is not a hang
+WAIT_S = 600.0  # of the clock, for one input: something waits for what never comes
 KEPT = Path("fuzz-failures")
 _LEAST_S = 5.0  # of a target, beyond what loading the libraries takes
 
@@ -68,13 +70,14 @@ def _watch(name: str, seed: int, seconds: float) -> dict[str, object]:
             while child.poll() is None:
                 time.sleep(0.2)
                 beat = work / "beat"
-                if beat.exists() and time.time() - beat.stat().st_mtime > HANG_S:
+                if beat.exists() and time.time() - beat.stat().st_mtime > WAIT_S:
                     child.kill()
                     child.wait()
                     hung = True
         told: dict[str, object] = json.loads((work / "told").read_text()) if (work / "told").exists() else {}
         if hung or (child.returncode != 0 and "fault" not in told):
-            how = f"no end after {HANG_S:g} s" if hung else f"exit code {child.returncode}"
+            hung = hung or child.returncode == -signal.SIGPROF
+            how = "no end" if hung else f"exit code {child.returncode}"
             told["fault"] = f"{how}: {(work / 'said').read_text()[-1500:]}"
         if "fault" in told:
             told["kept"] = str(_keep(work, name, seed))
@@ -101,6 +104,7 @@ def child(name: str, seed: int, seconds: float, work: Path) -> int:
     end = time.monotonic() + seconds
     for path in damaged_files(name, seed, None, work / "read" / f"input{target.suffix}"):
         (work / "beat").write_bytes(b"")
+        signal.setitimer(signal.ITIMER_PROF, HANG_S)  # ends the process, whatever library it is in
         shutil.copyfile(path, work / f"input{target.suffix}")
         begin = time.monotonic()
         try:
@@ -111,6 +115,7 @@ def child(name: str, seed: int, seconds: float, work: Path) -> int:
         slowest = max(slowest, time.monotonic() - begin)
         if told or time.monotonic() > end:
             break
+    signal.setitimer(signal.ITIMER_PROF, 0)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     (work / "told").write_text(json.dumps({**counts, "MiB": memory, "slowest_s": round(slowest, 2), **told}))
     return 0
