@@ -1,7 +1,7 @@
 """Checkpoints: one file that holds everything needed to go on training or to predict, and how the newest is found.
 
 Knows files and state dicts. A checkpoint appears under its name in one step, so a killed writer leaves none that is
-half; it is read with `weights_only`, so it cannot run code, and its checksums are compared. Where the newest cannot be
+half; it is read by an unpickler that runs nothing, and its checksums are compared. Where the newest cannot be
 read, the one before it takes its place, and a sentence says so.
 """
 
