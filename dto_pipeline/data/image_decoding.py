@@ -129,11 +129,12 @@ def decode_pixels(data: bytes, memory_mb: int) -> np.ndarray:
         )
     _check_work(data)
     with _BUDGET.take(wanted, most):
-        return _decode(data, header.format)
+        return _decode(data, header)
 
 
-def _decode(data: bytes, kind: str) -> np.ndarray:
-    if kind == "JPEG":
+def _decode(data: bytes, header: ImageHeader) -> np.ndarray:
+    if header.format == "JPEG":
+        _check_same_size(data, header)
         rgb = _strict_jpeg(data, "RGB")
         if rgb is None and not data.endswith(_JPEG_END):
             ended = data + (_JPEG_END[1:] if data.endswith(_JPEG_END[:1]) else _JPEG_END)
@@ -143,6 +144,17 @@ def _decode(data: bytes, kind: str) -> np.ndarray:
         if rgb is not None:
             return rgb
     return _decode_with_pillow(data)
+
+
+def _check_same_size(data: bytes, header: ImageHeader) -> None:
+    """Pillow, which read the header, and libjpeg, which sets memory aside, must see the same picture."""
+    try:
+        height, width, *_ = simplejpeg.decode_jpeg_header(data, strict=False)
+    except ValueError:
+        return  # libjpeg finds no picture at all, in whoever's hands
+    if (width, height) != (header.width, header.height):
+        found = f"{width} x {height} and as {header.width} x {header.height}"
+        raise Undecodable(f"is a JPEG that tells its size as {found}; save it anew")
 
 
 def _strict_jpeg(data: bytes, colours: str) -> np.ndarray | None:

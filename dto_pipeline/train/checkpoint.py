@@ -33,6 +33,7 @@ _NAME = re.compile(r"step-(\d{8})\.pt")
 DAMAGED = ".damaged"  # behind the name of a checkpoint that was set aside because it could not be read
 _KEPT = 2  # newest checkpoints of a training: the one in use and the one before, should a disk fail
 _BOUNDS = {"queries": (1, 10_000), "width": (8, 4096), "heads": (1, 128), "layers": (1, 100)}  # of a stored network
+_KINDS = {"position": dict, "versions": dict, "optimizer": dict, "encoder": dict, "weights": dict, "body_sha256": str}
 _LOG = logging.getLogger(__name__)
 
 
@@ -190,11 +191,15 @@ def _read_file(path: Path) -> Checkpoint:
     missing = [field.name for field in fields(Checkpoint) if field.name not in (*content, "path")]
     if isinstance(position := content.get("position"), dict):
         missing += [f"position.{field.name}" for field in fields(Position) if field.name not in position]
+    odd = [key for key, kind in _KINDS.items() if key in content and not isinstance(content[key], kind)]
+    odd += [f"position.{key}" for key, value in _numbers(position) if type(value) is not int or value < 0]
+    if odd:
+        raise CheckpointError(f"{path}: {', '.join(odd)} is of no type that a training writes; is the file whole?")
     if missing:
         raise CheckpointError(f"{path} lacks {', '.join(missing)}; was it written by another version?")
     try:
         config = stored_config(content["config"])
-    except (ConfigError, TypeError, AttributeError) as error:
+    except (ConfigError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: its config cannot be used: {error}") from error
     return Checkpoint(
         config=config,
@@ -206,6 +211,10 @@ def _read_file(path: Path) -> Checkpoint:
         body_sha256=content["body_sha256"],
         path=path,
     )
+
+
+def _numbers(position: Any) -> list[tuple[str, Any]]:
+    return [(f.name, position[f.name]) for f in fields(Position) if isinstance(position, dict) and f.name in position]
 
 
 def restore_network(checkpoint: Checkpoint, device: torch.device | str = "cpu") -> MeshNetwork:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import struct
 import threading
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -180,3 +182,24 @@ def test_a_compressed_bitmap_is_refused():
     info = struct.pack("<IiiHHIIiiII", 40, 4, 4, 1, 8, 1, 0, 0, 0, 256, 0)
     with pytest.raises(ImageCorrupt, match="a compressed BMP, which is not opened"):
         decode_image(header + info + bytes(1024) + b"\0\x01" * 8, "x.bmp")
+
+
+def test_a_jpeg_that_tells_two_readers_two_sizes_is_refused():
+    data = saved(Image.new("RGB", (16, 16)), "JPEG")
+    at = data.index(b"\xff\xc0")
+    second = data[at : at + 5] + struct.pack(">HH", 8000, 8000) + data[at + 9 : at + 19]
+    for place in (at, at + 19):
+        with pytest.raises(ImageCorrupt):
+            decode_image(data[:place] + second + data[place:], "x")
+
+
+def test_every_door_to_a_decoder_names_its_formats_and_no_file_goes_to_torch_load():
+    package = Path(image_decoding.__file__).parent.parent
+    for path in package.rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+                continue
+            called = ast.unparse(node.func)
+            assert called != "torch.load", path
+            assert called != "Image.open" or "formats" in {word.arg for word in node.keywords}, path

@@ -132,8 +132,9 @@ def test_an_image_that_takes_more_memory_than_the_option_costs_itself_and_no_lab
     )
 
     assert ASKED == [7] * IMAGES
-    assert {item.scene.problem[0] for item in placed} == {ImageStatus.IMAGE_CORRUPT}
-    assert all("raise run.decode_memory_mb" in item.scene.problem[1] for item in placed)
+    problems = [item.scene.problem or (None, "") for item in placed]
+    assert {status for status, _ in problems} == {ImageStatus.IMAGE_CORRUPT}
+    assert all("raise run.decode_memory_mb" in text for _, text in problems)
     assert config.hash() == CONFIG.hash()
 
 

@@ -223,6 +223,10 @@ def test_a_checkpoint_that_lacks_something_is_refused_with_file_and_key(data: Tr
     torch.save(whole | {"position": {"step": 1}}, path)
     with pytest.raises(CheckpointError, match=r"less\.pt lacks position\.epoch, position\.batch"):
         read_checkpoint(path)
+    for key, value in (("position", "x"), ("versions", None), ("body_sha256", 1), ("position", {"step": -1})):
+        torch.save(whole | {key: whole[key] | value if isinstance(value, dict) else value}, path)
+        with pytest.raises(CheckpointError, match=rf"less\.pt: {key}.* of no type that a training writes"):
+            read_checkpoint(path)
     torch.save(whole | {"config": {"loop": {"speed": 1}}}, path)
     with pytest.raises(CheckpointError, match=r"less\.pt: its config cannot be used: .*speed"):
         read_checkpoint(path)
