@@ -24,6 +24,7 @@ SOLVER_MODES = ("paper", "joint")
 DEPTH_MODELS = ("auto", "affine_depth", "affine_disparity")
 DEPTH_SOURCES = ("files", "model")
 DEPTH_KINDS = ("disparity", "depth", "metric_depth")  # explained in `models.depth_kinds`
+DEPTH_PRECISIONS = ("auto", "float32", "tf32", "float16", "bfloat16")  # maps and the last layer are always float32
 MASK_SOURCES = ("labels", "model", "none")
 ATTRIBUTE_SOURCES = ("labels", "model", "none")
 _EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
@@ -150,7 +151,8 @@ class DepthConfig:
     revision: str = ""  # model: commit a hub name is pinned to
     offline: bool = False  # model: never ask the hub, only its cache on this machine
     short_side: int = 518  # model: shorter side of what Depth Anything sees [px], as its authors run it
-    batch: int = 8  # model: images at once; a part of the labels' hash, because it can change their last bits
+    batch: int = 8  # model: images at once on a GPU; a part of the labels' hash, because it can change their last bits
+    precision: str = "auto"  # model: see `DEPTH_PRECISIONS`; auto = float32 on a CPU, bfloat16 on a GPU
 
 
 @dataclass(frozen=True)
@@ -184,11 +186,7 @@ class AttributeConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """How work is moved. Nothing here changes a label beyond the last bits of single precision, so nothing is hashed.
-
-    On CPU labels are byte for byte equal whatever stands here (tested); on a GPU keep `batch_images` and `device` for
-    identical bytes.
-    """
+    """How work is moved. Nothing here is hashed: nothing but `device` changes a bit of a label, see docs/promise.md."""
 
     workers: int = 2  # Ray actors; 0 runs in this process without Ray
     batch_images: int = 8  # scenes optimised together
@@ -197,7 +195,7 @@ class RunConfig:
     # other; one that takes more by its header is image_corrupt and not decoded
     decode_memory_mb: int = 1792
     device: str = "auto"  # cpu, cuda, cuda:1 ...; auto = cuda where there is one
-    torch_threads: int = 1  # intra-op threads per worker on CPU
+    torch_threads: int = 1  # threads per worker on CPU: of the optimiser, or images that networks see at once
     cpus_per_worker: float = 1.0  # what an actor asks of Ray
     gpus_per_worker: float = 0.0  # what an actor asks of Ray; fractions allowed
     max_attempts: int = 3  # tries a shard gets before it is quarantined
@@ -259,6 +257,7 @@ class PipelineConfig:
         for key, value, choices in (
             ("depth.source", self.depth.source, DEPTH_SOURCES),
             ("depth.kind", self.depth.kind, DEPTH_KINDS),
+            ("depth.precision", self.depth.precision, DEPTH_PRECISIONS),
             ("masks.source", self.masks.source, MASK_SOURCES),
             ("attributes.source", self.attributes.source, ATTRIBUTE_SOURCES),
             ("attributes.crop", self.attributes.crop, ("face", "body")),

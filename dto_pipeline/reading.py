@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 MOST_TEXT = 1 << 26  # of a config, a dataset description or a record: a thousand times what any of them needs
-_PIECE = 1 << 20
+_PIECE = 1 << 16
 _KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
     (stat.S_ISFIFO, "a named pipe"),
     (stat.S_ISSOCK, "a socket"),
@@ -67,13 +67,13 @@ def read_regular(path: str | Path, most: int = MOST_TEXT) -> bytes:
 def read_start(path: str | Path, limit: int) -> bytes:
     """The first `limit` bytes of a file, or all where it has fewer; raises as `open_regular`."""
     with open_regular(path) as stream:
-        size = os.fstat(stream.fileno()).st_size  # asked for more, Python sets so much memory aside
-        if size:
-            return stream.read(min(limit, size))
-        found = bytearray()  # empty, or on one of the mounts that call every file so
-        while len(found) < limit and (piece := stream.read(min(_PIECE, limit - len(found)))):
-            found += piece
-        return bytes(found)
+        if size := os.fstat(stream.fileno()).st_size:
+            return stream.read(min(limit, size))  # asked for more, Python sets so much memory aside
+        pieces: list[bytes] = []  # some mounts call every file empty
+        while limit and (piece := stream.read(min(limit, _PIECE))):
+            pieces.append(piece)
+            limit -= len(piece)
+        return b"".join(pieces)
 
 
 def parse_json(data: bytes | str) -> Any:

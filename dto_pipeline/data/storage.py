@@ -294,7 +294,7 @@ def _list_local(root: Path, endings: tuple[str, ...]) -> Iterator[str]:
     else under the first of its links by name. So links that lead in circles end.
     """
     links: list[str] = []
-    seen: set[tuple[int, int]] = set()
+    seen: set[str] = set()  # real places; inode numbers mean little on some mounts
     yield from _walk_plain(root, "", endings, seen, links)
     while links:
         later: list[str] = []
@@ -303,22 +303,19 @@ def _list_local(root: Path, endings: tuple[str, ...]) -> Iterator[str]:
         links = later
 
 
-def _walk_plain(
-    root: Path, start: str, endings: tuple[str, ...], seen: set[tuple[int, int]], links: list[str]
-) -> Iterator[str]:
+def _walk_plain(root: Path, start: str, endings: tuple[str, ...], seen: set[str], links: list[str]) -> Iterator[str]:
     """The files below one folder, links to folders left out: they go to `links`. Folders in `seen` are passed by."""
-    pending = [start]
+    pending = [(start, os.path.realpath(root / start))]
     while pending:
-        below = pending.pop()
-        found = os.stat(root / below)
-        if (found.st_dev, found.st_ino) in seen:
+        below, real = pending.pop()
+        if real in seen:
             continue
-        seen.add((found.st_dev, found.st_ino))
+        seen.add(real)
         with os.scandir(root / below) as entries:
             for entry in entries:
                 name = f"{below}/{entry.name}" if below else entry.name
                 if entry.is_dir(follow_symlinks=False):
-                    pending.append(name)
+                    pending.append((name, f"{real.rstrip('/')}/{entry.name}"))
                 elif entry.is_symlink() and entry.is_dir():
                     links.append(name)
                 elif entry.name.lower().endswith(endings):

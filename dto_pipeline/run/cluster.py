@@ -45,7 +45,9 @@ def check_reachable(address: str) -> None:
         socket.create_connection((host, int(port)), REACH_S).close()
     except (OSError, OverflowError) as error:
         raise ClusterUnreachable(f"--address {target}: nothing listens there ({error}); {advice}") from error
-    if os.environ.get("RAY_USE_TLS", "0") == "0" and not _speaks_grpc(f"{host}:{port}"):
+    if os.environ.get("RAY_USE_TLS", "0") == "0" and not _speaks_grpc(
+        f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    ):
         raise ClusterUnreachable(f"--address {target}: what listens there is no Ray that answers; {advice}")
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar, cast
 
 from dto_pipeline import __version__
-from dto_pipeline.config import PipelineConfig, RunConfig, build_rooms, describe_difference, shorten
+from dto_pipeline.config import PipelineConfig, RunConfig, describe_difference, shorten
 from dto_pipeline.data.files import is_temporary, json_bytes
 from dto_pipeline.data.storage import Location, Store, StoreError, join_location
 from dto_pipeline.data.store import open_store, read_many
@@ -32,30 +32,15 @@ from dto_pipeline.models.networks import identify_networks
 from dto_pipeline.reading import IrregularFile, parse_json
 from dto_pipeline.run.lease import LEASE_FOLDER
 from dto_pipeline.run.lock import DriverLock
-from dto_pipeline.run.receipt import (
-    Failure,
-    Receipt,
-    RecordInvalid,
-    impossible_fields,
-    parse_failure,
-    parse_receipt,
-    read_receipt,
-)
+from dto_pipeline.run.receipt import Failure, Receipt, RecordInvalid, parse_failure, parse_receipt, read_receipt
+from dto_pipeline.run.run_record import check_run_record
 from dto_pipeline.schema import LABELS_SCHEMA_NAME
 
 RUN_SCHEMA = "dto-run/1"
 LIBRARIES = ("torch", "numpy", "pyarrow")  # another version of these may change a byte of the labels
 Place = TypeVar("Place", bound=Location)
 LABELS, RECEIPTS, FAILURES = "labels", "receipts", "failures"
-_MOST_SHARDS = 10_000_000  # a run of a hundred billion images; more is damage
 _RESTORE = "put run.json back as it was, or start anew in another folder: the labels stay where they are"
-_READ_OF_CONFIG = {
-    "body": ("model_path", "kid_axis"),
-    "depth": ("kind", "scale", "root"),
-    "joint": ("hold_z_sigma",),
-    "refine": ("accept_below",),
-    "solver": ("mode", "max_height"),
-}  # what readers of finished runs ask for
 _SHARD_RECORD = re.compile(r"shard-(\d{5,})\.json")
 _FOOTER_TAIL = 1 << 16  # bytes; the key-value part stands at the end of a Parquet file, well within them
 
@@ -194,6 +179,10 @@ class RunScan:
         settled = tuple(sorted({*self.settled, *(shards.keys() & self.done.keys())}))
         return replace(self, failures=failures, settled=settled)
 
+    def only(self, shards: Iterable[int]) -> dict[int, Receipt]:
+        """Receipts of these shards, as far as they are done."""
+        return {shard: self.done[shard] for shard in shards if shard in self.done}
+
     def without(self, damage: Mapping[int, str]) -> RunScan:
         """The same with shards that a closer look found damaged -> why: they are done again."""
         done = {shard: receipt for shard, receipt in self.done.items() if shard not in damage}
@@ -263,7 +252,7 @@ def read_identity(directory: RunDirectory) -> RunIdentity:
         if found["schema"] != RUN_SCHEMA:
             raise RunDirectoryError(f"{directory.run_file} is {shorten(found['schema'])}, expected {RUN_SCHEMA!r}")
         identity = RunIdentity(found["config"], found["config_hash"], **found["manifest"], versions=found["versions"])
-        _check_identity(identity)
+        check_run_record(identity.config, vars(identity), RunIdentity)
         return identity
     except FileNotFoundError as error:
         raise RunDirectoryError(f"{directory.root} holds no run.json; `dto run` makes one") from error
@@ -271,18 +260,6 @@ def read_identity(directory: RunDirectory) -> RunIdentity:
         raise RunDirectoryError(f"{directory.run_file} lacks {error}; {_RESTORE}") from error
     except (TypeError, AttributeError, ValueError, IrregularFile) as error:
         raise RunDirectoryError(f"{directory.run_file} cannot be read ({error}); {_RESTORE}") from error
-
-
-def _check_identity(identity: RunIdentity) -> None:
-    """Raises: KeyError, TypeError or ValueError where a value is missing or none that a run can have."""
-    if wrong := impossible_fields({**vars(identity), "config": {}}, RunIdentity):
-        raise ValueError(f"{wrong[0]} is {shorten(getattr(identity, wrong[0]))}")
-    if identity.shards > _MOST_SHARDS:
-        raise ValueError(f"shards is {identity.shards}")
-    known = {}
-    for room, keys in _READ_OF_CONFIG.items():
-        known[room] = {key: identity.config[room][key] for key in keys}
-    build_rooms(PipelineConfig, known)  # their types
 
 
 def describe_run_difference(recorded: RunIdentity, wanted: RunIdentity) -> list[str]:

@@ -2,7 +2,7 @@
 
 Joins `data.scenes`, `models.seeing` and the optimiser; knows no file of the run. While window n is optimised, the
 networks look at window n + 1 and window n + 2 is loaded, each in its own thread. Windows are cut by the config alone,
-never by how work is moved, because the company an image has in a network's batch can change its last bits. An error of
+never by how work is moved: on a GPU the company an image has in a network's batch can change its last bits. An error of
 a network or of the optimiser costs the scene that caused it: the others are done again without it.
 """
 

@@ -11,9 +11,10 @@ import pytest
 from dto_pipeline.cli import main
 from dto_pipeline.data.labels import read_labels
 from dto_pipeline.run.directory import RunDirectory, RunDirectoryError, read_identity
-from dto_pipeline.run.driver import run_pipeline
+from dto_pipeline.run.driver import plan_pipeline, run_pipeline
 from dto_pipeline.run.lease import parse_record
 from dto_pipeline.run.receipt import RecordInvalid, parse_failure, parse_receipt
+from dto_pipeline.run.recheck import note_damage
 from dto_pipeline.run.report import read_status
 from dto_pipeline.view.verify import verify_run
 from tests.run.chaos import label_bytes, tiny_config
@@ -158,18 +159,27 @@ def count_otherwise(place):
 
 
 @pytest.mark.parametrize("damage", [flip_a_byte, zero_the_middle, count_otherwise])
-def test_what_verify_finds_in_a_label_file_of_the_right_size_a_rechecking_start_mends(
-    copy, tiny, finished, capsys, damage
-):
+@pytest.mark.parametrize("recheck", [False, True])
+def test_what_verify_finds_in_a_label_file_of_the_right_size_is_mended(copy, tiny, finished, capsys, damage, recheck):
     damage(RunDirectory(copy).label_file(2))
+    if not recheck:  # then a start knows from verify where to look
+        assert run_pipeline(tiny.manifest, copy, tiny_config(), progress=False).nothing_to_do
+        assert main(["verify", str(copy)]) == 1
+        assert "`dto run` does the shard again" in capsys.readouterr().out
+        assert plan_pipeline(tiny.manifest, copy, tiny_config()).selected == 1
+    summary = run_pipeline(tiny.manifest, copy, tiny_config(), progress=False, recheck=recheck)
 
-    assert main(["verify", str(copy)]) == 1
-    assert "`dto run` with --recheck does the shard again" in capsys.readouterr().out
-    summary = run_pipeline(tiny.manifest, copy, tiny_config(), progress=False, recheck=True)
     assert (summary.exit_code, summary.done_now) == (0, 1)
     assert label_bytes(copy) == label_bytes(finished)
     assert verify_run(copy).exit_code == 0
     assert run_pipeline(tiny.manifest, copy, tiny_config(), progress=False, recheck=True).nothing_to_do
+    assert list((copy / "failures").iterdir()) == []
+
+
+def test_a_note_of_damage_that_is_none_costs_nothing(copy, tiny):
+    note_damage(RunDirectory(copy), [1, 99])
+    assert run_pipeline(tiny.manifest, copy, tiny_config(), progress=False).nothing_to_do
+    assert list((copy / "failures").iterdir()) == []
 
 
 def test_a_recheck_is_no_part_of_a_dry_run(copy, tiny, capsys):

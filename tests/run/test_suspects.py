@@ -1,6 +1,8 @@
 """Which image ended its process: what is noted, what is concluded, and that chance condemns nobody."""
 
+import json
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +30,7 @@ from dto_pipeline.run.suspects import (
     write_hand,
 )
 from dto_pipeline.status import ImageStatus
+from tests.chaos.arena import build_demo_manifest
 from tests.run.chaos import label_bytes, tiny_config
 from tests.run.poison import PoisonRunner
 
@@ -271,3 +274,20 @@ def test_an_image_that_kills_workers_costs_itself_only_and_heals_on_request(tiny
     )
     assert (healed.repaired, healed.mended, healed.exit_code) == (1, 1, 0)
     assert label_bytes(directory.root) == undisturbed
+
+
+def test_a_shard_worked_image_by_image_has_the_bytes_of_one_worked_together(tmp_path):
+    manifest = build_demo_manifest(tmp_path / "data", images=8, shard_images=4)  # two to ten people in any pose
+    run_pipeline(manifest, tmp_path / "together", tiny_config(batch_images=8), progress=False)
+    shutil.copytree(tmp_path / "together", tmp_path / "alone")
+    alone = RunDirectory(tmp_path / "alone")
+    for shard, _ in enumerate(label_bytes(tmp_path / "together")):
+        (tmp_path / "alone" / label_name(shard)).unlink()
+        (tmp_path / "alone" / receipt_name(shard)).unlink()
+        files.record_failure(alone, Failure(shard, 2, False, "it died", "a:1", 0.0, deaths=2))
+
+    run_pipeline(manifest, tmp_path / "alone", tiny_config(batch_images=8), progress=False)
+
+    receipts = [json.loads(path.read_bytes()) for path in (tmp_path / "alone" / "receipts").iterdir()]
+    assert {receipt["attempt"] for receipt in receipts} == {3}
+    assert label_bytes(tmp_path / "alone") == label_bytes(tmp_path / "together")
