@@ -40,35 +40,22 @@ def _run(arguments: argparse.Namespace) -> int:
             raise DtoError(f"--manifest names that of one run, {len(runs)} are named; verify it alone")
         return show_several(
             runs,
-            lambda number: _verify(runs[number], None, arguments.body),
+            lambda number: _verified(runs[number], arguments),
             _facts,
             lambda verdict: verdict.exit_code,
             arguments.json,
         )
-    verdict = _verify(runs[0], arguments.manifest, arguments.body)
+    verdict = _verified(runs[0], arguments)
     print(json.dumps(verdict.to_json(), indent=1) if arguments.json else verdict.as_table(arguments.limit))
     return verdict.exit_code
 
 
-def _verify(run_dir: str, manifest: str | None, body: str | None) -> Verdict:
-    """One run, and word left in its folder of what is damaged."""
+def _verified(run_dir: str, arguments: argparse.Namespace) -> Verdict:
     from dto_pipeline.view.verify import verify_run
 
-    verdict = verify_run(run_dir, manifest, body)
+    verdict = verify_run(run_dir, arguments.manifest, arguments.body)
     _leave_word(verdict)
     return verdict
-
-
-def _facts(verdict: Verdict) -> dict[str, str]:
-    """A row of the table over several runs; `dto verify RUN` tells the offences of one."""
-    broken = [name for name, rule in verdict.rules.items() if rule.broken]
-    return {
-        "images": f"{verdict.images}",
-        "persons": f"{verdict.persons}",
-        "shards": f"{verdict.done} done, {len(verdict.given_up)} given up, {len(verdict.pending)} pending",
-        "broken": "; ".join(f"{name} ({verdict.rules[name].broken})" for name in broken) or "nothing",
-        "not checked": f"{len(verdict.unchecked)}",
-    }
 
 
 def _leave_word(verdict: Verdict) -> None:
@@ -85,3 +72,15 @@ def _leave_word(verdict: Verdict) -> None:
             "use dto run --recheck",
             file=sys.stderr,
         )
+
+
+def _facts(verdict: Verdict) -> dict[str, str]:
+    """A row of the table over several runs; `dto verify RUN` tells the offences of one."""
+    broken = [name for name, rule in verdict.rules.items() if rule.broken]
+    return {
+        "images": f"{verdict.images}",
+        "persons": f"{verdict.persons}",
+        "shards": f"{verdict.done} done, {len(verdict.given_up)} given up, {len(verdict.pending)} pending",
+        "broken": "; ".join(f"{name} ({verdict.rules[name].broken})" for name in broken) or "nothing",
+        "not checked": f"{len(verdict.unchecked)}",
+    }
