@@ -3,10 +3,11 @@
 Three kinds of rules: receipts against label files, label rows against the manifest, labels against what a fit may do
 (`data.invariants`). Reads everything, writes nothing. What could not be checked is listed, never passed in silence.
 Broken is what was declared done and does not hold; a shard that nobody has done yet is pending, one that was tried in
-vain is given up, in the words of `dto status`.
+vain is given up, in the words of `dto status`. Doubtful is a person in a sound row whom the same run would give again
+(a check with a next step): it is listed with the next step and changes no exit code.
 
-Exit codes, as `dto run` has them: 0 every shard is done and holds; 1 something is broken, or shards were given up; 3
-what is done holds and the rest is pending.
+Exit codes, as `dto run` has them: 0 every shard is done and holds, doubtful people or not; 1 something is broken, or
+shards were given up; 3 what is done holds and the rest is pending.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from dto_pipeline.models.body import BodyModel, BodyModelError
 from dto_pipeline.run.directory import LABELS, shard_name
 from dto_pipeline.run.publishing import count_statuses
 from dto_pipeline.run.receipt import Receipt
+from dto_pipeline.run.sanity import count_signs
 from dto_pipeline.run.summary import EXIT_DONE, EXIT_MISSING, EXIT_SELECTED
 from dto_pipeline.view.run_files import RunFiles, load_run_body, open_run_files
 
@@ -53,6 +55,7 @@ class Rule:
     checked: int = 0
     broken: int = 0
     offences: list[str] = field(default_factory=list)  # the first ones: where, found, expected
+    next_step: str = ""  # of a judgement
 
     def offend(self, text: str) -> None:
         self.broken += 1
@@ -71,12 +74,18 @@ class Verdict:
     pending: dict[int, str] = field(default_factory=dict)  # shards without a receipt -> what `dto run` will do
     given_up: dict[int, str] = field(default_factory=dict)  # shards tried in vain -> last error
     rules: dict[str, Rule] = field(default_factory=dict)
+    judgements: dict[str, Rule] = field(default_factory=dict)  # who is doubtful; `broken` counts them
     unchecked: list[str] = field(default_factory=list)
 
     @property
     def passed(self) -> bool:
         """Nothing is broken; the run may be unfinished all the same."""
         return all(rule.broken == 0 for rule in self.rules.values())
+
+    @property
+    def doubtful(self) -> int:
+        """People in sound rows that somebody should look at, counted once per judgement."""
+        return sum(rule.broken for rule in self.judgements.values())
 
     @property
     def exit_code(self) -> int:
@@ -88,24 +97,26 @@ class Verdict:
     def rule(self, name: str) -> Rule:
         return self.rules.setdefault(name, Rule(name))
 
+    def judgement(self, check: Check) -> Rule:
+        return self.judgements.setdefault(check.name, Rule(check.name, next_step=check.next_step))
+
     def to_json(self) -> dict[str, Any]:
         """Plain dict, JSON-ready."""
-        return {**dataclasses.asdict(self), "passed": self.passed, "exit_code": self.exit_code}
+        derived = {"passed": self.passed, "doubtful": self.doubtful, "exit_code": self.exit_code}
+        return {**dataclasses.asdict(self), **derived}
 
     def as_table(self, examples: int = 5) -> str:
         """Text for a terminal: one line per rule, then the first offences of each broken one."""
-        width = max(len(name) for name in self.rules)
+        width = max(len(name) for name in (*self.rules, *self.judgements))
         broken = self.rule(_RECEIPTS).broken
         lines = [
             f"{self.run_dir}: {self.images} images, {self.persons} persons",
             f"  shards: {self.done} done, {len(self.given_up)} given up, {len(self.pending)} pending, {broken} broken",
         ]
         for rule in self.rules.values():
-            word = "ok" if rule.broken == 0 else f"{rule.broken} BROKEN"
-            lines.append(f"  {rule.name:<{width}}  {rule.checked:>9} checked  {word}")
-            lines += [f"      {offence}" for offence in rule.offences[:examples]]
-            if rule.broken > examples:
-                lines.append(f"      ... and {rule.broken - examples} more; --limit N or --json show them")
+            lines += _rule_lines(rule, "BROKEN", width, examples)
+        for rule in self.judgements.values():
+            lines += _rule_lines(rule, "doubtful", width, examples)
         for word, shards in (("given up", self.given_up), ("pending", self.pending)):
             lines += [f"  {word}: {shard_name(shard)}: {text}" for shard, text in list(shards.items())[:examples]]
             lines += [f"  {word}: ... and {len(shards) - examples} more"] if len(shards) > examples else []
@@ -115,9 +126,25 @@ class Verdict:
     def _conclusion(self) -> str:
         if not self.passed:
             return "some of it does not hold"
+        holds = self._holds
+        if self.doubtful:
+            return f"{holds}; {self.doubtful} people are doubtful, which running again will not change"
+        return holds
+
+    @property
+    def _holds(self) -> str:
         if self.given_up or self.pending:
             return f"what is done holds; {len(self.given_up)} shards were given up, {len(self.pending)} are pending"
         return "everything holds"
+
+
+def _rule_lines(rule: Rule, word: str, width: int, examples: int) -> list[str]:
+    found = "ok" if rule.broken == 0 else f"{rule.broken} {word}"
+    lines = [f"  {rule.name:<{width}}  {rule.checked:>9} checked  {found}"]
+    lines += [f"      {offence}" for offence in rule.offences[:examples]]
+    if rule.broken > examples:
+        lines.append(f"      ... and {rule.broken - examples} more; --limit N or --json show them")
+    return lines + ([f"      next: {rule.next_step}"] if rule.broken and rule.next_step else [])
 
 
 def verify_run(run_dir: str | Path, manifest: str | Path | None = None, body_path: str | Path | None = None) -> Verdict:
@@ -191,14 +218,16 @@ def _check_file(run: RunFiles, shard: int, verdict: Verdict) -> Iterator[LabelCo
     except LabelsError as error:
         schema.offend(str(error))
         return
-    _check_counts(base_name(path), receipt, table, footer, verdict)
+    _check_counts(base_name(path), receipt, table, footer, run.identity.config, verdict)
     verdict.images += table.num_rows
     columns = flatten_table(table)
     verdict.persons += columns.num_people
     yield columns
 
 
-def _check_counts(name: str, receipt: Receipt, table: Any, footer: Mapping[str, str], verdict: Verdict) -> None:
+def _check_counts(
+    name: str, receipt: Receipt, table: Any, footer: Mapping[str, str], config: Mapping[str, Any], verdict: Verdict
+) -> None:
     rule = verdict.rule("counts and keys are the receipt's")
     rule.checked += 1
     images, persons = count_statuses(table)
@@ -209,6 +238,8 @@ def _check_counts(name: str, receipt: Receipt, table: Any, footer: Mapping[str, 
         "shard_key": (footer.get("shard_key"), receipt.shard_key),
         "config_hash": (footer.get("config_hash"), receipt.config_hash),
     }
+    if receipt.signs:  # those of older versions have none
+        facts["signs"] = (count_signs(table, config), receipt.signs)
     wrong = [f"{fact} {found}, the receipt says {told}" for fact, (found, told) in facts.items() if found != told]
     if wrong:
         rule.offend(f"{name}: {'; '.join(wrong)}")
@@ -261,7 +292,7 @@ def _check_once(seen: Counter[str], verdict: Verdict) -> None:
 
 
 def _add(check: Check, shard: int, columns: LabelColumns, verdict: Verdict) -> None:
-    rule = verdict.rule(check.name)
+    rule = verdict.judgement(check) if check.next_step else verdict.rule(check.name)
     rule.checked += int(check.applies.sum())
     for index in np.flatnonzero(check.broken):
         found = check.found[index]
