@@ -17,7 +17,7 @@ from dto_pipeline.models.body import BodyModel
 from dto_pipeline.optimizer import SceneOptimizer
 from dto_pipeline.scene import PlacedScene, Scene
 from dto_pipeline.status import PLACED, PersonStatus
-from tests.crowds import Stander, make_scene
+from tests.crowds import Stander, make_scene, reorder
 
 CROWD = (Stander(-0.9, 3.0, 1.75), Stander(0.0, 3.5, 1.6, 1.1), Stander(0.9, 4.0, 1.8, 0.9), Stander(0.3, 5.0, 1.1))
 MODES = {mode: load_config(overrides=[f"solver.mode={mode}"]) for mode in ("paper", "joint")}
@@ -113,7 +113,7 @@ def test_a_fit_that_makes_what_cannot_be_is_set_aside_and_costs_the_image(
     mode: str, crowd: Scene, body: BodyModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a world that ends at 3.9 m: the third person, labelled at 3.6 m, really stands at 4 m."""
-    before = place(crowd, body, MODES[mode])
+    before = place(reorder(crowd, [0, 1, 2]), body, MODES[mode])
     monkeypatch.setattr("dto_pipeline.plausible.DISTANCE", dataclasses.replace(DISTANCE, high=3.9))
     placed = place(crowd, body, MODES[mode])
     assert placed.person_status[2:] == [PersonStatus.IMPLAUSIBLE, PersonStatus.INVALID_LABEL]
