@@ -86,6 +86,8 @@ def build_shard(
     person_problem = _judge_people(labels, seen.rows, np.repeat(sizes, counts, axis=0))
     _count_images(report, counts, problems, camera_fault, int(off_centre.sum()))
     _count_people(report, seen, person_problem, centred)
+    lost = np.repeat([problem is not None for problem in problems], counts)
+    report.rows_unusable += int((lost | (person_problem > 0)).sum())
     _note(findings, files, problems, seen, (rows, counts, person_problem))
     people = struct_column(MANIFEST_PERSON, _person_columns(labels, seen.rows, rows, counts, person_problem))
     persons = ragged_column(counts, people, MANIFEST_SCHEMA.field("persons").type)
