@@ -34,7 +34,7 @@ ACCEPTED_SHARE = 0.1  # of optimised images; 40 to 100 % whatever the depth, 8 %
 _NOT_COMPARED = (PersonStatus.NOT_RUN, PersonStatus.INVALID_LABEL)
 _NOT_PLACED = (*_NOT_COMPARED, PersonStatus.EMPTY_MASK)
 _IMAGES = ("is_accepted", "is_optimized", "alpha_near", "alpha_far", "persons")
-_PEOPLE = ("status", "corr", "depth_group")
+_PEOPLE = ("corr", "depth_group")
 _BINS = 40  # of correlations from -1 to 1: the median is known to 0.05
 LabelTable = Any  # a pyarrow.Table of schema.LABELS_SCHEMA; pyarrow itself is imported in data/ only
 
@@ -51,7 +51,10 @@ def count_signs(table: LabelTable, config: Mapping[str, Mapping[str, Any]]) -> d
     """
     columns = flatten_table(table.select(list(_IMAGES)), _PEOPLE)
     images, people = columns.images, columns.people
-    judged = ~np.isin(people["status"], _NOT_COMPARED)
+    words = (
+        table.column("persons").combine_chunks().flatten().field("status").to_pylist()
+    )  # pandas is not loaded for it
+    judged = np.array([word not in _NOT_COMPARED for word in words], dtype=bool)
     together = np.bincount(columns.owner, weights=judged, minlength=columns.num_images)
     compared = judged & (together >= 2)[columns.owner]
     measured = people["depth_group"] >= 0

@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
-import numpy as np
-
-from dto_pipeline.data.label_files import flatten_table, person_leaf, read_label_files
+from dto_pipeline.data.label_files import person_leaf, read_label_files
 from dto_pipeline.data.labels import LabelsError
 from dto_pipeline.run.budget import Losses, count_losses, over_budget
 from dto_pipeline.run.directory import RunDirectory, RunScan
@@ -172,13 +171,12 @@ def find_example(directory: RunDirectory, losses: Losses) -> list[str]:
         table = read_label_files([directory.label_file(shard)], _EXAMPLE)
     except LabelsError:
         return []
-    columns = flatten_table(table, ("status", "message"))
-    for words, names in ((columns.images, columns.images["image_id"]),
-                         (columns.people, columns.images["image_id"][columns.owner])):  # fmt: skip
-        found = np.flatnonzero(words["status"] == losses.commonest)
-        if found.size:
-            return [f"for example {names[found[0]]}: {words['message'][found[0]] or losses.commonest}"]
-    return []
+    images = table.select(["image_id", "status", "message"]).to_pylist()  # plain values: pandas is not loaded for it
+    people = zip(images, table["persons"].to_pylist(), strict=True)
+    rows = [(row["image_id"], row) for row in images]
+    rows += [(row["image_id"], person) for row, persons in people for person in persons]
+    lost = ((image, row) for image, row in rows if row["status"] == losses.commonest)
+    return [f"for example {image}: {row['message'] or losses.commonest}" for image, row in islice(lost, 1)]
 
 
 def _find_slowest(receipts: list[Receipt]) -> list[SlowShard]:
