@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from dto_pipeline.api import SceneInputError, optimize_scene
 from dto_pipeline.bounds import ASIDE, BETAS, DISTANCE, FOCAL, HEIGHT, POSE
 from dto_pipeline.collate import collate_scenes, split_batch
 from dto_pipeline.config import PipelineConfig, load_config
+from dto_pipeline.data.scenes import read_label_scenes
 from dto_pipeline.data.sources.rows import ROW_PROBLEMS, find_row_problems
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.optimizer import SceneOptimizer
 from dto_pipeline.scene import PlacedScene, Scene
-from dto_pipeline.status import PLACED, PersonStatus
+from dto_pipeline.status import PLACED, ImageStatus, PersonStatus
 from tests.crowds import Stander, make_scene, reorder
+from tests.data.small_set import build_small, write_image
 
 CROWD = (Stander(-0.9, 3.0, 1.75), Stander(0.0, 3.5, 1.6, 1.1), Stander(0.9, 4.0, 1.8, 0.9), Stander(0.3, 5.0, 1.1))
 MODES = {mode: load_config(overrides=[f"solver.mode={mode}"]) for mode in ("paper", "joint")}
@@ -122,6 +127,24 @@ def test_a_fit_that_makes_what_cannot_be_is_set_aside_and_costs_the_image(
     assert (placed.scale[2], placed.beta_index[2]) == (1, -1)
     assert np.isnan(placed.z_sigma_m[2])
     assert placed.deviation > before.deviation
+
+
+def test_a_camera_that_an_older_manifest_let_through_costs_its_image_at_the_run(tmp_path: Path) -> None:
+    for name in ("a.jpg", "b.jpg"):
+        write_image(tmp_path, name)
+    rows = build_small(tmp_path, ["a.jpg", "b.jpg"])[0].read_shard(0)
+    rows = rows.set_column(rows.schema.get_field_index("fx"), "fx", pa.array([1e-3, 40.0]))
+    broken, sound = read_label_scenes(rows)
+    assert broken.problem is not None
+    assert broken.problem[0] is ImageStatus.LABEL_INVALID
+    assert "focal length beyond 0.1 .. 100 times the longer image side" in broken.problem[1]
+    assert sound.problem is None
+
+
+def test_the_function_for_one_scene_refuses_such_a_camera(crowd: Scene) -> None:
+    camera = np.diag([1e-3, 1e-3, 1.0])
+    with pytest.raises(SceneInputError, match="focal length beyond"):
+        optimize_scene(crowd.pose, crowd.betas, crowd.transl, camera, np.ones((120, 160), np.float32), body="demo")
 
 
 @pytest.mark.parametrize(
