@@ -103,9 +103,10 @@ def test_a_shard_that_was_given_up_is_named_so_and_the_exit_code_is_that_of_the_
 
 
 def test_a_receipt_that_counts_wrongly_is_found(copy: Path) -> None:
-    edit_receipt(copy, 0, persons=99, person_status={"moved": 99}, rows=4)
+    edit_receipt(copy, 0, persons=99, person_status={"moved": 99}, rows=4, images=4, image_status={"optimized": 4})
     (text,) = broken(verify_run(copy))["counts and keys are the receipt's"]
     assert "rows 3, the receipt says 4" in text
+    assert "`dto run` does the shard again" in text
 
 
 def nudge_init(placed: list[PlacedScene]) -> None:
@@ -193,14 +194,6 @@ def test_a_doubtful_person_is_no_damage_and_comes_with_a_next_step(
     verdict.rule("every receipt holds")
     assert verdict.exit_code == 0
     assert "1 people are doubtful" in verdict.as_table()
-
-
-def test_signs_that_a_receipt_tells_wrongly_are_found_and_those_it_lacks_are_not_asked_for(copy: Path) -> None:
-    edit_receipt(copy, 0, signs={"far": 77})
-    edit_receipt(copy, 1, signs={})
-    (text,) = broken(verify_run(copy))["counts and keys are the receipt's"]
-    assert "signs {" in text
-    assert text.endswith("the receipt says {'far': 77}")
 
 
 def test_an_image_lost_or_told_twice_is_found(copy: Path) -> None:
