@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
+from dto_pipeline.bounds import CAMERA_BEYOND, implausible_cameras
 from dto_pipeline.collate import map_size
 from dto_pipeline.config import EvidenceConfig, RunConfig
 from dto_pipeline.data.cameras import read_cameras
@@ -167,7 +168,7 @@ def _read_labels(rows: pa.Table) -> Iterator[tuple[Scene, _Masks]]:
             intrinsics=read_cameras(row),
             **parts,
             person_problem=[(PersonStatus.INVALID_LABEL, reason) if reason else None for reason in reasons],
-            problem=_manifest_problem(row["problem_status"], row["problem"]),
+            problem=_manifest_problem(row["problem_status"], row["problem"]) or _camera_problem(row),
         )
         scene.origin["masks"] = row["mask_origin"] or "none"
         scene.origin["attributes"] = row["attribute_origin"] or "unknown"
@@ -178,6 +179,15 @@ def _manifest_problem(status: str | None, text: str | None) -> tuple[ImageStatus
     if status is None:
         return None
     return ImageStatus(status), f"{text} (seen when the manifest was built; build it again once this is mended)"
+
+
+def _camera_problem(row: dict[str, Any]) -> tuple[ImageStatus, str] | None:
+    """A camera that manifests of older versions let through."""
+    camera = read_cameras(row)
+    sides = np.array([row["width"]]), np.array([row["height"]])
+    if not implausible_cameras(camera[None], *sides)[0]:
+        return None
+    return ImageStatus.LABEL_INVALID, f"{CAMERA_BEYOND}; {camera.ravel().tolist()} for {row['width']} x {row['height']}"
 
 
 def _sample_masks(scene: Scene, masks: _Masks, max_side: int) -> None:

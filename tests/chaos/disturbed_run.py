@@ -22,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 
 from dto_pipeline.config import RunConfig
-from tests.chaos.arena import Arena, ChaosError, dto_command
+from tests.chaos.arena import ANY_FAILURES, Arena, ChaosError, dto_command
 from tests.chaos.faults import SLEEP, Fault, arm_environment
 from tests.chaos.judge import find_differences
 from tests.chaos.mounts import MountedFolder
@@ -127,7 +127,8 @@ class DisturbedRun:
         """
         workers = self.arena.workers if workers is None else workers
         command = dto_command(
-            "run", self.arena.manifest, "-o", self.folder, "--workers", str(workers), "--quiet", *options
+            *("run", self.arena.manifest, "-o", self.folder, "--workers", str(workers), "--quiet"),
+            *(*ANY_FAILURES, *options),
         )
         prefix = [] if self._mounted is None else self._mounted.prefix
         environment = self.armed(faults, clock)
