@@ -17,9 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from dto_pipeline.errors import DtoError
+from dto_pipeline.reading import parse_yaml, read_regular
 
 SOLVER_MODES = ("paper", "joint")
 DEPTH_MODELS = ("auto", "affine_depth", "affine_disparity")
@@ -309,9 +308,11 @@ def read_tree(path: str | Path | None, overrides: typing.Sequence[str] = ()) -> 
         room, dot, key = name.strip().partition(".")
         _expect(bool(equals and dot), f"override {text!r} is not of the form room.key=value")
         try:
-            _set_nested(tree.setdefault(room, {}), key.split("."), yaml.safe_load(value))
-        except yaml.YAMLError as error:
-            raise ConfigError(f"override {text!r}: value is not YAML: {error}") from error
+            _set_nested(tree.setdefault(room, {}), key.split("."), parse_yaml(value))
+        except ValueError as error:
+            raise ConfigError(f"override {shorten(text)}: value is not YAML: {error}") from error
+        except (AttributeError, TypeError) as error:
+            raise ConfigError(f"override {shorten(text)}: a part before the last holds a value, no keys") from error
     return tree
 
 
@@ -380,19 +381,34 @@ def _coerce(name: str, hint: Any, value: Any) -> Any:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     right = isinstance(value, hint) and not (hint is int and isinstance(value, bool))
-    _expect(right, f"{name} must be {hint.__name__}, found {value!r}")
+    _expect(right, f"{name} must be {hint.__name__}, found {shorten(value)}")
+    _expect(value == value, f"{name} must be a number, found {value!r}")
     return value
 
 
 def _read_yaml(path: Path) -> dict[str, dict[str, Any]]:
     try:
-        tree = yaml.safe_load(path.read_text()) or {}
+        tree = parse_yaml(read_regular(path)) or {}
     except FileNotFoundError as error:
-        raise ConfigError(f"config file {path} does not exist") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"config file {path} is not valid YAML: {error}") from error
+        raise ConfigError(f"config file {path} does not exist; check the path") from error
+    except OSError as error:
+        raise ConfigError(f"config file {path} cannot be read: {error.strerror}; give a YAML file") from error
+    except ValueError as error:
+        raise ConfigError(f"config file {path} is not valid YAML: {error}; give a YAML file") from error
     _expect(isinstance(tree, dict), f"config file {path} must hold rooms (prior:, solver:, ...)")
+    for room, knobs in tree.items():
+        found = f"found {type(knobs).__name__} {shorten(knobs)}"
+        _expect(isinstance(room, str), f"config file {path}: {shorten(room)} is no name of a room")
+        _expect(isinstance(knobs, dict | None), f"config file {path}: {room} must hold key: value pairs, {found}")
+        odd = [key for key in knobs or {} if not isinstance(key, str)]
+        _expect(not odd, f"config file {path}: {room}: {shorten(odd)} are no names of keys")
     return {room: dict(knobs or {}) for room, knobs in tree.items()}
+
+
+def shorten(value: Any, most: int = 80) -> str:
+    """A value as a message quotes it: not longer than a line, however large it is."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def _expect(condition: bool, message: str) -> None:

@@ -7,6 +7,7 @@ a pinned commit or a local folder.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from dto_pipeline.models.networks import (
     located,
     missing_text,
 )
+from dto_pipeline.reading import check_regular
 
 _NAMES_SHOWN = 8  # of weights, in a message
 # ends of names that files may lack: computed from the config alone, or used in training only
@@ -63,6 +65,8 @@ def load_pretrained(
     else:
         options |= {"revision": reference.revision, "local_files_only": reference.offline}
     try:
+        if reference.is_folder:
+            check_files(located(reference))
         network, loading = auto_class.from_pretrained(
             located(reference), dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
@@ -106,6 +110,13 @@ def _names(keys: Iterable[Any]) -> list[str]:
 def _some(names: list[str]) -> str:
     shown = ", ".join(names[:_NAMES_SHOWN])
     return shown if len(names) <= _NAMES_SHOWN else f"{shown} and {len(names) - _NAMES_SHOWN} more"
+
+
+def check_files(folder: str) -> None:
+    """Refuse a folder that holds pipes or devices, which transformers would wait for. Raises: OSError."""
+    for path in Path(folder).iterdir():
+        if not path.is_dir():
+            check_regular(path)
 
 
 def read_preprocessing(reference: ModelReference) -> dict[str, Any]:

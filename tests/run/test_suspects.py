@@ -18,6 +18,7 @@ from dto_pipeline.run.directory import RunDirectory, label_name, receipt_name
 from dto_pipeline.run.driver import run_pipeline
 from dto_pipeline.run.receipt import Failure
 from dto_pipeline.run.suspects import (
+    SHORT_OF_MEMORY,
     Hand,
     Suspects,
     Suspicion,
@@ -151,6 +152,42 @@ def test_a_note_that_means_nothing_is_none(directory, content):
     directory.store.replace(hand_name(0), content)
 
     assert read_hand(directory, 0) is None
+
+
+def test_where_memory_ran_out_the_row_names_memory_and_not_the_image(directory):
+    suspects = Suspects(directory, {}, CONFIG)
+    for attempt, memory in ((3, False), (4, True)):
+        write_hand(directory, Hand(0, attempt, "x"))
+        suspects.excuse(0, attempt, memory)
+
+    assert suspects.of(0).condemned == {"x"}
+    assert suspects.of(0).verdict("x") == (ImageStatus.OUT_OF_MEMORY, SHORT_OF_MEMORY)
+
+
+def test_an_image_that_came_through_is_free_of_what_memory_did_before(directory):
+    suspects = Suspects(directory, {}, CONFIG)
+    for attempt, image, survived, memory in ((3, "x", (), True), (4, "y", ("x",), True), (5, "x", (), False)):
+        write_hand(directory, Hand(0, attempt, image, survived))
+        suspects.excuse(0, attempt, memory)
+    write_hand(directory, Hand(0, 6, "x"))
+    suspects.excuse(0, 6)
+
+    assert suspects.of(0).verdict("x")[0] is ImageStatus.WORKER_DIED
+
+
+@pytest.mark.parametrize(("later", "memory"), [(1, False), (2, True)])
+def test_a_driver_whose_machine_ended_it_for_want_of_memory_leaves_that_as_the_reason(
+    directory, tmp_path, monkeypatch, later, memory
+):
+    monkeypatch.setattr("dto_pipeline.run.memory._own_counters", lambda: [tmp_path / "memory.events"])
+    (tmp_path / "memory.events").write_text("low 0\nhigh 7\nmax 3\noom 2\noom_kill 1\n")
+    write_hand(directory, Hand(0, 1, "x", driver=True))
+    (tmp_path / "memory.events").write_text(f"oom_kill {later}\n")
+    (failure,) = charge_own_deaths(directory, CONFIG, now=5.0)
+
+    assert failure.memory == ({"x": 1} if memory else {})
+    assert ("memory ran out" in failure.error) == memory
+    assert files.read_shard_failure(directory, 0) == failure
 
 
 def test_notes_of_workers_whose_driver_died_charge_nobody(directory):
