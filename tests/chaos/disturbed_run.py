@@ -16,7 +16,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -183,9 +183,13 @@ class DisturbedRun:
         return len(list((self.view / "receipts").glob("shard-*.json")))
 
     @property
-    def shards_in_hand(self) -> int:
-        """Shards whose process noted that it is at work on them."""
-        return len(list((self.view / "failures").glob("shard-*.hand.json")))
+    def notes_in_hand(self) -> frozenset[tuple[str, int]]:
+        """Notes of processes that are (or were, when they died) at work on a shard: name and time of writing [ns]."""
+        found = []
+        for path in (self.view / "failures").glob("shard-*.hand.json"):
+            with suppress(FileNotFoundError):  # taken away in between
+                found.append((path.name, path.stat().st_mtime_ns))
+        return frozenset(found)
 
     @property
     def deaths_by_faults(self) -> int:
