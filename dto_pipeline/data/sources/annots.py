@@ -76,6 +76,7 @@ def open_annots(path: str | Path) -> Annots:
             person that can be used; with what was found.
     """
     with temporary_folder("dto-annots-") as folder:
+        check_maps(folder)
         return unpack_annots(Path(path), Path(folder))  # a map outlives its file's name
 
 
