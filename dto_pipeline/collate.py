@@ -138,7 +138,7 @@ def _placed(scene: Scene, index: int, results: _Results, config: PipelineConfig)
     deviation = float(fits.deviation[index])
     is_optimized = bool(fits.is_optimized[index])
     label = _column(usable, 1)
-    return PlacedScene(
+    placed = PlacedScene(
         scene=scene,
         status=status,
         message=None,
@@ -168,6 +168,25 @@ def _placed(scene: Scene, index: int, results: _Results, config: PipelineConfig)
         used_ground=bool(fits.used_ground[index]),
         **_certainty(fits, index, usable),
     )
+    return placed if scene.same_as is None else _take_along(placed, scene.same_as)
+
+
+def _take_along(placed: PlacedScene, same_as: np.ndarray) -> PlacedScene:
+    """Whoever repeats a person goes where that person goes, so that nobody stands away from himself.
+
+    The same factor on the distance, the same step of the same shape coefficient; nothing else is known of them.
+
+    Args:
+        same_as: (P,) the person each one repeats, -1 = nobody.
+    """
+    copies = np.flatnonzero(same_as >= 0)
+    own, scene = same_as[copies], placed.scene
+    scale = placed.scale[own].astype(np.float64)[:, None]
+    shift = placed.transl[own] - scale * scene.transl[own]  # what keeps the joints in the picture
+    placed.transl[copies] = scale * scene.transl[copies] + shift
+    placed.betas[copies] = scene.betas[copies] + (placed.betas[own] - scene.betas[own])
+    placed.scale[copies], placed.beta_index[copies] = placed.scale[own], placed.beta_index[own]
+    return placed
 
 
 def _certainty(fits: GroupFits, index: int, usable: np.ndarray) -> dict[str, Any]:

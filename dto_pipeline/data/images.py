@@ -23,6 +23,7 @@ from dto_pipeline.status import ImageStatus, UnusableImage
 MAX_PIXELS = 1 << 27  # of one image; a hostile header stops here
 _HEADER_BYTES = 1 << 16  # nearly every image tells its size in its first bytes ...
 _MOST_HEADER_BYTES = 1 << 28  # ... and where not, more of it is read, up to this: a stray large file fits in memory
+_EXIF_ORIENTATION = 0x0112  # tag of the note that says how a viewer turns the picture
 _JPEG_MAGIC = b"\xff\xd8\xff"
 
 
@@ -46,6 +47,25 @@ class ImageFile:
     sha256: str  # of the file's bytes, hex
 
 
+@dataclass(frozen=True)
+class ImageHeader:
+    """What an image file says of itself before its pixels."""
+
+    width: int  # [px] of the pixels as they are stored
+    height: int  # [px]
+    orientation: int = 1  # EXIF: 1 = upright, 2 to 8 = a viewer turns or mirrors the picture, from 5 on sides swap
+
+    def explain(self, width: float, height: float) -> str:
+        """Why the picture may be of another size than expected, as the end of a sentence; "" = no idea."""
+        swapped = abs(self.width - height) <= 1 and abs(self.height - width) <= 1
+        if self.orientation < 5 or not swapped:
+            return ""
+        return (
+            f"; its EXIF note (orientation {self.orientation}) turns it to that size, and pixels are taken as stored: "
+            "save the photo upright, without the note"
+        )
+
+
 class ImageStore(ABC):
     """Where images are kept under the names a manifest gives them; called from several threads."""
 
@@ -58,14 +78,19 @@ class ImageStore(ABC):
         return decode_image(self.read_bytes(image_file), image_file)
 
     def size(self, image_file: str) -> tuple[int, int]:
-        """(width, height) [px] from its header, pixels are not decoded; raises `ImageMissing` or `ImageCorrupt`."""
+        """(width, height) [px]; see `header`."""
+        header = self.header(image_file)
+        return header.width, header.height
+
+    def header(self, image_file: str) -> ImageHeader:
+        """What its header says, pixels are not decoded; raises `ImageMissing` or `ImageCorrupt`."""
         head = self.read_bytes(image_file, _HEADER_BYTES)
         try:
-            return _decode_size(head, image_file)
+            return _decode_header(head, image_file)
         except ImageCorrupt:
             if len(head) < _HEADER_BYTES:
                 raise
-            return _decode_size(self.read_bytes(image_file, _MOST_HEADER_BYTES), image_file)
+            return _decode_header(self.read_bytes(image_file, _MOST_HEADER_BYTES), image_file)
 
 
 @dataclass(frozen=True)
@@ -128,15 +153,27 @@ def decode_image(data: bytes, name: str) -> ImageFile:
     return ImageFile(rgb=rgb, sha256=hashlib.sha256(data).hexdigest())
 
 
-def _decode_size(data: bytes, name: str) -> tuple[int, int]:
-    """(width, height) [px] from the first bytes of an image file; raises `ImageCorrupt` where they hold no header."""
+def _decode_header(data: bytes, name: str) -> ImageHeader:
+    """What the first bytes of an image file say; raises `ImageCorrupt` where they hold no header."""
     try:
         with Image.open(io.BytesIO(data)) as image:
             width, height = image.size
+            orientation = _orientation(image)
     except Exception as error:  # Pillow's plugins raise any type on damaged files
         raise ImageCorrupt(f"image {name} has no readable header: {_reason(error)}") from error
     _check_size(width, height, name)
-    return width, height
+    return ImageHeader(width, height, orientation)
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation that was met before the pixels, 1 where there is none or it cannot be read."""
+    if "exif" not in image.info:  # asking Pillow all the same would decode a PNG
+        return 1
+    try:
+        found = image.getexif().get(_EXIF_ORIENTATION, 1)
+    except Exception:  # a damaged note costs nothing but itself
+        return 1
+    return found if found in range(1, 9) else 1
 
 
 def _read_file(path: Path, name: str, limit: int | None = None) -> bytes:
@@ -161,7 +198,7 @@ def _decode_jpeg(data: bytes) -> np.ndarray | None:
 
 
 def _decode_with_pillow(data: bytes, name: str) -> np.ndarray:
-    _decode_size(data, name)
+    _decode_header(data, name)
     try:
         with Image.open(io.BytesIO(data)) as image:
             return np.array(image.convert("RGB"))  # a copy: Pillow's own buffer is read-only

@@ -1,7 +1,7 @@
 """Are the images of a manifest still what it says? Opens every header again, or decodes every image.
 
 Knows four answers (missing, corrupt, changed, fine); writes nothing. An image whose file the manifest itself reports as
-unusable counts as `known` while that is so, and as `mended` once it is not: build the manifest again then.
+unusable counts as `known` while that is so, and as `mended` once it is not: `dto run` takes it up then.
 """
 
 from __future__ import annotations
@@ -59,6 +59,8 @@ class CheckReport:
         what = "decoded" if self.deep else "headers read"
         lines = [f"{sum(self.counts.values())} images, {what}"]
         lines += [f"  {word:<8} {self.counts[word]:>9}" for word in (FINE, *FAULTS, KNOWN, MENDED)]
+        if self.counts[MENDED]:
+            lines.append("  mended images are taken up by `dto run`, in finished shards with --retry-failed")
         lines += [f"  {fault.fault}: {fault.text}" for fault in self.faults[:_SHOWN]]
         hidden = len(self.faults) - _SHOWN
         return "\n".join([*lines, f"  ... and {hidden} more; --report FILE lists all"] if hidden > 0 else lines)
@@ -115,9 +117,10 @@ def _look(store: ImageStore, row: dict[str, Any], deep: bool) -> tuple[str, str]
     except UnusableImage as error:
         fault = MISSING if error.status is ImageStatus.IMAGE_MISSING else CORRUPT
         return (KNOWN if known else fault), str(error)
-    if known:
+    changed = (width, height) != (row["width"], row["height"])
+    if known or (changed and row["problem_status"] == ImageStatus.SIZE_MISMATCH):
         return MENDED, ""
-    if (width, height) != (row["width"], row["height"]):
+    if changed:
         was = f"{row['width']} x {row['height']}"
         return CHANGED, f"image {row['image_file']} is {width} x {height}, the manifest says {was}"
     return FINE, ""

@@ -26,6 +26,7 @@ class ManifestReport:
     camera_faults: Counter[str] = field(default_factory=Counter)  # what is wrong with an image's camera -> images
     rows_without_image: int = 0  # label rows whose image file does not exist
     off_centre: int = 0  # images whose size is not (2 cx, 2 cy) within a pixel, refused or not
+    turned: int = 0  # images an EXIF note turns or mirrors for viewers; pixels are taken as stored
     person_problems: Counter[str] = field(default_factory=Counter)  # reason -> persons
     masks_given: int = 0
     masks_missing: int = 0  # persons without a mask: their rendered silhouette is used
@@ -59,6 +60,7 @@ class ManifestReport:
             *((f"images {word}", count) for word, count in sorted(self.image_problems.items())),
             ("label rows without image file", self.rows_without_image),
             ("images with an off-centre camera", self.off_centre),
+            ("images turned by an EXIF note, taken as stored", self.turned),
             *((f"cameras: {fault}", count) for fault, count in sorted(self.camera_faults.items())),
             *((f"images also in {subset}", count) for subset, count in sorted(self.also_in.items())),
             *((f"found: {kind}", count) for kind, count in sorted(self.findings.items()) if kind in _TABLED),
