@@ -68,7 +68,8 @@ def find_duplicates(people: People, rule: SamePerson = SamePerson()) -> np.ndarr
     found = [np.zeros((2, 0), np.int64)]
     for first, second in _pairs(people, rank):
         found.append(np.stack([first, second])[:, _are_same(people, first, second, rule)])
-    return _keep_best(*np.concatenate(found, axis=1), rank)
+    first, second = np.concatenate(found, axis=1)
+    return _keep_best(first, second, rank)
 
 
 def _pairs(people: People, rank: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
