@@ -147,3 +147,11 @@ def test_row_problems_name_the_first_fault_of_each_person():
     transl[4, 2] = 0
     transl[5, 2] = -1
     assert find_row_problems(pose, betas, transl).tolist() == [0, 1, 2, 3, 4, 4]
+
+
+def test_of_a_scale_of_two_sides_the_longer_one_makes_the_box(tmp_path):
+    arrays = label_arrays(NAMES)
+    sides = np.stack([arrays["scale"] / 2, arrays["scale"]], axis=1)
+    np.testing.assert_array_equal(
+        read(tmp_path, {**arrays, "scale": sides}).bbox_xyxy, read(tmp_path, arrays).bbox_xyxy
+    )

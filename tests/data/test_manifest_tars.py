@@ -215,3 +215,21 @@ def test_masks_of_another_size_make_their_people_unusable(tmp_path):
     write_tar(tmp_path / "tars/t.tar", {"0.jpg": picture(), "0.detection.npz": npz(masks=masks)})
     manifest, _ = build(tmp_path, ["0.jpg"], {"gtkps": keypoints_at(3)}, key_parts=1, masks="detection")
     assert "another size" in all_rows(manifest)[0]["persons"][0]["problem"]
+
+
+def test_masks_go_to_the_people_who_name_them_wherever_their_joints_lie(tmp_path):
+    """Both people's joints lie on the left half, which is the first one's mask; the second names the other."""
+    points = keypoints_at(3, 4)
+    people = [
+        {"keypoints_2d": own, "center": np.array([8.0, 12]), "scale": 0.1, "extra_info": {"detection_npz_idx": number}}
+        for own, number in zip(points, (0, 1), strict=True)
+    ]
+    files = {"0.jpg": picture(), "0.detection.npz": npz(masks=halves()), "0.data.pyd": pickle.dumps(people)}
+    files |= {"1.jpg": picture(), "1.detection.npz": npz(masks=halves()), "1.data.pyd": pickle.dumps(people)[:-30]}
+    write_tar(tmp_path / "tars/t.tar", files)
+    names, spoil = ["0.jpg", "0.jpg", "1.jpg"], {"gtkps": np.concatenate([points[::-1], points[:1]])}
+    manifest, report = build(tmp_path, names, spoil, key_parts=1, masks="detection")
+    persons = all_rows(manifest)[0]["persons"]
+    np.testing.assert_array_equal([decode_rle(p["mask_rle"], HEIGHT, WIDTH) for p in persons], halves()[::-1])
+    assert report.masks_missing == 1
+    assert "1.data.pyd" in found(tmp_path)["masks_unreadable", "t.tar!1.jpg"]

@@ -1,5 +1,7 @@
 """The same person in two label rows, through a whole run: measured once, placed once, exported once."""
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -28,7 +30,8 @@ def case(request, tmp_path_factory, body):
     again = {name: values.copy() for name, values in arrays.items()}
     again["pose_cam"] += rng.normal(0, 0.02, again["pose_cam"].shape).astype(np.float32)
     again["trans_cam"] *= 1 + rng.normal(0, 0.005, (rows, 1)).astype(np.float32)
-    np.savez(labels, **{name: np.concatenate([values, again[name]]) for name, values in arrays.items()})
+    both: dict[str, Any] = {name: np.concatenate([values, again[name]]) for name, values in arrays.items()}
+    np.savez(labels, **both)
     sidecar = root / "data" / tiny.dataset.sidecar
     side = pq.read_table(sidecar)
     twice = side.set_column(0, side.schema.field(0), pa.array(np.arange(rows) + rows))
