@@ -22,6 +22,7 @@ from torch import nn
 from dto_pipeline.axes import NUM_BETAS
 from dto_pipeline.config import STAND_IN_BODY
 from dto_pipeline.errors import DtoError
+from dto_pipeline.models.rasterizer import is_closed
 
 SMPLX_EXTRA_JOINTS = (
     *("nose", "reye", "leye", "rear", "lear"),
@@ -84,6 +85,7 @@ class BodyModel(nn.Module):
         }
         for name, value in buffers.items():
             self.register_buffer(name, value)
+        self.closed = is_closed(template, self.faces)
 
     @property
     def num_vertices(self) -> int:
