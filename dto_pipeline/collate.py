@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +25,7 @@ from dto_pipeline.scene import (
 )
 from dto_pipeline.status import ImageStatus, PersonStatus
 
+_UNMEASURED = (PersonStatus.TOO_SMALL, PersonStatus.PLACED_BY_PRIOR)
 __all__ = ["collate_scenes", "map_size", "pass_through", "split_batch"]
 
 
@@ -134,7 +136,9 @@ def _placed(scene: Scene, index: int, results: _Results, config: PipelineConfig)
     outcomes = [OUTCOMES[code] for code in fits.outcome[index, :count].tolist()]
     by_prior = PersonStatus.PLACED_BY_PRIOR in outcomes
     status = _image_status(usable, bool(fits.is_optimized[index]), by_prior)
-    person_status, person_message = _person_problems(scene, outcomes)
+    person_status, person_message = _person_problems(
+        scene, outcomes, _explain_unmeasured(scene, index, results, config)
+    )
     deviation = float(fits.deviation[index])
     is_optimized = bool(fits.is_optimized[index])
     label = _column(usable, 1)
@@ -216,10 +220,49 @@ def _image_status(usable: np.ndarray, is_optimized: bool, by_prior: bool) -> Ima
     return ImageStatus.OPTIMIZED if is_optimized else ImageStatus.NOT_OPTIMIZED
 
 
-def _person_problems(scene: Scene, statuses: list[PersonStatus]) -> tuple[list[PersonStatus], list[str | None]]:
-    """Statuses and messages, where a problem of the label itself goes before what the optimiser says."""
-    found = [problem or (status, None) for problem, status in zip(scene.person_problem, statuses, strict=True)]
+def _person_problems(
+    scene: Scene, statuses: list[PersonStatus], reasons: Mapping[int, str] = MappingProxyType({})
+) -> tuple[list[PersonStatus], list[str | None]]:
+    """Statuses and messages, where a problem of the label itself goes before what the optimiser says.
+
+    `reasons`: person -> why nothing could be measured, told where the status follows from it.
+    """
+    found = [
+        problem or (status, reasons.get(person) if status in _UNMEASURED else None)
+        for person, (problem, status) in enumerate(zip(scene.person_problem, statuses, strict=True))
+    ]
     return [status for status, _ in found], [message for _, message in found]
+
+
+def _explain_unmeasured(scene: Scene, index: int, results: _Results, config: PipelineConfig) -> dict[int, str]:
+    """Person -> why the depth map says nothing about it, of those it says nothing about (`DepthEvidence.cut`)."""
+    joint = config.solver.mode == "joint"
+    grid = config.joint.min_pixels_grid if joint else config.evidence.min_pixels_grid
+    least_vertices = config.joint.min_visible_vertices if joint else config.evidence.min_visible_vertices
+    least = scene.height * scene.width / grid**2
+    found = results.evidence
+    cut = found.cut[index, : scene.num_people]
+    reasons = {}
+    for person in cut.gt(0).nonzero().flatten().tolist():
+        pixels, inside, *_ = found.pixels[index, person].tolist()
+        vertices = int(results.visible_vertices[index, person])
+        low, high = found.bounds[index, person].tolist()
+        if cut[person] == 1 and pixels < least:
+            reasons[person] = f"{pixels} pixels are seen, fewer than {least:.0f}"
+        elif cut[person] == 1:
+            reasons[person] = f"{vertices} vertices are seen, fewer than {least_vertices}"
+        elif inside >= least:
+            reasons[person] = f"no pixel lies within {config.evidence.max_residual:g} m of the line through its depths"
+        elif low == high:
+            reasons[person] = (
+                f"its depth is flat: the middle half of its {pixels} pixels is {low:.4g}, and none lies strictly inside"
+            )
+        else:
+            reasons[person] = (
+                f"{inside} of {pixels} pixels lie strictly inside the bounds of its depth, {low:.4g} to {high:.4g}, "
+                f"fewer than {least:.0f}"
+            )
+    return reasons
 
 
 def _column(mask: np.ndarray, extra_axes: int) -> np.ndarray:
