@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import shutil
 import struct
-import tempfile
 import zipfile
 import zlib
 from pathlib import Path
@@ -17,6 +16,8 @@ from tokenize import TokenError
 from typing import BinaryIO
 
 import numpy as np
+
+from dto_pipeline.data.files import temporary_folder
 
 _DAMAGES = (
     *(OSError, EOFError, ValueError, TypeError, OverflowError, MemoryError, RecursionError, RuntimeError),
@@ -49,7 +50,7 @@ class MappedNpz:
         except _DAMAGES as error:
             raise NpzError(f"{self.path} is not a whole npz file ({error}); download it again") from error
         self._members = {name.removesuffix(".npy"): name for name in self._zip.namelist() if name.endswith(".npy")}
-        self._unpacked = tempfile.TemporaryDirectory(prefix="dto-npz-")
+        self._unpacked = temporary_folder("npz")
 
     @property
     def keys(self) -> list[str]:

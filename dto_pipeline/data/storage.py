@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -21,7 +20,7 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from dto_pipeline.data.files import commit_over, staged, write_bytes_atomic
+from dto_pipeline.data.files import commit_over, staged, temporary_folder, write_bytes_atomic
 from dto_pipeline.errors import DtoError
 from dto_pipeline.paths import check_relative, resolve_inside
 
@@ -215,7 +214,7 @@ def local_copy(location: Location, endings: tuple[str, ...] = ("",)) -> Iterator
     if isinstance(location, Path):
         yield location
         return
-    with tempfile.TemporaryDirectory(prefix="dto-copy-") as folder:
+    with temporary_folder("copy") as folder:
         target = Path(folder) / base_name(location)
         _download(location, target, endings)
         yield target
@@ -241,7 +240,7 @@ def written(location: Location) -> Iterator[Path]:
             yield temporary
             commit_over(temporary, location)
         return
-    with tempfile.TemporaryDirectory(prefix="dto-write-") as folder:
+    with temporary_folder("write") as folder:
         local = Path(folder) / base_name(location)
         yield local
         _upload(local, location)

@@ -13,7 +13,6 @@ a temporary folder, never all in memory. Metres, camera frame.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -26,6 +25,7 @@ import pyarrow.parquet as pq
 from dto_pipeline.axes import NUM_BETAS
 from dto_pipeline.data.cameras import CAMERA_COLUMNS, camera_matrices
 from dto_pipeline.data.columns import build_table, read_numbers, single_array
+from dto_pipeline.data.files import temporary_folder
 from dto_pipeline.data.labels import LabelsError, open_labels, undo_betas
 from dto_pipeline.data.parquet import READ_ERRORS, footer_text
 from dto_pipeline.data.sources.rows import LabelFileError, LabelRows, SourceOptions
@@ -49,7 +49,7 @@ class DtoLabels:
 
     def __init__(self, files: list[Path], values: str) -> None:
         self.files = files
-        self._folder = tempfile.TemporaryDirectory(prefix="dto-labels-")
+        self._folder = temporary_folder("labels")
         try:
             self._names, self._camera, image_of = _unpack(files, values, Path(self._folder.name))
             self._image = np.concatenate(image_of) if image_of else np.zeros(0, np.int64)

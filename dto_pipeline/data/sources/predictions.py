@@ -23,7 +23,6 @@ one is not lost. Rows of an image need not be adjacent. Numbers are mapped from 
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -36,6 +35,7 @@ import pyarrow.parquet as pq
 
 from dto_pipeline.axes import NUM_BETAS
 from dto_pipeline.data.columns import build_table, single_array
+from dto_pipeline.data.files import temporary_folder
 from dto_pipeline.data.npz import MappedNpz, NpzError
 from dto_pipeline.data.parquet import READ_ERRORS, open_parquet
 from dto_pipeline.data.sources.rows import LabelFileError, LabelRows, decode_names
@@ -235,7 +235,7 @@ class _ParquetStore:
     """Columns of a Parquet file, unpacked once into a temporary folder and mapped there; image names in memory."""
 
     def __init__(self, path: Path) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="dto-predictions-")
+        self._folder = temporary_folder("predictions")
         try:
             with open_parquet(path, LabelFileError) as file:
                 _check_names(path, file.schema_arrow.names)

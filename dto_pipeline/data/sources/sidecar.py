@@ -18,7 +18,6 @@ are read fastest.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dto_pipeline.data.columns import build_table, single_array
-from dto_pipeline.data.files import commit_over, staged
+from dto_pipeline.data.files import commit_over, staged, temporary_folder
 from dto_pipeline.data.parquet import READ_ERRORS, open_parquet, writer_settings
 from dto_pipeline.data.rle import measure_rles
 from dto_pipeline.errors import DtoError
@@ -82,7 +81,7 @@ class Sidecar:
 
     def __init__(self, path: Path | None, num_rows: int) -> None:
         self.path = path
-        self._folder = tempfile.TemporaryDirectory(prefix="dto-sidecar-")
+        self._folder = temporary_folder("sidecar")
         self._place = np.full(num_rows, -1, dtype=np.int64)  # position in the sidecar of each label row
         self._batches: list[pa.RecordBatch] = []
         if path is not None:
