@@ -26,6 +26,7 @@ PRINCIPAL_POINTS = ("centre", "free")
 IMAGES_IN = ("folder", "tars")
 MASKS = ("sidecar", "detection")
 PLACES = ("labels", "images", "sidecar", "depth", "predictions")  # keys that name files or folders
+SYNTHETIC = "Synthetic, made by this project"  # how the licence of such a data set begins
 _OPTIONAL_PLACES = PLACES[2:]
 _NOT_IN_YAML = ("root", "places")
 

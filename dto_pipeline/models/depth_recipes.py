@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional
 
 from dto_pipeline.models.depth_resize import network_size, resize_to_image, resize_to_network
-from dto_pipeline.models.networks import ModelError
+from dto_pipeline.models.networks import ModelError, unknown_family_text
 
 _PRO_SIDE = 1536  # Depth Pro sees squares of this size [px]
 _PRO_RANGE = (1e-4, 1e4)  # of its inverse depth, as transformers clamps it [1/m]
@@ -94,10 +94,7 @@ def recipe_for(network_config: Any, short_side: int) -> DepthRecipe:
         return DepthAnythingRecipe(kind, short_side, int(network_config.patch_size))
     if family == "depth_pro":
         return DepthProRecipe(side=_pro_side(network_config))
-    raise ModelError(
-        f"depth.model is of the family {family!r}; expected depth_anything (V1, V2, relative or metric) or depth_pro; "
-        "write maps of other networks to files and use depth.source=files with depth.kind"
-    )
+    raise ModelError(unknown_family_text(family))
 
 
 def _pro_side(network_config: Any) -> int:
