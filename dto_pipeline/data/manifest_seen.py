@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from posixpath import splitext
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +28,7 @@ from dto_pipeline.data.sources.fourd_humans import (
 )
 from dto_pipeline.data.sources.rows import LabelRows
 from dto_pipeline.data.sources.sidecar import SidecarRows
-from dto_pipeline.data.tar_index import MemberUnreadable, TarIndex, TarIndexError, split_address
+from dto_pipeline.data.tar_index import IMAGE_EXTENSIONS, MemberUnreadable, TarIndex, TarIndexError, split_address
 from dto_pipeline.data.tar_walk import sample_key
 
 _ORIGINS = ("sidecar", "labels", "detection")  # bit 0, 1, 2 of an origin code
@@ -168,7 +169,10 @@ def _masks_of_people(
     address = split_address(image_file)
     if address is None:
         return none, ""
-    beside = f"{address[0]}!{sample_key(address[1])[0]}"
+    key, extension = sample_key(address[1])
+    if extension.lower() not in IMAGE_EXTENSIONS:  # found under its whole name: its sample is not that of the first dot
+        key = splitext(address[1])[0]
+    beside = f"{address[0]}!{key}"
     try:
         masks = read_masks(tars, tars.find(f"{beside}.{MASKS_EXTENSION}"))
     except TarIndexError:  # this image has no masks: everybody may own the whole picture

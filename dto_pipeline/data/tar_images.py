@@ -7,6 +7,7 @@ index and how to decode; knows no dataset. Sizes in pixels.
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -37,8 +38,10 @@ class TarImages(ImageStore):
     def read_bytes(self, image_file: str, limit: int | None = None) -> bytes:
         """See `ImageStore`."""
         if split_address(image_file) is None:
-            near = self.similar.get(image_file)
+            near, (key, extension) = self.similar.get(image_file), sample_key(image_file)
             hint = f"; {near} differs in upper and lower case" if near else ""
+            if not near and "." in extension:
+                hint = f"; neither under its whole name nor as sample {key!r} (a sample's key ends at the first dot)"
             raise ImageMissing(f"image {image_file} is in none of the tars{hint}")
         try:
             return self.index.read(image_file, limit)
@@ -62,7 +65,8 @@ def locate_images(index: TarIndex, names: Sequence[str], key_parts: int) -> Imag
 
     A name and a member belong together when their last `key_parts` path parts are equal up to the first dot of the base
     name, case included. Of several such members the one with the name's own extension is taken, then jpg, jpeg, png,
-    then the first; the others are reported.
+    then the first; the others are reported. A name with further dots (``cam.0.jpg``) is first looked for as it stands;
+    where several names end at one first dot, that only.
 
     Args:
         names: n distinct names like ``insta-train/a/b/c.jpg``.
@@ -79,11 +83,33 @@ def locate_images(index: TarIndex, names: Sequence[str], key_parts: int) -> Imag
         elif near := folded.get(key.casefold()):
             similar.setdefault(near, member.address)
     ranked = [_by_extension(found[key], sample_key(name)[1]) for name, key in zip(names, keys, strict=True)]
+    _prefer_whole_names(index, names, keys, key_parts, ranked)
     return ImageLocations(
         addresses=[fitting[0] if fitting else None for fitting in ranked],
         similar={row: similar[key] for row, key in enumerate(keys) if key in similar and not ranked[row]},
         repeated=[(fitting[0], other) for fitting in ranked for other in fitting[1:]],
     )
+
+
+def _prefer_whole_names(
+    index: TarIndex, names: Sequence[str], keys: Sequence[str], key_parts: int, ranked: list[list[str]]
+) -> None:
+    """Look for names with more than one dot as they stand: their keys end too early to tell them apart."""
+    dotted = [row for row, name in enumerate(names) if "." in sample_key(name)[1]]
+    if not dotted:
+        return
+    shared = Counter(keys)
+    rows = {_tail(names[row], key_parts): row for row in dotted}
+    whole: dict[int, str] = {}
+    for member in index.members():
+        row = rows.get(_tail(member.name, key_parts))
+        if row is not None:
+            whole.setdefault(row, member.address)
+    for row in dotted:
+        if row in whole:
+            ranked[row] = [whole[row]]
+        elif shared[keys[row]] > 1:
+            ranked[row] = []
 
 
 @dataclass(frozen=True)
