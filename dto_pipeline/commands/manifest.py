@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 
 from dto_pipeline.commands.merge import add_merge_parser
+from dto_pipeline.commands.options import positive
 
+_CHANGES = ("images_in", "masks", "shard_images", "principal_point", "label_values")  # keys of the YAML
 _PLACES = ("labels", "images", "depth", "sidecar", "predictions")
 
 
@@ -25,12 +27,27 @@ def _add_build(actions: argparse._SubParsersAction) -> None:
         "fixed. Beside it: a report of what was found (*.report.json) and every row that cannot be used, with the "
         "reason (*.findings.parquet). Folders and files may be local or URIs (s3://, gs://, ...).",
     )
-    build.add_argument("dataset", metavar="YAML", help="dataset description, see manifests/")
+    build.add_argument(
+        "dataset",
+        metavar="YAML",
+        help="dataset description, or the name of one that ships (aic, coco, insta1, insta2, mpii, relative_human)",
+    )
     build.add_argument("--data-root", default=".", metavar="DIR", help="folder that the YAML's paths start from (.)")
     build.add_argument("-o", "--out", required=True, metavar="FILE", help="manifest to write, e.g. demo.parquet")
     for place in _PLACES:
         build.add_argument(f"--{place}", metavar="PATH", help=f"{place} in place of the YAML's")
     build.add_argument("--images-in", choices=("folder", "tars"), help="in place of the YAML's images_in")
+    build.add_argument(
+        "--masks",
+        choices=("sidecar", "detection"),
+        help="in place of the YAML's masks: those of the sidecar, or also KEY.detection.npz beside the images",
+    )
+    build.add_argument("--shard-images", type=positive, metavar="N", help="in place of the YAML's shard_images")
+    build.add_argument(
+        "--principal-point",
+        choices=("centre", "free"),
+        help="in place of the YAML's principal_point: free takes images that are not of the size 2 cx, 2 cy",
+    )
     build.add_argument("--label-values", choices=("after", "before"), help="in place of the YAML's label_values")
     build.add_argument(
         "--against",
@@ -65,7 +82,7 @@ def _build(arguments: argparse.Namespace) -> int:
     from dto_pipeline.data.storage import as_location
 
     places = {key: getattr(arguments, key) for key in _PLACES if getattr(arguments, key) is not None}
-    changes = {key: getattr(arguments, key) for key in ("images_in", "label_values") if getattr(arguments, key)}
+    changes = {key: getattr(arguments, key) for key in _CHANGES if getattr(arguments, key)}
     dataset = load_dataset(arguments.dataset, arguments.data_root, places, **changes)
     out = as_location(arguments.out)
     report = build_manifest(

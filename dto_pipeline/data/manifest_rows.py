@@ -75,7 +75,7 @@ def build_shard(
     rows = index.rows[offsets[0] : offsets[-1]]
     files = index.image_file[images.start : images.stop]
     labels = inputs.source.rows(rows)
-    seen = join_seen(labels, inputs.sidecar.rows(rows), counts, files, inputs.mask_tars, pool)
+    seen = join_seen(labels, inputs.sidecar.rows(rows), counts, files, inputs.mask_store, pool)
     headers, problems = _read_headers(inputs, images, pool, advance)
     sizes = np.array([(header.width, header.height) for header in headers], dtype=np.int64).reshape(-1, 2)
     intrinsics, centred = centre_cameras(labels.intrinsics, np.repeat(sizes, counts, axis=0))

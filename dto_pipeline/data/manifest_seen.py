@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dto_pipeline.data.columns import single_array
+from dto_pipeline.data.images import ImageCorrupt, ImageMissing, ImageStore
 from dto_pipeline.data.rle import encode_rle
 from dto_pipeline.data.safe_pickle import PickleRefused
 from dto_pipeline.data.sources.fourd_humans import (
@@ -23,12 +24,12 @@ from dto_pipeline.data.sources.fourd_humans import (
     PEOPLE_EXTENSION,
     SampleError,
     choose_masks,
-    read_masks,
-    read_people,
+    parse_masks,
+    parse_people,
 )
 from dto_pipeline.data.sources.rows import LabelRows
 from dto_pipeline.data.sources.sidecar import SidecarRows
-from dto_pipeline.data.tar_index import IMAGE_EXTENSIONS, MemberUnreadable, TarIndex, TarIndexError, split_address
+from dto_pipeline.data.tar_index import IMAGE_EXTENSIONS, split_address
 from dto_pipeline.data.tar_walk import sample_key
 
 _ORIGINS = ("sidecar", "labels", "detection")  # bit 0, 1, 2 of an origin code
@@ -49,7 +50,7 @@ def join_seen(
     sidecar: SidecarRows,
     counts: np.ndarray,
     files: Sequence[str],
-    tars: TarIndex | None,
+    store: ImageStore | None,
     pool: Executor,
 ) -> SeenPeople:
     """Everything known about the people of some images.
@@ -59,7 +60,7 @@ def join_seen(
         sidecar: what the sidecar says about them.
         counts: (m,) int >= 1, people of each image.
         files: m image files; addresses in tars where masks are looked for.
-        tars: index of the tars masks are taken from; None = masks are not looked for there.
+        store: where the images and the masks beside them are read from; None = such masks are not looked for.
         pool: threads that read masks.
     """
     seen, told = sidecar, labels.seen
@@ -70,8 +71,8 @@ def join_seen(
         known |= _adds_attributes(told, seen) << 1
         seen = merge_seen(seen, told)
     unreadable: dict[int, str] = {}
-    if tars is not None:
-        found, unreadable = _read_detections(labels, starts, files, tars, pool)
+    if store is not None:
+        found, unreadable = _read_detections(labels, starts, files, store, pool)
         masked |= (_has_mask(found) & (masked == 0)) << 2
         seen = merge_seen(seen, found)
     return SeenPeople(seen, _words(masked, starts), _words(known, starts), unreadable)
@@ -138,7 +139,7 @@ _NO_MASK = _Mask(b"", 0, 0, False)
 
 
 def _read_detections(
-    labels: LabelRows, starts: np.ndarray, files: Sequence[str], tars: TarIndex, pool: Executor
+    labels: LabelRows, starts: np.ndarray, files: Sequence[str], store: ImageStore, pool: Executor
 ) -> tuple[SidecarRows, dict[int, str]]:
     """Masks of all people as `SidecarRows` that know nothing else, and why those of some images cannot be read."""
     stops = [*starts[1:].tolist(), len(labels.pose)]
@@ -147,8 +148,8 @@ def _read_detections(
         own = slice(int(starts[image]), stops[image])
         keypoints = None if labels.keypoints is None else labels.keypoints[own]
         try:
-            return _masks_of_people(tars, files[image], keypoints, labels.bbox_xyxy[own])
-        except (MemberUnreadable, SampleError, PickleRefused) as error:
+            return _masks_of_people(store, files[image], keypoints, labels.bbox_xyxy[own])
+        except (ImageCorrupt, SampleError, PickleRefused) as error:
             return [_NO_MASK] * (own.stop - own.start), str(error)
 
     found = list(pool.map(read, range(len(files))))
@@ -157,7 +158,7 @@ def _read_detections(
 
 
 def _masks_of_people(
-    tars: TarIndex, image_file: str, keypoints: np.ndarray | None, boxes: np.ndarray
+    store: ImageStore, image_file: str, keypoints: np.ndarray | None, boxes: np.ndarray
 ) -> tuple[list[_Mask], str]:
     """The mask of each person of one image, and what is wrong with some ("" = nothing).
 
@@ -165,24 +166,32 @@ def _masks_of_people(
         image_file: address of the image.
         keypoints: (n, J, 3) of its label rows, None = they have none; boxes: (n, 4) [px].
     """
-    none = [_NO_MASK] * len(boxes)
-    address = split_address(image_file)
-    if address is None:
-        return none, ""
-    key, extension = sample_key(address[1])
-    if extension.lower() not in IMAGE_EXTENSIONS:  # found under its whole name: its sample is not that of the first dot
-        key = splitext(address[1])[0]
-    beside = f"{address[0]}!{key}"
-    try:
-        masks = read_masks(tars, tars.find(f"{beside}.{MASKS_EXTENSION}"))
-    except TarIndexError:  # this image has no masks: everybody may own the whole picture
-        return none, ""
-    try:
-        people = read_people(tars, tars.find(f"{beside}.{PEOPLE_EXTENSION}"))
-    except TarIndexError:
-        people = None
+    sample = _sample_of(image_file)
+    data = _read_beside(store, f"{sample}.{MASKS_EXTENSION}")
+    if data is None:  # this image has no masks: everybody may own the whole picture
+        return [_NO_MASK] * len(boxes), ""
+    masks = parse_masks(data, f"{sample}.{MASKS_EXTENSION}")
+    data = _read_beside(store, f"{sample}.{PEOPLE_EXTENSION}")
+    people = None if data is None else parse_people(data, f"{sample}.{PEOPLE_EXTENSION}")
     chosen, fault = choose_masks(masks, keypoints, boxes, people)
     return [_encode(masks[mask]) if mask >= 0 else _NO_MASK for mask in chosen.tolist()], fault
+
+
+def _sample_of(image_file: str) -> str:
+    """Name of an image's sample, in its tar or folder: up to its first dot, where an image's ending follows."""
+    tar, member = split_address(image_file) or ("", image_file)
+    key, extension = sample_key(member)
+    if extension.lower() not in IMAGE_EXTENSIONS:  # found under its whole name: the sample is not that of its first dot
+        key = splitext(member)[0]
+    return f"{tar}!{key}" if tar else key
+
+
+def _read_beside(store: ImageStore, name: str) -> bytes | None:
+    """A file beside an image, None where there is none. Raises: ImageCorrupt."""
+    try:
+        return store.read_bytes(name)
+    except ImageMissing:
+        return None
 
 
 def _encode(mask: np.ndarray) -> _Mask:

@@ -171,6 +171,17 @@ def exists(location: Location) -> bool:
     return files.get_file_info(path).is_file
 
 
+def is_there(location: Location) -> bool:
+    """True if there is a file or a folder; False also where the storage cannot be asked."""
+    if isinstance(location, Path):
+        return location.exists()
+    try:
+        files, path = open_root(location)
+        return files.get_file_info(path).type != pafs.FileType.NotFound
+    except STORAGE_ERRORS:
+        return False
+
+
 def read_head(root: Location, name: str, limit: int | None) -> bytes:
     """The first `limit` bytes (None = all) of a file below a folder.
 

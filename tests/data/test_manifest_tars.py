@@ -233,3 +233,18 @@ def test_masks_go_to_the_people_who_name_them_wherever_their_joints_lie(tmp_path
     np.testing.assert_array_equal([decode_rle(p["mask_rle"], HEIGHT, WIDTH) for p in persons], halves()[::-1])
     assert report.masks_missing == 1
     assert "1.data.pyd" in found(tmp_path)["masks_unreadable", "t.tar!1.jpg"]
+
+
+def test_masks_beside_images_in_a_folder_are_found_as_those_in_tars(tmp_path):
+    people = [{"keypoints_2d": keypoints_at(3)[0], "extra_info": {"detection_npz_idx": 1}}]
+    files = {"0.jpg": picture(), "0.detection.npz": npz(masks=halves()), "0.data.pyd": pickle.dumps(people)}
+    for name, data in {**files, "1.jpg": picture()}.items():
+        (tmp_path / "tars").mkdir(exist_ok=True)
+        (tmp_path / "tars" / name).write_bytes(data)
+    spoil = {"gtkps": keypoints_at(3, 3)}
+    manifest, report = build(tmp_path, ["0.jpg", "1.jpg"], spoil, key_parts=1, masks="detection", images_in="folder")
+    first, second = (row["persons"][0] for row in all_rows(manifest))
+    np.testing.assert_array_equal(decode_rle(first["mask_rle"], HEIGHT, WIDTH), halves()[1])
+    assert second["mask_rle"] is None
+    assert (report.masks_given, report.masks_missing) == (1, 1)
+    assert [row["mask_origin"] for row in all_rows(manifest)] == ["detection", None]

@@ -24,7 +24,6 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from dto_pipeline.data.safe_pickle import Limits, safe_load_npz, safe_loads
-from dto_pipeline.data.tar_index import TarIndex, TarMember
 
 PEOPLE_EXTENSION = "data.pyd"
 MASKS_EXTENSION = "detection.npz"
@@ -53,19 +52,13 @@ class SamplePeople:
     mask: np.ndarray  # (n,) int64 which of the sample's masks is the person's, -1 = not told
 
 
-def read_people(index: TarIndex, member: TarMember) -> SamplePeople:
-    """The people of a ``.data.pyd`` member.
+def parse_people(data: bytes, where: str) -> SamplePeople:
+    """The people of a ``.data.pyd`` member; `where` names the bytes in messages.
 
     Raises:
-        MemberUnreadable: the bytes cannot be read.
-        UnsafePickle, BrokenPickle: see `data.safe_pickle`; the message names the member.
+        UnsafePickle, BrokenPickle: see `data.safe_pickle`.
         SampleError: a pickle of something else than a list of people.
     """
-    return parse_people(index.read_member(member), member.address)
-
-
-def parse_people(data: bytes, where: str) -> SamplePeople:
-    """See `read_people`; `where` names the bytes in messages."""
     people = safe_loads(data, limits=_LIMITS, where=where, object_arrays=True)  # fitting_loss is one around a dict
     if not isinstance(people, list) or not all(isinstance(person, dict) for person in people):
         raise SampleError(f"{where} holds {type(people).__name__}; expected a list with one dict per person")
@@ -85,19 +78,13 @@ def parse_people(data: bytes, where: str) -> SamplePeople:
         )
 
 
-def read_masks(index: TarIndex, member: TarMember) -> np.ndarray:
-    """(K, H, W) bool instance masks of a ``.detection.npz`` member.
+def parse_masks(data: bytes, where: str) -> np.ndarray:
+    """(K, H, W) bool instance masks of a ``.detection.npz`` member; `where` names the bytes in messages.
 
     Raises:
-        MemberUnreadable: the bytes cannot be read.
-        UnsafePickle, BrokenPickle: not a sound npz; the message names the member.
+        UnsafePickle, BrokenPickle: not a sound npz.
         SampleError: no `masks`, or of another shape or type.
     """
-    return parse_masks(index.read_member(member), member.address)
-
-
-def parse_masks(data: bytes, where: str) -> np.ndarray:
-    """See `read_masks`; `where` names the bytes in messages."""
     masks = safe_load_npz(io.BytesIO(data), keys=("masks",), limits=_LIMITS, where=where).get("masks")
     if masks is None or masks.ndim != 3 or masks.dtype.kind not in "bu" or masks.max(initial=0) > 1:
         found = "no array 'masks'" if masks is None else f"'masks' of {masks.dtype} {masks.shape}"
