@@ -13,6 +13,7 @@ import torch
 
 from dto_pipeline.axes import FAR, NEAR
 from dto_pipeline.config import EvidenceConfig
+from dto_pipeline.maths.ordered import segment_sum
 from dto_pipeline.scene import DepthEvidence, PersonMaps, PixelSamples, SceneBatch
 
 _QUARTILES = (0.25, 0.75)
@@ -205,7 +206,7 @@ def _count(segment: torch.Tensor, segments: int) -> torch.Tensor:
 
 
 def _sum(segment: torch.Tensor, values: torch.Tensor, segments: int) -> torch.Tensor:
-    return torch.bincount(segment, weights=values, minlength=segments)
+    return segment_sum(segment, values, segments)
 
 
 def _mean(segment: torch.Tensor, values: torch.Tensor, segments: int) -> torch.Tensor:

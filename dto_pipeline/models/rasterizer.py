@@ -9,6 +9,7 @@ camera are drawn: the others lie behind them, half of the work.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -245,10 +246,15 @@ def _planes(x: torch.Tensor, y: torch.Tensor, z: torch.Tensor) -> tuple[torch.Te
     x1, y1 = x.roll(-1, 0), y.roll(-1, 0)  # the corner after
     x2, y2 = x.roll(-2, 0), y.roll(-2, 0)
     coefficients = torch.stack([x1 * y2 - x2 * y1, y1 - y2, x2 - x1])  # (3, 3 corners, T)
-    area = (x * coefficients[1]).sum(0)
+    area = _sum_of_three(x * coefficients[1])
     coefficients /= torch.where(area == 0, 1, area)
-    inverse_z = (coefficients / z).sum(1, keepdim=True)
+    inverse_z = _sum_of_three((coefficients / z).unbind(1))[:, None]
     return torch.cat([coefficients, inverse_z], dim=1), area
+
+
+def _sum_of_three(terms: Sequence[torch.Tensor] | torch.Tensor) -> torch.Tensor:
+    """In this order for every triangle, which `torch.sum` does not promise."""
+    return terms[0] + terms[1] + terms[2]
 
 
 def _chunks(count: torch.Tensor, at_once: int) -> list[slice]:
@@ -277,7 +283,8 @@ def _draw(keys: torch.Tensor, triangles: _Triangles, chunk: slice, width: int, f
         triangle, row, column, offset = (value.index_select(0, seen) for value in (triangle, row, column, offset))
     planes = triangles.planes[:, :, chunk].flatten(0, 1)  # gather: an eighth of index_select's time on CPU
     a, b, c = planes.gather(1, triangle.expand(len(planes), -1)).view(3, 4, -1)  # (4, pairs) each
-    values = a.addcmul_(b, column.to(a.dtype)).addcmul_(c, row.to(a.dtype))
+    # not addcmul: whether it rounds once or twice may depend on where in the list a pair stands
+    values = a.add_(b.mul_(column.to(a.dtype))).add_(c.mul_(row.to(a.dtype)))
     inside = (values[:3].amin(0) >= 0).nonzero().squeeze(-1)
     triangle = triangle.index_select(0, inside)
     z_bits = values[3].index_select(0, inside).reciprocal_().to(torch.float32).view(torch.int32).to(torch.int64)
