@@ -33,15 +33,17 @@ class ImageStatus(_Advised):
         "The network's answer cannot be used, such as numbers that are not finite; take another checkpoint, or train "
         "with a lower loop.rate.",
     )
-    NO_PEOPLE = "no_people", "No person of this image had a valid label; see the persons' statuses."
+    NO_PEOPLE = "no_people", "The image has no person with a label that can be used; see the persons' statuses."
     IMAGE_MISSING = (
         "image_missing",
         "The image file was not found; fetch it, or name its folder with --images, then use dto run --retry-failed: "
-        "it does this image only, whether it was missing then or when the manifest was built.",
+        "it does this image only, whether it was missing then or when the manifest was built. Tars fetched again: first"
+        " dto manifest check --reindex. After dto predict: predict again into another folder.",
     )
     IMAGE_CORRUPT = (
         "image_corrupt",
-        "The image could not be decoded; replace the file, then use dto run --retry-failed (it does this image only).",
+        "The image could not be decoded; replace the file, then use dto run --retry-failed (it does this image only). "
+        "Tars fetched again: first dto manifest check --reindex. After dto predict: predict again into another folder.",
     )
     SIZE_MISMATCH = (
         "size_mismatch",
@@ -108,7 +110,11 @@ class PersonStatus(_Advised):
         "depth, as in a flat map (the message says which); label kept.",
     )
     EMPTY_MASK = "empty_mask", "Dropped: the instance mask holds no pixel; label kept."
-    INVALID_LABEL = "invalid_label", "The label is not finite, of a wrong shape or behind the camera; not used."
+    INVALID_LABEL = (
+        "invalid_label",
+        "The label cannot be used (see the message): not finite, behind the camera, with a mask that is damaged or of "
+        "another size, or on a kid axis the body lacks; kept as given.",
+    )
     DUPLICATE = (
         "duplicate",
         "The same person as another row of its image (the message names it): not measured, goes where that row goes; "

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 MAX_COMPARED = 1000  # people of one image that are compared with each other; of more, only equal rows are found
-_PAIRS_AT_ONCE = 1 << 20  # bounds memory: two poses each, of those that stand close
+_PAIRS_AT_ONCE = 1 << 20  # bounds memory: two places each ...
+_POSES_AT_ONCE = 1 << 14  # ... and two poses of those that stand close
 _EQUAL = 1e-5  # of every number of two rows: copies of one row, whatever their boxes say
 _JOINTS = 24
 
@@ -111,20 +112,24 @@ def _are_same(people: People, first: np.ndarray, second: np.ndarray, rule: SameP
     """(k,) bool of pairs (k,) and (k,); the dear comparisons are made for those that stand close only."""
     same = np.zeros(first.size, bool)
     near = np.flatnonzero(_stand_close(people.transl[first], people.transl[second], rule))
-    one, other = first[near], second[near]
+    for some in np.split(near, range(_POSES_AT_ONCE, near.size, _POSES_AT_ONCE)):
+        same[some] = _are_alike(people, first[some], second[some], rule)
+    return same
+
+
+def _are_alike(people: People, one: np.ndarray, other: np.ndarray, rule: SamePerson) -> np.ndarray:
+    """(k,) bool of pairs that stand close: pose, shape and box agree, or every number does."""
     with np.errstate(over="ignore", invalid="ignore"):
         shape = np.abs(people.betas[one] - people.betas[other])
         alike = (shape[:, :-1] <= rule.shape).all(axis=1) & (shape[:, -1] <= rule.kid_axis)
         angle = _angles(people.pose[one], people.pose[other])
         alike &= (angle.mean(axis=1) <= rule.mean_angle) & (angle[:, 0] <= rule.root_angle)
-        overlap = _overlap(people.bbox_xyxy[one], people.bbox_xyxy[other])
-        alike &= ~(overlap < rule.box_overlap)
+        alike &= ~(_overlap(people.bbox_xyxy[one], people.bbox_xyxy[other]) < rule.box_overlap)
         copies = [
             np.abs(values[one] - values[other]).max(axis=1) <= _EQUAL
             for values in (people.pose, people.betas, people.transl)
         ]
-    same[near] = alike | np.logical_and.reduce(copies)
-    return same
+    return alike | np.logical_and.reduce(copies)
 
 
 def _stand_close(one: np.ndarray, other: np.ndarray, rule: SamePerson) -> np.ndarray:

@@ -181,9 +181,9 @@ def _read_labels(rows: pa.Table) -> Iterator[tuple[Scene, _Masks]]:
             **{name: row[name] for name in ("image_id", "subset", "image_path", "width", "height")},
             intrinsics=read_cameras(row),
             **parts,
-            person_problem=_person_problems(reasons, same_as, parts["source_row"]),
-            same_as=same_as if (same_as >= 0).any() else None,
+            person_problem=[(PersonStatus.INVALID_LABEL, reason) if reason else None for reason in reasons],
         )
+        mark_repeats(scene, same_as)
         _take_problem(scene, row)
         scene.origin["masks"] = row["mask_origin"] or "none"
         scene.origin["attributes"] = row["attribute_origin"] or "unknown"
@@ -202,17 +202,13 @@ def _find_repeats(columns: dict[str, np.ndarray], people: Any, found: np.ndarray
     )
 
 
-def _person_problems(
-    reasons: list[str | None], same_as: np.ndarray, source_row: np.ndarray
-) -> list[tuple[PersonStatus, str] | None]:
-    problems: list[tuple[PersonStatus, str] | None] = [
-        (PersonStatus.INVALID_LABEL, reason) if reason else None for reason in reasons
-    ]
+def mark_repeats(scene: Scene, same_as: np.ndarray) -> None:
+    """Give people who repeat another, (P,) position of that one or -1, their status."""
     for person in np.flatnonzero(same_as >= 0).tolist():
         kept = int(same_as[person])
-        row = f" (label row {source_row[kept]})" if source_row[kept] >= 0 else ""
-        problems[person] = (PersonStatus.DUPLICATE, f"the same person as person {kept}{row} of this image")
-    return problems
+        row = f" (label row {scene.source_row[kept]})" if scene.source_row[kept] >= 0 else ""
+        problem = (PersonStatus.DUPLICATE, f"the same person as person {kept}{row} of this image")
+        scene.person_problem[person], scene.same_as = problem, same_as
 
 
 def _take_problem(scene: Scene, row: dict[str, Any]) -> None:
@@ -220,7 +216,7 @@ def _take_problem(scene: Scene, row: dict[str, Any]) -> None:
     if row["problem_status"] is None:
         return
     status = ImageStatus(row["problem_status"])
-    if status in MENDABLE and np.isfinite(scene.intrinsics[:2, :2]).all():
+    if status in MENDABLE and scene.num_people and np.isfinite(scene.intrinsics[:2, :2]).all():
         scene.width = scene.height = 0
     else:
         scene.problem = (
