@@ -36,14 +36,13 @@ class ImageStatus(_Advised):
     NO_PEOPLE = "no_people", "The image has no person with a label that can be used; see the persons' statuses."
     IMAGE_MISSING = (
         "image_missing",
-        "The image file was not found; fetch it, or name its folder with --images, then use dto run --retry-failed: "
-        "it does this image only, whether it was missing then or when the manifest was built. Tars fetched again: first"
-        " dto manifest check --reindex. After dto predict: predict again into another folder.",
+        "The image file was not found; fetch it, or name its folder with --images, then use dto run --retry-failed: it "
+        "does this image only. (Tars fetched again: dto manifest check --reindex first. Predictions: predict anew.)",
     )
     IMAGE_CORRUPT = (
         "image_corrupt",
-        "The image could not be decoded; replace the file, then use dto run --retry-failed (it does this image only). "
-        "Tars fetched again: first dto manifest check --reindex. After dto predict: predict again into another folder.",
+        "The image could not be decoded; replace the file, then use dto run --retry-failed: it does this image only. "
+        "(Tars fetched again: dto manifest check --reindex first. Predictions: predict anew.)",
     )
     SIZE_MISMATCH = (
         "size_mismatch",
