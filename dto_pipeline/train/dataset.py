@@ -26,7 +26,7 @@ from dto_pipeline.data.placed import unpack_covariance
 from dto_pipeline.errors import DtoError
 from dto_pipeline.maths.rotation import axis_angle_to_matrix
 from dto_pipeline.models.body import BodyModel
-from dto_pipeline.status import UNUSED, UnusableImage
+from dto_pipeline.status import UNUSED, PersonStatus, UnusableImage
 from dto_pipeline.train.augment import (
     ImageLabels,
     camera_problem,
@@ -258,7 +258,7 @@ def build_labels(columns: LabelColumns, row: int, width: int, height: int, body:
         depth_layer=layers,
     )
     in_picture = np.isfinite(boxes).all(axis=1) | np.isfinite(labels.keypoints).any(axis=(1, 2))
-    return labels.take(has_body | in_picture)
+    return labels.take(has_body | (in_picture & (status != str(PersonStatus.DUPLICATE))))
 
 
 def keep_visible(labels: ImageLabels, size: int, min_joints: int, max_people: int) -> ImageLabels:
