@@ -36,8 +36,8 @@ class ImageStatus(_Advised):
     NO_PEOPLE = "no_people", "The image has no person with a label that can be used; see the persons' statuses."
     IMAGE_MISSING = (
         "image_missing",
-        "The image file was not found; fetch it, or check --images, then use dto run --retry-failed: it does this image "
-        "only. (Tars fetched again: dto manifest check --reindex first. Predictions: predict anew.)",
+        "The image file was not found; fetch it, or check --images, then use dto run --retry-failed: it does this "
+        "image only. (Tars fetched again: dto manifest check --reindex first. Predictions: predict anew.)",
     )
     IMAGE_CORRUPT = (
         "image_corrupt",

@@ -161,9 +161,9 @@ class FileLedger:
         if not workers and schedule.leaving:
             return f"{schedule.leaving} workers finish before their nodes go"
         if not workers and wanted and self._loading:
-            return f"{self._loading} workers are loading{since}"
+            return f"waiting for {self._loading} workers that are loading{since}"
         if not workers and wanted:
-            return f"waiting for workers{since}"
+            return f"waiting for workers and their GPUs{since}"
         return f"{workers} workers" if workers >= wanted else f"{workers} of {wanted} workers, others are not ready"
 
     def _commit(self, receipt: Receipt) -> bool:
