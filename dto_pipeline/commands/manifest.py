@@ -7,7 +7,7 @@ import argparse
 from dto_pipeline.commands.merge import add_merge_parser
 from dto_pipeline.commands.options import positive
 
-_CHANGES = ("images_in", "masks", "shard_images", "principal_point", "label_values")  # keys of the YAML
+_CHANGES = ("source", "images_in", "masks", "shard_images", "principal_point", "label_values")  # keys of the YAML
 _PLACES = ("labels", "images", "depth", "sidecar", "predictions")
 
 
@@ -36,6 +36,9 @@ def _add_build(actions: argparse._SubParsersAction) -> None:
     build.add_argument("-o", "--out", required=True, metavar="FILE", help="manifest to write, e.g. demo.parquet")
     for place in _PLACES:
         build.add_argument(f"--{place}", metavar="PATH", help=f"{place} in place of the YAML's")
+    build.add_argument(
+        "--source", metavar="KIND", help="in place of the YAML's source, e.g. ma_hmr: what the labels are"
+    )
     build.add_argument("--images-in", choices=("folder", "tars"), help="in place of the YAML's images_in")
     build.add_argument(
         "--masks",
