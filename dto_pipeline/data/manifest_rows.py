@@ -18,7 +18,8 @@ import pyarrow as pa
 from dto_pipeline.data.cameras import describe_off_centre, is_off_centre
 from dto_pipeline.data.columns import build_table, pick_words, ragged_column, struct_column
 from dto_pipeline.data.duplicates import People, find_duplicates
-from dto_pipeline.data.images import ImageHeader, ImageStore
+from dto_pipeline.data.image_decoding import ImageHeader
+from dto_pipeline.data.images import ImageStore
 from dto_pipeline.data.manifest_findings import MASKS, Findings, note_people
 from dto_pipeline.data.manifest_inputs import ManifestInputs
 from dto_pipeline.data.manifest_report import ManifestReport

@@ -21,6 +21,7 @@ from dto_pipeline.data.rle import encode_rle
 from dto_pipeline.data.safe_pickle import PickleRefused
 from dto_pipeline.data.sources.fourd_humans import (
     MASKS_EXTENSION,
+    MAX_MEMBER_BYTES,
     PEOPLE_EXTENSION,
     SampleError,
     choose_masks,
@@ -189,7 +190,7 @@ def _sample_of(image_file: str) -> str:
 def _read_beside(store: ImageStore, name: str) -> bytes | None:
     """A file beside an image, None where there is none. Raises: ImageCorrupt."""
     try:
-        return store.read_bytes(name)
+        return store.read_bytes(name, MAX_MEMBER_BYTES)
     except ImageMissing:
         return None
 

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from dto_pipeline.collate import map_size
-from dto_pipeline.config import EvidenceConfig
+from dto_pipeline.config import EvidenceConfig, RunConfig
 from dto_pipeline.data.cameras import describe_off_centre, is_off_centre, read_cameras
 from dto_pipeline.data.columns import read_vectors, single_array
 from dto_pipeline.data.duplicates import People, find_duplicates
@@ -71,6 +71,7 @@ class _Loader:
     max_side: int
     clock: Clock
     centred: bool  # an image that the manifest could not measure must be of the size its camera expects
+    decode_memory_mb: int
 
     def fill(self, scene: Scene, image_file: str, depth_file: str | None, masks: _Masks) -> None:
         """Add image, masks and disparity, or the problem that prevents them."""
@@ -92,7 +93,7 @@ class _Loader:
         if scene.width == 0:
             self._measure(scene, image_file)
         with self.clock("decode"):
-            image = self.images.read(image_file)
+            image = self.images.read(image_file, self.decode_memory_mb)
         scene.image_sha256 = image.sha256
         height, width = image.rgb.shape[:2]
         if (width, height) != (scene.width, scene.height):
@@ -129,6 +130,7 @@ def load_scenes(
     clock: Clock | None = None,
     label_masks: bool = True,
     centred: bool = True,
+    decode_memory_mb: int = RunConfig.decode_memory_mb,
 ) -> list[Scene]:
     """Load the scenes of some manifest rows.
 
@@ -142,12 +144,14 @@ def load_scenes(
         label_masks: take the manifest's masks; False treats everybody as without one.
         centred: the data set's `principal_point` is ``centre``: an image the manifest could not measure, and that can
             be read now, must be of the size its camera expects.
+        decode_memory_mb: see `RunConfig`.
 
     Returns:
         One scene per row, in order.
     """
     store = open_folder(as_location(images)) if isinstance(images, Path | str) else images
-    loader = _Loader(store, depth, evidence.render_max_side, clock or (lambda stage: nullcontext()), centred)
+    quiet = clock or (lambda stage: nullcontext())
+    loader = _Loader(store, depth, evidence.render_max_side, quiet, centred, decode_memory_mb)
     scenes, masks = [], []
     for scene, mask in _read_labels(rows):
         scenes.append(scene)
