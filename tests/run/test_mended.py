@@ -87,9 +87,11 @@ def test_one_mended_image_costs_one_image(case, monkeypatch):
     assert {name: case.before[name]["status"] for name in SPOILT} == {n: str(s) for n, (_, s) in SPOILT.items()}
     seen: list[str] = []
 
-    def read(self, name, decode=ImageStore.read):
+    decode = ImageStore.read
+
+    def read(self, name, *limits):
         seen.append(name)
-        return decode(self, name)
+        return decode(self, name, *limits)
 
     monkeypatch.setattr(ImageStore, "read", read)
     case.mend("000001.jpg")
