@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from dto_pipeline.bounds import CAMERA_BEYOND, implausible_cameras
 from dto_pipeline.data.cameras import describe_off_centre, is_off_centre
 from dto_pipeline.data.columns import build_table, pick_words, ragged_column, struct_column
 from dto_pipeline.data.duplicates import People, find_duplicates
@@ -39,6 +40,7 @@ _CAMERA_FAULTS = (
     "intrinsics are not finite",
     "focal lengths are not positive",
     "intrinsics have skew or a last row other than 0 0 1",
+    CAMERA_BEYOND,
 )
 _CENTRE = np.array([[False, False, True], [False, False, True], [False, False, False]])  # of intrinsics
 _SAME_CAMERA = 1e-3  # largest difference between intrinsics of one image [px]
@@ -81,6 +83,8 @@ def build_shard(
     sizes = np.array([(header.width, header.height) for header in headers], dtype=np.int64).reshape(-1, 2)
     intrinsics, centred = centre_cameras(labels.intrinsics, np.repeat(sizes, counts, axis=0))
     camera, camera_fault = judge_cameras(intrinsics, counts)
+    beyond = (camera_fault == 0) & implausible_cameras(camera, sizes[:, 0], sizes[:, 1])
+    camera_fault = np.where(beyond, _CAMERA_FAULTS.index(CAMERA_BEYOND), camera_fault)
     off_centre = (sizes[:, 0] > 0) & (camera_fault == 0) & is_off_centre(camera, sizes)
     report.turned += sum(header.orientation != 1 for header in headers)
     report.rows_without_image += int(counts[[_is_missing(problem) for problem in problems]].sum())
@@ -92,6 +96,8 @@ def build_shard(
     repeats = _find_repeats(labels, seen.rows, counts, person_problem)
     _count_images(report, counts, problems, camera_fault, int(off_centre.sum()))
     _count_people(report, seen, person_problem, centred)
+    lost = np.repeat([problem is not None for problem in problems], counts)
+    report.rows_unusable += int((lost | (person_problem > 0)).sum())
     _note(findings, files, problems, seen, (rows, counts, person_problem))
     _note_repeats(report, findings, files, (rows, counts), repeats)
     people = struct_column(MANIFEST_PERSON, _person_columns(labels, seen.rows, rows, counts, person_problem))

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
+from dto_pipeline.bounds import CAMERA_BEYOND, implausible_cameras
 from dto_pipeline.collate import map_size
 from dto_pipeline.config import EvidenceConfig, RunConfig
 from dto_pipeline.data.cameras import describe_off_centre, is_off_centre, read_cameras
@@ -190,6 +191,7 @@ def _read_labels(rows: pa.Table) -> Iterator[tuple[Scene, _Masks]]:
             intrinsics=read_cameras(row),
             **parts,
             person_problem=[(PersonStatus.INVALID_LABEL, reason) if reason else None for reason in reasons],
+            problem=_camera_problem(row) if row["problem_status"] is None else None,
         )
         mark_repeats(scene, same_as)
         _take_problem(scene, row)
@@ -231,6 +233,15 @@ def _take_problem(scene: Scene, row: dict[str, Any]) -> None:
             status,
             f"{row['problem']} (seen when the manifest was built: mend it, then build a new one and start a new run)",
         )
+
+
+def _camera_problem(row: dict[str, Any]) -> tuple[ImageStatus, str] | None:
+    """A camera that manifests of older versions let through."""
+    camera = read_cameras(row)
+    sides = np.array([row["width"]]), np.array([row["height"]])
+    if not implausible_cameras(camera[None], *sides)[0]:
+        return None
+    return ImageStatus.LABEL_INVALID, f"{CAMERA_BEYOND}; {camera.ravel().tolist()} for {row['width']} x {row['height']}"
 
 
 def _sample_masks(scene: Scene, masks: _Masks, max_side: int) -> None:

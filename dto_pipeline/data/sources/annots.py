@@ -20,7 +20,7 @@ import numpy as np
 
 from dto_pipeline.axes import NUM_BETAS
 from dto_pipeline.data.cameras import camera_matrices
-from dto_pipeline.data.files import temporary_folder
+from dto_pipeline.data.files import check_maps, temporary_folder
 from dto_pipeline.data.inert_records import PickleRefused, Record, Role
 from dto_pipeline.data.pickled_arrays import build_values
 from dto_pipeline.data.pickled_items import ITEM_LIMITS, PickledItems
@@ -81,6 +81,7 @@ def open_annots(path: str | Path) -> Annots:
 
 def unpack_annots(path: Path, folder: Path) -> Annots:
     """As `open_annots`, the flat files lie in `folder`."""
+    check_maps(folder)
     try:
         with PickledItems(path, ARRAY) as items, _Writer(path, folder) as writer:
             for key, people in items.items():
