@@ -18,9 +18,12 @@ from dto_pipeline.axes import NUM_BETAS
 from dto_pipeline.bounds import CAMERA_BEYOND, implausible_cameras
 from dto_pipeline.collate import collate_scenes, map_size, pass_through, split_batch
 from dto_pipeline.config import AttributeConfig, DepthConfig, MaskConfig, PipelineConfig, load_config
+from dto_pipeline.data.duplicates import People as LabelledPeople
+from dto_pipeline.data.duplicates import find_duplicates
 from dto_pipeline.data.images import ImageStore, open_folder
 from dto_pipeline.data.label_files import IMAGE_COLUMNS, PERSON_COLUMNS, flatten_table, person_leaf, read_label_files
 from dto_pipeline.data.placed import read_placed
+from dto_pipeline.data.scenes import mark_repeats
 from dto_pipeline.data.sources.rows import ROW_PROBLEMS, find_row_problems
 from dto_pipeline.data.storage import Location, as_location
 from dto_pipeline.data.torch_labels import LABEL_IMAGES, LABEL_PEOPLE, LabelDataset
@@ -208,7 +211,7 @@ def _build_scene(
     place = _array("transl", transl, (people, 3))
     problems = [ROW_PROBLEMS[code] for code in find_row_problems(pose, shape, place)]
     depth = _check_disparity(np.asarray(disparity, np.float32))
-    return Scene(
+    scene = Scene(
         image_id="memory/scene",
         subset="memory",
         image_path="scene",
@@ -227,6 +230,10 @@ def _build_scene(
         disparity=depth,
         origin={"masks": "memory", "attributes": "memory", "depth": "memory"},
     )
+    alike = (scene.pose, scene.betas, scene.transl, scene.bbox_xyxy, scene.det_score)
+    usable = np.array([problem is None for problem in scene.person_problem], bool)
+    mark_repeats(scene, find_duplicates(LabelledPeople(*alike, np.zeros(people, bool), usable, np.array([people]))))
+    return scene
 
 
 def _add_masks(scene: Scene, masks: np.ndarray | None, max_side: int) -> None:

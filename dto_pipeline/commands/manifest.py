@@ -6,8 +6,10 @@ import argparse
 import sys
 
 from dto_pipeline.commands.merge import add_merge_parser
+from dto_pipeline.commands.options import positive
 from dto_pipeline.config import RunConfig
 
+_CHANGES = ("source", "images_in", "masks", "shard_images", "principal_point", "label_values")  # keys of the YAML
 _PLACES = ("labels", "images", "depth", "sidecar", "predictions")
 
 
@@ -28,7 +30,11 @@ def _add_build(actions: argparse._SubParsersAction) -> None:
         "reason (*.findings.parquet). Folders and files may be local or URIs (s3://, gs://, ...). Exit code 1: "
         "written, but more than --max-failed-images of it cannot be used.",
     )
-    build.add_argument("dataset", metavar="YAML", help="dataset description, see manifests/")
+    build.add_argument(
+        "dataset",
+        metavar="YAML",
+        help="dataset description, or the name of one that ships (aic, coco, insta1, insta2, mpii, relative_human)",
+    )
     build.add_argument("--data-root", default=".", metavar="DIR", help="folder that the YAML's paths start from (.)")
     build.add_argument("-o", "--out", required=True, metavar="FILE", help="manifest to write, e.g. demo.parquet")
     for place in _PLACES:
@@ -37,6 +43,17 @@ def _add_build(actions: argparse._SubParsersAction) -> None:
         "--source", metavar="KIND", help="in place of the YAML's source, e.g. ma_hmr: what the labels are"
     )
     build.add_argument("--images-in", choices=("folder", "tars"), help="in place of the YAML's images_in")
+    build.add_argument(
+        "--masks",
+        choices=("sidecar", "detection"),
+        help="in place of the YAML's masks: those of the sidecar, or also KEY.detection.npz beside the images",
+    )
+    build.add_argument("--shard-images", type=positive, metavar="N", help="in place of the YAML's shard_images")
+    build.add_argument(
+        "--principal-point",
+        choices=("centre", "free"),
+        help="in place of the YAML's principal_point: free takes images that are not of the size 2 cx, 2 cy",
+    )
     build.add_argument("--label-values", choices=("after", "before"), help="in place of the YAML's label_values")
     build.add_argument(
         "--against",
@@ -68,6 +85,9 @@ def _add_check(actions: argparse._SubParsersAction) -> None:
     check.add_argument("manifest", metavar="MANIFEST", help="file written by dto manifest build")
     check.add_argument("--deep", action="store_true", help="decode every image")
     check.add_argument("--images", metavar="DIR", help="images folder in place of the manifest's")
+    check.add_argument(
+        "--reindex", action="store_true", help="first look anew at tars that were fetched again or are new"
+    )
     check.add_argument("--report", metavar="FILE", help="write all of it as JSON")
     check.add_argument("--quiet", action="store_true", help="no progress line")
     check.set_defaults(run=_check)
@@ -87,9 +107,7 @@ def _build(arguments: argparse.Namespace) -> int:
 
     told = {key: getattr(arguments, key) for key in _PLACES if getattr(arguments, key) is not None}
     places = {key: place for key, place in told.items() if place}
-    changes = {
-        key: getattr(arguments, key) for key in ("source", "images_in", "label_values") if getattr(arguments, key)
-    }
+    changes = {key: getattr(arguments, key) for key in _CHANGES if getattr(arguments, key)}
     changes.update(dict.fromkeys(told.keys() - places.keys(), ""))
     dataset = load_dataset(arguments.dataset, arguments.data_root, places, **changes)
     out = as_location(arguments.out)
@@ -112,7 +130,9 @@ def _check(arguments: argparse.Namespace) -> int:
     from dto_pipeline.data.storage import as_location
 
     images = None if arguments.images is None else as_location(arguments.images)
-    report = check_manifest(as_location(arguments.manifest), arguments.deep, images, not arguments.quiet)
+    report = check_manifest(
+        as_location(arguments.manifest), arguments.deep, images, not arguments.quiet, arguments.reindex
+    )
     print(report.as_table())
     if arguments.report:
         write_json_atomic(Path(arguments.report), report.to_json())

@@ -164,7 +164,7 @@ def _check_possible(columns: LabelColumns) -> list[Check]:
 def _check_moves(columns: LabelColumns, limits: Limits) -> list[Check]:
     people = columns.people
     moved = _is_placed(columns)
-    still = ~moved
+    still = ~moved & ~_is(columns, PersonStatus.DUPLICATE)  # they go where the person goes whom they repeat
     scale, height = people["scale"], people["height_m"]
     changed = (scale != 1) | (people["beta_index"] >= 0) | _differs(people["transl"], people["transl_init"])
     z, expected_z = people["transl"][:, 2], scale * people["transl_init"][:, 2]

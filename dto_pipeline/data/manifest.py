@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from dto_pipeline.config import shorten
 from dto_pipeline.data.dataset import Dataset
-from dto_pipeline.data.files import json_bytes, sha256_file
+from dto_pipeline.data.files import json_bytes, sha256_file, sweep_abandoned
 from dto_pipeline.data.manifest_findings import (
     Findings,
     findings_path,
@@ -190,6 +190,7 @@ def build_manifest(
         LabelFileError, SidecarError, TarIndexError, StorageError, FindingsError: a file is missing or cannot be used.
     """
     out = as_location(out)
+    sweep_abandoned(out if isinstance(out, Path) else None)
     report = ManifestReport(dataset=dataset.name, findings_file=base_name(findings_path(out)))
     with ExitStack() as stack:
         inputs = open_inputs(dataset, out, stack, progress)

@@ -45,6 +45,7 @@ class ManifestReport:
     depth_looked: int = 0  # images whose depth map was looked for: some, spread over all; 0 = none is named
     depth_missing: int = 0  # of these, images without one
     off_centre: int = 0  # images whose size is not (2 cx, 2 cy) within a pixel, refused or not
+    turned: int = 0  # images an EXIF note turns or mirrors for viewers; pixels are taken as stored
     person_problems: Counter[str] = field(default_factory=Counter)  # reason -> persons
     masks_given: int = 0
     masks_missing: int = 0  # persons without a mask: their rendered silhouette is used
@@ -112,6 +113,7 @@ class ManifestReport:
             *([("depth maps looked for", self.depth_looked)] if self.depth_looked else []),
             *([("  of these missing", self.depth_missing)] if self.depth_looked else []),
             ("images with an off-centre camera", self.off_centre),
+            ("images turned by an EXIF note, taken as stored", self.turned),
             *((f"cameras: {fault}", count) for fault, count in sorted(self.camera_faults.items())),
             *((f"images also in {subset}", count) for subset, count in sorted(self.also_in.items())),
             *((f"found: {kind}", count) for kind, count in sorted(self.findings.items()) if kind in _TABLED),

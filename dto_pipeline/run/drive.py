@@ -65,8 +65,8 @@ class Ledger(Protocol):
     def waiting(self, seconds: float, loading: int) -> None:
         """Nobody has been ready to work for so long; `loading` workers have their place and warm up."""
 
-    def tick(self) -> None:
-        """Time has passed; called every few seconds at least."""
+    def tick(self, loading: int) -> None:
+        """Time has passed; called every few seconds at least. `loading`: workers that have their place and warm up."""
 
 
 def drive(schedule: Schedule, pool: WorkerPool, ledger: Ledger, budget: FailureBudget | None = None) -> None:
@@ -129,7 +129,7 @@ class _Loop:
             for event in self.pool.wait(POLL_S):
                 self._handle(event)
             self._watch()
-            self.ledger.tick()
+            self.ledger.tick(len(self.loading))
 
     def _handle(self, event: Event) -> None:
         handlers: dict[type, Callable[..., None]] = {

@@ -6,6 +6,7 @@ there is work, so that a finished run answers at once. Times in seconds.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Collection
 from contextlib import ExitStack, closing
@@ -14,8 +15,10 @@ from pathlib import Path
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from dto_pipeline.config import STAND_IN_BODY, PipelineConfig, RunConfig
+from dto_pipeline.data.dataset import SYNTHETIC
 from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.storage import as_location
+from dto_pipeline.models.depth_licences import DEMO_MODEL
 from dto_pipeline.run import directory as files
 from dto_pipeline.run.budget import FailureBudget
 from dto_pipeline.run.directory import RunDirectory
@@ -30,6 +33,7 @@ from dto_pipeline.run.summary import RunSummary, Tally, find_example, summarize
 from dto_pipeline.run.suspects import Suspects
 
 EVERYTHING = Selection()
+_LOG = logging.getLogger(__name__)
 
 
 def run_pipeline(
@@ -79,6 +83,7 @@ def run_pipeline(
     with directory.lock(config.run):
         identity = files.identify_run(config, manifest, manifest.path)
         plan = plan_run(directory, identity, manifest, config.run, selection, retry, recheck)
+        _warn_of_demo_network(config, manifest)
         tally = Tally()
         if plan.work:
             if runner is None:
@@ -116,6 +121,16 @@ def plan_pipeline(
     manifest = Manifest.open(manifest_path)
     missing = _find_missing(manifest, config, address, images_root, depth_root)
     return forecast_run(RunDirectory(as_location(run_dir)), manifest, config, selection, retry, images_per_s, missing)
+
+
+def _warn_of_demo_network(config: PipelineConfig, manifest: Manifest) -> None:
+    synthetic = str(manifest.dataset.get("licence", "")).startswith(SYNTHETIC)
+    if config.depth.source == "model" and config.depth.model == DEMO_MODEL and not synthetic:
+        _LOG.warning(
+            "depth.model=demo was trained on synthetic crowds only: on other pictures its maps, and the labels, mean "
+            "nothing; take a published network (docs/seeing.md) for %s",
+            manifest.subset,
+        )
 
 
 def _find_missing(

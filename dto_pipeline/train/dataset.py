@@ -26,7 +26,7 @@ from dto_pipeline.data.placed import unpack_covariance
 from dto_pipeline.errors import DtoError
 from dto_pipeline.maths.rotation import axis_angle_to_matrix
 from dto_pipeline.models.body import BodyModel
-from dto_pipeline.status import PersonStatus, UnusableImage
+from dto_pipeline.status import UNUSED, PersonStatus, UnusableImage
 from dto_pipeline.train.augment import (
     ImageLabels,
     camera_problem,
@@ -235,7 +235,7 @@ def build_labels(columns: LabelColumns, row: int, width: int, height: int, body:
         focal = _GUESSED_FOCAL * max(width, height)
         intrinsics = np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])
     finite = np.isfinite(np.concatenate([pose, betas, transl], axis=1)).all(axis=1)
-    has_body = finite & (transl[:, 2] > 0) & (status != str(PersonStatus.INVALID_LABEL)) & has_camera
+    has_body = finite & (transl[:, 2] > 0) & ~np.isin(status, UNUSED) & has_camera
     packed, people = columns.images["z_covariance"][row], len(pose)
     if packed is not None and len(packed) != people * (people + 1) // 2:
         raise UnusableImage(f"its z_covariance has {len(packed)} numbers, which is no half matrix of {people} people")
@@ -258,7 +258,7 @@ def build_labels(columns: LabelColumns, row: int, width: int, height: int, body:
         depth_layer=layers,
     )
     in_picture = np.isfinite(boxes).all(axis=1) | np.isfinite(labels.keypoints).any(axis=(1, 2))
-    return labels.take(has_body | in_picture)
+    return labels.take(has_body | (in_picture & (status != str(PersonStatus.DUPLICATE))))
 
 
 def keep_visible(labels: ImageLabels, size: int, min_joints: int, max_people: int) -> ImageLabels:
