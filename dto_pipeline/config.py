@@ -127,13 +127,18 @@ class RefineConfig:
 
 
 STAND_IN_BODY = "demo"  # names the free body of assets/ in place of a path
+NAME_A_BODY = (
+    "name a body: body.model_path=PATH (or --body PATH) of an npz made by `dto body import`, or demo for the free "
+    "stand-in"
+)
 
 
 @dataclass(frozen=True)
 class BodyConfig:
     """The body model, a file in SMPL's format."""
 
-    model_path: str = ""  # npz (or folder with SMPLA_NEUTRAL.npz / SMPL_NEUTRAL.npz); demo (or "") = the stand-in
+    # npz, or folder with SMPLA_NEUTRAL.npz / SMPL_NEUTRAL.npz; demo = the stand-in; "" = not named, and refused
+    model_path: str = ""
     kid_axis: bool = True  # use the 11th shape direction when the model has one
 
 
@@ -294,6 +299,16 @@ def load_config(path: str | Path | None = None, overrides: typing.Sequence[str] 
         ConfigError: a file, room, key or value that cannot be used, named.
     """
     return config_from_dict(read_tree(path, overrides))
+
+
+def require_body(config: BodyConfig) -> None:
+    """Raises: ConfigError where no body model is named. Call it before anything is made."""
+    _expect(bool(config.model_path), f"no body model is named; {NAME_A_BODY}")
+
+
+def with_body(config: PipelineConfig, path: str | None) -> PipelineConfig:
+    """The config with this body model, where one is named at all."""
+    return dataclasses.replace(config, body=dataclasses.replace(config.body, model_path=path)) if path else config
 
 
 def read_tree(path: str | Path | None, overrides: typing.Sequence[str] = ()) -> dict[str, dict[str, Any]]:

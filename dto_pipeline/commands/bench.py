@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from dto_pipeline.commands.options import add_config_options, positive, read_config
 from dto_pipeline.commands.output import print_report
+from dto_pipeline.config import STAND_IN_BODY
 
 if TYPE_CHECKING:
     from dto_pipeline.config import PipelineConfig
@@ -63,11 +64,15 @@ def _run(arguments: argparse.Namespace) -> int:
     elif arguments.manifest:
         report = run_manifest_bench(arguments.manifest)
     elif arguments.workers:
-        report = bench_workers(arguments.images, arguments.spin_s, arguments.repeats, read_config(arguments))
+        report = bench_workers(
+            arguments.images, arguments.spin_s, arguments.repeats, read_config(arguments, STAND_IN_BODY)
+        )
     elif arguments.depth:
-        report = run_depth_bench(place_shard, arguments.images, arguments.repeats, read_config(arguments))
+        report = run_depth_bench(
+            place_shard, arguments.images, arguments.repeats, read_config(arguments, STAND_IN_BODY)
+        )
     else:
-        report = run_bench(arguments.images, arguments.repeats, read_config(arguments))
+        report = run_bench(arguments.images, arguments.repeats, read_config(arguments, STAND_IN_BODY))
     print_report(report, arguments.json)
     return 0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import textwrap
 
-from dto_pipeline.config import PipelineConfig, load_config
+from dto_pipeline.config import PipelineConfig, load_config, with_body
 
 
 class Paragraphs(argparse.HelpFormatter):
@@ -58,7 +58,9 @@ def add_overrides(parser: argparse.ArgumentParser, example: str) -> None:
 
 def add_body_option(parser: argparse.ArgumentParser) -> None:
     """`--body NPZ` of a verb that has no config to name it."""
-    parser.add_argument("--body", default="", metavar="NPZ", help="body model (the stand-in of the demo)")
+    parser.add_argument(
+        "--body", default="", metavar="NPZ", help="body model, made by dto body import; demo = the free stand-in"
+    )
 
 
 def add_heights_option(parser: argparse.ArgumentParser) -> None:
@@ -77,6 +79,7 @@ def add_moved_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--body", metavar="NPZ", help="the run's body model, where it was moved")
 
 
-def read_config(arguments: argparse.Namespace) -> PipelineConfig:
-    """The config that `add_config_options` describe."""
-    return load_config(arguments.config, arguments.overrides)
+def read_config(arguments: argparse.Namespace, body: str = "") -> PipelineConfig:
+    """The config that `add_config_options` describe; `body`: the body model where they name none."""
+    config = load_config(arguments.config, arguments.overrides)
+    return with_body(config, config.body.model_path or body)

@@ -86,7 +86,8 @@ def _run(arguments: argparse.Namespace) -> int:
     manifest = predict_run(trained, pictures, out, config, not arguments.quiet)
     print(f"{arguments.out}: {manifest.num_people} people in {manifest.num_images} images{_failures(out)}")
     depth = "" if manifest.depth_root else " --set depth.source=model --set depth.model=NAME"
-    print(f"to place them: dto run {manifest.path} -o RUN{depth}")
+    body = f" --set body.model_path={trained.body_config.model_path}"
+    print(f"to place them: dto run {manifest.path} -o RUN{body}{depth}")
     return 0
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import io
 import zipfile
-from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +19,7 @@ from smplx.vertex_ids import vertex_ids
 from torch import nn
 
 from dto_pipeline.axes import NUM_BETAS
-from dto_pipeline.config import STAND_IN_BODY
-from dto_pipeline.errors import DtoError
+from dto_pipeline.models.body_file import BodyModelError, locate_body
 
 SMPLX_EXTRA_JOINTS = (
     *("nose", "reye", "leye", "rear", "lear"),
@@ -39,10 +37,6 @@ _REQUIRED = {
     "f": (None, 3),
 }
 _POSE_CHUNK = 64  # bodies skinned at once: bounds memory, and 16-80 a call is fastest on CPU
-
-
-class BodyModelError(DtoError, ValueError):
-    """A file that is not a usable body model; the message says what was found and what to do."""
 
 
 class BodyModel(nn.Module):
@@ -180,18 +174,17 @@ class BodyModel(nn.Module):
         return posed + shift, joints + shift
 
 
-def load_body(path: str | Path = "", kid_axis: bool = True, device: torch.device | str = "cpu") -> BodyModel:
+def load_body(path: str | Path, kid_axis: bool = True, device: torch.device | str = "cpu") -> BodyModel:
     """Read a body model from a plain npz in SMPL's format.
 
     Args:
-        path: npz file, or a folder holding SMPLA_NEUTRAL.npz or SMPL_NEUTRAL.npz; "demo" (or "") = the stand-in body.
+        path: npz file, or a folder holding SMPLA_NEUTRAL.npz or SMPL_NEUTRAL.npz; "demo" = the stand-in body.
         kid_axis: use the 11th direction when the file has one.
 
     Raises:
-        BodyModelError: missing file, a pickle, missing keys or wrong shapes.
+        BodyModelError: none is named, missing file, a pickle, missing keys or wrong shapes.
     """
-    own = str(path) in ("", STAND_IN_BODY)
-    file = _locate(Path(str(files("dto_pipeline.assets"))) if own else Path(path))
+    file = locate_body(path)
     data = file.read_bytes()
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as archive:
@@ -201,14 +194,6 @@ def load_body(path: str | Path = "", kid_axis: bool = True, device: torch.device
         raise BodyModelError(f"{file} is not a plain npz body model ({error}); {hint}") from error
     _check_arrays(file, arrays)
     return BodyModel(arrays, kid_axis, hashlib.sha256(data).hexdigest()).to(device)
-
-
-def _locate(path: Path) -> Path:
-    candidates = [path / "SMPLA_NEUTRAL.npz", path / "SMPL_NEUTRAL.npz"] if path.is_dir() else [path]
-    for file in candidates:
-        if file.is_file():
-            return file
-    raise BodyModelError(f"no body model at {path}; expected an npz made by `dto body import`")
 
 
 def _check_arrays(file: Path, arrays: dict[str, np.ndarray]) -> None:

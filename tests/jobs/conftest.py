@@ -22,6 +22,8 @@ TINY_OPTIONS = [
     "run.device=cpu",
     "--set",
     "run.batch_images=2",
+    "--set",
+    "body.model_path=demo",
 ]  # what `tiny_config` says, for the command line
 
 

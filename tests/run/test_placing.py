@@ -118,7 +118,7 @@ def test_a_label_on_the_kid_axis_is_refused_by_a_model_without_one(manifest, bod
     scenes = load_scenes(rows, manifest.images_root, DepthFiles(manifest.depth_root), CONFIG.evidence)
     scenes[0].betas[0, 10] = 0.4
     placer = ScenePlacer(
-        SceneOptimizer(load_body(kid_axis=False), CONFIG),
+        SceneOptimizer(load_body("demo", kid_axis=False), CONFIG),
         CONFIG,
         ImageFolder(manifest.images_root),
         DepthFiles(manifest.depth_root),
