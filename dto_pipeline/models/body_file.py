@@ -24,7 +24,7 @@ def locate_body(path: str | Path) -> Path:
     Raises:
         BodyModelError: none is named, or nothing is there.
     """
-    if str(path) in ("", "."):  # a Path spells nothing as a point
+    if not str(path):
         raise BodyModelError(f"no body model is named; {NAME_A_BODY}")
     place = Path(str(files("dto_pipeline.assets"))) if str(path) == STAND_IN_BODY else Path(path)
     for file in [place / name for name in _NAMES] if place.is_dir() else [place]:

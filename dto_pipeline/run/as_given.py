@@ -13,7 +13,8 @@ from pathlib import Path
 
 from dto_pipeline.config import PipelineConfig
 from dto_pipeline.data.manifest import Manifest
-from dto_pipeline.run.directory import RunDirectory, identify_run, open_run
+from dto_pipeline.run.directory import RunDirectory, open_run
+from dto_pipeline.run.identity import identify_run
 from dto_pipeline.run.pool import process_name
 from dto_pipeline.run.publishing import (
     LabelTable,

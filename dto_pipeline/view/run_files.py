@@ -20,7 +20,8 @@ from dto_pipeline.data.storage import Location, as_location
 from dto_pipeline.data.tar_images import open_images
 from dto_pipeline.models.body import BodyModel, BodyModelError
 from dto_pipeline.models.depth import DepthFiles
-from dto_pipeline.run.directory import RunDirectory, RunIdentity, RunScan, read_identity, scan_run
+from dto_pipeline.run.directory import RunDirectory, RunScan, read_identity, scan_run
+from dto_pipeline.run.identity import RunIdentity
 
 LabelTable = Any  # a pyarrow.Table of schema.LABELS_SCHEMA; pyarrow itself is imported in data/ only
 
