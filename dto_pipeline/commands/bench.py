@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from dto_pipeline.commands.options import add_config_options, positive, read_config
 from dto_pipeline.commands.output import print_report
-from dto_pipeline.config import STAND_IN_BODY
 
 if TYPE_CHECKING:
     from dto_pipeline.config import PipelineConfig
@@ -64,25 +63,23 @@ def _run(arguments: argparse.Namespace) -> int:
     elif arguments.manifest:
         report = run_manifest_bench(arguments.manifest)
     elif arguments.workers:
-        report = bench_workers(
-            arguments.images, arguments.spin_s, arguments.repeats, read_config(arguments, STAND_IN_BODY)
-        )
+        report = bench_workers(arguments.images, arguments.spin_s, arguments.repeats, read_config(arguments))
     elif arguments.depth:
-        report = run_depth_bench(
-            place_shard, arguments.images, arguments.repeats, read_config(arguments, STAND_IN_BODY)
-        )
+        report = run_depth_bench(place_shard, arguments.images, arguments.repeats, read_config(arguments))
     else:
-        report = run_bench(arguments.images, arguments.repeats, read_config(arguments, STAND_IN_BODY))
+        report = run_bench(arguments.images, arguments.repeats, read_config(arguments))
     print_report(report, arguments.json)
     return 0
 
 
 def bench_workers(images: int, spin_s: float, repeats: int, config: PipelineConfig) -> Scaling:
     """One image a shard: what a second worker is worth, the driver's work on every shard included."""
+    from dto_pipeline.config import STAND_IN_BODY, with_body
     from dto_pipeline.lab.bench_data import build_bench_data
     from dto_pipeline.lab.bench_scaling import measure_scaling
     from dto_pipeline.models.body import load_body
 
+    config = with_body(config, config.body.model_path or STAND_IN_BODY)
     with tempfile.TemporaryDirectory(prefix="dto-bench-") as folder:
         root = Path(folder)
         body = load_body(config.body.model_path, config.body.kid_axis)

@@ -6,7 +6,6 @@ import argparse
 from pathlib import Path
 
 from dto_pipeline.commands.options import add_config_options, add_heights_option, positive, read_config
-from dto_pipeline.config import STAND_IN_BODY
 
 
 def add_solver_parsers(actions: argparse._SubParsersAction) -> None:
@@ -76,7 +75,7 @@ def _run_solvers(arguments: argparse.Namespace) -> int:
         arguments.images,
         arguments.seed,
         golden=arguments.golden,
-        config=read_config(arguments, STAND_IN_BODY),
+        config=read_config(arguments),
     )
     print(f"{as_table(results)}\n\n{arguments.out}/solver_comparison.md and .json written")
     return 0
@@ -96,6 +95,6 @@ def _run_benchmark(arguments: argparse.Namespace) -> int:
         difficulties=tuple(arguments.difficulty or ()),
         parts=arguments.parts,
     )
-    report = run_benchmark(Path(arguments.out), settings, read_config(arguments, STAND_IN_BODY))
+    report = run_benchmark(Path(arguments.out), settings, read_config(arguments))
     print(f"{as_text(report)}\n\n{arguments.out}/benchmark.md and .json written")
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import textwrap
 
-from dto_pipeline.config import PipelineConfig, load_config, with_body
+from dto_pipeline.config import PipelineConfig, load_config
 
 
 class Paragraphs(argparse.HelpFormatter):
@@ -79,7 +79,6 @@ def add_moved_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--body", metavar="NPZ", help="the run's body model, where it was moved")
 
 
-def read_config(arguments: argparse.Namespace, body: str = "") -> PipelineConfig:
-    """The config that `add_config_options` describe; `body`: the body model where they name none."""
-    config = load_config(arguments.config, arguments.overrides)
-    return with_body(config, config.body.model_path or body)
+def read_config(arguments: argparse.Namespace) -> PipelineConfig:
+    """The config that `add_config_options` describe."""
+    return load_config(arguments.config, arguments.overrides)

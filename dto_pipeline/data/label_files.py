@@ -117,8 +117,8 @@ def check_one_body(paths: Iterable[Location]) -> str:
         found = read_label_metadata(path).get("body_sha256", "")
         if told and found and found != told[1]:
             raise LabelsError(
-                f"{told[0]} was made with the body model of sha256 {told[1]}, {path} with that of {found}: shapes of one "
-                "body mean something else in another; take labels of one body model at a time"
+                f"{told[0]} was made with the body model of sha256 {told[1]}, {path} with that of {found}: shapes of "
+                "one body mean something else in another; take labels of one body model at a time"
             )
         if found and told is None:
             told = path, found

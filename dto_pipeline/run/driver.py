@@ -72,7 +72,7 @@ def run_pipeline(
     started = time.monotonic()
     retry = Retry.of(retry_failed, retry_statuses)
     directory = RunDirectory(as_location(run_dir))
-    manifest = Manifest.open(absolute(manifest_path))
+    manifest = Manifest.open(manifest_path)
     config = settle_config(config, manifest)
     places = find_places(config, manifest, images_root, depth_root)
     if refusals := [*_find_missing(manifest, config, address, places), *_find_strangers(directory)]:
@@ -80,7 +80,7 @@ def run_pipeline(
     selection.find_shards(manifest.num_shards, manifest.subset)  # a mistake is said before anything is made
     directory.create_folders()
     with directory.lock(config.run):
-        identity = identify_run(config, manifest, manifest.path)
+        identity = identify_run(config, manifest, absolute(manifest.path))
         plan = plan_run(directory, identity, manifest, config.run, selection, retry)
         tally = Tally()
         if plan.work:
@@ -117,7 +117,7 @@ def plan_pipeline(
     """
     retry = Retry.of(retry_failed, retry_statuses)
     directory = RunDirectory(as_location(run_dir))
-    manifest = Manifest.open(absolute(manifest_path))
+    manifest = Manifest.open(manifest_path)
     config = settle_config(config, manifest)
     places = find_places(config, manifest, images_root, depth_root)
     missing = [*_find_missing(manifest, config, address, places), *_find_strangers(directory)]
