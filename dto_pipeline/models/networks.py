@@ -140,7 +140,8 @@ def identify(reference: ModelReference) -> ModelIdentity:
         return ModelIdentity(reference.name, reference.revision, "")
     folder = Path(located(reference))
     digest = hashlib.sha256()
-    for path in sorted({found for pattern in _DECIDING for found in folder.glob(pattern)}):
+    found = {path for pattern in _DECIDING for path in folder.glob(pattern)}
+    for path in sorted(path for path in found if path.is_file()):  # no folder, and no pipe that would wait for ever
         digest.update(path.name.encode() + b"\0" + bytes.fromhex(sha256_once(path)))
     return ModelIdentity(_family(folder), "", digest.hexdigest())
 
