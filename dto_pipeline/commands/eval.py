@@ -10,6 +10,7 @@ from dto_pipeline.commands.eval_solvers import add_solver_parsers
 from dto_pipeline.commands.options import add_body_option, not_negative
 from dto_pipeline.config import STAND_IN_BODY
 from dto_pipeline.errors import DtoError
+from dto_pipeline.reading import open_regular
 
 if TYPE_CHECKING:
     import numpy as np
@@ -144,14 +145,13 @@ def _run_rh(arguments: argparse.Namespace) -> int:
 
 
 def _run_synthetic(arguments: argparse.Namespace) -> int:
-    from dto_pipeline.data.people import read_people
     from dto_pipeline.evaluate.placement_evaluation import evaluate_synthetic
 
     after = _people(arguments.labels)
     placed = {"labels": after}
     if (after.status != "").any():
         placed = {"before": _people(arguments.labels, "before"), "after": after}
-    truth = read_people(arguments.truth)
+    truth = _people(arguments.truth)
     evaluation = evaluate_synthetic(placed, truth, _body(arguments), arguments.resamples, arguments.seed)
     return _report(evaluation, arguments)
 
@@ -167,11 +167,12 @@ def _run_meshes(arguments: argparse.Namespace) -> int:
 def _people(place: str, values: str = "after") -> People:
     """People of any kind of file; of a run, those of its finished shards."""
     from dto_pipeline.data.people import read_people
+    from dto_pipeline.data.storage import as_location
     from dto_pipeline.view.run_files import find_labels
 
-    path = Path(place)
-    is_run = (path / "run.json").exists()
-    return read_people(find_labels(path) if is_run else path, values)
+    location = as_location(place)
+    ours = isinstance(location, str) or (location / "run.json").exists()  # behind a URI only labels of this project
+    return read_people(find_labels(location) if ours else location, values)
 
 
 def _body(arguments: argparse.Namespace) -> BodyModel:
@@ -190,7 +191,8 @@ def _regressor(arguments: argparse.Namespace, body: BodyModel) -> np.ndarray:
         raise DtoError("--body needs --regressor: neck and head top are regressed from that model's vertices")
     path = arguments.regressor or str(files("dto_pipeline.assets") / "J_regressor_extra.npy")
     try:
-        regressor = np.load(path, allow_pickle=False)
+        with open_regular(path) as stream:
+            regressor = np.load(stream, allow_pickle=False)
     except (OSError, ValueError) as error:
         raise DtoError(f"{path} cannot be read ({error}); expected J_regressor_extra.npy") from error
     if regressor.shape != (9, body.num_vertices):

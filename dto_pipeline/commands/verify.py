@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
+from typing import TYPE_CHECKING
 
 from dto_pipeline.commands.options import add_moved_options
+from dto_pipeline.commands.several import show_several
+from dto_pipeline.errors import DtoError
+
+if TYPE_CHECKING:
+    from dto_pipeline.view.verify import Verdict
 
 
 def add_parser(verbs: argparse._SubParsersAction) -> None:
@@ -14,10 +21,12 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         help="check receipts, rows and labels of a run; exit code 1 if anything falls short",
         description="Reads every label file of a run and checks it against its receipt, against the manifest (every "
         "image once, the input restored exactly by undoing the change) and against what a fit may do to a label. "
-        "Broken is what was declared done and does not hold. Exit codes: 0 every shard is done and holds; 1 something "
+        "Broken is what was declared done and does not hold; shards whose files are damaged are noted in the folder, "
+        "so that the next dto run does them again. "
+        "Exit codes: 0 every shard is done and holds; 1 something "
         "is broken, or shards were given up; 2 it could not be read; 3 what is done holds, the rest is pending.",
     )
-    parser.add_argument("run_dir", metavar="RUN", help="the run's folder")
+    parser.add_argument("run_dirs", metavar="RUN", nargs="+", help="folders of runs; of several, one table")
     add_moved_options(parser)
     parser.add_argument("--limit", type=int, default=5, metavar="N", help="offences shown per rule (5)")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -25,8 +34,53 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from dto_pipeline.view.verify import verify_run
-
-    verdict = verify_run(arguments.run_dir, arguments.manifest, arguments.body)
+    runs = arguments.run_dirs
+    if len(runs) > 1:
+        if arguments.manifest:
+            raise DtoError(f"--manifest names that of one run, {len(runs)} are named; verify it alone")
+        return show_several(
+            runs,
+            lambda number: _verified(runs[number], arguments),
+            _facts,
+            lambda verdict: verdict.exit_code,
+            arguments.json,
+        )
+    verdict = _verified(runs[0], arguments)
     print(json.dumps(verdict.to_json(), indent=1) if arguments.json else verdict.as_table(arguments.limit))
     return verdict.exit_code
+
+
+def _verified(run_dir: str, arguments: argparse.Namespace) -> Verdict:
+    from dto_pipeline.view.verify import verify_run
+
+    verdict = verify_run(run_dir, arguments.manifest, arguments.body)
+    _leave_word(verdict)
+    return verdict
+
+
+def _leave_word(verdict: Verdict) -> None:
+    """Note the shards that are damaged, so that the next `dto run` looks at them and does them again."""
+    from dto_pipeline.data.storage import as_location
+    from dto_pipeline.run.directory import RunDirectory
+    from dto_pipeline.run.recheck import note_damage
+
+    try:
+        note_damage(RunDirectory(as_location(verdict.run_dir)), verdict.damaged)
+    except OSError as error:
+        print(
+            f"dto verify: {verdict.run_dir}: what is damaged cannot be noted there ({error.strerror or error}); "
+            "use dto run --recheck",
+            file=sys.stderr,
+        )
+
+
+def _facts(verdict: Verdict) -> dict[str, str]:
+    """A row of the table over several runs; `dto verify RUN` tells the offences of one."""
+    broken = [name for name, rule in verdict.rules.items() if rule.broken]
+    return {
+        "images": f"{verdict.images}",
+        "persons": f"{verdict.persons}",
+        "shards": f"{verdict.done} done, {len(verdict.given_up)} given up, {len(verdict.pending)} pending",
+        "broken": "; ".join(f"{name} ({verdict.rules[name].broken})" for name in broken) or "nothing",
+        "not checked": f"{len(verdict.unchecked)}",
+    }

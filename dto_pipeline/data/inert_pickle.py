@@ -420,3 +420,6 @@ _BY_NAME: dict[bytes, _Opcode] = {
     b"\x98": _refused("an out-of-band buffer", lambda m: "READONLY_BUFFER"),
 }
 _OPCODES: dict[int, _Opcode] = {name[0]: opcode for name, opcode in _BY_NAME.items()}
+
+Machine = _Machine  # for `pickled_items`, which runs the same instructions on a mapped stream
+OPCODES = _OPCODES

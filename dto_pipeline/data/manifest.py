@@ -7,7 +7,6 @@ machine. Equal inputs under equal roots give identical bytes.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -18,6 +17,7 @@ from typing import Any
 import pyarrow as pa
 from tqdm import tqdm
 
+from dto_pipeline.config import shorten
 from dto_pipeline.data.dataset import Dataset
 from dto_pipeline.data.files import json_bytes, sha256_file
 from dto_pipeline.data.manifest_findings import (
@@ -37,8 +37,10 @@ from dto_pipeline.data.parquet import READ_ERRORS, check_schema, footer_text, op
 from dto_pipeline.data.sources.rows import NoticingSource
 from dto_pipeline.data.storage import Location, as_location, base_name, beside, write_bytes
 from dto_pipeline.errors import DtoError
+from dto_pipeline.reading import parse_json
 from dto_pipeline.schema import MANIFEST_SCHEMA, MANIFEST_SCHEMA_NAME
 
+_PARTS = 3  # last parts of a manifest's path that it may be found by after a move
 _HEADER_THREADS = 16  # image headers are read waiting for the disk, not computing
 
 
@@ -83,8 +85,9 @@ class Manifest:
     @classmethod
     def _from_footer(cls, path: Location, footer: dict[str, str], groups: list[int]) -> Manifest:
         try:
-            sizes = [ShardSize(*pair) for pair in json.loads(footer["shards"])]
-            roots, dataset = json.loads(footer["roots"]), json.loads(footer["dataset"])
+            sizes = [ShardSize(*_counts(pair)) for pair in parse_json(footer["shards"])]
+            roots, dataset = parse_json(footer["roots"]), parse_json(footer["dataset"])
+            dataset["name"]
             images_root, depth_root = as_location(roots["images"]), roots["depth"] and as_location(roots["depth"])
             fingerprint = footer["fingerprint"]
         except (KeyError, TypeError, ValueError) as error:
@@ -130,6 +133,46 @@ class Manifest:
             raise ManifestError(f"{self.path}, shard {shard} cannot be read ({error}); build it again") from error
 
 
+def find_manifest(recorded: Location, run_dir: Location, fingerprint: str, named: Sequence[Location] = ()) -> Manifest:
+    """The manifest a run was made from.
+
+    Args:
+        recorded: where run.json says it is; if it is not there, it is looked for under the last parts of that path in
+            the run's folder and the folders above it, so that a run and its manifest may move together.
+        run_dir: the run's folder.
+        fingerprint: of the manifest, by run.json.
+        named: places in place of `recorded`, one of which must be it.
+
+    Raises:
+        ManifestError: none of these is it; names the first place and what was found there.
+    """
+    problem = ""
+    for place in named or [as_location(recorded), *_nearby(recorded, run_dir)]:
+        try:
+            manifest = Manifest.open(place)
+        except ManifestError as error:
+            problem = problem or str(error)
+            continue
+        if manifest.fingerprint == fingerprint:
+            return manifest
+        told = f"expected fingerprint {fingerprint[:16]}, found {manifest.fingerprint[:16]}"
+        problem = problem or f"{place} is another manifest now, not the one of this run ({told})"
+    raise ManifestError(f"{problem}; name the manifest with --manifest, or put it back")
+
+
+def _nearby(recorded: Location, run_dir: Location) -> Iterator[Path]:
+    """Existing files below the run's folder and those above it that are called like the end of a path."""
+    recorded, run_dir = as_location(recorded), as_location(run_dir)
+    if not (isinstance(recorded, Path) and isinstance(run_dir, Path)):
+        return
+    here = run_dir.absolute()
+    for folder in (here, *here.parents):
+        for parts in range(min(_PARTS, len(recorded.parts)), 0, -1):
+            place = folder.joinpath(*recorded.parts[-parts:])
+            if place != recorded and place.is_file():
+                yield place
+
+
 def build_manifest(
     dataset: Dataset,
     out: Location,
@@ -165,6 +208,13 @@ def build_manifest(
         report.findings = findings.counts
     write_bytes(report_path(out), json_bytes(report.to_json()))
     return report
+
+
+def _counts(pair: Sequence[Any]) -> list[int]:
+    """Raises: ValueError where one is no count."""
+    if any(not isinstance(count, int) or isinstance(count, bool) or count < 0 for count in pair):
+        raise ValueError(f"shard of {shorten(pair)}")
+    return list(pair)
 
 
 def report_path(manifest: Location) -> Location:

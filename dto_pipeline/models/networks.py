@@ -17,6 +17,7 @@ from pathlib import Path
 from dto_pipeline.config import AttributeConfig, DepthConfig, MaskConfig, PipelineConfig
 from dto_pipeline.errors import DtoError
 from dto_pipeline.models.depth_licences import DEMO_MODEL
+from dto_pipeline.reading import open_regular
 
 _COMMIT = re.compile("[0-9a-f]{40}")
 _FAMILY = re.compile(r"[\w.-]{1,64}")
@@ -154,7 +155,7 @@ def sha256_once(path: Path) -> str:
 
 @lru_cache(maxsize=64)
 def _sha256(path: str, seen: tuple[int, ...]) -> str:
-    with open(path, "rb") as stream:
+    with open_regular(Path(path)) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 

@@ -45,6 +45,7 @@ def run_pipeline(
     images_root: str | Path | None = None,
     depth_root: str | Path | None = None,
     runner: Runner | None = None,
+    recheck: bool = False,
 ) -> RunSummary:
     """Do what is left of a run; start it where it does not exist.
 
@@ -59,6 +60,7 @@ def run_pipeline(
         progress: show a progress line.
         images_root, depth_root: folders in place of those named by the manifest and the config.
         runner: does the shards; None = a `ShardRunner`.
+        recheck: read the label files of finished shards and do those again that are not what their receipts say.
 
     Raises:
         RunLocked: another driver is at work on this run.
@@ -81,7 +83,7 @@ def run_pipeline(
     directory.create_folders()
     with directory.lock(config.run):
         identity = identify_run(config, manifest, absolute(manifest.path))
-        plan = plan_run(directory, identity, manifest, config.run, selection, retry)
+        plan = plan_run(directory, identity, manifest, config.run, selection, retry, recheck)
         tally = Tally()
         if plan.work:
             if runner is None:

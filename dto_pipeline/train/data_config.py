@@ -53,7 +53,7 @@ NO_AUGMENTATION = AugmentConfig(
 class DataConfig:
     """What is trained on. `weights`, `images` hold one entry per entry of `labels`, or none."""
 
-    labels: tuple[str, ...] = ()  # folders of runs, folders of exports in Parquet, label files, *_annots.npz
+    labels: tuple[str, ...] = ()  # runs, exports in Parquet, label files, DTO-Humans' and RelativeHuman's npz
     weights: tuple[float, ...] = ()  # times an epoch each image of these labels is seen; none = once
     images: tuple[str, ...] = ()  # folder or URI of the photographs; "" = those the run's manifest names
     select: str = "accepted"  # images, see `SELECTIONS`

@@ -15,7 +15,6 @@ worker, goes on from the newest that can be read. A training's folder:
 from __future__ import annotations
 
 import itertools
-import json
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -32,6 +31,7 @@ from dto_pipeline.config import describe_difference
 from dto_pipeline.data.files import write_json_atomic
 from dto_pipeline.errors import DtoError
 from dto_pipeline.models.body import load_body
+from dto_pipeline.reading import IrregularFile, parse_json, read_regular
 from dto_pipeline.train.batch import TrainBatch
 from dto_pipeline.train.checkpoint import (
     Checkpoint,
@@ -265,8 +265,8 @@ def _claim_folder(folder: Path, config: TrainConfig) -> None:
         write_json_atomic(path, {"config": config.to_dict(), "versions": library_versions()})
         return
     try:
-        there = _fixed_knobs(stored_config(json.loads(path.read_text())["config"]))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        there = _fixed_knobs(stored_config(parse_json(read_regular(path))["config"]))
+    except (ValueError, KeyError, TypeError, AttributeError, IrregularFile) as error:
         raise TrainError(f"{path} cannot be used ({error}); choose another folder, or put the file back") from error
     differing = describe_difference(there, wanted)
     if differing:

@@ -84,13 +84,19 @@ def batches_from(stream: Stream, position: Position) -> Iterator[tuple[TrainBatc
     """Endless batches from a position on, each with the position after it.
 
     Raises:
-        LabelsError: an epoch has no batch.
+        LabelsError: an epoch has no batch, or nobody in any of them.
     """
     while True:
-        before = position
+        before, anybody = position, False
         for batch in stream.epoch(position.epoch, position.batch):
             position = Position(position.step + 1, position.epoch, position.batch + 1)
+            anybody = anybody or bool(batch.present.any())
             yield batch, position
         if position == before and position.batch == 0:
             raise LabelsError("an epoch has no images; are all data.weights 0?")
+        if not anybody and before.batch == 0:
+            raise LabelsError(
+                f"no person was seen in the {position.batch} batches of epoch {position.epoch}, so nothing is learnt; "
+                "see what was skipped, and check data.labels, data.images and data.min_joints"
+            )
         position = Position(position.step, position.epoch + 1, 0)

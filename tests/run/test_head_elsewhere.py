@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from dto_pipeline.run.cluster import ClusterUnreachable, check_reachable
 from dto_pipeline.run.directory import RunDirectory
-from dto_pipeline.run.ray_pool import ClusterUnreachable, _check_reachable
 from tests.run.chaos import label_bytes
 from tests.tiny_dataset import TinyDataset
 
@@ -53,7 +53,7 @@ def _wait_until_it_answers(address: str, process: subprocess.Popen[bytes], log: 
     while True:
         assert process.poll() is None, log.read_text()
         try:
-            return _check_reachable(address)
+            return check_reachable(address)
         except ClusterUnreachable:
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.3)

@@ -15,7 +15,6 @@ import pyarrow as pa
 
 from dto_pipeline.data.exports.inputs import ExportError, RunLabels, check_label_file, read_tables
 from dto_pipeline.data.exports.selection import SELECTION_COLUMNS, Selection, select_rows
-from dto_pipeline.data.label_files import check_one_body
 
 _SUBSET = re.compile(r"\w[\w.-]*")
 
@@ -66,7 +65,6 @@ def plan_export(runs: Sequence[RunLabels], selection: Selection, advance: Callab
 
     Raises:
         ExportError: a file is not what its receipt says, an image is in two runs, or nothing is selected.
-        LabelsError: labels of different body models.
     """
     for run in runs:
         _check_subset(run)
@@ -81,7 +79,6 @@ def plan_export(runs: Sequence[RunLabels], selection: Selection, advance: Callab
             reasons.update(subset.left_out)
         found = ", ".join(f"{count} {reason}" for reason, count in reasons.items() if count) or "the runs are empty"
         raise ExportError(f"no image is left to export: {found}; loosen --accepted-only, --min-persons or --persons")
-    check_one_body(file.path for run in runs for file in run.files)
     return ExportPlan(selection, subsets)
 
 
