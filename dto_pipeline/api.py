@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from dto_pipeline.axes import NUM_BETAS
+from dto_pipeline.bounds import CAMERA_BEYOND, implausible_cameras
 from dto_pipeline.collate import collate_scenes, map_size, pass_through, split_batch
 from dto_pipeline.config import AttributeConfig, DepthConfig, MaskConfig, PipelineConfig, load_config
 from dto_pipeline.data.images import ImageStore, open_folder
@@ -218,7 +219,7 @@ def _build_scene(
         image_path="scene",
         width=depth.shape[1],
         height=depth.shape[0],
-        intrinsics=_check_camera(np.asarray(intrinsics, np.float64)),
+        intrinsics=_check_camera(np.asarray(intrinsics, np.float64), depth.shape),
         pose=pose,
         betas=shape,
         transl=place,
@@ -260,9 +261,12 @@ def _array(name: str, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return array
 
 
-def _check_camera(camera: np.ndarray) -> np.ndarray:
+def _check_camera(camera: np.ndarray, image: tuple[int, ...]) -> np.ndarray:
     if camera.shape != (3, 3) or not np.isfinite(camera).all() or camera[0, 0] <= 0 or camera[1, 1] <= 0:
         raise SceneInputError(f"intrinsics is {camera.tolist()}; expected a finite 3 x 3 matrix with focal lengths > 0")
+    if implausible_cameras(camera[None], np.array([image[1]]), np.array([image[0]]))[0]:
+        size = f"{image[1]} x {image[0]}"
+        raise SceneInputError(f"intrinsics is {camera.tolist()} for an image of {size}: {CAMERA_BEYOND}")
     return camera
 
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from dto_pipeline.bounds import CAMERA_BEYOND, implausible_cameras, name_beyond
 from dto_pipeline.config import PipelineConfig
 from dto_pipeline.maths.camera import map_size
 from dto_pipeline.maths.depth_line import DEPTH_MODELS
@@ -126,12 +127,13 @@ class _Results(NamedTuple):
 def _placed(scene: Scene, index: int, results: _Results, config: PipelineConfig) -> PlacedScene:
     people, fits, evidence = results.people, results.people.fits, results.evidence
     count = scene.num_people
-    usable = np.array([problem is None for problem in scene.person_problem], bool)
+    outcomes = [OUTCOMES[code] for code in fits.outcome[index, :count].tolist()]
+    refused = np.array([word is PersonStatus.INVALID_LABEL for word in outcomes], bool)
+    usable = np.array([problem is None for problem in scene.person_problem], bool) & ~refused
 
     def of(value: torch.Tensor, dtype: type = np.float32, missing: float = np.nan) -> np.ndarray:
         return np.where(usable, value[index, :count].numpy(), missing).astype(dtype)
 
-    outcomes = [OUTCOMES[code] for code in fits.outcome[index, :count].tolist()]
     by_prior = PersonStatus.PLACED_BY_PRIOR in outcomes
     status = _image_status(usable, bool(fits.is_optimized[index]), by_prior)
     person_status, person_message = _person_problems(scene, outcomes)
@@ -199,8 +201,18 @@ def _image_status(usable: np.ndarray, is_optimized: bool, by_prior: bool) -> Ima
 
 def _person_problems(scene: Scene, statuses: list[PersonStatus]) -> tuple[list[PersonStatus], list[str | None]]:
     """Statuses and messages, where a problem of the label itself goes before what the optimiser says."""
-    found = [problem or (status, None) for problem, status in zip(scene.person_problem, statuses, strict=True)]
+    found: list[tuple[PersonStatus, str | None]] = [
+        problem or (status, _why_refused(scene, person) if status is PersonStatus.INVALID_LABEL else None)
+        for person, (problem, status) in enumerate(zip(scene.person_problem, statuses, strict=True))
+    ]
     return [status for status, _ in found], [message for _, message in found]
+
+
+def _why_refused(scene: Scene, person: int) -> str:
+    """Why the optimiser left out somebody whom the reader of labels let through."""
+    if implausible_cameras(scene.intrinsics[None], np.array([scene.width]), np.array([scene.height]))[0]:
+        return CAMERA_BEYOND
+    return name_beyond(scene.pose[person], scene.betas[person], scene.transl[person])
 
 
 def _column(mask: np.ndarray, extra_axes: int) -> np.ndarray:

@@ -244,6 +244,8 @@ OUTCOMES: tuple[PersonStatus, ...] = (
     PersonStatus.NO_FIT,
     PersonStatus.BEHIND_CAMERA,
     PersonStatus.PLACED_BY_PRIOR,
+    PersonStatus.INVALID_LABEL,
+    PersonStatus.IMPLAUSIBLE,
 )
 
 

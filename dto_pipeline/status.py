@@ -89,11 +89,15 @@ class PersonStatus(_Advised):
     TOO_TALL = "too_tall", "Set aside: the fit would make this person taller than any prior allows; label kept."
     ALONE_IN_GROUP = "alone_in_group", "Set aside: nobody else in its near or far group to compare with; label kept."
     BEHIND_CAMERA = "behind_camera", "Set aside: the fit would place this person behind the camera; label kept."
+    IMPLAUSIBLE = "implausible", "Set aside: the fit would make a place or a body that cannot be; label kept."
     PLACED_BY_PRIOR = "placed_by_prior", "Placed by its height prior alone: its depth could not be measured."
     NO_FIT = "no_fit", "The group's depths are equal without spread, so no line is determined; label kept."
     TOO_SMALL = "too_small", "Dropped: too few visible pixels or vertices to measure; label kept."
     EMPTY_MASK = "empty_mask", "Dropped: the instance mask holds no pixel; label kept."
-    INVALID_LABEL = "invalid_label", "The label is not finite, of a wrong shape or behind the camera; not used."
+    INVALID_LABEL = (
+        "invalid_label",
+        "The label is not finite, of a wrong shape, behind the camera or not a person; not used; see the message.",
+    )
     NOT_RUN = "not_run", "The image was not optimised (see its status); label kept."
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 from dto_pipeline.commands.merge import add_merge_parser
+from dto_pipeline.config import RunConfig
 
 _PLACES = ("labels", "images", "depth", "sidecar", "predictions")
 
@@ -23,13 +25,14 @@ def _add_build(actions: argparse._SubParsersAction) -> None:
         help="join labels, images and sidecar of a data set; cut it into shards",
         description="Reads a dataset YAML and the files it names, and writes one Parquet manifest with its shards "
         "fixed. Beside it: a report of what was found (*.report.json) and every row that cannot be used, with the "
-        "reason (*.findings.parquet). Folders and files may be local or URIs (s3://, gs://, ...).",
+        "reason (*.findings.parquet). Folders and files may be local or URIs (s3://, gs://, ...). Exit code 1: "
+        "written, but more than --max-failed-images of it cannot be used.",
     )
     build.add_argument("dataset", metavar="YAML", help="dataset description, see manifests/")
     build.add_argument("--data-root", default=".", metavar="DIR", help="folder that the YAML's paths start from (.)")
     build.add_argument("-o", "--out", required=True, metavar="FILE", help="manifest to write, e.g. demo.parquet")
     for place in _PLACES:
-        build.add_argument(f"--{place}", metavar="PATH", help=f"{place} in place of the YAML's")
+        build.add_argument(f"--{place}", metavar="PATH", help=f"{place} in place of the YAML's; '' = none")
     build.add_argument(
         "--source", metavar="KIND", help="in place of the YAML's source, e.g. ma_hmr: what the labels are"
     )
@@ -41,6 +44,14 @@ def _add_build(actions: argparse._SubParsersAction) -> None:
         default=[],
         metavar="MANIFEST",
         help="report images that this other manifest has too; may be given several times",
+    )
+    build.add_argument(
+        "--max-failed-images",
+        type=_share,
+        default=RunConfig.max_failed_images,
+        metavar="SHARE",
+        help="end with exit code 1 if more than this share of images or label rows cannot be used, whatever the reason "
+        "(default %(default)g; 1 = never); the manifest is written all the same",
     )
     build.add_argument("--skip-unlabelled", action="store_true", help="do not look for images without labels")
     build.add_argument("--quiet", action="store_true", help="no progress line")
@@ -62,15 +73,24 @@ def _add_check(actions: argparse._SubParsersAction) -> None:
     check.set_defaults(run=_check)
 
 
+def _share(text: str) -> float:
+    share = float(text)
+    if not 0 <= share <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is no share: from 0 to 1, 0.05 is 5 %")
+    return share
+
+
 def _build(arguments: argparse.Namespace) -> int:
     from dto_pipeline.data.dataset import load_dataset
     from dto_pipeline.data.manifest import build_manifest, report_path
     from dto_pipeline.data.storage import as_location
 
-    places = {key: getattr(arguments, key) for key in _PLACES if getattr(arguments, key) is not None}
+    told = {key: getattr(arguments, key) for key in _PLACES if getattr(arguments, key) is not None}
+    places = {key: place for key, place in told.items() if place}
     changes = {
         key: getattr(arguments, key) for key in ("source", "images_in", "label_values") if getattr(arguments, key)
     }
+    changes.update(dict.fromkeys(told.keys() - places.keys(), ""))
     dataset = load_dataset(arguments.dataset, arguments.data_root, places, **changes)
     out = as_location(arguments.out)
     report = build_manifest(
@@ -78,10 +98,10 @@ def _build(arguments: argparse.Namespace) -> int:
     )
     print(report.as_table())
     print(f"\n{out} written; report in {report_path(out)}, what cannot be used in {report.findings_file}")
-    if report.images and report.image_problems["image_missing"] == report.images:
-        print("Not one image was found: check --data-root and --images before a run.")
-        return 1
-    return 0
+    complaint = report.complaint(arguments.max_failed_images)
+    if complaint:
+        print(f"\n{complaint}", file=sys.stderr)
+    return 1 if complaint else 0
 
 
 def _check(arguments: argparse.Namespace) -> int:

@@ -19,7 +19,7 @@ from dto_pipeline.data.sources import SOURCES
 from dto_pipeline.data.sources.rows import LABEL_VALUES, SourceOptions
 from dto_pipeline.data.storage import Location, as_location, join_location
 from dto_pipeline.errors import DtoError
-from dto_pipeline.paths import UnsafePath, check_relative
+from dto_pipeline.paths import SUBSET_NAME, UnsafePath, check_relative
 from dto_pipeline.reading import parse_yaml, read_regular
 
 PRINCIPAL_POINTS = ("centre", "free")
@@ -76,7 +76,8 @@ class Dataset:
             f"body is {self.body!r}; expected {STAND_IN_BODY} (synthetic people), or leave it out and name the body "
             "where it is used: body.model_path=PATH",
         )
-        _expect(bool(self.name) and "/" not in self.name, f"name is {self.name!r}; expected one word without '/'")
+        named = SUBSET_NAME.fullmatch(self.name) is not None
+        _expect(named, f"name is {self.name!r}; expected one word of letters, digits, '.', '-' and '_'")
         for key in PLACES:
             if key not in self.places:
                 _check_path(key, getattr(self, key), optional=key in _OPTIONAL_PLACES)

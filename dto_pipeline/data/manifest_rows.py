@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from dto_pipeline.bounds import CAMERA_BEYOND, implausible_cameras
 from dto_pipeline.data.columns import build_table, pick_words, ragged_column, struct_column
 from dto_pipeline.data.images import ImageStore
 from dto_pipeline.data.manifest_findings import MASKS, Findings, note_people
@@ -35,6 +36,7 @@ _CAMERA_FAULTS = (
     "intrinsics are not finite",
     "focal lengths are not positive",
     "intrinsics have skew or a last row other than 0 0 1",
+    CAMERA_BEYOND,
 )
 _SAME_CAMERA = 1e-3  # largest difference between intrinsics of one image [px]
 _CENTRE_TOLERANCE = 1.0  # |2 c - size| that still counts as centred [px]
@@ -75,6 +77,8 @@ def build_shard(
     sizes, problems = _read_headers(inputs, images, pool, advance)
     intrinsics, centred = centre_cameras(labels.intrinsics, np.repeat(sizes, counts, axis=0))
     camera, camera_fault = judge_cameras(intrinsics, counts)
+    beyond = (camera_fault == 0) & implausible_cameras(camera, sizes[:, 0], sizes[:, 1])
+    camera_fault = np.where(beyond, _CAMERA_FAULTS.index(CAMERA_BEYOND), camera_fault)
     off_centre = (sizes[:, 0] > 0) & (camera_fault == 0) & _is_off_centre(camera, sizes)
     _add_camera_problems(problems, files, camera, camera_fault)
     if inputs.dataset.principal_point == "centre":
@@ -82,6 +86,8 @@ def build_shard(
     person_problem = _judge_people(labels, seen.rows, np.repeat(sizes, counts, axis=0))
     _count_images(report, counts, problems, camera_fault, int(off_centre.sum()))
     _count_people(report, seen, person_problem, centred)
+    lost = np.repeat([problem is not None for problem in problems], counts)
+    report.rows_unusable += int((lost | (person_problem > 0)).sum())
     _note(findings, files, problems, seen, (rows, counts, person_problem))
     people = struct_column(MANIFEST_PERSON, _person_columns(labels, seen.rows, rows, counts, person_problem))
     persons = ragged_column(counts, people, MANIFEST_SCHEMA.field("persons").type)

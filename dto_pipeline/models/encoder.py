@@ -15,8 +15,27 @@ from transformers import AutoModel, Dinov2Config, Dinov2Model
 
 from dto_pipeline.models.networks import ModelError, ModelReference
 from dto_pipeline.models.pretrained import load_pretrained
+from dto_pipeline.models.stored_networks import check_bounds
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's RGB in [0, 1], as DINOv2 was trained
+
+
+_BOUNDS: dict[str, tuple[float, float]] = {  # of a stored architecture; the largest DINOv2 has 1536 x 40 x 24
+    "hidden_size": (1, 4096),
+    "num_hidden_layers": (1, 100),
+    "num_attention_heads": (1, 128),
+    "mlp_ratio": (1.0, 16.0),
+    "patch_size": (1, 64),
+    "image_size": (1, 4096),
+    "num_channels": (3, 3),
+    "layer_norm_eps": (0.0, 1.0),
+    "layerscale_value": (-10.0, 10.0),
+    "drop_path_rate": (0.0, 1.0),
+    "hidden_dropout_prob": (0.0, 1.0),
+    "attention_probs_dropout_prob": (0.0, 1.0),
+    "initializer_range": (0.0, 10.0),
+}
+_SWITCHES = ("qkv_bias", "use_swiglu_ffn", "use_mask_token")
 
 
 @dataclass(frozen=True)
@@ -89,5 +108,23 @@ def load_encoder(reference: ModelReference) -> Encoder:
 
 
 def restore_encoder(description: dict[str, Any]) -> Encoder:
-    """The architecture that `Encoder.describe` told, untrained; weights come from a checkpoint."""
-    return Encoder(Dinov2Model(Dinov2Config.from_dict(description)))
+    """The architecture that `Encoder.describe` told, untrained; weights come from a checkpoint.
+
+    Only what says the architecture is taken: transformers' other keys can size tables and name code to fetch.
+
+    Raises:
+        ModelError: no such description, or numbers that no DINOv2 has.
+    """
+    if not isinstance(description, dict):
+        raise ModelError(f"the encoder is described by a {type(description).__name__}, expected its config")
+    check_bounds(description, _BOUNDS, "the encoder")
+    told = {key: description[key] for key in (*_BOUNDS, *_SWITCHES) if key in description}
+    for key in _SWITCHES:
+        if not isinstance(told.get(key, False), bool):
+            raise ModelError(f"the encoder: {key} is {told[key]!r:.80}, expected true or false")
+    if description.get("hidden_act", "gelu") != "gelu":
+        raise ModelError(f"the encoder: hidden_act is {description['hidden_act']!r:.80}, expected gelu, as DINOv2 has")
+    config = Dinov2Config(**told)
+    if config.hidden_size % config.num_attention_heads or told.get("image_size", 224) % told.get("patch_size", 14):
+        raise ModelError("the encoder: its width is no multiple of its heads, or its image none of its patch")
+    return Encoder(Dinov2Model(config))

@@ -17,8 +17,9 @@ from dto_pipeline.config import PipelineConfig, RunConfig
 from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.storage import absolute, as_location
 from dto_pipeline.run import directory as files
+from dto_pipeline.run.budget import FailureBudget
 from dto_pipeline.run.directory import RunDirectory
-from dto_pipeline.run.drive import drive
+from dto_pipeline.run.drive import TooManyFailed, drive
 from dto_pipeline.run.forecast import Forecast, forecast_run
 from dto_pipeline.run.identity import identify_run
 from dto_pipeline.run.inputs import Places, find_missing, find_places, find_relative, find_unnamed, settle_config
@@ -27,7 +28,7 @@ from dto_pipeline.run.plan import RunPlan, plan_run
 from dto_pipeline.run.pool import InProcessPool, Runner, WorkerPool
 from dto_pipeline.run.schedule import Policy, Schedule
 from dto_pipeline.run.selection import Retry, Selection
-from dto_pipeline.run.summary import RunSummary, Tally, summarize
+from dto_pipeline.run.summary import RunSummary, Tally, find_example, summarize
 from dto_pipeline.run.suspects import Suspects
 
 EVERYTHING = Selection()
@@ -65,7 +66,7 @@ def run_pipeline(
     Raises:
         RunLocked: another driver is at work on this run.
         RunMismatch: the run was started with another config, manifest or version.
-        RunAborted: the workers cannot start, or (`TooManyGivenUp`) too many shards fail.
+        RunAborted: the workers cannot start, or too many shards (`TooManyGivenUp`) or images (`TooManyFailed`) fail.
         RunDirectoryError: a folder of images or depth maps that does not exist here, no depth maps are named, or
             `run_dir` holds files of something else.
         ConfigError, BodyModelError: no body model is named, or it is not there.
@@ -93,7 +94,8 @@ def run_pipeline(
             tally = _do_work(directory, plan, config.run, runner, address, progress)
             files.sweep_temporary(directory)  # workers that died under this driver left theirs; all have ended by now
         scan = files.scan_run(directory, identity) if plan.work else None
-        return summarize(directory, plan, scan, tally, time.monotonic() - started)
+        seconds = time.monotonic() - started
+        return summarize(directory, plan, scan, tally, seconds, config.run.max_failed_images)
 
 
 def plan_pipeline(
@@ -160,7 +162,11 @@ def _do_work(
         ledger = stack.enter_context(FileLedger(directory, plan, schedule, suspects, progress, metrics))
         if progress:
             stack.enter_context(logging_redirect_tqdm())  # log lines go above the progress line, not through it
-        drive(schedule, pool, ledger)
+        budget = FailureBudget(config.max_failed_images, plan.work, plan.repairs, policy.workers)
+        try:
+            drive(schedule, pool, ledger, budget)
+        except TooManyFailed as error:
+            raise TooManyFailed("\n".join([str(error), *find_example(directory, budget.losses)])) from None
     return ledger.tally
 
 

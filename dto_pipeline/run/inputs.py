@@ -7,7 +7,6 @@ makes every place absolute, so that workers with another working directory look 
 from __future__ import annotations
 
 import dataclasses
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -132,17 +131,7 @@ def _why_unfit(what: str, place: Location, named: bool, manifest: Manifest) -> s
     advice = f"check the path, or name it where it lies now: --{what} DIR"
     if not folder_exists(place):
         return f"{what} folder {place}{by}: there is no such folder here; {advice}"
-    if isinstance(place, Path) and _is_empty(place):
-        return f"{what} folder {place}{by}: it is empty here (is its disk mounted?); {advice}"
     return ""
-
-
-def _is_empty(folder: Path) -> bool:
-    try:
-        with os.scandir(folder) as entries:
-            return next(entries, None) is None
-    except PermissionError:
-        return False  # it may hold names that can be opened all the same
 
 
 def _changed(config: PipelineConfig, room: str, key: str, value: str) -> PipelineConfig:

@@ -224,7 +224,7 @@ def test_an_unforeseen_error_costs_one_image_and_tells_its_text(root):
     assert second.problem is None
 
 
-@pytest.mark.parametrize("where", ["simplejpeg.decode_jpeg", "dto_pipeline.models.depth._read_npy"])
+@pytest.mark.parametrize("where", ["simplejpeg.decode_jpeg", "dto_pipeline.models.depth.read_npy"])
 def test_memory_that_ran_out_is_no_fault_of_the_image_or_its_depth(root, monkeypatch, where):
     manifest, _ = build_small(root, NAMES)
 

@@ -20,7 +20,7 @@ from dto_pipeline.data.exports.inputs import IMAGE_FILE, open_manifest
 from dto_pipeline.data.exports.job import ExportJob
 from dto_pipeline.data.exports.json_text import json_rows
 from dto_pipeline.data.exports.plan import SubsetPlan
-from dto_pipeline.data.images import ImageStore
+from dto_pipeline.data.images import MAX_FILE_BYTES, ImageStore
 from dto_pipeline.data.storage import Location, as_location
 from dto_pipeline.data.tar_images import open_images
 from dto_pipeline.status import UnusableImage
@@ -101,7 +101,7 @@ def _samples_with_images(job: ExportJob, subset: SubsetPlan) -> Iterator[Sample]
 def _read_image(store: ImageStore, file: str, sha256: str, job: ExportJob, root: Location) -> tuple[str, bytes] | None:
     """(extension, contents) of an image file, or None where it cannot be used."""
     try:
-        contents = store.read_bytes(file)
+        contents = store.read_bytes(file, MAX_FILE_BYTES)
     except UnusableImage as error:
         job.failures[MISSING] += 1
         job.examples.setdefault(MISSING, f"{error}; looked for in {root}")
