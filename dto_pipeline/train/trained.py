@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from dto_pipeline.config import STAND_IN_BODY
 from dto_pipeline.models.body import BodyModelError, load_body
 from dto_pipeline.train.checkpoint import read_checkpoint, restore_network
 from dto_pipeline.train.predict import Trained
@@ -32,6 +33,8 @@ def load_trained(path: str | Path, device: torch.device, body_path: str | Path |
     knobs = checkpoint.config.body
     if body_path is not None:
         knobs = dataclasses.replace(knobs, model_path=str(body_path))
+    if not knobs.model_path:  # until 0.3.0 a training that named none had the stand-in
+        knobs = dataclasses.replace(knobs, model_path=STAND_IN_BODY)
     body = load_body(knobs.model_path, knobs.kid_axis)
     if body.sha256 != checkpoint.body_sha256:
         found = f"sha256 {body.sha256[:16]}, the network was trained with {checkpoint.body_sha256[:16]}"

@@ -19,6 +19,7 @@ from dto_pipeline.train.config import TrainConfig, load_train_config
 
 _BODIES = 2  # random stream of true bodies, see `demo.scenes`
 TINY = {
+    "body.model_path": "demo",
     "encoder.width": 96,
     "encoder.layers": 3,
     "encoder.heads": 4,

@@ -48,4 +48,4 @@ class StandIn:
 
 
 def stand_in(body: BodyModel, network: StandIn | None = None) -> Trained:
-    return Trained(network or StandIn(), body, BodyConfig(), SIDE, "0" * 64, torch.device("cpu"))
+    return Trained(network or StandIn(), body, BodyConfig("demo"), SIDE, "0" * 64, torch.device("cpu"))

@@ -19,7 +19,7 @@ PLACING = ("image_joints", "relative_metric", "relative_layer", "fov")
 def test_every_weight_has_a_gradient_whatever_losses_are_switched_off(off: tuple[str, ...]) -> None:
     config = tiny_config(encoder__layers=1, **{f"loss__{name}": 0.0 for name in off})
     torch.manual_seed(0)
-    network, body = build_network(config), load_body("")
+    network, body = build_network(config), load_body("demo")
     batch = collate_samples([], config.data.input_size)  # what a rank sees that got no image: nobody
 
     predictions = network(batch.image, batch.intrinsics)

@@ -318,7 +318,7 @@ def test_people_known_in_the_picture_only_teach_boxes_and_joints_in_the_picture(
     assert taught == {"confidence", "boxes", "giou", "image_joints"}
 
 
-BODY = load_body()
+BODY = load_body("demo")
 
 
 @given(data=st.data())

@@ -19,6 +19,7 @@ from tests.tiny_dataset import write_tiny_dataset
 
 ROOT = Path(__file__).parent.parent.parent
 KNOBS = """
+body: {model_path: demo}
 encoder: {width: 32, layers: 1, heads: 4, patch: 16}
 model: {width: 32, layers: 1, queries: 6}
 loop: {steps: 3, warm_up: 1, rate: 1e-3, log_every: 1, pictures: 1}
