@@ -38,6 +38,7 @@ _REQUIRED = {
     "kintree_table": (2, 24),
     "f": (None, 3),
 }
+_LIMBS = (16, 17, 18, 19, 20, 21, 1, 2, 4, 5, 7, 8)  # shoulders, elbows, wrists, hips, knees, ankles
 _POSE_CHUNK = 64  # bodies skinned at once: bounds memory, and 16-80 a call is fastest on CPU
 
 
@@ -103,17 +104,27 @@ class BodyModel(nn.Module):
         """
         return self._pose_flat(pose, betas, transl, None)[0]
 
-    @torch.no_grad()
     def joints(self, pose: torch.Tensor, betas: torch.Tensor, transl: torch.Tensor) -> torch.Tensor:
-        """smplx's 45 joints (24 of the tree, then face, feet and finger tips), without building a mesh.
+        """smplx's 45 joints (24 of the tree, then face, feet and finger tips), without building a mesh; differentiable.
 
         Args and units as `vertices`. Returns: (..., 45, 3) [m].
         """
         extra, tree = self._pose_flat(pose, betas, transl, self._landmarks)
         return torch.cat([tree, extra], dim=-2)
 
+    def relative_human_joints(
+        self, pose: torch.Tensor, betas: torch.Tensor, transl: torch.Tensor, regressor: torch.Tensor
+    ) -> torch.Tensor:
+        """RelativeHuman's 14 joints: shoulders to ankles of the tree, head top and neck from vertices; differentiable.
+
+        Args and units as `vertices`; regressor: (2, V) rows of head top and neck. Returns: (..., 14, 3) [m].
+        """
+        used = regressor.abs().sum(0).nonzero().squeeze(-1)
+        vertices, tree = self._pose_flat(pose, betas, transl, used)
+        return torch.cat([tree[..., list(_LIMBS), :], regressor[:, used].to(vertices) @ vertices], dim=-2)
+
     def posed_joints(self, rotations: torch.Tensor, betas: torch.Tensor) -> torch.Tensor:
-        """The 24 joints of the tree without translation; differentiable, unlike all else here.
+        """The 24 joints of the tree without translation; differentiable.
 
         Args:
             rotations: (..., 24, 3, 3) of each joint relative to its parent, root first; betas: (..., 11).

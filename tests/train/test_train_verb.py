@@ -19,10 +19,11 @@ from tests.tiny_dataset import write_tiny_dataset
 
 ROOT = Path(__file__).parent.parent.parent
 KNOBS = """
-encoder: {width: 32, layers: 1, heads: 4, patch: 16}
-model: {width: 32, layers: 1, queries: 6}
+encoder: {width: 32, layers: 2, heads: 4}
+model: {width: 32, layers: 1, hidden: 32, queries: 6}
+body: {model_path: demo}
 loop: {steps: 3, warm_up: 1, rate: 1e-3, log_every: 1, pictures: 1}
-data: {select: all, holdout: 0.3, input_size: 64, workers: 0, batch_images: 2}
+data: {select: all, holdout: 0.3, input_size: 112, workers: 0, batch_images: 2}
 """
 
 
