@@ -145,7 +145,9 @@ class SceneOptimizer:
         """Person maps of meshes (B, P, V, 3) [m], each person only inside its instance mask."""
         knobs = self.config.evidence
         camera = map_intrinsics(batch.intrinsics, batch.image_size, batch.map_size, knobs.render_max_side)
-        raster = rasterize(vertices, self.body.faces, camera, batch.map_size, batch.present, batch.masks)
+        raster = rasterize(
+            vertices, self.body.faces, camera, batch.map_size, batch.present, batch.masks, self.body.closed
+        )
         visible = count_visible_vertices(
             vertices, batch.intrinsics, batch.image_size, batch.map_size, raster, knobs.visible_tolerance
         )

@@ -11,6 +11,7 @@ real run.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from dto_pipeline.commands.options import add_config_options, positive, read_config
@@ -22,8 +23,8 @@ _UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _SIZES = "50,200,1000,5000"
 
 
-def main() -> int:
-    arguments = _parse()
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = _parse(argv)
     scenario = Scenario(
         images=arguments.images,
         workers=arguments.workers,
@@ -45,7 +46,7 @@ def main() -> int:
     return 0
 
 
-def _parse() -> argparse.Namespace:
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=positive, default=10_000_000, metavar="N", help="images of the run (10000000)")
     parser.add_argument("--workers", type=positive, default=512, metavar="N", help="workers, one per GPU (512)")
@@ -77,7 +78,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of all chance (0)")
     parser.add_argument("--json", metavar="FILE", help="write all numbers to FILE too")
     add_config_options(parser)
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 def duration(text: str) -> float:

@@ -1,4 +1,6 @@
-"""What all tests share: one thread per process (two cores, many tests) and the stand-in body, loaded once."""
+"""What all tests share: one thread per process (two cores, many tests), and, made once, the stand-in body, a tiny data
+set and the labels of an undisturbed run over it.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +11,9 @@ import torch
 from hypothesis import settings
 
 from dto_pipeline.models.body import BodyModel, load_body
+from dto_pipeline.run.driver import run_pipeline
+from tests.run.chaos import label_bytes, tiny_config
+from tests.tiny_dataset import TinyDataset, write_tiny_dataset
 
 torch.set_num_threads(1)
 settings.register_profile("patient", deadline=None)  # property tests share their cores with other work
@@ -23,3 +28,17 @@ def body() -> BodyModel:
 @pytest.fixture(scope="session")
 def golden_folder() -> Path:
     return Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory, body) -> TinyDataset:
+    """Eighteen images in six shards, four of them spoilt."""
+    return write_tiny_dataset(tmp_path_factory.mktemp("tiny"), body, images=18, shard_images=3)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tiny, tmp_path_factory) -> dict[str, bytes]:
+    """Label files of a run nobody disturbed."""
+    run_dir = tmp_path_factory.mktemp("undisturbed") / "run"
+    run_pipeline(tiny.manifest, run_dir, tiny_config(), progress=False)
+    return label_bytes(run_dir)

@@ -15,11 +15,12 @@ import yaml
 
 from dto_pipeline.errors import DtoError
 from dto_pipeline.lab.crowd import LAYOUTS
-from dto_pipeline.lab.solver_sets import HEIGHTS, CrowdSet
+from dto_pipeline.lab.solver_sets import BODIES, HEIGHTS, CrowdSet
 
 VERSION = 1  # raised whenever equal settings would give other scenes
 BENCHMARK_HEIGHTS = ("independent", "priors")
 STANDARD = "standard"
+_CHOICES = {"heights": HEIGHTS, "bodies": BODIES}
 _WORDS = ("name", "meaning", "told")  # fields of a set that are no knobs
 
 
@@ -74,6 +75,24 @@ DIFFICULTIES = {
             leak=3,
             wrong_labels=0.08,
         ),
+        _difficulty("blur", "depth maps blurred by 6 px, as small networks are", blur=6.0),
+        _difficulty("smooth-error", "an error of 6 % that varies slowly over the map", smooth_error=0.06),
+        _difficulty("power", "disparity goes with the distance to the power of -0.75", power=0.75),
+        _difficulty("size-error", "a child looks far: its disparity times (height / 1.7 m)^0.3", size_error=0.3),
+        _difficulty("unit-0.002", "the map's unit is 0.002 of the published network's", unit=0.002),
+        _difficulty("unit-0.03", "the map's unit is 0.03 of the published network's", unit=0.03),
+        _difficulty("unit-30", "the map's unit is 30 times the published network's", unit=30.0),
+        _difficulty("upside-down", "metres under the name of disparity", upside_down=True),
+        _difficulty("weak-depth", "blurred by 14 px, 12 % smooth error", blur=14.0, smooth_error=0.12),
+        _difficulty("foreign", "bodies of Anny, labels fitted to what is seen (needs the package anny)", bodies="anny"),
+        _difficulty(
+            "foreign-weak",
+            "the same with weak depth",
+            bodies="anny",
+            blur=14.0,
+            smooth_error=0.12,
+        ),
+        _difficulty("foreign-no-ages", "the same, nobody's age known", bodies="anny", unknown_ages=True),
     )
 }
 """Name -> difficulty, in the order of the report."""
@@ -120,9 +139,9 @@ def _read_value(key: str, kind: Any, text: str) -> Any:
         known = [layout.name for layout in LAYOUTS]
         _expect(bool(value) and all(name in known for name in value), key, value, f"names of {known}")
         return value
-    _expect(isinstance(value, kind) and not isinstance(value, bool), key, value, kind.__name__)
-    if key == "heights":
-        _expect(value in HEIGHTS, key, value, f"one of {HEIGHTS}")
+    _expect(isinstance(value, kind) and isinstance(value, bool) == (kind is bool), key, value, kind.__name__)
+    if key in _CHOICES:
+        _expect(value in _CHOICES[key], key, value, f"one of {_CHOICES[key]}")
     else:
         _expect(value >= 0, key, value, "0 or more")
     if key == "most_people":

@@ -69,11 +69,11 @@ def build_bodies(crowd: Crowd, body: BodyModel, rng: np.random.Generator) -> Bod
     along_kid = (crowd.height_class <= TEEN) & body.has_kid_axis
     betas = solve_height(body, betas, np.where(along_kid, KID_AXIS, 0), crowd.height)
     pose = crowd.pose.copy()
-    pose[:, 0] = _root_rotation(crowd).as_rotvec()
+    pose[:, 0] = root_rotation(crowd).as_rotvec()
     pose = pose.reshape(count, 72)
     vertices, joints = _evaluate(body, pose, betas, np.zeros((count, 3)))
     rotation = crowd.view.level_to_camera
-    transl = _stand_on_ground(crowd, vertices @ rotation, joints @ rotation) @ rotation.T
+    transl = stand_on_ground(crowd, vertices @ rotation, joints @ rotation) @ rotation.T
     shift = transl[:, None].astype(np.float32)
     return Bodies(
         pose.astype(np.float32),
@@ -110,7 +110,7 @@ def falsify_labels(crowd: Crowd, truth: Bodies, body: BodyModel, rng: np.random.
     middle = truth.joints[:, :24].mean(axis=1)
     transl = factor[:, None] * middle - joints[:, :24].mean(axis=1)
     transl[:, :2] += rng.normal(0.0, _SIDE_NOISE, (count, 2)) * middle[:, 2:]
-    age, male_prob = _estimate_attributes(crowd, rng)
+    age, male_prob = estimate_attributes(crowd, rng)
     return Labels(pose, betas[:, :KID_AXIS].astype(np.float32), transl.astype(np.float32), factor, age, male_prob)
 
 
@@ -158,14 +158,14 @@ def _evaluate(
     return body.vertices(*inputs).numpy(), body.joints(*inputs).numpy()
 
 
-def _root_rotation(crowd: Crowd) -> Rotation:
+def root_rotation(crowd: Crowd) -> Rotation:
     """P rotations: the person's own lean, then half a turn upright, then where it faces, then the camera's pitch."""
     turn = Rotation.from_euler("Y", crowd.facing[:, None])
     to_camera = Rotation.from_matrix(crowd.view.level_to_camera)
     return to_camera * turn * _UPRIGHT * Rotation.from_rotvec(crowd.pose[:, 0])
 
 
-def _stand_on_ground(crowd: Crowd, vertices: np.ndarray, joints: np.ndarray) -> np.ndarray:
+def stand_on_ground(crowd: Crowd, vertices: np.ndarray, joints: np.ndarray) -> np.ndarray:
     """(P, 3) shift in the level frame that puts the lowest vertex on the ground and the joints above `place`."""
     middle = joints[:, :24].mean(axis=1)
     lowest = vertices[:, :, 1].max(axis=1)
@@ -173,7 +173,7 @@ def _stand_on_ground(crowd: Crowd, vertices: np.ndarray, joints: np.ndarray) -> 
     return np.stack([x, crowd.view.eye_height - lowest, z], axis=-1)
 
 
-def _estimate_attributes(crowd: Crowd, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def estimate_attributes(crowd: Crowd, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Noisy ages [years] and male probabilities, a few unknown (NaN); children's gender is hard to tell."""
     age = crowd.age * np.exp(rng.normal(0.0, _AGE_NOISE, crowd.num_people))
     child = crowd.height_class <= TEEN

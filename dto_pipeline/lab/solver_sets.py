@@ -16,6 +16,7 @@ from scipy.ndimage import gaussian_filter, maximum_filter
 from dto_pipeline.axes import ADULT_FEMALE, ADULT_MALE, KID_AXIS, NUM_BETAS
 from dto_pipeline.config import PriorConfig
 from dto_pipeline.lab.crowd import LAYOUTS, Crowd, View, plan_crowd
+from dto_pipeline.lab.foreign_bodies import build_foreign
 from dto_pipeline.lab.growth import FEMALE, MALE, sample_heights
 from dto_pipeline.lab.observe import DISPARITY_SCALE, observe_masks
 from dto_pipeline.lab.people import Bodies, Labels, build_bodies, falsify_labels, rest_height, solve_height
@@ -29,8 +30,11 @@ IMAGE_SCALE = 0.75  # of the demo's image sizes: 480 x 360 instead of 640 x 480
 _FARTHEST = 40.0  # of the backdrop [m]
 _OFFSET_AT = 6.0  # distance whose disparity a set's offset is measured in [m]
 _BLUR = 1.0  # of the depth map [px]
+_GROWN = 1.7  # height that no network draws too far or too near [m]
+_SMOOTH_PARTS = 10  # of the shorter side of a map: how far a smooth error reaches
 _LARGEST_ERROR = 0.3  # of one person's disparity
 HEIGHTS = ("demo", "independent", "priors")
+BODIES = ("stand-in", "anny")
 _WRONG_SIZE = (0.75, 1.35)  # range of the factor on size and distance of a label that is grossly wrong
 _WRONG_POSE = 0.25  # of every joint of such a label [rad]
 _BODIES, _LABELS, _DEPTH, _MASKS, _SPOIL, _SHARED, _HEIGHTS, _WRONG = range(21, 29)  # random streams of an image
@@ -55,6 +59,14 @@ class CrowdSet:
     focal_error: float = 0.0  # K of the labels is wrong by a share, normal with this sigma
     wrong_labels: float = 0.0  # share of people whose label is grossly wrong in size, distance and pose
     heights: str = "demo"  # see `HEIGHTS`: the demo's own ranges, growth charts (`growth`), or the method's priors
+    blur: float = _BLUR  # of the depth map [px]
+    smooth_error: float = 0.0  # relative error that varies slowly over the map, standard deviation
+    power: float = 1.0  # disparity goes with 1 / z to this power, as networks that compress the far side do
+    size_error: float = 0.0  # disparity of a person times (height / 1.7 m) to this power: a child looks far
+    unit: float = 1.0  # the network's own unit, times the published one's
+    upside_down: bool = False  # the map holds metres, under the name of disparity
+    bodies: str = "stand-in"  # see `BODIES`: ours, or people of Anny with fitted labels (`foreign_bodies`)
+    unknown_ages: bool = False  # nobody's age is known
     told: tuple[str, ...] = ()  # config that tells the joint solver so, for a second row
 
 
@@ -120,15 +132,18 @@ def build_set_scene(kind: CrowdSet, seed: int, number: int, body: BodyModel) -> 
         return np.random.default_rng([seed, number, step])
 
     crowd = plan_set_crowd(kind, seed, number)
-    truth = build_bodies(crowd, body, stream(_BODIES))
-    labels = falsify_labels(crowd, truth, body, stream(_LABELS))
+    if kind.bodies == "anny":
+        truth, labels, faces = build_foreign(crowd, body, stream(_BODIES), _sexes(crowd, stream(_HEIGHTS)))
+    else:
+        truth = build_bodies(crowd, body, stream(_BODIES))
+        labels, faces = falsify_labels(crowd, truth, body, stream(_LABELS)), body.faces
     if kind.wrong_labels:
         labels = _spoil_labels(labels, kind.wrong_labels, body, stream(_WRONG))
-    z, person = _look(crowd.view, truth, body)
+    z, person = _look(crowd.view, truth, faces)
     masks = _leak(observe_masks(person, crowd.num_people, stream(_MASKS)), kind.leak, stream(_SPOIL))
-    disparity, line = _observe_disparity(kind, z, person, stream(_DEPTH))
+    disparity, line = _observe_disparity(kind, z, person, truth.height, stream(_DEPTH))
     scene = _build_scene(f"{kind.name}/{number:05d}", crowd, labels, masks, disparity)
-    scene.age_years[:] = _wrong_ages(scene.age_years, kind.wrong_ages, stream(_SPOIL))
+    scene.age_years[:] = np.nan if kind.unknown_ages else _wrong_ages(scene.age_years, kind.wrong_ages, stream(_SPOIL))
     if kind.focal_error:
         _spoil_focal(scene, float(np.exp(_spread(kind.focal_error, seed, number))))
     known = KnownScene(scene, truth.transl[:, 2].astype(np.float64), truth.height, line)
@@ -159,10 +174,14 @@ def _sample_heights(heights: str, crowd: Crowd, rng: np.random.Generator) -> np.
         prior = PriorConfig()
         mean, sigma = (np.array(values)[crowd.height_class] for values in (prior.mean, prior.sigma))
         return mean + sigma * np.clip(rng.standard_normal(crowd.num_people), -2.0, 2.0)
+    return sample_heights(crowd.age, _sexes(crowd, rng), rng)
+
+
+def _sexes(crowd: Crowd, rng: np.random.Generator) -> np.ndarray:
+    """(P,) `MALE` or `FEMALE`, as planned for adults, drawn for children."""
     sex = rng.integers(MALE, FEMALE + 1, crowd.num_people)
     sex = np.where(crowd.height_class == ADULT_FEMALE, FEMALE, sex)
-    sex = np.where(crowd.height_class == ADULT_MALE, MALE, sex)
-    return sample_heights(crowd.age, sex, rng)
+    return np.where(crowd.height_class == ADULT_MALE, MALE, sex)
 
 
 def _spoil_labels(labels: Labels, share: float, body: BodyModel, rng: np.random.Generator) -> Labels:
@@ -193,12 +212,12 @@ def _keep(crowd: Crowd, count: int) -> Crowd:
     return replace(crowd, **{name: getattr(crowd, name)[:count] for name in names})
 
 
-def _look(view: View, truth: Bodies, body: BodyModel) -> tuple[np.ndarray, np.ndarray]:
+def _look(view: View, truth: Bodies, faces: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
     """True z (H, W) [m] of people, ground and backdrop, and the person seen (H, W), -1 = nobody."""
     size = torch.tensor([[view.height, view.width]])
     present = torch.ones(1, len(truth.height), dtype=torch.bool)
     camera = torch.from_numpy(view.intrinsics)[None]
-    raster = rasterize(torch.from_numpy(truth.vertices)[None], body.faces, camera, size, present)
+    raster = rasterize(torch.from_numpy(truth.vertices)[None], faces, camera, size, present)
     person = raster.person[0].numpy()
     row, column = np.mgrid[: view.height, : view.width] + 0.5
     rays = np.stack([(column - view.width / 2) / view.focal, (row - view.height / 2) / view.focal], -1)
@@ -208,9 +227,9 @@ def _look(view: View, truth: Bodies, body: BodyModel) -> tuple[np.ndarray, np.nd
 
 
 def _observe_disparity(
-    kind: CrowdSet, z: np.ndarray, person: np.ndarray, rng: np.random.Generator
+    kind: CrowdSet, z: np.ndarray, person: np.ndarray, height: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, tuple[float, float]]:
-    """(H, W) float32 a / z + b with errors per person, row and pixel; and a, b."""
+    """(H, W) float32 a / z + b with errors per person, row and pixel; and a, b. `height`: (P,) true heights [m]."""
     scale = float(rng.uniform(*DISPARITY_SCALE))
     offset = kind.offset * float(rng.uniform(-1, 1)) * scale / _OFFSET_AT
     error = kind.person_error * rng.standard_t(3, int(person.max()) + 2)
@@ -218,8 +237,28 @@ def _observe_disparity(
     error[-1] = 0.0  # index -1 is the background
     tilt = rng.normal(0.0, kind.row_tilt) * (np.arange(len(z)) / len(z) - 0.5)
     noise = rng.normal(0.0, kind.pixel_noise, z.shape)
-    values = gaussian_filter((scale / z + offset) * (1 + error[person]), _BLUR) * (1 + tilt[:, None] + noise)
-    return values.clip(0).astype(np.float32), (scale, offset)
+    values = (scale / z + offset) * (1 + error[person])
+    values *= _laws_of_real_maps(kind, z, person, height, rng)
+    values = gaussian_filter(values, kind.blur) * (1 + tilt[:, None] + noise)
+    if kind.upside_down:
+        return (scale / values.clip(1e-6) * kind.unit).astype(np.float32), (scale, offset)
+    return (values.clip(0) * kind.unit).astype(np.float32), (scale * kind.unit, offset * kind.unit)
+
+
+def _laws_of_real_maps(
+    kind: CrowdSet, z: np.ndarray, person: np.ndarray, height: np.ndarray, rng: np.random.Generator
+) -> np.ndarray | float:
+    """(H, W) factors of the errors that real depth networks have and the solver's noise law has not; 1 without them."""
+    factor: np.ndarray | float = 1.0
+    if kind.power != 1:
+        factor = factor * (_OFFSET_AT / z) ** (kind.power - 1)
+    if kind.size_error:
+        size = np.append((height / _GROWN) ** kind.size_error, 1.0)  # index -1 is the background
+        factor = factor * size[person]
+    if kind.smooth_error:
+        field = gaussian_filter(rng.standard_normal(z.shape), min(z.shape) / _SMOOTH_PARTS, mode="wrap")
+        factor = factor * np.exp(kind.smooth_error * field / field.std())
+    return factor
 
 
 def _leak(masks: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarray:

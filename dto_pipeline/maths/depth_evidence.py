@@ -13,6 +13,7 @@ import torch
 
 from dto_pipeline.axes import FAR, NEAR
 from dto_pipeline.config import EvidenceConfig
+from dto_pipeline.maths.ordered import segment_sum
 from dto_pipeline.scene import DepthEvidence, PersonMaps, PixelSamples, SceneBatch
 
 _QUARTILES = (0.25, 0.75)
@@ -32,18 +33,18 @@ def sample_pixels(maps: PersonMaps, batch: SceneBatch) -> PixelSamples:
     occupied = (maps.person >= 0).any(2).gather(1, map_row.clamp(min=0)) & (map_row >= 0)
     scene, row = occupied.nonzero(as_tuple=True)  # only image rows that hold anybody: skips sky and floor
     line_start = (scene * map_height + map_row[scene, row]) * map_width
-    source = line_start[:, None] + map_column.clamp(min=0)[scene]
-    person = maps.person.reshape(-1)[source].masked_fill_(map_column[scene] < 0, -1)
+    source = line_start[:, None] + map_column.clamp(min=0).index_select(0, scene)
+    person = _pick(maps.person.reshape(-1), source).masked_fill_(map_column.index_select(0, scene) < 0, -1)
     line, column = (person >= 0).nonzero(as_tuple=True)
 
-    scene, row = scene[line], row[line]
-    value = batch.disparity.reshape(-1)[(scene * height + row) * width + column]
+    scene, row = _pick(scene, line), _pick(row, line)
+    value = _pick(batch.disparity.reshape(-1), (scene * height + row) * width + column)
     smallest = torch.where(batch.disparity > 0, batch.disparity, torch.inf).flatten(1).amin(1)
     return PixelSamples(
-        owner=scene * batch.present.shape[1] + person[line, column],
+        owner=scene * batch.present.shape[1] + _pick(person.view(-1), line * width + column),
         row=row,
-        depth=1.0 / torch.where(value > 0, value, smallest[scene]),
-        z=maps.z.reshape(-1)[source[line, column]],
+        depth=1.0 / torch.where(value > 0, value, _pick(smallest, scene)),
+        z=_pick(maps.z.reshape(-1), _pick(source.view(-1), line * width + column)),
     )
 
 
@@ -62,21 +63,23 @@ def measure_depth_evidence(
 
     pixels = _count(samples.owner, people)
     big_enough = (pixels >= least) & (maps.visible_vertices.reshape(-1) >= config.min_visible_vertices)
-    samples = _select(samples, big_enough[samples.owner])
+    samples = _select(samples, _pick(big_enough, samples.owner))
 
     bounds = _outlier_bounds(samples, people, config.iqr_factor)
     depth = samples.depth.to(torch.float64)
-    samples = _select(samples, (depth > bounds[samples.owner, 0]) & (depth < bounds[samples.owner, 1]))
+    samples = _select(
+        samples, (depth > _pick(bounds[:, 0], samples.owner)) & (depth < _pick(bounds[:, 1], samples.owner))
+    )
     pixels_cut = _count(samples.owner, people)
     survives = big_enough & (pixels_cut >= least)
-    samples = _select(samples, survives[samples.owner])
+    samples = _select(samples, _pick(survives, samples.owner))
 
     line = _fit_internal_line(samples, people, int(batch.image_size[:, 0].max()))
     near_line = line.residual.abs() <= config.max_residual
     samples = _select(samples, near_line)
     pixels_fit = _count(samples.owner, people)
     ground_row = _row_percentile(samples, people, int(batch.image_size[:, 0].max()), config.ground_percentile)
-    ground = _select(samples, samples.row >= ground_row[samples.owner])
+    ground = _select(samples, samples.row >= _pick(ground_row, samples.owner))
     pixels_ground = _count(ground.owner, people)
 
     depth_mean, depth_std = _mean_and_std(samples.owner, samples.depth, people)
@@ -126,14 +129,14 @@ def _fit_internal_line(samples: PixelSamples, people: int, height: int) -> _Inte
     depth = samples.depth.to(torch.float64)
     depth_squares = _sum(samples.owner, depth * depth, people)
     z = samples.z.to(torch.float64)
-    depth = depth - _mean(segment, depth, segments)[segment]
-    z = z - _mean(segment, z, segments)[segment]
+    depth = depth - _pick(_mean(segment, depth, segments), segment)
+    z = z - _pick(_mean(segment, z, segments), segment)
     sxx, sxy, syy = (_sum(samples.owner, product, people) for product in (depth * depth, depth * z, z * z))
     varies = sxx > _ROUNDING * depth_squares
     slope = torch.where(varies, sxy / torch.where(varies, sxx, 1), 0)
     norm = torch.sqrt(sxx * syy)
     corr = torch.where(norm > 0, sxy / torch.where(norm > 0, norm, 1), 0)
-    return _InternalLine(slope, corr, z - slope[samples.owner] * depth)
+    return _InternalLine(slope, corr, z - _pick(slope, samples.owner) * depth)
 
 
 def _outlier_bounds(samples: PixelSamples, people: int, factor: float) -> torch.Tensor:
@@ -190,7 +193,12 @@ def _group(depth_mean: torch.Tensor, batch: SceneBatch, config: EvidenceConfig) 
 
 def _select(samples: PixelSamples, keep: torch.Tensor) -> PixelSamples:
     index = keep.nonzero().squeeze(-1)
-    return PixelSamples(samples.owner[index], samples.row[index], samples.depth[index], samples.z[index])
+    return PixelSamples(*(_pick(values, index) for values in vars(samples).values()))
+
+
+def _pick(values: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """`values[index]` of a list of values; a quarter of its time on CPU."""
+    return values.index_select(0, index.reshape(-1)).view_as(index)
 
 
 def _count(segment: torch.Tensor, segments: int) -> torch.Tensor:
@@ -198,7 +206,7 @@ def _count(segment: torch.Tensor, segments: int) -> torch.Tensor:
 
 
 def _sum(segment: torch.Tensor, values: torch.Tensor, segments: int) -> torch.Tensor:
-    return torch.bincount(segment, weights=values, minlength=segments)
+    return segment_sum(segment, values, segments)
 
 
 def _mean(segment: torch.Tensor, values: torch.Tensor, segments: int) -> torch.Tensor:
@@ -209,7 +217,7 @@ def _mean(segment: torch.Tensor, values: torch.Tensor, segments: int) -> torch.T
 def _mean_and_std(segment: torch.Tensor, values: torch.Tensor, segments: int) -> tuple[torch.Tensor, torch.Tensor]:
     """float64 mean and population standard deviation, in two passes (depth spreads are small against their mean)."""
     mean = _mean(segment, values, segments)
-    return mean, torch.sqrt(_mean(segment, (values.to(torch.float64) - mean[segment]) ** 2, segments))
+    return mean, torch.sqrt(_mean(segment, (values.to(torch.float64) - _pick(mean, segment)) ** 2, segments))
 
 
 def _nearest_index(length: int, small: torch.Tensor, large: torch.Tensor) -> torch.Tensor:

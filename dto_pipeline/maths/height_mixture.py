@@ -10,6 +10,7 @@ import torch
 
 from dto_pipeline.axes import ADULT, ADULT_FEMALE
 from dto_pipeline.config import JointConfig, PriorConfig
+from dto_pipeline.maths.ordered import fold_sum
 from dto_pipeline.scene import HeightMixture, HeightPrior
 
 _CLASSES_KEPT = 4  # the fifth never matters: no age is uncertain between babies and teens
@@ -43,7 +44,7 @@ def build_height_mixture(
     anybody = torch.full_like(height, joint.anybody_weight)[..., None]
     likely = share.topk(_CLASSES_KEPT, dim=-1).indices
     share, centre, variance = (value.gather(-1, likely) for value in (share, centre, variance))
-    share = share / share.sum(-1, keepdim=True) * (1 - anybody)
+    share = share / fold_sum(share)[..., None] * (1 - anybody)
     return HeightMixture(
         weight=torch.cat([share, anybody], -1).clamp(min=_LEAST_WEIGHT),
         mean=torch.cat([centre, torch.full_like(anybody, joint.anybody_mean).log()], -1),
@@ -72,8 +73,8 @@ def class_shares(
 def summarise_mixture(mixture: HeightMixture, prior: HeightPrior) -> HeightPrior:
     """`prior` with the mean and sigma [m] of the mixture without its last, anybody's, part; classes stay."""
     named = slice(0, _CLASSES_KEPT)
-    weight = mixture.weight[..., named] / mixture.weight[..., named].sum(-1, keepdim=True)
-    mean = (weight * mixture.mean[..., named]).sum(-1)
+    weight = mixture.weight[..., named] / fold_sum(mixture.weight[..., named])[..., None]
+    mean = fold_sum(weight * mixture.mean[..., named])
     spread = mixture.variance[..., named] + (mixture.mean[..., named] - mean[..., None]).square()
-    sigma = (weight * spread).sum(-1).sqrt()
+    sigma = fold_sum(weight * spread).sqrt()
     return prior.replace(mean=mean.exp(), sigma=mean.exp() * sigma)

@@ -22,6 +22,7 @@ from dto_pipeline.maths.line_posterior import (
     integrate_lines,
     repeat_fits,
 )
+from dto_pipeline.maths.ordered import fold_softmax, fold_sum
 from dto_pipeline.scene import DepthEvidence, GroupFits, HeightMixture, HeightPrior, Posterior
 from dto_pipeline.status import FitStatus, PersonStatus
 
@@ -89,7 +90,7 @@ class _Found:
 
 def _typical_depth(depth: torch.Tensor, measured: torch.Tensor) -> torch.Tensor:
     """(B,) geometric mean of the measured depths; 1 where there is none."""
-    total = torch.where(measured, depth, 1.0).log().sum(1)
+    total = fold_sum(torch.where(measured, depth, 1.0).log())
     return (total / measured.sum(1).clamp(min=1)).exp()
 
 
@@ -99,7 +100,7 @@ def _build_problem(crowd: _Crowd, mixture: HeightMixture, config: JointConfig) -
     depth = torch.where(measured, evidence.depth[..., MEAN], crowd.typical_depth[:, None])
     used = measured & (evidence.corr > config.min_corr)
     gain = torch.where(used, evidence.corr, 1.0)
-    elasticity = torch.where(used, evidence.slope, torch.nan) * depth / z / gain**config.slope_gain
+    elasticity = torch.where(used, evidence.slope, torch.nan) * depth / z / (gain.log() * config.slope_gain).exp()
     height = torch.where(crowd.present, crowd.prior.height, 1.0).log()
     tails = torch.tensor(config.tail_widths, dtype=torch.float64, device=z.device)
     weights = torch.tensor(config.tail_weights, dtype=torch.float64, device=z.device)
@@ -107,7 +108,7 @@ def _build_problem(crowd: _Crowd, mixture: HeightMixture, config: JointConfig) -
         log_depth=(depth / crowd.typical_depth[:, None]).log(),
         measured=measured,
         present=crowd.present,
-        log_weight=(mixture.weight / mixture.weight.sum(-1, keepdim=True)).log(),
+        log_weight=(mixture.weight / fold_sum(mixture.weight)[..., None]).log(),
         centre=mixture.mean - (height - z.log())[..., None],
         spread=mixture.variance + config.size_sigma**2,
         tail_log_weight=(weights / weights.sum()).log(),
@@ -158,18 +159,18 @@ def _average(result: CrowdPosterior, models: torch.Tensor, levels: int, scenes: 
     def per_scene(value: torch.Tensor) -> torch.Tensor:
         return value.view(scenes, len(models) * levels, *value.shape[1:])
 
-    weight = torch.softmax(per_scene(result.log_evidence), 1)
+    weight = fold_softmax(per_scene(result.log_evidence))
     means = per_scene(result.log_z)
-    log_z = torch.einsum("bf,bfp->bp", weight, means)
+    log_z = fold_sum(weight[..., None] * means, 1)
     apart = means - log_z[:, None]
-    covariance = torch.einsum("bf,bfpq->bpq", weight, per_scene(result.covariance))
-    covariance = covariance + torch.einsum("bf,bfp,bfq->bpq", weight, apart, apart)
+    within = per_scene(result.covariance) + apart[..., :, None] * apart[..., None, :]
+    covariance = fold_sum(weight[..., None, None] * within, 1)
 
     by_model = weight.view(scenes, len(models), levels)
-    best = by_model.sum(-1).argmax(1)
+    best = fold_sum(by_model).argmax(1)
 
     def of_best(value: torch.Tensor) -> torch.Tensor:
-        value = (by_model * value.view(scenes, len(models), levels)).sum(-1) / by_model.sum(-1)
+        value = fold_sum(by_model * value.view(scenes, len(models), levels)) / fold_sum(by_model)
         return value.gather(1, best[:, None]).squeeze(1)
 
     return _Found(log_z, covariance, models[best], of_best(result.log_scale), of_best(result.share))
@@ -189,7 +190,7 @@ def _conclude(crowd: _Crowd, found: _Found, config: JointConfig) -> GroupFits:
     new_z = torch.where(placed, found.log_z.exp(), torch.nan)
     height = prior.height / crowd.z * new_z
     moved = outcome == CODE[PersonStatus.MOVED]
-    off = torch.where(moved, (height - prior.mean).abs() / prior.sigma, 0).sum(1) / moved.sum(1).clamp(min=1)
+    off = fold_sum(torch.where(moved, (height - prior.mean).abs() / prior.sigma, 0)) / moved.sum(1).clamp(min=1)
     member = torch.stack([moved & (evidence.group == group) for group in (NEAR, FAR)], 1)
     slope, offset = line_coefficients(found.log_scale, found.share, crowd.typical_depth, found.model)
     straight = compared & (found.model == AFFINE_DEPTH)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from dto_pipeline.maths.depth_line import log_distance
+from dto_pipeline.maths.ordered import add_logarithms, fold_logsumexp, fold_softmax, fold_sum
 
 _FIRST_GRID = (25, 7)  # log scale x share, over everything the people allow
 _ZOOM_GRID = (15, 11)
@@ -23,6 +24,7 @@ _ZOOM_REACH = 4.0  # standard deviations covered by a zoomed grid, each way
 _SHARE_REACH = 3.5  # prior standard deviations of the share covered by the first grid
 _LEAST_SHARE = 0.05  # depth never runs backwards
 _MARGIN = 0.4  # the first grid goes this far beyond what people's own heights say [log m]
+_PRODUCTS_AT_ONCE = 1 << 22  # of deviations of two people: bounds memory
 _WRONG_SLOPE = (0.15, 4.0)  # share of slopes that mean little, and how much wider their errors are
 
 
@@ -74,20 +76,27 @@ def find_lines(problem: CrowdProblem) -> tuple[torch.Tensor, torch.Tensor]:
 def integrate_lines(problem: CrowdProblem, mean: torch.Tensor, covariance: torch.Tensor) -> CrowdPosterior:
     """The posterior on a grid about `mean`, `covariance` of `find_lines` (of a problem with noise alike)."""
     grid, on_line, laws = _zoom(problem, mean, covariance, _LAST_GRID)
-    total = torch.logsumexp(grid.log_density, 1)
+    total = fold_logsumexp(grid.log_density)
     weight = (grid.log_density - total[:, None]).exp()
     expected, variance = _given_line(problem, on_line, laws)
-    log_z = torch.einsum("nt,ntp->np", weight, expected)
-    apart = expected - log_z[:, None]
-    covariance = torch.einsum("nt,ntp,ntq->npq", weight, apart, apart)
-    covariance = covariance + torch.diag_embed(torch.einsum("nt,ntp->np", weight, variance))
+    log_z = fold_sum(weight[..., None] * expected, 1)
+    covariance = _covariance(weight, expected - log_z[:, None])
+    covariance = covariance + torch.diag_embed(fold_sum(weight[..., None] * variance, 1))
     return CrowdPosterior(
         log_evidence=total + grid.log_cell,
-        log_scale=(weight * grid.log_scale).sum(1),
-        share=(weight * grid.share).sum(1),
+        log_scale=fold_sum(weight * grid.log_scale),
+        share=fold_sum(weight * grid.share),
         log_z=log_z,
         covariance=covariance,
     )
+
+
+def _covariance(weight: torch.Tensor, apart: torch.Tensor) -> torch.Tensor:
+    """(N, P, P) weighted sum of products of deviations (N, T, P), so many rows at once as memory allows."""
+    rows = max(1, _PRODUCTS_AT_ONCE // max(1, apart.numel()))
+    weighted = weight[..., None] * apart
+    parts = [fold_sum(part[..., None] * apart[:, :, None], 1) for part in weighted.split(rows, dim=-1)]
+    return torch.cat(parts, dim=1)
 
 
 def repeat_fits(problem: CrowdProblem, index: torch.Tensor) -> CrowdProblem:
@@ -97,7 +106,7 @@ def repeat_fits(problem: CrowdProblem, index: torch.Tensor) -> CrowdProblem:
 
 
 def _first_grid(problem: CrowdProblem) -> _Grid:
-    own = (problem.log_weight.exp() * problem.centre).sum(-1) - problem.log_depth
+    own = fold_sum(problem.log_weight.exp() * problem.centre) - problem.log_depth
     low = torch.where(problem.measured, own, torch.inf).amin(1).nan_to_num(posinf=0) - _MARGIN
     high = torch.where(problem.measured, own, -torch.inf).amax(1).nan_to_num(neginf=0) + _MARGIN
     across, along = (torch.linspace(-1, 1, n, dtype=low.dtype, device=low.device) for n in _FIRST_GRID)
@@ -117,22 +126,25 @@ def _zoom(
     problem: CrowdProblem, mean: torch.Tensor, covariance: torch.Tensor, shape: tuple[int, int]
 ) -> tuple[_Grid, torch.Tensor, torch.Tensor]:
     """A grid spanned by what an earlier grid found; see `_evaluate`."""
-    root = torch.linalg.cholesky_ex(covariance).L  # never raises: a broken scene stays its own
+    first = covariance[:, 0, 0].sqrt()[:, None]  # the Cholesky root; of a broken scene NaN, which stays its own
+    cross = covariance[:, 1, 0, None] / first
+    second = (covariance[:, 1, 1, None] - cross * cross).sqrt()
     ends = [torch.linspace(-_ZOOM_REACH, _ZOOM_REACH, n, dtype=mean.dtype, device=mean.device) for n in shape]
     steps = torch.cartesian_prod(*ends)
-    points = mean[:, None] + steps @ root.mT
+    log_scale = mean[:, :1] + steps[:, 0] * first
+    share = mean[:, 1:] + (steps[:, 0] * cross + steps[:, 1] * second)
     cell = math.log((2 * _ZOOM_REACH) ** 2 / ((shape[0] - 1) * (shape[1] - 1)))
-    log_cell = root.diagonal(dim1=-2, dim2=-1).log().sum(-1) + cell
-    return _evaluate(problem, points[..., 0], points[..., 1], log_cell)
+    log_cell = (first.log() + second.log()).squeeze(1) + cell
+    return _evaluate(problem, log_scale, share, log_cell)
 
 
 def _moments_of_line(grid: _Grid, floor: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean (N, 2) and covariance (N, 2, 2); `floor`: never narrower than the grid itself can tell."""
-    weight = torch.softmax(grid.log_density, 1)
+    weight = fold_softmax(grid.log_density)[..., None]
     points = torch.stack([grid.log_scale, grid.share], -1)
-    mean = torch.einsum("nt,ntk->nk", weight, points)
+    mean = fold_sum(weight * points, 1)
     apart = points - mean[:, None]
-    covariance = torch.einsum("nt,ntk,ntl->nkl", weight, apart, apart)
+    covariance = fold_sum((weight * apart)[..., None] * apart[..., None, :], 1)
     least = torch.full_like(mean, 1e-8)
     if floor:
         reach = points.amax(1) - points.amin(1)
@@ -145,17 +157,17 @@ def _evaluate(
 ) -> tuple[_Grid, torch.Tensor, torch.Tensor]:
     """Logarithm of the probability of everything measured and of the line, at each line (N, T).
 
-    Also, for reuse: (N, T, P) log z on the lines and (N, T, P, C) logarithms of the laws' densities there.
+    Also, for reuse: (N, T, P) log z on the lines and (C, N, T, P) logarithms of the laws' densities there.
     """
     model = problem.model[:, None, None]
     on_line, elasticity = log_distance(log_scale[..., None], share[..., None], problem.log_depth[:, None], model)
     laws = _log_laws(problem, on_line)
-    people = torch.where(problem.measured[:, None], laws.logsumexp(-1), 0).sum(-1)
+    people = fold_sum(torch.where(problem.measured[:, None], fold_logsumexp(laws, 0), 0))
     sigma = problem.elasticity_sigma[:, None]
     miss = ((problem.elasticity[:, None] - elasticity) / sigma).square() / -2
     wrong, wider = _WRONG_SLOPE
-    slopes = torch.logaddexp(math.log(1 - wrong) + miss, math.log(wrong / wider) + miss / wider**2) - sigma.log()
-    slopes = torch.where(problem.elasticity.isfinite()[:, None], slopes, 0).sum(-1)
+    slopes = add_logarithms(math.log(1 - wrong) + miss, math.log(wrong / wider) + miss / wider**2) - sigma.log()
+    slopes = fold_sum(torch.where(problem.elasticity.isfinite()[:, None], slopes, 0))
     width = problem.share_sigma
     prior = ((share - 1) / width).square() / -2 - math.log(width * math.sqrt(2 * math.pi))
     density = torch.where(share > _LEAST_SHARE, people + slopes + prior, -torch.inf)
@@ -163,19 +175,24 @@ def _evaluate(
 
 
 def _laws(problem: CrowdProblem) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(N, P, C) log weight, centre and variance of the law of log z on the line."""
+    """(C, N, 1, P) log weight, centre and variance of the law of log z on the line."""
     variance = (problem.spread[..., :, None] + problem.noise[..., None, :]).flatten(-2)
     log_weight = (problem.log_weight[..., :, None] + problem.tail_log_weight).flatten(-2)
     centre = problem.centre[..., :, None].expand(*problem.spread.shape, problem.noise.shape[-1]).flatten(-2)
-    return log_weight, centre, variance
+    return _laws_first(log_weight), _laws_first(centre), _laws_first(variance)
+
+
+def _laws_first(value: torch.Tensor) -> torch.Tensor:
+    """(C, N, 1, P) of (N, P, C): sums over the laws are sums of whole tables."""
+    return value.movedim(-1, 0)[:, :, None].contiguous()
 
 
 def _log_laws(problem: CrowdProblem, on_line: torch.Tensor) -> torch.Tensor:
-    """(N, T, P, C) logarithm of each law's weight times its density at the line."""
+    """(C, N, T, P) logarithm of each law's weight times its density at the line."""
     log_weight, centre, variance = _laws(problem)
     constant = log_weight - variance.log() / 2
-    apart = on_line[..., None] - centre[:, None]
-    return torch.addcmul(constant[:, None], apart.square_(), variance.reciprocal()[:, None], value=-0.5)
+    apart = on_line - centre
+    return apart.square_().mul_(-0.5 / variance).add_(constant)
 
 
 def _given_line(problem: CrowdProblem, on_line: torch.Tensor, laws: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -185,13 +202,13 @@ def _given_line(problem: CrowdProblem, on_line: torch.Tensor, laws: torch.Tensor
     heights), so sums over the laws of 1, pull, pull^2 ... times their shares are all that is needed.
     """
     _, centre, variance = _laws(problem)
-    noise = problem.noise.repeat(1, 1, problem.spread.shape[-1])
+    noise = _laws_first(problem.noise.repeat(1, 1, problem.spread.shape[-1]))
     pull = (variance - noise) / variance
     held = centre * (1 - pull)
-    share = torch.softmax(laws, -1)
+    share = fold_softmax(laws, 0)
     # mean = held + pull * line; its square and the law's own variance, each linear in the shares
-    columns = torch.stack([pull, held, pull * noise + held.square(), 2 * held * pull, pull.square()], -1)
-    pulled, fixed, square, cross, steep = torch.einsum("ntpc,npck->kntp", share, columns)
+    columns = (pull, held, pull * noise + held.square(), 2 * held * pull, pull.square())
+    pulled, fixed, square, cross, steep = (fold_sum(share * column, 0) for column in columns)
     expected = fixed + pulled * on_line
     variance = square + cross * on_line + steep * on_line.square() - expected.square()
     return expected, variance.clamp(min=0)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from dto_pipeline.config import SolverConfig
+from dto_pipeline.maths.ordered import fold_sum
 from dto_pipeline.scene import MapProblem, MapSolution
 from dto_pipeline.status import FitStatus
 
@@ -38,8 +39,8 @@ def lower_bound(problem: MapProblem, config: SolverConfig) -> torch.Tensor:
     """
     counts = problem.active & (problem.corr > config.min_corr) & config.internal_constraint
     weight = torch.where(counts, problem.corr, 0)
-    total = weight.sum(1)
-    mean = (weight * torch.where(counts, problem.slope, 0)).sum(1) / torch.where(total > 0, total, 1)
+    total = fold_sum(weight)
+    mean = fold_sum(weight * torch.where(counts, problem.slope, 0)) / torch.where(total > 0, total, 1)
     return torch.where(total > 0, mean, config.default_alpha_min)
 
 
@@ -117,11 +118,11 @@ def _fit(
     weight = torch.where(active, problem.prior_sigma**-2, 0)
     depth, mean = (torch.where(active, value, 0) for value in (problem.depth, problem.prior_mean))
     ratio = torch.where(active, problem.height / problem.z, 0)
-    a = (weight * ratio**2 * depth**2).sum(1)
-    b = (weight * ratio**2 * depth).sum(1)
-    c = (weight * ratio**2).sum(1)
-    d = (weight * ratio * depth * mean).sum(1)
-    e = (weight * ratio * mean).sum(1)
+    a = fold_sum(weight * ratio**2 * depth**2)
+    b = fold_sum(weight * ratio**2 * depth)
+    c = fold_sum(weight * ratio**2)
+    d = fold_sum(weight * ratio * depth * mean)
+    e = fold_sum(weight * ratio * mean)
     determinant = a * c - b * b
     determinant = torch.where(determinant > _ROUNDING * a * c, determinant, torch.nan)
     alpha = (c * d - b * e) / determinant
@@ -137,9 +138,9 @@ def _is_plane(problem: MapProblem, active: torch.Tensor) -> torch.Tensor:
     """(N,) whether the group faces the camera as one plane: its depths spread less than the bodies themselves do."""
     count = active.sum(1).clamp(min=1)
     depth = torch.where(active, problem.depth, 0)
-    mean = depth.sum(1) / count
-    spread = torch.sqrt(torch.where(active, (depth - mean[:, None]) ** 2, 0).sum(1) / count)
-    return spread < torch.where(active, problem.depth_std, 0).sum(1) / count
+    mean = fold_sum(depth) / count
+    spread = torch.sqrt(fold_sum(torch.where(active, (depth - mean[:, None]) ** 2, 0)) / count)
+    return spread < fold_sum(torch.where(active, problem.depth_std, 0)) / count
 
 
 def new_heights(problem: MapProblem, alpha: torch.Tensor, beta: torch.Tensor) -> torch.Tensor:
@@ -161,7 +162,7 @@ def _conclude(problem: MapProblem, state: _State, alpha_min: torch.Tensor) -> Ma
         (new_heights(problem, state.alpha, state.beta) - problem.prior_mean).abs() / problem.prior_sigma,
         0,
     )
-    mean = deviation.sum(1) / state.active.sum(1).clamp(min=1)
+    mean = fold_sum(deviation) / state.active.sum(1).clamp(min=1)
     return MapSolution(
         alpha=state.alpha,
         beta=state.beta,

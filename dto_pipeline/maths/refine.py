@@ -14,6 +14,7 @@ import torch
 from dto_pipeline.axes import KID_AXIS, TEEN
 from dto_pipeline.config import JointConfig, RefineConfig
 from dto_pipeline.maths.group_fits import CODE
+from dto_pipeline.maths.ordered import fold_sum
 from dto_pipeline.maths.reprojection import hold_joints, reach_height
 from dto_pipeline.scene import GroupFits, HeightPrior, RefinedPeople, SceneBatch
 from dto_pipeline.status import PersonStatus
@@ -111,7 +112,7 @@ def _kid_shift(
     picked = list(KID_SHIFT_JOINTS)
     before = joints(pose, batch.betas[who], batch.transl[who])[:, picked, :2].to(torch.float64)
     after = joints(pose, betas[who], transl[who])[:, picked, :2].to(torch.float64)
-    move = (scale[who][:, None, None] * before - after).mean(1)
+    move = fold_sum(scale[who][:, None, None] * before - after, 1) / len(picked)
     scene, person = who
     shift[scene, person, :2] = move
     return shift

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 
 from dto_pipeline.config import JointConfig
+from dto_pipeline.maths.ordered import fold_sum
 
 _HEIGHT_STEPS = 4  # the height is piecewise linear in a coefficient: two steps are exact but at the kinks
 _PROBE = 1e-3  # of the coefficient, for its gain
@@ -50,20 +51,22 @@ def hold_joints(seen: torch.Tensor, joints: torch.Tensor, transl: torch.Tensor, 
         seen: (M, J, 2) x / z, y / z of the label's joints; joints: (M, J, 3) of the changed bodies, untranslated [m].
         transl: (M, 3) float64 to start from, z as the fit wants it [m].
     """
-    size = (seen.amax(1) - seen.amin(1)).norm(dim=-1).clamp(min=1e-6)
-    weight = (config.joint_sigma * size).reciprocal()[:, None, None]
-    wanted_z, z_weight = transl[:, 2], (config.hold_z_sigma * transl[:, 2]).reciprocal()
+    extent = (seen.amax(1) - seen.amin(1)).square()
+    size = (extent[:, 0] + extent[:, 1]).sqrt().clamp(min=1e-6)
+    weight = (config.joint_sigma * size).reciprocal()[:, None]
+    wanted_z, z_weight = transl[:, 2], (config.hold_z_sigma * transl[:, 2]).reciprocal().square()
     for _ in range(_PLACE_STEPS):
         placed = joints + transl[:, None]
-        inverse = placed[..., 2:].reciprocal()
-        at = placed[..., :2] * inverse
-        moves = torch.eye(2, dtype=at.dtype, device=at.device).expand(*at.shape, 2)
-        jacobian = torch.cat([moves, -at[..., None]], -1) * (inverse * weight)[..., None]
-        miss = ((seen - at) * weight).flatten(1)
-        rows = jacobian.flatten(1, 2)
-        normal = rows.mT @ rows
-        right = (rows.mT @ miss[..., None]).squeeze(-1)
-        normal[:, 2, 2] += z_weight.square()
-        right[:, 2] += z_weight.square() * (wanted_z - transl[:, 2])
-        transl = transl + torch.linalg.solve_ex(normal, right).result
+        gain = weight / placed[..., 2]
+        x, y = (placed[..., :2] / placed[..., 2:]).unbind(-1)
+        miss_x, miss_y = ((seen[..., axis] - at) * weight for axis, at in enumerate((x, y)))
+        # the normal equations: a joint's u moves with x and z, its v with y and z
+        flat = fold_sum(gain * gain)
+        x_z, y_z = fold_sum(gain * gain * x), fold_sum(gain * gain * y)
+        deep = fold_sum(gain * gain * (x * x + y * y)) + z_weight
+        right_x, right_y = fold_sum(gain * miss_x), fold_sum(gain * miss_y)
+        right_z = z_weight * (wanted_z - transl[:, 2]) - fold_sum(gain * (x * miss_x + y * miss_y))
+        step_z = (right_z + (x_z * right_x + y_z * right_y) / flat) / (deep - (x_z * x_z + y_z * y_z) / flat)
+        step_x, step_y = (right_x + x_z * step_z) / flat, (right_y + y_z * step_z) / flat
+        transl = transl + torch.stack([step_x, step_y, step_z], dim=-1)
     return transl

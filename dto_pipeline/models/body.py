@@ -1,8 +1,9 @@
 """The body model: SMPL's format (6890 vertices, 24 joints), ten shape directions and, where there is one, the kid axis.
 
-Knows the model file (plain npz) and linear blend skinning through smplx's functions; knows nothing of images. The whole
-batch goes through one call; heights and joints are computed without a mesh. Metres, SMPL's own frame (y up at rest);
-the root orientation of a label turns it into the camera frame.
+Knows the model file (plain npz) and linear blend skinning; knows nothing of images. The whole batch goes through one
+call; heights and joints are computed without a mesh. A body is the same to the last bit in whatever company it is
+computed: see `maths.ordered`. Metres, SMPL's own frame (y up at rest); the root orientation of a label turns it into
+the camera frame.
 """
 
 from __future__ import annotations
@@ -15,13 +16,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from smplx.lbs import batch_rigid_transform, batch_rodrigues
+from smplx.lbs import batch_rigid_transform
 from smplx.vertex_ids import vertex_ids
 from torch import nn
 
 from dto_pipeline.axes import NUM_BETAS
 from dto_pipeline.config import STAND_IN_BODY
 from dto_pipeline.errors import DtoError
+from dto_pipeline.maths.ordered import ExactMatrix, exact_product, fold_sum, make_exact
+from dto_pipeline.models.rasterizer import is_closed
 
 SMPLX_EXTRA_JOINTS = (
     *("nose", "reye", "leye", "rear", "lear"),
@@ -39,7 +42,8 @@ _REQUIRED = {
     "f": (None, 3),
 }
 _LIMBS = (16, 17, 18, 19, 20, 21, 1, 2, 4, 5, 7, 8)  # shoulders, elbows, wrists, hips, knees, ankles
-_POSE_CHUNK = 64  # bodies skinned at once: bounds memory, and 16-80 a call is fastest on CPU
+_POSE_CHUNK = 64  # bodies posed at once: bounds memory
+_SKIN_CHUNK = 16  # bodies skinned at once: what stays in a CPU's cache
 
 
 class BodyModelError(DtoError, ValueError):
@@ -50,12 +54,15 @@ class BodyModel(nn.Module):
     """Bodies from pose and shape, batched over any leading axes. Build one with `load_body`."""
 
     faces: torch.Tensor  # (F, 3) int64
-    _template: torch.Tensor
-    _shapedirs: torch.Tensor
-    _posedirs: torch.Tensor
-    _weights: torch.Tensor
+    _template: torch.Tensor  # (3, V) float64
+    _blend: torch.Tensor  # (11 + 207, 3 V) float64: what shape and pose add to x, then y, then z; see `ExactMatrix`
+    _blend_scale: torch.Tensor
+    _weights: torch.Tensor  # (24, V) float64
+    _weights_scale: torch.Tensor
     _joint_template: torch.Tensor
     _joint_shapedirs: torch.Tensor
+    _joint_blend: torch.Tensor  # (11, 72) float64
+    _joint_blend_scale: torch.Tensor
     _parents: torch.Tensor
     _landmarks: torch.Tensor
 
@@ -72,23 +79,33 @@ class BodyModel(nn.Module):
         posedirs = torch.as_tensor(arrays["posedirs"], dtype=torch.float32)
         parents = torch.as_tensor(arrays["kintree_table"][0].astype(np.int64))
         parents[0] = -1
+        joint_shapedirs = _regress(regressor, shapedirs.flatten(1)).view(len(regressor), 3, NUM_BETAS)
+        blend = make_exact(torch.cat([shapedirs, posedirs], dim=-1).permute(2, 1, 0).flatten(1))
+        weights = make_exact(torch.as_tensor(arrays["weights"], dtype=torch.float32).T)
+        joint_blend = make_exact(joint_shapedirs.flatten(0, 1).T)
+        self._bits = blend.bits, weights.bits, joint_blend.bits
+        self._tree = parents.tolist()
         buffers = {
             "faces": torch.as_tensor(arrays["f"].astype(np.int64)),
-            "_template": template,
-            "_shapedirs": shapedirs,
-            "_posedirs": posedirs.reshape(-1, posedirs.shape[-1]).T.contiguous(),  # (207, V * 3)
-            "_weights": torch.as_tensor(arrays["weights"], dtype=torch.float32),
-            "_joint_template": regressor @ template,
-            "_joint_shapedirs": torch.einsum("jv,vkl->jkl", regressor, shapedirs),
+            "_template": template.T.to(torch.float64).contiguous(),
+            "_blend": blend.values,
+            "_blend_scale": blend.scale,
+            "_weights": weights.values,
+            "_weights_scale": weights.scale,
+            "_joint_template": _regress(regressor, template),
+            "_joint_shapedirs": joint_shapedirs,
+            "_joint_blend": joint_blend.values,
+            "_joint_blend_scale": joint_blend.scale,
             "_parents": parents,
             "_landmarks": torch.tensor([vertex_ids["smplh"][name] for name in SMPLX_EXTRA_JOINTS]),
         }
         for name, value in buffers.items():
             self.register_buffer(name, value)
+        self.closed = is_closed(template, self.faces)
 
     @property
     def num_vertices(self) -> int:
-        return int(self._template.shape[0])
+        return int(self._template.shape[1])
 
     @torch.no_grad()
     def vertices(self, pose: torch.Tensor, betas: torch.Tensor, transl: torch.Tensor) -> torch.Tensor:
@@ -104,27 +121,48 @@ class BodyModel(nn.Module):
         """
         return self._pose_flat(pose, betas, transl, None)[0]
 
+    @torch.no_grad()
     def joints(self, pose: torch.Tensor, betas: torch.Tensor, transl: torch.Tensor) -> torch.Tensor:
-        """smplx's 45 joints (24 of the tree, then face, feet and finger tips), without building a mesh; differentiable.
+        """smplx's 45 joints (24 of the tree, then face, feet and finger tips), without building a mesh.
 
         Args and units as `vertices`. Returns: (..., 45, 3) [m].
         """
         extra, tree = self._pose_flat(pose, betas, transl, self._landmarks)
         return torch.cat([tree, extra], dim=-2)
 
-    def relative_human_joints(
-        self, pose: torch.Tensor, betas: torch.Tensor, transl: torch.Tensor, regressor: torch.Tensor
+    def learnt_joints(
+        self, pose: torch.Tensor, betas: torch.Tensor, transl: torch.Tensor, regressor: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """RelativeHuman's 14 joints: shoulders to ankles of the tree, head top and neck from vertices; differentiable.
+        """Joints in single precision and differentiable, for learning; the same as `joints` but for rounding.
 
-        Args and units as `vertices`; regressor: (2, V) rows of head top and neck. Returns: (..., 14, 3) [m].
+        Args:
+            pose, betas, transl: see `vertices`.
+            regressor: (2, V) of head top and neck: RelativeHuman's 14 joints, shoulders to ankles and these two.
+
+        Returns:
+            (..., 45, 3), or (..., 14, 3) [m].
         """
-        used = regressor.abs().sum(0).nonzero().squeeze(-1)
-        vertices, tree = self._pose_flat(pose, betas, transl, used)
-        return torch.cat([tree[..., list(_LIMBS), :], regressor[:, used].to(vertices) @ vertices], dim=-2)
+        used = self._landmarks if regressor is None else regressor.abs().sum(0).nonzero().squeeze(-1)
+        lead, count = pose.shape[:-1], pose[..., 0].numel()
+        rotations = rotate(pose.reshape(count, 24, 3))
+        shape = betas.reshape(count, NUM_BETAS)
+        rest = self._joint_template + torch.einsum("jkl,bl->bjk", self._joint_shapedirs, shape)
+        joints, rigid = chain_joints(rotations, rest, self._tree)
+        blend = self._blend.view(len(self._blend), 3, -1)[:, :, used] * self._blend_scale[:, None, None]
+        bent = rotations[:, 1:] - torch.eye(3, dtype=pose.dtype, device=pose.device)
+        factors = torch.cat([shape, bent.flatten(1)], dim=1)
+        shaped = self._template[:, used].to(pose.dtype) + torch.einsum("bf,fkv->bkv", factors, blend.to(pose.dtype))
+        weights = (self._weights[:, used] * self._weights_scale[:, None]).to(pose.dtype)
+        pulls = torch.einsum("bjkl,jv->bklv", rigid, weights)
+        points = ((pulls[:, :, :3] * shaped[:, None]).sum(2) + pulls[:, :, 3]).mT
+        if regressor is None:
+            found = torch.cat([joints, points], dim=1)
+        else:
+            found = torch.cat([joints[:, list(_LIMBS)], regressor[:, used].to(points) @ points], dim=1)
+        return found.reshape(*lead, -1, 3) + transl[..., None, :]
 
     def posed_joints(self, rotations: torch.Tensor, betas: torch.Tensor) -> torch.Tensor:
-        """The 24 joints of the tree without translation; differentiable.
+        """The 24 joints of the tree without translation; differentiable, unlike all else here.
 
         Args:
             rotations: (..., 24, 3, 3) of each joint relative to its parent, root first; betas: (..., 11).
@@ -132,7 +170,7 @@ class BodyModel(nn.Module):
         Returns:
             (..., 24, 3) [m]; the first is the pelvis, which a shape moves but a pose does not.
         """
-        lead, dtype = rotations.shape[:-3], self._template.dtype
+        lead, dtype = rotations.shape[:-3], self._joint_template.dtype
         if rotations.numel() == 0:
             return rotations.new_zeros(*lead, len(self._parents), 3)
         rest = self._joint_template + torch.einsum("jkl,bl->bjk", self._joint_shapedirs, betas.reshape(-1, NUM_BETAS))
@@ -146,18 +184,20 @@ class BodyModel(nn.Module):
         Args:
             betas: (..., 11). Returns: (...) [m], in the dtype of `betas`.
         """
-        directions = self._shapedirs[:, 1, :].to(betas.dtype)
-        y = self._template[:, 1].to(betas.dtype) + betas.reshape(-1, NUM_BETAS) @ directions.T
-        return (y.amax(dim=-1) - y.amin(dim=-1)).reshape(betas.shape[:-1])
+        height_axis = slice(self.num_vertices, 2 * self.num_vertices)
+        directions = ExactMatrix(self._blend[:NUM_BETAS, height_axis], self._blend_scale[:NUM_BETAS], self._bits[0])
+        y = self._template[1] + exact_product(betas.reshape(-1, NUM_BETAS), directions, parts=2)
+        return (y.amax(dim=-1) - y.amin(dim=-1)).reshape(betas.shape[:-1]).to(betas.dtype)
 
     def _pose_flat(
         self, pose: torch.Tensor, betas: torch.Tensor, transl: torch.Tensor, subset: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Vertices (all, or `subset`) and the 24 joints; leading axes flattened, computed in chunks."""
         lead = pose.shape[:-1]
-        if pose.numel() == 0:  # nobody: smplx cannot tell the shape of nothing
+        if pose.numel() == 0:
             count = self.num_vertices if subset is None else len(subset)
-            return self._template.new_zeros(*lead, count, 3), self._template.new_zeros(*lead, len(self._parents), 3)
+            empty = self._joint_template.new_zeros
+            return empty(*lead, count, 3), empty(*lead, len(self._tree), 3)
         flat = zip(
             pose.reshape(-1, 72).split(_POSE_CHUNK),
             betas.reshape(-1, NUM_BETAS).split(_POSE_CHUNK),
@@ -172,23 +212,87 @@ class BodyModel(nn.Module):
     def _pose_chunk(
         self, pose: torch.Tensor, betas: torch.Tensor, transl: torch.Tensor, subset: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        count, dtype = pose.shape[0], self._template.dtype
-        pose, betas = pose.to(dtype), betas.to(dtype)
-        rotations = batch_rodrigues(pose.reshape(-1, 3)).view(count, -1, 3, 3)
-        rest_joints = self._joint_template + torch.einsum("jkl,bl->bjk", self._joint_shapedirs, betas)
-        joints, rigid = batch_rigid_transform(rotations, rest_joints, self._parents, dtype=dtype)
-
-        template, shapedirs, weights, posedirs = self._template, self._shapedirs, self._weights, self._posedirs
+        """float32 vertices (M, V, 3) and joints (M, 24, 3), in float64 up to the last step."""
+        template, blend, weights = self._template, self._blend, self._weights
         if subset is not None:
-            template, shapedirs, weights = template[subset], shapedirs[subset], weights[subset]
-            posedirs = posedirs.view(posedirs.shape[0], -1, 3)[:, subset].flatten(1)
-        feature = (rotations[:, 1:] - torch.eye(3, dtype=dtype, device=pose.device)).reshape(count, -1)
-        shaped = torch.addmm(template.reshape(1, -1), betas, shapedirs.flatten(0, 1).T)
-        shaped = torch.addmm(shaped, feature, posedirs).view(count, -1, 3)
-        skinning = torch.matmul(weights, rigid[:, :, :3].reshape(count, -1, 12)).view(count, -1, 3, 4)
-        posed = (skinning[..., :3] * shaped.unsqueeze(-2)).sum(-1) + skinning[..., 3]
-        shift = transl.unsqueeze(-2).to(dtype)
-        return posed + shift, joints + shift
+            template, weights = template[:, subset], weights[:, subset]
+            blend = blend.view(len(blend), 3, -1)[:, :, subset].flatten(1)
+        count = len(pose)
+        rotations = rotate(pose.to(torch.float64).view(count, -1, 3))
+        joint_blend = ExactMatrix(self._joint_blend, self._joint_blend_scale, self._bits[2])
+        rest = self._joint_template + exact_product(betas, joint_blend).view(count, -1, 3)
+        joints, rigid = chain_joints(rotations, rest, self._tree)
+
+        bent = rotations[:, 1:] - torch.eye(3, dtype=torch.float64, device=pose.device)
+        factors = torch.cat([betas.to(torch.float64), bent.flatten(1)], dim=1)
+        shaped = exact_product(factors, ExactMatrix(blend, self._blend_scale, self._bits[0])).view(count, 3, -1)
+        shaped += template
+        shift = (transl.to(torch.float64) + 0.0)[:, :, None]  # + 0.0: no sum with it is a negative zero
+        skin = ExactMatrix(weights, self._weights_scale, self._bits[1])
+        parts = (slice(start, start + _SKIN_CHUNK) for start in range(0, count, _SKIN_CHUNK))
+        vertices = torch.cat([_skin(shaped[part], rigid[part], shift[part], skin) for part in parts])
+        return vertices, (joints + shift.mT).to(torch.float32)
+
+
+def _skin(shaped: torch.Tensor, rigid: torch.Tensor, shift: torch.Tensor, weights: ExactMatrix) -> torch.Tensor:
+    """(M, V, 3) float32 vertices: shaped (M, 3, V), moved as each joint moves (M, J, 3, 4), and shifted (M, 3, 1)."""
+    count = len(shaped)
+    pulled = rigid.permute(0, 2, 3, 1).reshape(count * 12, -1)
+    pulls = exact_product(pulled, weights).view(count, 3, 4, -1)
+    posed = pulls[:, :, 3] + shift
+    term = torch.empty_like(posed)
+    for axis in range(3):
+        posed += torch.mul(pulls[:, :, axis], shaped[:, None, axis], out=term)
+    return posed.mT.to(torch.float32, memory_format=torch.contiguous_format)
+
+
+def _regress(regressor: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """(J, C) float32 of a regressor (J, V) and values (V, C) of the vertices, the same on any number of threads."""
+    values = values.to(torch.float64)
+    return torch.stack([fold_sum(row[:, None].to(torch.float64) * values, 0) for row in regressor]).to(torch.float32)
+
+
+def rotate(axis_angle: torch.Tensor) -> torch.Tensor:
+    """SMPL's rotations: Rodrigues' formula with smplx's 1e-8 in the angle, elementwise.
+
+    Args:
+        axis_angle: (..., 3) [rad]. Returns: (..., 3, 3).
+    """
+    moved = axis_angle + 1e-8
+    x, y, z = moved.unbind(-1)
+    angle = (x * x + y * y + z * z).sqrt()[..., None]
+    direction = axis_angle / angle
+    x, y, z = direction.unbind(-1)
+    zero = torch.zeros_like(x)
+    cross = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], dim=-1).unflatten(-1, (3, 3))
+    square = direction[..., :, None] * direction[..., None, :]
+    identity = torch.eye(3, dtype=axis_angle.dtype, device=axis_angle.device)
+    square = square - (x * x + y * y + z * z)[..., None, None] * identity  # cross @ cross
+    angle = angle[..., None]
+    return identity + angle.sin() * cross + (1 - angle.cos()) * square
+
+
+def chain_joints(rotations: torch.Tensor, rest: torch.Tensor, parents: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Forward kinematics, elementwise: BLAS would let a body's last bits depend on the number of bodies.
+
+    Args:
+        rotations: (M, J, 3, 3) relative to the parent; rest: (M, J, 3) joints of the rest pose [m]; parents: of each
+            joint, before it; the first has none.
+
+    Returns:
+        (M, J, 3) posed joints and (M, J, 3, 4) what moves a point of the rest pose with each joint.
+    """
+    chain = [torch.cat([rotations[:, 0], rest[:, 0, :, None]], dim=-1)]
+    for joint, parent in enumerate(parents[1:], start=1):
+        bone = (rest[:, joint] - rest[:, parent])[..., None]
+        own, above = torch.cat([rotations[:, joint], bone], dim=-1), chain[parent]
+        placed = above[..., 0:1] * own[:, 0:1] + above[..., 1:2] * own[:, 1:2] + above[..., 2:3] * own[:, 2:3]
+        placed[..., 3] += above[..., 3]
+        chain.append(placed)
+    placed = torch.stack(chain, dim=1)
+    turned = placed[..., 0] * rest[..., 0:1] + placed[..., 1] * rest[..., 1:2] + placed[..., 2] * rest[..., 2:3]
+    posed = placed[..., 3]
+    return posed, torch.cat([placed[..., :3], (posed - turned)[..., None]], dim=-1)
 
 
 def load_body(path: str | Path = "", kid_axis: bool = True, device: torch.device | str = "cpu") -> BodyModel:

@@ -9,7 +9,7 @@ interpolated as transformers' DINOv2 does it (without the original's offset of 0
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import nn
 from transformers import AutoModelForDepthEstimation
 
 from dto_pipeline.config import DepthConfig
+from dto_pipeline.models.alone import map_alone, seen_at_once
 from dto_pipeline.models.depth import DepthInvalid
 from dto_pipeline.models.depth_kinds import as_disparity
 from dto_pipeline.models.depth_licences import LICENCES, describe_licences
@@ -42,6 +43,7 @@ class DepthNetwork:
         self.device = torch.device(device)
         reference = depth_reference(config)
         network, identity = load_pretrained(AutoModelForDepthEstimation, reference, self.device, describe_licences())
+        self.at_once = seen_at_once(self.device, config.batch)
         self.recipe = recipe_for(network.config, config.short_side)
         self.config = config
         self.identity = identity
@@ -75,11 +77,13 @@ class DepthNetwork:
         Raises:
             torch.OutOfMemoryError: not even one image fits.
         """
-        results: dict[int, np.ndarray | DepthInvalid] = {}
+        plan = plan_windows([self.recipe.size(*image.shape[:2]) for image in images], self.at_once)
+
+        def see(positions: list[int]) -> Iterable[tuple[int, np.ndarray | DepthInvalid]]:
+            return zip(positions, self._estimate_batch([images[position] for position in positions]), strict=True)
+
         with self._on_stream():
-            for positions in plan_windows([self.recipe.size(*image.shape[:2]) for image in images], self.config.batch):
-                maps = self._estimate_batch([images[position] for position in positions])
-                results.update(zip(positions, maps, strict=True))
+            results = dict(pair for pairs in map_alone(self.device, see, plan) for pair in pairs)
         return [results[position] for position in range(len(images))]
 
     def _estimate_batch(self, images: Sequence[np.ndarray]) -> list[np.ndarray | DepthInvalid]:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from dto_pipeline.config import PipelineConfig
+from dto_pipeline.models.alone import map_alone, seen_at_once
 from dto_pipeline.models.attributes import Attributes, cut_crops, join_attributes
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.models.instance_matching import Instances, map_joints, match_instances
@@ -48,6 +49,7 @@ class Sight:
         """
         self.config = config
         self._body = body
+        self._device = torch.device(device)
         self.depth: DepthNetwork | None = None
         self._instances: InstanceNetwork | None = None
         self._attributes: list[AttributeModel] = []
@@ -155,11 +157,13 @@ class Sight:
                 self._fill(scene, own, Attributes(found.age_years[part], found.male_prob[part]))
 
     def _estimate(self, faces: torch.Tensor, bodies: torch.Tensor) -> Attributes:
-        parts: list[Attributes] = []
-        step = self.config.attributes.batch
-        for start in range(0, len(faces), step):
+        step = seen_at_once(self._device, self.config.attributes.batch)
+
+        def see(start: int) -> Attributes:
             part = slice(start, start + step)
-            parts.append(join_attributes([model.estimate(faces[part], bodies[part]) for model in self._attributes]))
+            return join_attributes([model.estimate(faces[part], bodies[part]) for model in self._attributes])
+
+        parts = map_alone(self._device, see, range(0, len(faces), step))
         names = ("age_years", "male_prob")
         return Attributes(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 

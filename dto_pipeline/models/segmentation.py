@@ -15,6 +15,7 @@ from torch.nn import functional
 from transformers import AutoModelForUniversalSegmentation
 
 from dto_pipeline.config import MaskConfig
+from dto_pipeline.models.alone import map_alone, seen_at_once
 from dto_pipeline.models.depth_resize import network_size, plan_windows, resize_to_network
 from dto_pipeline.models.instance_matching import Instances
 from dto_pipeline.models.networks import ModelError, mask_reference
@@ -46,7 +47,6 @@ class InstanceNetwork:
         found = self.identity
         return {"mask_model": found.name, "mask_revision": found.revision, "mask_sha256": found.sha256}
 
-    @torch.inference_mode()
     def find(self, images: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]) -> list[Instances]:
         """People in images.
 
@@ -57,13 +57,17 @@ class InstanceNetwork:
             One `Instances` per image, scores at least `config.min_score`.
         """
         seen = [self._size_seen(*image.shape[:2]) for image in images]
-        found: dict[int, Instances] = {}
-        for positions in plan_windows(seen, self.config.batch):
+        plan = plan_windows(seen, seen_at_once(self.device, self.config.batch))
+
+        @torch.inference_mode()
+        def see(positions: list[int]) -> dict[int, Instances]:
             pixels = (torch.from_numpy(images[i])[None].to(self.device, non_blocking=True) for i in positions)
             inputs = torch.cat([resize_to_network(image, seen[positions[0]]) for image in pixels])
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
                 output = self.network(pixel_values=inputs)
-            found.update({i: self._read(output, row, sizes[i]) for row, i in enumerate(positions)})
+            return {i: self._read(output, row, sizes[i]) for row, i in enumerate(positions)}
+
+        found = {i: instances for part in map_alone(self.device, see, plan) for i, instances in part.items()}
         return [found[i] for i in range(len(images))]
 
     def _size_seen(self, height: int, width: int) -> tuple[int, int]:

@@ -308,10 +308,7 @@ def with_joints(predictions: Predictions, body: BodyModel, regressor: torch.Tens
         regressor: (2, V) head top and neck: RelativeHuman's 14 joints instead of smplx's 45.
     """
     betas = functional.pad(predictions.betas, (0, 11 - predictions.betas.shape[-1]))
-    if regressor is None:
-        joints = body.joints(predictions.poses, betas, predictions.transl)
-    else:
-        joints = body.relative_human_joints(predictions.poses, betas, predictions.transl, regressor)
+    joints = body.learnt_joints(predictions.poses, betas, predictions.transl, regressor)
     seen = joints @ predictions.intrinsics.transpose(-1, -2)[None, :, None]
     found = replace(predictions, j3ds=joints, j2ds=seen[..., :2] / (seen[..., 2:] + 1e-6))
     if predictions.known is None:

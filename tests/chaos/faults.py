@@ -21,7 +21,15 @@ from typing import Any
 
 DIE, SLEEP, RAISE = "die", "sleep", "raise"
 FAULTS, COUNTS, CLOCK = "DTO_CHAOS_FAULTS", "DTO_CHAOS_COUNTS", "DTO_CHAOS_CLOCK"
-_SITECUSTOMIZE = "from tests.chaos.faults import install\n\ninstall()\n"
+_ROOT = Path(__file__).parents[2]  # where `tests` can be imported from; last on the path, so that nothing is hidden
+_SITECUSTOMIZE = f"""\
+import sys
+
+sys.path.append({str(_ROOT)!r})
+from tests.chaos.faults import install
+
+install()
+"""
 
 
 class InjectedFault(RuntimeError):

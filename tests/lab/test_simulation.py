@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dto_pipeline.cli import main
 from dto_pipeline.config import RunConfig
 from dto_pipeline.lab.simulation import (
     GOOD_LUCK,
@@ -24,10 +24,15 @@ from dto_pipeline.lab.simulation import (
 )
 from dto_pipeline.lab.virtual_pool import Scenario, ScenarioError
 
+JOB = Path(__file__).parents[2] / "jobs" / "simulate.py"
 CALM = Scenario(
     images=64_000, workers=16, mtbf_s=math.inf, shard_images=100, image_s=0.04, start_s=60.0, spread=0.0
 )  # 640 shards of 4 s, 40 for each worker
 STORMY = dataclasses.replace(CALM, mtbf_s=300.0, start_s=10.0, spread=0.1)
+
+
+def simulate_job(options: list[str]) -> int:
+    return runpy.run_path(str(JOB))["main"](options)
 
 
 def _without_cpu(result: Simulated) -> Simulated:
@@ -162,9 +167,9 @@ def test_a_scenario_that_makes_no_sense_is_refused_by_name(change: dict[str, Any
         dataclasses.replace(CALM, **change)
 
 
-def test_the_verb_prints_a_table_and_writes_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_job_prints_a_table_and_writes_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--images", "20000", "--workers", "8", "--mtbf", "10m", "--shard-images", "50,500"]
-    assert main(["simulate", *options, "--json", str(tmp_path / "simulated.json")]) == 0
+    assert simulate_job([*options, "--json", str(tmp_path / "simulated.json")]) == 0
 
     assert "recommended" in capsys.readouterr().out
     found = json.loads((tmp_path / "simulated.json").read_text())
@@ -174,13 +179,13 @@ def test_the_verb_prints_a_table_and_writes_json(tmp_path: Path, capsys: pytest.
 
 def test_workers_that_never_die_can_be_asked_for(tmp_path: Path) -> None:
     file = tmp_path / "calm.json"
-    assert main(["simulate", "--images", "2000", "--workers", "4", "--mtbf", "never", "--json", str(file)]) == 0
+    assert simulate_job(["--images", "2000", "--workers", "4", "--mtbf", "never", "--json", str(file)]) == 0
     assert json.loads(file.read_text())["results"][0]["scenario"]["mtbf_s"] is None
 
 
 @pytest.mark.parametrize("options", [["--mtbf", "soon"], ["--shard-images", "10,x"], ["--shard-images", "0"]])
 def test_a_time_or_size_that_cannot_be_read_is_refused(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
-        main(["simulate", *options])
+        simulate_job([*options])
     assert stop.value.code == 2
     assert options[0] in capsys.readouterr().err

@@ -64,6 +64,7 @@ def test_windows_hold_one_size_each_and_lose_nobody() -> None:
 
 def test_running_out_of_memory_halves_the_batch_and_goes_on(folder: Path) -> None:
     network = DepthNetwork(config(folder))
+    network.at_once = 2  # as on a GPU
     images = pictures(*[(30, 45)] * 2)
     expected = [network.estimate([image])[0] for image in images]
     inner, sizes = network.network, []
@@ -100,7 +101,7 @@ def test_a_map_that_is_not_finite_is_that_images_failure_only(folder: Path) -> N
         output.predicted_depth[1, 3, 4] = torch.nan
         return output
 
-    network.network = forward
+    network.network, network.at_once = forward, 2  # as on a GPU
     good, bad = network.estimate(pictures((30, 45), (30, 45)))
     assert isinstance(good, np.ndarray)
     assert isinstance(bad, DepthInvalid)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from dto_pipeline.models import rasterizer
 from dto_pipeline.models.body import BodyModel
-from dto_pipeline.models.rasterizer import count_visible_vertices, rasterize
+from dto_pipeline.models.rasterizer import count_visible_vertices, is_closed, rasterize
 
 SIZE = (24, 32)
 CAMERA = torch.tensor([[[30.0, 0, 16], [0, 30.0, 12], [0, 0, 1]]], dtype=torch.float64)
@@ -110,3 +110,56 @@ def test_half_of_a_body_in_front_is_visible(body: BodyModel) -> None:
     raster = rasterize(vertices, body.faces, camera, size, torch.ones(1, 1, dtype=torch.bool))
     visible = int(count_visible_vertices(vertices, camera, size, size, raster, 0.01))
     assert 0.35 * 6890 < visible < 0.65 * 6890
+
+
+def crowd(body: BodyModel, scenes: int, people: int, seed: int = 0) -> torch.Tensor:
+    """(B, P, V, 3) bodies in gentle poses in front of `VIEW`."""
+    generator = torch.Generator().manual_seed(seed)
+    pose = torch.randn(scenes, people, 72, generator=generator) * 0.15
+    pose[..., :3] = torch.tensor([np.pi, 0, 0]) + torch.randn(scenes, people, 3, generator=generator) * 0.3
+    z = torch.rand(scenes, people, 1, generator=generator) * 4 + 2
+    transl = torch.cat([(torch.rand(scenes, people, 2, generator=generator) - 0.5) * z * 0.6, z], -1)
+    return body.vertices(pose, torch.zeros(scenes, people, 11), transl)
+
+
+VIEW = torch.tensor([[200.0, 0, 80], [0, 200.0, 60], [0, 0, 1]], dtype=torch.float64)
+
+
+def view(body: BodyModel, vertices: torch.Tensor, closed: bool) -> rasterizer.Raster:
+    scenes = len(vertices)
+    size = torch.tensor([[120, 160]] * scenes)
+    present = torch.ones(vertices.shape[:2], dtype=torch.bool)
+    return rasterize(vertices, body.faces, VIEW.expand(scenes, 3, 3), size, present, None, closed)
+
+
+def test_the_stand_in_body_is_closed_and_turned_outward(body: BodyModel) -> None:
+    template = body.vertices(torch.zeros(72), torch.zeros(11), torch.zeros(3))
+    assert body.closed
+    assert not is_closed(template, body.faces.flip(1)), "turned inside out"
+    assert not is_closed(template, body.faces[1:]), "a hole"
+
+
+def test_faces_turned_away_from_the_camera_are_never_seen(body: BodyModel) -> None:
+    vertices = crowd(body, scenes=6, people=4)
+    every, turned = view(body, vertices, closed=False), view(body, vertices, closed=True)
+    assert torch.equal(every.person, turned.person)
+    assert torch.equal(every.z, turned.z)
+
+
+def test_a_body_that_reaches_behind_the_camera_keeps_both_sides(body: BodyModel) -> None:
+    """One looks into it there: what is seen is its back from within."""
+    vertices = crowd(body, scenes=1, people=1)
+    vertices = vertices - vertices.mean(-2, keepdim=True)  # the camera is in the belly
+    every, turned = view(body, vertices, closed=False), view(body, vertices, closed=True)
+    assert (every.person >= 0).any()
+    assert torch.equal(every.face, turned.face)
+
+
+def test_company_changes_no_bit_of_a_body(body: BodyModel) -> None:
+    vertices = crowd(body, scenes=13, people=3)
+    together = view(body, vertices, closed=True)
+    for scene in range(len(vertices)):
+        alone = view(body, vertices[scene : scene + 1], closed=True)
+        assert torch.equal(together.z[scene], alone.z[0])
+        assert torch.equal(together.face[scene], alone.face[0])
+        assert torch.equal(together.person[scene], alone.person[0])

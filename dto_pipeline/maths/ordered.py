@@ -1,0 +1,135 @@
+"""Sums and products whose bits do not depend on company: on the number of rows, on padding, on threads.
+
+Pure tensors, CPU and GPU. torch's own reductions, and the matrix products of BLAS, add in an order that follows the
+shape of the whole tensor, so that a row among others can end in another last bit than the same row alone. Here every
+sum is a tree whose shape padding by zeros does not change, and a matrix product is made of numbers so short that no
+sum of them is ever rounded: then no order matters.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+
+_MANTISSA_BITS = 53  # of float64: whole numbers up to 2^53 are exact
+_MATRIX_BITS = 24  # at most so many of them for the numbers of a matrix: those of float32
+_SUMMED_BITS = 34  # of a number that is added as a whole one: 2^28 of them fit into an int64
+_EXPONENT = 0x7FF0000000000000  # its place in the bits of a float64
+
+
+def fold_sum(values: torch.Tensor, dim: int = -1) -> torch.Tensor:
+    """Sum along an axis: the upper half is added to the lower one until one is left.
+
+    Zeros appended along the axis change nothing, and neither do the other axes. An axis without entries gives zeros.
+    """
+    count = values.shape[dim]
+    if count == 0:
+        return values.sum(dim)
+    half = 1 << max(count - 1, 0).bit_length() >> 1  # of the next power of two
+    if half == 0:
+        return values.select(dim, 0) + 0.0  # as with padding: no negative zero
+    folded = values.narrow(dim, 0, half) + 0.0
+    folded.narrow(dim, 0, count - half).add_(values.narrow(dim, half, count - half))
+    while half > 1:
+        half //= 2
+        folded.narrow(dim, 0, half).add_(folded.narrow(dim, half, half))
+    return folded.select(dim, 0)
+
+
+def fold_logsumexp(values: torch.Tensor, dim: int = -1) -> torch.Tensor:
+    """Logarithm of the sum of exponentials along an axis; -inf where all are -inf."""
+    peak = values.amax(dim, keepdim=True)
+    peak = torch.where(peak.isfinite(), peak, 0)
+    return fold_sum((values - peak).exp_(), dim).log_() + peak.squeeze(dim)
+
+
+def fold_softmax(values: torch.Tensor, dim: int = -1) -> torch.Tensor:
+    """Exponentials along an axis over their sum."""
+    share = (values - values.amax(dim, keepdim=True)).exp_()
+    return share.div_(fold_sum(share, dim).unsqueeze(dim))
+
+
+def add_logarithms(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """log(exp(left) + exp(right)), elementwise; `torch.logaddexp` differs between the middle and the end of a row."""
+    peak = torch.maximum(left, right)
+    return ((left - peak).exp_() + (right - peak).exp_()).log_() + peak
+
+
+def segment_sum(segment: torch.Tensor, values: torch.Tensor, segments: int) -> torch.Tensor:
+    """(segments,) float64 sums of values (n,) by their segment (n,) int64.
+
+    On a CPU one after the other as they stand in the list; on a GPU, where additions come in any order, as integers.
+    """
+    if values.device.type == "cpu":
+        return torch.bincount(segment, weights=values, minlength=segments)
+    return segment_sum_of_integers(segment, values, segments)
+
+
+def segment_sum_of_integers(segment: torch.Tensor, values: torch.Tensor, segments: int) -> torch.Tensor:
+    """`segment_sum` in any order: each value in two whole numbers of 34 bits, relative to its segment's largest."""
+    largest = torch.zeros(segments, dtype=torch.float64, device=values.device)
+    unit = _power_above(largest.scatter_reduce(0, segment, values.abs(), "amax"))
+    rest, total = values / unit[segment], torch.zeros_like(unit)
+    for place in (1, 2):
+        rest = rest * 2.0**_SUMMED_BITS
+        whole = rest.round()
+        rest = rest - whole
+        added = torch.zeros(segments, dtype=torch.int64, device=values.device)
+        added.index_add_(0, segment, whole.to(torch.int64))
+        total = total + added.to(torch.float64) * 2.0 ** (-_SUMMED_BITS * place)
+    return total * unit
+
+
+class ExactMatrix(NamedTuple):
+    """A matrix (K, V) whose rows are held as multiples of 2^-bits of a power of two each."""
+
+    values: torch.Tensor  # (K, V) float64 in -1 .. 1
+    scale: torch.Tensor  # (K,) float64 powers of two
+    bits: int
+
+
+def make_exact(matrix: torch.Tensor) -> ExactMatrix:
+    """A matrix (K, V) for `exact_product`: each row rounded to 2^-bits of its largest entry (23 or 24 bits)."""
+    bits = min(_MATRIX_BITS, (_room(len(matrix)) + 1) // 2)
+    matrix = matrix.to(torch.float64)
+    scale = _power_above(matrix.abs().amax(1))
+    return ExactMatrix(_rounded(matrix / scale[:, None], bits), scale, bits)
+
+
+def exact_product(factors: torch.Tensor, matrix: ExactMatrix, parts: int = 1) -> torch.Tensor:
+    """(M, V) float64 product of factors (M, K) and a matrix, every row as if it were alone.
+
+    Factors are rounded to a power of two per row: to 22 bits or more below the row's largest term with `parts` = 1, to
+    twice as many with 2. What is then multiplied and added are multiples of one number that need no more than the 53
+    bits of float64, so BLAS may go through them in any order and on any number of threads.
+    """
+    bits = _room(len(matrix.values)) - matrix.bits
+    rest = factors.to(torch.float64) * matrix.scale
+    unit = _power_above(rest.abs().amax(1, keepdim=True))
+    rest = rest / unit
+    pieces = []
+    for _ in range(parts):
+        pieces.append(_rounded(rest, bits))
+        rest = (rest - pieces[-1]) * 2.0**bits
+    scaled = [piece * (unit * 2.0 ** (-bits * place)) for place, piece in enumerate(pieces)]
+    lead, *others = (torch.cat(scaled) @ matrix.values).split(len(factors))
+    for part in others:
+        lead = lead + part
+    return lead
+
+
+def _room(terms: int) -> int:
+    """Bits that two factors may have together so that sums of so many products are exact."""
+    return _MANTISSA_BITS - math.ceil(math.log2(max(terms, 1)))
+
+
+def _rounded(values: torch.Tensor, bits: int) -> torch.Tensor:
+    return torch.round(values * 2.0**bits) * 2.0**-bits
+
+
+def _power_above(values: torch.Tensor) -> torch.Tensor:
+    """The power of two above each positive float64; 1 for zero."""
+    power = (values.contiguous().view(torch.int64) & _EXPONENT).view(torch.float64) * 2
+    return torch.where(power > 0, power, 1.0)

@@ -1,0 +1,56 @@
+"""Crowds of Anny: that labels fit what is seen, and that a missing package is named."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from dto_pipeline.lab.difficulty import choose_difficulty
+from dto_pipeline.lab.foreign_bodies import AnnyMissing, load_anny
+from dto_pipeline.lab.solver_sets import SetScene, build_set_scene
+from dto_pipeline.models.body import BodyModel
+
+
+def test_without_the_package_the_next_step_is_named(body: BodyModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "anny", None)
+    load_anny.cache_clear()
+    with pytest.raises(AnnyMissing, match=r"pip install 'dto-pipeline\[anny\]'"):
+        build_set_scene(choose_difficulty("foreign"), 3, 0, body)
+
+
+@pytest.fixture(scope="module")
+def scene(body: BodyModel) -> SetScene:
+    load_anny.cache_clear()
+    return build_set_scene(choose_difficulty("foreign"), 3, 0, body)
+
+
+def test_a_label_falls_on_what_is_seen_at_an_adults_height(scene: SetScene, body: BodyModel) -> None:
+    labels, truth, focal = scene.labels, scene.truth, scene.crowd.view.focal
+    betas = np.pad(labels.betas, ((0, 0), (0, 1)))
+    joints = body.joints(*(torch.as_tensor(value) for value in (labels.pose, betas, labels.transl))).numpy()
+    limbs = [4, 5, 7, 8, 18, 19, 20, 21]
+    found, seen = (points[:, limbs, :2] / points[:, limbs, 2:] * focal for points in (joints, truth.joints))
+    size = np.ptp(seen[..., 1], axis=1)[:, None]
+    assert np.median(np.linalg.norm(found - seen, axis=-1) / size) < 0.03
+    assert np.allclose(labels.factor * truth.height, 1.70, atol=0.2)
+
+
+def test_true_people_stand_on_the_ground_and_children_are_small(scene: SetScene) -> None:
+    view, truth = scene.crowd.view, scene.truth
+    down = (truth.vertices @ view.level_to_camera)[..., 1].max(1)
+    assert np.allclose(down, view.eye_height, atol=1e-3)
+    young = scene.crowd.age < 12
+    assert (truth.height[young] < 1.6).all()
+    assert (truth.height[~young] > 1.3).all()
+
+
+def test_equal_arguments_give_equal_foreign_crowds(scene: SetScene, body: BodyModel) -> None:
+    again = build_set_scene(choose_difficulty("foreign"), 3, 0, body)
+    assert np.array_equal(again.labels.transl, scene.labels.transl)
+    first, second = (found.known.scene.disparity for found in (scene, again))
+    assert first is not None
+    assert second is not None
+    assert np.array_equal(first, second)
