@@ -159,7 +159,7 @@ class BodyModel(nn.Module):
             found = torch.cat([joints, points], dim=1)
         else:
             found = torch.cat([joints[:, list(_LIMBS)], regressor[:, used].to(points) @ points], dim=1)
-        return found.reshape(*lead, -1, 3) + transl[..., None, :]
+        return found.reshape(*lead, found.shape[1], 3) + transl[..., None, :]
 
     def posed_joints(self, rotations: torch.Tensor, betas: torch.Tensor) -> torch.Tensor:
         """The 24 joints of the tree without translation; differentiable, unlike all else here.

@@ -18,6 +18,7 @@ from dto_pipeline.train.released import ReleasedError, begin_from, build_release
 from dto_pipeline.view.run_files import find_labels
 from dto_pipeline.view.verify import verify_run
 
+JOBS = Path(__file__).parent.parent.parent / "jobs"
 Weights = dict[str, torch.Tensor]
 
 
@@ -69,44 +70,14 @@ def test_a_released_file_predicts_photographs_and_is_evaluated(
 def test_a_training_begins_with_a_released_file_and_takes_its_sizes(
     released: Path, weights: Weights, crowd: Path, tmp_path: Path
 ) -> None:
-    assert (
-        main(
-            [
-                "manifest",
-                "build",
-                str(crowd / "dataset.yaml"),
-                "--data-root",
-                str(crowd),
-                "-o",
-                str(crowd / "m.parquet"),
-                "--quiet",
-            ]
-        )
-        == 0
-    )
-    assert (
-        main(
-            [
-                "run",
-                str(crowd / "m.parquet"),
-                "-o",
-                str(crowd / "run"),
-                "--workers",
-                "0",
-                "--quiet",
-                "--set",
-                "body.model_path=demo",
-            ]
-        )
-        == 0
-    )
+    run = run_of(crowd)
     config = tmp_path / "train.yaml"
     config.write_text(
         "loop: {steps: 1, rate: 0.0, warm_up: 0}\n"
         "data: {select: all, workers: 0, batch_images: 1}\nbody: {model_path: demo}\n"
     )
     command = ["train", str(config), "-o", str(tmp_path / "t"), "--init", str(released), "--quiet"]
-    command += ["--set", "encoder.heads=2", "--set", f"data.labels=[{crowd / 'run'}]"]
+    command += ["--set", "encoder.heads=2", "--set", f"data.labels=[{run}]"]
     assert main(command) == 0
     checkpoint = read_checkpoint(tmp_path / "t")
     assert checkpoint.config.data.input_size == 280
@@ -176,3 +147,31 @@ def test_a_file_of_other_weights_is_refused(tmp_path: Path, capsys: pytest.Captu
 def test_weights_have_one_name_whatever_file_they_lie_in(weights: Weights) -> None:
     wrapped = {f"module.{name}": value for name, value in weights.items()}
     assert hash_weights(clean_names(wrapped, "a")) == hash_weights(clean_names(weights, "b"))
+
+
+def test_each_published_stage_starts_and_begins_with_the_one_before(crowd: Path, tmp_path: Path) -> None:
+    run = run_of(crowd)
+    sizes = ["encoder.width=32", "encoder.layers=2", "encoder.heads=2", "model.width=32", "model.layers=1"]
+    sizes += ["model.hidden=32", "model.queries=4", "data.input_size=112", "data.batch_images=2", "data.workers=0"]
+    sizes += [f"data.labels=[{','.join([str(run)] * 6)}]", "data.images=[]", "loop.steps=1", "body.model_path=demo"]
+    for stage in (1, 2, 3):
+        command = ["train", str(JOBS / f"train_stage{stage}.yaml"), "-o", str(tmp_path / f"{stage}"), "--quiet"]
+        command += [part for option in sizes for part in ("--set", option)]
+        assert main([*command, "--init", str(tmp_path / f"{stage - 1}")] if stage > 1 else command) == 0
+    checkpoints = [read_checkpoint(tmp_path / str(stage)) for stage in (1, 2, 3)]
+    assert [one.architecture["betas"] for one in checkpoints] == [10, 10, 11]
+    assert [one.architecture["denoising"] for one in checkpoints] == [True, False, False]
+    assert all(name.startswith("fov_head.") for name in checkpoints[1].init["missing"])
+    assert checkpoints[1].init["unexpected"] == ["dn_enc.weight", "dn_enc.bias"]
+    assert checkpoints[2].init["missing"] == checkpoints[2].init["unexpected"] == []
+
+
+def run_of(crowd: Path) -> Path:
+    """A finished run of the crowd, made once."""
+    manifest, run = crowd / "m.parquet", crowd / "run"
+    if not run.exists():
+        build = ["manifest", "build", str(crowd / "dataset.yaml"), "--data-root", str(crowd), "-o", str(manifest)]
+        assert main([*build, "--quiet"]) == 0
+        options = ["--workers", "0", "--quiet", "--set", "body.model_path=demo"]
+        assert main(["run", str(manifest), "-o", str(run), *options]) == 0
+    return run
