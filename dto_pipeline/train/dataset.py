@@ -275,7 +275,9 @@ def build_labels(columns: LabelColumns, row: int, width: int, height: int) -> Im
     packed, people = columns.images["z_covariance"][row], len(pose)
     if packed is not None and len(packed) != people * (people + 1) // 2:
         raise UnusableImage(f"its z_covariance has {len(packed)} numbers, which is no half matrix of {people} people")
-    unknown = np.full((people, people), np.nan, np.float32)
+    alone = np.full(people, np.nan)  # people whose covariance nobody tells
+    if "z_sigma_m" in columns.people:
+        alone = np.square(columns.people["z_sigma_m"][part].astype(np.float64))
     keypoints, layers = np.full((people, NUM_JOINTS, 2), np.nan, np.float32), np.full(people, -1, np.int64)
     if "keypoints" in columns.people:
         keypoints, layers = columns.people["keypoints"][part], columns.people["depth_layer"][part]
@@ -289,7 +291,7 @@ def build_labels(columns: LabelColumns, row: int, width: int, height: int) -> Im
         transl=transl.astype(np.float32),
         boxes=boxes.astype(np.float32),
         keypoints=keypoints,
-        z_covariance=unknown if packed is None else unpack_covariance(packed, people),
+        z_covariance=np.diag(alone).astype(np.float32) if packed is None else unpack_covariance(packed, people),
         depth_layer=layers,
     )
     in_picture = np.isfinite(boxes).all(axis=1) | np.isfinite(labels.keypoints).any(axis=(1, 2))

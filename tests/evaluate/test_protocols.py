@@ -1,4 +1,4 @@
-"""The protocols of 3DPW and AGORA on files; `tests/lab/test_golden_mahmr.py` shows that they equal the published ones."""
+"""The protocols of 3DPW and AGORA on files; `tests/lab/test_golden_mahmr.py` shows they equal the published ones."""
 
 from __future__ import annotations
 

@@ -293,6 +293,16 @@ def test_a_covariance_of_other_people_costs_its_image_only() -> None:
         build_labels(columns, 0, 320, 240)
 
 
+def test_a_spread_of_single_people_stands_for_a_covariance_that_nobody_tells() -> None:
+    columns = random_columns(3)
+    columns.images["z_covariance"] = np.array([None], dtype=object)
+    assert np.isnan(np.diag(build_labels(columns, 0, 320, 240).z_covariance)).all()
+    columns.people["z_sigma_m"] = np.array([0.1, np.nan, 0.3], np.float32)
+    covariance = build_labels(columns, 0, 320, 240).z_covariance
+    np.testing.assert_allclose(np.diag(covariance), [0.01, np.nan, 0.09], rtol=1e-5)
+    assert covariance[0, 2] == 0
+
+
 def test_labels_in_memory_are_bounded_by_the_shuffling_window(run_dir: Path, body: BodyModel) -> None:
     knobs = config(run_dir, shuffle_images=1)
     images = TrainingImages(open_label_sets(knobs), body, knobs)
