@@ -17,14 +17,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from dto_pipeline.errors import DtoError
+from dto_pipeline.reading import parse_yaml, read_regular
 
 SOLVER_MODES = ("paper", "joint")
 DEPTH_MODELS = ("auto", "affine_depth", "affine_disparity")
 DEPTH_SOURCES = ("files", "model")
 DEPTH_KINDS = ("disparity", "depth", "metric_depth")  # explained in `models.depth_kinds`
+DEPTH_PRECISIONS = ("auto", "float32", "tf32", "float16", "bfloat16")  # maps and the last layer are always float32
 MASK_SOURCES = ("labels", "model", "none")
 ATTRIBUTE_SOURCES = ("labels", "model", "none")
 _EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
@@ -151,7 +151,8 @@ class DepthConfig:
     revision: str = ""  # model: commit a hub name is pinned to
     offline: bool = False  # model: never ask the hub, only its cache on this machine
     short_side: int = 518  # model: shorter side of what Depth Anything sees [px], as its authors run it
-    batch: int = 8  # model: images at once; a part of the labels' hash, because it can change their last bits
+    batch: int = 8  # model: images at once on a GPU; a part of the labels' hash, because it can change their last bits
+    precision: str = "auto"  # model: see `DEPTH_PRECISIONS`; auto = float32 on a CPU, bfloat16 on a GPU
 
 
 @dataclass(frozen=True)
@@ -185,17 +186,13 @@ class AttributeConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """How work is moved. Nothing here changes a label beyond the last bits of single precision, so nothing is hashed.
-
-    On CPU labels are byte for byte equal whatever stands here (tested); on a GPU keep `batch_images` and `device` for
-    identical bytes.
-    """
+    """How work is moved. Nothing here is hashed: nothing but `device` changes a bit of a label, see docs/promise.md."""
 
     workers: int = 2  # Ray actors; 0 runs in this process without Ray
     batch_images: int = 8  # scenes optimised together
     decode_threads: int = 2  # threads per worker that decode images and masks
     device: str = "auto"  # cpu, cuda, cuda:1 ...; auto = cuda where there is one
-    torch_threads: int = 1  # intra-op threads per worker on CPU
+    torch_threads: int = 1  # threads per worker on CPU: of the optimiser, or images that networks see at once
     cpus_per_worker: float = 1.0  # what an actor asks of Ray
     gpus_per_worker: float = 0.0  # what an actor asks of Ray; fractions allowed
     max_attempts: int = 3  # tries a shard gets before it is quarantined
@@ -254,6 +251,7 @@ class PipelineConfig:
         for key, value, choices in (
             ("depth.source", self.depth.source, DEPTH_SOURCES),
             ("depth.kind", self.depth.kind, DEPTH_KINDS),
+            ("depth.precision", self.depth.precision, DEPTH_PRECISIONS),
             ("masks.source", self.masks.source, MASK_SOURCES),
             ("attributes.source", self.attributes.source, ATTRIBUTE_SOURCES),
             ("attributes.crop", self.attributes.crop, ("face", "body")),
@@ -310,9 +308,11 @@ def read_tree(path: str | Path | None, overrides: typing.Sequence[str] = ()) -> 
         room, dot, key = name.strip().partition(".")
         _expect(bool(equals and dot), f"override {text!r} is not of the form room.key=value")
         try:
-            _set_nested(tree.setdefault(room, {}), key.split("."), yaml.safe_load(value))
-        except yaml.YAMLError as error:
-            raise ConfigError(f"override {text!r}: value is not YAML: {error}") from error
+            _set_nested(tree.setdefault(room, {}), key.split("."), parse_yaml(value))
+        except ValueError as error:
+            raise ConfigError(f"override {shorten(text)}: value is not YAML: {error}") from error
+        except (AttributeError, TypeError) as error:
+            raise ConfigError(f"override {shorten(text)}: a part before the last holds a value, no keys") from error
     return tree
 
 
@@ -381,19 +381,34 @@ def _coerce(name: str, hint: Any, value: Any) -> Any:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     right = isinstance(value, hint) and not (hint is int and isinstance(value, bool))
-    _expect(right, f"{name} must be {hint.__name__}, found {value!r}")
+    _expect(right, f"{name} must be {hint.__name__}, found {shorten(value)}")
+    _expect(value == value, f"{name} must be a number, found {value!r}")
     return value
 
 
 def _read_yaml(path: Path) -> dict[str, dict[str, Any]]:
     try:
-        tree = yaml.safe_load(path.read_text()) or {}
+        tree = parse_yaml(read_regular(path)) or {}
     except FileNotFoundError as error:
-        raise ConfigError(f"config file {path} does not exist") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"config file {path} is not valid YAML: {error}") from error
+        raise ConfigError(f"config file {path} does not exist; check the path") from error
+    except OSError as error:
+        raise ConfigError(f"config file {path} cannot be read: {error.strerror}; give a YAML file") from error
+    except ValueError as error:
+        raise ConfigError(f"config file {path} is not valid YAML: {error}; give a YAML file") from error
     _expect(isinstance(tree, dict), f"config file {path} must hold rooms (prior:, solver:, ...)")
+    for room, knobs in tree.items():
+        found = f"found {type(knobs).__name__} {shorten(knobs)}"
+        _expect(isinstance(room, str), f"config file {path}: {shorten(room)} is no name of a room")
+        _expect(isinstance(knobs, dict | None), f"config file {path}: {room} must hold key: value pairs, {found}")
+        odd = [key for key in knobs or {} if not isinstance(key, str)]
+        _expect(not odd, f"config file {path}: {room}: {shorten(odd)} are no names of keys")
     return {room: dict(knobs or {}) for room, knobs in tree.items()}
+
+
+def shorten(value: Any, most: int = 80) -> str:
+    """A value as a message quotes it: not longer than a line, however large it is."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def _expect(condition: bool, message: str) -> None:

@@ -1,6 +1,22 @@
-"""The one base of all errors meant for the person at the terminal."""
+"""The one base of all errors meant for the person at the terminal; how a machine that lacks room says so."""
 
 from __future__ import annotations
+
+import errno
+
+NO_ROOM = {
+    errno.ENOSPC: "make room and start again",
+    errno.EDQUOT: "make room in your share of the disk and start again",
+    errno.EFBIG: "files may not grow so large here (ulimit -f); raise the limit and start again",
+}  # what an OSError says of a disk, or of somebody's share of it
+# How Python, its loader and PyTorch say that memory ran out, where they do not raise a MemoryError.
+_NO_MEMORY = (
+    "can't start new thread",
+    "can't allocate memory",
+    "annot allocate memory",
+    "out of memory",
+    "failed to map",
+)
 
 
 class DtoError(Exception):
@@ -10,3 +26,10 @@ class DtoError(Exception):
     """
 
     exit_code = 2  # of the command line: it could not begin or go on
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """True where an error says that memory, or what a process may have of it, ran out."""
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+        return True
+    return isinstance(error, RuntimeError | ImportError) and any(words in str(error) for words in _NO_MEMORY)

@@ -48,6 +48,11 @@ class ImageStatus(_Advised):
     DEPTH_INVALID = "depth_invalid", "The depth map is empty, constant zero, not finite or of another size."
     LABEL_INVALID = "label_invalid", "The label row itself is unusable (for example its camera); see the message."
     INTERNAL_ERROR = "internal_error", "The pipeline raised on this image; please report it with the message."
+    OUT_OF_MEMORY = (
+        "out_of_memory",
+        "Memory ran out on the machine while this image was worked on; use fewer workers, or keep others off the "
+        "machine, then use dto run --retry-failed.",
+    )
     WORKER_DIED = (
         "worker_died",
         "The process that had this image alone in hand died, twice; look at the file, then use dto run --retry-failed.",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -123,3 +126,28 @@ def test_networks_on_a_cpu_see_the_same_in_any_company(body: BodyModel, tmp_path
             assert see(list(range(8))) == expected
             assert see([5, 2, 7]) == [expected[i] for i in (5, 2, 7)]
             assert torch.get_num_threads() == number
+
+
+_DIGEST = """
+import hashlib
+from dto_pipeline.models.body import load_body
+from tests.company import make_crowds, raw_bytes
+from tests.test_company import CONFIGS, place
+body = load_body("demo")
+for config in CONFIGS.values():
+    placed = place(make_crowds(body, 4), body, config)
+    print(hashlib.sha256(b"".join(value for item in placed for value in raw_bytes(item).values())).hexdigest())
+"""
+
+
+def test_avx512_and_avx2_give_the_same_bits_where_no_network_looks() -> None:
+    def digest(**environment: str) -> str:
+        command, root = [sys.executable, "-c", _DIGEST], Path(__file__).parents[1]
+        run = subprocess.run(
+            command, env={**os.environ, **environment}, cwd=root, capture_output=True, text=True, check=True
+        )
+        return run.stdout
+
+    found = digest()
+    assert len(found.split()) == len(CONFIGS)
+    assert digest(ATEN_CPU_CAPABILITY="avx2") == found

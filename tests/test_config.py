@@ -48,3 +48,35 @@ def test_differences_are_named_knob_by_knob() -> None:
 def test_what_cannot_be_used_is_named(override: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words.replace("[", r"\[").replace("(", r"\(")):
         load_config(None, [override])
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"PAR1\x15\x04\x15\x10\x15\xb6PAR1",
+        b"\xff\xfes\x00o\x00",
+        b"[" * 20_000,
+        b"solver: [1, 2]\n",
+        b"solver: fast\n",
+        b"solver: 7\n",
+        b"[solver]\n",
+        b"7: {a: 1}\n",
+        b"solver: {7: 1}\n",
+        b"solver: {max_height: [[2.1]]}\n",
+        b"solver: {max_height: .nan}\n",
+        b"solver: {mode: 2020-13-45}\n",
+        b"? {a: 1}\n: 2\n",
+    ],
+)
+def test_a_config_file_that_cannot_be_used_is_named(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "x.parquet"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"x\.parquet|solver\.m"):
+        load_config(path)
+
+
+@pytest.mark.parametrize("override", ["solver.mode=" + "[" * 5000, "run.workers=1", "solver.a.b=1"])
+def test_an_override_that_is_nested_too_deep_or_in_a_value_is_refused(override: str) -> None:
+    overrides = ["run.workers.x=1", "run.workers=2", "run.workers.y=1"] if override == "run.workers=1" else [override]
+    with pytest.raises(ConfigError):
+        load_config(None, overrides)

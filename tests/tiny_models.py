@@ -20,12 +20,12 @@ from transformers import (
 )
 
 
-def save_depth_anything(folder: Path, metric: bool = False, seed: int = 0) -> Path:
+def save_depth_anything(folder: Path, metric: bool = False, seed: int = 0, layers: int = 4) -> Path:
     """Depth Anything with one attention head; its last bias is raised so that the output is above zero."""
     torch.manual_seed(seed)
     backbone: dict[str, Any] = {
-        "image_size": 56, "hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 1,
-        "out_indices": [1, 2, 3, 4], "reshape_hidden_states": False,
+        "image_size": 56, "hidden_size": 16, "num_hidden_layers": layers, "num_attention_heads": 1,
+        "out_indices": list(range(layers - 3, layers + 1)), "reshape_hidden_states": False,
     }  # fmt: skip
     config = DepthAnythingConfig(
         backbone_config=Dinov2Config(**backbone), reassemble_hidden_size=16, neck_hidden_sizes=[4, 4, 8, 8],

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from dto_pipeline.commands.eval_solvers import add_solver_parsers
 from dto_pipeline.commands.options import add_body_option, not_negative
 from dto_pipeline.errors import DtoError
+from dto_pipeline.reading import open_regular
 
 if TYPE_CHECKING:
     import numpy as np
@@ -244,7 +245,8 @@ def _regressor(arguments: argparse.Namespace, body: BodyModel) -> np.ndarray:
         raise DtoError("--body needs --regressor: neck and head top are regressed from that model's vertices")
     path = arguments.regressor or str(files("dto_pipeline.assets") / "J_regressor_extra.npy")
     try:
-        regressor = np.load(path, allow_pickle=False)
+        with open_regular(path) as stream:
+            regressor = np.load(stream, allow_pickle=False)
     except (OSError, ValueError) as error:
         raise DtoError(f"{path} cannot be read ({error}); expected J_regressor_extra.npy") from error
     if regressor.shape != (9, body.num_vertices):

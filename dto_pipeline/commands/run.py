@@ -10,6 +10,7 @@ from types import FrameType
 
 from dto_pipeline.commands.options import Paragraphs, add_config_options, positive, read_config
 from dto_pipeline.commands.output import print_report
+from dto_pipeline.errors import DtoError
 from dto_pipeline.models.depth_licences import licence_lines
 
 _EPILOG = """\
@@ -66,6 +67,11 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
         help="take up shards that were given up, and failed images of finished shards (only these images)",
     )
     group.add_argument(
+        "--recheck",
+        action="store_true",
+        help="read the label files of finished shards first, as dto verify does, and do again what is damaged",
+    )
+    group.add_argument(
         "--status",
         default="",
         metavar="S[,S]",
@@ -108,6 +114,8 @@ def _run(arguments: argparse.Namespace) -> int:
         "images_root": arguments.images,
         "depth_root": arguments.depth,
     }
+    if arguments.dry_run and arguments.recheck:
+        raise DtoError("--recheck takes damaged files away, --dry-run changes nothing; dto verify lists the damage")
     if arguments.dry_run:
         forecast = plan_pipeline(
             arguments.manifest, arguments.out, config, **start, images_per_s=arguments.images_per_s
@@ -115,7 +123,14 @@ def _run(arguments: argparse.Namespace) -> int:
         print_report(forecast, arguments.json)
         return forecast.exit_code
     with leaving_in_good_order():
-        summary = run_pipeline(arguments.manifest, arguments.out, config, **start, progress=not arguments.quiet)
+        summary = run_pipeline(
+            arguments.manifest,
+            arguments.out,
+            config,
+            **start,
+            recheck=arguments.recheck,
+            progress=not arguments.quiet,
+        )
     print_report(summary, arguments.json)
     if summary.failed_images and not arguments.retry_failed and not arguments.json:
         print(f"{summary.failed_images} images failed and have rows that say why; mend them, then use --retry-failed")

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
+from typing import TYPE_CHECKING
 
 from dto_pipeline.commands.options import add_moved_options
+
+if TYPE_CHECKING:
+    from dto_pipeline.view.verify import Verdict
 
 
 def add_parser(verbs: argparse._SubParsersAction) -> None:
@@ -14,7 +19,9 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         help="check receipts, rows and labels of a run; exit code 1 if anything falls short",
         description="Reads every label file of a run and checks it against its receipt, against the manifest (every "
         "image once, the input restored exactly by undoing the change) and against what a fit may do to a label. "
-        "Broken is what was declared done and does not hold. Exit codes: 0 every shard is done and holds; 1 something "
+        "Broken is what was declared done and does not hold; shards whose files are damaged are noted in the folder, "
+        "so that the next dto run does them again. "
+        "Exit codes: 0 every shard is done and holds; 1 something "
         "is broken, or shards were given up; 2 it could not be read; 3 what is done holds, the rest is pending.",
     )
     parser.add_argument("run_dir", metavar="RUN", help="the run's folder")
@@ -28,5 +35,22 @@ def _run(arguments: argparse.Namespace) -> int:
     from dto_pipeline.view.verify import verify_run
 
     verdict = verify_run(arguments.run_dir, arguments.manifest, arguments.body)
+    _leave_word(verdict)
     print(json.dumps(verdict.to_json(), indent=1) if arguments.json else verdict.as_table(arguments.limit))
     return verdict.exit_code
+
+
+def _leave_word(verdict: Verdict) -> None:
+    """Note the shards that are damaged, so that the next `dto run` looks at them and does them again."""
+    from dto_pipeline.data.storage import as_location
+    from dto_pipeline.run.directory import RunDirectory
+    from dto_pipeline.run.recheck import note_damage
+
+    try:
+        note_damage(RunDirectory(as_location(verdict.run_dir)), verdict.damaged)
+    except OSError as error:
+        print(
+            f"dto verify: {verdict.run_dir}: what is damaged cannot be noted there ({error.strerror or error}); "
+            "use dto run --recheck",
+            file=sys.stderr,
+        )

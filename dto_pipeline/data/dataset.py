@@ -14,13 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from dto_pipeline.data.sources import SOURCES
 from dto_pipeline.data.sources.rows import LABEL_VALUES, SourceOptions
 from dto_pipeline.data.storage import Location, as_location, join_location
 from dto_pipeline.errors import DtoError
 from dto_pipeline.paths import UnsafePath, check_relative
+from dto_pipeline.reading import parse_yaml, read_regular
 
 PRINCIPAL_POINTS = ("centre", "free")
 IMAGES_IN = ("folder", "tars")
@@ -128,10 +127,12 @@ def load_dataset(
         DatasetError: the file, a key or a value cannot be used; the message names it.
     """
     try:
-        tree = yaml.safe_load(Path(path).read_text())
+        tree = parse_yaml(read_regular(path))
     except FileNotFoundError as error:
         raise DatasetError(f"dataset file {path} does not exist; see manifests/") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise DatasetError(f"dataset file {path} cannot be read: {error.strerror}; expected a YAML file") from error
+    except ValueError as error:
         raise DatasetError(f"dataset file {path} is not valid YAML: {error}") from error
     try:
         return dataset_from_dict({**tree, **changes} if isinstance(tree, dict) else tree, data_root, places)

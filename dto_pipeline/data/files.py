@@ -2,25 +2,43 @@
 
 Knows two ways of naming: `commit_new` (only if nobody was first; for anything that says "done") and `commit_over`
 (the last writer wins; for reports). A reader never sees half a file; a killed writer leaves a ``.<name>.tmp-<uuid>``
-that `is_temporary` knows.
+that `is_temporary` knows. Mounts that lack a step get another of the same meaning, or are named.
 """
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import hashlib
 import json
+import logging
+import mmap
 import os
 import re
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+from dto_pipeline.errors import DtoError
+from dto_pipeline.reading import open_regular
+
+# What mounts without hard links say: FAT, CIFS, VirtualBox, FUSE of all kinds, unions of folders, Android.
+_NO_LINKS = {
+    *(errno.EPERM, errno.EACCES, errno.EINVAL, errno.EIO, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS),
+    *(errno.EMLINK, errno.EXDEV, errno.EPROTO, errno.ENOTTY),
+}
+# What mounts say that cannot sync a folder: VirtualBox, older CIFS, some FUSE. It protects against power cuts only.
+_NO_FOLDER_SYNC = {errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
+# What mounts say that can be read but not mapped: GlusterFS and other FUSE with direct I/O.
+NO_MAPS = {errno.ENODEV, errno.EINVAL, errno.EACCES, errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
+_AT_FDCWD, _RENAME_NOREPLACE = -100, 1  # of <fcntl.h> and <linux/fs.h>
 _TEMPORARY = re.compile(r"\..+\.tmp-[0-9a-f]{32}", re.DOTALL)
 _CHUNK = 1 << 20  # bytes
+_LOG = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -41,27 +59,49 @@ def commit_new(temporary: Path, path: Path) -> bool:
         True if this call created `path`; False if it existed, which then stays untouched.
 
     Raises:
-        OSError: with advice where the file system has no hard links.
+        OSError: with advice where the file system can neither link nor rename without replacing.
     """
     sync(temporary)
     try:
-        os.link(temporary, path)
+        _give_name(temporary, path)
     except FileExistsError:
         return False
-    except OSError as error:
-        if error.errno in _NO_LINKS:
-            advice = "the file system has no hard links, which create-if-absent needs; write to another one"
-            raise OSError(error.errno, advice, str(path)) from error
-        raise
-    sync(path.parent)
+    _sync_folder(path.parent)
     return True
+
+
+def _give_name(temporary: Path, path: Path) -> None:
+    """Link, or rename where there are no links: both create the name in one step and never replace."""
+    try:
+        os.link(temporary, path)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        refused = _rename_new(temporary, path)
+        if refused == errno.EEXIST:
+            raise FileExistsError(refused, os.strerror(refused), str(path)) from error
+        if refused:
+            advice = (
+                f"the file system makes no hard links ({error.strerror}) and cannot rename without replacing "
+                f"({os.strerror(refused)}), one of which create-if-absent needs; write to another one"
+            )
+            raise OSError(error.errno, advice, str(path)) from error
+
+
+def _rename_new(temporary: Path, path: Path) -> int:
+    """Linux's renameat2 with RENAME_NOREPLACE, which Python does not offer; gives its errno, 0 = done."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return errno.ENOSYS
+    places = (_AT_FDCWD, os.fsencode(temporary), _AT_FDCWD, os.fsencode(path))
+    return ctypes.get_errno() if rename(*places, _RENAME_NOREPLACE) else 0
 
 
 def commit_over(temporary: Path, path: Path) -> None:
     """Give a finished temporary file its name, replacing what bore it."""
     sync(temporary)
     os.replace(temporary, path)
-    sync(path.parent)
+    _sync_folder(path.parent)
 
 
 def write_json_atomic(path: Path, value: Any) -> None:
@@ -84,7 +124,7 @@ def is_temporary(name: str) -> bool:
 def sha256_file(path: Path) -> str:
     """sha256 (hex) of a file's bytes, read in pieces."""
     digest = hashlib.sha256()
-    with path.open("rb") as stream:
+    with open_regular(path) as stream:
         while piece := stream.read(_CHUNK):
             digest.update(piece)
     return digest.hexdigest()
@@ -101,9 +141,62 @@ def json_bytes(value: Any) -> bytes:
 
 
 def sync(path: Path) -> None:
-    """Make a file's bytes, or a folder's names, survive a power cut."""
+    """Make a file's bytes, or a folder's names, survive a power cut; folders as far as their file system can."""
+    if path.is_dir():
+        _sync_folder(path)
+        return
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        advice = f"the file system does not sync the file ({error.strerror}), so nothing in it is safe; use another one"
+        raise OSError(error.errno, advice, str(path)) from error
     finally:
         os.close(handle)
+
+
+def _sync_folder(folder: Path) -> None:
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except PermissionError:  # one may write in it, but not list it: it cannot be opened either
+        _say_unsynced(folder, os.strerror(errno.EACCES))
+        return
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _NO_FOLDER_SYNC:
+            raise OSError(error.errno, f"the folder cannot be synced ({error.strerror})", str(folder)) from error
+        _say_unsynced(folder, error.strerror)
+    finally:
+        os.close(handle)
+
+
+def temporary_folder(prefix: str) -> tempfile.TemporaryDirectory[str]:
+    """A folder for temporary files. Raises: DtoError where none can be made."""
+    try:
+        return tempfile.TemporaryDirectory(prefix=prefix)
+    except OSError as error:  # where none of the usual places can be written, it is a FileNotFoundError of no file
+        raise DtoError(f"no temporary folder can be made ({error.strerror}); set TMPDIR to one with room") from error
+
+
+def check_maps(folder: str | Path) -> None:
+    """Make sure that files of a folder for temporary files can be mapped. Raises: DtoError."""
+    with tempfile.TemporaryFile(dir=folder) as stream:
+        stream.write(b"x")
+        stream.flush()
+        try:
+            mmap.mmap(stream.fileno(), 1, mmap.MAP_SHARED).close()
+        except OSError as error:
+            if error.errno not in NO_MAPS:
+                raise
+            place, advice = Path(folder).parent, "set TMPDIR to a folder of a local disk"
+            raise DtoError(
+                f"{place}, where temporary files go, cannot map files ({error.strerror}); {advice}"
+            ) from error
+
+
+@lru_cache(maxsize=256)
+def _say_unsynced(folder: Path, reason: str) -> None:
+    """Once a folder: it is no reason to stop, and no secret either."""
+    after = "after a power cut the newest names in it may be gone; a run does their shards again"
+    _LOG.info("%s: this file system syncs no folders (%s): %s", folder, reason, after)

@@ -18,11 +18,13 @@ from PIL import Image, UnidentifiedImageError
 
 from dto_pipeline.data.storage import STORAGE_ERRORS, Location, error_text, read_head
 from dto_pipeline.paths import UnsafePath, resolve_inside
+from dto_pipeline.reading import read_start
 from dto_pipeline.status import ImageStatus, UnusableImage
 
 MAX_PIXELS = 1 << 27  # of one image; a hostile header stops here
 _HEADER_BYTES = 1 << 16  # nearly every image tells its size in its first bytes ...
 _MOST_HEADER_BYTES = 1 << 28  # ... and where not, more of it is read, up to this: a stray large file fits in memory
+MAX_FILE_BYTES = 1 << 30  # of an image file: more than MAX_PIXELS need in any format
 _JPEG_MAGIC = b"\xff\xd8\xff"
 
 
@@ -55,7 +57,7 @@ class ImageStore(ABC):
 
     def read(self, image_file: str) -> ImageFile:
         """Decode one image; raises `ImageMissing` or `ImageCorrupt`."""
-        return decode_image(self.read_bytes(image_file), image_file)
+        return decode_image(_bounded(self.read_bytes(image_file, MAX_FILE_BYTES + 1), image_file), image_file)
 
     def size(self, image_file: str) -> tuple[int, int]:
         """(width, height) [px] from its header, pixels are not decoded; raises `ImageMissing` or `ImageCorrupt`."""
@@ -113,7 +115,7 @@ def read_image(path: str | Path) -> ImageFile:
         ImageMissing: there is no file.
         ImageCorrupt: it cannot be read or decoded completely.
     """
-    return decode_image(_read_file(Path(path), str(path)), str(path))
+    return decode_image(_bounded(_read_file(Path(path), str(path)), str(path)), str(path))
 
 
 def decode_image(data: bytes, name: str) -> ImageFile:
@@ -141,12 +143,17 @@ def _decode_size(data: bytes, name: str) -> tuple[int, int]:
 
 def _read_file(path: Path, name: str, limit: int | None = None) -> bytes:
     try:
-        with path.open("rb") as stream:
-            return stream.read(limit)
+        return read_start(path, MAX_FILE_BYTES + 1 if limit is None else limit)
     except FileNotFoundError as error:
         raise ImageMissing(f"image {name} does not exist") from error
     except OSError as error:
         raise ImageCorrupt(f"image {name} cannot be read: {_reason(error)}") from error
+
+
+def _bounded(data: bytes, name: str) -> bytes:
+    if len(data) > MAX_FILE_BYTES:
+        raise ImageCorrupt(f"image {name} holds more than {MAX_FILE_BYTES} bytes")
+    return data
 
 
 def _decode_jpeg(data: bytes) -> np.ndarray | None:
@@ -156,7 +163,7 @@ def _decode_jpeg(data: bytes) -> np.ndarray | None:
         if height * width > MAX_PIXELS:
             return None
         return simplejpeg.decode_jpeg(data, colorspace="RGB", fastdct=False, fastupsample=False)
-    except (ValueError, MemoryError):
+    except ValueError:
         return None
 
 
@@ -165,6 +172,8 @@ def _decode_with_pillow(data: bytes, name: str) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(data)) as image:
             return np.array(image.convert("RGB"))  # a copy: Pillow's own buffer is read-only
+    except MemoryError:  # within MAX_PIXELS: the machine lacks it
+        raise
     except Exception as error:  # Pillow's plugins raise any type on damaged files
         raise ImageCorrupt(f"image {name} ({len(data)} bytes) cannot be decoded: {_reason(error)}") from error
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dto_pipeline.axes import HEIGHT_CLASSES
+from dto_pipeline.axes import HEIGHT_CLASSES, NUM_BETAS
 from dto_pipeline.data.label_files import LabelColumns, initial_betas
 from dto_pipeline.maths.camera import project
 from dto_pipeline.models.body import BodyModel
@@ -26,6 +26,22 @@ SMALLEST, TALLEST = 0.3, 2.4  # nobody who was placed is smaller, or taller what
 HOLD_SIGMAS = 6.0  # of `joint.hold_z_sigma` that z may move to hold the joints in the picture
 HEIGHT_AGREES = 2e-3  # of the column and the body of the betas [m]
 _TREE_JOINTS = 24
+_HUGE = 1e6  # beyond anything a label measures: metres, pixels of a side, sigmas
+POSSIBLE = {
+    "scale": (0.0, _HUGE),
+    "height_init_m": (0.0, _HUGE),
+    "height_m": (0.0, _HUGE),
+    "prior_mean_m": (0.0, _HUGE),
+    "prior_sigma_m": (0.0, _HUGE),
+    "z_sigma_m": (0.0, _HUGE),
+    "height_sigma_m": (0.0, _HUGE),
+    "depth_std": (0.0, float(np.finfo(np.float32).max)),
+    "corr": (-1.001, 1.001),  # single precision goes a little over 1
+    "mask_pixels": (0, np.iinfo(np.int32).max),
+    "visible_vertices": (0, 6890),
+    "depth_group": (-1, 1),
+    "beta_index": (-1, NUM_BETAS - 1),
+}  # what a run measures of a person: least and most of each column; NaN says that it was not measured
 _PEOPLE_AT_ONCE = 4096  # bounds the memory of a projection
 
 
@@ -62,6 +78,7 @@ def check_labels(columns: LabelColumns, limits: Limits) -> list[Check]:
     """Rules that a label table must obey by itself."""
     return [
         *_check_numbers(columns),
+        *_check_possible(columns),
         *_check_moves(columns, limits),
         *_check_statuses(columns, limits),
     ]
@@ -119,6 +136,25 @@ def _check_numbers(columns: LabelColumns) -> list[Check]:
         Check("people stand before the camera", "z > 0", True, valid, valid & ~(z > 0), z),
         _of_all("person_index counts", "0, 1, 2 ...", people["person_index"] != index, people["person_index"]),
         _of_images("num_persons is the list's", columns.images["num_persons"] != lengths, lengths),
+    ]
+
+
+def _check_possible(columns: LabelColumns) -> list[Check]:
+    """Numbers that no run writes: they were changed afterwards, or by another program."""
+    valid = ~_is(columns, PersonStatus.INVALID_LABEL)
+    wrong, found = np.zeros(columns.num_people, bool), np.full(columns.num_people, "possible", dtype=object)
+    for name, (least, most) in POSSIBLE.items():
+        if (values := columns.people.get(name)) is None:
+            continue
+        outside = valid & ~(((values >= least) & (values <= most)) | np.isnan(values.astype(np.float64)))
+        found[outside] = [f"{name} {value:g}" for value in values[outside].tolist()]
+        wrong |= outside
+    sizes = np.minimum(columns.images["width"], columns.images["height"])
+    deviation = columns.images["mean_height_deviation"]
+    return [
+        Check("people's numbers are possible", "the column's range", True, valid, wrong, found),
+        _of_images("sizes are possible", sizes < 0, sizes),
+        _of_images("scores are possible", ~((deviation >= 0) & (deviation < _HUGE)), deviation),
     ]
 
 

@@ -138,8 +138,6 @@ def person_leaf(name: str) -> str:
 
 def _parquet_files(folder: Location) -> list[Location]:
     """Every Parquet file below a folder, by name; [] where there is no such folder."""
-    if isinstance(folder, Path):
-        return sorted(folder.rglob("*.parquet"))
     try:
         return [join_location(folder, name) for name in sorted(list_names(folder, (".parquet",)))]
     except FileNotFoundError:

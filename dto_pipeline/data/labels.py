@@ -28,7 +28,7 @@ from dto_pipeline.data.parquet import (
 )
 from dto_pipeline.data.storage import Location, as_location
 from dto_pipeline.data.store import create_bytes
-from dto_pipeline.errors import DtoError
+from dto_pipeline.errors import NO_ROOM, DtoError
 from dto_pipeline.schema import COORDINATES, LABEL_PERSON, LABELS_SCHEMA, LABELS_SCHEMA_NAME
 
 if TYPE_CHECKING:  # a finished run answers without loading PyTorch
@@ -86,7 +86,12 @@ def write_label_shard(table: pa.Table, path: Location, metadata: Mapping[str, st
     table = table.replace_schema_metadata(schema.metadata)
     if isinstance(path, Path):
         with staged(path) as temporary:
-            _write_parquet(table, temporary)
+            try:
+                _write_parquet(table, temporary)
+            except OSError as error:
+                if error.errno in NO_ROOM:
+                    raise OSError(error.errno, f"{error.strerror}; {NO_ROOM[error.errno]}", str(path)) from error
+                raise
             return commit_new(temporary, path)
     buffer = pa.BufferOutputStream()
     _write_parquet(table, buffer)

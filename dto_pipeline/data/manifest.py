@@ -7,7 +7,6 @@ machine. Equal inputs under equal roots give identical bytes.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -18,6 +17,7 @@ from typing import Any
 import pyarrow as pa
 from tqdm import tqdm
 
+from dto_pipeline.config import shorten
 from dto_pipeline.data.dataset import Dataset
 from dto_pipeline.data.files import json_bytes, sha256_file
 from dto_pipeline.data.manifest_findings import (
@@ -37,6 +37,7 @@ from dto_pipeline.data.parquet import READ_ERRORS, check_schema, footer_text, op
 from dto_pipeline.data.sources.rows import NoticingSource
 from dto_pipeline.data.storage import Location, as_location, base_name, beside, write_bytes
 from dto_pipeline.errors import DtoError
+from dto_pipeline.reading import parse_json
 from dto_pipeline.schema import MANIFEST_SCHEMA, MANIFEST_SCHEMA_NAME
 
 _HEADER_THREADS = 16  # image headers are read waiting for the disk, not computing
@@ -83,8 +84,9 @@ class Manifest:
     @classmethod
     def _from_footer(cls, path: Location, footer: dict[str, str], groups: list[int]) -> Manifest:
         try:
-            sizes = [ShardSize(*pair) for pair in json.loads(footer["shards"])]
-            roots, dataset = json.loads(footer["roots"]), json.loads(footer["dataset"])
+            sizes = [ShardSize(*_counts(pair)) for pair in parse_json(footer["shards"])]
+            roots, dataset = parse_json(footer["roots"]), parse_json(footer["dataset"])
+            dataset["name"]
             images_root, depth_root = as_location(roots["images"]), roots["depth"] and as_location(roots["depth"])
             fingerprint = footer["fingerprint"]
         except (KeyError, TypeError, ValueError) as error:
@@ -160,6 +162,13 @@ def build_manifest(
         report.findings = findings.counts
     write_bytes(report_path(out), json_bytes(report.to_json()))
     return report
+
+
+def _counts(pair: Sequence[Any]) -> list[int]:
+    """Raises: ValueError where one is no count."""
+    if any(not isinstance(count, int) or isinstance(count, bool) or count < 0 for count in pair):
+        raise ValueError(f"shard of {shorten(pair)}")
+    return list(pair)
 
 
 def report_path(manifest: Location) -> Location:

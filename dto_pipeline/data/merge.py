@@ -9,7 +9,6 @@ outcome of every prediction. Equal input gives identical bytes.
 from __future__ import annotations
 
 import hashlib
-import json
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -33,6 +32,7 @@ from dto_pipeline.data.sources.rows import LabelFileError, LabelSource, SourceOp
 from dto_pipeline.data.storage import Location, as_location, base_name, beside, fetch, write_bytes, written
 from dto_pipeline.data.tar_images import carry_tar_index
 from dto_pipeline.models.body import BodyModel
+from dto_pipeline.reading import parse_json
 from dto_pipeline.schema import MERGE_SCHEMA, MERGE_SCHEMA_NAME
 from dto_pipeline.status import PredictionStatus
 
@@ -143,7 +143,16 @@ def _merges(source: Manifest, inputs: MergeInputs, report: MergeReport, named: d
     merge = {role: {"file": named[role], **_fingerprint(paths)} for role, paths in files.items()}
     merge["manifest"]["fingerprint"] = source.fingerprint
     entry = {**merge, "body_sha256": inputs.body.sha256, "options": asdict(inputs.options), "outcomes": report.outcomes}
-    return [*json.loads(source.metadata.get("merged", "[]")), entry]
+    return [*_earlier_merges(source), entry]
+
+
+def _earlier_merges(source: Manifest) -> list[Any]:
+    try:
+        return list(parse_json(source.metadata.get("merged", "[]")))
+    except (ValueError, TypeError) as error:
+        raise ManifestError(
+            f"{source.path}: footer garbles what was merged before ({error}); build it again"
+        ) from error
 
 
 def _fingerprint(paths: list[Path]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Arrays of an npz without loading them: each member becomes a read-only memory map.
 
-Members that were stored plainly are mapped where they lie in the zip; compressed ones are unpacked once into a
-temporary folder and mapped there. Object arrays are refused: they are pickles. Knows zip and npy, no key names.
+Members that were stored plainly are mapped where they lie in the zip; compressed ones, and all of a file whose mount
+refuses maps, are unpacked once into a temporary folder and mapped there. Object arrays are refused: they are pickles.
+Knows zip and npy, no key names.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import os
 import shutil
 import struct
-import tempfile
 import zipfile
 import zlib
 from pathlib import Path
@@ -17,6 +17,10 @@ from tokenize import TokenError
 from typing import BinaryIO
 
 import numpy as np
+
+from dto_pipeline.data.files import NO_MAPS, check_maps, temporary_folder
+from dto_pipeline.errors import NO_ROOM
+from dto_pipeline.reading import IrregularFile, check_regular
 
 _DAMAGES = (
     *(OSError, EOFError, ValueError, TypeError, OverflowError, MemoryError, RecursionError, RuntimeError),
@@ -43,13 +47,16 @@ class MappedNpz:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         try:
+            check_regular(self.path)
             self._zip = zipfile.ZipFile(self.path)
         except FileNotFoundError:
             raise
+        except IrregularFile as error:
+            raise NpzError(f"{self.path}: {error.strerror}") from error
         except _DAMAGES as error:
             raise NpzError(f"{self.path} is not a whole npz file ({error}); download it again") from error
         self._members = {name.removesuffix(".npy"): name for name in self._zip.namelist() if name.endswith(".npy")}
-        self._unpacked = tempfile.TemporaryDirectory(prefix="dto-npz-")
+        self._unpacked = temporary_folder("dto-npz-")
 
     @property
     def keys(self) -> list[str]:
@@ -66,10 +73,12 @@ class MappedNpz:
             raise NpzError(f"{self.path} has no array {key!r}; it holds {self.keys}")
         entry = self._zip.getinfo(self._members[key])
         try:
-            if entry.compress_type == zipfile.ZIP_STORED:
-                return self._map(self.path, self._start_in_zip(entry), entry.file_size)
+            if entry.compress_type == zipfile.ZIP_STORED and (mapped := self._map_in_zip(entry)) is not None:
+                return mapped
             return self._map(self._unpack(key, entry), 0, entry.file_size)
         except _DAMAGES as error:
+            if getattr(error, "errno", None) in NO_ROOM:  # of the temporary folder
+                raise
             raise NpzError(f"{self.path}, array {key!r}: {error}") from error
 
     def close(self) -> None:
@@ -83,6 +92,15 @@ class MappedNpz:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _map_in_zip(self, entry: zipfile.ZipInfo) -> np.ndarray | None:
+        """A member mapped where it lies; None where the mount refuses maps, which says nothing about the file."""
+        try:
+            return self._map(self.path, self._start_in_zip(entry), entry.file_size)
+        except OSError as error:
+            if error.errno in NO_MAPS:
+                return None
+            raise
+
     def _start_in_zip(self, entry: zipfile.ZipInfo) -> int:
         with self.path.open("rb") as stream:
             stream.seek(entry.header_offset)
@@ -94,6 +112,7 @@ class MappedNpz:
         target = Path(self._unpacked.name) / f"{self.keys.index(key)}.npy"
         if target.exists():
             return target
+        check_maps(self._unpacked.name)
         free = shutil.disk_usage(self._unpacked.name).free
         if entry.file_size > free:
             raise NpzError(f"unpacks to {entry.file_size} bytes, {free} are free; set TMPDIR to a larger disk")

@@ -6,13 +6,17 @@ page index. Equal input and versions give identical bytes: nothing here knows a 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dto_pipeline.data.storage import Location, open_file_root
+from dto_pipeline.errors import NO_ROOM
+from dto_pipeline.reading import IrregularFile, check_regular
 
 ROWS_PER_GROUP = 1024  # images
 READ_ERRORS = (pa.ArrowException, OSError, UnicodeDecodeError)  # what pyarrow raises on a damaged file
@@ -31,13 +35,31 @@ def writer_settings(schema: pa.Schema) -> dict[str, Any]:
     }
 
 
+def check_room(error: BaseException) -> None:
+    """Raise an error again that tells of a full disk: what was being read is not to blame."""
+    if getattr(error, "errno", None) in NO_ROOM:
+        raise error
+
+
 def open_parquet(path: Location, error: type[Exception]) -> pq.ParquetFile:
-    """Open a Parquet file; whatever prevents it becomes `error` with a next step."""
+    """Open a Parquet file; whatever prevents it becomes `error` with a next step.
+
+    Names and metadata, which pyarrow decodes when somebody asks for them, are decoded here once: bytes that are not
+    UTF-8 are damage like any other.
+    """
     try:
         files, place = open_file_root(path)
-        return pq.ParquetFile(place, filesystem=files, page_checksum_verification=True)
+        if isinstance(path, Path):
+            check_regular(path)
+        file = pq.ParquetFile(place, filesystem=files, page_checksum_verification=True)
+        footer_text(file)
+        for field in file.schema_arrow:
+            deque(_leaves(field.name, field.type), maxlen=0)
+        return file
     except FileNotFoundError as cause:
         raise error(f"{path} does not exist; check the path, or make the file first") from cause
+    except IrregularFile as cause:
+        raise error(f"{path}: {cause.strerror}") from cause
     except READ_ERRORS as cause:
         if isinstance(path, str) and isinstance(cause, OSError):
             advice = "check bucket, credentials and endpoint; if they are right, write the file again"

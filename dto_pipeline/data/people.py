@@ -35,7 +35,9 @@ from dto_pipeline.data.safe_pickle import PickleRefused, safe_load_npz
 from dto_pipeline.data.sources.camerahmr import open_camerahmr
 from dto_pipeline.data.sources.predictions import open_predictions
 from dto_pipeline.data.sources.rows import LABEL_VALUES, LabelSource, find_row_problems
+from dto_pipeline.data.storage import list_names
 from dto_pipeline.errors import DtoError
+from dto_pipeline.reading import open_regular
 from dto_pipeline.schema import LABELS_SCHEMA_NAME, PERSONS_SCHEMA_NAME
 
 TRUTH_FILE = "truth.npz"  # of a synthetic data set
@@ -109,7 +111,7 @@ def read_people(path: str | Path | Sequence[str | Path], values: str = "after") 
         return _read_folder(path, values)
     if not path.is_file():
         raise PeopleError(f"{path} does not exist; expected a run, an export, a Parquet or an npz file of people")
-    with path.open("rb") as stream:
+    with open_regular(path) as stream:
         magic = stream.read(4)
     if magic == b"PAR1":
         return _read_parquet(path, values)
@@ -119,7 +121,8 @@ def read_people(path: str | Path | Sequence[str | Path], values: str = "after") 
 
 
 def _read_folder(folder: Path, values: str) -> People:
-    persons = [path for path in sorted(folder.rglob("*.parquet")) if _schema(path) == PERSONS_SCHEMA_NAME]
+    files = [folder / name for name in sorted(list_names(folder, (".parquet",)))]
+    persons = [path for path in files if _schema(path) == PERSONS_SCHEMA_NAME]
     return _read_persons(persons, values) if persons else _read_labels(find_label_files(folder), values, str(folder))
 
 

@@ -30,6 +30,7 @@ from dto_pipeline.data.inert_records import (
     shown,
 )
 from dto_pipeline.data.pickled_arrays import build_values, checked_values
+from dto_pipeline.reading import check_regular, read_regular
 
 __all__ = [
     "NUMPY_ONLY",
@@ -136,6 +137,8 @@ def safe_load_npz(
     arrays: dict[str, Any] = {}
     where = where or str(path)
     try:
+        if isinstance(path, str | Path):
+            check_regular(path)
         with zipfile.ZipFile(path) as archive:
             for member in _checked_members(archive, where, keys, limits):
                 with archive.open(member) as stream:
@@ -154,7 +157,7 @@ def safe_load_npy(path: str | Path, limits: Limits = Limits()) -> np.ndarray:  #
     Raises:
         UnsafePickle, BrokenPickle, OSError: as `safe_load_npz`.
     """
-    data = Path(path).read_bytes()
+    data = read_regular(path, max(limits.max_stream_bytes, limits.max_array_bytes))
     return _read_npy(io.BytesIO(data), len(data), None, limits, str(path))
 
 

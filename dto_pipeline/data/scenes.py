@@ -76,6 +76,10 @@ class _Loader:
             self._read(scene, image_file, depth_file, masks)
         except UnusableImage as error:
             scene.problem = (error.status, str(error))
+        except (
+            MemoryError
+        ):  # sizes are bounded before memory is asked for, so the machine lacks it: not the image's fault
+            scene.problem = (ImageStatus.OUT_OF_MEMORY, "memory ran out while it was loaded")
         except Exception as error:  # one image must not cost the others; the log keeps the trace
             _LOG.exception("loading %s failed", scene.image_id)
             scene.problem = (ImageStatus.INTERNAL_ERROR, f"loading failed: {error!r}")

@@ -30,6 +30,7 @@ from dto_pipeline.data.safe_pickle import (
     safe_loads,
 )
 from dto_pipeline.errors import DtoError
+from dto_pipeline.reading import read_regular, read_start
 
 NUM_VERTICES, NUM_JOINTS, NUM_FACES, NUM_POSE_DIRECTIONS = 6890, 24, 13776, 207
 NUM_DIRECTIONS = 10  # shape directions that the labels use, without the kid axis
@@ -194,15 +195,14 @@ def _read_template(path: Path) -> np.ndarray:
 
 def _read_any(path: Path) -> Any:
     """Contents of the file, by its first bytes and, inside a zip, its member names."""
-    with path.open("rb") as stream:
-        start = stream.read(4)
+    start = read_start(path, 4)
     if start == b"PK\x03\x04":
         return _read_checkpoint(path) if _is_checkpoint(path) else safe_load_npz(path, _SHAPES, SMPL_FILE, _LIMITS)
     if path.suffix in (".pth", ".pt"):
         return _read_checkpoint(path)
     if path.stat().st_size > _LIMITS.max_stream_bytes:
         raise SmplFileError(f"{path} has {path.stat().st_size} bytes, more than any SMPL file")
-    return safe_loads(path.read_bytes(), SMPL_FILE, _LIMITS, where=str(path))
+    return safe_loads(read_regular(path, _LIMITS.max_stream_bytes), SMPL_FILE, _LIMITS, where=str(path))
 
 
 def _is_checkpoint(path: Path) -> bool:

@@ -7,6 +7,7 @@ Credentials come from the environment; a URI that holds a password is refused, b
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import tempfile
@@ -24,10 +25,12 @@ import pyarrow.fs as pafs
 from dto_pipeline.data.files import commit_over, staged, write_bytes_atomic
 from dto_pipeline.errors import DtoError
 from dto_pipeline.paths import check_relative, resolve_inside
+from dto_pipeline.reading import IrregularFile, check_regular, open_regular
 
 Location = Path | str
 STORAGE_ERRORS = (OSError, pa.ArrowException)  # what a file system raises besides FileNotFoundError
 _PIECE = 1 << 23  # bytes copied at once
+_LOG = logging.getLogger(__name__)
 
 
 class StorageError(DtoError, OSError):
@@ -164,6 +167,13 @@ def open_file_root(location: Location) -> tuple[pafs.FileSystem, str]:
     return files, f"{base}/{name}"
 
 
+def open_input(files: pafs.FileSystem, path: str) -> pa.NativeFile:
+    """Open a file of a file system for random access; a local one only if it is a regular file."""
+    if isinstance(files, pafs.LocalFileSystem):
+        check_regular(path)
+    return files.open_input_file(path)
+
+
 def exists(location: Location) -> bool:
     """True if there is a file."""
     if isinstance(location, Path):
@@ -181,13 +191,15 @@ def read_head(root: Location, name: str, limit: int | None) -> bytes:
         UnsafePath: `name` leaves the folder.
     """
     files, base = open_root(root)
-    with files.open_input_file(f"{base}/{check_relative(name)}") as source:
+    with open_input(files, f"{base}/{check_relative(name)}") as source:
         size = source.size()
         return source.read_at(size if limit is None else min(limit, size), 0)
 
 
 def list_names(root: Location, endings: tuple[str, ...]) -> Iterator[str]:
     """Every file below a folder whose name ends so (in any case), relative to `root`; in no particular order.
+
+    Links are followed, see `_list_local`.
 
     Raises:
         FileNotFoundError: no such folder.
@@ -258,6 +270,8 @@ def write_bytes(location: Location, data: bytes) -> None:
 
 def error_text(error: BaseException) -> str:
     """Text of a storage error without paths: it may end up in labels, which are equal on every machine."""
+    if isinstance(error, IrregularFile):
+        return str(error.strerror)
     number = getattr(error, "errno", None)
     return os.strerror(number) if number else type(error).__name__
 
@@ -274,17 +288,42 @@ def _open_with_fsspec(root: str, cause: pa.ArrowInvalid) -> tuple[pafs.FileSyste
 
 
 def _list_local(root: Path, endings: tuple[str, ...]) -> Iterator[str]:
-    """Walks with `os.scandir`, one folder in memory at a time; links to folders are not followed."""
-    pending = [""]
+    """Walks with `os.scandir`, one folder in memory at a time.
+
+    Links to folders are followed, but every folder is read once: under its plain name where it has one below `root`,
+    else under the first of its links by name. So links that lead in circles end.
+    """
+    links: list[str] = []
+    seen: set[str] = set()  # real places; inode numbers mean little on some mounts
+    yield from _walk_plain(root, "", endings, seen, links)
+    while links:
+        later: list[str] = []
+        for name in sorted(links):
+            yield from _walk_plain(root, name, endings, seen, later)
+        links = later
+
+
+def _walk_plain(root: Path, start: str, endings: tuple[str, ...], seen: set[str], links: list[str]) -> Iterator[str]:
+    """The files below one folder, links to folders left out: they go to `links`. Folders in `seen` are passed by."""
+    pending = [(start, os.path.realpath(root / start))]
     while pending:
-        below = pending.pop()
+        below, real = pending.pop()
+        if real in seen:
+            continue
+        seen.add(real)
         with os.scandir(root / below) as entries:
             for entry in entries:
                 name = f"{below}/{entry.name}" if below else entry.name
                 if entry.is_dir(follow_symlinks=False):
-                    pending.append(name)
+                    pending.append((name, f"{real.rstrip('/')}/{entry.name}"))
+                elif entry.is_symlink() and entry.is_dir():
+                    links.append(name)
                 elif entry.name.lower().endswith(endings):
                     yield name
+                elif entry.is_symlink() and not entry.is_file():
+                    _LOG.warning(
+                        "%s is a link that leads nowhere: whatever was to be found there is missing", root / name
+                    )
 
 
 def _download(location: str, target: Path, endings: tuple[str, ...]) -> None:
@@ -303,7 +342,7 @@ def _download(location: str, target: Path, endings: tuple[str, ...]) -> None:
 
 
 def _copy_out(files: pafs.FileSystem, path: str, target: Path) -> None:
-    with files.open_input_stream(path) as source, target.open("wb") as sink:
+    with open_input(files, path) as source, target.open("wb") as sink:
         shutil.copyfileobj(source, sink, _PIECE)
 
 
@@ -312,7 +351,7 @@ def _upload(local: Path, location: str) -> None:
     folder, _, name = path.rpartition("/")
     temporary = f"{folder}/.{name}.tmp-{uuid.uuid4().hex}"
     try:
-        with local.open("rb") as source, _open_sink(files, temporary, folder) as sink:
+        with open_regular(local) as source, _open_sink(files, temporary, folder) as sink:
             shutil.copyfileobj(source, sink, _PIECE)
         files.move(temporary, path)
     except STORAGE_ERRORS as error:

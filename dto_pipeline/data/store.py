@@ -18,8 +18,10 @@ from urllib.parse import urlsplit
 
 from dto_pipeline.data.files import commit_new, sha256_bytes, sha256_file, staged, write_bytes_atomic
 from dto_pipeline.data.storage import Location, Store, as_location, parent_and_name
+from dto_pipeline.reading import open_regular, read_regular
 
 _REQUESTS = 32  # at once, where every read is a request over the network
+_MOST_BYTES = 1 << 32  # of one file that is read whole; label files are the largest, with some MB
 _WINDOW = 512  # files asked for before the first of them is dealt with
 
 
@@ -37,13 +39,10 @@ class LocalStore:
     def read(self, name: str, tail: int = 0) -> bytes:
         """A file's bytes, or its last `tail`; raises FileNotFoundError."""
         if not tail:
-            return (self.root / name).read_bytes()
-        handle = os.open(f"{self.root}/{name}", os.O_RDONLY | os.O_CLOEXEC)  # thousands in a row: no stream objects
-        try:
-            size = os.fstat(handle).st_size
-            return os.pread(handle, tail, max(0, size - tail))
-        finally:
-            os.close(handle)
+            return read_regular(self.root / name, _MOST_BYTES)
+        with open_regular(f"{self.root}/{name}") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            return os.pread(stream.fileno(), tail, max(0, size - tail))
 
     def size(self, name: str) -> int:
         """Bytes of a file; raises FileNotFoundError."""
@@ -110,7 +109,7 @@ def read_many(root: Location, names: Sequence[str], tail: int = 0) -> Iterator[t
 def read_bytes(location: Location) -> bytes:
     """A file's bytes; raises FileNotFoundError."""
     if isinstance(location, Path):
-        return location.read_bytes()
+        return read_regular(location, _MOST_BYTES)
     folder, name = parent_and_name(location)
     return open_store(folder).read(name)
 

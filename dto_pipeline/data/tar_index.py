@@ -22,10 +22,20 @@ from tqdm import tqdm
 
 from dto_pipeline.data.columns import build_table
 from dto_pipeline.data.parquet import READ_ERRORS, check_schema, footer_text, open_parquet, writer_settings
-from dto_pipeline.data.storage import Location, as_location, error_text, exists, list_names, open_root, written
+from dto_pipeline.data.storage import (
+    Location,
+    as_location,
+    error_text,
+    exists,
+    list_names,
+    open_input,
+    open_root,
+    written,
+)
 from dto_pipeline.data.tar_walk import Listing, sample_key, walk_tar
 from dto_pipeline.errors import DtoError
 from dto_pipeline.paths import UnsafePath, check_relative
+from dto_pipeline.reading import parse_json
 from dto_pipeline.schema import TAR_INDEX_SCHEMA, TAR_INDEX_SCHEMA_NAME
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png")  # in order of preference where one sample has several
@@ -220,7 +230,7 @@ class TarIndex:
         """
         wanted = member.size if limit is None else min(member.size, limit)
         try:
-            with self._files.open_input_file(f"{self._base}/{member.tar}") as source:
+            with open_input(self._files, f"{self._base}/{member.tar}") as source:
                 found, data = source.size(), source.read_at(wanted, member.offset)
         except FileNotFoundError as error:
             raise TarMissing(f"{member.tar} does not exist") from error
@@ -256,7 +266,7 @@ def _check_names(tars: Sequence[str]) -> None:
 
 def _list_one(files: pafs.FileSystem, base: str, tar: str) -> Listing:
     try:
-        with files.open_input_file(f"{base}/{tar}") as source:
+        with open_input(files, f"{base}/{tar}") as source:
             return walk_tar(source)
     except OSError as error:
         return Listing((), -1, f"cannot be read: {error_text(error)}")
@@ -291,7 +301,7 @@ def _read_summaries(path: Location, metadata: dict[str, str]) -> list[TarSummary
         found = metadata.get("schema", "no schema name")
         raise TarIndexError(f"{path} is {found}; expected {TAR_INDEX_SCHEMA_NAME}. Build the index again")
     try:
-        return [TarSummary(*fields) for fields in json.loads(metadata["tars"])]
+        return [TarSummary(*fields) for fields in parse_json(metadata["tars"])]
     except (KeyError, TypeError, ValueError) as error:
         raise TarIndexError(f"{path}: footer lacks or garbles {error}; build the index again") from error
 

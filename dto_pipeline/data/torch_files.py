@@ -16,6 +16,7 @@ import torch
 
 from dto_pipeline.data.files import commit_over, staged
 from dto_pipeline.errors import DtoError
+from dto_pipeline.reading import check_regular
 
 _UNREADABLE = (
     *(pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError),  # of torch.load
@@ -37,6 +38,7 @@ def read_torch_file(path: Path) -> Any:
         TorchFileError: see there. FileNotFoundError.
     """
     try:
+        check_regular(path)
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 changed = archive.testzip()

@@ -113,7 +113,7 @@ def run_depth_bench(
         manifest = build_bench_data(Path(folder), images, body)
         sight = Sight(config, body.to(device), device)
         times = [_time_once(place, manifest, config, body, sight, Path(folder) / str(i)) for i in range(repeats + 1)]
-    return _report(times[1:], config, sight, images, device)
+    return _report(times[1:], sight, images, device)
 
 
 def depth_flops(network_config: Any, height: int, width: int) -> float:
@@ -167,7 +167,6 @@ def _time_once(
 
 def _report(
     times: list[tuple[float, float, dict[str, float]]],
-    config: PipelineConfig,
     sight: Sight,
     images: int,
     device: str,
@@ -182,7 +181,7 @@ def _report(
         device=torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads",
         model=sight.depth.identity.short,
         network_size=size,
-        batch=config.depth.batch,
+        batch=sight.depth.at_once,
         alone_per_s=images / statistics.median(alone for alone, _, _ in times),
         end_to_end_per_s=images / statistics.median(whole for _, whole, _ in times),
         tflop_per_image=depth_flops(network_config, *size) / 1e12 if known else float("nan"),

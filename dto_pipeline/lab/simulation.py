@@ -213,7 +213,7 @@ class CountingLedger:
     def shard_charged(self, charge: Charge, worker: str, error: str, detail: str) -> None:
         self.charges += 1
 
-    def worker_lost(self, worker: str, error: str) -> None:
+    def worker_lost(self, worker: str, error: str, out_of_memory: bool = False) -> None:
         """The pool counts deaths itself."""
 
     def waiting(self, seconds: float, loading: int) -> None:

@@ -25,6 +25,7 @@ from dto_pipeline.config import STAND_IN_BODY
 from dto_pipeline.errors import DtoError
 from dto_pipeline.maths.ordered import ExactMatrix, exact_product, fold_sum, make_exact
 from dto_pipeline.models.rasterizer import is_closed
+from dto_pipeline.reading import read_regular
 
 SMPLX_EXTRA_JOINTS = (
     *("nose", "reye", "leye", "rear", "lear"),
@@ -32,6 +33,7 @@ SMPLX_EXTRA_JOINTS = (
     *("lthumb", "lindex", "lmiddle", "lring", "lpinky"),
     *("rthumb", "rindex", "rmiddle", "rring", "rpinky"),
 )  # vertices that smplx appends to the 24 joints, in its order
+_MOST_BYTES = 1 << 31  # of a body model's file; SMPL with 300 directions has some 50 MB
 _REQUIRED = {
     "v_template": (None, 3),
     "shapedirs": (None, 3, None),
@@ -307,8 +309,8 @@ def load_body(path: str | Path = "", kid_axis: bool = True, device: torch.device
     """
     own = str(path) in ("", STAND_IN_BODY)
     file = _locate(Path(str(files("dto_pipeline.assets"))) if own else Path(path))
-    data = file.read_bytes()
     try:
+        data = read_regular(file, _MOST_BYTES)
         with np.load(io.BytesIO(data), allow_pickle=False) as archive:
             arrays = {key: archive[key] for key in archive.files}
     except (ValueError, OSError, zipfile.BadZipFile) as error:

@@ -6,10 +6,12 @@ Knows npy and npz (float16 to float64) and PNG (16 bits), and what their numbers
 
 from __future__ import annotations
 
+import struct
 import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, Protocol
+from tokenize import TokenError
+from typing import IO, BinaryIO, Protocol
 
 import numpy as np
 from PIL import Image
@@ -17,10 +19,14 @@ from PIL import Image
 from dto_pipeline.config import DepthConfig
 from dto_pipeline.models.depth_kinds import DEPTH, DISPARITY, METRIC_DEPTH, as_disparity
 from dto_pipeline.paths import UnsafePath, resolve_inside
+from dto_pipeline.reading import open_regular
 from dto_pipeline.status import ImageStatus, UnusableImage
 
 NPZ_KEYS = {DISPARITY: "disparity", DEPTH: "depth", METRIC_DEPTH: "depth"}  # array of a npz, by kind
-_UNREADABLE = (ValueError, OSError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error, NotImplementedError)
+_UNREADABLE = (
+    *(ValueError, OSError, EOFError, TypeError, OverflowError, RuntimeError, RecursionError),
+    *(zipfile.BadZipFile, zlib.error, struct.error, NotImplementedError, SyntaxError, TokenError),
+)  # what zipfile, numpy's header parser and Pillow raise on damaged files
 _UNNAMED = "no depth map is named for this image; set `depth` in the dataset YAML or depth.root"
 
 
@@ -73,8 +79,8 @@ class DepthFiles:
         if not depth_file:
             raise DepthMissing(_UNNAMED)
         try:
-            source = self._source(depth_file)
-            array = _read_array(source, PurePosixPath(depth_file).suffix, (height, width), NPZ_KEYS[self.kind])
+            with self._source(depth_file) as source:
+                array = _read_array(source, PurePosixPath(depth_file).suffix, (height, width), NPZ_KEYS[self.kind])
         except FileNotFoundError as error:
             raise DepthMissing(f"depth map {depth_file} does not exist") from error
         except UnsafePath as error:
@@ -84,11 +90,11 @@ class DepthFiles:
             raise DepthInvalid(f"depth map {depth_file} cannot be read: {reason}") from error
         return _check_values(as_disparity(array, self.kind, self.scale), depth_file)
 
-    def _source(self, depth_file: str) -> Path | BinaryIO:
-        """The map as a file, or open; raises FileNotFoundError, UnsafePath or one of `_UNREADABLE`."""
+    def _source(self, depth_file: str) -> BinaryIO:
+        """The map, open; raises FileNotFoundError, UnsafePath or one of `_UNREADABLE`."""
         if self.root is None:
             raise DepthMissing(_UNNAMED)
-        return resolve_inside(self.root, depth_file)
+        return open_regular(resolve_inside(self.root, depth_file))
 
 
 def open_depth_files(config: DepthConfig, root: str | Path) -> DepthFiles:
@@ -96,25 +102,40 @@ def open_depth_files(config: DepthConfig, root: str | Path) -> DepthFiles:
     return DepthFiles(root, config.kind, config.scale)
 
 
-def _read_array(source: Path | BinaryIO, suffix: str, shape: tuple[int, int], npz_key: str) -> np.ndarray:
-    """The array of a npy (mapped, so that a false header costs no memory), of a npz or of a PNG."""
+def _read_array(source: BinaryIO, suffix: str, shape: tuple[int, int], npz_key: str) -> np.ndarray:
+    """The array of a npy, of a npz or of a PNG; a false header costs no memory."""
     if suffix == ".png":
         return _read_png(source, shape)
-    if suffix == ".npz":
-        with np.load(source, allow_pickle=False) as members:
-            if npz_key not in members:
-                raise ValueError(f"npz holds {sorted(members.files)}; expected {npz_key!r}")
-            array = members[npz_key]
-    else:
-        array = np.load(source, mmap_mode="r" if isinstance(source, Path) else None, allow_pickle=False)
-    if array.shape != shape:
-        raise ValueError(f"its shape is {array.shape}; expected that of the image {shape}")
-    if array.dtype.kind != "f":
-        raise ValueError(f"its type is {array.dtype}; expected float16, float32 or float64")
-    return array
+    if suffix != ".npz":
+        return _read_npy(source, shape)
+    with zipfile.ZipFile(source) as archive:
+        members = [name.removesuffix(".npy") for name in archive.namelist()]
+        if npz_key not in members:
+            raise ValueError(f"npz holds {sorted(members)}; expected {npz_key!r}")
+        with archive.open(f"{npz_key}.npy" if f"{npz_key}.npy" in archive.namelist() else npz_key) as member:
+            return _read_npy(member, shape)
 
 
-def _read_png(source: Path | BinaryIO, shape: tuple[int, int]) -> np.ndarray:
+def _read_npy(stream: IO[bytes], shape: tuple[int, int]) -> np.ndarray:
+    """The map of a npy stream. It is read, not mapped: some mounts refuse to map files, and all of it is needed."""
+    version = np.lib.format.read_magic(stream)
+    if version not in ((1, 0), (2, 0), (3, 0)):
+        raise ValueError(f"it is a npy of format {version}; expected 1.0, 2.0 or 3.0")
+    one = version == (1, 0)
+    read = np.lib.format.read_array_header_1_0 if one else np.lib.format.read_array_header_2_0
+    found, fortran, dtype = read(stream)
+    if found != shape:
+        raise ValueError(f"its shape is {found}; expected that of the image {shape}")
+    if dtype.kind != "f":
+        raise ValueError(f"its type is {dtype}; expected float16, float32 or float64")
+    size = dtype.itemsize * shape[0] * shape[1]
+    data = stream.read(size + 1)
+    if len(data) < size:
+        raise ValueError(f"it holds {len(data)} of the {size} bytes of an array {shape} of {dtype}")
+    return np.frombuffer(data[:size], dtype).reshape(shape, order="F" if fortran else "C")
+
+
+def _read_png(source: BinaryIO, shape: tuple[int, int]) -> np.ndarray:
     with Image.open(source, formats=["PNG"]) as image:
         if image.size != shape[::-1]:
             raise ValueError(f"its shape is {image.size[::-1]}; expected that of the image {shape}")

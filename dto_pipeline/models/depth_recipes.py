@@ -16,6 +16,7 @@ from torch.nn import functional
 from dto_pipeline.models.depth_resize import network_size, resize_to_image, resize_to_network
 from dto_pipeline.models.networks import ModelError
 
+BILINEAR = "bilinear, corners not aligned"
 _PRO_SIDE = 1536  # Depth Pro sees squares of this size [px]
 _PRO_RANGE = (1e-4, 1e4)  # of its inverse depth, as transformers clamps it [1/m]
 
@@ -26,6 +27,11 @@ class DepthRecipe(Protocol):
     @property
     def kind(self) -> str:
         """Of the maps `restore` gives."""
+        ...
+
+    @property
+    def way_back(self) -> str:
+        """How maps come to the size of the image, for the labels' metadata."""
         ...
 
     def size(self, height: int, width: int) -> tuple[int, int]:
@@ -48,6 +54,11 @@ class DepthAnythingRecipe:
     kind: str
     short_side: int  # [px]
     patch: int = 14  # [px]
+    corners: bool = True  # maps come back corner on corner (V2); V1's code aligns no corners
+
+    @property
+    def way_back(self) -> str:
+        return "bilinear, corner on corner" if self.corners else BILINEAR
 
     def size(self, height: int, width: int) -> tuple[int, int]:
         return network_size(height, width, self.short_side, self.patch)
@@ -56,7 +67,7 @@ class DepthAnythingRecipe:
         return resize_to_network(images, size)
 
     def restore(self, output: Any, rows: slice, height: int, width: int) -> torch.Tensor:
-        return resize_to_image(output.predicted_depth[rows], height, width)
+        return resize_to_image(output.predicted_depth[rows], height, width, self.corners)
 
 
 @dataclass(frozen=True)
@@ -65,6 +76,10 @@ class DepthProRecipe:
 
     kind: str = "metric_depth"
     side: int = _PRO_SIDE
+
+    @property
+    def way_back(self) -> str:
+        return BILINEAR
 
     def size(self, height: int, width: int) -> tuple[int, int]:
         return self.side, self.side
@@ -90,14 +105,57 @@ def recipe_for(network_config: Any, short_side: int) -> DepthRecipe:
     """
     family = network_config.model_type
     if family == "depth_anything":
-        kind = "metric_depth" if network_config.depth_estimation_type == "metric" else "disparity"
-        return DepthAnythingRecipe(kind, short_side, int(network_config.patch_size))
+        kind = _depth_anything_kind(network_config)
+        return DepthAnythingRecipe(
+            kind, short_side, int(network_config.patch_size), not _is_first_version(network_config)
+        )
     if family == "depth_pro":
         return DepthProRecipe(side=_pro_side(network_config))
     raise ModelError(
         f"depth.model is of the family {family!r}; expected depth_anything (V1, V2, relative or metric) or depth_pro; "
         "write maps of other networks to files and use depth.source=files with depth.kind"
     )
+
+
+def _depth_anything_kind(config: Any) -> str:
+    """What a Depth Anything network's output means; transformers builds its last layer by the same word.
+
+    Raises:
+        ModelError: the config contradicts itself, or says in other words that it is metric: read as relative, such
+            depth would come back inverted.
+    """
+    told, most = config.depth_estimation_type, config.max_depth
+    known = ("depth_estimation_type", "max_depth")
+    hints = [
+        f"{key} is {value!r}"
+        for key, value in config.to_dict().items()
+        if key not in known and (_says_metric(value) or ("metric" in key.lower() and value not in (None, False)))
+    ]
+    if told == "relative" and most not in (None, 1):
+        hints.append(f"max_depth is {most!r}")
+    if told == "relative" and hints:
+        raise ModelError(
+            f"depth.model: its config.json says that {' and '.join(hints)}, but depth_estimation_type, the word that "
+            f'transformers goes by, is {told!r}. If it is a metric network, write "depth_estimation_type": "metric" '
+            'and its "max_depth" (20 m indoors, 80 m outdoors) there; if it is not, take the other words out'
+        )
+    if told == "metric" and (not most or most == 1):
+        raise ModelError(
+            f"depth.model: its config.json says depth_estimation_type 'metric' and max_depth {most!r}; expected the "
+            "distance in metres that it was trained for (20 indoors, 80 outdoors)"
+        )
+    return "metric_depth" if told == "metric" else "disparity"
+
+
+def _says_metric(value: Any) -> bool:
+    return isinstance(value, str) and value.strip().lower() in ("metric", "metric_depth", "absolute")
+
+
+def _is_first_version(config: Any) -> bool:
+    """V1 takes the features of its last four blocks, V2 of four spread over all; of four blocks both are the same."""
+    backbone = config.backbone_config
+    layers, taken = getattr(backbone, "num_hidden_layers", 0), list(getattr(backbone, "out_indices", None) or [])
+    return layers > len(taken) > 1 and taken == list(range(layers - len(taken) + 1, layers + 1))
 
 
 def _pro_side(network_config: Any) -> int:

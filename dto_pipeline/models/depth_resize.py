@@ -1,8 +1,9 @@
 """How Depth Anything sees an image: its own resizing, there and back, on whatever device the image lies on.
 
 The recipe is that of the published inference code (`Resize(518, 518, lower_bound, multiple of 14, INTER_CUBIC)`, then
-ImageNet's mean and deviation; the output by bilinear interpolation with aligned corners). transformers' own image
-processor resizes otherwise (640 x 427 becomes 518 x 350 there, 770 x 518 here), so it is not used. Pixels.
+ImageNet's mean and deviation; the output by bilinear interpolation, corner on corner in V2, not so in V1). The image
+processor of transformers resizes otherwise (640 x 427 becomes 518 x 350 there, 770 x 518 here), so it is not used.
+Pixels.
 
 `torch`'s bicubic interpolation without antialiasing is OpenCV's INTER_CUBIC: kernel constant a = -0.75, pixel centres
 at +0.5, borders repeated, no rounding, no clipping. Tests compare it with a numpy implementation of that definition:
@@ -59,10 +60,10 @@ def resize_to_network(
     return (pixels - channels[0]) / channels[1]
 
 
-def resize_to_image(output: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """The network's maps (B, h, w) at image size (B, height, width), float32: bilinear, corner on corner."""
+def resize_to_image(output: torch.Tensor, height: int, width: int, corners: bool = True) -> torch.Tensor:
+    """The network's maps (B, h, w) at image size (B, height, width), float32: bilinear, corner on corner or not."""
     maps = output.to(torch.float32)[:, None]
-    return functional.interpolate(maps, size=(height, width), mode="bilinear", align_corners=True)[:, 0]
+    return functional.interpolate(maps, size=(height, width), mode="bilinear", align_corners=corners)[:, 0]
 
 
 def plan_windows(sizes: Sequence[tuple[int, int]], batch: int) -> list[list[int]]:

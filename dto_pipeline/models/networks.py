@@ -15,6 +15,7 @@ from pathlib import Path
 from dto_pipeline.config import AttributeConfig, DepthConfig, MaskConfig, PipelineConfig
 from dto_pipeline.errors import DtoError
 from dto_pipeline.models.depth_licences import DEMO_MODEL
+from dto_pipeline.reading import open_regular
 
 _COMMIT = re.compile("[0-9a-f]{40}")
 _WEIGHTS = ("*.safetensors", "*.bin")
@@ -132,7 +133,7 @@ def identify(reference: ModelReference) -> ModelIdentity:
     digest = hashlib.sha256()
     for path in sorted(found for pattern in _WEIGHTS for found in folder.glob(pattern)):
         digest.update(path.name.encode() + b"\0")
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     return ModelIdentity(folder.name, "", digest.hexdigest())
 

@@ -6,6 +6,8 @@ a pinned commit or a local folder.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,10 +25,25 @@ from dto_pipeline.models.networks import (
     located,
     missing_text,
 )
+from dto_pipeline.reading import check_regular
+
+_NAMES_SHOWN = 8  # of weights, in a message
+# ends of names that files may lack: computed from the config alone, or used in training only
+_NOT_LEARNT = (
+    "relative_position_index",
+    "relative_coords_table",
+    "position_ids",
+    "num_batches_tracked",
+    "empty_weight",
+)
 
 
 def load_pretrained(
-    auto_class: type[Any], reference: ModelReference, device: torch.device | str = "cpu", hint: str = ""
+    auto_class: type[Any],
+    reference: ModelReference,
+    device: torch.device | str = "cpu",
+    hint: str = "",
+    spare_weights: bool = True,
 ) -> tuple[Any, ModelIdentity]:
     """Load a network for inference, in float32, on a device.
 
@@ -34,10 +51,11 @@ def load_pretrained(
         auto_class: transformers' AutoModelFor... class of the task.
         reference: which network.
         hint: added to the message when it is missing (licences, alternatives).
+        spare_weights: whether the files may hold weights that the network has no place for (heads of other tasks).
 
     Raises:
         ModelMissing: it is neither in the folder, nor in the cache, nor could it be fetched.
-        ModelError: the reference is not pinned, or the files are no such network.
+        ModelError: the reference is not pinned, the files are no such network, or their weights are not its own.
     """
     check_reference(reference)
     disable_progress_bar()  # a bar per worker and model is noise
@@ -47,15 +65,58 @@ def load_pretrained(
     else:
         options |= {"revision": reference.revision, "local_files_only": reference.offline}
     try:
-        network = auto_class.from_pretrained(located(reference), dtype=torch.float32, **options)
+        if reference.is_folder:
+            check_files(located(reference))
+        network, loading = auto_class.from_pretrained(
+            located(reference), dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
     except (OSError, ConnectionError) as error:
         raise ModelMissing(missing_text(reference, error, hint)) from error
-    except (ValueError, KeyError, RuntimeError, TypeError, ImportError) as error:
+    except Exception as error:  # transformers, safetensors and the hub have many classes for files that do not fit
         raise ModelError(
             f"{reference.knob}.model {reference.name!r} cannot be loaded: {first_line(error)}; expected a network "
             f"saved by transformers for {getattr(auto_class, '__name__', auto_class)}"
         ) from error
+    _check_weights(reference, loading, spare_weights)
     return network.eval().to(device), identify(reference)
+
+
+def _check_weights(reference: ModelReference, loading: dict[str, Any], spare_weights: bool) -> None:
+    """transformers only warns of weights it did not find, and draws them at random.
+
+    Raises:
+        ModelError: the network's weights are not those of the files.
+    """
+    phrases = {"missing_keys": "lacks", "mismatched_keys": "has in another shape"}
+    if not spare_weights:
+        phrases["unexpected_keys"] = "holds, beyond what config.json tells of,"
+    found = {phrase: _names(loading.get(key) or ()) for key, phrase in phrases.items()}
+    problems = [f"{phrase} {_some(names)}" for phrase, names in found.items() if names]
+    if problems:
+        raise ModelError(
+            f"{reference.knob}.model {reference.name!r}: its weight file {' and '.join(problems)}; it would not be the "
+            "network that was named, and random numbers would stand in for what it lacks. Take a folder whose "
+            "config.json and weights belong together, with the names that transformers gives them (converted weights: "
+            "the *-hf repositories)"
+        )
+
+
+def _names(keys: Iterable[Any]) -> list[str]:
+    """Names of weights; of a mismatch transformers tells the shapes too."""
+    names = (str(key[0]) if isinstance(key, tuple) else str(key) for key in keys)
+    return sorted(name for name in names if not name.endswith(_NOT_LEARNT))
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:_NAMES_SHOWN])
+    return shown if len(names) <= _NAMES_SHOWN else f"{shown} and {len(names) - _NAMES_SHOWN} more"
+
+
+def check_files(folder: str) -> None:
+    """Refuse a folder that holds pipes or devices, which transformers would wait for. Raises: OSError."""
+    for path in Path(folder).iterdir():
+        if not path.is_dir():
+            check_regular(path)
 
 
 def read_preprocessing(reference: ModelReference) -> dict[str, Any]:

@@ -15,7 +15,6 @@ sweeping happen under the driver's lock only; a driver that lost it raises `RunL
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -24,21 +23,24 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar, cast
 
 from dto_pipeline import __version__
-from dto_pipeline.config import PipelineConfig, RunConfig, describe_difference
+from dto_pipeline.config import PipelineConfig, RunConfig, describe_difference, shorten
 from dto_pipeline.data.files import is_temporary, json_bytes
 from dto_pipeline.data.storage import Location, Store, StoreError, join_location
 from dto_pipeline.data.store import open_store, read_many
 from dto_pipeline.errors import DtoError
 from dto_pipeline.models.networks import identify_networks
+from dto_pipeline.reading import IrregularFile, parse_json
 from dto_pipeline.run.lease import LEASE_FOLDER
 from dto_pipeline.run.lock import DriverLock
 from dto_pipeline.run.receipt import Failure, Receipt, RecordInvalid, parse_failure, parse_receipt, read_receipt
+from dto_pipeline.run.run_record import check_run_record
 from dto_pipeline.schema import LABELS_SCHEMA_NAME
 
 RUN_SCHEMA = "dto-run/1"
 LIBRARIES = ("torch", "numpy", "pyarrow")  # another version of these may change a byte of the labels
 Place = TypeVar("Place", bound=Location)
 LABELS, RECEIPTS, FAILURES = "labels", "receipts", "failures"
+_RESTORE = "put run.json back as it was, or start anew in another folder: the labels stay where they are"
 _SHARD_RECORD = re.compile(r"shard-(\d{5,})\.json")
 _FOOTER_TAIL = 1 << 16  # bytes; the key-value part stands at the end of a Parquet file, well within them
 
@@ -168,6 +170,7 @@ class RunScan:
     void: dict[int, str] = field(default_factory=dict)  # shard -> why its receipt does not count
     settled: tuple[int, ...] = ()  # shards that are done and still have a failure record
     unreadable: dict[int, str] = field(default_factory=dict)  # shard -> why its failure record counts as none
+    damaged: frozenset[int] = frozenset()  # of `void`, shards whose label file is not to be adopted either
 
     def with_failures(self, found: Iterable[Failure]) -> RunScan:
         """The same with failures that were found, or written, after it."""
@@ -175,6 +178,15 @@ class RunScan:
         failures = {**self.failures, **{s: f for s, f in shards.items() if s not in self.done}}
         settled = tuple(sorted({*self.settled, *(shards.keys() & self.done.keys())}))
         return replace(self, failures=failures, settled=settled)
+
+    def only(self, shards: Iterable[int]) -> dict[int, Receipt]:
+        """Receipts of these shards, as far as they are done."""
+        return {shard: self.done[shard] for shard in shards if shard in self.done}
+
+    def without(self, damage: Mapping[int, str]) -> RunScan:
+        """The same with shards that a closer look found damaged -> why: they are done again."""
+        done = {shard: receipt for shard, receipt in self.done.items() if shard not in damage}
+        return replace(self, done=done, void={**self.void, **damage}, damaged=self.damaged | damage.keys())
 
 
 def shard_name(shard: int) -> str:
@@ -236,14 +248,18 @@ def open_run(directory: RunDirectory, identity: RunIdentity) -> RunIdentity:
 def read_identity(directory: RunDirectory) -> RunIdentity:
     """What run.json holds. Raises: RunDirectoryError where there is none or it cannot be read."""
     try:
-        found = json.loads(directory.store.read("run.json"))
+        found = parse_json(directory.store.read("run.json"))
         if found["schema"] != RUN_SCHEMA:
-            raise RunDirectoryError(f"{directory.run_file} is {found['schema']!r}, expected {RUN_SCHEMA!r}")
-        return RunIdentity(found["config"], found["config_hash"], **found["manifest"], versions=found["versions"])
+            raise RunDirectoryError(f"{directory.run_file} is {shorten(found['schema'])}, expected {RUN_SCHEMA!r}")
+        identity = RunIdentity(found["config"], found["config_hash"], **found["manifest"], versions=found["versions"])
+        check_run_record(identity.config, vars(identity), RunIdentity)
+        return identity
     except FileNotFoundError as error:
         raise RunDirectoryError(f"{directory.root} holds no run.json; `dto run` makes one") from error
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise RunDirectoryError(f"{directory.run_file} cannot be read ({error!r}); restore it or start anew") from error
+    except KeyError as error:
+        raise RunDirectoryError(f"{directory.run_file} lacks {error}; {_RESTORE}") from error
+    except (TypeError, AttributeError, ValueError, IrregularFile) as error:
+        raise RunDirectoryError(f"{directory.run_file} cannot be read ({error}); {_RESTORE}") from error
 
 
 def describe_run_difference(recorded: RunIdentity, wanted: RunIdentity) -> list[str]:
@@ -313,10 +329,16 @@ def lacks_receipt_only(directory: RunDirectory, shard: int) -> bool:
 
 
 def settle_records(directory: RunDirectory, scan: RunScan) -> None:
-    """Take away receipts that do not hold and failures of shards that are done. Call it under the lock."""
+    """Take away receipts that do not hold, damaged label files and failures of shards that are done.
+
+    Call it under the lock.
+    """
     for shard in scan.void:
         directory.check_lock()  # before each: whoever took over may have done the shard, and the name is the same
         directory.store.remove(receipt_name(shard))
+        if shard in scan.damaged:
+            directory.check_lock()
+            directory.store.remove(label_name(shard))
     for shard in scan.settled:
         clear_failure(directory, shard)
 

@@ -52,8 +52,8 @@ class Ledger(Protocol):
     def shard_charged(self, charge: Charge, worker: str, error: str, detail: str) -> None:
         """A shard used up a try; `charge.given_up` says whether it was the last."""
 
-    def worker_lost(self, worker: str, error: str) -> None:
-        """A worker died; it is replaced while there is work."""
+    def worker_lost(self, worker: str, error: str, out_of_memory: bool = False) -> None:
+        """A worker died, or was ended because its machine lacked memory; it is replaced while there is work."""
 
     def waiting(self, seconds: float, loading: int) -> None:
         """Nobody has been ready to work for so long; `loading` workers have their place and warm up."""
@@ -166,7 +166,7 @@ class _Loop:
 
     def _worker_lost(self, event: WorkerLost, in_a_row: bool = True) -> None:
         """`in_a_row`: whether a failed start counts towards those after which the run is stopped."""
-        self.ledger.worker_lost(event.worker, event.error)
+        self.ledger.worker_lost(event.worker, event.error, event.out_of_memory)
         node = event.node or self.nodes.of.get(event.worker, "")
         shard = self.schedule.shard_at(event.worker)
         if not event.blameless:
@@ -174,7 +174,7 @@ class _Loop:
         self.nodes.of.pop(event.worker, None)
         if event.worker in self.starting:
             self._start_failed(event, node, in_a_row)
-        elif charge := self.schedule.worker_lost(event.worker, event.blameless, event.begun):
+        elif charge := self.schedule.worker_lost(event.worker, event.blameless, event.begun, event.out_of_memory):
             self._charged(charge, event.worker, event.error, event.detail)
 
     def _judge_node(self, node: str, shard: int | None, error: str) -> None:

@@ -43,6 +43,7 @@ def run_pipeline(
     images_root: str | Path | None = None,
     depth_root: str | Path | None = None,
     runner: Runner | None = None,
+    recheck: bool = False,
 ) -> RunSummary:
     """Do what is left of a run; start it where it does not exist.
 
@@ -57,6 +58,7 @@ def run_pipeline(
         progress: show a progress line.
         images_root, depth_root: folders in place of those named by the manifest and the config.
         runner: does the shards; None = a `ShardRunner`.
+        recheck: read the label files of finished shards and do those again that are not what their receipts say.
 
     Raises:
         RunLocked: another driver is at work on this run.
@@ -75,7 +77,7 @@ def run_pipeline(
     directory.create_folders()
     with directory.lock(config.run):
         identity = files.identify_run(config, manifest, manifest.path)
-        plan = plan_run(directory, identity, manifest, config.run, selection, retry)
+        plan = plan_run(directory, identity, manifest, config.run, selection, retry, recheck)
         tally = Tally()
         if plan.work:
             if runner is None:

@@ -22,6 +22,7 @@ from dto_pipeline.run.directory import RunDirectory, RunDirectoryError, RunIdent
 from dto_pipeline.run.lock import LockHolder, read_holder
 from dto_pipeline.run.plan import survey_run
 from dto_pipeline.run.receipt import Receipt
+from dto_pipeline.run.recheck import find_damage, noted_damage
 from dto_pipeline.run.report import format_duration, unreadable_lines
 from dto_pipeline.run.selection import Retry, Selection
 from dto_pipeline.run.suspects import find_own_deaths
@@ -165,7 +166,8 @@ def _look(directory: RunDirectory, wanted: RunIdentity) -> tuple[RunScan, list[s
             refusals.append(str(error))
         return RunScan({}, {}), refusals
     refusals += [f"mismatch: {line}" for line in files.describe_run_difference(recorded, wanted)]
-    return files.scan_run(directory, recorded, footers=True), refusals
+    scan = files.scan_run(directory, recorded, footers=True)
+    return scan.without(find_damage(directory, scan.only(noted_damage(directory)))), refusals
 
 
 class _Size(NamedTuple):

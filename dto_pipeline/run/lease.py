@@ -16,7 +16,6 @@ this machine whose process is gone is not waited for. The times in the file are 
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import os
 import re
@@ -33,6 +32,8 @@ from dto_pipeline.config import RunConfig
 from dto_pipeline.data.files import json_bytes
 from dto_pipeline.data.storage import Store
 from dto_pipeline.errors import DtoError
+from dto_pipeline.reading import parse_json
+from dto_pipeline.run.receipt import impossible_fields
 
 LEASE_FOLDER = "lease"
 LOOK_S = 1.0  # how often a lease is looked at that may be a dead driver's
@@ -228,8 +229,8 @@ def read_newest(store: Store) -> tuple[int, bytes | None]:
 def parse_record(data: bytes | None) -> LeaseRecord | None:
     """The record of a lease file; None where it cannot be read."""
     try:
-        found = json.loads(data or b"")
-        if found.pop("schema") != LEASE_SCHEMA:
+        found = parse_json(data or b"")
+        if found.pop("schema") != LEASE_SCHEMA or impossible_fields(found, LeaseRecord):
             return None
         return LeaseRecord(**found)
     except (ValueError, TypeError, KeyError, AttributeError):

@@ -110,6 +110,7 @@ class FileLedger:
             detail=detail,
             deaths=suspicion.deaths,
             suspects=suspicion.images,
+            memory=suspicion.memory,
         )
         self._write(lambda: files.record_failure(self._directory, failure))
         self._tried.add(charge.shard)
@@ -124,8 +125,9 @@ class FileLedger:
         message = "shard %d failed (try %d, %s): %s"
         _LOG.warning(message, charge.shard, charge.attempts, verdict, error, extra={"facts": facts})
 
-    def worker_lost(self, worker: str, error: str) -> None:
+    def worker_lost(self, worker: str, error: str, out_of_memory: bool = False) -> None:
         self.tally.workers_lost += 1
+        self.tally.out_of_memory += out_of_memory
         if self._metrics is not None:
             self._metrics.worker_lost()
         _LOG.warning("%s is lost: %s", worker, error, extra={"facts": {"worker": worker}})

@@ -2,7 +2,7 @@
 
 Joins `data.scenes`, `models.seeing` and the optimiser; knows no file of the run. While window n is optimised, the
 networks look at window n + 1 and window n + 2 is loaded, each in its own thread. Windows are cut by the config alone,
-never by how work is moved, because the company an image has in a network's batch can change its last bits. An error of
+never by how work is moved: on a GPU the company an image has in a network's batch can change its last bits. An error of
 a network or of the optimiser costs the scene that caused it: the others are done again without it.
 """
 
@@ -21,6 +21,7 @@ from dto_pipeline.collate import collate_scenes, pass_through, split_batch
 from dto_pipeline.config import PipelineConfig
 from dto_pipeline.data.images import ImageStore
 from dto_pipeline.data.scenes import load_scenes, read_label_scenes
+from dto_pipeline.errors import lacks_memory
 from dto_pipeline.models.depth import DepthSource
 from dto_pipeline.models.seeing import Sight
 from dto_pipeline.optimizer import SceneOptimizer
@@ -123,11 +124,11 @@ class ScenePlacer:
         except Exception as error:
             if is_device_error(error):
                 raise DeviceLost(one_line(error)) from error
-            failure = one_line(error)
+            failure, status = one_line(error), status_of(error)
         # Outside the handler: the traceback held every tensor of the failed window.
         _LOG.warning("networks, %d scenes, first %s: %s", len(scenes), scenes[0].image_id, failure)
         if len(scenes) == 1:
-            scenes[0].problem = (ImageStatus.INTERNAL_ERROR, failure)
+            scenes[0].problem = (status, failure)
             return scenes
         for scene in scenes:
             self._look([scene], clock)
@@ -149,17 +150,16 @@ class ScenePlacer:
             return []
         try:
             return self._optimize_together(scenes, clock)
-        except torch.OutOfMemoryError as error:
-            failure, step = one_line(error), (len(scenes) + 1) // 2
         except Exception as error:
             if is_device_error(error):
                 raise DeviceLost(one_line(error)) from error
-            failure, step = one_line(error), 1
+            failure, status = one_line(error), status_of(error)
         # Outside the handlers: the traceback held every tensor of the failed batch.
         _LOG.warning("%d scenes, first %s: %s", len(scenes), scenes[0].image_id, failure)
         if len(scenes) == 1:
-            scenes[0].problem = (ImageStatus.INTERNAL_ERROR, failure)
+            scenes[0].problem = (status, failure)
             return [pass_through(scenes[0])]
+        step = (len(scenes) + 1) // 2 if status is ImageStatus.OUT_OF_MEMORY else 1
         parts = [scenes[start : start + step] for start in range(0, len(scenes), step)]
         return [placed for part in parts for placed in self._optimize(part, clock)]
 
@@ -198,6 +198,12 @@ def scene_sizes(rows: ManifestRows) -> list[SceneSize]:
     """What the batch planner needs of manifest rows."""
     columns = (rows.column(name).to_pylist() for name in ("height", "width", "num_persons"))
     return [SceneSize(*row) for row in zip(*columns, strict=True)]
+
+
+def status_of(error: Exception) -> ImageStatus:
+    """What the row of an image says that raised: memory that ran out, of the machine or its GPU, is told apart."""
+    memory = isinstance(error, torch.OutOfMemoryError) or lacks_memory(error)
+    return ImageStatus.OUT_OF_MEMORY if memory else ImageStatus.INTERNAL_ERROR
 
 
 def is_device_error(error: BaseException) -> bool:

@@ -17,6 +17,7 @@ from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.run import directory as files
 from dto_pipeline.run.directory import RunDirectory, RunIdentity, RunScan
 from dto_pipeline.run.receipt import Failure, Receipt
+from dto_pipeline.run.recheck import clear_notes, find_damage, noted_damage
 from dto_pipeline.run.selection import Retry, Selection
 from dto_pipeline.run.suspects import charge_own_deaths
 
@@ -91,11 +92,19 @@ def plan_run(
     config: RunConfig,
     selection: Selection,
     retry: Retry,
+    recheck: bool = False,
 ) -> RunPlan:
-    """Open the run, take away what does not hold, and list what is left. Call it under the lock."""
+    """Open the run, take away what does not hold, and list what is left. Call it under the lock.
+
+    Args:
+        recheck: read every label file, see `run.recheck`; otherwise only those that `dto verify` found damaged, and
+            the sizes and footers of the others.
+    """
     files.open_run(directory, identity)
     swept = files.sweep_temporary(directory)
     scan = files.scan_run(directory, identity, footers=True)  # before deaths are charged: that writes failures anew
+    noted = noted_damage(directory)
+    scan = scan.without(find_damage(directory, scan.done if recheck else scan.only(noted)))
     for reason in scan.unreadable.values():
         _LOG.warning("%s; the tries of its shard are counted anew", reason)
     deaths = charge_own_deaths(directory, config, time.time())
@@ -105,6 +114,7 @@ def plan_run(
     plan = survey_run(directory, identity, manifest, scan, selection, retry)
     going_on = plan.repairs & plan.earlier.keys()
     files.settle_records(directory, dataclasses.replace(scan, settled=_without(scan.settled, going_on)))
+    clear_notes(directory, noted)
     for shard in plan.forgiven:
         files.clear_failure(directory, shard)
     for shard, reason in scan.void.items():

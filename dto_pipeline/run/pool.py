@@ -75,6 +75,7 @@ class WorkerLost:
     blameless: bool = False  # True: pre-empted or drained, no shard is to be charged
     begun: bool = True  # False: as far as known it had not begun with the first of its shards
     node: str = ""  # machine it ran on; "" = not known
+    out_of_memory: bool = False  # True: it was ended because its machine lacked memory, which no shard is charged with
 
 
 @dataclass(frozen=True)

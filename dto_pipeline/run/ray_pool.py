@@ -13,7 +13,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import socket
 import threading
 import time
 from dataclasses import dataclass
@@ -23,6 +22,8 @@ import ray
 
 from dto_pipeline.config import RunConfig
 from dto_pipeline.errors import DtoError
+from dto_pipeline.run.cluster import ClusterUnreachable, check_reachable, short_place, start_advice, watched_start
+from dto_pipeline.run.memory import UNKNOWN, has_grown, oom_kills
 from dto_pipeline.run.pool import (
     DeviceLost,
     Event,
@@ -46,16 +47,13 @@ _ENVIRONMENT = {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # `uv run dto run` must not rebuild the environment per worker
     "RAY_DEDUP_LOGS": "0",  # equal lines of two workers are two facts
 }
-_REACH_S = 10.0  # a cluster that is there answers within this [s]
 _DRAIN_POLL_S = 5.0  # how often Ray is asked which nodes are about to be taken away [s]
 _LOOK_S = 5.0  # how often a worker tells how far it is [s]
 _TOLD_S = 0.05  # how long a worker waits for its word to be on its way before it begins a shard [s]
+_COUNT_S = 10.0  # how long a machine has to say whether it ended processes for want of memory [s]
+_MEMORY_MARKS = ("NODE_OUT_OF_MEMORY", "node running low on memory")  # in what Ray says of an actor's death
 _OWNER_DIED = "owner has died"  # how Ray says that the raylet of the owner of all actors, this process, is gone
 _LOG = logging.getLogger(__name__)
-
-
-class ClusterUnreachable(DtoError):
-    """No Ray cluster answers at the address; the message says what to try."""
 
 
 class RayGone(DtoError):
@@ -67,6 +65,7 @@ class _Place(NamedTuple):
 
     process: str  # host:pid
     node: str  # Ray's id of the machine
+    oom_kills: int  # of the machine until now, see `run.memory`
 
 
 class _Look(NamedTuple):
@@ -92,7 +91,7 @@ class _Worker:
         self._told = threading.Event()
 
     def where(self) -> _Place:
-        return _Place(process_name(), ray.get_runtime_context().get_node_id())
+        return _Place(process_name(), ray.get_runtime_context().get_node_id(), oom_kills())
 
     def ping(self) -> None:
         """Warm up; the answer means that shards are welcome."""
@@ -126,6 +125,7 @@ class _Actor:
     node: str = ""
     begun: int = 0  # shards it has begun, as far as we were told
     answered: int = 0  # shards it has given an answer for
+    oom_kills: int = UNKNOWN  # of its machine when it began
     draining: bool = False
 
 
@@ -231,7 +231,7 @@ class RayPool:
         except ray.exceptions.RayError as error:
             return self._lost(task.worker, error)
         if task.method == "where":
-            actor.place, actor.node = answer
+            actor.place, actor.node, actor.oom_kills = answer
             return WorkerPlaced(task.worker, actor.node)
         if task.method == "look":
             return self._looked(task.worker, actor, answer)
@@ -287,12 +287,34 @@ class RayPool:
         self.kill(worker)
         blameless = bool(getattr(error, "preempted", False)) or actor.draining
         begun = actor.begun > actor.answered
-        reason = f"{worker} ({actor.place}) died: {_death_reason(error)}"
-        return WorkerLost(worker, reason, str(error), blameless, begun, actor.node)
+        memory = _is_out_of_memory(error) or (not blameless and self._lacked_memory(actor))
+        cause = "memory ran out on its machine: " if memory else ""
+        reason = f"{worker} ({actor.place}) died: {cause}{_death_reason(error)}"
+        return WorkerLost(worker, reason, str(error), blameless, begun, actor.node, memory)
+
+    def _lacked_memory(self, actor: _Actor) -> bool:
+        """Whether the kernel has ended processes of an actor's machine for want of memory since the actor began."""
+        if not actor.node or actor.oom_kills == UNKNOWN:
+            return False
+        if actor.node == ray.get_runtime_context().get_node_id():
+            return has_grown(actor.oom_kills, oom_kills())
+        there = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(actor.node, soft=False)
+        count: Any = ray.remote(oom_kills)
+        try:
+            asked = count.options(num_cpus=0, max_retries=0, scheduling_strategy=there).remote()
+            return has_grown(actor.oom_kills, ray.get(asked, timeout=_COUNT_S))
+        except (ray.exceptions.RayError, TimeoutError):  # the machine is gone, or too busy to say
+            return False
 
     def _forget(self, worker: str) -> _Actor:
         self._tasks = {ref: task for ref, task in self._tasks.items() if task.worker != worker}
         return self._actors.pop(worker)
+
+
+def _is_out_of_memory(error: ray.exceptions.RayError) -> bool:
+    """True where Ray's own memory monitor ended the process: as a kind of error, or as what an actor's death says."""
+    text = str(error)
+    return isinstance(error, ray.exceptions.OutOfMemoryError) or any(mark in text for mark in _MEMORY_MARKS)
 
 
 def _death_reason(error: ray.exceptions.RayError) -> str:
@@ -329,7 +351,7 @@ def start_ray(config: RunConfig, address: str) -> None:
     """Connect this process to Ray: a fresh one on this machine (``local``) or the cluster at `address`.
 
     Raises:
-        ClusterUnreachable: nothing answers at the address, within seconds.
+        ClusterUnreachable: nothing answers at the address, within seconds; or Ray cannot start, for whatever reason.
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -342,41 +364,17 @@ def start_ray(config: RunConfig, address: str) -> None:
             "object_store_memory": OBJECT_STORE_BYTES,
             "include_dashboard": False,
         }
+        if (place := short_place()) is not None:
+            local["_temp_dir"] = place
+            _LOG.warning("TMPDIR is too long for Ray's sockets: Ray keeps them, and its logs, in %s", place)
     else:
-        _check_reachable(address)
+        check_reachable(address)
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING, **local)
-    except (ConnectionError, ValueError) as error:
-        raise ClusterUnreachable(f"--address {address}: {one_line(error)}; --address local starts Ray here") from error
-
-
-def _check_reachable(address: str) -> None:
-    """Refuse an address where nothing answers: Ray itself would try for minutes."""
-    target = os.environ.get("RAY_ADDRESS", "") if address == "auto" else address  # as Ray resolves it
-    host, _, port = target.removeprefix("ray://").partition("/")[0].rpartition(":")
-    if address == "auto" and not port:
-        return  # Ray looks for processes of a cluster on this machine, and says at once if there are none
-    advice = "is the cluster up, and the port right (6379 for HOST:PORT, 10001 for ray://)?"
-    if not host or not port.isdecimal():
-        raise ClusterUnreachable(f"--address {target}: expected local, auto, HOST:PORT or ray://HOST:PORT")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), _REACH_S).close()
-    except OSError as error:
-        raise ClusterUnreachable(f"--address {target}: nothing listens there ({error}); {advice}") from error
-    if os.environ.get("RAY_USE_TLS", "0") == "0" and not _speaks_grpc(f"{host}:{port}"):
-        raise ClusterUnreachable(f"--address {target}: what listens there is no Ray that answers; {advice}")
-
-
-def _speaks_grpc(target: str) -> bool:
-    """True if a server of Ray's protocol answers; a port that only accepts connections does not."""
-    import grpc  # comes with Ray
-
-    with grpc.insecure_channel(target) as channel:
-        try:
-            grpc.channel_ready_future(channel).result(timeout=_REACH_S)
-            return True
-        except grpc.FutureTimeoutError:
-            return False
+        with watched_start(address):
+            ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING, **local)
+    except Exception as error:  # the door: Ray raises RuntimeError, OSError, and for a node that stays away, Exception
+        what = "Ray cannot start on this machine" if address == "local" else f"--address {address}"
+        raise ClusterUnreachable(f"{what}: {one_line(error)}; {start_advice(address)}") from error
 
 
 def _actor_class() -> Any:

@@ -7,7 +7,6 @@ runs (time, worker, attempt) lives here and never in a label file. Times in seco
 from __future__ import annotations
 
 import dataclasses
-import json
 import typing
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -15,13 +14,17 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
+from dto_pipeline.config import shorten
 from dto_pipeline.data.storage import Location
 from dto_pipeline.data.store import read_bytes
 from dto_pipeline.errors import DtoError
+from dto_pipeline.reading import parse_json
 from dto_pipeline.status import ImageStatus
 
 RECEIPT_SCHEMA = "dto-receipt/1"
 FAILURE_SCHEMA = "dto-failure/1"
+_MOST_SECONDS = 1e10  # three centuries, as a duration or since 1970: NaN and infinity are beyond it as well
+_MOST_COUNT = 1 << 53  # the largest whole number that every reader of JSON keeps
 _FAILED_WORDS = frozenset(str(status) for status in ImageStatus if status.is_failure)
 
 
@@ -73,6 +76,7 @@ class Failure:
     detail: str = ""  # trace of the last try
     deaths: int = 0  # of the tries, those that ended with their process
     suspects: dict[str, int] = field(default_factory=dict)  # image_id -> processes that died with it alone in hand
+    memory: dict[str, int] = field(default_factory=dict)  # image_id -> those of them for which memory ran out
 
     def to_dict(self) -> dict[str, Any]:
         return {"schema": FAILURE_SCHEMA, **dataclasses.asdict(self)}
@@ -85,7 +89,12 @@ def read_receipt(path: Location) -> Receipt:
 
 def parse_receipt(data: bytes, path: Location) -> Receipt:
     """A receipt's bytes; errors name `path`. Raises: RecordInvalid."""
-    return Receipt(**_parse_record(data, path, RECEIPT_SCHEMA, Receipt))
+    receipt = Receipt(**_parse_record(data, path, RECEIPT_SCHEMA, Receipt))
+    counts = (receipt.rows, sum(receipt.image_status.values()), sum(receipt.person_status.values()))
+    if counts != (receipt.images, receipt.images, receipt.persons):
+        found = f"{receipt.images} images and {receipt.persons} persons, but {counts[0]} rows, {counts[1]} images and "
+        raise RecordInvalid(f"{path} counts {found}{counts[2]} persons by status; it was edited, delete it")
+    return receipt
 
 
 def parse_failure(data: bytes, path: Location) -> Failure:
@@ -103,8 +112,8 @@ def add_counts(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
 
 def _parse_record(data: bytes, path: Location, schema: str, record: type) -> dict[str, Any]:
     try:
-        found = json.loads(data)
-    except (ValueError, RecursionError) as error:
+        found = parse_json(data)
+    except ValueError as error:
         raise RecordInvalid(f"{path} is not JSON ({error}); it was cut short or edited, delete it") from error
     if not isinstance(found, dict) or found.get("schema") != schema:
         raise RecordInvalid(f"{path} is not a {schema} record; delete it, or use the version that wrote it")
@@ -113,19 +122,32 @@ def _parse_record(data: bytes, path: Location, schema: str, record: type) -> dic
     if missing := required - found.keys():
         raise RecordInvalid(f"{path} lacks {sorted(missing)}; delete it, or use the version that wrote it")
     values = {name: found[name] for name in names if name in found}
-    for name, kinds in _kinds(record).items():
-        if name in values and not (isinstance(values[name], kinds) and _counts_only(values[name])):
-            raise RecordInvalid(f"{path}: {name} is {values[name]!r}; it was edited, delete it")
+    if wrong := impossible_fields(values, record):
+        name = wrong[0]
+        raise RecordInvalid(f"{path}: {name} is {shorten(values[name])}; it was edited, delete it")
     return values
 
 
-def _counts_only(value: Any) -> bool:
-    """False for a dict of anything but numbers: records hold counts and seconds by name."""
-    return not isinstance(value, dict) or all(isinstance(number, (int, float)) for number in value.values())
+def impossible_fields(values: Mapping[str, Any], record: type) -> list[str]:
+    """Fields of a record that hold what it cannot say: another type, no number, less than nothing or beyond all sense.
+
+    Args:
+        record: a dataclass of texts, truths, counts, seconds and dicts of them. JSON writes 5.0 as 5 in some hands.
+    """
+    return [name for name, hint in _hints(record).items() if name in values and not _is_possible(values[name], hint)]
+
+
+def _is_possible(value: Any, hint: Any) -> bool:
+    if typing.get_origin(hint) is dict:
+        inner = typing.get_args(hint)[1]
+        return isinstance(value, dict) and all(_is_possible(item, inner) for item in value.values())
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= _MOST_SECONDS
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MOST_COUNT
+    return isinstance(value, hint)
 
 
 @cache
-def _kinds(record: type) -> dict[str, tuple[type, ...]]:
-    """What each field of a record may be; JSON writes 5.0 as 5 in some hands."""
-    hints = {name: typing.get_origin(hint) or hint for name, hint in typing.get_type_hints(record).items()}
-    return {name: (float, int) if hint is float else (hint,) for name, hint in hints.items()}
+def _hints(record: type) -> dict[str, Any]:
+    return typing.get_type_hints(record)

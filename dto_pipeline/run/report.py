@@ -193,7 +193,7 @@ def _table_lines(status: RunStatus) -> list[str]:
         f"ETA      {format_duration(status.eta_s)}" + ("" if status.driver != "none" else " once somebody works on it"),
     ]
     lines += [f"failed   shard {f.shard} after {f.attempts} tries: {f.error}" for f in status.failed]
-    lines += [f"void     shard {shard}: {reason}" for shard, reason in status.void.items()]
+    lines += [f"void     shard {shard}: {reason}; `dto run` does it again" for shard, reason in status.void.items()]
     return lines + unreadable_lines(status.unreadable_failures)
 
 

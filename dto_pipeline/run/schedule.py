@@ -8,13 +8,14 @@ worker had not begun.
 from __future__ import annotations
 
 import statistics
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 DEADLINE_FACTOR = 10.0  # a first try may take this many times the median shard ...
 DEADLINE_FLOOR_S = 120.0  # ... but never less than this [s]
 _DEADLINE_SAMPLES = 5  # shards done before the median means anything
+MEMORY_TRIES = 3  # deaths for want of memory that a shard is not charged for
 _RECENT = 64  # durations remembered
 
 
@@ -45,6 +46,7 @@ class Charge:
     attempts: int  # so far
     given_up: bool  # True: it is quarantined, not queued again
     died: bool = False  # True: the try ended with its process, False: it raised
+    out_of_memory: bool = False  # True: its machine lacked memory, and lacked it before at this shard
 
 
 @dataclass
@@ -65,25 +67,27 @@ class Schedule:
         shards: Iterable[int],
         policy: Policy,
         attempts: Mapping[int, int] | None = None,
-        excuse: Callable[[int, int], bool] | None = None,
+        excuse: Callable[[int, int, bool], bool] | None = None,
         partial: Collection[int] = (),
     ) -> None:
         """
         Args:
             attempts: tries used up in earlier runs, per shard.
-            excuse: asked once for every try that ended with its process, with the shard and the number of the try;
-                True = a single image is to blame, so the shard is tried again whatever its tries.
+            excuse: asked once for every try that ended with its process, with the shard, the number of the try and
+                whether memory lacked; True = a single image is to blame, so the shard is tried again whatever its
+                tries.
             partial: shards of which only some images are done: how long they take says nothing about whole ones.
         """
         self.policy = policy
         self.pending: deque[int] = deque(shards)
         self.attempts: dict[int, int] = dict(attempts or {})
         self.given_up: set[int] = set()
-        self._excuse = excuse or (lambda shard, attempt: False)
+        self._excuse = excuse or (lambda shard, attempt, out_of_memory: False)
         self._partial = frozenset(partial)
         self._queues: dict[str, _Queue] = {}
         self._assigned = 0  # shards in all queues
         self._leaving = 0  # workers that are not fed any more
+        self._short_of_memory: Counter[int] = Counter()  # deaths for want of memory that no try was charged for
         self._doubted: set[int] = set()  # shards whose worker died once before it had begun, as far as known
         # Workers that are fed, by how many shards they hold, so that nobody looks through all of them at every event.
         self._holding: tuple[dict[str, None], ...] = tuple({} for _ in range(policy.shards_in_flight + 1))
@@ -169,12 +173,16 @@ class Schedule:
         held = self._queues.get(worker, _Queue()).shards
         return held[0] if held else None
 
-    def worker_lost(self, worker: str, blameless: bool = False, begun: bool = True) -> Charge | None:
+    def worker_lost(
+        self, worker: str, blameless: bool = False, begun: bool = True, out_of_memory: bool = False
+    ) -> Charge | None:
         """Requeue what a dead worker held; the one it was at is charged, unless `blameless`.
 
         Args:
             begun: False where the worker is not known to have begun with it. That is believed once per shard: a shard
                 that ends processes before they can say a word must not do so for ever.
+            out_of_memory: its machine lacked memory, which others may have taken: the shard comes last and is not
+                charged, `MEMORY_TRIES` times; what takes the memory away more often may be the shard itself.
         """
         queue = self._queues.pop(worker, _Queue())
         held = queue.shards
@@ -184,9 +192,13 @@ class Schedule:
         spared = blameless or not held or not (begun or held[0] in self._doubted)
         if held and not begun and not blameless:
             self._doubted.add(held[0])
+        if held and out_of_memory and not blameless and self._short_of_memory[held[0]] < MEMORY_TRIES:
+            self._short_of_memory[held[0]] += 1
+            self.pending.append(held.popleft())
+            spared = True
         charged = None if spared else held.popleft()
         self.pending.extendleft(reversed(held))
-        return None if charged is None else self._charge(charged, died=True)
+        return None if charged is None else self._charge(charged, died=True, out_of_memory=out_of_memory)
 
     def overdue(self, now: float) -> list[tuple[str, int, float]]:
         """Workers to end: (worker, shard it hangs at, seconds it has been at it)."""
@@ -234,12 +246,12 @@ class Schedule:
         if not queue.leaving:
             self._holding[len(queue.shards)][worker] = None
 
-    def _charge(self, shard: int, died: bool) -> Charge:
+    def _charge(self, shard: int, died: bool, out_of_memory: bool = False) -> Charge:
         self.attempts[shard] = self.attempts.get(shard, 0) + 1
-        excused = died and self._excuse(shard, self.attempts[shard])
+        excused = died and self._excuse(shard, self.attempts[shard], out_of_memory)
         given_up = self.attempts[shard] >= self.policy.max_attempts and not excused
         if given_up:
             self.given_up.add(shard)
         else:
             self.pending.append(shard)
-        return Charge(shard, self.attempts[shard], given_up, died)
+        return Charge(shard, self.attempts[shard], given_up, died, out_of_memory)

@@ -47,8 +47,7 @@ from dto_pipeline.run.publishing import (
     stage_repair,
 )
 from dto_pipeline.run.receipt import Receipt
-from dto_pipeline.run.suspects import CONDEMNED, Hand, clear_hand, find_suspicion, work_one_by_one, write_hand
-from dto_pipeline.status import ImageStatus
+from dto_pipeline.run.suspects import Hand, clear_hand, find_suspicion, work_one_by_one, write_hand
 from dto_pipeline.timing import StageClock
 
 
@@ -225,7 +224,7 @@ class ShardRunner:
         placed = work_one_by_one(images, suspicion, lambda i: workshop.placer.place(rows.take([i]), clock)[0], note)
         for position in range(len(images)):
             if position not in placed:
-                scenes = workshop.placer.pass_by(rows.take([position]), ImageStatus.WORKER_DIED, CONDEMNED)
+                scenes = workshop.placer.pass_by(rows.take([position]), *suspicion.verdict(images[position]))
                 placed[position] = scenes[0]
         return build_label_table([placed[position] for position in range(len(images))])
 

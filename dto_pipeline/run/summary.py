@@ -29,6 +29,7 @@ class Tally:
 
     charges: int = 0  # tries that failed
     workers_lost: int = 0
+    out_of_memory: int = 0  # of them, those whose machine lacked memory
     repaired: set[int] = field(default_factory=set)  # finished shards whose failed images were done again
     mended: int = 0  # images that failed before and do not now
     repairs_failed: dict[int, str] = field(default_factory=dict)  # repairs that were given up -> error
@@ -66,6 +67,7 @@ class RunSummary:
     retries: int  # tries beyond the first, of shards done now
     failed_tries: int  # of this start, whatever became of the shard
     workers_lost: int  # in this start
+    out_of_memory: int  # of them, those whose machine lacked memory
     unreadable_failures: dict[int, str]  # failure records that this start found damaged: their tries are not counted
     slowest: list[SlowShard]  # of shards done now, the slowest first
     wall_s: float  # of this start
@@ -129,6 +131,7 @@ def summarize(directory: RunDirectory, plan: RunPlan, scan: RunScan | None, tall
         retries=sum(receipt.attempt - 1 for receipt in fresh),
         failed_tries=tally.charges,
         workers_lost=tally.workers_lost,
+        out_of_memory=tally.out_of_memory,
         unreadable_failures=plan.unreadable,
         slowest=_find_slowest(fresh),
         wall_s=wall_s,
@@ -161,6 +164,9 @@ def _table_lines(summary: RunSummary) -> list[str]:
         lines.append(f"time     {format_duration(summary.wall_s)}, {summary.images_per_s:.1f} images/s")
     if summary.failed_tries or summary.workers_lost:
         lines.append(f"losses   {summary.workers_lost} workers lost, {summary.failed_tries} tries failed")
+    if summary.out_of_memory:
+        advice = "use fewer workers, or keep others off the machine"
+        lines.append(f"memory   ran out on a machine and ended {summary.out_of_memory} of these workers; {advice}")
     lines += unreadable_lines(summary.unreadable_failures)
     stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in summary.stage_seconds.items())
     lines += [f"stages   {stages} (all workers and threads)"] if stages else []

@@ -7,7 +7,6 @@ read, the one before it takes its place, and a sentence says so.
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from dataclasses import dataclass, fields
@@ -23,6 +22,7 @@ from dto_pipeline.data.files import is_temporary
 from dto_pipeline.data.torch_files import TorchFileError, read_torch_file, write_torch_file
 from dto_pipeline.errors import DtoError
 from dto_pipeline.models.networks import ModelReference
+from dto_pipeline.reading import IrregularFile, parse_json, read_regular
 from dto_pipeline.train.architecture import Architecture, ArchitectureError
 from dto_pipeline.train.config import TrainConfig, train_config_from_dict
 from dto_pipeline.train.model import MeshNetwork
@@ -111,10 +111,10 @@ def sizes_to_begin_with(folder: Path, init: str) -> dict[str, dict[str, Any]]:
         return {}
     try:
         if train_file.exists():
-            known = train_config_from_dict(json.loads(train_file.read_text())["config"]).architecture()
+            known = train_config_from_dict(parse_json(read_regular(train_file))["config"]).architecture()
         else:
             known = released_architecture(read_any_weights(Path(init)), init)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, IrregularFile) as error:
         if isinstance(error, DtoError):
             raise
         raise CheckpointError(f"{train_file} cannot be used ({error}); choose another folder") from error

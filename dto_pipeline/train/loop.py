@@ -16,7 +16,6 @@ worker, goes on from the newest that can be read. A training's folder:
 from __future__ import annotations
 
 import itertools
-import json
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -33,6 +32,7 @@ from dto_pipeline.config import describe_difference
 from dto_pipeline.data.files import write_json_atomic
 from dto_pipeline.errors import DtoError
 from dto_pipeline.models.body import load_body
+from dto_pipeline.reading import IrregularFile, parse_json, read_regular
 from dto_pipeline.train.batch import TrainBatch
 from dto_pipeline.train.checkpoint import (
     Checkpoint,
@@ -279,10 +279,10 @@ def _claim_folder(folder: Path, config: TrainConfig) -> None:
         write_json_atomic(path, {"config": config.to_dict(), "versions": library_versions()})
         return
     try:
-        noted = json.loads(path.read_text())
+        noted = parse_json(read_regular(path))
         before = train_config_from_dict(noted["config"])
         there = _fixed_knobs(before)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, IrregularFile) as error:
         raise TrainError(f"{path} cannot be used ({error}); choose another folder, or put the file back") from error
     differing = describe_difference(there, wanted)
     if differing:
@@ -298,7 +298,7 @@ def _claim_folder(folder: Path, config: TrainConfig) -> None:
 def _note_init(folder: Path, init: dict[str, Any]) -> None:
     """What the training began with, beside its config."""
     path = folder / "train.json"
-    noted = json.loads(path.read_text()) if path.exists() else {}
+    noted = parse_json(read_regular(path)) if path.exists() else {}
     write_json_atomic(path, noted | {"init": init})
 
 

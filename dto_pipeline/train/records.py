@@ -16,6 +16,7 @@ from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from dto_pipeline.data.files import write_bytes_atomic
+from dto_pipeline.reading import check_regular
 from dto_pipeline.view.panel import save_png
 
 TRAINING, HELD_OUT = "metrics.csv", "evaluation.csv"
@@ -83,10 +84,19 @@ def _drop_rows_after(path: Path, step: int) -> list[str]:
 
 
 def _read_whole_rows(path: Path) -> tuple[list[str], list[list[str]]]:
-    """Header and rows that end with their line and have all columns."""
+    """Header and rows that end with their line, have all columns and hold numbers; what is damaged is left out."""
     try:
-        with path.open(newline="") as stream:
+        check_regular(path)
+        with path.open(newline="", errors="replace") as stream:
             header, *rows = [*csv.reader(line for line in stream if line.endswith("\n"))] or [[]]
     except FileNotFoundError:  # not yet, or dropped in this moment
         return [], []
-    return header, [row for row in rows if len(row) == len(header)]
+    return header, [row for row in rows if len(row) == len(header) and _are_numbers(row)]
+
+
+def _are_numbers(row: list[str]) -> bool:
+    try:
+        int(row[0]), [float(value) for value in row]
+    except ValueError:
+        return False
+    return True

@@ -15,6 +15,7 @@ import numpy as np
 
 from dto_pipeline.data.files import write_bytes_atomic
 from dto_pipeline.models.body import BodyModel
+from dto_pipeline.reading import parse_json
 from dto_pipeline.run.report import format_duration
 from dto_pipeline.scene import PlacedScene
 from dto_pipeline.status import PLACED, ImageStatus, PersonStatus
@@ -247,6 +248,15 @@ def _failures(facts: Facts) -> str:
     return html.section("Images that could not be processed", *parts, note=note) if parts else ""
 
 
+def _label_files(footer: Mapping[str, str]) -> list[dict[str, str]]:
+    """What a label file's footer says of the files it was made from; none where that cannot be read."""
+    try:
+        listed = parse_json(footer.get("label_files", "[]"))
+        return [{"file": str(item["file"]), "sha256": str(item["sha256"])} for item in listed]
+    except (ValueError, TypeError, KeyError):
+        return []
+
+
 def _provenance(facts: Facts, run: RunFiles) -> str:
     identity, footer = run.identity, facts.footer
     rows = [
@@ -257,7 +267,7 @@ def _provenance(facts: Facts, run: RunFiles) -> str:
         ["label schema", footer.get("schema", "-")],
         *([_plain(name), text] for name, text in sorted(footer.items()) if name not in _FOOTER_ELSEWHERE),
         *([f"version of {name}", str(number)] for name, number in sorted(identity.versions.items())),
-        *([f"input {item['file']}, sha256", item["sha256"]] for item in json.loads(footer.get("label_files", "[]"))),
+        *([f"input {item['file']}, sha256", item["sha256"]] for item in _label_files(footer)),
     ]
     parts = [html.table(["what", "value"], rows)]
     for room, knobs in identity.config.items():

@@ -42,6 +42,9 @@ from dto_pipeline.run.summary import EXIT_DONE, EXIT_MISSING, EXIT_SELECTED
 from dto_pipeline.view.run_files import RunFiles, load_run_body, open_run_files
 
 _RECEIPTS = "every receipt holds"
+_MEND = "`dto run` does the shard again"  # the verb leaves a note for it, see `run.recheck`
+_SHA, _SCHEMA = "sha256 of the file is the receipt's", "file has the label schema"
+_COUNTS = "counts and keys are the receipt's"
 _KEPT = 200  # offences remembered per rule; all are counted
 
 
@@ -70,6 +73,7 @@ class Verdict:
     done: int = 0  # shards whose receipt holds; likewise below
     pending: dict[int, str] = field(default_factory=dict)  # shards without a receipt -> what `dto run` will do
     given_up: dict[int, str] = field(default_factory=dict)  # shards tried in vain -> last error
+    damaged: list[int] = field(default_factory=list)  # shards whose label file is not what their receipt says
     rules: dict[str, Rule] = field(default_factory=dict)
     unchecked: list[str] = field(default_factory=list)
 
@@ -140,7 +144,11 @@ def verify_run(run_dir: str | Path, manifest: str | Path | None = None, body_pat
     _check_receipts(run, verdict)
     seen: Counter[str] = Counter()
     for shard in run.shards:
-        for columns in _check_file(run, shard, verdict):
+        before = _damage(verdict)
+        found = list(_check_file(run, shard, verdict))
+        if _damage(verdict) > before:
+            verdict.damaged.append(shard)
+        for columns in found:
             seen.update(columns.images["image_id"].tolist())
             _check_rows(run, shard, columns, body, verdict)
     _check_once(seen, verdict)
@@ -179,17 +187,17 @@ def _check_receipts(run: RunFiles, verdict: Verdict) -> None:
 def _check_file(run: RunFiles, shard: int, verdict: Verdict) -> Iterator[LabelColumns]:
     """A receipt against its file; gives the file's columns if it can be read."""
     receipt, path = run.scan.done[shard], run.directory.label_file(shard)
-    sha, schema = verdict.rule("sha256 of the file is the receipt's"), verdict.rule("file has the label schema")
+    sha, schema = verdict.rule(_SHA), verdict.rule(_SCHEMA)
     sha.checked += 1
     schema.checked += 1
-    found = sha256_of(path)
-    if found != receipt.label_sha256:
-        sha.offend(f"{base_name(path)}: {found[:16]}, the receipt says {receipt.label_sha256[:16]}")
     try:
+        found = sha256_of(path)
+        if found != receipt.label_sha256:
+            sha.offend(f"{base_name(path)}: {found[:16]}, the receipt says {receipt.label_sha256[:16]}; {_MEND}")
         table = run.read_shard(shard)
         footer = read_label_metadata(path)
-    except LabelsError as error:
-        schema.offend(str(error))
+    except (LabelsError, OSError) as error:
+        schema.offend(f"{error}; {_MEND}")
         return
     _check_counts(base_name(path), receipt, table, footer, verdict)
     verdict.images += table.num_rows
@@ -198,8 +206,13 @@ def _check_file(run: RunFiles, shard: int, verdict: Verdict) -> Iterator[LabelCo
     yield columns
 
 
+def _damage(verdict: Verdict) -> int:
+    """Offences of label files against their receipts."""
+    return sum(verdict.rule(name).broken for name in (_SHA, _SCHEMA, _COUNTS))
+
+
 def _check_counts(name: str, receipt: Receipt, table: Any, footer: Mapping[str, str], verdict: Verdict) -> None:
-    rule = verdict.rule("counts and keys are the receipt's")
+    rule = verdict.rule(_COUNTS)
     rule.checked += 1
     images, persons = count_statuses(table)
     facts = {
@@ -211,7 +224,7 @@ def _check_counts(name: str, receipt: Receipt, table: Any, footer: Mapping[str, 
     }
     wrong = [f"{fact} {found}, the receipt says {told}" for fact, (found, told) in facts.items() if found != told]
     if wrong:
-        rule.offend(f"{name}: {'; '.join(wrong)}")
+        rule.offend(f"{name}: {'; '.join(wrong)}; {_MEND}")
 
 
 def _check_rows(run: RunFiles, shard: int, columns: LabelColumns, body: BodyModel | None, verdict: Verdict) -> None:

@@ -24,7 +24,9 @@ _TIMEOUT_S = 8.0  # after which a hung shard is taken from its worker, for scena
 _FOREVER_S = 3600.0
 _VICTIMS = ((Kind.WORKER, 0.86), (Kind.DRIVER, 0.07), (Kind.RAYLET, 0.07))  # of random kills, with their shares
 _RANDOM_PACE_S = 3.0  # the same under random kills: long enough to be hit several times, so that Ray starts less often
-_ANY_MOMENT = 0.5  # share of random kills that wait for nothing; the others wait until there is one more receipt
+_ANY_MOMENT, _NEXT_RECEIPT = 0.3, 0.5  # shares of random kills that wait for nothing, for one more receipt; the
+# others wait, without Ray, until a shard is in hand, so that processes die at the same one again and again
+_DEADLY_IMAGES = 2  # of every start with Ray: each ends the first two workers that open it
 _PAUSE_S = 3.0  # most that is waited on top, before each
 _STANDSTILL_S = 60.0  # so long is waited for a receipt, if need be
 _TIMEOUT = ("--set", f"run.shard_timeout_s={_TIMEOUT_S}")
@@ -108,27 +110,47 @@ def random_driver_kills(run: DisturbedRun) -> None:
 
 
 def _kill_at_random(run: DisturbedRun, workers: int, victims: Sequence[tuple[Kind, float]]) -> None:
-    runs = 1
+    runs, alone = 1, 0
     while run.wants_kills:
-        start = run.start(*run.retry, workers=workers, faults=[slow_images(_RANDOM_PACE_S if workers else _PACE_S)])
+        faults = [slow_images(_RANDOM_PACE_S), *_deadly_images(run)] if workers else [slow_images(_PACE_S)]
+        start = run.start(*run.retry, *_move_work(run), workers=workers, faults=faults)
         while start.alive and run.wants_kills:
-            _wait_for_a_moment(run, start)
+            _wait_for_a_moment(run, start, in_hand=not workers)
             (kind,) = run.dice.choices([kind for kind, _ in victims], [share for _, share in victims])
             run.kill(kind)
-        if run.finish(start) == 0 and run.wants_kills:
+        code = run.finish(start)
+        run.kills += run.deaths_by_faults
+        if code == 0 and run.wants_kills:
             run.judge()
+            alone += run.shards_done_image_by_image
             run.begin_anew()
             runs += 1
         else:
             run.resumes += 1
-    run.note = f"{runs} runs one after the other"
+    alone += run.shards_done_image_by_image
+    run.note = f"{runs} runs one after the other, {alone} shards done image by image after deaths"
 
 
-def _wait_for_a_moment(run: DisturbedRun, start: Start) -> None:
+def _move_work(run: DisturbedRun) -> list[str]:
+    """Every start moves the work in another way: nothing of it may change a bit."""
+    knobs = {"batch_images": run.dice.choice((1, 2, 3, 8)), "torch_threads": run.dice.choice((1, 2))}
+    return [word for name, value in knobs.items() for word in ("--set", f"run.{name}={value}")]
+
+
+def _deadly_images(run: DisturbedRun) -> list[Fault]:
+    """Images that end two workers each: their shards are then done image by image."""
+    images = [str(row["image_path"]) for shard in range(run.arena.shards) for row in run.arena.rows(shard)]
+    return [Fault(image, DIE, times=2) for image in run.dice.sample(images, min(_DEADLY_IMAGES, len(images)))]
+
+
+def _wait_for_a_moment(run: DisturbedRun, start: Start, in_hand: bool) -> None:
     """Some kills come at any moment, Ray's start included; most come while there is work to lose."""
-    if run.dice.random() > _ANY_MOMENT:
-        before, latest = run.receipts_there, time.monotonic() + _STANDSTILL_S
-        while start.alive and run.receipts_there == before and time.monotonic() < latest:
+    draw, before, latest = run.dice.random(), run.receipts_there, time.monotonic() + _STANDSTILL_S
+    if draw > _ANY_MOMENT:
+        for_hand = in_hand and draw > _NEXT_RECEIPT
+        while start.alive and time.monotonic() < latest:
+            if run.shards_in_hand if for_hand else run.receipts_there != before:
+                break
             time.sleep(0.05)
     time.sleep(run.dice.uniform(0, _PAUSE_S))
 

@@ -6,6 +6,7 @@ Leaves no process and no mount behind, however the scenario ends. Seconds.
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+from dto_pipeline.config import RunConfig
 from tests.chaos.arena import Arena, ChaosError, dto_command
 from tests.chaos.faults import SLEEP, Fault, arm_environment
 from tests.chaos.judge import find_differences
@@ -178,6 +180,22 @@ class DisturbedRun:
     def receipts_there(self) -> int:
         """How many; 0 where there is no folder yet."""
         return len(list((self.view / "receipts").glob("shard-*.json")))
+
+    @property
+    def shards_in_hand(self) -> int:
+        """Shards whose process noted that it is at work on them."""
+        return len(list((self.view / "failures").glob("shard-*.hand.json")))
+
+    @property
+    def deaths_by_faults(self) -> int:
+        """Processes of the last start that ended themselves at a planted fault."""
+        return len(list((self.home / f"faults-{self._starts}").glob("fault-*")))
+
+    @property
+    def shards_done_image_by_image(self) -> int:
+        """Finished shards whose tries before had ended with their process: the last ones go image by image."""
+        receipts = (json.loads(path.read_bytes()) for path in (self.view / "receipts").glob("shard-*.json"))
+        return sum(receipt["attempt"] >= RunConfig.max_attempts for receipt in receipts)
 
     def processes(self, kind: Kind | None = None) -> list[MarkedProcess]:
         """Live processes of this run."""

@@ -33,4 +33,4 @@ def test_kills_at_random_moments_change_nothing(arena, scenario):
     outcome = play(scenario, arena, resume_workers=0, kills=3, seed=7)
 
     assert outcome.complaints == ()
-    assert outcome.kills == 3
+    assert outcome.kills >= 3  # a deadly image may add some

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import errno
+import mmap
+import os
 import struct
 import zipfile
 
@@ -8,6 +11,7 @@ import pytest
 
 from dto_pipeline.data.sources.camerahmr import open_camerahmr
 from dto_pipeline.data.sources.rows import LabelFileError, find_row_problems
+from dto_pipeline.errors import DtoError
 from tests.data.small_set import label_arrays, write_labels_file
 
 NAMES = ["a.jpg", "a.jpg", "b.jpg"]
@@ -147,3 +151,35 @@ def test_row_problems_name_the_first_fault_of_each_person():
     transl[4, 2] = 0
     transl[5, 2] = -1
     assert find_row_problems(pose, betas, transl).tolist() == [0, 1, 2, 3, 4, 4]
+
+
+def refuse_maps(monkeypatch, below):
+    """Files below a folder can be read, not mapped, as on FUSE mounts with direct I/O."""
+    real = np.memmap
+
+    def memmap(place, *facts, **more):
+        if str(place).startswith(str(below)):
+            raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+        return real(place, *facts, **more)
+
+    monkeypatch.setattr(np, "memmap", memmap)
+
+
+def test_a_file_on_a_mount_that_refuses_maps_is_read_all_the_same(tmp_path, monkeypatch):
+    arrays = label_arrays(NAMES)
+    path = write_labels_file(tmp_path, arrays)
+    refuse_maps(monkeypatch, tmp_path)
+    with open_camerahmr(path) as source:
+        np.testing.assert_array_equal(source.rows(ALL).transl, arrays["trans_cam"].astype(np.float32))
+
+
+def test_where_temporary_files_cannot_be_mapped_either_tmpdir_is_named(tmp_path, monkeypatch):
+    path = write_labels_file(tmp_path, label_arrays(NAMES))
+    refuse_maps(monkeypatch, tmp_path)
+
+    def refuse(*_):
+        raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+
+    monkeypatch.setattr(mmap, "mmap", refuse)
+    with pytest.raises(DtoError, match="set TMPDIR"), open_camerahmr(path) as source:
+        source.rows(ALL)

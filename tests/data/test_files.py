@@ -2,19 +2,26 @@ from __future__ import annotations
 
 import errno
 import json
+import mmap
 import os
+import stat
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from dto_pipeline.data import files
 from dto_pipeline.data.files import (
+    check_maps,
     commit_new,
     commit_over,
     is_temporary,
     sha256_file,
     staged,
+    sync,
     write_bytes_atomic,
     write_json_atomic,
 )
+from dto_pipeline.errors import DtoError
 
 
 def names(folder):
@@ -62,11 +69,67 @@ def test_the_leftover_of_a_killed_writer_is_recognised_by_its_name(tmp_path):
         assert not is_temporary(name)
 
 
-def test_a_file_system_without_hard_links_is_named_as_the_reason(tmp_path, monkeypatch):
+def refusal(number):
     def refuse(*_):
-        raise OSError(errno.ENOTSUP, "not supported")
+        raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(os, "link", refuse)
+    return refuse
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.EINVAL, errno.EPERM, errno.ENOTSUP, errno.EXDEV])
+def test_where_hard_links_are_refused_the_first_writer_still_wins(tmp_path, monkeypatch, number):
+    monkeypatch.setattr(os, "link", refusal(number))
+    for content, is_first in ((b"one", True), (b"other", False)):
+        with staged(tmp_path / "x") as temporary:
+            temporary.write_bytes(content)
+            assert commit_new(temporary, tmp_path / "x") == is_first
+    assert (tmp_path / "x").read_bytes() == b"one"
+    assert names(tmp_path) == ["x"]
+
+
+def test_of_many_writers_without_hard_links_exactly_one_creates_the_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "link", refusal(errno.EPERM))
+
+    def write(number):
+        with staged(tmp_path / "x") as temporary:
+            temporary.write_bytes(str(number).encode())
+            return commit_new(temporary, tmp_path / "x")
+
+    with ThreadPoolExecutor(8) as threads:
+        won = list(threads.map(write, range(40)))
+    assert won.count(True) == 1
+    assert int((tmp_path / "x").read_bytes()) == won.index(True)
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS])
+def test_a_folder_that_cannot_be_synced_stops_nobody(tmp_path, monkeypatch, number):
+    real = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: refusal(number)() if stat.S_ISDIR(os.fstat(fd).st_mode) else real(fd))
+    write_bytes_atomic(tmp_path / "x", b"1")
+    with staged(tmp_path / "y") as temporary:
+        temporary.write_bytes(b"2")
+        assert commit_new(temporary, tmp_path / "y")
+    assert names(tmp_path) == ["x", "y"]
+
+
+def test_a_file_or_folder_whose_sync_fails_is_named_with_the_cause(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", refusal(errno.EIO))
+    with pytest.raises(OSError, match="does not sync the file"):
+        write_bytes_atomic(tmp_path / "x", b"1")
+    with pytest.raises(OSError, match="the folder cannot be synced"):
+        sync(tmp_path)
+
+
+def test_a_folder_for_temporary_files_that_cannot_be_mapped_is_named(tmp_path, monkeypatch):
+    check_maps(tmp_path)
+    monkeypatch.setattr(mmap, "mmap", refusal(errno.ENODEV))
+    with pytest.raises(DtoError, match="set TMPDIR"):
+        check_maps(tmp_path)
+
+
+def test_a_file_system_that_neither_links_nor_renames_without_replacing_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "link", refusal(errno.ENOTSUP))
+    monkeypatch.setattr(files, "_rename_new", lambda *_: errno.EINVAL)
     with staged(tmp_path / "x") as temporary:
         temporary.write_bytes(b"1")
         with pytest.raises(OSError, match="hard links"):

@@ -224,6 +224,18 @@ def test_an_unforeseen_error_costs_one_image_and_tells_its_text(root):
     assert second.problem is None
 
 
+@pytest.mark.parametrize("where", ["simplejpeg.decode_jpeg", "dto_pipeline.models.depth._read_npy"])
+def test_memory_that_ran_out_is_no_fault_of_the_image_or_its_depth(root, monkeypatch, where):
+    manifest, _ = build_small(root, NAMES)
+
+    def fail(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(where, fail)
+    scenes = load(manifest)
+    assert {scene.problem for scene in scenes} == {(ImageStatus.OUT_OF_MEMORY, "memory ran out while it was loaded")}
+
+
 def test_slices_of_a_shard_load_their_own_people(root):
     manifest, _ = build_small(root, NAMES)
     (scene,) = load(manifest, manifest.read_shard(0).slice(1, 1))

@@ -125,6 +125,32 @@ def test_names_are_listed_and_read_alike_everywhere(bucket, tmp_path, remote):
         list(list_names(as_location("memory://none") if remote else tmp_path / "none", ("",)))
 
 
+def test_links_to_folders_are_followed_and_circles_end(tmp_path, caplog):
+    root, disk = tmp_path / "tars", tmp_path / "other disk"
+    (root / "a").mkdir(parents=True)
+    (disk / "deep").mkdir(parents=True)
+    for place in (root / "a/0.tar", disk / "1.tar", disk / "deep/2.tar"):
+        place.write_bytes(b"")
+    (root / "b").symlink_to(disk)
+    (root / "c").symlink_to(disk)  # the same folder once more
+    (root / "a2").symlink_to(root / "a")  # one that has a name of its own here
+    (disk / "up").symlink_to(root)
+    (disk / "deep/self").symlink_to(disk / "deep")
+    (root / "3.tar").symlink_to(disk / "1.tar")  # a link to a file is that file
+    (root / "gone").symlink_to(tmp_path / "nowhere")
+
+    assert sorted(list_names(root, (".tar",))) == ["3.tar", "a/0.tar", "b/1.tar", "b/deep/2.tar"]
+    assert [record.message.split()[0] for record in caplog.records] == [str(root / "gone")]
+
+
+def test_a_folder_that_is_itself_a_link_is_listed(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real/0.tar").write_bytes(b"")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+
+    assert list(list_names(tmp_path / "link", (".tar",))) == ["0.tar"]
+
+
 def test_images_behind_a_uri_are_judged_like_files(bucket, tmp_path):
     bucket.pipe("/i/a.jpg", jpeg(60))
     bucket.pipe("/i/cut.jpg", jpeg()[:100])

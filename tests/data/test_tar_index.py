@@ -1,6 +1,7 @@
 """Tars read in place: what the index finds, what it refuses, and that damage costs one member."""
 
 import io
+import os
 import tarfile
 
 import numpy as np
@@ -262,6 +263,30 @@ def test_other_files_are_no_index(tmp_path, indexed):
     pa.parquet.write_table(pa.table({"a": [1]}), tmp_path / "y.parquet")
     with pytest.raises(TarIndexError, match="columns differ"):
         TarIndex(tmp_path / "y.parquet", tmp_path)
+
+
+@pytest.mark.parametrize("where", [b"dto-tar-index", b"member", b"tars"])
+def test_an_index_with_a_byte_that_is_not_utf8_in_its_footer_is_named_and_built_again(indexed, tmp_path, where):
+    index = indexed(t=tar_bytes([("1.jpg", b"1")]))
+    data = index.path.read_bytes()
+    begin = len(data) - 8 - int.from_bytes(data[-8:-4], "little")  # of the footer
+    place = data.index(where, begin)
+    index.path.write_bytes(data[:place] + b"\xff" + data[place + 1 :])
+
+    with pytest.raises(TarIndexError, match=r"tars\.parquet"):
+        TarIndex(index.path, tmp_path)
+    build_tar_index(tmp_path, ["t.tar"], index.path)
+    assert index.path.read_bytes() == data
+
+
+def test_a_pipe_or_a_device_in_the_place_of_a_tar_is_a_problem_of_that_tar_only(tmp_path):
+    (tmp_path / "a.tar").write_bytes(tar_bytes([("1.jpg", b"1")]))
+    os.mkfifo(tmp_path / "b.tar")
+    (tmp_path / "c.tar").symlink_to("/dev/zero")
+    summaries = build_tar_index(tmp_path, list_tars(tmp_path), tmp_path / "index.parquet")
+
+    assert summaries[0].problem is None
+    assert all("expected a regular file" in str(summary.problem) for summary in summaries[1:])
 
 
 @pytest.mark.parametrize("tars", [["../a.tar"], ["/a.tar"], ["a.zip"], ["a.tar", "a.tar"], ["x.tar!y.tar"]])

@@ -15,7 +15,7 @@ def test_every_recorded_case_passes(golden_folder: Path) -> None:
     report = check_golden(golden_folder)
     assert report.passed, report.as_table()
     counts = {family: entry["cases"] for family, entry in report.to_json()["families"].items()}
-    assert counts == {"solver": 62, "person": 6, "image": 7, "rh_metric": 5}
+    assert counts == {"solver": 62, "person": 6, "image": 7, "rh_metric": 5, "depth": 6, "mahmr": 0}
 
 
 def test_numbers_are_far_inside_the_tolerances(golden_folder: Path) -> None:
@@ -23,6 +23,8 @@ def test_numbers_are_far_inside_the_tolerances(golden_folder: Path) -> None:
     assert worst["solver"]["alpha"][0] < 1e-10
     assert worst["person"]["depth_mean"][0] < 3e-7
     assert worst["image"]["z"][0] < 1e-5
+    assert worst["depth"]["positions"][0] < 1e-6
+    assert max(worst["depth"][name][0] for name in ("relative", "metric")) < 1e-5
 
 
 def test_a_wrong_expectation_is_a_failure_by_name(golden_folder: Path, tmp_path: Path) -> None:

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import math
+import shutil
+import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file, save_file
+from transformers import AutoModelForDepthEstimation
 
-from dto_pipeline.config import ConfigError, DepthConfig, PipelineConfig
+from dto_pipeline.config import DEPTH_PRECISIONS, ConfigError, DepthConfig, PipelineConfig
 from dto_pipeline.models.depth import DepthInvalid
-from dto_pipeline.models.depth_anything import DepthNetwork, keep_last_layer_precise
+from dto_pipeline.models.depth_anything import DepthNetwork, computing_in, keep_last_layer_precise, resolve_precision
 from dto_pipeline.models.depth_kinds import METRES_PER_DEPTH
 from dto_pipeline.models.depth_licences import describe_licences
+from dto_pipeline.models.depth_positions import stretch_positions
 from dto_pipeline.models.depth_resize import plan_windows, resize_to_image, resize_to_network
 from dto_pipeline.models.networks import ModelError, ModelMissing, ModelReference, identify
 from tests.tiny_models import save_classifier, save_depth_anything, save_depth_pro
@@ -207,6 +216,173 @@ def test_unknown_sources_and_kinds_are_refused() -> None:
     for knobs in ({"source": "magic"}, {"kind": "inches"}, {"batch": 0}, {"short_side": 3}, {"scale": 0.0}):
         with pytest.raises(ConfigError, match=next(iter(knobs))):
             PipelineConfig(depth=DepthConfig(**knobs))
+
+
+def config_said(folder: Path, target: Path, **words: Any) -> Path:
+    """A copy of a network's folder whose config.json says other words; None takes one out."""
+    shutil.copytree(folder, target)
+    told = json.loads((target / "config.json").read_text()) | words
+    (target / "config.json").write_text(json.dumps({key: value for key, value in told.items() if value is not None}))
+    return target
+
+
+def weights_changed(folder: Path, target: Path, change: Callable[[dict[str, np.ndarray]], None]) -> Path:
+    shutil.copytree(folder, target)
+    weights = load_file(target / "model.safetensors")
+    change(weights)
+    save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
+    return target
+
+
+def test_a_network_that_lacks_a_weight_is_refused_with_its_name(folder: Path, tmp_path: Path) -> None:
+    for name in ("head.conv3.weight", "backbone.encoder.layer.2.norm1.bias", "backbone.embeddings.position_embeddings"):
+        broken = weights_changed(folder, tmp_path / name, lambda weights, name=name: weights.pop(name))  # type: ignore[misc]
+        with pytest.raises(ModelError, match=rf"depth\.model .* lacks {name}"):
+            DepthNetwork(config(broken))
+
+
+def test_weights_under_the_names_of_other_code_are_refused(folder: Path, tmp_path: Path) -> None:
+    def rename(weights: dict[str, np.ndarray]) -> None:
+        for name in [name for name in weights if name.startswith("backbone.")]:
+            weights["pretrained." + name.removeprefix("backbone.")] = weights.pop(name)
+
+    with pytest.raises(ModelError, match=r"lacks backbone\.embeddings\.cls_token.*and \d+ more"):
+        DepthNetwork(config(weights_changed(folder, tmp_path / "renamed", rename)))
+
+
+def test_a_weight_of_another_shape_is_refused_with_its_name(folder: Path, tmp_path: Path) -> None:
+    def widen(weights: dict[str, np.ndarray]) -> None:
+        weights["head.conv1.bias"] = np.zeros(99, np.float32)
+
+    with pytest.raises(ModelError, match=r"has in another shape head\.conv1\.bias"):
+        DepthNetwork(config(weights_changed(folder, tmp_path / "wide", widen)))
+
+
+def test_weights_of_a_deeper_network_than_the_config_tells_of_are_refused(folder: Path, tmp_path: Path) -> None:
+    def deepen(weights: dict[str, np.ndarray]) -> None:
+        weights["backbone.encoder.layer.4.norm1.bias"] = np.zeros(16, np.float32)
+
+    with pytest.raises(ModelError, match=r"beyond what config\.json tells of, backbone\.encoder\.layer\.4"):
+        DepthNetwork(config(weights_changed(folder, tmp_path / "deep", deepen)))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        {"depth_estimation": "metric"},
+        {"depth_type": "Metric"},
+        {"is_metric": True},
+        {"max_depth": 20},
+        {"max_depth": 80, "depth_estimation": "metric"},
+    ],
+)
+def test_a_metric_network_told_of_in_other_words_is_refused(
+    folder: Path, tmp_path: Path, words: dict[str, object]
+) -> None:
+    for spelt in (words, {**words, "depth_estimation_type": None}):
+        target = config_said(folder, tmp_path / str(len(spelt)), **spelt)
+        with pytest.raises(ModelError, match=r'write "depth_estimation_type": "metric"'):
+            DepthNetwork(config(target))
+
+
+def test_a_metric_network_without_its_largest_depth_is_refused(tmp_path: Path) -> None:
+    folder = save_depth_anything(tmp_path / "metric", metric=True)
+    with pytest.raises(ModelError, match="max_depth 1"):
+        DepthNetwork(config(config_said(folder, tmp_path / "one", max_depth=1)))
+
+
+@pytest.mark.parametrize("words", [{"max_depth": 1}, {"depth_estimation_type": None}, {"note": "not a metric network"}])
+def test_a_relative_network_may_say_so_in_any_of_the_usual_ways(
+    folder: Path, tmp_path: Path, words: dict[str, Any]
+) -> None:
+    assert DepthNetwork(config(config_said(folder, tmp_path / "said", **words))).facts["depth_kind"] == "disparity"
+
+
+def test_files_that_do_not_fit_are_one_sentence_whatever_class_of_error_they_raise(
+    folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ModelError, match=r"depth\.model .* cannot be loaded"):
+        DepthNetwork(config(config_said(folder, tmp_path / "float", max_depth=80.5)))
+    cut = shutil.copytree(folder, tmp_path / "cut")
+    (cut / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:1000])
+    with pytest.raises(ModelError, match=r"depth\.model .* cannot be loaded"):
+        DepthNetwork(config(cut))
+
+
+def test_only_the_network_itself_stretches_positions_as_published(folder: Path) -> None:
+    network = DepthNetwork(config(folder))
+    assert network.facts["depth_positions"] == "stretched as published (offset of 0.1 patch)"
+    table = network.network.backbone.embeddings.position_embeddings
+    assert np.array_equal(network.positions_at((56, 56)), table[0].detach().numpy())
+    untouched = AutoModelForDepthEstimation.from_pretrained(folder).backbone.embeddings
+    tokens = torch.zeros(1, 7, 16)
+    theirs = untouched.interpolate_pos_encoding(tokens, 28, 42)[0].detach().numpy()
+    assert theirs.shape == network.positions_at((28, 42)).shape
+    assert np.abs(theirs - network.positions_at((28, 42))).max() > 1e-4
+
+
+def test_a_stretched_table_reads_where_the_published_formula_says() -> None:
+    """Row i of r reads the table of side n at (i + 0.5) n / (r + 0.1) - 0.5, cubic a = -0.75, borders repeated."""
+    side = 9
+    table = np.random.default_rng(0).normal(size=(1, 1 + side * side, 2)).astype(np.float32)
+    for rows, columns in ((7, 12), (9, 10), (30, 9)):
+        found = stretch_positions(torch.from_numpy(table), rows, columns).numpy()
+        along = [_cubic_weights(side, count) for count in (rows, columns)]
+        square = table[0, 1:].reshape(side, side, 2).astype(np.float64)
+        expected = np.einsum("ri,cj,ijk->rck", *along, square).reshape(-1, 2)
+        np.testing.assert_allclose(found[0, 1:], expected, atol=1e-5)
+        assert np.array_equal(found[0, 0], table[0, 0])
+
+
+def _cubic_weights(side: int, count: int) -> np.ndarray:
+    """(count, side) share of each entry of a table in each stretched one."""
+    a, weights = -0.75, np.zeros((count, side))
+    for row in range(count):
+        at = (row + 0.5) * side / (count + 0.1) - 0.5
+        for entry in range(math.floor(at) - 1, math.floor(at) + 3):
+            x = abs(at - entry)
+            near, far = (a + 2) * x**3 - (a + 3) * x**2 + 1, a * (x**3 - 5 * x**2 + 8 * x - 4)
+            weights[row, min(max(entry, 0), side - 1)] += near if x <= 1 else far
+    return weights
+
+
+def test_maps_of_the_first_version_come_back_without_aligned_corners(tmp_path: Path) -> None:
+    assert DepthNetwork(config(save_depth_anything(tmp_path / "v2"))).facts["depth_way_back"] == (
+        "bilinear, corner on corner"
+    )
+    network = DepthNetwork(config(save_depth_anything(tmp_path / "v1", layers=6)))  # features of its last four blocks
+    assert network.facts["depth_way_back"] == "bilinear, corners not aligned"
+    (image,) = pictures((30, 45))
+    (found,) = network.estimate([image])
+    with torch.no_grad():
+        output = network.network(resize_to_network(torch.from_numpy(image)[None], (28, 42))).predicted_depth
+    expected = torch.nn.functional.interpolate(output[:, None], (30, 45), mode="bilinear", align_corners=False)
+    np.testing.assert_allclose(found, expected[0, 0].numpy(), rtol=1e-5)  # type: ignore[arg-type]
+
+
+def test_precision_is_told_and_what_a_cpu_cannot_do_is_refused(folder: Path) -> None:
+    assert DepthNetwork(config(folder)).facts["depth_precision"] == "float32"
+    assert resolve_precision("auto", torch.device("cuda")) == "bfloat16"
+    for precision in ("tf32", "float16", "bfloat16"):
+        assert resolve_precision(precision, torch.device("cuda")) == precision
+        with pytest.raises(ModelError, match=r"depth\.precision is .* needs a GPU"):
+            DepthNetwork(config(folder, precision=precision))
+    with pytest.raises(ConfigError, match=r"depth\.precision"):
+        PipelineConfig(depth=DepthConfig(precision="half"))
+    hashes = {
+        PipelineConfig(depth=DepthConfig(precision=precision)).hash() for precision in ("auto", "float32", "tf32")
+    }
+    assert len(hashes) == 3
+
+
+def test_tf32_is_used_only_where_it_is_asked_for_and_only_while_a_network_computes() -> None:
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    for precision in DEPTH_PRECISIONS[1:]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # autocast says that there is no CUDA here
+            with computing_in(precision, torch.device("cuda")):
+                assert torch.backends.cudnn.allow_tf32 == torch.backends.cuda.matmul.allow_tf32 == (precision == "tf32")
+        assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == before
 
 
 @pytest.mark.gpu

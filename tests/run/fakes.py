@@ -59,7 +59,7 @@ class FakeLedger:
     def shard_charged(self, charge: Charge, worker: str, error: str, detail: str) -> None:
         self.charges.append(charge)
 
-    def worker_lost(self, worker: str, error: str) -> None:
+    def worker_lost(self, worker: str, error: str, out_of_memory: bool = False) -> None:
         self.lost.append(error)
 
     def waiting(self, seconds: float, loading: int) -> None:

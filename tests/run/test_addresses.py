@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from dto_pipeline.run import ray_pool
+from dto_pipeline.run import cluster
 from dto_pipeline.run.ray_pool import ClusterUnreachable, start_ray
 from tests.run.chaos import tiny_config
 
@@ -34,7 +34,7 @@ def test_a_stale_address_in_the_environment_is_refused_too(closed_port, monkeypa
 
 
 def test_a_port_that_only_accepts_is_no_cluster(monkeypatch):
-    monkeypatch.setattr(ray_pool, "_REACH_S", 1.0)
+    monkeypatch.setattr(cluster, "REACH_S", 1.0)
     refusal = pytest.raises(ClusterUnreachable, match="no Ray that answers")
     with socket.create_server(("127.0.0.1", 0)) as mute, refusal:
         start_ray(tiny_config(workers=2).run, f"127.0.0.1:{mute.getsockname()[1]}")

@@ -98,6 +98,21 @@ def test_out_of_memory_halves_the_batch_and_changes_no_label(manifest, body, cal
         np.testing.assert_array_equal(item.betas, expected.betas)
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("too much"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_a_scene_for_which_memory_ran_out_says_so_and_costs_itself(manifest, body, calm, error):
+    placed = _place(manifest, Moody(body, _only_scene(manifest, 3), error))
+
+    assert placed[3].status == ImageStatus.OUT_OF_MEMORY
+    assert [item.status for i, item in enumerate(placed) if i != 3] == [c.status for i, c in enumerate(calm) if i != 3]
+
+
 def test_a_broken_device_ends_the_process_instead_of_the_images(manifest, body):
     moody = Moody(body, lambda batch: True, RuntimeError("CUDA error: an illegal memory access was encountered"))
 

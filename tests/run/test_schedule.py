@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dto_pipeline.run.schedule import DEADLINE_FLOOR_S, Charge, Schedule
+from dto_pipeline.run.schedule import DEADLINE_FLOOR_S, MEMORY_TRIES, Charge, Schedule
 from tests.run.fakes import make_policy
 
 
@@ -82,7 +82,7 @@ def test_a_worker_that_leaves_finishes_what_it_holds_and_another_is_asked_for():
 def test_deaths_that_are_excused_do_not_give_a_shard_up_but_exceptions_do():
     asked: list[tuple[int, int]] = []
 
-    def excuse(shard, attempt):
+    def excuse(shard, attempt, out_of_memory):
         asked.append((shard, attempt))
         return True
 
@@ -98,6 +98,35 @@ def test_deaths_that_are_excused_do_not_give_a_shard_up_but_exceptions_do():
     schedule.add_worker("last")
     _assigned(schedule)
     assert schedule.shard_failed("last", 7, now=1.0).given_up
+
+
+def test_a_death_for_want_of_memory_charges_nobody_and_puts_the_shard_last():
+    schedule = _schedule()
+    _assigned(schedule)
+
+    assert schedule.worker_lost("a", out_of_memory=True) is None
+    assert schedule.attempts == {}
+    assert schedule.pending[-1] == 0
+
+
+def test_a_shard_that_takes_the_memory_away_every_time_is_given_up_in_the_end():
+    asked = []
+
+    def excuse(*facts):
+        asked.append(facts)
+        return False
+
+    schedule = Schedule([7], make_policy(max_attempts=2), excuse=excuse)
+    charges = []
+    for number in range(MEMORY_TRIES + 2):
+        schedule.add_worker(f"w{number}")
+        _assigned(schedule)
+        charges.append(schedule.worker_lost(f"w{number}", out_of_memory=True))
+
+    tries = [Charge(7, 1, False, died=True, out_of_memory=True), Charge(7, 2, True, died=True, out_of_memory=True)]
+    assert charges == [None] * MEMORY_TRIES + tries
+    assert schedule.finished
+    assert asked == [(7, 1, True), (7, 2, True)]
 
 
 def test_progress_inside_shards_counts_only_the_shard_a_worker_is_at():

@@ -55,7 +55,7 @@ def place(crowd: TinyDataset, config: PipelineConfig, body: BodyModel, sight: Si
 def test_labels_from_a_network_have_the_same_bytes_however_work_is_moved(
     crowd: TinyDataset, config: PipelineConfig, tmp_path: Path
 ) -> None:
-    moved = [{"batch_images": 3}, {"batch_images": 8, "decode_threads": 1}, {"batch_images": 1, "decode_threads": 4}]
+    moved = [{"batch_images": 3}, {"batch_images": 64, "torch_threads": 4}, {"batch_images": 1, "decode_threads": 4}]
     found = []
     for number, knobs in enumerate(moved):
         run_pipeline(crowd.manifest, tmp_path / str(number), replace(config, run=replace(config.run, **knobs)))  # type: ignore[arg-type]

@@ -1,6 +1,8 @@
 """Which image ended its process: what is noted, what is concluded, and that chance condemns nobody."""
 
+import json
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +18,7 @@ from dto_pipeline.run.directory import RunDirectory, label_name, receipt_name
 from dto_pipeline.run.driver import run_pipeline
 from dto_pipeline.run.receipt import Failure
 from dto_pipeline.run.suspects import (
+    SHORT_OF_MEMORY,
     Hand,
     Suspects,
     Suspicion,
@@ -27,6 +30,7 @@ from dto_pipeline.run.suspects import (
     write_hand,
 )
 from dto_pipeline.status import ImageStatus
+from tests.chaos.arena import build_demo_manifest
 from tests.run.chaos import label_bytes, tiny_config
 from tests.run.poison import PoisonRunner
 
@@ -150,6 +154,42 @@ def test_a_note_that_means_nothing_is_none(directory, content):
     assert read_hand(directory, 0) is None
 
 
+def test_where_memory_ran_out_the_row_names_memory_and_not_the_image(directory):
+    suspects = Suspects(directory, {}, CONFIG)
+    for attempt, memory in ((3, False), (4, True)):
+        write_hand(directory, Hand(0, attempt, "x"))
+        suspects.excuse(0, attempt, memory)
+
+    assert suspects.of(0).condemned == {"x"}
+    assert suspects.of(0).verdict("x") == (ImageStatus.OUT_OF_MEMORY, SHORT_OF_MEMORY)
+
+
+def test_an_image_that_came_through_is_free_of_what_memory_did_before(directory):
+    suspects = Suspects(directory, {}, CONFIG)
+    for attempt, image, survived, memory in ((3, "x", (), True), (4, "y", ("x",), True), (5, "x", (), False)):
+        write_hand(directory, Hand(0, attempt, image, survived))
+        suspects.excuse(0, attempt, memory)
+    write_hand(directory, Hand(0, 6, "x"))
+    suspects.excuse(0, 6)
+
+    assert suspects.of(0).verdict("x")[0] is ImageStatus.WORKER_DIED
+
+
+@pytest.mark.parametrize(("later", "memory"), [(1, False), (2, True)])
+def test_a_driver_whose_machine_ended_it_for_want_of_memory_leaves_that_as_the_reason(
+    directory, tmp_path, monkeypatch, later, memory
+):
+    monkeypatch.setattr("dto_pipeline.run.memory._own_counters", lambda: [tmp_path / "memory.events"])
+    (tmp_path / "memory.events").write_text("low 0\nhigh 7\nmax 3\noom 2\noom_kill 1\n")
+    write_hand(directory, Hand(0, 1, "x", driver=True))
+    (tmp_path / "memory.events").write_text(f"oom_kill {later}\n")
+    (failure,) = charge_own_deaths(directory, CONFIG, now=5.0)
+
+    assert failure.memory == ({"x": 1} if memory else {})
+    assert ("memory ran out" in failure.error) == memory
+    assert files.read_shard_failure(directory, 0) == failure
+
+
 def test_notes_of_workers_whose_driver_died_charge_nobody(directory):
     write_hand(directory, Hand(0, 3, "x"))
 
@@ -234,3 +274,20 @@ def test_an_image_that_kills_workers_costs_itself_only_and_heals_on_request(tiny
     )
     assert (healed.repaired, healed.mended, healed.exit_code) == (1, 1, 0)
     assert label_bytes(directory.root) == undisturbed
+
+
+def test_a_shard_worked_image_by_image_has_the_bytes_of_one_worked_together(tmp_path):
+    manifest = build_demo_manifest(tmp_path / "data", images=8, shard_images=4)  # two to ten people in any pose
+    run_pipeline(manifest, tmp_path / "together", tiny_config(batch_images=8), progress=False)
+    shutil.copytree(tmp_path / "together", tmp_path / "alone")
+    alone = RunDirectory(tmp_path / "alone")
+    for shard, _ in enumerate(label_bytes(tmp_path / "together")):
+        (tmp_path / "alone" / label_name(shard)).unlink()
+        (tmp_path / "alone" / receipt_name(shard)).unlink()
+        files.record_failure(alone, Failure(shard, 2, False, "it died", "a:1", 0.0, deaths=2))
+
+    run_pipeline(manifest, tmp_path / "alone", tiny_config(batch_images=8), progress=False)
+
+    receipts = [json.loads(path.read_bytes()) for path in (tmp_path / "alone" / "receipts").iterdir()]
+    assert {receipt["attempt"] for receipt in receipts} == {3}
+    assert label_bytes(tmp_path / "alone") == label_bytes(tmp_path / "together")

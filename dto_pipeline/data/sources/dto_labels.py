@@ -13,7 +13,6 @@ a temporary folder, never all in memory. Metres, camera frame.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -21,13 +20,13 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from dto_pipeline.axes import NUM_BETAS
 from dto_pipeline.data.cameras import CAMERA_COLUMNS, camera_matrices
 from dto_pipeline.data.columns import build_table, read_numbers, single_array
+from dto_pipeline.data.files import check_maps, temporary_folder
 from dto_pipeline.data.labels import LabelsError, open_labels, undo_betas
-from dto_pipeline.data.parquet import READ_ERRORS, footer_text
+from dto_pipeline.data.parquet import READ_ERRORS, footer_text, open_parquet
 from dto_pipeline.data.sources.rows import LabelFileError, LabelRows, SourceOptions
 from dto_pipeline.data.sources.sidecar import SIDECAR_SCHEMA, judge_seen
 from dto_pipeline.schema import LABELS_SCHEMA_NAME
@@ -49,8 +48,9 @@ class DtoLabels:
 
     def __init__(self, files: list[Path], values: str) -> None:
         self.files = files
-        self._folder = tempfile.TemporaryDirectory(prefix="dto-labels-")
+        self._folder = temporary_folder("dto-labels-")
         try:
+            check_maps(self._folder.name)
             self._names, self._camera, image_of = _unpack(files, values, Path(self._folder.name))
             self._image = np.concatenate(image_of) if image_of else np.zeros(0, np.int64)
             self.num_rows = self._image.size
@@ -104,9 +104,9 @@ def is_dto_labels(path: Path) -> bool:
     if path.is_dir():
         return True
     try:
-        with pq.ParquetFile(path) as file:
+        with open_parquet(path, LabelFileError) as file:
             return footer_text(file).get("schema") == LABELS_SCHEMA_NAME
-    except READ_ERRORS:
+    except LabelFileError:
         return False
 
 

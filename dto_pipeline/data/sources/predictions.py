@@ -23,7 +23,6 @@ one is not lost. Rows of an image need not be adjacent. Numbers are mapped from 
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -36,10 +35,12 @@ import pyarrow.parquet as pq
 
 from dto_pipeline.axes import NUM_BETAS
 from dto_pipeline.data.columns import build_table, single_array
+from dto_pipeline.data.files import check_maps, temporary_folder
 from dto_pipeline.data.npz import MappedNpz, NpzError
-from dto_pipeline.data.parquet import READ_ERRORS, open_parquet
+from dto_pipeline.data.parquet import READ_ERRORS, check_room, open_parquet
 from dto_pipeline.data.sources.rows import LabelFileError, LabelRows, decode_names
 from dto_pipeline.data.sources.sidecar import SIDECAR_SCHEMA, SidecarRows, judge_seen
+from dto_pipeline.reading import open_regular
 
 NUM_KEYPOINTS = 45  # smplx's joints, the order of `LabelRows.keypoints` here
 _BODY_25 = (24, 12, 17, 19, 21, 16, 18, 20, 0, 2, 5, 8, 1, 4, 7, 25, 26, 27, 28, 29, 30, 31, 32, 33, 34)
@@ -170,7 +171,7 @@ def open_predictions(path: str | Path) -> PredictionFile:
     """
     path = Path(path)
     try:
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             magic = stream.read(4)
     except OSError as error:
         raise LabelFileError(f"prediction file {path} cannot be opened ({error.strerror}); check the path") from error
@@ -235,8 +236,9 @@ class _ParquetStore:
     """Columns of a Parquet file, unpacked once into a temporary folder and mapped there; image names in memory."""
 
     def __init__(self, path: Path) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="dto-predictions-")
+        self._folder = temporary_folder("dto-predictions-")
         try:
+            check_maps(self._folder.name)
             with open_parquet(path, LabelFileError) as file:
                 _check_names(path, file.schema_arrow.names)
                 self.num_rows = file.metadata.num_rows
@@ -245,6 +247,7 @@ class _ParquetStore:
                 try:
                     self._unpack(path, file)
                 except READ_ERRORS as error:
+                    check_room(error)
                     raise LabelFileError(f"{path} is damaged or of other types than documented ({error})") from error
         except BaseException:
             self._folder.cleanup()
@@ -285,6 +288,7 @@ class _ParquetStore:
         if silent:
             raise LabelFileError(f"{path}: columns {silent} hold nothing but nulls")
         self._images = single_array(pa.chunked_array(images))
+        self._images.validate(full=True)  # text that is not UTF-8 would be found when somebody reads it
         if self._images.null_count:
             raise LabelFileError(f"{path}: column 'image' holds {self._images.null_count} nulls; expected none")
         self._mask_ends = np.concatenate(ends)

@@ -18,7 +18,6 @@ are read fastest.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,8 +28,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dto_pipeline.data.columns import build_table, single_array
-from dto_pipeline.data.files import commit_over, staged
-from dto_pipeline.data.parquet import READ_ERRORS, open_parquet, writer_settings
+from dto_pipeline.data.files import check_maps, commit_over, staged, temporary_folder
+from dto_pipeline.data.parquet import READ_ERRORS, check_room, open_parquet, writer_settings
 from dto_pipeline.data.rle import measure_rles
 from dto_pipeline.errors import DtoError
 
@@ -82,7 +81,7 @@ class Sidecar:
 
     def __init__(self, path: Path | None, num_rows: int) -> None:
         self.path = path
-        self._folder = tempfile.TemporaryDirectory(prefix="dto-sidecar-")
+        self._folder = temporary_folder("dto-sidecar-")
         self._place = np.full(num_rows, -1, dtype=np.int64)  # position in the sidecar of each label row
         self._batches: list[pa.RecordBatch] = []
         if path is not None:
@@ -109,12 +108,14 @@ class Sidecar:
     def _load(self, path: Path) -> None:
         with open_parquet(path, SidecarError) as file:
             present = _check_columns(path, file.schema_arrow)
+            check_maps(self._folder.name)
             copy = Path(self._folder.name) / "rows.arrow"
             try:
                 with pa.OSFile(str(copy), "wb") as sink, pa.ipc.new_file(sink, SIDECAR_SCHEMA) as writer:
                     for batch in file.iter_batches(_BATCH_ROWS, columns=present):
                         writer.write_batch(_complete(batch))
             except READ_ERRORS as error:
+                check_room(error)
                 types = ", ".join(f"{f.name} {f.type}" for f in SIDECAR_SCHEMA)
                 raise SidecarError(f"{path}: {error}; expected whole columns of the types {types}") from error
         reader = pa.ipc.open_file(pa.memory_map(str(copy)))
