@@ -55,6 +55,7 @@ def test_a_misread_constant_is_seen(
     folder: Path, monkeypatch: pytest.MonkeyPatch, module: object, name: str, value: object, file: str, seen_in: str
 ) -> None:
     run = golden_mahmr._run
+    monkeypatch.setattr(golden_mahmr, "_STAGES", {})
     monkeypatch.setattr(golden_mahmr, "_run", lambda one, *more: run(one, *more) if one == file else [])
     monkeypatch.setattr(module, name, value)
     assert seen_in in failing(folder / "golden")
