@@ -13,12 +13,14 @@ import os
 import resource
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import argcomplete
 
 import dto_pipeline
 from dto_pipeline.commands import VERBS
 from dto_pipeline.errors import NO_ROOM, DtoError, lacks_memory
+from dto_pipeline.terminal import PrintableFormatter, printable, printable_stdout
 
 _VERBOSE = "log more: a line per shard, checkpoint or file"
 _LIGHT = ("status",)  # verbs that read small records and load no large library
@@ -28,7 +30,7 @@ _NO_MEMORY = "memory ran out; free some, or raise the limit (ulimit -v), and sta
 
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line, for `main` and for documentation."""
-    parser = argparse.ArgumentParser(prog="dto", description="Scene-consistent, metric 3D labels of crowds.")
+    parser = _Parser(prog="dto", description="Scene-consistent, metric 3D labels of crowds.")
     parser.add_argument("--version", action="version", version=f"dto {dto_pipeline.__version__}")
     parser.add_argument("-v", "--verbose", action="store_true", help=_VERBOSE)
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
@@ -47,16 +49,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     argcomplete.autocomplete(parser)
     arguments = parser.parse_args(argv)
-    logging.basicConfig(
-        level=logging.INFO if arguments.verbose else logging.WARNING,
-        format="%(asctime)s %(levelname)s %(message)s",
-        datefmt="%H:%M:%S",
-    )
+    shown = logging.StreamHandler()
+    shown.setFormatter(PrintableFormatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+    logging.basicConfig(level=logging.INFO if arguments.verbose else logging.WARNING, handlers=[shown])
     try:
         _check_limits(arguments.verb)
-        return int(arguments.run(arguments))
+        with printable_stdout(sys.stdout):
+            return int(arguments.run(arguments))
     except DtoError as error:
-        print(f"dto {arguments.verb}: {error}", file=sys.stderr)
+        _complain(arguments.verb, str(error))
         return error.exit_code
     except BrokenPipeError:  # the reader of our output went away, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -64,16 +65,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if (sentence := _describe(error)) is None:
             raise
-        print(f"dto {arguments.verb}: {sentence}", file=sys.stderr)
+        _complain(arguments.verb, sentence)
         return 2
     except (MemoryError, RuntimeError, ImportError) as error:
         if not lacks_memory(error):
             raise
-        print(f"dto {arguments.verb}: {_NO_MEMORY}", file=sys.stderr)
+        _complain(arguments.verb, _NO_MEMORY)
         return 2
     except KeyboardInterrupt:
-        print(f"dto {arguments.verb}: interrupted; what is finished stays finished", file=sys.stderr)
+        _complain(arguments.verb, "interrupted; what is finished stays finished")
         return 130
+
+
+def _complain(verb: str, text: str) -> None:
+    print(printable(f"dto {verb}: {text}"), file=sys.stderr)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Quotes arguments in its complaints, and a shell puts names of files there."""
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        super()._print_message(printable(message), file)
 
 
 def _check_limits(verb: str) -> None:

@@ -191,6 +191,9 @@ class RunConfig:
     workers: int = 2  # Ray actors; 0 runs in this process without Ray
     batch_images: int = 8  # scenes optimised together
     decode_threads: int = 2  # threads per worker that decode images and masks
+    # what decoding may hold at once in a worker [MiB]: 100 Mpx of JPEG, PNG or WebP fit, alone. Images wait for each
+    # other; one that takes more by its header is image_corrupt and not decoded
+    decode_memory_mb: int = 1792
     device: str = "auto"  # cpu, cuda, cuda:1 ...; auto = cuda where there is one
     torch_threads: int = 1  # threads per worker on CPU: of the optimiser, or images that networks see at once
     cpus_per_worker: float = 1.0  # what an actor asks of Ray
@@ -238,7 +241,10 @@ class PipelineConfig:
         _expect(min(self.prior.sigma) > 0, "prior.sigma must be positive")
         _expect(self.run.workers >= 0, "run.workers must be 0 (this process) or more")
         _expect(self.run.max_poison_images >= 0, "run.max_poison_images must be 0 or more")
-        for name in ("batch_images", "max_attempts", "decode_threads", "torch_threads", "shards_in_flight"):
+        for name in (
+            *("batch_images", "max_attempts", "decode_threads", "decode_memory_mb", "torch_threads"),
+            "shards_in_flight",
+        ):
             _expect(getattr(self.run, name) >= 1, f"run.{name} must be at least 1, found {getattr(self.run, name)}")
         for name in ("shard_timeout_s", "warm_up_timeout_s"):
             _expect(getattr(self.run, name) > 0, f"run.{name} must be positive")

@@ -9,7 +9,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-_UNFIT = re.compile("[\x00-\x1f\\\\\ud800-\udfff]")  # control characters, backslash, halves of a character
+from dto_pipeline.terminal import UNPRINTABLE
+
+_UNFIT = re.compile(rf"[{UNPRINTABLE}\\]")  # control characters, direction marks, halves of a character, backslash
+SUBSET_NAME = re.compile(r"\w[\w.-]*")  # it names folders and files, and stands in pages
 _DRIVE = re.compile("[A-Za-z]:")
 
 
@@ -33,6 +36,11 @@ def check_relative(name: str) -> str:
         raise UnsafePath(f"file name {name!r} leaves its folder; expected a relative path without '..'")
     tidy = "/".join(parts)
     return name if tidy == name else tidy  # the same object: half a million of them are kept
+
+
+def name_subset(folder: str) -> str:
+    """A subset's name for a folder's: what may not stand in one becomes a dash."""
+    return re.sub(r"[^\w.-]+", "-", folder).lstrip(".-") or "images"
 
 
 def resolve_inside(root: str | Path, name: str) -> Path:

@@ -15,6 +15,7 @@ import pytest
 from dto_pipeline.cli import main
 from dto_pipeline.data.labels import read_labels
 from dto_pipeline.reading import IrregularFile, open_regular, parse_json, parse_yaml, read_regular, read_start
+from tests.limited import run_limited
 
 
 def test_a_link_to_a_file_is_the_file(tmp_path):
@@ -165,3 +166,17 @@ def test_pipes_and_devices_in_the_place_of_inputs_are_named_and_nothing_hangs(cr
         assert said.count("\n") == 1, said
         assert "expected a regular file" in said
         assert place.name in said
+
+
+def test_an_empty_file_and_one_whose_size_nobody_tells_cost_what_they_hold(tmp_path):
+    (tmp_path / "empty").touch()
+    told = run_limited(
+        "import sys\nfrom dto_pipeline.reading import read_start\nbefore = peak()\n"
+        "found = [len(read_start(path, 1 << 33)) for path in sys.argv[1:]]\n"
+        "tell(found=found, memory=peak() - before)",
+        tmp_path / "empty",
+        "/proc/self/status",
+    )
+    assert told["found"][0] == 0
+    assert told["found"][1] > 100
+    assert told["memory"] < 50

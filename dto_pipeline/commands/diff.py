@@ -3,27 +3,199 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dto_pipeline.commands.output import print_report
+from dto_pipeline.commands.several import show_several
+from dto_pipeline.errors import DtoError
+
+if TYPE_CHECKING:
+    from dto_pipeline.data.images import ImageStore
+    from dto_pipeline.data.people import People
+    from dto_pipeline.evaluate.people_diff import PeopleDiff
+    from dto_pipeline.models.body import BodyModel
+    from dto_pipeline.view.diff import LabelDiff
+
+_IMAGES_AT_ONCE = 4096  # of a file, whose people are compared together
 
 
 def add_parser(verbs: argparse._SubParsersAction) -> None:
     parser = verbs.add_parser(
         "diff",
-        help="compare two runs image by image and person by person; exit code 1 if they differ",
-        description="Joins images by key and people by index. Each side may be a run's folder, a folder of label files "
-        "or one file.",
+        help="compare two sets of labels image by image and person by person; exit code 1 if they differ",
+        description="Each side may be a run's folder, a folder of label files, one file, or a file of other people's "
+        "labels: released DTO-Humans, CameraHMR's, predictions. Runs and label files are joined by image key and "
+        "person index, and equal means equal bits. With a file of others, images meet by their names and people by "
+        "pose and shape, else by their place in the picture. Several runs: `dto diff runs/* --against others/*` "
+        "compares pairs of one subset, or all with the one file named, and ends with a table.",
     )
-    parser.add_argument("before", metavar="RUN_A", help="run, folder of label files, or label file")
-    parser.add_argument("after", metavar="RUN_B", help="the same")
+    parser.add_argument("sides", metavar="RUN", nargs="+", help="the two sides, or with --against all of the first")
+    parser.add_argument("--against", metavar="RUN", nargs="+", default=[], help="the other sides")
     parser.add_argument("--worst", type=int, default=10, metavar="N", help="persons named, those that moved most (10)")
+    parser.add_argument("--body", metavar="NPZ", help="body model that heights are measured on (that of the run)")
+    parser.add_argument("--draw", metavar="DIR", help="draw the worst scenes into this folder; not of two runs")
+    parser.add_argument("--images", metavar="DIR", help="folder of the photographs for --draw (that of the run)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=_run)
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    pairs = _pairs(arguments.sides, arguments.against)
+    if len(pairs) == 1:
+        diff = _compare(*pairs[0], arguments)
+        print_report(diff, arguments.json)
+        return 0 if diff.equal else 1
+    return show_several(
+        [f"{before} | {after}" for before, after in pairs],
+        lambda number: _compare(*pairs[number], arguments),
+        _facts,
+        lambda diff: 0 if diff.equal else 1,
+        arguments.json,
+    )
+
+
+def _facts(diff: LabelDiff | PeopleDiff) -> dict[str, str]:
+    people = getattr(diff, "people", None)
+    told = {
+        "images": f"{diff.images}",
+        "persons": f"{diff.persons if people is None else people}",  # type: ignore[union-attr]
+        "different": f"{diff.persons_different if people is None else diff.different}",  # type: ignore[union-attr]
+        "equal": "yes" if diff.equal else "no",
+    }
+    if people is not None:
+        dz = diff.statistics("dz")  # type: ignore[union-attr]
+        told["median |dz| [m]"] = f"{dz['median']:.3g}" if dz else "-"
+    return told
+
+
+def _pairs(sides: Sequence[str], against: Sequence[str]) -> list[tuple[str, str]]:
+    """Who is compared with whom: two sides; or runs of one subset; or all with one."""
+    if not against:
+        if len(sides) != 2:
+            raise DtoError(f"{len(sides)} sides; name two, or the others behind --against")
+        return [(sides[0], sides[1])]
+    if len(against) == 1:
+        return [(side, against[0]) for side in sides]
+    own, theirs = (_by_subset(names) for names in (sides, against))
+    if own.keys() != theirs.keys():
+        alone = sorted(own.keys() ^ theirs.keys())
+        raise DtoError(f"subsets {alone} are on one side only; name the same subsets before and behind --against")
+    return [(own[subset], theirs[subset]) for subset in own]
+
+
+def _by_subset(runs: Sequence[str]) -> dict[str, str]:
+    from dto_pipeline.data.storage import as_location
+    from dto_pipeline.run.directory import RunDirectory, read_identity
+
+    found: dict[str, str] = {}
+    for run in runs:
+        subset = read_identity(RunDirectory(as_location(run))).subset
+        if subset in found:
+            raise DtoError(f"{found[subset]} and {run} are both of subset {subset}; compare one of them")
+        found[subset] = run
+    return found
+
+
+def _compare(before: str, after: str, arguments: argparse.Namespace) -> LabelDiff | PeopleDiff:
     from dto_pipeline.view.diff import diff_labels
 
-    diff = diff_labels(arguments.before, arguments.after, arguments.worst)
-    print_report(diff, arguments.json)
-    return 0 if diff.equal else 1
+    if _is_ours(before) and _is_ours(after):
+        if arguments.draw:
+            raise DtoError("--draw is for files of others; `dto view RUN --key IMAGE` draws scenes of a run")
+        return diff_labels(before, after, arguments.worst)
+    return _compare_people(before, after, arguments)
+
+
+def _is_ours(place: str) -> bool:
+    """Runs, exports in Parquet and label files, also behind a URI; told by what is there."""
+    from dto_pipeline.data.recognise import FileKind, recognise
+    from dto_pipeline.data.storage import as_location
+
+    return isinstance(as_location(place), str) or recognise(place) is FileKind.DTO_LABELS
+
+
+def _compare_people(before: str, after: str, arguments: argparse.Namespace) -> PeopleDiff:
+    """One side whole, the other in parts: label files of a run one at a time."""
+    from dto_pipeline.data.people import read_people
+    from dto_pipeline.evaluate.people_diff import diff_people
+
+    run = next((side for side in (before, after) if _is_ours(side)), None)
+    body = _body(run, arguments.body)
+    swapped = run == after
+    in_parts, whole = (after, before) if swapped else (before, after)
+    names, parts = _in_parts(in_parts)
+    diff = diff_people(parts, names, read_people(whole), (before, after), body, arguments.worst, swapped)
+    if arguments.draw:
+        if body is None:
+            raise DtoError("--draw needs a body model; name it with --body (demo = the stand-in)")
+        _draw(diff, run, body, arguments)
+    return diff
+
+
+def _in_parts(place: str) -> tuple[list[str], Iterator[People]]:
+    """Names of all images, and their people part by part."""
+    from dto_pipeline.data.label_files import read_label_files
+    from dto_pipeline.data.people import read_people
+    from dto_pipeline.view.run_files import find_labels
+
+    if _is_ours(place):
+        files = find_labels(place)
+        names = read_label_files(files, ["image_path"]).column("image_path").to_pylist()
+        return names, (read_people([file]) for file in files)
+    people = read_people(place)
+    starts = range(0, max(1, people.num_images), _IMAGES_AT_ONCE)
+    return people.images.tolist(), (people.part(start, start + _IMAGES_AT_ONCE) for start in starts)
+
+
+def _body(run: str | None, named: str | None) -> BodyModel | None:
+    """The body that was named, else the run's; None where nobody names one."""
+    from dto_pipeline.data.storage import as_location
+    from dto_pipeline.models.body import load_body
+    from dto_pipeline.run.directory import RunDirectory
+    from dto_pipeline.view.run_files import load_run_body, open_run_files
+
+    if run is not None and RunDirectory(as_location(run)).is_run():
+        return load_run_body(open_run_files(run), named)
+    return None if named is None else load_body(named)
+
+
+def _draw(diff: PeopleDiff, run: str | None, body: BodyModel, arguments: argparse.Namespace) -> None:
+    """The worst scenes, both sides, as pages."""
+    from dto_pipeline.data.images import open_folder
+    from dto_pipeline.data.storage import as_location
+    from dto_pipeline.view.panel import People, save_png
+    from dto_pipeline.view.people_pages import PeopleScene, draw_people
+    from dto_pipeline.view.pictures import file_name
+
+    images: ImageStore | None = None
+    files: dict[str, str] = {}
+    if arguments.images is not None:
+        images = open_folder(as_location(arguments.images))
+    elif run is not None:
+        images, files = _run_images(run)
+    for scene in diff.scenes:
+        names = [scene.before_image, scene.after_image]
+        states = [(diff.before, People(**scene.before)), (diff.after, People(**scene.after))]
+        title = f"{scene.before_image}: z differs by up to {scene.largest_dz:.2f} m"
+        page = PeopleScene(title, states, scene.intrinsics, scene.size, [files.get(name, name) for name in names])
+        path = Path(arguments.draw) / f"{file_name(scene.before_image)}.png"
+        save_png(draw_people(page, body, images), path)
+        if not arguments.json:
+            print(path)
+
+
+def _run_images(run: str) -> tuple[ImageStore | None, dict[str, str]]:
+    """The photographs of a run and the file of each image; none where its manifest is gone."""
+    from dto_pipeline.data.tar_images import open_images
+    from dto_pipeline.view.run_files import open_run_files
+
+    manifest = open_run_files(run).manifest
+    if manifest is None:
+        return None, {}
+    files: dict[str, str] = {}
+    for shard in range(manifest.num_shards):
+        table = manifest.read_shard(shard, ["image_path", "image_file"])
+        files.update(zip(table["image_path"].to_pylist(), table["image_file"].to_pylist(), strict=True))
+    return open_images(manifest.images_root, manifest.path), files

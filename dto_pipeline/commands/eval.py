@@ -171,14 +171,13 @@ def _run_rh(arguments: argparse.Namespace) -> int:
 
 
 def _run_synthetic(arguments: argparse.Namespace) -> int:
-    from dto_pipeline.data.people import read_people
     from dto_pipeline.evaluate.placement_evaluation import evaluate_synthetic
 
     after = _people(arguments.labels)
     placed = {"labels": after}
     if (after.status != "").any():
         placed = {"before": _people(arguments.labels, "before"), "after": after}
-    truth = read_people(arguments.truth)
+    truth = _people(arguments.truth)
     evaluation = evaluate_synthetic(placed, truth, _body(arguments), arguments.resamples, arguments.seed)
     return _report(evaluation, arguments)
 
@@ -222,11 +221,12 @@ def _array(path: str) -> np.ndarray:
 def _people(place: str, values: str = "after") -> People:
     """People of any kind of file; of a run, those of its finished shards."""
     from dto_pipeline.data.people import read_people
+    from dto_pipeline.data.storage import as_location
     from dto_pipeline.view.run_files import find_labels
 
-    path = Path(place)
-    is_run = (path / "run.json").exists()
-    return read_people(find_labels(path) if is_run else path, values)
+    location = as_location(place)
+    ours = isinstance(location, str) or (location / "run.json").exists()  # behind a URI only labels of this project
+    return read_people(find_labels(location) if ours else location, values)
 
 
 def _body(arguments: argparse.Namespace) -> BodyModel:

@@ -41,7 +41,21 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--max-height-dev", type=float, metavar="X", help="accepted: a score below X sigma, in place of the run's own"
     )
-    parser.add_argument("--images", default="", metavar="DIR", help="folder or URI of images to put beside the labels")
+    parser.add_argument(
+        "--images",
+        action="append",
+        default=[],
+        metavar="[SUBSET=]DIR",
+        help="folder or URI of images to put beside the labels (webdataset), for all or, repeated, for each subset",
+    )
+    parser.add_argument("--own-images", action="store_true", help="images from where the runs' manifests say they are")
+    parser.add_argument(
+        "--manifest", action="append", default=[], metavar="FILE", help="manifest of a run that was moved; repeatable"
+    )
+    parser.add_argument(
+        "--labels", action="append", default=[], metavar="NPZ", help="released label file (camerahmr); repeatable"
+    )
+    parser.add_argument("--mixed", action="store_true", help="runs may differ in solver, depth, body and configuration")
     parser.add_argument("--partial", action="store_true", help="take what is done of runs that are not finished")
     parser.add_argument("--quiet", action="store_true", help="no progress line")
     parser.set_defaults(run=_run)
@@ -52,12 +66,36 @@ def _run(arguments: argparse.Namespace) -> int:
     from dto_pipeline.run.finished import read_run_labels
 
     selection = _choose(arguments, FORMATS[arguments.format].selection)
-    runs = [read_run_labels(run, arguments.partial) for run in arguments.runs]
+    runs = [read_run_labels(run, arguments.partial, arguments.manifest) for run in arguments.runs]
+    images = _image_places(arguments, [run.subset for run in runs])
     report = export_labels(
-        runs, arguments.format, arguments.out, selection, arguments.images, progress=not arguments.quiet
+        *(runs, arguments.format, arguments.out, selection, images),
+        progress=not arguments.quiet,
+        mixed=arguments.mixed,
+        labels=arguments.labels,
     )
     print(report.as_table())
     return report.exit_code
+
+
+def _image_places(arguments: argparse.Namespace, subsets: list[str]) -> str | dict[str, str]:
+    """`--images DIR`, `--images SUBSET=DIR ...` or `--own-images` as `export_labels` takes them."""
+    if arguments.own_images and arguments.images:
+        raise DtoError("--own-images and --images name two places; leave one out")
+    if arguments.own_images:
+        return dict.fromkeys(subsets, "")
+    places: dict[str, str] = {}
+    for text in arguments.images:
+        subset, sign, place = text.partition("=")
+        if sign and subset in subsets:
+            places[subset] = place
+        elif len(arguments.images) == 1:
+            return str(text)
+        else:
+            raise DtoError(
+                f"--images {text}: several places are given as SUBSET=DIR, of subsets {sorted(set(subsets))}"
+            )
+    return places or ""
 
 
 def _choose(arguments: argparse.Namespace, default: Selection) -> Selection:

@@ -30,6 +30,9 @@ def _add_build(actions: argparse._SubParsersAction) -> None:
     build.add_argument("-o", "--out", required=True, metavar="FILE", help="manifest to write, e.g. demo.parquet")
     for place in _PLACES:
         build.add_argument(f"--{place}", metavar="PATH", help=f"{place} in place of the YAML's")
+    build.add_argument(
+        "--source", metavar="KIND", help="in place of the YAML's source, e.g. ma_hmr: what the labels are"
+    )
     build.add_argument("--images-in", choices=("folder", "tars"), help="in place of the YAML's images_in")
     build.add_argument("--label-values", choices=("after", "before"), help="in place of the YAML's label_values")
     build.add_argument(
@@ -65,7 +68,9 @@ def _build(arguments: argparse.Namespace) -> int:
     from dto_pipeline.data.storage import as_location
 
     places = {key: getattr(arguments, key) for key in _PLACES if getattr(arguments, key) is not None}
-    changes = {key: getattr(arguments, key) for key in ("images_in", "label_values") if getattr(arguments, key)}
+    changes = {
+        key: getattr(arguments, key) for key in ("source", "images_in", "label_values") if getattr(arguments, key)
+    }
     dataset = load_dataset(arguments.dataset, arguments.data_root, places, **changes)
     out = as_location(arguments.out)
     report = build_manifest(

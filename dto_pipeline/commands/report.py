@@ -6,10 +6,14 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dto_pipeline.commands.several import show_several
+from dto_pipeline.commands.status import status_facts
 from dto_pipeline.commands.view import add_places
+from dto_pipeline.errors import DtoError
 
 if TYPE_CHECKING:
     from dto_pipeline.models.body import BodyModel
+    from dto_pipeline.run.report import RunStatus
     from dto_pipeline.view.run_files import RunFiles
 
 
@@ -20,7 +24,9 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         description="Writes DIR/index.html, which opens in any browser without a network: totals, statuses with "
         "advice, speed, distributions, the worst and some random scenes as pictures, configuration and models.",
     )
-    parser.add_argument("run_dir", metavar="RUN", help="the run's folder")
+    parser.add_argument(
+        "run_dirs", metavar="RUN", nargs="+", help="folders of runs; of several, a page each and a table"
+    )
     parser.add_argument("-o", "--out", required=True, metavar="DIR", help="folder to write to")
     parser.add_argument("--worst", type=int, default=3, metavar="N", help="worst scenes shown (3)")
     parser.add_argument("--random", type=int, default=3, metavar="N", help="random scenes shown (3)")
@@ -30,17 +36,43 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    runs, out = arguments.run_dirs, Path(arguments.out)
+    if len(runs) == 1:
+        print(_write(runs[0], out, arguments))
+        return 0
+    if arguments.manifest or arguments.images or arguments.depth:
+        raise DtoError(f"--manifest, --images and --depth name those of one run, {len(runs)} are named")
+    from dto_pipeline.run.report import read_status
+
+    folders = _folders(runs)
+
+    def page(number: int) -> RunStatus:
+        _write(runs[number], out / folders[number], arguments)
+        return read_status(runs[number])
+
+    code = show_several(runs, page, status_facts, lambda _: 0, False)
+    print("\n".join(str(out / folder) for folder in folders))
+    return code
+
+
+def _folders(runs: list[str]) -> list[str]:
+    """A folder a run, called like it; a number behind a name that comes again."""
+    names = [run.rstrip("/").rpartition("/")[2] or "run" for run in runs]
+    return [f"{name}-{names[:k].count(name) + 1}" if name in names[:k] else name for k, name in enumerate(names)]
+
+
+def _write(run_dir: str, out: Path, arguments: argparse.Namespace) -> Path:
+    """The page of one run."""
     from dto_pipeline.view.report import ReportOptions, write_report
     from dto_pipeline.view.run_files import open_pixels, open_run_files
 
-    run = open_run_files(arguments.run_dir, arguments.manifest)
+    run = open_run_files(run_dir, arguments.manifest)
     body = _load_body(run, arguments.body)
     if run.manifest is None:
         print(f"without photographs: {run.manifest_problem}")
     pixels = open_pixels(run, arguments.images, arguments.depth)
     options = ReportOptions(arguments.worst, arguments.random, arguments.seed)
-    print(write_report(run, body, pixels, Path(arguments.out), options))
-    return 0
+    return write_report(run, body, pixels, out, options)
 
 
 def _load_body(run: RunFiles, path: str | None) -> BodyModel | None:

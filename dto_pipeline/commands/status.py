@@ -6,8 +6,14 @@ import argparse
 import json
 import sys
 import time
+from typing import TYPE_CHECKING
 
 from dto_pipeline.commands.output import print_report
+from dto_pipeline.commands.several import show_several
+from dto_pipeline.errors import DtoError
+
+if TYPE_CHECKING:
+    from dto_pipeline.run.report import RunStatus
 
 WATCH_S = 5.0  # between two looks, unless asked otherwise
 _SHARE = 10  # a look may take this part of the time at most: a big run far away is looked at less often
@@ -20,7 +26,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         description="Reads the run's folder and nothing else: from any machine that sees it, while the driver works or "
         "after it died. Exit code 0; with --watch 0 once every shard is done, 1 where shards were given up.",
     )
-    parser.add_argument("run_dir", metavar="RUN", help="the run's folder or URI")
+    parser.add_argument("run_dirs", metavar="RUN", nargs="+", help="folders or URIs of runs; of several, one table")
     parser.add_argument("--json", action="store_true", help="print JSON; with --watch one line a look")
     parser.add_argument(
         "--watch",
@@ -36,20 +42,49 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     from dto_pipeline.run.report import read_status
 
+    runs = arguments.run_dirs
+    if len(runs) > 1:
+        if arguments.watch is not None:
+            raise DtoError(f"--watch looks at one run, {len(runs)} are named")
+        return show_several(runs, lambda number: read_status(runs[number]), status_facts, lambda _: 0, arguments.json)
     if arguments.watch is not None:
-        return _watch(arguments)
-    status = read_status(arguments.run_dir)
+        return _watch(runs[0], arguments)
+    status = read_status(runs[0])
     print_report(status, arguments.json)
     return 0
 
 
-def _watch(arguments: argparse.Namespace) -> int:
+def status_facts(status: RunStatus) -> dict[str, str]:
+    """A row of the table over several runs."""
+    done, failed, pending = (status.shards[str(word)] for word in ("done", "failed", "pending"))
+    optimized = status.image_status.get("optimized", 0)
+    return {
+        "subset": status.subset,
+        "shards": f"{done} done, {failed} failed, {pending} pending",
+        "images": f"{status.images_done} of {status.images_total}",
+        "optimized": f"{optimized}",
+        "persons": f"{status.persons_done} of {status.persons_total}",
+        "moved": f"{status.person_status.get('moved', 0)}",
+        "images/s": f"{status.images_per_s:.1f}",
+        "ETA": format_eta(status),
+        "driver": status.driver,
+    }
+
+
+def format_eta(status: RunStatus) -> str:
+    """How long still, in words."""
+    from dto_pipeline.run.report import format_duration
+
+    return format_duration(status.eta_s)
+
+
+def _watch(run_dir: str, arguments: argparse.Namespace) -> int:
     from dto_pipeline.run.report import read_status
     from dto_pipeline.status import ShardStatus
 
     while True:
         started = time.monotonic()
-        status = read_status(arguments.run_dir)
+        status = read_status(run_dir)
         seconds = time.monotonic() - started
         if arguments.json:
             print(json.dumps(status.to_json()), flush=True)

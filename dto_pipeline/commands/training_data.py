@@ -1,5 +1,5 @@
-"""The labels a training config names, opened: runs by their receipts, exports, single files and RelativeHuman's
-annotations as they are.
+"""The labels a training config names, opened: runs by their receipts; exports, released DTO-Humans and RelativeHuman's
+annotations by what the files hold.
 
 Glue between finished runs and training, which knows none.
 """
@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dto_pipeline.data.annotation_pieces import open_annotation_set
+from dto_pipeline.data.annotation_pieces import open_annotation_set, open_annots_set
 from dto_pipeline.data.label_pieces import LabelSet, open_file_set, open_run_set
+from dto_pipeline.data.recognise import FileKind, expect_kind
 from dto_pipeline.data.storage import as_location
 from dto_pipeline.errors import DtoError
 from dto_pipeline.run.directory import RunDirectory
@@ -46,6 +47,11 @@ def _open(labels: str, images: str) -> LabelSet:
 def _open_any(labels: str, images: str) -> LabelSet:
     if RunDirectory(as_location(labels)).is_run():
         return open_run_set(read_run_labels(labels, partial=True), images)
-    if labels.endswith(".npz"):
-        return open_annotation_set(labels, images)
-    return open_file_set(labels, images)
+    place = as_location(labels)
+    if isinstance(place, str):  # behind a URI only our own label files are read
+        return open_file_set(labels, images)
+    readable = (FileKind.DTO_LABELS, FileKind.MA_HMR, FileKind.RELATIVE_HUMAN)
+    kind = expect_kind(place, readable, "training")
+    if kind is FileKind.DTO_LABELS:
+        return open_file_set(labels, images)
+    return (open_annots_set if kind is FileKind.MA_HMR else open_annotation_set)(labels, images)

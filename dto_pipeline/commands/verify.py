@@ -8,6 +8,8 @@ import sys
 from typing import TYPE_CHECKING
 
 from dto_pipeline.commands.options import add_moved_options
+from dto_pipeline.commands.several import show_several
+from dto_pipeline.errors import DtoError
 
 if TYPE_CHECKING:
     from dto_pipeline.view.verify import Verdict
@@ -24,7 +26,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         "Exit codes: 0 every shard is done and holds; 1 something "
         "is broken, or shards were given up; 2 it could not be read; 3 what is done holds, the rest is pending.",
     )
-    parser.add_argument("run_dir", metavar="RUN", help="the run's folder")
+    parser.add_argument("run_dirs", metavar="RUN", nargs="+", help="folders of runs; of several, one table")
     add_moved_options(parser)
     parser.add_argument("--limit", type=int, default=5, metavar="N", help="offences shown per rule (5)")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -32,12 +34,28 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from dto_pipeline.view.verify import verify_run
-
-    verdict = verify_run(arguments.run_dir, arguments.manifest, arguments.body)
-    _leave_word(verdict)
+    runs = arguments.run_dirs
+    if len(runs) > 1:
+        if arguments.manifest:
+            raise DtoError(f"--manifest names that of one run, {len(runs)} are named; verify it alone")
+        return show_several(
+            runs,
+            lambda number: _verified(runs[number], arguments),
+            _facts,
+            lambda verdict: verdict.exit_code,
+            arguments.json,
+        )
+    verdict = _verified(runs[0], arguments)
     print(json.dumps(verdict.to_json(), indent=1) if arguments.json else verdict.as_table(arguments.limit))
     return verdict.exit_code
+
+
+def _verified(run_dir: str, arguments: argparse.Namespace) -> Verdict:
+    from dto_pipeline.view.verify import verify_run
+
+    verdict = verify_run(run_dir, arguments.manifest, arguments.body)
+    _leave_word(verdict)
+    return verdict
 
 
 def _leave_word(verdict: Verdict) -> None:
@@ -54,3 +72,15 @@ def _leave_word(verdict: Verdict) -> None:
             "use dto run --recheck",
             file=sys.stderr,
         )
+
+
+def _facts(verdict: Verdict) -> dict[str, str]:
+    """A row of the table over several runs; `dto verify RUN` tells the offences of one."""
+    broken = [name for name, rule in verdict.rules.items() if rule.broken]
+    return {
+        "images": f"{verdict.images}",
+        "persons": f"{verdict.persons}",
+        "shards": f"{verdict.done} done, {len(verdict.given_up)} given up, {len(verdict.pending)} pending",
+        "broken": "; ".join(f"{name} ({verdict.rules[name].broken})" for name in broken) or "nothing",
+        "not checked": f"{len(verdict.unchecked)}",
+    }

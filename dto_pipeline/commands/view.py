@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from dto_pipeline.commands.options import add_moved_options
+from dto_pipeline.errors import DtoError
 
 _DEFAULT_WORST = 5
 
@@ -17,7 +18,9 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         description="Writes one PNG per scene: the photograph with the meshes before and after, the view from above in "
         "metres, the depth map with the fit, one line per person. Without a choice the five worst scenes are drawn.",
     )
-    parser.add_argument("run_dir", metavar="RUN", help="the run's folder")
+    parser.add_argument(
+        "run_dir", metavar="RUN", help="the run's folder; or a file of people, with --images and --body"
+    )
     parser.add_argument("-o", "--out", required=True, metavar="DIR", help="folder to write to")
     parser.add_argument("--key", action="append", default=[], metavar="K", help="image key, or its end; repeatable")
     parser.add_argument("--worst", type=int, default=0, metavar="N", help="optimised scenes of largest deviation")
@@ -40,6 +43,8 @@ def _run(arguments: argparse.Namespace) -> int:
     from dto_pipeline.view.pictures import Choice, choose_scenes, load_placed, write_pictures
     from dto_pipeline.view.run_files import load_run_body, open_pixels, open_run_files
 
+    if Path(arguments.run_dir).is_file():
+        return _view_file(arguments)
     run = open_run_files(arguments.run_dir, arguments.manifest)
     given = arguments.key or arguments.random or arguments.status
     worst = arguments.worst or (0 if given else _DEFAULT_WORST)
@@ -53,4 +58,32 @@ def _run(arguments: argparse.Namespace) -> int:
         print(path)
     if not places:
         print("no scene was chosen; `dto status` counts the statuses of a run")
+    return 0
+
+
+def _view_file(arguments: argparse.Namespace) -> int:
+    """Scenes of a file of any kind that holds people: released DTO-Humans, CameraHMR's, predictions, exports."""
+    from dto_pipeline.data.images import open_folder
+    from dto_pipeline.data.people import read_people
+    from dto_pipeline.data.storage import as_location
+    from dto_pipeline.models.body import load_body
+    from dto_pipeline.view.panel import save_png
+    from dto_pipeline.view.people_pages import choose_images, draw_people, file_scene
+    from dto_pipeline.view.pictures import file_name
+
+    if arguments.worst or arguments.status or arguments.glb:
+        raise DtoError(
+            f"{arguments.run_dir} is no run: choose scenes with --key or --random; there are no 3D files of it"
+        )
+    if arguments.body is None:
+        raise DtoError(f"{arguments.run_dir} does not name its body model; name it with --body (demo = the stand-in)")
+    people = read_people(arguments.run_dir)
+    number = arguments.random or (0 if arguments.key else _DEFAULT_WORST)
+    images = None if arguments.images is None else open_folder(as_location(arguments.images))
+    body = load_body(arguments.body)
+    for image in choose_images(people, arguments.key, number, arguments.seed):
+        scene = file_scene(people, image)
+        path = Path(arguments.out) / f"{file_name(scene.title)}.png"
+        save_png(draw_people(scene, body, images), path)
+        print(path)
     return 0

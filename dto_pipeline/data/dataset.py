@@ -18,7 +18,7 @@ from dto_pipeline.data.sources import SOURCES
 from dto_pipeline.data.sources.rows import LABEL_VALUES, SourceOptions
 from dto_pipeline.data.storage import Location, as_location, join_location
 from dto_pipeline.errors import DtoError
-from dto_pipeline.paths import UnsafePath, check_relative
+from dto_pipeline.paths import SUBSET_NAME, UnsafePath, check_relative
 from dto_pipeline.reading import parse_yaml, read_regular
 
 PRINCIPAL_POINTS = ("centre", "free")
@@ -69,7 +69,8 @@ class Dataset:
         _expect(self.key_parts >= 1, f"key_parts is {self.key_parts}; expected 1 or more")
         _expect(self.shard_images >= 1, f"shard_images is {self.shard_images}; expected 1 or more")
         _expect(self.depth_suffix.startswith("."), f"depth_suffix is {self.depth_suffix!r}; expected for example .npy")
-        _expect(bool(self.name) and "/" not in self.name, f"name is {self.name!r}; expected one word without '/'")
+        named = SUBSET_NAME.fullmatch(self.name) is not None
+        _expect(named, f"name is {self.name!r}; expected one word of letters, digits, '.', '-' and '_'")
         for key in PLACES:
             if key not in self.places:
                 _check_path(key, getattr(self, key), optional=key in _OPTIONAL_PLACES)

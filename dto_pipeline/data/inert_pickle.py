@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 from dto_pipeline.data.inert_records import (
+    PERSISTENT_ID,
     Allowlist,
     BrokenPickle,
     Global,
@@ -51,11 +52,20 @@ def load_records(data: bytes, allow: Allowlist, limits: Limits, where: str) -> o
         UnsafePickle: a global that is not allowed, a persistent id, an extension code or an out-of-band buffer.
         BrokenPickle: anything else that is wrong.
     """
+    value, end = load_first_records(data, 0, allow, limits, where)
+    if end != len(data):
+        raise BrokenPickle(f"{where}: byte {end}: {len(data) - end} bytes follow the end of the pickle")
+    return value
+
+
+def load_first_records(data: bytes, start: int, allow: Allowlist, limits: Limits, where: str) -> tuple[object, int]:
+    """As `load_records`, for a stream that begins at byte `start` and is followed by others; also where it ends."""
     if len(data) > limits.max_stream_bytes:
         raise BrokenPickle(f"{where}: {len(data)} bytes of pickle, at most {limits.max_stream_bytes} are read")
     machine = _Machine(data, allow)
+    machine.at = start
     try:
-        return machine.run(limits.max_opcodes)
+        return machine.run(limits.max_opcodes), machine.at
     except PickleRefused as error:
         raise type(error)(f"{where}: byte {machine.at}: {error}") from error
     except _MALFORMED as error:
@@ -77,6 +87,7 @@ class _Machine:
         self.stack: list[Any] = []
         self.marks: list[list[Any]] = []  # stacks set aside by MARK
         self.memo: dict[int, Any] = {}
+        self.has_ordered = Role.DICT in allow.values()
 
     def run(self, max_opcodes: int) -> object:
         data = self.data
@@ -97,8 +108,6 @@ class _Machine:
         value = self.stack.pop()
         if self.stack or self.marks:
             raise BrokenPickle("objects are left on the stack at STOP")
-        if self.at != len(self.data):
-            raise BrokenPickle(f"{len(self.data) - self.at} bytes follow the end of the pickle")
         return value
 
     # reading arguments
@@ -220,7 +229,16 @@ class _Machine:
     def call(self, what: object, args: object) -> None:
         if type(what) is not Global or type(args) is not tuple:
             raise BrokenPickle(f"a call of {_kind(what)} with {_kind(args)}")
-        self.stack.append(Record(what, args))
+        ordered = what.role is Role.DICT and args == ()  # filled by SETITEMS afterwards, as any dict
+        self.stack.append({} if ordered else Record(what, args))
+
+    def persistent(self) -> None:
+        role = self.allow.get(PERSISTENT_ID)
+        if role is None:
+            raise UnsafePickle(
+                f"refuses a persistent id {_kind(self.stack[-1])}: it points outside the file; nothing was run"
+            )
+        self.stack.append(Record(Global(*PERSISTENT_ID, role), (self.stack.pop(),)))
 
     def reduce(self) -> None:
         args, what = self.stack.pop(), self.stack.pop()
@@ -243,6 +261,8 @@ class _Machine:
 
     def build(self) -> None:
         state, target = self.stack.pop(), self.stack[-1]
+        if type(target) is dict and self.has_ordered:
+            return  # attributes of an OrderedDict, such as the versions that torch notes: not kept
         if type(target) is not Record or target.state is not None or state is None:
             raise BrokenPickle(f"a state ({_kind(state)}) set on {_kind(target)}")
         target.state = state
@@ -412,7 +432,7 @@ _BY_NAME: dict[bytes, _Opcode] = {
     b"b": _Machine.build,
     # what reaches outside the stream
     b"P": _refused("the persistent id", lambda m: m.line().decode("latin1")),
-    b"Q": _refused("a persistent id", lambda m: _kind(m.stack[-1])),
+    b"Q": _Machine.persistent,
     b"\x82": _refused("the extension code", _number("<B")),
     b"\x83": _refused("the extension code", _number("<H")),
     b"\x84": _refused("the extension code", _number("<i")),
@@ -420,3 +440,6 @@ _BY_NAME: dict[bytes, _Opcode] = {
     b"\x98": _refused("an out-of-band buffer", lambda m: "READONLY_BUFFER"),
 }
 _OPCODES: dict[int, _Opcode] = {name[0]: opcode for name, opcode in _BY_NAME.items()}
+
+Machine = _Machine  # for `pickled_items`, which runs the same instructions on a mapped stream
+OPCODES = _OPCODES

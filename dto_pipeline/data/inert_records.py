@@ -43,9 +43,16 @@ class Role(Enum):
     CHUMPY = "chumpy array"
     SELECT = "chumpy selection"
     CSC = "scipy sparse matrix, column-compressed"
+    DICT = "the class collections.OrderedDict"
+    PERSISTENT = "something the file holds outside the pickle"
+    STORAGE = "kind of a torch storage"
+    TENSOR = "torch tensor over a storage"
+    PARAMETER = "torch parameter around a tensor"
+    SIZE = "torch size"
 
 
 Allowlist = Mapping[tuple[str, str], Role]
+PERSISTENT_ID = ("", "persistent id")  # the key under which an allowlist lets a stream name what lies beside it
 
 
 @dataclass(frozen=True)

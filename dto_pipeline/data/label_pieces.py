@@ -21,7 +21,7 @@ from dto_pipeline.data.exports.inputs import RunLabels
 from dto_pipeline.data.images import ImageStore, open_folder
 from dto_pipeline.data.label_files import LabelColumns, find_label_files, flatten_table, person_leaf
 from dto_pipeline.data.labels import LabelsError, open_labels
-from dto_pipeline.data.manifest import Manifest, ManifestError
+from dto_pipeline.data.manifest import Manifest, find_manifest
 from dto_pipeline.data.parquet import READ_ERRORS
 from dto_pipeline.data.storage import Location, as_location
 from dto_pipeline.data.tar_images import open_images
@@ -158,13 +158,7 @@ def open_run_set(run: RunLabels, images: str = "") -> ParquetSet:
     Raises:
         ManifestError: the manifest, which names the image files, is gone or is another one.
     """
-    need = f"the manifest of run {run.name} names its image files; put it back where run.json says"
-    try:
-        manifest = Manifest.open(run.manifest)
-    except ManifestError as error:
-        raise ManifestError(f"{need}: {error}") from error
-    if manifest.fingerprint != run.manifest_fingerprint:
-        raise ManifestError(f"{need}: {run.manifest} is another manifest now (its fingerprint differs)")
+    manifest = find_manifest(run.manifest, as_location(run.name), run.manifest_fingerprint, run.named_manifests)
     return ParquetSet(
         name=run.name,
         files=tuple(file.path for file in run.files),

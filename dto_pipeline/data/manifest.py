@@ -40,6 +40,7 @@ from dto_pipeline.errors import DtoError
 from dto_pipeline.reading import parse_json
 from dto_pipeline.schema import MANIFEST_SCHEMA, MANIFEST_SCHEMA_NAME
 
+_PARTS = 3  # last parts of a manifest's path that it may be found by after a move
 _HEADER_THREADS = 16  # image headers are read waiting for the disk, not computing
 
 
@@ -125,6 +126,46 @@ class Manifest:
                 return file.read_row_group(shard, columns=columns and list(columns))
         except READ_ERRORS as error:
             raise ManifestError(f"{self.path}, shard {shard} cannot be read ({error}); build it again") from error
+
+
+def find_manifest(recorded: Location, run_dir: Location, fingerprint: str, named: Sequence[Location] = ()) -> Manifest:
+    """The manifest a run was made from.
+
+    Args:
+        recorded: where run.json says it is; if it is not there, it is looked for under the last parts of that path in
+            the run's folder and the folders above it, so that a run and its manifest may move together.
+        run_dir: the run's folder.
+        fingerprint: of the manifest, by run.json.
+        named: places in place of `recorded`, one of which must be it.
+
+    Raises:
+        ManifestError: none of these is it; names the first place and what was found there.
+    """
+    problem = ""
+    for place in named or [as_location(recorded), *_nearby(recorded, run_dir)]:
+        try:
+            manifest = Manifest.open(place)
+        except ManifestError as error:
+            problem = problem or str(error)
+            continue
+        if manifest.fingerprint == fingerprint:
+            return manifest
+        told = f"expected fingerprint {fingerprint[:16]}, found {manifest.fingerprint[:16]}"
+        problem = problem or f"{place} is another manifest now, not the one of this run ({told})"
+    raise ManifestError(f"{problem}; name the manifest with --manifest, or put it back")
+
+
+def _nearby(recorded: Location, run_dir: Location) -> Iterator[Path]:
+    """Existing files below the run's folder and those above it that are called like the end of a path."""
+    recorded, run_dir = as_location(recorded), as_location(run_dir)
+    if not (isinstance(recorded, Path) and isinstance(run_dir, Path)):
+        return
+    here = run_dir.absolute()
+    for folder in (here, *here.parents):
+        for parts in range(min(_PARTS, len(recorded.parts)), 0, -1):
+            place = folder.joinpath(*recorded.parts[-parts:])
+            if place != recorded and place.is_file():
+                yield place
 
 
 def build_manifest(

@@ -14,6 +14,7 @@ from pathlib import Path
 from dto_pipeline.data.dataset import Dataset
 from dto_pipeline.data.image_index import ImageIndex, index_images
 from dto_pipeline.data.images import ImageStore, open_folder
+from dto_pipeline.data.recognise import FileKind, UnknownFile, recognise
 from dto_pipeline.data.sources import SOURCES
 from dto_pipeline.data.sources.rows import LabelFileError, LabelSource
 from dto_pipeline.data.sources.sidecar import Sidecar, SidecarError
@@ -62,6 +63,7 @@ def open_inputs(dataset: Dataset, out: Location, stack: ExitStack, progress: boo
     """
     options = dataclasses.replace(dataset.source_options, predictions=_predictions(dataset, stack))
     labels = fetch(dataset.labels_path, stack, LabelFileError)
+    check_source(labels, dataset.source)
     source = stack.enter_context(SOURCES[dataset.source](labels, options))
     place = dataset.sidecar_path
     sidecar_file = None if place is None else fetch(place, stack, SidecarError)
@@ -72,6 +74,22 @@ def open_inputs(dataset: Dataset, out: Location, stack: ExitStack, progress: boo
         return ManifestInputs(dataset, source, sidecar, images, index.with_prefixes(dataset.image_prefixes))
     placed = place_in_tars(index, dataset.images_root, dataset.key_parts, tar_index_path(out), progress)
     return ManifestInputs(dataset, source, sidecar, placed.images, placed.index, placed)
+
+
+def check_source(labels: Path, source: str) -> None:
+    """Refuse a label file of another kind than `source` reads; of one that is unknown its reader says more.
+
+    Raises:
+        LabelFileError: another kind, with the source that reads it.
+    """
+    try:
+        kind = recognise(labels)
+    except UnknownFile:
+        return
+    found = "labels" if kind is FileKind.DTO_LABELS else str(kind)
+    if found != source:
+        advice = f"set source: {found} (--source {found})" if found in SOURCES else "no source reads that"
+        raise LabelFileError(f"{labels} holds {kind.words}, and the description says source: {source}; {advice}")
 
 
 def _predictions(dataset: Dataset, stack: ExitStack) -> Path | None:

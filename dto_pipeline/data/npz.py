@@ -7,6 +7,7 @@ Knows zip and npy, no key names.
 
 from __future__ import annotations
 
+import mmap
 import os
 import shutil
 import struct
@@ -26,6 +27,7 @@ _DAMAGES = (
     *(OSError, EOFError, ValueError, TypeError, OverflowError, MemoryError, RecursionError, RuntimeError),
     *(zipfile.BadZipFile, zlib.error, struct.error, SyntaxError, TokenError),
 )  # what zipfile and numpy's header parser raise on a damaged file
+_RELEASED = 1 << 26  # bytes of a map that may stay in memory once they were read
 _LOCAL_HEADER = 30  # bytes of a zip entry's own header before its name
 
 
@@ -79,6 +81,44 @@ class MappedNpz:
         except _DAMAGES as error:
             if getattr(error, "errno", None) in NO_ROOM:  # of the temporary folder
                 raise
+            raise NpzError(f"{self.path}, array {key!r}: {error}") from error
+
+    def object_bytes(self, key: str, compare: bool = True) -> tuple[mmap.mmap, int, int]:
+        """The pickle inside a 0-d object array: a read-only map, and the stream's first byte and end in it.
+
+        Args:
+            compare: hold the bytes against the archive's checksum, which a map does not do by itself.
+
+        Raises:
+            NpzError: the member is missing, damaged, or an array of another kind.
+        """
+        if key not in self._members:
+            raise NpzError(f"{self.path} has no array {key!r}; it holds {self.keys}")
+        entry = self._zip.getinfo(self._members[key])
+        try:
+            stored = entry.compress_type == zipfile.ZIP_STORED
+            path, start = (self.path, self._start_in_zip(entry)) if stored else (self._unpack(key, entry), 0)
+            try:
+                data = _map_whole(path)
+            except OSError:  # a mount that can be read but not mapped says nothing about the file
+                if not stored:
+                    raise
+                stored, path, start = False, self._unpack(key, entry), 0
+                data = _map_whole(path)
+            with path.open("rb") as stream:
+                stream.seek(start)
+                shape, _, dtype = _read_header(stream)
+                begin = stream.tell()
+            if start + entry.file_size > len(data):
+                raise NpzError("ends before its header says; download it again")
+            if shape != () or dtype != np.dtype(object):
+                data.close()
+                raise NpzError(f"is {dtype} {shape}; expected one object, as a dictionary is stored")
+            if stored and compare and _check_sum(data, start, start + entry.file_size) != entry.CRC:
+                data.close()
+                raise NpzError("its bytes are not those that were written (CRC-32); download it again")
+            return data, begin, start + entry.file_size
+        except _DAMAGES as error:
             raise NpzError(f"{self.path}, array {key!r}: {error}") from error
 
     def close(self) -> None:
@@ -135,6 +175,31 @@ class MappedNpz:
         if expected == 0:
             return np.zeros(shape, dtype)
         return np.memmap(path, dtype, "r", begin, shape, "F" if fortran else "C")
+
+
+def _map_whole(path: Path) -> mmap.mmap:
+    with path.open("rb") as stream:
+        return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def release(data: mmap.mmap, released: int, at: int) -> int:
+    """Give back the pages of a map that lie behind `at`: they are the file's, and can be read again.
+
+    Returns:
+        Up to where they were given back: `released` as long as little lies behind.
+    """
+    if at - released < _RELEASED:
+        return released
+    data.madvise(mmap.MADV_DONTNEED, 0, at - at % mmap.PAGESIZE)
+    return at
+
+
+def _check_sum(data: mmap.mmap, start: int, end: int) -> int:
+    found, released = 0, start
+    for at in range(start, end, 1 << 20):
+        found = zlib.crc32(data[at : min(end, at + (1 << 20))], found)
+        released = release(data, released, at)
+    return found
 
 
 def _read_header(stream: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:

@@ -1,15 +1,11 @@
 """People of whole files in one shape, whoever wrote them: what evaluations compare.
 
-| what is read                       | recognised by                                     | images             |
-|------------------------------------|---------------------------------------------------|--------------------|
-| labels of this project             | Parquet of schema `dto-labels/1`; a folder of them | image_path         |
-| the same, one row per person       | Parquet of schema `dto-persons/1`                 | image_path         |
-| CameraHMR's layout                 | npz with `imgname`                                | imgname            |
-| MA-HMR's layout                    | npz with `annots` -> image -> people              | keys of `annots`   |
-| predictions of any network         | npz or Parquet with `image`, see `sources`        | image              |
-| the truth of a synthetic data set  | npz with `image_name`, or the data set's folder   | image_name         |
+What is read and how it is recognised stands in `data.recognise`: everything there but RelativeHuman's annotations,
+which hold no bodies. Images are called as the file calls them: image_path, imgname, image, image_name, or the keys of
+`annots`.
 
-Reading holds all people in memory (about 0.5 kB each). Knows files and columns, no body and no metric. Nobody is
+Reading holds all people in memory (about 0.5 kB each; of released DTO-Humans 0.2 kB, the
+rest is mapped). Knows files and columns, no body and no metric. Nobody is
 dropped: a person with a number that is not finite, or behind the camera, is kept and not `usable`. Metres, camera
 frame, pixels.
 """
@@ -18,29 +14,25 @@ from __future__ import annotations
 
 import dataclasses
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dto_pipeline.axes import NUM_BETAS
-from dto_pipeline.data.cameras import camera_matrices
 from dto_pipeline.data.columns import read_numbers, single_array
 from dto_pipeline.data.label_files import LabelColumns, find_label_files, flatten_table, initial_betas, read_label_files
-from dto_pipeline.data.npz import MappedNpz, NpzError
 from dto_pipeline.data.parquet import READ_ERRORS, footer_text, open_parquet
-from dto_pipeline.data.safe_pickle import PickleRefused, safe_load_npz
+from dto_pipeline.data.recognise import TRUTH_FILE, FileKind, UnknownFile, recognise
+from dto_pipeline.data.sources.annots import NOBODY, open_annots
 from dto_pipeline.data.sources.camerahmr import open_camerahmr
 from dto_pipeline.data.sources.predictions import open_predictions
 from dto_pipeline.data.sources.rows import LABEL_VALUES, LabelSource, find_row_problems
 from dto_pipeline.data.storage import list_names
 from dto_pipeline.errors import DtoError
-from dto_pipeline.reading import open_regular
-from dto_pipeline.schema import LABELS_SCHEMA_NAME, PERSONS_SCHEMA_NAME
+from dto_pipeline.schema import PERSONS_SCHEMA_NAME
 
-TRUTH_FILE = "truth.npz"  # of a synthetic data set
 _PERSON = ("pose", "betas", "transl", "transl_init", "beta_index", "beta_init", "source_row", "status")
 _UNKNOWN = float("nan")
 
@@ -89,6 +81,13 @@ class People:
         }
         return dataclasses.replace(self, **kept)
 
+    def part(self, start: int, stop: int) -> People:
+        """The images of a range, with their people, of a file as it was read: people ordered by image."""
+        first, last = np.searchsorted(self.owner, (start, stop))
+        some = self.take(np.arange(first, last))
+        images = {name: getattr(self, name)[start:stop] for name in ("images", "size", "accepted")}
+        return dataclasses.replace(some, owner=some.owner - start, **images)
+
 
 def read_people(path: str | Path | Sequence[str | Path], values: str = "after") -> People:
     """Read a file or folder of any kind in the table of the module.
@@ -105,35 +104,22 @@ def read_people(path: str | Path | Sequence[str | Path], values: str = "after") 
     if not isinstance(path, str | Path):
         return _read_labels(list(path), values, str(path[0]).rpartition("/")[0])
     path = Path(path)
-    if path.is_dir():
-        if (path / TRUTH_FILE).is_file():
-            return _read_truth(path / TRUTH_FILE)
-        return _read_folder(path, values)
-    if not path.is_file():
-        raise PeopleError(f"{path} does not exist; expected a run, an export, a Parquet or an npz file of people")
-    with open_regular(path) as stream:
-        magic = stream.read(4)
-    if magic == b"PAR1":
-        return _read_parquet(path, values)
-    if magic[:2] == b"PK":
-        return _read_npz(path)
-    raise PeopleError(f"{path} begins with {magic!r}; expected a Parquet or an npz file of people")
+    try:
+        kind = recognise(path)
+    except UnknownFile as error:
+        raise PeopleError(str(error)) from error
+    if kind is FileKind.DTO_LABELS:
+        return _read_labels(find_label_files(path), values, str(path))
+    if kind is FileKind.DTO_PERSONS:
+        return _read_persons(_persons_files(path), values)
+    if kind is FileKind.RELATIVE_HUMAN:
+        raise PeopleError(f"{path} holds {kind.words}: people in the picture only, without bodies to compare")
+    return _READERS[kind](path / TRUTH_FILE if path.is_dir() else path)
 
 
-def _read_folder(folder: Path, values: str) -> People:
-    files = [folder / name for name in sorted(list_names(folder, (".parquet",)))]
-    persons = [path for path in files if _schema(path) == PERSONS_SCHEMA_NAME]
-    return _read_persons(persons, values) if persons else _read_labels(find_label_files(folder), values, str(folder))
-
-
-def _read_parquet(path: Path, values: str) -> People:
-    schema = _schema(path)
-    if schema == LABELS_SCHEMA_NAME:
-        return _read_labels([path], values, str(path))
-    if schema == PERSONS_SCHEMA_NAME:
-        return _read_persons([path], values)
-    with open_predictions(path) as source:
-        return _from_source(path, source)
+def _persons_files(path: Path) -> list[Path]:
+    files = [path] if path.is_file() else [path / name for name in sorted(list_names(path, (".parquet",)))]
+    return [file for file in files if path.is_file() or _schema(file) == PERSONS_SCHEMA_NAME]
 
 
 def _schema(path: Path) -> str:
@@ -196,26 +182,14 @@ def _read_persons(files: list[Path], values: str) -> People:
     return _from_columns(str(files[0]), columns.images, columns, owner[order], cameras, values)
 
 
-def _read_npz(path: Path) -> People:
-    try:
-        with MappedNpz(path) as npz:
-            keys = npz.keys
-    except NpzError as error:
-        raise PeopleError(str(error)) from error
-    if "imgname" in keys:
-        with open_camerahmr(path) as source:
-            return _from_source(path, source)
-    if "annots" in keys:
-        return _read_annots(path)
-    if "image_name" in keys:
-        return _read_truth(path)
-    if "image" in keys:
-        with open_predictions(path) as source:
-            return _from_source(path, source)
-    raise PeopleError(
-        f"{path} holds the arrays {keys}; expected CameraHMR's (imgname ...), MA-HMR's (annots), a prediction file's "
-        "(image, pose, betas, transl) or a synthetic truth's (image_name ...)"
-    )
+def _read_camerahmr(path: Path) -> People:
+    with open_camerahmr(path) as source:
+        return _from_source(path, source)
+
+
+def _read_predictions(path: Path) -> People:
+    with open_predictions(path) as source:
+        return _from_source(path, source)
 
 
 def _from_source(path: Path, source: LabelSource) -> People:
@@ -279,58 +253,30 @@ def _read_truth(path: Path) -> People:
 
 
 def _read_annots(path: Path) -> People:
-    """MA-HMR's layout; a person that does not have its shape is kept as one that cannot be used."""
-    try:
-        found = safe_load_npz(path, keys=("annots",)).get("annots")
-    except PickleRefused as error:
-        raise PeopleError(f"{path} cannot be read: {error}") from error
-    annots = found[()] if found is not None and found.shape == () else None
-    if not isinstance(annots, dict) or not annots:
-        raise PeopleError(f"{path}, array 'annots': expected a dict of image -> list of people, not empty")
-    rows = [(str(name), place, person) for name, people in annots.items() for place, person in _enumerate(people)]
-    problems: list[str] = []
-    numbers = [_read_person(f"{path}, image {name}, person {place}", person, problems) for name, place, person in rows]
-    flat = np.stack(numbers) if numbers else np.zeros((0, 72 + NUM_BETAS + 3 + 4))
-    pose, betas, transl, camera = np.split(flat, np.cumsum([72, NUM_BETAS, 3]), axis=1)
-    names = np.array([name for name, _, _ in rows], dtype=str)
-    people = _from_rows(
-        path,
-        names,
-        pose.astype(np.float32),
-        betas.astype(np.float32),
-        transl.astype(np.float32),
-        camera_matrices(camera),
-        None,
-        tuple(problems),
+    """Released DTO-Humans: poses, shapes and translations stay on disk, mapped."""
+    annots = open_annots(path)
+    count = int(annots.starts[-1])
+    return People(
+        source=str(path),
+        images=annots.names,
+        owner=annots.owner,
+        row=np.arange(count),
+        pose=annots.pose,
+        betas=annots.betas,
+        transl=annots.transl,
+        intrinsics=annots.intrinsics(np.arange(count)),
+        size=np.full((len(annots.names), 2), _UNKNOWN),
+        accepted=np.ones(len(annots.names), bool),
+        status=np.full(count, "", dtype=object),
+        problems=tuple(
+            f"{path}, image {found.image}: {found.reason}" for found in annots.findings if found.reason != NOBODY
+        ),
     )
-    empty = [str(name) for name, listed in annots.items() if not list(_enumerate(listed))]
-    return _with_empty_images(people, empty)
 
 
-def _enumerate(people: Any) -> list[tuple[int, Any]]:
-    return list(enumerate(people)) if isinstance(people, list | tuple) else [(0, people)]
-
-
-def _read_person(where: str, person: Any, problems: list[str]) -> np.ndarray:
-    """(90,) float64 pose, betas, transl, fx fy cx cy; NaN if the person is not as documented, which is listed."""
-    try:
-        body, camera = person["smpl_param"], person["cam_param"]
-        betas = np.zeros(NUM_BETAS)
-        shape = np.asarray(body["shape"], np.float64).reshape(-1)
-        betas[: len(shape)] = shape
-        parts = [body["pose"], betas, body["trans"], camera["focal"], camera["princpt"]]
-        return np.concatenate([np.asarray(part, np.float64).reshape(-1) for part in parts]).reshape(72 + NUM_BETAS + 7)
-    except (KeyError, TypeError, ValueError) as error:
-        problems.append(f"{where}: {type(error).__name__}: {error}; expected MA-HMR's smpl_param and cam_param")
-        return np.full(72 + NUM_BETAS + 7, np.nan)
-
-
-def _with_empty_images(people: People, names: list[str]) -> People:
-    """The same people, and images nobody is in."""
-    count = len(names)
-    return dataclasses.replace(
-        people,
-        images=np.concatenate([people.images, np.array(names, dtype=object)]),
-        size=np.concatenate([people.size, np.full((count, 2), _UNKNOWN)]),
-        accepted=np.concatenate([people.accepted, np.ones(count, bool)]),
-    )
+_READERS: Mapping[FileKind, Callable[[Path], People]] = {
+    FileKind.CAMERAHMR: _read_camerahmr,
+    FileKind.MA_HMR: _read_annots,
+    FileKind.PREDICTIONS: _read_predictions,
+    FileKind.SYNTHETIC_TRUTH: _read_truth,
+}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -25,12 +26,34 @@ _MAX_DENSE_BYTES = 2**26  # a sparse matrix is written out densely up to this si
 _LAST_CHARACTER = 0x10FFFF
 
 
-def build_values(records: object, limits: Limits, object_arrays: bool = False) -> Any:
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor as a pickle describes it; the numbers are of the right types and not negative, and not compared."""
+
+    kind: str  # name of the class of its storage
+    key: str  # of the storage
+    stored: int  # items of the storage
+    offset: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+
+
+def _no_tensor(tensor: StoredTensor) -> Any:
+    raise BrokenPickle("a torch tensor where none is expected")
+
+
+def build_values(
+    records: object,
+    limits: Limits,
+    object_arrays: bool = False,
+    make_tensor: Callable[[StoredTensor], Any] = _no_tensor,
+) -> Any:
     """Plain values for what `inert_pickle.load_records` returned.
 
     Args:
         records: the object graph.
         object_arrays: allow numpy arrays of Python objects, whose items are rebuilt by the same rules.
+        make_tensor: what becomes of torch's tensors, where the allowlist had them.
 
     Returns:
         None, bool, int, float, complex, str, bytes, list, tuple, dict, set, frozenset and writable numpy arrays in
@@ -41,7 +64,7 @@ def build_values(records: object, limits: Limits, object_arrays: bool = False) -
         BrokenPickle: contents that contradict each other, or more than the limits allow.
     """
     try:
-        return _Builder(limits, object_arrays).value(records, 0)
+        return _Builder(limits, object_arrays, make_tensor).value(records, 0)
     except (UnsafePickle, BrokenPickle):
         raise
     except (ArithmeticError, LookupError, MemoryError, RecursionError, TypeError, ValueError) as error:
@@ -64,9 +87,10 @@ def checked_values(flat: np.ndarray) -> np.ndarray:
 class _Builder:
     """Builds one graph; owns the memory of what was built and the counts against the limits."""
 
-    def __init__(self, limits: Limits, object_arrays: bool) -> None:
+    def __init__(self, limits: Limits, object_arrays: bool, make_tensor: Callable[[StoredTensor], Any]) -> None:
         self.limits = limits
         self.object_arrays = object_arrays
+        self.make_tensor = make_tensor
         self.items = 0  # of the result, as if nothing were shared
         self.array_bytes = 0
         self.built: dict[int, tuple[Any, int]] = {}  # id of a node -> value, its items
@@ -273,6 +297,27 @@ class _Builder:
         np.add.at(dense, (row, np.repeat(np.arange(shape[1]), counts)), data)
         return dense
 
+    # torch
+
+    def tensor(self, node: Record, depth: int) -> Any:
+        """`_rebuild_tensor_v2(storage, offset, size, stride, ...)`; what follows (hooks, gradients) is not kept."""
+        storage, offset, size, stride = node.args[:4]
+        if type(storage) is not Record or storage.what.role is not Role.PERSISTENT:
+            raise BrokenPickle("a tensor without storage")
+        name, kind, key, _, stored, *view = storage.args[0]
+        if name != "storage" or type(kind) is not Global or kind.role is not Role.STORAGE or any(view):
+            raise BrokenPickle(f"a tensor over {shown(name)} of {shown(kind)}")
+        counts = self.shape((offset, stored))
+        return self.make_tensor(
+            StoredTensor(kind.name, str(key), counts[1], counts[0], self.shape(size), self.shape(stride))
+        )
+
+    def parameter(self, node: Record, depth: int) -> Any:
+        return self.value(node.args[0], depth)
+
+    def size(self, node: Record, depth: int) -> tuple[int, ...]:
+        return self.shape(node.args[0])
+
     def state(self, node: Record, *keys: str) -> dict[str, Any]:
         """The attributes of a class instance, with those that must be there."""
         if node.args or type(node.state) is not dict or any(key not in node.state for key in keys):
@@ -337,4 +382,7 @@ _CALLS: dict[Role, _Build] = {
     Role.CHUMPY: _Builder.chumpy,
     Role.SELECT: _Builder.selected,
     Role.CSC: _Builder.sparse,
+    Role.TENSOR: _Builder.tensor,
+    Role.PARAMETER: _Builder.parameter,
+    Role.SIZE: _Builder.size,
 }

@@ -16,6 +16,8 @@ from dto_pipeline.data.storage import STORAGE_ERRORS, Location, as_location, err
 from dto_pipeline.models.body import BodyModel, BodyModelError, load_body
 from dto_pipeline.models.depth import DepthFiles, open_depth_files
 
+_MOST_DEPTH_BYTES = 1 << 31  # of one file: twice float64 for the largest image
+
 
 class RemoteDepth(DepthFiles):
     """Depth maps below a URI; otherwise as `DepthFiles`."""
@@ -26,7 +28,7 @@ class RemoteDepth(DepthFiles):
 
     def _source(self, depth_file: str) -> io.BytesIO:
         try:
-            return io.BytesIO(read_head(self.place, depth_file, None))
+            return io.BytesIO(read_head(self.place, depth_file, _MOST_DEPTH_BYTES))
         except FileNotFoundError:
             raise
         except STORAGE_ERRORS as error:

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from dto_pipeline.collate import map_size
-from dto_pipeline.config import EvidenceConfig
+from dto_pipeline.config import EvidenceConfig, RunConfig
 from dto_pipeline.data.cameras import read_cameras
 from dto_pipeline.data.columns import read_vectors, single_array
 from dto_pipeline.data.images import ImageStore, open_folder
@@ -67,6 +67,7 @@ class _Loader:
     depth: DepthSource | None
     max_side: int
     clock: Clock
+    decode_memory_mb: int
 
     def fill(self, scene: Scene, image_file: str, depth_file: str | None, masks: _Masks) -> None:
         """Add image, masks and disparity, or the problem that prevents them."""
@@ -86,7 +87,7 @@ class _Loader:
 
     def _read(self, scene: Scene, image_file: str, depth_file: str | None, masks: _Masks) -> None:
         with self.clock("decode"):
-            image = self.images.read(image_file)
+            image = self.images.read(image_file, self.decode_memory_mb)
         scene.image_sha256 = image.sha256
         height, width = image.rgb.shape[:2]
         if (width, height) != (scene.width, scene.height):
@@ -111,6 +112,7 @@ def load_scenes(
     threads: Executor | None = None,
     clock: Clock | None = None,
     label_masks: bool = True,
+    decode_memory_mb: int = RunConfig.decode_memory_mb,
 ) -> list[Scene]:
     """Load the scenes of some manifest rows.
 
@@ -122,12 +124,14 @@ def load_scenes(
         threads: run one image per task; None = in this thread.
         clock: gets the seconds of decode, masks and depth, threads added up.
         label_masks: take the manifest's masks; False treats everybody as without one.
+        decode_memory_mb: see `RunConfig`.
 
     Returns:
         One scene per row, in order.
     """
     store = open_folder(as_location(images)) if isinstance(images, Path | str) else images
-    loader = _Loader(store, depth, evidence.render_max_side, clock or (lambda stage: nullcontext()))
+    quiet = clock or (lambda stage: nullcontext())
+    loader = _Loader(store, depth, evidence.render_max_side, quiet, decode_memory_mb)
     scenes, masks = [], []
     for scene, mask in _read_labels(rows):
         scenes.append(scene)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import logging
-import pickle
 import zipfile
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -29,6 +28,7 @@ from dto_pipeline.data.safe_pickle import (
     safe_load_npz,
     safe_loads,
 )
+from dto_pipeline.data.torch_files import TorchFileError, read_torch_file
 from dto_pipeline.errors import DtoError
 from dto_pipeline.reading import read_regular, read_start
 
@@ -36,6 +36,7 @@ NUM_VERTICES, NUM_JOINTS, NUM_FACES, NUM_POSE_DIRECTIONS = 6890, 24, 13776, 207
 NUM_DIRECTIONS = 10  # shape directions that the labels use, without the kid axis
 KID_HEIGHT_BELOW = 0.75  # a kid template is shorter than this share of the adult template
 _LIMITS = Limits(max_stream_bytes=2**30, max_opcodes=1_000_000, max_items=1_000_000, max_array_bytes=2**30)
+_NUMPY_DTYPES = (torch.float16, torch.float32, torch.float64, torch.int32, torch.int64)  # of tensors in checkpoints
 _KEYS_SHOWN = 30  # keys of a wrong file that a message lists
 _ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # the earliest a zip can hold: no clock in the file
 _OTHER_MODELS = {10475: "SMPL-X", 778: "MANO", 5023: "FLAME", 3889: "SMAL"}  # by number of vertices
@@ -222,12 +223,18 @@ def _read_checkpoint(path: Path) -> dict[str, Any]:
     24 parents only, `f` as floats. SMPL's own shapes are accepted as well.
     """
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-        tensors = {key: value for key, value in dict(found).items() if isinstance(value, torch.Tensor)}
-        arrays = {key: value.detach().to_dense().numpy() for key, value in tensors.items()}
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError) as error:
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise SmplFileError(f"{path} is not a checkpoint of plain tensors ({reason})") from error
+        found = read_torch_file(path, _LIMITS.max_stream_bytes)
+    except TorchFileError as error:
+        raise SmplFileError(f"not a checkpoint of plain tensors: {error}") from error
+    tensors = found if isinstance(found, dict) else {}
+    arrays = {
+        key: tensor.numpy()
+        for key in ("smpla_shapedirs", *_SHAPES)
+        if isinstance(tensor := tensors.get(key), torch.Tensor) and tensor.dtype in _NUMPY_DTYPES
+    }
+    if not arrays:
+        keys = ", ".join(shown(name) for name in list(tensors)[:_KEYS_SHOWN]) or f"a {type(found).__name__}"
+        raise SmplFileError(f"{path} is not a checkpoint of plain tensors of a body: found {keys}")
     if "smpla_shapedirs" in arrays:
         arrays["shapedirs"] = arrays["smpla_shapedirs"]
     if "posedirs" in arrays and arrays["posedirs"].shape == (NUM_POSE_DIRECTIONS, NUM_VERTICES * 3):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-import zipfile
+import math
 from importlib.resources import files
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from dto_pipeline.axes import NUM_BETAS
 from dto_pipeline.config import STAND_IN_BODY
 from dto_pipeline.errors import DtoError
 from dto_pipeline.maths.ordered import ExactMatrix, exact_product, fold_sum, make_exact
+from dto_pipeline.models.array_files import read_npz
 from dto_pipeline.models.rasterizer import is_closed
 from dto_pipeline.reading import read_regular
 
@@ -44,6 +45,7 @@ _REQUIRED = {
     "f": (None, 3),
 }
 _LIMBS = (16, 17, 18, 19, 20, 21, 1, 2, 4, 5, 7, 8)  # shoulders, elbows, wrists, hips, knees, ankles
+_MOST_ARRAY_BYTES = 1 << 27  # the largest, posedirs of SMPL in float64, has 34 MB
 _POSE_CHUNK = 64  # bodies posed at once: bounds memory
 _SKIN_CHUNK = 16  # bodies skinned at once: what stays in a CPU's cache
 
@@ -305,18 +307,22 @@ def load_body(path: str | Path = "", kid_axis: bool = True, device: torch.device
         kid_axis: use the 11th direction when the file has one.
 
     Raises:
-        BodyModelError: missing file, a pickle, missing keys or wrong shapes.
+        BodyModelError: missing file, a pickle, missing keys, wrong shapes, indices out of range, numbers not finite.
     """
     own = str(path) in ("", STAND_IN_BODY)
     file = _locate(Path(str(files("dto_pipeline.assets"))) if own else Path(path))
     try:
         data = read_regular(file, _MOST_BYTES)
-        with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-            arrays = {key: archive[key] for key in archive.files}
-    except (ValueError, OSError, zipfile.BadZipFile) as error:
+        arrays, names = read_npz(io.BytesIO(data), _REQUIRED, lambda *found: _check_array(file, *found))
+    except BodyModelError:
+        raise
+    except (ValueError, OSError) as error:
         hint = "convert the official file with `dto body import`"
         raise BodyModelError(f"{file} is not a plain npz body model ({error}); {hint}") from error
-    _check_arrays(file, arrays)
+    for key in _REQUIRED:
+        if key not in arrays:
+            raise BodyModelError(f"{file} lacks the array {key!r}; found {sorted(names)}")
+    _check_fit(file, arrays)
     return BodyModel(arrays, kid_axis, hashlib.sha256(data).hexdigest()).to(device)
 
 
@@ -328,13 +334,37 @@ def _locate(path: Path) -> Path:
     raise BodyModelError(f"no body model at {path}; expected an npz made by `dto body import`")
 
 
-def _check_arrays(file: Path, arrays: dict[str, np.ndarray]) -> None:
-    for key, shape in _REQUIRED.items():
-        if key not in arrays:
-            raise BodyModelError(f"{file} lacks the array {key!r}; found {sorted(arrays)}")
-        found = arrays[key].shape
-        right = len(found) == len(shape) and all(want in (None, got) for want, got in zip(shape, found, strict=True))
-        if not right:
-            raise BodyModelError(f"{file}: array {key!r} has shape {found}, expected {shape} (None = any)")
-    if arrays["shapedirs"].shape[-1] < NUM_BETAS - 1:
-        raise BodyModelError(f"{file}: shapedirs has {arrays['shapedirs'].shape[-1]} directions, expected 10 or 11")
+def _check_array(file: Path, key: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    """Refuse an array by its header, before it is read."""
+    expected = _REQUIRED[key]
+    right = len(shape) == len(expected) and all(want in (None, got) for want, got in zip(expected, shape, strict=True))
+    if not right:
+        raise BodyModelError(f"{file}: array {key!r} has shape {shape}, expected {expected} (None = any)")
+    if math.prod(shape) * dtype.itemsize > _MOST_ARRAY_BYTES:
+        raise BodyModelError(f"{file}: array {key!r} {shape} of {dtype} is larger than that of any body model")
+
+
+def _check_fit(file: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Refuse arrays that contradict each other or hold numbers that would be read beyond an end."""
+    directions, vertices = arrays["shapedirs"].shape[-1], len(arrays["v_template"])
+    if directions < NUM_BETAS - 1:
+        raise BodyModelError(f"{file}: shapedirs has {directions} directions, expected 10 or 11")
+    counts = {key: len(arrays[key]) for key in ("shapedirs", "posedirs", "weights")}
+    counts["J_regressor"] = arrays["J_regressor"].shape[1]
+    if any(count != vertices for count in counts.values()):
+        raise BodyModelError(f"{file}: v_template has {vertices} vertices, others have {counts}")
+    joints = arrays["kintree_table"].shape[1]
+    if arrays["posedirs"].shape[-1] != 9 * (joints - 1):
+        raise BodyModelError(
+            f"{file}: posedirs has {arrays['posedirs'].shape[-1]} directions, expected {9 * (joints - 1)}"
+        )
+    parents, faces = arrays["kintree_table"][0].astype(np.int64), arrays["f"].astype(np.int64)
+    if (parents[1:] < 0).any() or (parents[1:] >= np.arange(1, joints)).any():
+        raise BodyModelError(f"{file}: kintree_table is not a tree with every joint after its parent")
+    if faces.size and (faces.min() < 0 or faces.max() >= vertices):
+        raise BodyModelError(f"{file}: f holds indices outside the {vertices} vertices")
+    if vertices <= max(vertex_ids["smplh"][name] for name in SMPLX_EXTRA_JOINTS):
+        raise BodyModelError(f"{file} has {vertices} vertices, fewer than SMPL's landmarks need; expected 6890")
+    for key in ("v_template", "shapedirs", "posedirs", "weights", "J_regressor"):
+        if not np.isfinite(arrays[key]).all():
+            raise BodyModelError(f"{file}: {key} holds numbers that are not finite")

@@ -6,27 +6,22 @@ Knows npy and npz (float16 to float64) and PNG (16 bits), and what their numbers
 
 from __future__ import annotations
 
-import struct
-import zipfile
-import zlib
 from pathlib import Path, PurePosixPath
-from tokenize import TokenError
-from typing import IO, BinaryIO, Protocol
+from typing import BinaryIO, Protocol
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from dto_pipeline.config import DepthConfig
+from dto_pipeline.models.array_files import read_npy, read_npz
 from dto_pipeline.models.depth_kinds import DEPTH, DISPARITY, METRIC_DEPTH, as_disparity
 from dto_pipeline.paths import UnsafePath, resolve_inside
 from dto_pipeline.reading import open_regular
 from dto_pipeline.status import ImageStatus, UnusableImage
 
 NPZ_KEYS = {DISPARITY: "disparity", DEPTH: "depth", METRIC_DEPTH: "depth"}  # array of a npz, by kind
-_UNREADABLE = (
-    *(ValueError, OSError, EOFError, TypeError, OverflowError, RuntimeError, RecursionError),
-    *(zipfile.BadZipFile, zlib.error, struct.error, NotImplementedError, SyntaxError, TokenError),
-)  # what zipfile, numpy's header parser and Pillow raise on damaged files
+_UNREADABLE = (ValueError, OSError)
+_NAMES_SHOWN = 10  # arrays of a wrong file that a message lists
 _UNNAMED = "no depth map is named for this image; set `depth` in the dataset YAML or depth.root"
 
 
@@ -103,45 +98,38 @@ def open_depth_files(config: DepthConfig, root: str | Path) -> DepthFiles:
 
 
 def _read_array(source: BinaryIO, suffix: str, shape: tuple[int, int], npz_key: str) -> np.ndarray:
-    """The array of a npy, of a npz or of a PNG; a false header costs no memory."""
+    """The array of a npy, of a npz or of a PNG; read only where its header fits the image."""
+
+    def check(_: str, found: tuple[int, ...], dtype: np.dtype) -> None:
+        if found != shape:
+            raise ValueError(f"its shape is {found}; expected that of the image {shape}")
+        if dtype.kind != "f" or dtype.itemsize > 8:
+            raise ValueError(f"its type is {dtype}; expected float16, float32 or float64")
+
     if suffix == ".png":
         return _read_png(source, shape)
     if suffix != ".npz":
-        return _read_npy(source, shape)
-    with zipfile.ZipFile(source) as archive:
-        members = [name.removesuffix(".npy") for name in archive.namelist()]
-        if npz_key not in members:
-            raise ValueError(f"npz holds {sorted(members)}; expected {npz_key!r}")
-        with archive.open(f"{npz_key}.npy" if f"{npz_key}.npy" in archive.namelist() else npz_key) as member:
-            return _read_npy(member, shape)
-
-
-def _read_npy(stream: IO[bytes], shape: tuple[int, int]) -> np.ndarray:
-    """The map of a npy stream. It is read, not mapped: some mounts refuse to map files, and all of it is needed."""
-    version = np.lib.format.read_magic(stream)
-    if version not in ((1, 0), (2, 0), (3, 0)):
-        raise ValueError(f"it is a npy of format {version}; expected 1.0, 2.0 or 3.0")
-    one = version == (1, 0)
-    read = np.lib.format.read_array_header_1_0 if one else np.lib.format.read_array_header_2_0
-    found, fortran, dtype = read(stream)
-    if found != shape:
-        raise ValueError(f"its shape is {found}; expected that of the image {shape}")
-    if dtype.kind != "f":
-        raise ValueError(f"its type is {dtype}; expected float16, float32 or float64")
-    size = dtype.itemsize * shape[0] * shape[1]
-    data = stream.read(size + 1)
-    if len(data) < size:
-        raise ValueError(f"it holds {len(data)} of the {size} bytes of an array {shape} of {dtype}")
-    return np.frombuffer(data[:size], dtype).reshape(shape, order="F" if fortran else "C")
+        return read_npy(source, check)
+    arrays, names = read_npz(source, [npz_key], check)
+    if npz_key not in arrays:
+        raise ValueError(f"npz holds {sorted(names)[:_NAMES_SHOWN]}; expected {npz_key!r}")
+    return arrays[npz_key]
 
 
 def _read_png(source: BinaryIO, shape: tuple[int, int]) -> np.ndarray:
-    with Image.open(source, formats=["PNG"]) as image:
-        if image.size != shape[::-1]:
-            raise ValueError(f"its shape is {image.size[::-1]}; expected that of the image {shape}")
-        if not image.mode.startswith("I"):
-            raise ValueError(f"it is a PNG of mode {image.mode}; expected one channel of 16 bits")
-        return np.asarray(image)
+    try:
+        with Image.open(source, formats=["PNG"]) as image:
+            if image.size != shape[::-1]:
+                raise ValueError(f"its shape is {image.size[::-1]}; expected that of the image {shape}")
+            if not image.mode.startswith("I"):
+                raise ValueError(f"it is a PNG of mode {image.mode}; expected one channel of 16 bits")
+            return np.asarray(image)
+    except UnidentifiedImageError as error:
+        raise ValueError("it is not a PNG") from error
+    except (ValueError, OSError, MemoryError):
+        raise
+    except Exception as error:  # Pillow raises any type on damaged files
+        raise ValueError(f"it is not a whole PNG: {error}") from error
 
 
 def _check_values(disparity: np.ndarray, name: str) -> np.ndarray:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 MAX_PADDING = 1.5  # padded pixels of a batch per pixel of its images: beyond it a new batch is cheaper
 MAX_BATCH_PIXELS = 1 << 26  # padded pixels of a batch: bounds the disparity tensor to 256 MB
+MAX_WINDOW_PIXELS = 1 << 27  # of images loaded together, with their disparity 0.9 GB: those of 100 Mpx come one by one
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,23 @@ def plan_batches(sizes: Sequence[SceneSize], batch_images: int) -> list[list[int
     if batch_images < 1:
         raise ValueError(f"batch_images is {batch_images}, expected at least 1")
     return list(_cut(sizes, sorted(range(len(sizes)), key=lambda i: (_sort_key(sizes[i]), i)), batch_images))
+
+
+def cut_windows(sizes: Sequence[SceneSize], order: Sequence[int], images: int) -> list[list[int]]:
+    """Cut positions in `sizes`, in their order, into windows that are loaded together.
+
+    A window holds at most `images` and, unless it is a single image, `MAX_WINDOW_PIXELS`.
+    """
+    windows: list[list[int]] = []
+    pixels = 0
+    for position in order:
+        own = sizes[position].height * sizes[position].width
+        if not windows or len(windows[-1]) == images or pixels + own > MAX_WINDOW_PIXELS:
+            windows.append([])
+            pixels = 0
+        windows[-1].append(position)
+        pixels += own
+    return windows
 
 
 def _sort_key(size: SceneSize) -> tuple[int, int, int]:

@@ -5,6 +5,7 @@ Reads run.json, receipts and the sizes of label files; opens no label.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from dto_pipeline.data.exports.inputs import LabelFile, RunLabels
@@ -14,12 +15,13 @@ from dto_pipeline.run.directory import RunDirectory, RunDirectoryError, read_ide
 _NAMED = 5  # shards an error lists
 
 
-def read_run_labels(run_dir: str | Path, partial: bool = False) -> RunLabels:
+def read_run_labels(run_dir: str | Path, partial: bool = False, manifests: Sequence[str | Path] = ()) -> RunLabels:
     """The label files of a run.
 
     Args:
         run_dir: the run's folder.
         partial: take what is done of a run that is not finished.
+        manifests: where its manifest may lie now, in place of what run.json says.
 
     Raises:
         RunDirectoryError: not a run, or shards have no valid receipt and `partial` is not set.
@@ -47,4 +49,5 @@ def read_run_labels(run_dir: str | Path, partial: bool = False) -> RunLabels:
         config_hash=identity.config_hash,
         shards=identity.shards,
         files=tuple(files),
+        named_manifests=tuple(map(as_location, manifests)),
     )

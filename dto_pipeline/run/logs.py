@@ -13,10 +13,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from dto_pipeline.errors import DtoError
+from dto_pipeline.terminal import PrintableFormatter
 
 LEVELS = ("debug", "info", "warning", "error")
 STDERR = "-"  # in place of a file: JSON lines instead of lines for people
-_PEOPLE = logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S")
+_PEOPLE = PrintableFormatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S")
 
 
 class LogFileError(DtoError, OSError):

@@ -25,7 +25,7 @@ from dto_pipeline.errors import lacks_memory
 from dto_pipeline.models.depth import DepthSource
 from dto_pipeline.models.seeing import Sight
 from dto_pipeline.optimizer import SceneOptimizer
-from dto_pipeline.run.batching import SceneSize, plan_batches
+from dto_pipeline.run.batching import SceneSize, cut_windows, plan_batches
 from dto_pipeline.run.pool import DeviceLost, one_line
 from dto_pipeline.scene import PlacedScene, Scene
 from dto_pipeline.status import ImageStatus, PersonStatus
@@ -100,11 +100,17 @@ class ScenePlacer:
             chosen = rows.take(list(positions))
             own = self._config.masks.source == "labels"
             return load_scenes(
-                chosen, self._images, self._depth, self._config.evidence, self._decoders, clock=clock, label_masks=own
+                chosen,
+                self._images,
+                self._depth,
+                self._config.evidence,
+                self._decoders,
+                clock=clock,
+                label_masks=own,
+                decode_memory_mb=self._config.run.decode_memory_mb,
             )
 
-        size = self._window_size()
-        windows = [order[start : start + size] for start in range(0, len(order), size)]
+        windows = cut_windows(scene_sizes(rows), order, self._window_size())
         loaded = run_ahead(self._loading, load, windows)
         for scenes in run_ahead(self._looking, lambda scenes: self._look(scenes, clock), loaded):
             yield from scenes

@@ -41,11 +41,18 @@ class Architecture:
     denoising: bool = False  # has the weights for denoising queries
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            found, wanted = getattr(self, field.name), type(field.default)
+            if type(found) is not wanted:
+                raise ArchitectureError(f"{field.name} is {found!r:.80}; expected {wanted.__name__}")
         for name, most in _MOST.items():
             found = getattr(self, name)
             least = 0 if name == "additional" else 1
             if not least <= found <= most:
                 raise ArchitectureError(f"{name} is {found}; expected {least} .. {most}")
+        for name in ("heads", "encoder_heads"):
+            if getattr(self, name) < 1:
+                raise ArchitectureError(f"{name} is {getattr(self, name)}; expected at least 1")
         if self.encoder_width % self.encoder_heads or self.width % self.heads or self.width % 4:
             raise ArchitectureError(
                 f"widths {self.encoder_width} and {self.width} are no multiples of their heads "

@@ -1,7 +1,7 @@
 """Checkpoints: one file that holds everything needed to go on training or to predict, and how the newest is found.
 
 Knows files and state dicts. A checkpoint appears under its name in one step, so a killed writer leaves none that is
-half; it is read with `weights_only`, so it cannot run code, and its checksums are compared. Where the newest cannot be
+half; it is read by an unpickler that runs nothing, and its checksums are compared. Where the newest cannot be
 read, the one before it takes its place, and a sentence says so.
 """
 
@@ -21,7 +21,8 @@ from dto_pipeline.config import ConfigError
 from dto_pipeline.data.files import is_temporary
 from dto_pipeline.data.torch_files import TorchFileError, read_torch_file, write_torch_file
 from dto_pipeline.errors import DtoError
-from dto_pipeline.models.networks import ModelReference
+from dto_pipeline.models.networks import ModelError, ModelReference
+from dto_pipeline.models.stored_networks import make_fitting, plain_weights
 from dto_pipeline.reading import IrregularFile, parse_json, read_regular
 from dto_pipeline.train.architecture import Architecture, ArchitectureError
 from dto_pipeline.train.config import TrainConfig, train_config_from_dict
@@ -40,6 +41,8 @@ FOLDER = "checkpoints"
 _NAME = re.compile(r"step-(\d{8})\.pt")
 DAMAGED = ".damaged"  # behind the name of a checkpoint that was set aside because it could not be read
 _KEPT = 2  # newest checkpoints of a training: the one in use and the one before, should a disk fail
+_KINDS = {"position": dict, "versions": dict, "optimizer": dict, "weights": dict, "body_sha256": str}
+_KINDS |= {"architecture": dict, "init": dict}
 _LOG = logging.getLogger(__name__)
 
 
@@ -256,15 +259,23 @@ def _checkpoint_of(content: Any, path: Path) -> Checkpoint:
     missing = [field.name for field in fields(Checkpoint) if field.name not in (*content, "path")]
     if isinstance(position := content.get("position"), dict):
         missing += [f"position.{field.name}" for field in fields(Position) if field.name not in position]
+    odd = [key for key, kind in _KINDS.items() if key in content and not isinstance(content[key], kind)]
+    odd += [f"position.{key}" for key, value in _numbers(position) if type(value) is not int or value < 0]
+    if odd:
+        raise CheckpointError(f"{path}: {', '.join(odd)} is of no type that a training writes; is the file whole?")
     if missing:
         raise CheckpointError(f"{path} lacks {', '.join(missing)}; was it written by another version?")
     try:
         config = train_config_from_dict(content["config"])
-    except (ConfigError, TypeError, AttributeError) as error:
+    except (ConfigError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: its config cannot be used: {error}") from error
     position = Position(**{field.name: content["position"][field.name] for field in fields(Position)})
     names = ("architecture", "init", "weights", "optimizer", "versions", "body_sha256")
     return Checkpoint(config=config, position=position, path=path, **{name: content[name] for name in names})
+
+
+def _numbers(position: Any) -> list[tuple[str, Any]]:
+    return [(f.name, position[f.name]) for f in fields(Position) if isinstance(position, dict) and f.name in position]
 
 
 def restore_network(checkpoint: Checkpoint, device: torch.device | str = "cpu") -> MeshNetwork:
@@ -273,12 +284,13 @@ def restore_network(checkpoint: Checkpoint, device: torch.device | str = "cpu") 
     Raises:
         CheckpointError: the weights are not those of the network that the checkpoint describes.
     """
+    where = str(checkpoint.path or "the checkpoint")
     try:
-        network = MeshNetwork(Architecture(**checkpoint.architecture))
-        network.load_state_dict(checkpoint.weights)
-    except (RuntimeError, TypeError, ArchitectureError) as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"{checkpoint.path or 'the checkpoint'} does not fit its own sizes: {reason}") from error
+        size = Architecture(**checkpoint.architecture)
+        network = make_fitting(lambda: MeshNetwork(size), plain_weights(checkpoint.weights, where), where)
+    except (ModelError, TypeError, ArchitectureError) as error:
+        text = str(error)
+        raise CheckpointError(text if text.startswith(where) else f"{where}: {text}") from error
     return network.eval().to(device)
 
 

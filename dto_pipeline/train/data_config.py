@@ -61,7 +61,7 @@ def without_augmentation(config: AugmentConfig) -> AugmentConfig:
 class DataConfig:
     """What is trained on. `weights`, `images` hold one entry per entry of `labels`, or none."""
 
-    labels: tuple[str, ...] = ()  # folders of runs, folders of exports in Parquet, label files, *_annots.npz
+    labels: tuple[str, ...] = ()  # runs, exports in Parquet, label files, DTO-Humans' and RelativeHuman's npz
     weights: tuple[float, ...] = ()  # times an epoch each image of these labels is seen; none = once
     images: tuple[str, ...] = ()  # folder or URI of the photographs; "" = those the run's manifest names
     trust: tuple[str, ...] = ()  # "3d", or "2d": only places in the picture and cameras are labels; none = 3d

@@ -31,6 +31,7 @@ from dto_pipeline.data.storage import STORAGE_ERRORS, Location, absolute, as_loc
 from dto_pipeline.data.tar_images import carry_tar_index, open_images
 from dto_pipeline.errors import DtoError
 from dto_pipeline.models.body import BodyModel
+from dto_pipeline.paths import SUBSET_NAME, name_subset
 from dto_pipeline.scene import PlacedScene, Scene
 from dto_pipeline.status import ImageStatus
 from dto_pipeline.train.predict import Picture, PredictConfig, Trained
@@ -102,7 +103,9 @@ def find_pictures(
         raise PredictError(f"{folder} cannot be listed ({error}); name a folder of images or a manifest") from error
     if not names:
         raise PredictError(f"{folder} holds no image; expected files ending in {', '.join(IMAGE_ENDINGS)}")
-    label = subset or str(root).rstrip("/").rpartition("/")[2] or "images"
+    if subset and not SUBSET_NAME.fullmatch(subset):
+        raise PredictError(f"the subset is named {subset!r}; expected one word of letters, digits, '.', '-' and '_'")
+    label = subset or name_subset(str(root).rstrip("/").rpartition("/")[2])
 
     def read(shard: int) -> list[Picture]:
         some = names[shard * shard_images : (shard + 1) * shard_images]

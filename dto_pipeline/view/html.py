@@ -13,20 +13,22 @@ from importlib.resources import files
 
 from PIL import Image
 
+from dto_pipeline.terminal import printable
 from dto_pipeline.view.charts import Chart, draw_histogram
 
 _JPEG_QUALITY = 84
 
 
 def page(title: str, subtitle: str, sections: Sequence[str]) -> str:
-    """A whole document."""
+    """A whole document; control characters and direction marks in its texts are written out."""
     head = (
         '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<meta name="color-scheme" content="light"><title>{escape(title)}</title><style>{_style()}</style>'
     )
     top = f"<header><h1>{escape(title)}</h1><p>{escape(subtitle)}</p></header>"
     body = "\n".join(sections)
-    return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>{top}\n<main>{body}</main></body></html>\n'
+    whole = f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>{top}\n<main>{body}</main></body></html>\n'
+    return printable(whole)
 
 
 def section(title: str, *parts: str, note: str = "") -> str:

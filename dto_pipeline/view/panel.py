@@ -76,6 +76,7 @@ def draw_rows(
     truth: People | None = None,
     evidence: Evidence | None = None,
     placed: bool = True,
+    captions: tuple[str, str] | None = None,
 ) -> list[PanelRow]:
     """The pictures of a scene: before, after and, where there is evidence, the depth map.
 
@@ -86,6 +87,7 @@ def draw_rows(
         body: model of all bodies.
         evidence: what the placing was made of, for a third row.
         placed: False = nobody was moved; the caption says so.
+        captions: what stands over the two rows in place of that.
     """
     pictures = _draw_photos(image, (before, after), intrinsics, body)
     places = [ground_places(people, body) for people in (before, after)]
@@ -93,7 +95,7 @@ def draw_rows(
     shown = np.concatenate([*places, *([] if true_places is None else [true_places])])
     plan = plan_view(shown, (_PLAN_WIDTH, pictures[0].height))
     note = "from above; hollow circles: the truth" if truth is not None else "from above"
-    captions = ("Before: labels as given", "After: placed together" if placed else "After: labels kept")
+    captions = captions or ("Before: labels as given", "After: placed together" if placed else "After: labels kept")
     rows = []
     for people, place, picture, caption in zip((before, after), places, pictures, captions, strict=True):
         above = draw_birds_eye(place, intrinsics, image.shape[1], plan, true_places, people.z_sigma)

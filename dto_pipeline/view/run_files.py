@@ -14,7 +14,7 @@ from dto_pipeline.config import DepthConfig
 from dto_pipeline.data.images import ImageStore
 from dto_pipeline.data.label_files import find_label_files
 from dto_pipeline.data.labels import LabelsError, read_label_metadata, read_labels
-from dto_pipeline.data.manifest import Manifest, ManifestError
+from dto_pipeline.data.manifest import Manifest, ManifestError, find_manifest
 from dto_pipeline.data.remote_inputs import fetch_body, open_depth
 from dto_pipeline.data.storage import Location, as_location
 from dto_pipeline.data.tar_images import open_images
@@ -68,11 +68,13 @@ def open_run_files(run_dir: str | Path, manifest: str | Path | None = None) -> R
     identity = read_identity(directory)
     found, problem = None, ""
     try:
-        found = _open_manifest(as_location(manifest or identity.manifest_path), identity)
+        named = [] if manifest is None else [as_location(manifest)]
+        recorded = as_location(identity.manifest_path)
+        found = find_manifest(recorded, as_location(run_dir), identity.manifest_fingerprint, named)
     except ManifestError as error:
         if manifest is not None:
             raise
-        problem = f"{error}; name it with --manifest"
+        problem = str(error)
     return RunFiles(directory, identity, scan_run(directory, identity), found, problem)
 
 
@@ -123,11 +125,3 @@ def load_run_body(run: RunFiles, path: str | Path | None) -> BodyModel:
             found = f"sha256 {body.sha256[:16]}, the labels were made with {wanted[:16]}"
             raise BodyModelError(f"the body model has {found}; name the right one with --body")
     return body
-
-
-def _open_manifest(path: Location, identity: RunIdentity) -> Manifest:
-    manifest = Manifest.open(path)
-    if manifest.fingerprint != identity.manifest_fingerprint:
-        expected = f"expected fingerprint {identity.manifest_fingerprint[:16]}, found {manifest.fingerprint[:16]}"
-        raise ManifestError(f"{path} is not the manifest of this run ({expected})")
-    return manifest

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from dto_pipeline.data import image_decoding
 from dto_pipeline.data.images import (
     ImageCorrupt,
     ImageFolder,
@@ -45,12 +46,53 @@ def test_every_pixel_format_becomes_three_channels(mode):
     assert decode_image(saved(image, kind), "x").rgb.shape == (5, 7, 3)
 
 
+@pytest.mark.parametrize(
+    ("kind", "mode"),
+    [
+        *(("PNG", mode) for mode in ("1", "L", "LA", "P", "RGB", "RGBA")),
+        ("WEBP", "RGB"),
+        ("WEBP", "RGBA"),
+        ("BMP", "P"),
+    ],
+)
+def test_bands_hold_what_the_whole_image_would(monkeypatch, mode, kind):
+    monkeypatch.setattr(image_decoding, "_BAND_PIXELS", 100)
+    pixels = np.random.default_rng(1).integers(0, 255, (23, 37, 4), dtype=np.uint8)
+    image = Image.fromarray(pixels).convert(mode)
+    data = saved(image, kind, lossless=True, exact=True)
+    with Image.open(io.BytesIO(data)) as whole:
+        assert np.array_equal(decode_image(data, "x").rgb, np.array(whole.convert("RGB")))
+
+
+def test_grey_of_sixteen_bits_is_scaled_to_eight():
+    grey = np.linspace(0, 65535, 40 * 30).round().astype(np.uint16).reshape(30, 40)
+    rgb = decode_image(saved(Image.fromarray(grey), "PNG"), "x").rgb
+    assert np.array_equal(rgb, np.repeat((grey // 256).astype(np.uint8)[..., None], 3, axis=2))
+    assert (rgb.min(), rgb.max()) == (0, 255)
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}], ids=["baseline", "progressive"])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("lost", [1, 2])
+def test_a_jpeg_that_lacks_only_its_end_marker_is_decoded(mode, options, lost):
+    pixels = np.random.default_rng(2).integers(0, 255, (33, 41, 4), dtype=np.uint8)
+    data = saved(Image.fromarray(pixels, "CMYK").convert(mode), "JPEG", **options)
+    whole = decode_image(data, "x").rgb
+    assert np.array_equal(decode_image(data[:-lost], "x").rgb, whole)
+    with pytest.raises(ImageCorrupt):
+        decode_image(data[: -lost - 30], "x")
+
+
 def test_an_exif_orientation_does_not_turn_the_pixels(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # "turn me by 90 degrees"
     path = tmp_path / "turned.jpg"
     path.write_bytes(saved(Image.new("RGB", (40, 30)), "JPEG", exif=exif))
     assert ImageFolder(tmp_path).size("turned.jpg") == (40, 30)
+    header = ImageFolder(tmp_path).header("turned.jpg")
+    assert header.orientation == 6
+    assert "orientation 6" in header.explain(30, 40)
+    assert header.explain(40, 30) == header.explain(31, 44) == ""
     assert read_image(path).rgb.shape == (30, 40, 3)
 
 

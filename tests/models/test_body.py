@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pickle
+import zipfile
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -95,3 +97,31 @@ def test_joints_to_learn_with_are_the_joints_and_have_gradients(body: BodyModel)
     assert pose.grad is not None
     assert pose.grad.abs().sum() > 0
     assert body.learnt_joints(pose[:0], betas[:0], transl[:0]).shape == (0, 3, 45, 3)
+
+
+@pytest.mark.parametrize(
+    ("key", "change", "mentions"),
+    [
+        ("f", lambda array: np.where(array == 5, 7000, array), "outside the 6890 vertices"),
+        ("f", lambda array: np.where(array == 5, -1, array.astype(np.int64)), "outside the 6890 vertices"),
+        ("kintree_table", lambda array: array[:, ::-1], "not a tree"),
+        ("v_template", lambda array: array[:100], "100 vertices, others have"),
+        ("posedirs", lambda array: array[..., :10], "posedirs has 10 directions, expected 207"),
+        ("weights", lambda array: array * np.nan, "not finite"),
+        ("v_template", lambda array: np.zeros((6 << 20, 3)), "larger than that of any body model"),
+    ],
+)
+def test_a_body_that_contradicts_itself_is_refused(tmp_path: Path, key: str, change: Any, mentions: str) -> None:
+    with np.load(ASSETS / "SMPL_NEUTRAL.npz") as archive:
+        arrays = dict(archive)
+    np.savez_compressed(tmp_path / "body.npz", **{**arrays, key: change(arrays[key])})
+    with pytest.raises(BodyModelError, match=mentions):
+        load_body(tmp_path / "body.npz")
+
+
+def test_members_of_a_body_file_that_nobody_knows_are_never_loaded(tmp_path: Path) -> None:
+    (tmp_path / "body.npz").write_bytes((ASSETS / "SMPL_NEUTRAL.npz").read_bytes())
+    with zipfile.ZipFile(tmp_path / "body.npz", "a") as archive:
+        archive.writestr("unknown.npy", b"\x93NUMPY and then nothing sound")
+        archive.writestr("notes/readme.txt", b"text")
+    assert load_body(tmp_path / "body.npz").num_vertices == 6890

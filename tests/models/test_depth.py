@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import io
+import zipfile
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from dto_pipeline.models.depth import DepthFiles, DepthInvalid, DepthMissing
 from dto_pipeline.status import ImageStatus
@@ -84,3 +86,51 @@ def test_a_map_outside_the_folder_is_never_opened(tmp_path):
     np.save(tmp_path / "x.npy", RAMP)
     with pytest.raises(DepthInvalid, match="leaves its folder"):
         DepthFiles(tmp_path / "depth").load("../x.npy", 3, 4)
+
+
+def bomb(**arrays: np.ndarray) -> bytes:
+    """An npz whose member "other" unpacks to 4 GB of zeros."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for key, array in arrays.items():
+            with archive.open(f"{key}.npy", "w") as member:
+                np.save(member, array)
+        with archive.open("other.npy", "w", force_zip64=True) as member:
+            np.lib.format.write_array_header_1_0(member, {"descr": "<f4", "fortran_order": False, "shape": (1 << 30,)})
+            for _ in range(4):
+                member.write(bytes(1 << 20))
+    return stream.getvalue()
+
+
+def test_arrays_of_an_npz_that_nobody_asked_for_are_never_unpacked(tmp_path):
+    (tmp_path / "x.npz").write_bytes(bomb(disparity=RAMP))
+    np.testing.assert_allclose(DepthFiles(tmp_path).load("x.npz", 3, 4), RAMP, atol=1e-6)
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".npy"])
+def test_a_header_is_believed_only_as_far_as_the_image_goes(tmp_path, suffix):
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f8", "fortran_order": False, "shape": (1 << 20, 1 << 20)})
+    path = tmp_path / f"x{suffix}"
+    if suffix == ".npy":
+        path.write_bytes(header.getvalue())
+    else:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("disparity.npy", header.getvalue())
+    with pytest.raises(DepthInvalid, match="expected that of the image"):
+        DepthFiles(tmp_path).load(path.name, 3, 4)
+    with pytest.raises(DepthInvalid, match="cannot be read"):
+        DepthFiles(tmp_path).load(path.name, 1 << 20, 1 << 20)  # should an image ever be that large
+
+
+def test_files_that_are_something_else_than_their_name_are_invalid(tmp_path):
+    stream = io.BytesIO()
+    np.savez(stream, disparity=RAMP)
+    (tmp_path / "zip.npy").write_bytes(stream.getvalue())
+    Image.fromarray(np.zeros((3, 4), np.uint8)).save(tmp_path / "gif.png", "GIF")
+    png = io.BytesIO()
+    Image.fromarray(np.ones((3, 4), np.uint16)).save(png, "PNG")
+    (tmp_path / "cut.png").write_bytes(png.getvalue().replace(b"IDAT", b"IDAX"))
+    for name in ("zip.npy", "gif.png", "cut.png"):
+        with pytest.raises(DepthInvalid, match=name):
+            DepthFiles(tmp_path).load(name, 3, 4)

@@ -4,7 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dto_pipeline.run.batching import MAX_BATCH_PIXELS, MAX_PADDING, SceneSize, plan_batches
+from dto_pipeline.run.batching import (
+    MAX_BATCH_PIXELS,
+    MAX_PADDING,
+    MAX_WINDOW_PIXELS,
+    SceneSize,
+    cut_windows,
+    plan_batches,
+)
 
 _SIZES = st.lists(
     st.builds(SceneSize, st.integers(0, 5000), st.integers(0, 5000), st.integers(0, 60)), min_size=0, max_size=60
@@ -49,3 +56,21 @@ def test_an_empty_shard_needs_no_batch():
 def test_a_batch_of_nobody_is_refused():
     with pytest.raises(ValueError, match="at least 1"):
         plan_batches([], 0)
+
+
+@given(sizes=_SIZES, images=st.integers(1, 16))
+def test_windows_keep_the_order_and_hold_few_pixels(sizes, images):
+    order = list(range(len(sizes)))[::-1]
+
+    windows = cut_windows(sizes, order, images)
+
+    assert [position for window in windows for position in window] == order
+    for window in windows:
+        pixels = sum(sizes[i].height * sizes[i].width for i in window)
+        assert 1 <= len(window) <= images
+        assert len(window) == 1 or pixels <= MAX_WINDOW_PIXELS
+
+
+def test_photographs_of_a_hundred_megapixels_are_loaded_one_by_one():
+    assert cut_windows([SceneSize(10000, 10000, 5)] * 3, [0, 1, 2], 8) == [[0], [1], [2]]
+    assert cut_windows([SceneSize(3000, 4000, 5)] * 9, list(range(9)), 8) == [list(range(8)), [8]]

@@ -128,6 +128,31 @@ def test_every_stage_is_timed(manifest, body):
     assert stages <= clock.seconds.keys()
 
 
+class Counting(ImageFolder):
+    """A folder that notes with what limit it is asked, and decodes with none left."""
+
+    def read(self, image_file, decode_memory_mb=0):
+        ASKED.append(decode_memory_mb)
+        return super().read(image_file, 0)
+
+
+ASKED: list[int] = []
+
+
+def test_an_image_that_takes_more_memory_than_the_option_costs_itself_and_no_label_hash(manifest, body):
+    config = tiny_config(batch_images=4, decode_memory_mb=7)
+    images, depth = Counting(manifest.images_root), DepthFiles(manifest.depth_root)
+    placed = ScenePlacer(SceneOptimizer(body, config), config, images, depth).place(
+        manifest.read_shard(0), StageClock()
+    )
+
+    assert ASKED == [7] * IMAGES
+    problems = [item.scene.problem or (None, "") for item in placed]
+    assert {status for status, _ in problems} == {ImageStatus.IMAGE_CORRUPT}
+    assert all("raise run.decode_memory_mb" in text for _, text in problems)
+    assert config.hash() == CONFIG.hash()
+
+
 def test_a_label_on_the_kid_axis_is_refused_by_a_model_without_one(manifest, body):
     rows = manifest.read_shard(0)
     scenes = load_scenes(rows, manifest.images_root, DepthFiles(manifest.depth_root), CONFIG.evidence)

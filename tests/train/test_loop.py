@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 import math
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -224,12 +226,40 @@ def test_a_checkpoint_that_lacks_something_is_refused_with_file_and_key(data: Tr
     torch.save(whole | {"position": {"step": 1}}, path)
     with pytest.raises(CheckpointError, match=r"less\.pt lacks position\.epoch, position\.batch"):
         read_checkpoint(path)
+    for key, value in (("position", "x"), ("versions", None), ("body_sha256", 1), ("position", {"step": -1})):
+        torch.save(whole | {key: whole[key] | value if isinstance(value, dict) else value}, path)
+        with pytest.raises(CheckpointError, match=rf"less\.pt: {key}.* of no type that a training writes"):
+            read_checkpoint(path)
     torch.save(whole | {"config": {"loop": {"speed": 1}}}, path)
     with pytest.raises(CheckpointError, match=r"less\.pt: its config cannot be used: .*speed"):
         read_checkpoint(path)
     torch.save(whole | {"weights": {}}, path)
-    with pytest.raises(CheckpointError, match=r"less\.pt does not fit its own sizes: .*Missing key"):
+    with pytest.raises(CheckpointError, match=r"less\.pt does not fit its own config: .*Missing key"):
         restore_network(read_checkpoint(path))
+
+
+def test_a_checkpoint_that_describes_a_giant_is_refused_before_anything_is_built(
+    data: TrainBatch, tmp_path: Path
+) -> None:
+    train_network(tiny_config(loop__steps=1, **SMALL), BatchSource(data, 2), tmp_path, progress=False)
+    whole = torch.load(list_checkpoints(tmp_path)[-1], weights_only=True)
+    path = tmp_path / "giant.pt"
+    for part, key, value in (
+        ("model", "layers", 10_000_000),
+        ("model", "layers", 90),
+        ("model", "queries", 1 << 40),
+        ("model", "width", 1 << 30),
+        ("architecture", "encoder_layers", 10_000_000),
+        ("architecture", "encoder_layers", 60),
+        ("architecture", "width", True),
+    ):
+        content = copy.deepcopy(whole)
+        (content["config"]["model"] if part == "model" else content["architecture"])[key] = value
+        torch.save(content, path)
+        start = time.monotonic()
+        with pytest.raises(CheckpointError, match=r"giant\.pt"):
+            restore_network(read_checkpoint(path))
+        assert time.monotonic() - start < 10
 
 
 def cut(path: Path) -> None:

@@ -7,21 +7,23 @@ numpy copies the numbers of all people at once. Writes nothing that runs code be
     {image key: [{"smpl_param": {"shape": (11,), "pose": (72,), "trans": (3,)},
                   "cam_param": {"focal": (2,), "princpt": (2,)}}, ...]}
 
-float32; `cam_param` is one object, shared by the people of an image.
+float32; `cam_param` is one object, shared by the people of an image. Where the solver tells how sure it is, a person
+has two more entries, "z_sigma_m" (1,) and "height_sigma_m" (1,), which readers of the two above do not look at.
 """
 
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from dto_pipeline.axes import NUM_BETAS
 
 _RECONSTRUCT, _NDARRAY, _EMPTY, _B, _FLOAT, _CAMERA = range(6)  # places in the memo
-_SHAPES = {NUM_BETAS: 6, 72: 7, 3: 8, 2: 9}
-_WORDS = ("smpl_param", "shape", "pose", "trans", "cam_param", "focal", "princpt")
+_WORDS = ("smpl_param", "shape", "pose", "trans", "cam_param", "focal", "princpt", "z_sigma_m", "height_sigma_m")
+_SHAPES = {NUM_BETAS: 6, 72: 7, 3: 8, 2: 9, 1: 10 + len(_WORDS)}
 _KEYS = {word: 10 + i for i, word in enumerate(_WORDS)}
 _NEW_ARRAY = b"h%ch%ch%ch%c\x87R" % (_RECONSTRUCT, _NDARRAY, _EMPTY, _B)  # _reconstruct(ndarray, (0,), b"b")
 
@@ -57,14 +59,18 @@ class ImagePeople:
     betas: np.ndarray  # (n, 11)
     pose: np.ndarray  # (n, 72) [rad]
     transl: np.ndarray  # (n, 3) [m]
+    sigmas: tuple[np.ndarray, np.ndarray] | None = field(
+        default=None, kw_only=True
+    )  # (n, 1) of z and of the height [m]; None = not told
 
 
 def image_records(people: ImagePeople) -> bytes:
     """The part of the stream that adds these images to the dictionary."""
-    persons = memoryview(_fill(_PERSON, (people.betas, people.pose, people.transl)))
+    record = _PERSON if people.sigmas is None else _SURE_PERSON
+    persons = memoryview(_fill(record, (people.betas, people.pose, people.transl, *(people.sigmas or ()))))
     cameras = memoryview(_fill(_CAMERA_RECORD, (people.focal, people.princpt)))
-    ends = np.cumsum(people.counts) * _PERSON.length
-    starts = ends - people.counts * _PERSON.length
+    ends = np.cumsum(people.counts) * record.length
+    starts = ends - people.counts * record.length
     parts: list[bytes | memoryview] = []
     for image, (key, start, end) in enumerate(zip(people.keys, starts.tolist(), ends.tolist(), strict=True)):
         camera = image * _CAMERA_RECORD.length
@@ -84,7 +90,7 @@ class _Record:
         return len(self.pattern)
 
 
-def _fill(record: _Record, vectors: tuple[np.ndarray, ...]) -> bytes:
+def _fill(record: _Record, vectors: Sequence[np.ndarray]) -> bytes:
     """One record after the other, the k-th gap of record r holding ``vectors[k][r]``."""
     filled = np.tile(np.frombuffer(record.pattern, np.uint8), (len(vectors[0]), 1))
     for (start, size), values in zip(record.gaps, vectors, strict=True):
@@ -126,11 +132,11 @@ def _dtype(code: bytes, order: bytes, size: int, flags: int) -> bytes:
     return b"cnumpy\ndtype\n" + _text(code.decode()) + b"\x89\x88\x87R" + state
 
 
-_PERSON = _record(
-    [
-        *(b"}(", _key("smpl_param"), b"}("),
-        *(_key("shape"), NUM_BETAS, _key("pose"), 72, _key("trans"), 3, b"u"),
-        *(_key("cam_param"), b"h%c" % _CAMERA, b"u"),
-    ]
-)
+_BODY: list[bytes | int] = [
+    *(b"}(", _key("smpl_param"), b"}("),
+    *(_key("shape"), NUM_BETAS, _key("pose"), 72, _key("trans"), 3, b"u"),
+    *(_key("cam_param"), b"h%c" % _CAMERA),
+]
+_PERSON = _record([*_BODY, b"u"])
+_SURE_PERSON = _record([*_BODY, _key("z_sigma_m"), 1, _key("height_sigma_m"), 1, b"u"])
 _CAMERA_RECORD = _record([b"}(", _key("focal"), 2, _key("princpt"), 2, b"uq%c0" % _CAMERA])

@@ -1,14 +1,18 @@
 """CameraHMR's flat layout: ``<subset>-dto.npz``, plain arrays, one row per person, no pickle inside.
 
-`data.sources.camerahmr` reads it back. `shape` has eleven columns, the kid axis last: a reader that takes ten loses the
-size of children. imgname is the manifest's name of the image, or the published key where that lies in a tar. Foreign
-names (pose_cam, trans_cam, cam_int ...) end here. Memory: one row group; each array is a pass over its own columns.
+`imgname`, `center`, `scale` and `gtkps` are carried through from the released file by each person's source row, so that
+a loader which reads these keys without asking finds what it knows. Of people no row stands for (merged in, or from a
+source of another layout) imgname is the manifest's name of the image, centre and scale are those of the box, and every
+keypoint has confidence 0: not seen. `shape` has eleven columns, the kid axis last: a reader that takes ten loses the
+size of children. `z_sigma_m` and `height_sigma_m` are NaN where the solver gives none; z_covariance is one matrix an
+image and has no place in rows. `data.sources.camerahmr` reads it back. Foreign names (pose_cam, trans_cam, cam_int ...)
+end here. Memory: one row group; each array is a pass over its own columns.
 """
 
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,14 +23,19 @@ from dto_pipeline.axes import NUM_BETAS
 from dto_pipeline.data.cameras import CAMERA_COLUMNS, read_cameras
 from dto_pipeline.data.columns import read_vectors, single_array
 from dto_pipeline.data.exports.folder import ExportedFile
-from dto_pipeline.data.exports.inputs import IMAGE_FILE
+from dto_pipeline.data.exports.inputs import IMAGE_FILE, ExportError, open_manifest
 from dto_pipeline.data.exports.job import ExportJob
 from dto_pipeline.data.exports.npz_stream import create_npz, open_member
 from dto_pipeline.data.exports.plan import SubsetPlan
+from dto_pipeline.data.exports.release import NUM_KEYPOINTS, Release, open_release
 from dto_pipeline.data.tar_index import split_address
+
+_Releases = Mapping[str, Release | None]  # of each run, by its name
 
 _BOX_UNIT = 200.0  # `scale` is the box's size over this [px]
 _PERSON = "persons.list.element"
+NO_BOX = "persons without a box: center and scale are NaN"
+NO_KEYPOINTS = "persons without keypoints: gtkps has confidence 0"
 
 
 @dataclass(frozen=True)
@@ -35,9 +44,10 @@ class _Member:
 
     key: str
     dtype: str
-    shape: tuple[int, ...]  # of one person
+    shape: tuple[int, ...]  # of one person; of what is carried through, where no release tells another
     columns: tuple[str, ...]  # Parquet's names
     values: Callable[[pa.Table], np.ndarray]  # (n, *shape) of the people of a table
+    carried: bool = False  # from the released file, where a person has a row there
 
 
 def write_camerahmr_files(job: ExportJob, folder: Path) -> list[ExportedFile]:
@@ -45,37 +55,89 @@ def write_camerahmr_files(job: ExportJob, folder: Path) -> list[ExportedFile]:
     files = []
     for subset in job.subsets:
         name = f"{subset.subset}-dto.npz"
-        with create_npz(folder / name) as archive:
-            _write_names(job, archive, subset)
-            for member in _MEMBERS:
-                _write_member(job, archive, subset, member)
+        releases = {run.name: open_release(run, open_manifest(run), job.labels) for run in subset.runs}
+        try:
+            with create_npz(folder / name) as archive:
+                _write_names(job, archive, subset, releases)
+                for member in _MEMBERS:
+                    _write_member(job, archive, subset, member, releases)
+        finally:
+            for release in filter(None, releases.values()):
+                release.close()
         files.append(ExportedFile(name, subset.images, subset.persons))
     return files
 
 
-def _write_member(job: ExportJob, archive: zipfile.ZipFile, subset: SubsetPlan, member: _Member) -> None:
-    # The pass over poses is half of all bytes: it alone moves the progress bar.
-    tables = job.tables if member.key == "pose_cam" else job.plan.tables
-    shape = (subset.persons, *member.shape)
-    with open_member(archive, member.key, np.dtype(member.dtype), shape) as stream:
-        for table in tables(subset, member.columns):
-            stream.write(np.ascontiguousarray(member.values(table), member.dtype).tobytes())
+def _write_member(
+    job: ExportJob,
+    archive: zipfile.ZipFile,
+    subset: SubsetPlan,
+    member: _Member,
+    releases: _Releases,
+) -> None:
+    tail = _tail(subset, member, releases)
+    columns = (*member.columns, *(_SOURCE_ROW if member.carried else ()))
+    with open_member(archive, member.key, np.dtype(member.dtype), (subset.persons, *tail)) as stream:
+        for run in subset.runs:
+            for table in job.plan.run_tables(run, columns, False):
+                values = np.ascontiguousarray(member.values(table), member.dtype)
+                if member.carried:
+                    values = _carry(job, table, values, tail, member.key, releases[run.name])
+                stream.write(values.tobytes())
+                job.advance(table.num_rows if member.key == "pose_cam" else 0)  # half of all bytes: it moves the bar
 
 
-def _write_names(job: ExportJob, archive: zipfile.ZipFile, subset: SubsetPlan) -> None:
+def _tail(subset: SubsetPlan, member: _Member, releases: _Releases) -> tuple[int, ...]:
+    """Shape of one person's entry, as the released files have it."""
+    held = [release for release in releases.values() if member.carried and release and release.holds(member.key)]
+    tails = {release.tail(member.key) for release in held}
+    if len(tails) > 1:
+        raise ExportError(f"subset {subset.subset}: {member.key} has the shapes {sorted(tails)}; export its runs apart")
+    return tails.pop() if tails else member.shape
+
+
+def _carry(
+    job: ExportJob, table: pa.Table, own: np.ndarray, tail: tuple[int, ...], key: str, release: Release | None
+) -> np.ndarray:
+    """Entries of the released file by source row; our own where a person has none."""
+    if own.shape[1:] != tail:  # a box has one size, a released scale may have two; keypoints are of any number
+        own = np.broadcast_to(own.reshape(*own.shape[:1], *(1,) * len(tail)), (len(own), *tail)).copy()
+    row = _people(table).field("source_row").to_numpy(zero_copy_only=False)
+    known = row >= 0 if release is not None and release.holds(key) else np.zeros(len(row), bool)
+    if release is not None and known.any():
+        own = own.copy()
+        own[known] = release.rows(key, row[known])
+    if key == "gtkps":
+        job.notes[NO_KEYPOINTS] += int((~known).sum())
+    if key == "center":
+        job.notes[NO_BOX] += int((~np.isfinite(own).all(axis=1)).sum())
+    return own
+
+
+def _write_names(job: ExportJob, archive: zipfile.ZipFile, subset: SubsetPlan, releases: _Releases) -> None:
     """Text of fixed width: one pass to find the width, one to write."""
-    width = max(len(name) for names, _ in _image_names(job, subset) for name in names)
+    width = max(len(name) for names, _ in _image_names(job, subset, releases) for name in names)
     dtype = np.dtype(f"<U{width}")
     with open_member(archive, "imgname", dtype, (subset.persons,), packed=True) as stream:
-        for names, counts in _image_names(job, subset):
+        for names, counts in _image_names(job, subset, releases):
             stream.write(np.repeat(np.array(names, dtype), counts).tobytes())
 
 
-def _image_names(job: ExportJob, subset: SubsetPlan) -> Iterator[tuple[list[str], np.ndarray]]:
+def _image_names(job: ExportJob, subset: SubsetPlan, releases: _Releases) -> Iterator[tuple[list[str], np.ndarray]]:
     """Names of the images of each row group, and how many people each has."""
-    for table in job.plan.tables(subset, ("image_path",), image_files=True):
-        pairs = zip(table[IMAGE_FILE].to_pylist(), table["image_path"].to_pylist(), strict=True)
-        yield [key if split_address(file) else file for file, key in pairs], table["num_persons"].to_numpy()
+    for run in subset.runs:
+        for table in job.plan.run_tables(run, ("image_path", *_SOURCE_ROW), True):
+            pairs = zip(table[IMAGE_FILE].to_pylist(), table["image_path"].to_pylist(), strict=True)
+            names = [key if split_address(file) else file for file, key in pairs]
+            counts, release = table["num_persons"].to_numpy(), releases[run.name]
+            if release is not None:
+                row = _people(table).field("source_row").to_numpy(zero_copy_only=False)
+                owner = np.repeat(np.arange(len(names)), counts)
+                told, first = np.unique(owner[row >= 0], return_index=True)
+                published = release.names(row[row >= 0][first])
+                for image, name in zip(told.tolist(), published.tolist(), strict=True):
+                    names[image] = name
+            yield names, counts
 
 
 def _people(table: pa.Table) -> pa.StructArray:
@@ -108,11 +170,23 @@ def _column(name: str) -> tuple[str]:
     return (f"{_PERSON}.{name}.list.element",)
 
 
+def _numbers(name: str) -> Callable[[pa.Table], np.ndarray]:
+    return lambda table: _people(table).field(name).to_numpy(zero_copy_only=False)
+
+
+def _unseen(table: pa.Table) -> np.ndarray:
+    return np.zeros(len(_people(table)), np.float32)
+
+
+_SOURCE_ROW = (f"{_PERSON}.source_row",)
 _MEMBERS = (
-    _Member("center", "<f4", (2,), _column("bbox_xyxy"), _centres),
-    _Member("scale", "<f4", (), _column("bbox_xyxy"), _sizes),
+    _Member("center", "<f4", (2,), _column("bbox_xyxy"), _centres, carried=True),
+    _Member("scale", "<f4", (), _column("bbox_xyxy"), _sizes, carried=True),
+    _Member("gtkps", "<f4", (NUM_KEYPOINTS, 3), (), _unseen, carried=True),
     _Member("pose_cam", "<f4", (72,), _column("pose"), _vectors("pose")),
     _Member("shape", "<f4", (NUM_BETAS,), _column("betas"), _vectors("betas")),
     _Member("trans_cam", "<f4", (3,), _column("transl"), _vectors("transl")),
+    _Member("z_sigma_m", "<f4", (), (f"{_PERSON}.z_sigma_m",), _numbers("z_sigma_m")),
+    _Member("height_sigma_m", "<f4", (), (f"{_PERSON}.height_sigma_m",), _numbers("height_sigma_m")),
     _Member("cam_int", "<f8", (3, 3), CAMERA_COLUMNS, _intrinsics),
 )

@@ -33,6 +33,7 @@ class CardSubset:
     name: str
     statistics: SubsetStatistics
     footer: dict[str, str]  # of its label files: licence, config_hash, versions ...
+    makings: list[dict[str, str]]  # solver, depth, body, config_hash; one unless runs were mixed
     files: list[str]  # relative to the folder
 
     @property
@@ -158,12 +159,23 @@ licence of its own.
 
 def _provenance(subsets: list[CardSubset], selection: Selection) -> str:
     rows = [
-        (subset.name, *(f"`{subset.footer.get(key, '')[:16]}`" for key in ("config_hash", "manifest_fingerprint")))
+        (
+            *(subset.name, *(making[fact] for fact in ("solver", "depth", "body")), f"`{making['config_hash'][:16]}`"),
+            f"`{subset.footer.get('manifest_fingerprint', '')[:16]}`",
+        )
         for subset in subsets
+        for making in subset.makings
     ]
     chosen = ", ".join(f"{key} = {value}" for key, value in selection.describe().items())
-    table = _table(("subset", "config", "manifest"), rows)
-    return f"## Provenance\n\nWritten by dto_pipeline {__version__}; selection: {chosen}. Hashes, shortened:\n\n{table}"
+    table = _table(("subset", "solver", "depth", "body model", "config", "manifest"), rows)
+    return f"""## Provenance
+
+Written by dto_pipeline {__version__}; selection: {chosen}. Hashes, shortened:
+
+{table}
+How sure the solver is stands in `z_sigma_m` and `height_sigma_m` of each person and in `z_covariance` of each image;
+they are NaN and null where the solver gives none (mode `paper`).
+"""
 
 
 def _ratio(part: float, whole: int) -> str:

@@ -7,8 +7,8 @@ at once. Memory: about one row group of 1024 images, whatever the size of the ru
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,10 @@ from dto_pipeline.data.exports.job import ExportJob
 from dto_pipeline.data.exports.ma_hmr import write_ma_hmr
 from dto_pipeline.data.exports.parquet import write_parquet, write_persons
 from dto_pipeline.data.exports.plan import ExportPlan, SubsetPlan, count_images, plan_export
+from dto_pipeline.data.exports.provenance import check_alike
 from dto_pipeline.data.exports.selection import PERSONS_ALL, PERSONS_VALID, Selection
 from dto_pipeline.data.exports.webdataset import write_webdataset
+from dto_pipeline.data.storage import as_location
 from dto_pipeline.schema import COORDINATES
 
 
@@ -65,6 +67,7 @@ class ExportReport:
     subsets: list[SubsetPlan]
     notes: Counter[str]  # left out by the format's rules
     failures: Counter[str]  # could not be written
+    examples: dict[str, str] = field(default_factory=dict)  # failure -> the first of its kind
 
     @property
     def exit_code(self) -> int:
@@ -78,6 +81,7 @@ class ExportReport:
             lines.append(f"{subset.subset:<12} {subset.images:>9} images {subset.persons:>9} persons taken")
             lines += [f"{'':<12} {count:>9} {reason} left out" for reason, count in subset.left_out.items() if count]
         lines += [f"{'':<12} {count:>9} {note}" for note, count in sorted((self.notes + self.failures).items())]
+        lines += [f"{'':<12} for example: {text}" for text in self.examples.values()]
         lines.append(f"{len(self.files)} files in {self.out}, listed with sha256 in {self.out / EXPORT_FILE}")
         return "\n".join(lines)
 
@@ -87,8 +91,10 @@ def export_labels(
     format_name: str,
     out: str | Path,
     selection: Selection | None = None,
-    images_root: str = "",
+    images_root: str | Mapping[str, str] = "",
     progress: bool = True,
+    mixed: bool = False,
+    labels: Sequence[str | Path] = (),
 ) -> ExportReport:
     """Write the labels of some runs to a new folder.
 
@@ -97,8 +103,11 @@ def export_labels(
         format_name: a key of `FORMATS`.
         out: folder to make; it appears when everything in it is complete.
         selection: what to take; None = the format's default.
-        images_root: folder of the image files, for formats that can hold images; "" = without.
+        images_root: folder of the image files, for formats that can hold images; "" = without. Or one for each subset,
+            where "" means the place that the run's manifest names.
         progress: show progress bars on stderr.
+        mixed: take runs that differ in solver, depth network, body or configuration.
+        labels: where released label files lie now, for formats that carry parts of them.
 
     Raises:
         ExportError: the place is taken, a label file is not what its receipt says, or nothing is selected.
@@ -108,6 +117,9 @@ def export_labels(
         able = [name for name, one in FORMATS.items() if one.takes_images]
         raise ExportError(f"format {format_name} holds no images; leave --images out, or choose from {able}")
     check_free(out)
+    images = _image_places(runs, images_root)
+    if not mixed:
+        check_alike(runs)
     selection = selection or chosen.selection
     with tqdm(total=count_images(runs), unit="image", desc="check", disable=not progress) as bar:
         plan = plan_export(runs, selection, bar.update)
@@ -115,10 +127,22 @@ def export_labels(
         staged_folder(out) as staging,
         tqdm(total=sum(s.images for s in plan.subsets), unit="image", desc="write", disable=not progress) as bar,
     ):
-        job = ExportJob(plan, images_root, bar.update)
+        job = ExportJob(plan, images, bar.update, labels=tuple(map(as_location, labels)))
         files = chosen.write(job, staging)
         commit_folder(staging, out, _facts(format_name, plan, job), files)
-    return ExportReport(out, files, plan.subsets, job.notes, job.failures)
+    return ExportReport(out, files, plan.subsets, job.notes, job.failures, job.examples)
+
+
+def _image_places(runs: Sequence[RunLabels], places: str | Mapping[str, str]) -> dict[str, str] | None:
+    """Where the images of each subset are; None = none are wanted."""
+    subsets = sorted({run.subset for run in runs})
+    if isinstance(places, str):
+        return dict.fromkeys(subsets, places) if places else None
+    if lacking := [subset for subset in subsets if subset not in places]:
+        raise ExportError(f"no folder of images is named for {lacking}; give --images SUBSET=DIR for each")
+    if strange := sorted(set(places) - set(subsets)):
+        raise ExportError(f"images are named for {strange}, which no run is of; the runs are of {subsets}")
+    return dict(places)
 
 
 def _facts(format_name: str, plan: ExportPlan, job: ExportJob) -> dict[str, Any]:

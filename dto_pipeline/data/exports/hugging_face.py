@@ -15,6 +15,7 @@ from dto_pipeline.data.exports.folder import ExportedFile
 from dto_pipeline.data.exports.inputs import read_footer
 from dto_pipeline.data.exports.job import ExportJob
 from dto_pipeline.data.exports.parquet import write_subset
+from dto_pipeline.data.exports.provenance import describe_making
 from dto_pipeline.data.exports.statistics import SubsetStatistics
 from dto_pipeline.data.files import sha256_file
 
@@ -28,8 +29,10 @@ def write_hugging_face(job: ExportJob, folder: Path) -> list[ExportedFile]:
     for subset in job.subsets:
         statistics = SubsetStatistics()
         own = write_subset(job, folder, subset, statistics.add)
-        footer = read_footer(subset.runs[0])
-        subsets.append(CardSubset(subset.subset, statistics, footer, [file.path for file in own]))
+        footers = [read_footer(run) for run in subset.runs]
+        makings = [describe_making(footer) for footer in footers if footer]
+        unlike = [making for place, making in enumerate(makings) if making not in makings[:place]]
+        subsets.append(CardSubset(subset.subset, statistics, footers[0], unlike, [file.path for file in own]))
         files += own
     digests = {file.path: sha256_file(folder / file.path) for file in files}
     (folder / CARD).write_text(dataset_card(subsets, job.plan.selection))

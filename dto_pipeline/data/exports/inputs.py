@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from dto_pipeline.data.labels import LabelsError, open_labels
-from dto_pipeline.data.manifest import Manifest, ManifestError
+from dto_pipeline.data.manifest import Manifest, ManifestError, find_manifest
 from dto_pipeline.data.parquet import READ_ERRORS, footer_text
-from dto_pipeline.data.storage import Location
+from dto_pipeline.data.storage import Location, as_location
 from dto_pipeline.data.store import sha256_of
 from dto_pipeline.errors import DtoError
 
@@ -46,6 +46,7 @@ class RunLabels:
     config_hash: str
     shards: int  # of the manifest; more than `files` where the run is not finished
     files: tuple[LabelFile, ...]  # in shard order
+    named_manifests: tuple[Location, ...] = ()  # where its manifest may be, in place of what run.json says
 
 
 def check_label_file(run: RunLabels, file: LabelFile) -> None:
@@ -77,7 +78,7 @@ def read_tables(run: RunLabels, columns: Sequence[str] | None = None, image_file
         LabelsError: a file that cannot be read, or has other rows than its receipt says.
         ExportError, ManifestError: the manifest is needed and cannot be used.
     """
-    manifest = _open_manifest(run) if image_files else None
+    manifest = open_manifest(run) if image_files else None
     wanted = columns if columns is None or not image_files else list(dict.fromkeys([*columns, "image_id"]))
     for file in run.files:
         names = manifest.read_shard(file.shard, ["image_id", IMAGE_FILE]) if manifest is not None else None
@@ -114,12 +115,13 @@ def _with_image_files(file: LabelFile, table: pa.Table, names: pa.Table) -> pa.T
     return table.append_column(IMAGE_FILE, names[IMAGE_FILE])
 
 
-def _open_manifest(run: RunLabels) -> Manifest:
-    need = f"the manifest of run {run.name} is needed for the names of the image files; put it back where run.json says"
+def open_manifest(run: RunLabels) -> Manifest:
+    """The manifest of a run, which names its image files and its label file.
+
+    Raises:
+        ExportError: it is gone, or is another one.
+    """
     try:
-        manifest = Manifest.open(run.manifest)
+        return find_manifest(run.manifest, as_location(run.name), run.manifest_fingerprint, run.named_manifests)
     except ManifestError as error:
-        raise ExportError(f"{need}: {error}") from error
-    if manifest.fingerprint != run.manifest_fingerprint:
-        raise ExportError(f"{need}: {run.manifest} is another manifest now (its fingerprint differs)")
-    return manifest
+        raise ExportError(f"the manifest of run {run.name} is needed for the names of its files: {error}") from error

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pyarrow as pa
 
 from dto_pipeline.data.exports.inputs import RunLabels
 from dto_pipeline.data.exports.plan import ExportPlan, SubsetPlan
+from dto_pipeline.data.storage import Location
 
 
 @dataclass(frozen=True)
@@ -17,10 +18,14 @@ class ExportJob:
     """One export on its way; writers add to `notes` and `failures` what only they see."""
 
     plan: ExportPlan
-    images_root: str  # folder or URI of the image files; "" = no images are wanted
+    images: (
+        Mapping[str, str] | None
+    )  # subset -> folder or URI of its image files, "" = the manifest's; None = no images
     advance: Callable[[int], object]  # called with the number of images written
     notes: Counter[str] = field(default_factory=Counter)  # what a writer left out by its format's rules
     failures: Counter[str] = field(default_factory=Counter)  # what it could not write
+    examples: dict[str, str] = field(default_factory=dict)  # failure -> the first of its kind, with the place tried
+    labels: Sequence[Location] = ()  # where released label files may lie, for formats that carry parts of them
 
     @property
     def subsets(self) -> list[SubsetPlan]:

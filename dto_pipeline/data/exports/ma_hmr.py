@@ -17,14 +17,17 @@ import pyarrow as pa
 from dto_pipeline.data.columns import read_vectors, single_array
 from dto_pipeline.data.exports.annots_pickle import END_STREAM, ImagePeople, image_records, start_stream
 from dto_pipeline.data.exports.folder import ExportedFile
+from dto_pipeline.data.exports.inputs import read_footer
 from dto_pipeline.data.exports.job import ExportJob
 from dto_pipeline.data.exports.npz_stream import create_npz, open_member
 from dto_pipeline.data.exports.plan import SubsetPlan
+from dto_pipeline.data.exports.provenance import describe_making
 
 _COLUMNS = (
     *("image_path", "fx", "fy", "cx", "cy", "persons.list.element.pose.list.element"),
     *("persons.list.element.betas.list.element", "persons.list.element.transl.list.element"),
 )
+_SIGMAS = ("persons.list.element.z_sigma_m", "persons.list.element.height_sigma_m")
 REPEATED = "images already taken from an earlier subset of the same file"
 
 
@@ -67,18 +70,19 @@ def _all_people(job: ExportJob, subsets: list[SubsetPlan]) -> Iterator[ImagePeop
     taken: set[str] = set()
     for number, subset in enumerate(subsets):
         fresh: set[str] = set()
-        for table in job.tables(subset, _COLUMNS):
+        sure = any(describe_making(read_footer(run))["solver"] == "joint" for run in subset.runs)
+        for table in job.tables(subset, (*_COLUMNS, *(_SIGMAS if sure else ()))):
             keys = [image_key(subset.subset, path) for path in table["image_path"].to_pylist()]
             new = np.array([key not in taken for key in keys], dtype=bool)
             job.notes[REPEATED] += int((~new).sum())
             if number < len(subsets) - 1:
                 fresh.update(keys)
             if new.any():
-                yield _people(table.filter(pa.array(new)), list(compress(keys, new)))
+                yield _people(table.filter(pa.array(new)), list(compress(keys, new)), sure)
         taken |= fresh
 
 
-def _people(table: pa.Table, keys: list[str]) -> ImagePeople:
+def _people(table: pa.Table, keys: list[str], sure: bool) -> ImagePeople:
     people = single_array(table["persons"]).flatten()
     return ImagePeople(
         keys=keys,
@@ -88,4 +92,10 @@ def _people(table: pa.Table, keys: list[str]) -> ImagePeople:
         betas=read_vectors(people.field("betas")),
         pose=read_vectors(people.field("pose")),
         transl=read_vectors(people.field("transl")),
+        sigmas=(_column(people, "z_sigma_m"), _column(people, "height_sigma_m")) if sure else None,
     )
+
+
+def _column(people: pa.StructArray, name: str) -> np.ndarray:
+    """(n, 1) of one number per person."""
+    return people.field(name).to_numpy(zero_copy_only=False).reshape(-1, 1)

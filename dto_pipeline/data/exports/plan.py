@@ -6,7 +6,6 @@ stream. Memory: one row group; image keys only where two runs share a subset.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,8 +14,7 @@ import pyarrow as pa
 
 from dto_pipeline.data.exports.inputs import ExportError, RunLabels, check_label_file, read_tables
 from dto_pipeline.data.exports.selection import SELECTION_COLUMNS, Selection, select_rows
-
-_SUBSET = re.compile(r"\w[\w.-]*")
+from dto_pipeline.paths import SUBSET_NAME
 
 
 @dataclass
@@ -99,7 +97,7 @@ def _count_subset(subset: SubsetPlan, selection: Selection, advance: Callable[[i
 
 def _check_subset(run: RunLabels) -> None:
     """A subset names folders and files of the export: it must be one part of a path."""
-    if _SUBSET.fullmatch(run.subset) is None:
+    if SUBSET_NAME.fullmatch(run.subset) is None:
         raise ExportError(f"run {run.name} is of subset {run.subset!r}; expected letters, digits, '.', '-' and '_'")
 
 

@@ -11,18 +11,17 @@ from __future__ import annotations
 import hashlib
 import io
 import tarfile
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
 
 from dto_pipeline.data.exports.folder import ExportedFile
-from dto_pipeline.data.exports.inputs import IMAGE_FILE
+from dto_pipeline.data.exports.inputs import IMAGE_FILE, open_manifest
 from dto_pipeline.data.exports.job import ExportJob
 from dto_pipeline.data.exports.json_text import json_rows
 from dto_pipeline.data.exports.plan import SubsetPlan
-from dto_pipeline.data.images import ImageStore
-from dto_pipeline.data.storage import as_location
+from dto_pipeline.data.images import MAX_FILE_BYTES, ImageStore
+from dto_pipeline.data.storage import Location, as_location
 from dto_pipeline.data.tar_images import open_images
 from dto_pipeline.status import UnusableImage
 
@@ -51,7 +50,7 @@ def sample_key(image_id: str) -> str:
 
 
 def _write_subset(job: ExportJob, folder: Path, subset: SubsetPlan) -> list[ExportedFile]:
-    samples = _samples_with_images(job, subset) if job.images_root else _samples(job, subset)
+    samples = _samples_with_images(job, subset) if job.images is not None else _samples(job, subset)
     (folder / subset.subset).mkdir()
     files: list[ExportedFile] = []
     for first in samples:
@@ -84,25 +83,32 @@ def _samples(job: ExportJob, subset: SubsetPlan) -> Iterator[Sample]:
 
 
 def _samples_with_images(job: ExportJob, subset: SubsetPlan) -> Iterator[Sample]:
-    stores = {run.name: open_images(as_location(job.images_root), run.manifest) for run in subset.runs}
+    assert job.images is not None
+    roots, stores = {}, {}
+    for run in subset.runs:
+        manifest = open_manifest(run)
+        roots[run.name] = as_location(job.images[subset.subset] or manifest.images_root)
+        stores[run.name] = open_images(roots[run.name], manifest.path)
     for run, table in job.tables_with_files(subset):
         texts = json_rows(table.drop_columns([IMAGE_FILE]))
         columns = [table[name].to_pylist() for name in ("image_id", "num_persons", IMAGE_FILE, "image_sha256")]
         for image_id, people, file, sha256, text in zip(*columns, texts, strict=True):
-            image = _read_image(stores[run.name], file, sha256, job.failures)
+            image = _read_image(stores[run.name], file, sha256, job, roots[run.name])
             if image is not None:
                 yield sample_key(image_id), people, [image, ("json", text.as_py().encode())]
 
 
-def _read_image(store: ImageStore, file: str, sha256: str, failures: Counter[str]) -> tuple[str, bytes] | None:
+def _read_image(store: ImageStore, file: str, sha256: str, job: ExportJob, root: Location) -> tuple[str, bytes] | None:
     """(extension, contents) of an image file, or None where it cannot be used."""
     try:
-        contents = store.read_bytes(file)
-    except UnusableImage:
-        failures[MISSING] += 1
+        contents = store.read_bytes(file, MAX_FILE_BYTES)
+    except UnusableImage as error:
+        job.failures[MISSING] += 1
+        job.examples.setdefault(MISSING, f"{error}; looked for in {root}")
         return None
     if sha256 and hashlib.sha256(contents).hexdigest() != sha256:
-        failures[CHANGED] += 1
+        job.failures[CHANGED] += 1
+        job.examples.setdefault(CHANGED, f"{file} in {root}")
         return None
     known = (extension for magic, extension in _EXTENSIONS.items() if contents.startswith(magic))
     return next(known, file.rsplit(".", 1)[-1].lower()), contents

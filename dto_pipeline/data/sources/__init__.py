@@ -3,6 +3,7 @@
 | `source:` of a YAML | `labels:` is                            | also looks at                           |
 |---------------------|-----------------------------------------|-----------------------------------------|
 | camerahmr           | a ``*-release.npz``                     |                                         |
+| ma_hmr              | released DTO-Humans, MA-HMR's layout    |                                         |
 | predictions         | npz or Parquet of any network's people  |                                         |
 | labels              | a run's folder, or our own label files  | `label_values`, `image_prefixes`        |
 | relative_human      | a ``*_annots.npz``                      | `predictions`, without which it refuses |
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from dto_pipeline.data.sources.camerahmr import open_camerahmr
 from dto_pipeline.data.sources.dto_labels import open_dto_labels
+from dto_pipeline.data.sources.ma_hmr import open_ma_hmr
 from dto_pipeline.data.sources.predictions import open_predictions
 from dto_pipeline.data.sources.relative_human_people import open_relative_human
 from dto_pipeline.data.sources.rows import LabelSource, SourceOptions
@@ -25,6 +27,7 @@ from dto_pipeline.data.sources.rows import LabelSource, SourceOptions
 SOURCES: Mapping[str, Callable[[Path, SourceOptions], LabelSource]] = {
     "camerahmr": open_camerahmr,
     "labels": open_dto_labels,
+    "ma_hmr": lambda path, _options: open_ma_hmr(path),
     "predictions": lambda path, _options: open_predictions(path),
     "relative_human": open_relative_human,
 }

@@ -51,7 +51,7 @@ def read_people(index: TarIndex, member: TarMember) -> SamplePeople:
         UnsafePickle, BrokenPickle: see `data.safe_pickle`; the message names the member.
         SampleError: a pickle of something else than a list of people.
     """
-    return parse_people(index.read_member(member), member.address)
+    return parse_people(index.read_member(member, _LIMITS.max_stream_bytes), member.address)
 
 
 def parse_people(data: bytes, where: str) -> SamplePeople:
@@ -82,7 +82,7 @@ def read_masks(index: TarIndex, member: TarMember) -> np.ndarray:
         UnsafePickle, BrokenPickle: not a sound npz; the message names the member.
         SampleError: no `masks`, or of another shape or type.
     """
-    return parse_masks(index.read_member(member), member.address)
+    return parse_masks(index.read_member(member, _LIMITS.max_stream_bytes), member.address)
 
 
 def parse_masks(data: bytes, where: str) -> np.ndarray:

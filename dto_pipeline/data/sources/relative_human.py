@@ -34,6 +34,7 @@ from dto_pipeline.data.sources.rows import LabelFileError
 
 ARRAY = "annots"
 _LAYOUTS = (len(EVALUATED_JOINTS), len(BK_JOINTS))
+_READ = ("kp2d", "depth_id", "age", "gender", "bbox")
 _MAX_LAYER = 99  # published layers end at 9
 
 
@@ -72,7 +73,22 @@ def read_annotations(path: str | Path) -> RelativeHumanAnnotations:
         str(name): tuple(_read_person(str(name), row, person, problems) for row, person in enumerate(people))
         for name, people in images.items()
     }
+    if not any(_tells_something(person) for people in annotations.values() for person in people):
+        keys = sorted({str(key) for people in images.values() for person in people for key in _keys(person)})
+        raise LabelFileError(
+            f"{path} lists {sum(map(len, images.values()))} people of whom nothing can be used; they hold {keys[:12]}, "
+            f"expected some of {list(_READ)}"
+        )
     return RelativeHumanAnnotations(annotations, tuple(problems))
+
+
+def _tells_something(person: Annotation) -> bool:
+    codes = (person.depth_id, person.age, person.gender)
+    return person.kp2d is not None or person.bbox_xyxy is not None or any(code != UNKNOWN for code in codes)
+
+
+def _keys(person: Any) -> list[Any]:
+    return list(person) if isinstance(person, Mapping) else []
 
 
 def _read_person(image: str, row: int, person: Any, problems: list[AnnotationProblem]) -> Annotation:

@@ -8,11 +8,16 @@ import shutil
 import numpy as np
 import pytest
 
+from dto_pipeline.cli import main
 from dto_pipeline.data.columns import read_vectors, single_array
 from dto_pipeline.data.exports.export import export_labels
 from dto_pipeline.data.exports.inputs import ExportError
 from dto_pipeline.data.exports.selection import Selection
 from dto_pipeline.data.manifest import Manifest, build_manifest
+from dto_pipeline.run.driver import run_pipeline
+from dto_pipeline.run.finished import read_run_labels
+from tests.run.chaos import tiny_config
+from tests.tiny_dataset import write_tiny_dataset
 
 
 @pytest.fixture
@@ -55,6 +60,9 @@ def test_no_array_is_a_pickle(runs, tmp_path) -> None:
         "shape": ("f", (11,)),
         "trans_cam": ("f", (3,)),
         "cam_int": ("f", (3, 3)),
+        "gtkps": ("f", (44, 3)),
+        "z_sigma_m": ("f", ()),
+        "height_sigma_m": ("f", ()),
     }
     assert {len(array) for array in arrays.values()} == {people}
     np.testing.assert_array_equal(arrays["cam_int"][0, 2], [0, 0, 1])
@@ -81,3 +89,102 @@ def test_a_lost_manifest_is_named(runs, tmp_path) -> None:
     with pytest.raises(ExportError, match="another manifest now"):
         export_labels([other], "camerahmr", tmp_path / "out", progress=False)
     assert list(tmp_path.iterdir()) == []
+
+
+class CameraHmrLoader:
+    """Reads a label file as CameraHMR's own data set does: these keys, without asking whether they are there."""
+
+    def __init__(self, path, folder) -> None:
+        data = np.load(path)
+        self.names, self.scale, self.center = data["imgname"], data["scale"], data["center"]
+        self.keypoints = data["gtkps"][:, :44].astype(np.float32)
+        self.pose, self.betas = data["pose_cam"].reshape(-1, 24, 3)[:, :24], data["shape"][:, :10]
+        self.transl, self.camera = data["trans_cam"], data["cam_int"]
+        self.folder = folder
+
+    def __getitem__(self, index):
+        scale = self.scale[index]
+        size = np.max(scale) * 200 if np.ndim(scale) else scale * 200
+        return {
+            "image": (self.folder / str(self.names[index])).read_bytes(),
+            "box": np.append(self.center[index], size),
+            "keypoints": self.keypoints[index],
+            "transl": self.transl[index],
+        }
+
+
+@pytest.fixture
+def released(body, tmp_path):
+    """A run of a release as published: folders in its names, keypoints, rows in any order; and the release's arrays."""
+    tiny = write_tiny_dataset(tmp_path / "data", body, images=4, broken=False)
+    file = tmp_path / "data/labels/tiny-release.npz"
+    arrays = dict(np.load(file))
+    rng, count = np.random.default_rng(0), len(arrays["imgname"])
+    shutil.move(tmp_path / "data/images", tmp_path / "data/images-train")
+    shutil.copytree(tmp_path / "data/images-train", tmp_path / "data/images/mpii-train")
+    arrays["imgname"] = np.array([f"mpii-train/{name}" for name in arrays["imgname"]])
+    arrays["gtkps"] = rng.uniform(0, 160, (count, 46, 3)).astype(np.float32)
+    arrays["center"] = rng.uniform(20, 100, (count, 2)).astype(np.float32)
+    arrays["scale"] = rng.uniform(0.3, 0.6, count).astype(np.float32)
+    shuffled = rng.permutation(count)  # rows of an image need not be adjacent
+    arrays = {key: values[shuffled] for key, values in arrays.items()}
+    np.savez(file, **arrays)
+    depth = tmp_path / "data/depth"
+    (depth / "mpii-train").mkdir()
+    for path in list(depth.glob("*.npy")):
+        path.rename(depth / "mpii-train" / path.name)
+    dataset = dataclasses.replace(tiny.dataset, name="mpii", sidecar="")
+    (tmp_path / "lists").mkdir()
+    build_manifest(dataset, tmp_path / "lists/mpii.parquet", progress=False)
+    run_pipeline(tmp_path / "lists/mpii.parquet", tmp_path / "runs/mpii", tiny_config(), progress=False)
+    return tmp_path, arrays
+
+
+def test_cameras_loader_opens_the_export_and_finds_what_the_release_holds(released) -> None:
+    root, arrays = released
+    selection = Selection(persons="valid")
+    export_labels([read_run_labels(root / "runs/mpii")], "camerahmr", root / "out", selection, progress=False)
+    loader = CameraHmrLoader(root / "out/mpii-dto.npz", root / "data/images")
+    assert len(loader.names) == len(arrays["imgname"])
+    for index in range(len(loader.names)):
+        item = loader[index]
+        (row,) = np.flatnonzero((arrays["center"] == item["box"][:2].astype(np.float32)).all(axis=1))
+        assert loader.names[index] == arrays["imgname"][row]
+        assert item["box"][2] == pytest.approx(arrays["scale"][row] * 200)
+        np.testing.assert_array_equal(item["keypoints"], arrays["gtkps"][row, :44])
+        np.testing.assert_array_equal(loader.pose[index].ravel(), arrays["pose_cam"][row].ravel())
+
+
+def test_the_release_is_known_by_its_bytes_and_asked_for_where_it_is_gone(released) -> None:
+    root, arrays = released
+    run, release = read_run_labels(root / "runs/mpii"), root / "data/labels/tiny-release.npz"
+    elsewhere = shutil.move(release, root / "kept.npz")
+    np.savez(release, **{**arrays, "gtkps": arrays["gtkps"] + 1})
+    with pytest.raises(ExportError, match=r"another file \(its sha256 is not .*name it with --labels"):
+        export_labels([run], "camerahmr", root / "out", Selection(), progress=False)
+    export_labels([run], "camerahmr", root / "out", Selection(), progress=False, labels=[elsewhere])
+    with np.load(root / "out/mpii-dto.npz", allow_pickle=False) as file:
+        assert np.isin(file["gtkps"], arrays["gtkps"]).all()
+
+
+def test_a_run_and_its_manifest_that_moved_together_are_exported_from_any_folder(released, monkeypatch) -> None:
+    root, _ = released
+    (root / "new").mkdir()
+    for name in ("lists", "runs", "data"):
+        shutil.move(root / name, root / "new" / name)
+    monkeypatch.chdir("/")
+    run = root / "new/runs/mpii"
+    with pytest.raises(ExportError, match="name it with --labels"):  # the manifest was found, its images root is gone
+        export_labels([read_run_labels(run)], "camerahmr", root / "out", Selection(), progress=False)
+    told = ["--format", "camerahmr", "--all", "--quiet", "--labels", str(root / "new/data/labels/tiny-release.npz")]
+    assert main(["export", str(run), "-o", str(root / "out"), *told]) == 0
+    shutil.move(root / "new/lists/mpii.parquet", root / "mine.parquet")
+    assert main(["export", str(run), "-o", str(root / "again"), *told]) == 2
+    assert main(["export", str(run), "-o", str(root / "again"), *told, "--manifest", str(root / "mine.parquet")]) == 0
+
+
+def test_people_of_no_release_have_keypoints_nobody_saw(runs, tmp_path, tar_run) -> None:
+    report = export_labels([runs["mpii"]], "camerahmr", tmp_path / "out", Selection(), progress=False)
+    with np.load(tmp_path / "out/mpii-dto.npz", allow_pickle=False) as file:
+        assert (file["gtkps"] == 0).all()
+        assert report.notes["persons without keypoints: gtkps has confidence 0"] == len(file["gtkps"])

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dto_pipeline.cli import main
 from dto_pipeline.data.exports import webdataset as module
 from dto_pipeline.data.exports.export import export_labels
 from dto_pipeline.data.exports.inputs import ExportError
@@ -118,3 +120,35 @@ def test_keys_look_like_the_published_names(image_id: str, key: str) -> None:
 def test_images_need_a_format_that_holds_them(runs, tmp_path) -> None:
     with pytest.raises(ExportError, match="holds no images"):
         export_labels([runs["mpii"]], "parquet", tmp_path / "out", images_root="x", progress=False)
+
+
+def members(folder) -> set[str]:
+    """Names in all tars of an export."""
+    found: set[str] = set()
+    for path in folder.rglob("*.tar"):
+        with tarfile.open(path) as tar:
+            found |= set(tar.getnames())
+    return found
+
+
+def test_each_subset_has_a_folder_of_images_or_its_manifests_own(runs, run_dirs, tiny, tmp_path, capsys) -> None:
+    images = Path(tiny.dataset.images_root)
+    other = shutil.copytree(images, tmp_path / "other")
+    export = ["export", *(str(run_dirs[name]) for name in ("mpii", "insta1")), "--format", "webdataset", "--quiet"]
+    assert main([*export, "-o", str(tmp_path / "own"), "--own-images"]) == 0
+    named = ["--images", f"mpii={other}", "--images", f"insta1={images}"]
+    assert main([*export, "-o", str(tmp_path / "named"), *named]) == 0
+    found = members(tmp_path / "own")
+    assert found == members(tmp_path / "named")
+    assert any(name.startswith("insta1/") and name.endswith(".jpg") for name in found)
+    assert main([*export, "-o", str(tmp_path / "x"), *named[:1], f"mpii={other}"]) == 2
+    assert "no folder of images is named for ['insta1']" in capsys.readouterr().err
+    assert main([*export, "-o", str(tmp_path / "x"), *named, "--own-images"]) == 2
+    assert main([*export, "-o", str(tmp_path / "x"), *named, "--images", f"coco={other}"]) == 2
+
+
+def test_a_missing_image_names_the_place_that_was_tried(runs, tmp_path) -> None:
+    report = export_labels([runs["mpii"]], "webdataset", tmp_path / "out", images_root=str(tmp_path), progress=False)
+    assert report.exit_code == 1
+    assert f"looked for in {tmp_path}" in report.as_table()
+    assert "00000" in report.examples[module.MISSING]

@@ -1,0 +1,63 @@
+"""What made the labels of a run, as the footer of its files tells: solver, depth, body, configuration. Mixing is told.
+
+Knows the footer's keys; opens one file a run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dto_pipeline.data.exports.inputs import ExportError, RunLabels, read_footer
+
+FACTS = ("solver", "depth", "body", "config_hash")
+
+
+def describe_making(footer: Mapping[str, str]) -> dict[str, str]:
+    """Solver, depth network (or files), body and config hash of a label file; "unknown" where its footer is silent."""
+    try:
+        config = json.loads(footer.get("config", "{}"))
+    except ValueError:
+        config = {}
+    knobs = {room: config.get(room, {}) if isinstance(config, dict) else {} for room in ("solver", "depth", "body")}
+    body = str(knobs["body"].get("model_path", "")) or "unknown"
+    digest = footer.get("body_sha256", "")
+    return {
+        "solver": str(knobs["solver"].get("mode", "unknown")),
+        "depth": _depth(knobs["depth"]),
+        "body": f"{body.rstrip('/').rpartition('/')[2]} (sha256 {digest[:16]})" if digest else body,
+        "config_hash": footer.get("config_hash", "unknown"),
+    }
+
+
+def _depth(knobs: Mapping[str, Any]) -> str:
+    if knobs.get("source") != "model":
+        return f"maps from {knobs['source']} ({knobs.get('kind', '')})" if "source" in knobs else "unknown"
+    revision = f" at {knobs['revision']}" if knobs.get("revision") else ""
+    return f"{knobs.get('model') or 'unknown'}{revision}"
+
+
+def check_alike(runs: Sequence[RunLabels]) -> None:
+    """Refuse runs that were not made alike.
+
+    Raises:
+        ExportError: two runs differ in one of `FACTS`; the message names both and the fact.
+    """
+    first: tuple[RunLabels, dict[str, str]] | None = None
+    for run in runs:
+        if not run.files:
+            continue
+        found = describe_making(read_footer(run))
+        if first is None:
+            first = run, found
+        apart = [fact for fact in FACTS if found[fact] != first[1][fact]]
+        if apart:
+            told = "; ".join(f"{fact}: {_short(first[1][fact])} and {_short(found[fact])}" for fact in apart)
+            raise ExportError(
+                f"{first[0].name} and {run.name} were not made alike ({told}); export them apart, or say --mixed"
+            )
+
+
+def _short(text: str) -> str:
+    return text if len(text) < 64 else text[:16]

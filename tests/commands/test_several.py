@@ -1,0 +1,86 @@
+"""Several runs in one call: one table, the worst exit code, and a run that is none costs its own row only."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from dto_pipeline.cli import main
+from dto_pipeline.commands.several import worst_exit
+from dto_pipeline.models.body import BodyModel
+from dto_pipeline.run.directory import RunDirectory
+from dto_pipeline.run.driver import run_pipeline
+from tests.run.chaos import tiny_config
+from tests.tiny_dataset import write_tiny_dataset
+
+
+@pytest.fixture(scope="module")
+def runs(body: BodyModel, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A sound run, one whose label file is gone, one that is not finished, one that is none."""
+    root = tmp_path_factory.mktemp("several")
+    tiny = write_tiny_dataset(root / "data", body, images=2, shard_images=1, broken=False)
+    sound = root / "sound"
+    run_pipeline(tiny.manifest, sound, tiny_config(), progress=False)
+    broken = Path(shutil.copytree(sound, root / "broken"))
+    RunDirectory(broken).label_file(0).unlink()
+    pending = Path(shutil.copytree(broken, root / "pending"))
+    RunDirectory(pending).receipt_file(0).unlink()
+    return {"sound": sound, "broken": broken, "pending": pending, "none": root / "data"}
+
+
+@pytest.mark.parametrize(
+    ("names", "code"),
+    [
+        (("sound", "sound"), 0),
+        (("sound", "pending"), 3),
+        (("pending", "broken", "sound"), 1),
+        (("none", "sound", "broken"), 2),
+    ],
+)
+def test_verify_returns_the_worst_code_and_a_row_for_each(names, code, runs, capsys) -> None:
+    assert main(["verify", *(str(runs[name]) for name in names)]) == code
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert head.split()[-2:] == ["exit", "code"]
+    assert [Path(row.split()[0]) for row in rows] == [runs[name] for name in names]
+
+
+def test_status_shows_one_table_and_json_keeps_every_number(runs, capsys) -> None:
+    assert main(["status", str(runs["sound"]), str(runs["pending"])]) == 0
+    table = capsys.readouterr().out
+    assert "2 done, 0 failed, 0 pending" in table
+    assert "1 done, 0 failed, 1 pending" in table
+    assert main(["status", str(runs["sound"]), str(runs["none"]), "--json"]) == 2
+    captured = capsys.readouterr()
+    sound, none = json.loads(captured.out)
+    assert sound["images_done"] == 2
+    assert "no run.json" in none["error"]
+    assert "no run.json" in captured.err
+    assert main(["status", str(runs["sound"]), str(runs["pending"]), "--watch"]) == 2
+
+
+def test_report_writes_a_page_each(runs, tmp_path, capsys) -> None:
+    told = ["-o", str(tmp_path), "--worst", "0", "--random", "0"]
+    assert main(["report", str(runs["sound"]), str(runs["pending"]), *told]) == 0
+    assert (tmp_path / "sound" / "index.html").is_file()
+    assert (tmp_path / "pending" / "index.html").is_file()
+    assert "2 of 2" in capsys.readouterr().out
+
+
+def test_diff_pairs_runs_by_subset(runs, capsys) -> None:
+    assert main(["diff", str(runs["sound"]), "--against", str(runs["sound"])]) == 0
+    assert main(["diff", str(runs["sound"]), str(runs["pending"])]) == 1
+    assert main(["diff", str(runs["sound"])]) == 2
+    assert "--against" in capsys.readouterr().err
+    two = [str(runs["sound"]), str(runs["pending"])]
+    assert main(["diff", *two, "--against", *two]) == 2
+    assert "both of subset tiny" in capsys.readouterr().err
+
+
+def test_the_worst_code_is_the_same_in_any_order() -> None:
+    for codes in itertools.permutations((0, 3, 1, 2)):
+        assert worst_exit(codes) == 2
+    assert (worst_exit((0, 3)), worst_exit((3, 1)), worst_exit(()), worst_exit((0, 130, 2))) == (3, 1, 0, 130)
