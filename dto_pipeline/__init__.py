@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from dto_pipeline.api import read_table as read_table
     from dto_pipeline.api import torch_dataset as torch_dataset
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
 
 _API = (
     *("optimize_scene", "read_scenes", "read_table", "torch_dataset"),

@@ -15,11 +15,15 @@ from typing import Any
 import numpy as np
 
 from dto_pipeline.axes import NUM_BETAS
+from dto_pipeline.bounds import CAMERA_BEYOND, implausible_cameras
 from dto_pipeline.collate import collate_scenes, map_size, pass_through, split_batch
 from dto_pipeline.config import AttributeConfig, DepthConfig, MaskConfig, PipelineConfig, load_config
+from dto_pipeline.data.duplicates import People as LabelledPeople
+from dto_pipeline.data.duplicates import find_duplicates
 from dto_pipeline.data.images import ImageStore, open_folder
 from dto_pipeline.data.label_files import IMAGE_COLUMNS, PERSON_COLUMNS, flatten_table, person_leaf, read_label_files
 from dto_pipeline.data.placed import read_placed
+from dto_pipeline.data.scenes import mark_repeats
 from dto_pipeline.data.sources.rows import ROW_PROBLEMS, find_row_problems
 from dto_pipeline.data.storage import Location, as_location
 from dto_pipeline.data.torch_labels import LABEL_IMAGES, LABEL_PEOPLE, LabelDataset
@@ -207,13 +211,13 @@ def _build_scene(
     place = _array("transl", transl, (people, 3))
     problems = [ROW_PROBLEMS[code] for code in find_row_problems(pose, shape, place)]
     depth = _check_disparity(np.asarray(disparity, np.float32))
-    return Scene(
+    scene = Scene(
         image_id="memory/scene",
         subset="memory",
         image_path="scene",
         width=depth.shape[1],
         height=depth.shape[0],
-        intrinsics=_check_camera(np.asarray(intrinsics, np.float64)),
+        intrinsics=_check_camera(np.asarray(intrinsics, np.float64), depth.shape),
         pose=pose,
         betas=shape,
         transl=place,
@@ -226,6 +230,10 @@ def _build_scene(
         disparity=depth,
         origin={"masks": "memory", "attributes": "memory", "depth": "memory"},
     )
+    alike = (scene.pose, scene.betas, scene.transl, scene.bbox_xyxy, scene.det_score)
+    usable = np.array([problem is None for problem in scene.person_problem], bool)
+    mark_repeats(scene, find_duplicates(LabelledPeople(*alike, np.zeros(people, bool), usable, np.array([people]))))
+    return scene
 
 
 def _add_masks(scene: Scene, masks: np.ndarray | None, max_side: int) -> None:
@@ -255,9 +263,12 @@ def _array(name: str, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return array
 
 
-def _check_camera(camera: np.ndarray) -> np.ndarray:
+def _check_camera(camera: np.ndarray, image: tuple[int, ...]) -> np.ndarray:
     if camera.shape != (3, 3) or not np.isfinite(camera).all() or camera[0, 0] <= 0 or camera[1, 1] <= 0:
         raise SceneInputError(f"intrinsics is {camera.tolist()}; expected a finite 3 x 3 matrix with focal lengths > 0")
+    if implausible_cameras(camera[None], np.array([image[1]]), np.array([image[0]]))[0]:
+        size = f"{image[1]} x {image[0]}"
+        raise SceneInputError(f"intrinsics is {camera.tolist()} for an image of {size}: {CAMERA_BEYOND}")
     return camera
 
 

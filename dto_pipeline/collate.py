@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from dto_pipeline.bounds import CAMERA_BEYOND, implausible_cameras, name_beyond
 from dto_pipeline.config import PipelineConfig
 from dto_pipeline.maths.camera import map_size
 from dto_pipeline.maths.depth_line import DEPTH_MODELS
@@ -24,6 +26,7 @@ from dto_pipeline.scene import (
 )
 from dto_pipeline.status import ImageStatus, PersonStatus
 
+_UNMEASURED = (PersonStatus.TOO_SMALL, PersonStatus.PLACED_BY_PRIOR)
 __all__ = ["collate_scenes", "map_size", "pass_through", "split_batch"]
 
 
@@ -126,19 +129,22 @@ class _Results(NamedTuple):
 def _placed(scene: Scene, index: int, results: _Results, config: PipelineConfig) -> PlacedScene:
     people, fits, evidence = results.people, results.people.fits, results.evidence
     count = scene.num_people
-    usable = np.array([problem is None for problem in scene.person_problem], bool)
+    outcomes = [OUTCOMES[code] for code in fits.outcome[index, :count].tolist()]
+    refused = np.array([word is PersonStatus.INVALID_LABEL for word in outcomes], bool)
+    usable = np.array([problem is None for problem in scene.person_problem], bool) & ~refused
 
     def of(value: torch.Tensor, dtype: type = np.float32, missing: float = np.nan) -> np.ndarray:
         return np.where(usable, value[index, :count].numpy(), missing).astype(dtype)
 
-    outcomes = [OUTCOMES[code] for code in fits.outcome[index, :count].tolist()]
     by_prior = PersonStatus.PLACED_BY_PRIOR in outcomes
     status = _image_status(usable, bool(fits.is_optimized[index]), by_prior)
-    person_status, person_message = _person_problems(scene, outcomes)
+    person_status, person_message = _person_problems(
+        scene, outcomes, _explain_unmeasured(scene, index, results, config)
+    )
     deviation = float(fits.deviation[index])
     is_optimized = bool(fits.is_optimized[index])
     label = _column(usable, 1)
-    return PlacedScene(
+    placed = PlacedScene(
         scene=scene,
         status=status,
         message=None,
@@ -168,6 +174,25 @@ def _placed(scene: Scene, index: int, results: _Results, config: PipelineConfig)
         used_ground=bool(fits.used_ground[index]),
         **_certainty(fits, index, usable),
     )
+    return placed if scene.same_as is None else _take_along(placed, scene.same_as)
+
+
+def _take_along(placed: PlacedScene, same_as: np.ndarray) -> PlacedScene:
+    """Whoever repeats a person goes where that person goes, so that nobody stands away from himself.
+
+    The same factor on the distance, the same step of the same shape coefficient; nothing else is known of them.
+
+    Args:
+        same_as: (P,) the person each one repeats, -1 = nobody.
+    """
+    copies = np.flatnonzero(same_as >= 0)
+    own, scene = same_as[copies], placed.scene
+    scale = placed.scale[own].astype(np.float64)[:, None]
+    shift = placed.transl[own] - scale * scene.transl[own]  # what keeps the joints in the picture
+    placed.transl[copies] = scale * scene.transl[copies] + shift
+    placed.betas[copies] = scene.betas[copies] + (placed.betas[own] - scene.betas[own])
+    placed.scale[copies], placed.beta_index[copies] = placed.scale[own], placed.beta_index[own]
+    return placed
 
 
 def _certainty(fits: GroupFits, index: int, usable: np.ndarray) -> dict[str, Any]:
@@ -197,10 +222,62 @@ def _image_status(usable: np.ndarray, is_optimized: bool, by_prior: bool) -> Ima
     return ImageStatus.OPTIMIZED if is_optimized else ImageStatus.NOT_OPTIMIZED
 
 
-def _person_problems(scene: Scene, statuses: list[PersonStatus]) -> tuple[list[PersonStatus], list[str | None]]:
-    """Statuses and messages, where a problem of the label itself goes before what the optimiser says."""
-    found = [problem or (status, None) for problem, status in zip(scene.person_problem, statuses, strict=True)]
+def _person_problems(
+    scene: Scene, statuses: list[PersonStatus], reasons: Mapping[int, str] = MappingProxyType({})
+) -> tuple[list[PersonStatus], list[str | None]]:
+    """Statuses and messages, where a problem of the label itself goes before what the optimiser says.
+
+    `reasons`: person -> why nothing could be measured, told where the status follows from it.
+    """
+    found: list[tuple[PersonStatus, str | None]] = [
+        problem or (status, _why_set_aside(scene, person, status, reasons))
+        for person, (problem, status) in enumerate(zip(scene.person_problem, statuses, strict=True))
+    ]
     return [status for status, _ in found], [message for _, message in found]
+
+
+def _why_refused(scene: Scene, person: int) -> str:
+    """Why the optimiser left out somebody whom the reader of labels let through."""
+    if implausible_cameras(scene.intrinsics[None], np.array([scene.width]), np.array([scene.height]))[0]:
+        return CAMERA_BEYOND
+    return name_beyond(scene.pose[person], scene.betas[person], scene.transl[person])
+
+
+def _why_set_aside(scene: Scene, person: int, status: PersonStatus, reasons: Mapping[int, str]) -> str | None:
+    if status is PersonStatus.INVALID_LABEL:
+        return _why_refused(scene, person)
+    return reasons.get(person) if status in _UNMEASURED else None
+
+
+def _explain_unmeasured(scene: Scene, index: int, results: _Results, config: PipelineConfig) -> dict[int, str]:
+    """Person -> why the depth map says nothing about it, of those it says nothing about (`DepthEvidence.cut`)."""
+    joint = config.solver.mode == "joint"
+    grid = config.joint.min_pixels_grid if joint else config.evidence.min_pixels_grid
+    least_vertices = config.joint.min_visible_vertices if joint else config.evidence.min_visible_vertices
+    least = scene.height * scene.width / grid**2
+    found = results.evidence
+    cut = found.cut[index, : scene.num_people]
+    reasons = {}
+    for person in cut.gt(0).nonzero().flatten().tolist():
+        pixels, inside, *_ = found.pixels[index, person].tolist()
+        vertices = int(results.visible_vertices[index, person])
+        low, high = found.bounds[index, person].tolist()
+        if cut[person] == 1 and pixels < least:
+            reasons[person] = f"{pixels} pixels are seen, fewer than {least:.0f}"
+        elif cut[person] == 1:
+            reasons[person] = f"{vertices} vertices are seen, fewer than {least_vertices}"
+        elif inside >= least:
+            reasons[person] = f"no pixel lies within {config.evidence.max_residual:g} m of the line through its depths"
+        elif low == high:
+            reasons[person] = (
+                f"its depth is flat: the middle half of its {pixels} pixels is {low:.4g}, and none lies strictly inside"
+            )
+        else:
+            reasons[person] = (
+                f"{inside} of {pixels} pixels lie strictly inside the bounds of its depth, {low:.4g} to {high:.4g}, "
+                f"fewer than {least:.0f}"
+            )
+    return reasons
 
 
 def _column(mask: np.ndarray, extra_axes: int) -> np.ndarray:

@@ -205,6 +205,9 @@ class RunConfig:
     # come in 22 minutes over 1 MB/s. Waiting for CPUs and GPUs has no limit
     warm_up_timeout_s: float = 1800.0
     max_failed_shards: int = 20  # quarantined shards after which the run stops
+    # share of images, and of people, that cannot be used (`run.budget` says what counts) beyond which a launch stops
+    # and a run ends with exit code 1; 1 = all of them may fail. A choice: more than dead links and a few bad files
+    max_failed_images: float = 0.05
     max_poison_images: int = 3  # images of one shard that may end their process before the shard is quarantined
     lease_s: float = 60.0  # a driver on another host that is silent for this long is taken to be dead [s]
     heartbeat_s: float = 10.0  # how often a driver says that it lives [s]
@@ -240,6 +243,10 @@ class PipelineConfig:
         _expect(len(self.prior.mean) == 6 == len(self.prior.sigma), "prior.mean and prior.sigma need 6 numbers each")
         _expect(min(self.prior.sigma) > 0, "prior.sigma must be positive")
         _expect(self.run.workers >= 0, "run.workers must be 0 (this process) or more")
+        _expect(
+            0 <= self.run.max_failed_images <= 1,
+            f"run.max_failed_images is {self.run.max_failed_images:g}; expected a share from 0 to 1, 0.05 is 5 %",
+        )
         _expect(self.run.max_poison_images >= 0, "run.max_poison_images must be 0 or more")
         for name in (
             *("batch_images", "max_attempts", "decode_threads", "decode_memory_mb", "torch_threads"),

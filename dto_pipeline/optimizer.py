@@ -19,6 +19,7 @@ from dto_pipeline.maths.joint_solver import fit_jointly
 from dto_pipeline.maths.refine import refine_people
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.models.rasterizer import count_visible_vertices, rasterize
+from dto_pipeline.plausible import leave_out_implausible, set_implausible_aside
 from dto_pipeline.scene import (
     DepthEvidence,
     GroupFits,
@@ -44,6 +45,7 @@ class SceneOptimizer:
         """Optimise B scenes; scenes with fewer than two people pass through with outcome NOT_RUN."""
         config = self.config
         least = 1 if config.solver.mode == "joint" and config.joint.move_single else 2
+        batch, refused = leave_out_implausible(batch, self.body.rest_height)
         batch = _only_crowds(batch, least)
         with self.clock("body"):
             vertices = self.body.vertices(batch.pose, batch.betas, batch.transl)
@@ -68,6 +70,7 @@ class SceneOptimizer:
                 config.refine,
                 config.joint if self.joint else None,
             )
+            people = set_implausible_aside(people, batch, prior, refused, config.refine)
         return OptimizedScenes(batch=batch, maps=maps, evidence=evidence, prior=prior, people=people)
 
     @property

@@ -77,6 +77,7 @@ class Scene:
     bbox_xyxy: np.ndarray  # (P, 4) float32 [px], NaN = unknown
     det_score: np.ndarray  # (P,) float32, NaN = unknown
     person_problem: list[tuple[PersonStatus, str] | None]  # why a person cannot be used, or None
+    same_as: np.ndarray | None = None  # (P,) int64 the person each one repeats, -1 = nobody; None = nobody does
     masks: np.ndarray | None = None  # (P, h, w) bool at person-map size
     has_mask: np.ndarray | None = None  # (P,) bool: the mask was seen by somebody, not made up from the label
     mask_score: np.ndarray | None = None  # (P,) float32 of the network that made the mask, NaN = from elsewhere
@@ -244,6 +245,8 @@ OUTCOMES: tuple[PersonStatus, ...] = (
     PersonStatus.NO_FIT,
     PersonStatus.BEHIND_CAMERA,
     PersonStatus.PLACED_BY_PRIOR,
+    PersonStatus.INVALID_LABEL,
+    PersonStatus.IMPLAUSIBLE,
 )
 
 

@@ -33,20 +33,37 @@ class ImageStatus(_Advised):
         "The network's answer cannot be used, such as numbers that are not finite; take another checkpoint, or train "
         "with a lower loop.rate.",
     )
-    NO_PEOPLE = "no_people", "No person of this image had a valid label; see the persons' statuses."
+    NO_PEOPLE = "no_people", "The image has no person with a label that can be used; see the persons' statuses."
     IMAGE_MISSING = (
         "image_missing",
-        "The image file was not found; fetch it, or check --images, then use dto run --retry-failed; one that was "
-        "missing when the manifest was built needs a new manifest and a new run.",
+        "The image file was not found; fetch it, or check --images, then use dto run --retry-failed: it does this "
+        "image only. (Tars fetched again: dto manifest check --reindex first. Predictions: predict anew.)",
     )
     IMAGE_CORRUPT = (
         "image_corrupt",
-        "The image could not be decoded; replace the file, then use dto run --retry-failed.",
+        "The image could not be decoded; replace the file, then use dto run --retry-failed: it does this image only. "
+        "(Tars fetched again: dto manifest check --reindex first. Predictions: predict anew.)",
     )
-    SIZE_MISMATCH = "size_mismatch", "The image's size contradicts the label's camera; the label or file is wrong."
-    DEPTH_MISSING = "depth_missing", "No depth map was found; write it, then use dto run --retry-failed."
-    DEPTH_INVALID = "depth_invalid", "The depth map is empty, constant zero, not finite or of another size."
-    LABEL_INVALID = "label_invalid", "The label row itself is unusable (for example its camera); see the message."
+    SIZE_MISMATCH = (
+        "size_mismatch",
+        "The image is not of the size its camera, or the manifest, expects (see the message). Another file, or one "
+        "turned by its EXIF note: put the right one there, then use dto run --retry-failed. A wrong camera: mend the "
+        "labels, then build a new manifest and start a new run.",
+    )
+    DEPTH_MISSING = (
+        "depth_missing",
+        "No depth map was found; write it, or name its folder with --depth, then use dto run --retry-failed.",
+    )
+    DEPTH_INVALID = (
+        "depth_invalid",
+        "The depth map is empty, constant zero, not finite or of another size (see the message); a file: write it "
+        "anew, then use dto run --retry-failed; a network's map will be the same again.",
+    )
+    LABEL_INVALID = (
+        "label_invalid",
+        "The label row itself is unusable (for example its camera); see the message, mend the labels, then build a new "
+        "manifest and start a new run.",
+    )
     INTERNAL_ERROR = "internal_error", "The pipeline raised on this image; please report it with the message."
     OUT_OF_MEMORY = (
         "out_of_memory",
@@ -89,15 +106,30 @@ class PersonStatus(_Advised):
     TOO_TALL = "too_tall", "Set aside: the fit would make this person taller than any prior allows; label kept."
     ALONE_IN_GROUP = "alone_in_group", "Set aside: nobody else in its near or far group to compare with; label kept."
     BEHIND_CAMERA = "behind_camera", "Set aside: the fit would place this person behind the camera; label kept."
+    IMPLAUSIBLE = "implausible", "Set aside: the fit would make a place or a body that cannot be; label kept."
     PLACED_BY_PRIOR = "placed_by_prior", "Placed by its height prior alone: its depth could not be measured."
     NO_FIT = "no_fit", "The group's depths are equal without spread, so no line is determined; label kept."
-    TOO_SMALL = "too_small", "Dropped: too few visible pixels or vertices to measure; label kept."
+    TOO_SMALL = (
+        "too_small",
+        "Dropped: too few visible pixels or vertices to measure, or too few left between the outlier bounds of its "
+        "depth, as in a flat map (the message says which); label kept.",
+    )
     EMPTY_MASK = "empty_mask", "Dropped: the instance mask holds no pixel; label kept."
-    INVALID_LABEL = "invalid_label", "The label is not finite, of a wrong shape or behind the camera; not used."
+    INVALID_LABEL = (
+        "invalid_label",
+        "The label cannot be used (see the message): not finite, behind the camera, not a person, with a mask that is "
+        "damaged or of another size, or on a kid axis the body lacks; kept as given.",
+    )
+    DUPLICATE = (
+        "duplicate",
+        "The same person as another row of its image (the message names it): not measured, goes where that row goes; "
+        "exports leave it out.",
+    )
     NOT_RUN = "not_run", "The image was not optimised (see its status); label kept."
 
 
 PLACED = (PersonStatus.MOVED, PersonStatus.PLACED_BY_PRIOR)  # the person has a new place; others keep their label
+UNUSED = (PersonStatus.INVALID_LABEL, PersonStatus.DUPLICATE)  # whose rows nobody trains on
 
 
 class PredictionStatus(_Advised):

@@ -162,3 +162,16 @@ def test_several_sources_are_read_one_after_the_other(finished: Path) -> None:
     assert again == ids[3:6] + ids
     assert dto.read_table(run, columns=["image_id"], people=()).column_names == ["image_id"]
     assert dto.read_table(run).num_rows == 9
+
+
+def test_whoever_is_given_twice_is_placed_once_and_goes_along(scene: Scene, body: BodyModel) -> None:
+    given = arguments(scene)
+    shared = {name: given.pop(name) for name in ("intrinsics", "disparity")}
+    twice: dict[str, Any] = {name: np.concatenate([value, value[:1]]) for name, value in given.items()}
+    found = dto.optimize_scene(**twice, **shared, body=body)
+    alone = dto.optimize_scene(**given, **shared, body=body)
+    assert found.person_status[4] is PersonStatus.DUPLICATE
+    np.testing.assert_array_equal(found.transl[:4], alone.transl)
+    np.testing.assert_allclose(found.transl[4], found.transl[0], atol=1e-6)
+    np.testing.assert_array_equal(found.betas[4], found.betas[0])
+    assert not np.allclose(found.transl[0], scene.transl[0], atol=0.05)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -155,3 +156,25 @@ def test_gpu_equals_cpu(body: BodyModel) -> None:
     (placed,) = split_batch([scene], optimizer(collate_scenes([scene], "cuda")), CONFIG)
     body.to("cpu")
     assert_close(expected, placed)
+
+
+def test_each_of_the_causes_of_too_small_is_told(body: BodyModel) -> None:
+    """Four people: whole; almost covered; only a patch of the chest; in a flat spot of the map."""
+    scene = make_scene(body, [Stander(x=0.9 * i - 1.4, z=3.5 + 0.1 * i) for i in range(4)], size=(240, 480))
+    assert scene.masks is not None
+    assert scene.disparity is not None
+    for person, side in ((1, 4), (2, 18)):
+        rows, columns = np.nonzero(scene.masks[person])
+        kept = np.zeros_like(scene.masks[person])
+        top, left = int(np.median(rows)) - 35, int(np.median(columns)) - side // 2
+        kept[top : top + side, left : left + side] = True
+        scene.masks[person] &= kept
+    scene.disparity[scene.masks[3]] = 0.3
+    (placed,) = place([scene], body)
+    whole, covered, patch, flat = placed.person_message
+    assert placed.person_status[1:] == [PersonStatus.TOO_SMALL] * 3
+    assert whole is None
+    assert covered == "16 pixels are seen, fewer than 288"
+    assert re.fullmatch(r"\d+ vertices are seen, fewer than 500", str(patch))
+    assert re.fullmatch(r"its depth is flat: the middle half of its \d+ pixels is 3.333, and none .*", str(flat))
+    assert all(word in PersonStatus.TOO_SMALL.advice for word in ("pixels", "vertices", "flat"))

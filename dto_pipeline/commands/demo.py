@@ -66,7 +66,9 @@ def _run(arguments: argparse.Namespace) -> int:
     data = build_demo_data(out / "data", body, DemoSettings(images=arguments.images), _progress)
     manifest = _manifest(Path(arguments.dataset), out, data.created)
     print(f"3  run -> {out / 'run'}")
-    config = load_config(None, [f"run.workers={arguments.workers}", *_DEPTH[arguments.depth]])
+    failures = min(1.0, len(data.broken) / arguments.images)  # broken on purpose; a run of its own allows far fewer
+    budget = f"run.max_failed_images={failures}"
+    config = load_config(None, [f"run.workers={arguments.workers}", budget, *_DEPTH[arguments.depth]])
     summary = run_pipeline(manifest, out / "run", config)
     if summary.nothing_to_do and (out / "summary.json").exists():
         print("\nEverything was done before; nothing new. Remove the folder to start afresh.\n")

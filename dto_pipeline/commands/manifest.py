@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 from dto_pipeline.commands.merge import add_merge_parser
+from dto_pipeline.commands.options import positive
+from dto_pipeline.config import RunConfig
 
+_CHANGES = ("source", "images_in", "masks", "shard_images", "principal_point", "label_values")  # keys of the YAML
 _PLACES = ("labels", "images", "depth", "sidecar", "predictions")
 
 
@@ -23,17 +27,33 @@ def _add_build(actions: argparse._SubParsersAction) -> None:
         help="join labels, images and sidecar of a data set; cut it into shards",
         description="Reads a dataset YAML and the files it names, and writes one Parquet manifest with its shards "
         "fixed. Beside it: a report of what was found (*.report.json) and every row that cannot be used, with the "
-        "reason (*.findings.parquet). Folders and files may be local or URIs (s3://, gs://, ...).",
+        "reason (*.findings.parquet). Folders and files may be local or URIs (s3://, gs://, ...). Exit code 1: "
+        "written, but more than --max-failed-images of it cannot be used.",
     )
-    build.add_argument("dataset", metavar="YAML", help="dataset description, see manifests/")
+    build.add_argument(
+        "dataset",
+        metavar="YAML",
+        help="dataset description, or the name of one that ships (aic, coco, insta1, insta2, mpii, relative_human)",
+    )
     build.add_argument("--data-root", default=".", metavar="DIR", help="folder that the YAML's paths start from (.)")
     build.add_argument("-o", "--out", required=True, metavar="FILE", help="manifest to write, e.g. demo.parquet")
     for place in _PLACES:
-        build.add_argument(f"--{place}", metavar="PATH", help=f"{place} in place of the YAML's")
+        build.add_argument(f"--{place}", metavar="PATH", help=f"{place} in place of the YAML's; '' = none")
     build.add_argument(
         "--source", metavar="KIND", help="in place of the YAML's source, e.g. ma_hmr: what the labels are"
     )
     build.add_argument("--images-in", choices=("folder", "tars"), help="in place of the YAML's images_in")
+    build.add_argument(
+        "--masks",
+        choices=("sidecar", "detection"),
+        help="in place of the YAML's masks: those of the sidecar, or also KEY.detection.npz beside the images",
+    )
+    build.add_argument("--shard-images", type=positive, metavar="N", help="in place of the YAML's shard_images")
+    build.add_argument(
+        "--principal-point",
+        choices=("centre", "free"),
+        help="in place of the YAML's principal_point: free takes images that are not of the size 2 cx, 2 cy",
+    )
     build.add_argument("--label-values", choices=("after", "before"), help="in place of the YAML's label_values")
     build.add_argument(
         "--against",
@@ -41,6 +61,14 @@ def _add_build(actions: argparse._SubParsersAction) -> None:
         default=[],
         metavar="MANIFEST",
         help="report images that this other manifest has too; may be given several times",
+    )
+    build.add_argument(
+        "--max-failed-images",
+        type=_share,
+        default=RunConfig.max_failed_images,
+        metavar="SHARE",
+        help="end with exit code 1 if more than this share of images or label rows cannot be used, whatever the reason "
+        "(default %(default)g; 1 = never); the manifest is written all the same",
     )
     build.add_argument("--skip-unlabelled", action="store_true", help="do not look for images without labels")
     build.add_argument("--quiet", action="store_true", help="no progress line")
@@ -57,9 +85,19 @@ def _add_check(actions: argparse._SubParsersAction) -> None:
     check.add_argument("manifest", metavar="MANIFEST", help="file written by dto manifest build")
     check.add_argument("--deep", action="store_true", help="decode every image")
     check.add_argument("--images", metavar="DIR", help="images folder in place of the manifest's")
+    check.add_argument(
+        "--reindex", action="store_true", help="first look anew at tars that were fetched again or are new"
+    )
     check.add_argument("--report", metavar="FILE", help="write all of it as JSON")
     check.add_argument("--quiet", action="store_true", help="no progress line")
     check.set_defaults(run=_check)
+
+
+def _share(text: str) -> float:
+    share = float(text)
+    if not 0 <= share <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is no share: from 0 to 1, 0.05 is 5 %")
+    return share
 
 
 def _build(arguments: argparse.Namespace) -> int:
@@ -67,10 +105,10 @@ def _build(arguments: argparse.Namespace) -> int:
     from dto_pipeline.data.manifest import build_manifest, report_path
     from dto_pipeline.data.storage import as_location
 
-    places = {key: getattr(arguments, key) for key in _PLACES if getattr(arguments, key) is not None}
-    changes = {
-        key: getattr(arguments, key) for key in ("source", "images_in", "label_values") if getattr(arguments, key)
-    }
+    told = {key: getattr(arguments, key) for key in _PLACES if getattr(arguments, key) is not None}
+    places = {key: place for key, place in told.items() if place}
+    changes = {key: getattr(arguments, key) for key in _CHANGES if getattr(arguments, key)}
+    changes.update(dict.fromkeys(told.keys() - places.keys(), ""))
     dataset = load_dataset(arguments.dataset, arguments.data_root, places, **changes)
     out = as_location(arguments.out)
     report = build_manifest(
@@ -78,10 +116,10 @@ def _build(arguments: argparse.Namespace) -> int:
     )
     print(report.as_table())
     print(f"\n{out} written; report in {report_path(out)}, what cannot be used in {report.findings_file}")
-    if report.images and report.image_problems["image_missing"] == report.images:
-        print("Not one image was found: check --data-root and --images before a run.")
-        return 1
-    return 0
+    complaint = report.complaint(arguments.max_failed_images)
+    if complaint:
+        print(f"\n{complaint}", file=sys.stderr)
+    return 1 if complaint else 0
 
 
 def _check(arguments: argparse.Namespace) -> int:
@@ -92,7 +130,9 @@ def _check(arguments: argparse.Namespace) -> int:
     from dto_pipeline.data.storage import as_location
 
     images = None if arguments.images is None else as_location(arguments.images)
-    report = check_manifest(as_location(arguments.manifest), arguments.deep, images, not arguments.quiet)
+    report = check_manifest(
+        as_location(arguments.manifest), arguments.deep, images, not arguments.quiet, arguments.reindex
+    )
     print(report.as_table())
     if arguments.report:
         write_json_atomic(Path(arguments.report), report.to_json())

@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 def add_parser(verbs: argparse._SubParsersAction) -> None:
     parser = verbs.add_parser(
         "verify",
-        help="check receipts, rows and labels of a run; exit code 1 if anything falls short",
+        help="check receipts, rows and labels of a run; exit code 1 if anything is damaged",
         description="Reads every label file of a run and checks it against its receipt, against the manifest (every "
         "image once, the input restored exactly by undoing the change) and against what a fit may do to a label. "
         "Broken is what was declared done and does not hold; shards whose files are damaged are noted in the folder, "
-        "so that the next dto run does them again. "
-        "Exit codes: 0 every shard is done and holds; 1 something "
+        "so that the next dto run does them again. Doubtful is a person in a sound row, which the same run would give "
+        "again, listed with the next step. Exit codes: 0 every shard is done and holds; 1 something "
         "is broken, or shards were given up; 2 it could not be read; 3 what is done holds, the rest is pending.",
     )
     parser.add_argument("run_dirs", metavar="RUN", nargs="+", help="folders of runs; of several, one table")

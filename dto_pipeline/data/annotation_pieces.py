@@ -17,6 +17,7 @@ import numpy as np
 
 from dto_pipeline.axes import NUM_BETAS
 from dto_pipeline.data.cameras import CAMERA_COLUMNS
+from dto_pipeline.data.files import check_maps, temporary_folder
 from dto_pipeline.data.images import ImageStore, open_folder
 from dto_pipeline.data.label_files import LabelColumns
 from dto_pipeline.data.label_pieces import IMAGE_FILE, Part, Piece
@@ -175,7 +176,8 @@ def open_annots_set(path: str | Path, images: str) -> AnnotsSet:
     """
     if not images:
         raise LabelsError(f"{path} does not say where its photographs are; name their folder (data.images)")
-    folder = tempfile.TemporaryDirectory(prefix="dto-annots-")
+    folder = temporary_folder("dto-annots-")
+    check_maps(folder.name)
     _FOLDERS.append(folder)
     unpack_annots(Path(path), Path(folder.name))
     return AnnotsSet(Path(path).stem, Path(path), as_location(images), folder.name)

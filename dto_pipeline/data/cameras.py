@@ -6,6 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from dto_pipeline.data.image_decoding import ImageHeader
+
+CENTRE_TOLERANCE = 1.0  # |2 c - size| that still counts as centred [px]
 CAMERA_COLUMNS = ("fx", "fy", "cx", "cy")
 
 
@@ -20,3 +23,18 @@ def camera_matrices(numbers: np.ndarray) -> np.ndarray:
 def read_cameras(columns: Any) -> np.ndarray:
     """Matrices of `CAMERA_COLUMNS` as `columns` (a table, a dict of columns, one row) holds them; null becomes NaN."""
     return camera_matrices(np.stack([np.asarray(columns[name], np.float64) for name in CAMERA_COLUMNS], axis=-1))
+
+
+def is_off_centre(camera: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """(n,) bool: the principal point of (n, 3, 3) is not the middle of an image of (n, 2) width and height."""
+    return (np.abs(2 * camera[:, :2, 2] - sizes) > CENTRE_TOLERANCE).any(axis=1)
+
+
+def describe_off_centre(image_file: str, header: ImageHeader, camera: np.ndarray) -> str:
+    """What is wrong with an image that is not of the size its camera (3, 3) expects, and what to do."""
+    cx, cy = camera[:2, 2]
+    return (
+        f"image {image_file} is {header.width} x {header.height}, its principal point {cx:g}, {cy:g} "
+        f"expects {2 * cx:g} x {2 * cy:g}{header.explain(2 * cx, 2 * cy)}; "
+        "if off-centre cameras are right here, set principal_point: free (--principal-point free)"
+    )

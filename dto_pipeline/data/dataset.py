@@ -1,8 +1,10 @@
 """A dataset description: one YAML in `manifests/` says where labels and images are and how they are keyed and cut.
 
 Knows keys, types and defaults; opens nothing it describes. Paths in the YAML are relative to a data root given on the
-command line, so that the same YAML works on every machine; each can be given another place there. Root and places may
-be folders or URIs, see `data.storage`. Unknown keys are refused.
+command line, so that the same YAML works on every machine; each can be given another place there. A place may be a list
+of paths, because the same files lie differently below the roots of different projects: the first that exists is meant.
+Root and places may be folders or URIs, see `data.storage`. Unknown keys are refused. The YAMLs of the published data
+sets ship with the package and are known by their names.
 """
 
 from __future__ import annotations
@@ -11,12 +13,13 @@ import dataclasses
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from dto_pipeline.data.sources import SOURCES
 from dto_pipeline.data.sources.rows import LABEL_VALUES, SourceOptions
-from dto_pipeline.data.storage import Location, as_location, join_location
+from dto_pipeline.data.storage import Location, as_location, is_there, join_location
 from dto_pipeline.errors import DtoError
 from dto_pipeline.paths import SUBSET_NAME, UnsafePath, check_relative
 from dto_pipeline.reading import parse_yaml, read_regular
@@ -25,6 +28,7 @@ PRINCIPAL_POINTS = ("centre", "free")
 IMAGES_IN = ("folder", "tars")
 MASKS = ("sidecar", "detection")
 PLACES = ("labels", "images", "sidecar", "depth", "predictions")  # keys that name files or folders
+SYNTHETIC = "Synthetic, made by this project"  # how the licence of such a data set begins
 _OPTIONAL_PLACES = PLACES[2:]
 _NOT_IN_YAML = ("root", "places")
 
@@ -47,7 +51,7 @@ class Dataset:
     depth_suffix: str = ".npy"  # a depth map is named like its image, with this suffix
     images_in: str = "folder"  # folder: one file an image; tars: read in place from *.tar below the folder
     image_prefixes: dict[str, str] = field(default_factory=dict)  # folder: start of an image's name -> of its file
-    masks: str = "sidecar"  # sidecar: those of the sidecar; detection: also those in the tars (KEY.detection.npz)
+    masks: str = "sidecar"  # sidecar: those of the sidecar; detection: also those beside the images, in tars or not
     predictions: str = ""  # relative_human only: the predicted people; its own files hold no bodies
     label_values: str = "after"  # source labels only: what the other run made of a person, or what it was given
     key_parts: int = 1  # image_path keeps this many last parts of the image's name, as published (INSTA: 3)
@@ -64,7 +68,6 @@ class Dataset:
         )
         _expect(self.images_in in IMAGES_IN, f"images_in is {self.images_in!r}; choose from {IMAGES_IN}")
         _expect(self.masks in MASKS, f"masks is {self.masks!r}; choose from {MASKS}")
-        _expect(self.masks != "detection" or self.images_in == "tars", "masks: detection needs images_in: tars")
         _expect(self.label_values in LABEL_VALUES, f"label_values is {self.label_values!r}; choose from {LABEL_VALUES}")
         _expect(self.key_parts >= 1, f"key_parts is {self.key_parts}; expected 1 or more")
         _expect(self.shard_images >= 1, f"shard_images is {self.shard_images}; expected 1 or more")
@@ -119,7 +122,7 @@ def load_dataset(
     """Read a dataset YAML.
 
     Args:
-        path: the YAML file.
+        path: the YAML file, or the name of one that ships (`shipped_datasets`).
         data_root: folder or URI its paths are relative to.
         places: key of `PLACES` -> path or URI in place of what the YAML says.
         changes: keys of the YAML given another value.
@@ -128,9 +131,10 @@ def load_dataset(
         DatasetError: the file, a key or a value cannot be used; the message names it.
     """
     try:
-        tree = parse_yaml(read_regular(path))
+        tree = parse_yaml(read_regular(_find_description(path)))
     except FileNotFoundError as error:
-        raise DatasetError(f"dataset file {path} does not exist; see manifests/") from error
+        names = ", ".join(shipped_datasets())
+        raise DatasetError(f"dataset file {path} does not exist; by name there are {names}") from error
     except OSError as error:
         raise DatasetError(f"dataset file {path} cannot be read: {error.strerror}; expected a YAML file") from error
     except ValueError as error:
@@ -141,6 +145,17 @@ def load_dataset(
         raise DatasetError(f"dataset file {path}: {error}") from error
 
 
+def shipped_datasets() -> dict[str, Path]:
+    """The data sets whose YAMLs ship with the package, by name."""
+    folder = Path(str(files("dto_pipeline") / "manifests"))
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def _find_description(path: str | Path) -> Path:
+    named = None if Path(path).is_file() else shipped_datasets().get(str(path))
+    return named or Path(path)
+
+
 def dataset_from_dict(tree: Any, data_root: str | Path, places: Mapping[str, str] | None = None) -> Dataset:
     """A description from plain values, see `load_dataset`."""
     _expect(isinstance(tree, dict), f"holds {type(tree).__name__}; expected key: value pairs")
@@ -149,6 +164,7 @@ def dataset_from_dict(tree: Any, data_root: str | Path, places: Mapping[str, str
     unknown, missing = sorted(set(map(str, tree)) - set(hints)), [key for key in required if key not in tree]
     _expect(not unknown, f"unknown keys {unknown}; keys are {list(hints)}")
     _expect(not missing, f"missing keys {missing}")
+    tree = {**tree, **{key: _first_there(key, tree[key], data_root) for key in PLACES if _is_choice(tree.get(key))}}
     for key, value in tree.items():
         kind = typing.get_origin(hints[key]) or hints[key]
         right = isinstance(value, kind) and not isinstance(value, bool)
@@ -156,6 +172,19 @@ def dataset_from_dict(tree: Any, data_root: str | Path, places: Mapping[str, str
     found = {key: as_location(place) for key, place in (places or {}).items()}
     named = {key: "" for key in ("labels", "images") if key not in tree}
     return Dataset(**{**named, **tree}, root=as_location(data_root), places=found)
+
+
+def _is_choice(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(path, str) for path in value)
+
+
+def _first_there(key: str, paths: list[str], data_root: str | Path) -> str:
+    """The first of several paths that is there, else the first of all: whoever opens it says that it is missing."""
+    for path in paths:
+        _check_path(key, path, optional=False)
+        if is_there(join_location(as_location(data_root), path)):
+            return path
+    return paths[0]
 
 
 def _check_path(key: str, value: str, optional: bool) -> None:

@@ -1,8 +1,9 @@
 """How a file comes into being: written under a temporary name beside its place, synced, then given its name at once.
 
 Knows two ways of naming: `commit_new` (only if nobody was first; for anything that says "done") and `commit_over`
-(the last writer wins; for reports). A reader never sees half a file; a killed writer leaves a ``.<name>.tmp-<uuid>``
-that `is_temporary` knows. Mounts that lack a step get another of the same meaning, or are named.
+(the last writer wins; for reports). A reader never sees half a file; a killed writer leaves a ``.<name>.tmp-<hex>``
+that `is_temporary` knows. The name tells whose it is, so that the next one can take away what a dead process left.
+Mounts that lack a step get another of the same meaning, or are named.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import logging
 import mmap
 import os
 import re
+import shutil
+import socket
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -37,6 +40,8 @@ _NO_FOLDER_SYNC = {errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EOPNOTSUPP, e
 NO_MAPS = {errno.ENODEV, errno.EINVAL, errno.EACCES, errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 _AT_FDCWD, _RENAME_NOREPLACE = -100, 1  # of <fcntl.h> and <linux/fs.h>
 _TEMPORARY = re.compile(r"\..+\.tmp-[0-9a-f]{32}", re.DOTALL)
+_MARK_DIGITS = 16  # hexadecimal: 8 of the process's id, 8 of where that id means something
+_FOLDER = re.compile(rf"dto-[a-z]+-([0-9a-f]{{{_MARK_DIGITS}}})-.+", re.DOTALL)
 _CHUNK = 1 << 20  # bytes
 _LOG = logging.getLogger(__name__)
 
@@ -45,7 +50,7 @@ _LOG = logging.getLogger(__name__)
 def staged(path: Path) -> Iterator[Path]:
     """A temporary name in the folder of `path` (made if missing); whatever still bears it at the end is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex}")
+    temporary = path.with_name(f".{path.name}.tmp-{_own_mark()}{uuid.uuid4().hex[:_MARK_DIGITS]}")
     try:
         yield temporary
     finally:
@@ -172,9 +177,13 @@ def _sync_folder(folder: Path) -> None:
 
 
 def temporary_folder(prefix: str) -> tempfile.TemporaryDirectory[str]:
-    """A folder for temporary files. Raises: DtoError where none can be made."""
+    """A folder for temporary files that `sweep_abandoned` knows. Raises: DtoError where none can be made.
+
+    Args:
+        prefix: ``dto-``, one word in small letters, and a hyphen.
+    """
     try:
-        return tempfile.TemporaryDirectory(prefix=prefix)
+        return tempfile.TemporaryDirectory(prefix=f"{prefix}{_own_mark()}-")
     except OSError as error:  # where none of the usual places can be written, it is a FileNotFoundError of no file
         raise DtoError(f"no temporary folder can be made ({error.strerror}); set TMPDIR to one with room") from error
 
@@ -200,3 +209,64 @@ def _say_unsynced(folder: Path, reason: str) -> None:
     """Once a folder: it is no reason to stop, and no secret either."""
     after = "after a power cut the newest names in it may be gone; a run does their shards again"
     _LOG.info("%s: this file system syncs no folders (%s): %s", folder, reason, after)
+
+
+def sweep_abandoned(stem: Path | None = None) -> int:
+    """Remove temporary folders that processes of this machine left when they were killed.
+
+    Args:
+        stem: also half-written files beside it whose names begin with its own, without suffix.
+
+    Returns:
+        How many were removed. What belongs to a living process, or to one that cannot be seen from here, stays.
+    """
+    found = [
+        (entry, match[1]) for entry in _entries(Path(tempfile.gettempdir())) if (match := _FOLDER.fullmatch(entry.name))
+    ]
+    if stem is not None:
+        begin = f".{stem.stem}."
+        named = [entry for entry in _entries(stem.parent) if entry.name.startswith(begin) and is_temporary(entry.name)]
+        found += [(entry, entry.name[-2 * _MARK_DIGITS : -_MARK_DIGITS]) for entry in named]
+    dead = [entry for entry, mark in found if _is_dead(mark)]
+    for entry in dead:
+        if entry.is_dir():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink(missing_ok=True)
+    return sum(not entry.exists() for entry in dead)
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError:  # not there, or not to be listed: nothing to sweep
+        return []
+
+
+def _own_mark() -> str:
+    return f"{os.getpid() & 0xFFFFFFFF:08x}{_machine()}"
+
+
+@lru_cache(maxsize=1)
+def _machine() -> str:
+    """Where this process's id means something: one boot of one machine, one space of process ids (containers)."""
+    told = [socket.gethostname()]
+    for place in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"):
+        try:
+            told.append(os.readlink(place) if place.endswith("pid") else Path(place).read_text())
+        except OSError:
+            told.append("")
+    return hashlib.sha256("\n".join(told).encode()).hexdigest()[: _MARK_DIGITS // 2]
+
+
+def _is_dead(mark: str) -> bool:
+    """Whether the process a mark tells of was one of this machine and is gone."""
+    if mark[_MARK_DIGITS // 2 :] != _machine():
+        return False
+    try:
+        os.kill(int(mark[: _MARK_DIGITS // 2], 16), 0)
+    except ProcessLookupError:
+        return True
+    except (OverflowError, OSError):
+        return False
+    return False

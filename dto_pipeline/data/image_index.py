@@ -15,6 +15,7 @@ import numpy as np
 from dto_pipeline.data.sources.rows import LabelFileError, LabelSource
 from dto_pipeline.paths import UnsafePath, check_relative
 
+_LAST_CHARACTER = 0x10FFFF  # of Unicode
 _ROWS_AT_ONCE = 1 << 16
 
 
@@ -87,10 +88,19 @@ def _name_runs(source: LabelSource) -> Iterator[tuple[int, int, str]]:
         names = source.image_names(first, last)
         heads = np.flatnonzero(np.concatenate(([True], names[1:] != names[:-1])))
         try:
+            _check_characters(names[heads])
             texts = names[heads].tolist()
         except ValueError as error:
             raise LabelFileError(f"{source.files[0]}, rows {first} to {last}: image names: {error}") from error
         yield from zip((heads + first).tolist(), [*(heads[1:] + first).tolist(), last], texts, strict=True)
+
+
+def _check_characters(names: np.ndarray) -> None:
+    """Refuse what is no character: numpy makes broken text of it, which fails wherever it is used."""
+    if names.dtype.kind == "U" and names.dtype.itemsize and names.size:
+        codes = np.ascontiguousarray(names).view(f"{names.dtype.str[0]}u4")
+        if (most := int(codes.max())) > _LAST_CHARACTER:
+            raise ValueError(f"0x{most:x} is no character")
 
 
 def _tidy(name: str) -> tuple[str, str]:

@@ -19,10 +19,11 @@ from tqdm import tqdm
 
 from dto_pipeline.config import shorten
 from dto_pipeline.data.dataset import Dataset
-from dto_pipeline.data.files import json_bytes, sha256_file
+from dto_pipeline.data.files import json_bytes, sha256_file, sweep_abandoned
 from dto_pipeline.data.manifest_findings import (
     Findings,
     findings_path,
+    look_for_depth,
     note_duplicates,
     note_source,
     note_tars,
@@ -39,6 +40,7 @@ from dto_pipeline.data.storage import Location, as_location, base_name, beside, 
 from dto_pipeline.errors import DtoError
 from dto_pipeline.reading import parse_json
 from dto_pipeline.schema import MANIFEST_SCHEMA, MANIFEST_SCHEMA_NAME
+from dto_pipeline.status import ImageStatus
 
 _PARTS = 3  # last parts of a manifest's path that it may be found by after a move
 _HEADER_THREADS = 16  # image headers are read waiting for the disk, not computing
@@ -188,6 +190,7 @@ def build_manifest(
         LabelFileError, SidecarError, TarIndexError, StorageError, FindingsError: a file is missing or cannot be used.
     """
     out = as_location(out)
+    sweep_abandoned(out if isinstance(out, Path) else None)
     report = ManifestReport(dataset=dataset.name, findings_file=base_name(findings_path(out)))
     with ExitStack() as stack:
         inputs = open_inputs(dataset, out, stack, progress)
@@ -198,6 +201,11 @@ def build_manifest(
         if inputs.placement is not None:
             note_tars(findings, inputs.placement)
         _write_manifest(inputs, out, report, findings, progress)
+        if dataset.depth_root is not None:
+            looked = look_for_depth(inputs.index, dataset.depth_root, dataset.depth_suffix)
+            report.depth_looked, report.depth_missing, example = looked
+            if example:
+                report.examples[ImageStatus.DEPTH_MISSING] = example
         if unlabelled:
             note_unlabelled(findings, inputs.index, dataset.images_root, inputs.placement)
         report.findings = findings.counts

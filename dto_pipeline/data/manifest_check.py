@@ -1,7 +1,7 @@
 """Are the images of a manifest still what it says? Opens every header again, or decodes every image.
 
 Knows four answers (missing, corrupt, changed, fine); writes nothing. An image whose file the manifest itself reports as
-unusable counts as `known` while that is so, and as `mended` once it is not: build the manifest again then.
+unusable counts as `known` while that is so, and as `mended` once it is not: `dto run` takes it up then.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from tqdm import tqdm
 from dto_pipeline.data.images import ImageStore
 from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.storage import Location
-from dto_pipeline.data.tar_images import open_images
+from dto_pipeline.data.tar_images import index_again, open_images
+from dto_pipeline.data.tar_index import split_address
 from dto_pipeline.status import ImageStatus, UnusableImage
 
 MISSING, CORRUPT, CHANGED, KNOWN, MENDED, FINE = "missing", "corrupt", "changed", "known", "mended", "fine"
@@ -59,13 +60,19 @@ class CheckReport:
         what = "decoded" if self.deep else "headers read"
         lines = [f"{sum(self.counts.values())} images, {what}"]
         lines += [f"  {word:<8} {self.counts[word]:>9}" for word in (FINE, *FAULTS, KNOWN, MENDED)]
+        if self.counts[MENDED]:
+            lines.append("  mended images are taken up by `dto run`, in finished shards with --retry-failed")
         lines += [f"  {fault.fault}: {fault.text}" for fault in self.faults[:_SHOWN]]
         hidden = len(self.faults) - _SHOWN
         return "\n".join([*lines, f"  ... and {hidden} more; --report FILE lists all"] if hidden > 0 else lines)
 
 
 def check_manifest(
-    path: Location, deep: bool = False, images_root: Location | None = None, progress: bool = True
+    path: Location,
+    deep: bool = False,
+    images_root: Location | None = None,
+    progress: bool = True,
+    reindex: bool = False,
 ) -> CheckReport:
     """Look at every image of a manifest.
 
@@ -74,11 +81,16 @@ def check_manifest(
         deep: decode every image instead of reading its header.
         images_root: folder or URI in place of the manifest's.
         progress: show a progress line.
+        reindex: look at its tars anew first: images of tars that were fetched again, or are new, are found then.
 
     Raises:
         ManifestError: the manifest itself cannot be read.
+        TarIndexError: its tars cannot be looked at anew.
     """
     manifest = Manifest.open(path)
+    if reindex:
+        root, parts = images_root or manifest.images_root, int(manifest.dataset.get("key_parts", 1))
+        index_again(manifest.path, root, _missing_names(manifest), parts, progress)
     store = open_images(images_root or manifest.images_root, manifest.path)
     report = CheckReport(deep)
     with (
@@ -91,6 +103,16 @@ def check_manifest(
                 report.faults.append(ImageFault(row["image_id"], word, text))
             bar.update()
     return report
+
+
+def _missing_names(manifest: Manifest) -> list[str]:
+    """Names of images that no tar held when the manifest was built."""
+    return [
+        row["image_file"]
+        for shard in range(manifest.num_shards)
+        for row in manifest.read_shard(shard, ("image_file", "problem_status")).to_pylist()
+        if row["problem_status"] == ImageStatus.IMAGE_MISSING and split_address(row["image_file"]) is None
+    ]
 
 
 def _look_at_all(
@@ -115,9 +137,10 @@ def _look(store: ImageStore, row: dict[str, Any], deep: bool) -> tuple[str, str]
     except UnusableImage as error:
         fault = MISSING if error.status is ImageStatus.IMAGE_MISSING else CORRUPT
         return (KNOWN if known else fault), str(error)
-    if known:
+    changed = (width, height) != (row["width"], row["height"])
+    if known or (changed and row["problem_status"] == ImageStatus.SIZE_MISMATCH):
         return MENDED, ""
-    if (width, height) != (row["width"], row["height"]):
+    if changed:
         was = f"{row['width']} x {row['height']}"
         return CHANGED, f"image {row['image_file']} is {width} x {height}, the manifest says {was}"
     return FINE, ""

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from posixpath import splitext
 
 import numpy as np
@@ -18,7 +20,16 @@ from dto_pipeline.data.columns import build_table
 from dto_pipeline.data.image_index import ImageIndex
 from dto_pipeline.data.parquet import READ_ERRORS, footer_text, open_parquet, writer_settings
 from dto_pipeline.data.sources.rows import Finding
-from dto_pipeline.data.storage import STORAGE_ERRORS, Location, beside, error_text, list_names, written
+from dto_pipeline.data.storage import (
+    STORAGE_ERRORS,
+    Location,
+    beside,
+    error_text,
+    exists,
+    join_location,
+    list_names,
+    written,
+)
 from dto_pipeline.data.tar_images import TarPlacement
 from dto_pipeline.data.tar_index import IMAGE_EXTENSIONS
 from dto_pipeline.errors import DtoError
@@ -33,6 +44,8 @@ TAR_MEMBER = "tar_member_refused"
 REPEATED_KEY = "repeated_key"
 MASKS = "masks_unreadable"
 SOURCE = "source"
+_DEPTH_LOOKS = 1000  # images whose depth map is looked for: a missing twentieth shows, and stores are not asked for all
+_THREADS = 16
 _ROWS_AT_ONCE = 1 << 15
 _ENDINGS = tuple(f".{extension}" for extension in IMAGE_EXTENSIONS)
 
@@ -116,6 +129,30 @@ def note_unlabelled(findings: Findings, index: ImageIndex, root: Location, place
                 findings.add(WITHOUT_LABELS, name, f"no label row names this image{hint}")
     except STORAGE_ERRORS as error:
         findings.add(WITHOUT_LABELS, "", f"the images folder cannot be listed: {error_text(error)}")
+
+
+def look_for_depth(index: ImageIndex, root: Location, suffix: str) -> tuple[int, int, str]:
+    """Whether depth maps lie where a run will look, asked of images spread over all.
+
+    Returns:
+        How many were looked for, how many of these are missing, and one sentence about the first.
+    """
+    images = [image for image in range(index.num_images) if image not in index.problem]
+    images = images[:: -(-len(images) // _DEPTH_LOOKS) or 1]
+    names = [splitext(index.image_name[image])[0] + suffix for image in images]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        there = list(pool.map(lambda name: _is_there(root, name), names))
+    missing = [name for name, found in zip(names, there, strict=True) if not found]
+    if isinstance(root, Path) and not root.is_dir():
+        return len(names), len(missing), f"there is no depth folder {root}"
+    return len(names), len(missing), f"depth map {missing[0]} does not exist below {root}" if missing else ""
+
+
+def _is_there(root: Location, name: str) -> bool:
+    try:
+        return exists(join_location(root, name))
+    except STORAGE_ERRORS:
+        return False
 
 
 def note_source(findings: Findings, noticed: Iterable[Finding]) -> None:

@@ -20,7 +20,6 @@ from dto_pipeline.data.sources.rows import LabelFileError, LabelSource
 from dto_pipeline.data.sources.sidecar import Sidecar, SidecarError
 from dto_pipeline.data.storage import Location, fetch
 from dto_pipeline.data.tar_images import TarPlacement, place_in_tars, tar_index_path
-from dto_pipeline.data.tar_index import TarIndex
 
 
 @dataclass(frozen=True)
@@ -44,10 +43,9 @@ class ManifestInputs:
         return [*self.source.files, *([self.sidecar.path] if self.sidecar.path else [])]
 
     @property
-    def mask_tars(self) -> TarIndex | None:
-        """Tars that masks are taken from; None = nowhere."""
-        wanted = self.placement is not None and self.dataset.masks == "detection"
-        return self.placement.images.index if self.placement and wanted else None
+    def mask_store(self) -> ImageStore | None:
+        """What masks beside the images are read from; None = they are not looked for."""
+        return self.images if self.dataset.masks == "detection" else None
 
 
 def open_inputs(dataset: Dataset, out: Location, stack: ExitStack, progress: bool) -> ManifestInputs:

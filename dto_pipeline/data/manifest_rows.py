@@ -15,7 +15,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from dto_pipeline.bounds import CAMERA_BEYOND, implausible_cameras
+from dto_pipeline.data.cameras import describe_off_centre, is_off_centre
 from dto_pipeline.data.columns import build_table, pick_words, ragged_column, struct_column
+from dto_pipeline.data.duplicates import People, find_duplicates
+from dto_pipeline.data.image_decoding import ImageHeader
 from dto_pipeline.data.images import ImageStore
 from dto_pipeline.data.manifest_findings import MASKS, Findings, note_people
 from dto_pipeline.data.manifest_inputs import ManifestInputs
@@ -28,6 +32,7 @@ from dto_pipeline.status import ImageStatus, UnusableImage
 
 MASK_OTHER_SIZE = "instance mask is of another size than the image"
 CENTRED = "label rows without a principal point, taken as the image's centre"
+REPEATED = "duplicate, the same person as another label row of the image"
 _PERSON_PROBLEMS = (*ROW_PROBLEMS, MASK_DAMAGED, MASK_OTHER_SIZE)
 _CAMERA_FAULTS = (
     "",
@@ -35,9 +40,11 @@ _CAMERA_FAULTS = (
     "intrinsics are not finite",
     "focal lengths are not positive",
     "intrinsics have skew or a last row other than 0 0 1",
+    CAMERA_BEYOND,
 )
+_CENTRE = np.array([[False, False, True], [False, False, True], [False, False, False]])  # of intrinsics
 _SAME_CAMERA = 1e-3  # largest difference between intrinsics of one image [px]
-_CENTRE_TOLERANCE = 1.0  # |2 c - size| that still counts as centred [px]
+_UNREAD = ImageHeader(0, 0)
 _HEADERS_AT_ONCE = 64  # images a thread reads per call
 
 Problem = tuple[ImageStatus, str]
@@ -71,18 +78,28 @@ def build_shard(
     rows = index.rows[offsets[0] : offsets[-1]]
     files = index.image_file[images.start : images.stop]
     labels = inputs.source.rows(rows)
-    seen = join_seen(labels, inputs.sidecar.rows(rows), counts, files, inputs.mask_tars, pool)
-    sizes, problems = _read_headers(inputs, images, pool, advance)
+    seen = join_seen(labels, inputs.sidecar.rows(rows), counts, files, inputs.mask_store, pool)
+    headers, problems = _read_headers(inputs, images, pool, advance)
+    sizes = np.array([(header.width, header.height) for header in headers], dtype=np.int64).reshape(-1, 2)
     intrinsics, centred = centre_cameras(labels.intrinsics, np.repeat(sizes, counts, axis=0))
     camera, camera_fault = judge_cameras(intrinsics, counts)
-    off_centre = (sizes[:, 0] > 0) & (camera_fault == 0) & _is_off_centre(camera, sizes)
+    beyond = (camera_fault == 0) & implausible_cameras(camera, sizes[:, 0], sizes[:, 1])
+    camera_fault = np.where(beyond, _CAMERA_FAULTS.index(CAMERA_BEYOND), camera_fault)
+    off_centre = (sizes[:, 0] > 0) & (camera_fault == 0) & is_off_centre(camera, sizes)
+    report.turned += sum(header.orientation != 1 for header in headers)
+    report.rows_without_image += int(counts[[_is_missing(problem) for problem in problems]].sum())
     _add_camera_problems(problems, files, camera, camera_fault)
     if inputs.dataset.principal_point == "centre":
-        _add_size_problems(problems, files, camera, sizes, off_centre)
-    person_problem = _judge_people(labels, seen.rows, np.repeat(sizes, counts, axis=0))
+        _add_size_problems(problems, files, camera, headers, off_centre)
+    trusted = np.where([[problem is None] for problem in problems], sizes, 0)
+    person_problem = _judge_people(labels, seen.rows, np.repeat(trusted, counts, axis=0))
+    repeats = _find_repeats(labels, seen.rows, counts, person_problem)
     _count_images(report, counts, problems, camera_fault, int(off_centre.sum()))
     _count_people(report, seen, person_problem, centred)
+    lost = np.repeat([problem is not None for problem in problems], counts)
+    report.rows_unusable += int((lost | (person_problem > 0)).sum())
     _note(findings, files, problems, seen, (rows, counts, person_problem))
+    _note_repeats(report, findings, files, (rows, counts), repeats)
     people = struct_column(MANIFEST_PERSON, _person_columns(labels, seen.rows, rows, counts, person_problem))
     persons = ragged_column(counts, people, MANIFEST_SCHEMA.field("persons").type)
     columns = _image_columns(inputs, images, camera, sizes, problems, seen)
@@ -98,9 +115,9 @@ def centre_cameras(intrinsics: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarra
         sizes: (n, 2) int width and height, 0 = unknown.
 
     Returns:
-        (n, 3, 3) float64, and how many were filled.
+        (n, 3, 3) float64, and how many were filled; those of images of unknown size stay unknown.
     """
-    unknown = np.isnan(intrinsics[:, :2, 2]).all(axis=1) & np.isfinite(intrinsics[:, 0, 0])
+    unknown = _lacks_centre(intrinsics) & (sizes[:, 0] > 0)
     if unknown.any():
         intrinsics = intrinsics.copy()
         intrinsics[unknown, :2, 2] = sizes[unknown] / 2
@@ -118,6 +135,8 @@ def judge_cameras(intrinsics: np.ndarray, counts: np.ndarray) -> tuple[np.ndarra
         (m, 3, 3) intrinsics of each image's first person, (m,) int fault, 0 = none, see `_CAMERA_FAULTS`.
     """
     starts = np.cumsum(counts) - counts
+    known = intrinsics[starts]
+    intrinsics = np.where(_lacks_centre(intrinsics)[:, None, None] & _CENTRE, 0, intrinsics)  # will be the image's
     camera = intrinsics[starts]
     with np.errstate(invalid="ignore"):
         apart = np.abs(intrinsics - np.repeat(camera, counts, axis=0)).max(axis=(1, 2))
@@ -129,16 +148,21 @@ def judge_cameras(intrinsics: np.ndarray, counts: np.ndarray) -> tuple[np.ndarra
         (camera[:, 0, 0] <= 0) | (camera[:, 1, 1] <= 0),
         ((camera != plain) & ~np.isnan(plain)).any(axis=(1, 2)),
     )
-    return camera, np.select(faults, (2, 1, 3, 4), default=0)
+    return known, np.select(faults, (2, 1, 3, 4), default=0)
+
+
+def _lacks_centre(intrinsics: np.ndarray) -> np.ndarray:
+    """(n,) bool: neither coordinate of the principal point is told, the focal length is."""
+    return np.isnan(intrinsics[:, :2, 2]).all(axis=1) & np.isfinite(intrinsics[:, 0, 0])
 
 
 def _read_headers(
     inputs: ManifestInputs, images: range, pool: Executor, advance: Callable[[int], Any]
-) -> tuple[np.ndarray, list[Problem | None]]:
-    """(m, 2) int width and height, 0 where unreadable, and what was found wrong with each image's name or file."""
+) -> tuple[list[ImageHeader], list[Problem | None]]:
+    """Headers of the images, of size 0 where unreadable, and what was found wrong with each image's name or file."""
     index, store = inputs.index, inputs.images
 
-    def read(some: range) -> list[tuple[int, int, Problem | None]]:
+    def read(some: range) -> list[tuple[ImageHeader, Problem | None]]:
         return [_read_header(store, index.image_file[image], index.problem.get(image)) for image in some]
 
     blocks = [images[start : start + _HEADERS_AT_ONCE] for start in range(0, len(images), _HEADERS_AT_ONCE)]
@@ -146,43 +170,43 @@ def _read_headers(
     for block in pool.map(read, blocks):
         found.extend(block)
         advance(len(block))
-    sizes = np.array([(width, height) for width, height, _ in found], dtype=np.int64).reshape(-1, 2)
-    return sizes, [problem for _, _, problem in found]
+    return [header for header, _ in found], [problem for _, problem in found]
 
 
-def _read_header(store: ImageStore, image_file: str, name_problem: str | None) -> tuple[int, int, Problem | None]:
+def _read_header(store: ImageStore, image_file: str, name_problem: str | None) -> tuple[ImageHeader, Problem | None]:
     if name_problem is not None:
-        return 0, 0, (ImageStatus.LABEL_INVALID, f"image name: {name_problem}")
+        return _UNREAD, (ImageStatus.LABEL_INVALID, f"image name: {name_problem}")
     try:
-        return *store.size(image_file), None
+        return store.header(image_file), None
     except UnusableImage as error:
-        return 0, 0, (error.status, str(error))
+        return _UNREAD, (error.status, str(error))
 
 
-def _is_off_centre(camera: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    return (np.abs(2 * camera[:, :2, 2] - sizes) > _CENTRE_TOLERANCE).any(axis=1)
+def _is_missing(problem: Problem | None) -> bool:
+    return problem is not None and problem[0] is ImageStatus.IMAGE_MISSING
 
 
 def _add_camera_problems(
     problems: list[Problem | None], files: Sequence[str], camera: np.ndarray, fault: np.ndarray
 ) -> None:
+    """A camera that cannot be used goes before a file that cannot be read, which may be mended."""
     for image in np.flatnonzero(fault).tolist():
         found = ", ".join(f"{value:g}" for value in camera[image].ravel())
         text = f"image {files[image]}: {_CAMERA_FAULTS[fault[image]]}; the first row says [{found}]"
-        problems[image] = problems[image] or (ImageStatus.LABEL_INVALID, text)
+        status, other = problems[image] or (ImageStatus.LABEL_INVALID, "")
+        if status is not ImageStatus.LABEL_INVALID or not other:
+            problems[image] = (ImageStatus.LABEL_INVALID, f"{text}; {other}" if other else text)
 
 
 def _add_size_problems(
-    problems: list[Problem | None], files: Sequence[str], camera: np.ndarray, sizes: np.ndarray, off_centre: np.ndarray
+    problems: list[Problem | None],
+    files: Sequence[str],
+    camera: np.ndarray,
+    headers: Sequence[ImageHeader],
+    off_centre: np.ndarray,
 ) -> None:
     for image in np.flatnonzero(off_centre).tolist():
-        width, height = sizes[image]
-        cx, cy = camera[image, :2, 2]
-        text = (
-            f"image {files[image]} is {width} x {height}, its principal point {cx:g}, {cy:g} "
-            f"expects {2 * cx:g} x {2 * cy:g}; "
-            "if off-centre cameras are right here, set principal_point: free in the dataset YAML"
-        )
+        text = describe_off_centre(files[image], headers[image], camera[image])
         problems[image] = problems[image] or (ImageStatus.SIZE_MISMATCH, text)
 
 
@@ -252,6 +276,22 @@ def _image_columns(
     }
 
 
+def _find_repeats(labels: LabelRows, seen: SidecarRows, counts: np.ndarray, problem: np.ndarray) -> np.ndarray:
+    """(n,) position of the row each one repeats, -1 = none; see `data.duplicates`."""
+    return find_duplicates(
+        People(
+            pose=labels.pose,
+            betas=labels.betas,
+            transl=labels.transl,
+            bbox_xyxy=labels.bbox_xyxy,
+            det_score=seen.det_score,
+            has_mask=seen.mask_rle.is_valid().to_numpy(zero_copy_only=False),
+            usable=problem == 0,
+            counts=counts,
+        )
+    )
+
+
 def _count_images(
     report: ManifestReport, counts: np.ndarray, problems: Sequence[Problem | None], fault: np.ndarray, off_centre: int
 ) -> None:
@@ -262,11 +302,10 @@ def _count_images(
     report.persons_per_image.update({int(n): int(histogram[n]) for n in np.flatnonzero(histogram)})
     report.off_centre += off_centre
     report.camera_faults.update(_CAMERA_FAULTS[code] for code in fault[fault > 0].tolist())
-    for people, problem in zip(counts.tolist(), problems, strict=True):
+    for problem in problems:
         if problem is not None:
             report.image_problems[str(problem[0])] += 1
             report.examples.setdefault(str(problem[0]), problem[1])
-            report.rows_without_image += people if problem[0] is ImageStatus.IMAGE_MISSING else 0
 
 
 def _count_people(report: ManifestReport, seen: SeenPeople, person_problem: np.ndarray, centred: int) -> None:
@@ -302,3 +341,20 @@ def _note(
     images = np.repeat(np.arange(counts.size), counts)[bad].tolist()
     reasons = [str(_PERSON_PROBLEMS[code]) for code in person_problem[bad].tolist()]
     note_people(findings, [files[image] for image in images], rows[bad], reasons)
+
+
+def _note_repeats(
+    report: ManifestReport,
+    findings: Findings,
+    files: Sequence[str],
+    people: tuple[np.ndarray, np.ndarray],
+    repeats: np.ndarray,
+) -> None:
+    """Label rows that repeat another of their image; the run says so again of each (status duplicate)."""
+    rows, counts = people
+    again = np.flatnonzero(repeats >= 0)
+    if again.size:
+        report.person_problems[REPEATED] += again.size
+        images = np.repeat(np.arange(counts.size), counts)[again].tolist()
+        reasons = [f"the same person as label row {row}: a duplicate" for row in rows[repeats[again]].tolist()]
+        note_people(findings, [files[image] for image in images], rows[again], reasons)

@@ -1,7 +1,7 @@
 """What is known about people besides their labels: the sidecar first, then the label file itself, then masks in tars.
 
 Joins the three and remembers for each image where masks and attributes came from. Masks in tars belong to no label
-row: they are given to people by keypoints, of the label file or of the people stored beside them. Sizes in pixels.
+row: `sources.fourd_humans` says whose each is. Sizes in pixels.
 """
 
 from __future__ import annotations
@@ -9,30 +9,31 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from posixpath import splitext
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from scipy.optimize import linear_sum_assignment
 
 from dto_pipeline.data.columns import single_array
+from dto_pipeline.data.images import ImageCorrupt, ImageMissing, ImageStore
 from dto_pipeline.data.rle import encode_rle
 from dto_pipeline.data.safe_pickle import PickleRefused
 from dto_pipeline.data.sources.fourd_humans import (
     MASKS_EXTENSION,
+    MAX_MEMBER_BYTES,
     PEOPLE_EXTENSION,
     SampleError,
-    match_masks,
-    read_masks,
-    read_people,
+    choose_masks,
+    parse_masks,
+    parse_people,
 )
 from dto_pipeline.data.sources.rows import LabelRows
 from dto_pipeline.data.sources.sidecar import SidecarRows
-from dto_pipeline.data.tar_index import MemberUnreadable, TarIndex, TarIndexError, split_address
+from dto_pipeline.data.tar_index import IMAGE_EXTENSIONS, split_address
 from dto_pipeline.data.tar_walk import sample_key
 
 _ORIGINS = ("sidecar", "labels", "detection")  # bit 0, 1, 2 of an origin code
-_SAME_BOX = 0.9  # overlap (intersection over union) of two boxes that are one person's
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def join_seen(
     sidecar: SidecarRows,
     counts: np.ndarray,
     files: Sequence[str],
-    tars: TarIndex | None,
+    store: ImageStore | None,
     pool: Executor,
 ) -> SeenPeople:
     """Everything known about the people of some images.
@@ -60,7 +61,7 @@ def join_seen(
         sidecar: what the sidecar says about them.
         counts: (m,) int >= 1, people of each image.
         files: m image files; addresses in tars where masks are looked for.
-        tars: index of the tars masks are taken from; None = masks are not looked for there.
+        store: where the images and the masks beside them are read from; None = such masks are not looked for.
         pool: threads that read masks.
     """
     seen, told = sidecar, labels.seen
@@ -71,8 +72,8 @@ def join_seen(
         known |= _adds_attributes(told, seen) << 1
         seen = merge_seen(seen, told)
     unreadable: dict[int, str] = {}
-    if tars is not None:
-        found, unreadable = _read_detections(labels, starts, files, tars, pool)
+    if store is not None:
+        found, unreadable = _read_detections(labels, starts, files, store, pool)
         masked |= (_has_mask(found) & (masked == 0)) << 2
         seen = merge_seen(seen, found)
     return SeenPeople(seen, _words(masked, starts), _words(known, starts), unreadable)
@@ -139,72 +140,59 @@ _NO_MASK = _Mask(b"", 0, 0, False)
 
 
 def _read_detections(
-    labels: LabelRows, starts: np.ndarray, files: Sequence[str], tars: TarIndex, pool: Executor
+    labels: LabelRows, starts: np.ndarray, files: Sequence[str], store: ImageStore, pool: Executor
 ) -> tuple[SidecarRows, dict[int, str]]:
     """Masks of all people as `SidecarRows` that know nothing else, and why those of some images cannot be read."""
     stops = [*starts[1:].tolist(), len(labels.pose)]
 
-    def read(image: int) -> list[_Mask] | str:
+    def read(image: int) -> tuple[list[_Mask], str]:
         own = slice(int(starts[image]), stops[image])
         keypoints = None if labels.keypoints is None else labels.keypoints[own]
         try:
-            return _masks_of_people(tars, files[image], keypoints, labels.bbox_xyxy[own])
-        except (MemberUnreadable, SampleError, PickleRefused) as error:
-            return str(error)
+            return _masks_of_people(store, files[image], keypoints, labels.bbox_xyxy[own])
+        except (ImageCorrupt, SampleError, PickleRefused) as error:
+            return [_NO_MASK] * (own.stop - own.start), str(error)
 
     found = list(pool.map(read, range(len(files))))
-    sizes = np.diff([*starts.tolist(), len(labels.pose)]).tolist()
-    masks = [
-        mask
-        for people, size in zip(found, sizes, strict=True)
-        for mask in ([_NO_MASK] * size if isinstance(people, str) else people)
-    ]
-    return _only_masks(masks), {image: reason for image, reason in enumerate(found) if isinstance(reason, str)}
+    masks = [mask for people, _ in found for mask in people]
+    return _only_masks(masks), {image: reason for image, (_, reason) in enumerate(found) if reason}
 
 
-def _masks_of_people(tars: TarIndex, image_file: str, keypoints: np.ndarray | None, boxes: np.ndarray) -> list[_Mask]:
-    """The mask of each person of one image.
+def _masks_of_people(
+    store: ImageStore, image_file: str, keypoints: np.ndarray | None, boxes: np.ndarray
+) -> tuple[list[_Mask], str]:
+    """The mask of each person of one image, and what is wrong with some ("" = nothing).
 
     Args:
         image_file: address of the image.
-        keypoints: (n, J, 3) of its label rows; None = the people stored beside the image stand in, linked by box.
-        boxes: (n, 4) of its label rows [px].
+        keypoints: (n, J, 3) of its label rows, None = they have none; boxes: (n, 4) [px].
     """
-    none = [_NO_MASK] * len(boxes)
-    address = split_address(image_file)
-    if address is None:
-        return none
-    beside = f"{address[0]}!{sample_key(address[1])[0]}"
+    sample = _sample_of(image_file)
+    data = _read_beside(store, f"{sample}.{MASKS_EXTENSION}")
+    if data is None:  # this image has no masks: everybody may own the whole picture
+        return [_NO_MASK] * len(boxes), ""
+    masks = parse_masks(data, f"{sample}.{MASKS_EXTENSION}")
+    data = _read_beside(store, f"{sample}.{PEOPLE_EXTENSION}")
+    people = None if data is None else parse_people(data, f"{sample}.{PEOPLE_EXTENSION}")
+    chosen, fault = choose_masks(masks, keypoints, boxes, people)
+    return [_encode(masks[mask]) if mask >= 0 else _NO_MASK for mask in chosen.tolist()], fault
+
+
+def _sample_of(image_file: str) -> str:
+    """Name of an image's sample, in its tar or folder: up to its first dot, where an image's ending follows."""
+    tar, member = split_address(image_file) or ("", image_file)
+    key, extension = sample_key(member)
+    if extension.lower() not in IMAGE_EXTENSIONS:  # found under its whole name: the sample is not that of its first dot
+        key = splitext(member)[0]
+    return f"{tar}!{key}" if tar else key
+
+
+def _read_beside(store: ImageStore, name: str) -> bytes | None:
+    """A file beside an image, None where there is none. Raises: ImageCorrupt."""
     try:
-        masks = read_masks(tars, tars.find(f"{beside}.{MASKS_EXTENSION}"))
-        if keypoints is None:
-            people = read_people(tars, tars.find(f"{beside}.{PEOPLE_EXTENSION}"))
-            keypoints = _borrow_keypoints(boxes, people.bbox_xyxy, people.keypoints)
-    except TarIndexError:  # this image has no such member
-        return none
-    chosen = match_masks(masks, keypoints)
-    return [_encode(masks[mask]) if mask >= 0 else _NO_MASK for mask in chosen.tolist()]
-
-
-def _borrow_keypoints(boxes: np.ndarray, others: np.ndarray, keypoints: np.ndarray) -> np.ndarray:
-    """(n, J, 3) keypoints of the people with nearly the same box, NaN where there is nobody; boxes (n, 4), (m, 4)."""
-    borrowed = np.full((len(boxes), *keypoints.shape[1:]), np.nan, dtype=np.float32)
-    overlap = _overlap(boxes.astype(np.float64), others.astype(np.float64))
-    row, other = linear_sum_assignment(overlap, maximize=True)
-    same = overlap[row, other] >= _SAME_BOX
-    borrowed[row[same]] = keypoints[other[same]]
-    return borrowed
-
-
-def _overlap(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """(n, m) intersection over union; 0 where a box is unknown or has no area."""
-    low = np.maximum(boxes[:, None, :2], others[None, :, :2])
-    high = np.minimum(boxes[:, None, 2:], others[None, :, 2:])
-    common = np.prod(np.maximum(high - low, 0), axis=-1)
-    areas = [np.prod(np.maximum(box[:, 2:] - box[:, :2], 0), axis=-1) for box in (boxes, others)]
-    union = areas[0][:, None] + areas[1][None] - common
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.nan_to_num(common / union, nan=0.0, posinf=0.0)
+        return store.read_bytes(name, MAX_MEMBER_BYTES)
+    except ImageMissing:
+        return None
 
 
 def _encode(mask: np.ndarray) -> _Mask:

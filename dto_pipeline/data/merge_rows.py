@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
+from dto_pipeline.bounds import implausible_cameras
 from dto_pipeline.data.cameras import read_cameras
 from dto_pipeline.data.columns import build_table, pick_words, ragged_column, read_vectors, single_array, struct_column
 from dto_pipeline.data.image_index import ImageIndex
@@ -165,6 +166,7 @@ def _judge(shard: _Shard, min_score: float) -> tuple[np.ndarray, np.ndarray]:
     own[centred, :2, 2] = size[centred] / 2
     plain = (own[:, [0, 1, 2, 2], [1, 0, 0, 1]] == 0).all(axis=1) & (own[:, 2, 2] == 1)
     pinhole = np.isfinite(own).all(axis=(1, 2)) & plain & (own[:, [0, 1], [0, 1]] > 0).all(axis=1)
+    pinhole &= ~implausible_cameras(own, size[:, 0], size[:, 1])
     other_size = (seen.mask_width > 0) & ((seen.mask_width != size[:, 0]) | (seen.mask_height != size[:, 1]))
     fault = find_row_problems(labels.pose, labels.betas, labels.transl)
     checks = {

@@ -100,8 +100,8 @@ class MappedNpz:
             path, start = (self.path, self._start_in_zip(entry)) if stored else (self._unpack(key, entry), 0)
             try:
                 data = _map_whole(path)
-            except OSError:  # a mount that can be read but not mapped says nothing about the file
-                if not stored:
+            except OSError as error:  # a mount that can be read but not mapped says nothing about the file
+                if not stored or error.errno not in NO_MAPS:
                     raise
                 stored, path, start = False, self._unpack(key, entry), 0
                 data = _map_whole(path)
@@ -119,6 +119,8 @@ class MappedNpz:
                 raise NpzError("its bytes are not those that were written (CRC-32); download it again")
             return data, begin, start + entry.file_size
         except _DAMAGES as error:
+            if getattr(error, "errno", None) in NO_ROOM:  # of the temporary folder
+                raise
             raise NpzError(f"{self.path}, array {key!r}: {error}") from error
 
     def close(self) -> None:

@@ -26,6 +26,7 @@ from dto_pipeline.data.inert_records import PickleRefused
 from dto_pipeline.data.npz import MappedNpz, NpzError
 from dto_pipeline.data.parquet import footer_text, open_parquet
 from dto_pipeline.data.sources.annots import ARRAY, BODY, CAMERA, first_people
+from dto_pipeline.data.storage import list_names
 from dto_pipeline.errors import DtoError
 from dto_pipeline.reading import open_regular
 from dto_pipeline.schema import LABELS_SCHEMA_NAME, PERSONS_SCHEMA_NAME
@@ -128,7 +129,8 @@ def _folder_kind(folder: Path) -> FileKind:
         return FileKind.SYNTHETIC_TRUTH
     if (folder / "run.json").is_file():
         return FileKind.DTO_LABELS
-    kinds = {_schema(file) for file in sorted(folder.rglob("*.parquet")) if not file.name.startswith(".")}
+    files = [folder / name for name in sorted(list_names(folder, (".parquet",)))]
+    kinds = {_schema(file) for file in files if not file.name.startswith(".")}
     for schema, kind in ((PERSONS_SCHEMA_NAME, FileKind.DTO_PERSONS), (LABELS_SCHEMA_NAME, FileKind.DTO_LABELS)):
         if schema in kinds:
             return kind

@@ -17,10 +17,12 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
+from dto_pipeline.bounds import CAMERA_BEYOND, implausible_cameras
 from dto_pipeline.collate import map_size
 from dto_pipeline.config import EvidenceConfig, RunConfig
-from dto_pipeline.data.cameras import read_cameras
+from dto_pipeline.data.cameras import describe_off_centre, is_off_centre, read_cameras
 from dto_pipeline.data.columns import read_vectors, single_array
+from dto_pipeline.data.duplicates import People, find_duplicates
 from dto_pipeline.data.images import ImageStore, open_folder
 from dto_pipeline.data.rle import RleError, measure_rles, sample_rle
 from dto_pipeline.data.sources.rows import ROW_PROBLEMS, find_row_problems
@@ -32,6 +34,8 @@ from dto_pipeline.status import ImageStatus, PersonStatus, UnusableImage
 _LOG = logging.getLogger(__name__)
 _PERSON_FIELDS = ("source_row", "det_score", "age_years", "male_prob", "mask_height", "mask_width")
 _PERSON_VECTORS = ("pose", "betas", "transl", "bbox_xyxy")
+MENDABLE = frozenset((ImageStatus.IMAGE_MISSING, ImageStatus.IMAGE_CORRUPT, ImageStatus.SIZE_MISMATCH))
+"""Problems of an image's file: found when the manifest was built, they are looked at again by every start of a run."""
 
 
 class Clock(Protocol):
@@ -67,6 +71,7 @@ class _Loader:
     depth: DepthSource | None
     max_side: int
     clock: Clock
+    centred: bool  # an image that the manifest could not measure must be of the size its camera expects
     decode_memory_mb: int
 
     def fill(self, scene: Scene, image_file: str, depth_file: str | None, masks: _Masks) -> None:
@@ -86,14 +91,17 @@ class _Loader:
             scene.problem = (ImageStatus.INTERNAL_ERROR, f"loading failed: {error!r}")
 
     def _read(self, scene: Scene, image_file: str, depth_file: str | None, masks: _Masks) -> None:
+        if scene.width == 0:
+            self._measure(scene, image_file)
         with self.clock("decode"):
             image = self.images.read(image_file, self.decode_memory_mb)
         scene.image_sha256 = image.sha256
         height, width = image.rgb.shape[:2]
         if (width, height) != (scene.width, scene.height):
+            why = self.images.header(image_file).explain(scene.width, scene.height)
             raise _SizeMismatch(
                 f"image {image_file} is {width} x {height}, the manifest says {scene.width} x {scene.height}; "
-                "the file changed, build the manifest again"
+                f"the file changed since{why}; put the file back, or build a new manifest"
             )
         scene.image = image.rgb
         with self.clock("masks"):
@@ -102,6 +110,16 @@ class _Loader:
             with self.clock("depth"):
                 scene.disparity = self.depth.load(depth_file, height, width)
                 scene.origin["depth"] = self.depth.origin
+
+    def _measure(self, scene: Scene, image_file: str) -> None:
+        """Take the size of an image the manifest does not know from its file, and judge it as the build would have."""
+        header = self.images.header(image_file)
+        scene.width, scene.height = header.width, header.height
+        camera, size = scene.intrinsics, np.array([header.width, header.height])
+        if np.isnan(camera[:2, 2]).all():
+            camera[:2, 2] = size / 2
+        elif self.centred and is_off_centre(camera[None], size[None])[0]:
+            raise _SizeMismatch(describe_off_centre(image_file, header, camera))
 
 
 def load_scenes(
@@ -112,6 +130,7 @@ def load_scenes(
     threads: Executor | None = None,
     clock: Clock | None = None,
     label_masks: bool = True,
+    centred: bool = True,
     decode_memory_mb: int = RunConfig.decode_memory_mb,
 ) -> list[Scene]:
     """Load the scenes of some manifest rows.
@@ -124,6 +143,8 @@ def load_scenes(
         threads: run one image per task; None = in this thread.
         clock: gets the seconds of decode, masks and depth, threads added up.
         label_masks: take the manifest's masks; False treats everybody as without one.
+        centred: the data set's `principal_point` is ``centre``: an image the manifest could not measure, and that can
+            be read now, must be of the size its camera expects.
         decode_memory_mb: see `RunConfig`.
 
     Returns:
@@ -131,7 +152,7 @@ def load_scenes(
     """
     store = open_folder(as_location(images)) if isinstance(images, Path | str) else images
     quiet = clock or (lambda stage: nullcontext())
-    loader = _Loader(store, depth, evidence.render_max_side, quiet, decode_memory_mb)
+    loader = _Loader(store, depth, evidence.render_max_side, quiet, centred, decode_memory_mb)
     scenes, masks = [], []
     for scene, mask in _read_labels(rows):
         scenes.append(scene)
@@ -156,28 +177,71 @@ def _read_labels(rows: pa.Table) -> Iterator[tuple[Scene, _Masks]]:
     columns.update({name: read_vectors(people.field(name)) for name in _PERSON_VECTORS})
     rle, told = people.field("mask_rle").to_pylist(), people.field("problem").to_pylist()
     found = find_row_problems(columns["pose"], columns["betas"], columns["transl"])
-    ends = np.cumsum(persons.value_lengths().to_numpy(zero_copy_only=False))
+    counts = persons.value_lengths().to_numpy(zero_copy_only=False)
+    repeats = _find_repeats(columns, people, found, counts)
+    ends = np.cumsum(counts)
     for image, (row, stop) in enumerate(zip(rows.drop_columns(["persons"]).to_pylist(), ends.tolist(), strict=True)):
         own = slice(int(ends[image - 1]) if image else 0, stop)
         parts: dict[str, Any] = {name: np.array(values[own]) for name, values in columns.items()}
         masks = _Masks(rle[own], parts.pop("mask_height"), parts.pop("mask_width"))
         reasons = [text or ROW_PROBLEMS[code] for text, code in zip(told[own], found[own], strict=True)]
+        same_as = np.where(repeats[own] >= 0, repeats[own] - own.start, -1)
         scene = Scene(
             **{name: row[name] for name in ("image_id", "subset", "image_path", "width", "height")},
             intrinsics=read_cameras(row),
             **parts,
             person_problem=[(PersonStatus.INVALID_LABEL, reason) if reason else None for reason in reasons],
-            problem=_manifest_problem(row["problem_status"], row["problem"]),
+            problem=_camera_problem(row) if row["problem_status"] is None else None,
         )
+        mark_repeats(scene, same_as)
+        _take_problem(scene, row)
         scene.origin["masks"] = row["mask_origin"] or "none"
         scene.origin["attributes"] = row["attribute_origin"] or "unknown"
         yield scene, masks
 
 
-def _manifest_problem(status: str | None, text: str | None) -> tuple[ImageStatus, str] | None:
-    if status is None:
+def _find_repeats(columns: dict[str, np.ndarray], people: Any, found: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """(n,) position of the person each one repeats, -1 = nobody: as the build reports it, for any manifest."""
+    return find_duplicates(
+        People(
+            **{name: columns[name] for name in ("pose", "betas", "transl", "bbox_xyxy", "det_score")},
+            has_mask=people.field("mask_rle").is_valid().to_numpy(zero_copy_only=False),
+            usable=(found == 0) & people.field("problem").is_null().to_numpy(zero_copy_only=False),
+            counts=counts,
+        )
+    )
+
+
+def mark_repeats(scene: Scene, same_as: np.ndarray) -> None:
+    """Give people who repeat another, (P,) position of that one or -1, their status."""
+    for person in np.flatnonzero(same_as >= 0).tolist():
+        kept = int(same_as[person])
+        row = f" (label row {scene.source_row[kept]})" if scene.source_row[kept] >= 0 else ""
+        problem = (PersonStatus.DUPLICATE, f"the same person as person {kept}{row} of this image")
+        scene.person_problem[person], scene.same_as = problem, same_as
+
+
+def _take_problem(scene: Scene, row: dict[str, Any]) -> None:
+    """Take over what the manifest says of an image; what a file may have been mended of is looked at anew."""
+    if row["problem_status"] is None:
+        return
+    status = ImageStatus(row["problem_status"])
+    if status in MENDABLE and scene.num_people and np.isfinite(scene.intrinsics[:2, :2]).all():
+        scene.width = scene.height = 0
+    else:
+        scene.problem = (
+            status,
+            f"{row['problem']} (seen when the manifest was built: mend it, then build a new one and start a new run)",
+        )
+
+
+def _camera_problem(row: dict[str, Any]) -> tuple[ImageStatus, str] | None:
+    """A camera that manifests of older versions let through."""
+    camera = read_cameras(row)
+    sides = np.array([row["width"]]), np.array([row["height"]])
+    if not implausible_cameras(camera[None], *sides)[0]:
         return None
-    return ImageStatus(status), f"{text} (seen when the manifest was built; build it again once this is mended)"
+    return ImageStatus.LABEL_INVALID, f"{CAMERA_BEYOND}; {camera.ravel().tolist()} for {row['width']} x {row['height']}"
 
 
 def _sample_masks(scene: Scene, masks: _Masks, max_side: int) -> None:

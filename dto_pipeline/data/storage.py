@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -22,7 +21,7 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from dto_pipeline.data.files import commit_over, staged, write_bytes_atomic
+from dto_pipeline.data.files import commit_over, staged, temporary_folder, write_bytes_atomic
 from dto_pipeline.errors import DtoError
 from dto_pipeline.paths import check_relative, resolve_inside
 from dto_pipeline.reading import IrregularFile, check_regular, open_regular
@@ -182,6 +181,17 @@ def exists(location: Location) -> bool:
     return files.get_file_info(path).is_file
 
 
+def is_there(location: Location) -> bool:
+    """True if there is a file or a folder; False also where the storage cannot be asked."""
+    if isinstance(location, Path):
+        return location.exists()
+    try:
+        files, path = open_root(location)
+        return files.get_file_info(path).type != pafs.FileType.NotFound
+    except STORAGE_ERRORS:
+        return False
+
+
 def read_head(root: Location, name: str, limit: int | None) -> bytes:
     """The first `limit` bytes (None = all) of a file below a folder.
 
@@ -227,7 +237,7 @@ def local_copy(location: Location, endings: tuple[str, ...] = ("",)) -> Iterator
     if isinstance(location, Path):
         yield location
         return
-    with tempfile.TemporaryDirectory(prefix="dto-copy-") as folder:
+    with temporary_folder("dto-copy-") as folder:
         target = Path(folder) / base_name(location)
         _download(location, target, endings)
         yield target
@@ -253,7 +263,7 @@ def written(location: Location) -> Iterator[Path]:
             yield temporary
             commit_over(temporary, location)
         return
-    with tempfile.TemporaryDirectory(prefix="dto-write-") as folder:
+    with temporary_folder("dto-write-") as folder:
         local = Path(folder) / base_name(location)
         yield local
         _upload(local, location)

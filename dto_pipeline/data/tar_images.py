@@ -7,9 +7,12 @@ index and how to decode; knows no dataset. Sizes in pixels.
 from __future__ import annotations
 
 import dataclasses
+import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from dto_pipeline.data.files import json_bytes
 from dto_pipeline.data.image_index import ImageIndex
 from dto_pipeline.data.images import ImageCorrupt, ImageMissing, ImageStore, open_folder
 from dto_pipeline.data.storage import STORAGE_ERRORS, Location, as_location, beside, exists, local_copy, write_bytes
@@ -37,8 +40,10 @@ class TarImages(ImageStore):
     def read_bytes(self, image_file: str, limit: int | None = None) -> bytes:
         """See `ImageStore`."""
         if split_address(image_file) is None:
-            near = self.similar.get(image_file)
+            near, (key, extension) = self.similar.get(image_file), sample_key(image_file)
             hint = f"; {near} differs in upper and lower case" if near else ""
+            if not near and "." in extension:
+                hint = f"; neither under its whole name nor as sample {key!r} (a sample's key ends at the first dot)"
             raise ImageMissing(f"image {image_file} is in none of the tars{hint}")
         try:
             return self.index.read(image_file, limit)
@@ -62,7 +67,8 @@ def locate_images(index: TarIndex, names: Sequence[str], key_parts: int) -> Imag
 
     A name and a member belong together when their last `key_parts` path parts are equal up to the first dot of the base
     name, case included. Of several such members the one with the name's own extension is taken, then jpg, jpeg, png,
-    then the first; the others are reported.
+    then the first; the others are reported. A name with further dots (``cam.0.jpg``) is first looked for as it stands;
+    where several names end at one first dot, that only.
 
     Args:
         names: n distinct names like ``insta-train/a/b/c.jpg``.
@@ -79,11 +85,33 @@ def locate_images(index: TarIndex, names: Sequence[str], key_parts: int) -> Imag
         elif near := folded.get(key.casefold()):
             similar.setdefault(near, member.address)
     ranked = [_by_extension(found[key], sample_key(name)[1]) for name, key in zip(names, keys, strict=True)]
+    _prefer_whole_names(index, names, keys, key_parts, ranked)
     return ImageLocations(
         addresses=[fitting[0] if fitting else None for fitting in ranked],
         similar={row: similar[key] for row, key in enumerate(keys) if key in similar and not ranked[row]},
         repeated=[(fitting[0], other) for fitting in ranked for other in fitting[1:]],
     )
+
+
+def _prefer_whole_names(
+    index: TarIndex, names: Sequence[str], keys: Sequence[str], key_parts: int, ranked: list[list[str]]
+) -> None:
+    """Look for names with more than one dot as they stand: their keys end too early to tell them apart."""
+    dotted = [row for row, name in enumerate(names) if "." in sample_key(name)[1]]
+    if not dotted:
+        return
+    shared = Counter(keys)
+    rows = {_tail(names[row], key_parts): row for row in dotted}
+    whole: dict[int, str] = {}
+    for member in index.members():
+        row = rows.get(_tail(member.name, key_parts))
+        if row is not None:
+            whole.setdefault(row, member.address)
+    for row in dotted:
+        if row in whole:
+            ranked[row] = [whole[row]]
+        elif shared[keys[row]] > 1:
+            ranked[row] = []
 
 
 @dataclass(frozen=True)
@@ -115,15 +143,7 @@ def place_in_tars(
     Raises:
         TarIndexError: there is no such folder, or no tar in it.
     """
-    try:
-        tars = list_tars(root)
-    except FileNotFoundError as error:
-        raise TarIndexError(f"images folder {root} does not exist; check --data-root or --images") from error
-    except STORAGE_ERRORS as error:
-        raise TarIndexError(f"images folder {root} cannot be listed: {error}") from error
-    if not tars:
-        raise TarIndexError(f"{root} holds no *.tar; expected the tars of the images below it (images_in: tars)")
-    summaries = build_tar_index(root, tars, index_file, progress=progress)
+    summaries = build_tar_index(root, _list_tars(root), index_file, progress=progress)
     opened = TarIndex(index_file, root)
     found = locate_images(opened, index.image_name, key_parts)
     similar = {index.image_name[image]: address for image, address in found.similar.items()}
@@ -132,15 +152,29 @@ def place_in_tars(
     return TarPlacement(placed, TarImages(opened, similar), summaries, found.repeated)
 
 
+def _list_tars(root: Location) -> list[str]:
+    try:
+        tars = list_tars(root)
+    except FileNotFoundError as error:
+        raise TarIndexError(f"images folder {root} does not exist; check --data-root or --images") from error
+    except STORAGE_ERRORS as error:
+        raise TarIndexError(f"images folder {root} cannot be listed: {error}") from error
+    if not tars:
+        raise TarIndexError(f"{root} holds no *.tar; expected the tars of the images below it (images_in: tars)")
+    return tars
+
+
 @dataclass(frozen=True)
 class AnyImages(ImageStore):
     """Addresses ``<tar>!<member>`` and plain files side by side; `tars` None = no tar index."""
 
     tars: TarImages | None
     folder: ImageStore
+    found: Mapping[str, str] = field(default_factory=dict)  # name that was in no tar -> its address now
 
     def read_bytes(self, image_file: str, limit: int | None = None) -> bytes:
         """See `ImageStore`."""
+        image_file = self.found.get(image_file, image_file)
         return self._store(image_file).read_bytes(image_file, limit)
 
     def _store(self, image_file: str) -> ImageStore:
@@ -158,15 +192,58 @@ def open_images(images_root: Location, manifest: Location) -> ImageStore:
     """The store a manifest's images are read from: a folder, and tars where the manifest has a tar index beside it."""
     root, index_file = as_location(images_root), tar_index_path(as_location(manifest))
     tars = TarImages(TarIndex(index_file, root)) if exists(index_file) else None
-    return AnyImages(tars, open_folder(root))
+    return AnyImages(tars, open_folder(root), _read_found(as_location(manifest)))
+
+
+def index_again(manifest: Location, root: Location, missing: Sequence[str], key_parts: int, progress: bool) -> None:
+    """Look at the tars of a manifest anew: some were fetched again, or are new. The manifest stays as it is.
+
+    Args:
+        manifest: its index is replaced where a tar has changed its size; where `missing` are now lies beside it too.
+        root: folder or URI of the tars.
+        missing: names of the label file that were in none of the tars.
+        key_parts: as in `locate_images`.
+
+    Raises:
+        TarIndexError: the manifest has no tars, or their folder cannot be listed.
+    """
+    index_file = tar_index_path(manifest)
+    if not exists(index_file):
+        raise TarIndexError(f"{manifest} has no tar index beside it: its images are plain files, which need none")
+    build_tar_index(root, _list_tars(root), index_file, progress=progress)
+    places = locate_images(TarIndex(index_file, root), missing, key_parts).addresses
+    found = {name: address for name, address in zip(missing, places, strict=True) if address}
+    write_bytes(_found_path(manifest), json_bytes(found))
+
+
+def _found_path(manifest: Location) -> Location:
+    return beside(manifest, ".tars.found.json")
+
+
+def _read_found(manifest: Location) -> dict[str, str]:
+    """Name -> address of images that `index_again` found."""
+    place = _found_path(manifest)
+    if not exists(place):
+        return {}
+    try:
+        with local_copy(place) as path:
+            found = json.loads(path.read_bytes())
+        if isinstance(found, dict) and all(isinstance(address, str) for address in found.values()):
+            return found
+        raise ValueError(f"holds {type(found).__name__}, expected name: address pairs")
+    except (ValueError, RecursionError) as error:
+        raise TarIndexError(
+            f"{place} cannot be read ({error}); delete it, then dto manifest check --reindex"
+        ) from error
 
 
 def carry_tar_index(manifest: Location, derived: Location) -> None:
-    """Put a copy of a manifest's tar index, if it has one, beside a manifest that was made from it."""
-    index_file = tar_index_path(as_location(manifest))
-    if exists(index_file):
-        with local_copy(index_file) as source:
-            write_bytes(tar_index_path(as_location(derived)), source.read_bytes())
+    """Put copies of a manifest's tar index, if it has one, beside a manifest that was made from it."""
+    for place in (tar_index_path, _found_path):
+        file = place(as_location(manifest))
+        if exists(file):
+            with local_copy(file) as source:
+                write_bytes(place(as_location(derived)), source.read_bytes())
 
 
 def _tail(key: str, parts: int) -> str:

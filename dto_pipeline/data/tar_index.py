@@ -191,6 +191,12 @@ class TarIndex:
             wanted = pc.and_(pc.is_null(rows["problem"]), pc.is_in(pc.utf8_lower(rows["extension"]), value_set=endings))
             yield from _as_members(summary.tar, rows.filter(wanted))
 
+    def members(self) -> Iterator[TarMember]:
+        """Every usable member of all tars, whatever its extension; one tar at a time in memory."""
+        for summary in self.summaries:
+            rows = self.rows(summary.tar)
+            yield from _as_members(summary.tar, rows.filter(pc.is_null(rows["problem"])))
+
     def problems(self) -> pa.Table:
         """Every refused entry of every tar as `schema.TAR_INDEX_SCHEMA`."""
         tables = [self.rows(summary.tar) for summary in self.summaries if summary.refused]

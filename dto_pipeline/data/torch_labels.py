@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from dto_pipeline.data.images import ImageStore
 from dto_pipeline.data.label_files import LabelColumns
 from dto_pipeline.data.labels import LabelsError
-from dto_pipeline.status import PLACED, PersonStatus
+from dto_pipeline.status import PLACED, UNUSED
 
 SELECTIONS = ("accepted", "optimized", "all")
 LABEL_IMAGES = ("image_id", "image_path", "width", "height", "fx", "fy", "cx", "cy", "is_optimized", "is_accepted")
@@ -61,7 +61,7 @@ class LabelDataset(Dataset[dict[str, Any]]):
         floats = ("pose", "betas", "transl", "height_m", "age_years", "male_prob")
         self._people: dict[str, np.ndarray] = {name: people[name].astype(np.float32) for name in floats}
         finite = [np.isfinite(people[name]).all(axis=1) for name in ("pose", "betas", "transl")]
-        self._people["usable"] = np.all(finite, axis=0) & (people["status"] != str(PersonStatus.INVALID_LABEL))
+        self._people["usable"] = np.all(finite, axis=0) & ~np.isin(people["status"], UNUSED)
         self._people["moved"] = np.isin(people["status"], PLACED)
 
     def __len__(self) -> int:

@@ -219,7 +219,7 @@ class CountingLedger:
     def waiting(self, seconds: float, loading: int) -> None:
         """Nobody reads it here."""
 
-    def tick(self) -> None:
+    def tick(self, loading: int) -> None:
         """Nothing to show."""
 
 

@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from dto_pipeline.data.dataset import SYNTHETIC
 from dto_pipeline.data.files import write_bytes_atomic, write_json_atomic
 from dto_pipeline.data.rle import encode_rle
 from dto_pipeline.data.sources.rows import LabelRows
@@ -151,7 +152,7 @@ def _dataset(kind: CrowdSet) -> str:
 # Made by `dto synth`. Build with: dto manifest build dataset.yaml --data-root FOLDER -o FOLDER/manifest.parquet
 name: synth-{kind.name}
 source: camerahmr
-licence: Synthetic, made by this project (Apache-2.0); free to use.
+licence: {SYNTHETIC} (Apache-2.0); free to use.
 labels: {LABELS}
 sidecar: {SIDECAR}
 images: images

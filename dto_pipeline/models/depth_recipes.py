@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional
 
 from dto_pipeline.models.depth_resize import network_size, resize_to_image, resize_to_network
-from dto_pipeline.models.networks import ModelError
+from dto_pipeline.models.networks import ModelError, unknown_family_text
 
 BILINEAR = "bilinear, corners not aligned"
 _PRO_SIDE = 1536  # Depth Pro sees squares of this size [px]
@@ -111,10 +111,7 @@ def recipe_for(network_config: Any, short_side: int) -> DepthRecipe:
         )
     if family == "depth_pro":
         return DepthProRecipe(side=_pro_side(network_config))
-    raise ModelError(
-        f"depth.model is of the family {family!r}; expected depth_anything (V1, V2, relative or metric) or depth_pro; "
-        "write maps of other networks to files and use depth.source=files with depth.kind"
-    )
+    raise ModelError(unknown_family_text(family))
 
 
 def _depth_anything_kind(config: Any) -> str:

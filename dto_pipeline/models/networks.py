@@ -7,6 +7,7 @@ the same weights; a folder is identified by the sha256 of its weight files. Ligh
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from dataclasses import dataclass
 from importlib.resources import files
@@ -19,6 +20,7 @@ from dto_pipeline.reading import open_regular
 
 _COMMIT = re.compile("[0-9a-f]{40}")
 _WEIGHTS = ("*.safetensors", "*.bin")
+DEPTH_FAMILIES = ("depth_anything", "depth_pro")  # `model_type` of config.json; `depth_recipes` knows what each wants
 
 
 class ModelError(DtoError, ValueError):
@@ -75,7 +77,47 @@ def identify_networks(config: PipelineConfig) -> dict[str, str]:
             references[f"attribute network {index}"] = reference
     for reference in references.values():
         check_reference(reference)
+    if config.depth.source == "model":
+        check_depth_family(references["depth network"])
     return {what: identify(reference).short for what, reference in references.items()}
+
+
+def check_depth_family(reference: ModelReference) -> None:
+    """Refuse a depth network nobody here can feed, by its config.json and before any worker starts.
+
+    Where that file is not on this machine (a hub name that was never fetched) the first worker finds out.
+
+    Raises:
+        ModelError: another family, or a config.json that cannot be read.
+    """
+    path = _config_file(reference)
+    if path is None:
+        return
+    try:
+        family = json.loads(path.read_bytes())["model_type"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ModelError(
+            f"depth.model: {path} tells no model_type ({error!r}); expected a network saved by transformers"
+        ) from error
+    if family not in DEPTH_FAMILIES:
+        raise ModelError(unknown_family_text(str(family)))
+
+
+def unknown_family_text(family: str) -> str:
+    return (
+        f"depth.model is of the family {family!r}; expected depth_anything (V1, V2, relative or metric) or depth_pro; "
+        "write maps of other networks to files and use depth.source=files with depth.kind"
+    )
+
+
+def _config_file(reference: ModelReference) -> Path | None:
+    """config.json of a network, if it is on this machine."""
+    if reference.is_folder:
+        return Path(located(reference)) / "config.json"
+    from huggingface_hub import try_to_load_from_cache  # loads in a moment, but only when asked
+
+    found = try_to_load_from_cache(reference.name, "config.json", revision=reference.revision)
+    return Path(found) if isinstance(found, str) else None
 
 
 def depth_reference(config: DepthConfig) -> ModelReference:

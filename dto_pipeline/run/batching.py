@@ -75,6 +75,8 @@ def _cut(sizes: Sequence[SceneSize], order: Sequence[int], batch_images: int) ->
 
 
 def _too_padded(sizes: Sequence[SceneSize]) -> bool:
+    if any(size.height * size.width == 0 for size in sizes):
+        return True  # whatever it turns out to be, the others' memory was planned without it
     padded = len(sizes) * max(size.height for size in sizes) * max(size.width for size in sizes)
     own = sum(size.height * size.width for size in sizes)
     return padded > MAX_BATCH_PIXELS or padded > MAX_PADDING * own

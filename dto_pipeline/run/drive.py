@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from dto_pipeline.errors import DtoError
+from dto_pipeline.run.budget import FailureBudget
 from dto_pipeline.run.pool import (
     Event,
     ShardDone,
@@ -43,6 +44,12 @@ class TooManyGivenUp(RunAborted):
     exit_code = 1  # as for a run that went on to its end and gave shards up
 
 
+class TooManyFailed(RunAborted):
+    """More images failed than `run.max_failed_images`: what is finished stays, the rest of the run stays pending."""
+
+    exit_code = 1  # as for a run that came to its end with so many
+
+
 class Ledger(Protocol):
     """Remembers what happened: files and progress in a real run, counters in a simulation."""
 
@@ -58,18 +65,22 @@ class Ledger(Protocol):
     def waiting(self, seconds: float, loading: int) -> None:
         """Nobody has been ready to work for so long; `loading` workers have their place and warm up."""
 
-    def tick(self) -> None:
-        """Time has passed; called every few seconds at least."""
+    def tick(self, loading: int) -> None:
+        """Time has passed; called every few seconds at least. `loading`: workers that have their place and warm up."""
 
 
-def drive(schedule: Schedule, pool: WorkerPool, ledger: Ledger) -> None:
+def drive(schedule: Schedule, pool: WorkerPool, ledger: Ledger, budget: FailureBudget | None = None) -> None:
     """Work until every shard of `schedule` is done or given up.
+
+    Args:
+        budget: how many failures are allowed; None = any number.
 
     Raises:
         RunAborted: workers cannot start.
         TooManyGivenUp: more than `max_failed_shards` of the policy.
+        TooManyFailed: more failures than `budget` allows.
     """
-    _Loop(schedule, pool, ledger).run()
+    _Loop(schedule, pool, ledger, budget or FailureBudget(1.0, {})).run()
 
 
 @dataclass
@@ -100,8 +111,8 @@ class _Nodes:
 class _Loop:
     """State of one `drive`: who is on the way, since when nobody is ready, failed starts in a row."""
 
-    def __init__(self, schedule: Schedule, pool: WorkerPool, ledger: Ledger) -> None:
-        self.schedule, self.pool, self.ledger = schedule, pool, ledger
+    def __init__(self, schedule: Schedule, pool: WorkerPool, ledger: Ledger, budget: FailureBudget) -> None:
+        self.schedule, self.pool, self.ledger, self.budget = schedule, pool, ledger, budget
         self.starting: set[str] = set()
         self.loading: dict[str, tuple[float, str]] = {}  # of those, workers that warm up: since when, on which node
         self.draining: set[str] = set()  # of those, workers whose node is about to go: it is told once only
@@ -118,7 +129,7 @@ class _Loop:
             for event in self.pool.wait(POLL_S):
                 self._handle(event)
             self._watch()
-            self.ledger.tick()
+            self.ledger.tick(len(self.loading))
 
     def _handle(self, event: Event) -> None:
         handlers: dict[type, Callable[..., None]] = {
@@ -157,6 +168,8 @@ class _Loop:
         self.schedule.shard_done(event.worker, event.shard, self.pool.now(), not event.receipt.adopted)
         self.nodes.shard_done(event.worker)
         self.ledger.shard_done(event.receipt)
+        self.budget.shard_done(event.receipt)
+        self._judge()
 
     def _shard_raised(self, event: ShardRaised) -> None:
         charge = self.schedule.shard_failed(event.worker, event.shard, self.pool.now())
@@ -208,6 +221,13 @@ class _Loop:
             raise TooManyGivenUp(
                 f"{given_up} shards were given up, more than {limit}; the last said: {error}; {advice}"
             )
+        self.budget.shard_charged(charge, error)
+        self._judge()
+
+    def _judge(self) -> None:
+        """Stop where too much was lost; not at the end, where nothing is left to be saved and a summary follows."""
+        if not self.schedule.finished and (complaint := self.budget.complaint()):
+            raise TooManyFailed(complaint)
 
     def _watch(self) -> None:
         now = self.pool.now()

@@ -6,6 +6,7 @@ there is work, so that a finished run answers at once. Times in seconds.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Collection
 from contextlib import ExitStack, closing
@@ -14,21 +15,25 @@ from pathlib import Path
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from dto_pipeline.config import STAND_IN_BODY, PipelineConfig, RunConfig
+from dto_pipeline.data.dataset import SYNTHETIC
 from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.storage import as_location
+from dto_pipeline.models.depth_licences import DEMO_MODEL
 from dto_pipeline.run import directory as files
+from dto_pipeline.run.budget import FailureBudget
 from dto_pipeline.run.directory import RunDirectory
-from dto_pipeline.run.drive import drive
+from dto_pipeline.run.drive import TooManyFailed, drive
 from dto_pipeline.run.forecast import Forecast, forecast_run
 from dto_pipeline.run.ledger import FileLedger, Metrics
 from dto_pipeline.run.plan import RunPlan, plan_run
 from dto_pipeline.run.pool import InProcessPool, Runner, WorkerPool
 from dto_pipeline.run.schedule import Policy, Schedule
 from dto_pipeline.run.selection import Retry, Selection
-from dto_pipeline.run.summary import RunSummary, Tally, summarize
+from dto_pipeline.run.summary import RunSummary, Tally, find_example, summarize
 from dto_pipeline.run.suspects import Suspects
 
 EVERYTHING = Selection()
+_LOG = logging.getLogger(__name__)
 
 
 def run_pipeline(
@@ -63,7 +68,7 @@ def run_pipeline(
     Raises:
         RunLocked: another driver is at work on this run.
         RunMismatch: the run was started with another config, manifest or version.
-        RunAborted: the workers cannot start, or (`TooManyGivenUp`) too many shards fail.
+        RunAborted: the workers cannot start, or too many shards (`TooManyGivenUp`) or images (`TooManyFailed`) fail.
         RunDirectoryError: a folder of images or depth maps that does not exist here, or no depth maps are named.
         SelectionError: a selection or a status that means nothing here.
     """
@@ -78,6 +83,7 @@ def run_pipeline(
     with directory.lock(config.run):
         identity = files.identify_run(config, manifest, manifest.path)
         plan = plan_run(directory, identity, manifest, config.run, selection, retry, recheck)
+        _warn_of_demo_network(config, manifest)
         tally = Tally()
         if plan.work:
             if runner is None:
@@ -87,7 +93,8 @@ def run_pipeline(
             tally = _do_work(directory, plan, config.run, runner, address, progress)
             files.sweep_temporary(directory)  # workers that died under this driver left theirs; all have ended by now
         scan = files.scan_run(directory, identity) if plan.work else None
-        return summarize(directory, plan, scan, tally, time.monotonic() - started)
+        seconds = time.monotonic() - started
+        return summarize(directory, plan, scan, tally, seconds, config.run.max_failed_images)
 
 
 def plan_pipeline(
@@ -114,6 +121,16 @@ def plan_pipeline(
     manifest = Manifest.open(manifest_path)
     missing = _find_missing(manifest, config, address, images_root, depth_root)
     return forecast_run(RunDirectory(as_location(run_dir)), manifest, config, selection, retry, images_per_s, missing)
+
+
+def _warn_of_demo_network(config: PipelineConfig, manifest: Manifest) -> None:
+    synthetic = str(manifest.dataset.get("licence", "")).startswith(SYNTHETIC)
+    if config.depth.source == "model" and config.depth.model == DEMO_MODEL and not synthetic:
+        _LOG.warning(
+            "depth.model=demo was trained on synthetic crowds only: on other pictures its maps, and the labels, mean "
+            "nothing; take a published network (docs/seeing.md) for %s",
+            manifest.subset,
+        )
 
 
 def _find_missing(
@@ -164,7 +181,11 @@ def _do_work(
         ledger = stack.enter_context(FileLedger(directory, plan, schedule, suspects, progress, metrics))
         if progress:
             stack.enter_context(logging_redirect_tqdm())  # log lines go above the progress line, not through it
-        drive(schedule, pool, ledger)
+        budget = FailureBudget(config.max_failed_images, plan.work, plan.repairs, policy.workers)
+        try:
+            drive(schedule, pool, ledger, budget)
+        except TooManyFailed as error:
+            raise TooManyFailed("\n".join([str(error), *find_example(directory, budget.losses)])) from None
     return ledger.tally
 
 

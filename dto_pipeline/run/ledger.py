@@ -138,7 +138,8 @@ class FileLedger:
         what = f"{loading} are loading" if loading else "are the CPUs and GPUs they ask for free?"
         _LOG.warning("no worker is ready since %.0f s: %s", seconds, what)
 
-    def tick(self) -> None:
+    def tick(self, loading: int = 0) -> None:
+        self._loading = loading
         self._directory.check_lock(ask=False)
         now = time.monotonic()
         if now - self._drawn_at >= self._draw_every:
@@ -158,10 +159,13 @@ class FileLedger:
         """Who is at work, and who is waited for."""
         schedule = self._schedule
         workers, wanted = len(schedule.workers), min(schedule.policy.workers, schedule.unfinished)
+        since = f" since {self._waiting:.0f} s" if self._waiting else ""
+        if not workers and schedule.leaving:
+            return f"{schedule.leaving} workers finish before their nodes go"
+        if not workers and wanted and self._loading:
+            return f"waiting for {self._loading} workers that are loading{since}"
         if not workers and wanted:
-            since = f" since {self._waiting:.0f} s" if self._waiting else ""
-            what = f"{self._loading} workers that are loading" if self._loading else "workers and their GPUs"
-            return f"waiting for {what}{since}"
+            return f"waiting for workers and their GPUs{since}"
         return f"{workers} workers" if workers >= wanted else f"{workers} of {wanted} workers, others are not ready"
 
     def _commit(self, receipt: Receipt) -> bool:

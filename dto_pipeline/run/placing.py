@@ -20,7 +20,7 @@ from dto_pipeline.axes import KID_AXIS
 from dto_pipeline.collate import collate_scenes, pass_through, split_batch
 from dto_pipeline.config import PipelineConfig
 from dto_pipeline.data.images import ImageStore
-from dto_pipeline.data.scenes import load_scenes, read_label_scenes
+from dto_pipeline.data.scenes import MENDABLE, load_scenes, read_label_scenes
 from dto_pipeline.errors import lacks_memory
 from dto_pipeline.models.depth import DepthSource
 from dto_pipeline.models.seeing import Sight
@@ -48,12 +48,18 @@ class ScenePlacer:
         images: ImageStore,
         depth: DepthSource | None,
         sight: Sight | None = None,
+        centred: bool = True,
     ) -> None:
-        """`depth`: source of maps that are files, None where a network of `sight` makes them."""
+        """
+        Args:
+            depth: source of maps that are files, None where a network of `sight` makes them.
+            centred: see `data.scenes.load_scenes`.
+        """
         self._optimizer = optimizer
         self._config = config
         self._images = images
         self._depth = depth
+        self._centred = centred
         self._device = optimizer.body.faces.device
         self._decoders = ThreadPoolExecutor(config.run.decode_threads, thread_name_prefix="decode")
         self._sight = sight or Sight(config, optimizer.body, self._device)
@@ -107,6 +113,7 @@ class ScenePlacer:
                 self._decoders,
                 clock=clock,
                 label_masks=own,
+                centred=self._centred,
                 decode_memory_mb=self._config.run.decode_memory_mb,
             )
 
@@ -201,9 +208,12 @@ def refuse_kid_axis(scenes: Sequence[Scene]) -> None:
 
 
 def scene_sizes(rows: ManifestRows) -> list[SceneSize]:
-    """What the batch planner needs of manifest rows."""
-    columns = (rows.column(name).to_pylist() for name in ("height", "width", "num_persons"))
-    return [SceneSize(*row) for row in zip(*columns, strict=True)]
+    """What the batch planner needs of manifest rows; an image whose file was not fit is of unknown size."""
+    columns = (rows.column(name).to_pylist() for name in ("problem_status", "height", "width", "num_persons"))
+    return [
+        SceneSize(0, 0, people) if unfit in MENDABLE else SceneSize(height, width, people)
+        for unfit, height, width, people in zip(*columns, strict=True)
+    ]
 
 
 def status_of(error: Exception) -> ImageStatus:

@@ -41,6 +41,7 @@ from dto_pipeline.run.directory import (
     why_void,
 )
 from dto_pipeline.run.receipt import Receipt, RecordInvalid, read_receipt
+from dto_pipeline.run.sanity import count_signs
 
 _LOG = logging.getLogger(__name__)
 LabelTable = Any  # a pyarrow.Table of schema.LABELS_SCHEMA; pyarrow itself is imported in data/ only
@@ -242,6 +243,7 @@ def _make_receipt(
         wall_s=work.wall_s,
         finished_at=work.finished_at,
         stage_seconds=work.stage_seconds,
+        signs=count_signs(table, identity.config),
     )
 
 

@@ -53,6 +53,7 @@ class Receipt:
     wall_s: float  # from reading the manifest to publishing, repairs added [s]
     finished_at: float  # clock when the label file was published [s since 1970 UTC]
     stage_seconds: dict[str, float] = field(default_factory=dict)  # stage -> busy time, threads added up [s]
+    signs: dict[str, int] = field(default_factory=dict)  # `run.sanity.count_signs`; empty in those of older versions
 
     @property
     def failed_images(self) -> int:

@@ -17,6 +17,7 @@ from dto_pipeline.data.storage import as_location
 from dto_pipeline.run.directory import RunDirectory, read_identity, scan_run
 from dto_pipeline.run.lock import read_holder
 from dto_pipeline.run.receipt import Receipt, add_counts
+from dto_pipeline.run.sanity import Sanity, judge_run
 from dto_pipeline.status import ImageStatus, PersonStatus, ShardStatus
 
 RECENT_S = 3600.0  # speed is that of the last hour of work
@@ -53,6 +54,7 @@ class RunStatus:
     stage_seconds: dict[str, float]  # of all shards that are done, threads added up
     void: dict[int, str]  # shards whose receipt does not hold, and why
     unreadable_failures: dict[int, str]  # shards whose failure record is damaged, and how; they count as pending
+    sanity: Sanity
 
     def to_json(self) -> dict[str, Any]:
         """Plain dict, JSON-ready."""
@@ -67,7 +69,9 @@ class RunStatus:
         shards = ", ".join(f"{count} {word}" for word, count in self.shards.items())
         speed = f"{self.images_per_s:.1f} images/s, ETA {format_duration(self.eta_s)}"
         note = f"; {self.driver_note}" if self.driver_note else ""
-        return f"shards: {shards}; images: {self.images_done} of {self.images_total}; {speed}{note}"
+        return f"shards: {shards}; images: {self.images_done} of {self.images_total}; {speed}{note}" + "".join(
+            f"; WRONG: {text}" for text in self.sanity.contradictions
+        )
 
 
 def read_status(run_dir: str | Path) -> RunStatus:
@@ -109,6 +113,7 @@ def read_status(run_dir: str | Path) -> RunStatus:
         stage_seconds=sum_stages(receipts),
         void=scan.void,
         unreadable_failures={shard: why for shard, why in scan.unreadable.items() if shard in scan.failures},
+        sanity=judge_run(identity, receipts),
     )
 
 
@@ -194,7 +199,7 @@ def _table_lines(status: RunStatus) -> list[str]:
     ]
     lines += [f"failed   shard {f.shard} after {f.attempts} tries: {f.error}" for f in status.failed]
     lines += [f"void     shard {shard}: {reason}; `dto run` does it again" for shard, reason in status.void.items()]
-    return lines + unreadable_lines(status.unreadable_failures)
+    return lines + unreadable_lines(status.unreadable_failures) + status.sanity.lines()
 
 
 def _last_receipt(status: RunStatus) -> str:

@@ -110,6 +110,11 @@ class Schedule:
         return tuple(worker for worker, queue in self._queues.items() if not queue.leaving)
 
     @property
+    def leaving(self) -> int:
+        """Workers that are not fed any more and have not gone yet."""
+        return self._leaving
+
+    @property
     def images_under_way(self) -> int:
         """Images done of shards that are being worked on, by their workers' last word."""
         return sum(queue.images for queue in self._queues.values())

@@ -246,7 +246,8 @@ class ShardRunner:
         sight = Sight(self.config, body, device)
         depth_root = self._depth_root or self.config.depth.root or manifest.depth_root or ""
         depth = None if sight.depth is not None else open_depth(self.config.depth, depth_root)
-        placer = ScenePlacer(SceneOptimizer(body, self.config), self.config, images, depth, sight)
+        centred = manifest.dataset.get("principal_point", "centre") == "centre"
+        placer = ScenePlacer(SceneOptimizer(body, self.config), self.config, images, depth, sight, centred)
         return _Workshop(identity, manifest, body, placer, sight.facts)
 
 

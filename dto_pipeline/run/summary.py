@@ -3,7 +3,8 @@
 Knows counts and their table; decides nothing but the exit code. Seconds, images, persons.
 
 Exit codes: 0 every shard of the run is done (failed images are rows with a status); 1 shards were given up, or a repair
-that was asked for (where they are too many, the start ends early: by an error of that code, without a summary); 3 what
+that was asked for (where they are too many, the start ends early: by an error of that code, without a summary), or more
+images or people failed than `run.max_failed_images` allows, or the labels contradict what any sound run shows; 3 what
 was selected is done, the rest of the run is pending as asked.
 """
 
@@ -11,14 +12,20 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
+from dto_pipeline.data.label_files import person_leaf, read_label_files
+from dto_pipeline.data.labels import LabelsError
+from dto_pipeline.run.budget import Losses, count_losses, over_budget
 from dto_pipeline.run.directory import RunDirectory, RunScan
 from dto_pipeline.run.plan import RunPlan
 from dto_pipeline.run.receipt import Receipt, add_counts
 from dto_pipeline.run.report import count_lines, format_duration, sum_stages, unreadable_lines
+from dto_pipeline.run.sanity import Sanity, judge_run
 from dto_pipeline.status import ImageStatus, PersonStatus
 
+_EXAMPLE = ("image_id", "status", "message", person_leaf("status"), person_leaf("message"))
 SLOWEST = 5  # shards a summary names
 EXIT_DONE, EXIT_MISSING, EXIT_SELECTED = 0, 1, 3
 
@@ -73,6 +80,8 @@ class RunSummary:
     wall_s: float  # of this start
     images_per_s: float  # of this start, workers' start-up included
     stage_seconds: dict[str, float]  # of shards done now, threads added up
+    over_budget: str  # why the failures are too many: counts per cause and the next step; "" = they are not
+    sanity: Sanity
 
     @property
     def nothing_to_do(self) -> bool:
@@ -83,7 +92,7 @@ class RunSummary:
     @property
     def exit_code(self) -> int:
         """See the module."""
-        if self.failed_repairs or self.failed_shards:
+        if self.failed_repairs or self.failed_shards or self.over_budget or self.sanity.contradictions:
             return EXIT_MISSING
         if self.done_before + self.done_now == self.shards:
             return EXIT_DONE
@@ -99,13 +108,21 @@ class RunSummary:
         return "\n".join(_table_lines(self))
 
 
-def summarize(directory: RunDirectory, plan: RunPlan, scan: RunScan | None, tally: Tally, wall_s: float) -> RunSummary:
+def summarize(
+    directory: RunDirectory,
+    plan: RunPlan,
+    scan: RunScan | None,
+    tally: Tally,
+    wall_s: float,
+    max_failed_images: float,
+) -> RunSummary:
     """Count what became of a start.
 
     Args:
         scan: what the folder holds at the end; None = as planned, there was nothing to do.
         tally: what happened and receipts do not tell.
         wall_s: seconds the start took.
+        max_failed_images: see `RunConfig`.
     """
     done = plan.done if scan is None else scan.done
     failures = {} if scan is None else scan.failures
@@ -137,7 +154,32 @@ def summarize(directory: RunDirectory, plan: RunPlan, scan: RunScan | None, tall
         wall_s=wall_s,
         images_per_s=sum(receipt.images for receipt in fresh) / wall_s,
         stage_seconds=sum_stages(fresh),
+        over_budget=_judge_losses(directory, receipts, max_failed_images),
+        sanity=judge_run(plan.identity, receipts),
     )
+
+
+def _judge_losses(directory: RunDirectory, receipts: list[Receipt], share: float) -> str:
+    losses = count_losses(receipts)
+    complaint = over_budget(losses, share)
+    return complaint and "\n".join([complaint, *find_example(directory, losses)])
+
+
+def find_example(directory: RunDirectory, losses: Losses) -> list[str]:
+    """One line with the first row that was lost for the commonest cause and what it says; [] where none tells."""
+    shard = losses.shards.get(losses.commonest)
+    if shard is None:
+        return []
+    try:
+        table = read_label_files([directory.label_file(shard)], _EXAMPLE)
+    except LabelsError:
+        return []
+    images = table.select(["image_id", "status", "message"]).to_pylist()  # plain values: pandas is not loaded for it
+    people = zip(images, table["persons"].to_pylist(), strict=True)
+    rows = [(row["image_id"], row) for row in images]
+    rows += [(row["image_id"], person) for row, persons in people for person in persons]
+    lost = ((image, row) for image, row in rows if row["status"] == losses.commonest)
+    return [f"for example {image}: {row['message'] or losses.commonest}" for image, row in islice(lost, 1)]
 
 
 def _find_slowest(receipts: list[Receipt]) -> list[SlowShard]:
@@ -174,4 +216,5 @@ def _table_lines(summary: RunSummary) -> list[str]:
     lines += [f"slowest  shard {slow}"] if slow else []
     lines += [f"failed   shard {shard}: {error}" for shard, error in summary.failed_shards.items()]
     lines += [f"failed   repair of shard {shard}: {error}" for shard, error in summary.failed_repairs.items()]
-    return lines
+    lines += summary.sanity.lines()
+    return lines + ([f"FAILED   {summary.over_budget}"] if summary.over_budget else [])

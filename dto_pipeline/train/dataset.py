@@ -24,7 +24,7 @@ from dto_pipeline.data.labels import LabelsError
 from dto_pipeline.data.placed import unpack_covariance
 from dto_pipeline.errors import DtoError
 from dto_pipeline.models.body import BodyModel
-from dto_pipeline.status import PersonStatus, UnusableImage
+from dto_pipeline.status import UNUSED, PersonStatus, UnusableImage
 from dto_pipeline.train.augment import (
     Draw,
     Varied,
@@ -271,7 +271,7 @@ def build_labels(columns: LabelColumns, row: int, width: int, height: int) -> Im
         focal = _GUESSED_FOCAL * max(width, height)
         intrinsics = np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])
     finite = (np.abs(np.concatenate([pose, betas, transl], axis=1)) < _ABSURD).all(axis=1)  # NaN is not
-    has_body = finite & (transl[:, 2] > 0) & (status != str(PersonStatus.INVALID_LABEL)) & has_camera
+    has_body = finite & (transl[:, 2] > 0) & ~np.isin(status, UNUSED) & has_camera
     packed, people = columns.images["z_covariance"][row], len(pose)
     if packed is not None and len(packed) != people * (people + 1) // 2:
         raise UnusableImage(f"its z_covariance has {len(packed)} numbers, which is no half matrix of {people} people")
@@ -295,8 +295,9 @@ def build_labels(columns: LabelColumns, row: int, width: int, height: int) -> Im
         depth_layer=layers,
     )
     in_picture = np.isfinite(boxes).all(axis=1) | np.isfinite(labels.keypoints).any(axis=(1, 2))
-    known = has_body | in_picture
-    return replace(labels.take(known), complete=bool(known.all()))
+    duplicate = status == str(PersonStatus.DUPLICATE)
+    known = has_body | (in_picture & ~duplicate)
+    return replace(labels.take(known), complete=bool((known | duplicate).all()))
 
 
 def square_pixels(rgb: np.ndarray, labels: ImageLabels) -> tuple[np.ndarray, ImageLabels]:

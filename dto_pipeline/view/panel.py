@@ -53,8 +53,9 @@ class Table:
 class Evidence:
     """What a scene was placed by."""
 
-    disparity: np.ndarray | None  # (H, W) depth map, larger is nearer; None = could not be read
+    disparity: np.ndarray | None  # (H, W) depth map, larger is nearer; None = there is none to show
     fit: Fit | None  # None = nobody was measured
+    why: str = ""  # there is none to show
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ def _as_tensors(people: People) -> tuple[torch.Tensor, torch.Tensor, torch.Tenso
 def _evidence_row(evidence: Evidence, size: tuple[int, int]) -> PanelRow:
     """The depth map and the lines fitted to it, at the size of the photographs."""
     has_map, plot_size = evidence.disparity is not None, (_PLAN_WIDTH, size[1])
-    sheet = Image.fromarray(grey_sheet(size, "no depth map"))
+    sheet = Image.fromarray(grey_sheet(size, evidence.why or "no depth map"))
     depth = draw_depth_map(evidence.disparity, size) if evidence.disparity is not None else sheet
     plot = Image.new("RGB", plot_size, PAPER) if evidence.fit is None else draw_fit(evidence.fit, plot_size)
     note = "" if evidence.fit is None else "distance against depth; hollow: before, filled: after"

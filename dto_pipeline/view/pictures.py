@@ -6,6 +6,7 @@ part of the page. Knows no drawing.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,9 @@ from dto_pipeline.view.run_files import Pixels, RunFiles
 from dto_pipeline.view.scene_panel import scene_panel
 
 _LIGHT = ("image_id", "image_path", "status", "is_optimized", "mean_height_deviation", "num_persons")
+_PLAIN_KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.]*(/[A-Za-z0-9_][A-Za-z0-9_.]*)*\.jpg")  # "-" stands for "/" only
+_LONGEST = 150  # letters: file systems take 255 bytes, endings included
+_DIGITS = 12  # of a sha256: among a million keys two are equal with a chance of 1 in 500
 Place = tuple[int, int]  # shard, row
 
 
@@ -87,9 +91,15 @@ def write_pictures(scenes: Iterator[PlacedScene], body: BodyModel, out: Path, gl
 
 
 def file_name(image_id: str) -> str:
-    """An image key as a file name: ``coco/a/b.jpg`` -> ``coco-a-b``."""
-    stem = re.sub(r"\.[A-Za-z0-9]{1,5}$", "", image_id)
-    return re.sub(r"[^A-Za-z0-9_.-]+", "-", stem).strip(".-") or "scene"
+    """An image key as a file name, another one for every key: ``coco/a/b.jpg`` -> ``coco-a-b``.
+
+    Where letters are lost on the way, or might be another key's, the first digits of the key's sha256 follow.
+    """
+    if _PLAIN_KEY.fullmatch(image_id) and len(image_id) <= _LONGEST:
+        return image_id.removesuffix(".jpg").replace("/", "-")
+    stem = re.sub(r"[^A-Za-z0-9_.-]+", "-", re.sub(r"\.[A-Za-z0-9]{1,5}$", "", image_id)).strip(".-")
+    digits = hashlib.sha256(image_id.encode("utf-8", "surrogatepass")).hexdigest()[:_DIGITS]
+    return f"{stem[:_LONGEST] or 'scene'}~{digits}"
 
 
 def _worst(columns: dict[str, np.ndarray], allowed: np.ndarray, count: int) -> list[int]:
@@ -118,6 +128,8 @@ def _fill(placed: PlacedScene, pixels: Pixels, image_file: str, depth_file: str 
         scene.height, scene.width = scene.image.shape[:2]
     except UnusableImage as error:
         placed.message = placed.message or str(error)
+        return
+    if pixels.depth is None:
         return
     try:
         scene.disparity = pixels.depth.load(depth_file, scene.height, scene.width)

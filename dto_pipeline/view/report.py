@@ -17,6 +17,7 @@ from dto_pipeline.data.files import write_bytes_atomic
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.reading import parse_json
 from dto_pipeline.run.report import format_duration
+from dto_pipeline.run.sanity import Sanity
 from dto_pipeline.scene import PlacedScene
 from dto_pipeline.status import PLACED, ImageStatus, PersonStatus
 from dto_pipeline.view import html
@@ -65,6 +66,7 @@ def write_report(
     facts = gather_facts(run)
     sections = [
         _tiles(facts),
+        _sanity(facts.status.sanity),
         _statuses(facts),
         _subsets(facts),
         _heights(facts, run.identity.config),
@@ -101,6 +103,28 @@ def _tiles(facts: Facts) -> str:
             (f"{status.images_per_s:.1f}", "images a second", "last hour of work, all workers"),
         ]
     )
+
+
+def _sanity(sanity: Sanity) -> str:
+    """What is far from any sound run first, then the figures it was judged by."""
+    found = [["wrong", text] for text in sanity.contradictions] + [["look", text] for text in sanity.warnings]
+    shares = {
+        "accepted images": sanity.accepted_images,
+        "people in accepted images": sanity.accepted_people,
+        "people too small": sanity.too_small,
+        "people too tall": sanity.too_tall,
+        "people alone in their group": sanity.alone,
+        "measured people that are far": sanity.far,
+        "fits at the default bound": sanity.fits_at_default_bound,
+    }
+    rows = [[name, f"{100 * value:.1f} %"] for name, value in shares.items() if value is not None]
+    if sanity.median_corr is not None:
+        rows.append(["median correlation of z and depth inside bodies", f"{sanity.median_corr:.2f}"])
+    rows += [["body used", sanity.body], ["depth used", sanity.depth]]
+    parts = [html.table(["", "what is far from any sound run"], found)] if found else []
+    note = "Nothing is far from what sound runs show." if not found else ""
+    note = note if sanity.shards else "The receipts are of an older version and tell no figures."
+    return html.section("Does it make sense", *parts, html.table(["figure", "value"], rows), note=note)
 
 
 def _statuses(facts: Facts) -> str:

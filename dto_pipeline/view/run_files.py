@@ -50,7 +50,7 @@ class Pixels:
     """Where photographs and depth maps of a run are read from."""
 
     images: ImageStore
-    depth: DepthFiles
+    depth: DepthFiles | None  # None: a network made the maps, and they are not kept
 
 
 def open_run_files(run_dir: str | Path, manifest: str | Path | None = None) -> RunFiles:
@@ -96,6 +96,8 @@ def find_labels(source: str | Path) -> list[Location]:
 def open_pixels(run: RunFiles, images: Location | None = None, depth: Location | None = None) -> Pixels | None:
     """Stores of the run's photographs and depth maps, `images` and `depth` in place of the manifest's folders.
 
+    Depth files that a run with a network never saw are not shown for its own, unless `depth` names a folder.
+
     Returns:
         None where the manifest is gone: the files' names are in it.
     """
@@ -103,6 +105,8 @@ def open_pixels(run: RunFiles, images: Location | None = None, depth: Location |
         return None
     store = open_images(images or run.manifest.images_root, run.manifest.path)
     knobs = run.identity.config["depth"]
+    if knobs["source"] == "model" and depth is None:
+        return Pixels(store, None)
     config = DepthConfig(kind=knobs["kind"], scale=knobs["scale"])
     return Pixels(store, open_depth(config, depth or knobs["root"] or run.manifest.depth_root or ""))
 

@@ -41,7 +41,7 @@ def scene_rows(placed: PlacedScene, body: BodyModel, truth: People | None = None
     before = People(scene.pose, scene.betas, scene.transl)
     after = People(scene.pose, placed.betas, placed.transl, placed.z_sigma_m)
     fit = _fit(placed)
-    evidence = None if scene.disparity is None and fit is None else Evidence(scene.disparity, fit)
+    evidence = None if scene.disparity is None and fit is None else Evidence(scene.disparity, fit, _why_no_map(scene))
     moved = any(status in PLACED for status in placed.person_status)
     return draw_rows(image, before, after, scene.intrinsics, body, truth, evidence, moved)
 
@@ -90,6 +90,12 @@ def _sheet_size(scene: Scene) -> tuple[int, int]:
     centre = scene.intrinsics[:2, 2]
     usable = np.isfinite(centre).all() and (centre >= 16).all() and (centre <= 8192).all()
     return (round(2 * float(centre[0])), round(2 * float(centre[1]))) if usable else (640, 480)
+
+
+def _why_no_map(scene: Scene) -> str:
+    """A network's map is told by its network; what a file held cannot be read any more."""
+    origin = scene.origin.get("depth", "file")
+    return "no depth map" if origin.endswith("file") else f"depth came from a network ({origin}); its map is not kept"
 
 
 def _why(placed: PlacedScene) -> str:

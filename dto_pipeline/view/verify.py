@@ -3,10 +3,11 @@
 Three kinds of rules: receipts against label files, label rows against the manifest, labels against what a fit may do
 (`data.invariants`). Reads everything, writes nothing. What could not be checked is listed, never passed in silence.
 Broken is what was declared done and does not hold; a shard that nobody has done yet is pending, one that was tried in
-vain is given up, in the words of `dto status`.
+vain is given up, in the words of `dto status`. Doubtful is a person in a sound row whom the same run would give again
+(a check with a next step): it is listed with the next step and changes no exit code.
 
-Exit codes, as `dto run` has them: 0 every shard is done and holds; 1 something is broken, or shards were given up; 3
-what is done holds and the rest is pending.
+Exit codes, as `dto run` has them: 0 every shard is done and holds, doubtful people or not; 1 something is broken, or
+shards were given up; 3 what is done holds and the rest is pending.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ class Rule:
     checked: int = 0
     broken: int = 0
     offences: list[str] = field(default_factory=list)  # the first ones: where, found, expected
+    next_step: str = ""  # of a judgement
 
     def offend(self, text: str) -> None:
         self.broken += 1
@@ -75,12 +77,18 @@ class Verdict:
     given_up: dict[int, str] = field(default_factory=dict)  # shards tried in vain -> last error
     damaged: list[int] = field(default_factory=list)  # shards whose label file is not what their receipt says
     rules: dict[str, Rule] = field(default_factory=dict)
+    judgements: dict[str, Rule] = field(default_factory=dict)  # who is doubtful; `broken` counts them
     unchecked: list[str] = field(default_factory=list)
 
     @property
     def passed(self) -> bool:
         """Nothing is broken; the run may be unfinished all the same."""
         return all(rule.broken == 0 for rule in self.rules.values())
+
+    @property
+    def doubtful(self) -> int:
+        """People in sound rows that somebody should look at, counted once per judgement."""
+        return sum(rule.broken for rule in self.judgements.values())
 
     @property
     def exit_code(self) -> int:
@@ -92,24 +100,26 @@ class Verdict:
     def rule(self, name: str) -> Rule:
         return self.rules.setdefault(name, Rule(name))
 
+    def judgement(self, check: Check) -> Rule:
+        return self.judgements.setdefault(check.name, Rule(check.name, next_step=check.next_step))
+
     def to_json(self) -> dict[str, Any]:
         """Plain dict, JSON-ready."""
-        return {**dataclasses.asdict(self), "passed": self.passed, "exit_code": self.exit_code}
+        derived = {"passed": self.passed, "doubtful": self.doubtful, "exit_code": self.exit_code}
+        return {**dataclasses.asdict(self), **derived}
 
     def as_table(self, examples: int = 5) -> str:
         """Text for a terminal: one line per rule, then the first offences of each broken one."""
-        width = max(len(name) for name in self.rules)
+        width = max(len(name) for name in (*self.rules, *self.judgements))
         broken = self.rule(_RECEIPTS).broken
         lines = [
             f"{self.run_dir}: {self.images} images, {self.persons} persons",
             f"  shards: {self.done} done, {len(self.given_up)} given up, {len(self.pending)} pending, {broken} broken",
         ]
         for rule in self.rules.values():
-            word = "ok" if rule.broken == 0 else f"{rule.broken} BROKEN"
-            lines.append(f"  {rule.name:<{width}}  {rule.checked:>9} checked  {word}")
-            lines += [f"      {offence}" for offence in rule.offences[:examples]]
-            if rule.broken > examples:
-                lines.append(f"      ... and {rule.broken - examples} more; --limit N or --json show them")
+            lines += _rule_lines(rule, "BROKEN", width, examples)
+        for rule in self.judgements.values():
+            lines += _rule_lines(rule, "doubtful", width, examples)
         for word, shards in (("given up", self.given_up), ("pending", self.pending)):
             lines += [f"  {word}: {shard_name(shard)}: {text}" for shard, text in list(shards.items())[:examples]]
             lines += [f"  {word}: ... and {len(shards) - examples} more"] if len(shards) > examples else []
@@ -119,9 +129,25 @@ class Verdict:
     def _conclusion(self) -> str:
         if not self.passed:
             return "some of it does not hold"
+        holds = self._holds
+        if self.doubtful:
+            return f"{holds}; {self.doubtful} people are doubtful, which running again will not change"
+        return holds
+
+    @property
+    def _holds(self) -> str:
         if self.given_up or self.pending:
             return f"what is done holds; {len(self.given_up)} shards were given up, {len(self.pending)} are pending"
         return "everything holds"
+
+
+def _rule_lines(rule: Rule, word: str, width: int, examples: int) -> list[str]:
+    found = "ok" if rule.broken == 0 else f"{rule.broken} {word}"
+    lines = [f"  {rule.name:<{width}}  {rule.checked:>9} checked  {found}"]
+    lines += [f"      {offence}" for offence in rule.offences[:examples]]
+    if rule.broken > examples:
+        lines.append(f"      ... and {rule.broken - examples} more; --limit N or --json show them")
+    return lines + ([f"      next: {rule.next_step}"] if rule.broken and rule.next_step else [])
 
 
 def verify_run(run_dir: str | Path, manifest: str | Path | None = None, body_path: str | Path | None = None) -> Verdict:
@@ -274,7 +300,7 @@ def _check_once(seen: Counter[str], verdict: Verdict) -> None:
 
 
 def _add(check: Check, shard: int, columns: LabelColumns, verdict: Verdict) -> None:
-    rule = verdict.rule(check.name)
+    rule = verdict.judgement(check) if check.next_step else verdict.rule(check.name)
     rule.checked += int(check.applies.sum())
     for index in np.flatnonzero(check.broken):
         found = check.found[index]

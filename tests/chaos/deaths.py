@@ -145,13 +145,13 @@ def _deadly_images(run: DisturbedRun) -> list[Fault]:
 
 def _wait_for_a_moment(run: DisturbedRun, start: Start, in_hand: bool) -> None:
     """Some kills come at any moment, Ray's start included; most come while there is work to lose."""
-    draw, before, latest = run.dice.random(), run.receipts_there, time.monotonic() + _STANDSTILL_S
-    if draw > _ANY_MOMENT:
-        for_hand = in_hand and draw > _NEXT_RECEIPT
-        while start.alive and time.monotonic() < latest:
-            if run.shards_in_hand if for_hand else run.receipts_there != before:
-                break
-            time.sleep(0.05)
+    draw, latest = run.dice.random(), time.monotonic() + _STANDSTILL_S
+    receipts, notes = run.receipts_there, run.notes_in_hand
+    for_hand = in_hand and draw > _NEXT_RECEIPT
+    while draw > _ANY_MOMENT and start.alive and time.monotonic() < latest:
+        if run.notes_in_hand - notes if for_hand else run.receipts_there != receipts:
+            break
+        time.sleep(0.05)
     time.sleep(run.dice.uniform(0, _PAUSE_S))
 
 

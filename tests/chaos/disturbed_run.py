@@ -16,13 +16,13 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
 from dto_pipeline.config import RunConfig
-from tests.chaos.arena import Arena, ChaosError, dto_command
+from tests.chaos.arena import ANY_FAILURES, Arena, ChaosError, dto_command
 from tests.chaos.faults import SLEEP, Fault, arm_environment
 from tests.chaos.judge import find_differences
 from tests.chaos.mounts import MountedFolder
@@ -127,7 +127,8 @@ class DisturbedRun:
         """
         workers = self.arena.workers if workers is None else workers
         command = dto_command(
-            "run", self.arena.manifest, "-o", self.folder, "--workers", str(workers), "--quiet", *options
+            *("run", self.arena.manifest, "-o", self.folder, "--workers", str(workers), "--quiet"),
+            *(*ANY_FAILURES, *options),
         )
         prefix = [] if self._mounted is None else self._mounted.prefix
         environment = self.armed(faults, clock)
@@ -182,9 +183,13 @@ class DisturbedRun:
         return len(list((self.view / "receipts").glob("shard-*.json")))
 
     @property
-    def shards_in_hand(self) -> int:
-        """Shards whose process noted that it is at work on them."""
-        return len(list((self.view / "failures").glob("shard-*.hand.json")))
+    def notes_in_hand(self) -> frozenset[tuple[str, int]]:
+        """Notes of processes that are (or were, when they died) at work on a shard: name and time of writing [ns]."""
+        found = []
+        for path in (self.view / "failures").glob("shard-*.hand.json"):
+            with suppress(FileNotFoundError):  # taken away in between
+                found.append((path.name, path.stat().st_mtime_ns))
+        return frozenset(found)
 
     @property
     def deaths_by_faults(self) -> int:

@@ -68,7 +68,7 @@ def test_golden_prints_json_alone_when_asked(golden_folder: Path, capsys: pytest
         (["run", "manifests/coco.yaml", "-o", "run"], "dto manifest build manifests/coco.yaml"),
         (["status", "nowhere"], "nowhere"),
         (["verify", "nowhere"], "holds no run.json"),
-        (["diff", "nowhere", "nowhere"], "holds no label file"),
+        (["diff", "nowhere", "nowhere"], "nowhere does not exist"),
         (["view", "nowhere", "-o", "out"], "holds no run.json"),
         (["report", "nowhere", "-o", "out"], "holds no run.json"),
         (["manifest", "build", "nowhere.yaml", "--data-root", ".", "-o", "m.parquet"], "nowhere.yaml"),

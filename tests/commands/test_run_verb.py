@@ -19,7 +19,7 @@ from dto_pipeline.run.report import describe_driver
 from tests.tiny_dataset import write_tiny_dataset
 
 REPOSITORY = Path(__file__).parents[2]
-CALM = ("--workers=0", "--set=run.device=cpu", "--quiet")
+CALM = ("--workers=0", "--set=run.device=cpu", "--set=run.max_failed_images=1", "--quiet")
 
 
 @pytest.fixture(scope="module")

@@ -153,6 +153,14 @@ def test_row_problems_name_the_first_fault_of_each_person():
     assert find_row_problems(pose, betas, transl).tolist() == [0, 1, 2, 3, 4, 4]
 
 
+def test_of_a_scale_of_two_sides_the_longer_one_makes_the_box(tmp_path):
+    arrays = label_arrays(NAMES)
+    sides = np.stack([arrays["scale"] / 2, arrays["scale"]], axis=1)
+    np.testing.assert_array_equal(
+        read(tmp_path, {**arrays, "scale": sides}).bbox_xyxy, read(tmp_path, arrays).bbox_xyxy
+    )
+
+
 def refuse_maps(monkeypatch, below):
     """Files below a folder can be read, not mapped, as on FUSE mounts with direct I/O."""
     real = np.memmap

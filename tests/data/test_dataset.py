@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dto_pipeline.data.dataset import DatasetError, dataset_from_dict, load_dataset
+from dto_pipeline.data.dataset import DatasetError, dataset_from_dict, load_dataset, shipped_datasets
 
 MANIFESTS = Path(__file__).parents[2] / "manifests"
 PLAIN = {"name": "x", "source": "camerahmr", "labels": "l.npz", "images": "i"}
@@ -45,7 +45,9 @@ def test_paths_are_relative_to_the_data_root_and_optional_ones_may_be_absent():
         ({"depth_suffix": "npy"}, "depth_suffix is 'npy'"),
         ({"images_in": "zip"}, "images_in is 'zip'"),
         ({"masks": "guess"}, "masks is 'guess'"),
-        ({"masks": "detection"}, "needs images_in: tars"),
+        ({"labels": []}, r"labels is \[\]; expected str"),
+        ({"labels": ["a.npz", 3]}, "labels is .*; expected str"),
+        ({"labels": ["a.npz", "../b.npz"]}, "labels: .*leaves its folder"),
         ({"label_values": "now"}, "label_values is 'now'"),
         ({"image_prefixes": "a"}, "image_prefixes is 'a'; expected dict"),
         ({"predictions": "../p"}, "predictions: .*leaves its folder"),
@@ -85,3 +87,38 @@ def test_a_missing_key_a_missing_file_and_a_broken_file_are_told_apart(tmp_path)
         with pytest.raises(DatasetError, match=why) as caught:
             load_dataset(tmp_path / "x.yaml", "data")
         assert "x.yaml" in str(caught.value)
+
+
+def test_a_description_is_found_by_its_name_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_dataset("coco", "data").name == "coco"
+    assert set(shipped_datasets()) == {path.stem for path in MANIFESTS.glob("*.yaml")}
+    (tmp_path / "coco").write_text("{name: own, source: camerahmr, labels: l.npz, images: i}")
+    assert load_dataset("coco", "data").name == "own"
+    with pytest.raises(DatasetError, match=r"does not exist; by name there are aic, coco, .*mpii"):
+        load_dataset("cocoa", "data")
+
+
+@pytest.mark.parametrize("name", ["aic", "coco", "insta1", "insta2", "mpii"])
+def test_files_are_found_where_the_public_projects_put_them(tmp_path, name):
+    plain = load_dataset(name, tmp_path)
+    assert plain.labels == f"labels/{name}-release.npz"
+    tars = plain.images
+    for labels, images in ((f"data/training-labels/{name}-release.npz", f"hmr2_training_data/dataset_tars/{tars}"),):
+        (tmp_path / labels).parent.mkdir(parents=True)
+        (tmp_path / labels).write_bytes(b"")
+        (tmp_path / images).mkdir(parents=True)
+        found = load_dataset(name, tmp_path)
+        assert (found.labels_path, found.images_root) == (tmp_path / labels, tmp_path / images)
+        assert load_dataset(name, tmp_path, {"labels": "/l.npz"}).labels_path == Path("/l.npz")
+
+
+@pytest.mark.parametrize("name", ["aic", "coco", "insta1", "insta2", "mpii", "relative_human"])
+def test_shards_are_as_long_as_the_docs_recommend_for_nodes_that_die(name):
+    assert 200 <= load_dataset(name, "data").shard_images <= 1000
+
+
+def test_a_folder_of_images_contradicts_no_masks_beside_them():
+    dataset = load_dataset("coco", "data", images_in="folder", shard_images=7, principal_point="free")
+    assert (dataset.masks, dataset.shard_images, dataset.principal_point) == ("detection", 7, "free")
+    assert load_dataset("coco", "data", masks="sidecar").masks == "sidecar"

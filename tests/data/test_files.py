@@ -5,7 +5,11 @@ import json
 import mmap
 import os
 import stat
+import subprocess
+import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +21,7 @@ from dto_pipeline.data.files import (
     is_temporary,
     sha256_file,
     staged,
+    sweep_abandoned,
     sync,
     write_bytes_atomic,
     write_json_atomic,
@@ -141,3 +146,41 @@ def test_a_file_system_that_neither_links_nor_renames_without_replacing_is_named
 def test_the_digest_of_a_file_is_that_of_its_bytes(tmp_path):
     (tmp_path / "empty").write_bytes(b"")
     assert sha256_file(tmp_path / "empty").startswith("e3b0c44298fc1c14")
+
+
+DYING = """
+import os, signal, sys
+from pathlib import Path
+from dto_pipeline.data.files import staged, temporary_folder
+folder = temporary_folder("dto-npz-")
+with staged(Path(sys.argv[1]) / "m.parquet") as half:
+    half.write_bytes(b"half")
+    print(folder.name, half, flush=True)
+    if sys.argv[2] == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("fate", ["die", "live"])
+def test_what_a_killed_process_left_is_swept_and_what_a_living_one_uses_stays(tmp_path, monkeypatch, fate):
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    (tmp_path / "tmp").mkdir()
+    other = tmp_path / f".other.parquet.tmp-{'0' * 32}"
+    elsewhere = tmp_path / "tmp" / f"dto-npz-00000001{'f' * 8}-x"
+    other.write_bytes(b"")
+    elsewhere.mkdir()
+    with subprocess.Popen(
+        [sys.executable, "-c", DYING, str(tmp_path), fate], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdout is not None
+        left = [Path(word) for word in child.stdout.readline().split()]
+        if fate == "die":
+            child.wait()
+        assert all(path.exists() for path in left)
+        assert sweep_abandoned(tmp_path / "m.parquet") == (2 if fate == "die" else 0)
+        assert [path.exists() for path in left] == [fate == "live"] * 2
+        child.communicate("")
+    assert other.exists()  # another name's, and of a machine nobody knows
+    assert elsewhere.exists()

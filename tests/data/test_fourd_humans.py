@@ -11,11 +11,10 @@ from hypothesis import strategies as st
 from dto_pipeline.data.safe_pickle import BrokenPickle, UnsafePickle
 from dto_pipeline.data.sources.fourd_humans import (
     SampleError,
+    choose_masks,
     match_masks,
     parse_masks,
     parse_people,
-    read_masks,
-    read_people,
 )
 from tests.pickle_streams import SENTINEL, Armed
 from tests.tars import jpeg, make_index
@@ -54,11 +53,13 @@ def test_a_sample_reads_back_equal_at_every_protocol(tmp_path, protocol):
         "a/b/000.detection.npz": npz(masks=masks),
     }
     index = make_index(tmp_path, t=files)
-    found = read_people(index, index.find("t.tar!a/b/000.data.pyd"))
+    found = parse_people(index.read("t.tar!a/b/000.data.pyd"), "t.tar!a/b/000.data.pyd")
     for row, wanted in enumerate(people):
         np.testing.assert_array_equal(found.keypoints[row], wanted["keypoints_2d"])
     np.testing.assert_allclose(found.bbox_xyxy, [[10, 20, 90, 100]] * 2, rtol=1e-6)
-    np.testing.assert_array_equal(read_masks(index, index.find("t.tar!a/b/000.detection.npz")), masks)
+    np.testing.assert_array_equal(
+        parse_masks(index.read("t.tar!a/b/000.detection.npz"), "t.tar!a/b/000.detection.npz"), masks
+    )
 
 
 @pytest.mark.parametrize("protocol", range(6))
@@ -66,7 +67,7 @@ def test_hostile_people_are_refused_by_name_and_nothing_runs(tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     index = make_index(tmp_path, t={"000.data.pyd": pickle.dumps([{"betas": Armed()}], protocol), "1.jpg": jpeg()})
     with pytest.raises(UnsafePickle, match=r"t\.tar!000\.data\.pyd.*(posix|nt)\.?.*system"):
-        read_people(index, index.find("t.tar!000.data.pyd"))
+        parse_people(index.read("t.tar!000.data.pyd"), "t.tar!000.data.pyd")
     assert not (tmp_path / SENTINEL).exists()
 
 
@@ -130,3 +131,103 @@ def test_a_mask_that_covers_less_than_half_of_a_person_is_nobodys():
     assert match_masks(masks, np.array([[inside, outside, outside], [outside] * 3])).tolist() == [-1, -1]
     assert match_masks(masks, np.array([[inside, inside, [1e9, np.nan, 1.0]], [outside] * 3])).tolist() == [0, -1]
     assert match_masks(masks[:0], np.zeros((2, 44, 3))).tolist() == [-1, -1]
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_what_the_originals_keep_in_object_arrays_is_read_and_a_mask_is_named_by_its_number(protocol):
+    """`fitting_loss` is a 0-d object array around a dict; `scale` may have two sides, of which the longer counts."""
+    rng = np.random.default_rng(0)
+    told = {"fitting_loss": np.array({"total": np.float32(1)}, dtype=object), "detection_npz_idx": np.int64(2)}
+    people = [
+        person(rng, extra_info=told, scale=np.array([0.2, 0.4])),
+        person(rng, extra_info=np.array({"detection_npz_idx": np.array(1)}, dtype=object)),
+        person(rng, extra_info={"detection_npz_idx": -1}),
+        person(rng, extra_info={"detection_npz_idx": True}),
+        person(rng, extra_info={"detection_npz_idx": 1.5}),
+        person(rng, extra_info=None),
+    ]
+    found = parse_people(pickle.dumps(people, protocol), "x.data.pyd")
+    assert found.mask.tolist() == [2, 1, -1, -1, -1, -1]
+    np.testing.assert_allclose(found.bbox_xyxy[0], [10, 20, 90, 100], rtol=1e-6)
+
+
+class Crowd:
+    """Three people, two of them nearly behind each other: the hidden one's joints lie on the one in front.
+
+    Front (0) covers columns 10 to 30, hidden (1) shows only its columns 30 to 34, a third (2) stands at 60 to 80.
+    """
+
+    masks = np.zeros((4, 40, 90), bool)
+    masks[3, :, 10:30] = masks[0, :, 30:34] = masks[1, :, 60:80] = True  # of 0, 1, 2; mask 2 is of a passer-by
+    masks[2, :, 85:] = True
+    number = (3, 0, 1)
+    centre = np.array([[20.0, 20], [24, 20], [70, 20]])
+    side = np.array([24.0, 24, 24])
+
+    def __init__(self, numbers=number):
+        columns, rng = ((12, 28), (14, 29), (62, 78)), np.random.default_rng(0)
+        points = [np.stack([rng.uniform(*c, 44), rng.uniform(5, 35, 44), np.ones(44)], 1) for c in columns]
+        self.keypoints = np.stack(points).astype(np.float32)
+        self.boxes = np.concatenate([self.centre - self.side[:, None] / 2, self.centre + self.side[:, None] / 2], 1)
+        told = [{} if number is None else {"detection_npz_idx": number} for number in numbers]
+        people = [
+            {
+                "keypoints_2d": self.keypoints[i],
+                "center": self.centre[i],
+                "scale": self.side[i] / 200,
+                "extra_info": info,
+            }
+            for i, info in enumerate(told)
+        ]
+        self.people = parse_people(pickle.dumps(people), "x")
+
+    def choose(self, rows=(0, 1, 2), keypoints=True, boxes=True):
+        rows = list(rows)
+        own = self.keypoints[rows] if keypoints else None
+        around = self.boxes[rows] if boxes else np.full((len(rows), 4), np.nan)
+        found, fault = choose_masks(self.masks, own, around.astype(np.float32), self.people)
+        return found.tolist(), fault
+
+
+def test_somebody_hidden_gets_his_own_mask_and_not_that_of_the_one_in_front():
+    crowd = Crowd()
+    assert match_masks(crowd.masks, crowd.keypoints).tolist() != list(crowd.number)  # what the joints would say
+    assert crowd.choose() == ([3, 0, 1], "")
+    assert crowd.choose(rows=(2, 1, 0)) == ([1, 0, 3], "")
+    assert crowd.choose(rows=(1,)) == ([0], "")
+    assert crowd.choose(boxes=False) == ([3, 0, 1], "")
+
+
+def test_without_keypoints_the_nearest_box_says_who_it_is():
+    assert Crowd().choose(keypoints=False) == ([3, 0, 1], "")
+    assert Crowd().choose(rows=(1, 0), keypoints=False) == ([0, 3], "")
+
+
+def test_a_row_that_is_nobody_of_the_sample_gets_no_mask():
+    crowd = Crowd()
+    crowd.keypoints[0] += 5
+    crowd.boxes[0] += 300
+    assert crowd.choose() == ([-1, 0, 1], "")
+    assert crowd.choose(keypoints=False, boxes=False) == ([-1, -1, -1], "")
+
+
+def test_rows_that_repeat_a_person_take_the_same_mask():
+    assert Crowd().choose(rows=(1, 1, 0)) == ([0, 0, 3], "")
+    assert Crowd().choose(rows=(1, 1, 0), keypoints=False) == ([0, 0, 3], "")
+
+
+def test_people_who_name_no_mask_find_one_by_their_keypoints_that_nobody_names():
+    assert Crowd(numbers=(3, 0, None)).choose() == ([3, 0, 1], "")
+    assert Crowd(numbers=(None, None, None)).choose()[0] == match_masks(Crowd.masks, Crowd().keypoints).tolist()
+
+
+def test_a_number_beyond_the_masks_is_told_and_costs_that_person_only():
+    assert Crowd(numbers=(3, 7, 1)).choose() == ([3, -1, 1], "a person names mask 7 of 4")
+
+
+def test_rounded_keypoints_are_the_same_ones_and_two_known_points_are_too_few():
+    crowd = Crowd()
+    crowd.keypoints = np.round(crowd.keypoints)
+    assert crowd.choose(boxes=False) == ([3, 0, 1], "")
+    crowd.keypoints[:, 2:, 2] = 0
+    assert crowd.choose(boxes=False) == ([-1, -1, -1], "")

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dto_pipeline.data.images import ImageFolder
+from dto_pipeline.data.images import ImageFolder, ImageHeader
 from dto_pipeline.data.manifest import Manifest, ManifestError, build_manifest, report_path
 from dto_pipeline.data.rle import encode_rle
 from dto_pipeline.data.sources.rows import LabelFileError
@@ -134,11 +134,11 @@ def test_broken_and_missing_images_are_rows_with_a_problem_and_no_size(root):
 def test_a_name_that_leaves_the_folder_costs_its_image_and_is_never_opened(root, name, monkeypatch):
     asked: list[str] = []
 
-    def size(_, image_file):
+    def header(_, image_file):
         asked.append(image_file)
-        return WIDTH, HEIGHT
+        return ImageHeader(WIDTH, HEIGHT)
 
-    monkeypatch.setattr(ImageFolder, "size", size)
+    monkeypatch.setattr(ImageFolder, "header", header)
     manifest, report = build_small(root, [name, "c.jpg", name])
     assert asked == ["c.jpg"]
     rows = all_rows(manifest)

@@ -215,3 +215,67 @@ def test_masks_of_another_size_make_their_people_unusable(tmp_path):
     write_tar(tmp_path / "tars/t.tar", {"0.jpg": picture(), "0.detection.npz": npz(masks=masks)})
     manifest, _ = build(tmp_path, ["0.jpg"], {"gtkps": keypoints_at(3)}, key_parts=1, masks="detection")
     assert "another size" in all_rows(manifest)[0]["persons"][0]["problem"]
+
+
+def test_masks_go_to_the_people_who_name_them_wherever_their_joints_lie(tmp_path):
+    """Both people's joints lie on the left half, which is the first one's mask; the second names the other."""
+    points = keypoints_at(3, 4)
+    people = [
+        {"keypoints_2d": own, "center": np.array([8.0, 12]), "scale": 0.1, "extra_info": {"detection_npz_idx": number}}
+        for own, number in zip(points, (0, 1), strict=True)
+    ]
+    files = {"0.jpg": picture(), "0.detection.npz": npz(masks=halves()), "0.data.pyd": pickle.dumps(people)}
+    files |= {"1.jpg": picture(), "1.detection.npz": npz(masks=halves()), "1.data.pyd": pickle.dumps(people)[:-30]}
+    write_tar(tmp_path / "tars/t.tar", files)
+    names, spoil = ["0.jpg", "0.jpg", "1.jpg"], {"gtkps": np.concatenate([points[::-1], points[:1]])}
+    manifest, report = build(tmp_path, names, spoil, key_parts=1, masks="detection")
+    persons = all_rows(manifest)[0]["persons"]
+    np.testing.assert_array_equal([decode_rle(p["mask_rle"], HEIGHT, WIDTH) for p in persons], halves()[::-1])
+    assert report.masks_missing == 1
+    assert "1.data.pyd" in found(tmp_path)["masks_unreadable", "t.tar!1.jpg"]
+
+
+def test_masks_beside_images_in_a_folder_are_found_as_those_in_tars(tmp_path):
+    people = [{"keypoints_2d": keypoints_at(3)[0], "extra_info": {"detection_npz_idx": 1}}]
+    files = {"0.jpg": picture(), "0.detection.npz": npz(masks=halves()), "0.data.pyd": pickle.dumps(people)}
+    for name, data in {**files, "1.jpg": picture()}.items():
+        (tmp_path / "tars").mkdir(exist_ok=True)
+        (tmp_path / "tars" / name).write_bytes(data)
+    spoil = {"gtkps": keypoints_at(3, 3)}
+    manifest, report = build(tmp_path, ["0.jpg", "1.jpg"], spoil, key_parts=1, masks="detection", images_in="folder")
+    first, second = (row["persons"][0] for row in all_rows(manifest))
+    np.testing.assert_array_equal(decode_rle(first["mask_rle"], HEIGHT, WIDTH), halves()[1])
+    assert second["mask_rle"] is None
+    assert (report.masks_given, report.masks_missing) == (1, 1)
+    assert [row["mask_origin"] for row in all_rows(manifest)] == ["detection", None]
+
+
+def test_a_tar_that_is_fetched_again_mends_its_images_without_a_new_manifest(tmp_path):
+    files = {"0.jpg": picture(10), "1.jpg": picture(20), "2.jpg": picture(30)}
+    write_tar(tmp_path / "tars/t.tar", files)
+    whole = (tmp_path / "tars/t.tar").read_bytes()
+    (tmp_path / "tars/t.tar").write_bytes(whole[: whole.index(b"2.jpg") + 600])
+    manifest, _ = build(tmp_path, ["0.jpg", "1.jpg", "2.jpg", "new.jpg"], key_parts=1)
+    bytes_before = (tmp_path / "m.parquet").read_bytes()
+    assert check_manifest(manifest.path, progress=False).counts == {"fine": 2, "known": 2}
+
+    (tmp_path / "tars/t.tar").write_bytes(whole)
+    write_tar(tmp_path / "tars/u.tar", {"new.jpg": picture(40)})
+    report = check_manifest(manifest.path, progress=False, reindex=True)
+    assert report.counts == {"fine": 2, "mended": 2}
+    assert "taken up by `dto run`" in report.as_table()
+    assert (tmp_path / "m.parquet").read_bytes() == bytes_before
+    store = open_images(manifest.images_root, manifest.path)
+    scenes = load_scenes(manifest.read_shard(0), store, None, EvidenceConfig())
+    assert [scene.problem for scene in scenes] == [None] * 4
+    assert [int(scene.image.mean()) for scene in scenes if scene.image is not None] == [10, 20, 30, 40]
+    (tmp_path / "m.tars.found.json").write_text("[]")
+    with pytest.raises(TarIndexError, match=r"found\.json cannot be read .*--reindex"):
+        open_images(manifest.images_root, manifest.path)
+
+
+def test_a_manifest_of_plain_files_has_no_tars_to_look_at(tmp_path):
+    (tmp_path / "tars").mkdir()
+    manifest, _ = build(tmp_path, ["0.jpg"], images_in="folder", key_parts=1)
+    with pytest.raises(TarIndexError, match="its images are plain files"):
+        check_manifest(manifest.path, progress=False, reindex=True)

@@ -14,7 +14,7 @@ from dto_pipeline.data.sources.sidecar import write_sidecar
 from dto_pipeline.models.depth import DepthFiles
 from dto_pipeline.status import ImageStatus, PersonStatus
 from dto_pipeline.timing import StageClock
-from tests.data.small_set import HEIGHT, WIDTH, build_small, label_arrays, write_depth, write_image
+from tests.data.small_set import HEIGHT, WIDTH, build_small, label_arrays, read_findings, write_depth, write_image
 
 NAMES = ["a.jpg", "a.jpg", "b.jpg"]
 EVIDENCE = EvidenceConfig()
@@ -187,15 +187,55 @@ def test_what_breaks_after_the_manifest_was_built_costs_one_image(root, spoil, s
     assert second.problem is None
 
 
-def test_problems_of_the_manifest_are_kept_and_the_file_is_not_opened(root):
-    (root / "images" / "a.jpg").unlink()
-    manifest, _ = build_small(root, NAMES)
-    write_image(root, "a.jpg")
+def test_a_problem_of_the_label_is_kept_and_the_file_is_not_opened(root):
+    cameras = label_arrays(NAMES)["cam_int"]
+    cameras[:2, 0, 1] = 5  # skew
+    manifest, _ = build_small(root, NAMES, {"cam_int": cameras})
     first, second = load(manifest)
-    assert first.problem[0] is ImageStatus.IMAGE_MISSING
-    assert "build it again" in first.problem[1]
+    assert first.problem[0] is ImageStatus.LABEL_INVALID
+    assert "then build a new one" in first.problem[1]
     assert first.image is None
     assert second.problem is None
+
+
+def test_a_file_that_came_after_the_build_is_read_at_its_own_size(root):
+    (root / "images" / "a.jpg").unlink()
+    manifest, _ = build_small(root, NAMES)
+    assert load(manifest)[0].problem == (ImageStatus.IMAGE_MISSING, "image a.jpg does not exist")
+    write_image(root, "a.jpg")
+    first, second = load(manifest)
+    assert (first.problem, first.width, first.height) == (None, WIDTH, HEIGHT)
+    assert second.problem is None
+
+
+def test_a_mask_is_held_against_the_size_of_a_mended_image(root):
+    give_masks(root, [random_mask(0), random_mask(1, 10, 12), random_mask(2)])
+    (root / "images" / "a.jpg").unlink()
+    manifest, _ = build_small(root, NAMES, sidecar="labels/s.parquet")
+    write_image(root, "a.jpg")
+    first = load(manifest)[0]
+    assert first.person_problem[0] is None
+    assert first.person_problem[1] is not None
+    assert "12 x 10; expected the size of the image, 32 x 24" in first.person_problem[1][1]
+
+
+def test_whoever_stands_in_two_rows_is_measured_once(root):
+    arrays = label_arrays(NAMES)
+    for name in ("pose_cam", "shape", "trans_cam", "center", "scale"):
+        arrays[name][1] = arrays[name][0]
+    manifest, report = build_small(root, NAMES, arrays)
+    first, second = load(manifest)
+    assert first.person_problem == [
+        None,
+        (PersonStatus.DUPLICATE, "the same person as person 0 (label row 0) of this image"),
+    ]
+    assert first.same_as.tolist() == [-1, 0]
+    assert second.same_as is None
+    assert report.person_problems == {"duplicate, the same person as another label row of the image": 1}
+    found = read_findings(manifest.path).to_pylist()
+    assert [(row["kind"], row["image"], row["label_row"], row["used"]) for row in found if row["kind"] == "person"] == [
+        ("person", "a.jpg", 1, False)
+    ]
 
 
 def test_a_name_that_leaves_the_folder_is_refused_here_too(root):
@@ -224,7 +264,7 @@ def test_an_unforeseen_error_costs_one_image_and_tells_its_text(root):
     assert second.problem is None
 
 
-@pytest.mark.parametrize("where", ["simplejpeg.decode_jpeg", "dto_pipeline.models.depth._read_npy"])
+@pytest.mark.parametrize("where", ["simplejpeg.decode_jpeg", "dto_pipeline.models.depth.read_npy"])
 def test_memory_that_ran_out_is_no_fault_of_the_image_or_its_depth(root, monkeypatch, where):
     manifest, _ = build_small(root, NAMES)
 

@@ -11,6 +11,7 @@ import pytest
 
 from dto_pipeline.data.labels import build_label_table, write_label_shard
 from dto_pipeline.data.manifest import Manifest, build_manifest
+from dto_pipeline.data.scenes import read_label_scenes
 from dto_pipeline.data.sources import SOURCES
 from dto_pipeline.data.sources.rows import LabelFileError, SourceOptions
 from dto_pipeline.scene import PlacedScene, Scene
@@ -206,3 +207,24 @@ def test_relative_human_files_of_another_kind_are_refused(tmp_path):
     (tmp_path / "x.npz").write_bytes(b"text")
     with pytest.raises(LabelFileError, match=r"x\.npz"):
         SOURCES["relative_human"](tmp_path / "x.npz", options)
+
+
+@pytest.mark.parametrize("source", ["predictions", "relative_human"])
+def test_predictions_that_name_a_person_twice_keep_the_better_one(tmp_path, source):
+    for name in ("a.jpg", "b.jpg"):
+        write_image(tmp_path, name)
+    once = write_predictions(tmp_path, ["a.jpg", "b.jpg"])
+    noise = np.random.default_rng(1).normal(0, 0.01, (1, 72))
+    arrays: dict[str, Any] = {name: np.concatenate([values, values[:1]]) for name, values in once.items()}
+    arrays["pose"][2:] += noise
+    arrays["det_score"] = np.array([0.5, 0.6, 0.9])
+    write_predictions(tmp_path, [], **arrays)
+    places = {"labels": "p.npz"} if source == "predictions" else {"labels": "val_annots.npz", "predictions": "p.npz"}
+    annotate(tmp_path, "a.jpg", "b.jpg")
+    _, report = build(tmp_path, source=source, **places)
+    assert report.person_problems == {"duplicate, the same person as another label row of the image": 1}
+    scenes = read_label_scenes(Manifest.open(tmp_path / "m.parquet").read_shard(0))
+    assert [scene.person_problem for scene in scenes] == [
+        [(PersonStatus.DUPLICATE, "the same person as person 1 (label row 2) of this image"), None],
+        [None],
+    ]

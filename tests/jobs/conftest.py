@@ -21,6 +21,8 @@ TINY_OPTIONS = [
     "--set",
     "run.device=cpu",
     "--set",
+    "run.max_failed_images=1",
+    "--set",
     "run.batch_images=2",
 ]  # what `tiny_config` says, for the command line
 

@@ -56,8 +56,8 @@ class ChaosRunner(ShardRunner):
 
 
 def tiny_config(workers: int = 0, **run) -> PipelineConfig:
-    """Defaults, on the CPU, small batches."""
-    knobs = {"device": "cpu", "batch_images": 2, "workers": workers, **run}
+    """Defaults, on the CPU, small batches; a tiny data set may be broken on purpose as far as a test likes."""
+    knobs = {"device": "cpu", "batch_images": 2, "workers": workers, "max_failed_images": 1, **run}
     return load_config(overrides=[f"run.{name}={value}" for name, value in knobs.items()])
 
 

@@ -66,7 +66,7 @@ class FakeLedger:
         self.waited.append(seconds)
         self.loading.append(loading)
 
-    def tick(self) -> None:
+    def tick(self, loading: int) -> None:
         pass
 
     @property

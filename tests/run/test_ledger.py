@@ -81,7 +81,7 @@ def test_the_tally_and_the_metrics_hear_of_everything(run):
     run.ledger.shard_charged(Charge(1, 2, True), "w", "it raised", "")
     run.ledger.worker_lost("w", "it died")
     run.ledger.shard_done(make_receipt(0, adopted=True))
-    run.ledger.tick()
+    run.ledger.tick(0)
 
     assert (run.ledger.tally.charges, run.ledger.tally.workers_lost) == (2, 1)
     assert run.metrics.said == [(1, "retried"), (1, "given_up"), "lost", (0, "adopted"), (0, 4)]
@@ -91,10 +91,10 @@ def test_the_progress_line_forgets_who_was_waited_for_once_somebody_works(run, c
     with FileLedger(run.directory, run.plan, run.schedule, run.suspects, progress=True) as ledger:
         ledger.waiting(60.0, loading=2)
         run.schedule.add_worker("a")
-        ledger.tick()
+        ledger.tick(0)
         run.schedule.worker_lost("a")
         capsys.readouterr()
-        ledger.tick()
+        ledger.tick(0)
     line = capsys.readouterr().err
 
     assert "waiting for workers and their GPUs, failed" in line
@@ -108,7 +108,7 @@ def test_the_progress_line_moves_inside_shards_and_says_who_is_waited_for(run, c
         run.schedule.add_worker("a")
         run.schedule.take_assignments(0.0)
         run.schedule.note_progress("a", 0, 3)
-        ledger.tick()
+        ledger.tick(0)
         ledger.shard_charged(Charge(1, 3, True), "w", "it died", "")
     line = capsys.readouterr().err
 
@@ -116,6 +116,25 @@ def test_the_progress_line_moves_inside_shards_and_says_who_is_waited_for(run, c
     assert "waiting for workers and their GPUs since 120 s" in line
     assert "3/16" in line
     assert "1 of 2 workers, others are not ready, failed: 1 shards, 0 images" in line
+
+
+def test_the_progress_line_waits_for_workers_only_while_none_has_its_place(run, capsys):
+    with FileLedger(run.directory, run.plan, run.schedule, run.suspects, progress=True) as ledger:
+        ledger._draw_every = 0
+        ledger.tick(0)
+        waits = capsys.readouterr().err
+        ledger.tick(2)
+        loads = capsys.readouterr().err
+        run.schedule.add_worker("a")
+        run.schedule.take_assignments(0.0)
+        run.schedule.stop_feeding("a")
+        ledger.tick(0)
+        leaves = capsys.readouterr().err
+
+    assert "waiting for workers and their GPUs, failed" in waits
+    assert "waiting for 2 workers that are loading, failed" in loads
+    assert "1 workers finish before their nodes go" in leaves
+    assert "waiting" not in leaves
 
 
 def test_json_lines_carry_facts_and_traces(tmp_path, capsys):

@@ -286,6 +286,17 @@ def test_a_reading_process_that_is_killed_is_told_in_one_sentence(run_dir: Path,
         list(batches)
 
 
+def test_nobody_is_taught_twice() -> None:
+    columns = random_columns(3)
+    whole = build_labels(columns, 0, 320, 240)
+    columns.people["status"] = columns.people["status"].astype(object)
+    columns.people["status"][1] = "duplicate"
+    kept = build_labels(columns, 0, 320, 240)
+    np.testing.assert_array_equal(kept.transl, whole.transl[[0, 2]])
+    assert kept.z_covariance.shape == (2, 2)
+    assert kept.complete  # whoever is left out is there already
+
+
 def test_a_covariance_of_other_people_costs_its_image_only() -> None:
     columns = random_columns(3)
     columns.images["z_covariance"] = columns.images["z_covariance"][:, :5]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from dto_pipeline.data.labels import LabelsError
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.view.pictures import Choice, choose_scenes, file_name, load_placed, write_pictures
 from dto_pipeline.view.run_files import RunFiles, open_pixels
+from dto_pipeline.view.scene_panel import _why_no_map
 from tests.tiny_dataset import TinyDataset
 
 
@@ -78,4 +80,25 @@ def test_every_scene_gets_its_page_and_3d_file_even_without_a_photograph(
 def test_file_names_hold_no_folder() -> None:
     assert file_name("coco/a/b.c.jpg") == "coco-a-b.c"
     assert "/" not in file_name("../../x/..\\y\n.png")
-    assert file_name("/../") == "scene"
+    assert file_name("/../").startswith("scene~")
+
+
+def test_every_key_has_a_file_name_of_its_own() -> None:
+    words = ("a b", "a-b", "a/b", "a_b", "a~b", "照片", "фото", "日本", "a" * 300, "a" * 299 + "b", "-", "", "b.jpg")
+    keys = [f"{start}{word}{end}" for start in ("s/", "s-") for word in words for end in (".jpg", ".png", ".JPG", "")]
+    names = [file_name(key) for key in keys]
+    assert len(set(names)) == len(set(keys))
+    assert all(len(name) < 200 and name.isascii() and "/" not in name for name in names)
+
+
+def test_depth_files_that_a_network_run_never_saw_are_not_drawn_as_its_own(run: RunFiles, tiny: TinyDataset) -> None:
+    config = {**run.identity.config, "depth": {**run.identity.config["depth"], "source": "model"}}
+    seen = dataclasses.replace(run, identity=dataclasses.replace(run.identity, config=config))
+    places = choose_scenes(seen, Choice(keys=["000000.jpg"]))
+    (placed,) = load_placed(seen, places, open_pixels(seen))
+    assert placed.scene.image is not None
+    assert placed.scene.disparity is None
+    placed.scene.origin["depth"] = "disparity of depth_tiny@0123"
+    assert "(disparity of depth_tiny@0123); its map is not kept" in _why_no_map(placed.scene)
+    (named,) = load_placed(seen, places, open_pixels(seen, depth=Path(tiny.dataset.root) / "depth"))
+    assert named.scene.disparity is not None

@@ -33,7 +33,8 @@ def test_a_sound_run_passes_every_rule_and_leaves_nothing_unchecked(run_dir: Pat
     assert verdict.passed, verdict.as_table()
     assert verdict.unchecked == []
     assert (verdict.images, verdict.persons) == (tiny.images, tiny.persons)
-    assert all(rule.checked > 0 for rule in verdict.rules.values())
+    assert verdict.doubtful == 0
+    assert all(rule.checked > 0 for rule in (*verdict.rules.values(), *verdict.judgements.values()))
     assert "everything holds" in verdict.as_table()
 
 
@@ -43,7 +44,8 @@ def test_a_run_of_the_joint_solver_obeys_its_own_limits(tiny: TinyDataset, tmp_p
     run_pipeline(tiny.manifest, tmp_path / "run", config, progress=False)
     verdict = verify_run(tmp_path / "run")
     assert verdict.passed, verdict.as_table()
-    assert verdict.rules["joints keep their pixels"].checked > 0
+    assert verdict.doubtful == 0, verdict.as_table()
+    assert verdict.judgements["joints keep their pixels"].checked > 0
 
 
 def test_a_byte_changed_on_disk_is_found(copy: Path) -> None:
@@ -151,10 +153,8 @@ def lose_a_number(placed: list[PlacedScene]) -> None:
     [
         (nudge_init, "transl_init is the input's"),
         (change_pose, "pose is the input's"),
-        (grow, "heights are human"),
         (grow, "height_m is the body's"),
         (put_behind_camera, "people stand before the camera"),
-        (slide_aside, "joints keep their pixels"),
         (move_in_secret, "who was not moved keeps the label"),
         (accept_all, "is_accepted fits the score"),
         (lose_a_number, "labels are finite"),
@@ -167,6 +167,33 @@ def test_a_wrong_label_is_found_and_its_row_is_named(
     rewrite_shard(copy, 1, spoil)
     found = broken(verify_run(copy))
     assert found[rule][0].startswith("shard-00001 row "), found
+
+
+def throw_far(placed: list[PlacedScene]) -> None:
+    item, person = first_moved(placed)
+    item.transl[person] *= 1000
+    item.scene.transl[person] *= 1000
+
+
+@pytest.mark.parametrize(
+    ("spoil", "judgement"),
+    [(grow, "heights are human"), (slide_aside, "joints keep their pixels"), (throw_far, "numbers are plausible")],
+)
+def test_a_doubtful_person_is_no_damage_and_comes_with_a_next_step(
+    copy: Path, spoil: Callable[[list[PlacedScene]], None], judgement: str
+) -> None:
+    """The labels are spoilt by hand, so some rules break too; the judgement itself is not among them."""
+    rewrite_shard(copy, 1, spoil)
+    verdict = verify_run(copy)
+    assert judgement not in verdict.rules
+    rule = verdict.judgements[judgement]
+    assert rule.broken == 1
+    assert rule.offences[0].startswith("shard-00001 row ")
+    assert f"next: {rule.next_step}" in verdict.as_table()
+    verdict.rules = {}
+    verdict.rule("every receipt holds")
+    assert verdict.exit_code == 0
+    assert "1 people are doubtful" in verdict.as_table()
 
 
 def test_an_image_lost_or_told_twice_is_found(copy: Path) -> None:

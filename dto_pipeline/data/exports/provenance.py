@@ -5,11 +5,11 @@ Knows the footer's keys; opens one file a run.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dto_pipeline.data.exports.inputs import ExportError, RunLabels, read_footer
+from dto_pipeline.reading import parse_json
 
 FACTS = ("solver", "depth", "body", "config_hash")
 
@@ -17,10 +17,11 @@ FACTS = ("solver", "depth", "body", "config_hash")
 def describe_making(footer: Mapping[str, str]) -> dict[str, str]:
     """Solver, depth network (or files), body and config hash of a label file; "unknown" where its footer is silent."""
     try:
-        config = json.loads(footer.get("config", "{}"))
+        config = parse_json(footer.get("config", "{}"))
     except ValueError:
         config = {}
-    knobs = {room: config.get(room, {}) if isinstance(config, dict) else {} for room in ("solver", "depth", "body")}
+    rooms = {name: room for name, room in config.items() if isinstance(room, dict)} if isinstance(config, dict) else {}
+    knobs = {room: rooms.get(room, {}) for room in ("solver", "depth", "body")}
     body = str(knobs["body"].get("model_path", "")) or "unknown"
     digest = footer.get("body_sha256", "")
     return {

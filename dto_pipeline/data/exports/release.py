@@ -6,9 +6,9 @@ file: name and sha256. A file of other bytes is never taken.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.npz import MappedNpz, NpzError
 from dto_pipeline.data.sources.rows import decode_names
 from dto_pipeline.data.storage import Location, as_location
+from dto_pipeline.reading import parse_json
 
 NUM_KEYPOINTS = 44  # of the released files: OpenPose's 25 and 19 more
 CARRIED = ("imgname", "center", "scale", "gtkps")
@@ -65,7 +66,7 @@ def open_release(run: RunLabels, manifest: Manifest, named: Sequence[Location]) 
     """
     if manifest.dataset.get("source") != "camerahmr":
         return None
-    entry = json.loads(manifest.metadata["label_files"])[0]
+    entry = _label_file(manifest)
     tried = []
     for place in dict.fromkeys(
         [*(p for p in map(as_location, named) if isinstance(p, Path)), *_places(manifest, entry)]
@@ -80,6 +81,15 @@ def open_release(run: RunLabels, manifest: Manifest, named: Sequence[Location]) 
         f"run {run.name}: its label file {entry['file']}, of which {', '.join(CARRIED)} are carried through, was not "
         f"found ({'; '.join(tried[:3]) or 'nothing tells where it is'}); name it with --labels"
     )
+
+
+def _label_file(manifest: Manifest) -> dict[str, Any]:
+    """What the footer says of the first label file: file, bytes, sha256. Raises: ExportError."""
+    try:
+        entry = parse_json(manifest.metadata["label_files"])[0]
+        return {key: entry[key] for key in ("file", "bytes", "sha256")}
+    except (ValueError, KeyError, IndexError, TypeError) as error:
+        raise ExportError(f"{manifest.path}: footer garbles its label files ({error}); build it again") from error
 
 
 def _places(manifest: Manifest, entry: dict[str, str]) -> Iterator[Path]:

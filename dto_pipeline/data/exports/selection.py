@@ -34,7 +34,7 @@ class Selection:
     accepted_only: bool = False  # images that are optimised and score below the threshold
     max_deviation: float | None = None  # that threshold in sigma; None = the run's own (column is_accepted)
     min_persons: int = 0  # people of an image that remain
-    persons: str = PERSONS_ALL  # all; valid: without unusable labels; moved: only those the fit placed
+    persons: str = PERSONS_ALL  # all; valid: without unusable labels; moved: only those the fit placed; no duplicates
 
     def __post_init__(self) -> None:
         if self.persons not in PERSON_CHOICES:
@@ -54,7 +54,9 @@ def select_rows(table: pa.Table, selection: Selection, left_out: Counter[str] | 
     """
     counts = table["num_persons"].to_numpy().astype(np.int64)
     people = single_array(table["persons"]).flatten()
-    taken = _people_taken(people, selection)
+    status = people.field("status").to_numpy(zero_copy_only=False)
+    single = status != str(PersonStatus.DUPLICATE)
+    taken = single & _people_taken(status, selection)
     owner = np.repeat(np.arange(counts.size), counts)
     remaining = np.bincount(owner[taken], minlength=counts.size)
     good, crowded = _images_good(table, selection), remaining >= selection.min_persons
@@ -63,7 +65,8 @@ def select_rows(table: pa.Table, selection: Selection, left_out: Counter[str] | 
         left_out["images not accepted"] += int((~good).sum())
         left_out[f"images with fewer than {selection.min_persons} persons"] += int((good & ~crowded).sum())
         left_out["persons of these images"] += int(counts[~images].sum())
-        left_out[f"persons not {selection.persons}, of images taken"] += int((~taken & images[owner]).sum())
+        left_out["persons that repeat another, of images taken"] += int((~single & images[owner]).sum())
+        left_out[f"persons not {selection.persons}, of images taken"] += int((~taken & single & images[owner]).sum())
     if images.all() and taken.all():
         return table
     kept = people.filter(pa.array(taken & images[owner]))
@@ -78,10 +81,9 @@ def select_rows(table: pa.Table, selection: Selection, left_out: Counter[str] | 
     return table
 
 
-def _people_taken(people: pa.StructArray, selection: Selection) -> np.ndarray:
+def _people_taken(status: np.ndarray, selection: Selection) -> np.ndarray:
     if selection.persons == PERSONS_ALL:
-        return np.ones(len(people), dtype=bool)
-    status = people.field("status").to_numpy(zero_copy_only=False)
+        return np.ones(status.size, dtype=bool)
     if selection.persons == PERSONS_MOVED:
         return status == str(PersonStatus.MOVED)
     return status != str(PersonStatus.INVALID_LABEL)

@@ -12,7 +12,6 @@ refused. The order of the people is the file's. Metres, radians, pixels; foreign
 from __future__ import annotations
 
 import json
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -21,6 +20,7 @@ import numpy as np
 
 from dto_pipeline.axes import NUM_BETAS
 from dto_pipeline.data.cameras import camera_matrices
+from dto_pipeline.data.files import check_maps, temporary_folder
 from dto_pipeline.data.inert_records import PickleRefused, Record, Role
 from dto_pipeline.data.pickled_arrays import build_values
 from dto_pipeline.data.pickled_items import ITEM_LIMITS, PickledItems
@@ -75,12 +75,14 @@ def open_annots(path: str | Path) -> Annots:
         LabelFileError: the file is missing, not an npz, damaged, asks for something that is not allowed, or holds no
             person that can be used; with what was found.
     """
-    with tempfile.TemporaryDirectory(prefix="dto-annots-") as folder:
+    with temporary_folder("dto-annots-") as folder:
+        check_maps(folder)
         return unpack_annots(Path(path), Path(folder))  # a map outlives its file's name
 
 
 def unpack_annots(path: Path, folder: Path) -> Annots:
     """As `open_annots`, the flat files lie in `folder`."""
+    check_maps(folder)
     try:
         with PickledItems(path, ARRAY) as items, _Writer(path, folder) as writer:
             for key, people in items.items():

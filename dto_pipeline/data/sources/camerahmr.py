@@ -7,7 +7,7 @@
 | shape                    | (N, 10) or (N, 11)    | betas; the 11th (kid axis) is 0 if absent     |
 | trans_cam, cam_t, trans  | (N, 3)                | transl [m]                                    |
 | cam_int                  | (N, 3, 3)             | intrinsics [px]                               |
-| center, scale (optional) | (N, 2), (N,)          | bbox_xyxy [px]: centre -+ scale * 200 / 2     |
+| center, scale (optional) | (N, 2), (N,) or (N, 2) | bbox_xyxy [px]: centre -+ scale * 200 / 2    |
 | gtkps (optional)         | (N, >= 44, 3)         | keypoints: u, v [px], confidence; if asked    |
 
 Other keys are not read. Numbers may be of any float or integer type. Rows of an image need not be adjacent.
@@ -42,7 +42,7 @@ class CameraHmrLabels:
         self._intrinsics = self._numbers(("cam_int",), ((3, 3),))
         boxed = "center" in npz.keys and "scale" in npz.keys
         self._centre = self._numbers(("center",), ((2,),)) if boxed else None
-        self._scale = self._numbers(("scale",), ((), (1,))) if boxed else None
+        self._scale = self._numbers(("scale",), ((), (1,), (2,))) if boxed else None
         self._keypoints = self._read_keypoints() if keypoints and "gtkps" in npz.keys else None
 
     def image_names(self, start: int, stop: int) -> np.ndarray:
@@ -75,7 +75,8 @@ class CameraHmrLabels:
         if self._centre is None or self._scale is None:
             return np.full((index.size, 4), np.nan, dtype=np.float32)
         centre = _pick(self._centre, index, np.float64)
-        half = _pick(self._scale, index, np.float64).reshape(-1, 1) * (_BOX_UNIT / 2)
+        sides = _pick(self._scale, index, np.float64).reshape(index.size, -1)
+        half = sides.max(axis=1, keepdims=True) * (_BOX_UNIT / 2)  # the square that holds both sides
         return np.concatenate((centre - half, centre + half), axis=1).astype(np.float32)
 
     def _read_keypoints(self) -> np.ndarray:

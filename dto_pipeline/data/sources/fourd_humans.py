@@ -3,10 +3,13 @@
 | member of a sample KEY     | becomes                                                                |
 |----------------------------|------------------------------------------------------------------------|
 | KEY.jpg, .jpeg, .png       | an image by its address ``<tar>!<member>``; its bytes stay as they are |
-| KEY.data.pyd               | people: keypoints, boxes; a pickle, read without running it            |
+| KEY.data.pyd               | people: keypoints, boxes, their masks' numbers; a pickle, never run    |
 | KEY.detection.npz          | instance masks (K, H, W)                                               |
 
 The tars hold no translation and no camera: they are sources of images (see `data.tar_images`) and masks, not of labels.
+A person says which mask is his (``extra_info['detection_npz_idx']``), so a label row takes the mask of whom it shows:
+equal keypoints, else the nearest box. Which mask the joints fall on says less: those of somebody hidden lie on whoever
+stands in front. It decides only for people who name no mask.
 Foreign names (keypoints_2d, center ...) end here. Positions in pixels.
 """
 
@@ -21,14 +24,20 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from dto_pipeline.data.safe_pickle import Limits, safe_load_npz, safe_loads
-from dto_pipeline.data.tar_index import TarIndex, TarMember
 
 PEOPLE_EXTENSION = "data.pyd"
 MASKS_EXTENSION = "detection.npz"
 NUM_KEYPOINTS = 44
 _BOX_UNIT = 200.0  # scale is the box's size over this [px]
-_LIMITS = Limits(max_stream_bytes=2**26, max_opcodes=2_000_000, max_items=2_000_000, max_array_bytes=2**30)
+MAX_MEMBER_BYTES = 2**26  # of people or masks; nothing longer is read to its end
+_LIMITS = Limits(max_stream_bytes=MAX_MEMBER_BYTES, max_opcodes=2_000_000, max_items=2_000_000, max_array_bytes=2**30)
 _MIN_INSIDE = 0.5  # share of a person's keypoints its mask must cover
+_MASK_NUMBER = "detection_npz_idx"  # of a person's extra_info
+_EQUAL_PX = 0.5  # keypoints of a label and of a person that are the same ones, but for rounding
+_MIN_EQUAL = 4  # so many must be known on both sides and agree
+_SAME_BOX = 0.5  # overlap (intersection over union) from which the nearest box is one's own
+_EQUAL_OVERLAP = 0.05  # two rows whose boxes differ by less in overlap are as near
+_BORROWED_BOX = 0.9  # the same where keypoints are borrowed, which then have to find a mask
 
 
 class SampleError(ValueError):
@@ -40,23 +49,18 @@ class SamplePeople:
     """n people of one sample, in its order. NaN = absent in the file, or unusable there."""
 
     keypoints: np.ndarray  # (n, 44, 3) float32 x, y [px], confidence
-    bbox_xyxy: np.ndarray  # (n, 4) float32 [px]
-
-
-def read_people(index: TarIndex, member: TarMember) -> SamplePeople:
-    """The people of a ``.data.pyd`` member.
-
-    Raises:
-        MemberUnreadable: the bytes cannot be read.
-        UnsafePickle, BrokenPickle: see `data.safe_pickle`; the message names the member.
-        SampleError: a pickle of something else than a list of people.
-    """
-    return parse_people(index.read_member(member, _LIMITS.max_stream_bytes), member.address)
+    bbox_xyxy: np.ndarray  # (n, 4) float32 [px]; of a scale of two sides the longer one, whose square holds them whole
+    mask: np.ndarray  # (n,) int64 which of the sample's masks is the person's, -1 = not told
 
 
 def parse_people(data: bytes, where: str) -> SamplePeople:
-    """See `read_people`; `where` names the bytes in messages."""
-    people = safe_loads(data, limits=_LIMITS, where=where)
+    """The people of a ``.data.pyd`` member; `where` names the bytes in messages.
+
+    Raises:
+        UnsafePickle, BrokenPickle: see `data.safe_pickle`.
+        SampleError: a pickle of something else than a list of people.
+    """
+    people = safe_loads(data, limits=_LIMITS, where=where, object_arrays=True)  # fitting_loss is one around a dict
     if not isinstance(people, list) or not all(isinstance(person, dict) for person in people):
         raise SampleError(f"{where} holds {type(people).__name__}; expected a list with one dict per person")
 
@@ -67,31 +71,88 @@ def parse_people(data: bytes, where: str) -> SamplePeople:
         return rows
 
     with np.errstate(over="ignore", invalid="ignore"):  # what single precision cannot hold becomes infinite, then NaN
-        centre, half = column("center", (2,)), column("scale", ())[:, None] * (_BOX_UNIT / 2)
+        centre, half = column("center", (2,)), _scales(people)[:, None] * (_BOX_UNIT / 2)
         return SamplePeople(
             keypoints=column("keypoints_2d", (NUM_KEYPOINTS, 3)),
             bbox_xyxy=np.concatenate([centre - half, centre + half], axis=1),
+            mask=np.array([_mask_number(person) for person in people], dtype=np.int64),
         )
 
 
-def read_masks(index: TarIndex, member: TarMember) -> np.ndarray:
-    """(K, H, W) bool instance masks of a ``.detection.npz`` member.
+def parse_masks(data: bytes, where: str) -> np.ndarray:
+    """(K, H, W) bool instance masks of a ``.detection.npz`` member; `where` names the bytes in messages.
 
     Raises:
-        MemberUnreadable: the bytes cannot be read.
-        UnsafePickle, BrokenPickle: not a sound npz; the message names the member.
+        UnsafePickle, BrokenPickle: not a sound npz.
         SampleError: no `masks`, or of another shape or type.
     """
-    return parse_masks(index.read_member(member, _LIMITS.max_stream_bytes), member.address)
-
-
-def parse_masks(data: bytes, where: str) -> np.ndarray:
-    """See `read_masks`; `where` names the bytes in messages."""
     masks = safe_load_npz(io.BytesIO(data), keys=("masks",), limits=_LIMITS, where=where).get("masks")
     if masks is None or masks.ndim != 3 or masks.dtype.kind not in "bu" or masks.max(initial=0) > 1:
         found = "no array 'masks'" if masks is None else f"'masks' of {masks.dtype} {masks.shape}"
         raise SampleError(f"{where} has {found}; expected booleans (K, H, W)")
     return masks.astype(bool)
+
+
+def choose_masks(
+    masks: np.ndarray, keypoints: np.ndarray | None, boxes: np.ndarray, people: SamplePeople | None
+) -> tuple[np.ndarray, str]:
+    """Which mask each label row of a sample takes.
+
+    Args:
+        masks: (K, H, W) bool of the sample.
+        keypoints: (n, J, 3) x, y [px], confidence of the label rows; None = they have none.
+        boxes: (n, 4) of the label rows [px], NaN = unknown.
+        people: those stored beside the image; None = nobody is.
+
+    Returns:
+        (n,) int64 mask of each row, -1 = none; and what is wrong with the numbers that people name, "" = nothing.
+    """
+    if people is None or (people.mask < 0).all():
+        if keypoints is None:
+            keypoints = _borrow_keypoints(boxes, people)
+        return match_masks(masks, keypoints), ""
+    person = link_people(keypoints, boxes, people)
+    chosen = np.where(person >= 0, people.mask[person], -1)
+    beyond = chosen >= len(masks)
+    chosen[beyond] = -1
+    untold = np.flatnonzero((person >= 0) & (people.mask[person] < 0))
+    free = np.setdiff1d(np.arange(len(masks)), people.mask)
+    found = match_masks(masks[free], people.keypoints[person[untold]])
+    chosen[untold] = np.where(found >= 0, np.append(free, -1)[found], -1)
+    fault = f"a person names mask {people.mask.max()} of {len(masks)}" if beyond.any() else ""
+    return chosen, fault
+
+
+def link_people(keypoints: np.ndarray | None, boxes: np.ndarray, people: SamplePeople) -> np.ndarray:
+    """(n,) which person of a sample each label row shows: equal keypoints, else the nearest box; -1 = none.
+
+    Rows that repeat each other may show one person. A box counts where no row's is clearly nearer to that person.
+    """
+    linked = np.full(len(boxes), -1, dtype=np.int64)
+    if not len(people.mask):
+        return linked
+    overlap = _overlap(boxes.astype(np.float64), people.bbox_xyxy.astype(np.float64))
+    same = np.where(_equal_keypoints(keypoints, people.keypoints), 1 + overlap, 0)
+    linked[same.max(axis=1) > 0] = same.argmax(axis=1)[same.max(axis=1) > 0]
+    rest = np.flatnonzero(linked < 0)
+    near = overlap[rest]
+    near[:, np.unique(linked[linked >= 0])] = 0
+    own = near.max(axis=1)
+    fits = (own >= _SAME_BOX) & (own >= near.max(axis=0, initial=0)[near.argmax(axis=1)] - _EQUAL_OVERLAP)
+    linked[rest[fits]] = near.argmax(axis=1)[fits]
+    return linked
+
+
+def _equal_keypoints(own: np.ndarray | None, others: np.ndarray) -> np.ndarray | bool:
+    """(n, m) bool: all points (n, J, 3), (m, J, 3) known on both sides are the same ones."""
+    if own is None:
+        return False
+    shared = min(own.shape[1], others.shape[1])
+    one, other = own[:, None, :shared], others[None, :, :shared]
+    known = (np.nan_to_num(one[..., 2]) > 0) & (np.nan_to_num(other[..., 2]) > 0)
+    with np.errstate(invalid="ignore", over="ignore"):
+        near = (np.abs(one[..., :2] - other[..., :2]) <= _EQUAL_PX).all(axis=-1)
+    return (near | ~known).all(axis=-1) & (known.sum(axis=-1) >= _MIN_EQUAL)
 
 
 def match_masks(masks: np.ndarray, keypoints: np.ndarray) -> np.ndarray:
@@ -117,6 +178,51 @@ def match_masks(masks: np.ndarray, keypoints: np.ndarray) -> np.ndarray:
     result = np.full(len(keypoints), -1, dtype=np.int64)
     result[person] = np.where(share[person, mask] >= _MIN_INSIDE, mask, -1)
     return result
+
+
+def _borrow_keypoints(boxes: np.ndarray, people: SamplePeople | None) -> np.ndarray:
+    """(n, 44, 3) keypoints of the people with nearly the same box as (n, 4), NaN where there is nobody."""
+    borrowed = np.full((len(boxes), NUM_KEYPOINTS, 3), np.nan, dtype=np.float32)
+    if people is not None:
+        overlap = _overlap(boxes.astype(np.float64), people.bbox_xyxy.astype(np.float64))
+        row, other = linear_sum_assignment(overlap, maximize=True)
+        same = overlap[row, other] >= _BORROWED_BOX
+        borrowed[row[same]] = people.keypoints[other[same]]
+    return borrowed
+
+
+def _overlap(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """(n, m) intersection over union; 0 where a box is unknown or has no area."""
+    low = np.maximum(boxes[:, None, :2], others[None, :, :2])
+    high = np.minimum(boxes[:, None, 2:], others[None, :, 2:])
+    common = np.prod(np.maximum(high - low, 0), axis=-1)
+    areas = [np.prod(np.maximum(box[:, 2:] - box[:, :2], 0), axis=-1) for box in (boxes, others)]
+    union = areas[0][:, None] + areas[1][None] - common
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.nan_to_num(common / union, nan=0.0, posinf=0.0)
+
+
+def _scales(people: list[dict[str, Any]]) -> np.ndarray:
+    """(n,) float32 size of each person's box over 200 px; of two sides the longer."""
+    sides = np.full((len(people), 2), np.nan, dtype=np.float32)
+    for row, person in enumerate(people):
+        one = _numbers(person, "scale", ())
+        sides[row] = _numbers(person, "scale", (2,)) if np.isnan(one).all() else one
+    return sides.max(axis=1)
+
+
+def _mask_number(person: Mapping[str, Any]) -> int:
+    """The mask a person names, -1 where he names none that could be one."""
+    told = _unwrapped(person.get("extra_info"))
+    number = _unwrapped(told.get(_MASK_NUMBER)) if isinstance(told, dict) else None
+    if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number < 1 << 31:
+        return -1
+    return int(number) if number == int(number) else -1
+
+
+def _unwrapped(value: Any) -> Any:
+    """What a 0-d array holds, as the public loaders' `.item()` gives it; anything else as it is."""
+    return value.item() if isinstance(value, np.ndarray) and value.shape in ((), (1,)) else value
 
 
 def _numbers(person: Mapping[str, Any], key: str, shape: tuple[int, ...]) -> Any:

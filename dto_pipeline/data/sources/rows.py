@@ -13,6 +13,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from dto_pipeline.bounds import ASIDE, BETAS, DISTANCE, POSE
 from dto_pipeline.data.sources.sidecar import SidecarRows
 from dto_pipeline.errors import DtoError
 
@@ -21,7 +22,10 @@ BETAS_NOT_FINITE = "betas are not finite"
 TRANSL_NOT_FINITE = "transl is not finite"
 BEHIND_CAMERA = "transl has z <= 0: the person is not in front of the camera"
 LABEL_VALUES = ("after", "before")
-ROW_PROBLEMS = (None, POSE_NOT_FINITE, BETAS_NOT_FINITE, TRANSL_NOT_FINITE, BEHIND_CAMERA)
+ROW_PROBLEMS = (
+    *(None, POSE_NOT_FINITE, BETAS_NOT_FINITE, TRANSL_NOT_FINITE, BEHIND_CAMERA),
+    *map(str, (POSE, BETAS, DISTANCE, ASIDE)),
+)
 
 
 class LabelFileError(DtoError, ValueError):
@@ -101,5 +105,9 @@ def find_row_problems(pose: np.ndarray, betas: np.ndarray, transl: np.ndarray) -
         ~np.isfinite(betas).all(axis=1),
         ~np.isfinite(transl).all(axis=1),
         ~(transl[:, 2] > 0),
+        ~POSE.holds(pose).all(axis=1),
+        ~BETAS.holds(betas).all(axis=1),
+        ~DISTANCE.holds(transl[:, 2]),
+        ~ASIDE.holds(transl[:, :2]).all(axis=1),
     )
     return np.select(checks, range(1, len(ROW_PROBLEMS)), default=0)

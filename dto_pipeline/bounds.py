@@ -1,0 +1,68 @@
+"""What can be: the widest numbers that a person's label, its camera and a place found for it may hold.
+
+Finite numbers beyond them come from broken files, not from photographs. The bounds stand once, here; readers of labels
+refuse who is beyond them (`invalid_label`), the optimiser looks once more before and after its fit, and `dto verify`
+lists who is beyond them in labels of any origin. They are wide on purpose: no label of the recorded reference images,
+whose shapes reach 22 and whose heights reach 2.94 m, is beyond one.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Bound:
+    """The least and the greatest number that can be."""
+
+    name: str
+    low: float
+    high: float
+    unit: str
+    origin: str
+
+    def holds(self, values: Any) -> Any:
+        """Elementwise, for arrays and tensors; False for NaN."""
+        return (values >= self.low) & (values <= self.high)
+
+    def __str__(self) -> str:
+        return f"{self.name} beyond {self.low:g} .. {self.high:g} {self.unit}"
+
+
+POSE = Bound("pose", -4 * math.pi, 4 * math.pi, "rad", "two full turns; networks and fits stay within one")
+BETAS = Bound("betas", -30, 30, "sigma", "30 of the first make a body 3.4 m tall; people are within 5, bad fits at 22")
+DISTANCE = Bound("transl z", 0.05, 500, "m", "at 500 m a telephoto lens of 5000 px shows a person 17 px tall")
+ASIDE = Bound("transl x or y", -500, 500, "m", "within 45 degrees of the farthest distance")
+LABEL_HEIGHT = Bound("rest-pose height", 0.3, 3.5, "m", "a newborn measures 0.5 m; bad fits reach 2.94 m")
+HEIGHT = Bound("height", 0.3, 2.4, "m", "of whoever is placed: the tallest people are 2.3 m")
+FOCAL = Bound("focal length", 0.1, 100, "times the longer image side", "views of 157 and 0.6 degrees")
+CENTRE = Bound("principal point", -10, 11, "times the image side", "a crop of a tenth, far from the lens's axis")
+CAMERA_BEYOND = f"{FOCAL}, or {CENTRE}"
+
+
+def implausible_cameras(intrinsics: np.ndarray, width: np.ndarray, height: np.ndarray) -> np.ndarray:
+    """Cameras no photograph was taken with; where the image's size is unknown (0) nothing is said.
+
+    Args:
+        intrinsics: (n, 3, 3) [px]; width, height: (n,) of the images [px].
+
+    Returns:
+        (n,) bool.
+    """
+    sides = np.stack([width, height], axis=-1).astype(np.float64)
+    known = np.all(sides > 0, axis=-1)
+    sides = np.where(known[:, None], sides, 1)
+    focal = np.stack([intrinsics[:, 0, 0], intrinsics[:, 1, 1]], axis=-1) / sides.max(axis=-1, keepdims=True)
+    centre = intrinsics[:, :2, 2] / sides
+    plausible = np.concatenate([FOCAL.holds(focal), CENTRE.holds(centre)], axis=-1)
+    return known & ~np.all(plausible, axis=-1)
+
+
+def name_beyond(pose: np.ndarray, betas: np.ndarray, transl: np.ndarray) -> str:
+    """Which bound the label of a person (72,), (11,), (3,) is beyond that cannot be used; its height if no other."""
+    numbers = ((POSE, pose), (BETAS, betas), (DISTANCE, transl[2:]), (ASIDE, transl[:2]))
+    return next((str(bound) for bound, values in numbers if not bound.holds(values).all()), str(LABEL_HEIGHT))

@@ -1,0 +1,244 @@
+"""Whether a run's numbers look like those of any sound run: a few shares, and a sentence for each that is far off.
+
+Workers count the signs of a shard when they write its receipt, so that summing them up opens no label file, however
+many shards there are; receipts of older versions have none and are left out. A warning is something to look at. A
+contradiction is a result nobody would keep: `dto run` ends with exit code 1. Shares are parts of 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dto_pipeline.axes import FAR
+from dto_pipeline.config import STAND_IN_BODY
+from dto_pipeline.data.label_files import flatten_table
+from dto_pipeline.run.directory import RunIdentity
+from dto_pipeline.run.receipt import Receipt, add_counts
+from dto_pipeline.status import PersonStatus
+
+# Fewer people, or images, say nothing: the median of ten correlations about 0.1 is seldom below -0.2.
+LEAST_PEOPLE, LEAST_IMAGES, LEAST_FITS = 10, 10, 5
+# Correlation of rendered z with depth inside bodies: 0.6 with exact maps, 0.14 with maps blurred beyond use, -0.6 with
+# the same maps turned round, where 97 % of the bodies are negative (36 % with blurred maps).
+BACKWARDS_CORR, BACKWARDS_SHARE = -0.2, 0.75
+WEAK_CORR = 0.1  # below: the maps hardly know the bodies; other images' maps give 0
+MOST = 0.9  # "nearly all": on sound runs 4 % are too small, 11 % far (all, with maps in another unit), 7 % at the bound
+TOO_TALL_SHARE = 0.3  # 4 % on photographs in the published unit, 70 % with the same maps times 1000
+ALONE_SHARE = 0.5  # 1 % on crowds
+ACCEPTED_SHARE = 0.1  # of optimised images; 40 to 100 % whatever the depth, 8 % with maps the wrong way round
+
+_NOT_COMPARED = (PersonStatus.NOT_RUN, PersonStatus.INVALID_LABEL)
+_NOT_PLACED = (*_NOT_COMPARED, PersonStatus.EMPTY_MASK)
+_IMAGES = ("is_accepted", "is_optimized", "alpha_near", "alpha_far", "persons")
+_PEOPLE = ("corr", "depth_group")
+_BINS = 40  # of correlations from -1 to 1: the median is known to 0.05
+LabelTable = Any  # a pyarrow.Table of schema.LABELS_SCHEMA; pyarrow itself is imported in data/ only
+
+
+def count_signs(table: LabelTable, config: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
+    """What the receipt of a shard tells beyond its statuses.
+
+    Args:
+        table: label rows of the shard.
+        config: of the run, as `PipelineConfig.to_dict` gives it.
+
+    Returns:
+        Counts by name; `corr NN` is a histogram of correlations inside bodies. Zeros are left out.
+    """
+    columns = flatten_table(table.select(list(_IMAGES)), _PEOPLE)
+    images, people = columns.images, columns.people
+    words = (
+        table.column("persons").combine_chunks().flatten().field("status").to_pylist()
+    )  # pandas is not loaded for it
+    judged = np.array([word not in _NOT_COMPARED for word in words], dtype=bool)
+    together = np.bincount(columns.owner, weights=judged, minlength=columns.num_images)
+    compared = judged & (together >= 2)[columns.owner]
+    measured = people["depth_group"] >= 0
+    corr = people["corr"][np.isfinite(people["corr"])]
+    bins = np.bincount(((corr.clip(-1, 1) + 1) / 2 * _BINS).astype(int).clip(0, _BINS - 1), minlength=_BINS)
+    counts = {
+        "accepted images": images["is_accepted"].sum(),
+        "people of accepted images": images["is_accepted"][columns.owner].sum(),
+        "optimised images": images["is_optimized"].sum(),
+        "compared": compared.sum(),
+        "unmeasured": (compared & ~measured).sum(),
+        "measured": measured.sum(),
+        "far": (people["depth_group"] == FAR).sum(),
+        **_count_fits(np.concatenate([images["alpha_near"], images["alpha_far"]]), config),
+        **{f"corr {number:02d}": count for number, count in enumerate(bins.tolist())},
+    }
+    return {name: int(count) for name, count in counts.items() if count}
+
+
+def _count_fits(alpha: np.ndarray, config: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
+    """Fits of the published solver, and how many are held at `default_alpha_min`; 0 = the whole group was set aside."""
+    if config["solver"]["mode"] != "paper":
+        return {}
+    fits = np.isfinite(alpha) & (alpha != 0)
+    held = fits & (alpha == np.float32(config["solver"]["default_alpha_min"]))
+    return {"fits": int(fits.sum()), "fits at the default bound": int(held.sum())}
+
+
+@dataclass(frozen=True)
+class Sanity:
+    """The figures of a run; None = nothing to take the share of."""
+
+    body: str  # used by the run; likewise `depth`
+    depth: str
+    shards: int  # whose receipts tell the figures
+    shards_silent: int  # receipts of older versions, left out of the figures
+    accepted_images: float | None
+    accepted_people: float | None  # in accepted images
+    too_small: float | None  # of people who were to be placed; likewise the next two
+    too_tall: float | None
+    alone: float | None
+    fits_at_default_bound: float | None  # solver.mode paper only
+    far: float | None  # of people whose depth was measured
+    unmeasured: float | None  # of people who were to be compared with somebody
+    median_corr: float | None  # of rendered z with depth inside bodies
+    warnings: list[str]
+    contradictions: list[str]
+
+    def lines(self) -> list[str]:
+        """Text for a terminal; nothing where no shard tells anything."""
+        shares = {
+            "accepted images": self.accepted_images,
+            "accepted people": self.accepted_people,
+            "too small": self.too_small,
+            "too tall": self.too_tall,
+            "alone": self.alone,
+            "far": self.far,
+            "fits at the default bound": self.fits_at_default_bound,
+        }
+        told = ", ".join(f"{name} {100 * share:.1f} %" for name, share in shares.items() if share is not None)
+        corr = [] if self.median_corr is None else [f"median corr inside bodies {self.median_corr:.2f}"]
+        silent = [f"{self.shards_silent} shards of an older version not counted"] if self.shards_silent else []
+        lines = [f"used     body {self.body}; depth {self.depth}"]
+        lines += [f"sanity   {'; '.join(part for part in (told, *corr, *silent) if part)}"] if self.shards else []
+        lines += [f"WRONG    {text}" for text in self.contradictions]
+        return lines + [f"look     {text}" for text in self.warnings]
+
+
+def judge_run(identity: RunIdentity, receipts: Iterable[Receipt]) -> Sanity:
+    """The figures of the shards that are done, and what is far from any sound run."""
+    receipts = list(receipts)
+    telling = [receipt for receipt in receipts if receipt.signs]
+    signs = add_counts(receipt.signs for receipt in telling)
+    people = add_counts(receipt.person_status for receipt in receipts)
+    placing = sum(people.values()) - sum(people.get(word, 0) for word in _NOT_PLACED)
+    figures = {
+        "accepted_images": _share(signs.get("accepted images", 0), sum(r.images for r in telling)),
+        "accepted_people": _share(signs.get("people of accepted images", 0), sum(r.persons for r in telling)),
+        "too_small": _share(people.get(PersonStatus.TOO_SMALL, 0), placing),
+        "too_tall": _share(people.get(PersonStatus.TOO_TALL, 0), placing),
+        "alone": _share(people.get(PersonStatus.ALONE_IN_GROUP, 0), placing),
+        "fits_at_default_bound": _share(signs.get("fits at the default bound", 0), signs.get("fits", 0)),
+        "far": _share(signs.get("far", 0), signs.get("measured", 0)),
+        "unmeasured": _share(signs.get("unmeasured", 0), signs.get("compared", 0)),
+        "median_corr": _median_corr(signs),
+    }
+    return Sanity(
+        body=_describe_body(identity),
+        depth=_describe_depth(identity),
+        shards=len(telling),
+        shards_silent=len(receipts) - len(telling),
+        **figures,
+        warnings=_warn(signs, figures, placing),
+        contradictions=_contradict(signs, figures),
+    )
+
+
+def _contradict(signs: Mapping[str, int], figures: Mapping[str, float | None]) -> list[str]:
+    """What no sound run shows."""
+    found = []
+    corr = figures["median_corr"]
+    if corr is not None and _is_backwards(signs, corr):
+        found.append(
+            f"depth runs the wrong way round: inside {100 * _negative_share(signs):.0f} % of the bodies it falls where "
+            f"the body goes farther away (median correlation {corr:.2f}); check depth.kind: disparity is larger for "
+            "nearer, depth for farther; then run into another folder"
+        )
+    if signs.get("compared", 0) >= LEAST_PEOPLE and (figures["unmeasured"] or 0) >= MOST:
+        found.append(
+            f"nothing could be measured on {100 * (figures['unmeasured'] or 0):.0f} % of the people, who keep their "
+            "label or stand by height priors alone: masks that do not fit the people (order or size of the run "
+            "lengths, another image's), labels in other units than metres, or flat depth maps; dto view draws it"
+        )
+    return found
+
+
+def _warn(signs: Mapping[str, int], figures: Mapping[str, float | None], placing: int) -> list[str]:
+    """What is seldom right."""
+    unit = "the depth is not in the unit of the published network, for which this border was set"
+    shares = (
+        ("far", MOST, signs.get("measured", 0), LEAST_PEOPLE,
+         f"nearly all measured people are far (evidence.far_depth): {unit}, or people are small in the pictures; "
+         "solver.mode=joint needs no unit"),
+        ("fits_at_default_bound", MOST, signs.get("fits", 0), LEAST_FITS,
+         f"nearly all fits are held at solver.default_alpha_min, because no body's slope counted: {unit}, or the maps "
+         "are blurred; solver.mode=joint needs no unit"),
+        ("too_tall", TOO_TALL_SHARE, placing, LEAST_PEOPLE,
+         f"many people would be too tall: {unit}, or masks or labels are other people's"),
+        ("alone", ALONE_SHARE, placing, LEAST_PEOPLE,
+         f"most people are alone in their group: {unit}, or the labels' distances are wrong"),
+    )  # fmt: skip
+    found = [text for name, limit, of, least, text in shares if of >= least and (figures[name] or 0) >= limit]
+    corr = figures["median_corr"]
+    if corr is not None and corr < WEAK_CORR and _enough(signs) and not _is_backwards(signs, corr):
+        found.append(
+            f"depth hardly knows the bodies (median correlation inside them {corr:.2f}): blurred maps, or maps of "
+            "other images or another crop"
+        )
+    optimised = signs.get("optimised images", 0)
+    if optimised >= LEAST_IMAGES and signs.get("accepted images", 0) < ACCEPTED_SHARE * optimised:
+        found.append(
+            "hardly any optimised image is accepted: heights contradict the priors; look at ages, masks and depth.kind"
+        )
+    return found
+
+
+def _is_backwards(signs: Mapping[str, int], corr: float) -> bool:
+    return _enough(signs) and corr < BACKWARDS_CORR and _negative_share(signs) >= BACKWARDS_SHARE
+
+
+def _enough(signs: Mapping[str, int]) -> bool:
+    return sum(_histogram(signs)) >= LEAST_PEOPLE
+
+
+def _histogram(signs: Mapping[str, int]) -> list[int]:
+    return [signs.get(f"corr {number:02d}", 0) for number in range(_BINS)]
+
+
+def _negative_share(signs: Mapping[str, int]) -> float:
+    bins = _histogram(signs)
+    return sum(bins[: _BINS // 2]) / max(1, sum(bins))
+
+
+def _median_corr(signs: Mapping[str, int]) -> float | None:
+    """From the histogram, linear within the bin of the median."""
+    bins = np.array(_histogram(signs), dtype=np.float64)
+    if not bins.sum():
+        return None
+    edges = np.linspace(-1, 1, _BINS + 1)
+    return round(float(np.interp(bins.sum() / 2, np.concatenate([[0], np.cumsum(bins)]), edges)), 3)
+
+
+def _share(part: int, whole: int) -> float | None:
+    return round(part / whole, 4) if whole else None
+
+
+def _describe_body(identity: RunIdentity) -> str:
+    path = identity.config["body"]["model_path"]
+    return f"{STAND_IN_BODY} (the stand-in, not SMPL)" if path in ("", STAND_IN_BODY) else str(path)
+
+
+def _describe_depth(identity: RunIdentity) -> str:
+    depth = identity.config["depth"]
+    if depth["source"] == "model":
+        return f"network {identity.versions.get('depth network', depth['model'])}"
+    scale = "" if depth["scale"] == 1 else f" times {depth['scale']:g}"
+    return f"files of {depth['kind']}{scale}"

@@ -1,0 +1,161 @@
+"""Runs whose numbers no sound run shows say so, from receipts alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from dto_pipeline.cli import main
+from dto_pipeline.config import PipelineConfig, load_config
+from dto_pipeline.data.label_files import read_label_files
+from dto_pipeline.run.directory import RunDirectory, identify_run
+from dto_pipeline.run.driver import run_pipeline
+from dto_pipeline.run.receipt import parse_receipt, read_receipt
+from dto_pipeline.run.report import read_status
+from dto_pipeline.run.sanity import ALONE_SHARE, MOST, TOO_TALL_SHARE, Sanity, count_signs, judge_run
+from dto_pipeline.run.summary import RunSummary
+from dto_pipeline.view.report import write_report
+from dto_pipeline.view.run_files import open_run_files
+from tests.run.fakes import make_receipt
+from tests.tiny_dataset import TinyDataset, write_tiny_dataset
+
+Change = Callable[[np.ndarray], np.ndarray]
+CONFIG = ["run.workers=0", "run.device=cpu", "body.model_path=demo"]
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory, body) -> TinyDataset:
+    """Twelve whole images in two shards."""
+    return write_tiny_dataset(tmp_path_factory.mktemp("sound"), body, 12, 6, broken=False)
+
+
+def run(sound: TinyDataset, folder: Path, depth: Change | None = None, mode: str = "paper") -> RunSummary:
+    """A run, with its depth maps changed."""
+    root = None if depth is None else folder / "depth"
+    if root is not None and depth is not None:
+        for path in (sound.manifest.parent / "depth").rglob("*.npy"):
+            root.mkdir(parents=True, exist_ok=True)
+            np.save(root / path.name, depth(np.load(path)).astype(np.float32))
+    config = load_config(overrides=[*CONFIG, f"solver.mode={mode}"])
+    return run_pipeline(sound.manifest, folder / "run", config, progress=False, depth_root=root)
+
+
+def judge(signs: dict[str, int], people: dict[str, int] | None = None, *config: str) -> Sanity:
+    manifest = SimpleNamespace(fingerprint="m", subset="tiny", num_shards=1, num_images=100, num_people=300)
+    identity = identify_run(load_config(overrides=config), manifest, "m.parquet")
+    people = people or {"moved": 300}
+    receipt = make_receipt(0, images=100, persons=sum(people.values()), person_status=people, signs=signs)
+    return judge_run(identity, [receipt])
+
+
+@pytest.mark.parametrize("mode", ["paper", "joint"])
+def test_a_sound_run_gets_no_word_and_status_report_and_summary_tell_the_same(
+    sound: TinyDataset, tmp_path: Path, mode: str
+) -> None:
+    summary = run(sound, tmp_path, mode=mode)
+    assert (summary.exit_code, summary.sanity.contradictions) == (0, [])
+    assert summary.sanity.median_corr is not None
+    assert summary.sanity.median_corr > 0.5
+    assert "used     body demo (the stand-in, not SMPL); depth files of disparity" in summary.as_table()
+    assert "median corr inside bodies 0." in summary.as_table()
+    status = read_status(tmp_path / "run")
+    assert status.sanity == summary.sanity
+    assert json.loads(json.dumps(status.to_json()))["sanity"] == json.loads(json.dumps(summary.to_json()))["sanity"]
+    page = write_report(open_run_files(tmp_path / "run"), None, None, tmp_path / "page").read_text()
+    assert "Does it make sense" in page
+    assert "files of disparity" in page
+
+
+@pytest.mark.parametrize("mode", ["paper", "joint"])
+def test_depth_the_wrong_way_round_ends_with_1_and_says_so_everywhere(
+    sound: TinyDataset, tmp_path: Path, mode: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    summary = run(sound, tmp_path, lambda disparity: 500 / disparity, mode)
+    assert summary.exit_code == 1
+    (text,) = summary.sanity.contradictions
+    assert "depth runs the wrong way round" in text
+    assert "check depth.kind" in text
+    assert f"WRONG    {text}" in summary.as_table()
+    assert main(["status", str(tmp_path / "run")]) == 0
+    assert text in capsys.readouterr().out
+    assert text in read_status(tmp_path / "run").as_line()
+    page = write_report(open_run_files(tmp_path / "run"), None, None, tmp_path / "page").read_text()
+    assert "depth runs the wrong way round" in page
+
+
+@pytest.mark.parametrize("mode", ["paper", "joint"])
+def test_flat_depth_on_which_nobody_can_be_measured_ends_with_1(sound: TinyDataset, tmp_path: Path, mode: str) -> None:
+    summary = run(sound, tmp_path, lambda disparity: np.full_like(disparity, 7), mode)
+    assert summary.exit_code == 1
+    assert "nothing could be measured on 100 % of the people" in summary.sanity.contradictions[0]
+
+
+def test_depth_in_another_unit_is_told_by_far_people(sound: TinyDataset, tmp_path: Path) -> None:
+    summary = run(sound, tmp_path, lambda disparity: disparity * 1e-3)
+    assert summary.sanity.far == 1
+    assert any("far_depth" in text and "unit of the published network" in text for text in summary.sanity.warnings)
+    assert summary.exit_code == 0
+
+
+def test_the_signs_of_a_receipt_are_those_of_its_label_rows(sound: TinyDataset, tmp_path: Path) -> None:
+    run(sound, tmp_path)
+    directory = RunDirectory(tmp_path / "run")
+    rows = read_label_files([directory.label_file(0)]).to_pylist()
+    signs = read_receipt(directory.receipt_file(0)).signs
+    people = [person for row in rows for person in row["persons"]]
+    assert signs == count_signs(read_label_files([directory.label_file(0)]), PipelineConfig().to_dict())
+    assert signs["accepted images"] == sum(row["is_accepted"] for row in rows)
+    assert signs["people of accepted images"] == sum(len(row["persons"]) for row in rows if row["is_accepted"])
+    assert signs["measured"] == sum(person["depth_group"] >= 0 for person in people)
+    corr = [person["corr"] for person in people if not np.isnan(person["corr"])]
+    assert sum(count for name, count in signs.items() if name.startswith("corr")) == len(corr)
+    told = judge(signs).median_corr
+    assert told == pytest.approx(np.median(corr), abs=0.05)
+
+
+def test_receipts_of_older_versions_hold_and_are_named_as_silent() -> None:
+    old = {name: value for name, value in make_receipt(0).to_dict().items() if name != "signs"}
+    assert parse_receipt(json.dumps(old).encode(), Path("old.json")) == make_receipt(0)
+    sanity = judge({})
+    assert (sanity.shards, sanity.shards_silent, sanity.accepted_images) == (0, 1, None)
+    assert (sanity.warnings, sanity.contradictions) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("signs", "people", "word"),
+    [
+        ({"fits": 10, "fits at the default bound": round(10 * MOST)}, None, "solver.default_alpha_min"),
+        ({"measured": 100, "far": round(100 * MOST)}, None, "evidence.far_depth"),
+        ({"corr 21": 100}, None, "hardly knows the bodies"),
+        ({"optimised images": 100, "accepted images": 3}, None, "hardly any optimised image is accepted"),
+        ({"far": 1}, {"too_tall": round(100 * TOO_TALL_SHARE), "moved": 70}, "too tall"),
+        ({"far": 1}, {"alone_in_group": round(100 * ALONE_SHARE), "moved": 50}, "alone in their group"),
+    ],
+)
+def test_what_is_seldom_right_is_a_warning_and_of_a_few_people_nothing_is_said(
+    signs: dict[str, int], people: dict[str, int] | None, word: str
+) -> None:
+    sanity = judge(signs, people)
+    assert [word in text for text in sanity.warnings] == [True]
+    assert sanity.contradictions == []
+    few = {name: count // 30 for name, count in signs.items()}
+    assert judge(few, people and {name: count // 30 for name, count in people.items()}).warnings == []
+
+
+def test_a_weak_map_is_not_taken_for_one_the_wrong_way_round() -> None:
+    """Blurred maps: a third of the bodies are negative, or half of them and far so."""
+    assert judge({"corr 05": 33, "corr 30": 67}).contradictions == []
+    assert judge({"corr 05": 55, "corr 38": 45}).contradictions == []
+    assert len(judge({"corr 05": 80, "corr 38": 20}).contradictions) == 1
+    assert judge({"corr 05": 8}).contradictions == []  # too few to say
+
+
+def test_the_network_that_was_used_is_named() -> None:
+    sanity = judge({}, None, "depth.source=model", "depth.model=demo", "body.model_path=bodies/x.npz")
+    assert sanity.depth.startswith("network depth_tiny@")
+    assert sanity.body == "bodies/x.npz"
