@@ -136,7 +136,7 @@ def optimize_scene(
             labels before farther ones.
         ages: (P,) [years]; NaN or None = unknown, treated as an adult.
         male_prob: (P,) 0 .. 1; NaN or None = unknown.
-        body: a loaded body model, or the file of one ("" = the stand-in of the demo).
+        body: a loaded body model, or the file of one ("demo" = the free stand-in); "" = as in `config`.
         config: knobs; None = those of the paper.
 
     Returns:
@@ -146,13 +146,18 @@ def optimize_scene(
 
     Raises:
         SceneInputError: an argument of a wrong shape, a camera or disparity that cannot be used.
+        BodyModelError: no body model is named, or it cannot be read.
     """
     config = config or PipelineConfig()
     scene = _build_scene(pose, betas, transl, intrinsics, disparity, ages, male_prob)
     _add_masks(scene, masks, config.evidence.render_max_side)
     if scene.num_people == 0:
         return pass_through(scene)
-    model = body if isinstance(body, BodyModel) else _load_body_once(str(body), config.body.kid_axis)
+    model = (
+        body
+        if isinstance(body, BodyModel)
+        else _load_body_once(str(body) or config.body.model_path, config.body.kid_axis)
+    )
     if not model.has_kid_axis:
         refuse_kid_axis([scene])
     Sight(replace(config, depth=DepthConfig(), masks=MaskConfig(), attributes=AttributeConfig()), model).look(

@@ -1,14 +1,13 @@
 """Every knob of the pipeline, once: frozen dataclasses, one per room, with unit and origin.
 
-Knows YAML and ``room.key=value`` overrides, refuses unknown keys, and gives a hash over the knobs that can change a
-label (the `run` room cannot: workers and batch sizes never change a result). Code receives a config; it never reads
-one from the air. Section numbers refer to arXiv 2511.13282 as implemented by its authors.
+Knows YAML and ``room.key=value`` overrides and refuses unknown keys. Which knobs can change a label is told by
+`run.identity`. Code receives a config; it never reads one from the air. Section numbers refer to arXiv 2511.13282 as
+implemented by its authors.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import re
 import types
@@ -127,13 +126,18 @@ class RefineConfig:
 
 
 STAND_IN_BODY = "demo"  # names the free body of assets/ in place of a path
+NAME_A_BODY = (
+    "name a body: body.model_path=PATH (or --body PATH) of an npz made by `dto body import`, or demo for the free "
+    "stand-in"
+)
 
 
 @dataclass(frozen=True)
 class BodyConfig:
     """The body model, a file in SMPL's format."""
 
-    model_path: str = ""  # npz (or folder with SMPLA_NEUTRAL.npz / SMPL_NEUTRAL.npz); demo (or "") = the stand-in
+    # npz, or folder with SMPLA_NEUTRAL.npz / SMPL_NEUTRAL.npz; demo = the stand-in; "" = not named, and refused
+    model_path: str = ""
     kid_axis: bool = True  # use the 11th shape direction when the model has one
 
 
@@ -288,15 +292,6 @@ class PipelineConfig:
         """Plain nested dict, JSON-ready (tuples become lists)."""
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
-    def label_rooms(self) -> dict[str, dict[str, Any]]:
-        """The part that can change a label: everything but the `run` room."""
-        return {room: knobs for room, knobs in self.to_dict().items() if room != "run"}
-
-    def hash(self) -> str:
-        """sha256 (hex) over `label_rooms`, stable across processes and Python versions."""
-        text = json.dumps(self.label_rooms(), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()
-
 
 def load_config(path: str | Path | None = None, overrides: typing.Sequence[str] = ()) -> PipelineConfig:
     """Build a config from defaults, an optional YAML file and ``room.key=value`` overrides, in this order.
@@ -305,6 +300,16 @@ def load_config(path: str | Path | None = None, overrides: typing.Sequence[str] 
         ConfigError: a file, room, key or value that cannot be used, named.
     """
     return config_from_dict(read_tree(path, overrides))
+
+
+def require_body(config: BodyConfig) -> None:
+    """Raises: ConfigError where no body model is named. Call it before anything is made."""
+    _expect(bool(config.model_path), f"no body model is named; {NAME_A_BODY}")
+
+
+def with_body(config: PipelineConfig, path: str | None) -> PipelineConfig:
+    """The config with this body model, where one is named at all."""
+    return dataclasses.replace(config, body=dataclasses.replace(config.body, model_path=path)) if path else config
 
 
 def read_tree(path: str | Path | None, overrides: typing.Sequence[str] = ()) -> dict[str, dict[str, Any]]:
@@ -357,7 +362,7 @@ def build_rooms(config: type, tree: typing.Mapping[str, typing.Mapping[str, Any]
 
 
 def describe_difference(old: typing.Mapping[str, Any], new: typing.Mapping[str, Any]) -> list[str]:
-    """One line per knob that differs between two `label_rooms` dicts, e.g. ``solver.max_height: 2.1 -> 2.2``."""
+    """One line per knob that differs between two configs as plain dicts, e.g. ``solver.max_height: 2.1 -> 2.2``."""
     lines = []
     for room in sorted(set(old) | set(new)):
         before, after = old.get(room, {}), new.get(room, {})

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dto_pipeline.config import load_config
+from dto_pipeline.config import STAND_IN_BODY, load_config
 from dto_pipeline.data.dataset import load_dataset
 from dto_pipeline.data.files import write_bytes_atomic, write_json_atomic
 from dto_pipeline.data.images import read_image
@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of weights, order and augmentation")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="ROOM.KEY=VALUE")
     arguments = parser.parse_args()
-    started, body = time.monotonic(), load_body("demo")
+    started, body = time.monotonic(), load_body(STAND_IN_BODY)
     training = draw_crowds(arguments.out, TRAINING_SEED, arguments.images, body)
     test = draw_crowds(arguments.out, arguments.test_seed, arguments.test_images, body)
     labels = label_crowds(training)
@@ -103,7 +103,7 @@ def label_crowds(folder: Path) -> Path:
         build_manifest(load_dataset(dataset, folder), manifest, progress=False)
     print(
         run_pipeline(
-            manifest, run, load_config(None, ["solver.mode=joint", "run.workers=0", "body.model_path=demo"])
+            manifest, run, load_config(None, ["solver.mode=joint", "run.workers=0", f"body.model_path={STAND_IN_BODY}"])
         ).as_table()
     )
     return run
@@ -123,7 +123,7 @@ def train_both(out: Path, labels: Path, seed: int, overrides: Sequence[str]) -> 
     seeds = [f"loop.seed={seed}", f"data.seed={seed}"]
     started = []
     for kind, folder in folders.items():
-        knobs = [f"data.labels=[{labels}]", *seeds, *overrides]
+        knobs = [f"data.labels=[{labels}]", f"body.model_path={STAND_IN_BODY}", *seeds, *overrides]
         knobs += ["loss.relative_metric=0"] if kind == "without" else []
         command = [sys.executable, "-m", "dto_pipeline.cli", "train", str(CONFIG), "-o", str(folder)]
         command += [part for knob in knobs for part in ("--set", knob)]

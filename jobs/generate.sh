@@ -2,13 +2,13 @@
 # Generation as a job on a Ray cluster that is up: submits this checkout, follows the log, exits as the run does.
 #
 #   bash jobs/generate.sh http://HEAD:8265 /shared/lists/coco.parquet /shared/runs/coco --workers 8 \
-#       --set run.gpus_per_worker=1 --set run.max_attempts=5
+#       --set body.model_path=/shared/bodies --set run.gpus_per_worker=1 --set run.max_attempts=5
 #
 # Time: about 3 s to submit; then the run (docs/real_run.md).
 # Expect: one line a shard, the summary, "Job 'dto-coco-...' succeeded", exit code 0. Code 1: the job failed, or shards
 #   were given up; the log says which. Ctrl-C leaves the job running; `ray job stop ID --address ...` ends it. Started
 #   again with the same folders it does what is left, under a new job id.
-# Change: everything after the run's folder goes to `dto run`. Manifest and run must be places that every node sees:
+# Change: everything after the run's folder goes to `dto run`. Manifest, run and body must be places that every node sees:
 #   absolute paths or URIs. DTO_RUNTIME_ENV names another environment than jobs/generate.yaml. A cluster that wants a
 #   token: RAY_AUTH_MODE=token with RAY_AUTH_TOKEN.
 set -euo pipefail

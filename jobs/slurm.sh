@@ -13,9 +13,9 @@
 # A Ray cluster inside one Slurm allocation, and a command on it: generation or training.
 #
 #   sbatch jobs/slurm.sh dto run /shared/lists/coco.parquet -o /shared/runs/coco --address auto --workers 32 \
-#       --quiet -v --set run.gpus_per_worker=1 --set run.max_attempts=5
+#       --quiet -v --set body.model_path=/shared/bodies --set run.gpus_per_worker=1 --set run.max_attempts=5
 #   sbatch jobs/slurm.sh dto train /shared/configs/train.yaml -o /shared/train/coco --address auto --workers 32 \
-#       --quiet --set loop.gpu=true
+#       --quiet --set body.model_path=/shared/bodies --set loop.gpu=true
 #
 # Time: half a minute until Ray stands on all nodes, about a minute more for weights; then the command.
 # Expect: dto-JOBID.log ends with the command's summary; the job's exit code is the command's. At the time limit (120 s
@@ -24,7 +24,7 @@
 #   `ray` must be on PATH on every node (activate your environment before sbatch, or in DTO_SETUP, a file sourced here).
 set -euo pipefail
 if [ $# -eq 0 ]; then
-  echo "usage: sbatch jobs/slurm.sh COMMAND ..., for example dto run MANIFEST -o RUN --address auto" >&2
+  echo "usage: sbatch jobs/slurm.sh COMMAND ..., for example dto run MANIFEST -o RUN --body BODY --address auto" >&2
   exit 2
 fi
 # shellcheck disable=SC1090

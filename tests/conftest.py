@@ -23,7 +23,7 @@ settings.load_profile("patient")
 
 @pytest.fixture(scope="session")
 def body() -> BodyModel:
-    return load_body()
+    return load_body("demo")
 
 
 @pytest.fixture(scope="session")

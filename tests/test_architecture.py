@@ -35,7 +35,15 @@ ALLOWED = {
 }
 # view reads finished runs: their folder, receipts and the words of their summary; it never starts or changes one
 ALSO = {
-    "view": {"run.directory", "run.publishing", "run.receipt", "run.report", "run.sanity", "run.summary"},
+    "view": {
+        "run.directory",
+        "run.identity",
+        "run.publishing",
+        "run.receipt",
+        "run.report",
+        "run.sanity",
+        "run.summary",
+    },
 }
 # library -> where it may be imported
 DOORS = {

@@ -60,6 +60,7 @@ def write_tiny_dataset(
         sidecar="labels/tiny-sidecar.parquet",
         depth="depth",
         shard_images=shard_images,
+        body="demo",
     )
     build_manifest(dataset, root / "tiny.parquet", progress=False)
     return TinyDataset(dataset, root / "tiny.parquet", images, sum(scene.num_people for scene in scenes))

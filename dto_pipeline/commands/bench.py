@@ -74,10 +74,12 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def bench_workers(images: int, spin_s: float, repeats: int, config: PipelineConfig) -> Scaling:
     """One image a shard: what a second worker is worth, the driver's work on every shard included."""
+    from dto_pipeline.config import STAND_IN_BODY, with_body
     from dto_pipeline.lab.bench_data import build_bench_data
     from dto_pipeline.lab.bench_scaling import measure_scaling
     from dto_pipeline.models.body import load_body
 
+    config = with_body(config, config.body.model_path or STAND_IN_BODY)
     with tempfile.TemporaryDirectory(prefix="dto-bench-") as folder:
         root = Path(folder)
         body = load_body(config.body.model_path, config.body.kid_axis)

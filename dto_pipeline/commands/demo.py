@@ -51,7 +51,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from dto_pipeline.config import load_config
+    from dto_pipeline.config import STAND_IN_BODY, load_config
     from dto_pipeline.data.files import write_json_atomic
     from dto_pipeline.data.placed import read_placed
     from dto_pipeline.lab.dataset import DemoSettings, build_demo_data, read_truth
@@ -61,14 +61,14 @@ def _run(arguments: argparse.Namespace) -> int:
 
     started = time.monotonic()
     out = Path(arguments.out)
-    body = load_body()
+    body = load_body(STAND_IN_BODY)
     print(f"1  data set with known truth -> {out / 'data'}")
     data = build_demo_data(out / "data", body, DemoSettings(images=arguments.images), _progress)
     manifest = _manifest(Path(arguments.dataset), out, data.created)
     print(f"3  run -> {out / 'run'}")
     failures = min(1.0, len(data.broken) / arguments.images)  # broken on purpose; a run of its own allows far fewer
-    budget = f"run.max_failed_images={failures}"
-    config = load_config(None, [f"run.workers={arguments.workers}", budget, *_DEPTH[arguments.depth]])
+    knobs = [f"body.model_path={STAND_IN_BODY}", f"run.max_failed_images={failures}", *_DEPTH[arguments.depth]]
+    config = load_config(None, [f"run.workers={arguments.workers}", *knobs])
     summary = run_pipeline(manifest, out / "run", config)
     if summary.nothing_to_do and (out / "summary.json").exists():
         print("\nEverything was done before; nothing new. Remove the folder to start afresh.\n")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from dto_pipeline.commands.eval_solvers import add_solver_parsers
 from dto_pipeline.commands.options import add_body_option, not_negative
+from dto_pipeline.config import STAND_IN_BODY
 from dto_pipeline.errors import DtoError
 from dto_pipeline.reading import open_regular
 
@@ -241,7 +242,7 @@ def _regressor(arguments: argparse.Namespace, body: BodyModel) -> np.ndarray:
 
     import numpy as np
 
-    if arguments.body and not arguments.regressor:
+    if arguments.body != STAND_IN_BODY and not arguments.regressor:
         raise DtoError("--body needs --regressor: neck and head top are regressed from that model's vertices")
     path = arguments.regressor or str(files("dto_pipeline.assets") / "J_regressor_extra.npy")
     try:

@@ -71,7 +71,11 @@ def _run_solvers(arguments: argparse.Namespace) -> int:
 
     torch.set_num_threads(1)  # small tensors: more threads are slower
     results = compare_solvers(
-        Path(arguments.out), arguments.images, arguments.seed, golden=arguments.golden, config=read_config(arguments)
+        Path(arguments.out),
+        arguments.images,
+        arguments.seed,
+        golden=arguments.golden,
+        config=read_config(arguments),
     )
     print(f"{as_table(results)}\n\n{arguments.out}/solver_comparison.md and .json written")
     return 0

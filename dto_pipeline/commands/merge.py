@@ -30,12 +30,14 @@ def add_merge_parser(actions: argparse._SubParsersAction) -> None:
 
 
 def _merge(arguments: argparse.Namespace) -> int:
-    from dto_pipeline.data.manifest import report_path
+    from dto_pipeline.config import with_body
+    from dto_pipeline.data.manifest import Manifest, report_path
     from dto_pipeline.data.merge import merge_predictions, outcomes_path
     from dto_pipeline.data.merge_rows import MergeOptions
     from dto_pipeline.models.body import load_body
 
     config = read_config(arguments)
+    config = with_body(config, config.body.model_path or Manifest.open(arguments.manifest).body)
     body = load_body(config.body.model_path, config.body.kid_axis)
     options = MergeOptions() if arguments.min_score is None else MergeOptions(min_score=arguments.min_score)
     out = arguments.out

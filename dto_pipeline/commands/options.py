@@ -58,7 +58,9 @@ def add_overrides(parser: argparse.ArgumentParser, example: str) -> None:
 
 def add_body_option(parser: argparse.ArgumentParser) -> None:
     """`--body NPZ` of a verb that has no config to name it."""
-    parser.add_argument("--body", default="", metavar="NPZ", help="body model (the stand-in of the demo)")
+    parser.add_argument(
+        "--body", default="", metavar="NPZ", help="body model, made by dto body import; demo = the free stand-in"
+    )
 
 
 def add_heights_option(parser: argparse.ArgumentParser) -> None:

@@ -71,7 +71,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from dto_pipeline.run.directory import RunDirectory
+    from dto_pipeline.run.directory import RunDirectory, find_strangers
     from dto_pipeline.run.shard_runner import choose_device
     from dto_pipeline.train.predict import PredictConfig
     from dto_pipeline.train.prediction_files import is_unfinished
@@ -82,6 +82,8 @@ def _run(arguments: argparse.Namespace) -> int:
     out = Path(arguments.out)
     if RunDirectory(out).run_file.exists() and not is_unfinished(out):
         raise DtoError(f"{arguments.out} is a finished run already; choose another folder (-o)")
+    if not is_unfinished(out) and (stranger := find_strangers(RunDirectory(out))):
+        raise DtoError(stranger)
     pictures = _find_pictures(arguments)
     config = PredictConfig()
     if arguments.min_confidence is not None:
@@ -95,7 +97,8 @@ def _run(arguments: argparse.Namespace) -> int:
     manifest = predict_run(trained, pictures, out, config, not arguments.quiet)
     print(f"{arguments.out}: {manifest.num_people} people in {manifest.num_images} images{_failures(out)}")
     depth = "" if manifest.depth_root else " --set depth.source=model --set depth.model=NAME"
-    print(f"to place them: dto run {manifest.path} -o RUN{depth}")
+    body = f" --set body.model_path={trained.body_config.model_path}"
+    print(f"to place them: dto run {manifest.path} -o RUN{body}{depth}")
     return 0
 
 

@@ -10,6 +10,7 @@ from types import FrameType
 
 from dto_pipeline.commands.options import Paragraphs, add_config_options, positive, read_config
 from dto_pipeline.commands.output import print_report
+from dto_pipeline.config import with_body
 from dto_pipeline.errors import DtoError
 from dto_pipeline.models.depth_licences import licence_lines
 
@@ -36,8 +37,9 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         "run",
         help="turn a manifest into label shards; resumes by itself",
         description="Starts a run, or does what is left of it: a shard with a receipt is never touched again, unless "
-        "its failed images are asked for. Another config or manifest than the run was started with is refused with the "
-        "difference named.",
+        "its failed images are asked for. Another config, manifest, body model or network than the run was started "
+        "with is refused with the difference named, once there are labels. Where files lie is no difference: --images, "
+        "--depth and --body name the places of today.",
         epilog=_EPILOG.format(licences="\n".join(f"  {line}" for line in licence_lines())),
         formatter_class=Paragraphs,
     )
@@ -51,6 +53,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--images", metavar="DIR", help="images folder in place of the manifest's")
     parser.add_argument("--depth", metavar="DIR", help="depth folder in place of the manifest's")
+    parser.add_argument("--body", metavar="NPZ", help="same as --set body.model_path=NPZ; demo = the free stand-in")
     _add_selection(parser)
     _add_outlook(parser)
     add_config_options(parser)
@@ -106,7 +109,7 @@ def _run(arguments: argparse.Namespace) -> int:
     configure_logs(arguments.log_level or ("info" if arguments.verbose else "warning"), arguments.log_json)
     if arguments.workers is not None:
         arguments.overrides.append(f"run.workers={arguments.workers}")
-    config = read_config(arguments)
+    config = with_body(read_config(arguments), arguments.body)
     start = {
         "retry_failed": arguments.retry_failed,
         "retry_statuses": _words(arguments.status),

@@ -41,6 +41,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     import torch
 
+    from dto_pipeline.config import STAND_IN_BODY
     from dto_pipeline.lab.difficulty import choose_difficulty, describe_difficulties
     from dto_pipeline.lab.synth import write_synth
     from dto_pipeline.models.body import load_body
@@ -53,7 +54,9 @@ def _run(arguments: argparse.Namespace) -> int:
     kind = choose_difficulty(arguments.difficulty, arguments.knobs, arguments.heights)
     torch.set_num_threads(1)  # small tensors: more threads are slower
     show = None if arguments.quiet else _progress
-    data = write_synth(Path(arguments.out), kind, arguments.images, arguments.seed, load_body(arguments.body), show)
+    data = write_synth(
+        Path(arguments.out), kind, arguments.images, arguments.seed, load_body(arguments.body or STAND_IN_BODY), show
+    )
     written = "written" if data.created else "was there already"
     print(f"{data.root}: {data.images} images, {data.persons} people, difficulty {kind.name}, {written}")
     return 0

@@ -41,7 +41,8 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from dto_pipeline.commands.training_data import open_label_sets
+    from dto_pipeline.commands.training_data import check_bodies, open_label_sets
+    from dto_pipeline.config import require_body
     from dto_pipeline.errors import DtoError
     from dto_pipeline.train.checkpoint import sizes_to_begin_with
     from dto_pipeline.train.config import load_train_config
@@ -57,9 +58,12 @@ def _run(arguments: argparse.Namespace) -> int:
         arguments.overrides.append(f"loop.init={arguments.init}")
     out = Path(arguments.out)
     config = load_train_config(arguments.config, arguments.overrides, lambda init: sizes_to_begin_with(out, init))
+    require_body(config.body)
     if config.loop.workers < 0:
         raise DtoError(f"loop.workers is {config.loop.workers}; expected 0 (without Ray) or more")
-    source = LabelSource(tuple(open_label_sets(config.data)), config)
+    sets = open_label_sets(config.data)
+    check_bodies(sets, config.body)
+    source = LabelSource(tuple(sets), config)
     if config.loop.workers:
         from dto_pipeline.config import RunConfig
         from dto_pipeline.run.ray_pool import start_ray

@@ -6,13 +6,18 @@ Glue between finished runs and training, which knows none.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+from dto_pipeline.config import BodyConfig
 from dto_pipeline.data.annotation_pieces import open_annotation_set, open_annots_set
-from dto_pipeline.data.label_pieces import LabelSet, open_file_set, open_run_set
+from dto_pipeline.data.label_files import check_one_body
+from dto_pipeline.data.label_pieces import LabelSet, ParquetSet, open_file_set, open_run_set
 from dto_pipeline.data.recognise import FileKind, expect_kind
 from dto_pipeline.data.storage import as_location
 from dto_pipeline.errors import DtoError
+from dto_pipeline.models.body_file import locate_body
+from dto_pipeline.models.networks import sha256_once
 from dto_pipeline.run.directory import RunDirectory
 from dto_pipeline.run.finished import read_run_labels
 from dto_pipeline.train.data_config import DataConfig
@@ -31,6 +36,22 @@ def open_label_sets(config: DataConfig) -> list[LabelSet]:
             raise DtoError(f"data.images names {place}, which is no folder; give the one of the photographs")
     images = config.images or ("",) * len(config.labels)
     return [_open(labels, place) for labels, place in zip(config.labels, images, strict=True)]
+
+
+def check_bodies(sets: Sequence[LabelSet], config: BodyConfig) -> None:
+    """Refuse labels of different body models, or of another than the training's.
+
+    Raises:
+        LabelsError, DtoError: two that differ, both named.
+        BodyModelError: the training's body model is not named or not there.
+    """
+    files = [path for labels in sets if isinstance(labels, ParquetSet) for path in labels.files]
+    told, body = check_one_body(files), locate_body(config.model_path)
+    if told and (found := sha256_once(body)) != told:
+        raise DtoError(
+            f"body.model_path {body} has sha256 {found}, the labels in data.labels ({files[0]} ...) were made with "
+            f"{told}; name the body model the labels were made with"
+        )
 
 
 def _open(labels: str, images: str) -> LabelSet:

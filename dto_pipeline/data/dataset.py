@@ -17,6 +17,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from dto_pipeline.config import STAND_IN_BODY
 from dto_pipeline.data.sources import SOURCES
 from dto_pipeline.data.sources.rows import LABEL_VALUES, SourceOptions
 from dto_pipeline.data.storage import Location, as_location, is_there, join_location
@@ -58,6 +59,7 @@ class Dataset:
     principal_point: str = "centre"  # centre: an image whose size is not (2 cx, 2 cy) is refused; free: any is right
     shard_images: int = 4096  # images a shard
     licence: str = ""  # what users of the labels and images must know
+    body: str = ""  # demo: synthetic people of the free stand-in body; "" = every verb is told which body
     places: Mapping[str, Location] = field(default_factory=dict)  # key of PLACES -> where it lies; not in the YAML
 
     def __post_init__(self) -> None:
@@ -72,6 +74,11 @@ class Dataset:
         _expect(self.key_parts >= 1, f"key_parts is {self.key_parts}; expected 1 or more")
         _expect(self.shard_images >= 1, f"shard_images is {self.shard_images}; expected 1 or more")
         _expect(self.depth_suffix.startswith("."), f"depth_suffix is {self.depth_suffix!r}; expected for example .npy")
+        _expect(
+            self.body in ("", STAND_IN_BODY),
+            f"body is {self.body!r}; expected {STAND_IN_BODY} (synthetic people), or leave it out and name the body "
+            "where it is used: body.model_path=PATH",
+        )
         named = SUBSET_NAME.fullmatch(self.name) is not None
         _expect(named, f"name is {self.name!r}; expected one word of letters, digits, '.', '-' and '_'")
         for key in PLACES:

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from dto_pipeline.data.cameras import read_cameras
 from dto_pipeline.data.columns import read_vectors, single_array
-from dto_pipeline.data.labels import LabelsError, read_labels
+from dto_pipeline.data.labels import LabelsError, read_label_metadata, read_labels
 from dto_pipeline.data.parquet import READ_ERRORS, footer_text, open_parquet
 from dto_pipeline.data.storage import Location, as_location, base_name, exists, join_location, list_names
 from dto_pipeline.schema import LABEL_PERSON, LABELS_SCHEMA, LABELS_SCHEMA_NAME
@@ -101,6 +101,28 @@ def find_label_files(folder: str | Path) -> list[Location]:
     if not found:
         raise LabelsError(f"{folder} holds no label file; expected a run, an export in Parquet, or one of their files")
     return found
+
+
+def check_one_body(paths: Iterable[Location]) -> str:
+    """The body model all of these labels belong to; files that tell none say nothing.
+
+    Returns:
+        Its sha256 (hex); "" where no file tells.
+
+    Raises:
+        LabelsError: two files of different body models, both named; or one that cannot be read.
+    """
+    told: tuple[Location, str] | None = None
+    for path in paths:
+        found = read_label_metadata(path).get("body_sha256", "")
+        if told and found and found != told[1]:
+            raise LabelsError(
+                f"{told[0]} was made with the body model of sha256 {told[1]}, {path} with that of {found}: shapes of "
+                "one body mean something else in another; take labels of one body model at a time"
+            )
+        if found and told is None:
+            told = path, found
+    return told[1] if told else ""
 
 
 def read_label_files(paths: Sequence[str | Path], columns: Sequence[str] | None = None) -> pa.Table:

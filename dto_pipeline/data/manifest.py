@@ -103,6 +103,11 @@ class Manifest:
         return str(self.dataset["name"])
 
     @property
+    def body(self) -> str:
+        """The body model the data set's YAML names; "" = none."""
+        return str(self.dataset.get("body", ""))
+
+    @property
     def num_shards(self) -> int:
         return len(self.shard_sizes)
 

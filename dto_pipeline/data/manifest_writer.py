@@ -17,7 +17,7 @@ from dto_pipeline import __version__
 from dto_pipeline.data.dataset import Dataset
 from dto_pipeline.data.digest import TableDigest
 from dto_pipeline.data.parquet import writer_settings
-from dto_pipeline.data.storage import Location, written
+from dto_pipeline.data.storage import Location, absolute, written
 from dto_pipeline.schema import COORDINATES, MANIFEST_SCHEMA, MANIFEST_SCHEMA_NAME
 
 _SCHEMA_TEXTS = {"schema": MANIFEST_SCHEMA_NAME, "coordinates": COORDINATES}
@@ -74,5 +74,6 @@ def open_manifest_writer(out: Location) -> Iterator[ManifestWriter]:
 
 def describe_origin(dataset: Dataset, label_files: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What a manifest says of the data set it was made from; `label_files`: file, bytes, sha256 of each."""
-    roots = {"images": str(dataset.images_root), "depth": dataset.depth_root and str(dataset.depth_root)}
+    depth = dataset.depth_root
+    roots = {"images": str(absolute(dataset.images_root)), "depth": depth and str(absolute(depth))}
     return {"dataset": dataset.describe(), "label_files": list(label_files), "roots": roots}

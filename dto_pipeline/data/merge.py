@@ -21,12 +21,13 @@ from tqdm import tqdm
 from dto_pipeline.data.columns import build_table
 from dto_pipeline.data.files import json_bytes, sha256_file
 from dto_pipeline.data.image_index import ImageIndex, index_images
+from dto_pipeline.data.label_files import check_one_body
 from dto_pipeline.data.manifest import Manifest, ManifestError, report_path
 from dto_pipeline.data.manifest_writer import open_manifest_writer
 from dto_pipeline.data.merge_report import MergeReport
 from dto_pipeline.data.merge_rows import MergeInputs, MergeOptions, merge_shard
 from dto_pipeline.data.parquet import writer_settings
-from dto_pipeline.data.sources.dto_labels import is_dto_labels, open_dto_labels
+from dto_pipeline.data.sources.dto_labels import DtoLabels, is_dto_labels, open_dto_labels
 from dto_pipeline.data.sources.predictions import open_predictions
 from dto_pipeline.data.sources.rows import LabelFileError, LabelSource, SourceOptions
 from dto_pipeline.data.storage import Location, as_location, base_name, beside, fetch, write_bytes, written
@@ -61,7 +62,7 @@ def merge_predictions(
 
     Raises:
         ManifestError: the manifest cannot be used, or `out` would replace it.
-        LabelFileError: the prediction file cannot be used as a whole.
+        LabelFileError: the prediction file cannot be used as a whole, or is of another body model.
     """
     manifest, predictions, out = (as_location(place) for place in (manifest, predictions, out))
     if out in (manifest, predictions) or (isinstance(out, Path) and out.resolve() == Path(manifest).resolve()):
@@ -70,6 +71,7 @@ def merge_predictions(
     with ExitStack() as stack:
         source = Manifest.open(fetch(manifest, stack, ManifestError))
         people = stack.enter_context(_open_people(fetch(predictions, stack, LabelFileError)))
+        _check_body(source, people, body)
         index = index_images(people, _WHOLE_NAME)
         image_of = {name: image for image, name in enumerate(index.image_name) if image not in index.problem}
         inputs = MergeInputs(people, index, image_of, body, options)
@@ -88,6 +90,24 @@ def outcomes_path(manifest: Location) -> Location:
 def _open_people(path: Path) -> LabelSource:
     """Predicted people in either form."""
     return open_dto_labels(path, SourceOptions()) if is_dto_labels(path) else open_predictions(path)
+
+
+def _check_body(source: Manifest, people: LabelSource, body: BodyModel) -> None:
+    """Refuse predictions, or a manifest of earlier ones, that tell another body model.
+
+    Raises:
+        LabelsError: label files of two body models, both named.
+        LabelFileError: of another one than `body`.
+    """
+    told = {f"the people merged into {source.path}": entry["body_sha256"] for entry in _earlier_merges(source)}
+    if isinstance(people, DtoLabels):
+        told[f"{people.files[0]}"] = check_one_body(people.files)
+    for what, sha in told.items():
+        if sha and sha != body.sha256:
+            raise LabelFileError(
+                f"{what} belong to the body model of sha256 {sha}, body.model_path names that of {body.sha256}; name "
+                "the body model of both (--set body.model_path=PATH)"
+            )
 
 
 def _write(

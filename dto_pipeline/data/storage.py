@@ -192,6 +192,21 @@ def is_there(location: Location) -> bool:
         return False
 
 
+def folder_exists(location: Location) -> bool:
+    """True if there is a folder, or, behind a URI, anything of that name; also where a server will not say.
+
+    Raises:
+        StorageError: a URI that no file system opens.
+    """
+    if isinstance(location, Path):
+        return location.is_dir()
+    files, path = open_root(location)
+    try:
+        return files.get_file_info(path).type != pafs.FileType.NotFound
+    except STORAGE_ERRORS:  # whoever may read objects may not be allowed to list them: reading will tell
+        return True
+
+
 def read_head(root: Location, name: str, limit: int | None) -> bytes:
     """The first `limit` bytes (None = all) of a file below a folder.
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from dto_pipeline.config import PipelineConfig
+from dto_pipeline.config import STAND_IN_BODY, PipelineConfig
 from dto_pipeline.data.images import read_image
 from dto_pipeline.data.labels import build_label_table, write_label_shard
 from dto_pipeline.data.manifest import Manifest
@@ -108,7 +108,7 @@ def run_depth_bench(
     config = config or PipelineConfig()
     config = replace(config, depth=replace(config.depth, source="model"))
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    body = load_body(config.body.model_path, config.body.kid_axis)
+    body = load_body(config.body.model_path or STAND_IN_BODY, config.body.kid_axis)
     with tempfile.TemporaryDirectory() as folder:
         manifest = build_bench_data(Path(folder), images, body)
         sight = Sight(config, body.to(device), device)

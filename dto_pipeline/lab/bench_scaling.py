@@ -19,8 +19,9 @@ from dto_pipeline.config import PipelineConfig
 from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.errors import DtoError
 from dto_pipeline.lab.simulation import CountingLedger, policy_of
-from dto_pipeline.run.directory import RunDirectory, identify_run
+from dto_pipeline.run.directory import RunDirectory
 from dto_pipeline.run.drive import drive
+from dto_pipeline.run.identity import identify_run
 from dto_pipeline.run.plan import plan_run
 from dto_pipeline.run.pool import Event, WorkerPool, WorkerReady
 from dto_pipeline.run.receipt import Receipt

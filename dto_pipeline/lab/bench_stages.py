@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from dto_pipeline.collate import collate_scenes, split_batch
-from dto_pipeline.config import PipelineConfig
+from dto_pipeline.config import STAND_IN_BODY, PipelineConfig
 from dto_pipeline.data.labels import build_label_table, write_label_shard
 from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.scenes import load_scenes
@@ -92,7 +92,7 @@ def run_bench(images: int = 16, repeats: int = 5, config: PipelineConfig | None 
 
 def _measure(root: Path, images: int, repeats: int, config: PipelineConfig) -> BenchReport:
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    body = load_body(config.body.model_path, config.body.kid_axis, device)
+    body = load_body(config.body.model_path or STAND_IN_BODY, config.body.kid_axis, device)
     manifest = build_bench_data(root, images, body.cpu())
     optimizer = SceneOptimizer(body.to(device), config, StageClock(synchronize=True))
     batched: dict[str, list[float]] = defaultdict(list)

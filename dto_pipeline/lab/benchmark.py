@@ -146,7 +146,7 @@ def measure(settings: BenchmarkSettings, config: PipelineConfig, body: BodyModel
             for name, methods in shown.items()
         },
         moved_people={name: int(methods[_moved("paper")]["persons"].sum()) for name, methods in shown.items()},
-        changes=tuple(describe_difference(PipelineConfig().label_rooms(), config.label_rooms())),
+        changes=tuple(describe_difference(*(_settings(one) for one in (PipelineConfig(), config)))),
         ablation={name: _changes(methods, draws) for name, methods in sums.items()}
         if ABLATION in settings.parts
         else {},
@@ -155,6 +155,11 @@ def measure(settings: BenchmarkSettings, config: PipelineConfig, body: BodyModel
             for name, methods in sums.items()
         },
     )
+
+
+def _settings(config: PipelineConfig) -> dict[str, dict[str, Any]]:
+    """The sections that both solvers' labels may follow from."""
+    return {section: options for section, options in config.to_dict().items() if section not in ("run", "body")}
 
 
 def _sums_of_methods(

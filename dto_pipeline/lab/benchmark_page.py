@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from dto_pipeline.config import PipelineConfig
+from dto_pipeline.config import STAND_IN_BODY, PipelineConfig
 from dto_pipeline.data.files import write_bytes_atomic, write_json_atomic
 from dto_pipeline.evaluate.bootstrap import Estimate
 from dto_pipeline.evaluate.evaluation import Measure, show
@@ -29,7 +29,7 @@ def run_benchmark(
         DifficultyError: a difficulty nobody knows.
     """
     config = config or PipelineConfig()
-    body = body or load_body(config.body.model_path, config.body.kid_axis)
+    body = body or load_body(config.body.model_path or STAND_IN_BODY, config.body.kid_axis)
     report = measure(settings, config, body)
     write_bytes_atomic(out / "benchmark.md", as_page(report).encode())
     write_json_atomic(out / "benchmark.json", report.to_json())

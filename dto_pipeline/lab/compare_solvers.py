@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dto_pipeline.config import PipelineConfig, config_from_dict, load_config
+from dto_pipeline.config import STAND_IN_BODY, PipelineConfig, config_from_dict, load_config
 from dto_pipeline.errors import DtoError
 from dto_pipeline.lab.golden_scenes import compare_on_golden
 from dto_pipeline.lab.solver_comparison import KnownScene, Outcome, compare_outcomes, place_all, pool_outcomes
@@ -45,7 +45,7 @@ def compare_solvers(
     if seed in TUNING_SEEDS or images < 1:
         raise DtoError(f"seed {seed}, {images} images: give at least 1 image and a seed that is not in {TUNING_SEEDS}")
     config = config or PipelineConfig()
-    body = load_body(config.body.model_path, config.body.kid_axis)
+    body = load_body(config.body.model_path or STAND_IN_BODY, config.body.kid_axis)
     results: dict[str, Any] = {}
     meanings: dict[str, str] = {}
     pooled: list[tuple[list[KnownScene], Outcome, Outcome]] = []

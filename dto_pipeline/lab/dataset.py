@@ -76,7 +76,7 @@ def build_demo_data(
 
     Args:
         root: folder of the data set, made if missing; a half-written data set is completed.
-        body: model of all people, `models.body.load_body("")` for the stand-in.
+        body: model of all people, `models.body.load_body("demo")` for the stand-in.
         settings: see `DemoSettings`.
         progress: called with (images done, all images).
 

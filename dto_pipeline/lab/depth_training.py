@@ -24,7 +24,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from dto_pipeline.config import DepthConfig
+from dto_pipeline.config import STAND_IN_BODY, DepthConfig
 from dto_pipeline.data.files import write_bytes_atomic
 from dto_pipeline.lab.clothes import Template, measure_template
 from dto_pipeline.lab.crowd import View, plan_crowd
@@ -88,7 +88,7 @@ def relative_focal(view: View) -> float:
 
 def load_training_scenes(cache: Path, seed: int, numbers: range) -> list[TrainingScene]:
     """The scenes of a data set, rendered where the cache folder does not hold them yet (0.35 s each on one core)."""
-    body = load_body()
+    body = load_body(STAND_IN_BODY)
     template = measure_template(body)
     scenes = []
     for number in numbers:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dto_pipeline.config import STAND_IN_BODY
 from dto_pipeline.errors import DtoError
 from dto_pipeline.lab.golden_case import CaseResult
 from dto_pipeline.lab.golden_depth import check_depth_cases
@@ -86,7 +87,7 @@ def _check_rh_metric(folder: Path) -> list[CaseResult]:
     if not (folder / "rh_metric" / "index.json").is_file():
         return []
     body_folder = folder / "body"
-    return check_rh_cases(folder, load_body(body_folder if body_folder.is_dir() else ""))
+    return check_rh_cases(folder, load_body(body_folder if body_folder.is_dir() else STAND_IN_BODY))
 
 
 def _share_of_limit(worst: tuple[float, float | None]) -> float:

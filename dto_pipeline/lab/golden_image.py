@@ -15,7 +15,7 @@ import numpy as np
 
 from dto_pipeline.axes import FAR, NUM_BETAS
 from dto_pipeline.collate import collate_scenes, map_size
-from dto_pipeline.config import PipelineConfig, config_from_dict
+from dto_pipeline.config import STAND_IN_BODY, PipelineConfig, config_from_dict
 from dto_pipeline.lab.golden_case import CaseResult, check_case
 from dto_pipeline.models.body import load_body
 from dto_pipeline.optimizer import SceneOptimizer
@@ -34,7 +34,9 @@ def check_image_cases(folder: Path) -> list[CaseResult]:
     if not index.is_file():
         return []
     body_folder = folder / "body"
-    bodies = {kid: load_body(body_folder if body_folder.is_dir() else "", kid_axis=kid) for kid in (False, True)}
+    bodies = {
+        kid: load_body(body_folder if body_folder.is_dir() else STAND_IN_BODY, kid_axis=kid) for kid in (False, True)
+    }
     results = []
     for entry in json.loads(index.read_text()):
         optimizer = SceneOptimizer(bodies[bool(entry["kid_shape"])], _config(entry))

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from dto_pipeline.config import PipelineConfig
+from dto_pipeline.config import STAND_IN_BODY, PipelineConfig
 from dto_pipeline.evaluate.synthetic import Placement
 from dto_pipeline.lab.golden_image import load_image_case
 from dto_pipeline.lab.solver_comparison import KnownScene, collect, compare_outcomes, place_scenes, with_mode
@@ -21,7 +21,9 @@ from dto_pipeline.scene import PlacedScene
 def compare_on_golden(folder: Path, config: PipelineConfig) -> dict[str, Any]:
     """`compare_outcomes` over all cases of `folder`/image, each with its own kind of body; same priors for all."""
     body_folder = folder / "body"
-    bodies = {kid: load_body(body_folder if body_folder.is_dir() else "", kid_axis=kid) for kid in (False, True)}
+    bodies = {
+        kid: load_body(body_folder if body_folder.is_dir() else STAND_IN_BODY, kid_axis=kid) for kid in (False, True)
+    }
     known: list[KnownScene] = []
     models: list[BodyModel] = []
     for entry in json.loads((folder / "image" / "index.json").read_text()):

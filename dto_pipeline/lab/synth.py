@@ -25,8 +25,9 @@ from typing import Any
 
 import numpy as np
 
+from dto_pipeline.config import STAND_IN_BODY
 from dto_pipeline.data.dataset import SYNTHETIC
-from dto_pipeline.data.files import write_bytes_atomic, write_json_atomic
+from dto_pipeline.data.files import sha256_file, write_bytes_atomic, write_json_atomic
 from dto_pipeline.data.rle import encode_rle
 from dto_pipeline.data.sources.rows import LabelRows
 from dto_pipeline.lab.clothes import measure_template
@@ -48,6 +49,7 @@ from dto_pipeline.lab.write import (
     write_people,
 )
 from dto_pipeline.models.body import BodyModel
+from dto_pipeline.models.body_file import locate_body
 
 MARKER = "synth.json"
 LABELS = "labels/release.npz"
@@ -105,7 +107,7 @@ def write_synth(
     people = join_rows(parts)
     write_people(root, people, LABELS, SIDECAR)
     facts = identity | {"persons": len(people.age_years)}
-    write_bytes_atomic(root / "dataset.yaml", _dataset(kind).encode())
+    write_bytes_atomic(root / "dataset.yaml", _dataset(kind, body).encode())
     write_bytes_atomic(root / "README.md", _readme(kind, facts).encode())
     write_json_atomic(root / MARKER, facts)
     return SynthData(root, images, facts["persons"], created=True)
@@ -147,12 +149,15 @@ def _person_rows(scene: SetScene, seed: int, number: int) -> PersonRows:
     )
 
 
-def _dataset(kind: CrowdSet) -> str:
+def _dataset(kind: CrowdSet, body: BodyModel) -> str:
+    own = body.sha256 == sha256_file(locate_body(STAND_IN_BODY))
+    named = f"body: {STAND_IN_BODY}" if own else "# body.model_path must name the body these people were made of"
     return f"""\
 # Made by `dto synth`. Build with: dto manifest build dataset.yaml --data-root FOLDER -o FOLDER/manifest.parquet
 name: synth-{kind.name}
 source: camerahmr
 licence: {SYNTHETIC} (Apache-2.0); free to use.
+{named}
 labels: {LABELS}
 sidecar: {SIDECAR}
 images: images
@@ -175,7 +180,7 @@ def _readme(kind: CrowdSet, facts: dict[str, Any]) -> str:
         "",
         "    dto manifest build dataset.yaml --data-root . -o manifest.parquet",
         "    dto run manifest.parquet -o run",
-        "    dto eval synthetic run --truth .",
+        "    dto eval synthetic run --truth . --body BODY",
         "",
         "Knobs (`dto_pipeline/lab/solver_sets.py` says what each means):",
         "",

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import io
 import math
-from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +20,9 @@ from smplx.vertex_ids import vertex_ids
 from torch import nn
 
 from dto_pipeline.axes import NUM_BETAS
-from dto_pipeline.config import STAND_IN_BODY
-from dto_pipeline.errors import DtoError
 from dto_pipeline.maths.ordered import ExactMatrix, exact_product, fold_sum, make_exact
 from dto_pipeline.models.array_files import read_npz
+from dto_pipeline.models.body_file import BodyModelError, locate_body
 from dto_pipeline.models.rasterizer import is_closed
 from dto_pipeline.reading import read_regular
 
@@ -48,10 +46,6 @@ _LIMBS = (16, 17, 18, 19, 20, 21, 1, 2, 4, 5, 7, 8)  # shoulders, elbows, wrists
 _MOST_ARRAY_BYTES = 1 << 27  # the largest, posedirs of SMPL in float64, has 34 MB
 _POSE_CHUNK = 64  # bodies posed at once: bounds memory
 _SKIN_CHUNK = 16  # bodies skinned at once: what stays in a CPU's cache
-
-
-class BodyModelError(DtoError, ValueError):
-    """A file that is not a usable body model; the message says what was found and what to do."""
 
 
 class BodyModel(nn.Module):
@@ -299,18 +293,18 @@ def chain_joints(rotations: torch.Tensor, rest: torch.Tensor, parents: list[int]
     return posed, torch.cat([placed[..., :3], (posed - turned)[..., None]], dim=-1)
 
 
-def load_body(path: str | Path = "", kid_axis: bool = True, device: torch.device | str = "cpu") -> BodyModel:
+def load_body(path: str | Path, kid_axis: bool = True, device: torch.device | str = "cpu") -> BodyModel:
     """Read a body model from a plain npz in SMPL's format.
 
     Args:
-        path: npz file, or a folder holding SMPLA_NEUTRAL.npz or SMPL_NEUTRAL.npz; "demo" (or "") = the stand-in body.
+        path: npz file, or a folder holding SMPLA_NEUTRAL.npz or SMPL_NEUTRAL.npz; "demo" = the stand-in body.
         kid_axis: use the 11th direction when the file has one.
 
     Raises:
-        BodyModelError: missing file, a pickle, missing keys, wrong shapes, indices out of range, numbers not finite.
+        BodyModelError: none is named, missing file, a pickle, missing keys, wrong shapes, indices out of range, numbers
+            not finite.
     """
-    own = str(path) in ("", STAND_IN_BODY)
-    file = _locate(Path(str(files("dto_pipeline.assets"))) if own else Path(path))
+    file = locate_body(path)
     try:
         data = read_regular(file, _MOST_BYTES)
         arrays, names = read_npz(io.BytesIO(data), _REQUIRED, lambda *found: _check_array(file, *found))
@@ -324,14 +318,6 @@ def load_body(path: str | Path = "", kid_axis: bool = True, device: torch.device
             raise BodyModelError(f"{file} lacks the array {key!r}; found {sorted(names)}")
     _check_fit(file, arrays)
     return BodyModel(arrays, kid_axis, hashlib.sha256(data).hexdigest()).to(device)
-
-
-def _locate(path: Path) -> Path:
-    candidates = [path / "SMPLA_NEUTRAL.npz", path / "SMPL_NEUTRAL.npz"] if path.is_dir() else [path]
-    for file in candidates:
-        if file.is_file():
-            return file
-    raise BodyModelError(f"no body model at {path}; expected an npz made by `dto body import`")
 
 
 def _check_array(file: Path, key: str, shape: tuple[int, ...], dtype: np.dtype) -> None:

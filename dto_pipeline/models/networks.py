@@ -1,7 +1,7 @@
 """Which networks a config asks for: pinned, found on disk, identified; without loading them.
 
 Knows names, revisions and files. A hub name needs the commit it is pinned to, so that every worker and every rerun sees
-the same weights; a folder is identified by the sha256 of its weight files. Light to import.
+the same weights; a folder is identified by the sha256 of the files that decide its answers. Light to import.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 
@@ -19,8 +20,11 @@ from dto_pipeline.models.depth_licences import DEMO_MODEL
 from dto_pipeline.reading import open_regular
 
 _COMMIT = re.compile("[0-9a-f]{40}")
-_WEIGHTS = ("*.safetensors", "*.bin")
 DEPTH_FAMILIES = ("depth_anything", "depth_pro")  # `model_type` of config.json; `depth_recipes` knows what each wants
+_FAMILY = re.compile(r"[\w.-]{1,64}")
+# all that transformers reads of a folder to build and feed a network: configs, index, code, weights
+_DECIDING = ("*.json", "*.py", "*.safetensors", "*.bin")
+_NO_FAMILY = "network"  # of a folder whose config.json tells no model_type
 
 
 class ModelError(DtoError, ValueError):
@@ -49,11 +53,16 @@ class ModelReference:
 
 @dataclass(frozen=True)
 class ModelIdentity:
-    """Which weights a network really has, for label metadata. Equal on every machine: no paths."""
+    """Which network it really is, for label metadata. Equal on every machine, wherever it lies: no paths."""
 
-    name: str  # hub name, or the folder's own name
+    name: str  # hub name, or what a folder's config.json calls its family (model_type)
     revision: str  # commit of the hub repository; empty for a folder
-    sha256: str  # over a folder's weight files; empty for the hub, whose commit fixes them
+    sha256: str  # over a folder's deciding files; empty for the hub, whose commit fixes them
+
+    @property
+    def full(self) -> str:
+        """All of what pins it: NAME@COMMIT of the hub, the sha256 of a folder."""
+        return f"{self.name}@{self.revision}" if self.revision else self.sha256
 
     @property
     def short(self) -> str:
@@ -62,7 +71,7 @@ class ModelIdentity:
 
 
 def identify_networks(config: PipelineConfig) -> dict[str, str]:
-    """Every network a config asks for, with what pins it; empty where there is none.
+    """Every network a config asks for -> `ModelIdentity.full`; empty where there is none.
 
     Raises:
         ModelMissing, ModelError: one is not pinned, or its folder is not there.
@@ -79,7 +88,7 @@ def identify_networks(config: PipelineConfig) -> dict[str, str]:
         check_reference(reference)
     if config.depth.source == "model":
         check_depth_family(references["depth network"])
-    return {what: identify(reference).short for what, reference in references.items()}
+    return {what: identify(reference).full for what, reference in references.items()}
 
 
 def check_depth_family(reference: ModelReference) -> None:
@@ -173,11 +182,32 @@ def identify(reference: ModelReference) -> ModelIdentity:
         return ModelIdentity(reference.name, reference.revision, "")
     folder = Path(located(reference))
     digest = hashlib.sha256()
-    for path in sorted(found for pattern in _WEIGHTS for found in folder.glob(pattern)):
-        digest.update(path.name.encode() + b"\0")
-        with open_regular(path) as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return ModelIdentity(folder.name, "", digest.hexdigest())
+    found = {path for pattern in _DECIDING for path in folder.glob(pattern)}
+    for path in sorted(path for path in found if path.is_file()):  # no folder, and no pipe that would wait for ever
+        digest.update(path.name.encode() + b"\0" + bytes.fromhex(sha256_once(path)))
+    return ModelIdentity(_family(folder), "", digest.hexdigest())
+
+
+def sha256_once(path: Path) -> str:
+    """sha256 (hex) of a file, read in pieces, and once a process as long as its size and time of change stay."""
+    seen = path.stat()
+    return _sha256(str(path.absolute()), (seen.st_dev, seen.st_ino, seen.st_size, seen.st_mtime_ns))
+
+
+@lru_cache(maxsize=64)
+def _sha256(path: str, seen: tuple[int, ...]) -> str:
+    with open_regular(Path(path)) as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _family(folder: Path) -> str:
+    """What a folder's config.json calls its network; the folder's own name says where it lies, not what it is."""
+    try:
+        told = json.loads((folder / "config.json").read_bytes())
+    except (OSError, ValueError):
+        return _NO_FAMILY
+    family = told.get("model_type") if isinstance(told, dict) else None
+    return family if isinstance(family, str) and _FAMILY.fullmatch(family) else _NO_FAMILY
 
 
 def located(reference: ModelReference) -> str:

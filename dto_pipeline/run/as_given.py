@@ -9,11 +9,13 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from dto_pipeline.config import PipelineConfig
 from dto_pipeline.data.manifest import Manifest
-from dto_pipeline.run.directory import RunDirectory, identify_run, open_run
+from dto_pipeline.data.storage import absolute
+from dto_pipeline.run.directory import RunDirectory, open_run
+from dto_pipeline.run.identity import identify_run
+from dto_pipeline.run.inputs import settle_config
 from dto_pipeline.run.pool import process_name
 from dto_pipeline.run.publishing import (
     LabelTable,
@@ -48,7 +50,7 @@ def finish_run(
         RunMismatch: the folder belongs to another run.
         RunLocked: somebody else is at work on it.
     """
-    plain = identify_run(config, manifest, Path(str(manifest.path)).absolute())
+    plain = identify_run(settle_config(config, manifest), manifest, absolute(manifest.path))
     identity = dataclasses.replace(plain, versions={**plain.versions, **facts})
     directory.create_folders()
     with directory.lock():

@@ -4,7 +4,7 @@ Knows names, run.json, receipts and failures; knows nothing of tensors, Parquet 
 pending = the manifest's shards - receipts. The folder may be local or a URI, see `data.store`. Creating, voiding and
 sweeping happen under the driver's lock only; a driver that lost it raises `RunLockLost` instead.
 
-    run.json                     config and its hash, manifest fingerprint, versions
+    run.json                     config and its hash, manifest fingerprint, versions, hashes of body and networks
     labels/shard-00042.parquet   one row per image
     receipts/shard-00042.json    written last; exists = done
     failures/shard-00042.json    last error and tries; never counts as done
@@ -15,33 +15,31 @@ sweeping happen under the driver's lock only; a driver that lost it raises `RunL
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
-from dto_pipeline import __version__
-from dto_pipeline.config import PipelineConfig, RunConfig, describe_difference, shorten
+from dto_pipeline.config import RunConfig, shorten
 from dto_pipeline.data.files import is_temporary, json_bytes
 from dto_pipeline.data.storage import Location, Store, StoreError, join_location
 from dto_pipeline.data.store import open_store, read_many
 from dto_pipeline.errors import DtoError
-from dto_pipeline.models.networks import identify_networks
 from dto_pipeline.reading import IrregularFile, parse_json
+from dto_pipeline.run.identity import RunIdentity, describe_run_difference
 from dto_pipeline.run.lease import LEASE_FOLDER
 from dto_pipeline.run.lock import DriverLock
 from dto_pipeline.run.receipt import Failure, Receipt, RecordInvalid, parse_failure, parse_receipt, read_receipt
 from dto_pipeline.run.run_record import check_run_record
-from dto_pipeline.schema import LABELS_SCHEMA_NAME
 
 RUN_SCHEMA = "dto-run/1"
-LIBRARIES = ("torch", "numpy", "pyarrow")  # another version of these may change a byte of the labels
 Place = TypeVar("Place", bound=Location)
 LABELS, RECEIPTS, FAILURES = "labels", "receipts", "failures"
 _RESTORE = "put run.json back as it was, or start anew in another folder: the labels stay where they are"
 _SHARD_RECORD = re.compile(r"shard-(\d{5,})\.json")
+_NAMED = 5  # files an error lists
 _FOOTER_TAIL = 1 << 16  # bytes; the key-value part stands at the end of a Parquet file, well within them
 
 
@@ -51,36 +49,6 @@ class RunMismatch(DtoError):
 
 class RunDirectoryError(DtoError):
     """A folder that is not a run; the message says what was found."""
-
-
-class ManifestFacts(Protocol):
-    """What a run records of its manifest."""
-
-    @property
-    def fingerprint(self) -> str: ...
-    @property
-    def subset(self) -> str: ...
-    @property
-    def num_shards(self) -> int: ...
-    @property
-    def num_images(self) -> int: ...
-    @property
-    def num_people(self) -> int: ...
-
-
-@dataclass(frozen=True)
-class RunIdentity:
-    """What decides the bytes of a run's labels, and how many there will be."""
-
-    config: dict[str, Any]  # PipelineConfig.to_dict of the first start
-    config_hash: str
-    manifest_path: str  # where it was; another place with the same fingerprint is the same manifest
-    manifest_fingerprint: str
-    subset: str
-    shards: int
-    images: int
-    persons: int
-    versions: dict[str, str]
 
 
 @dataclass
@@ -209,21 +177,6 @@ def failure_name(shard: int) -> str:
     return f"{FAILURES}/{shard_name(shard)}.json"
 
 
-def identify_run(config: PipelineConfig, manifest: ManifestFacts, manifest_path: str | Path) -> RunIdentity:
-    """What a run of `config` over `manifest` with this installation is."""
-    return RunIdentity(
-        config=config.to_dict(),
-        config_hash=config.hash(),
-        manifest_path=str(manifest_path),
-        manifest_fingerprint=manifest.fingerprint,
-        subset=manifest.subset,
-        shards=manifest.num_shards,
-        images=manifest.num_images,
-        persons=manifest.num_people,
-        versions={**_installed_versions(), **identify_networks(config)},
-    )
-
-
 def open_run(directory: RunDirectory, identity: RunIdentity) -> RunIdentity:
     """Create a run, or check that an existing one is the same. Call it under the lock.
 
@@ -239,10 +192,43 @@ def open_run(directory: RunDirectory, identity: RunIdentity) -> RunIdentity:
         directory.check_lock()
         directory.store.create("run.json", json_bytes(_identity_to_dict(identity)))
     recorded = read_identity(directory)
-    if differences := describe_run_difference(recorded, identity):
+    differences = describe_run_difference(recorded, identity)
+    if not differences:
+        return recorded
+    if holds_labels(directory):
         advice = "use the recorded settings to go on, or another folder to start anew"
         raise RunMismatch("\n".join([f"{directory.root} belongs to another run; {advice}:", *differences]))
-    return recorded
+    _begin_anew(directory, identity)
+    return identity
+
+
+def holds_labels(directory: RunDirectory) -> bool:
+    """Whether a run has made anything that other settings would make otherwise: a label file or a receipt."""
+    names = (name for folder in (LABELS, RECEIPTS) for name in directory.store.entries(folder))
+    return any(not is_temporary(name) for name in names)
+
+
+def _begin_anew(directory: RunDirectory, identity: RunIdentity) -> None:
+    """Forget a launch that failed before its first label: its run.json and what it wrote of failures."""
+    for name in directory.store.entries(FAILURES):
+        directory.check_lock()
+        directory.store.remove(f"{FAILURES}/{name}")
+    directory.check_lock()
+    directory.store.replace("run.json", json_bytes(_identity_to_dict(identity)))
+
+
+def find_strangers(directory: RunDirectory) -> str:
+    """Why a folder is not to be made a run: it holds files that are no run's; "" where nothing stands against it."""
+    if directory.is_run():
+        return ""
+    root, own = directory.root, {"run.json", "driver.lock", LABELS, RECEIPTS, FAILURES, LEASE_FOLDER}
+    local = isinstance(root, Path) and root.is_dir()
+    names = os.listdir(root) if local else directory.store.entries()  # behind a URI files only, folders are no things
+    strangers = sorted(name for name in names if name not in own and not is_temporary(name))
+    if not strangers:
+        return ""
+    named = ", ".join(strangers[:_NAMED]) + (" ..." if len(strangers) > _NAMED else "")
+    return f"{root} is not empty and holds no run ({named}); choose another folder (-o), or an empty one"
 
 
 def read_identity(directory: RunDirectory) -> RunIdentity:
@@ -251,7 +237,13 @@ def read_identity(directory: RunDirectory) -> RunIdentity:
         found = parse_json(directory.store.read("run.json"))
         if found["schema"] != RUN_SCHEMA:
             raise RunDirectoryError(f"{directory.run_file} is {shorten(found['schema'])}, expected {RUN_SCHEMA!r}")
-        identity = RunIdentity(found["config"], found["config_hash"], **found["manifest"], versions=found["versions"])
+        identity = RunIdentity(
+            found["config"],
+            found["config_hash"],
+            **found["manifest"],
+            versions=found["versions"],
+            inputs=found.get("inputs", {}),
+        )
         check_run_record(identity.config, vars(identity), RunIdentity)
         return identity
     except FileNotFoundError as error:
@@ -260,22 +252,6 @@ def read_identity(directory: RunDirectory) -> RunIdentity:
         raise RunDirectoryError(f"{directory.run_file} lacks {error}; {_RESTORE}") from error
     except (TypeError, AttributeError, ValueError, IrregularFile) as error:
         raise RunDirectoryError(f"{directory.run_file} cannot be read ({error}); {_RESTORE}") from error
-
-
-def describe_run_difference(recorded: RunIdentity, wanted: RunIdentity) -> list[str]:
-    """One line per difference that may change a label byte; the `run` room and the manifest's path may differ."""
-    lines = describe_difference(_label_rooms(recorded.config), _label_rooms(wanted.config))
-    facts = {
-        "manifest.fingerprint": (recorded.manifest_fingerprint, wanted.manifest_fingerprint),
-        "manifest.shards": (recorded.shards, wanted.shards),
-        "manifest.images": (recorded.images, wanted.images),
-    }
-    for name in sorted(recorded.versions.keys() | wanted.versions.keys()):
-        facts[f"versions.{name}"] = (recorded.versions.get(name), wanted.versions.get(name))
-    lines += [f"{name}: {before!r} -> {after!r}" for name, (before, after) in facts.items() if before != after]
-    if not lines and recorded.config_hash != wanted.config_hash:
-        lines = [f"config hash: {recorded.config_hash} -> {wanted.config_hash}"]
-    return lines
 
 
 def scan_run(directory: RunDirectory, identity: RunIdentity, footers: bool = False) -> RunScan:
@@ -315,7 +291,7 @@ def why_void(receipt: Receipt, shard: int, identity: RunIdentity, label_bytes: i
     if receipt.shard != shard:
         return f"its receipt is of shard {receipt.shard}"
     if receipt.config_hash != identity.config_hash or receipt.manifest_fingerprint != identity.manifest_fingerprint:
-        return "its receipt is of another config or manifest"
+        return "its receipt is of another config, body model, network or manifest"
     if label_bytes is None:
         return "its label file is missing"
     if label_bytes != receipt.label_bytes:
@@ -391,10 +367,6 @@ def _exists(directory: RunDirectory, name: str) -> bool:
     return True
 
 
-def _label_rooms(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {room: knobs for room, knobs in config.items() if room != "run"}
-
-
 def _identity_to_dict(identity: RunIdentity) -> dict[str, Any]:
     manifest = ("manifest_path", "manifest_fingerprint", "subset", "shards", "images", "persons")
     return {
@@ -403,12 +375,8 @@ def _identity_to_dict(identity: RunIdentity) -> dict[str, Any]:
         "config_hash": identity.config_hash,
         "manifest": {name: getattr(identity, name) for name in manifest},
         "versions": identity.versions,
+        "inputs": identity.inputs,
     }
-
-
-def _installed_versions() -> dict[str, str]:
-    own = {"dto_pipeline": __version__, "labels": LABELS_SCHEMA_NAME}
-    return own | {name: version(name) for name in LIBRARIES}
 
 
 def _read_failures(directory: RunDirectory) -> tuple[dict[int, Failure], dict[int, str]]:

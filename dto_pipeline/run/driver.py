@@ -14,16 +14,18 @@ from pathlib import Path
 
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from dto_pipeline.config import STAND_IN_BODY, PipelineConfig, RunConfig
+from dto_pipeline.config import PipelineConfig, RunConfig
 from dto_pipeline.data.dataset import SYNTHETIC
 from dto_pipeline.data.manifest import Manifest
-from dto_pipeline.data.storage import as_location
+from dto_pipeline.data.storage import absolute, as_location
 from dto_pipeline.models.depth_licences import DEMO_MODEL
 from dto_pipeline.run import directory as files
 from dto_pipeline.run.budget import FailureBudget
 from dto_pipeline.run.directory import RunDirectory
 from dto_pipeline.run.drive import TooManyFailed, drive
 from dto_pipeline.run.forecast import Forecast, forecast_run
+from dto_pipeline.run.identity import identify_run
+from dto_pipeline.run.inputs import Places, find_missing, find_places, find_relative, find_unnamed, settle_config
 from dto_pipeline.run.ledger import FileLedger, Metrics
 from dto_pipeline.run.plan import RunPlan, plan_run
 from dto_pipeline.run.pool import InProcessPool, Runner, WorkerPool
@@ -69,19 +71,23 @@ def run_pipeline(
         RunLocked: another driver is at work on this run.
         RunMismatch: the run was started with another config, manifest or version.
         RunAborted: the workers cannot start, or too many shards (`TooManyGivenUp`) or images (`TooManyFailed`) fail.
-        RunDirectoryError: a folder of images or depth maps that does not exist here, or no depth maps are named.
+        RunDirectoryError: a folder of images or depth maps that does not exist here, no depth maps are named, or
+            `run_dir` holds files of something else.
+        ConfigError, BodyModelError: no body model is named, or it is not there.
         SelectionError: a selection or a status that means nothing here.
     """
     started = time.monotonic()
     retry = Retry.of(retry_failed, retry_statuses)
     directory = RunDirectory(as_location(run_dir))
     manifest = Manifest.open(manifest_path)
-    if missing := _find_missing(manifest, config, address, images_root, depth_root):
-        raise files.RunDirectoryError(missing[0])
+    config = settle_config(config, manifest)
+    places = find_places(config, manifest, images_root, depth_root)
+    if refusals := [*_find_missing(manifest, config, address, places), *_find_strangers(directory)]:
+        raise files.RunDirectoryError(refusals[0])
     selection.find_shards(manifest.num_shards, manifest.subset)  # a mistake is said before anything is made
     directory.create_folders()
     with directory.lock(config.run):
-        identity = files.identify_run(config, manifest, manifest.path)
+        identity = identify_run(config, manifest, absolute(manifest.path))
         plan = plan_run(directory, identity, manifest, config.run, selection, retry, recheck)
         _warn_of_demo_network(config, manifest)
         tally = Tally()
@@ -89,7 +95,7 @@ def run_pipeline(
             if runner is None:
                 from dto_pipeline.run.shard_runner import ShardRunner  # loads PyTorch: only when there is work
 
-                runner = ShardRunner(config, manifest_path, run_dir, images_root, depth_root, retry.images)
+                runner = ShardRunner(config, manifest_path, run_dir, places.images, places.depth, retry.images)
             tally = _do_work(directory, plan, config.run, runner, address, progress)
             files.sweep_temporary(directory)  # workers that died under this driver left theirs; all have ended by now
         scan = files.scan_run(directory, identity) if plan.work else None
@@ -116,11 +122,15 @@ def plan_pipeline(
 
     Raises:
         ManifestError, SelectionError: there is nothing to plan.
+        ConfigError, BodyModelError: no body model is named, or it is not there.
     """
     retry = Retry.of(retry_failed, retry_statuses)
+    directory = RunDirectory(as_location(run_dir))
     manifest = Manifest.open(manifest_path)
-    missing = _find_missing(manifest, config, address, images_root, depth_root)
-    return forecast_run(RunDirectory(as_location(run_dir)), manifest, config, selection, retry, images_per_s, missing)
+    config = settle_config(config, manifest)
+    places = find_places(config, manifest, images_root, depth_root)
+    missing = [*_find_missing(manifest, config, address, places), *_find_strangers(directory)]
+    return forecast_run(directory, manifest, config, selection, retry, images_per_s, missing)
 
 
 def _warn_of_demo_network(config: PipelineConfig, manifest: Manifest) -> None:
@@ -133,33 +143,19 @@ def _warn_of_demo_network(config: PipelineConfig, manifest: Manifest) -> None:
         )
 
 
-def _find_missing(
-    manifest: Manifest,
-    config: PipelineConfig,
-    address: str,
-    images_root: str | Path | None,
-    depth_root: str | Path | None,
-) -> list[str]:
-    """What every image, or every worker, would fail for: no depth at all, and places named by hand that are not there.
+def _find_missing(manifest: Manifest, config: PipelineConfig, address: str, places: Places) -> list[str]:
+    """What every image, or every worker, would fail for, as far as this machine can tell.
 
-    Of places nothing is said where a cluster's nodes may see what this machine does not.
+    A cluster's nodes may see folders that this machine does not: there each worker looks before its first shard.
     """
-    missing = []
-    if config.depth.source == "files" and manifest.depth_root is None:
-        advice = "build it with `depth` in the data set's YAML, or look with a network: depth.source=model, depth.model"
-        missing.append(f"{manifest.path} names no depth maps; {advice}; see docs/seeing.md")
-    if address != "local" and config.run.workers:
-        return missing
-    folders = {"images folder": images_root, "depth folder": depth_root or config.depth.root}
-    missing += [
-        f"{what} {folder}: there is no such folder; check the path"
-        for what, folder in folders.items()
-        if folder and "://" not in str(folder) and not Path(folder).is_dir()
-    ]
-    body = config.body.model_path
-    if body not in ("", STAND_IN_BODY) and "://" not in body and not Path(body).exists():
-        missing.append(f"body.model_path {body}: there is no such file or folder; see dto body import")
-    return missing
+    if address == "local" or config.run.workers == 0:
+        return find_missing(config, manifest, places)
+    return [*find_unnamed(config, manifest), *find_relative(manifest, places)]
+
+
+def _find_strangers(directory: RunDirectory) -> list[str]:
+    stranger = files.find_strangers(directory)
+    return [stranger] if stranger else []
 
 
 def _do_work(

@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 from dto_pipeline.config import PipelineConfig
 from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.run import directory as files
-from dto_pipeline.run.directory import RunDirectory, RunDirectoryError, RunIdentity, RunScan
+from dto_pipeline.run.directory import RunDirectory, RunDirectoryError, RunScan
+from dto_pipeline.run.identity import RunIdentity, describe_run_difference, identify_run
 from dto_pipeline.run.lock import LockHolder, read_holder
 from dto_pipeline.run.plan import survey_run
 from dto_pipeline.run.receipt import Receipt
@@ -99,7 +100,7 @@ def forecast_run(
     Raises:
         SelectionError: a selection that means nothing for this manifest.
     """
-    wanted = files.identify_run(config, manifest, manifest.path)
+    wanted = identify_run(config, manifest, manifest.path)
     holder = read_holder(directory.lock_file)
     if holder is not None and holder.state == "gone":
         holder = None
@@ -165,7 +166,10 @@ def _look(directory: RunDirectory, wanted: RunIdentity) -> tuple[RunScan, list[s
         if directory.is_run():
             refusals.append(str(error))
         return RunScan({}, {}), refusals
-    refusals += [f"mismatch: {line}" for line in files.describe_run_difference(recorded, wanted)]
+    if differences := describe_run_difference(recorded, wanted):
+        if not files.holds_labels(directory):
+            return RunScan({}, {}), refusals  # a start begins anew
+        refusals += [f"mismatch: {line}" for line in differences]
     scan = files.scan_run(directory, recorded, footers=True)
     return scan.without(find_damage(directory, scan.only(noted_damage(directory)))), refusals
 

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from dto_pipeline.config import RunConfig
 from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.run import directory as files
-from dto_pipeline.run.directory import RunDirectory, RunIdentity, RunScan
+from dto_pipeline.run.directory import RunDirectory, RunScan
+from dto_pipeline.run.identity import RunIdentity
 from dto_pipeline.run.receipt import Failure, Receipt
 from dto_pipeline.run.recheck import clear_notes, find_damage, noted_damage
 from dto_pipeline.run.selection import Retry, Selection

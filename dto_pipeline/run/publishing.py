@@ -33,13 +33,13 @@ from dto_pipeline.data.store import sha256_of
 from dto_pipeline.run.directory import (
     LABELS,
     RunDirectory,
-    RunIdentity,
     label_name,
     publish_receipt,
     receipt_name,
     shard_name,
     why_void,
 )
+from dto_pipeline.run.identity import RunIdentity, label_settings
 from dto_pipeline.run.receipt import Receipt, RecordInvalid, read_receipt
 from dto_pipeline.run.sanity import count_signs
 
@@ -64,7 +64,10 @@ class ShardWork:
 
 
 def shard_key(identity: RunIdentity, image_ids: Sequence[str]) -> str:
-    """sha256 (hex) over all that decides a shard's bytes: config, manifest, versions and the rows' ids in order."""
+    """sha256 (hex) over all that decides a shard's bytes, and the rows' ids in order.
+
+    The config's hash covers the content of body model and networks.
+    """
     facts = [identity.config_hash, identity.manifest_fingerprint, identity.versions, list(image_ids)]
     return hashlib.sha256(json.dumps(facts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
@@ -73,9 +76,8 @@ def label_footer(
     identity: RunIdentity, shard: int, key: str, table: LabelTable, facts: dict[str, str]
 ) -> dict[str, str]:
     """Text of a label file's footer; `facts` adds what only the caller knows (body model, licence ...)."""
-    rooms = {room: knobs for room, knobs in identity.config.items() if room != "run"}
     return {
-        "config": json.dumps(rooms, sort_keys=True),
+        "config": json.dumps(label_settings(identity.config), sort_keys=True),
         "config_hash": identity.config_hash,
         "manifest_fingerprint": identity.manifest_fingerprint,
         "subset": identity.subset,
@@ -85,6 +87,7 @@ def label_footer(
         "shard_key": key,
         "rows_sha256": _rows_sha256(table),
         "versions": json.dumps(identity.versions, sort_keys=True),
+        "inputs": json.dumps(identity.inputs, sort_keys=True),
         **facts,
     }
 

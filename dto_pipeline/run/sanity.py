@@ -239,6 +239,9 @@ def _describe_body(identity: RunIdentity) -> str:
 def _describe_depth(identity: RunIdentity) -> str:
     depth = identity.config["depth"]
     if depth["source"] == "model":
-        return f"network {identity.versions.get('depth network', depth['model'])}"
+        told = identity.inputs.get("depth network", "")
+        if told and "@" not in told:  # a folder: what it holds, and where it lay
+            return f"network {depth['model']} (sha256 {told[:16]})"
+        return f"network {told or identity.versions.get('depth network', depth['model'])}"
     scale = "" if depth["scale"] == 1 else f" times {depth['scale']:g}"
     return f"files of {depth['kind']}{scale}"

@@ -25,14 +25,9 @@ from dto_pipeline.data.tar_images import open_images
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.models.seeing import Sight
 from dto_pipeline.optimizer import SceneOptimizer
-from dto_pipeline.run.directory import (
-    RunDirectory,
-    RunIdentity,
-    RunMismatch,
-    describe_run_difference,
-    identify_run,
-    read_identity,
-)
+from dto_pipeline.run.directory import RunDirectory, RunDirectoryError, RunMismatch, read_identity
+from dto_pipeline.run.identity import RunIdentity, describe_run_difference, identify_run
+from dto_pipeline.run.inputs import find_missing, find_places
 from dto_pipeline.run.placing import ManifestRows, ScenePlacer
 from dto_pipeline.run.pool import process_name
 from dto_pipeline.run.publishing import (
@@ -237,15 +232,21 @@ class ShardRunner:
         torch.set_num_threads(self.config.run.torch_threads)
         manifest = Manifest.open(self.manifest_path)
         identity = read_identity(self.directory)
+        places = find_places(self.config, manifest, self._images_root, self._depth_root)
+        if missing := find_missing(self.config, manifest, places):
+            raise RunDirectoryError(f"the worker {process_name()} does not see what the run needs: {missing[0]}")
         here = identify_run(self.config, manifest, self.manifest_path)
         if differences := describe_run_difference(identity, here):
             raise RunMismatch("\n".join([f"{process_name()} differs from {self.directory.root}:", *differences]))
         device = choose_device(self.config.run.device)
         body = fetch_body(self.config.body.model_path, self.config.body.kid_axis, device)
-        images = open_images(self._images_root or manifest.images_root, self.manifest_path)
+        if body.sha256 != identity.body_sha256:
+            raise RunMismatch(
+                f"the body model {self.config.body.model_path} was changed while it was read; start again"
+            )
+        images = open_images(places.images, self.manifest_path)
         sight = Sight(self.config, body, device)
-        depth_root = self._depth_root or self.config.depth.root or manifest.depth_root or ""
-        depth = None if sight.depth is not None else open_depth(self.config.depth, depth_root)
+        depth = None if sight.depth is not None else open_depth(self.config.depth, places.depth or "")
         centred = manifest.dataset.get("principal_point", "centre") == "centre"
         placer = ScenePlacer(SceneOptimizer(body, self.config), self.config, images, depth, sight, centred)
         return _Workshop(identity, manifest, body, placer, sight.facts)

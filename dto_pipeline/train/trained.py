@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from dto_pipeline.config import BodyConfig
+from dto_pipeline.config import STAND_IN_BODY, BodyConfig
 from dto_pipeline.data.torch_files import read_torch_file
 from dto_pipeline.models.body import BodyModelError, load_body
 from dto_pipeline.train.checkpoint import read_checkpoint, restore_network
@@ -41,6 +41,8 @@ def load_trained(
     knobs = checkpoint.config.body
     if body_path is not None:
         knobs = dataclasses.replace(knobs, model_path=str(body_path))
+    if not knobs.model_path:  # until 0.3.0 a training that named none had the stand-in
+        knobs = dataclasses.replace(knobs, model_path=STAND_IN_BODY)
     body = load_body(knobs.model_path, knobs.kid_axis)
     if body.sha256 != checkpoint.body_sha256:
         found = f"sha256 {body.sha256[:16]}, the network was trained with {checkpoint.body_sha256[:16]}"
@@ -61,8 +63,10 @@ def _load_released(
     weights: dict[str, torch.Tensor], path: str, device: torch.device, body_path: str | Path | None, heads: int | None
 ) -> Trained:
     """A released network; each image for itself, so that its people do not depend on its neighbours."""
+    if body_path is None:
+        raise BodyModelError(f"{path} is a released file, which names no body model; name its own with --body")
     network = build_released(weights, path, heads).eval().to(device)
-    knobs = BodyConfig(model_path=str(body_path or ""))
+    knobs = BodyConfig(model_path=str(body_path))
     size = network.size
     return Trained(
         network=network,

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from dto_pipeline.data.label_files import LabelColumns, flatten_table, read_label_files
+from dto_pipeline.data.label_files import LabelColumns, check_one_body, flatten_table, read_label_files
 from dto_pipeline.data.labels import read_labels
 from dto_pipeline.data.storage import Location
 from dto_pipeline.view.run_files import find_labels
@@ -90,12 +90,14 @@ def diff_labels(before: str | Path, after: str | Path, worst: int = 10) -> Label
         worst: how many persons are named: those that moved most, and those of whom something became unknown.
 
     Raises:
-        LabelsError: a side holds no labels, or a file that cannot be read.
+        LabelsError: a side holds no labels, a file that cannot be read, or labels of different body models.
     """
     diff = LabelDiff(str(before), str(after))
     found: set[str] = set()
-    right = _Side(find_labels(after))
-    for path in find_labels(before):
+    left, theirs = find_labels(before), find_labels(after)
+    check_one_body([*left, *theirs])
+    right = _Side(theirs)
+    for path in left:
         columns = _read(path)
         ids = columns.images["image_id"].tolist()
         common = [row for row, image in enumerate(ids) if image in right.places]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dto_pipeline.config import DepthConfig
+from dto_pipeline.config import STAND_IN_BODY, DepthConfig
 from dto_pipeline.data.images import ImageStore
 from dto_pipeline.data.label_files import find_label_files
 from dto_pipeline.data.labels import LabelsError, read_label_metadata, read_labels
@@ -20,7 +20,8 @@ from dto_pipeline.data.storage import Location, as_location
 from dto_pipeline.data.tar_images import open_images
 from dto_pipeline.models.body import BodyModel, BodyModelError
 from dto_pipeline.models.depth import DepthFiles
-from dto_pipeline.run.directory import RunDirectory, RunIdentity, RunScan, read_identity, scan_run
+from dto_pipeline.run.directory import RunDirectory, RunScan, read_identity, scan_run
+from dto_pipeline.run.identity import RunIdentity
 
 LabelTable = Any  # a pyarrow.Table of schema.LABELS_SCHEMA; pyarrow itself is imported in data/ only
 
@@ -122,7 +123,8 @@ def load_run_body(run: RunFiles, path: str | Path | None) -> BodyModel:
         BodyModelError: it cannot be read, or is another one than the labels' footer names.
     """
     knobs = run.identity.config["body"]
-    body = fetch_body(knobs["model_path"] if path is None else path, knobs["kid_axis"])
+    named = knobs["model_path"] or STAND_IN_BODY  # until 0.3.0 a run that named none had the stand-in
+    body = fetch_body(named if path is None else path, knobs["kid_axis"])
     for shard in run.shards[:1]:
         wanted = read_label_metadata(run.directory.label_file(shard)).get("body_sha256", body.sha256)
         if wanted != body.sha256:

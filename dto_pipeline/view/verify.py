@@ -13,6 +13,7 @@ shards were given up; 3 what is done holds and the rest is pending.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -168,6 +169,7 @@ def verify_run(run_dir: str | Path, manifest: str | Path | None = None, body_pat
         verdict.unchecked.append(f"rows against the manifest: {run.manifest_problem}")
     body = _find_body(run, body_path, verdict)
     _check_receipts(run, verdict)
+    _check_footers(run, verdict)
     seen: Counter[str] = Counter()
     for shard in run.shards:
         before = _damage(verdict)
@@ -208,6 +210,33 @@ def _check_receipts(run: RunFiles, verdict: Verdict) -> None:
             verdict.pending[shard] = "its labels lie there without a receipt; `dto run` adopts them if they are whole"
         else:
             verdict.pending[shard] = "no receipt; `dto run` does it" + (f"; tried: {failure.error}" if failure else "")
+
+
+def _check_footers(run: RunFiles, verdict: Verdict) -> None:
+    """Every label file of the run is of its settings, its manifest, its versions and its inputs."""
+    rule, identity = verdict.rule("every footer is of this run"), run.identity
+    wanted = {"config_hash": identity.config_hash, "manifest_fingerprint": identity.manifest_fingerprint}
+    bodies = {"body_sha256": identity.body_sha256} if identity.body_sha256 else {}
+    for shard in run.shards:
+        path = run.directory.label_file(shard)
+        try:
+            footer = read_label_metadata(path)
+        except LabelsError:
+            continue  # told by the file's own rule
+        rule.checked += 1
+        if "body_sha256" in footer:
+            bodies.setdefault("body_sha256", footer["body_sha256"])  # until 0.3.0 run.json holds none: the first file's
+        wrong = [
+            f"{name} {footer.get(name)}, expected {value}"
+            for name, value in (wanted | bodies).items()
+            if footer.get(name) != value
+        ]
+        for name, told in (("versions", identity.versions), ("inputs", identity.inputs)):
+            if told and footer.get(name) != json.dumps(told, sort_keys=True):
+                wrong.append(f"{name} {footer.get(name)}, expected {json.dumps(told, sort_keys=True)}")
+        if wrong:
+            advice = "take its receipt away, then `dto run` makes it anew"
+            rule.offend(f"{base_name(path)}: {'; '.join(wrong)}; {advice}")
 
 
 def _check_file(run: RunFiles, shard: int, verdict: Verdict) -> Iterator[LabelColumns]:

@@ -33,7 +33,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def evaluate(made: Path, *words: str) -> dict:
-    assert main(["eval", *words, "--resamples", "20", "--json", str(made / "eval.json")]) == 0
+    assert main(["eval", *words, "--body", "demo", "--resamples", "20", "--json", str(made / "eval.json")]) == 0
     return json.loads((made / "eval.json").read_text())
 
 

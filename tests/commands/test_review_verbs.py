@@ -66,7 +66,7 @@ def test_a_report_without_its_body_model_is_a_page_without_scenes(
 ) -> None:
     copy = Path(shutil.copytree(run_dir, tmp_path / "copy"))
     run_file = RunDirectory(copy).run_file
-    run_file.write_text(run_file.read_text().replace('"model_path": ""', '"model_path": "gone.npz"'))
+    run_file.write_text(run_file.read_text().replace('"model_path": "demo"', '"model_path": "gone.npz"'))
     assert main(["report", str(copy), "-o", str(tmp_path / "page")]) == 0
     assert "without scenes: no body model at gone.npz" in capsys.readouterr().out
     assert 'class="scene"' not in (tmp_path / "page" / "index.html").read_text()

@@ -238,7 +238,7 @@ def test_import_writes_what_the_body_model_loads(plain: dict[str, np.ndarray], t
     written = import_smpl(source, tmp_path / "out", KID_TEMPLATE, with_pickle=True)
     assert [path.name for path in written] == ["SMPL_NEUTRAL.npz", "SMPLA_NEUTRAL.npz", "SMPL_NEUTRAL.pkl"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(path.name for path in written)
-    imported, stand_in_body = load_body(tmp_path / "out"), load_body()
+    imported, stand_in_body = load_body(tmp_path / "out"), load_body("demo")
     betas = torch.tensor([[0.5, -0.5, 0, 0, 0, 0, 0, 0, 0, 0, 0.6]])
     pose, transl = torch.full((1, 72), 0.1), torch.zeros(1, 3)
     assert imported.has_kid_axis

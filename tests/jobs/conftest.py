@@ -24,6 +24,8 @@ TINY_OPTIONS = [
     "run.max_failed_images=1",
     "--set",
     "run.batch_images=2",
+    "--set",
+    "body.model_path=demo",
 ]  # what `tiny_config` says, for the command line
 
 

@@ -60,7 +60,7 @@ def test_bodies_elsewhere_are_a_failure(tmp_path, body):
     shutil.copy(CASES / "case_04_bodies.npz", tmp_path)
     edited(tmp_path, "case_04", lambda raw: None)
     assert check_rh_cases(tmp_path, body)[0].passed
-    thin = load_body(kid_axis=False)
+    thin = load_body("demo", kid_axis=False)
     assert "a projected joint is" in " ".join(check_rh_cases(tmp_path, thin)[0].failures)
 
 

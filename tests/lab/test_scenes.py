@@ -21,7 +21,7 @@ SEED = 7
 
 @cache
 def scene(number: int) -> DemoScene:
-    body = load_body()
+    body = load_body("demo")
     return build_scene(SEED, number, body, measure_template(body))
 
 
@@ -87,7 +87,7 @@ def test_labels_make_children_adult_like_and_too_far(crowd_scene: DemoScene) -> 
     assert (labels.factor[child] > 1.02).all()
     np.testing.assert_allclose(labels.transl[:, 2] / truth.transl[:, 2], labels.factor, atol=0.1)
     betas = np.pad(labels.betas, ((0, 0), (0, 1)))
-    np.testing.assert_allclose(rest_height(load_body(), betas), labels.factor * truth.height, atol=1e-4)
+    np.testing.assert_allclose(rest_height(load_body("demo"), betas), labels.factor * truth.height, atol=1e-4)
 
 
 def test_disparity_is_the_announced_line_of_true_inverse_depth() -> None:

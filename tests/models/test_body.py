@@ -50,7 +50,7 @@ def test_leading_axes_and_long_batches_change_nothing(body: BodyModel) -> None:
 
 
 def test_without_the_kid_axis_the_last_coefficient_does_nothing() -> None:
-    plain = load_body(kid_axis=False)
+    plain = load_body("demo", kid_axis=False)
     betas = torch.zeros(2, 11)
     betas[1, 10] = 0.7
     assert not plain.has_kid_axis

@@ -24,6 +24,7 @@ from dto_pipeline.models.depth_licences import describe_licences
 from dto_pipeline.models.depth_positions import stretch_positions
 from dto_pipeline.models.depth_resize import plan_windows, resize_to_image, resize_to_network
 from dto_pipeline.models.networks import ModelError, ModelMissing, ModelReference, identify
+from dto_pipeline.run.identity import hash_settings
 from tests.tiny_models import save_classifier, save_depth_anything, save_depth_pro
 
 
@@ -143,11 +144,11 @@ def test_depth_pro_goes_through_the_same_door(tmp_path: Path) -> None:
     assert network.recipe.size(30, 45) == (128, 128)
 
 
-def test_a_folder_is_identified_by_its_weights(folder: Path, tmp_path: Path) -> None:
+def test_a_folder_is_identified_by_its_content(folder: Path, tmp_path: Path) -> None:
     network = DepthNetwork(config(folder))
-    assert network.facts["depth_model"] == "tiny"  # the folder's own name, no path of this machine
+    assert network.facts["depth_model"] == "depth_anything"  # what config.json says it is, wherever it lies
     assert len(network.facts["depth_sha256"]) == 64
-    assert network.origin == f"disparity of tiny@{network.facts['depth_sha256'][:12]}"
+    assert network.origin == f"disparity of depth_anything@{network.facts['depth_sha256'][:12]}"
     other = save_depth_anything(tmp_path / "tiny", seed=1)
     assert identify(ModelReference(str(other))).sha256 != network.facts["depth_sha256"]
 
@@ -369,9 +370,8 @@ def test_precision_is_told_and_what_a_cpu_cannot_do_is_refused(folder: Path) -> 
             DepthNetwork(config(folder, precision=precision))
     with pytest.raises(ConfigError, match=r"depth\.precision"):
         PipelineConfig(depth=DepthConfig(precision="half"))
-    hashes = {
-        PipelineConfig(depth=DepthConfig(precision=precision)).hash() for precision in ("auto", "float32", "tf32")
-    }
+    depths = [DepthConfig(source="model", model="demo", precision=one) for one in ("auto", "float32", "tf32")]
+    hashes = {hash_settings(PipelineConfig(depth=depth).to_dict(), {}) for depth in depths}
     assert len(hashes) == 3
 
 

@@ -56,9 +56,9 @@ class ChaosRunner(ShardRunner):
 
 
 def tiny_config(workers: int = 0, **run) -> PipelineConfig:
-    """Defaults, on the CPU, small batches; a tiny data set may be broken on purpose as far as a test likes."""
+    """Defaults, the stand-in body, on the CPU, small batches; a tiny set may be broken on purpose as a test likes."""
     knobs = {"device": "cpu", "batch_images": 2, "workers": workers, "max_failed_images": 1, **run}
-    return load_config(overrides=[f"run.{name}={value}" for name, value in knobs.items()])
+    return load_config(overrides=["body.model_path=demo", *(f"run.{name}={value}" for name, value in knobs.items())])
 
 
 def label_bytes(run_dir: Path) -> dict[str, bytes]:

@@ -10,12 +10,16 @@ from types import SimpleNamespace
 
 import pytest
 
-from dto_pipeline.config import PipelineConfig, load_config
+from dto_pipeline.config import load_config
 from dto_pipeline.run import directory as files
+from dto_pipeline.run import identity as identities
 from dto_pipeline.run.directory import RunDirectory, RunDirectoryError, RunMismatch
+from dto_pipeline.run.identity import identify_run
 from dto_pipeline.run.lock import DriverLock, LockHolder, RunLocked, read_holder
 from dto_pipeline.run.receipt import Failure
 from tests.run.fakes import make_receipt
+
+NAMED = load_config(overrides=["body.model_path=demo"])
 
 
 def _manifest(**changes) -> SimpleNamespace:
@@ -24,7 +28,7 @@ def _manifest(**changes) -> SimpleNamespace:
 
 
 def _identity(tmp_path, config=None, **changes):
-    return files.identify_run(config or PipelineConfig(), _manifest(**changes), tmp_path / "m.parquet")
+    return identify_run(config or NAMED, _manifest(**changes), tmp_path / "m.parquet")
 
 
 @pytest.fixture
@@ -52,13 +56,16 @@ def test_a_run_reopened_with_the_same_settings_is_the_same_run(run, tmp_path):
 
 def test_the_manifest_may_have_moved_and_the_run_room_may_change(run, tmp_path):
     directory, identity = run
-    moved = files.identify_run(load_config(overrides=["run.workers=7"]), _manifest(), tmp_path / "elsewhere.parquet")
+    moved = identify_run(
+        load_config(overrides=["run.workers=7", "body.model_path=demo"]), _manifest(), tmp_path / "elsewhere.parquet"
+    )
 
     assert files.open_run(directory, moved) == identity
 
 
 def test_every_difference_is_named_on_its_own_line(run, tmp_path):
-    config = load_config(overrides=["solver.max_height=2.2", "prior.gender_prior=false"])
+    _finish(run, 0)
+    config = load_config(overrides=["body.model_path=demo", "solver.max_height=2.2", "prior.gender_prior=false"])
 
     with pytest.raises(RunMismatch) as caught:
         files.open_run(run[0], _identity(tmp_path, config, fingerprint="other"))
@@ -72,7 +79,8 @@ def test_every_difference_is_named_on_its_own_line(run, tmp_path):
 
 
 def test_another_library_version_is_refused(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "version", lambda name: "0.0" if name == "torch" else "1.0")
+    _finish(run, 0)
+    monkeypatch.setattr(identities, "version", lambda name: "0.0" if name == "torch" else "1.0")
 
     with pytest.raises(RunMismatch, match=r"versions.torch: '.*' -> '0\.0'"):
         files.open_run(run[0], _identity(tmp_path))
@@ -126,7 +134,7 @@ def test_a_receipt_that_does_not_hold_is_taken_away(run, damage, reason):
 def test_a_receipt_of_another_config_does_not_count(run):
     _finish(run, 1, manifest_fingerprint="other")
 
-    assert "another config or manifest" in files.scan_run(*run).void[1]
+    assert "another config, body model, network or manifest" in files.scan_run(*run).void[1]
 
 
 def test_the_first_receipt_of_a_shard_stands(run):

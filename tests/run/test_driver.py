@@ -209,7 +209,7 @@ def test_leftovers_of_workers_that_died_on_the_way_are_gone_when_the_run_ends(st
 
 def test_a_changed_config_is_refused_with_the_difference(finished):
     config = tiny_config()
-    changed = type(config)(run=config.run, solver=type(config.solver)(max_height=2.2))
+    changed = dataclasses.replace(config, solver=type(config.solver)(max_height=2.2))
 
     with pytest.raises(RunMismatch, match=r"solver\.max_height: 2\.1 -> 2\.2"):
         finished(config=changed)

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from dto_pipeline.config import PipelineConfig, RunConfig
+from dto_pipeline.config import RunConfig, load_config
 from dto_pipeline.run import directory as files
 from dto_pipeline.run.directory import RunDirectory, RunScan
+from dto_pipeline.run.identity import identify_run
 from dto_pipeline.run.ledger import FileLedger
 from dto_pipeline.run.plan import survey_run
 from dto_pipeline.run.schedule import Charge, Schedule
@@ -43,7 +44,7 @@ def run(tmp_path):
         fingerprint="manifest", subset="tiny", num_shards=4, num_images=16, num_people=36, shard_sizes=sizes
     )
     directory = RunDirectory(tmp_path / "run")
-    identity = files.identify_run(PipelineConfig(), manifest, tmp_path / "m.parquet")
+    identity = identify_run(load_config(overrides=["body.model_path=demo"]), manifest, tmp_path / "m.parquet")
     files.open_run(directory, identity)
     plan = survey_run(directory, identity, manifest, RunScan({}, {}), Selection(), Retry())
     suspects = Suspects(directory, {}, RunConfig())

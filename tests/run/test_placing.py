@@ -10,6 +10,7 @@ from dto_pipeline.data.scenes import load_scenes
 from dto_pipeline.models.body import load_body
 from dto_pipeline.models.depth import DepthFiles
 from dto_pipeline.optimizer import SceneOptimizer
+from dto_pipeline.run.identity import hash_settings
 from dto_pipeline.run.placing import ScenePlacer
 from dto_pipeline.run.pool import DeviceLost
 from dto_pipeline.status import ImageStatus, PersonStatus
@@ -150,7 +151,7 @@ def test_an_image_that_takes_more_memory_than_the_option_costs_itself_and_no_lab
     problems = [item.scene.problem or (None, "") for item in placed]
     assert {status for status, _ in problems} == {ImageStatus.IMAGE_CORRUPT}
     assert all("raise run.decode_memory_mb" in text for _, text in problems)
-    assert config.hash() == CONFIG.hash()
+    assert hash_settings(config.to_dict(), {}) == hash_settings(CONFIG.to_dict(), {})
 
 
 def test_a_label_on_the_kid_axis_is_refused_by_a_model_without_one(manifest, body):
@@ -158,7 +159,7 @@ def test_a_label_on_the_kid_axis_is_refused_by_a_model_without_one(manifest, bod
     scenes = load_scenes(rows, manifest.images_root, DepthFiles(manifest.depth_root), CONFIG.evidence)
     scenes[0].betas[0, 10] = 0.4
     placer = ScenePlacer(
-        SceneOptimizer(load_body(kid_axis=False), CONFIG),
+        SceneOptimizer(load_body("demo", kid_axis=False), CONFIG),
         CONFIG,
         ImageFolder(manifest.images_root),
         DepthFiles(manifest.depth_root),

@@ -231,7 +231,7 @@ def test_a_paused_driver_that_wakes_after_a_take_over_writes_nothing_more(uri):
 
 
 def test_what_is_wrong_is_said_with_bucket_key_and_next_step(server, tiny, monkeypatch):
-    with pytest.raises(StoreError, match=r"bucket nowhere, key run/.*the bucket does not exist; make it"):
+    with pytest.raises(StoreError, match=r"bucket nowhere, key run.*the bucket does not exist; make it"):
         start(tiny, s3_uri(server, "run", bucket="nowhere"))
     for key in ENVIRONMENT:
         monkeypatch.delenv(key)

@@ -13,8 +13,10 @@ import pytest
 from dto_pipeline.cli import main
 from dto_pipeline.config import PipelineConfig, load_config
 from dto_pipeline.data.label_files import read_label_files
-from dto_pipeline.run.directory import RunDirectory, identify_run
+from dto_pipeline.models.body_file import locate_body
+from dto_pipeline.run.directory import RunDirectory
 from dto_pipeline.run.driver import run_pipeline
+from dto_pipeline.run.identity import identify_run
 from dto_pipeline.run.receipt import parse_receipt, read_receipt
 from dto_pipeline.run.report import read_status
 from dto_pipeline.run.sanity import ALONE_SHARE, MOST, TOO_TALL_SHARE, Sanity, count_signs, judge_run
@@ -47,7 +49,7 @@ def run(sound: TinyDataset, folder: Path, depth: Change | None = None, mode: str
 
 def judge(signs: dict[str, int], people: dict[str, int] | None = None, *config: str) -> Sanity:
     manifest = SimpleNamespace(fingerprint="m", subset="tiny", num_shards=1, num_images=100, num_people=300)
-    identity = identify_run(load_config(overrides=config), manifest, "m.parquet")
+    identity = identify_run(load_config(overrides=["body.model_path=demo", *config]), manifest, "m.parquet")
     people = people or {"moved": 300}
     receipt = make_receipt(0, images=100, persons=sum(people.values()), person_status=people, signs=signs)
     return judge_run(identity, [receipt])
@@ -156,6 +158,7 @@ def test_a_weak_map_is_not_taken_for_one_the_wrong_way_round() -> None:
 
 
 def test_the_network_that_was_used_is_named() -> None:
-    sanity = judge({}, None, "depth.source=model", "depth.model=demo", "body.model_path=bodies/x.npz")
-    assert sanity.depth.startswith("network depth_tiny@")
-    assert sanity.body == "bodies/x.npz"
+    body = str(locate_body("demo"))
+    sanity = judge({}, None, "depth.source=model", "depth.model=demo", f"body.model_path={body}")
+    assert sanity.depth.startswith("network demo (sha256 ")
+    assert sanity.body == body

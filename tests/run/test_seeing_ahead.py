@@ -67,7 +67,7 @@ def test_labels_from_a_network_have_the_same_bytes_however_work_is_moved(
     done = [item for item in placed if not item.status.is_failure]
     assert {item.scene.origin["depth"] for item in done} == {done[0].scene.origin["depth"]}
     metadata = read_label_metadata(file)
-    assert done[0].scene.origin["depth"] == f"disparity of tiny@{metadata['depth_sha256'][:12]}"
+    assert done[0].scene.origin["depth"] == f"disparity of depth_anything@{metadata['depth_sha256'][:12]}"
 
 
 def test_a_map_the_network_got_wrong_is_that_images_status(

@@ -110,7 +110,7 @@ def test_a_dry_run_counts_what_is_left_and_takes_its_figures_from_receipts(start
 def test_a_dry_run_says_what_would_refuse(start, plan, tmp_path):
     start(selection=Selection(limit=1))
     config = tiny_config()
-    other = type(config)(run=config.run, solver=type(config.solver)(max_height=2.2))
+    other = dataclasses.replace(config, solver=type(config.solver)(max_height=2.2))
     with RunDirectory(tmp_path / "run").lock():
         forecast = plan(config=other)
 

@@ -24,6 +24,7 @@ from dto_pipeline.train.targets import mesh_edges
 SIDE = 112
 _BODIES = 2  # random stream of true bodies, see `demo.scenes`
 TINY = {
+    "body.model_path": "demo",
     "encoder.width": 96,
     "encoder.layers": 3,
     "encoder.heads": 4,
@@ -37,7 +38,6 @@ TINY = {
     "loop.warm_up": 30,
     "loop.clip": 5.0,
     "loop.last_rate": 0.02,
-    "body.model_path": "demo",
 }  # a network of about a million weights
 
 

@@ -54,5 +54,4 @@ class StandIn:
 
 
 def stand_in(body: BodyModel, network: StandIn | None = None) -> Trained:
-    config = BodyConfig(model_path="demo")
-    return Trained(network or StandIn(), body, config, SIDE, "0" * 64, torch.device("cpu"))
+    return Trained(network or StandIn(), body, BodyConfig("demo"), SIDE, "0" * 64, torch.device("cpu"))

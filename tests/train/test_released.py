@@ -63,7 +63,7 @@ def test_a_released_file_predicts_photographs_and_is_evaluated(
     out = tmp_path / "crowd"
     command = ["predict", str(released), str(crowd / "images"), "-o", str(out), "--quiet", "--body", "demo"]
     assert main([*command, "--device", "cpu", "--min-confidence", "0"]) == 0
-    assert main(["eval", "meshes", str(out), str(crowd), "--resamples", "0"]) == 0
+    assert main(["eval", "meshes", str(out), str(crowd), "--resamples", "0", "--body", "demo"]) == 0
     assert "MPJPE" in capsys.readouterr().out
 
 

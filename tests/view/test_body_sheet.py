@@ -47,7 +47,7 @@ def test_four_bodies_stand_on_one_line_in_their_heights(sheet: Image.Image) -> N
 
 
 def test_a_model_without_kid_axis_is_drawn_without_the_kid(sheet: Image.Image) -> None:
-    without = draw_body_sheet(load_body(kid_axis=False))
+    without = draw_body_sheet(load_body("demo", kid_axis=False))
     assert without.height == sheet.height
     assert sheet.width - without.width == 270
 
