@@ -36,13 +36,16 @@ from dto_pipeline.lab.write import TRUTH
 from dto_pipeline.models.body import BodyModel, load_body
 from dto_pipeline.models.depth_tiny import save_backbone
 from dto_pipeline.run.driver import run_pipeline
-from dto_pipeline.train.augment import ImageLabels, see_labels, view_affine, warp_image, whole_view
+from dto_pipeline.train.augment import Draw, vary_pixels
 from dto_pipeline.train.batch import TrainBatch
-from dto_pipeline.train.checkpoint import build_network, list_checkpoints, read_checkpoint, restore_network
+from dto_pipeline.train.checkpoint import begin_network, list_checkpoints, read_checkpoint, restore_network
 from dto_pipeline.train.config import TrainConfig, load_train_config
+from dto_pipeline.train.data_config import AugmentConfig
 from dto_pipeline.train.dataset import Sample, collate_samples
 from dto_pipeline.train.evaluation import MEASURES, evaluate
-from dto_pipeline.train.model import MeshNetwork, Predictions
+from dto_pipeline.train.labels import ImageLabels, see_people
+from dto_pipeline.train.model import MeshNetwork, Predictions, with_joints
+from dto_pipeline.train.targets import mesh_edges
 
 CONFIG = Path(__file__).parent / "train.yaml"
 TRAINING_SEED, TEST_SEED = 301, 307  # of the crowds; settings were chosen on the crowds of seeds 302 to 306
@@ -50,6 +53,7 @@ ENCODER_LAYERS = 4  # of the six of the demo's depth network: people's size is r
 SCALE = 0.4  # of the demo's pictures
 KINDS = {"with": "relative metric loss", "without": "without it"}
 _BATCH = 12  # test images at once
+_LEAST_JOINTS, _MOST_PEOPLE = 4, 50  # of a person inside, of an image
 _SHOWN = ("pair_depth_error", "near_pair_depth_error", "ordinal", "depth_error", "fov_error", "mpjpe", "recall")
 
 
@@ -135,7 +139,7 @@ def networks_of(folders: dict[str, Path]) -> Iterator[tuple[str, MeshNetwork, Tr
     checkpoints = {kind: read_checkpoint(list_checkpoints(folder)[-1]) for kind, folder in folders.items()}
     config = next(iter(checkpoints.values())).config
     torch.manual_seed(config.loop.seed)
-    yield "untrained", build_network(config).eval(), config
+    yield "untrained", begin_network(config)[0].eval(), config
     for kind, checkpoint in checkpoints.items():
         yield kind, restore_network(checkpoint), checkpoint.config
 
@@ -145,36 +149,33 @@ def measure(network: MeshNetwork, config: TrainConfig, crowds: Path, body: BodyM
 
     @torch.no_grad()
     def predict(batch: TrainBatch) -> Predictions:
-        return network(batch.image, batch.intrinsics)
+        return with_joints(network(batch.images, batch.centres), body)
 
     # one yardstick for all: queries are assigned with the default weights whatever was trained with
-    default = load_train_config()
     batches = truth_batches(crowds, config.data.input_size, body)
-    return evaluate(predict, batches, body, default.loss, default.match)
+    return evaluate(predict, batches, body, load_train_config().match)
 
 
-def truth_batches(crowds: Path, size: int, body: BodyModel) -> Iterator[TrainBatch]:
+def truth_batches(crowds: Path, side: int, body: BodyModel) -> Iterator[TrainBatch]:
     """The pictures of a set, whole, with the truth as labels."""
     settings = json.loads((crowds / "crowds.json").read_text())
     with np.load(crowds / TRUTH, allow_pickle=False) as arrays:
         truth = {name: arrays[name] for name in ("image_name", "image_number", "pose", "betas", "transl")}
-    samples = []
+    edges, samples = mesh_edges(body.faces.numpy()), list[Sample]()
     for number in range(settings["images"]):
         rows = np.flatnonzero(truth["image_number"] == number)
         camera = plan_crowd(settings["seed"], number).view.scaled(settings["scale"]).intrinsics
         rgb = read_image(crowds / "images" / str(truth["image_name"][rows[0]])).rgb
-        view = whole_view(camera, rgb.shape[1], rgb.shape[0], size)
-        labels = see_labels(true_labels(truth, rows, camera, body), view)
-        image = warp_image(rgb, view_affine(camera, view), size).astype(np.float32) / 255
-        samples.append(Sample(str(number), image, labels))
+        size, labels = (rgb.shape[1], rgb.shape[0]), true_labels(truth, rows, camera)
+        seen, varied = see_people(labels, size, side, Draw(), body, edges, AugmentConfig(), _LEAST_JOINTS, _MOST_PEOPLE)
+        samples.append(Sample(str(number), vary_pixels(rgb, varied.frame, flip=False), seen))
     for first in range(0, len(samples), _BATCH):
-        yield collate_samples(samples[first : first + _BATCH], size)
+        yield collate_samples([*samples[first : first + _BATCH]])
 
 
-def true_labels(truth: dict[str, np.ndarray], rows: np.ndarray, camera: np.ndarray, body: BodyModel) -> ImageLabels:
+def true_labels(truth: dict[str, np.ndarray], rows: np.ndarray, camera: np.ndarray) -> ImageLabels:
     """The truth of one picture."""
     pose, betas, transl = (truth[name][rows] for name in ("pose", "betas", "transl"))
-    joints = body.joints(*(torch.from_numpy(part) for part in (pose, betas, transl)))[:, :24].numpy()
     count = len(rows)
     return ImageLabels(
         intrinsics=camera,
@@ -183,7 +184,6 @@ def true_labels(truth: dict[str, np.ndarray], rows: np.ndarray, camera: np.ndarr
         pose=pose,
         betas=betas,
         transl=transl,
-        joints=joints,
         boxes=np.full((count, 4), np.nan, np.float32),
         keypoints=np.full((count, 24, 2), np.nan, np.float32),
         z_covariance=np.full((count, count), np.nan, np.float32),

@@ -2,12 +2,11 @@
 # What the relative metric loss is good for: two small networks, equal but for that loss, trained on the pipeline's own
 # labels of synthetic crowds and measured against the truth of other crowds, beside the network before training.
 #
-#   bash jobs/train.sh                 everything below out/train; about 20 minutes on 2 cores
+#   bash jobs/train.sh                 everything below out/train; tens of minutes on 2 free cores
 #   bash jobs/train.sh --seeds 0 1 2   more than one training each
 #
-# Expect pairs of people to stand 40 % less wrong to each other than before training, and a third less than without the
-# loss (docs/training.md).
-# Run again, it goes on where it stopped; crowds, labels and finished trainings are kept.
+# Writes a table of distances between people, with the loss, without it and before training (docs/training.md says what
+# is measured so far). Run again, it goes on where it stopped; crowds, labels and finished trainings are kept.
 set -euo pipefail
 source "$(dirname "$0")/environment.sh"
 export OMP_NUM_THREADS=1

@@ -37,6 +37,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     _add_rh(actions)
     _add_synthetic(actions)
     _add_meshes(actions)
+    _add_protocols(actions)
     add_solver_parsers(actions)
 
 
@@ -107,6 +108,32 @@ def _add_meshes(actions: argparse._SubParsersAction) -> None:
     parser.set_defaults(run=_run_meshes)
 
 
+def _add_protocols(actions: argparse._SubParsersAction) -> None:
+    for name, title in (
+        ("3dpw", "3DPW, Hi4D as MA-HMR measures them: MPJPE and PA-MPJPE of 14 regressed joints, MVE, recall"),
+        ("agora", "AGORA, BEDLAM as MA-HMR measures them: F1, MPJPE, MVE, NMJE, NMVE"),
+    ):
+        parser = actions.add_parser(
+            name,
+            help=title,
+            description=f"{title}. Matching as published: by ascending spectral norm, with its budget of "
+            "predictions; `dto golden` proves it equal to the recorded numbers, `dto eval meshes` has the field's own.",
+        )
+        parser.add_argument("found", metavar="FOUND", help=f"what is judged: {_WHAT}")
+        parser.add_argument("truth", metavar="TRUTH", help="the same kinds, or a folder written by `dto synth`")
+        parser.add_argument(
+            "--truth-body", metavar="NPZ", help="the truth's body model where it is another one (gendered)"
+        )
+        if name == "3dpw":
+            parser.add_argument(
+                "--regressor", required=True, metavar="NPY", help="J_regressor_h36m.npy (17, V) of the body model"
+            )
+        else:
+            parser.add_argument("--vertices", metavar="NPY", help="body_verts_smpl.npy: the vertices that count (all)")
+        _add_common(parser)
+        parser.set_defaults(run=_run_protocol, protocol=name)
+
+
 def _add_common(parser: argparse.ArgumentParser) -> None:
     add_body_option(parser)
     parser.add_argument("--json", metavar="FILE", help="write measures, intervals and counts as JSON")
@@ -162,6 +189,34 @@ def _run_meshes(arguments: argparse.Namespace) -> int:
     found, truth = _people(arguments.found, arguments.values), _people(arguments.truth)
     evaluation = evaluate_meshes(found, truth, _body(arguments), arguments.match, arguments.resamples, arguments.seed)
     return _report(evaluation, arguments)
+
+
+def _run_protocol(arguments: argparse.Namespace) -> int:
+    from dto_pipeline.evaluate.protocol_evaluation import Bodies, evaluate_protocol
+    from dto_pipeline.models.body import load_body
+
+    body = _body(arguments)
+    truth_body = load_body(arguments.truth_body) if arguments.truth_body else body
+    regressor = _array(arguments.regressor) if arguments.protocol == "3dpw" else None
+    vertices = _array(arguments.vertices) if arguments.protocol == "agora" and arguments.vertices else None
+    if vertices is not None and (
+        vertices.dtype.kind not in "iu" or not 0 <= vertices.min() <= vertices.max() < body.num_vertices
+    ):
+        raise DtoError(f"{arguments.vertices} holds no numbers of vertices 0 .. {body.num_vertices - 1}")
+    found, truth = _people(arguments.found), _people(arguments.truth)
+    bodies = Bodies(body, truth_body, regressor, vertices)
+    return _report(
+        evaluate_protocol(found, truth, bodies, arguments.protocol, arguments.resamples, arguments.seed), arguments
+    )
+
+
+def _array(path: str) -> np.ndarray:
+    import numpy as np
+
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise DtoError(f"{path} cannot be read ({error}); expected a plain .npy") from error
 
 
 def _people(place: str, values: str = "after") -> People:

@@ -33,7 +33,8 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "checkpoint",
         metavar="CHECKPOINT",
-        help="a training's folder (its newest checkpoint that can be read), or one file of its checkpoints/",
+        help="a training's folder (its newest checkpoint that can be read), one file of its checkpoints/, or a "
+        "released MA-HMR file of weights (pytorch_model.bin, .pth), which needs --body",
     )
     parser.add_argument(
         "images", metavar="IMAGES", help="folder or URI of images, subfolders too, or a manifest (*.parquet)"
@@ -57,6 +58,12 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         help="depth maps of a folder's images, NAME.npy each: noted in the manifest for dto run, not read here",
     )
     parser.add_argument("--body", metavar="NPZ", help="where the training's body model is now, if moved")
+    parser.add_argument(
+        "--encoder-heads",
+        type=positive,
+        metavar="N",
+        help="attention heads of a released file's encoder, which its shapes do not tell (one per 64 features)",
+    )
     parser.add_argument("--batch", type=positive, metavar="N", help="images the network sees at once: memory (4)")
     parser.add_argument("--device", default="auto", metavar="D", help="cpu, cuda, cuda:1 ...; auto = a GPU if there is")
     parser.add_argument("--quiet", action="store_true", help="no progress line")
@@ -83,7 +90,9 @@ def _run(arguments: argparse.Namespace) -> int:
         config = replace(config, min_confidence=arguments.min_confidence)
     if arguments.batch is not None:
         config = replace(config, batch_images=arguments.batch)
-    trained = load_trained(arguments.checkpoint, choose_device(arguments.device), arguments.body)
+    trained = load_trained(
+        arguments.checkpoint, choose_device(arguments.device), arguments.body, arguments.encoder_heads
+    )
     print(f"the network of {trained.origin}")
     manifest = predict_run(trained, pictures, out, config, not arguments.quiet)
     print(f"{arguments.out}: {manifest.num_people} people in {manifest.num_images} images{_failures(out)}")

@@ -28,6 +28,12 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         "-o", "--out", required=True, metavar="DIR", help="the training's folder, local; a cluster's machines share it"
     )
     add_overrides(parser, "loss.preset=paper")
+    parser.add_argument(
+        "--init",
+        metavar="FILE",
+        help="same as --set loop.init=FILE: weights to begin from, a released MA-HMR or SAT-HMR file (.bin, .pth) or a "
+        "checkpoint or folder of a training; sizes that the config does not name are those of the file",
+    )
     parser.add_argument("--workers", type=int, metavar="N", help="same as --set loop.workers=N; 0 = without Ray")
     parser.add_argument("--address", default="local", help="Ray cluster: local (default), auto, ray://HOST:PORT")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -38,6 +44,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from dto_pipeline.commands.training_data import check_bodies, open_label_sets
     from dto_pipeline.config import require_body
     from dto_pipeline.errors import DtoError
+    from dto_pipeline.train.checkpoint import sizes_to_begin_with
     from dto_pipeline.train.config import load_train_config
     from dto_pipeline.train.evaluation import MEASURES
     from dto_pipeline.train.loop import train_network
@@ -47,7 +54,10 @@ def _run(arguments: argparse.Namespace) -> int:
         raise DtoError(f"{arguments.out} is a URI; a training's folder is local: name one that all machines share")
     if arguments.workers is not None:
         arguments.overrides.append(f"loop.workers={arguments.workers}")
-    config = load_train_config(arguments.config, arguments.overrides)
+    if arguments.init is not None:
+        arguments.overrides.append(f"loop.init={arguments.init}")
+    out = Path(arguments.out)
+    config = load_train_config(arguments.config, arguments.overrides, lambda init: sizes_to_begin_with(out, init))
     require_body(config.body)
     if config.loop.workers < 0:
         raise DtoError(f"loop.workers is {config.loop.workers}; expected 0 (without Ray) or more")
@@ -59,7 +69,7 @@ def _run(arguments: argparse.Namespace) -> int:
         from dto_pipeline.run.ray_pool import start_ray
 
         start_ray(RunConfig(workers=config.loop.workers), arguments.address)
-    measures = train_network(config, source, Path(arguments.out), progress=not arguments.quiet)
+    measures = train_network(config, source, out, progress=not arguments.quiet)
     for name, title in MEASURES.items():
         if name in measures:
             print(f"{measures[name]:10.4f}  {title}")

@@ -7,6 +7,7 @@ Glue between finished runs and training, which knows none.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from dto_pipeline.config import BodyConfig
 from dto_pipeline.data.annotation_pieces import open_annotation_set, open_annots_set
@@ -30,6 +31,9 @@ def open_label_sets(config: DataConfig) -> list[LabelSet]:
     """
     if not config.labels:
         raise DtoError("data.labels names no labels; give the folders of runs or exports")
+    for place in config.images:
+        if place and "://" not in place and not Path(place).is_dir():
+            raise DtoError(f"data.images names {place}, which is no folder; give the one of the photographs")
     images = config.images or ("",) * len(config.labels)
     return [_open(labels, place) for labels, place in zip(config.labels, images, strict=True)]
 
@@ -51,6 +55,17 @@ def check_bodies(sets: Sequence[LabelSet], config: BodyConfig) -> None:
 
 
 def _open(labels: str, images: str) -> LabelSet:
+    try:
+        return _open_any(labels, images)
+    except FileNotFoundError as error:
+        raise DtoError(
+            f"data.labels names {labels}, which does not exist; give a run, an export or a label file"
+        ) from error
+    except DtoError as error:
+        raise type(error)(f"data.labels names {labels}: {error}") from error
+
+
+def _open_any(labels: str, images: str) -> LabelSet:
     if RunDirectory(as_location(labels)).is_run():
         return open_run_set(read_run_labels(labels, partial=True), images)
     place = as_location(labels)

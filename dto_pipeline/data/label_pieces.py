@@ -27,7 +27,7 @@ from dto_pipeline.data.storage import Location, as_location
 from dto_pipeline.data.tar_images import open_images
 
 IMAGE_COLUMNS = ("image_id", "image_path", "width", "height", "fx", "fy", "cx", "cy", "z_covariance")
-PEOPLE_COLUMNS = ("pose", "betas", "transl", "bbox_xyxy", "status")
+PEOPLE_COLUMNS = ("pose", "betas", "transl", "bbox_xyxy", "status", "z_sigma_m")
 IMAGE_FILE = "image_file"  # added to the image columns of a piece: the image's name in its store
 _HASH_RANGE = 1 << 32
 

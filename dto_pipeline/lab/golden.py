@@ -1,7 +1,7 @@
 """Parity with the recorded reference: run every case of a folder in its public format, and say what differs.
 
-The folder's own README describes the families (solver, person, image, rh_metric, depth). A family that is not there is
-reported with no cases; a folder without any family is an error.
+The folder's own README describes the families (solver, person, image, rh_metric, depth; mahmr lies in a folder of its
+own). A family that is not there is reported with no cases; a folder without any family is an error.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dto_pipeline.errors import DtoError
 from dto_pipeline.lab.golden_case import CaseResult
 from dto_pipeline.lab.golden_depth import check_depth_cases
 from dto_pipeline.lab.golden_image import check_image_cases
+from dto_pipeline.lab.golden_mahmr import check_mahmr_cases
 from dto_pipeline.lab.golden_person import check_person_cases
 from dto_pipeline.lab.golden_rh import check_rh_cases
 from dto_pipeline.lab.golden_solver import check_solver_cases
@@ -73,6 +74,7 @@ def check_golden(folder: Path) -> GoldenReport:
         "image": check_image_cases,
         "rh_metric": _check_rh_metric,
         "depth": check_depth_cases,
+        "mahmr": check_mahmr_cases,
     }
     results = {family: check(folder) for family, check in families.items()}
     if not any(results.values()):

@@ -42,6 +42,7 @@ _REQUIRED = {
     "kintree_table": (2, 24),
     "f": (None, 3),
 }
+_LIMBS = (16, 17, 18, 19, 20, 21, 1, 2, 4, 5, 7, 8)  # shoulders, elbows, wrists, hips, knees, ankles
 _MOST_ARRAY_BYTES = 1 << 27  # the largest, posedirs of SMPL in float64, has 34 MB
 _POSE_CHUNK = 64  # bodies posed at once: bounds memory
 _SKIN_CHUNK = 16  # bodies skinned at once: what stays in a CPU's cache
@@ -126,6 +127,37 @@ class BodyModel(nn.Module):
         """
         extra, tree = self._pose_flat(pose, betas, transl, self._landmarks)
         return torch.cat([tree, extra], dim=-2)
+
+    def learnt_joints(
+        self, pose: torch.Tensor, betas: torch.Tensor, transl: torch.Tensor, regressor: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Joints in single precision and differentiable, for learning; the same as `joints` but for rounding.
+
+        Args:
+            pose, betas, transl: see `vertices`.
+            regressor: (2, V) of head top and neck: RelativeHuman's 14 joints, shoulders to ankles and these two.
+
+        Returns:
+            (..., 45, 3), or (..., 14, 3) [m].
+        """
+        used = self._landmarks if regressor is None else regressor.abs().sum(0).nonzero().squeeze(-1)
+        lead, count = pose.shape[:-1], pose[..., 0].numel()
+        rotations = rotate(pose.reshape(count, 24, 3))
+        shape = betas.reshape(count, NUM_BETAS)
+        rest = self._joint_template + torch.einsum("jkl,bl->bjk", self._joint_shapedirs, shape)
+        joints, rigid = chain_joints(rotations, rest, self._tree)
+        blend = self._blend.view(len(self._blend), 3, -1)[:, :, used] * self._blend_scale[:, None, None]
+        bent = rotations[:, 1:] - torch.eye(3, dtype=pose.dtype, device=pose.device)
+        factors = torch.cat([shape, bent.flatten(1)], dim=1)
+        shaped = self._template[:, used].to(pose.dtype) + torch.einsum("bf,fkv->bkv", factors, blend.to(pose.dtype))
+        weights = (self._weights[:, used] * self._weights_scale[:, None]).to(pose.dtype)
+        pulls = torch.einsum("bjkl,jv->bklv", rigid, weights)
+        points = ((pulls[:, :, :3] * shaped[:, None]).sum(2) + pulls[:, :, 3]).mT
+        if regressor is None:
+            found = torch.cat([joints, points], dim=1)
+        else:
+            found = torch.cat([joints[:, list(_LIMBS)], regressor[:, used].to(points) @ points], dim=1)
+        return found.reshape(*lead, found.shape[1], 3) + transl[..., None, :]
 
     def posed_joints(self, rotations: torch.Tensor, betas: torch.Tensor) -> torch.Tensor:
         """The 24 joints of the tree without translation; differentiable, unlike all else here.

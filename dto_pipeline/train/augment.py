@@ -1,9 +1,8 @@
-"""One image and its labels seen by another camera: rotated about its axis, mirrored, zoomed, cropped to S x S.
+"""One image and its people seen by another camera: resized to S, rotated, mirrored, zoomed, cut at the bottom (MA-HMR).
 
-All of it is one map of the camera frame, X' = R M X (M mirrors x, R turns about z), followed by a camera K' with square
-pixels. The picture follows by the affine map K' R M K^-1, which is exact whatever K is: an off-centre principal point,
-fx != fy. Nothing changes a distance along the camera axis. Pure functions of numpy arrays and a random generator; knows
-no file. Metres, radians, pixels with the origin at the corner of the first one.
+What happens to a label is told by `vary`, what happens to the pixels by `vary_pixels`, from the same `Draw`. Pure
+functions of arrays and a random generator; knows no file. Metres, radians, pixels of the resized image; cameras have
+their origin at the corner of the first pixel, pixel positions of warps at its centre, as published.
 """
 
 from __future__ import annotations
@@ -14,92 +13,217 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from PIL import Image
+from torch.nn import functional
 
 from dto_pipeline.maths.rotation import axis_angle_to_matrix, matrix_to_axis_angle
+from dto_pipeline.models.body import BodyModel
 from dto_pipeline.train.data_config import AugmentConfig
 
 MIRROR_JOINTS = (0, 2, 1, 3, 5, 4, 6, 8, 7, 9, 11, 10, 12, 14, 13, 15, 17, 16, 19, 18, 21, 20, 23, 22)
 """SMPL's 24 joints with left and right exchanged."""
-_MIRROR_AXIS = np.array([1, -1, -1], np.float32)  # M R M turns about M-mirrored axes, the other way round
-_FOCAL_RANGE = (
-    0.02,
-    200.0,
-)  # focal lengths a picture can have, in its longer side: fields of view of 175 .. 0.3 degrees
+NUM_JOINTS = 45
+_CHEST = 9  # a picture is never cut above the lowest of these joints
+_CROP_SHAPE = (2.0, 5.0)  # of the Beta distribution of how much stays below
+_LARGEST_AREA, _ASPECTS, _OCCLUSION_TRIES = 0.3, (0.5, 2.0), 6  # of a rectangle of noise over a box
+_FOCAL_RANGE = (0.02, 200.0)  # focal lengths a picture can have, in its longer side: fields of view 175 .. 0.3 degrees
 _LARGEST_SHEAR = 10.0  # fx / fy or its inverse
 _FARTHEST_CENTRE = 20.0  # of the principal point from the picture's corner, in its longer side
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 
 
 @dataclass(frozen=True)
-class ImageLabels:
-    """The P people of one image as `TrainBatch` has them, without padding. Arrays are not changed in place."""
+class Bodies:
+    """P people of one image. Arrays are not changed in place.
 
-    intrinsics: np.ndarray  # (3, 3) float64 [px]
-    has_camera: bool
-    has_body: np.ndarray  # (P,) bool; pose, betas and transl mean nothing where it is False
-    pose: np.ndarray  # (P, 72) float32 axis-angle, root first
-    betas: np.ndarray  # (P, 11) float32
-    transl: np.ndarray  # (P, 3) float32 [m]
-    joints: np.ndarray  # (P, 24, 3) float32 [m] SMPL's joints of this pose, shape and transl
-    boxes: np.ndarray  # (P, 4) float32 left, top, right, bottom [px], NaN = unknown
-    keypoints: np.ndarray  # (P, 24, 2) float32 [px], NaN = unknown
-    z_covariance: np.ndarray  # (P, P) float32 [m2], NaN = unknown
-    depth_layer: np.ndarray  # (P,) int64, -1 = unknown
+    `intrinsics` is one camera or one for each person; `rotation` and `shift` lead from the labels' world to it.
+    """
 
-    @property
-    def num_people(self) -> int:
-        return len(self.has_body)
-
-    def take(self, people: np.ndarray) -> ImageLabels:
-        """The people named by an index or a mask, in that order."""
-        names = ("has_body", "pose", "betas", "transl", "joints", "boxes", "keypoints", "depth_layer")
-        taken = {name: getattr(self, name)[people] for name in names}
-        return dataclasses.replace(self, **taken, z_covariance=self.z_covariance[people][:, people])
+    pose: np.ndarray  # (P, 72) axis-angle, root first [rad]
+    betas: np.ndarray  # (P, 11)
+    transl: np.ndarray  # (P, 3) [m]
+    intrinsics: np.ndarray  # (1 or P, 3, 3) [px]
+    rotation: np.ndarray | None = None  # (1 or P, 3, 3)
+    shift: np.ndarray | None = None  # (1 or P, 3) [m]
 
 
 @dataclass(frozen=True)
-class View:
-    """The camera an image is seen by: R, M and K'."""
+class Draw:
+    """How an image is varied; the default leaves it as it is."""
 
-    angle: float  # of R, about z, from x to y [rad]
-    flip: bool
-    intrinsics: np.ndarray  # (3, 3) float64 K' [px of the S x S input]
-
-    @property
-    def turn(self) -> np.ndarray:
-        """(3, 3) float64 R M."""
-        cosine, sine = np.cos(self.angle), np.sin(self.angle)
-        turn = np.array([[cosine, -sine, 0], [sine, cosine, 0], [0, 0, 1]])
-        return turn @ np.diag([-1.0 if self.flip else 1.0, 1, 1])
+    angle: float = 0.0  # about the camera's axis, counter-clockwise on the screen [degree]
+    flip: bool = False
+    scale: float = 1.0  # of the focal length
+    crop: float | None = None  # share of what lies below the lowest chest that stays; None = no crop
 
 
-def draw_view(
-    random: np.random.Generator, labels: ImageLabels, width: int, height: int, size: int, config: AugmentConfig
-) -> View:
-    """A camera at random.
+@dataclass(frozen=True)
+class Frame:
+    """Where the pixels of a varied image come from."""
+
+    resized: tuple[int, int]  # width and height after the first resize
+    warp: np.ndarray | None  # (2, 3) float64 from the resized (and mirrored) image to itself; None = no warp
+    rows: int  # that stay
+    size: tuple[int, int]  # width and height in the end
+
+
+@dataclass(frozen=True)
+class Varied:
+    """The people before the camera of the varied image."""
+
+    pose: np.ndarray  # (P, 72)
+    transl: np.ndarray  # (P, 3)
+    intrinsics: np.ndarray  # (1 or P, 3, 3)
+    joints: np.ndarray  # (P, 45, 3) [m]
+    image_joints: np.ndarray  # (P, 45, 2) [px]
+    frame: Frame
+
+
+def draw_variation(random: np.random.Generator, config: AugmentConfig) -> Draw:
+    """Chance; the same numbers are drawn whatever the config."""
+    angle, scale = random.uniform(-1, 1), random.uniform(config.min_scale, config.max_scale)
+    flip, crop = (random.random(2) < (config.flip, config.crop)).tolist()
+    stays = float(random.beta(*_CROP_SHAPE))
+    return Draw(float(angle) * config.max_angle, flip, float(scale), stays if crop else None)
+
+
+def fit_size(width: int, height: int, side: int) -> tuple[tuple[int, int], float]:
+    """Width and height of an image whose longer side is made S, and the rate r by which lengths grow."""
+    if width >= height:
+        rate = side / width
+        return (side, max(1, int(rate * height))), rate
+    rate = side / height
+    return (max(1, int(rate * width)), side), rate
+
+
+def vary(bodies: Bodies, width: int, height: int, side: int, draw: Draw, body: BodyModel, half_pixel: bool) -> Varied:
+    """The labels of an image after resizing and varying it.
 
     Args:
-        random: where chance comes from; the same numbers are drawn whatever the config.
-        labels: of the image as it is.
-        width, height: of the image [px].
-        size: S.
-        config: ranges; `NO_AUGMENTATION` gives the whole picture, centred.
+        bodies: before the image as it is.
+        width, height: of that image [px].
+        side: S.
+        draw: how it is varied.
+        body: poses the people.
+        half_pixel: a crop scales joints without the half pixel that the camera gets, as published.
     """
-    angle = np.deg2rad(config.max_angle) * random.uniform(-1, 1)
-    scale = random.uniform(config.min_scale, config.max_scale)
-    flip, crop = (random.random(2) < (config.flip, config.crop)).tolist()
-    fx, fy = labels.intrinsics[0, 0], labels.intrinsics[1, 1]
-    shape = np.array([width * fy / fx, height])  # in square pixels of the size of the picture's rows
-    zoom = scale * size / shape.max()
-    view = _centred(
-        View(float(angle), flip, np.diag([fy * zoom, fy * zoom, 1])), labels.intrinsics, width, height, size
+    (w, h), rate = fit_size(width, height, side)
+    angle = np.deg2rad(draw.angle)
+    turn = np.array([[np.cos(angle), np.sin(angle), 0], [-np.sin(angle), np.cos(angle), 0], [0, 0, 1]])  # R
+
+    # f *= r z;  c = (r z c + (1 - z) (w, h) / 2), turned about the middle, mirrored
+    z = draw.scale
+    camera = bodies.intrinsics.astype(np.float64).copy()
+    camera[:, [0, 1], [0, 1]] *= rate * z
+    whole = Frame((w, h), _warp_matrix(w, h, draw), h, (w, h))
+    camera[:, :2, 2] = move_points(bodies.intrinsics[:, :2, 2], (width, height), side, draw, whole)
+
+    # R_c -> R R_c, t_c -> R t_c;  root = R_c root;  T' = R_c (p + T) + t_c - p, p the pelvis of the shape at rest
+    world = turn if bodies.rotation is None else turn @ bodies.rotation
+    shift = np.zeros(3) if bodies.shift is None else bodies.shift @ turn.T
+    pose = bodies.pose.astype(np.float64).reshape(-1, 24, 3).copy()
+    if bodies.rotation is not None or draw.angle:
+        root = torch.from_numpy(world @ axis_angle_to_matrix(torch.from_numpy(pose[:, 0])).numpy())
+        pose[:, 0] = matrix_to_axis_angle(root).numpy()
+    pelvis = _joints(body, np.zeros((len(pose), 72)), bodies.betas)[:, 0].astype(np.float64)
+    transl = np.einsum("...ij,...j->...i", world, pelvis + bodies.transl) + shift - pelvis
+    if draw.flip:  # partners exchanged, y and z of every axis-angle negated, T'_x too
+        pose = pose[:, list(MIRROR_JOINTS)] * [1, -1, -1]
+        transl[:, 0] *= -1
+    angles = pose.reshape(-1, 72)
+    joints = _joints(body, angles, bodies.betas) + transl[:, None]
+    seen = joints @ camera.transpose(0, 2, 1)
+    image_joints = seen[..., :2] / np.where(seen[..., 2:] == 0, 1e-9, seen[..., 2:])
+    varied = Varied(angles, transl, camera, joints, image_joints, whole)
+    return varied if draw.crop is None else _cut_bottom(varied, side, draw.crop, half_pixel)
+
+
+def move_points(points: np.ndarray, size: tuple[int, int], side: int, draw: Draw, frame: Frame) -> np.ndarray:
+    """(..., 2) places in a photograph of `size` w, h -> in its varied image, as principal points move [px]."""
+    (w, h), rate = fit_size(*size, side)
+    middle, angle, z = np.array([w, h]) / 2, np.deg2rad(draw.angle), draw.scale
+    turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+    moved = (rate * z * points + (1 - z) * middle - middle) @ turn.T + middle
+    if draw.flip:
+        moved = np.stack([w - moved[..., 0], moved[..., 1]], axis=-1)
+    if frame.rows != h or frame.size != frame.resized:
+        grown = fit_size(w, frame.rows, side)[1]
+        moved = grown * moved + (grown - 1) / 2
+    return moved
+
+
+def inside_image(points: np.ndarray, frame: Frame) -> np.ndarray:
+    """(...) bool: the pixel that (..., 2) points lie in, cut to whole numbers, shows some of the photograph."""
+    finite = np.isfinite(points).all(-1)
+    place = np.where(finite[..., None], points, -1.0).clip(-1e6, 1e6)
+    width, height = frame.size
+    inside = (place >= 0).all(-1) & (place[..., 0] < width) & (place[..., 1] < height)
+    pixel = np.trunc(place)
+    if frame.warp is not None:
+        w, h = frame.resized
+        before = (pixel + 0.5) * [w / width, frame.rows / height] - 0.5 if frame.rows != h else pixel
+        inverse = np.linalg.inv(np.vstack([frame.warp, [0, 0, 1]]))[:2]
+        source = before @ inverse[:, :2].T + inverse[:, 2]
+        inside &= (source > -1).all(-1) & (source[..., 0] < w) & (source[..., 1] < h)
+    return inside
+
+
+def vary_pixels(rgb: np.ndarray, frame: Frame, flip: bool) -> np.ndarray:
+    """(H, W, 3) uint8 -> the image of `frame`, (h, w, 3) uint8; black where the photograph does not reach."""
+    image = resize(rgb, frame.resized)
+    image = image[:, ::-1] if flip else image
+    if frame.warp is not None:
+        inverse = np.linalg.inv(np.vstack([frame.warp, [0, 0, 1]]))
+        inverse[:2, 2] += 0.5 - inverse[:2, :2] @ [0.5, 0.5]  # pillow's pixels begin at their corner
+        picture = Image.fromarray(np.ascontiguousarray(image))
+        coefficients = inverse[:2].ravel().tolist()
+        image = np.asarray(
+            picture.transform(picture.size, Image.Transform.AFFINE, coefficients, Image.Resampling.BILINEAR)
+        )
+    return resize(np.ascontiguousarray(image[: frame.rows]), frame.size)
+
+
+def resize(rgb: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Bilinear without averaging, as the network was trained: (H, W, 3) uint8 -> (h, w, 3) uint8, `size` = w, h."""
+    if (rgb.shape[1], rgb.shape[0]) == size:
+        return rgb
+    planes = torch.from_numpy(np.array(rgb)).permute(2, 0, 1)[None].float()
+    made = functional.interpolate(planes, (size[1], size[0]), mode="bilinear", align_corners=False)
+    return made[0].permute(1, 2, 0).round().clamp(0, 255).to(torch.uint8).numpy()
+
+
+def occlude(random: np.random.Generator, image: np.ndarray, boxes: np.ndarray, probability: float) -> np.ndarray:
+    """Rectangles of noise over parts of people: (h, w, 3) uint8 and boxes (P, 4) corners [px] -> (h, w, 3) uint8."""
+    height, width = image.shape[:2]
+    covered = image
+    for left, top, right, bottom in boxes:
+        if random.random() >= probability:
+            continue
+        for _ in range(_OCCLUSION_TRIES):
+            area = random.uniform(0, _LARGEST_AREA) * (right - left) * (bottom - top)
+            aspect = random.uniform(*_ASPECTS)
+            h, w = int(np.sqrt(area * aspect)), int(np.sqrt(area / aspect))
+            x = int(random.uniform(left, max(left, right - w)))
+            y = int(random.uniform(top, max(top, bottom - h)))
+            if x >= 0 and y >= 0 and x + w < width and y + h < height:
+                covered = covered.copy() if covered is image else covered
+                covered[y : y + h, x : x + w] = random.integers(0, 256, (h, w, 3), dtype=np.uint8)
+                break
+    return covered
+
+
+def jitter_colours(random: np.random.Generator, image: np.ndarray, config: AugmentConfig) -> np.ndarray:
+    """Brightness, contrast and saturation at random: (h, w, 3) uint8 -> the same."""
+    brightness, contrast, saturation = (
+        np.float32(1 + random.uniform(-spread, spread))
+        for spread in (config.brightness, config.contrast, config.saturation)
     )
-    spread = np.abs(shape * zoom - size) / 2 * crop
-    shift = random.uniform(-1, 1, 2) * spread
-    shift = _keep_somebody(random, shift, spread, labels, view, size, config.crop_margin * size)
-    moved = view.intrinsics.copy()
-    moved[:2, 2] += shift
-    return dataclasses.replace(view, intrinsics=moved)
+    if brightness == contrast == saturation == 1:
+        return image
+    pixels = image.reshape(-1, 3).astype(np.float32)
+    grey = np.float32((pixels @ _LUMA).mean())
+    mix = saturation * np.eye(3, dtype=np.float32) + (1 - saturation) * _LUMA[:, None]  # RGB row @ mix: towards grey
+    varied = pixels @ (brightness * contrast * mix) + brightness * (1 - contrast) * grey
+    return np.clip(np.rint(varied), 0, 255).astype(np.uint8).reshape(image.shape)
 
 
 def camera_problem(intrinsics: np.ndarray, width: int, height: int) -> str:
@@ -117,147 +241,33 @@ def camera_problem(intrinsics: np.ndarray, width: int, height: int) -> str:
     return ""
 
 
-def whole_view(intrinsics: np.ndarray, width: int, height: int, size: int) -> View:
-    """The whole picture, as large as fits into S x S, its centre in the centre.
-
-    Args:
-        intrinsics: (3, 3) of the picture [px].
-        width, height: of the picture [px].
-        size: S.
-    """
-    fx, fy = intrinsics[0, 0], intrinsics[1, 1]
-    focal = fy * size / max(width * fy / fx, height)
-    return _centred(View(0.0, False, np.diag([focal, focal, 1])), intrinsics, width, height, size)
+def _warp_matrix(w: int, h: int, draw: Draw) -> np.ndarray | None:
+    """M = [[A, B, (1 - A) x0 - B y0], [-B, A, B x0 + (1 - A) y0]], A = z cos a', B = z sin a', a' = -a if mirrored."""
+    if draw.angle == 0 and draw.scale == 1:
+        return None
+    angle = np.deg2rad(-draw.angle if draw.flip else draw.angle)
+    a, b = draw.scale * np.cos(angle), draw.scale * np.sin(angle)
+    x0, y0 = int(w / 2), int(h / 2)
+    return np.array([[a, b, (1 - a) * x0 - b * y0], [-b, a, b * x0 + (1 - a) * y0]])
 
 
-def view_affine(intrinsics: np.ndarray, view: View) -> np.ndarray:
-    """Where the view shows a point of the picture.
-
-    Args:
-        intrinsics: (3, 3) K of the picture [px].
-
-    Returns:
-        (2, 3) float64 A: (u', v') = A (u, v, 1).
-    """
-    return (view.intrinsics @ view.turn @ np.linalg.inv(intrinsics))[:2]
-
-
-def see_labels(labels: ImageLabels, view: View) -> ImageLabels:
-    """The labels as the view's camera sees them.
-
-    Joints, pelvis and keypoints are where the picture shows them. A mirrored body has its left and right exchanged; its
-    joints are exact as far as the body model is symmetric about its pelvis. A box becomes the box of the ellipse that
-    filled it, so that a turn does not inflate it. z and so `z_covariance` stay.
-    """
-    affine = view_affine(labels.intrinsics, view)
-    names = np.array(MIRROR_JOINTS if view.flip else range(len(MIRROR_JOINTS)))
-    joints = labels.joints[:, names].astype(np.float64) @ view.turn.T
-    pelvis_offset = labels.joints[:, 0] - labels.transl  # of the body at rest: a pose does not move it
-    keypoints = labels.keypoints[:, names] @ affine[:, :2].T + affine[:, 2]
-    return dataclasses.replace(
-        labels,
-        intrinsics=view.intrinsics,
-        pose=_turn_pose(labels.pose, view),
-        transl=(joints[:, 0] - pelvis_offset).astype(np.float32),
-        joints=joints.astype(np.float32),
-        boxes=_move_boxes(labels.boxes, affine),
-        keypoints=keypoints.astype(np.float32),
-    )
+def _cut_bottom(varied: Varied, side: int, stays: float, half_pixel: bool) -> Varied:
+    """Keep rows < floor(stays (h - y0) + y0), y0 the lowest chest or half the height; then make the longer side S."""
+    w, h = varied.frame.size
+    first = max(h // 2, float(varied.image_joints[:, _CHEST, 1].max(initial=0)))
+    if not first < h:
+        return varied
+    rows = int(stays * (h - first) + first)
+    size, grown = fit_size(w, rows, side)
+    camera = varied.intrinsics.copy()
+    camera[:, [0, 1], [0, 1]] *= grown
+    camera[:, :2, 2] = grown * camera[:, :2, 2] + (grown - 1) / 2
+    points = varied.image_joints * grown if half_pixel else varied.image_joints * grown + (grown - 1) / 2
+    frame = dataclasses.replace(varied.frame, rows=rows, size=size)
+    return dataclasses.replace(varied, intrinsics=camera, image_joints=points, frame=frame)
 
 
-def project_joints(labels: ImageLabels) -> np.ndarray:
-    """(P, 24, 2) float32 image positions of the bodies' joints [px], NaN behind the camera or without a body."""
-    z = labels.joints[..., 2:]
-    known = labels.has_body[:, None, None] & (z > 0)
-    ray = labels.joints / np.where(known, z, 1)
-    return np.where(known, ray @ labels.intrinsics[:2].T, np.nan).astype(np.float32)
-
-
-def warp_image(rgb: np.ndarray, affine: np.ndarray, size: int) -> np.ndarray:
-    """The picture as a view shows it: bilinear, averaged first where it shrinks, black outside.
-
-    Args:
-        rgb: (H, W, 3) uint8.
-        affine: (2, 3) from picture to view, see `view_affine`.
-        size: S.
-
-    Returns:
-        (S, S, 3) uint8.
-    """
-    picture = Image.fromarray(rgb)
-    lengths = np.linalg.norm(affine[:, :2], axis=0)  # of a step along u and along v, in the view [px]
-    smaller = [max(1, round(side * min(1.0, length))) for side, length in zip(picture.size, lengths, strict=True)]
-    shrink = np.divide(smaller, picture.size)
-    if (shrink < 1).any():
-        picture = picture.resize((smaller[0], smaller[1]), Image.Resampling.BILINEAR)
-    back = np.linalg.inv(np.vstack([affine @ np.diag([*(1 / shrink), 1]), [0, 0, 1]]))
-    seen = picture.transform((size, size), Image.Transform.AFFINE, back[:2].ravel().tolist(), Image.Resampling.BILINEAR)
-    return np.asarray(seen)
-
-
-def jitter_colours(random: np.random.Generator, image: np.ndarray, config: AugmentConfig) -> np.ndarray:
-    """Brightness, contrast and saturation at random: (S, S, 3) in [0, 1] float32 -> the same."""
-    brightness, contrast, saturation = (
-        np.float32(1 + random.uniform(-spread, spread))
-        for spread in (config.brightness, config.contrast, config.saturation)
-    )
-    if brightness == contrast == saturation == 1:
-        return image
-    pixels = image.reshape(-1, 3)
-    grey = np.float32((pixels @ _LUMA).mean())
-    mix = (
-        saturation * np.eye(3, dtype=np.float32) + (1 - saturation) * _LUMA[:, None]
-    )  # RGB row @ mix: towards its grey
-    varied = pixels @ (brightness * contrast * mix)
-    varied += brightness * (1 - contrast) * grey
-    return np.clip(varied, 0, 1, out=varied).reshape(image.shape)
-
-
-def _centred(view: View, intrinsics: np.ndarray, width: int, height: int, size: int) -> View:
-    """The view with its principal point such that the picture's centre lies in the centre of the input."""
-    centre = view.intrinsics @ view.turn @ np.linalg.inv(intrinsics) @ [width / 2, height / 2, 1]
-    moved = view.intrinsics.copy()
-    moved[:2, 2] += size / 2 - centre[:2]
-    return dataclasses.replace(view, intrinsics=moved)
-
-
-def _keep_somebody(
-    random: np.random.Generator,
-    shift: np.ndarray,
-    spread: np.ndarray,
-    labels: ImageLabels,
-    view: View,
-    size: int,
-    margin: float,
-) -> np.ndarray:
-    """A window that was moved at random, moved on until it holds the pelvis or the box of somebody."""
-    boxes = labels.boxes[:, :2] / 2 + labels.boxes[:, 2:] / 2
-    places = np.where(labels.has_body[:, None], project_joints(labels)[:, 0], boxes)
-    somebody = random.random()  # drawn always, so that the next draws do not depend on the labels
-    places = places[np.isfinite(places).all(axis=1)]
-    if not len(places) or not spread.any():
-        return shift
-    affine = view_affine(labels.intrinsics, view)
-    place = affine[:, :2] @ places[int(somebody * len(places))] + affine[:, 2]
-    return np.clip(np.clip(shift, margin - place, size - margin - place), -spread, spread)
-
-
-def _turn_pose(pose: np.ndarray, view: View) -> np.ndarray:
-    """(P, 72) axis-angle, mirrored joint by joint, the root turned with the camera."""
-    turned = pose.reshape(-1, len(MIRROR_JOINTS), 3)
-    if view.flip:
-        turned = turned[:, list(MIRROR_JOINTS)] * _MIRROR_AXIS
-    if view.angle:
-        turned = turned.copy()
-        about_z = View(view.angle, False, view.intrinsics).turn
-        root = axis_angle_to_matrix(torch.from_numpy(turned[:, 0].astype(np.float64)))
-        turned[:, 0] = matrix_to_axis_angle(torch.from_numpy(about_z) @ root).numpy()
-    return turned.reshape(pose.shape)
-
-
-def _move_boxes(boxes: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """(P, 4): bounds of the ellipses inscribed in the boxes, under an affine map; exact without a turn."""
-    centre = (boxes[:, :2] / 2 + boxes[:, 2:] / 2) @ affine[:, :2].T + affine[:, 2]
-    half = (boxes[:, 2:] - boxes[:, :2]) / 2
-    reach = np.sqrt(half**2 @ (affine[:, :2] ** 2).T)
-    return np.concatenate([centre - reach, centre + reach], axis=1).astype(np.float32)
+def _joints(body: BodyModel, pose: np.ndarray, betas: np.ndarray) -> np.ndarray:
+    """(P, 45, 3) without translation."""
+    angles, shape = (torch.from_numpy(np.ascontiguousarray(part, dtype=np.float32)) for part in (pose, betas))
+    return body.joints(angles, shape, angles.new_zeros(len(pose), 3)).numpy()

@@ -21,19 +21,28 @@ from dto_pipeline.config import ConfigError
 from dto_pipeline.data.files import is_temporary
 from dto_pipeline.data.torch_files import TorchFileError, read_torch_file, write_torch_file
 from dto_pipeline.errors import DtoError
-from dto_pipeline.models.encoder import EncoderShape, build_encoder, load_encoder, restore_encoder
 from dto_pipeline.models.networks import ModelError, ModelReference
-from dto_pipeline.models.stored_networks import check_bounds, make_fitting, plain_weights
-from dto_pipeline.train.config import TrainConfig, stored_config
+from dto_pipeline.models.stored_networks import make_fitting, plain_weights
+from dto_pipeline.reading import IrregularFile, parse_json, read_regular
+from dto_pipeline.train.architecture import Architecture, ArchitectureError
+from dto_pipeline.train.config import TrainConfig, train_config_from_dict
 from dto_pipeline.train.model import MeshNetwork
+from dto_pipeline.train.released import (
+    begin_from,
+    clean_names,
+    dinov2_weights,
+    hash_weights,
+    released_architecture,
+)
 
-FORMAT = "dto-checkpoint/1"
+FORMAT = "dto-checkpoint/2"
+_BEFORE = "dto-checkpoint/1"  # of the network of version 0.3.0
 FOLDER = "checkpoints"
 _NAME = re.compile(r"step-(\d{8})\.pt")
 DAMAGED = ".damaged"  # behind the name of a checkpoint that was set aside because it could not be read
 _KEPT = 2  # newest checkpoints of a training: the one in use and the one before, should a disk fail
-_BOUNDS = {"queries": (1, 10_000), "width": (8, 4096), "heads": (1, 128), "layers": (1, 100)}  # of a stored network
-_KINDS = {"position": dict, "versions": dict, "optimizer": dict, "encoder": dict, "weights": dict, "body_sha256": str}
+_KINDS = {"position": dict, "versions": dict, "optimizer": dict, "weights": dict, "body_sha256": str}
+_KINDS |= {"architecture": dict, "init": dict}
 _LOG = logging.getLogger(__name__)
 
 
@@ -55,7 +64,8 @@ class Checkpoint:
     """What a checkpoint file holds."""
 
     config: TrainConfig
-    encoder: dict[str, Any]  # architecture, see `Encoder.describe`
+    architecture: dict[str, Any]  # of the network, see `Architecture.to_dict`
+    init: dict[str, Any]  # what the training began with, see `begin_network`
     weights: dict[str, torch.Tensor]
     optimizer: dict[str, Any]
     position: Position
@@ -64,22 +74,72 @@ class Checkpoint:
     path: Path | None = None  # where it was read from
 
 
-def build_network(config: TrainConfig) -> MeshNetwork:
-    """A network before training; torch's global generator draws what is not loaded.
+def begin_network(config: TrainConfig) -> tuple[MeshNetwork, dict[str, Any]]:
+    """A network before training, and what it began with; torch's global generator draws what nothing gives.
+
+    `loop.init` (a released file, or a checkpoint or folder of a training) comes before `encoder.model` (a DINOv2).
 
     Raises:
-        ModelMissing, ModelError: the encoder cannot be had as the config says.
+        ModelMissing, ModelError, ReleasedError, CheckpointError, TorchFileError: it cannot be had as the config says.
     """
-    knobs = config.encoder
-    if knobs.model:
-        encoder = load_encoder(ModelReference(knobs.model, knobs.revision, knobs.offline, knob="encoder"))
-    else:
-        shape = EncoderShape(knobs.width, knobs.layers, knobs.heads, knobs.patch, config.data.input_size)
-        encoder = build_encoder(shape)
-    if config.data.input_size % encoder.patch:
-        found = f"data.input_size is {config.data.input_size}"
-        raise CheckpointError(f"{found}, no multiple of the encoder's patch of {encoder.patch} px; choose one")
-    return MeshNetwork(config.model, encoder)
+    network, knobs = MeshNetwork(config.architecture()), config.encoder
+    if config.loop.init:
+        weights = read_any_weights(Path(config.loop.init))
+        taken = begin_from(network, weights, config.loop.init)
+        if taken.describe():
+            _LOG.warning("%s: %s", config.loop.init, taken.describe())
+        told = {"missing": list(taken.missing), "unexpected": list(taken.unexpected)}
+        return network, {"weights": config.loop.init, "sha256": hash_weights(weights), **told}
+    if not knobs.model:
+        return network, {}
+    from dto_pipeline.models.encoder import load_dinov2  # transformers costs seconds
+
+    state, heads = load_dinov2(ModelReference(knobs.model, knobs.revision, knobs.offline, knob="encoder"))
+    if heads != knobs.heads:
+        raise CheckpointError(f"{knobs.model} has {heads} heads, encoder.heads is {knobs.heads}; set it to {heads}")
+    weights = dinov2_weights(state, network.size)
+    begin_from(network, weights, knobs.model)
+    return network, {"encoder": knobs.model, "revision": knobs.revision, "sha256": hash_weights(weights)}
+
+
+def sizes_to_begin_with(folder: Path, init: str) -> dict[str, dict[str, Any]]:
+    """Sizes of a network as options of a config: those a training has, or those of the weights it begins from.
+
+    Args:
+        folder: of the training.
+        init: see `loop.init`; "" = none.
+    """
+    train_file = folder / "train.json"
+    if not init:
+        return {}
+    try:
+        if train_file.exists():
+            known = train_config_from_dict(parse_json(read_regular(train_file))["config"]).architecture()
+        else:
+            known = released_architecture(read_any_weights(Path(init)), init)
+    except (ValueError, KeyError, TypeError, AttributeError, IrregularFile) as error:
+        if isinstance(error, DtoError):
+            raise
+        raise CheckpointError(f"{train_file} cannot be used ({error}); choose another folder") from error
+    encoder = {"width": known.encoder_width, "layers": known.encoder_layers, "heads": known.encoder_heads}
+    model = {"width": known.width, "layers": known.decoder_layers, "hidden": known.hidden, "queries": known.queries}
+    return {
+        "encoder": encoder | {"additional": known.additional},
+        "model": model | {"heads": known.heads},
+        "data": {"input_size": known.input_size},
+    }
+
+
+def read_any_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Weights of a released file, or of a checkpoint or the newest one of a training's folder."""
+    if path.is_dir():
+        return read_checkpoint(path).weights
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist; give a released file, a checkpoint, or the folder of a training")
+    content = read_torch_file(path)
+    if isinstance(content, dict) and "format" in content:
+        return _checkpoint_of(content, path).weights
+    return clean_names(content, str(path))
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
@@ -92,7 +152,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     content = {
         "format": FORMAT,
         "config": checkpoint.config.to_dict(),
-        "encoder": checkpoint.encoder,
+        "architecture": checkpoint.architecture,
+        "init": checkpoint.init,
         "weights": checkpoint.weights,
         "optimizer": checkpoint.optimizer,
         "position": vars(checkpoint.position),
@@ -185,7 +246,14 @@ def _read_newest(folder: Path) -> tuple[Checkpoint, dict[Path, str]]:
 
 
 def _read_file(path: Path) -> Checkpoint:
-    content = read_torch_file(path)
+    return _checkpoint_of(read_torch_file(path), path)
+
+
+def _checkpoint_of(content: Any, path: Path) -> Checkpoint:
+    if isinstance(content, dict) and content.get("format") == _BEFORE:
+        raise CheckpointError(
+            f"{path} holds the network of version 0.3.0, which this one has not; train anew, or use 0.3.0"
+        )
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not in the format {FORMAT}; was it written by another program or version?")
     missing = [field.name for field in fields(Checkpoint) if field.name not in (*content, "path")]
@@ -198,19 +266,12 @@ def _read_file(path: Path) -> Checkpoint:
     if missing:
         raise CheckpointError(f"{path} lacks {', '.join(missing)}; was it written by another version?")
     try:
-        config = stored_config(content["config"])
+        config = train_config_from_dict(content["config"])
     except (ConfigError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: its config cannot be used: {error}") from error
-    return Checkpoint(
-        config=config,
-        encoder=content["encoder"],
-        weights=content["weights"],
-        optimizer=content["optimizer"],
-        position=Position(**{field.name: content["position"][field.name] for field in fields(Position)}),
-        versions=content["versions"],
-        body_sha256=content["body_sha256"],
-        path=path,
-    )
+    position = Position(**{field.name: content["position"][field.name] for field in fields(Position)})
+    names = ("architecture", "init", "weights", "optimizer", "versions", "body_sha256")
+    return Checkpoint(config=config, position=position, path=path, **{name: content[name] for name in names})
 
 
 def _numbers(position: Any) -> list[tuple[str, Any]]:
@@ -223,12 +284,11 @@ def restore_network(checkpoint: Checkpoint, device: torch.device | str = "cpu") 
     Raises:
         CheckpointError: the weights are not those of the network that the checkpoint describes.
     """
-    where, config = str(checkpoint.path or "the checkpoint"), checkpoint.config.model
+    where = str(checkpoint.path or "the checkpoint")
     try:
-        check_bounds(vars(config), _BOUNDS, f"{where}: its model")
-        weights = plain_weights(checkpoint.weights, where)
-        network = make_fitting(lambda: MeshNetwork(config, restore_encoder(checkpoint.encoder)), weights, where)
-    except ModelError as error:
+        size = Architecture(**checkpoint.architecture)
+        network = make_fitting(lambda: MeshNetwork(size), plain_weights(checkpoint.weights, where), where)
+    except (ModelError, TypeError, ArchitectureError) as error:
         text = str(error)
         raise CheckpointError(text if text.startswith(where) else f"{where}: {text}") from error
     return network.eval().to(device)

@@ -1,4 +1,4 @@
-"""Label files and photographs as batches of training: read, seen by a drawn camera, padded, in a reproducible order.
+"""Label files and photographs as batches of training: read, seen by a drawn variation, joined, in a reproducible order.
 
 Knows label pieces, image stores and augmentation; knows no network and no run. A process that reads holds the index
 (4 bytes an image), the order of the epoch (8), and the labels of one shuffling window (`shuffle_images`, about 3 kB an
@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,39 +23,44 @@ from dto_pipeline.data.label_pieces import IMAGE_FILE, LabelSet, Part, Piece, in
 from dto_pipeline.data.labels import LabelsError
 from dto_pipeline.data.placed import unpack_covariance
 from dto_pipeline.errors import DtoError
-from dto_pipeline.maths.rotation import axis_angle_to_matrix
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.status import UNUSED, PersonStatus, UnusableImage
 from dto_pipeline.train.augment import (
-    ImageLabels,
+    Draw,
+    Varied,
     camera_problem,
-    draw_view,
+    draw_variation,
     jitter_colours,
-    project_joints,
-    see_labels,
-    view_affine,
-    warp_image,
+    occlude,
+    resize,
+    vary_pixels,
 )
 from dto_pipeline.train.batch import TrainBatch
-from dto_pipeline.train.data_config import NO_AUGMENTATION, AugmentConfig, DataConfig
-from dto_pipeline.train.order import Draw, EpochBatches, draw_random, measure_pieces
+from dto_pipeline.train.data_config import AugmentConfig, DataConfig, without_augmentation
+from dto_pipeline.train.labels import ImageLabels, SeenPeople, nobody, see_people
+from dto_pipeline.train.order import EpochBatches, Turn, draw_random, measure_pieces
+from dto_pipeline.train.targets import Targets, mesh_edges
 
 NUM_JOINTS = 24
 _PROCESS_LOST = "DataLoader worker"  # begins or stands in what PyTorch says when a reading process is gone
+_TOO_LONG = "timed out"  # stands in what PyTorch says when reading processes give nothing
 _GUESSED_FOCAL = 1.0  # of the longer side: the camera of a picture whose label has none; never learnt from
+_SQUARE = 1e-3  # fx / fy may differ by this before an image is stretched to square pixels
+_ABSURD = 1e4  # of angles [rad], shape coefficients and places [m]: nobody is there, and sums stay finite
+_BLACK = (56, 56)  # width and height of an image in which nobody is [px]
 
 
 class ReadingProcessLost(DtoError, RuntimeError):
-    """A process that reads images was killed."""
+    """A process that reads images was killed, or gives nothing any more."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One image ready to be batched; P people."""
+    """One image ready to be batched."""
 
     image_id: str
-    image: np.ndarray  # (S, S, 3) float32 RGB in [0, 1]
-    labels: ImageLabels
+    image: np.ndarray  # (h, w, 3) uint8 RGB, the longer side S
+    seen: SeenPeople
 
 
 @dataclass(frozen=True)
@@ -67,15 +71,18 @@ class Skipped:
     reason: str
 
 
+Items = list[Sample | Skipped]
+
+
 class TrainingImages(Dataset[Sample | Skipped]):
-    """Images by their number in the index, seen as a `Draw` says; safe to use in forked or spawned processes."""
+    """Images by their number in the index, seen as a `Turn` says; safe to use in forked or spawned processes."""
 
     def __init__(
         self,
         sets: Sequence[LabelSet],
         body: BodyModel,
         config: DataConfig,
-        augment: AugmentConfig = NO_AUGMENTATION,
+        augment: AugmentConfig | None = None,
         held_out: bool = False,
     ) -> None:
         """Index the labels.
@@ -84,14 +91,15 @@ class TrainingImages(Dataset[Sample | Skipped]):
             sets: opened subsets, in the order of `config.labels`.
             body: the model the labels belong to, on the CPU.
             config: knobs.
-            augment: how images are varied.
+            augment: how images are varied; None = they are seen as they are.
             held_out: the images kept for evaluation instead of the others.
 
         Raises:
             LabelsError: a label file cannot be read, or no image is left.
         """
         self.sets, self._body, self._config = tuple(sets), body, config
-        self._augment = augment
+        self._augment = augment or without_augmentation(AugmentConfig())
+        self._edges = mesh_edges(body.faces.numpy())
         self.pieces = index_pieces(sets, Part(config.select, config.holdout, held_out))
         if not self.pieces:
             names = ", ".join(one.name for one in sets) or "no labels"
@@ -108,7 +116,7 @@ class TrainingImages(Dataset[Sample | Skipped]):
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    def __getitem__(self, draw: Draw) -> Sample | Skipped:
+    def __getitem__(self, draw: Turn) -> Sample | Skipped:
         """One image of an epoch.
 
         Raises:
@@ -122,10 +130,16 @@ class TrainingImages(Dataset[Sample | Skipped]):
         try:
             rgb = self._store(piece.label_set).read(columns.images[IMAGE_FILE][row]).rgb
             _check_size(columns, row, rgb)
-            labels = build_labels(columns, row, rgb.shape[1], rgb.shape[0], self._body)
+            trust, complete = self._config.trust, self._config.complete
+            labels = build_labels(columns, row, rgb.shape[1], rgb.shape[0])
+            labels = replace(
+                labels,
+                trusted=not trust or trust[piece.label_set] == "3d",
+                complete=labels.complete and (not complete or complete[piece.label_set]),
+            )
+            return self._see(draw, image_id, *square_pixels(rgb, labels))
         except UnusableImage as error:
             return Skipped(image_id, str(error))
-        return self._see(draw, image_id, rgb, labels)
 
     def __getstate__(self) -> dict[str, Any]:
         """What another process needs: open stores and labels that were read stay behind."""
@@ -136,12 +150,28 @@ class TrainingImages(Dataset[Sample | Skipped]):
             self._stores[label_set] = self.sets[label_set].open_images()
         return self._stores[label_set]
 
-    def _see(self, draw: Draw, image_id: str, rgb: np.ndarray, labels: ImageLabels) -> Sample:
-        random, size = draw_random(self._config.seed, draw), self._config.input_size
-        view = draw_view(random, labels, rgb.shape[1], rgb.shape[0], size, self._augment)
-        image = warp_image(rgb, view_affine(labels.intrinsics, view), size).astype(np.float32) / 255
-        seen = keep_visible(see_labels(labels, view), size, self._config.min_joints, self._config.max_people)
-        return Sample(image_id, jitter_colours(random, image, self._augment), seen)
+    def _see(self, turn: Turn, image_id: str, rgb: np.ndarray, labels: ImageLabels) -> Sample:
+        """Vary the image until somebody is seen of everybody, then take it as it is, or (as published) leave it out."""
+        random, config = draw_random(self._config.seed, turn), self._augment
+        flat = not labels.has_body.any() and not config.vary_flat
+        for _ in range(1 if flat else config.tries):
+            draw = Draw() if flat else draw_variation(random, config)
+            seen, varied = self._look(labels, rgb, draw)
+            if seen.good:
+                break
+        else:
+            draw = Draw()
+            seen, varied = self._look(labels, rgb, draw)
+            if not config.keep_unvaried and config.tries > 1:
+                raise UnusableImage(f"nobody is left of it after {config.tries} variations (augment.tries)")
+        image = vary_pixels(rgb, varied.frame, draw.flip)
+        image = occlude(random, image, seen.corners, 0.0 if flat else config.occlude)
+        return Sample(image_id, jitter_colours(random, image, config), seen)
+
+    def _look(self, labels: ImageLabels, rgb: np.ndarray, draw: Draw) -> tuple[SeenPeople, Varied]:
+        config, size = self._config, (rgb.shape[1], rgb.shape[0])
+        rules = (self._augment, config.min_joints, config.max_people)
+        return see_people(labels, size, config.input_size, draw, self._body, self._edges, *rules)
 
 
 class PieceCache:
@@ -175,11 +205,13 @@ class TrainingData:
         self.batches = EpochBatches(images.sizes, config.seed, config.shuffle_images, config.batch_images, rank, world)
         # clients of object stores do not survive a fork
         self.start_method = "spawn" if any(label_set.is_remote for label_set in images.sets) else None
+        self._patience, self._workers = config.patience, config.workers
         self._loader: DataLoader[Sample | Skipped] = DataLoader(
             images,
             batch_sampler=self.batches,
             num_workers=config.workers,
-            collate_fn=partial(collate_samples, size=config.input_size),
+            collate_fn=list,  # numpy arrays come through a pipe: tensors would need room in /dev/shm
+            timeout=config.patience if config.workers else 0,
             prefetch_factor=config.prefetch if config.workers else None,
             persistent_workers=config.workers > 0,
             multiprocessing_context=self.start_method if config.workers else None,
@@ -199,10 +231,15 @@ class TrainingData:
         """
         self.batches.start(epoch, start_step)
         try:
-            yield from self._loader
+            yield from map(collate_samples, self._loader)
         except DtoError as error:  # a reading process sends its whole trace along; the sentence stands last
             raise type(error)(str(error).rpartition(f"{type(error).__name__}: ")[2].strip()) from error
         except RuntimeError as error:
+            if _TOO_LONG in str(error):
+                raise ReadingProcessLost(
+                    f"{self._workers} processes that read images gave nothing in {self._patience:g} s (data.patience); "
+                    "look at the storage they read from, then raise data.patience, or set data.workers=0"
+                ) from error
             if _PROCESS_LOST not in str(error):
                 raise
             raise ReadingProcessLost(
@@ -211,14 +248,13 @@ class TrainingData:
             ) from error
 
 
-def build_labels(columns: LabelColumns, row: int, width: int, height: int, body: BodyModel) -> ImageLabels:
+def build_labels(columns: LabelColumns, row: int, width: int, height: int) -> ImageLabels:
     """The people of one image; those of whom neither body nor place is known are left out.
 
     Args:
         columns: of a piece, see `data.label_pieces.LabelSet.read`.
         row: the image.
         width, height: of the photograph [px].
-        body: gives the joints.
 
     Raises:
         UnusableImage: its camera cannot be that of the photograph, or its covariance is not of its people.
@@ -234,12 +270,14 @@ def build_labels(columns: LabelColumns, row: int, width: int, height: int, body:
     if not has_camera:
         focal = _GUESSED_FOCAL * max(width, height)
         intrinsics = np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])
-    finite = np.isfinite(np.concatenate([pose, betas, transl], axis=1)).all(axis=1)
+    finite = (np.abs(np.concatenate([pose, betas, transl], axis=1)) < _ABSURD).all(axis=1)  # NaN is not
     has_body = finite & (transl[:, 2] > 0) & ~np.isin(status, UNUSED) & has_camera
     packed, people = columns.images["z_covariance"][row], len(pose)
     if packed is not None and len(packed) != people * (people + 1) // 2:
         raise UnusableImage(f"its z_covariance has {len(packed)} numbers, which is no half matrix of {people} people")
-    unknown = np.full((people, people), np.nan, np.float32)
+    alone = np.full(people, np.nan)  # people whose covariance nobody tells
+    if "z_sigma_m" in columns.people:
+        alone = np.square(columns.people["z_sigma_m"][part].astype(np.float64))
     keypoints, layers = np.full((people, NUM_JOINTS, 2), np.nan, np.float32), np.full(people, -1, np.int64)
     if "keypoints" in columns.people:
         keypoints, layers = columns.people["keypoints"][part], columns.people["depth_layer"][part]
@@ -251,65 +289,66 @@ def build_labels(columns: LabelColumns, row: int, width: int, height: int, body:
         pose=pose.astype(np.float32),
         betas=betas.astype(np.float32),
         transl=transl.astype(np.float32),
-        joints=_pose_joints(pose, betas, transl, body),
         boxes=boxes.astype(np.float32),
         keypoints=keypoints,
-        z_covariance=unknown if packed is None else unpack_covariance(packed, people),
+        z_covariance=np.diag(alone).astype(np.float32) if packed is None else unpack_covariance(packed, people),
         depth_layer=layers,
     )
     in_picture = np.isfinite(boxes).all(axis=1) | np.isfinite(labels.keypoints).any(axis=(1, 2))
-    return labels.take(has_body | (in_picture & (status != str(PersonStatus.DUPLICATE))))
+    duplicate = status == str(PersonStatus.DUPLICATE)
+    known = has_body | (in_picture & ~duplicate)
+    return replace(labels.take(known), complete=bool((known | duplicate).all()))
 
 
-def keep_visible(labels: ImageLabels, size: int, min_joints: int, max_people: int) -> ImageLabels:
-    """The people whom the S x S input shows, in their order.
-
-    A body is shown by `min_joints` joints inside, anybody else by a keypoint or the centre of the box. Of more than
-    `max_people` the nearest stay; people of unknown distance count as farthest.
-    """
-
-    def inside(points: np.ndarray) -> np.ndarray:
-        return np.all((points >= 0) & (points < size), axis=-1)
-
-    bodies = inside(project_joints(labels)).sum(axis=1) >= min_joints
-    others = inside(labels.boxes[:, :2] / 2 + labels.boxes[:, 2:] / 2) | inside(labels.keypoints).any(axis=1)
-    shown = np.flatnonzero(np.where(labels.has_body, bodies, others))
-    distance = np.where(labels.has_body, labels.joints[:, 0, 2], np.inf)[shown]
-    nearest = np.sort(np.argsort(distance, kind="stable")[:max_people])
-    return labels.take(shown[nearest])
+def square_pixels(rgb: np.ndarray, labels: ImageLabels) -> tuple[np.ndarray, ImageLabels]:
+    """Image and labels stretched sideways where fx and fy differ: the network knows one focal length."""
+    fx, fy = labels.intrinsics[0, 0], labels.intrinsics[1, 1]
+    if abs(fx / fy - 1) <= _SQUARE:
+        return rgb, labels
+    width = max(1, round(rgb.shape[1] * fy / fx))
+    grow = np.array([width / rgb.shape[1], 1.0])
+    stretched = replace(
+        labels,
+        intrinsics=np.diag([fy / fx, 1, 1]) @ labels.intrinsics,
+        boxes=(labels.boxes * np.tile(grow, 2)).astype(np.float32),
+        keypoints=(labels.keypoints * grow).astype(np.float32),
+    )
+    return resize(rgb, (width, rgb.shape[0])), stretched
 
 
-def collate_samples(items: Sequence[Sample | Skipped], size: int) -> TrainBatch:
-    """Samples padded to the largest crowd; what was skipped is named.
+def collate_samples(items: Items) -> TrainBatch:
+    """Images and people one after the other; what was skipped is named.
 
     Where nothing is left, the batch is one black image, in which truly nobody is: every rank always has a step to do.
     """
     samples = [item for item in items if isinstance(item, Sample)]
     skipped = tuple(f"{item.image_id}: {item.reason}" for item in items if isinstance(item, Skipped))
-    samples = samples or [_nothing(size)]
-    most = max(sample.labels.num_people for sample in samples)
+    samples = samples or [Sample("", np.zeros((*_BLACK[::-1], 3), np.uint8), nobody(_BLACK))]
+    seen = [sample.seen for sample in samples]
+    most = max(one.num_people for one in seen)
+    numbers = np.arange(len(seen))
 
-    def padded(name: str, missing: float) -> torch.Tensor:
-        arrays = [getattr(sample.labels, name) for sample in samples]
-        full = np.full((len(arrays), most, *arrays[0].shape[1:]), missing, arrays[0].dtype)
-        for row, values in enumerate(arrays):
-            full[row, : len(values)] = values
-        return torch.from_numpy(full)
+    def joined(arrays: Sequence[np.ndarray]) -> torch.Tensor:
+        return torch.from_numpy(np.concatenate(arrays))
 
-    people = torch.tensor([sample.labels.num_people for sample in samples])
+    covariance = [
+        np.pad(one.z_covariance, ((0, 0), (0, most - one.num_people)), constant_values=np.nan) for one in seen
+    ]
+    targets = Targets(
+        image=torch.from_numpy(np.repeat(numbers, [one.num_people for one in seen])),
+        **{name: joined([one.people[name] for one in seen]) for name in seen[0].people},
+        z_covariance=joined(covariance),
+        scale_map=joined([one.scale_map for one in seen]),
+        cell_image=torch.from_numpy(np.repeat(numbers, [len(one.scale_map) for one in seen])),
+        complete=torch.tensor([one.complete for one in seen]),
+        mapped=torch.tensor([one.mapped for one in seen]),
+        heights=torch.tensor([float(sample.image.shape[0]) for sample in samples]),
+        image_focals=torch.tensor([one.image_focal for one in seen]),
+    )
     return TrainBatch(
-        image=torch.from_numpy(np.stack([sample.image for sample in samples])).permute(0, 3, 1, 2).contiguous(),
-        intrinsics=torch.from_numpy(np.stack([sample.labels.intrinsics for sample in samples])).float(),
-        has_camera=torch.tensor([sample.labels.has_camera for sample in samples]),
-        present=torch.arange(most) < people[:, None],
-        has_body=padded("has_body", False),
-        pose=padded("pose", 0),
-        betas=padded("betas", 0),
-        transl=padded("transl", 0),
-        boxes=padded("boxes", np.nan),
-        keypoints=padded("keypoints", np.nan),
-        z_covariance=_pad_squares([sample.labels.z_covariance for sample in samples], most),
-        depth_layer=padded("depth_layer", -1),
+        images=tuple(torch.from_numpy(np.ascontiguousarray(sample.image.transpose(2, 0, 1))) for sample in samples),
+        intrinsics=torch.from_numpy(np.stack([one.intrinsics for one in seen])).float(),
+        targets=targets,
         image_ids=tuple(sample.image_id for sample in samples),
         skipped=skipped,
     )
@@ -320,34 +359,3 @@ def _check_size(columns: LabelColumns, row: int, rgb: np.ndarray) -> None:
     width, height = int(columns.images["width"][row]), int(columns.images["height"][row])
     if width and (width, height) != (rgb.shape[1], rgb.shape[0]):
         raise UnusableImage(f"the image has {rgb.shape[1]} x {rgb.shape[0]} pixels, its labels {width} x {height}")
-
-
-def _pose_joints(pose: np.ndarray, betas: np.ndarray, transl: np.ndarray, body: BodyModel) -> np.ndarray:
-    rotations = axis_angle_to_matrix(torch.from_numpy(pose.reshape(-1, NUM_JOINTS, 3).astype(np.float32)))
-    with torch.no_grad():
-        joints = body.posed_joints(rotations, torch.from_numpy(betas.astype(np.float32))).numpy()
-    return (joints + transl[:, None]).astype(np.float32)
-
-
-def _pad_squares(squares: Sequence[np.ndarray], most: int) -> torch.Tensor:
-    full = np.full((len(squares), most, most), np.nan, np.float32)
-    for row, square in enumerate(squares):
-        full[row, : len(square), : len(square)] = square
-    return torch.from_numpy(full)
-
-
-def _nothing(size: int) -> Sample:
-    labels = ImageLabels(
-        intrinsics=np.array([[size, 0, size / 2], [0, size, size / 2], [0, 0, 1]], np.float64),
-        has_camera=False,
-        has_body=np.zeros(0, bool),
-        pose=np.zeros((0, 72), np.float32),
-        betas=np.zeros((0, 11), np.float32),
-        transl=np.zeros((0, 3), np.float32),
-        joints=np.zeros((0, NUM_JOINTS, 3), np.float32),
-        boxes=np.zeros((0, 4), np.float32),
-        keypoints=np.zeros((0, NUM_JOINTS, 2), np.float32),
-        z_covariance=np.zeros((0, 0), np.float32),
-        depth_layer=np.zeros(0, np.int64),
-    )
-    return Sample("", np.zeros((size, size, 3), np.float32), labels)

@@ -12,16 +12,18 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
+from torch.nn import functional
 
 from dto_pipeline.evaluate.synthetic import Placement, image_pairs, placement_errors
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.train.batch import TrainBatch
-from dto_pipeline.train.config import LossConfig, MatchConfig
+from dto_pipeline.train.config import MatchConfig
 from dto_pipeline.train.matching import Matches, generalised_iou, match_people
-from dto_pipeline.train.model import Predictions
-from dto_pipeline.train.targets import LOSS_JOINTS, Targets, build_targets
+from dto_pipeline.train.model import Predictions, corners
+from dto_pipeline.train.targets import Targets
+from dto_pipeline.train.tokens import CONFIDENT
 
-CONFIDENT = 0.3  # queries from this confidence on are people
+LOSS_JOINTS = 24  # of SMPL's tree, of which errors are told
 _REACH = 1.0  # `near_pair_depth_error` is over pairs whose true z differ by at most this [m]
 MEASURES = {
     "pair_depth_error": "pairwise depth error [m]",
@@ -63,37 +65,28 @@ class Part:
 
 
 def evaluate(
-    predict: Callable[[TrainBatch], Predictions],
-    batches: Iterable[TrainBatch],
-    body: BodyModel,
-    loss: LossConfig,
-    match: MatchConfig,
+    predict: Callable[[TrainBatch], Predictions], batches: Iterable[TrainBatch], body: BodyModel, match: MatchConfig
 ) -> dict[str, float]:
     """`measure_batches` and `summarise` in one."""
-    return summarise(measure_batches(predict, batches, body, loss, match))
+    return summarise(measure_batches(predict, batches, body, match))
 
 
 def measure_batches(
-    predict: Callable[[TrainBatch], Predictions],
-    batches: Iterable[TrainBatch],
-    body: BodyModel,
-    loss: LossConfig,
-    match: MatchConfig,
+    predict: Callable[[TrainBatch], Predictions], batches: Iterable[TrainBatch], body: BodyModel, match: MatchConfig
 ) -> list[Part]:
     """What each batch tells.
 
     Args:
-        predict: the network.
+        predict: the network, with joints.
         batches: held-out images with labels; images of all batches are different ones.
         body: the model of the labels.
-        loss, match: of the training, for the assignment.
+        match: of the training, for the assignment.
     """
     parts = []
     for batch in batches:
         predictions = predict(batch)
-        targets = build_targets(batch.to(predictions.fov.device), body)
-        matches = match_people(predictions, targets, body, match, loss)
-        parts.append(_measure(batch, predictions, targets, matches, body))
+        targets = batch.targets.to(predictions.confs.device)
+        parts.append(_measure(batch, predictions, targets, match_people(predictions, targets, match), body))
     return parts
 
 
@@ -109,24 +102,27 @@ def summarise(parts: Sequence[Part]) -> dict[str, float]:
 
 def _measure(batch: TrainBatch, predictions: Predictions, targets: Targets, matches: Matches, body: BodyModel) -> Part:
     read = torch.tensor([image_id != "" for image_id in batch.image_ids])  # the others are black stand-ins
-    kept = targets.has_body[matches.image, matches.person]
-    image, query, person = matches.image[kept], matches.query[kept], matches.person[kept]
-    found, true = (image, query), (image, person)
-    joints = body.posed_joints(predictions.rotations[-1][found], predictions.betas[found])
-    error = ((joints - joints[:, :1])[:, :LOSS_JOINTS] - targets.joints[true]).norm(dim=-1).mean(-1)
-    overlap = generalised_iou(predictions.boxes[found], targets.boxes[true]) > 0
+    assert predictions.j3ds is not None
+    kept = targets.has_body[matches.person[-1]]
+    image, query, person = (part[-1][kept] for part in (matches.image, matches.query, matches.person))
+    found = (-1, image, query)
+    joints, true = (j[:, :LOSS_JOINTS] - j[:, :1] for j in (predictions.j3ds[found], targets.j3ds[person]))
+    overlap = generalised_iou(corners(predictions.boxes[found]), corners(targets.boxes[person])) > 0
+    betas = functional.pad(predictions.betas[found], (0, 11 - predictions.betas.shape[-1]))
     rows = _Rows(
         image=image.cpu().numpy(),
         z=_to_numpy(predictions.transl[found][:, 2]),
-        true_z=_to_numpy(targets.transl[true][:, 2]),
-        height=_to_numpy(body.rest_height(predictions.betas[found])),
-        true_height=_to_numpy(body.rest_height(targets.betas[true])),
-        transl_error=_to_numpy((predictions.transl[found] - targets.transl[true]).norm(dim=-1)),
-        joint_error=_to_numpy(error),
-        found=((predictions.confidence[found] >= CONFIDENT) & overlap).cpu().numpy(),
+        true_z=_to_numpy(targets.transl[person][:, 2]),
+        height=_to_numpy(body.rest_height(betas)),
+        true_height=_to_numpy(body.rest_height(targets.betas[person])),
+        transl_error=_to_numpy((predictions.transl[found] - targets.transl[person]).norm(dim=-1)),
+        joint_error=_to_numpy((joints - true).norm(dim=-1).mean(-1)),
+        found=((predictions.confs[found] >= CONFIDENT) & overlap).cpu().numpy(),
     )
-    fov_error = (predictions.fov - targets.fov)[targets.has_camera].abs()
-    reported = (predictions.confidence >= CONFIDENT).sum(-1).cpu()[read]
+    known = targets.image_focals > 0
+    half, focal = targets.heights / 2, predictions.intrinsics[:, 0, 0]
+    fov_error = 2 * (torch.atan(half / focal) - torch.atan(half / targets.image_focals.clamp(min=1e-6))).abs()[known]
+    reported = (predictions.confs[-1] >= CONFIDENT).sum(-1).cpu()[read]
     return Part(rows, _to_numpy(fov_error), int(read.sum()), int(reported.sum()), len(batch.skipped))
 
 

@@ -7,9 +7,10 @@ are averaged over all processes.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -19,11 +20,13 @@ from dto_pipeline.errors import DtoError
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.train.batch import TrainBatch
 from dto_pipeline.train.config import LoopConfig, TrainConfig
+from dto_pipeline.train.denoising import Known
 from dto_pipeline.train.losses import compute_losses
-from dto_pipeline.train.model import MeshNetwork, Predictions
-from dto_pipeline.train.targets import build_targets
+from dto_pipeline.train.matching import match_people
+from dto_pipeline.train.model import MeshNetwork, Predictions, with_joints
 
 T = TypeVar("T")
+_LAST = re.compile(r"[a-z0-9_]+$")  # terms of the last layer
 _MOST_SKIPPED = 10  # steps in a row without a finite gradient, after which training stops
 
 
@@ -39,6 +42,7 @@ class Learner:
     network: MeshNetwork  # the plain one, for checkpoints and predictions
     body: BodyModel
     device: torch.device
+    init: dict[str, Any] = field(default_factory=dict)  # what the network began with, for checkpoints
 
     def __post_init__(self) -> None:
         self.network.to(self.device)
@@ -47,7 +51,11 @@ class Learner:
         self._shared: nn.Module = self.network
         if torch.distributed.is_initialized():
             devices = [self.device] if self.device.type == "cuda" else None
-            self._shared = DistributedDataParallel(self.network, device_ids=devices)
+            self._shared = DistributedDataParallel(
+                self.network,
+                device_ids=devices,
+                find_unused_parameters=True,  # no small tokens in a batch: their weights learn nothing
+            )
         self._skipped_in_a_row = 0
 
     def step(self, batch: TrainBatch, number: int) -> dict[str, float]:
@@ -70,17 +78,22 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["factor"]
         batch = batch.to(self.device)
+        known = self._known(batch)
         with self._autocast():
-            predictions: Predictions = self._shared(batch.image, batch.intrinsics)
-        targets = build_targets(batch, self.body)
-        total, losses = compute_losses(
-            predictions, targets, self.body, self.config.loss, self.config.match, mean_over_processes
-        )
+            predictions: Predictions = self._shared(batch.images, **self._ways(batch), known=known)
+        predictions = with_joints(predictions, self.body)
+        matches = match_people(predictions, batch.targets, self.config.match)
+        losses = compute_losses(predictions, batch.targets, matches, self.config.loss, mean_over_processes, known)
+        total = losses.total
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.loop.clip)
-        skipped = self._update(bool(norm.isfinite()))
-        values = {"loss": total.detach(), **losses, "gradient_norm": norm.detach()}
+        whole = mean_over_processes(total.detach()[None])  # all processes skip a step, or none
+        skipped = self._update(bool(norm.isfinite() & whole.isfinite().all()))
+        last = {
+            name: losses.terms[name].detach() for name, weight in losses.weights.items() if weight and _LAST.match(name)
+        }
+        values = {"loss": total.detach(), **last, "gradient_norm": norm.detach()}
         # times the processes: the mean below is then the sum
         values["skipped_images"] = total.new_tensor(float(len(batch.skipped) * count_processes()))
         means = mean_over_processes(torch.stack(list(values.values()))).tolist()
@@ -92,7 +105,23 @@ class Learner:
         self.network.eval()
         batch = batch.to(self.device)
         with self._autocast():
-            return self.network(batch.image, batch.intrinsics)
+            return with_joints(self.network(batch.images, **self._ways(batch)), self.body)
+
+    def _ways(self, batch: TrainBatch) -> dict[str, Any]:
+        """How the config wants the network to look."""
+        model = self.config.model
+        centres = batch.centres if model.principal_point == "true" else None
+        return {"centres": centres, "by_image": model.prune_by_image}
+
+    def _known(self, batch: TrainBatch) -> Known | None:
+        """The people that denoising queries start from; what is no label of them is 0 there, unless as published."""
+        targets = batch.targets
+        if not self.config.model.denoising or not len(targets.image):
+            return None
+        body = torch.cat([targets.poses, targets.betas[:, :10]], dim=-1)
+        if not self.config.loss.denoise_untrusted:
+            body = torch.where(targets.has_body[:, None], body, 0.0)
+        return Known(targets.image, len(batch.images), targets.boxes, body, self.config.model.denoising)
 
     def _autocast(self) -> torch.autocast:
         enabled = self.config.loop.precision == "bfloat16"
@@ -115,10 +144,13 @@ class Learner:
 
 def build_optimizer(network: MeshNetwork, config: LoopConfig) -> torch.optim.AdamW:
     """AdamW; the encoder's weights learn `encoder_rate` times as fast, and are left as they are where that is 0."""
-    network.encoder.requires_grad_(config.encoder_rate > 0)
-    encoder = [weight for weight in network.encoder.parameters() if weight.requires_grad]
-    own = {id(weight) for weight in network.encoder.parameters()}
-    others = [weight for weight in network.parameters() if id(weight) not in own]
+    names = ("encoder.blocks.", "encoder.norm.", "encoder_")  # what a DINOv2 begins; additional blocks always learn
+    encoder: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for name, weight in network.named_parameters():
+        own = name.startswith(names)
+        weight.requires_grad_(not own or config.encoder_rate > 0)
+        (encoder if own and config.encoder_rate > 0 else [] if own else others).append(weight)
     groups: Sequence[dict] = [
         {"params": encoder, "factor": config.encoder_rate},
         {"params": others, "factor": 1.0},
@@ -147,6 +179,11 @@ def mean_over_processes(numbers: torch.Tensor) -> torch.Tensor:
 def count_processes() -> int:
     """How many share a step."""
     return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+
+
+def is_first() -> bool:
+    """Whether this is the only process, or the first of those that share a step."""
+    return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
 
 
 def told_by_first(number: int, device: torch.device) -> int:

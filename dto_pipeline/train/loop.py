@@ -4,7 +4,8 @@ Every process runs `run_rank`: step, and at intervals metrics, a checkpoint, an 
 Checkpoints lie in the training's own folder; whoever starts, at first, after a crash or as a replacement for a lost
 worker, goes on from the newest that can be read. A training's folder:
 
-    train.json                       config and versions; other knobs than those of how it runs refuse to resume
+    train.json                       config, versions, what it began with (init); other options than those of how it
+                                     runs refuse to resume
     train.lock                       held by the process that trains here
     checkpoints/step-00001000.pt     the newest two, see `checkpoint`
     metrics.csv, evaluation.csv      one row per interval; tensorboard/ the same as events
@@ -36,7 +37,7 @@ from dto_pipeline.train.batch import TrainBatch
 from dto_pipeline.train.checkpoint import (
     Checkpoint,
     Position,
-    build_network,
+    begin_network,
     checkpoint_file,
     library_versions,
     list_damaged,
@@ -46,17 +47,26 @@ from dto_pipeline.train.checkpoint import (
     take_up,
 )
 from dto_pipeline.train.claim import hold_folder
-from dto_pipeline.train.config import TrainConfig, stored_config
+from dto_pipeline.train.config import TrainConfig, train_config_from_dict
 from dto_pipeline.train.evaluation import measure_batches, summarise
-from dto_pipeline.train.learner import Learner, gather_at_first, told_by_first
+from dto_pipeline.train.learner import Learner, gather_at_first, is_first, told_by_first
 from dto_pipeline.train.pictures import draw_held_out
 from dto_pipeline.train.records import HELD_OUT, TRAINING, Records, read_rows
 from dto_pipeline.train.source import Source, batches_from
 
 FREE_KNOBS = {
-    "loop": ("log_every", "evaluate_every", "checkpoint_every", "pictures", "gpu", "torch_threads", "max_failures"),
-    "data": ("workers", "prefetch"),
-}  # may change between starts of one training; another number of loop.workers would change the batch
+    "loop": (
+        "steps",
+        "log_every",
+        "evaluate_every",
+        "checkpoint_every",
+        "pictures",
+        "gpu",
+        "torch_threads",
+        "max_failures",
+    ),
+    "data": ("workers", "prefetch", "patience"),
+}  # may change between starts of one training (steps: be raised); another number of loop.workers would change the batch
 _LOG = logging.getLogger(__name__)
 _LOOK_EVERY = 2.0  # at what workers wrote down [s]
 MakeBar = Callable[[int, int], tqdm]  # of all steps and those done
@@ -147,11 +157,14 @@ def start_learner(config: TrainConfig, folder: Path, device: torch.device) -> tu
     body = load_body(config.body.model_path, config.body.kid_axis)
     checkpoint = _agree_on_checkpoint(folder, device)
     if checkpoint is None:
-        return Learner(config, build_network(config), body, device), Position()
+        network, init = begin_network(config)
+        if init and is_first():
+            _note_init(folder, init)
+        return Learner(config, network, body, device, init), Position()
     if body.sha256 != checkpoint.body_sha256:
         found = f"sha256 {body.sha256[:16]}, this training began with {checkpoint.body_sha256[:16]}"
         raise TrainError(f"the body model (body.model_path) has {found}; put the right one back")
-    learner = Learner(config, restore_network(checkpoint), body, device)
+    learner = Learner(config, restore_network(checkpoint), body, device, checkpoint.init)
     learner.optimizer.load_state_dict(checkpoint.optimizer)
     _LOG.info("resumed at step %d", checkpoint.position.step)
     return learner, checkpoint.position
@@ -159,7 +172,7 @@ def start_learner(config: TrainConfig, folder: Path, device: torch.device) -> tu
 
 def _agree_on_checkpoint(folder: Path, device: torch.device) -> Checkpoint | None:
     """What all processes go on from: the first one chooses and tells the others the step."""
-    first = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+    first = is_first()
     chosen = take_up(folder) if first else None
     step = told_by_first(-1 if chosen is None else chosen.position.step, device)
     if first or step < 0:
@@ -186,7 +199,7 @@ def evaluate_held_out(learner: Learner, held_out: Iterable[TrainBatch], records:
             kept.append(batch)
         return batch
 
-    parts = measure_batches(learner.predict, map(remembered, held_out), learner.body, config.loss, config.match)
+    parts = measure_batches(learner.predict, map(remembered, held_out), learner.body, config.match)
     measures = summarise(gather_at_first(parts))
     if records is None:
         return
@@ -249,7 +262,8 @@ def _means(rows: list[dict[str, float]]) -> dict[str, float]:
 def _freeze(learner: Learner, position: Position) -> Checkpoint:
     return Checkpoint(
         config=learner.config,
-        encoder=learner.network.encoder.describe(),
+        architecture=learner.network.size.to_dict(),
+        init=learner.init,
         weights=learner.network.state_dict(),
         optimizer=learner.optimizer.state_dict(),
         position=position,
@@ -265,12 +279,27 @@ def _claim_folder(folder: Path, config: TrainConfig) -> None:
         write_json_atomic(path, {"config": config.to_dict(), "versions": library_versions()})
         return
     try:
-        there = _fixed_knobs(stored_config(parse_json(read_regular(path))["config"]))
+        noted = parse_json(read_regular(path))
+        before = train_config_from_dict(noted["config"])
+        there = _fixed_knobs(before)
     except (ValueError, KeyError, TypeError, AttributeError, IrregularFile) as error:
         raise TrainError(f"{path} cannot be used ({error}); choose another folder, or put the file back") from error
     differing = describe_difference(there, wanted)
     if differing:
         raise TrainError(f"{folder} holds another training ({'; '.join(differing)}); choose another folder")
+    if config.loop.steps < before.loop.steps:
+        found = f"loop.steps is {config.loop.steps}, this training was to take {before.loop.steps}"
+        raise TrainError(f"{folder}: {found}; more may be asked for, fewer not: choose another folder")
+    if config.loop.steps > before.loop.steps:
+        noted["config"]["loop"]["steps"] = config.loop.steps
+        write_json_atomic(path, noted)
+
+
+def _note_init(folder: Path, init: dict[str, Any]) -> None:
+    """What the training began with, beside its config."""
+    path = folder / "train.json"
+    noted = parse_json(read_regular(path)) if path.exists() else {}
+    write_json_atomic(path, noted | {"init": init})
 
 
 def _fixed_knobs(config: TrainConfig) -> dict[str, dict[str, Any]]:

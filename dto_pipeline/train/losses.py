@@ -1,263 +1,276 @@
-"""The losses of MA-HMR (arXiv 2511.13282): what each measures, over whom it is averaged, how they are summed.
+"""What a network is told it did wrong (MA-HMR), formulas beside the code; `compute_losses` reads top to bottom.
 
-Pure tensors and the body model. Every loss is a sum and a count; sums are divided at the end, by counts that several
-processes can share, so that two processes with half a batch each take the same step as one with the whole. A label
-that is missing adds nothing to either. Metres, radians; image positions as shares of S.
+Every term is (L,): one number per decoder layer, the last layer last. Matched predictions are (L, M, ...), their people
+(L, M, ...) too. Knows no files and no optimiser. Metres, radians, pixels; S is the input size. What the preset `paper`
+does otherwise than `ours` is a knob of `LossConfig` each.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.nn import functional
 
-from dto_pipeline.maths.rotation import matrix_to_axis_angle
-from dto_pipeline.models.body import BodyModel
-from dto_pipeline.train.config import LossConfig, MatchConfig
-from dto_pipeline.train.matching import Matches, assign_tokens, generalised_iou, match_people, project_safely
+from dto_pipeline.maths.rotation import axis_angle_to_matrix
+from dto_pipeline.train.config import LossConfig
+from dto_pipeline.train.denoising import Known
+from dto_pipeline.train.matching import Matches, generalised_iou
 from dto_pipeline.train.model import Predictions, corners
-from dto_pipeline.train.targets import LOSS_JOINTS, Targets
+from dto_pipeline.train.targets import Targets
 
-Reduce = Callable[[torch.Tensor], torch.Tensor]  # counts (n,) -> their mean over all processes
+BETA_FACTORS = (2.56, 1.28, 0.64, 0.64, *[0.32] * 6, 10.0)  # large directions change the body most; kid axis last
+SAME_LAYER = 0.3  # people are of another layer of depth from this gap on, where nothing else says so [m]
+WEIGHTS = {
+    "confs": "confidence", "poses": "pose", "betas": "betas", "boxes": "boxes", "giou": "giou", "j3ds": "joints",
+    "j2ds": "image_joints", "depths": "inverse_depth", "depths_mt": "relative_metric", "depths_re": "relative_layer",
+    "fov": "fov", "map_confs": "map_confidence", "map_scales": "map_scale",
+}  # fmt: skip  # published name -> knob of `LossConfig`
+_TINY = 1e-12  # stands in for a count of nothing
+_SMALLEST = 1e-44  # its logarithm is below -100
+Index = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # layer, image, query of (L, M) pairs
+Share = Callable[[torch.Tensor], torch.Tensor]  # a count, averaged over processes
 
 
 @dataclass(frozen=True)
-class Term:
-    """One loss before division."""
+class Mean:
+    """A sum and what it is divided by: (L,) or () each."""
 
-    total: torch.Tensor  # () sum
-    count: torch.Tensor  # () of what the sum runs over
+    top: torch.Tensor
+    count: torch.Tensor
+    least: float = _TINY  # what the count is at least
+    shared: bool = False  # the count is averaged over processes even as published
 
 
 @dataclass(frozen=True)
-class _Matched:
-    """M matched people: what one layer says of them, and the labels."""
+class Losses:
+    """The total, and the unweighted terms it is made of: ``confs`` of the last layer, ``confs.0`` of the first ..."""
 
-    image: torch.Tensor  # (M,) int64
-    boxes: torch.Tensor  # (M, 4) left, top, right, bottom, shares of S
-    rotations: torch.Tensor  # (M, 24, 3, 3)
-    betas: torch.Tensor  # (M, 11)
-    transl: torch.Tensor  # (M, 3)
-    true_boxes: torch.Tensor
-    true_rotations: torch.Tensor
-    true_pose: torch.Tensor  # (M, 72)
-    true_betas: torch.Tensor
-    true_transl: torch.Tensor
-    true_joints: torch.Tensor  # (M, 22, 3)
-    true_image_joints: torch.Tensor  # (M, 22, 2) shares of S
-    visible: torch.Tensor  # (M, 22) bool
-    has_body: torch.Tensor  # (M,) bool
-    intrinsics: torch.Tensor  # (M, 3, 3) predicted, in shares of S
+    total: torch.Tensor
+    terms: dict[str, torch.Tensor]
+    weights: dict[str, float]
 
 
 def compute_losses(
     predictions: Predictions,
     targets: Targets,
-    body: BodyModel,
-    loss: LossConfig,
-    match: MatchConfig,
-    reduce: Reduce = lambda counts: counts,
-) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """The loss to minimise.
-
-    Args:
-        predictions, targets: of one batch.
-        body: the model of the labels.
-        loss, match: weights.
-        reduce: mean of counts over all processes that share the step.
-
-    Returns:
-        () the weighted sum over losses, layers and what tokens propose, and the last layer's unweighted losses by name.
-    """
-    matches = match_people(predictions, targets, body, match, loss)
-    layers = [
-        (1.0, _layer_terms(predictions, layer, targets, matches, body, loss))
-        for layer in range(len(predictions.logits))
-    ]
-    if predictions.proposals is not None:
-        lying = assign_tokens(predictions.proposals, targets)
-        layers.insert(0, (loss.proposals, _layer_terms(predictions.proposals, 0, targets, lying, body, loss)))
-    layers.append((1.0, {"fov": fov_loss(predictions.fov, targets, loss)}))
-    terms = [(factor, name, term) for factor, layer_terms in layers for name, term in layer_terms.items()]
-    counts = reduce(torch.stack([term.count for _, _, term in terms]))
-    total = _nothing_of_all(predictions)
-    last: dict[str, torch.Tensor] = {}
-    for (factor, name, term), count in zip(terms, counts, strict=True):
-        last[name] = term.total / torch.where(count > 0, count, torch.ones_like(count))
-        total = total + factor * getattr(loss, name) * last[name]
-    return total, {name: value.detach() for name, value in last.items()}
-
-
-def _layer_terms(
-    predictions: Predictions, layer: int, targets: Targets, matches: Matches, body: BodyModel, loss: LossConfig
-) -> dict[str, Term]:
-    people = _gather(predictions, layer, targets, matches)
-    joints = body.posed_joints(people.rotations, people.betas)
-    terms = {
-        "confidence": confidence_loss(predictions.logits[layer], matches, loss),
-        "boxes": _over(people.boxes.sub(people.true_boxes).abs().sum(-1), torch.ones_like(people.has_body)),
-        "giou": _over(1 - generalised_iou(people.boxes, people.true_boxes), torch.ones_like(people.has_body)),
-        "pose": pose_loss(people, loss),
-        "betas": betas_loss(people.betas, people.true_betas, people.has_body, loss),
-        "joints": _over(_joint_distance(joints, people.true_joints), people.has_body),
-        "image_joints": image_joint_loss(joints + people.transl[:, None], people),
-        "relative_metric": relative_metric_loss(
-            people.transl[:, 2], people.true_transl[:, 2], people.has_body, matches, targets, loss
-        ),
-        "relative_layer": relative_layer_loss(people.transl[:, 2], matches, targets),
-    }
-    return {name: term for name, term in terms.items() if getattr(loss, name) > 0}
-
-
-def confidence_loss(logits: torch.Tensor, matches: Matches, loss: LossConfig) -> Term:
-    """Sigmoid focal loss (Lin et al., ICCV 2017) of all queries (B, Q), per person that one of them reports."""
-    true = torch.zeros_like(logits)
-    true[matches.image[matches.reports], matches.query[matches.reports]] = 1.0
-    entropy = functional.binary_cross_entropy_with_logits(logits, true, reduction="none")
-    right = torch.where(true > 0, logits.sigmoid(), 1 - logits.sigmoid())
-    alpha = torch.where(true > 0, loss.focal_alpha, 1 - loss.focal_alpha)
-    total = (alpha * (1 - right) ** loss.focal_gamma * entropy).sum()
-    count = matches.reports.sum() * (logits.shape[1] if loss.confidence_over_queries else 1)
-    return Term(total, count.to(logits.dtype))
-
-
-def pose_loss(people: _Matched, loss: LossConfig) -> Term:
-    """Mean L1 of rotation matrices' entries, or (MA-HMR) of axis-angle coefficients, per matched person."""
-    if loss.pose_distance == "matrix":
-        distance = (people.rotations - people.true_rotations).abs().mean((-1, -2, -3))
-    else:
-        distance = (matrix_to_axis_angle(people.rotations).flatten(-2) - people.true_pose).abs().mean(-1)
-    return _over(distance, people.has_body)
-
-
-def betas_loss(found: torch.Tensor, true: torch.Tensor, has_body: torch.Tensor, loss: LossConfig) -> Term:
-    """Mean weighted L1 of shape coefficients (M, 11), per matched person."""
-    factors = found.new_tensor(loss.beta_factors)
-    return _over((factors * (found - true).abs()).mean(-1), has_body)
-
-
-def image_joint_loss(points: torch.Tensor, people: _Matched) -> Term:
-    """Mean L1 between visible joints in the image, shares of S, per person with any; points (M, 24, 3) [m]."""
-    found = project_safely(points[:, :LOSS_JOINTS], people.intrinsics[:, None])
-    distance = (found - people.true_image_joints).abs().mean(-1)
-    visible = people.visible.to(distance.dtype)
-    return _over((distance * visible).sum(-1) / visible.sum(-1).clamp(min=1), people.visible.any(-1))
-
-
-def relative_metric_loss(
-    z: torch.Tensor,
-    true_z: torch.Tensor,
-    has_body: torch.Tensor,
     matches: Matches,
-    targets: Targets,
-    loss: LossConfig,
-) -> Term:
-    """log(1 + |dz - true dz|) over pairs of one image within `reach`: mean per image, then over images with pairs.
+    config: LossConfig,
+    share: Share = lambda count: count,
+    known: Known | None = None,
+) -> Losses:
+    """Sum of weight * loss over all terms and layers.
 
     Args:
-        z, true_z: (M,) of translations, both of the same point of the body [m].
-        has_body: (M,) bool.
+        predictions: with joints.
+        targets: of the same images.
+        matches: of each layer by itself.
+        config: weights; a term of weight 0 is left out.
+        share: averages counts over the processes that share a step.
+        known: who stands in the denoising slots of `predictions.known`.
     """
-    first, second = _pairs(matches)
-    true_apart = true_z[first] - true_z[second]
-    counted = has_body[first] & has_body[second] & (true_apart.abs() <= loss.reach)
-    first, second, true_apart = first[counted], second[counted], true_apart[counted]
-    each = torch.log1p((z[first] - z[second] - true_apart).abs())
-    each = each * _pair_weight(first, second, matches, targets, loss.pair_sigma)
-    return _mean_per_image(each, matches.image[first], len(targets.fov))
+    index, person = matches.index, matches.person
+    by_layer = {
+        "confs": _confidence(predictions.confs, index, targets),
+        **_body_terms(predictions, index, person, targets, config),
+        **_pair_terms(predictions, index, person, matches.image, targets, config),
+    }
+    once = {**_map_terms(predictions.scale_map, targets), "fov": _fov(predictions, targets, config)}
+    values = _divide(by_layer | once, config, share)
+    terms = _by_layer({name: values[name] for name in by_layer}, "") | {name: values[name] for name in once}
+    if predictions.known is not None and known is not None:
+        means = _known_terms(predictions.known, known, targets, config)
+        counts = {name: mean.count.float() for name, mean in means.items()}
+        terms |= _by_layer({name: mean.top / counts[name].clamp(min=mean.least) for name, mean in means.items()}, "_dn")
+    weights = {name: _weight(name, config) for name in terms}
+    total = torch.stack([weights[name] * term for name, term in terms.items() if weights[name]]).sum()
+    return Losses(total, terms, weights)
 
 
-def relative_layer_loss(z: torch.Tensor, matches: Matches, targets: Targets) -> Term:
-    """Ordinal labels: |dz| within a depth layer, log(1 + exp(dz)) with dz = nearer - farther between layers.
+def _body_terms(
+    found: Predictions, index: Index, person: torch.Tensor, true: Targets, config: LossConfig
+) -> dict[str, Mean]:
+    """All that is a sum over people / N, N = people of the batch who have it, at least 1."""
+    assert found.j3ds is not None
+    assert found.j2ds is not None
+    # poses: mean over 72 of |axis-angle - axis-angle'|; ours: over the entries of the rotation matrices
+    poses, true_poses = found.poses[index], true.poses[person]
+    if config.pose_distance == "matrix":
+        poses, true_poses = (
+            axis_angle_to_matrix(part.unflatten(-1, (24, 3))).flatten(-3) for part in (poses, true_poses)
+        )
+    # betas: mean over 10 or 11 of factor * |b - b'|
+    count = found.betas.shape[-1]
+    betas = (found.betas[index] - true.betas[person][..., :count]).abs() * found.betas.new_tensor(BETA_FACTORS[:count])
+    # boxes: SUM over 4 of |box - box'|; giou: 1 - GIoU
+    boxes, true_boxes = found.boxes[index], true.boxes[person]
+    # j3ds: mean over 45 x 3 of |(j - j_0) - (j' - j'_0)|
+    joints, true_joints = (j - j[..., :1, :] for j in (found.j3ds[index], true.j3ds[person]))
+    # j2ds: sum of mask * |j - j'| / S, over 45 x 2; ours: over the number seen
+    seen = true.j2ds_mask[person].to(boxes.dtype)
+    apart = (found.j2ds[index] - true.j2ds[person]).abs() / found.input_size * seen
+    number = apart[0, 0].numel() if config.over_all_joints and len(person[0]) else seen.sum((-1, -2)).clamp(min=1)
+    # depths: |1 / (F d + 1e-8) - 1 / (z + 1e-8)|, d = T_z / f, F = focal length of the label
+    far = true.focals[person] * found.depths[index][..., 1]
+    inverse = (1 / (far + 1e-8) - 1 / (_true_depth(true, config)[person] + 1e-8)).abs()
+    everybody = torch.ones_like(true.has_body)
+    each = {
+        "poses": ((poses - true_poses).abs().mean(-1), true.has_body),
+        "betas": (betas.mean(-1), true.has_body),
+        "boxes": ((boxes - true_boxes).abs().sum(-1), everybody),
+        "giou": (1 - generalised_iou(corners(boxes), corners(true_boxes)), everybody),
+        "j3ds": ((joints - true_joints).abs().mean((-1, -2)), true.has_body),
+        "j2ds": (apart.sum((-1, -2)) / number, everybody),
+        "depths": (inverse, true.has_body & (true.focals > 0)),
+    }
+    return {
+        name: Mean(torch.where(counted[person], values, 0.0).sum(-1), counted.sum(), least=1, shared=True)
+        for name, (values, counted) in each.items()
+    }
 
-    Mean per image over pairs of known layers, then over images with pairs.
+
+def _pair_terms(
+    found: Predictions, index: Index, person: torch.Tensor, scene: torch.Tensor, true: Targets, config: LossConfig
+) -> dict[str, Mean]:
+    """Means over pairs of people of one image, over all pairs of the batch; 0 without pairs."""
+    count = person.shape[1]
+    first, second = torch.triu_indices(count, count, 1, device=person.device)
+    i, j = person[:, first], person[:, second]  # (L, M (M - 1) / 2)
+    together = scene[:, first] == scene[:, second]
+    both = together & true.has_body[i] & true.has_body[j]
+    z = found.depths[index][..., 0]
+    apart = z[:, first] - z[:, second]
+    true_z = _true_depth(true, config)
+    true_apart = true_z[i] - true_z[j]
+    # depths_mt: |z_i - z_j| <= reach: ln(1 + |(T_zi - T_zj) - (z_i - z_j)|)
+    near = both & (true_apart.abs() <= config.reach)
+    weight = near * _pair_weights(true, i, j, config)
+    metric = (weight * (apart - true_apart).abs().log1p()).sum(-1)
+    # depths_re: d = T_zj - T_zi, k = layer_j - layer_i: |d| if k = 0, ln(1 + exp(d)) if k < 0, ln(1 + exp(-d)) if k > 0
+    layers, layered = _depth_layers(true, true_z)
+    step = torch.sign(layers[j] - layers[i])
+    order = torch.where(step == 0, apart.abs(), functional.softplus(step * apart))
+    ranked = together & layered[i] & layered[j]
+    relative = torch.where(ranked, order, 0.0).sum(-1)
+    return {"depths_mt": Mean(metric, weight.sum(-1)), "depths_re": Mean(relative, ranked.sum(-1))}
+
+
+def _confidence(found: torch.Tensor, index: Index, true: Targets) -> Mean:
+    """confs: focal loss, 1 for matched queries; over all queries of completely labelled images, else matched ones."""
+    matched = torch.zeros_like(found, dtype=torch.bool)
+    matched[index] = True
+    counted = matched | true.complete[:, None]
+    return Mean((focal_loss(found, matched) * counted).sum((-1, -2)), counted.sum((-1, -2)))
+
+
+def _map_terms(scale_map: torch.Tensor, true: Targets) -> dict[str, Mean]:
+    """map_confs: as confs, over cells; map_scales: mean over cells with people of |scale - scale'|."""
+    people = true.scale_map[:, 0] > 0.5
+    counted = people | (true.complete & true.mapped)[true.cell_image]
+    scales = ((scale_map[:, 1] - true.scale_map[:, 1]).abs() * people).sum()
+    return {
+        "map_confs": Mean((focal_loss(scale_map[:, 0], people) * counted).sum(), counted.sum()),
+        "map_scales": Mean(scales, people.sum(), least=1),
+    }
+
+
+def _fov(found: Predictions, true: Targets, config: LossConfig) -> Mean:
+    """F = 2 atan((h / 2) / (f + 1e-8)): w (F - F')^2, w = 3 if F > F' else 1; SUM over images, ours: their mean."""
+    known = true.image_focals > 0
+
+    def angle(focal: torch.Tensor) -> torch.Tensor:
+        return 2 * torch.atan(true.heights / 2 / (focal + 1e-8))
+
+    over = angle(found.intrinsics[:, 0, 0]) - angle(true.image_focals)
+    each = torch.where(known, torch.where(over > 0, config.fov_over, 1.0) * over**2, 0.0)
+    return Mean(each.sum(), torch.ones_like(known[:1]).sum() if config.sum_fov else known.sum())
+
+
+def _known_terms(found: Predictions, known: Known, true: Targets, config: LossConfig) -> dict[str, Mean]:
+    """Denoising: positive slots against their people, N times G; confidence over all slots and, as published, / G.
+
+    Ours: confidence over the slots in which somebody stands.
     """
-    layer = targets.depth_layer[matches.image, matches.person]
-    first, second = _pairs(matches)
-    known = (layer[first] >= 0) & (layer[second] >= 0)
-    first, second = first[known], second[known]
-    sign = (layer[second] - layer[first]).sign()  # 1: the first is nearer
-    apart = z[first] - z[second]
-    each = torch.where(sign == 0, apart.abs(), functional.softplus(sign * apart))
-    return _mean_per_image(each, matches.image[first], len(targets.fov))
+    layers, people, device = len(found.confs), len(known.image), known.image.device
+    person = torch.arange(people, device=device).repeat(known.groups).expand(layers, -1)
+    image = known.image.repeat(known.groups).expand(layers, -1)
+    layer = torch.arange(layers, device=device)[:, None]
+    index = (layer, image, known.slots(negative=False).flatten().expand(layers, -1))
+    scene = image * known.groups + torch.arange(known.groups, device=device).repeat_interleave(people)
+    terms = _body_terms(found, index, person, true, config)
+    terms = {name: replace(mean, top=mean.top / known.groups) for name, mean in terms.items()}
+    pairs = _pair_terms(found, index, person, scene, true, config)
+    positive = torch.zeros_like(found.confs, dtype=torch.bool)
+    positive[index] = True
+    used = positive.clone()
+    used[layer, image, known.slots(negative=True).flatten().expand(layers, -1)] = True
+    focal = focal_loss(found.confs, positive)
+    if config.empty_slots:
+        confidence = Mean(focal.sum((-1, -2)) / known.groups, torch.full_like(layer[:, 0], focal[0].numel()))
+    else:
+        confidence = Mean((focal * used).sum((-1, -2)), used.sum((-1, -2)))
+    return terms | pairs | {"confs": confidence}
 
 
-def fov_loss(fov: torch.Tensor, targets: Targets, loss: LossConfig) -> Term:
-    """Squared error of the field of view (B,), over-estimates `fov_over` times; mean over images with a camera."""
-    error = fov - targets.fov
-    each = torch.where(error > 0, loss.fov_over, 1.0) * error**2
-    term = _over(each, targets.has_camera)
-    return Term(term.total, torch.ones_like(term.count)) if loss.sum_fov else term
+def focal_loss(p: torch.Tensor, positive: torch.Tensor) -> torch.Tensor:
+    """a (1 - p_t)^2 (-ln p_t); where positive p_t = p, a = 1/4, else p_t = 1 - p, a = 3/4; ln is at least -100."""
+    right = torch.where(positive, p, 1 - p)
+    log = right.clamp(min=_SMALLEST).log().clamp(min=-100)
+    return torch.where(positive, 0.25, 0.75) * (1 - right) ** 2 * -log
 
 
-def _nothing_of_all(predictions: Predictions) -> torch.Tensor:
-    """() 0, with a gradient of 0 for every weight: DDP waits for all of them, also where a loss is switched off."""
-    said = (predictions.logits, predictions.rotations, predictions.all_betas, predictions.all_transl, predictions.fov)
-    return sum((0 * part.sum() for part in said), predictions.logits.new_zeros(()))
+def _divide(means: dict[str, Mean], config: LossConfig, share: Share) -> dict[str, torch.Tensor]:
+    """The quotients; counts that processes share are averaged over them, all in one message."""
+    shared = [name for name, mean in means.items() if mean.shared or config.share_all_counts]
+    counts = {name: mean.count.float() for name, mean in means.items()}
+    if shared:
+        flat = share(torch.cat([counts[name].reshape(-1) for name in shared]))
+        parts = flat.split([counts[name].numel() for name in shared])
+        counts |= {name: part.reshape(counts[name].shape) for name, part in zip(shared, parts, strict=True)}
+    return {name: mean.top / counts[name].clamp(min=mean.least) for name, mean in means.items()}
 
 
-def _gather(predictions: Predictions, layer: int, targets: Targets, matches: Matches) -> _Matched:
-    found, true = (matches.image, matches.query), (matches.image, matches.person)
-    shares = predictions.intrinsics.new_tensor([1 / targets.side, 1 / targets.side, 1.0])
-    return _Matched(
-        image=matches.image,
-        boxes=corners(predictions.centred_boxes[layer][found]),
-        rotations=predictions.rotations[layer][found],
-        betas=predictions.all_betas[layer][found],
-        transl=predictions.all_transl[layer][found],
-        true_boxes=targets.boxes[true] / targets.side,
-        true_rotations=targets.rotations[true],
-        true_pose=targets.pose[true],
-        true_betas=targets.betas[true],
-        true_transl=targets.transl[true],
-        true_joints=targets.joints[true],
-        true_image_joints=targets.image_joints[true] / targets.side,
-        visible=targets.visible[true],
-        has_body=targets.has_body[true],
-        intrinsics=(predictions.intrinsics * shares[:, None])[matches.image],
+def _true_depth(true: Targets, config: LossConfig) -> torch.Tensor:
+    """(N,) what T_z is compared with: the pelvis as published, or (ours) what the network says, SMPL's transl."""
+    return true.pelvis_z if config.depth_of == "pelvis" else true.transl[:, 2]
+
+
+def _pair_weights(true: Targets, i: torch.Tensor, j: torch.Tensor, config: LossConfig) -> torch.Tensor | float:
+    """1 / (1 + v / pair_sigma^2), v the labels' posterior variance of z_i - z_j; 1 where it is unknown."""
+    if not config.pair_sigma or not true.z_covariance.numel():
+        return 1.0
+    within, covariance = true.within, true.z_covariance  # (N,), (N, P): with the k-th person of the image
+    own = covariance.gather(1, within[:, None]).squeeze(1)
+    variance = (own[i] + own[j] - 2 * covariance[i, within[j]]).clamp(min=0).nan_to_num(0.0)
+    return 1 / (1 + variance / config.pair_sigma**2)
+
+
+def _depth_layers(true: Targets, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(N,) layers of depth and whether they are known: labelled ones, else a new one where sorted z leap by 0.3 m."""
+    labelled = true.depth_layer >= 0
+    order = torch.argsort(z, stable=True)
+    order = order[torch.argsort(true.image[order], stable=True)]
+    sorted_z, image = z[order], true.image[order]
+    leap = torch.ones_like(sorted_z, dtype=torch.long)
+    leap[1:] = ((sorted_z[1:] - sorted_z[:-1] >= SAME_LAYER) | (image[1:] != image[:-1])).long()
+    made = torch.empty_like(leap).index_put((order,), leap.cumsum(0))
+    any_labelled = torch.zeros(len(true.heights), dtype=torch.bool, device=z.device).index_put(
+        (true.image[labelled],), labelled.new_ones(())
     )
+    by_label = any_labelled[true.image]
+    return torch.where(by_label, true.depth_layer, made), torch.where(by_label, labelled, true.has_body)
 
 
-def _joint_distance(joints: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
-    """(M,) mean L1 of joints relative to the pelvis [m]."""
-    relative = (joints - joints[:, :1])[:, :LOSS_JOINTS]
-    return (relative - true).abs().mean((-1, -2))
+def _by_layer(means: dict[str, torch.Tensor], suffix: str) -> dict[str, torch.Tensor]:
+    """One entry per layer: the last under its own name, earlier ones with their number."""
+    return {
+        f"{name}{suffix}" + ("" if layer == len(values) - 1 else f".{layer}"): values[layer]
+        for name, values in means.items()
+        for layer in range(len(values))
+    }
 
 
-def _over(each: torch.Tensor, counted: torch.Tensor) -> Term:
-    """Sum of `each` (M,) where counted."""
-    total = torch.where(counted, each, torch.zeros_like(each)).sum()
-    return Term(total, counted.sum().to(each.dtype))
-
-
-def _pairs(matches: Matches) -> tuple[torch.Tensor, torch.Tensor]:
-    """Indices of pairs of different people of an image: everybody's queries or tokens with those that report another.
-
-    So pairs of queries come both ways round, which changes no mean, and there are at most M x people of tokens.
-    """
-    others = matches.reports.nonzero().squeeze(-1)
-    pairs = matches.image[:, None] == matches.image[others]
-    pairs &= matches.person[:, None] != matches.person[others]
-    first, second = pairs.nonzero(as_tuple=True)
-    return first, others[second]
-
-
-def _pair_weight(
-    first: torch.Tensor, second: torch.Tensor, matches: Matches, targets: Targets, sigma: float
-) -> torch.Tensor:
-    """(n,) 1 / (1 + v / sigma^2) with v the labels' posterior variance of z_i - z_j; 1 where it is unknown."""
-    image, i, j = matches.image[first], matches.person[first], matches.person[second]
-    covariance = targets.z_covariance
-    variance = covariance[image, i, i] + covariance[image, j, j] - 2 * covariance[image, i, j]
-    if sigma == 0:
-        return torch.ones_like(variance)
-    return 1 / (1 + torch.where(variance.isfinite(), variance, 0.0).clamp(min=0) / sigma**2)
-
-
-def _mean_per_image(each: torch.Tensor, image: torch.Tensor, images: int) -> Term:
-    """Mean of `each` (n,) per image `image` (n,); the count is of images that have any."""
-    sums = each.new_zeros(images).index_add(0, image, each)
-    counts = each.new_zeros(images).index_add(0, image, torch.ones_like(each))
-    return Term((sums / counts.clamp(min=1)).sum(), (counts > 0).sum().to(each.dtype))
+def _weight(name: str, config: LossConfig) -> float:
+    plain = name.partition(".")[0].removesuffix("_dn")
+    return float(getattr(config, WEIGHTS[plain]))

@@ -1,305 +1,355 @@
-"""The network: an image in, people in metres out (MA-HMR, arXiv 2511.13282, in a thin version).
+"""The network of Metric-Aware HMR (arXiv 2511.13282), compatible with the published weights: images in, people out.
 
-DINOv2 tokens, each of which proposes the person it lies on; queries that start from the surest proposals (or from
-learnt places), each with a box that every decoder layer refines (DAB-DETR); heads for confidence, pose, shape and a
-weak-perspective camera; a camera branch that reads the field of view off the CLS token and so turns weak perspective
-into metres. Knows no labels, losses or files. Pixels are those of the S x S input.
+`MeshNetwork.forward` reads top to bottom: map tokens and scale map, tokens finer where people are small, the rest of a
+DINOv2, decoder layers that each refine a box, heads, a camera branch that turns weak perspective into metres. Knows no
+labels, losses or files. Notation: S input size (the long side), B images, Q queries, L decoder layers, C and D widths;
+pixels are those of the image resized to S, without its padding.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from dto_pipeline.axes import NUM_BETAS
-from dto_pipeline.maths.rotation import axis_angle_to_matrix, matrix_from_6d, matrix_to_6d, matrix_to_axis_angle
-from dto_pipeline.models.encoder import Encoder
-from dto_pipeline.train.config import ModelConfig
+from dto_pipeline.maths.rotation import matrix_from_6d, matrix_to_axis_angle
+from dto_pipeline.models.body import BodyModel
+from dto_pipeline.train.architecture import CELL, GROUP, PATCH, Architecture
+from dto_pipeline.train.blocks import Blocks, DecoderStack, Mlp, encoder_norm, pad_rows, sine_code
+from dto_pipeline.train.denoising import Known, Noise, allowed_pairs, draw_noise, inverse_sigmoid, noisy_queries
+from dto_pipeline.train.tokens import CONFIDENT, QUARTERS, SMALL, Cells, Choice, choose_tokens, list_cells, z_order
 
-_JOINTS = 24
-_UPRIGHT = (math.pi, 0.0, 0.0)  # root of a body that stands in front of the camera [rad]
-_FIRST_BOX = (0.12, 0.4)  # width and height of queries' first boxes, shares of S
-_BOX_METRES = 1.6  # what the height of a box stands for before training: people stand or sit, and are cut [m]
-_LEAST_HEIGHT = 0.01  # of a box that says something about scale, share of S
-_FIRST_CONFIDENCE = 0.05  # before training; focal loss wants it small
-_LARGEST_FOV = 3.0  # [rad]; tan(fov / 2) ends at pi
-_FIRST_STD = 1e-3  # of the last weights of heads
-_LEAST_REACH = 0.05  # attention looks at least this far around a box's centre, share of S
+LEAST_FOV = 0.08  # [rad]
+STAGE_ONE_FOV = math.pi / 3  # 60 degrees over S, where there is no camera branch [rad]
+LARGEST_FOV = 3.0  # [rad]; beyond pi there is no camera (ours: the original knows no upper limit)
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's RGB in [0, 1], as DINOv2 was trained
+_FIRST_CONFIDENCE = 0.01  # before training
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """T tokens of all images, image after image, levels in order: what the decoder looks at."""
+
+    image: torch.Tensor  # (T,) int64
+    level: torch.Tensor  # (T,) 0, 1, 2
+    place: torch.Tensor  # (T, 2) x, y in tokens of the level
+    memory: torch.Tensor  # (T, D)
+    code: torch.Tensor  # (T, D) of the place, with that of the level
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """Q people for each of B images, as every decoder layer saw them (L first; the last is the answer).
+    """Q people of each of B images as every decoder layer saw them; the last layer is the answer.
 
     Attributes:
-        logits: (L, B, Q) of the confidence.
-        centred_boxes: (L, B, Q, 4) cx, cy, w, h as shares of S.
-        rotations: (L, B, Q, 24, 3, 3) of joints relative to their parents, root first.
-        all_betas: (L, B, Q, 11).
-        all_transl: (L, B, Q, 3) SMPL's transl [m].
-        fov: (B,) vertical field of view [rad]; focal: (B,) [px].
-        intrinsics: (B, 3, 3) camera the people are seen with: predicted focal length, principal point as configured.
-        side: S [px].
-        proposals: what every token says of the person it lies on (L = 1, Q = N, row by row), where queries start from
-            tokens; None where they start from learnt places.
+        confs: (L, B, Q) 0 .. 1.
+        boxes: (L, B, Q, 4) cx, cy, w, h as shares of S.
+        poses: (L, B, Q, 72) axis-angle, root first [rad].
+        betas: (L, B, Q, 10 or 11).
+        transl: (L, B, Q, 3) SMPL's transl [m].
+        depths: (L, B, Q, 2) its distance T_z and T_z / f [m, m / px].
+        intrinsics: (B, 3, 3) the camera the people are seen with.
+        scale_map: (T, 2) confidence and scale of the 28 px cells of all images; cells: which they are.
+        input_size: S.
+        j3ds: (L, B, Q, J, 3) joints before the camera [m], j2ds: (L, B, Q, J, 2) their places; see `with_joints`.
+        known: of the denoising queries, in training; None where there are none.
+        tokens, states (L, B, Q, D) h, references (L, B, Q, 4) r, fov (B,) before its bounds: what lies between.
     """
 
-    logits: torch.Tensor
-    centred_boxes: torch.Tensor
-    rotations: torch.Tensor
-    all_betas: torch.Tensor
-    all_transl: torch.Tensor
-    fov: torch.Tensor
-    focal: torch.Tensor
+    confs: torch.Tensor
+    boxes: torch.Tensor
+    poses: torch.Tensor
+    betas: torch.Tensor
+    transl: torch.Tensor
+    depths: torch.Tensor
     intrinsics: torch.Tensor
-    side: int
-    proposals: Predictions | None = None
+    scale_map: torch.Tensor
+    cells: Cells | None
+    input_size: int
+    j3ds: torch.Tensor | None = None
+    j2ds: torch.Tensor | None = None
+    known: Predictions | None = None
+    tokens: Tokens | None = None
+    states: torch.Tensor | None = None
+    references: torch.Tensor | None = None
+    fov: torch.Tensor | None = None
 
-    @property
-    def confidence(self) -> torch.Tensor:
-        """(B, Q) in 0 .. 1."""
-        return self.logits[-1].sigmoid()
 
-    @property
-    def boxes(self) -> torch.Tensor:
-        """(B, Q, 4) left, top, right, bottom [px]."""
-        return corners(self.centred_boxes[-1]) * self.side
+class _Decoder(nn.Module):
+    """Published names have the decoder one level down."""
 
-    @property
-    def pose(self) -> torch.Tensor:
-        """(B, Q, 72) axis-angle, root first [rad]."""
-        return matrix_to_axis_angle(self.rotations[-1]).flatten(-2)
-
-    @property
-    def betas(self) -> torch.Tensor:
-        """(B, Q, 11)."""
-        return self.all_betas[-1]
-
-    @property
-    def transl(self) -> torch.Tensor:
-        """(B, Q, 3) [m]."""
-        return self.all_transl[-1]
+    def __init__(self, decoder: DecoderStack) -> None:
+        super().__init__()
+        self.decoder = decoder
 
 
 class MeshNetwork(nn.Module):
-    """Encoder, decoder, heads and camera branch; `forward` reads top to bottom."""
+    """All weights under their published names; `forward` reads top to bottom."""
 
     mean_pose: torch.Tensor
+    mean_shape: torch.Tensor
 
-    def __init__(self, config: ModelConfig, encoder: Encoder) -> None:
+    def __init__(self, size: Architecture, token_limits: tuple[float, float] = (CONFIDENT, SMALL)) -> None:
         super().__init__()
-        self.config, self.encoder = config, encoder
-        width = config.width
-        self.tokens = nn.Linear(encoder.width, width)
-        self.place = nn.Linear(width, width)  # of where a token is
-        # all queries start alike but for their places: what one learns of a person all know
-        self.content = nn.Parameter(torch.randn(width) * 0.02)
-        if config.queries_from == "tokens":
-            self.propose = _mlp(width, 2 * width, width, 2)
-            self.proposed = nn.Linear(width, width)  # what a query keeps of the token it starts from
-        else:
-            self.first_box = nn.Parameter(_spread_boxes(config.queries))
-        self.layers = nn.ModuleList(DecoderLayer(width, config.heads) for _ in range(config.layers))
-        self.query_place = _mlp(2 * width, width, width, 2)
-        self.norm = nn.LayerNorm(width)
-        # one set of heads for all layers, as DAB-DETR's box head
-        self.box_head = _mlp(width, width, 4, 3)
-        self.confidence_head = nn.Linear(width, 1)
-        self.pose_head = _mlp(width, width, 6 * _JOINTS, 2)
-        self.betas_head = _mlp(width, width, config.betas, 2)
-        self.camera_head = _mlp(width + 4, width, 3, 2)
-        self.fov_branch = _mlp(encoder.width, encoder.width, 1, 4)
-        self.register_buffer("mean_pose", _mean_pose(), persistent=False)
-        self._start_small()
+        self.size, self.token_limits = size, token_limits
+        wide, width, grid = size.encoder_width, size.width, size.input_size // PATCH
+        self.encoder_patch_proj: Sequence[nn.Conv2d] = nn.ModuleList(nn.Conv2d(3, wide, PATCH, PATCH) for _ in range(2))  # type: ignore[assignment]
+        self.encoder_cr_token = nn.Parameter(torch.randn(1, wide) * 0.02)
+        self.encoder_pos_embeds = nn.Parameter(torch.randn(grid, grid, wide) * 0.02)
+        self.encoder = Blocks(wide, size.encoder_heads, size.encoder_layers, size.additional, size.encoder_hidden)
+        self.enc_inter_norm = encoder_norm(wide)
+        self.scale_head = Mlp(wide, wide, wide, wide, 2)
+        self.feature_proj = nn.Linear(wide, width)
+        self.level_embed = nn.Parameter(torch.randn(3, width))
+        self.tgt_embed, self.refpoint_embed = nn.Embedding(size.queries, width), nn.Embedding(size.queries, 4)
+        layers = range(size.decoder_layers)
+        self.bbox_embed = nn.ModuleList(Mlp(width, width, width, 4) for _ in layers)
+        self.decoder = _Decoder(DecoderStack(width, size.heads, size.hidden, size.decoder_layers, self.bbox_embed))
+        self.pose_head = nn.ModuleList(Mlp(*[width] * 6, 144) for _ in layers)
+        self.shape_head = nn.ModuleList(Mlp(*[width] * 5, size.betas) for _ in layers)
+        self.cam_head = Mlp(width, width // 2, width // 2, 3)
+        self.conf_head = nn.Linear(width, 1)
+        if size.camera:
+            self.fov_head = Mlp(*[wide] * 4, 1)
+        if size.denoising:
+            self.dn_enc = nn.Linear(72 + 10, width)
+        self.register_buffer("mean_pose", torch.tensor([[1.0, 0, 0, -1, 0, 0], *[[1.0, 0, 0, 1, 0, 0]] * 23]).flatten())
+        self.register_buffer("mean_shape", torch.zeros(size.betas))
+        self._start()
 
-    def forward(self, image: torch.Tensor, intrinsics: torch.Tensor | None = None) -> Predictions:
+    def forward(
+        self,
+        images: Sequence[torch.Tensor],
+        centres: torch.Tensor | None = None,
+        known: Known | None = None,
+        noise: Noise | None = None,
+        given_map: torch.Tensor | None = None,
+        by_image: bool = True,
+    ) -> Predictions:
         """
         Args:
-            image: (B, 3, S, S) RGB in [0, 1].
-            intrinsics: (B, 3, 3) whose principal point is used (never its focal length) [px]; None = the centre.
+            images: B of (3, h, w) uint8 RGB, the longer side S; each keeps its size.
+            centres: (B, 2) principal points of the images [px]; None = the middle, as published.
+            known: people for denoising queries, with their noise (None = drawn).
+            given_map: (T, 2) tokens are chosen by it, not by the predicted scale map.
+            by_image: see `choose_tokens`.
 
         Returns:
             Q people an image.
         """
-        side = image.shape[-1]
-        cls, tokens = self.encoder(image)
-        fov = self._fov(cls)
-        tokens = self.tokens(tokens)
-        grid = token_places(side // self.encoder.patch, image.device)
-        keys = tokens + self.place(_sines(grid, tokens.shape[-1] // 2)).to(tokens.dtype)
-        from_tokens = self.config.queries_from == "tokens"
-        start = self._start_at_tokens(tokens, grid) if from_tokens else self._start_at_places(len(image))
-        box_logit, content = start.box_logit, start.content
-        raw: list[dict[str, torch.Tensor]] = []
-        for layer in self.layers:
-            box = box_logit.sigmoid()
-            place = self.query_place(_sines(box, content.shape[-1] // 2))
-            content = layer(content, place, keys, tokens, box, grid)
-            seen = self.norm(content)
-            refined = box_logit + self.box_head(seen).float()
-            raw.append(self._read_heads(seen, refined, raw[-1] if raw else start.said))
-            box_logit = refined.detach()  # every layer refines, none is blamed for the next
-        proposals = None if start.proposals is None else self._in_metres([start.proposals], fov, intrinsics, side)
-        return replace(self._in_metres(raw, fov, intrinsics, side), proposals=proposals)
+        heights, widths = (torch.tensor([i.shape[axis] for i in images]).to(self.level_embed.device) for axis in (1, 2))
+        tokens, classes, scale_map, cells = self._encode([_pad_image(image) for image in images], given_map, by_image)
+        content = self.tgt_embed.weight.expand(len(images), -1, -1)
+        logits = self.refpoint_embed.weight.expand(len(images), -1, -1)
+        may_see, slots = None, 0
+        if known is not None and len(known.image):
+            first = noisy_queries(known, noise or draw_noise(known), self.dn_enc)
+            content, logits = (torch.cat([a.to(b.dtype), b], 1) for a, b in zip(first, (content, logits), strict=True))
+            slots, may_see = first[0].shape[1], allowed_pairs(known, self.size.queries)
+        states, references = self._decode(content, logits.sigmoid(), tokens, len(images), may_see)
+        fov = self.fov_head(classes).squeeze(-1).float() if self.size.camera else None
+        said = self._read_heads(states, references, focal_length(fov, heights, self.size), (widths, heights), centres)
+        between = {"states": states, "references": references}
+        found = Predictions(
+            **_cut(said | between, slots, None), scale_map=scale_map, cells=cells, tokens=tokens, fov=fov,
+            input_size=self.size.input_size,
+        )  # fmt: skip
+        return found if not slots else replace(found, known=replace(found, **_cut(said | between, 0, slots)))
 
-    def _start_at_places(self, images: int) -> _Start:
-        """Queries that know nothing yet, at learnt places (DAB-DETR)."""
-        box_logit = self.first_box.expand(images, -1, -1)
-        return _Start(box_logit, self.content.expand(*box_logit.shape[:2], -1))
+    def _encode(
+        self, images: Sequence[torch.Tensor], given_map: torch.Tensor | None, by_image: bool
+    ) -> tuple[Tokens, torch.Tensor, torch.Tensor, Cells]:
+        """Padded images -> tokens, class tokens (B, C), scale map (cells, 2), cells."""
+        count, device = len(images), self.level_embed.device
+        cells = list_cells([(image.shape[1], image.shape[2]) for image in images], device)
+        fine = torch.cat([_cells_of(image, z_order(*(side // CELL for side in image.shape[1:]))) for image in images])
+        position = self.encoder_pos_embeds
 
-    def _start_at_tokens(self, tokens: torch.Tensor, grid: torch.Tensor) -> _Start:
-        """Every token says what person it lies on; queries go on from the surest (two stages, as Deformable DETR).
-
-        Tokens that are surer than those around them come first: a large person has many tokens, a small one few.
-        """
-        seen = self.norm(tokens + self.propose(tokens))
-        shape = grid.new_tensor(_FIRST_BOX).expand(len(grid), 2)
-        refined = torch.cat([grid, shape], dim=-1).logit() + self.box_head(seen).float()
-        said = self._read_heads(seen, refined, None)
-        surest = _peaks_first(said["logit"].detach()).topk(min(self.config.queries, len(grid)), dim=1).indices
-        chosen = {name: _pick(values, surest) for name, values in said.items()}
-        content = self.content + self.proposed(_pick(seen, surest))
-        return _Start(_pick(refined, surest).detach(), content, chosen, said)
-
-    def _fov(self, cls: torch.Tensor) -> torch.Tensor:
-        """CLS token (B, C) -> vertical field of view (B,) [rad]; cut to its limits, beyond them it still learns."""
-        raw = self.fov_branch(cls).squeeze(-1).float() + self.config.first_fov
-        return raw.clamp(self.config.least_fov, _LARGEST_FOV).detach() + (raw - raw.detach())
-
-    def _read_heads(
-        self, seen: torch.Tensor, box_logit: torch.Tensor, before: dict[str, torch.Tensor] | None
-    ) -> dict[str, torch.Tensor]:
-        """What one layer says; pose, shape and camera are added to what the layer before said."""
-        steps = {
-            "pose": self.pose_head(seen).float(),
-            "betas": self.betas_head(seen).float(),
-            "camera": self.camera_head(torch.cat([seen, box_logit.detach().to(seen.dtype)], dim=-1)).float(),
-        }
-        if before is None:
-            said = {"pose": self.mean_pose + steps["pose"], "betas": steps["betas"], "camera": steps["camera"]}
-        else:
-            said = {name: before[name] + step for name, step in steps.items()}
-        return said | {"logit": self.confidence_head(seen).squeeze(-1).float(), "box": box_logit.sigmoid()}
-
-    def _in_metres(
-        self, layers: Sequence[dict[str, torch.Tensor]], fov: torch.Tensor, intrinsics: torch.Tensor | None, side: int
-    ) -> Predictions:
-        """Weak perspective and field of view -> camera and translations."""
-        raw = {name: torch.stack([said[name] for said in layers]) for name in layers[0]}
-        focal = side / (2 * torch.tan(fov / 2))
-        camera = _pinhole(focal, self._principal_point(intrinsics, focal, side))
-        weak = raw["camera"] + _camera_of_box(raw["box"])
-        missing = NUM_BETAS - self.config.betas
-        return Predictions(
-            logits=raw["logit"],
-            centred_boxes=raw["box"],
-            rotations=matrix_from_6d(raw["pose"].unflatten(-1, (_JOINTS, 6))),
-            all_betas=functional.pad(raw["betas"], (0, missing)),
-            all_transl=metric_translation(weak, camera[:, None], side),
-            fov=fov,
-            focal=focal,
-            intrinsics=camera,
-            side=side,
+        # 1 map tokens: every cell halved to one patch;  2 additional blocks and scale map
+        halved = fine.unflatten(-1, (PATCH, 2)).unflatten(-3, (PATCH, 2)).mean((-1, -3))
+        tokens = self._project(1, halved) + shrink_positions(position)[cells.y, cells.x]
+        tokens, classes = self._run(self.encoder.additional_blocks, tokens, cells.image, self._first_class(count))
+        scale_map = self.scale_head(self.enc_inter_norm(tokens)).float().sigmoid()
+        choice = choose_tokens(
+            (scale_map if given_map is None else given_map).detach(), cells, by_image, self.token_limits
         )
 
-    def _principal_point(self, intrinsics: torch.Tensor | None, focal: torch.Tensor, side: int) -> torch.Tensor:
-        if intrinsics is None or self.config.principal_point == "centre":
-            return focal.new_full((len(focal), 2), side / 2)
-        return intrinsics[:, :2, 2].to(focal.dtype)
+        # 4 small cells at full resolution; their class token is dropped
+        y = torch.stack([2 * cells.y[choice.small] + dy for dy, _ in QUARTERS], dim=1).flatten()
+        x = torch.stack([2 * cells.x[choice.small] + dx for _, dx in QUARTERS], dim=1).flatten()
+        patches = fine[choice.small].unflatten(-1, (2, PATCH)).unflatten(-3, (2, PATCH))  # (n, 3, 2, 14, 2, 14)
+        patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
+        small = self._project(0, patches) + position[y, x]
+        small_image = cells.image[choice.small].repeat_interleave(4)
+        own = self.encoder.blocks[: self.size.additional]
+        if len(small):
+            small, _ = self._run(own, small, small_image, self._first_class(count))
 
-    def _start_small(self) -> None:
-        """Before training every query says: the mean body, about here, probably nobody."""
-        for head in (self.box_head, self.pose_head, self.betas_head, self.camera_head, self.fov_branch):
-            nn.init.normal_(_last_linear(head).weight, std=_FIRST_STD)
-        nn.init.constant_(self.confidence_head.bias, math.log(_FIRST_CONFIDENCE / (1 - _FIRST_CONFIDENCE)))
+        # 5 groups without anybody: the largest of four;  6 all of them through the other blocks
+        merged = tokens.unflatten(0, (-1, 4)).amax(1)[choice.background[::4]]
+        image, level, place = _list_tokens(cells, choice, small_image, y, x)
+        order = torch.argsort(image, stable=True)
+        image, level, place = image[order], level[order], place[order]
+        tokens = torch.cat([small, tokens[choice.kept], merged.to(tokens.dtype)])[order]
+        tokens, classes = self._run(self.encoder.blocks[self.size.additional :], tokens, image, classes)
+        memory = self.feature_proj(self.encoder.norm(tokens))
+        step = PATCH * 2.0 ** level[:, None] / self.size.input_size
+        code = sine_code((place + 0.5) * step, self.size.width).to(memory.dtype) + self.level_embed[level].to(
+            memory.dtype
+        )
+        return Tokens(image, level, place, memory, code), classes, scale_map, cells
 
-
-@dataclass(frozen=True)
-class _Start:
-    """Queries before the first decoder layer."""
-
-    box_logit: torch.Tensor  # (B, Q, 4)
-    content: torch.Tensor  # (B, Q, C)
-    said: dict[str, torch.Tensor] | None = None  # by the tokens they start from
-    proposals: dict[str, torch.Tensor] | None = None  # by all tokens
-
-
-class DecoderLayer(nn.Module):
-    """Queries look at each other, then at the tokens around their boxes."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.own = nn.ModuleList(nn.Linear(width, width) for _ in range(4))
-        self.cross = nn.ModuleList(nn.Linear(width, width) for _ in range(4))
-        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
-        self.mlp = _mlp(width, 4 * width, width, 2)
-        self.looked = nn.Linear(2 * heads, width)
-        self.focus = nn.Parameter(torch.linspace(-1.0, 1.0, heads))  # how closely each head keeps to the box
-
-    def forward(
+    def _decode(
         self,
         content: torch.Tensor,
-        place: torch.Tensor,
-        keys: torch.Tensor,
-        tokens: torch.Tensor,
         box: torch.Tensor,
-        grid: torch.Tensor,
-    ) -> torch.Tensor:
-        """content, place: (B, Q, C); keys, tokens: (B, N, C); box: (B, Q, 4) cx, cy, w, h and grid: (N, 2) shares."""
-        query = self.norms[0](content)
-        content = content + self._look_at_each_other(query + place, query)
-        query = self.norms[1](content) + place
-        content = content + self._look_at_tokens(query, keys, tokens, box, grid)
-        return content + self.mlp(self.norms[2](content))
+        tokens: Tokens,
+        count: int,
+        may_see: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Content t (B, Q, D), box b (B, Q, 4) -> h (L, B, Q, D), r (L, B, Q, 4): the boxes layers start from."""
+        decoder, width = self.decoder.decoder, self.size.width
+        memory, real = pad_rows(tokens.memory, tokens.image, count)
+        memory_place, _ = pad_rows(tokens.code, tokens.image, count)
+        states, references = [], [box]
+        for number, layer in enumerate(decoder.layers):
+            # e = [code(cx, cy), code(w, h)]: y, x, h, w;  p = ref_point_head(e)
+            code = torch.cat([sine_code(box[..., :2], width), sine_code(box[..., 2:], width)], dim=-1).to(memory.dtype)
+            sine = code[..., :width] * (decoder.query_scale(content) if number else 1)
+            # g: the half of x times m_0 / w, that of y times m_1 / h
+            factor = decoder.ref_anchor_head(content).sigmoid() / box[..., 2:].to(memory.dtype)
+            sine = sine * factor.flip(-1).repeat_interleave(width // 2, dim=-1)
+            content = layer(content, decoder.ref_point_head(code), sine, memory, memory_place, real, may_see)
+            states.append(decoder.norm(content))
+            refined = (self.bbox_embed[number](states[-1]).float() + inverse_sigmoid(box)).sigmoid()
+            references.append(refined)  # with gradient: the next layer's box looks forward twice
+            box = refined.detach()
+        return torch.stack(states), torch.stack(references[:-1])
 
-    def _look_at_each_other(self, query: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        query, key, value = (
-            self._split(project(part)) for project, part in zip(self.own, (query, query, value), strict=False)
+    def _read_heads(
+        self,
+        states: torch.Tensor,
+        references: torch.Tensor,
+        focal: torch.Tensor,
+        size: tuple[torch.Tensor, torch.Tensor],
+        centres: torch.Tensor | None,
+    ) -> dict[str, torch.Tensor]:
+        """h and r of all layers -> what each says, and the cameras; (L, B, Q, ...) each."""
+        layers = range(len(states))
+        middle = torch.stack(size, dim=-1).float() / 2
+        camera = _pinhole(focal, middle if centres is None else centres.to(middle))
+        # P_l = P_{l-1} + head_l(h_l), P_{-1} the mean
+        six, betas = (
+            torch.stack(
+                [mean.float().expand(*states.shape[1:3], -1), *(heads[k](states[k]).float() for k in layers)]
+            ).cumsum(0)[1:]
+            for heads, mean in ((self.pose_head, self.mean_pose), (self.shape_head, self.mean_shape))
         )
-        return self.own[3](_merge(functional.scaled_dot_product_attention(query, key, value)))
+        boxes = torch.stack([self.bbox_embed[layer](states[layer]).float() for layer in layers])
+        off_centre = 2 * (camera[:, :2, 2] - middle) / self.size.input_size
+        weak = self.cam_head(states).float()
+        transl = metric_translation(weak, focal[:, None], off_centre[:, None], self.size.input_size)
+        return {
+            "confs": self.conf_head(states).float().sigmoid().squeeze(-1),
+            "boxes": (boxes + inverse_sigmoid(references)).sigmoid(),
+            "poses": axis_angle_of_6d(six),
+            "betas": betas,
+            "transl": transl,
+            "depths": torch.stack([transl[..., 2], transl[..., 2] / focal[:, None]], dim=-1),
+            "intrinsics": camera,
+        }
 
-    def _look_at_tokens(
-        self, query: torch.Tensor, keys: torch.Tensor, tokens: torch.Tensor, box: torch.Tensor, grid: torch.Tensor
-    ) -> torch.Tensor:
-        """What is seen around the box, and where it was seen, told from the box: a shift of both changes nothing."""
-        query, key, value = (
-            self._split(project(part)) for project, part in zip(self.cross, (query, keys, tokens), strict=False)
-        )
-        bias = self.focus.exp()[None, :, None, None] * _modulation(box, grid)[:, None]
-        weights = (query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5 + bias).softmax(-1)
-        where = weights.to(grid.dtype) @ grid - box[:, None, :, :2]
-        where = where / box[:, None, :, 2:].clamp(min=_LEAST_REACH)
-        return self.cross[3](_merge(weights.to(value.dtype) @ value)) + self.looked(_merge(where).to(value.dtype))
+    def _project(self, number: int, patches: torch.Tensor) -> torch.Tensor:
+        """(n, 3, 14, 14) -> (n, C)."""
+        projection = self.encoder_patch_proj[number]
+        return functional.linear(patches.flatten(1), projection.weight.flatten(1), projection.bias)
 
-    def _split(self, values: torch.Tensor) -> torch.Tensor:
-        """(B, n, C) -> (B, heads, n, C / heads)."""
-        return values.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+    def _first_class(self, count: int) -> torch.Tensor:
+        return self.encoder_cr_token.expand(count, -1)
+
+    @staticmethod
+    def _run(
+        blocks: nn.ModuleList, tokens: torch.Tensor, image: torch.Tensor, classes: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens (T, C) of images and their class tokens (B, C) through blocks; no image sees another."""
+        rows, real = pad_rows(tokens, image, len(classes))
+        rows = torch.cat([classes[:, None].to(rows.dtype), rows], dim=1)
+        real = torch.cat([real.new_ones(len(classes), 1), real], dim=1)
+        for block in blocks:
+            rows = block(rows, real)
+        return rows[:, 1:][real[:, 1:]], rows[:, 0]
+
+    def _start(self) -> None:
+        """Before training, as published: boxes stay, nobody is likely, about 30 degrees."""
+        for name, weight in self.decoder.decoder.named_parameters():
+            if weight.dim() > 1 and not name.startswith("bbox_embed"):
+                nn.init.xavier_uniform_(weight)
+        for head in self.bbox_embed:
+            assert isinstance(head, Mlp)
+            nn.init.zeros_(head.last.weight)
+            nn.init.zeros_(head.last.bias)
+        nn.init.constant_(self.conf_head.bias, math.log(_FIRST_CONFIDENCE / (1 - _FIRST_CONFIDENCE)))
+        if self.size.camera:
+            nn.init.xavier_uniform_(self.fov_head.last.weight, gain=0.1)
+            nn.init.constant_(self.fov_head.last.bias, math.pi / 6)
 
 
-def metric_translation(weak: torch.Tensor, intrinsics: torch.Tensor, side: int) -> torch.Tensor:
-    """Metres from weak perspective (MA-HMR), for any principal point.
-
-    With sigma = 2 sigmoid(s) + 1e-6 a metre at the person is sigma S / 2 pixels, so T_z = 2 f / (sigma S); (tx, ty)
-    is where the body's origin is seen, -1 .. 1 over the input, so T_xy = (tx, ty) / sigma if the principal point is
-    the centre.
+def with_joints(predictions: Predictions, body: BodyModel, regressor: torch.Tensor | None = None) -> Predictions:
+    """The predictions with the joints of their bodies and where the camera sees them.
 
     Args:
-        weak: (..., 3) s, tx, ty; intrinsics: (..., 3, 3) with one focal length [px]; side: S [px].
+        predictions: from the network.
+        body: poses them.
+        regressor: (2, V) head top and neck: RelativeHuman's 14 joints instead of smplx's 45.
+    """
+    betas = functional.pad(predictions.betas, (0, 11 - predictions.betas.shape[-1]))
+    joints = body.learnt_joints(predictions.poses, betas, predictions.transl, regressor)
+    seen = joints @ predictions.intrinsics.transpose(-1, -2)[None, :, None]
+    found = replace(predictions, j3ds=joints, j2ds=seen[..., :2] / (seen[..., 2:] + 1e-6))
+    if predictions.known is None:
+        return found
+    return replace(found, known=with_joints(predictions.known, body, regressor))
+
+
+def focal_length(fov: torch.Tensor | None, heights: torch.Tensor, size: Architecture) -> torch.Tensor:
+    """f = h / (2 tan(fov / 2)) of (B,) vertical fields of view and heights without padding [px]; without a camera
+    branch 60 degrees over S."""
+    if fov is None:
+        return torch.full_like(heights, size.input_size / (2 * math.tan(STAGE_ONE_FOV / 2)), dtype=torch.float32)
+    return heights / (2 * torch.tan(fov.clamp(LEAST_FOV, LARGEST_FOV) / 2))
+
+
+def shrink_positions(grid: torch.Tensor) -> torch.Tensor:
+    """(n, n, C) of 14 px tokens -> (n / 2, n / 2, C) of 28 px cells, bicubic."""
+    planes, side = grid.permute(2, 0, 1)[None], len(grid) // 2
+    return functional.interpolate(planes, (side, side), mode="bicubic", align_corners=False)[0].permute(1, 2, 0)
+
+
+def metric_translation(weak: torch.Tensor, focal: torch.Tensor, off_centre: torch.Tensor, side: int) -> torch.Tensor:
+    """Metres from weak perspective: sigma = 2 sigmoid(s) + 1e-6, T = (tx / sigma, ty / sigma, 2 f / (sigma S)).
+
+    Args:
+        weak: (..., 3) tx, ty, s: a metre at the person is sigma S / 2 px, (tx, ty) is where the body's origin is seen.
+        focal: (...) f [px].
+        off_centre: (..., 2) of the principal point from the image's middle, in S / 2; 0 as published.
+        side: S [px].
 
     Returns:
         (..., 3) [m].
     """
-    sigma = 2 * weak[..., :1].sigmoid() + 1e-6
-    off_centre = 2 * intrinsics[..., :2, 2] / side - 1
-    z = 2 * intrinsics[..., 0, :1] / (sigma * side)
-    return torch.cat([(weak[..., 1:] - off_centre) / sigma, z], dim=-1)
+    sigma = 2 * weak[..., 2:].sigmoid() + 1e-6
+    return torch.cat([(weak[..., :2] - off_centre) / sigma, 2 * focal[..., None] / (sigma * side)], dim=-1)
+
+
+def axis_angle_of_6d(six: torch.Tensor) -> torch.Tensor:
+    """(..., 144) of 24 joints, each a row-major 3 x 2 matrix whose columns are made a rotation's -> (..., 72)."""
+    columns = six.unflatten(-1, (24, 3, 2)).transpose(-1, -2).flatten(-2)
+    return matrix_to_axis_angle(matrix_from_6d(columns)).flatten(-2)
 
 
 def corners(centred: torch.Tensor) -> torch.Tensor:
@@ -308,90 +358,40 @@ def corners(centred: torch.Tensor) -> torch.Tensor:
     return torch.cat([centre - half, centre + half], dim=-1)
 
 
-def _camera_of_box(box: torch.Tensor) -> torch.Tensor:
-    """What the camera head's (s, tx, ty) is told from: somebody of usual size who fills the box.
-
-    Args:
-        box: (..., 4) cx, cy, w, h, shares of S.
-
-    Returns:
-        (..., 3): s with which the box is `_BOX_METRES` high (no gradient: boxes are learnt from boxes), and the box's
-        centre, -1 .. 1 over the input.
-    """
-    metre = (box[..., 3:].detach() / _BOX_METRES).clamp(min=_LEAST_HEIGHT, max=1 - _LEAST_HEIGHT)
-    return torch.cat([metre.logit(), box[..., :2] * 2 - 1], dim=-1)
+def _pad_image(image: torch.Tensor) -> torch.Tensor:
+    """(3, h, w) uint8 -> float, black at the right and bottom up to multiples of 56 px, normalised."""
+    down, right = (-side % GROUP for side in image.shape[1:])
+    scale = image.new_tensor(_STD, dtype=torch.float32).view(3, 1, 1)
+    mean = image.new_tensor(_MEAN, dtype=torch.float32).view(3, 1, 1)
+    return (functional.pad(image, (0, right, 0, down)).float() / 255 - mean) / scale
 
 
-def _peaks_first(scores: torch.Tensor) -> torch.Tensor:
-    """Scores (B, N) of a square grid, row by row; those that some of the eight around them exceed come last."""
-    across = math.isqrt(scores.shape[-1])
-    highest = functional.max_pool2d(scores.unflatten(-1, (1, across, across)), 3, stride=1, padding=1).flatten(1)
-    behind = scores.amax(-1, keepdim=True) - scores.amin(-1, keepdim=True) + 1
-    return torch.where(scores == highest, scores, scores - behind)
+def _cells_of(image: torch.Tensor, order: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """(3, H, W) -> (n, 3, 28, 28) in the order of the cells' rows and columns."""
+    grid = image.unflatten(-1, (-1, CELL)).unflatten(-3, (-1, CELL)).permute(1, 3, 0, 2, 4)
+    return grid[tuple(part.to(image.device) for part in order)]
 
 
-def _pick(values: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """Values (B, N, ...) at places (B, Q) -> (B, Q, ...)."""
-    return values[torch.arange(len(values), device=values.device)[:, None], places]
-
-
-def _merge(values: torch.Tensor) -> torch.Tensor:
-    """(B, heads, n, c) -> (B, n, heads * c)."""
-    return values.transpose(1, 2).flatten(-2)
+def _list_tokens(
+    cells: Cells, choice: Choice, small_image: torch.Tensor, y: torch.Tensor, x: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Image (T,), level (T,) and place (T, 2: x, y in tokens of the level), levels one after the other."""
+    first, kept = choice.background.clone(), choice.kept
+    first[torch.arange(len(first), device=first.device) % 4 > 0] = False  # of a group
+    image = torch.cat([small_image, cells.image[kept], cells.image[first]])
+    counts = [len(small_image), int(kept.sum()), int(first.sum())]
+    level = torch.repeat_interleave(torch.arange(3), torch.tensor(counts)).to(image.device)
+    place_x = torch.cat([x, cells.x[kept], cells.x[first] // 2])
+    place_y = torch.cat([y, cells.y[kept], cells.y[first] // 2])
+    return image, level, torch.stack([place_x, place_y], dim=-1)
 
 
 def _pinhole(focal: torch.Tensor, centre: torch.Tensor) -> torch.Tensor:
-    """(B,) and (B, 2) [px] -> (B, 3, 3)."""
-    camera = torch.diag_embed(torch.stack([focal, focal, torch.ones_like(focal)], dim=-1))
-    return camera + functional.pad(centre[:, :, None], (2, 0, 0, 1))
+    zero, one = torch.zeros_like(focal), torch.ones_like(focal)
+    rows = [focal, zero, centre[:, 0], zero, focal, centre[:, 1], zero, zero, one]
+    return torch.stack(rows, dim=-1).unflatten(-1, (3, 3))
 
 
-def _modulation(box: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
-    """(B, Q, N): minus the squared distance of tokens (N, 2) from a box's centre, in half sides of the box."""
-    half = (box[..., None, 2:] / 2).clamp(min=_LEAST_REACH)
-    return -(((grid - box[..., None, :2]) / half) ** 2).sum(-1) / 2
-
-
-def token_places(count: int, device: torch.device) -> torch.Tensor:
-    """(count^2, 2) centres x, y of the patches, in the order of tokens (row by row), shares of S."""
-    centre = (torch.arange(count, device=device) + 0.5) / count
-    return torch.stack(torch.meshgrid(centre, centre, indexing="xy"), dim=-1).flatten(0, 1)
-
-
-def _sines(shares: torch.Tensor, width: int) -> torch.Tensor:
-    """Numbers (..., n) in 0 .. 1 -> (..., n * width) sines and cosines of rising frequency."""
-    octaves = torch.arange(width // 2, device=shares.device) / (width // 2)
-    angle = 2 * math.pi * shares[..., None] * 32**octaves
-    return torch.cat([angle.sin(), angle.cos()], dim=-1).flatten(-2)
-
-
-def _spread_boxes(count: int) -> torch.Tensor:
-    """(count, 4) logits of first boxes, spread evenly over the input (the additive sequence of the plastic number)."""
-    steps = torch.tensor([0.7548776662466927, 0.5698402909980532], dtype=torch.float64)
-    centre = (0.04 + 0.92 * ((torch.arange(count)[:, None] + 0.5) * steps).frac()).float()
-    return torch.cat([centre, torch.tensor(_FIRST_BOX).expand(count, 2)], dim=-1).logit()
-
-
-def _mean_pose() -> torch.Tensor:
-    """(144,) 6D of a body in rest pose that stands upright before the camera."""
-    pose = torch.zeros(_JOINTS, 3)
-    pose[0] = torch.tensor(_UPRIGHT)
-    return matrix_to_6d(axis_angle_to_matrix(pose)).flatten()
-
-
-def _last_linear(mlp: nn.Sequential) -> nn.Linear:
-    last = mlp[-1]
-    assert isinstance(last, nn.Linear)
-    return last
-
-
-def _mlp(inputs: int, hidden: int, outputs: int, layers: int) -> nn.Sequential:
-    sizes = [inputs, *[hidden] * (layers - 1), outputs]
-    parts: list[nn.Module] = []
-    for before, after in itertools.pairwise(sizes):
-        linear = nn.Linear(before, after)
-        # keeps the differences between inputs alive through four layers; torch's own start shrinks them
-        nn.init.kaiming_normal_(linear.weight, nonlinearity="relu")
-        nn.init.zeros_(linear.bias)
-        parts += [linear, nn.GELU()]
-    return nn.Sequential(*parts[:-1])
+def _cut(said: dict[str, torch.Tensor], first: int, last: int | None) -> dict[str, Any]:
+    """Some of the queries."""
+    return {name: value if name == "intrinsics" else value[:, :, first:last] for name, value in said.items()}

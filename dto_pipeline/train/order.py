@@ -20,7 +20,7 @@ from dto_pipeline.data.label_pieces import Piece
 _ORDER, _DRAWS = 0, 1  # streams of chance: never the same numbers for both
 
 
-class Draw(NamedTuple):
+class Turn(NamedTuple):
     """One image of an epoch."""
 
     epoch: int
@@ -80,12 +80,12 @@ def epoch_order(sizes: PieceSizes, seed: int, epoch: int, window: int) -> np.nda
     return np.concatenate(windows) if windows else np.zeros(0, np.int64)
 
 
-def draw_random(seed: int, draw: Draw) -> np.random.Generator:
+def draw_random(seed: int, turn: Turn) -> np.random.Generator:
     """The chance that varies one image of one epoch."""
-    return np.random.default_rng([_DRAWS, seed, draw.epoch, draw.position])
+    return np.random.default_rng([_DRAWS, seed, turn.epoch, turn.position])
 
 
-class EpochBatches(Sampler[list[Draw]]):
+class EpochBatches(Sampler[list[Turn]]):
     """One rank's batches of an epoch, from any step on: step s takes the s-th `batch * world` images of the order.
 
     Every rank has the same number of steps. In the last one the images that are left are dealt out, so that a rank may
@@ -106,8 +106,8 @@ class EpochBatches(Sampler[list[Draw]]):
         """Steps of the whole epoch."""
         return math.ceil(len(self._order) / (self._batch * self._world))
 
-    def __iter__(self) -> Iterator[list[Draw]]:
+    def __iter__(self) -> Iterator[list[Turn]]:
         together = self._batch * self._world
         for step in range(self._step, len(self)):
             positions = range(step * together, min((step + 1) * together, len(self._order)))[self._rank :: self._world]
-            yield [Draw(self._epoch, position, int(self._order[position])) for position in positions]
+            yield [Turn(self._epoch, position, int(self._order[position])) for position in positions]

@@ -8,11 +8,12 @@ from __future__ import annotations
 import numpy as np
 import torch
 from PIL import Image
+from torch.nn import functional
 
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.train.batch import TrainBatch
-from dto_pipeline.train.evaluation import CONFIDENT
 from dto_pipeline.train.model import Predictions
+from dto_pipeline.train.tokens import CONFIDENT
 from dto_pipeline.view.birds_eye import draw_birds_eye, plan_view
 from dto_pipeline.view.overlay import draw_overlays
 from dto_pipeline.view.panel import PanelRow, People, compose_page, ground_places
@@ -27,11 +28,13 @@ def draw_held_out(batch: TrainBatch, predictions: Predictions, index: int, body:
     Args:
         batch, predictions: on any device; body: on the CPU.
     """
-    image = (batch.image[index].permute(1, 2, 0) * 255).round().to(torch.uint8).cpu().numpy()
-    kept = predictions.confidence[index] >= CONFIDENT
-    labelled = batch.present[index] & batch.has_body[index]
-    labels = _people(batch.pose[index][labelled], batch.betas[index][labelled], batch.transl[index][labelled])
-    found = _people(predictions.pose[index][kept], predictions.betas[index][kept], predictions.transl[index][kept])
+    image = batch.images[index].permute(1, 2, 0).cpu().numpy()
+    targets = batch.targets
+    kept = predictions.confs[-1, index] >= CONFIDENT
+    labelled = (targets.image == index) & targets.has_body
+    labels = _people(targets.poses[labelled], targets.betas[labelled], targets.transl[labelled])
+    betas = functional.pad(predictions.betas[-1, index][kept], (0, 11 - predictions.betas.shape[-1]))
+    found = _people(predictions.poses[-1, index][kept], betas, predictions.transl[-1, index][kept])
     places = [ground_places(people, body) for people in (labels, found)]
     plan = plan_view(np.concatenate(places), _PLAN)
     cameras = (batch.intrinsics[index], predictions.intrinsics[index])

@@ -1,15 +1,14 @@
 """A trained network on photographs: people in front of the camera of the photograph, one `Scene` per image.
 
 Knows how a photograph becomes the network's input and how its answer is carried back; knows no checkpoint and no label
-file. The input shows the whole photograph in a square; both cameras look the same way from the same point, so `transl`
-holds in either, and a camera K' of the input is A^-1 K' of the photograph, A being the map from photograph to input.
-Metres, radians, pixels.
+file. The input shows the whole photograph, its longer side made S; both cameras look the same way from the same point,
+so `transl` holds in either. The network thinks the principal point in the middle. Metres, radians, pixels.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -17,6 +16,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from torch.nn import functional
 
 from dto_pipeline.axes import NUM_BETAS
 from dto_pipeline.config import BodyConfig, ConfigError
@@ -26,34 +26,17 @@ from dto_pipeline.maths.person_matching import carry_to_camera
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.scene import Scene
 from dto_pipeline.status import ImageStatus, PersonStatus, UnusableImage
-from dto_pipeline.train.augment import camera_problem, view_affine, warp_image, whole_view
+from dto_pipeline.train.augment import camera_problem, fit_size, resize
+from dto_pipeline.train.model import Predictions, corners
 
 _BOX_NOT_FINITE = "its box is not finite"
-_GUESSED_FOCAL = 1.0  # of the longer side: only to lay the picture out; the answer does not depend on it
-
-
-class Answer(Protocol):
-    """What a network says of B inputs and Q people each; people of low confidence are not there."""
-
-    @property
-    def confidence(self) -> torch.Tensor: ...  # (B, Q) 0 .. 1
-    @property
-    def boxes(self) -> torch.Tensor: ...  # (B, Q, 4) left, top, right, bottom [px of the input]
-    @property
-    def pose(self) -> torch.Tensor: ...  # (B, Q, 72) axis-angle, root first [rad]
-    @property
-    def betas(self) -> torch.Tensor: ...  # (B, Q, 11)
-    @property
-    def transl(self) -> torch.Tensor: ...  # (B, Q, 3) [m]
-    @property
-    def intrinsics(self) -> torch.Tensor: ...  # (B, 3, 3) camera the people are seen with [px of the input]
 
 
 class Network(Protocol):
-    """What `predict_scenes` needs of a network."""
+    """What `predict_scenes` needs of a network: `train.model.MeshNetwork` in evaluation mode."""
 
-    def __call__(self, image: torch.Tensor, intrinsics: torch.Tensor | None) -> Answer:
-        """`image`: (B, 3, S, S) RGB in 0 .. 1; `intrinsics`: (B, 3, 3) its camera as far as it is known [px]."""
+    def __call__(self, images: Sequence[torch.Tensor], *, by_image: bool) -> Predictions:
+        """`images`: (3, h, w) uint8 RGB each, the longer side S."""
         ...
 
 
@@ -65,9 +48,10 @@ class Trained:
     body: BodyModel  # of the training, on the CPU
     body_config: BodyConfig  # where it was read from
     input_size: int  # S [px]
-    sha256: str  # of the checkpoint
+    sha256: str  # of the weights
     device: torch.device
-    origin: str = ""  # the checkpoint's file and step, to be told
+    by_image: bool = True  # an image's tokens never depend on its neighbours
+    origin: str = ""  # where the weights are from, to be told
 
 
 @dataclass(frozen=True)
@@ -114,18 +98,16 @@ class _UnusableAnswer(UnusableImage):
 class _Input:
     """A photograph laid out for the network."""
 
-    image: np.ndarray  # (S, S, 3) uint8
+    image: np.ndarray  # (h, w, 3) uint8, the longer side S
     width: int  # of the photograph [px]
     height: int
     sha256: str
-    camera: np.ndarray  # (3, 3) of the photograph; a guess where it is not known
-    known: bool
-    affine: np.ndarray  # (3, 3) from photograph to input
+    camera: np.ndarray | None  # (3, 3) of the photograph; None where it is not known
 
     @property
-    def input_camera(self) -> np.ndarray:
-        """(3, 3) float64 [px of the input]."""
-        return self.affine @ self.camera
+    def grow(self) -> np.ndarray:
+        """(2,) lengths of the input per length of the photograph."""
+        return np.array([self.image.shape[1] / self.width, self.image.shape[0] / self.height])
 
 
 @dataclass(frozen=True)
@@ -168,10 +150,9 @@ def predict_scenes(
                     yield _scene(picture, laid, *_carry_back(*answer, laid, trained.body))
 
 
-def photograph_camera(affine: np.ndarray, input_camera: np.ndarray) -> np.ndarray:
-    """The camera of a photograph whose input has this one: (3, 3) each, `affine` from photograph to input."""
-    camera = np.linalg.inv(affine) @ input_camera
-    return camera / camera[2, 2]
+def photograph_camera(input_camera: np.ndarray, grow: np.ndarray) -> np.ndarray:
+    """The camera of a photograph whose input has this one: (3, 3), `grow` (2,) from photograph to input."""
+    return np.diag([*(1 / grow), 1]) @ input_camera
 
 
 def _read_ahead(
@@ -197,12 +178,8 @@ def _lay_out(store: ImageStore, picture: Picture, size: int) -> _Input | Unusabl
     camera = _known_camera(picture, width, height)
     if camera is not None and (problem := camera_problem(camera, width, height)):
         return _UnusableCamera(problem)
-    known = camera is not None
-    if camera is None:
-        camera = _centred_camera(_GUESSED_FOCAL * max(width, height), width, height)
-    affine = view_affine(camera, whole_view(camera, width, height, size))
-    image = warp_image(file.rgb, affine, size)
-    return _Input(image, width, height, file.sha256, camera, known, np.vstack([affine, [0, 0, 1]]))
+    image = resize(file.rgb, fit_size(width, height, size)[0])
+    return _Input(image, width, height, file.sha256, camera)
 
 
 def _known_camera(picture: Picture, width: int, height: int) -> np.ndarray | None:
@@ -222,12 +199,15 @@ def _ask(
     trained: Trained, inputs: list[_Input], min_confidence: float
 ) -> list[tuple[_People, np.ndarray] | UnusableImage]:
     """People and camera of each input, or why its answer says nothing of them."""
-    pixels = torch.from_numpy(np.stack([laid.image for laid in inputs])).to(trained.device)
-    cameras = torch.from_numpy(np.stack([laid.input_camera for laid in inputs])).float().to(trained.device)
-    answer = trained.network(pixels.permute(0, 3, 1, 2).float() / 255, cameras)
-    names = ("boxes", "pose", "betas", "transl")
-    parts = {name: getattr(answer, name).float().cpu().numpy() for name in names}
-    scores, seen_with = answer.confidence.float().cpu().numpy(), answer.intrinsics.double().cpu().numpy()
+    images = [
+        torch.from_numpy(np.ascontiguousarray(laid.image.transpose(2, 0, 1))).to(trained.device) for laid in inputs
+    ]
+    answer = trained.network(images, by_image=trained.by_image)
+    last = {"boxes": corners(answer.boxes[-1]) * trained.input_size, "pose": answer.poses[-1]}
+    betas = functional.pad(answer.betas[-1], (0, NUM_BETAS - answer.betas.shape[-1]))
+    last |= {"betas": betas, "transl": answer.transl[-1]}
+    parts = {name: values.float().cpu().numpy() for name, values in last.items()}
+    scores, seen_with = answer.confs[-1].float().cpu().numpy(), answer.intrinsics.double().cpu().numpy()
     found: list[tuple[_People, np.ndarray] | UnusableImage] = []
     for image, (score, camera) in enumerate(zip(scores, seen_with, strict=True)):
         if not np.isfinite(score).all():  # nobody knows who would be sure enough
@@ -248,17 +228,17 @@ def _carry_back(people: _People, seen_with: np.ndarray, laid: _Input, body: Body
     Where its camera is known, the people are carried to it: each pelvis keeps its place in the picture, and its
     distance changes with the focal length.
     """
-    inverse = np.linalg.inv(laid.affine)
     known = np.where(np.isfinite(people.boxes).all(axis=1, keepdims=True), people.boxes, np.nan)
-    corners = known.reshape(-1, 2, 2) @ inverse[:2, :2].T + inverse[:2, 2]
-    boxes = np.clip(corners, 0, [laid.width, laid.height]).reshape(-1, 4).astype(np.float32)
-    camera, transl = photograph_camera(laid.affine, seen_with), people.transl
-    if laid.known and len(transl):
+    corners_there = known.reshape(-1, 2, 2) / laid.grow
+    boxes = np.clip(corners_there, 0, [laid.width, laid.height]).reshape(-1, 4).astype(np.float32)
+    camera, transl = photograph_camera(seen_with, laid.grow), people.transl
+    if laid.camera is None:
+        return _People(people.score, boxes, people.pose, people.betas, transl), camera
+    if len(transl):
         pelvis = body.joints(*(torch.from_numpy(v) for v in (people.pose, people.betas, transl)))[:, 0]
         own, wanted = (torch.from_numpy(k).expand(len(transl), 3, 3) for k in (camera, laid.camera))
         transl = carry_to_camera(torch.from_numpy(transl).double(), pelvis.double(), own, wanted).float().numpy()
-    camera = laid.camera if laid.known else camera
-    return _People(people.score, boxes, people.pose, people.betas, transl), camera
+    return _People(people.score, boxes, people.pose, people.betas, transl), laid.camera
 
 
 def _scene(picture: Picture, laid: _Input, people: _People, camera: np.ndarray) -> Scene:

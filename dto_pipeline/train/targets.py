@@ -1,115 +1,140 @@
-"""What the losses compare with: labels of a batch as joints, boxes and rotations; what is unknown becomes a mask.
+"""What the losses compare a network with: the N people of B images, one after the other. Knows no network.
 
-Pure tensors and the body model. After `build_targets` no NaN is left: a number behind a False mask is 0 and may enter
-arithmetic without spoiling gradients.
+Metres before the camera of the resized image, its pixels, shares of the input size S.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
-from dto_pipeline.maths.camera import project
-from dto_pipeline.maths.rotation import axis_angle_to_matrix
-from dto_pipeline.models.body import BodyModel
-from dto_pipeline.train.batch import TrainBatch
+from dto_pipeline.train.architecture import CELL
+from dto_pipeline.train.tokens import z_order
 
-LOSS_JOINTS = 22  # of SMPL's 24; the hands' joints repeat the wrists
-_NEAREST = 0.05  # joints nearer to the camera's plane than this have no image [m]
-_LEAST_SIDE = 1.0  # a box narrower than this shows nobody [px]
+BOX_GROWTH = 1.2  # of a box about its centre, to hold skin and clothes around the joints
 
 
 @dataclass(frozen=True)
 class Targets:
-    """P people of B images.
+    """People and images; a missing label is a mask that is False, 0 or -1, never a made-up number.
 
     Attributes:
-        known: (B, P) bool, somebody whose box is known and inside the image: all others are not there.
-        has_body: (B, P) bool, known and with pose, betas and transl.
-        has_camera: (B,) bool, the field of view may be learnt.
-        rotations: (B, P, 24, 3, 3); pose: (B, P, 72) the same [rad]; betas: (B, P, 11); transl: (B, P, 3) [m].
-        joints: (B, P, 22, 3) relative to the pelvis [m].
-        image_joints: (B, P, 22, 2) [px]; visible: (B, P, 22) bool, known, before the camera and inside the image.
-        boxes: (B, P, 4) left, top, right, bottom, cut to the image [px].
-        fov: (B,) vertical field of view of the input [rad].
-        z_covariance: (B, P, P) [m2]; NaN = unknown, used behind `isfinite` only.
-        depth_layer: (B, P) int64, -1 = unknown.
-        side: S [px].
+        image: (N,) int64 ascending, which image a person is of.
+        has_body: (N,) bool, pose, shape and place are labels; False for people known in the picture only.
+        boxes: (N, 4) cx, cy, w, h.
+        poses: (N, 72) axis-angle, betas: (N, 11), j3ds: (N, J, 3) [m].
+        j2ds: (N, J, 2) [px] and j2ds_mask: (N, J, 2) bool, where they count.
+        transl: (N, 3) SMPL's transl, pelvis_z: (N,) [m]; focals: (N,) [px], 0 = unknown.
+        depth_layer: (N,) int64 ordinal layer of depth, 0 nearest, -1 = unknown.
+        z_covariance: (N, P) posterior covariance of z with the k-th person of the image [m2], NaN = unknown; or empty.
+        scale_map: (T, 2) of the 28 px cells: 1 where somebody is, and how large; cell_image: (T,).
+        complete: (B,) bool, everybody in the image is labelled; mapped: (B,) bool, and everybody's cells are known.
+        heights: (B,) [px] without padding; image_focals: (B,) [px], 0 = unknown.
     """
 
-    known: torch.Tensor
+    image: torch.Tensor
     has_body: torch.Tensor
-    has_camera: torch.Tensor
-    rotations: torch.Tensor
-    pose: torch.Tensor
-    betas: torch.Tensor
-    transl: torch.Tensor
-    joints: torch.Tensor
-    image_joints: torch.Tensor
-    visible: torch.Tensor
     boxes: torch.Tensor
-    fov: torch.Tensor
-    z_covariance: torch.Tensor
+    poses: torch.Tensor
+    betas: torch.Tensor
+    j3ds: torch.Tensor
+    j2ds: torch.Tensor
+    j2ds_mask: torch.Tensor
+    transl: torch.Tensor
+    pelvis_z: torch.Tensor
+    focals: torch.Tensor
     depth_layer: torch.Tensor
-    side: int
+    z_covariance: torch.Tensor
+    scale_map: torch.Tensor
+    cell_image: torch.Tensor
+    complete: torch.Tensor
+    mapped: torch.Tensor
+    heights: torch.Tensor
+    image_focals: torch.Tensor
+
+    def to(self, device: torch.device | str) -> Targets:
+        """The same on another device."""
+        moved = {name: value.to(device, non_blocking=True) for name, value in vars(self).items()}
+        return Targets(**moved)
+
+    @property
+    def counts(self) -> list[int]:
+        """People of each image."""
+        return torch.bincount(self.image, minlength=len(self.heights)).tolist()
+
+    @property
+    def within(self) -> torch.Tensor:
+        """(N,) a person's number in its image."""
+        counts = torch.bincount(self.image, minlength=len(self.heights))
+        return torch.arange(len(self.image), device=self.image.device) - (counts.cumsum(0) - counts)[self.image]
 
 
-@torch.no_grad()
-def build_targets(batch: TrainBatch, body: BodyModel) -> Targets:
-    """Everything the losses need of the labels of B images, on the batch's device."""
-    side = batch.image.shape[-1]
-    finite = torch.stack([part.isfinite().all(-1) for part in (batch.pose, batch.betas, batch.transl)]).all(0)
-    has_body = batch.present & batch.has_body & finite
-    pose, betas, transl = (_where(has_body, part) for part in (batch.pose, batch.betas, batch.transl))
-    rotations = axis_angle_to_matrix(pose.unflatten(-1, (24, 3)))
-    joints = body.posed_joints(rotations, betas)
-    points = joints + transl[..., None, :]
-    in_front = points[..., 2] > _NEAREST
-    projected = project(points.clamp(min=-1e4), batch.intrinsics[:, None, None])
-    seen = has_body[..., None] & in_front
-    marked = batch.present[..., None] & batch.keypoints.isfinite().all(-1)
-    image_joints = torch.where(seen[..., None], projected, _where(marked & ~has_body[..., None], batch.keypoints))
-    has_image = seen | (marked & ~has_body[..., None])
-    boxes, boxed = _choose_boxes(batch, image_joints, has_image, side)
-    inside = ((image_joints >= 0) & (image_joints <= side)).all(-1)
-    known = batch.present & boxed
-    focal = batch.intrinsics[:, 1, 1]
-    has_camera = batch.has_camera & focal.isfinite() & (focal > 0)
-    return Targets(
-        known=known,
-        has_body=known & has_body,
-        has_camera=has_camera,
-        rotations=rotations,
-        pose=pose,
-        betas=betas,
-        transl=transl,
-        joints=(joints - joints[..., :1, :])[..., :LOSS_JOINTS, :],
-        image_joints=_where(has_image, image_joints)[..., :LOSS_JOINTS, :],
-        visible=(has_image & inside & known[..., None])[..., :LOSS_JOINTS],
-        boxes=boxes,
-        fov=2 * torch.atan(side / (2 * torch.where(has_camera, focal, focal.new_tensor(float(side))))),
-        z_covariance=batch.z_covariance,
-        depth_layer=torch.where(known, batch.depth_layer, -1),
-        side=side,
-    )
+def person_boxes(points: np.ndarray, seen: np.ndarray, size: tuple[int, int], side: int) -> np.ndarray:
+    """Boxes around all joints, 1.2 times as large about their centre, corners cut to the image.
+
+    Args:
+        points: (P, J, 2) [px]; seen: (P, J) bool, joints that count; size: w, h [px]; side: S.
+
+    Returns:
+        (P, 4) cx, cy, w, h as shares of S; NaN where no joint counts.
+    """
+    if not len(points):
+        return np.zeros((0, 4))
+    low = np.where(seen[..., None], points, np.inf).min(1) / side
+    high = np.where(seen[..., None], points, -np.inf).max(1) / side
+    known = seen.any(1, keepdims=True)
+    low, high = np.where(known, low, np.nan), np.where(known, high, np.nan)
+    return cut_boxes((low + high) / 2, (high - low) * BOX_GROWTH, size, side)
 
 
-def _choose_boxes(
-    batch: TrainBatch, image_joints: torch.Tensor, has_image: torch.Tensor, side: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Boxes (B, P, 4) cut to the image, of the labels or else around the joints, and (B, P) whether there is one."""
-    far = torch.finfo(image_joints.dtype).max
-    low = torch.where(has_image[..., None], image_joints, far).amin(-2)
-    high = torch.where(has_image[..., None], image_joints, -far).amax(-2)
-    given = batch.boxes.isfinite().all(-1)
-    boxes = torch.where(given[..., None], batch.boxes, torch.cat([low, high], dim=-1)).clamp(0, side)
-    large = ((boxes[..., 2:] - boxes[..., :2]) >= _LEAST_SIDE).all(-1)
-    boxed = batch.present & large & (given | has_image.any(-1))
-    return _where(boxed, boxes), boxed
+def cut_boxes(centre: np.ndarray, extent: np.ndarray, size: tuple[int, int], side: int) -> np.ndarray:
+    """Centre and extent (P, 2) as shares of S -> (P, 4) cx, cy, w, h with corners in [1e-6, (w - 1) / S]."""
+    most = (np.array(size) - 1) / side
+    first, last = (np.clip(centre + sign * extent / 2, 1e-6, most) for sign in (-1, 1))
+    return np.concatenate([(first + last) / 2, last - first], axis=1)
 
 
-def _where(mask: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """`values` with 0 where the mask, which lacks trailing axes, is False."""
-    mask = mask.reshape(*mask.shape, *[1] * (values.ndim - mask.ndim))
-    return torch.where(mask, values, torch.zeros((), dtype=values.dtype, device=values.device))
+def mark_cells(
+    points: np.ndarray, distance: np.ndarray, scale: np.ndarray, size: tuple[int, int], edges: np.ndarray, clamp: bool
+) -> np.ndarray:
+    """The scale map of an image: which 28 px cells show somebody, and how large the nearest is.
+
+    Args:
+        points: (P, V, 2) vertices [px], NaN behind the camera.
+        distance: (P,) what nearer means: depth by focal length.
+        scale: (P,) size of each person, 0 .. 1.
+        size: w, h of the image without padding.
+        edges: (E, 2) vertices whose middle counts as well.
+        clamp: vertices outside mark the cells at the border, as published.
+
+    Returns:
+        (n, 2) float32 in Z-order over the padded image: 1 or 0, and the scale.
+    """
+    columns, rows = (-(-side // CELL) for side in size)
+    grid = np.zeros((rows + rows % 2, columns + columns % 2, 2), np.float32)
+    for person in np.argsort(-distance, kind="stable"):
+        places = np.concatenate([points[person], points[person][edges].mean(1)])
+        cells = np.floor(places[np.isfinite(places).all(1)].clip(-1e9, 1e9) / CELL).astype(np.int64)
+        if clamp:
+            cells = cells.clip(0, [columns - 1, rows - 1])
+        else:
+            cells = cells[np.all((cells >= 0) & (cells < np.array([columns, rows])), axis=1)]
+        grid[cells[:, 1], cells[:, 0]] = 1, scale[person]
+    y, x = z_order(*grid.shape[:2])
+    return grid[y.numpy(), x.numpy()]
+
+
+def mesh_edges(faces: np.ndarray) -> np.ndarray:
+    """(F, 3) triangles -> (E, 2) edges, each once."""
+    pairs = np.sort(np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]]), axis=1)
+    return np.unique(pairs, axis=0)
+
+
+def project_vertices(vertices: np.ndarray, intrinsics: np.ndarray, behind: bool = False) -> np.ndarray:
+    """(P, V, 3) [m] by cameras (1 or P, 3, 3) -> (P, V, 2) [px]; NaN behind the camera, unless `behind` is wanted."""
+    seen = vertices @ intrinsics.transpose(0, 2, 1)
+    z = seen[..., 2:]
+    places = seen[..., :2] / np.where(z == 0, 1e-9, z)
+    return places if behind else np.where(z > 0, places, np.nan)

@@ -15,8 +15,8 @@ from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.placed import read_placed
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.run.directory import RunDirectory, read_identity
-from dto_pipeline.train.checkpoint import Checkpoint, Position, build_network, read_checkpoint, save_checkpoint
-from dto_pipeline.train.trained import hash_weights
+from dto_pipeline.train.checkpoint import Checkpoint, Position, begin_network, read_checkpoint, save_checkpoint
+from dto_pipeline.train.released import hash_weights
 from dto_pipeline.view.run_files import find_labels
 from dto_pipeline.view.verify import verify_run
 from tests.train.small_crowds import tiny_config
@@ -25,14 +25,14 @@ from tests.train.small_crowds import tiny_config
 @pytest.fixture(scope="module")
 def training(body: BodyModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained network that is sure of everybody."""
-    config = tiny_config(encoder__layers=1)
+    config = tiny_config(encoder__layers=2)
     torch.manual_seed(0)
-    network = build_network(config)
-    torch.nn.init.constant_(network.confidence_head.bias, 2.0)
+    network, init = begin_network(config)
+    torch.nn.init.constant_(network.conf_head.bias, 2.0)
     folder = tmp_path_factory.mktemp("training")
     save_checkpoint(
         folder,
-        Checkpoint(config, network.encoder.describe(), network.state_dict(), {}, Position(), {}, body.sha256),
+        Checkpoint(config, network.size.to_dict(), init, network.state_dict(), {}, Position(), {}, body.sha256),
     )
     return folder
 
@@ -60,8 +60,8 @@ def test_a_training_predicts_a_folder(
         scene = placed.scene
         assert scene.num_people == 12  # its queries
         assert np.isfinite(scene.transl).all()
-        fov = 2 * np.arctan(90 / 2 / scene.intrinsics[1, 1])  # of the square input: the longer side
-        assert fov == pytest.approx(np.pi / 6, abs=0.3)  # where an untrained network begins
+        fov = 2 * np.arctan(60 / 2 / scene.intrinsics[1, 1])
+        assert fov == pytest.approx(np.pi / 6, abs=0.4)  # where an untrained network begins
         assert (scene.intrinsics[0, 2], scene.intrinsics[1, 2]) == pytest.approx((45, 30))
     assert verify_run(out).passed
     weights = read_checkpoint(training).weights

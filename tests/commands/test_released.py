@@ -17,7 +17,7 @@ from dto_pipeline.commands.training_data import open_label_sets
 from dto_pipeline.data.label_files import find_label_files, flatten_table, read_label_files
 from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.models.body import BodyModel
-from dto_pipeline.train.data_config import NO_AUGMENTATION, DataConfig
+from dto_pipeline.train.data_config import DataConfig
 from dto_pipeline.train.dataset import TrainingData, TrainingImages
 from tests.released_files import released_annots, rendered_disparity, write_pictures, write_released
 
@@ -32,10 +32,10 @@ depth: depth
 shard_images: {SHARD}
 """
 KNOBS = """
-encoder: {width: 32, layers: 1, heads: 4, patch: 16}
-model: {width: 32, layers: 1, queries: 6}
+encoder: {width: 32, layers: 2, heads: 4}
+model: {width: 32, layers: 1, hidden: 32, queries: 6}
 loop: {steps: 2, warm_up: 1, rate: 1e-3, log_every: 1, pictures: 0}
-data: {select: all, input_size: 64, workers: 0, batch_images: 4}
+data: {select: all, input_size: 112, workers: 0, batch_images: 4}
 """
 
 
@@ -115,14 +115,14 @@ def test_the_way_out_and_in_again_changes_nothing(run_dir: Path, tmp_path: Path,
 
 
 def test_everybody_is_trained_on_once_an_epoch(root: Path, body: BodyModel) -> None:
-    config = DataConfig((str(root / FILE),), images=(str(root / "images"),), workers=0, batch_images=50, input_size=64)
-    images = TrainingImages(open_label_sets(config), body, config, NO_AUGMENTATION)
-    seen, people = set(), 0
-    for batch in TrainingData(images, config).epoch(0):
-        assert not batch.skipped
-        seen |= set(batch.image_ids)
-        people += int((batch.present & batch.has_body).sum())
-    assert (len(seen), people) == (IMAGES, IMAGES * PEOPLE)
+    config = DataConfig((str(root / FILE),), images=(str(root / "images"),), workers=0, batch_images=50, input_size=112)
+    images = TrainingImages(open_label_sets(config), body, config)
+    data = TrainingData(images, config)
+    turns = [turn.image for batch in data.batches for turn in batch]
+    assert sorted(turns) == list(range(IMAGES))
+    batch = next(iter(data.epoch(0)))
+    assert not batch.skipped
+    assert (len(set(batch.image_ids)), int(batch.targets.has_body.sum())) == (50, 50 * PEOPLE)
 
 
 @pytest.mark.parametrize("labels", ["file", "run"])
@@ -181,7 +181,7 @@ def test_a_training_that_sees_nobody_in_an_epoch_stops(root: Path, tmp_path: Pat
     named = [f"data.labels=[{tmp_path / 'far.npz'}]", f"data.images=[{root / 'images'}]", "body.model_path=demo"]
     options = [part for knob in [*named, "loop.steps=5"] for part in ("--set", knob)]
     assert main(["train", str(tmp_path / "train.yaml"), "-o", str(tmp_path / "out"), "--quiet", *options]) == 2
-    assert "no person was seen in the 2 batches of epoch 0" in capsys.readouterr().err
+    assert "a whole epoch of 6 images showed nobody" in capsys.readouterr().err
 
 
 def test_kinds_are_kept_apart_in_a_manifest(root: Path, capsys) -> None:

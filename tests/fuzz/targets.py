@@ -35,7 +35,6 @@ from dto_pipeline.data.torch_files import read_torch_file
 from dto_pipeline.errors import DtoError
 from dto_pipeline.models.body import load_body
 from dto_pipeline.models.depth import DepthFiles
-from dto_pipeline.models.encoder import EncoderShape, build_encoder
 from dto_pipeline.paths import UnsafePath
 from dto_pipeline.run.directory import RunDirectory, open_run, read_identity
 from dto_pipeline.run.receipt import Failure, parse_failure, parse_receipt
@@ -166,13 +165,15 @@ def _torch_files(folder: Path) -> list[bytes]:
 
 @cache
 def _checkpoint() -> dict[str, Any]:
-    config = load_train_config(None, ["model.width=16", "model.heads=2", "model.layers=1", "model.queries=3"])
-    encoder = build_encoder(EncoderShape(8, 1, 2, 14, 28))
+    sizes = ["model.width=16", "model.heads=2", "model.layers=1", "model.queries=3", "model.hidden=8"]
+    sizes += ["encoder.width=8", "encoder.layers=2", "encoder.heads=2", "data.input_size=56"]
+    config = load_train_config(None, sizes)
     return {
         "format": FORMAT,
         "config": config.to_dict(),
-        "encoder": encoder.describe(),
-        "weights": dict(MeshNetwork(config.model, encoder).state_dict()),
+        "architecture": config.architecture().to_dict(),
+        "init": {},
+        "weights": dict(MeshNetwork(config.architecture()).state_dict()),
         "optimizer": {},
         "position": {"step": 1, "epoch": 0, "batch": 0},
         "versions": library_versions(),
@@ -184,7 +185,7 @@ def _damage_checkpoint(random_: random.Random, data: bytes, others: Sequence[byt
     if random_.random() < 0.3:
         return damage_zip(random_, data)
     content, stream = _checkpoint(), io.BytesIO()
-    part = random_.choice(("config", "encoder", "weights", "position", "config"))
+    part = random_.choice(("config", "architecture", "weights", "position", "config"))
     torch.save({**content, part: damage_value(random_, content[part])}, stream)
     return stream.getvalue()
 

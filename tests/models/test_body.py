@@ -87,6 +87,18 @@ def test_joints_from_rotations_are_those_of_the_pose_and_have_derivatives(body: 
     assert body.posed_joints(rotations[:0], betas[:0]).shape == (0, 24, 3)
 
 
+def test_joints_to_learn_with_are_the_joints_and_have_gradients(body: BodyModel) -> None:
+    generator = torch.Generator().manual_seed(0)
+    pose, betas, transl = (torch.randn(2, 3, n, generator=generator) * 0.5 for n in (72, 11, 3))
+    pose.requires_grad_()
+    joints = body.learnt_joints(pose, betas, transl)
+    torch.testing.assert_close(joints.detach(), body.joints(pose.detach(), betas, transl), atol=2e-6, rtol=1e-5)
+    joints.square().sum().backward()
+    assert pose.grad is not None
+    assert pose.grad.abs().sum() > 0
+    assert body.learnt_joints(pose[:0], betas[:0], transl[:0]).shape == (0, 3, 45, 3)
+
+
 @pytest.mark.parametrize(
     ("key", "change", "mentions"),
     [

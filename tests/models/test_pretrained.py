@@ -11,7 +11,7 @@ from transformers import Dinov2Config, Dinov2Model
 
 from dto_pipeline.config import AttributeConfig, MaskConfig
 from dto_pipeline.models.attribute_models import build_attribute_models
-from dto_pipeline.models.encoder import load_encoder
+from dto_pipeline.models.encoder import load_dinov2
 from dto_pipeline.models.networks import ModelError, ModelReference
 from dto_pipeline.models.segmentation import InstanceNetwork
 from tests.tiny_models import save_classifier, save_mask2former
@@ -34,7 +34,7 @@ def load_ages(folder: Path) -> object:
 
 
 def load_encoder_of(folder: Path) -> object:
-    return load_encoder(ModelReference(str(folder), knob="model"))
+    return load_dinov2(ModelReference(str(folder), knob="model"))
 
 
 KINDS = {

@@ -5,16 +5,15 @@ from __future__ import annotations
 import numpy as np
 
 from dto_pipeline.data.label_files import LabelColumns
-from dto_pipeline.models.body import BodyModel
-from dto_pipeline.train.augment import ImageLabels
 from dto_pipeline.train.dataset import build_labels
+from dto_pipeline.train.labels import ImageLabels
 
 
 def random_labels(
-    body: BodyModel, people: int = 3, seed: int = 0, intrinsics: np.ndarray | None = None, spread: float = 1.0
+    people: int = 3, seed: int = 0, intrinsics: np.ndarray | None = None, spread: float = 1.0
 ) -> ImageLabels:
     """People in random poses 3 .. 8 m away before a picture of 320 x 240; boxes known, z_covariance too."""
-    return build_labels(random_columns(people, seed, intrinsics, spread), 0, 320, 240, body)
+    return build_labels(random_columns(people, seed, intrinsics, spread), 0, 320, 240)
 
 
 def random_columns(

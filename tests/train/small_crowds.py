@@ -7,32 +7,38 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from PIL import Image
 
 from dto_pipeline.lab.clothes import measure_template
 from dto_pipeline.lab.crowd import plan_crowd
 from dto_pipeline.lab.people import build_bodies
 from dto_pipeline.lab.scenes import build_picture
-from dto_pipeline.models.body import BodyModel
+from dto_pipeline.models.body import BodyModel, load_body
+from dto_pipeline.train.augment import Draw, vary_pixels
 from dto_pipeline.train.batch import TrainBatch
 from dto_pipeline.train.config import TrainConfig, load_train_config
+from dto_pipeline.train.data_config import AugmentConfig
+from dto_pipeline.train.dataset import Sample, collate_samples
+from dto_pipeline.train.labels import ImageLabels, see_people
+from dto_pipeline.train.targets import mesh_edges
 
+SIDE = 112
 _BODIES = 2  # random stream of true bodies, see `demo.scenes`
 TINY = {
     "body.model_path": "demo",
     "encoder.width": 96,
     "encoder.layers": 3,
     "encoder.heads": 4,
-    "encoder.patch": 16,
-    "data.input_size": 96,
+    "encoder.additional": 1,
+    "data.input_size": SIDE,
     "model.width": 96,
     "model.layers": 2,
+    "model.hidden": 192,
     "model.queries": 12,
     "loop.rate": 1.5e-3,
     "loop.warm_up": 30,
     "loop.clip": 5.0,
     "loop.last_rate": 0.02,
-}  # a network of 0.9 million weights
+}  # a network of about a million weights
 
 
 def tiny_config(**knobs: object) -> TrainConfig:
@@ -41,62 +47,89 @@ def tiny_config(**knobs: object) -> TrainConfig:
     return load_train_config(None, [f"{name}={value}" for name, value in changed.items()])
 
 
-def crowd_batch(body: BodyModel, numbers: Sequence[int], side: int = 96, seed: int = 5) -> TrainBatch:
-    """Pictures `numbers` of the demo's data set `seed`, padded to squares and scaled down."""
+def crowd_batch(body: BodyModel, numbers: Sequence[int], side: int = SIDE, seed: int = 5) -> TrainBatch:
+    """Pictures `numbers` of the demo's data set `seed`, the longer side made `side`."""
     template = measure_template(body)
-    images, cameras, people = [], [], []
+    images, labels = [], []
     for number in numbers:
         crowd = plan_crowd(seed, number)
-        view = crowd.view
-        people.append(build_bodies(crowd, body, np.random.default_rng([seed, number, _BODIES])))
-        longest = max(view.width, view.height)
-        left, top = (longest - view.width) // 2, (longest - view.height) // 2
-        square = np.zeros((longest, longest, 3), np.uint8)
-        square[top : top + view.height, left : left + view.width] = build_picture(seed, number, body, template).rgb
-        images.append(np.asarray(Image.fromarray(square).resize((side, side), Image.Resampling.BILINEAR)))
-        camera = view.intrinsics + np.array([[0, 0, left], [0, 0, top], [0, 0, 0]])
-        cameras.append(camera * [[side / longest], [side / longest], [1]])
-    bodies = [(one.pose, one.betas, one.transl) for one in people]
-    return label_batch(torch.from_numpy(np.stack(images)), np.stack(cameras), bodies)
+        people = build_bodies(crowd, body, np.random.default_rng([seed, number, _BODIES]))
+        images.append(build_picture(seed, number, body, template).rgb)
+        labels.append(true_labels(crowd.view.intrinsics, people.pose, people.betas, people.transl))
+    return label_batch(images, labels, body, side)
+
+
+def true_labels(
+    intrinsics: np.ndarray, pose: np.ndarray, betas: np.ndarray, transl: np.ndarray, **other: object
+) -> ImageLabels:
+    """Bodies that are known exactly; `other` fields of `ImageLabels` as given."""
+    count = len(pose)
+    labels = ImageLabels(
+        intrinsics=np.asarray(intrinsics, np.float64),
+        has_camera=True,
+        has_body=np.ones(count, bool),
+        pose=np.asarray(pose, np.float32),
+        betas=np.asarray(betas, np.float32),
+        transl=np.asarray(transl, np.float32),
+        boxes=np.full((count, 4), np.nan, np.float32),
+        keypoints=np.full((count, 24, 2), np.nan, np.float32),
+        z_covariance=np.full((count, count), np.nan, np.float32),
+        depth_layer=np.full(count, -1, np.int64),
+    )
+    return dataclasses.replace(labels, **other)  # type: ignore[arg-type]
 
 
 def label_batch(
-    images: torch.Tensor, cameras: np.ndarray, people: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]
-) -> TrainBatch:
-    """Images (B, S, S, 3) uint8, cameras (B, 3, 3) and the pose, betas and transl of each image's people."""
-    most = max(len(pose) for pose, _, _ in people)
+    images: Sequence[np.ndarray], labels: Sequence[ImageLabels], body: BodyModel, side: int = SIDE,
+    rules: AugmentConfig | None = None, draw: Draw | None = None,
+) -> TrainBatch:  # fmt: skip
+    """(h, w, 3) uint8 images with their labels, as they are or as `draw` says."""
+    edges, rules, draw = mesh_edges(body.faces.numpy()), rules or AugmentConfig(), draw or Draw()
+    samples: list[Sample] = []
+    for number, (image, one) in enumerate(zip(images, labels, strict=True)):
+        seen, varied = see_people(one, (image.shape[1], image.shape[0]), side, draw, body, edges, rules, 4, 50)
+        samples.append(Sample(f"crowd/{number}", vary_pixels(image, varied.frame, draw.flip), seen))
+    return collate_samples([*samples])
 
-    def padded(part: int, width: int) -> torch.Tensor:
-        full = np.zeros((len(people), most, width), np.float32)
-        for row, one in enumerate(people):
-            full[row, : len(one[part])] = one[part]
-        return torch.from_numpy(full)
 
-    present = torch.tensor([[index < len(pose) for index in range(most)] for pose, _, _ in people])
-    nan = float("nan")
-    return TrainBatch(
-        image=images.permute(0, 3, 1, 2).float() / 255,
-        intrinsics=torch.from_numpy(cameras).float(),
-        has_camera=torch.ones(len(people), dtype=torch.bool),
-        present=present,
-        has_body=present.clone(),
-        pose=padded(0, 72),
-        betas=padded(1, 11),
-        transl=padded(2, 3),
-        boxes=torch.full((len(people), most, 4), nan),
-        keypoints=torch.full((len(people), most, 24, 2), nan),
-        z_covariance=torch.full((len(people), most, most), nan),
-        depth_layer=torch.full((len(people), most), -1),
-        image_ids=tuple(f"crowd/{number}" for number in range(len(people))),
-    )
+def standing_batch(places: Sequence[Sequence[tuple[float, float]]], side: int = SIDE, seed: int = 3) -> TrainBatch:
+    """Images of noise in which people stand upright at (x, z) metres."""
+    body, random = load_body("demo"), np.random.default_rng(seed)
+    camera = np.array([[1.2 * side, 0, side / 2], [0, 1.2 * side, side / 2], [0, 0, 1]])
+    images, labels = [], []
+    for one in places:
+        pose = np.zeros((len(one), 72), np.float32)
+        pose[:, 0] = np.pi
+        transl = np.array([[x, 0.2, z] for x, z in one]).reshape(-1, 3)
+        images.append(random.integers(0, 256, (side, side, 3), dtype=np.uint8))
+        labels.append(true_labels(camera, pose, np.zeros((len(one), 11)), transl))
+    return label_batch(images, labels, body, side)
 
 
 def take_images(batch: TrainBatch, images: slice) -> TrainBatch:
-    """Some images of a batch."""
-    kept = {
-        field.name: getattr(batch, field.name)[images] for field in dataclasses.fields(batch) if field.name != "skipped"
-    }
-    return dataclasses.replace(batch, **kept)
+    """Some images of a batch, with their people."""
+    chosen = torch.arange(len(batch.images))[images]
+    number = torch.full((len(batch.images),), -1).index_put((chosen,), torch.arange(len(chosen)))
+    targets = batch.targets
+    people, cells = number[targets.image] >= 0, number[targets.cell_image] >= 0
+    order = torch.argsort(number[targets.image][people], stable=True)
+    of_images = ("complete", "mapped", "heights", "image_focals")
+    taken = {}
+    for name, value in vars(targets).items():
+        if name in of_images:
+            taken[name] = value[chosen]
+        elif name in ("scale_map", "cell_image"):
+            taken[name] = value[cells]
+        else:
+            taken[name] = value[people][order]
+    taken |= {"image": number[taken["image"]], "cell_image": number[taken["cell_image"]]}
+    return dataclasses.replace(
+        batch,
+        images=tuple(batch.images[k] for k in chosen.tolist()),
+        intrinsics=batch.intrinsics[chosen],
+        targets=type(targets)(**taken),
+        image_ids=tuple(batch.image_ids[k] for k in chosen.tolist()),
+    )
 
 
 class BatchStream:

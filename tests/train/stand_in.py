@@ -2,46 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 
 import torch
 
 from dto_pipeline.config import BodyConfig
 from dto_pipeline.models.body import BodyModel
-from dto_pipeline.train.predict import Answer, Trained
+from dto_pipeline.train.model import Predictions
+from dto_pipeline.train.predict import Trained
 
-SIDE = 96  # S of the stand-in
+SIDE = 112  # S of the stand-in
 FOCAL = 120.0  # what it thinks the input was taken with [px]
 
 
 @dataclass
 class StandIn:
-    """Two people 3 and 5 m away, least sure first; remembers the cameras it was told."""
+    """Two people 3 and 5 m away, least sure first; remembers the sizes of the images it saw."""
 
-    cameras: list[torch.Tensor] = field(default_factory=list)
+    sizes: list[tuple[int, int]] = field(default_factory=list)  # height, width
     transl: tuple[tuple[float, float, float], ...] = ((0.4, 0.2, 5.0), (-0.3, 0.1, 3.0), (0.0, 0.0, 4.0))
     confidence: tuple[float, ...] = (0.6, 0.9, 0.1)
-    spoil: Callable[[Answer], None] = lambda _: None  # changes an answer in place
+    spoil: Callable[[Predictions], None] = lambda _: None  # changes an answer in place
 
-    def __call__(self, image: torch.Tensor, intrinsics: torch.Tensor | None) -> Answer:
-        assert image.shape[1:] == (3, SIDE, SIDE)
-        assert intrinsics is not None
-        self.cameras.append(intrinsics)
-        count = len(image)
+    def __call__(self, images: Sequence[torch.Tensor], *, by_image: bool) -> Predictions:
+        assert by_image
+        assert all(max(image.shape[1:]) == SIDE and image.dtype == torch.uint8 for image in images)
+        self.sizes += [(image.shape[1], image.shape[2]) for image in images]
+        count = len(images)
         camera = torch.diag_embed(torch.tensor([FOCAL, FOCAL, 1.0])).repeat(count, 1, 1)
-        camera[:, :2, 2] = intrinsics[:, :2, 2]
+        camera[:, :2, 2] = torch.tensor([[image.shape[2] / 2, image.shape[1] / 2] for image in images])
         pose = torch.zeros(3, 72)
         pose[:, 0] = 3.1
         pose[1, 5] = 0.4
-        answer: Answer = SimpleNamespace(
-            confidence=torch.tensor(self.confidence).repeat(count, 1),
-            boxes=torch.tensor([[10.0, 20, 30, 80], [40, 20, 60, 200], [0, 0, 5, 5]]).repeat(count, 1, 1),
-            pose=pose.repeat(count, 1, 1),
-            betas=torch.linspace(-1, 1, 11).repeat(count, 3, 1),
-            transl=torch.tensor(self.transl).repeat(count, 1, 1),
+        boxes = torch.tensor([[20.0, 50, 20, 60], [50, 110, 20, 180], [2.5, 2.5, 5, 5]]) / SIDE
+        transl = torch.tensor(self.transl)
+        answer = Predictions(
+            confs=torch.tensor(self.confidence).repeat(1, count, 1),
+            boxes=boxes.repeat(1, count, 1, 1),
+            poses=pose.repeat(1, count, 1, 1),
+            betas=torch.linspace(-1, 1, 11).repeat(1, count, 3, 1),
+            transl=transl.repeat(1, count, 1, 1),
+            depths=torch.stack([transl[:, 2], transl[:, 2] / FOCAL], dim=-1).repeat(1, count, 1, 1),
             intrinsics=camera,
+            scale_map=torch.zeros(0, 2),
+            cells=None,
+            input_size=SIDE,
         )
         self.spoil(answer)
         return answer

@@ -8,6 +8,7 @@ import os
 import pickle
 import shutil
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,13 @@ from dto_pipeline.data.label_pieces import ParquetSet
 from dto_pipeline.data.labels import LabelsError
 from dto_pipeline.data.manifest import build_manifest
 from dto_pipeline.errors import DtoError
-from dto_pipeline.maths.camera import project
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.run.driver import run_pipeline
 from dto_pipeline.run.finished import read_run_labels
 from dto_pipeline.status import UnusableImage
-from dto_pipeline.train.augment import ImageLabels, draw_view, see_labels, view_affine, warp_image
+from dto_pipeline.train.augment import Draw, draw_variation, vary_pixels
 from dto_pipeline.train.batch import TrainBatch
-from dto_pipeline.train.data_config import NO_AUGMENTATION, AugmentConfig, DataConfig
+from dto_pipeline.train.data_config import AugmentConfig, DataConfig, without_augmentation
 from dto_pipeline.train.dataset import (
     ReadingProcessLost,
     Sample,
@@ -41,9 +41,11 @@ from dto_pipeline.train.dataset import (
     TrainingImages,
     build_labels,
     collate_samples,
-    keep_visible,
+    square_pixels,
 )
-from dto_pipeline.train.order import Draw
+from dto_pipeline.train.labels import ImageLabels, SeenPeople, see_people
+from dto_pipeline.train.order import Turn
+from dto_pipeline.train.targets import mesh_edges
 from tests.run.chaos import tiny_config
 from tests.tars import write_tar
 from tests.tiny_dataset import TinyDataset, write_tiny_dataset
@@ -66,12 +68,12 @@ def run_dir(tiny: TinyDataset, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def config(labels: Path, **changes: Any) -> DataConfig:
-    knobs = DataConfig(labels=(str(labels),), select="all", input_size=64, workers=0, batch_images=2)
+    knobs = DataConfig(labels=(str(labels),), select="all", input_size=112, workers=0, batch_images=2)
     return dataclasses.replace(knobs, **changes)
 
 
 def open_data(knobs: DataConfig, body: BodyModel, rank: int = 0, world: int = 1, augment: bool = True) -> TrainingData:
-    varied = AugmentConfig() if augment else NO_AUGMENTATION
+    varied = AugmentConfig() if augment else without_augmentation(AugmentConfig())
     images = TrainingImages(open_label_sets(knobs), body, knobs, varied)
     return TrainingData(images, knobs, rank, world)
 
@@ -99,8 +101,8 @@ def test_ranks_and_reading_processes_change_no_batch(run_dir: Path, body: BodyMo
         other = list(open_data(dataclasses.replace(knobs, workers=workers), body, rank, 2).epoch(3))
         assert [b.image_ids for b in one] == [b.image_ids for b in other]
         for first, second in zip(one, other, strict=True):
-            torch.testing.assert_close(first.image, second.image, rtol=0, atol=0)
-            torch.testing.assert_close(first.transl, second.transl, rtol=0, atol=0)
+            torch.testing.assert_close(first.images, second.images, rtol=0, atol=0)
+            torch.testing.assert_close(vars(first.targets), vars(second.targets), rtol=0, atol=0, equal_nan=True)
 
 
 def test_ranks_together_show_every_image_once_in_equally_many_steps(run_dir: Path, body: BodyModel) -> None:
@@ -114,7 +116,7 @@ def test_a_resumed_epoch_continues_exactly(run_dir: Path, body: BodyModel) -> No
     whole = list(open_data(config(run_dir), body).epoch(1))
     rest = list(open_data(config(run_dir, workers=2), body).epoch(1, start_step=2))
     assert [b.image_ids for b in rest] == [b.image_ids for b in whole[2:]]
-    torch.testing.assert_close(rest[-1].image, whole[-1].image, rtol=0, atol=0)
+    torch.testing.assert_close(rest[-1].images, whole[-1].images, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -144,45 +146,54 @@ def test_without_augmentation_labels_are_those_of_the_run(run_dir: Path, body: B
     batches = list(open_data(config(run_dir), body, augment=False).epoch(0))
     batch = next(b for b in batches if "tiny/000003.jpg" in b.image_ids)
     i = batch.image_ids.index("tiny/000003.jpg")
-    people = int(batch.present[i].sum())
-    np.testing.assert_allclose(batch.transl[i, :people], columns.people["transl"][part], atol=1e-6)
-    np.testing.assert_array_equal(batch.pose[i, :people], columns.people["pose"][part])
-    joints = body.joints(batch.pose[i, :people], batch.betas[i, :people], batch.transl[i, :people])[:, :24]
-    scale = 64 / max(columns.images["width"][row], columns.images["height"][row])
-    shrunk = project(joints, torch.from_numpy(columns.intrinsics[row]).float()) * scale
-    here = project(joints, batch.intrinsics[i])
-    offset = here - shrunk
-    torch.testing.assert_close(offset, offset[:1, :1].expand_as(offset), atol=1e-3, rtol=0)
+    targets = batch.targets
+    own = targets.image == i
+    np.testing.assert_allclose(targets.transl[own], columns.people["transl"][part], atol=1e-6)
+    np.testing.assert_allclose(targets.poses[own], columns.people["pose"][part], atol=1e-6)
+    joints = body.joints(targets.poses[own], targets.betas[own], targets.transl[own])
+    torch.testing.assert_close(targets.j3ds[own], joints)
+    scale = 112 / max(columns.images["width"][row], columns.images["height"][row])
+    camera = np.diag([scale, scale, 1]) @ columns.intrinsics[row]
+    np.testing.assert_allclose(batch.intrinsics[i], camera, rtol=1e-6)
+    seen = joints.double().numpy() @ camera.T
+    places = seen[..., :2] / seen[..., 2:]
+    counted = targets.j2ds_mask[own].numpy()
+    assert counted.any()
+    np.testing.assert_allclose(targets.j2ds[own].numpy()[counted], places[counted], atol=1e-3)
+    width, height = 112, int(112 * 120 / 160)
+    inside = ((places >= 0) & (places < (width, height))).all(-1)
+    np.testing.assert_array_equal(counted, np.repeat(inside[..., None], 2, -1))
 
 
 def test_a_person_with_a_broken_label_is_present_without_a_body(run_dir: Path, body: BodyModel) -> None:
     batches = list(open_data(config(run_dir), body, augment=False).epoch(0))
     batch = next(b for b in batches if "tiny/000005.jpg" in b.image_ids)
-    i = batch.image_ids.index("tiny/000005.jpg")
-    assert (batch.present[i] & ~batch.has_body[i]).sum() == 1
-    assert torch.isfinite(batch.pose).all()
-    assert torch.isfinite(batch.boxes[i][batch.present[i]]).all()
+    own = batch.targets.image == batch.image_ids.index("tiny/000005.jpg")
+    assert (~batch.targets.has_body[own]).sum() == 1
+    assert batch.targets.poses.isfinite().all()
+    assert batch.targets.boxes.isfinite().all()
+    assert not batch.targets.mapped[batch.image_ids.index("tiny/000005.jpg")]  # its cells are not known
 
 
-def test_padding_is_marked_and_holds_no_numbers(run_dir: Path, body: BodyModel) -> None:
+def test_people_of_several_images_stand_one_after_the_other(run_dir: Path, body: BodyModel) -> None:
     for batch in open_data(config(run_dir, batch_images=4), body).epoch(0):
-        assert batch.present.shape == batch.has_body.shape == batch.depth_layer.shape
-        assert torch.isnan(batch.boxes[~batch.present]).all()
-        assert not batch.has_body[~batch.present].any()
-        assert torch.isnan(batch.z_covariance[~batch.present]).all()
-        assert (batch.image >= 0).all()
-        assert (batch.image <= 1).all()
-        moved = batch.to("cpu")
-        assert moved.skipped == batch.skipped
+        targets, images = batch.targets, len(batch.images)
+        assert (targets.image.diff() >= 0).all()
+        assert sum(targets.counts) == len(targets.boxes) == len(targets.z_covariance)
+        sizes = [image.shape[1:] for image in batch.images]
+        assert all(max(size) in (112, 56) for size in sizes)
+        cells = [2 * -(-h // 56) * 2 * -(-w // 56) for h, w in sizes]
+        assert torch.bincount(targets.cell_image, minlength=images).tolist() == cells
+        assert batch.to("cpu").skipped == batch.skipped
 
 
 def test_a_batch_of_which_nothing_can_be_read_is_a_black_image_without_people(run_dir: Path, body: BodyModel) -> None:
-    batch = collate_samples([Skipped("a", "gone"), Skipped("b", "torn")], 32)
+    batch = collate_samples([Skipped("a", "gone"), Skipped("b", "torn")])
     assert batch.skipped == ("a: gone", "b: torn")
-    assert batch.image.shape == (1, 3, 32, 32)
+    assert batch.images[0].shape == (3, 56, 56)
     assert batch.image_ids == ("",)
-    assert batch.present.shape == (1, 0)
-    assert not batch.has_camera.any()
+    assert len(batch.targets.image) == 0
+    assert batch.targets.image_focals.tolist() == [0]
 
 
 def test_a_photograph_of_another_size_than_was_labelled_is_left_out(
@@ -275,21 +286,32 @@ def test_a_reading_process_that_is_killed_is_told_in_one_sentence(run_dir: Path,
         list(batches)
 
 
-def test_nobody_is_taught_twice(body: BodyModel) -> None:
+def test_nobody_is_taught_twice() -> None:
     columns = random_columns(3)
-    whole = build_labels(columns, 0, 320, 240, body)
+    whole = build_labels(columns, 0, 320, 240)
     columns.people["status"] = columns.people["status"].astype(object)
     columns.people["status"][1] = "duplicate"
-    kept = build_labels(columns, 0, 320, 240, body)
+    kept = build_labels(columns, 0, 320, 240)
     np.testing.assert_array_equal(kept.transl, whole.transl[[0, 2]])
     assert kept.z_covariance.shape == (2, 2)
+    assert kept.complete  # whoever is left out is there already
 
 
-def test_a_covariance_of_other_people_costs_its_image_only(body: BodyModel) -> None:
+def test_a_covariance_of_other_people_costs_its_image_only() -> None:
     columns = random_columns(3)
     columns.images["z_covariance"] = columns.images["z_covariance"][:, :5]
     with pytest.raises(UnusableImage, match="5 numbers, which is no half matrix of 3 people"):
-        build_labels(columns, 0, 320, 240, body)
+        build_labels(columns, 0, 320, 240)
+
+
+def test_a_spread_of_single_people_stands_for_a_covariance_that_nobody_tells() -> None:
+    columns = random_columns(3)
+    columns.images["z_covariance"] = np.array([None], dtype=object)
+    assert np.isnan(np.diag(build_labels(columns, 0, 320, 240).z_covariance)).all()
+    columns.people["z_sigma_m"] = np.array([0.1, np.nan, 0.3], np.float32)
+    covariance = build_labels(columns, 0, 320, 240).z_covariance
+    np.testing.assert_allclose(np.diag(covariance), [0.01, np.nan, 0.09], rtol=1e-5)
+    assert covariance[0, 2] == 0
 
 
 def test_labels_in_memory_are_bounded_by_the_shuffling_window(run_dir: Path, body: BodyModel) -> None:
@@ -297,32 +319,70 @@ def test_labels_in_memory_are_bounded_by_the_shuffling_window(run_dir: Path, bod
     images = TrainingImages(open_label_sets(knobs), body, knobs)
     assert len(images.pieces) == 3
     for image in (0, 4, 8, 1, 5):
-        images[Draw(0, image, image)]
+        images[Turn(0, image, image)]
         assert images._cache.images <= 1 + 3
     assert pickle.loads(pickle.dumps(images))._cache.images == 0
 
 
-def test_people_outside_of_the_window_are_left_out_and_the_nearest_stay(body: BodyModel) -> None:
-    labels = random_labels(body, people=5, spread=0.3)
+def test_a_reading_process_that_gives_nothing_has_a_deadline(
+    run_dir: Path, body: BodyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TrainingImages, "__getitem__", lambda self, turn: time.sleep(60))
+    data = open_data(config(run_dir, workers=1, patience=1.0), body)
+    with pytest.raises(
+        ReadingProcessLost, match=r"1 processes that read images gave nothing in 1 s \(data\.patience\)"
+    ):
+        next(data.epoch(0))
+    for reader in multiprocessing.active_children():
+        reader.kill()
+
+
+def test_people_outside_of_the_picture_are_left_out_and_the_nearest_stay(body: BodyModel) -> None:
+    labels = random_labels(people=5, spread=0.3)
     away = labels.transl.copy()
     away[2, 0] = 40
-    joints = labels.joints + (away - labels.transl)[:, None]
-    labels = dataclasses.replace(labels, transl=away, joints=joints)
-    assert keep_visible(labels, 300, 4, 50).num_people == 4
-    kept = keep_visible(labels, 300, 4, 2)
-    nearest = sorted(np.delete(labels.joints[:, 0, 2], 2))[:2]
-    np.testing.assert_allclose(sorted(kept.joints[:, 0, 2]), nearest)
+    labels = dataclasses.replace(labels, transl=away)
+    seen = see(labels, body)
+    assert seen.num_people == 4
+    kept = see(labels, body, most=2)
+    nearest = sorted(np.delete(labels.transl[:, 2], 2))[:2]
+    np.testing.assert_allclose(sorted(kept.people["transl"][:, 2]), nearest, rtol=1e-5)
     assert kept.z_covariance.shape == (2, 2)
 
 
-def test_samples_of_different_crowds_are_padded_side_by_side(body: BodyModel) -> None:
-    crowds = [random_labels(body, people=count, seed=count) for count in (1, 3)]
-    samples = [Sample(str(i), np.zeros((8, 8, 3), np.float32), labels) for i, labels in enumerate(crowds)]
-    batch = collate_samples(samples, 8)
-    assert batch.present.sum(1).tolist() == [1, 3]
-    torch.testing.assert_close(batch.z_covariance[0, 0, 0], torch.tensor(crowds[0].z_covariance[0, 0]))
-    torch.testing.assert_close(batch.z_covariance[1], torch.from_numpy(crowds[1].z_covariance))
-    assert isinstance(crowds[0], ImageLabels)
+def see(labels: ImageLabels, body: BodyModel, most: int = 50) -> SeenPeople:
+    edges = mesh_edges(body.faces.numpy())
+    return see_people(labels, (320, 240), 112, Draw(), body, edges, AugmentConfig(), 4, most)[0]
+
+
+def test_samples_of_different_crowds_are_joined(body: BodyModel) -> None:
+    crowds = [see(random_labels(people=count, seed=count, spread=0.3), body) for count in (1, 3)]
+    batch = collate_samples([Sample(str(i), np.zeros((84, 112, 3), np.uint8), crowd) for i, crowd in enumerate(crowds)])
+    assert batch.targets.counts == [1, 3]
+    torch.testing.assert_close(batch.targets.z_covariance[0, 0], torch.tensor(crowds[0].z_covariance[0, 0]))
+    torch.testing.assert_close(batch.targets.z_covariance[1:], torch.from_numpy(crowds[1].z_covariance))
+    assert batch.targets.z_covariance[0, 1:].isnan().all()
+
+
+def test_a_picture_whose_pixels_are_not_square_is_stretched_with_its_labels() -> None:
+    camera = np.array([[200.0, 0, 150], [0, 400, 130], [0, 0, 1]])
+    rgb, labels = square_pixels(np.zeros((240, 320, 3), np.uint8), random_labels(intrinsics=camera))
+    assert rgb.shape == (240, 640, 3)
+    np.testing.assert_allclose(labels.intrinsics, [[400, 0, 300], [0, 400, 130], [0, 0, 1]])
+
+
+def test_labels_that_are_trusted_in_the_picture_only_lose_their_bodies_and_keep_their_places(
+    run_dir: Path, body: BodyModel
+) -> None:
+    whole, flat = (
+        next(iter(open_data(config(run_dir, **other), body, augment=False).epoch(0)))
+        for other in ({}, {"trust": ("2d",), "complete": (False,)})
+    )
+    assert whole.targets.has_body.any()
+    assert not flat.targets.has_body.any()
+    torch.testing.assert_close(flat.targets.j2ds, whole.targets.j2ds)
+    torch.testing.assert_close(flat.targets.image_focals, whole.targets.image_focals)
+    assert not flat.targets.complete.any()
 
 
 def test_annotated_people_come_with_joints_and_layers_but_without_bodies(
@@ -340,23 +400,29 @@ def test_annotated_people_come_with_joints_and_layers_but_without_bodies(
     annots = {"000000.jpg": [*people, nothing], "000001.jpg": people, "x.jpg": []}
     np.savez(tmp_path / "train_annots.npz", annots=np.array(annots, dtype=object))
     images = str(tiny.manifest.parent / "images")
-    knobs = config(tmp_path / "train_annots.npz", images=(images,), input_size=160, batch_images=1)
+    knobs = config(tmp_path / "train_annots.npz", images=(images,), input_size=168, batch_images=1)
     first, second = sorted(open_data(knobs, body, augment=False).epoch(0), key=lambda batch: batch.image_ids)
     assert first.skipped == ("train_annots/000001.jpg: image 000001.jpg does not exist",)
     assert second.image_ids == ("train_annots/000000.jpg",)
-    assert second.depth_layer.tolist() == [[1, 0]]
-    assert not second.has_body.any()
-    assert not second.has_camera.any()
-    seen = torch.isfinite(second.keypoints[0, 0]).all(-1).nonzero().flatten().tolist()
+    targets = second.targets
+    assert targets.depth_layer.tolist() == [1, 0]
+    assert not targets.has_body.any()
+    assert targets.image_focals.tolist() == [0]
+    assert not targets.mapped.any()
+    seen = targets.j2ds_mask[0].all(-1).nonzero().flatten().tolist()
     assert seen == [1, 2, 4, 5, 7, 8, 16, 17, 18, 20, 21]
-    torch.testing.assert_close(second.keypoints[0, 0, 16], torch.tensor([20.0, 42.0]))  # 160 x 120, centred
-    torch.testing.assert_close(second.boxes[0, 0], torch.tensor([20.0, 40, 90, 110]))
+    torch.testing.assert_close(targets.j2ds[0, 16], torch.tensor([20.0, 22.0]) * 168 / 160)
+    box = torch.tensor([20.0, 20, 90, 90]) / 160
+    low, high = targets.boxes[0, :2] - targets.boxes[0, 2:] / 2, targets.boxes[0, :2] + targets.boxes[0, 2:] / 2
+    assert (low <= box[:2] + 1e-6).all()  # joined with the box around the joints
+    assert (high >= box[2:] - 1e-6).all()
+    torch.testing.assert_close(targets.boxes[1], torch.tensor([20.0, 30, 40, 60]) / 160, atol=1e-4, rtol=0)
     together = dataclasses.replace(
         config(run_dir), labels=(str(run_dir), str(tmp_path / "train_annots.npz")), images=("", images), batch_images=11
     )
     mixed = next(iter(open_data(together, body).epoch(0)))
-    assert mixed.has_body.any()
-    assert (mixed.depth_layer >= 0).any()
+    assert mixed.targets.has_body.any()
+    assert (mixed.targets.depth_layer >= 0).any()
 
 
 HOSTILE = st.floats(allow_nan=True, allow_infinity=True, width=32)
@@ -379,15 +445,16 @@ def test_no_number_in_a_label_stops_training(
     for name, value in zip(("pose", "betas", "transl", "bbox_xyxy"), numbers, strict=True):
         columns.people[name][0, seed % columns.people[name].shape[1]] = value
     try:
-        labels = build_labels(columns, 0, 320, 240, body)
+        labels = build_labels(columns, 0, 320, 240)
+        rgb, labels = square_pixels(np.full((240, 320, 3), 99, np.uint8), labels)
     except UnusableImage:
         return
-    view = draw_view(np.random.default_rng(seed), labels, 320, 240, 64, AugmentConfig())
-    image = warp_image(np.full((240, 320, 3), 99, np.uint8), view_affine(labels.intrinsics, view), 64)
-    seen = keep_visible(see_labels(labels, view), 64, 4, 50)
-    batch = collate_samples([Sample("a", image.astype(np.float32), seen)], 64)
-    for name in ("pose", "betas", "transl"):
-        assert torch.isfinite(getattr(batch, name)).all(), name
+    edges, size = mesh_edges(body.faces.numpy()), (rgb.shape[1], rgb.shape[0])
+    draw = draw_variation(np.random.default_rng(seed), AugmentConfig())
+    seen, varied = see_people(labels, size, 112, draw, body, edges, AugmentConfig(), 4, 50)
+    batch = collate_samples([Sample("a", vary_pixels(rgb, varied.frame, draw.flip), seen)])
+    for name in ("poses", "betas", "transl", "boxes", "j2ds", "j3ds", "scale_map"):
+        assert torch.isfinite(getattr(batch.targets, name)).all(), name
 
 
 @pytest.mark.slow

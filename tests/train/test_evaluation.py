@@ -9,17 +9,17 @@ import torch
 
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.train.batch import TrainBatch
-from dto_pipeline.train.config import LossConfig, MatchConfig
+from dto_pipeline.train.config import MatchConfig
 from dto_pipeline.train.dataset import Skipped, collate_samples
 from dto_pipeline.train.evaluation import MEASURES, evaluate
 from dto_pipeline.train.model import Predictions
 from dto_pipeline.train.pictures import draw_held_out
-from tests.train.known_predictions import perfect_predictions, standing_batch
+from tests.train.known_predictions import perfect_predictions
+from tests.train.small_crowds import standing_batch, take_images
 
 
 def measure(batch: TrainBatch, predictions: Predictions, body: BodyModel) -> dict[str, float]:
-    with torch.no_grad():
-        return evaluate(lambda _: predictions, [batch], body, LossConfig(), MatchConfig())
+    return evaluate(lambda _: predictions, [batch], body, MatchConfig())
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def test_right_predictions_have_no_errors(batch: TrainBatch, body: BodyModel) ->
 
 def test_a_shift_of_everybody_is_an_error_of_places_but_not_between_people(batch: TrainBatch, body: BodyModel) -> None:
     right = perfect_predictions(batch, body, 5)
-    shifted = dataclasses.replace(right, all_transl=right.all_transl + torch.tensor([0.0, 0.0, 0.5]))
+    shifted = dataclasses.replace(right, transl=right.transl + torch.tensor([0.0, 0.0, 0.5]))
     found = measure(batch, shifted, body)
     assert found["depth_error"] == pytest.approx(0.5, abs=1e-5)
     assert found["pair_depth_error"] == pytest.approx(0.0, abs=1e-5)
@@ -45,18 +45,18 @@ def test_a_shift_of_everybody_is_an_error_of_places_but_not_between_people(batch
 
 def test_somebody_the_network_is_not_sure_of_is_measured_but_not_recalled(batch: TrainBatch, body: BodyModel) -> None:
     right = perfect_predictions(batch, body, 5)
-    logits = right.logits.detach().clone()
-    logits[0, 0, 0] = -3.0
-    logits[0, 1, 3] = 3.0  # sure of nobody
-    found = measure(batch, dataclasses.replace(right, logits=logits), body)
+    confs = right.confs.clone()
+    confs[0, 0, 0] = 0.05
+    confs[0, 1, 3] = 0.95  # sure of nobody
+    found = measure(batch, dataclasses.replace(right, confs=confs), body)
     assert found["persons"] == 3
     assert found["recall"] == pytest.approx(2 / 3)
     assert found["precision"] == pytest.approx(2 / 3)
 
 
-def test_images_without_anybody_have_no_measures_but_break_nothing(batch: TrainBatch, body: BodyModel) -> None:
-    empty = dataclasses.replace(batch, present=torch.zeros_like(batch.present))
-    found = measure(empty, perfect_predictions(batch, body, 5), body)
+def test_images_without_anybody_have_no_measures_but_break_nothing(body: BodyModel) -> None:
+    empty = standing_batch([[], []])
+    found = measure(empty, perfect_predictions(empty, body, 5), body)
     assert found["persons"] == 0
     assert found["pair_depth_error"] != found["pair_depth_error"]  # NaN
 
@@ -65,16 +65,14 @@ def test_an_image_that_could_not_be_read_is_counted_and_its_black_stand_in_is_no
     batch: TrainBatch, body: BodyModel
 ) -> None:
     right = perfect_predictions(batch, body, 5)
-    sure_of_all = torch.full_like(right.logits, 9.0)
-    black = collate_samples([Skipped("x/torn.jpg", "torn"), Skipped("x/none.jpg", "missing")], 100)
+    black = collate_samples([Skipped("x/torn.jpg", "torn"), Skipped("x/none.jpg", "missing")])
 
     def predict(asked: TrainBatch) -> Predictions:
         found = perfect_predictions(asked, body, 5)
-        return right if asked is batch else dataclasses.replace(found, logits=sure_of_all[:, :1])
+        return right if asked is batch else dataclasses.replace(found, confs=torch.ones_like(found.confs))
 
-    with torch.no_grad():
-        found = evaluate(predict, [batch, black], body, LossConfig(), MatchConfig())
-        alone = evaluate(predict, [black], body, LossConfig(), MatchConfig())
+    found = evaluate(predict, [batch, black], body, MatchConfig())
+    alone = evaluate(predict, [black], body, MatchConfig())
     assert (found["images"], found["skipped_images"], found["persons"]) == (2, 2, 3)
     assert found["precision"] == 1.0
     assert alone == {"images": 0, "skipped_images": 2}
@@ -83,16 +81,18 @@ def test_an_image_that_could_not_be_read_is_counted_and_its_black_stand_in_is_no
 def test_pairs_are_within_an_image_also_where_images_come_in_several_batches(
     batch: TrainBatch, body: BodyModel
 ) -> None:
-    with torch.no_grad():
-        found = evaluate(
-            lambda asked: perfect_predictions(asked, body, 5), [batch, batch], body, LossConfig(), MatchConfig()
-        )
+    found = evaluate(lambda asked: perfect_predictions(asked, body, 5), [batch, batch], body, MatchConfig())
     assert (found["images"], found["persons"], found["pairs"]) == (4, 6, 2)
+
+
+def test_images_may_be_taken_out_of_a_batch(batch: TrainBatch, body: BodyModel) -> None:
+    second = take_images(batch, slice(1, 2))
+    assert measure(second, perfect_predictions(second, body, 5), body)["persons"] == 1
 
 
 def test_a_page_shows_labels_and_predictions_also_of_nobody(batch: TrainBatch, body: BodyModel) -> None:
     right = perfect_predictions(batch, body, 5)
     page = draw_held_out(batch, right, 0, body)
-    nobody = dataclasses.replace(right, logits=torch.full_like(right.logits, -9.0))
+    nobody = dataclasses.replace(right, confs=torch.zeros_like(right.confs))
     assert page.size == draw_held_out(batch, nobody, 0, body).size
     assert page.width > 800

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from dto_pipeline.data.labels import LabelsError
 from dto_pipeline.data.torch_files import TorchFileError
+from dto_pipeline.models.body import load_body
 from dto_pipeline.train.batch import TrainBatch
 from dto_pipeline.train.checkpoint import (
     CheckpointError,
@@ -25,19 +29,22 @@ from dto_pipeline.train.checkpoint import (
     save_checkpoint,
 )
 from dto_pipeline.train.claim import FolderBusy, hold_folder
+from dto_pipeline.train.dataset import Skipped, collate_samples
+from dto_pipeline.train.labels import ImageLabels
 from dto_pipeline.train.learner import TrainingDiverged, learning_rate
 from dto_pipeline.train.loop import TrainError, start_learner, train_network
 from dto_pipeline.train.records import HELD_OUT, TRAINING, Records, read_rows
 from dto_pipeline.train.source import batches_from
 from tests.small_disks import files_no_larger_than, small_disk
-from tests.train.small_crowds import BatchSource, BatchStream, tiny_config
+from tests.train.small_crowds import BatchSource, BatchStream, label_batch, standing_batch, tiny_config, true_labels
 
 CPU = torch.device("cpu")
 SMALL = {
     "encoder__width": 32,
-    "encoder__layers": 1,
+    "encoder__layers": 2,
     "model__width": 32,
     "model__layers": 1,
+    "model__hidden": 32,
     "model__queries": 6,
     "loop__log_every": 2,
     "loop__checkpoint_every": 2,
@@ -49,11 +56,7 @@ SMALL = {
 @pytest.fixture(scope="module")
 def data() -> TrainBatch:
     """Four images of noise with one or two standing people each."""
-    from tests.train.known_predictions import standing_batch
-
-    batch = standing_batch([[(-0.4, 3.0), (0.4, 3.3)], [(0.0, 4.0)], [(0.3, 2.5)], [(-0.3, 5.0), (0.5, 5.5)]])
-    generator = torch.Generator().manual_seed(3)
-    return dataclasses.replace(batch, image=torch.rand(4, 3, 96, 96, generator=generator))
+    return standing_batch([[(-0.4, 3.0), (0.4, 3.3)], [(0.0, 4.0)], [(0.3, 2.5)], [(-0.3, 5.0), (0.5, 5.5)]])
 
 
 class Interrupted(Exception):
@@ -194,7 +197,7 @@ def test_a_checkpoint_gives_the_trained_network_without_any_other_file(data: Tra
     learner, _ = start_learner(config, tmp_path, CPU)
     again = restore_network(read_checkpoint(list_checkpoints(tmp_path)[-1]))
     with torch.no_grad():
-        transl = again(data.image, data.intrinsics).transl
+        transl = again(data.images, data.centres).transl
     assert torch.equal(transl, learner.predict(data).transl)
 
 
@@ -216,7 +219,7 @@ def test_a_checkpoint_that_lacks_something_is_refused_with_file_and_key(data: Tr
     train_network(tiny_config(loop__steps=1, **SMALL), BatchSource(data, 2), tmp_path, progress=False)
     whole = torch.load(list_checkpoints(tmp_path)[-1], weights_only=True)
     path = tmp_path / "less.pt"
-    for key in ("config", "encoder", "weights", "optimizer", "position", "versions", "body_sha256"):
+    for key in ("config", "architecture", "init", "weights", "optimizer", "position", "versions", "body_sha256"):
         torch.save({name: value for name, value in whole.items() if name != key}, path)
         with pytest.raises(CheckpointError, match=rf"less\.pt lacks {key};"):
             read_checkpoint(path)
@@ -246,11 +249,12 @@ def test_a_checkpoint_that_describes_a_giant_is_refused_before_anything_is_built
         ("model", "layers", 90),
         ("model", "queries", 1 << 40),
         ("model", "width", 1 << 30),
-        ("encoder", "num_hidden_layers", 10_000_000),
-        ("encoder", "num_hidden_layers", 90),
+        ("architecture", "encoder_layers", 10_000_000),
+        ("architecture", "encoder_layers", 60),
+        ("architecture", "width", True),
     ):
         content = copy.deepcopy(whole)
-        (content["config"]["model"] if part == "model" else content["encoder"])[key] = value
+        (content["config"]["model"] if part == "model" else content["architecture"])[key] = value
         torch.save(content, path)
         start = time.monotonic()
         with pytest.raises(CheckpointError, match=r"giant\.pt"):
@@ -308,7 +312,7 @@ def test_a_full_disk_costs_the_new_checkpoint_only(data: TrainBatch, tmp_path: P
         train_network(config, StoppingSource(data, 2, batches=3), tmp_path, progress=False)
     before = list_checkpoints(tmp_path)[-1].read_bytes()
     sentence = r"step-00000004\.pt could not be written: File too large; make room.* go on from step-00000002\.pt"
-    with files_no_larger_than(100_000), pytest.raises(CheckpointError, match=sentence):
+    with files_no_larger_than(200_000), pytest.raises(CheckpointError, match=sentence):
         train_network(config, BatchSource(data, 2), tmp_path, progress=False)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000002.pt"]
     assert list_checkpoints(tmp_path)[0].read_bytes() == before
@@ -318,7 +322,7 @@ def test_a_full_disk_costs_the_new_checkpoint_only(data: TrainBatch, tmp_path: P
 
 def test_a_disk_too_small_for_the_first_checkpoint_is_said(data: TrainBatch, tmp_path: Path) -> None:
     config, folder = tiny_config(loop__steps=1, **SMALL), tmp_path / "disk" / "training"
-    with small_disk(folder.parent, "160k") as remount:
+    with small_disk(folder.parent, "400k") as remount:
         sentence = "No space left on device; make room, or make it writable, and start again to begin anew"
         with pytest.raises(CheckpointError, match=sentence):
             train_network(config, BatchSource(data, 2), folder, progress=False)
@@ -377,20 +381,46 @@ def test_a_file_of_an_older_version_keeps_its_columns(tmp_path: Path) -> None:
     )
 
 
-def test_a_checkpoint_from_before_proposals_is_read(data: TrainBatch, tmp_path: Path) -> None:
-    config = tiny_config(loop__steps=1, model__queries_from="places", **SMALL)
-    train_network(config, BatchSource(data, 2), tmp_path, progress=False)
-    path = list_checkpoints(tmp_path)[-1]
-    content = torch.load(path, weights_only=True)
-    del content["config"]["model"]["queries_from"]
-    torch.save(content, path)
-    assert restore_network(read_checkpoint(path)).config.queries_from == "places"
+def test_a_checkpoint_of_the_network_before_is_refused_by_its_version(tmp_path: Path) -> None:
+    torch.save({"format": "dto-checkpoint/1"}, tmp_path / "old.pt")
+    with pytest.raises(CheckpointError, match=r"old\.pt holds the network of version 0\.3\.0.*train anew"):
+        read_checkpoint(tmp_path / "old.pt")
+
+
+def test_steps_may_be_raised_and_not_lowered(data: TrainBatch, tmp_path: Path) -> None:
+    train_network(tiny_config(loop__steps=2, **SMALL), BatchSource(data, 2), tmp_path, progress=False)
+    train_network(tiny_config(loop__steps=4, **SMALL), BatchSource(data, 2), tmp_path, progress=False)
+    assert read_checkpoint(tmp_path).position.step == 4
+    with pytest.raises(TrainError, match=r"loop\.steps is 3, this training was to take 4; more may be asked for"):
+        train_network(tiny_config(loop__steps=3, **SMALL), BatchSource(data, 2), tmp_path, progress=False)
+
+
+def test_an_epoch_that_shows_nobody_ends_the_training(data: TrainBatch) -> None:
+    empty = label_batch([image.permute(1, 2, 0).numpy() for image in data.images], [no_labels()] * 4, load_body("demo"))
+    with pytest.raises(LabelsError, match="a whole epoch of 4 images showed nobody"):
+        list(itertools.islice(batches_from(BatchStream(empty, 2, 0, 1), Position()), 5))
+
+
+def test_images_none_of_which_can_be_read_end_the_training(data: TrainBatch) -> None:
+    blind = collate_samples([Skipped(f"x/{number}.jpg", "does not exist") for number in range(2)])
+
+    class Blind(BatchStream):
+        def epoch(self, epoch: int, start_step: int = 0) -> Iterator[TrainBatch]:
+            yield from [blind] * 3
+
+    with pytest.raises(LabelsError, match=r"none of 6 images could be used, the first: x/0.jpg: .*data\.images"):
+        list(batches_from(Blind(data, 2, 0, 1), Position()))
+
+
+def no_labels() -> ImageLabels:
+    return true_labels(np.array([[130.0, 0, 56], [0, 130, 56], [0, 0, 1]]), *(np.zeros((0, n)) for n in (72, 11, 3)))
 
 
 def test_a_step_without_finite_gradient_changes_nothing_and_many_stop_the_training(data: TrainBatch) -> None:
     learner, _ = start_learner(tiny_config(**SMALL), Path("nowhere"), CPU)
     before = {name: weight.clone() for name, weight in learner.network.state_dict().items()}
-    broken = dataclasses.replace(data, image=torch.full_like(data.image, float("nan")))
+    poses = torch.full_like(data.targets.poses, float("nan"))
+    broken = dataclasses.replace(data, targets=dataclasses.replace(data.targets, poses=poses))
     assert learner.step(broken, 0)["skipped_step"] == 1
     assert all(torch.equal(weight, before[name]) for name, weight in learner.network.state_dict().items())
     for number in range(1, 9):
@@ -421,4 +451,4 @@ def test_batches_go_on_through_epochs_from_any_position(data: TrainBatch) -> Non
     ends = [next(walk)[1] for _ in range(3)]
     assert ends == [Position(1, 0, 1), Position(2, 0, 2), Position(3, 1, 1)]
     batch, _ = next(batches_from(stream, ends[0]))
-    assert torch.equal(batch.image, data.image[2:])
+    assert torch.equal(batch.images[0], data.images[2])

@@ -1,154 +1,177 @@
-"""The network's geometry: where weak perspective and field of view put people."""
+"""The network's promises; that it equals the published one is for `tests/lab/test_golden_mahmr.py`."""
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from transformers import Dinov2Config, Dinov2Model
 
-from dto_pipeline.maths.camera import project
-from dto_pipeline.models.encoder import EncoderShape, build_encoder, load_encoder, restore_encoder
-from dto_pipeline.models.networks import ModelError, ModelMissing, ModelReference
-from dto_pipeline.train.checkpoint import build_network
-from dto_pipeline.train.model import MeshNetwork, metric_translation
-from tests.train.small_crowds import tiny_config
+from dto_pipeline.models.encoder import load_dinov2
+from dto_pipeline.models.networks import ModelMissing, ModelReference
+from dto_pipeline.train.architecture import Architecture, ArchitectureError, read_architecture
+from dto_pipeline.train.blocks import image_numbers, pad_rows, sine_code
+from dto_pipeline.train.checkpoint import begin_network
+from dto_pipeline.train.config import load_train_config
+from dto_pipeline.train.model import MeshNetwork, axis_angle_of_6d, metric_translation
+from dto_pipeline.train.released import dinov2_weights
+from dto_pipeline.train.tokens import choose_tokens, list_cells, z_order
 
-SIDE = 96
+SIZE = Architecture(
+    input_size=112, encoder_width=32, encoder_heads=2, encoder_layers=3, encoder_hidden=64, additional=1, width=32,
+    decoder_layers=2, hidden=32, queries=5,
+)  # fmt: skip
 
 
-def camera(focal: float, centre: tuple[float, float]) -> torch.Tensor:
-    return torch.tensor([[focal, 0, centre[0]], [0, focal, centre[1]], [0, 0, 1.0]])
-
-
-def network(**knobs: object) -> MeshNetwork:
+@pytest.fixture(scope="module")
+def network() -> MeshNetwork:
     torch.manual_seed(0)
-    return build_network(tiny_config(**knobs)).eval()
+    made = MeshNetwork(SIZE)
+    torch.nn.init.normal_(made.scale_head.last.weight, std=2.0)  # all kinds of cells
+    return made.eval()
 
 
-def test_a_metre_at_the_person_is_sigma_half_inputs_long() -> None:
-    weak = torch.tensor([0.0, 0.2, -0.1])  # sigma = 2 sigmoid(0) = 1
-    transl = metric_translation(weak, camera(100.0, (48, 48)), SIDE)
-    assert transl.tolist() == pytest.approx([0.2, -0.1, 2 * 100 / SIDE], rel=1e-5)
-
-
-@pytest.mark.parametrize("centre", [(48.0, 48.0), (30.0, 70.0)])
-def test_a_person_is_seen_where_tx_and_ty_say_whatever_the_principal_point(centre: tuple[float, float]) -> None:
-    intrinsics = camera(110.0, centre)
-    transl = metric_translation(torch.tensor([-1.3, 0.5, -0.25]), intrinsics, SIDE)
-    seen = project(transl, intrinsics)
-    assert seen.tolist() == pytest.approx([(1 + 0.5) * SIDE / 2, (1 - 0.25) * SIDE / 2], rel=1e-5)
-
-
-def test_the_untrained_camera_is_the_one_the_paper_starts_from() -> None:
-    answer = network()(torch.rand(2, 3, SIDE, SIDE))
-    assert answer.fov.tolist() == pytest.approx([math.pi / 6] * 2, abs=0.05)
-    assert answer.focal.tolist() == pytest.approx((SIDE / (2 * torch.tan(answer.fov / 2))).tolist())
-
-
-@pytest.mark.parametrize(("raw", "limit"), [(-5.0, 0.08), (9.0, 3.0)])
-def test_a_field_of_view_beyond_its_limits_is_cut_and_can_come_back(raw: float, limit: float) -> None:
-    learning = network()
-    last = learning.fov_branch[-1]
-    assert isinstance(last, torch.nn.Linear)
-    torch.nn.init.constant_(last.bias, raw)
-    fov = learning(torch.rand(1, 3, SIDE, SIDE)).fov
-    assert fov.tolist() == pytest.approx([limit])
-    fov.sum().backward()
-    assert last.bias.grad is not None
-    assert last.bias.grad.item() == pytest.approx(1.0)
+def pictures(*sizes: tuple[int, int]) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randint(0, 256, (3, *size), generator=generator, dtype=torch.uint8) for size in sizes]
 
 
 @torch.no_grad()
-def test_the_preset_decides_whose_principal_point_is_used() -> None:
-    image, given = torch.rand(1, 3, SIDE, SIDE), camera(500.0, (30, 70))[None]
-    start = {"model__queries_from": "places"}  # the paper's: the same weights are drawn
-    ours, paper = network(**start)(image, given), network(**start, loss__preset="paper")(image, given)
-    assert ours.intrinsics[0, :2, 2].tolist() == [30, 70]
-    assert paper.intrinsics[0, :2, 2].tolist() == [SIDE / 2, SIDE / 2]
-    assert torch.equal(ours.focal, paper.focal)  # the focal length is never taken from the label
+def test_an_image_is_seen_alike_alone_and_beside_others(network: MeshNetwork) -> None:
+    images = pictures((112, 112), (60, 112), (112, 33))
+    together = network(images)
+    assert together.tokens is not None
+    assert set(together.tokens.level.tolist()) >= {0, 1}
+    for number, image in enumerate(images):
+        alone = network([image])
+        for name in ("confs", "boxes", "poses", "transl"):
+            torch.testing.assert_close(
+                getattr(alone, name)[:, 0], getattr(together, name)[:, number], rtol=1e-4, atol=2e-5
+            )
 
 
 @torch.no_grad()
-def test_without_intrinsics_the_principal_point_is_the_centre() -> None:
-    assert network()(torch.rand(1, 3, SIDE, SIDE)).intrinsics[0, :2, 2].tolist() == [SIDE / 2, SIDE / 2]
+def test_pruning_depends_on_neighbours_only_as_published(network: MeshNetwork) -> None:
+    cells = list_cells([(112, 112), (56, 56)])
+    scale_map = torch.tensor([[0.9, 0.2]] * 16 + [[0.1, 0.0]] * 4)  # small people everywhere, and nobody
+    alone = choose_tokens(scale_map[:16], list_cells([(112, 112)]), False, (0.3, 0.5))
+    beside = choose_tokens(scale_map, cells, False, (0.3, 0.5))
+    assert alone.kept.all()
+    assert not beside.kept.any()
+    ours = [
+        choose_tokens(scale_map[:n], cells if n > 16 else list_cells([(112, 112)]), True, (0.3, 0.5)) for n in (16, 20)
+    ]
+    assert torch.equal(ours[0].kept, ours[1].kept[:16])
 
 
-@torch.no_grad()
-def test_predictions_have_the_shapes_others_rely_on() -> None:
-    answer = network(model__betas=10)(torch.rand(2, 3, SIDE, SIDE))
-    assert answer.confidence.shape == (2, 12)
-    assert answer.boxes.shape == (2, 12, 4)
-    assert answer.pose.shape == (2, 12, 72)
-    assert answer.transl.shape == (2, 12, 3)
-    assert answer.betas.shape == (2, 12, 11)
-    assert (answer.betas[..., 10] == 0).all()  # ten coefficients: no kid axis
-    assert (answer.boxes[..., 2:] >= answer.boxes[..., :2]).all()
-    assert (answer.transl[..., 2] > 0).all()
+def test_cells_come_in_z_order_so_that_groups_follow_each_other() -> None:
+    y, x = z_order(4, 6)
+    assert list(zip(y.tolist(), x.tolist(), strict=True))[:6] == [(0, 0), (0, 1), (1, 0), (1, 1), (0, 2), (0, 3)]
+    groups = torch.stack([y // 2, x // 2], dim=-1).view(-1, 4, 2)
+    assert (groups == groups[:, :1]).all()
 
 
-@torch.no_grad()
-def test_every_token_proposes_somebody_where_it_lies() -> None:
-    proposals = network()(torch.rand(2, 3, SIDE, SIDE)).proposals
-    assert proposals is not None
-    assert proposals.logits.shape == (1, 2, 36)  # 6 x 6 patches of 16 px
-    centres = proposals.centred_boxes[0, 0, :, :2].reshape(6, 6, 2)
-    steps = [(step + 0.5) / 6 for step in range(6)]
-    assert centres[2, :, 0].tolist() == pytest.approx(steps, abs=0.02)
-    assert centres[:, 2, 1].tolist() == pytest.approx(steps, abs=0.02)
+def test_rows_of_unequal_length_are_padded_and_found_again() -> None:
+    values = torch.arange(12.0).view(6, 2)
+    image = image_numbers([1, 0, 5])
+    rows, real = pad_rows(values, image, 3)
+    assert rows.shape == (3, 5, 2)
+    assert real.sum(1).tolist() == [1, 0, 5]
+    assert torch.equal(rows[real], values)
 
 
-@torch.no_grad()
-def test_queries_start_from_the_surest_tokens() -> None:
-    ours = network(model__layers=1)
-    for weight in ours.box_head.parameters():
-        torch.nn.init.zeros_(weight)  # so that boxes stay where they start
-    answer = ours(torch.rand(1, 3, SIDE, SIDE))
-    assert answer.proposals is not None
-    scores = answer.proposals.logits[0, 0]
-    around = torch.nn.functional.pad(scores.reshape(6, 6), (1, 1, 1, 1), value=-torch.inf)
-    peak = torch.stack([around[r : r + 6, c : c + 6] for r in range(3) for c in range(3)]).amax(0).flatten() == scores
-    assert 0 < peak.sum() < 12
-    order = sorted(range(36), key=lambda token: (not peak[token], -scores[token]))  # one that others exceed comes after
-    assert torch.allclose(answer.centred_boxes[0, 0], answer.proposals.centred_boxes[0, 0, order[:12]], atol=1e-6)
+def test_a_metre_is_as_large_as_the_weak_perspective_says() -> None:
+    weak, focal = torch.tensor([[0.2, -0.1, 0.3]]), torch.tensor([500.0])
+    place = metric_translation(weak, focal, torch.zeros(1, 2), 400)
+    sigma = 2 / (1 + math.exp(-0.3)) + 1e-6
+    torch.testing.assert_close(place, torch.tensor([[0.2 / sigma, -0.1 / sigma, 2 * 500 / (sigma * 400)]]))
+    shifted = metric_translation(weak, focal, torch.tensor([[0.05, 0.0]]), 400)
+    # the body is seen where (tx, ty) says, whatever the principal point: f x / z + c stays
+    torch.testing.assert_close(500 * shifted[0, 0] / shifted[0, 2] + 0.05 * 200, 500 * place[0, 0] / place[0, 2])
 
 
-@torch.no_grad()
-def test_there_are_no_more_queries_than_tokens() -> None:
-    answer = network(model__queries=50)(torch.rand(1, 3, SIDE, SIDE))
-    assert answer.confidence.shape == (1, 36)
+def test_the_sine_code_has_y_before_x_and_temperature_20() -> None:
+    code = sine_code(torch.tensor([0.25, 0.5]), 8)
+    wave = [1.0, 1.0, 20**0.5, 20**0.5]
+    expected = [
+        f(2 * math.pi * v / w) for v in (0.5, 0.25) for f, w in zip((math.sin, math.cos) * 2, wave, strict=True)
+    ]
+    torch.testing.assert_close(code, torch.tensor(expected), atol=1e-6, rtol=0)
 
 
-@torch.no_grad()
-def test_the_papers_queries_start_at_learnt_places() -> None:
-    paper = network(model__queries_from="places", model__queries=50)
-    answer = paper(torch.rand(1, 3, SIDE, SIDE))
-    assert answer.proposals is None
-    assert answer.confidence.shape == (1, 50)
-    assert paper.first_box.requires_grad
+def test_an_untrained_body_stands_upright_before_the_camera(network: MeshNetwork) -> None:
+    root = axis_angle_of_6d(network.mean_pose)[:3]
+    torch.testing.assert_close(root.abs(), torch.tensor([math.pi, 0, 0]))
 
 
-@pytest.mark.parametrize("start", ["tokens", "places"])
-def test_every_weight_learns(start: str) -> None:
-    learning = network(model__queries_from=start).train()
-    answer = learning(torch.rand(1, 3, SIDE, SIDE))
-    parts = (answer.logits, answer.centred_boxes, answer.rotations, answer.all_betas, answer.all_transl)
-    sum(part.sum() for part in parts).backward()
-    assert [name for name, weight in learning.named_parameters() if weight.grad is None] == []
+def test_a_known_principal_point_moves_people_and_not_their_places_in_the_picture(network: MeshNetwork) -> None:
+    (image,) = pictures((112, 80))
+    with torch.no_grad():
+        middle, aside = network([image]), network([image], centres=torch.tensor([[50.0, 20.0]]))
+    assert aside.intrinsics[0, :2, 2].tolist() == [50, 20]
+
+    def seen(found: object) -> torch.Tensor:
+        place = found.transl[-1] @ found.intrinsics.transpose(-1, -2)  # type: ignore[attr-defined]
+        return place[..., :2] / place[..., 2:]
+
+    torch.testing.assert_close(seen(middle), seen(aside), atol=1e-3, rtol=1e-4)
 
 
-def test_an_encoder_of_a_folder_is_the_one_saved(tmp_path: Path) -> None:
-    encoder = build_encoder(EncoderShape(width=32, layers=2, heads=2, patch=16, image=SIDE)).eval()
-    encoder.network.save_pretrained(tmp_path)
-    loaded = load_encoder(ModelReference(str(tmp_path), knob="encoder")).eval()
-    image = torch.rand(1, 3, SIDE, SIDE)
-    assert torch.equal(loaded(image)[1], encoder(image)[1])
-    assert restore_encoder(encoder.describe()).width == 32
+def test_sizes_are_read_off_the_shapes(network: MeshNetwork) -> None:
+    shapes = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    assert read_architecture(shapes, 2) == SIZE
+    with pytest.raises(ArchitectureError, match=r"lacks encoder\.norm\.weight"):
+        read_architecture({"weights": (3,)})
 
 
-def test_a_missing_encoder_is_named_with_its_knob(tmp_path: Path) -> None:
-    with pytest.raises(ModelMissing, match=r"encoder\.model"):
-        load_encoder(ModelReference(str(tmp_path / "nothing"), knob="encoder"))
-    with pytest.raises(ModelError, match=r"encoder\.revision"):
-        load_encoder(ModelReference("facebook/dinov2-base", knob="encoder"))
+@pytest.mark.parametrize("old", [False, True], ids=["transformers 5", "transformers 4"])
+def test_a_dinov2_begins_the_encoder_under_both_of_its_names(old: bool, tmp_path: Path) -> None:
+    shape: dict[str, Any] = {
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "patch_size": 14,
+        "mlp_ratio": 2,
+    }
+    source = Dinov2Model(Dinov2Config(**shape, image_size=70)).eval()
+    source.save_pretrained(tmp_path)
+    state, heads = load_dinov2(ModelReference(str(tmp_path), knob="encoder"))
+    assert heads == 2
+    if old:
+        names = {
+            f"attention.{letter}_proj": f"attention.attention.{word}"
+            for letter, word in zip("qkv", ("query", "key", "value"), strict=True)
+        }
+        names["attention.o_proj"] = "attention.output.dense"
+        for new, before in names.items():
+            state = {name.replace(new, before): value for name, value in state.items()}
+    made = MeshNetwork(SIZE)
+    found = made.load_state_dict(dinov2_weights(state, SIZE), strict=False)
+    assert not found.unexpected_keys
+    tokens = torch.randn(1, 4, 32, generator=torch.Generator().manual_seed(0))
+    real = torch.ones(1, 4, dtype=torch.bool)
+    for layer in range(3):
+        theirs = source.encoder.layer[layer](tokens)
+        theirs = theirs[0] if isinstance(theirs, tuple) else theirs
+        torch.testing.assert_close(made.encoder.blocks[layer](tokens, real), theirs, rtol=1e-5, atol=1e-5)
+    weights = made.state_dict()
+    copied, first = (weights[f"encoder.{name}.0.attn.qkv.weight"] for name in ("additional_blocks", "blocks"))
+    assert torch.equal(copied, first)
+    sizes = [
+        "encoder.width=32",
+        "encoder.layers=3",
+        "encoder.heads=2",
+        "model.width=32",
+        "model.layers=1",
+        "data.input_size=112",
+    ]
+    with pytest.raises(ValueError, match="has shape"):  # the perceptron of this one is half as wide
+        begin_network(load_train_config(None, [*sizes, f"encoder.model={tmp_path}"]))
+
+
+def test_a_network_that_is_no_dinov2_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelMissing):
+        load_dinov2(ModelReference(str(tmp_path / "nothing"), knob="encoder"))

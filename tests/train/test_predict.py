@@ -26,8 +26,8 @@ from dto_pipeline.run.driver import run_pipeline
 from dto_pipeline.run.report import read_status
 from dto_pipeline.scene import Scene
 from dto_pipeline.status import ImageStatus, PersonStatus
-from dto_pipeline.train.augment import view_affine, whole_view
-from dto_pipeline.train.predict import Answer, Picture, PredictConfig, predict_scenes
+from dto_pipeline.train.model import Predictions
+from dto_pipeline.train.predict import Picture, PredictConfig, predict_scenes
 from dto_pipeline.train.prediction_files import (
     PredictError,
     find_pictures,
@@ -41,7 +41,7 @@ from dto_pipeline.view.verify import verify_run
 from tests.run.chaos import label_bytes, tiny_config
 from tests.tars import write_tar
 from tests.tiny_dataset import TinyDataset, write_tiny_dataset
-from tests.train.stand_in import FOCAL, SIDE, StandIn, stand_in
+from tests.train.stand_in import FOCAL, StandIn, stand_in
 
 CONFIG = PredictConfig(batch_images=2)
 
@@ -81,8 +81,8 @@ def joints_in(body: BodyModel, scene: Scene) -> np.ndarray:
 
 def joints_in_input(body: BodyModel, network: StandIn, order: list[int]) -> np.ndarray:
     """(P, 24, 2) where the network saw the joints."""
-    answer = network(torch.zeros(1, 3, SIDE, SIDE), network.cameras[0][:1])
-    joints = body.joints(*(getattr(answer, name)[0, order] for name in ("pose", "betas", "transl")))
+    answer = network([torch.zeros(3, *network.sizes[0], dtype=torch.uint8)], by_image=True)
+    joints = body.joints(*(getattr(answer, name)[0, 0, order] for name in ("poses", "betas", "transl")))
     return project(joints[:, :24].double(), answer.intrinsics[0].double()).numpy()
 
 
@@ -94,17 +94,15 @@ def test_predicted_bodies_project_onto_the_same_place_of_the_photograph(
     network = StandIn()
     scene = predict_one(body, tmp_path, Picture("x/a.png", "x", "a.png", "a.png"), network)
     assert scene.det_score.tolist() == pytest.approx([0.9, 0.6])
-    scale = SIDE / max(size)
-    offset = (SIDE - scale * np.array(size)) / 2
-    expected = (joints_in_input(body, network, [1, 0]) - offset) / scale
-    np.testing.assert_allclose(joints_in(body, scene), expected, atol=1e-3)
+    assert network.sizes == [(74, 112) if size[0] > size[1] else (112, 71)]
+    grow = np.array(network.sizes[0][::-1]) / size
+    np.testing.assert_allclose(joints_in(body, scene), joints_in_input(body, network, [1, 0]) / grow, atol=1e-3)
     np.testing.assert_allclose(scene.transl, [(-0.3, 0.1, 3.0), (0.4, 0.2, 5.0)], rtol=1e-6)
-    camera = np.diag([FOCAL / scale, FOCAL / scale, 1])
+    camera = np.diag([*(FOCAL / grow), 1])
     camera[:2, 2] = np.array(size) / 2
     np.testing.assert_allclose(scene.intrinsics, camera)
     left, top, right, bottom = scene.bbox_xyxy[0]
-    expected = (np.array([40, 20, 60]) - offset[[0, 1, 0]]) / scale
-    np.testing.assert_allclose(np.array([left, top, right]), expected, rtol=1e-5)
+    np.testing.assert_allclose([left, top, right], np.array([40, 20, 60]) / grow[[0, 1, 0]], rtol=1e-5)
     assert bottom == size[1]  # boxes end at the border
 
 
@@ -114,12 +112,9 @@ def test_a_known_camera_stays_and_every_pelvis_keeps_its_place(body: BodyModel, 
     network = StandIn()
     scene = predict_one(body, tmp_path, Picture("x/a.png", "x", "a.png", "a.png", camera), network)
     np.testing.assert_array_equal(scene.intrinsics, camera)
-    affine = np.vstack([view_affine(camera, whole_view(camera, 120, 80, SIDE)), [0, 0, 1]])
-    np.testing.assert_allclose(network.cameras[0][0], affine @ camera, rtol=1e-6)
-    seen = joints_in_input(body, network, [1, 0])[:, 0]
-    expected = (np.linalg.inv(affine) @ np.c_[seen, np.ones(2)].T).T[:, :2]
-    np.testing.assert_allclose(joints_in(body, scene)[:, 0], expected, atol=1e-3)
-    ratio = (affine @ camera)[1, 1] / FOCAL
+    seen, grow = joints_in_input(body, network, [1, 0])[:, 0], np.array(network.sizes[0][::-1]) / (120, 80)
+    np.testing.assert_allclose(joints_in(body, scene)[:, 0], seen / grow, atol=1e-3)
+    ratio = 180 / (FOCAL / grow[1])
     arrays = (torch.from_numpy(values) for values in (scene.pose, scene.betas, scene.transl))
     pelvis_z = body.joints(*arrays)[:, 0, 2].numpy()
     np.testing.assert_allclose(pelvis_z, (np.array([3.0, 5]) + pelvis_z - scene.transl[:, 2]) * ratio, rtol=1e-5)
@@ -166,17 +161,17 @@ def test_a_killed_prediction_goes_on_where_it_was(body: BodyModel, folder: Path,
         pass
 
     class Dying(StandIn):
-        def __call__(self, image: torch.Tensor, intrinsics: torch.Tensor | None) -> Answer:
-            if len(self.cameras) == 1:
+        def __call__(self, images: Sequence[torch.Tensor], *, by_image: bool) -> Predictions:
+            if len(self.sizes) == 1:
                 raise Killed
-            return super().__call__(image, intrinsics)
+            return super().__call__(images, by_image=by_image)
 
     out, pictures = tmp_path / "out", find_pictures(str(folder), shard_images=1)
     with pytest.raises(Killed):
         predict_run(stand_in(body, Dying()), pictures, out, CONFIG, progress=False)
     network = StandIn()
     predict_run(stand_in(body, network), pictures, out, CONFIG, progress=False)
-    assert len(network.cameras) == 1  # only the second image; the third cannot be read
+    assert len(network.sizes) == 1  # only the second image; the third cannot be read
     predict_run(stand_in(body), pictures, tmp_path / "whole", CONFIG, progress=False)
     assert label_bytes(out) == label_bytes(tmp_path / "whole")
 
@@ -229,17 +224,17 @@ def test_people_who_are_behind_the_camera_stay_with_their_status(body: BodyModel
 @pytest.mark.parametrize(
     ("name", "place", "message"),
     [
-        ("confidence", (1, 2), "the network's confidences are not finite"),
+        ("confs", (0, 1, 2), "the network's confidences are not finite"),
         ("intrinsics", (1, 0, 0), "the network's camera is not finite"),
-        ("boxes", (1, slice(None), 3), "nobody can be used: its box is not finite"),
-        ("betas", (1,), "nobody can be used: betas are not finite"),
+        ("boxes", (0, 1, slice(None), 3), "nobody can be used: its box is not finite"),
+        ("betas", (0, 1), "nobody can be used: betas are not finite"),
     ],
 )
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_an_answer_that_is_not_finite_costs_its_image_only(
     body: BodyModel, tmp_path: Path, name: str, place: tuple[int, ...], message: str, value: float
 ) -> None:
-    def spoil(answer: Answer) -> None:
+    def spoil(answer: Predictions) -> None:
         getattr(answer, name)[place] = value
 
     for number in range(3):
@@ -257,8 +252,8 @@ def test_an_answer_that_is_not_finite_costs_its_image_only(
 
 
 def test_somebody_whose_numbers_are_not_finite_costs_nobody_else(body: BodyModel, tmp_path: Path) -> None:
-    def spoil(answer: Answer) -> None:
-        answer.boxes[0, 1, 0] = np.nan
+    def spoil(answer: Predictions) -> None:
+        answer.boxes[0, 0, 1, 0] = np.nan
 
     write_image(tmp_path / "a.png")
     scene = predict_one(body, tmp_path, Picture("x/a.png", "x", "a.png", "a.png"), StandIn(spoil=spoil))

@@ -19,15 +19,15 @@ from dto_pipeline.train.batch import TrainBatch
 from dto_pipeline.train.checkpoint import list_checkpoints, read_checkpoint
 from dto_pipeline.train.loop import train_network
 from dto_pipeline.train.records import HELD_OUT, TRAINING, read_rows
-from tests.train.known_predictions import standing_batch
-from tests.train.small_crowds import BatchSource, BatchStream, tiny_config
+from tests.train.small_crowds import BatchSource, BatchStream, standing_batch, tiny_config
 
 pytestmark = pytest.mark.slow
 KNOBS = {
     "encoder__width": 32,
-    "encoder__layers": 1,
+    "encoder__layers": 2,
     "model__width": 32,
     "model__layers": 1,
+    "model__hidden": 32,
     "model__queries": 6,
     "loop__log_every": 1,
     "loop__evaluate_every": 0,
@@ -39,8 +39,8 @@ KNOBS = {
 def data() -> TrainBatch:
     """Four images of noise with one or two standing people each, one without a camera."""
     batch = standing_batch([[(-0.4, 3.0), (0.4, 3.3)], [(0.0, 4.0)], [(0.3, 2.5)], [(-0.3, 5.0), (0.5, 5.5)]])
-    image = torch.rand(4, 3, 96, 96, generator=torch.Generator().manual_seed(3))
-    return dataclasses.replace(batch, image=image, has_camera=torch.tensor([True, True, False, True]))
+    focals = batch.targets.image_focals * torch.tensor([1, 1, 0, 1])
+    return dataclasses.replace(batch, targets=dataclasses.replace(batch.targets, image_focals=focals))
 
 
 @pytest.fixture

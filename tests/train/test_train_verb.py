@@ -19,11 +19,11 @@ from tests.tiny_dataset import write_tiny_dataset
 
 ROOT = Path(__file__).parent.parent.parent
 KNOBS = """
+encoder: {width: 32, layers: 2, heads: 4}
+model: {width: 32, layers: 1, hidden: 32, queries: 6}
 body: {model_path: demo}
-encoder: {width: 32, layers: 1, heads: 4, patch: 16}
-model: {width: 32, layers: 1, queries: 6}
 loop: {steps: 3, warm_up: 1, rate: 1e-3, log_every: 1, pictures: 1}
-data: {select: all, holdout: 0.3, input_size: 64, workers: 0, batch_images: 2}
+data: {select: all, holdout: 0.3, input_size: 112, workers: 0, batch_images: 2}
 """
 
 
@@ -52,6 +52,35 @@ def test_without_labels_it_says_what_to_give(tmp_path: Path, capsys: pytest.Capt
     config.write_text(KNOBS)
     assert main(["train", str(config), "-o", str(tmp_path / "out")]) == 2
     assert "data.labels" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["data.labels=[nowhere/run]"], "data.labels names nowhere/run"),
+        (["data.labels=[x]", "data.images=[nowhere]"], "data.images names nowhere, which is no folder"),
+    ],
+)
+def test_names_that_lead_nowhere_are_told_with_their_option(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], sentence: str
+) -> None:
+    (tmp_path / "train.yaml").write_text(KNOBS)
+    command = ["train", str(tmp_path / "train.yaml"), "-o", str(tmp_path / "out")]
+    assert main([*command, *(part for option in options for part in ("--set", option))]) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_photographs_that_are_elsewhere_end_the_training(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "train.yaml").write_text(KNOBS)
+    (tmp_path / "empty").mkdir()
+    knobs = [f"data.labels=[{run_dir}]", f"data.images=[{tmp_path / 'empty'}]", "data.holdout=0", "loop.steps=100"]
+    command = ["train", str(tmp_path / "train.yaml"), "-o", str(tmp_path / "out"), "--quiet"]
+    assert main([*command, *(part for knob in knobs for part in ("--set", knob))]) == 2
+    said = capsys.readouterr().err
+    assert "none of 9 images could be used" in said
+    assert "is data.images where the photographs of data.labels are?" in said
 
 
 def test_a_training_does_not_take_a_uri_for_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,231 @@
+"""Parts of the network: perceptrons, encoder blocks, decoder layers, the sine code, and rows of unequal length.
+
+Names of weights are those of the published files (`state_dict.csv` of the recorded cases), shapes stand at every door:
+B images, N tokens of the longest image, Q queries, C and D widths of encoder and decoder. Knows no people.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+TEMPERATURE = 20.0  # of the sine code
+_ENCODER_EPS, _DECODER_EPS = 1e-6, 1e-5  # of the norms
+
+
+class Mlp(nn.Module):
+    """Linear layers of the given widths with ReLU between them."""
+
+    def __init__(self, *widths: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
+
+    @property
+    def last(self) -> nn.Linear:
+        """The layer whose outputs are the perceptron's."""
+        last = self.layers[-1]
+        assert isinstance(last, nn.Linear)
+        return last
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers[:-1]:
+            values = layer(values).relu()
+        return self.layers[-1](values)
+
+
+class Attention(nn.Module):
+    """Self-attention of an encoder block; rows of `qkv` are thirds: queries, keys, values."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+    def forward(self, tokens: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+        """tokens (B, N, C), real (B, N) bool: only these are looked at."""
+        query, key, value = (split_heads(part, self.heads) for part in self.qkv(tokens).chunk(3, dim=-1))
+        return self.proj(attend(query, key, value, real[:, None, None]))
+
+
+class _FeedForward(nn.Module):
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.fc2(functional.gelu(self.fc1(tokens)))
+
+
+class _LayerScale(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(width))
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.gamma * tokens
+
+
+class Block(nn.Module):
+    """One block of a DINOv2: pre-norm attention and perceptron, both scaled by learnt factors."""
+
+    def __init__(self, width: int, heads: int, hidden: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = (nn.LayerNorm(width, eps=_ENCODER_EPS) for _ in range(2))
+        self.attn, self.mlp = Attention(width, heads), _FeedForward(width, hidden)
+        self.ls1, self.ls2 = _LayerScale(width), _LayerScale(width)
+
+    def forward(self, tokens: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+        """tokens (B, N, C), real (B, N) bool."""
+        tokens = tokens + self.ls1(self.attn(self.norm1(tokens), real))
+        return tokens + self.ls2(self.mlp(self.norm2(tokens)))
+
+
+class Blocks(nn.Module):
+    """The encoder's blocks: those of a DINOv2, and the additional ones that read the scale map."""
+
+    def __init__(self, width: int, heads: int, layers: int, additional: int, hidden: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(width, heads, hidden) for _ in range(layers))
+        self.additional_blocks = nn.ModuleList(Block(width, heads, hidden) for _ in range(additional))
+        self.norm = encoder_norm(width)
+
+
+class DecoderLayer(nn.Module):
+    """Queries look at each other, then at the memory around their boxes (Conditional and DAB-DETR), pre-norm."""
+
+    sa_qcontent_proj: nn.Linear
+    sa_qpos_proj: nn.Linear
+    sa_kcontent_proj: nn.Linear
+    sa_kpos_proj: nn.Linear
+    sa_v_proj: nn.Linear
+    sa_out_proj: nn.Linear
+    ca_qcontent_proj: nn.Linear
+    ca_qpos_proj: nn.Linear  # of the first layer only
+    ca_kcontent_proj: nn.Linear
+    ca_kpos_proj: nn.Linear
+    ca_v_proj: nn.Linear
+    ca_qpos_sine_proj: nn.Linear
+    ca_out_proj: nn.Linear
+
+    def __init__(self, width: int, heads: int, hidden: int, first: bool) -> None:
+        super().__init__()
+        self.heads, self.is_first = heads, first
+        names = [f"sa_{part}_proj" for part in ("qcontent", "qpos", "kcontent", "kpos", "v", "out")]
+        names += [f"ca_{part}_proj" for part in ("qcontent", "kcontent", "kpos", "v", "qpos_sine", "out")]
+        for name in names + ["ca_qpos_proj"] * first:
+            self.add_module(name, nn.Linear(width, width))
+        self.linear1, self.linear2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
+        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(width, eps=_DECODER_EPS) for _ in range(3))
+
+    def forward(
+        self,
+        content: torch.Tensor,
+        place: torch.Tensor,
+        sine: torch.Tensor,
+        memory: torch.Tensor,
+        memory_place: torch.Tensor,
+        real: torch.Tensor,
+        may_see: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """
+        Args:
+            content, place, sine: (B, Q, D) t, p and g of the queries.
+            memory, memory_place: (B, N, D).
+            real: (B, N) bool, tokens that are no padding.
+            may_see: (Q, Q) bool, rows = who looks; None = everybody sees everybody.
+
+        Returns:
+            (B, Q, D) t.
+        """
+        seen = self.norm1(content)
+        query = self.sa_qcontent_proj(seen) + self.sa_qpos_proj(place)
+        key = self.sa_kcontent_proj(seen) + self.sa_kpos_proj(place)
+        query, key, value = (split_heads(part, self.heads) for part in (query, key, self.sa_v_proj(seen)))
+        content = content + self.sa_out_proj(attend(query, key, value, may_see))
+
+        seen = self.norm2(content)
+        query, key, key_place = (
+            self.ca_qcontent_proj(seen),
+            self.ca_kcontent_proj(memory),
+            self.ca_kpos_proj(memory_place),
+        )
+        if self.is_first:
+            query, key = query + self.ca_qpos_proj(place), key + key_place
+        content = content + self.ca_out_proj(
+            attend(
+                self._join(query, self.ca_qpos_sine_proj(sine)),
+                self._join(key, key_place),
+                split_heads(self.ca_v_proj(memory), self.heads),
+                real[:, None, None],
+            )
+        )
+        return content + self.linear2(self.linear1(self.norm3(content)).relu())
+
+    def _join(self, content: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
+        """Two (B, n, D) -> (B, heads, n, 2 D / heads), content before place in every head."""
+        return torch.cat([split_heads(content, self.heads), split_heads(place, self.heads)], dim=-1)
+
+
+class DecoderStack(nn.Module):
+    """The decoder's weights; `MeshNetwork` says how they are used."""
+
+    def __init__(self, width: int, heads: int, hidden: int, layers: int, boxes: nn.ModuleList) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(DecoderLayer(width, heads, hidden, layer == 0) for layer in range(layers))
+        self.norm = nn.LayerNorm(width, eps=_DECODER_EPS)
+        self.query_scale = Mlp(width, width, width)
+        self.ref_point_head = Mlp(2 * width, width, width)
+        self.ref_anchor_head = Mlp(width, width, 2)
+        self.bbox_embed = boxes  # the same modules as the network's: published files hold them twice
+
+
+def encoder_norm(width: int) -> nn.LayerNorm:
+    """A norm as the encoder has it."""
+    return nn.LayerNorm(width, eps=_ENCODER_EPS)
+
+
+def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """(B, heads, n, d) each -> (B, n, heads * d); scaled by 1 / sqrt(d of the queries)."""
+    return functional.scaled_dot_product_attention(query, key, value, mask).transpose(1, 2).flatten(-2)
+
+
+def split_heads(values: torch.Tensor, heads: int) -> torch.Tensor:
+    """(B, n, C) -> (B, heads, n, C / heads)."""
+    return values.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def sine_code(xy: torch.Tensor, width: int) -> torch.Tensor:
+    """Code of a place: (..., 2) x, y in [0, 1] -> (..., width) [code of y, code of x].
+
+    For n = width / 2 features of a coordinate v: phase 2 pi v / 20^(2 floor(k / 2) / n), even k sine, odd k cosine.
+    """
+    k = torch.arange(width // 2, device=xy.device)
+    wave = TEMPERATURE ** (2 * torch.div(k, 2, rounding_mode="floor").to(torch.float32) / (width // 2))
+    phase = xy.flip(-1)[..., None].float() * (2 * math.pi) / wave
+    return torch.where(k % 2 == 0, phase.sin(), phase.cos()).flatten(-2)
+
+
+def pad_rows(values: torch.Tensor, image: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of B images one after the other -> a row of the longest for each image.
+
+    Args:
+        values: (T, ...) of all images; image: (T,) ascending; count: B.
+
+    Returns:
+        (B, N, ...), 0 where there is nothing, and (B, N) bool where there is something.
+    """
+    lengths = torch.bincount(image, minlength=count)
+    longest = int(lengths.max()) if count else 0
+    within = torch.arange(len(image), device=image.device) - (lengths.cumsum(0) - lengths)[image]
+    padded = values.new_zeros(count, longest, *values.shape[1:]).index_put((image, within), values)
+    return padded, torch.arange(longest, device=image.device) < lengths[:, None]
+
+
+def image_numbers(lengths: Sequence[int], device: torch.device | None = None) -> torch.Tensor:
+    """(T,) which image each row belongs to."""
+    return torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths, dtype=torch.long)).to(device)

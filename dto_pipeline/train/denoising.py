@@ -1,0 +1,105 @@
+"""Denoising queries: people of the labels, made wrong on purpose, that the decoder learns to put right (stage 1).
+
+G groups of 2 P slots stand before the queries of their own, P being the most people of an image: P near their people
+("positive"), then P farther away ("negative"); person k of an image stands at 2 P g + k and at 2 P g + P + k.
+Pure tensors and a random generator.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+BOX_NOISE, CONTENT_NOISE = 0.4, 0.2  # of half a box's side; of pose [rad] and shape
+
+
+@dataclass(frozen=True)
+class Known:
+    """The N people of B images.
+
+    Attributes:
+        image: (N,) int64 ascending; images: B.
+        boxes: (N, 4) cx, cy, w, h as shares of S.
+        body: (N, 82) pose and betas.
+        groups: G.
+    """
+
+    image: torch.Tensor
+    images: int
+    boxes: torch.Tensor
+    body: torch.Tensor
+    groups: int
+
+    @property
+    def most(self) -> int:
+        """P."""
+        return int(torch.bincount(self.image, minlength=1).max())
+
+    @property
+    def within(self) -> torch.Tensor:
+        """(N,) k, the person's number in its image."""
+        lengths = torch.bincount(self.image, minlength=self.images)
+        return torch.arange(len(self.image), device=self.image.device) - (lengths.cumsum(0) - lengths)[self.image]
+
+    def slots(self, negative: bool) -> torch.Tensor:
+        """(G, N) where each person stands in each group."""
+        group = torch.arange(self.groups, device=self.image.device)[:, None]
+        return 2 * self.most * group + self.most * negative + self.within
+
+
+@dataclass(frozen=True)
+class Noise:
+    """What chance gives, rows [all positive, all negative] x G; `sign` in -1, 1, `size` in [0, 1)."""
+
+    box_sign: torch.Tensor  # (2 N G, 4)
+    box_size: torch.Tensor
+    body_sign: torch.Tensor  # (2 N G, 82)
+    body_size: torch.Tensor
+
+
+def draw_noise(known: Known) -> Noise:
+    """Box signs, box sizes, content signs, content sizes from torch's global generator, in this order."""
+    rows, device = 2 * len(known.image) * known.groups, known.boxes.device
+
+    def sign(width: int) -> torch.Tensor:
+        return torch.randint(0, 2, (rows, width), device=device).float() * 2 - 1
+
+    boxes = sign(4), torch.rand(rows, 4, device=device)
+    body = sign(known.body.shape[-1]), torch.rand(rows, known.body.shape[-1], device=device)
+    return Noise(*boxes, *body)
+
+
+def noisy_queries(known: Known, noise: Noise, encode: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+    """Content (B, 2 P G, D) and box logits (B, 2 P G, 4) of the slots; 0 where nobody stands."""
+    people, groups = len(known.image), known.groups
+    kinds = [(group, negative) for group in range(groups) for negative in (False, True)]
+    slots = torch.cat([known.slots(negative)[group] for group, negative in kinds])
+    image, times = known.image.repeat(2 * groups), 2 * groups
+    negative = torch.tensor([kind for _, kind in kinds], device=image.device).repeat_interleave(people)[:, None]
+    centre, half = known.boxes[:, :2], known.boxes[:, 2:] / 2
+    corners = torch.cat([centre - half, centre + half], dim=-1).repeat(times, 1)
+    reach = half.repeat(times, 2) * BOX_NOISE
+    corners = (corners + noise.box_sign * (noise.box_size + negative) * reach).clamp(0, 1)
+    boxes = torch.cat([(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]], dim=-1)
+    body = known.body.repeat(times, 1) + noise.body_sign * (noise.body_size + negative) * CONTENT_NOISE
+    encoded = encode(body)
+    count = 2 * known.most * groups
+    content = encoded.new_zeros(known.images, count, encoded.shape[-1]).index_put((image, slots), encoded)
+    logits = boxes.new_zeros(known.images, count, 4).index_put((image, slots), inverse_sigmoid(boxes))
+    return content, logits
+
+
+def allowed_pairs(known: Known, queries: int) -> torch.Tensor:
+    """(n, n) bool, rows look at columns, n = 2 P G + Q: slots at their group and all queries, queries at queries."""
+    slots = 2 * known.most * known.groups
+    group = torch.arange(slots + queries, device=known.image.device) // max(1, 2 * known.most)
+    group[slots:] = -1
+    return (group[:, None] == group) | (group == -1)
+
+
+def inverse_sigmoid(share: torch.Tensor) -> torch.Tensor:
+    """ln(max(x, 1e-5) / max(1 - x, 1e-5)), x clipped to [0, 1]."""
+    share = share.clamp(0, 1)
+    return (share.clamp(min=1e-5) / (1 - share).clamp(min=1e-5)).log()

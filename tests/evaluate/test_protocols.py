@@ -1,0 +1,63 @@
+"""The protocols of 3DPW and AGORA on files; `tests/lab/test_golden_mahmr.py` shows they equal the published ones."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dto_pipeline.cli import main
+from dto_pipeline.evaluate.protocols import match_protocol
+
+
+@pytest.fixture(scope="module")
+def crowd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("crowd") / "d"
+    assert main(["synth", "-o", str(folder), "--images", "4", "--quiet"]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def regressor(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("regressor") / "J_regressor_h36m.npy"
+    rows = np.zeros((17, 6890))
+    rows[np.arange(17), np.arange(17) * 400] = 1
+    np.save(path, rows)
+    return path
+
+
+def measures(command: list[str], tmp_path: Path) -> dict[str, float]:
+    assert main([*command, "--resamples", "0", "--body", "demo", "--json", str(tmp_path / "out.json")]) == 0
+    (column,) = json.loads((tmp_path / "out.json").read_text())["measures"].values()
+    return {name: found["value"] for name, found in column.items()}
+
+
+def test_the_truth_has_no_errors_against_itself(crowd: Path, regressor: Path, tmp_path: Path) -> None:
+    found = measures(["eval", "3dpw", str(crowd), str(crowd), "--regressor", str(regressor)], tmp_path)
+    assert found["mpjpe"] == found["mve"] == 0
+    assert found["recall"] == found["precision"] == found["f1"] == 1
+    found = measures(["eval", "agora", str(crowd), str(crowd)], tmp_path)
+    assert found["nmje"] == found["nmve"] == 0
+
+
+def test_what_does_not_fit_is_refused(crowd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.save(tmp_path / "small.npy", np.zeros((17, 10)))
+    command = ["eval", "3dpw", str(crowd), str(crowd), "--body", "demo", "--regressor", str(tmp_path / "small.npy")]
+    assert main(command) == 2
+    assert "needs a regressor (17, 6890)" in capsys.readouterr().err
+    np.save(tmp_path / "far.npy", np.array([7000]))
+    assert (
+        main(["eval", "agora", str(crowd), str(crowd), "--body", "demo", "--vertices", str(tmp_path / "far.npy")]) == 2
+    )
+    assert "holds no numbers of vertices 0 .. 6889" in capsys.readouterr().err
+
+
+def test_a_pair_without_overlap_uses_up_a_prediction() -> None:
+    base = np.random.default_rng(0).uniform(0, 50, (24, 2))
+    truth = np.stack([base, base + 400])
+    found = np.stack([base + 1, base + 60])  # the second is nearer to the first true person than to its own
+    assert match_protocol(found, truth) == ([(0, 0)], 1)
+    assert match_protocol(found[:0], truth) == ([], 0)
+    assert match_protocol(found, truth[:0]) == ([], 2)

@@ -1,0 +1,177 @@
+"""Files of weights that others made: read by names and shapes, put into predict, init and evaluation."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from dto_pipeline.cli import main
+from dto_pipeline.data.placed import read_placed
+from dto_pipeline.train.checkpoint import read_checkpoint
+from dto_pipeline.train.released import ReleasedError, begin_from, build_released, clean_names, hash_weights
+from dto_pipeline.view.run_files import find_labels
+from dto_pipeline.view.verify import verify_run
+
+JOBS = Path(__file__).parent.parent.parent / "jobs"
+Weights = dict[str, torch.Tensor]
+
+
+@pytest.fixture(scope="module")
+def weights(golden_folder: Path) -> Weights:
+    return load_file(golden_folder / "mahmr/golden/tiny_checkpoint.safetensors")
+
+
+@pytest.fixture(scope="module")
+def released(weights: Weights, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny checkpoint as accelerate saves it under DDP, with licensed arrays and constants beside the weights."""
+    path = tmp_path_factory.mktemp("released") / "pytorch_model.bin"
+    extra = {"human_model.layer_n.v_template": torch.zeros(6890, 3)}
+    torch.save({f"module.{name}": value for name, value in {**weights, **extra}.items()}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def crowd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("crowd") / "d"
+    assert main(["synth", "-o", str(folder), "--images", "4", "--quiet"]) == 0
+    return folder
+
+
+def test_a_released_file_predicts_photographs_and_is_evaluated(
+    released: Path, golden_folder: Path, crowd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recorded = np.load(golden_folder / "mahmr/golden/network_cases.npz")
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    Image.fromarray(recorded["image_1"]).save(photos / "1.png")
+    command = ["predict", str(released), str(photos), "-o", str(tmp_path / "out"), "--device", "cpu", "--quiet"]
+    assert main([*command, "--body", "demo", "--encoder-heads", "2"]) == 0
+    assert "S 280, encoder of 5 layers, width 40, 2 heads, 20 queries, 11 shape coefficients" in capsys.readouterr().out
+    (placed,) = read_placed(find_labels(tmp_path / "out")[0])
+    sure = recorded["batch/confs"][1] >= 0.3
+    order = np.argsort(-recorded["batch/confs"][1][sure], kind="stable")
+    expected = recorded["batch/transl"][1][sure][order]
+    np.testing.assert_allclose(placed.scene.transl, expected, rtol=1e-3, atol=1e-4)  # as the original saw it
+    np.testing.assert_allclose(placed.scene.intrinsics, recorded["batch/intrinsics"][1], rtol=1e-4)
+    assert verify_run(tmp_path / "out").passed
+    out = tmp_path / "crowd"
+    command = ["predict", str(released), str(crowd / "images"), "-o", str(out), "--quiet", "--body", "demo"]
+    assert main([*command, "--device", "cpu", "--min-confidence", "0"]) == 0
+    assert main(["eval", "meshes", str(out), str(crowd), "--resamples", "0", "--body", "demo"]) == 0
+    assert "MPJPE" in capsys.readouterr().out
+
+
+def test_a_training_begins_with_a_released_file_and_takes_its_sizes(
+    released: Path, weights: Weights, crowd: Path, tmp_path: Path
+) -> None:
+    run = run_of(crowd)
+    config = tmp_path / "train.yaml"
+    config.write_text(
+        "loop: {steps: 1, rate: 0.0, warm_up: 0}\n"
+        "data: {select: all, workers: 0, batch_images: 1}\nbody: {model_path: demo}\n"
+    )
+    command = ["train", str(config), "-o", str(tmp_path / "t"), "--init", str(released), "--quiet"]
+    command += ["--set", "encoder.heads=2", "--set", f"data.labels=[{run}]"]
+    assert main(command) == 0
+    checkpoint = read_checkpoint(tmp_path / "t")
+    assert checkpoint.config.data.input_size == 280
+    for name, value in checkpoint.weights.items():
+        assert torch.equal(value, weights[name]), name  # at rate 0 nothing moved
+    noted = json.loads((tmp_path / "t/train.json").read_text())["init"]
+    assert noted["weights"] == str(released)
+    assert (noted["missing"], noted["unexpected"]) == ([], [])
+    assert checkpoint.init == noted
+    released.rename(released.with_name("elsewhere.bin"))  # a training that goes on does not need it any more
+    try:
+        assert main([*command, "--set", "loop.steps=2"]) == 0
+    finally:
+        released.with_name("elsewhere.bin").rename(released)
+
+
+def test_stages_differ_in_names_and_a_kid_axis_is_appended(weights: Weights) -> None:
+    first = {name: value[:10] if is_shape(name) else value for name, value in weights.items() if "fov_head" not in name}
+    first |= {"dn_enc.weight": torch.zeros(48, 82), "dn_enc.bias": torch.zeros(48)}
+    one = build_released(clean_names(first, "one"), "one", 2)
+    assert (one.size.betas, one.size.camera, one.size.denoising) == (10, False, True)
+    three = build_released(clean_names(weights, "three"), "three", 2)
+    taken = begin_from(three, clean_names(first, "one"), "one")
+    assert all(name.startswith("fov_head.") for name in taken.missing)
+    assert set(taken.unexpected) == {"dn_enc.weight", "dn_enc.bias"}
+    assert "8 missing: fov_head" in taken.describe()
+    last = three.state_dict()["shape_head.0.layers.4.weight"]
+    assert torch.equal(last[:10], first["shape_head.0.layers.4.weight"])
+    assert not last[10].any()
+    assert three.mean_shape[10] == 0
+
+
+def is_shape(name: str) -> bool:
+    return name == "mean_shape" or (name.startswith("shape_head") and ".layers.4." in name)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"conf_head.weight": torch.zeros(2, 48)}, r"conf_head\.weight has shape \(2, 48\), expected \(1, 48\)"),
+        ({"conf_head.weight": torch.full((1, 48), float("nan"))}, "conf_head.weight holds numbers that are not finite"),
+        ({"conf_head.weight": "pickle"}, "conf_head.weight is a str"),
+        (
+            {"tgt_embed.weight": torch.zeros(1, 1).expand(9, 48)},
+            "tgt_embed.weight says it is larger than what is stored",
+        ),
+        ({"encoder_pos_embeds": torch.zeros(21, 21, 40)}, "the input size is 294; expected a multiple of 56"),
+        ({"conf_head.weight": None}, "is no whole network: 1 missing: conf_head.weight"),
+    ],
+)
+def test_what_is_no_such_network_is_refused_before_anything_is_built(
+    weights: Weights, change: dict[str, object], sentence: str
+) -> None:
+    content = {name: value for name, value in {**weights, **change}.items() if value is not None}
+    with pytest.raises(ReleasedError, match=sentence):
+        build_released(clean_names(content, "x.bin"), "x.bin", 2)
+
+
+def test_a_file_of_other_weights_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({"layer.weight": torch.zeros(3)}, tmp_path / "other.pth")
+    command = ["predict", str(tmp_path / "other.pth"), str(tmp_path), "-o", str(tmp_path / "out"), "--body", "demo"]
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    assert main(command) == 2
+    assert "other.pth: lacks encoder.norm.weight; expected the weights of an MA-HMR" in capsys.readouterr().err
+
+
+def test_weights_have_one_name_whatever_file_they_lie_in(weights: Weights) -> None:
+    wrapped = {f"module.{name}": value for name, value in weights.items()}
+    assert hash_weights(clean_names(wrapped, "a")) == hash_weights(clean_names(weights, "b"))
+
+
+def test_each_published_stage_starts_and_begins_with_the_one_before(crowd: Path, tmp_path: Path) -> None:
+    run = run_of(crowd)
+    sizes = ["encoder.width=32", "encoder.layers=2", "encoder.heads=2", "model.width=32", "model.layers=1"]
+    sizes += ["model.hidden=32", "model.queries=4", "data.input_size=112", "data.batch_images=2", "data.workers=0"]
+    sizes += [f"data.labels=[{','.join([str(run)] * 6)}]", "data.images=[]", "loop.steps=1", "body.model_path=demo"]
+    for stage in (1, 2, 3):
+        command = ["train", str(JOBS / f"train_stage{stage}.yaml"), "-o", str(tmp_path / f"{stage}"), "--quiet"]
+        command += [part for option in sizes for part in ("--set", option)]
+        assert main([*command, "--init", str(tmp_path / f"{stage - 1}")] if stage > 1 else command) == 0
+    checkpoints = [read_checkpoint(tmp_path / str(stage)) for stage in (1, 2, 3)]
+    assert [one.architecture["betas"] for one in checkpoints] == [10, 10, 11]
+    assert [one.architecture["denoising"] for one in checkpoints] == [True, False, False]
+    assert all(name.startswith("fov_head.") for name in checkpoints[1].init["missing"])
+    assert checkpoints[1].init["unexpected"] == ["dn_enc.weight", "dn_enc.bias"]
+    assert checkpoints[2].init["missing"] == checkpoints[2].init["unexpected"] == []
+
+
+def run_of(crowd: Path) -> Path:
+    """A finished run of the crowd, made once."""
+    manifest, run = crowd / "m.parquet", crowd / "run"
+    if not run.exists():
+        build = ["manifest", "build", str(crowd / "dataset.yaml"), "--data-root", str(crowd), "-o", str(manifest)]
+        assert main([*build, "--quiet"]) == 0
+        options = ["--workers", "0", "--quiet", "--set", "body.model_path=demo"]
+        assert main(["run", str(manifest), "-o", str(run), *options]) == 0
+    return run
