@@ -129,7 +129,7 @@ class Manifest:
         if not 0 <= shard < self.num_shards:
             raise IndexError(f"shard {shard} of {self.path}; it has shards 0 .. {self.num_shards - 1}")
         try:
-            with open_parquet(self.path, ManifestError) as file:
+            with open_parquet(self.path, ManifestError, again=True) as file:
                 return file.read_row_group(shard, columns=columns and list(columns))
         except READ_ERRORS as error:
             raise ManifestError(f"{self.path}, shard {shard} cannot be read ({error}); build it again") from error

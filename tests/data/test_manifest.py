@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import pickle
 import shutil
 from pathlib import Path
@@ -9,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from dto_pipeline.data import parquet
 from dto_pipeline.data.images import ImageFolder, ImageHeader
 from dto_pipeline.data.manifest import Manifest, ManifestError, build_manifest, report_path
 from dto_pipeline.data.rle import encode_rle
@@ -286,3 +288,21 @@ def test_a_manifest_damaged_after_opening_is_an_error_of_its_kind(root):
     manifest.path.write_bytes(bytes(data))
     with pytest.raises(ManifestError, match="build it again"):
         manifest.read_shard(0)
+
+
+def test_the_footer_is_parsed_once_for_all_shards_and_again_when_the_file_is_another(root, monkeypatch):
+    parsed: list[bool] = []
+    opened = pq.ParquetFile
+
+    def count(*arguments, metadata=None, **options):
+        parsed.append(metadata is None)
+        return opened(*arguments, metadata=metadata, **options)
+
+    monkeypatch.setattr(parquet.pq, "ParquetFile", count)
+    manifest, _ = build_small(root, NAMES, shard_images=1)
+    parsed.clear()
+    first = [manifest.read_shard(shard) for shard in range(manifest.num_shards)]
+    assert parsed.count(True) == 1 < len(parsed)
+    os.utime(manifest.path, ns=(0, 0))
+    assert manifest.read_shard(0)["image_id"] == first[0]["image_id"]
+    assert parsed.count(True) == 2
