@@ -82,7 +82,7 @@ def test_unknown_people_get_what_the_network_says_and_the_column_its_name(body: 
     assert np.isfinite(scene.age_years).all()
     assert np.isnan(scene.male_prob).all()  # the network knows ages only
     assert scene.origin["attributes"] == sight.facts["attribute_models"]
-    assert scene.origin["attributes"].startswith("ages@")
+    assert scene.origin["attributes"].startswith("vit@")
 
 
 def test_what_labels_say_is_never_overruled(body: BodyModel, tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_what_labels_say_is_never_overruled(body: BodyModel, tmp_path: Path) -> 
     assert scene.age_years[1] == 4.0
     assert np.isfinite(scene.age_years).all()
     assert ((scene.male_prob > 0) & (scene.male_prob < 1)).all()
-    assert scene.origin["attributes"].startswith("sidecar + ages@")
+    assert scene.origin["attributes"].startswith("sidecar + vit@")
 
 
 def test_source_none_forgets_what_labels_say(body: BodyModel) -> None:

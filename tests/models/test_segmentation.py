@@ -149,7 +149,7 @@ def test_a_networks_instances_reach_the_people_with_their_scores(
     sight.look([scene], StageClock())
     np.testing.assert_array_equal(scene.masks, exact)
     np.testing.assert_allclose(scene.mask_score, [0.9, 0.7])  # type: ignore[arg-type]
-    assert scene.origin["masks"].startswith("masks@")
+    assert scene.origin["masks"].startswith("mask2former@")
     assert len(sight.facts["mask_sha256"]) == 64
 
 
