@@ -31,6 +31,7 @@ _BAND_PIXELS = 1 << 20  # converted to RGB at once
 _MOST_PIECES = 1 << 20  # chunks of a PNG, which Pillow walks one by one: some seconds of work
 _MOST_SCANS = 128  # of a JPEG, each a pass over all pixels; encoders write about ten
 _PNG, _JPEG, _JPEG_SCAN, _JPEG_END = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"\xff\xda", b"\xff\xd9"
+_JPEG_FAULTS = (ValueError, KeyError)  # of simplejpeg: no JPEG; one whose subsampling has no name
 _EXIF_ORIENTATION = 0x0112  # tag of the note that says how a viewer turns the picture
 _JPEG_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # what ends a scan
 _REFUSED = {  # first bytes of formats that people try -> their names
@@ -150,7 +151,7 @@ def _check_same_size(data: bytes, header: ImageHeader) -> None:
     """Pillow, which read the header, and libjpeg, which sets memory aside, must see the same picture."""
     try:
         height, width, *_ = simplejpeg.decode_jpeg_header(data, strict=False)
-    except ValueError:
+    except _JPEG_FAULTS:
         return  # libjpeg finds no picture at all, in whoever's hands
     if (width, height) != (header.width, header.height):
         found = f"{width} x {height} and as {header.width} x {header.height}"
@@ -161,7 +162,7 @@ def _strict_jpeg(data: bytes, colours: str) -> np.ndarray | None:
     """(H, W, channels), or None where libjpeg complains: Pillow decides whether it is a quirk (CMYK, stray bytes)."""
     try:
         return simplejpeg.decode_jpeg(data, colorspace=colours, fastdct=False, fastupsample=False)
-    except ValueError:
+    except _JPEG_FAULTS:
         return None
 
 

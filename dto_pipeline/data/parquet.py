@@ -91,8 +91,12 @@ def check_schema(path: Location, found: pa.Schema, expected: pa.Schema, error: t
     if names != wanted:
         missing, extra = sorted(set(wanted) - set(names)), sorted(set(names) - set(wanted))
         raise error(f"{path}: columns differ from the schema: missing {missing}, unknown {extra}")
-    field = next(f for f in expected if found.field(f.name).type != f.type)
-    raise error(f"{path}: column {field.name!r} is {found.field(field.name).type}; expected {field.type}")
+    wrong, right = next(pair for pair in zip(found, expected, strict=True) if not pair[0].equals(pair[1]))
+    raise error(f"{path}: column {right.name!r} is {_described(wrong)}; expected {_described(right)}")
+
+
+def _described(field: pa.Field) -> str:
+    return f"{field.type}{'' if field.nullable else ' not null'}"
 
 
 def _leaves(path: str, kind: pa.DataType) -> Iterator[tuple[str, pa.DataType]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import io
 import os
 import re
 import struct
@@ -203,3 +204,14 @@ def test_every_door_to_a_decoder_names_its_formats_and_no_file_goes_to_torch_loa
             called = ast.unparse(node.func)
             assert called != "torch.load", path
             assert called != "Image.open" or "formats" in {word.arg for word in node.keywords}, path
+
+
+def test_a_jpeg_whose_subsampling_has_no_name_is_refused_or_decoded_never_a_key_error() -> None:
+    stream = io.BytesIO()
+    Image.fromarray(np.zeros((24, 32, 3), np.uint8)).save(stream, "JPEG", subsampling=0)
+    data = bytearray(stream.getvalue())
+    data[data.index(b"\xff\xc0") + 11] = 0x14  # luminance sampled 1 x 4: libjpeg knows it as 4:4:1
+    try:
+        assert decode_image(bytes(data), "x.jpg").rgb.shape == (24, 32, 3)
+    except ImageCorrupt as error:
+        assert "cannot be decoded" in str(error)

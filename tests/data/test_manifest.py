@@ -306,3 +306,14 @@ def test_the_footer_is_parsed_once_for_all_shards_and_again_when_the_file_is_ano
     os.utime(manifest.path, ns=(0, 0))
     assert manifest.read_shard(0)["image_id"] == first[0]["image_id"]
     assert parsed.count(True) == 2
+
+
+def test_a_column_that_may_not_be_null_is_named(root):
+    manifest, _ = build_small(root, NAMES)
+    table = pq.read_table(manifest.path)
+    place = table.schema.get_field_index("subset")
+    strict = table.schema.set(place, table.schema.field(place).with_nullable(False))
+    strict = strict.with_metadata(pq.read_metadata(manifest.path).metadata)
+    pq.write_table(table.cast(strict), root / "strict.parquet", row_group_size=1 << 20)
+    with pytest.raises(ManifestError, match="column 'subset' is string not null; expected string"):
+        Manifest.open(root / "strict.parquet")
