@@ -224,7 +224,9 @@ def find_strangers(directory: RunDirectory) -> str:
     root, own = directory.root, {"run.json", "driver.lock", LABELS, RECEIPTS, FAILURES, LEASE_FOLDER}
     local = isinstance(root, Path) and root.is_dir()
     names = os.listdir(root) if local else directory.store.entries()  # behind a URI files only, folders are no things
-    strangers = sorted(name for name in names if name not in own and not is_temporary(name))
+    # a disk's own things are no strangers: lost+found, .snapshot, .nfs0000...
+    own |= {"lost+found"}
+    strangers = sorted(name for name in names if name not in own and not name.startswith("."))
     if not strangers:
         return ""
     named = ", ".join(strangers[:_NAMED]) + (" ..." if len(strangers) > _NAMED else "")

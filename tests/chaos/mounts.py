@@ -67,11 +67,11 @@ _FILLER_KB = 1 << 14  # what is taken away to make room
 
 def small_disk(kilobytes: int) -> str:
     """Script that mounts a disk with so much free space; the rest of it is taken."""
-    filler = f'head -c {_FILLER_KB}k /dev/zero > "$1/filler"'
+    filler = f'head -c {_FILLER_KB}k /dev/zero > "$1/.filler"'
     return f'mount -t tmpfs -o size={_FILLER_KB + kilobytes}k chaos "$1"; {filler}'
 
 
-MAKE_ROOM = 'rm "$1/filler"'  # by removing a file: a user namespace may not remount what root could
+MAKE_ROOM = 'rm "$1/.filler"'  # by removing a file: a user namespace may not remount what root could
 READ_ONLY = 'mount --bind "$1" "$1"; mount -o remount,ro,bind "$1"'
 
 

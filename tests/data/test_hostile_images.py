@@ -211,7 +211,4 @@ def test_a_jpeg_whose_subsampling_has_no_name_is_refused_or_decoded_never_a_key_
     Image.fromarray(np.zeros((24, 32, 3), np.uint8)).save(stream, "JPEG", subsampling=0)
     data = bytearray(stream.getvalue())
     data[data.index(b"\xff\xc0") + 11] = 0x14  # luminance sampled 1 x 4: libjpeg knows it as 4:4:1
-    try:
-        assert decode_image(bytes(data), "x.jpg").rgb.shape == (24, 32, 3)
-    except ImageCorrupt as error:
-        assert "cannot be decoded" in str(error)
+    assert decode_image(bytes(data), "x.jpg").rgb.shape == (24, 32, 3)  # by Pillow
