@@ -31,7 +31,7 @@ from dto_pipeline.data.files import sha256_file, write_bytes_atomic, write_json_
 from dto_pipeline.data.rle import encode_rle
 from dto_pipeline.data.sources.rows import LabelRows
 from dto_pipeline.lab.clothes import measure_template
-from dto_pipeline.lab.difficulty import VERSION
+from dto_pipeline.lab.difficulty import VERSION, DifficultyError
 from dto_pipeline.lab.marker import recognise
 from dto_pipeline.lab.observe import observe_keypoints
 from dto_pipeline.lab.render import render_picture
@@ -89,7 +89,13 @@ def write_synth(
 
     Raises:
         DemoDataError: the folder holds a data set of other settings.
+        DifficultyError: bodies that no picture can be drawn of.
     """
+    if kind.bodies != "stand-in":
+        raise DifficultyError(
+            f"difficulty {kind.name}: pictures are drawn of the stand-in body only, these are people of {kind.bodies}; "
+            f"dto eval benchmark --difficulty {kind.name} compares solvers on them without pictures"
+        )
     identity = {"version": VERSION, "seed": seed, "images": images, "body_sha256": body.sha256, **_knobs(kind)}
     if there := recognise(root / MARKER, identity):
         return SynthData(root, there["images"], there["persons"], created=False)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from dto_pipeline.lab.difficulty import choose_difficulty
+from dto_pipeline.lab.difficulty import DifficultyError, choose_difficulty
 from dto_pipeline.lab.foreign_bodies import AnnyMissing, load_anny
 from dto_pipeline.lab.solver_sets import SetScene, build_set_scene
+from dto_pipeline.lab.synth import write_synth
 from dto_pipeline.models.body import BodyModel
 
 
@@ -54,3 +56,9 @@ def test_equal_arguments_give_equal_foreign_crowds(scene: SetScene, body: BodyMo
     assert first is not None
     assert second is not None
     assert np.array_equal(first, second)
+
+
+def test_pictures_of_them_are_refused_with_what_can_be_done(tmp_path: Path, body: BodyModel) -> None:
+    with pytest.raises(DifficultyError, match="dto eval benchmark --difficulty foreign"):
+        write_synth(tmp_path / "crowds", choose_difficulty("foreign"), 2, 0, body)
+    assert not (tmp_path / "crowds").exists()
