@@ -34,7 +34,7 @@ from dto_pipeline.timing import StageClock
 
 STAGES = ("read", "decode", "masks", "depth", "collate", "body", "rasterizer", "evidence", "solver", "split", "write")
 COMPARED = ("body", "evidence", "solver")  # what the plain loop does too
-GOAL_MS = 40.0  # all stages but depth, 640 x 480, 5 people, one CPU core
+GOAL_MS = 18.0  # all but depth, one core, 640 x 480, 5 people
 
 
 @dataclass(frozen=True)

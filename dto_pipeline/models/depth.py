@@ -6,6 +6,7 @@ Knows npy and npz (float16 to float64) and PNG (16 bits), and what their numbers
 
 from __future__ import annotations
 
+import io
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Protocol
 
@@ -21,6 +22,7 @@ from dto_pipeline.status import ImageStatus, UnusableImage
 
 NPZ_KEYS = {DISPARITY: "disparity", DEPTH: "depth", METRIC_DEPTH: "depth"}  # array of a npz, by kind
 _UNREADABLE = (ValueError, OSError)
+_PNG_EXTRA = 1 << 20  # bytes a PNG may have beyond twice its pixels: headers, notes
 _NAMES_SHOWN = 10  # arrays of a wrong file that a message lists
 _UNNAMED = "no depth map is named for this image; set `depth` in the dataset YAML or depth.root"
 
@@ -117,8 +119,12 @@ def _read_array(source: BinaryIO, suffix: str, shape: tuple[int, int], npz_key: 
 
 
 def _read_png(source: BinaryIO, shape: tuple[int, int]) -> np.ndarray:
-    try:
-        with Image.open(source, formats=["PNG"]) as image:
+    size, most = source.seek(0, io.SEEK_END), 4 * shape[0] * shape[1] + _PNG_EXTRA
+    if size > most:
+        raise ValueError(f"it is a PNG of {size} bytes; expected at most {most} for an image of {shape}")
+    source.seek(0)
+    try:  # from memory: of a file, Pillow asks for as many bytes as a chunk claims to have
+        with Image.open(io.BytesIO(source.read()), formats=["PNG"]) as image:
             if image.size != shape[::-1]:
                 raise ValueError(f"its shape is {image.size[::-1]}; expected that of the image {shape}")
             if not image.mode.startswith("I"):

@@ -229,7 +229,7 @@ def load_train_config(
 def train_config_from_dict(tree: Mapping[str, Mapping[str, Any]]) -> TrainConfig:
     """Inverse of `TrainConfig.to_dict`; missing keys take the preset's values, unknown ones are refused."""
     preset = tree.get("loss", {}).get("preset", LossConfig.preset)
-    _expect(preset in PRESETS, f"loss.preset is {preset!r}; choose from {tuple(PRESETS)}")
+    _expect(isinstance(preset, str) and preset in PRESETS, f"loss.preset is {preset!r}; choose from {tuple(PRESETS)}")
     below = PRESETS[preset]
     merged = {room: {**below.get(room, {}), **tree.get(room, {})} for room in {**below, **tree}}
     return TrainConfig(**build_rooms(TrainConfig, merged))

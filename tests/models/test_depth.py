@@ -134,3 +134,14 @@ def test_files_that_are_something_else_than_their_name_are_invalid(tmp_path):
     for name in ("zip.npy", "gif.png", "cut.png"):
         with pytest.raises(DepthInvalid, match=name):
             DepthFiles(tmp_path).load(name, 3, 4)
+
+
+def test_a_png_chunk_that_claims_two_gigabytes_is_read_no_further_than_its_file(tmp_path):
+    Image.fromarray(np.full((4, 6), 7, np.uint16)).save(tmp_path / "good.png")
+    data = (tmp_path / "good.png").read_bytes()
+    place = data.index(b"IDAT") - 4
+    (tmp_path / "bad.png").write_bytes(data[:place] + (2**31 - 1).to_bytes(4, "big") + data[place + 4 :])
+    (tmp_path / "long.png").write_bytes(data + bytes(2 << 20))
+    assert DepthFiles(tmp_path, "depth").load("bad.png", 4, 6).shape == (4, 6)  # its pixels are all there
+    with pytest.raises(DepthInvalid, match="expected at most"):
+        DepthFiles(tmp_path, "depth").load("long.png", 4, 6)

@@ -70,3 +70,9 @@ def test_a_config_survives_being_written_down() -> None:
 def test_what_cannot_be_used_is_refused_by_name(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_train_config(None, [override])
+
+
+@pytest.mark.parametrize("preset", [{}, [], None, 3, "paperr"])
+def test_a_preset_that_is_no_name_is_refused(preset: object) -> None:
+    with pytest.raises(ConfigError, match=r"loss\.preset is .*; choose from"):
+        train_config_from_dict({"loss": {"preset": preset}})
