@@ -21,6 +21,7 @@ from dto_pipeline.evaluate.placement_evaluation import PLACEMENT_MEASURES, place
 from dto_pipeline.evaluate.synthetic import join_placements
 from dto_pipeline.lab.compare_solvers import TUNING_SEEDS, override
 from dto_pipeline.lab.difficulty import DIFFICULTIES, choose_difficulty
+from dto_pipeline.lab.foreign_bodies import load_anny
 from dto_pipeline.lab.solver_comparison import KnownScene, Outcome, label_and_prior, place_all
 from dto_pipeline.lab.solver_sets import build_known_scene
 from dto_pipeline.models.body import BodyModel
@@ -129,6 +130,8 @@ class BenchmarkReport:
 def measure(settings: BenchmarkSettings, config: PipelineConfig, body: BodyModel) -> BenchmarkReport:
     """The numbers of a benchmark; writes nothing."""
     kinds = [choose_difficulty(name, (), settings.heights) for name in settings.names]  # all names are checked first
+    if any(kind.bodies == "anny" for kind in kinds):
+        load_anny()  # a missing package is said now, not after the others' minutes
     sums: dict[str, dict[str, dict[str, np.ndarray]]] = {}
     for kind in kinds:
         known = [build_known_scene(kind, settings.seed, number, body) for number in range(settings.images)]

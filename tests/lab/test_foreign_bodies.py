@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from dto_pipeline.config import PipelineConfig
+from dto_pipeline.lab.benchmark import BenchmarkSettings, measure
 from dto_pipeline.lab.difficulty import DifficultyError, choose_difficulty
 from dto_pipeline.lab.foreign_bodies import AnnyMissing, load_anny
 from dto_pipeline.lab.solver_sets import SetScene, build_set_scene
@@ -21,6 +23,8 @@ def test_without_the_package_the_next_step_is_named(body: BodyModel, monkeypatch
     load_anny.cache_clear()
     with pytest.raises(AnnyMissing, match=r"pip install 'dto-pipeline\[anny\]'"):
         build_set_scene(choose_difficulty("foreign"), 3, 0, body)
+    with pytest.raises(AnnyMissing):  # before any other difficulty is worked on
+        measure(BenchmarkSettings(images=10**6, seed=9, difficulties=("easy", "foreign")), PipelineConfig(), body)
 
 
 @pytest.fixture(scope="module")
