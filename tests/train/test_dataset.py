@@ -278,9 +278,10 @@ def test_labels_that_were_damaged_meanwhile_stop_the_epoch_with_a_sentence(
 
 
 def test_a_reading_process_that_is_killed_is_told_in_one_sentence(run_dir: Path, body: BodyModel) -> None:
+    others = {process.pid for process in multiprocessing.active_children()}  # of tests before this one
     batches = open_data(config(run_dir, workers=1, batch_images=1, prefetch=1), body).epoch(0)
     next(batches)
-    (reader,) = multiprocessing.active_children()
+    (reader,) = (process for process in multiprocessing.active_children() if process.pid not in others)
     os.kill(int(reader.pid or 0), signal.SIGKILL)
     with pytest.raises(ReadingProcessLost, match=r"reads images was killed \(.*lower data\.workers"):
         list(batches)
