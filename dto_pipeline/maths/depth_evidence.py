@@ -67,9 +67,8 @@ def measure_depth_evidence(
 
     bounds = _outlier_bounds(samples, people, config.iqr_factor)
     depth = samples.depth.to(torch.float64)
-    samples = _select(
-        samples, (depth > _pick(bounds[:, 0], samples.owner)) & (depth < _pick(bounds[:, 1], samples.owner))
-    )
+    low, high = (_pick(bound, samples.owner) for bound in bounds.unbind(1))
+    samples = _select(samples, (depth > low) & (depth < high))
     pixels_cut = _count(samples.owner, people)
     survives = big_enough & (pixels_cut >= least)
     samples = _select(samples, _pick(survives, samples.owner))

@@ -221,11 +221,10 @@ def find_strangers(directory: RunDirectory) -> str:
     """Why a folder is not to be made a run: it holds files that are no run's; "" where nothing stands against it."""
     if directory.is_run():
         return ""
-    root, own = directory.root, {"run.json", "driver.lock", LABELS, RECEIPTS, FAILURES, LEASE_FOLDER}
+    root, own = directory.root, {"run.json", "driver.lock", LABELS, RECEIPTS, FAILURES, LEASE_FOLDER, "lost+found"}
     local = isinstance(root, Path) and root.is_dir()
     names = os.listdir(root) if local else directory.store.entries()  # behind a URI files only, folders are no things
     # a disk's own things are no strangers: lost+found, .snapshot, .nfs0000...
-    own |= {"lost+found"}
     strangers = sorted(name for name in names if name not in own and not name.startswith("."))
     if not strangers:
         return ""

@@ -237,6 +237,8 @@ def test_a_folder_of_something_else_is_not_made_a_run(tiny: TinyDataset, tmp_pat
     assert os.listdir(photos) == ["holiday.jpg"]
     assert "holds no run" in plan_pipeline(tiny.manifest, photos, tiny_config()).refusals[0]
     (photos / "holiday.jpg").unlink()
+    (photos / "lost+found").mkdir()  # what a disk of its own has
+    (photos / ".snapshot").mkdir()
     (photos / "labels").mkdir()  # what a launch leaves that was killed before it wrote run.json
     (photos / "driver.lock").touch()
     started(photos, tiny, tiny_config())
