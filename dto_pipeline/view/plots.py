@@ -16,7 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
-from matplotlib.ticker import EngFormatter, MaxNLocator, ScalarFormatter
+from matplotlib.ticker import EngFormatter, MaxNLocator
 from PIL import Image
 
 from dto_pipeline.view.palette import GROUND, INK, MUTED, PAPER, RULE, Rgb, person_colours
@@ -217,7 +217,7 @@ def draw_histogram(chart: Chart) -> str:
         axes.text(value, 1.01, word, transform=axes.get_xaxis_transform(), fontsize=7, color=_unit(MUTED), ha="center")
     if chart.logarithmic:
         axes.set_xscale("log", base=2)
-        axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.set_xlim(chart.edges[0], chart.edges[-1])
     axes.set_ylim(0, max(1.0, axes.get_ylim()[1]))
     axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
