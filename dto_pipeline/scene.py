@@ -1,6 +1,6 @@
 """The containers that travel through the pipeline, left to right.
 
-`Scene` (CPU, numpy, one image) -> `SceneBatch` (tensors, B x P) -> `PersonMaps` -> `PixelSamples` ->
+`Scene` (CPU, numpy, one image) -> `SceneBatch` (tensors, B x P) -> `PersonMaps` ->
 `DepthEvidence` and `HeightPrior` -> `MapProblem` -> `MapSolution` -> `GroupFits` -> `RefinedPeople` -> `PlacedScene`.
 They hold data and shapes, no behaviour beyond moving between devices. Lengths in metres, image positions in pixels;
 axis letters as in `dto_pipeline`.
@@ -116,16 +116,6 @@ class PersonMaps(_Tensors):
     person: torch.Tensor  # (B, h, w) int64 index along P, -1 = background or padding
     z: torch.Tensor  # (B, h, w) float32 [m], 0 where nobody
     visible_vertices: torch.Tensor  # (B, P) int64
-
-
-@dataclass(frozen=True)
-class PixelSamples(_Tensors):
-    """Every pixel of every person of a batch as one flat list of n samples, ordered by scene, then row-major."""
-
-    owner: torch.Tensor  # (n,) int64: b * P + p
-    row: torch.Tensor  # (n,) int64: v of the full image [px]
-    depth: torch.Tensor  # (n,) float32: 1 / disparity
-    z: torch.Tensor  # (n,) float32 [m] of the rendered label
 
 
 @dataclass(frozen=True)
