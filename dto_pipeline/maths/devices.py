@@ -33,8 +33,7 @@ def as_on_gpu() -> Iterator[None]:
 
 
 @functools.lru_cache(maxsize=256)
-def constant(
-    values: float | tuple[float, ...], dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu"
-) -> torch.Tensor:
+def constant(values: tuple[float, ...], device: torch.device, dtype: torch.dtype = torch.float64) -> torch.Tensor:
     """Numbers on a device, carried there once: a copy from the program's memory makes a GPU wait. Never change it."""
-    return torch.tensor(values, dtype=dtype, device=device)
+    with torch.inference_mode(False):  # or nothing that learns could use it
+        return torch.tensor(values, dtype=dtype, device=device)
