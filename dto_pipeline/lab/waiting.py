@@ -20,7 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dto_pipeline.maths.devices import as_on_gpu
 
-# Where a batch may wait, how often, and why. A place is a file and a function; anything else is a fault.
+# Where a batch may wait, how often, and why. A place is a file and a function; anything else is a fault. Once more it
+# waits for its results, which `collate.split_batch` copies together.
 PLACES: dict[str, tuple[int, str]] = {
     "models/rasterizer.py:_nearest_keys": (2, "who is drawn: padding is not set up"),
     "models/rasterizer.py:_set_up": (2, "how many triangles face the camera and hold a pixel: half of them or less"),
@@ -29,7 +30,6 @@ PLACES: dict[str, tuple[int, str]] = {
     "maths/refine.py:_kid_shift": (1, "which children are posed again"),
     "maths/refine.py:_hold_picture": (1, "who moved: only they are posed again"),
     "optimizer.py:_look_again": (2, "joint: which images are drawn again, and which of them change"),
-    "collate.py:to_host": (1, "the results, copied together"),
 }
 _ASKS = {
     *("_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "bincount", "lift_fresh"),
