@@ -37,6 +37,8 @@ _ASKS = {
 }
 _MASKS = (torch.bool, torch.uint8)
 _PACKAGE = Path(__file__).parents[1]
+# of torch: counters on the host, moves from a device to the same one
+_HOST_WORK = tuple(Path(torch.__file__).parent / part for part in ("optim", "nn/utils"))
 
 
 @contextmanager
@@ -45,6 +47,8 @@ def count_waits() -> Iterator[Counter[tuple[str, str]]]:
     found: Counter[tuple[str, str]] = Counter()
     with as_on_gpu(), _Operations(found), _Calls(found):
         yield found
+    for where in [where for where in found if not where[0]]:
+        del found[where]
 
 
 def waits_of(work: Callable[[], Any]) -> Counter[tuple[str, str]]:
@@ -110,11 +114,13 @@ def _is_device(value: Any) -> bool:
 
 
 def _place() -> str:
-    """File and function of this package that is at work."""
+    """File and function of this package that is at work; empty within torch's `_HOST_WORK`."""
     frame = sys._getframe(2)
     while frame is not None:
         file = Path(frame.f_code.co_filename)
         if file.is_relative_to(_PACKAGE) and file != Path(__file__):
             return f"{file.relative_to(_PACKAGE).as_posix()}:{frame.f_code.co_name}"
+        if any(file.is_relative_to(folder) for folder in _HOST_WORK):
+            return ""
         frame = frame.f_back  # type: ignore[assignment]
     return "elsewhere"
