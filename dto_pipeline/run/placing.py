@@ -64,7 +64,8 @@ class ScenePlacer:
         self._decoders = ThreadPoolExecutor(config.run.decode_threads, thread_name_prefix="decode")
         self._sight = sight or Sight(config, optimizer.body, self._device)
         self._loading = ThreadPoolExecutor(1, thread_name_prefix="loading")
-        self._looking = ThreadPoolExecutor(1, thread_name_prefix="looking")
+        # on a GPU the next window's images are carried there while this one's are looked at
+        self._looking = ThreadPoolExecutor(1 + (self._device.type == "cuda"), thread_name_prefix="looking")
         self.images_done = 0  # since somebody set it to 0: for progress only
 
     def place(self, rows: ManifestRows, clock: StageClock) -> list[PlacedScene]:
@@ -154,7 +155,8 @@ class ScenePlacer:
         able = [i for i, scene in enumerate(scenes) if scene.problem is None and scene.num_people > 0]
         results = dict(zip(able, self._optimize([scenes[i] for i in able], clock), strict=True))
         for scene in scenes:
-            scene.image = scene.disparity = scene.masks = None  # a shard's pixels do not fit into memory
+            # a shard's pixels do not fit into memory
+            scene.image = scene.disparity = scene.disparity_there = scene.masks = None
         return [results[i] if i in results else pass_through(scene) for i, scene in enumerate(scenes)]
 
     def _optimize(self, scenes: Sequence[Scene], clock: StageClock) -> list[PlacedScene]:
