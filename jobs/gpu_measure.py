@@ -15,29 +15,26 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import dto_pipeline.optimizer
+from dto_pipeline.lab.waiting import waits_of
 from dto_pipeline.optimizer import SceneOptimizer
 from dto_pipeline.scene import OptimizedScenes, SceneBatch
 
 PARTS = (
-    *("rasterize", "count_visible_vertices", "sample_pixels", "measure_depth_evidence"),
+    *("rasterize", "count_visible_vertices", "measure_depth_evidence"),
     *("fit_groups", "fit_jointly", "refine_people"),
 )  # functions that `dto_pipeline.optimizer` calls, in their order
 # of numbers from the same inputs on two devices, relative: a pixel on a body's edge may fall to either side
 TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-3}
-# operations of which a GPU's answer has to be waited for: a number read, or a result whose size the data decide
-WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "bincount", "_unique2", "unique_dim", "equal"}
 
 
 def count_waits(work: Callable[[], Any], device: torch.device) -> Counter[str]:
-    """Lines of this program at which a GPU is waited for; on a CPU, at which one would be."""
-    found: Counter[str] = Counter()
+    """Lines of this program at which a GPU is waited for; on a CPU places where it would be, see `lab.waiting`."""
     if device.type != "cuda":
-        with _WaitingOps(found):
-            work()
-        return found
+        return Counter({f"{place}: {what}": count for (place, what), count in waits_of(work).items()})
+    work()  # what is carried to a device once is there by now
+    found: Counter[str] = Counter()
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         warnings.showwarning = lambda *_, **__: found.update([_caller()])
@@ -47,19 +44,6 @@ def count_waits(work: Callable[[], Any], device: torch.device) -> Counter[str]:
         finally:
             torch.cuda.set_sync_debug_mode("default")
     return found
-
-
-class _WaitingOps(TorchDispatchMode):
-    """Counts operations of `WAITING`, and copies off a device, by the program's line."""
-
-    def __init__(self, found: Counter[str]) -> None:
-        super().__init__()
-        self._found = found
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.overloadpacket.__name__.split(".")[-1] in WAITING:
-            self._found[f"{_caller()}: {func}"] += 1
-        return func(*args, **(kwargs or {}))
 
 
 def _caller() -> str:

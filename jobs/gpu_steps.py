@@ -6,6 +6,7 @@ at the program from outside where it can: parts are timed by wrapping the functi
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import multiprocessing
@@ -40,8 +41,9 @@ from gpu_measure import (
 from dto_pipeline.commands.bench import place_shard
 from dto_pipeline.lab.bench_depth import depth_flops
 from dto_pipeline.lab.golden_image import check_image_cases
+from dto_pipeline.maths.ordered import Segments
 from dto_pipeline.models.body import load_body
-from dto_pipeline.models.depth_anything import DepthNetwork, computing_in
+from dto_pipeline.models.depth_anything import DepthNetwork, computing_in, halve_weights
 from dto_pipeline.models.seeing import Sight
 from dto_pipeline.run.report import read_status
 from dto_pipeline.timing import StageClock
@@ -155,11 +157,9 @@ def syncs(place: Place) -> Report:
     lines = []
     for mode in ("paper", "joint"):
         optimizer, batch = make_batch(place, place.pick(32, 2), 1, mode)
-        optimizer(batch)
         found = count_waits(lambda o=optimizer, b=batch: o(b), place.device)
         figures[mode] = {"count": sum(found.values()), "places": dict(found.most_common())}
     learner, batch = make_learner(place, 2)
-    learner.step(batch, 0)
     found = count_waits(lambda: learner.step(batch, 1), place.device)
     figures["training step"] = {"count": sum(found.values()), "places": dict(found.most_common())}
     for name, one in figures.items():
@@ -187,32 +187,67 @@ def micro(place: Place) -> Report:
 
 def network(place: Place) -> Report:
     """Images a second of the network alone by precision, batch and input size, and the share of the device's peak."""
-    device = place.device
-    peak = json.loads((place.out / "machine.json").read_text())["figures"]["bfloat16_tflops"]
-    base = build_network(place).eval().to(device)
+    sizes = place.pick([((518, 686), batch) for batch in (32, 8, 1, 16)] + [((518, 924), 16)], [((56, 70), 2)])
+    base = build_network(place).eval().to(place.device)
     figures: dict[str, Any] = {}
-    lines = [f"  {'images/s':<30} {'w x h':>10} {'batch':>6} {'images/s':>9} {'TFLOP/s':>8} {'of peak':>8}"]
     deadline = time.monotonic() + place.pick(70, 20)
-    for name, make, precision, compiled in _variants(place):
-        model = make(base)
-        for size, batch in place.pick([((518, 686), b) for b in (1, 8, 16, 32)] + [((518, 924), 16)], [((56, 70), 2)]):
-            if time.monotonic() > deadline or (compiled and (size, batch) != ((518, 686), 32)):
-                continue
-            inputs = torch.randn(batch, 3, *size, device=device, dtype=next(model.parameters()).dtype)
-            if "channels_last" in name:
-                inputs = inputs.contiguous(memory_format=torch.channels_last)
-            with torch.inference_mode(), computing_in(precision, device):
-                ms = least_ms(lambda m=model, x=inputs: m(pixel_values=x), device, place.pick(5, 1))
-            rate, tflops = 1000 * batch / ms, depth_flops(base.config, *size) * batch / ms / 1e9
-            figures[f"{name}, {size[1]} x {size[0]}, {batch}"] = {
-                "images_per_s": round(rate, 1),
-                "tflops": round(tflops, 1),
-            }
-            shape = f"{size[1]} x {size[0]}"
-            lines.append(
-                f"  {name:<30} {shape:>10} {batch:>6} {rate:>9.1f} {tflops:>8.1f} {100 * tflops / peak:>7.1f}%"
-            )
-    return Report(figures, "\n".join(lines))
+    for name, make, precision in _ways_to_compute(place):
+        model = make(copy.deepcopy(base))
+        for size, batch in sizes:
+            if time.monotonic() < deadline:
+                what = f"{name}, {size[1]} x {size[0]}, batch {batch}"
+                figures[what] = _rate_network(place, model, base.config, precision, size, batch)
+        del model
+    return Report(figures, "\n".join(f"  {what}: {_told(one)}" for what, one in figures.items()))
+
+
+def compiled(place: Place) -> Report:
+    """The network compiled by torch, which takes its time; at one size and batch."""
+    if place.device.type == "cpu":
+        return Report({}, "  left out on a CPU")
+    base = build_network(place).eval()
+    halve_weights(base, torch.bfloat16)
+    figures = _rate_network(place, torch.compile(base), base.config, "float32", (518, 686), 32)
+    return Report(figures, f"  bfloat16 weights, 686 x 518, batch 32: {_told(figures)}")
+
+
+def _ways_to_compute(place: Place) -> Iterator[tuple[str, Callable[[Any], Any], str]]:
+    """Name, what becomes of the float32 network, and the precision around it."""
+
+    def halved(half: torch.dtype, layout: torch.memory_format = torch.contiguous_format) -> Callable[[Any], Any]:
+        def make(model: Any) -> Any:
+            halve_weights(model, half)
+            return model.to(memory_format=layout)
+
+        return make
+
+    if place.device.type == "cpu":
+        yield "float32", lambda model: model, "float32"
+        return
+    yield "bfloat16 weights", halved(torch.bfloat16), "float32"
+    yield "bfloat16 weights, channels_last", halved(torch.bfloat16, torch.channels_last), "float32"
+    yield "float16 weights", halved(torch.float16), "float32"
+    yield "tf32", lambda model: model, "tf32"
+    yield "float32 weights under autocast", lambda model: model, "bfloat16"
+
+
+def _rate_network(
+    place: Place, model: Any, shape: Any, precision: str, size: tuple[int, int], batch: int
+) -> dict[str, Any]:
+    inputs = torch.randn(batch, 3, *size, device=place.device, dtype=next(model.parameters()).dtype)
+    if next(model.parameters()).is_contiguous(memory_format=torch.channels_last):
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode(), computing_in(precision, place.device):
+        output = model(pixel_values=inputs).predicted_depth
+        ms = least_ms(lambda: model(pixel_values=inputs), place.device, place.pick(5, 1))
+    tflops = depth_flops(shape, *size) * batch / ms / 1e9
+    peak = json.loads((place.out / "machine.json").read_text())["figures"]["bfloat16_tflops"]
+    return {
+        "images_per_s": round(1000 * batch / ms, 1),
+        "tflops": round(tflops, 2),
+        "share_of_bf16_peak": round(tflops / peak, 3),
+        "finite": bool(output.isfinite().all()),
+    }
 
 
 def split(place: Place) -> Report:
@@ -356,19 +391,6 @@ def _array(found: Any) -> np.ndarray:
     return found.cpu().numpy() if isinstance(found, torch.Tensor) else found
 
 
-def _variants(place: Place) -> Iterator[tuple[str, Callable[[Any], Any], str, bool]]:
-    """Ways to compute the network: name, what becomes of the float32 one, precision around it, whether compiled."""
-    if place.device.type == "cpu":
-        yield "float32", lambda model: model, "float32", False
-        return
-    yield "bfloat16 weights", lambda model: model.bfloat16(), "float32", False
-    yield "bfloat16, channels_last", lambda model: model.to(memory_format=torch.channels_last), "float32", False
-    yield "bfloat16, compiled", torch.compile, "float32", True
-    yield "float16 weights", lambda model: model.to(memory_format=torch.contiguous_format).half(), "float32", False
-    yield "float32 weights, autocast", lambda model: model.float(), "bfloat16", False
-    yield "tf32", lambda model: model, "tf32", False
-
-
 def _estimate_in_parts(sight: DepthNetwork, images: list[np.ndarray], device: torch.device) -> list[tuple[str, float]]:
     """What `estimate` does with images of one size, part by part, waiting after each."""
     size, found = sight.recipe.size(*images[0].shape[:2]), []
@@ -384,9 +406,7 @@ def _estimate_in_parts(sight: DepthNetwork, images: list[np.ndarray], device: to
     pixels = step("copy there", lambda: (stacked.pin_memory() if device.type == "cuda" else stacked).to(device))
     with torch.inference_mode():
         inputs = step("resize", lambda: sight.recipe.prepare(pixels, size))
-        with computing_in(sight.precision, device):
-            weights = next(sight.network.parameters()).dtype
-            output = step("network", lambda: sight.network(pixel_values=inputs.to(weights)))
+        output = step("network", lambda: sight.compute(inputs))
         maps = step("maps", lambda: sight.recipe.restore(output, slice(0, len(images)), *images[0].shape[:2]))
     step("copy back", lambda: maps.cpu())
     return found
@@ -402,6 +422,6 @@ def _segment_sums(place: Place) -> dict[str, float]:
         "bincount": lambda: torch.bincount(owner, values, minlength=people),
         "index_add": lambda: torch.zeros(people, dtype=values.dtype, device=device).index_add_(0, owner, values),
         "segment_reduce": lambda: torch.segment_reduce(values, "sum", lengths=lengths, unsafe=True),
-        "cumulative sum": lambda: values.cumsum(0)[lengths.cumsum(0) - 1],
+        "ours": lambda: Segments(owner, people).sum(values),
     }
     return {name: round(least_ms(way, device, place.pick(5, 1)), 4) for name, way in ways.items()}
