@@ -22,14 +22,14 @@ from dto_pipeline.models.depth_licences import DEMO_MODEL
 from dto_pipeline.run import directory as files
 from dto_pipeline.run.budget import FailureBudget
 from dto_pipeline.run.directory import RunDirectory
-from dto_pipeline.run.drive import TooManyFailed, drive
 from dto_pipeline.run.forecast import Forecast, forecast_run
 from dto_pipeline.run.identity import identify_run
 from dto_pipeline.run.inputs import Places, find_missing, find_places, find_relative, find_unnamed, settle_config
 from dto_pipeline.run.ledger import FileLedger, Metrics
+from dto_pipeline.run.loop import TooManyFailed, drive
 from dto_pipeline.run.plan import RunPlan, plan_run
 from dto_pipeline.run.pool import InProcessPool, Runner, WorkerPool
-from dto_pipeline.run.schedule import Policy, Schedule
+from dto_pipeline.run.schedule import Schedule
 from dto_pipeline.run.selection import Retry, Selection
 from dto_pipeline.run.summary import RunSummary, Tally, find_example, summarize
 from dto_pipeline.run.suspects import Suspects
@@ -161,23 +161,15 @@ def _find_strangers(directory: RunDirectory) -> list[str]:
 def _do_work(
     directory: RunDirectory, plan: RunPlan, config: RunConfig, runner: Runner, address: str, progress: bool
 ) -> Tally:
-    policy = Policy(
-        workers=max(1, config.workers),
-        max_attempts=config.max_attempts,
-        shards_in_flight=config.shards_in_flight if config.workers else 1,
-        shard_timeout_s=config.shard_timeout_s,
-        warm_up_timeout_s=config.warm_up_timeout_s,
-        max_failed_shards=config.max_failed_shards,
-    )
     suspects = Suspects(directory, plan.earlier, config)
-    schedule = Schedule(plan.work, policy, plan.attempts, suspects.excuse, plan.repairs)
+    schedule = Schedule(plan.work, config, plan.attempts, suspects.excuse, plan.repairs)
     with ExitStack() as stack:
         pool = stack.enter_context(closing(_build_pool(runner, config, address)))
         metrics = _build_metrics(plan, config)
         ledger = stack.enter_context(FileLedger(directory, plan, schedule, suspects, progress, metrics))
         if progress:
             stack.enter_context(logging_redirect_tqdm())  # log lines go above the progress line, not through it
-        budget = FailureBudget(config.max_failed_images, plan.work, plan.repairs, policy.workers)
+        budget = FailureBudget(config.max_failed_images, plan.work, plan.repairs, config.workers)
         try:
             drive(schedule, pool, ledger, budget)
         except TooManyFailed as error:

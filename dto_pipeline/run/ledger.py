@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from dto_pipeline.run import directory as files
 from dto_pipeline.run.directory import RunDirectory
-from dto_pipeline.run.drive import RunAborted
+from dto_pipeline.run.loop import RunAborted
 from dto_pipeline.run.plan import RunPlan
 from dto_pipeline.run.publishing import commit_repair
 from dto_pipeline.run.receipt import Failure, Receipt
@@ -158,7 +158,7 @@ class FileLedger:
     def _describe_workers(self) -> str:
         """Who is at work, and who is waited for."""
         schedule = self._schedule
-        workers, wanted = len(schedule.workers), min(schedule.policy.workers, schedule.unfinished)
+        workers, wanted = len(schedule.workers), schedule.workers_wanted
         since = f" since {self._waiting:.0f} s" if self._waiting else ""
         if not workers and schedule.leaving:
             return f"{schedule.leaving} workers finish before their nodes go"

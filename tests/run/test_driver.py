@@ -15,9 +15,9 @@ import pytest
 from dto_pipeline.data.labels import read_labels
 from dto_pipeline.run import directory as files
 from dto_pipeline.run.directory import RunDirectory, RunMismatch
-from dto_pipeline.run.drive import RunAborted
 from dto_pipeline.run.driver import run_pipeline
 from dto_pipeline.run.lock import RunLocked
+from dto_pipeline.run.loop import RunAborted
 from dto_pipeline.run.receipt import read_receipt
 from dto_pipeline.run.report import read_status
 from dto_pipeline.run.summary import RunSummary
@@ -96,7 +96,7 @@ def test_a_finished_run_has_nothing_to_do_and_is_not_touched(finished):
 _NOTHING_TO_DO = """
 import sys, time
 from dto_pipeline.config import load_config
-from dto_pipeline.run.drive import RunAborted
+from dto_pipeline.run.loop import RunAborted
 from dto_pipeline.run.driver import run_pipeline
 start = time.perf_counter()
 summary = run_pipeline(sys.argv[1], sys.argv[2], load_config(overrides=["run.device=cpu"]), progress=False)

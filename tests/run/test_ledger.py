@@ -16,7 +16,7 @@ from dto_pipeline.run.plan import survey_run
 from dto_pipeline.run.schedule import Charge, Schedule
 from dto_pipeline.run.selection import Retry, Selection
 from dto_pipeline.run.suspects import Hand, Suspects, write_hand
-from tests.run.fakes import make_policy, make_receipt
+from tests.run.fakes import make_config, make_receipt
 
 
 class CountingMetrics:
@@ -48,7 +48,7 @@ def run(tmp_path):
     files.open_run(directory, identity)
     plan = survey_run(directory, identity, manifest, RunScan({}, {}), Selection(), Retry())
     suspects = Suspects(directory, {}, RunConfig())
-    schedule = Schedule(plan.work, make_policy())
+    schedule = Schedule(plan.work, make_config())
     metrics = CountingMetrics()
     with FileLedger(directory, plan, schedule, suspects, progress=False, metrics=metrics) as ledger:
         yield SimpleNamespace(

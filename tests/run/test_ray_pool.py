@@ -13,8 +13,8 @@ import pytest
 import ray
 
 from dto_pipeline.run.directory import RunDirectory
-from dto_pipeline.run.drive import RunAborted
 from dto_pipeline.run.driver import run_pipeline
+from dto_pipeline.run.loop import RunAborted
 from dto_pipeline.run.receipt import read_receipt
 from dto_pipeline.run.summary import RunSummary
 from tests.run.chaos import DIE, HANG, RAISE, ChaosRunner, label_bytes, read_failure, tiny_config
