@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from dto_pipeline.config import RunConfig
+from dto_pipeline.data.receipts import Receipt
 from dto_pipeline.lab.virtual_pool import Scenario, VirtualPool
 from dto_pipeline.run.loop import RunAborted, drive
-from dto_pipeline.run.receipt import Receipt
 from dto_pipeline.run.report import format_duration
 from dto_pipeline.run.schedule import Charge, Schedule
 

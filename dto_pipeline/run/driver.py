@@ -1,4 +1,4 @@
-"""One start of a run: open it, see what is left, have it done, say what became of it.
+"""One launch of a run: open it, see what is left, have it done, say what became of it.
 
 Knows the order of things (lock, plan, workers, summary) and nothing of tensors; PyTorch and Ray are imported only when
 there is work, so that a finished run answers at once. Times in seconds.
@@ -9,8 +9,10 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Collection
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -19,20 +21,23 @@ from dto_pipeline.data.dataset import SYNTHETIC
 from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.storage import absolute, as_location
 from dto_pipeline.models.depth_licences import DEMO_MODEL
-from dto_pipeline.run import directory as files
+from dto_pipeline.run import folder as files
 from dto_pipeline.run.budget import FailureBudget
-from dto_pipeline.run.directory import RunDirectory
+from dto_pipeline.run.deaths import Suspects
+from dto_pipeline.run.folder import RunDirectory, RunScan
 from dto_pipeline.run.forecast import Forecast, forecast_run
-from dto_pipeline.run.identity import identify_run
+from dto_pipeline.run.identity import RunIdentity, identify_run
 from dto_pipeline.run.inputs import Places, find_missing, find_places, find_relative, find_unnamed, settle_config
-from dto_pipeline.run.ledger import FileLedger, Metrics
+from dto_pipeline.run.lease import DriverLock, RunLockLost
 from dto_pipeline.run.loop import TooManyFailed, drive
-from dto_pipeline.run.plan import RunPlan, plan_run
+from dto_pipeline.run.plan import Retry, RunPlan, Selection, plan_run
 from dto_pipeline.run.pool import InProcessPool, Runner, WorkerPool
+from dto_pipeline.run.progress import FileLedger
 from dto_pipeline.run.schedule import Schedule
-from dto_pipeline.run.selection import Retry, Selection
 from dto_pipeline.run.summary import RunSummary, Tally, find_example, summarize
-from dto_pipeline.run.suspects import Suspects
+
+if TYPE_CHECKING:
+    from dto_pipeline.run.ray_metrics import RayMetrics
 
 EVERYTHING = Selection()
 _LOG = logging.getLogger(__name__)
@@ -61,7 +66,7 @@ def run_pipeline(
         address: Ray's address, see `RayPool`; not looked at with 0 workers.
         retry_failed: take up shards that were given up, and failed images of finished shards (these images only).
         retry_statuses: narrow `retry_failed` to images of these statuses (``failed``: shards that were given up).
-        selection: what this start is limited to; the rest stays pending.
+        selection: what this launch is limited to; the rest stays pending.
         progress: show a progress line.
         images_root, depth_root: folders in place of those named by the manifest and the config.
         runner: does the shards; None = a `ShardRunner`.
@@ -86,21 +91,38 @@ def run_pipeline(
         raise files.RunDirectoryError(refusals[0])
     selection.find_shards(manifest.num_shards, manifest.subset)  # a mistake is said before anything is made
     directory.create_folders()
-    with directory.lock(config.run):
+    with directory.lock(config.run) as lock:
         identity = identify_run(config, manifest, absolute(manifest.path))
-        plan = plan_run(directory, identity, manifest, config.run, selection, retry, recheck)
+        plan = plan_run(directory, identity, manifest, config.run, selection, retry, recheck, lock)
         _warn_of_demo_network(config, manifest)
-        tally = Tally()
+        tally, scan = Tally(), None
         if plan.work:
             if runner is None:
-                from dto_pipeline.run.shard_runner import ShardRunner  # loads PyTorch: only when there is work
+                from dto_pipeline.run.worker import ShardRunner  # loads PyTorch: only when there is work
 
                 runner = ShardRunner(config, manifest_path, run_dir, places.images, places.depth, retry.images)
-            tally = _do_work(directory, plan, config.run, runner, address, progress)
-            files.sweep_temporary(directory)  # workers that died under this driver left theirs; all have ended by now
-        scan = files.scan_run(directory, identity) if plan.work else None
+            try:
+                tally = _do_work(directory, plan, config.run, runner, address, progress, lock)
+            except Exception:
+                with suppress(OSError, RunLockLost):  # what stopped the launch matters more
+                    _tidy_up(directory, plan.identity, lock)
+                raise
+            scan = _tidy_up(directory, plan.identity, lock)
         seconds = time.monotonic() - started
         return summarize(directory, plan, scan, tally, seconds, config.run.max_failed_images)
+
+
+def _tidy_up(directory: RunDirectory, identity: RunIdentity, lock: DriverLock) -> RunScan:
+    """Remove what workers that died under this driver left: half-written files, and label files that do not count.
+
+    Workers have ended by now. Raises: RunLockLost, where it is another driver's business.
+    """
+    lock.check()
+    files.sweep_temporary(directory)
+    scan = files.scan_run(directory, identity)
+    for name in scan.labels.surplus:
+        directory.store.remove(name)
+    return scan
 
 
 def plan_pipeline(
@@ -159,14 +181,21 @@ def _find_strangers(directory: RunDirectory) -> list[str]:
 
 
 def _do_work(
-    directory: RunDirectory, plan: RunPlan, config: RunConfig, runner: Runner, address: str, progress: bool
+    directory: RunDirectory,
+    plan: RunPlan,
+    config: RunConfig,
+    runner: Runner,
+    address: str,
+    progress: bool,
+    lock: DriverLock,
 ) -> Tally:
     suspects = Suspects(directory, plan.earlier, config)
-    schedule = Schedule(plan.work, config, plan.attempts, suspects.excuse, plan.repairs)
+    schedule = Schedule(plan.work, config, plan.attempts, suspects.allows_another, plan.repairs)
     with ExitStack() as stack:
         pool = stack.enter_context(closing(_build_pool(runner, config, address)))
         metrics = _build_metrics(plan, config)
-        ledger = stack.enter_context(FileLedger(directory, plan, schedule, suspects, progress, metrics))
+        check = partial(lock.check, ask=False)
+        ledger = stack.enter_context(FileLedger(directory, plan, schedule, suspects, progress, metrics, check))
         if progress:
             stack.enter_context(logging_redirect_tqdm())  # log lines go above the progress line, not through it
         budget = FailureBudget(config.max_failed_images, plan.work, plan.repairs, config.workers)
@@ -185,7 +214,7 @@ def _build_pool(runner: Runner, config: RunConfig, address: str) -> WorkerPool:
     return RayPool(runner, config, address)
 
 
-def _build_metrics(plan: RunPlan, config: RunConfig) -> Metrics | None:
+def _build_metrics(plan: RunPlan, config: RunConfig) -> RayMetrics | None:
     """Ray carries the metrics, so a run without it has none."""
     if config.workers == 0:
         return None

@@ -1,16 +1,34 @@
-"""A run's label files as its receipts vouch for them: what exports and other readers of finished runs start from.
+"""Finished runs: their label files for exports and other readers, and runs made of labels that exist already.
 
-Reads run.json, receipts and the sizes of label files; opens no label.
+Reads run.json, receipts and the sizes of label files; opens no label. `finish_run` makes run.json, label files and
+receipts around tables from elsewhere, so that predictions are looked at, checked, exported and merged as any run is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from dto_pipeline.config import PipelineConfig
 from dto_pipeline.data.exports.inputs import LabelFile, RunLabels
-from dto_pipeline.data.storage import as_location
-from dto_pipeline.run.directory import RunDirectory, RunDirectoryError, read_identity, scan_run
+from dto_pipeline.data.manifest import Manifest
+from dto_pipeline.data.storage import absolute, as_location
+from dto_pipeline.run.folder import RunDirectory, RunDirectoryError, open_run, read_identity, scan_run, settle_records
+from dto_pipeline.run.identity import identify_run
+from dto_pipeline.run.inputs import settle_config
+from dto_pipeline.run.pool import process_name
+from dto_pipeline.run.publish import (
+    LabelTable,
+    ShardWork,
+    commit_receipt,
+    find_standing,
+    label_footer,
+    list_generations,
+    publish_labels,
+    shard_key,
+)
 
 _NAMED = 5  # shards an error lists
 
@@ -38,8 +56,8 @@ def read_run_labels(run_dir: str | Path, partial: bool = False, manifests: Seque
             f"({named}){void}; `dto run` does what is left, --partial takes what is done"
         )
     files = [
-        LabelFile(directory.label_file(shard), shard, receipt.rows, receipt.label_sha256)
-        for shard, receipt in sorted(scan.done.items())
+        LabelFile(path, shard, scan.done[shard].rows, scan.done[shard].label_sha256)
+        for shard, path in scan.labels.files.items()
     ]
     return RunLabels(
         name=str(run_dir),
@@ -51,3 +69,44 @@ def read_run_labels(run_dir: str | Path, partial: bool = False, manifests: Seque
         files=tuple(files),
         named_manifests=tuple(map(as_location, manifests)),
     )
+
+
+def finish_run(
+    directory: RunDirectory,
+    manifest: Manifest,
+    config: PipelineConfig,
+    read_labels: Callable[[int], LabelTable],
+    facts: dict[str, str],
+    body_sha256: str,
+) -> None:
+    """Make a folder the finished run of a manifest.
+
+    Args:
+        directory: the folder.
+        manifest: its rows are those of the labels, shard by shard.
+        config: what readers need to know, above all the body model.
+        read_labels: shard -> its label table.
+        facts: what made the labels, by name; goes into the versions of run.json, so that another maker's run differs.
+        body_sha256: of the body model.
+
+    Raises:
+        RunMismatch: the folder belongs to another run.
+        RunLocked: somebody else is at work on it.
+    """
+    plain = identify_run(settle_config(config, manifest), manifest, absolute(manifest.path))
+    identity = dataclasses.replace(plain, versions={**plain.versions, **facts})
+    directory.create_folders()
+    with directory.lock() as lock:
+        identity = open_run(directory, identity, lock)
+        generations = list_generations(directory)
+        for shard in range(manifest.num_shards):
+            standing = find_standing(directory, identity, shard, highest=generations.get(shard, -1))
+            if standing.receipt is not None:
+                continue
+            started, table = time.perf_counter(), read_labels(shard)
+            key = shard_key(identity, table.column("image_id").to_pylist())
+            footer = label_footer(identity, shard, key, table, {"body_sha256": body_sha256})
+            table = publish_labels(directory, shard, standing.free, table, footer)
+            work = ShardWork(process_name(), 1, False, round(time.perf_counter() - started, 6), time.time(), {})
+            commit_receipt(directory, identity, shard, standing.free, key, table, work)
+        settle_records(directory, scan_run(directory, identity))

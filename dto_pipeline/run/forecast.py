@@ -17,16 +17,15 @@ from typing import Any, NamedTuple
 
 from dto_pipeline.config import PipelineConfig
 from dto_pipeline.data.manifest import Manifest
-from dto_pipeline.run import directory as files
-from dto_pipeline.run.directory import RunDirectory, RunDirectoryError, RunScan
+from dto_pipeline.data.receipts import CountedLabels, Receipt
+from dto_pipeline.run import folder as files
+from dto_pipeline.run.deaths import find_own_deaths
+from dto_pipeline.run.folder import RunDirectory, RunDirectoryError, RunScan
 from dto_pipeline.run.identity import RunIdentity, describe_run_difference, identify_run
-from dto_pipeline.run.lock import LockHolder, read_holder
-from dto_pipeline.run.plan import survey_run
-from dto_pipeline.run.receipt import Receipt
-from dto_pipeline.run.recheck import find_damage, noted_damage
+from dto_pipeline.run.lease import LeaseRecord, read_holder
+from dto_pipeline.run.plan import Retry, Selection, survey_run
+from dto_pipeline.run.publish import find_damage, noted_damage
 from dto_pipeline.run.report import format_duration, unreadable_lines
-from dto_pipeline.run.selection import Retry, Selection
-from dto_pipeline.run.suspects import find_own_deaths
 
 BYTES_PER_PERSON = 450  # the numbers of a person in schema dto-labels/1 as they are: zstd hardly shrinks real poses
 BYTES_PER_FILE = 36_000  # schema, footer and page index of a label file: measured on a shard of three images
@@ -140,7 +139,7 @@ def forecast_run(
     )
 
 
-def _describe_driver(directory: RunDirectory, holder: LockHolder | None) -> tuple[str, list[str]]:
+def _describe_driver(directory: RunDirectory, holder: LeaseRecord | None) -> tuple[str, list[str]]:
     """Who drives the run and what a start would make of it; and the refusal, where it is refused at once.
 
     Only a driver of this machine refuses at once, and on a local folder only: by its flock. Any other is watched for as
@@ -148,7 +147,7 @@ def _describe_driver(directory: RunDirectory, holder: LockHolder | None) -> tupl
     """
     if holder is None:
         return "", []
-    who = f"process {holder.pid} on {holder.host} since {holder.since}"
+    who = holder.describe()
     if holder.state == "alive" and isinstance(directory.root, Path):
         return f"{who} is at work; counted is what it has done so far", [f"locked: {who} drives this run; wait for it"]
     wait = (
@@ -165,13 +164,15 @@ def _look(directory: RunDirectory, wanted: RunIdentity) -> tuple[RunScan, list[s
     except RunDirectoryError as error:
         if directory.is_run():
             refusals.append(str(error))
-        return RunScan({}, {}), refusals
+        return RunScan(CountedLabels(directory.root)), refusals
     if differences := describe_run_difference(recorded, wanted):
         if not files.holds_labels(directory):
-            return RunScan({}, {}), refusals  # a start begins anew
+            return RunScan(CountedLabels(directory.root)), refusals  # a launch begins anew
         refusals += [f"mismatch: {line}" for line in differences]
     scan = files.scan_run(directory, recorded, footers=True)
-    return scan.without(find_damage(directory, scan.only(noted_damage(directory)))), refusals
+    return scan.without(
+        find_damage(directory, {s: scan.done[s] for s in noted_damage(directory) if s in scan.done})
+    ), refusals
 
 
 class _Size(NamedTuple):

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from dto_pipeline.data.receipts import Receipt
 from dto_pipeline.errors import DtoError
 from dto_pipeline.run.budget import FailureBudget
 from dto_pipeline.run.pool import (
@@ -23,7 +24,6 @@ from dto_pipeline.run.pool import (
     WorkerPool,
     WorkerReady,
 )
-from dto_pipeline.run.receipt import Receipt
 from dto_pipeline.run.schedule import Charge, Schedule
 
 POLL_S = 5.0  # the loop looks at watchdog and waiting workers at least this often

@@ -1,7 +1,8 @@
-"""What one start of a run will do: which shards are done, given up, selected, to be repaired, left for another time.
+"""What one launch of a run will do: which shards are done, given up, selected, to be repaired, left for another time.
 
-`survey_run` only reads, so that a dry run can ask the same question; `plan_run` settles first what an earlier start
-left behind. Counts are images.
+A selection narrows one launch; the run stays the whole manifest, and what was not selected stays pending. `survey_run`
+only reads, so that a dry run can ask the same question; `plan_run` settles first what an earlier launch left behind.
+Counts are images.
 """
 
 from __future__ import annotations
@@ -9,25 +10,93 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from dto_pipeline.config import RunConfig
 from dto_pipeline.data.manifest import Manifest
-from dto_pipeline.run import directory as files
-from dto_pipeline.run.directory import RunDirectory, RunScan
+from dto_pipeline.data.receipts import Receipt
+from dto_pipeline.errors import DtoError
+from dto_pipeline.run import folder as files
+from dto_pipeline.run.deaths import charge_own_deaths
+from dto_pipeline.run.folder import RunDirectory, RunScan
 from dto_pipeline.run.identity import RunIdentity
-from dto_pipeline.run.receipt import Failure, Receipt
-from dto_pipeline.run.recheck import clear_notes, find_damage, noted_damage
-from dto_pipeline.run.selection import Retry, Selection
-from dto_pipeline.run.suspects import charge_own_deaths
+from dto_pipeline.run.lease import DriverLock
+from dto_pipeline.run.publish import clear_notes, find_damage, noted_damage
+from dto_pipeline.run.records import Failure
+from dto_pipeline.status import ImageStatus, ShardStatus
 
 _LOG = logging.getLogger(__name__)
 
 
+class SelectionError(DtoError, ValueError):
+    """A selection that means nothing for this manifest; the message says what there is."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a launch is limited to; the defaults are everything."""
+
+    shards: str = ""  # "3-7,12": numbers and closed ranges
+    subsets: tuple[str, ...] = ()  # names of data sets
+    limit: int | None = None  # images, rounded to whole shards
+
+    def find_shards(self, count: int, subset: str) -> frozenset[int]:
+        """Shards of a manifest of `count` shards of `subset` that are selected (the limit is applied to work later).
+
+        Raises:
+            SelectionError: a range that cannot be read or lies outside, or a subset the manifest does not hold.
+        """
+        for name in self.subsets:
+            if name != subset:
+                raise SelectionError(f"the manifest holds the subset {subset!r}, not {name!r}; give its own manifest")
+        return parse_shards(self.shards, count) if self.shards else frozenset(range(count))
+
+    def take(self, work: Mapping[int, int]) -> list[int]:
+        """The first shards of `work` (shard -> images to be done) within the limit; at least one, in order."""
+        taken: list[int] = []
+        images = 0
+        for shard in sorted(work):
+            images += work[shard]
+            if self.limit is not None and taken and images > self.limit:
+                break
+            taken.append(shard)
+        return taken
+
+
+@dataclass(frozen=True)
+class Retry:
+    """Which failures a launch takes up again; the defaults are none."""
+
+    shards: bool = False  # those that were given up
+    images: frozenset[str] = frozenset()  # statuses of images in finished shards
+
+    @classmethod
+    def of(cls, wanted: bool, statuses: Iterable[str] = ()) -> Retry:
+        """Meaning of ``--retry-failed [--status S,..]``: without statuses everything that failed.
+
+        Raises:
+            SelectionError: a word that is not a failure, or statuses without a retry.
+        """
+        words = [word for word in statuses if word]
+        failures = {str(status) for status in ImageStatus if status.is_failure}
+        choices = failures | {str(ShardStatus.FAILED)}
+        if unknown := sorted(set(words) - choices):
+            raise SelectionError(f"{unknown} are no failures; choose from {sorted(choices)} (failed: whole shards)")
+        if not wanted:
+            if words:
+                raise SelectionError("--status names failures to take up again: use it with --retry-failed")
+            return cls()
+        return cls(not words or ShardStatus.FAILED in words, frozenset(words or failures) & failures)
+
+    def count_images(self, image_status: Mapping[str, int]) -> int:
+        """Images to do again in a finished shard with these counts."""
+        return sum(count for word, count in image_status.items() if word in self.images)
+
+
 @dataclass(frozen=True)
 class RunPlan:
-    """What one start of a run will do."""
+    """What one launch of a run will do."""
 
     identity: RunIdentity
     done: dict[int, Receipt]
@@ -36,14 +105,14 @@ class RunPlan:
     retry: Retry
     unselected: list[int]  # shards that are neither done nor given up nor selected
     failed: dict[int, str]  # shards given up earlier that are not taken up again -> error
-    earlier: dict[int, Failure] = field(default_factory=dict)  # tries of the shards of `work` in earlier starts
+    earlier: dict[int, Failure] = field(default_factory=dict)  # attempts at the shards of `work` in earlier launches
     forgiven: tuple[int, ...] = ()  # shards given up earlier that are taken up again
     void: dict[int, str] = field(default_factory=dict)  # shards whose receipt does not hold, and why
     unreadable: dict[int, str] = field(default_factory=dict)  # shards whose failure record counts as none, and why
 
     @property
     def attempts(self) -> dict[int, int]:
-        """Tries that shards have used up."""
+        """That shards have used up."""
         return {shard: failure.attempts for shard, failure in self.earlier.items()}
 
 
@@ -94,23 +163,28 @@ def plan_run(
     selection: Selection,
     retry: Retry,
     recheck: bool = False,
+    lock: DriverLock | None = None,
 ) -> RunPlan:
     """Open the run, take away what does not hold, and list what is left. Call it under the lock.
 
     Args:
-        recheck: read every label file, see `run.recheck`; otherwise only those that `dto verify` found damaged, and
-            the sizes and footers of the others.
+        recheck: read every label file, see `publish.find_damage`; otherwise only those that `dto verify` found
+            damaged, and the sizes and footers of the others.
     """
-    files.open_run(directory, identity)
+    files.open_run(directory, identity, lock)
     swept = files.sweep_temporary(directory)
     scan = files.scan_run(directory, identity, footers=True)  # before deaths are charged: that writes failures anew
     noted = noted_damage(directory)
-    scan = scan.without(find_damage(directory, scan.done if recheck else scan.only(noted)))
+    scan = scan.without(
+        find_damage(
+            directory, scan.done if recheck else {shard: scan.done[shard] for shard in noted if shard in scan.done}
+        )
+    )
     for reason in scan.unreadable.values():
-        _LOG.warning("%s; the tries of its shard are counted anew", reason)
+        _LOG.warning("%s; the attempts of its shard are counted anew", reason)
     deaths = charge_own_deaths(directory, config, time.time())
     for failure in deaths:
-        _LOG.warning("shard %d: %s (try %d)", failure.shard, failure.error, failure.attempts)
+        _LOG.warning("shard %d: %s (attempt %d)", failure.shard, failure.error, failure.attempts)
     scan = scan.with_failures(deaths)
     plan = survey_run(directory, identity, manifest, scan, selection, retry)
     going_on = plan.repairs & plan.earlier.keys()
@@ -121,12 +195,12 @@ def plan_run(
     for shard, reason in scan.void.items():
         _LOG.warning("shard %d is done again: %s", shard, reason)
     if swept:
-        _LOG.info("%d temporary files of an earlier start were removed", swept)
+        _LOG.info("%d temporary files of an earlier launch were removed", swept)
     return plan
 
 
 def _read_repair_failures(directory: RunDirectory, scan: RunScan, repairs: frozenset[int]) -> Mapping[int, Failure]:
-    """Tries of repairs that earlier starts did not bring to an end; those that were given up begin afresh."""
+    """Attempts at repairs that earlier launches did not bring to an end; those that were given up begin afresh."""
     found = {}
     for shard in repairs.intersection(scan.settled):
         failure = files.read_shard_failure(directory, shard)
@@ -137,3 +211,21 @@ def _read_repair_failures(directory: RunDirectory, scan: RunScan, repairs: froze
 
 def _without(shards: tuple[int, ...], excepted: frozenset[int]) -> tuple[int, ...]:
     return tuple(shard for shard in shards if shard not in excepted)
+
+
+def parse_shards(text: str, count: int) -> frozenset[int]:
+    """Shard numbers of ``3-7,12``, each below `count`.
+
+    Raises:
+        SelectionError: not numbers and ranges, or outside the manifest.
+    """
+    shards: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise SelectionError(f"{part!r} is neither a shard nor a range of shards; write them like 3-7,12")
+        start, stop = int(first), int(last) if dash else int(first)
+        if start > stop or stop >= count:
+            raise SelectionError(f"shards {part.strip()}: the manifest's shards are 0 to {count - 1}, ranges ascend")
+        shards.update(range(start, stop + 1))
+    return frozenset(shards)

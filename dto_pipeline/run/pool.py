@@ -14,7 +14,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Protocol
 
-from dto_pipeline.run.receipt import Receipt
+from dto_pipeline.data.receipts import Receipt
 
 
 class DeviceLost(RuntimeError):

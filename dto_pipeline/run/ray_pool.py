@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import ray
 
 from dto_pipeline.config import RunConfig
+from dto_pipeline.data.receipts import Receipt
 from dto_pipeline.errors import DtoError
 from dto_pipeline.run.cluster import ClusterUnreachable, check_reachable, short_place, start_advice, watched_start
 from dto_pipeline.run.memory import UNKNOWN, has_grown, oom_kills
@@ -38,7 +39,6 @@ from dto_pipeline.run.pool import (
     one_line,
     process_name,
 )
-from dto_pipeline.run.receipt import Receipt
 
 OBJECT_STORE_BYTES = 256 << 20  # shard numbers and receipts need next to nothing
 _ENVIRONMENT = {

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dto_pipeline.data.receipts import Receipt, add_counts
 from dto_pipeline.data.storage import as_location
-from dto_pipeline.run.directory import RunDirectory, read_identity, scan_run
-from dto_pipeline.run.lock import read_holder
-from dto_pipeline.run.receipt import Receipt, add_counts
+from dto_pipeline.run.folder import RunDirectory, read_identity, scan_run
+from dto_pipeline.run.lease import read_holder
 from dto_pipeline.run.sanity import Sanity, judge_run
 from dto_pipeline.status import ImageStatus, PersonStatus, ShardStatus
 
@@ -93,7 +93,7 @@ def read_status(run_dir: str | Path) -> RunStatus:
     return RunStatus(
         run_dir=str(run_dir),
         subset=identity.subset,
-        driver="none" if holder is None else holder.describe(),
+        driver="none" if holder is None else holder.describe_state(),
         driver_note=describe_driver(holder.state if holder else None, pending, len(given_up)),
         last_receipt_s=_age(receipts),
         shards={

@@ -17,10 +17,10 @@ from typing import Any
 
 from dto_pipeline.data.label_files import person_leaf, read_label_files
 from dto_pipeline.data.labels import LabelsError
+from dto_pipeline.data.receipts import Receipt, add_counts
 from dto_pipeline.run.budget import Losses, count_losses, over_budget
-from dto_pipeline.run.directory import RunDirectory, RunScan
+from dto_pipeline.run.folder import RunDirectory, RunScan
 from dto_pipeline.run.plan import RunPlan
-from dto_pipeline.run.receipt import Receipt, add_counts
 from dto_pipeline.run.report import count_lines, format_duration, sum_stages, unreadable_lines
 from dto_pipeline.run.sanity import Sanity, judge_run
 from dto_pipeline.status import ImageStatus, PersonStatus
@@ -167,11 +167,11 @@ def _judge_losses(directory: RunDirectory, receipts: list[Receipt], share: float
 
 def find_example(directory: RunDirectory, losses: Losses) -> list[str]:
     """One line with the first row that was lost for the commonest cause and what it says; [] where none tells."""
-    shard = losses.shards.get(losses.commonest)
-    if shard is None:
+    receipt = losses.examples.get(losses.commonest)
+    if receipt is None:
         return []
     try:
-        table = read_label_files([directory.label_file(shard)], _EXAMPLE)
+        table = read_label_files([directory.label_file(receipt.shard, receipt.generation)], _EXAMPLE)
     except LabelsError:
         return []
     images = table.select(["image_id", "status", "message"]).to_pylist()  # plain values: pandas is not loaded for it

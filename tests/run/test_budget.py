@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from dto_pipeline.cli import main
 from dto_pipeline.config import ConfigError, PipelineConfig, load_config
+from dto_pipeline.data.receipts import Receipt
 from dto_pipeline.run.budget import (
     FAILED_IN_A_ROW,
     JUDGED_FROM,
@@ -20,10 +21,9 @@ from dto_pipeline.run.budget import (
     count_losses,
     over_budget,
 )
-from dto_pipeline.run.directory import RunDirectory
+from dto_pipeline.run.folder import RunDirectory
 from dto_pipeline.run.identity import hash_settings
 from dto_pipeline.run.loop import TooManyFailed, drive
-from dto_pipeline.run.receipt import Receipt
 from dto_pipeline.run.schedule import Charge, Schedule
 from dto_pipeline.status import ImageStatus
 from tests.run.fakes import DIE, DONE, RAISE, FakeLedger, FakePool, make_config, make_receipt

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from dto_pipeline.data.labels import read_labels
-from dto_pipeline.run import directory as files
-from dto_pipeline.run.directory import RunDirectory, RunMismatch
+from dto_pipeline.data.receipts import read_receipt
+from dto_pipeline.run import folder as files
 from dto_pipeline.run.driver import run_pipeline
-from dto_pipeline.run.lock import RunLocked
+from dto_pipeline.run.folder import RunDirectory, RunMismatch
+from dto_pipeline.run.lease import RunLocked
 from dto_pipeline.run.loop import RunAborted
-from dto_pipeline.run.receipt import read_receipt
 from dto_pipeline.run.report import read_status
 from dto_pipeline.run.summary import RunSummary
 from tests.run.chaos import RAISE, ChaosRunner, label_bytes, read_failure, tiny_config

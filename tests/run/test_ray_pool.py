@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import ray
 
-from dto_pipeline.run.directory import RunDirectory
+from dto_pipeline.data.receipts import read_receipt
 from dto_pipeline.run.driver import run_pipeline
+from dto_pipeline.run.folder import RunDirectory
 from dto_pipeline.run.loop import RunAborted
-from dto_pipeline.run.receipt import read_receipt
 from dto_pipeline.run.summary import RunSummary
 from tests.run.chaos import DIE, HANG, RAISE, ChaosRunner, label_bytes, read_failure, tiny_config
 

@@ -13,11 +13,11 @@ import pytest
 from dto_pipeline.cli import main
 from dto_pipeline.config import PipelineConfig, load_config
 from dto_pipeline.data.label_files import read_label_files
+from dto_pipeline.data.receipts import parse_receipt, read_receipt
 from dto_pipeline.models.body_file import locate_body
-from dto_pipeline.run.directory import RunDirectory
 from dto_pipeline.run.driver import run_pipeline
+from dto_pipeline.run.folder import RunDirectory
 from dto_pipeline.run.identity import identify_run
-from dto_pipeline.run.receipt import parse_receipt, read_receipt
 from dto_pipeline.run.report import read_status
 from dto_pipeline.run.sanity import ALONE_SHARE, MOST, TOO_TALL_SHARE, Sanity, count_signs, judge_run
 from dto_pipeline.run.summary import RunSummary
