@@ -42,14 +42,13 @@ ALSO = {
         "run.publish",
         "run.report",
         "run.sanity",
-        "run.summary",
     },
 }
 # library -> where it may be imported
 DOORS = {
     "pyarrow": ("schema", "data."),
     # actors; Prometheus, which Ray's agents carry; Ray Train
-    "ray": ("run.ray_pool", "run.ray_metrics", "train.loop"),
+    "ray": ("run.ray_pool", "run.ray_start", "run.ray_metrics", "train.loop"),
     "smplx": ("models.body",),
     "transformers": ("models.",),
     "pickle": ("data.",),

@@ -63,7 +63,7 @@ def run_resume_bench(shards: int, folder: Path | None = None) -> ResumeBench:
     """Generate a run and time its resume; `folder` is where to write, None = a temporary folder."""
     with tempfile.TemporaryDirectory(dir=folder, prefix="dto-bench-") as name:
         directory = RunDirectory(Path(name) / "run")
-        facts = _Facts(shards, shards * _IMAGES, shards * _IMAGES * 5)
+        facts: Any = _Facts(shards, shards * _IMAGES, shards * _IMAGES * 5)
         identity = identify_run(load_config(None, [f"body.model_path={STAND_IN_BODY}"]), facts, "manifest.parquet")
         _write_run(directory, identity)
         sizes_s, _ = _seconds(lambda: files.scan_run(directory, identity))

@@ -23,9 +23,10 @@ from dto_pipeline.lab.simulation import CountingLedger
 from dto_pipeline.run.folder import RunDirectory
 from dto_pipeline.run.identity import identify_run
 from dto_pipeline.run.loop import drive
-from dto_pipeline.run.plan import Retry, Selection, plan_run
+from dto_pipeline.run.plan import plan_run
 from dto_pipeline.run.pool import Event, WorkerPool, WorkerReady
 from dto_pipeline.run.schedule import Schedule
+from dto_pipeline.run.selection import Retry, Selection
 from dto_pipeline.run.worker import ShardRunner
 
 GOAL = 1.9  # two workers on two cores against one

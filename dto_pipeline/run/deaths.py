@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 from dto_pipeline.config import RunConfig
@@ -19,11 +20,9 @@ from dto_pipeline.data.files import json_bytes
 from dto_pipeline.data.receipts import shard_name
 from dto_pipeline.reading import parse_json
 from dto_pipeline.run import folder as files
-from dto_pipeline.run.folder import RunDirectory
+from dto_pipeline.run.folder import Failure, RunDirectory
 from dto_pipeline.run.lease import machine_mark
-from dto_pipeline.run.memory import UNKNOWN, has_grown, oom_kills
 from dto_pipeline.run.publish import lacks_receipt_only
-from dto_pipeline.run.records import Failure
 from dto_pipeline.status import ImageStatus
 
 CONDEMNED_AFTER = 2  # deaths in a row with the image alone in work; one may be chance
@@ -36,6 +35,10 @@ _OWN_DEATH = {
     True: "memory ran out on this machine and the driver's process was ended",
 }
 _NOTE = re.compile(r"shard-(\d{5,})\.hand\.json")
+UNKNOWN = -1
+_CGROUP_OF_PROCESS = Path("/proc/self/cgroup")
+_CGROUPS = Path("/sys/fs/cgroup")
+_MACHINE = Path("/proc/vmstat")
 _Row = TypeVar("_Row")
 
 
@@ -49,7 +52,7 @@ class InFlight:
     survived: tuple[str, ...] = ()  # images under suspicion that came through in this attempt
     driver: bool = False  # True: the process that dies is the driver's own
     machine: str = ""  # of a driver: see `lease.machine_mark`
-    oom_kills: int = UNKNOWN  # of a driver's machine when the note was written, see `run.memory`
+    oom_kills: int = UNKNOWN  # of a driver's machine when the note was written
 
 
 @dataclass
@@ -231,3 +234,38 @@ def _noted_shards(directory: RunDirectory) -> list[int]:
     """Shards that somebody was at when last heard of."""
     names = [_NOTE.fullmatch(name) for name in directory.store.entries(files.FAILURES)]
     return sorted(int(match[1]) for match in names if match)
+
+
+def oom_kills() -> int:
+    """Processes ended for want of memory since the machine, or this container, came up; `UNKNOWN` = not told.
+
+    A process that the kernel's out-of-memory killer ends looks like one that crashed; the counter tells them apart. The
+    container's own is asked first: the machine's also counts those of others.
+    """
+    counts = map(_count, (*_own_counters(), _MACHINE))
+    return next((count for count in counts if count != UNKNOWN), UNKNOWN)
+
+
+def has_grown(before: int, now: int) -> bool:
+    """True if a process was ended for want of memory between two counts."""
+    return UNKNOWN < before < now
+
+
+def _own_counters() -> list[Path]:
+    """Where cgroups of version 2 and 1 count, for the group that this process is in."""
+    try:
+        parts = [line.split(":", 2) for line in _CGROUP_OF_PROCESS.read_text().splitlines()]
+    except OSError:
+        return []
+    groups = {kinds: below.lstrip("/") for _, kinds, below in parts}
+    counters = [_CGROUPS / groups[""] / "memory.events"] if "" in groups else []
+    return counters + ([_CGROUPS / "memory" / groups["memory"] / "memory.oom_control"] if "memory" in groups else [])
+
+
+def _count(path: Path) -> int:
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return UNKNOWN
+    counts = [line.split()[1] for line in lines if line.startswith("oom_kill ")]
+    return int(counts[0]) if counts and counts[0].isdecimal() else UNKNOWN

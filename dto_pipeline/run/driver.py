@@ -25,21 +25,19 @@ from dto_pipeline.run import folder as files
 from dto_pipeline.run.budget import FailureBudget
 from dto_pipeline.run.deaths import Suspects
 from dto_pipeline.run.folder import RunDirectory, RunScan
-from dto_pipeline.run.forecast import Forecast, forecast_run
-from dto_pipeline.run.identity import RunIdentity, identify_run
-from dto_pipeline.run.inputs import Places, find_missing, find_places, find_relative, find_unnamed, settle_config
+from dto_pipeline.run.identity import RunIdentity, find_places, identify_run, settle_config
 from dto_pipeline.run.lease import DriverLock, RunLockLost
 from dto_pipeline.run.loop import TooManyFailed, drive
-from dto_pipeline.run.plan import Retry, RunPlan, Selection, plan_run
+from dto_pipeline.run.plan import RunPlan, find_refusals, plan_run
 from dto_pipeline.run.pool import InProcessPool, Runner, WorkerPool
 from dto_pipeline.run.progress import FileLedger
+from dto_pipeline.run.report import RunSummary, Tally, find_example, summarize
 from dto_pipeline.run.schedule import Schedule
-from dto_pipeline.run.summary import RunSummary, Tally, find_example, summarize
+from dto_pipeline.run.selection import EVERYTHING, Retry, Selection
 
 if TYPE_CHECKING:
     from dto_pipeline.run.ray_metrics import RayMetrics
 
-EVERYTHING = Selection()
 _LOG = logging.getLogger(__name__)
 
 
@@ -87,7 +85,7 @@ def run_pipeline(
     manifest = Manifest.open(manifest_path)
     config = settle_config(config, manifest)
     places = find_places(config, manifest, images_root, depth_root)
-    if refusals := [*_find_missing(manifest, config, address, places), *_find_strangers(directory)]:
+    if refusals := find_refusals(directory, manifest, config, address, places):
         raise files.RunDirectoryError(refusals[0])
     selection.find_shards(manifest.num_shards, manifest.subset)  # a mistake is said before anything is made
     directory.create_folders()
@@ -125,36 +123,6 @@ def _tidy_up(directory: RunDirectory, identity: RunIdentity, lock: DriverLock) -
     return scan
 
 
-def plan_pipeline(
-    manifest_path: str | Path,
-    run_dir: str | Path,
-    config: PipelineConfig,
-    retry_failed: bool = False,
-    retry_statuses: Collection[str] = (),
-    selection: Selection = EVERYTHING,
-    images_per_s: float | None = None,
-    address: str = "local",
-    images_root: str | Path | None = None,
-    depth_root: str | Path | None = None,
-) -> Forecast:
-    """What `run_pipeline` with the same arguments would do. Writes nothing, not even the run's folder.
-
-    Args:
-        images_per_s: of one worker, for the time a run without receipts will take; None = not known.
-
-    Raises:
-        ManifestError, SelectionError: there is nothing to plan.
-        ConfigError, BodyModelError: no body model is named, or it is not there.
-    """
-    retry = Retry.of(retry_failed, retry_statuses)
-    directory = RunDirectory(as_location(run_dir))
-    manifest = Manifest.open(manifest_path)
-    config = settle_config(config, manifest)
-    places = find_places(config, manifest, images_root, depth_root)
-    missing = [*_find_missing(manifest, config, address, places), *_find_strangers(directory)]
-    return forecast_run(directory, manifest, config, selection, retry, images_per_s, missing)
-
-
 def _warn_of_demo_network(config: PipelineConfig, manifest: Manifest) -> None:
     synthetic = str(manifest.dataset.get("licence", "")).startswith(SYNTHETIC)
     if config.depth.source == "model" and config.depth.model == DEMO_MODEL and not synthetic:
@@ -163,21 +131,6 @@ def _warn_of_demo_network(config: PipelineConfig, manifest: Manifest) -> None:
             "nothing; take a published network (docs/seeing.md) for %s",
             manifest.subset,
         )
-
-
-def _find_missing(manifest: Manifest, config: PipelineConfig, address: str, places: Places) -> list[str]:
-    """What every image, or every worker, would fail for, as far as this machine can tell.
-
-    A cluster's nodes may see folders that this machine does not: there each worker looks before its first shard.
-    """
-    if address == "local" or config.run.workers == 0:
-        return find_missing(config, manifest, places)
-    return [*find_unnamed(config, manifest), *find_relative(manifest, places)]
-
-
-def _find_strangers(directory: RunDirectory) -> list[str]:
-    stranger = files.find_strangers(directory)
-    return [stranger] if stranger else []
 
 
 def _do_work(

@@ -19,6 +19,7 @@ else. What is replaced or removed besides (failures, notes) decides about attemp
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -26,7 +27,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
-from dto_pipeline.config import RunConfig, shorten
+from dto_pipeline.config import PipelineConfig, RunConfig, build_rooms, shorten
 from dto_pipeline.data.files import is_temporary, json_bytes
 from dto_pipeline.data.receipts import (
     LABELS,
@@ -35,7 +36,9 @@ from dto_pipeline.data.receipts import (
     Receipt,
     RecordInvalid,
     count_labels,
+    impossible_fields,
     label_name,
+    parse_record,
     receipt_name,
     shard_name,
 )
@@ -45,9 +48,17 @@ from dto_pipeline.errors import DtoError
 from dto_pipeline.reading import IrregularFile, parse_json
 from dto_pipeline.run.identity import RunIdentity, describe_run_difference
 from dto_pipeline.run.lease import LEASE_FOLDER, DriverLock
-from dto_pipeline.run.records import Failure, check_run_record, parse_failure
 
 RUN_SCHEMA = "dto-run/1"
+FAILURE_SCHEMA = "dto-failure/1"
+_MOST_SHARDS = 10_000_000  # a run of a hundred billion images; more is damage
+_READ = {
+    "body": ("model_path", "kid_axis"),
+    "depth": ("kind", "scale", "root"),
+    "joint": ("hold_z_sigma",),
+    "refine": ("accept_below",),
+    "solver": ("mode", "max_height"),
+}  # section of the config -> keys that readers of finished runs ask for
 Place = TypeVar("Place", bound=Location)
 FAILURES = "failures"
 _RESTORE = "put run.json back as it was, or start anew in another folder: the labels stay where they are"
@@ -127,6 +138,25 @@ class RunDirectory(Generic[Place]):
     def _at(self, name: str) -> Place:
         root: Location = self.root
         return cast(Place, root / name if isinstance(root, Path) else join_location(root, name))
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What went wrong with a shard that is not done; never counts as done."""
+
+    shard: int
+    attempts: int  # that were charged to the shard
+    given_up: bool  # True: quarantined until somebody asks for a retry
+    error: str  # of the last attempt, one line
+    worker: str
+    failed_at: float  # [s since 1970 UTC]
+    detail: str = ""  # trace of the last attempt
+    deaths: int = 0  # of the attempts, those that ended with their process
+    suspects: dict[str, int] = field(default_factory=dict)  # image_id -> processes that died with it alone in hand
+    memory: dict[str, int] = field(default_factory=dict)  # image_id -> those of them for which memory ran out
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"schema": FAILURE_SCHEMA, **dataclasses.asdict(self)}
 
 
 @dataclass(frozen=True)
@@ -232,7 +262,7 @@ def read_identity(directory: RunDirectory) -> RunIdentity:
             versions=found["versions"],
             inputs=found.get("inputs", {}),
         )
-        check_run_record(identity.config, vars(identity), RunIdentity)
+        _check_run_record(identity.config, vars(identity), RunIdentity)
         return identity
     except FileNotFoundError as error:
         raise RunDirectoryError(f"{directory.root} holds no run.json; `dto run` makes one") from error
@@ -337,3 +367,26 @@ def _check_footers(scan: RunScan) -> dict[int, str]:
         else:
             del void[shard]
     return void
+
+
+def parse_failure(data: bytes, path: Location) -> Failure:
+    """A failure's bytes; errors name `path`. Raises: RecordInvalid."""
+    return Failure(**parse_record(data, path, FAILURE_SCHEMA, Failure))
+
+
+def _check_run_record(config: Mapping[str, Any], values: Mapping[str, Any], record: type) -> None:
+    """Check what run.json holds.
+
+    Args:
+        config: as recorded.
+        values: the fields of `record`, a dataclass.
+
+    Raises:
+        KeyError, TypeError or ValueError: a value is missing, or none that a run can have; the text says which.
+    """
+    if wrong := impossible_fields({name: value for name, value in values.items() if name != "config"}, record):
+        raise ValueError(f"{wrong[0]} is {shorten(values[wrong[0]])}")
+    if values["shards"] > _MOST_SHARDS:
+        raise ValueError(f"shards is {values['shards']}")
+    known = {section: {key: config[section][key] for key in keys} for section, keys in _READ.items()}
+    build_rooms(PipelineConfig, known)  # their types

@@ -1,8 +1,7 @@
 """What one launch of a run will do: which shards are done, given up, selected, to be repaired, left for another time.
 
-A selection narrows one launch; the run stays the whole manifest, and what was not selected stays pending. `survey_run`
-only reads, so that a dry run can ask the same question; `plan_run` settles first what an earlier launch left behind.
-Counts are images.
+`survey_run` only reads, so that a dry run can ask the same question; `plan_run` settles first what an earlier launch
+left behind. Counts are images.
 """
 
 from __future__ import annotations
@@ -10,88 +9,21 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from dto_pipeline.config import RunConfig
+from dto_pipeline.config import PipelineConfig, RunConfig
 from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.receipts import Receipt
-from dto_pipeline.errors import DtoError
 from dto_pipeline.run import folder as files
 from dto_pipeline.run.deaths import charge_own_deaths
-from dto_pipeline.run.folder import RunDirectory, RunScan
-from dto_pipeline.run.identity import RunIdentity
+from dto_pipeline.run.finished import clear_notes, find_damage, noted_damage
+from dto_pipeline.run.folder import Failure, RunDirectory, RunScan
+from dto_pipeline.run.identity import Places, RunIdentity, find_missing, find_relative, find_unnamed
 from dto_pipeline.run.lease import DriverLock
-from dto_pipeline.run.publish import clear_notes, find_damage, noted_damage
-from dto_pipeline.run.records import Failure
-from dto_pipeline.status import ImageStatus, ShardStatus
+from dto_pipeline.run.selection import Retry, Selection
 
 _LOG = logging.getLogger(__name__)
-
-
-class SelectionError(DtoError, ValueError):
-    """A selection that means nothing for this manifest; the message says what there is."""
-
-
-@dataclass(frozen=True)
-class Selection:
-    """What a launch is limited to; the defaults are everything."""
-
-    shards: str = ""  # "3-7,12": numbers and closed ranges
-    subsets: tuple[str, ...] = ()  # names of data sets
-    limit: int | None = None  # images, rounded to whole shards
-
-    def find_shards(self, count: int, subset: str) -> frozenset[int]:
-        """Shards of a manifest of `count` shards of `subset` that are selected (the limit is applied to work later).
-
-        Raises:
-            SelectionError: a range that cannot be read or lies outside, or a subset the manifest does not hold.
-        """
-        for name in self.subsets:
-            if name != subset:
-                raise SelectionError(f"the manifest holds the subset {subset!r}, not {name!r}; give its own manifest")
-        return parse_shards(self.shards, count) if self.shards else frozenset(range(count))
-
-    def take(self, work: Mapping[int, int]) -> list[int]:
-        """The first shards of `work` (shard -> images to be done) within the limit; at least one, in order."""
-        taken: list[int] = []
-        images = 0
-        for shard in sorted(work):
-            images += work[shard]
-            if self.limit is not None and taken and images > self.limit:
-                break
-            taken.append(shard)
-        return taken
-
-
-@dataclass(frozen=True)
-class Retry:
-    """Which failures a launch takes up again; the defaults are none."""
-
-    shards: bool = False  # those that were given up
-    images: frozenset[str] = frozenset()  # statuses of images in finished shards
-
-    @classmethod
-    def of(cls, wanted: bool, statuses: Iterable[str] = ()) -> Retry:
-        """Meaning of ``--retry-failed [--status S,..]``: without statuses everything that failed.
-
-        Raises:
-            SelectionError: a word that is not a failure, or statuses without a retry.
-        """
-        words = [word for word in statuses if word]
-        failures = {str(status) for status in ImageStatus if status.is_failure}
-        choices = failures | {str(ShardStatus.FAILED)}
-        if unknown := sorted(set(words) - choices):
-            raise SelectionError(f"{unknown} are no failures; choose from {sorted(choices)} (failed: whole shards)")
-        if not wanted:
-            if words:
-                raise SelectionError("--status names failures to take up again: use it with --retry-failed")
-            return cls()
-        return cls(not words or ShardStatus.FAILED in words, frozenset(words or failures) & failures)
-
-    def count_images(self, image_status: Mapping[str, int]) -> int:
-        """Images to do again in a finished shard with these counts."""
-        return sum(count for word, count in image_status.items() if word in self.images)
 
 
 @dataclass(frozen=True)
@@ -114,6 +46,21 @@ class RunPlan:
     def attempts(self) -> dict[int, int]:
         """That shards have used up."""
         return {shard: failure.attempts for shard, failure in self.earlier.items()}
+
+
+def find_refusals(
+    directory: RunDirectory, manifest: Manifest, config: PipelineConfig, address: str, places: Places
+) -> list[str]:
+    """Why no launch may begin: what every image, or every worker, would fail for, as far as this machine can tell.
+
+    A cluster's nodes may see folders that this machine does not: there each worker looks before its first shard.
+    """
+    if address == "local" or config.run.workers == 0:
+        missing = find_missing(config, manifest, places)
+    else:
+        missing = [*find_unnamed(config, manifest), *find_relative(manifest, places)]
+    stranger = files.find_strangers(directory)
+    return [*missing, *([stranger] if stranger else [])]
 
 
 def survey_run(
@@ -211,21 +158,3 @@ def _read_repair_failures(directory: RunDirectory, scan: RunScan, repairs: froze
 
 def _without(shards: tuple[int, ...], excepted: frozenset[int]) -> tuple[int, ...]:
     return tuple(shard for shard in shards if shard not in excepted)
-
-
-def parse_shards(text: str, count: int) -> frozenset[int]:
-    """Shard numbers of ``3-7,12``, each below `count`.
-
-    Raises:
-        SelectionError: not numbers and ranges, or outside the manifest.
-    """
-    shards: set[int] = set()
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise SelectionError(f"{part!r} is neither a shard nor a range of shards; write them like 3-7,12")
-        start, stop = int(first), int(last) if dash else int(first)
-        if start > stop or stop >= count:
-            raise SelectionError(f"shards {part.strip()}: the manifest's shards are 0 to {count - 1}, ranges ascend")
-        shards.update(range(start, stop + 1))
-    return frozenset(shards)

@@ -17,12 +17,11 @@ from tqdm import tqdm
 from dto_pipeline.data.receipts import Receipt
 from dto_pipeline.run import folder as files
 from dto_pipeline.run.deaths import Suspects
-from dto_pipeline.run.folder import RunDirectory
+from dto_pipeline.run.folder import Failure, RunDirectory
 from dto_pipeline.run.loop import RunAborted
 from dto_pipeline.run.plan import RunPlan
-from dto_pipeline.run.records import Failure
+from dto_pipeline.run.report import Tally
 from dto_pipeline.run.schedule import Charge, Schedule
-from dto_pipeline.run.summary import Tally
 
 if TYPE_CHECKING:  # a run without Ray does not load it
     from dto_pipeline.run.ray_metrics import RayMetrics

@@ -1,4 +1,4 @@
-"""From a shard's rows to its published files: the footer, adoption of orphans, the receipt; and damage found later.
+"""From a shard's rows to its published files: the footer, adoption of orphans, the receipt.
 
 Knows label tables and the run's folder; knows nothing of models, batches or Ray. A label file never holds anything that
 varies between equal runs: no clock, no worker, no path of a machine.
@@ -15,8 +15,6 @@ files of older generations are removed. What may happen in between, on any store
 - an answer lost on the way: the PUT sent again finds its own object, which is compared by key and adopted.
 
 A receipt tells of what lies there: size and sha256 are read back from the store, never taken from memory.
-
-    failures/shard-00042.damage.json    `dto verify` found the shard's label file damaged; the next launch looks again
 """
 
 from __future__ import annotations
@@ -24,9 +22,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -43,16 +40,13 @@ from dto_pipeline.data.receipts import (
     parse_name,
     parse_receipt,
     receipt_name,
-    shard_name,
     why_void,
 )
 from dto_pipeline.data.store import sha256_of
-from dto_pipeline.run.folder import FAILURES, RunDirectory
+from dto_pipeline.run.folder import RunDirectory
 from dto_pipeline.run.identity import RunIdentity, label_settings
 from dto_pipeline.run.sanity import count_signs
 
-DAMAGE_SCHEMA = "dto-damage/1"
-_NOTE = re.compile(r"shard-(\d{5,})\.damage\.json")
 _LOG = logging.getLogger(__name__)
 LabelTable = Any  # a pyarrow.Table of schema.LABELS_SCHEMA; pyarrow itself is imported in data/ only
 
@@ -259,51 +253,6 @@ def count_statuses(table: LabelTable) -> tuple[dict[str, int], dict[str, int]]:
     persons = table.column("persons").combine_chunks().flatten().field("status").to_pylist()
     images = Counter(table.column("status").to_pylist())
     return dict(sorted(images.items())), dict(sorted(Counter(persons).items()))
-
-
-def find_damage(directory: RunDirectory, done: Mapping[int, Receipt]) -> dict[int, str]:
-    """Shards whose label file is not the one their receipt tells of -> why. Reads all of them.
-
-    A flipped bit shows neither in size nor in footer, which is all that a launch looks at by itself.
-    """
-    reasons = {shard: _damage(directory, shard, receipt) for shard, receipt in sorted(done.items())}
-    return {shard: reason for shard, reason in reasons.items() if reason}
-
-
-def note_damage(directory: RunDirectory, shards: Iterable[int]) -> None:
-    """Leave word for the next launch. Raises: OSError where the folder cannot be written."""
-    for shard in shards:
-        directory.store.replace(_note_name(shard), json_bytes({"schema": DAMAGE_SCHEMA, "shard": shard}))
-
-
-def noted_damage(directory: RunDirectory) -> list[int]:
-    """Shards that somebody found damaged since they were last done."""
-    names = [_NOTE.fullmatch(name) for name in directory.store.entries(FAILURES)]
-    return sorted(int(match[1]) for match in names if match)
-
-
-def clear_notes(directory: RunDirectory, shards: Iterable[int]) -> None:
-    """The shards have been looked at."""
-    for shard in shards:
-        directory.store.remove(_note_name(shard))
-
-
-def _note_name(shard: int) -> str:
-    return f"{FAILURES}/{shard_name(shard)}.damage.json"
-
-
-def _damage(directory: RunDirectory, shard: int, receipt: Receipt) -> str:
-    path = directory.label_file(shard, receipt.generation)
-    try:
-        found = sha256_of(path)
-        if found != receipt.label_sha256:
-            return f"the sha256 of its label file is {found[:16]}, the receipt says {receipt.label_sha256[:16]}"
-        table, key = read_labels(path), read_label_metadata(path).get("shard_key")
-    except (LabelsError, OSError) as error:
-        return f"its label file cannot be read: {error}"
-    if (*count_statuses(table), key) != (receipt.image_status, receipt.person_status, receipt.shard_key):
-        return "its receipt does not count what its label file holds"
-    return ""
 
 
 def _size(directory: RunDirectory, name: str) -> int | None:

@@ -40,7 +40,7 @@ from dto_pipeline.data.store import sha256_of
 from dto_pipeline.models.body import BodyModel, BodyModelError
 from dto_pipeline.run.lease import read_holder
 from dto_pipeline.run.publish import count_statuses
-from dto_pipeline.run.summary import EXIT_DONE, EXIT_MISSING, EXIT_SELECTED
+from dto_pipeline.run.report import EXIT_DONE, EXIT_MISSING, EXIT_SELECTED
 from dto_pipeline.view.run_files import RunFiles, load_run_body, open_run_files
 
 _RECEIPTS = "every receipt holds"

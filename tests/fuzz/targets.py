@@ -38,8 +38,7 @@ from dto_pipeline.models.body import load_body
 from dto_pipeline.models.depth import DepthFiles
 from dto_pipeline.paths import UnsafePath
 from dto_pipeline.run.deaths import NOTE_SCHEMA, note_name, read_note
-from dto_pipeline.run.folder import RunDirectory, open_run, read_identity
-from dto_pipeline.run.records import Failure, parse_failure
+from dto_pipeline.run.folder import Failure, RunDirectory, open_run, parse_failure, read_identity
 from dto_pipeline.status import UnusableImage
 from dto_pipeline.train.checkpoint import FORMAT, library_versions, read_checkpoint, restore_network
 from dto_pipeline.train.config import load_train_config

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -16,17 +17,16 @@ from dto_pipeline.data.receipts import receipt_name
 from dto_pipeline.data.storage import base_name
 from dto_pipeline.run import folder as files
 from dto_pipeline.run import identity as identities
-from dto_pipeline.run.folder import RunDirectory, RunDirectoryError, RunMismatch
+from dto_pipeline.run.folder import Failure, RunDirectory, RunDirectoryError, RunMismatch
 from dto_pipeline.run.identity import identify_run
 from dto_pipeline.run.lease import DriverLock, RunLocked, read_holder
-from dto_pipeline.run.records import Failure
 from tests.run.fakes import make_receipt
 
 HERE = (os.getpid(), socket.gethostname())
 NAMED = load_config(overrides=["body.model_path=demo"])
 
 
-def _manifest(**changes) -> SimpleNamespace:
+def _manifest(**changes) -> Any:
     facts = {"fingerprint": "manifest", "subset": "tiny", "num_shards": 3, "num_images": 12, "num_people": 27}
     return SimpleNamespace(**{**facts, **changes})
 

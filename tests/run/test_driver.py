@@ -19,8 +19,7 @@ from dto_pipeline.run.driver import run_pipeline
 from dto_pipeline.run.folder import RunDirectory, RunMismatch
 from dto_pipeline.run.lease import RunLocked
 from dto_pipeline.run.loop import RunAborted
-from dto_pipeline.run.report import read_status
-from dto_pipeline.run.summary import RunSummary
+from dto_pipeline.run.report import RunSummary, read_status
 from tests.run.chaos import RAISE, ChaosRunner, label_bytes, read_failure, tiny_config
 from tests.tiny_dataset import write_tiny_dataset
 

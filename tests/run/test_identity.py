@@ -26,12 +26,13 @@ from dto_pipeline.errors import DtoError
 from dto_pipeline.models.body import BodyModel, BodyModelError, load_body
 from dto_pipeline.models.body_file import locate_body
 from dto_pipeline.models.networks import sha256_once
-from dto_pipeline.run.driver import plan_pipeline, run_pipeline
+from dto_pipeline.run.driver import run_pipeline
 from dto_pipeline.run.finished import read_run_labels
 from dto_pipeline.run.folder import RunDirectory, RunDirectoryError, RunMismatch, read_identity
+from dto_pipeline.run.forecast import plan_pipeline
 from dto_pipeline.run.identity import hash_settings, identify_run
-from dto_pipeline.run.plan import Selection
 from dto_pipeline.run.publish import find_orphan, shard_key
+from dto_pipeline.run.selection import Selection
 from dto_pipeline.run.worker import ShardRunner
 from dto_pipeline.train.data_config import DataConfig
 from dto_pipeline.view.diff import diff_labels

@@ -14,9 +14,8 @@ from dto_pipeline.data.receipts import count_labels, label_name, receipt_name
 from dto_pipeline.data.store import LocalStore, open_store
 from dto_pipeline.run import folder as files
 from dto_pipeline.run import lease as module
-from dto_pipeline.run.folder import RunDirectory
+from dto_pipeline.run.folder import Failure, RunDirectory
 from dto_pipeline.run.lease import DriverLock, Lease, RunLocked, RunLockLost, read_holder, read_newest
-from dto_pipeline.run.records import Failure
 from tests.run.fakes import make_receipt
 
 CALM = RunConfig(lease_s=3000.0, heartbeat_s=900.0)  # nothing happens by itself within a test

@@ -13,9 +13,10 @@ from dto_pipeline.run import folder as files
 from dto_pipeline.run.deaths import InFlight, Suspects, write_note
 from dto_pipeline.run.folder import RunDirectory, RunScan
 from dto_pipeline.run.identity import identify_run
-from dto_pipeline.run.plan import Retry, Selection, survey_run
+from dto_pipeline.run.plan import survey_run
 from dto_pipeline.run.progress import FileLedger
 from dto_pipeline.run.schedule import Charge, Schedule
+from dto_pipeline.run.selection import Retry, Selection
 from tests.run.fakes import make_config, make_receipt
 
 
@@ -139,7 +140,7 @@ def test_the_progress_line_waits_for_workers_only_while_none_has_its_place(run, 
 
 
 def test_json_lines_carry_facts_and_traces(tmp_path, capsys):
-    from dto_pipeline.run.logs import configure_logs
+    from dto_pipeline.commands.logs import configure_logs
 
     root = logging.getLogger()
     before = root.handlers[:], root.level

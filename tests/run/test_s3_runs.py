@@ -194,7 +194,7 @@ from dto_pipeline.config import RunConfig
 from dto_pipeline.data.storage import as_location
 from dto_pipeline.run import folder as files
 from dto_pipeline.run.lease import RunLockLost
-from dto_pipeline.run.records import Failure
+from dto_pipeline.run.folder import Failure
 
 directory = files.RunDirectory(as_location(sys.argv[1]))
 with directory.lock(RunConfig(lease_s=3.0, heartbeat_s=0.3)):

@@ -9,11 +9,11 @@ import pytest
 from dto_pipeline.config import load_config
 from dto_pipeline.data.manifest import build_manifest
 from dto_pipeline.run.deaths import InFlight, note_name, write_note
-from dto_pipeline.run.driver import plan_pipeline, run_pipeline
-from dto_pipeline.run.folder import RunDirectory, RunDirectoryError, record_failure
+from dto_pipeline.run.driver import run_pipeline
+from dto_pipeline.run.folder import Failure, RunDirectory, RunDirectoryError, record_failure
+from dto_pipeline.run.forecast import plan_pipeline
 from dto_pipeline.run.lease import new_record
-from dto_pipeline.run.plan import Selection, SelectionError
-from dto_pipeline.run.records import Failure
+from dto_pipeline.run.selection import Selection, SelectionError
 from tests.run.chaos import RAISE, ChaosRunner, label_bytes, tiny_config
 
 SHARDS = 6

@@ -28,8 +28,7 @@ from dto_pipeline.run.deaths import (
     write_note,
 )
 from dto_pipeline.run.driver import run_pipeline
-from dto_pipeline.run.folder import RunDirectory
-from dto_pipeline.run.records import Failure
+from dto_pipeline.run.folder import Failure, RunDirectory
 from dto_pipeline.status import ImageStatus
 from tests.chaos.arena import build_demo_manifest
 from tests.run.chaos import label_bytes, tiny_config
@@ -180,7 +179,7 @@ def test_an_image_that_came_through_is_free_of_what_memory_did_before(directory)
 def test_a_driver_whose_machine_ended_it_for_want_of_memory_leaves_that_as_the_reason(
     directory, tmp_path, monkeypatch, later, memory
 ):
-    monkeypatch.setattr("dto_pipeline.run.memory._own_counters", lambda: [tmp_path / "memory.events"])
+    monkeypatch.setattr("dto_pipeline.run.deaths._own_counters", lambda: [tmp_path / "memory.events"])
     (tmp_path / "memory.events").write_text("low 0\nhigh 7\nmax 3\noom 2\noom_kill 1\n")
     write_note(directory, InFlight(0, 1, "x", driver=True))
     (tmp_path / "memory.events").write_text(f"oom_kill {later}\n")
