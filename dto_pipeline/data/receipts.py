@@ -3,10 +3,10 @@
     labels/shard-00042.parquet       receipts/shard-00042.json       generation 0
     labels/shard-00042.r1.parquet    receipts/shard-00042.r1.json    generation 1: repaired, or done again after damage
 
-No file is ever overwritten, and no name used twice: what is done again gets the next generation. Of a shard the highest
-generation counts whose receipt holds. Receipts stay for good, so that a process that was frozen cannot take an old
-generation for a free one; label files that do not count any more are removed, so that somebody who reads the folder and
-knows no receipts sees every image once. Whoever reads a run asks `count_labels` which files count.
+No file is ever overwritten: what is done again gets the next generation. Of a shard the highest generation counts whose
+receipt holds. Receipts stay for good, so that a process that was frozen cannot take an old generation for a free one;
+label files that do not count any more are removed, so that somebody who reads the folder and knows no receipts sees
+every image once. Whoever reads a run asks `count_labels` which files count.
 
 Everything that may vary between two equal runs (time, worker, attempt) lives in receipts and never in a label file.
 Times in seconds, clocks in seconds since 1970 UTC.
