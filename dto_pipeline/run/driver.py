@@ -99,28 +99,9 @@ def run_pipeline(
                 from dto_pipeline.run.worker import ShardRunner  # loads PyTorch: only when there is work
 
                 runner = ShardRunner(config, manifest_path, run_dir, places.images, places.depth, retry.images)
-            try:
-                tally = _do_work(directory, plan, config.run, runner, address, progress, lock)
-            except Exception:
-                with suppress(OSError, RunLockLost):  # what stopped the launch matters more
-                    _tidy_up(directory, plan.identity, lock)
-                raise
-            scan = _tidy_up(directory, plan.identity, lock)
+            tally, scan = _do_work(directory, plan, config.run, runner, address, progress, lock)
         seconds = time.monotonic() - started
         return summarize(directory, plan, scan, tally, seconds, config.run.max_failed_images)
-
-
-def _tidy_up(directory: RunDirectory, identity: RunIdentity, lock: DriverLock) -> RunScan:
-    """Remove what workers that died under this driver left: half-written files, and label files that do not count.
-
-    Workers have ended by now. Raises: RunLockLost, where it is another driver's business.
-    """
-    lock.check()
-    files.sweep_temporary(directory)
-    scan = files.scan_run(directory, identity)
-    for name in scan.labels.surplus:
-        directory.store.remove(name)
-    return scan
 
 
 def _warn_of_demo_network(config: PipelineConfig, manifest: Manifest) -> None:
@@ -141,12 +122,44 @@ def _do_work(
     address: str,
     progress: bool,
     lock: DriverLock,
+) -> tuple[Tally, RunScan]:
+    """Have the shards done; what workers left that died on the way is cleared away, however the launch ends."""
+    try:
+        tally = _drive(directory, plan, config, runner, address, progress, lock)
+    except Exception:
+        with suppress(OSError, RunLockLost):  # what stopped the launch matters more
+            _tidy_up(directory, plan.identity, lock)
+        raise
+    return tally, _tidy_up(directory, plan.identity, lock)
+
+
+def _tidy_up(directory: RunDirectory, identity: RunIdentity, lock: DriverLock) -> RunScan:
+    """Remove what workers that died under this driver left: half-written files, and label files that do not count.
+
+    Workers have ended by now. Raises: RunLockLost, where it is another driver's business.
+    """
+    lock.check()
+    files.sweep_temporary(directory)
+    scan = files.scan_run(directory, identity)
+    for name in scan.labels.surplus:
+        directory.store.remove(name)
+    return scan
+
+
+def _drive(
+    directory: RunDirectory,
+    plan: RunPlan,
+    config: RunConfig,
+    runner: Runner,
+    address: str,
+    progress: bool,
+    lock: DriverLock,
 ) -> Tally:
     suspects = Suspects(directory, plan.earlier, config)
     schedule = Schedule(plan.work, config, plan.attempts, suspects.allows_another, plan.repairs)
     with ExitStack() as stack:
-        pool = stack.enter_context(closing(_build_pool(runner, config, address)))
-        metrics = _build_metrics(plan, config)
+        pool, metrics = _build_pool(runner, config, address, plan.identity.subset)
+        stack.enter_context(closing(pool))
         check = partial(lock.check, ask=False)
         ledger = stack.enter_context(FileLedger(directory, plan, schedule, suspects, progress, metrics, check))
         if progress:
@@ -159,18 +172,12 @@ def _do_work(
     return ledger.tally
 
 
-def _build_pool(runner: Runner, config: RunConfig, address: str) -> WorkerPool:
-    if config.workers == 0:
-        return InProcessPool(runner)
-    from dto_pipeline.run.ray_pool import RayPool  # loads Ray: only when there is work for it
-
-    return RayPool(runner, config, address)
-
-
-def _build_metrics(plan: RunPlan, config: RunConfig) -> RayMetrics | None:
+def _build_pool(runner: Runner, config: RunConfig, address: str, subset: str) -> tuple[WorkerPool, RayMetrics | None]:
     """Ray carries the metrics, so a run without it has none."""
     if config.workers == 0:
-        return None
-    from dto_pipeline.run.ray_metrics import open_metrics
+        return InProcessPool(runner), None
+    from dto_pipeline.run.ray_metrics import open_metrics  # load Ray: only when there is work for it
+    from dto_pipeline.run.ray_pool import RayPool
 
-    return open_metrics(plan.identity.subset)
+    pool = RayPool(runner, config, address)
+    return pool, open_metrics(subset)

@@ -159,7 +159,7 @@ def test_a_truncated_label_file_is_done_again(finished, undisturbed, keep_receip
         finished.directory.receipt_file(3).unlink()
 
     assert finished().done_now == 1
-    assert not read_receipt(finished.directory.receipt_file(3)).adopted
+    assert not read_receipt(finished.directory.receipt_file(3, 1)).adopted
     assert label_bytes(finished.directory.root) == undisturbed
 
 
@@ -357,7 +357,8 @@ def test_failed_images_are_done_again_on_request_and_only_in_their_shards(tmp_pa
     assert "depth_missing" not in again.image_status
     assert (again.done_now, again.repaired, again.mended) == (0, 1, 1)
     changed = {path.name for path, stamp in _stamps(directory).items() if before.get(path) != stamp}
-    assert changed == {"shard-00001.parquet", "shard-00001.json"}
+    assert changed == {"shard-00001.r1.parquet", "shard-00001.r1.json"}
+    assert sorted(label_bytes(directory.root)) == [f"shard-0000{shard}.parquet" for shard in range(3)]
 
 
 @pytest.mark.parametrize("option", ["images_root", "depth_root"])
