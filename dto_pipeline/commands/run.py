@@ -102,8 +102,9 @@ def _add_outlook(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from dto_pipeline.run.driver import plan_pipeline, run_pipeline
-    from dto_pipeline.run.logs import configure_logs
+    from dto_pipeline.commands.logs import configure_logs
+    from dto_pipeline.run.driver import run_pipeline
+    from dto_pipeline.run.forecast import plan_pipeline
     from dto_pipeline.run.selection import Selection
 
     configure_logs(arguments.log_level or ("info" if arguments.verbose else "warning"), arguments.log_json)

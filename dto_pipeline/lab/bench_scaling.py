@@ -17,17 +17,17 @@ from typing import Any
 
 from dto_pipeline.config import PipelineConfig
 from dto_pipeline.data.manifest import Manifest
+from dto_pipeline.data.receipts import Receipt
 from dto_pipeline.errors import DtoError
-from dto_pipeline.lab.simulation import CountingLedger, policy_of
-from dto_pipeline.run.directory import RunDirectory
-from dto_pipeline.run.drive import drive
+from dto_pipeline.lab.simulation import CountingLedger
+from dto_pipeline.run.folder import RunDirectory
 from dto_pipeline.run.identity import identify_run
+from dto_pipeline.run.loop import drive
 from dto_pipeline.run.plan import plan_run
 from dto_pipeline.run.pool import Event, WorkerPool, WorkerReady
-from dto_pipeline.run.receipt import Receipt
 from dto_pipeline.run.schedule import Schedule
 from dto_pipeline.run.selection import Retry, Selection
-from dto_pipeline.run.shard_runner import ShardRunner
+from dto_pipeline.run.worker import ShardRunner
 
 GOAL = 1.9  # two workers on two cores against one
 WORKERS = (1, 2)
@@ -128,7 +128,7 @@ def _time_run(
     with directory.lock():
         identity = identify_run(config, manifest, manifest.path)
         plan = plan_run(directory, identity, manifest, config.run, Selection(), Retry())
-        schedule = Schedule(plan.work, policy_of(config.run, workers))
+        schedule = Schedule(plan.work, replace(config.run, workers=workers))
         ray_pool = RayPool(runner, replace(config.run, workers=workers))
         with closing(StartTogether(ray_pool, workers)) as pool:
             drive(schedule, pool, ledger)

@@ -2,8 +2,9 @@
 
 Joins `data.scenes`, `models.seeing` and the optimiser; knows no file of the run. While window n is optimised, the
 networks look at window n + 1 and window n + 2 is loaded, each in its own thread. Windows are cut by the config alone,
-never by how work is moved: on a GPU the company an image has in a network's batch can change its last bits. An error of
-a network or of the optimiser costs the scene that caused it: the others are done again without it.
+never by how work is moved: on a GPU the company an image has in a network's batch can change its last bits. Batches are
+cut by sizes: padding costs time and memory, nothing else, so like goes with like. An error of a network or of the
+optimiser costs the scene that caused it: the others are done again without it. Pixels.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -25,12 +27,14 @@ from dto_pipeline.errors import lacks_memory
 from dto_pipeline.models.depth import DepthSource
 from dto_pipeline.models.seeing import Sight
 from dto_pipeline.optimizer import SceneOptimizer
-from dto_pipeline.run.batching import SceneSize, cut_windows, plan_batches
 from dto_pipeline.run.pool import DeviceLost, one_line
 from dto_pipeline.scene import PlacedScene, Scene
 from dto_pipeline.status import ImageStatus, PersonStatus
 from dto_pipeline.timing import StageClock
 
+MAX_PADDING = 1.5  # padded pixels of a batch per pixel of its images: beyond it a new batch is cheaper
+MAX_BATCH_PIXELS = 1 << 26  # padded pixels of a batch: bounds the disparity tensor to 256 MB
+MAX_WINDOW_PIXELS = 1 << 27  # of images loaded together, with their disparity 0.9 GB: those of 100 Mpx come one by one
 _LOG = logging.getLogger(__name__)
 _BATCHES_PER_WINDOW = 4  # of a network: images of one shape find each other within a window
 _Item = TypeVar("_Item")
@@ -92,7 +96,7 @@ class ScenePlacer:
             self.images_done += len(positions)
         return [placed[position] for position in range(rows.num_rows)]
 
-    def pass_by(self, rows: ManifestRows, status: ImageStatus, message: str) -> list[PlacedScene]:
+    def keep_labels(self, rows: ManifestRows, status: ImageStatus, message: str) -> list[PlacedScene]:
         """One placed scene per manifest row with the labels as given; no image is opened."""
         scenes = read_label_scenes(rows)
         for scene in scenes:
@@ -227,3 +231,71 @@ def status_of(error: Exception) -> ImageStatus:
 def is_device_error(error: BaseException) -> bool:
     """True for errors after which a CUDA context cannot be used any more (running out of memory is none)."""
     return isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error)
+
+
+@dataclass(frozen=True)
+class SceneSize:
+    """What the planner needs to know of one image."""
+
+    height: int  # [px], 0 = unknown
+    width: int  # [px], 0 = unknown
+    people: int
+
+
+def plan_batches(sizes: Sequence[SceneSize], batch_images: int) -> list[list[int]]:
+    """Cut a shard into batches.
+
+    Args:
+        sizes: one per image, in manifest order.
+        batch_images: most images of a batch.
+
+    Returns:
+        Lists of positions in `sizes`; every position occurs exactly once. Neighbours in a batch have like shapes, and
+        like numbers of people where the shape is the same.
+
+    Raises:
+        ValueError: `batch_images` below 1.
+    """
+    if batch_images < 1:
+        raise ValueError(f"batch_images is {batch_images}, expected at least 1")
+    return list(_cut(sizes, sorted(range(len(sizes)), key=lambda i: (_sort_key(sizes[i]), i)), batch_images))
+
+
+def cut_windows(sizes: Sequence[SceneSize], order: Sequence[int], images: int) -> list[list[int]]:
+    """Cut positions in `sizes`, in their order, into windows that are loaded together.
+
+    A window holds at most `images` and, unless it is a single image, `MAX_WINDOW_PIXELS`.
+    """
+    windows: list[list[int]] = []
+    pixels = 0
+    for position in order:
+        own = sizes[position].height * sizes[position].width
+        if not windows or len(windows[-1]) == images or pixels + own > MAX_WINDOW_PIXELS:
+            windows.append([])
+            pixels = 0
+        windows[-1].append(position)
+        pixels += own
+    return windows
+
+
+def _sort_key(size: SceneSize) -> tuple[int, int, int]:
+    return size.height, size.width, size.people
+
+
+def _cut(sizes: Sequence[SceneSize], order: Sequence[int], batch_images: int) -> Iterator[list[int]]:
+    batch: list[int] = []
+    for position in order:
+        if batch and (len(batch) == batch_images or _too_padded([sizes[i] for i in [*batch, position]])):
+            yield batch
+            batch = []
+        batch.append(position)
+    if batch:
+        yield batch
+
+
+def _too_padded(sizes: Sequence[SceneSize]) -> bool:
+    if any(size.height * size.width == 0 for size in sizes):
+        return True  # whatever it turns out to be, the others' memory was planned without it
+    padded = len(sizes) * max(size.height for size in sizes) * max(size.width for size in sizes)
+    own = sum(size.height * size.width for size in sizes)
+    return padded > MAX_BATCH_PIXELS or padded > MAX_PADDING * own

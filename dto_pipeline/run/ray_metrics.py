@@ -22,7 +22,7 @@ import logging
 import ray
 from ray.util.metrics import Counter, Gauge, Histogram
 
-from dto_pipeline.run.receipt import Receipt
+from dto_pipeline.data.receipts import Receipt
 from dto_pipeline.run.schedule import Charge
 
 SHARD_SECONDS = [1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0]  # borders of the histogram [s]

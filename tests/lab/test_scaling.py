@@ -8,10 +8,10 @@ import pytest
 
 from dto_pipeline.cli import build_parser
 from dto_pipeline.lab.bench_scaling import WORKERS, Scaling, SpinningRunner, StartTogether, blocks_for, measure_scaling
-from dto_pipeline.run.drive import drive
+from dto_pipeline.run.loop import drive
 from dto_pipeline.run.schedule import Schedule
 from tests.run.chaos import label_bytes, tiny_config
-from tests.run.fakes import START_S, FakeLedger, FakePool, make_policy
+from tests.run.fakes import START_S, FakeLedger, FakePool, make_config
 
 
 class _LatecomerPool(FakePool):
@@ -25,7 +25,7 @@ class _LatecomerPool(FakePool):
 
 def test_the_clock_starts_when_the_last_worker_is_ready() -> None:
     ledger, pool = FakeLedger(), StartTogether(_LatecomerPool(), workers=2)
-    drive(Schedule(range(8), make_policy(workers=2)), pool, ledger)
+    drive(Schedule(range(8), make_config(workers=2)), pool, ledger)
 
     assert pool.began == pytest.approx(START_S + 1.0)
     assert pool.now() - pool.began == pytest.approx(8 / 2 * 10.0)
@@ -34,7 +34,7 @@ def test_the_clock_starts_when_the_last_worker_is_ready() -> None:
 
 def test_a_worker_that_dies_while_others_are_awaited_is_replaced() -> None:
     ledger, pool = FakeLedger(), StartTogether(FakePool(starts=iter(["ready", "fail", "ready"])), workers=2)
-    drive(Schedule(range(4), make_policy(workers=2)), pool, ledger)
+    drive(Schedule(range(4), make_config(workers=2)), pool, ledger)
 
     assert sorted(ledger.done) == list(range(4))
     assert pool.began > START_S

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dto_pipeline.run.batching import (
+from dto_pipeline.run.placing import (
     MAX_BATCH_PIXELS,
     MAX_PADDING,
     MAX_WINDOW_PIXELS,

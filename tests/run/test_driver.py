@@ -13,14 +13,13 @@ from pathlib import Path
 import pytest
 
 from dto_pipeline.data.labels import read_labels
-from dto_pipeline.run import directory as files
-from dto_pipeline.run.directory import RunDirectory, RunMismatch
-from dto_pipeline.run.drive import RunAborted
+from dto_pipeline.data.receipts import read_receipt
+from dto_pipeline.run import folder as files
 from dto_pipeline.run.driver import run_pipeline
-from dto_pipeline.run.lock import RunLocked
-from dto_pipeline.run.receipt import read_receipt
-from dto_pipeline.run.report import read_status
-from dto_pipeline.run.summary import RunSummary
+from dto_pipeline.run.folder import RunDirectory, RunMismatch
+from dto_pipeline.run.lease import RunLocked
+from dto_pipeline.run.loop import RunAborted
+from dto_pipeline.run.report import RunSummary, read_status
 from tests.run.chaos import RAISE, ChaosRunner, label_bytes, read_failure, tiny_config
 from tests.tiny_dataset import write_tiny_dataset
 
@@ -96,7 +95,7 @@ def test_a_finished_run_has_nothing_to_do_and_is_not_touched(finished):
 _NOTHING_TO_DO = """
 import sys, time
 from dto_pipeline.config import load_config
-from dto_pipeline.run.drive import RunAborted
+from dto_pipeline.run.loop import RunAborted
 from dto_pipeline.run.driver import run_pipeline
 start = time.perf_counter()
 summary = run_pipeline(sys.argv[1], sys.argv[2], load_config(overrides=["run.device=cpu"]), progress=False)
@@ -160,7 +159,7 @@ def test_a_truncated_label_file_is_done_again(finished, undisturbed, keep_receip
         finished.directory.receipt_file(3).unlink()
 
     assert finished().done_now == 1
-    assert not read_receipt(finished.directory.receipt_file(3)).adopted
+    assert not read_receipt(finished.directory.receipt_file(3, 1)).adopted
     assert label_bytes(finished.directory.root) == undisturbed
 
 
@@ -358,7 +357,8 @@ def test_failed_images_are_done_again_on_request_and_only_in_their_shards(tmp_pa
     assert "depth_missing" not in again.image_status
     assert (again.done_now, again.repaired, again.mended) == (0, 1, 1)
     changed = {path.name for path, stamp in _stamps(directory).items() if before.get(path) != stamp}
-    assert changed == {"shard-00001.parquet", "shard-00001.json"}
+    assert changed == {"shard-00001.r1.parquet", "shard-00001.r1.json"}
+    assert sorted(label_bytes(directory.root)) == [f"shard-0000{shard}.parquet" for shard in range(3)]
 
 
 @pytest.mark.parametrize("option", ["images_root", "depth_root"])

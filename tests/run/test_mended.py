@@ -12,8 +12,8 @@ from dto_pipeline.data.images import ImageStore
 from dto_pipeline.data.labels import read_labels
 from dto_pipeline.data.manifest import Manifest, build_manifest
 from dto_pipeline.data.manifest_check import check_manifest
-from dto_pipeline.run.directory import RunDirectory
 from dto_pipeline.run.driver import run_pipeline
+from dto_pipeline.run.folder import RunDirectory
 from dto_pipeline.status import ImageStatus
 from dto_pipeline.view.verify import verify_run
 from tests.run.chaos import label_bytes, tiny_config

@@ -13,18 +13,18 @@ import pytest
 
 from dto_pipeline.data.manifest import Manifest, ManifestError
 from dto_pipeline.data.object_store import S3Store
+from dto_pipeline.data.receipts import read_receipt
 from dto_pipeline.data.storage import StoreError
 from dto_pipeline.data.store import open_store
-from dto_pipeline.run import directory as files
-from dto_pipeline.run.directory import RunDirectory, read_identity
+from dto_pipeline.run import folder as files
 from dto_pipeline.run.driver import run_pipeline
-from dto_pipeline.run.lock import RunLocked
-from dto_pipeline.run.receipt import read_receipt
+from dto_pipeline.run.folder import RunDirectory, read_identity
+from dto_pipeline.run.lease import RunLocked
 from dto_pipeline.run.report import read_status
-from dto_pipeline.run.shard_runner import ShardRunner
+from dto_pipeline.run.worker import ShardRunner
 from dto_pipeline.view.verify import verify_run
 from tests.faulty_proxy import BUSY, CUT, SILENT, faulty_proxy
-from tests.run.chaos import tiny_config
+from tests.run.chaos import first_name, tiny_config
 from tests.s3_server import ENVIRONMENT, s3_client, s3_uri, serve_s3
 
 pytestmark = pytest.mark.slow
@@ -54,7 +54,7 @@ def uri(server, request):
 
 def remote_labels(uri: str) -> dict[str, bytes]:
     store = open_store(uri)
-    return {name: store.read(f"labels/{name}") for name in sorted(store.entries("labels"))}
+    return {first_name(name): store.read(f"labels/{name}") for name in sorted(store.entries("labels"))}
 
 
 def start(tiny, uri: str, **options):
@@ -192,9 +192,9 @@ _DRIVER = """
 import sys
 from dto_pipeline.config import RunConfig
 from dto_pipeline.data.storage import as_location
-from dto_pipeline.run import directory as files
-from dto_pipeline.run.lock import RunLockLost
-from dto_pipeline.run.receipt import Failure
+from dto_pipeline.run import folder as files
+from dto_pipeline.run.lease import RunLockLost
+from dto_pipeline.run.folder import Failure
 
 directory = files.RunDirectory(as_location(sys.argv[1]))
 with directory.lock(RunConfig(lease_s=3.0, heartbeat_s=0.3)):
