@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Collection
 from contextlib import ExitStack, closing, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.storage import absolute, as_location
 from dto_pipeline.models.depth_licences import DEMO_MODEL
 from dto_pipeline.run import folder as files
+from dto_pipeline.run.batching import describe_sizes
 from dto_pipeline.run.budget import FailureBudget
 from dto_pipeline.run.deaths import Suspects
 from dto_pipeline.run.folder import RunDirectory, RunScan
@@ -101,7 +103,8 @@ def run_pipeline(
                 runner = ShardRunner(config, manifest_path, run_dir, places.images, places.depth, retry.images)
             tally, scan = _do_work(directory, plan, config.run, runner, address, progress, lock)
         seconds = time.monotonic() - started
-        return summarize(directory, plan, scan, tally, seconds, config.run.max_failed_images)
+        summary = summarize(directory, plan, scan, tally, seconds, config.run.max_failed_images)
+        return replace(summary, sizes=describe_sizes(config))
 
 
 def _warn_of_demo_network(config: PipelineConfig, manifest: Manifest) -> None:
