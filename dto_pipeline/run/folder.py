@@ -152,7 +152,7 @@ class Failure:
     failed_at: float  # [s since 1970 UTC]
     detail: str = ""  # trace of the last attempt
     deaths: int = 0  # of the attempts, those that ended with their process
-    suspects: dict[str, int] = field(default_factory=dict)  # image_id -> processes that died with it alone in hand
+    suspects: dict[str, int] = field(default_factory=dict)  # image_id -> processes that died with it alone in work
     memory: dict[str, int] = field(default_factory=dict)  # image_id -> those of them for which memory ran out
 
     def to_dict(self) -> dict[str, Any]:

@@ -130,7 +130,7 @@ def _forecast(
         holder = None
     driver, locked = _describe_driver(directory, holder)
     scan, refusals = _look(directory, wanted)
-    if holder is None:  # else what its workers have in hand is no death
+    if holder is None:  # else what its workers are at is no death
         scan = scan.with_failures(find_own_deaths(directory, config.run, time.time()))
     plan = survey_run(directory, wanted, manifest, scan, selection, retry)
     fresh = [shard for shard in plan.work if shard not in plan.repairs]
