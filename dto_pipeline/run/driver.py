@@ -11,7 +11,6 @@ import time
 from collections.abc import Collection
 from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -141,7 +140,7 @@ def _tidy_up(directory: RunDirectory, identity: RunIdentity, lock: DriverLock) -
 
     Workers have ended by now. Raises: RunLockLost, where it is another driver's business.
     """
-    lock.check()
+    lock.check(ask=True)
     files.sweep_temporary(directory)
     scan = files.scan_run(directory, identity)
     for name in scan.labels.surplus:
@@ -163,8 +162,7 @@ def _drive(
     with ExitStack() as stack:
         pool, metrics = _build_pool(runner, config, address, plan.identity.subset)
         stack.enter_context(closing(pool))
-        check = partial(lock.check, ask=False)
-        ledger = stack.enter_context(FileLedger(directory, plan, schedule, suspects, progress, metrics, check))
+        ledger = stack.enter_context(FileLedger(directory, plan, schedule, suspects, progress, metrics, lock.check))
         if progress:
             stack.enter_context(logging_redirect_tqdm())  # log lines go above the progress line, not through it
         budget = FailureBudget(config.max_failed_images, plan.work, plan.repairs, config.workers)

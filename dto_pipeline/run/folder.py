@@ -223,7 +223,7 @@ def open_run(directory: RunDirectory, identity: RunIdentity, lock: DriverLock | 
     for name in directory.store.entries(FAILURES):
         directory.store.remove(f"{FAILURES}/{name}")
     if lock is not None:
-        lock.check()  # the one file that is replaced: whoever took over may have begun with it
+        lock.check(ask=True)  # the one file that is replaced: whoever took over may have begun with it
     directory.store.replace("run.json", json_bytes(_identity_to_dict(identity)))
     return identity
 

@@ -226,14 +226,9 @@ def commit_receipt(
         shard_key=key,
         config_hash=identity.config_hash,
         manifest_fingerprint=identity.manifest_fingerprint,
-        worker=work.worker,
-        attempt=work.attempt,
-        adopted=work.adopted,
-        wall_s=work.wall_s,
-        finished_at=work.finished_at,
-        stage_seconds=work.stage_seconds,
         signs=count_signs(table, identity.config),
         generation=generation,
+        **vars(work),
     )
     directory.store.create(receipt_name(shard, generation), json_bytes(receipt.to_dict()))
     counting = find_standing(directory, identity, shard, generation).receipt
