@@ -56,7 +56,7 @@ class RunIdentity:
     images: int
     persons: int
     versions: dict[str, str]
-    inputs: dict[str, str] = field(default_factory=dict)  # see `inputs.identify_inputs`; {} until 0.3.0
+    inputs: dict[str, str] = field(default_factory=dict)  # see `identify_inputs`; {} until 0.3.0
 
     @property
     def body_sha256(self) -> str:

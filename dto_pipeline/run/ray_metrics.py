@@ -40,7 +40,7 @@ def open_metrics(subset: str) -> RayMetrics | None:
 
 
 class RayMetrics:
-    """Counts what a `run.ledger.FileLedger` is told. Ray must be connected."""
+    """Counts what a `run.progress.FileLedger` is told. Ray must be connected."""
 
     def __init__(self, subset: str) -> None:
         """`subset`: tag of every number, so that several runs on one cluster can be told apart."""

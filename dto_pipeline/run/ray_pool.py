@@ -56,7 +56,7 @@ class _Place(NamedTuple):
 
     process: str  # host:pid
     node: str  # Ray's id of the machine
-    oom_kills: int  # of the machine until now, see `run.memory`
+    oom_kills: int  # of the machine until now, see `deaths.oom_kills`
 
 
 class _Look(NamedTuple):
