@@ -27,7 +27,17 @@ if TYPE_CHECKING:  # a run without Ray does not load it
     from dto_pipeline.run.ray_metrics import RayMetrics
 
 _LOG = logging.getLogger(__name__)
-_LOGGED = "shard worker attempt images persons failed_images wall_s image_status stage_seconds".split()  # of a receipt
+_LOGGED = (
+    "shard",
+    "worker",
+    "attempt",
+    "images",
+    "persons",
+    "failed_images",
+    "wall_s",
+    "image_status",
+    "stage_seconds",
+)
 _LINE_S = 0.5  # least time between two drawings of the progress line on a terminal ...
 _LOG_FILE_S = 30.0  # ... and where it goes to a file
 
