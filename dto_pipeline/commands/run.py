@@ -61,7 +61,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
 
 
 def _add_selection(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("what this start works on (the rest of the run stays as it is)")
+    group = parser.add_argument_group("what this launch works on (the rest of the run stays as it is)")
     group.add_argument("--shards", default="", metavar="A-B,C", help="these shards only, e.g. 3-7,12")
     group.add_argument("--limit", type=positive, metavar="N", help="about N images: whole shards, at least one")
     group.add_argument("--subset", default="", metavar="NAME[,NAME]", help="these data sets only")

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForDepthEstimation
 
-from dto_pipeline.config import DepthConfig
+from dto_pipeline.config import BY_DEVICE, DepthConfig
 from dto_pipeline.models.alone import map_alone, seen_at_once
 from dto_pipeline.models.depth import DepthInvalid
 from dto_pipeline.models.depth_kinds import DISPARITY, METRES_PER_DEPTH
@@ -51,7 +51,7 @@ class DepthNetwork:
         network, identity = load_pretrained(
             AutoModelForDepthEstimation, reference, self.device, describe_licences(), spare_weights=False
         )
-        self.at_once = seen_at_once(self.device, config.batch)
+        self.at_once = seen_at_once(self.device, config.batch or BY_DEVICE["depth.batch"][1])
         self.recipe = recipe_for(network.config, config.short_side)
         self.config = config
         self.identity = identity

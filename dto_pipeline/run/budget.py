@@ -108,7 +108,7 @@ class FailureBudget:
             self.losses.add(receipt)
 
     def shard_charged(self, charge: Charge, error: str) -> None:
-        """A shard used up a try. Its images are lost once it is given up."""
+        """a shard used up an attempt. Its images are lost once it is given up."""
         self._row.add(charge.shard)
         self._last_error = error
         if charge.given_up and charge.shard not in self._repairs:

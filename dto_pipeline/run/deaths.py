@@ -67,6 +67,10 @@ class Suspicion:
     def condemned(self) -> frozenset[str]:
         return frozenset(image for image, deaths in self.images.items() if deaths >= CONDEMNED_AFTER)
 
+    def describe(self, failure: Failure) -> Failure:
+        """The failure of the shard with what deaths say about it."""
+        return replace(failure, deaths=self.deaths, suspects=dict(self.images), memory=dict(self.memory))
+
     def verdict(self, image: str) -> tuple[ImageStatus, str]:
         """What the row of a condemned image says."""
         if self.memory.get(image, 0):
@@ -214,19 +218,10 @@ def find_own_deaths(directory: RunDirectory, config: RunConfig, now: float) -> l
         suspects, attempts = Suspects(directory, {shard: earlier}, config), earlier.attempts + 1
         memory = note.machine == machine_mark() and has_grown(note.oom_kills, oom_kills())
         another = suspects.decide(shard, attempts, note, memory)
-        suspicion = suspects.of(shard)
-        failure = Failure(
-            shard=shard,
-            attempts=attempts,
-            given_up=attempts >= config.max_attempts and not another,
-            error=f"{_OWN_DEATH[memory]} at this shard{f', image {note.image}' if note.image else ''}",
-            worker="this process",
-            failed_at=now,
-            deaths=suspicion.deaths,
-            suspects=suspicion.images,
-            memory=suspicion.memory,
-        )
-        charged.append(failure)
+        given_up = attempts >= config.max_attempts and not another
+        error = f"{_OWN_DEATH[memory]} at this shard{f', image {note.image}' if note.image else ''}"
+        failure = Failure(shard, attempts, given_up, error, "this process", now)
+        charged.append(suspects.of(shard).describe(failure))
     return charged
 
 

@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Collection
 from contextlib import ExitStack, closing, suppress
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,7 @@ from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.storage import absolute, as_location
 from dto_pipeline.models.depth_licences import DEMO_MODEL
 from dto_pipeline.run import folder as files
+from dto_pipeline.run.batching import describe_sizes
 from dto_pipeline.run.budget import FailureBudget
 from dto_pipeline.run.deaths import Suspects
 from dto_pipeline.run.folder import RunDirectory, RunScan
@@ -101,7 +102,8 @@ def run_pipeline(
                 runner = ShardRunner(config, manifest_path, run_dir, places.images, places.depth, retry.images)
             tally, scan = _do_work(directory, plan, config.run, runner, address, progress, lock)
         seconds = time.monotonic() - started
-        return summarize(directory, plan, scan, tally, seconds, config.run.max_failed_images)
+        summary = summarize(directory, plan, scan, tally, seconds, config.run.max_failed_images)
+        return replace(summary, sizes=describe_sizes(config))
 
 
 def _warn_of_demo_network(config: PipelineConfig, manifest: Manifest) -> None:
@@ -138,7 +140,7 @@ def _tidy_up(directory: RunDirectory, identity: RunIdentity, lock: DriverLock) -
 
     Workers have ended by now. Raises: RunLockLost, where it is another driver's business.
     """
-    lock.check()
+    lock.check(ask=True)
     files.sweep_temporary(directory)
     scan = files.scan_run(directory, identity)
     for name in scan.labels.surplus:
@@ -160,8 +162,7 @@ def _drive(
     with ExitStack() as stack:
         pool, metrics = _build_pool(runner, config, address, plan.identity.subset)
         stack.enter_context(closing(pool))
-        check = partial(lock.check, ask=False)
-        ledger = stack.enter_context(FileLedger(directory, plan, schedule, suspects, progress, metrics, check))
+        ledger = stack.enter_context(FileLedger(directory, plan, schedule, suspects, progress, metrics, lock.check))
         if progress:
             stack.enter_context(logging_redirect_tqdm())  # log lines go above the progress line, not through it
         budget = FailureBudget(config.max_failed_images, plan.work, plan.repairs, config.workers)

@@ -152,7 +152,7 @@ class Failure:
     failed_at: float  # [s since 1970 UTC]
     detail: str = ""  # trace of the last attempt
     deaths: int = 0  # of the attempts, those that ended with their process
-    suspects: dict[str, int] = field(default_factory=dict)  # image_id -> processes that died with it alone in hand
+    suspects: dict[str, int] = field(default_factory=dict)  # image_id -> processes that died with it alone in work
     memory: dict[str, int] = field(default_factory=dict)  # image_id -> those of them for which memory ran out
 
     def to_dict(self) -> dict[str, Any]:
@@ -223,7 +223,7 @@ def open_run(directory: RunDirectory, identity: RunIdentity, lock: DriverLock | 
     for name in directory.store.entries(FAILURES):
         directory.store.remove(f"{FAILURES}/{name}")
     if lock is not None:
-        lock.check()  # the one file that is replaced: whoever took over may have begun with it
+        lock.check(ask=True)  # the one file that is replaced: whoever took over may have begun with it
     directory.store.replace("run.json", json_bytes(_identity_to_dict(identity)))
     return identity
 

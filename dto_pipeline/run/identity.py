@@ -56,7 +56,7 @@ class RunIdentity:
     images: int
     persons: int
     versions: dict[str, str]
-    inputs: dict[str, str] = field(default_factory=dict)  # see `inputs.identify_inputs`; {} until 0.3.0
+    inputs: dict[str, str] = field(default_factory=dict)  # see `identify_inputs`; {} until 0.3.0
 
     @property
     def body_sha256(self) -> str:
@@ -139,7 +139,7 @@ class Places:
 
     images: Location
     depth: Location | None  # None = a network looks
-    images_named: bool = False  # by an option of this start, not by the manifest
+    images_named: bool = False  # by an option of this launch, not by the manifest
     depth_named: bool = False  # likewise, or by the config
 
 
@@ -156,10 +156,10 @@ def settle_config(config: PipelineConfig, manifest: Manifest) -> PipelineConfig:
         config = with_body(config, str(absolute(body)))
     if config.depth.root:
         config = _changed(config, "depth", "root", str(absolute(config.depth.root)))
-    for room, key in _NETWORKS:
-        name = getattr(getattr(config, room), key)
+    for section, key in _NETWORKS:
+        name = getattr(getattr(config, section), key)
         if name and name != DEMO_MODEL and ModelReference(name).is_folder:
-            config = _changed(config, room, key, str(Path(name).expanduser().absolute()))
+            config = _changed(config, section, key, str(Path(name).expanduser().absolute()))
     return config
 
 
@@ -246,5 +246,5 @@ def _why_unfit(what: str, place: Location, named: bool, manifest: Manifest) -> s
     return ""
 
 
-def _changed(config: PipelineConfig, room: str, key: str, value: str) -> PipelineConfig:
-    return dataclasses.replace(config, **{room: dataclasses.replace(getattr(config, room), **{key: value})})
+def _changed(config: PipelineConfig, section: str, key: str, value: str) -> PipelineConfig:
+    return dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **{key: value})})

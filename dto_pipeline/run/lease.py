@@ -103,9 +103,8 @@ class Lease:
         self._store, self._clock = store, clock or steady_clock
         self._epoch = 0
         self._record = new_record(config)
-        self._lost = ""
+        self._lost = ""  # why, once it is
         self._renewed_at = 0.0
-        self._busy = threading.Lock()  # the heartbeat and `check` write the same file
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat_on, name="lease", daemon=True)
 
@@ -124,6 +123,7 @@ class Lease:
             free = data is None or (record is not None and _is_free(record, alone_here))
             if (free or self._watch(epoch, data, record, alone_here)) and self._claim(epoch + 1):
                 break
+        self._renewed_at = self._clock()
         self._thread.start()
 
     def _watch(self, epoch: int, data: bytes | None, record: LeaseRecord | None, alone_here: bool) -> bool:
@@ -143,41 +143,21 @@ class Lease:
         _LOG.warning("%s is taken over from %s: silent for %.0f s", self._store.root, who, patience)
         return True
 
-    def check(self, ask: bool = True) -> None:
-        """Make sure the run is still ours; `ask` False believes the last heartbeat while it is not overdue.
-
-        Raises:
-            RunLockLost: it is not, or the heartbeat could not be written for `lease_s`.
-        """
+    def check(self) -> None:
+        """Raises: RunLockLost, where the heartbeat found that the run is another driver's, or could not be written."""
         if self._lost:
             raise RunLockLost(self._lost)
-        silent = self._clock() - self._renewed_at
-        if silent < 2 * self._record.heartbeat_s:
-            if ask:
-                self._stop_if_taken()
-            return
-        try:
-            self._renew()
-        except OSError as error:
-            if silent >= self._record.lease_s:
-                advice = "finished shards stay done; start again when the storage can be written"
-                what = f"could not be renewed for {silent:.0f} s ({error})"
-                self._lose(f"the lease of {self._store.root} {what}; {advice}")
 
     def release(self) -> None:
         """Stop beating and leave the lease, if it is still ours, to whoever comes next."""
         self._stop.set()
         self._thread.join()
-        with self._busy:
-            if self._lost or _newest_epoch(self._store) > self._epoch:
-                return
-            self._record = dataclasses.replace(self._record, released=True)
-            self._store.replace(_name(self._epoch), _to_bytes(self._record))
+        if not self._lost and _newest_epoch(self._store) == self._epoch:
+            self._store.replace(_name(self._epoch), _to_bytes(dataclasses.replace(self._record, released=True)))
 
     def _claim(self, epoch: int) -> bool:
         """Create the lease file `epoch`; an answer that was lost on the way is found out by the token."""
         name, data = _name(epoch), _to_bytes(self._record)
-        self._renewed_at = self._clock()
         if not self._store.create(name, data) and self._store.read(name) != data:
             return False
         self._epoch = epoch
@@ -187,34 +167,32 @@ class Lease:
         return True
 
     def _beat_on(self) -> None:
-        while not self._stop.wait(self._record.heartbeat_s):
-            try:
-                self._renew()
-            except RunLockLost as error:
-                _LOG.error("%s", error)
-                return
-            except OSError as error:
-                _LOG.warning("the heartbeat of %s could not be written: %s", self._store.root, error)
+        while not self._lost and not self._stop.wait(self._record.heartbeat_s):
+            self.beat()
+        if self._lost:
+            _LOG.error("%s", self._lost)
 
-    def _renew(self) -> None:
-        with self._busy:
-            if self._stop.is_set():
+    def beat(self) -> None:
+        """Say that this driver lives, or find out that another one has the run."""
+        asked_at = self._clock()
+        try:
+            if _newest_epoch(self._store) > self._epoch:
+                record = parse_record(read_newest(self._store)[1])
+                who = record.describe() if record else "another driver"
+                self._lost = (
+                    f"{self._store.root} was taken over by {who}: this driver was silent for too long and stops"
+                )
                 return
-            self._stop_if_taken()
-            asked_at = self._clock()
             self._record = dataclasses.replace(self._record, beat=self._record.beat + 1, beat_at=_utc_now())
             self._store.replace(_name(self._epoch), _to_bytes(self._record))
             self._renewed_at = asked_at
-
-    def _stop_if_taken(self) -> None:
-        if _newest_epoch(self._store) > self._epoch:
-            record = parse_record(read_newest(self._store)[1])
-            who = record.describe() if record else "another driver"
-            self._lose(f"{self._store.root} was taken over by {who}: this driver was silent for too long and stops")
-
-    def _lose(self, why: str) -> None:
-        self._lost = why
-        raise RunLockLost(why)
+        except OSError as error:
+            _LOG.warning("the heartbeat of %s could not be written: %s", self._store.root, error)
+            silent = asked_at - self._renewed_at
+            if silent >= self._record.lease_s:
+                advice = "finished shards stay done; start again when the storage can be written"
+                what = f"could not be renewed for {silent:.0f} s ({error})"
+                self._lost = f"the lease of {self._store.root} {what}; {advice}"
 
 
 class DriverLock:
@@ -258,10 +236,12 @@ class DriverLock:
         finally:
             self._drop_flock()
 
-    def check(self, ask: bool = True) -> None:
-        """See `Lease.check`; nothing happens when the run is not held. Raises: RunLockLost."""
+    def check(self, ask: bool = False) -> None:
+        """See `Lease.check`; `ask`: look for another driver now, not at the next heartbeat. Raises: RunLockLost."""
         if self._lease is not None:
-            self._lease.check(ask)
+            if ask:
+                self._lease.beat()
+            self._lease.check()
 
     def _take_flock(self) -> bool:
         """Lock the file; False where the file system has no flock. Raises: RunLocked."""

@@ -2,9 +2,8 @@
 
 Joins `data.scenes`, `models.seeing` and the optimiser; knows no file of the run. While window n is optimised, the
 networks look at window n + 1 and window n + 2 is loaded, each in its own thread. Windows are cut by the config alone,
-never by how work is moved: on a GPU the company an image has in a network's batch can change its last bits. Batches are
-cut by sizes: padding costs time and memory, nothing else, so like goes with like. An error of a network or of the
-optimiser costs the scene that caused it: the others are done again without it. Pixels.
+never by how work is moved: on a GPU the company an image has in a network's batch can change its last bits. An error of
+a network or of the optimiser costs the scene that caused it: the others are done again without it.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,21 +18,19 @@ import torch
 
 from dto_pipeline.axes import KID_AXIS
 from dto_pipeline.collate import collate_scenes, pass_through, split_batch
-from dto_pipeline.config import PipelineConfig
+from dto_pipeline.config import BY_DEVICE, PipelineConfig
 from dto_pipeline.data.images import ImageStore
 from dto_pipeline.data.scenes import MENDABLE, load_scenes, read_label_scenes
 from dto_pipeline.errors import lacks_memory
 from dto_pipeline.models.depth import DepthSource
 from dto_pipeline.models.seeing import Sight
 from dto_pipeline.optimizer import SceneOptimizer
+from dto_pipeline.run.batching import SceneSize, cut_windows, plan_batches, size_on
 from dto_pipeline.run.pool import DeviceLost, one_line
 from dto_pipeline.scene import PlacedScene, Scene
 from dto_pipeline.status import ImageStatus, PersonStatus
 from dto_pipeline.timing import StageClock
 
-MAX_PADDING = 1.5  # padded pixels of a batch per pixel of its images: beyond it a new batch is cheaper
-MAX_BATCH_PIXELS = 1 << 26  # padded pixels of a batch: bounds the disparity tensor to 256 MB
-MAX_WINDOW_PIXELS = 1 << 27  # of images loaded together, with their disparity 0.9 GB: those of 100 Mpx come one by one
 _LOG = logging.getLogger(__name__)
 _BATCHES_PER_WINDOW = 4  # of a network: images of one shape find each other within a window
 _Item = TypeVar("_Item")
@@ -65,11 +61,13 @@ class ScenePlacer:
         self._depth = depth
         self._centred = centred
         self._device = optimizer.body.faces.device
-        self._decoders = ThreadPoolExecutor(config.run.decode_threads, thread_name_prefix="decode")
+        on_gpu = self._device.type != "cpu"
+        self._sizes = {knob: size_on(config, knob, on_gpu) for knob in BY_DEVICE}
+        self._decoders = ThreadPoolExecutor(self._sizes["run.decode_threads"], thread_name_prefix="decode")
         self._sight = sight or Sight(config, optimizer.body, self._device)
         self._loading = ThreadPoolExecutor(1, thread_name_prefix="loading")
         # on a GPU the next window's images are carried there while this one's are looked at
-        self._looking = ThreadPoolExecutor(1 + (self._device.type == "cuda"), thread_name_prefix="looking")
+        self._looking = ThreadPoolExecutor(1 + on_gpu, thread_name_prefix="looking")
         self.images_done = 0  # since somebody set it to 0: for progress only
 
     def place(self, rows: ManifestRows, clock: StageClock) -> list[PlacedScene]:
@@ -86,7 +84,9 @@ class ScenePlacer:
             DeviceLost: the accelerator failed; this process cannot go on.
         """
         self._optimizer.clock = clock
-        batches = plan_batches(scene_sizes(rows), self._config.run.batch_images)
+        batches = plan_batches(
+            scene_sizes(rows), self._sizes["run.batch_images"], self._config.evidence.render_max_side
+        )
         placed: dict[int, PlacedScene] = {}
         coming = self._see_ahead(rows, [position for batch in batches for position in batch], clock)
         for positions in batches:
@@ -131,8 +131,12 @@ class ScenePlacer:
         """Images loaded together; decided by how work is moved only where no network sees them."""
         config = self._config
         if config.depth.source == "model":
-            return _BATCHES_PER_WINDOW * config.depth.batch
-        return config.run.batch_images if config.masks.source != "model" else _BATCHES_PER_WINDOW * config.masks.batch
+            return _BATCHES_PER_WINDOW * self._sizes["depth.batch"]
+        return (
+            self._sizes["run.batch_images"]
+            if config.masks.source != "model"
+            else _BATCHES_PER_WINDOW * config.masks.batch
+        )
 
     def _look(self, scenes: Sequence[Scene], clock: StageClock) -> Sequence[Scene]:
         """Let the networks see scenes; an error is looked for one scene at a time."""
@@ -231,71 +235,3 @@ def status_of(error: Exception) -> ImageStatus:
 def is_device_error(error: BaseException) -> bool:
     """True for errors after which a CUDA context cannot be used any more (running out of memory is none)."""
     return isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error)
-
-
-@dataclass(frozen=True)
-class SceneSize:
-    """What the planner needs to know of one image."""
-
-    height: int  # [px], 0 = unknown
-    width: int  # [px], 0 = unknown
-    people: int
-
-
-def plan_batches(sizes: Sequence[SceneSize], batch_images: int) -> list[list[int]]:
-    """Cut a shard into batches.
-
-    Args:
-        sizes: one per image, in manifest order.
-        batch_images: most images of a batch.
-
-    Returns:
-        Lists of positions in `sizes`; every position occurs exactly once. Neighbours in a batch have like shapes, and
-        like numbers of people where the shape is the same.
-
-    Raises:
-        ValueError: `batch_images` below 1.
-    """
-    if batch_images < 1:
-        raise ValueError(f"batch_images is {batch_images}, expected at least 1")
-    return list(_cut(sizes, sorted(range(len(sizes)), key=lambda i: (_sort_key(sizes[i]), i)), batch_images))
-
-
-def cut_windows(sizes: Sequence[SceneSize], order: Sequence[int], images: int) -> list[list[int]]:
-    """Cut positions in `sizes`, in their order, into windows that are loaded together.
-
-    A window holds at most `images` and, unless it is a single image, `MAX_WINDOW_PIXELS`.
-    """
-    windows: list[list[int]] = []
-    pixels = 0
-    for position in order:
-        own = sizes[position].height * sizes[position].width
-        if not windows or len(windows[-1]) == images or pixels + own > MAX_WINDOW_PIXELS:
-            windows.append([])
-            pixels = 0
-        windows[-1].append(position)
-        pixels += own
-    return windows
-
-
-def _sort_key(size: SceneSize) -> tuple[int, int, int]:
-    return size.height, size.width, size.people
-
-
-def _cut(sizes: Sequence[SceneSize], order: Sequence[int], batch_images: int) -> Iterator[list[int]]:
-    batch: list[int] = []
-    for position in order:
-        if batch and (len(batch) == batch_images or _too_padded([sizes[i] for i in [*batch, position]])):
-            yield batch
-            batch = []
-        batch.append(position)
-    if batch:
-        yield batch
-
-
-def _too_padded(sizes: Sequence[SceneSize]) -> bool:
-    if any(size.height * size.width == 0 for size in sizes):
-        return True  # whatever it turns out to be, the others' memory was planned without it
-    padded = len(sizes) * max(size.height for size in sizes) * max(size.width for size in sizes)
-    own = sum(size.height * size.width for size in sizes)
-    return padded > MAX_BATCH_PIXELS or padded > MAX_PADDING * own

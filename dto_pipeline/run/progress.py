@@ -27,6 +27,17 @@ if TYPE_CHECKING:  # a run without Ray does not load it
     from dto_pipeline.run.ray_metrics import RayMetrics
 
 _LOG = logging.getLogger(__name__)
+_LOGGED = (
+    "shard",
+    "worker",
+    "attempt",
+    "images",
+    "persons",
+    "failed_images",
+    "wall_s",
+    "image_status",
+    "stage_seconds",
+)
 _LINE_S = 0.5  # least time between two drawings of the progress line on a terminal ...
 _LOG_FILE_S = 30.0  # ... and where it goes to a file
 
@@ -86,19 +97,8 @@ class FileLedger:
         _log_shard(receipt, outcome)
 
     def shard_charged(self, charge: Charge, worker: str, error: str, detail: str) -> None:
-        suspicion = self._suspects.of(charge.shard)
-        failure = Failure(
-            shard=charge.shard,
-            attempts=charge.attempts,
-            given_up=charge.given_up,
-            error=error,
-            worker=worker,
-            failed_at=time.time(),
-            detail=detail,
-            deaths=suspicion.deaths,
-            suspects=suspicion.images,
-            memory=suspicion.memory,
-        )
+        fate = charge.shard, charge.attempts, charge.given_up
+        failure = self._suspects.of(charge.shard).describe(Failure(*fate, error, worker, time.time(), detail))
         self._write(lambda: files.record_failure(self._directory, failure))
         self._tried.add(charge.shard)
         self._given_up += charge.given_up
@@ -167,19 +167,8 @@ class FileLedger:
 def _log_shard(receipt: Receipt, outcome: str) -> None:
     speed = receipt.images / receipt.wall_s if receipt.wall_s > 0 else 0.0
     statuses = ", ".join(f"{count} {word}" for word, count in receipt.image_status.items())
-    facts = {
-        "shard": receipt.shard,
-        "outcome": outcome,
-        "worker": receipt.worker,
-        "attempt": receipt.attempt,
-        "images": receipt.images,
-        "persons": receipt.persons,
-        "failed_images": receipt.failed_images,
-        "wall_s": receipt.wall_s,
-        "images_per_s": round(speed, 3),
-        "image_status": receipt.image_status,
-        "stage_seconds": receipt.stage_seconds,
-    }
+    told = {name: getattr(receipt, name) for name in _LOGGED}
+    facts = {**told, "outcome": outcome, "images_per_s": round(speed, 3)}
     _LOG.info(
         "shard %d %s in %.1f s by %s, attempt %d: %d images (%s), %d persons, %.1f images/s",
         *(receipt.shard, outcome, receipt.wall_s, receipt.worker, receipt.attempt, receipt.images, statuses),

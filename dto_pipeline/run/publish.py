@@ -24,7 +24,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
 
@@ -73,8 +73,8 @@ class Standing:
 
     receipt: Receipt | None  # of the newest generation that holds
     free: int  # the first generation that nobody has used
-    orphan: int | None  # a generation above `receipt` with a label file and no receipt that can be read
-    vouched: bool  # there is a receipt beside the orphan, which cannot be read: its generation is used up
+    orphan: int | None  # a generation above `receipt` with a label file and no receipt that holds
+    vouched: bool  # there is a receipt beside the orphan, which does not hold: its generation is used up
 
 
 def find_standing(
@@ -89,14 +89,13 @@ def find_standing(
         label_bytes, data = _size(directory, label_name(shard, generation)), _read_receipt(directory, shard, generation)
         if label_bytes is None and data is None and generation > highest:
             return found
-        receipt = _parse(directory, shard, generation, data)
-        if receipt is not None and not _why_void(receipt, identity, shard, generation, label_bytes):
+        receipt = _read_holding(directory, identity, shard, generation, data, label_bytes)
+        if receipt is not None:
             found = Standing(receipt, generation + 1, None, False)
-        else:
-            lost = label_bytes is not None and receipt is None
-            orphan = (generation, data is not None) if lost else (found.orphan, found.vouched)
-            used = label_bytes is not None or data is not None
-            found = Standing(found.receipt, generation + 1 if used else found.free, *orphan)
+        elif label_bytes is not None:
+            found = Standing(found.receipt, generation + 1, generation, data is not None)
+        elif data is not None:
+            found = replace(found, free=generation + 1)
         generation += 1
 
 
@@ -153,7 +152,7 @@ def label_footer(
 def find_orphan(
     directory: RunDirectory, shard: int, generation: int, key: str, image_ids: Sequence[str]
 ) -> LabelTable | None:
-    """The rows of a label file that somebody finished without leaving a receipt.
+    """The rows of a label file that somebody finished without leaving a receipt that holds.
 
     Returns:
         The table if the footer carries `key`, the rows are the right ones and their hash is the footer's; else None.
@@ -169,7 +168,9 @@ def find_orphan(
             return table
     except (LabelsError, OSError) as error:
         reason = str(error)
-    _LOG.warning("shard %d: %s has no receipt and cannot be adopted (%s); it is done again", shard, path, reason)
+    _LOG.warning(
+        "shard %d: %s has no receipt that holds and cannot be adopted (%s); it is done again", shard, path, reason
+    )
     return None
 
 
@@ -225,14 +226,9 @@ def commit_receipt(
         shard_key=key,
         config_hash=identity.config_hash,
         manifest_fingerprint=identity.manifest_fingerprint,
-        worker=work.worker,
-        attempt=work.attempt,
-        adopted=work.adopted,
-        wall_s=work.wall_s,
-        finished_at=work.finished_at,
-        stage_seconds=work.stage_seconds,
         signs=count_signs(table, identity.config),
         generation=generation,
+        **vars(work),
     )
     directory.store.create(receipt_name(shard, generation), json_bytes(receipt.to_dict()))
     counting = find_standing(directory, identity, shard, generation).receipt
@@ -269,16 +265,23 @@ def _read_receipt(directory: RunDirectory, shard: int, generation: int) -> bytes
         return None
 
 
-def _parse(directory: RunDirectory, shard: int, generation: int, data: bytes | None) -> Receipt | None:
+def _read_holding(
+    directory: RunDirectory,
+    identity: RunIdentity,
+    shard: int,
+    generation: int,
+    data: bytes | None,
+    label_bytes: int | None,
+) -> Receipt | None:
+    """The receipt of a generation whose bytes are `data`; None where it does not hold."""
+    if data is None:
+        return None
     try:
-        return None if data is None else parse_receipt(data, directory.receipt_file(shard, generation))
+        receipt = parse_receipt(data, directory.receipt_file(shard, generation))
     except RecordInvalid:
         return None
-
-
-def _why_void(receipt: Receipt, identity: RunIdentity, shard: int, generation: int, label_bytes: int | None) -> str:
     keys = identity.config_hash, identity.manifest_fingerprint
-    return why_void(receipt, (shard, generation), *keys, label_bytes)
+    return None if why_void(receipt, (shard, generation), *keys, label_bytes) else receipt
 
 
 def _rows_sha256(table: LabelTable) -> str:

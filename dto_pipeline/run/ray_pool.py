@@ -21,6 +21,7 @@ import ray
 from dto_pipeline.config import RunConfig
 from dto_pipeline.data.receipts import Receipt
 from dto_pipeline.errors import DtoError
+from dto_pipeline.run.batching import gpus_per_worker
 from dto_pipeline.run.deaths import UNKNOWN, has_grown, oom_kills
 from dto_pipeline.run.pool import (
     DeviceLost,
@@ -55,7 +56,7 @@ class _Place(NamedTuple):
 
     process: str  # host:pid
     node: str  # Ray's id of the machine
-    oom_kills: int  # of the machine until now, see `run.memory`
+    oom_kills: int  # of the machine until now, see `deaths.oom_kills`
 
 
 class _Look(NamedTuple):
@@ -323,7 +324,7 @@ def _actor_options(config: RunConfig) -> dict[str, Any]:
     threads = str(config.torch_threads)
     return {
         "num_cpus": config.cpus_per_worker,
-        "num_gpus": config.gpus_per_worker,
+        "num_gpus": gpus_per_worker(config, int(ray.cluster_resources().get("GPU", 0))),
         "max_restarts": 0,
         "max_task_retries": 0,
         # Read when the numerical libraries load, so they must be there before the runner is unpacked.

@@ -187,7 +187,7 @@ def count_lines(words: type[ImageStatus] | type[PersonStatus], counts: Mapping[s
 
 def unreadable_lines(records: Mapping[int, str]) -> list[str]:
     """One line per failure record that cannot be read."""
-    return [f"damaged  failure record of shard {shard}, its tries count anew: {why}" for shard, why in records.items()]
+    return [f"damaged  failure record of shard {shard}, attempts count anew: {why}" for shard, why in records.items()]
 
 
 def _covered(intervals: Iterable[tuple[float, float]]) -> float:
@@ -212,7 +212,7 @@ def _table_lines(status: RunStatus) -> list[str]:
         f"speed    {status.images_per_s:.1f} images/s" + _last_receipt(status),
         f"ETA      {format_duration(status.eta_s)}" + ("" if status.driver != "none" else " once somebody works on it"),
     ]
-    lines += [f"failed   shard {f.shard} after {f.attempts} tries: {f.error}" for f in status.failed]
+    lines += [f"failed   shard {f.shard} after {f.attempts} attempts: {f.error}" for f in status.failed]
     lines += [f"void     shard {shard}: {reason}; `dto run` does it again" for shard, reason in status.void.items()]
     return lines + unreadable_lines(status.unreadable_failures) + status.sanity.lines()
 
@@ -225,9 +225,9 @@ def _last_receipt(status: RunStatus) -> str:
 
 @dataclass
 class Tally:
-    """What happened in this start and cannot be read from receipts afterwards."""
+    """What happened in this launch and cannot be read from receipts afterwards."""
 
-    charges: int = 0  # tries that failed
+    charges: int = 0  # attempts that failed
     workers_lost: int = 0
     out_of_memory: int = 0  # of them, those whose machine lacked memory
     repaired: set[int] = field(default_factory=set)  # finished shards whose failed images were done again
@@ -247,15 +247,15 @@ class SlowShard:
 
 @dataclass(frozen=True)
 class RunSummary:
-    """What became of a run. `now` and `before` are told apart by this start."""
+    """What became of a run. `now` and `before` are told apart by this launch."""
 
     run_dir: str
     shards: int  # of the manifest
     done_before: int  # shards that were done when we came
     done_now: int
     failed_shards: dict[int, str]  # given up -> last error
-    unselected: int  # pending shards that this start was not asked to do
-    retried: int  # failed images of finished shards that this start was asked to do again
+    unselected: int  # pending shards that this launch was not asked to do
+    retried: int  # failed images of finished shards that this launch was asked to do again
     repaired: int  # finished shards whose failed images were done again, with another result
     mended: int  # images that had failed in them and do not now
     failed_repairs: dict[int, str]  # repairs that were given up -> last error; the shard stands as it was
@@ -264,21 +264,22 @@ class RunSummary:
     image_status: dict[str, int]
     person_status: dict[str, int]
     failed_images: int  # images whose labels are as given because they could not be processed
-    retries: int  # tries beyond the first, of shards done now
-    failed_tries: int  # of this start, whatever became of the shard
-    workers_lost: int  # in this start
+    retries: int  # attempts beyond the first, of shards done now
+    failed_tries: int  # of this launch, whatever became of the shard
+    workers_lost: int  # in this launch
     out_of_memory: int  # of them, those whose machine lacked memory
-    unreadable_failures: dict[int, str]  # failure records that this start found damaged: their tries are not counted
+    unreadable_failures: dict[int, str]  # failure records found damaged: their attempts are not counted
     slowest: list[SlowShard]  # of shards done now, the slowest first
-    wall_s: float  # of this start
-    images_per_s: float  # of this start, workers' start-up included
+    wall_s: float  # of this launch
+    images_per_s: float  # of this launch, workers' start-up included
     stage_seconds: dict[str, float]  # of shards done now, threads added up
     over_budget: str  # why the failures are too many: counts per cause and the next step; "" = they are not
     sanity: Sanity
+    sizes: str = ""  # what batches and threads this launch took, or left to the device
 
     @property
     def nothing_to_do(self) -> bool:
-        """True when this start found no work: what it was asked for was done, or given up, before."""
+        """True when this launch found no work: what it was asked for was done, or given up, before."""
         idle = self.done_now == 0 and not self.failed_tries and not self.retried
         return idle and self.done_before + len(self.failed_shards) + self.unselected == self.shards
 
@@ -309,7 +310,7 @@ def summarize(
     wall_s: float,
     max_failed_images: float,
 ) -> RunSummary:
-    """Count what became of a start.
+    """Count what became of a launch.
 
     Args:
         scan: what the folder holds at the end; None = as planned, there was nothing to do.
@@ -387,7 +388,7 @@ def _summary_lines(summary: RunSummary) -> list[str]:
         lines.append("nothing to do: every shard that was asked for was done or given up before")
     lines += [
         f"shards   {summary.done_now} done now, {summary.done_before} before, {len(summary.failed_shards)} failed, "
-        f"of {summary.shards}; {summary.retries} tries repeated",
+        f"of {summary.shards}; {summary.retries} attempts repeated",
         *([f"left     {summary.unselected} shards were not selected and stay pending"] if summary.unselected else []),
         *([f"retried  {summary.retried} failed images, {summary.mended} mended"] if summary.retried else []),
         f"images   {summary.images}, {summary.failed_images} of them failed",
@@ -397,8 +398,9 @@ def _summary_lines(summary: RunSummary) -> list[str]:
     ]
     if summary.done_now:
         lines.append(f"time     {format_duration(summary.wall_s)}, {summary.images_per_s:.1f} images/s")
+        lines.append(f"sizes    {summary.sizes}")
     if summary.failed_tries or summary.workers_lost:
-        lines.append(f"losses   {summary.workers_lost} workers lost, {summary.failed_tries} tries failed")
+        lines.append(f"losses   {summary.workers_lost} workers lost, {summary.failed_tries} attempts failed")
     if summary.out_of_memory:
         advice = "use fewer workers, or keep others off the machine"
         lines.append(f"memory   ran out on a machine and ended {summary.out_of_memory} of these workers; {advice}")

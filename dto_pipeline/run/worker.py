@@ -48,7 +48,7 @@ from dto_pipeline.timing import StageClock
 
 
 @dataclass(frozen=True)
-class _Workshop:
+class _Loaded:
     """What a warmed-up runner owns."""
 
     identity: RunIdentity
@@ -111,12 +111,12 @@ class ShardRunner:
         self._images_root = images_root
         self._depth_root = depth_root
         self._retry_images = frozenset(retry_images)
-        self._workshop: _Workshop | None = None
+        self._loaded: _Loaded | None = None
 
     @property
     def images_done(self) -> int:
         """Images done of the shard that is being worked on."""
-        return 0 if self._workshop is None else self._workshop.placer.images_done
+        return 0 if self._loaded is None else self._loaded.placer.images_done
 
     def warm_up(self) -> None:
         """Load the models once in this process, and check that it belongs to the run.
@@ -125,8 +125,8 @@ class ShardRunner:
             RunMismatch: this process sees another manifest or other library versions than the run was started with.
             BodyModelError, ModelError, ManifestError, RunDirectoryError: what the run needs cannot be read here.
         """
-        if self._workshop is None:
-            self._workshop = self._build_workshop()
+        if self._loaded is None:
+            self._loaded = self._load()
 
     def run(self, shard: int, attempt: int = 1) -> Receipt:
         """Do one shard: its label file and its receipt exist afterwards.
@@ -139,16 +139,16 @@ class ShardRunner:
             DeviceLost: the accelerator failed; this process cannot go on.
             Exception: whatever stops a whole shard (disk full, manifest gone ...); single images never do.
         """
-        workshop = self._warm()
-        standing = find_standing(self.directory, workshop.identity, shard, highest=workshop.generations.get(shard, -1))
+        loaded = self._warm()
+        standing = find_standing(self.directory, loaded.identity, shard, highest=loaded.generations.get(shard, -1))
         if standing.receipt is not None and not self._is_to_be_repaired(standing.receipt):
             return standing.receipt
         started, clock = time.perf_counter(), StageClock()
-        workshop.placer.images_done = 0
+        loaded.placer.images_done = 0
         with clock("read"):
-            rows = workshop.manifest.read_shard(shard)
+            rows = loaded.manifest.read_shard(shard)
         image_ids = rows.column("image_id").to_pylist()
-        job = _Job(shard, attempt, rows, image_ids, shard_key(workshop.identity, image_ids), started, clock)
+        job = _Job(shard, attempt, rows, image_ids, shard_key(loaded.identity, image_ids), started, clock)
         with self._noted(job):
             receipt = self._adopt(job, standing) or standing.receipt
             if receipt is None:
@@ -194,8 +194,8 @@ class ShardRunner:
             return publish_labels(self.directory, job.shard, generation, table, self._footer(job, table))
 
     def _footer(self, job: _Job, table: LabelTable) -> dict[str, str]:
-        workshop = self._warm()
-        return label_footer(workshop.identity, job.shard, job.key, table, _footer_facts(workshop))
+        loaded = self._warm()
+        return label_footer(loaded.identity, job.shard, job.key, table, _footer_facts(loaded))
 
     def _commit(self, job: _Job, generation: int, table: LabelTable, work: ShardWork) -> Receipt:
         return commit_receipt(self.directory, self._warm().identity, job.shard, generation, job.key, table, work)
@@ -235,12 +235,12 @@ class ShardRunner:
                 placed[position] = scenes[0]
         return build_label_table([placed[position] for position in range(len(images))])
 
-    def _warm(self) -> _Workshop:
+    def _warm(self) -> _Loaded:
         self.warm_up()
-        assert self._workshop is not None
-        return self._workshop
+        assert self._loaded is not None
+        return self._loaded
 
-    def _build_workshop(self) -> _Workshop:
+    def _load(self) -> _Loaded:
         torch.set_num_threads(self.config.run.torch_threads)
         manifest = Manifest.open(self.manifest_path)
         identity = read_identity(self.directory)
@@ -261,15 +261,15 @@ class ShardRunner:
         depth = None if sight.depth is not None else open_depth(self.config.depth, places.depth or "")
         centred = manifest.dataset.get("principal_point", "centre") == "centre"
         placer = ScenePlacer(SceneOptimizer(body, self.config), self.config, images, depth, sight, centred)
-        return _Workshop(identity, manifest, body, placer, sight.facts, list_generations(self.directory))
+        return _Loaded(identity, manifest, body, placer, sight.facts, list_generations(self.directory))
 
 
-def _footer_facts(workshop: _Workshop) -> dict[str, str]:
+def _footer_facts(loaded: _Loaded) -> dict[str, str]:
     """What the footer tells of the inputs: the same on every machine, so no roots."""
-    metadata = workshop.manifest.metadata
+    metadata = loaded.manifest.metadata
     facts: dict[str, str] = {name: metadata[name] for name in ("dataset", "label_files") if name in metadata}
-    licence = str(workshop.manifest.dataset.get("licence", ""))
-    return {**facts, "licence": licence, "body_sha256": workshop.body.sha256, **workshop.networks}
+    licence = str(loaded.manifest.dataset.get("licence", ""))
+    return {**facts, "licence": licence, "body_sha256": loaded.body.sha256, **loaded.networks}
 
 
 def choose_device(name: str) -> torch.device:

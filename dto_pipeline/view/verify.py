@@ -44,7 +44,7 @@ from dto_pipeline.run.report import EXIT_DONE, EXIT_MISSING, EXIT_SELECTED
 from dto_pipeline.view.run_files import RunFiles, load_run_body, open_run_files
 
 _RECEIPTS = "every receipt holds"
-_MEND = "`dto run` does the shard again"  # the verb leaves a note for it, see `run.recheck`
+_MEND = "`dto run` does the shard again"  # the verb leaves a note for it, see `run.finished`
 _SHA, _SCHEMA = "sha256 of the file is the receipt's", "file has the label schema"
 _COUNTS = "counts and keys are the receipt's"
 _ONCE = "labels/ holds every shard once"

@@ -233,7 +233,7 @@ def test_a_network_must_be_named_for_the_one_of_the_demo_is_nobodys_default() ->
 
 
 def test_unknown_sources_and_kinds_are_refused() -> None:
-    for knobs in ({"source": "magic"}, {"kind": "inches"}, {"batch": 0}, {"short_side": 3}, {"scale": 0.0}):
+    for knobs in ({"source": "magic"}, {"kind": "inches"}, {"batch": -1}, {"short_side": 3}, {"scale": 0.0}):
         with pytest.raises(ConfigError, match=next(iter(knobs))):
             PipelineConfig(depth=DepthConfig(**knobs))
 

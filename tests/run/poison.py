@@ -38,8 +38,8 @@ class PoisonRunner(ShardRunner):
         placer.place = checked
 
     def _warm_placer(self):
-        assert self._workshop is not None
-        return self._workshop.placer
+        assert self._loaded is not None
+        return self._loaded.placer
 
 
 def main() -> None:

@@ -1,18 +1,28 @@
 """Failed images of finished shards, done again alone: the same bytes as doing everything again, and nothing to lose."""
 
+import shutil
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
+import dto_pipeline as dto
+from dto_pipeline.data.label_files import find_label_files
 from dto_pipeline.data.labels import read_labels
 from dto_pipeline.data.receipts import read_receipt
+from dto_pipeline.data.sources.dto_labels import open_dto_labels
+from dto_pipeline.data.sources.rows import SourceOptions
 from dto_pipeline.data.splice import splice_rows
+from dto_pipeline.data.storage import base_name
 from dto_pipeline.data.store import LocalStore
 from dto_pipeline.run import folder as files
 from dto_pipeline.run import publish
 from dto_pipeline.run.driver import run_pipeline
+from dto_pipeline.run.finished import read_run_labels
 from dto_pipeline.run.folder import RunDirectory
+from dto_pipeline.run.report import read_status
 from dto_pipeline.run.worker import ShardRunner
+from dto_pipeline.view.run_files import find_labels
 from dto_pipeline.view.verify import verify_run
 from tests.run.chaos import label_bytes, tiny_config
 from tests.tiny_dataset import write_tiny_dataset
@@ -151,6 +161,40 @@ def test_a_zombie_of_a_repair_finds_the_newer_generation_and_changes_nothing(cas
     assert (receipt.generation, receipt.adopted) == (2, True)
     assert label_bytes(case.directory.root)["shard-00000.parquet"] == case.whole["shard-00000.parquet"]
     assert verify_run(case.directory.root).exit_code == 0
+
+
+def test_readers_agree_on_the_newest_generation_and_verify_names_what_others_would_see_twice(case):
+    old = case.directory.label_file(0).read_bytes()
+    case.mend()
+    case.start()
+    root, labels = case.directory.root, case.directory.labels
+    assert len(set(pq.read_table(labels).column("image_id").to_pylist())) == pq.read_table(labels).num_rows == 6
+    assert verify_run(root).exit_code == 0
+
+    case.directory.label_file(0).write_bytes(old)  # by a worker that was killed before it could take it away again
+    wanted = ["shard-00000.r1.parquet", "shard-00001.r1.parquet"]
+    for found in (
+        find_label_files(root),
+        find_label_files(labels),
+        find_labels(root),
+        [file.path for file in read_run_labels(root).files],
+        open_dto_labels(root, SourceOptions()).files,
+        open_dto_labels(labels, SourceOptions()).files,
+    ):
+        assert [base_name(path) for path in found] == wanted
+    assert read_status(root).images_done == dto.read_table(root).num_rows == 6
+    verdict = verify_run(root)
+    assert (verdict.exit_code, verdict.damaged) == (1, [])
+    assert "shard-00000.parquet lies beside shard-00000.r1.parquet, which counts" in verdict.as_table()
+
+    assert case.start(retry_failed=False).nothing_to_do
+    assert verify_run(root).exit_code == 0
+    assert label_bytes(root) == case.whole
+
+
+def test_a_stranger_among_the_label_files_is_named(case):
+    shutil.copy(case.directory.label_file(0), case.directory.labels / "all.parquet")
+    assert "all.parquet: it is no label file of this run" in verify_run(case.directory.root).as_table()
 
 
 def test_a_repair_that_raises_is_given_up_and_the_shard_stands(case, monkeypatch):

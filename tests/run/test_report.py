@@ -78,7 +78,7 @@ def test_the_table_names_statuses_with_advice_and_failed_shards_with_their_error
     table = read_status(run.root).as_table()
 
     assert "check --images" in table
-    assert "shard 2 after 3 tries: it raised" in table
+    assert "shard 2 after 3 attempts: it raised" in table
     assert "2 done, 1 failed, 2 pending" in table
 
 
