@@ -39,6 +39,7 @@ LONG = {
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Slow files first: the processes that share the suite, a file each, then end together."""
     here = Path(__file__).parent
+    assert all((here / name).is_file() for name in LONG), "LONG names a file that is not there"
     slow = set()
     for item in items:
         if item.path.relative_to(here).as_posix() in LONG:
