@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
 import os
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -110,7 +111,7 @@ def draw_pictures(place: Place) -> tuple[int, int, int]:
     root, rows = place.scratch / "vga", []
     jobs = [(root, number, new, place.small) for new, number in enumerate(numbers)]
     tall = [(place.scratch / "tall", number, place.small) for number in numbers[:large]]
-    with ProcessPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+    with ProcessPoolExecutor(min(16, os.cpu_count() or 1), multiprocessing.get_context("fork")) as pool:
         coming = pool.map(_draw_tall, tall)
         rows = list(pool.map(_draw, jobs))
         list(coming)

@@ -25,8 +25,10 @@ PARTS = (
     *("rasterize", "count_visible_vertices", "measure_depth_evidence"),
     *("fit_groups", "fit_jointly", "refine_people"),
 )  # functions that `dto_pipeline.optimizer` calls, in their order
-# of numbers from the same inputs on two devices, relative: a pixel on a body's edge may fall to either side
-TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-3}
+# Relative, of numbers from the same inputs on two devices. A pixel on a body's edge may fall to either side, because a
+# GPU multiplies and adds in one rounding; decisions (groups, outcomes) have to be the same.
+TOLERANCE = {"evidence": 5e-3, "people": 1e-3}
+COUNTS = {"pixels"}  # whole numbers that are no decisions
 
 
 def count_waits(work: Callable[[], Any], device: torch.device) -> Counter[str]:
@@ -37,7 +39,7 @@ def count_waits(work: Callable[[], Any], device: torch.device) -> Counter[str]:
     found: Counter[str] = Counter()
     with warnings.catch_warnings():
         warnings.simplefilter("always")
-        warnings.showwarning = lambda *_, **__: found.update([_caller()])
+        warnings.showwarning = lambda said, *_, **__: found.update([_caller()] if "synchroniz" in str(said) else [])
         torch.cuda.set_sync_debug_mode("warn")
         try:
             work()
@@ -141,6 +143,7 @@ def busy_stream(device: torch.device) -> Iterator[None]:
         yield
         return
     stream, matrix = torch.cuda.Stream(), torch.randn(4096, 4096, device=device)
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(2000):  # some seconds, queued at once
             matrix = torch.tanh(matrix @ matrix)
@@ -156,13 +159,13 @@ def compare_devices(optimizer: SceneOptimizer, batch: SceneBatch) -> tuple[float
     worst, differing = 0.0, {}
     for part in ("evidence", "people"):
         for name, mine, other in _pairs(getattr(here, part), getattr(there, part).to("cpu")):
-            if not mine.is_floating_point():
+            if not mine.is_floating_point() and name not in COUNTS:
                 if changed := int((mine != other).sum()):
                     differing[f"{part}.{name}"] = f"{changed} of {mine.numel()}"
                 continue
             both = mine.isfinite() & other.isfinite()
             off = ((mine - other).abs() / mine.abs().clamp(min=1e-3))[both]
-            largest, limit = float(off.amax()) if off.numel() else 0.0, TOLERANCE[mine.dtype]
+            largest, limit = float(off.amax()) if off.numel() else 0.0, TOLERANCE[part]
             worst = max(worst, largest)
             if largest > limit or bool((mine.isfinite() != other.isfinite()).any()):
                 differing[f"{part}.{name}"] = f"{largest:.1e}, expected {limit:.0e} at most"
