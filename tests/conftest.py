@@ -5,6 +5,7 @@ set and the labels of an undisturbed run over it.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -36,17 +37,42 @@ LONG = {
 }
 
 
+# Files that start Ray. Of the processes that share the suite one does them all: Ray ends itself where its agent is not
+# up within 15 s, which several clusters that start at once on two cores do not reach.
+RAY = {
+    *("chaos/test_deaths.py", "jobs/test_ray_job.py", "jobs/test_slurm.py", "lab/test_scaling.py"),
+    *(
+        f"run/test_{name}.py"
+        for name in ("head_elsewhere", "ray_cluster", "ray_pool", "ray_start", "s3_runs", "suspects")
+    ),
+    "train/test_ray_train.py",
+}
+HERE = Path(__file__).parent
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Slow files first: the processes that share the suite, a file each, then end together."""
-    here = Path(__file__).parent
-    assert all((here / name).is_file() for name in LONG), "LONG names a file that is not there"
+    """Ray first, then other slow files: the processes that share the suite, a file each, then end together."""
+    assert all((HERE / name).is_file() for name in LONG | RAY), "LONG or RAY names a file that is not there"
     slow = set()
     for item in items:
-        if item.path.relative_to(here).as_posix() in LONG:
+        if item.path.relative_to(HERE).as_posix() in LONG:
             item.add_marker(pytest.mark.slow)
         if item.get_closest_marker("slow"):
             slow.add(item.path)
-    items.sort(key=lambda item: item.path not in slow)
+    items.sort(key=lambda item: (item.path.relative_to(HERE).as_posix() not in RAY, item.path not in slow))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Files stay whole, since their tests share fixtures; those of `RAY` together."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class OneForRay(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "ray" if file.removeprefix("tests/") in RAY else file
+
+    return OneForRay(config, log)
 
 
 @pytest.fixture(scope="session")
