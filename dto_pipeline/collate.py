@@ -14,6 +14,7 @@ from dto_pipeline.bounds import CAMERA_BEYOND, implausible_cameras, name_beyond
 from dto_pipeline.config import PipelineConfig
 from dto_pipeline.maths.camera import map_size
 from dto_pipeline.maths.depth_line import DEPTH_MODELS
+from dto_pipeline.models.depth_kinds import is_metric
 from dto_pipeline.scene import (
     OUTCOMES,
     DepthEvidence,
@@ -62,6 +63,7 @@ def collate_scenes(scenes: Sequence[Scene], device: torch.device | str = "cpu") 
         present=pad(usable, (people,), np.bool_),
         masks=pad([scene.masks for scene in scenes], (people, map_height, map_width), np.bool_),  # type: ignore[misc]
         disparity=pad([scene.disparity for scene in scenes], (height, width), np.float32),  # type: ignore[misc]
+        metric=torch.tensor([is_metric(scene.origin.get("depth")) for scene in scenes], device=device),
         image_size=torch.tensor([[scene.height, scene.width] for scene in scenes], device=device),
         map_size=torch.from_numpy(map_sizes).to(device),
     )

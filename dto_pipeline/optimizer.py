@@ -87,7 +87,7 @@ class SceneOptimizer:
                 min_pixels_grid=self.config.joint.min_pixels_grid,
                 min_visible_vertices=self.config.joint.min_visible_vertices,
             )
-        return measure_depth_evidence(sample_pixels(maps, batch), maps, batch, knobs)
+        return measure_depth_evidence(sample_pixels(maps, batch), maps, batch, knobs, self.config.depth.told_unit)
 
     def expect_heights(self, batch: SceneBatch) -> tuple[HeightPrior, HeightMixture | None]:
         """Height priors, and for the joint solver the mixture they summarise."""

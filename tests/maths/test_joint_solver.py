@@ -61,6 +61,7 @@ def crowd(
         usable=usable,
         cut=torch.where(usable, 0, 1),
         group=torch.where(usable, 0, -1),
+        unit=torch.ones(len(shape), dtype=torch.float64)[:1].expand(shape[0]),
     )
     unknown = torch.full(shape, NAN)
     mixture = build_height_mixture(label_height, ages, unknown, PRIOR, config)
