@@ -92,6 +92,7 @@ class JointConfig:
     # Student's t of about 4 degrees of freedom and rare gross errors, as normal laws of these widths and weights
     tail_widths: tuple[float, ...] = (0.9, 2.0, 8.0)
     tail_weights: tuple[float, ...] = (0.70, 0.27, 0.03)
+    metric_sigma: float = 0.1  # of a metric map's scale, per image, relative: its networks report 5 to 15 %
     share_sigma: float = 0.15  # of the line's share about 1: an offset of 15 % of the typical disparity is 1 sigma
     # slopes inside bodies, as measurements of the line's elasticity
     slope_gain: float = 1.6  # the slope falls short of the truth by corr to this power (tuned; 2 = noise in depth only)

@@ -108,7 +108,9 @@ class SceneOptimizer:
             return fit_groups(evidence, prior, self.config.solver, self.config.refine)
         config = self.config
         z = batch.transl[..., 2]
-        return fit_jointly(evidence, prior, mixture, z, batch.present, config.joint, config.solver.max_height)
+        return fit_jointly(
+            evidence, prior, mixture, z, batch.present, config.joint, config.solver.max_height, batch.metric
+        )
 
     def _look_again(
         self,

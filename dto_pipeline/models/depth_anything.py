@@ -72,11 +72,14 @@ class DepthNetwork:
             "depth_licence": LICENCES.get(self.config.model, "unknown: see the model's own card"),
         }
 
-    def estimate(self, images: Sequence[np.ndarray]) -> list[np.ndarray | DepthInvalid]:
+    def estimate(
+        self, images: Sequence[np.ndarray], focal: Sequence[float] | None = None
+    ) -> list[np.ndarray | DepthInvalid]:
         """Disparity of a window of images.
 
         Args:
             images: (H, W, 3) uint8 RGB each, of any sizes.
+            focal: of the labels' cameras [px], one per image, where they are known.
 
         Returns:
             In the same order: (H, W) float32 disparity, finite and >= 0, or what is wrong with this image's map.
@@ -87,7 +90,8 @@ class DepthNetwork:
         plan = plan_windows([self.recipe.size(*image.shape[:2]) for image in images], self.at_once)
 
         def see(positions: list[int]) -> Iterable[tuple[int, np.ndarray | DepthInvalid]]:
-            return zip(positions, self._estimate_batch([images[position] for position in positions]), strict=True)
+            lengths = None if focal is None else [focal[position] for position in positions]
+            return zip(positions, self._estimate_batch([images[p] for p in positions], lengths), strict=True)
 
         with self._on_stream():
             results = dict(pair for pairs in map_alone(self.device, see, plan) for pair in pairs)
@@ -99,10 +103,12 @@ class DepthNetwork:
         tokens = embeddings.position_embeddings.new_zeros(1, 1 + size[0] * size[1] // 196, 1)
         return embeddings.interpolate_pos_encoding(tokens, *size)[0].detach().cpu().numpy()
 
-    def _estimate_batch(self, images: Sequence[np.ndarray]) -> list[np.ndarray | DepthInvalid]:
+    def _estimate_batch(
+        self, images: Sequence[np.ndarray], focal: Sequence[float] | None
+    ) -> list[np.ndarray | DepthInvalid]:
         """The maps of images of one network size; halves the batch where memory runs out."""
         try:
-            return [self._checked(values) for values in self._run(images)]
+            return [self._checked(values) for values in self._run(images, focal)]
         except torch.OutOfMemoryError:
             if len(images) == 1:
                 raise
@@ -111,10 +117,14 @@ class DepthNetwork:
         _LOG.warning("depth network: %d images do not fit into memory, trying %d", len(images), half)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        return [values for part in (images[:half], images[half:]) for values in self._estimate_batch(part)]
+        parts = [
+            self._estimate_batch(images[part], None if focal is None else focal[part])
+            for part in (slice(half), slice(half, None))
+        ]
+        return [values for part in parts for values in part]
 
     @torch.inference_mode()
-    def _run(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
+    def _run(self, images: Sequence[np.ndarray], focal: Sequence[float] | None) -> list[np.ndarray]:
         groups = list(_runs_of_one_shape(images))
         size = self.recipe.size(*images[0].shape[:2])
         inputs = torch.cat([self.recipe.prepare(self._upload(group), size) for group in groups])
@@ -123,7 +133,9 @@ class DepthNetwork:
         maps: list[np.ndarray] = []
         for group in groups:
             rows = slice(len(maps), len(maps) + len(group))
-            restored = self.recipe.restore(output, rows, *group[0].shape[:2])
+            lengths = None if focal is None else torch.tensor(focal[rows])
+            height, width = group[0].shape[:2]
+            restored = self.recipe.restore(output, rows, height, width, lengths)
             maps.extend(restored.cpu().numpy())
         return maps
 
