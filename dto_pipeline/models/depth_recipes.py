@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch.nn import functional
 
@@ -42,12 +43,10 @@ class DepthRecipe(Protocol):
         """(B, 3, h, w) float32 network input of (B, H, W, 3) uint8 images of one size."""
         ...
 
-    def restore(
-        self, output: Any, rows: slice, height: int, width: int, focal: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def restore(self, output: Any, rows: slice, height: int, width: int, focal: np.ndarray) -> torch.Tensor:
         """(b, height, width) float32 maps of some rows of the network's batch.
 
-        focal: (b,) focal lengths of the labels' cameras [px], where they are known.
+        focal: (b,) focal lengths of the labels' cameras [px], NaN where they are not known.
         """
         ...
 
@@ -71,9 +70,7 @@ class DepthAnythingRecipe:
     def prepare(self, images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         return resize_to_network(images, size)
 
-    def restore(
-        self, output: Any, rows: slice, height: int, width: int, focal: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def restore(self, output: Any, rows: slice, height: int, width: int, focal: np.ndarray) -> torch.Tensor:
         return resize_to_image(output.predicted_depth[rows], height, width, self.corners)
 
 
@@ -98,15 +95,12 @@ class DepthProRecipe:
         pixels = images.permute(0, 3, 1, 2).to(torch.float32) / 127.5 - 1
         return functional.interpolate(pixels, size=size, mode="bilinear", align_corners=False)
 
-    def restore(
-        self, output: Any, rows: slice, height: int, width: int, focal: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def restore(self, output: Any, rows: slice, height: int, width: int, focal: np.ndarray) -> torch.Tensor:
         inverse = output.predicted_depth[rows].to(torch.float32)
-        if focal is not None:
-            inverse = inverse * (width / focal.to(inverse))[:, None, None]
-        elif output.field_of_view is not None:
-            half = torch.deg2rad(output.field_of_view[rows].to(torch.float32)) / 2
-            inverse = inverse * (2 * torch.tan(half))[:, None, None]  # width over focal length
+        found = output.field_of_view
+        told = torch.from_numpy((width / focal).astype(np.float32)).to(inverse.device, non_blocking=True)
+        own = torch.ones_like(told) if found is None else 2 * torch.tan(torch.deg2rad(found[rows].float()) / 2)
+        inverse = inverse * torch.where(told.isnan(), own, told)[:, None, None]  # width over focal length
         maps = functional.interpolate(inverse[:, None], size=(height, width), mode="bilinear", align_corners=False)
         return 1 / maps[:, 0].clamp(*_PRO_RANGE)
 
