@@ -17,17 +17,10 @@ import numpy as np
 import torch
 
 from dto_pipeline.data.files import commit_over, staged
-from dto_pipeline.data.inert_records import shown
+from dto_pipeline.data.inert_pickle import BrokenPickle, Limits, UnsafePickle, shown
+from dto_pipeline.data.npz import safe_load_npy, safe_load_npz
 from dto_pipeline.data.portable_pickle import portable_dumps
-from dto_pipeline.data.safe_pickle import (
-    SMPL_FILE,
-    BrokenPickle,
-    Limits,
-    UnsafePickle,
-    safe_load_npy,
-    safe_load_npz,
-    safe_loads,
-)
+from dto_pipeline.data.safe_pickle import SMPL_FILE, safe_loads
 from dto_pipeline.data.torch_files import TorchFileError, read_torch_file
 from dto_pipeline.errors import DtoError
 from dto_pipeline.reading import read_regular, read_start

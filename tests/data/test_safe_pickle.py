@@ -16,15 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
+from dto_pipeline.data.inert_pickle import BrokenPickle, Limits, UnsafePickle
+from dto_pipeline.data.npz import safe_load_npy, safe_load_npz
 from dto_pipeline.data.portable_pickle import portable_dumps
-from dto_pipeline.data.safe_pickle import (
-    BrokenPickle,
-    Limits,
-    UnsafePickle,
-    safe_load_npy,
-    safe_load_npz,
-    safe_loads,
-)
+from dto_pipeline.data.safe_pickle import safe_loads
 from tests.audit_watch import AuditWatch
 from tests.pickle_streams import F8, HOSTILE, SENTINEL, Armed, Stream, array, buffer, call, dtype, integer, text, whole
 

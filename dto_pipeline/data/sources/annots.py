@@ -21,9 +21,9 @@ import numpy as np
 from dto_pipeline.axes import NUM_BETAS
 from dto_pipeline.data.cameras import camera_matrices
 from dto_pipeline.data.files import check_maps, temporary_folder
-from dto_pipeline.data.inert_records import PickleRefused, Record, Role
-from dto_pipeline.data.pickled_arrays import build_values
-from dto_pipeline.data.pickled_items import ITEM_LIMITS, PickledItems
+from dto_pipeline.data.inert_pickle import PickleRefused, Record, Role
+from dto_pipeline.data.pickled_items import ITEM_LIMITS, read_items
+from dto_pipeline.data.safe_pickle import build_values
 from dto_pipeline.data.sources.rows import Finding, LabelFileError, find_row_problems
 
 ARRAY = "annots"
@@ -84,9 +84,8 @@ def unpack_annots(path: Path, folder: Path) -> Annots:
     """As `open_annots`, the flat files lie in `folder`."""
     check_maps(folder)
     try:
-        with PickledItems(path, ARRAY) as items, _Writer(path, folder) as writer:
-            for key, people in items.items():
-                writer.add(str(key), people)
+        with _Writer(path, folder) as writer:
+            read_items(path, ARRAY, lambda key, people: writer.add(str(key), people))
     except FileNotFoundError as error:
         raise LabelFileError(f"label file {path} does not exist; check the path") from error
     except PickleRefused as error:
@@ -113,12 +112,13 @@ def first_people(path: Path, most: int = 1000) -> list[Any]:
         PickleRefused: damaged, or not allowed. FileNotFoundError.
     """
     found: list[Any] = []
-    with PickledItems(path, ARRAY, compare=False) as items:
-        for _, people in items.first_items():
-            found += _listed(people)
-            if len(found) >= most:
-                break
-        return [_built(person) for person in found[:most]]
+
+    def take(_: Any, people: Any) -> bool:
+        found.extend(_listed(people))
+        return len(found) >= most
+
+    read_items(path, ARRAY, take, look=True)
+    return [_built(person) for person in found[:most]]
 
 
 @dataclass

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from dto_pipeline.data.safe_pickle import safe_load_npz
+from dto_pipeline.data.npz import safe_load_npz
 from dto_pipeline.data.sources.relative_human_joints import (
     AGES,
     BK_JOINTS,

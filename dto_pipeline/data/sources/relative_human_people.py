@@ -12,7 +12,7 @@ from types import TracebackType
 
 import numpy as np
 
-from dto_pipeline.data.safe_pickle import PickleRefused
+from dto_pipeline.data.inert_pickle import PickleRefused
 from dto_pipeline.data.sources.predictions import PredictionFile, open_predictions
 from dto_pipeline.data.sources.relative_human import read_annotations
 from dto_pipeline.data.sources.rows import Finding, LabelFileError, LabelRows, SourceOptions

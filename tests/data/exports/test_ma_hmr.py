@@ -17,7 +17,8 @@ from dto_pipeline.data.exports.annots_pickle import END_STREAM, ImagePeople, ima
 from dto_pipeline.data.exports.export import export_labels
 from dto_pipeline.data.exports.ma_hmr import REPEATED
 from dto_pipeline.data.exports.selection import Selection
-from dto_pipeline.data.safe_pickle import safe_load_npz, safe_loads
+from dto_pipeline.data.npz import safe_load_npz
+from dto_pipeline.data.safe_pickle import safe_loads
 
 OLD_NUMPY = "1.23.5"
 CHECK = """
