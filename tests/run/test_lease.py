@@ -6,7 +6,6 @@ import json
 import re
 from contextlib import nullcontext
 
-import fsspec
 import pytest
 
 from dto_pipeline.config import PipelineConfig, RunConfig, load_config
@@ -20,6 +19,7 @@ from dto_pipeline.run.lock import DriverLock, read_holder
 from dto_pipeline.run.publishing import replace_shard, staged_label_name
 from dto_pipeline.run.receipt import Failure
 from dto_pipeline.run.suspects import Suspects
+from tests.memory_store import clear_memory
 from tests.run.fakes import make_receipt
 
 CALM = RunConfig(lease_s=3000.0, heartbeat_s=900.0)  # nothing happens by itself within a test
@@ -35,7 +35,7 @@ def _impatient(monkeypatch):
 def store(request, tmp_path):
     if request.param == "folder":
         return LocalStore(tmp_path)
-    fsspec.filesystem("memory").rm("/", recursive=True)
+    clear_memory()
     return open_store("memory://leases/run")
 
 
