@@ -8,13 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import pyarrow as pa
 import yaml
 
 from dto_pipeline import __version__
 from dto_pipeline.data.exports.selection import Selection
 from dto_pipeline.data.exports.statistics import SubsetStatistics
-from dto_pipeline.schema import COORDINATES, LABEL_PERSON, LABELS_SCHEMA, LABELS_SCHEMA_NAME
+from dto_pipeline.schema import COORDINATES, IMAGE_COLUMNS, LABELS_SCHEMA_NAME, PERSON_COLUMNS
 from dto_pipeline.status import ImageStatus, PersonStatus
 
 LICENCE = "cc-by-nc-4.0"  # of labels derived from CameraHMR's
@@ -130,19 +129,9 @@ def _heights(subsets: list[CardSubset]) -> str:
 
 
 def _columns() -> str:
-    image = [_column(field) for field in LABELS_SCHEMA]
-    person = [_column(LABEL_PERSON.field(i), "persons[].") for i in range(LABEL_PERSON.num_fields)]
-    table = _table(("column", "type", "unit", "meaning"), [*image, *person])
-    return f"## Columns (schema `{LABELS_SCHEMA_NAME}`)\n\n{table}"
-
-
-def _column(field: pa.Field, prefix: str = "") -> tuple[str, ...]:
-    told = {key.decode(): value.decode() for key, value in (field.metadata or {}).items()}
-    kind = field.type
-    name = f"{kind.value_type}[{kind.list_size}]" if pa.types.is_fixed_size_list(kind) else str(kind)
-    if pa.types.is_list(kind):
-        name = "list of persons" if pa.types.is_struct(kind.value_type) else f"list of {kind.value_type}"
-    return f"`{prefix}{field.name}`", name, told.get("unit", ""), told.get("description", "")
+    people = ("`persons`", "list of persons", "", "people in source order, none dropped")
+    rows = [*(c.row() for c in IMAGE_COLUMNS), people, *(c.row("persons[].") for c in PERSON_COLUMNS)]
+    return f"## Columns (schema `{LABELS_SCHEMA_NAME}`)\n\n{_table(('column', 'type', 'unit', 'meaning'), rows)}"
 
 
 def _licences(subsets: list[CardSubset]) -> str:
