@@ -16,7 +16,8 @@ import shutil
 import struct
 import zipfile
 import zlib
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tokenize import TokenError
 from typing import IO, Any
@@ -337,3 +338,33 @@ def _check_sum(data: mmap.mmap, start: int, end: int) -> int:
         found = zlib.crc32(data[at : min(end, at + (1 << 20))], found)
         released = release(data, released, at)
     return found
+
+
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest date a zip can tell
+
+
+@contextmanager
+def create_npz(path: Path) -> Iterator[zipfile.ZipFile]:
+    """A new npz to fill with `open_member`."""
+    with zipfile.ZipFile(path, "w", allowZip64=True) as archive:
+        yield archive
+
+
+@contextmanager
+def open_member(
+    archive: zipfile.ZipFile, key: str, dtype: np.dtype, shape: tuple[int, ...], packed: bool = False
+) -> Iterator[IO[bytes]]:
+    """A stream for the contents of array `key`, its npy header written.
+
+    Args:
+        dtype: of the array; object means that a pickle follows.
+        shape: of the whole array; the caller writes exactly so many values, row-major.
+        packed: deflate it (text of fixed width is mostly zeros).
+    """
+    info = zipfile.ZipInfo(f"{key}.npy", _EPOCH)
+    info.compress_type = zipfile.ZIP_DEFLATED if packed else zipfile.ZIP_STORED
+    info.external_attr = 0o644 << 16
+    with archive.open(info, "w", force_zip64=True) as stream:
+        header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(stream, header)
+        yield stream

@@ -141,11 +141,13 @@ class RemoteStore:
 
     def entries(self, folder: str = "") -> dict[str, int]:
         """Name -> size of the objects directly below a folder."""
+        self._check_kind("nothing can be listed there")
         found = self._ask(folder, lambda key: self._client.list_with_delimiter(key or None)["objects"])
         return {item["path"].rpartition("/")[2]: item["size"] for item in found}
 
     def walk(self) -> Iterator[str]:
         """Name of every object below the folder, in no particular order."""
+        self._check_kind("nothing can be listed there")
         pages = self._ask("", lambda key: iter(self._client.list(key or None)))
         while page := self._ask("", lambda _: next(pages, None)):
             yield from (item["path"].removeprefix(self._base).lstrip("/") for item in page)
@@ -154,12 +156,7 @@ class RemoteStore:
         """One conditional PUT; raises StoreError where there is none, or the file is too large for it."""
         from obstore.exceptions import AlreadyExistsError
 
-        if self._scheme not in _ATOMIC_SCHEMES:
-            known = ", ".join(f"{scheme}://" for scheme in _ATOMIC_SCHEMES)
-            raise StoreError(
-                f"{self.root}: a run cannot be written to {self._scheme}://, where creating a file only if absent is "
-                f"not known to be atomic; use {known} or a mounted folder"
-            )
+        self._check_kind("a run cannot be written there: creating a file only if absent is not known to be atomic")
         if len(data) > _MAX_PUT:
             raise StoreError(f"{self.root}: {name} has {len(data)} bytes, a PUT takes 5 GiB; cut smaller shards")
         for attempt in range(_ATTEMPTS):
@@ -198,6 +195,11 @@ class RemoteStore:
             return self.size(name) >= 0
         except FileNotFoundError:
             return False
+
+    def _check_kind(self, what: str) -> None:
+        if self._scheme not in _ATOMIC_SCHEMES:
+            known = ", ".join(f"{scheme}://" for scheme in _ATOMIC_SCHEMES)
+            raise StoreError(f"{self.root}: {what}; use {known} or a mounted folder")
 
     def _ask(self, name: str, request: Callable[[str], Any]) -> Any:
         """Do a request for the object `name`; errors become FileNotFoundError or a sentence."""
@@ -334,6 +336,7 @@ def _check_process(scheme: str) -> None:
 
 
 def _advice(text: str) -> str:
+    text = text.removeprefix("Generic HTTP error: ")
     code = re.search(r"<Code>(\w+)</Code>", text)
     status = re.search(r"status code (\d+)", text)
     told = f"{text} code: {status[1]}" if status else text

@@ -135,6 +135,7 @@ def open_input(location: Location) -> pa.NativeFile:
     Raises:
         FileNotFoundError: no such file. OSError: it cannot be opened.
     """
+    location = as_location(location)
     if isinstance(location, Path):
         check_regular(location)
         return pa.OSFile(str(location))
@@ -153,6 +154,7 @@ def version_of(location: Location) -> tuple[int, object]:
 
 def exists(location: Location) -> bool:
     """True if there is a file."""
+    location = as_location(location)
     if isinstance(location, Path):
         return location.is_file()
     folder, name = parent_and_name(location)
@@ -165,6 +167,7 @@ def folder_exists(location: Location) -> bool:
     Raises:
         StorageError: a URI that no store opens.
     """
+    location = as_location(location)
     if isinstance(location, Path):
         return location.is_dir()
     store = open_remote(location)
@@ -176,6 +179,7 @@ def folder_exists(location: Location) -> bool:
 
 def is_there(location: Location) -> bool:
     """True if there is a file or a folder; False also where the storage cannot be asked."""
+    location = as_location(location)
     if isinstance(location, Path):
         return location.exists()
     try:
@@ -192,6 +196,7 @@ def read_head(root: Location, name: str, limit: int | None) -> bytes:
         OSError: it cannot be read.
         UnsafePath: `name` leaves the folder.
     """
+    root = as_location(root)
     if isinstance(root, str):
         return open_remote(root).read_head(check_relative(name), limit)
     with open_regular(root / check_relative(name)) as source:
@@ -206,6 +211,7 @@ def list_names(root: Location, endings: tuple[str, ...]) -> Iterator[str]:
     Raises:
         FileNotFoundError: no such folder.
     """
+    root = as_location(root)
     if isinstance(root, Path):
         yield from _list_local(root, endings)
         return

@@ -123,6 +123,7 @@ def build_tar_index(root: Location, tars: Sequence[str], out: Location, progress
         TarIndexError: a tar named twice, outside of the root, or not ending in ``.tar``.
     """
     _check_names(tars)
+    root = as_location(root)
     if exists(out) and (known := _fresh_summaries(root, tars, out)) is not None:
         return known
     summaries = []

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from dto_pipeline.data.images import ImageCorrupt, ImageMissing, open_folder
-from dto_pipeline.data.manifest import Manifest, build_manifest, report_path
-from dto_pipeline.data.manifest_check import check_manifest
+from dto_pipeline.data.manifest import Manifest, report_path
+from dto_pipeline.data.manifest_build.builder import build_manifest
+from dto_pipeline.data.manifest_build.check import check_manifest
 from dto_pipeline.data.storage import (
     StorageError,
     as_location,

@@ -7,7 +7,8 @@ import dataclasses
 import pyarrow.parquet as pq
 
 from dto_pipeline.data.labels import read_labels
-from dto_pipeline.data.manifest import Manifest, build_manifest
+from dto_pipeline.data.manifest import Manifest
+from dto_pipeline.data.manifest_build.builder import build_manifest
 from dto_pipeline.run.driver import run_pipeline
 from tests.memory_store import put, upload
 from tests.run.chaos import tiny_config

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from dto_pipeline.data import object_store
 from dto_pipeline.data.manifest import Manifest, ManifestError
 from dto_pipeline.data.object_store import RemoteStore
 from dto_pipeline.data.storage import StoreError
@@ -234,6 +235,7 @@ def test_what_is_wrong_is_said_with_bucket_key_and_next_step(server, tiny, monke
         start(tiny, s3_uri(server, "run", bucket="nowhere"))
     for key in ENVIRONMENT:
         monkeypatch.delenv(key)
+    object_store._open_client.cache_clear()
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nowhere")
     monkeypatch.setenv("AWS_CONFIG_FILE", "/nowhere")

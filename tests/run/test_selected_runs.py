@@ -7,7 +7,7 @@ import re
 import pytest
 
 from dto_pipeline.config import load_config
-from dto_pipeline.data.manifest import build_manifest
+from dto_pipeline.data.manifest_build.builder import build_manifest
 from dto_pipeline.run.directory import RunDirectory, RunDirectoryError, record_failure
 from dto_pipeline.run.driver import plan_pipeline, run_pipeline
 from dto_pipeline.run.lease import new_record

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from dto_pipeline.data.manifest import Manifest, build_manifest
-from dto_pipeline.data.manifest_check import check_manifest
+from dto_pipeline.data.manifest import Manifest
+from dto_pipeline.data.manifest_build.builder import build_manifest
+from dto_pipeline.data.manifest_build.check import check_manifest
 from dto_pipeline.data.storage import list_names
 from dto_pipeline.data.store import open_store
 from tests.data.small_set import HEIGHT, WIDTH, build_small, small_dataset, write_image
