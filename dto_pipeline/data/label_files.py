@@ -13,23 +13,17 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from dto_pipeline import schema
 from dto_pipeline.data.cameras import read_cameras
 from dto_pipeline.data.columns import read_vectors, single_array
 from dto_pipeline.data.labels import LabelsError, fill_added, read_label_metadata, read_labels
 from dto_pipeline.data.parquet import READ_ERRORS, footer_text, open_parquet
 from dto_pipeline.data.receipts import find_run_labels
-from dto_pipeline.data.storage import (
-    Location,
-    as_location,
-    base_name,
-    exists,
-    join_location,
-    list_names,
-)
-from dto_pipeline.schema import LABEL_PERSON, LABELS_SCHEMA, LABELS_SCHEMA_NAME
+from dto_pipeline.data.storage import Location, as_location, base_name, exists, join_location, list_names
+from dto_pipeline.schema import LABEL_PERSON, LABELS_SCHEMA_NAME
 
-PERSON_COLUMNS = tuple(LABEL_PERSON.field(i).name for i in range(LABEL_PERSON.num_fields))
-IMAGE_COLUMNS = tuple(name for name in LABELS_SCHEMA.names if name != "persons")
+PERSON_COLUMNS = tuple(column.name for column in schema.PERSON_COLUMNS)
+IMAGE_COLUMNS = tuple(column.name for column in schema.IMAGE_COLUMNS)
 
 
 @dataclass(frozen=True)

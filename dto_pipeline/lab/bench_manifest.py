@@ -19,8 +19,8 @@ import numpy as np
 import simplejpeg
 
 from dto_pipeline.data.dataset import dataset_from_dict
-from dto_pipeline.data.manifest import build_manifest
-from dto_pipeline.data.sources.camerahmr_writer import write_camerahmr
+from dto_pipeline.data.manifest_build.builder import build_manifest
+from dto_pipeline.data.sources.camerahmr import write_camerahmr
 from dto_pipeline.data.sources.rows import LabelRows
 
 PEOPLE = 4.8  # per image, as in the published data

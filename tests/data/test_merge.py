@@ -17,8 +17,7 @@ from hypothesis import strategies as st
 from dto_pipeline.data.files import sha256_file
 from dto_pipeline.data.labels import read_labels
 from dto_pipeline.data.manifest import Manifest, ManifestError
-from dto_pipeline.data.merge import merge_predictions, outcomes_path
-from dto_pipeline.data.merge_report import MergeReport
+from dto_pipeline.data.manifest_build.merge import MergeReport, merge_predictions, outcomes_path
 from dto_pipeline.data.rle import encode_rle
 from dto_pipeline.maths.camera import project
 from dto_pipeline.models.body import BodyModel

@@ -18,8 +18,9 @@ from dto_pipeline.data.dataset import load_dataset
 from dto_pipeline.data.exports.export import export_labels
 from dto_pipeline.data.exports.inputs import ExportError
 from dto_pipeline.data.labels import LabelsError
-from dto_pipeline.data.manifest import Manifest, build_manifest
-from dto_pipeline.data.merge import merge_predictions
+from dto_pipeline.data.manifest import Manifest
+from dto_pipeline.data.manifest_build.builder import build_manifest
+from dto_pipeline.data.manifest_build.merge import merge_predictions
 from dto_pipeline.data.receipts import Receipt
 from dto_pipeline.data.sources.rows import LabelFileError
 from dto_pipeline.errors import DtoError
