@@ -259,9 +259,12 @@ def local_copy(location: Location, endings: tuple[str, ...] = ("",)) -> Iterator
 
 
 def fetch(place: Location, stack: ExitStack, error: Callable[[str], Exception]) -> Path:
-    """A `local_copy` of Parquet or npz that lives as long as `stack`; `error` is raised where nothing is there."""
+    """A `local_copy` of Parquet, npz and a run's records that lives as long as `stack`.
+
+    `error` is raised where nothing is there.
+    """
     try:
-        return stack.enter_context(local_copy(place, (".parquet", ".npz")))
+        return stack.enter_context(local_copy(place, (".parquet", ".npz", ".json")))
     except FileNotFoundError as cause:
         raise error(f"{place} does not exist; check the path, --data-root and the dataset YAML") from cause
 

@@ -96,7 +96,7 @@ class ScenePlacer:
             self.images_done += len(positions)
         return [placed[position] for position in range(rows.num_rows)]
 
-    def pass_by(self, rows: ManifestRows, status: ImageStatus, message: str) -> list[PlacedScene]:
+    def keep_labels(self, rows: ManifestRows, status: ImageStatus, message: str) -> list[PlacedScene]:
         """One placed scene per manifest row with the labels as given; no image is opened."""
         scenes = read_label_scenes(rows)
         for scene in scenes:

@@ -16,8 +16,8 @@ import numpy as np
 from dto_pipeline.axes import FAR
 from dto_pipeline.config import STAND_IN_BODY
 from dto_pipeline.data.label_files import flatten_table
-from dto_pipeline.run.directory import RunIdentity
-from dto_pipeline.run.receipt import Receipt, add_counts
+from dto_pipeline.data.receipts import Receipt, add_counts
+from dto_pipeline.run.folder import RunIdentity
 from dto_pipeline.status import PersonStatus
 
 # Fewer people, or images, say nothing: the median of ten correlations about 0.1 is seldom below -0.2.

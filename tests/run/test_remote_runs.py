@@ -14,17 +14,17 @@ from dto_pipeline.config import load_config
 from dto_pipeline.data.exports.export import export_labels
 from dto_pipeline.data.exports.selection import Selection
 from dto_pipeline.data.manifest import build_manifest
+from dto_pipeline.data.receipts import read_receipt
 from dto_pipeline.data.storage import StoreError, as_location
 from dto_pipeline.data.store import open_store
-from dto_pipeline.run.directory import RunDirectory, RunDirectoryError, RunMismatch, read_identity
 from dto_pipeline.run.driver import run_pipeline
 from dto_pipeline.run.finished import read_run_labels
-from dto_pipeline.run.receipt import read_receipt
+from dto_pipeline.run.folder import RunDirectory, RunDirectoryError, RunMismatch, read_identity
 from dto_pipeline.run.report import read_status
 from dto_pipeline.view.diff import diff_labels
 from dto_pipeline.view.run_files import find_labels
 from dto_pipeline.view.verify import verify_run
-from tests.run.chaos import RAISE, ChaosRunner, tiny_config
+from tests.run.chaos import RAISE, ChaosRunner, first_name, tiny_config
 
 RUN = "memory://remote/runs/tiny"
 SHARDS = 6
@@ -57,7 +57,7 @@ def directory():
 
 def remote_labels(root: str) -> dict[str, bytes]:
     store = open_store(as_location(root))
-    return {name: store.read(f"labels/{name}") for name in sorted(store.entries("labels"))}
+    return {first_name(name): store.read(f"labels/{name}") for name in sorted(store.entries("labels"))}
 
 
 def everything(root: str = RUN) -> list[str]:

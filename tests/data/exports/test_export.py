@@ -19,8 +19,8 @@ from dto_pipeline.data.exports.export import FORMATS, Format, export_labels
 from dto_pipeline.data.exports.folder import staged_folder
 from dto_pipeline.data.exports.inputs import ExportError
 from dto_pipeline.data.exports.selection import Selection
-from dto_pipeline.run.directory import RunDirectoryError
 from dto_pipeline.run.finished import read_run_labels
+from dto_pipeline.run.folder import RunDirectoryError
 
 
 def contents(folder: Path) -> dict[str, bytes]:
