@@ -99,7 +99,8 @@ def run_pipeline(
             if runner is None:
                 from dto_pipeline.run.worker import ShardRunner  # loads PyTorch: only when there is work
 
-                runner = ShardRunner(config, manifest_path, run_dir, places.images, places.depth, retry.images)
+                order = [shard for shard in plan.work if shard not in plan.repairs] if config.run.workers <= 1 else ()
+                runner = ShardRunner(config, manifest_path, run_dir, places.images, places.depth, retry.images, order)
             tally, scan = _do_work(directory, plan, config.run, runner, address, progress, lock)
         seconds = time.monotonic() - started
         summary = summarize(directory, plan, scan, tally, seconds, config.run.max_failed_images)
