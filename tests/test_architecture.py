@@ -52,9 +52,7 @@ DOORS = {
     "smplx": ("models.body",),
     "transformers": ("models.",),
     "pickle": ("data.",),
-    "boto3": ("data.object_store",),
-    "botocore": ("data.object_store",),
-    "fsspec": ("data.object_store", "data.storage"),
+    "obstore": ("data.object_store",),
 }
 GLUE = ("cli", "commands.", "api")  # verbs, and functions for Python users, may call any room
 

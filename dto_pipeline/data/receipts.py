@@ -32,7 +32,7 @@ from dto_pipeline.status import ImageStatus
 
 RECEIPT_SCHEMA = "dto-receipt/1"
 LABELS, RECEIPTS = "labels", "receipts"  # folders of a run
-_FILE = re.compile(r"shard-(\d{5,})(?:\.r([1-9]\d{0,5}))?\.(?:parquet|json)")
+_FILE = re.compile(r"shard-(\d{5,})(?:\.r([1-9]\d{0,3}))?\.(?:parquet|json)")
 _MOST_SECONDS = 1e10  # three centuries, as a duration or since 1970: NaN and infinity are beyond it as well
 _MOST_COUNT = 1 << 53  # the largest whole number that every reader of JSON keeps
 _FAILED_WORDS = frozenset(str(status) for status in ImageStatus if status.is_failure)

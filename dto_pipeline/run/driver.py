@@ -26,7 +26,7 @@ from dto_pipeline.run.batching import describe_sizes
 from dto_pipeline.run.budget import FailureBudget
 from dto_pipeline.run.deaths import Suspects
 from dto_pipeline.run.folder import RunDirectory, RunScan
-from dto_pipeline.run.identity import RunIdentity, find_places, identify_run, settle_config
+from dto_pipeline.run.identity import Places, RunIdentity, find_places, identify_run, settle_config
 from dto_pipeline.run.lease import DriverLock, RunLockLost
 from dto_pipeline.run.loop import TooManyFailed, drive
 from dto_pipeline.run.plan import RunPlan, find_refusals, plan_run
@@ -96,14 +96,20 @@ def run_pipeline(
         _warn_of_demo_network(config, manifest)
         tally, scan = Tally(), None
         if plan.work:
-            if runner is None:
-                from dto_pipeline.run.worker import ShardRunner  # loads PyTorch: only when there is work
-
-                runner = ShardRunner(config, manifest_path, run_dir, places.images, places.depth, retry.images)
+            runner = runner or _build_runner(config, manifest_path, run_dir, places, plan)
             tally, scan = _do_work(directory, plan, config.run, runner, address, progress, lock)
         seconds = time.monotonic() - started
         summary = summarize(directory, plan, scan, tally, seconds, config.run.max_failed_images)
         return replace(summary, sizes=describe_sizes(config))
+
+
+def _build_runner(
+    config: PipelineConfig, manifest_path: str | Path, run_dir: str | Path, places: Places, plan: RunPlan
+) -> Runner:
+    from dto_pipeline.run.worker import ShardRunner  # loads PyTorch: only when there is work
+
+    order = [shard for shard in plan.work if shard not in plan.repairs] if config.run.workers <= 1 else ()
+    return ShardRunner(config, manifest_path, run_dir, places.images, places.depth, plan.retry.images, order)
 
 
 def _warn_of_demo_network(config: PipelineConfig, manifest: Manifest) -> None:

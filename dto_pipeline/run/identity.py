@@ -35,6 +35,7 @@ _PLACES = {
     "masks": ("model", "revision", "offline"),
     "attributes": ("model", "revision", "gender_model", "gender_revision", "offline"),
 }
+_ALWAYS = ("source", "unit")
 # options that count where no network is asked for, and only there; all others count only where one is
 _WITHOUT_NETWORK: dict[str, tuple[str, ...]] = {"depth": ("kind", "scale"), "masks": (), "attributes": ()}
 _NO_HASHES = (
@@ -96,7 +97,7 @@ def label_settings(config: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[st
     for section, alone in _WITHOUT_NETWORK.items():
         options = kept.get(section, {})
         asked = options.get("source") == "model"
-        kept[section] = {key: options[key] for key in options if key == "source" or (key in alone) != asked}
+        kept[section] = {key: options[key] for key in options if key in _ALWAYS or (key in alone) != asked}
     for section, places in _PLACES.items():
         kept[section] = {key: value for key, value in kept.get(section, {}).items() if key not in places}
     return kept

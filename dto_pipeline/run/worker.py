@@ -6,11 +6,13 @@ the config and the library versions: never of threads, workers, attempts or time
 
 from __future__ import annotations
 
+import functools
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -99,11 +101,14 @@ class ShardRunner:
         images_root: str | Path | None = None,
         depth_root: str | Path | None = None,
         retry_images: Collection[str] = (),
+        order: Sequence[int] = (),
     ) -> None:
         """
         Args:
             images_root, depth_root: folders in place of those named by the manifest and the config.
             retry_images: statuses; images of finished shards that bear one are done again.
+            order: whole shards in the order in which they will come, where this is the only worker: the first images
+                of the next one are loaded while the last ones of this one are solved.
         """
         self.config = config
         self.manifest_path = absolute(manifest_path)
@@ -111,6 +116,7 @@ class ShardRunner:
         self._images_root = images_root
         self._depth_root = depth_root
         self._retry_images = frozenset(retry_images)
+        self._next = dict(pairwise(order))
         self._loaded: _Loaded | None = None
 
     @property
@@ -221,7 +227,10 @@ class ShardRunner:
         placer, shard, attempt = self._warm().placer, job.shard, job.attempt
         suspicion = find_suspicion(self.directory, shard, attempt, self.config.run.max_attempts)
         if suspicion is None:
-            return build_label_table(placer.place(rows, job.clock))
+            next_shard = self._next.get(shard)
+            manifest = self._warm().manifest
+            following = None if next_shard is None else functools.partial(manifest.read_shard, next_shard)
+            return build_label_table(placer.place(rows, job.clock, following))
         images = rows.column("image_id").to_pylist()
         own = self.config.run.workers == 0
 

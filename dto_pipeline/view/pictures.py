@@ -132,6 +132,6 @@ def _fill(placed: PlacedScene, pixels: Pixels, image_file: str, depth_file: str 
     if pixels.depth is None:
         return
     try:
-        scene.disparity = pixels.depth.load(depth_file, scene.height, scene.width)
+        scene.disparity = pixels.depth.load(depth_file, scene.height, scene.width, float(scene.intrinsics[0, 0]))
     except UnusableImage:
         scene.disparity = None  # the page has no depth map then; the scene's own status tells of it

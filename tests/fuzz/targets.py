@@ -26,9 +26,10 @@ from dto_pipeline.config import load_config
 from dto_pipeline.data.dataset import load_dataset
 from dto_pipeline.data.images import decode_image, read_image
 from dto_pipeline.data.manifest import Manifest
+from dto_pipeline.data.npz import safe_load_npz
 from dto_pipeline.data.receipts import parse_receipt
 from dto_pipeline.data.rle import RleError, decode_rle, encode_rle, measure_rles, sample_rle
-from dto_pipeline.data.safe_pickle import SMPL_FILE, safe_load_npz, safe_loads
+from dto_pipeline.data.safe_pickle import SMPL_FILE, safe_loads
 from dto_pipeline.data.smpl_file import read_smpl
 from dto_pipeline.data.tar_index import TarIndex, build_tar_index
 from dto_pipeline.data.tar_walk import walk_tar

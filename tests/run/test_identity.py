@@ -18,8 +18,9 @@ from dto_pipeline.data.dataset import load_dataset
 from dto_pipeline.data.exports.export import export_labels
 from dto_pipeline.data.exports.inputs import ExportError
 from dto_pipeline.data.labels import LabelsError
-from dto_pipeline.data.manifest import Manifest, build_manifest
-from dto_pipeline.data.merge import merge_predictions
+from dto_pipeline.data.manifest import Manifest
+from dto_pipeline.data.manifest_build.builder import build_manifest
+from dto_pipeline.data.manifest_build.merge import merge_predictions
 from dto_pipeline.data.receipts import Receipt
 from dto_pipeline.data.sources.rows import LabelFileError
 from dto_pipeline.errors import DtoError
@@ -185,6 +186,7 @@ def test_a_hub_network_is_identified_by_its_commit(tiny: TinyDataset) -> None:
         ("run.batch_images=1", False),
         ("depth.scale=0.001", True),
         ("depth.kind=depth", True),
+        ("depth.unit=0.03", True),
         ("body.kid_axis=false", True),
         ("masks.source=none", True),
         ("prior.age_prior=false", True),
@@ -198,11 +200,11 @@ def test_only_options_that_can_change_a_label_are_a_part_of_the_run(override: st
 
 def test_options_of_a_network_count_where_it_is_asked_for() -> None:
     asked = ["depth.source=model", "depth.model=demo"]
-    plain, side, kind = (
+    plain, side, unit, kind = (
         hash_settings(load_config(overrides=[*asked, *more]).to_dict(), {})
-        for more in ([], ["depth.short_side=28"], ["depth.kind=depth"])
+        for more in ([], ["depth.short_side=28"], ["depth.unit=published"], ["depth.kind=depth"])
     )
-    assert side != plain
+    assert len({plain, side, unit}) == 3
     assert kind == plain
 
 

@@ -5,7 +5,6 @@ import itertools
 import json
 import re
 
-import fsspec
 import pytest
 
 from dto_pipeline.config import PipelineConfig, RunConfig, load_config
@@ -16,6 +15,7 @@ from dto_pipeline.run import folder as files
 from dto_pipeline.run import lease as module
 from dto_pipeline.run.folder import Failure, RunDirectory
 from dto_pipeline.run.lease import DriverLock, Lease, RunLocked, RunLockLost, read_holder, read_newest
+from tests.memory_store import clear_memory
 from tests.run.fakes import make_receipt
 
 CALM = RunConfig(lease_s=3000.0, heartbeat_s=900.0)  # nothing happens by itself within a test
@@ -31,7 +31,7 @@ def _impatient(monkeypatch):
 def store(request, tmp_path):
     if request.param == "folder":
         return LocalStore(tmp_path)
-    fsspec.filesystem("memory").rm("/", recursive=True)
+    clear_memory()
     return open_store("memory://leases/run")
 
 

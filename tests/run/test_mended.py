@@ -11,8 +11,9 @@ from PIL import Image
 from dto_pipeline.data.images import ImageStore
 from dto_pipeline.data.label_files import find_label_files, read_label_files
 from dto_pipeline.data.labels import read_labels
-from dto_pipeline.data.manifest import Manifest, build_manifest
-from dto_pipeline.data.manifest_check import check_manifest
+from dto_pipeline.data.manifest import Manifest
+from dto_pipeline.data.manifest_build.builder import build_manifest
+from dto_pipeline.data.manifest_build.check import check_manifest
 from dto_pipeline.run.driver import run_pipeline
 from dto_pipeline.run.folder import RunDirectory
 from dto_pipeline.status import ImageStatus

@@ -11,7 +11,7 @@ from dto_pipeline.cli import main
 from dto_pipeline.config import load_config
 from dto_pipeline.data.dataset import Dataset
 from dto_pipeline.data.labels import read_labels
-from dto_pipeline.data.manifest import build_manifest
+from dto_pipeline.data.manifest_build.builder import build_manifest
 from dto_pipeline.run.driver import run_pipeline
 from dto_pipeline.run.folder import RunDirectory
 from dto_pipeline.status import PersonStatus

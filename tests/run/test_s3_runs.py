@@ -11,8 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from dto_pipeline.data import object_store
 from dto_pipeline.data.manifest import Manifest, ManifestError
-from dto_pipeline.data.object_store import S3Store
+from dto_pipeline.data.object_store import RemoteStore
 from dto_pipeline.data.receipts import read_receipt
 from dto_pipeline.data.storage import StoreError
 from dto_pipeline.data.store import open_store
@@ -33,7 +34,6 @@ SHARDS = 6
 
 @pytest.fixture(scope="module")
 def server():
-    pytest.importorskip("boto3", reason="pip install 'dto-pipeline[s3]'")
     pytest.importorskip("moto.server", reason="pip install 'moto[server,s3]'")
     with serve_s3() as address:
         s3_client(address).create_bucket(Bucket="bucket")
@@ -232,17 +232,18 @@ def test_what_is_wrong_is_said_with_bucket_key_and_next_step(server, tiny, monke
         start(tiny, s3_uri(server, "run", bucket="nowhere"))
     for key in ENVIRONMENT:
         monkeypatch.delenv(key)
+    object_store._open_client.cache_clear()
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nowhere")
     monkeypatch.setenv("AWS_CONFIG_FILE", "/nowhere")
     with pytest.raises(StoreError, match="no credentials were found; set AWS_ACCESS_KEY_ID"):
-        S3Store(s3_uri(server, "run")).read("run.json")
+        RemoteStore(s3_uri(server, "run")).read("run.json")
 
 
 def test_a_server_that_does_not_answer_is_named(monkeypatch):
     monkeypatch.setattr("dto_pipeline.data.object_store._ATTEMPTS", 1)
     with pytest.raises(StoreError, match="the server does not answer; check endpoint_override"):
-        S3Store(s3_uri("127.0.0.1:9", "run")).entries()
+        RemoteStore(s3_uri("127.0.0.1:9", "run")).entries()
 
 
 def test_a_manifest_that_cannot_be_reached_is_not_called_damaged():
@@ -250,7 +251,7 @@ def test_a_manifest_that_cannot_be_reached_is_not_called_damaged():
         Manifest.open(s3_uri("127.0.0.1:9", "m.parquet"))
 
 
-def test_names_with_spaces_are_the_same_for_boto3_and_pyarrow(server, tiny):
+def test_names_with_spaces_are_the_same_for_every_reader(server, tiny):
     uri = s3_uri(server, "a%20folder/run")
     assert start(tiny, uri).exit_code == 0
     assert verify_run(uri).passed

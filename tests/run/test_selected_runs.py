@@ -7,7 +7,7 @@ import re
 import pytest
 
 from dto_pipeline.config import load_config
-from dto_pipeline.data.manifest import build_manifest
+from dto_pipeline.data.manifest_build.builder import build_manifest
 from dto_pipeline.run.deaths import InFlight, note_name, write_note
 from dto_pipeline.run.driver import run_pipeline
 from dto_pipeline.run.folder import Failure, RunDirectory, RunDirectoryError, record_failure
