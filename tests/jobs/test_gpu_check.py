@@ -33,6 +33,12 @@ def job(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return importlib.import_module(name)
 
 
+def test_every_step_is_a_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = job("gpu_steps", monkeypatch)
+    assert [step.name for step in job("gpu_check", monkeypatch).STEPS] == STEPS
+    assert all(callable(getattr(steps, name)) for name in STEPS)
+
+
 def check(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["bash", str(JOBS / "gpu_check.sh"), *arguments],
