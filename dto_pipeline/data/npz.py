@@ -2,8 +2,9 @@
 
 `safe_load_npz` reads members whose claims hold, object arrays (pickles) through the inert unpickler. `MappedNpz` makes
 each member a read-only memory map: members that were stored plainly are mapped where they lie in the zip; compressed
-ones, and all of a file whose mount refuses maps, are unpacked once into a temporary folder and mapped there. Knows zip
-and npy, no key names.
+ones, and all of a file whose mount refuses maps, are unpacked once into a temporary folder and mapped there.
+`create_npz` writes members piece by piece, plainly and with a fixed date: equal arrays give equal bytes. Knows zip and
+npy, no key names.
 """
 
 from __future__ import annotations

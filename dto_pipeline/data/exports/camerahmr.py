@@ -7,6 +7,9 @@ keypoint has confidence 0: not seen. `shape` has eleven columns, the kid axis la
 size of children. `z_sigma_m` and `height_sigma_m` are NaN where the solver gives none; z_covariance is one matrix an
 image and has no place in rows. `data.sources.camerahmr` reads it back. Foreign names (pose_cam, trans_cam, cam_int ...)
 end here. Memory: one row group; each array is a pass over its own columns.
+
+The released file a run was made from (`Release`) is the one whose name and sha256 the manifest tells; a file of other
+bytes is never taken.
 """
 
 from __future__ import annotations

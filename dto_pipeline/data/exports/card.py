@@ -1,6 +1,7 @@
 """The text of a Hugging Face dataset card: configurations, what the columns mean, numbers, licences.
 
-Text in, text out; opens no file. Equal input gives equal text: no clock.
+Text in, text out; opens no file. The numbers of a subset are gathered while its tables pass by, as sums only. Equal
+input gives equal text: no clock.
 """
 
 from __future__ import annotations

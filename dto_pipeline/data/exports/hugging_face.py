@@ -2,6 +2,8 @@
 
 ``datasets.load_dataset(FOLDER, "<subset>")`` opens it from disk or, pushed as it is, from the hub. Images are named,
 never included: most of these data sets may not be redistributed. Memory: one row group.
+
+Croissant 1.0 is JSON-LD: every file with its sha256, every column with its meaning (mlcommons.org/croissant/1.0).
 """
 
 from __future__ import annotations

@@ -1,8 +1,18 @@
-"""MA-HMR's training labels: ``{AIC,COCO,INSTA,MPII}_CHMR_SMPL_OPT.npz``, one array `annots`, see `annots_pickle`.
+"""MA-HMR's training labels: ``{AIC,COCO,INSTA,MPII}_CHMR_SMPL_OPT.npz``, one array `annots`.
 
 insta1 and insta2 become one file, keys with ``insta-train/`` before them; an image of both keeps the people of insta1.
 Foreign names (smpl_param, trans, focal, princpt ...) end here. Memory: one row group, and the keys of an earlier subset
 of the same file (about 100 bytes an image).
+
+The dictionary is a pickle stream of protocol 3 with the module names of numpy 1 (`numpy.core`), which numpy 2 also
+reads, and is never in memory: everything that repeats (names, dtypes, shapes, keys) is put into the unpickler's memo
+once, so that each person is a fixed pattern of bytes into which numpy copies the numbers of all people at once.
+
+    {image key: [{"smpl_param": {"shape": (11,), "pose": (72,), "trans": (3,)},
+                  "cam_param": {"focal": (2,), "princpt": (2,)}}, ...]}
+
+float32; `cam_param` is one object, shared by the people of an image. Where the solver tells how sure it is, a person
+has two more entries, "z_sigma_m" (1,) and "height_sigma_m" (1,), which readers of the two above do not look at.
 """
 
 from __future__ import annotations

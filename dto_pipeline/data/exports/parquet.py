@@ -2,6 +2,9 @@
 
 ``data/<subset>/<subset>-00000-of-00012.parquet``, 1024 images a row group, about 50,000 images a file. What
 `data.labels.read_labels` reads, this writes. `write_persons` is the same with one row per person.
+
+Streams of tables are cut anew into equal row groups and files of a known number of them. Memory: one row group of the
+output and one of the input.
 """
 
 from __future__ import annotations

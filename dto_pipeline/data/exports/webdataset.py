@@ -3,7 +3,8 @@
 A sample is ``KEY.json`` with the labels (the columns of `dto-labels/1`) and, where images are asked for, ``KEY.jpg``
 with the bytes of the image file as they are. KEY is ``<subset>/<image_path>`` without ``.jpg``; webdataset cuts names
 at the first dot, so no KEY has one (`sample_key`). An image that cannot be read, or is not the one that was labelled,
-leaves its sample out, counted. Equal input gives identical bytes. Memory: one row group and one image.
+leaves its sample out, counted. JSON floats have the fewest digits that give the same value back; NaN is null. Equal
+input gives identical bytes. Memory: one row group and one image.
 """
 
 from __future__ import annotations

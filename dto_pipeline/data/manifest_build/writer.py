@@ -1,6 +1,7 @@
 """How a manifest's file comes into being: a row group per shard, then a footer with counts and fingerprint.
 
-Knows the schema and the footer's keys; knows nothing of where rows come from. Equal input gives identical bytes.
+Knows the schema and the footer's keys; knows nothing of where rows come from, but for labels that are to be run again:
+their rows and people in their order, masks unknown. Equal input gives identical bytes.
 """
 
 from __future__ import annotations

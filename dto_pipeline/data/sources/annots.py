@@ -7,6 +7,10 @@ The dictionary is read item by item and laid down as flat arrays in a temporary 
 image names and a few numbers per person, not the 1.3 kB per person of the dictionary itself. A person that is not as
 above is kept with NaN in the place of its numbers, and told with its reason; a file in which nobody can be used is
 refused. The order of the people is the file's. Metres, radians, pixels; foreign names end here and in `exports.ma_hmr`.
+
+As the start of a manifest, an image's name is its key in the file (`a/b/c.jpg` below `insta-train/` for INSTA, the base
+name for the others), so `images` is the folder these keys are relative to, or `image_prefixes` leads there. Images that
+list nobody have no row; they, and people that are not as documented, are told in the findings.
 """
 
 from __future__ import annotations

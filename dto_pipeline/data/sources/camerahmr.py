@@ -12,6 +12,8 @@
 
 Other keys are not read. Numbers may be of any float or integer type. Rows of an image need not be adjacent.
 The foreign names above appear nowhere else in the project.
+
+`write_camerahmr` writes this layout; equal input gives identical bytes.
 """
 
 from __future__ import annotations

@@ -10,6 +10,11 @@
 Other keys (bbox_wb, body_type, occluded_by_others) are not read. What cannot be understood about a person becomes
 unknown, and is listed with its reason; nobody is dropped, because the metrics count by position. These are annotations
 for evaluation: they hold no body and no camera.
+
+Three keypoint layouts (14 joints, 19 in "BK" order, 19 in OCHuman order, the last two told apart by the length of the
+file name) become the 14 joints of the metrics. As the start of a manifest the people come from a prediction file (see
+`predictions`) and nothing that is annotated flows in: layers and ages are what results are evaluated against. Images
+with an annotation and no prediction, or the other way round, are told, none is dropped.
 """
 
 from __future__ import annotations

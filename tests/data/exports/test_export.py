@@ -69,9 +69,9 @@ def test_a_writer_that_fails_leaves_nothing(name, runs, tmp_path, monkeypatch) -
 
 KILLED = """
 import os, signal, sys
-from dto_pipeline.data.exports import export as module, folder
+from dto_pipeline.data.exports import export as module, job
 from dto_pipeline.run.finished import read_run_labels
-folder.os.rename = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+job.os.rename = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 module.export_labels([read_run_labels(sys.argv[1])], "parquet", sys.argv[2], progress=False)
 """
 
