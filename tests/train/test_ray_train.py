@@ -31,7 +31,6 @@ KNOBS = {
     "model__queries": 6,
     "loop__log_every": 1,
     "loop__evaluate_every": 0,
-    "loop__pictures": 0,
 }
 
 
