@@ -199,8 +199,8 @@ def vary(bodies: Bodies, width: int, height: int, side: int, draw: Draw, body: B
     if draw.flip:  # partners exchanged, y and z of every axis-angle negated, T'_x too
         pose = pose[:, list(MIRROR_JOINTS)] * [1, -1, -1]
     angles = pose.reshape(-1, 72)
-    parts = (torch.from_numpy(np.ascontiguousarray(part, dtype=np.float32)) for part in (angles, bodies.betas))
-    posed = body.joints(*parts, torch.zeros(len(pose), 3)).numpy()
+    posing, shape = (torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32)) for x in (angles, bodies.betas))
+    posed = body.joints(posing, shape, torch.zeros(len(pose), 3)).numpy()
     pelvis = posed[:, 0].astype(np.float64)  # no pose moves it
     transl = np.einsum("...ij,...j->...i", world, pelvis + bodies.transl) + shift - pelvis
     transl[:, 0] *= -1 if draw.flip else 1
