@@ -2,7 +2,7 @@
 
 Knows files and state dicts. A checkpoint appears under its name in one step, so a killed writer leaves none that is
 half; it is read by an unpickler that runs nothing, and its checksums are compared. Where the newest cannot be
-read, the one before it takes its place, and a sentence says so.
+read, the one before it is taken, and a sentence says so; training writes the damaged one again.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ FORMAT = "dto-checkpoint/2"
 _BEFORE = "dto-checkpoint/1"  # of the network of version 0.3.0
 FOLDER = "checkpoints"
 _NAME = re.compile(r"step-(\d{8})\.pt")
-DAMAGED = ".damaged"  # behind the name of a checkpoint that was set aside because it could not be read
 _KEPT = 2  # newest checkpoints of a training: the one in use and the one before, should a disk fail
 _KINDS: dict[str, type] = dict.fromkeys(("config", "init", "weights", "optimizer", "position", "versions"), dict)
 _KINDS["body_sha256"] = str
@@ -148,7 +147,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
         raise CheckpointError(
             f"{path} could not be written: {error.strerror}; make room, or make it writable, and start again to {after}"
         ) from error
-    for old in list_checkpoints(folder)[:-_KEPT]:
+    left = [one for one in path.parent.glob(".step-*") if is_temporary(one.name)]  # by killed writers
+    for old in [*list_checkpoints(folder)[:-_KEPT], *left]:
         old.unlink()
     return path
 
@@ -163,66 +163,33 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in (folder / FOLDER).glob("step-*.pt") if _NAME.fullmatch(path.name))
 
 
-def list_damaged(folder: Path) -> list[Path]:
-    """Checkpoints of a training that were set aside by `take_up`."""
-    return sorted((folder / FOLDER).glob(f"step-*.pt{DAMAGED}"))
-
-
 def read_checkpoint(path: str | Path) -> Checkpoint:
     """Read a checkpoint file, or the newest of a training's folder that can be read; tensors are on the CPU.
 
     Raises:
         CheckpointError, TorchFileError: there is none, it is not one, or it is damaged.
     """
-    path = Path(path)
-    if path.is_dir():
-        checkpoint, damaged = _read_newest(path)
-        for reason in damaged.values():
-            _LOG.warning("%s; taking %s instead", reason, checkpoint.path)
-        return checkpoint
-    if not path.exists():
-        raise CheckpointError(f"{path} does not exist; give a checkpoint, or the folder of a training")
-    try:
-        return _checkpoint_of(read_torch_file(path), path)
-    except TorchFileError as error:
-        advice = "give the folder of its training to take the newest checkpoint that can be read"
-        raise TorchFileError(f"{error}; {advice}") from error
-
-
-def take_up(folder: Path) -> Checkpoint | None:
-    """What a training goes on from: its newest checkpoint that can be read; None where there is none yet.
-
-    Newer ones that cannot be read are set aside as ``step-N.pt.damaged``, and what killed writers left is removed: only
-    the one process that writes checkpoints may call this.
-
-    Raises:
-        CheckpointError: there are checkpoints, but none can be read. They stay as they are.
-    """
-    for leftover in (folder / FOLDER).glob(".step-*"):
-        if is_temporary(leftover.name):
-            leftover.unlink()
-    if not list_checkpoints(folder):
-        return None
-    checkpoint, damaged = _read_newest(folder)
-    for path, reason in damaged.items():
-        aside = path.with_name(path.name + DAMAGED)
-        path.replace(aside)
-        used = checkpoint_file(folder, checkpoint.position.step).name
-        _LOG.warning("%s; it is kept as %s, and training goes on from %s instead", reason, aside.name, used)
-    return checkpoint
-
-
-def _read_newest(folder: Path) -> tuple[Checkpoint, dict[Path, str]]:
-    """The newest checkpoint that can be read, and why newer ones cannot."""
-    damaged: dict[Path, str] = {}
-    for path in reversed(list_checkpoints(folder)):
+    path, damaged = Path(path), list[str]()
+    if not path.is_dir():
+        if not path.exists():
+            raise CheckpointError(f"{path} does not exist; give a checkpoint, or the folder of a training")
         try:
-            return _checkpoint_of(read_torch_file(path), path), damaged
+            return _checkpoint_of(read_torch_file(path), path)
+        except TorchFileError as error:
+            advice = "give the folder of its training to take the newest checkpoint that can be read"
+            raise TorchFileError(f"{error}; {advice}") from error
+    for one in reversed(list_checkpoints(path)):
+        try:
+            checkpoint = _checkpoint_of(read_torch_file(one), one)
         except (DtoError, OSError) as error:
-            damaged[path] = str(error)
+            damaged.append(str(error))
+            continue
+        for reason in damaged:
+            _LOG.warning("%s; taking %s instead", reason, one)
+        return checkpoint
     if not damaged:
-        raise CheckpointError(f"{folder} holds no {FOLDER}/step-*.pt; give a training's folder or a checkpoint file")
-    raise CheckpointError(f"no checkpoint can be read: {'; '.join(damaged.values())}; remove them to train anew")
+        raise CheckpointError(f"{path} holds no {FOLDER}/step-*.pt; give a training's folder or a checkpoint file")
+    raise CheckpointError(f"no checkpoint can be read: {'; '.join(damaged)}; remove them to train anew")
 
 
 def _checkpoint_of(content: Any, path: Path) -> Checkpoint:

@@ -39,11 +39,10 @@ from dto_pipeline.train.checkpoint import (
     begin_network,
     checkpoint_file,
     library_versions,
-    list_damaged,
+    list_checkpoints,
     read_checkpoint,
     restore_network,
     save_checkpoint,
-    take_up,
 )
 from dto_pipeline.train.config import TrainConfig, train_config_from_dict
 from dto_pipeline.train.dataset import Source, batches_from
@@ -167,7 +166,7 @@ def start_learner(config: TrainConfig, folder: Path, device: torch.device) -> tu
     torch.manual_seed(config.loop.seed)
     body = load_body(config.body.model_path, config.body.kid_axis)
     is_first = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
-    checkpoint = take_up(folder) if is_first else None
+    checkpoint = read_checkpoint(folder) if is_first and list_checkpoints(folder) else None
     step = broadcast_from_rank_0(checkpoint.position.step if checkpoint else None)
     if step is None:
         network, init = begin_network(config)
@@ -250,8 +249,9 @@ def _run_on_ray(config: TrainConfig, source: Source, folder: Path) -> None:
     from ray.train.base_trainer import TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    take_up(folder)  # here too: what it says of damaged checkpoints is seen, what workers say stays in Ray's logs
-    loop, threads, damaged = config.loop, str(config.loop.torch_threads), list_damaged(folder)
+    if list_checkpoints(folder):  # what is said of damaged ones is seen here; what workers say stays in Ray's logs
+        read_checkpoint(folder)
+    loop, threads = config.loop, str(config.loop.torch_threads)
     trainer = TorchTrainer(
         partial(_run_as_ray_worker, config, source, folder.resolve()),
         torch_config=TorchConfig(backend="nccl" if loop.gpu else "gloo"),
@@ -271,9 +271,6 @@ def _run_on_ray(config: TrainConfig, source: Source, folder: Path) -> None:
             f"training failed more than {loop.max_failures} times (loop.max_failures): {said}; what the newest "
             "checkpoint holds is kept, start again to go on"
         ) from error
-    finally:
-        for path in set(list_damaged(folder)) - set(damaged):
-            _LOG.warning("%s could not be read when a worker was replaced; all went on from the one before", path)
 
 
 def _run_as_ray_worker(config: TrainConfig, source: Source, folder: Path) -> None:
