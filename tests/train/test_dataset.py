@@ -389,7 +389,7 @@ def test_annotated_people_come_with_joints_and_layers_but_without_bodies(
 ) -> None:
     joints = np.zeros((14, 3))
     joints[:, :2] = np.arange(28).reshape(14, 2) * 2 + 20
-    joints[:12, 2] = 1
+    joints[:, 2] = 1
     joints[3, 2] = 0  # the right elbow is not seen
     people = [
         {"kp2d": joints, "depth_id": 1, "bbox": [20, 20, 90, 90]},
@@ -416,6 +416,11 @@ def test_annotated_people_come_with_joints_and_layers_but_without_bodies(
     assert (low <= box[:2] + 1e-6).all()  # joined with the box around the joints
     assert (high >= box[2:] - 1e-6).all()
     torch.testing.assert_close(targets.boxes[1], torch.tensor([20.0, 30, 40, 60]) / 160, atol=1e-4, rtol=0)
+    assert targets.num_joints.tolist() == [14, 14]
+    all_joints = open_data(dataclasses.replace(knobs, regressor="named"), body, augment=False)
+    whole = next(b for b in all_joints.epoch(0) if b.targets.image.numel()).targets
+    assert whole.j2ds_mask[0].all(-1).nonzero().flatten().tolist() == [*seen, 45, 46]  # head top and neck too
+    torch.testing.assert_close(whole.j2ds[0, 45:], torch.tensor([[68.0, 70], [72, 74]]) * 168 / 160)
     together = dataclasses.replace(
         config(run_dir), labels=(str(run_dir), str(tmp_path / "train_annots.npz")), images=("", images), batch_images=11
     )

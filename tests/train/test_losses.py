@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from importlib.resources import files
 from typing import Any
 
 import numpy as np
@@ -150,6 +151,31 @@ def test_the_four_inputs_that_stop_the_original_are_learnt_from(body: BodyModel,
         values = learner.step(batch, 0)
         assert math.isfinite(values["loss"])
         assert values["skipped_step"] == 0
+
+
+def test_relative_human_is_learnt_through_its_fourteen_joints(body: BodyModel) -> None:
+    regressor = files("dto_pipeline.assets") / "J_regressor_extra.npy"
+    config = tiny_config(loss__preset="paper", data__regressor=str(regressor), loss__relative_layer=0.5)
+    torch.manual_seed(0)
+    learner = Learner(config, begin_network(config)[0], body, CPU)
+    batch = standing_batch([[(-0.5, 3.0), (0.5, 3.4)]])
+    found = learner.predict(batch)
+    assert found.j2ds is not None
+    assert found.j2ds.shape[3] == 47
+    places = torch.nn.functional.pad(batch.targets.j2ds, (0, 0, 0, 2))
+    seen = torch.zeros(2, 47, 2, dtype=torch.bool)
+    seen[:, 45:] = True
+    flat = dataclasses.replace(
+        batch.targets, has_body=torch.tensor([False, False]), j2ds=places, j2ds_mask=seen,
+        num_joints=torch.tensor([14.0, 14.0]), depth_layer=torch.tensor([0, 1]),
+    )  # fmt: skip
+    matches = match_people(found, flat)
+    losses = compute_losses(found, flat, matches, config.loss)
+    query, person = matches.query[-1], matches.person[-1]
+    apart = (found.j2ds[-1, 0, query, 45:] - places[person, 45:]).abs().sum((-1, -2)) / found.input_size
+    assert float(losses.terms["j2ds"]) == pytest.approx(float(apart.mean() / 28), rel=1e-4)
+    assert float(losses.terms["depths_re"]) > 0
+    assert learner.step(dataclasses.replace(batch, targets=flat), 0)["skipped_step"] == 0
 
 
 def test_two_halves_of_a_batch_weigh_as_the_whole(body: BodyModel) -> None:
