@@ -196,6 +196,11 @@ def count_processes() -> int:
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
+def own_rank() -> int:
+    """Which of them this one is."""
+    return distributed.get_rank() if distributed.is_initialized() else 0
+
+
 def broadcast_from_rank_0(value: T) -> T:
     """What rank 0 says, in all processes."""
     if not distributed.is_initialized():

@@ -31,7 +31,7 @@ from dto_pipeline.run.driver import run_pipeline
 from dto_pipeline.run.finished import read_run_labels
 from dto_pipeline.status import UnusableImage
 from dto_pipeline.train.augment import Draw, Frame, Paint, draw_variation, resize
-from dto_pipeline.train.batch import Sample, Skipped, TrainBatch, blank_sample, collate_samples
+from dto_pipeline.train.batch import ReadItems, Sample, Skipped, TrainBatch, blank_sample, collate_samples
 from dto_pipeline.train.config import AugmentConfig, DataConfig, without_augmentation
 from dto_pipeline.train.dataset import (
     ReadingProcessLost,
@@ -167,6 +167,24 @@ def test_a_person_with_a_broken_label_is_present_without_a_body(run_dir: Path, b
     assert batch.targets.poses.isfinite().all()
     assert batch.targets.boxes.isfinite().all()
     assert not batch.targets.mapped[batch.image_ids.index("tiny/000005.jpg")]  # its cells are not known
+
+
+def test_what_is_pinned_for_a_gpu_is_the_batch_not_yet_varied(
+    run_dir: Path, body: BodyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pinned: list[torch.Tensor] = []
+
+    def pin(tensor: torch.Tensor) -> torch.Tensor:
+        pinned.append(tensor)
+        return tensor
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    images = open_data(config(run_dir), body).images
+    batch = ReadItems(images.__getitems__([Turn(0, 0, 3), Turn(0, 1, 4)])).pin_memory()
+    assert all(any(image is one for one in pinned) for image in batch.images)
+    assert all(image.dtype == torch.uint8 for image in batch.images)
+    assert len(batch.paints) == len(batch.images) == 2
+    assert batch.to("cpu").paints == ()
 
 
 def test_people_of_several_images_stand_one_after_the_other(run_dir: Path, body: BodyModel) -> None:
