@@ -278,7 +278,9 @@ def _followed(folder: Path, steps: int, progress: bool) -> Iterator[None]:
 
     def follow() -> None:
         with tqdm(total=steps, unit="step", mininterval=1.0) as bar:
-            while not done.wait(_LOOK_EVERY):
+            finished = False
+            while not finished:
+                finished = done.wait(_LOOK_EVERY)
                 if rows := read_rows(folder / TRAINING):
                     bar.n = int(rows[-1]["step"])
                     bar.set_description(f"loss {rows[-1]['loss']:.3f}")
