@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from dto_pipeline.errors import DtoError
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.train.checkpoint import begin_network
 from dto_pipeline.train.config import LossConfig, load_train_config
@@ -176,6 +178,14 @@ def test_relative_human_is_learnt_through_its_fourteen_joints(body: BodyModel) -
     assert float(losses.terms["j2ds"]) == pytest.approx(float(apart.mean() / 28), rel=1e-4)
     assert float(losses.terms["depths_re"]) > 0
     assert learner.step(dataclasses.replace(batch, targets=flat), 0)["skipped_step"] == 0
+
+
+def test_a_regressor_of_another_body_is_refused(body: BodyModel, tmp_path: Path) -> None:
+    np.save(tmp_path / "other.npy", np.zeros((9, 100)))
+    for name, said in (("other.npy", r"shape \(9, 100\); expected \(9, 6890\)"), ("none.npy", "No such file")):
+        config = tiny_config(data__regressor=str(tmp_path / name))
+        with pytest.raises(DtoError, match=rf"data\.regressor .*{said}"):
+            Learner(config, begin_network(config)[0], body, CPU)
 
 
 def test_two_halves_of_a_batch_weigh_as_the_whole(body: BodyModel) -> None:
