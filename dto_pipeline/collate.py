@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from dto_pipeline.bounds import CAMERA_BEYOND, implausible_cameras, name_beyond
 from dto_pipeline.config import PipelineConfig
 from dto_pipeline.maths.camera import map_size
 from dto_pipeline.maths.depth_line import DEPTH_MODELS
+from dto_pipeline.models.depth_kinds import is_metric
 from dto_pipeline.scene import (
     OUTCOMES,
     DepthEvidence,
@@ -26,6 +28,7 @@ from dto_pipeline.scene import (
 )
 from dto_pipeline.status import ImageStatus, PersonStatus
 
+_MEAN_OF_NORMAL = math.sqrt(2 / math.pi)  # of |x|, in standard deviations
 _UNMEASURED = (PersonStatus.TOO_SMALL, PersonStatus.PLACED_BY_PRIOR)
 __all__ = ["collate_scenes", "map_size", "pass_through", "split_batch"]
 
@@ -64,6 +67,7 @@ def collate_scenes(scenes: Sequence[Scene], device: torch.device | str = "cpu") 
             if scenes[0].disparity is None
             else pad([scene.disparity for scene in scenes], (height, width), np.float32)  # type: ignore[misc]
         ),
+        metric=_upload(np.array([is_metric(scene.origin.get("depth")) for scene in scenes]), device),
         image_size=_upload(np.array([[scene.height, scene.width] for scene in scenes]), device),
         map_size=_upload(map_sizes, device),
     )
@@ -226,8 +230,11 @@ def _certainty(fits: GroupFits, index: int, usable: np.ndarray) -> dict[str, Any
     known = usable[:, None] & usable
     covariance = np.where(known, found.z_covariance[index, :count, :count].numpy(), np.nan)
     model = int(found.depth_model[index])
+    sigma = np.sqrt(covariance.diagonal())
+    placed = np.isfinite(sigma)
     return {
-        "z_sigma_m": np.sqrt(covariance.diagonal()).astype(np.float32),
+        "z_sigma_m": sigma.astype(np.float32),
+        "expected_error": float(_MEAN_OF_NORMAL * sigma[placed].mean()) if placed.any() else None,
         "height_sigma_m": np.where(usable, found.height_sigma[index, :count].numpy(), np.nan).astype(np.float32),
         "z_covariance": covariance[np.tril_indices(count)].astype(np.float32),
         "depth_model": DEPTH_MODELS[model] if model >= 0 else None,

@@ -18,10 +18,10 @@ from typing import Any
 from dto_pipeline.config import STAND_IN_BODY, load_config
 from dto_pipeline.data.files import json_bytes, sha256_bytes
 from dto_pipeline.data.labels import build_label_table, write_label_shard
-from dto_pipeline.run import directory as files
-from dto_pipeline.run.directory import RunDirectory
+from dto_pipeline.data.receipts import Receipt
+from dto_pipeline.run import folder as files
+from dto_pipeline.run.folder import RunDirectory
 from dto_pipeline.run.identity import RunIdentity, identify_run
-from dto_pipeline.run.receipt import Receipt
 
 _REPEATS = 3
 _IMAGES = 112  # a shard: 0.56 million images in 5000 shards
@@ -63,7 +63,7 @@ def run_resume_bench(shards: int, folder: Path | None = None) -> ResumeBench:
     """Generate a run and time its resume; `folder` is where to write, None = a temporary folder."""
     with tempfile.TemporaryDirectory(dir=folder, prefix="dto-bench-") as name:
         directory = RunDirectory(Path(name) / "run")
-        facts = _Facts(shards, shards * _IMAGES, shards * _IMAGES * 5)
+        facts: Any = _Facts(shards, shards * _IMAGES, shards * _IMAGES * 5)
         identity = identify_run(load_config(None, [f"body.model_path={STAND_IN_BODY}"]), facts, "manifest.parquet")
         _write_run(directory, identity)
         sizes_s, _ = _seconds(lambda: files.scan_run(directory, identity))

@@ -80,6 +80,7 @@ def _config(entry: dict[str, Any]) -> PipelineConfig:
         {
             "prior": {"age_prior": entry["age_prior"], "gender_prior": entry["gender_prior"]},
             "solver": {"internal_constraint": entry["internal_constraint"]},
+            "depth": {"unit": "published"},
         }
     )
 

@@ -26,8 +26,10 @@ from dto_pipeline.config import load_config
 from dto_pipeline.data.dataset import load_dataset
 from dto_pipeline.data.images import decode_image, read_image
 from dto_pipeline.data.manifest import Manifest
+from dto_pipeline.data.npz import safe_load_npz
+from dto_pipeline.data.receipts import parse_receipt
 from dto_pipeline.data.rle import RleError, decode_rle, encode_rle, measure_rles, sample_rle
-from dto_pipeline.data.safe_pickle import SMPL_FILE, safe_load_npz, safe_loads
+from dto_pipeline.data.safe_pickle import SMPL_FILE, safe_loads
 from dto_pipeline.data.smpl_file import read_smpl
 from dto_pipeline.data.tar_index import TarIndex, build_tar_index
 from dto_pipeline.data.tar_walk import walk_tar
@@ -36,9 +38,8 @@ from dto_pipeline.errors import DtoError
 from dto_pipeline.models.body import load_body
 from dto_pipeline.models.depth import DepthFiles
 from dto_pipeline.paths import UnsafePath
-from dto_pipeline.run.directory import RunDirectory, open_run, read_identity
-from dto_pipeline.run.receipt import Failure, parse_failure, parse_receipt
-from dto_pipeline.run.suspects import HAND_SCHEMA, hand_name, read_hand
+from dto_pipeline.run.deaths import NOTE_SCHEMA, note_name, read_note
+from dto_pipeline.run.folder import Failure, RunDirectory, open_run, parse_failure, read_identity
 from dto_pipeline.status import UnusableImage
 from dto_pipeline.train.checkpoint import FORMAT, library_versions, read_checkpoint, restore_network
 from dto_pipeline.train.config import load_train_config
@@ -269,7 +270,7 @@ def _json_damage(random_: random.Random, data: bytes, others: Sequence[bytes]) -
 
 def _records(folder: Path) -> list[bytes]:
     failure = Failure(0, 1, True, "x", "host:1", 1.0, suspects={"a": 1})
-    hand = {"schema": HAND_SCHEMA, "shard": 0, "attempt": 1, "image": "a", "survived": ["b"]}
+    hand = {"schema": NOTE_SCHEMA, "shard": 0, "attempt": 1, "image": "a", "survived": ["b"]}
     return [json.dumps(record).encode() for record in (make_receipt(0).to_dict(), failure.to_dict(), hand)]
 
 
@@ -277,8 +278,8 @@ def _read_records(path: Path) -> None:
     data = path.read_bytes()
     directory = RunDirectory(path.parent)
     directory.create_folders()
-    (path.parent / hand_name(0)).write_bytes(data)
-    read_hand(directory, 0)
+    (path.parent / note_name(0)).write_bytes(data)
+    read_note(directory, 0)
     for parse in (parse_receipt, parse_failure):
         try:
             parse(data, path)

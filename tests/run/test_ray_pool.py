@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import ray
 
-from dto_pipeline.run.directory import RunDirectory
-from dto_pipeline.run.drive import RunAborted
+from dto_pipeline.data.receipts import read_receipt
 from dto_pipeline.run.driver import run_pipeline
-from dto_pipeline.run.receipt import read_receipt
-from dto_pipeline.run.summary import RunSummary
+from dto_pipeline.run.folder import RunDirectory
+from dto_pipeline.run.loop import RunAborted
+from dto_pipeline.run.report import RunSummary
 from tests.run.chaos import DIE, HANG, RAISE, ChaosRunner, label_bytes, read_failure, tiny_config
 
 pytestmark = pytest.mark.slow
@@ -27,7 +27,7 @@ REPOSITORY = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def local_ray():
     """Ray with two CPUs, started once; `RayPool` uses it and leaves it running."""
-    from dto_pipeline.run.ray_pool import start_ray
+    from dto_pipeline.run.ray_start import start_ray
 
     start_ray(tiny_config(workers=2).run, "local")
     yield

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from dto_pipeline.data.image_index import index_images
 from dto_pipeline.data.labels import build_label_table, write_label_shard
-from dto_pipeline.data.manifest import Manifest, build_manifest
+from dto_pipeline.data.manifest import Manifest
+from dto_pipeline.data.manifest_build.builder import build_manifest
 from dto_pipeline.data.rle import encode_rle
 from dto_pipeline.data.sources import SOURCES
 from dto_pipeline.data.sources.rows import SourceOptions

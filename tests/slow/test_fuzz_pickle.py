@@ -14,7 +14,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dto_pipeline.data.safe_pickle import SMPL_FILE, Limits, PickleRefused, safe_load_npz, safe_loads
+from dto_pipeline.data.inert_pickle import Limits, PickleRefused
+from dto_pipeline.data.npz import safe_load_npz
+from dto_pipeline.data.safe_pickle import SMPL_FILE, safe_loads
 from tests.audit_watch import AuditWatch
 from tests.pickle_streams import F8, HOSTILE, array, attributes, buffer, call, instance, integer, name, text
 

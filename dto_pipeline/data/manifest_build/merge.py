@@ -23,9 +23,8 @@ from dto_pipeline.data.files import json_bytes, sha256_file
 from dto_pipeline.data.image_index import ImageIndex, index_images
 from dto_pipeline.data.label_files import check_one_body
 from dto_pipeline.data.manifest import Manifest, ManifestError, report_path
-from dto_pipeline.data.manifest_writer import open_manifest_writer
-from dto_pipeline.data.merge_report import MergeReport
-from dto_pipeline.data.merge_rows import MergeInputs, MergeOptions, merge_shard
+from dto_pipeline.data.manifest_build.merge_rows import MergeInputs, MergeOptions, MergeReport, merge_shard
+from dto_pipeline.data.manifest_build.writer import open_manifest_writer
 from dto_pipeline.data.parquet import writer_settings
 from dto_pipeline.data.sources.dto_labels import DtoLabels, is_dto_labels, open_dto_labels
 from dto_pipeline.data.sources.predictions import open_predictions

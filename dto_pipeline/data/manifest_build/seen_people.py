@@ -17,8 +17,8 @@ import pyarrow.compute as pc
 
 from dto_pipeline.data.columns import single_array
 from dto_pipeline.data.images import ImageCorrupt, ImageMissing, ImageStore
+from dto_pipeline.data.inert_pickle import PickleRefused
 from dto_pipeline.data.rle import encode_rle
-from dto_pipeline.data.safe_pickle import PickleRefused
 from dto_pipeline.data.sources.fourd_humans import (
     MASKS_EXTENSION,
     MAX_MEMBER_BYTES,

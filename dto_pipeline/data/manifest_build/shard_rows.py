@@ -21,10 +21,10 @@ from dto_pipeline.data.columns import build_table, pick_words, ragged_column, st
 from dto_pipeline.data.duplicates import People, find_duplicates
 from dto_pipeline.data.image_decoding import ImageHeader
 from dto_pipeline.data.images import ImageStore
-from dto_pipeline.data.manifest_findings import MASKS, Findings, note_people
-from dto_pipeline.data.manifest_inputs import ManifestInputs
-from dto_pipeline.data.manifest_report import ManifestReport
-from dto_pipeline.data.manifest_seen import SeenPeople, join_seen
+from dto_pipeline.data.manifest_build.build_inputs import ManifestInputs
+from dto_pipeline.data.manifest_build.build_report import ManifestReport
+from dto_pipeline.data.manifest_build.findings import MASKS, Findings, note_people
+from dto_pipeline.data.manifest_build.seen_people import SeenPeople, join_seen
 from dto_pipeline.data.sources.rows import ROW_PROBLEMS, LabelRows, find_row_problems
 from dto_pipeline.data.sources.sidecar import MASK_DAMAGED, SidecarRows
 from dto_pipeline.schema import MANIFEST_PERSON, MANIFEST_SCHEMA

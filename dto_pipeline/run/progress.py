@@ -1,6 +1,6 @@
 """The driver's memory while it works: failures on disk, a progress line, a log line a shard, metrics, and a tally.
 
-Knows the run's folder through `run.directory`; decides nothing. Seconds, images.
+Decides nothing. Seconds, images.
 """
 
 from __future__ import annotations
@@ -10,40 +10,36 @@ import sys
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from dto_pipeline.run import directory as files
-from dto_pipeline.run.directory import RunDirectory
-from dto_pipeline.run.drive import RunAborted
+from dto_pipeline.data.receipts import Receipt
+from dto_pipeline.run import folder as files
+from dto_pipeline.run.deaths import Suspects
+from dto_pipeline.run.folder import Failure, RunDirectory
+from dto_pipeline.run.loop import RunAborted
 from dto_pipeline.run.plan import RunPlan
-from dto_pipeline.run.publishing import commit_repair
-from dto_pipeline.run.receipt import Failure, Receipt
+from dto_pipeline.run.report import Tally
 from dto_pipeline.run.schedule import Charge, Schedule
-from dto_pipeline.run.summary import Tally
-from dto_pipeline.run.suspects import Suspects
+
+if TYPE_CHECKING:  # a run without Ray does not load it
+    from dto_pipeline.run.ray_metrics import RayMetrics
 
 _LOG = logging.getLogger(__name__)
-_Answer = TypeVar("_Answer")
+_LOGGED = (
+    "shard",
+    "worker",
+    "attempt",
+    "images",
+    "persons",
+    "failed_images",
+    "wall_s",
+    "image_status",
+    "stage_seconds",
+)
 _LINE_S = 0.5  # least time between two drawings of the progress line on a terminal ...
 _LOG_FILE_S = 30.0  # ... and where it goes to a file
-
-
-class Metrics(Protocol):
-    """Where numbers go that a dashboard shows; see `run.ray_metrics`."""
-
-    def shard_done(self, receipt: Receipt, outcome: str) -> None:
-        """A shard was ``done``, ``adopted`` or ``repaired``."""
-
-    def shard_failed(self, charge: Charge) -> None:
-        """A shard used up a try."""
-
-    def worker_lost(self) -> None:
-        """A worker died or was ended."""
-
-    def gauge(self, workers: int, pending: int) -> None:
-        """Workers that may be fed, shards that are neither done nor given up."""
 
 
 class FileLedger:
@@ -56,15 +52,18 @@ class FileLedger:
         schedule: Schedule,
         suspects: Suspects,
         progress: bool = True,
-        metrics: Metrics | None = None,
+        metrics: RayMetrics | None = None,
+        check_lock: Callable[[], None] = lambda: None,
     ) -> None:
+        """`check_lock`: raises where another driver has taken the run over."""
         self.tally = Tally()
+        self._check_lock = check_lock
         self._directory, self._plan, self._schedule, self._suspects = directory, plan, schedule, suspects
         self._metrics = metrics
         self._tried = set(plan.attempts)  # shards with a failure file
         self._given_up = len(plan.failed)
         self._failed_images = sum(receipt.failed_images for receipt in plan.done.values())
-        self._images = 0  # done in this start
+        self._images = 0  # done in this launch
         self._waiting = 0.0  # seconds that nobody has been ready, when it was last said ...
         self._loading = 0  # ... and workers that were loading then
         self._drawn_at = float("-inf")
@@ -81,15 +80,14 @@ class FileLedger:
         self._line.close()
 
     def shard_done(self, receipt: Receipt) -> None:
-        shard = receipt.shard
+        shard, before = receipt.shard, self._plan.done.get(receipt.shard)
         outcome = "adopted" if receipt.adopted else "done"
         failed_before = 0
-        repaired = bool(self._plan.retry.images) and self._commit(receipt)  # an orphan may be adopted and repaired
-        if repaired or shard in self._plan.repairs:
-            outcome = "repaired"
-        if shard in self._plan.repairs:
-            failed_before = self._plan.done[shard].failed_images
+        if shard in self._plan.repairs and before is not None:
+            outcome, failed_before = "repaired", before.failed_images
             self.tally.mended += failed_before - receipt.failed_images
+            if receipt.generation != before.generation:
+                self.tally.repaired.add(shard)
         if shard in self._tried:
             self._write(lambda: files.clear_failure(self._directory, shard))
         self._failed_images += receipt.failed_images - failed_before
@@ -99,19 +97,8 @@ class FileLedger:
         _log_shard(receipt, outcome)
 
     def shard_charged(self, charge: Charge, worker: str, error: str, detail: str) -> None:
-        suspicion = self._suspects.of(charge.shard)
-        failure = Failure(
-            shard=charge.shard,
-            attempts=charge.attempts,
-            given_up=charge.given_up,
-            error=error,
-            worker=worker,
-            failed_at=time.time(),
-            detail=detail,
-            deaths=suspicion.deaths,
-            suspects=suspicion.images,
-            memory=suspicion.memory,
-        )
+        fate = charge.shard, charge.attempts, charge.given_up
+        failure = self._suspects.of(charge.shard).describe(Failure(*fate, error, worker, time.time(), detail))
         self._write(lambda: files.record_failure(self._directory, failure))
         self._tried.add(charge.shard)
         self._given_up += charge.given_up
@@ -122,7 +109,7 @@ class FileLedger:
             self._metrics.shard_failed(charge)
         verdict = "given up" if charge.given_up else "tried again later"
         facts = {"shard": charge.shard, "attempt": charge.attempts, "given_up": charge.given_up, "worker": worker}
-        message = "shard %d failed (try %d, %s): %s"
+        message = "shard %d failed (attempt %d, %s): %s"
         _LOG.warning(message, charge.shard, charge.attempts, verdict, error, extra={"facts": facts})
 
     def worker_lost(self, worker: str, error: str, out_of_memory: bool = False) -> None:
@@ -140,7 +127,7 @@ class FileLedger:
 
     def tick(self, loading: int = 0) -> None:
         self._loading = loading
-        self._directory.check_lock(ask=False)
+        self._check_lock()
         now = time.monotonic()
         if now - self._drawn_at >= self._draw_every:
             self._drawn_at = now
@@ -158,7 +145,7 @@ class FileLedger:
     def _describe_workers(self) -> str:
         """Who is at work, and who is waited for."""
         schedule = self._schedule
-        workers, wanted = len(schedule.workers), min(schedule.policy.workers, schedule.unfinished)
+        workers, wanted = len(schedule.workers), schedule.workers_wanted
         since = f" since {self._waiting:.0f} s" if self._waiting else ""
         if not workers and schedule.leaving:
             return f"{schedule.leaving} workers finish before their nodes go"
@@ -168,17 +155,10 @@ class FileLedger:
             return f"waiting for workers and their GPUs{since}"
         return f"{workers} workers" if workers >= wanted else f"{workers} of {wanted} workers, others are not ready"
 
-    def _commit(self, receipt: Receipt) -> bool:
-        """Put a repaired shard in its place; False where it is as it was, or no repair."""
-        changed = self._write(lambda: commit_repair(self._directory, receipt))
-        if changed:
-            self.tally.repaired.add(receipt.shard)
-        return changed
-
-    def _write(self, action: Callable[[], _Answer]) -> _Answer:
+    def _write(self, action: Callable[[], None]) -> None:
         """Do something to the run's folder; without it the driver has no memory and cannot go on."""
         try:
-            return action()
+            action()
         except OSError as error:
             advice = "make the folder writable, or room on the disk, and start again"
             raise RunAborted(f"{self._directory.root} cannot be written ({error}); {advice}") from error
@@ -187,21 +167,10 @@ class FileLedger:
 def _log_shard(receipt: Receipt, outcome: str) -> None:
     speed = receipt.images / receipt.wall_s if receipt.wall_s > 0 else 0.0
     statuses = ", ".join(f"{count} {word}" for word, count in receipt.image_status.items())
-    facts = {
-        "shard": receipt.shard,
-        "outcome": outcome,
-        "worker": receipt.worker,
-        "attempt": receipt.attempt,
-        "images": receipt.images,
-        "persons": receipt.persons,
-        "failed_images": receipt.failed_images,
-        "wall_s": receipt.wall_s,
-        "images_per_s": round(speed, 3),
-        "image_status": receipt.image_status,
-        "stage_seconds": receipt.stage_seconds,
-    }
+    told = {name: getattr(receipt, name) for name in _LOGGED}
+    facts = {**told, "outcome": outcome, "images_per_s": round(speed, 3)}
     _LOG.info(
-        "shard %d %s in %.1f s by %s, try %d: %d images (%s), %d persons, %.1f images/s",
+        "shard %d %s in %.1f s by %s, attempt %d: %d images (%s), %d persons, %.1f images/s",
         *(receipt.shard, outcome, receipt.wall_s, receipt.worker, receipt.attempt, receipt.images, statuses),
         *(receipt.persons, speed),
         extra={"facts": facts},

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from dto_pipeline.data.receipts import Receipt
 from dto_pipeline.errors import DtoError
 from dto_pipeline.run.budget import FailureBudget
 from dto_pipeline.run.pool import (
@@ -23,7 +24,6 @@ from dto_pipeline.run.pool import (
     WorkerPool,
     WorkerReady,
 )
-from dto_pipeline.run.receipt import Receipt
 from dto_pipeline.run.schedule import Charge, Schedule
 
 POLL_S = 5.0  # the loop looks at watchdog and waiting workers at least this often
@@ -57,7 +57,7 @@ class Ledger(Protocol):
         """A shard is finished; its receipt is on disk."""
 
     def shard_charged(self, charge: Charge, worker: str, error: str, detail: str) -> None:
-        """A shard used up a try; `charge.given_up` says whether it was the last."""
+        """A shard used up an attempt; `charge.given_up` says whether it was the last."""
 
     def worker_lost(self, worker: str, error: str, out_of_memory: bool = False) -> None:
         """A worker died, or was ended because its machine lacked memory; it is replaced while there is work."""
@@ -77,7 +77,7 @@ def drive(schedule: Schedule, pool: WorkerPool, ledger: Ledger, budget: FailureB
 
     Raises:
         RunAborted: workers cannot start.
-        TooManyGivenUp: more than `max_failed_shards` of the policy.
+        TooManyGivenUp: more than `run.max_failed_shards`.
         TooManyFailed: more failures than `budget` allows.
     """
     _Loop(schedule, pool, ledger, budget or FailureBudget(1.0, {})).run()
@@ -172,7 +172,7 @@ class _Loop:
         self._judge()
 
     def _shard_raised(self, event: ShardRaised) -> None:
-        charge = self.schedule.shard_failed(event.worker, event.shard, self.pool.now())
+        charge = self.schedule.shard_failed(event.worker, event.shard)
         self._charged(charge, event.worker, event.error, event.detail)
         if event.fatal:
             self._end(event.worker, event.error, blameless=True)  # the shard it was at has been charged above
@@ -209,13 +209,13 @@ class _Loop:
         failed = len(self.failed_starts)
         elsewhere = any(other and other != node for other in self.nodes.of.values())
         alone = node and elsewhere and set(self.failed_starts) == {node}  # that node's fault, which is judged above
-        limit = max(MAX_START_FAILURES, START_FAILURE_SHARE * self.schedule.policy.workers)
+        limit = max(MAX_START_FAILURES, START_FAILURE_SHARE * self.schedule.config.workers)
         if failed >= limit and not alone:
             raise RunAborted(f"{failed} workers in a row could not start; the last said: {event.error}")
 
     def _charged(self, charge: Charge, worker: str, error: str, detail: str) -> None:
         self.ledger.shard_charged(charge, worker, error, detail)
-        given_up, limit = len(self.schedule.given_up), self.schedule.policy.max_failed_shards
+        given_up, limit = len(self.schedule.given_up), self.schedule.config.max_failed_shards
         if given_up > limit:
             advice = "look at failures/, then start again with --retry-failed, or raise run.max_failed_shards"
             raise TooManyGivenUp(
@@ -251,7 +251,7 @@ class _Loop:
 
         Those that began together are ended together, which is no row of failures while others work.
         """
-        now, limit = self.pool.now(), self.schedule.policy.warm_up_timeout_s
+        now, limit = self.pool.now(), self.schedule.config.warm_up_timeout_s
         for worker, (since, node) in list(self.loading.items()):
             if now - since > limit:
                 what = f"had its place for {now - since:.0f} s and was still loading (run.warm_up_timeout_s)"

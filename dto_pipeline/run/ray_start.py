@@ -1,12 +1,14 @@
-"""What a start of Ray needs, looked at before Ray itself is asked: an address that answers, a short place for sockets.
+"""How Ray is started or joined: looked at before it is asked are an address that answers, a short place for sockets.
 
 Ray says little, or nothing, when it cannot start: it waits for minutes, raises a bare exception, or ends the process
-from its C++ part, with exit code 1 and without a word of ours. Here that becomes one sentence. Does not import Ray.
+from its C++ part, with exit code 1 and without a word of ours. Here that becomes one sentence.
 Seconds, bytes.
 """
 
 from __future__ import annotations
 
+import logging
+import math
 import os
 import socket
 import sys
@@ -15,8 +17,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import ray
+
+from dto_pipeline.config import RunConfig
 from dto_pipeline.errors import DtoError
+from dto_pipeline.run.pool import one_line
 
 REACH_S = 10.0  # a cluster that is there answers within this [s]
 _SOCKET_BYTES = 107  # a socket's path may have so many, says Linux
@@ -26,10 +33,72 @@ _PARTS = ("gcs_server", "raylet")  # processes that a local Ray cannot live with
 _LOOK_S = 0.1  # how often they are looked at while Ray starts [s]
 _OWN_WORDS_S = 3.0  # how long Ray has to say by itself that they are gone [s]
 _EXIT_CODE = DtoError.exit_code
+OBJECT_STORE_BYTES = 256 << 20  # shard numbers and receipts need next to nothing
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # nothing leaves the machine
+    "RAY_AUTH_MODE": "disabled",  # unsaid, a local start writes a token file that later clients stumble over
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # `uv run dto run` must not rebuild the environment per worker
+    "RAY_DEDUP_LOGS": "0",  # equal lines of two workers are two facts
+}
+_DRAIN_POLL_S = 5.0  # how often Ray is asked which nodes are about to be taken away [s]
+_LOG = logging.getLogger(__name__)
 
 
 class ClusterUnreachable(DtoError):
     """Ray cannot be started, or no cluster answers at the address; the message says what to try."""
+
+
+def start_ray(config: RunConfig, address: str) -> None:
+    """Connect this process to Ray: a fresh one on this machine (``local``) or the cluster at `address`.
+
+    Raises:
+        ClusterUnreachable: nothing answers at the address, within seconds; or Ray cannot start, for whatever reason.
+    """
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    local: dict[str, Any] = {}
+    if address == "local":
+        needed = math.ceil(max(1, config.workers) * config.cpus_per_worker)
+        local = {
+            # More workers than cores is slow, but must not wait for ever.
+            "num_cpus": max(os.cpu_count() or 1, needed),
+            "object_store_memory": OBJECT_STORE_BYTES,
+            "include_dashboard": False,
+        }
+        if (place := short_place()) is not None:
+            local["_temp_dir"] = place
+            _LOG.warning("TMPDIR is too long for Ray's sockets: Ray keeps them, and its logs, in %s", place)
+    else:
+        check_reachable(address)
+    try:
+        with watched_start(address):
+            ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING, **local)
+    except Exception as error:  # the door: Ray raises RuntimeError, OSError, and for a node that stays away, Exception
+        what = "Ray cannot start on this machine" if address == "local" else f"--address {address}"
+        raise ClusterUnreachable(f"{what}: {one_line(error)}; {start_advice(address)}") from error
+
+
+class DrainPoll:
+    """Asks Ray now and then which nodes are being drained. It has no public function for it."""
+
+    def __init__(self) -> None:
+        self._next = 0.0
+        self._possible = True
+        self._nodes: frozenset[str] = frozenset()
+
+    def nodes(self, now: float) -> frozenset[str]:
+        """Ids of the nodes, as of the last time somebody asked."""
+        if self._possible and now >= self._next:
+            self._next = now + _DRAIN_POLL_S
+            try:
+                self._nodes = frozenset(ray._private.state.state.get_draining_nodes())
+            except (AttributeError, ray.exceptions.RayError, ConnectionError) as error:
+                self._possible = False
+                _LOG.warning(
+                    "Ray does not tell here which nodes are drained (%s): workers there are lost like others",
+                    one_line(error),
+                )
+        return self._nodes
 
 
 def check_reachable(address: str) -> None:
