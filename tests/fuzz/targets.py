@@ -65,6 +65,7 @@ class Target:
     read: Callable[[Path], object]  # reads the file at the path; raises `NAMED` or nothing
     damage: Damage = damage_bytes
     suffix: str = ""
+    named: bool = False  # what is said against a file names it
 
 
 def _saved(image: Image.Image, kind: str, **options: Any) -> bytes:
@@ -255,7 +256,7 @@ def _label_file(kind: str, write: Callable[[Path], object]) -> Target:
             save_npz(**predictions())(helper)
         read_everything(kind, path, helper)
 
-    return Target(seeds, read, _zip_or_bytes)
+    return Target(seeds, read, _zip_or_bytes, named=True)
 
 
 def _json_damage(random_: random.Random, data: bytes, others: Sequence[bytes]) -> bytes:
@@ -347,9 +348,9 @@ TARGETS: dict[str, Target] = {
     "pickles": Target(
         _pickles, lambda path: safe_loads(path.read_bytes(), SMPL_FILE, object_arrays=True), _damage_pickle
     ),
-    "npz": Target(_npz, safe_load_npz, _zip_or_bytes),
+    "npz": Target(_npz, safe_load_npz, _zip_or_bytes, named=True),
     "tars": Target(lambda folder: [TAR], lambda path: walk_tar(pa.BufferReader(path.read_bytes()))),
-    "tar_indices": Target(_indices, _read_index),
+    "tar_indices": Target(_indices, _read_index, named=True),
     "manifests": Target(_manifests, _read_manifest),
     "records": Target(_records, _read_records, _json_damage),
     "runs": Target(_runs, _read_run, _json_damage),
@@ -368,13 +369,15 @@ def try_one(target: Target, path: Path) -> bool:
     """Read a damaged file; True if it was refused.
 
     Raises:
-        FuzzFault: it was neither read nor refused by name.
+        FuzzFault: it was neither read nor refused by name, or what refused it does not say which file it is.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             target.read(path)
-    except NAMED:
+    except NAMED as refusal:
+        if target.named and str(path) not in str(refusal):
+            raise FuzzFault(f"names no file: {refusal}"[:300]) from refusal
         return True
     except Exception as error:
         raise FuzzFault(f"{type(error).__name__}: {error}"[:300]) from error

@@ -54,7 +54,7 @@ def start(tiny, tmp_path, local_ray):
     return Starter(tiny.manifest, RunDirectory(tmp_path / "run"))
 
 
-def _wait_for(condition, seconds=60.0):
+def _wait_for(condition, seconds=180.0):  # on a busy machine; nobody waits so long otherwise
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, "waited in vain"
@@ -102,7 +102,7 @@ def test_a_worker_killed_in_the_middle_is_replaced(start, undisturbed, caplog):
 
 
 def test_a_worker_that_hangs_is_ended_and_its_shard_done_elsewhere(start, undisturbed):
-    summary = start(faults={2: HANG}, faulty_attempts=1, timeout_s=3.0)
+    summary = start(faults={2: HANG}, faulty_attempts=1, timeout_s=8.0)
 
     assert (summary.exit_code, summary.retries) == (0, 1)
     assert label_bytes(start.directory.root) == undisturbed
