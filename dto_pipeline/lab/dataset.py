@@ -43,7 +43,7 @@ from dto_pipeline.lab.write import (
 )
 from dto_pipeline.models.body import BodyModel
 
-VERSION = 1  # raised whenever equal settings would give other files
+VERSION = 2  # raised whenever equal settings would give other files
 MARKER = "demo.json"
 
 
