@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -26,6 +27,7 @@ from dto_pipeline.scene import (
 )
 from dto_pipeline.status import ImageStatus, PersonStatus
 
+_MEAN_OF_NORMAL = math.sqrt(2 / math.pi)  # of |x|, in standard deviations
 _UNMEASURED = (PersonStatus.TOO_SMALL, PersonStatus.PLACED_BY_PRIOR)
 __all__ = ["collate_scenes", "map_size", "pass_through", "split_batch"]
 
@@ -203,8 +205,11 @@ def _certainty(fits: GroupFits, index: int, usable: np.ndarray) -> dict[str, Any
     known = usable[:, None] & usable
     covariance = np.where(known, found.z_covariance[index, :count, :count].numpy(), np.nan)
     model = int(found.depth_model[index])
+    sigma = np.sqrt(covariance.diagonal())
+    placed = np.isfinite(sigma)
     return {
-        "z_sigma_m": np.sqrt(covariance.diagonal()).astype(np.float32),
+        "z_sigma_m": sigma.astype(np.float32),
+        "expected_error": float(_MEAN_OF_NORMAL * sigma[placed].mean()) if placed.any() else None,
         "height_sigma_m": np.where(usable, found.height_sigma[index, :count].numpy(), np.nan).astype(np.float32),
         "z_covariance": covariance[np.tril_indices(count)].astype(np.float32),
         "depth_model": DEPTH_MODELS[model] if model >= 0 else None,

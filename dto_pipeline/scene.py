@@ -290,6 +290,7 @@ class PlacedScene:
     is_optimized: bool = False
     is_accepted: bool = False
     deviation: float = 0.0
+    expected_error: float | None = None  # [m] mean of |error of z| over the people placed; None = nobody knows
     alpha: tuple[float, float] = (float("nan"), float("nan"))  # near, far
     beta: tuple[float, float] = (float("nan"), float("nan"))
     used_ground: bool = False

@@ -119,6 +119,12 @@ LABELS_SCHEMA = pa.schema(
         _field("is_optimized", pa.bool_(), "at least one group of two or more people was optimised"),
         _field("is_accepted", pa.bool_(), "is_optimized and mean_height_deviation below the acceptance threshold"),
         _field("mean_height_deviation", pa.float32(), "score of the image; 0 if nothing counts", "sigma"),
+        _field(
+            "expected_error_m",
+            pa.float32(),
+            "expected error of z (absolute, mean of the people placed) by the posterior; null = none, as in mode paper",
+            "m",
+        ),
         _field("alpha_near", pa.float32(), "z = alpha * depth + beta of the near group; NaN = no fit", "m * disparity"),
         _field("beta_near", pa.float32(), "see alpha_near", "m"),
         _field("alpha_far", pa.float32(), "the same of the far group; NaN = no fit", "m * disparity"),
@@ -144,7 +150,7 @@ LABELS_SCHEMA = pa.schema(
 PERSONS_SCHEMA_NAME = "dto-persons/1"
 
 _IMAGE_OF_PERSON = ("image_id", "subset", "image_path", "width", "height", "image_sha256", "fx", "fy", "cx", "cy")
-_IMAGE_VERDICT = ("is_optimized", "is_accepted", "mean_height_deviation", "num_persons")
+_IMAGE_VERDICT = ("is_optimized", "is_accepted", "mean_height_deviation", "expected_error_m", "num_persons")
 
 PERSONS_SCHEMA = pa.schema(
     [

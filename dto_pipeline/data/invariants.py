@@ -153,11 +153,12 @@ def _check_possible(columns: LabelColumns) -> list[Check]:
         found[outside] = [f"{name} {value:g}" for value in values[outside].tolist()]
         wrong |= outside
     sizes = np.minimum(columns.images["width"], columns.images["height"])
-    deviation = columns.images["mean_height_deviation"]
+    deviation, error = (columns.images[name] for name in ("mean_height_deviation", "expected_error_m"))
     return [
         Check("people's numbers are possible", "the column's range", True, valid, wrong, found),
         _of_images("sizes are possible", sizes < 0, sizes),
         _of_images("scores are possible", ~((deviation >= 0) & (deviation < _HUGE)), deviation),
+        _of_images("expected errors are possible", (error <= 0) | (error >= _HUGE), error),
     ]
 
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from dto_pipeline.data.cameras import read_cameras
 from dto_pipeline.data.columns import read_vectors, single_array
-from dto_pipeline.data.labels import LabelsError, read_label_metadata, read_labels
+from dto_pipeline.data.labels import LabelsError, fill_added, read_label_metadata, read_labels
 from dto_pipeline.data.parquet import READ_ERRORS, footer_text, open_parquet
 from dto_pipeline.data.storage import Location, as_location, base_name, exists, join_location, list_names
 from dto_pipeline.schema import LABEL_PERSON, LABELS_SCHEMA, LABELS_SCHEMA_NAME
@@ -144,7 +144,7 @@ def read_label_files(paths: Sequence[str | Path], columns: Sequence[str] | None 
     for path in paths:
         with open_parquet(as_location(path), LabelsError) as file:
             try:
-                tables.append(file.read(columns=list(columns)))
+                tables.append(fill_added(file.read(columns=list(columns)), columns))
             except READ_ERRORS as error:
                 raise LabelsError(f"{path} is damaged ({error}); delete it and run again to write it anew") from error
     return pa.concat_tables(tables)

@@ -41,6 +41,7 @@ _PLACED_PERSON_NUMBERS = (
     *((name, ()) for name in ("depth_mean", "depth_std", "slope", "corr", "mask_pixels", "visible_vertices")),
     *((name, ()) for name in ("depth_group", "z_sigma_m", "height_sigma_m")),
 )
+_ADDED = ("expected_error_m",)  # columns of images that files of older versions lack
 _SCENE_PERSON_NUMBERS = (
     ("pose", (72,)),
     ("source_row", ()),
@@ -110,8 +111,19 @@ def open_labels(path: Location) -> pq.ParquetFile:
     name = footer_text(file).get("schema")
     if name != LABELS_SCHEMA_NAME:
         raise LabelsError(f"{path} has schema {name!r}; expected {LABELS_SCHEMA_NAME!r}, is it a label shard?")
-    check_schema(path, file.schema_arrow, LABELS_SCHEMA, LabelsError)
+    known = [field for field in LABELS_SCHEMA if field.name in file.schema_arrow.names or field.name not in _ADDED]
+    check_schema(path, file.schema_arrow, pa.schema(known), LabelsError)
     return file
+
+
+def fill_added(table: pa.Table, columns: Sequence[str] | None = None) -> pa.Table:
+    """Rows of a label file with null in the columns its version did not know, of `columns` (None = all)."""
+    for name in _ADDED:
+        if name not in table.column_names and (columns is None or name in columns):
+            before = LABELS_SCHEMA.names[: LABELS_SCHEMA.names.index(name)]
+            place, field = sum(other in before for other in table.column_names), LABELS_SCHEMA.field(name)
+            table = table.add_column(place, field, pa.nulls(table.num_rows, field.type))
+    return table
 
 
 def read_labels(path: Location) -> pa.Table:
@@ -122,7 +134,7 @@ def read_labels(path: Location) -> pa.Table:
     """
     with open_labels(path) as file:
         try:
-            return file.read()
+            return fill_added(file.read())
         except READ_ERRORS as error:
             raise LabelsError(f"{path} is damaged ({error}); delete it and run again to write it anew") from error
 
@@ -168,6 +180,7 @@ def _image_columns(placed: Sequence[PlacedScene]) -> dict[str, Any]:
     columns["is_optimized"] = [bool(item.is_optimized) for item in placed]
     columns["is_accepted"] = [bool(item.is_accepted) for item in placed]
     columns["mean_height_deviation"] = np.array([item.deviation for item in placed], dtype=np.float32)
+    columns["expected_error_m"] = [item.expected_error for item in placed]
     columns["depth_model"] = [item.depth_model for item in placed]
     inverse = np.array([item.disparity_line for item in placed], dtype=np.float32).reshape(-1, 2)
     columns.update({"disparity_slope": inverse[:, 0], "disparity_offset": inverse[:, 1]})

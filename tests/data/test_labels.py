@@ -9,6 +9,7 @@ import pytest
 
 from dto_pipeline.collate import pass_through
 from dto_pipeline.data.digest import TableDigest
+from dto_pipeline.data.label_files import read_label_files
 from dto_pipeline.data.labels import (
     LabelsError,
     build_label_table,
@@ -114,6 +115,7 @@ def test_columns_of_the_image_are_those_of_the_scene():
     assert (row["status"], row["message"], row["is_optimized"], row["is_accepted"]) == ("optimized", None, True, False)
     assert (row["mask_origin"], row["attribute_origin"], row["depth_origin"]) == ("sidecar", "unknown", None)
     assert row["mean_height_deviation"] == 0.75
+    assert row["expected_error_m"] is None  # of a solver that knows no posterior
     assert row["used_ground_evidence"] is True
 
 
@@ -216,3 +218,15 @@ def test_damaged_rows_behind_a_sound_footer_are_refused(tmp_path):
     path.write_bytes(bytes(data))
     with pytest.raises(LabelsError, match="damaged"):
         read_labels(path)
+
+
+def test_labels_of_an_older_version_are_read_with_null_in_the_columns_it_did_not_know(tmp_path):
+    table = build_label_table([replace(make_placed(0, 3), expected_error=0.25), make_placed(1, 2)])
+    assert table.column("expected_error_m").to_pylist() == [0.25, None]
+    old = tmp_path / "old.parquet"
+    pq.write_table(table.drop_columns(["expected_error_m"]).replace_schema_metadata({"schema": "dto-labels/1"}), old)
+    found = read_labels(old)
+    assert found.column_names == LABELS_SCHEMA.names
+    assert found.column("expected_error_m").null_count == 2
+    assert read_label_files([old], ["image_id"]).column_names == ["image_id"]
+    assert read_label_files([old], ["expected_error_m", "image_id"]).column("expected_error_m").null_count == 2

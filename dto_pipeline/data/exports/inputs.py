@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from dto_pipeline.data.labels import LabelsError, open_labels
+from dto_pipeline.data.labels import LabelsError, fill_added, open_labels
 from dto_pipeline.data.manifest import Manifest, ManifestError, find_manifest
 from dto_pipeline.data.parquet import READ_ERRORS, footer_text
 from dto_pipeline.data.storage import Location, as_location
@@ -100,7 +100,7 @@ def _read_file(file: LabelFile, columns: Sequence[str] | None, names: pa.Table |
         start = 0
         for group in range(opened.num_row_groups):
             try:
-                table = opened.read_row_group(group, columns=columns)
+                table = fill_added(opened.read_row_group(group, columns=columns), columns)
             except READ_ERRORS as error:
                 raise LabelsError(f"{file.path} is damaged ({error}); delete it and run again") from error
             if names is not None:
