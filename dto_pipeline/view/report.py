@@ -316,7 +316,7 @@ def _scene(placed: PlacedScene, body: BodyModel) -> Block:
     pictures += [_picture(row.right, f"{row.caption.split(':')[0]}, {row.note}") for row in rows[:2]]
     for row in rows[2:]:
         pictures += [_picture(row.left, row.caption), _picture(row.right, _capital(row.note) or "No fit")]
-    people = person_table(placed, body)
+    people = person_table(placed)
     lines = [[f"{i}", *line] for i, line in enumerate(people.lines, start=1)]
     listing = _table(["person", *people.columns], lines)
     return {"kind": "scene", "title": scene_title(placed), "pictures": pictures, "people": listing}

@@ -65,7 +65,9 @@ def test_arrays_of_different_lengths_are_refused() -> None:
 
 def test_the_table_shows_every_measure_before_and_after() -> None:
     everyone = np.ones(5, dtype=bool)
-    comparison = compare_placements(FOUND, TRUTH, TRUTH, IMAGE, {"all": everyone, "none": ~everyone})
+    comparison = compare_placements(
+        {"before": FOUND, "after": TRUTH}, TRUTH, IMAGE, {"all": everyone, "none": ~everyone}
+    )
     table = as_table(comparison)
     assert all(title in table for title in MEASURES.values())
     assert "all (5 people, 4 pairs)" in table
