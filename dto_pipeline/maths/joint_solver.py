@@ -14,6 +14,7 @@ import torch
 from dto_pipeline.axes import FAR, MEAN, NEAR
 from dto_pipeline.config import JointConfig
 from dto_pipeline.maths.depth_line import AFFINE_DEPTH, AFFINE_DISPARITY, DEPTH_MODELS, line_coefficients
+from dto_pipeline.maths.devices import constant
 from dto_pipeline.maths.group_fits import CODE
 from dto_pipeline.maths.line_posterior import (
     CrowdPosterior,
@@ -102,8 +103,8 @@ def _build_problem(crowd: _Crowd, mixture: HeightMixture, config: JointConfig) -
     gain = torch.where(used, evidence.corr, 1.0)
     elasticity = torch.where(used, evidence.slope, torch.nan) * depth / z / (gain.log() * config.slope_gain).exp()
     height = torch.where(crowd.present, crowd.prior.height, 1.0).log()
-    tails = torch.tensor(config.tail_widths, dtype=torch.float64, device=z.device)
-    weights = torch.tensor(config.tail_weights, dtype=torch.float64, device=z.device)
+    tails = constant(config.tail_widths, z.device)
+    weights = constant(config.tail_weights, z.device)
     return CrowdProblem(
         log_depth=(depth / crowd.typical_depth[:, None]).log(),
         measured=measured,
@@ -130,7 +131,7 @@ def _solve(problem: CrowdProblem, config: JointConfig) -> _Found:
     """Both models x all noise levels, weighed by their evidence (a fixed set of fits per scene)."""
     scenes = len(problem.model)
     models = _models(config, problem.model.device)
-    levels = torch.tensor(config.noise_levels, dtype=torch.float64, device=problem.model.device)
+    levels = constant(config.noise_levels, problem.model.device)
     rows = torch.arange(scenes, device=models.device).repeat_interleave(len(models))
     middle = levels[len(levels) // 2].expand(len(rows))
     per_model = _with_model(repeat_fits(problem, rows), models.repeat(scenes), middle)
@@ -146,7 +147,7 @@ def _solve(problem: CrowdProblem, config: JointConfig) -> _Found:
 def _models(config: JointConfig, device: torch.device) -> torch.Tensor:
     both = [AFFINE_DEPTH, AFFINE_DISPARITY]
     chosen = both if config.depth_model == "auto" else [DEPTH_MODELS.index(config.depth_model)]
-    return torch.tensor(chosen, device=device)
+    return constant(tuple(chosen), device, torch.int64)
 
 
 def _with_model(problem: CrowdProblem, model: torch.Tensor, level: torch.Tensor) -> CrowdProblem:
