@@ -46,9 +46,9 @@ def _run(arguments: argparse.Namespace) -> int:
     from dto_pipeline.errors import DtoError
     from dto_pipeline.train.checkpoint import sizes_to_begin_with
     from dto_pipeline.train.config import load_train_config
+    from dto_pipeline.train.dataset import LabelSource
     from dto_pipeline.train.evaluation import MEASURES
     from dto_pipeline.train.loop import train_network
-    from dto_pipeline.train.source import LabelSource
 
     if "://" in arguments.out:
         raise DtoError(f"{arguments.out} is a URI; a training's folder is local: name one that all machines share")

@@ -20,7 +20,7 @@ from dto_pipeline.models.body_file import locate_body
 from dto_pipeline.models.networks import sha256_once
 from dto_pipeline.run.directory import RunDirectory
 from dto_pipeline.run.finished import read_run_labels
-from dto_pipeline.train.data_config import DataConfig
+from dto_pipeline.train.config import DataConfig
 
 
 def open_label_sets(config: DataConfig) -> list[LabelSet]:

@@ -81,7 +81,7 @@ class LabelSet(Protocol):
 
     def read(self, piece: Piece) -> LabelColumns:
         """The labels of a piece's images: `IMAGE_COLUMNS`, `IMAGE_FILE`, `PEOPLE_COLUMNS`, of people perhaps also
-        ``keypoints`` (n, 24, 2) [px] and ``depth_layer`` (n,). Raises: LabelsError, ManifestError."""
+        ``keypoints`` (n, 26, 2) [px] and ``depth_layer`` (n,). Raises: LabelsError, ManifestError."""
         ...
 
 

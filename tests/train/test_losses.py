@@ -12,13 +12,13 @@ import torch
 
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.train.checkpoint import begin_network
-from dto_pipeline.train.config import LossConfig, MatchConfig, load_train_config
+from dto_pipeline.train.config import LossConfig, load_train_config
 from dto_pipeline.train.denoising import Known
 from dto_pipeline.train.learner import Learner
 from dto_pipeline.train.losses import Losses, compute_losses
 from dto_pipeline.train.matching import generalised_iou, match_people
 from dto_pipeline.train.model import Predictions, with_joints
-from dto_pipeline.train.targets import Targets
+from dto_pipeline.train.people import Targets
 from tests.train.known_predictions import perfect_predictions
 from tests.train.small_crowds import standing_batch, tiny_config
 
@@ -27,9 +27,7 @@ CPU = torch.device("cpu")
 
 
 def losses_of(predictions: Predictions, targets: Targets, config: LossConfig | None = None) -> Losses:
-    return compute_losses(
-        predictions, targets, match_people(predictions, targets, MatchConfig()), config or LossConfig()
-    )
+    return compute_losses(predictions, targets, match_people(predictions, targets), config or LossConfig())
 
 
 def moved(predictions: Predictions, body: BodyModel, **changes: Any) -> Predictions:
@@ -53,7 +51,7 @@ def test_every_layer_is_matched_by_itself(body: BodyModel) -> None:
         name: torch.stack([getattr(right, name)[0].flip(1), getattr(right, name)[1]])
         for name in ("confs", "boxes", "poses", "betas", "transl", "depths", "j3ds", "j2ds")
     }
-    matches = match_people(dataclasses.replace(right, **swapped), batch.targets, MatchConfig())
+    matches = match_people(dataclasses.replace(right, **swapped), batch.targets)
     assert [
         sorted(zip(*(part[k].tolist() for part in (matches.query, matches.person)), strict=True)) for k in (0, 1)
     ] == [
@@ -160,7 +158,7 @@ def test_two_halves_of_a_batch_weigh_as_the_whole(body: BodyModel) -> None:
     right = perfect_predictions(batch, body, 4)
     wrong = moved(right, body, transl=right.transl + torch.rand_like(right.transl))
     whole = losses_of(wrong, batch.targets)
-    matches = match_people(wrong, batch.targets, MatchConfig())
+    matches = match_people(wrong, batch.targets)
     twice = compute_losses(wrong, batch.targets, matches, LossConfig(), share=lambda counts: 2 * counts)
     for name in ("confs", "j3ds", "depths_mt", "map_confs"):
         assert float(twice.terms[name]) * 2 == pytest.approx(float(whole.terms[name]), rel=1e-5), name
@@ -174,7 +172,7 @@ def test_empty_slots_of_denoising_cost_nothing_unless_as_published(body: BodyMod
     confs = torch.full((1, 2, 4), 0.5)
     slots = dataclasses.replace(perfect_predictions(batch, body, 4), confs=confs)
     with_slots = dataclasses.replace(right, known=slots)
-    matches = match_people(right, targets, MatchConfig())
+    matches = match_people(right, targets)
     ours, paper = (
         float(compute_losses(with_slots, targets, matches, config, known=known).terms["confs_dn"])
         for config in (LossConfig(), PAPER)

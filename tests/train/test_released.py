@@ -97,9 +97,9 @@ def test_a_training_begins_with_a_released_file_and_takes_its_sizes(
 def test_stages_differ_in_names_and_a_kid_axis_is_appended(weights: Weights) -> None:
     first = {name: value[:10] if is_shape(name) else value for name, value in weights.items() if "fov_head" not in name}
     first |= {"dn_enc.weight": torch.zeros(48, 82), "dn_enc.bias": torch.zeros(48)}
-    one = build_released(clean_names(first, "one"), "one", 2)
-    assert (one.size.betas, one.size.camera, one.size.denoising) == (10, False, True)
-    three = build_released(clean_names(weights, "three"), "three", 2)
+    one, _ = build_released(clean_names(first, "one"), "one", 2)
+    assert (one.sizes.betas, one.sizes.camera, one.sizes.denoising) == (10, False, 1)
+    three, _ = build_released(clean_names(weights, "three"), "three", 2)
     taken = begin_from(three, clean_names(first, "one"), "one")
     assert all(name.startswith("fov_head.") for name in taken.missing)
     assert set(taken.unexpected) == {"dn_enc.weight", "dn_enc.bias"}
@@ -118,13 +118,16 @@ def is_shape(name: str) -> bool:
     ("change", "sentence"),
     [
         ({"conf_head.weight": torch.zeros(2, 48)}, r"conf_head\.weight has shape \(2, 48\), expected \(1, 48\)"),
-        ({"conf_head.weight": torch.full((1, 48), float("nan"))}, "conf_head.weight holds numbers that are not finite"),
-        ({"conf_head.weight": "pickle"}, "conf_head.weight is a str"),
+        (
+            {"conf_head.weight": torch.full((1, 48), float("nan"))},
+            "the weight 'conf_head.weight' holds numbers that are not finite",
+        ),
+        ({"conf_head.weight": "pickle"}, "the weight 'conf_head.weight' is no dense tensor"),
         (
             {"tgt_embed.weight": torch.zeros(1, 1).expand(9, 48)},
             "tgt_embed.weight says it is larger than what is stored",
         ),
-        ({"encoder_pos_embeds": torch.zeros(21, 21, 40)}, "the input size is 294; expected a multiple of 56"),
+        ({"encoder_pos_embeds": torch.zeros(21, 21, 40)}, "data.input_size is 294; expected a multiple of 56"),
         ({"conf_head.weight": None}, "is no whole network: 1 missing: conf_head.weight"),
     ],
 )
@@ -159,8 +162,8 @@ def test_each_published_stage_starts_and_begins_with_the_one_before(crowd: Path,
         command += [part for option in sizes for part in ("--set", option)]
         assert main([*command, "--init", str(tmp_path / f"{stage - 1}")] if stage > 1 else command) == 0
     checkpoints = [read_checkpoint(tmp_path / str(stage)) for stage in (1, 2, 3)]
-    assert [one.architecture["betas"] for one in checkpoints] == [10, 10, 11]
-    assert [one.architecture["denoising"] for one in checkpoints] == [True, False, False]
+    assert [one.config.model.betas for one in checkpoints] == [10, 10, 11]
+    assert [one.config.model.denoising for one in checkpoints] == [10, 0, 0]
     assert all(name.startswith("fov_head.") for name in checkpoints[1].init["missing"])
     assert checkpoints[1].init["unexpected"] == ["dn_enc.weight", "dn_enc.bias"]
     assert checkpoints[2].init["missing"] == checkpoints[2].init["unexpected"] == []
