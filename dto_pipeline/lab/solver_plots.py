@@ -17,6 +17,7 @@ _COLOURS = {
     "labels": "#b9b9b9",
     "height prior": "#e0a458",
     "paper": "#4f7cac",
+    "paper, else prior": "#9bb8d3",
     "joint": "#2a9d5c",
     "true line": "#8d6cab",
 }
@@ -43,10 +44,10 @@ def draw_errors(results: Mapping[str, Any]) -> Image.Image:
             left = _LEFT + 8 + 96 * place
             for column, method in enumerate(METHODS):
                 tall = high * numbers["methods"][method][key] / most
-                box = (left + 16 * column, top + high - tall, left + 16 * column + 13, top + high)
+                box = (left + 14 * column, top + high - tall, left + 14 * column + 12, top + high)
                 draw.rectangle(box, fill=_COLOURS[method])
             draw.text((left + 38, top + high + 6), name, _INK, font=_font(12), anchor="mt")
-    _legend(draw, _COLOURS, (_LEFT + 250, 10))
+    _legend(draw, _COLOURS, (_LEFT + 200, 10))
     return image
 
 
