@@ -139,7 +139,8 @@ _WHOSE = (
 _METHODS = (
     "*Height prior alone* scales every label to its prior height and uses no depth. *Paper, else prior* is the "
     "published fit, and that prior for whoever it leaves: the fair one to compare `joint` with. *True line* is no "
-    "solver: it puts everybody where the own measured depth says on the line the depth map was made with: what that map allows."
+    "solver: it puts everybody where the own measured depth says on the line the depth map was made with: what that "
+    "map allows."
 )
 _MOVED = (
     "The same methods over the people whom `paper` moves. The others keep their label there: few, but far off, and "
