@@ -108,7 +108,7 @@ def compare_placements(
 
 def as_table(comparison: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
     """The result of `compare_placements` as plain text: a line per measure, first -> ... -> last per selection."""
-    heads = [f"{name} ({_count(next(iter(found.values())))})" for name, found in comparison.items()]
+    heads = [f"{name} ({next(iter(found.values()))['persons']:.0f})" for name, found in comparison.items()]
     rows = [["", *heads]]
     for key, title in MEASURES.items():
         rows.append([title, *(_cell(key, [errors[key] for errors in found.values()]) for found in comparison.values())])
@@ -142,10 +142,6 @@ def _check_lengths(*arrays: np.ndarray) -> None:
 
 def _mean(values: np.ndarray) -> float:
     return float(values.mean()) if len(values) else float("nan")
-
-
-def _count(errors: Mapping[str, float]) -> str:
-    return f"{errors['persons']:.0f} people, {errors['pairs']:.0f} pairs"
 
 
 def _cell(key: str, values: Sequence[float]) -> str:

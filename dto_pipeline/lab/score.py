@@ -50,7 +50,6 @@ def score_demo(placed: Placements, truth: dict[str, np.ndarray], body: BodyModel
     moved = np.array([status is PersonStatus.MOVED for item in first for status in item.person_status])
     whole = finite & np.array([not item.status.is_failure for item in first])[image]
     accepted = {name: finite & np.array([item.is_accepted for item in items])[image] for name, items in placed.items()}
-    names = " and ".join(placed)
     comparison = compare_placements(
         {"labels": _placement([(item.scene.transl, item.scene.betas) for item in first], body)}
         | {name: _placement([(item.transl, item.betas) for item in items], body) for name, items in placed.items()},
@@ -59,7 +58,7 @@ def score_demo(placed: Placements, truth: dict[str, np.ndarray], body: BodyModel
         {
             "all people": whole,
             f"moved by {next(iter(placed))}": moved,
-            f"accepted by {names}": np.all(list(accepted.values()), axis=0),
+            **{f"accepted by {name}": people for name, people in accepted.items()},
         },
     )
     return DemoScore(
