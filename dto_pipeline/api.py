@@ -30,9 +30,10 @@ from dto_pipeline.data.storage import Location, as_location
 from dto_pipeline.data.torch_labels import LABEL_IMAGES, LABEL_PEOPLE, LabelDataset
 from dto_pipeline.errors import DtoError
 from dto_pipeline.models.body import BodyModel, load_body
+from dto_pipeline.models.depth_kinds import DISPARITY, METRIC_DEPTH, as_disparity
 from dto_pipeline.models.seeing import Sight
 from dto_pipeline.optimizer import SceneOptimizer
-from dto_pipeline.run.directory import RunDirectory
+from dto_pipeline.run.folder import RunDirectory
 from dto_pipeline.run.placing import refuse_kid_axis
 from dto_pipeline.scene import PlacedScene, Scene
 from dto_pipeline.status import PersonStatus
@@ -127,12 +128,13 @@ def optimize_scene(
     betas: np.ndarray,
     transl: np.ndarray,
     intrinsics: np.ndarray,
-    disparity: np.ndarray,
+    disparity: np.ndarray | None = None,
     masks: np.ndarray | None = None,
     ages: np.ndarray | None = None,
     male_prob: np.ndarray | None = None,
     body: BodyModel | str | Path = "",
     config: PipelineConfig | None = None,
+    metres: np.ndarray | None = None,
 ) -> PlacedScene:
     """Place the P people of one image, in memory, on the device of `body`.
 
@@ -148,6 +150,7 @@ def optimize_scene(
         male_prob: (P,) 0 .. 1; NaN or None = unknown.
         body: a loaded body model, or the file of one ("demo" = the free stand-in); "" = as in `config`.
         config: knobs; None = those of the paper.
+        metres: (H, W) distance along the camera axis [m] in place of `disparity`, of a metric network; 0 = unknown.
 
     Returns:
         `PlacedScene`: ``transl`` (P, 3) [m] and ``betas`` (P, 11) after, ``scale`` (P,), ``person_status``,
@@ -159,7 +162,12 @@ def optimize_scene(
         BodyModelError: no body model is named, or it cannot be read.
     """
     config = config or PipelineConfig()
-    scene = _build_scene(pose, betas, transl, intrinsics, disparity, ages, male_prob)
+    if (disparity is None) == (metres is None):
+        raise SceneInputError("give either disparity or metres")
+    values = np.asarray(disparity if metres is None else metres)
+    depth = as_disparity(values, DISPARITY if metres is None else METRIC_DEPTH)
+    scene = _build_scene(pose, betas, transl, intrinsics, depth, ages, male_prob)
+    scene.origin["depth"] = "memory" if metres is None else f"{METRIC_DEPTH} in memory"
     _add_masks(scene, masks, config.evidence.render_max_side)
     if scene.num_people == 0:
         return pass_through(scene)
@@ -225,7 +233,7 @@ def _build_scene(
     shape = np.pad(shape, ((0, 0), (0, NUM_BETAS - shape.shape[1])))
     place = _array("transl", transl, (people, 3))
     problems = [ROW_PROBLEMS[code] for code in find_row_problems(pose, shape, place)]
-    depth = _check_disparity(np.asarray(disparity, np.float32))
+    depth = _check_disparity(disparity)
     scene = Scene(
         image_id="memory/scene",
         subset="memory",
@@ -243,7 +251,7 @@ def _build_scene(
         det_score=unknown,
         person_problem=[(PersonStatus.INVALID_LABEL, text) if text else None for text in problems],
         disparity=depth,
-        origin={"masks": "memory", "attributes": "memory", "depth": "memory"},
+        origin={"masks": "memory", "attributes": "memory"},
     )
     alike = (scene.pose, scene.betas, scene.transl, scene.bbox_xyxy, scene.det_score)
     usable = np.array([problem is None for problem in scene.person_problem], bool)
@@ -291,5 +299,7 @@ def _check_disparity(disparity: np.ndarray) -> np.ndarray:
     if disparity.ndim != 2 or not disparity.size:
         raise SceneInputError(f"disparity has shape {disparity.shape}; expected (H, W) of the photograph")
     if not np.isfinite(disparity).all() or disparity.min() < 0 or disparity.max() == 0:
-        raise SceneInputError("disparity must be finite, not negative and somewhere positive; larger is nearer")
+        raise SceneInputError(
+            "disparity (or metres) must be finite, not negative and somewhere positive; of disparity larger is nearer"
+        )
     return disparity

@@ -17,7 +17,7 @@ from dto_pipeline.commands.training_data import count_uncertain, open_label_sets
 from dto_pipeline.config import load_config
 from dto_pipeline.data.dataset import load_dataset
 from dto_pipeline.data.labels import LabelsError
-from dto_pipeline.data.manifest import build_manifest
+from dto_pipeline.data.manifest_build.builder import build_manifest
 from dto_pipeline.data.people import People, read_people
 from dto_pipeline.data.placed import read_placed
 from dto_pipeline.evaluate.placement_evaluation import evaluate_synthetic

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from dto_pipeline.axes import FAR, MEAN, NEAR
-from dto_pipeline.config import JointConfig
+from dto_pipeline.config import METRES_PER_DEPTH, JointConfig
 from dto_pipeline.maths.depth_line import AFFINE_DEPTH, AFFINE_DISPARITY, DEPTH_MODELS, line_coefficients
 from dto_pipeline.maths.devices import constant
 from dto_pipeline.maths.group_fits import CODE
@@ -39,6 +39,7 @@ def fit_jointly(
     present: torch.Tensor,
     config: JointConfig,
     max_height: float,
+    metric: torch.Tensor | None = None,
 ) -> GroupFits:
     """Place everybody of every scene.
 
@@ -47,6 +48,7 @@ def fit_jointly(
         label_z: (B, P) z of the labels [m], for those whose depth was not measured; present: (B, P) bool, who is to
             be placed.
         max_height: nobody is taller than this [m]; who would be, stands where it is just as tall.
+        metric: (B,) bool, whose depth times `METRES_PER_DEPTH` is in metres; None = nobody's.
 
     Returns:
         `GroupFits` with `posterior` set.
@@ -60,6 +62,7 @@ def fit_jointly(
         typical_depth=_typical_depth(depth, measured),
         measured=measured,
         present=present,
+        metric=measured.any(1) & (False if metric is None else metric),
     )
     found = _solve(_build_problem(crowd, mixture, config), config)
     tallest = (max_height * crowd.z / torch.where(present, prior.height, 1.0)).log()
@@ -76,6 +79,7 @@ class _Crowd:
     typical_depth: torch.Tensor  # (B,) the unit of depth of each scene
     measured: torch.Tensor  # (B, P) bool: the depth means something
     present: torch.Tensor  # (B, P) bool: is to be placed
+    metric: torch.Tensor  # (B,) bool: the depth is in metres
 
 
 @dataclass(frozen=True)
@@ -118,6 +122,8 @@ def _build_problem(crowd: _Crowd, mixture: HeightMixture, config: JointConfig) -
         elasticity_sigma=config.slope_sigma / gain,
         model=torch.full((len(z),), AFFINE_DEPTH, device=z.device),
         share_sigma=config.share_sigma,
+        metric_scale=torch.where(crowd.metric, (crowd.typical_depth * METRES_PER_DEPTH).log(), torch.nan)[:, None],
+        metric_sigma=config.metric_sigma,
     )
 
 
