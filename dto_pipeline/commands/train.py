@@ -13,16 +13,16 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         "train",
         help="train a multi-person mesh network on label shards; resumes by itself",
         description="Learns a network from labels and leaves a folder: checkpoints/ (the newest two), metrics.csv and "
-        "evaluation.csv (tensorboard/ shows both), pictures/ of held-out images, train.json. The same command started "
+        "evaluation.csv (tensorboard/ shows both), train.json. The same command started "
         "again goes on from the newest checkpoint that can be read. CONFIG.yaml names the labels (data.labels: folders "
-        "of runs or exports) and knobs; jobs/train.yaml is one to start from, docs/training.md tells what they do. "
+        "of runs or exports) and options; jobs/train.yaml is one to start from, docs/training.md tells what they do. "
         "--workers N shares every step among N processes of Ray Train, each with data.batch_images images and, with "
         "--set loop.gpu=true, a GPU. Then: dto predict DIR IMAGES -o PREDICTED.",
     )
     parser.add_argument(
         "config",
         metavar="CONFIG.yaml",
-        help="knobs by room; all of them with units and defaults: dto_pipeline/train/config.py and data_config.py",
+        help="options by section; all of them with units and defaults: dto_pipeline/train/config.py",
     )
     parser.add_argument(
         "-o", "--out", required=True, metavar="DIR", help="the training's folder, local; a cluster's machines share it"

@@ -70,7 +70,7 @@ class Paint:
     """All that makes a varied image of a resized one, but for the pixels."""
 
     frame: Frame
-    patches: tuple[tuple[int, int, np.ndarray], ...] = ()  # x, y, (h, w, 3) uint8 noise over it
+    patches: tuple[tuple[int, int, int, int, int], ...] = ()  # x, y, width, height and seed of noise over it
     colours: tuple[float, float, float] = (1.0, 1.0, 1.0)  # factors of brightness, contrast, saturation
 
 
@@ -110,7 +110,7 @@ def draw_paint(random: np.random.Generator, frame: Frame, boxes: np.ndarray, con
             x = int(random.uniform(left, max(left, right - w)))
             y = int(random.uniform(top, max(top, bottom - h)))
             if x >= 0 and y >= 0 and x + w < width and y + h < height:
-                patches.append((x, y, random.integers(0, 256, (h, w, 3), dtype=np.uint8)))
+                patches.append((x, y, w, h, int(random.integers(1 << 31))))
                 break
     brightness, contrast, saturation = (1 + random.uniform(-config.colour, config.colour) for _ in range(3))
     return Paint(frame, tuple(patches), (brightness, contrast, saturation))
@@ -130,8 +130,11 @@ def paint(image: torch.Tensor, how: Paint) -> torch.Tensor:
     elif frame.flip:
         varied = image.flip(-1)
     varied = varied.to(torch.uint8)
-    for x, y, noise in how.patches:
-        varied[:, y : y + noise.shape[0], x : x + noise.shape[1]] = torch.from_numpy(noise).permute(2, 0, 1)
+    for x, y, w, h, seed in how.patches:
+        chance = torch.Generator(image.device).manual_seed(seed)
+        noise = torch.randint(0, 256, (3, h, w), generator=chance, dtype=torch.uint8, device=image.device)
+        varied = varied.clone() if varied is image else varied
+        varied[:, y : y + h, x : x + w] = noise
     return varied if how.colours == (1, 1, 1) else _jitter(varied, how.colours)
 
 
@@ -150,11 +153,10 @@ def _reading(frame: Frame) -> torch.Tensor:
 def _jitter(image: torch.Tensor, colours: tuple[float, float, float]) -> torch.Tensor:
     """Brightness, contrast, saturation: (3, h, w) uint8 -> the same."""
     brightness, contrast, saturation = colours
-    luma = torch.tensor(_LUMA, device=image.device)
     pixels = image.float()
-    mix = saturation * torch.eye(3, device=image.device) + (1 - saturation) * luma  # rows @ RGB: towards grey
-    grey = luma @ pixels.mean((1, 2))
-    varied = torch.einsum("ij,jhw->ihw", brightness * contrast * mix, pixels) + brightness * (1 - contrast) * grey
+    grey = sum(weight * plane for weight, plane in zip(_LUMA, pixels, strict=True))
+    towards = saturation * pixels + (1 - saturation) * grey
+    varied = brightness * (contrast * towards + (1 - contrast) * grey.mean())
     return varied.round().clamp(0, 255).to(torch.uint8)
 
 

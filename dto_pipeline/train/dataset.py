@@ -239,7 +239,7 @@ class TrainingData:
             persistent: reading processes stay for the next epoch.
             pin: batches come in memory from which a GPU copies by itself.
         """
-        config = self._config = images.config
+        self.images, config = images, images.config
         order = (images.counts, images.weights, config.seed, config.shuffle_images)
         self.batches = EpochBatches(*order, config.batch_images, rank, world)
         # clients of object stores do not survive a fork
@@ -274,8 +274,9 @@ class TrainingData:
             raise type(error)(str(error).rpartition(f"{type(error).__name__}: ")[2].strip()) from error
         except RuntimeError as error:
             if _TOO_LONG in str(error):
+                config = self.images.config
                 raise ReadingProcessLost(
-                    f"{self._config.workers} processes that read images gave nothing in {self._config.patience:g} s "
+                    f"{config.workers} processes that read images gave nothing in {config.patience:g} s "
                     "(data.patience); look at the storage they read from, then raise data.patience, or set "
                     "data.workers=0"
                 ) from error

@@ -17,6 +17,7 @@ from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dto_pipeline.errors import DtoError
+from dto_pipeline.models.array_files import read_npy
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.reading import open_regular
 from dto_pipeline.train.batch import TrainBatch
@@ -172,13 +173,16 @@ def read_regressor(path: str, body: BodyModel) -> torch.Tensor | None:
     """(2, V) head top and neck of J_regressor_extra.npy, None where it is not named. Raises: DtoError."""
     if not path:
         return None
+
+    def check(_: str, shape: tuple[int, ...], kind: np.dtype) -> None:
+        if shape != (9, body.num_vertices) or kind.kind != "f":
+            raise ValueError(f"it holds {kind} of shape {shape}; expected (9, {body.num_vertices}), as the body model")
+
     try:
         with open_regular(path) as stream:
-            found = np.load(stream, allow_pickle=False)
+            found = read_npy(stream, check)
     except (OSError, ValueError) as error:
-        raise DtoError(f"data.regressor {path} cannot be read ({error}); expected J_regressor_extra.npy") from error
-    if found.shape != (9, body.num_vertices):
-        raise DtoError(f"data.regressor {path} has shape {found.shape}; expected (9, {body.num_vertices}), as the body")
+        raise DtoError(f"data.regressor {path} cannot be used: {error}; give J_regressor_extra.npy") from error
     return torch.from_numpy(found[[_HEAD_TOP, _NECK]]).float().to(body.faces.device)
 
 
@@ -194,6 +198,11 @@ def mean_over_processes(numbers: torch.Tensor) -> torch.Tensor:
 def count_processes() -> int:
     """How many share a step."""
     return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def own_rank() -> int:
+    """Which of them this one is."""
+    return distributed.get_rank() if distributed.is_initialized() else 0
 
 
 def broadcast_from_rank_0(value: T) -> T:

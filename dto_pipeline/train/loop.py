@@ -19,7 +19,6 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,7 +46,7 @@ from dto_pipeline.train.checkpoint import (
 from dto_pipeline.train.config import TrainConfig, train_config_from_dict
 from dto_pipeline.train.dataset import Source, batches_from
 from dto_pipeline.train.evaluation import evaluate
-from dto_pipeline.train.learner import Learner, broadcast_from_rank_0, count_processes, mean_over_processes
+from dto_pipeline.train.learner import Learner, broadcast_from_rank_0, count_processes, mean_over_processes, own_rank
 from dto_pipeline.train.records import HELD_OUT, TRAINING, Records, hold_folder, read_rows
 
 FREE_OPTIONS = {
@@ -61,15 +60,6 @@ Report = Callable[[dict[str, Any]], None]
 
 class TrainError(DtoError, RuntimeError):
     """A training that cannot start or go on."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """Which of the processes that share every step this one is."""
-
-    rank: int
-    world: int
-    device: torch.device
 
 
 def train_network(config: TrainConfig, source: Source, folder: Path, progress: bool = True) -> dict[str, float]:
@@ -94,21 +84,22 @@ def train_network(config: TrainConfig, source: Source, folder: Path, progress: b
             if config.loop.workers:
                 _run_on_ray(config, source, folder)
             else:
-                place = Place(0, 1, torch.device("cuda" if config.loop.gpu else "cpu"))
-                run_rank(config, source, folder, place, lambda _: None)
+                device = torch.device("cuda" if config.loop.gpu else "cpu")
+                run_rank(config, source, folder, device, lambda _: None)
     rows = read_rows(folder / HELD_OUT)
     return rows[-1] if rows else {}
 
 
-def run_rank(config: TrainConfig, source: Source, folder: Path, place: Place, report: Report) -> None:
+def run_rank(config: TrainConfig, source: Source, folder: Path, device: torch.device, report: Report) -> None:
     """What each process does from the newest checkpoint to the last step.
 
     Args:
         report: called by every process at every checkpoint; a barrier under Ray.
     """
-    loop, (learner, position) = config.loop, start_learner(config, folder, place.device)
-    held_out = source.held_out(place.rank, place.world)  # before the first step: what is wrong with it is said now
-    records = Records(folder, position.step) if place.rank == 0 else None
+    loop, (learner, position) = config.loop, start_learner(config, folder, device)
+    rank, world = own_rank(), count_processes()
+    held_out = source.held_out(rank, world)  # before the first step: what is wrong with it is said now
+    records = Records(folder, position.step) if rank == 0 else None
     window: list[dict[str, float]] = []
 
     def evaluate_now(step: int) -> None:
@@ -126,7 +117,7 @@ def run_rank(config: TrainConfig, source: Source, folder: Path, place: Place, re
         lacks = position.step > 0 and is_due(position.step, loop.evaluate_every, loop.steps)
         if broadcast_from_rank_0(lacks and position.step not in done):
             evaluate_now(position.step)
-        stream = batches_from(source.training(place.rank, place.world), position)
+        stream = batches_from(source.training(rank, world), position)
         for batch, after in itertools.islice(stream, loop.steps - position.step):
             window.append(learner.step(_told(batch), position.step))
             position = after
@@ -165,7 +156,7 @@ def start_learner(config: TrainConfig, folder: Path, device: torch.device) -> tu
         torch.set_num_threads(config.loop.torch_threads)
     torch.manual_seed(config.loop.seed)
     body = load_body(config.body.model_path, config.body.kid_axis)
-    is_first = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+    is_first = own_rank() == 0
     checkpoint = read_checkpoint(folder) if is_first and list_checkpoints(folder) else None
     step = broadcast_from_rank_0(checkpoint.position.step if checkpoint else None)
     if step is None:
@@ -277,9 +268,7 @@ def _run_as_ray_worker(config: TrainConfig, source: Source, folder: Path) -> Non
     import ray.train
     import ray.train.torch
 
-    context = ray.train.get_context()
-    place = Place(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
-    run_rank(config, source, folder, place, ray.train.report)
+    run_rank(config, source, folder, ray.train.torch.get_device(), ray.train.report)
 
 
 @contextmanager
@@ -289,7 +278,9 @@ def _followed(folder: Path, steps: int, progress: bool) -> Iterator[None]:
 
     def follow() -> None:
         with tqdm(total=steps, unit="step", mininterval=1.0) as bar:
-            while not done.wait(_LOOK_EVERY):
+            finished = False
+            while not finished:
+                finished = done.wait(_LOOK_EVERY)
                 if rows := read_rows(folder / TRAINING):
                     bar.n = int(rows[-1]["step"])
                     bar.set_description(f"loss {rows[-1]['loss']:.3f}")

@@ -2,7 +2,7 @@
 
 Every term is (L,): one number per decoder layer, the last layer last. Matched predictions are (L, M, ...), their people
 (L, M, ...) too. Knows no files and no optimiser. Metres, radians, pixels; S is the input size. What the preset `paper`
-does otherwise than `ours` is a knob of `LossConfig` each.
+does otherwise than `ours` is an option of `LossConfig` each.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ WEIGHTS = {
     "confs": "confidence", "poses": "pose", "betas": "betas", "boxes": "boxes", "giou": "giou", "j3ds": "joints",
     "j2ds": "image_joints", "depths": "inverse_depth", "depths_mt": "relative_metric", "depths_re": "relative_layer",
     "fov": "fov", "map_confs": "map_confidence", "map_scales": "map_scale",
-}  # fmt: skip  # published name -> knob of `LossConfig`
+}  # fmt: skip  # published name -> option of `LossConfig`
 _TINY = 1e-12  # stands in for a count of nothing
 _SMALLEST = 1e-44  # its logarithm is below -100
 Index = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # layer, image, query of (L, M) pairs

@@ -168,7 +168,11 @@ def no_labels(size: tuple[int, int]) -> ImageLabels:
     """Nobody in an image of `size` w, h."""
     shapes = {"pose": (72,), "betas": (11,), "transl": (3,), "boxes": (4,), "keypoints": (ANNOTATED_JOINTS, 2)}
     arrays: dict[str, Any] = {name: np.zeros((0, *shape), np.float32) for name, shape in shapes.items()}
-    arrays |= {"has_body": np.zeros(0, bool), "z_covariance": np.zeros((0, 0)), "depth_layer": np.zeros(0, np.int64)}
+    arrays |= {
+        "has_body": np.zeros(0, bool),
+        "z_covariance": np.zeros((0, 0), np.float32),
+        "depth_layer": np.zeros(0, np.int64),
+    }
     return ImageLabels(guess_camera(*size), has_camera=False, **arrays)
 
 
@@ -371,8 +375,10 @@ def mark_cells(
     columns, rows = (-(-side // CELL) for side in size)
     grid = np.zeros((rows + rows % 2, columns + columns % 2, 2), np.float32)
     for person in np.argsort(-distance, kind="stable"):
-        own = points[person].T
-        x, y = np.floor(np.concatenate([own, (own[:, edges[:, 0]] + own[:, edges[:, 1]]) / 2], axis=1) / CELL)
+        own = np.ascontiguousarray(points[person].T)
+        cell = np.floor(own / CELL)
+        first, second = edges[(cell[:, edges[:, 0]] != cell[:, edges[:, 1]]).any(0)].T  # others add no cell
+        x, y = np.concatenate([cell, np.floor((own[:, first] + own[:, second]) / 2 / CELL)], axis=1)
         if clamp:
             x, y = x.clip(0, columns - 1), y.clip(0, rows - 1)
         inside = (x >= 0) & (y >= 0) & (x < columns) & (y < rows)  # NaN is not

@@ -191,7 +191,7 @@ def predict_scenes(
         trained: the network.
         store: where the pictures are.
         pictures: what to predict.
-        config: knobs.
+        config: options.
     """
     rest = iter(pictures)
     with ThreadPoolExecutor(config.read_threads) as pool:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from dto_pipeline.data.images import ImageFolder
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.train.augment import (
     Bodies,
@@ -202,3 +205,16 @@ def test_annotated_places_are_mirrored_with_their_names(body: BodyModel) -> None
     assert seen.people["j2ds_mask"][0].any(-1).nonzero()[0].tolist() == [17]  # is the right one in the mirror
     np.testing.assert_allclose(seen.people["j2ds"][0, 17], [SIDE - 100 * SIDE / 320, 50 * SIDE / 320], rtol=1e-5)
     assert torch.from_numpy(seen.people["boxes"]).isfinite().all()
+
+
+def test_a_large_jpeg_is_read_smaller_and_keeps_its_size(tmp_path: Path) -> None:
+    flat = np.tile(np.linspace(0, 255, 640).astype(np.uint8)[None, :, None], (480, 1, 3))
+    Image.fromarray(flat).save(tmp_path / "a.jpg", quality=95)
+    Image.fromarray(flat).save(tmp_path / "a.png")
+    store = ImageFolder(tmp_path)
+    small, same = store.read("a.jpg", least_side=SIDE), store.read("a.jpg", least_side=400)
+    assert small.rgb.shape == (180, 240, 3)  # three eighths
+    assert same.rgb.shape == (480, 640, 3)
+    assert small.size == same.size == store.read("a.png", least_side=SIDE).size == (640, 480)
+    whole, part = (resize(rgb, (224, 168)).astype(int) for rgb in (same.rgb, small.rgb))
+    assert np.abs(whole - part).max() <= 4

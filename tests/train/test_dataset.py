@@ -31,7 +31,7 @@ from dto_pipeline.run.driver import run_pipeline
 from dto_pipeline.run.finished import read_run_labels
 from dto_pipeline.status import UnusableImage
 from dto_pipeline.train.augment import Draw, Frame, Paint, draw_variation, resize
-from dto_pipeline.train.batch import Sample, Skipped, TrainBatch, blank_sample, collate_samples
+from dto_pipeline.train.batch import ReadItems, Sample, Skipped, TrainBatch, blank_sample, collate_samples
 from dto_pipeline.train.config import AugmentConfig, DataConfig, without_augmentation
 from dto_pipeline.train.dataset import (
     ReadingProcessLost,
@@ -167,6 +167,24 @@ def test_a_person_with_a_broken_label_is_present_without_a_body(run_dir: Path, b
     assert batch.targets.poses.isfinite().all()
     assert batch.targets.boxes.isfinite().all()
     assert not batch.targets.mapped[batch.image_ids.index("tiny/000005.jpg")]  # its cells are not known
+
+
+def test_what_is_pinned_for_a_gpu_is_the_batch_not_yet_varied(
+    run_dir: Path, body: BodyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pinned: list[torch.Tensor] = []
+
+    def pin(tensor: torch.Tensor) -> torch.Tensor:
+        pinned.append(tensor)
+        return tensor
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    images = open_data(config(run_dir), body).images
+    batch = ReadItems(images.__getitems__([Turn(0, 0, 3), Turn(0, 1, 4)])).pin_memory()
+    assert all(any(image is one for one in pinned) for image in batch.images)
+    assert all(image.dtype == torch.uint8 for image in batch.images)
+    assert len(batch.paints) == len(batch.images) == 2
+    assert batch.to("cpu").paints == ()
 
 
 def test_people_of_several_images_stand_one_after_the_other(run_dir: Path, body: BodyModel) -> None:
@@ -389,7 +407,7 @@ def test_annotated_people_come_with_joints_and_layers_but_without_bodies(
 ) -> None:
     joints = np.zeros((14, 3))
     joints[:, :2] = np.arange(28).reshape(14, 2) * 2 + 20
-    joints[:12, 2] = 1
+    joints[:, 2] = 1
     joints[3, 2] = 0  # the right elbow is not seen
     people = [
         {"kp2d": joints, "depth_id": 1, "bbox": [20, 20, 90, 90]},
@@ -416,6 +434,11 @@ def test_annotated_people_come_with_joints_and_layers_but_without_bodies(
     assert (low <= box[:2] + 1e-6).all()  # joined with the box around the joints
     assert (high >= box[2:] - 1e-6).all()
     torch.testing.assert_close(targets.boxes[1], torch.tensor([20.0, 30, 40, 60]) / 160, atol=1e-4, rtol=0)
+    assert targets.num_joints.tolist() == [14, 14]
+    all_joints = open_data(dataclasses.replace(knobs, regressor="named"), body, augment=False)
+    whole = next(b for b in all_joints.epoch(0) if b.targets.image.numel()).targets
+    assert whole.j2ds_mask[0].all(-1).nonzero().flatten().tolist() == [*seen, 45, 46]  # head top and neck too
+    torch.testing.assert_close(whole.j2ds[0, 45:], torch.tensor([[68.0, 70], [72, 74]]) * 168 / 160)
     together = dataclasses.replace(
         config(run_dir), labels=(str(run_dir), str(tmp_path / "train_annots.npz")), images=("", images), batch_images=11
     )

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from dto_pipeline.errors import DtoError
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.train.checkpoint import begin_network
 from dto_pipeline.train.config import LossConfig, load_train_config
@@ -150,6 +153,39 @@ def test_the_four_inputs_that_stop_the_original_are_learnt_from(body: BodyModel,
         values = learner.step(batch, 0)
         assert math.isfinite(values["loss"])
         assert values["skipped_step"] == 0
+
+
+def test_relative_human_is_learnt_through_its_fourteen_joints(body: BodyModel) -> None:
+    regressor = files("dto_pipeline.assets") / "J_regressor_extra.npy"
+    config = tiny_config(loss__preset="paper", data__regressor=str(regressor), loss__relative_layer=0.5)
+    torch.manual_seed(0)
+    learner = Learner(config, begin_network(config)[0], body, CPU)
+    batch = standing_batch([[(-0.5, 3.0), (0.5, 3.4)]])
+    found = learner.predict(batch)
+    assert found.j2ds is not None
+    assert found.j2ds.shape[3] == 47
+    places = torch.nn.functional.pad(batch.targets.j2ds, (0, 0, 0, 2))
+    seen = torch.zeros(2, 47, 2, dtype=torch.bool)
+    seen[:, 45:] = True
+    flat = dataclasses.replace(
+        batch.targets, has_body=torch.tensor([False, False]), j2ds=places, j2ds_mask=seen,
+        num_joints=torch.tensor([14.0, 14.0]), depth_layer=torch.tensor([0, 1]),
+    )  # fmt: skip
+    matches = match_people(found, flat)
+    losses = compute_losses(found, flat, matches, config.loss)
+    query, person = matches.query[-1], matches.person[-1]
+    apart = (found.j2ds[-1, 0, query, 45:] - places[person, 45:]).abs().sum((-1, -2)) / found.input_size
+    assert float(losses.terms["j2ds"]) == pytest.approx(float(apart.mean() / 28), rel=1e-4)
+    assert float(losses.terms["depths_re"]) > 0
+    assert learner.step(dataclasses.replace(batch, targets=flat), 0)["skipped_step"] == 0
+
+
+def test_a_regressor_of_another_body_is_refused(body: BodyModel, tmp_path: Path) -> None:
+    np.save(tmp_path / "other.npy", np.zeros((9, 100)))
+    for name, said in (("other.npy", r"shape \(9, 100\); expected \(9, 6890\)"), ("none.npy", "No such file")):
+        config = tiny_config(data__regressor=str(tmp_path / name))
+        with pytest.raises(DtoError, match=rf"data\.regressor .*{said}"):
+            Learner(config, begin_network(config)[0], body, CPU)
 
 
 def test_two_halves_of_a_batch_weigh_as_the_whole(body: BodyModel) -> None:

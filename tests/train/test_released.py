@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 from dto_pipeline.cli import main
 from dto_pipeline.data.placed import read_placed
 from dto_pipeline.train.checkpoint import read_checkpoint
+from dto_pipeline.train.records import TRAINING, read_rows
 from dto_pipeline.train.released import ReleasedError, begin_from, build_released, clean_names, hash_weights
 from dto_pipeline.view.run_files import find_labels
 from dto_pipeline.view.verify import verify_run
@@ -167,6 +169,27 @@ def test_each_published_stage_starts_and_begins_with_the_one_before(crowd: Path,
     assert all(name.startswith("fov_head.") for name in checkpoints[1].init["missing"])
     assert checkpoints[1].init["unexpected"] == ["dn_enc.weight", "dn_enc.bias"]
     assert checkpoints[2].init["missing"] == checkpoints[2].init["unexpected"] == []
+
+
+def test_the_published_fine_tuning_on_relative_human_starts(crowd: Path, tmp_path: Path) -> None:
+    image = next(path for path in sorted((crowd / "images").rglob("*")) if path.is_file())
+    joints = np.random.default_rng(0).uniform(100, 300, (14, 3))
+    joints[:, 2] = 1
+    people = [{"kp2d": joints + np.array([40 * k, 0, 0]), "depth_id": k, "bbox": [90, 90, 350, 320]} for k in range(2)]
+    annots = {str(image.relative_to(crowd / "images")): people}
+    np.savez(tmp_path / "train_annots.npz", annots=np.array(annots, dtype=object))
+    regressor = files("dto_pipeline.assets") / "J_regressor_extra.npy"
+    options = ["encoder.width=32", "encoder.layers=2", "encoder.heads=2", "model.width=32", "model.layers=1"]
+    options += ["model.hidden=32", "model.queries=4", "data.input_size=112", "data.batch_images=2", "data.workers=0"]
+    options += [f"data.labels=[{tmp_path / 'train_annots.npz'}]", f"data.images=[{crowd / 'images'}]", "loop.steps=1"]
+    options += [f"data.regressor={regressor}", "body.model_path=demo", "loop.log_every=1"]
+    command = ["train", str(JOBS / "train_relative_human.yaml"), "-o", str(tmp_path / "out"), "--quiet"]
+    assert main([*command, *(part for option in options for part in ("--set", option))]) == 0
+    (row,) = read_rows(tmp_path / "out" / TRAINING)
+    assert row["j2ds"] > 0
+    assert row["depths_re"] > 0
+    assert "poses" in row
+    assert "boxes" not in row
 
 
 def run_of(crowd: Path) -> Path:
