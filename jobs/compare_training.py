@@ -31,7 +31,7 @@ from dto_pipeline.data.images import read_image
 from dto_pipeline.data.manifest_build.builder import build_manifest
 from dto_pipeline.evaluate.tables import markdown
 from dto_pipeline.lab.crowd import plan_crowd
-from dto_pipeline.lab.training_crowds import CrowdSettings, build_crowds
+from dto_pipeline.lab.dataset import DemoSettings, build_demo_data
 from dto_pipeline.lab.write import TRUTH
 from dto_pipeline.models.body import BodyModel, load_body
 from dto_pipeline.models.depth_tiny import save_backbone
@@ -87,7 +87,7 @@ def draw_crowds(out: Path, seed: int, images: int, body: BodyModel) -> Path:
     def say(done: int, count: int) -> None:
         print(f"\r{folder}: {done} of {count} crowds", end="\n" if done == count else "", flush=True)
 
-    build_crowds(folder, body, CrowdSettings(images, seed, SCALE), say)
+    build_demo_data(folder, body, DemoSettings(images, seed, SCALE, broken=False), say)
     return folder
 
 
@@ -152,7 +152,7 @@ def measure(network: MeshNetwork, config: TrainConfig, crowds: Path, body: BodyM
 
 def truth_batches(crowds: Path, side: int, body: BodyModel) -> Iterator[TrainBatch]:
     """The pictures of a set, whole, with the truth as labels."""
-    settings = json.loads((crowds / "crowds.json").read_text())
+    settings = json.loads((crowds / "demo.json").read_text())
     with np.load(crowds / TRUTH, allow_pickle=False) as arrays:
         truth = {name: arrays[name] for name in ("image_name", "image_number", "pose", "betas", "transl")}
     rules, samples = Rules.of(body, DataConfig(input_size=side), AugmentConfig()), list[Sample]()

@@ -41,7 +41,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from dto_pipeline.commands.training_data import check_bodies, open_label_sets
+    from dto_pipeline.commands.training_data import check_bodies, count_uncertain, open_label_sets
     from dto_pipeline.config import require_body
     from dto_pipeline.errors import DtoError
     from dto_pipeline.train.checkpoint import sizes_to_begin_with
@@ -63,6 +63,7 @@ def _run(arguments: argparse.Namespace) -> int:
         raise DtoError(f"loop.workers is {config.loop.workers}; expected 0 (without Ray) or more")
     sets = open_label_sets(config.data)
     check_bodies(sets, config.body)
+    print("".join(f"{line}\n" for line in count_uncertain(sets, config.data)), end="")
     source = LabelSource(tuple(sets), config)
     if config.loop.workers:
         from dto_pipeline.config import RunConfig

@@ -131,7 +131,9 @@ def _check_images(people: People, truth: People, both: np.ndarray, right: np.nda
 
 
 def _placement(people: People, body: BodyModel) -> Placement:
-    height = body.rest_height(torch.from_numpy(people.betas.astype(np.float64))).numpy()
+    height = people.height
+    if height is None:
+        height = body.rest_height(torch.from_numpy(people.betas.astype(np.float64))).numpy()
     return Placement(z=people.transl[:, 2].astype(np.float64), height=height)
 
 

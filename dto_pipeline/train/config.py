@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dto_pipeline.config import BodyConfig, ConfigError, build_rooms, read_tree
+from dto_pipeline.data.certainty import Limits
 
 PATCH, CELL, GROUP = 14, 28, 56  # sides of tokens of level 0, 1 and 2 [px]
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
@@ -59,6 +60,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     **{f"loop.{key}": (1, math.inf) for key in ("steps", "log_every", "checkpoint_every", "torch_threads")},
     **{f"loop.{key}": (0, math.inf) for key in ("workers", "evaluate_every", "rate", "encoder_rate")},
     **{f"data.{key}": (1, math.inf) for key in ("max_people", "min_joints", "batch_images", "shuffle_images")},
+    **{f"data.{key}": (0, math.inf) for key in ("max_error", "max_z_sigma")},
     **{"data.workers": (0, math.inf), "data.seed": (0, math.inf), "data.patience": (1e-3, math.inf)},
     **{"augment.max_angle": (0, 180), "augment.min_scale": (1e-3, 1e3), "augment.max_scale": (1e-3, 1e3)},
     **{f"augment.{key}": (0, 1) for key in ("flip", "crop", "occlude", "colour")},
@@ -158,6 +160,8 @@ class DataConfig:
     trust: tuple[str, ...] = ()  # "3d", or "2d": only places in the picture and cameras are labels; none = 3d
     complete: tuple[bool, ...] = ()  # everybody in these images is labelled; false: others may be found; none = true
     select: str = "accepted"  # images: accepted, optimized or all; never those without people
+    max_error: float = 0.0  # images of at most this expected error of z [m], where labels tell it; 0 = all
+    max_z_sigma: float = 0.0  # bodies of at most this sigma of z [m]; of others only the box is learnt; 0 = all
     holdout: float = 0.0  # share of the images kept for evaluation, chosen by a hash of their keys (ours)
     input_size: int = 1288  # S, the longer side of an input [px], a multiple of 56
     max_people: int = 50  # of one image, the nearest are kept; as many as the network has queries
@@ -176,6 +180,11 @@ class DataConfig:
             _expect(found in (0, wanted), f"data.{name} has {found} entries; expected {wanted}, one per data.labels")
         _expect(all(math.isfinite(w) and w >= 0 for w in self.weights), "data.weights must be 0 or more")
         _expect(set(self.trust) <= {"3d", "2d"}, f"data.trust is {self.trust}; expected 3d or 2d, one per data.labels")
+
+    @property
+    def limits(self) -> Limits:
+        """How certain images and bodies must be."""
+        return Limits(self.max_error or None, self.max_z_sigma or None)
 
 
 @dataclass(frozen=True)

@@ -135,10 +135,13 @@ class TrainingImages(Dataset[Sample | Skipped]):
         """
         self.sets, self.config = tuple(sets), config
         self._rules = Rules.of(body, config, augment or without_augmentation(AugmentConfig()))
-        self.pieces = index_pieces(sets, Part(config.select, config.holdout, held_out))
+        self.pieces = index_pieces(sets, Part(config.select, config.holdout, held_out, config.limits))
         if not self.pieces:
             names = ", ".join(one.name for one in sets) or "no labels"
             said = f"{config.select!r} with people; choose another data.select"
+            if config.max_error:
+                said = f"{config.select!r} with people and an expected error of at most {config.max_error:g} m (labels"
+                said += " of solver.mode paper tell none); raise data.max_error, or set it to 0"
             if held_out:
                 said = f"held out (data.holdout is {config.holdout}); raise data.holdout, or set it to 0"
             raise LabelsError(f"{names}: no image is {said}, or name more labels")
@@ -170,7 +173,7 @@ class TrainingImages(Dataset[Sample | Skipped]):
             )
             _check_size(columns, row, *file.size)
             trust, complete = self.config.trust, self.config.complete
-            labels = build_labels(columns, row, *file.size)
+            labels = build_labels(columns, row, *file.size, limits=self.config.limits)
             labels = replace(
                 labels,
                 trusted=not trust or trust[piece.label_set] == "3d",

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from dto_pipeline.data.certainty import NO_LIMITS, Limits
 from dto_pipeline.data.label_files import LabelColumns
 from dto_pipeline.data.placed import unpack_covariance
 from dto_pipeline.models.body import BodyModel
@@ -112,13 +113,14 @@ class ImageLabels:
         return replace(self, **taken, z_covariance=self.z_covariance[people][:, people])
 
 
-def build_labels(columns: LabelColumns, row: int, width: int, height: int) -> ImageLabels:
+def build_labels(columns: LabelColumns, row: int, width: int, height: int, limits: Limits = NO_LIMITS) -> ImageLabels:
     """The people of one image; those of whom neither body nor place is known are left out.
 
     Args:
         columns: of a piece, see `data.label_pieces.LabelSet.read`.
         row: the image.
         width, height: of the photograph [px].
+        limits: of bodies beyond them only the place in the picture is known.
 
     Raises:
         UnusableImage: its camera cannot be that of the photograph, or its covariance is not of its people.
@@ -139,6 +141,7 @@ def build_labels(columns: LabelColumns, row: int, width: int, height: int) -> Im
     alone = np.full(people, np.nan)  # people whose covariance nobody tells
     if "z_sigma_m" in columns.people:
         alone = np.square(columns.people["z_sigma_m"][part].astype(np.float64))
+        has_body &= limits.people(columns.people["z_sigma_m"][part])
     keypoints, layers = np.full((people, ANNOTATED_JOINTS, 2), np.nan, np.float32), np.full(people, -1, np.int64)
     if "keypoints" in columns.people:
         keypoints, layers = columns.people["keypoints"][part], columns.people["depth_layer"][part]
