@@ -22,7 +22,7 @@ ALLOWED = {
     "evaluate": {"maths", "models", "data"},
     "view": {"maths", "models", "data"},
     "run": {"maths", "models", "data"},
-    "train": {"maths", "models", "data", "evaluate", "view"},
+    "train": {"maths", "models", "data"},
     "lab": {
         "maths",
         "models",
