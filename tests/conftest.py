@@ -24,12 +24,12 @@ settings.load_profile("patient")
 # Files whose tests make whole runs, networks, benchmarks or gigabytes: two thirds of the time of all that is not marked
 # slow by itself. `jobs/test.sh quick` leaves them out.
 LONG = {
-    *("test_api.py", "test_bounds.py", "test_company.py", "chaos/test_judge.py"),
+    *("test_api.py", "test_bounds.py", "test_company.py", "test_foreign_crowds.py", "chaos/test_judge.py"),
     *(f"commands/test_{name}.py" for name in ("eval_verbs", "released", "review_verbs", "run_verb", "several")),
     *(f"data/test_{name}.py" for name in ("hostile_images", "pickled_items")),
     *(f"data/exports/test_{name}.py" for name in ("camerahmr", "export", "json_text")),
     *(f"lab/test_{name}.py" for name in ("bench", "compare_solvers", "dataset", "depth_bench", "depth_training")),
-    *(f"lab/test_{name}.py" for name in ("golden_mahmr", "scaling", "synth")),
+    *(f"lab/test_{name}.py" for name in ("golden_mahmr", "synth")),
     *(f"run/test_{name}.py" for name in ("budget", "driver", "durability", "mended", "publishing", "ray_start")),
     *(f"run/test_{name}.py" for name in ("remote_runs", "repairs", "seeing_ahead", "selected_runs", "suspects")),
     *(f"train/test_{name}.py" for name in ("dataset", "loop", "model", "predict", "released", "train_verb")),
