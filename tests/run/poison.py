@@ -30,10 +30,10 @@ class PoisonRunner(ShardRunner):
         placer = self._warm_placer()
         place = placer.place
 
-        def checked(rows, clock):
+        def checked(rows, clock, *following):
             if not self._poison.isdisjoint(rows.column("image_id").to_pylist()):
                 os.kill(os.getpid(), signal.SIGKILL)
-            return place(rows, clock)
+            return place(rows, clock, *following)
 
         placer.place = checked
 
