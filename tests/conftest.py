@@ -29,7 +29,7 @@ LONG = {
     *(f"data/test_{name}.py" for name in ("hostile_images", "pickled_items")),
     *(f"data/exports/test_{name}.py" for name in ("camerahmr", "export", "json_text")),
     *(f"lab/test_{name}.py" for name in ("bench", "compare_solvers", "dataset", "depth_bench", "depth_training")),
-    *(f"lab/test_{name}.py" for name in ("golden_mahmr", "scaling", "synth")),
+    *(f"lab/test_{name}.py" for name in ("golden_mahmr", "synth")),
     *(f"run/test_{name}.py" for name in ("budget", "driver", "durability", "mended", "publishing", "ray_start")),
     *(f"run/test_{name}.py" for name in ("remote_runs", "repairs", "seeing_ahead", "selected_runs", "suspects")),
     *(f"train/test_{name}.py" for name in ("dataset", "loop", "model", "predict", "released", "train_verb")),
