@@ -18,6 +18,7 @@ from dto_pipeline.axes import NUM_BETAS
 from dto_pipeline.bounds import CAMERA_BEYOND, implausible_cameras
 from dto_pipeline.collate import collate_scenes, map_size, pass_through, split_batch
 from dto_pipeline.config import AttributeConfig, DepthConfig, MaskConfig, PipelineConfig, load_config
+from dto_pipeline.data.certainty import Limits
 from dto_pipeline.data.duplicates import People as LabelledPeople
 from dto_pipeline.data.duplicates import find_duplicates
 from dto_pipeline.data.images import ImageStore, open_folder
@@ -86,7 +87,12 @@ def read_table(source: Source, columns: Sequence[str] | None = None, people: Seq
 
 
 def torch_dataset(
-    source: Source, images: bool | str | Path = False, select: str = "accepted", manifest: str | Path | None = None
+    source: Source,
+    images: bool | str | Path = False,
+    select: str = "accepted",
+    manifest: str | Path | None = None,
+    max_error: float | None = None,
+    max_z_sigma: float | None = None,
 ) -> LabelDataset:
     """Labels as a map-style torch Dataset, one item per image; see `LabelDataset.__getitem__` for an item.
 
@@ -96,21 +102,25 @@ def torch_dataset(
             read them from there, under the manifest's names for a run, else under their ``image_path``.
         select: "accepted", "optimized" or "all" images.
         manifest: the run's manifest, where it was moved.
+        max_error: images whose expected error of z is at most this [m]; None = all. Where nobody knows it
+            (solver.mode paper) an image is left out; ``left_out`` of the dataset counts by reason.
+        max_z_sigma: the same of people and their sigma of z [m]; others stay in the item and are not ``usable``.
 
     Raises:
-        LabelsError: no labels there.
+        LabelsError: no labels there, or a limit that is not above 0.
         ManifestError: photographs are wanted and the run's manifest is gone.
     """
+    limits = Limits(max_error, max_z_sigma)
     columns = flatten_table(read_table(source, LABEL_IMAGES, LABEL_PEOPLE), LABEL_PEOPLE)
     if images is False:
-        return LabelDataset(columns, select)
+        return LabelDataset(columns, select, limits=limits)
     folder = None if images is True else as_location(images)
     if isinstance(source, str | Path) and RunDirectory(as_location(source)).is_run():
         store, names = _run_photographs(open_run_files(source, manifest), folder)
-        return LabelDataset(columns, select, store, names)
+        return LabelDataset(columns, select, store, names, limits)
     if folder is None:
         raise SceneInputError(f"images=True needs a run's folder, found {source}; give the folder of the photographs")
-    return LabelDataset(columns, select, open_folder(folder))
+    return LabelDataset(columns, select, open_folder(folder), limits=limits)
 
 
 def optimize_scene(

@@ -18,7 +18,8 @@ from dto_pipeline.collate import collate_scenes
 from dto_pipeline.config import PipelineConfig, load_config
 from dto_pipeline.data.dataset import dataset_from_dict
 from dto_pipeline.data.images import read_image
-from dto_pipeline.data.manifest import Manifest, build_manifest
+from dto_pipeline.data.manifest import Manifest
+from dto_pipeline.data.manifest_build.builder import build_manifest
 from dto_pipeline.data.scenes import load_scenes
 from dto_pipeline.lab.clothes import measure_template
 from dto_pipeline.lab.crowd import plan_crowd

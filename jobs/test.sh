@@ -17,5 +17,5 @@ if [ "${1:-}" = quick ]; then
 else
   mypy
 fi
-# Files stay whole, each in one of three processes (half of the slow tests' time is waiting for processes of their own).
+# Three processes, because half of the slow tests' time is waiting for others; tests/conftest.py says who gets what.
 exec python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder "${chosen[@]}" "$@"

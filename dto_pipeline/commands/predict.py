@@ -73,9 +73,8 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     from dto_pipeline.run.folder import RunDirectory, find_strangers
     from dto_pipeline.run.worker import choose_device
-    from dto_pipeline.train.predict import PredictConfig
+    from dto_pipeline.train.predict import PredictConfig, load_trained
     from dto_pipeline.train.prediction_files import is_unfinished
-    from dto_pipeline.train.trained import load_trained
 
     if "://" in arguments.out:
         raise DtoError(f"{arguments.out} is a URI; predictions are written to a local folder, name one")

@@ -19,7 +19,7 @@ from typing import Any
 from dto_pipeline.config import STAND_IN_BODY, load_config
 from dto_pipeline.data.files import json_bytes, sha256_bytes
 from dto_pipeline.data.labels import build_label_table, write_label_shard
-from dto_pipeline.data.manifest_writer import ShardSize
+from dto_pipeline.data.manifest import ShardSize
 from dto_pipeline.data.receipts import Receipt
 from dto_pipeline.run import folder as files
 from dto_pipeline.run.folder import Failure, RunDirectory

@@ -108,6 +108,9 @@ CROWD_SETS = (
         told=("joint.focal_sigma=0.1",),
     ),
     CrowdSet("pairs", "exactly two people", most_people=2),
+    CrowdSet("foreign", "people of Anny, labels fitted to what is seen (extra anny)", bodies="anny"),
+    CrowdSet("foreign, weak depth", "the same, depth of a weak network", bodies="anny", blur=14.0, smooth_error=0.12),
+    CrowdSet("foreign, no ages", "people of Anny, nobody's age known", bodies="anny", unknown_ages=True),
 )
 
 

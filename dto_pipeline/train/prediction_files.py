@@ -2,7 +2,7 @@
 
 Knows folders of images, manifests and label files; knows no network's inside and no run. A shard that was predicted
 stays beside the result until all are, so that a killed prediction goes on where it was; a part is only taken up if
-checkpoint, knobs and pictures are the same.
+checkpoint, options and pictures are the same.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ def predict_shards(
         predict: pictures -> scenes, see `train.predict.predict_scenes`.
         body: tells heights.
         folder: where the parts are kept.
-        facts: all that decides an answer (checkpoint, knobs); a part made with others is made again.
+        facts: all that decides an answer (checkpoint, options); a part made with others is made again.
         progress: show a progress bar on stderr.
     """
     with tqdm(total=pictures.num_images, unit="image", desc=pictures.subset, disable=not progress) as bar:

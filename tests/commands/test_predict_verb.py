@@ -32,7 +32,7 @@ def training(body: BodyModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("training")
     save_checkpoint(
         folder,
-        Checkpoint(config, network.size.to_dict(), init, network.state_dict(), {}, Position(), {}, body.sha256),
+        Checkpoint(config, init, network.state_dict(), {}, Position(), {}, body.sha256),
     )
     return folder
 

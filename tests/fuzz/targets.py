@@ -43,7 +43,7 @@ from dto_pipeline.run.folder import Failure, RunDirectory, open_run, parse_failu
 from dto_pipeline.status import UnusableImage
 from dto_pipeline.train.checkpoint import FORMAT, library_versions, read_checkpoint, restore_network
 from dto_pipeline.train.config import load_train_config
-from dto_pipeline.train.model import MeshNetwork
+from dto_pipeline.train.released import make_network
 from tests.data.small_set import build_small, write_image
 from tests.fuzz.damage import damage_bytes, damage_value, damage_zip
 from tests.run.fakes import make_receipt
@@ -173,9 +173,8 @@ def _checkpoint() -> dict[str, Any]:
     return {
         "format": FORMAT,
         "config": config.to_dict(),
-        "architecture": config.architecture().to_dict(),
         "init": {},
-        "weights": dict(MeshNetwork(config.architecture()).state_dict()),
+        "weights": dict(make_network(config).state_dict()),
         "optimizer": {},
         "position": {"step": 1, "epoch": 0, "batch": 0},
         "versions": library_versions(),
@@ -187,7 +186,7 @@ def _damage_checkpoint(random_: random.Random, data: bytes, others: Sequence[byt
     if random_.random() < 0.3:
         return damage_zip(random_, data)
     content, stream = _checkpoint(), io.BytesIO()
-    part = random_.choice(("config", "architecture", "weights", "position", "config"))
+    part = random_.choice(("config", "weights", "position", "config"))
     torch.save({**content, part: damage_value(random_, content[part])}, stream)
     return stream.getvalue()
 

@@ -35,7 +35,7 @@ from dto_pipeline.run.identity import hash_settings, identify_run
 from dto_pipeline.run.publish import find_orphan, shard_key
 from dto_pipeline.run.selection import Selection
 from dto_pipeline.run.worker import ShardRunner
-from dto_pipeline.train.data_config import DataConfig
+from dto_pipeline.train.config import DataConfig
 from dto_pipeline.view.diff import diff_labels
 from dto_pipeline.view.run_files import load_run_body, open_run_files
 from dto_pipeline.view.verify import verify_run

@@ -134,7 +134,7 @@ def test_every_stage_is_timed(manifest, body):
 class Counting(ImageFolder):
     """A folder that notes with what limit it is asked, and decodes with none left."""
 
-    def read(self, image_file, decode_memory_mb=0):
+    def read(self, image_file, decode_memory_mb=0, least_side=0):
         ASKED.append(decode_memory_mb)
         return super().read(image_file, 0)
 

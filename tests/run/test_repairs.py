@@ -97,9 +97,9 @@ def test_good_rows_are_not_computed_again(case, monkeypatch):
     seen = []
     place = ScenePlacer.place
 
-    def watched(self, rows, clock, *following):
+    def watched(self, rows, *more):
         seen.extend(rows["image_id"].to_pylist())
-        return place(self, rows, clock, *following)
+        return place(self, rows, *more)
 
     monkeypatch.setattr(ScenePlacer, "place", watched)
     case.mend(0)

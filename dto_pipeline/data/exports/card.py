@@ -95,7 +95,8 @@ One row is one image; `persons` keeps everybody of the source labels, also those
 Coordinates: {COORDINATES}. SMPL's `transl` is added after skinning: the pelvis is not at `transl`. `betas` has eleven
 numbers, the last is the kid axis of SMPL+A. Missing numbers are NaN, missing words null.
 
-For training take images with `is_accepted`, and people whose `status` is not `invalid_label`.
+For training take images with `is_accepted`, and people whose `status` is not `invalid_label`. Labels of the joint
+solver tell how wrong they may be: `expected_error_m` of an image, `z_sigma_m` of a person [m]; take the small ones.
 """
 
 

@@ -122,7 +122,10 @@ def plan_export(runs: Sequence[RunLabels], selection: Selection, advance: Callab
         for subset in subsets:
             reasons.update(subset.left_out)
         found = ", ".join(f"{count} {reason}" for reason, count in reasons.items() if count) or "the runs are empty"
-        raise ExportError(f"no image is left to export: {found}; loosen --accepted-only, --min-persons or --persons")
+        raise ExportError(
+            f"no image is left to export: {found}; loosen --accepted-only, --max-error, --max-z-sigma, --min-persons "
+            "or --persons"
+        )
     return ExportPlan(selection, subsets)
 
 

@@ -167,7 +167,8 @@ def test_the_command_line_writes_and_tells_what_it_left_out(run_dirs, tmp_path, 
     said = capsys.readouterr().out
     assert "images not accepted left out" in said
     told = json.loads((tmp_path / "out/export.json").read_bytes())
-    assert told["selection"] == {"accepted_only": True, "max_deviation": 1.0, "min_persons": 2, "persons": "valid"}
+    wanted = {"accepted_only": True, "max_deviation": 1.0, "min_persons": 2, "persons": "valid"}
+    assert told["selection"] == wanted | {"max_error": None, "max_z_sigma": None}
     assert sorted(file["path"] for file in told["files"]) == ["INSTA_CHMR_SMPL_OPT.npz", "MPII_CHMR_SMPL_OPT.npz"]
 
 
