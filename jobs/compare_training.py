@@ -117,7 +117,7 @@ def train_both(out: Path, labels: Path, seed: int, overrides: Sequence[str]) -> 
     """`dto train` with and without the relative metric loss, side by side; the folders of the trainings."""
     folders = {kind: out / f"{kind}-{seed}" for kind in KINDS}
     seeds = [f"loop.seed={seed}", f"data.seed={seed}"]
-    started = []
+    started: list[subprocess.Popen[bytes]] = []
     for kind, folder in folders.items():
         knobs = [f"data.labels=[{labels}]", f"body.model_path={STAND_IN_BODY}", *seeds, *overrides]
         knobs += ["loss.relative_metric=0"] if kind == "without" else []

@@ -62,7 +62,9 @@ def main() -> int:
     chosen = [step for step in STEPS if arguments.only is None or step.name in {"machine", "pictures", *arguments.only}]
     try:
         import gpu_steps
-    except ImportError as error:
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith(("dto_pipeline", "gpu_")):
+            raise
         print(
             f"{sys.executable} lacks {error.name}: install it, or bring it as a wheel (--wheels DIR)", file=sys.stderr
         )

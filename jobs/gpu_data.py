@@ -184,9 +184,10 @@ def _join(scenes: list[Scene]) -> Scene:
         return scenes[0]
     names = ("pose", "betas", "transl", "age_years", "male_prob", "source_row", "bbox_xyxy", "det_score", "masks")
     people: dict[str, Any] = {name: np.concatenate([getattr(scene, name) for scene in scenes]) for name in names}
-    others: dict[str, None] = dict.fromkeys(("same_as", "has_mask", "mask_score"))
     problems = [problem for scene in scenes for problem in scene.person_problem]
-    return dataclasses.replace(scenes[0], **people, **others, person_problem=problems)
+    return dataclasses.replace(
+        scenes[0], **people, same_as=None, has_mask=None, mask_score=None, person_problem=problems
+    )
 
 
 def make_learner(place: Place, images: int) -> tuple[Any, Any]:

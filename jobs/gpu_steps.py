@@ -18,6 +18,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,9 @@ def machine(place: Place) -> Report:
     for word, dtype in (("bfloat16", torch.bfloat16), ("tf32", torch.float32), ("float32", torch.float32)):
         matrix = torch.randn(side, side, device=device).to(dtype)
         with computing_in(word if word != "bfloat16" else "float32", device):
-            figures[f"{word}_tflops"] = round(2e-9 * side**3 / least_ms(lambda m=matrix: m @ m, device, 5), 2)
+            figures[f"{word}_tflops"] = round(
+                2e-9 * side**3 / least_ms(partial(torch.matmul, matrix, matrix), device, 5), 2
+            )
     block = torch.empty(place.pick(1 << 30, 1 << 20), dtype=torch.uint8, device=device)
     figures["copy_tb_s"] = round(2e-9 * len(block) / least_ms(block.clone, device, 5), 3)
     return Report(figures, "\n".join(f"  {name:<16} {value}" for name, value in figures.items()))
@@ -157,7 +160,7 @@ def syncs(place: Place) -> Report:
     lines = []
     for mode in ("paper", "joint"):
         optimizer, batch = make_batch(place, place.pick(32, 2), 1, mode)
-        found = count_waits(lambda o=optimizer, b=batch: o(b), place.device)
+        found = count_waits(partial(optimizer, batch), place.device)
         figures[mode] = {"count": sum(found.values()), "places": dict(found.most_common())}
     learner, batch = make_learner(place, 2)
     found = count_waits(lambda: learner.step(batch, 1), place.device)
@@ -294,9 +297,9 @@ def end_to_end(place: Place) -> Report:
         assert sight.depth is not None
         images = read_pictures(place, place.pick(256, 4))
         sight.depth.estimate(images[:batch])
-        alone = len(images) / seconds_of(lambda s=sight, i=images: s.depth.estimate(i))
+        alone = len(images) / seconds_of(partial(sight.depth.estimate, images))
         clock = StageClock()
-        seconds = seconds_of(lambda c=config, s=sight, k=clock: place_shard(manifest, c, body, s, k))
+        seconds = seconds_of(partial(place_shard, manifest, config, body, sight, clock))
         rate = manifest.num_images / seconds
         stages = {stage: round(1000 * value / manifest.num_images, 3) for stage, value in clock.seconds.items()}
         figures[f"batch {batch}, {threads} threads"] = {
@@ -328,7 +331,10 @@ def run(place: Place) -> Report:
             "run.max_failed_images=1",
         ]
         process = multiprocessing.get_context("fork").Process(target=_dto, args=([*command, *place.seen],))
-        seconds = seconds_of(lambda p=process: (p.start(), p.join()))
+        started = time.perf_counter()
+        process.start()
+        process.join()
+        seconds = time.perf_counter() - started
         status = read_status(folder)
         labels = sorted((folder / "labels").rglob("*.parquet"))
         digests.append([(path.name, hashlib.sha256(path.read_bytes()).hexdigest()) for path in labels])
@@ -408,7 +414,9 @@ def _estimate_in_parts(sight: DepthNetwork, images: list[np.ndarray], device: to
     with torch.inference_mode():
         inputs = step("resize", lambda: sight.recipe.prepare(pixels, size))
         output = step("network", lambda: sight.compute(inputs))
-        maps = step("maps", lambda: sight.recipe.restore(output, slice(0, len(images)), *images[0].shape[:2]))
+        height, width = images[0].shape[:2]
+        unknown = np.full(len(images), np.nan)  # focal lengths
+        maps = step("maps", lambda: sight.recipe.restore(output, slice(0, len(images)), height, width, unknown))
     step("copy back", lambda: maps.cpu())
     return found
 

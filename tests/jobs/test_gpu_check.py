@@ -24,13 +24,20 @@ from dto_pipeline.scene import OptimizedScenes, SceneBatch
 from tests.crowds import Stander, make_scene
 
 JOBS = Path(__file__).parent.parent.parent / "jobs"
-STEPS = ["machine", "pictures", "tests", "equal", "syncs", "micro", "network", "split", "end_to_end", "run", "train"]
+STEPS = ["machine", "pictures", "tests", "equal", "syncs", "micro", "network", "split", "end_to_end", "run"]
+STEPS += ["train", "compiled"]
 
 
 def job(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """A module of `jobs/`."""
     monkeypatch.syspath_prepend(str(JOBS))
     return importlib.import_module(name)
+
+
+def test_every_step_is_a_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = job("gpu_steps", monkeypatch)
+    assert [step.name for step in job("gpu_check", monkeypatch).STEPS] == STEPS
+    assert all(callable(getattr(steps, name)) for name in STEPS)
 
 
 def check(*arguments: str) -> subprocess.CompletedProcess[str]:
