@@ -50,7 +50,7 @@ _PERSON_LABEL = [
 _PERSON_SEEN = [
     _field("bbox_xyxy", _vector(4), "box of the person: left, top, right, bottom; NaN = unknown", "px"),
     _field("det_score", pa.float32(), "score of the detector; NaN = from the released labels"),
-    _field("age_years", pa.float32(), "estimated age; NaN = unknown, treated as an adult", "year"),
+    _field("age_years", pa.float32(), "estimated age; NaN = unknown, most likely an adult", "year"),
     _field("male_prob", pa.float32(), "probability of being male; NaN = unknown"),
 ]
 
@@ -117,7 +117,7 @@ LABELS_SCHEMA = pa.schema(
         _field("status", pa.string(), "ImageStatus; every input image has a row, failures too"),
         _field("message", pa.string(), "detail of the status; null = none"),
         _field("is_optimized", pa.bool_(), "at least one group of two or more people was optimised"),
-        _field("is_accepted", pa.bool_(), "is_optimized and mean_height_deviation below the acceptance threshold"),
+        _field("is_accepted", pa.bool_(), "is_optimized and good enough: docs/joint_solver.md; paper: the next column"),
         _field("mean_height_deviation", pa.float32(), "score of the image; 0 if nothing counts", "sigma"),
         _field(
             "expected_error_m",
