@@ -32,7 +32,7 @@ from dto_pipeline.models.body import BodyModel, load_body
 from dto_pipeline.models.depth_kinds import DISPARITY, METRIC_DEPTH, as_disparity
 from dto_pipeline.models.seeing import Sight
 from dto_pipeline.optimizer import SceneOptimizer
-from dto_pipeline.run.directory import RunDirectory
+from dto_pipeline.run.folder import RunDirectory
 from dto_pipeline.run.placing import refuse_kid_axis
 from dto_pipeline.scene import PlacedScene, Scene
 from dto_pipeline.status import PersonStatus

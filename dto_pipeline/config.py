@@ -240,7 +240,6 @@ class RunConfig:
     cpus_per_worker: float = 1.0  # what an actor asks of Ray
     gpus_per_worker: float = -1.0  # what an actor asks of Ray; fractions allowed; -1 = one where there are any
     max_attempts: int = 3  # tries a shard gets before it is quarantined
-    shards_in_flight: int = 2  # shards handed to one worker at a time
     shard_timeout_s: float = 1800.0  # a shard without an answer for this long is taken from its worker [s]
     # a worker that has its CPUs and GPUs but is not ready for this long is ended [s]; 1.3 GB of Depth Anything V2 Large
     # come in 22 minutes over 1 MB/s. Waiting for CPUs and GPUs has no limit
@@ -295,7 +294,7 @@ class PipelineConfig:
             f"run.max_failed_images is {self.run.max_failed_images:g}; expected a share from 0 to 1, 0.05 is 5 %",
         )
         _expect(self.run.max_poison_images >= 0, "run.max_poison_images must be 0 or more")
-        for name in ("max_attempts", "decode_memory_mb", "torch_threads", "shards_in_flight"):
+        for name in ("max_attempts", "decode_memory_mb", "torch_threads"):
             _expect(getattr(self.run, name) >= 1, f"run.{name} must be at least 1, found {getattr(self.run, name)}")
         for name in ("batch_images", "decode_threads"):
             found = getattr(self.run, name)

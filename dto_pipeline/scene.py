@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -291,6 +291,7 @@ class PlacedScene:
     z_covariance: np.ndarray | None = None  # (P (P + 1) / 2,) float32 [m^2] lower triangle, row by row
     depth_model: str | None = None  # of `maths.depth_line.DEPTH_MODELS`
     disparity_line: tuple[float, float] = (float("nan"), float("nan"))  # 1 / z = first * disparity + second
+    extra: dict[str, Any] = field(default_factory=dict)  # columns of the table at extra.NAME: (P,) numbers, one number
 
     def __post_init__(self) -> None:
         if len(self.height_sigma_m) == 0:

@@ -28,7 +28,7 @@ from dto_pipeline.config import STAND_IN_BODY, load_config
 from dto_pipeline.data.dataset import load_dataset
 from dto_pipeline.data.files import write_bytes_atomic, write_json_atomic
 from dto_pipeline.data.images import read_image
-from dto_pipeline.data.manifest import build_manifest
+from dto_pipeline.data.manifest_build.builder import build_manifest
 from dto_pipeline.evaluate.tables import markdown
 from dto_pipeline.lab.crowd import plan_crowd
 from dto_pipeline.lab.training_crowds import CrowdSettings, build_crowds

@@ -21,6 +21,34 @@ settings.register_profile("patient", deadline=None, derandomize=True)
 settings.load_profile("patient")
 
 
+# Files whose tests make whole runs, networks, benchmarks or gigabytes: two thirds of the time of all that is not marked
+# slow by itself. `jobs/test.sh quick` leaves them out.
+LONG = {
+    *("test_api.py", "test_bounds.py", "test_company.py", "chaos/test_judge.py"),
+    *(f"commands/test_{name}.py" for name in ("eval_verbs", "released", "review_verbs", "run_verb", "several")),
+    *(f"data/test_{name}.py" for name in ("hostile_images", "pickled_items")),
+    *(f"data/exports/test_{name}.py" for name in ("camerahmr", "export", "json_text")),
+    *(f"lab/test_{name}.py" for name in ("bench", "compare_solvers", "dataset", "depth_bench", "depth_training")),
+    *(f"lab/test_{name}.py" for name in ("golden_mahmr", "synth")),
+    *(f"run/test_{name}.py" for name in ("budget", "driver", "durability", "mended", "publishing", "ray_start")),
+    *(f"run/test_{name}.py" for name in ("remote_runs", "repairs", "seeing_ahead", "selected_runs", "suspects")),
+    *(f"train/test_{name}.py" for name in ("dataset", "loop", "model", "predict", "released", "train_verb")),
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow files first: the processes that share the suite, a file each, then end together."""
+    here = Path(__file__).parent
+    assert all((here / name).is_file() for name in LONG), "LONG names a file that is not there"
+    slow = set()
+    for item in items:
+        if item.path.relative_to(here).as_posix() in LONG:
+            item.add_marker(pytest.mark.slow)
+        if item.get_closest_marker("slow"):
+            slow.add(item.path)
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session")
 def body() -> BodyModel:
     return load_body("demo")

@@ -92,7 +92,7 @@ def _progress(done: int, images: int) -> None:
 
 def _manifest(dataset: Path, out: Path, rebuild: bool) -> Path:
     from dto_pipeline.data.dataset import load_dataset
-    from dto_pipeline.data.manifest import build_manifest
+    from dto_pipeline.data.manifest_build.builder import build_manifest
 
     path = out / "manifest.parquet"
     print(f"2  manifest -> {path}")

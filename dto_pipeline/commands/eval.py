@@ -149,7 +149,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_rh(arguments: argparse.Namespace) -> int:
-    from dto_pipeline.data.safe_pickle import PickleRefused
+    from dto_pipeline.data.inert_pickle import PickleRefused
     from dto_pipeline.data.sources.relative_human import read_annotations
     from dto_pipeline.evaluate.rh_evaluation import evaluate_rh
 

@@ -66,7 +66,7 @@ def _run(arguments: argparse.Namespace) -> int:
     source = LabelSource(tuple(sets), config)
     if config.loop.workers:
         from dto_pipeline.config import RunConfig
-        from dto_pipeline.run.ray_pool import start_ray
+        from dto_pipeline.run.ray_start import start_ray
 
         start_ray(RunConfig(workers=config.loop.workers), arguments.address)
     measures = train_network(config, source, out, progress=not arguments.quiet)

@@ -23,8 +23,7 @@ from dto_pipeline.data.label_files import LabelColumns
 from dto_pipeline.data.label_pieces import IMAGE_FILE, Part, Piece
 from dto_pipeline.data.labels import LabelsError
 from dto_pipeline.data.sources.annots import Annots, map_annots, open_annots, unpack_annots
-from dto_pipeline.data.sources.relative_human import read_annotations
-from dto_pipeline.data.sources.relative_human_joints import EVALUATED_JOINTS, Annotation, evaluated_joints
+from dto_pipeline.data.sources.relative_human import EVALUATED_JOINTS, Annotation, evaluated_joints, read_annotations
 from dto_pipeline.data.storage import Location, as_location
 
 # SMPL's joint for each of the 14; it has no top of the head, and its neck is elsewhere

@@ -18,7 +18,7 @@ import simplejpeg
 from dto_pipeline.axes import NUM_BETAS
 from dto_pipeline.data.files import write_bytes_atomic
 from dto_pipeline.data.rle import encode_rle
-from dto_pipeline.data.sources.camerahmr_writer import write_camerahmr
+from dto_pipeline.data.sources.camerahmr import write_camerahmr
 from dto_pipeline.data.sources.rows import LabelRows
 from dto_pipeline.data.sources.sidecar import write_sidecar
 from dto_pipeline.lab.crowd import Crowd

@@ -16,9 +16,9 @@ import numpy as np
 from dto_pipeline.axes import FAR
 from dto_pipeline.config import METRES_PER_DEPTH, STAND_IN_BODY, DepthConfig
 from dto_pipeline.data.label_files import LabelColumns, flatten_table
+from dto_pipeline.data.receipts import Receipt, add_counts
 from dto_pipeline.models.depth_kinds import is_metric
-from dto_pipeline.run.directory import RunIdentity
-from dto_pipeline.run.receipt import Receipt, add_counts
+from dto_pipeline.run.identity import RunIdentity
 from dto_pipeline.status import PersonStatus
 
 # Fewer people, or images, say nothing: the median of ten correlations about 0.1 is seldom below -0.2.

@@ -26,7 +26,7 @@ from dto_pipeline.data.dataset import Dataset
 from dto_pipeline.data.images import ImageStore
 from dto_pipeline.data.labels import LabelsError, build_label_table, read_label_metadata, read_labels, write_label_shard
 from dto_pipeline.data.manifest import Manifest
-from dto_pipeline.data.scene_manifest import write_label_manifest
+from dto_pipeline.data.manifest_build.writer import write_label_manifest
 from dto_pipeline.data.storage import STORAGE_ERRORS, Location, absolute, as_location, list_names
 from dto_pipeline.data.tar_images import carry_tar_index, open_images
 from dto_pipeline.errors import DtoError

@@ -14,7 +14,7 @@ import numpy as np
 from dto_pipeline.axes import FAR, HEIGHT_CLASSES, NEAR
 from dto_pipeline.data.label_files import LabelColumns, flatten_table, person_leaf, read_label_files
 from dto_pipeline.data.labels import read_label_metadata
-from dto_pipeline.run.receipt import Receipt
+from dto_pipeline.data.receipts import Receipt
 from dto_pipeline.run.report import RunStatus, read_status
 from dto_pipeline.status import PLACED, ImageStatus
 from dto_pipeline.view.run_files import RunFiles
@@ -107,11 +107,11 @@ def gather_facts(run: RunFiles) -> Facts:
     )
     leaves = [*_IMAGES, *(person_leaf(name) for name in _PEOPLE)]
     for shard in run.shards:
-        table = read_label_files([run.directory.label_file(shard)], leaves)
+        table = read_label_files([run.label_file(shard)], leaves)
         _add_shard(facts, flatten_table(table, _PEOPLE))
         _add_receipt(facts.workers, run.scan.done[shard])
     for shard in run.shards[:1]:
-        facts.footer = read_label_metadata(run.directory.label_file(shard))
+        facts.footer = read_label_metadata(run.label_file(shard))
     return facts
 
 

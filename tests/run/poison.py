@@ -14,7 +14,7 @@ from pathlib import Path
 from dto_pipeline.config import PipelineConfig
 from dto_pipeline.data.storage import Location
 from dto_pipeline.run.driver import run_pipeline
-from dto_pipeline.run.shard_runner import ShardRunner
+from dto_pipeline.run.worker import ShardRunner
 from tests.run.chaos import tiny_config
 
 
@@ -38,8 +38,8 @@ class PoisonRunner(ShardRunner):
         placer.place = checked
 
     def _warm_placer(self):
-        assert self._workshop is not None
-        return self._workshop.placer
+        assert self._loaded is not None
+        return self._loaded.placer
 
 
 def main() -> None:

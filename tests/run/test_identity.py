@@ -18,21 +18,23 @@ from dto_pipeline.data.dataset import load_dataset
 from dto_pipeline.data.exports.export import export_labels
 from dto_pipeline.data.exports.inputs import ExportError
 from dto_pipeline.data.labels import LabelsError
-from dto_pipeline.data.manifest import Manifest, build_manifest
-from dto_pipeline.data.merge import merge_predictions
+from dto_pipeline.data.manifest import Manifest
+from dto_pipeline.data.manifest_build.builder import build_manifest
+from dto_pipeline.data.manifest_build.merge import merge_predictions
+from dto_pipeline.data.receipts import Receipt
 from dto_pipeline.data.sources.rows import LabelFileError
 from dto_pipeline.errors import DtoError
 from dto_pipeline.models.body import BodyModel, BodyModelError, load_body
 from dto_pipeline.models.body_file import locate_body
 from dto_pipeline.models.networks import sha256_once
-from dto_pipeline.run.directory import RunDirectory, RunDirectoryError, RunMismatch, read_identity
-from dto_pipeline.run.driver import plan_pipeline, run_pipeline
+from dto_pipeline.run.driver import run_pipeline
 from dto_pipeline.run.finished import read_run_labels
+from dto_pipeline.run.folder import RunDirectory, RunDirectoryError, RunMismatch, read_identity
+from dto_pipeline.run.forecast import plan_pipeline
 from dto_pipeline.run.identity import hash_settings, identify_run
-from dto_pipeline.run.publishing import find_orphan, shard_key
-from dto_pipeline.run.receipt import Receipt
+from dto_pipeline.run.publish import find_orphan, shard_key
 from dto_pipeline.run.selection import Selection
-from dto_pipeline.run.shard_runner import ShardRunner
+from dto_pipeline.run.worker import ShardRunner
 from dto_pipeline.train.data_config import DataConfig
 from dto_pipeline.view.diff import diff_labels
 from dto_pipeline.view.run_files import load_run_body, open_run_files
@@ -137,8 +139,8 @@ def test_labels_of_another_body_are_not_adopted(
     keys = [shard_key(identify_run(with_body(body), manifest, tiny.manifest), ids) for body in bodies]
     shutil.copytree(runs[0] / "labels", tmp_path / "run" / "labels")
     directory = RunDirectory(tmp_path / "run")
-    assert find_orphan(directory, 0, keys[0], ids) is not None
-    assert find_orphan(directory, 0, keys[1], ids) is None
+    assert find_orphan(directory, 0, 0, keys[0], ids) is not None
+    assert find_orphan(directory, 0, 0, keys[1], ids) is None
 
 
 @pytest.mark.parametrize("file", ["config.json", "preprocessor_config.json", "model.safetensors"])

@@ -15,14 +15,13 @@ import pytest
 from dto_pipeline.cli import main
 from dto_pipeline.config import PipelineConfig, load_config
 from dto_pipeline.data.label_files import read_label_files
+from dto_pipeline.data.receipts import parse_receipt, read_receipt
 from dto_pipeline.models.body_file import locate_body
-from dto_pipeline.run.directory import RunDirectory
 from dto_pipeline.run.driver import run_pipeline
+from dto_pipeline.run.folder import RunDirectory
 from dto_pipeline.run.identity import identify_run
-from dto_pipeline.run.receipt import parse_receipt, read_receipt
-from dto_pipeline.run.report import read_status
+from dto_pipeline.run.report import RunSummary, read_status
 from dto_pipeline.run.sanity import ALONE_SHARE, MOST, TOO_TALL_SHARE, Sanity, count_signs, judge_run
-from dto_pipeline.run.summary import RunSummary
 from dto_pipeline.view.report import write_report
 from dto_pipeline.view.run_files import open_run_files
 from tests.run.fakes import make_receipt
@@ -50,7 +49,7 @@ def run(sound: TinyDataset, folder: Path, depth: Change | None = None, mode: str
 
 
 def judge(signs: dict[str, int], people: dict[str, int] | None = None, *config: str) -> Sanity:
-    manifest = SimpleNamespace(fingerprint="m", subset="tiny", num_shards=1, num_images=100, num_people=300)
+    manifest: Any = SimpleNamespace(fingerprint="m", subset="tiny", num_shards=1, num_images=100, num_people=300)
     identity = identify_run(load_config(overrides=["body.model_path=demo", *config]), manifest, "m.parquet")
     people = people or {"moved": 300}
     receipt = make_receipt(0, images=100, persons=sum(people.values()), person_status=people, signs=signs)

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from dto_pipeline.config import RunConfig
-from dto_pipeline.run.ray_pool import start_ray
+from dto_pipeline.run.ray_start import start_ray
 from dto_pipeline.train.batch import TrainBatch
 from dto_pipeline.train.checkpoint import list_checkpoints, read_checkpoint
 from dto_pipeline.train.loop import train_network
