@@ -146,7 +146,7 @@ def optimize_scene(
         disparity: (H, W) relative inverse depth of the photograph, larger is nearer, finite, not negative.
         masks: (P, H, W) bool, visible part of each person; None = the outlines of the bodies, nearer
             labels before farther ones.
-        ages: (P,) [years]; NaN or None = unknown, treated as an adult.
+        ages: (P,) [years]; NaN or None = unknown, most likely an adult.
         male_prob: (P,) 0 .. 1; NaN or None = unknown.
         body: a loaded body model, or the file of one ("demo" = the free stand-in); "" = as in `config`.
         config: knobs; None = those of the paper.

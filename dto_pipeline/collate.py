@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from dto_pipeline.acceptance import Acceptance, read_acceptance
+from dto_pipeline.axes import BABY, TEEN
 from dto_pipeline.bounds import CAMERA_BEYOND, implausible_cameras, name_beyond
 from dto_pipeline.config import PipelineConfig
 from dto_pipeline.maths.camera import map_size
@@ -75,7 +77,15 @@ def collate_scenes(scenes: Sequence[Scene], device: torch.device | str = "cpu") 
 
 def split_batch(scenes: Sequence[Scene], optimized: OptimizedScenes, config: PipelineConfig) -> list[PlacedScene]:
     """Undo `collate_scenes` on the results: one `PlacedScene` per scene, everything on the CPU."""
-    results = _to_host(_Results(optimized.evidence, optimized.prior, optimized.people, optimized.maps.visible_vertices))
+    results = _to_host(
+        _Results(
+            optimized.evidence,
+            optimized.prior,
+            optimized.people,
+            optimized.maps.visible_vertices,
+            read_acceptance(config.to_dict()),
+        )
+    )
     return [_placed(scene, index, results, config) for index, scene in enumerate(scenes)]
 
 
@@ -138,6 +148,7 @@ class _Results(NamedTuple):
     prior: HeightPrior
     people: RefinedPeople
     visible_vertices: torch.Tensor
+    acceptance: Acceptance
 
 
 def _to_host(results: _Results) -> _Results:
@@ -147,6 +158,7 @@ def _to_host(results: _Results) -> _Results:
         results.prior.to("cpu", non_blocking=True),
         results.people.to("cpu", non_blocking=True),
         results.visible_vertices.to("cpu", non_blocking=True),
+        results.acceptance,
     )
     if results.visible_vertices.is_cuda:
         torch.cuda.current_stream(results.visible_vertices.device).synchronize()
@@ -168,8 +180,6 @@ def _placed(scene: Scene, index: int, results: _Results, config: PipelineConfig)
     person_status, person_message = _person_problems(
         scene, outcomes, _explain_unmeasured(scene, index, results, config)
     )
-    deviation = float(fits.deviation[index])
-    is_optimized = bool(fits.is_optimized[index])
     label = _column(usable, 1)
     placed = PlacedScene(
         scene=scene,
@@ -193,15 +203,30 @@ def _placed(scene: Scene, index: int, results: _Results, config: PipelineConfig)
         mask_pixels=of(evidence.pixels[..., 0], np.int32, 0),
         visible_vertices=of(results.visible_vertices, np.int32, 0),
         depth_group=of(evidence.group, np.int8, -1),
-        is_optimized=is_optimized,
-        is_accepted=is_optimized and deviation < config.refine.accept_below,
-        deviation=deviation,
+        is_optimized=bool(fits.is_optimized[index]),
+        deviation=float(fits.deviation[index]),
         alpha=(float(fits.alpha[index, 0]), float(fits.alpha[index, 1])),
         beta=(float(fits.beta[index, 0]), float(fits.beta[index, 1])),
         used_ground=bool(fits.used_ground[index]),
         **_certainty(fits, index, usable),
     )
+    placed.is_accepted = _is_accepted(placed, results.acceptance)
     return placed if scene.same_as is None else _take_along(placed, scene.same_as)
+
+
+def _is_accepted(placed: PlacedScene, rule: Acceptance) -> bool:
+    error = np.nan if placed.expected_error is None else placed.expected_error
+    accepted = rule.judge(
+        np.array([placed.is_optimized]),
+        np.array([placed.deviation], np.float32),
+        np.array([error], np.float32),
+        np.zeros(placed.scene.num_people, np.int64),
+        placed.transl[:, 2],
+        placed.z_sigma_m,
+        placed.height_m,
+        (placed.height_class >= BABY) & (placed.height_class <= TEEN),
+    )
+    return bool(accepted[0])
 
 
 def _take_along(placed: PlacedScene, same_as: np.ndarray) -> PlacedScene:

@@ -90,12 +90,16 @@ class JointConfig:
     min_visible_vertices: int = 100  # replaces evidence.min_visible_vertices
     # depth noise, relative to z
     depth_sigma: float = 0.02  # error of one person's depth as a whole: what good monocular networks reach
-    noise_levels: tuple[float, ...] = (0.4, 1.0, 2.5)  # factors on it that an image may have, equally likely (tuned)
+    noise_levels: tuple[float, ...] = (0.4, 1.0, 2.5, 6.0)  # factors on it that an image may have ...
+    noise_level_weights: tuple[float, ...] = (0.24, 0.32, 0.32, 0.12)  # ... and how likely each is (tuned)
     edge_sigma: float = 0.2  # added: this over the square root of a person's pixels (borders blur; tuned)
     # Student's t of about 4 degrees of freedom and rare gross errors, as normal laws of these widths and weights
     tail_widths: tuple[float, ...] = (0.9, 2.0, 8.0)
     tail_weights: tuple[float, ...] = (0.70, 0.27, 0.03)
     metric_sigma: float = 0.1  # of a metric map's scale, per image, relative: its networks report 5 to 15 %
+    # a network may draw small people farther: depth is (1.7 m / height)^k times the truth
+    size_error: float = 0.35  # k of such an image (tuned with k = 0.3; one k tells smaller and larger ones from none)
+    size_error_probability: float = 0.06  # of such an image (tuned)
     share_sigma: float = 0.15  # of the line's share about 1: an offset of 15 % of the typical disparity is 1 sigma
     # slopes inside bodies, as measurements of the line's elasticity
     slope_gain: float = 1.6  # the slope falls short of the truth by corr to this power (tuned; 2 = noise in depth only)
@@ -106,19 +110,32 @@ class JointConfig:
     label_height_sigma: float = 0.25  # how far an adult's label height may be from the truth: networks see adults
     age_sigma: float = 0.2  # of the logarithm of an estimated age
     gender_trust: float = 0.9  # share of the distance from 0.5 that is believed of a male probability
-    unknown_age_below: tuple[float, float, float] = (0.04, 0.12, 0.22)  # probability of baby, kid or less, teen or less
-    anybody_weight: float = 0.05  # probability that age and gender are somebody else's
+    # a child's height follows its age: log-linear through the published class means at these ages [years], then grown
+    growth_ages: tuple[float, float, float, float] = (1.5, 5.5, 11.5, 17.0)
+    growth_weight: float = 0.25  # probability that a child follows its age rather than only its class (tuned)
+    growth_sigma: float = 0.05  # of the logarithm of the height among children of one age (growth charts: 4-5 %)
+    # without an age: probability of baby, kid or less, teen or less; an adult otherwise. Rarer children make adults of
+    # families, commoner ones children of adults wherever depth is weak (tuned on crowds of both)
+    unknown_age_below: tuple[float, float, float] = (0.015, 0.045, 0.09)
+    anybody_weight: float = 0.03  # probability that age and gender are somebody else's ...
+    wrong_ages_weight: float = 0.3  # ... the same in an image whose ages are wrong more often ...
+    wrong_ages_probability: float = 0.2  # ... and the probability of such an image (tuned)
     anybody_mean: float = 1.5  # [m]
     anybody_sigma: float = 0.25  # of the logarithm of the height
     # the picture is held
     joint_sigma: float = 0.02  # how far joints may stray in the picture when proportions change, relative to the body
     hold_z_sigma: float = 0.01  # how far that may move z, relative
     # what the posterior adds
-    population_sigma: float = 0.01  # how far the heights of one image's people may all be from the priors, relative
+    # how far the heights of one image's people may all be from the priors, relative. Measured on bodies by somebody
+    # else (Anny): 0.03 and more, on our own crowds less
+    population_sigma: float = 0.026
     focal_sigma: float = 0.0  # of the labels' focal length, relative; 0: sigmas are given the camera
     # factor on the posterior sigmas of the fit itself: its tails are heavier than a normal law's, and slightly smaller
     # sigmas make the normal 50, 80 and 95 % intervals hold best (calibrated on synthetic crowds, seeds 1 and 2)
-    temperature: float = 0.87
+    temperature: float = 0.85
+    # what is accepted, beside `refine.accept_below`
+    accept_error_below: float = 0.05  # expected error of z over the mean distance: images known worse are not (tuned)
+    grown_above: float = 1.45  # nobody whose age does not say child ends below this in an accepted image [m]
     rerender_pixels: int = 20  # of the person map that change hands before a scene is measured again
 
 
@@ -258,11 +275,17 @@ class PipelineConfig:
             self.joint.depth_model in DEPTH_MODELS,
             f"joint.depth_model is {self.joint.depth_model!r}; choose from {DEPTH_MODELS}",
         )
-        tails = len(self.joint.tail_widths), len(self.joint.tail_weights)
+        for first, second in (("tail_widths", "tail_weights"), ("noise_levels", "noise_level_weights")):
+            sizes = len(getattr(self.joint, first)), len(getattr(self.joint, second))
+            _expect(
+                sizes[0] == sizes[1] > 0, f"joint.{first} and joint.{second} hold {sizes} numbers; want as many, not 0"
+            )
+        unusual = self.joint.wrong_ages_probability, self.joint.size_error_probability
         _expect(
-            tails[0] == tails[1] > 0, f"joint.tail_widths and joint.tail_weights hold {tails} numbers; want as many"
+            min(unusual) >= 0 and sum(unusual) < 1 and self.joint.size_error < 1,
+            f"joint.wrong_ages_probability and joint.size_error_probability are {unusual}; expected shares whose sum "
+            "is below 1, and joint.size_error below 1",
         )
-        _expect(len(self.joint.noise_levels) > 0, "joint.noise_levels is empty; give at least 1.0")
         _expect(len(self.prior.mean) == 6 == len(self.prior.sigma), "prior.mean and prior.sigma need 6 numbers each")
         _expect(min(self.prior.sigma) > 0, "prior.sigma must be positive")
         _expect(self.run.workers >= 0, "run.workers must be 0 (this process) or more")

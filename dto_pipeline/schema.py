@@ -103,7 +103,7 @@ _PERSON_SEEN = [
         "bbox_xyxy", _vector(4), "box of the person: left, top, right, bottom; NaN = unknown", "px", "scene.bbox_xyxy"
     ),
     Column("det_score", _FLOAT, "score of the detector; NaN = from the released labels", "", "scene.det_score"),
-    Column("age_years", _FLOAT, "estimated age; NaN = unknown, treated as an adult", "year", "scene.age_years"),
+    Column("age_years", _FLOAT, "estimated age; NaN = unknown, most likely an adult", "year", "scene.age_years"),
     Column("male_prob", _FLOAT, "probability of being male; NaN = unknown", "", "scene.male_prob"),
 ]
 
@@ -188,7 +188,7 @@ IMAGE_COLUMNS = (
     Column(
         "is_accepted",
         _BOOL,
-        "is_optimized and mean_height_deviation below the acceptance threshold",
+        "is_optimized and good enough: docs/joint_solver.md; paper: the next column",
         "",
         "is_accepted",
         persons=True,

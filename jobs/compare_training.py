@@ -87,7 +87,7 @@ def draw_crowds(out: Path, seed: int, images: int, body: BodyModel) -> Path:
     def say(done: int, count: int) -> None:
         print(f"\r{folder}: {done} of {count} crowds", end="\n" if done == count else "", flush=True)
 
-    build_demo_data(folder, body, DemoSettings(images, seed, SCALE, broken=False), say)
+    build_demo_data(folder, body, DemoSettings(images, seed, SCALE, spoilt=False), say)
     return folder
 
 

@@ -95,9 +95,10 @@ def _here(config: PipelineConfig, solver: str) -> PipelineConfig:
 
 
 def _read_run(folder: Path) -> list[PlacedScene]:
+    from dto_pipeline.data.label_files import find_label_files
     from dto_pipeline.data.placed import read_placed
 
-    return [item for file in sorted((folder / "labels").glob("*.parquet")) for item in read_placed(file)]
+    return [item for file in find_label_files(folder) for item in read_placed(file)]
 
 
 def _progress(done: int, images: int) -> None:

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from dto_pipeline.axes import HEIGHT_CLASSES, NUM_BETAS
+from dto_pipeline.acceptance import Acceptance, read_acceptance
+from dto_pipeline.axes import ADULT_FEMALE, HEIGHT_CLASSES, NUM_BETAS
 from dto_pipeline.bounds import ASIDE, BETAS, DISTANCE, HEIGHT, POSE
 from dto_pipeline.data.label_files import LabelColumns, initial_betas
 from dto_pipeline.maths.camera import project
@@ -51,16 +52,16 @@ class Limits:
     """The knobs of a run that labels must obey."""
 
     max_height: float  # [m]
-    accept_below: float  # [sigma]
+    acceptance: Acceptance
     z_slack: float = 1e-5  # z may differ from scale times the input's by this part
 
 
 def limits_of(config: Mapping[str, Mapping[str, Any]]) -> Limits:
     """The limits of a run's config. The joint solver caps no height, and moves z a little to hold the picture."""
-    accept_below = float(config["refine"]["accept_below"])
+    acceptance = read_acceptance(config)
     if config["solver"]["mode"] == "paper":
-        return Limits(float(config["solver"]["max_height"]), accept_below)
-    return Limits(HEIGHT.high, accept_below, HOLD_SIGMAS * float(config["joint"]["hold_z_sigma"]))
+        return Limits(float(config["solver"]["max_height"]), acceptance)
+    return Limits(HEIGHT.high, acceptance, HOLD_SIGMAS * float(config["joint"]["hold_z_sigma"]))
 
 
 @dataclass(frozen=True)
@@ -197,7 +198,16 @@ def _check_bounds(columns: LabelColumns) -> Check:
 def _check_statuses(columns: LabelColumns, limits: Limits) -> list[Check]:
     images, people = columns.images, columns.people
     deviation, optimized, status = images["mean_height_deviation"], images["is_optimized"], images["status"]
-    accepted = optimized & (deviation < np.float32(limits.accept_below))
+    accepted = limits.acceptance.judge(
+        optimized,
+        deviation,
+        images["expected_error_m"],
+        columns.owner,
+        people["transl"][:, 2],
+        people["z_sigma_m"],
+        people["height_m"],
+        np.isin(people["height_class"].astype(str), HEIGHT_CLASSES[:ADULT_FEMALE]),
+    )
     words = [
         _of_images("status is a known word", ~np.isin(status, list(ImageStatus)), status),
         _of_all("person status is known", "a PersonStatus", ~np.isin(people["status"], list(PersonStatus)), None),
@@ -206,7 +216,7 @@ def _check_statuses(columns: LabelColumns, limits: Limits) -> list[Check]:
     return [
         *words,
         _of_images("is_optimized fits the status", optimized != (status == str(ImageStatus.OPTIMIZED)), status),
-        _of_images("is_accepted fits the score", images["is_accepted"] != accepted, deviation),
+        _of_images("is_accepted follows its rule", images["is_accepted"] != accepted, deviation),
     ]
 
 

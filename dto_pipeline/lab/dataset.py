@@ -54,7 +54,7 @@ class DemoSettings:
     images: int = 24  # how many, broken ones included
     seed: int = 7
     scale: float = 1.0  # of the pictures, 640 x 480 and alike
-    broken: bool = True  # some images are spoilt on purpose, where there are enough
+    spoilt: bool = True  # some images are broken on purpose, where there are enough
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def build_demo_data(
     if there := recognise(root / MARKER, identity):
         return DemoData(root, there["images"], there["persons"], there["broken"], created=False)
     template = measure_template(body)
-    broken = plan_breakages(settings.images) if settings.broken else {}
+    broken = plan_breakages(settings.images) if settings.spoilt else {}
     parts = []
     for number in range(settings.images):
         scene = build_scene(settings.seed, number, body, template, settings.scale)

@@ -81,7 +81,7 @@ CROWD_SETS = (
         "a depth map nearly exact per person",
         person_error=0.005,
         row_tilt=0.01,
-        told=("joint.depth_sigma=0.005", "joint.edge_sigma=0.05", "joint.noise_levels=[0.7, 1.0, 1.4]"),
+        told=("joint.depth_sigma=0.005", "joint.edge_sigma=0.05", "joint.noise_levels=[0.5, 0.7, 1.0, 1.4]"),
     ),
     CrowdSet(
         "high noise",

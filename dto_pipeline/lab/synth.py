@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from dto_pipeline.config import STAND_IN_BODY
+from dto_pipeline.config import METRES_PER_DEPTH, STAND_IN_BODY
 from dto_pipeline.data.dataset import SYNTHETIC
 from dto_pipeline.data.files import sha256_file, write_bytes_atomic, write_json_atomic
 from dto_pipeline.data.rle import encode_rle
@@ -102,7 +102,8 @@ def write_synth(
         rng = np.random.default_rng([seed, number, _PICTURE])
         picture = render_picture(scene.crowd, scene.truth.vertices, template, rng)
         write_bytes_atomic(root / "images" / image_name(number), encode_picture(picture))
-        write_map(root / "depth", image_name(number), np.asarray(scene.known.scene.disparity, np.float32))
+        disparity = np.asarray(scene.known.scene.disparity, np.float32)
+        write_map(root / "depth", image_name(number), METRES_PER_DEPTH / disparity if kind.metric_error else disparity)
         parts.append(_person_rows(scene, seed, number))
         if progress is not None:
             progress(number + 1, images)
@@ -184,7 +185,7 @@ def _readme(kind: CrowdSet, facts: dict[str, Any]) -> str:
         f"Nobody here is real: {who}, on level ground, seen by a pinhole camera. Free to use (Apache-2.0).",
         "",
         "    dto manifest build dataset.yaml --data-root . -o manifest.parquet",
-        "    dto run manifest.parquet -o run",
+        f"    dto run manifest.parquet -o run{' --set depth.kind=metric_depth' if kind.metric_error else ''}",
         "    dto eval synthetic run --truth . --body BODY",
         "",
         "Knobs (`dto_pipeline/lab/solver_sets.py` says what each means):",

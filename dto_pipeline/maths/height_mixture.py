@@ -14,7 +14,7 @@ from dto_pipeline.maths.devices import constant
 from dto_pipeline.maths.ordered import fold_sum
 from dto_pipeline.scene import HeightMixture, HeightPrior
 
-_CLASSES_KEPT = 4  # the fifth never matters: no age is uncertain between babies and teens
+_CLASSES_KEPT = 6  # of eight: no age is uncertain between babies and teens
 _LEAST_WEIGHT = 1e-9  # of a class, so that logarithms stay finite
 
 
@@ -23,14 +23,14 @@ def build_height_mixture(
 ) -> HeightMixture:
     """What age and gender say about each person's height before any depth is seen.
 
-    The four likeliest of five classes (baby to adult male) and, last, anybody: ages are sometimes somebody else's. An
-    adult's class is drawn a little towards the label's own height.
+    The likeliest of five classes (baby to adult male), of the growth of children with their age, and, last, anybody:
+    ages are sometimes somebody else's. An adult's class is drawn a little towards the label's own height.
 
     Args:
         height: (...) float64 label height [m]; age_years: (...), NaN = unknown; male_prob: (...), NaN = unknown.
 
     Returns:
-        Mixture of K = 5 normal laws of the logarithm of the height.
+        Mixture of K = 7 normal laws of the logarithm of the height.
     """
     share = class_shares(age_years.to(torch.float64), male_prob.to(torch.float64), prior, joint)
     mean = constant(prior.mean[:ADULT], height.device)
@@ -41,6 +41,12 @@ def build_height_mixture(
     own = torch.where(adult, variance / (variance + joint.label_height_sigma**2), 0)
     centre = centre + own * (height.log()[..., None] - centre)
     variance = variance * (1 - own)
+    grown, spread = _growth(age_years.to(torch.float64), prior, joint)
+    follows = age_years.isfinite().to(torch.float64)[..., None] * joint.growth_weight
+    children = share[..., :ADULT_FEMALE]
+    share = torch.cat([children * follows, children * (1 - follows), share[..., ADULT_FEMALE:]], -1)
+    centre = torch.cat([grown, centre], -1)
+    variance = torch.cat([spread, variance], -1)
 
     anybody = torch.full_like(height, joint.anybody_weight)[..., None]
     likely = share.topk(_CLASSES_KEPT, dim=-1).indices
@@ -51,6 +57,18 @@ def build_height_mixture(
         mean=torch.cat([centre, torch.full_like(anybody, joint.anybody_mean).log()], -1),
         variance=torch.cat([variance, torch.full_like(anybody, joint.anybody_sigma**2)], -1),
     )
+
+
+def _growth(age_years: torch.Tensor, prior: PriorConfig, joint: JointConfig) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and variance (..., 3) of log height of a child of this age, were it a baby, a kid or a teen."""
+    ages = constant(joint.growth_ages, age_years.device)
+    means = constant((*prior.mean[:ADULT_FEMALE], prior.mean[ADULT]), age_years.device)
+    steps = torch.diff(means.log()) / torch.diff(ages)  # growth of the log height [1 / year]
+    limits = constant((0.0, *prior.age_limits), age_years.device)
+    of_class = torch.minimum(torch.maximum(age_years.nan_to_num()[..., None], limits[:-1]), limits[1:])  # (..., 3)
+    piece = torch.bucketize(of_class, ages[1:-1])
+    grown = means.log()[piece] + steps[piece] * (of_class - ages[piece])
+    return grown, joint.growth_sigma**2 + (steps[piece] * of_class * joint.age_sigma).square()
 
 
 def class_shares(

@@ -64,7 +64,7 @@ def fit_jointly(
         present=present,
         metric=measured.any(1) & (False if metric is None else metric),
     )
-    found = _solve(_build_problem(crowd, mixture, config), config)
+    found = _solve(_build_problem(crowd, mixture, config), _log_slant(crowd), config)
     tallest = (max_height * crowd.z / torch.where(present, prior.height, 1.0)).log()
     return _conclude(crowd, replace(found, log_z=torch.minimum(found.log_z, tallest)), config)
 
@@ -99,6 +99,13 @@ def _typical_depth(depth: torch.Tensor, measured: torch.Tensor) -> torch.Tensor:
     return (total / measured.sum(1).clamp(min=1)).exp()
 
 
+def _log_slant(crowd: _Crowd) -> torch.Tensor:
+    """(B, P) logarithm of height over distance, which a picture tells, over its mean in the scene."""
+    slant = torch.where(crowd.present, crowd.prior.height / crowd.z, 1.0).log()
+    typical = fold_sum(torch.where(crowd.measured, slant, 0)) / crowd.measured.sum(1).clamp(min=1)
+    return slant - typical[:, None]
+
+
 def _build_problem(crowd: _Crowd, mixture: HeightMixture, config: JointConfig) -> CrowdProblem:
     """B fits without a model or a noise level yet (affine in depth, level 1)."""
     evidence, measured, z = crowd.evidence, crowd.measured, crowd.z
@@ -124,6 +131,7 @@ def _build_problem(crowd: _Crowd, mixture: HeightMixture, config: JointConfig) -
         share_sigma=config.share_sigma,
         metric_scale=torch.where(crowd.metric, (crowd.typical_depth * METRES_PER_DEPTH).log(), torch.nan)[:, None],
         metric_sigma=config.metric_sigma,
+        log_prior=torch.zeros(len(z), dtype=torch.float64, device=z.device),
     )
 
 
@@ -133,31 +141,76 @@ def _noise(evidence: DepthEvidence, measured: torch.Tensor, config: JointConfig)
     return torch.where(measured, config.depth_sigma**2 + config.edge_sigma**2 / pixels, _UNMEASURED)
 
 
-def _solve(problem: CrowdProblem, config: JointConfig) -> _Found:
-    """Both models x all noise levels, weighed by their evidence (a fixed set of fits per scene)."""
+def _solve(problem: CrowdProblem, log_slant: torch.Tensor, config: JointConfig) -> _Found:
+    """Both models x all troubles x all noise levels, weighed by their evidence (a fixed set of fits per scene)."""
     scenes = len(problem.model)
     models = _models(config, problem.model.device)
-    levels = constant(config.noise_levels, problem.model.device)
-    rows = torch.arange(scenes, device=models.device).repeat_interleave(len(models))
-    middle = levels[len(levels) // 2].expand(len(rows))
-    per_model = _with_model(repeat_fits(problem, rows), models.repeat(scenes), middle)
-    mean, covariance = find_lines(per_model)
+    troubles = _troubles(config, models.device)
+    levels = constant(config.noise_levels, models.device)
+    weights = constant(config.noise_level_weights, models.device)
+    model, trouble = torch.cartesian_prod(models, torch.arange(len(troubles), device=models.device)).unbind(1)
+    kinds = len(model)
+    rows = torch.arange(scenes, device=models.device).repeat_interleave(kinds)
+    fits = _with_trouble(repeat_fits(problem, rows), log_slant[rows], troubles[trouble].repeat(scenes, 1), config)
+    fits = replace(fits, model=model.repeat(scenes))
+    mean, covariance = find_lines(_with_noise(fits, levels[len(levels) // 2].expand(len(rows))))
 
     rows = torch.arange(len(rows), device=models.device).repeat_interleave(len(levels))
-    fits = repeat_fits(problem, rows // len(models))
-    fits = _with_model(fits, per_model.model[rows], levels.repeat(len(mean)))
+    fits = _with_noise(repeat_fits(fits, rows), levels.repeat(scenes * kinds))
+    fits = replace(fits, log_prior=fits.log_prior + (weights / weights.sum()).log().repeat(scenes * kinds))
     result = integrate_lines(fits, mean[rows], covariance[rows])
-    return _average(result, models, len(levels), scenes)
+    return _average(result, models, len(troubles) * len(levels), scenes)
+
+
+def _troubles(config: JointConfig, device: torch.device) -> torch.Tensor:
+    """(3, 3) what may be wrong with a whole image: nothing, its ages, or depth that follows size.
+
+    Columns: exponent of the size error; probability that a person's age is somebody else's; logarithm of how likely
+    such an image is.
+    """
+    ages, size = config.wrong_ages_probability, config.size_error_probability
+    rows = (
+        *(0.0, config.anybody_weight, 1 - ages - size),
+        *(0.0, config.wrong_ages_weight, ages),
+        *(config.size_error, config.anybody_weight, size),
+    )
+    table = constant(rows, device).view(3, 3)
+    return torch.cat([table[:, :2], table[:, 2:].log()], -1)
+
+
+def _with_trouble(
+    problem: CrowdProblem, log_slant: torch.Tensor, trouble: torch.Tensor, config: JointConfig
+) -> CrowdProblem:
+    """Fits in which something is wrong with the whole image.
+
+    Where the network draws small people farther, depth is (1.7 m / h)^k times the truth. With h = slant z put in, what
+    is left is a line again, in another depth: log z = log scale + (log depth + k log slant) / (1 - k), with the noise
+    of the depth over 1 - k. The constant of 1.7 m goes into the scale; densities stay those of the depth that was seen.
+
+    Args:
+        log_slant: (N, P) logarithm of height over distance; trouble: (N, 3), rows of `_troubles`.
+    """
+    exponent, anybody, log_prior = trouble.unbind(1)
+    left = 1 - exponent
+    fewer = ((1 - anybody) / (1 - config.anybody_weight)).log()[:, None, None]
+    strange = anybody.log()[:, None, None].expand_as(problem.log_weight[..., -1:])
+    return replace(
+        problem,
+        log_depth=(problem.log_depth + exponent[:, None] * log_slant) / left[:, None],
+        log_weight=torch.cat([problem.log_weight[..., :-1] + fewer, strange], -1),
+        noise=problem.noise / left.square()[:, None, None],
+        log_prior=problem.log_prior + log_prior - problem.measured.sum(1) * left.log(),
+    )
+
+
+def _with_noise(problem: CrowdProblem, level: torch.Tensor) -> CrowdProblem:
+    return replace(problem, noise=problem.noise * level.square()[:, None, None])
 
 
 def _models(config: JointConfig, device: torch.device) -> torch.Tensor:
     both = [AFFINE_DEPTH, AFFINE_DISPARITY]
     chosen = both if config.depth_model == "auto" else [DEPTH_MODELS.index(config.depth_model)]
     return constant(tuple(chosen), device, torch.int64)
-
-
-def _with_model(problem: CrowdProblem, model: torch.Tensor, level: torch.Tensor) -> CrowdProblem:
-    return CrowdProblem(**{**vars(problem), "model": model, "noise": problem.noise * level.square()[:, None, None]})
 
 
 def _average(result: CrowdPosterior, models: torch.Tensor, levels: int, scenes: int) -> _Found:

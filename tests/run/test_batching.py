@@ -120,7 +120,8 @@ def place(people):
     SceneOptimizer(body, PipelineConfig())(SceneBatch(
         pose=upright, betas=torch.zeros(1, people, 11), transl=torch.stack([x, 0 * x, z], -1), intrinsics=camera,
         age_years=30 * known, male_prob=known, present=flags, masks=flags[..., None, None].expand(1, people, 384, 512),
-        disparity=20 + 10 * torch.rand(1, 480, 640, generator=made), image_size=size, map_size=map_size))
+        disparity=20 + 10 * torch.rand(1, 480, 640, generator=made), metric=flags[:, 0], image_size=size,
+        map_size=map_size))
 
 def memory(what):
     return int(re.search(what + r":\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024

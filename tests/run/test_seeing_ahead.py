@@ -78,8 +78,8 @@ def test_a_map_the_network_got_wrong_is_that_images_status(
     assert sight.depth is not None
     see = sight.depth.see
 
-    def spoilt(images: list[np.ndarray]) -> list[torch.Tensor | DepthInvalid]:
-        return [DepthInvalid("not finite"), *see(images)[1:]]
+    def spoilt(images: list[np.ndarray], *cameras: list[float]) -> list[torch.Tensor | DepthInvalid]:
+        return [DepthInvalid("not finite"), *see(images, *cameras)[1:]]
 
     monkeypatch.setattr(sight.depth, "see", spoilt)
     statuses = [item.status for item in place(crowd, config, body, sight)]

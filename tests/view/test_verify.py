@@ -155,7 +155,7 @@ def lose_a_number(placed: list[PlacedScene]) -> None:
         (grow, "height_m is the body's"),
         (put_behind_camera, "people stand before the camera"),
         (move_in_secret, "who was not moved keeps the label"),
-        (accept_all, "is_accepted fits the score"),
+        (accept_all, "is_accepted follows its rule"),
         (lose_a_number, "labels are finite"),
         (lose_a_number, "betas restored by beta_init"),
     ],
