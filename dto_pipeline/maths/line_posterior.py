@@ -18,8 +18,8 @@ from dto_pipeline.maths.depth_line import log_distance
 from dto_pipeline.maths.ordered import add_logarithms, fold_logsumexp, fold_softmax, fold_sum
 
 _FIRST_GRID = (25, 7)  # log scale x share, over everything the people allow
-_ZOOM_GRID = (15, 11)
-_LAST_GRID = (13, 9)
+_ZOOM_GRID = (13, 9)
+_LAST_GRID = (11, 7)
 _ZOOM_REACH = 4.0  # standard deviations covered by a zoomed grid, each way
 _SHARE_REACH = 3.5  # prior standard deviations of the share covered by the first grid
 _LEAST_SHARE = 0.05  # depth never runs backwards
