@@ -63,22 +63,24 @@ def collate_scenes(scenes: Sequence[Scene], device: torch.device | str = "cpu") 
         male_prob=label("male_prob"),
         present=pad(usable, (people,), np.bool_),
         masks=pad([scene.masks for scene in scenes], (people, map_height, map_width), np.bool_),  # type: ignore[misc]
-        disparity=pad([scene.disparity for scene in scenes], (height, width), np.float32),  # type: ignore[misc]
-        image_size=torch.tensor([[scene.height, scene.width] for scene in scenes], device=device),
-        map_size=torch.from_numpy(map_sizes).to(device),
+        disparity=(
+            _gather(scenes, (height, width), device)
+            if scenes[0].disparity is None
+            else pad([scene.disparity for scene in scenes], (height, width), np.float32)  # type: ignore[misc]
+        ),
+        image_size=_upload(np.array([[scene.height, scene.width] for scene in scenes]), device),
+        map_size=_upload(map_sizes, device),
     )
 
 
 def split_batch(scenes: Sequence[Scene], optimized: OptimizedScenes, config: PipelineConfig) -> list[PlacedScene]:
     """Undo `collate_scenes` on the results: one `PlacedScene` per scene, everything on the CPU."""
-    results = _Results(
-        evidence=optimized.evidence.to("cpu"),
-        prior=optimized.prior.to("cpu"),
-        people=optimized.people.to("cpu"),
-        visible_vertices=optimized.maps.visible_vertices.to("cpu"),
-        acceptance=read_acceptance(config.to_dict()),
-    )
-    return [_placed(scene, index, results, config) for index, scene in enumerate(scenes)]
+    results = _to_host(_Results(optimized.evidence, optimized.prior, optimized.people, optimized.maps.visible_vertices))
+    rule = read_acceptance(config.to_dict())
+    placed = [_placed(scene, index, results, config) for index, scene in enumerate(scenes)]
+    for item in placed:
+        item.is_accepted = _is_accepted(item, rule)
+    return placed
 
 
 def pass_through(scene: Scene) -> PlacedScene:
@@ -122,14 +124,37 @@ def _upload(values: np.ndarray, device: torch.device | str) -> torch.Tensor:
     return tensor.to(device)
 
 
+def _gather(scenes: Sequence[Scene], shape: tuple[int, int], device: torch.device | str) -> torch.Tensor:
+    """The maps that a network left on the device, padded there: they never see the host."""
+    batch = torch.zeros(len(scenes), *shape, device=device)
+    for row, scene in zip(batch, scenes, strict=True):
+        assert scene.disparity_there is not None
+        row[: scene.height, : scene.width] = scene.disparity_there
+        if batch.is_cuda:  # made on the network's stream: not to be overwritten there before it is copied here
+            scene.disparity_there.record_stream(torch.cuda.current_stream(batch.device))
+    return batch
+
+
 class _Results(NamedTuple):
-    """What label rows are made of, on the CPU; maps and images stay where they are."""
+    """What label rows are made of; maps and images stay where they are."""
 
     evidence: DepthEvidence
     prior: HeightPrior
     people: RefinedPeople
     visible_vertices: torch.Tensor
-    acceptance: Acceptance
+
+
+def _to_host(results: _Results) -> _Results:
+    """Results on the CPU, from a GPU in one go: every copy is begun before any is waited for."""
+    copies = _Results(
+        results.evidence.to("cpu", non_blocking=True),
+        results.prior.to("cpu", non_blocking=True),
+        results.people.to("cpu", non_blocking=True),
+        results.visible_vertices.to("cpu", non_blocking=True),
+    )
+    if results.visible_vertices.is_cuda:
+        torch.cuda.current_stream(results.visible_vertices.device).synchronize()
+    return copies
 
 
 def _placed(scene: Scene, index: int, results: _Results, config: PipelineConfig) -> PlacedScene:
@@ -177,7 +202,6 @@ def _placed(scene: Scene, index: int, results: _Results, config: PipelineConfig)
         used_ground=bool(fits.used_ground[index]),
         **_certainty(fits, index, usable),
     )
-    placed.is_accepted = _is_accepted(placed, results.acceptance)
     return placed if scene.same_as is None else _take_along(placed, scene.same_as)
 
 

@@ -25,6 +25,9 @@ DEPTH_SOURCES = ("files", "model")
 DEPTH_KINDS = ("disparity", "depth", "metric_depth")  # explained in `models.depth_kinds`
 DEPTH_PRECISIONS = ("auto", "float32", "tf32", "float16", "bfloat16")  # maps and the last layer are always float32
 MASK_SOURCES = ("labels", "model", "none")
+# What is taken where the config says 0: (on a CPU, on a GPU). A GPU wants 32 images before its 1,300 launches a batch
+# are hidden, and up to 8 threads that decode what it sees (by arithmetic: none was at hand)
+BY_DEVICE = {"run.batch_images": (8, 32), "depth.batch": (8, 32), "run.decode_threads": (2, 8)}
 ATTRIBUTE_SOURCES = ("labels", "model", "none")
 _EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 
@@ -172,7 +175,9 @@ class DepthConfig:
     revision: str = ""  # model: commit a hub name is pinned to
     offline: bool = False  # model: never ask the hub, only its cache on this machine
     short_side: int = 518  # model: shorter side of what Depth Anything sees [px], as its authors run it
-    batch: int = 8  # model: images at once on a GPU; a part of the labels' hash, because it can change their last bits
+    # model: images at once on a GPU; a part of the labels' hash, because it can change their last bits. 0 = see
+    # `BY_DEVICE`, the same on every GPU
+    batch: int = 0
     precision: str = "auto"  # model: see `DEPTH_PRECISIONS`; auto = float32 on a CPU, bfloat16 on a GPU
 
 
@@ -210,15 +215,15 @@ class RunConfig:
     """How work is moved. Nothing here is hashed: nothing but `device` changes a bit of a label, see docs/promise.md."""
 
     workers: int = 2  # Ray actors; 0 runs in this process without Ray
-    batch_images: int = 8  # scenes optimised together
-    decode_threads: int = 2  # threads per worker that decode images and masks
+    batch_images: int = 0  # scenes optimised together; 0 = see `BY_DEVICE`
+    decode_threads: int = 0  # threads per worker that decode images and masks; 0 = see `BY_DEVICE`
     # what decoding may hold at once in a worker [MiB]: 100 Mpx of JPEG, PNG or WebP fit, alone. Images wait for each
     # other; one that takes more by its header is image_corrupt and not decoded
     decode_memory_mb: int = 1792
     device: str = "auto"  # cpu, cuda, cuda:1 ...; auto = cuda where there is one
     torch_threads: int = 1  # threads per worker on CPU: of the optimiser, or images that networks see at once
     cpus_per_worker: float = 1.0  # what an actor asks of Ray
-    gpus_per_worker: float = 0.0  # what an actor asks of Ray; fractions allowed
+    gpus_per_worker: float = -1.0  # what an actor asks of Ray; fractions allowed; -1 = one where there are any
     max_attempts: int = 3  # tries a shard gets before it is quarantined
     shards_in_flight: int = 2  # shards handed to one worker at a time
     shard_timeout_s: float = 1800.0  # a shard without an answer for this long is taken from its worker [s]
@@ -275,11 +280,11 @@ class PipelineConfig:
             f"run.max_failed_images is {self.run.max_failed_images:g}; expected a share from 0 to 1, 0.05 is 5 %",
         )
         _expect(self.run.max_poison_images >= 0, "run.max_poison_images must be 0 or more")
-        for name in (
-            *("batch_images", "max_attempts", "decode_threads", "decode_memory_mb", "torch_threads"),
-            "shards_in_flight",
-        ):
+        for name in ("max_attempts", "decode_memory_mb", "torch_threads", "shards_in_flight"):
             _expect(getattr(self.run, name) >= 1, f"run.{name} must be at least 1, found {getattr(self.run, name)}")
+        for name in ("batch_images", "decode_threads"):
+            found = getattr(self.run, name)
+            _expect(found >= 0, f"run.{name} must be at least 1, or 0 (by device), found {found}")
         for name in ("shard_timeout_s", "warm_up_timeout_s"):
             _expect(getattr(self.run, name) > 0, f"run.{name} must be positive")
         _expect(
@@ -304,7 +309,7 @@ class PipelineConfig:
             "a folder, see docs/seeing.md",
         )
         for key, least, found in (
-            ("depth.batch", 1, self.depth.batch),
+            ("depth.batch", 0, self.depth.batch),
             ("masks.batch", 1, self.masks.batch),
             ("attributes.batch", 1, self.attributes.batch),
             ("depth.short_side", 14, self.depth.short_side),

@@ -11,7 +11,7 @@ import torch
 
 from dto_pipeline.config import PipelineConfig
 from dto_pipeline.maths.camera import map_intrinsics
-from dto_pipeline.maths.depth_evidence import measure_depth_evidence, sample_pixels
+from dto_pipeline.maths.depth_evidence import measure_depth_evidence
 from dto_pipeline.maths.group_fits import fit_groups
 from dto_pipeline.maths.height_mixture import build_height_mixture, summarise_mixture
 from dto_pipeline.maths.height_prior import build_height_prior, classify_heights
@@ -87,7 +87,7 @@ class SceneOptimizer:
                 min_pixels_grid=self.config.joint.min_pixels_grid,
                 min_visible_vertices=self.config.joint.min_visible_vertices,
             )
-        return measure_depth_evidence(sample_pixels(maps, batch), maps, batch, knobs)
+        return measure_depth_evidence(maps, batch, knobs)
 
     def expect_heights(self, batch: SceneBatch) -> tuple[HeightPrior, HeightMixture | None]:
         """Height priors, and for the joint solver the mixture they summarise."""

@@ -10,10 +10,13 @@ import torch
 
 from dto_pipeline.bounds import ASIDE, BETAS, DISTANCE, FOCAL, HEIGHT, LABEL_HEIGHT, POSE
 from dto_pipeline.config import RefineConfig
+from dto_pipeline.maths.devices import constant
 from dto_pipeline.maths.group_fits import CODE
 from dto_pipeline.maths.refine import RestHeight
 from dto_pipeline.scene import GroupFits, HeightPrior, Posterior, RefinedPeople, SceneBatch
 from dto_pipeline.status import PLACED, PersonStatus
+
+_PLACED = tuple(CODE[status] for status in PLACED)  # outcome codes
 
 
 def leave_out_implausible(batch: SceneBatch, rest_height: RestHeight) -> tuple[SceneBatch, torch.Tensor]:
@@ -51,7 +54,9 @@ def set_implausible_aside(
         people: as refined; batch, prior: what they were made from; refused: (B, P) of `leave_out_implausible`.
     """
     fits = people.fits
-    placed = torch.isin(fits.outcome, torch.tensor([CODE[status] for status in PLACED], device=fits.outcome.device))
+    placed = torch.isin(
+        fits.outcome, constant(tuple(CODE[status] for status in PLACED), fits.outcome.device, torch.int64)
+    )
     within = _within(batch.pose, people.betas, people.transl) & HEIGHT.holds(people.height)
     aside = placed & ~within
 

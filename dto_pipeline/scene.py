@@ -1,6 +1,6 @@
 """The containers that travel through the pipeline, left to right.
 
-`Scene` (CPU, numpy, one image) -> `SceneBatch` (tensors, B x P) -> `PersonMaps` -> `PixelSamples` ->
+`Scene` (CPU, numpy, one image) -> `SceneBatch` (tensors, B x P) -> `PersonMaps` ->
 `DepthEvidence` and `HeightPrior` -> `MapProblem` -> `MapSolution` -> `GroupFits` -> `RefinedPeople` -> `PlacedScene`.
 They hold data and shapes, no behaviour beyond moving between devices. Lengths in metres, image positions in pixels;
 axis letters as in `dto_pipeline`.
@@ -24,10 +24,10 @@ _T = TypeVar("_T", bound="_Tensors")
 class _Tensors:
     """A frozen dataclass whose tensor fields move together."""
 
-    def to(self: _T, device: torch.device | str) -> _T:
-        """The same container with every tensor on `device`."""
+    def to(self: _T, device: torch.device | str, non_blocking: bool = False) -> _T:
+        """The same container with every tensor on `device`; `non_blocking`: the copies may still be under way."""
         moved = {
-            f.name: value.to(device)
+            f.name: value.to(device, non_blocking=non_blocking)
             for f in dataclasses.fields(self)
             if isinstance(value := getattr(self, f.name), torch.Tensor | _Tensors)
         }
@@ -82,6 +82,7 @@ class Scene:
     has_mask: np.ndarray | None = None  # (P,) bool: the mask was seen by somebody, not made up from the label
     mask_score: np.ndarray | None = None  # (P,) float32 of the network that made the mask, NaN = from elsewhere
     disparity: np.ndarray | None = None  # (H, W) float32, larger is nearer
+    disparity_there: torch.Tensor | None = None  # the same, left on a GPU by the network that made it there
     image: np.ndarray | None = None  # (H, W, 3) uint8 RGB
     image_sha256: str = ""
     problem: tuple[ImageStatus, str] | None = None
@@ -116,16 +117,6 @@ class PersonMaps(_Tensors):
     person: torch.Tensor  # (B, h, w) int64 index along P, -1 = background or padding
     z: torch.Tensor  # (B, h, w) float32 [m], 0 where nobody
     visible_vertices: torch.Tensor  # (B, P) int64
-
-
-@dataclass(frozen=True)
-class PixelSamples(_Tensors):
-    """Every pixel of every person of a batch as one flat list of n samples, ordered by scene, then row-major."""
-
-    owner: torch.Tensor  # (n,) int64: b * P + p
-    row: torch.Tensor  # (n,) int64: v of the full image [px]
-    depth: torch.Tensor  # (n,) float32: 1 / disparity
-    z: torch.Tensor  # (n,) float32 [m] of the rendered label
 
 
 @dataclass(frozen=True)

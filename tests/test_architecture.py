@@ -1,4 +1,4 @@
-"""Who may import whom, read from the imports of every module (see the README's map)."""
+"""Who may import whom, read from the imports of every module (see docs/architecture.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The README is kept true where a test can tell: columns, verbs, files."""
+"""README and docs are kept true where a test can tell: columns, verbs, files."""
 
 from __future__ import annotations
 
@@ -19,25 +19,31 @@ from tests.crowds import Stander, make_scene
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+PAGES = {path: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
 
 
 def test_every_output_column_is_documented() -> None:
     names = {*LABELS_SCHEMA.names, *(LABEL_PERSON.field(i).name for i in range(LABEL_PERSON.num_fields))}
-    documented = set(re.findall(r"`(\w+)`", README))
+    documented = set(re.findall(r"`(\w+)`", PAGES[ROOT / "docs" / "labels.md"]))
     assert names <= documented, sorted(names - documented)
 
 
-def test_every_command_in_the_readme_is_a_verb() -> None:
-    verbs = set(re.findall(r"`?\bdto (\w+)[ `]", README)) - {"VERB"}
+def test_every_command_in_the_pages_is_a_verb() -> None:
+    verbs = set(re.findall(r"(?:^|`)dto ([a-z]\w*)[ `]", "\n".join(PAGES.values()), re.M))
     for verb in sorted(verbs):
         with pytest.raises(SystemExit) as stop:
             build_parser().parse_args([verb, "--help"])
         assert stop.value.code == 0, verb
 
 
-def test_every_file_the_readme_names_exists() -> None:
-    for name in re.findall(r"`((?:jobs|tests|manifests|dto_pipeline|docs)/[\w./-]+)`", README):
-        assert (ROOT / name).exists(), name
+def test_every_file_the_pages_name_exists() -> None:
+    for page, text in PAGES.items():
+        for name in re.findall(r"`((?:jobs|tests|manifests|dto_pipeline|docs)/[\w./-]+)`", text):
+            assert (ROOT / name).exists(), (page.name, name)
+
+
+def test_the_readme_can_be_read_in_one_go() -> None:
+    assert README.count("\n") < 250
 
 
 def test_nothing_names_a_path_of_one_machine() -> None:

@@ -17,7 +17,7 @@ from dto_pipeline.paths import SUBSET_NAME, UnsafePath, check_relative, name_sub
 from dto_pipeline.run.logs import configure_logs
 from dto_pipeline.status import ImageStatus
 from dto_pipeline.terminal import printable, printable_stdout
-from dto_pipeline.view import html
+from dto_pipeline.view.report import render_page
 from tests.data.small_set import all_rows, build_small, label_arrays, small_dataset, write_image, write_labels_file
 
 MARKS = "\x00\x07\x1b\x7f\x80\x9b\x9f\u061c\u200e\u200f\u2028\u202a\u202e\u2066\u2069\ufeff\udcff"
@@ -89,7 +89,8 @@ def test_log_lines_for_people_are_written_out(capsys: pytest.CaptureFixture[str]
 
 
 def test_a_page_holds_no_mark() -> None:
-    page = html.page(NAME, NAME, [html.table([NAME], [[NAME]]), html.section(NAME, note=NAME), html.details(NAME, "")])
+    blocks = [{"kind": "text", "title": NAME, "text": NAME}, {"kind": "legend", "names": [("before", NAME)]}]
+    page = render_page(NAME, NAME, [(NAME, NAME, NAME)], [{"title": NAME, "note": NAME, "blocks": blocks}])
     assert not raw(page)
     assert "\\u202e" in page
 

@@ -12,7 +12,7 @@ import torch
 from dto_pipeline.axes import GROUND, MEAN
 from dto_pipeline.config import EvidenceConfig
 from dto_pipeline.lab.golden_case import CaseResult, check_case
-from dto_pipeline.maths.depth_evidence import measure_depth_evidence, sample_pixels
+from dto_pipeline.maths.depth_evidence import measure_depth_evidence
 from dto_pipeline.scene import DepthEvidence, PersonMaps, SceneBatch
 
 MEAN_TOLERANCE = 1e-6  # relative
@@ -37,7 +37,7 @@ def _check(folder: Path, name: str, kind: str) -> CaseResult:
     with np.load(folder / f"{name}.npz", allow_pickle=False) as archive:
         case = {key: archive[key] for key in archive.files}
     maps, batch = _maps(case), _batch(case)
-    evidence = measure_depth_evidence(sample_pixels(maps, batch), maps, batch, EvidenceConfig())
+    evidence = measure_depth_evidence(maps, batch, EvidenceConfig())
     decisions = {
         "removed": (evidence.cut[0], case["removed"]),
         "group": (evidence.group[0], case["group"]),

@@ -13,77 +13,122 @@ import torch
 
 from dto_pipeline.axes import FAR, NEAR
 from dto_pipeline.config import EvidenceConfig
-from dto_pipeline.maths.ordered import segment_sum
-from dto_pipeline.scene import DepthEvidence, PersonMaps, PixelSamples, SceneBatch
+from dto_pipeline.maths.devices import works_at_once
+from dto_pipeline.maths.ordered import Segments
+from dto_pipeline.scene import DepthEvidence, PersonMaps, SceneBatch
 
 _QUARTILES = (0.25, 0.75)
+_PIXELS_AT_ONCE_CPU = 1 << 16  # looked through at once on a CPU: what stays in its cache
 _ROUNDING = 1e-24  # of float64 means, squared; single-precision depths differ by (6e-8)^2 or not at all
 
 
-def sample_pixels(maps: PersonMaps, batch: SceneBatch) -> PixelSamples:
+@dataclass(frozen=True)
+class _Samples:
+    """Every pixel of every person of a batch as one flat list of n samples.
+
+    Ordered by scene, then row-major; where a batch is done at once by person, then row, as `Segments` wants it.
+    """
+
+    owner: torch.Tensor  # (n,) int64: b * P + p
+    row: torch.Tensor  # (n,) int64: v of the full image [px]
+    depth: torch.Tensor  # (n,) float32: 1 / disparity
+    z: torch.Tensor  # (n,) float32 [m] of the rendered label
+
+
+def _sample_pixels(maps: PersonMaps, batch: SceneBatch) -> _Samples:
     """Enlarge the person maps to the images by nearest neighbour and list every pixel of every person.
 
     Zeros of a disparity map are replaced by its smallest positive value first.
     """
     _, height, width = batch.disparity.shape
-    _, map_height, map_width = maps.person.shape
     map_row = _nearest_index(height, batch.map_size[:, :1], batch.image_size[:, :1])  # (B, H), -1 = padding
     map_column = _nearest_index(width, batch.map_size[:, 1:], batch.image_size[:, 1:])  # (B, W)
+    at_once = works_at_once(batch.disparity.device)
+    rows_at_once = height if at_once else max(1, _PIXELS_AT_ONCE_CPU // width)
 
-    occupied = (maps.person >= 0).any(2).gather(1, map_row.clamp(min=0)) & (map_row >= 0)
-    scene, row = occupied.nonzero(as_tuple=True)  # only image rows that hold anybody: skips sky and floor
-    line_start = (scene * map_height + map_row[scene, row]) * map_width
-    source = line_start[:, None] + map_column.clamp(min=0).index_select(0, scene)
-    person = _pick(maps.person.reshape(-1), source).masked_fill_(map_column.index_select(0, scene) < 0, -1)
+    if at_once:
+        scene, row = _all_places(map_row)
+        blocks = [(scene, row)]
+    else:  # only image rows that hold anybody: skips sky and floor
+        occupied = (maps.person >= 0).any(2).gather(1, map_row.clamp(min=0)) & (map_row >= 0)
+        parts = (part.split(rows_at_once) for part in occupied.nonzero(as_tuple=True))
+        blocks = list(zip(*parts, strict=True))
+    found = [_pixels_of_rows(maps, batch, *block, map_row, map_column) for block in blocks]
+    owner, row, value, z = (torch.cat(parts) for parts in zip(*found, strict=True))
+    if at_once:
+        order = torch.argsort(owner * height + row)
+        owner, row, value, z = (_pick(part, order) for part in (owner, row, value, z))
+    bands = batch.disparity.split(rows_at_once, dim=1)
+    smallest = torch.stack([torch.where(band > 0, band, torch.inf).flatten(1).amin(1) for band in bands]).amin(0)
+    scene = torch.div(owner, batch.present.shape[1], rounding_mode="floor")
+    return _Samples(owner, row, 1.0 / torch.where(value > 0, value, _pick(smallest, scene)), z)
+
+
+def _pixels_of_rows(
+    maps: PersonMaps,
+    batch: SceneBatch,
+    scene: torch.Tensor,
+    row: torch.Tensor,
+    map_row: torch.Tensor,
+    map_column: torch.Tensor,
+) -> tuple[torch.Tensor, ...]:
+    """Owner, row, disparity and z of the pixels of some image rows (n,) that show anybody."""
+    _, height, width = batch.disparity.shape
+    _, map_height, map_width = maps.person.shape
+    line_start = (scene * map_height + map_row[scene, row].clamp(min=0)) * map_width
+    columns = map_column.index_select(0, scene)
+    source = line_start[:, None] + columns.clamp(min=0)
+    person = _pick(maps.person.reshape(-1), source).masked_fill_(columns < 0, -1)
     line, column = (person >= 0).nonzero(as_tuple=True)
-
-    scene, row = _pick(scene, line), _pick(row, line)
-    value = _pick(batch.disparity.reshape(-1), (scene * height + row) * width + column)
-    smallest = torch.where(batch.disparity > 0, batch.disparity, torch.inf).flatten(1).amin(1)
-    return PixelSamples(
-        owner=scene * batch.present.shape[1] + _pick(person.view(-1), line * width + column),
-        row=row,
-        depth=1.0 / torch.where(value > 0, value, _pick(smallest, scene)),
-        z=_pick(maps.z.reshape(-1), _pick(source.view(-1), line * width + column)),
+    place, image_line = line * width + column, scene * height + row
+    return (
+        _pick(scene * batch.present.shape[1], line) + _pick(person.view(-1), place),
+        _pick(row, line),
+        _pick(batch.disparity.reshape(-1), _pick(image_line, line) * width + column),
+        _pick(maps.z.reshape(-1), _pick(source.view(-1), place)),
     )
 
 
-def measure_depth_evidence(
-    samples: PixelSamples, maps: PersonMaps, batch: SceneBatch, config: EvidenceConfig
-) -> DepthEvidence:
+def measure_depth_evidence(maps: PersonMaps, batch: SceneBatch, config: EvidenceConfig) -> DepthEvidence:
     """Everything `DepthEvidence` holds, for all people of a batch at once.
 
+    Who is cut, pixel or person, stays in the list and counts as nothing: nobody is asked how many are left.
+
     Args:
-        samples: the pixels of every person; maps: for the visible vertices; batch: for image sizes, K and transl.
+        maps: who is seen where and how far, and the visible vertices; batch: for disparity, sizes, K and transl.
     """
     shape = batch.present.shape
     people = shape[0] * shape[1]
     least = batch.image_size.to(torch.float64).div(config.min_pixels_grid).prod(-1)
     least = least[:, None].expand(shape).reshape(-1)
+    samples = _sample_pixels(maps, batch)
+    person = Segments(samples.owner, people)
+    height = batch.disparity.shape[1]
+    line_of_person = Segments(samples.owner * height + samples.row, people * height)
 
-    pixels = _count(samples.owner, people)
+    pixels = person.total(torch.ones_like(samples.owner))
     big_enough = (pixels >= least) & (maps.visible_vertices.reshape(-1) >= config.min_visible_vertices)
-    samples = _select(samples, _pick(big_enough, samples.owner))
-
-    bounds = _outlier_bounds(samples, people, config.iqr_factor)
+    bounds = _outlier_bounds(samples, pixels, config.iqr_factor)
     depth = samples.depth.to(torch.float64)
-    low, high = (_pick(bound, samples.owner) for bound in bounds.unbind(1))
-    samples = _select(samples, (depth > low) & (depth < high))
-    pixels_cut = _count(samples.owner, people)
+    low, high = (person.spread(bound) for bound in bounds.unbind(1))
+    kept = (depth > low) & (depth < high) & person.spread(big_enough)
+    pixels_cut = person.total(kept)
     survives = big_enough & (pixels_cut >= least)
-    samples = _select(samples, _pick(survives, samples.owner))
+    kept = kept & person.spread(survives)
 
-    line = _fit_internal_line(samples, people, int(batch.image_size[:, 0].max()))
-    near_line = line.residual.abs() <= config.max_residual
-    samples = _select(samples, near_line)
-    pixels_fit = _count(samples.owner, people)
-    ground_row = _row_percentile(samples, people, int(batch.image_size[:, 0].max()), config.ground_percentile)
-    ground = _select(samples, samples.row >= _pick(ground_row, samples.owner))
-    pixels_ground = _count(ground.owner, people)
+    line = _fit_internal_line(samples, kept, person, line_of_person)
+    kept = kept & (line.residual.abs() <= config.max_residual)
+    pixels_fit = person.total(kept)
+    ground_row = _row_percentile(line_of_person.total(kept).view(people, height), config.ground_percentile)
+    ground = kept & (samples.row >= person.spread(ground_row))
+    pixels_ground = person.total(ground)
 
-    depth_mean, depth_std = _mean_and_std(samples.owner, samples.depth, people)
-    depth_pair = torch.stack([depth_mean, _mean(ground.owner, ground.depth, people)], -1)
-    z_pair = torch.stack([_mean(samples.owner, samples.z, people), _mean(ground.owner, ground.z, people)], -1)
+    depth_mean = person.mean(torch.where(kept, depth, 0), pixels_fit)
+    apart = torch.where(kept, depth - person.spread(depth_mean), 0)  # two passes: spreads are small against their mean
+    depth_std = torch.sqrt(person.mean(apart * apart, pixels_fit))
+    depth_pair = torch.stack([depth_mean, person.mean(torch.where(ground, depth, 0), pixels_ground)], -1)
+    z_all, z_ground = (torch.where(some, samples.z, 0) for some in (kept, ground))
+    z_pair = torch.stack([person.mean(z_all, pixels_fit), person.mean(z_ground, pixels_ground)], -1)
 
     usable = survives & (pixels_fit > 0)
     cut = torch.where(big_enough, torch.where(usable, 0, 2), 1)
@@ -118,34 +163,36 @@ class _InternalLine:
     residual: torch.Tensor  # (n,) float64 [m]
 
 
-def _fit_internal_line(samples: PixelSamples, people: int, height: int) -> _InternalLine:
+def _fit_internal_line(
+    samples: _Samples, kept: torch.Tensor, person: Segments, line_of_person: Segments
+) -> _InternalLine:
     """Least squares z ~ slope * depth within each person after removing the mean of every image row.
 
     Row-centred values have mean zero per person, so slope = Sxy / Sxx and corr = Sxy / sqrt(Sxx Syy). A person whose
     depth does not vary along the rows has slope 0 and correlation 0.
     """
-    segment, segments = samples.owner * height + samples.row, people * height
-    depth = samples.depth.to(torch.float64)
-    depth_squares = _sum(samples.owner, depth * depth, people)
-    z = samples.z.to(torch.float64)
-    depth = depth - _pick(_mean(segment, depth, segments), segment)
-    z = z - _pick(_mean(segment, z, segments), segment)
-    sxx, sxy, syy = (_sum(samples.owner, product, people) for product in (depth * depth, depth * z, z * z))
+    depth, z = (torch.where(kept, values.to(torch.float64), 0) for values in (samples.depth, samples.z))
+    depth_squares = person.sum(depth * depth)
+    number = line_of_person.total(kept)
+    depth, z = (
+        torch.where(kept, values - line_of_person.spread(line_of_person.mean(values, number)), 0)
+        for values in (depth, z)
+    )
+    sxx, sxy, syy = (person.sum(product) for product in (depth * depth, depth * z, z * z))
     varies = sxx > _ROUNDING * depth_squares
     slope = torch.where(varies, sxy / torch.where(varies, sxx, 1), 0)
     norm = torch.sqrt(sxx * syy)
     corr = torch.where(norm > 0, sxy / torch.where(norm > 0, norm, 1), 0)
-    return _InternalLine(slope, corr, z - _pick(slope, samples.owner) * depth)
+    return _InternalLine(slope, corr, z - person.spread(slope) * depth)
 
 
-def _outlier_bounds(samples: PixelSamples, people: int, factor: float) -> torch.Tensor:
+def _outlier_bounds(samples: _Samples, count: torch.Tensor, factor: float) -> torch.Tensor:
     """(people, 2) float64: max(Q1 - factor IQR, 0) and Q3 + factor IQR of each person's depth.
 
     Quartiles interpolate linearly between order statistics, in single precision as the published code does.
     """
     order = torch.sort((samples.owner << 32) | samples.depth.view(torch.int32).to(torch.int64)).values
     depth = (order & 0xFFFFFFFF).to(torch.int32).view(torch.float32)
-    count = _count(samples.owner, people)
     start = torch.cumsum(count, 0) - count
     quartiles = [_order_statistic(depth, start, count, q) for q in _QUARTILES]
     reach = factor * (quartiles[1] - quartiles[0])
@@ -168,9 +215,8 @@ def _order_statistic(ordered: torch.Tensor, start: torch.Tensor, count: torch.Te
     return torch.where(count > 0, value, 0)
 
 
-def _row_percentile(samples: PixelSamples, people: int, height: int, percentile: float) -> torch.Tensor:
-    """(people,) float64 percentile of each person's pixel rows, from a histogram: rows are small integers."""
-    histogram = torch.bincount(samples.owner * height + samples.row, minlength=people * height).view(people, height)
+def _row_percentile(histogram: torch.Tensor, percentile: float) -> torch.Tensor:
+    """(people,) float64 percentile of rows, from how many pixels each person has in each, (people, H)."""
     cumulative = torch.cumsum(histogram, 1)
     count = cumulative[:, -1:]
     position = (count - 1).clamp(min=0).to(torch.float64) * (percentile / 100.0)
@@ -190,33 +236,16 @@ def _group(depth_mean: torch.Tensor, batch: SceneBatch, config: EvidenceConfig) 
     return torch.where(far, FAR, NEAR)
 
 
-def _select(samples: PixelSamples, keep: torch.Tensor) -> PixelSamples:
-    index = keep.nonzero().squeeze(-1)
-    return PixelSamples(*(_pick(values, index) for values in vars(samples).values()))
-
-
 def _pick(values: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     """`values[index]` of a list of values; a quarter of its time on CPU."""
     return values.index_select(0, index.reshape(-1)).view_as(index)
 
 
-def _count(segment: torch.Tensor, segments: int) -> torch.Tensor:
-    return torch.bincount(segment, minlength=segments)
-
-
-def _sum(segment: torch.Tensor, values: torch.Tensor, segments: int) -> torch.Tensor:
-    return segment_sum(segment, values, segments)
-
-
-def _mean(segment: torch.Tensor, values: torch.Tensor, segments: int) -> torch.Tensor:
-    """float64 means; 0 where a segment is empty."""
-    return _sum(segment, values.to(torch.float64), segments) / _count(segment, segments).clamp(min=1)
-
-
-def _mean_and_std(segment: torch.Tensor, values: torch.Tensor, segments: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """float64 mean and population standard deviation, in two passes (depth spreads are small against their mean)."""
-    mean = _mean(segment, values, segments)
-    return mean, torch.sqrt(_mean(segment, (values.to(torch.float64) - _pick(mean, segment)) ** 2, segments))
+def _all_places(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scene and row (B H,) of every image row of a batch (B, H)."""
+    scenes, height = rows.shape
+    place = torch.arange(scenes * height, device=rows.device)
+    return torch.div(place, height, rounding_mode="floor"), place % height
 
 
 def _nearest_index(length: int, small: torch.Tensor, large: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,7 @@ import torch
 
 from dto_pipeline.axes import ADULT, ADULT_FEMALE
 from dto_pipeline.config import JointConfig, PriorConfig
+from dto_pipeline.maths.devices import constant
 from dto_pipeline.maths.ordered import fold_sum
 from dto_pipeline.scene import HeightMixture, HeightPrior
 
@@ -32,8 +33,8 @@ def build_height_mixture(
         Mixture of K = 6 normal laws of the logarithm of the height.
     """
     share = class_shares(age_years.to(torch.float64), male_prob.to(torch.float64), prior, joint)
-    mean = torch.tensor(prior.mean[:ADULT], dtype=torch.float64, device=height.device)
-    sigma = torch.tensor(prior.sigma[:ADULT], dtype=torch.float64, device=height.device) / mean
+    mean = constant(prior.mean[:ADULT], height.device)
+    sigma = constant(prior.sigma[:ADULT], height.device) / mean
     centre = mean.log().expand_as(share)
     variance = sigma.square().expand_as(share)
     adult = torch.arange(ADULT, device=height.device) >= ADULT_FEMALE
@@ -60,10 +61,10 @@ def build_height_mixture(
 
 def _growth(age_years: torch.Tensor, prior: PriorConfig, joint: JointConfig) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and variance (..., 3) of log height of a child of this age, were it a baby, a kid or a teen."""
-    ages = torch.tensor(joint.growth_ages, dtype=torch.float64, device=age_years.device)
-    means = torch.tensor((*prior.mean[:ADULT_FEMALE], prior.mean[ADULT]), dtype=torch.float64, device=age_years.device)
+    ages = constant(joint.growth_ages, age_years.device)
+    means = constant((*prior.mean[:ADULT_FEMALE], prior.mean[ADULT]), age_years.device)
     steps = torch.diff(means.log()) / torch.diff(ages)  # growth of the log height [1 / year]
-    limits = torch.tensor((0.0, *prior.age_limits), dtype=torch.float64, device=age_years.device)
+    limits = constant((0.0, *prior.age_limits), age_years.device)
     of_class = torch.minimum(torch.maximum(age_years.nan_to_num()[..., None], limits[:-1]), limits[1:])  # (..., 3)
     piece = torch.bucketize(of_class, ages[1:-1])
     grown = means.log()[piece] + steps[piece] * (of_class - ages[piece])
@@ -74,10 +75,10 @@ def class_shares(
     age_years: torch.Tensor, male_prob: torch.Tensor, prior: PriorConfig, joint: JointConfig
 ) -> torch.Tensor:
     """(..., 5) probability of baby, kid, teen, adult female, adult male; true ages are log-normal about estimates."""
-    limits = torch.tensor(prior.age_limits, dtype=torch.float64, device=age_years.device)
+    limits = constant(prior.age_limits, age_years.device)
     deviates = (limits.log() - age_years.clamp(min=0.1).log()[..., None]) / joint.age_sigma
     younger = torch.special.ndtr(deviates)
-    unknown = torch.tensor(joint.unknown_age_below, dtype=torch.float64, device=age_years.device)
+    unknown = constant(joint.unknown_age_below, age_years.device)
     younger = torch.where(age_years.isnan()[..., None], unknown, younger)
     if not prior.age_prior:
         younger = torch.zeros_like(younger)

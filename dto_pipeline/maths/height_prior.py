@@ -10,6 +10,7 @@ import torch
 
 from dto_pipeline.axes import ADULT, ADULT_FEMALE, ADULT_MALE
 from dto_pipeline.config import PriorConfig
+from dto_pipeline.maths.devices import constant
 from dto_pipeline.scene import HeightPrior
 
 
@@ -28,7 +29,7 @@ def classify_heights(age_years: torch.Tensor, male_prob: torch.Tensor, config: P
         adult = torch.where(male_prob >= config.male_from, ADULT_MALE, adult)
     if not config.age_prior:
         return adult
-    limits = torch.tensor(config.age_limits, dtype=age_years.dtype, device=age_years.device)
+    limits = constant(config.age_limits, age_years.device, age_years.dtype)
     child = torch.bucketize(age_years, limits, right=True)  # baby, kid, teen = 0, 1, 2
     grown = torch.where(age_years.isnan(), ADULT, adult)  # who may be a child is no man or woman of known height
     return torch.where(age_years < limits[-1], child, grown)
@@ -42,8 +43,8 @@ def build_height_prior(height: torch.Tensor, height_class: torch.Tensor, config:
     Args:
         height: (...) float64 label height [m]; height_class: (...) int64.
     """
-    mean = torch.tensor(config.mean, dtype=height.dtype, device=height.device)[height_class]
-    sigma = torch.tensor(config.sigma, dtype=height.dtype, device=height.device)[height_class]
+    mean = constant(config.mean, height.device, height.dtype)[height_class]
+    sigma = constant(config.sigma, height.device, height.dtype)[height_class]
     adult = height_class >= ADULT_FEMALE
     if config.gender_prior:
         mean = torch.where(adult, (height + mean) / 2, mean)

@@ -14,6 +14,7 @@ import torch
 from dto_pipeline.axes import FAR, MEAN, NEAR
 from dto_pipeline.config import JointConfig
 from dto_pipeline.maths.depth_line import AFFINE_DEPTH, AFFINE_DISPARITY, DEPTH_MODELS, line_coefficients
+from dto_pipeline.maths.devices import constant
 from dto_pipeline.maths.group_fits import CODE
 from dto_pipeline.maths.line_posterior import (
     CrowdPosterior,
@@ -109,8 +110,8 @@ def _build_problem(crowd: _Crowd, mixture: HeightMixture, config: JointConfig) -
     gain = torch.where(used, evidence.corr, 1.0)
     elasticity = torch.where(used, evidence.slope, torch.nan) * depth / z / (gain.log() * config.slope_gain).exp()
     height = torch.where(crowd.present, crowd.prior.height, 1.0).log()
-    tails = torch.tensor(config.tail_widths, dtype=torch.float64, device=z.device)
-    weights = torch.tensor(config.tail_weights, dtype=torch.float64, device=z.device)
+    tails = constant(config.tail_widths, z.device)
+    weights = constant(config.tail_weights, z.device)
     return CrowdProblem(
         log_depth=(depth / crowd.typical_depth[:, None]).log(),
         measured=measured,
@@ -139,8 +140,8 @@ def _solve(problem: CrowdProblem, log_slant: torch.Tensor, config: JointConfig) 
     scenes = len(problem.model)
     models = _models(config, problem.model.device)
     troubles = _troubles(config, models.device)
-    levels = torch.tensor(config.noise_levels, dtype=torch.float64, device=models.device)
-    weights = torch.tensor(config.noise_level_weights, dtype=torch.float64, device=models.device)
+    levels = constant(config.noise_levels, models.device)
+    weights = constant(config.noise_level_weights, models.device)
     model, trouble = torch.cartesian_prod(models, torch.arange(len(troubles), device=models.device)).unbind(1)
     kinds = len(model)
     rows = torch.arange(scenes, device=models.device).repeat_interleave(kinds)
@@ -162,12 +163,10 @@ def _troubles(config: JointConfig, device: torch.device) -> torch.Tensor:
     such an image is.
     """
     ages, size = config.wrong_ages_probability, config.size_error_probability
-    rows = [
-        (0.0, config.anybody_weight, 1 - ages - size),
-        (0.0, config.wrong_ages_weight, ages),
-        (config.size_error, config.anybody_weight, size),
-    ]
-    table = torch.tensor(rows, dtype=torch.float64, device=device)
+    nothing = (0.0, config.anybody_weight, 1 - ages - size)
+    strangers = (0.0, config.wrong_ages_weight, ages)
+    sizes = (config.size_error, config.anybody_weight, size)
+    table = constant((*nothing, *strangers, *sizes), device).view(3, 3)
     return torch.cat([table[:, :2], table[:, 2:].log()], -1)
 
 
@@ -203,7 +202,7 @@ def _with_noise(problem: CrowdProblem, level: torch.Tensor) -> CrowdProblem:
 def _models(config: JointConfig, device: torch.device) -> torch.Tensor:
     both = [AFFINE_DEPTH, AFFINE_DISPARITY]
     chosen = both if config.depth_model == "auto" else [DEPTH_MODELS.index(config.depth_model)]
-    return torch.tensor(chosen, device=device)
+    return constant(tuple(chosen), device, torch.int64)
 
 
 def _average(result: CrowdPosterior, models: torch.Tensor, levels: int, scenes: int) -> _Found:

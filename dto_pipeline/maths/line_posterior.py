@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from dto_pipeline.maths.depth_line import log_distance
+from dto_pipeline.maths.devices import constant, works_at_once
 from dto_pipeline.maths.ordered import add_logarithms, fold_logsumexp, fold_softmax, fold_sum
 
 _FIRST_GRID = (25, 7)  # log scale x share, over everything the people allow
@@ -86,8 +87,10 @@ def integrate_lines(problem: CrowdProblem, mean: torch.Tensor, covariance: torch
 def _parts(problem: CrowdProblem, grid: tuple[int, int]) -> tuple[torch.Tensor, ...]:
     """Indices of so many fits at once as memory allows; fits know nothing of each other."""
     fits, people, laws = problem.centre.shape
+    device = problem.centre.device
     numbers = people * laws * problem.noise.shape[-1] * grid[0] * grid[1]
-    return torch.arange(fits, device=problem.centre.device).split(max(1, _NUMBERS_AT_ONCE // max(1, numbers)))
+    room = _NUMBERS_AT_ONCE << 4 if works_at_once(device) else _NUMBERS_AT_ONCE
+    return torch.arange(fits, device=device).split(max(1, room // max(1, numbers)))
 
 
 def _find(problem: CrowdProblem) -> tuple[torch.Tensor, torch.Tensor]:
@@ -133,9 +136,11 @@ def _first_grid(problem: CrowdProblem) -> _Grid:
     high = torch.where(problem.measured, own, -torch.inf).amax(1).nan_to_num(neginf=0) + _MARGIN
     across, along = (torch.linspace(-1, 1, n, dtype=low.dtype, device=low.device) for n in _FIRST_GRID)
     log_scale = ((low + high) / 2)[:, None] + ((high - low) / 2)[:, None] * across
-    share = 1 + _SHARE_REACH * problem.share_sigma * along
+    reach = _SHARE_REACH * problem.share_sigma
+    share = 1 + reach * along
+    cell = (1 + reach * (-1 + 2 / (_FIRST_GRID[1] - 1))) - (1 + reach * -1.0)  # share[1] - share[0], not read back
     shape = (len(low), *_FIRST_GRID)
-    log_cell = ((high - low) / (_FIRST_GRID[0] - 1)).log() + math.log(float(share[1] - share[0]))
+    log_cell = ((high - low) / (_FIRST_GRID[0] - 1)).log() + math.log(cell)
     return _evaluate(
         problem,
         log_scale[:, :, None].expand(shape).flatten(1),
@@ -170,7 +175,7 @@ def _moments_of_line(grid: _Grid, floor: bool = False) -> tuple[torch.Tensor, to
     least = torch.full_like(mean, 1e-8)
     if floor:
         reach = points.amax(1) - points.amin(1)
-        least = (reach / (torch.tensor(_FIRST_GRID, device=mean.device) - 1)).square() / 4
+        least = (reach / (constant(_FIRST_GRID, mean.device, torch.int64) - 1)).square() / 4
     return mean, covariance + torch.diag_embed(least)
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from dto_pipeline.config import SolverConfig
+from dto_pipeline.maths.devices import works_at_once
 from dto_pipeline.maths.ordered import fold_sum
 from dto_pipeline.scene import MapProblem, MapSolution
 from dto_pipeline.status import FitStatus
@@ -25,7 +26,8 @@ def solve_map(problem: MapProblem, config: SolverConfig) -> MapSolution:
     state = _first_state(problem)
     alpha_min = lower_bound(problem, config)
     for _ in range(config.max_rounds):
-        if not state.running.any():  # saves rounds, changes nothing: fits that do not run keep their state
+        # saves a CPU rounds, changes nothing: fits that do not run keep their state
+        if not works_at_once(alpha_min.device) and not state.running.any():
             break
         state = _round(problem, state, alpha_min, config)
     return _conclude(problem, state, alpha_min)

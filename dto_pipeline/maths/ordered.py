@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 import torch
 
+from dto_pipeline.maths.devices import works_at_once
+
 _MANTISSA_BITS = 53  # of float64: whole numbers up to 2^53 are exact
 _MATRIX_BITS = 24  # at most so many of them for the numbers of a matrix: those of float32
 _SUMMED_BITS = 34  # of a number that is added as a whole one: 2^28 of them fit into an int64
@@ -57,29 +59,54 @@ def add_logarithms(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     return ((left - peak).exp_() + (right - peak).exp_()).log_() + peak
 
 
-def segment_sum(segment: torch.Tensor, values: torch.Tensor, segments: int) -> torch.Tensor:
-    """(segments,) float64 sums of values (n,) by their segment (n,) int64.
+class Segments:
+    """Sums over the segments that n values belong to; the same bits in whatever company, and without `bincount`.
 
-    On a CPU one after the other as they stand in the list; on a GPU, where additions come in any order, as integers.
+    On a CPU values are added one after the other as they stand in the list. A GPU adds in any order: there the list
+    must be sorted by segment, and a sum is the difference of a running sum of whole numbers, which nothing rounds.
     """
-    if values.device.type == "cpu":
-        return torch.bincount(segment, weights=values, minlength=segments)
-    return segment_sum_of_integers(segment, values, segments)
 
+    def __init__(self, index: torch.Tensor, count: int) -> None:
+        """`index` (n,) int64: the segment of each value, in 0 .. count - 1; not decreasing where `works_at_once`."""
+        self.index, self.count = index, count
+        self._ends: torch.Tensor | None = None
+        if works_at_once(index.device):
+            numbers = torch.arange(count + 1, device=index.device)
+            self._ends = torch.searchsorted(index, numbers)  # (count + 1,): where each begins, and the last ends
 
-def segment_sum_of_integers(segment: torch.Tensor, values: torch.Tensor, segments: int) -> torch.Tensor:
-    """`segment_sum` in any order: each value in two whole numbers of 34 bits, relative to its segment's largest."""
-    largest = torch.zeros(segments, dtype=torch.float64, device=values.device)
-    unit = _power_above(largest.scatter_reduce(0, segment, values.abs(), "amax"))
-    rest, total = values / unit[segment], torch.zeros_like(unit)
-    for place in (1, 2):
-        rest = rest * 2.0**_SUMMED_BITS
-        whole = rest.round()
-        rest = rest - whole
-        added = torch.zeros(segments, dtype=torch.int64, device=values.device)
-        added.index_add_(0, segment, whole.to(torch.int64))
-        total = total + added.to(torch.float64) * 2.0 ** (-_SUMMED_BITS * place)
-    return total * unit
+    def total(self, values: torch.Tensor) -> torch.Tensor:
+        """(count,) int64 sums of whole numbers (n,), or how many of some flags are True."""
+        whole = values.to(torch.int64)
+        if self._ends is None:
+            return whole.new_zeros(self.count).index_add_(0, self.index, whole)
+        return torch.nn.functional.pad(whole.cumsum(0), (1, 0))[self._ends].diff()
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """(count,) float64 sums of values (n,)."""
+        values = values.to(torch.float64)
+        if self._ends is None:
+            return values.new_zeros(self.count).index_add_(0, self.index, values)
+        return self._sum_as_integers(values, self._ends)
+
+    def mean(self, values: torch.Tensor, number: torch.Tensor) -> torch.Tensor:
+        """(count,) float64 sums over `number` (count,) of values; 0 where there is none."""
+        return self.sum(values) / number.clamp(min=1)
+
+    def spread(self, of_segment: torch.Tensor) -> torch.Tensor:
+        """(n,) what holds of each value's segment."""
+        return of_segment.index_select(0, self.index)
+
+    def _sum_as_integers(self, values: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+        """Each value in two whole numbers of 34 bits, relative to its segment's largest."""
+        largest = torch.segment_reduce(values.abs(), "max", offsets=ends, unsafe=True, initial=0)
+        unit = _power_above(largest)
+        rest, total = values / self.spread(unit), torch.zeros_like(unit)
+        for place in (1, 2):
+            rest = rest * 2.0**_SUMMED_BITS
+            whole = rest.round()
+            rest = rest - whole
+            total = total + self.total(whole).to(torch.float64) * 2.0 ** (-_SUMMED_BITS * place)
+        return total * unit
 
 
 class ExactMatrix(NamedTuple):

@@ -13,6 +13,7 @@ import torch
 
 from dto_pipeline.axes import KID_AXIS, TEEN
 from dto_pipeline.config import JointConfig, RefineConfig
+from dto_pipeline.maths.devices import constant
 from dto_pipeline.maths.group_fits import CODE
 from dto_pipeline.maths.ordered import fold_sum
 from dto_pipeline.maths.reprojection import hold_joints, reach_height
@@ -88,7 +89,7 @@ def _hold_picture(
     who = moved.nonzero(as_tuple=True)
     if len(who[0]) == 0:
         return held
-    picked, pose = list(KID_SHIFT_JOINTS), batch.pose[who]
+    picked, pose = constant(KID_SHIFT_JOINTS, transl.device, torch.int64), batch.pose[who]
     seen = joints(pose, batch.betas[who], batch.transl[who])[:, picked].to(torch.float64)
     unplaced = joints(pose, betas[who], torch.zeros_like(transl[who]))[:, picked].to(torch.float64)
     held[who] = hold_joints(seen[..., :2] / seen[..., 2:], unplaced, transl[who], joint)
@@ -109,7 +110,7 @@ def _kid_shift(
     if len(who[0]) == 0:
         return shift
     pose = batch.pose[who]
-    picked = list(KID_SHIFT_JOINTS)
+    picked = constant(KID_SHIFT_JOINTS, transl.device, torch.int64)
     before = joints(pose, batch.betas[who], batch.transl[who])[:, picked, :2].to(torch.float64)
     after = joints(pose, betas[who], transl[who])[:, picked, :2].to(torch.float64)
     move = fold_sum(scale[who][:, None, None] * before - after, 1) / len(picked)

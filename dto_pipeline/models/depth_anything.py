@@ -3,14 +3,16 @@
 Owns the network. Images of one network size are done together; a batch that does not fit into the accelerator's memory
 is halved; a map that is not finite fails its own image only. float32 on a CPU; on a GPU what `depth.precision` says,
 where the last layer stays in float32: eight bits of mantissa would cut distances into steps of 0.4 %. Positions are
-stretched as published, see `models.depth_positions`.
+stretched as published, see `models.depth_positions`. All batches of a window are begun before any of them is waited
+for, and maps stay on the device.
 """
 
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -18,10 +20,10 @@ import torch
 from torch import nn
 from transformers import AutoModelForDepthEstimation
 
-from dto_pipeline.config import DepthConfig
+from dto_pipeline.config import BY_DEVICE, DepthConfig
 from dto_pipeline.models.alone import map_alone, seen_at_once
 from dto_pipeline.models.depth import DepthInvalid
-from dto_pipeline.models.depth_kinds import as_disparity
+from dto_pipeline.models.depth_kinds import DISPARITY, METRES_PER_DEPTH
 from dto_pipeline.models.depth_licences import LICENCES, describe_licences
 from dto_pipeline.models.depth_positions import stretch_as_published
 from dto_pipeline.models.depth_recipes import recipe_for
@@ -30,6 +32,8 @@ from dto_pipeline.models.networks import ModelError, depth_reference
 from dto_pipeline.models.pretrained import load_pretrained
 
 _LOG = logging.getLogger(__name__)
+_HALF = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+_SWITCHES = threading.RLock()  # on CUDA's own switches of precision, which all threads share
 
 
 class DepthNetwork:
@@ -47,15 +51,15 @@ class DepthNetwork:
         network, identity = load_pretrained(
             AutoModelForDepthEstimation, reference, self.device, describe_licences(), spare_weights=False
         )
-        self.at_once = seen_at_once(self.device, config.batch)
+        self.at_once = seen_at_once(self.device, config.batch or BY_DEVICE["depth.batch"][1])
         self.recipe = recipe_for(network.config, config.short_side)
         self.config = config
         self.identity = identity
         self.origin = f"{self.recipe.kind} of {identity.short}"
         self.network = network
         self.positions = stretch_as_published(network)
-        if self.precision != "float32":
-            keep_last_layer_precise(network)
+        half = _HALF.get(self.precision)
+        self._halved = half is not None and halve_weights(network, half)
         self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
 
     @property
@@ -73,25 +77,34 @@ class DepthNetwork:
         }
 
     def estimate(self, images: Sequence[np.ndarray]) -> list[np.ndarray | DepthInvalid]:
+        """`see`, with the maps on the host."""
+        return [found.cpu().numpy() if torch.is_tensor(found) else found for found in self.see(images)]
+
+    def see(self, images: Sequence[np.ndarray]) -> list[torch.Tensor | DepthInvalid]:
         """Disparity of a window of images.
 
         Args:
             images: (H, W, 3) uint8 RGB each, of any sizes.
 
         Returns:
-            In the same order: (H, W) float32 disparity, finite and >= 0, or what is wrong with this image's map.
+            In the same order: (H, W) float32 disparity on the device, done, finite and >= 0, or what is wrong with this
+            image's map.
 
         Raises:
             torch.OutOfMemoryError: not even one image fits.
         """
         plan = plan_windows([self.recipe.size(*image.shape[:2]) for image in images], self.at_once)
 
-        def see(positions: list[int]) -> Iterable[tuple[int, np.ndarray | DepthInvalid]]:
-            return zip(positions, self._estimate_batch([images[position] for position in positions]), strict=True)
+        def begin(positions: list[int]) -> Iterable[tuple[int, tuple[torch.Tensor, torch.Tensor]]]:
+            return zip(positions, self._begin([images[position] for position in positions]), strict=True)
 
-        with self._on_stream():
-            results = dict(pair for pairs in map_alone(self.device, see, plan) for pair in pairs)
-        return [results[position] for position in range(len(images))]
+        with torch.cuda.stream(self._stream):  # nothing where there is none
+            begun = dict(pair for pairs in map_alone(self.device, begin, plan) for pair in pairs)
+            if self._stream is not None:
+                done = torch.cuda.Event()
+                done.record(self._stream)
+                done.synchronize()  # the only wait of a window; its ranges are on the host now
+        return [self._judge(*begun[position]) for position in range(len(images))]
 
     def positions_at(self, size: tuple[int, int]) -> np.ndarray:
         """(1 + h w / 196, C) positions of a Depth Anything network at a network size (h, w) [px], class token first."""
@@ -99,10 +112,10 @@ class DepthNetwork:
         tokens = embeddings.position_embeddings.new_zeros(1, 1 + size[0] * size[1] // 196, 1)
         return embeddings.interpolate_pos_encoding(tokens, *size)[0].detach().cpu().numpy()
 
-    def _estimate_batch(self, images: Sequence[np.ndarray]) -> list[np.ndarray | DepthInvalid]:
-        """The maps of images of one network size; halves the batch where memory runs out."""
+    def _begin(self, images: Sequence[np.ndarray]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Maps and ranges of images of one network size; halves the batch where memory runs out."""
         try:
-            return [self._checked(values) for values in self._run(images)]
+            return self._run(images)
         except torch.OutOfMemoryError:
             if len(images) == 1:
                 raise
@@ -111,38 +124,46 @@ class DepthNetwork:
         _LOG.warning("depth network: %d images do not fit into memory, trying %d", len(images), half)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        return [values for part in (images[:half], images[half:]) for values in self._estimate_batch(part)]
+        return [values for part in (images[:half], images[half:]) for values in self._begin(part)]
 
     @torch.inference_mode()
-    def _run(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
+    def _run(self, images: Sequence[np.ndarray]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Per image its disparity (H, W) on the device, and least and largest value (2,) on the host, once done."""
         groups = list(_runs_of_one_shape(images))
         size = self.recipe.size(*images[0].shape[:2])
-        inputs = torch.cat([self.recipe.prepare(self._upload(group), size) for group in groups])
-        with computing_in(self.precision, self.device):
-            output = self.network(pixel_values=inputs)
-        maps: list[np.ndarray] = []
+        output = self.compute(torch.cat([self.recipe.prepare(self._upload(group), size) for group in groups]))
+        found: list[tuple[torch.Tensor, torch.Tensor]] = []
         for group in groups:
-            rows = slice(len(maps), len(maps) + len(group))
-            restored = self.recipe.restore(output, rows, *group[0].shape[:2])
-            maps.extend(restored.cpu().numpy())
-        return maps
+            rows = slice(len(found), len(found) + len(group))
+            maps = _as_disparity(self.recipe.restore(output, rows, *group[0].shape[:2]), self.recipe.kind)
+            ranges = torch.stack([maps.amin((1, 2)), maps.amax((1, 2))], 1).to("cpu", non_blocking=True)
+            found.extend(zip(maps.clamp_(min=0), ranges, strict=True))
+        return found
+
+    def compute(self, inputs: torch.Tensor) -> Any:
+        """What the network gives for inputs (B, 3, h, w) float32, in the precision asked for; nothing is waited for."""
+        if self._halved:
+            inputs = inputs.to(_HALF[self.precision])
+        with computing_in("float32" if self._halved else self.precision, self.device):
+            return self.network(pixel_values=inputs)
 
     def _upload(self, images: Sequence[np.ndarray]) -> torch.Tensor:
         """(B, H, W, 3) uint8 on the device; the copy to a GPU is asynchronous, from pinned memory."""
         pixels = torch.from_numpy(np.stack(images))
         return pixels.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else pixels
 
-    def _checked(self, values: np.ndarray) -> np.ndarray | DepthInvalid:
-        disparity = as_disparity(values, self.recipe.kind)
-        highest = float(disparity.max())
-        if not np.isfinite(float(disparity.min()) + highest):
+    def _judge(self, disparity: torch.Tensor, lowest_and_highest: torch.Tensor) -> torch.Tensor | DepthInvalid:
+        lowest, highest = lowest_and_highest.tolist()
+        if not np.isfinite(lowest + highest):
             return DepthInvalid(f"the depth network {self.identity.short} gave values that are not finite")
         if highest <= 0:
             return DepthInvalid(f"the depth network {self.identity.short} gave no disparity above zero")
-        return disparity.clip(min=0)
+        return disparity
 
-    def _on_stream(self) -> AbstractContextManager[Any]:
-        return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
+
+def _as_disparity(maps: torch.Tensor, kind: str) -> torch.Tensor:
+    """`depth_kinds.as_disparity` of what networks give, where they gave it."""
+    return maps if kind == DISPARITY else torch.where(maps == 0, 0.0, METRES_PER_DEPTH / maps)
 
 
 def resolve_precision(asked: str, device: torch.device) -> str:
@@ -164,25 +185,35 @@ def computing_in(precision: str, device: torch.device) -> Iterator[None]:
     if device.type == "cpu":
         yield
         return
-    half = {"float16": torch.float16, "bfloat16": torch.bfloat16}.get(precision)
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
-    try:
-        with torch.autocast(device.type, half, enabled=half is not None):
-            yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+    half = _HALF.get(precision)
+    with _SWITCHES:
+        before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+        try:
+            with torch.autocast(device.type, half, enabled=half is not None):
+                yield
+        finally:
+            torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
-def keep_last_layer_precise(network: nn.Module) -> None:
-    """Let the last convolution of Depth Anything's head compute in float32 whatever the rest does (others: nothing)."""
+def halve_weights(network: nn.Module, half: torch.dtype) -> bool:
+    """Keep the weights of Depth Anything in half precision but for the last convolution of its head.
+
+    Autocast would copy float32 weights at every call, and needs twice the operations. False: not such a network, and
+    nothing was done; autocast is what is left.
+    """
     head = getattr(network, "head", None)
-    if isinstance(getattr(head, "conv3", None), nn.Conv2d):
-        head.conv3 = _InFloat32(head.conv3)  # type: ignore[union-attr]
+    last = getattr(head, "conv3", None)
+    if head is None or not isinstance(last, nn.Conv2d):
+        return False
+    head.conv3 = nn.Identity()
+    network.to(half)
+    head.conv3 = _InFloat32(last)
+    return True
 
 
 class _InFloat32(nn.Module):
-    """A layer that leaves autocast and TF32."""
+    """A layer that computes in float32 whatever the rest does, TF32 and autocast left."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()

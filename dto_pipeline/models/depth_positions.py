@@ -33,8 +33,9 @@ def stretch_as_published(network: nn.Module) -> str:
         return AS_TRANSFORMERS
     patch = _patch_size(embeddings)
 
-    def interpolate(_tokens: torch.Tensor, height: int, width: int) -> torch.Tensor:
-        return stretch_positions(embeddings.position_embeddings, height // patch[0], width // patch[1])  # type: ignore[union-attr]
+    def interpolate(tokens: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        table = embeddings.position_embeddings  # type: ignore[union-attr]
+        return stretch_positions(table, height // patch[0], width // patch[1]).to(tokens.dtype)
 
     embeddings.interpolate_pos_encoding = interpolate  # type: ignore[union-attr]
     return AS_PUBLISHED

@@ -17,6 +17,8 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional
 
+from dto_pipeline.maths.devices import constant
+
 PATCH = 14  # sides are multiples of it [px]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -56,7 +58,7 @@ def resize_to_network(
     pixels = images.permute(0, 3, 1, 2).to(torch.float32) / 255
     if tuple(pixels.shape[2:]) != tuple(size):
         pixels = functional.interpolate(pixels, size=size, mode="bicubic", align_corners=False)
-    channels = [torch.tensor(value, device=images.device).view(1, 3, 1, 1) for value in (mean, std)]
+    channels = [constant(value, images.device, torch.float32).view(1, 3, 1, 1) for value in (mean, std)]
     return (pixels - channels[0]) / channels[1]
 
 

@@ -11,15 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 
 from dto_pipeline.maths.camera import project
+from dto_pipeline.maths.devices import works_at_once
 
 NEAREST_Z = 1e-3  # triangles with a vertex nearer than this are not drawn [m]
 _PAIRS_AT_ONCE = 1 << 22  # (triangle, pixel) candidates tested at once: bounds memory to about 0.5 GB
-_PAIRS_AT_ONCE_CPU = 1 << 16  # on CPU, what stays in the cache
+_PAIRS_AT_ONCE_CPU = 1 << 17  # on CPU, what stays in the cache
+_TRIANGLES_A_STEP = 128  # between two places where a chunk may end
 _SCENES_AT_ONCE_CPU, _MESHES_AT_ONCE_CPU = 4, 8  # for the same reason: a batch of 32 costs 32 times one image
 _EMPTY = torch.iinfo(torch.int64).max
 
@@ -81,7 +82,7 @@ def rasterize(
     bits = face_bits(len(faces))
     if vertices.shape[1] << bits > 1 << 31:
         raise ValueError(f"{vertices.shape[1]} people of {len(faces)} faces do not fit into a key of 31 bits")
-    at_once = _SCENES_AT_ONCE_CPU if vertices.device.type == "cpu" else max(1, len(present))
+    at_once = max(1, len(present)) if works_at_once(vertices.device) else _SCENES_AT_ONCE_CPU
     for first in range(0, len(present), at_once):
         some = slice(first, first + at_once)
         keys = _nearest_keys(
@@ -115,11 +116,11 @@ def _nearest_keys(
     keys = torch.full((len(present) * shape[0] * shape[1],), _EMPTY, dtype=torch.int64, device=vertices.device)
     flat_masks = None if masks is None else masks.reshape(-1)
     meshes = present.nonzero()  # (M, 2) scene, person
-    on_cpu = vertices.device.type == "cpu"
-    for group in meshes.split(_MESHES_AT_ONCE_CPU) if on_cpu else (meshes,):
+    at_once = works_at_once(vertices.device)
+    for group in (meshes,) if at_once else meshes.split(_MESHES_AT_ONCE_CPU):
         triangles = _set_up(vertices, faces, intrinsics, map_size, group, shape, closed)
-        for chunk in _chunks(triangles.count, _PAIRS_AT_ONCE_CPU if on_cpu else _PAIRS_AT_ONCE):
-            _draw(keys, triangles, chunk, shape[1], flat_masks)
+        for chunk, pairs in _chunks(triangles.count, _PAIRS_AT_ONCE if at_once else _PAIRS_AT_ONCE_CPU):
+            _draw(keys, triangles, chunk, pairs, shape[1], flat_masks)
     return keys
 
 
@@ -257,37 +258,40 @@ def _sum_of_three(terms: Sequence[torch.Tensor] | torch.Tensor) -> torch.Tensor:
     return terms[0] + terms[1] + terms[2]
 
 
-def _chunks(count: torch.Tensor, at_once: int) -> list[slice]:
-    """Runs of triangles with about `at_once` candidates together."""
+def _chunks(count: torch.Tensor, at_once: int) -> list[tuple[slice, int]]:
+    """Runs of triangles with `at_once` candidates together or little more, and how many they have; read back once."""
     if len(count) == 0:
         return []
-    group = torch.cumsum(count, 0).sub_(1).clamp_(min=0) // at_once
-    last = int(group[-1])
-    borders = torch.searchsorted(group, torch.arange(last + 2, device=count.device)).tolist()
-    return [slice(a, b) for a, b in pairwise(borders) if b > a]
+    total = count.cumsum(0)
+    marks = torch.cat([total[_TRIANGLES_A_STEP - 1 :: _TRIANGLES_A_STEP], total[-1:]]).tolist()
+    chunks, first, before = [], 0, 0
+    for step, mark in enumerate(marks, start=1):
+        if mark - before >= at_once or step == len(marks):
+            chunks.append((slice(first * _TRIANGLES_A_STEP, step * _TRIANGLES_A_STEP), mark - before))
+            first, before = step, mark
+    return [chunk for chunk in chunks if chunk[1]]
 
 
-def _draw(keys: torch.Tensor, triangles: _Triangles, chunk: slice, width: int, flat_masks: torch.Tensor | None) -> None:
-    """Test every pixel of every box of `chunk` and lower the keys of those inside."""
+def _draw(
+    keys: torch.Tensor, triangles: _Triangles, chunk: slice, pairs: int, width: int, flat_masks: torch.Tensor | None
+) -> None:
+    """Test every pixel of every box of `chunk`, `pairs` in all, and lower the keys of those inside."""
     count = triangles.count[chunk]
-    triangle = torch.repeat_interleave(count)  # counted from the chunk's start
+    triangle = torch.repeat_interleave(count, output_size=pairs)  # counted from the chunk's start
     start = torch.cumsum(count, 0) - count
-    step = (torch.arange(len(triangle), device=keys.device) - start.index_select(0, triangle)).to(torch.float32)
+    step = (torch.arange(pairs, device=keys.device) - start.index_select(0, triangle)).to(torch.float32)
     cols = triangles.cols[chunk].index_select(0, triangle)
     row = torch.floor((step + 0.5) / cols)  # exact: boxes are far smaller than 2^23 pixels
     column = step.addcmul_(row, cols, value=-1)
     offset = (row * width + column).to(torch.int64)
-    if flat_masks is not None:
-        place = triangles.mask_pixel[chunk].index_select(0, triangle) + offset
-        seen = flat_masks.index_select(0, place).nonzero().squeeze(-1)
-        triangle, row, column, offset = (value.index_select(0, seen) for value in (triangle, row, column, offset))
     planes = triangles.planes[:, :, chunk].flatten(0, 1)  # gather: an eighth of index_select's time on CPU
     a, b, c = planes.gather(1, triangle.expand(len(planes), -1)).view(3, 4, -1)  # (4, pairs) each
     # not addcmul: whether it rounds once or twice may depend on where in the list a pair stands
     values = a.add_(b.mul_(column.to(a.dtype))).add_(c.mul_(row.to(a.dtype)))
-    inside = (values[:3].amin(0) >= 0).nonzero().squeeze(-1)
-    triangle = triangle.index_select(0, inside)
-    z_bits = values[3].index_select(0, inside).reciprocal_().to(torch.float32).view(torch.int32).to(torch.int64)
+    inside = values[:3].amin(0) >= 0
+    if flat_masks is not None:
+        inside &= flat_masks.index_select(0, triangles.mask_pixel[chunk].index_select(0, triangle) + offset)
+    z_bits = values[3].reciprocal_().to(torch.float32).view(torch.int32).to(torch.int64)
     key = (z_bits << 32) | triangles.key[chunk].index_select(0, triangle)
-    pixel = triangles.pixel[chunk].index_select(0, triangle) + offset.index_select(0, inside)
-    keys.scatter_reduce_(0, pixel, key, reduce="amin")
+    pixel = triangles.pixel[chunk].index_select(0, triangle) + offset
+    keys.scatter_reduce_(0, pixel, key.masked_fill_(~inside, _EMPTY), reduce="amin")

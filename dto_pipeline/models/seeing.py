@@ -92,12 +92,14 @@ class Sight:
 
     def _see_depth(self, scenes: Sequence[Scene]) -> None:
         assert self.depth is not None
-        for scene, found in zip(scenes, self.depth.estimate(_images(scenes)), strict=True):
+        for scene, found in zip(scenes, self.depth.see(_images(scenes)), strict=True):
             scene.origin["depth"] = self.depth.origin
-            if isinstance(found, np.ndarray):
-                scene.disparity = found
-            else:
+            if not torch.is_tensor(found):
                 scene.problem = (found.status, str(found))
+            elif found.is_cuda:
+                scene.disparity_there = found
+            else:
+                scene.disparity = found.numpy()
 
     def _see_masks(self, scenes: Sequence[Scene]) -> None:
         if self.config.masks.source == "none":

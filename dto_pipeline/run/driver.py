@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Collection
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -20,6 +21,7 @@ from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.storage import absolute, as_location
 from dto_pipeline.models.depth_licences import DEMO_MODEL
 from dto_pipeline.run import directory as files
+from dto_pipeline.run.batching import describe_sizes
 from dto_pipeline.run.budget import FailureBudget
 from dto_pipeline.run.directory import RunDirectory
 from dto_pipeline.run.drive import TooManyFailed, drive
@@ -100,7 +102,8 @@ def run_pipeline(
             files.sweep_temporary(directory)  # workers that died under this driver left theirs; all have ended by now
         scan = files.scan_run(directory, identity) if plan.work else None
         seconds = time.monotonic() - started
-        return summarize(directory, plan, scan, tally, seconds, config.run.max_failed_images)
+        summary = summarize(directory, plan, scan, tally, seconds, config.run.max_failed_images)
+        return replace(summary, sizes=describe_sizes(config))
 
 
 def plan_pipeline(

@@ -57,7 +57,7 @@ class Forecast:
     persons: int  # in selected shards
     workers: int  # 0 = in this process
     cpus_per_worker: float
-    gpus_per_worker: float
+    gpus_per_worker: float  # -1 = what the cluster has decides
     cost: Cost
     driver: str  # who drives the run now, and what that means to a start; "" = nobody
     refusals: list[str]  # why a start would be refused now
@@ -66,7 +66,9 @@ class Forecast:
     @property
     def gpu_hours(self) -> float | None:
         """None = not known."""
-        return None if self.cost.worker_hours is None else self.cost.worker_hours * self.gpus_per_worker
+        if self.cost.worker_hours is None or self.gpus_per_worker < 0:
+            return None
+        return self.cost.worker_hours * self.gpus_per_worker
 
     @property
     def exit_code(self) -> int:
@@ -208,8 +210,12 @@ def _size_of_labels(receipts: Iterable[Receipt]) -> tuple[_Size, str]:
 
 def _table_lines(forecast: Forecast) -> list[str]:
     cost, workers = forecast.cost, forecast.workers
-    asks = f"{forecast.cpus_per_worker:g} CPUs and {forecast.gpus_per_worker:g} GPUs each"
-    total = f"{workers * forecast.cpus_per_worker:g} CPUs and {workers * forecast.gpus_per_worker:g} GPUs together"
+    asks, total = f"{forecast.cpus_per_worker:g} CPUs", f"{workers * forecast.cpus_per_worker:g} CPUs"
+    if forecast.gpus_per_worker < 0:
+        asks, total = f"{asks} and, where there are GPUs, one each", f"{total} together"
+    else:
+        asks = f"{asks} and {forecast.gpus_per_worker:g} GPUs each"
+        total = f"{total} and {workers * forecast.gpus_per_worker:g} GPUs together"
     lines = [
         f"plan     {forecast.run_dir}: nothing has been written",
         f"shards   {forecast.done} done, {forecast.pending} pending, {forecast.failed} given up, of {forecast.shards}",
@@ -222,7 +228,8 @@ def _table_lines(forecast: Forecast) -> list[str]:
         lines.append(f"time     {cost.time_origin}")
     else:
         wall = format_duration(cost.worker_hours * 3600 / max(1, workers))
-        hours = f"{cost.worker_hours:.2f} worker-hours, {forecast.gpu_hours:.2f} GPU-hours"
+        gpu_hours = "" if forecast.gpu_hours is None else f", {forecast.gpu_hours:.2f} GPU-hours"
+        hours = f"{cost.worker_hours:.2f} worker-hours{gpu_hours}"
         lines.append(f"time     {hours}, {wall} if all workers are there ({cost.time_origin})")
     lines.append(f"disk     {cost.label_bytes / 1e6:.1f} MB more ({cost.bytes_origin})")
     lines += [f"driver   {forecast.driver}"] if forecast.driver else []

@@ -18,14 +18,14 @@ import torch
 
 from dto_pipeline.axes import KID_AXIS
 from dto_pipeline.collate import collate_scenes, pass_through, split_batch
-from dto_pipeline.config import PipelineConfig
+from dto_pipeline.config import BY_DEVICE, PipelineConfig
 from dto_pipeline.data.images import ImageStore
 from dto_pipeline.data.scenes import MENDABLE, load_scenes, read_label_scenes
 from dto_pipeline.errors import lacks_memory
 from dto_pipeline.models.depth import DepthSource
 from dto_pipeline.models.seeing import Sight
 from dto_pipeline.optimizer import SceneOptimizer
-from dto_pipeline.run.batching import SceneSize, cut_windows, plan_batches
+from dto_pipeline.run.batching import SceneSize, cut_windows, plan_batches, size_on
 from dto_pipeline.run.pool import DeviceLost, one_line
 from dto_pipeline.scene import PlacedScene, Scene
 from dto_pipeline.status import ImageStatus, PersonStatus
@@ -61,10 +61,13 @@ class ScenePlacer:
         self._depth = depth
         self._centred = centred
         self._device = optimizer.body.faces.device
-        self._decoders = ThreadPoolExecutor(config.run.decode_threads, thread_name_prefix="decode")
+        on_gpu = self._device.type != "cpu"
+        self._sizes = {knob: size_on(config, knob, on_gpu) for knob in BY_DEVICE}
+        self._decoders = ThreadPoolExecutor(self._sizes["run.decode_threads"], thread_name_prefix="decode")
         self._sight = sight or Sight(config, optimizer.body, self._device)
         self._loading = ThreadPoolExecutor(1, thread_name_prefix="loading")
-        self._looking = ThreadPoolExecutor(1, thread_name_prefix="looking")
+        # on a GPU the next window's images are carried there while this one's are looked at
+        self._looking = ThreadPoolExecutor(1 + on_gpu, thread_name_prefix="looking")
         self.images_done = 0  # since somebody set it to 0: for progress only
 
     def place(self, rows: ManifestRows, clock: StageClock) -> list[PlacedScene]:
@@ -81,7 +84,9 @@ class ScenePlacer:
             DeviceLost: the accelerator failed; this process cannot go on.
         """
         self._optimizer.clock = clock
-        batches = plan_batches(scene_sizes(rows), self._config.run.batch_images)
+        batches = plan_batches(
+            scene_sizes(rows), self._sizes["run.batch_images"], self._config.evidence.render_max_side
+        )
         placed: dict[int, PlacedScene] = {}
         coming = self._see_ahead(rows, [position for batch in batches for position in batch], clock)
         for positions in batches:
@@ -126,8 +131,12 @@ class ScenePlacer:
         """Images loaded together; decided by how work is moved only where no network sees them."""
         config = self._config
         if config.depth.source == "model":
-            return _BATCHES_PER_WINDOW * config.depth.batch
-        return config.run.batch_images if config.masks.source != "model" else _BATCHES_PER_WINDOW * config.masks.batch
+            return _BATCHES_PER_WINDOW * self._sizes["depth.batch"]
+        return (
+            self._sizes["run.batch_images"]
+            if config.masks.source != "model"
+            else _BATCHES_PER_WINDOW * config.masks.batch
+        )
 
     def _look(self, scenes: Sequence[Scene], clock: StageClock) -> Sequence[Scene]:
         """Let the networks see scenes; an error is looked for one scene at a time."""
@@ -154,7 +163,8 @@ class ScenePlacer:
         able = [i for i, scene in enumerate(scenes) if scene.problem is None and scene.num_people > 0]
         results = dict(zip(able, self._optimize([scenes[i] for i in able], clock), strict=True))
         for scene in scenes:
-            scene.image = scene.disparity = scene.masks = None  # a shard's pixels do not fit into memory
+            # a shard's pixels do not fit into memory
+            scene.image = scene.disparity = scene.disparity_there = scene.masks = None
         return [results[i] if i in results else pass_through(scene) for i, scene in enumerate(scenes)]
 
     def _optimize(self, scenes: Sequence[Scene], clock: StageClock) -> list[PlacedScene]:

@@ -22,6 +22,7 @@ import ray
 
 from dto_pipeline.config import RunConfig
 from dto_pipeline.errors import DtoError
+from dto_pipeline.run.batching import gpus_per_worker
 from dto_pipeline.run.cluster import ClusterUnreachable, check_reachable, short_place, start_advice, watched_start
 from dto_pipeline.run.memory import UNKNOWN, has_grown, oom_kills
 from dto_pipeline.run.pool import (
@@ -386,7 +387,7 @@ def _actor_options(config: RunConfig) -> dict[str, Any]:
     threads = str(config.torch_threads)
     return {
         "num_cpus": config.cpus_per_worker,
-        "num_gpus": config.gpus_per_worker,
+        "num_gpus": gpus_per_worker(config, int(ray.cluster_resources().get("GPU", 0))),
         "max_restarts": 0,
         "max_task_retries": 0,
         # Read when the numerical libraries load, so they must be there before the runner is unpacked.

@@ -82,6 +82,7 @@ class RunSummary:
     stage_seconds: dict[str, float]  # of shards done now, threads added up
     over_budget: str  # why the failures are too many: counts per cause and the next step; "" = they are not
     sanity: Sanity
+    sizes: str = ""  # what batches and threads this start took, or left to the device
 
     @property
     def nothing_to_do(self) -> bool:
@@ -204,6 +205,7 @@ def _table_lines(summary: RunSummary) -> list[str]:
     ]
     if summary.done_now:
         lines.append(f"time     {format_duration(summary.wall_s)}, {summary.images_per_s:.1f} images/s")
+        lines.append(f"sizes    {summary.sizes}")
     if summary.failed_tries or summary.workers_lost:
         lines.append(f"losses   {summary.workers_lost} workers lost, {summary.failed_tries} tries failed")
     if summary.out_of_memory:

@@ -14,9 +14,9 @@ from dto_pipeline.models.body import BodyModel
 from dto_pipeline.train.batch import TrainBatch
 from dto_pipeline.train.model import Predictions
 from dto_pipeline.train.tokens import CONFIDENT
-from dto_pipeline.view.birds_eye import draw_birds_eye, plan_view
 from dto_pipeline.view.overlay import draw_overlays
 from dto_pipeline.view.panel import PanelRow, People, compose_page, ground_places
+from dto_pipeline.view.plots import draw_birds_eye
 
 _LONGEST = 480  # of an image drawn over [px]
 _PLAN = (420, 480)  # of the view from above [px]
@@ -36,13 +36,12 @@ def draw_held_out(batch: TrainBatch, predictions: Predictions, index: int, body:
     betas = functional.pad(predictions.betas[-1, index][kept], (0, 11 - predictions.betas.shape[-1]))
     found = _people(predictions.poses[-1, index][kept], betas, predictions.transl[-1, index][kept])
     places = [ground_places(people, body) for people in (labels, found)]
-    plan = plan_view(np.concatenate(places), _PLAN)
     cameras = (batch.intrinsics[index], predictions.intrinsics[index])
     words = ("Labels", f"Predictions of confidence {CONFIDENT} and more")
     rows = []
     for people, place, camera, caption in zip((labels, found), places, cameras, words, strict=True):
         intrinsics = camera.detach().double().cpu()
-        above = draw_birds_eye(place, intrinsics.numpy(), image.shape[1], plan)
+        above = draw_birds_eye(place, intrinsics.numpy(), image.shape[1], _PLAN, np.concatenate(places))
         rows.append(PanelRow(_overlay(image, people, intrinsics, body), above, caption, "from above"))
     return compose_page(rows, batch.image_ids[index])
 

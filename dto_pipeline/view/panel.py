@@ -16,11 +16,10 @@ from PIL import Image, ImageDraw
 from dto_pipeline.axes import NUM_BETAS
 from dto_pipeline.data.files import commit_over, staged
 from dto_pipeline.models.body import BodyModel
-from dto_pipeline.view.birds_eye import draw_birds_eye, plan_view
 from dto_pipeline.view.depth_map import draw_depth_map, grey_sheet
-from dto_pipeline.view.fit_plot import Fit, draw_fit
 from dto_pipeline.view.overlay import draw_overlays
 from dto_pipeline.view.palette import INK, MUTED, PAPER, RULE, Rgb, person_colours, text_on
+from dto_pipeline.view.plots import Fit, draw_birds_eye, draw_fit
 from dto_pipeline.view.tags import load_font
 
 _PHOTO = (760, 570)  # the photograph fits into this [px]
@@ -94,12 +93,12 @@ def draw_rows(
     places = [ground_places(people, body) for people in (before, after)]
     true_places = None if truth is None else ground_places(truth, body)
     shown = np.concatenate([*places, *([] if true_places is None else [true_places])])
-    plan = plan_view(shown, (_PLAN_WIDTH, pictures[0].height))
+    size = (_PLAN_WIDTH, pictures[0].height)
     note = "from above; hollow circles: the truth" if truth is not None else "from above"
     captions = captions or ("Before: labels as given", "After: placed together" if placed else "After: labels kept")
     rows = []
     for people, place, picture, caption in zip((before, after), places, pictures, captions, strict=True):
-        above = draw_birds_eye(place, intrinsics, image.shape[1], plan, true_places, people.z_sigma)
+        above = draw_birds_eye(place, intrinsics, image.shape[1], size, shown, true_places, people.z_sigma)
         rows.append(PanelRow(picture, above, caption, note))
     if evidence is not None:
         rows.append(_evidence_row(evidence, pictures[0].size))

@@ -1,17 +1,22 @@
 """`dto report`: a run as one HTML page that needs no network and no script.
 
-Lays out what `facts` counted and what the view room draws; counts and draws nothing itself. Metres, sigma, seconds.
+Says what stands on the page, from what `facts` counted; report.html says how it looks. Metres, sigma, seconds.
 """
 
 from __future__ import annotations
 
+import base64
+import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import numpy as np
+from PIL import Image
 
 from dto_pipeline.data.files import write_bytes_atomic
 from dto_pipeline.models.body import BodyModel
@@ -20,10 +25,10 @@ from dto_pipeline.run.report import format_duration
 from dto_pipeline.run.sanity import Sanity
 from dto_pipeline.scene import PlacedScene
 from dto_pipeline.status import PLACED, ImageStatus, PersonStatus
-from dto_pipeline.view import html
-from dto_pipeline.view.charts import Chart, Mark, Series, describe_chart, without_tail
+from dto_pipeline.terminal import printable
 from dto_pipeline.view.facts import GROUPS, Facts, class_priors, gather_facts, prior_curve, share
 from dto_pipeline.view.pictures import Choice, choose_scenes, load_placed
+from dto_pipeline.view.plots import Chart, Series, draw_histogram
 from dto_pipeline.view.run_files import Pixels, RunFiles
 from dto_pipeline.view.scene_panel import person_table, scene_rows, scene_title
 
@@ -35,6 +40,8 @@ _FOOTER_ELSEWHERE = frozenset(  # what a label file's footer says and the page t
         *("subset", "versions"),
     )
 )
+_JPEG_QUALITY = 84
+Block = dict[str, Any]  # of the page: its kind and what the template shows of it
 _BEFORE_AFTER = (("before", "before"), ("after", "after"))
 
 
@@ -65,7 +72,6 @@ def write_report(
     options = options or ReportOptions()
     facts = gather_facts(run)
     sections = [
-        _tiles(facts),
         _sanity(facts.status.sanity),
         _statuses(facts),
         _subsets(facts),
@@ -78,9 +84,67 @@ def write_report(
     ]
     title = f"{run.identity.subset}: {_state(facts)}"
     subtitle = "Labels of crowds in metres (DTO, arXiv 2511.13282). Before: as given; after: as placed together."
+    page = render_page(title, subtitle, _tiles(facts), [part for part in sections if part["blocks"]])
     path = out / FILE_NAME
-    write_bytes_atomic(path, html.page(title, subtitle, [part for part in sections if part]).encode())
+    write_bytes_atomic(path, page.encode())
     return path
+
+
+def render_page(title: str, subtitle: str, tiles: Sequence[tuple[str, str, str]], sections: Sequence[Block]) -> str:
+    """The document; everything put into it is escaped, control characters and direction marks are written out."""
+    room = files("dto_pipeline.view")
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    template = environment.from_string((room / "report.html").read_text())
+    style = (room / "page.css").read_text()
+    return printable(template.render(title=title, subtitle=subtitle, tiles=tiles, sections=sections, style=style))
+
+
+def _section(title: str, *blocks: Block, note: str = "") -> Block:
+    return {"title": title, "blocks": blocks, "note": note}
+
+
+def _table(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    numeric: Sequence[int] = (),
+    key: bool = False,
+    style: str = "",
+) -> Block:
+    """A table that becomes a list of cards on a narrow screen.
+
+    Args:
+        columns: names; rows: texts.
+        numeric: columns that are aligned right.
+        key: the first column is a long key in a fixed-width typeface.
+        style: "words": a word, two numbers and a sentence, which a narrow screen shows on two lines.
+    """
+    return {"kind": "table", "columns": columns, "rows": rows, "numeric": numeric, "key": key, "style": style}
+
+
+def _legend(names: Sequence[tuple[str, str]]) -> Block:
+    """(class of the stylesheet, word) with a swatch each."""
+    return {"kind": "legend", "names": names}
+
+
+def _charts(charts: Sequence[tuple[Chart, str]]) -> Block:
+    """Charts side by side, as many as fit; each with a line of text below its title."""
+    cards = [
+        {
+            "title": chart.title,
+            "note": note,
+            "words": chart.describe(),
+            "source": "data:image/svg+xml;base64," + base64.b64encode(draw_histogram(chart).encode()).decode(),
+        }
+        for chart, note in charts
+    ]
+    return {"kind": "charts", "charts": cards}
+
+
+def _picture(image: Image.Image, caption: str) -> Block:
+    stream = io.BytesIO()
+    image.save(stream, format="JPEG", quality=_JPEG_QUALITY, optimize=True)
+    source = "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
+    return {"source": source, "width": image.width, "height": image.height, "caption": caption}
 
 
 def _state(facts: Facts) -> str:
@@ -90,22 +154,20 @@ def _state(facts: Facts) -> str:
     return f"{status.images_done} of {status.images_total} images done"
 
 
-def _tiles(facts: Facts) -> str:
+def _tiles(facts: Facts) -> list[tuple[str, str, str]]:
     total, status = facts.total, facts.status
-    return html.tiles(
-        [
-            (f"{status.images_done:,}", "images", f"of {status.images_total:,}"),
-            (f"{status.persons_done:,}", "persons", f"of {status.persons_total:,}"),
-            (share(total.optimized, total.images), "optimised", f"{total.optimized:,} images"),
-            (share(total.accepted, total.images), "accepted", f"{total.accepted:,} images"),
-            (share(total.moved, total.persons), "persons moved", f"{total.moved:,} persons"),
-            (f"{total.failed:,}", "images failed", "rows kept, labels as given"),
-            (f"{status.images_per_s:.1f}", "images a second", "last hour of work, all workers"),
-        ]
-    )
+    return [
+        (f"{status.images_done:,}", "images", f"of {status.images_total:,}"),
+        (f"{status.persons_done:,}", "persons", f"of {status.persons_total:,}"),
+        (share(total.optimized, total.images), "optimised", f"{total.optimized:,} images"),
+        (share(total.accepted, total.images), "accepted", f"{total.accepted:,} images"),
+        (share(total.moved, total.persons), "persons moved", f"{total.moved:,} persons"),
+        (f"{total.failed:,}", "images failed", "rows kept, labels as given"),
+        (f"{status.images_per_s:.1f}", "images a second", "last hour of work, all workers"),
+    ]
 
 
-def _sanity(sanity: Sanity) -> str:
+def _sanity(sanity: Sanity) -> Block:
     """What is far from any sound run first, then the figures it was judged by."""
     found = [["wrong", text] for text in sanity.contradictions] + [["look", text] for text in sanity.warnings]
     shares = {
@@ -121,13 +183,13 @@ def _sanity(sanity: Sanity) -> str:
     if sanity.median_corr is not None:
         rows.append(["median correlation of z and depth inside bodies", f"{sanity.median_corr:.2f}"])
     rows += [["body used", sanity.body], ["depth used", sanity.depth]]
-    parts = [html.table(["", "what is far from any sound run"], found)] if found else []
+    parts = [_table(["", "what is far from any sound run"], found)] if found else []
     note = "Nothing is far from what sound runs show." if not found else ""
     note = note if sanity.shards else "The receipts are of an older version and tell no figures."
-    return html.section("Does it make sense", *parts, html.table(["figure", "value"], rows), note=note)
+    return _section("Does it make sense", *parts, _table(["figure", "value"], rows), note=note)
 
 
-def _statuses(facts: Facts) -> str:
+def _statuses(facts: Facts) -> Block:
     tables = []
     for name, words, counts in (
         ("image status", ImageStatus, facts.status.image_status),
@@ -137,12 +199,12 @@ def _statuses(facts: Facts) -> str:
         advice = {str(word): word.advice for word in words}
         ordered = sorted(counts.items(), key=lambda item: -item[1])
         rows = [[_plain(w), f"{n:,}", share(n, whole), advice.get(w, "written by another version")] for w, n in ordered]
-        tables.append(html.table([name, "count", "share", "what it means"], rows, numeric=(1, 2), style="words"))
+        tables.append(_table([name, "count", "share", "what it means"], rows, numeric=(1, 2), style="words"))
     shards = ", ".join(f"{count} {word}" for word, count in facts.status.shards.items())
-    return html.section("What became of images and persons", *tables, note=f"Shards: {shards}.")
+    return _section("What became of images and persons", *tables, note=f"Shards: {shards}.")
 
 
-def _subsets(facts: Facts) -> str:
+def _subsets(facts: Facts) -> Block:
     rows = [
         [
             name,
@@ -156,10 +218,10 @@ def _subsets(facts: Facts) -> str:
         for name, part in facts.subsets.items()
     ]
     columns = ["subset", "images", "optimised", "accepted", "of all", "of optimised", "failed", "persons", "moved"]
-    return html.section("Accepted share by subset", html.table(columns, rows, numeric=range(1, len(columns))))
+    return _section("Accepted share by subset", _table(columns, rows, numeric=range(1, len(columns))))
 
 
-def _heights(facts: Facts, config: Mapping[str, Any]) -> str:
+def _heights(facts: Facts, config: Mapping[str, Any]) -> Block:
     charts = []
     for name, (mean, sigma) in class_priors(dict(config)).items():
         histogram = facts.heights[name]
@@ -170,10 +232,10 @@ def _heights(facts: Facts, config: Mapping[str, Any]) -> str:
             charts.append((chart, f"{people:,} persons, prior {mean:.2f} \u00b1 {sigma:.2f} m"))
     names = [*_BEFORE_AFTER, ("prior", "prior of the class")]
     note = "Rest-pose heights of everybody who was measured. Adults' own priors lie between this one and their label."
-    return html.section("Heights against the priors", html.legend(names), html.chart_grid(charts), note=note)
+    return _section("Heights against the priors", _legend(names), _charts(charts), note=note)
 
 
-def _placing(facts: Facts, config: Mapping[str, Any]) -> str:
+def _placing(facts: Facts, config: Mapping[str, Any]) -> Block:
     limit = float(config["refine"]["accept_below"])
     single = [
         Chart(
@@ -181,7 +243,7 @@ def _placing(facts: Facts, config: Mapping[str, Any]) -> str:
             facts.scales.edges,
             [Series("moved", facts.scales.counts[0])],
             "factor",
-            marks=[Mark(1.0, "unchanged")],
+            marks=[(1.0, "unchanged")],
             logarithmic=True,
         ),
         Chart(
@@ -189,27 +251,31 @@ def _placing(facts: Facts, config: Mapping[str, Any]) -> str:
             facts.deviations.edges,
             [Series("images", facts.deviations.counts[0])],
             "sigma",
-            marks=[Mark(limit, f"accepted below {limit:g}")],
+            marks=[(limit, f"accepted below {limit:g}")],
         ),
         Chart("Persons per image", facts.crowds.edges, [Series("images", facts.crowds.counts[0])], "persons"),
     ]
-    single = [single[0], *(without_tail(chart) for chart in single[1:])]
-    charts = [(chart, describe_chart(chart)) for chart in single]
+    single = [single[0], *(chart.without_tail() for chart in single[1:])]
+    charts = [(chart, chart.describe()) for chart in single]
     for name in GROUPS:
         histogram, counts = facts.distances[name], facts.group_status[name]
         people = sum(counts.values())
         moved = sum(count for word, count in counts.items() if word in PLACED)
         chart = Chart(f"Distance, {name} group", histogram.edges, _two(histogram.counts), "z [m]")
-        charts.append((without_tail(chart), f"{people:,} persons, {share(moved, people)} moved"))
+        charts.append((chart.without_tail(), f"{people:,} persons, {share(moved, people)} moved"))
     ground = f"{facts.ground_used:,} images had their near group placed by ground evidence."
     note = f"{ground} Outer bars hold what lies beyond."
-    return html.section("Placing", html.legend(_BEFORE_AFTER), html.chart_grid(charts), note=note)
+    return _section("Placing", _legend(_BEFORE_AFTER), _charts(charts), note=note)
 
 
-def _speed(facts: Facts) -> str:
+def _speed(facts: Facts) -> Block:
     stages = facts.status.stage_seconds
     whole = sum(stages.values())
-    words = {name: f"{format_seconds(seconds)}, {share_of(seconds, whole)}" for name, seconds in stages.items()}
+    longest = max(stages.values(), default=0.0) or 1.0
+    bars = [
+        (name, f"{100 * seconds / longest:.1f}", f"{format_seconds(seconds)}, {share_of(seconds, whole)}")
+        for name, seconds in stages.items()
+    ]
     rows = [
         [
             name,
@@ -223,11 +289,11 @@ def _speed(facts: Facts) -> str:
     ]
     columns = ["worker", "shards", "images", "busy", "images a second", "tries repeated"]
     note = f"{facts.status.images_per_s:.1f} images a second together. Stages add up the threads of all workers."
-    parts = [html.bars(stages, words), html.table(columns, rows, numeric=range(1, len(columns)))]
-    return html.section("Speed by stage and worker", *parts, note=note)
+    parts = [{"kind": "bars", "bars": bars}, _table(columns, rows, numeric=range(1, len(columns)))]
+    return _section("Speed by stage and worker", *parts, note=note)
 
 
-def _scenes(run: RunFiles, body: BodyModel, pixels: Pixels | None, options: ReportOptions) -> Iterator[str]:
+def _scenes(run: RunFiles, body: BodyModel, pixels: Pixels | None, options: ReportOptions) -> Iterator[Block]:
     """A section for the worst scenes and one for scenes drawn by lot; no scene is shown twice."""
     if not run.shards:
         return
@@ -241,35 +307,32 @@ def _scenes(run: RunFiles, body: BodyModel, pixels: Pixels | None, options: Repo
     for title, (places, note) in notes.items():
         scenes = [_scene(placed, body) for placed in load_placed(run, places, pixels)]
         if scenes:
-            yield html.section(title, *scenes, note=note)
+            yield _section(title, *scenes, note=note)
 
 
-def _scene(placed: PlacedScene, body: BodyModel) -> str:
+def _scene(placed: PlacedScene, body: BodyModel) -> Block:
     rows = scene_rows(placed, body)
-    pictures = [html.picture(row.left, row.caption) for row in rows[:2]]
-    pictures += [html.picture(row.right, f"{row.caption.split(':')[0]}, {row.note}") for row in rows[:2]]
+    pictures = [_picture(row.left, row.caption) for row in rows[:2]]
+    pictures += [_picture(row.right, f"{row.caption.split(':')[0]}, {row.note}") for row in rows[:2]]
     for row in rows[2:]:
-        pictures += [html.picture(row.left, row.caption), html.picture(row.right, _capital(row.note) or "No fit")]
+        pictures += [_picture(row.left, row.caption), _picture(row.right, _capital(row.note) or "No fit")]
     people = person_table(placed, body)
     lines = [[f"{i}", *line] for i, line in enumerate(people.lines, start=1)]
-    listing = html.table(["person", *people.columns], lines)
-    title = html.escape(scene_title(placed))
-    opened = html.details(f"{len(lines)} persons", listing)
-    layout = "pictures" if len(pictures) > 4 else "pictures four"
-    return f'<div class="scene"><h3>{title}</h3><div class="{layout}">{"".join(pictures)}</div>{opened}</div>'
+    listing = _table(["person", *people.columns], lines)
+    return {"kind": "scene", "title": scene_title(placed), "pictures": pictures, "people": listing}
 
 
-def _failures(facts: Facts) -> str:
+def _failures(facts: Facts) -> Block:
     parts = []
     if facts.failures:
         rows = [[image, _plain(status), message] for image, status, message in facts.failures]
-        parts.append(html.table(["image", "status", "what was found"], rows, key=True))
+        parts.append(_table(["image", "status", "what was found"], rows, key=True))
     if facts.status.failed:
         lost = [[f"shard {f.shard}", f"{f.attempts}", f.error] for f in facts.status.failed]
-        parts.append(html.table(["shard", "tries", "last error"], lost, numeric=(1,)))
+        parts.append(_table(["shard", "tries", "last error"], lost, numeric=(1,)))
     shown, failed = len(facts.failures), facts.total.failed
     note = f"The first {shown} of {failed:,}." if failed > shown else "Their rows are in the labels, as given."
-    return html.section("Images that could not be processed", *parts, note=note) if parts else ""
+    return _section("Images that could not be processed", *parts, note=note)
 
 
 def _label_files(footer: Mapping[str, str]) -> list[dict[str, str]]:
@@ -281,7 +344,7 @@ def _label_files(footer: Mapping[str, str]) -> list[dict[str, str]]:
         return []
 
 
-def _provenance(facts: Facts, run: RunFiles) -> str:
+def _provenance(facts: Facts, run: RunFiles) -> Block:
     identity, footer = run.identity, facts.footer
     rows = [
         ["config hash", identity.config_hash],
@@ -293,11 +356,11 @@ def _provenance(facts: Facts, run: RunFiles) -> str:
         *([f"version of {name}", str(number)] for name, number in sorted(identity.versions.items())),
         *([f"input {item['file']}, sha256", item["sha256"]] for item in _label_files(footer)),
     ]
-    parts = [html.table(["what", "value"], rows)]
+    parts = [_table(["what", "value"], rows)]
     for room, knobs in identity.config.items():
         text = "\n".join(f"{key}: {json.dumps(value)}" for key, value in knobs.items())
-        parts.append(html.details(f"config room {room}", f"<pre>{html.escape(text)}</pre>"))
-    return html.section("Configuration and models", *parts)
+        parts.append({"kind": "text", "title": f"config room {room}", "text": text})
+    return _section("Configuration and models", *parts)
 
 
 def format_seconds(seconds: float) -> str:

@@ -11,8 +11,8 @@ from dto_pipeline.models.body import BodyModel
 from dto_pipeline.scene import PlacedScene, Scene
 from dto_pipeline.status import PLACED
 from dto_pipeline.view.depth_map import grey_sheet
-from dto_pipeline.view.fit_plot import Fit
 from dto_pipeline.view.panel import Evidence, PanelRow, People, Table, compose_page, draw_rows
+from dto_pipeline.view.plots import Fit
 
 _COLUMNS = ("class", "age", "height before", "after", "prior", "z before", "after", "status")
 _TRUE_COLUMNS = ("true height", "true z")

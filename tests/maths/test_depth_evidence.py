@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from dto_pipeline.axes import FAR, NEAR
 from dto_pipeline.config import EvidenceConfig
-from dto_pipeline.maths.depth_evidence import measure_depth_evidence, sample_pixels
+from dto_pipeline.maths.depth_evidence import measure_depth_evidence
 from dto_pipeline.scene import DepthEvidence, PersonMaps, SceneBatch
 
 CONFIG = EvidenceConfig()
@@ -43,7 +43,7 @@ def measure(person: np.ndarray, z: np.ndarray, batch: SceneBatch, vertices: int 
         z=torch.from_numpy(z.astype(np.float32))[None],
         visible_vertices=torch.full((1, people), vertices),
     )
-    return measure_depth_evidence(sample_pixels(maps, batch), maps, batch, CONFIG)
+    return measure_depth_evidence(maps, batch, CONFIG)
 
 
 def blocks(seed: int, people: int = 2) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

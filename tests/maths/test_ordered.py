@@ -8,15 +8,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dto_pipeline.maths.devices import as_on_gpu
 from dto_pipeline.maths.ordered import (
+    Segments,
     add_logarithms,
     exact_product,
     fold_logsumexp,
     fold_softmax,
     fold_sum,
     make_exact,
-    segment_sum,
-    segment_sum_of_integers,
 )
 from tests.company import threads
 
@@ -103,17 +103,40 @@ def test_a_row_that_is_not_finite_leaves_the_others_alone() -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(seed=SEEDS)
-def test_sums_of_whole_numbers_are_the_same_in_any_order(seed: int) -> None:
-    values, segment = numbers(seed, 3000), torch.randint(0, 7, (3000,), generator=torch.Generator().manual_seed(seed))
-    order = torch.randperm(3000, generator=torch.Generator().manual_seed(seed))
-    found = segment_sum_of_integers(segment, values, 9)
-    assert torch.equal(found, segment_sum_of_integers(segment[order], values[order], 9))
-    size = segment_sum(segment, values.abs(), 9)
-    assert ((found - segment_sum(segment, values, 9)).abs() <= 1e-15 * 3000 * size).all()
+def test_sums_as_on_a_gpu_are_the_same_in_any_order(seed: int) -> None:
+    made = torch.Generator().manual_seed(seed)
+    segment = torch.randint(0, 7, (3000,), generator=made).sort().values
+    values = numbers(seed, 3000)
+    order = torch.argsort(segment + torch.rand(3000, generator=made) * 0.5)  # another one within each segment
+    with as_on_gpu():
+        summed = Segments(segment, 9)
+        found = summed.sum(values)
+        assert torch.equal(found, summed.sum(values[order]))
+        assert torch.equal(summed.total(values > 0), Segments(segment, 9).total(values[order] > 0))
+    size = Segments(segment, 9).sum(values.abs())
+    assert ((found - Segments(segment, 9).sum(values)).abs() <= 1e-15 * 3000 * size).all()
+
+
+def test_sums_on_a_cpu_are_those_of_one_addition_after_the_other() -> None:
+    segment = torch.randint(0, 7, (3000,), generator=torch.Generator().manual_seed(1))
+    values = numbers(1, 3000)
+    found = Segments(segment, 9)
+    assert torch.equal(found.sum(values), torch.bincount(segment, weights=values, minlength=9))
+    assert torch.equal(found.total(values > 0), torch.bincount(segment[values > 0], minlength=9))
+
+
+def test_company_changes_no_sum_as_on_a_gpu() -> None:
+    own, others = numbers(1, 500), 1e9 * numbers(2, 4000)
+    with as_on_gpu():
+        alone = Segments(torch.zeros(500, dtype=torch.int64), 1).sum(own)
+        segment = torch.tensor([0, 1, 2]).repeat_interleave(torch.tensor([2500, 500, 1500]))
+        among = Segments(segment, 3).sum(torch.cat([others[:2500], own, others[2500:]]))
+    assert torch.equal(among[1:2], alone)
 
 
 def test_the_mean_of_one_number_often_is_that_number() -> None:
     """Depth that does not vary must not seem to."""
     values = torch.full((12345,), 1 / 300, dtype=torch.float64)
-    mean = segment_sum_of_integers(torch.zeros(12345, dtype=torch.int64), values, 1) / 12345
+    with as_on_gpu():
+        mean = Segments(torch.zeros(12345, dtype=torch.int64), 1).sum(values) / 12345
     assert float(mean / values[0] - 1) == pytest.approx(0, abs=1e-14)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import shutil
@@ -18,7 +19,7 @@ from transformers import AutoModelForDepthEstimation
 
 from dto_pipeline.config import DEPTH_PRECISIONS, ConfigError, DepthConfig, PipelineConfig
 from dto_pipeline.models.depth import DepthInvalid
-from dto_pipeline.models.depth_anything import DepthNetwork, computing_in, keep_last_layer_precise, resolve_precision
+from dto_pipeline.models.depth_anything import DepthNetwork, computing_in, halve_weights, resolve_precision
 from dto_pipeline.models.depth_kinds import METRES_PER_DEPTH
 from dto_pipeline.models.depth_licences import describe_licences
 from dto_pipeline.models.depth_positions import stretch_positions
@@ -196,15 +197,33 @@ def test_every_size_of_depth_anything_has_its_licence_stated() -> None:
 
 def test_bfloat16_does_not_cut_disparity_into_steps(folder: Path) -> None:
     network = DepthNetwork(config(folder)).network
-    inputs = resize_to_network(torch.from_numpy(pictures((56, 84))[0])[None], (56, 84))
+    inputs = resize_to_network(torch.from_numpy(pictures((56, 84))[0])[None], (56, 84)).to(torch.bfloat16)
+    coarse = copy.deepcopy(network).to(torch.bfloat16)
+    assert halve_weights(network, torch.bfloat16)
+    assert network.head.conv3.layer.weight.dtype == torch.float32
+    with torch.no_grad():
+        steps, fine = (len(torch.unique(one(inputs).predicted_depth)) for one in (coarse, network))
+    assert fine > 3 * steps
 
-    def levels() -> int:
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            return len(torch.unique(network(inputs).predicted_depth))
 
-    coarse = levels()
-    keep_last_layer_precise(network)
-    assert levels() > 3 * coarse
+def test_weights_in_bfloat16_see_what_float32_sees() -> None:
+    """On the demo's trained network; relative depth of places, whose scale is free."""
+    network = DepthNetwork(DepthConfig(source="model", model="demo", short_side=224))
+    image = torch.from_numpy(pictures((240, 320))[0])[None]
+    inputs = resize_to_network(image, (224, 294))
+    with torch.no_grad():
+        exact = network.network(inputs).predicted_depth.double()
+        assert halve_weights(network.network, torch.bfloat16)
+        found = network.network(inputs.to(torch.bfloat16)).predicted_depth
+    assert found.dtype == torch.float32
+    ratio = found.double() / exact
+    assert (ratio / ratio.median() - 1).abs().quantile(0.95) < 0.02
+
+
+def test_a_network_without_such_a_head_keeps_its_weights(tmp_path: Path) -> None:
+    network = DepthNetwork(config(save_depth_pro(tmp_path / "pro"))).network
+    assert not halve_weights(network, torch.bfloat16)
+    assert {weight.dtype for weight in network.parameters()} == {torch.float32}
 
 
 def test_a_network_must_be_named_for_the_one_of_the_demo_is_nobodys_default() -> None:
@@ -214,7 +233,7 @@ def test_a_network_must_be_named_for_the_one_of_the_demo_is_nobodys_default() ->
 
 
 def test_unknown_sources_and_kinds_are_refused() -> None:
-    for knobs in ({"source": "magic"}, {"kind": "inches"}, {"batch": 0}, {"short_side": 3}, {"scale": 0.0}):
+    for knobs in ({"source": "magic"}, {"kind": "inches"}, {"batch": -1}, {"short_side": 3}, {"scale": 0.0}):
         with pytest.raises(ConfigError, match=next(iter(knobs))):
             PipelineConfig(depth=DepthConfig(**knobs))
 

@@ -1,17 +1,25 @@
 """Batches of a shard: complete, small enough, alike, and always the same."""
 
+import os
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dto_pipeline.config import BY_DEVICE, RunConfig, load_config
 from dto_pipeline.run.batching import (
+    MAX_BATCH_MASKS,
     MAX_BATCH_PIXELS,
     MAX_PADDING,
     MAX_WINDOW_PIXELS,
     SceneSize,
     cut_windows,
+    describe_sizes,
+    gpus_per_worker,
     plan_batches,
+    size_on,
 )
+from tests.limited import run_limited
 
 _SIZES = st.lists(
     st.builds(SceneSize, st.integers(0, 5000), st.integers(0, 5000), st.integers(0, 60)), min_size=0, max_size=60
@@ -74,3 +82,72 @@ def test_windows_keep_the_order_and_hold_few_pixels(sizes, images):
 def test_photographs_of_a_hundred_megapixels_are_loaded_one_by_one():
     assert cut_windows([SceneSize(10000, 10000, 5)] * 3, [0, 1, 2], 8) == [[0], [1], [2]]
     assert cut_windows([SceneSize(3000, 4000, 5)] * 9, list(range(9)), 8) == [list(range(8)), [8]]
+
+
+@given(
+    sizes=st.lists(st.builds(SceneSize, st.integers(200, 3000), st.integers(200, 3000), st.integers(1, 400))),
+    map_side=st.sampled_from((256, 512)),
+)
+def test_people_times_pixels_of_their_maps_stay_within_their_bound(sizes, map_side):
+    for batch in plan_batches(sizes, 64, map_side):
+        members = [sizes[i] for i in batch]
+        shrunk = min(1, map_side / max(max(m.height, m.width) for m in members)) ** 2
+        pixels = shrunk * max(m.height for m in members) * max(m.width for m in members)
+        assert len(batch) == 1 or len(batch) * max(m.people for m in members) * pixels <= MAX_BATCH_MASKS
+
+
+def test_a_batch_of_images_with_three_hundred_people_holds_four_of_them():
+    assert [len(batch) for batch in plan_batches([SceneSize(480, 640, 300)] * 32, 32)] == [4] * 8
+
+
+CROWD = """
+import math, torch
+from dto_pipeline.config import PipelineConfig
+from dto_pipeline.models.body import load_body
+from dto_pipeline.optimizer import SceneOptimizer
+from dto_pipeline.scene import SceneBatch
+
+def place(people):
+    made = torch.Generator().manual_seed(0)
+    z = 8 + 20 * torch.rand(1, people, generator=made)
+    x = z * (torch.rand(1, people, generator=made) - 0.5)
+    upright = torch.zeros(1, people, 72)
+    upright[..., 0] = math.pi
+    camera = torch.tensor([[[600.0, 0, 320], [0, 600, 240], [0, 0, 1]]], dtype=torch.float64)
+    size, map_size = torch.tensor([[480, 640]]), torch.tensor([[384, 512]])
+    known, flags = torch.full((1, people), 0.9), torch.ones(1, people, dtype=torch.bool)
+    SceneOptimizer(body, PipelineConfig())(SceneBatch(
+        pose=upright, betas=torch.zeros(1, people, 11), transl=torch.stack([x, 0 * x, z], -1), intrinsics=camera,
+        age_years=30 * known, male_prob=known, present=flags, masks=flags[..., None, None].expand(1, people, 384, 512),
+        disparity=20 + 10 * torch.rand(1, 480, 640, generator=made), image_size=size, map_size=map_size))
+    return peak()
+
+torch.set_num_threads(1)
+body = load_body("demo")
+tell(few=place(50), many=place(350))
+"""
+
+
+def test_a_person_of_a_batch_costs_less_than_a_megabyte():
+    """Beside its mask, of a byte a pixel: so the bound on masks bounds the rest to 1.4 GB."""
+    told = run_limited(CROWD)
+    assert 1 < told["many"] - told["few"] < 300
+
+
+def test_sizes_are_the_devices_where_the_config_does_not_say():
+    config = load_config(None, ["run.batch_images=5"])
+    assert [size_on(config, "run.batch_images", gpu) for gpu in (False, True)] == [5, 5]
+    assert [size_on(config, "depth.batch", gpu) for gpu in (False, True)] == list(BY_DEVICE["depth.batch"])
+    assert size_on(config, "run.decode_threads", False) == 2
+    assert size_on(config, "run.decode_threads", True) == max(4, min(8, (os.cpu_count() or 1) // 2))
+    assert describe_sizes(config) == "5 images a batch, 2 decoding threads (8 on a GPU)"
+    assert describe_sizes(load_config(None, ["depth.source=model", "depth.model=demo"])) == (
+        "8 images a batch (32 on a GPU), 2 decoding threads (8 on a GPU), on a GPU 32 images a network batch"
+    )
+
+
+def test_workers_get_a_gpu_each_or_share_what_there_is():
+    assert [gpus_per_worker(RunConfig(workers=4), there) for there in (0, 1, 2, 3, 4, 8)] == [0, 0.25, 0.5, 0.5, 1, 1]
+    assert gpus_per_worker(RunConfig(device="cpu"), 8) == 0
+    assert gpus_per_worker(RunConfig(device="cuda"), 0) == 1  # it waits for one
+    assert gpus_per_worker(RunConfig(gpus_per_worker=0.3), 8) == 0.3

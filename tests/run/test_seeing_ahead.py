@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from dto_pipeline.config import DepthConfig, MaskConfig, PipelineConfig, RunConfig
 from dto_pipeline.data.images import ImageFolder
@@ -75,12 +76,12 @@ def test_a_map_the_network_got_wrong_is_that_images_status(
 ) -> None:
     sight = Sight(config, body)
     assert sight.depth is not None
-    estimate = sight.depth.estimate
+    see = sight.depth.see
 
-    def spoilt(images: list[np.ndarray]) -> list[np.ndarray | DepthInvalid]:
-        return [DepthInvalid("not finite"), *estimate(images)[1:]]
+    def spoilt(images: list[np.ndarray]) -> list[torch.Tensor | DepthInvalid]:
+        return [DepthInvalid("not finite"), *see(images)[1:]]
 
-    monkeypatch.setattr(sight.depth, "estimate", spoilt)
+    monkeypatch.setattr(sight.depth, "see", spoilt)
     statuses = [item.status for item in place(crowd, config, body, sight)]
     windows = 2  # of eight images each; the first of every window is spoilt
     assert statuses.count(ImageStatus.DEPTH_INVALID) == windows
@@ -91,7 +92,6 @@ def test_a_network_that_raises_costs_the_scene_that_causes_it(
 ) -> None:
     sight = Sight(config, body)
     assert sight.depth is not None
-    estimate = sight.depth.estimate
     calm = place(crowd, config, body, sight)
     victim = next(item.scene.image_sha256 for item in calm if not item.status.is_failure)
     look = sight.look
@@ -102,7 +102,6 @@ def test_a_network_that_raises_costs_the_scene_that_causes_it(
         look(scenes, clock)
 
     monkeypatch.setattr(sight, "look", moody)
-    monkeypatch.setattr(sight.depth, "estimate", estimate)
     placed = place(crowd, config, body, sight)
     for item, before in zip(placed, calm, strict=True):
         if item.scene.image_sha256 == victim:

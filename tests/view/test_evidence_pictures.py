@@ -7,8 +7,8 @@ import numpy as np
 from dto_pipeline.collate import pass_through
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.view.depth_map import draw_depth_map, grey_sheet
-from dto_pipeline.view.fit_plot import Fit, draw_fit
 from dto_pipeline.view.palette import INK, PAPER, person_colours
+from dto_pipeline.view.plots import Fit, draw_fit
 from dto_pipeline.view.scene_panel import person_table, scene_panel, scene_rows
 from tests.crowds import Stander, make_scene
 

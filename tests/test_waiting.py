@@ -1,0 +1,96 @@
+"""How often a batch makes a GPU wait, counted on a CPU that works as a GPU would."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dto_pipeline.collate import collate_scenes, split_batch
+from dto_pipeline.config import DepthConfig, PipelineConfig, load_config
+from dto_pipeline.lab.waiting import count_waits, unexpected_waits, waits_of
+from dto_pipeline.maths.devices import as_on_gpu
+from dto_pipeline.models.body import BodyModel
+from dto_pipeline.models.depth_anything import DepthNetwork
+from dto_pipeline.optimizer import SceneOptimizer
+from dto_pipeline.scene import SceneBatch
+from tests.company import make_crowds
+from tests.tiny_models import save_depth_anything
+
+MODES = {"paper": 6, "joint": 12}  # at most so often a batch; joint looks at some images twice
+
+
+def config(mode: str) -> PipelineConfig:
+    return load_config(None, [f"solver.mode={mode}", "joint.rerender_pixels=0"])
+
+
+@pytest.fixture(scope="module")
+def batch(body: BodyModel) -> SceneBatch:
+    scenes = make_crowds(body, 6)
+    for scene in scenes:  # masks that overlap: the joint solver draws again
+        assert scene.masks is not None
+        scene.masks = scene.masks | np.roll(scene.masks, 1, 0)
+    return collate_scenes(scenes)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_batch_waits_in_named_places_only_and_seldom(body: BodyModel, batch: SceneBatch, mode: str) -> None:
+    optimizer = SceneOptimizer(body, config(mode))
+    found = waits_of(lambda: optimizer(batch))
+    assert not unexpected_waits(found)
+    assert 0 < sum(found.values()) <= MODES[mode]
+    assert mode == "paper" or ("optimizer.py:_look_again", "nonzero") in found
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_results_are_the_same_piece_by_piece_and_at_once(body: BodyModel, mode: str) -> None:
+    """But for the rounding of sums, which a GPU makes of whole numbers."""
+    scenes = make_crowds(body, 6)
+    optimizer = SceneOptimizer(body, config(mode))
+    pieces = split_batch(scenes, optimizer(collate_scenes(scenes)), optimizer.config)
+    with as_on_gpu():
+        whole = split_batch(scenes, optimizer(collate_scenes(scenes)), optimizer.config)
+    for one, other in zip(pieces, whole, strict=True):
+        assert one.person_status == other.person_status
+        np.testing.assert_array_equal(one.mask_pixels, other.mask_pixels)
+        np.testing.assert_array_equal(one.visible_vertices, other.visible_vertices)
+        np.testing.assert_allclose(one.depth_mean, other.depth_mean, rtol=1e-6)
+        np.testing.assert_allclose(one.transl, other.transl, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(one.betas, other.betas, rtol=1e-4, atol=1e-4)
+
+
+def test_a_window_of_the_depth_network_is_waited_for_once(tmp_path: Path) -> None:
+    tiny = save_depth_anything(tmp_path / "net")
+    network = DepthNetwork(DepthConfig(source="model", model=str(tiny), short_side=28))
+    images = [np.full((30, 45, 3), value, np.uint8) for value in (0, 100, 200)]
+    found = waits_of(lambda: network.see(images))
+    # images leave from pinned memory, and ranges are on the host by the time they are looked at
+    names = {(place.removeprefix("models/depth_anything.py:"), asked) for place, asked in found}
+    assert names == {("_upload", "lift_fresh"), ("_judge", "tolist")}
+
+
+def test_whatever_asks_a_gpu_is_counted() -> None:
+    values = torch.arange(4)
+    asks = {
+        "_local_scalar_dense": lambda: bool(values[1]),
+        "tolist": lambda: values.tolist(),
+        "cpu": lambda: values.cpu(),
+        "to": lambda: values.to("cpu"),
+        "index": lambda: values[values > 1],
+        "nonzero": lambda: values.nonzero(),
+        "bincount": lambda: torch.bincount(values),
+        "repeat_interleave": lambda: values.repeat_interleave(values),
+        "lift_fresh": lambda: torch.tensor([1, 2]),
+        "_unique2": lambda: torch.unique(values),
+    }
+    for name, ask in asks.items():
+        with count_waits() as found:
+            ask()
+        assert found == {("elsewhere", name): 1}
+    with count_waits() as found:
+        values.to("cpu", non_blocking=True)
+        torch.repeat_interleave(values, output_size=6)
+        values[torch.arange(2)]
+    assert not found

@@ -1,0 +1,99 @@
+"""Figures with axes: metres land where they should, histograms count what they were given."""
+
+from __future__ import annotations
+
+import re
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dto_pipeline.view.palette import person_colours
+from dto_pipeline.view.plots import Chart, Series, draw_birds_eye, draw_histogram
+
+K = np.array([[500.0, 0, 320], [0, 500.0, 240], [0, 0, 1]])
+EDGES = np.arange(0.0, 5.0)
+
+
+def above(places: np.ndarray, shown: np.ndarray | None = None, **kept: np.ndarray) -> Image.Image:
+    return draw_birds_eye(places, K, 640, (500, 400), places if shown is None else shown, **kept)
+
+
+def middle_of(picture: Image.Image, colour: np.ndarray) -> np.ndarray:
+    """(u, v) of the middle of all pixels of a colour; NaN where there is none."""
+    v, u = np.nonzero((np.asarray(picture) == colour).all(axis=-1))
+    return np.array([u.mean(), v.mean()]) if len(u) else np.full(2, np.nan)
+
+
+@pytest.mark.parametrize("far", [6.0, 15.0, 40.0])
+def test_farther_is_higher_right_is_right_and_both_axes_share_a_scale(far: float) -> None:
+    places = np.array([[-1.0, 3.0], [-1.0, far], [2.0, 3.0]])
+    picture = above(places)
+    near, behind, right = (middle_of(picture, colour) for colour in person_colours(3))
+    assert behind[1] < near[1]
+    assert right[0] > near[0]
+    scale = (near[1] - behind[1]) / (far - 3)
+    assert (right[0] - near[0]) / 3 == pytest.approx(scale, abs=2 / 3)  # discs under tags are seen in part
+    assert (np.array([near, behind, right]) >= 0).all()
+
+
+def test_the_truth_is_a_hollow_disc_and_who_has_no_place_is_left_out() -> None:
+    places, truth = np.array([[0.0, 3.0], [np.nan, np.nan]]), np.array([[0.0, 3.0], [-1.5, 5.0]])
+    first, second = person_colours(2)
+    hollow = (np.asarray(above(places, truth, truth=truth)) == second).all(axis=-1).sum()
+    filled = (np.asarray(above(truth)) == second).all(axis=-1).sum()
+    assert 0 < hollow < filled / 2
+    assert np.isnan(middle_of(above(places, truth), second)).all()
+    assert np.isfinite(middle_of(above(places, truth), first)).all()
+
+
+def test_a_longer_bar_shows_a_less_certain_distance() -> None:
+    places = np.array([[0.0, 4.0]])
+
+    def added(sigma: float) -> int:
+        plain, marked = (np.asarray(above(places, z_sigma=np.array([value]))).astype(int) for value in (np.nan, sigma))
+        return int((np.abs(marked - plain).sum(-1) > 60).sum())
+
+    assert added(1.5) > added(0.5) > added(0.05) > 0  # also one that is smaller than the disc
+
+
+def bars_of(svg: str) -> np.ndarray:
+    """Heights of the corners of the filled shape."""
+    found = [e.attrib["d"] for e in ElementTree.fromstring(svg).iter() if "opacity: 0.85" in e.get("style", "")]
+    return np.array([float(y) for y in re.findall(r"[ML] \S+ (\S+)", found[0])])
+
+
+def test_the_highest_bar_is_the_most_counted_bin() -> None:
+    y = bars_of(draw_histogram(Chart("a", EDGES, [Series("s", np.array([1, 0, 4, 2]))])))
+    heights = np.unique((y.max() - y).round(3))
+    assert heights / heights.max() == pytest.approx(np.array([0, 1, 2, 4]) / 4, abs=0.01)
+
+
+def test_the_same_chart_gives_the_same_text_and_all_its_parts_can_be_drawn() -> None:
+    chart = Chart(
+        'a <b> & "c"',
+        np.geomspace(0.25, 4, 9),
+        [Series("x", np.arange(8), outline=True)],
+        "m",
+        curve=(np.array([0.3, 3.0]), np.array([0.0, 20.0])),
+        marks=[(1.0, "<one>")],
+        logarithmic=True,
+    )
+    assert draw_histogram(chart) == draw_histogram(chart)
+    ElementTree.fromstring(draw_histogram(chart))
+
+
+def test_a_chart_without_a_single_count_can_be_drawn_and_described() -> None:
+    chart = Chart("empty", EDGES, [Series("s", np.zeros(4, int))], "m")
+    ElementTree.fromstring(draw_histogram(chart))
+    assert chart.describe().startswith("s: 0")
+
+
+def test_the_empty_tail_goes_and_the_counts_stay() -> None:
+    counts = np.zeros(50, int)
+    counts[[2, 12]] = 3
+    short = Chart("a", np.arange(51.0), [Series("s", counts)]).without_tail()
+    assert short.series[0].counts.sum() == 6
+    assert len(short.edges) == len(short.series[0].counts) + 1 == 15
+    assert len(Chart("a", EDGES, [Series("s", np.zeros(4, int))]).without_tail().edges) == 5
