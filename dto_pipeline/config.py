@@ -89,7 +89,7 @@ class JointConfig:
     # depth noise, relative to z
     depth_sigma: float = 0.02  # error of one person's depth as a whole: what good monocular networks reach
     noise_levels: tuple[float, ...] = (0.4, 1.0, 2.5, 6.0)  # factors on it that an image may have ...
-    noise_level_weights: tuple[float, ...] = (0.24, 0.32, 0.32, 0.12)  # ... and how likely each is (tuned)
+    noise_level_weights: tuple[float, ...] = (0.22, 0.31, 0.32, 0.15)  # ... and how likely each is (tuned)
     edge_sigma: float = 0.2  # added: this over the square root of a person's pixels (borders blur; tuned)
     # Student's t of about 4 degrees of freedom and rare gross errors, as normal laws of these widths and weights
     tail_widths: tuple[float, ...] = (0.9, 2.0, 8.0)
@@ -114,9 +114,9 @@ class JointConfig:
     # without an age: probability of baby, kid or less, teen or less; an adult otherwise. Rarer children make adults of
     # families, commoner ones children of adults wherever depth is weak (tuned on crowds of both)
     unknown_age_below: tuple[float, float, float] = (0.015, 0.045, 0.09)
-    anybody_weight: float = 0.03  # probability that age and gender are somebody else's ...
+    anybody_weight: float = 0.045  # probability that age and gender are somebody else's ...
     wrong_ages_weight: float = 0.3  # ... the same in an image whose ages are wrong more often ...
-    wrong_ages_probability: float = 0.2  # ... and the probability of such an image (tuned)
+    wrong_ages_probability: float = 0.1  # ... and the probability of such an image (tuned)
     anybody_mean: float = 1.5  # [m]
     anybody_sigma: float = 0.25  # of the logarithm of the height
     # the picture is held
