@@ -18,6 +18,7 @@ from dto_pipeline.axes import NUM_BETAS
 from dto_pipeline.bounds import CAMERA_BEYOND, implausible_cameras
 from dto_pipeline.collate import collate_scenes, map_size, pass_through, split_batch
 from dto_pipeline.config import AttributeConfig, DepthConfig, MaskConfig, PipelineConfig, load_config
+from dto_pipeline.data.certainty import Limits
 from dto_pipeline.data.duplicates import People as LabelledPeople
 from dto_pipeline.data.duplicates import find_duplicates
 from dto_pipeline.data.images import ImageStore, open_folder
@@ -29,9 +30,10 @@ from dto_pipeline.data.storage import Location, as_location
 from dto_pipeline.data.torch_labels import LABEL_IMAGES, LABEL_PEOPLE, LabelDataset
 from dto_pipeline.errors import DtoError
 from dto_pipeline.models.body import BodyModel, load_body
+from dto_pipeline.models.depth_kinds import DISPARITY, METRIC_DEPTH, as_disparity
 from dto_pipeline.models.seeing import Sight
 from dto_pipeline.optimizer import SceneOptimizer
-from dto_pipeline.run.directory import RunDirectory
+from dto_pipeline.run.folder import RunDirectory
 from dto_pipeline.run.placing import refuse_kid_axis
 from dto_pipeline.scene import PlacedScene, Scene
 from dto_pipeline.status import PersonStatus
@@ -85,7 +87,12 @@ def read_table(source: Source, columns: Sequence[str] | None = None, people: Seq
 
 
 def torch_dataset(
-    source: Source, images: bool | str | Path = False, select: str = "accepted", manifest: str | Path | None = None
+    source: Source,
+    images: bool | str | Path = False,
+    select: str = "accepted",
+    manifest: str | Path | None = None,
+    max_error: float | None = None,
+    max_z_sigma: float | None = None,
 ) -> LabelDataset:
     """Labels as a map-style torch Dataset, one item per image; see `LabelDataset.__getitem__` for an item.
 
@@ -95,21 +102,25 @@ def torch_dataset(
             read them from there, under the manifest's names for a run, else under their ``image_path``.
         select: "accepted", "optimized" or "all" images.
         manifest: the run's manifest, where it was moved.
+        max_error: images whose expected error of z is at most this [m]; None = all. Where nobody knows it
+            (solver.mode paper) an image is left out; ``left_out`` of the dataset counts by reason.
+        max_z_sigma: the same of people and their sigma of z [m]; others stay in the item and are not ``usable``.
 
     Raises:
-        LabelsError: no labels there.
+        LabelsError: no labels there, or a limit that is not above 0.
         ManifestError: photographs are wanted and the run's manifest is gone.
     """
+    limits = Limits(max_error, max_z_sigma)
     columns = flatten_table(read_table(source, LABEL_IMAGES, LABEL_PEOPLE), LABEL_PEOPLE)
     if images is False:
-        return LabelDataset(columns, select)
+        return LabelDataset(columns, select, limits=limits)
     folder = None if images is True else as_location(images)
     if isinstance(source, str | Path) and RunDirectory(as_location(source)).is_run():
         store, names = _run_photographs(open_run_files(source, manifest), folder)
-        return LabelDataset(columns, select, store, names)
+        return LabelDataset(columns, select, store, names, limits)
     if folder is None:
         raise SceneInputError(f"images=True needs a run's folder, found {source}; give the folder of the photographs")
-    return LabelDataset(columns, select, open_folder(folder))
+    return LabelDataset(columns, select, open_folder(folder), limits=limits)
 
 
 def optimize_scene(
@@ -117,12 +128,13 @@ def optimize_scene(
     betas: np.ndarray,
     transl: np.ndarray,
     intrinsics: np.ndarray,
-    disparity: np.ndarray,
+    disparity: np.ndarray | None = None,
     masks: np.ndarray | None = None,
     ages: np.ndarray | None = None,
     male_prob: np.ndarray | None = None,
     body: BodyModel | str | Path = "",
     config: PipelineConfig | None = None,
+    metres: np.ndarray | None = None,
 ) -> PlacedScene:
     """Place the P people of one image, in memory, on the device of `body`.
 
@@ -138,6 +150,7 @@ def optimize_scene(
         male_prob: (P,) 0 .. 1; NaN or None = unknown.
         body: a loaded body model, or the file of one ("demo" = the free stand-in); "" = as in `config`.
         config: knobs; None = those of the paper.
+        metres: (H, W) distance along the camera axis [m] in place of `disparity`, of a metric network; 0 = unknown.
 
     Returns:
         `PlacedScene`: ``transl`` (P, 3) [m] and ``betas`` (P, 11) after, ``scale`` (P,), ``person_status``,
@@ -149,7 +162,12 @@ def optimize_scene(
         BodyModelError: no body model is named, or it cannot be read.
     """
     config = config or PipelineConfig()
-    scene = _build_scene(pose, betas, transl, intrinsics, disparity, ages, male_prob)
+    if (disparity is None) == (metres is None):
+        raise SceneInputError("give either disparity or metres")
+    values = np.asarray(disparity if metres is None else metres)
+    depth = as_disparity(values, DISPARITY if metres is None else METRIC_DEPTH)
+    scene = _build_scene(pose, betas, transl, intrinsics, depth, ages, male_prob)
+    scene.origin["depth"] = "memory" if metres is None else f"{METRIC_DEPTH} in memory"
     _add_masks(scene, masks, config.evidence.render_max_side)
     if scene.num_people == 0:
         return pass_through(scene)
@@ -215,7 +233,7 @@ def _build_scene(
     shape = np.pad(shape, ((0, 0), (0, NUM_BETAS - shape.shape[1])))
     place = _array("transl", transl, (people, 3))
     problems = [ROW_PROBLEMS[code] for code in find_row_problems(pose, shape, place)]
-    depth = _check_disparity(np.asarray(disparity, np.float32))
+    depth = _check_disparity(disparity)
     scene = Scene(
         image_id="memory/scene",
         subset="memory",
@@ -233,7 +251,7 @@ def _build_scene(
         det_score=unknown,
         person_problem=[(PersonStatus.INVALID_LABEL, text) if text else None for text in problems],
         disparity=depth,
-        origin={"masks": "memory", "attributes": "memory", "depth": "memory"},
+        origin={"masks": "memory", "attributes": "memory"},
     )
     alike = (scene.pose, scene.betas, scene.transl, scene.bbox_xyxy, scene.det_score)
     usable = np.array([problem is None for problem in scene.person_problem], bool)
@@ -281,5 +299,7 @@ def _check_disparity(disparity: np.ndarray) -> np.ndarray:
     if disparity.ndim != 2 or not disparity.size:
         raise SceneInputError(f"disparity has shape {disparity.shape}; expected (H, W) of the photograph")
     if not np.isfinite(disparity).all() or disparity.min() < 0 or disparity.max() == 0:
-        raise SceneInputError("disparity must be finite, not negative and somewhere positive; larger is nearer")
+        raise SceneInputError(
+            "disparity (or metres) must be finite, not negative and somewhere positive; of disparity larger is nearer"
+        )
     return disparity

@@ -16,6 +16,7 @@ from dto_pipeline.bounds import CAMERA_BEYOND, implausible_cameras, name_beyond
 from dto_pipeline.config import PipelineConfig
 from dto_pipeline.maths.camera import map_size
 from dto_pipeline.maths.depth_line import DEPTH_MODELS
+from dto_pipeline.models.depth_kinds import is_metric
 from dto_pipeline.scene import (
     OUTCOMES,
     DepthEvidence,
@@ -68,6 +69,7 @@ def collate_scenes(scenes: Sequence[Scene], device: torch.device | str = "cpu") 
             if scenes[0].disparity is None
             else pad([scene.disparity for scene in scenes], (height, width), np.float32)  # type: ignore[misc]
         ),
+        metric=_upload(np.array([is_metric(scene.origin.get("depth")) for scene in scenes]), device),
         image_size=_upload(np.array([[scene.height, scene.width] for scene in scenes]), device),
         map_size=_upload(map_sizes, device),
     )

@@ -23,6 +23,8 @@ SOLVER_MODES = ("paper", "joint")
 DEPTH_MODELS = ("auto", "affine_depth", "affine_disparity")
 DEPTH_SOURCES = ("files", "model")
 DEPTH_KINDS = ("disparity", "depth", "metric_depth")  # explained in `models.depth_kinds`
+DEPTH_UNITS = ("measured", "published")  # or a number; explained in `maths.depth_evidence`
+METRES_PER_DEPTH = 500.0  # [m] of one unit of relative depth in the published network's unit: far_depth is 10 m
 DEPTH_PRECISIONS = ("auto", "float32", "tf32", "float16", "bfloat16")  # maps and the last layer are always float32
 MASK_SOURCES = ("labels", "model", "none")
 # What is taken where the config says 0: (on a CPU, on a GPU). A GPU wants 32 images before its 1,300 launches a batch
@@ -62,7 +64,7 @@ class EvidenceConfig:
     iqr_factor: float = 1.5  # depth outliers lie this many interquartile ranges beyond the quartiles
     max_residual: float = 0.10  # |z - line| of a pixel that counts, row means removed [m]
     ground_percentile: float = 90.0  # rows at or below this percentile of a person's rows touch the ground [%]
-    far_depth: float = 0.02  # mean relative depth beyond which a person is far [1 / disparity]
+    far_depth: float = 0.02  # mean relative depth beyond which a person is far [1 / disparity, in `depth.unit`]
     far_scale: float = 0.25  # 2 fy / (z * min(H, W)) under which a person is far
 
 
@@ -73,7 +75,7 @@ class SolverConfig:
     mode: str = "paper"  # reproduces the published method; see `SOLVER_MODES`
     internal_constraint: bool = True  # alpha may not be flatter than the bodies in the crowd
     min_corr: float = 0.5  # a body's slope counts above this correlation (strict)
-    default_alpha_min: float = 20.0  # [m per depth unit] where no body's slope counts
+    default_alpha_min: float = 20.0  # [m per depth unit, in `depth.unit`] where no body's slope counts
     max_height: float = 2.1  # nobody is taller than this [m]
     max_rounds: int = 10  # rounds of setting the tallest aside
 
@@ -97,6 +99,7 @@ class JointConfig:
     # a network may draw small people farther: depth is (1.7 m / height)^k times the truth
     size_error: float = 0.35  # k of such an image (tuned with k = 0.3; one k tells smaller and larger ones from none)
     size_error_probability: float = 0.06  # of such an image (tuned)
+    metric_sigma: float = 0.1  # of a metric map's scale, per image, relative: its networks report 5 to 15 %
     share_sigma: float = 0.15  # of the line's share about 1: an offset of 15 % of the typical disparity is 1 sigma
     # slopes inside bodies, as measurements of the line's elasticity
     slope_gain: float = 1.6  # the slope falls short of the truth by corr to this power (tuned; 2 = noise in depth only)
@@ -169,6 +172,8 @@ class DepthConfig:
     root: str = ""  # files: folder with one map per image; "" = the `depth` folder named by the manifest
     kind: str = "disparity"  # files: what their numbers mean, see `DEPTH_KINDS`; a network knows its own kind
     scale: float = 1.0  # files: stored numbers times this are in the kind's unit (0.001: millimetres)
+    # of relative maps, whose disparity is this many times the published network's: see `DEPTH_UNITS`, or a number
+    unit: str = "measured"
     model: str = (
         ""  # model: hub name or folder; "demo" = the small network of the package, for the demo's pictures only
     )
@@ -179,6 +184,16 @@ class DepthConfig:
     # `BY_DEVICE`, the same on every GPU
     batch: int = 0
     precision: str = "auto"  # model: see `DEPTH_PRECISIONS`; auto = float32 on a CPU, bfloat16 on a GPU
+
+    @property
+    def told_unit(self) -> float | None:
+        """`unit` as a number; None = each image tells its own. A word that is none gives NaN."""
+        if self.unit in DEPTH_UNITS:
+            return None if self.unit == "measured" else 1.0
+        try:
+            return float(self.unit)
+        except ValueError:
+            return float("nan")
 
 
 @dataclass(frozen=True)
@@ -225,7 +240,6 @@ class RunConfig:
     cpus_per_worker: float = 1.0  # what an actor asks of Ray
     gpus_per_worker: float = -1.0  # what an actor asks of Ray; fractions allowed; -1 = one where there are any
     max_attempts: int = 3  # tries a shard gets before it is quarantined
-    shards_in_flight: int = 2  # shards handed to one worker at a time
     shard_timeout_s: float = 1800.0  # a shard without an answer for this long is taken from its worker [s]
     # a worker that has its CPUs and GPUs but is not ready for this long is ended [s]; 1.3 GB of Depth Anything V2 Large
     # come in 22 minutes over 1 MB/s. Waiting for CPUs and GPUs has no limit
@@ -280,7 +294,7 @@ class PipelineConfig:
             f"run.max_failed_images is {self.run.max_failed_images:g}; expected a share from 0 to 1, 0.05 is 5 %",
         )
         _expect(self.run.max_poison_images >= 0, "run.max_poison_images must be 0 or more")
-        for name in ("max_attempts", "decode_memory_mb", "torch_threads", "shards_in_flight"):
+        for name in ("max_attempts", "decode_memory_mb", "torch_threads"):
             _expect(getattr(self.run, name) >= 1, f"run.{name} must be at least 1, found {getattr(self.run, name)}")
         for name in ("batch_images", "decode_threads"):
             found = getattr(self.run, name)
@@ -303,6 +317,11 @@ class PipelineConfig:
         ):
             _expect(value in choices, f"{key} is {value!r}; choose from {choices}")
         _expect(self.depth.scale > 0, "depth.scale must be positive")
+        told = self.depth.told_unit
+        _expect(
+            told is None or 0 < told < float("inf"),
+            f"depth.unit is {self.depth.unit!r}; choose from {DEPTH_UNITS} or give a positive number",
+        )
         _expect(
             self.depth.source != "model" or bool(self.depth.model),
             "depth.source is 'model' but depth.model is empty; set depth.model to a hub name (with depth.revision) or "
@@ -426,6 +445,8 @@ def _coerce(name: str, hint: Any, value: Any) -> Any:
         return float(value)  # 1e-4 is a number to everybody but YAML 1.1
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if hint is str and name == "depth.unit" and isinstance(value, int | float) and not isinstance(value, bool):
+        return repr(float(value))  # a word, or a number
     right = isinstance(value, hint) and not (hint is int and isinstance(value, bool))
     _expect(right, f"{name} must be {hint.__name__}, found {shorten(value)}")
     _expect(value == value, f"{name} must be a number, found {value!r}")

@@ -87,7 +87,7 @@ class SceneOptimizer:
                 min_pixels_grid=self.config.joint.min_pixels_grid,
                 min_visible_vertices=self.config.joint.min_visible_vertices,
             )
-        return measure_depth_evidence(maps, batch, knobs)
+        return measure_depth_evidence(maps, batch, knobs, self.config.depth.told_unit)
 
     def expect_heights(self, batch: SceneBatch) -> tuple[HeightPrior, HeightMixture | None]:
         """Height priors, and for the joint solver the mixture they summarise."""
@@ -108,7 +108,9 @@ class SceneOptimizer:
             return fit_groups(evidence, prior, self.config.solver, self.config.refine)
         config = self.config
         z = batch.transl[..., 2]
-        return fit_jointly(evidence, prior, mixture, z, batch.present, config.joint, config.solver.max_height)
+        return fit_jointly(
+            evidence, prior, mixture, z, batch.present, config.joint, config.solver.max_height, batch.metric
+        )
 
     def _look_again(
         self,

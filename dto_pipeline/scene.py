@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -106,6 +106,7 @@ class SceneBatch(_Tensors):
     present: torch.Tensor  # (B, P) bool: not padding, and a label that can be used
     masks: torch.Tensor  # (B, P, h, w) bool at person-map size, padded with False
     disparity: torch.Tensor  # (B, H, W) float32, padded with 0
+    metric: torch.Tensor  # (B,) bool: disparity is `config.METRES_PER_DEPTH` over metres
     image_size: torch.Tensor  # (B, 2) int64: H, W of each image [px]
     map_size: torch.Tensor  # (B, 2) int64: h, w of each person map [px]
 
@@ -134,6 +135,7 @@ class DepthEvidence(_Tensors):
     usable: torch.Tensor  # (B, P) bool
     cut: torch.Tensor  # (B, P) int64: 0 usable, 1 too small at first, 2 too small after the outlier cut, -1 absent
     group: torch.Tensor  # (B, P) int64: NEAR, FAR, or -1 where not usable
+    unit: torch.Tensor  # (B,) float64: the map's disparity over the published network's
 
 
 @dataclass(frozen=True)
@@ -289,6 +291,7 @@ class PlacedScene:
     z_covariance: np.ndarray | None = None  # (P (P + 1) / 2,) float32 [m^2] lower triangle, row by row
     depth_model: str | None = None  # of `maths.depth_line.DEPTH_MODELS`
     disparity_line: tuple[float, float] = (float("nan"), float("nan"))  # 1 / z = first * disparity + second
+    extra: dict[str, Any] = field(default_factory=dict)  # columns of the table at extra.NAME: (P,) numbers, one number
 
     def __post_init__(self) -> None:
         if len(self.height_sigma_m) == 0:

@@ -1,10 +1,15 @@
-"""Arrow schemas of everything the pipeline writes: the only place where a column is spelled.
+"""Columns of everything the pipeline writes: the only place where one is spelled.
 
 Two tables, both one row per image with its people as ``list<struct>``: the manifest (`dto-manifest/1`, what goes in)
-and the labels (`dto-labels/1`, what comes out). Units and meanings travel as field metadata.
+and the labels (`dto-labels/1`, what comes out). Units and meanings travel as field metadata. A column of the labels
+also says where it sits in a `scene.PlacedScene`: the writer takes it from there, the reader puts it back there, and
+exports, dataset card and README follow. To add one: a line here, and whoever computes it fills that place.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import pyarrow as pa
 
@@ -20,44 +25,91 @@ def _field(name: str, kind: pa.DataType, description: str, unit: str = "") -> pa
     return pa.field(name, kind, metadata=metadata)
 
 
+@dataclass(frozen=True)
+class Column:
+    """One column of the labels."""
+
+    name: str
+    kind: pa.DataType
+    text: str
+    unit: str = ""
+    place: str = (
+        ""  # in a PlacedScene: fields, entries of dicts and positions, with dots; "" = `data.labels` computes it
+    )
+    persons: bool = False  # an image's column that stands beside each of its people in `dto-persons/1`
+    added: bool = False  # an image's column that files of earlier versions lack: null there
+
+    @property
+    def field(self) -> pa.Field:
+        """The column as Arrow names it."""
+        return _field(self.name, self.kind, self.text, self.unit)
+
+    def row(self, prefix: str = "") -> tuple[str, str, str, str]:
+        """Name, type, unit and meaning, as the tables of README and dataset card show them."""
+        length = f"[{self.kind.list_size}]" if pa.types.is_fixed_size_list(self.kind) else ""
+        listed = length or pa.types.is_list(self.kind)
+        kind = str(self.kind.value_type if listed else self.kind).replace("double", "float64")
+        name = ("" if length or not listed else "list of ") + ("float32" if kind == "float" else kind) + length
+        return f"`{prefix}{self.name}`", name, self.unit, self.text
+
+
+def _fields(columns: Sequence[Column]) -> list[pa.Field]:
+    return [column.field for column in columns]
+
+
 def _vector(length: int) -> pa.DataType:
     return pa.list_(pa.float32(), length)
 
 
+_TEXT, _BOOL, _INT, _FLOAT, _DOUBLE = pa.string(), pa.bool_(), pa.int32(), pa.float32(), pa.float64()
+
 _IMAGE_KEY = [
-    _field("image_id", pa.string(), "key: subset, slash, image_path"),
-    _field("subset", pa.string(), "data set the image belongs to"),
-    _field("image_path", pa.string(), "path of the image inside its subset, as published"),
-    _field("width", pa.int32(), "image width, un-rotated; 0 = the image could not be read", "px"),
-    _field("height", pa.int32(), "image height, un-rotated; 0 = the image could not be read", "px"),
+    Column("image_id", _TEXT, "key: subset, slash, image_path", "", "scene.image_id", persons=True),
+    Column("subset", _TEXT, "data set the image belongs to", "", "scene.subset", persons=True),
+    Column(
+        "image_path", _TEXT, "path of the image inside its subset, as published", "", "scene.image_path", persons=True
+    ),
+    Column(
+        "width", _INT, "image width, un-rotated; 0 = the image could not be read", "px", "scene.width", persons=True
+    ),
+    Column(
+        "height", _INT, "image height, un-rotated; 0 = the image could not be read", "px", "scene.height", persons=True
+    ),
 ]
 
 _CAMERA = [
-    _field("fx", pa.float64(), "focal length along u", "px"),
-    _field("fy", pa.float64(), "focal length along v", "px"),
-    _field("cx", pa.float64(), "principal point u", "px"),
-    _field("cy", pa.float64(), "principal point v", "px"),
+    Column("fx", _DOUBLE, "focal length along u", "px", persons=True),
+    Column("fy", _DOUBLE, "focal length along v", "px", persons=True),
+    Column("cx", _DOUBLE, "principal point u", "px", persons=True),
+    Column("cy", _DOUBLE, "principal point v", "px", persons=True),
 ]
 
 _PERSON_LABEL = [
-    _field("person_index", pa.int32(), "position of the person in its image; source order"),
-    _field("source_row", pa.int64(), "row of the label file; -1 = added by a detector"),
-    _field("pose", _vector(72), "24 x 3 axis-angle, root (global_orient) first", "rad"),
-    _field("betas", _vector(11), "SMPL shape coefficients; the last is the kid axis (0 adult, 1 infant template)"),
-    _field("transl", _vector(3), "translation added after skinning (not the pelvis)", "m"),
+    Column("person_index", _INT, "position of the person in its image; source order"),
+    Column("source_row", pa.int64(), "row of the label file; -1 = added by a detector", "", "scene.source_row"),
+    Column("pose", _vector(72), "24 x 3 axis-angle, root (global_orient) first", "rad", "scene.pose"),
+    Column(
+        "betas",
+        _vector(11),
+        "SMPL shape coefficients; the last is the kid axis (0 adult, 1 infant template)",
+        "",
+        "betas",
+    ),
+    Column("transl", _vector(3), "translation added after skinning (not the pelvis)", "m", "transl"),
 ]
 
 _PERSON_SEEN = [
-    _field("bbox_xyxy", _vector(4), "box of the person: left, top, right, bottom; NaN = unknown", "px"),
-    _field("det_score", pa.float32(), "score of the detector; NaN = from the released labels"),
-    _field("age_years", pa.float32(), "estimated age; NaN = unknown, most likely an adult", "year"),
-    _field("male_prob", pa.float32(), "probability of being male; NaN = unknown"),
+    Column(
+        "bbox_xyxy", _vector(4), "box of the person: left, top, right, bottom; NaN = unknown", "px", "scene.bbox_xyxy"
+    ),
+    Column("det_score", _FLOAT, "score of the detector; NaN = from the released labels", "", "scene.det_score"),
+    Column("age_years", _FLOAT, "estimated age; NaN = unknown, most likely an adult", "year", "scene.age_years"),
+    Column("male_prob", _FLOAT, "probability of being male; NaN = unknown", "", "scene.male_prob"),
 ]
 
 MANIFEST_PERSON = pa.struct(
     [
-        *_PERSON_LABEL,
-        *_PERSON_SEEN,
+        *_fields([*_PERSON_LABEL, *_PERSON_SEEN]),
         _field("mask_rle", pa.binary(), "instance mask of the visible part: COCO compressed run lengths; null = none"),
         _field("mask_height", pa.int32(), "height of the mask; 0 = none", "px"),
         _field("mask_width", pa.int32(), "width of the mask; 0 = none", "px"),
@@ -68,8 +120,7 @@ MANIFEST_PERSON = pa.struct(
 MANIFEST_SCHEMA = pa.schema(
     [
         _field("shard", pa.int32(), "number of the shard; one row group per shard"),
-        *_IMAGE_KEY,
-        *_CAMERA,
+        *_fields([*_IMAGE_KEY, *_CAMERA]),
         _field("image_file", pa.string(), "file of the image, relative to the images folder"),
         _field("depth_file", pa.string(), "precomputed depth map, relative to the depth folder; null = none"),
         _field("mask_origin", pa.string(), "where the masks came from: sidecar, labels, detection; null = none"),
@@ -81,84 +132,128 @@ MANIFEST_SCHEMA = pa.schema(
     ]
 )
 
-LABEL_PERSON = pa.struct(
-    [
-        *_PERSON_LABEL,
-        _field("transl_init", _vector(3), "translation of the input label", "m"),
-        _field("beta_index", pa.int32(), "the shape coefficient that was changed; -1 = none"),
-        _field("beta_init", pa.float32(), "its value in the input label (exact undo); NaN = none"),
-        _field("scale", pa.float32(), "factor on distance and height; 1 = not moved"),
-        *_PERSON_SEEN,
-        _field("height_class", pa.string(), "baby, kid, teen, adult_female, adult_male, adult; null = not computed"),
-        _field("height_init_m", pa.float32(), "rest-pose height of the input body", "m"),
-        _field("height_m", pa.float32(), "rest-pose height of the body after", "m"),
-        _field("mask_score", pa.float32(), "score of the network's instance mask; NaN = mask from elsewhere or none"),
-        _field("prior_mean_m", pa.float32(), "mean of the height prior", "m"),
-        _field("prior_sigma_m", pa.float32(), "standard deviation of the height prior", "m"),
-        _field("depth_mean", pa.float32(), "mean relative depth of the person's pixels", "1 / disparity"),
-        _field("depth_std", pa.float32(), "its standard deviation", "1 / disparity"),
-        _field("slope", pa.float32(), "rendered z against relative depth inside the person", "m * disparity"),
-        _field("corr", pa.float32(), "correlation of the same"),
-        _field("mask_pixels", pa.int32(), "pixels of the person in the id map"),
-        _field("visible_vertices", pa.int32(), "visible vertices, of 6890"),
-        _field("depth_group", pa.int8(), "0 near, 1 far, -1 = not measured"),
-        _field("z_sigma_m", pa.float32(), "posterior standard deviation of z; NaN where the solver gives none", "m"),
-        _field("height_sigma_m", pa.float32(), "the same of height_m", "m"),
-        _field("status", pa.string(), "PersonStatus"),
-        _field("message", pa.string(), "detail of the status; null = none"),
-    ]
+PERSON_COLUMNS = (
+    *_PERSON_LABEL,
+    Column("transl_init", _vector(3), "translation of the input label", "m", "scene.transl"),
+    Column("beta_index", _INT, "the shape coefficient that was changed; -1 = none", "", "beta_index"),
+    Column("beta_init", _FLOAT, "its value in the input label (exact undo); NaN = none"),
+    Column("scale", _FLOAT, "factor on distance and height; 1 = not moved", "", "scale"),
+    *_PERSON_SEEN,
+    Column("height_class", _TEXT, "baby, kid, teen, adult_female, adult_male, adult; null = not computed"),
+    Column("height_init_m", _FLOAT, "rest-pose height of the input body", "m", "height_init_m"),
+    Column("height_m", _FLOAT, "rest-pose height of the body after", "m", "height_m"),
+    Column(
+        "mask_score",
+        _FLOAT,
+        "score of the network's instance mask; NaN = mask from elsewhere or none",
+        "",
+        "scene.mask_score",
+    ),
+    Column("prior_mean_m", _FLOAT, "mean of the height prior", "m", "prior_mean_m"),
+    Column("prior_sigma_m", _FLOAT, "standard deviation of the height prior", "m", "prior_sigma_m"),
+    Column("depth_mean", _FLOAT, "mean relative depth of the person's pixels", "1 / disparity", "depth_mean"),
+    Column("depth_std", _FLOAT, "its standard deviation", "1 / disparity", "depth_std"),
+    Column("slope", _FLOAT, "rendered z against relative depth inside the person", "m * disparity", "slope"),
+    Column("corr", _FLOAT, "correlation of the same", "", "corr"),
+    Column("mask_pixels", _INT, "pixels of the person in the id map", "", "mask_pixels"),
+    Column("visible_vertices", _INT, "visible vertices, of 6890", "", "visible_vertices"),
+    Column("depth_group", pa.int8(), "0 near, 1 far, -1 = not measured", "", "depth_group"),
+    Column("z_sigma_m", _FLOAT, "posterior standard deviation of z; NaN where the solver gives none", "m", "z_sigma_m"),
+    Column("height_sigma_m", _FLOAT, "the same of height_m", "m", "height_sigma_m"),
+    Column("status", _TEXT, "PersonStatus", "", "person_status"),
+    Column("message", _TEXT, "detail of the status; null = none", "", "person_message"),
 )
 
+IMAGE_COLUMNS = (
+    *_IMAGE_KEY,
+    Column(
+        "image_sha256",
+        _TEXT,
+        "sha256 of the image file's bytes; empty = not read",
+        "",
+        "scene.image_sha256",
+        persons=True,
+    ),
+    *_CAMERA,
+    Column("status", _TEXT, "ImageStatus; every input image has a row, failures too", "", "status", persons=True),
+    Column("message", _TEXT, "detail of the status; null = none", "", "message"),
+    Column(
+        "is_optimized",
+        _BOOL,
+        "at least one group of two or more people was optimised",
+        "",
+        "is_optimized",
+        persons=True,
+    ),
+    Column(
+        "is_accepted",
+        _BOOL,
+        "is_optimized and good enough: docs/joint_solver.md; paper: the next column",
+        "",
+        "is_accepted",
+        persons=True,
+    ),
+    Column(
+        "mean_height_deviation", _FLOAT, "score of the image; 0 if nothing counts", "sigma", "deviation", persons=True
+    ),
+    Column(
+        "expected_error_m",
+        _FLOAT,
+        "expected error of z (absolute, mean of the people placed) by the posterior; null = none, as in mode paper",
+        "m",
+        "expected_error",
+        persons=True,
+        added=True,
+    ),
+    Column(
+        "alpha_near", _FLOAT, "z = alpha * depth + beta of the near group; NaN = no fit", "m * disparity", "alpha.0"
+    ),
+    Column("beta_near", _FLOAT, "see alpha_near", "m", "beta.0"),
+    Column("alpha_far", _FLOAT, "the same of the far group; NaN = no fit", "m * disparity", "alpha.1"),
+    Column("beta_far", _FLOAT, "see alpha_far", "m", "beta.1"),
+    Column(
+        "depth_model",
+        _TEXT,
+        "affine_depth or affine_disparity (solver.mode joint); null = not chosen",
+        "",
+        "depth_model",
+    ),
+    Column(
+        "disparity_slope",
+        _FLOAT,
+        "1 / z = slope * disparity + offset; NaN = another model",
+        "1 / m",
+        "disparity_line.0",
+    ),
+    Column("disparity_offset", _FLOAT, "see disparity_slope", "1 / m", "disparity_line.1"),
+    Column(
+        "z_covariance",
+        pa.list_(pa.float32()),
+        "covariance of people's z, lower triangle row by row, diagonal included; NaN = not placed; null = none",
+        "m2",
+        "z_covariance",
+    ),
+    Column("used_ground_evidence", _BOOL, "the near group was placed by its lowest pixels", "", "used_ground"),
+    Column("mask_origin", _TEXT, "where instance masks came from", "", "scene.origin.masks"),
+    Column("attribute_origin", _TEXT, "where age and gender came from", "", "scene.origin.attributes"),
+    Column("depth_origin", _TEXT, "where the depth map came from", "", "scene.origin.depth"),
+    Column("num_persons", _INT, "people of the image", persons=True),
+)
+
+LABEL_PERSON = pa.struct(_fields(PERSON_COLUMNS))
 LABELS_SCHEMA = pa.schema(
-    [
-        *_IMAGE_KEY,
-        _field("image_sha256", pa.string(), "sha256 of the image file's bytes; empty = not read"),
-        *_CAMERA,
-        _field("status", pa.string(), "ImageStatus; every input image has a row, failures too"),
-        _field("message", pa.string(), "detail of the status; null = none"),
-        _field("is_optimized", pa.bool_(), "at least one group of two or more people was optimised"),
-        _field("is_accepted", pa.bool_(), "is_optimized and good enough: docs/joint_solver.md; paper: the next column"),
-        _field("mean_height_deviation", pa.float32(), "score of the image; 0 if nothing counts", "sigma"),
-        _field(
-            "expected_error_m",
-            pa.float32(),
-            "expected error of z (absolute, mean of the people placed) by the posterior; null = none, as in mode paper",
-            "m",
-        ),
-        _field("alpha_near", pa.float32(), "z = alpha * depth + beta of the near group; NaN = no fit", "m * disparity"),
-        _field("beta_near", pa.float32(), "see alpha_near", "m"),
-        _field("alpha_far", pa.float32(), "the same of the far group; NaN = no fit", "m * disparity"),
-        _field("beta_far", pa.float32(), "see alpha_far", "m"),
-        _field("depth_model", pa.string(), "affine_depth or affine_disparity (solver.mode joint); null = not chosen"),
-        _field("disparity_slope", pa.float32(), "1 / z = slope * disparity + offset; NaN = another model", "1 / m"),
-        _field("disparity_offset", pa.float32(), "see disparity_slope", "1 / m"),
-        _field(
-            "z_covariance",
-            pa.list_(pa.float32()),
-            "covariance of people's z, lower triangle row by row, diagonal included; NaN = not placed; null = none",
-            "m2",
-        ),
-        _field("used_ground_evidence", pa.bool_(), "the near group was placed by its lowest pixels"),
-        _field("mask_origin", pa.string(), "where instance masks came from"),
-        _field("attribute_origin", pa.string(), "where age and gender came from"),
-        _field("depth_origin", pa.string(), "where the depth map came from"),
-        _field("num_persons", pa.int32(), "people of the image"),
-        _field("persons", pa.list_(LABEL_PERSON), "people in source order, none dropped"),
-    ]
+    [*_fields(IMAGE_COLUMNS), _field("persons", pa.list_(LABEL_PERSON), "people in source order, none dropped")]
 )
 
 PERSONS_SCHEMA_NAME = "dto-persons/1"
 
-_IMAGE_OF_PERSON = ("image_id", "subset", "image_path", "width", "height", "image_sha256", "fx", "fy", "cx", "cy")
-_IMAGE_VERDICT = ("is_optimized", "is_accepted", "mean_height_deviation", "expected_error_m", "num_persons")
-
 PERSONS_SCHEMA = pa.schema(
     [
-        *(LABELS_SCHEMA.field(name) for name in _IMAGE_OF_PERSON),
-        LABELS_SCHEMA.field("status").with_name("image_status"),
-        *(LABELS_SCHEMA.field(name) for name in _IMAGE_VERDICT),
-        *LABEL_PERSON,
+        column.field.with_name("image_status") if column.name == "status" else column.field
+        for column in IMAGE_COLUMNS
+        if column.persons
     ]
+    + _fields(PERSON_COLUMNS)
 )
 """The labels with one row per person, for trainers that crop people; `status` and `message` are the person's."""
 

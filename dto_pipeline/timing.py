@@ -30,6 +30,12 @@ class StageClock:
             with self._lock:  # several threads share a stage
                 self.seconds[stage] += time.perf_counter() - start
 
+    def add(self, other: StageClock) -> None:
+        """Add what another clock has counted."""
+        with self._lock:
+            for stage, seconds in other.seconds.items():
+                self.seconds[stage] += seconds
+
     def _wait(self) -> None:
         if self._synchronize:
             torch.cuda.synchronize()

@@ -28,24 +28,21 @@ from dto_pipeline.config import STAND_IN_BODY, load_config
 from dto_pipeline.data.dataset import load_dataset
 from dto_pipeline.data.files import write_bytes_atomic, write_json_atomic
 from dto_pipeline.data.images import read_image
-from dto_pipeline.data.manifest import build_manifest
+from dto_pipeline.data.manifest_build.builder import build_manifest
 from dto_pipeline.evaluate.tables import markdown
 from dto_pipeline.lab.crowd import plan_crowd
-from dto_pipeline.lab.training_crowds import CrowdSettings, build_crowds
+from dto_pipeline.lab.dataset import DemoSettings, build_demo_data
 from dto_pipeline.lab.write import TRUTH
 from dto_pipeline.models.body import BodyModel, load_body
 from dto_pipeline.models.depth_tiny import save_backbone
 from dto_pipeline.run.driver import run_pipeline
-from dto_pipeline.train.augment import Draw, vary_pixels
-from dto_pipeline.train.batch import TrainBatch
+from dto_pipeline.train.augment import Draw, Paint, resize
+from dto_pipeline.train.batch import Sample, TrainBatch, collate_samples
 from dto_pipeline.train.checkpoint import begin_network, list_checkpoints, read_checkpoint, restore_network
-from dto_pipeline.train.config import TrainConfig, load_train_config
-from dto_pipeline.train.data_config import AugmentConfig
-from dto_pipeline.train.dataset import Sample, collate_samples
+from dto_pipeline.train.config import AugmentConfig, DataConfig, TrainConfig
 from dto_pipeline.train.evaluation import MEASURES, evaluate
-from dto_pipeline.train.labels import ImageLabels, see_people
 from dto_pipeline.train.model import MeshNetwork, Predictions, with_joints
-from dto_pipeline.train.targets import mesh_edges
+from dto_pipeline.train.people import ANNOTATED_JOINTS, ImageLabels, Rules, see_people
 
 CONFIG = Path(__file__).parent / "train.yaml"
 TRAINING_SEED, TEST_SEED = 301, 307  # of the crowds; settings were chosen on the crowds of seeds 302 to 306
@@ -53,7 +50,6 @@ ENCODER_LAYERS = 4  # of the six of the demo's depth network: people's size is r
 SCALE = 0.4  # of the demo's pictures
 KINDS = {"with": "relative metric loss", "without": "without it"}
 _BATCH = 12  # test images at once
-_LEAST_JOINTS, _MOST_PEOPLE = 4, 50  # of a person inside, of an image
 _SHOWN = ("pair_depth_error", "near_pair_depth_error", "ordinal", "depth_error", "fov_error", "mpjpe", "recall")
 
 
@@ -91,7 +87,7 @@ def draw_crowds(out: Path, seed: int, images: int, body: BodyModel) -> Path:
     def say(done: int, count: int) -> None:
         print(f"\r{folder}: {done} of {count} crowds", end="\n" if done == count else "", flush=True)
 
-    build_crowds(folder, body, CrowdSettings(images, seed, SCALE), say)
+    build_demo_data(folder, body, DemoSettings(images, seed, SCALE, broken=False), say)
     return folder
 
 
@@ -151,24 +147,22 @@ def measure(network: MeshNetwork, config: TrainConfig, crowds: Path, body: BodyM
     def predict(batch: TrainBatch) -> Predictions:
         return with_joints(network(batch.images, batch.centres), body)
 
-    # one yardstick for all: queries are assigned with the default weights whatever was trained with
-    batches = truth_batches(crowds, config.data.input_size, body)
-    return evaluate(predict, batches, body, load_train_config().match)
+    return evaluate(predict, truth_batches(crowds, config.data.input_size, body), body)
 
 
 def truth_batches(crowds: Path, side: int, body: BodyModel) -> Iterator[TrainBatch]:
     """The pictures of a set, whole, with the truth as labels."""
-    settings = json.loads((crowds / "crowds.json").read_text())
+    settings = json.loads((crowds / "demo.json").read_text())
     with np.load(crowds / TRUTH, allow_pickle=False) as arrays:
         truth = {name: arrays[name] for name in ("image_name", "image_number", "pose", "betas", "transl")}
-    edges, samples = mesh_edges(body.faces.numpy()), list[Sample]()
+    rules, samples = Rules.of(body, DataConfig(input_size=side), AugmentConfig()), list[Sample]()
     for number in range(settings["images"]):
         rows = np.flatnonzero(truth["image_number"] == number)
         camera = plan_crowd(settings["seed"], number).view.scaled(settings["scale"]).intrinsics
         rgb = read_image(crowds / "images" / str(truth["image_name"][rows[0]])).rgb
         size, labels = (rgb.shape[1], rgb.shape[0]), true_labels(truth, rows, camera)
-        seen, varied = see_people(labels, size, side, Draw(), body, edges, AugmentConfig(), _LEAST_JOINTS, _MOST_PEOPLE)
-        samples.append(Sample(str(number), vary_pixels(rgb, varied.frame, flip=False), seen))
+        seen, varied = see_people(labels, size, Draw(), rules)
+        samples.append(Sample(str(number), resize(rgb, varied.frame.resized), Paint(varied.frame), seen))
     for first in range(0, len(samples), _BATCH):
         yield collate_samples([*samples[first : first + _BATCH]])
 
@@ -185,7 +179,7 @@ def true_labels(truth: dict[str, np.ndarray], rows: np.ndarray, camera: np.ndarr
         betas=betas,
         transl=transl,
         boxes=np.full((count, 4), np.nan, np.float32),
-        keypoints=np.full((count, 24, 2), np.nan, np.float32),
+        keypoints=np.full((count, ANNOTATED_JOINTS, 2), np.nan, np.float32),
         z_covariance=np.full((count, count), np.nan, np.float32),
         depth_layer=np.full(count, -1, np.int64),
     )

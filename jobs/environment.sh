@@ -8,7 +8,7 @@ if [ ! -f "$stamp" ]; then
   python="$(command -v python3.11 || command -v python3)"
   "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed, found $("$python" -V)" >&2; exit 1; }
   [ -x .venv/bin/python ] || "$python" -m venv .venv
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,exports,train,s3,anny]'
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,exports,train,anny]'
   rm -f .venv/.installed-*
   touch "$stamp"
 fi

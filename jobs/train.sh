@@ -2,7 +2,7 @@
 # What the relative metric loss is good for: two small networks, equal but for that loss, trained on the pipeline's own
 # labels of synthetic crowds and measured against the truth of other crowds, beside the network before training.
 #
-#   bash jobs/train.sh                 everything below out/train; tens of minutes on 2 free cores
+#   bash jobs/train.sh                 everything below out/train; ten minutes on 2 free cores
 #   bash jobs/train.sh --seeds 0 1 2   more than one training each
 #
 # Writes a table of distances between people, with the loss, without it and before training (docs/training.md says what

@@ -59,6 +59,8 @@ def raw_bytes(placed: PlacedScene) -> dict[str, bytes]:
 
 
 def _bytes_of(value: object) -> bytes:
+    if isinstance(value, dict):
+        value = [(name, _bytes_of(item)) for name, item in sorted(value.items())]
     is_words = value is None or isinstance(value, str | list)
     return repr(value).encode() if is_words else np.asarray(value).tobytes()
 

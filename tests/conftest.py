@@ -5,6 +5,7 @@ set and the labels of an undisturbed run over it.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,60 @@ torch.set_num_threads(1)
 # Property tests share their cores with other work, and give the same verdict every time: jobs/fuzz.sh explores.
 settings.register_profile("patient", deadline=None, derandomize=True)
 settings.load_profile("patient")
+
+
+# Files whose tests make whole runs, networks, benchmarks or gigabytes: most of the time of all that is not marked slow
+# by itself. `jobs/test.sh quick` leaves them out.
+LONG = {
+    *("test_api.py", "test_bounds.py", "test_company.py", "chaos/test_judge.py", "maths/test_line_posterior.py"),
+    *(f"commands/test_{name}.py" for name in ("cli", "eval_verbs", "released", "review_verbs", "run_verb", "several")),
+    *(f"data/test_{name}.py" for name in ("hostile_images", "pickled_items")),
+    *(f"data/exports/test_{name}.py" for name in ("camerahmr", "export", "json_text")),
+    *(f"lab/test_{name}.py" for name in ("bench", "compare_solvers", "dataset", "depth_bench", "depth_training")),
+    *(f"lab/test_{name}.py" for name in ("golden", "golden_mahmr", "synth")),
+    *(f"run/test_{name}.py" for name in ("batching", "before_workers", "budget", "damaged_records", "driver")),
+    *(f"run/test_{name}.py" for name in ("durability", "identity", "mended", "places", "publishing", "ray_start")),
+    *(f"run/test_{name}.py" for name in ("remote_runs", "repairs", "seeing_ahead", "selected_runs", "suspects")),
+    *(f"train/test_{name}.py" for name in ("dataset", "loop", "model", "predict", "released", "train_verb")),
+    *(f"view/test_{name}.py" for name in ("evidence_pictures", "pictures", "report")),
+}
+
+
+# Files that start Ray. Of the processes that share the suite one does them all: Ray ends itself where its agent is not
+# up within 15 s, which several clusters that start at once on two cores do not reach.
+RAY = {
+    *("chaos/test_deaths.py", "jobs/test_ray_job.py", "jobs/test_slurm.py"),
+    *(
+        f"run/test_{name}.py"
+        for name in ("head_elsewhere", "ray_cluster", "ray_pool", "ray_start", "s3_runs", "suspects")
+    ),
+    "train/test_ray_train.py",
+}
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Ray first, then other slow files: the processes that share the suite, a file each, then end together."""
+    slow = set()
+    for item in items:
+        if item.path.relative_to(HERE).as_posix() in LONG:
+            item.add_marker(pytest.mark.slow)
+        if item.get_closest_marker("slow"):
+            slow.add(item.path)
+    items.sort(key=lambda item: (item.path.relative_to(HERE).as_posix() not in RAY, item.path not in slow))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Files stay whole, since their tests share fixtures; those of `RAY` together."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class OneForRay(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "ray" if file.removeprefix("tests/") in RAY else file
+
+    return OneForRay(config, log)
 
 
 @pytest.fixture(scope="session")

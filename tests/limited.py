@@ -18,7 +18,7 @@ def tell(**facts):
 """
 
 
-def run_limited(code: str, *arguments: object, timeout_s: float = 60.0, env: dict[str, str] | None = None) -> Any:
+def run_limited(code: str, *arguments: object, timeout_s: float = 300.0, env: dict[str, str] | None = None) -> Any:
     """What `code` told with ``tell(name=value, ...)``; it may ask ``peak()``, the most memory it held so far [MiB].
 
     A child that ends in another way than by itself fails the test, with what it said.

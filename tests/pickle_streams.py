@@ -10,7 +10,8 @@ import pickle
 import struct
 from typing import NamedTuple
 
-from dto_pipeline.data.safe_pickle import NUMPY_ONLY, SMPL_FILE, Allowlist, BrokenPickle, PickleRefused, UnsafePickle
+from dto_pipeline.data.inert_pickle import Allowlist, BrokenPickle, PickleRefused, UnsafePickle
+from dto_pipeline.data.safe_pickle import NUMPY_ONLY, SMPL_FILE
 
 SENTINEL = "it_ran"
 COMMAND = f"touch {SENTINEL}"
@@ -209,8 +210,8 @@ def _malformed() -> list[Stream]:
         "only-a-protocol": (b"\x80\x04", "truncated"),
         "no-stop": (b"\x80\x02K\x01", "truncated"),
         "stop-at-once": (b".", "malformed"),
-        "protocol-6": (whole(b"N", 6), "protocol 6"),
-        "protocol-255": (whole(b"N", 255), "protocol 255"),
+        "protocol-6": (whole(b"N", 6), "pickle protocol: 6"),
+        "protocol-255": (whole(b"N", 255), "pickle protocol: 255"),
         "unknown-opcode": (whole(b"\xff"), "0xff"),
         "not-a-pickle": (b"\x93NUMPY\x01\x00v\x00{'descr'", "malformed"),
         "second-pickle": (whole(b"N") * 2, "follow"),
@@ -222,18 +223,18 @@ def _malformed() -> list[Stream]:
         "dict-in-itself": (whole(b"}q\x00K\x01h\x00s"), "itself"),
         "deep-lists": (whole(b"]" * 200_000 + b"a" * 199_999), "inside each other"),
         "deep-tuples": (whole(b")" + b"\x85" * 200_000), "inside each other"),
-        "memo-never-stored": (whole(b"h\x05"), "memo entry 5"),
-        "text-memo-never-stored": (b"g-1\n.", "memo entry -1"),
+        "memo-never-stored": (whole(b"h\x05"), "not found at index 5"),
+        "text-memo-never-stored": (b"g-1\n.", "not found at index -1"),
         "memo-of-nothing": (whole(b"q\x00"), "malformed"),
         "endless-bytes": (whole(b"\x8e" + struct.pack("<Q", 2**62)), "truncated"),
         "endless-bytearray": (whole(b"\x96" + struct.pack("<Q", 2**40), 5), "truncated"),
         "endless-text": (whole(b"\x8d" + struct.pack("<Q", 2**63)), "truncated"),
         "endless-frame": (whole(b"\x95" + struct.pack("<Q", 2**63)), "frame"),
-        "negative-string": (b"T\xff\xff\xff\xff.", "bytes expected"),
-        "negative-long": (whole(b"\x8b\xff\xff\xff\xff"), "bytes expected"),
-        "huge-long": (whole(b"\x8a\xff" + bytes(255)), "integer"),
+        "negative-string": (b"T\xff\xff\xff\xff.", "negative byte count"),
+        "negative-long": (whole(b"\x8b\xff\xff\xff\xff"), "negative byte count"),
+        "huge-long": (whole(b"\x8a\xff" + b"\x01" * 255), "integer"),
         "65-bit-long": (whole(integer(2**64)), "bits"),
-        "endless-digits": (b"I" + b"9" * 100_000 + b"\n.", "characters"),
+        "endless-digits": (b"I" + b"9" * 100_000 + b"\n.", "100000 digits"),
         "not-a-number": (b"Iabc\n.", "malformed"),
         "not-a-float": (b"Fabc\n.", "malformed"),
         "unquoted-string": (b"Sabc\n.", "quotes"),
@@ -250,8 +251,8 @@ def _misapplied() -> list[Stream]:
     ndarray = name("numpy", "ndarray")
     record = name("numpy", "dtype") + text("f8") + b"\x85R"
     streams = {
-        "append-to-dict": (whole(b"}Na"), "not a list"),
-        "append-to-name": (whole(ndarray + b"Na"), "not a list"),
+        "append-to-dict": (whole(b"}Na"), "'dict' object has no"),
+        "append-to-name": (whole(ndarray + b"Na"), "'Global' object has no"),
         "items-of-list": (whole(b"](NNu"), "a list"),
         "odd-items": (whole(b"}(Nu"), "1 keys and values"),
         "members-of-list": (whole(b"](N\x90"), "not a set"),
@@ -265,10 +266,10 @@ def _misapplied() -> list[Stream]:
         "state-of-a-class": (whole(ndarray + b"N}\x86b"), "the name numpy.ndarray"),
         "state-of-a-dict": (whole(b"}" + attributes(a=b"N") + b"b"), "a dict"),
         "state-twice": (whole(record + b"}b}b"), "a state"),
-        "name-of-number": (whole(b"K\x01K\x02\x93"), "a global named by"),
+        "name-of-number": (whole(b"K\x01K\x02\x93"), "STACK_GLOBAL requires str"),
         "pop-of-nothing": (whole(b"0"), "malformed"),
         "build-on-nothing": (whole(b"}b"), "malformed"),
-        "tuple-of-nothing": (whole(b"\x87"), "a tuple of 3"),
+        "tuple-of-nothing": (whole(b"\x87"), "malformed"),
         "object-without-class": (whole(b"(o"), "malformed"),
     }
     return [Stream(key, data, BrokenPickle, mentions) for key, (data, mentions) in streams.items()]

@@ -33,12 +33,12 @@ def serve_s3() -> Iterator[str]:
 
 
 def s3_uri(server: str, path: str, bucket: str = "bucket") -> str:
-    """A URI that pyarrow and boto3 both read."""
+    """A URI of a place there."""
     return f"s3://{bucket}/{path}?endpoint_override={server}&scheme=http&region=us-east-1"
 
 
 def s3_client(server: str):
-    """boto3's own client, to look behind the project's back."""
+    """boto3's client, which moto brings, to look behind the project's back."""
     import boto3
 
     session = boto3.session.Session()

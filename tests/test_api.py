@@ -105,6 +105,20 @@ def test_other_shapes_of_the_same_labels_give_the_same_answer(scene: Scene, body
     )
 
 
+def test_metres_are_taken_as_metres_by_the_joint_solver(scene: Scene, body: BodyModel) -> None:
+    given = arguments(scene)
+    disparity = given.pop("disparity")
+    config = dto.load_config(overrides=["solver.mode=joint"])
+    relative = dto.optimize_scene(**given, disparity=disparity, body=body, config=config)
+    right, wrong = (
+        dto.optimize_scene(**given, metres=factor * 500 / disparity, body=body, config=config) for factor in (1, 1.2)
+    )
+    assert relative.transl[:, 2] == pytest.approx(right.transl[:, 2], rel=0.05)  # its unit happens to be the same
+    assert (wrong.transl[:, 2] > right.transl[:, 2]).all()
+    with pytest.raises(ValueError, match="either disparity or metres"):
+        dto.optimize_scene(**given, body=body)
+
+
 def test_a_broken_person_keeps_its_label_and_costs_only_itself(scene: Scene, body: BodyModel) -> None:
     given = arguments(scene)
     given["pose"] = scene.pose.copy()

@@ -47,6 +47,8 @@ def test_differences_are_named_knob_by_knob() -> None:
         ("solver.max_height", "room.key=value"),
         ("run.workers=-1", "run.workers"),
         ("prior.age_prior=1", "prior.age_prior must be bool"),
+        ("depth.unit=loud", "depth.unit is 'loud'; choose from"),
+        ("depth.unit=0", "give a positive number"),
     ],
 )
 def test_what_cannot_be_used_is_named(override: str, words: str) -> None:

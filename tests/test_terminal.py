@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dto_pipeline.cli import main
+from dto_pipeline.commands.logs import configure_logs
 from dto_pipeline.data.dataset import DatasetError
 from dto_pipeline.paths import SUBSET_NAME, UnsafePath, check_relative, name_subset
-from dto_pipeline.run.logs import configure_logs
 from dto_pipeline.status import ImageStatus
 from dto_pipeline.terminal import printable, printable_stdout
 from dto_pipeline.view.report import render_page

@@ -16,10 +16,14 @@ from dto_pipeline.models.body import BodyModel
 from dto_pipeline.models.depth_anything import DepthNetwork
 from dto_pipeline.optimizer import SceneOptimizer
 from dto_pipeline.scene import SceneBatch
+from dto_pipeline.train.checkpoint import begin_network
+from dto_pipeline.train.learner import Learner
 from tests.company import make_crowds
 from tests.tiny_models import save_depth_anything
+from tests.train.small_crowds import crowd_batch, tiny_config
 
 MODES = {"paper": 6, "joint": 12}  # at most so often a batch; joint looks at some images twice
+TRAINING_STEP = 80  # it asks how long its lists of tokens are; a step takes far longer than so many waits
 
 
 def config(mode: str) -> PipelineConfig:
@@ -59,6 +63,15 @@ def test_results_are_the_same_piece_by_piece_and_at_once(body: BodyModel, mode: 
         np.testing.assert_allclose(one.depth_mean, other.depth_mean, rtol=1e-6)
         np.testing.assert_allclose(one.transl, other.transl, rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(one.betas, other.betas, rtol=1e-4, atol=1e-4)
+
+
+def test_a_training_step_waits_no_more_often_than_it_did(body: BodyModel) -> None:
+    learner = Learner(tiny_config(), begin_network(tiny_config())[0], body, torch.device("cpu"))
+    batch = crowd_batch(body, [0, 5])
+    learner.step(batch, 0)
+    with count_waits() as found:
+        learner.step(batch, 1)
+    assert 0 < sum(found.values()) <= TRAINING_STEP
 
 
 def test_a_window_of_the_depth_network_is_waited_for_once(tmp_path: Path) -> None:

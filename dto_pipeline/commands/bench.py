@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,6 @@ from dto_pipeline.commands.output import print_report
 if TYPE_CHECKING:
     from dto_pipeline.config import PipelineConfig
     from dto_pipeline.data.manifest import Manifest
-    from dto_pipeline.lab.bench_scaling import Scaling
     from dto_pipeline.models.body import BodyModel
     from dto_pipeline.models.seeing import Sight
     from dto_pipeline.scene import PlacedScene
@@ -32,20 +30,11 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--depth",
         action="store_true",
-        help="with a depth network (--set depth.model=...): images/s alone and end to end, share of peak, busy share",
-    )
-    parser.add_argument(
-        "--manifest", type=positive, metavar="ROWS", help="time a manifest build of so many rows instead"
+        help="with a depth network (--set depth.model=...): images/s alone and end to end, share of peak, waits",
     )
     parser.add_argument(
         "--resume", type=positive, metavar="SHARDS", help="time the resume of a finished run of so many shards instead"
     )
-    parser.add_argument(
-        "--workers",
-        action="store_true",
-        help="the same run with one and with two Ray workers, depth faked by a fixed CPU load; needs two free cores",
-    )
-    parser.add_argument("--spin-s", type=float, default=0.2, metavar="S", help="that load per image, CPU seconds (0.2)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     add_config_options(parser)
     parser.set_defaults(run=_run)
@@ -53,17 +42,12 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     from dto_pipeline.lab.bench_depth import DepthBenchReport, run_depth_bench
-    from dto_pipeline.lab.bench_manifest import ManifestBench, run_manifest_bench
     from dto_pipeline.lab.bench_resume import ResumeBench, run_resume_bench
     from dto_pipeline.lab.bench_stages import BenchReport, run_bench
 
-    report: BenchReport | ManifestBench | DepthBenchReport | ResumeBench | Scaling
+    report: BenchReport | DepthBenchReport | ResumeBench
     if arguments.resume:
         report = run_resume_bench(arguments.resume)
-    elif arguments.manifest:
-        report = run_manifest_bench(arguments.manifest)
-    elif arguments.workers:
-        report = bench_workers(arguments.images, arguments.spin_s, arguments.repeats, read_config(arguments))
     elif arguments.depth:
         report = run_depth_bench(place_shard, arguments.images, arguments.repeats, read_config(arguments))
     else:
@@ -72,28 +56,15 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def bench_workers(images: int, spin_s: float, repeats: int, config: PipelineConfig) -> Scaling:
-    """One image a shard: what a second worker is worth, the driver's work on every shard included."""
-    from dto_pipeline.config import STAND_IN_BODY, with_body
-    from dto_pipeline.lab.bench_data import build_bench_data
-    from dto_pipeline.lab.bench_scaling import measure_scaling
-    from dto_pipeline.models.body import load_body
-
-    config = with_body(config, config.body.model_path or STAND_IN_BODY)
-    with tempfile.TemporaryDirectory(prefix="dto-bench-") as folder:
-        root = Path(folder)
-        body = load_body(config.body.model_path, config.body.kid_axis)
-        manifest = build_bench_data(root, images, body, shard_images=1)
-        return measure_scaling(manifest.path, root, config, spin_s, repeats)
-
-
 def place_shard(
-    manifest: Manifest, config: PipelineConfig, body: BodyModel, sight: Sight, clock: StageClock
+    manifest: Manifest, config: PipelineConfig, body: BodyModel, sight: Sight, clock: StageClock, rounds: int = 1
 ) -> list[PlacedScene]:
-    """The first shard of a manifest as a worker does it, with the networks of `sight`."""
+    """The first shard of a manifest, so many times over, as a worker does it, with the networks of `sight`."""
     from dto_pipeline.data.images import ImageFolder
     from dto_pipeline.optimizer import SceneOptimizer
     from dto_pipeline.run.placing import ScenePlacer
 
+    rows = manifest.read_shard(0)
+    rows = rows.take(list(range(rows.num_rows)) * rounds)
     images = ImageFolder(Path(manifest.images_root))
-    return ScenePlacer(SceneOptimizer(body, config), config, images, None, sight).place(manifest.read_shard(0), clock)
+    return ScenePlacer(SceneOptimizer(body, config), config, images, None, sight).place(rows, clock)

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from dto_pipeline.scene import PlacedScene
 
 _DATASET = files("dto_pipeline.assets") / "demo.yaml"
-_PICTURES = 5  # scenes drawn before and after
+_PICTURES = 5  # scenes drawn as given and by both solvers
+_SOLVERS = {"paper": "run", "joint": "run-joint"}  # solver -> folder of its run, in the order of the tables
 _DEPTH: dict[str, list[str]] = {
     "network": ["depth.source=model", "depth.model=demo", "depth.short_side=224", "depth.batch=4"],
     "files": [],
@@ -35,7 +36,8 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         "demo",
         help="see it work: synthetic crowds with known truth, in a few minutes",
         description="Writes a small data set in the public formats (some of it broken on purpose), runs the pipeline "
-        "on it with two Ray workers, and compares the labels with the truth. Run again, it does nothing new.",
+        "on it with two Ray workers, and compares labels as given, after solver.mode paper and after joint with the "
+        "truth. Run again, it does nothing new.",
     )
     parser.add_argument("-o", "--out", default="out/demo", metavar="DIR", help="folder to write to (out/demo)")
     parser.add_argument("--images", type=positive, default=24, metavar="N", help="images to make (24)")
@@ -53,7 +55,6 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     from dto_pipeline.config import STAND_IN_BODY, load_config
     from dto_pipeline.data.files import write_json_atomic
-    from dto_pipeline.data.placed import read_placed
     from dto_pipeline.lab.dataset import DemoSettings, build_demo_data, read_truth
     from dto_pipeline.lab.score import score_demo
     from dto_pipeline.models.body import load_body
@@ -65,7 +66,7 @@ def _run(arguments: argparse.Namespace) -> int:
     print(f"1  data set with known truth -> {out / 'data'}")
     data = build_demo_data(out / "data", body, DemoSettings(images=arguments.images), _progress)
     manifest = _manifest(Path(arguments.dataset), out, data.created)
-    print(f"3  run -> {out / 'run'}")
+    print(f"3  run with solver.mode paper -> {out / 'run'}")
     failures = min(1.0, len(data.broken) / arguments.images)  # broken on purpose; a run of its own allows far fewer
     knobs = [f"body.model_path={STAND_IN_BODY}", f"run.max_failed_images={failures}", *_DEPTH[arguments.depth]]
     config = load_config(None, [f"run.workers={arguments.workers}", *knobs])
@@ -74,7 +75,9 @@ def _run(arguments: argparse.Namespace) -> int:
         print("\nEverything was done before; nothing new. Remove the folder to start afresh.\n")
         print(json.loads((out / "summary.json").read_text())["text"])
         return summary.exit_code
-    placed = [item for file in sorted((out / "run" / "labels").glob("*.parquet")) for item in read_placed(file)]
+    print(f"   run with solver.mode joint -> {out / _SOLVERS['joint']}")
+    run_pipeline(manifest, out / _SOLVERS["joint"], _here(config, "joint"), progress=False)
+    placed = {solver: _read_run(out / folder) for solver, folder in _SOLVERS.items()}
     score = score_demo(placed, read_truth(out / "data"), body)
     pictures = _draw(placed, read_truth(out / "data"), body, out, config.depth)
     depth = _compare_depth(out, manifest, config, placed, body) if arguments.depth == "network" else _FILES_ONLY
@@ -86,13 +89,24 @@ def _run(arguments: argparse.Namespace) -> int:
     return summary.exit_code
 
 
+def _here(config: PipelineConfig, solver: str) -> PipelineConfig:
+    """The same with one of the solvers and without Ray, whose workers take longer to start than these images last."""
+    return replace(config, solver=replace(config.solver, mode=solver), run=replace(config.run, workers=0))
+
+
+def _read_run(folder: Path) -> list[PlacedScene]:
+    from dto_pipeline.data.placed import read_placed
+
+    return [item for file in sorted((folder / "labels").glob("*.parquet")) for item in read_placed(file)]
+
+
 def _progress(done: int, images: int) -> None:
     print(f"\r   {done} of {images} images", end="\n" if done == images else "", flush=True)
 
 
 def _manifest(dataset: Path, out: Path, rebuild: bool) -> Path:
     from dto_pipeline.data.dataset import load_dataset
-    from dto_pipeline.data.manifest import build_manifest
+    from dto_pipeline.data.manifest_build.builder import build_manifest
 
     path = out / "manifest.parquet"
     print(f"2  manifest -> {path}")
@@ -102,23 +116,30 @@ def _manifest(dataset: Path, out: Path, rebuild: bool) -> Path:
 
 
 def _draw(
-    placed: list[PlacedScene], truth: dict[str, np.ndarray], body: BodyModel, out: Path, depth: DepthConfig
+    placed: dict[str, list[PlacedScene]],
+    truth: dict[str, np.ndarray],
+    body: BodyModel,
+    out: Path,
+    depth: DepthConfig,
 ) -> list[str]:
-    """Draw the chosen scenes before and after, with what the depth source saw; returns the files below `out`."""
+    """Draw the chosen scenes as given and by solver, with what the depth source saw; returns the files below `out`."""
     from dto_pipeline.data.images import read_image
     from dto_pipeline.lab.score import choose_pictures
     from dto_pipeline.view.panel import People, save_png
-    from dto_pipeline.view.scene_panel import scene_panel
+    from dto_pipeline.view.scene_panel import solver_panel
 
     written = []
-    for item in choose_pictures(placed, _PICTURES):
+    first = placed["paper"]
+    for item in choose_pictures(first, _PICTURES):
+        place = first.index(item)
         rows = item.scene.source_row
         name = str(truth["image_name"][rows[0]])
         item.scene.image = read_image(out / "data" / "images" / name).rgb
         item.scene.disparity = _see_depth(item.scene.image, Path(name), out / "data" / "depth", depth)
         true_people = People(truth["pose"][rows], truth["betas"][rows], truth["transl"][rows])
         name = f"pictures/{Path(item.scene.image_path).stem}.png"
-        save_png(scene_panel(item, body, true_people), out / name)
+        by_solver = {solver: items[place] for solver, items in placed.items()}
+        save_png(solver_panel(by_solver, body, true_people), out / name)
         written.append(name)
         print(f"4  {out / name}")
     return written
@@ -136,10 +157,9 @@ def _see_depth(image: np.ndarray, name: Path, folder: Path, depth: DepthConfig) 
 
 
 def _compare_depth(
-    out: Path, manifest: Path, config: PipelineConfig, placed: list[PlacedScene], body: BodyModel
+    out: Path, manifest: Path, config: PipelineConfig, placed: dict[str, list[PlacedScene]], body: BodyModel
 ) -> dict[str, Any]:
     """The depth network on the unbroken pictures, and their labels with it beside those with the true depth."""
-    from dto_pipeline.data.placed import read_placed
     from dto_pipeline.lab.dataset import read_truth
     from dto_pipeline.lab.depth_quality import MEASURES
     from dto_pipeline.lab.score import score_demo
@@ -153,24 +173,28 @@ def _compare_depth(
         write_true_depth(out / "true-depth", scene)
     network = DepthNetwork(config.depth)
     quality = measure_on_demo(network, out / "data" / "images", scenes)
-    plain = replace(config, depth=DepthConfig(), run=replace(config.run, workers=0))
-    run_pipeline(manifest, out / "run-true-depth", plain, progress=False, depth_root=out / "true-depth")
-    files = sorted((out / "run-true-depth" / "labels").glob("*.parquet"))
+    exact = {}
+    for solver, folder in _SOLVERS.items():
+        plain = replace(_here(config, solver), depth=DepthConfig())
+        run_pipeline(manifest, out / f"{folder}-true-depth", plain, progress=False, depth_root=out / "true-depth")
+        exact[solver] = _read_run(out / f"{folder}-true-depth")
     truth = read_truth(out / "data")
     whole = {scene.name for scene in scenes}
 
-    def score(items: list[PlacedScene]) -> DemoScore:
-        kept = [item for item in items if str(truth["image_name"][item.scene.source_row[0]]) in whole]
-        return score_demo(kept, truth, body)
+    def score(by_solver: dict[str, list[PlacedScene]]) -> DemoScore:
+        def kept(item: PlacedScene) -> bool:
+            return str(truth["image_name"][item.scene.source_row[0]]) in whole
 
-    with_network, with_truth = score(placed), score([item for file in files for item in read_placed(file)])
+        return score_demo({name: list(filter(kept, items)) for name, items in by_solver.items()}, truth, body)
+
+    with_network, with_truth = score(placed), score(exact)
     lines = [f"depth network {network.identity.short} on these pictures, unseen in training:"]
     lines += [f"  {quality[key]:.3f}  {title}" for key, title in MEASURES.items()]
     return {
         "network": network.facts,
         "error_on_unseen_scenes": quality,
-        "errors_of_unbroken_images": with_network.to_json()["comparison"],
-        "errors_of_unbroken_images_with_true_depth": with_truth.to_json()["comparison"],
+        "errors_of_unbroken_images": with_network.comparison,
+        "errors_of_unbroken_images_with_true_depth": with_truth.comparison,
         "table": "\n".join([*lines, "", side_by_side(with_network, with_truth)]),
     }
 
@@ -184,7 +208,8 @@ def _report(
     seconds: float,
 ) -> dict[str, Any]:
     return {
-        "errors": score.to_json()["comparison"],
+        "errors": score.comparison,
+        "people_of_accepted_images": score.accepted,
         "image_status": score.image_status,
         "person_status": score.person_status,
         "broken_on_purpose": broken,

@@ -87,7 +87,7 @@ def _pairs(sides: Sequence[str], against: Sequence[str]) -> list[tuple[str, str]
 
 def _by_subset(runs: Sequence[str]) -> dict[str, str]:
     from dto_pipeline.data.storage import as_location
-    from dto_pipeline.run.directory import RunDirectory, read_identity
+    from dto_pipeline.run.folder import RunDirectory, read_identity
 
     found: dict[str, str] = {}
     for run in runs:
@@ -153,7 +153,7 @@ def _body(run: str | None, named: str | None) -> BodyModel | None:
     """The body that was named, else the run's; None where nobody names one."""
     from dto_pipeline.data.storage import as_location
     from dto_pipeline.models.body import load_body
-    from dto_pipeline.run.directory import RunDirectory
+    from dto_pipeline.run.folder import RunDirectory
     from dto_pipeline.view.run_files import load_run_body, open_run_files
 
     if run is not None and RunDirectory(as_location(run)).is_run():

@@ -132,6 +132,31 @@ def _add_protocols(actions: argparse._SubParsersAction) -> None:
             parser.add_argument("--vertices", metavar="NPY", help="body_verts_smpl.npy: the vertices that count (all)")
         _add_common(parser)
         parser.set_defaults(run=_run_protocol, protocol=name)
+    _add_joint_protocols(actions)
+
+
+def _add_joint_protocols(actions: argparse._SubParsersAction) -> None:
+    for name, title, place in (
+        ("mupots", "MuPoTS-3D: 3DPCK and AUC of all and of matched people", "its folder, with TS1 .. TS20"),
+        ("panoptic", "CMU Panoptic: MPJPE of the nearest prediction, MRPE, per sequence", "folder of its sequences"),
+    ):
+        parser = actions.add_parser(
+            name,
+            help=title,
+            description=f"{title}. Joints of FOUND are regressed from its meshes; images that FOUND does not have are "
+            "left out and counted. docs/evaluation.md tells files and definitions.",
+        )
+        parser.add_argument("found", metavar="FOUND", help=f"what is judged: {_WHAT}")
+        parser.add_argument("truth", metavar="ROOT", help=place)
+        parser.add_argument(
+            "--regressor", required=True, metavar="NPY", help="J_regressor_h36m.npy (17, V) of the body model"
+        )
+        if name == "panoptic":
+            parser.add_argument(
+                "--cameras", nargs="+", default=["00_16", "00_30"], metavar="NAME", help="HD cameras (00_16 00_30)"
+            )
+        _add_common(parser)
+        parser.set_defaults(run=_run_joints, protocol=name)
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
@@ -149,7 +174,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_rh(arguments: argparse.Namespace) -> int:
-    from dto_pipeline.data.safe_pickle import PickleRefused
+    from dto_pipeline.data.inert_pickle import PickleRefused
     from dto_pipeline.data.sources.relative_human import read_annotations
     from dto_pipeline.evaluate.rh_evaluation import evaluate_rh
 
@@ -208,6 +233,17 @@ def _run_protocol(arguments: argparse.Namespace) -> int:
     return _report(
         evaluate_protocol(found, truth, bodies, arguments.protocol, arguments.resamples, arguments.seed), arguments
     )
+
+
+def _run_joints(arguments: argparse.Namespace) -> int:
+    from dto_pipeline.data.joint_truth import read_mupots, read_panoptic
+    from dto_pipeline.evaluate.joint_evaluation import evaluate_joints
+
+    regressor, body, found = _array(arguments.regressor), _body(arguments), _people(arguments.found)
+    is_mupots = arguments.protocol == "mupots"
+    truth = read_mupots(arguments.truth) if is_mupots else read_panoptic(arguments.truth, arguments.cameras)
+    asked = (arguments.protocol, arguments.resamples, arguments.seed)
+    return _report(evaluate_joints(found, truth, body, regressor, *asked), arguments)
 
 
 def _array(path: str) -> np.ndarray:

@@ -42,6 +42,12 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         "--max-height-dev", type=float, metavar="X", help="accepted: a score below X sigma, in place of the run's own"
     )
     parser.add_argument(
+        "--max-error", type=float, metavar="M", help="only images whose expected error of z is at most M metres (joint)"
+    )
+    parser.add_argument(
+        "--max-z-sigma", type=float, metavar="M", help="only persons whose sigma of z is at most M metres (joint)"
+    )
+    parser.add_argument(
         "--images",
         action="append",
         default=[],
@@ -100,6 +106,7 @@ def _image_places(arguments: argparse.Namespace, subsets: list[str]) -> str | di
 
 def _choose(arguments: argparse.Namespace, default: Selection) -> Selection:
     """The format's own selection with what the command line says in place."""
+    from dto_pipeline.data.certainty import Limits
     from dto_pipeline.data.exports.selection import Selection
 
     if arguments.all and arguments.max_height_dev is not None:
@@ -110,4 +117,5 @@ def _choose(arguments: argparse.Namespace, default: Selection) -> Selection:
         max_deviation=arguments.max_height_dev,
         min_persons=default.min_persons if arguments.min_persons is None else arguments.min_persons,
         persons=arguments.persons or default.persons,
+        limits=Limits(arguments.max_error, arguments.max_z_sigma),
     )

@@ -102,7 +102,8 @@ def _share(text: str) -> float:
 
 def _build(arguments: argparse.Namespace) -> int:
     from dto_pipeline.data.dataset import load_dataset
-    from dto_pipeline.data.manifest import build_manifest, report_path
+    from dto_pipeline.data.manifest import report_path
+    from dto_pipeline.data.manifest_build.builder import build_manifest
     from dto_pipeline.data.storage import as_location
 
     told = {key: getattr(arguments, key) for key in _PLACES if getattr(arguments, key) is not None}
@@ -126,7 +127,7 @@ def _check(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
     from dto_pipeline.data.files import write_json_atomic
-    from dto_pipeline.data.manifest_check import check_manifest
+    from dto_pipeline.data.manifest_build.check import check_manifest
     from dto_pipeline.data.storage import as_location
 
     images = None if arguments.images is None else as_location(arguments.images)

@@ -32,8 +32,8 @@ def add_merge_parser(actions: argparse._SubParsersAction) -> None:
 def _merge(arguments: argparse.Namespace) -> int:
     from dto_pipeline.config import with_body
     from dto_pipeline.data.manifest import Manifest, report_path
-    from dto_pipeline.data.merge import merge_predictions, outcomes_path
-    from dto_pipeline.data.merge_rows import MergeOptions
+    from dto_pipeline.data.manifest_build.merge import merge_predictions, outcomes_path
+    from dto_pipeline.data.manifest_build.merge_rows import MergeOptions
     from dto_pipeline.models.body import load_body
 
     config = read_config(arguments)

@@ -71,11 +71,10 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from dto_pipeline.run.directory import RunDirectory, find_strangers
-    from dto_pipeline.run.shard_runner import choose_device
-    from dto_pipeline.train.predict import PredictConfig
+    from dto_pipeline.run.folder import RunDirectory, find_strangers
+    from dto_pipeline.run.worker import choose_device
+    from dto_pipeline.train.predict import PredictConfig, load_trained
     from dto_pipeline.train.prediction_files import is_unfinished
-    from dto_pipeline.train.trained import load_trained
 
     if "://" in arguments.out:
         raise DtoError(f"{arguments.out} is a URI; predictions are written to a local folder, name one")
@@ -110,8 +109,8 @@ def predict_run(
     Returns:
         The manifest of the predicted people, in `out`.
     """
-    from dto_pipeline.run.as_given import finish_run
-    from dto_pipeline.run.directory import RunDirectory
+    from dto_pipeline.run.finished import finish_run
+    from dto_pipeline.run.folder import RunDirectory
     from dto_pipeline.train.predict import predict_scenes
     from dto_pipeline.train.prediction_files import (
         predict_shards,

@@ -61,7 +61,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
 
 
 def _add_selection(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("what this start works on (the rest of the run stays as it is)")
+    group = parser.add_argument_group("what this launch works on (the rest of the run stays as it is)")
     group.add_argument("--shards", default="", metavar="A-B,C", help="these shards only, e.g. 3-7,12")
     group.add_argument("--limit", type=positive, metavar="N", help="about N images: whole shards, at least one")
     group.add_argument("--subset", default="", metavar="NAME[,NAME]", help="these data sets only")
@@ -102,8 +102,9 @@ def _add_outlook(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from dto_pipeline.run.driver import plan_pipeline, run_pipeline
-    from dto_pipeline.run.logs import configure_logs
+    from dto_pipeline.commands.logs import configure_logs
+    from dto_pipeline.run.driver import run_pipeline
+    from dto_pipeline.run.forecast import plan_pipeline
     from dto_pipeline.run.selection import Selection
 
     configure_logs(arguments.log_level or ("info" if arguments.verbose else "warning"), arguments.log_json)

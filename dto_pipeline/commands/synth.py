@@ -24,6 +24,12 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--difficulty", default="standard", metavar="NAME", help="what is hard, see --list (standard)")
     parser.add_argument(
+        "--bodies",
+        choices=("stand-in", "anny"),
+        help="same as --set bodies=...: who is in the pictures; anny: people of another body model, of all ages, with "
+        "labels of the stand-in fitted to what is seen (needs the extra anny)",
+    )
+    parser.add_argument(
         "--set",
         dest="knobs",
         action="append",
@@ -51,6 +57,8 @@ def _run(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.out is None:
         raise DtoError("name a folder with -o DIR (or ask for --list)")
+    if arguments.bodies is not None:
+        arguments.knobs.append(f"bodies={arguments.bodies}")
     kind = choose_difficulty(arguments.difficulty, arguments.knobs, arguments.heights)
     torch.set_num_threads(1)  # small tensors: more threads are slower
     show = None if arguments.quiet else _progress

@@ -13,16 +13,16 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         "train",
         help="train a multi-person mesh network on label shards; resumes by itself",
         description="Learns a network from labels and leaves a folder: checkpoints/ (the newest two), metrics.csv and "
-        "evaluation.csv (tensorboard/ shows both), pictures/ of held-out images, train.json. The same command started "
+        "evaluation.csv (tensorboard/ shows both), train.json. The same command started "
         "again goes on from the newest checkpoint that can be read. CONFIG.yaml names the labels (data.labels: folders "
-        "of runs or exports) and knobs; jobs/train.yaml is one to start from, docs/training.md tells what they do. "
+        "of runs or exports) and options; jobs/train.yaml is one to start from, docs/training.md tells what they do. "
         "--workers N shares every step among N processes of Ray Train, each with data.batch_images images and, with "
         "--set loop.gpu=true, a GPU. Then: dto predict DIR IMAGES -o PREDICTED.",
     )
     parser.add_argument(
         "config",
         metavar="CONFIG.yaml",
-        help="knobs by room; all of them with units and defaults: dto_pipeline/train/config.py and data_config.py",
+        help="options by section; all of them with units and defaults: dto_pipeline/train/config.py",
     )
     parser.add_argument(
         "-o", "--out", required=True, metavar="DIR", help="the training's folder, local; a cluster's machines share it"
@@ -41,14 +41,14 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from dto_pipeline.commands.training_data import check_bodies, open_label_sets
+    from dto_pipeline.commands.training_data import check_bodies, count_uncertain, open_label_sets
     from dto_pipeline.config import require_body
     from dto_pipeline.errors import DtoError
     from dto_pipeline.train.checkpoint import sizes_to_begin_with
     from dto_pipeline.train.config import load_train_config
+    from dto_pipeline.train.dataset import LabelSource
     from dto_pipeline.train.evaluation import MEASURES
     from dto_pipeline.train.loop import train_network
-    from dto_pipeline.train.source import LabelSource
 
     if "://" in arguments.out:
         raise DtoError(f"{arguments.out} is a URI; a training's folder is local: name one that all machines share")
@@ -63,10 +63,11 @@ def _run(arguments: argparse.Namespace) -> int:
         raise DtoError(f"loop.workers is {config.loop.workers}; expected 0 (without Ray) or more")
     sets = open_label_sets(config.data)
     check_bodies(sets, config.body)
+    print("".join(f"{line}\n" for line in count_uncertain(sets, config.data)), end="")
     source = LabelSource(tuple(sets), config)
     if config.loop.workers:
         from dto_pipeline.config import RunConfig
-        from dto_pipeline.run.ray_pool import start_ray
+        from dto_pipeline.run.ray_start import start_ray
 
         start_ray(RunConfig(workers=config.loop.workers), arguments.address)
     measures = train_network(config, source, out, progress=not arguments.quiet)

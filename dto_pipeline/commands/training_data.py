@@ -6,6 +6,7 @@ Glue between finished runs and training, which knows none.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,9 +19,9 @@ from dto_pipeline.data.storage import as_location
 from dto_pipeline.errors import DtoError
 from dto_pipeline.models.body_file import locate_body
 from dto_pipeline.models.networks import sha256_once
-from dto_pipeline.run.directory import RunDirectory
 from dto_pipeline.run.finished import read_run_labels
-from dto_pipeline.train.data_config import DataConfig
+from dto_pipeline.run.folder import RunDirectory
+from dto_pipeline.train.config import DataConfig
 
 
 def open_label_sets(config: DataConfig) -> list[LabelSet]:
@@ -36,6 +37,17 @@ def open_label_sets(config: DataConfig) -> list[LabelSet]:
             raise DtoError(f"data.images names {place}, which is no folder; give the one of the photographs")
     images = config.images or ("",) * len(config.labels)
     return [_open(labels, place) for labels, place in zip(config.labels, images, strict=True)]
+
+
+def count_uncertain(sets: Sequence[LabelSet], config: DataConfig) -> list[str]:
+    """What `data.max_error` and `data.max_z_sigma` leave out of the selected images, a line per labels and reason."""
+    lines = []
+    for labels in sets:
+        left_out = Counter[str]()
+        if config.limits.any and isinstance(labels, ParquetSet):
+            labels.count_uncertain(config.select, config.limits, left_out)
+        lines += [f"{labels.name}: {count} {reason} left out" for reason, count in left_out.items() if count]
+    return lines
 
 
 def check_bodies(sets: Sequence[LabelSet], config: BodyConfig) -> None:

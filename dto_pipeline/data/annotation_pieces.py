@@ -23,13 +23,12 @@ from dto_pipeline.data.label_files import LabelColumns
 from dto_pipeline.data.label_pieces import IMAGE_FILE, Part, Piece
 from dto_pipeline.data.labels import LabelsError
 from dto_pipeline.data.sources.annots import Annots, map_annots, open_annots, unpack_annots
-from dto_pipeline.data.sources.relative_human import read_annotations
-from dto_pipeline.data.sources.relative_human_joints import EVALUATED_JOINTS, Annotation, evaluated_joints
+from dto_pipeline.data.sources.relative_human import EVALUATED_JOINTS, Annotation, evaluated_joints, read_annotations
 from dto_pipeline.data.storage import Location, as_location
 
-# SMPL's joint for each of the 14; it has no top of the head, and its neck is elsewhere
-SMPL_JOINTS = (16, 17, 18, 19, 20, 21, 1, 2, 4, 5, 7, 8, -1, -1)
-_NUM_JOINTS = 24
+# place of each of the 14: SMPL's joint, and behind its 24 the top of the head and the neck, which it has not
+SMPL_JOINTS = (16, 17, 18, 19, 20, 21, 1, 2, 4, 5, 7, 8, 24, 25)
+_NUM_JOINTS = 26
 _PIECE_IMAGES = 1024
 
 
@@ -184,12 +183,11 @@ def open_annots_set(path: str | Path, images: str) -> AnnotsSet:
 
 
 def _smpl_keypoints(everybody: Sequence[tuple[str, Annotation]]) -> np.ndarray:
-    """(n, 24, 2) float32 [px], NaN where not annotated."""
+    """(n, 26, 2) float32 [px], NaN where not annotated."""
     points = np.full((len(everybody), _NUM_JOINTS, 2), np.nan, np.float32)
-    known = np.array(SMPL_JOINTS) >= 0
-    assert known.size == len(EVALUATED_JOINTS)
+    assert len(SMPL_JOINTS) == len(EVALUATED_JOINTS)
     for row, (name, person) in enumerate(everybody):
         if person.kp2d is not None:
             places, visible = evaluated_joints(person.kp2d, name)
-            points[row, np.array(SMPL_JOINTS)[known & visible]] = places[known & visible]
+            points[row, np.array(SMPL_JOINTS)[visible]] = places[visible]
     return points

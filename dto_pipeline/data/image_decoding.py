@@ -12,7 +12,7 @@ import io
 import re
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -109,7 +109,7 @@ def read_header(data: bytes) -> ImageHeader:
     return found
 
 
-def decode_pixels(data: bytes, memory_mb: int) -> np.ndarray:
+def decode_pixels(data: bytes, memory_mb: int, least_side: int = 0) -> np.ndarray:
     """(H, W, 3) uint8 RGB of a whole file.
 
     Grey of 16 bits keeps its high byte, as Pillow does with colours of 16 bits. A JPEG that lacks its end marker and
@@ -117,6 +117,7 @@ def decode_pixels(data: bytes, memory_mb: int) -> np.ndarray:
 
     Args:
         memory_mb: what decoding may take [MiB]; all decoders of this process share it.
+        least_side: a JPEG may be decoded at half its size or less, not below this longer side [px]; 0 = as it is.
 
     Raises:
         Undecodable: a format that is not opened, too large, damaged.
@@ -130,16 +131,18 @@ def decode_pixels(data: bytes, memory_mb: int) -> np.ndarray:
         )
     _check_work(data)
     with _BUDGET.take(wanted, most):
-        return _decode(data, header)
+        return _decode(data, header, least_side)
 
 
-def _decode(data: bytes, header: ImageHeader) -> np.ndarray:
+def _decode(data: bytes, header: ImageHeader, least_side: int) -> np.ndarray:
     if header.format == "JPEG":
         _check_same_size(data, header)
-        rgb = _strict_jpeg(data, "RGB")
+        is_wide = header.width >= header.height
+        least = {"min_width" if is_wide else "min_height": least_side, "min_factor": 2} if least_side else {}
+        rgb = _strict_jpeg(data, "RGB", least)
         if rgb is None and not data.endswith(_JPEG_END):
             ended = data + (_JPEG_END[1:] if data.endswith(_JPEG_END[:1]) else _JPEG_END)
-            rgb = _strict_jpeg(ended, "RGB")
+            rgb = _strict_jpeg(ended, "RGB", least)
             if rgb is None and _strict_jpeg(ended, "CMYK") is not None:
                 data = ended
         if rgb is not None:
@@ -158,10 +161,13 @@ def _check_same_size(data: bytes, header: ImageHeader) -> None:
         raise Undecodable(f"is a JPEG that tells its size as {found}; save it anew")
 
 
-def _strict_jpeg(data: bytes, colours: str) -> np.ndarray | None:
-    """(H, W, channels), or None where libjpeg complains: Pillow decides whether it is a quirk (CMYK, stray bytes)."""
+def _strict_jpeg(data: bytes, colours: str, least: Mapping[str, int] | None = None) -> np.ndarray | None:
+    """(H, W, channels), scaled down to no less than `least`.
+
+    None where libjpeg complains: Pillow decides whether it is a quirk (CMYK, stray bytes).
+    """
     try:
-        return simplejpeg.decode_jpeg(data, colorspace=colours, fastdct=False, fastupsample=False)
+        return simplejpeg.decode_jpeg(data, colorspace=colours, fastdct=False, fastupsample=False, **(least or {}))
     except _JPEG_FAULTS:
         return None
 

@@ -45,6 +45,7 @@ class ImageFile:
 
     rgb: np.ndarray  # (H, W, 3) uint8
     sha256: str  # of the file's bytes, hex
+    size: tuple[int, int] = (0, 0)  # width and height of the photograph, which `rgb` may be smaller than [px]
 
 
 class ImageStore(ABC):
@@ -54,13 +55,22 @@ class ImageStore(ABC):
     def read_bytes(self, image_file: str, limit: int | None = None) -> bytes:
         """The file as it is, or its first `limit` bytes; raises `ImageMissing` or `ImageCorrupt`."""
 
-    def read(self, image_file: str, decode_memory_mb: int = RunConfig.decode_memory_mb) -> ImageFile:
-        """Decode one image; raises `ImageMissing` or `ImageCorrupt`. See `RunConfig.decode_memory_mb` for the limit."""
+    def read(
+        self, image_file: str, decode_memory_mb: int = RunConfig.decode_memory_mb, least_side: int = 0
+    ) -> ImageFile:
+        """Decode one image; raises `ImageMissing` or `ImageCorrupt`.
+
+        Args:
+            image_file: its name.
+            decode_memory_mb: see `RunConfig.decode_memory_mb`.
+            least_side: a JPEG may come smaller, its longer side not below this [px]; 0 = as it is.
+        """
         data = self.read_bytes(image_file, _USUAL_BYTES + 1)
         if len(data) <= _USUAL_BYTES:
-            return decode_image(data, image_file, decode_memory_mb)
+            return decode_image(data, image_file, decode_memory_mb, least_side)
         with _LARGE_FILE:
-            return decode_image(self.read_bytes(image_file, MAX_FILE_BYTES + 1), image_file, decode_memory_mb)
+            whole = self.read_bytes(image_file, MAX_FILE_BYTES + 1)
+            return decode_image(whole, image_file, decode_memory_mb, least_side)
 
     def size(self, image_file: str) -> tuple[int, int]:
         """(width, height) [px]; see `header`."""
@@ -128,8 +138,10 @@ def read_image(path: str | Path) -> ImageFile:
         return decode_image(_read_file(Path(path), str(path), MAX_FILE_BYTES + 1), str(path))
 
 
-def decode_image(data: bytes, name: str, decode_memory_mb: int = RunConfig.decode_memory_mb) -> ImageFile:
-    """Decode the bytes of an image file; errors call it `name`.
+def decode_image(
+    data: bytes, name: str, decode_memory_mb: int = RunConfig.decode_memory_mb, least_side: int = 0
+) -> ImageFile:
+    """Decode the bytes of an image file; errors call it `name`; `least_side` as in `ImageStore.read`.
 
     Raises:
         ImageCorrupt: the bytes are not a whole image of a format that is opened, or decoding them takes more memory
@@ -138,10 +150,14 @@ def decode_image(data: bytes, name: str, decode_memory_mb: int = RunConfig.decod
     if len(data) > MAX_FILE_BYTES:
         raise ImageCorrupt(f"image {name} has more than {MAX_FILE_BYTES} bytes; no larger file is read")
     try:
-        rgb = decode_pixels(data, decode_memory_mb)
+        rgb = decode_pixels(data, decode_memory_mb, least_side)
     except Undecodable as error:
         raise ImageCorrupt(f"image {name} ({len(data)} bytes) {error}") from error
-    return ImageFile(rgb=rgb, sha256=hashlib.sha256(data).hexdigest())
+    size = (rgb.shape[1], rgb.shape[0])
+    if least_side:
+        header = read_header(data)
+        size = (header.width, header.height)
+    return ImageFile(rgb, hashlib.sha256(data).hexdigest(), size)
 
 
 def _decode_header(data: bytes, name: str) -> ImageHeader:

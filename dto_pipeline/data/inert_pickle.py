@@ -1,43 +1,120 @@
-"""Inert pickle machine: reads a pickle stream of protocol 0-5 without the power to run anything.
+"""Reads a pickle without the power to run anything: the standard unpickler, its dangerous part replaced.
 
-A pickle is a program for a small stack machine. This one knows the opcodes and nothing else: a global becomes a
-`Global` (a name from the allowlist), a call becomes a `Record` of what would have been called with what. It never
-imports, never calls, never sets an attribute, and knows no numpy: `pickled_arrays` makes values of records afterwards.
+A pickle is a program for a small stack machine. `InertUnpickler` is Python's own (`pickle._Unpickler`, the same machine
+as the one in C), with these differences: a global becomes a `Global` (a name from the allowlist), a call becomes a
+`Record` of what would have been called with what, a state is noted in the record. Nothing is imported, called or set.
+`safe_pickle` makes values of records afterwards.
 
-It is written out rather than derived from `pickle.Unpickler` because the library's opcodes call what they find (REDUCE,
-NEWOBJ, INST, OBJ, BUILD on a class), look extension codes up in a cache of live objects, allocate what a length
-field claims, and grow the memo to any index. Here an opcode that is not in the table below does not exist.
+Not the unpickler in C, which calls whatever REDUCE, OBJ, INST and BUILD find on its stack, takes extension codes from a
+cache of live objects, allocates what a length claims, grows its memo to any index, and hashes tuples without end.
 """
 
 from __future__ import annotations
 
 import codecs
+import pickle
 import re
 import struct
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, NoReturn
 
-from dto_pipeline.data.inert_records import (
-    PERSISTENT_ID,
-    Allowlist,
-    BrokenPickle,
-    Global,
-    Limits,
-    PickleRefused,
-    Record,
-    Role,
-    UnsafePickle,
-    shown,
-)
+from dto_pipeline.errors import DtoError
 
-_KEY_TYPES = (str, int, float, bytes, bool, type(None))
+_SHOWN = 120  # characters of hostile text or of a Python error that may reach a message
 _MAX_INT_BITS = 64
-_MAX_NUMBER_TEXT = 64  # characters of a number written as text (protocol 0)
-_MAX_REASON = 120  # characters of a Python error that reach a message
+_KEY_TYPES = (str, int, float, bytes, bool, type(None))
+
+
+class PickleRefused(DtoError, ValueError):
+    """A pickle that was not read. Nothing of it was run."""
+
+
+class UnsafePickle(PickleRefused):
+    """The pickle asks for something that is not on the allowlist; the message names it."""
+
+
+class BrokenPickle(PickleRefused):
+    """The pickle is truncated, malformed or larger than the limits allow."""
+
+
+class Role(Enum):
+    """What an allowed global means to `safe_pickle`; many names may share one role."""
+
+    RECONSTRUCT = "empty numpy array, filled by its state"
+    FROMBUFFER = "numpy array over bytes"
+    NDARRAY = "the class numpy.ndarray"
+    DTYPE = "numpy dtype"
+    SCALAR = "numpy scalar"
+    ENCODE = "text to bytes"
+    BYTES = "empty bytes"
+    SET = "set"
+    OBJECT = "the class object"
+    RECONSTRUCTOR = "empty instance of a class, filled by its state"
+    CHUMPY = "chumpy array"
+    SELECT = "chumpy selection"
+    CSC = "scipy sparse matrix, column-compressed"
+    DICT = "the class collections.OrderedDict"
+    PERSISTENT = "something the file holds outside the pickle"
+    STORAGE = "kind of a torch storage"
+    TENSOR = "torch tensor over a storage"
+    PARAMETER = "torch parameter around a tensor"
+    SIZE = "torch size"
+
+
+Allowlist = Mapping[tuple[str, str], Role]
+PERSISTENT_ID = ("", "persistent id")  # the key under which an allowlist lets a stream name what lies beside it
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much one pickle may cost. A stream beyond any of them is a `BrokenPickle`."""
+
+    max_stream_bytes: int = 2**30  # length of the stream [bytes]
+    max_opcodes: int = 20_000_000  # instructions: bounds time (about half a minute) and small objects
+    max_depth: int = 64  # containers inside containers
+    max_items: int = 50_000_000  # items of the result, shared ones counted each time they are seen
+    max_array_bytes: int = 2**31  # all rebuilt arrays together [bytes]
+
+
+@dataclass(frozen=True)
+class Global:
+    """A name the pickle refers to. Only a name: what it stands for in Python is never looked up."""
+
+    module: str
+    name: str
+    role: Role
+
+    def __str__(self) -> str:
+        return f"{self.module}.{self.name}"
+
+
+class Record:
+    """A call the pickle asks for and that is never made: who, with what, and the state set afterwards."""
+
+    __slots__ = ("args", "state", "what")
+
+    def __init__(self, what: Global, args: tuple[Any, ...]) -> None:
+        self.what = what
+        self.args = args
+        self.state: Any = None
+
+
+def shown(value: object) -> str:
+    """Printable form of something hostile, for messages: text shortened, containers (which may share) not followed."""
+    if type(value) is str or isinstance(value, Global):
+        return ascii(str(value)[:_SHOWN])
+    if type(value) in (int, float, bool, type(None)):
+        return repr(value)
+    if type(value) is tuple and all(type(item) is int for item in value[:_SHOWN]):
+        return repr(value[:_SHOWN])
+    return f"a {type(value).__name__}"
 
 
 def load_records(data: bytes, allow: Allowlist, limits: Limits, where: str) -> object:
-    """Run a pickle stream on the inert machine.
+    """The objects of a pickle stream, nothing run.
 
     Args:
         data: the whole stream.
@@ -62,129 +139,153 @@ def load_first_records(data: bytes, start: int, allow: Allowlist, limits: Limits
     """As `load_records`, for a stream that begins at byte `start` and is followed by others; also where it ends."""
     if len(data) > limits.max_stream_bytes:
         raise BrokenPickle(f"{where}: {len(data)} bytes of pickle, at most {limits.max_stream_bytes} are read")
-    machine = _Machine(data, allow)
-    machine.at = start
+    stream = Stream(data, start, len(data))
+    with told(where, stream):
+        return InertUnpickler(stream, allow, limits.max_opcodes).load(), stream.at
+
+
+# what the machine raises on a malformed stream: missing stack items, bad numbers, bad text, too much memory
+_MALFORMED = (
+    *(pickle.UnpicklingError, AttributeError, LookupError, TypeError, ValueError, OverflowError, EOFError),
+    *(struct.error, MemoryError, RecursionError),
+)
+
+
+class Stream:
+    """Bytes, or a map of a file, from one place to another; a claim beyond the end costs nothing."""
+
+    def __init__(self, data: Any, at: int, end: int) -> None:
+        self.data, self.at, self.end = data, at, end
+        self.bound = end  # as far as may be read for now
+
+    def read(self, count: int) -> bytes:
+        """The next `count` bytes. Raises: BrokenPickle: there are fewer, or they are beyond the bound."""
+        start, at = self.at, self.at + count
+        if at > self.bound:
+            self.check(count)
+        self.at = at
+        return self.data[start:at]
+
+    def check(self, count: int) -> None:
+        """Raises: BrokenPickle: the next `count` bytes are not there, or beyond the bound."""
+        if self.at + count > self.end:
+            raise BrokenPickle(f"{count} bytes expected, {self.end - self.at} left: truncated")
+        if self.at + count > self.bound:
+            raise BrokenPickle(f"byte {self.bound} is passed before an item of the dictionary: they are not small")
+
+    def readline(self) -> bytes:
+        """The bytes up to the next newline and with it. Raises: BrokenPickle: there is none."""
+        found = self.data.find(b"\n", self.at, self.end)
+        if found < 0:
+            raise BrokenPickle("a text argument without end of line: truncated")
+        return self.read(found + 1 - self.at)
+
+
+@contextmanager
+def told(where: str, stream: Stream) -> Iterator[None]:
+    """Says of what is wrong with a stream in which file and at which byte it is."""
     try:
-        return machine.run(limits.max_opcodes), machine.at
+        yield
     except PickleRefused as error:
-        raise type(error)(f"{where}: byte {machine.at}: {error}") from error
+        raise type(error)(f"{where}: byte {stream.at}: {error}") from error
     except _MALFORMED as error:
-        found = f"{type(error).__name__}: {error}"[:_MAX_REASON]
-        raise BrokenPickle(f"{where}: malformed at byte {machine.at} ({found}); fetch the file again") from error
+        found = f"{type(error).__name__}: {ascii(str(error))[1:-1]}"[:_SHOWN]
+        raise BrokenPickle(f"{where}: malformed at byte {stream.at} ({found}); fetch the file again") from error
 
 
-# what the opcodes below raise on a malformed stream: missing stack items, bad numbers, bad text, too much memory
-_MALFORMED = (IndexError, KeyError, TypeError, ValueError, OverflowError, struct.error, MemoryError, RecursionError)
+class Opcodes:
+    """What `pickle._Unpickler` looks its instructions up in: the table below, for a number of look-ups."""
+
+    def __init__(self, most: int) -> None:
+        self.left = self.most = most
+
+    def __getitem__(self, code: int) -> Callable[[Any], None]:
+        self.left -= 1
+        if self.left < 0:
+            raise BrokenPickle(f"more than {self.most} instructions")
+        opcode = _OPCODES.get(code)
+        if opcode is None:
+            raise BrokenPickle(f"0x{code:02x} is not a pickle opcode")
+        return opcode
 
 
-class _Machine:
-    """Stack, marks and memo of one stream. Every method is one opcode or reads its argument."""
+class InertUnpickler(pickle._Unpickler):
+    """The standard unpickler, from whose opcodes those that act or hash were taken. Memo and stacks are its own."""
 
-    def __init__(self, data: bytes, allow: Allowlist) -> None:
-        self.data = data
-        self.allow = allow
-        self.at = 0  # next byte to read
-        self.stack: list[Any] = []
-        self.marks: list[list[Any]] = []  # stacks set aside by MARK
-        self.memo: dict[int, Any] = {}
-        self.has_ordered = Role.DICT in allow.values()
+    # what the standard class sets when it begins to load
+    stack: list[Any]
+    metastack: list[list[Any]]  # stacks set aside by MARK
+    append: Callable[[Any], None]
+    read: Callable[[int], bytes]
+    readline: Callable[[], bytes]
+    pop_mark: Callable[[], list[Any]]
 
-    def run(self, max_opcodes: int) -> object:
-        data = self.data
-        for _ in range(max_opcodes):
-            if self.at >= len(data):
-                raise BrokenPickle("the stream ends without STOP: it is truncated")
-            code = data[self.at]
-            self.at += 1
-            if code == _STOP:
-                return self._finish()
-            opcode = _OPCODES.get(code)
-            if opcode is None:
-                raise BrokenPickle(f"0x{code:02x} is not a pickle opcode")
-            opcode(self)
-        raise BrokenPickle(f"more than {max_opcodes} instructions")
+    def __init__(self, stream: Stream, allow: Allowlist, max_opcodes: int) -> None:
+        super().__init__(stream, encoding="latin1")
+        self._allow = allow
+        self._stream = stream
+        self.dispatch = Opcodes(max_opcodes)  # type: ignore[assignment, misc]
+        self._ordered = Role.DICT in allow.values()
 
-    def _finish(self) -> object:
-        value = self.stack.pop()
-        if self.stack or self.marks:
+    def load(self) -> Any:
+        """The object of the stream, which is read as far as its STOP."""
+        value = super().load()
+        if self.stack or self.metastack:
             raise BrokenPickle("objects are left on the stack at STOP")
         return value
 
-    # reading arguments
+    # names: recorded, never looked up
 
-    def take(self, count: int) -> bytes:
-        """The next `count` bytes; a claim beyond the end costs nothing."""
-        end = self.at + count
-        if count < 0 or end > len(self.data):
-            raise BrokenPickle(f"{count} bytes expected, {len(self.data) - self.at} left: truncated")
-        chunk = self.data[self.at : end]
-        self.at = end
-        return chunk
+    def find_class(self, module: str, name: str) -> Any:
+        role = self._allow.get((module, name))
+        if role is None:
+            raise UnsafePickle(f"refuses {shown(f'{module}.{name}')}: such data does not need it; nothing was run")
+        return Global(module, name, role)
 
-    def line(self) -> bytes:
-        """The bytes up to the next newline, which is consumed."""
-        end = self.data.find(b"\n", self.at)
-        if end < 0:
-            raise BrokenPickle("a text argument without end of line: truncated")
-        chunk = self.data[self.at : end]
-        self.at = end + 1
-        return chunk
+    def persistent_load(self, pid: Any) -> Any:
+        role = self._allow.get(PERSISTENT_ID)
+        return (
+            Record(Global(*PERSISTENT_ID, role), (pid,)) if role else self._outside(f"the persistent id {shown(pid)}")
+        )
 
-    def pop_mark(self) -> list[Any]:
-        items = self.stack
-        self.stack = self.marks.pop()
-        return items
+    def get_extension(self, code: int) -> None:
+        self._outside(f"the extension code {code}")
 
-    # the stream itself
+    def buffer(self) -> None:
+        self._outside("NEXT_BUFFER or READONLY_BUFFER")
 
-    def proto(self) -> None:
-        version = self.take(1)[0]
-        if version > 5:
-            raise BrokenPickle(f"pickle protocol {version}; 0 to 5 are read")
+    def _outside(self, what: str) -> NoReturn:
+        raise UnsafePickle(f"refuses {what}: it points outside the file; nothing was run")
 
-    def frame(self) -> None:
-        (length,) = struct.unpack("<Q", self.take(8))
-        if length > len(self.data) - self.at:
-            raise BrokenPickle(f"a frame of {length} bytes, {len(self.data) - self.at} left: truncated")
+    # calls: recorded, never made
 
-    # stack
+    def call(self, what: object, args: object) -> None:
+        if type(what) is not Global or type(args) is not tuple:
+            raise BrokenPickle(f"a call of {_kind(what)} with {_kind(args)}")
+        ordered = what.role is Role.DICT and args == ()  # filled by SETITEMS afterwards, as any dict
+        self.append({} if ordered else Record(what, args))
 
-    def mark(self) -> None:
-        self.marks.append(self.stack)
-        self.stack = []
+    def _instantiate(self, klass: object, args: list[Any]) -> None:
+        self.call(klass, tuple(args))
 
-    def pop(self) -> None:
-        if self.stack:
-            self.stack.pop()
-        else:
-            self.pop_mark()
+    def reduce(self) -> None:
+        args = self.stack.pop()
+        self.call(self.stack.pop(), args)
 
-    def dup(self) -> None:
-        self.stack.append(self.stack[-1])
+    def newobj_ex(self) -> None:
+        if (keywords := self.stack.pop()) != {}:
+            raise BrokenPickle(f"an object made with keyword arguments ({_kind(keywords)})")
+        self.reduce()
 
-    # memo: a dict, so an index is only a key and costs nothing
+    def build(self) -> None:
+        state, target = self.stack.pop(), self.stack[-1]
+        if type(target) is dict and self._ordered:
+            return  # attributes of an OrderedDict, such as the versions that torch notes: not kept
+        if type(target) is not Record or target.state is not None or state is None:
+            raise BrokenPickle(f"a state ({_kind(state)}) set on {_kind(target)}")
+        target.state = state
 
-    def put(self, index: int) -> None:
-        self.memo[index] = self.stack[-1]
-
-    def get(self, index: int) -> None:
-        if index not in self.memo:
-            raise BrokenPickle(f"memo entry {index} was never stored")
-        self.stack.append(self.memo[index])
-
-    # containers
-
-    def tuple_of(self, count: int) -> None:
-        if len(self.stack) < count:
-            raise BrokenPickle(f"a tuple of {count} from a stack of {len(self.stack)}")
-        start = len(self.stack) - count
-        self.stack[start:] = [tuple(self.stack[start:])]
-
-    def extend(self, items: list[Any]) -> None:
-        target = self.stack[-1]
-        if type(target) is not list:
-            raise BrokenPickle(f"items appended to {_kind(target)}, which is not a list")
-        target.extend(items)
+    # what hashes: only plain keys, into what the stream itself made
 
     def set_items(self, items: list[Any]) -> None:
         target = self.stack[-1]
@@ -193,79 +294,38 @@ class _Machine:
         for key, value in zip(items[::2], items[1::2], strict=True):
             target[_checked_key(key)] = value
 
-    def add_items(self) -> None:
+    def dict_of(self) -> None:
         items = self.pop_mark()
-        target = self.stack[-1]
-        if type(target) is not set:
-            raise BrokenPickle(f"members added to {_kind(target)}, which is not a set")
-        target.update(_checked_key(item) for item in items)
-
-    def dict_from_mark(self) -> None:
-        items = self.pop_mark()
-        self.stack.append({})
+        self.append({})
         self.set_items(items)
 
-    # names and calls: recorded, never looked up, never made
+    def add_items(self) -> None:
+        items, target = self.pop_mark(), self.stack[-1]
+        if type(target) is not set:
+            raise BrokenPickle(f"members added to {_kind(target)}, which is not a set")
+        target.update(map(_checked_key, items))
 
-    def name(self, module: object, name: object) -> None:
-        if type(module) is not str or type(name) is not str:
-            raise BrokenPickle(f"a global named by {_kind(module)} and {_kind(name)}")
-        self.stack.append(self._allowed(module, name))
+    def frozen_set(self) -> None:
+        self.append(frozenset(map(_checked_key, self.pop_mark())))
 
-    def global_lines(self) -> None:
-        module, name = self.line(), self.line()
-        self.name(module.decode("utf-8"), name.decode("utf-8"))
+    # arguments
 
-    def stack_global(self) -> None:
-        name, module = self.stack.pop(), self.stack.pop()
-        self.name(module, name)
+    def frame(self) -> None:
+        (length,) = struct.unpack("<Q", self.read(8))
+        if length > self._stream.end - self._stream.at:
+            raise BrokenPickle(f"a frame of {length} bytes, longer than the file: truncated")
 
-    def _allowed(self, module: str, name: str) -> Global:
-        role = self.allow.get((module, name))
-        if role is None:
-            raise UnsafePickle(f"refuses {shown(f'{module}.{name}')}: such data does not need it; nothing was run")
-        return Global(module, name, role)
+    def python2_text(self) -> None:
+        line = self.readline()[:-1]
+        if len(line) < 2 or line[0] != line[-1] or line[:1] not in (b"'", b'"'):
+            raise BrokenPickle("a text argument without quotes")
+        if not _PYTHON2_TEXT.fullmatch(line, 1, len(line) - 1):
+            raise BrokenPickle("a text argument with an unknown escape")
+        self.append(codecs.escape_decode(line[1:-1])[0].decode("latin1"))
 
-    def call(self, what: object, args: object) -> None:
-        if type(what) is not Global or type(args) is not tuple:
-            raise BrokenPickle(f"a call of {_kind(what)} with {_kind(args)}")
-        ordered = what.role is Role.DICT and args == ()  # filled by SETITEMS afterwards, as any dict
-        self.stack.append({} if ordered else Record(what, args))
 
-    def persistent(self) -> None:
-        role = self.allow.get(PERSISTENT_ID)
-        if role is None:
-            raise UnsafePickle(
-                f"refuses a persistent id {_kind(self.stack[-1])}: it points outside the file; nothing was run"
-            )
-        self.stack.append(Record(Global(*PERSISTENT_ID, role), (self.stack.pop(),)))
-
-    def reduce(self) -> None:
-        args, what = self.stack.pop(), self.stack.pop()
-        self.call(what, args)
-
-    def newobj_ex(self) -> None:
-        keywords = self.stack.pop()
-        if keywords != {}:
-            raise BrokenPickle(f"an object made with keyword arguments ({_kind(keywords)})")
-        self.reduce()
-
-    def obj(self) -> None:
-        items = self.pop_mark()
-        self.call(items[0], tuple(items[1:]))
-
-    def inst(self) -> None:
-        args = tuple(self.pop_mark())
-        self.global_lines()
-        self.call(self.stack.pop(), args)
-
-    def build(self) -> None:
-        state, target = self.stack.pop(), self.stack[-1]
-        if type(target) is dict and self.has_ordered:
-            return  # attributes of an OrderedDict, such as the versions that torch notes: not kept
-        if type(target) is not Record or target.state is not None or state is None:
-            raise BrokenPickle(f"a state ({_kind(state)}) set on {_kind(target)}")
-        target.state = state
+# Python 2's repr of a str: the only escapes it writes, so that decoding is exact and never warns
+_PYTHON2_TEXT = re.compile(rb"""(?:[^\\]++|\\[\\'"nrt]|\\x[0-9a-fA-F]{2})*+""")
 
 
 def _kind(value: object) -> str:
@@ -282,164 +342,47 @@ def _checked_key(key: object) -> object:
     raise BrokenPickle(f"{_kind(key)} used as a key")
 
 
-# Python 2's repr of a str: the only escapes it writes, so that decoding is exact and never warns
-_PYTHON2_TEXT = re.compile(rb"""(?:[^\\]++|\\[\\'"nrt]|\\x[0-9a-fA-F]{2})*+""")
+_Opcode = Callable[[Any], None]
 
 
-def _python2_text(line: bytes) -> str:
-    if len(line) < 2 or line[0] != line[-1] or line[:1] not in (b"'", b'"'):
-        raise BrokenPickle("a text argument without quotes")
-    if not _PYTHON2_TEXT.fullmatch(line, 1, len(line) - 1):
-        raise BrokenPickle("a text argument with an unknown escape")
-    return codecs.escape_decode(line[1:-1])[0].decode("latin1")
+def _bounded(load: _Opcode) -> _Opcode:
+    """An opcode that pushes an integer, of at most 64 bits."""
 
-
-def _number_text(line: bytes) -> str:
-    if len(line) > _MAX_NUMBER_TEXT:
-        raise BrokenPickle(f"a number of {len(line)} characters")
-    return line.decode("ascii")
-
-
-def _integer_line(line: bytes) -> int:
-    return _bounded(int(_number_text(line).removesuffix("L")))
-
-
-def _integer_or_bool_line(line: bytes) -> int:
-    return line == b"01" if line in (b"00", b"01") else _integer_line(line)
-
-
-def _long(raw: bytes) -> int:
-    if len(raw) > 1 + _MAX_INT_BITS // 8:
-        raise BrokenPickle(f"an integer of {len(raw)} bytes")
-    return _bounded(int.from_bytes(raw, "little", signed=True))
-
-
-def _bounded(value: int) -> int:
-    if value.bit_length() > _MAX_INT_BITS:
-        raise BrokenPickle(f"an integer of {value.bit_length()} bits")
-    return value
-
-
-_Opcode = Callable[[_Machine], object]
-
-
-def _fixed(layout: str, use: Callable[[_Machine, Any], None]) -> _Opcode:
-    """An opcode with one number of fixed size as its argument."""
-    form = struct.Struct(layout)
-
-    def opcode(machine: _Machine) -> None:
-        use(machine, form.unpack(machine.take(form.size))[0])
+    def opcode(machine: InertUnpickler) -> None:
+        load(machine)
+        if (bits := machine.stack[-1].bit_length()) > _MAX_INT_BITS:
+            raise BrokenPickle(f"an integer of {bits} bits, at most {_MAX_INT_BITS} are read")
 
     return opcode
 
 
-def _counted(layout: str, convert: Callable[[bytes], Any]) -> _Opcode:
+def _counted(layout: str, convert: Callable[[bytes], object]) -> _Opcode:
     """An opcode with a length and that many bytes, pushed after conversion."""
-    return _fixed(layout, lambda machine, length: machine.stack.append(convert(machine.take(length))))
-
-
-def _line(convert: Callable[[bytes], Any]) -> _Opcode:
-    """An opcode with one line of text, pushed after conversion."""
-    return lambda machine: machine.stack.append(convert(machine.line()))
-
-
-def _push(machine: _Machine, value: object) -> None:
-    machine.stack.append(value)
-
-
-def _refused(what: str, show: Callable[[_Machine], object]) -> _Opcode:
-    """An opcode that reaches outside the stream."""
-
-    def opcode(machine: _Machine) -> None:
-        raise UnsafePickle(f"refuses {what} {shown(show(machine))}: it points outside the file; nothing was run")
-
-    return opcode
-
-
-def _number(layout: str) -> Callable[[_Machine], object]:
     form = struct.Struct(layout)
-    return lambda machine: form.unpack(machine.take(form.size))[0]
+    return lambda machine: machine.append(convert(machine.read(form.unpack(machine.read(form.size))[0])))
 
 
-_utf8 = bytes.decode
-_STOP = ord(".")
-_BY_NAME: dict[bytes, _Opcode] = {
-    # protocol and stack
-    b"\x80": _Machine.proto,
-    b"\x95": _Machine.frame,
-    b"(": _Machine.mark,
-    b"0": _Machine.pop,
-    b"1": _Machine.pop_mark,
-    b"2": _Machine.dup,
-    # constants and numbers
-    b"N": lambda m: m.stack.append(None),
-    b"\x88": lambda m: m.stack.append(True),
-    b"\x89": lambda m: m.stack.append(False),
-    b"I": _line(_integer_or_bool_line),
-    b"L": _line(_integer_line),
-    b"F": _line(lambda line: float(_number_text(line))),
-    b"J": _fixed("<i", _push),
-    b"K": _fixed("<B", _push),
-    b"M": _fixed("<H", _push),
-    b"G": _fixed(">d", _push),
-    b"\x8a": _counted("<B", _long),
-    b"\x8b": _counted("<i", _long),
-    # text and bytes
-    b"S": _line(_python2_text),
-    b"T": _counted("<i", lambda raw: raw.decode("latin1")),
-    b"U": _counted("<B", lambda raw: raw.decode("latin1")),
-    b"V": _line(lambda line: line.decode("raw-unicode-escape")),
-    b"X": _counted("<I", _utf8),
-    b"\x8c": _counted("<B", _utf8),
-    b"\x8d": _counted("<Q", _utf8),
-    b"B": _counted("<I", bytes),
-    b"C": _counted("<B", bytes),
-    b"\x8e": _counted("<Q", bytes),
-    b"\x96": _counted("<Q", bytes),
-    # containers
-    b")": lambda m: m.stack.append(()),
-    b"]": lambda m: m.stack.append([]),
-    b"}": lambda m: m.stack.append({}),
-    b"\x8f": lambda m: m.stack.append(set()),
-    b"\x85": lambda m: m.tuple_of(1),
-    b"\x86": lambda m: m.tuple_of(2),
-    b"\x87": lambda m: m.tuple_of(3),
-    b"t": lambda m: _push(m, tuple(m.pop_mark())),
-    b"l": lambda m: _push(m, m.pop_mark()),
-    b"d": _Machine.dict_from_mark,
-    b"a": lambda m: m.extend([m.stack.pop()]),
-    b"e": lambda m: m.extend(m.pop_mark()),
-    b"s": lambda m: m.set_items([m.stack.pop(-2), m.stack.pop()]),
-    b"u": lambda m: m.set_items(m.pop_mark()),
-    b"\x90": _Machine.add_items,
-    b"\x91": lambda m: _push(m, frozenset([_checked_key(item) for item in m.pop_mark()])),
-    # memo
-    b"p": lambda m: m.put(int(_number_text(m.line()))),
-    b"q": _fixed("<B", _Machine.put),
-    b"r": _fixed("<I", _Machine.put),
-    b"\x94": lambda m: m.put(len(m.memo)),
-    b"g": lambda m: m.get(int(_number_text(m.line()))),
-    b"h": _fixed("<B", _Machine.get),
-    b"j": _fixed("<I", _Machine.get),
-    # names and calls, recorded
-    b"c": _Machine.global_lines,
-    b"\x93": _Machine.stack_global,
-    b"R": _Machine.reduce,
-    b"\x81": _Machine.reduce,
-    b"\x92": _Machine.newobj_ex,
-    b"o": _Machine.obj,
-    b"i": _Machine.inst,
-    b"b": _Machine.build,
-    # what reaches outside the stream
-    b"P": _refused("the persistent id", lambda m: m.line().decode("latin1")),
-    b"Q": _Machine.persistent,
-    b"\x82": _refused("the extension code", _number("<B")),
-    b"\x83": _refused("the extension code", _number("<H")),
-    b"\x84": _refused("the extension code", _number("<i")),
-    b"\x97": _refused("an out-of-band buffer", lambda m: "NEXT_BUFFER"),
-    b"\x98": _refused("an out-of-band buffer", lambda m: "READONLY_BUFFER"),
+_utf8 = bytes.decode  # strict: the standard opcodes let lone surrogates pass, which no file can be written with
+_STANDARD = b"\x80(.012N\x88\x89FJKMGTUVBC\x8e)]}\x8ftl\x85\x86\x87aepqr\x94ghjc\x93ioPQ\x82\x83\x84"
+# An opcode that is in neither part does not exist, so that what a later Python adds is not read unseen.
+_OPCODES: dict[int, _Opcode] = {
+    **{code: pickle._Unpickler.dispatch[code] for code in _STANDARD},
+    **{code: _bounded(pickle._Unpickler.dispatch[code]) for code in b"IL\x8a\x8b"},
+    pickle.STRING[0]: InertUnpickler.python2_text,
+    pickle.BINUNICODE[0]: _counted("<I", _utf8),
+    pickle.SHORT_BINUNICODE[0]: _counted("<B", _utf8),
+    pickle.BINUNICODE8[0]: _counted("<Q", _utf8),
+    pickle.BYTEARRAY8[0]: _counted("<Q", bytes),
+    pickle.FRAME[0]: InertUnpickler.frame,
+    pickle.DICT[0]: InertUnpickler.dict_of,
+    pickle.SETITEM[0]: lambda machine: machine.set_items([machine.stack.pop(-2), machine.stack.pop()]),
+    pickle.SETITEMS[0]: lambda machine: machine.set_items(machine.pop_mark()),
+    pickle.ADDITEMS[0]: InertUnpickler.add_items,
+    pickle.FROZENSET[0]: InertUnpickler.frozen_set,
+    pickle.REDUCE[0]: InertUnpickler.reduce,
+    pickle.NEWOBJ[0]: InertUnpickler.reduce,
+    pickle.NEWOBJ_EX[0]: InertUnpickler.newobj_ex,
+    pickle.BUILD[0]: InertUnpickler.build,
+    pickle.NEXT_BUFFER[0]: InertUnpickler.buffer,
+    pickle.READONLY_BUFFER[0]: InertUnpickler.buffer,
 }
-_OPCODES: dict[int, _Opcode] = {name[0]: opcode for name, opcode in _BY_NAME.items()}
-
-Machine = _Machine  # for `pickled_items`, which runs the same instructions on a mapped stream
-OPCODES = _OPCODES

@@ -13,15 +13,17 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from dto_pipeline import schema
 from dto_pipeline.data.cameras import read_cameras
 from dto_pipeline.data.columns import read_vectors, single_array
 from dto_pipeline.data.labels import LabelsError, fill_added, read_label_metadata, read_labels
 from dto_pipeline.data.parquet import READ_ERRORS, footer_text, open_parquet
+from dto_pipeline.data.receipts import find_run_labels
 from dto_pipeline.data.storage import Location, as_location, base_name, exists, join_location, list_names
-from dto_pipeline.schema import LABEL_PERSON, LABELS_SCHEMA, LABELS_SCHEMA_NAME
+from dto_pipeline.schema import LABEL_PERSON, LABELS_SCHEMA_NAME
 
-PERSON_COLUMNS = tuple(LABEL_PERSON.field(i).name for i in range(LABEL_PERSON.num_fields))
-IMAGE_COLUMNS = tuple(name for name in LABELS_SCHEMA.names if name != "persons")
+PERSON_COLUMNS = tuple(column.name for column in schema.PERSON_COLUMNS)
+IMAGE_COLUMNS = tuple(column.name for column in schema.IMAGE_COLUMNS)
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,8 @@ def initial_betas(columns: LabelColumns) -> np.ndarray:
 
 
 def find_label_files(folder: str | Path) -> list[Location]:
-    """Label files at or below a path or URI: the file itself, or every Parquet file of the folder that is one, by name.
+    """Label files at or below a path or URI: the file itself; of a run, or its ``labels``, those that count; of any
+    other folder every Parquet file that is one, by name.
 
     Raises:
         LabelsError: there is none.
@@ -97,7 +100,9 @@ def find_label_files(folder: str | Path) -> list[Location]:
     folder = as_location(folder)
     if exists(folder):
         return [folder]
-    found = [path for path in _parquet_files(folder) if not base_name(path).startswith(".") and _is_labels(path)]
+    found = find_run_labels(folder)
+    if found is None:
+        found = [path for path in _parquet_files(folder) if not base_name(path).startswith(".") and _is_labels(path)]
     if not found:
         raise LabelsError(f"{folder} holds no label file; expected a run, an export in Parquet, or one of their files")
     return found

@@ -8,6 +8,7 @@ index costs 4 bytes an image, a piece about 0.5 kB a person.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +18,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dto_pipeline.data.certainty import EXPECTED_ERROR, NO_LIMITS, Z_SIGMA, Limits
 from dto_pipeline.data.exports.inputs import RunLabels
 from dto_pipeline.data.images import ImageStore, open_folder
 from dto_pipeline.data.label_files import LabelColumns, find_label_files, flatten_table, person_leaf
-from dto_pipeline.data.labels import LabelsError, open_labels
+from dto_pipeline.data.labels import LabelsError, fill_added, open_labels
 from dto_pipeline.data.manifest import Manifest, find_manifest
 from dto_pipeline.data.parquet import READ_ERRORS
 from dto_pipeline.data.storage import Location, as_location
@@ -39,6 +41,7 @@ class Part:
     select: str  # "accepted", "optimized" or "all" images; never those without people
     holdout: float = 0.0  # share of the images, by a hash of their keys
     held_out: bool = False  # take these, instead of the others
+    limits: Limits = NO_LIMITS  # of images; people beyond theirs stay in the rows
 
     def holds(self, image_ids: Sequence[str]) -> np.ndarray:
         """(n,) bool: on this side of the hold-out; the same on every machine, whatever else is trained on."""
@@ -81,7 +84,7 @@ class LabelSet(Protocol):
 
     def read(self, piece: Piece) -> LabelColumns:
         """The labels of a piece's images: `IMAGE_COLUMNS`, `IMAGE_FILE`, `PEOPLE_COLUMNS`, of people perhaps also
-        ``keypoints`` (n, 24, 2) [px] and ``depth_layer`` (n,). Raises: LabelsError, ManifestError."""
+        ``keypoints`` (n, 26, 2) [px] and ``depth_layer`` (n,). Raises: LabelsError, ManifestError."""
         ...
 
 
@@ -133,19 +136,29 @@ class ParquetSet:
 
     def _index_file(self, number: int, file: int, part: Part) -> list[Piece]:
         path, pieces, first = self.files[file], [], 0
-        wanted = ["image_id", "num_persons", "is_accepted", "is_optimized"]
+        wanted = ["image_id", "num_persons", "is_accepted", "is_optimized", EXPECTED_ERROR]
         with open_labels(path) as opened:
             for group in range(opened.num_row_groups):
                 table = _read_group(path, opened, group, wanted)
-                taken = part.holds(table.column("image_id").to_pylist())
-                taken &= table.column("num_persons").to_numpy() > 0
-                if part.select != "all":
-                    taken &= table.column(f"is_{part.select}").to_numpy()
+                taken = part.holds(table.column("image_id").to_pylist()) & _chosen(table, part.select)
+                taken &= part.limits.images(table.column(EXPECTED_ERROR).to_numpy())
                 rows = np.flatnonzero(taken).astype(np.int32)
                 if rows.size:
                     pieces.append(Piece(number, file, group, first, rows))
                 first += table.num_rows
         return pieces
+
+    def count_uncertain(self, select: str, limits: Limits, left_out: Counter[str]) -> None:
+        """Add to `left_out`, by reason, what `limits` take away from the images of `select`. Raises: LabelsError."""
+        for path in self.files:
+            with open_labels(path) as opened:
+                for group in range(opened.num_row_groups):
+                    wanted = [f"is_{word}" for word in ("accepted", "optimized")] + ["num_persons", EXPECTED_ERROR]
+                    table = _read_group(path, opened, group, [*wanted, person_leaf(Z_SIGMA)])
+                    columns = flatten_table(table, (Z_SIGMA,)).take(np.flatnonzero(_chosen(table, select)))
+                    expected = columns.images[EXPECTED_ERROR]
+                    sigma = columns.people[Z_SIGMA][limits.images(expected)[columns.owner]]
+                    limits.count(expected, sigma, left_out)
 
 
 def open_run_set(run: RunLabels, images: str = "") -> ParquetSet:
@@ -184,9 +197,15 @@ def index_pieces(sets: Sequence[LabelSet], part: Part) -> list[Piece]:
     return [piece for number, label_set in enumerate(sets) for piece in label_set.index(number, part)]
 
 
+def _chosen(table: pa.Table, select: str) -> np.ndarray:
+    """(N,) bool: accepted, optimised or all images, without those of nobody."""
+    crowded = table.column("num_persons").to_numpy() > 0
+    return crowded if select == "all" else crowded & table.column(f"is_{select}").to_numpy()
+
+
 def _read_group(path: Location, file: pq.ParquetFile, group: int, names: list[str]) -> pa.Table:
     try:
-        return file.read_row_group(group, columns=names)
+        return fill_added(file.read_row_group(group, columns=names), names)
     except READ_ERRORS as error:
         raise LabelsError(f"{path} is damaged ({error}); run again to write it anew") from error
 

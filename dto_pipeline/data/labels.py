@@ -29,25 +29,18 @@ from dto_pipeline.data.parquet import (
 from dto_pipeline.data.storage import Location, as_location
 from dto_pipeline.data.store import create_bytes
 from dto_pipeline.errors import NO_ROOM, DtoError
-from dto_pipeline.schema import COORDINATES, LABEL_PERSON, LABELS_SCHEMA, LABELS_SCHEMA_NAME
+from dto_pipeline.schema import (
+    COORDINATES,
+    IMAGE_COLUMNS,
+    LABEL_PERSON,
+    LABELS_SCHEMA,
+    LABELS_SCHEMA_NAME,
+    PERSON_COLUMNS,
+    Column,
+)
 
 if TYPE_CHECKING:  # a finished run answers without loading PyTorch
     from dto_pipeline.scene import PlacedScene
-
-_PLACED_PERSON_NUMBERS = (
-    ("betas", (NUM_BETAS,)),
-    ("transl", (3,)),
-    *((name, ()) for name in ("scale", "beta_index", "height_init_m", "height_m", "prior_mean_m", "prior_sigma_m")),
-    *((name, ()) for name in ("depth_mean", "depth_std", "slope", "corr", "mask_pixels", "visible_vertices")),
-    *((name, ()) for name in ("depth_group", "z_sigma_m", "height_sigma_m")),
-)
-_ADDED = ("expected_error_m",)  # columns of images that files of older versions lack
-_SCENE_PERSON_NUMBERS = (
-    ("pose", (72,)),
-    ("source_row", ()),
-    ("bbox_xyxy", (4,)),
-    *((name, ()) for name in ("det_score", "age_years", "male_prob")),
-)
 
 
 class LabelsError(DtoError, ValueError):
@@ -111,14 +104,15 @@ def open_labels(path: Location) -> pq.ParquetFile:
     name = footer_text(file).get("schema")
     if name != LABELS_SCHEMA_NAME:
         raise LabelsError(f"{path} has schema {name!r}; expected {LABELS_SCHEMA_NAME!r}, is it a label shard?")
-    known = [field for field in LABELS_SCHEMA if field.name in file.schema_arrow.names or field.name not in _ADDED]
+    lacking = {column.name for column in IMAGE_COLUMNS if column.added} - set(file.schema_arrow.names)
+    known = [field for field in LABELS_SCHEMA if field.name not in lacking]
     check_schema(path, file.schema_arrow, pa.schema(known), LabelsError)
     return file
 
 
 def fill_added(table: pa.Table, columns: Sequence[str] | None = None) -> pa.Table:
     """Rows of a label file with null in the columns its version did not know, of `columns` (None = all)."""
-    for name in _ADDED:
+    for name in [column.name for column in IMAGE_COLUMNS if column.added]:
         if name not in table.column_names and (columns is None or name in columns):
             before = LABELS_SCHEMA.names[: LABELS_SCHEMA.names.index(name)]
             place, field = sum(other in before for other in table.column_names), LABELS_SCHEMA.field(name)
@@ -165,57 +159,47 @@ def _check_counts(placed: Sequence[PlacedScene], counts: np.ndarray) -> None:
 
 def _image_columns(placed: Sequence[PlacedScene]) -> dict[str, Any]:
     """Columns of the image itself, one entry per scene."""
-    scenes = [item.scene for item in placed]
-    intrinsics = np.array([scene.intrinsics for scene in scenes], dtype=np.float64).reshape(-1, 3, 3)
-    line = np.array([item.alpha + item.beta for item in placed], dtype=np.float32).reshape(-1, 4)
-    columns: dict[str, Any] = {
-        name: [getattr(scene, name) for scene in scenes]
-        for name in ("image_id", "subset", "image_path", "width", "height", "image_sha256")
-    }
-    columns.update({"fx": intrinsics[:, 0, 0], "fy": intrinsics[:, 1, 1]})
+    intrinsics = np.array([item.scene.intrinsics for item in placed], dtype=np.float64).reshape(-1, 3, 3)
+    columns: dict[str, Any] = {"fx": intrinsics[:, 0, 0], "fy": intrinsics[:, 1, 1]}
     columns.update({"cx": intrinsics[:, 0, 2], "cy": intrinsics[:, 1, 2]})
-    columns.update({"alpha_near": line[:, 0], "alpha_far": line[:, 1], "beta_near": line[:, 2], "beta_far": line[:, 3]})
-    columns["status"] = [str(item.status) for item in placed]
-    columns["message"] = [item.message for item in placed]
-    columns["is_optimized"] = [bool(item.is_optimized) for item in placed]
-    columns["is_accepted"] = [bool(item.is_accepted) for item in placed]
-    columns["mean_height_deviation"] = np.array([item.deviation for item in placed], dtype=np.float32)
-    columns["expected_error_m"] = [item.expected_error for item in placed]
-    columns["depth_model"] = [item.depth_model for item in placed]
-    inverse = np.array([item.disparity_line for item in placed], dtype=np.float32).reshape(-1, 2)
-    columns.update({"disparity_slope": inverse[:, 0], "disparity_offset": inverse[:, 1]})
-    columns["z_covariance"] = [item.z_covariance for item in placed]
-    columns["used_ground_evidence"] = [bool(item.used_ground) for item in placed]
-    for column, key in (("mask_origin", "masks"), ("attribute_origin", "attributes"), ("depth_origin", "depth")):
-        columns[column] = [scene.origin.get(key) for scene in scenes]
+    for column in IMAGE_COLUMNS:
+        if column.place:
+            columns[column.name] = [take_place(item, column.place) for item in placed]
     return columns
 
 
 def _person_columns(placed: Sequence[PlacedScene], counts: np.ndarray) -> dict[str, Any]:
     """Columns of all people of all scenes, one after the other."""
-    scenes = [item.scene for item in placed]
-    columns: dict[str, Any] = {name: _stack(scenes, name, shape) for name, shape in _SCENE_PERSON_NUMBERS}
-    columns.update({name: _stack(placed, name, shape) for name, shape in _PLACED_PERSON_NUMBERS})
-    columns["transl_init"] = _stack(scenes, "transl", (3,))
-    unscored = [np.full(scene.num_people, np.nan, np.float32) for scene in scenes]
-    scores = [
-        own if scene.mask_score is None else scene.mask_score for own, scene in zip(unscored, scenes, strict=True)
-    ]
-    columns["mask_score"] = np.concatenate([*scores, np.zeros(0, np.float32)])
+    columns = {column.name: _all_people(placed, column) for column in PERSON_COLUMNS if column.place}
     starts = np.cumsum(counts) - counts
     columns["person_index"] = np.arange(int(counts.sum())) - np.repeat(starts, counts)
-    columns["beta_init"] = _initial_beta(_stack(scenes, "betas", (NUM_BETAS,)), columns["beta_index"])
-    heights = _stack(placed, "height_class", ()).astype(np.int64)
+    before = [item.scene.betas for item in placed]
+    columns["beta_init"] = _initial_beta(np.concatenate([*before, np.zeros((0, NUM_BETAS))]), columns["beta_index"])
+    heights = np.array([code for item in placed for code in item.height_class], np.int64)
     columns["height_class"] = pick_words((*HEIGHT_CLASSES, None), np.where(heights < 0, len(HEIGHT_CLASSES), heights))
-    columns["status"] = [str(status) for item in placed for status in item.person_status]
-    columns["message"] = [message for item in placed for message in item.person_message]
     return columns
 
 
-def _stack(items: Sequence[Any], name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """(sum of P, *shape): the field `name` of all items, end to end; right also without items."""
-    arrays = [getattr(item, name) for item in items]
-    return np.concatenate(arrays) if arrays else np.zeros((0, *shape), dtype=np.float32)
+def _all_people(placed: Sequence[PlacedScene], column: Column) -> Any:
+    """One column of everybody: words as a list; numbers end to end, NaN for scenes that have none."""
+    found = [take_place(item, column.place) for item in placed]
+    if column.kind == pa.string():
+        return [word if word is None else str(word) for words in found for word in words]
+    shape = (column.kind.list_size,) if pa.types.is_fixed_size_list(column.kind) else ()
+    kind = (column.kind.value_type if shape else column.kind).to_pandas_dtype()
+    unknown = [np.full(item.scene.num_people, np.nan, np.float32) for item in placed]
+    arrays = [none if own is None else own for own, none in zip(found, unknown, strict=True)]
+    return np.concatenate([*arrays, np.zeros((0, *shape), kind)])
+
+
+def take_place(item: Any, place: str) -> Any:
+    """What sits at a place of the column table: fields, entries of dicts (None where there is none) and positions."""
+    for part in place.split("."):
+        if isinstance(item, Mapping):
+            item = item.get(part)
+        else:
+            item = item[int(part)] if part.isdigit() else getattr(item, part)
+    return item
 
 
 def _initial_beta(betas: np.ndarray, index: np.ndarray) -> np.ndarray:

@@ -1,242 +1,354 @@
-"""Stores behind a URI: S3 through boto3, and fsspec file systems that create atomically. See `data.store`.
+"""Everything behind a URI, through obstore: S3, Google, Azure, http(s), this process's own memory. See `data.store`.
 
-An object appears when its one PUT is complete, so there are no temporary names, no parts and nothing to rename: an
-upload that is cut off leaves nothing. Create-if-absent is a conditional PUT (``If-None-Match: *``). A PUT whose answer
-was lost is sent again and then finds its own object: `create` says False although the object is ours, so callers
-compare contents, never who was first. Every request is tried up to `_ATTEMPTS` times with growing pauses (throttling,
-5xx, broken connections); what fails then names bucket, key and next step.
+An object appears when its PUT is complete, so there are no temporary names and nothing to rename: an upload that is cut
+off leaves nothing. Create-if-absent is a conditional PUT (``If-None-Match: *``). A PUT whose answer was lost is sent
+again and then finds its own object: `create` says False although the object is ours, so callers compare contents, never
+who was first. obstore tries every request up to `_ATTEMPTS` times with growing pauses (throttling, 5xx, broken
+connections); what fails then names bucket, key and next step.
 """
 
 from __future__ import annotations
 
+import configparser
+import io
+import os
 import random
+import re
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from datetime import timedelta
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from dto_pipeline.data.storage import Store, StoreError
+from dto_pipeline.errors import DtoError
 
 _ATTEMPTS = 6  # tries of one request
-_CONNECT_S, _READ_S = 10, 60  # patience with a server that does not answer [s]
-_PAUSE_S = 0.2  # first pause after a 409 (two conditional requests met) or an answer cut short; doubled each time [s]
-_MAX_PUT = 5 << 30  # bytes S3 takes in one PUT
-_CONNECTIONS = 40  # of one client; at least as many as threads use it at once
-# Schemes whose fsspec file system makes `pipe_file(mode="create")` one atomic request (or lives in one process).
-_ATOMIC_SCHEMES = ("memory", "gs", "gcs", "az", "abfs", "abfss")
-_MISSING = ("NoSuchKey", "404", "NotFound")
-_ADVICE = {
+_PAUSE_S = 0.2  # first pause between them; doubled each time [s]
+_PATIENCE = {"connect_timeout": "10s", "read_timeout": "60s", "timeout": "1h"}  # with a server that does not answer
+_GIVEN_UP = timedelta(minutes=5)  # after which nothing is tried again
+_MAX_PUT = 5 << 30  # bytes that stores take in one PUT
+_ATOMIC_SCHEMES = ("s3", "gs", "az", "abfs", "abfss", "memory")  # that create an object only if it is absent
+_SCHEMES = (*_ATOMIC_SCHEMES, "http", "https")
+_ELSEWHERE = ("AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "AWS_SKIP_SIGNATURE")
+_PROFILES = {"AWS_CONFIG_FILE": "~/.aws/config", "AWS_SHARED_CREDENTIALS_FILE": "~/.aws/credentials"}
+_KEYS = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
+_NO_CREDENTIALS = "no credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or a role"
+_ACCESS = "access is denied; the credentials need GetObject, PutObject, DeleteObject and ListBucket there"
+_ADVICE = {  # what an error's text holds -> what to do; the first that fits
     "NoSuchBucket": "the bucket does not exist; make it, or check its name and endpoint",
-    "AccessDenied": "access is denied; the credentials need GetObject, PutObject, DeleteObject and ListBucket there",
-    "403": "access is denied; the credentials need GetObject, PutObject, DeleteObject and ListBucket there",
     "InvalidAccessKeyId": "the access key is unknown; check AWS_ACCESS_KEY_ID or the profile",
     "SignatureDoesNotMatch": "the secret key is wrong; check AWS_SECRET_ACCESS_KEY or the profile",
     "ExpiredToken": "the session token has expired; renew the credentials",
+    "PermanentRedirect": "the bucket is in another region; set AWS_REGION, or region= in the URI",
+    "AuthorizationHeaderMalformed": "the bucket is in another region; set AWS_REGION, or region= in the URI",
     "NotImplemented": "this server knows no conditional PUT; use one that does (AWS S3, MinIO since 2024), or a mount",
+    "169.254.169.254": _NO_CREDENTIALS,
+    "code: 401": _NO_CREDENTIALS,
+    "code: 403": _ACCESS,
+    "HTTP error": "the server does not answer; check endpoint_override, network and proxy",
 }
-_NO_CREDENTIALS = "no credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or a role"
-_UNREACHABLE = "the server does not answer; check endpoint_override, network and proxy"
+_runtime: list[int] = []  # the process in which obstore first worked: its threads do not survive a fork
 
 
-class S3Store:
-    """A prefix of a bucket. The URI's query may hold endpoint_override, scheme and region, as pyarrow spells them."""
+class StorageError(DtoError, OSError):
+    """A URI that cannot be used, or a file system that is not there; the message says which."""
+
+
+class StoreError(StorageError):
+    """A folder that cannot be used as a store, or a request that failed for good; names place, key and next step."""
+
+
+class RemoteStore:
+    """A folder behind a URI. The query of an s3:// one may hold endpoint_override, scheme and region."""
 
     def __init__(self, root: str) -> None:
-        """Raises: StoreError where boto3 is not installed or the URI names no bucket."""
+        """Raises: StoreError where the URI names no bucket, or nothing opens it."""
         parts = urlsplit(root)
-        if not parts.netloc:
-            raise StoreError(f"{root} names no bucket; expected s3://BUCKET/FOLDER")
-        self.root, self._bucket, self._prefix = root, parts.netloc, unquote(parts.path).strip("/")
-        self._client = _make_client(root, {name: values[-1] for name, values in parse_qs(parts.query).items()})
+        if not parts.netloc and parts.scheme != "memory":
+            raise StoreError(f"{root} names no bucket; expected for example s3://BUCKET/FOLDER")
+        self.root, self._bucket, self._scheme = root, parts.netloc, parts.scheme
+        inside = parts.scheme == "memory"  # where all buckets are one
+        self._base = unquote(f"{parts.netloc}/{parts.path}" if inside else parts.path).replace("//", "/").strip("/")
+        self._client = _open_client(parts.scheme, "" if inside else parts.netloc, parts.query)
+        self._ranges = True  # whether the server gives parts of objects; some for http do not
 
     def prepare(self, folders: Iterable[str]) -> None:
         """Folders need not be made; conditional PUT is tried out, because some servers take it and ignore it."""
-        _probe(self, self.root)
+        name = f".probe.tmp-{uuid.uuid4().hex}"  # a temporary name, so that a killed driver's is swept
+        self.create(name, b"")
+        try:
+            if self.create(name, b""):
+                raise StoreError(
+                    f"{self.root}: the server overwrites files it was asked to create only if absent (conditional PUT),"
+                    " without which two writers could harm a run; use a server that knows it, or a mounted folder"
+                )
+        finally:
+            self.remove(name)
 
     def read(self, name: str, tail: int = 0) -> bytes:
         """An object's bytes, or its last `tail`; raises FileNotFoundError."""
-        part = {"Range": f"bytes=-{tail}"} if tail else {}
-        return bytes(self._ask(name, lambda key: self._get_whole({**key, **part})))
+        from obstore.exceptions import NotSupportedError
+
+        part: Any = {"range": {"suffix": tail}} if tail else None
+        try:
+            return self._ask(name, lambda key: bytes(self._client.get(key, options=part).bytes()))
+        except (StoreError, NotSupportedError):  # an empty object has no end, Azure gives none
+            if not tail:
+                raise
+            size = self.size(name)
+            return self.read_part(name, max(0, size - tail), min(tail, size))
+
+    def read_part(self, name: str, start: int, count: int) -> bytes:
+        """The `count` bytes from `start`, fewer where the object ends; raises FileNotFoundError."""
+        from obstore.exceptions import NotSupportedError
+
+        if count == 0:
+            return b""
+        if self._ranges:
+            try:
+                options: Any = {"range": (start, start + count)}
+                return self._ask(name, lambda key: bytes(self._client.get(key, options=options).bytes()))
+            except NotSupportedError:
+                self._ranges = False
+        return self._ask(name, lambda key: _first_bytes(self._client.get(key).stream(), start + count))[start:]
+
+    def read_head(self, name: str, limit: int | None) -> bytes:
+        """The first `limit` bytes (None = all) of an object; raises FileNotFoundError."""
+        if limit is None:
+            return self.read(name)
+        try:
+            return self.read_part(name, 0, limit)
+        except StoreError:  # of an empty object no part can be had
+            if self.size(name):
+                raise
+            return b""
+
+    def open(self, name: str) -> RemoteFile:
+        """An object for reading at any place; raises FileNotFoundError."""
+        return RemoteFile(self, name, self.size(name))
 
     def size(self, name: str) -> int:
         """Bytes of an object; raises FileNotFoundError."""
-        return int(self._ask(name, lambda key: self._client.head_object(**key))["ContentLength"])
+        return self.version_of(name)[0]
+
+    def version_of(self, name: str) -> tuple[int, object]:
+        """Size and time of change of an object; raises FileNotFoundError."""
+        found = self._ask(name, lambda key: self._client.head(key))
+        return found["size"], found["last_modified"]
 
     def entries(self, folder: str = "") -> dict[str, int]:
         """Name -> size of the objects directly below a folder."""
-        prefix = "".join(f"{part}/" for part in (self._prefix, folder) if part)
-        pages = self._client.get_paginator("list_objects_v2")
-        scope = {"Bucket": self._bucket, "Prefix": prefix, "Delimiter": "/"}
-        found = self._ask(folder, lambda _: [o for page in pages.paginate(**scope) for o in page.get("Contents", ())])
-        return {item["Key"].removeprefix(prefix): int(item["Size"]) for item in found if item["Key"] != prefix}
+        self._check_kind("nothing can be listed there")
+        found = self._ask(folder, lambda key: self._client.list_with_delimiter(key or None)["objects"])
+        return {item["path"].rpartition("/")[2]: item["size"] for item in found}
+
+    def walk(self) -> Iterator[str]:
+        """Name of every object below the folder, in no particular order."""
+        self._check_kind("nothing can be listed there")
+        pages = self._ask("", lambda key: iter(self._client.list(key or None)))
+        while page := self._ask("", lambda _: next(pages, None)):
+            yield from (item["path"].removeprefix(self._base).lstrip("/") for item in page)
 
     def create(self, name: str, data: bytes) -> bool:
-        """One conditional PUT."""
-        return bool(self._ask(name, lambda key: self._put_new(key, data)))
+        """One conditional PUT; raises StoreError where there is none, or the file is too large for it."""
+        from obstore.exceptions import AlreadyExistsError
+
+        self._check_kind("a run cannot be written there: creating a file only if absent is not known to be atomic")
+        if len(data) > _MAX_PUT:
+            raise StoreError(f"{self.root}: {name} has {len(data)} bytes, a PUT takes 5 GiB; cut smaller shards")
+        for attempt in range(_ATTEMPTS):
+            try:
+                self._ask(name, lambda key: self._client.put(key, data, mode="create"))
+                return True
+            except AlreadyExistsError:
+                if self.exists(name):
+                    return False
+            time.sleep(_PAUSE_S * 2**attempt * (0.5 + random.random()))  # 409: two conditional requests met
+        raise self._error(name, f"{_ATTEMPTS} conditional requests met others, and there is no such object; try again")
 
     def replace(self, name: str, data: bytes) -> None:
         """One PUT."""
-        self._ask(name, lambda key: self._client.put_object(**key, Body=data))
+        self._ask(name, lambda key: self._client.put(key, data, use_multipart=False))
+
+    def upload(self, name: str, local: Path) -> None:
+        """A file from here, in parts where it is large; it appears when it is complete."""
+        self._ask(name, lambda key: self._client.put(key, local))
+
+    def download(self, name: str, target: Path) -> None:
+        """An object to a new file; raises FileNotFoundError."""
+        with target.open("wb") as sink:
+            self._ask(name, lambda key: sink.writelines(self._client.get(key).stream()))
 
     def remove(self, name: str) -> None:
         """Delete an object; it may be gone already."""
-        self._ask(name, lambda key: self._client.delete_object(**key))
-
-    def _get_whole(self, request: dict[str, str]) -> bytes:
-        """An answer to its last byte: boto3 tries again until it begins, but not where it breaks off."""
-        from botocore.exceptions import IncompleteReadError, ReadTimeoutError, ResponseStreamingError
-
-        for attempt in range(_ATTEMPTS):
-            body = self._client.get_object(**request)["Body"]  # its own silence has been waited for often enough
-            try:
-                return body.read()
-            except (IncompleteReadError, ReadTimeoutError, ResponseStreamingError):
-                if attempt + 1 == _ATTEMPTS:
-                    raise
-                time.sleep(_PAUSE_S * 2**attempt * (0.5 + random.random()))
-        raise AssertionError("the last attempt returns or raises")
-
-    def _put_new(self, key: dict[str, str], data: bytes) -> bool:
-        from botocore.exceptions import ClientError
-
-        if len(data) > _MAX_PUT:
-            raise StoreError(f"{self.root}: {key['Key']} has {len(data)} bytes, a PUT takes 5 GiB; cut smaller shards")
-        for attempt in range(_ATTEMPTS):
-            try:
-                self._client.put_object(**key, Body=data, IfNoneMatch="*")
-                return True
-            except ClientError as error:
-                status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-                if status == 412:
-                    return False
-                if status != 409 or attempt + 1 == _ATTEMPTS:
-                    raise
-                time.sleep(_PAUSE_S * 2**attempt * (0.5 + random.random()))
-        raise AssertionError("the last attempt returns or raises")
-
-    def _ask(self, name: str, request: Callable[[dict[str, str]], Any]) -> Any:
-        """Do a request for the object `name`; errors become FileNotFoundError or a sentence."""
-        from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
-
-        key = f"{self._prefix}/{name}".strip("/")
         try:
-            return request({"Bucket": self._bucket, "Key": key})
-        except ClientError as error:
-            code = str(error.response.get("Error", {}).get("Code", ""))
-            if code in _MISSING:
-                raise FileNotFoundError(f"s3://{self._bucket}/{key}") from error
-            raise self._error(key, _ADVICE.get(code, f"the server says {error}")) from error
-        except (NoCredentialsError, PartialCredentialsError) as error:
-            raise self._error(key, _NO_CREDENTIALS) from error
-        except BotoCoreError as error:
-            raise self._error(key, f"{_UNREACHABLE} ({error})") from error
+            self._ask(name, lambda key: self._client.delete(key))
+        except FileNotFoundError:
+            return
+
+    def exists(self, name: str) -> bool:
+        """Whether there is an object of this name."""
+        try:
+            return self.size(name) >= 0
+        except FileNotFoundError:
+            return False
+
+    def _check_kind(self, what: str) -> None:
+        if self._scheme not in _ATOMIC_SCHEMES:
+            known = ", ".join(f"{scheme}://" for scheme in _ATOMIC_SCHEMES)
+            raise StoreError(f"{self.root}: {what}; use {known} or a mounted folder")
+
+    def _ask(self, name: str, request: Callable[[str], Any]) -> Any:
+        """Do a request for the object `name`; errors become FileNotFoundError or a sentence."""
+        from obstore.exceptions import AlreadyExistsError, BaseError, NotSupportedError
+
+        _check_process(self._scheme)
+        key = f"{self._base}/{name}".strip("/")
+        try:
+            return request(key)
+        except FileNotFoundError as error:
+            if "NoSuchBucket" in str(error):
+                raise self._error(key, _ADVICE["NoSuchBucket"]) from error
+            raise FileNotFoundError(f"{self._scheme}://{self._bucket}/{key}") from error
+        except (AlreadyExistsError, NotSupportedError):
+            raise
+        except (BaseError, ValueError) as error:  # ValueError: a name that no store takes
+            raise self._error(key, _advice(str(error))) from error
 
     def _error(self, key: str, what: str) -> StoreError:
         return StoreError(f"bucket {self._bucket}, key {key or '(top)'}: {what}")
 
 
-class FsspecStore:
-    """A folder of a file system that fsspec opens."""
+class RemoteFile(io.RawIOBase):
+    """An object that is read piece by piece, each a request; for ``pyarrow.PythonFile``."""
 
-    def __init__(self, root: str) -> None:
-        """Raises: StoreError for file systems whose library is not installed."""
-        self._scheme = urlsplit(root).scheme
-        try:
-            from fsspec.core import url_to_fs
+    def __init__(self, store: RemoteStore, name: str, size: int) -> None:
+        self._store, self._name, self._size, self._at = store, name, size, 0
 
-            self._files, base = url_to_fs(root, use_listings_cache=False)
-        except Exception as error:  # each fsspec library raises types of its own
-            raise StoreError(
-                f"{root} cannot be opened ({error}); install what {self._scheme}:// needs, or check the URI"
-            ) from error
-        self.root, self._base = root, base.rstrip("/")
-
-    def prepare(self, folders: Iterable[str]) -> None:
-        """Folders need not be made; create-if-absent is tried out, because old libraries ignore it."""
-        _probe(self, self.root)
-
-    def read(self, name: str, tail: int = 0) -> bytes:
-        """A file's bytes, or its last `tail`; raises FileNotFoundError."""
-        start = max(0, self.size(name) - tail) if tail else None
-        return bytes(self._ask(name, lambda path: self._files.cat_file(path, start=start)))
-
-    def size(self, name: str) -> int:
-        """Bytes of a file; raises FileNotFoundError."""
-        return int(self._ask(name, lambda path: self._files.info(path))["size"])
-
-    def entries(self, folder: str = "") -> dict[str, int]:
-        """Name -> size of the files directly in a folder; {} where there is no such folder."""
-        try:
-            found = self._ask(folder, lambda path: self._files.ls(path.rstrip("/"), detail=True))
-        except FileNotFoundError:
-            return {}
-        return {item["name"].rpartition("/")[2]: int(item["size"]) for item in found if item["type"] == "file"}
-
-    def create(self, name: str, data: bytes) -> bool:
-        """One exclusive write; raises StoreError for file systems not known to have one."""
-        if self._scheme not in _ATOMIC_SCHEMES:
-            known = ", ".join(f"{name}://" for name in ("s3", *_ATOMIC_SCHEMES))
-            raise StoreError(
-                f"{self.root}: a run cannot be written to {self._scheme}://, where creating a file only if absent is "
-                f"not known to be atomic; use {known} or a mounted folder"
-            )
-        try:
-            self._ask(name, lambda path: self._files.pipe_file(path, data, mode="create"))
-        except FileExistsError:
-            return False
+    def readable(self) -> bool:
         return True
 
-    def replace(self, name: str, data: bytes) -> None:
-        """One write."""
-        self._ask(name, lambda path: self._files.pipe_file(path, data))
+    def seekable(self) -> bool:
+        return True
 
-    def remove(self, name: str) -> None:
-        """Delete a file; it may be gone already."""
-        try:
-            self._ask(name, lambda path: self._files.rm_file(path))
-        except FileNotFoundError:
-            return
+    def tell(self) -> int:
+        return self._at
 
-    def _ask(self, name: str, request: Callable[[str], Any]) -> Any:
-        try:
-            return request(f"{self._base}/{name}")
-        except (FileNotFoundError, FileExistsError):
-            raise
-        except Exception as error:  # each fsspec library raises types of its own
-            what = f"{type(error).__name__}: {error}; check credentials, bucket and network"
-            raise StoreError(f"{self.root}: {name or 'the folder'}: {what}") from error
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + (0, self._at, self._size)[whence]
+        return self._at
+
+    def read(self, size: int = -1) -> bytes:
+        left = max(0, self._size - self._at)
+        data = self._store.read_part(self._name, self._at, left if size < 0 else min(left, size))
+        self._at += len(data)
+        return data
 
 
-def _probe(store: Store, root: str) -> None:
-    """Create one small object twice: the second time must be refused."""
-    name = f".probe.tmp-{uuid.uuid4().hex}"  # a temporary name, so that a killed driver's is swept
-    store.create(name, b"")
+@lru_cache(maxsize=64)  # one client a folder and process, not one a request
+def open_remote(root: str) -> RemoteStore:
+    """The store at a URI; raises StoreError as `RemoteStore`."""
+    return RemoteStore(root)
+
+
+@lru_cache(maxsize=64)
+def _open_client(scheme: str, bucket: str, query: str) -> Any:
+    from obstore import store as stores
+    from obstore.exceptions import BaseError
+
+    if scheme == "memory":
+        return stores.MemoryStore()
+    options = {name: values[-1] for name, values in parse_qs(query).items()}
+    unknown = sorted(set(options) - ({"endpoint_override", "scheme", "region"} if scheme == "s3" else set()))
+    if unknown or scheme not in _SCHEMES:
+        what = f"its query holds {unknown}" if unknown else "this scheme is not known"
+        known = ", ".join(f"{name}://" for name in _SCHEMES)
+        raise StoreError(f"{scheme}://{bucket} cannot be opened: {what}; expected {known} or a path")
+    config = _s3_config(options) if scheme == "s3" else {}
+    plain = scheme == "http" or str(config.get("endpoint", "")).startswith("http://")
+    opened: Any = stores.from_url  # its types tell the stores apart by their options
     try:
-        if store.create(name, b""):
-            raise StoreError(
-                f"{root}: the server overwrites files it was asked to create only if absent (conditional PUT), without "
-                "which two writers could harm a run; use a server that knows it, or a mounted folder"
-            )
-    finally:
-        store.remove(name)
+        return opened(
+            f"{scheme}://{bucket}",
+            config=config or None,
+            client_options={**_PATIENCE, "allow_http": plain},
+            retry_config={"max_retries": _ATTEMPTS - 1, "retry_timeout": _GIVEN_UP},
+        )
+    except (BaseError, ValueError) as error:
+        what = str(error).splitlines()[0]
+        raise StoreError(f"{scheme}://{bucket} cannot be opened: {what}; check the URI and the environment") from error
 
 
-def _make_client(root: str, options: dict[str, str]) -> Any:
-    try:
-        import boto3
-        from botocore.config import Config
-    except ImportError as error:
-        advice = "it is not installed: pip install 'dto-pipeline[s3]'"
-        raise StoreError(f"{root}: runs on S3 need boto3, for create-if-absent; {advice}") from error
-    endpoint = options.get("endpoint_override")
-    settings = Config(
-        retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
-        connect_timeout=_CONNECT_S,
-        read_timeout=_READ_S,
-        max_pool_connections=_CONNECTIONS,
-        s3={"addressing_style": "path"} if endpoint else None,  # as pyarrow addresses servers that are not Amazon's
-    )
-    url = f"{options.get('scheme', 'https')}://{endpoint}" if endpoint else None
-    # A session of its own: boto3's default one is not safe to share between threads.
-    return boto3.session.Session().client("s3", endpoint_url=url, region_name=options.get("region"), config=settings)
+def _s3_config(options: dict[str, str]) -> dict[str, Any]:
+    """What obstore is told besides what it reads in the environment: server, region, and the keys of a profile."""
+    config: dict[str, Any] = {"disable_bulk_delete": True, **_profile_keys()}
+    if "endpoint_override" in options:
+        config["endpoint"] = f"{options.get('scheme', 'https')}://{options['endpoint_override']}"
+    else:
+        named = [os.environ.get(name) for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")]
+        config |= {"endpoint": found} if (found := next(filter(None, named), None)) else {}
+    return config | ({"region": options["region"]} if "region" in options else {})
+
+
+def _profile_keys() -> dict[str, str]:
+    """Keys and region that `aws configure` wrote for AWS_PROFILE (or "default"), where the environment has no keys.
+
+    Raises:
+        StoreError: AWS_PROFILE has no keys (a role or single sign-on), or nothing has.
+    """
+    if "AWS_ACCESS_KEY_ID" in os.environ or any(name in os.environ for name in _ELSEWHERE):
+        return {}
+    name = os.environ.get("AWS_PROFILE", "default")
+    found: dict[str, str] = {}
+    for variable, place in (
+        ("AWS_CONFIG_FILE", "~/.aws/config"),
+        ("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials"),
+    ):
+        parser = configparser.ConfigParser(interpolation=None, default_section="")
+        try:
+            parser.read(Path(os.environ.get(variable, place)).expanduser())
+        except (configparser.Error, UnicodeDecodeError) as error:
+            raise StoreError(f"{os.environ.get(variable, place)} cannot be read: {error}") from error
+        for section in (name, f"profile {name}"):
+            found |= dict(parser[section]) if parser.has_section(section) else {}
+    if _KEYS[0] in found:
+        return {key: found[key] for key in (*_KEYS, "region") if key in found}
+    if "AWS_PROFILE" in os.environ:
+        advice = f'eval "$(aws configure export-credentials --profile {name} --format env)"'
+        raise StoreError(f"the profile {name} holds no keys (a role or single sign-on?); set them with {advice}")
+    if os.environ.get("AWS_EC2_METADATA_DISABLED", "").lower() == "true":
+        raise StoreError(_NO_CREDENTIALS)
+    return {}  # the node's role
+
+
+def _check_process(scheme: str) -> None:
+    """obstore's threads are gone in a process forked after they started, where a request would wait for ever."""
+    if not _runtime:
+        _runtime.append(os.getpid())
+    if _runtime[0] != os.getpid() and scheme != "memory":
+        raise StoreError(
+            "this process was forked from one that had used an object store, which does not work after a fork; start "
+            "it with the multiprocessing context 'forkserver' or 'spawn'"
+        )
+
+
+def _advice(text: str) -> str:
+    text = text.removeprefix("Generic HTTP error: ")
+    code = re.search(r"<Code>(\w+)</Code>", text)
+    status = re.search(r"status code (\d+)", text)
+    told = f"{text} code: {status[1]}" if status else text
+    first = text.splitlines()[0] if text else "nothing"
+    says = f"{code[1]} ({first})" if code else first
+    return next((advice for sign, advice in _ADVICE.items() if sign in told), f"the server says {says}")
+
+
+def _first_bytes(pieces: Iterable[Any], count: int) -> bytes:
+    found = bytearray()
+    for piece in pieces:
+        found += piece
+        if len(found) >= count:
+            break
+    return bytes(found[:count])

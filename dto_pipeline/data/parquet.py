@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dto_pipeline.data.storage import Location, open_file_root
+from dto_pipeline.data.storage import Location, open_input, version_of
 from dto_pipeline.errors import NO_ROOM
-from dto_pipeline.reading import IrregularFile, check_regular
+from dto_pipeline.reading import IrregularFile
 
 ROWS_PER_GROUP = 1024  # images
 _FOOTERS: dict[Any, pq.FileMetaData] = {}  # parsed footer of the file last opened again and again
@@ -50,13 +49,9 @@ def open_parquet(path: Location, error: type[Exception], again: bool = False) ->
     groups) is parsed only when its size or time of change is another than before.
     """
     try:
-        files, place = open_file_root(path)
-        if isinstance(path, Path):
-            check_regular(path)
-        info = files.get_file_info(place) if again else None
-        key = info and (place, info.size, info.mtime_ns)
+        key = (path, *version_of(path)) if again else None
         footer = _FOOTERS.get(key)
-        file = pq.ParquetFile(place, filesystem=files, metadata=footer, page_checksum_verification=True)
+        file = pq.ParquetFile(open_input(path), metadata=footer, page_checksum_verification=True)
         if footer is not None:
             return file
         footer_text(file)

@@ -56,6 +56,7 @@ class People:
     size: np.ndarray  # (N, 2) float64 H, W [px]; NaN = unknown
     accepted: np.ndarray  # (N,) bool; True where the file knows no acceptance
     status: np.ndarray  # (n,) object: the person's status, "" where the file knows none
+    height: np.ndarray | None = None  # (n,) in the rest pose [m], where the file says it besides the shape
     problems: tuple[str, ...] = ()  # what could not be understood, with its place
 
     @property
@@ -77,7 +78,8 @@ class People:
         """The same images with some of the people: (m,) positions or (n,) bool."""
         kept = {
             name: getattr(self, name)[people]
-            for name in ("owner", "row", "pose", "betas", "transl", "intrinsics", "status")
+            for name in ("owner", "row", "pose", "betas", "transl", "intrinsics", "status", "height")
+            if getattr(self, name) is not None
         }
         return dataclasses.replace(self, **kept)
 
@@ -238,7 +240,7 @@ def _group(names: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _read_truth(path: Path) -> People:
-    wanted = ("image_name", "pose", "betas", "transl", "intrinsics", "image_size")
+    wanted = ("image_name", "pose", "betas", "transl", "intrinsics", "image_size", "height")
     try:
         with np.load(path, allow_pickle=False) as archive:
             missing = [name for name in wanted if name not in archive.files]
@@ -249,7 +251,9 @@ def _read_truth(path: Path) -> People:
         raise PeopleError(
             f"{path} lacks {missing}: it is no truth of `dto synth` (the demo scores itself: summary.json)"
         )
-    return _from_rows(path, *(arrays[name] for name in wanted))
+    *rows, height = (arrays[name] for name in wanted)
+    people = _from_rows(path, *rows)
+    return dataclasses.replace(people, height=np.asarray(height, np.float64)[people.row])
 
 
 def _read_annots(path: Path) -> People:

@@ -1,6 +1,6 @@
 """Label rows back into placed scenes: the inverse of `labels.build_label_table`, without pixels.
 
-Knows the label schema; opens no image (``Scene.image``, ``masks`` and ``disparity`` stay None). Metres, camera frame.
+Knows the column table; opens no image (``Scene.image``, ``masks`` and ``disparity`` stay None). Metres, camera frame.
 """
 
 from __future__ import annotations
@@ -17,20 +17,8 @@ from dto_pipeline.data.columns import read_numbers, single_array
 from dto_pipeline.data.labels import read_labels, undo_betas
 from dto_pipeline.data.storage import Location
 from dto_pipeline.scene import PlacedScene, Scene
+from dto_pipeline.schema import IMAGE_COLUMNS, PERSON_COLUMNS
 from dto_pipeline.status import ImageStatus, PersonStatus
-
-_PERSON_NUMBERS = (
-    "height_sigma_m",
-    *("pose", "betas", "transl", "transl_init", "source_row", "bbox_xyxy", "det_score", "age_years", "male_prob"),
-    "mask_score",
-    *("scale", "beta_index", "beta_init", "height_init_m", "height_m", "prior_mean_m", "prior_sigma_m"),
-    *("depth_mean", "depth_std", "slope", "corr", "mask_pixels", "visible_vertices", "depth_group", "z_sigma_m"),
-)
-_PLACED_COLUMNS = (
-    "height_sigma_m",
-    *("betas", "transl", "scale", "beta_index", "height_init_m", "height_m", "prior_mean_m", "prior_sigma_m"),
-    *("depth_mean", "depth_std", "slope", "corr", "mask_pixels", "visible_vertices", "depth_group", "z_sigma_m"),
-)
 
 
 def read_placed(path: Location) -> list[PlacedScene]:
@@ -48,65 +36,46 @@ def unpack_covariance(packed: np.ndarray, people: int) -> np.ndarray:
 
 def placed_scenes(table: pa.Table) -> Iterator[PlacedScene]:
     """Every row of a table of `schema.LABELS_SCHEMA`, people in source order."""
-    people = single_array(table.column("persons"))
-    items = people.flatten()
-    numbers = {name: read_numbers(items.field(name)) for name in _PERSON_NUMBERS}
-    words = {name: items.field(name).to_pylist() for name in ("height_class", "status", "message")}
+    items = single_array(table.column("persons")).flatten()
+    people: dict[str, Any] = {}
+    for column in PERSON_COLUMNS:
+        found = items.field(column.name)
+        people[column.name] = found.to_pylist() if column.kind == pa.string() else read_numbers(found)
     ends = np.cumsum(table.column("num_persons").to_numpy())
     rows = table.drop_columns(["persons"]).to_pylist()
     for row, end in zip(rows, ends.tolist(), strict=True):
         part = slice(end - row["num_persons"], end)
-        yield _placed(
-            row,
-            {name: values[part] for name, values in numbers.items()},
-            {name: values[part] for name, values in words.items()},
-        )
+        yield _placed(row, {name: values[part] for name, values in people.items()})
 
 
-def _placed(row: dict[str, Any], people: dict[str, np.ndarray], words: dict[str, list[Any]]) -> PlacedScene:
+def _placed(row: dict[str, Any], people: dict[str, Any]) -> PlacedScene:
+    """Every column put where the table says, and what `data.labels` computed undone."""
+    found: dict[str, Any] = {}
+    for column, values in [*((c, row) for c in IMAGE_COLUMNS), *((c, people) for c in PERSON_COLUMNS)]:
+        value = values[column.name]
+        if column.place:
+            listed = pa.types.is_list(column.kind) and value is not None
+            _put(found, column.place.split("."), np.array(value, np.float32) if listed else value)
+    scene = found.pop("scene")
+    scene["origin"] = {key: origin for key, origin in scene["origin"].items() if origin is not None}
+    for name in ("alpha", "beta", "disparity_line"):  # of two columns each
+        found[name] = (found[name]["0"], found[name]["1"])
+    found["status"] = ImageStatus(found["status"])
+    found["person_status"] = [PersonStatus(word) for word in found["person_status"]]
     classes = {name: code for code, name in enumerate(HEIGHT_CLASSES)}
     return PlacedScene(
-        scene=_scene(row, people),
-        status=ImageStatus(row["status"]),
-        message=row["message"],
-        person_status=[PersonStatus(word) for word in words["status"]],
-        person_message=words["message"],
-        height_class=np.array([classes.get(word, -1) for word in words["height_class"]], np.int32),
-        is_optimized=row["is_optimized"],
-        is_accepted=row["is_accepted"],
-        deviation=row["mean_height_deviation"],
-        expected_error=row["expected_error_m"],
-        alpha=(row["alpha_near"], row["alpha_far"]),
-        beta=(row["beta_near"], row["beta_far"]),
-        used_ground=row["used_ground_evidence"],
-        depth_model=row["depth_model"],
-        disparity_line=(row["disparity_slope"], row["disparity_offset"]),
-        z_covariance=None if row["z_covariance"] is None else np.array(row["z_covariance"], np.float32),
-        **{name: people[name] for name in _PLACED_COLUMNS},
+        scene=Scene(
+            intrinsics=read_cameras(row),
+            betas=undo_betas(people["betas"], people["beta_index"], people["beta_init"]),
+            person_problem=[None] * len(people["betas"]),
+            **scene,
+        ),
+        height_class=np.array([classes.get(word, -1) for word in people["height_class"]], np.int32),
+        **found,
     )
 
 
-def _scene(row: dict[str, Any], people: dict[str, np.ndarray]) -> Scene:
-    """The scene as it went in: `beta_init` and `transl_init` undo what was changed."""
-    betas = undo_betas(people["betas"], people["beta_index"], people["beta_init"])
-    origins = {"masks": "mask_origin", "attributes": "attribute_origin", "depth": "depth_origin"}
-    return Scene(
-        image_id=row["image_id"],
-        subset=row["subset"],
-        image_path=row["image_path"],
-        width=row["width"],
-        height=row["height"],
-        image_sha256=row["image_sha256"],
-        intrinsics=read_cameras(row),
-        pose=people["pose"],
-        betas=betas,
-        transl=people["transl_init"],
-        person_problem=[None] * len(betas),
-        origin={key: row[column] for key, column in origins.items() if row[column] is not None},
-        source_row=people["source_row"],
-        bbox_xyxy=people["bbox_xyxy"],
-        det_score=people["det_score"],
-        age_years=people["age_years"],
-        male_prob=people["male_prob"],
-        mask_score=people["mask_score"],
-    )
+def _put(found: dict[str, Any], place: list[str], value: Any) -> None:
+    for part in place[:-1]:
+        found = found.setdefault(part, {})
+    found[place[-1]] = value

@@ -22,7 +22,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from dto_pipeline.data.inert_records import PickleRefused
+from dto_pipeline.data.inert_pickle import PickleRefused
 from dto_pipeline.data.npz import MappedNpz, NpzError
 from dto_pipeline.data.parquet import footer_text, open_parquet
 from dto_pipeline.data.sources.annots import ARRAY, BODY, CAMERA, first_people

@@ -1,49 +1,33 @@
 """The one door for pickles from the internet: nothing inside them is ever imported or called.
 
-`safe_loads` reads a pickle, `safe_load_npz` and `safe_load_npy` read numpy files whose object arrays are pickles. What
-may appear is an allowlist of names; everything else is refused by name. Knows what numpy, scipy and chumpy call their
-pickling helpers; knows nothing of what the arrays mean.
+`safe_loads` reads a pickle: `inert_pickle` makes records of it, and here they become values: containers, numpy arrays,
+and the arrays inside chumpy and scipy objects. What may appear is an allowlist of names. Every array is rebuilt from a
+dtype on a short list, a checked shape and exactly as many bytes as they need; nothing is ever taken from the pickle's
+word. Shared objects stay shared and are built once; objects that contain themselves are refused.
 """
 
 from __future__ import annotations
 
-import io
 import math
-import struct
-import zipfile
-import zlib
-from collections.abc import Collection
-from pathlib import Path
-from tokenize import TokenError
-from typing import IO, Any
+import re
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
+from typing import Any, Literal
 
 import numpy as np
 
-from dto_pipeline.data.inert_pickle import load_records
-from dto_pipeline.data.inert_records import (
+from dto_pipeline.data.inert_pickle import (
     Allowlist,
     BrokenPickle,
+    Global,
     Limits,
     PickleRefused,
+    Record,
     Role,
     UnsafePickle,
+    load_records,
     shown,
 )
-from dto_pipeline.data.pickled_arrays import build_values, checked_values
-from dto_pipeline.reading import check_regular, read_regular
-
-__all__ = [
-    "NUMPY_ONLY",
-    "SMPL_FILE",
-    "Allowlist",
-    "BrokenPickle",
-    "Limits",
-    "PickleRefused",
-    "UnsafePickle",
-    "safe_load_npy",
-    "safe_load_npz",
-    "safe_loads",
-]
 
 _NUMPY_PACKAGES = ("numpy.core", "numpy._core")  # before and since numpy 2
 _BUILTINS = ("__builtin__", "builtins")  # Python 2 and 3
@@ -73,12 +57,13 @@ SMPL_FILE: Allowlist = {
 }
 """The above and what the official SMPL files hold."""
 
-_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # what numpy writes
-_CHUNK = 2**20  # bytes read at once
-_BROKEN_FILE = (
-    *(zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, NotImplementedError, RuntimeError),
-    *(OverflowError, MemoryError, RecursionError, SyntaxError, TypeError, TokenError),
-)  # what zipfile and numpy's header parser raise on a damaged file
+_ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes})
+# booleans, integers, floats, complex numbers, byte strings, text: kind and bytes (characters for text)
+_PLAIN_DTYPE = re.compile(r"b1|[iu][1248]|f[248]|c(?:8|16)|[SU][0-9]{1,7}")
+_OBJECT_DTYPE = re.compile(r"O[48]?")
+_MAX_DIMENSIONS = 32
+_MAX_DENSE_BYTES = 2**26  # a sparse matrix is written out densely up to this size
+_LAST_CHARACTER = 0x10FFFF
 
 
 def safe_loads(
@@ -111,127 +96,325 @@ def safe_loads(
         raise type(error)(f"{where}: {error}") from error
 
 
-def safe_load_npz(
-    path: str | Path | IO[bytes],
-    keys: Collection[str] | None = None,
-    allow: Allowlist = NUMPY_ONLY,
-    limits: Limits = Limits(),  # noqa: B008 - frozen
-    where: str = "",
-) -> dict[str, Any]:
-    """Arrays of an npz file; object arrays go through the inert unpickler.
+Build = Callable[["Builder", Any, int], Any]  # value of a node at a depth
+
+
+def build_values(
+    records: object,
+    limits: Limits,
+    object_arrays: bool = False,
+    calls: Mapping[Role, Build] = MappingProxyType({}),
+) -> Any:
+    """Plain values for what `inert_pickle.load_records` returned.
 
     Args:
-        path: the file, or a seekable stream of its bytes.
-        keys: read only these; None = all. A key that is not there is left out.
-        limits: `max_array_bytes` also bounds what the read members claim to unpack to, together.
-        where: the file in messages; "" = its path.
+        records: the object graph.
+        object_arrays: allow numpy arrays of Python objects, whose items are rebuilt by the same rules.
+        calls: what becomes of calls besides those of numpy, scipy and chumpy, where the allowlist had them.
 
     Returns:
-        key -> array (0-d object arrays, numpy's way to store one object, come back as arrays of shape ()).
+        None, bool, int, float, complex, str, bytes, list, tuple, dict, set, frozenset and writable numpy arrays in
+        native byte order. numpy scalars come back as Python numbers; chumpy and sparse objects as dense arrays.
 
     Raises:
-        UnsafePickle, BrokenPickle: as `safe_loads`; also for a damaged archive, members with a path in their name,
-            members that occur twice, and archives that unpack to too much.
-        OSError: the file cannot be read.
+        UnsafePickle: a dtype that is not a number, boolean or string; an array of objects where not allowed.
+        BrokenPickle: contents that contradict each other, or more than the limits allow.
     """
-    arrays: dict[str, Any] = {}
-    where = where or str(path)
     try:
-        if isinstance(path, str | Path):
-            check_regular(path)
-        with zipfile.ZipFile(path) as archive:
-            for member in _checked_members(archive, where, keys, limits):
-                with archive.open(member) as stream:
-                    inside = f"{where}: {member.filename}"
-                    arrays[_key(member)] = _read_npy(stream, member.file_size, allow, limits, inside)
-    except PickleRefused:
+        return Builder(limits, object_arrays, calls).value(records, 0)
+    except (UnsafePickle, BrokenPickle):
         raise
-    except _BROKEN_FILE as error:
-        raise BrokenPickle(f"{where}: not a sound npz file ({type(error).__name__}: {shown(str(error))})") from error
-    return arrays
+    except (ArithmeticError, LookupError, MemoryError, RecursionError, TypeError, ValueError) as error:
+        raise BrokenPickle(f"malformed contents ({type(error).__name__}: {shown(str(error))})") from error
 
 
-def safe_load_npy(path: str | Path, limits: Limits = Limits()) -> np.ndarray:  # noqa: B008 - frozen
-    """The array of an npy file: numbers, booleans or strings, no objects.
+def checked_values(flat: np.ndarray) -> np.ndarray:
+    """A flat array straight from foreign bytes: no impossible booleans or characters, native byte order.
 
     Raises:
-        UnsafePickle, BrokenPickle, OSError: as `safe_load_npz`.
+        BrokenPickle: bytes that no writer of this dtype leaves (they would crash or mislead later).
     """
-    data = read_regular(path, max(limits.max_stream_bytes, limits.max_array_bytes))
-    return _read_npy(io.BytesIO(data), len(data), None, limits, str(path))
+    if flat.dtype.kind == "b" and flat.view(np.uint8).max(initial=0) > 1:
+        raise BrokenPickle("a boolean array with other values than 0 and 1")
+    if flat.dtype.kind == "U" and flat.view(f"{flat.dtype.str[0]}u4").max(initial=0) > _LAST_CHARACTER:
+        raise BrokenPickle("a text array with impossible characters")
+    return flat if flat.dtype.isnative else flat.astype(flat.dtype.newbyteorder("="))
 
 
-def _key(member: zipfile.ZipInfo) -> str:
-    return member.filename.removesuffix(".npy")
+class Builder:
+    """Builds one graph; owns the memory of what was built and the counts against the limits."""
+
+    def __init__(self, limits: Limits, object_arrays: bool, calls: Mapping[Role, Build]) -> None:
+        self.limits = limits
+        self.object_arrays = object_arrays
+        self.calls = {**_CALLS, **calls}
+        self.items = 0  # of the result, as if nothing were shared
+        self.array_bytes = 0
+        self.built: dict[int, tuple[Any, int]] = {}  # id of a node -> value, its items
+        self.open: set[int] = set()  # nodes being built: meeting one again is a cycle
+        self.dtypes: dict[int, np.dtype] = {}  # id of a record -> dtype; arrays of one file share a few
+
+    def value(self, node: Any, depth: int) -> Any:
+        """The value of any node; atoms are themselves."""
+        if type(node) in _ATOMS:
+            return node
+        known = self.built.get(id(node))
+        if known is not None:
+            self._count_items(known[1])
+            return known[0]
+        if id(node) in self.open:
+            raise BrokenPickle("an object that contains itself")
+        if depth >= self.limits.max_depth:
+            raise BrokenPickle(f"more than {self.limits.max_depth} containers inside each other")
+        before = self.items
+        self.open.add(id(node))
+        result = _NODES[type(node)](self, node, depth + 1)
+        self.open.remove(id(node))
+        self._count_items(1)
+        self.built[id(node)] = (result, self.items - before)
+        return result
+
+    def _count_items(self, more: int) -> None:
+        self.items += more
+        if self.items > self.limits.max_items:
+            raise BrokenPickle(f"more than {self.limits.max_items} items, shared ones counted each time")
+
+    def _count_bytes(self, more: int) -> None:
+        self.array_bytes += more
+        if self.array_bytes > self.limits.max_array_bytes:
+            raise BrokenPickle(f"more than {self.limits.max_array_bytes} bytes of arrays")
+
+    # containers
+
+    def items_of(self, node: Iterable[Any], depth: int) -> list[Any]:
+        """Values of a container's items, in order."""
+        items = [item if type(item) in _ATOMS else self.value(item, depth) for item in node]
+        self._count_items(len(items))
+        return items
+
+    def dictionary(self, node: dict[Any, Any], depth: int) -> dict[Any, Any]:
+        keys, values = self.items_of(node, depth), self.items_of(node.values(), depth)
+        result = dict(zip(keys, values, strict=True))
+        if len(result) != len(node):
+            raise BrokenPickle("a dict in which two keys become one")
+        return result
+
+    def record(self, node: Record, depth: int) -> Any:
+        build = self.calls.get(node.what.role)
+        if build is None:
+            raise BrokenPickle(f"{node.what} is called as a function")
+        return build(self, node, depth)
+
+    def name(self, node: Global, depth: int) -> Any:
+        raise BrokenPickle(f"the name {node} where a value is expected")
+
+    # numpy
+
+    def dtype(self, node: Any) -> np.dtype:
+        """Checked dtype of a record; object dtype is returned as such for the callers to judge."""
+        if id(node) not in self.dtypes:
+            self.dtypes[id(node)] = _checked_dtype(node)
+        return self.dtypes[id(node)]
+
+    def raw(self, node: Any, depth: int) -> bytes:
+        """An array's bytes, however the protocol spelled them."""
+        found = self.value(node, depth)
+        if type(found) is str:
+            found = found.encode("latin1")
+        if type(found) is not bytes:
+            raise BrokenPickle("array contents that are not bytes")
+        return found
+
+    def plain_array(self, dtype: np.dtype, shape: tuple[int, ...], order: str, raw: bytes) -> np.ndarray:
+        """An array whose shape and dtype need exactly the bytes there are."""
+        needed = math.prod(shape) * dtype.itemsize
+        if needed != len(raw) or dtype.itemsize == 0:
+            raise BrokenPickle(f"an array {shape} of {dtype.str} needs {needed} bytes and has {len(raw)}")
+        self._count_bytes(needed)
+        flat = np.frombuffer(raw, dtype).copy() if raw else np.zeros(0, dtype)
+        return checked_values(flat).reshape(shape, order="F" if order == "F" else "C")
+
+    def reconstructed(self, node: Record, depth: int) -> np.ndarray:
+        """`_reconstruct(ndarray, (0,), b"b")` followed by a state: how numpy pickles arrays up to protocol 4."""
+        cls = node.args[0] if node.args else None
+        if type(cls) is not Global or cls.role is not Role.NDARRAY:
+            raise BrokenPickle(f"an array of class {shown(cls)}, expected numpy.ndarray")
+        if type(node.state) is not tuple or len(node.state) not in (4, 5):
+            raise BrokenPickle("an array without contents")
+        shape, dtype, fortran, contents = node.state[-4:]
+        shape, dtype = self.shape(shape), self.dtype(dtype)
+        if dtype.hasobject:
+            return self.object_array(shape, contents, depth)
+        return self.plain_array(dtype, shape, "F" if fortran else "C", self.raw(contents, depth))
+
+    def shape(self, node: Any) -> tuple[int, ...]:
+        good = type(node) in (tuple, list) and all(type(side) is int and side >= 0 for side in node)
+        if not good or len(node) > _MAX_DIMENSIONS:
+            raise BrokenPickle(f"an array of shape {shown(node)}")
+        return tuple(node)
+
+    def object_array(self, shape: tuple[int, ...], contents: Any, depth: int) -> np.ndarray:
+        if not self.object_arrays:
+            raise UnsafePickle("refuses the dtype 'object': only numbers, booleans and strings are read here")
+        if type(contents) is not list or len(contents) != math.prod(shape):
+            raise BrokenPickle(f"an object array {shape} whose contents are not {math.prod(shape)} items")
+        self._count_bytes(8 * len(contents))
+        flat = np.empty(len(contents), object)
+        for index, item in enumerate(self.items_of(contents, depth)):
+            flat[index] = item
+        return flat.reshape(shape)
+
+    def frombuffer(self, node: Record, depth: int) -> np.ndarray:
+        """`_frombuffer(buffer, dtype, shape, order[, axes])`: how numpy pickles arrays in protocol 5."""
+        raw, dtype, shape, order, *axes = node.args
+        dtype, shape = self.dtype(dtype), self.shape(shape)
+        if dtype.hasobject or order not in ("C", "F", "K"):
+            raise BrokenPickle(f"a buffer of {dtype} in order {shown(order)}")
+        array = self.plain_array(dtype, shape, order, self.raw(raw, depth))
+        if order != "K":
+            return array
+        if len(axes) != 1 or sorted(self.shape(axes[0])) != list(range(len(shape))):
+            raise BrokenPickle("a buffer in order 'K' without the order of its axes")
+        return array.transpose(axes[0])
+
+    def scalar(self, node: Record, depth: int) -> Any:
+        """`scalar(dtype, bytes)` as a Python number or string."""
+        dtype, raw = node.args
+        dtype = self.dtype(dtype)
+        if dtype.hasobject:
+            raise UnsafePickle("refuses a scalar of the dtype 'object': only numbers, booleans and strings are read")
+        raw = self.raw(raw, depth)
+        if dtype.itemsize == 0 and not raw:
+            return "" if dtype.kind == "U" else b""
+        return self.plain_array(dtype, (1,), "C", raw)[0].item()
+
+    # small calls
+
+    def encoded(self, node: Record, depth: int) -> bytes:
+        """`_codecs.encode(text, "latin1")`: how Python 3 writes bytes in protocols 0 to 2."""
+        text, encoding = node.args
+        if type(text) is not str or encoding not in ("latin1", "latin-1"):
+            raise BrokenPickle(f"bytes encoded as {shown(encoding)}, expected latin1")
+        self._count_bytes(len(text))
+        return text.encode("latin1")
+
+    def empty_bytes(self, node: Record, depth: int) -> bytes:
+        """`bytes()`: how Python 3 writes b"" in protocols 0 to 2."""
+        if node.args:
+            raise BrokenPickle("bytes() with arguments")
+        return b""
+
+    def set_of(self, node: Record, depth: int) -> set[Any]:
+        (members,) = node.args
+        if type(members) is not list:
+            raise BrokenPickle("a set made from something that is not a list")
+        return set(self.items_of(members, depth))
+
+    def instance(self, node: Record, depth: int) -> Any:
+        """`_reconstructor(cls, object, None)` followed by a state: protocols 0 and 1."""
+        cls, base, seed = node.args
+        right = type(cls) is Global and type(base) is Global and base.role is Role.OBJECT and seed is None
+        if not right or cls.role not in (Role.CHUMPY, Role.SELECT, Role.CSC):
+            raise BrokenPickle(f"an instance of {shown(cls)}")
+        made = Record(cls, ())
+        made.state = node.state
+        return self.record(made, depth)
+
+    # chumpy and scipy
+
+    def chumpy(self, node: Record, depth: int) -> np.ndarray:
+        """`chumpy.ch.Ch`: its values are in the state's `x`."""
+        return self.array(self.state(node, "x")["x"], depth)
+
+    def selected(self, node: Record, depth: int) -> np.ndarray:
+        """`chumpy.reordering.Select`: a.ravel()[idxs], reshaped to preferred_shape where there is one."""
+        state = self.state(node, "a", "idxs")
+        source = self.array(state["a"], depth).ravel()
+        index = _indices(self.array(state["idxs"], depth), source.size)
+        self._count_bytes(index.size * source.itemsize)
+        shape = state.get("preferred_shape")
+        picked = source[index]
+        return picked if shape is None else picked.reshape(self.shape(self.value(shape, depth)))
+
+    def sparse(self, node: Record, depth: int) -> np.ndarray:
+        """A column-compressed matrix, written out; entries that occur twice add up, as in scipy."""
+        state = self.state(node, "_shape", "data", "indices", "indptr")
+        data, row, start = (self.array(state[key], depth) for key in ("data", "indices", "indptr"))
+        shape = self.shape(self.value(state["_shape"], depth))
+        if len(shape) != 2 or math.prod(shape) * data.itemsize > _MAX_DENSE_BYTES:
+            raise BrokenPickle(f"a sparse matrix of shape {shown(shape)}")
+        self._count_bytes(math.prod(shape) * data.itemsize)
+        start, row = _indices(start, data.size + 1), _indices(row, shape[0])
+        counts = np.diff(start)
+        if start.size != shape[1] + 1 or row.size != data.size or start[0] != 0 or start[-1] != data.size:
+            raise BrokenPickle(f"a sparse matrix {shape} whose index arrays do not fit its {data.size} entries")
+        if (counts < 0).any() or data.ndim != 1:
+            raise BrokenPickle("a sparse matrix whose columns are out of order")
+        dense = np.zeros(shape, data.dtype)
+        np.add.at(dense, (row, np.repeat(np.arange(shape[1]), counts)), data)
+        return dense
+
+    def state(self, node: Record, *keys: str) -> dict[str, Any]:
+        """The attributes of a class instance, with those that must be there."""
+        if node.args or type(node.state) is not dict or any(key not in node.state for key in keys):
+            raise BrokenPickle(f"a {node.what} object without {', '.join(keys)}")
+        return node.state
+
+    def array(self, node: Any, depth: int) -> np.ndarray:
+        found = self.value(node, depth)
+        if not isinstance(found, np.ndarray) or found.dtype.kind not in "biufc":
+            raise BrokenPickle(f"{shown(type(found).__name__)} where an array of numbers is expected")
+        return found
 
 
-def _checked_members(
-    archive: zipfile.ZipFile, where: str, keys: Collection[str] | None, limits: Limits
-) -> list[zipfile.ZipInfo]:
-    """The members to read, after a look at all names and at the sizes they claim (reading stops there)."""
-    members = archive.infolist()
-    for member in members:
-        name = member.filename
-        if not name.endswith(".npy") or any(sign in name for sign in "/\\:\0") or name.startswith("."):
-            raise UnsafePickle(f"{where}: refuses the member {shown(name)}: expected plain names ending in .npy")
-        if member.header_offset < 0:
-            raise BrokenPickle(f"{where}: member {shown(name)} begins before the file does; fetch the file again")
-        if member.compress_type not in _COMPRESSIONS or member.flag_bits & 1:
-            raise BrokenPickle(f"{where}: member {shown(name)} is encrypted or of a compression numpy does not write")
-    if len({member.filename for member in members}) != len(members):
-        raise BrokenPickle(f"{where}: two members of one name; one of them would be lost")
-    wanted = [member for member in members if keys is None or _key(member) in keys]
-    total = sum(member.file_size for member in wanted)
-    if total > limits.max_array_bytes:
-        raise BrokenPickle(f"{where}: unpacks to {total} bytes, at most {limits.max_array_bytes} are read")
-    return wanted
+def _checked_dtype(node: Any) -> np.dtype:
+    if type(node) is not Record or node.what.role is not Role.DTYPE or not node.args:
+        raise BrokenPickle("an array without a dtype")
+    code = node.args[0]
+    if type(code) is str and _OBJECT_DTYPE.fullmatch(code):
+        return np.dtype(object)
+    if type(code) is not str or not _PLAIN_DTYPE.fullmatch(code):
+        raise UnsafePickle(f"refuses the dtype {shown(code)}: only numbers, booleans and strings are read")
+    dtype = np.dtype(code)
+    return dtype if node.state is None else dtype.newbyteorder(_byte_order(node.state, dtype))
 
 
-def _read_npy(stream: IO[bytes], size: int, allow: Allowlist | None, limits: Limits, where: str) -> np.ndarray:
-    """One npy stream of `size` bytes; allow None: no objects."""
-    try:
-        return _read_array(stream, size, allow, limits, where)
-    except PickleRefused:
-        raise
-    except _BROKEN_FILE as error:
-        raise BrokenPickle(f"{where}: not a sound npy ({type(error).__name__}: {shown(str(error))})") from error
+def _byte_order(state: Any, dtype: np.dtype) -> Literal["<", ">", "|", "="]:
+    """Byte order from a dtype's state (version, order, subdtype, names, fields, itemsize, alignment, flags, ...)."""
+    if type(state) is not tuple or len(state) < 8 or state[1] not in ("<", ">", "|", "="):
+        raise BrokenPickle(f"the dtype {dtype.str} with state {shown(state)}")
+    if any(part is not None for part in state[2:5]):
+        raise UnsafePickle(f"refuses the dtype {dtype.str} with fields or a subarray: only plain dtypes are read")
+    if state[5] not in (-1, dtype.itemsize):
+        raise BrokenPickle(f"the dtype {dtype.str} with an item size of {shown(state[5])} bytes")
+    return state[1]
 
 
-def _read_array(stream: IO[bytes], size: int, allow: Allowlist | None, limits: Limits, where: str) -> np.ndarray:
-    """The array of a sound stream; its header is believed only as far as there are bytes."""
-    shape, fortran, dtype = _read_header(stream)
-    if dtype.kind == "O" and allow is not None:
-        found = safe_loads(stream.read(), allow, limits, object_arrays=True, where=where)
-        return _as_declared(found, shape, where)
-    if dtype.kind not in "biufcSU":
-        raise UnsafePickle(f"{where}: refuses the dtype {shown(str(dtype))}: only numbers and strings are read")
-    needed = math.prod(shape) * dtype.itemsize
-    if needed > size or min(shape, default=0) < 0 or dtype.itemsize == 0:
-        raise BrokenPickle(f"{where}: an array {shown(shape)} of {dtype.str} needs {needed} bytes and has {size}")
-    flat = np.empty(math.prod(shape), dtype)
-    if _read_into(stream, flat.view(np.uint8).data) < needed or stream.read(1):
-        raise BrokenPickle(f"{where}: more or fewer bytes than the {needed} of an array {shape} of {dtype.str}")
-    return checked_values(flat).reshape(shape, order="F" if fortran else "C")
+def _indices(array: np.ndarray, size: int) -> np.ndarray:
+    """A flat index array, every entry within [0, size)."""
+    if array.dtype.kind not in "iu" or (array.size and (array.min() < 0 or array.max() >= size)):
+        raise BrokenPickle(f"an index array of {array.dtype} that leaves its {size} items")
+    return array.ravel().astype(np.int64)
 
 
-def _read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
-    version = np.lib.format.read_magic(stream)
-    if version not in ((1, 0), (2, 0), (3, 0)):
-        raise ValueError(f"npy format {version}; 1.0 to 3.0 are read")
-    one = version == (1, 0)
-    return np.lib.format.read_array_header_1_0(stream) if one else np.lib.format.read_array_header_2_0(stream)
-
-
-def _read_into(stream: IO[bytes], buffer: memoryview) -> int:
-    """Fill the buffer without holding a second copy of it; the number of bytes there were."""
-    filled = 0
-    while filled < len(buffer) and (chunk := stream.read(min(_CHUNK, len(buffer) - filled))):
-        buffer[filled : filled + len(chunk)] = chunk
-        filled += len(chunk)
-    return filled
-
-
-def _as_declared(found: Any, shape: tuple[int, ...], where: str) -> np.ndarray:
-    if not isinstance(found, np.ndarray) or found.dtype != object or found.shape != tuple(shape):
-        raise BrokenPickle(f"{where}: the header announces an object array {shape}, the contents are something else")
-    return found
+_NODES: dict[type, Build] = {
+    list: Builder.items_of,
+    tuple: lambda b, node, depth: tuple(b.items_of(node, depth)),
+    set: lambda b, node, depth: set(b.items_of(node, depth)),
+    frozenset: lambda b, node, depth: frozenset(b.items_of(node, depth)),
+    dict: Builder.dictionary,
+    Record: Builder.record,
+    Global: Builder.name,
+}
+_CALLS: dict[Role, Build] = {
+    Role.RECONSTRUCT: Builder.reconstructed,
+    Role.FROMBUFFER: Builder.frombuffer,
+    Role.SCALAR: Builder.scalar,
+    Role.ENCODE: Builder.encoded,
+    Role.BYTES: Builder.empty_bytes,
+    Role.SET: Builder.set_of,
+    Role.RECONSTRUCTOR: Builder.instance,
+    Role.CHUMPY: Builder.chumpy,
+    Role.SELECT: Builder.selected,
+    Role.CSC: Builder.sparse,
+}

@@ -108,7 +108,7 @@ class _Loader:
             _sample_masks(scene, masks, self.max_side)
         if self.depth is not None:
             with self.clock("depth"):
-                scene.disparity = self.depth.load(depth_file, height, width)
+                scene.disparity = self.depth.load(depth_file, height, width, float(scene.intrinsics[0, 0]))
                 scene.origin["depth"] = self.depth.origin
 
     def _measure(self, scene: Scene, image_file: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import logging
+import pickle
 import zipfile
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -17,17 +18,9 @@ import numpy as np
 import torch
 
 from dto_pipeline.data.files import commit_over, staged
-from dto_pipeline.data.inert_records import shown
-from dto_pipeline.data.portable_pickle import portable_dumps
-from dto_pipeline.data.safe_pickle import (
-    SMPL_FILE,
-    BrokenPickle,
-    Limits,
-    UnsafePickle,
-    safe_load_npy,
-    safe_load_npz,
-    safe_loads,
-)
+from dto_pipeline.data.inert_pickle import BrokenPickle, Limits, UnsafePickle, shown
+from dto_pipeline.data.npz import safe_load_npy, safe_load_npz
+from dto_pipeline.data.safe_pickle import SMPL_FILE, safe_loads
 from dto_pipeline.data.torch_files import TorchFileError, read_torch_file
 from dto_pipeline.errors import DtoError
 from dto_pipeline.reading import read_regular, read_start
@@ -152,9 +145,22 @@ def write_smpl_pickle(arrays: SmplArrays, path: str | Path) -> Path:
     """
     path = Path(path)
     with staged(path) as temporary:
-        temporary.write_bytes(portable_dumps(arrays.to_dict()))
+        with temporary.open("wb") as stream:
+            _PortablePickler(stream, protocol=3).dump(arrays.to_dict())
         commit_over(temporary, path)
     return path
+
+
+class _PortablePickler(pickle._Pickler):
+    """numpy 2 names modules in its pickles that numpy 1 does not have, while it reads numpy 1's names."""
+
+    def save_global(self, obj: Any, name: str | None = None) -> None:
+        if obj.__module__.startswith("numpy._core."):
+            old = obj.__module__.replace("numpy._core.", "numpy.core.")
+            self.write(b"c" + f"{old}\n{obj.__name__}\n".encode())  # type: ignore[attr-defined]
+            self.memoize(obj)  # type: ignore[attr-defined]
+        else:
+            super().save_global(obj, name)  # type: ignore[misc]
 
 
 def import_smpl(

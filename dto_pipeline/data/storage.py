@@ -1,43 +1,33 @@
-"""Where files may lie: on this machine, or behind a URI of any file system pyarrow or fsspec reaches.
+"""Where files may lie: on this machine, or behind a URI that `data.object_store` opens.
 
 A *location* is a `Path` (local: read by memory map, written as `data.files` does) or a URI (``s3://...``, ``gs://...``,
-``memory://...``), a `str`. ``file://`` becomes a `Path`, so that local files are never slow. Knows no format.
+``https://...``), a `str`. ``file://`` becomes a `Path`, so that local files are never slow. Knows no format.
 Credentials come from the environment; a URI that holds a password is refused, because manifests remember their roots.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
-import shutil
-import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 import pyarrow as pa
-import pyarrow.fs as pafs
 
 from dto_pipeline.data.files import commit_over, staged, temporary_folder, write_bytes_atomic
-from dto_pipeline.errors import DtoError
+from dto_pipeline.data.object_store import StorageError as StorageError
+from dto_pipeline.data.object_store import StoreError as StoreError
+from dto_pipeline.data.object_store import open_remote
 from dto_pipeline.paths import check_relative, resolve_inside
 from dto_pipeline.reading import IrregularFile, check_regular, open_regular
 
 Location = Path | str
-STORAGE_ERRORS = (OSError, pa.ArrowException)  # what a file system raises besides FileNotFoundError
-_PIECE = 1 << 23  # bytes copied at once
+STORAGE_ERRORS = (OSError, pa.ArrowException)  # what reading a place raises besides FileNotFoundError
 _LOG = logging.getLogger(__name__)
-
-
-class StorageError(DtoError, OSError):
-    """A URI that cannot be used, or a file system that is not there; the message says which."""
-
-
-class StoreError(StorageError):
-    """A folder that cannot be used as a store, or a request that failed for good; names place, key and next step."""
 
 
 class Store(Protocol):
@@ -83,7 +73,7 @@ def as_location(text: str | Path) -> Location:
     if isinstance(text, Path) or "://" not in text:
         return Path(text)
     if text.startswith("file://"):
-        return Path(open_root(text)[1])
+        return Path(unquote(urlsplit(text).path))
     try:
         if urlsplit(text).password is not None:
             raise StorageError(
@@ -139,72 +129,63 @@ def parent_and_name(location: Location) -> tuple[Location, str]:
     return urlunsplit(parts._replace(path=folder)), unquote(name)
 
 
-@lru_cache(maxsize=256)  # a client per bucket is made once, not once per file
-def open_root(root: Location) -> tuple[pafs.FileSystem, str]:
-    """File system and base path of a folder or file.
+def open_input(location: Location) -> pa.NativeFile:
+    """Open a file for random access; a local one only if it is a regular file.
 
     Raises:
-        StorageError: a scheme that neither pyarrow nor fsspec knows, or a file system that cannot be reached.
+        FileNotFoundError: no such file. OSError: it cannot be opened.
     """
-    if isinstance(root, Path) or "://" not in root:
-        return pafs.LocalFileSystem(), str(Path(root).absolute())
-    try:
-        files, base = pafs.FileSystem.from_uri(root)
-    except pa.ArrowInvalid as error:
-        files, base = _open_with_fsspec(root, error)
-    except STORAGE_ERRORS as error:
-        raise StorageError(f"{root} cannot be opened: {error}") from error
-    return files, base.rstrip("/")
-
-
-def open_file_root(location: Location) -> tuple[pafs.FileSystem, str]:
-    """As `open_root` for a file, with one client for all files of its folder."""
-    if isinstance(location, Path) or "/" not in urlsplit(location).path.strip("/"):
-        return open_root(location)
+    location = as_location(location)
+    if isinstance(location, Path):
+        check_regular(location)
+        return pa.OSFile(str(location))
     folder, name = parent_and_name(location)
-    files, base = open_root(folder)
-    return files, f"{base}/{name}"
+    return pa.PythonFile(open_remote(str(folder)).open(name), mode="r")
 
 
-def open_input(files: pafs.FileSystem, path: str) -> pa.NativeFile:
-    """Open a file of a file system for random access; a local one only if it is a regular file."""
-    if isinstance(files, pafs.LocalFileSystem):
-        check_regular(path)
-    return files.open_input_file(path)
+def version_of(location: Location) -> tuple[int, object]:
+    """Size and time of change of a file; raises FileNotFoundError."""
+    if isinstance(location, Path):
+        found = location.stat()
+        return found.st_size, found.st_mtime_ns
+    folder, name = parent_and_name(location)
+    return open_remote(str(folder)).version_of(name)
 
 
 def exists(location: Location) -> bool:
     """True if there is a file."""
+    location = as_location(location)
     if isinstance(location, Path):
         return location.is_file()
-    files, path = open_root(location)
-    return files.get_file_info(path).is_file
+    folder, name = parent_and_name(location)
+    return open_remote(str(folder)).exists(name)
+
+
+def folder_exists(location: Location) -> bool:
+    """True if there is a folder, or, behind a URI, anything below it; also where a server will not say.
+
+    Raises:
+        StorageError: a URI that no store opens.
+    """
+    location = as_location(location)
+    if isinstance(location, Path):
+        return location.is_dir()
+    store = open_remote(location)
+    try:
+        return next(store.walk(), None) is not None
+    except STORAGE_ERRORS:  # whoever may read objects may not be allowed to list them: reading will tell
+        return True
 
 
 def is_there(location: Location) -> bool:
     """True if there is a file or a folder; False also where the storage cannot be asked."""
+    location = as_location(location)
     if isinstance(location, Path):
         return location.exists()
     try:
-        files, path = open_root(location)
-        return files.get_file_info(path).type != pafs.FileType.NotFound
+        return exists(location) or next(open_remote(location).walk(), None) is not None
     except STORAGE_ERRORS:
         return False
-
-
-def folder_exists(location: Location) -> bool:
-    """True if there is a folder, or, behind a URI, anything of that name; also where a server will not say.
-
-    Raises:
-        StorageError: a URI that no file system opens.
-    """
-    if isinstance(location, Path):
-        return location.is_dir()
-    files, path = open_root(location)
-    try:
-        return files.get_file_info(path).type != pafs.FileType.NotFound
-    except STORAGE_ERRORS:  # whoever may read objects may not be allowed to list them: reading will tell
-        return True
 
 
 def read_head(root: Location, name: str, limit: int | None) -> bytes:
@@ -215,10 +196,11 @@ def read_head(root: Location, name: str, limit: int | None) -> bytes:
         OSError: it cannot be read.
         UnsafePath: `name` leaves the folder.
     """
-    files, base = open_root(root)
-    with open_input(files, f"{base}/{check_relative(name)}") as source:
-        size = source.size()
-        return source.read_at(size if limit is None else min(limit, size), 0)
+    root = as_location(root)
+    if isinstance(root, str):
+        return open_remote(root).read_head(check_relative(name), limit)
+    with open_regular(root / check_relative(name)) as source:
+        return source.read(-1 if limit is None else limit)
 
 
 def list_names(root: Location, endings: tuple[str, ...]) -> Iterator[str]:
@@ -229,13 +211,17 @@ def list_names(root: Location, endings: tuple[str, ...]) -> Iterator[str]:
     Raises:
         FileNotFoundError: no such folder.
     """
-    if isinstance(root, Path) or "://" not in root:
-        yield from _list_local(Path(root), endings)
+    root = as_location(root)
+    if isinstance(root, Path):
+        yield from _list_local(root, endings)
         return
-    files, base = open_root(root)
-    for info in files.get_file_info(pafs.FileSelector(base, recursive=True)):
-        if info.is_file and info.path.lower().endswith(endings):
-            yield info.path.lstrip("/").removeprefix(base.lstrip("/")).lstrip("/")
+    found = False
+    for name in open_remote(root).walk():
+        found = True
+        if name.lower().endswith(endings):
+            yield name
+    if not found:
+        raise FileNotFoundError(f"nothing lies below {root}")
 
 
 @contextmanager
@@ -259,9 +245,12 @@ def local_copy(location: Location, endings: tuple[str, ...] = ("",)) -> Iterator
 
 
 def fetch(place: Location, stack: ExitStack, error: Callable[[str], Exception]) -> Path:
-    """A `local_copy` of Parquet or npz that lives as long as `stack`; `error` is raised where nothing is there."""
+    """A `local_copy` of Parquet, npz and a run's records that lives as long as `stack`.
+
+    `error` is raised where nothing is there.
+    """
     try:
-        return stack.enter_context(local_copy(place, (".parquet", ".npz")))
+        return stack.enter_context(local_copy(place, (".parquet", ".npz", ".json")))
     except FileNotFoundError as cause:
         raise error(f"{place} does not exist; check the path, --data-root and the dataset YAML") from cause
 
@@ -270,8 +259,7 @@ def fetch(place: Location, stack: ExitStack, error: Callable[[str], Exception]) 
 def written(location: Location) -> Iterator[Path]:
     """A local file to write; it takes its place at the location when the block ends without an error.
 
-    Local places change at once (see `data.files`). Elsewhere the finished file is uploaded under a temporary name and
-    moved, so that no reader sees half of it; on an object store a move is a copy.
+    Local places change at once (see `data.files`). Elsewhere the finished file is uploaded: an object appears whole.
     """
     if isinstance(location, Path):
         with staged(location) as temporary:
@@ -281,7 +269,8 @@ def written(location: Location) -> Iterator[Path]:
     with temporary_folder("dto-write-") as folder:
         local = Path(folder) / base_name(location)
         yield local
-        _upload(local, location)
+        parent, name = parent_and_name(location)
+        open_remote(str(parent)).upload(name, local)
 
 
 def write_bytes(location: Location, data: bytes) -> None:
@@ -299,17 +288,6 @@ def error_text(error: BaseException) -> str:
         return str(error.strerror)
     number = getattr(error, "errno", None)
     return os.strerror(number) if number else type(error).__name__
-
-
-def _open_with_fsspec(root: str, cause: pa.ArrowInvalid) -> tuple[pafs.FileSystem, str]:
-    """For the schemes pyarrow has no client of its own for; fsspec comes with torch and transformers."""
-    try:
-        from fsspec.core import url_to_fs
-
-        files, base = url_to_fs(root)
-    except (ImportError, ValueError, OSError) as error:
-        raise StorageError(f"{root}: neither pyarrow ({cause}) nor fsspec ({error}) opens this URI") from error
-    return pafs.PyFileSystem(pafs.FSSpecHandler(files)), base
 
 
 def _list_local(root: Path, endings: tuple[str, ...]) -> Iterator[str]:
@@ -352,42 +330,11 @@ def _walk_plain(root: Path, start: str, endings: tuple[str, ...], seen: set[str]
 
 
 def _download(location: str, target: Path, endings: tuple[str, ...]) -> None:
-    files, path = open_root(location)
-    try:
-        if files.get_file_info(path).is_file:
-            _copy_out(files, path, target)
-            return
-        for name in sorted(list_names(location, endings)):
-            (local := target / check_relative(name)).parent.mkdir(parents=True, exist_ok=True)
-            _copy_out(files, f"{path}/{name}", local)
-    except FileNotFoundError:
-        raise
-    except STORAGE_ERRORS as error:
-        raise StorageError(f"{location} cannot be copied here: {error}") from error
-
-
-def _copy_out(files: pafs.FileSystem, path: str, target: Path) -> None:
-    with open_input(files, path) as source, target.open("wb") as sink:
-        shutil.copyfileobj(source, sink, _PIECE)
-
-
-def _upload(local: Path, location: str) -> None:
-    files, path = open_root(location)
-    folder, _, name = path.rpartition("/")
-    temporary = f"{folder}/.{name}.tmp-{uuid.uuid4().hex}"
-    try:
-        with open_regular(local) as source, _open_sink(files, temporary, folder) as sink:
-            shutil.copyfileobj(source, sink, _PIECE)
-        files.move(temporary, path)
-    except STORAGE_ERRORS as error:
-        if files.get_file_info(temporary).is_file:
-            files.delete_file(temporary)
-        raise StorageError(f"{location} cannot be written: {error}") from error
-
-
-def _open_sink(files: pafs.FileSystem, path: str, folder: str) -> pa.NativeFile:
-    try:
-        return files.open_output_stream(path)
-    except FileNotFoundError:
-        files.create_dir(folder, recursive=True)
-        return files.open_output_stream(path)
+    parent, file = parent_and_name(location)
+    with contextlib.suppress(FileNotFoundError):
+        open_remote(str(parent)).download(file, target)
+        return
+    target.unlink()
+    for name in sorted(list_names(location, endings)):
+        (local := target / check_relative(name)).parent.mkdir(parents=True, exist_ok=True)
+        open_remote(location).download(name, local)

@@ -1,9 +1,8 @@
 """A folder whose files appear whole or not at all, wherever it lies: what a run is kept in.
 
-Knows what one may do to such a file (read, create if absent, replace, remove, list) and nothing of runs. Three kinds:
-local folders (links and renames, see `data.files`), S3 by conditional put, and those fsspec file systems that create a
-file atomically (`data.object_store` has both); any other is refused in one sentence. Names are relative to the folder,
-with ``/`` between parts. Sizes in bytes.
+Knows what one may do to such a file (read, create if absent, replace, remove, list) and nothing of runs. Two kinds:
+local folders (links and renames, see `data.files`), and object stores by conditional PUT (`data.object_store`); any
+other is refused in one sentence. Names are relative to the folder, with ``/`` between parts. Sizes in bytes.
 """
 
 from __future__ import annotations
@@ -12,11 +11,10 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from dto_pipeline.data.files import commit_new, sha256_bytes, sha256_file, staged, write_bytes_atomic
+from dto_pipeline.data.object_store import open_remote
 from dto_pipeline.data.storage import Location, Store, as_location, parent_and_name
 from dto_pipeline.reading import open_regular, read_regular
 
@@ -78,10 +76,10 @@ def open_store(root: Location) -> Store:
     """The store at a folder or URI.
 
     Raises:
-        StoreError: a file system without atomic create-if-absent, or whose library is not installed.
+        StoreError: a URI that names no bucket, or that nothing opens.
     """
     place = as_location(root)
-    return LocalStore(place) if isinstance(place, Path) else _open_remote(place)
+    return LocalStore(place) if isinstance(place, Path) else open_remote(place)
 
 
 def read_many(root: Location, names: Sequence[str], tail: int = 0) -> Iterator[tuple[str, bytes]]:
@@ -123,13 +121,6 @@ def create_bytes(location: Location, data: bytes) -> bool:
 def sha256_of(location: Location) -> str:
     """sha256 (hex) of a file's bytes, wherever it lies; raises FileNotFoundError."""
     return sha256_file(location) if isinstance(location, Path) else sha256_bytes(read_bytes(location))
-
-
-@lru_cache(maxsize=64)  # one client a folder and process, not one a request
-def _open_remote(root: str) -> Store:
-    from dto_pipeline.data.object_store import FsspecStore, S3Store  # boto3 and fsspec load only when they are needed
-
-    return S3Store(root) if urlsplit(root).scheme == "s3" else FsspecStore(root)
 
 
 def _add_entry(found: dict[str, int], entry: os.DirEntry[str]) -> None:

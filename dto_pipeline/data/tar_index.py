@@ -16,7 +16,6 @@ from threading import Lock
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
@@ -24,14 +23,16 @@ from dto_pipeline.data.columns import build_table
 from dto_pipeline.data.parquet import READ_ERRORS, check_schema, footer_text, open_parquet, writer_settings
 from dto_pipeline.data.storage import (
     Location,
+    Store,
     as_location,
     error_text,
     exists,
+    join_location,
     list_names,
     open_input,
-    open_root,
     written,
 )
+from dto_pipeline.data.store import open_store
 from dto_pipeline.data.tar_walk import Listing, sample_key, walk_tar
 from dto_pipeline.errors import DtoError
 from dto_pipeline.paths import UnsafePath, check_relative
@@ -122,8 +123,8 @@ def build_tar_index(root: Location, tars: Sequence[str], out: Location, progress
         TarIndexError: a tar named twice, outside of the root, or not ending in ``.tar``.
     """
     _check_names(tars)
-    files, base = open_root(root)
-    if exists(out) and (known := _fresh_summaries(files, base, tars, out)) is not None:
+    root = as_location(root)
+    if exists(out) and (known := _fresh_summaries(root, tars, out)) is not None:
         return known
     summaries = []
     with (
@@ -131,7 +132,7 @@ def build_tar_index(root: Location, tars: Sequence[str], out: Location, progress
         ThreadPoolExecutor(_THREADS) as pool,
         pq.ParquetWriter(temporary, TAR_INDEX_SCHEMA, **writer_settings(TAR_INDEX_SCHEMA)) as writer,
     ):
-        listings = pool.map(lambda tar: _list_one(files, base, tar), tars)
+        listings = pool.map(lambda tar: _list_one(root, tar), tars)
         for tar, listing in tqdm(zip(tars, listings, strict=True), "tars", len(tars), disable=not progress):
             if listing.members:
                 writer.write_table(_rows(tar, listing), row_group_size=len(listing.members))
@@ -159,7 +160,7 @@ class TarIndex:
         with_rows = [summary.tar for summary in self.summaries if summary.members]
         self._group = {tar: k for k, tar in enumerate(with_rows)}
         self._size = {summary.tar: summary.size for summary in self.summaries}
-        self._files, self._base = open_root(as_location(root))
+        self._root = as_location(root)
         self._kept: OrderedDict[str, pa.Table] = OrderedDict()
         self._lock = Lock()  # of the rows kept and the Parquet file
 
@@ -236,7 +237,7 @@ class TarIndex:
         """
         wanted = member.size if limit is None else min(member.size, limit)
         try:
-            with open_input(self._files, f"{self._base}/{member.tar}") as source:
+            with open_input(join_location(self._root, member.tar)) as source:
                 found, data = source.size(), source.read_at(wanted, member.offset)
         except FileNotFoundError as error:
             raise TarMissing(f"{member.tar} does not exist") from error
@@ -270,9 +271,9 @@ def _check_names(tars: Sequence[str]) -> None:
         raise TarIndexError("a tar is named twice; name each once")
 
 
-def _list_one(files: pafs.FileSystem, base: str, tar: str) -> Listing:
+def _list_one(root: Location, tar: str) -> Listing:
     try:
-        with open_input(files, f"{base}/{tar}") as source:
+        with open_input(join_location(root, tar)) as source:
             return walk_tar(source)
     except OSError as error:
         return Listing((), -1, f"cannot be read: {error_text(error)}")
@@ -312,7 +313,7 @@ def _read_summaries(path: Location, metadata: dict[str, str]) -> list[TarSummary
         raise TarIndexError(f"{path}: footer lacks or garbles {error}; build the index again") from error
 
 
-def _fresh_summaries(files: pafs.FileSystem, base: str, tars: Sequence[str], out: Location) -> list[TarSummary] | None:
+def _fresh_summaries(root: Location, tars: Sequence[str], out: Location) -> list[TarSummary] | None:
     """Summaries of an existing index if it is about these tars as they are now, else None."""
     try:
         known = _read_summaries(out, footer_text(open_parquet(out, TarIndexError)))
@@ -320,6 +321,15 @@ def _fresh_summaries(files: pafs.FileSystem, base: str, tars: Sequence[str], out
         return None  # of another version, or broken: it is replaced
     if [summary.tar for summary in known] != list(tars):
         return None
-    infos = files.get_file_info([f"{base}/{tar}" for tar in tars])
-    sizes = [-1 if info.size is None else info.size for info in infos]
+    store = open_store(root)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        sizes = list(pool.map(lambda tar: _size(store, tar), tars))
     return known if sizes == [summary.size for summary in known] else None
+
+
+def _size(store: Store, tar: str) -> int:
+    """Bytes of a tar; -1 = it is not there."""
+    try:
+        return store.size(tar)
+    except FileNotFoundError:
+        return -1

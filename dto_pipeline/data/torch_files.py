@@ -13,24 +13,27 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from dto_pipeline.data.files import commit_over, staged
-from dto_pipeline.data.inert_pickle import load_first_records, load_records
-from dto_pipeline.data.inert_records import (
+from dto_pipeline.data.inert_pickle import (
     PERSISTENT_ID,
     Allowlist,
     BrokenPickle,
+    Global,
     Limits,
     PickleRefused,
+    Record,
     Role,
+    load_first_records,
+    load_records,
     shown,
 )
-from dto_pipeline.data.pickled_arrays import StoredTensor, build_values
-from dto_pipeline.data.safe_pickle import NUMPY_ONLY
+from dto_pipeline.data.safe_pickle import NUMPY_ONLY, Build, Builder, build_values
 from dto_pipeline.errors import DtoError
 from dto_pipeline.reading import check_regular
 
@@ -56,6 +59,18 @@ _UNREADABLE = (
     *(zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, NotImplementedError, RuntimeError),
     *(KeyError, TypeError, OverflowError, MemoryError),
 )  # of zipfile, and of torch on numbers it cannot hold
+
+
+@dataclass(frozen=True)
+class _StoredTensor:
+    """A tensor as a pickle describes it; the numbers are of the right types and not negative, and not compared."""
+
+    kind: str  # name of the class of its storage
+    key: str  # of the storage
+    stored: int  # items of the storage
+    offset: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
 
 
 class TorchFileError(DtoError, ValueError):
@@ -91,6 +106,31 @@ def read_torch_file(path: Path, most_bytes: int = MOST_BYTES) -> Any:
         raise TorchFileError(f"{path} is no file of tensors or is damaged: {reason}") from error
 
 
+def _calls(make: Callable[[_StoredTensor], Any]) -> dict[Role, Build]:
+    """What becomes of the calls in torch's pickles, `_rebuild_tensor_v2(storage, offset, size, stride, ...)` above all.
+
+    What follows these four (hooks, gradients) is not kept.
+    """
+
+    def tensor(builder: Builder, node: Record, depth: int) -> Any:
+        storage, offset, size, stride = node.args[:4]
+        if type(storage) is not Record or storage.what.role is not Role.PERSISTENT:
+            raise BrokenPickle("a tensor without storage")
+        name, kind, key, _, stored, *view = storage.args[0]
+        if name != "storage" or type(kind) is not Global or kind.role is not Role.STORAGE or any(view):
+            raise BrokenPickle(f"a tensor over {shown(name)} of {shown(kind)}")
+        counts = builder.shape((offset, stored))
+        return make(
+            _StoredTensor(kind.name, str(key), counts[1], counts[0], builder.shape(size), builder.shape(stride))
+        )
+
+    return {
+        Role.TENSOR: tensor,
+        Role.PARAMETER: lambda builder, node, depth: builder.value(node.args[0], depth),
+        Role.SIZE: lambda builder, node, depth: builder.shape(node.args[0]),
+    }
+
+
 def _read_zip(archive: zipfile.ZipFile, file_bytes: int) -> Any:
     members = {member.filename: member for member in archive.infolist()}
     if len(members) != len(archive.infolist()):
@@ -116,7 +156,7 @@ def _read_zip(archive: zipfile.ZipFile, file_bytes: int) -> Any:
 
     limits = Limits(max_stream_bytes=1 << 28)
     records = load_records(archive.read(pickles[0]), _TENSORS, limits, "data.pkl")
-    return build_values(records, limits, make_tensor=_Storages(read, file_bytes).tensor)
+    return build_values(records, limits, calls=_calls(_Storages(read, file_bytes).tensor))
 
 
 def _read_legacy(data: bytes) -> Any:
@@ -129,8 +169,8 @@ def _read_legacy(data: bytes) -> Any:
         raise ValueError("its numbers are big-endian")
     records, at = load_first_records(data, at, _TENSORS, limits, "contents")
     keys, at = load_first_records(data, at, NUMPY_ONLY, limits, "keys")
-    kinds: dict[str, StoredTensor] = {}  # key of a storage -> a tensor over it
-    build_values(records, limits, make_tensor=lambda tensor: kinds.update({tensor.key: tensor}))
+    kinds: dict[str, _StoredTensor] = {}  # key of a storage -> a tensor over it
+    build_values(records, limits, calls=_calls(lambda tensor: kinds.update({tensor.key: tensor})))
     begin: dict[str, int] = {}  # key -> where its numbers are
     for key in keys if isinstance(keys, list) else []:
         if str(key) not in kinds or struct.unpack_from("<q", data, at)[0] != kinds[str(key)].stored:
@@ -144,10 +184,10 @@ def _read_legacy(data: bytes) -> Any:
             raise ValueError(f"the storage {shown(key)} is missing or cut off")
         return bytearray(data[start : start + size])
 
-    return build_values(records, limits, make_tensor=_Storages(read, len(data)).tensor)
+    return build_values(records, limits, calls=_calls(_Storages(read, len(data)).tensor))
 
 
-def _storage_bytes(tensor: StoredTensor) -> int:
+def _storage_bytes(tensor: _StoredTensor) -> int:
     return tensor.stored * _DTYPES[tensor.kind].itemsize
 
 
@@ -158,7 +198,7 @@ class _Storages:
         self._read, self._left = read, file_bytes
         self._held: dict[tuple[str, str, int], torch.Tensor] = {}
 
-    def tensor(self, tensor: StoredTensor) -> torch.Tensor:
+    def tensor(self, tensor: _StoredTensor) -> torch.Tensor:
         """The tensor, a view of its storage.
 
         Raises:
@@ -175,7 +215,7 @@ class _Storages:
             return torch.empty(tensor.size, dtype=_DTYPES[tensor.kind])
         return self._storage(tensor).as_strided(tensor.size, tensor.stride, tensor.offset)
 
-    def _storage(self, tensor: StoredTensor) -> torch.Tensor:
+    def _storage(self, tensor: _StoredTensor) -> torch.Tensor:
         name = (tensor.key, tensor.kind, tensor.stored)
         if name not in self._held:
             self._left -= _storage_bytes(tensor)

@@ -6,6 +6,7 @@ about 0.4 kB a person once, not once per worker. Metres, pixels, radians.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,14 +14,18 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from dto_pipeline.data.certainty import EXPECTED_ERROR, NO_LIMITS, Z_SIGMA, Limits
 from dto_pipeline.data.images import ImageStore
 from dto_pipeline.data.label_files import LabelColumns
 from dto_pipeline.data.labels import LabelsError
 from dto_pipeline.status import PLACED, UNUSED
 
 SELECTIONS = ("accepted", "optimized", "all")
-LABEL_IMAGES = ("image_id", "image_path", "width", "height", "fx", "fy", "cx", "cy", "is_optimized", "is_accepted")
-LABEL_PEOPLE = ("pose", "betas", "transl", "height_m", "age_years", "male_prob", "status")
+LABEL_IMAGES = (
+    *("image_id", "image_path", "width", "height", "fx", "fy", "cx", "cy", "is_optimized", "is_accepted"),
+    EXPECTED_ERROR,
+)
+LABEL_PEOPLE = ("pose", "betas", "transl", "height_m", "age_years", "male_prob", "status", Z_SIGMA)
 
 
 class LabelDataset(Dataset[dict[str, Any]]):
@@ -32,6 +37,7 @@ class LabelDataset(Dataset[dict[str, Any]]):
         select: str = "accepted",
         images: ImageStore | None = None,
         names: Mapping[str, str] | None = None,
+        limits: Limits = NO_LIMITS,
     ) -> None:
         """Choose images.
 
@@ -40,6 +46,7 @@ class LabelDataset(Dataset[dict[str, Any]]):
             select: "accepted", "optimized" or "all" images; images without people are always left out.
             images: where photographs are read from; None = items hold no photograph.
             names: image key -> name of its file in `images`; None = its ``image_path``.
+            limits: how certain images must be, and people to be ``usable``; `left_out` counts the others by reason.
 
         Raises:
             LabelsError: an unknown `select`.
@@ -50,6 +57,10 @@ class LabelDataset(Dataset[dict[str, Any]]):
         if select != "all":
             kept &= columns.images[f"is_{select}"]
         columns = columns.take(np.flatnonzero(kept))
+        self.left_out = Counter[str]()
+        certain = limits.images(columns.images[EXPECTED_ERROR])
+        limits.count(columns.images[EXPECTED_ERROR], columns.people[Z_SIGMA][certain[columns.owner]], self.left_out)
+        columns = columns.take(np.flatnonzero(certain))
         self.image_ids: Sequence[str] = columns.images["image_id"].tolist()
         paths = columns.images["image_path"].tolist()
         self._files = paths if names is None else [names[image] for image in self.image_ids]
@@ -62,6 +73,7 @@ class LabelDataset(Dataset[dict[str, Any]]):
         self._people: dict[str, np.ndarray] = {name: people[name].astype(np.float32) for name in floats}
         finite = [np.isfinite(people[name]).all(axis=1) for name in ("pose", "betas", "transl")]
         self._people["usable"] = np.all(finite, axis=0) & ~np.isin(people["status"], UNUSED)
+        self._people["usable"] &= limits.people(people[Z_SIGMA])
         self._people["moved"] = np.isin(people["status"], PLACED)
 
     def __len__(self) -> int:

@@ -56,6 +56,7 @@ MEASURES = (
     Measure("mve", "MVE (PVE)", "mm", mean_of("vertices", "matched", _MM)),
     Measure("pa_mve", "PA-MVE", "mm", mean_of("vertices_aligned", "vertices_alignable", _MM)),
     Measure("absolute_mpjpe", "absolute MPJPE", "mm", mean_of("absolute", "matched", _MM)),
+    Measure("mrpe", "MRPE", "mm", mean_of("root", "matched", _MM)),
     Measure("root_z_error", "root z error", "m", mean_of("root_z", "matched"), 3),
     Measure("pair_depth_error", "pairwise depth error", "m", mean_of("pair_gap", "pairs"), 3),
     Measure("ordinal", "ordinal accuracy at 0.2 m", "%", mean_of("pair_right", "pairs", 100)),
@@ -212,7 +213,7 @@ def _measure(
         "matched": add_up(np.ones(len(owner)), owner, images),
         "found": add_up(np.ones(len(image)), image, images),
         "true": add_up(np.ones(true.num_people), true.owner, images),
-        **{name: add_up(errors[name], owner, images) for name in ("joints", "vertices", "absolute")},
+        **{name: add_up(errors[name], owner, images) for name in ("joints", "vertices", "absolute", "root")},
         "root_z": add_up(np.abs(errors["found_z"] - errors["true_z"]), owner, images),
     }
     notes = []
@@ -246,6 +247,7 @@ def _chunk_errors(found: People, true: People, body: BodyModel) -> dict[str, np.
         "joints": root_relative_error(own, other, *roots),
         "vertices": root_relative_error(mesh, other_mesh, *roots),
         "absolute": mean_distance(own, other),
+        "root": np.linalg.norm(roots[0].astype(np.float64) - roots[1], axis=-1),
         "joints_aligned": joints_aligned,
         "joints_status": joints_status,
         "vertices_aligned": vertices_aligned,

@@ -33,6 +33,9 @@ PLACEMENT_MEASURES = (
 )
 
 
+MRPE = Measure("mrpe", "MRPE", "mm", mean_of("root_gap", "persons", 1000))  # mean distance of the pelves
+
+
 def placement_sums(
     found: Placement, truth: Placement, image: np.ndarray, images: int, selected: np.ndarray | None = None
 ) -> dict[str, np.ndarray]:
@@ -86,7 +89,8 @@ def evaluate_synthetic(
         raise SyntheticError(f"{first.source}: no person of the truth {truth.source} in it that can be used")
     right, image = partner[both], truth.owner[partner[both]]
     _check_images(first, truth, both, right, join.found)
-    true = _placement(truth.take(right), body)
+    true, root = _placement(truth.take(right), body), _pelves(truth.take(right), body)
+    measures = (*PLACEMENT_MEASURES, MRPE)
     accepted = first.accepted[first.owner[both]]
     columns = {}
     for about, kept in (("", np.ones(len(both), bool)), (", accepted images", accepted)):
@@ -94,11 +98,13 @@ def evaluate_synthetic(
             continue
         for name, people in placed.items():
             sums = placement_sums(_placement(people.take(both), body), true, image, truth.num_images, kept)
-            columns[name + about] = make_column(sums, PLACEMENT_MEASURES, resamples, seed)
+            apart = np.linalg.norm(_pelves(people.take(both), body) - root, axis=1)
+            sums["root_gap"] = add_up(apart[kept], image[kept], truth.num_images)
+            columns[name + about] = make_column(sums, measures, resamples, seed)
     return Evaluation(
         title=f"{first.source} against {truth.source}",
         images=[str(name) for name in truth.images],
-        measures=PLACEMENT_MEASURES,
+        measures=measures,
         columns=columns,
         counts=_count(first, truth, partner, usable, accepted, len(join.strangers)),
         notes=tuple(note for note in (join.note, *first.problems[:5]) if note),
@@ -125,8 +131,18 @@ def _check_images(people: People, truth: People, both: np.ndarray, right: np.nda
 
 
 def _placement(people: People, body: BodyModel) -> Placement:
-    height = body.rest_height(torch.from_numpy(people.betas.astype(np.float64))).numpy()
+    height = people.height
+    if height is None:
+        height = body.rest_height(torch.from_numpy(people.betas.astype(np.float64))).numpy()
     return Placement(z=people.transl[:, 2].astype(np.float64), height=height)
+
+
+def _pelves(people: People, body: BodyModel) -> np.ndarray:
+    """(n, 3) float64 [m]."""
+    pose, betas, transl = (
+        torch.from_numpy(np.ascontiguousarray(x)) for x in (people.pose, people.betas, people.transl)
+    )
+    return body.joints(pose, betas, transl)[:, 0].double().numpy()
 
 
 def _count(

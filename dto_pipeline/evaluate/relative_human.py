@@ -28,7 +28,7 @@ from enum import StrEnum
 
 import numpy as np
 
-from dto_pipeline.data.sources.relative_human_joints import (
+from dto_pipeline.data.sources.relative_human import (
     AGES,
     EVALUATED_JOINTS,
     UNKNOWN,

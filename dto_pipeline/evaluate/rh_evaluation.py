@@ -13,7 +13,7 @@ import torch
 
 from dto_pipeline.axes import NUM_BETAS
 from dto_pipeline.data.people import People
-from dto_pipeline.data.sources.relative_human_joints import EVALUATED_JOINTS, Annotation
+from dto_pipeline.data.sources.relative_human import EVALUATED_JOINTS, Annotation
 from dto_pipeline.errors import DtoError
 from dto_pipeline.evaluate.bootstrap import RESAMPLES, Statistic, Sums, ratio
 from dto_pipeline.evaluate.evaluation import Evaluation, Measure, make_column

@@ -88,35 +88,30 @@ def placement_errors(
 
 
 def compare_placements(
-    before: Placement, after: Placement, truth: Placement, image: np.ndarray, selections: Mapping[str, np.ndarray]
+    placements: Mapping[str, Placement], truth: Placement, image: np.ndarray, selections: Mapping[str, np.ndarray]
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """`placement_errors` of the labels before and after, for several selections of people.
+    """`placement_errors` of several placements, for several selections of people.
 
     Args:
-        before, after, truth: the same N people in the same order.
+        placements: what to call each -> the N people of `truth`, in its order.
         image: (N,) int, equal for people of one image.
         selections: name -> (N,) bool, for example all people, those moved, those of accepted images.
 
     Returns:
-        selection -> {"before": errors, "after": errors}, JSON-ready but for NaN.
+        selection -> name of the placement -> errors, JSON-ready but for NaN.
     """
     return {
-        name: {
-            "before": placement_errors(before, truth, image, selected),
-            "after": placement_errors(after, truth, image, selected),
-        }
-        for name, selected in selections.items()
+        selection: {name: placement_errors(found, truth, image, selected) for name, found in placements.items()}
+        for selection, selected in selections.items()
     }
 
 
 def as_table(comparison: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
-    """The result of `compare_placements` as plain text: one line per measure, before -> after per selection."""
-    names = list(comparison)
-    head = [f"{name} ({_count(comparison[name]['after'])})" for name in names]
-    rows = [["", *head]]
+    """The result of `compare_placements` as plain text: a line per measure, first -> ... -> last per selection."""
+    heads = [f"{name} ({next(iter(found.values()))['persons']:.0f})" for name, found in comparison.items()]
+    rows = [["", *heads]]
     for key, title in MEASURES.items():
-        cells = [_cell(key, comparison[name]["before"][key], comparison[name]["after"][key]) for name in names]
-        rows.append([title, *cells])
+        rows.append([title, *(_cell(key, [errors[key] for errors in found.values()]) for found in comparison.values())])
     rule = ["-" * width for width in column_widths(rows)]
     return "\n".join(align([rows[0], rule, *rows[1:]]))
 
@@ -149,11 +144,5 @@ def _mean(values: np.ndarray) -> float:
     return float(values.mean()) if len(values) else float("nan")
 
 
-def _count(errors: Mapping[str, float]) -> str:
-    return f"{errors['persons']:.0f} people, {errors['pairs']:.0f} pairs"
-
-
-def _cell(key: str, before: float, after: float) -> str:
-    if key == "ordinal":
-        return f"{100 * before:.1f} % -> {100 * after:.1f} %"
-    return f"{before:.3f} -> {after:.3f}"
+def _cell(key: str, values: Sequence[float]) -> str:
+    return " -> ".join(f"{100 * value:.1f} %" if key == "ordinal" else f"{value:.3f}" for value in values)

@@ -6,7 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from dto_pipeline.data.dataset import dataset_from_dict
-from dto_pipeline.data.manifest import Manifest, build_manifest
+from dto_pipeline.data.manifest import Manifest
+from dto_pipeline.data.manifest_build.builder import build_manifest
 from dto_pipeline.lab.clothes import measure_template
 from dto_pipeline.lab.crowd import plan_crowd
 from dto_pipeline.lab.scenes import build_scene

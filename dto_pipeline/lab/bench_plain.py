@@ -1,7 +1,8 @@
 """The method as one would write it first: a loop over people, over image rows, over groups. Only to compare with.
 
-Follows the same definitions as `maths`, one person at a time in numpy, so that the ratio printed by `dto bench` means
-something: both sides compute the same numbers (a test holds them together). Metres, pixels.
+Follows the same definitions as `maths`, one person at a time, so that the ratio printed by `dto bench` means something:
+both sides compute the same numbers (tests hold them together). Bodies are posed in single precision by matrix products,
+as smplx does it; each is drawn alone by the same rasteriser as the batched code, then put together. Metres, pixels.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ import torch
 
 from dto_pipeline.axes import FAR, KID_AXIS, NEAR
 from dto_pipeline.config import PipelineConfig, RefineConfig
+from dto_pipeline.maths.camera import map_intrinsics
 from dto_pipeline.maths.refine import KID_SHIFT_JOINTS
-from dto_pipeline.models.body import BodyModel
+from dto_pipeline.models.body import BodyModel, chain_joints, rotate
+from dto_pipeline.models.rasterizer import Raster, count_visible_vertices, face_bits, rasterize
 from dto_pipeline.scene import Scene
 
 
@@ -33,11 +36,50 @@ class PlainPerson:
     sigma: float
 
 
-def pose_bodies(scene: Scene, body: BodyModel) -> None:
-    """One call of the body model per person."""
-    for index in range(scene.num_people):
-        person = (torch.from_numpy(values[index : index + 1]) for values in (scene.pose, scene.betas, scene.transl))
-        body.vertices(*person)
+class PlainBody:
+    """Bodies one by one in single precision: blend shapes, then skinning."""
+
+    def __init__(self, body: BodyModel) -> None:
+        self.body = body
+        self._template = body._template.T.to(torch.float32)
+        self._blend = (body._blend * body._blend_scale[:, None]).view(len(body._blend), 3, -1).mT.flatten(1).float()
+        self._weights = (body._weights * body._weights_scale[:, None]).T.to(torch.float32)
+
+    def vertices(self, pose: np.ndarray, betas: np.ndarray, transl: np.ndarray) -> torch.Tensor:
+        """(V, 3) [m] of one person."""
+        body, shape = self.body, torch.from_numpy(betas)[None]
+        rotations = rotate(torch.from_numpy(pose).view(1, 24, 3))
+        rest = body._joint_template + torch.einsum("jkl,bl->bjk", body._joint_shapedirs, shape)
+        _, rigid = chain_joints(rotations, rest, body._tree)
+        factors = torch.cat([shape, (rotations[:, 1:] - torch.eye(3)).flatten(1)], dim=1)
+        shaped = self._template + (factors @ self._blend).view(-1, 3)
+        pulls = (self._weights @ rigid.view(24, 12)).view(-1, 3, 4)
+        return (pulls[..., :3] @ shaped[..., None]).squeeze(-1) + pulls[..., 3] + torch.from_numpy(transl)
+
+
+def draw_people(
+    scene: Scene, vertices: list[torch.Tensor], body: BodyModel, config: PipelineConfig
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Who is seen at each pixel of the image (H, W), how far [m], and visible vertices (P,): one drawing a person."""
+    assert scene.masks is not None
+    shape = scene.masks.shape[1:]
+    size, map_size = torch.tensor([[scene.height, scene.width]]), torch.tensor([shape])
+    intrinsics = torch.from_numpy(scene.intrinsics)[None]
+    camera = map_intrinsics(intrinsics, size, map_size, config.evidence.render_max_side)
+    person, nearest, alone = np.full(shape, -1), np.full(shape, np.inf, np.float32), torch.ones(1, 1, dtype=torch.bool)
+    for index, mesh in enumerate(vertices):
+        z = rasterize(mesh[None, None], body.faces, camera, map_size, alone, closed=body.closed).z[0].numpy()
+        seen = scene.masks[index] & (z > 0) & (z < nearest)
+        person[seen], nearest[seen] = index, z[seen]
+    nearest[person < 0] = 0
+    drawn = torch.from_numpy(nearest)[None]
+    raster = Raster(torch.from_numpy(person)[None], drawn, drawn.to(torch.int32), face_bits(len(body.faces)))
+    tolerance, visible = config.evidence.visible_tolerance, []
+    for mesh in vertices:
+        visible.append(int(count_visible_vertices(mesh[None, None], intrinsics, size, map_size, raster, tolerance)))
+    rows = np.arange(scene.height) * shape[0] // scene.height
+    columns = np.arange(scene.width) * shape[1] // scene.width
+    return person[rows][:, columns], nearest[rows][:, columns], np.array(visible)
 
 
 def measure_people(
@@ -103,8 +145,8 @@ def apply_fits(
         body.rest_height(betas)
         if column == KID_AXIS:
             pose = torch.from_numpy(scene.pose[index : index + 1])
-            before = body.joints(pose, torch.from_numpy(scene.betas[index : index + 1]), torch.zeros(1, 3))
-            after = body.joints(pose, betas, torch.zeros(1, 3))
+            before = body.learnt_joints(pose, torch.from_numpy(scene.betas[index : index + 1]), torch.zeros(1, 3))
+            after = body.learnt_joints(pose, betas.float(), torch.zeros(1, 3))
             transl[index, :2] += (scale * before - after)[0, list(KID_SHIFT_JOINTS), :2].mean(0).numpy()
     return transl
 

@@ -1,7 +1,8 @@
-"""What resume costs: a finished run of many shards is generated, then opened, swept and judged as `dto run` does.
+"""What a look at a run of many shards costs, and its resume: generated, then told and planned as the commands do.
 
-Label files are real Parquet of one shard without rows, each with its own key in the footer. Times are wall clock in
-seconds, files warm in the page cache; imports and the manifest's footer are not in them.
+Label files are real Parquet of one shard without rows, each with its own key in the footer; one shard in twenty was
+given up. Times are of wall clock and CPU in seconds, files warm in the page cache; imports and the manifest's footer
+are not in them.
 """
 
 from __future__ import annotations
@@ -18,33 +19,41 @@ from typing import Any
 from dto_pipeline.config import STAND_IN_BODY, load_config
 from dto_pipeline.data.files import json_bytes, sha256_bytes
 from dto_pipeline.data.labels import build_label_table, write_label_shard
-from dto_pipeline.run import directory as files
-from dto_pipeline.run.directory import RunDirectory
+from dto_pipeline.data.manifest import ShardSize
+from dto_pipeline.data.receipts import Receipt
+from dto_pipeline.run import folder as files
+from dto_pipeline.run.folder import Failure, RunDirectory
 from dto_pipeline.run.identity import RunIdentity, identify_run
-from dto_pipeline.run.receipt import Receipt
+from dto_pipeline.run.lease import DriverLock
+from dto_pipeline.run.plan import RunPlan, plan_run
+from dto_pipeline.run.report import read_status
+from dto_pipeline.run.selection import Retry, Selection
 
 _REPEATS = 3
 _IMAGES = 112  # a shard: 0.56 million images in 5000 shards
+_PEOPLE = 5 * _IMAGES
+_GIVEN_UP = 20  # one shard in so many
 
 
 @dataclass(frozen=True)
 class ResumeBench:
-    """One look at a finished run of `shards` shards."""
+    """One look at a run of `shards` shards, `given_up` of them given up."""
 
     shards: int
-    sizes_s: float  # receipts read and sizes compared: what `dto status` does
-    footers_s: float  # the same, and every label file's footer searched for its key: what `dto run` does
-    total_s: float  # run.json, sweeping and the latter: all of `dto run` before it says that nothing is to do
-    total_cpu_s: float  # the same in CPU seconds, which other jobs of the machine do not lengthen
+    given_up: int
+    status_s: float  # what `dto status` does: receipts and failures read, sizes compared, all of it told
+    status_cpu_s: float
+    plan_s: float  # what `dto run` does before it says that nothing is to do: footers searched for their keys too
+    plan_cpu_s: float
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
     def as_table(self) -> str:
         return (
-            f"{self.shards} finished shards: {self.total_s:.2f} s to resume (receipts and sizes {self.sizes_s:.2f} s, "
-            f"with footers {self.footers_s:.2f} s); {self.total_cpu_s:.2f} s of CPU, "
-            f"{1000 * self.total_cpu_s / self.shards:.3f} ms a shard"
+            f"{self.shards} shards, {self.given_up} of them given up: status {self.status_s:.2f} s "
+            f"({self.status_cpu_s:.2f} s of CPU), plan {self.plan_s:.2f} s ({self.plan_cpu_s:.2f} s of CPU, "
+            f"{1000 * self.plan_cpu_s / self.shards:.3f} ms a shard)"
         )
 
 
@@ -55,6 +64,7 @@ class _Facts:
     num_shards: int
     num_images: int
     num_people: int
+    shard_sizes: list[ShardSize]
     fingerprint: str = "0" * 64
     subset: str = "bench"
 
@@ -63,32 +73,37 @@ def run_resume_bench(shards: int, folder: Path | None = None) -> ResumeBench:
     """Generate a run and time its resume; `folder` is where to write, None = a temporary folder."""
     with tempfile.TemporaryDirectory(dir=folder, prefix="dto-bench-") as name:
         directory = RunDirectory(Path(name) / "run")
-        facts = _Facts(shards, shards * _IMAGES, shards * _IMAGES * 5)
-        identity = identify_run(load_config(None, [f"body.model_path={STAND_IN_BODY}"]), facts, "manifest.parquet")
+        sizes = [ShardSize(_IMAGES, _PEOPLE)] * shards
+        facts: Any = _Facts(shards, shards * _IMAGES, shards * _PEOPLE, sizes)
+        config = load_config(None, [f"body.model_path={STAND_IN_BODY}"])
+        identity = identify_run(config, facts, "manifest.parquet")
         _write_run(directory, identity)
-        sizes_s, _ = _seconds(lambda: files.scan_run(directory, identity))
-        footers_s, _ = _seconds(lambda: files.scan_run(directory, identity, footers=True))
-        return ResumeBench(shards, sizes_s, footers_s, *_seconds(lambda: _resume(directory, identity)))
+        with DriverLock(directory.lock_file, config.run) as lock:
 
+            def plan() -> RunPlan:
+                return plan_run(directory, identity, facts, config.run, Selection(), Retry(), lock=lock)
 
-def _resume(directory: RunDirectory, identity: RunIdentity) -> None:
-    with directory.lock():
-        files.open_run(directory, identity)
-        files.sweep_temporary(directory)
-        scan = files.scan_run(directory, identity, footers=True)
-        if len(scan.done) != identity.shards:
-            raise RuntimeError(f"{len(scan.done)} of {identity.shards} generated shards hold; {scan.void}")
-        files.settle_records(directory, scan)
+            found = plan()
+            if found.work or found.void or len(found.done) + len(found.failed) != shards:
+                raise RuntimeError(f"{len(found.done)} of {shards} generated shards hold; {found.void}")
+            status = _seconds(lambda: read_status(directory.root).as_table())
+            return ResumeBench(shards, len(found.failed), *status, *_seconds(plan))
 
 
 def _write_run(directory: RunDirectory, identity: RunIdentity) -> None:
-    """A finished run. Synced once, not file by file: it is thrown away."""
+    """A run that is at its end. Synced once, not file by file: it is thrown away."""
     files.open_run(directory, identity)
     key = sha256_bytes(b"")
     first = Path(directory.label_file(0))
     write_label_shard(build_label_table([]), first, {"config_hash": identity.config_hash, "shard_key": key})
     template = first.read_bytes()
     for shard in range(identity.shards):
+        if shard % _GIVEN_UP == _GIVEN_UP - 1:
+            failure = Failure(
+                shard, 3, True, "the actor died: its worker process was killed", "bench:1", 1e9, "trace " * 400
+            )
+            Path(directory.failure_file(shard)).write_bytes(json_bytes(failure.to_dict()))
+            continue
         own = hashlib.sha256(str(shard).encode()).hexdigest()
         data = template.replace(key.encode(), own.encode())
         Path(directory.label_file(shard)).write_bytes(data)
@@ -101,9 +116,9 @@ def _receipt(shard: int, key: str, data: bytes, identity: RunIdentity) -> Receip
         shard=shard,
         rows=_IMAGES,
         images=_IMAGES,
-        persons=_IMAGES * 5,
+        persons=_PEOPLE,
         image_status={"optimized": _IMAGES},
-        person_status={"moved": _IMAGES * 5},
+        person_status={"moved": _PEOPLE},
         label_sha256=sha256_bytes(data),
         label_bytes=len(data),
         shard_key=key,

@@ -16,7 +16,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from dto_pipeline.collate import collate_scenes, split_batch
@@ -25,15 +24,18 @@ from dto_pipeline.data.labels import build_label_table, write_label_shard
 from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.scenes import load_scenes
 from dto_pipeline.lab.bench_data import PEOPLE, SIZE, build_bench_data
-from dto_pipeline.lab.bench_plain import apply_fits, measure_people, pose_bodies, solve_groups
+from dto_pipeline.lab.bench_plain import PlainBody, apply_fits, draw_people, measure_people, solve_groups
+from dto_pipeline.lab.waiting import waits_of
 from dto_pipeline.models.body import load_body
 from dto_pipeline.models.depth import DepthFiles
 from dto_pipeline.optimizer import SceneOptimizer
+from dto_pipeline.run.batching import size_on
 from dto_pipeline.scene import OptimizedScenes, Scene
 from dto_pipeline.timing import StageClock
 
 STAGES = ("read", "decode", "masks", "depth", "collate", "body", "rasterizer", "evidence", "solver", "split", "write")
-COMPARED = ("body", "evidence", "solver")  # what the plain loop does too
+COMPARED = ("body", "rasterizer", "evidence", "solver")  # what the plain loop does too
+ENLARGED = 9  # times VGA on each side: 24.9 Mpx
 GOAL_MS = 18.0  # all but depth, one core, 640 x 480, 5 people
 
 
@@ -46,6 +48,8 @@ class BenchReport:
     device: str
     batched: dict[str, float]  # by stage
     plain: dict[str, float]  # by stage, COMPARED only
+    evidence_ms_per_mpx: tuple[float, float]  # of one image as it is, and enlarged by `ENLARGED`; CPU time
+    waits: int  # of a GPU for the program, in one batch, see `lab.waiting`
 
     @property
     def ratio(self) -> float:
@@ -69,7 +73,11 @@ class BenchReport:
             note = "  (reading precomputed maps)" if stage == "depth" else ""
             lines.append(f"{stage:<12} {self.batched[stage]:>8.2f} {plain}{note}".rstrip())
         lines += ["", f"all but depth {self.but_depth:.1f} ms an image (goal {GOAL_MS:.0f})"]
-        lines.append(f"body + evidence + solver: plain loop / batched = {self.ratio:.1f}")
+        lines.append(f"{' + '.join(COMPARED)}: plain loop / batched = {self.ratio:.1f}")
+        small, large = self.evidence_ms_per_mpx
+        mpx = SIZE[0] * SIZE[1] / 1e6
+        lines.append(f"evidence per Mpx: {small:.1f} ms at {mpx:.1f} Mpx, {large:.1f} at {mpx * ENLARGED**2:.1f}")
+        lines.append(f"a batch makes a GPU wait {self.waits} times, and once more for its results")
         return "\n".join(lines)
 
 
@@ -77,7 +85,7 @@ def run_bench(images: int = 16, repeats: int = 5, config: PipelineConfig | None 
     """Make scenes, then time every stage on them.
 
     Args:
-        images: how many; the batch is `config.run.batch_images`.
+        images: how many; the batch is that of `dto run` on this device.
         repeats: of the whole, the batched code and the plain loop in turn.
     """
     config = config or PipelineConfig()
@@ -94,13 +102,14 @@ def _measure(root: Path, images: int, repeats: int, config: PipelineConfig) -> B
     device = "cuda" if torch.cuda.is_available() else "cpu"
     body = load_body(config.body.model_path or STAND_IN_BODY, config.body.kid_axis, device)
     manifest = build_bench_data(root, images, body.cpu())
+    plain_body = PlainBody(body.cpu())
     optimizer = SceneOptimizer(body.to(device), config, StageClock(synchronize=True))
     batched: dict[str, list[float]] = defaultdict(list)
     plain: dict[str, list[float]] = defaultdict(list)
     for repeat in range(repeats + 1):
         optimizer.clock = StageClock(synchronize=True)
         scenes, results = _run_batched(manifest, root, optimizer, f"labels-{repeat}.parquet")
-        seconds = _run_plain(scenes, results, optimizer) if device == "cpu" else {}
+        seconds = _run_plain(scenes, plain_body, config) if device == "cpu" else {}
         if repeat == 0:
             continue  # warm-up
         for stage in STAGES:
@@ -114,6 +123,8 @@ def _measure(root: Path, images: int, repeats: int, config: PipelineConfig) -> B
         device=torch.cuda.get_device_name() if device == "cuda" else "CPU",
         batched={stage: statistics.median(values) * per_image for stage, values in batched.items()},
         plain={stage: statistics.median(values) * per_image for stage, values in plain.items()},
+        evidence_ms_per_mpx=(_time_evidence(optimizer, results[0], 1), _time_evidence(optimizer, results[0], ENLARGED)),
+        waits=sum(waits_of(lambda: optimizer(results[0].batch)).values()),
     )
 
 
@@ -126,7 +137,7 @@ def _run_batched(
     depth = DepthFiles(Path(manifest.depth_root or ""))
     scenes = load_scenes(rows, Path(manifest.images_root), depth, config.evidence, clock=clock)
     placed, results = [], []
-    for part in _batches(scenes, config.run.batch_images):
+    for part in _batches(scenes, size_on(config, "run.batch_images", optimizer.body.faces.is_cuda)):
         with clock("collate"):
             batch = collate_scenes(part, optimizer.body.faces.device)
         results.append(optimizer(batch))
@@ -137,35 +148,36 @@ def _run_batched(
     return scenes, results
 
 
-def _run_plain(
-    scenes: Sequence[Scene], results: Sequence[OptimizedScenes], optimizer: SceneOptimizer
-) -> dict[str, float]:
-    """Seconds of the plain loop, on the person maps that the batched code rendered."""
+def _run_plain(scenes: Sequence[Scene], plain: PlainBody, config: PipelineConfig) -> dict[str, float]:
+    """Seconds of the plain loop."""
     seconds = dict.fromkeys(COMPARED, 0.0)
-    config, body = optimizer.config, optimizer.body
-    for part, result in zip(_batches(scenes, config.run.batch_images), results, strict=True):
-        for index, scene in enumerate(part):
-            person, z = full_maps(result, index)
-            visible = result.maps.visible_vertices[index].numpy()
-            times = [time.perf_counter()]
-            pose_bodies(scene, body)
-            times.append(time.perf_counter())
-            people = measure_people(scene, person, z, visible, body, config)
-            times.append(time.perf_counter())
-            apply_fits(scene, people, solve_groups(people, config), body)
-            times.append(time.perf_counter())
-            for stage, (start, end) in zip(COMPARED, pairwise(times), strict=True):
-                seconds[stage] += end - start
+    for scene in scenes:
+        times = [time.perf_counter()]
+        vertices = [plain.vertices(*person) for person in zip(scene.pose, scene.betas, scene.transl, strict=True)]
+        times.append(time.perf_counter())
+        person, z, visible = draw_people(scene, vertices, plain.body, config)
+        times.append(time.perf_counter())
+        people = measure_people(scene, person, z, visible, plain.body, config)
+        times.append(time.perf_counter())
+        apply_fits(scene, people, solve_groups(people, config), plain.body)
+        times.append(time.perf_counter())
+        for stage, (start, end) in zip(COMPARED, pairwise(times), strict=True):
+            seconds[stage] += end - start
     return seconds
 
 
-def full_maps(result: OptimizedScenes, index: int) -> tuple[np.ndarray, np.ndarray]:
-    """(H, W) person index and z of one scene of a batch, enlarged to the image (what the plain loop starts from)."""
-    height, width = result.batch.image_size[index].tolist()
-    h, w = result.batch.map_size[index].tolist()
-    rows, columns = np.arange(height) * h // height, np.arange(width) * w // width
-    person = result.maps.person[index].numpy()[rows][:, columns]
-    return person, result.maps.z[index].numpy()[rows][:, columns]
+def _time_evidence(optimizer: SceneOptimizer, result: OptimizedScenes, factor: int) -> float:
+    """CPU milliseconds a Mpx of the evidence of a batch's first image, enlarged; the least of three."""
+    first = torch.zeros(1, dtype=torch.int64, device=result.batch.disparity.device)
+    batch, maps = result.batch.take(first), result.maps.take(first)
+    disparity = batch.disparity.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
+    batch = batch.replace(disparity=disparity, image_size=batch.image_size * factor)
+    seconds = []
+    for _ in range(3):
+        start = time.process_time()
+        optimizer.measure(maps, batch)
+        seconds.append(time.process_time() - start)
+    return 1e9 * min(seconds) / disparity.numel()
 
 
 def _batches(scenes: Sequence[Scene], size: int) -> list[Sequence[Scene]]:

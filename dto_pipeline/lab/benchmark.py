@@ -22,16 +22,22 @@ from dto_pipeline.evaluate.synthetic import join_placements
 from dto_pipeline.lab.compare_solvers import TUNING_SEEDS, override
 from dto_pipeline.lab.difficulty import DIFFICULTIES, choose_difficulty
 from dto_pipeline.lab.foreign_bodies import load_anny
-from dto_pipeline.lab.solver_comparison import KnownScene, Outcome, label_and_prior, place_all
+from dto_pipeline.lab.solver_comparison import (
+    KnownScene,
+    Outcome,
+    label_and_prior,
+    moved_people,
+    paper_else_prior,
+    place_all,
+)
 from dto_pipeline.lab.solver_sets import build_known_scene
 from dto_pipeline.models.body import BodyModel
-from dto_pipeline.status import PLACED
 
 TABLE, ABLATION = "table", "ablation"
 PARTS = (TABLE, ABLATION)
 SOLVERS = ("paper", "joint")
-LABELS, PRIOR, TRUE_LINE = "label input", "height prior alone", "true line"
-METHODS = (LABELS, PRIOR, *SOLVERS, TRUE_LINE)
+LABELS, PRIOR, FAIR, TRUE_LINE = "label input", "height prior alone", "paper, else prior", "true line"
+METHODS = (LABELS, PRIOR, "paper", FAIR, "joint", TRUE_LINE)
 POOLED = "all difficulties"
 MEASURES = tuple(measure for measure in PLACEMENT_MEASURES if measure.key != "relative_depth_error")
 
@@ -174,6 +180,7 @@ def _sums_of_methods(
     outcomes = {mode: place_all(known, body, config, mode) for mode in SOLVERS}
     labels, prior = label_and_prior(outcomes["paper"].placed)
     placements = {LABELS: labels, PRIOR: prior, TRUE_LINE: outcomes["joint"].on_line}
+    placements[FAIR] = paper_else_prior(outcomes["paper"])
     placements |= {mode: outcome.placement for mode, outcome in outcomes.items()}
     if ABLATION in parts:
         for switch in SWITCHES:
@@ -181,7 +188,7 @@ def _sums_of_methods(
                 changed = override(config, knobs)
                 placements[_variant(mode, switch)] = place_all(known, body, changed, mode).placement
     sums = {name: placement_sums(found, truth, image, len(known)) for name, found in placements.items()}
-    moved = np.concatenate([[status in PLACED for status in item.person_status] for item in outcomes["paper"].placed])
+    moved = moved_people(outcomes["paper"])
     for name in METHODS:
         sums[_moved(name)] = placement_sums(placements[name], truth, image, len(known), moved)
     for mode, outcome in outcomes.items():

@@ -59,11 +59,12 @@ _STRIPE = 0.05  # height of one stripe of a striped shirt [m of the template]
 
 @dataclass(frozen=True)
 class Template:
-    """Landmarks of the unposed body [m]."""
+    """The unposed body, arms out to the sides, and its landmarks [m]."""
 
     vertices: np.ndarray  # (V, 3)
+    faces: torch.Tensor  # (F, 3) int64
     top: float  # y of the highest vertex
-    joints: np.ndarray  # (45, 3), smplx's order
+    joints: np.ndarray  # (45, 3), smplx's order; of other models where they have them, else NaN
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def measure_template(body: BodyModel) -> Template:
     """The unposed, unshaped body of a model."""
     inputs = (torch.zeros(1, 72), torch.zeros(1, NUM_BETAS), torch.zeros(1, 3))
     vertices, joints = body.vertices(*inputs)[0].numpy(), body.joints(*inputs)[0].numpy()
-    return Template(vertices, float(vertices[:, 1].max()), joints)
+    return Template(vertices, body.faces, float(vertices[:, 1].max()), joints)
 
 
 def sample_outfit(height_class: int, rng: np.random.Generator) -> Outfit:

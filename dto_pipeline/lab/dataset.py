@@ -43,7 +43,7 @@ from dto_pipeline.lab.write import (
 )
 from dto_pipeline.models.body import BodyModel
 
-VERSION = 1  # raised whenever equal settings would give other files
+VERSION = 2  # raised whenever equal settings would give other files
 MARKER = "demo.json"
 
 
@@ -53,6 +53,8 @@ class DemoSettings:
 
     images: int = 24  # how many, broken ones included
     seed: int = 7
+    scale: float = 1.0  # of the pictures, 640 x 480 and alike
+    broken: bool = True  # some images are spoilt on purpose, where there are enough
 
 
 @dataclass(frozen=True)
@@ -88,10 +90,10 @@ def build_demo_data(
     if there := recognise(root / MARKER, identity):
         return DemoData(root, there["images"], there["persons"], there["broken"], created=False)
     template = measure_template(body)
-    broken = plan_breakages(settings.images)
+    broken = plan_breakages(settings.images) if settings.broken else {}
     parts = []
     for number in range(settings.images):
-        scene = build_scene(settings.seed, number, body, template)
+        scene = build_scene(settings.seed, number, body, template, settings.scale)
         write_pixels(root, scene, broken.get(number, ""))
         parts.append(person_rows(scene, broken.get(number, "")))
         if progress is not None:

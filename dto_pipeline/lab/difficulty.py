@@ -82,6 +82,12 @@ DIFFICULTIES = {
         _difficulty("unit-0.002", "the map's unit is 0.002 of the published network's", unit=0.002),
         _difficulty("unit-0.03", "the map's unit is 0.03 of the published network's", unit=0.03),
         _difficulty("unit-30", "the map's unit is 30 times the published network's", unit=30.0),
+        _difficulty(
+            "metric",
+            "maps in metres, 10 % off per image, on people of unknown age",
+            metric_error=0.1,
+            unknown_ages=True,
+        ),
         _difficulty("upside-down", "metres under the name of disparity", upside_down=True),
         _difficulty("weak-depth", "blurred by 14 px, 12 % smooth error", blur=14.0, smooth_error=0.12),
         _difficulty("foreign", "bodies of Anny, labels fitted to what is seen (needs the package anny)", bodies="anny"),

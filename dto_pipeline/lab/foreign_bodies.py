@@ -18,6 +18,7 @@ from scipy.spatial.transform import Rotation
 
 from dto_pipeline.axes import KID_AXIS, NUM_BETAS
 from dto_pipeline.errors import DtoError
+from dto_pipeline.lab.clothes import Template
 from dto_pipeline.lab.crowd import Crowd
 from dto_pipeline.lab.growth import FEMALE
 from dto_pipeline.lab.people import (
@@ -40,7 +41,11 @@ _BONES = {
     **{3: "spine05", 6: "spine03", 9: "spine01", 12: "neck01", 15: "head"},
     **{16: "upperarm01.L", 17: "upperarm01.R", 18: "lowerarm01.L", 19: "lowerarm01.R"},
 }  # joint of SMPL's tree -> Anny's bone that bends there
-_WRISTS = {20: "wrist.L", 21: "wrist.R"}
+_ENDS = {
+    **{20: "wrist.L", 21: "wrist.R", 25: "eye.R", 26: "eye.L"},
+    **{29: "toe1-2.L", 30: "toe5-2.L", 32: "toe1-2.R", 33: "toe5-2.R"},
+}  # of smplx's 45 joints, those that bend nothing
+_NOSE, _NECK, _SHOULDER = 24, 12, 16  # of the same
 _SEEN = (1, 2, 4, 5, 7, 8, 12, 16, 17, 18, 19, 20, 21)  # joints whose projections a label is fitted to
 _TRAITS = ("height", "weight", "muscle", "proportions")
 _KEYPOINT_NOISE = 0.004  # of a projected joint, relative to the person's height in the image
@@ -94,13 +99,13 @@ def build_foreign(
     shape = _sample_shapes(anny, crowd.age, sex, rng)
     rest = anny.model(phenotype_kwargs=shape)
     height = (rest["rest_vertices"][..., 2].amax(1) - rest["rest_vertices"][..., 2].amin(1)).double().numpy()
-    posed = anny.model(pose_parameters=_pose(anny, crowd, rest["rest_bone_heads"].numpy()), phenotype_kwargs=shape)
-    vertices, joints = posed["vertices"].numpy(), _tree_joints(anny, posed["bone_poses"][:, :, :3, 3].numpy())
+    posed = anny.model(pose_parameters=_pose(anny, crowd.pose, rest["rest_bone_heads"].numpy()), phenotype_kwargs=shape)
+    vertices, joints = posed["vertices"].numpy(), _find_joints(anny, posed["bone_poses"][:, :, :3, 3].numpy())
     to_camera = root_rotation(crowd).as_matrix() @ _TO_OWN
     pelvis = joints[:, :1]
     vertices, joints = ((points - pelvis) @ to_camera.transpose(0, 2, 1) for points in (vertices, joints))
     level = crowd.view.level_to_camera
-    known = joints[:, np.isfinite(joints).all((0, 2))]
+    known = joints[:, :24][:, np.isfinite(joints[0, :24, 0])]
     shift = (stand_on_ground(crowd, vertices @ level, known @ level) @ level.T)[:, None]
     vertices, joints = vertices + shift, joints + shift
     labels, pelvis_offset = _fit_labels(crowd, joints, height, body, rng)
@@ -114,6 +119,21 @@ def build_foreign(
         joints=joints.astype(np.float32),
     )
     return truth, labels, anny.faces
+
+
+@torch.no_grad()
+def measure_anny() -> Template:
+    """An adult of Anny, arms out, in the frame of SMPL's template; the nose is what stands out of the face."""
+    anny = load_anny()
+    heads = anny.model()["rest_bone_heads"].numpy()
+    posed = anny.model(pose_parameters=_pose(anny, np.zeros((1, 24, 3)), heads))
+    joints = _find_joints(anny, posed["bone_poses"][:, :, :3, 3].numpy())[0] @ _TO_OWN.T
+    vertices = posed["vertices"][0].numpy() @ _TO_OWN.T
+    head = (vertices[:, 1] > joints[_NECK, 1]) & (np.abs(vertices[:, 0]) < 0.5 * joints[_SHOULDER, 0])
+    origin = np.array([0.0, joints[0, 1], vertices[head, 2].mean()])
+    joints[_NOSE] = vertices[head][vertices[head, 2].argmax()]
+    vertices, joints = ((points - origin).astype(np.float32) for points in (vertices, joints))
+    return Template(vertices, anny.faces, float(vertices[:, 1].max()), joints)
 
 
 def _sample_shapes(
@@ -133,14 +153,14 @@ def _sample_shapes(
     return found
 
 
-def _pose(anny: AnnyModel, crowd: Crowd, heads: np.ndarray) -> torch.Tensor:
-    """(P, bones, 4, 4) turns of Anny's bones that bend it as the planned SMPL poses, arms from its A-pose.
+def _pose(anny: AnnyModel, pose: np.ndarray, heads: np.ndarray) -> torch.Tensor:
+    """(P, bones, 4, 4) turns of Anny's bones that bend it as SMPL poses (P, 24, 3) say, arms from its A-pose.
 
     heads: (P, bones, 3) of the bones at rest.
     """
-    people = crowd.num_people
+    people = len(pose)
     turns = np.tile(np.eye(4), (people, anny.model.bone_count, 1, 1))
-    own = Rotation.from_rotvec(crowd.pose.reshape(-1, 3)).as_matrix().reshape(people, 24, 3, 3)
+    own = Rotation.from_rotvec(pose.reshape(-1, 3)).as_matrix().reshape(people, 24, 3, 3)
     own = _TO_OWN.T @ own @ _TO_OWN
     for joint, bone in _BONES.items():
         turns[:, anny.bone(bone), :3, :3] = own[:, joint]
@@ -162,10 +182,10 @@ def _turn_onto(directions: np.ndarray, target: np.ndarray) -> np.ndarray:
     return Rotation.from_rotvec(axis / sine.clip(1e-9) * angle).as_matrix()
 
 
-def _tree_joints(anny: AnnyModel, heads: np.ndarray) -> np.ndarray:
-    """(P, 24, 3) joints in SMPL's order where Anny has them; the pelvis between the hips, others NaN."""
-    joints = np.full((len(heads), 24, 3), np.nan)
-    for joint, bone in {**_BONES, **_WRISTS}.items():
+def _find_joints(anny: AnnyModel, heads: np.ndarray) -> np.ndarray:
+    """(P, 45, 3) joints in smplx's order where Anny has them; the pelvis between the hips, others NaN."""
+    joints = np.full((len(heads), 45, 3), np.nan)
+    for joint, bone in {**_BONES, **_ENDS}.items():
         joints[:, joint] = heads[:, anny.bone(bone)]
     joints[:, 0] = joints[:, [1, 2]].mean(1)
     return joints
@@ -174,7 +194,7 @@ def _tree_joints(anny: AnnyModel, heads: np.ndarray) -> np.ndarray:
 def _fit_labels(
     crowd: Crowd, joints: np.ndarray, height: np.ndarray, body: BodyModel, rng: np.random.Generator
 ) -> tuple[Labels, np.ndarray]:
-    """The stand-in body fitted to projections of joints (P, 24, 3); and (P, 3) its pelvis at true size [m]."""
+    """The stand-in body fitted to projections of joints (P, 45, 3); and (P, 3) its pelvis at true size [m]."""
     people, view = crowd.num_people, crowd.view
     wanted = LABEL_HEIGHT * np.exp(rng.normal(0.0, _LABEL_SPREAD, people))
     betas = solve_height(body, np.zeros((people, NUM_BETAS)), np.zeros(people, np.int64), wanted)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from dto_pipeline.axes import FAR, NUM_BETAS
 from dto_pipeline.collate import collate_scenes, map_size
@@ -28,15 +29,14 @@ DEVIATION_TOLERANCE = 0.02  # of the image's height deviation [sigma], on top of
 _REMOVED, _UNCHANGED, _MOVED_NEAR, _MOVED_FAR = range(4)
 
 
-def check_image_cases(folder: Path) -> list[CaseResult]:
+def check_image_cases(folder: Path, device: torch.device | str = "cpu") -> list[CaseResult]:
     """Run every case listed in `folder`/image/index.json with the body in `folder`/body; empty where there is none."""
     index = folder / "image" / "index.json"
     if not index.is_file():
         return []
     body_folder = folder / "body"
-    bodies = {
-        kid: load_body(body_folder if body_folder.is_dir() else STAND_IN_BODY, kid_axis=kid) for kid in (False, True)
-    }
+    chosen = body_folder if body_folder.is_dir() else STAND_IN_BODY
+    bodies = {kid: load_body(chosen, kid_axis=kid, device=device) for kid in (False, True)}
     results = []
     for entry in json.loads(index.read_text()):
         optimizer = SceneOptimizer(bodies[bool(entry["kid_shape"])], _config(entry))
@@ -80,6 +80,7 @@ def _config(entry: dict[str, Any]) -> PipelineConfig:
         {
             "prior": {"age_prior": entry["age_prior"], "gender_prior": entry["gender_prior"]},
             "solver": {"internal_constraint": entry["internal_constraint"]},
+            "depth": {"unit": "published"},
         }
     )
 
@@ -97,13 +98,17 @@ def _map_masks(packed: np.ndarray, height: int, width: int, max_side: int) -> np
 
 def _check(path: Path, entry: dict[str, Any], optimizer: SceneOptimizer) -> CaseResult:
     scene, case = load_image_case(path, optimizer.config)
-    optimized = optimizer(collate_scenes([scene]))
+    optimized = _on_cpu(optimizer(collate_scenes([scene], optimizer.body.faces.device)))
     failures = _decision_failures(case, entry, optimized)
     wobble = WOBBLE_FACTOR * max(float(entry["z_wobble"]), LEAST_WOBBLE)
     errors = _number_errors(case, optimized)
     limits = {"z": wobble, "deviation": DEVIATION_TOLERANCE + 10 * wobble}
     failures += [f"{what} off by {errors[what]:.1e}" for what, limit in limits.items() if not errors[what] <= limit]
     return CaseResult("image", entry["case"], _kind(entry), tuple(failures), errors, limits, bool(entry["steady"]))
+
+
+def _on_cpu(optimized: OptimizedScenes) -> OptimizedScenes:
+    return OptimizedScenes(**{name: part.to("cpu") for name, part in vars(optimized).items()})
 
 
 def _decision_failures(case: dict[str, np.ndarray], entry: dict[str, Any], optimized: OptimizedScenes) -> list[str]:

@@ -23,17 +23,18 @@ from dto_pipeline.lab.golden_mahmr_data import check_augment_case, check_eval_ca
 from dto_pipeline.lab.golden_mahmr_losses import check_loss_case
 from dto_pipeline.lab.golden_mahmr_network import Recording, check_network
 from dto_pipeline.models.body import BodyModel, load_body
-from dto_pipeline.train.architecture import Architecture
+from dto_pipeline.train.config import EncoderConfig, ModelConfig
 from dto_pipeline.train.model import MeshNetwork
 from dto_pipeline.train.released import IGNORED
 
 FAMILY = "mahmr"
 WEIGHTS, NAMES = "tiny_checkpoint.safetensors", "state_dict.csv"
 CASES = ("network_cases", "loss_cases", "augment_cases", "eval_cases")
+_SIDE = 1288  # S, as published [px]
 _STAGES = {
-    "stage1": Architecture(betas=10, camera=False, denoising=True),
-    "stage2": Architecture(betas=10, camera=True),
-    "stage3": Architecture(betas=11, camera=True),
+    "stage1": ModelConfig(betas=10, camera=False, denoising=10),
+    "stage2": ModelConfig(betas=10),
+    "stage3": ModelConfig(betas=11),
 }
 
 
@@ -108,7 +109,7 @@ def _recording(folder: Path, said: dict[str, Any], arrays: dict[str, np.ndarray]
 def _check_names(path: Path, stage: str) -> CaseResult:
     """Names and shapes of a full-size network against the list, but for what is no weight of it."""
     with torch.device("meta"):
-        network = MeshNetwork(_STAGES[stage])
+        network = MeshNetwork(EncoderConfig(), _STAGES[stage], _SIDE)
     found = {name: "x".join(map(str, value.shape)) for name, value in network.state_dict().items()}
     recorded = {}
     with path.open(newline="") as stream:

@@ -17,8 +17,8 @@ from dto_pipeline.evaluate.protocols import ProtocolCounts, agora_errors, match_
 from dto_pipeline.lab.golden_case import CaseResult
 from dto_pipeline.maths.rotation import axis_angle_to_matrix
 from dto_pipeline.models.body import BodyModel
-from dto_pipeline.train.augment import Bodies, Draw, inside_image, vary
-from dto_pipeline.train.targets import mark_cells, mesh_edges, person_boxes, project_vertices
+from dto_pipeline.train.augment import Bodies, Draw, inside_image, project_points, vary
+from dto_pipeline.train.people import mark_cells, mesh_edges, person_boxes
 
 FAMILY = "mahmr"
 LABEL_TOLERANCE = 2e-5  # of the largest value of an array
@@ -52,7 +52,7 @@ def check_augment_case(
     depth = varied.joints[kept, 0, 2]
     vertices = body.vertices(*(_float(part) for part in (varied.pose[kept], betas[kept], varied.transl[kept]))).numpy()
     cells = mark_cells(
-        project_vertices(vertices, camera, behind=True), depth / focal, np.hypot(*boxes[:, 2:].T).clip(0, 1),
+        project_points(vertices, camera, behind=True), depth / focal, np.hypot(*boxes[:, 2:].T).clip(0, 1),
         varied.frame.size, mesh_edges(body.faces.numpy()), clamp=True,
     )  # fmt: skip
     found = {

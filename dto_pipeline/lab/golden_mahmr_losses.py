@@ -13,13 +13,13 @@ import numpy as np
 import torch
 
 from dto_pipeline.lab.golden_case import CaseResult
-from dto_pipeline.train.blocks import image_numbers
+from dto_pipeline.train.blocks import image_numbers, number_within
 from dto_pipeline.train.config import LossConfig, load_train_config
 from dto_pipeline.train.denoising import Known
 from dto_pipeline.train.losses import WEIGHTS, Losses, compute_losses
 from dto_pipeline.train.matching import Matches, match_people
 from dto_pipeline.train.model import Predictions
-from dto_pipeline.train.targets import Targets
+from dto_pipeline.train.people import Targets
 
 FAMILY = "mahmr"
 TERM_TOLERANCE = 2e-6  # of the recorded value
@@ -39,7 +39,7 @@ def check_loss_case(name: str, case: Mapping[str, Any], arrays: Mapping[str, np.
     groups = int(case.get("dn_groups", 0))
     predictions = _predictions(tensors, int(case["input_size"]), groups)
     config = loss_config(case["weights"])
-    matches = match_people(predictions, targets, load_train_config(None, ["loss.preset=paper"]).match)
+    matches = match_people(predictions, targets)
     known = None
     if groups:
         body = torch.cat([tensors["tgt_poses"], tensors["tgt_betas"][:, :10]], dim=-1)
@@ -85,6 +85,7 @@ def recorded_targets(
         j3ds=given("j3ds", (joints, 3)),
         j2ds=arrays["tgt_j2ds"],
         j2ds_mask=given("j2ds_mask", (joints, 2), 1.0).bool(),
+        num_joints=torch.full((people,), float(joints)),
         transl=torch.stack([torch.zeros_like(pelvis), torch.zeros_like(pelvis), pelvis], dim=-1),
         pelvis_z=pelvis,
         focals=focals,
@@ -142,7 +143,7 @@ def compare_terms(
 def compare_matches(matches: Matches, targets: Targets, recorded: Mapping[str, list[list[int]]]) -> list[str]:
     """Sentences on layers whose assignment differs; recorded: layer or "final" -> [image, query, person of it]."""
     failures, layers = [], len(matches.query)
-    within = targets.within
+    within = number_within(targets.image, len(targets.heights))
     for layer, wanted in recorded.items():
         number = layers - 1 if layer == "final" else int(layer)
         if not 0 <= number < layers:

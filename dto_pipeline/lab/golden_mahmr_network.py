@@ -20,9 +20,8 @@ from dto_pipeline.lab.golden_mahmr_data import compare_arrays
 from dto_pipeline.lab.golden_mahmr_losses import compare_matches, compare_terms, loss_config, recorded_targets
 from dto_pipeline.maths.rotation import axis_angle_to_matrix
 from dto_pipeline.models.body import BodyModel
-from dto_pipeline.train.architecture import Architecture
 from dto_pipeline.train.augment import fit_size, resize
-from dto_pipeline.train.config import load_train_config
+from dto_pipeline.train.config import EncoderConfig, ModelConfig
 from dto_pipeline.train.denoising import Known, Noise, allowed_pairs, noisy_queries
 from dto_pipeline.train.losses import compute_losses
 from dto_pipeline.train.matching import match_people
@@ -62,8 +61,9 @@ class Recording:
 
     def network(self, limits: Mapping[str, float] | None = None, **other: Any) -> MeshNetwork:
         """The recorded network, with other sizes where named; `limits`: thresholds of tokens that differ."""
-        sat, size = {**self.said["config"]["sat"], **(limits or {})}, replace(self._size(), **other)
-        network = MeshNetwork(size, (sat["conf_thresh"], sat["scale_thresh"]))
+        sat, (encoder, model) = {**self.said["config"]["sat"], **(limits or {})}, self._sizes()
+        model, side = replace(model, **other), self.said["config"]["input_size"]
+        network = MeshNetwork(encoder, model, side, (sat["conf_thresh"], sat["scale_thresh"]))
         own = network.state_dict()
         weights = {
             name: value[: len(own[name])] if name in own else value
@@ -72,24 +72,24 @@ class Recording:
         }
         found = network.load_state_dict(weights, strict=False)
         missing = [name for name in found.missing_keys if not name.startswith("dn_enc.")]
-        unexpected = [name for name in found.unexpected_keys if size.camera or not name.startswith("fov_head.")]
+        unexpected = [name for name in found.unexpected_keys if model.camera or not name.startswith("fov_head.")]
         if missing or unexpected:
             raise ValueError(f"the checkpoint lacks {missing[:5]} and has {unexpected[:5]} too much")
         return network.eval()
 
-    def _size(self) -> Architecture:
+    def _sizes(self) -> tuple[EncoderConfig, ModelConfig]:
         config = self.said["config"]
         encoder, decoder = config["encoder"], config["decoder"]
-        return Architecture(
-            input_size=config["input_size"],
-            encoder_width=encoder["embed_dim"],
-            encoder_heads=encoder["num_heads"],
-            encoder_layers=encoder["depth"],
-            encoder_hidden=int(encoder["embed_dim"] * encoder["mlp_ratio"]),
+        return EncoderConfig(
+            width=encoder["embed_dim"],
+            heads=encoder["num_heads"],
+            layers=encoder["depth"],
+            hidden=int(encoder["embed_dim"] * encoder["mlp_ratio"]),
             additional=encoder["extra_blocks"],
+        ), ModelConfig(
             width=decoder["hidden"],
             heads=decoder["heads"],
-            decoder_layers=decoder["layers"],
+            layers=decoder["layers"],
             hidden=decoder["feed_forward"],
             queries=decoder["queries"],
             betas=11 if config["kid"] else 10,
@@ -180,7 +180,7 @@ def _check_init(record: Recording) -> CaseResult:
 @torch.no_grad()
 def _check_denoising(record: Recording) -> CaseResult:
     recorded = record.group("dn")
-    network = record.network(camera=False, betas=10, denoising=True)
+    network = record.network(camera=False, betas=10, denoising=1)
     network.dn_enc.weight.copy_(recorded["weight"])
     network.dn_enc.bias.copy_(recorded["bias"])
     counts = recorded["counts"].tolist()
@@ -190,7 +190,7 @@ def _check_denoising(record: Recording) -> CaseResult:
     sign = {name: recorded[f"{name}_sign01"].float() * 2 - 1 for name in ("box", "param")}
     noise = Noise(sign["box"], recorded["box_rand"], sign["param"], recorded["param_rand"])
     content, logits = noisy_queries(known, noise, network.dn_enc)
-    blocked = ~allowed_pairs(known, network.size.queries)
+    blocked = ~allowed_pairs(known, network.sizes.queries)
     predictions = network(record.images[: len(counts)], known=known, noise=noise, by_image=False)
     assert predictions.known is not None
     found = {"query_content": content, "query_box_logit": logits, "self_attention_blocked": blocked}
@@ -210,7 +210,7 @@ def _check_step(record: Recording) -> CaseResult:
     recorded["scale_map_lens"] = torch.tensor(cells.lengths)
     targets = recorded_targets(recorded, recorded["counts"].tolist(), img_size=size)
     weights = {name.partition(".")[0]: weight for name, (_, weight) in said["terms"].items()}
-    matches = match_people(found, targets, load_train_config(None, ["loss.preset=paper"]).match)
+    matches = match_people(found, targets)
     losses = compute_losses(found, targets, matches, loss_config(weights))
     failures, errors = compare_terms(losses, said["terms"], said["total"], TERM_TOLERANCE)
     failures += compare_matches(matches, targets, said["matching"])

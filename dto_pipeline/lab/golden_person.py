@@ -78,6 +78,7 @@ def _batch(case: dict[str, np.ndarray]) -> SceneBatch:
         present=torch.ones(1, people, dtype=torch.bool),
         masks=torch.ones(1, people, 1, 1, dtype=torch.bool),
         disparity=torch.from_numpy(case["disparity"].astype(np.float32))[None],
+        metric=torch.zeros(1, dtype=torch.bool),
         image_size=size,
         map_size=size,
     )

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from dto_pipeline.data.sources.relative_human_joints import EVALUATED_JOINTS
+from dto_pipeline.data.sources.relative_human import EVALUATED_JOINTS
 from dto_pipeline.evaluate.relative_human import (
     GROUPS,
     Annotation,

@@ -26,6 +26,8 @@ _PIXEL_NOISE = 0.004  # relative, per pixel
 _MASK_WOBBLE = 0.9  # how far mask borders stray [px]
 _OPENPOSE_JOINTS = (24, 12, 17, 19, 21, 16, 18, 20, 0, 2, 5, 8, 1, 4, 7, *range(25, 35))  # of smplx's 45, BODY_25 order
 NUM_KEYPOINTS = 44  # 25 of BODY_25 and the 19 of `SMPL_to_J19`
+_J19_IN_TREE = (8, 5, 2, 1, 4, 7, 21, 19, 17, 16, 18, 20, 12)  # the first of `SMPL_to_J19`, among smplx's joints
+_J19_PELVIS = 14
 _HIDDEN_BEHIND = 0.12  # a joint this far behind what the picture shows is hidden [m]
 _KEYPOINT_NOISE = 0.004  # of a keypoint, relative to the person's height in the image
 
@@ -86,21 +88,31 @@ def observe_keypoints(view: View, truth: Bodies, z: np.ndarray, rng: np.random.G
         rng: positions' noise and confidences.
 
     Returns:
-        (P, 44, 3) float32 u, v [px] and confidence: 0 outside the picture, low where hidden.
+        (P, 44, 3) float32 u, v [px] and confidence: low where hidden, 0 outside the picture and (at 0, 0) for joints
+        that the bodies' model does not have.
     """
     points = keypoints_3d(truth)
     uv = points[..., :2] / points[..., 2:] * view.focal + (view.width / 2, view.height / 2)
-    size = np.ptp(uv[..., 1], axis=1)[:, None, None]
+    size = (np.nanmax(uv[..., 1], axis=1) - np.nanmin(uv[..., 1], axis=1))[:, None, None]
     uv = uv + rng.normal(0.0, _KEYPOINT_NOISE, uv.shape) * size
     inside = ((uv >= 0) & (uv < (view.width, view.height))).all(-1)
     column, row = np.moveaxis(np.where(inside[..., None], uv, 0).astype(np.int64), -1, 0)
     hidden = points[..., 2] > z[row, column] + _HIDDEN_BEHIND
     confidence = np.where(hidden, rng.uniform(0.15, 0.45, hidden.shape), rng.uniform(0.7, 1.0, hidden.shape))
-    return np.concatenate([uv, np.where(inside, confidence, 0.0)[..., None]], axis=-1).astype(np.float32)
+    return np.concatenate([np.nan_to_num(uv), np.where(inside, confidence, 0.0)[..., None]], axis=-1).astype(np.float32)
 
 
 def keypoints_3d(truth: Bodies) -> np.ndarray:
-    """(P, 44, 3) [m]: BODY_25's joints, then the 19 regressed ones (see `assets/names.json`)."""
+    """(P, 44, 3) [m]: BODY_25's joints, then the 19 regressed ones (see `assets/names.json`).
+
+    Bodies that are no SMPL mesh have joints in the places of regressed ones, NaN where they have none.
+    """
     with (files("dto_pipeline.assets") / "SMPL_to_J19.npy").open("rb") as stream:
         regressor = np.load(stream, allow_pickle=False)
-    return np.concatenate([truth.joints[:, _OPENPOSE_JOINTS], regressor @ truth.vertices], axis=1)
+    if truth.vertices.shape[1] == regressor.shape[1]:
+        regressed = regressor @ truth.vertices
+    else:
+        regressed = np.full((len(truth.joints), len(regressor), 3), np.nan, np.float32)
+        regressed[:, : len(_J19_IN_TREE)] = truth.joints[:, _J19_IN_TREE]
+        regressed[:, _J19_PELVIS] = truth.joints[:, 0]
+    return np.concatenate([truth.joints[:, _OPENPOSE_JOINTS], regressed], axis=1)

@@ -15,7 +15,6 @@ from scipy.ndimage import gaussian_filter
 from dto_pipeline.lab.clothes import Outfit, Template, colour_points, sample_outfit
 from dto_pipeline.lab.crowd import Crowd, View
 from dto_pipeline.lab.scenery import THEMES, Backdrop, Theme, build_backdrop, haze_over, sun_direction
-from dto_pipeline.models.body import BodyModel
 from dto_pipeline.models.rasterizer import Raster, rasterize
 from dto_pipeline.models.surface import find_surface, vertex_normals
 
@@ -36,15 +35,13 @@ class Picture:
     z: np.ndarray  # (H, W) float32 distance along the camera axis, everywhere [m]
 
 
-def render_picture(
-    crowd: Crowd, vertices: np.ndarray, body: BodyModel, template: Template, rng: np.random.Generator
-) -> Picture:
+def render_picture(crowd: Crowd, vertices: np.ndarray, template: Template, rng: np.random.Generator) -> Picture:
     """Draw the true bodies of a crowd.
 
     Args:
         crowd: the plan (camera, classes).
         vertices: (P, V, 3) true bodies in the camera frame [m].
-        body: for the triangles; template: `measure_template` of the same model.
+        template: of the model of all bodies, for triangles and clothes.
         rng: theme, clothes, clouds.
     """
     view, meshes = crowd.view, torch.from_numpy(vertices)
@@ -52,39 +49,38 @@ def render_picture(
     sun = sun_direction(theme, rng)
     outfits = [sample_outfit(int(c), rng) for c in crowd.height_class]
     backdrop = build_backdrop(view, theme, rng)
-    truth = _raster(meshes, body, view, 1)
-    colour = backdrop.colour * _ground_light(meshes, body, view, backdrop, sun)[..., None]
-    people, cover = _draw_people(meshes, body, view, (theme, sun), template, outfits)
+    truth = _raster(meshes, template.faces, view, 1)
+    colour = backdrop.colour * _ground_light(meshes, template.faces, view, backdrop, sun)[..., None]
+    people, cover = _draw_people(meshes, view, (theme, sun), template, outfits)
     colour = colour * (1 - cover[..., None]) + people
     person = truth.person[0].numpy()
     z = np.where(person >= 0, truth.z[0].numpy(), backdrop.z)
     return Picture(_to_srgb(colour), person, z.astype(np.float32))
 
 
-def _raster(meshes: torch.Tensor, body: BodyModel, view: View, finer: float) -> Raster:
+def _raster(meshes: torch.Tensor, faces: torch.Tensor, view: View, finer: float) -> Raster:
     """Rasterise meshes (P, V, 3) of one scene at `finer` times the image's resolution."""
     intrinsics = torch.from_numpy(view.intrinsics).clone()
     intrinsics[:2] *= finer
     size = torch.tensor([[int(view.height * finer), int(view.width * finer)]])
     present = torch.ones(1, len(meshes), dtype=torch.bool)
-    return rasterize(meshes[None], body.faces, intrinsics[None], size, present)
+    return rasterize(meshes[None], faces, intrinsics[None], size, present)
 
 
 def _draw_people(
     meshes: torch.Tensor,
-    body: BodyModel,
     view: View,
     light: tuple[Theme, np.ndarray],
     template: Template,
     outfits: list[Outfit],
 ) -> tuple[np.ndarray, np.ndarray]:
     """Colour times coverage (H, W, 3) and coverage (H, W) of all people."""
-    raster = _raster(meshes, body, view, _FINER)
+    raster = _raster(meshes, template.faces, view, _FINER)
     intrinsics = torch.from_numpy(view.intrinsics).clone()
     intrinsics[:2] *= _FINER
-    surface = find_surface(raster, 0, meshes, body.faces, intrinsics)
+    surface = find_surface(raster, 0, meshes, template.faces, intrinsics)
     rest = torch.from_numpy(template.vertices).expand_as(meshes)
-    attributes = surface.interpolate(torch.cat([vertex_normals(meshes, body.faces), rest], dim=-1)).numpy()
+    attributes = surface.interpolate(torch.cat([vertex_normals(meshes, template.faces), rest], dim=-1)).numpy()
     owner = surface.person.numpy()
     albedo = np.zeros((len(owner), 3), dtype=np.float32)
     for person, outfit in enumerate(outfits):
@@ -115,23 +111,27 @@ def _light_on(normal: np.ndarray, theme: Theme, sun: np.ndarray) -> np.ndarray:
     return _SUN * np.array(theme.sun_colour, dtype=np.float32) * direct + _SKY * sky * above + _GROUND * earth
 
 
-def _ground_light(meshes: torch.Tensor, body: BodyModel, view: View, backdrop: Backdrop, sun: np.ndarray) -> np.ndarray:
+def _ground_light(
+    meshes: torch.Tensor, faces: torch.Tensor, view: View, backdrop: Backdrop, sun: np.ndarray
+) -> np.ndarray:
     """(H, W) share of the light that reaches the ground past the bodies; 1 off the ground."""
-    cast = _flattened_cover(meshes, body, view, sun, 1.0)
-    under = _flattened_cover(meshes, body, view, np.array([0.0, -1.0, 0.0]), 0.5)
+    cast = _flattened_cover(meshes, faces, view, sun, 1.0)
+    under = _flattened_cover(meshes, faces, view, np.array([0.0, -1.0, 0.0]), 0.5)
     under = np.repeat(np.repeat(gaussian_filter(under, 2.5), 2, axis=0), 2, axis=1)
     under = np.pad(under, ((0, view.height - under.shape[0]), (0, view.width - under.shape[1])), mode="edge")
     light = (1 - _SHADOW * gaussian_filter(cast, 1.1)) * (1 - _CONTACT * gaussian_filter(under, 1.0))
     return np.where(backdrop.is_ground, light, 1.0).astype(np.float32)
 
 
-def _flattened_cover(meshes: torch.Tensor, body: BodyModel, view: View, light: np.ndarray, finer: float) -> np.ndarray:
+def _flattened_cover(
+    meshes: torch.Tensor, faces: torch.Tensor, view: View, light: np.ndarray, finer: float
+) -> np.ndarray:
     """(h, w) float 1 where the shadows of the bodies lie on the ground, for light from a level-frame direction."""
     rotation = torch.from_numpy(view.level_to_camera).to(meshes.dtype)
     level = meshes @ rotation
     away = torch.from_numpy(light / -light[1]).to(meshes.dtype)
     level = level - (view.eye_height - level[..., 1:2]) * away
-    return (_raster(level @ rotation.T, body, view, finer).person[0] >= 0).numpy().astype(np.float32)
+    return (_raster(level @ rotation.T, faces, view, finer).person[0] >= 0).numpy().astype(np.float32)
 
 
 def _to_srgb(linear: np.ndarray) -> np.ndarray:

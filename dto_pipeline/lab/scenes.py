@@ -52,7 +52,7 @@ def build_picture(seed: int, number: int, body: BodyModel, template: Template) -
     """The picture of scene `number` alone, the same as `build_scene` gives."""
     crowd = plan_crowd(seed, number)
     truth = build_bodies(crowd, body, np.random.default_rng([seed, number, _BODIES]))
-    return render_picture(crowd, truth.vertices, body, template, np.random.default_rng([seed, number, _PICTURE]))
+    return render_picture(crowd, truth.vertices, template, np.random.default_rng([seed, number, _PICTURE]))
 
 
 def build_scene(seed: int, number: int, body: BodyModel, template: Template, scale: float = 1.0) -> DemoScene:
@@ -71,7 +71,7 @@ def build_scene(seed: int, number: int, body: BodyModel, template: Template, sca
 
     truth = build_bodies(crowd, body, stream(_BODIES))
     labels = falsify_labels(crowd, truth, body, stream(_LABELS))
-    picture = render_picture(crowd, truth.vertices, body, template, stream(_PICTURE))
+    picture = render_picture(crowd, truth.vertices, template, stream(_PICTURE))
     return DemoScene(
         number=number,
         crowd=crowd,

@@ -1,13 +1,12 @@
-"""How far the demo's labels are from its truth, before and after.
+"""How far the demo's labels are from its truth, as given and after each solver.
 
 Takes placed scenes and the arrays of `truth.npz`; the definitions are those of `evaluate.synthetic`. Knows no files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,48 +16,59 @@ from dto_pipeline.models.body import BodyModel
 from dto_pipeline.scene import PlacedScene
 from dto_pipeline.status import PersonStatus
 
+Placements = Mapping[str, Sequence[PlacedScene]]  # solver -> all images of its run, the same in each
+
 
 @dataclass(frozen=True)
 class DemoScore:
-    """Errors by selection of people, before and after; counts of statuses."""
+    """Errors by selection of people, as given and after each solver; people accepted, and counts of statuses."""
 
     comparison: dict[str, dict[str, dict[str, float]]]
-    image_status: dict[str, int]
-    person_status: dict[str, int]
-
-    def to_json(self) -> dict[str, Any]:
-        return vars(self)
+    accepted: dict[str, int]  # solver -> people of images it accepts
+    image_status: dict[str, dict[str, int]]
+    person_status: dict[str, dict[str, int]]
 
     def as_table(self) -> str:
-        return as_table(self.comparison)
+        people = next(iter(self.comparison["all people"].values()))["persons"]
+        accepted = ", ".join(f"{name} {count}" for name, count in self.accepted.items())
+        head = f"{' -> '.join(self.comparison['all people'])}; of {people:.0f} people in accepted images: {accepted}"
+        return f"{head}\n\n{as_table(self.comparison)}"
 
 
-def score_demo(placed: Sequence[PlacedScene], truth: dict[str, np.ndarray], body: BodyModel) -> DemoScore:
+def score_demo(placed: Placements, truth: dict[str, np.ndarray], body: BodyModel) -> DemoScore:
     """Compare every person whose label is finite with its truth.
 
     Args:
-        placed: all images of the demo's run.
+        placed: by solver; the first one's labels as given come before all. "moved" are whom the first one moves.
         truth: arrays of `demo.dataset.read_truth`, one row per label row.
         body: the model the labels belong to.
     """
-    row = np.concatenate([item.scene.source_row for item in placed])
-    image = np.repeat(np.arange(len(placed)), [item.scene.num_people for item in placed])
-    finite = np.concatenate([np.isfinite(item.scene.pose).all(1) for item in placed])
-    moved = np.array([status is PersonStatus.MOVED for item in placed for status in item.person_status])
-    accepted = np.repeat([item.is_accepted for item in placed], [item.scene.num_people for item in placed])
-    whole = np.repeat([not item.status.is_failure for item in placed], [item.scene.num_people for item in placed])
-    selections = {"all people": finite & whole, "moved": moved, "accepted images": finite & accepted}
+    first = next(iter(placed.values()))
+    row = np.concatenate([item.scene.source_row for item in first])
+    image = np.repeat(np.arange(len(first)), [item.scene.num_people for item in first])
+    finite = np.concatenate([np.isfinite(item.scene.pose).all(1) for item in first])
+    moved = np.array([status is PersonStatus.MOVED for item in first for status in item.person_status])
+    whole = finite & np.array([not item.status.is_failure for item in first])[image]
+    accepted = {name: finite & np.array([item.is_accepted for item in items])[image] for name, items in placed.items()}
     comparison = compare_placements(
-        _placement([(item.scene.transl, item.scene.betas) for item in placed], body),
-        _placement([(item.transl, item.betas) for item in placed], body),
+        {"labels": _placement([(item.scene.transl, item.scene.betas) for item in first], body)}
+        | {name: _placement([(item.transl, item.betas) for item in items], body) for name, items in placed.items()},
         Placement(z=truth["transl"][row, 2], height=truth["height"][row]),
         image,
-        selections,
+        {
+            "all people": whole,
+            f"moved by {next(iter(placed))}": moved,
+            **{f"accepted by {name}": people for name, people in accepted.items()},
+        },
     )
     return DemoScore(
         comparison=comparison,
-        image_status=_counts([str(item.status) for item in placed]),
-        person_status=_counts([str(status) for item in placed for status in item.person_status]),
+        accepted={name: int(people.sum()) for name, people in accepted.items()},
+        image_status={name: _counts([str(item.status) for item in items]) for name, items in placed.items()},
+        person_status={
+            name: _counts([str(status) for item in items for status in item.person_status])
+            for name, items in placed.items()
+        },
     )
 
 

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from dto_pipeline.config import RunConfig
+from dto_pipeline.data.receipts import Receipt
 from dto_pipeline.lab.virtual_pool import Scenario, VirtualPool
-from dto_pipeline.run.drive import RunAborted, drive
-from dto_pipeline.run.receipt import Receipt
+from dto_pipeline.run.loop import RunAborted, drive
 from dto_pipeline.run.report import format_duration
-from dto_pipeline.run.schedule import Charge, Policy, Schedule
+from dto_pipeline.run.schedule import Charge, Schedule
 
 NEAR_BEST = 0.02  # efficiency that a recommended shard size may cost against the best one
 GOOD_LUCK = 0.01  # sound shards given up by chance, on average, that a recommended size may bring
@@ -138,11 +138,11 @@ def simulate(scenario: Scenario, config: RunConfig | None = None) -> Simulated:
     """Drive a run of `scenario` to its end in virtual time; the same scenario gives the same result, CPU time aside.
 
     Args:
-        config: tries, shards in flight and time limits as a real run has them; its `workers` is not looked at.
+        config: attempts and time limits as a real run has them; its `workers` is not looked at.
     """
-    policy = policy_of(config or RunConfig(), scenario.workers)
+    config = dataclasses.replace(config or RunConfig(), workers=scenario.workers)
     pool, ledger, aborted = VirtualPool(scenario), CountingLedger(), ""
-    schedule = Schedule(range(scenario.shards), policy)
+    schedule = Schedule(range(scenario.shards), config)
     began = time.thread_time_ns()
     try:
         drive(schedule, pool, ledger)
@@ -157,7 +157,7 @@ def simulate(scenario: Scenario, config: RunConfig | None = None) -> Simulated:
         images_done=ledger.images,
         given_up=given_up,
         unlucky=len(set(given_up) - pool.poison),
-        expected_unlucky=expected_unlucky(scenario, policy.max_attempts),
+        expected_unlucky=expected_unlucky(scenario, config.max_attempts),
         aborted=aborted,
         wall_s=pool.now(),
         useful_s=pool.useful_s,
@@ -182,18 +182,6 @@ def attempts_against_chance(scenario: Scenario) -> int:
     while expected_unlucky(scenario, attempts) > GOOD_LUCK:
         attempts += 1
     return attempts
-
-
-def policy_of(config: RunConfig, workers: int) -> Policy:
-    """What a run's config says to the schedule, for so many workers."""
-    return Policy(
-        workers=workers,
-        max_attempts=config.max_attempts,
-        shards_in_flight=config.shards_in_flight,
-        shard_timeout_s=config.shard_timeout_s,
-        warm_up_timeout_s=config.warm_up_timeout_s,
-        max_failed_shards=config.max_failed_shards,
-    )
 
 
 class CountingLedger:

@@ -2,6 +2,7 @@
 
 Scenes with truth in, numbers out; knows no generator and writes no files (`solver_report` does). "Height prior"
 scales every label to its prior height (adults: the mean of the label's height and the class's) without any depth.
+"Paper, else prior" is the published fit, and the height prior for whoever it leaves where the label had them.
 "True line" is no solver: everybody stands where its own measured depth says, on the line the depth map was made with;
 it shows how much of an error is the depth map's own. All measures are over all people, accepted or not, unless said.
 Metres.
@@ -27,8 +28,9 @@ from dto_pipeline.maths.refine import KID_SHIFT_JOINTS
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.optimizer import SceneOptimizer
 from dto_pipeline.scene import PlacedScene, Scene
+from dto_pipeline.status import PLACED
 
-METHODS = ("labels", "height prior", "paper", "joint", "true line")
+METHODS = ("labels", "height prior", "paper", "paper, else prior", "joint", "true line")
 LEVELS = {0.50: 0.6745, 0.80: 1.2816, 0.95: 1.9600}  # share of a normal law within so many sigmas
 _BATCH = 8  # scenes placed together
 _LOSSES_SHOWN = 3  # images named where the joint fit is worse
@@ -146,7 +148,8 @@ def compare_outcomes(known: Sequence[KnownScene], paper: Outcome, joint: Outcome
     labels, by_prior = label_and_prior(paper.placed)
     nobody = np.zeros(len(image), bool)
     solved = (paper.placement, paper.accepted), (joint.placement, joint.accepted)
-    shares = (labels, nobody), (by_prior, nobody), *solved, (joint.on_line, nobody)
+    filled = paper_else_prior(paper)
+    shares = (labels, nobody), (by_prior, nobody), solved[0], (filled, nobody), solved[1], (joint.on_line, nobody)
     methods: dict[str, Any] = {
         name: {
             **placement_errors(found, truth, image),
@@ -180,6 +183,19 @@ def label_and_prior(placed: Sequence[PlacedScene]) -> tuple[Placement, Placement
     height = np.concatenate([item.height_init_m for item in placed]).astype(np.float64)
     factor = np.concatenate([item.prior_mean_m / item.height_init_m for item in placed])
     return Placement(z, height), Placement(z * factor, height * factor)
+
+
+def moved_people(outcome: Outcome) -> np.ndarray:
+    """(N,) bool: whom a solver moved."""
+    return np.concatenate([[status in PLACED for status in item.person_status] for item in outcome.placed])
+
+
+def paper_else_prior(paper: Outcome) -> Placement:
+    """The published fit, and the height prior alone for whoever it leaves: what is fair to compare `joint` with."""
+    _, prior = label_and_prior(paper.placed)
+    moved = moved_people(paper)
+    found = paper.placement
+    return Placement(np.where(moved, found.z, prior.z), np.where(moved, found.height, prior.height))
 
 
 def normalised_errors(known: Sequence[KnownScene], joint: Outcome) -> dict[str, np.ndarray]:

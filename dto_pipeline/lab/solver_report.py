@@ -44,8 +44,8 @@ def write_report(results: Mapping[str, Any], meanings: Mapping[str, str], how: s
     page, numbers = (out / f"solver_comparison{suffix}" for suffix in (".md", ".json"))
     errors, coverage = (out / "pictures" / f"solver_{name}.png" for name in ("errors", "coverage"))
     numbers.write_text(json.dumps({"how": how, "sets": results}, indent=1) + "\n")
-    draw_errors({name: found for name, found in results.items() if not name.endswith(TOLD)}).save(errors)
-    draw_coverage(results).save(coverage)
+    draw_errors({name: found for name, found in results.items() if not name.endswith(TOLD)}, errors)
+    draw_coverage(results, coverage)
     page.write_text(as_page(results, meanings, how))
     return [page, numbers, errors, coverage]
 

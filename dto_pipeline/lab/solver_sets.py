@@ -23,6 +23,7 @@ from dto_pipeline.lab.people import Bodies, Labels, build_bodies, falsify_labels
 from dto_pipeline.lab.solver_comparison import KnownScene
 from dto_pipeline.maths.camera import map_size
 from dto_pipeline.models.body import BodyModel
+from dto_pipeline.models.depth_kinds import METRES_PER_DEPTH, METRIC_DEPTH
 from dto_pipeline.models.rasterizer import rasterize
 from dto_pipeline.scene import Scene
 
@@ -38,6 +39,7 @@ BODIES = ("stand-in", "anny")
 _WRONG_SIZE = (0.75, 1.35)  # range of the factor on size and distance of a label that is grossly wrong
 _WRONG_POSE = 0.25  # of every joint of such a label [rad]
 _BODIES, _LABELS, _DEPTH, _MASKS, _SPOIL, _SHARED, _HEIGHTS, _WRONG = range(21, 29)  # random streams of an image
+_METRES = 30  # another, after those of `synth`
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ class CrowdSet:
     power: float = 1.0  # disparity goes with 1 / z to this power, as networks that compress the far side do
     size_error: float = 0.0  # disparity of a person times (height / 1.7 m) to this power: a child looks far
     unit: float = 1.0  # the network's own unit, times the published one's
+    metric_error: float = 0.0  # > 0: the map is in metres, off by one share per image, normal with this sigma
     upside_down: bool = False  # the map holds metres, under the name of disparity
     bodies: str = "stand-in"  # see `BODIES`: ours, or people of Anny with fitted labels (`foreign_bodies`)
     unknown_ages: bool = False  # nobody's age is known
@@ -105,6 +108,9 @@ CROWD_SETS = (
         told=("joint.focal_sigma=0.1",),
     ),
     CrowdSet("pairs", "exactly two people", most_people=2),
+    CrowdSet("foreign", "people of Anny, labels fitted to what is seen (extra anny)", bodies="anny"),
+    CrowdSet("foreign, weak depth", "the same, depth of a weak network", bodies="anny", blur=14.0, smooth_error=0.12),
+    CrowdSet("foreign, no ages", "people of Anny, nobody's age known", bodies="anny", unknown_ages=True),
 )
 
 
@@ -143,6 +149,11 @@ def build_set_scene(kind: CrowdSet, seed: int, number: int, body: BodyModel) -> 
     masks = _leak(observe_masks(person, crowd.num_people, stream(_MASKS)), kind.leak, stream(_SPOIL))
     disparity, line = _observe_disparity(kind, z, person, truth.height, stream(_DEPTH))
     scene = _build_scene(f"{kind.name}/{number:05d}", crowd, labels, masks, disparity)
+    if kind.metric_error:
+        wrong = np.exp(kind.metric_error * stream(_METRES).standard_normal())
+        factor = METRES_PER_DEPTH / line[0] * wrong
+        scene.disparity, line = disparity * np.float32(factor), (line[0] * factor, line[1] * factor)
+        scene.origin["depth"] = METRIC_DEPTH
     scene.age_years[:] = np.nan if kind.unknown_ages else _wrong_ages(scene.age_years, kind.wrong_ages, stream(_SPOIL))
     if kind.focal_error:
         _spoil_focal(scene, float(np.exp(_spread(kind.focal_error, seed, number))))

@@ -31,7 +31,8 @@ from dto_pipeline.data.files import sha256_file, write_bytes_atomic, write_json_
 from dto_pipeline.data.rle import encode_rle
 from dto_pipeline.data.sources.rows import LabelRows
 from dto_pipeline.lab.clothes import measure_template
-from dto_pipeline.lab.difficulty import VERSION, DifficultyError
+from dto_pipeline.lab.difficulty import VERSION
+from dto_pipeline.lab.foreign_bodies import measure_anny
 from dto_pipeline.lab.marker import recognise
 from dto_pipeline.lab.observe import observe_keypoints
 from dto_pipeline.lab.render import render_picture
@@ -89,22 +90,17 @@ def write_synth(
 
     Raises:
         DemoDataError: the folder holds a data set of other settings.
-        DifficultyError: bodies that no picture can be drawn of.
+        AnnyMissing: people of Anny are wanted and the package is not installed.
     """
-    if kind.bodies != "stand-in":
-        raise DifficultyError(
-            f"difficulty {kind.name}: pictures are drawn of the stand-in body only, these are people of {kind.bodies}; "
-            f"dto eval benchmark --difficulty {kind.name} compares solvers on them without pictures"
-        )
     identity = {"version": VERSION, "seed": seed, "images": images, "body_sha256": body.sha256, **_knobs(kind)}
     if there := recognise(root / MARKER, identity):
         return SynthData(root, there["images"], there["persons"], created=False)
-    template = measure_template(body)
+    template = measure_anny() if kind.bodies == "anny" else measure_template(body)
     parts = []
     for number in range(images):
         scene = build_set_scene(kind, seed, number, body)
         rng = np.random.default_rng([seed, number, _PICTURE])
-        picture = render_picture(scene.crowd, scene.truth.vertices, body, template, rng)
+        picture = render_picture(scene.crowd, scene.truth.vertices, template, rng)
         write_bytes_atomic(root / "images" / image_name(number), encode_picture(picture))
         write_map(root / "depth", image_name(number), np.asarray(scene.known.scene.disparity, np.float32))
         parts.append(_person_rows(scene, seed, number))
@@ -178,11 +174,14 @@ shard_images: {_SHARD_IMAGES}
 def _readme(kind: CrowdSet, facts: dict[str, Any]) -> str:
     knobs = [f"- `{name}`: {value}" for name, value in facts["knobs"].items()]
     columns = [f"- `{name}`: {meaning}" for name, meaning in TRUTH_COLUMNS.items()]
+    who = "procedural bodies"
+    if kind.bodies == "anny":
+        who = "bodies of Anny (code Apache-2.0, data CC0) with labels of the stand-in body fitted to what is seen"
     lines = [
         f"# Synthetic crowds, difficulty {kind.name}",
         "",
         f"{facts['images']} images, {facts['persons']} people, seed {facts['seed']}: {kind.meaning}.",
-        "Nobody here is real: procedural bodies on level ground, seen by a pinhole camera. Free to use (Apache-2.0).",
+        f"Nobody here is real: {who}, on level ground, seen by a pinhole camera. Free to use (Apache-2.0).",
         "",
         "    dto manifest build dataset.yaml --data-root . -o manifest.parquet",
         "    dto run manifest.parquet -o run",

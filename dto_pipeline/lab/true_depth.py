@@ -15,6 +15,7 @@ import numpy as np
 
 from dto_pipeline.data.images import read_image
 from dto_pipeline.evaluate.synthetic import MEASURES
+from dto_pipeline.evaluate.tables import align
 from dto_pipeline.lab.clothes import measure_template
 from dto_pipeline.lab.dataset import MARKER
 from dto_pipeline.lab.depth_quality import TrueDepth, depth_quality
@@ -68,10 +69,10 @@ def measure_on_demo(network: DepthNetwork, images: Path, scenes: list[TrueScene]
 def side_by_side(network: DemoScore, truth: DemoScore) -> str:
     """Label accuracy with the network's depth and with the true depth, as plain text."""
     selection = "all people"
-    columns = [network.comparison[selection]["before"]]
-    columns += [score.comparison[selection]["after"] for score in (network, truth)]
-    people = f"{selection} of unbroken images ({columns[0]['persons']:.0f})"
-    lines = [f"{people:<36} {'given':>8} {'network':>9} {'true depth':>11}"]
-    for key, title in MEASURES.items():
-        lines.append(f"{title:<36} {columns[0][key]:>8.3f} {columns[1][key]:>9.3f} {columns[2][key]:>11.3f}")
-    return "\n".join(lines)
+    labels, *solvers = network.comparison[selection]
+    given = network.comparison[selection][labels]
+    depths = {"network": network.comparison[selection], "true depth": truth.comparison[selection]}
+    columns = [given, *(found[name] for found in depths.values() for name in solvers)]
+    head = ["given", *(f"{name}, {depth}" for depth in depths for name in solvers)]
+    rows = [[title, *(f"{errors[key]:.3f}" for errors in columns)] for key, title in MEASURES.items()]
+    return "\n".join(align([[f"{selection} of unbroken images ({given['persons']:.0f})", *head], *rows]))

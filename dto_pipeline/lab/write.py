@@ -18,7 +18,7 @@ import simplejpeg
 from dto_pipeline.axes import NUM_BETAS
 from dto_pipeline.data.files import write_bytes_atomic
 from dto_pipeline.data.rle import encode_rle
-from dto_pipeline.data.sources.camerahmr_writer import write_camerahmr
+from dto_pipeline.data.sources.camerahmr import write_camerahmr
 from dto_pipeline.data.sources.rows import LabelRows
 from dto_pipeline.data.sources.sidecar import write_sidecar
 from dto_pipeline.lab.crowd import Crowd
@@ -34,9 +34,10 @@ IMAGE_TRUTH = {
     "image_number": "number of the image",
 }
 PERSON_TRUTH = {
-    "transl": "true translation (n, 3) [m]",
-    "pose": "true pose (n, 72), axis-angle [rad]",
-    "betas": "true shape (n, 11), kid axis last",
+    "transl": "true translation (n, 3) [m]; of foreign bodies, the one that puts a label's pelvis on the true one",
+    "pelvis": "true pelvis (n, 3), between the hips [m]",
+    "pose": "true pose (n, 72), axis-angle [rad]; NaN for foreign bodies",
+    "betas": "true shape (n, 11), kid axis last; NaN for foreign bodies",
     "height": "true height in the rest pose [m]",
     "height_class": "0 baby, 1 kid, 2 teen, 3 adult female, 4 adult male",
     "age_years": "true age",
@@ -174,6 +175,7 @@ def person_truth(crowd: Crowd, truth: Bodies, labels: Labels, line: tuple[float,
     """
     return {
         "transl": truth.transl,
+        "pelvis": truth.joints[:, 0],
         "pose": truth.pose,
         "betas": truth.betas,
         "height": truth.height,

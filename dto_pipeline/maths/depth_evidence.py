@@ -3,6 +3,10 @@
 Pure tensors in, pure tensors out; never opens a file. All pixels of all people of a batch form one flat list, and
 every statistic is a segment sum over it: no loop over people, rows or scenes. Lengths in metres, image positions in
 pixels, depth = 1 / disparity. Follows arXiv 2511.13282 as implemented by its authors, row by row.
+
+Two published numbers, `far_depth` and `default_alpha_min`, are in the unit of the published network. Maps of others are
+brought to it image by image: a relative map's scale is its image's own, and people's labels tell it well enough (the
+median of label z over depth). So results are the same for a map times any constant, however images are put together.
 """
 
 from __future__ import annotations
@@ -12,7 +16,7 @@ from dataclasses import dataclass
 import torch
 
 from dto_pipeline.axes import FAR, NEAR
-from dto_pipeline.config import EvidenceConfig
+from dto_pipeline.config import METRES_PER_DEPTH, EvidenceConfig
 from dto_pipeline.maths.devices import works_at_once
 from dto_pipeline.maths.ordered import Segments
 from dto_pipeline.scene import DepthEvidence, PersonMaps, SceneBatch
@@ -89,13 +93,16 @@ def _pixels_of_rows(
     )
 
 
-def measure_depth_evidence(maps: PersonMaps, batch: SceneBatch, config: EvidenceConfig) -> DepthEvidence:
+def measure_depth_evidence(
+    maps: PersonMaps, batch: SceneBatch, config: EvidenceConfig, unit: float | None = 1.0
+) -> DepthEvidence:
     """Everything `DepthEvidence` holds, for all people of a batch at once.
 
     Who is cut, pixel or person, stays in the list and counts as nothing: nobody is asked how many are left.
 
     Args:
         maps: who is seen where and how far, and the visible vertices; batch: for disparity, sizes, K and transl.
+        unit: of relative maps, see `DepthEvidence.unit`; None = measured in each scene. Metric maps have the unit 1.
     """
     shape = batch.present.shape
     people = shape[0] * shape[1]
@@ -139,6 +146,7 @@ def measure_depth_evidence(maps: PersonMaps, batch: SceneBatch, config: Evidence
     ]
     nan = torch.nan
     keep = usable[:, None]
+    units = _units(depth_mean, usable, batch, unit)
     evidence = DepthEvidence(
         depth=torch.where(keep, depth_pair, nan),
         z=torch.where(keep, z_pair, nan),
@@ -150,10 +158,11 @@ def measure_depth_evidence(maps: PersonMaps, batch: SceneBatch, config: Evidence
         ground_row=torch.where(usable, ground_row, nan),
         usable=usable,
         cut=cut,
-        group=torch.where(usable, _group(depth_mean, batch, config), -1),
+        group=torch.where(usable, _group(depth_mean, batch, config.far_depth / units, config.far_scale), -1),
+        unit=units,
     )
-    unflat = {name: value.view(*shape, *value.shape[1:]) for name, value in vars(evidence).items()}
-    return DepthEvidence(**unflat)
+    unflat = {name: value.view(*shape, *value.shape[1:]) for name, value in vars(evidence).items() if name != "unit"}
+    return DepthEvidence(**unflat, unit=units)
 
 
 @dataclass(frozen=True)
@@ -228,12 +237,21 @@ def _row_percentile(histogram: torch.Tensor, percentile: float) -> torch.Tensor:
     return torch.where(share >= 0.5, high - (high - low) * (1 - share), low + (high - low) * share).squeeze(-1)
 
 
-def _group(depth_mean: torch.Tensor, batch: SceneBatch, config: EvidenceConfig) -> torch.Tensor:
-    """(people,) NEAR or FAR, from mean depth and from how large the label is in the image."""
+def _units(depth_mean: torch.Tensor, usable: torch.Tensor, batch: SceneBatch, told: float | None) -> torch.Tensor:
+    """(B,) `DepthEvidence.unit`, where it is not told by the median of label z over depth."""
+    if told is not None:
+        return torch.where(batch.metric, 1.0, told).to(depth_mean)
+    depth = torch.where(usable, depth_mean, torch.nan).view(batch.present.shape) * METRES_PER_DEPTH
+    unit = (batch.transl[..., 2] / depth).nanquantile(0.5, 1)
+    return torch.where(batch.metric | unit.isnan(), 1.0, unit)  # nobody measured: nobody is judged by it
+
+
+def _group(depth_mean: torch.Tensor, batch: SceneBatch, far_depth: torch.Tensor, far_scale: float) -> torch.Tensor:
+    """(people,) NEAR or FAR, from mean depth (`far_depth`: (B,)) and from how large the label is in the image."""
     shortest = batch.image_size.amin(-1).to(torch.float64)
     relative_size = 2 * batch.intrinsics[:, 1, 1, None] / (batch.transl[..., 2].to(torch.float64) * shortest[:, None])
-    far = (depth_mean > config.far_depth) | (relative_size.reshape(-1) < config.far_scale)
-    return torch.where(far, FAR, NEAR)
+    deep = depth_mean.view(relative_size.shape) > far_depth[:, None]
+    return torch.where(deep | (relative_size < far_scale), FAR, NEAR).view(-1)
 
 
 def _pick(values: torch.Tensor, index: torch.Tensor) -> torch.Tensor:

@@ -27,7 +27,7 @@ def fit_groups(evidence: DepthEvidence, prior: HeightPrior, solver: SolverConfig
         evidence, prior: of B scenes, P people; a scene with fewer than two people must have nobody usable.
     """
     problem = build_map_problem(evidence, prior)
-    lines = _choose_near_evidence(evidence, solve_map(problem, solver))
+    lines = _choose_near_evidence(evidence, solve_map(problem, solver, evidence.unit.repeat_interleave(len(_FITS))))
     lines = _push_far_behind_near(lines, prior, solver)
     outcome = _outcomes(evidence, lines)
     return GroupFits(

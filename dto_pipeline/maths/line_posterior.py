@@ -28,6 +28,7 @@ _MARGIN = 0.4  # the first grid goes this far beyond what people's own heights s
 _PRODUCTS_AT_ONCE = 1 << 22  # of deviations of two people: bounds memory
 _NUMBERS_AT_ONCE = 1 << 22  # of laws x fits x lines x people: the same
 _WRONG_SLOPE = (0.15, 4.0)  # share of slopes that mean little, and how much wider their errors are
+_WRONG_METRES = (0.05, 10.0)  # the same of metric scales: who declares millimetres as metres is outvoted by the people
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ class CrowdProblem:
     model: torch.Tensor  # (N,) int64, see `depth_line`
     share_sigma: float
     log_prior: torch.Tensor  # (N,) of the fit itself, before anything is seen; densities of depth are per log depth
+    metric_scale: torch.Tensor  # (N, 1) logarithm of the line's scale as a map in metres tells it; NaN = no metres
+    metric_sigma: float  # of the same
 
 
 @dataclass(frozen=True)
@@ -191,14 +194,20 @@ def _evaluate(
     laws = _log_laws(problem, on_line)
     people = fold_sum(torch.where(problem.measured[:, None], fold_logsumexp(laws, 0), 0))
     sigma = problem.elasticity_sigma[:, None]
-    miss = ((problem.elasticity[:, None] - elasticity) / sigma).square() / -2
-    wrong, wider = _WRONG_SLOPE
-    slopes = add_logarithms(math.log(1 - wrong) + miss, math.log(wrong / wider) + miss / wider**2) - sigma.log()
+    slopes = _log_error((problem.elasticity[:, None] - elasticity) / sigma, *_WRONG_SLOPE) - sigma.log()
     slopes = fold_sum(torch.where(problem.elasticity.isfinite()[:, None], slopes, 0))
     width = problem.share_sigma
     prior = ((share - 1) / width).square() / -2 - math.log(width * math.sqrt(2 * math.pi))
+    metres = _log_error((log_scale - problem.metric_scale) / problem.metric_sigma, *_WRONG_METRES)
+    prior = prior + torch.where(problem.metric_scale.isfinite(), metres, 0)
     density = torch.where(share > _LEAST_SHARE, people + slopes + prior, -torch.inf)
     return _Grid(log_scale, share, log_cell, density), on_line, laws
+
+
+def _log_error(miss: torch.Tensor, wrong: float, wider: float) -> torch.Tensor:
+    """Logarithm of the density, but for a constant, of errors in sigmas, a share `wrong` of which is `wider`."""
+    square = miss.square() / -2
+    return add_logarithms(math.log(1 - wrong) + square, math.log(wrong / wider) + square / wider**2)
 
 
 def _laws(problem: CrowdProblem) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -21,10 +21,13 @@ _ROUNDING = 1e-14  # a determinant this small relative to its terms is rounding:
 _TWO = 2  # people a line passes through whatever the depths say
 
 
-def solve_map(problem: MapProblem, config: SolverConfig) -> MapSolution:
-    """Fit every group, setting the tallest aside while anybody is taller than `config.max_height`."""
+def solve_map(problem: MapProblem, config: SolverConfig, unit: torch.Tensor | float = 1.0) -> MapSolution:
+    """Fit every group, setting the tallest aside while anybody is taller than `config.max_height`.
+
+    `unit`: (N,) of the depths, see `DepthEvidence.unit`.
+    """
     state = _first_state(problem)
-    alpha_min = lower_bound(problem, config)
+    alpha_min = lower_bound(problem, config, unit)
     for _ in range(config.max_rounds):
         # saves a CPU rounds, changes nothing: fits that do not run keep their state
         if not works_at_once(alpha_min.device) and not state.running.any():
@@ -33,7 +36,7 @@ def solve_map(problem: MapProblem, config: SolverConfig) -> MapSolution:
     return _conclude(problem, state, alpha_min)
 
 
-def lower_bound(problem: MapProblem, config: SolverConfig) -> torch.Tensor:
+def lower_bound(problem: MapProblem, config: SolverConfig, unit: torch.Tensor | float = 1.0) -> torch.Tensor:
     """(N,) smallest alpha allowed: the crowd may not be flatter than the bodies in it.
 
     The mean of the slopes of all people of the group (those set aside later too) whose correlation is above
@@ -43,7 +46,7 @@ def lower_bound(problem: MapProblem, config: SolverConfig) -> torch.Tensor:
     weight = torch.where(counts, problem.corr, 0)
     total = fold_sum(weight)
     mean = fold_sum(weight * torch.where(counts, problem.slope, 0)) / torch.where(total > 0, total, 1)
-    return torch.where(total > 0, mean, config.default_alpha_min)
+    return torch.where(total > 0, mean, config.default_alpha_min * unit)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from dto_pipeline.reading import open_regular
 from dto_pipeline.status import ImageStatus, UnusableImage
 
 NPZ_KEYS = {DISPARITY: "disparity", DEPTH: "depth", METRIC_DEPTH: "depth"}  # array of a npz, by kind
+NPZ_FOCAL = "focal"  # of a metric npz: the focal length that its metres were made with [px of the image]
 _UNREADABLE = (ValueError, OSError)
 _PNG_EXTRA = 1 << 20  # bytes a PNG may have beyond twice its pixels: headers, notes
 _NAMES_SHOWN = 10  # arrays of a wrong file that a message lists
@@ -44,8 +45,8 @@ class DepthSource(Protocol):
 
     origin: str  # goes into the label column depth_origin
 
-    def load(self, depth_file: str | None, height: int, width: int) -> np.ndarray:
-        """(height, width) float32 disparity; raises `DepthMissing` or `DepthInvalid`."""
+    def load(self, depth_file: str | None, height: int, width: int, focal: float | None = None) -> np.ndarray:
+        """(height, width) float32 disparity, see `DepthFiles.load`; raises `DepthMissing` or `DepthInvalid`."""
         ...
 
 
@@ -59,12 +60,14 @@ class DepthFiles:
         self.scale = scale
         self.origin = "file" if kind == DISPARITY else f"{kind} file"
 
-    def load(self, depth_file: str | None, height: int, width: int) -> np.ndarray:
+    def load(self, depth_file: str | None, height: int, width: int, focal: float | None = None) -> np.ndarray:
         """Read one map.
 
         Args:
             depth_file: path relative to `root`; None = the manifest names none.
             height, width: size of the image [px], which the map must have.
+            focal: of the labels' camera [px]. Metres that were made with another (`NPZ_FOCAL`) are brought to it: what
+                looks as large through twice the focal length is twice as far.
 
         Returns:
             (height, width) float32 disparity, larger is nearer, all finite and >= 0, somewhere > 0.
@@ -77,7 +80,7 @@ class DepthFiles:
             raise DepthMissing(_UNNAMED)
         try:
             with self._source(depth_file) as source:
-                array = _read_array(source, PurePosixPath(depth_file).suffix, (height, width), NPZ_KEYS[self.kind])
+                array, own = _read_array(source, PurePosixPath(depth_file).suffix, (height, width), self.kind)
         except FileNotFoundError as error:
             raise DepthMissing(f"depth map {depth_file} does not exist") from error
         except UnsafePath as error:
@@ -85,7 +88,8 @@ class DepthFiles:
         except _UNREADABLE as error:
             reason = getattr(error, "strerror", None) or error  # without the path: messages are equal on every machine
             raise DepthInvalid(f"depth map {depth_file} cannot be read: {reason}") from error
-        return _check_values(as_disparity(array, self.kind, self.scale), depth_file)
+        longer = 1.0 if own is None or focal is None else focal / own
+        return _check_values(as_disparity(array, self.kind, self.scale * longer), depth_file)
 
     def _source(self, depth_file: str) -> BinaryIO:
         """The map, open; raises FileNotFoundError, UnsafePath or one of `_UNREADABLE`."""
@@ -99,23 +103,31 @@ def open_depth_files(config: DepthConfig, root: str | Path) -> DepthFiles:
     return DepthFiles(root, config.kind, config.scale)
 
 
-def _read_array(source: BinaryIO, suffix: str, shape: tuple[int, int], npz_key: str) -> np.ndarray:
-    """The array of a npy, of a npz or of a PNG; read only where its header fits the image."""
+def _read_array(source: BinaryIO, suffix: str, shape: tuple[int, int], kind: str) -> tuple[np.ndarray, float | None]:
+    """The array of a npy, of a npz or of a PNG; read only where its header fits the image. And its focal length."""
 
-    def check(_: str, found: tuple[int, ...], dtype: np.dtype) -> None:
+    def check(key: str, found: tuple[int, ...], dtype: np.dtype) -> None:
+        if key == NPZ_FOCAL:
+            if found not in ((), (1,)):
+                raise ValueError(f"the shape of {NPZ_FOCAL!r} is {found}; expected one number [px]")
+            return
         if found != shape:
             raise ValueError(f"its shape is {found}; expected that of the image {shape}")
         if dtype.kind != "f" or dtype.itemsize > 8:
             raise ValueError(f"its type is {dtype}; expected float16, float32 or float64")
 
     if suffix == ".png":
-        return _read_png(source, shape)
+        return _read_png(source, shape), None
     if suffix != ".npz":
-        return read_npy(source, check)
-    arrays, names = read_npz(source, [npz_key], check)
+        return read_npy(source, check), None
+    npz_key = NPZ_KEYS[kind]
+    arrays, names = read_npz(source, [npz_key, NPZ_FOCAL] if kind == METRIC_DEPTH else [npz_key], check)
     if npz_key not in arrays:
         raise ValueError(f"npz holds {sorted(names)[:_NAMES_SHOWN]}; expected {npz_key!r}")
-    return arrays[npz_key]
+    own = float(arrays[NPZ_FOCAL].reshape(())) if NPZ_FOCAL in arrays else None
+    if own is not None and not 0 < own < float("inf"):
+        raise ValueError(f"{NPZ_FOCAL!r} is {own:g}; expected a focal length above 0 [px]")
+    return arrays[npz_key], own
 
 
 def _read_png(source: BinaryIO, shape: tuple[int, int]) -> np.ndarray:

@@ -76,15 +76,20 @@ class DepthNetwork:
             "depth_licence": LICENCES.get(self.config.model, "unknown: see the model's own card"),
         }
 
-    def estimate(self, images: Sequence[np.ndarray]) -> list[np.ndarray | DepthInvalid]:
+    def estimate(
+        self, images: Sequence[np.ndarray], focal: Sequence[float] | None = None
+    ) -> list[np.ndarray | DepthInvalid]:
         """`see`, with the maps on the host."""
-        return [found.cpu().numpy() if torch.is_tensor(found) else found for found in self.see(images)]
+        return [found.cpu().numpy() if torch.is_tensor(found) else found for found in self.see(images, focal)]
 
-    def see(self, images: Sequence[np.ndarray]) -> list[torch.Tensor | DepthInvalid]:
+    def see(
+        self, images: Sequence[np.ndarray], focal: Sequence[float] | None = None
+    ) -> list[torch.Tensor | DepthInvalid]:
         """Disparity of a window of images.
 
         Args:
             images: (H, W, 3) uint8 RGB each, of any sizes.
+            focal: of the labels' cameras [px], one per image, where they are known.
 
         Returns:
             In the same order: (H, W) float32 disparity on the device, done, finite and >= 0, or what is wrong with this
@@ -95,8 +100,10 @@ class DepthNetwork:
         """
         plan = plan_windows([self.recipe.size(*image.shape[:2]) for image in images], self.at_once)
 
+        lengths = np.full(len(images), np.nan) if focal is None else np.asarray(focal)
+
         def begin(positions: list[int]) -> Iterable[tuple[int, tuple[torch.Tensor, torch.Tensor]]]:
-            return zip(positions, self._begin([images[position] for position in positions]), strict=True)
+            return zip(positions, self._begin([images[p] for p in positions], lengths[positions]), strict=True)
 
         with torch.cuda.stream(self._stream):  # nothing where there is none
             begun = dict(pair for pairs in map_alone(self.device, begin, plan) for pair in pairs)
@@ -112,10 +119,10 @@ class DepthNetwork:
         tokens = embeddings.position_embeddings.new_zeros(1, 1 + size[0] * size[1] // 196, 1)
         return embeddings.interpolate_pos_encoding(tokens, *size)[0].detach().cpu().numpy()
 
-    def _begin(self, images: Sequence[np.ndarray]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    def _begin(self, images: Sequence[np.ndarray], focal: np.ndarray) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Maps and ranges of images of one network size; halves the batch where memory runs out."""
         try:
-            return self._run(images)
+            return self._run(images, focal)
         except torch.OutOfMemoryError:
             if len(images) == 1:
                 raise
@@ -124,10 +131,11 @@ class DepthNetwork:
         _LOG.warning("depth network: %d images do not fit into memory, trying %d", len(images), half)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        return [values for part in (images[:half], images[half:]) for values in self._begin(part)]
+        parts = (slice(half), slice(half, None))
+        return [values for part in parts for values in self._begin(images[part], focal[part])]
 
     @torch.inference_mode()
-    def _run(self, images: Sequence[np.ndarray]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    def _run(self, images: Sequence[np.ndarray], focal: np.ndarray) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Per image its disparity (H, W) on the device, and least and largest value (2,) on the host, once done."""
         groups = list(_runs_of_one_shape(images))
         size = self.recipe.size(*images[0].shape[:2])
@@ -135,7 +143,8 @@ class DepthNetwork:
         found: list[tuple[torch.Tensor, torch.Tensor]] = []
         for group in groups:
             rows = slice(len(found), len(found) + len(group))
-            maps = _as_disparity(self.recipe.restore(output, rows, *group[0].shape[:2]), self.recipe.kind)
+            height, width = group[0].shape[:2]
+            maps = _as_disparity(self.recipe.restore(output, rows, height, width, focal[rows]), self.recipe.kind)
             ranges = torch.stack([maps.amin((1, 2)), maps.amax((1, 2))], 1).to("cpu", non_blocking=True)
             found.extend(zip(maps.clamp_(min=0), ranges, strict=True))
         return found

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch.nn import functional
 
@@ -42,8 +43,11 @@ class DepthRecipe(Protocol):
         """(B, 3, h, w) float32 network input of (B, H, W, 3) uint8 images of one size."""
         ...
 
-    def restore(self, output: Any, rows: slice, height: int, width: int) -> torch.Tensor:
-        """(b, height, width) float32 maps of some rows of the network's batch."""
+    def restore(self, output: Any, rows: slice, height: int, width: int, focal: np.ndarray) -> torch.Tensor:
+        """(b, height, width) float32 maps of some rows of the network's batch.
+
+        focal: (b,) focal lengths of the labels' cameras [px], NaN where they are not known.
+        """
         ...
 
 
@@ -66,13 +70,16 @@ class DepthAnythingRecipe:
     def prepare(self, images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         return resize_to_network(images, size)
 
-    def restore(self, output: Any, rows: slice, height: int, width: int) -> torch.Tensor:
+    def restore(self, output: Any, rows: slice, height: int, width: int, focal: np.ndarray) -> torch.Tensor:
         return resize_to_image(output.predicted_depth[rows], height, width, self.corners)
 
 
 @dataclass(frozen=True)
 class DepthProRecipe:
-    """Depth Pro: squares, normalised to -1 .. 1, then bilinear; inverse depth scaled by the field of view it finds."""
+    """Depth Pro: squares, normalised to -1 .. 1, then bilinear; inverse depth scaled by the camera's field of view.
+
+    That is the labels' camera where it is known, as its authors' code takes a given focal length; else what it finds.
+    """
 
     kind: str = "metric_depth"
     side: int = _PRO_SIDE
@@ -88,11 +95,12 @@ class DepthProRecipe:
         pixels = images.permute(0, 3, 1, 2).to(torch.float32) / 127.5 - 1
         return functional.interpolate(pixels, size=size, mode="bilinear", align_corners=False)
 
-    def restore(self, output: Any, rows: slice, height: int, width: int) -> torch.Tensor:
+    def restore(self, output: Any, rows: slice, height: int, width: int, focal: np.ndarray) -> torch.Tensor:
         inverse = output.predicted_depth[rows].to(torch.float32)
-        if output.field_of_view is not None:
-            half = torch.deg2rad(output.field_of_view[rows].to(torch.float32)) / 2
-            inverse = inverse * (2 * torch.tan(half))[:, None, None]  # width over focal length
+        found = output.field_of_view
+        told = torch.from_numpy((width / focal).astype(np.float32)).to(inverse.device, non_blocking=True)
+        own = torch.ones_like(told) if found is None else 2 * torch.tan(torch.deg2rad(found[rows].float()) / 2)
+        inverse = inverse * torch.where(told.isnan(), own, told)[:, None, None]  # width over focal length
         maps = functional.interpolate(inverse[:, None], size=(height, width), mode="bilinear", align_corners=False)
         return 1 / maps[:, 0].clamp(*_PRO_RANGE)
 

@@ -92,7 +92,8 @@ class Sight:
 
     def _see_depth(self, scenes: Sequence[Scene]) -> None:
         assert self.depth is not None
-        for scene, found in zip(scenes, self.depth.see(_images(scenes)), strict=True):
+        focal = [float(scene.intrinsics[0, 0]) for scene in scenes]
+        for scene, found in zip(scenes, self.depth.see(_images(scenes), focal), strict=True):
             scene.origin["depth"] = self.depth.origin
             if not torch.is_tensor(found):
                 scene.problem = (found.status, str(found))

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from dto_pipeline.run.receipt import Receipt
+from dto_pipeline.data.receipts import Receipt
 from dto_pipeline.run.schedule import Charge
 from dto_pipeline.status import ImageStatus, PersonStatus
 
@@ -38,7 +38,7 @@ class Losses:
     people: int = 0
     image_causes: Counter[str] = field(default_factory=Counter)  # ImageStatus word, or what a shard said -> images
     people_causes: Counter[str] = field(default_factory=Counter)  # PersonStatus word -> people
-    shards: dict[str, int] = field(default_factory=dict)  # cause -> the first shard whose rows show it
+    examples: dict[str, Receipt] = field(default_factory=dict)  # cause -> the first shard whose rows show it
 
     def add(self, receipt: Receipt) -> None:
         """Count a finished shard."""
@@ -49,7 +49,7 @@ class Losses:
         self.image_causes.update(images)
         self.people_causes.update(people)
         for cause in (*images, *people):
-            self.shards.setdefault(cause, receipt.shard)
+            self.examples.setdefault(cause, receipt)
 
     def over(self, share: float, least: int = 0) -> bool:
         """Whether more than a share of the images, or of the people, could not be used; `least`: see `JUDGED_FROM`."""
@@ -108,7 +108,7 @@ class FailureBudget:
             self.losses.add(receipt)
 
     def shard_charged(self, charge: Charge, error: str) -> None:
-        """A shard used up a try. Its images are lost once it is given up."""
+        """a shard used up an attempt. Its images are lost once it is given up."""
         self._row.add(charge.shard)
         self._last_error = error
         if charge.given_up and charge.shard not in self._repairs:

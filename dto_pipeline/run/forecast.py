@@ -1,6 +1,6 @@
-"""What a start of a run would do and cost, without doing it: `dto run --dry-run`.
+"""What a launch of a run would do and cost, without doing it: `dto run --dry-run`.
 
-Reads what a start reads (manifest, run.json, receipts, ends of label files, failures, notes of drivers that died) and
+Reads what a launch reads (manifest, run.json, receipts, ends of label files, failures, notes of drivers that died) and
 decides as it does; writes nothing, takes no lock. Where somebody drives the run it says so, and counts what is there
 now. Hours are those of workers at work, start-up left out; bytes are those of label files. Every estimate says where it
 comes from, or that nothing is known.
@@ -10,23 +10,24 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from dto_pipeline.config import PipelineConfig
 from dto_pipeline.data.manifest import Manifest
-from dto_pipeline.run import directory as files
-from dto_pipeline.run.directory import RunDirectory, RunDirectoryError, RunScan
-from dto_pipeline.run.identity import RunIdentity, describe_run_difference, identify_run
-from dto_pipeline.run.lock import LockHolder, read_holder
-from dto_pipeline.run.plan import survey_run
-from dto_pipeline.run.receipt import Receipt
-from dto_pipeline.run.recheck import find_damage, noted_damage
+from dto_pipeline.data.receipts import CountedLabels, Receipt
+from dto_pipeline.data.storage import as_location
+from dto_pipeline.run import folder as files
+from dto_pipeline.run.deaths import find_own_deaths
+from dto_pipeline.run.finished import find_damage, noted_damage
+from dto_pipeline.run.folder import RunDirectory, RunDirectoryError, RunScan
+from dto_pipeline.run.identity import RunIdentity, describe_run_difference, find_places, identify_run, settle_config
+from dto_pipeline.run.lease import LeaseRecord, read_holder
+from dto_pipeline.run.plan import find_refusals, survey_run
 from dto_pipeline.run.report import format_duration, unreadable_lines
-from dto_pipeline.run.selection import Retry, Selection
-from dto_pipeline.run.suspects import find_own_deaths
+from dto_pipeline.run.selection import EVERYTHING, Retry, Selection
 
 BYTES_PER_PERSON = 450  # the numbers of a person in schema dto-labels/1 as they are: zstd hardly shrinks real poses
 BYTES_PER_FILE = 36_000  # schema, footer and page index of a label file: measured on a shard of three images
@@ -44,14 +45,14 @@ class Cost:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What one start would do."""
+    """What one launch would do."""
 
     run_dir: str
     shards: int  # of the manifest; those below are parts of it
     done: int
     pending: int  # neither done nor given up
     failed: int  # given up and not taken up again
-    selected: int  # pending shards this start would do
+    selected: int  # pending shards this launch would do
     repairs: int  # finished shards in which failed images would be done again
     images: int  # to be done in selected shards and repairs
     persons: int  # in selected shards
@@ -59,8 +60,8 @@ class Forecast:
     cpus_per_worker: float
     gpus_per_worker: float  # -1 = what the cluster has decides
     cost: Cost
-    driver: str  # who drives the run now, and what that means to a start; "" = nobody
-    refusals: list[str]  # why a start would be refused now
+    driver: str  # who drives the run now, and what that means to a launch; "" = nobody
+    refusals: list[str]  # why a launch would be refused now
     unreadable_failures: dict[int, str]  # shards whose failure record is damaged, and how; they count as pending
 
     @property
@@ -84,31 +85,52 @@ class Forecast:
         return "\n".join(_table_lines(self))
 
 
-def forecast_run(
+def plan_pipeline(
+    manifest_path: str | Path,
+    run_dir: str | Path,
+    config: PipelineConfig,
+    retry_failed: bool = False,
+    retry_statuses: Collection[str] = (),
+    selection: Selection = EVERYTHING,
+    images_per_s: float | None = None,
+    address: str = "local",
+    images_root: str | Path | None = None,
+    depth_root: str | Path | None = None,
+) -> Forecast:
+    """What `run_pipeline` with the same arguments would do. Writes nothing, not even the run's folder.
+
+    Args:
+        images_per_s: of one worker, for the time a run without receipts will take; None = not known.
+
+    Raises:
+        ManifestError, SelectionError: there is nothing to plan.
+        ConfigError, BodyModelError: no body model is named, or it is not there.
+    """
+    directory = RunDirectory(as_location(run_dir))
+    manifest = Manifest.open(manifest_path)
+    config = settle_config(config, manifest)
+    places = find_places(config, manifest, images_root, depth_root)
+    missing = find_refusals(directory, manifest, config, address, places)
+    retry = Retry.of(retry_failed, retry_statuses)
+    return _forecast(directory, manifest, config, selection, retry, images_per_s, missing)
+
+
+def _forecast(
     directory: RunDirectory,
     manifest: Manifest,
     config: PipelineConfig,
     selection: Selection,
     retry: Retry,
-    images_per_s: float | None = None,
-    missing: Sequence[str] = (),
+    images_per_s: float | None,
+    missing: Sequence[str],
 ) -> Forecast:
-    """What a start with these arguments would do.
-
-    Args:
-        images_per_s: the speed of one worker, where it is known.
-        missing: what a start would refuse before it opens the run.
-
-    Raises:
-        SelectionError: a selection that means nothing for this manifest.
-    """
     wanted = identify_run(config, manifest, manifest.path)
     holder = read_holder(directory.lock_file)
     if holder is not None and holder.state == "gone":
         holder = None
     driver, locked = _describe_driver(directory, holder)
     scan, refusals = _look(directory, wanted)
-    if holder is None:  # else what its workers have in hand is no death
+    if holder is None:  # else what its workers are at is no death
         scan = scan.with_failures(find_own_deaths(directory, config.run, time.time()))
     plan = survey_run(directory, wanted, manifest, scan, selection, retry)
     fresh = [shard for shard in plan.work if shard not in plan.repairs]
@@ -142,15 +164,15 @@ def forecast_run(
     )
 
 
-def _describe_driver(directory: RunDirectory, holder: LockHolder | None) -> tuple[str, list[str]]:
-    """Who drives the run and what a start would make of it; and the refusal, where it is refused at once.
+def _describe_driver(directory: RunDirectory, holder: LeaseRecord | None) -> tuple[str, list[str]]:
+    """Who drives the run and what a launch would make of it; and the refusal, where it is refused at once.
 
     Only a driver of this machine refuses at once, and on a local folder only: by its flock. Any other is watched for as
     long as its lease lasts, which a dry run does not do.
     """
     if holder is None:
         return "", []
-    who = f"process {holder.pid} on {holder.host} since {holder.since}"
+    who = holder.describe()
     if holder.state == "alive" and isinstance(directory.root, Path):
         return f"{who} is at work; counted is what it has done so far", [f"locked: {who} drives this run; wait for it"]
     wait = (
@@ -160,20 +182,22 @@ def _describe_driver(directory: RunDirectory, holder: LockHolder | None) -> tupl
 
 
 def _look(directory: RunDirectory, wanted: RunIdentity) -> tuple[RunScan, list[str]]:
-    """What the folder holds, and what stands against a start."""
+    """What the folder holds, and what stands against a launch."""
     refusals = []
     try:
         recorded = files.read_identity(directory)
     except RunDirectoryError as error:
         if directory.is_run():
             refusals.append(str(error))
-        return RunScan({}, {}), refusals
+        return RunScan(CountedLabels(directory.root)), refusals
     if differences := describe_run_difference(recorded, wanted):
         if not files.holds_labels(directory):
-            return RunScan({}, {}), refusals  # a start begins anew
+            return RunScan(CountedLabels(directory.root)), refusals  # a launch begins anew
         refusals += [f"mismatch: {line}" for line in differences]
     scan = files.scan_run(directory, recorded, footers=True)
-    return scan.without(find_damage(directory, scan.only(noted_damage(directory)))), refusals
+    return scan.without(
+        find_damage(directory, {s: scan.done[s] for s in noted_damage(directory) if s in scan.done})
+    ), refusals
 
 
 class _Size(NamedTuple):

@@ -1,24 +1,32 @@
-"""What a run is: all that decides the bytes of its labels, so that a start tells its own run from another.
+"""What a run is: all that decides the bytes of its labels, so that a launch tells its own run from another.
 
-Settings by value, inputs by content, libraries by version. Where something lies, and how its path was spelled, is no
-part of it. Knows no files of a run (`directory`) and loads no PyTorch.
+Settings by value, inputs (body model, networks) by content, libraries by version. Where something lies, and how its
+path was spelled, is no part of it: places are for finding. The driver makes every place absolute, so that workers with
+another working directory look where it looked. Knows no files of a run and loads no PyTorch.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from dto_pipeline import __version__
-from dto_pipeline.config import PipelineConfig, describe_difference
-from dto_pipeline.run.inputs import BODY, identify_inputs
+from dto_pipeline.config import STAND_IN_BODY, PipelineConfig, describe_difference, require_body, with_body
+from dto_pipeline.data.manifest import Manifest
+from dto_pipeline.data.storage import Location, absolute, as_location, folder_exists, local_copy
+from dto_pipeline.models.body_file import BodyModelError, locate_body
+from dto_pipeline.models.depth_licences import DEMO_MODEL
+from dto_pipeline.models.networks import ModelReference, identify_networks, sha256_once
 from dto_pipeline.schema import LABELS_SCHEMA_NAME
 
+BODY = "body"  # its name among a run's inputs
+_NETWORKS = (("depth", "model"), ("masks", "model"), ("attributes", "model"), ("attributes", "gender_model"))
 LIBRARIES = ("torch", "numpy", "pyarrow")  # another version of these may change a byte of the labels
 # options that say where something lies or how it is had; its content is compared in their place
 _PLACES = {
@@ -27,27 +35,13 @@ _PLACES = {
     "masks": ("model", "revision", "offline"),
     "attributes": ("model", "revision", "gender_model", "gender_revision", "offline"),
 }
+_ALWAYS = ("source", "unit")
 # options that count where no network is asked for, and only there; all others count only where one is
 _WITHOUT_NETWORK: dict[str, tuple[str, ...]] = {"depth": ("kind", "scale"), "masks": (), "attributes": ()}
 _NO_HASHES = (
     "run.json holds no hashes of body model and networks: the run was made by version 0.3.0 or an earlier one; finish "
     "it with that version, or start a new run in another folder"
 )
-
-
-class ManifestFacts(Protocol):
-    """What a run records of its manifest."""
-
-    @property
-    def fingerprint(self) -> str: ...
-    @property
-    def subset(self) -> str: ...
-    @property
-    def num_shards(self) -> int: ...
-    @property
-    def num_images(self) -> int: ...
-    @property
-    def num_people(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -63,7 +57,7 @@ class RunIdentity:
     images: int
     persons: int
     versions: dict[str, str]
-    inputs: dict[str, str] = field(default_factory=dict)  # see `inputs.identify_inputs`; {} until 0.3.0
+    inputs: dict[str, str] = field(default_factory=dict)  # see `identify_inputs`; {} until 0.3.0
 
     @property
     def body_sha256(self) -> str:
@@ -71,7 +65,7 @@ class RunIdentity:
         return self.inputs.get(BODY, "")
 
 
-def identify_run(config: PipelineConfig, manifest: ManifestFacts, manifest_path: str | Path) -> RunIdentity:
+def identify_run(config: PipelineConfig, manifest: Manifest, manifest_path: str | Path) -> RunIdentity:
     """What a run of `config` over `manifest` with this installation is.
 
     Raises:
@@ -103,7 +97,7 @@ def label_settings(config: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[st
     for section, alone in _WITHOUT_NETWORK.items():
         options = kept.get(section, {})
         asked = options.get("source") == "model"
-        kept[section] = {key: options[key] for key in options if key == "source" or (key in alone) != asked}
+        kept[section] = {key: options[key] for key in options if key in _ALWAYS or (key in alone) != asked}
     for section, places in _PLACES.items():
         kept[section] = {key: value for key, value in kept.get(section, {}).items() if key not in places}
     return kept
@@ -138,3 +132,120 @@ def describe_run_difference(recorded: RunIdentity, wanted: RunIdentity) -> list[
 def _installed_versions() -> dict[str, str]:
     own = {"dto_pipeline": __version__, "labels": LABELS_SCHEMA_NAME}
     return own | {name: version(name) for name in LIBRARIES}
+
+
+@dataclass(frozen=True)
+class Places:
+    """Folders of a run."""
+
+    images: Location
+    depth: Location | None  # None = a network looks
+    images_named: bool = False  # by an option of this launch, not by the manifest
+    depth_named: bool = False  # likewise, or by the config
+
+
+def settle_config(config: PipelineConfig, manifest: Manifest) -> PipelineConfig:
+    """The config as a run works by it: a body model named, every place absolute.
+
+    Raises:
+        ConfigError: neither the config nor the manifest's data set names a body model.
+    """
+    config = with_body(config, config.body.model_path or manifest.body)
+    require_body(config.body)
+    body = config.body.model_path
+    if body != STAND_IN_BODY:
+        config = with_body(config, str(absolute(body)))
+    if config.depth.root:
+        config = _changed(config, "depth", "root", str(absolute(config.depth.root)))
+    for section, key in _NETWORKS:
+        name = getattr(getattr(config, section), key)
+        if name and name != DEMO_MODEL and ModelReference(name).is_folder:
+            config = _changed(config, section, key, str(Path(name).expanduser().absolute()))
+    return config
+
+
+def find_places(
+    config: PipelineConfig, manifest: Manifest, images_root: str | Path | None, depth_root: str | Path | None
+) -> Places:
+    """Where a run looks for photographs and depth maps.
+
+    Args:
+        images_root, depth_root: folders in place of those named by the manifest and the config.
+    """
+    images = absolute(images_root) if images_root else manifest.images_root
+    if config.depth.source != "files":
+        return Places(images, None, bool(images_root))
+    named = depth_root or config.depth.root
+    depth = absolute(named) if named else manifest.depth_root
+    return Places(images, depth, bool(images_root), bool(named))
+
+
+def find_missing(config: PipelineConfig, manifest: Manifest, places: Places) -> list[str]:
+    """What every image would fail for on this machine, a sentence each; [] where all is there.
+
+    Raises:
+        StorageError: a URI that no file system opens.
+    """
+    missing = find_unnamed(config, manifest)
+    folders = [("images", places.images, places.images_named), ("depth", places.depth, places.depth_named)]
+    missing += [text for what, place, named in folders if place and (text := _why_unfit(what, place, named, manifest))]
+    try:
+        if isinstance(place := as_location(config.body.model_path), Path):
+            locate_body(place)
+    except BodyModelError as error:
+        missing.append(f"body.model_path: {error}; --body names another place")
+    return missing
+
+
+def find_unnamed(config: PipelineConfig, manifest: Manifest) -> list[str]:
+    """Why no image can have a depth map wherever it is looked for."""
+    if config.depth.source != "files" or manifest.depth_root is not None:
+        return []
+    advice = "build it with `depth` in the data set's YAML, or look with a network: depth.source=model, depth.model"
+    return [f"{manifest.path} names no depth maps; {advice}; see docs/seeing.md"]
+
+
+def find_relative(manifest: Manifest, places: Places) -> list[str]:
+    """Places that other machines would look for elsewhere: only manifests made before 0.4 hold such."""
+    folders = (("images", places.images), ("depth", places.depth))
+    return [
+        f"{what} folder {place}: relative in {manifest.path}, and the workers of a cluster have another working "
+        f"directory; name it with --{what}, or build the manifest again"
+        for what, place in folders
+        if isinstance(place, Path) and not place.is_absolute()
+    ]
+
+
+def identify_inputs(config: PipelineConfig) -> dict[str, str]:
+    """Content of everything that decides labels besides config and manifest: name -> sha256, or NAME@COMMIT.
+
+    Every file is read once a process and kept in mind by size and time of change.
+
+    Raises:
+        BodyModelError, ModelMissing, ModelError: one is not named, not there or not pinned.
+    """
+    return {BODY: _hash_body(config.body.model_path), **identify_networks(config)}
+
+
+def _hash_body(path: str) -> str:
+    place = as_location(path)
+    if isinstance(place, Path):
+        return sha256_once(locate_body(path))
+    try:
+        with local_copy(place, (".npz",)) as copy:
+            return sha256_once(locate_body(copy))
+    except FileNotFoundError as error:
+        raise BodyModelError(f"no body model at {path}; expected an npz made by `dto body import`") from error
+
+
+def _why_unfit(what: str, place: Location, named: bool, manifest: Manifest) -> str:
+    """Why a folder cannot be the one of a run; "" where it can."""
+    by = "" if named else f", which {manifest.path} names"
+    advice = f"check the path, or name it where it lies now: --{what} DIR"
+    if not folder_exists(place):
+        return f"{what} folder {place}{by}: there is no such folder here; {advice}"
+    return ""
+
+
+def _changed(config: PipelineConfig, section: str, key: str, value: str) -> PipelineConfig:
+    return dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **{key: value})})

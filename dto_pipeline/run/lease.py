@@ -1,6 +1,8 @@
-"""Who drives a run, told to other hosts: numbered lease files with a heartbeat, on any store that creates atomically.
+"""One driver per run: flock for this machine, a lease with a heartbeat for all others.
 
-Knows epochs, heartbeats and who a process is; knows nothing of shards. Seconds.
+On a local folder the kernel drops the flock with the process, however it died, so a dead driver of this machine is
+followed at once; the lease keeps out drivers of other machines, where flock is often local to each. A URI, or a file
+system without flock, has the lease only. Knows nothing of shards. Seconds.
 
     lease/00000007.json    the newest number is the lease; its owner rewrites it every `heartbeat_s`
 
@@ -27,13 +29,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from types import TracebackType
+from typing import TextIO
 
 from dto_pipeline.config import RunConfig
+from dto_pipeline.data.file_lock import take_lock
 from dto_pipeline.data.files import json_bytes
-from dto_pipeline.data.storage import Store
+from dto_pipeline.data.receipts import impossible_fields
+from dto_pipeline.data.storage import Location, Store, parent_and_name
+from dto_pipeline.data.store import open_store
 from dto_pipeline.errors import DtoError
 from dto_pipeline.reading import parse_json
-from dto_pipeline.run.receipt import impossible_fields
 
 LEASE_FOLDER = "lease"
 LOOK_S = 1.0  # how often a lease is looked at that may be a dead driver's
@@ -47,7 +53,7 @@ class RunLocked(DtoError):
 
 
 class RunLockLost(DtoError):
-    """Another driver took this run over, or this one could not say in time that it lives; nothing more is written."""
+    """Another driver took this run over, or this one could not say in time that it lives."""
 
 
 @dataclass(frozen=True)
@@ -72,22 +78,33 @@ class LeaseRecord:
         here = bool(self.machine) and self.machine == machine_mark()
         return here and process_mark(self.pid) != self.process
 
+    @property
+    def state(self) -> str:
+        """``alive``, ``gone``, or ``on another host`` (cannot be told from here)."""
+        if self.host != socket.gethostname() or (self.machine and self.machine != machine_mark()):
+            return "on another host"
+        found = process_mark(self.pid)
+        return "alive" if found and self.process in ("", found) else "gone"
+
     def describe(self) -> str:
         """Who, where, since when."""
         return f"process {self.pid} on {self.host} since {self.since}"
 
+    def describe_state(self) -> str:
+        """Who, where, in which state, heard of when."""
+        return f"pid {self.pid} on {self.host} ({self.state}, last heartbeat {self.beat_at} by its clock)"
+
 
 class Lease:
-    """The driver's side: `acquire`, beat in a daemon thread, `check` before writing, `release`."""
+    """The driver's side: `acquire`, beat in a daemon thread, `check` now and then, `release`."""
 
     def __init__(self, store: Store, config: RunConfig, clock: Callable[[], float] | None = None) -> None:
         """`config`: `lease_s` and `heartbeat_s`. `clock`: monotonic [s], one that counts sleep where there is one."""
         self._store, self._clock = store, clock or steady_clock
         self._epoch = 0
         self._record = new_record(config)
-        self._lost = ""
+        self._lost = ""  # why, once it is
         self._renewed_at = 0.0
-        self._busy = threading.Lock()  # the heartbeat and `check` write the same file
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat_on, name="lease", daemon=True)
 
@@ -106,6 +123,7 @@ class Lease:
             free = data is None or (record is not None and _is_free(record, alone_here))
             if (free or self._watch(epoch, data, record, alone_here)) and self._claim(epoch + 1):
                 break
+        self._renewed_at = self._clock()
         self._thread.start()
 
     def _watch(self, epoch: int, data: bytes | None, record: LeaseRecord | None, alone_here: bool) -> bool:
@@ -125,41 +143,21 @@ class Lease:
         _LOG.warning("%s is taken over from %s: silent for %.0f s", self._store.root, who, patience)
         return True
 
-    def check(self, ask: bool = True) -> None:
-        """Make sure the run is still ours; `ask` False believes the last heartbeat while it is not overdue.
-
-        Raises:
-            RunLockLost: it is not, or the heartbeat could not be written for `lease_s`.
-        """
+    def check(self) -> None:
+        """Raises: RunLockLost, where the heartbeat found that the run is another driver's, or could not be written."""
         if self._lost:
             raise RunLockLost(self._lost)
-        silent = self._clock() - self._renewed_at
-        if silent < 2 * self._record.heartbeat_s:
-            if ask:
-                self._stop_if_taken()
-            return
-        try:
-            self._renew()
-        except OSError as error:
-            if silent >= self._record.lease_s:
-                advice = "finished shards stay done; start again when the storage can be written"
-                what = f"could not be renewed for {silent:.0f} s ({error})"
-                self._lose(f"the lease of {self._store.root} {what}; {advice}")
 
     def release(self) -> None:
         """Stop beating and leave the lease, if it is still ours, to whoever comes next."""
         self._stop.set()
         self._thread.join()
-        with self._busy:
-            if self._lost or _newest_epoch(self._store) > self._epoch:
-                return
-            self._record = dataclasses.replace(self._record, released=True)
-            self._store.replace(_name(self._epoch), _to_bytes(self._record))
+        if not self._lost and _newest_epoch(self._store) == self._epoch:
+            self._store.replace(_name(self._epoch), _to_bytes(dataclasses.replace(self._record, released=True)))
 
     def _claim(self, epoch: int) -> bool:
         """Create the lease file `epoch`; an answer that was lost on the way is found out by the token."""
         name, data = _name(epoch), _to_bytes(self._record)
-        self._renewed_at = self._clock()
         if not self._store.create(name, data) and self._store.read(name) != data:
             return False
         self._epoch = epoch
@@ -169,34 +167,113 @@ class Lease:
         return True
 
     def _beat_on(self) -> None:
-        while not self._stop.wait(self._record.heartbeat_s):
-            try:
-                self._renew()
-            except RunLockLost as error:
-                _LOG.error("%s", error)
-                return
-            except OSError as error:
-                _LOG.warning("the heartbeat of %s could not be written: %s", self._store.root, error)
+        while not self._lost and not self._stop.wait(self._record.heartbeat_s):
+            self.beat()
+        if self._lost:
+            _LOG.error("%s", self._lost)
 
-    def _renew(self) -> None:
-        with self._busy:
-            if self._stop.is_set():
+    def beat(self) -> None:
+        """Say that this driver lives, or find out that another one has the run."""
+        asked_at = self._clock()
+        try:
+            if _newest_epoch(self._store) > self._epoch:
+                record = parse_record(read_newest(self._store)[1])
+                who = record.describe() if record else "another driver"
+                self._lost = (
+                    f"{self._store.root} was taken over by {who}: this driver was silent for too long and stops"
+                )
                 return
-            self._stop_if_taken()
-            asked_at = self._clock()
             self._record = dataclasses.replace(self._record, beat=self._record.beat + 1, beat_at=_utc_now())
             self._store.replace(_name(self._epoch), _to_bytes(self._record))
             self._renewed_at = asked_at
+        except OSError as error:
+            _LOG.warning("the heartbeat of %s could not be written: %s", self._store.root, error)
+            silent = asked_at - self._renewed_at
+            if silent >= self._record.lease_s:
+                advice = "finished shards stay done; start again when the storage can be written"
+                what = f"could not be renewed for {silent:.0f} s ({error})"
+                self._lost = f"the lease of {self._store.root} {what}; {advice}"
 
-    def _stop_if_taken(self) -> None:
-        if _newest_epoch(self._store) > self._epoch:
-            record = parse_record(read_newest(self._store)[1])
-            who = record.describe() if record else "another driver"
-            self._lose(f"{self._store.root} was taken over by {who}: this driver was silent for too long and stops")
 
-    def _lose(self, why: str) -> None:
-        self._lost = why
-        raise RunLockLost(why)
+class DriverLock:
+    """Context manager that holds a run for this process."""
+
+    def __init__(self, path: Location, config: RunConfig | None = None) -> None:
+        """
+        Args:
+            path: the run's lock file; leases lie in a folder beside it.
+            config: `lease_s` and `heartbeat_s`; None = the defaults.
+        """
+        self.path = path
+        self._store = open_store(parent_and_name(path)[0])
+        self._config = config or RunConfig()
+        self._stream: TextIO | None = None
+        self._lease: Lease | None = None
+
+    def __enter__(self) -> DriverLock:
+        """Raises: RunLocked when a live driver holds the run; DtoError where the folder cannot be written."""
+        alone = self._take_flock() if isinstance(self.path, Path) else False
+        lease = Lease(self._store, self._config)
+        try:
+            lease.acquire(alone_here=alone)
+        except BaseException as error:
+            self._drop_flock()
+            if isinstance(error, OSError) and not isinstance(error, DtoError):
+                raise DtoError(_unwritable(self._store.root, error)) from error
+            raise
+        self._lease = lease
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        lease, self._lease = self._lease, None
+        try:
+            if lease is not None:
+                lease.release()
+        except OSError as problem:  # the next driver waits until it expires; what went wrong before matters more
+            _LOG.warning("the lease of %s could not be given back: %s", self._store.root, problem)
+        finally:
+            self._drop_flock()
+
+    def check(self, ask: bool = False) -> None:
+        """See `Lease.check`; `ask`: look for another driver now, not at the next heartbeat. Raises: RunLockLost."""
+        if self._lease is not None:
+            if ask:
+                self._lease.beat()
+            self._lease.check()
+
+    def _take_flock(self) -> bool:
+        """Lock the file; False where the file system has no flock. Raises: RunLocked."""
+        assert isinstance(self.path, Path)
+        try:
+            stream = self.path.open("a+")
+        except OSError as error:
+            raise DtoError(_unwritable(self.path.parent, error)) from error
+        try:
+            locked = take_lock(stream)
+        except OSError as error:
+            stream.close()
+            if isinstance(error, BlockingIOError):
+                raise RunLocked(refusal(self._store, parse_record(read_newest(self._store)[1]))) from error
+            raise
+        if not locked:
+            stream.close()
+            _LOG.info("%s: no flock here, the lease alone keeps other drivers out", self.path)
+            return False
+        self._stream = stream
+        return True
+
+    def _drop_flock(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+
+def read_holder(path: Location) -> LeaseRecord | None:
+    """Who holds the run of a lock file, or held it last and has not left in good order; None where nobody does."""
+    record = parse_record(read_newest(open_store(parent_and_name(path)[0]))[1])
+    return None if record is None or record.released else record
 
 
 def new_record(config: RunConfig) -> LeaseRecord:
@@ -291,3 +368,7 @@ def _to_bytes(record: LeaseRecord) -> bytes:
 
 def _utc_now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _unwritable(place: Location, error: OSError) -> str:
+    return f"{place} cannot be written ({error}); make it writable, or room on the disk, or choose another folder"

@@ -1,9 +1,10 @@
 """The scenes of a shard: loaded ahead, looked at by networks, optimised batch by batch; every row comes back, in order.
 
 Joins `data.scenes`, `models.seeing` and the optimiser; knows no file of the run. While window n is optimised, the
-networks look at window n + 1 and window n + 2 is loaded, each in its own thread. Windows are cut by the config alone,
-never by how work is moved: on a GPU the company an image has in a network's batch can change its last bits. An error of
-a network or of the optimiser costs the scene that caused it: the others are done again without it.
+networks look at window n + 1 and window n + 2 is loaded, each in its own thread; behind the last window of some rows
+comes the first of those that are known to come next. Windows are cut by the config alone, never by how work is moved:
+on a GPU the company an image has in a network's batch can change its last bits. An error of a network or of the
+optimiser costs the scene that caused it: the others are done again without it.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ _BATCHES_PER_WINDOW = 4  # of a network: images of one shape find each other wit
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 ManifestRows = Any  # a pyarrow.Table of schema.MANIFEST_SCHEMA; pyarrow itself is imported in data/ only
+_Ahead = Future[tuple[ManifestRows, list[Scene], StageClock]]  # rows, their scenes, and what loading them took
 
 
 class ScenePlacer:
@@ -68,14 +70,18 @@ class ScenePlacer:
         self._loading = ThreadPoolExecutor(1, thread_name_prefix="loading")
         # on a GPU the next window's images are carried there while this one's are looked at
         self._looking = ThreadPoolExecutor(1 + on_gpu, thread_name_prefix="looking")
+        self._ahead: _Ahead | None = None  # the first window of what comes next
         self.images_done = 0  # since somebody set it to 0: for progress only
 
-    def place(self, rows: ManifestRows, clock: StageClock) -> list[PlacedScene]:
+    def place(
+        self, rows: ManifestRows, clock: StageClock, following: Callable[[], ManifestRows] | None = None
+    ) -> list[PlacedScene]:
         """Load and optimise the scenes of manifest rows.
 
         Args:
             rows: table of `schema.MANIFEST_SCHEMA`, one row an image.
             clock: gets the seconds of each stage.
+            following: gives the rows that will probably be asked for next; called in another thread.
 
         Returns:
             One placed scene per row, in the order of the rows.
@@ -84,11 +90,9 @@ class ScenePlacer:
             DeviceLost: the accelerator failed; this process cannot go on.
         """
         self._optimizer.clock = clock
-        batches = plan_batches(
-            scene_sizes(rows), self._sizes["run.batch_images"], self._config.evidence.render_max_side
-        )
+        batches = self._plan(rows)
         placed: dict[int, PlacedScene] = {}
-        coming = self._see_ahead(rows, [position for batch in batches for position in batch], clock)
+        coming = self._see_ahead(rows, batches, clock, following)
         for positions in batches:
             with clock("wait for scenes"):
                 scenes = [next(coming) for _ in positions]
@@ -96,7 +100,7 @@ class ScenePlacer:
             self.images_done += len(positions)
         return [placed[position] for position in range(rows.num_rows)]
 
-    def pass_by(self, rows: ManifestRows, status: ImageStatus, message: str) -> list[PlacedScene]:
+    def keep_labels(self, rows: ManifestRows, status: ImageStatus, message: str) -> list[PlacedScene]:
         """One placed scene per manifest row with the labels as given; no image is opened."""
         scenes = read_label_scenes(rows)
         for scene in scenes:
@@ -104,28 +108,62 @@ class ScenePlacer:
         self.images_done += len(scenes)
         return [pass_through(scene) for scene in scenes]
 
-    def _see_ahead(self, rows: ManifestRows, order: Sequence[int], clock: StageClock) -> Iterator[Scene]:
-        """The scenes of some rows, loaded and looked at, in the order asked for."""
+    def _plan(self, rows: ManifestRows) -> list[list[int]]:
+        side = self._config.evidence.render_max_side
+        return plan_batches(scene_sizes(rows), self._sizes["run.batch_images"], side)
 
-        def load(positions: Sequence[int]) -> list[Scene]:
-            chosen = rows.take(list(positions))
-            own = self._config.masks.source == "labels"
-            return load_scenes(
-                chosen,
-                self._images,
-                self._depth,
-                self._config.evidence,
-                self._decoders,
-                clock=clock,
-                label_masks=own,
-                centred=self._centred,
-                decode_memory_mb=self._config.run.decode_memory_mb,
-            )
+    def _see_ahead(
+        self,
+        rows: ManifestRows,
+        batches: Sequence[Sequence[int]],
+        clock: StageClock,
+        following: Callable[[], ManifestRows] | None,
+    ) -> Iterator[Scene]:
+        """The scenes of some rows, loaded and looked at, in the order of the batches."""
 
-        windows = cut_windows(scene_sizes(rows), order, self._window_size())
-        loaded = run_ahead(self._loading, load, windows)
+        def windows() -> Iterator[tuple[ManifestRows, _Ahead | None]]:
+            ahead, self._ahead = self._ahead, None
+            for window in self._windows(rows, batches):
+                yield window, ahead
+                ahead = None
+            if following is not None:
+                self._ahead = self._loading.submit(self._load_first, following)
+
+        loaded = run_ahead(self._loading, lambda item: self._load(*item, clock), windows())
         for scenes in run_ahead(self._looking, lambda scenes: self._look(scenes, clock), loaded):
             yield from scenes
+
+    def _windows(self, rows: ManifestRows, batches: Sequence[Sequence[int]]) -> Iterator[ManifestRows]:
+        order = [position for batch in batches for position in batch]
+        for positions in cut_windows(scene_sizes(rows), order, self._window_size()):
+            yield rows.take(positions)
+
+    def _load(self, window: ManifestRows, ahead: _Ahead | None, clock: StageClock) -> list[Scene]:
+        """The scenes of a window; those that were loaded ahead, where they are of these very images."""
+        if ahead is not None and ahead.exception() is None:
+            expected, scenes, spent = ahead.result()
+            if expected.column("image_id").equals(window.column("image_id")):  # names are unique; NaN equals nothing
+                clock.add(spent)
+                return scenes
+        return self._load_scenes(window, clock)
+
+    def _load_first(self, following: Callable[[], ManifestRows]) -> tuple[ManifestRows, list[Scene], StageClock]:
+        rows, clock = following(), StageClock()
+        window = next(self._windows(rows, self._plan(rows)))
+        return window, self._load_scenes(window, clock), clock
+
+    def _load_scenes(self, window: ManifestRows, clock: StageClock) -> list[Scene]:
+        return load_scenes(
+            window,
+            self._images,
+            self._depth,
+            self._config.evidence,
+            self._decoders,
+            clock=clock,
+            label_masks=self._config.masks.source == "labels",
+            centred=self._centred,
+            decode_memory_mb=self._config.run.decode_memory_mb,
+        )
 
     def _window_size(self) -> int:
         """Images loaded together; decided by how work is moved only where no network sees them."""

@@ -1,6 +1,6 @@
-"""What one start of a run will do: which shards are done, given up, selected, to be repaired, left for another time.
+"""What one launch of a run will do: which shards are done, given up, selected, to be repaired, left for another time.
 
-`survey_run` only reads, so that a dry run can ask the same question; `plan_run` settles first what an earlier start
+`survey_run` only reads, so that a dry run can ask the same question; `plan_run` settles first what an earlier launch
 left behind. Counts are images.
 """
 
@@ -12,22 +12,23 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from dto_pipeline.config import RunConfig
+from dto_pipeline.config import PipelineConfig, RunConfig
 from dto_pipeline.data.manifest import Manifest
-from dto_pipeline.run import directory as files
-from dto_pipeline.run.directory import RunDirectory, RunScan
-from dto_pipeline.run.identity import RunIdentity
-from dto_pipeline.run.receipt import Failure, Receipt
-from dto_pipeline.run.recheck import clear_notes, find_damage, noted_damage
+from dto_pipeline.data.receipts import Receipt
+from dto_pipeline.run import folder as files
+from dto_pipeline.run.deaths import charge_own_deaths
+from dto_pipeline.run.finished import clear_notes, find_damage, noted_damage
+from dto_pipeline.run.folder import Failure, RunDirectory, RunScan
+from dto_pipeline.run.identity import Places, RunIdentity, find_missing, find_relative, find_unnamed
+from dto_pipeline.run.lease import DriverLock
 from dto_pipeline.run.selection import Retry, Selection
-from dto_pipeline.run.suspects import charge_own_deaths
 
 _LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What one start of a run will do."""
+    """What one launch of a run will do."""
 
     identity: RunIdentity
     done: dict[int, Receipt]
@@ -36,15 +37,30 @@ class RunPlan:
     retry: Retry
     unselected: list[int]  # shards that are neither done nor given up nor selected
     failed: dict[int, str]  # shards given up earlier that are not taken up again -> error
-    earlier: dict[int, Failure] = field(default_factory=dict)  # tries of the shards of `work` in earlier starts
+    earlier: dict[int, Failure] = field(default_factory=dict)  # attempts at the shards of `work` in earlier launches
     forgiven: tuple[int, ...] = ()  # shards given up earlier that are taken up again
     void: dict[int, str] = field(default_factory=dict)  # shards whose receipt does not hold, and why
     unreadable: dict[int, str] = field(default_factory=dict)  # shards whose failure record counts as none, and why
 
     @property
     def attempts(self) -> dict[int, int]:
-        """Tries that shards have used up."""
+        """That shards have used up."""
         return {shard: failure.attempts for shard, failure in self.earlier.items()}
+
+
+def find_refusals(
+    directory: RunDirectory, manifest: Manifest, config: PipelineConfig, address: str, places: Places
+) -> list[str]:
+    """Why no launch may begin: what every image, or every worker, would fail for, as far as this machine can tell.
+
+    A cluster's nodes may see folders that this machine does not: there each worker looks before its first shard.
+    """
+    if address == "local" or config.run.workers == 0:
+        missing = find_missing(config, manifest, places)
+    else:
+        missing = [*find_unnamed(config, manifest), *find_relative(manifest, places)]
+    stranger = files.find_strangers(directory)
+    return [*missing, *([stranger] if stranger else [])]
 
 
 def survey_run(
@@ -94,23 +110,28 @@ def plan_run(
     selection: Selection,
     retry: Retry,
     recheck: bool = False,
+    lock: DriverLock | None = None,
 ) -> RunPlan:
     """Open the run, take away what does not hold, and list what is left. Call it under the lock.
 
     Args:
-        recheck: read every label file, see `run.recheck`; otherwise only those that `dto verify` found damaged, and
-            the sizes and footers of the others.
+        recheck: read every label file, see `publish.find_damage`; otherwise only those that `dto verify` found
+            damaged, and the sizes and footers of the others.
     """
-    files.open_run(directory, identity)
+    files.open_run(directory, identity, lock)
     swept = files.sweep_temporary(directory)
     scan = files.scan_run(directory, identity, footers=True)  # before deaths are charged: that writes failures anew
     noted = noted_damage(directory)
-    scan = scan.without(find_damage(directory, scan.done if recheck else scan.only(noted)))
+    scan = scan.without(
+        find_damage(
+            directory, scan.done if recheck else {shard: scan.done[shard] for shard in noted if shard in scan.done}
+        )
+    )
     for reason in scan.unreadable.values():
-        _LOG.warning("%s; the tries of its shard are counted anew", reason)
+        _LOG.warning("%s; the attempts of its shard are counted anew", reason)
     deaths = charge_own_deaths(directory, config, time.time())
     for failure in deaths:
-        _LOG.warning("shard %d: %s (try %d)", failure.shard, failure.error, failure.attempts)
+        _LOG.warning("shard %d: %s (attempt %d)", failure.shard, failure.error, failure.attempts)
     scan = scan.with_failures(deaths)
     plan = survey_run(directory, identity, manifest, scan, selection, retry)
     going_on = plan.repairs & plan.earlier.keys()
@@ -121,12 +142,12 @@ def plan_run(
     for shard, reason in scan.void.items():
         _LOG.warning("shard %d is done again: %s", shard, reason)
     if swept:
-        _LOG.info("%d temporary files of an earlier start were removed", swept)
+        _LOG.info("%d temporary files of an earlier launch were removed", swept)
     return plan
 
 
 def _read_repair_failures(directory: RunDirectory, scan: RunScan, repairs: frozenset[int]) -> Mapping[int, Failure]:
-    """Tries of repairs that earlier starts did not bring to an end; those that were given up begin afresh."""
+    """Attempts at repairs that earlier launches did not bring to an end; those that were given up begin afresh."""
     found = {}
     for shard in repairs.intersection(scan.settled):
         failure = files.read_shard_failure(directory, shard)

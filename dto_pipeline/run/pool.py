@@ -1,7 +1,7 @@
 """What the driver asks of its workers, whatever they run on, and the simplest answer: this process.
 
-Knows events and errors, not Ray, files or tensors. A worker is named by a string; it works its shards off in the order
-they were assigned. Times in seconds on the pool's own monotonic clock.
+Knows events and errors, not Ray, files or tensors. A worker is named by a string and has one shard at a time. Times in
+seconds on the pool's own monotonic clock.
 """
 
 from __future__ import annotations
@@ -10,11 +10,10 @@ import os
 import socket
 import time
 import traceback
-from collections import deque
 from dataclasses import dataclass
 from typing import Protocol
 
-from dto_pipeline.run.receipt import Receipt
+from dto_pipeline.data.receipts import Receipt
 
 
 class DeviceLost(RuntimeError):
@@ -32,33 +31,42 @@ class Runner(Protocol):
 
 
 @dataclass(frozen=True)
-class WorkerPlaced:
-    """A worker has what it asked for and its process runs: it warms up. From now on it may be found hanging."""
+class Event:
+    """Something that a worker says, or that is said of it."""
 
     worker: str
-    node: str = ""  # see `WorkerReady`
 
 
 @dataclass(frozen=True)
-class WorkerReady:
-    """A worker has warmed up and may be fed."""
+class WorkerPlaced(Event):
+    """It has what it asked for and its process runs: it warms up. From now on it may be found hanging."""
 
-    worker: str
     node: str = ""  # machine it runs on; "" = not told, then nothing is concluded about machines
 
 
 @dataclass(frozen=True)
-class ShardDone:
-    worker: str
+class WorkerReady(Event):
+    """It has warmed up and may be fed."""
+
+    node: str = ""
+
+
+@dataclass(frozen=True)
+class ShardDone(Event):
     shard: int
     receipt: Receipt
 
 
 @dataclass(frozen=True)
-class ShardRaised:
+class ShardProgress(Event):
+    shard: int
+    images: int  # done
+
+
+@dataclass(frozen=True)
+class ShardRaised(Event):
     """The runner raised; the worker lives on unless `fatal`."""
 
-    worker: str
     shard: int
     error: str  # one line
     detail: str  # trace
@@ -66,35 +74,20 @@ class ShardRaised:
 
 
 @dataclass(frozen=True)
-class WorkerLost:
-    """The worker is gone, with everything assigned to it."""
+class WorkerLost(Event):
+    """It is gone, with the shard assigned to it."""
 
-    worker: str
     error: str  # one line
     detail: str = ""
     blameless: bool = False  # True: pre-empted or drained, no shard is to be charged
-    begun: bool = True  # False: as far as known it had not begun with the first of its shards
-    node: str = ""  # machine it ran on; "" = not known
+    begun: bool = True  # False: as far as known it had not begun with its shard
+    node: str = ""
     out_of_memory: bool = False  # True: it was ended because its machine lacked memory, which no shard is charged with
 
 
 @dataclass(frozen=True)
-class WorkerDraining:
-    """The worker's machine is about to be taken away: it is not to be fed any more."""
-
-    worker: str
-
-
-@dataclass(frozen=True)
-class ShardProgress:
-    """How far a worker is with the shard it is at."""
-
-    worker: str
-    shard: int
-    images: int  # done
-
-
-Event = WorkerPlaced | WorkerReady | ShardDone | ShardRaised | WorkerLost | WorkerDraining | ShardProgress
+class WorkerDraining(Event):
+    """Its machine is about to be taken away: it is not to be fed any more."""
 
 
 class WorkerPool(Protocol):
@@ -104,7 +97,7 @@ class WorkerPool(Protocol):
         """Ask for one more worker; `WorkerPlaced` follows where that is known, then `WorkerReady` or `WorkerLost`."""
 
     def assign(self, worker: str, shard: int, attempt: int) -> None:
-        """Queue a shard at a worker."""
+        """Give a worker that has none a shard."""
 
     def wait(self, timeout_s: float) -> list[Event]:
         """What happened, in order; empty when nothing did within `timeout_s`."""
@@ -140,7 +133,7 @@ class InProcessPool:
 
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
-        self._assigned: deque[tuple[str, int, int]] = deque()
+        self._assigned: tuple[str, int, int] | None = None  # worker, shard, attempt
         self._events: list[Event] = []
         self._started = 0
 
@@ -155,18 +148,19 @@ class InProcessPool:
         return worker
 
     def assign(self, worker: str, shard: int, attempt: int) -> None:
-        self._assigned.append((worker, shard, attempt))
+        self._assigned = worker, shard, attempt
 
     def wait(self, timeout_s: float) -> list[Event]:
-        """Work off one shard; takes as long as it takes."""
-        if not self._events and self._assigned:
-            self._events.append(self._work(*self._assigned.popleft()))
+        """Work off the shard; takes as long as it takes."""
+        if not self._events and self._assigned is not None:
+            assigned, self._assigned = self._assigned, None
+            self._events.append(self._work(*assigned))
         events, self._events = self._events, []
         return events
 
     def kill(self, worker: str) -> None:
         """A process cannot be taken from itself: the next worker is this one, warmed up anew."""
-        self._assigned = deque(item for item in self._assigned if item[0] != worker)
+        self._assigned = None
 
     def avoid_node(self, node: str) -> None:
         """There is one machine here; its events name none."""
@@ -175,7 +169,7 @@ class InProcessPool:
         return time.monotonic()
 
     def close(self) -> None:
-        self._assigned.clear()
+        self._assigned = None
 
     def _work(self, worker: str, shard: int, attempt: int) -> Event:
         try:

@@ -9,7 +9,7 @@ The driver counts; Ray's agent on the driver's node exposes them at ``http://NOD
     ray_dto_stage_seconds_total     busy seconds by `stage`, all workers and threads added up [s]
     ray_dto_workers_lost_total      workers that died or were ended
     ray_dto_workers                 workers that may be fed, now
-    ray_dto_shards_pending          shards neither done nor given up, of this start
+    ray_dto_shards_pending          shards neither done nor given up, of this launch
     ray_dto_shard_seconds           histogram: seconds a shard took [s]
 
 Of a driver behind ``ray://`` nothing is exposed: it is no part of the cluster.
@@ -22,7 +22,7 @@ import logging
 import ray
 from ray.util.metrics import Counter, Gauge, Histogram
 
-from dto_pipeline.run.receipt import Receipt
+from dto_pipeline.data.receipts import Receipt
 from dto_pipeline.run.schedule import Charge
 
 SHARD_SECONDS = [1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0]  # borders of the histogram [s]
@@ -40,14 +40,14 @@ def open_metrics(subset: str) -> RayMetrics | None:
 
 
 class RayMetrics:
-    """Counts what a `run.ledger.FileLedger` is told. Ray must be connected."""
+    """Counts what a `run.progress.FileLedger` is told. Ray must be connected."""
 
     def __init__(self, subset: str) -> None:
         """`subset`: tag of every number, so that several runs on one cluster can be told apart."""
         self._tag = {"subset": subset}
         self._images = self._counter("dto_images", "images that left the pipeline", "status")
         self._persons = self._counter("dto_people", "people that left the pipeline", "status")
-        self._shards = self._counter("dto_shards", "shards by what became of a try", "outcome")
+        self._shards = self._counter("dto_shards", "shards by what became of an attempt", "outcome")
         self._stages = self._counter("dto_stage_seconds", "busy seconds, threads added up", "stage")
         self._lost = self._counter("dto_workers_lost", "workers that died or were ended")
         self._workers = Gauge("dto_workers", "workers that may be fed", ("subset",))
@@ -66,7 +66,7 @@ class RayMetrics:
             self._seconds.observe(receipt.wall_s, self._tag)
 
     def shard_failed(self, charge: Charge) -> None:
-        """A shard used up a try."""
+        """a shard used up an attempt."""
         self._shards.inc(1, {**self._tag, "outcome": "given_up" if charge.given_up else "retried"})
 
     def worker_lost(self) -> None:

@@ -11,8 +11,6 @@ begun is told from the one that may have killed it.
 from __future__ import annotations
 
 import logging
-import math
-import os
 import threading
 import time
 from dataclasses import dataclass
@@ -21,10 +19,10 @@ from typing import Any, NamedTuple
 import ray
 
 from dto_pipeline.config import RunConfig
+from dto_pipeline.data.receipts import Receipt
 from dto_pipeline.errors import DtoError
 from dto_pipeline.run.batching import gpus_per_worker
-from dto_pipeline.run.cluster import ClusterUnreachable, check_reachable, short_place, start_advice, watched_start
-from dto_pipeline.run.memory import UNKNOWN, has_grown, oom_kills
+from dto_pipeline.run.deaths import UNKNOWN, has_grown, oom_kills
 from dto_pipeline.run.pool import (
     DeviceLost,
     Event,
@@ -39,16 +37,8 @@ from dto_pipeline.run.pool import (
     one_line,
     process_name,
 )
-from dto_pipeline.run.receipt import Receipt
+from dto_pipeline.run.ray_start import DrainPoll, start_ray
 
-OBJECT_STORE_BYTES = 256 << 20  # shard numbers and receipts need next to nothing
-_ENVIRONMENT = {
-    "RAY_USAGE_STATS_ENABLED": "0",  # nothing leaves the machine
-    "RAY_AUTH_MODE": "disabled",  # unsaid, a local start writes a token file that later clients stumble over
-    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # `uv run dto run` must not rebuild the environment per worker
-    "RAY_DEDUP_LOGS": "0",  # equal lines of two workers are two facts
-}
-_DRAIN_POLL_S = 5.0  # how often Ray is asked which nodes are about to be taken away [s]
 _LOOK_S = 5.0  # how often a worker tells how far it is [s]
 _TOLD_S = 0.05  # how long a worker waits for its word to be on its way before it begins a shard [s]
 _COUNT_S = 10.0  # how long a machine has to say whether it ended processes for want of memory [s]
@@ -66,7 +56,7 @@ class _Place(NamedTuple):
 
     process: str  # host:pid
     node: str  # Ray's id of the machine
-    oom_kills: int  # of the machine until now, see `run.memory`
+    oom_kills: int  # of the machine until now, see `deaths.oom_kills`
 
 
 class _Look(NamedTuple):
@@ -162,7 +152,7 @@ class RayPool:
         self._actors: dict[str, _Actor] = {}
         self._tasks: dict[Any, _Task] = {}  # in the order of submission
         self._started = 0
-        self._drains = _DrainPoll()
+        self._drains = DrainPoll()
 
     def start_worker(self) -> str:
         self._started += 1
@@ -323,59 +313,6 @@ def _death_reason(error: ray.exceptions.RayError) -> str:
     text = one_line(error)
     start = max(0, text.find("The actor is dead because"))
     return text[start:].partition(" Some common causes")[0]
-
-
-class _DrainPoll:
-    """Asks Ray now and then which nodes are being drained. It has no public function for it."""
-
-    def __init__(self) -> None:
-        self._next = 0.0
-        self._possible = True
-        self._nodes: frozenset[str] = frozenset()
-
-    def nodes(self, now: float) -> frozenset[str]:
-        """Ids of the nodes, as of the last time somebody asked."""
-        if self._possible and now >= self._next:
-            self._next = now + _DRAIN_POLL_S
-            try:
-                self._nodes = frozenset(ray._private.state.state.get_draining_nodes())
-            except (AttributeError, ray.exceptions.RayError, ConnectionError) as error:
-                self._possible = False
-                _LOG.warning(
-                    "Ray does not tell here which nodes are drained (%s): workers there are lost like others",
-                    one_line(error),
-                )
-        return self._nodes
-
-
-def start_ray(config: RunConfig, address: str) -> None:
-    """Connect this process to Ray: a fresh one on this machine (``local``) or the cluster at `address`.
-
-    Raises:
-        ClusterUnreachable: nothing answers at the address, within seconds; or Ray cannot start, for whatever reason.
-    """
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    local: dict[str, Any] = {}
-    if address == "local":
-        needed = math.ceil(max(1, config.workers) * config.cpus_per_worker)
-        local = {
-            # More workers than cores is slow, but must not wait for ever.
-            "num_cpus": max(os.cpu_count() or 1, needed),
-            "object_store_memory": OBJECT_STORE_BYTES,
-            "include_dashboard": False,
-        }
-        if (place := short_place()) is not None:
-            local["_temp_dir"] = place
-            _LOG.warning("TMPDIR is too long for Ray's sockets: Ray keeps them, and its logs, in %s", place)
-    else:
-        check_reachable(address)
-    try:
-        with watched_start(address):
-            ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING, **local)
-    except Exception as error:  # the door: Ray raises RuntimeError, OSError, and for a node that stays away, Exception
-        what = "Ray cannot start on this machine" if address == "local" else f"--address {address}"
-        raise ClusterUnreachable(f"{what}: {one_line(error)}; {start_advice(address)}") from error
 
 
 def _actor_class() -> Any:

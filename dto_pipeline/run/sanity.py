@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from dto_pipeline.axes import FAR
-from dto_pipeline.config import STAND_IN_BODY
-from dto_pipeline.data.label_files import flatten_table
-from dto_pipeline.run.directory import RunIdentity
-from dto_pipeline.run.receipt import Receipt, add_counts
+from dto_pipeline.config import METRES_PER_DEPTH, STAND_IN_BODY, DepthConfig
+from dto_pipeline.data.label_files import LabelColumns, flatten_table
+from dto_pipeline.data.receipts import Receipt, add_counts
+from dto_pipeline.models.depth_kinds import is_metric
+from dto_pipeline.run.identity import RunIdentity
 from dto_pipeline.status import PersonStatus
 
 # Fewer people, or images, say nothing: the median of ten correlations about 0.1 is seldom below -0.2.
@@ -29,13 +30,17 @@ WEAK_CORR = 0.1  # below: the maps hardly know the bodies; other images' maps gi
 MOST = 0.9  # "nearly all": on sound runs 4 % are too small, 11 % far (all, with maps in another unit), 7 % at the bound
 TOO_TALL_SHARE = 0.3  # 4 % on photographs in the published unit, 70 % with the same maps times 1000
 ALONE_SHARE = 0.5  # 1 % on crowds
+# Metric networks are within 5 to 15 %, and heights tell a crowd's distance to a few percent.
+WRONG_METRES, ODD_METRES = 1.5, 1.25
+ODD_UNIT = 3.0  # factor between a unit that was told and the one that people show; images of one network vary by 1.5
 ACCEPTED_SHARE = 0.1  # of optimised images; 40 to 100 % whatever the depth, 8 % with maps the wrong way round
 
 _NOT_COMPARED = (PersonStatus.NOT_RUN, PersonStatus.INVALID_LABEL)
 _NOT_PLACED = (*_NOT_COMPARED, PersonStatus.EMPTY_MASK)
-_IMAGES = ("is_accepted", "is_optimized", "alpha_near", "alpha_far", "persons")
-_PEOPLE = ("corr", "depth_group")
+_IMAGES = ("is_accepted", "is_optimized", "alpha_near", "alpha_far", "depth_origin", "persons")
+_PEOPLE = ("corr", "depth_group", "depth_mean", "transl", "transl_init")
 _BINS = 40  # of correlations from -1 to 1: the median is known to 0.05
+_UNIT_BINS = 40  # of units, to a factor of ten: the median is known to 3 %
 LabelTable = Any  # a pyarrow.Table of schema.LABELS_SCHEMA; pyarrow itself is imported in data/ only
 
 
@@ -47,7 +52,8 @@ def count_signs(table: LabelTable, config: Mapping[str, Mapping[str, Any]]) -> d
         config: of the run, as `PipelineConfig.to_dict` gives it.
 
     Returns:
-        Counts by name; `corr NN` is a histogram of correlations inside bodies. Zeros are left out.
+        Counts by name; `corr NN` is a histogram of correlations inside bodies, `unit NN` one of `Sanity.unit`. Zeros
+        are left out.
     """
     columns = flatten_table(table.select(list(_IMAGES)), _PEOPLE)
     images, people = columns.images, columns.people
@@ -58,6 +64,7 @@ def count_signs(table: LabelTable, config: Mapping[str, Mapping[str, Any]]) -> d
     together = np.bincount(columns.owner, weights=judged, minlength=columns.num_images)
     compared = judged & (together >= 2)[columns.owner]
     measured = people["depth_group"] >= 0
+    metric = np.array([is_metric(origin) for origin in images["depth_origin"]], dtype=bool)
     corr = people["corr"][np.isfinite(people["corr"])]
     bins = np.bincount(((corr.clip(-1, 1) + 1) / 2 * _BINS).astype(int).clip(0, _BINS - 1), minlength=_BINS)
     counts = {
@@ -68,19 +75,48 @@ def count_signs(table: LabelTable, config: Mapping[str, Mapping[str, Any]]) -> d
         "unmeasured": (compared & ~measured).sum(),
         "measured": measured.sum(),
         "far": (people["depth_group"] == FAR).sum(),
-        **_count_fits(np.concatenate([images["alpha_near"], images["alpha_far"]]), config),
+        **_count_fits(columns, metric, config),
         **{f"corr {number:02d}": count for number, count in enumerate(bins.tolist())},
+        "in metres": (measured & metric[columns.owner]).sum(),
+        **_count_units(people["transl"][measured, 2], people["depth_mean"][measured]),
     }
     return {name: int(count) for name, count in counts.items() if count}
 
 
-def _count_fits(alpha: np.ndarray, config: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
+def _count_fits(columns: LabelColumns, metric: np.ndarray, config: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
     """Fits of the published solver, and how many are held at `default_alpha_min`; 0 = the whole group was set aside."""
     if config["solver"]["mode"] != "paper":
         return {}
+    alpha = np.stack([columns.images["alpha_near"], columns.images["alpha_far"]])
+    told = _told_unit(config)
+    unit = np.where(metric, 1.0, _image_units(columns) if told is None else told)
     fits = np.isfinite(alpha) & (alpha != 0)
-    held = fits & (alpha == np.float32(config["solver"]["default_alpha_min"]))
+    held = fits & np.isclose(alpha, config["solver"]["default_alpha_min"] * unit, rtol=1e-5, atol=0)
     return {"fits": int(fits.sum()), "fits at the default bound": int(held.sum())}
+
+
+def _told_unit(config: Mapping[str, Mapping[str, Any]]) -> float | None:
+    return DepthConfig(unit=config["depth"].get("unit", "published")).told_unit  # runs before 0.4 had no other
+
+
+def _image_units(columns: LabelColumns) -> np.ndarray:
+    """(images,) what `maths.depth_evidence` measured, from the same numbers; NaN where nobody was measured."""
+    depth = columns.people["depth_mean"].astype(np.float64)
+    unit = columns.people["transl_init"][:, 2] / (depth * METRES_PER_DEPTH)
+    order = np.lexsort([unit, columns.owner])  # NaN come last
+    people = np.bincount(columns.owner[~np.isnan(unit)], minlength=columns.num_images)
+    some = np.flatnonzero(people)
+    low, high = (unit[order[columns.starts[some] + (people[some] - 1 + up) // 2]] for up in (0, 1))
+    found = np.full(columns.num_images, np.nan)
+    found[some] = (low + high) / 2
+    return found
+
+
+def _count_units(z: np.ndarray, depth: np.ndarray) -> dict[str, int]:
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        unit = np.log10(z.astype(np.float64) / (depth.astype(np.float64) * METRES_PER_DEPTH)) * _UNIT_BINS
+    found, counts = np.unique(np.rint(unit[np.isfinite(unit)]).astype(int), return_counts=True)
+    return {f"unit {number}": int(count) for number, count in zip(found.tolist(), counts.tolist(), strict=True)}
 
 
 @dataclass(frozen=True)
@@ -100,6 +136,7 @@ class Sanity:
     far: float | None  # of people whose depth was measured
     unmeasured: float | None  # of people who were to be compared with somebody
     median_corr: float | None  # of rendered z with depth inside bodies
+    unit: float | None  # median over people of distance (after) / (relative depth * METRES_PER_DEPTH): of metric maps 1
     warnings: list[str]
     contradictions: list[str]
 
@@ -116,9 +153,12 @@ class Sanity:
         }
         told = ", ".join(f"{name} {100 * share:.1f} %" for name, share in shares.items() if share is not None)
         corr = [] if self.median_corr is None else [f"median corr inside bodies {self.median_corr:.2f}"]
+        unit = [] if self.unit is None else [f"{self.unit:.3g} of the published depth unit"]
         silent = [f"{self.shards_silent} shards of an older version not counted"] if self.shards_silent else []
         lines = [f"used     body {self.body}; depth {self.depth}"]
-        lines += [f"sanity   {'; '.join(part for part in (told, *corr, *silent) if part)}"] if self.shards else []
+        lines += (
+            [f"sanity   {'; '.join(part for part in (told, *corr, *unit, *silent) if part)}"] if self.shards else []
+        )
         lines += [f"WRONG    {text}" for text in self.contradictions]
         return lines + [f"look     {text}" for text in self.warnings]
 
@@ -140,6 +180,7 @@ def judge_run(identity: RunIdentity, receipts: Iterable[Receipt]) -> Sanity:
         "far": _share(signs.get("far", 0), signs.get("measured", 0)),
         "unmeasured": _share(signs.get("unmeasured", 0), signs.get("compared", 0)),
         "median_corr": _median_corr(signs),
+        "unit": _median_unit(signs),
     }
     return Sanity(
         body=_describe_body(identity),
@@ -147,7 +188,7 @@ def judge_run(identity: RunIdentity, receipts: Iterable[Receipt]) -> Sanity:
         shards=len(telling),
         shards_silent=len(receipts) - len(telling),
         **figures,
-        warnings=_warn(signs, figures, placing),
+        warnings=_warn(signs, figures, placing, _told_unit(identity.config)),
         contradictions=_contradict(signs, figures),
     )
 
@@ -162,6 +203,12 @@ def _contradict(signs: Mapping[str, int], figures: Mapping[str, float | None]) -
             f"the body goes farther away (median correlation {corr:.2f}); check depth.kind: disparity is larger for "
             "nearer, depth for farther; then run into another folder"
         )
+    if _off(figures["unit"] if _in_metres(signs) else None, 1.0) >= WRONG_METRES:
+        found.append(
+            f"the maps' metres contradict the people, who by their heights stand at {figures['unit']:.2g} times the "
+            "distance that the maps say (median): check depth.kind, and depth.scale (0.001 for millimetres); then run "
+            "into another folder"
+        )
     if signs.get("compared", 0) >= LEAST_PEOPLE and (figures["unmeasured"] or 0) >= MOST:
         found.append(
             f"nothing could be measured on {100 * (figures['unmeasured'] or 0):.0f} % of the people, who keep their "
@@ -171,22 +218,37 @@ def _contradict(signs: Mapping[str, int], figures: Mapping[str, float | None]) -
     return found
 
 
-def _warn(signs: Mapping[str, int], figures: Mapping[str, float | None], placing: int) -> list[str]:
-    """What is seldom right."""
-    unit = "the depth is not in the unit of the published network, for which this border was set"
+def _warn(signs: Mapping[str, int], figures: Mapping[str, float | None], placing: int, told: float | None) -> list[str]:
+    """What is seldom right. `told`: `depth.unit`; None = measured."""
+    unit = "the labels' distances are wrong"
+    if told is not None:
+        unit = "the depth is not in the unit that depth.unit tells, for which this border was set"
     shares = (
         ("far", MOST, signs.get("measured", 0), LEAST_PEOPLE,
          f"nearly all measured people are far (evidence.far_depth): {unit}, or people are small in the pictures; "
-         "solver.mode=joint needs no unit"),
+         "solver.mode=joint has no such border"),
         ("fits_at_default_bound", MOST, signs.get("fits", 0), LEAST_FITS,
          f"nearly all fits are held at solver.default_alpha_min, because no body's slope counted: {unit}, or the maps "
-         "are blurred; solver.mode=joint needs no unit"),
+         "are blurred; solver.mode=joint has no such bound"),
         ("too_tall", TOO_TALL_SHARE, placing, LEAST_PEOPLE,
          f"many people would be too tall: {unit}, or masks or labels are other people's"),
         ("alone", ALONE_SHARE, placing, LEAST_PEOPLE,
          f"most people are alone in their group: {unit}, or the labels' distances are wrong"),
     )  # fmt: skip
     found = [text for name, limit, of, least, text in shares if of >= least and (figures[name] or 0) >= limit]
+    metres = _in_metres(signs)
+    off = _off(figures["unit"], 1.0 if metres or told is None else told)
+    if metres and ODD_METRES <= off < WRONG_METRES:
+        found.append(
+            f"the maps' metres are hardly those of the people, who by their heights stand at {figures['unit']:.2f} "
+            "times the distance that the maps say (median): look at the labels' focal length, and at what the network "
+            "is for (indoors, outdoors)"
+        )
+    if told is not None and not metres and off >= ODD_UNIT and _enough(signs):
+        found.append(
+            f"depth.unit tells {told:g} of the published network's unit, people show {figures['unit']:.2g}: "
+            "evidence.far_depth and solver.default_alpha_min mean nothing so; take depth.unit=measured"
+        )
     corr = figures["median_corr"]
     if corr is not None and corr < WEAK_CORR and _enough(signs) and not _is_backwards(signs, corr):
         found.append(
@@ -225,6 +287,24 @@ def _median_corr(signs: Mapping[str, int]) -> float | None:
         return None
     edges = np.linspace(-1, 1, _BINS + 1)
     return round(float(np.interp(bins.sum() / 2, np.concatenate([[0], np.cumsum(bins)]), edges)), 3)
+
+
+def _in_metres(signs: Mapping[str, int]) -> bool:
+    """Whether nearly all maps of enough people were metric."""
+    return signs.get("in metres", 0) >= max(LEAST_PEOPLE, MOST * signs.get("measured", 0))
+
+
+def _off(unit: float | None, expected: float) -> float:
+    """Factor by which a unit is not the expected one, 1 or more; 1 where it is not known."""
+    return 1.0 if unit is None else max(unit / expected, expected / unit)
+
+
+def _median_unit(signs: Mapping[str, int]) -> float | None:
+    bins = sorted((int(name.removeprefix("unit ")), count) for name, count in signs.items() if name.startswith("unit "))
+    if not bins:
+        return None
+    middle = np.searchsorted(np.cumsum([count for _, count in bins]), sum(count for _, count in bins) / 2)
+    return float(f"{10 ** (bins[int(middle)][0] / _UNIT_BINS):.3g}")
 
 
 def _share(part: int, whole: int) -> float | None:

@@ -1,7 +1,7 @@
-"""What one start of a run works on: ranges of shards, subsets, so many images; and which failures it takes up again.
+"""What one launch of a run works on: ranges of shards, subsets, so many images; and which failures it takes up again.
 
-Knows numbers and words only, no file. A selection narrows one start; the run stays the whole manifest, and what was not
-selected stays pending. Counts are images.
+Knows numbers and words only, no file. A selection narrows one launch; the run stays the whole manifest, and what was
+not selected stays pending. Counts are images.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class SelectionError(DtoError, ValueError):
 
 @dataclass(frozen=True)
 class Selection:
-    """What a start is limited to; the defaults are everything."""
+    """What a launch is limited to; the defaults are everything."""
 
     shards: str = ""  # "3-7,12": numbers and closed ranges
     subsets: tuple[str, ...] = ()  # names of data sets
@@ -48,9 +48,12 @@ class Selection:
         return taken
 
 
+EVERYTHING = Selection()
+
+
 @dataclass(frozen=True)
 class Retry:
-    """Which failures a start takes up again; the defaults are none."""
+    """Which failures a launch takes up again; the defaults are none."""
 
     shards: bool = False  # those that were given up
     images: frozenset[str] = frozenset()  # statuses of images in finished shards

@@ -1,34 +1,32 @@
 """One image and its people seen by another camera: resized to S, rotated, mirrored, zoomed, cut at the bottom (MA-HMR).
 
-What happens to a label is told by `vary`, what happens to the pixels by `vary_pixels`, from the same `Draw`. Pure
-functions of arrays and a random generator; knows no file. Metres, radians, pixels of the resized image; cameras have
-their origin at the corner of the first pixel, pixel positions of warps at its centre, as published.
+What happens to a label is told by `vary`, what happens to the pixels by `paint`, from the same `Draw`. Reading
+processes decode and resize; the device paints. Pure functions of arrays and a random generator; knows no file. Metres,
+radians, pixels of the resized image; cameras have their origin at the corner of the first pixel, pixel positions of
+warps at its centre, as published.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.nn import functional
 
 from dto_pipeline.maths.rotation import axis_angle_to_matrix, matrix_to_axis_angle
 from dto_pipeline.models.body import BodyModel
-from dto_pipeline.train.data_config import AugmentConfig
+from dto_pipeline.train.config import AugmentConfig
 
 MIRROR_JOINTS = (0, 2, 1, 3, 5, 4, 6, 8, 7, 9, 11, 10, 12, 14, 13, 15, 17, 16, 19, 18, 21, 20, 23, 22)
 """SMPL's 24 joints with left and right exchanged."""
-NUM_JOINTS = 45
 _CHEST = 9  # a picture is never cut above the lowest of these joints
 _CROP_SHAPE = (2.0, 5.0)  # of the Beta distribution of how much stays below
 _LARGEST_AREA, _ASPECTS, _OCCLUSION_TRIES = 0.3, (0.5, 2.0), 6  # of a rectangle of noise over a box
 _FOCAL_RANGE = (0.02, 200.0)  # focal lengths a picture can have, in its longer side: fields of view 175 .. 0.3 degrees
 _LARGEST_SHEAR = 10.0  # fx / fy or its inverse
 _FARTHEST_CENTRE = 20.0  # of the principal point from the picture's corner, in its longer side
-_LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
+_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
 @dataclass(frozen=True)
@@ -61,9 +59,19 @@ class Frame:
     """Where the pixels of a varied image come from."""
 
     resized: tuple[int, int]  # width and height after the first resize
+    flip: bool  # mirrored then
     warp: np.ndarray | None  # (2, 3) float64 from the resized (and mirrored) image to itself; None = no warp
     rows: int  # that stay
     size: tuple[int, int]  # width and height in the end
+
+
+@dataclass(frozen=True)
+class Paint:
+    """All that makes a varied image of a resized one, but for the pixels."""
+
+    frame: Frame
+    patches: tuple[tuple[int, int, int, int, int], ...] = ()  # x, y, width, height and seed of noise over it
+    colours: tuple[float, float, float] = (1.0, 1.0, 1.0)  # factors of brightness, contrast, saturation
 
 
 @dataclass(frozen=True)
@@ -79,11 +87,77 @@ class Varied:
 
 
 def draw_variation(random: np.random.Generator, config: AugmentConfig) -> Draw:
-    """Chance; the same numbers are drawn whatever the config."""
+    """One draw; as many numbers are taken whatever the config."""
     angle, scale = random.uniform(-1, 1), random.uniform(config.min_scale, config.max_scale)
     flip, crop = (random.random(2) < (config.flip, config.crop)).tolist()
     stays = float(random.beta(*_CROP_SHAPE))
     return Draw(float(angle) * config.max_angle, flip, float(scale), stays if crop else None)
+
+
+def draw_paint(random: np.random.Generator, frame: Frame, boxes: np.ndarray, config: AugmentConfig) -> Paint:
+    """Rectangles of noise over parts of people, and colours.
+
+    Args:
+        boxes: (P, 4) corners [px of the varied image].
+    """
+    width, height = frame.size
+    patches = []
+    for left, top, right, bottom in boxes:
+        for _ in range(_OCCLUSION_TRIES if random.random() < config.occlude else 0):
+            area = random.uniform(0, _LARGEST_AREA) * (right - left) * (bottom - top)
+            aspect = random.uniform(*_ASPECTS)
+            h, w = int(np.sqrt(area * aspect)), int(np.sqrt(area / aspect))
+            x = int(random.uniform(left, max(left, right - w)))
+            y = int(random.uniform(top, max(top, bottom - h)))
+            if x >= 0 and y >= 0 and x + w < width and y + h < height:
+                patches.append((x, y, w, h, int(random.integers(1 << 31))))
+                break
+    brightness, contrast, saturation = (1 + random.uniform(-config.colour, config.colour) for _ in range(3))
+    return Paint(frame, tuple(patches), (brightness, contrast, saturation))
+
+
+def paint(image: torch.Tensor, how: Paint) -> torch.Tensor:
+    """The varied image on the device where the resized one is: (3, h, w) uint8 -> (3, h', w') uint8.
+
+    Black where the photograph does not reach. Mirror, warp, crop and second resize are one bilinear reading.
+    """
+    frame, (width, height) = how.frame, how.frame.size
+    varied = image
+    if frame.warp is not None or frame.rows != image.shape[1] or frame.size != frame.resized:
+        place = _reading(frame)[None].to(image.device)
+        grid = functional.affine_grid(place, [1, 3, height, width], align_corners=False)
+        varied = functional.grid_sample(image[None].float(), grid, mode="bilinear", align_corners=False)[0].round()
+    elif frame.flip:
+        varied = image.flip(-1)
+    varied = varied.to(torch.uint8)
+    for x, y, w, h, seed in how.patches:
+        chance = torch.Generator(image.device).manual_seed(seed)
+        noise = torch.randint(0, 256, (3, h, w), generator=chance, dtype=torch.uint8, device=image.device)
+        varied = varied.clone() if varied is image else varied
+        varied[:, y : y + h, x : x + w] = noise
+    return varied if how.colours == (1, 1, 1) else _jitter(varied, how.colours)
+
+
+def _reading(frame: Frame) -> torch.Tensor:
+    """(2, 3) float32 from places of the varied image to those of the resized one, both in -1 .. 1 from edge to edge."""
+    (w, h), (width, height) = frame.resized, frame.size
+    steps = np.diag([2 / w, 2 / h, 1.0]) @ [[1, 0, 0.5 - w / 2], [0, 1, 0.5 - h / 2], [0, 0, 1]]
+    mirror = np.array([[-1, 0, w - 1], [0, 1, 0], [0, 0, 1.0]]) if frame.flip else np.eye(3)
+    back = np.eye(3) if frame.warp is None else np.linalg.inv(np.vstack([frame.warp, [0, 0, 1]]))
+    grow = np.array([w / width, frame.rows / height])
+    cut = np.array([[grow[0], 0, (grow[0] - 1) / 2], [0, grow[1], (grow[1] - 1) / 2], [0, 0, 1]])
+    pixels = np.array([[width / 2, 0, width / 2 - 0.5], [0, height / 2, height / 2 - 0.5], [0, 0, 1]])
+    return torch.from_numpy((steps @ mirror @ back @ cut @ pixels)[:2]).float()
+
+
+def _jitter(image: torch.Tensor, colours: tuple[float, float, float]) -> torch.Tensor:
+    """Brightness, contrast, saturation: (3, h, w) uint8 -> the same."""
+    brightness, contrast, saturation = colours
+    pixels = image.float()
+    grey = sum(weight * plane for weight, plane in zip(_LUMA, pixels, strict=True))
+    towards = saturation * pixels + (1 - saturation) * grey
+    varied = brightness * (contrast * towards + (1 - contrast) * grey.mean())
+    return varied.round().clamp(0, 255).to(torch.uint8)
 
 
 def fit_size(width: int, height: int, side: int) -> tuple[tuple[int, int], float]:
@@ -114,7 +188,7 @@ def vary(bodies: Bodies, width: int, height: int, side: int, draw: Draw, body: B
     z = draw.scale
     camera = bodies.intrinsics.astype(np.float64).copy()
     camera[:, [0, 1], [0, 1]] *= rate * z
-    whole = Frame((w, h), _warp_matrix(w, h, draw), h, (w, h))
+    whole = Frame((w, h), draw.flip, _warp_matrix(w, h, draw), h, (w, h))
     camera[:, :2, 2] = move_points(bodies.intrinsics[:, :2, 2], (width, height), side, draw, whole)
 
     # R_c -> R R_c, t_c -> R t_c;  root = R_c root;  T' = R_c (p + T) + t_c - p, p the pelvis of the shape at rest
@@ -124,17 +198,25 @@ def vary(bodies: Bodies, width: int, height: int, side: int, draw: Draw, body: B
     if bodies.rotation is not None or draw.angle:
         root = torch.from_numpy(world @ axis_angle_to_matrix(torch.from_numpy(pose[:, 0])).numpy())
         pose[:, 0] = matrix_to_axis_angle(root).numpy()
-    pelvis = _joints(body, np.zeros((len(pose), 72)), bodies.betas)[:, 0].astype(np.float64)
-    transl = np.einsum("...ij,...j->...i", world, pelvis + bodies.transl) + shift - pelvis
     if draw.flip:  # partners exchanged, y and z of every axis-angle negated, T'_x too
         pose = pose[:, list(MIRROR_JOINTS)] * [1, -1, -1]
-        transl[:, 0] *= -1
     angles = pose.reshape(-1, 72)
-    joints = _joints(body, angles, bodies.betas) + transl[:, None]
-    seen = joints @ camera.transpose(0, 2, 1)
-    image_joints = seen[..., :2] / np.where(seen[..., 2:] == 0, 1e-9, seen[..., 2:])
-    varied = Varied(angles, transl, camera, joints, image_joints, whole)
+    posing, shape = (torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32)) for x in (angles, bodies.betas))
+    posed = body.joints(posing, shape, torch.zeros(len(pose), 3)).numpy()
+    pelvis = posed[:, 0].astype(np.float64)  # no pose moves it
+    transl = np.einsum("...ij,...j->...i", world, pelvis + bodies.transl) + shift - pelvis
+    transl[:, 0] *= -1 if draw.flip else 1
+    joints = posed + transl[:, None]
+    varied = Varied(angles, transl, camera, joints, project_points(joints, camera, behind=True), whole)
     return varied if draw.crop is None else _cut_bottom(varied, side, draw.crop, half_pixel)
+
+
+def project_points(points: np.ndarray, intrinsics: np.ndarray, behind: bool = False) -> np.ndarray:
+    """(P, V, 3) [m] by cameras (1 or P, 3, 3) -> (P, V, 2) [px]; NaN behind the camera, unless `behind` is wanted."""
+    seen = points @ intrinsics.transpose(0, 2, 1)
+    z = seen[..., 2:]
+    places = seen[..., :2] / np.where(z == 0, 1e-9, z)
+    return places if behind else np.where(z > 0, places, np.nan)
 
 
 def move_points(points: np.ndarray, size: tuple[int, int], side: int, draw: Draw, frame: Frame) -> np.ndarray:
@@ -167,63 +249,13 @@ def inside_image(points: np.ndarray, frame: Frame) -> np.ndarray:
     return inside
 
 
-def vary_pixels(rgb: np.ndarray, frame: Frame, flip: bool) -> np.ndarray:
-    """(H, W, 3) uint8 -> the image of `frame`, (h, w, 3) uint8; black where the photograph does not reach."""
-    image = resize(rgb, frame.resized)
-    image = image[:, ::-1] if flip else image
-    if frame.warp is not None:
-        inverse = np.linalg.inv(np.vstack([frame.warp, [0, 0, 1]]))
-        inverse[:2, 2] += 0.5 - inverse[:2, :2] @ [0.5, 0.5]  # pillow's pixels begin at their corner
-        picture = Image.fromarray(np.ascontiguousarray(image))
-        coefficients = inverse[:2].ravel().tolist()
-        image = np.asarray(
-            picture.transform(picture.size, Image.Transform.AFFINE, coefficients, Image.Resampling.BILINEAR)
-        )
-    return resize(np.ascontiguousarray(image[: frame.rows]), frame.size)
-
-
 def resize(rgb: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Bilinear without averaging, as the network was trained: (H, W, 3) uint8 -> (h, w, 3) uint8, `size` = w, h."""
     if (rgb.shape[1], rgb.shape[0]) == size:
         return rgb
-    planes = torch.from_numpy(np.array(rgb)).permute(2, 0, 1)[None].float()
+    planes = torch.from_numpy(np.array(rgb)).permute(2, 0, 1)[None]
     made = functional.interpolate(planes, (size[1], size[0]), mode="bilinear", align_corners=False)
-    return made[0].permute(1, 2, 0).round().clamp(0, 255).to(torch.uint8).numpy()
-
-
-def occlude(random: np.random.Generator, image: np.ndarray, boxes: np.ndarray, probability: float) -> np.ndarray:
-    """Rectangles of noise over parts of people: (h, w, 3) uint8 and boxes (P, 4) corners [px] -> (h, w, 3) uint8."""
-    height, width = image.shape[:2]
-    covered = image
-    for left, top, right, bottom in boxes:
-        if random.random() >= probability:
-            continue
-        for _ in range(_OCCLUSION_TRIES):
-            area = random.uniform(0, _LARGEST_AREA) * (right - left) * (bottom - top)
-            aspect = random.uniform(*_ASPECTS)
-            h, w = int(np.sqrt(area * aspect)), int(np.sqrt(area / aspect))
-            x = int(random.uniform(left, max(left, right - w)))
-            y = int(random.uniform(top, max(top, bottom - h)))
-            if x >= 0 and y >= 0 and x + w < width and y + h < height:
-                covered = covered.copy() if covered is image else covered
-                covered[y : y + h, x : x + w] = random.integers(0, 256, (h, w, 3), dtype=np.uint8)
-                break
-    return covered
-
-
-def jitter_colours(random: np.random.Generator, image: np.ndarray, config: AugmentConfig) -> np.ndarray:
-    """Brightness, contrast and saturation at random: (h, w, 3) uint8 -> the same."""
-    brightness, contrast, saturation = (
-        np.float32(1 + random.uniform(-spread, spread))
-        for spread in (config.brightness, config.contrast, config.saturation)
-    )
-    if brightness == contrast == saturation == 1:
-        return image
-    pixels = image.reshape(-1, 3).astype(np.float32)
-    grey = np.float32((pixels @ _LUMA).mean())
-    mix = saturation * np.eye(3, dtype=np.float32) + (1 - saturation) * _LUMA[:, None]  # RGB row @ mix: towards grey
-    varied = pixels @ (brightness * contrast * mix) + brightness * (1 - contrast) * grey
-    return np.clip(np.rint(varied), 0, 255).astype(np.uint8).reshape(image.shape)
+    return made[0].permute(1, 2, 0).numpy()
 
 
 def camera_problem(intrinsics: np.ndarray, width: int, height: int) -> str:
@@ -263,11 +295,5 @@ def _cut_bottom(varied: Varied, side: int, stays: float, half_pixel: bool) -> Va
     camera[:, [0, 1], [0, 1]] *= grown
     camera[:, :2, 2] = grown * camera[:, :2, 2] + (grown - 1) / 2
     points = varied.image_joints * grown if half_pixel else varied.image_joints * grown + (grown - 1) / 2
-    frame = dataclasses.replace(varied.frame, rows=rows, size=size)
-    return dataclasses.replace(varied, intrinsics=camera, image_joints=points, frame=frame)
-
-
-def _joints(body: BodyModel, pose: np.ndarray, betas: np.ndarray) -> np.ndarray:
-    """(P, 45, 3) without translation."""
-    angles, shape = (torch.from_numpy(np.ascontiguousarray(part, dtype=np.float32)) for part in (pose, betas))
-    return body.joints(angles, shape, angles.new_zeros(len(pose), 3)).numpy()
+    frame = replace(varied.frame, rows=rows, size=size)
+    return replace(varied, intrinsics=camera, image_joints=points, frame=frame)

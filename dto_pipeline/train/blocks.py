@@ -1,4 +1,4 @@
-"""Parts of the network: perceptrons, encoder blocks, decoder layers, the sine code, and rows of unequal length.
+"""Parts of the network: perceptrons, encoder blocks, decoder layers, the sine code, rows of unequal length, tokens.
 
 Names of weights are those of the published files (`state_dict.csv` of the recorded cases), shapes stand at every door:
 B images, N tokens of the longest image, Q queries, C and D widths of encoder and decoder. Knows no people.
@@ -8,13 +8,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 
 import torch
 from torch import nn
 from torch.nn import functional
 
+from dto_pipeline.train.config import CELL
+
 TEMPERATURE = 20.0  # of the sine code
+CONFIDENT = 0.3  # cells and queries from this confidence on show a person
+SMALL = 0.5  # cells of smaller scale are looked at more closely
+QUARTERS = ((0, 0), (0, 1), (1, 0), (1, 1))  # y, x of the four patches of a cell
 _ENCODER_EPS, _DECODER_EPS = 1e-6, 1e-5  # of the norms
 
 
@@ -28,9 +35,7 @@ class Mlp(nn.Module):
     @property
     def last(self) -> nn.Linear:
         """The layer whose outputs are the perceptron's."""
-        last = self.layers[-1]
-        assert isinstance(last, nn.Linear)
-        return last
+        return self.layers[-1]  # type: ignore[return-value]
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         for layer in self.layers[:-1]:
@@ -52,7 +57,9 @@ class Attention(nn.Module):
         return self.proj(attend(query, key, value, real[:, None, None]))
 
 
-class _FeedForward(nn.Module):
+class FeedForward(nn.Module):
+    """Two linear layers with GELU between them."""
+
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
         self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
@@ -61,7 +68,9 @@ class _FeedForward(nn.Module):
         return self.fc2(functional.gelu(self.fc1(tokens)))
 
 
-class _LayerScale(nn.Module):
+class LayerScale(nn.Module):
+    """A learnt factor for each feature."""
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.gamma = nn.Parameter(torch.ones(width))
@@ -75,9 +84,9 @@ class Block(nn.Module):
 
     def __init__(self, width: int, heads: int, hidden: int) -> None:
         super().__init__()
-        self.norm1, self.norm2 = (nn.LayerNorm(width, eps=_ENCODER_EPS) for _ in range(2))
-        self.attn, self.mlp = Attention(width, heads), _FeedForward(width, hidden)
-        self.ls1, self.ls2 = _LayerScale(width), _LayerScale(width)
+        self.norm1, self.norm2 = encoder_norm(width), encoder_norm(width)
+        self.attn, self.mlp = Attention(width, heads), FeedForward(width, hidden)
+        self.ls1, self.ls2 = LayerScale(width), LayerScale(width)
 
     def forward(self, tokens: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
         """tokens (B, N, C), real (B, N) bool."""
@@ -98,40 +107,23 @@ class Blocks(nn.Module):
 class DecoderLayer(nn.Module):
     """Queries look at each other, then at the memory around their boxes (Conditional and DAB-DETR), pre-norm."""
 
-    sa_qcontent_proj: nn.Linear
-    sa_qpos_proj: nn.Linear
-    sa_kcontent_proj: nn.Linear
-    sa_kpos_proj: nn.Linear
-    sa_v_proj: nn.Linear
-    sa_out_proj: nn.Linear
-    ca_qcontent_proj: nn.Linear
-    ca_qpos_proj: nn.Linear  # of the first layer only
-    ca_kcontent_proj: nn.Linear
-    ca_kpos_proj: nn.Linear
-    ca_v_proj: nn.Linear
-    ca_qpos_sine_proj: nn.Linear
-    ca_out_proj: nn.Linear
-
     def __init__(self, width: int, heads: int, hidden: int, first: bool) -> None:
         super().__init__()
         self.heads, self.is_first = heads, first
-        names = [f"sa_{part}_proj" for part in ("qcontent", "qpos", "kcontent", "kpos", "v", "out")]
-        names += [f"ca_{part}_proj" for part in ("qcontent", "kcontent", "kpos", "v", "qpos_sine", "out")]
-        for name in names + ["ca_qpos_proj"] * first:
-            self.add_module(name, nn.Linear(width, width))
+        square = (nn.Linear(width, width) for _ in range(13))
+        self.sa_qcontent_proj, self.sa_qpos_proj, self.sa_kcontent_proj = next(square), next(square), next(square)
+        self.sa_kpos_proj, self.sa_v_proj, self.sa_out_proj = next(square), next(square), next(square)
+        self.ca_qcontent_proj, self.ca_kcontent_proj, self.ca_kpos_proj = next(square), next(square), next(square)
+        self.ca_v_proj, self.ca_qpos_sine_proj, self.ca_out_proj = next(square), next(square), next(square)
+        if first:
+            self.ca_qpos_proj = next(square)
         self.linear1, self.linear2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(width, eps=_DECODER_EPS) for _ in range(3))
 
     def forward(
-        self,
-        content: torch.Tensor,
-        place: torch.Tensor,
-        sine: torch.Tensor,
-        memory: torch.Tensor,
-        memory_place: torch.Tensor,
-        real: torch.Tensor,
-        may_see: torch.Tensor | None,
-    ) -> torch.Tensor:
+        self, content: torch.Tensor, place: torch.Tensor, sine: torch.Tensor, memory: torch.Tensor,
+        memory_place: torch.Tensor, real: torch.Tensor, may_see: torch.Tensor | None,
+    ) -> torch.Tensor:  # fmt: skip
         """
         Args:
             content, place, sine: (B, Q, D) t, p and g of the queries.
@@ -149,21 +141,13 @@ class DecoderLayer(nn.Module):
         content = content + self.sa_out_proj(attend(query, key, value, may_see))
 
         seen = self.norm2(content)
-        query, key, key_place = (
-            self.ca_qcontent_proj(seen),
-            self.ca_kcontent_proj(memory),
-            self.ca_kpos_proj(memory_place),
-        )
+        query, key = self.ca_qcontent_proj(seen), self.ca_kcontent_proj(memory)
+        key_place = self.ca_kpos_proj(memory_place)
         if self.is_first:
             query, key = query + self.ca_qpos_proj(place), key + key_place
-        content = content + self.ca_out_proj(
-            attend(
-                self._join(query, self.ca_qpos_sine_proj(sine)),
-                self._join(key, key_place),
-                split_heads(self.ca_v_proj(memory), self.heads),
-                real[:, None, None],
-            )
-        )
+        query, key = self._join(query, self.ca_qpos_sine_proj(sine)), self._join(key, key_place)
+        value = split_heads(self.ca_v_proj(memory), self.heads)
+        content = content + self.ca_out_proj(attend(query, key, value, real[:, None, None]))
         return content + self.linear2(self.linear1(self.norm3(content)).relu())
 
     def _join(self, content: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
@@ -210,6 +194,12 @@ def sine_code(xy: torch.Tensor, width: int) -> torch.Tensor:
     return torch.where(k % 2 == 0, phase.sin(), phase.cos()).flatten(-2)
 
 
+def number_within(image: torch.Tensor, count: int) -> torch.Tensor:
+    """(T,) of rows that lie image after image, `image` (T,) ascending of `count`: which row of its image each is."""
+    lengths = torch.bincount(image, minlength=count)
+    return torch.arange(len(image), device=image.device) - (lengths.cumsum(0) - lengths)[image]
+
+
 def pad_rows(values: torch.Tensor, image: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows of B images one after the other -> a row of the longest for each image.
 
@@ -221,11 +211,68 @@ def pad_rows(values: torch.Tensor, image: torch.Tensor, count: int) -> tuple[tor
     """
     lengths = torch.bincount(image, minlength=count)
     longest = int(lengths.max()) if count else 0
-    within = torch.arange(len(image), device=image.device) - (lengths.cumsum(0) - lengths)[image]
-    padded = values.new_zeros(count, longest, *values.shape[1:]).index_put((image, within), values)
+    padded = values.new_zeros(count, longest, *values.shape[1:])
+    padded = padded.index_put((image, number_within(image, count)), values)
     return padded, torch.arange(longest, device=image.device) < lengths[:, None]
 
 
 def image_numbers(lengths: Sequence[int], device: torch.device | None = None) -> torch.Tensor:
     """(T,) which image each row belongs to."""
     return torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths, dtype=torch.long)).to(device)
+
+
+@dataclass(frozen=True)
+class Cells:
+    """T cells of 28 px of B images, image after image, each in Z-order: a group of 2 x 2 is four rows in a row."""
+
+    image: torch.Tensor  # (T,) int64
+    y: torch.Tensor  # (T,) int64 row
+    x: torch.Tensor
+
+    @property
+    def lengths(self) -> list[int]:
+        """Cells of each image."""
+        return torch.bincount(self.image).tolist()
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What becomes of the cells."""
+
+    small: torch.Tensor  # (T,) bool, replaced by four finer tokens
+    kept: torch.Tensor  # (T,) bool, stay
+    background: torch.Tensor  # (T,) bool, four of a group become one
+
+
+def list_cells(sizes: Sequence[tuple[int, int]], device: torch.device | None = None) -> Cells:
+    """Cells of images of (height, width) px, both multiples of 56."""
+    grids = [z_order(height // CELL, width // CELL) for height, width in sizes]
+    y, x = (torch.cat([grid[axis] for grid in grids]) for axis in (0, 1))
+    return Cells(image_numbers([len(y) for y, _ in grids], device), y.to(device), x.to(device))
+
+
+@lru_cache(maxsize=256)
+def z_order(rows: int, columns: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows and columns (n,) of a grid's cells in Z-order: bits of x at even places of the key, of y at odd ones."""
+    y, x = (part.flatten() for part in torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij"))
+    key = sum(((x >> bit & 1) << 2 * bit) + ((y >> bit & 1) << 2 * bit + 1) for bit in range(16))
+    order = torch.argsort(torch.as_tensor(key))
+    return y[order], x[order]
+
+
+def choose_tokens(scale_map: torch.Tensor, by_image: bool, limits: tuple[float, float]) -> Choice:
+    """Refine, keep or merge.
+
+    Args:
+        scale_map: (T, 2) confidence and scale of the cells.
+        by_image: an image never depends on its neighbours. False: as published, where no image of the batch has any
+            background, small cells stay beside the finer ones that replace them.
+        limits: of confidence and scale, see `CONFIDENT` and `SMALL`.
+    """
+    confident = scale_map[:, 0] > limits[0]
+    small = confident & (scale_map[:, 1] < limits[1])
+    valid = confident.view(-1, 4).any(-1).repeat_interleave(4)
+    kept = valid & ~small
+    if not by_image and bool(valid.all()):
+        kept = torch.ones_like(kept)
+    return Choice(small, kept, ~valid)

@@ -2,7 +2,7 @@
 
 Knows files and state dicts. A checkpoint appears under its name in one step, so a killed writer leaves none that is
 half; it is read by an unpickler that runs nothing, and its checksums are compared. Where the newest cannot be
-read, the one before it takes its place, and a sentence says so.
+read, the one before it is taken, and a sentence says so; training writes the damaged one again.
 """
 
 from __future__ import annotations
@@ -24,25 +24,17 @@ from dto_pipeline.errors import DtoError
 from dto_pipeline.models.networks import ModelError, ModelReference
 from dto_pipeline.models.stored_networks import make_fitting, plain_weights
 from dto_pipeline.reading import IrregularFile, parse_json, read_regular
-from dto_pipeline.train.architecture import Architecture, ArchitectureError
 from dto_pipeline.train.config import TrainConfig, train_config_from_dict
 from dto_pipeline.train.model import MeshNetwork
-from dto_pipeline.train.released import (
-    begin_from,
-    clean_names,
-    dinov2_weights,
-    hash_weights,
-    released_architecture,
-)
+from dto_pipeline.train.released import begin_from, clean_names, dinov2_weights, hash_weights, make_network, read_sizes
 
 FORMAT = "dto-checkpoint/2"
 _BEFORE = "dto-checkpoint/1"  # of the network of version 0.3.0
 FOLDER = "checkpoints"
 _NAME = re.compile(r"step-(\d{8})\.pt")
-DAMAGED = ".damaged"  # behind the name of a checkpoint that was set aside because it could not be read
 _KEPT = 2  # newest checkpoints of a training: the one in use and the one before, should a disk fail
-_KINDS = {"position": dict, "versions": dict, "optimizer": dict, "weights": dict, "body_sha256": str}
-_KINDS |= {"architecture": dict, "init": dict}
+_KINDS: dict[str, type] = dict.fromkeys(("config", "init", "weights", "optimizer", "position", "versions"), dict)
+_KINDS["body_sha256"] = str
 _LOG = logging.getLogger(__name__)
 
 
@@ -63,8 +55,7 @@ class Position:
 class Checkpoint:
     """What a checkpoint file holds."""
 
-    config: TrainConfig
-    architecture: dict[str, Any]  # of the network, see `Architecture.to_dict`
+    config: TrainConfig  # the network's sizes too
     init: dict[str, Any]  # what the training began with, see `begin_network`
     weights: dict[str, torch.Tensor]
     optimizer: dict[str, Any]
@@ -82,7 +73,7 @@ def begin_network(config: TrainConfig) -> tuple[MeshNetwork, dict[str, Any]]:
     Raises:
         ModelMissing, ModelError, ReleasedError, CheckpointError, TorchFileError: it cannot be had as the config says.
     """
-    network, knobs = MeshNetwork(config.architecture()), config.encoder
+    network, options = make_network(config), config.encoder
     if config.loop.init:
         weights = read_any_weights(Path(config.loop.init))
         taken = begin_from(network, weights, config.loop.init)
@@ -90,16 +81,16 @@ def begin_network(config: TrainConfig) -> tuple[MeshNetwork, dict[str, Any]]:
             _LOG.warning("%s: %s", config.loop.init, taken.describe())
         told = {"missing": list(taken.missing), "unexpected": list(taken.unexpected)}
         return network, {"weights": config.loop.init, "sha256": hash_weights(weights), **told}
-    if not knobs.model:
+    if not options.model:
         return network, {}
     from dto_pipeline.models.encoder import load_dinov2  # transformers costs seconds
 
-    state, heads = load_dinov2(ModelReference(knobs.model, knobs.revision, knobs.offline, knob="encoder"))
-    if heads != knobs.heads:
-        raise CheckpointError(f"{knobs.model} has {heads} heads, encoder.heads is {knobs.heads}; set it to {heads}")
-    weights = dinov2_weights(state, network.size)
-    begin_from(network, weights, knobs.model)
-    return network, {"encoder": knobs.model, "revision": knobs.revision, "sha256": hash_weights(weights)}
+    state, heads = load_dinov2(ModelReference(options.model, options.revision, options.offline, knob="encoder"))
+    if heads != options.heads:
+        raise CheckpointError(f"{options.model} has {heads} heads, encoder.heads is {options.heads}; set it to {heads}")
+    weights = dinov2_weights(state, config)
+    begin_from(network, weights, options.model)
+    return network, {"encoder": options.model, "revision": options.revision, "sha256": hash_weights(weights)}
 
 
 def sizes_to_begin_with(folder: Path, init: str) -> dict[str, dict[str, Any]]:
@@ -114,20 +105,17 @@ def sizes_to_begin_with(folder: Path, init: str) -> dict[str, dict[str, Any]]:
         return {}
     try:
         if train_file.exists():
-            known = train_config_from_dict(parse_json(read_regular(train_file))["config"]).architecture()
+            tree = train_config_from_dict(parse_json(read_regular(train_file))["config"]).to_dict()
         else:
-            known = released_architecture(read_any_weights(Path(init)), init)
+            tree = read_sizes(read_any_weights(Path(init)), init)
     except (ValueError, KeyError, TypeError, AttributeError, IrregularFile) as error:
         if isinstance(error, DtoError):
             raise
         raise CheckpointError(f"{train_file} cannot be used ({error}); choose another folder") from error
-    encoder = {"width": known.encoder_width, "layers": known.encoder_layers, "heads": known.encoder_heads}
-    model = {"width": known.width, "layers": known.decoder_layers, "hidden": known.hidden, "queries": known.queries}
-    return {
-        "encoder": encoder | {"additional": known.additional},
-        "model": model | {"heads": known.heads},
-        "data": {"input_size": known.input_size},
-    }
+    stages_decide = {"betas", "camera", "denoising", "principal_point", "prune_by_image"}
+    names = {"encoder": {"width", "layers", "heads", "hidden", "additional"}, "data": {"input_size"}}
+    names["model"] = set(tree["model"]) - stages_decide
+    return {name: {key: tree[name][key] for key in keys} for name, keys in names.items()}
 
 
 def read_any_weights(path: Path) -> dict[str, torch.Tensor]:
@@ -149,26 +137,18 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
         CheckpointError: the disk is full or cannot be written; the checkpoints that are there stay.
     """
     path = checkpoint_file(folder, checkpoint.position.step)
-    content = {
-        "format": FORMAT,
-        "config": checkpoint.config.to_dict(),
-        "architecture": checkpoint.architecture,
-        "init": checkpoint.init,
-        "weights": checkpoint.weights,
-        "optimizer": checkpoint.optimizer,
-        "position": vars(checkpoint.position),
-        "versions": checkpoint.versions,
-        "body_sha256": checkpoint.body_sha256,
-    }
+    content = {name: value for name, value in vars(checkpoint).items() if name in _KINDS}
+    content |= {"config": checkpoint.config.to_dict(), "position": vars(checkpoint.position)}
     try:
-        write_torch_file(path, content)
+        write_torch_file(path, {"format": FORMAT, **content})
     except OSError as error:
         there = list_checkpoints(folder)
         after = f"go on from {there[-1].name}, which is whole" if there else "begin anew: there is no earlier one"
         raise CheckpointError(
             f"{path} could not be written: {error.strerror}; make room, or make it writable, and start again to {after}"
         ) from error
-    for old in list_checkpoints(folder)[:-_KEPT]:
+    left = [one for one in path.parent.glob(".step-*") if is_temporary(one.name)]  # by killed writers
+    for old in [*list_checkpoints(folder)[:-_KEPT], *left]:
         old.unlink()
     return path
 
@@ -183,70 +163,33 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in (folder / FOLDER).glob("step-*.pt") if _NAME.fullmatch(path.name))
 
 
-def list_damaged(folder: Path) -> list[Path]:
-    """Checkpoints of a training that were set aside by `take_up`."""
-    return sorted((folder / FOLDER).glob(f"step-*.pt{DAMAGED}"))
-
-
 def read_checkpoint(path: str | Path) -> Checkpoint:
     """Read a checkpoint file, or the newest of a training's folder that can be read; tensors are on the CPU.
 
     Raises:
         CheckpointError, TorchFileError: there is none, it is not one, or it is damaged.
     """
-    path = Path(path)
-    if path.is_dir():
-        checkpoint, damaged = _read_newest(path)
-        for reason in damaged.values():
-            _LOG.warning("%s; taking %s instead", reason, checkpoint.path)
-        return checkpoint
-    if not path.exists():
-        raise CheckpointError(f"{path} does not exist; give a checkpoint, or the folder of a training")
-    try:
-        return _read_file(path)
-    except TorchFileError as error:
-        advice = "give the folder of its training to take the newest checkpoint that can be read"
-        raise TorchFileError(f"{error}; {advice}") from error
-
-
-def take_up(folder: Path) -> Checkpoint | None:
-    """What a training goes on from: its newest checkpoint that can be read; None where there is none yet.
-
-    Newer ones that cannot be read are set aside as ``step-N.pt.damaged``, and what killed writers left is removed: only
-    the one process that writes checkpoints may call this.
-
-    Raises:
-        CheckpointError: there are checkpoints, but none can be read. They stay as they are.
-    """
-    for leftover in (folder / FOLDER).glob(".step-*"):
-        if is_temporary(leftover.name):
-            leftover.unlink()
-    if not list_checkpoints(folder):
-        return None
-    checkpoint, damaged = _read_newest(folder)
-    for path, reason in damaged.items():
-        aside = path.with_name(path.name + DAMAGED)
-        path.replace(aside)
-        used = checkpoint_file(folder, checkpoint.position.step).name
-        _LOG.warning("%s; it is kept as %s, and training goes on from %s instead", reason, aside.name, used)
-    return checkpoint
-
-
-def _read_newest(folder: Path) -> tuple[Checkpoint, dict[Path, str]]:
-    """The newest checkpoint that can be read, and why newer ones cannot."""
-    damaged: dict[Path, str] = {}
-    for path in reversed(list_checkpoints(folder)):
+    path, damaged = Path(path), list[str]()
+    if not path.is_dir():
+        if not path.exists():
+            raise CheckpointError(f"{path} does not exist; give a checkpoint, or the folder of a training")
         try:
-            return _read_file(path), damaged
+            return _checkpoint_of(read_torch_file(path), path)
+        except TorchFileError as error:
+            advice = "give the folder of its training to take the newest checkpoint that can be read"
+            raise TorchFileError(f"{error}; {advice}") from error
+    for one in reversed(list_checkpoints(path)):
+        try:
+            checkpoint = _checkpoint_of(read_torch_file(one), one)
         except (DtoError, OSError) as error:
-            damaged[path] = str(error)
+            damaged.append(str(error))
+            continue
+        for reason in damaged:
+            _LOG.warning("%s; taking %s instead", reason, one)
+        return checkpoint
     if not damaged:
-        raise CheckpointError(f"{folder} holds no {FOLDER}/step-*.pt; give a training's folder or a checkpoint file")
-    raise CheckpointError(f"no checkpoint can be read: {'; '.join(damaged.values())}; remove them to train anew")
-
-
-def _read_file(path: Path) -> Checkpoint:
-    return _checkpoint_of(read_torch_file(path), path)
+        raise CheckpointError(f"{path} holds no {FOLDER}/step-*.pt; give a training's folder or a checkpoint file")
+    raise CheckpointError(f"no checkpoint can be read: {'; '.join(damaged)}; remove them to train anew")
 
 
 def _checkpoint_of(content: Any, path: Path) -> Checkpoint:
@@ -256,11 +199,13 @@ def _checkpoint_of(content: Any, path: Path) -> Checkpoint:
         )
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not in the format {FORMAT}; was it written by another program or version?")
-    missing = [field.name for field in fields(Checkpoint) if field.name not in (*content, "path")]
-    if isinstance(position := content.get("position"), dict):
-        missing += [f"position.{field.name}" for field in fields(Position) if field.name not in position]
+    position = content.get("position")
+    steps = [field.name for field in fields(Position)]
+    told = position if isinstance(position, dict) else dict.fromkeys(steps, 0)
+    missing = [name for name in _KINDS if name not in content]
+    missing += [f"position.{name}" for name in steps if name not in told]
     odd = [key for key, kind in _KINDS.items() if key in content and not isinstance(content[key], kind)]
-    odd += [f"position.{key}" for key, value in _numbers(position) if type(value) is not int or value < 0]
+    odd += [f"position.{key}" for key in steps if key in told and (type(told[key]) is not int or told[key] < 0)]
     if odd:
         raise CheckpointError(f"{path}: {', '.join(odd)} is of no type that a training writes; is the file whole?")
     if missing:
@@ -269,13 +214,8 @@ def _checkpoint_of(content: Any, path: Path) -> Checkpoint:
         config = train_config_from_dict(content["config"])
     except (ConfigError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: its config cannot be used: {error}") from error
-    position = Position(**{field.name: content["position"][field.name] for field in fields(Position)})
-    names = ("architecture", "init", "weights", "optimizer", "versions", "body_sha256")
-    return Checkpoint(config=config, position=position, path=path, **{name: content[name] for name in names})
-
-
-def _numbers(position: Any) -> list[tuple[str, Any]]:
-    return [(f.name, position[f.name]) for f in fields(Position) if isinstance(position, dict) and f.name in position]
+    own = {"config": config, "position": Position(*(told[name] for name in steps)), "path": path}
+    return Checkpoint(**{name: content[name] for name in _KINDS} | own)
 
 
 def restore_network(checkpoint: Checkpoint, device: torch.device | str = "cpu") -> MeshNetwork:
@@ -286,11 +226,9 @@ def restore_network(checkpoint: Checkpoint, device: torch.device | str = "cpu") 
     """
     where = str(checkpoint.path or "the checkpoint")
     try:
-        size = Architecture(**checkpoint.architecture)
-        network = make_fitting(lambda: MeshNetwork(size), plain_weights(checkpoint.weights, where), where)
-    except (ModelError, TypeError, ArchitectureError) as error:
-        text = str(error)
-        raise CheckpointError(text if text.startswith(where) else f"{where}: {text}") from error
+        network = make_fitting(lambda: make_network(checkpoint.config), plain_weights(checkpoint.weights, where), where)
+    except ModelError as error:
+        raise CheckpointError(str(error)) from error
     return network.eval().to(device)
 
 

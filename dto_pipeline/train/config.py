@@ -1,27 +1,23 @@
-"""Every knob of training, once: frozen dataclasses, one per room, with unit and origin.
+"""Every option of training, once: frozen dataclasses, one per section, with unit and origin.
 
-The manner is that of `dto_pipeline.config`: YAML, ``room.key=value`` overrides, unknown keys refused. A preset is a
-tree of knobs below the user's own; see `PRESETS` for all that tells the paper's settings from ours. "MA-HMR": arXiv
-2511.13282.
+YAML, ``section.key=value`` overrides, unknown keys refused, as in `dto_pipeline.config`. A preset is a tree of options
+below the user's own: `PRESETS` holds all that tells the published training from ours. "MA-HMR": arXiv 2511.13282.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from dto_pipeline.config import BodyConfig, ConfigError, build_rooms, read_tree
-from dto_pipeline.train.architecture import PATCH, Architecture, ArchitectureError
-from dto_pipeline.train.data_config import AugmentConfig, DataConfig
+from dto_pipeline.data.certainty import Limits
 
-PRINCIPAL_POINTS = ("true", "centre")
-POSE_DISTANCES = ("matrix", "axis_angle")
-DEPTHS = ("transl", "pelvis")
-PRECISIONS = ("float32", "bfloat16")
+PATCH, CELL, GROUP = 14, 28, 56  # sides of tokens of level 0, 1 and 2 [px]
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "ours": {},  # the defaults below
     "paper": {  # exactly as published, see docs/training.md
@@ -46,6 +42,29 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "loop": {"warm_up": 0, "last_rate": 0.0},
     },
 }
+_CHOICES: dict[str, tuple[Any, ...]] = {
+    "loss.preset": tuple(PRESETS),
+    "loss.pose_distance": ("matrix", "axis_angle"),
+    "loss.depth_of": ("transl", "pelvis"),
+    "model.principal_point": ("true", "centre"),
+    "model.betas": (10, 11),
+    "loop.precision": ("float32", "bfloat16"),
+    "data.select": ("accepted", "optimized", "all"),
+}
+# section.key -> least and most; those of sizes keep a described network from filling the memory before it is looked at
+_RANGES: dict[str, tuple[float, float]] = {
+    **{f"encoder.{key}": (1, most) for key, most in {"width": 4096, "layers": 64, "heads": 256}.items()},
+    **{"encoder.hidden": (0, 16384), "encoder.additional": (0, 16), "model.denoising": (0, 100)},
+    **{f"model.{key}": (1, most) for key, most in {"width": 4096, "heads": 256, "layers": 24, "hidden": 16384}.items()},
+    **{"model.queries": (1, 2000), "data.input_size": (GROUP, 5600), "data.holdout": (0, 0.999)},
+    **{f"loop.{key}": (1, math.inf) for key in ("steps", "log_every", "checkpoint_every", "torch_threads")},
+    **{f"loop.{key}": (0, math.inf) for key in ("workers", "evaluate_every", "rate", "encoder_rate")},
+    **{f"data.{key}": (1, math.inf) for key in ("max_people", "min_joints", "batch_images", "shuffle_images")},
+    **{f"data.{key}": (0, math.inf) for key in ("max_error", "max_z_sigma")},
+    **{"data.workers": (0, math.inf), "data.seed": (0, math.inf), "data.patience": (1e-3, math.inf)},
+    **{"augment.max_angle": (0, 180), "augment.min_scale": (1e-3, 1e3), "augment.max_scale": (1e-3, 1e3)},
+    **{f"augment.{key}": (0, 1) for key in ("flip", "crop", "occlude", "colour")},
+}
 
 
 @dataclass(frozen=True)
@@ -58,7 +77,7 @@ class EncoderConfig:
     width: int = 768  # of tokens (ViT-B)
     layers: int = 12
     heads: int = 12
-    patch: int = 14  # side of a patch, of every DINOv2 [px]
+    hidden: int = 0  # of the blocks' perceptrons; 0 = four times the width
     additional: int = 3  # blocks that read the scale map; fewer where the encoder has no more layers
 
 
@@ -82,7 +101,7 @@ class ModelConfig:
 class LossConfig:
     """Weights (stage 3 of MA-HMR) and how losses are measured. A weight of 0 switches a loss off."""
 
-    preset: str = "ours"  # see `PRESETS`; other keys change single knobs of it
+    preset: str = "ours"  # see `PRESETS`; other keys change single options of it
     confidence: float = 4.0
     pose: float = 5.0
     betas: float = 3.0
@@ -97,7 +116,6 @@ class LossConfig:
     map_confidence: float = 4.0
     map_scale: float = 4.0
     reach: float = 1.0  # pairs of people farther apart than this in z do not enter the relative metric loss [m]
-    fov_over: float = 3.0  # factor on a field of view that is estimated too large
     pose_distance: str = "matrix"  # matrix: entries of rotation matrices; axis_angle: as published, jumps at pi
     depth_of: str = "transl"  # what predicted distances are compared with: SMPL's transl, or the pelvis, as published
     over_all_joints: bool = False  # divide the 2D loss by all joints, as published, not by those that count
@@ -107,16 +125,6 @@ class LossConfig:
     share_all_counts: bool = True  # two processes with half a batch learn what one learns; published: people only
     # a pair whose labels' z differ with posterior variance v counts 1 / (1 + v / pair_sigma^2) [m]; 0 = all alike
     pair_sigma: float = 0.3
-
-
-@dataclass(frozen=True)
-class MatchConfig:
-    """Costs of the optimal assignment of queries to people (MA-HMR)."""
-
-    confidence: float = 1.0
-    boxes: float = 1.0
-    giou: float = 1.0
-    image_joints: float = 20.0
 
 
 @dataclass(frozen=True)
@@ -131,76 +139,107 @@ class LoopConfig:
     warm_up: int = 500  # steps over which the rate rises
     weight_decay: float = 1e-4
     clip: float = 1.0  # of the gradient's norm
-    precision: str = "float32"  # see `PRECISIONS`; bfloat16 = autocast
+    precision: str = "float32"  # bfloat16 = autocast
     log_every: int = 20  # steps between rows of metrics
     evaluate_every: int = 2000  # steps between evaluations on held-out images; 0 = only at the end
     checkpoint_every: int = 1000  # steps
-    pictures: int = 4  # held-out images drawn at each evaluation
     seed: int = 0  # of the untrained weights; order and augmentation have their own
     workers: int = 0  # DDP workers as Ray actors; 0 = this process, without Ray
     gpu: bool = False  # one GPU per worker, NCCL; otherwise CPU and gloo
     torch_threads: int = 1  # intra-op threads per worker on CPU
     max_failures: int = 3  # lost workers after which Ray gives up
 
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is trained on. `weights`, `images`, `trust`, `complete` hold one entry per entry of `labels`, or none."""
+
+    labels: tuple[str, ...] = ()  # runs, exports in Parquet, label files, DTO-Humans' and RelativeHuman's npz
+    weights: tuple[float, ...] = ()  # times an epoch each image of these labels is seen; none = once
+    images: tuple[str, ...] = ()  # folder or URI of the photographs; "" = those the run's manifest names
+    trust: tuple[str, ...] = ()  # "3d", or "2d": only places in the picture and cameras are labels; none = 3d
+    complete: tuple[bool, ...] = ()  # everybody in these images is labelled; false: others may be found; none = true
+    select: str = "accepted"  # images: accepted, optimized or all; never those without people
+    max_error: float = 0.0  # images of at most this expected error of z [m], where labels tell it; 0 = all
+    max_z_sigma: float = 0.0  # bodies of at most this sigma of z [m]; of others only the box is learnt; 0 = all
+    holdout: float = 0.0  # share of the images kept for evaluation, chosen by a hash of their keys (ours)
+    input_size: int = 1288  # S, the longer side of an input [px], a multiple of 56
+    max_people: int = 50  # of one image, the nearest are kept; as many as the network has queries
+    min_joints: int = 4  # a body with fewer of its 45 joints inside the picture is left out
+    # J_regressor_extra.npy (9, V) of the body: RelativeHuman's 14 joints; "" = the 12 of them that SMPL's tree has
+    regressor: str = ""
+    batch_images: int = 4  # of one rank
+    workers: int = 2  # processes of a rank that read images; 0 = read in the training process
+    patience: float = 300.0  # a batch that takes the reading processes longer ends the training [s]
+    shuffle_images: int = 8192  # neighbours in an epoch come from this many images; bounds memory (ours)
+    seed: int = 0  # of order and augmentation
+
+    def __post_init__(self) -> None:
+        for name in ("weights", "images", "trust", "complete"):
+            found, wanted = len(getattr(self, name)), len(self.labels)
+            _expect(found in (0, wanted), f"data.{name} has {found} entries; expected {wanted}, one per data.labels")
+        _expect(all(math.isfinite(w) and w >= 0 for w in self.weights), "data.weights must be 0 or more")
+        _expect(set(self.trust) <= {"3d", "2d"}, f"data.trust is {self.trust}; expected 3d or 2d, one per data.labels")
+
     @property
-    def world(self) -> int:
-        """Processes that share a step."""
-        return max(1, self.workers)
+    def limits(self) -> Limits:
+        """How certain images and bodies must be."""
+        return Limits(self.max_error or None, self.max_z_sigma or None)
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """How an image and its labels are varied; drawn anew for every image and epoch (numbers of MA-HMR)."""
+
+    max_angle: float = 15.0  # about the camera's axis, uniform on both sides [degree]
+    min_scale: float = 0.8  # of the focal length
+    max_scale: float = 1.8
+    flip: float = 0.5  # probability of a mirror image
+    crop: float = 0.8  # probability that the bottom is cut off, below the lowest chest
+    occlude: float = 0.6  # probability, for each person, of a rectangle of noise over a part of its box
+    colour: float = 0.2  # factors of brightness, contrast and saturation are drawn from 1 -+ this
+    # what the preset `paper` does as published, and `ours` mends
+    all_joints_count: bool = False  # 2D losses and matching count joints outside the picture as well
+    clamp_cells: bool = False  # the scale map marks border cells for vertices outside, and those behind the camera
+    keep_unvaried: bool = True  # where no draw leaves anybody, the image is taken as it is; False: it is left out
+    vary_flat: bool = True  # images of which only places are labelled are varied too; False: not, and hips never count
+    half_pixel: bool = False  # a crop's joints lack the half pixel that its camera gets
+
+
+def without_augmentation(config: AugmentConfig) -> AugmentConfig:
+    """The whole picture as it is: what evaluation sees."""
+    return replace(config, max_angle=0.0, min_scale=1.0, max_scale=1.0, flip=0.0, crop=0.0, occlude=0.0, colour=0.0)
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """All rooms of training."""
+    """All sections of training."""
 
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
-    match: MatchConfig = field(default_factory=MatchConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     body: BodyConfig = field(default_factory=BodyConfig)
 
     def __post_init__(self) -> None:
-        for key, value, choices in (
-            ("model.principal_point", self.model.principal_point, PRINCIPAL_POINTS),
-            ("loss.pose_distance", self.loss.pose_distance, POSE_DISTANCES),
-            ("loss.depth_of", self.loss.depth_of, DEPTHS),
-            ("loss.preset", self.loss.preset, tuple(PRESETS)),
-            ("loop.precision", self.loop.precision, PRECISIONS),
-        ):
-            _expect(value in choices, f"{key} is {value!r}; choose from {choices}")
-        _expect(self.encoder.patch == PATCH, f"encoder.patch is {self.encoder.patch}; expected {PATCH}")
-        _expect(self.loop.steps >= 1, f"loop.steps is {self.loop.steps}; expected at least 1")
-        _expect(self.model.denoising >= 0, f"model.denoising is {self.model.denoising}; expected 0 or more groups")
-        for key in ("log_every", "checkpoint_every"):
-            _expect(getattr(self.loop, key) >= 1, f"loop.{key} must be at least 1")
-        learns = bool(self.encoder.model or self.loop.init) or self.loop.encoder_rate > 0
+        for section in fields(self):
+            for key, value in vars(getattr(self, section.name)).items():
+                name = f"{section.name}.{key}"
+                if name in _CHOICES:
+                    _expect(value in _CHOICES[name], f"{name} is {value!r}; choose from {_CHOICES[name]}")
+                least, most = _RANGES.get(name, (-math.inf, math.inf))
+                if isinstance(value, int | float):
+                    finite = least <= value <= most and math.isfinite(value)
+                    _expect(finite, f"{name} is {value}; expected {least:g} to {most:g}")
+        encoder, model, side = self.encoder, self.model, self.data.input_size
+        _expect(self.augment.min_scale <= self.augment.max_scale, "augment.min_scale is over augment.max_scale")
+        _expect(side % GROUP == 0, f"data.input_size is {side}; expected a multiple of {GROUP}")
+        fits = encoder.width % encoder.heads == 0 and model.width % model.heads == 0 and model.width % 4 == 0
+        _expect(fits, f"encoder.width {encoder.width} and model.width {model.width} are no multiples of their heads")
+        learns = bool(encoder.model or self.loop.init) or self.loop.encoder_rate > 0
         _expect(learns, "loop.encoder_rate is 0 and the encoder is untrained; name one (encoder.model) or let it learn")
-        try:
-            self.architecture()
-        except ArchitectureError as error:
-            raise ConfigError(f"encoder, model or data.input_size: {error}") from error
-
-    def architecture(self) -> Architecture:
-        """The network's sizes."""
-        encoder, model = self.encoder, self.model
-        return Architecture(
-            input_size=self.data.input_size,
-            encoder_width=encoder.width,
-            encoder_heads=encoder.heads,
-            encoder_layers=encoder.layers,
-            encoder_hidden=4 * encoder.width,
-            additional=min(encoder.additional, encoder.layers - 1),
-            width=model.width,
-            heads=model.heads,
-            decoder_layers=model.layers,
-            hidden=model.hidden,
-            queries=model.queries,
-            betas=model.betas,
-            camera=model.camera,
-            denoising=model.denoising > 0,
-        )
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Plain nested dict, JSON-ready (tuples become lists)."""
@@ -212,27 +251,28 @@ def load_train_config(
     overrides: Sequence[str] = (),
     below: Callable[[str], Mapping[str, Mapping[str, Any]]] = lambda _: {},
 ) -> TrainConfig:
-    """Defaults, the preset's options, an optional YAML file and ``room.key=value`` overrides, in this order.
+    """Defaults, preset, `below`, an optional YAML file and ``section.key=value`` overrides, in this order.
 
     Args:
         path, overrides: see there.
-        below: options that stand between preset and file, made of the file's `loop.init`.
+        below: options made of the file's `loop.init`.
 
     Raises:
-        ConfigError: a file, preset, room, key or value that cannot be used, named.
+        ConfigError: a file, preset, section, key or value that cannot be used, named.
     """
     tree = read_tree(path, overrides)
-    under = below(str(tree.get("loop", {}).get("init") or ""))
-    return train_config_from_dict({room: {**under.get(room, {}), **tree.get(room, {})} for room in {**under, **tree}})
+    return train_config_from_dict(_merge(below(str(tree.get("loop", {}).get("init") or "")), tree))
 
 
 def train_config_from_dict(tree: Mapping[str, Mapping[str, Any]]) -> TrainConfig:
     """Inverse of `TrainConfig.to_dict`; missing keys take the preset's values, unknown ones are refused."""
     preset = tree.get("loss", {}).get("preset", LossConfig.preset)
     _expect(isinstance(preset, str) and preset in PRESETS, f"loss.preset is {preset!r}; choose from {tuple(PRESETS)}")
-    below = PRESETS[preset]
-    merged = {room: {**below.get(room, {}), **tree.get(room, {})} for room in {**below, **tree}}
-    return TrainConfig(**build_rooms(TrainConfig, merged))
+    return TrainConfig(**build_rooms(TrainConfig, _merge(PRESETS[preset], tree)))
+
+
+def _merge(below: Mapping[str, Mapping[str, Any]], above: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {name: {**below.get(name, {}), **above.get(name, {})} for name in {**below, **above}}
 
 
 def _expect(condition: bool, message: str) -> None:

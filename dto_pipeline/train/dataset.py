@@ -8,70 +8,106 @@ image of 5 people). An image that cannot be used costs itself only: it is left o
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dto_pipeline.data.images import ImageStore
 from dto_pipeline.data.label_files import LabelColumns
-from dto_pipeline.data.label_pieces import IMAGE_FILE, LabelSet, Part, Piece, index_pieces
+from dto_pipeline.data.label_pieces import IMAGE_FILE, LabelSet, Part, index_pieces
 from dto_pipeline.data.labels import LabelsError
-from dto_pipeline.data.placed import unpack_covariance
 from dto_pipeline.errors import DtoError
-from dto_pipeline.models.body import BodyModel
-from dto_pipeline.status import UNUSED, PersonStatus, UnusableImage
-from dto_pipeline.train.augment import (
-    Draw,
-    Varied,
-    camera_problem,
-    draw_variation,
-    jitter_colours,
-    occlude,
-    resize,
-    vary_pixels,
-)
-from dto_pipeline.train.batch import TrainBatch
-from dto_pipeline.train.data_config import AugmentConfig, DataConfig, without_augmentation
-from dto_pipeline.train.labels import ImageLabels, SeenPeople, nobody, see_people
-from dto_pipeline.train.order import EpochBatches, Turn, draw_random, measure_pieces
-from dto_pipeline.train.targets import Targets, mesh_edges
+from dto_pipeline.models.body import BodyModel, load_body
+from dto_pipeline.status import UnusableImage
+from dto_pipeline.train.augment import Draw, draw_paint, draw_variation, resize
+from dto_pipeline.train.batch import ReadItems, Sample, Skipped, TrainBatch, blank_sample, collate_samples
+from dto_pipeline.train.checkpoint import Position
+from dto_pipeline.train.config import AugmentConfig, DataConfig, TrainConfig, without_augmentation
+from dto_pipeline.train.people import ImageLabels, Rules, build_labels, see_people, square_pixels
 
-NUM_JOINTS = 24
-_PROCESS_LOST = "DataLoader worker"  # begins or stands in what PyTorch says when a reading process is gone
-_TOO_LONG = "timed out"  # stands in what PyTorch says when reading processes give nothing
-_GUESSED_FOCAL = 1.0  # of the longer side: the camera of a picture whose label has none; never learnt from
-_SQUARE = 1e-3  # fx / fy may differ by this before an image is stretched to square pixels
-_ABSURD = 1e4  # of angles [rad], shape coefficients and places [m]: nobody is there, and sums stay finite
-_BLACK = (56, 56)  # width and height of an image in which nobody is [px]
+_PROCESS_LOST, _TOO_LONG = "DataLoader worker", "timed out"  # stand in what PyTorch says of reading processes
+_PREFETCH = 2  # batches that each of them reads ahead
+_BLIND = 256  # images in a row from the start that could not be used, after which no more are tried
+_TRIES = 10  # variations of an image that are drawn until somebody is seen of everybody
+_ORDER, _DRAWS = 0, 1  # streams of chance: never the same numbers for both
 
 
 class ReadingProcessLost(DtoError, RuntimeError):
     """A process that reads images was killed, or gives nothing any more."""
 
 
-@dataclass(frozen=True)
-class Sample:
-    """One image ready to be batched."""
+class Turn(NamedTuple):
+    """One image of an epoch."""
 
-    image_id: str
-    image: np.ndarray  # (h, w, 3) uint8 RGB, the longer side S
-    seen: SeenPeople
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """An image that could not be used."""
-
-    image_id: str
-    reason: str
+    epoch: int
+    position: int  # in the epoch's order: decides the augmentation
+    image: int  # of the index, pieces end to end
 
 
-Items = list[Sample | Skipped]
+def epoch_order(counts: np.ndarray, weights: np.ndarray, seed: int, epoch: int, window: int) -> np.ndarray:
+    """The images of an epoch in order, drawn from (seed, epoch) alone.
+
+    Pieces are shuffled, consecutive ones joined to windows, and the images of a window shuffled: neighbours come from
+    all label sets while a reader holds the labels of one window only. With a weight of 1 every image is there once;
+    with w, floor(w) times, and once more with probability w - floor(w).
+
+    Args:
+        counts, weights: (k,) images of each piece, and times an epoch each of them is seen.
+        seed, epoch: decide everything.
+        window: images that are shuffled among each other.
+
+    Returns:
+        (n,) int64 image numbers, pieces end to end.
+    """
+    random = np.random.default_rng([_ORDER, seed, epoch])
+    starts = np.cumsum(counts) - counts
+    windows, gathered, images = [np.zeros(0, np.int64)], list[np.ndarray](), 0
+    order = random.permutation(len(counts))
+    for piece in order:
+        whole, rest = divmod(float(weights[piece]), 1.0)
+        visits = int(whole) + (random.random(counts[piece]) < rest)
+        gathered.append(np.repeat(starts[piece] + np.arange(counts[piece]), visits))
+        images += counts[piece]
+        if images >= window or piece == order[-1]:
+            windows.append(random.permutation(np.concatenate(gathered)))
+            gathered, images = [], 0
+    return np.concatenate(windows)
+
+
+class EpochBatches(Sampler[list[Turn]]):
+    """One rank's batches of an epoch, from any step on: step s takes the s-th `batch * world` images of the order.
+
+    Every rank has the same number of steps. In the last one the images that are left are dealt out, so that a rank may
+    get fewer than `batch`, or none.
+    """
+
+    def __init__(
+        self, counts: np.ndarray, weights: np.ndarray, seed: int, window: int, batch: int, rank: int = 0, world: int = 1
+    ) -> None:
+        """See `epoch_order`; `rank` of `world` processes."""
+        self._order_by, self._share = (counts, weights, seed), (rank, world, batch * world)
+        self._window = window
+        self.start(0)
+
+    def start(self, epoch: int, step: int = 0) -> None:
+        """What the next iteration gives: the batches of `epoch` from `step` on."""
+        self._epoch, self._step = epoch, step
+        self._order = epoch_order(*self._order_by, epoch, self._window)
+
+    def __len__(self) -> int:
+        """Steps of the whole epoch."""
+        return math.ceil(len(self._order) / self._share[2])
+
+    def __iter__(self) -> Iterator[list[Turn]]:
+        rank, world, together = self._share
+        for step in range(self._step, len(self)):
+            positions = range(step * together, min((step + 1) * together, len(self._order)))[rank::world]
+            yield [Turn(self._epoch, position, int(self._order[position])) for position in positions]
 
 
 class TrainingImages(Dataset[Sample | Skipped]):
@@ -90,137 +126,138 @@ class TrainingImages(Dataset[Sample | Skipped]):
         Args:
             sets: opened subsets, in the order of `config.labels`.
             body: the model the labels belong to, on the CPU.
-            config: knobs.
+            config: options.
             augment: how images are varied; None = they are seen as they are.
             held_out: the images kept for evaluation instead of the others.
 
         Raises:
             LabelsError: a label file cannot be read, or no image is left.
         """
-        self.sets, self._body, self._config = tuple(sets), body, config
-        self._augment = augment or without_augmentation(AugmentConfig())
-        self._edges = mesh_edges(body.faces.numpy())
-        self.pieces = index_pieces(sets, Part(config.select, config.holdout, held_out))
+        self.sets, self.config = tuple(sets), config
+        self._rules = Rules.of(body, config, augment or without_augmentation(AugmentConfig()))
+        self.pieces = index_pieces(sets, Part(config.select, config.holdout, held_out, config.limits))
         if not self.pieces:
             names = ", ".join(one.name for one in sets) or "no labels"
-            side = f"held out (data.holdout is {config.holdout})" if held_out else f"{config.select!r} with people"
-            advice = (
-                "raise data.holdout, or set it to 0 for no evaluation" if held_out else "choose another data.select"
-            )
-            raise LabelsError(f"{names}: no image is {side}; {advice}, or name more labels")
-        self.sizes = measure_pieces(self.pieces, config.weights)
-        self._starts = self.sizes.starts
-        self._stores: dict[int, ImageStore] = {}
-        self._cache = PieceCache(self.sets, config.shuffle_images + int(self.sizes.counts.max()))
+            said = f"{config.select!r} with people; choose another data.select"
+            if config.max_error:
+                said = f"{config.select!r} with people and an expected error of at most {config.max_error:g} m (labels"
+                said += " of solver.mode paper tell none); raise data.max_error, or set it to 0"
+            if held_out:
+                said = f"held out (data.holdout is {config.holdout}); raise data.holdout, or set it to 0"
+            raise LabelsError(f"{names}: no image is {said}, or name more labels")
+        self.counts = np.array([piece.rows.size for piece in self.pieces], np.int64)
+        weights = np.array(config.weights or [1.0] * len(sets))
+        self.weights = weights[[piece.label_set for piece in self.pieces]]
+        self._starts = np.cumsum([0, *self.counts])
+        self._most_held = config.shuffle_images + int(self.counts.max())
+        self._stores, self._labels = dict[int, ImageStore](), OrderedDict[int, LabelColumns]()
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    def __getitem__(self, draw: Turn) -> Sample | Skipped:
+    def __getitem__(self, turn: Turn) -> Sample | Skipped:
         """One image of an epoch.
 
         Raises:
             LabelsError, ManifestError: label files or manifests changed or were damaged since they were opened.
         """
-        number = int(np.searchsorted(self._starts, draw.image, side="right")) - 1
-        piece = self.pieces[number]
-        columns = self._cache.read(number, piece)
-        row = draw.image - int(self._starts[number])
+        number = int(np.searchsorted(self._starts, turn.image, side="right")) - 1
+        piece, columns = self.pieces[number], self._read(number)
+        row = turn.image - int(self._starts[number])
         image_id = str(columns.images["image_id"][row])
+        if piece.label_set not in self._stores:
+            self._stores[piece.label_set] = self.sets[piece.label_set].open_images()
         try:
-            rgb = self._store(piece.label_set).read(columns.images[IMAGE_FILE][row]).rgb
-            _check_size(columns, row, rgb)
-            trust, complete = self._config.trust, self._config.complete
-            labels = build_labels(columns, row, rgb.shape[1], rgb.shape[0])
+            file = self._stores[piece.label_set].read(
+                columns.images[IMAGE_FILE][row], least_side=self.config.input_size
+            )
+            _check_size(columns, row, *file.size)
+            trust, complete = self.config.trust, self.config.complete
+            labels = build_labels(columns, row, *file.size, limits=self.config.limits)
             labels = replace(
                 labels,
                 trusted=not trust or trust[piece.label_set] == "3d",
                 complete=labels.complete and (not complete or complete[piece.label_set]),
             )
-            return self._see(draw, image_id, *square_pixels(rgb, labels))
+            return self._vary(turn, image_id, file.rgb, *square_pixels(file.size, labels))
         except UnusableImage as error:
             return Skipped(image_id, str(error))
 
+    def __getitems__(self, turns: list[Turn]) -> list[Sample | Skipped]:
+        """A batch; where no image of it can be used, a black one stands in: every rank always has a step to do."""
+        items = [self[turn] for turn in turns]
+        return items if any(isinstance(item, Sample) for item in items) else [*items, blank_sample(self._rules)]
+
     def __getstate__(self) -> dict[str, Any]:
         """What another process needs: open stores and labels that were read stay behind."""
-        return {**self.__dict__, "_stores": {}, "_cache": PieceCache(self.sets, self._cache.most)}
+        return {**self.__dict__, "_stores": {}, "_labels": OrderedDict()}
 
-    def _store(self, label_set: int) -> ImageStore:
-        if label_set not in self._stores:
-            self._stores[label_set] = self.sets[label_set].open_images()
-        return self._stores[label_set]
+    @property
+    def images_held(self) -> int:
+        """Images whose labels are in memory now."""
+        return sum(columns.num_images for columns in self._labels.values())
 
-    def _see(self, turn: Turn, image_id: str, rgb: np.ndarray, labels: ImageLabels) -> Sample:
+    def _read(self, number: int) -> LabelColumns:
+        """The labels of a piece; those read last are kept."""
+        if number not in self._labels:
+            piece = self.pieces[number]
+            while self._labels and self.images_held + piece.rows.size > self._most_held:
+                self._labels.popitem(last=False)
+            self._labels[number] = self.sets[piece.label_set].read(piece)
+        self._labels.move_to_end(number)
+        return self._labels[number]
+
+    def _vary(self, turn: Turn, image_id: str, rgb: np.ndarray, size: tuple[int, int], labels: ImageLabels) -> Sample:
         """Vary the image until somebody is seen of everybody, then take it as it is, or (as published) leave it out."""
-        random, config = draw_random(self._config.seed, turn), self._augment
-        flat = not labels.has_body.any() and not config.vary_flat
-        for _ in range(1 if flat else config.tries):
-            draw = Draw() if flat else draw_variation(random, config)
-            seen, varied = self._look(labels, rgb, draw)
+        random = np.random.default_rng([_DRAWS, self.config.seed, turn.epoch, turn.position])
+        config = self._rules.augment
+        if not labels.has_body.any() and not config.vary_flat:
+            config = without_augmentation(config)
+        varies = config != without_augmentation(config)
+        for _ in range(_TRIES if varies else 1):
+            draw = draw_variation(random, config)
+            seen, varied = see_people(labels, size, draw, self._rules)
             if seen.good:
                 break
         else:
-            draw = Draw()
-            seen, varied = self._look(labels, rgb, draw)
-            if not config.keep_unvaried and config.tries > 1:
-                raise UnusableImage(f"nobody is left of it after {config.tries} variations (augment.tries)")
-        image = vary_pixels(rgb, varied.frame, draw.flip)
-        image = occlude(random, image, seen.corners, 0.0 if flat else config.occlude)
-        return Sample(image_id, jitter_colours(random, image, config), seen)
-
-    def _look(self, labels: ImageLabels, rgb: np.ndarray, draw: Draw) -> tuple[SeenPeople, Varied]:
-        config, size = self._config, (rgb.shape[1], rgb.shape[0])
-        rules = (self._augment, config.min_joints, config.max_people)
-        return see_people(labels, size, config.input_size, draw, self._body, self._edges, *rules)
-
-
-class PieceCache:
-    """The pieces read last, of at most `images` images together."""
-
-    def __init__(self, sets: Sequence[LabelSet], images: int) -> None:
-        self._sets, self.most = sets, images
-        self._held: OrderedDict[int, LabelColumns] = OrderedDict()
-
-    @property
-    def images(self) -> int:
-        """Images whose labels are held now."""
-        return sum(columns.num_images for columns in self._held.values())
-
-    def read(self, number: int, piece: Piece) -> LabelColumns:
-        """The labels of a piece; `number` names it."""
-        if number in self._held:
-            self._held.move_to_end(number)
-            return self._held[number]
-        while self._held and self.images + piece.rows.size > self.most:
-            self._held.popitem(last=False)
-        self._held[number] = self._sets[piece.label_set].read(piece)
-        return self._held[number]
+            seen, varied = see_people(labels, size, Draw(), self._rules)
+            if varies and not config.keep_unvaried:
+                raise UnusableImage(f"nobody is left of it after {_TRIES} variations")
+        how = draw_paint(random, varied.frame, seen.corners, config)
+        return Sample(image_id, resize(rgb, varied.frame.resized), how, seen)
 
 
 class TrainingData:
     """One rank's stream of batches. Holds reading processes; `epoch` may be called again and again."""
 
-    def __init__(self, images: TrainingImages, config: DataConfig, rank: int = 0, world: int = 1) -> None:
-        """`rank` of `world` training processes, each of which sees its share of every epoch."""
-        self.batches = EpochBatches(images.sizes, config.seed, config.shuffle_images, config.batch_images, rank, world)
+    def __init__(
+        self, images: TrainingImages, rank: int = 0, world: int = 1, persistent: bool = True, pin: bool = False
+    ) -> None:
+        """`rank` of `world` training processes, each of which sees its share of every epoch.
+
+        Args:
+            persistent: reading processes stay for the next epoch.
+            pin: batches come in memory from which a GPU copies by itself.
+        """
+        self.images, config = images, images.config
+        order = (images.counts, images.weights, config.seed, config.shuffle_images)
+        self.batches = EpochBatches(*order, config.batch_images, rank, world)
         # clients of object stores do not survive a fork
         self.start_method = "spawn" if any(label_set.is_remote for label_set in images.sets) else None
-        self._patience, self._workers = config.patience, config.workers
+        several: dict[str, Any] = {"timeout": config.patience, "prefetch_factor": _PREFETCH}
+        several |= {"persistent_workers": persistent, "multiprocessing_context": self.start_method}
         self._loader: DataLoader[Sample | Skipped] = DataLoader(
-            images,
-            batch_sampler=self.batches,
-            num_workers=config.workers,
-            collate_fn=list,  # numpy arrays come through a pipe: tensors would need room in /dev/shm
-            timeout=config.patience if config.workers else 0,
-            prefetch_factor=config.prefetch if config.workers else None,
-            persistent_workers=config.workers > 0,
-            multiprocessing_context=self.start_method if config.workers else None,
-        )
+            images, batch_sampler=self.batches, num_workers=config.workers, collate_fn=ReadItems, pin_memory=pin,
+            **(several if config.workers else {}),
+        )  # fmt: skip
 
     @property
     def steps(self) -> int:
         """Steps of an epoch, the same on every rank; weights below or between whole numbers let it vary a little."""
         return len(self.batches)
+
+    def __iter__(self) -> Iterator[TrainBatch]:
+        return self.epoch(0)
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[TrainBatch]:
         """The batches of an epoch from a step on, exactly as they would have come without an interruption.
@@ -231,131 +268,100 @@ class TrainingData:
         """
         self.batches.start(epoch, start_step)
         try:
-            yield from map(collate_samples, self._loader)
+            for read in self._loader:
+                yield collate_samples(read.items) if isinstance(read, ReadItems) else read
         except DtoError as error:  # a reading process sends its whole trace along; the sentence stands last
             raise type(error)(str(error).rpartition(f"{type(error).__name__}: ")[2].strip()) from error
         except RuntimeError as error:
             if _TOO_LONG in str(error):
+                config = self.images.config
                 raise ReadingProcessLost(
-                    f"{self._workers} processes that read images gave nothing in {self._patience:g} s (data.patience); "
-                    "look at the storage they read from, then raise data.patience, or set data.workers=0"
+                    f"{config.workers} processes that read images gave nothing in {config.patience:g} s "
+                    "(data.patience); look at the storage they read from, then raise data.patience, or set "
+                    "data.workers=0"
                 ) from error
             if _PROCESS_LOST not in str(error):
                 raise
             raise ReadingProcessLost(
                 f"a process that reads images was killed ({str(error).splitlines()[0]}); where memory ran out, lower "
-                "data.workers, data.prefetch or data.shuffle_images; then start again"
+                "data.workers or data.shuffle_images; then start again"
             ) from error
 
 
-def build_labels(columns: LabelColumns, row: int, width: int, height: int) -> ImageLabels:
-    """The people of one image; those of whom neither body nor place is known are left out.
+class Source(Protocol):
+    """What the loop needs; may be pickled. Each process gets its share."""
 
-    Args:
-        columns: of a piece, see `data.label_pieces.LabelSet.read`.
-        row: the image.
-        width, height: of the photograph [px].
+    def training(self, rank: int, world: int) -> Stream: ...
+
+    def held_out(self, rank: int, world: int) -> Iterable[TrainBatch]:
+        """The images kept for evaluation, as they are; may be walked through again and again."""
+        ...
+
+
+class Stream(Protocol):
+    """One process's share of the training batches."""
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[TrainBatch]: ...
+
+
+@dataclass(frozen=True)
+class LabelSource:
+    """A `Source` of opened label sets, see `data.label_pieces`."""
+
+    sets: tuple[LabelSet, ...]
+    config: TrainConfig
+
+    def training(self, rank: int, world: int) -> Stream:
+        """The images that are not held out, varied anew in every epoch. Raises: LabelsError."""
+        images = self._index(self.config.data, self.config.augment, held_out=False)
+        return TrainingData(images, rank, world, pin=self.config.loop.gpu)
+
+    def held_out(self, rank: int, world: int) -> Iterable[TrainBatch]:
+        """None where `data.holdout` is 0. Raises: LabelsError: labels cannot be read, or no image is kept."""
+        if self.config.data.holdout == 0:
+            return ()
+        still = without_augmentation(self.config.augment)
+        images = self._index(replace(self.config.data, weights=()), still, held_out=True)
+        return TrainingData(images, rank, world, persistent=False, pin=self.config.loop.gpu)
+
+    def _index(self, data: DataConfig, augment: AugmentConfig, held_out: bool) -> TrainingImages:
+        body = load_body(self.config.body.model_path, self.config.body.kid_axis)
+        return TrainingImages(self.sets, body, data, augment, held_out)
+
+
+def batches_from(stream: Stream, position: Position) -> Iterator[tuple[TrainBatch, Position]]:
+    """Endless batches from a position on, each with the position after it.
 
     Raises:
-        UnusableImage: its camera cannot be that of the photograph, or its covariance is not of its people.
+        LabelsError: an epoch has no batch, no image that can be used, or shows nobody.
     """
-    part = slice(int(columns.starts[row]), int(columns.starts[row + 1]))
-    pose, betas, transl, boxes, status = (
-        columns.people[name][part] for name in ("pose", "betas", "transl", "bbox_xyxy", "status")
-    )
-    intrinsics = columns.intrinsics[row]
-    has_camera = not np.isnan(intrinsics).any()
-    if has_camera and (problem := camera_problem(intrinsics, width, height)):
-        raise UnusableImage(problem)
-    if not has_camera:
-        focal = _GUESSED_FOCAL * max(width, height)
-        intrinsics = np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])
-    finite = (np.abs(np.concatenate([pose, betas, transl], axis=1)) < _ABSURD).all(axis=1)  # NaN is not
-    has_body = finite & (transl[:, 2] > 0) & ~np.isin(status, UNUSED) & has_camera
-    packed, people = columns.images["z_covariance"][row], len(pose)
-    if packed is not None and len(packed) != people * (people + 1) // 2:
-        raise UnusableImage(f"its z_covariance has {len(packed)} numbers, which is no half matrix of {people} people")
-    alone = np.full(people, np.nan)  # people whose covariance nobody tells
-    if "z_sigma_m" in columns.people:
-        alone = np.square(columns.people["z_sigma_m"][part].astype(np.float64))
-    keypoints, layers = np.full((people, NUM_JOINTS, 2), np.nan, np.float32), np.full(people, -1, np.int64)
-    if "keypoints" in columns.people:
-        keypoints, layers = columns.people["keypoints"][part], columns.people["depth_layer"][part]
-    pose, betas, transl = (np.where(has_body[:, None], values, 0) for values in (pose, betas, transl))
-    labels = ImageLabels(
-        intrinsics=intrinsics,
-        has_camera=has_camera,
-        has_body=has_body,
-        pose=pose.astype(np.float32),
-        betas=betas.astype(np.float32),
-        transl=transl.astype(np.float32),
-        boxes=boxes.astype(np.float32),
-        keypoints=keypoints,
-        z_covariance=np.diag(alone).astype(np.float32) if packed is None else unpack_covariance(packed, people),
-        depth_layer=layers,
-    )
-    in_picture = np.isfinite(boxes).all(axis=1) | np.isfinite(labels.keypoints).any(axis=(1, 2))
-    duplicate = status == str(PersonStatus.DUPLICATE)
-    known = has_body | (in_picture & ~duplicate)
-    return replace(labels.take(known), complete=bool((known | duplicate).all()))
+    while True:
+        is_whole, images, people, skipped, reason = position.batch == 0, 0, 0, 0, ""
+        for batch in stream.epoch(position.epoch, position.batch):
+            images += sum(image_id != "" for image_id in batch.image_ids)
+            people, skipped = people + len(batch.targets.image), skipped + len(batch.skipped)
+            reason = reason or next(iter(batch.skipped), "")
+            if not images and skipped >= _BLIND:
+                break
+            position = Position(position.step + 1, position.epoch, position.batch + 1)
+            yield batch, position
+        if not images and skipped and (is_whole or skipped >= _BLIND):
+            raise LabelsError(
+                f"none of {skipped} images could be used, the first: {reason}; is data.images where the photographs of "
+                "data.labels are?"
+            )
+        if is_whole and images and not people:
+            raise LabelsError(
+                f"a whole epoch of {images} images showed nobody; look at data.labels and data.select, or loosen "
+                "augment and data.min_joints"
+            )
+        if is_whole and not images and not skipped:
+            raise LabelsError("an epoch has no images; are all data.weights 0?")
+        position = Position(position.step, position.epoch + 1, 0)
 
 
-def square_pixels(rgb: np.ndarray, labels: ImageLabels) -> tuple[np.ndarray, ImageLabels]:
-    """Image and labels stretched sideways where fx and fy differ: the network knows one focal length."""
-    fx, fy = labels.intrinsics[0, 0], labels.intrinsics[1, 1]
-    if abs(fx / fy - 1) <= _SQUARE:
-        return rgb, labels
-    width = max(1, round(rgb.shape[1] * fy / fx))
-    grow = np.array([width / rgb.shape[1], 1.0])
-    stretched = replace(
-        labels,
-        intrinsics=np.diag([fy / fx, 1, 1]) @ labels.intrinsics,
-        boxes=(labels.boxes * np.tile(grow, 2)).astype(np.float32),
-        keypoints=(labels.keypoints * grow).astype(np.float32),
-    )
-    return resize(rgb, (width, rgb.shape[0])), stretched
-
-
-def collate_samples(items: Items) -> TrainBatch:
-    """Images and people one after the other; what was skipped is named.
-
-    Where nothing is left, the batch is one black image, in which truly nobody is: every rank always has a step to do.
-    """
-    samples = [item for item in items if isinstance(item, Sample)]
-    skipped = tuple(f"{item.image_id}: {item.reason}" for item in items if isinstance(item, Skipped))
-    samples = samples or [Sample("", np.zeros((*_BLACK[::-1], 3), np.uint8), nobody(_BLACK))]
-    seen = [sample.seen for sample in samples]
-    most = max(one.num_people for one in seen)
-    numbers = np.arange(len(seen))
-
-    def joined(arrays: Sequence[np.ndarray]) -> torch.Tensor:
-        return torch.from_numpy(np.concatenate(arrays))
-
-    covariance = [
-        np.pad(one.z_covariance, ((0, 0), (0, most - one.num_people)), constant_values=np.nan) for one in seen
-    ]
-    targets = Targets(
-        image=torch.from_numpy(np.repeat(numbers, [one.num_people for one in seen])),
-        **{name: joined([one.people[name] for one in seen]) for name in seen[0].people},
-        z_covariance=joined(covariance),
-        scale_map=joined([one.scale_map for one in seen]),
-        cell_image=torch.from_numpy(np.repeat(numbers, [len(one.scale_map) for one in seen])),
-        complete=torch.tensor([one.complete for one in seen]),
-        mapped=torch.tensor([one.mapped for one in seen]),
-        heights=torch.tensor([float(sample.image.shape[0]) for sample in samples]),
-        image_focals=torch.tensor([one.image_focal for one in seen]),
-    )
-    return TrainBatch(
-        images=tuple(torch.from_numpy(np.ascontiguousarray(sample.image.transpose(2, 0, 1))) for sample in samples),
-        intrinsics=torch.from_numpy(np.stack([one.intrinsics for one in seen])).float(),
-        targets=targets,
-        image_ids=tuple(sample.image_id for sample in samples),
-        skipped=skipped,
-    )
-
-
-def _check_size(columns: LabelColumns, row: int, rgb: np.ndarray) -> None:
+def _check_size(columns: LabelColumns, row: int, width: int, height: int) -> None:
     """Refuse a photograph of another size than the one that was labelled; a label of size 0 never saw it."""
-    width, height = int(columns.images["width"][row]), int(columns.images["height"][row])
-    if width and (width, height) != (rgb.shape[1], rgb.shape[0]):
-        raise UnusableImage(f"the image has {rgb.shape[1]} x {rgb.shape[0]} pixels, its labels {width} x {height}")
+    labelled = int(columns.images["width"][row]), int(columns.images["height"][row])
+    if labelled[0] and labelled != (width, height):
+        raise UnusableImage(f"the image has {width} x {height} pixels, its labels {labelled[0]} x {labelled[1]}")

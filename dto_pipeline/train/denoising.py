@@ -12,41 +12,30 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from dto_pipeline.train.blocks import number_within
+
 BOX_NOISE, CONTENT_NOISE = 0.4, 0.2  # of half a box's side; of pose [rad] and shape
 
 
 @dataclass(frozen=True)
 class Known:
-    """The N people of B images.
+    """The N people of B images."""
 
-    Attributes:
-        image: (N,) int64 ascending; images: B.
-        boxes: (N, 4) cx, cy, w, h as shares of S.
-        body: (N, 82) pose and betas.
-        groups: G.
-    """
-
-    image: torch.Tensor
-    images: int
-    boxes: torch.Tensor
-    body: torch.Tensor
-    groups: int
+    image: torch.Tensor  # (N,) int64 ascending
+    images: int  # B
+    boxes: torch.Tensor  # (N, 4) cx, cy, w, h as shares of S
+    body: torch.Tensor  # (N, 82) pose and betas
+    groups: int  # G
 
     @property
     def most(self) -> int:
         """P."""
         return int(torch.bincount(self.image, minlength=1).max())
 
-    @property
-    def within(self) -> torch.Tensor:
-        """(N,) k, the person's number in its image."""
-        lengths = torch.bincount(self.image, minlength=self.images)
-        return torch.arange(len(self.image), device=self.image.device) - (lengths.cumsum(0) - lengths)[self.image]
-
     def slots(self, negative: bool) -> torch.Tensor:
         """(G, N) where each person stands in each group."""
         group = torch.arange(self.groups, device=self.image.device)[:, None]
-        return 2 * self.most * group + self.most * negative + self.within
+        return 2 * self.most * group + self.most * negative + number_within(self.image, self.images)
 
 
 @dataclass(frozen=True)
@@ -60,24 +49,20 @@ class Noise:
 
 
 def draw_noise(known: Known) -> Noise:
-    """Box signs, box sizes, content signs, content sizes from torch's global generator, in this order."""
-    rows, device = 2 * len(known.image) * known.groups, known.boxes.device
-
-    def sign(width: int) -> torch.Tensor:
-        return torch.randint(0, 2, (rows, width), device=device).float() * 2 - 1
-
-    boxes = sign(4), torch.rand(rows, 4, device=device)
-    body = sign(known.body.shape[-1]), torch.rand(rows, known.body.shape[-1], device=device)
-    return Noise(*boxes, *body)
+    """From torch's global generator, in the order of the fields."""
+    rows, drawn = 2 * len(known.image) * known.groups, []
+    for width in (4, known.body.shape[-1]):
+        drawn.append(torch.randint(0, 2, (rows, width), device=known.boxes.device).float() * 2 - 1)
+        drawn.append(torch.rand(rows, width, device=known.boxes.device))
+    return Noise(*drawn)
 
 
 def noisy_queries(known: Known, noise: Noise, encode: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
     """Content (B, 2 P G, D) and box logits (B, 2 P G, 4) of the slots; 0 where nobody stands."""
-    people, groups = len(known.image), known.groups
-    kinds = [(group, negative) for group in range(groups) for negative in (False, True)]
-    slots = torch.cat([known.slots(negative)[group] for group, negative in kinds])
-    image, times = known.image.repeat(2 * groups), 2 * groups
-    negative = torch.tensor([kind for _, kind in kinds], device=image.device).repeat_interleave(people)[:, None]
+    people, times = len(known.image), 2 * known.groups
+    slots = torch.stack([known.slots(negative=False), known.slots(negative=True)], dim=1).flatten()
+    image, count = known.image.repeat(times), times * known.most
+    negative = torch.tensor([False, True] * known.groups, device=image.device).repeat_interleave(people)[:, None]
     centre, half = known.boxes[:, :2], known.boxes[:, 2:] / 2
     corners = torch.cat([centre - half, centre + half], dim=-1).repeat(times, 1)
     reach = half.repeat(times, 2) * BOX_NOISE
@@ -85,10 +70,8 @@ def noisy_queries(known: Known, noise: Noise, encode: nn.Module) -> tuple[torch.
     boxes = torch.cat([(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]], dim=-1)
     body = known.body.repeat(times, 1) + noise.body_sign * (noise.body_size + negative) * CONTENT_NOISE
     encoded = encode(body)
-    count = 2 * known.most * groups
     content = encoded.new_zeros(known.images, count, encoded.shape[-1]).index_put((image, slots), encoded)
-    logits = boxes.new_zeros(known.images, count, 4).index_put((image, slots), inverse_sigmoid(boxes))
-    return content, logits
+    return content, boxes.new_zeros(known.images, count, 4).index_put((image, slots), inverse_sigmoid(boxes))
 
 
 def allowed_pairs(known: Known, queries: int) -> torch.Tensor:

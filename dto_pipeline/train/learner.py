@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
-from torch import nn
+from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dto_pipeline.errors import DtoError
+from dto_pipeline.models.array_files import read_npy
 from dto_pipeline.models.body import BodyModel
+from dto_pipeline.reading import open_regular
 from dto_pipeline.train.batch import TrainBatch
 from dto_pipeline.train.config import LoopConfig, TrainConfig
 from dto_pipeline.train.denoising import Known
@@ -28,6 +30,7 @@ from dto_pipeline.train.model import MeshNetwork, Predictions, with_joints
 T = TypeVar("T")
 _LAST = re.compile(r"[a-z0-9_]+$")  # terms of the last layer
 _MOST_SKIPPED = 10  # steps in a row without a finite gradient, after which training stops
+_HEAD_TOP, _NECK = 3, 2  # rows of J_regressor_extra
 
 
 class TrainingDiverged(DtoError, RuntimeError):
@@ -49,14 +52,12 @@ class Learner:
         self.body.to(self.device)
         self.optimizer = build_optimizer(self.network, self.config.loop)
         self._shared: nn.Module = self.network
-        if torch.distributed.is_initialized():
+        if distributed.is_initialized():
             devices = [self.device] if self.device.type == "cuda" else None
-            self._shared = DistributedDataParallel(
-                self.network,
-                device_ids=devices,
-                find_unused_parameters=True,  # no small tokens in a batch: their weights learn nothing
-            )
+            # where no image has small tokens, their weights learn nothing
+            self._shared = DistributedDataParallel(self.network, device_ids=devices, find_unused_parameters=True)
         self._skipped_in_a_row = 0
+        self._regressor = read_regressor(self.config.data.regressor, self.body)
 
     def step(self, batch: TrainBatch, number: int) -> dict[str, float]:
         """Learn from one batch.
@@ -81,23 +82,20 @@ class Learner:
         known = self._known(batch)
         with self._autocast():
             predictions: Predictions = self._shared(batch.images, **self._ways(batch), known=known)
-        predictions = with_joints(predictions, self.body)
-        matches = match_people(predictions, batch.targets, self.config.match)
+        predictions = self._pose(predictions)
+        matches = match_people(predictions, batch.targets)
         losses = compute_losses(predictions, batch.targets, matches, self.config.loss, mean_over_processes, known)
-        total = losses.total
         self.optimizer.zero_grad(set_to_none=True)
-        total.backward()
+        losses.total.backward()
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.loop.clip)
-        whole = mean_over_processes(total.detach()[None])  # all processes skip a step, or none
-        skipped = self._update(bool(norm.isfinite() & whole.isfinite().all()))
-        last = {
-            name: losses.terms[name].detach() for name, weight in losses.weights.items() if weight and _LAST.match(name)
-        }
-        values = {"loss": total.detach(), **last, "gradient_norm": norm.detach()}
+        last = {name: losses.terms[name] for name, weight in losses.weights.items() if weight and _LAST.match(name)}
+        values = {"loss": losses.total, **last, "gradient_norm": norm}
         # times the processes: the mean below is then the sum
-        values["skipped_images"] = total.new_tensor(float(len(batch.skipped) * count_processes()))
-        means = mean_over_processes(torch.stack(list(values.values()))).tolist()
-        return dict(zip(values, means, strict=True)) | {"rate": rate, "skipped_step": float(skipped)}
+        values["skipped_images"] = norm.new_tensor(float(len(batch.skipped) * count_processes()))
+        means = mean_over_processes(torch.stack([value.detach() for value in values.values()])).tolist()
+        told = dict(zip(values, means, strict=True))
+        skipped = self._update(math.isfinite(told["gradient_norm"]) and math.isfinite(told["loss"]))
+        return told | {"rate": rate, "skipped_step": float(skipped)}
 
     @torch.no_grad()
     def predict(self, batch: TrainBatch) -> Predictions:
@@ -105,7 +103,11 @@ class Learner:
         self.network.eval()
         batch = batch.to(self.device)
         with self._autocast():
-            return with_joints(self.network(batch.images, **self._ways(batch)), self.body)
+            predictions = self.network(batch.images, **self._ways(batch))
+        return self._pose(predictions)
+
+    def _pose(self, predictions: Predictions) -> Predictions:
+        return with_joints(predictions, self.body, self._regressor, with_all=self._regressor is not None)
 
     def _ways(self, batch: TrainBatch) -> dict[str, Any]:
         """How the config wants the network to look."""
@@ -151,7 +153,7 @@ def build_optimizer(network: MeshNetwork, config: LoopConfig) -> torch.optim.Ada
         own = name.startswith(names)
         weight.requires_grad_(not own or config.encoder_rate > 0)
         (encoder if own and config.encoder_rate > 0 else [] if own else others).append(weight)
-    groups: Sequence[dict] = [
+    groups: list[dict[str, Any]] = [
         {"params": encoder, "factor": config.encoder_rate},
         {"params": others, "factor": 1.0},
     ]
@@ -167,39 +169,46 @@ def learning_rate(step: int, config: LoopConfig) -> float:
     return config.rate * (config.last_rate + (1 - config.last_rate) * (1 + math.cos(math.pi * share)) / 2)
 
 
+def read_regressor(path: str, body: BodyModel) -> torch.Tensor | None:
+    """(2, V) head top and neck of J_regressor_extra.npy, None where it is not named. Raises: DtoError."""
+    if not path:
+        return None
+
+    def check(_: str, shape: tuple[int, ...], kind: np.dtype) -> None:
+        if shape != (9, body.num_vertices) or kind.kind != "f":
+            raise ValueError(f"it holds {kind} of shape {shape}; expected (9, {body.num_vertices}), as the body model")
+
+    try:
+        with open_regular(path) as stream:
+            found = read_npy(stream, check)
+    except (OSError, ValueError) as error:
+        raise DtoError(f"data.regressor {path} cannot be used: {error}; give J_regressor_extra.npy") from error
+    return torch.from_numpy(found[[_HEAD_TOP, _NECK]]).float().to(body.faces.device)
+
+
 def mean_over_processes(numbers: torch.Tensor) -> torch.Tensor:
     """Mean of (n,) numbers over the processes that share a step; in a single one the numbers themselves."""
-    if not torch.distributed.is_initialized():
+    if not distributed.is_initialized():
         return numbers
     shared = numbers.clone()
-    torch.distributed.all_reduce(shared)
+    distributed.all_reduce(shared)
     return shared / count_processes()
 
 
 def count_processes() -> int:
     """How many share a step."""
-    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+    return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
-def is_first() -> bool:
-    """Whether this is the only process, or the first of those that share a step."""
-    return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+def own_rank() -> int:
+    """Which of them this one is."""
+    return distributed.get_rank() if distributed.is_initialized() else 0
 
 
-def told_by_first(number: int, device: torch.device) -> int:
-    """What the first process says, in all of them."""
-    if not torch.distributed.is_initialized():
-        return number
-    said = torch.tensor([number], device=device)
-    torch.distributed.broadcast(said, 0)
-    return int(said)
-
-
-def gather_at_first(part: list[T]) -> list[T]:
-    """The lists of all processes, joined in the order of ranks, in the first process; nothing in the others."""
-    if not torch.distributed.is_initialized():
-        return part
-    first = torch.distributed.get_rank() == 0
-    shares: list[list[T]] = [[]] * count_processes()
-    torch.distributed.gather_object(part, shares if first else None)
-    return [one for share in shares for one in share] if first else []
+def broadcast_from_rank_0(value: T) -> T:
+    """What rank 0 says, in all processes."""
+    if not distributed.is_initialized():
+        return value
+    said: list[Any] = [value]
+    distributed.broadcast_object_list(said, 0)
+    return said[0]

@@ -2,7 +2,7 @@
 
 Every term is (L,): one number per decoder layer, the last layer last. Matched predictions are (L, M, ...), their people
 (L, M, ...) too. Knows no files and no optimiser. Metres, radians, pixels; S is the input size. What the preset `paper`
-does otherwise than `ours` is a knob of `LossConfig` each.
+does otherwise than `ours` is an option of `LossConfig` each.
 """
 
 from __future__ import annotations
@@ -14,19 +14,21 @@ import torch
 from torch.nn import functional
 
 from dto_pipeline.maths.rotation import axis_angle_to_matrix
+from dto_pipeline.train.blocks import number_within
 from dto_pipeline.train.config import LossConfig
 from dto_pipeline.train.denoising import Known
 from dto_pipeline.train.matching import Matches, generalised_iou
 from dto_pipeline.train.model import Predictions, corners
-from dto_pipeline.train.targets import Targets
+from dto_pipeline.train.people import Targets
 
 BETA_FACTORS = (2.56, 1.28, 0.64, 0.64, *[0.32] * 6, 10.0)  # large directions change the body most; kid axis last
+FOV_OVER = 3.0  # factor on a field of view that is estimated too large
 SAME_LAYER = 0.3  # people are of another layer of depth from this gap on, where nothing else says so [m]
 WEIGHTS = {
     "confs": "confidence", "poses": "pose", "betas": "betas", "boxes": "boxes", "giou": "giou", "j3ds": "joints",
     "j2ds": "image_joints", "depths": "inverse_depth", "depths_mt": "relative_metric", "depths_re": "relative_layer",
     "fov": "fov", "map_confs": "map_confidence", "map_scales": "map_scale",
-}  # fmt: skip  # published name -> knob of `LossConfig`
+}  # fmt: skip  # published name -> option of `LossConfig`
 _TINY = 1e-12  # stands in for a count of nothing
 _SMALLEST = 1e-44  # its logarithm is below -100
 Index = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # layer, image, query of (L, M) pairs
@@ -106,11 +108,12 @@ def _body_terms(
     # boxes: SUM over 4 of |box - box'|; giou: 1 - GIoU
     boxes, true_boxes = found.boxes[index], true.boxes[person]
     # j3ds: mean over 45 x 3 of |(j - j_0) - (j' - j'_0)|
-    joints, true_joints = (j - j[..., :1, :] for j in (found.j3ds[index], true.j3ds[person]))
-    # j2ds: sum of mask * |j - j'| / S, over 45 x 2; ours: over the number seen
+    posed = found.j3ds[index][..., : true.j3ds.shape[1], :]
+    joints, true_joints = (j - j[..., :1, :] for j in (posed, true.j3ds[person]))
+    # j2ds: sum of mask * |j - j'| / S, over 45 x 2 (RelativeHuman: 14 x 2); ours: over the number seen
     seen = true.j2ds_mask[person].to(boxes.dtype)
     apart = (found.j2ds[index] - true.j2ds[person]).abs() / found.input_size * seen
-    number = apart[0, 0].numel() if config.over_all_joints and len(person[0]) else seen.sum((-1, -2)).clamp(min=1)
+    number = 2 * true.num_joints[person] if config.over_all_joints else seen.sum((-1, -2)).clamp(min=1)
     # depths: |1 / (F d + 1e-8) - 1 / (z + 1e-8)|, d = T_z / f, F = focal length of the label
     far = true.focals[person] * found.depths[index][..., 1]
     inverse = (1 / (far + 1e-8) - 1 / (_true_depth(true, config)[person] + 1e-8)).abs()
@@ -183,7 +186,7 @@ def _fov(found: Predictions, true: Targets, config: LossConfig) -> Mean:
         return 2 * torch.atan(true.heights / 2 / (focal + 1e-8))
 
     over = angle(found.intrinsics[:, 0, 0]) - angle(true.image_focals)
-    each = torch.where(known, torch.where(over > 0, config.fov_over, 1.0) * over**2, 0.0)
+    each = torch.where(known, torch.where(over > 0, FOV_OVER, 1.0) * over**2, 0.0)
     return Mean(each.sum(), torch.ones_like(known[:1]).sum() if config.sum_fov else known.sum())
 
 
@@ -240,7 +243,7 @@ def _pair_weights(true: Targets, i: torch.Tensor, j: torch.Tensor, config: LossC
     """1 / (1 + v / pair_sigma^2), v the labels' posterior variance of z_i - z_j; 1 where it is unknown."""
     if not config.pair_sigma or not true.z_covariance.numel():
         return 1.0
-    within, covariance = true.within, true.z_covariance  # (N,), (N, P): with the k-th person of the image
+    within, covariance = number_within(true.image, len(true.heights)), true.z_covariance  # (N,), (N, P)
     own = covariance.gather(1, within[:, None]).squeeze(1)
     variance = (own[i] + own[j] - 2 * covariance[i, within[j]]).clamp(min=0).nan_to_num(0.0)
     return 1 / (1 + variance / config.pair_sigma**2)

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from dto_pipeline.train.config import MatchConfig
 from dto_pipeline.train.model import Predictions, corners
-from dto_pipeline.train.targets import Targets
+from dto_pipeline.train.people import Targets
 
-MATCHED_JOINTS = 22  # of smplx's 45; all where there are fewer
+COST_CONFIDENCE, COST_BOXES, COST_GIOU, COST_JOINTS = 1.0, 1.0, 1.0, 20.0
+BODY_JOINTS, SMPL_JOINTS = 22, 45  # matched are the first of smplx's joints, and those only annotated people have
 _EPS = 1e-6
 _WORST = 1e9  # cost of what is not finite: taken only where nothing else is left
 
@@ -37,25 +37,21 @@ class Matches:
 
 
 @torch.no_grad()
-def match_people(predictions: Predictions, targets: Targets, config: MatchConfig) -> Matches:
+def match_people(predictions: Predictions, targets: Targets) -> Matches:
     """The assignment of least cost, rows = queries, columns = people of the image (Hungarian)."""
-    cost = matching_cost(predictions, targets, config).nan_to_num(_WORST, _WORST, _WORST)
-    layers, starts = len(predictions.confs), np.cumsum([0, *targets.counts])
-    numbers = cost.double().cpu().numpy()  # (L, N, Q)
-    found: list[list[tuple[np.ndarray, np.ndarray]]] = [
-        [
-            (rows, columns + first)
-            for first, last in pairwise(starts.tolist())
-            for rows, columns in [linear_sum_assignment(numbers[layer, first:last].T)]
-        ]
-        for layer in range(layers)
-    ]
-    both = np.stack([np.stack([np.concatenate(part) for part in zip(*layer, strict=True)]) for layer in found])
-    query, person = torch.from_numpy(both.astype(np.int64)).to(cost.device).unbind(1)
+    cost = matching_cost(predictions, targets).nan_to_num(_WORST, _WORST, _WORST)
+    numbers, bounds = cost.double().cpu().numpy(), np.cumsum([0, *targets.counts])  # (L, N, Q)
+    parts = []
+    for first, last in pairwise(bounds):
+        pairs = np.stack([linear_sum_assignment(layer[first:last].T) for layer in numbers])  # (L, 2, m)
+        pairs[:, 1] += first
+        parts.append(pairs)
+    pairs = np.concatenate(parts, axis=-1)
+    query, person = torch.from_numpy(pairs.astype(np.int64)).to(cost.device).unbind(1)
     return Matches(query, person, targets.image[person])
 
 
-def matching_cost(predictions: Predictions, targets: Targets, config: MatchConfig) -> torch.Tensor:
+def matching_cost(predictions: Predictions, targets: Targets) -> torch.Tensor:
     """(L, N, Q): 1/4 (1 - p)^2 (-ln(p + 1e-8)) + sum |box - box'| - GIoU + K, each times its weight.
 
     K = sum over visible joints and both coordinates of |j2d - j2d'| / S, divided by their number.
@@ -65,15 +61,14 @@ def matching_cost(predictions: Predictions, targets: Targets, config: MatchConfi
     confidence = 0.25 * (1 - p) ** 2 * -(p + 1e-8).log()
     boxes, true = predictions.boxes[:, image], targets.boxes[:, None]
     assert predictions.j2ds is not None
-    seen = targets.j2ds_mask[:, None, :MATCHED_JOINTS].to(p.dtype)  # (N, 1, J, 2)
-    apart = (predictions.j2ds[:, image, :, :MATCHED_JOINTS] - targets.j2ds[:, None, :MATCHED_JOINTS]).abs() / side
+    number = torch.arange(targets.j2ds.shape[1], device=image.device)
+    used = number[(number < BODY_JOINTS) | (number >= SMPL_JOINTS)]
+    seen = targets.j2ds_mask[:, None, used].to(p.dtype)  # (N, 1, J, 2)
+    apart = (predictions.j2ds[:, image][:, :, :, used] - targets.j2ds[:, None, used]).abs() / side
     joints = (apart * seen).sum((-1, -2)) / (seen.sum((-1, -2)) + _EPS)
-    return (
-        config.confidence * confidence
-        + config.boxes * (boxes - true).abs().sum(-1)
-        - config.giou * generalised_iou(corners(boxes), corners(true))
-        + config.image_joints * joints
-    )
+    overlap = generalised_iou(corners(boxes), corners(true))
+    apart = COST_BOXES * (boxes - true).abs().sum(-1) - COST_GIOU * overlap
+    return COST_CONFIDENCE * confidence + apart + COST_JOINTS * joints
 
 
 def generalised_iou(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

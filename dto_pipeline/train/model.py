@@ -19,10 +19,24 @@ from torch.nn import functional
 
 from dto_pipeline.maths.rotation import matrix_from_6d, matrix_to_axis_angle
 from dto_pipeline.models.body import BodyModel
-from dto_pipeline.train.architecture import CELL, GROUP, PATCH, Architecture
-from dto_pipeline.train.blocks import Blocks, DecoderStack, Mlp, encoder_norm, pad_rows, sine_code
+from dto_pipeline.train.blocks import (
+    CONFIDENT,
+    QUARTERS,
+    SMALL,
+    Blocks,
+    Cells,
+    Choice,
+    DecoderStack,
+    Mlp,
+    choose_tokens,
+    encoder_norm,
+    list_cells,
+    pad_rows,
+    sine_code,
+    z_order,
+)
+from dto_pipeline.train.config import CELL, GROUP, PATCH, EncoderConfig, ModelConfig
 from dto_pipeline.train.denoising import Known, Noise, allowed_pairs, draw_noise, inverse_sigmoid, noisy_queries
-from dto_pipeline.train.tokens import CONFIDENT, QUARTERS, SMALL, Cells, Choice, choose_tokens, list_cells, z_order
 
 LEAST_FOV = 0.08  # [rad]
 STAGE_ONE_FOV = math.pi / 3  # 60 degrees over S, where there is no camera branch [rad]
@@ -80,46 +94,43 @@ class Predictions:
     fov: torch.Tensor | None = None
 
 
-class _Decoder(nn.Module):
-    """Published names have the decoder one level down."""
-
-    def __init__(self, decoder: DecoderStack) -> None:
-        super().__init__()
-        self.decoder = decoder
-
-
 class MeshNetwork(nn.Module):
     """All weights under their published names; `forward` reads top to bottom."""
 
     mean_pose: torch.Tensor
     mean_shape: torch.Tensor
 
-    def __init__(self, size: Architecture, token_limits: tuple[float, float] = (CONFIDENT, SMALL)) -> None:
+    def __init__(
+        self, encoder: EncoderConfig, model: ModelConfig, side: int, limits: tuple[float, float] = (CONFIDENT, SMALL)
+    ) -> None:
+        """Sizes of encoder and decoder, S, and the thresholds of tokens, see `choose_tokens`."""
         super().__init__()
-        self.size, self.token_limits = size, token_limits
-        wide, width, grid = size.encoder_width, size.width, size.input_size // PATCH
-        self.encoder_patch_proj: Sequence[nn.Conv2d] = nn.ModuleList(nn.Conv2d(3, wide, PATCH, PATCH) for _ in range(2))  # type: ignore[assignment]
+        self.sizes, self.side, self.limits = model, side, limits
+        wide, width, grid = encoder.width, model.width, side // PATCH
+        self.additional = min(encoder.additional, encoder.layers - 1)  # as many own blocks see the small tokens
+        self.encoder_patch_proj = nn.ModuleList(nn.Conv2d(3, wide, PATCH, PATCH) for _ in range(2))
         self.encoder_cr_token = nn.Parameter(torch.randn(1, wide) * 0.02)
         self.encoder_pos_embeds = nn.Parameter(torch.randn(grid, grid, wide) * 0.02)
-        self.encoder = Blocks(wide, size.encoder_heads, size.encoder_layers, size.additional, size.encoder_hidden)
+        self.encoder = Blocks(wide, encoder.heads, encoder.layers, self.additional, encoder.hidden or 4 * wide)
         self.enc_inter_norm = encoder_norm(wide)
         self.scale_head = Mlp(wide, wide, wide, wide, 2)
         self.feature_proj = nn.Linear(wide, width)
         self.level_embed = nn.Parameter(torch.randn(3, width))
-        self.tgt_embed, self.refpoint_embed = nn.Embedding(size.queries, width), nn.Embedding(size.queries, 4)
-        layers = range(size.decoder_layers)
+        self.tgt_embed, self.refpoint_embed = nn.Embedding(model.queries, width), nn.Embedding(model.queries, 4)
+        layers = range(model.layers)
         self.bbox_embed = nn.ModuleList(Mlp(width, width, width, 4) for _ in layers)
-        self.decoder = _Decoder(DecoderStack(width, size.heads, size.hidden, size.decoder_layers, self.bbox_embed))
+        decoder = DecoderStack(width, model.heads, model.hidden, model.layers, self.bbox_embed)
+        self.decoder = nn.ModuleDict({"decoder": decoder})  # published names have it one level down
         self.pose_head = nn.ModuleList(Mlp(*[width] * 6, 144) for _ in layers)
-        self.shape_head = nn.ModuleList(Mlp(*[width] * 5, size.betas) for _ in layers)
+        self.shape_head = nn.ModuleList(Mlp(*[width] * 5, model.betas) for _ in layers)
         self.cam_head = Mlp(width, width // 2, width // 2, 3)
         self.conf_head = nn.Linear(width, 1)
-        if size.camera:
+        if model.camera:
             self.fov_head = Mlp(*[wide] * 4, 1)
-        if size.denoising:
+        if model.denoising:
             self.dn_enc = nn.Linear(72 + 10, width)
         self.register_buffer("mean_pose", torch.tensor([[1.0, 0, 0, -1, 0, 0], *[[1.0, 0, 0, 1, 0, 0]] * 23]).flatten())
-        self.register_buffer("mean_shape", torch.zeros(size.betas))
+        self.register_buffer("mean_shape", torch.zeros(model.betas))
         self._start()
 
     def forward(
@@ -142,7 +153,7 @@ class MeshNetwork(nn.Module):
         Returns:
             Q people an image.
         """
-        heights, widths = (torch.tensor([i.shape[axis] for i in images]).to(self.level_embed.device) for axis in (1, 2))
+        size = torch.tensor([image.shape[:0:-1] for image in images]).to(self.level_embed.device)  # (B, 2) w, h
         tokens, classes, scale_map, cells = self._encode([_pad_image(image) for image in images], given_map, by_image)
         content = self.tgt_embed.weight.expand(len(images), -1, -1)
         logits = self.refpoint_embed.weight.expand(len(images), -1, -1)
@@ -150,14 +161,14 @@ class MeshNetwork(nn.Module):
         if known is not None and len(known.image):
             first = noisy_queries(known, noise or draw_noise(known), self.dn_enc)
             content, logits = (torch.cat([a.to(b.dtype), b], 1) for a, b in zip(first, (content, logits), strict=True))
-            slots, may_see = first[0].shape[1], allowed_pairs(known, self.size.queries)
+            slots, may_see = first[0].shape[1], allowed_pairs(known, self.sizes.queries)
         states, references = self._decode(content, logits.sigmoid(), tokens, len(images), may_see)
-        fov = self.fov_head(classes).squeeze(-1).float() if self.size.camera else None
-        said = self._read_heads(states, references, focal_length(fov, heights, self.size), (widths, heights), centres)
+        fov = self.fov_head(classes).squeeze(-1).float() if self.sizes.camera else None
+        said = self._read_heads(states, references, focal_length(fov, size[:, 1], self.side), size / 2, centres)
         between = {"states": states, "references": references}
         found = Predictions(
             **_cut(said | between, slots, None), scale_map=scale_map, cells=cells, tokens=tokens, fov=fov,
-            input_size=self.size.input_size,
+            input_size=self.side,
         )  # fmt: skip
         return found if not slots else replace(found, known=replace(found, **_cut(said | between, 0, slots)))
 
@@ -175,9 +186,7 @@ class MeshNetwork(nn.Module):
         tokens = self._project(1, halved) + shrink_positions(position)[cells.y, cells.x]
         tokens, classes = self._run(self.encoder.additional_blocks, tokens, cells.image, self._first_class(count))
         scale_map = self.scale_head(self.enc_inter_norm(tokens)).float().sigmoid()
-        choice = choose_tokens(
-            (scale_map if given_map is None else given_map).detach(), cells, by_image, self.token_limits
-        )
+        choice = choose_tokens((scale_map if given_map is None else given_map).detach(), by_image, self.limits)
 
         # 4 small cells at full resolution; their class token is dropped
         y = torch.stack([2 * cells.y[choice.small] + dy for dy, _ in QUARTERS], dim=1).flatten()
@@ -186,7 +195,7 @@ class MeshNetwork(nn.Module):
         patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
         small = self._project(0, patches) + position[y, x]
         small_image = cells.image[choice.small].repeat_interleave(4)
-        own = self.encoder.blocks[: self.size.additional]
+        own = self.encoder.blocks[: self.additional]
         if len(small):
             small, _ = self._run(own, small, small_image, self._first_class(count))
 
@@ -196,24 +205,18 @@ class MeshNetwork(nn.Module):
         order = torch.argsort(image, stable=True)
         image, level, place = image[order], level[order], place[order]
         tokens = torch.cat([small, tokens[choice.kept], merged.to(tokens.dtype)])[order]
-        tokens, classes = self._run(self.encoder.blocks[self.size.additional :], tokens, image, classes)
+        tokens, classes = self._run(self.encoder.blocks[self.additional :], tokens, image, classes)
         memory = self.feature_proj(self.encoder.norm(tokens))
-        step = PATCH * 2.0 ** level[:, None] / self.size.input_size
-        code = sine_code((place + 0.5) * step, self.size.width).to(memory.dtype) + self.level_embed[level].to(
-            memory.dtype
-        )
+        step = PATCH * 2.0 ** level[:, None] / self.side
+        code = (sine_code((place + 0.5) * step, self.sizes.width) + self.level_embed[level]).to(memory.dtype)
         return Tokens(image, level, place, memory, code), classes, scale_map, cells
 
     def _decode(
-        self,
-        content: torch.Tensor,
-        box: torch.Tensor,
-        tokens: Tokens,
-        count: int,
-        may_see: torch.Tensor | None,
+        self, content: torch.Tensor, box: torch.Tensor, tokens: Tokens, count: int, may_see: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Content t (B, Q, D), box b (B, Q, 4) -> h (L, B, Q, D), r (L, B, Q, 4): the boxes layers start from."""
-        decoder, width = self.decoder.decoder, self.size.width
+        decoder: Any = self.decoder["decoder"]
+        width = self.sizes.width
         memory, real = pad_rows(tokens.memory, tokens.image, count)
         memory_place, _ = pad_rows(tokens.code, tokens.image, count)
         states, references = [], [box]
@@ -232,16 +235,11 @@ class MeshNetwork(nn.Module):
         return torch.stack(states), torch.stack(references[:-1])
 
     def _read_heads(
-        self,
-        states: torch.Tensor,
-        references: torch.Tensor,
-        focal: torch.Tensor,
-        size: tuple[torch.Tensor, torch.Tensor],
+        self, states: torch.Tensor, references: torch.Tensor, focal: torch.Tensor, middle: torch.Tensor,
         centres: torch.Tensor | None,
-    ) -> dict[str, torch.Tensor]:
+    ) -> dict[str, torch.Tensor]:  # fmt: skip
         """h and r of all layers -> what each says, and the cameras; (L, B, Q, ...) each."""
         layers = range(len(states))
-        middle = torch.stack(size, dim=-1).float() / 2
         camera = _pinhole(focal, middle if centres is None else centres.to(middle))
         # P_l = P_{l-1} + head_l(h_l), P_{-1} the mean
         six, betas = (
@@ -251,9 +249,9 @@ class MeshNetwork(nn.Module):
             for heads, mean in ((self.pose_head, self.mean_pose), (self.shape_head, self.mean_shape))
         )
         boxes = torch.stack([self.bbox_embed[layer](states[layer]).float() for layer in layers])
-        off_centre = 2 * (camera[:, :2, 2] - middle) / self.size.input_size
+        off_centre = 2 * (camera[:, :2, 2] - middle) / self.side
         weak = self.cam_head(states).float()
-        transl = metric_translation(weak, focal[:, None], off_centre[:, None], self.size.input_size)
+        transl = metric_translation(weak, focal[:, None], off_centre[:, None], self.side)
         return {
             "confs": self.conf_head(states).float().sigmoid().squeeze(-1),
             "boxes": (boxes + inverse_sigmoid(references)).sigmoid(),
@@ -266,7 +264,7 @@ class MeshNetwork(nn.Module):
 
     def _project(self, number: int, patches: torch.Tensor) -> torch.Tensor:
         """(n, 3, 14, 14) -> (n, C)."""
-        projection = self.encoder_patch_proj[number]
+        projection: Any = self.encoder_patch_proj[number]
         return functional.linear(patches.flatten(1), projection.weight.flatten(1), projection.bias)
 
     def _first_class(self, count: int) -> torch.Tensor:
@@ -286,7 +284,7 @@ class MeshNetwork(nn.Module):
 
     def _start(self) -> None:
         """Before training, as published: boxes stay, nobody is likely, about 30 degrees."""
-        for name, weight in self.decoder.decoder.named_parameters():
+        for name, weight in self.decoder["decoder"].named_parameters():
             if weight.dim() > 1 and not name.startswith("bbox_embed"):
                 nn.init.xavier_uniform_(weight)
         for head in self.bbox_embed:
@@ -294,33 +292,39 @@ class MeshNetwork(nn.Module):
             nn.init.zeros_(head.last.weight)
             nn.init.zeros_(head.last.bias)
         nn.init.constant_(self.conf_head.bias, math.log(_FIRST_CONFIDENCE / (1 - _FIRST_CONFIDENCE)))
-        if self.size.camera:
+        if self.sizes.camera:
             nn.init.xavier_uniform_(self.fov_head.last.weight, gain=0.1)
             nn.init.constant_(self.fov_head.last.bias, math.pi / 6)
 
 
-def with_joints(predictions: Predictions, body: BodyModel, regressor: torch.Tensor | None = None) -> Predictions:
+def with_joints(
+    predictions: Predictions, body: BodyModel, regressor: torch.Tensor | None = None, with_all: bool = False
+) -> Predictions:
     """The predictions with the joints of their bodies and where the camera sees them.
 
     Args:
         predictions: from the network.
         body: poses them.
         regressor: (2, V) head top and neck: RelativeHuman's 14 joints instead of smplx's 45.
+        with_all: these two behind the 45.
     """
     betas = functional.pad(predictions.betas, (0, 11 - predictions.betas.shape[-1]))
-    joints = body.learnt_joints(predictions.poses, betas, predictions.transl, regressor)
+    people = (predictions.poses, betas, predictions.transl)
+    joints = body.learnt_joints(*people, regressor)
+    if with_all:
+        joints = torch.cat([body.learnt_joints(*people), joints[..., -2:, :]], dim=-2)
     seen = joints @ predictions.intrinsics.transpose(-1, -2)[None, :, None]
     found = replace(predictions, j3ds=joints, j2ds=seen[..., :2] / (seen[..., 2:] + 1e-6))
     if predictions.known is None:
         return found
-    return replace(found, known=with_joints(predictions.known, body, regressor))
+    return replace(found, known=with_joints(predictions.known, body, regressor, with_all))
 
 
-def focal_length(fov: torch.Tensor | None, heights: torch.Tensor, size: Architecture) -> torch.Tensor:
+def focal_length(fov: torch.Tensor | None, heights: torch.Tensor, side: int) -> torch.Tensor:
     """f = h / (2 tan(fov / 2)) of (B,) vertical fields of view and heights without padding [px]; without a camera
     branch 60 degrees over S."""
     if fov is None:
-        return torch.full_like(heights, size.input_size / (2 * math.tan(STAGE_ONE_FOV / 2)), dtype=torch.float32)
+        return torch.full_like(heights, side / (2 * math.tan(STAGE_ONE_FOV / 2)), dtype=torch.float32)
     return heights / (2 * torch.tan(fov.clamp(LEAST_FOV, LARGEST_FOV) / 2))
 
 

@@ -1,33 +1,36 @@
 """A trained network on photographs: people in front of the camera of the photograph, one `Scene` per image.
 
-Knows how a photograph becomes the network's input and how its answer is carried back; knows no checkpoint and no label
-file. The input shows the whole photograph, its longer side made S; both cameras look the same way from the same point,
-so `transl` holds in either. The network thinks the principal point in the middle. Metres, radians, pixels.
+Knows how weights become a network, a photograph its input, and how its answer is carried back; knows no label file.
+The input shows the whole photograph, its longer side made S; both cameras look the same way from the same point, so
+`transl` holds in either. The network thinks the principal point in the middle. Metres, radians, pixels.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch.nn import functional
 
 from dto_pipeline.axes import NUM_BETAS
-from dto_pipeline.config import BodyConfig, ConfigError
+from dto_pipeline.config import STAND_IN_BODY, BodyConfig, ConfigError
 from dto_pipeline.data.images import ImageStore
 from dto_pipeline.data.sources.rows import ROW_PROBLEMS, find_row_problems
+from dto_pipeline.data.torch_files import read_torch_file
 from dto_pipeline.maths.person_matching import carry_to_camera
-from dto_pipeline.models.body import BodyModel
+from dto_pipeline.models.body import BodyModel, BodyModelError, load_body
 from dto_pipeline.scene import Scene
 from dto_pipeline.status import ImageStatus, PersonStatus, UnusableImage
 from dto_pipeline.train.augment import camera_problem, fit_size, resize
+from dto_pipeline.train.checkpoint import read_checkpoint, restore_network
 from dto_pipeline.train.model import Predictions, corners
+from dto_pipeline.train.released import build_released, clean_names, hash_weights
 
 _BOX_NOT_FINITE = "its box is not finite"
 
@@ -121,6 +124,60 @@ class _People:
     transl: np.ndarray  # (n, 3) [m]
 
 
+def load_trained(
+    path: str | Path, device: torch.device, body_path: str | Path | None = None, encoder_heads: int | None = None
+) -> Trained:
+    """Read weights to predict with.
+
+    Args:
+        path: checkpoint file, a training's folder (its newest that can be read), or a released file of weights.
+        device: where the network shall compute.
+        body_path: the body model of the training where it lies now; None = as in the training's config. A released
+            file names none.
+        encoder_heads: of a released file, whose shapes do not tell it; None = one per 64 features.
+
+    Raises:
+        CheckpointError, TorchFileError, ReleasedError: there are no weights, or they cannot be used.
+        BodyModelError: the body model cannot be read, or is another one than the network was trained with.
+    """
+    content = read_torch_file(Path(path)) if Path(path).is_file() else None
+    if isinstance(content, dict) and content and "format" not in content:
+        return _load_released(clean_names(content, str(path)), str(path), device, body_path, encoder_heads)
+    checkpoint = read_checkpoint(path)
+    named = checkpoint.config.body.model_path or STAND_IN_BODY  # until 0.3.0 who named none had the stand-in
+    options = replace(checkpoint.config.body, model_path=str(body_path or named))
+    body = load_body(options.model_path, options.kid_axis)
+    if body.sha256 != checkpoint.body_sha256:
+        found = f"sha256 {body.sha256[:16]}, the network was trained with {checkpoint.body_sha256[:16]}"
+        raise BodyModelError(f"the body model has {found}; name the right one with --body")
+    return Trained(
+        network=restore_network(checkpoint, device),
+        body=body,
+        body_config=options,
+        input_size=checkpoint.config.data.input_size,
+        sha256=hash_weights(checkpoint.weights),
+        device=device,
+        by_image=checkpoint.config.model.prune_by_image,
+        origin=f"{checkpoint.path}, step {checkpoint.position.step}",
+    )
+
+
+def _load_released(
+    weights: dict[str, torch.Tensor], path: str, device: torch.device, body_path: str | Path | None, heads: int | None
+) -> Trained:
+    """A released network; each image for itself, so that its people do not depend on its neighbours."""
+    if body_path is None:
+        raise BodyModelError(f"{path} is a released file, which names no body model; name its own with --body")
+    network, config = build_released(weights, path, heads)
+    encoder, model, side = config.encoder, config.model, config.data.input_size
+    options = BodyConfig(model_path=str(body_path))
+    body = load_body(options.model_path, options.kid_axis)
+    told = f"S {side}, encoder of {encoder.layers} layers, width {encoder.width}, {encoder.heads} heads, "
+    told += f"{model.queries} queries, {model.betas} shape coefficients"
+    origin, sha256 = f"{path}: {told}", hash_weights(weights)
+    return Trained(network.eval().to(device), body, options, side, sha256, device, origin=origin)
+
+
 def predict_scenes(
     trained: Trained, store: ImageStore, pictures: Iterable[Picture], config: PredictConfig
 ) -> Iterator[Scene]:
@@ -134,39 +191,28 @@ def predict_scenes(
         trained: the network.
         store: where the pictures are.
         pictures: what to predict.
-        config: knobs.
+        config: options.
     """
+    rest = iter(pictures)
     with ThreadPoolExecutor(config.read_threads) as pool:
-        waiting = _read_ahead(pool, store, pictures, trained.input_size, 2 * config.batch_images)
-        while some := list(islice(waiting, config.batch_images)):
-            inputs = [laid for _, laid in some if isinstance(laid, _Input)]
+
+        def read_next() -> list[tuple[Picture, Future[_Input | UnusableImage]]]:
+            some = islice(rest, config.batch_images)
+            return [(one, pool.submit(_lay_out, store, one, trained.input_size)) for one in some]
+
+        coming = read_next()
+        while coming:
+            some, coming = coming, read_next()  # the next batch is read while the network sees this one
+            laid_out = [(picture, future.result()) for picture, future in some]
+            inputs = [laid for _, laid in laid_out if isinstance(laid, _Input)]
             answers = iter(_ask(trained, inputs, config.min_confidence) if inputs else ())
-            for picture, laid in some:
+            for picture, laid in laid_out:
                 if isinstance(laid, UnusableImage):
                     yield _broken_scene(picture, None, laid)
                 elif isinstance(answer := next(answers), UnusableImage):
                     yield _broken_scene(picture, laid, answer)
                 else:
                     yield _scene(picture, laid, *_carry_back(*answer, laid, trained.body))
-
-
-def photograph_camera(input_camera: np.ndarray, grow: np.ndarray) -> np.ndarray:
-    """The camera of a photograph whose input has this one: (3, 3), `grow` (2,) from photograph to input."""
-    return np.diag([*(1 / grow), 1]) @ input_camera
-
-
-def _read_ahead(
-    pool: ThreadPoolExecutor, store: ImageStore, pictures: Iterable[Picture], size: int, most: int
-) -> Iterator[tuple[Picture, _Input | UnusableImage]]:
-    """Pictures laid out by threads, in order, at most `most` ahead."""
-    ahead: deque[tuple[Picture, Future[_Input | UnusableImage]]] = deque()
-    for picture in pictures:
-        ahead.append((picture, pool.submit(_lay_out, store, picture, size)))
-        if len(ahead) > most:
-            first, result = ahead.popleft()
-            yield first, result.result()
-    for first, result in ahead:
-        yield first, result.result()
 
 
 def _lay_out(store: ImageStore, picture: Picture, size: int) -> _Input | UnusableImage:
@@ -183,14 +229,9 @@ def _lay_out(store: ImageStore, picture: Picture, size: int) -> _Input | Unusabl
 
 
 def _known_camera(picture: Picture, width: int, height: int) -> np.ndarray | None:
-    if picture.intrinsics is not None:
+    if picture.intrinsics is not None or picture.fov is None:
         return picture.intrinsics
-    if picture.fov is not None:
-        return _centred_camera(height / 2 / np.tan(picture.fov / 2), width, height)
-    return None
-
-
-def _centred_camera(focal: float, width: int, height: int) -> np.ndarray:
+    focal = height / 2 / np.tan(picture.fov / 2)
     return np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])
 
 
@@ -231,7 +272,7 @@ def _carry_back(people: _People, seen_with: np.ndarray, laid: _Input, body: Body
     known = np.where(np.isfinite(people.boxes).all(axis=1, keepdims=True), people.boxes, np.nan)
     corners_there = known.reshape(-1, 2, 2) / laid.grow
     boxes = np.clip(corners_there, 0, [laid.width, laid.height]).reshape(-1, 4).astype(np.float32)
-    camera, transl = photograph_camera(seen_with, laid.grow), people.transl
+    camera, transl = np.diag([*(1 / laid.grow), 1]) @ seen_with, people.transl
     if laid.camera is None:
         return _People(people.score, boxes, people.pose, people.betas, transl), camera
     if len(transl):
@@ -242,14 +283,37 @@ def _carry_back(people: _People, seen_with: np.ndarray, laid: _Input, body: Body
 
 
 def _scene(picture: Picture, laid: _Input, people: _People, camera: np.ndarray) -> Scene:
-    problems, count = _person_problems(people), len(people.score)
+    """The people of a picture; one of whom everybody has a problem has one too."""
+    found = [ROW_PROBLEMS[code] for code in find_row_problems(people.pose, people.betas, people.transl)]
+    boxed = np.isfinite(people.boxes).all(axis=1)
+    problems = [text or ("" if has else _BOX_NOT_FINITE) for text, has in zip(found, boxed, strict=True)]
     nobody_left = bool(problems) and all(problems)
+    return _as_scene(
+        picture,
+        laid,
+        people,
+        camera,
+        person_problem=[(PersonStatus.INVALID_LABEL, text) if text else None for text in problems],
+        problem=(ImageStatus.PREDICTION_INVALID, f"nobody can be used: {problems[0]}") if nobody_left else None,
+    )
+
+
+def _broken_scene(picture: Picture, laid: _Input | None, error: UnusableImage) -> Scene:
+    """A picture that could not be read or answered: nobody, camera unknown unless it was told."""
+    unknown = np.array([[np.nan, 0, np.nan], [0, np.nan, np.nan], [0, 0, 1]])
+    camera = unknown if picture.intrinsics is None else picture.intrinsics
+    nobody = _People(*(np.zeros((0, *shape), np.float32) for shape in ((), (4,), (72,), (NUM_BETAS,), (3,))))
+    return _as_scene(picture, laid, nobody, camera, person_problem=[], problem=(error.status, str(error)))
+
+
+def _as_scene(picture: Picture, laid: _Input | None, people: _People, camera: np.ndarray, **problems: Any) -> Scene:
+    count = len(people.score)
     return Scene(
         image_id=picture.image_id,
         subset=picture.subset,
         image_path=picture.image_path,
-        width=laid.width,
-        height=laid.height,
+        width=laid.width if laid else 0,
+        height=laid.height if laid else 0,
         intrinsics=camera,
         pose=people.pose,
         betas=people.betas,
@@ -259,39 +323,6 @@ def _scene(picture: Picture, laid: _Input, people: _People, camera: np.ndarray) 
         source_row=np.full(count, -1, np.int64),
         bbox_xyxy=people.boxes,
         det_score=people.score,
-        person_problem=[(PersonStatus.INVALID_LABEL, text) if text else None for text in problems],
-        image_sha256=laid.sha256,
-        problem=(ImageStatus.PREDICTION_INVALID, f"nobody can be used: {problems[0]}") if nobody_left else None,
-    )
-
-
-def _person_problems(people: _People) -> list[str | None]:
-    found = [ROW_PROBLEMS[code] for code in find_row_problems(people.pose, people.betas, people.transl)]
-    boxed = np.isfinite(people.boxes).all(axis=1)
-    return [text or (None if has_box else _BOX_NOT_FINITE) for text, has_box in zip(found, boxed, strict=True)]
-
-
-def _broken_scene(picture: Picture, laid: _Input | None, error: UnusableImage) -> Scene:
-    """A picture that could not be read or answered: nobody, camera unknown unless it was told."""
-    nobody = np.zeros((0,), np.float32)
-    unknown = np.array([[np.nan, 0, np.nan], [0, np.nan, np.nan], [0, 0, 1]])
-    width, height, sha256 = (laid.width, laid.height, laid.sha256) if laid else (0, 0, "")
-    return Scene(
-        image_id=picture.image_id,
-        subset=picture.subset,
-        image_path=picture.image_path,
-        width=width,
-        height=height,
-        intrinsics=unknown if picture.intrinsics is None else picture.intrinsics,
-        pose=nobody.reshape(0, 72),
-        betas=nobody.reshape(0, NUM_BETAS),
-        transl=nobody.reshape(0, 3),
-        age_years=nobody,
-        male_prob=nobody,
-        source_row=np.zeros(0, np.int64),
-        bbox_xyxy=nobody.reshape(0, 4),
-        det_score=nobody,
-        person_problem=[],
-        image_sha256=sha256,
-        problem=(error.status, str(error)),
+        image_sha256=laid.sha256 if laid else "",
+        **problems,
     )

@@ -2,7 +2,7 @@
 
 Knows folders of images, manifests and label files; knows no network's inside and no run. A shard that was predicted
 stays beside the result until all are, so that a killed prediction goes on where it was; a part is only taken up if
-checkpoint, knobs and pictures are the same.
+checkpoint, options and pictures are the same.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dto_pipeline.data.dataset import Dataset
 from dto_pipeline.data.images import ImageStore
 from dto_pipeline.data.labels import LabelsError, build_label_table, read_label_metadata, read_labels, write_label_shard
 from dto_pipeline.data.manifest import Manifest
-from dto_pipeline.data.scene_manifest import write_label_manifest
+from dto_pipeline.data.manifest_build.writer import write_label_manifest
 from dto_pipeline.data.storage import STORAGE_ERRORS, Location, absolute, as_location, list_names
 from dto_pipeline.data.tar_images import carry_tar_index, open_images
 from dto_pipeline.errors import DtoError
@@ -177,7 +177,7 @@ def predict_shards(
         predict: pictures -> scenes, see `train.predict.predict_scenes`.
         body: tells heights.
         folder: where the parts are kept.
-        facts: all that decides an answer (checkpoint, knobs); a part made with others is made again.
+        facts: all that decides an answer (checkpoint, options); a part made with others is made again.
         progress: show a progress bar on stderr.
     """
     with tqdm(total=pictures.num_images, unit="image", desc=pictures.subset, disable=not progress) as bar:

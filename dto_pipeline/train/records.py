@@ -1,56 +1,86 @@
-"""What a training writes down for people to look at: metrics as CSV and TensorBoard events, pictures.
+"""What a training writes down for people to look at, metrics as CSV and TensorBoard events, and who may write there.
 
 Knows files; decides nothing. After a resume, rows of steps that are done again are dropped, so that a step has one row.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 import math
-from collections.abc import Mapping
+import os
+import socket
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
-from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
+from dto_pipeline.data.file_lock import take_lock
 from dto_pipeline.data.files import write_bytes_atomic
-from dto_pipeline.reading import check_regular
-from dto_pipeline.view.panel import save_png
+from dto_pipeline.errors import DtoError
+from dto_pipeline.reading import read_regular
 
-TRAINING, HELD_OUT = "metrics.csv", "evaluation.csv"
+TRAINING, HELD_OUT, LOCK_FILE = "metrics.csv", "evaluation.csv", "train.lock"
+_MOST_BYTES = 1 << 30  # of a metrics file: ten million rows
 _LOG = logging.getLogger(__name__)
 
 
+class FolderBusy(DtoError, RuntimeError):
+    """Another process trains in the folder."""
+
+
+@contextmanager
+def hold_folder(folder: Path) -> Iterator[None]:
+    """Keep other trainings out of a folder, which is made if missing.
+
+    By the file system's locks, which do not everywhere reach other machines.
+
+    Raises:
+        FolderBusy: somebody else is at work in it; the message says who.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK_FILE).open("a+") as stream:
+        try:
+            locked = take_lock(stream)
+        except BlockingIOError as error:
+            stream.seek(0)
+            holder = stream.read().strip() or "another process"
+            raise FolderBusy(
+                f"{folder} is being trained by {holder}; wait for it, end it, or choose another"
+            ) from error
+        if not locked:
+            _LOG.warning("%s: no file locks here; see to it that only one training runs in this folder", folder)
+        stream.truncate(0)
+        stream.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
+        stream.flush()
+        yield
+
+
 class Records:
-    """The files of one training; only one process may write them."""
+    """The metrics of one training; only one process may write them."""
 
     def __init__(self, folder: Path, done: int = 0) -> None:
-        """
-        Args:
-            folder: of the training.
-            done: steps done; rows of later steps are dropped.
-        """
-        self._folder = folder
+        """`folder` of the training; `done`: steps done, rows of later ones are dropped."""
+        self._folder, self._columns = folder, dict[str, list[str]]()
         folder.mkdir(parents=True, exist_ok=True)
-        self._columns = {name: _drop_rows_after(folder / name, done) for name in (TRAINING, HELD_OUT)}
+        for path in (folder / TRAINING, folder / HELD_OUT):
+            kept = [row for row in read_rows(path) if row["step"] <= done]
+            if kept:
+                self._columns[path.name] = list(kept[0])
+                write_bytes_atomic(path, "".join([_line(kept[0]), *(_line(row.values()) for row in kept)]).encode())
+            else:
+                path.unlink(missing_ok=True)
         self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
 
     def add(self, name: str, step: int, values: Mapping[str, float]) -> None:
         """One row of `TRAINING` or `HELD_OUT`; the first row of a file decides its columns, what it lacks is NaN."""
-        with (self._folder / name).open("a", newline="") as stream:
-            writer = csv.writer(stream)
-            if not self._columns[name]:
-                self._columns[name] = list(values)
-                writer.writerow(["step", *values])
-            writer.writerow([step, *(f"{values.get(key, math.nan):.6g}" for key in self._columns[name])])
+        path, row = self._folder / name, {"step": step, **values}
+        head = "" if name in self._columns else _line(row)
+        columns = self._columns.setdefault(name, list(row))
+        with path.open("a") as stream:
+            stream.write(head + _line(row.get(key, math.nan) for key in columns))
         for key, value in values.items():
-            self._events.add_scalar(f"{Path(name).stem}/{key}", value, step)
-
-    def draw(self, name: str, step: int, picture: Image.Image) -> None:
-        """Keep a picture as pictures/step-N/NAME.png."""
-        save_png(picture, self._folder / "pictures" / f"step-{step:08d}" / f"{name}.png")
+            self._events.add_scalar(f"{path.stem}/{key}", value, step)
 
     def close(self) -> None:
         """Write the last events; where that fails, say so: the CSV files, written at once, hold the same."""
@@ -61,42 +91,21 @@ class Records:
 
 
 def read_rows(path: Path) -> list[dict[str, float]]:
-    """The rows of a metrics file, none where there is no file; one that is being written is left out."""
-    header, rows = _read_whole_rows(path)
-    return [dict(zip(header, map(float, row), strict=True)) for row in rows]
-
-
-def _drop_rows_after(path: Path, step: int) -> list[str]:
-    """Keep the header and rows of steps up to `step`; half a row of a killed process goes too.
-
-    Returns:
-        The columns besides the step; none where no row is left, and so no file.
-    """
-    header, rows = _read_whole_rows(path)
-    kept = [row for row in rows if int(row[0]) <= step]
-    if not kept:
-        path.unlink(missing_ok=True)
-        return []
-    text = io.StringIO(newline="")
-    csv.writer(text).writerows([header, *kept])
-    write_bytes_atomic(path, text.getvalue().encode())
-    return header[1:]
-
-
-def _read_whole_rows(path: Path) -> tuple[list[str], list[list[str]]]:
-    """Header and rows that end with their line, have all columns and hold numbers; what is damaged is left out."""
+    """The rows of a metrics file, none where there is no file; what is half written or damaged is left out."""
     try:
-        check_regular(path)
-        with path.open(newline="", errors="replace") as stream:
-            header, *rows = [*csv.reader(line for line in stream if line.endswith("\n"))] or [[]]
+        header, *lines = read_regular(path, _MOST_BYTES).decode(errors="replace").splitlines(keepends=True) or [""]
     except FileNotFoundError:  # not yet, or dropped in this moment
-        return [], []
-    return header, [row for row in rows if len(row) == len(header) and _are_numbers(row)]
+        return []
+    rows = []
+    for line in lines:
+        try:
+            row = dict(zip(header.strip().split(","), map(float, line.split(",")), strict=True))
+        except ValueError:
+            continue
+        if line.endswith("\n"):
+            rows.append(row)
+    return rows
 
 
-def _are_numbers(row: list[str]) -> bool:
-    try:
-        int(row[0]), [float(value) for value in row]
-    except ValueError:
-        return False
-    return True
+def _line(values: Iterable[str | float]) -> str:
+    return ",".join(value if isinstance(value, str) else f"{value:.6g}" for value in values) + "\n"

@@ -12,18 +12,23 @@ import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.nn import functional
 
+from dto_pipeline.config import ConfigError
 from dto_pipeline.errors import DtoError
-from dto_pipeline.train.architecture import PATCH, Architecture, ArchitectureError, read_architecture
+from dto_pipeline.models.networks import ModelError
+from dto_pipeline.models.stored_networks import plain_weights
+from dto_pipeline.train.config import PATCH, TrainConfig, train_config_from_dict
 from dto_pipeline.train.model import MeshNetwork
 
 IGNORED = re.compile(r"(human_model\..*|z_order_map|x_coords|y_coords|cam_intrinsics)$")
 """Entries of a released file that are no weights of the network: licensed arrays of the body, and constants."""
 _PREFIX = "module."
 _SHAPE_ENDS = re.compile(r"shape_head\.\d+\.layers\.\d+\.(weight|bias)$")
+_HEAD_WIDTH = 64  # features of an encoder's head, in every DINOv2
 _MOST_NAMED = 8  # missing or unexpected names told one by one
 _LOG = logging.getLogger(__name__)
 
@@ -57,18 +62,14 @@ def clean_names(content: object, path: str) -> dict[str, torch.Tensor]:
     """
     if not isinstance(content, dict) or not content or not all(isinstance(name, str) for name in content):
         raise ReleasedError(f"{path} is no dictionary of named tensors; expected accelerate's pytorch_model.bin")
-    weights = {}
-    for name, value in content.items():
-        plain = name.removeprefix(_PREFIX)
-        if IGNORED.match(plain):
-            continue
-        if not isinstance(value, torch.Tensor) or value.layout is not torch.strided:
-            raise ReleasedError(f"{path}: {name} is a {type(value).__name__}; expected a plain tensor")
+    plain = {name.removeprefix(_PREFIX): value for name, value in content.items()}
+    try:
+        weights = plain_weights({name: value for name, value in plain.items() if not IGNORED.match(name)}, path)
+    except ModelError as error:
+        raise ReleasedError(str(error)) from error
+    for name, value in weights.items():
         if value.numel() * value.element_size() > value.untyped_storage().nbytes():
             raise ReleasedError(f"{path}: {name} says it is larger than what is stored")
-        if value.is_floating_point() and not bool(value.isfinite().all()):
-            raise ReleasedError(f"{path}: {name} holds numbers that are not finite")
-        weights[plain] = value
     return weights
 
 
@@ -81,24 +82,75 @@ def hash_weights(weights: Mapping[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
-def released_architecture(weights: Mapping[str, torch.Tensor], path: str, heads: int | None = None) -> Architecture:
-    """The sizes told by the shapes. Raises: ReleasedError."""
+def read_sizes(weights: Mapping[str, torch.Tensor], path: str, heads: int | None = None) -> dict[str, dict[str, Any]]:
+    """The sizes that the shapes tell, as sections of a config.
+
+    Args:
+        weights: by their published names.
+        path: their file, for messages.
+        heads: of the encoder, which shapes do not tell; None = one per 64 features.
+
+    Raises:
+        ReleasedError: something is missing.
+    """
+
+    def size(name: str, axis: int = 0) -> int:
+        if name not in weights or weights[name].dim() <= axis:
+            raise ReleasedError(f"{path}: lacks {name}; expected the weights of an MA-HMR (pytorch_model.bin)")
+        return weights[name].shape[axis]
+
+    def count(pattern: str) -> int:
+        found = [int(match[1]) for name in weights if (match := re.match(pattern, name)) and len(match[1]) < 4]
+        return max(found, default=-1) + 1
+
+    width = size("encoder.norm.weight")
+    return {
+        "encoder": {
+            "width": width,
+            "layers": count(r"encoder\.blocks\.(\d+)\."),
+            "heads": heads or max(1, width // _HEAD_WIDTH),
+            "hidden": size("encoder.blocks.0.mlp.fc1.weight"),
+            "additional": count(r"encoder\.additional_blocks\.(\d+)\."),
+        },
+        "model": {
+            "width": size("feature_proj.weight"),
+            "layers": count(r"decoder\.decoder\.layers\.(\d+)\."),
+            "hidden": size("decoder.decoder.layers.0.linear1.weight"),
+            "queries": size("tgt_embed.weight"),
+            "betas": size("mean_shape"),
+            "camera": "fov_head.layers.0.weight" in weights,
+            "denoising": int("dn_enc.weight" in weights),
+        },
+        "data": {"input_size": size("encoder_pos_embeds") * PATCH},
+    }
+
+
+def build_released(
+    weights: Mapping[str, torch.Tensor], path: str, heads: int | None = None
+) -> tuple[MeshNetwork, TrainConfig]:
+    """The network of a file, whole, built once names and shapes are known to be right, and its sizes as a config.
+
+    Raises:
+        ReleasedError: a name is missing, or a shape is another one.
+    """
     try:
-        return read_architecture({name: tuple(value.shape) for name, value in weights.items()}, heads)
-    except ArchitectureError as error:
+        config = train_config_from_dict(read_sizes(weights, path, heads))
+    except ConfigError as error:
         raise ReleasedError(f"{path}: {error}") from error
-
-
-def build_released(weights: Mapping[str, torch.Tensor], path: str, heads: int | None = None) -> MeshNetwork:
-    """The network of a file, whole. Raises: ReleasedError: a name is missing, or a shape is another one."""
-    size = released_architecture(weights, path, heads)
-    network, taken = _fitting(size, weights, path)
+    with torch.device("meta"):
+        taken = _compare(make_network(config), weights, path)
     if taken.missing:
         raise ReleasedError(f"{path} is no whole network: {taken.describe()}")
     if taken.unexpected:
         _LOG.warning("%s: %s", path, taken.describe())
+    network = make_network(config)
     network.load_state_dict(dict(weights), strict=False)
-    return network
+    return network, config
+
+
+def make_network(config: TrainConfig) -> MeshNetwork:
+    """Of the sizes that a config names, untrained."""
+    return MeshNetwork(config.encoder, config.model, config.data.input_size)
 
 
 def begin_from(network: MeshNetwork, weights: Mapping[str, torch.Tensor], path: str) -> Taken:
@@ -110,13 +162,13 @@ def begin_from(network: MeshNetwork, weights: Mapping[str, torch.Tensor], path: 
     Raises:
         ReleasedError: a weight of both has another shape, or they share none.
     """
-    grown = {name: _with_kid_axis(name, value, network.size.betas) for name, value in weights.items()}
+    grown = {name: _with_kid_axis(name, value, network.sizes.betas) for name, value in weights.items()}
     taken = _compare(network, grown, path)
     network.load_state_dict(grown, strict=False)
     return taken
 
 
-def dinov2_weights(state: Mapping[str, torch.Tensor], size: Architecture) -> dict[str, torch.Tensor]:
+def dinov2_weights(state: Mapping[str, torch.Tensor], config: TrainConfig) -> dict[str, torch.Tensor]:
     """What a DINOv2 of transformers (names of v4 or v5) begins an encoder with.
 
     Both patch projections are its own, additional blocks copies of its first ones, the inner norm one of its last; the
@@ -130,18 +182,20 @@ def dinov2_weights(state: Mapping[str, torch.Tensor], size: Architecture) -> dic
     try:
         position = state["embeddings.position_embeddings"][0].float()
         found["encoder_cr_token"] = state["embeddings.cls_token"][0].float() + position[:1]
-        found["encoder_pos_embeds"] = enlarge_positions(position[1:], size.input_size // PATCH)
+        found["encoder_pos_embeds"] = enlarge_positions(position[1:], config.data.input_size // PATCH)
         for kind in ("weight", "bias"):
             patches = state[f"embeddings.patch_embeddings.projection.{kind}"]
             found |= {f"encoder_patch_proj.{number}.{kind}": patches for number in range(2)}
             found |= {f"{norm}.{kind}": state[f"layernorm.{kind}"] for norm in ("encoder.norm", "enc_inter_norm")}
-        for layer in range(size.encoder_layers):
+        for layer in range(config.encoder.layers):
             block = _dinov2_block(state, f"encoder.layer.{layer}.")
             found |= {f"encoder.blocks.{layer}.{name}": value for name, value in block.items()}
-            if layer < size.additional:
+            if layer < config.encoder.additional:
                 found |= {f"encoder.additional_blocks.{layer}.{name}": value for name, value in block.items()}
     except KeyError as error:
-        raise ReleasedError(f"the encoder lacks {error}; expected a DINOv2 of {size.encoder_layers} layers") from error
+        raise ReleasedError(
+            f"the encoder lacks {error}; expected a DINOv2 of {config.encoder.layers} layers"
+        ) from error
     return found
 
 
@@ -174,13 +228,6 @@ def _with_kid_axis(name: str, value: torch.Tensor, betas: int) -> torch.Tensor:
     if not (name == "mean_shape" or _SHAPE_ENDS.match(name)) or len(value) != 10 or betas != 11:
         return value
     return torch.cat([value, value.new_zeros(1, *value.shape[1:])])
-
-
-def _fitting(size: Architecture, weights: Mapping[str, torch.Tensor], path: str) -> tuple[MeshNetwork, Taken]:
-    """A network of these sizes, built once names and shapes are known to be right."""
-    with torch.device("meta"):
-        taken = _compare(MeshNetwork(size), weights, path)
-    return MeshNetwork(size), taken
 
 
 def _compare(network: MeshNetwork, weights: Mapping[str, torch.Tensor], path: str) -> Taken:

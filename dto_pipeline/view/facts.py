@@ -12,20 +12,25 @@ from dataclasses import astuple, dataclass, field
 import numpy as np
 
 from dto_pipeline.axes import FAR, HEIGHT_CLASSES, NEAR
+from dto_pipeline.data.certainty import EXPECTED_ERROR, Z_SIGMA, Limits
 from dto_pipeline.data.label_files import LabelColumns, flatten_table, person_leaf, read_label_files
 from dto_pipeline.data.labels import read_label_metadata
-from dto_pipeline.run.receipt import Receipt
+from dto_pipeline.data.receipts import Receipt
 from dto_pipeline.run.report import RunStatus, read_status
 from dto_pipeline.status import PLACED, ImageStatus
 from dto_pipeline.view.run_files import RunFiles
 
 GROUPS = {"near": NEAR, "far": FAR}
-_PEOPLE = ("height_class", "height_init_m", "height_m", "scale", "transl", "transl_init", "depth_group", "status")
+_PEOPLE = (
+    *("height_class", "height_init_m", "height_m", "scale", "transl", "transl_init", "depth_group", "status"),
+    Z_SIGMA,
+)
 _IMAGES = (
     *("image_id", "subset", "status", "message", "is_optimized", "is_accepted"),
-    *("mean_height_deviation", "used_ground_evidence", "num_persons"),
+    *("mean_height_deviation", "used_ground_evidence", "num_persons", EXPECTED_ERROR),
 )
 _FAILURES_SHOWN = 20
+LIMITS = (0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5)  # of error and sigma that the report tries [m]
 _FAILED = [str(status) for status in ImageStatus if status.is_failure]
 
 
@@ -55,6 +60,7 @@ class SubsetFacts:
     accepted: int = 0
     failed: int = 0
     persons: int = 0
+    accepted_persons: int = 0  # people of accepted images
     moved: int = 0
 
 
@@ -82,6 +88,8 @@ class Facts:
     workers: dict[str, WorkerFacts] = field(default_factory=dict)
     group_status: dict[str, Counter[str]] = field(default_factory=lambda: {name: Counter() for name in GROUPS})
     ground_used: int = 0  # images whose near group was placed by ground evidence
+    # limit [m] -> accepted images of at most this expected error, and people of accepted images of at most this sigma
+    certain: dict[float, tuple[int, int]] = field(default_factory=lambda: dict.fromkeys(LIMITS, (0, 0)))
     failures: list[tuple[str, str, str]] = field(default_factory=list)  # image key, status, message; the first ones
     footer: dict[str, str] = field(default_factory=dict)  # of one label file: versions, models, label files
 
@@ -107,11 +115,11 @@ def gather_facts(run: RunFiles) -> Facts:
     )
     leaves = [*_IMAGES, *(person_leaf(name) for name in _PEOPLE)]
     for shard in run.shards:
-        table = read_label_files([run.directory.label_file(shard)], leaves)
+        table = read_label_files([run.label_file(shard)], leaves)
         _add_shard(facts, flatten_table(table, _PEOPLE))
         _add_receipt(facts.workers, run.scan.done[shard])
     for shard in run.shards[:1]:
-        facts.footer = read_label_metadata(run.directory.label_file(shard))
+        facts.footer = read_label_metadata(run.label_file(shard))
     return facts
 
 
@@ -131,8 +139,17 @@ def _add_shard(facts: Facts, columns: LabelColumns) -> None:
     facts.deviations.add(images["mean_height_deviation"][images["is_optimized"]])
     facts.crowds.add(images["num_persons"].astype(np.float64))
     facts.ground_used += int((images["used_ground_evidence"] & images["is_optimized"]).sum())
+    _add_certain(facts.certain, columns)
     _add_subsets(facts.subsets, columns, moved)
     _add_failures(facts.failures, images)
+
+
+def _add_certain(certain: dict[float, tuple[int, int]], columns: LabelColumns) -> None:
+    accepted = columns.images["is_accepted"].astype(bool)
+    error, sigma = columns.images[EXPECTED_ERROR][accepted], columns.people[Z_SIGMA][accepted[columns.owner]]
+    for most, (images, people) in certain.items():
+        limits = Limits(most, most)
+        certain[most] = images + int(limits.images(error).sum()), people + int(limits.people(sigma).sum())
 
 
 def _add_subsets(subsets: dict[str, SubsetFacts], columns: LabelColumns, moved: np.ndarray) -> None:
@@ -147,6 +164,7 @@ def _add_subsets(subsets: dict[str, SubsetFacts], columns: LabelColumns, moved: 
         part.accepted += int(images["is_accepted"][own].sum())
         part.failed += int(failed[own].sum())
         part.persons += int(people.sum())
+        part.accepted_persons += int(images["is_accepted"][columns.owner][people].sum())
         part.moved += int(moved[people].sum())
 
 

@@ -25,6 +25,7 @@ from dto_pipeline.view.tags import load_font
 _PHOTO = (760, 570)  # the photograph fits into this [px]
 _PLAN_WIDTH = 500  # of the view from above [px]
 _EDGE = 24  # around everything [px]
+_COLUMN = 470  # width of a column of a page with columns [px]
 _CAPTION = 30  # height of a row's caption [px]
 _LINE = 24  # height of a line of the table [px]
 _TABLE_FONT = 14
@@ -69,35 +70,29 @@ class PanelRow:
 
 def draw_rows(
     image: np.ndarray,
-    before: People,
-    after: People,
+    states: Sequence[tuple[str, People]],
     intrinsics: np.ndarray,
     body: BodyModel,
     truth: People | None = None,
     evidence: Evidence | None = None,
-    placed: bool = True,
-    captions: tuple[str, str] | None = None,
 ) -> list[PanelRow]:
-    """The pictures of a scene: before, after and, where there is evidence, the depth map.
+    """The pictures of a scene: a row for each state of its people and, where there is evidence, the depth map.
 
     Args:
         image: (H, W, 3) uint8 RGB photograph.
-        before, after: the same P people; truth: where they really are, if known.
+        states: captions and the same P people; truth: where they really are, if known.
         intrinsics: (3, 3) [px].
         body: model of all bodies.
-        evidence: what the placing was made of, for a third row.
-        placed: False = nobody was moved; the caption says so.
-        captions: what stands over the two rows in place of that.
+        evidence: what the placing was made of, for the last row.
     """
-    pictures = _draw_photos(image, (before, after), intrinsics, body)
-    places = [ground_places(people, body) for people in (before, after)]
+    pictures = _draw_photos(image, [people for _, people in states], intrinsics, body)
+    places = [ground_places(people, body) for _, people in states]
     true_places = None if truth is None else ground_places(truth, body)
     shown = np.concatenate([*places, *([] if true_places is None else [true_places])])
     size = (_PLAN_WIDTH, pictures[0].height)
     note = "from above; hollow circles: the truth" if truth is not None else "from above"
-    captions = captions or ("Before: labels as given", "After: placed together" if placed else "After: labels kept")
     rows = []
-    for people, place, picture, caption in zip((before, after), places, pictures, captions, strict=True):
+    for (caption, people), place, picture in zip(states, places, pictures, strict=True):
         above = draw_birds_eye(place, intrinsics, image.shape[1], size, shown, true_places, people.z_sigma)
         rows.append(PanelRow(picture, above, caption, note))
     if evidence is not None:
@@ -158,21 +153,47 @@ def compose_page(rows: Sequence[PanelRow], title: str, table: Table | None = Non
     """Put rows of pictures and the table on one page; returns RGB."""
     left, right = rows[0].left, rows[0].right
     width = max(left.width + _EDGE + right.width, 900) + 2 * _EDGE
-    head = 44 if title else 8
-    foot = 0 if table is None else (len(table.lines) + 1) * _LINE + 2 * _EDGE
-    page = Image.new("RGB", (width, head + len(rows) * (_CAPTION + left.height + 14) + foot + 8), PAPER)
-    draw = ImageDraw.Draw(page)
-    draw.text((_EDGE, 14), title, font=load_font(20), fill=INK)
-    top = head
+    page, draw, top = _start_page(width, len(rows) * (_CAPTION + left.height + 14), title, table)
     for row in rows:
         draw.text((_EDGE, top + 8), row.caption, font=load_font(15), fill=INK)
         draw.text((width - _EDGE - 14, top + 9), row.note, font=load_font(13), fill=MUTED, anchor="ra")
         page.paste(row.left, (_EDGE, top + _CAPTION))
         page.paste(row.right, (width - _EDGE - row.right.width, top + _CAPTION))
         top += _CAPTION + row.left.height + 14
-    if table is not None:
-        _draw_table(draw, table, top + 10, width)
     return page
+
+
+def compose_columns(rows: Sequence[PanelRow], title: str, table: Table | None = None) -> Image.Image:
+    """The same with a column for each row: its left picture above its right one; returns RGB."""
+    pictures = [(_at_width(row.left, _COLUMN), _at_width(row.right, _COLUMN)) for row in rows]
+    upper, lower = (max(pair[place].height for pair in pictures) for place in (0, 1))
+    width = len(rows) * (_COLUMN + _EDGE) + _EDGE
+    page, draw, top = _start_page(width, 2 * _CAPTION + upper + lower + 14, title, table)
+    for number, (row, (first, second)) in enumerate(zip(rows, pictures, strict=True)):
+        left = _EDGE + number * (_COLUMN + _EDGE)
+        draw.text((left, top + 8), row.caption, font=load_font(15), fill=INK)
+        page.paste(first, (left, top + _CAPTION))
+        draw.text((left, top + _CAPTION + upper + 9), row.note, font=load_font(13), fill=MUTED)
+        page.paste(second, (left, top + 2 * _CAPTION + upper))
+    return page
+
+
+def _start_page(
+    width: int, pictures: int, title: str, table: Table | None
+) -> tuple[Image.Image, ImageDraw.ImageDraw, int]:
+    """A page with title, room for `pictures` [px], and the table below; and where that room begins [px]."""
+    head = 44 if title else 8
+    foot = 0 if table is None else (len(table.lines) + 1) * _LINE + 2 * _EDGE
+    page = Image.new("RGB", (width, head + pictures + foot + 8), PAPER)
+    draw = ImageDraw.Draw(page)
+    draw.text((_EDGE, 14), title, font=load_font(20), fill=INK)
+    if table is not None:
+        _draw_table(draw, table, head + pictures + 10, width)
+    return page, draw, head
+
+
+def _at_width(picture: Image.Image, width: int) -> Image.Image:
+    return picture.resize((width, round(picture.height * width / picture.width)), Image.Resampling.LANCZOS)
 
 
 def _draw_table(draw: ImageDraw.ImageDraw, table: Table, top: int, width: int) -> None:

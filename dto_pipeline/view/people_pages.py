@@ -48,9 +48,7 @@ def draw_people(scene: PeopleScene, body: BodyModel, images: ImageStore | None) 
     camera[:2, 2] = np.where(np.isfinite(camera[:2, 2]), camera[:2, 2], centre)
     if not np.isfinite(camera).all():
         raise LabelsError(f"{scene.title}: the camera is not known, so its people cannot be drawn")
-    (first, before), (last, after) = scene.states[0], scene.states[-1]
-    rows = draw_rows(photo, before, after, camera, body, captions=(first, last))
-    return compose_page(rows[: len(scene.states)], scene.title, _table(scene, body))
+    return compose_page(draw_rows(photo, scene.states, camera, body), scene.title, _table(scene, body))
 
 
 def file_scene(people: FilePeople, image: int) -> PeopleScene:

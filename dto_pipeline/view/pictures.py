@@ -54,7 +54,7 @@ def choose_scenes(run: RunFiles, choice: Choice) -> list[Place]:
         raise LabelsError(f"unknown status {unknown}; statuses are {[str(status) for status in ImageStatus]}")
     if not run.shards:
         raise LabelsError(f"{run.directory.root} has no finished shard yet; `dto status` tells how far it is")
-    table = read_label_files([run.directory.label_file(shard) for shard in run.shards], _LIGHT)
+    table = read_label_files([run.label_file(shard) for shard in run.shards], _LIGHT)
     columns = {name: table.column(name).to_numpy() for name in _LIGHT}
     places = [(shard, row) for shard in run.shards for row in range(run.scan.done[shard].rows)]
     allowed = np.isin(columns["status"], list(choice.status)) if choice.status else np.ones(len(places), bool)
@@ -132,6 +132,6 @@ def _fill(placed: PlacedScene, pixels: Pixels, image_file: str, depth_file: str 
     if pixels.depth is None:
         return
     try:
-        scene.disparity = pixels.depth.load(depth_file, scene.height, scene.width)
+        scene.disparity = pixels.depth.load(depth_file, scene.height, scene.width, float(scene.intrinsics[0, 0]))
     except UnusableImage:
         scene.disparity = None  # the page has no depth map then; the scene's own status tells of it

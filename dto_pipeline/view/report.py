@@ -75,6 +75,7 @@ def write_report(
         _sanity(facts.status.sanity),
         _statuses(facts),
         _subsets(facts),
+        _certain(facts),
         _heights(facts, run.identity.config),
         _placing(facts, run.identity.config),
         _speed(facts),
@@ -221,6 +222,22 @@ def _subsets(facts: Facts) -> Block:
     return _section("Accepted share by subset", _table(columns, rows, numeric=range(1, len(columns))))
 
 
+def _certain(facts: Facts) -> Block:
+    """What --max-error and --max-z-sigma would leave; nothing where no posterior told any."""
+    total = facts.total
+    rows = [
+        [f"{most:g} m", f"{images:,}", share(images, total.accepted), f"{n:,}", share(n, total.accepted_persons)]
+        for most, (images, n) in facts.certain.items()
+    ]
+    columns = ["limit", "accepted images", "of all accepted", "people of accepted images", "of all these"]
+    tables = [_table(columns, rows, numeric=range(1, len(columns)))] if any(map(any, facts.certain.values())) else []
+    note = (
+        "Images left by --max-error (data.max_error in training), people left by --max-z-sigma (data.max_z_sigma), "
+        "each alone. A limit leaves out whatever nobody knows the error of."
+    )
+    return _section("What limits of the expected error would leave", *tables, note=note)
+
+
 def _heights(facts: Facts, config: Mapping[str, Any]) -> Block:
     charts = []
     for name, (mean, sigma) in class_priors(dict(config)).items():
@@ -316,7 +333,7 @@ def _scene(placed: PlacedScene, body: BodyModel) -> Block:
     pictures += [_picture(row.right, f"{row.caption.split(':')[0]}, {row.note}") for row in rows[:2]]
     for row in rows[2:]:
         pictures += [_picture(row.left, row.caption), _picture(row.right, _capital(row.note) or "No fit")]
-    people = person_table(placed, body)
+    people = person_table(placed)
     lines = [[f"{i}", *line] for i, line in enumerate(people.lines, start=1)]
     listing = _table(["person", *people.columns], lines)
     return {"kind": "scene", "title": scene_title(placed), "pictures": pictures, "people": listing}

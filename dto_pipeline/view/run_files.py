@@ -20,7 +20,7 @@ from dto_pipeline.data.storage import Location, as_location
 from dto_pipeline.data.tar_images import open_images
 from dto_pipeline.models.body import BodyModel, BodyModelError
 from dto_pipeline.models.depth import DepthFiles
-from dto_pipeline.run.directory import RunDirectory, RunScan, read_identity, scan_run
+from dto_pipeline.run.folder import RunDirectory, RunScan, read_identity, scan_run
 from dto_pipeline.run.identity import RunIdentity
 
 LabelTable = Any  # a pyarrow.Table of schema.LABELS_SCHEMA; pyarrow itself is imported in data/ only
@@ -41,9 +41,13 @@ class RunFiles:
         """Shards with a receipt that holds, in order."""
         return sorted(self.scan.done)
 
+    def label_file(self, shard: int) -> Location:
+        """The label file of a shard that counts."""
+        return self.scan.labels.files[shard]
+
     def read_shard(self, shard: int) -> LabelTable:
         """Label rows of one shard. Raises: LabelsError."""
-        return read_labels(self.directory.label_file(shard))
+        return read_labels(self.label_file(shard))
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,7 @@ def find_labels(source: str | Path) -> list[Location]:
     scan = scan_run(directory, read_identity(directory))
     if not scan.done:
         raise LabelsError(f"{source} has no finished shard yet; `dto status` tells how far it is")
-    return [directory.label_file(shard) for shard in sorted(scan.done)]
+    return list(scan.labels.files.values())
 
 
 def open_pixels(run: RunFiles, images: Location | None = None, depth: Location | None = None) -> Pixels | None:
@@ -126,7 +130,7 @@ def load_run_body(run: RunFiles, path: str | Path | None) -> BodyModel:
     named = knobs["model_path"] or STAND_IN_BODY  # until 0.3.0 a run that named none had the stand-in
     body = fetch_body(named if path is None else path, knobs["kid_axis"])
     for shard in run.shards[:1]:
-        wanted = read_label_metadata(run.directory.label_file(shard)).get("body_sha256", body.sha256)
+        wanted = read_label_metadata(run.label_file(shard)).get("body_sha256", body.sha256)
         if wanted != body.sha256:
             found = f"sha256 {body.sha256[:16]}, the labels were made with {wanted[:16]}"
             raise BodyModelError(f"the body model has {found}; name the right one with --body")

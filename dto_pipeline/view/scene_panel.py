@@ -1,6 +1,9 @@
-"""The before/after page of a placed scene: from what the pipeline knows to the arrays and words of `panel`."""
+"""The pages of a placed scene, before and after or by solver: from what is known to the arrays and words of `panel`."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -11,50 +14,71 @@ from dto_pipeline.models.body import BodyModel
 from dto_pipeline.scene import PlacedScene, Scene
 from dto_pipeline.status import PLACED
 from dto_pipeline.view.depth_map import grey_sheet
-from dto_pipeline.view.panel import Evidence, PanelRow, People, Table, compose_page, draw_rows
+from dto_pipeline.view.panel import Evidence, PanelRow, People, Table, compose_columns, compose_page, draw_rows
 from dto_pipeline.view.plots import Fit
 
 _COLUMNS = ("class", "age", "height before", "after", "prior", "z before", "after", "status")
-_TRUE_COLUMNS = ("true height", "true z")
 
 
-def scene_panel(placed: PlacedScene, body: BodyModel, truth: People | None = None) -> Image.Image:
+def scene_panel(placed: PlacedScene, body: BodyModel) -> Image.Image:
     """Draw a placed scene before and after.
 
     Args:
         placed: with its scene; without a decoded image a grey one takes its place and says why; without
             `Scene.disparity` the depth map is left out.
         body: model of all bodies.
-        truth: the same people as they really are, if known.
 
     Returns:
         RGB page.
     """
-    table = person_table(placed, body, truth)
-    return compose_page(scene_rows(placed, body, truth), scene_title(placed), table)
+    return compose_page(scene_rows(placed, body), scene_title(placed), person_table(placed))
 
 
-def scene_rows(placed: PlacedScene, body: BodyModel, truth: People | None = None) -> list[PanelRow]:
+def scene_rows(placed: PlacedScene, body: BodyModel) -> list[PanelRow]:
     """The pictures of `scene_panel`, row by row, for pages that lay them out themselves."""
-    scene = placed.scene
-    image = scene.image if scene.image is not None else grey_sheet(_sheet_size(scene), f"no photograph: {_why(placed)}")
-    before = People(scene.pose, scene.betas, scene.transl)
-    after = People(scene.pose, placed.betas, placed.transl, placed.z_sigma_m)
-    fit = _fit(placed)
-    evidence = None if scene.disparity is None and fit is None else Evidence(scene.disparity, fit, _why_no_map(scene))
-    moved = any(status in PLACED for status in placed.person_status)
-    return draw_rows(image, before, after, scene.intrinsics, body, truth, evidence, moved)
+    after = "After: placed together" if any(s in PLACED for s in placed.person_status) else "After: labels kept"
+    states = [("Before: labels as given", _before(placed)), (after, _after(placed))]
+    return draw_rows(_photograph(placed), states, placed.scene.intrinsics, body, evidence=_evidence(placed))
 
 
-def person_table(placed: PlacedScene, body: BodyModel, truth: People | None = None) -> Table:
-    """One line per person: class, age, heights [m], prior [m], z [m], status; true height and z where known."""
-    lines = [_cells(placed, person) for person in range(placed.scene.num_people)]
-    if truth is None:
-        return Table(_COLUMNS, lines)
-    height = _true_heights(truth, body)
-    true_cells = [[_metres(h), _metres(z)] for h, z in zip(height, truth.transl[:, 2], strict=True)]
-    lines = [[*line[:-1], *extra, line[-1]] for line, extra in zip(lines, true_cells, strict=True)]
-    return Table((*_COLUMNS[:-1], *_TRUE_COLUMNS, _COLUMNS[-1]), lines)
+def solver_panel(placed: Mapping[str, PlacedScene], body: BodyModel, truth: People) -> Image.Image:
+    """One scene as given and as several solvers place it, side by side, with the truth.
+
+    Args:
+        placed: by solver; photograph, depth map and fitted lines are the first one's.
+        body: model of all bodies; truth: the same people as they really are.
+
+    Returns:
+        RGB page.
+    """
+    solver, first = next(iter(placed.items()))
+    states = [("labels as given", _before(first))]
+    for name, item in placed.items():
+        states.append((f"{name}, {'accepted' if item.is_accepted else 'not accepted'}", _after(item)))
+    rows = draw_rows(_photograph(first), states, first.scene.intrinsics, body, truth, _evidence(first))
+    if len(rows) > len(states):
+        rows[-1] = replace(rows[-1], note=f"{rows[-1].note}, by {solver}")
+    return compose_columns(rows, first.scene.image_path or first.scene.image_id, _solver_table(placed, body, truth))
+
+
+def person_table(placed: PlacedScene) -> Table:
+    """One line per person: class, age, heights [m], prior [m], z [m], status."""
+    return Table(_COLUMNS, [_cells(placed, person) for person in range(placed.scene.num_people)])
+
+
+def _solver_table(placed: Mapping[str, PlacedScene], body: BodyModel, truth: People) -> Table:
+    """One line per person: class, age, prior [m]; heights and z [m] as given, by each solver and true; statuses."""
+    true_height = body.rest_height(torch.from_numpy(np.asarray(truth.betas, dtype=np.float64))).numpy()
+    head = ["class", "age", "prior"]
+    for what in ("height", "z"):
+        head += [f"{what} given", *placed, "true"]
+    lines = []
+    for person, (height, z) in enumerate(zip(true_height, truth.transl[:, 2], strict=True)):
+        cells = [_cells(item, person) for item in placed.values()]
+        who, age, height_before, _, prior, z_before, *_ = cells[0]
+        heights, zs, statuses = ([line[place] for line in cells] for place in (3, 6, 7))
+        lines.append([who, age, prior, height_before, *heights, _metres(height), z_before, *zs, _metres(z), *statuses])
+    return Table([*head, *(f"status {name}" for name in placed)], lines)
 
 
 def _cells(placed: PlacedScene, person: int) -> list[str]:
@@ -72,6 +96,28 @@ def _cells(placed: PlacedScene, person: int) -> list[str]:
         _metres(placed.transl[person, 2], float(placed.z_sigma_m[person])) if moved else "kept",
         str(status).replace("_", " "),
     ]
+
+
+def _photograph(placed: PlacedScene) -> np.ndarray:
+    """(H, W, 3) uint8; a grey sheet that says why there is none."""
+    if placed.scene.image is not None:
+        return placed.scene.image
+    return grey_sheet(_sheet_size(placed.scene), f"no photograph: {_why(placed)}")
+
+
+def _before(placed: PlacedScene) -> People:
+    return People(placed.scene.pose, placed.scene.betas, placed.scene.transl)
+
+
+def _after(placed: PlacedScene) -> People:
+    return People(placed.scene.pose, placed.betas, placed.transl, placed.z_sigma_m)
+
+
+def _evidence(placed: PlacedScene) -> Evidence | None:
+    fit = _fit(placed)
+    if placed.scene.disparity is None and fit is None:
+        return None
+    return Evidence(placed.scene.disparity, fit, _why_no_map(placed.scene))
 
 
 def _fit(placed: PlacedScene) -> Fit | None:
@@ -100,10 +146,6 @@ def _why_no_map(scene: Scene) -> str:
 
 def _why(placed: PlacedScene) -> str:
     return placed.message or (placed.status.advice if placed.status.is_failure else "it was not looked for")
-
-
-def _true_heights(truth: People, body: BodyModel) -> np.ndarray:
-    return body.rest_height(torch.from_numpy(np.asarray(truth.betas, dtype=np.float64))).numpy()
 
 
 def _metres(value: float, sigma: float = float("nan")) -> str:

@@ -34,19 +34,20 @@ from dto_pipeline.data.invariants import (
 from dto_pipeline.data.label_files import LabelColumns, flatten_table
 from dto_pipeline.data.labels import LabelsError, read_label_metadata
 from dto_pipeline.data.manifest import ManifestError
+from dto_pipeline.data.receipts import LABELS, Receipt, parse_name, shard_name
 from dto_pipeline.data.storage import base_name
 from dto_pipeline.data.store import sha256_of
 from dto_pipeline.models.body import BodyModel, BodyModelError
-from dto_pipeline.run.directory import LABELS, shard_name
-from dto_pipeline.run.publishing import count_statuses
-from dto_pipeline.run.receipt import Receipt
-from dto_pipeline.run.summary import EXIT_DONE, EXIT_MISSING, EXIT_SELECTED
+from dto_pipeline.run.lease import read_holder
+from dto_pipeline.run.publish import count_statuses
+from dto_pipeline.run.report import EXIT_DONE, EXIT_MISSING, EXIT_SELECTED
 from dto_pipeline.view.run_files import RunFiles, load_run_body, open_run_files
 
 _RECEIPTS = "every receipt holds"
-_MEND = "`dto run` does the shard again"  # the verb leaves a note for it, see `run.recheck`
+_MEND = "`dto run` does the shard again"  # the verb leaves a note for it, see `run.finished`
 _SHA, _SCHEMA = "sha256 of the file is the receipt's", "file has the label schema"
 _COUNTS = "counts and keys are the receipt's"
+_ONCE = "labels/ holds every shard once"
 _KEPT = 200  # offences remembered per rule; all are counted
 
 
@@ -169,6 +170,7 @@ def verify_run(run_dir: str | Path, manifest: str | Path | None = None, body_pat
         verdict.unchecked.append(f"rows against the manifest: {run.manifest_problem}")
     body = _find_body(run, body_path, verdict)
     _check_receipts(run, verdict)
+    _check_folder(run, verdict)
     _check_footers(run, verdict)
     seen: Counter[str] = Counter()
     for shard in run.shards:
@@ -199,17 +201,35 @@ def _check_receipts(run: RunFiles, verdict: Verdict) -> None:
     rule.checked = len(scan.done) + len(scan.void)
     for shard, reason in sorted(scan.void.items()):
         rule.offend(f"{shard_name(shard)}: {reason}; `dto run` does it again")
-    labels = run.directory.store.entries(LABELS)
     for shard in range(run.identity.shards):
         if shard in scan.done or shard in scan.void:
             continue
         failure = scan.failures.get(shard)
         if failure is not None and failure.given_up:
             verdict.given_up[shard] = f"{failure.error}; `dto run --retry-failed` takes it up again"
-        elif f"{shard_name(shard)}.parquet" in labels:
+        elif shard in scan.labels.orphans:
             verdict.pending[shard] = "its labels lie there without a receipt; `dto run` adopts them if they are whole"
         else:
             verdict.pending[shard] = "no receipt; `dto run` does it" + (f"; tried: {failure.error}" if failure else "")
+
+
+def _check_folder(run: RunFiles, verdict: Verdict) -> None:
+    """Somebody who reads all of labels/ and knows no receipts sees every image once."""
+    holder = read_holder(run.directory.lock_file)
+    if holder is not None and holder.state != "gone":
+        verdict.unchecked.append(f"{_ONCE}: {holder.describe()} is at work on it")
+        return
+    rule, scan = verdict.rule(_ONCE), run.scan
+    names = [name for name in run.directory.store.entries(LABELS) if name.endswith(".parquet") and name[0] != "."]
+    counting = {base_name(path) for path in scan.labels.files.values()}
+    rule.checked += len(names)
+    for name in sorted({*names} - counting):
+        place = parse_name(name)
+        if place is None:
+            rule.offend(f"{name}: it is no label file of this run; move it elsewhere")
+        elif f"{LABELS}/{name}" in scan.labels.surplus:
+            other = base_name(scan.labels.files[place[0]])
+            rule.offend(f"{name} lies beside {other}, which counts: its images are there twice; `dto run` removes it")
 
 
 def _check_footers(run: RunFiles, verdict: Verdict) -> None:
@@ -218,7 +238,7 @@ def _check_footers(run: RunFiles, verdict: Verdict) -> None:
     wanted = {"config_hash": identity.config_hash, "manifest_fingerprint": identity.manifest_fingerprint}
     bodies = {"body_sha256": identity.body_sha256} if identity.body_sha256 else {}
     for shard in run.shards:
-        path = run.directory.label_file(shard)
+        path = run.label_file(shard)
         try:
             footer = read_label_metadata(path)
         except LabelsError:
@@ -241,7 +261,7 @@ def _check_footers(run: RunFiles, verdict: Verdict) -> None:
 
 def _check_file(run: RunFiles, shard: int, verdict: Verdict) -> Iterator[LabelColumns]:
     """A receipt against its file; gives the file's columns if it can be read."""
-    receipt, path = run.scan.done[shard], run.directory.label_file(shard)
+    receipt, path = run.scan.done[shard], run.label_file(shard)
     sha, schema = verdict.rule(_SHA), verdict.rule(_SCHEMA)
     sha.checked += 1
     schema.checked += 1

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from dto_pipeline.data.dataset import load_dataset
 from dto_pipeline.data.labels import read_labels
-from dto_pipeline.data.manifest import build_manifest
+from dto_pipeline.data.manifest_build.builder import build_manifest
 from dto_pipeline.errors import DtoError
 from tests.chaos.judge import read_label_bytes
 

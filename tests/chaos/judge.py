@@ -18,8 +18,13 @@ Labels = Mapping[str, bytes]  # name of a label file -> its bytes
 
 
 def read_label_bytes(run_dir: Path) -> dict[str, bytes]:
-    """Every label file of a run, by name."""
-    return {path.name: path.read_bytes() for path in sorted((run_dir / "labels").glob("shard-*.parquet"))}
+    """Every label file of a run, by the name of its shard; of two of one shard the older one, which is too many."""
+    newest_first = sorted((run_dir / "labels").glob("shard-*.parquet"), reverse=True)
+    return {_first_name(path.name): path.read_bytes() for path in newest_first}
+
+
+def _first_name(name: str) -> str:
+    return f"{name.split('.')[0]}.parquet"
 
 
 def find_differences(run_dir: Path, undisturbed: Labels) -> list[str]:
@@ -55,21 +60,21 @@ def _count_images(run_dir: Path) -> Iterator[str]:
 
 
 def _check_receipts(run_dir: Path, undisturbed: Labels) -> Iterator[str]:
-    """Every label file has a receipt that tells its size and sha256; there is no other."""
-    wanted = {Path(name).with_suffix(".json").name for name in undisturbed}
-    found = {path.name for path in (run_dir / "receipts").glob("shard-*")}
-    yield from (f"receipt {name} is missing" for name in sorted(wanted - found))
-    yield from (f"receipt {name} is one too many" for name in sorted(found - wanted))
-    for name in sorted(wanted & found):
-        label = run_dir / "labels" / Path(name).with_suffix(".parquet").name
+    """Every label file has a receipt that tells its size and sha256; others are of label files that are gone."""
+    shards = {Path(name).stem for name in undisturbed}
+    found = {path.stem: path for path in (run_dir / "receipts").glob("shard-*")}
+    labels = {path.stem: path for path in (run_dir / "labels").glob("shard-*.parquet")}
+    yield from (f"receipt {name}.json is one too many" for name in sorted(found) if name.split(".")[0] not in shards)
+    yield from (f"receipt {name}.json is missing" for name in sorted(labels.keys() - found.keys()))
+    for name in sorted(labels.keys() & found.keys()):
         try:
-            receipt = json.loads((run_dir / "receipts" / name).read_bytes())
+            receipt = json.loads(found[name].read_bytes())
         except ValueError:
-            yield f"receipt {name} is not JSON"
+            yield f"receipt {name}.json is not JSON"
             continue
         told = receipt.get("label_bytes"), receipt.get("label_sha256")
-        if label.exists() and told != (label.stat().st_size, sha256_file(label)):
-            yield f"receipt {name} tells another size or sha256 than its label file has"
+        if told != (labels[name].stat().st_size, sha256_file(labels[name])):
+            yield f"receipt {name}.json tells another size or sha256 than its label file has"
 
 
 def _find_leftovers(run_dir: Path) -> Iterator[str]:

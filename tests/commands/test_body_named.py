@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dto_pipeline.cli import main
-from dto_pipeline.data.manifest import build_manifest
+from dto_pipeline.data.manifest_build.builder import build_manifest
 from dto_pipeline.models.body import BodyModel
 from tests.tiny_dataset import write_tiny_dataset
 

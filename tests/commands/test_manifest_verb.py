@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from dto_pipeline.cli import main
-from dto_pipeline.data.manifest import Manifest, build_manifest
+from dto_pipeline.data.manifest import Manifest
+from dto_pipeline.data.manifest_build.builder import build_manifest
 from tests.data.small_set import WIDTH, label_arrays, small_dataset, write_depth, write_image, write_labels_file
 from tests.tars import write_tar
 

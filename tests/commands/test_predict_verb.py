@@ -14,7 +14,7 @@ from dto_pipeline.cli import main
 from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.placed import read_placed
 from dto_pipeline.models.body import BodyModel
-from dto_pipeline.run.directory import RunDirectory, read_identity
+from dto_pipeline.run.folder import RunDirectory, read_identity
 from dto_pipeline.train.checkpoint import Checkpoint, Position, begin_network, read_checkpoint, save_checkpoint
 from dto_pipeline.train.released import hash_weights
 from dto_pipeline.view.run_files import find_labels
@@ -32,7 +32,7 @@ def training(body: BodyModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("training")
     save_checkpoint(
         folder,
-        Checkpoint(config, network.size.to_dict(), init, network.state_dict(), {}, Position(), {}, body.sha256),
+        Checkpoint(config, init, network.state_dict(), {}, Position(), {}, body.sha256),
     )
     return folder
 

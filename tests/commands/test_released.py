@@ -17,7 +17,7 @@ from dto_pipeline.commands.training_data import open_label_sets
 from dto_pipeline.data.label_files import find_label_files, flatten_table, read_label_files
 from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.models.body import BodyModel
-from dto_pipeline.train.data_config import DataConfig
+from dto_pipeline.train.config import DataConfig
 from dto_pipeline.train.dataset import TrainingData, TrainingImages
 from tests.released_files import released_annots, rendered_disparity, write_pictures, write_released
 
@@ -34,7 +34,7 @@ shard_images: {SHARD}
 KNOBS = """
 encoder: {width: 32, layers: 2, heads: 4}
 model: {width: 32, layers: 1, hidden: 32, queries: 6}
-loop: {steps: 2, warm_up: 1, rate: 1e-3, log_every: 1, pictures: 0}
+loop: {steps: 2, warm_up: 1, rate: 1e-3, log_every: 1}
 data: {select: all, input_size: 112, workers: 0, batch_images: 4}
 """
 
@@ -117,7 +117,7 @@ def test_the_way_out_and_in_again_changes_nothing(run_dir: Path, tmp_path: Path,
 def test_everybody_is_trained_on_once_an_epoch(root: Path, body: BodyModel) -> None:
     config = DataConfig((str(root / FILE),), images=(str(root / "images"),), workers=0, batch_images=50, input_size=112)
     images = TrainingImages(open_label_sets(config), body, config)
-    data = TrainingData(images, config)
+    data = TrainingData(images)
     turns = [turn.image for batch in data.batches for turn in batch]
     assert sorted(turns) == list(range(IMAGES))
     batch = next(iter(data.epoch(0)))

@@ -13,8 +13,8 @@ import pytest
 
 from dto_pipeline.cli import main
 from dto_pipeline.config import load_config
-from dto_pipeline.run.directory import RunDirectory
 from dto_pipeline.run.driver import run_pipeline
+from dto_pipeline.run.folder import RunDirectory
 from dto_pipeline.run.report import describe_driver
 from tests.tiny_dataset import write_tiny_dataset
 
@@ -53,7 +53,7 @@ def test_too_many_given_up_shards_are_no_mistake_of_the_user(manifest, run_dir, 
     def fail(*_):
         raise RuntimeError("it raised")
 
-    monkeypatch.setattr("dto_pipeline.run.shard_runner.ShardRunner.run", fail)
+    monkeypatch.setattr("dto_pipeline.run.worker.ShardRunner.run", fail)
     stop = ["--set", "run.max_failed_shards=1", "--set", "run.max_attempts=1"]
     assert main(["run", manifest, "-o", run_dir, *CALM, *stop]) == 1
     assert "2 shards were given up, more than 1; the last said: RuntimeError: it raised" in capsys.readouterr().err

@@ -12,8 +12,8 @@ import pytest
 from dto_pipeline.cli import main
 from dto_pipeline.commands.several import worst_exit
 from dto_pipeline.models.body import BodyModel
-from dto_pipeline.run.directory import RunDirectory
 from dto_pipeline.run.driver import run_pipeline
+from dto_pipeline.run.folder import RunDirectory
 from tests.run.chaos import tiny_config
 from tests.tiny_dataset import write_tiny_dataset
 

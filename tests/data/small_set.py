@@ -11,8 +11,9 @@ import pyarrow as pa
 import simplejpeg
 
 from dto_pipeline.data.dataset import Dataset
-from dto_pipeline.data.manifest import Manifest, build_manifest
-from dto_pipeline.data.manifest_findings import FindingsError, findings_path
+from dto_pipeline.data.manifest import Manifest
+from dto_pipeline.data.manifest_build.builder import build_manifest
+from dto_pipeline.data.manifest_build.findings import FindingsError, findings_path
 from dto_pipeline.data.parquet import open_parquet
 from dto_pipeline.data.storage import Location
 

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dto_pipeline.data.sources.annots import NOBODY, open_annots
-from dto_pipeline.data.sources.ma_hmr import open_ma_hmr
+from dto_pipeline.data.sources.annots import NOBODY, open_annots, open_ma_hmr
 from dto_pipeline.data.sources.rows import LabelFileError
 from tests.released_files import released_annots, write_released
 

@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dto_pipeline.data.sources.camerahmr import open_camerahmr
-from dto_pipeline.data.sources.camerahmr_writer import write_camerahmr
+from dto_pipeline.data.sources.camerahmr import open_camerahmr, write_camerahmr
 from dto_pipeline.data.sources.rows import LabelRows
 
 NAMES = np.array(["insta-train/0/0/a.jpg", "insta-train/0/0/a.jpg", "insta-train/0/0/b.jpg"])

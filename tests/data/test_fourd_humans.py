@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dto_pipeline.data.safe_pickle import BrokenPickle, UnsafePickle
+from dto_pipeline.data.inert_pickle import BrokenPickle, UnsafePickle
 from dto_pipeline.data.sources.fourd_humans import (
     SampleError,
     choose_masks,

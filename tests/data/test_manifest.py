@@ -12,7 +12,8 @@ import pytest
 
 from dto_pipeline.data import parquet
 from dto_pipeline.data.images import ImageFolder, ImageHeader
-from dto_pipeline.data.manifest import Manifest, ManifestError, build_manifest, report_path
+from dto_pipeline.data.manifest import Manifest, ManifestError, report_path
+from dto_pipeline.data.manifest_build.builder import build_manifest
 from dto_pipeline.data.rle import encode_rle
 from dto_pipeline.data.sources.rows import LabelFileError
 from dto_pipeline.data.sources.sidecar import SidecarError, write_sidecar

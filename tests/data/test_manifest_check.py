@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from dto_pipeline.cli import main
-from dto_pipeline.data.manifest_check import check_manifest
+from dto_pipeline.data.manifest_build.check import check_manifest
 from tests.data.small_set import WIDTH, build_small, label_arrays, write_image, write_labels_file
 
 NAMES = ["a.jpg", "b.jpg", "c.jpg", "d.jpg", "gone.jpg", "../up.jpg"]

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dto_pipeline.data import manifest_findings
-from dto_pipeline.data.manifest import build_manifest, report_path
-from dto_pipeline.data.manifest_findings import FindingsError
+from dto_pipeline.data.manifest import report_path
+from dto_pipeline.data.manifest_build import findings as manifest_findings
+from dto_pipeline.data.manifest_build.builder import build_manifest
+from dto_pipeline.data.manifest_build.findings import FindingsError
 from tests.data.small_set import (
     all_rows,
     build_small,

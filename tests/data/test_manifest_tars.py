@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from dto_pipeline.config import EvidenceConfig
-from dto_pipeline.data.manifest import Manifest, build_manifest
-from dto_pipeline.data.manifest_check import check_manifest
+from dto_pipeline.data.manifest import Manifest
+from dto_pipeline.data.manifest_build.builder import build_manifest
+from dto_pipeline.data.manifest_build.check import check_manifest
 from dto_pipeline.data.rle import decode_rle, encode_rle
 from dto_pipeline.data.scenes import load_scenes
 from dto_pipeline.data.sources.sidecar import write_sidecar

@@ -1,136 +1,236 @@
-"""What an S3 server may answer, without a server: each answer becomes a fact or a sentence."""
+"""What a server may answer, one answer after the other: each becomes a fact or a sentence."""
 
-import io
-import sys
+from __future__ import annotations
+
+import multiprocessing
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from dto_pipeline.data import object_store
-from dto_pipeline.data.object_store import FsspecStore, S3Store
-from dto_pipeline.data.storage import StoreError
+from dto_pipeline.data.object_store import RemoteStore
+from dto_pipeline.data.storage import StoreError, exists, open_input, read_head
 from dto_pipeline.data.store import open_store
 from tests.s3_server import ENVIRONMENT
 
-ROOT = "s3://bucket/runs/a%20b?region=us-east-1"
-KEY = {"Bucket": "bucket", "Key": "runs/a b/labels/x"}
+Answer = tuple[int, bytes]
+
+
+class Server(ThreadingHTTPServer):
+    """Answers what the test prepared, in order, and keeps what it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.answers: list[Answer] = []
+        self.asked: list[str] = []
+        self.conditions: list[str | None] = []
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.server_address[1]}"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Server
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.server.asked.append(f"{self.command} {self.path}")
+        self.server.conditions.append(self.headers.get("If-None-Match"))
+        status, body = self.server.answers.pop(0)
+        self.send_response(status)
+        cut = body.endswith(b"...")  # more is announced than comes
+        length = len(body) + 5 * cut
+        if status == 206:  # the whole part is announced, whatever comes
+            first, last = map(int, self.headers["Range"].removeprefix("bytes=").split("-"))
+            self.send_header("Content-Range", f"bytes {first}-{last}/{last + 1}")
+            length, cut = last + 1 - first, len(body) <= last - first
+        self.send_header("Content-Length", str(length))
+        self.send_header("ETag", '"1"')
+        self.send_header("Last-Modified", "Mon, 30 Nov 2026 00:00:00 GMT")
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+        self.close_connection = cut
+
+    do_PUT = do_HEAD = do_DELETE = do_GET
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Tests are quiet."""
 
 
 @pytest.fixture
-def stubbed(monkeypatch):
-    """A store whose client is asked what the test prepared, in order."""
-    pytest.importorskip("boto3", reason="pip install 'dto-pipeline[s3]'")
-    from botocore.stub import Stubber
-
+def server(monkeypatch) -> Iterator[Server]:
     for key, value in ENVIRONMENT.items():
         monkeypatch.setenv(key, value)
     monkeypatch.setattr(object_store, "_PAUSE_S", 0.001)
-    store = S3Store(ROOT)
-    with Stubber(store._client) as stub:
-        yield store, stub
-        stub.assert_no_pending_responses()
+    monkeypatch.setattr(object_store, "_ATTEMPTS", 3)
+    server = Server()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    assert server.answers == []
+
+
+@pytest.fixture
+def store(server) -> RemoteStore:
+    return RemoteStore(f"s3://bucket/runs/a%20b?region=us-east-1&scheme=http&endpoint_override={server.address}")
+
+
+def coded(status: int, code: str) -> Answer:
+    return status, f"<Error><Code>{code}</Code><Message>no</Message></Error>".encode()
 
 
 @pytest.mark.parametrize(
-    ("code", "status", "advice"),
+    ("answer", "advice"),
     [
-        ("AccessDenied", 403, "GetObject, PutObject, DeleteObject and ListBucket"),
-        ("403", 403, "access is denied"),
-        ("NoSuchBucket", 404, "the bucket does not exist; make it"),
-        ("InvalidAccessKeyId", 403, "check AWS_ACCESS_KEY_ID"),
-        ("SignatureDoesNotMatch", 403, "check AWS_SECRET_ACCESS_KEY"),
-        ("ExpiredToken", 400, "renew the credentials"),
-        ("SomethingNew", 418, "the server says .*SomethingNew"),
+        (coded(403, "AccessDenied"), "GetObject, PutObject, DeleteObject and ListBucket"),
+        ((403, b""), "access is denied"),
+        (coded(404, "NoSuchBucket"), "the bucket does not exist; make it"),
+        (coded(403, "InvalidAccessKeyId"), "check AWS_ACCESS_KEY_ID"),
+        (coded(403, "SignatureDoesNotMatch"), "check AWS_SECRET_ACCESS_KEY"),
+        (coded(400, "ExpiredToken"), "renew the credentials"),
+        (coded(400, "AuthorizationHeaderMalformed"), "another region; set AWS_REGION"),
+        (coded(418, "SomethingNew"), "the server says .*SomethingNew"),
     ],
 )
-def test_an_error_names_bucket_key_and_next_step(stubbed, code, status, advice):
-    store, stub = stubbed
-    stub.add_client_error("get_object", code, "no", status, expected_params=KEY)
+def test_an_error_names_bucket_key_and_next_step(server, store, answer, advice):
+    server.answers = [answer]
 
-    with pytest.raises(StoreError, match=f"^bucket bucket, key runs/a b/labels/x: .*{advice}"):
+    with pytest.raises(StoreError, match=f"^bucket bucket, key runs/a b/labels/x: .*{advice}") as raised:
         store.read("labels/x")
+    assert "\n" not in str(raised.value)
 
 
-def test_an_object_that_is_not_there_is_a_missing_file(stubbed):
-    store, stub = stubbed
-    stub.add_client_error("get_object", "NoSuchKey", "no", 404)
-    stub.add_client_error("head_object", "404", "no", 404)
+def test_an_object_that_is_not_there_is_a_missing_file(server, store):
+    server.answers = [coded(404, "NoSuchKey"), (404, b"")]
 
     for ask in (store.read, store.size):
         with pytest.raises(FileNotFoundError, match="s3://bucket/runs/a b/labels/x"):
             ask("labels/x")
 
 
-def _answer(told: int) -> dict:
-    """Four bytes of an object that is said to have `told`."""
-    from botocore.response import StreamingBody
+def test_an_answer_that_breaks_off_is_asked_for_again_a_bounded_number_of_times(server, store):
+    server.answers = [(200, b"half..."), (206, b" more")]
+    assert store.read("labels/x") == b"half... more"
 
-    return {"Body": StreamingBody(io.BytesIO(b"data"), told)}
-
-
-def test_an_answer_that_breaks_off_is_asked_for_again_a_bounded_number_of_times(stubbed):
-    store, stub = stubbed
-    for told in (9, 9, 4):
-        stub.add_response("get_object", _answer(told), KEY)
-    assert store.read("labels/x") == b"data"
-
-    for _ in range(object_store._ATTEMPTS):
-        stub.add_response("get_object", _answer(9))
+    server.answers = [(200, b"..."), (206, b""), (206, b"")]
     with pytest.raises(StoreError, match="does not answer"):
         store.read("labels/x")
 
 
-def test_creating_is_one_conditional_put_and_412_means_that_somebody_was_first(stubbed):
-    store, stub = stubbed
-    wanted = {**KEY, "Body": b"data", "IfNoneMatch": "*"}
-    stub.add_response("put_object", {}, wanted)
-    stub.add_client_error("put_object", "PreconditionFailed", "no", 412, expected_params=wanted)
+def test_creating_is_one_conditional_put_and_412_means_that_somebody_was_first(server, store):
+    server.answers = [(200, b""), coded(412, "PreconditionFailed"), (200, b"data")]
 
     assert [store.create("labels/x", b"data"), store.create("labels/x", b"data")] == [True, False]
+    place = "/bucket/runs/a%20b/labels/x"
+    assert server.asked == [f"PUT {place}", f"PUT {place}", f"HEAD {place}"]
+    assert server.conditions == ["*", "*", None]
 
 
-def test_a_conflict_of_two_conditional_puts_is_tried_again_a_bounded_number_of_times(stubbed):
-    store, stub = stubbed
-    stub.add_client_error("put_object", "ConditionalRequestConflict", "no", 409)
-    stub.add_client_error("put_object", "ConditionalRequestConflict", "no", 409)
-    stub.add_response("put_object", {})
+def test_a_conflict_of_two_conditional_puts_is_tried_again_a_bounded_number_of_times(server, store):
+    conflict = [coded(409, "ConditionalRequestConflict"), (404, b"")]
+    server.answers = [*conflict, *conflict, (200, b"")]
     assert store.create("labels/x", b"data")
 
-    for _ in range(object_store._ATTEMPTS):
-        stub.add_client_error("put_object", "ConditionalRequestConflict", "no", 409)
-    with pytest.raises(StoreError, match="ConditionalRequestConflict"):
+    server.answers = conflict * 3
+    with pytest.raises(StoreError, match="conditional requests met others"):
         store.create("labels/x", b"data")
 
 
-def test_a_server_without_conditional_put_is_refused(stubbed):
-    store, stub = stubbed
-    stub.add_client_error("put_object", "NotImplemented", "no", 501)
+def test_a_server_without_conditional_put_is_refused(server, store):
+    server.answers = [coded(501, "NotImplemented")] * 3
 
     with pytest.raises(StoreError, match="knows no conditional PUT"):
         store.prepare([])
 
 
-def test_a_server_that_ignores_the_condition_is_refused_and_its_probe_taken_away(stubbed):
-    store, stub = stubbed
-    for _ in range(2):
-        stub.add_response("put_object", {})
-    stub.add_response("delete_object", {})
+def test_a_server_that_ignores_the_condition_is_refused_and_its_probe_taken_away(server, store):
+    server.answers = [(200, b""), (200, b""), (204, b"")]
 
     with pytest.raises(StoreError, match="overwrites files it was asked to create only if absent"):
         store.prepare([])
+    assert server.asked[-1].startswith("DELETE /bucket/runs/a%20b/.probe.tmp-")
 
 
-def test_a_file_too_large_for_one_put_is_refused(stubbed, monkeypatch):
+def test_a_file_too_large_for_one_put_is_refused(store, monkeypatch):
     monkeypatch.setattr(object_store, "_MAX_PUT", 3)
 
     with pytest.raises(StoreError, match=r"has 4 bytes.*cut smaller shards"):
-        stubbed[0].create("labels/x", b"data")
+        store.create("labels/x", b"data")
 
 
-def test_what_is_missing_is_named_with_how_to_get_it(monkeypatch):
-    monkeypatch.setitem(sys.modules, "boto3", None)
-    with pytest.raises(StoreError, match=r"pip install 'dto-pipeline\[s3\]'"):
-        S3Store(ROOT)
+def test_files_of_a_web_server_that_gives_no_parts_are_read_whole_or_from_the_start(server):
+    root = f"http://{server.address}/images"
+    server.answers = [(200, b"0123456789"), (200, b"0123456789"), (200, b"0123456789"), (404, b"")]
+
+    assert read_head(root, "a b.jpg", 4) == b"0123"
+    assert read_head(root, "a b.jpg", None) == b"0123456789"
+    assert server.asked[0] == "GET /images/a%20b.jpg"
+    assert not exists(f"{root}/none.jpg")
+
+
+def test_any_part_of_an_object_is_read_and_an_empty_one_has_none():
+    store = open_store("memory://parts")
+    store.replace("x", b"0123456789")
+    store.replace("empty", b"")
+
+    with open_input("memory://parts/x") as source:
+        assert (source.size(), source.read_at(3, 5), source.read_at(9, 8)) == (10, b"567", b"89")
+    assert read_head("memory://parts", "x", 99) == b"0123456789"
+    assert read_head("memory://parts", "empty", 99) == store.read("empty", 5) == b""
+
+
+def test_keys_of_a_profile_are_used_where_the_environment_has_none(tmp_path, monkeypatch):
+    for name in ENVIRONMENT:
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "credentials").write_text("[labels]\naws_access_key_id = a\naws_secret_access_key = b%c\n[role]\n")
+    (tmp_path / "config").write_text("[profile labels]\nregion = eu-west-1\n[profile role]\nrole_arn = arn\n")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_PROFILE", "labels")
+
+    assert object_store._profile_keys() == {
+        "aws_access_key_id": "a",
+        "aws_secret_access_key": "b%c",
+        "region": "eu-west-1",
+    }
+    monkeypatch.setenv("AWS_PROFILE", "role")
+    with pytest.raises(StoreError, match=r"profile role holds no keys .*export-credentials --profile role"):
+        open_store("s3://bucket/with-a-role")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
+    assert object_store._profile_keys() == {}
+
+
+def _forked(root: str, told) -> None:
+    try:
+        RemoteStore(root).read("x")
+    except StoreError as error:
+        told.put(str(error))
+
+
+def test_a_forked_process_is_told_instead_of_waiting_for_ever(server, store):
+    server.answers = [(200, b"")]
+    store.read("x")
+    context = multiprocessing.get_context("fork")
+    told = context.Queue()
+    child = context.Process(target=_forked, args=(store.root, told))
+    child.start()
+
+    assert "start it with the multiprocessing context 'forkserver' or 'spawn'" in told.get(timeout=30)
+    child.join()
+
+
+def test_places_that_nothing_opens_are_refused():
     with pytest.raises(StoreError, match="names no bucket"):
         open_store("s3:///runs")
     with pytest.raises(StoreError, match="nowhere://x cannot be opened"):
-        FsspecStore("nowhere://x")
+        RemoteStore("nowhere://x")
+    with pytest.raises(StoreError, match=r"query holds \['endpoint'\]"):
+        RemoteStore("s3://bucket/x?endpoint=here")
+    with pytest.raises(StoreError, match=r"az://x cannot be opened.*Account"):
+        RemoteStore("az://x")

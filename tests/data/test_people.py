@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dto_pipeline.data.people import People, PeopleError, read_people
-from dto_pipeline.data.sources.camerahmr_writer import write_camerahmr
+from dto_pipeline.data.sources.camerahmr import write_camerahmr
 from dto_pipeline.data.sources.rows import LabelRows
 from dto_pipeline.schema import PERSONS_SCHEMA, PERSONS_SCHEMA_NAME
 

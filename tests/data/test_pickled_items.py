@@ -16,9 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dto_pipeline.data.inert_records import BrokenPickle, UnsafePickle
-from dto_pipeline.data.pickled_arrays import build_values
-from dto_pipeline.data.pickled_items import ITEM_LIMITS, PickledItems
+from dto_pipeline.data.inert_pickle import BrokenPickle, UnsafePickle
+from dto_pipeline.data.pickled_items import ITEM_LIMITS, read_items
+from dto_pipeline.data.safe_pickle import build_values
 from tests.released_files import released_annots
 
 PROTOCOLS = (2, 3, 4, 5)
@@ -40,8 +40,13 @@ def dumped(values: dict[Any, Any], protocol: int = 3) -> bytes:
 
 
 def read(path: Path) -> dict[Any, Any]:
-    with PickledItems(path, "annots") as items:
-        return {key: build_values(value, ITEM_LIMITS, object_arrays=True) for key, value in items.items()}
+    found = {}
+
+    def take(key: Any, value: Any) -> None:
+        found[key] = build_values(value, ITEM_LIMITS, object_arrays=True)
+
+    read_items(path, "annots", take)
+    return found
 
 
 def same(found: Any, wanted: Any) -> bool:
@@ -158,11 +163,16 @@ def test_a_key_set_twice_is_refused(tmp_path: Path) -> None:
 def test_memory_does_not_grow_with_the_number_of_images(protocol: int, tmp_path: Path) -> None:
     def peak(images: int) -> int:
         path = npz(tmp_path / f"{images}.npz", dumped(released_annots(images, 2), protocol))
-        with PickledItems(path, "annots") as items:
-            tracemalloc.start()
-            people = sum(len(people) for _, people in items.items())
-            used = tracemalloc.get_traced_memory()[1]
-            tracemalloc.stop()
+        people = 0
+
+        def take(_: Any, crowd: Any) -> None:
+            nonlocal people
+            people += len(crowd)
+
+        tracemalloc.start()
+        read_items(path, "annots", take)
+        used = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
         assert people == 2 * images
         return used
 

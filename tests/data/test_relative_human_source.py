@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dto_pipeline.data.safe_pickle import UnsafePickle
+from dto_pipeline.data.inert_pickle import UnsafePickle
 from dto_pipeline.data.sources.relative_human import read_annotations
 from dto_pipeline.data.sources.rows import LabelFileError
 from dto_pipeline.evaluate.relative_human import EvaluatedImage, evaluate_relative_human

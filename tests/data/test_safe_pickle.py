@@ -16,15 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from dto_pipeline.data.portable_pickle import portable_dumps
-from dto_pipeline.data.safe_pickle import (
-    BrokenPickle,
-    Limits,
-    UnsafePickle,
-    safe_load_npy,
-    safe_load_npz,
-    safe_loads,
-)
+from dto_pipeline.data.inert_pickle import BrokenPickle, Limits, UnsafePickle
+from dto_pipeline.data.npz import safe_load_npy, safe_load_npz
+from dto_pipeline.data.safe_pickle import safe_loads
 from tests.audit_watch import AuditWatch
 from tests.pickle_streams import F8, HOSTILE, SENTINEL, Armed, Stream, array, buffer, call, dtype, integer, text, whole
 
@@ -373,21 +367,3 @@ def test_npy_files_hold_no_objects(tmp_path: Path) -> None:
     np.save(tmp_path / "evil.npy", np.array([Armed()]), allow_pickle=True)
     with pytest.raises(UnsafePickle, match="object"):
         safe_load_npy(tmp_path / "evil.npy")
-
-
-# the writer
-
-
-@settings(max_examples=30, deadline=None)
-@given(value=_nested(_LEAVES))
-def test_portable_pickles_read_back_equal_everywhere(value: Any) -> None:
-    data = portable_dumps(value)
-    assert data == portable_dumps(value)
-    assert b"numpy._core" not in data
-    assert _same(safe_loads(data), value)
-
-
-def test_what_is_not_plain_has_no_portable_pickle() -> None:
-    for value in (np.array(["a"]), np.array([None]), object(), [{1, 2}]):
-        with pytest.raises(TypeError, match="no portable pickle"):
-            portable_dumps(value)

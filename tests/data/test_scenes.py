@@ -250,10 +250,10 @@ def test_a_name_that_leaves_the_folder_is_refused_here_too(root):
 
 def test_an_unforeseen_error_costs_one_image_and_tells_its_text(root):
     class Broken(DepthFiles):
-        def load(self, depth_file, height, width):
+        def load(self, depth_file, *rest):
             if depth_file == "a.npy":
                 raise ZeroDivisionError("unforeseen")
-            return super().load(depth_file, height, width)
+            return super().load(depth_file, *rest)
 
     manifest, _ = build_small(root, NAMES)
     depth = Broken(manifest.depth_root)

@@ -19,7 +19,7 @@ import smplx
 import torch
 from scipy import sparse
 
-from dto_pipeline.data.safe_pickle import UnsafePickle
+from dto_pipeline.data.inert_pickle import UnsafePickle
 from dto_pipeline.data.smpl_file import (
     SmplArrays,
     SmplFileError,

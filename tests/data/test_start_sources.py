@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from dto_pipeline.data.labels import build_label_table, write_label_shard
-from dto_pipeline.data.manifest import Manifest, build_manifest
+from dto_pipeline.data.manifest import Manifest
+from dto_pipeline.data.manifest_build.builder import build_manifest
 from dto_pipeline.data.scenes import read_label_scenes
 from dto_pipeline.data.sources import SOURCES
 from dto_pipeline.data.sources.rows import LabelFileError, SourceOptions

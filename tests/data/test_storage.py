@@ -1,16 +1,16 @@
-"""Places of files behind URIs: fsspec's in-process ``memory://`` stands for any object store here."""
+"""Places of files behind URIs: the in-process ``memory://`` stands for any object store here."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import fsspec
 import numpy as np
 import pytest
 
 from dto_pipeline.data.images import ImageCorrupt, ImageMissing, open_folder
-from dto_pipeline.data.manifest import Manifest, build_manifest, report_path
-from dto_pipeline.data.manifest_check import check_manifest
+from dto_pipeline.data.manifest import Manifest, report_path
+from dto_pipeline.data.manifest_build.builder import build_manifest
+from dto_pipeline.data.manifest_build.check import check_manifest
 from dto_pipeline.data.storage import (
     StorageError,
     as_location,
@@ -24,6 +24,7 @@ from dto_pipeline.data.storage import (
     write_bytes,
     written,
 )
+from dto_pipeline.data.store import open_store
 from dto_pipeline.data.tar_images import open_images
 from dto_pipeline.paths import UnsafePath
 from tests.data.small_set import (
@@ -37,6 +38,7 @@ from tests.data.small_set import (
     write_image,
     write_labels_file,
 )
+from tests.memory_store import clear_memory, put, upload
 from tests.tars import jpeg, write_tar
 
 NAMES = ["x/b.jpg", "x/a.jpg", "x/b.jpg", "gone.jpg"]
@@ -44,16 +46,9 @@ NAMES = ["x/b.jpg", "x/a.jpg", "x/b.jpg", "gone.jpg"]
 
 @pytest.fixture
 def bucket():
-    files = fsspec.filesystem("memory")
-    files.rm("/", recursive=True)
-    yield files
-    files.rm("/", recursive=True)
-
-
-def upload(files, folder: Path, root: str) -> None:
-    for path in folder.rglob("*"):
-        if path.is_file():
-            files.pipe(f"{root}/{path.relative_to(folder)}", path.read_bytes())
+    clear_memory()
+    yield open_store("memory://")
+    clear_memory()
 
 
 def fail_half_way(location: str) -> None:
@@ -89,17 +84,17 @@ def test_a_file_appears_whole_or_not_at_all(bucket):
     with written("memory://d/e/x.bin") as local:
         local.write_bytes(b"abc")
         assert not exists("memory://d/e/x.bin")
-    assert bucket.cat("/d/e/x.bin") == b"abc"
+    assert bucket.read("d/e/x.bin") == b"abc"
     with pytest.raises(RuntimeError):
         fail_half_way("memory://d/e/y.bin")
     write_bytes("memory://d/e/x.bin", b"new")
-    assert bucket.cat("/d/e/x.bin") == b"new"
-    assert bucket.ls("/d/e", detail=False) == ["/d/e/x.bin"]
+    assert bucket.read("d/e/x.bin") == b"new"
+    assert list(bucket.entries("d/e")) == ["x.bin"]
 
 
 def test_files_and_folders_are_copied_for_as_long_as_needed(bucket):
     for name in ("labels/a.parquet", "labels/b/c.parquet", "labels/d.txt"):
-        bucket.pipe(f"/r/{name}", name.encode())
+        put(f"r/{name}", name.encode())
     with local_copy("memory://r/labels", (".parquet",)) as folder:
         found = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
         assert found == ["a.parquet", "b/c.parquet"]
@@ -115,7 +110,7 @@ def test_names_are_listed_and_read_alike_everywhere(bucket, tmp_path, remote):
     for name in ("a/1.jpg", "a/b/2.JPG", "3.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(name.encode())
-    upload(bucket, tmp_path, "/box")
+    upload(tmp_path, "box")
     root = "memory://box" if remote else tmp_path
     assert sorted(list_names(root, (".jpg",))) == ["a/1.jpg", "a/b/2.JPG"]
     assert read_head(root, "a/1.jpg", 3) == b"a/1"
@@ -152,8 +147,8 @@ def test_a_folder_that_is_itself_a_link_is_listed(tmp_path):
 
 
 def test_images_behind_a_uri_are_judged_like_files(bucket, tmp_path):
-    bucket.pipe("/i/a.jpg", jpeg(60))
-    bucket.pipe("/i/cut.jpg", jpeg()[:100])
+    put("i/a.jpg", jpeg(60))
+    put("i/cut.jpg", jpeg()[:100])
     store = open_folder("memory://i")
     assert store.size("a.jpg") == (32, 24)
     assert int(store.read("a.jpg").rgb.mean()) == 60
@@ -169,7 +164,7 @@ def test_a_manifest_is_built_checked_and_read_without_a_local_file(bucket, tmp_p
     for name in ("x/b.jpg", "x/a.jpg", "x/c.jpg"):
         write_image(tmp_path, name)
     local, _ = build_small(tmp_path, NAMES, depth="")
-    upload(bucket, tmp_path, "/data")
+    upload(tmp_path, "data")
     out = "memory://out/small.parquet"
     report = build_manifest(small_dataset("memory://data", depth=""), out, progress=False)
     manifest = Manifest.open(out)
@@ -194,7 +189,7 @@ def test_file_uris_build_the_same_manifest_as_paths(tmp_path):
 def test_tars_behind_a_uri_are_read_in_place(bucket, tmp_path):
     write_labels_file(tmp_path, label_arrays(["insta-train/a/b/1.jpg", "insta-train/a/b/2.jpg"]))
     write_tar(tmp_path / "tars" / "0.tar", {"a/b/1.jpg": jpeg(50, WIDTH, HEIGHT), "a/b/3.jpg": jpeg(70)})
-    upload(bucket, tmp_path, "/data")
+    upload(tmp_path, "data")
     dataset = small_dataset("memory://data", images="tars", images_in="tars", key_parts=3, depth="")
     build_manifest(dataset, "memory://out/m.parquet", progress=False)
     manifest = Manifest.open("memory://out/m.parquet")

@@ -39,6 +39,7 @@ def test_people_are_compared_by_their_label_row(body: BodyModel) -> None:
     evaluation = evaluate_synthetic({"after": after.take(order)}, truth, body)
     assert evaluation.columns["after"].estimates["depth_error"].value == pytest.approx(0.5 / 3)
     assert evaluation.columns["after"].estimates["pair_depth_error"].value == pytest.approx(0.5)
+    assert evaluation.columns["after"].estimates["mrpe"].value == pytest.approx(500 / 3, rel=1e-5)
     assert evaluation.counts["moved"] == 2
 
 

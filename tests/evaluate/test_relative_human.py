@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dto_pipeline.data.sources.relative_human_joints import (
+from dto_pipeline.data.sources.relative_human import (
     BK_JOINTS,
     OCHUMAN_JOINTS,
     KeypointLayoutError,

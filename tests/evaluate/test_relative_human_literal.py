@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dto_pipeline.data.sources.relative_human_joints import evaluated_joints
+from dto_pipeline.data.sources.relative_human import evaluated_joints
 from dto_pipeline.evaluate.relative_human import Annotation, EvaluatedImage, evaluate_relative_human
 
 

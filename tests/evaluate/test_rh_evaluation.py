@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dto_pipeline.data.people import People
-from dto_pipeline.data.sources.relative_human_joints import Annotation
+from dto_pipeline.data.sources.relative_human import Annotation
 from dto_pipeline.evaluate.relative_human import MODES
 from dto_pipeline.evaluate.rh_evaluation import MEASURES, RelativeHumanError, evaluate_rh
 from dto_pipeline.models.body import BodyModel

@@ -65,9 +65,11 @@ def test_arrays_of_different_lengths_are_refused() -> None:
 
 def test_the_table_shows_every_measure_before_and_after() -> None:
     everyone = np.ones(5, dtype=bool)
-    comparison = compare_placements(FOUND, TRUTH, TRUTH, IMAGE, {"all": everyone, "none": ~everyone})
+    comparison = compare_placements(
+        {"before": FOUND, "after": TRUTH}, TRUTH, IMAGE, {"all": everyone, "none": ~everyone}
+    )
     table = as_table(comparison)
     assert all(title in table for title in MEASURES.values())
-    assert "all (5 people, 4 pairs)" in table
+    assert "all (5)" in table
     assert "0.300 -> 0.000" in table
     assert "50.0 % -> 100.0 %" in table

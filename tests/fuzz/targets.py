@@ -26,8 +26,10 @@ from dto_pipeline.config import load_config
 from dto_pipeline.data.dataset import load_dataset
 from dto_pipeline.data.images import decode_image, read_image
 from dto_pipeline.data.manifest import Manifest
+from dto_pipeline.data.npz import safe_load_npz
+from dto_pipeline.data.receipts import parse_receipt
 from dto_pipeline.data.rle import RleError, decode_rle, encode_rle, measure_rles, sample_rle
-from dto_pipeline.data.safe_pickle import SMPL_FILE, safe_load_npz, safe_loads
+from dto_pipeline.data.safe_pickle import SMPL_FILE, safe_loads
 from dto_pipeline.data.smpl_file import read_smpl
 from dto_pipeline.data.tar_index import TarIndex, build_tar_index
 from dto_pipeline.data.tar_walk import walk_tar
@@ -36,13 +38,12 @@ from dto_pipeline.errors import DtoError
 from dto_pipeline.models.body import load_body
 from dto_pipeline.models.depth import DepthFiles
 from dto_pipeline.paths import UnsafePath
-from dto_pipeline.run.directory import RunDirectory, open_run, read_identity
-from dto_pipeline.run.receipt import Failure, parse_failure, parse_receipt
-from dto_pipeline.run.suspects import HAND_SCHEMA, hand_name, read_hand
+from dto_pipeline.run.deaths import NOTE_SCHEMA, note_name, read_note
+from dto_pipeline.run.folder import Failure, RunDirectory, open_run, parse_failure, read_identity
 from dto_pipeline.status import UnusableImage
 from dto_pipeline.train.checkpoint import FORMAT, library_versions, read_checkpoint, restore_network
 from dto_pipeline.train.config import load_train_config
-from dto_pipeline.train.model import MeshNetwork
+from dto_pipeline.train.released import make_network
 from tests.data.small_set import build_small, write_image
 from tests.fuzz.damage import damage_bytes, damage_value, damage_zip
 from tests.run.fakes import make_receipt
@@ -64,6 +65,7 @@ class Target:
     read: Callable[[Path], object]  # reads the file at the path; raises `NAMED` or nothing
     damage: Damage = damage_bytes
     suffix: str = ""
+    named: bool = False  # what is said against a file names it
 
 
 def _saved(image: Image.Image, kind: str, **options: Any) -> bytes:
@@ -171,9 +173,8 @@ def _checkpoint() -> dict[str, Any]:
     return {
         "format": FORMAT,
         "config": config.to_dict(),
-        "architecture": config.architecture().to_dict(),
         "init": {},
-        "weights": dict(MeshNetwork(config.architecture()).state_dict()),
+        "weights": dict(make_network(config).state_dict()),
         "optimizer": {},
         "position": {"step": 1, "epoch": 0, "batch": 0},
         "versions": library_versions(),
@@ -185,7 +186,7 @@ def _damage_checkpoint(random_: random.Random, data: bytes, others: Sequence[byt
     if random_.random() < 0.3:
         return damage_zip(random_, data)
     content, stream = _checkpoint(), io.BytesIO()
-    part = random_.choice(("config", "architecture", "weights", "position", "config"))
+    part = random_.choice(("config", "weights", "position", "config"))
     torch.save({**content, part: damage_value(random_, content[part])}, stream)
     return stream.getvalue()
 
@@ -255,7 +256,7 @@ def _label_file(kind: str, write: Callable[[Path], object]) -> Target:
             save_npz(**predictions())(helper)
         read_everything(kind, path, helper)
 
-    return Target(seeds, read, _zip_or_bytes)
+    return Target(seeds, read, _zip_or_bytes, named=True)
 
 
 def _json_damage(random_: random.Random, data: bytes, others: Sequence[bytes]) -> bytes:
@@ -270,7 +271,7 @@ def _json_damage(random_: random.Random, data: bytes, others: Sequence[bytes]) -
 
 def _records(folder: Path) -> list[bytes]:
     failure = Failure(0, 1, True, "x", "host:1", 1.0, suspects={"a": 1})
-    hand = {"schema": HAND_SCHEMA, "shard": 0, "attempt": 1, "image": "a", "survived": ["b"]}
+    hand = {"schema": NOTE_SCHEMA, "shard": 0, "attempt": 1, "image": "a", "survived": ["b"]}
     return [json.dumps(record).encode() for record in (make_receipt(0).to_dict(), failure.to_dict(), hand)]
 
 
@@ -278,8 +279,8 @@ def _read_records(path: Path) -> None:
     data = path.read_bytes()
     directory = RunDirectory(path.parent)
     directory.create_folders()
-    (path.parent / hand_name(0)).write_bytes(data)
-    read_hand(directory, 0)
+    (path.parent / note_name(0)).write_bytes(data)
+    read_note(directory, 0)
     for parse in (parse_receipt, parse_failure):
         try:
             parse(data, path)
@@ -347,9 +348,9 @@ TARGETS: dict[str, Target] = {
     "pickles": Target(
         _pickles, lambda path: safe_loads(path.read_bytes(), SMPL_FILE, object_arrays=True), _damage_pickle
     ),
-    "npz": Target(_npz, safe_load_npz, _zip_or_bytes),
+    "npz": Target(_npz, safe_load_npz, _zip_or_bytes, named=True),
     "tars": Target(lambda folder: [TAR], lambda path: walk_tar(pa.BufferReader(path.read_bytes()))),
-    "tar_indices": Target(_indices, _read_index),
+    "tar_indices": Target(_indices, _read_index, named=True),
     "manifests": Target(_manifests, _read_manifest),
     "records": Target(_records, _read_records, _json_damage),
     "runs": Target(_runs, _read_run, _json_damage),
@@ -368,13 +369,15 @@ def try_one(target: Target, path: Path) -> bool:
     """Read a damaged file; True if it was refused.
 
     Raises:
-        FuzzFault: it was neither read nor refused by name.
+        FuzzFault: it was neither read nor refused by name, or what refused it does not say which file it is.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             target.read(path)
-    except NAMED:
+    except NAMED as refusal:
+        if target.named and str(path) not in str(refusal):
+            raise FuzzFault(f"names no file: {refusal}"[:300]) from refusal
         return True
     except Exception as error:
         raise FuzzFault(f"{type(error).__name__}: {error}"[:300]) from error

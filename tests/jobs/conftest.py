@@ -12,11 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from dto_pipeline.models.body import BodyModel
-from dto_pipeline.run.driver import run_pipeline
-from tests.run.chaos import label_bytes, tiny_config
-from tests.tiny_dataset import TinyDataset, write_tiny_dataset
-
 TINY_OPTIONS = [
     "--set",
     "run.device=cpu",
@@ -27,20 +22,6 @@ TINY_OPTIONS = [
     "--set",
     "body.model_path=demo",
 ]  # what `tiny_config` says, for the command line
-
-
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory, body: BodyModel) -> TinyDataset:
-    """Eighteen images in six shards, four of them spoilt."""
-    return write_tiny_dataset(tmp_path_factory.mktemp("tiny"), body, images=18, shard_images=3)
-
-
-@pytest.fixture(scope="session")
-def undisturbed(tiny: TinyDataset, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """Label files of a run nobody disturbed."""
-    run_dir = tmp_path_factory.mktemp("undisturbed") / "run"
-    run_pipeline(tiny.manifest, run_dir, tiny_config(), progress=False)
-    return label_bytes(run_dir)
 
 
 @pytest.fixture

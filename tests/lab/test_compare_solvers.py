@@ -8,9 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dto_pipeline.config import PipelineConfig
 from dto_pipeline.errors import DtoError
 from dto_pipeline.lab.compare_solvers import RECORDED, compare_solvers
-from dto_pipeline.lab.solver_comparison import METHODS, cover
+from dto_pipeline.lab.solver_comparison import (
+    METHODS,
+    cover,
+    label_and_prior,
+    moved_people,
+    paper_else_prior,
+    place_all,
+)
 from dto_pipeline.lab.solver_report import POOLED
 from dto_pipeline.lab.solver_sets import CROWD_SETS, build_known_scene, plan_set_crowd
 from dto_pipeline.models.body import BodyModel
@@ -64,6 +72,17 @@ def test_what_all_people_of_an_image_share_follows_a_normal_law() -> None:
     shared = [np.log(other.height[0] / own.height[0]) for own, other in zip(crowds[:300], crowds[300:], strict=True)]
     assert abs(np.std(shared) / SETS["other heights"].taller - 1) < 0.15
     assert all(np.ptp(np.log(o.height / h.height)) < 1e-6 for h, o in zip(crowds[:300], crowds[300:], strict=True))
+
+
+def test_the_fair_baseline_is_paper_where_it_moves_people_and_the_height_prior_elsewhere(body: BodyModel) -> None:
+    known = [build_known_scene(SETS["pairs"], 5, number, body) for number in range(6)]
+    paper = place_all(known, body, PipelineConfig(), "paper")
+    fair, moved = paper_else_prior(paper), moved_people(paper)
+    _, prior = label_and_prior(paper.placed)
+    assert 0 < moved.sum() < len(moved)
+    assert np.array_equal(fair.z[moved], paper.placement.z[moved])
+    assert np.array_equal(fair.z[~moved], prior.z[~moved])
+    assert np.array_equal(fair.height[~moved], prior.height[~moved])
 
 
 def test_coverage_counts_errors_inside_normal_intervals() -> None:

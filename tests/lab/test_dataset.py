@@ -6,14 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from dto_pipeline.data.images import ImageCorrupt, ImageFolder, read_image
 from dto_pipeline.data.rle import decode_rle
 from dto_pipeline.data.sources.camerahmr import open_camerahmr
 from dto_pipeline.data.sources.sidecar import Sidecar
+from dto_pipeline.lab.crowd import plan_crowd
 from dto_pipeline.lab.dataset import DemoData, DemoSettings, build_demo_data, read_truth
 from dto_pipeline.lab.marker import DemoDataError
-from dto_pipeline.lab.write import LABELS, SIDECAR
+from dto_pipeline.lab.write import LABELS, SIDECAR, image_name
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.models.depth import DepthFiles, DepthInvalid
 
@@ -115,3 +117,22 @@ def test_broken_images_fail_the_way_the_readme_says(demo: DemoData) -> None:
     assert read_truth(demo.root)["image_name"][bad].tolist() == [image_of(demo, "nan_pose")]
     readme = (demo.root / "README.md").read_text()
     assert all(name in readme for name in demo.broken)
+
+
+def test_small_crowds_to_train_on_have_nothing_broken_and_the_truth_beside_them(
+    body: BodyModel, tmp_path: Path
+) -> None:
+    settings = DemoSettings(images=12, seed=9, scale=0.25, broken=False)
+    assert build_demo_data(tmp_path, body, settings).broken == {}
+    with Image.open(tmp_path / "images" / image_name(0)) as picture:
+        assert picture.size == (160, 120)
+    planned = [plan_crowd(9, number).num_people for number in range(12)]
+    assert np.bincount(read_truth(tmp_path)["image_number"]).tolist() == planned
+    with pytest.raises(DemoDataError, match=r"scale: 0\.25 there, 1\.0 wanted"):
+        build_demo_data(tmp_path, body, DemoSettings(images=12, seed=9, broken=False))
+
+
+def test_a_smaller_view_shows_the_same() -> None:
+    view = plan_crowd(9, 0).view
+    point = np.array([0.3, 0.8, 5.0])
+    assert view.scaled(0.5).project(point) == pytest.approx(view.project(point) / 2)

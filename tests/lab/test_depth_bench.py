@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -11,7 +13,8 @@ from transformers import AutoModelForDepthEstimation
 
 from dto_pipeline.commands.bench import place_shard
 from dto_pipeline.config import DepthConfig, PipelineConfig
-from dto_pipeline.lab.bench_depth import DepthBenchReport, depth_flops, run_depth_bench
+from dto_pipeline.lab.bench_depth import WINDOWS, DepthBenchReport, depth_flops, run_depth_bench, time_network
+from dto_pipeline.models.depth_anything import DepthNetwork
 from tests.tiny_models import save_depth_anything
 
 
@@ -40,14 +43,33 @@ def test_a_benchmark_reports_both_ways_and_every_stage(tmp_path: Path) -> None:
     depth = DepthConfig(model=str(save_depth_anything(tmp_path / "tiny")), short_side=28)
     report = run_depth_bench(place_shard, images=2, repeats=1, config=PipelineConfig(depth=depth))
     assert {"decode", "masks", "depth", "rasterizer", "evidence", "solver", "write"} <= report.stage_ms.keys()
-    assert report.network_size == (28, 42)
-    assert 0 < report.busy <= 1.05
+    assert (report.images, report.windows, report.network_size) == (WINDOWS * 4, WINDOWS, (28, 42))
+    assert 0 < report.busy <= 1
     assert 0 < report.share_of_peak < 1
+    assert {"MainThread", "looking_0", "decode_0"} <= report.thread_busy.keys()
+    assert all(0 < busy <= 1 for busy in report.thread_busy.values())
     assert "images/s" in report.as_table()
 
 
+def test_the_network_alone_is_timed_without_what_comes_before_it(tmp_path: Path) -> None:
+    network = DepthNetwork(
+        DepthConfig(source="model", model=str(save_depth_anything(tmp_path / "tiny")), short_side=28)
+    )
+    seen: list[int] = []
+
+    def compute(inputs: torch.Tensor) -> None:
+        seen.append(len(inputs))
+        time.sleep(0.01)
+
+    network.compute, network.at_once = compute, 2  # type: ignore[method-assign]
+    assert 0.03 <= time_network(network, [np.zeros((30, 45, 3), np.uint8)] * 3, 5) < 0.5
+    assert seen == [2, 2, 1]
+
+
 def test_ratios_are_those_of_the_figures() -> None:
-    report = DepthBenchReport(10, "x", "m", (518, 686), 8, 200.0, 190.0, 1.8, 800.0, {"depth": 4.5, "masks": 1.0}, 5.0)
+    report = DepthBenchReport(
+        images=10, windows=16, device="x", model="m", network_size=(518, 686), batch=8, alone_per_s=200.0,
+        end_to_end_per_s=190.0, busy=0.9, tflop_per_image=1.8, peak_tflops=800.0, stage_ms={}, thread_busy={},
+    )  # fmt: skip
     assert report.overlap == 0.95
     assert report.share_of_peak == pytest.approx(0.45)
-    assert report.busy == 0.9

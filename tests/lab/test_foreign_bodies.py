@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import torch
 
+from dto_pipeline.cli import main
 from dto_pipeline.config import PipelineConfig
+from dto_pipeline.data.images import read_image
+from dto_pipeline.data.people import read_people
 from dto_pipeline.lab.benchmark import BenchmarkSettings, measure
-from dto_pipeline.lab.difficulty import DifficultyError, choose_difficulty
+from dto_pipeline.lab.difficulty import choose_difficulty
 from dto_pipeline.lab.foreign_bodies import AnnyMissing, load_anny
 from dto_pipeline.lab.solver_sets import SetScene, build_set_scene
-from dto_pipeline.lab.synth import write_synth
 from dto_pipeline.models.body import BodyModel
 
 
@@ -62,7 +64,35 @@ def test_equal_arguments_give_equal_foreign_crowds(scene: SetScene, body: BodyMo
     assert np.array_equal(first, second)
 
 
-def test_pictures_of_them_are_refused_with_what_can_be_done(tmp_path: Path, body: BodyModel) -> None:
-    with pytest.raises(DifficultyError, match="dto eval benchmark --difficulty foreign"):
-        write_synth(tmp_path / "crowds", choose_difficulty("foreign"), 2, 0, body)
+def test_pictures_of_them_are_written_with_true_hips_and_heights(
+    scene: SetScene, tmp_path: Path, body: BodyModel
+) -> None:
+    command = ["synth", "--difficulty", "standard", "--bodies", "anny", "--images", "2", "--seed", "3", "--quiet"]
+    assert main([*command, "-o", str(tmp_path / "crowds")]) == 0
+    made = build_set_scene(choose_difficulty("standard", ["bodies=anny"]), 3, 0, body)
+    people = made.crowd.num_people
+    with np.load(tmp_path / "crowds/truth.npz", allow_pickle=False) as truth:
+        assert np.array_equal(truth["pelvis"][:people], made.truth.joints[:, 0])
+        assert np.allclose(truth["height"][:people], made.truth.height)
+        assert np.isnan(truth["betas"]).all()
+        heights = truth["height"]
+    read = read_people(tmp_path / "crowds").height
+    assert read is not None
+    assert np.array_equal(read, heights)
+    with np.load(tmp_path / "crowds/labels/release.npz", allow_pickle=False) as labels:
+        keypoints = labels["gtkps"][:people]
+    picture = read_image(tmp_path / "crowds/images/000/000000.jpg").rgb
+    assert picture.shape[:2] == made.z.shape
+    seen = keypoints[..., 2] > 0.6
+    assert 10 < seen.sum(1).max() < 44  # the ears nobody has are not seen
+    assert np.isfinite(keypoints).all()
+    u, v = keypoints[0, seen[0], :2].astype(int).T
+    assert made.masks[0, v, u].mean() > 0.7
+
+
+def test_without_the_package_synth_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "anny", None)
+    load_anny.cache_clear()
+    assert main(["synth", "--bodies", "anny", "-o", str(tmp_path / "crowds"), "--quiet"]) == 2
     assert not (tmp_path / "crowds").exists()
+    load_anny.cache_clear()

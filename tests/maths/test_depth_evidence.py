@@ -31,6 +31,7 @@ def make_batch(
         present=torch.ones(1, people, dtype=torch.bool),
         masks=torch.ones(1, people, 1, 1, dtype=torch.bool),
         disparity=torch.from_numpy(disparity.astype(np.float32))[None],
+        metric=torch.zeros(1, dtype=torch.bool),
         image_size=size,
         map_size=torch.tensor([map_shape]) if map_shape else size,
     )

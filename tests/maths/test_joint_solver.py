@@ -35,6 +35,7 @@ def crowd(
     usable: torch.Tensor | None = None,
     present: torch.Tensor | None = None,
     ages: torch.Tensor | None = None,
+    metric: torch.Tensor | None = None,
 ) -> GroupFits:
     """Fit people of true distances `z` [m] whose labels are `factor` too large and whose depth errs by `error`.
 
@@ -62,11 +63,32 @@ def crowd(
         usable=usable,
         cut=torch.where(usable, 0, 1),
         group=torch.where(usable, 0, -1),
+        unit=torch.ones(len(shape), dtype=torch.float64)[:1].expand(shape[0]),
     )
     unknown = torch.full(shape, NAN)
     mixture = build_height_mixture(label_height, ages, unknown, PRIOR, config)
     table = build_height_prior(label_height, classify_heights(ages, unknown, PRIOR), PRIOR)
-    return fit_jointly(evidence, summarise_mixture(mixture, table), mixture, label_z, present, config, 2.1)
+    return fit_jointly(evidence, summarise_mixture(mixture, table), mixture, label_z, present, config, 2.1, metric)
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.3, 3.0])
+def test_metres_improve_the_distance_of_people_of_unknown_height_and_wrong_ones_are_outvoted(factor: float) -> None:
+    rng = np.random.default_rng(0)
+    z = rng.uniform(3, 9, (200, 3))
+    common = np.exp(rng.normal(0, 0.06, (200, 1)))  # people of an image are all taller or shorter than expected
+    height = 1.7 * common * np.exp(rng.normal(0, 0.06, z.shape))
+    scale = factor * np.exp(rng.normal(0, 0.1, (200, 1)))
+    error = (scale - 1).repeat(3, 1)
+
+    def miss(metric: bool) -> float:
+        told = torch.full((200,), metric)
+        fits = crowd(z.tolist(), height=height.tolist(), line=(500.0, 0.0), error=error.tolist(), metric=told)
+        return float(np.abs(np.log(fits.new_z.numpy() / z)).mean())
+
+    if factor == 1:
+        assert miss(True) < 0.93 * miss(False)
+    else:
+        assert miss(True) == pytest.approx(miss(False), rel=0.05)
 
 
 def test_an_exact_crowd_of_average_people_stands_where_it_should() -> None:

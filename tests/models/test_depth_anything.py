@@ -145,6 +145,17 @@ def test_depth_pro_goes_through_the_same_door(tmp_path: Path) -> None:
     assert network.recipe.size(30, 45) == (128, 128)
 
 
+def test_depth_pro_takes_the_labels_focal_length_and_each_image_its_own(tmp_path: Path) -> None:
+    network = DepthNetwork(config(save_depth_pro(tmp_path / "pro")))
+    network.at_once = 2  # as on a GPU
+    images = pictures((30, 45), (30, 45))
+    once, longer = (np.stack(network.estimate(images, focal)) for focal in ([50.0, 50.0], [50.0, 100.0]))  # type: ignore[arg-type]
+    np.testing.assert_allclose(longer[0], once[0], rtol=1e-4)
+    inside = once[1] > 1  # random weights: much lies at the border of its range
+    np.testing.assert_allclose(longer[1][inside], once[1][inside] / 2, rtol=1e-4)  # twice the length: twice as far
+    assert inside.any()
+
+
 def test_a_folder_is_identified_by_its_content(folder: Path, tmp_path: Path) -> None:
     network = DepthNetwork(config(folder))
     assert network.facts["depth_model"] == "depth_anything"  # what config.json says it is, wherever it lies

@@ -47,6 +47,21 @@ def test_a_npz_holds_its_kind_under_its_name(tmp_path: Path) -> None:
         load(tmp_path, "map.npz")
 
 
+def test_metres_made_with_another_focal_length_are_brought_to_the_labels_camera(tmp_path: Path) -> None:
+    np.savez(tmp_path / "map.npz", depth=Z, focal=np.float64(800.0))
+    files = open_depth_files(DepthConfig(kind="metric_depth"), tmp_path)
+    np.testing.assert_allclose(files.load("map.npz", 2, 3, 800.0), METRES_PER_DEPTH / Z, rtol=1e-6)
+    np.testing.assert_allclose(files.load("map.npz", 2, 3, 1600.0), METRES_PER_DEPTH / (2 * Z), rtol=1e-6)
+    np.testing.assert_allclose(files.load("map.npz", 2, 3), METRES_PER_DEPTH / Z, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("focal", "reason"), [(-3.0, "above 0"), (np.nan, "above 0"), (np.ones(2), "one number")])
+def test_a_focal_length_that_is_none_is_refused(tmp_path: Path, focal: object, reason: str) -> None:
+    np.savez(tmp_path / "map.npz", depth=Z, focal=focal)  # type: ignore[arg-type]
+    with pytest.raises(DepthInvalid, match=reason):
+        load(tmp_path, "map.npz", kind="metric_depth")
+
+
 def test_a_png_of_eight_bits_or_of_another_size_is_refused(tmp_path: Path) -> None:
     Image.fromarray(np.ones((2, 3), np.uint8)).save(tmp_path / "coarse.png")
     Image.fromarray(np.ones((3, 3), np.uint16)).save(tmp_path / "other.png")

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import nn
 
+from dto_pipeline.config import ConfigError
 from dto_pipeline.models.networks import ModelError
 from dto_pipeline.models.stored_networks import check_bounds, make_fitting, plain_weights
-from dto_pipeline.train.architecture import Architecture, ArchitectureError
+from dto_pipeline.train.config import train_config_from_dict
 
 
 def make() -> nn.Module:
@@ -64,15 +65,15 @@ def test_numbers_beyond_any_network_are_refused(value: object) -> None:
 
 def test_a_description_of_ten_million_layers_costs_nothing() -> None:
     start = time.monotonic()
-    for key, value in (
-        ("encoder_layers", 10_000_000),
-        ("encoder_width", 1 << 30),
-        ("input_size", 1 << 20),
-        ("encoder_heads", 0),
-        ("hidden", 1e9),
-        ("queries", [1] * 100_000),
-        ("camera", "yes"),
+    for section, key, value in (
+        ("encoder", "layers", 10_000_000),
+        ("encoder", "width", 1 << 30),
+        ("data", "input_size", 56 << 20),
+        ("encoder", "heads", 0),
+        ("model", "hidden", 1e9),
+        ("model", "queries", [1] * 100_000),
+        ("model", "camera", "yes"),
     ):
-        with pytest.raises(ArchitectureError, match=key):
-            Architecture(**{**Architecture().to_dict(), key: value})
+        with pytest.raises(ConfigError, match=key):
+            train_config_from_dict({section: {key: value}})
     assert time.monotonic() - start < 10

@@ -8,6 +8,7 @@ Prints ``started`` when the driver is about to work. Kills are done from outside
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import time
@@ -15,10 +16,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from dto_pipeline.config import PipelineConfig, load_config
+from dto_pipeline.data.receipts import Receipt
 from dto_pipeline.data.storage import Location, as_location
 from dto_pipeline.run.driver import run_pipeline
-from dto_pipeline.run.receipt import Failure, Receipt, parse_failure
-from dto_pipeline.run.shard_runner import ShardRunner
+from dto_pipeline.run.folder import Failure, parse_failure
+from dto_pipeline.run.worker import ShardRunner
 
 RAISE, DIE, HANG = "raise", "die", "hang"
 
@@ -62,8 +64,18 @@ def tiny_config(workers: int = 0, **run) -> PipelineConfig:
 
 
 def label_bytes(run_dir: Path) -> dict[str, bytes]:
-    """Every label file of a run, by name; everything else in the folder, hidden files too, shows as well."""
-    return {path.name: path.read_bytes() for path in sorted((run_dir / "labels").iterdir())}
+    """Every label file of a run, by the shard's first name; everything else in the folder, hidden files too, shows."""
+    found: dict[str, bytes] = {}
+    for path in sorted((run_dir / "labels").iterdir()):
+        name = first_name(path.name)
+        assert name not in found, f"{name} lies there twice, so that pq.read_table sees its images twice"
+        found[name] = path.read_bytes()
+    return found
+
+
+def first_name(name: str) -> str:
+    """A label file's name without its generation."""
+    return re.sub(r"\.r\d+(?=\.parquet$)", "", name)
 
 
 def read_failure(path: Path) -> Failure:

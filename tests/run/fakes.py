@@ -7,9 +7,10 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+from dto_pipeline.config import RunConfig
+from dto_pipeline.data.receipts import Receipt
 from dto_pipeline.run.pool import Event, ShardDone, ShardRaised, WorkerLost, WorkerPlaced, WorkerReady
-from dto_pipeline.run.receipt import Receipt
-from dto_pipeline.run.schedule import Charge, Policy
+from dto_pipeline.run.schedule import Charge
 
 START_S = 3.0  # a fake worker needs this long to be ready
 DONE, RAISE, DIE, PREEMPTED, HANG = "done", "raise", "die", "preempted", "hang"
@@ -38,9 +39,9 @@ def make_receipt(shard: int, **changes) -> Receipt:
     return Receipt(**{**values, **changes})
 
 
-def make_policy(**changes) -> Policy:
-    values = {"workers": 2, "max_attempts": 3, "shards_in_flight": 2, "shard_timeout_s": 1000.0, "max_failed_shards": 5}
-    return Policy(**{"warm_up_timeout_s": 500.0, **values, **changes})
+def make_config(**changes) -> RunConfig:
+    values = {"workers": 2, "max_attempts": 3, "shard_timeout_s": 1000.0, "max_failed_shards": 5}
+    return RunConfig(**{"warm_up_timeout_s": 500.0, **values, **changes})
 
 
 @dataclass

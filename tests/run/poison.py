@@ -14,7 +14,7 @@ from pathlib import Path
 from dto_pipeline.config import PipelineConfig
 from dto_pipeline.data.storage import Location
 from dto_pipeline.run.driver import run_pipeline
-from dto_pipeline.run.shard_runner import ShardRunner
+from dto_pipeline.run.worker import ShardRunner
 from tests.run.chaos import tiny_config
 
 
@@ -30,16 +30,16 @@ class PoisonRunner(ShardRunner):
         placer = self._warm_placer()
         place = placer.place
 
-        def checked(rows, clock):
+        def checked(rows, clock, *following):
             if not self._poison.isdisjoint(rows.column("image_id").to_pylist()):
                 os.kill(os.getpid(), signal.SIGKILL)
-            return place(rows, clock)
+            return place(rows, clock, *following)
 
         placer.place = checked
 
     def _warm_placer(self):
-        assert self._workshop is not None
-        return self._workshop.placer
+        assert self._loaded is not None
+        return self._loaded.placer
 
 
 def main() -> None:

@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from dto_pipeline.run import cluster
-from dto_pipeline.run.ray_pool import ClusterUnreachable, start_ray
+from dto_pipeline.run import ray_start as cluster
+from dto_pipeline.run.ray_start import ClusterUnreachable, start_ray
 from tests.run.chaos import tiny_config
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from dto_pipeline.cli import main
 from dto_pipeline.config import ConfigError, PipelineConfig, load_config
+from dto_pipeline.data.receipts import Receipt
 from dto_pipeline.run.budget import (
     FAILED_IN_A_ROW,
     JUDGED_FROM,
@@ -20,13 +21,12 @@ from dto_pipeline.run.budget import (
     count_losses,
     over_budget,
 )
-from dto_pipeline.run.directory import RunDirectory
-from dto_pipeline.run.drive import TooManyFailed, drive
+from dto_pipeline.run.folder import RunDirectory
 from dto_pipeline.run.identity import hash_settings
-from dto_pipeline.run.receipt import Receipt
+from dto_pipeline.run.loop import TooManyFailed, drive
 from dto_pipeline.run.schedule import Charge, Schedule
 from dto_pipeline.status import ImageStatus
-from tests.run.fakes import DIE, DONE, RAISE, FakeLedger, FakePool, make_policy, make_receipt
+from tests.run.fakes import DIE, DONE, RAISE, FakeLedger, FakePool, make_config, make_receipt
 from tests.tiny_dataset import TinyDataset, write_tiny_dataset
 
 IMAGES, SHARD_IMAGES = 45, 5
@@ -145,7 +145,7 @@ def test_shards_that_all_fail_stop_the_run_before_all_were_tried(fate: str) -> N
     pool, ledger = FakePool(lambda shard, attempt: fate), FakeLedger()
     budget = FailureBudget(0.05, dict.fromkeys(range(4000), 50), workers=2)
     with pytest.raises(TooManyFailed, match=r"10 shards failed one after the other.*it (raised|died)") as caught:
-        drive(Schedule(range(4000), make_policy()), pool, ledger, budget)
+        drive(Schedule(range(4000), make_config()), pool, ledger, budget)
     assert caught.value.exit_code == 1
     assert len(ledger.charges) == FAILED_IN_A_ROW
 
@@ -154,7 +154,7 @@ def test_many_workers_that_die_by_chance_do_not_stop_a_run_in_which_shards_are_f
     fate = dict.fromkeys(range(0, 400, 2), DIE)
     pool, ledger = FakePool(lambda shard, attempt: fate.get(shard, DONE) if attempt == 1 else DONE), FakeLedger()
     budget = FailureBudget(0.5, dict.fromkeys(range(400), 4), workers=8)
-    drive(Schedule(range(400), make_policy(workers=8)), pool, ledger, budget)
+    drive(Schedule(range(400), make_config(workers=8)), pool, ledger, budget)
     assert sorted(ledger.done) == list(range(400))
 
 

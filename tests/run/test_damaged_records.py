@@ -10,11 +10,12 @@ import pytest
 
 from dto_pipeline.cli import main
 from dto_pipeline.data.labels import read_labels
-from dto_pipeline.run.directory import RunDirectory, RunDirectoryError, read_identity
-from dto_pipeline.run.driver import plan_pipeline, run_pipeline
+from dto_pipeline.data.receipts import RecordInvalid, parse_receipt
+from dto_pipeline.run.driver import run_pipeline
+from dto_pipeline.run.finished import note_damage
+from dto_pipeline.run.folder import RunDirectory, RunDirectoryError, parse_failure, read_identity
+from dto_pipeline.run.forecast import plan_pipeline
 from dto_pipeline.run.lease import parse_record
-from dto_pipeline.run.receipt import RecordInvalid, parse_failure, parse_receipt
-from dto_pipeline.run.recheck import note_damage
 from dto_pipeline.run.report import read_status
 from dto_pipeline.view.verify import verify_run
 from tests.run.chaos import label_bytes, tiny_config

@@ -5,15 +5,15 @@ from itertools import chain, repeat
 
 import pytest
 
-from dto_pipeline.run.drive import MAX_NODE_FAILURES, RunAborted, TooManyGivenUp, drive
+from dto_pipeline.run.loop import MAX_NODE_FAILURES, RunAborted, TooManyGivenUp, drive
 from dto_pipeline.run.pool import Event, ShardDone, ShardProgress, WorkerDraining, WorkerLost, WorkerReady
 from dto_pipeline.run.schedule import Schedule
-from tests.run.fakes import DIE, DONE, HANG, PREEMPTED, RAISE, START_S, FakeLedger, FakePool, make_policy, make_receipt
+from tests.run.fakes import DIE, DONE, HANG, PREEMPTED, RAISE, START_S, FakeLedger, FakePool, make_config, make_receipt
 
 
 def _drive(pool: FakePool, shards: int = 12, **policy) -> FakeLedger:
     ledger = FakeLedger()
-    drive(Schedule(range(shards), make_policy(**policy)), pool, ledger)
+    drive(Schedule(range(shards), make_config(**policy)), pool, ledger)
     return ledger
 
 
@@ -91,7 +91,7 @@ def test_too_many_given_up_shards_stop_the_run():
 def test_waiting_for_workers_is_said_once_a_minute():
     ledger = FakeLedger()
     with pytest.raises(KeyboardInterrupt):
-        drive(Schedule(range(2), make_policy()), FakePool(starts=repeat("never"), interrupt_at=200.0), ledger)
+        drive(Schedule(range(2), make_config()), FakePool(starts=repeat("never"), interrupt_at=200.0), ledger)
 
     assert ledger.waited == [60.0, 120.0, 180.0]
     assert ledger.loading == [0, 0, 0]
@@ -100,7 +100,7 @@ def test_waiting_for_workers_is_said_once_a_minute():
 def test_workers_that_wait_for_their_place_are_never_taken_for_hanging():
     ledger, pool = FakeLedger(), FakePool(starts=repeat("never"), interrupt_at=5000.0)
     with pytest.raises(KeyboardInterrupt):
-        drive(Schedule(range(2), make_policy(warm_up_timeout_s=50.0)), pool, ledger)
+        drive(Schedule(range(2), make_config(warm_up_timeout_s=50.0)), pool, ledger)
 
     assert (ledger.lost, pool.killed) == ([], [])
 
@@ -119,7 +119,7 @@ def test_a_worker_that_hangs_while_it_loads_is_ended_and_replaced():
 def test_workers_that_all_hang_while_they_load_stop_the_run_and_it_is_said_before():
     ledger = FakeLedger()
     with pytest.raises(RunAborted, match=r"could not start; .*still loading"):
-        drive(Schedule(range(12), make_policy()), FakePool(starts=repeat("hang")), ledger)
+        drive(Schedule(range(12), make_config()), FakePool(starts=repeat("hang")), ledger)
 
     assert ledger.waited[0] == 60.0
     assert ledger.loading[0] == 2
@@ -214,7 +214,7 @@ def test_one_poison_shard_does_not_make_nodes_suspicious():
 
 def test_workers_of_a_draining_node_finish_what_they_hold_and_are_replaced_at_once():
     pool = NodePool(["stays", "goes"], drain_at=(14.0, "goes"))
-    ledger = _drive(pool, shards=20, workers=2, shards_in_flight=1)
+    ledger = _drive(pool, shards=20, workers=2)
 
     assert sorted(ledger.done) == list(range(20))
     assert not ledger.charges
@@ -225,7 +225,7 @@ def test_workers_of_a_draining_node_finish_what_they_hold_and_are_replaced_at_on
 
 def test_a_worker_that_gets_ready_on_a_draining_node_is_given_nothing():
     pool = NodePool(["stays", "goes"], drain_at=(0.0, "goes"))  # told while the workers start, and never again
-    ledger = _drive(pool, shards=6, workers=2, shards_in_flight=1)
+    ledger = _drive(pool, shards=6, workers=2)
 
     assert sorted(ledger.done) == list(range(6))
     assert pool.node_of[pool.started[1]] == "goes"

@@ -13,14 +13,13 @@ from pathlib import Path
 import pytest
 
 from dto_pipeline.data.labels import read_labels
-from dto_pipeline.run import directory as files
-from dto_pipeline.run.directory import RunDirectory, RunMismatch
-from dto_pipeline.run.drive import RunAborted
+from dto_pipeline.data.receipts import read_receipt
+from dto_pipeline.run import folder as files
 from dto_pipeline.run.driver import run_pipeline
-from dto_pipeline.run.lock import RunLocked
-from dto_pipeline.run.receipt import read_receipt
-from dto_pipeline.run.report import read_status
-from dto_pipeline.run.summary import RunSummary
+from dto_pipeline.run.folder import RunDirectory, RunMismatch
+from dto_pipeline.run.lease import RunLocked
+from dto_pipeline.run.loop import RunAborted
+from dto_pipeline.run.report import RunSummary, read_status
 from tests.run.chaos import RAISE, ChaosRunner, label_bytes, read_failure, tiny_config
 from tests.tiny_dataset import write_tiny_dataset
 
@@ -64,21 +63,17 @@ def test_every_image_of_the_manifest_leaves_with_one_row_in_order(finished, tiny
     assert sum(sum(table.column("num_persons").to_pylist()) for table in tables) == tiny.persons
 
 
-def test_broken_input_costs_its_own_item_and_is_counted(start):
+def test_broken_input_costs_its_own_item_and_is_counted_and_crowds_are_really_placed(start):
     summary = start()
 
     assert summary.exit_code == 0
+    assert json.loads(json.dumps(summary.to_json()))["exit_code"] == 0
     assert summary.failed_images == 3
     failures = {"image_missing": 1, "image_corrupt": 1, "depth_invalid": 1}
     assert {word: summary.image_status[word] for word in failures} == failures
     assert summary.person_status["invalid_label"] == 1
     assert sum(summary.image_status.values()) == summary.images
     assert sum(summary.person_status.values()) == summary.persons
-
-
-def test_crowds_are_really_placed(start):
-    summary = start()
-
     assert summary.image_status["optimized"] > 6
     assert summary.person_status["moved"] > 12
 
@@ -96,7 +91,7 @@ def test_a_finished_run_has_nothing_to_do_and_is_not_touched(finished):
 _NOTHING_TO_DO = """
 import sys, time
 from dto_pipeline.config import load_config
-from dto_pipeline.run.drive import RunAborted
+from dto_pipeline.run.loop import RunAborted
 from dto_pipeline.run.driver import run_pipeline
 start = time.perf_counter()
 summary = run_pipeline(sys.argv[1], sys.argv[2], load_config(overrides=["run.device=cpu"]), progress=False)
@@ -127,29 +122,18 @@ def test_labels_do_not_depend_on_where_the_data_lies(start, tiny, tmp_path, undi
     assert label_bytes(start.directory.root) == undisturbed
 
 
-def test_a_lost_receipt_is_written_again_without_doing_the_work(finished, undisturbed):
-    finished.directory.receipt_file(2).unlink()
-    label = finished.directory.label_file(2)
-    before = label.stat().st_mtime_ns
-
-    summary = finished()
-
-    receipt = read_receipt(finished.directory.receipt_file(2))
-    assert receipt.adopted
-    assert summary.done_now == 1
-    assert label.stat().st_mtime_ns == before
-    assert label_bytes(finished.directory.root) == undisturbed
-
-
-def test_an_adopted_receipt_counts_the_same(finished):
-    path = finished.directory.receipt_file(1)
-    first = read_receipt(path)
+def test_a_lost_receipt_is_written_again_without_doing_the_work_and_counts_the_same(finished, undisturbed):
+    path, label = finished.directory.receipt_file(2), finished.directory.label_file(2)
+    first, before = read_receipt(path), label.stat().st_mtime_ns
     path.unlink()
-    finished()
 
+    assert finished().done_now == 1
     again = read_receipt(path)
+    assert again.adopted
     for name in ("rows", "images", "persons", "image_status", "person_status", "label_sha256", "shard_key"):
         assert getattr(again, name) == getattr(first, name)
+    assert label.stat().st_mtime_ns == before
+    assert label_bytes(finished.directory.root) == undisturbed
 
 
 @pytest.mark.parametrize("keep_receipt", [True, False])
@@ -160,7 +144,7 @@ def test_a_truncated_label_file_is_done_again(finished, undisturbed, keep_receip
         finished.directory.receipt_file(3).unlink()
 
     assert finished().done_now == 1
-    assert not read_receipt(finished.directory.receipt_file(3)).adopted
+    assert not read_receipt(finished.directory.receipt_file(3, 1)).adopted
     assert label_bytes(finished.directory.root) == undisturbed
 
 
@@ -181,14 +165,6 @@ def test_a_truncated_receipt_does_not_count(finished, undisturbed):
     path.write_bytes(path.read_bytes()[:40])
 
     assert finished().done_now == 1
-    assert label_bytes(finished.directory.root) == undisturbed
-
-
-def test_leftovers_of_a_killed_writer_are_swept(finished, undisturbed):
-    leftover = finished.directory.labels / f".shard-00003.parquet.tmp-{'0' * 32}"
-    leftover.write_bytes(b"half")
-    finished()
-
     assert label_bytes(finished.directory.root) == undisturbed
 
 
@@ -236,7 +212,7 @@ def test_a_shard_that_raises_once_is_done_at_the_second_try(start, undisturbed):
     assert list(start.directory.failures.iterdir()) == []
 
 
-def test_a_poison_shard_is_given_up_and_all_others_are_done(start):
+def test_a_poison_shard_is_given_up_until_a_retry_is_asked_for_and_all_others_are_done(start, undisturbed):
     summary = start({"faults": {2: RAISE}})
 
     assert (summary.done_now, summary.exit_code) == (SHARDS - 1, 1)
@@ -244,20 +220,14 @@ def test_a_poison_shard_is_given_up_and_all_others_are_done(start):
     failure = read_failure(start.directory.failure_file(2))
     assert (failure.attempts, failure.given_up) == (3, True)
     assert "Traceback" in failure.detail
-
-
-def test_a_shard_that_was_given_up_waits_until_a_retry_is_asked_for(start, undisturbed):
-    start({"faults": {2: RAISE}})
-
     again = start()
     assert again.nothing_to_do
-    assert list(again.failed_shards) == [2]
-    assert again.exit_code == 1
+    assert (list(again.failed_shards), again.exit_code) == ([2], 1)
     assert start(retry_failed=True).exit_code == 0
     assert label_bytes(start.directory.root) == undisturbed
 
 
-def test_tries_of_an_earlier_start_count(start):
+def test_attempts_of_an_earlier_launch_count(start):
     start({"faults": {2: RAISE}}, config=tiny_config(max_attempts=1))
     path = start.directory.failure_file(2)
     record = json.loads(path.read_text())
@@ -301,28 +271,17 @@ def test_a_full_disk_stops_the_run_with_advice_and_a_later_start_finishes(start,
     assert label_bytes(start.directory.root) == undisturbed
 
 
-def test_the_status_agrees_with_the_summary(start):
+def test_the_summary_reads_like_a_summary_and_the_status_agrees(start):
     summary = start({"faults": {2: RAISE}})
-    status = read_status(start.directory.root)
-
-    assert status.image_status == summary.image_status
-    assert status.person_status == summary.person_status
-    assert status.shards == {"done": SHARDS - 1, "failed": 1, "pending": 0}
-    assert status.eta_s == 0.0
-
-
-def test_the_summary_reads_like_a_summary(start):
-    table = start({"faults": {2: RAISE}}).as_table()
+    table, status = summary.as_table(), read_status(start.directory.root)
 
     assert "5 done now, 0 before, 1 failed, of 6" in table
     assert "shard 2: RuntimeError: shard 2 raised" in table
     assert "check --images" in table
     assert "nothing to do" not in table
     assert "nothing to do" in start().as_table()
-
-
-def test_the_summary_is_json(start):
-    assert json.loads(json.dumps(start().to_json()))["exit_code"] == 0
+    assert (status.image_status, status.person_status) == (summary.image_status, summary.person_status)
+    assert (status.shards, status.eta_s) == ({"done": SHARDS - 1, "failed": 1, "pending": 0}, 0.0)
 
 
 def test_a_label_file_with_a_changed_byte_is_not_adopted(finished, undisturbed):
@@ -358,7 +317,8 @@ def test_failed_images_are_done_again_on_request_and_only_in_their_shards(tmp_pa
     assert "depth_missing" not in again.image_status
     assert (again.done_now, again.repaired, again.mended) == (0, 1, 1)
     changed = {path.name for path, stamp in _stamps(directory).items() if before.get(path) != stamp}
-    assert changed == {"shard-00001.parquet", "shard-00001.json"}
+    assert changed == {"shard-00001.r1.parquet", "shard-00001.r1.json"}
+    assert sorted(label_bytes(directory.root)) == [f"shard-0000{shard}.parquet" for shard in range(3)]
 
 
 @pytest.mark.parametrize("option", ["images_root", "depth_root"])

@@ -7,9 +7,9 @@ import pytest
 
 from dto_pipeline.data.files import is_temporary
 from dto_pipeline.errors import DtoError
-from dto_pipeline.run import directory as files
-from dto_pipeline.run.directory import RunDirectory, read_identity, scan_run
+from dto_pipeline.run import folder as files
 from dto_pipeline.run.driver import run_pipeline
+from dto_pipeline.run.folder import RunDirectory, read_identity, scan_run
 from dto_pipeline.run.report import read_status
 from tests.run.chaos import label_bytes, tiny_config
 from tests.small_disks import files_no_larger_than, small_disk

@@ -2,10 +2,10 @@
 
 import pytest
 
-from dto_pipeline.run.drive import drive
+from dto_pipeline.run.loop import drive
 from dto_pipeline.run.pool import ShardRaised, WorkerLost
 from dto_pipeline.run.schedule import Schedule
-from tests.run.fakes import DIE, DONE, FakeLedger, FakePool, make_policy
+from tests.run.fakes import DIE, DONE, FakeLedger, FakePool, make_config
 
 
 class LosesItsDevice(FakePool):
@@ -38,7 +38,7 @@ def ray_pool():
 
 def test_a_device_that_takes_its_process_along_costs_one_try_and_not_the_run(ray_pool):
     ledger = FakeLedger()
-    drive(Schedule(range(6), make_policy()), LosesItsDevice(ray_pool.kill), ledger)
+    drive(Schedule(range(6), make_config()), LosesItsDevice(ray_pool.kill), ledger)
 
     assert sorted(ledger.done) == list(range(6))
     assert [(charge.shard, charge.attempts) for charge in ledger.charges] == [(3, 1)]

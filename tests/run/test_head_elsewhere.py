@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from dto_pipeline.run.cluster import ClusterUnreachable, check_reachable
-from dto_pipeline.run.directory import RunDirectory
+from dto_pipeline.run.folder import RunDirectory
+from dto_pipeline.run.ray_start import ClusterUnreachable, check_reachable
 from tests.run.chaos import label_bytes
 from tests.tiny_dataset import TinyDataset
 

@@ -18,22 +18,24 @@ from dto_pipeline.data.dataset import load_dataset
 from dto_pipeline.data.exports.export import export_labels
 from dto_pipeline.data.exports.inputs import ExportError
 from dto_pipeline.data.labels import LabelsError
-from dto_pipeline.data.manifest import Manifest, build_manifest
-from dto_pipeline.data.merge import merge_predictions
+from dto_pipeline.data.manifest import Manifest
+from dto_pipeline.data.manifest_build.builder import build_manifest
+from dto_pipeline.data.manifest_build.merge import merge_predictions
+from dto_pipeline.data.receipts import Receipt
 from dto_pipeline.data.sources.rows import LabelFileError
 from dto_pipeline.errors import DtoError
 from dto_pipeline.models.body import BodyModel, BodyModelError, load_body
 from dto_pipeline.models.body_file import locate_body
 from dto_pipeline.models.networks import sha256_once
-from dto_pipeline.run.directory import RunDirectory, RunDirectoryError, RunMismatch, read_identity
-from dto_pipeline.run.driver import plan_pipeline, run_pipeline
+from dto_pipeline.run.driver import run_pipeline
 from dto_pipeline.run.finished import read_run_labels
+from dto_pipeline.run.folder import RunDirectory, RunDirectoryError, RunMismatch, read_identity
+from dto_pipeline.run.forecast import plan_pipeline
 from dto_pipeline.run.identity import hash_settings, identify_run
-from dto_pipeline.run.publishing import find_orphan, shard_key
-from dto_pipeline.run.receipt import Receipt
+from dto_pipeline.run.publish import find_orphan, shard_key
 from dto_pipeline.run.selection import Selection
-from dto_pipeline.run.shard_runner import ShardRunner
-from dto_pipeline.train.data_config import DataConfig
+from dto_pipeline.run.worker import ShardRunner
+from dto_pipeline.train.config import DataConfig
 from dto_pipeline.view.diff import diff_labels
 from dto_pipeline.view.run_files import load_run_body, open_run_files
 from dto_pipeline.view.verify import verify_run
@@ -137,8 +139,8 @@ def test_labels_of_another_body_are_not_adopted(
     keys = [shard_key(identify_run(with_body(body), manifest, tiny.manifest), ids) for body in bodies]
     shutil.copytree(runs[0] / "labels", tmp_path / "run" / "labels")
     directory = RunDirectory(tmp_path / "run")
-    assert find_orphan(directory, 0, keys[0], ids) is not None
-    assert find_orphan(directory, 0, keys[1], ids) is None
+    assert find_orphan(directory, 0, 0, keys[0], ids) is not None
+    assert find_orphan(directory, 0, 0, keys[1], ids) is None
 
 
 @pytest.mark.parametrize("file", ["config.json", "preprocessor_config.json", "model.safetensors"])
@@ -184,6 +186,7 @@ def test_a_hub_network_is_identified_by_its_commit(tiny: TinyDataset) -> None:
         ("run.batch_images=1", False),
         ("depth.scale=0.001", True),
         ("depth.kind=depth", True),
+        ("depth.unit=0.03", True),
         ("body.kid_axis=false", True),
         ("masks.source=none", True),
         ("prior.age_prior=false", True),
@@ -197,11 +200,11 @@ def test_only_options_that_can_change_a_label_are_a_part_of_the_run(override: st
 
 def test_options_of_a_network_count_where_it_is_asked_for() -> None:
     asked = ["depth.source=model", "depth.model=demo"]
-    plain, side, kind = (
+    plain, side, unit, kind = (
         hash_settings(load_config(overrides=[*asked, *more]).to_dict(), {})
-        for more in ([], ["depth.short_side=28"], ["depth.kind=depth"])
+        for more in ([], ["depth.short_side=28"], ["depth.unit=published"], ["depth.kind=depth"])
     )
-    assert side != plain
+    assert len({plain, side, unit}) == 3
     assert kind == plain
 
 

@@ -4,22 +4,18 @@ import dataclasses
 import itertools
 import json
 import re
-from contextlib import nullcontext
 
-import fsspec
 import pytest
 
 from dto_pipeline.config import PipelineConfig, RunConfig, load_config
 from dto_pipeline.data.files import json_bytes
+from dto_pipeline.data.receipts import count_labels, label_name, receipt_name
 from dto_pipeline.data.store import LocalStore, open_store
-from dto_pipeline.run import directory as files
+from dto_pipeline.run import folder as files
 from dto_pipeline.run import lease as module
-from dto_pipeline.run.directory import RunDirectory
-from dto_pipeline.run.lease import Lease, RunLocked, RunLockLost, read_newest
-from dto_pipeline.run.lock import DriverLock, read_holder
-from dto_pipeline.run.publishing import replace_shard, staged_label_name
-from dto_pipeline.run.receipt import Failure
-from dto_pipeline.run.suspects import Suspects
+from dto_pipeline.run.folder import Failure, RunDirectory
+from dto_pipeline.run.lease import DriverLock, Lease, RunLocked, RunLockLost, read_holder, read_newest
+from tests.memory_store import clear_memory
 from tests.run.fakes import make_receipt
 
 CALM = RunConfig(lease_s=3000.0, heartbeat_s=900.0)  # nothing happens by itself within a test
@@ -35,7 +31,7 @@ def _impatient(monkeypatch):
 def store(request, tmp_path):
     if request.param == "folder":
         return LocalStore(tmp_path)
-    fsspec.filesystem("memory").rm("/", recursive=True)
+    clear_memory()
     return open_store("memory://leases/run")
 
 
@@ -148,6 +144,7 @@ def test_a_driver_that_slept_through_a_take_over_stops_and_leaves_the_new_one_al
     sleeper = held(store)
     put(store, 2)
 
+    sleeper.beat()
     with pytest.raises(RunLockLost, match="taken over by process 77 on far"):
         sleeper.check()
     sleeper.release()
@@ -166,82 +163,42 @@ def test_a_driver_that_cannot_say_that_it_lives_stops_when_its_lease_has_passed(
 
     monkeypatch.setattr(type(store), "replace", fail)
     now[0] = 2000.0
+    lease.beat()
     lease.check()
     now[0] = 3001.0
+    lease.beat()
     with pytest.raises(RunLockLost, match=r"could not be renewed for 3001 s .*No space left"):
         lease.check()
 
 
-def test_a_driver_without_its_run_writes_nothing_more(tmp_path):
+def test_what_a_driver_does_that_lost_its_run_changes_no_label_that_counts(tmp_path):
+    """It planned while shard 1 was damaged and shard 2 repaired, froze, and goes on when another one has mended all."""
     directory = RunDirectory(tmp_path)
     directory.create_folders()
+    store = directory.store
+
+    def finish(shard: int, generation: int) -> None:
+        receipt = make_receipt(shard, generation=generation, label_bytes=3)
+        store.create(label_name(shard, generation), b"abc")
+        store.create(receipt_name(shard, generation), json_bytes(receipt.to_dict()))
+
+    finish(1, 0)
+    finish(2, 0)
+    finish(2, 1)
     lock = directory.lock(CALM).__enter__()
-    files.record_failure(directory, Failure(1, 1, False, "it raised", "a:1", 5.0))
-    put(directory.store, 2)
+    found = files.RunScan(count_labels(directory.root, "config", "manifest")).without({1: "a flipped bit"})
+    put(store, 2)
+    store.remove(label_name(1))
+    store.remove(label_name(2))
+    finish(1, 1)
+    files.settle_records(directory, found)
+    files.record_failure(directory, Failure(1, 3, True, "it raised", "a:1", 5.0))
 
-    for act in (
-        lambda: files.record_failure(directory, Failure(2, 1, False, "it raised", "a:1", 5.0)),
-        lambda: files.clear_failure(directory, 1),
-        lambda: replace_shard(directory, make_receipt(1), "0" * 32),
-        lambda: files.sweep_temporary(directory),
-        lambda: Suspects(directory, {}, CALM).excuse(1, 1),
-    ):
-        with pytest.raises(RunLockLost):
-            act()
-    assert list(directory.store.entries("failures")) == ["shard-00001.json"]
-    lock.__exit__(None, None, None)
-
-
-@pytest.mark.parametrize("writes", [0, 1, 2, 3])
-def test_a_driver_frozen_in_the_middle_of_a_repair_writes_nothing_after_the_take_over(tmp_path, monkeypatch, writes):
-    directory, token = RunDirectory(tmp_path), "0" * 32
-    directory.create_folders()
-    store, receipt = directory.store, files.receipt_name(1)
-    store.replace(files.label_name(1), b"old")
-    store.replace(receipt, b"old")
-    store.replace(staged_label_name(1, token), b"new")
-    lock = directory.lock(CALM).__enter__()
-    calls = itertools.count(1)
-
-    def take_over_after(method):
-        def write(self, name, *data):
-            method(self, name, *data)
-            if not name.startswith("lease/") and next(calls) == writes:
-                put(store, 2)
-
-        return write
-
-    for name in ("remove", "replace"):
-        monkeypatch.setattr(LocalStore, name, take_over_after(getattr(LocalStore, name)))
-    if writes == 0:
-        put(store, 2)
-    with pytest.raises(RunLockLost) if writes < 3 else nullcontext():
-        replace_shard(directory, make_receipt(1), token)
-
-    labels, found = store.read(files.label_name(1)), sorted(store.entries("receipts").values())
-    assert labels == (b"old" if writes < 2 else b"new")
-    assert found == ([3] if writes == 0 else [] if writes < 3 else [len(json_bytes(make_receipt(1).to_dict()))])
-    lock.__exit__(None, None, None)
-
-
-def test_a_driver_frozen_while_it_takes_away_receipts_leaves_those_of_the_next_one(tmp_path, monkeypatch):
-    directory = RunDirectory(tmp_path)
-    directory.create_folders()
-    for shard in (1, 2):
-        directory.store.replace(files.receipt_name(shard), b"void")
-    lock = directory.lock(CALM).__enter__()
-    remove = LocalStore.remove
-
-    def remove_and_freeze(self, name):
-        remove(self, name)
-        put(self, 2)
-        self.replace(files.receipt_name(2), b"of the next driver")
-
-    monkeypatch.setattr(LocalStore, "remove", remove_and_freeze)
+    counted = count_labels(directory.root, "config", "manifest")
+    assert {shard: receipt.generation for shard, receipt in counted.done.items()} == {1: 1, 2: 1}
+    assert sorted(store.entries("labels")) == ["shard-00001.r1.parquet", "shard-00002.r1.parquet"]
     with pytest.raises(RunLockLost):
-        files.settle_records(directory, files.RunScan({}, {}, {1: "not JSON", 2: "not JSON"}))
-
-    assert directory.store.read(files.receipt_name(2)) == b"of the next driver"
+        lock.check(ask=True)
     lock.__exit__(None, None, None)
 
 
@@ -251,7 +208,7 @@ def test_status_names_a_driver_of_another_host(tmp_path):
 
     assert holder is not None
     assert (holder.pid, holder.host, holder.state) == (77, "far", "on another host")
-    assert re.fullmatch(r"pid 77 on far \(on another host, last heartbeat \S+ by its clock\)", holder.describe())
+    assert re.fullmatch(r"pid 77 on far \(on another host, last heartbeat \S+ by its clock\)", holder.describe_state())
 
 
 def test_a_file_system_without_flock_has_the_lease_alone(tmp_path, monkeypatch):

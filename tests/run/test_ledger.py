@@ -8,15 +8,16 @@ from typing import Any
 import pytest
 
 from dto_pipeline.config import RunConfig, load_config
-from dto_pipeline.run import directory as files
-from dto_pipeline.run.directory import RunDirectory, RunScan
+from dto_pipeline.data.receipts import CountedLabels
+from dto_pipeline.run import folder as files
+from dto_pipeline.run.deaths import InFlight, Suspects, write_note
+from dto_pipeline.run.folder import RunDirectory, RunScan
 from dto_pipeline.run.identity import identify_run
-from dto_pipeline.run.ledger import FileLedger
 from dto_pipeline.run.plan import survey_run
+from dto_pipeline.run.progress import FileLedger
 from dto_pipeline.run.schedule import Charge, Schedule
 from dto_pipeline.run.selection import Retry, Selection
-from dto_pipeline.run.suspects import Hand, Suspects, write_hand
-from tests.run.fakes import make_policy, make_receipt
+from tests.run.fakes import make_config, make_receipt
 
 
 class CountingMetrics:
@@ -46,10 +47,10 @@ def run(tmp_path):
     directory = RunDirectory(tmp_path / "run")
     identity = identify_run(load_config(overrides=["body.model_path=demo"]), manifest, tmp_path / "m.parquet")
     files.open_run(directory, identity)
-    plan = survey_run(directory, identity, manifest, RunScan({}, {}), Selection(), Retry())
+    plan = survey_run(directory, identity, manifest, RunScan(CountedLabels(directory.root)), Selection(), Retry())
     suspects = Suspects(directory, {}, RunConfig())
-    schedule = Schedule(plan.work, make_policy())
-    metrics = CountingMetrics()
+    schedule = Schedule(plan.work, make_config())
+    metrics: Any = CountingMetrics()
     with FileLedger(directory, plan, schedule, suspects, progress=False, metrics=metrics) as ledger:
         yield SimpleNamespace(
             directory=directory, ledger=ledger, metrics=metrics, schedule=schedule, suspects=suspects, plan=plan
@@ -61,13 +62,13 @@ def test_every_shard_is_one_log_line_with_numbers_for_machines(run, caplog):
         run.ledger.shard_done(make_receipt(2, wall_s=2.0))
 
     (record,) = caplog.records
-    assert "shard 2 done in 2.0 s by here:1, try 1: 4 images" in record.getMessage()
+    assert "shard 2 done in 2.0 s by here:1, attempt 1: 4 images" in record.getMessage()
     assert (record.facts["images_per_s"], record.facts["failed_images"]) == (2.0, 1)
 
 
 def test_a_charge_is_kept_on_disk_with_deaths_and_suspects(run):
-    write_hand(run.directory, Hand(1, 3, "x"))
-    run.suspects.excuse(1, 3)
+    write_note(run.directory, InFlight(1, 3, "x"))
+    run.suspects.allows_another(1, 3)
     run.ledger.shard_charged(Charge(1, 3, False, died=True), "w", "it died", "trace")
 
     failure = files.read_shard_failure(run.directory, 1)
@@ -139,7 +140,7 @@ def test_the_progress_line_waits_for_workers_only_while_none_has_its_place(run, 
 
 
 def test_json_lines_carry_facts_and_traces(tmp_path, capsys):
-    from dto_pipeline.run.logs import configure_logs
+    from dto_pipeline.commands.logs import configure_logs
 
     root = logging.getLogger()
     before = root.handlers[:], root.level

@@ -9,11 +9,13 @@ import pytest
 from PIL import Image
 
 from dto_pipeline.data.images import ImageStore
+from dto_pipeline.data.label_files import find_label_files, read_label_files
 from dto_pipeline.data.labels import read_labels
-from dto_pipeline.data.manifest import Manifest, build_manifest
-from dto_pipeline.data.manifest_check import check_manifest
-from dto_pipeline.run.directory import RunDirectory
+from dto_pipeline.data.manifest import Manifest
+from dto_pipeline.data.manifest_build.builder import build_manifest
+from dto_pipeline.data.manifest_build.check import check_manifest
 from dto_pipeline.run.driver import run_pipeline
+from dto_pipeline.run.folder import RunDirectory
 from dto_pipeline.status import ImageStatus
 from dto_pipeline.view.verify import verify_run
 from tests.run.chaos import label_bytes, tiny_config
@@ -63,10 +65,7 @@ class Case:
         return self.rows(name)
 
     def rows(self, name):
-        directory = RunDirectory(self.root / name)
-        return {
-            row["image_path"]: row for shard in range(2) for row in read_labels(directory.label_file(shard)).to_pylist()
-        }
+        return {row["image_path"]: row for row in read_label_files(find_label_files(self.root / name)).to_pylist()}
 
     def mend(self, *names) -> None:
         for name in names:

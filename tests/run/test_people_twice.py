@@ -11,9 +11,9 @@ from dto_pipeline.cli import main
 from dto_pipeline.config import load_config
 from dto_pipeline.data.dataset import Dataset
 from dto_pipeline.data.labels import read_labels
-from dto_pipeline.data.manifest import build_manifest
-from dto_pipeline.run.directory import RunDirectory
+from dto_pipeline.data.manifest_build.builder import build_manifest
 from dto_pipeline.run.driver import run_pipeline
+from dto_pipeline.run.folder import RunDirectory
 from dto_pipeline.status import PersonStatus
 from dto_pipeline.view.verify import verify_run
 from tests.tiny_dataset import write_tiny_dataset

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 
-import fsspec
 import pyarrow.parquet as pq
 
 from dto_pipeline.data.labels import read_labels
-from dto_pipeline.data.manifest import Manifest, build_manifest
+from dto_pipeline.data.manifest import Manifest
+from dto_pipeline.data.manifest_build.builder import build_manifest
 from dto_pipeline.run.driver import run_pipeline
+from tests.memory_store import put, upload
 from tests.run.chaos import tiny_config
 from tests.tars import write_tar
 
@@ -35,10 +36,8 @@ def test_images_in_tars_give_the_same_labels_as_files(tiny, undisturbed, tmp_pat
 
 
 def test_a_run_starts_from_a_manifest_and_images_behind_uris(tiny, undisturbed, tmp_path):
-    files = fsspec.filesystem("memory")
-    for path in (tiny.dataset.root / "images").iterdir():
-        files.pipe(f"/tiny/images/{path.name}", path.read_bytes())
-    files.pipe("/tiny/m.parquet", tiny.manifest.read_bytes())
+    upload(tiny.dataset.root / "images", "tiny/images")
+    put("tiny/m.parquet", tiny.manifest.read_bytes())
     manifest = "memory://tiny/m.parquet"
     assert Manifest.open(manifest).num_images == tiny.images
     run_pipeline(manifest, tmp_path / "run", tiny_config(), images_root="memory://tiny/images", progress=False)

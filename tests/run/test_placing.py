@@ -10,11 +10,13 @@ from dto_pipeline.data.scenes import load_scenes
 from dto_pipeline.models.body import load_body
 from dto_pipeline.models.depth import DepthFiles
 from dto_pipeline.optimizer import SceneOptimizer
+from dto_pipeline.run.driver import run_pipeline
 from dto_pipeline.run.identity import hash_settings
 from dto_pipeline.run.placing import ScenePlacer
 from dto_pipeline.run.pool import DeviceLost
 from dto_pipeline.status import ImageStatus, PersonStatus
 from dto_pipeline.timing import StageClock
+from tests.company import assert_same_bytes, raw_bytes
 from tests.run.chaos import tiny_config
 from tests.tiny_dataset import write_tiny_dataset
 
@@ -132,7 +134,7 @@ def test_every_stage_is_timed(manifest, body):
 class Counting(ImageFolder):
     """A folder that notes with what limit it is asked, and decodes with none left."""
 
-    def read(self, image_file, decode_memory_mb=0):
+    def read(self, image_file, decode_memory_mb=0, least_side=0):
         ASKED.append(decode_memory_mb)
         return super().read(image_file, 0)
 
@@ -168,3 +170,68 @@ def test_a_label_on_the_kid_axis_is_refused_by_a_model_without_one(manifest, bod
     assert placed[0].person_status[0] is PersonStatus.INVALID_LABEL
     assert "kid axis" in (placed[0].person_message[0] or "")
     assert all(status is not PersonStatus.INVALID_LABEL for status in placed[1].person_status)
+
+
+class Watched(ImageFolder):
+    """`names`: of the images that were read, in order."""
+
+    def __init__(self, root):
+        super().__init__(root)
+        self.names: list[str] = []
+
+    def read(self, image_file, *knobs):
+        self.names.append(image_file)
+        return super().read(image_file, *knobs)
+
+
+@pytest.fixture(scope="module")
+def two_shards(tmp_path_factory, body):
+    tiny = write_tiny_dataset(tmp_path_factory.mktemp("two"), body, images=IMAGES, shard_images=3, broken=False)
+    return Manifest.open(tiny.manifest)
+
+
+@pytest.fixture
+def placer(two_shards, body):
+    images = Watched(two_shards.images_root)
+    return ScenePlacer(SceneOptimizer(body, CONFIG), CONFIG, images, DepthFiles(two_shards.depth_root))
+
+
+def test_the_next_rows_are_read_behind_the_last_of_these_and_only_once(two_shards, placer):
+    first, second = (two_shards.read_shard(shard) for shard in range(2))
+    files = [rows.column("image_file").to_pylist() for rows in (first, second)]
+    expected = [placer.place(rows, StageClock()) for rows in (first, second)]
+    placer._images.names.clear()
+
+    found = [placer.place(first, StageClock(), lambda: second)]
+    placer._loading.submit(int).result()  # whatever was begun is done
+    assert sorted(placer._images.names) == sorted(files[0] + files[1])
+    clock = StageClock()
+    found.append(placer.place(second, clock))
+
+    assert sorted(placer._images.names) == sorted(files[0] + files[1])
+    assert clock.seconds["decode"] > 0
+    for together, alone in zip(found, expected, strict=True):
+        assert_same_bytes(together, [raw_bytes(item) for item in alone])
+
+
+def test_rows_that_were_not_the_next_are_read_as_ever(two_shards, placer):
+    first, second = (two_shards.read_shard(shard) for shard in range(2))
+    placer.place(first, StageClock(), lambda: second)
+
+    again = placer.place(first, StageClock(), lambda: two_shards.read_shard(99))  # an error of it is nobody's
+
+    assert [item.scene.image_id for item in again] == first.column("image_id").to_pylist()
+    assert [item.status for item in placer.place(second, StageClock())] == [ImageStatus.OPTIMIZED] * 3
+
+
+def test_a_run_in_this_process_reads_ahead_across_its_shards(two_shards, tmp_path, monkeypatch):
+    asked = []
+    place = ScenePlacer.place
+
+    def watched(self, rows, clock, following=None):
+        asked.append(following and following().column("image_id").to_pylist())
+        return place(self, rows, clock, following)
+
+    monkeypatch.setattr(ScenePlacer, "place", watched)
+    run_pipeline(two_shards.path, tmp_path / "run", tiny_config(workers=0), progress=False)
+    assert asked == [two_shards.read_shard(1).column("image_id").to_pylist(), None]

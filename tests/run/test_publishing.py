@@ -5,10 +5,10 @@ import json
 import pytest
 
 from dto_pipeline.data.labels import read_label_metadata, write_label_shard
-from dto_pipeline.run.directory import RunDirectory, read_identity
+from dto_pipeline.data.receipts import read_receipt
 from dto_pipeline.run.driver import run_pipeline
-from dto_pipeline.run.publishing import PublishError, find_orphan, publish_labels, read_valid_receipt, shard_key
-from dto_pipeline.run.receipt import read_receipt
+from dto_pipeline.run.folder import RunDirectory, read_identity
+from dto_pipeline.run.publish import PublishError, Standing, find_orphan, find_standing, publish_labels, shard_key
 from tests.run.chaos import ChaosRunner, tiny_config
 
 
@@ -23,7 +23,7 @@ def _orphan(directory):
     """Rows and footer of shard 0, which the caller may publish again."""
     receipt = read_receipt(directory.receipt_file(0))
     ids = [f"tiny/{number:06d}.jpg" for number in range(3)]
-    table = find_orphan(directory, 0, receipt.shard_key, ids)
+    table = find_orphan(directory, 0, 0, receipt.shard_key, ids)
     return table, read_label_metadata(directory.label_file(0))
 
 
@@ -31,7 +31,7 @@ def test_publishing_what_is_already_there_leaves_it_alone(finished):
     table, footer = _orphan(finished)
     before = finished.label_file(0).stat()
 
-    publish_labels(finished, 0, table, footer)
+    publish_labels(finished, 0, 0, table, footer)
 
     assert finished.label_file(0).stat() == before
 
@@ -41,8 +41,8 @@ def test_a_file_of_other_settings_that_appears_meanwhile_is_not_taken_for_ours(f
     finished.label_file(0).unlink()
     write_label_shard(table, finished.label_file(0), {**footer, "shard_key": "another"})
 
-    with pytest.raises(PublishError, match="next try"):
-        publish_labels(finished, 0, table, footer)
+    with pytest.raises(PublishError, match="next attempt"):
+        publish_labels(finished, 0, 0, table, footer)
 
 
 @pytest.mark.parametrize("key", ["shard_key", "ids"])
@@ -51,8 +51,7 @@ def test_a_label_file_of_other_settings_or_rows_is_not_adopted(finished, key):
     ids = [f"tiny/{number:06d}.jpg" for number in range(3)]
     wanted = ("another", ids) if key == "shard_key" else (receipt.shard_key, ids[::-1])
 
-    assert find_orphan(finished, 0, *wanted) is None
-    assert not finished.label_file(0).exists()
+    assert find_orphan(finished, 0, 0, *wanted) is None
 
 
 def test_a_zombie_that_comes_late_finds_the_receipt_and_does_nothing(finished, tiny):
@@ -66,7 +65,7 @@ def test_a_zombie_that_comes_late_finds_the_receipt_and_does_nothing(finished, t
 def test_a_receipt_without_its_label_file_is_not_valid(finished):
     finished.label_file(0).unlink()
 
-    assert read_valid_receipt(finished, read_identity(finished), 0) is None
+    assert find_standing(finished, read_identity(finished), 0) == Standing(None, 1, None, False)
 
 
 def test_the_shard_key_depends_on_rows_and_their_order(finished):

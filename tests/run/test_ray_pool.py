@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import ray
 
-from dto_pipeline.run.directory import RunDirectory
-from dto_pipeline.run.drive import RunAborted
+from dto_pipeline.data.receipts import read_receipt
 from dto_pipeline.run.driver import run_pipeline
-from dto_pipeline.run.receipt import read_receipt
-from dto_pipeline.run.summary import RunSummary
+from dto_pipeline.run.folder import RunDirectory
+from dto_pipeline.run.loop import RunAborted
+from dto_pipeline.run.report import RunSummary
 from tests.run.chaos import DIE, HANG, RAISE, ChaosRunner, label_bytes, read_failure, tiny_config
 
 pytestmark = pytest.mark.slow
@@ -27,7 +27,7 @@ REPOSITORY = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def local_ray():
     """Ray with two CPUs, started once; `RayPool` uses it and leaves it running."""
-    from dto_pipeline.run.ray_pool import start_ray
+    from dto_pipeline.run.ray_start import start_ray
 
     start_ray(tiny_config(workers=2).run, "local")
     yield
@@ -54,7 +54,7 @@ def start(tiny, tmp_path, local_ray):
     return Starter(tiny.manifest, RunDirectory(tmp_path / "run"))
 
 
-def _wait_for(condition, seconds=60.0):
+def _wait_for(condition, seconds=180.0):  # on a busy machine; nobody waits so long otherwise
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, "waited in vain"
@@ -102,7 +102,7 @@ def test_a_worker_killed_in_the_middle_is_replaced(start, undisturbed, caplog):
 
 
 def test_a_worker_that_hangs_is_ended_and_its_shard_done_elsewhere(start, undisturbed):
-    summary = start(faults={2: HANG}, faulty_attempts=1, timeout_s=3.0)
+    summary = start(faults={2: HANG}, faulty_attempts=1, timeout_s=8.0)
 
     assert (summary.exit_code, summary.retries) == (0, 1)
     assert label_bytes(start.directory.root) == undisturbed

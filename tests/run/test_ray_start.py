@@ -12,8 +12,8 @@ import pytest
 import ray
 
 from dto_pipeline.run import ray_pool
-from dto_pipeline.run.cluster import ClusterUnreachable, dead_parts, short_place
-from dto_pipeline.run.ray_pool import RayPool, start_ray
+from dto_pipeline.run.ray_pool import RayPool
+from dto_pipeline.run.ray_start import ClusterUnreachable, dead_parts, short_place, start_ray
 from tests.run.chaos import tiny_config
 
 LONG = "x" * 60
@@ -84,7 +84,7 @@ def test_a_long_ray_tmpdir_is_somebodys_choice_and_refused(monkeypatch, tmp_path
 def test_where_no_short_folder_can_be_written_that_is_said(monkeypatch, tmp_path):
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path / LONG))
-    monkeypatch.setattr("dto_pipeline.run.cluster._SHORT_FOLDERS", (str(tmp_path / "none"),))
+    monkeypatch.setattr("dto_pipeline.run.ray_start._SHORT_FOLDERS", (str(tmp_path / "none"),))
     with pytest.raises(ClusterUnreachable, match="set RAY_TMPDIR to a short one"):
         short_place()
 
@@ -111,7 +111,7 @@ def test_a_part_of_ray_that_died_is_seen(tmp_path):
 _STUCK = """
 import sys, time
 from pathlib import Path
-from dto_pipeline.run import cluster
+from dto_pipeline.run import ray_start as cluster
 from tests.run.test_ray_start import fake_part
 cluster._OWN_WORDS_S = 0.2
 earlier = fake_part(Path(sys.argv[1]))

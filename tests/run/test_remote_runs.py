@@ -4,27 +4,27 @@ from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
-import fsspec
 import pytest
-from fsspec.implementations.memory import MemoryFileSystem
 
 import dto_pipeline as dto
 from dto_pipeline.cli import main
 from dto_pipeline.config import load_config
 from dto_pipeline.data.exports.export import export_labels
 from dto_pipeline.data.exports.selection import Selection
-from dto_pipeline.data.manifest import build_manifest
+from dto_pipeline.data.manifest_build.builder import build_manifest
+from dto_pipeline.data.object_store import RemoteStore
+from dto_pipeline.data.receipts import read_receipt
 from dto_pipeline.data.storage import StoreError, as_location
 from dto_pipeline.data.store import open_store
-from dto_pipeline.run.directory import RunDirectory, RunDirectoryError, RunMismatch, read_identity
 from dto_pipeline.run.driver import run_pipeline
 from dto_pipeline.run.finished import read_run_labels
-from dto_pipeline.run.receipt import read_receipt
+from dto_pipeline.run.folder import RunDirectory, RunDirectoryError, RunMismatch, read_identity
 from dto_pipeline.run.report import read_status
 from dto_pipeline.view.diff import diff_labels
 from dto_pipeline.view.run_files import find_labels
 from dto_pipeline.view.verify import verify_run
-from tests.run.chaos import RAISE, ChaosRunner, tiny_config
+from tests.memory_store import clear_memory, put
+from tests.run.chaos import RAISE, ChaosRunner, first_name, tiny_config
 
 RUN = "memory://remote/runs/tiny"
 SHARDS = 6
@@ -32,10 +32,9 @@ SHARDS = 6
 
 @pytest.fixture(autouse=True)
 def _bucket():
-    files = fsspec.filesystem("memory")
-    files.rm("/", recursive=True)
+    clear_memory()
     yield
-    files.rm("/", recursive=True)
+    clear_memory()
 
 
 @pytest.fixture
@@ -57,7 +56,7 @@ def directory():
 
 def remote_labels(root: str) -> dict[str, bytes]:
     store = open_store(as_location(root))
-    return {name: store.read(f"labels/{name}") for name in sorted(store.entries("labels"))}
+    return {first_name(name): store.read(f"labels/{name}") for name in sorted(store.entries("labels"))}
 
 
 def everything(root: str = RUN) -> list[str]:
@@ -83,10 +82,9 @@ def test_a_finished_remote_run_has_nothing_to_do(start, undisturbed):
 
 def upload(*sources: Path) -> None:
     """Put files, and what lies below folders, under memory://data."""
-    files = fsspec.filesystem("memory")
     for source in sources:
         for path in [source] if source.is_file() else source.rglob("*.*"):
-            files.pipe(f"/data/{path.relative_to(source.parent)}", path.read_bytes())
+            put(f"data/{path.relative_to(source.parent)}", path.read_bytes())
 
 
 def test_images_and_depth_maps_may_be_remote_too(start, tiny, undisturbed):
@@ -207,27 +205,20 @@ def test_a_remote_folder_that_is_no_run_is_named():
         read_identity(RunDirectory("memory://remote/nothing"))
 
 
-class Plain(MemoryFileSystem):
-    """A file system nothing is known about."""
-
-    protocol = "plain"
-
-    @classmethod
-    def _strip_protocol(cls, path):
-        return MemoryFileSystem._strip_protocol(path.replace("plain://", "/"))
-
-
-def test_a_file_system_without_atomic_create_is_refused_in_one_sentence(tiny):
-    fsspec.register_implementation("plain", Plain, clobber=True)
-
-    with pytest.raises(StoreError, match=r"plain://.*not known to be atomic") as raised:
-        run_pipeline(tiny.manifest, "plain://run", tiny_config(), progress=False)
-    assert "\n" not in str(raised.value)
+def test_a_place_without_atomic_create_is_refused_in_one_sentence():
+    store = open_store("http://127.0.0.1:9/run")
+    with pytest.raises(StoreError, match=r"a run cannot be written there: .* is not known to be atomic; use s3://"):
+        store.prepare([])
+    with pytest.raises(StoreError, match="nothing can be listed there; use s3://"):
+        store.entries()
 
 
 def test_a_server_that_overwrites_what_it_should_only_create_is_refused(tiny, monkeypatch):
-    overwrite = MemoryFileSystem.pipe_file
-    monkeypatch.setattr(MemoryFileSystem, "pipe_file", lambda self, path, data, **_: overwrite(self, path, data))
+    def overwrite(store: RemoteStore, name: str, data: bytes) -> bool:
+        store.replace(name, data)
+        return True
+
+    monkeypatch.setattr(RemoteStore, "create", overwrite)
 
     with pytest.raises(StoreError, match="overwrites files it was asked to create only if absent"):
         run_pipeline(tiny.manifest, RUN, tiny_config(), progress=False)

@@ -1,17 +1,29 @@
 """Failed images of finished shards, done again alone: the same bytes as doing everything again, and nothing to lose."""
 
+import shutil
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
+import dto_pipeline as dto
+from dto_pipeline.data.label_files import find_label_files
 from dto_pipeline.data.labels import read_labels
+from dto_pipeline.data.receipts import read_receipt
+from dto_pipeline.data.sources.dto_labels import open_dto_labels
+from dto_pipeline.data.sources.rows import SourceOptions
 from dto_pipeline.data.splice import splice_rows
-from dto_pipeline.run import directory as files
-from dto_pipeline.run.directory import RunDirectory
+from dto_pipeline.data.storage import base_name
+from dto_pipeline.data.store import LocalStore
+from dto_pipeline.run import folder as files
+from dto_pipeline.run import publish
 from dto_pipeline.run.driver import run_pipeline
-from dto_pipeline.run.publishing import commit_repair
-from dto_pipeline.run.receipt import read_receipt
-from dto_pipeline.run.shard_runner import ShardRunner
+from dto_pipeline.run.finished import read_run_labels
+from dto_pipeline.run.folder import RunDirectory
+from dto_pipeline.run.report import read_status
+from dto_pipeline.run.worker import ShardRunner
+from dto_pipeline.view.run_files import find_labels
+from dto_pipeline.view.verify import verify_run
 from tests.run.chaos import label_bytes, tiny_config
 from tests.tiny_dataset import write_tiny_dataset
 
@@ -43,13 +55,6 @@ class Case:
         for number in which or range(2):
             self.lost[number].write_bytes(self.kept[number])
 
-    def stage(self, shard: int):
-        """What a worker does of a repair; the driver's part is left."""
-        runner = ShardRunner(
-            tiny_config(), self.tiny.manifest, self.directory.root, retry_images=["depth_missing", "image_missing"]
-        )
-        return runner.run(shard)
-
 
 @pytest.fixture
 def case(tmp_path, body):
@@ -61,7 +66,7 @@ def test_mended_images_give_the_bytes_of_a_run_that_never_failed(case):
     before = read_receipt(case.directory.receipt_file(0))
     summary = case.start()
 
-    after = read_receipt(case.directory.receipt_file(0))
+    after = read_receipt(case.directory.receipt_file(0, 1))
     assert after.wall_s > before.wall_s
     assert after.stage_seconds["body"] > before.stage_seconds["body"]
     assert (summary.repaired, summary.mended, summary.failed_images, summary.exit_code) == (2, 2, 0, 0)
@@ -92,9 +97,9 @@ def test_good_rows_are_not_computed_again(case, monkeypatch):
     seen = []
     place = ScenePlacer.place
 
-    def watched(self, rows, clock):
+    def watched(self, rows, *more):
         seen.extend(rows["image_id"].to_pylist())
-        return place(self, rows, clock)
+        return place(self, rows, *more)
 
     monkeypatch.setattr(ScenePlacer, "place", watched)
     case.mend(0)
@@ -103,68 +108,99 @@ def test_good_rows_are_not_computed_again(case, monkeypatch):
     assert sorted(seen) == ["tiny/000001.jpg", "tiny/000004.jpg"]
 
 
-def test_nothing_changes_before_the_driver_commits_and_leftovers_are_swept(case):
-    before = label_bytes(case.directory.root)
+STEPS = {
+    "create labels": (publish, "write_label_shard", lambda values: True),
+    "create receipt": (LocalStore, "create", lambda values: values[1].startswith("receipts/")),
+    "remove old labels": (LocalStore, "remove", lambda values: values[1].startswith("labels/")),
+}
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("after", [False, True])
+def test_a_worker_killed_at_any_step_of_a_repair_leaves_an_old_or_a_new_shard(case, step, after, monkeypatch):
     case.mend()
-    case.stage(0)
-
-    staged = {name for name in label_bytes(case.directory.root) if name not in before}
-    assert len(staged) == 1
-    assert case.start(retry_failed=False).nothing_to_do
-    assert label_bytes(case.directory.root) == before
-
-
-@pytest.mark.parametrize("step", ["remove receipt", "replace labels", "replace receipt"])
-def test_a_driver_killed_while_it_commits_leaves_an_old_or_a_new_shard(case, step, monkeypatch):
-    case.mend()
-    receipt = case.stage(0)
     old = label_bytes(case.directory.root)["shard-00000.parquet"]
-    store = type(case.directory.store)
-    name = {"remove receipt": "remove", "replace labels": "replace", "replace receipt": "replace"}[step]
-    action = getattr(store, name)
+    owner, name, concerns = STEPS[step]
+    action = getattr(owner, name)
 
-    def killed(self, path, *data):
-        if path.startswith("labels" if step == "replace labels" else "receipts"):
-            raise KeyboardInterrupt
-        return action(self, path, *data)
+    def killed(*values):
+        if not concerns(values):
+            return action(*values)
+        if after:
+            action(*values)
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(store, name, killed)
+    monkeypatch.setattr(owner, name, killed)
+    runner = ShardRunner(tiny_config(), case.tiny.manifest, case.directory.root, retry_images=["depth_missing"])
     with pytest.raises(KeyboardInterrupt):
-        commit_repair(case.directory, receipt)
+        runner.run(0)
     monkeypatch.undo()
 
+    assert case.start(retry_failed=False).exit_code == 0
     standing = label_bytes(case.directory.root)["shard-00000.parquet"]
     assert standing in (old, case.whole["shard-00000.parquet"])
-    assert case.start(retry_failed=False).exit_code == 0
-    assert label_bytes(case.directory.root)["shard-00000.parquet"] == standing
+    assert verify_run(case.directory.root).exit_code == 0
     assert case.start().failed_images == 0
     assert label_bytes(case.directory.root) == case.whole
 
 
-def test_a_zombie_of_a_repair_changes_nothing(case):
+def test_a_zombie_of_a_repair_finds_the_newer_generation_and_changes_nothing(case, monkeypatch):
+    case.mend(0)
+    zombie = ShardRunner(tiny_config(), case.tiny.manifest, case.directory.root, retry_images=["depth_missing"])
+    publish_late = ShardRunner._publish
+
+    def overtaken(self, job, generation, table):
+        if self is zombie:
+            case.start()
+            case.directory.receipt_file(0, 1).write_text("{")  # the next one is done again, as a third generation
+            case.start(retry_failed=False)
+        return publish_late(self, job, generation, table)
+
+    monkeypatch.setattr(ShardRunner, "_publish", overtaken)
+    receipt = zombie.run(0)
+    assert (receipt.generation, receipt.adopted) == (2, True)
+    assert label_bytes(case.directory.root)["shard-00000.parquet"] == case.whole["shard-00000.parquet"]
+    assert verify_run(case.directory.root).exit_code == 0
+
+
+def test_readers_agree_on_the_newest_generation_and_verify_names_what_others_would_see_twice(case):
+    old = case.directory.label_file(0).read_bytes()
     case.mend()
-    zombie = case.stage(0)
     case.start()
-    receipt = case.directory.receipt_file(0).read_bytes()
+    root, labels = case.directory.root, case.directory.labels
+    assert len(set(pq.read_table(labels).column("image_id").to_pylist())) == pq.read_table(labels).num_rows == 6
+    assert verify_run(root).exit_code == 0
 
-    assert not commit_repair(case.directory, zombie)
-    assert case.directory.receipt_file(0).read_bytes() == receipt
-    assert label_bytes(case.directory.root) == case.whole
+    case.directory.label_file(0).write_bytes(old)  # by a worker that was killed before it could take it away again
+    wanted = ["shard-00000.r1.parquet", "shard-00001.r1.parquet"]
+    for found in (
+        find_label_files(root),
+        find_label_files(labels),
+        find_labels(root),
+        [file.path for file in read_run_labels(root).files],
+        open_dto_labels(root, SourceOptions()).files,
+        open_dto_labels(labels, SourceOptions()).files,
+    ):
+        assert [base_name(path) for path in found] == wanted
+    assert read_status(root).images_done == dto.read_table(root).num_rows == 6
+    verdict = verify_run(root)
+    assert (verdict.exit_code, verdict.damaged) == (1, [])
+    assert "shard-00000.parquet lies beside shard-00000.r1.parquet, which counts" in verdict.as_table()
+
+    assert case.start(retry_failed=False).nothing_to_do
+    assert verify_run(root).exit_code == 0
+    assert label_bytes(root) == case.whole
 
 
-def test_a_receipt_that_is_lost_while_its_shard_is_repaired_is_written_anew(case):
-    case.mend()
-    receipt = case.stage(0)
-    case.directory.receipt_file(0).unlink()
-
-    assert commit_repair(case.directory, receipt)
-    assert read_receipt(case.directory.receipt_file(0)) == receipt
+def test_a_stranger_among_the_label_files_is_named(case):
+    shutil.copy(case.directory.label_file(0), case.directory.labels / "all.parquet")
+    assert "all.parquet: it is no label file of this run" in verify_run(case.directory.root).as_table()
 
 
 def test_a_repair_that_raises_is_given_up_and_the_shard_stands(case, monkeypatch):
     case.mend()
     before = label_bytes(case.directory.root)
-    monkeypatch.setattr(ShardRunner, "_repair", lambda self, job, rows, before: 1 / 0)
+    monkeypatch.setattr(ShardRunner, "_repair", lambda self, job, before, generation: 1 / 0)
     summary = case.start()
 
     assert (list(summary.failed_repairs), summary.exit_code) == ([0, 1], 1)

@@ -2,14 +2,14 @@
 
 import json
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from dto_pipeline.config import load_config
-from dto_pipeline.run import directory as files
-from dto_pipeline.run.directory import RunDirectory
+from dto_pipeline.run import folder as files
+from dto_pipeline.run.folder import Failure, RunDirectory
 from dto_pipeline.run.identity import identify_run
-from dto_pipeline.run.receipt import Failure
 from dto_pipeline.run.report import format_duration, images_per_second, read_status
 from tests.run.fakes import make_receipt
 
@@ -18,12 +18,13 @@ from tests.run.fakes import make_receipt
 def run(tmp_path):
     """Five shards of four images: 0 and 1 done, 2 given up, 3 tried once, 4 untouched."""
     directory = RunDirectory(tmp_path / "run")
-    manifest = SimpleNamespace(fingerprint="manifest", subset="tiny", num_shards=5, num_images=20, num_people=45)
+    manifest: Any = SimpleNamespace(fingerprint="manifest", subset="tiny", num_shards=5, num_images=20, num_people=45)
     identity = identify_run(load_config(overrides=["body.model_path=demo"]), manifest, tmp_path / "m.parquet")
     files.open_run(directory, identity)
     for shard in (0, 1):
         directory.label_file(shard).write_bytes(b"label")
-        files.publish_receipt(directory, make_receipt(shard, config_hash=identity.config_hash))
+        receipt = make_receipt(shard, config_hash=identity.config_hash)
+        directory.receipt_file(shard).write_text(json.dumps(receipt.to_dict()))
     files.record_failure(directory, Failure(2, 3, True, "it raised", "a:1", 5.0))
     files.record_failure(directory, Failure(3, 1, False, "it died", "a:1", 5.0))
     return directory
@@ -77,7 +78,7 @@ def test_the_table_names_statuses_with_advice_and_failed_shards_with_their_error
     table = read_status(run.root).as_table()
 
     assert "check --images" in table
-    assert "shard 2 after 3 tries: it raised" in table
+    assert "shard 2 after 3 attempts: it raised" in table
     assert "2 done, 1 failed, 2 pending" in table
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,14 +15,13 @@ import pytest
 from dto_pipeline.cli import main
 from dto_pipeline.config import PipelineConfig, load_config
 from dto_pipeline.data.label_files import read_label_files
+from dto_pipeline.data.receipts import parse_receipt, read_receipt
 from dto_pipeline.models.body_file import locate_body
-from dto_pipeline.run.directory import RunDirectory
 from dto_pipeline.run.driver import run_pipeline
+from dto_pipeline.run.folder import RunDirectory
 from dto_pipeline.run.identity import identify_run
-from dto_pipeline.run.receipt import parse_receipt, read_receipt
-from dto_pipeline.run.report import read_status
+from dto_pipeline.run.report import RunSummary, read_status
 from dto_pipeline.run.sanity import ALONE_SHARE, MOST, TOO_TALL_SHARE, Sanity, count_signs, judge_run
-from dto_pipeline.run.summary import RunSummary
 from dto_pipeline.view.report import write_report
 from dto_pipeline.view.run_files import open_run_files
 from tests.run.fakes import make_receipt
@@ -36,19 +37,19 @@ def sound(tmp_path_factory: pytest.TempPathFactory, body) -> TinyDataset:
     return write_tiny_dataset(tmp_path_factory.mktemp("sound"), body, 12, 6, broken=False)
 
 
-def run(sound: TinyDataset, folder: Path, depth: Change | None = None, mode: str = "paper") -> RunSummary:
+def run(sound: TinyDataset, folder: Path, depth: Change | None = None, mode: str = "paper", *more: str) -> RunSummary:
     """A run, with its depth maps changed."""
     root = None if depth is None else folder / "depth"
     if root is not None and depth is not None:
         for path in (sound.manifest.parent / "depth").rglob("*.npy"):
             root.mkdir(parents=True, exist_ok=True)
             np.save(root / path.name, depth(np.load(path)).astype(np.float32))
-    config = load_config(overrides=[*CONFIG, f"solver.mode={mode}"])
+    config = load_config(overrides=[*CONFIG, f"solver.mode={mode}", *more])
     return run_pipeline(sound.manifest, folder / "run", config, progress=False, depth_root=root)
 
 
 def judge(signs: dict[str, int], people: dict[str, int] | None = None, *config: str) -> Sanity:
-    manifest = SimpleNamespace(fingerprint="m", subset="tiny", num_shards=1, num_images=100, num_people=300)
+    manifest: Any = SimpleNamespace(fingerprint="m", subset="tiny", num_shards=1, num_images=100, num_people=300)
     identity = identify_run(load_config(overrides=["body.model_path=demo", *config]), manifest, "m.parquet")
     people = people or {"moved": 300}
     receipt = make_receipt(0, images=100, persons=sum(people.values()), person_status=people, signs=signs)
@@ -97,11 +98,52 @@ def test_flat_depth_on_which_nobody_can_be_measured_ends_with_1(sound: TinyDatas
     assert "nothing could be measured on 100 % of the people" in summary.sanity.contradictions[0]
 
 
-def test_depth_in_another_unit_is_told_by_far_people(sound: TinyDataset, tmp_path: Path) -> None:
-    summary = run(sound, tmp_path, lambda disparity: disparity * 1e-3)
+@pytest.mark.parametrize("mode", ["paper", "joint"])
+def test_maps_times_any_constant_give_the_same_labels(sound: TinyDataset, tmp_path: Path, mode: str) -> None:
+    plain = run(sound, tmp_path / "1", mode=mode)
+    before = read_people(tmp_path / "1" / "run")
+    for factor in (0.002, 0.03, 30.0):
+        other = run(sound, tmp_path / f"{factor}", partial(np.multiply, factor), mode)
+        after = read_people(tmp_path / f"{factor}" / "run")
+        for name in ("status", "depth_group"):
+            assert [person[name] for person in after] == [person[name] for person in before]
+        there, here = (np.array([person["transl"] for person in people]) for people in (after, before))
+        np.testing.assert_allclose(there, here, rtol=1e-4, atol=1e-5)
+        assert (plain.exit_code, other.exit_code, other.sanity.contradictions) == (0, 0, [])
+        assert other.sanity.far == plain.sanity.far
+        assert other.sanity.fits_at_default_bound == plain.sanity.fits_at_default_bound
+        assert plain.sanity.unit is not None
+        assert other.sanity.unit == pytest.approx(plain.sanity.unit * factor, rel=0.06)
+
+
+def test_a_unit_that_was_told_wrong_is_a_warning(sound: TinyDataset, tmp_path: Path) -> None:
+    summary = run(sound, tmp_path, lambda disparity: disparity * 1e-3, "paper", "depth.unit=published")
     assert summary.sanity.far == 1
-    assert any("far_depth" in text and "unit of the published network" in text for text in summary.sanity.warnings)
+    assert any("far_depth" in text and "the unit that depth.unit tells" in text for text in summary.sanity.warnings)
+    assert any("take depth.unit=measured" in text for text in summary.sanity.warnings)
     assert summary.exit_code == 0
+
+
+@pytest.mark.parametrize("mode", ["paper", "joint"])
+@pytest.mark.parametrize("factor", [0.3, 3.0])
+def test_metres_that_contradict_the_people_end_with_1(
+    sound: TinyDataset, tmp_path: Path, mode: str, factor: float
+) -> None:
+    metric = ["depth.kind=metric_depth"]
+    right = run(sound, tmp_path / "right", lambda disparity: 500 / disparity, mode, *metric)
+    assert (right.exit_code, right.sanity.contradictions) == (0, [])
+    assert right.sanity.unit == pytest.approx(1, abs=0.2)
+    wrong = run(sound, tmp_path / "wrong", lambda disparity: 500 * factor / disparity, mode, *metric)
+    assert wrong.exit_code == 1
+    (text,) = wrong.sanity.contradictions
+    assert "the maps' metres contradict the people" in text
+    assert right.sanity.unit is not None
+    assert wrong.sanity.unit == pytest.approx(right.sanity.unit / factor, rel=0.2)
+
+
+def read_people(folder: Path) -> list[dict[str, Any]]:
+    rows = read_label_files([RunDirectory(folder).label_file(shard) for shard in range(2)]).to_pylist()
+    return [person for row in rows for person in row["persons"]]
 
 
 def test_the_signs_of_a_receipt_are_those_of_its_label_rows(sound: TinyDataset, tmp_path: Path) -> None:

@@ -22,8 +22,8 @@ from dto_pipeline.models.depth import DepthInvalid
 from dto_pipeline.models.networks import ModelMissing
 from dto_pipeline.models.seeing import Sight
 from dto_pipeline.optimizer import SceneOptimizer
-from dto_pipeline.run.directory import RunMismatch
 from dto_pipeline.run.driver import run_pipeline
+from dto_pipeline.run.folder import RunMismatch
 from dto_pipeline.run.placing import ScenePlacer, run_ahead
 from dto_pipeline.scene import PlacedScene
 from dto_pipeline.status import ImageStatus

@@ -7,13 +7,13 @@ import re
 import pytest
 
 from dto_pipeline.config import load_config
-from dto_pipeline.data.manifest import build_manifest
-from dto_pipeline.run.directory import RunDirectory, RunDirectoryError, record_failure
-from dto_pipeline.run.driver import plan_pipeline, run_pipeline
+from dto_pipeline.data.manifest_build.builder import build_manifest
+from dto_pipeline.run.deaths import InFlight, note_name, write_note
+from dto_pipeline.run.driver import run_pipeline
+from dto_pipeline.run.folder import Failure, RunDirectory, RunDirectoryError, record_failure
+from dto_pipeline.run.forecast import plan_pipeline
 from dto_pipeline.run.lease import new_record
-from dto_pipeline.run.receipt import Failure
 from dto_pipeline.run.selection import Selection, SelectionError
-from dto_pipeline.run.suspects import Hand, hand_name, write_hand
 from tests.run.chaos import RAISE, ChaosRunner, label_bytes, tiny_config
 
 SHARDS = 6
@@ -148,11 +148,11 @@ def test_a_dry_run_counts_the_deaths_that_a_start_would_charge(start, plan, tmp_
     directory = RunDirectory(tmp_path / "run")
     start(selection=Selection(shards="1-5"))
     record_failure(directory, Failure(0, 2, False, "it died", "a:1", 0.0, deaths=2))
-    write_hand(directory, Hand(0, 3, "", driver=True))
+    write_note(directory, InFlight(0, 3, "", driver=True))
 
     forecast = plan()
     assert (forecast.failed, forecast.selected) == (1, 0)
-    assert hand_name(0).rpartition("/")[2] in directory.store.entries("failures")
+    assert note_name(0).rpartition("/")[2] in directory.store.entries("failures")
     assert list(start().failed_shards) == [0]
 
 

@@ -13,22 +13,22 @@ from hypothesis import strategies as st
 
 from dto_pipeline.config import RunConfig
 from dto_pipeline.data.labels import read_labels
-from dto_pipeline.run import directory as files
-from dto_pipeline.run.directory import RunDirectory, label_name, receipt_name
-from dto_pipeline.run.driver import run_pipeline
-from dto_pipeline.run.receipt import Failure
-from dto_pipeline.run.suspects import (
+from dto_pipeline.data.receipts import label_name, receipt_name
+from dto_pipeline.run import folder as files
+from dto_pipeline.run.deaths import (
     SHORT_OF_MEMORY,
-    Hand,
+    InFlight,
     Suspects,
     Suspicion,
     charge_own_deaths,
     find_suspicion,
-    hand_name,
-    read_hand,
+    note_name,
+    read_note,
     work_one_by_one,
-    write_hand,
+    write_note,
 )
+from dto_pipeline.run.driver import run_pipeline
+from dto_pipeline.run.folder import Failure, RunDirectory
 from dto_pipeline.status import ImageStatus
 from tests.chaos.arena import build_demo_manifest
 from tests.run.chaos import label_bytes, tiny_config
@@ -70,8 +70,8 @@ def test_only_the_last_tries_of_a_shard_that_ended_processes_are_worked_one_by_o
 def test_an_image_is_condemned_by_its_second_death_in_a_row(directory):
     suspects = Suspects(directory, {}, CONFIG)
     for attempt in (3, 4):
-        write_hand(directory, Hand(0, attempt, "x"))
-        assert suspects.excuse(0, attempt)
+        write_note(directory, InFlight(0, attempt, "x"))
+        assert suspects.allows_another(0, attempt)
 
     assert suspects.of(0).condemned == {"x"}
 
@@ -80,31 +80,31 @@ def test_an_image_that_came_through_in_between_is_free_of_suspicion(directory):
     suspects = Suspects(directory, {}, CONFIG)
     for attempt, hand in ((3, "x"), (4, "y"), (5, "x")):
         survived = ("x",) if hand == "y" else ()
-        write_hand(directory, Hand(0, attempt, hand, survived))
-        suspects.excuse(0, attempt)
+        write_note(directory, InFlight(0, attempt, hand, survived))
+        suspects.allows_another(0, attempt)
 
     assert suspects.of(0).condemned == frozenset()
     assert suspects.of(0).images == {"x": 1, "y": 1}
 
 
-@pytest.mark.parametrize("hand", [None, Hand(0, 2, "x"), Hand(0, 3, "")])
+@pytest.mark.parametrize("hand", [None, InFlight(0, 2, "x"), InFlight(0, 3, "")])
 def test_a_death_without_an_image_in_hand_in_that_try_excuses_nothing(directory, hand):
     if hand is not None:
-        write_hand(directory, hand)
+        write_note(directory, hand)
     suspects = Suspects(directory, {}, CONFIG)
 
-    assert not suspects.excuse(0, 3)
+    assert not suspects.allows_another(0, 3)
     assert suspects.of(0) == Suspicion(1, {})
-    assert read_hand(directory, 0) is None
+    assert read_note(directory, 0) is None
 
 
 def test_a_shard_that_lacks_nothing_but_its_receipt_is_not_given_up(directory):
     directory.store.create(label_name(0), b"labels")
     suspects = Suspects(directory, {}, CONFIG)
-    assert suspects.excuse(0, 3)
+    assert suspects.allows_another(0, 3)
 
     directory.store.create(receipt_name(0), b"{}")  # a repair of a finished shard: its death is its own
-    assert not suspects.excuse(0, 3)
+    assert not suspects.allows_another(0, 3)
 
 
 def test_a_shard_of_nothing_but_poison_is_given_up_in_the_end(directory):
@@ -113,8 +113,8 @@ def test_a_shard_of_nothing_but_poison_is_given_up_in_the_end(directory):
     while excused:
         attempt += 1
         first = next(image for image in "abcdefgh" if image not in suspects.of(0).condemned)
-        write_hand(directory, Hand(0, attempt, first))
-        excused = suspects.excuse(0, attempt)
+        write_note(directory, InFlight(0, attempt, first))
+        excused = suspects.allows_another(0, attempt)
 
     assert attempt == 2 + 2 * (CONFIG.max_poison_images + 1)
 
@@ -149,16 +149,16 @@ def test_chance_kills_condemn_no_image_unless_it_dies_twice_in_a_row(seed):
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"schema": "dto-hand/1", "strange": 1}', b'{"schema": "x"}'])
 def test_a_note_that_means_nothing_is_none(directory, content):
-    directory.store.replace(hand_name(0), content)
+    directory.store.replace(note_name(0), content)
 
-    assert read_hand(directory, 0) is None
+    assert read_note(directory, 0) is None
 
 
 def test_where_memory_ran_out_the_row_names_memory_and_not_the_image(directory):
     suspects = Suspects(directory, {}, CONFIG)
     for attempt, memory in ((3, False), (4, True)):
-        write_hand(directory, Hand(0, attempt, "x"))
-        suspects.excuse(0, attempt, memory)
+        write_note(directory, InFlight(0, attempt, "x"))
+        suspects.allows_another(0, attempt, memory)
 
     assert suspects.of(0).condemned == {"x"}
     assert suspects.of(0).verdict("x") == (ImageStatus.OUT_OF_MEMORY, SHORT_OF_MEMORY)
@@ -167,10 +167,10 @@ def test_where_memory_ran_out_the_row_names_memory_and_not_the_image(directory):
 def test_an_image_that_came_through_is_free_of_what_memory_did_before(directory):
     suspects = Suspects(directory, {}, CONFIG)
     for attempt, image, survived, memory in ((3, "x", (), True), (4, "y", ("x",), True), (5, "x", (), False)):
-        write_hand(directory, Hand(0, attempt, image, survived))
-        suspects.excuse(0, attempt, memory)
-    write_hand(directory, Hand(0, 6, "x"))
-    suspects.excuse(0, 6)
+        write_note(directory, InFlight(0, attempt, image, survived))
+        suspects.allows_another(0, attempt, memory)
+    write_note(directory, InFlight(0, 6, "x"))
+    suspects.allows_another(0, 6)
 
     assert suspects.of(0).verdict("x")[0] is ImageStatus.WORKER_DIED
 
@@ -179,9 +179,9 @@ def test_an_image_that_came_through_is_free_of_what_memory_did_before(directory)
 def test_a_driver_whose_machine_ended_it_for_want_of_memory_leaves_that_as_the_reason(
     directory, tmp_path, monkeypatch, later, memory
 ):
-    monkeypatch.setattr("dto_pipeline.run.memory._own_counters", lambda: [tmp_path / "memory.events"])
+    monkeypatch.setattr("dto_pipeline.run.deaths._own_counters", lambda: [tmp_path / "memory.events"])
     (tmp_path / "memory.events").write_text("low 0\nhigh 7\nmax 3\noom 2\noom_kill 1\n")
-    write_hand(directory, Hand(0, 1, "x", driver=True))
+    write_note(directory, InFlight(0, 1, "x", driver=True))
     (tmp_path / "memory.events").write_text(f"oom_kill {later}\n")
     (failure,) = charge_own_deaths(directory, CONFIG, now=5.0)
 
@@ -191,7 +191,7 @@ def test_a_driver_whose_machine_ended_it_for_want_of_memory_leaves_that_as_the_r
 
 
 def test_notes_of_workers_whose_driver_died_charge_nobody(directory):
-    write_hand(directory, Hand(0, 3, "x"))
+    write_note(directory, InFlight(0, 3, "x"))
 
     assert charge_own_deaths(directory, CONFIG, now=5.0) == []
     assert directory.store.entries("failures") == {}
@@ -199,7 +199,7 @@ def test_notes_of_workers_whose_driver_died_charge_nobody(directory):
 
 def test_a_driver_that_died_at_a_shard_is_charged_to_it_at_the_next_start(directory):
     files.record_failure(directory, Failure(0, 2, False, "it died", "a:1", 0.0, deaths=2))
-    write_hand(directory, Hand(0, 3, "x", driver=True))
+    write_note(directory, InFlight(0, 3, "x", driver=True))
     (failure,) = charge_own_deaths(directory, CONFIG, now=5.0)
 
     assert (failure.attempts, failure.deaths, failure.suspects, failure.given_up) == (3, 3, {"x": 1}, False)
@@ -208,7 +208,7 @@ def test_a_driver_that_died_at_a_shard_is_charged_to_it_at_the_next_start(direct
 
 def test_a_driver_that_died_beside_a_damaged_failure_record_is_charged_as_for_a_first_try(directory):
     directory.store.replace(files.failure_name(0), b"{")
-    write_hand(directory, Hand(0, 1, "x", driver=True))
+    write_note(directory, InFlight(0, 1, "x", driver=True))
     (failure,) = charge_own_deaths(directory, CONFIG, now=5.0)
 
     assert (failure.attempts, failure.deaths, failure.suspects) == (1, 1, {"x": 1})

@@ -1,20 +1,20 @@
-"""Bounded fuzzing of the inert unpickler: whatever the bytes, a value or a refusal comes out, and nothing runs."""
+"""Damaged pickles: whatever the bytes, a value or a refusal comes out, and nothing runs (heard by an audit hook).
+
+The npz files around them are a target of `test_fuzz_readers`.
+"""
 
 from __future__ import annotations
 
-import io
 import pickle
-import zipfile
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dto_pipeline.data.safe_pickle import SMPL_FILE, Limits, PickleRefused, safe_load_npz, safe_loads
+from dto_pipeline.data.inert_pickle import Limits, PickleRefused
+from dto_pipeline.data.safe_pickle import SMPL_FILE, safe_loads
 from tests.audit_watch import AuditWatch
 from tests.pickle_streams import F8, HOSTILE, array, attributes, buffer, call, instance, integer, name, text
 
@@ -37,7 +37,7 @@ _PIECES = [
         call("_codecs", "encode", text("a"), text("latin1")),
     ),
 ]
-_settings = settings(max_examples=4000, deadline=None, suppress_health_check=list(HealthCheck))
+_settings = settings(max_examples=2000, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @pytest.fixture(scope="module")
@@ -84,38 +84,3 @@ def test_mutated_pickles_give_a_value_or_a_refusal(watch: AuditWatch, data: byte
 @given(pieces=st.lists(st.sampled_from(_PIECES), max_size=25))
 def test_random_programs_give_a_value_or_a_refusal(watch: AuditWatch, pieces: list[bytes]) -> None:
     _read(b"".join(pieces) + b".", watch)
-
-
-@_settings
-@given(data=st.binary(max_size=60))
-def test_random_bytes_give_a_value_or_a_refusal(watch: AuditWatch, data: bytes) -> None:
-    _read(data, watch)
-
-
-def _npz_seeds() -> list[bytes]:
-    seeds = []
-    for save in (np.savez, np.savez_compressed):
-        stream = io.BytesIO()
-        arrays: dict[str, Any] = {"annots": np.array(_VALUE, object), "pose": np.zeros((2, 3)), "name": np.array(["a"])}
-        save(stream, **arrays)
-        seeds.append(stream.getvalue())
-    return seeds
-
-
-@settings(max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck))
-@given(data=_mutated(_npz_seeds()))
-def test_mutated_npz_files_give_arrays_or_a_refusal(tmp_path: Path, data: bytes) -> None:
-    path = tmp_path / "file.npz"
-    path.write_bytes(data)
-    refusal = _refusal(lambda: safe_load_npz(path, limits=_LIMITS))
-    assert refusal is None or str(path) in refusal
-
-
-@settings(max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck))
-@given(member=_mutated([zipfile.ZipFile(io.BytesIO(seed)).read("pose.npy") for seed in _npz_seeds()[:1]]))
-def test_mutated_npy_members_give_an_array_or_a_refusal(tmp_path: Path, member: bytes) -> None:
-    path = tmp_path / "file.npz"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("pose.npy", member)
-    refusal = _refusal(lambda: safe_load_npz(path, limits=_LIMITS))
-    assert refusal is None or "pose.npy" in refusal

@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from pyarrow.fs import FileSystem, S3FileSystem
 
-from dto_pipeline.data.manifest import Manifest, build_manifest
-from dto_pipeline.data.manifest_check import check_manifest
+from dto_pipeline.data.manifest import Manifest
+from dto_pipeline.data.manifest_build.builder import build_manifest
+from dto_pipeline.data.manifest_build.check import check_manifest
+from dto_pipeline.data.storage import list_names
+from dto_pipeline.data.store import open_store
 from tests.data.small_set import HEIGHT, WIDTH, build_small, small_dataset, write_image
-from tests.s3_server import ENVIRONMENT, s3_uri, serve_s3
+from tests.s3_server import ENVIRONMENT, s3_client, s3_uri, serve_s3
 from tests.tars import jpeg, write_tar
 
 pytestmark = pytest.mark.slow
@@ -28,18 +30,13 @@ def server():
 def uri(server, monkeypatch):
     for key, value in ENVIRONMENT.items():
         monkeypatch.setenv(key, value)
-    files = S3FileSystem(endpoint_override=server, scheme="http", region="us-east-1", allow_bucket_creation=True)
-    files.create_dir("bucket")
-
+    s3_client(server).create_bucket(Bucket="bucket")
     return lambda path: s3_uri(server, path)
 
 
 def upload(folder: Path, uri: str) -> None:
-    files, root = FileSystem.from_uri(uri)
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with files.open_output_stream(f"{root}/{path.relative_to(folder)}") as sink:
-                sink.write(path.read_bytes())
+    for name in list_names(folder, ("",)):
+        open_store(uri).replace(name, (folder / name).read_bytes())
 
 
 @pytest.mark.parametrize("images_in", ["folder", "tars"])

@@ -13,13 +13,10 @@ from dto_pipeline.lab.crowd import plan_crowd
 from dto_pipeline.lab.people import build_bodies
 from dto_pipeline.lab.scenes import build_picture
 from dto_pipeline.models.body import BodyModel, load_body
-from dto_pipeline.train.augment import Draw, vary_pixels
-from dto_pipeline.train.batch import TrainBatch
-from dto_pipeline.train.config import TrainConfig, load_train_config
-from dto_pipeline.train.data_config import AugmentConfig
-from dto_pipeline.train.dataset import Sample, collate_samples
-from dto_pipeline.train.labels import ImageLabels, see_people
-from dto_pipeline.train.targets import mesh_edges
+from dto_pipeline.train.augment import Draw, Paint, fit_size, resize
+from dto_pipeline.train.batch import Sample, TrainBatch, collate_samples
+from dto_pipeline.train.config import AugmentConfig, DataConfig, TrainConfig, load_train_config
+from dto_pipeline.train.people import ImageLabels, Rules, see_people
 
 SIDE = 112
 _BODIES = 2  # random stream of true bodies, see `demo.scenes`
@@ -72,7 +69,7 @@ def true_labels(
         betas=np.asarray(betas, np.float32),
         transl=np.asarray(transl, np.float32),
         boxes=np.full((count, 4), np.nan, np.float32),
-        keypoints=np.full((count, 24, 2), np.nan, np.float32),
+        keypoints=np.full((count, 26, 2), np.nan, np.float32),
         z_covariance=np.full((count, count), np.nan, np.float32),
         depth_layer=np.full(count, -1, np.int64),
     )
@@ -84,12 +81,14 @@ def label_batch(
     rules: AugmentConfig | None = None, draw: Draw | None = None,
 ) -> TrainBatch:  # fmt: skip
     """(h, w, 3) uint8 images with their labels, as they are or as `draw` says."""
-    edges, rules, draw = mesh_edges(body.faces.numpy()), rules or AugmentConfig(), draw or Draw()
+    how = Rules.of(body, DataConfig(input_size=side), rules or AugmentConfig())
     samples: list[Sample] = []
     for number, (image, one) in enumerate(zip(images, labels, strict=True)):
-        seen, varied = see_people(one, (image.shape[1], image.shape[0]), side, draw, body, edges, rules, 4, 50)
-        samples.append(Sample(f"crowd/{number}", vary_pixels(image, varied.frame, draw.flip), seen))
-    return collate_samples([*samples])
+        size = (image.shape[1], image.shape[0])
+        seen, varied = see_people(one, size, draw or Draw(), how)
+        resized = resize(image, fit_size(*size, side)[0])
+        samples.append(Sample(f"crowd/{number}", resized, Paint(varied.frame), seen))
+    return collate_samples([*samples]).to("cpu")
 
 
 def standing_batch(places: Sequence[Sequence[tuple[float, float]]], side: int = SIDE, seed: int = 3) -> TrainBatch:

@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from dto_pipeline.data.images import ImageFolder
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.train.augment import (
     Bodies,
     Draw,
+    Frame,
+    Paint,
+    draw_paint,
     draw_variation,
     fit_size,
     inside_image,
-    jitter_colours,
     move_points,
-    occlude,
+    paint,
     resize,
     vary,
-    vary_pixels,
 )
-from dto_pipeline.train.data_config import AugmentConfig, without_augmentation
-from dto_pipeline.train.labels import ImageLabels, SeenPeople, see_people
-from dto_pipeline.train.targets import mark_cells, mesh_edges, person_boxes
+from dto_pipeline.train.config import AugmentConfig, DataConfig, without_augmentation
+from dto_pipeline.train.people import ImageLabels, Rules, SeenPeople, mark_cells, person_boxes, see_people
 from tests.train.label_examples import random_labels
 
 SIDE = 224
@@ -38,8 +41,14 @@ def bodies_of(labels: ImageLabels) -> Bodies:
 def see(
     labels: ImageLabels, body: BodyModel, draw: Draw | None = None, rules: AugmentConfig | None = None
 ) -> SeenPeople:
-    edges = mesh_edges(body.faces.numpy())
-    return see_people(labels, (320, 240), SIDE, draw or Draw(), body, edges, rules or AugmentConfig(), 4, 50)[0]
+    how = Rules.of(body, DataConfig(input_size=SIDE), rules or AugmentConfig())
+    return see_people(labels, (320, 240), draw or Draw(), how)[0]
+
+
+def show(rgb: np.ndarray, how: Paint) -> np.ndarray:
+    """(h, w, 3) uint8: a photograph resized and painted."""
+    resized = torch.from_numpy(resize(rgb, how.frame.resized)).permute(2, 0, 1)
+    return paint(resized, how).permute(1, 2, 0).numpy()
 
 
 @pytest.mark.parametrize("draw", DRAWS, ids=str)
@@ -50,7 +59,7 @@ def test_a_dot_in_the_picture_stays_on_the_place_that_the_labels_name(draw: Draw
     from dto_pipeline.models.body import load_body
 
     frame = vary(bodies_of(labels), 320, 240, SIDE, draw, load_body("demo"), half_pixel=False).frame
-    seen = vary_pixels(rgb, frame, draw.flip)[..., 0].astype(float)
+    seen = show(rgb, Paint(frame))[..., 0].astype(float)
     assert seen.shape == frame.size[::-1]
     rows, columns = np.indices(seen.shape) + 0.5
     middle = [(seen * axis).sum() / seen.sum() for axis in (columns, rows)]
@@ -158,30 +167,30 @@ def test_a_person_of_whom_too_little_is_seen_is_left_out(body: BodyModel) -> Non
 
 
 def test_occlusion_covers_parts_of_boxes_with_noise() -> None:
-    image = np.zeros((100, 100, 3), np.uint8)
-    box = np.array([[20.0, 20, 80, 80]])
-    covered = occlude(np.random.default_rng(1), image, box, 1.0)
-    places = np.argwhere(covered.any(-1))
+    image, box = torch.zeros(3, 100, 100, dtype=torch.uint8), np.array([[20.0, 20, 80, 80]])
+    frame, still = Frame((100, 100), False, None, 100, (100, 100)), without_augmentation(AugmentConfig())
+    hidden = dataclasses.replace(still, occlude=1.0)
+    covered = paint(image.clone(), draw_paint(np.random.default_rng(1), frame, box, hidden))
+    places = covered.any(0).nonzero()
     assert len(places)
     assert places.min() >= 20
     assert places.max() < 80
-    assert not image.any()  # what was given stays
-    assert occlude(np.random.default_rng(1), image, box, 0.0) is image
+    assert draw_paint(np.random.default_rng(1), frame, box, still) == Paint(frame)
 
 
 def test_colours_vary_within_their_ranges() -> None:
-    image = np.full((4, 4, 3), 100, np.uint8)
-    config = without_augmentation(AugmentConfig())
-    assert jitter_colours(np.random.default_rng(0), image, config) is image
-    brighter = jitter_colours(np.random.default_rng(0), image, dataclasses.replace(config, brightness=0.2))
-    assert 80 <= brighter.mean() <= 120
-    assert brighter.mean() != 100
+    image, frame = torch.full((3, 4, 4), 100, dtype=torch.uint8), Frame((4, 4), False, None, 4, (4, 4))
+    assert torch.equal(paint(image, Paint(frame)), image)
+    brighter = paint(image, Paint(frame, colours=(1.2, 1.0, 1.0)))
+    assert (brighter == 120).all()
+    grey = paint(image * torch.tensor([1, 2, 0], dtype=torch.uint8)[:, None, None], Paint(frame, colours=(1, 1, 0)))
+    assert (grey == round(0.299 * 100 + 0.587 * 200)).all()
 
 
 def test_the_black_margin_of_a_warp_is_not_the_picture(body: BodyModel) -> None:
     labels = random_labels(1)
     frame = vary(bodies_of(labels), 320, 240, SIDE, Draw(angle=14.0, scale=0.8), body, half_pixel=False).frame
-    shown = vary_pixels(np.full((240, 320, 3), 255, np.uint8), frame, flip=False).any(-1)
+    shown = show(np.full((240, 320, 3), 255, np.uint8), Paint(frame)).any(-1)
     points = np.stack(np.meshgrid(np.arange(frame.size[0]), np.arange(frame.size[1])), -1) + 0.5
     assert (inside_image(points, frame) == shown).mean() > 0.99
     assert not inside_image(np.array([[-0.5, 5.0], [np.nan, 3.0], [1e9, 3.0]]), frame).any()
@@ -189,10 +198,23 @@ def test_the_black_margin_of_a_warp_is_not_the_picture(body: BodyModel) -> None:
 
 def test_annotated_places_are_mirrored_with_their_names(body: BodyModel) -> None:
     labels = random_labels(1)
-    keypoints = np.full((1, 24, 2), np.nan, np.float32)
+    keypoints = np.full((1, 26, 2), np.nan, np.float32)
     keypoints[0, 16] = [100, 50]  # the left shoulder
     flat = dataclasses.replace(labels, has_body=np.array([False]), keypoints=keypoints)
     seen = see(flat, body, Draw(flip=True))
     assert seen.people["j2ds_mask"][0].any(-1).nonzero()[0].tolist() == [17]  # is the right one in the mirror
     np.testing.assert_allclose(seen.people["j2ds"][0, 17], [SIDE - 100 * SIDE / 320, 50 * SIDE / 320], rtol=1e-5)
     assert torch.from_numpy(seen.people["boxes"]).isfinite().all()
+
+
+def test_a_large_jpeg_is_read_smaller_and_keeps_its_size(tmp_path: Path) -> None:
+    flat = np.tile(np.linspace(0, 255, 640).astype(np.uint8)[None, :, None], (480, 1, 3))
+    Image.fromarray(flat).save(tmp_path / "a.jpg", quality=95)
+    Image.fromarray(flat).save(tmp_path / "a.png")
+    store = ImageFolder(tmp_path)
+    small, same = store.read("a.jpg", least_side=SIDE), store.read("a.jpg", least_side=400)
+    assert small.rgb.shape == (180, 240, 3)  # three eighths
+    assert same.rgb.shape == (480, 640, 3)
+    assert small.size == same.size == store.read("a.png", least_side=SIDE).size == (640, 480)
+    whole, part = (resize(rgb, (224, 168)).astype(int) for rgb in (same.rgb, small.rgb))
+    assert np.abs(whole - part).max() <= 4

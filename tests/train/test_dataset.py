@@ -24,28 +24,22 @@ from dto_pipeline.data.exports.selection import Selection
 from dto_pipeline.data.label_files import find_label_files, flatten_table, read_label_files
 from dto_pipeline.data.label_pieces import ParquetSet
 from dto_pipeline.data.labels import LabelsError
-from dto_pipeline.data.manifest import build_manifest
+from dto_pipeline.data.manifest_build.builder import build_manifest
 from dto_pipeline.errors import DtoError
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.run.driver import run_pipeline
 from dto_pipeline.run.finished import read_run_labels
 from dto_pipeline.status import UnusableImage
-from dto_pipeline.train.augment import Draw, draw_variation, vary_pixels
-from dto_pipeline.train.batch import TrainBatch
-from dto_pipeline.train.data_config import AugmentConfig, DataConfig, without_augmentation
+from dto_pipeline.train.augment import Draw, Frame, Paint, draw_variation, resize
+from dto_pipeline.train.batch import ReadItems, Sample, Skipped, TrainBatch, blank_sample, collate_samples
+from dto_pipeline.train.config import AugmentConfig, DataConfig, without_augmentation
 from dto_pipeline.train.dataset import (
     ReadingProcessLost,
-    Sample,
-    Skipped,
     TrainingData,
     TrainingImages,
-    build_labels,
-    collate_samples,
-    square_pixels,
+    Turn,
 )
-from dto_pipeline.train.labels import ImageLabels, SeenPeople, see_people
-from dto_pipeline.train.order import Turn
-from dto_pipeline.train.targets import mesh_edges
+from dto_pipeline.train.people import ImageLabels, Rules, SeenPeople, build_labels, see_people, square_pixels
 from tests.run.chaos import tiny_config
 from tests.tars import write_tar
 from tests.tiny_dataset import TinyDataset, write_tiny_dataset
@@ -75,7 +69,7 @@ def config(labels: Path, **changes: Any) -> DataConfig:
 def open_data(knobs: DataConfig, body: BodyModel, rank: int = 0, world: int = 1, augment: bool = True) -> TrainingData:
     varied = AugmentConfig() if augment else without_augmentation(AugmentConfig())
     images = TrainingImages(open_label_sets(knobs), body, knobs, varied)
-    return TrainingData(images, knobs, rank, world)
+    return TrainingData(images, rank, world)
 
 
 def seen_ids(batches: list[TrainBatch]) -> list[str]:
@@ -175,8 +169,27 @@ def test_a_person_with_a_broken_label_is_present_without_a_body(run_dir: Path, b
     assert not batch.targets.mapped[batch.image_ids.index("tiny/000005.jpg")]  # its cells are not known
 
 
+def test_what_is_pinned_for_a_gpu_is_the_batch_not_yet_varied(
+    run_dir: Path, body: BodyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pinned: list[torch.Tensor] = []
+
+    def pin(tensor: torch.Tensor) -> torch.Tensor:
+        pinned.append(tensor)
+        return tensor
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    images = open_data(config(run_dir), body).images
+    batch = ReadItems(images.__getitems__([Turn(0, 0, 3), Turn(0, 1, 4)])).pin_memory()
+    assert all(any(image is one for one in pinned) for image in batch.images)
+    assert all(image.dtype == torch.uint8 for image in batch.images)
+    assert len(batch.paints) == len(batch.images) == 2
+    assert batch.to("cpu").paints == ()
+
+
 def test_people_of_several_images_stand_one_after_the_other(run_dir: Path, body: BodyModel) -> None:
-    for batch in open_data(config(run_dir, batch_images=4), body).epoch(0):
+    for read in open_data(config(run_dir, batch_images=4), body).epoch(0):
+        batch = read.to("cpu")
         targets, images = batch.targets, len(batch.images)
         assert (targets.image.diff() >= 0).all()
         assert sum(targets.counts) == len(targets.boxes) == len(targets.z_covariance)
@@ -187,10 +200,11 @@ def test_people_of_several_images_stand_one_after_the_other(run_dir: Path, body:
         assert batch.to("cpu").skipped == batch.skipped
 
 
-def test_a_batch_of_which_nothing_can_be_read_is_a_black_image_without_people(run_dir: Path, body: BodyModel) -> None:
-    batch = collate_samples([Skipped("a", "gone"), Skipped("b", "torn")])
+def test_a_batch_of_which_nothing_can_be_read_is_a_black_image_without_people(body: BodyModel) -> None:
+    rules = Rules.of(body, DataConfig(input_size=112), AugmentConfig())
+    batch = collate_samples([Skipped("a", "gone"), Skipped("b", "torn"), blank_sample(rules)])
     assert batch.skipped == ("a: gone", "b: torn")
-    assert batch.images[0].shape == (3, 56, 56)
+    assert batch.images[0].shape == (3, 56, 112)
     assert batch.image_ids == ("",)
     assert len(batch.targets.image) == 0
     assert batch.targets.image_focals.tolist() == [0]
@@ -242,7 +256,7 @@ def test_held_out_images_are_never_trained_on(run_dir: Path, body: BodyModel) ->
     knobs = config(run_dir, holdout=0.4)
     sets = open_label_sets(knobs)
     sides = [TrainingImages(sets, body, knobs, held_out=side) for side in (False, True)]
-    epochs = [list(TrainingData(side, knobs).epoch(0)) for side in sides]
+    epochs = [list(TrainingData(side).epoch(0)) for side in sides]
     keys = [{key for key in seen_ids(batches) + skipped_ids(batches) if key} for batches in epochs]
     assert len(keys[0] | keys[1]) == 9
     assert not keys[0] & keys[1]
@@ -279,7 +293,7 @@ def test_labels_that_were_damaged_meanwhile_stop_the_epoch_with_a_sentence(
 
 def test_a_reading_process_that_is_killed_is_told_in_one_sentence(run_dir: Path, body: BodyModel) -> None:
     others = {process.pid for process in multiprocessing.active_children()}  # of tests before this one
-    batches = open_data(config(run_dir, workers=1, batch_images=1, prefetch=1), body).epoch(0)
+    batches = open_data(config(run_dir, workers=1, batch_images=1), body).epoch(0)
     next(batches)
     (reader,) = (process for process in multiprocessing.active_children() if process.pid not in others)
     os.kill(int(reader.pid or 0), signal.SIGKILL)
@@ -321,8 +335,8 @@ def test_labels_in_memory_are_bounded_by_the_shuffling_window(run_dir: Path, bod
     assert len(images.pieces) == 3
     for image in (0, 4, 8, 1, 5):
         images[Turn(0, image, image)]
-        assert images._cache.images <= 1 + 3
-    assert pickle.loads(pickle.dumps(images))._cache.images == 0
+        assert images.images_held <= 1 + 3
+    assert pickle.loads(pickle.dumps(images)).images_held == 0
 
 
 def test_a_reading_process_that_gives_nothing_has_a_deadline(
@@ -352,13 +366,15 @@ def test_people_outside_of_the_picture_are_left_out_and_the_nearest_stay(body: B
 
 
 def see(labels: ImageLabels, body: BodyModel, most: int = 50) -> SeenPeople:
-    edges = mesh_edges(body.faces.numpy())
-    return see_people(labels, (320, 240), 112, Draw(), body, edges, AugmentConfig(), 4, most)[0]
+    rules = Rules.of(body, DataConfig(input_size=112, max_people=most), AugmentConfig())
+    return see_people(labels, (320, 240), Draw(), rules)[0]
 
 
 def test_samples_of_different_crowds_are_joined(body: BodyModel) -> None:
     crowds = [see(random_labels(people=count, seed=count, spread=0.3), body) for count in (1, 3)]
-    batch = collate_samples([Sample(str(i), np.zeros((84, 112, 3), np.uint8), crowd) for i, crowd in enumerate(crowds)])
+    whole = Paint(Frame((112, 84), False, None, 84, (112, 84)))
+    image = np.zeros((84, 112, 3), np.uint8)
+    batch = collate_samples([Sample(str(i), image, whole, crowd) for i, crowd in enumerate(crowds)])
     assert batch.targets.counts == [1, 3]
     torch.testing.assert_close(batch.targets.z_covariance[0, 0], torch.tensor(crowds[0].z_covariance[0, 0]))
     torch.testing.assert_close(batch.targets.z_covariance[1:], torch.from_numpy(crowds[1].z_covariance))
@@ -367,8 +383,8 @@ def test_samples_of_different_crowds_are_joined(body: BodyModel) -> None:
 
 def test_a_picture_whose_pixels_are_not_square_is_stretched_with_its_labels() -> None:
     camera = np.array([[200.0, 0, 150], [0, 400, 130], [0, 0, 1]])
-    rgb, labels = square_pixels(np.zeros((240, 320, 3), np.uint8), random_labels(intrinsics=camera))
-    assert rgb.shape == (240, 640, 3)
+    size, labels = square_pixels((320, 240), random_labels(intrinsics=camera))
+    assert size == (640, 240)
     np.testing.assert_allclose(labels.intrinsics, [[400, 0, 300], [0, 400, 130], [0, 0, 1]])
 
 
@@ -391,7 +407,7 @@ def test_annotated_people_come_with_joints_and_layers_but_without_bodies(
 ) -> None:
     joints = np.zeros((14, 3))
     joints[:, :2] = np.arange(28).reshape(14, 2) * 2 + 20
-    joints[:12, 2] = 1
+    joints[:, 2] = 1
     joints[3, 2] = 0  # the right elbow is not seen
     people = [
         {"kp2d": joints, "depth_id": 1, "bbox": [20, 20, 90, 90]},
@@ -418,6 +434,11 @@ def test_annotated_people_come_with_joints_and_layers_but_without_bodies(
     assert (low <= box[:2] + 1e-6).all()  # joined with the box around the joints
     assert (high >= box[2:] - 1e-6).all()
     torch.testing.assert_close(targets.boxes[1], torch.tensor([20.0, 30, 40, 60]) / 160, atol=1e-4, rtol=0)
+    assert targets.num_joints.tolist() == [14, 14]
+    all_joints = open_data(dataclasses.replace(knobs, regressor="named"), body, augment=False)
+    whole = next(b for b in all_joints.epoch(0) if b.targets.image.numel()).targets
+    assert whole.j2ds_mask[0].all(-1).nonzero().flatten().tolist() == [*seen, 45, 46]  # head top and neck too
+    torch.testing.assert_close(whole.j2ds[0, 45:], torch.tensor([[68.0, 70], [72, 74]]) * 168 / 160)
     together = dataclasses.replace(
         config(run_dir), labels=(str(run_dir), str(tmp_path / "train_annots.npz")), images=("", images), batch_images=11
     )
@@ -447,13 +468,13 @@ def test_no_number_in_a_label_stops_training(
         columns.people[name][0, seed % columns.people[name].shape[1]] = value
     try:
         labels = build_labels(columns, 0, 320, 240)
-        rgb, labels = square_pixels(np.full((240, 320, 3), 99, np.uint8), labels)
+        size, labels = square_pixels((320, 240), labels)
     except UnusableImage:
         return
-    edges, size = mesh_edges(body.faces.numpy()), (rgb.shape[1], rgb.shape[0])
+    rules, rgb = Rules.of(body, DataConfig(input_size=112), AugmentConfig()), np.full((240, 320, 3), 99, np.uint8)
     draw = draw_variation(np.random.default_rng(seed), AugmentConfig())
-    seen, varied = see_people(labels, size, 112, draw, body, edges, AugmentConfig(), 4, 50)
-    batch = collate_samples([Sample("a", vary_pixels(rgb, varied.frame, draw.flip), seen)])
+    seen, varied = see_people(labels, size, draw, rules)
+    batch = collate_samples([Sample("a", resize(rgb, varied.frame.resized), Paint(varied.frame), seen)]).to("cpu")
     for name in ("poses", "betas", "transl", "boxes", "j2ds", "j3ds", "scale_map"):
         assert torch.isfinite(getattr(batch.targets, name)).all(), name
 

@@ -8,18 +8,17 @@ import pytest
 import torch
 
 from dto_pipeline.models.body import BodyModel
-from dto_pipeline.train.batch import TrainBatch
-from dto_pipeline.train.config import MatchConfig
-from dto_pipeline.train.dataset import Skipped, collate_samples
+from dto_pipeline.train.batch import Skipped, TrainBatch, blank_sample, collate_samples
+from dto_pipeline.train.config import AugmentConfig, DataConfig
 from dto_pipeline.train.evaluation import MEASURES, evaluate
 from dto_pipeline.train.model import Predictions
-from dto_pipeline.train.pictures import draw_held_out
+from dto_pipeline.train.people import Rules
 from tests.train.known_predictions import perfect_predictions
 from tests.train.small_crowds import standing_batch, take_images
 
 
 def measure(batch: TrainBatch, predictions: Predictions, body: BodyModel) -> dict[str, float]:
-    return evaluate(lambda _: predictions, [batch], body, MatchConfig())
+    return evaluate(lambda _: predictions, [batch], body)
 
 
 @pytest.fixture
@@ -65,14 +64,16 @@ def test_an_image_that_could_not_be_read_is_counted_and_its_black_stand_in_is_no
     batch: TrainBatch, body: BodyModel
 ) -> None:
     right = perfect_predictions(batch, body, 5)
-    black = collate_samples([Skipped("x/torn.jpg", "torn"), Skipped("x/none.jpg", "missing")])
+    rules = Rules.of(body, DataConfig(input_size=112), AugmentConfig())
+    torn = [Skipped("x/torn.jpg", "torn"), Skipped("x/none.jpg", "missing")]
+    black = collate_samples([*torn, blank_sample(rules)])
 
     def predict(asked: TrainBatch) -> Predictions:
         found = perfect_predictions(asked, body, 5)
-        return right if asked is batch else dataclasses.replace(found, confs=torch.ones_like(found.confs))
+        return right if len(asked.images) == 2 else dataclasses.replace(found, confs=torch.ones_like(found.confs))
 
-    found = evaluate(predict, [batch, black], body, MatchConfig())
-    alone = evaluate(predict, [black], body, MatchConfig())
+    found = evaluate(predict, [batch, black], body)
+    alone = evaluate(predict, [black], body)
     assert (found["images"], found["skipped_images"], found["persons"]) == (2, 2, 3)
     assert found["precision"] == 1.0
     assert alone == {"images": 0, "skipped_images": 2}
@@ -81,18 +82,10 @@ def test_an_image_that_could_not_be_read_is_counted_and_its_black_stand_in_is_no
 def test_pairs_are_within_an_image_also_where_images_come_in_several_batches(
     batch: TrainBatch, body: BodyModel
 ) -> None:
-    found = evaluate(lambda asked: perfect_predictions(asked, body, 5), [batch, batch], body, MatchConfig())
+    found = evaluate(lambda asked: perfect_predictions(asked, body, 5), [batch, batch], body)
     assert (found["images"], found["persons"], found["pairs"]) == (4, 6, 2)
 
 
 def test_images_may_be_taken_out_of_a_batch(batch: TrainBatch, body: BodyModel) -> None:
     second = take_images(batch, slice(1, 2))
     assert measure(second, perfect_predictions(second, body, 5), body)["persons"] == 1
-
-
-def test_a_page_shows_labels_and_predictions_also_of_nobody(batch: TrainBatch, body: BodyModel) -> None:
-    right = perfect_predictions(batch, body, 5)
-    page = draw_held_out(batch, right, 0, body)
-    nobody = dataclasses.replace(right, confs=torch.zeros_like(right.confs))
-    assert page.size == draw_held_out(batch, nobody, 0, body).size
-    assert page.width > 800

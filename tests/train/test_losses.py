@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from dto_pipeline.errors import DtoError
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.train.checkpoint import begin_network
-from dto_pipeline.train.config import LossConfig, MatchConfig, load_train_config
+from dto_pipeline.train.config import LossConfig, load_train_config
 from dto_pipeline.train.denoising import Known
 from dto_pipeline.train.learner import Learner
 from dto_pipeline.train.losses import Losses, compute_losses
 from dto_pipeline.train.matching import generalised_iou, match_people
 from dto_pipeline.train.model import Predictions, with_joints
-from dto_pipeline.train.targets import Targets
+from dto_pipeline.train.people import Targets
 from tests.train.known_predictions import perfect_predictions
 from tests.train.small_crowds import standing_batch, tiny_config
 
@@ -27,9 +30,7 @@ CPU = torch.device("cpu")
 
 
 def losses_of(predictions: Predictions, targets: Targets, config: LossConfig | None = None) -> Losses:
-    return compute_losses(
-        predictions, targets, match_people(predictions, targets, MatchConfig()), config or LossConfig()
-    )
+    return compute_losses(predictions, targets, match_people(predictions, targets), config or LossConfig())
 
 
 def moved(predictions: Predictions, body: BodyModel, **changes: Any) -> Predictions:
@@ -53,7 +54,7 @@ def test_every_layer_is_matched_by_itself(body: BodyModel) -> None:
         name: torch.stack([getattr(right, name)[0].flip(1), getattr(right, name)[1]])
         for name in ("confs", "boxes", "poses", "betas", "transl", "depths", "j3ds", "j2ds")
     }
-    matches = match_people(dataclasses.replace(right, **swapped), batch.targets, MatchConfig())
+    matches = match_people(dataclasses.replace(right, **swapped), batch.targets)
     assert [
         sorted(zip(*(part[k].tolist() for part in (matches.query, matches.person)), strict=True)) for k in (0, 1)
     ] == [
@@ -154,13 +155,46 @@ def test_the_four_inputs_that_stop_the_original_are_learnt_from(body: BodyModel,
         assert values["skipped_step"] == 0
 
 
+def test_relative_human_is_learnt_through_its_fourteen_joints(body: BodyModel) -> None:
+    regressor = files("dto_pipeline.assets") / "J_regressor_extra.npy"
+    config = tiny_config(loss__preset="paper", data__regressor=str(regressor), loss__relative_layer=0.5)
+    torch.manual_seed(0)
+    learner = Learner(config, begin_network(config)[0], body, CPU)
+    batch = standing_batch([[(-0.5, 3.0), (0.5, 3.4)]])
+    found = learner.predict(batch)
+    assert found.j2ds is not None
+    assert found.j2ds.shape[3] == 47
+    places = torch.nn.functional.pad(batch.targets.j2ds, (0, 0, 0, 2))
+    seen = torch.zeros(2, 47, 2, dtype=torch.bool)
+    seen[:, 45:] = True
+    flat = dataclasses.replace(
+        batch.targets, has_body=torch.tensor([False, False]), j2ds=places, j2ds_mask=seen,
+        num_joints=torch.tensor([14.0, 14.0]), depth_layer=torch.tensor([0, 1]),
+    )  # fmt: skip
+    matches = match_people(found, flat)
+    losses = compute_losses(found, flat, matches, config.loss)
+    query, person = matches.query[-1], matches.person[-1]
+    apart = (found.j2ds[-1, 0, query, 45:] - places[person, 45:]).abs().sum((-1, -2)) / found.input_size
+    assert float(losses.terms["j2ds"]) == pytest.approx(float(apart.mean() / 28), rel=1e-4)
+    assert float(losses.terms["depths_re"]) > 0
+    assert learner.step(dataclasses.replace(batch, targets=flat), 0)["skipped_step"] == 0
+
+
+def test_a_regressor_of_another_body_is_refused(body: BodyModel, tmp_path: Path) -> None:
+    np.save(tmp_path / "other.npy", np.zeros((9, 100)))
+    for name, said in (("other.npy", r"shape \(9, 100\); expected \(9, 6890\)"), ("none.npy", "No such file")):
+        config = tiny_config(data__regressor=str(tmp_path / name))
+        with pytest.raises(DtoError, match=rf"data\.regressor .*{said}"):
+            Learner(config, begin_network(config)[0], body, CPU)
+
+
 def test_two_halves_of_a_batch_weigh_as_the_whole(body: BodyModel) -> None:
     """What `share_all_counts` is for: sums over shared counts do not depend on who has which images."""
     batch = standing_batch([[(-0.5, 3.0), (0.5, 3.4)], [(0.0, 4.0)]])
     right = perfect_predictions(batch, body, 4)
     wrong = moved(right, body, transl=right.transl + torch.rand_like(right.transl))
     whole = losses_of(wrong, batch.targets)
-    matches = match_people(wrong, batch.targets, MatchConfig())
+    matches = match_people(wrong, batch.targets)
     twice = compute_losses(wrong, batch.targets, matches, LossConfig(), share=lambda counts: 2 * counts)
     for name in ("confs", "j3ds", "depths_mt", "map_confs"):
         assert float(twice.terms[name]) * 2 == pytest.approx(float(whole.terms[name]), rel=1e-5), name
@@ -174,7 +208,7 @@ def test_empty_slots_of_denoising_cost_nothing_unless_as_published(body: BodyMod
     confs = torch.full((1, 2, 4), 0.5)
     slots = dataclasses.replace(perfect_predictions(batch, body, 4), confs=confs)
     with_slots = dataclasses.replace(right, known=slots)
-    matches = match_people(right, targets, MatchConfig())
+    matches = match_people(right, targets)
     ours, paper = (
         float(compute_losses(with_slots, targets, matches, config, known=known).terms["confs_dn"])
         for config in (LossConfig(), PAPER)

@@ -12,24 +12,24 @@ from transformers import Dinov2Config, Dinov2Model
 
 from dto_pipeline.models.encoder import load_dinov2
 from dto_pipeline.models.networks import ModelMissing, ModelReference
-from dto_pipeline.train.architecture import Architecture, ArchitectureError, read_architecture
-from dto_pipeline.train.blocks import image_numbers, pad_rows, sine_code
+from dto_pipeline.train.blocks import choose_tokens, image_numbers, pad_rows, sine_code, z_order
 from dto_pipeline.train.checkpoint import begin_network
-from dto_pipeline.train.config import load_train_config
+from dto_pipeline.train.config import load_train_config, train_config_from_dict
 from dto_pipeline.train.model import MeshNetwork, axis_angle_of_6d, metric_translation
-from dto_pipeline.train.released import dinov2_weights
-from dto_pipeline.train.tokens import choose_tokens, list_cells, z_order
+from dto_pipeline.train.released import ReleasedError, dinov2_weights, make_network, read_sizes
 
-SIZE = Architecture(
-    input_size=112, encoder_width=32, encoder_heads=2, encoder_layers=3, encoder_hidden=64, additional=1, width=32,
-    decoder_layers=2, hidden=32, queries=5,
-)  # fmt: skip
+SIZES = {
+    "encoder": {"width": 32, "layers": 3, "heads": 2, "hidden": 64, "additional": 1},
+    "model": {"width": 32, "layers": 2, "hidden": 32, "queries": 5, "betas": 11, "camera": True, "denoising": 0},
+    "data": {"input_size": 112},
+}
+CONFIG = train_config_from_dict(SIZES)
 
 
 @pytest.fixture(scope="module")
 def network() -> MeshNetwork:
     torch.manual_seed(0)
-    made = MeshNetwork(SIZE)
+    made = make_network(CONFIG)
     torch.nn.init.normal_(made.scale_head.last.weight, std=2.0)  # all kinds of cells
     return made.eval()
 
@@ -55,15 +55,12 @@ def test_an_image_is_seen_alike_alone_and_beside_others(network: MeshNetwork) ->
 
 @torch.no_grad()
 def test_pruning_depends_on_neighbours_only_as_published(network: MeshNetwork) -> None:
-    cells = list_cells([(112, 112), (56, 56)])
     scale_map = torch.tensor([[0.9, 0.2]] * 16 + [[0.1, 0.0]] * 4)  # small people everywhere, and nobody
-    alone = choose_tokens(scale_map[:16], list_cells([(112, 112)]), False, (0.3, 0.5))
-    beside = choose_tokens(scale_map, cells, False, (0.3, 0.5))
+    alone = choose_tokens(scale_map[:16], False, (0.3, 0.5))
+    beside = choose_tokens(scale_map, False, (0.3, 0.5))
     assert alone.kept.all()
     assert not beside.kept.any()
-    ours = [
-        choose_tokens(scale_map[:n], cells if n > 16 else list_cells([(112, 112)]), True, (0.3, 0.5)) for n in (16, 20)
-    ]
+    ours = [choose_tokens(scale_map[:n], True, (0.3, 0.5)) for n in (16, 20)]
     assert torch.equal(ours[0].kept, ours[1].kept[:16])
 
 
@@ -121,10 +118,9 @@ def test_a_known_principal_point_moves_people_and_not_their_places_in_the_pictur
 
 
 def test_sizes_are_read_off_the_shapes(network: MeshNetwork) -> None:
-    shapes = {name: tuple(value.shape) for name, value in network.state_dict().items()}
-    assert read_architecture(shapes, 2) == SIZE
-    with pytest.raises(ArchitectureError, match=r"lacks encoder\.norm\.weight"):
-        read_architecture({"weights": (3,)})
+    assert read_sizes(network.state_dict(), "x", 2) == SIZES
+    with pytest.raises(ReleasedError, match=r"lacks encoder\.norm\.weight"):
+        read_sizes({"weights": torch.zeros(3)}, "x")
 
 
 @pytest.mark.parametrize("old", [False, True], ids=["transformers 5", "transformers 4"])
@@ -148,8 +144,8 @@ def test_a_dinov2_begins_the_encoder_under_both_of_its_names(old: bool, tmp_path
         names["attention.o_proj"] = "attention.output.dense"
         for new, before in names.items():
             state = {name.replace(new, before): value for name, value in state.items()}
-    made = MeshNetwork(SIZE)
-    found = made.load_state_dict(dinov2_weights(state, SIZE), strict=False)
+    made = make_network(CONFIG)
+    found = made.load_state_dict(dinov2_weights(state, CONFIG), strict=False)
     assert not found.unexpected_keys
     tokens = torch.randn(1, 4, 32, generator=torch.Generator().manual_seed(0))
     real = torch.ones(1, 4, dtype=torch.bool)

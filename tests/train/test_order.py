@@ -7,11 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dto_pipeline.train.order import EpochBatches, PieceSizes, epoch_order
+from dto_pipeline.train.dataset import EpochBatches, epoch_order
 
 
-def sizes(counts: list[int], weights: list[float] | None = None) -> PieceSizes:
-    return PieceSizes(np.array(counts), np.array(weights or [1.0] * len(counts)))
+def sizes(counts: list[int], weights: list[float] | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Images of pieces and their weights."""
+    return np.array(counts), np.array(weights or [1.0] * len(counts))
 
 
 COUNTS = st.lists(st.integers(1, 40), min_size=1, max_size=8)
@@ -19,13 +20,13 @@ COUNTS = st.lists(st.integers(1, 40), min_size=1, max_size=8)
 
 @given(counts=COUNTS, seed=st.integers(0, 9), window=st.integers(1, 100))
 def test_every_image_is_there_exactly_once(counts: list[int], seed: int, window: int) -> None:
-    order = epoch_order(sizes(counts), seed, 0, window)
+    order = epoch_order(*sizes(counts), seed, 0, window)
     assert sorted(order.tolist()) == list(range(sum(counts)))
 
 
 @given(counts=COUNTS, world=st.integers(1, 5), batch=st.integers(1, 7))
 def test_ranks_share_an_epoch_without_overlap_and_take_as_many_steps(counts: list[int], world: int, batch: int) -> None:
-    ranks = [EpochBatches(sizes(counts), 0, 20, batch, rank, world) for rank in range(world)]
+    ranks = [EpochBatches(*sizes(counts), 0, 20, batch, rank, world) for rank in range(world)]
     steps = [list(rank) for rank in ranks]
     assert len({len(own) for own in steps}) == 1
     assert len(steps[0]) == len(ranks[0])
@@ -35,7 +36,7 @@ def test_ranks_share_an_epoch_without_overlap_and_take_as_many_steps(counts: lis
 
 @given(step=st.integers(0, 12), epoch=st.integers(0, 3))
 def test_an_epoch_can_be_taken_up_at_any_step(step: int, epoch: int) -> None:
-    whole, resumed = (EpochBatches(sizes([30, 11, 7]), 5, 16, 4) for _ in range(2))
+    whole, resumed = (EpochBatches(*sizes([30, 11, 7]), 5, 16, 4) for _ in range(2))
     whole.start(epoch)
     resumed.start(epoch, step)
     assert list(resumed) == list(whole)[step:]
@@ -43,15 +44,15 @@ def test_an_epoch_can_be_taken_up_at_any_step(step: int, epoch: int) -> None:
 
 def test_epochs_and_seeds_differ_and_come_again() -> None:
     counts = sizes([50, 50])
-    first = epoch_order(counts, 0, 0, 64)
-    assert (epoch_order(counts, 0, 0, 64) == first).all()
-    assert (epoch_order(counts, 0, 1, 64) != first).any()
-    assert (epoch_order(counts, 1, 0, 64) != first).any()
+    first = epoch_order(*counts, 0, 0, 64)
+    assert (epoch_order(*counts, 0, 0, 64) == first).all()
+    assert (epoch_order(*counts, 0, 1, 64) != first).any()
+    assert (epoch_order(*counts, 1, 0, 64) != first).any()
 
 
 def test_neighbours_come_from_several_pieces_but_from_one_window() -> None:
     counts = sizes([100] * 20)
-    pieces = epoch_order(counts, 0, 0, 400) // 100
+    pieces = epoch_order(*counts, 0, 0, 400) // 100
     for start in range(0, 2000, 400):
         assert len(set(pieces[start : start + 400].tolist())) == 4
     assert len(set(pieces[:40].tolist())) == 4
@@ -60,7 +61,7 @@ def test_neighbours_come_from_several_pieces_but_from_one_window() -> None:
 @pytest.mark.parametrize(("weight", "least", "most"), [(0.0, 0, 0), (2.0, 2, 2), (0.25, 0, 1), (1.5, 1, 2)])
 def test_weights_say_how_often_an_image_comes(weight: float, least: int, most: int) -> None:
     counts = sizes([400, 400], [1.0, weight])
-    visits = np.bincount(epoch_order(counts, 0, 0, 300), minlength=800)
+    visits = np.bincount(epoch_order(*counts, 0, 0, 300), minlength=800)
     assert (visits[:400] == 1).all()
     assert visits[400:].min() == least
     assert visits[400:].max() == most

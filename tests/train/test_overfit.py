@@ -21,10 +21,10 @@ def test_eight_images_are_learnt_to_near_zero_error(body: BodyModel) -> None:
     batch = crowd_batch(body, FAMILIES)
     torch.manual_seed(0)
     learner = Learner(config, begin_network(config)[0], body, torch.device("cpu"))
-    before = evaluate(learner.predict, [batch], body, config.match)
+    before = evaluate(learner.predict, [batch], body)
     for step in range(config.loop.steps):
         learner.step(batch, step)
-    measures = evaluate(learner.predict, [batch], body, config.match)
+    measures = evaluate(learner.predict, [batch], body)
     assert measures["persons"] == 24
     assert before["mpjpe"] > 0.2
     assert measures["mpjpe"] < 0.05

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 from dto_pipeline.cli import main
 from dto_pipeline.data.placed import read_placed
 from dto_pipeline.train.checkpoint import read_checkpoint
+from dto_pipeline.train.records import TRAINING, read_rows
 from dto_pipeline.train.released import ReleasedError, begin_from, build_released, clean_names, hash_weights
 from dto_pipeline.view.run_files import find_labels
 from dto_pipeline.view.verify import verify_run
@@ -97,9 +99,9 @@ def test_a_training_begins_with_a_released_file_and_takes_its_sizes(
 def test_stages_differ_in_names_and_a_kid_axis_is_appended(weights: Weights) -> None:
     first = {name: value[:10] if is_shape(name) else value for name, value in weights.items() if "fov_head" not in name}
     first |= {"dn_enc.weight": torch.zeros(48, 82), "dn_enc.bias": torch.zeros(48)}
-    one = build_released(clean_names(first, "one"), "one", 2)
-    assert (one.size.betas, one.size.camera, one.size.denoising) == (10, False, True)
-    three = build_released(clean_names(weights, "three"), "three", 2)
+    one, _ = build_released(clean_names(first, "one"), "one", 2)
+    assert (one.sizes.betas, one.sizes.camera, one.sizes.denoising) == (10, False, 1)
+    three, _ = build_released(clean_names(weights, "three"), "three", 2)
     taken = begin_from(three, clean_names(first, "one"), "one")
     assert all(name.startswith("fov_head.") for name in taken.missing)
     assert set(taken.unexpected) == {"dn_enc.weight", "dn_enc.bias"}
@@ -118,13 +120,16 @@ def is_shape(name: str) -> bool:
     ("change", "sentence"),
     [
         ({"conf_head.weight": torch.zeros(2, 48)}, r"conf_head\.weight has shape \(2, 48\), expected \(1, 48\)"),
-        ({"conf_head.weight": torch.full((1, 48), float("nan"))}, "conf_head.weight holds numbers that are not finite"),
-        ({"conf_head.weight": "pickle"}, "conf_head.weight is a str"),
+        (
+            {"conf_head.weight": torch.full((1, 48), float("nan"))},
+            "the weight 'conf_head.weight' holds numbers that are not finite",
+        ),
+        ({"conf_head.weight": "pickle"}, "the weight 'conf_head.weight' is no dense tensor"),
         (
             {"tgt_embed.weight": torch.zeros(1, 1).expand(9, 48)},
             "tgt_embed.weight says it is larger than what is stored",
         ),
-        ({"encoder_pos_embeds": torch.zeros(21, 21, 40)}, "the input size is 294; expected a multiple of 56"),
+        ({"encoder_pos_embeds": torch.zeros(21, 21, 40)}, "data.input_size is 294; expected a multiple of 56"),
         ({"conf_head.weight": None}, "is no whole network: 1 missing: conf_head.weight"),
     ],
 )
@@ -159,11 +164,32 @@ def test_each_published_stage_starts_and_begins_with_the_one_before(crowd: Path,
         command += [part for option in sizes for part in ("--set", option)]
         assert main([*command, "--init", str(tmp_path / f"{stage - 1}")] if stage > 1 else command) == 0
     checkpoints = [read_checkpoint(tmp_path / str(stage)) for stage in (1, 2, 3)]
-    assert [one.architecture["betas"] for one in checkpoints] == [10, 10, 11]
-    assert [one.architecture["denoising"] for one in checkpoints] == [True, False, False]
+    assert [one.config.model.betas for one in checkpoints] == [10, 10, 11]
+    assert [one.config.model.denoising for one in checkpoints] == [10, 0, 0]
     assert all(name.startswith("fov_head.") for name in checkpoints[1].init["missing"])
     assert checkpoints[1].init["unexpected"] == ["dn_enc.weight", "dn_enc.bias"]
     assert checkpoints[2].init["missing"] == checkpoints[2].init["unexpected"] == []
+
+
+def test_the_published_fine_tuning_on_relative_human_starts(crowd: Path, tmp_path: Path) -> None:
+    image = next(path for path in sorted((crowd / "images").rglob("*")) if path.is_file())
+    joints = np.random.default_rng(0).uniform(100, 300, (14, 3))
+    joints[:, 2] = 1
+    people = [{"kp2d": joints + np.array([40 * k, 0, 0]), "depth_id": k, "bbox": [90, 90, 350, 320]} for k in range(2)]
+    annots = {str(image.relative_to(crowd / "images")): people}
+    np.savez(tmp_path / "train_annots.npz", annots=np.array(annots, dtype=object))
+    regressor = files("dto_pipeline.assets") / "J_regressor_extra.npy"
+    options = ["encoder.width=32", "encoder.layers=2", "encoder.heads=2", "model.width=32", "model.layers=1"]
+    options += ["model.hidden=32", "model.queries=4", "data.input_size=112", "data.batch_images=2", "data.workers=0"]
+    options += [f"data.labels=[{tmp_path / 'train_annots.npz'}]", f"data.images=[{crowd / 'images'}]", "loop.steps=1"]
+    options += [f"data.regressor={regressor}", "body.model_path=demo", "loop.log_every=1"]
+    command = ["train", str(JOBS / "train_relative_human.yaml"), "-o", str(tmp_path / "out"), "--quiet"]
+    assert main([*command, *(part for option in options for part in ("--set", option))]) == 0
+    (row,) = read_rows(tmp_path / "out" / TRAINING)
+    assert row["j2ds"] > 0
+    assert row["depths_re"] > 0
+    assert "poses" in row
+    assert "boxes" not in row
 
 
 def run_of(crowd: Path) -> Path:

@@ -14,8 +14,8 @@ from dto_pipeline.data.files import sha256_file
 from dto_pipeline.data.labels import build_label_table, read_label_metadata, write_label_shard
 from dto_pipeline.data.placed import read_placed
 from dto_pipeline.models.body import BodyModel
-from dto_pipeline.run.directory import RunDirectory
 from dto_pipeline.run.driver import run_pipeline
+from dto_pipeline.run.folder import RunDirectory
 from dto_pipeline.scene import PlacedScene
 from dto_pipeline.view.run_files import RunFiles, open_run_files
 from tests.run.chaos import tiny_config

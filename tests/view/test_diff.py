@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from dto_pipeline.data.labels import LabelsError, build_label_table, write_label_shard
-from dto_pipeline.run.directory import RunDirectory
+from dto_pipeline.run.folder import RunDirectory
 from dto_pipeline.scene import PlacedScene
 from dto_pipeline.status import PersonStatus
 from dto_pipeline.view.diff import diff_labels

@@ -86,6 +86,6 @@ def test_the_uncertainty_of_z_stands_beside_it(body: BodyModel) -> None:
     placed = pass_through(make_scene(body, [Stander(x=0, z=4), Stander(x=1, z=5)], size=(120, 160)))
     placed.person_status = [PersonStatus.MOVED, PersonStatus.NOT_RUN]
     placed.z_sigma_m = np.array([0.25, np.nan], np.float32)
-    table = person_table(placed, body)
+    table = person_table(placed)
     assert table.lines[0][-2] == "4.00 \u00b1 0.25 m"
     assert table.lines[1][-2] == "kept"

@@ -15,7 +15,8 @@ from dto_pipeline.scene import Scene
 from dto_pipeline.status import ImageStatus
 from dto_pipeline.view.overlay import draw_overlays
 from dto_pipeline.view.panel import People, Table, compose_page, draw_rows, ground_places, save_png
-from dto_pipeline.view.scene_panel import person_table, scene_panel
+from dto_pipeline.view.scene_panel import _solver_table, person_table, scene_panel, solver_panel
+from tests.crowds import Stander, make_scene
 
 K = np.array([[300.0, 0, 160], [0, 300.0, 120], [0, 0, 1]])
 GREY = np.full((240, 320, 3), 128, dtype=np.uint8)
@@ -61,7 +62,9 @@ def test_a_person_that_is_not_finite_costs_only_itself(body: BodyModel, people: 
     broken = People(pose, people.betas, people.transl)
     assert np.isnan(ground_places(broken, body)).any(axis=1).tolist() == [False, True]
     table = Table(("class", "status"), [("adult", "moved"), ("adult", "invalid label")])
-    page = compose_page(draw_rows(GREY, broken, broken, K, body, truth=people), "two people", table)
+    page = compose_page(
+        draw_rows(GREY, [("before", broken), ("after", broken)], K, body, truth=people), "two people", table
+    )
     assert page.width > 900
     assert page.height > 2 * 500
 
@@ -87,10 +90,19 @@ def test_a_scene_that_was_not_optimised_still_gets_its_page(body: BodyModel, peo
         problem=(ImageStatus.IMAGE_MISSING, "gone"),
     )
     placed = pass_through(scene)
-    table = person_table(placed, body, truth=people)
-    assert [line[-1] for line in table.lines] == ["not run", "not run"]
-    assert table.lines[0][table.columns.index("true height")] == "1.70 m"
+    assert [line[-1] for line in person_table(placed).lines] == ["not run", "not run"]
     assert scene_panel(placed, body).height > 500
+
+
+def test_solvers_stand_beside_each_other_and_the_truth(body: BodyModel, people: People) -> None:
+    scene = make_scene(body, [Stander(x=0, z=4), Stander(x=1, z=5)], size=(120, 160))
+    placed = {"paper": pass_through(scene), "joint": pass_through(scene)}
+    one, three = scene_panel(placed["paper"], body), solver_panel(placed, body, people)
+    assert three.width > 1.1 * one.width
+    table = _solver_table(placed, body, people)
+    assert table.columns[3:7] == ["height given", "paper", "joint", "true"]
+    assert table.lines[0][6] == "1.70 m"
+    assert all(len(line) == len(table.columns) for line in table.lines)
 
 
 def test_a_saved_picture_is_what_was_drawn(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from dto_pipeline.models.body import BodyModel
-from dto_pipeline.run.directory import RunDirectory
+from dto_pipeline.run.folder import RunDirectory
 from dto_pipeline.status import ImageStatus
 from dto_pipeline.view.facts import Facts, Histogram, gather_facts, prior_curve
 from dto_pipeline.view.report import ReportOptions, write_report

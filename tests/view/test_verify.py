@@ -11,9 +11,8 @@ import pytest
 
 from dto_pipeline.config import load_config
 from dto_pipeline.data.manifest import ManifestError
-from dto_pipeline.run.directory import RunDirectory, RunDirectoryError, record_failure
 from dto_pipeline.run.driver import run_pipeline
-from dto_pipeline.run.receipt import Failure
+from dto_pipeline.run.folder import Failure, RunDirectory, RunDirectoryError, record_failure
 from dto_pipeline.run.report import read_status
 from dto_pipeline.run.selection import Selection
 from dto_pipeline.scene import PlacedScene

@@ -1,20 +1,24 @@
 """The text of a Hugging Face dataset card: configurations, what the columns mean, numbers, licences.
 
-Text in, text out; opens no file. Equal input gives equal text: no clock.
+Text in, text out; opens no file. The numbers of a subset are gathered while its tables pass by, as sums only. Equal
+input gives equal text: no clock.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import yaml
 
 from dto_pipeline import __version__
+from dto_pipeline.data.columns import single_array
 from dto_pipeline.data.exports.selection import Selection
-from dto_pipeline.data.exports.statistics import SubsetStatistics
-from dto_pipeline.schema import COORDINATES, LABEL_PERSON, LABELS_SCHEMA, LABELS_SCHEMA_NAME
+from dto_pipeline.schema import COORDINATES, IMAGE_COLUMNS, LABELS_SCHEMA_NAME, PERSON_COLUMNS
 from dto_pipeline.status import ImageStatus, PersonStatus
 
 LICENCE = "cc-by-nc-4.0"  # of labels derived from CameraHMR's
@@ -91,7 +95,8 @@ One row is one image; `persons` keeps everybody of the source labels, also those
 Coordinates: {COORDINATES}. SMPL's `transl` is added after skinning: the pelvis is not at `transl`. `betas` has eleven
 numbers, the last is the kid axis of SMPL+A. Missing numbers are NaN, missing words null.
 
-For training take images with `is_accepted`, and people whose `status` is not `invalid_label`.
+For training take images with `is_accepted`, and people whose `status` is not `invalid_label`. Labels of the joint
+solver tell how wrong they may be: `expected_error_m` of an image, `z_sigma_m` of a person [m]; take the small ones.
 """
 
 
@@ -130,19 +135,9 @@ def _heights(subsets: list[CardSubset]) -> str:
 
 
 def _columns() -> str:
-    image = [_column(field) for field in LABELS_SCHEMA]
-    person = [_column(LABEL_PERSON.field(i), "persons[].") for i in range(LABEL_PERSON.num_fields)]
-    table = _table(("column", "type", "unit", "meaning"), [*image, *person])
-    return f"## Columns (schema `{LABELS_SCHEMA_NAME}`)\n\n{table}"
-
-
-def _column(field: pa.Field, prefix: str = "") -> tuple[str, ...]:
-    told = {key.decode(): value.decode() for key, value in (field.metadata or {}).items()}
-    kind = field.type
-    name = f"{kind.value_type}[{kind.list_size}]" if pa.types.is_fixed_size_list(kind) else str(kind)
-    if pa.types.is_list(kind):
-        name = "list of persons" if pa.types.is_struct(kind.value_type) else f"list of {kind.value_type}"
-    return f"`{prefix}{field.name}`", name, told.get("unit", ""), told.get("description", "")
+    people = ("`persons`", "list of persons", "", "people in source order, none dropped")
+    rows = [*(c.row() for c in IMAGE_COLUMNS), people, *(c.row("persons[].") for c in PERSON_COLUMNS)]
+    return f"## Columns (schema `{LABELS_SCHEMA_NAME}`)\n\n{_table(('column', 'type', 'unit', 'meaning'), rows)}"
 
 
 def _licences(subsets: list[CardSubset]) -> str:
@@ -190,3 +185,50 @@ def _table(head: tuple[str, ...], rows: Sequence[tuple[object, ...]]) -> str:
 def _cell(value: object) -> str:
     """Text that a Markdown table shows as it is."""
     return str(value).replace("|", "/").replace("<", "&lt;").replace("\n", " ")
+
+
+@dataclass
+class HeightSums:
+    """Sums over the people of one height class."""
+
+    people: int = 0
+    before: float = 0.0  # [m]
+    after: float = 0.0  # [m]
+
+
+@dataclass
+class SubsetStatistics:
+    """Sums over the images and people of a subset."""
+
+    images: int = 0
+    persons: int = 0
+    accepted: int = 0
+    optimized: int = 0
+    deviation: float = 0.0  # sum over optimised images [sigma]
+    image_status: Counter[str] = field(default_factory=Counter)
+    person_status: Counter[str] = field(default_factory=Counter)
+    heights: dict[str, HeightSums] = field(default_factory=dict)  # height class -> sums over people that moved
+
+    def add(self, table: pa.Table) -> None:
+        """Count the rows of a label table."""
+        people = single_array(table["persons"]).flatten()
+        optimized = table["is_optimized"].to_numpy()
+        self.images += table.num_rows
+        self.persons += len(people)
+        self.accepted += int(table["is_accepted"].to_numpy().sum())
+        self.optimized += int(optimized.sum())
+        self.deviation += float(table["mean_height_deviation"].to_numpy()[optimized].sum(dtype=np.float64))
+        self.image_status.update(_count(single_array(table["status"])))
+        self.person_status.update(_count(people.field("status")))
+        moved = people.filter(pc.equal(people.field("status"), "moved"))
+        classes = moved.field("height_class").to_numpy(zero_copy_only=False)
+        before, after = (moved.field(name).to_numpy(zero_copy_only=False) for name in ("height_init_m", "height_m"))
+        for name in sorted({name for name in classes if name is not None}):
+            sums, own = self.heights.setdefault(name, HeightSums()), classes == name
+            sums.people += int(own.sum())
+            sums.before += float(before[own].sum(dtype=np.float64))
+            sums.after += float(after[own].sum(dtype=np.float64))
+
+
+def _count(words: pa.Array) -> dict[str, int]:
+    return {entry["values"]: entry["counts"] for entry in words.value_counts().to_pylist()}

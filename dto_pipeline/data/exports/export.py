@@ -16,19 +16,22 @@ from tqdm import tqdm
 
 from dto_pipeline import __version__
 from dto_pipeline.data.exports.camerahmr import write_camerahmr_files
-from dto_pipeline.data.exports.folder import (
-    EXPORT_FILE,
-    ExportedFile,
-    check_free,
-    commit_folder,
-    staged_folder,
-)
 from dto_pipeline.data.exports.hugging_face import write_hugging_face
 from dto_pipeline.data.exports.inputs import ExportError, RunLabels
-from dto_pipeline.data.exports.job import ExportJob
+from dto_pipeline.data.exports.job import (
+    EXPORT_FILE,
+    ExportedFile,
+    ExportJob,
+    ExportPlan,
+    SubsetPlan,
+    check_free,
+    commit_folder,
+    count_images,
+    plan_export,
+    staged_folder,
+)
 from dto_pipeline.data.exports.ma_hmr import write_ma_hmr
 from dto_pipeline.data.exports.parquet import write_parquet, write_persons
-from dto_pipeline.data.exports.plan import ExportPlan, SubsetPlan, count_images, plan_export
 from dto_pipeline.data.exports.provenance import check_alike
 from dto_pipeline.data.exports.selection import PERSONS_ALL, PERSONS_VALID, Selection
 from dto_pipeline.data.exports.webdataset import write_webdataset

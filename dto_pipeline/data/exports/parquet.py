@@ -2,26 +2,28 @@
 
 ``data/<subset>/<subset>-00000-of-00012.parquet``, 1024 images a row group, about 50,000 images a file. What
 `data.labels.read_labels` reads, this writes. `write_persons` is the same with one row per person.
+
+Streams of tables are cut anew into equal row groups and files of a known number of them. Memory: one row group of the
+output and one of the input.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from dto_pipeline.data.columns import single_array
-from dto_pipeline.data.exports.folder import ExportedFile
 from dto_pipeline.data.exports.inputs import RunLabels, read_footer
-from dto_pipeline.data.exports.job import ExportJob
-from dto_pipeline.data.exports.plan import SubsetPlan
+from dto_pipeline.data.exports.job import ExportedFile, ExportJob, SubsetPlan
 from dto_pipeline.data.exports.selection import Selection
-from dto_pipeline.data.exports.tables import write_files
-from dto_pipeline.data.parquet import ROWS_PER_GROUP
+from dto_pipeline.data.parquet import ROWS_PER_GROUP, writer_settings
 from dto_pipeline.schema import LABELS_SCHEMA, PERSONS_SCHEMA, PERSONS_SCHEMA_NAME
 
 FILE_GROUPS = 48  # 49,152 images a file
@@ -104,3 +106,51 @@ def _namer(folder: Path, subset: str) -> Callable[[int, int], Path]:
 
 def _files(folder: Path, counts: dict[Path, np.ndarray]) -> list[ExportedFile]:
     return [ExportedFile(str(path.relative_to(folder)), *map(int, pair)) for path, pair in counts.items()]
+
+
+def rechunk(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
+    """The same rows in tables of `rows` rows each, the last one shorter."""
+    held: list[pa.Table] = []
+    missing = rows
+    for table in tables:
+        while table.num_rows:
+            held.append(table.slice(0, missing))
+            missing -= held[-1].num_rows
+            table = table.slice(held[-1].num_rows)
+            if missing == 0:
+                yield pa.concat_tables(held).combine_chunks()
+                held, missing = [], rows
+    if held:
+        yield pa.concat_tables(held).combine_chunks()
+
+
+def write_files(
+    tables: Iterable[pa.Table],
+    schema: pa.Schema,
+    total_rows: int,
+    name: Callable[[int, int], Path],
+    group_rows: int,
+    file_groups: int,
+    footer: Mapping[str, str],
+) -> Iterator[tuple[Path, pa.Table]]:
+    """Write a stream of tables to Parquet files of at most ``group_rows * file_groups`` rows.
+
+    Args:
+        tables: of `schema`, any sizes, `total_rows` rows in all.
+        name: (number of the file, how many files) -> its path.
+        footer: text of every file's footer.
+
+    Yields:
+        (file, table) of each row group once it is written; run it to the end.
+    """
+    files = max(1, -(-total_rows // (group_rows * file_groups)))
+    groups = rechunk(tables, group_rows)
+    described = schema.with_metadata(dict(sorted(footer.items())))
+    settings = writer_settings(schema)
+    for number in range(files):
+        path = name(number, files)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with pq.ParquetWriter(path, described, **settings) as writer:
+            for table in islice(groups, file_groups):
+                writer.write_table(table.cast(described), row_group_size=group_rows)
+                yield path, table

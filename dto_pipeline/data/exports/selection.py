@@ -14,15 +14,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dto_pipeline.data.columns import ragged_column, single_array
+from dto_pipeline.data.certainty import EXPECTED_ERROR, NO_LIMITS, Z_SIGMA, Limits
+from dto_pipeline.data.columns import ragged_column, read_numbers, single_array
 from dto_pipeline.status import PersonStatus
 
 PERSONS_ALL, PERSONS_VALID, PERSONS_MOVED = "all", "valid", "moved"
 Z_COVARIANCE = "z_covariance"  # the one column of an image that is indexed by its people
 PERSON_CHOICES = (PERSONS_ALL, PERSONS_VALID, PERSONS_MOVED)
 SELECTION_COLUMNS = (
-    *("is_optimized", "is_accepted", "mean_height_deviation", "num_persons"),
-    "persons.list.element.status",
+    *("is_optimized", "is_accepted", "mean_height_deviation", EXPECTED_ERROR, "num_persons"),
+    *("persons.list.element.status", f"persons.list.element.{Z_SIGMA}"),
 )
 """Parquet columns that decide; a projection needs these besides its own."""
 
@@ -35,6 +36,7 @@ class Selection:
     max_deviation: float | None = None  # that threshold in sigma; None = the run's own (column is_accepted)
     min_persons: int = 0  # people of an image that remain
     persons: str = PERSONS_ALL  # all; valid: without unusable labels; moved: only those the fit placed; no duplicates
+    limits: Limits = NO_LIMITS  # how certain images and people must be
 
     def __post_init__(self) -> None:
         if self.persons not in PERSON_CHOICES:
@@ -42,7 +44,8 @@ class Selection:
 
     def describe(self) -> dict[str, Any]:
         """Plain values, JSON-ready."""
-        return dataclasses.asdict(self)
+        plain = dataclasses.asdict(self)
+        return plain | plain.pop("limits")
 
 
 def select_rows(table: pa.Table, selection: Selection, left_out: Counter[str] | None = None) -> pa.Table:
@@ -56,17 +59,21 @@ def select_rows(table: pa.Table, selection: Selection, left_out: Counter[str] | 
     people = single_array(table["persons"]).flatten()
     status = people.field("status").to_numpy(zero_copy_only=False)
     single = status != str(PersonStatus.DUPLICATE)
-    taken = single & _people_taken(status, selection)
+    chosen = single & _people_taken(status, selection)
+    z_sigma, expected = map(read_numbers, (people.field(Z_SIGMA), single_array(table[EXPECTED_ERROR])))
+    taken = chosen & selection.limits.people(z_sigma)
     owner = np.repeat(np.arange(counts.size), counts)
     remaining = np.bincount(owner[taken], minlength=counts.size)
     good, crowded = _images_good(table, selection), remaining >= selection.min_persons
-    images = good & crowded
+    certain = selection.limits.images(expected)
+    images = good & certain & crowded
     if left_out is not None:
         left_out["images not accepted"] += int((~good).sum())
-        left_out[f"images with fewer than {selection.min_persons} persons"] += int((good & ~crowded).sum())
+        selection.limits.count(expected[good], z_sigma[chosen & (good & certain)[owner]], left_out)
+        left_out[f"images with fewer than {selection.min_persons} persons"] += int((good & certain & ~crowded).sum())
         left_out["persons of these images"] += int(counts[~images].sum())
         left_out["persons that repeat another, of images taken"] += int((~single & images[owner]).sum())
-        left_out[f"persons not {selection.persons}, of images taken"] += int((~taken & single & images[owner]).sum())
+        left_out[f"persons not {selection.persons}, of images taken"] += int((~chosen & single & images[owner]).sum())
     if images.all() and taken.all():
         return table
     kept = people.filter(pa.array(taken & images[owner]))

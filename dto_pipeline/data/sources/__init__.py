@@ -17,11 +17,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from dto_pipeline.data.sources.annots import open_ma_hmr
 from dto_pipeline.data.sources.camerahmr import open_camerahmr
 from dto_pipeline.data.sources.dto_labels import open_dto_labels
-from dto_pipeline.data.sources.ma_hmr import open_ma_hmr
 from dto_pipeline.data.sources.predictions import open_predictions
-from dto_pipeline.data.sources.relative_human_people import open_relative_human
+from dto_pipeline.data.sources.relative_human import open_relative_human
 from dto_pipeline.data.sources.rows import LabelSource, SourceOptions
 
 SOURCES: Mapping[str, Callable[[Path, SourceOptions], LabelSource]] = {

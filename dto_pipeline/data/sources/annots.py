@@ -7,6 +7,10 @@ The dictionary is read item by item and laid down as flat arrays in a temporary 
 image names and a few numbers per person, not the 1.3 kB per person of the dictionary itself. A person that is not as
 above is kept with NaN in the place of its numbers, and told with its reason; a file in which nobody can be used is
 refused. The order of the people is the file's. Metres, radians, pixels; foreign names end here and in `exports.ma_hmr`.
+
+As the start of a manifest, an image's name is its key in the file (`a/b/c.jpg` below `insta-train/` for INSTA, the base
+name for the others), so `images` is the folder these keys are relative to, or `image_prefixes` leads there. Images that
+list nobody have no row; they, and people that are not as documented, are told in the findings.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
@@ -21,10 +26,10 @@ import numpy as np
 from dto_pipeline.axes import NUM_BETAS
 from dto_pipeline.data.cameras import camera_matrices
 from dto_pipeline.data.files import check_maps, temporary_folder
-from dto_pipeline.data.inert_records import PickleRefused, Record, Role
-from dto_pipeline.data.pickled_arrays import build_values
-from dto_pipeline.data.pickled_items import ITEM_LIMITS, PickledItems
-from dto_pipeline.data.sources.rows import Finding, LabelFileError, find_row_problems
+from dto_pipeline.data.inert_pickle import PickleRefused, Record, Role
+from dto_pipeline.data.pickled_items import ITEM_LIMITS, read_items
+from dto_pipeline.data.safe_pickle import build_values
+from dto_pipeline.data.sources.rows import Finding, LabelFileError, LabelRows, find_row_problems
 
 ARRAY = "annots"
 BODY, CAMERA = "smpl_param", "cam_param"
@@ -84,9 +89,8 @@ def unpack_annots(path: Path, folder: Path) -> Annots:
     """As `open_annots`, the flat files lie in `folder`."""
     check_maps(folder)
     try:
-        with PickledItems(path, ARRAY) as items, _Writer(path, folder) as writer:
-            for key, people in items.items():
-                writer.add(str(key), people)
+        with _Writer(path, folder) as writer:
+            read_items(path, ARRAY, lambda key, people: writer.add(str(key), people))
     except FileNotFoundError as error:
         raise LabelFileError(f"label file {path} does not exist; check the path") from error
     except PickleRefused as error:
@@ -113,12 +117,13 @@ def first_people(path: Path, most: int = 1000) -> list[Any]:
         PickleRefused: damaged, or not allowed. FileNotFoundError.
     """
     found: list[Any] = []
-    with PickledItems(path, ARRAY, compare=False) as items:
-        for _, people in items.first_items():
-            found += _listed(people)
-            if len(found) >= most:
-                break
-        return [_built(person) for person in found[:most]]
+
+    def take(_: Any, people: Any) -> bool:
+        found.extend(_listed(people))
+        return len(found) >= most
+
+    read_items(path, ARRAY, take, look=True)
+    return [_built(person) for person in found[:most]]
 
 
 @dataclass
@@ -279,3 +284,40 @@ def _is_float32(dtype: Any) -> bool:
         and dtype.state is not None
         and tuple(dtype.state[1:5]) == ("<", None, None, None)
     )
+
+
+class MaHmrLabels:
+    """An open file: its people one after the other, mapped. Made by `open_ma_hmr`."""
+
+    def __init__(self, annots: Annots) -> None:
+        self.files = [annots.path]
+        self.num_rows = int(annots.starts[-1])
+        self.findings = annots.findings
+        self._annots, self._owner = annots, annots.owner
+
+    def image_names(self, start: int, stop: int) -> np.ndarray:
+        """(stop - start,) str: image keys."""
+        return self._annots.names[self._owner[start:stop]].astype(str)
+
+    def rows(self, index: np.ndarray) -> LabelRows:
+        """The people named by `index` (n,) int, in this order."""
+        return LabelRows(
+            pose=np.array(self._annots.pose[index]),
+            betas=np.array(self._annots.betas[index]),
+            transl=np.array(self._annots.transl[index]),
+            bbox_xyxy=np.full((index.size, 4), np.nan, np.float32),
+            intrinsics=self._annots.intrinsics(index),
+        )
+
+    def __enter__(self) -> MaHmrLabels:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None  # the maps go with the last reference to them
+
+
+def open_ma_hmr(path: Path) -> MaHmrLabels:
+    """Open a ``*_CHMR_SMPL_OPT.npz``. Raises: LabelFileError, see `data.sources.annots.open_annots`."""
+    return MaHmrLabels(open_annots(path))

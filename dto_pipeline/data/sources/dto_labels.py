@@ -27,6 +27,7 @@ from dto_pipeline.data.columns import build_table, read_numbers, single_array
 from dto_pipeline.data.files import check_maps, temporary_folder
 from dto_pipeline.data.labels import LabelsError, open_labels, undo_betas
 from dto_pipeline.data.parquet import READ_ERRORS, footer_text, open_parquet
+from dto_pipeline.data.receipts import find_run_labels
 from dto_pipeline.data.sources.rows import LabelFileError, LabelRows, SourceOptions
 from dto_pipeline.data.sources.sidecar import SIDECAR_SCHEMA, judge_seen
 from dto_pipeline.schema import LABELS_SCHEMA_NAME
@@ -91,7 +92,7 @@ class DtoLabels:
 
 
 def open_dto_labels(path: Path, options: SourceOptions) -> DtoLabels:
-    """Open a label file, a folder of label files, or a run's folder (its ``labels`` are taken).
+    """Open a label file, a folder of label files, or a run's folder (its label files that count).
 
     Raises:
         LabelFileError: nothing there, or a file that is no whole label file.
@@ -111,10 +112,12 @@ def is_dto_labels(path: Path) -> bool:
 
 
 def _label_files(path: Path) -> list[Path]:
+    """The file itself, of a run those that count, of another folder all."""
     if path.is_file():
         return [path]
     folder = path / "labels" if (path / "labels").is_dir() else path
-    files = sorted(folder.glob("*.parquet"))
+    counting = find_run_labels(folder)
+    files = sorted(folder.glob("*.parquet")) if counting is None else [Path(file) for file in counting]
     if not files:
         raise LabelFileError(f"{path} holds no label file; expected *.parquet or labels/*.parquet, as `dto run` writes")
     return files

@@ -23,7 +23,9 @@ from typing import Any
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from dto_pipeline.data.safe_pickle import Limits, safe_load_npz, safe_loads
+from dto_pipeline.data.inert_pickle import Limits
+from dto_pipeline.data.npz import safe_load_npz
+from dto_pipeline.data.safe_pickle import safe_loads
 
 PEOPLE_EXTENSION = "data.pyd"
 MASKS_EXTENSION = "detection.npz"

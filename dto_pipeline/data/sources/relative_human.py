@@ -10,6 +10,11 @@
 Other keys (bbox_wb, body_type, occluded_by_others) are not read. What cannot be understood about a person becomes
 unknown, and is listed with its reason; nobody is dropped, because the metrics count by position. These are annotations
 for evaluation: they hold no body and no camera.
+
+Three keypoint layouts (14 joints, 19 in "BK" order, 19 in OCHuman order, the last two told apart by the length of the
+file name) become the 14 joints of the metrics. As the start of a manifest the people come from a prediction file (see
+`predictions`) and nothing that is annotated flows in: layers and ages are what results are evaluated against. Images
+with an annotation and no prediction, or the other way round, are told, none is dropped.
 """
 
 from __future__ import annotations
@@ -17,20 +22,98 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
 
-from dto_pipeline.data.safe_pickle import safe_load_npz
-from dto_pipeline.data.sources.relative_human_joints import (
-    AGES,
-    BK_JOINTS,
-    EVALUATED_JOINTS,
-    GENDERS,
-    UNKNOWN,
-    Annotation,
+from dto_pipeline.data.inert_pickle import PickleRefused
+from dto_pipeline.data.npz import safe_load_npz
+from dto_pipeline.data.sources.predictions import PredictionFile, open_predictions
+from dto_pipeline.data.sources.rows import Finding, LabelFileError, LabelRows, SourceOptions
+
+AGES = ("adult", "teen", "kid", "baby")  # by code
+GENDERS = ("male", "female")  # by code
+UNKNOWN = -1  # code of an unknown layer, age or gender
+
+EVALUATED_JOINTS = (
+    *("left_shoulder", "right_shoulder", "left_elbow", "right_elbow", "left_wrist", "right_wrist"),
+    *("left_hip", "right_hip", "left_knee", "right_knee", "left_ankle", "right_ankle"),
+    *("head_top", "neck"),
 )
-from dto_pipeline.data.sources.rows import LabelFileError
+BK_JOINTS = (
+    *("head_top", "nose", "neck", "left_eye", "right_eye", "left_shoulder", "right_shoulder"),
+    *("left_elbow", "right_elbow", "left_wrist", "right_wrist", "left_hip", "right_hip"),
+    *("left_knee", "right_knee", "left_ankle", "right_ankle", "left_big_toe", "right_big_toe"),
+)
+OCHUMAN_JOINTS = (
+    *("right_shoulder", "right_elbow", "right_wrist", "left_shoulder", "left_elbow", "left_wrist"),
+    *("right_hip", "right_knee", "right_ankle", "left_hip", "left_knee", "left_ankle"),
+    *("head_top", "neck", "right_ear", "left_ear", "nose", "right_eye", "left_eye"),
+)
+BK_NAME_LENGTH = 7  # characters of a file name, without .jpg, whose 19 joints are in BK order
+UNLABELLED = -2.0  # position given to a joint that is invisible or absent [px]
+
+
+class KeypointLayoutError(ValueError):
+    """Keypoints in none of the three layouts; the message says what was found."""
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """One annotated person."""
+
+    kp2d: np.ndarray | None  # (14, 3) or (19, 3) x, y [px], visible; None = without keypoints
+    depth_id: int  # layer, 0 = nearest, -1 = unknown
+    age: int  # index into AGES, -1 = unknown
+    gender: int = UNKNOWN  # index into GENDERS, -1 = unknown
+    bbox_xyxy: tuple[float, float, float, float] | None = None  # of the visible part [px]; None = unknown
+
+
+def joint_layout(num_joints: int, file_name: str) -> tuple[str, ...]:
+    """Names of the annotated joints, in order.
+
+    Raises:
+        KeypointLayoutError: neither 14 nor 19 joints.
+    """
+    if num_joints == len(EVALUATED_JOINTS):
+        return EVALUATED_JOINTS
+    if num_joints == len(BK_JOINTS):
+        stem = file_name.replace("\\", "/").rpartition("/")[2].replace(".jpg", "")
+        return BK_JOINTS if len(stem) == BK_NAME_LENGTH else OCHUMAN_JOINTS
+    raise KeypointLayoutError(f"{file_name}: a person has {num_joints} keypoints; expected 14 or 19, or none at all")
+
+
+def evaluated_joints(kp2d: np.ndarray, file_name: str) -> tuple[np.ndarray, np.ndarray]:
+    """One person's annotation on the 14 evaluated joints.
+
+    The neck of 19-joint annotations is left out: the two data sets place it elsewhere than the 14-joint layout does.
+
+    Args:
+        kp2d: (14, 3) or (19, 3) x, y [px] and visibility (visible where positive and x, y finite).
+        file_name: of the image; its length decides between the layouts of 19.
+
+    Returns:
+        (14, 2) float32 positions [px], `UNLABELLED` where not visible, and (14,) bool visible.
+
+    Raises:
+        KeypointLayoutError: another number of joints, or rows that are not (x, y, visible).
+    """
+    points = np.asarray(kp2d, dtype=np.float32)
+    if points.ndim != 2 or points.shape[1] != 3:
+        raise KeypointLayoutError(f"{file_name}: keypoints of shape {points.shape}; expected (14, 3) or (19, 3)")
+    rows = _rows_of_evaluated(joint_layout(len(points), file_name))
+    taken = points[rows]
+    visible = (rows >= 0) & (taken[:, 2] > 0) & np.isfinite(taken[:, :2]).all(axis=1)
+    return np.where(visible[:, None], taken[:, :2], np.float32(UNLABELLED)), visible
+
+
+def _rows_of_evaluated(layout: tuple[str, ...]) -> np.ndarray:
+    """(14,) int64 row of each evaluated joint in `layout`, -1 where it has none that is evaluated."""
+    evaluated = EVALUATED_JOINTS if layout is EVALUATED_JOINTS else EVALUATED_JOINTS[:-1]
+    rows = [layout.index(name) if name in evaluated else -1 for name in EVALUATED_JOINTS]
+    return np.array(rows, dtype=np.int64)
+
 
 ARRAY = "annots"
 _LAYOUTS = (len(EVALUATED_JOINTS), len(BK_JOINTS))
@@ -129,3 +212,73 @@ def _code(value: Any, count: int) -> int:
 def _box(value: Any) -> tuple[float, float, float, float]:
     left, top, right, bottom = (float(side) for side in value)
     return left, top, right, bottom
+
+
+NOT_PREDICTED = "annotated, but nobody was predicted in it"
+NOT_ANNOTATED = "predicted, but not annotated: it cannot be evaluated"
+_ROWS_AT_ONCE = 1 << 16
+
+
+class RelativeHumanPeople:
+    """An open prediction file whose images were compared with the annotations'; see the module."""
+
+    def __init__(self, predictions: PredictionFile, annotations: Path, annotated: list[str]) -> None:
+        self._predictions = predictions
+        self.files = [annotations, *predictions.files]
+        self.num_rows = predictions.num_rows
+        self.findings = _compare(predictions, annotated)
+
+    def image_names(self, start: int, stop: int) -> np.ndarray:
+        """(stop - start,) str."""
+        return self._predictions.image_names(start, stop)
+
+    def rows(self, index: np.ndarray) -> LabelRows:
+        """The predicted people named by `index` (n,) int, in this order."""
+        return self._predictions.rows(index)
+
+    def __enter__(self) -> RelativeHumanPeople:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._predictions.close()
+
+
+def open_relative_human(path: Path, options: SourceOptions) -> RelativeHumanPeople:
+    """Open ``{train,val,test}_annots.npz`` and the predictions for its images.
+
+    Raises:
+        LabelFileError: no predictions are named, or one of the files cannot be used.
+    """
+    if options.predictions is None:
+        raise LabelFileError(
+            f"{path}: RelativeHuman's annotations hold no bodies and no cameras, so there is nothing to optimise; name "
+            "a file of predicted people under `predictions` in the dataset YAML (--predictions), or use them for "
+            "evaluation only"
+        )
+    try:
+        annotated = list(read_annotations(path).images)
+    except FileNotFoundError as error:
+        raise LabelFileError(f"label file {path} does not exist; check --data-root and the dataset YAML") from error
+    except (PickleRefused, OSError) as error:
+        raise LabelFileError(f"{path} cannot be read: {error}") from error
+    predictions = open_predictions(options.predictions)
+    try:
+        return RelativeHumanPeople(predictions, path, annotated)
+    except BaseException:
+        predictions.close()
+        raise
+
+
+def _compare(predictions: PredictionFile, annotated: list[str]) -> list[Finding]:
+    """Images only one side knows, by their base names: annotations have no folders."""
+    predicted: dict[str, str] = {}
+    for start in range(0, predictions.num_rows, _ROWS_AT_ONCE):
+        stop = min(start + _ROWS_AT_ONCE, predictions.num_rows)
+        for name in set(predictions.image_names(start, stop).tolist()):
+            predicted.setdefault(name.rpartition("/")[2], name)
+    known = {name.rpartition("/")[2] for name in annotated}
+    missing = [Finding(name, NOT_PREDICTED) for name in annotated if name.rpartition("/")[2] not in predicted]
+    extra = [Finding(name, NOT_ANNOTATED) for base, name in sorted(predicted.items()) if base not in known]
+    return missing + extra

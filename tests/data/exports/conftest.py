@@ -11,7 +11,7 @@ import pytest
 
 from dto_pipeline.data.exports.inputs import RunLabels
 from dto_pipeline.data.labels import read_labels
-from dto_pipeline.data.manifest import build_manifest
+from dto_pipeline.data.manifest_build.builder import build_manifest
 from dto_pipeline.run.driver import run_pipeline
 from dto_pipeline.run.finished import read_run_labels
 from tests.run.chaos import tiny_config

@@ -13,7 +13,8 @@ from dto_pipeline.data.columns import read_vectors, single_array
 from dto_pipeline.data.exports.export import export_labels
 from dto_pipeline.data.exports.inputs import ExportError
 from dto_pipeline.data.exports.selection import Selection
-from dto_pipeline.data.manifest import Manifest, build_manifest
+from dto_pipeline.data.manifest import Manifest
+from dto_pipeline.data.manifest_build.builder import build_manifest
 from dto_pipeline.run.driver import run_pipeline
 from dto_pipeline.run.finished import read_run_labels
 from tests.run.chaos import tiny_config

@@ -16,11 +16,11 @@ import pytest
 
 from dto_pipeline.cli import main
 from dto_pipeline.data.exports.export import FORMATS, Format, export_labels
-from dto_pipeline.data.exports.folder import staged_folder
 from dto_pipeline.data.exports.inputs import ExportError
+from dto_pipeline.data.exports.job import staged_folder
 from dto_pipeline.data.exports.selection import Selection
-from dto_pipeline.run.directory import RunDirectoryError
 from dto_pipeline.run.finished import read_run_labels
+from dto_pipeline.run.folder import RunDirectoryError
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -69,9 +69,9 @@ def test_a_writer_that_fails_leaves_nothing(name, runs, tmp_path, monkeypatch) -
 
 KILLED = """
 import os, signal, sys
-from dto_pipeline.data.exports import export as module, folder
+from dto_pipeline.data.exports import export as module, job
 from dto_pipeline.run.finished import read_run_labels
-folder.os.rename = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+job.os.rename = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 module.export_labels([read_run_labels(sys.argv[1])], "parquet", sys.argv[2], progress=False)
 """
 
@@ -167,7 +167,8 @@ def test_the_command_line_writes_and_tells_what_it_left_out(run_dirs, tmp_path, 
     said = capsys.readouterr().out
     assert "images not accepted left out" in said
     told = json.loads((tmp_path / "out/export.json").read_bytes())
-    assert told["selection"] == {"accepted_only": True, "max_deviation": 1.0, "min_persons": 2, "persons": "valid"}
+    wanted = {"accepted_only": True, "max_deviation": 1.0, "min_persons": 2, "persons": "valid"}
+    assert told["selection"] == wanted | {"max_error": None, "max_z_sigma": None}
     assert sorted(file["path"] for file in told["files"]) == ["INSTA_CHMR_SMPL_OPT.npz", "MPII_CHMR_SMPL_OPT.npz"]
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dto_pipeline.data.exports.json_text import json_rows, json_values
+from dto_pipeline.data.exports.webdataset import json_rows, json_values
 
 
 @given(st.lists(st.floats(width=32)))

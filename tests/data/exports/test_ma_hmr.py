@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dto_pipeline.data.exports.annots_pickle import END_STREAM, ImagePeople, image_records, start_stream
 from dto_pipeline.data.exports.export import export_labels
-from dto_pipeline.data.exports.ma_hmr import REPEATED
+from dto_pipeline.data.exports.ma_hmr import END_STREAM, REPEATED, ImagePeople, image_records, start_stream
 from dto_pipeline.data.exports.selection import Selection
-from dto_pipeline.data.safe_pickle import safe_load_npz, safe_loads
+from dto_pipeline.data.npz import safe_load_npz
+from dto_pipeline.data.safe_pickle import safe_loads
 
 OLD_NUMPY = "1.23.5"
 CHECK = """

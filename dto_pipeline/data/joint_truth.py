@@ -1,0 +1,178 @@
+"""Truth that is joints in space: MuPoTS-3D and CMU Panoptic in their own files, as the field evaluates on them.
+
+    MuPoTS-3D     ROOT/TS1 .. TS20, each with annot.mat (MATLAB 5: cells of frames x people) and img_000000.jpg ...
+    CMU Panoptic  ROOT/SEQUENCE with calibration_SEQUENCE.json and hdPose3d_stage1_coco19 (or hdPose3d_stage1, 15
+                  joints) / body3DScene_00000000.json; images hdImgs/00_16/00_16_00000000.jpg
+
+Knows these two layouts; decides nothing about errors. Metres before the camera, pixels.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.io import loadmat
+
+from dto_pipeline.errors import DtoError
+from dto_pipeline.reading import check_regular, open_regular, read_regular
+
+MUPOTS_JOINTS, PANOPTIC_JOINTS = 17, 15
+_MOST_BYTES = 1 << 28  # of a file
+_PANOPTIC_FOLDERS = {"hdPose3d_stage1_coco19": ("joints19", 19), "hdPose3d_stage1": ("joints15", 15)}
+_NOT_SHARED = 1  # of the 15: the top of the head, the nose in files of 19 joints
+_FRAME = re.compile(r"body3DScene_(\d{8})\.json")
+
+
+class JointTruthError(DtoError, ValueError):
+    """Files that are not in the format; the message names the file, what was found and what was expected."""
+
+
+@dataclass(frozen=True)
+class JointTruth:
+    """n people of N images, ordered by image."""
+
+    source: str
+    images: tuple[str, ...]  # names below the root
+    sequence: np.ndarray  # (N,) object, of each image
+    owner: np.ndarray  # (n,) int64 image of each person
+    joints: np.ndarray  # (n, J, 3) float64 [m], NaN = not known
+    places: np.ndarray  # (n, J, 2) float64 [px], NaN = not known
+    unusable: int  # people that the files mark as not to be counted
+
+
+def read_mupots(root: str | Path) -> JointTruth:
+    """Every sequence of a folder. Raises: JointTruthError."""
+    files = sorted(Path(root).glob("TS*/annot.mat"), key=lambda path: (len(path.parent.name), path.parent.name))
+    if not files:
+        raise JointTruthError(f"{root} holds no TS*/annot.mat; name the folder of MuPoTS-3D (MultiPersonTestSet)")
+    images, sequence, people, unusable = list[str](), list[str](), list[tuple[int, np.ndarray, np.ndarray]](), 0
+    for path in files:
+        cells = _read_mat(path)
+        for frame, row in enumerate(cells):
+            for cell in row:
+                joints, places, valid = _read_cell(cell, f"{path}, frame {frame}")
+                unusable += not valid
+                if valid:
+                    people.append((len(images), joints, places))
+            images.append(f"{path.parent.name}/img_{frame:06d}.jpg")
+            sequence.append(path.parent.name)
+    return _join(str(root), images, sequence, people, MUPOTS_JOINTS, unusable)
+
+
+def read_panoptic(root: str | Path, cameras: Sequence[str]) -> JointTruth:
+    """Every sequence of a folder, seen by some HD cameras (``00_16``). Raises: JointTruthError."""
+    calibrations = sorted(Path(root).glob("*/calibration_*.json"))
+    if not calibrations:
+        raise JointTruthError(f"{root} holds no SEQUENCE/calibration_SEQUENCE.json; name the folder of the sequences")
+    images, sequence, people = list[str](), list[str](), list[tuple[int, np.ndarray, np.ndarray]]()
+    for calibration in calibrations:
+        name, folder = calibration.parent.name, calibration.parent
+        views = _read_cameras(calibration, cameras)
+        kind = next((kind for kind in _PANOPTIC_FOLDERS if (folder / kind).is_dir()), None)
+        if kind is None:
+            raise JointTruthError(f"{folder} has none of {', '.join(_PANOPTIC_FOLDERS)}; unpack its hdPose3d archive")
+        for path in sorted(path for path in (folder / kind).iterdir() if _FRAME.fullmatch(path.name)):
+            crowd = _read_frame(path, *_PANOPTIC_FOLDERS[kind])
+            for camera, view in views.items():
+                people += [(len(images), *_see(world, view)) for world in crowd]
+                images.append(f"{name}/hdImgs/{camera}/{camera}_{path.stem[-8:]}.jpg")
+                sequence.append(name)
+    return _join(str(root), images, sequence, people, PANOPTIC_JOINTS, 0)
+
+
+def _join(
+    source: str, images: list[str], sequence: list[str], people: list[tuple[int, np.ndarray, np.ndarray]],
+    joints: int, unusable: int,
+) -> JointTruth:  # fmt: skip
+    return JointTruth(
+        source=source,
+        images=tuple(images),
+        sequence=np.array(sequence, dtype=object),
+        owner=np.array([owner for owner, _, _ in people], np.int64),
+        joints=np.array([places for _, places, _ in people], np.float64).reshape(-1, joints, 3),
+        places=np.array([places for _, _, places in people], np.float64).reshape(-1, joints, 2),
+        unusable=unusable,
+    )
+
+
+def _read_mat(path: Path) -> np.ndarray:
+    """(frames, people) cells of MuPoTS."""
+    try:
+        check_regular(path)
+        if path.stat().st_size > _MOST_BYTES:
+            raise ValueError(f"it has {path.stat().st_size} bytes, at most {_MOST_BYTES} are read")
+        with open_regular(path) as stream:
+            cells = loadmat(stream, variable_names=["annotations"])["annotations"]
+    except Exception as error:  # scipy raises any type on damaged files
+        raise JointTruthError(f"{path} cannot be read ({error or type(error).__name__}); expected MATLAB 5") from error
+    if cells.dtype != object or cells.ndim != 2:
+        raise JointTruthError(f"{path}: annotations is {cells.dtype} of shape {cells.shape}; expected cells x people")
+    return cells
+
+
+def _read_cell(cell: Any, where: str) -> tuple[np.ndarray, np.ndarray, bool]:
+    """Joints [m], places [px] and whether the person counts."""
+    try:
+        parts = [np.asarray(cell[name][0, 0], np.float64) for name in ("annot3", "annot2", "isValidFrame")]
+    except (KeyError, IndexError, ValueError, TypeError) as error:
+        raise JointTruthError(f"{where}: no annot3, annot2 and isValidFrame; is it annot.mat of MuPoTS-3D?") from error
+    if parts[0].shape != (3, MUPOTS_JOINTS) or parts[1].shape != (2, MUPOTS_JOINTS) or parts[2].size != 1:
+        found = [part.shape for part in parts]
+        raise JointTruthError(f"{where}: annot3, annot2 and isValidFrame have shapes {found}; expected 3 and 2 x 17")
+    return parts[0].T / 1000, parts[1].T, bool(parts[2].item())
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(read_regular(path, _MOST_BYTES))
+    except (OSError, ValueError, RecursionError) as error:
+        raise JointTruthError(f"{path} cannot be read ({error}); download it again") from error
+
+
+def _read_cameras(path: Path, wanted: Sequence[str]) -> dict[str, dict[str, np.ndarray]]:
+    shapes = {"K": (3, 3), "R": (3, 3), "t": (3, 1), "distCoef": (5,)}
+    found = {}
+    try:
+        for camera in _read_json(path)["cameras"]:
+            if camera["name"] in wanted:
+                arrays = {key: np.array(camera[key], np.float64).reshape(shape) for key, shape in shapes.items()}
+                found[str(camera["name"])] = arrays
+    except (KeyError, TypeError, ValueError) as error:
+        raise JointTruthError(f"{path}: cameras are not as expected ({error}); is it Panoptic's file?") from error
+    if missing := [name for name in wanted if name not in found]:
+        raise JointTruthError(f"{path} knows no camera {', '.join(missing)}; choose HD cameras such as 00_16")
+    return found
+
+
+def _read_frame(path: Path, key: str, count: int) -> list[np.ndarray]:
+    """(15, 3) joints [m] in the world of each person, NaN = not seen."""
+    crowd = []
+    try:
+        for body in _read_json(path)["bodies"]:
+            points = np.array(body[key], np.float64).reshape(count, 4)
+            joints = np.where(points[:PANOPTIC_JOINTS, 3:] > 0, points[:PANOPTIC_JOINTS, :3] / 100, np.nan)
+            if count != PANOPTIC_JOINTS:
+                joints[_NOT_SHARED] = np.nan
+            crowd.append(joints)
+    except (KeyError, TypeError, ValueError) as error:
+        raise JointTruthError(f"{path}: bodies have no {count} x 4 numbers {key} ({error})") from error
+    return crowd
+
+
+def _see(world: np.ndarray, camera: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Joints before a camera [m] and where it shows them [px], its lens included."""
+    joints = world @ camera["R"].T + camera["t"].T / 100
+    x, y = (joints[:, :2] / joints[:, 2:]).T
+    k1, k2, p1, p2, k3 = camera["distCoef"]
+    r = x * x + y * y
+    radial = 1 + k1 * r + k2 * r**2 + k3 * r**3
+    bent_x = x * radial + 2 * p1 * x * y + p2 * (r + 2 * x * x)
+    bent_y = y * radial + p1 * (r + 2 * y * y) + 2 * p2 * x * y
+    bent = np.stack([bent_x, bent_y, np.ones_like(x)], axis=1)
+    return joints, (bent @ camera["K"].T)[:, :2]

@@ -1,0 +1,129 @@
+"""How a manifest's file comes into being: a row group per shard, then a footer with counts and fingerprint.
+
+Knows the schema and the footer's keys; knows nothing of where rows come from, but for labels that are to be run again:
+their rows and people in their order, masks unknown. Equal input gives identical bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from dto_pipeline import __version__
+from dto_pipeline.data.columns import build_table, ragged_column, single_array, struct_column
+from dto_pipeline.data.dataset import Dataset
+from dto_pipeline.data.digest import TableDigest
+from dto_pipeline.data.manifest import ShardSize
+from dto_pipeline.data.parquet import writer_settings
+from dto_pipeline.data.storage import Location, absolute, written
+from dto_pipeline.schema import COORDINATES, LABEL_PERSON, MANIFEST_PERSON, MANIFEST_SCHEMA, MANIFEST_SCHEMA_NAME
+from dto_pipeline.status import ImageStatus, PersonStatus
+
+_SCHEMA_TEXTS = {"schema": MANIFEST_SCHEMA_NAME, "coordinates": COORDINATES}
+
+
+class ManifestWriter:
+    """A manifest being written; made by `open_manifest_writer`."""
+
+    def __init__(self, writer: pq.ParquetWriter) -> None:
+        self._writer, self._digest = writer, TableDigest()
+        self._sizes: list[ShardSize] = []
+
+    def add(self, shard: pa.Table) -> None:
+        """Write the rows of the next shard, `schema.MANIFEST_SCHEMA`."""
+        self._digest.update(shard)
+        self._sizes.append(ShardSize(shard.num_rows, int(shard["num_persons"].to_numpy().sum())))
+        self._writer.write_table(shard, row_group_size=shard.num_rows)
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over what the rows so far say."""
+        return self._digest.hexdigest()
+
+    def finish(self, facts: Mapping[str, Any], texts: Mapping[str, str] = _SCHEMA_TEXTS) -> None:
+        """Write the footer, in a fixed order.
+
+        Args:
+            facts: JSON-ready, besides counts and shards; texts: as they are, those of another manifest to begin with.
+        """
+        images, people = (sum(size[i] for size in self._sizes) for i in range(2))
+        counts = {"images": images, "persons": people, "shards": len(self._sizes)}
+        told = {**facts, "counts": counts, "shards": self._sizes}
+        footer = {**texts, **{key: json.dumps(value, sort_keys=True) for key, value in told.items()}}
+        footer.update(pipeline_version=__version__, fingerprint=self.fingerprint)
+        self._writer.add_key_value_metadata(dict(sorted(footer.items())))
+
+
+@contextmanager
+def open_manifest_writer(out: Location) -> Iterator[ManifestWriter]:
+    """The manifest at `out`, replaced when the block ends without an error."""
+    with (
+        written(out) as local,
+        pq.ParquetWriter(local, MANIFEST_SCHEMA, **writer_settings(MANIFEST_SCHEMA)) as writer,
+    ):
+        yield ManifestWriter(writer)
+
+
+def describe_origin(dataset: Dataset, label_files: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What a manifest says of the data set it was made from; `label_files`: file, bytes, sha256 of each."""
+    depth = dataset.depth_root
+    roots = {"images": str(absolute(dataset.images_root)), "depth": depth and str(absolute(depth))}
+    return {"dataset": dataset.describe(), "label_files": list(label_files), "roots": roots}
+
+
+_SHARED_COLUMNS = ("image_id", "subset", "image_path", "width", "height", "fx", "fy", "cx", "cy", "num_persons")
+_LABEL_PEOPLE = {LABEL_PERSON.field(i).name for i in range(LABEL_PERSON.num_fields)}
+_SHARED_PEOPLE = [MANIFEST_PERSON.field(i).name for i in range(MANIFEST_PERSON.num_fields)]
+_FAILURES = [str(status) for status in ImageStatus if status.is_failure]
+
+LabelTable = Any  # a pyarrow.Table of schema.LABELS_SCHEMA
+
+
+def write_label_manifest(
+    shards: Iterable[tuple[LabelTable, Sequence[str], Sequence[str | None]]], dataset: Dataset, out: Location
+) -> None:
+    """Write the manifest whose labels these are.
+
+    Args:
+        shards: label rows, the images' names in their store, and those of their depth maps (None = there is none).
+        dataset: what the manifest says of itself; its `images` and `depth` are the roots.
+        out: the manifest.
+    """
+    with open_manifest_writer(out) as writer:
+        for shard, (labels, image_files, depth_files) in enumerate(shards):
+            writer.add(_shard_table(shard, labels, image_files, depth_files))
+        writer.finish(describe_origin(dataset, []))
+
+
+def _shard_table(
+    shard: int, labels: LabelTable, image_files: Sequence[str], depth_files: Sequence[str | None]
+) -> pa.Table:
+    people = single_array(labels["persons"]).flatten()
+    counts = labels["num_persons"].to_numpy().astype(np.int64)
+    failed = pc.is_in(labels["status"], pa.array(_FAILURES))
+    nothing = pa.nulls(labels.num_rows, pa.string())
+    columns: dict[str, Any] = {name: labels[name] for name in _SHARED_COLUMNS}
+    columns["shard"] = np.full(labels.num_rows, shard)
+    columns["image_file"], columns["depth_file"] = list(image_files), list(depth_files)
+    columns["mask_origin"] = columns["attribute_origin"] = nothing
+    columns["problem_status"] = pc.if_else(failed, labels["status"], None)
+    columns["problem"] = pc.if_else(failed, labels["message"], None)
+    persons = struct_column(MANIFEST_PERSON, _person_columns(people))
+    columns["persons"] = ragged_column(counts, persons, MANIFEST_SCHEMA.field("persons").type)
+    return build_table(MANIFEST_SCHEMA, columns)
+
+
+def _person_columns(people: pa.StructArray) -> dict[str, Any]:
+    columns: dict[str, Any] = {name: people.field(name) for name in _SHARED_PEOPLE if name in _LABEL_PEOPLE}
+    invalid = pc.equal(people.field("status"), str(PersonStatus.INVALID_LABEL))
+    columns["problem"] = pc.if_else(invalid, people.field("message"), None)
+    columns["mask_rle"] = pa.nulls(len(people), pa.binary())
+    columns["mask_height"] = columns["mask_width"] = np.zeros(len(people), np.int32)
+    return columns

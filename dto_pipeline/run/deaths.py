@@ -1,0 +1,266 @@
+"""Which image ended its process: what workers note before each image, and what the driver concludes from deaths.
+
+An exception costs its own image; a process that dies (a crash in a decoder, memory that ran out) takes its whole shard
+along. On its last attempts such a shard is worked image by image, and its worker notes which one it is at. An image is
+condemned when two processes in a row died with it alone in work; one that comes through is free of suspicion again, so
+chance kills condemn nobody. Where memory ran out on the machine, the image gets another word: it may be innocent. Knows
+notes and attempts of shards, no pixels.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from dto_pipeline.config import RunConfig
+from dto_pipeline.data.files import json_bytes
+from dto_pipeline.data.receipts import shard_name
+from dto_pipeline.reading import parse_json
+from dto_pipeline.run import folder as files
+from dto_pipeline.run.folder import Failure, RunDirectory
+from dto_pipeline.run.lease import machine_mark
+from dto_pipeline.run.publish import lacks_receipt_only
+from dto_pipeline.status import ImageStatus
+
+CONDEMNED_AFTER = 2  # deaths in a row with the image alone in work; one may be chance
+CONDEMNED = "the process that worked on this image alone died, twice"
+SHORT_OF_MEMORY = "memory ran out on the machine while this image alone was worked on, again and again"
+_SPARED_ATTEMPTS = 4  # beyond max_attempts that a shard gets per image it may condemn: two, and chance kills
+NOTE_SCHEMA = "dto-hand/1"
+_OWN_DEATH = {
+    False: "the driver's process died",
+    True: "memory ran out on this machine and the driver's process was ended",
+}
+_NOTE = re.compile(r"shard-(\d{5,})\.hand\.json")
+UNKNOWN = -1
+_CGROUP_OF_PROCESS = Path("/proc/self/cgroup")
+_CGROUPS = Path("/sys/fs/cgroup")
+_MACHINE = Path("/proc/vmstat")
+_Row = TypeVar("_Row")
+
+
+@dataclass(frozen=True)
+class InFlight:
+    """What a worker is about to do with a shard."""
+
+    shard: int
+    attempt: int  # this belongs to: the note of an earlier one, or of a zombie, has another
+    image: str  # image_id; "" = the shard as a whole
+    survived: tuple[str, ...] = ()  # images under suspicion that came through in this attempt
+    driver: bool = False  # True: the process that dies is the driver's own
+    machine: str = ""  # of a driver: see `lease.machine_mark`
+    oom_kills: int = UNKNOWN  # of a driver's machine when the note was written
+
+
+@dataclass
+class Suspicion:
+    """What deaths say about one shard."""
+
+    deaths: int = 0  # attempts that ended with their process
+    images: dict[str, int] = field(default_factory=dict)  # image_id -> deaths in a row with it alone in work
+    memory: dict[str, int] = field(default_factory=dict)  # image_id -> those of them for which memory ran out
+
+    @property
+    def condemned(self) -> frozenset[str]:
+        return frozenset(image for image, deaths in self.images.items() if deaths >= CONDEMNED_AFTER)
+
+    def describe(self, failure: Failure) -> Failure:
+        """The failure of the shard with what deaths say about it."""
+        return replace(failure, deaths=self.deaths, suspects=dict(self.images), memory=dict(self.memory))
+
+    def verdict(self, image: str) -> tuple[ImageStatus, str]:
+        """What the row of a condemned image says."""
+        if self.memory.get(image, 0):
+            return ImageStatus.OUT_OF_MEMORY, SHORT_OF_MEMORY
+        return ImageStatus.WORKER_DIED, CONDEMNED
+
+
+class Suspects:
+    """The driver's book of suspicions, per shard; kept in failure records, so that a later launch goes on with it."""
+
+    def __init__(self, directory: RunDirectory, failures: Mapping[int, Failure], config: RunConfig) -> None:
+        self._directory, self._config = directory, config
+        self._shards = {shard: _suspicion(failure) for shard, failure in failures.items()}
+
+    def of(self, shard: int) -> Suspicion:
+        return self._shards.setdefault(shard, Suspicion())
+
+    def allows_another(self, shard: int, attempt: int, out_of_memory: bool = False) -> bool:
+        """An attempt ended with its process: whether another one leads somewhere. Takes the note of it away."""
+        note = read_note(self._directory, shard)
+        clear_note(self._directory, shard)
+        return self.decide(shard, attempt, note, out_of_memory)
+
+    def decide(self, shard: int, attempt: int, note: InFlight | None, out_of_memory: bool = False) -> bool:
+        """`allows_another` with the note at hand.
+
+        Another attempt leads somewhere when a single image was in work, or when the labels lie there and only their
+        receipt is missing.
+        """
+        suspicion = self.of(shard)
+        suspicion.deaths += 1
+        some_left = attempt < self._config.max_attempts + _SPARED_ATTEMPTS * self._config.max_poison_images
+        if lacks_receipt_only(self._directory, shard):
+            return some_left
+        if note is None or note.attempt != attempt or not note.image:
+            return False
+        for image in note.survived:
+            suspicion.images.pop(image, None)
+            suspicion.memory.pop(image, None)
+        suspicion.images[note.image] = suspicion.images.get(note.image, 0) + 1
+        if out_of_memory:
+            suspicion.memory[note.image] = suspicion.memory.get(note.image, 0) + 1
+        return some_left and len(suspicion.condemned) <= self._config.max_poison_images
+
+
+def find_suspicion(directory: RunDirectory, shard: int, attempt: int, max_attempts: int) -> Suspicion | None:
+    """What a worker is to mind in this attempt; None = work as usual. Only last attempts are worked one by one."""
+    if attempt < max_attempts or attempt < 2:
+        return None
+    failure = files.read_shard_failure(directory, shard)
+    return _suspicion(failure) if failure is not None and failure.deaths else None
+
+
+def _suspicion(failure: Failure) -> Suspicion:
+    return Suspicion(failure.deaths, dict(failure.suspects), dict(failure.memory))
+
+
+def work_one_by_one(
+    images: Sequence[str],
+    suspicion: Suspicion,
+    work: Callable[[int], _Row],
+    note: Callable[[str, tuple[str, ...]], None],
+) -> dict[int, _Row]:
+    """Work on one image after the other, those under suspicion first: if one kills again, little is lost.
+
+    Args:
+        images: image_id of each.
+        suspicion: of their shard; condemned images are left out.
+        work: does the image at a position.
+        note: called before each with its image_id and the suspects that came through so far.
+
+    Returns:
+        What `work` gave, per position; without the condemned.
+    """
+    suspected = suspicion.images
+    order = sorted(range(len(images)), key=lambda position: (-suspected.get(images[position], 0), position))
+    done: dict[int, _Row] = {}
+    survived: list[str] = []
+    for position in order:
+        image = images[position]
+        if image in suspicion.condemned:
+            continue
+        note(image, tuple(survived))
+        done[position] = work(position)
+        if image in suspected:
+            survived.append(image)
+    return done
+
+
+def note_name(shard: int) -> str:
+    """Where the note of a shard's worker lies in the run's folder."""
+    return f"{files.FAILURES}/{shard_name(shard)}.hand.json"
+
+
+def write_note(directory: RunDirectory, note: InFlight) -> None:
+    """Write down what a worker is at, before it begins with it."""
+    if note.driver:  # nobody watches it: whether memory ran out is for the next launch to find
+        note = replace(note, machine=machine_mark(), oom_kills=oom_kills())
+    directory.store.replace(note_name(note.shard), json_bytes({"schema": NOTE_SCHEMA, **asdict(note)}))
+
+
+def clear_note(directory: RunDirectory, shard: int) -> None:
+    """Nobody is at the shard any more."""
+    directory.store.remove(note_name(shard))
+
+
+def read_note(directory: RunDirectory, shard: int) -> InFlight | None:
+    """The note of a shard's worker; None where there is none, or one that means nothing."""
+    try:
+        found = parse_json(directory.store.read(note_name(shard)))
+    except (FileNotFoundError, ValueError):
+        return None
+    if not isinstance(found, dict) or found.get("schema") != NOTE_SCHEMA:
+        return None
+    values: dict[str, Any] = {name: value for name, value in found.items() if name != "schema"}
+    try:
+        return InFlight(**{**values, "survived": tuple(values.get("survived", ()))})
+    except TypeError:
+        return None  # of another version
+
+
+def charge_own_deaths(directory: RunDirectory, config: RunConfig, now: float) -> list[Failure]:
+    """At the start of a launch: charge the shards that an earlier driver without workers died at. Under the lock.
+
+    Returns:
+        The failures that were written. Notes of workers (whose driver died, not they) are taken away.
+    """
+    charged = {failure.shard: failure for failure in find_own_deaths(directory, config, now)}
+    for shard in _noted_shards(directory):
+        # the note goes first: who is killed in between leaves a death uncharged, never one charged twice
+        clear_note(directory, shard)
+        if shard in charged:
+            files.record_failure(directory, charged[shard])
+    return list(charged.values())
+
+
+def find_own_deaths(directory: RunDirectory, config: RunConfig, now: float) -> list[Failure]:
+    """The failures that `charge_own_deaths` would write; writes nothing."""
+    charged = []
+    for shard in _noted_shards(directory):
+        note = read_note(directory, shard)
+        if note is None or not note.driver:
+            continue
+        earlier = files.read_shard_failure(directory, shard) or Failure(shard, 0, False, "", "", 0.0)
+        suspects, attempts = Suspects(directory, {shard: earlier}, config), earlier.attempts + 1
+        memory = note.machine == machine_mark() and has_grown(note.oom_kills, oom_kills())
+        another = suspects.decide(shard, attempts, note, memory)
+        given_up = attempts >= config.max_attempts and not another
+        error = f"{_OWN_DEATH[memory]} at this shard{f', image {note.image}' if note.image else ''}"
+        failure = Failure(shard, attempts, given_up, error, "this process", now)
+        charged.append(suspects.of(shard).describe(failure))
+    return charged
+
+
+def _noted_shards(directory: RunDirectory) -> list[int]:
+    """Shards that somebody was at when last heard of."""
+    names = [_NOTE.fullmatch(name) for name in directory.store.entries(files.FAILURES)]
+    return sorted(int(match[1]) for match in names if match)
+
+
+def oom_kills() -> int:
+    """Processes ended for want of memory since the machine, or this container, came up; `UNKNOWN` = not told.
+
+    A process that the kernel's out-of-memory killer ends looks like one that crashed; the counter tells them apart. The
+    container's own is asked first: the machine's also counts those of others.
+    """
+    counts = map(_count, (*_own_counters(), _MACHINE))
+    return next((count for count in counts if count != UNKNOWN), UNKNOWN)
+
+
+def has_grown(before: int, now: int) -> bool:
+    """True if a process was ended for want of memory between two counts."""
+    return UNKNOWN < before < now
+
+
+def _own_counters() -> list[Path]:
+    """Where cgroups of version 2 and 1 count, for the group that this process is in."""
+    try:
+        parts = [line.split(":", 2) for line in _CGROUP_OF_PROCESS.read_text().splitlines()]
+    except OSError:
+        return []
+    groups = {kinds: below.lstrip("/") for _, kinds, below in parts}
+    counters = [_CGROUPS / groups[""] / "memory.events"] if "" in groups else []
+    return counters + ([_CGROUPS / "memory" / groups["memory"] / "memory.oom_control"] if "memory" in groups else [])
+
+
+def _count(path: Path) -> int:
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return UNKNOWN
+    counts = [line.split()[1] for line in lines if line.startswith("oom_kill ")]
+    return int(counts[0]) if counts and counts[0].isdecimal() else UNKNOWN

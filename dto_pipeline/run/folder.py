@@ -1,0 +1,392 @@
+"""A run's folder: where its files lie, what it was started with, and which shards are done.
+
+Knows names, run.json, receipts and failures; knows nothing of tensors, Parquet or Ray. The files are the only state:
+pending = the manifest's shards - receipts that hold. The folder may be local or a URI, see `data.store`.
+
+    run.json                     config and its hash, manifest fingerprint, versions, hashes of body and networks
+    labels/shard-00042.parquet   one row per image
+    receipts/shard-00042.json    written last; exists and holds = done
+    labels/shard-00042.r1.parquet, receipts/shard-00042.r1.json    the same, repaired or done again: `data.receipts`
+    failures/shard-00042.json    last error and attempts; never counts as done
+    failures/shard-00042.hand.json    the image that is being worked on, see `run.deaths`
+    lease/00000001.json          who drives the run now, see `run.lease`
+    driver.lock                  local folders: locked by the driver's process
+
+Labels and receipts are only ever created, under names that were never used before, and only label files that do not
+count are removed. So a driver that lost its run to another one, and a worker that wakes up late, waste time and nothing
+else. What is replaced or removed besides (failures, notes) decides about attempts, never about labels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Generic, TypeVar, cast
+
+from dto_pipeline.config import PipelineConfig, RunConfig, build_rooms, shorten
+from dto_pipeline.data.files import is_temporary, json_bytes
+from dto_pipeline.data.receipts import (
+    LABELS,
+    RECEIPTS,
+    CountedLabels,
+    Receipt,
+    RecordInvalid,
+    count_labels,
+    impossible_fields,
+    label_name,
+    parse_record,
+    receipt_name,
+    shard_name,
+)
+from dto_pipeline.data.storage import Location, Store, StoreError, join_location
+from dto_pipeline.data.store import open_store, read_many
+from dto_pipeline.errors import DtoError
+from dto_pipeline.reading import IrregularFile, parse_json
+from dto_pipeline.run.identity import RunIdentity, describe_run_difference
+from dto_pipeline.run.lease import LEASE_FOLDER, DriverLock
+
+RUN_SCHEMA = "dto-run/1"
+FAILURE_SCHEMA = "dto-failure/1"
+_MOST_SHARDS = 10_000_000  # a run of a hundred billion images; more is damage
+_READ = {
+    "body": ("model_path", "kid_axis"),
+    "depth": ("kind", "scale", "root"),
+    "joint": ("hold_z_sigma",),
+    "refine": ("accept_below",),
+    "solver": ("mode", "max_height"),
+}  # section of the config -> keys that readers of finished runs ask for
+Place = TypeVar("Place", bound=Location)
+FAILURES = "failures"
+_RESTORE = "put run.json back as it was, or start anew in another folder: the labels stay where they are"
+_FAILURE = re.compile(r"shard-(\d{5,})\.json")
+_NAMED = 5  # files an error lists
+_FOOTER_TAIL = 1 << 16  # bytes; the key-value part stands at the end of a Parquet file, well within them
+_MANIFEST_FACTS = ("manifest_path", "manifest_fingerprint", "subset", "shards", "images", "persons")
+
+
+class RunMismatch(DtoError):
+    """A run folder that belongs to other settings; the message names each difference on a line of its own."""
+
+
+class RunDirectoryError(DtoError):
+    """A folder that is not a run; the message says what was found."""
+
+
+@dataclass(frozen=True)
+class RunDirectory(Generic[Place]):
+    """The names inside one run's folder: Paths where it is local, URIs where it is one."""
+
+    root: Place
+
+    @property
+    def store(self) -> Store:
+        return open_store(self.root)
+
+    @property
+    def run_file(self) -> Place:
+        return self._at("run.json")
+
+    @property
+    def labels(self) -> Place:
+        return self._at(LABELS)
+
+    @property
+    def receipts(self) -> Place:
+        return self._at(RECEIPTS)
+
+    @property
+    def failures(self) -> Place:
+        return self._at(FAILURES)
+
+    @property
+    def lock_file(self) -> Place:
+        return self._at("driver.lock")
+
+    def label_file(self, shard: int, generation: int = 0) -> Place:
+        return self._at(label_name(shard, generation))
+
+    def receipt_file(self, shard: int, generation: int = 0) -> Place:
+        return self._at(receipt_name(shard, generation))
+
+    def failure_file(self, shard: int) -> Place:
+        return self._at(failure_name(shard))
+
+    def is_run(self) -> bool:
+        """True if the folder holds a run.json."""
+        try:
+            return self.store.size("run.json") > 0
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+
+    def create_folders(self) -> None:
+        """Raises: RunDirectoryError where the folder cannot be made, or cannot be created in safely."""
+        try:
+            self.store.prepare((LABELS, RECEIPTS, FAILURES, LEASE_FOLDER))
+        except StoreError:
+            raise
+        except OSError as error:
+            raise RunDirectoryError(f"{self.root} cannot be made a run's folder ({error}); choose another") from error
+
+    def lock(self, config: RunConfig | None = None) -> DriverLock:
+        """Hold the run for this process; see `DriverLock`."""
+        return DriverLock(self.lock_file, config)
+
+    def _at(self, name: str) -> Place:
+        root: Location = self.root
+        return cast(Place, root / name if isinstance(root, Path) else join_location(root, name))
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What went wrong with a shard that is not done; never counts as done."""
+
+    shard: int
+    attempts: int  # that were charged to the shard
+    given_up: bool  # True: quarantined until somebody asks for a retry
+    error: str  # of the last attempt, one line
+    worker: str
+    failed_at: float  # [s since 1970 UTC]
+    detail: str = ""  # trace of the last attempt
+    deaths: int = 0  # of the attempts, those that ended with their process
+    suspects: dict[str, int] = field(default_factory=dict)  # image_id -> processes that died with it alone in work
+    memory: dict[str, int] = field(default_factory=dict)  # image_id -> those of them for which memory ran out
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"schema": FAILURE_SCHEMA, **dataclasses.asdict(self)}
+
+
+@dataclass(frozen=True)
+class RunScan:
+    """What the files of a run say about its shards."""
+
+    labels: CountedLabels
+    failures: dict[int, Failure] = field(default_factory=dict)  # of shards that are not done
+    settled: tuple[int, ...] = ()  # shards that are done and still have a failure record
+    unreadable: dict[int, str] = field(default_factory=dict)  # shard -> why its failure record counts as none
+    damaged: dict[int, int] = field(default_factory=dict)  # shard -> generation whose label file is of no use
+
+    @property
+    def done(self) -> dict[int, Receipt]:
+        """shard -> the receipt that counts."""
+        return self.labels.done
+
+    @property
+    def void(self) -> dict[int, str]:
+        """shard -> why none of its receipts holds."""
+        return self.labels.void
+
+    def with_failures(self, found: Iterable[Failure]) -> RunScan:
+        """The same with failures that were found, or written, after it."""
+        shards = {failure.shard: failure for failure in found}
+        failures = {**self.failures, **{s: f for s, f in shards.items() if s not in self.done}}
+        settled = tuple(sorted({*self.settled, *(shards.keys() & self.done.keys())}))
+        return replace(self, failures=failures, settled=settled)
+
+    def without(self, damage: Mapping[int, str]) -> RunScan:
+        """The same with shards whose label file a closer look found damaged -> why: they are done again."""
+        damaged = {shard: receipt.generation for shard, receipt in self.done.items() if shard in damage}
+        done = {shard: receipt for shard, receipt in self.done.items() if shard not in damage}
+        labels = replace(self.labels, done=done, void={**self.void, **damage})
+        return replace(self, labels=labels, damaged={**self.damaged, **damaged})
+
+
+def failure_name(shard: int) -> str:
+    """A shard's last failure, below the run's folder."""
+    return f"{FAILURES}/{shard_name(shard)}.json"
+
+
+def open_run(directory: RunDirectory, identity: RunIdentity, lock: DriverLock | None = None) -> RunIdentity:
+    """Create a run, or check that an existing one is the same. Call it under the lock.
+
+    Returns:
+        What run.json holds (of the first launch, where the run existed).
+
+    Raises:
+        RunMismatch: other settings, another manifest or other versions, one difference a line.
+        RunDirectoryError: run.json cannot be read.
+    """
+    directory.create_folders()
+    if not directory.is_run():
+        directory.store.create("run.json", json_bytes(_identity_to_dict(identity)))
+    recorded = read_identity(directory)
+    differences = describe_run_difference(recorded, identity)
+    if not differences:
+        return recorded
+    if holds_labels(directory):
+        advice = "use the recorded settings to go on, or another folder to start anew"
+        raise RunMismatch("\n".join([f"{directory.root} belongs to another run; {advice}:", *differences]))
+    # A launch failed before its first label: its run.json and what it wrote of failures are forgotten.
+    for name in directory.store.entries(FAILURES):
+        directory.store.remove(f"{FAILURES}/{name}")
+    if lock is not None:
+        lock.check(ask=True)  # the one file that is replaced: whoever took over may have begun with it
+    directory.store.replace("run.json", json_bytes(_identity_to_dict(identity)))
+    return identity
+
+
+def holds_labels(directory: RunDirectory) -> bool:
+    """Whether a run has made anything that other settings would make otherwise: a label file or a receipt."""
+    names = (name for folder in (LABELS, RECEIPTS) for name in directory.store.entries(folder))
+    return any(not is_temporary(name) for name in names)
+
+
+def find_strangers(directory: RunDirectory) -> str:
+    """Why a folder is not to be made a run: it holds files that are no run's; "" where nothing stands against it."""
+    if directory.is_run():
+        return ""
+    root, own = directory.root, {"run.json", "driver.lock", LABELS, RECEIPTS, FAILURES, LEASE_FOLDER, "lost+found"}
+    local = isinstance(root, Path) and root.is_dir()
+    names = os.listdir(root) if local else directory.store.entries()  # behind a URI files only, folders are no things
+    # a disk's own things are no strangers: lost+found, .snapshot, .nfs0000...
+    strangers = sorted(name for name in names if name not in own and not name.startswith("."))
+    if not strangers:
+        return ""
+    named = ", ".join(strangers[:_NAMED]) + (" ..." if len(strangers) > _NAMED else "")
+    return f"{root} is not empty and holds no run ({named}); choose another folder (-o), or an empty one"
+
+
+def read_identity(directory: RunDirectory) -> RunIdentity:
+    """What run.json holds. Raises: RunDirectoryError where there is none or it cannot be read."""
+    try:
+        found = parse_json(directory.store.read("run.json"))
+        if found["schema"] != RUN_SCHEMA:
+            raise RunDirectoryError(f"{directory.run_file} is {shorten(found['schema'])}, expected {RUN_SCHEMA!r}")
+        identity = RunIdentity(
+            found["config"],
+            found["config_hash"],
+            **found["manifest"],
+            versions=found["versions"],
+            inputs=found.get("inputs", {}),
+        )
+        _check_run_record(identity.config, vars(identity), RunIdentity)
+        return identity
+    except FileNotFoundError as error:
+        raise RunDirectoryError(f"{directory.root} holds no run.json; `dto run` makes one") from error
+    except KeyError as error:
+        raise RunDirectoryError(f"{directory.run_file} lacks {error}; {_RESTORE}") from error
+    except (TypeError, AttributeError, ValueError, IrregularFile) as error:
+        raise RunDirectoryError(f"{directory.run_file} cannot be read ({error}); {_RESTORE}") from error
+
+
+def scan_run(directory: RunDirectory, identity: RunIdentity, footers: bool = False) -> RunScan:
+    """Read every receipt and failure, and the sizes of the label files.
+
+    A failure that cannot be read is one of no attempts, so that its shard is worked like any other.
+
+    Args:
+        footers: read the end of every label file too: a file that was swapped for another shard's, or cut and filled
+            up again, does not hold either. Rows are not read; their pages carry checksums, and `dto verify` reads all.
+    """
+    labels = count_labels(directory.root, identity.config_hash, identity.manifest_fingerprint)
+    failures, unreadable = _read_failures(directory)
+    settled = tuple(shard for shard in failures if shard in labels.done)
+    scan = RunScan(labels, {s: f for s, f in failures.items() if s not in labels.done}, settled, unreadable)
+    return scan.without(_check_footers(scan)) if footers else scan
+
+
+def settle_records(directory: RunDirectory, scan: RunScan) -> None:
+    """Take away label files that do not count or are damaged, and failures of shards that are done."""
+    for name in (*scan.labels.surplus, *(label_name(*place) for place in scan.damaged.items())):
+        directory.store.remove(name)
+    for shard in scan.settled:
+        clear_failure(directory, shard)
+
+
+def record_failure(directory: RunDirectory, failure: Failure) -> None:
+    """Write or replace the failure of a shard."""
+    directory.store.replace(failure_name(failure.shard), json_bytes(failure.to_dict()))
+
+
+def clear_failure(directory: RunDirectory, shard: int) -> None:
+    """Forget the failures of a shard: it is done, or is to be tried afresh."""
+    directory.store.remove(failure_name(shard))
+
+
+def read_shard_failure(directory: RunDirectory, shard: int) -> Failure | None:
+    """The failure of one shard; None where there is none, or one that cannot be read (a launch's scan names it)."""
+    try:
+        return parse_failure(directory.store.read(failure_name(shard)), directory.failure_file(shard))
+    except (FileNotFoundError, RecordInvalid):
+        return None
+
+
+def sweep_temporary(directory: RunDirectory) -> int:
+    """Remove what killed processes left half written; returns how many files. Call it under the lock."""
+    store = directory.store
+    folders = ("", LABELS, RECEIPTS, FAILURES, LEASE_FOLDER)
+    leftovers = [f"{folder}/{name}" for folder in folders for name in store.entries(folder) if is_temporary(name)]
+    for name in leftovers:
+        store.remove(name.lstrip("/"))
+    return len(leftovers)
+
+
+def _identity_to_dict(identity: RunIdentity) -> dict[str, Any]:
+    return {
+        "schema": RUN_SCHEMA,
+        "config": identity.config,
+        "config_hash": identity.config_hash,
+        "manifest": {name: getattr(identity, name) for name in _MANIFEST_FACTS},
+        "versions": identity.versions,
+        "inputs": identity.inputs,
+    }
+
+
+def _read_failures(directory: RunDirectory) -> tuple[dict[int, Failure], dict[int, str]]:
+    """Failures by shard, and why some of them hold nothing."""
+    failures, unreadable = {}, {}
+    matches = filter(None, map(_FAILURE.fullmatch, directory.store.entries(FAILURES)))
+    shards = {f"{FAILURES}/{match[0]}": int(match[1]) for match in matches}
+    for name, data in read_many(directory.root, sorted(shards, key=lambda name: shards[name])):
+        shard = shards[name]
+        try:
+            failures[shard] = parse_failure(data, directory.failure_file(shard))
+        except RecordInvalid as error:
+            unreadable[shard] = str(error)
+            failures[shard] = Failure(shard, 0, False, f"unreadable failure record: {error}", "", 0.0)
+    return failures, unreadable
+
+
+def _check_footers(scan: RunScan) -> dict[int, str]:
+    """Shards whose label file does not end as a Parquet file with the receipt's shard key in its footer -> why.
+
+    The bytes are looked through, not parsed: a footer takes milliseconds to parse and microseconds to search, and the
+    key (sha256 over config, manifest and row ids) stands nowhere else.
+    """
+    void = dict.fromkeys(scan.done, "its label file is gone")
+    shards = {label_name(shard, receipt.generation): shard for shard, receipt in scan.done.items()}
+    for name, tail in read_many(scan.labels.root, list(shards), _FOOTER_TAIL):
+        shard = shards[name]
+        if not tail.endswith(b"PAR1"):
+            void[shard] = "its label file does not end as Parquet does: it is damaged"
+        elif scan.done[shard].shard_key.encode() not in tail:
+            void[shard] = "its label file is another shard's: the footer holds another key"
+        else:
+            del void[shard]
+    return void
+
+
+def parse_failure(data: bytes, path: Location) -> Failure:
+    """A failure's bytes; errors name `path`. Raises: RecordInvalid."""
+    return Failure(**parse_record(data, path, FAILURE_SCHEMA, Failure))
+
+
+def _check_run_record(config: Mapping[str, Any], values: Mapping[str, Any], record: type) -> None:
+    """Check what run.json holds.
+
+    Args:
+        config: as recorded.
+        values: the fields of `record`, a dataclass.
+
+    Raises:
+        KeyError, TypeError or ValueError: a value is missing, or none that a run can have; the text says which.
+    """
+    if wrong := impossible_fields({name: value for name, value in values.items() if name != "config"}, record):
+        raise ValueError(f"{wrong[0]} is {shorten(values[wrong[0]])}")
+    if values["shards"] > _MOST_SHARDS:
+        raise ValueError(f"shards is {values['shards']}")
+    known = {section: {key: config[section][key] for key in keys} for section, keys in _READ.items()}
+    build_rooms(PipelineConfig, known)  # their types

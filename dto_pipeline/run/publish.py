@@ -1,0 +1,290 @@
+"""From a shard's rows to its published files: the footer, adoption of orphans, the receipt.
+
+Knows label tables and the run's folder; knows nothing of models, batches or Ray. A label file never holds anything that
+varies between equal runs: no clock, no worker, no path of a machine.
+
+The same order everywhere: the label file is created under a name that nobody has used (local: written beside it,
+synced, linked; object stores: one conditional PUT, which is whole or absent), then the receipt likewise, then label
+files of older generations are removed. What may happen in between, on any store:
+
+- killed before the label file is complete: nothing is visible, the shard is pending;
+- killed between the two: the label file is an orphan; its footer's key and the hash of its rows let the next attempt
+  adopt it without computing anything;
+- killed before the older label file is removed: the launch that follows, or goes on, removes it;
+- two writers, or a zombie that comes late: the second one's file is refused, or finds a newer generation and goes;
+- an answer lost on the way: the PUT sent again finds its own object, which is compared by key and adopted.
+
+A receipt tells of what lies there: size and sha256 are read back from the store, never taken from memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import count
+from typing import Any
+
+from dto_pipeline.data.digest import TableDigest
+from dto_pipeline.data.files import json_bytes
+from dto_pipeline.data.labels import LabelsError, read_label_metadata, read_labels, write_label_shard
+from dto_pipeline.data.receipts import (
+    LABELS,
+    RECEIPTS,
+    Receipt,
+    RecordInvalid,
+    label_name,
+    parse_name,
+    parse_receipt,
+    receipt_name,
+    why_void,
+)
+from dto_pipeline.data.store import sha256_of
+from dto_pipeline.run.folder import RunDirectory
+from dto_pipeline.run.identity import RunIdentity, label_settings
+from dto_pipeline.run.sanity import count_signs
+
+_LOG = logging.getLogger(__name__)
+LabelTable = Any  # a pyarrow.Table of schema.LABELS_SCHEMA; pyarrow itself is imported in data/ only
+
+
+class PublishError(RuntimeError):
+    """Two writers left different files for one shard; trying again settles it."""
+
+
+@dataclass(frozen=True)
+class ShardWork:
+    """What varies between two equal runs of a shard, for its receipt."""
+
+    worker: str
+    attempt: int
+    adopted: bool
+    wall_s: float
+    finished_at: float
+    stage_seconds: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What lies there of one shard."""
+
+    receipt: Receipt | None  # of the newest generation that holds
+    free: int  # the first generation that nobody has used
+    orphan: int | None  # a generation above `receipt` with a label file and no receipt that holds
+    vouched: bool  # there is a receipt beside the orphan, which does not hold: its generation is used up
+
+
+def find_standing(
+    directory: RunDirectory, identity: RunIdentity, shard: int, first: int = 0, highest: int = -1
+) -> Standing:
+    """Look at the generations of a shard from `first` on, until one above `highest` that nobody has used.
+
+    `highest`: up to here some may have left no trace, as the label file of an attempt that died and was cleared away.
+    """
+    found, generation = Standing(None, first, None, False), first
+    while True:
+        label_bytes, data = _size(directory, label_name(shard, generation)), _read_receipt(directory, shard, generation)
+        if label_bytes is None and data is None and generation > highest:
+            return found
+        receipt = _read_holding(directory, identity, shard, generation, data, label_bytes)
+        if receipt is not None:
+            found = Standing(receipt, generation + 1, None, False)
+        elif label_bytes is not None:
+            found = Standing(found.receipt, generation + 1, generation, data is not None)
+        elif data is not None:
+            found = replace(found, free=generation + 1)
+        generation += 1
+
+
+def list_generations(directory: RunDirectory) -> dict[int, int]:
+    """shard -> the highest generation that a label file or a receipt has; shards without any but 0 are left out."""
+    names = (name for folder in (LABELS, RECEIPTS) for name in directory.store.entries(folder))
+    highest: dict[int, int] = {}
+    for shard, generation in filter(None, map(parse_name, names)):
+        if generation:
+            highest[shard] = max(generation, highest.get(shard, 0))
+    return highest
+
+
+def lacks_receipt_only(directory: RunDirectory, shard: int) -> bool:
+    """Whether labels of a shard lie there without a receipt: their process died at the very end."""
+    for generation in count():
+        labels, receipt = (_size(directory, name(shard, generation)) for name in (label_name, receipt_name))
+        if labels is not None and receipt is None:
+            return True
+        if labels is None and receipt is None:
+            return False
+    raise AssertionError("generations without end")
+
+
+def shard_key(identity: RunIdentity, image_ids: Sequence[str]) -> str:
+    """sha256 (hex) over all that decides a shard's bytes, and the rows' ids in order.
+
+    The config's hash covers the content of body model and networks.
+    """
+    facts = [identity.config_hash, identity.manifest_fingerprint, identity.versions, list(image_ids)]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def label_footer(
+    identity: RunIdentity, shard: int, key: str, table: LabelTable, facts: dict[str, str]
+) -> dict[str, str]:
+    """Text of a label file's footer; `facts` adds what only the caller knows (body model, licence ...)."""
+    return {
+        "config": json.dumps(label_settings(identity.config), sort_keys=True),
+        "config_hash": identity.config_hash,
+        "manifest_fingerprint": identity.manifest_fingerprint,
+        "subset": identity.subset,
+        "shard": str(shard),
+        "shards": str(identity.shards),
+        "images": str(table.num_rows),
+        "shard_key": key,
+        "rows_sha256": _rows_sha256(table),
+        "versions": json.dumps(identity.versions, sort_keys=True),
+        "inputs": json.dumps(identity.inputs, sort_keys=True),
+        **facts,
+    }
+
+
+def find_orphan(
+    directory: RunDirectory, shard: int, generation: int, key: str, image_ids: Sequence[str]
+) -> LabelTable | None:
+    """The rows of a label file that somebody finished without leaving a receipt that holds.
+
+    Returns:
+        The table if the footer carries `key`, the rows are the right ones and their hash is the footer's; else None.
+    """
+    path = directory.label_file(shard, generation)
+    try:
+        footer, table = read_label_metadata(path), read_labels(path)
+        if footer.get("shard_key") != key or table.column("image_id").to_pylist() != list(image_ids):
+            reason = "it belongs to other settings or rows"
+        elif footer.get("rows_sha256") != _rows_sha256(table):
+            reason = "its rows are not those that were written"
+        else:
+            return table
+    except (LabelsError, OSError) as error:
+        reason = str(error)
+    _LOG.warning(
+        "shard %d: %s has no receipt that holds and cannot be adopted (%s); it is done again", shard, path, reason
+    )
+    return None
+
+
+def publish_labels(
+    directory: RunDirectory, shard: int, generation: int, table: LabelTable, footer: dict[str, str]
+) -> LabelTable:
+    """Create a shard's label file, or take the one that another worker created meanwhile.
+
+    Returns:
+        The rows that lie there.
+
+    Raises:
+        PublishError: what lies there is not this shard's.
+    """
+    if write_label_shard(table, directory.label_file(shard, generation), footer):
+        return table
+    found = find_orphan(directory, shard, generation, footer["shard_key"], table.column("image_id").to_pylist())
+    if found is None:
+        path = directory.label_file(shard, generation)
+        raise PublishError(f"{path} appeared meanwhile and is not what it should be; the next attempt leaves it alone")
+    return found
+
+
+def commit_receipt(
+    directory: RunDirectory,
+    identity: RunIdentity,
+    shard: int,
+    generation: int,
+    key: str,
+    table: LabelTable,
+    work: ShardWork,
+) -> Receipt:
+    """Declare a published shard done; counts come from `table`, hash and size from the file itself.
+
+    Label files of older generations are removed; this one too where a newer one counts by now.
+
+    Returns:
+        The receipt that counts: where another worker was first, its own.
+
+    Raises:
+        PublishError: another worker declared the generation done, and its label file is not there or another one.
+    """
+    images, people = count_statuses(table)
+    receipt = Receipt(
+        shard=shard,
+        rows=table.num_rows,
+        images=table.num_rows,
+        persons=sum(people.values()),
+        image_status=images,
+        person_status=people,
+        label_sha256=sha256_of(directory.label_file(shard, generation)),
+        label_bytes=directory.store.size(label_name(shard, generation)),
+        shard_key=key,
+        config_hash=identity.config_hash,
+        manifest_fingerprint=identity.manifest_fingerprint,
+        signs=count_signs(table, identity.config),
+        generation=generation,
+        **vars(work),
+    )
+    directory.store.create(receipt_name(shard, generation), json_bytes(receipt.to_dict()))
+    counting = find_standing(directory, identity, shard, generation).receipt
+    if counting is None:
+        raise PublishError(f"{directory.receipt_file(shard, generation)} is another worker's and does not hold")
+    for older in range(counting.generation):
+        directory.store.remove(label_name(shard, older))
+    return counting
+
+
+def is_same(table: LabelTable, footer: Mapping[str, str]) -> bool:
+    """Whether rows are those of the label file with this footer."""
+    return footer.get("rows_sha256") == _rows_sha256(table)
+
+
+def count_statuses(table: LabelTable) -> tuple[dict[str, int], dict[str, int]]:
+    """Status words of the images and of the persons of a label table, counted."""
+    persons = table.column("persons").combine_chunks().flatten().field("status").to_pylist()
+    images = Counter(table.column("status").to_pylist())
+    return dict(sorted(images.items())), dict(sorted(Counter(persons).items()))
+
+
+def _size(directory: RunDirectory, name: str) -> int | None:
+    try:
+        return directory.store.size(name)
+    except FileNotFoundError:
+        return None
+
+
+def _read_receipt(directory: RunDirectory, shard: int, generation: int) -> bytes | None:
+    try:
+        return directory.store.read(receipt_name(shard, generation))
+    except FileNotFoundError:
+        return None
+
+
+def _read_holding(
+    directory: RunDirectory,
+    identity: RunIdentity,
+    shard: int,
+    generation: int,
+    data: bytes | None,
+    label_bytes: int | None,
+) -> Receipt | None:
+    """The receipt of a generation whose bytes are `data`; None where it does not hold."""
+    if data is None:
+        return None
+    try:
+        receipt = parse_receipt(data, directory.receipt_file(shard, generation))
+    except RecordInvalid:
+        return None
+    keys = identity.config_hash, identity.manifest_fingerprint
+    return None if why_void(receipt, (shard, generation), *keys, label_bytes) else receipt
+
+
+def _rows_sha256(table: LabelTable) -> str:
+    digest = TableDigest()
+    digest.update(table)
+    return digest.hexdigest()

@@ -1,0 +1,241 @@
+"""How Ray is started or joined: looked at before it is asked are an address that answers, a short place for sockets.
+
+Ray says little, or nothing, when it cannot start: it waits for minutes, raises a bare exception, or ends the process
+from its C++ part, with exit code 1 and without a word of ours. Here that becomes one sentence.
+Seconds, bytes.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import socket
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from dto_pipeline.config import RunConfig
+from dto_pipeline.errors import DtoError
+from dto_pipeline.run.pool import one_line
+
+REACH_S = 10.0  # a cluster that is there answers within this [s]
+_SOCKET_BYTES = 107  # a socket's path may have so many, says Linux
+_SOCKET_BELOW = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"  # as Ray names them
+_SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
+_PARTS = ("gcs_server", "raylet")  # processes that a local Ray cannot live without
+_LOOK_S = 0.1  # how often they are looked at while Ray starts [s]
+_OWN_WORDS_S = 3.0  # how long Ray has to say by itself that they are gone [s]
+_EXIT_CODE = DtoError.exit_code
+OBJECT_STORE_BYTES = 256 << 20  # shard numbers and receipts need next to nothing
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # nothing leaves the machine
+    "RAY_AUTH_MODE": "disabled",  # unsaid, a local start writes a token file that later clients stumble over
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # `uv run dto run` must not rebuild the environment per worker
+    "RAY_DEDUP_LOGS": "0",  # equal lines of two workers are two facts
+}
+_DRAIN_POLL_S = 5.0  # how often Ray is asked which nodes are about to be taken away [s]
+_LOG = logging.getLogger(__name__)
+
+
+class ClusterUnreachable(DtoError):
+    """Ray cannot be started, or no cluster answers at the address; the message says what to try."""
+
+
+def start_ray(config: RunConfig, address: str) -> None:
+    """Connect this process to Ray: a fresh one on this machine (``local``) or the cluster at `address`.
+
+    Raises:
+        ClusterUnreachable: nothing answers at the address, within seconds; or Ray cannot start, for whatever reason.
+    """
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    local: dict[str, Any] = {}
+    if address == "local":
+        needed = math.ceil(max(1, config.workers) * config.cpus_per_worker)
+        local = {
+            # More workers than cores is slow, but must not wait for ever.
+            "num_cpus": max(os.cpu_count() or 1, needed),
+            "object_store_memory": OBJECT_STORE_BYTES,
+            "include_dashboard": False,
+        }
+        if (place := short_place()) is not None:
+            local["_temp_dir"] = place
+            _LOG.warning("TMPDIR is too long for Ray's sockets: Ray keeps them, and its logs, in %s", place)
+    else:
+        check_reachable(address)
+    try:
+        with watched_start(address):
+            ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING, **local)
+    except Exception as error:  # the door: Ray raises RuntimeError, OSError, and for a node that stays away, Exception
+        what = "Ray cannot start on this machine" if address == "local" else f"--address {address}"
+        raise ClusterUnreachable(f"{what}: {one_line(error)}; {start_advice(address)}") from error
+
+
+class DrainPoll:
+    """Asks Ray now and then which nodes are being drained. It has no public function for it."""
+
+    def __init__(self) -> None:
+        self._next = 0.0
+        self._possible = True
+        self._nodes: frozenset[str] = frozenset()
+
+    def nodes(self, now: float) -> frozenset[str]:
+        """Ids of the nodes, as of the last time somebody asked."""
+        if self._possible and now >= self._next:
+            self._next = now + _DRAIN_POLL_S
+            try:
+                self._nodes = frozenset(ray._private.state.state.get_draining_nodes())
+            except (AttributeError, ray.exceptions.RayError, ConnectionError) as error:
+                self._possible = False
+                _LOG.warning(
+                    "Ray does not tell here which nodes are drained (%s): workers there are lost like others",
+                    one_line(error),
+                )
+        return self._nodes
+
+
+def check_reachable(address: str) -> None:
+    """Refuse an address where nothing answers: Ray itself would try for minutes."""
+    target = _resolved(address)
+    host, port = _host_and_port(target)
+    if address == "auto" and not port:
+        return  # Ray looks for processes of a cluster on this machine, and says at once if there are none
+    advice = "is the cluster up, and the port right (6379 for HOST:PORT, 10001 for ray://)?"
+    if not host or not port.isdecimal():
+        raise ClusterUnreachable(f"--address {target}: expected local, auto, HOST:PORT or ray://HOST:PORT")
+    try:
+        socket.create_connection((host, int(port)), REACH_S).close()
+    except (OSError, OverflowError) as error:
+        raise ClusterUnreachable(f"--address {target}: nothing listens there ({error}); {advice}") from error
+    if os.environ.get("RAY_USE_TLS", "0") == "0" and not _speaks_grpc(
+        f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    ):
+        raise ClusterUnreachable(f"--address {target}: what listens there is no Ray that answers; {advice}")
+
+
+def short_place() -> str | None:
+    """Where Ray is to keep its sockets and logs, as TMPDIR is too long for sockets; None = Ray's own choice will do.
+
+    Raises:
+        ClusterUnreachable: RAY_TMPDIR, which is somebody's own choice, is too long; or there is no short folder.
+    """
+    chosen = os.environ.get("RAY_TMPDIR")
+    folder = chosen or tempfile.gettempdir()
+    length = len(os.fsencode(os.path.abspath(folder) + _SOCKET_BELOW))
+    if length <= _SOCKET_BYTES:
+        return None
+    found = f"{folder}: Ray's sockets would have paths of {length} bytes there, {_SOCKET_BYTES} are possible"
+    if chosen:
+        raise ClusterUnreachable(f"RAY_TMPDIR is {found}; set RAY_TMPDIR to a short folder such as /tmp")
+    for short in map(Path, _SHORT_FOLDERS):
+        place = short / f"dto-ray-{os.getuid()}"
+        try:
+            place.mkdir(mode=0o700, exist_ok=True)
+            if place.lstat().st_uid == os.getuid() and not place.is_symlink() and os.access(place, os.W_OK):
+                place.chmod(0o700)
+                return str(place / "ray")  # which Ray opens to everybody
+        except OSError:
+            continue
+    raise ClusterUnreachable(
+        f"TMPDIR is {found}, and {_SHORT_FOLDERS} cannot be written; set RAY_TMPDIR to a short one"
+    )
+
+
+def dead_parts() -> dict[int, str]:
+    """Parts of a Ray that this process started which have died: pid -> name."""
+    found = {}
+    for children in Path("/proc/self/task").glob("*/children"):  # of every thread
+        for pid in _read(children).split():
+            text = _read(Path(f"/proc/{pid}/stat"))
+            name, state = text[text.find("(") + 1 : text.rfind(")")], text.rpartition(")")[2].split()
+            if name in _PARTS and state and state[0] in "ZX":
+                found[int(pid)] = name
+    return found
+
+
+def _read(path: Path) -> str:
+    """Text of a file of /proc; "" where the process is gone, or the kernel does not tell."""
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
+
+
+@contextmanager
+def watched_start(address: str) -> Iterator[None]:
+    """While Ray starts, end this process with a sentence where Ray would end it without one.
+
+    Where a part of Ray dies while the driver registers, Ray's C++ part waits for a minute and then ends the process
+    with exit code 1, which nothing in Python can catch. So a thread looks at these parts; once one is gone, Ray has
+    some seconds to raise an error of its own.
+    """
+    started = threading.Event()
+    earlier = dead_parts()  # of a Ray that this process ended before
+
+    def watch() -> None:
+        while not started.wait(_LOOK_S if address == "local" else REACH_S):
+            parts = sorted({name for pid, name in dead_parts().items() if pid not in earlier})
+            if address != "local" and _is_gone(_resolved(address)):
+                parts = ["its head"]
+            if parts and not started.wait(_OWN_WORDS_S):
+                _end_process(address, parts)
+
+    thread = threading.Thread(target=watch, name="ray start", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        started.set()
+
+
+def start_advice(address: str) -> str:
+    """What to try where Ray does not start."""
+    if address == "local":
+        return "see that memory, /dev/shm and the disk of its logs have room, and start again, or use --workers 0"
+    return "the cluster must be up and have this machine's versions of Ray and Python; --address local starts Ray here"
+
+
+def _end_process(address: str, parts: list[str]) -> None:
+    where = "on this machine" if address == "local" else f"at --address {address}"
+    sentence = f"Ray cannot start {where}: {' and '.join(parts)} died while it did; {start_advice(address)}"
+    print(f"dto: {sentence}", file=sys.stderr, flush=True)
+    os._exit(_EXIT_CODE)
+
+
+def _is_gone(target: str) -> bool:
+    host, port = _host_and_port(target)
+    try:
+        socket.create_connection((host, int(port)), REACH_S).close()
+    except ValueError:
+        return False  # Ray has found the cluster by itself
+    except OSError:
+        return True
+    return False
+
+
+def _resolved(address: str) -> str:
+    return os.environ.get("RAY_ADDRESS", "") if address == "auto" else address  # as Ray resolves it
+
+
+def _host_and_port(target: str) -> tuple[str, str]:
+    host, _, port = target.removeprefix("ray://").partition("/")[0].rpartition(":")
+    return host.strip("[]"), port
+
+
+def _speaks_grpc(target: str) -> bool:
+    """True if a server of Ray's protocol answers; a port that only accepts connections does not."""
+    import grpc  # comes with Ray
+
+    with grpc.insecure_channel(target) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(timeout=REACH_S)
+            return True
+        except grpc.FutureTimeoutError:
+            return False

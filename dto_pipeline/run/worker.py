@@ -1,0 +1,288 @@
+"""One shard from manifest rows to a receipt: load, optimise, write, publish; or its failed images once more.
+
+Joins data and models; knows nothing of Ray or of other shards. A shard's label bytes are a function of the manifest,
+the config and the library versions: never of threads, workers, attempts or time. Seconds.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+
+from dto_pipeline.config import PipelineConfig
+from dto_pipeline.data.labels import build_label_table, read_label_metadata, read_labels
+from dto_pipeline.data.manifest import Manifest
+from dto_pipeline.data.receipts import Receipt
+from dto_pipeline.data.remote_inputs import fetch_body, open_depth
+from dto_pipeline.data.splice import splice_rows
+from dto_pipeline.data.storage import absolute
+from dto_pipeline.data.tar_images import open_images
+from dto_pipeline.models.body import BodyModel
+from dto_pipeline.models.seeing import Sight
+from dto_pipeline.optimizer import SceneOptimizer
+from dto_pipeline.run.deaths import InFlight, clear_note, find_suspicion, work_one_by_one, write_note
+from dto_pipeline.run.folder import RunDirectory, RunDirectoryError, RunMismatch, read_identity
+from dto_pipeline.run.identity import RunIdentity, describe_run_difference, find_missing, find_places, identify_run
+from dto_pipeline.run.placing import ManifestRows, ScenePlacer
+from dto_pipeline.run.pool import process_name
+from dto_pipeline.run.publish import (
+    LabelTable,
+    ShardWork,
+    Standing,
+    commit_receipt,
+    find_orphan,
+    find_standing,
+    is_same,
+    label_footer,
+    list_generations,
+    publish_labels,
+    shard_key,
+)
+from dto_pipeline.timing import StageClock
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """What a warmed-up runner owns."""
+
+    identity: RunIdentity
+    manifest: Manifest
+    body: BodyModel
+    placer: ScenePlacer
+    networks: dict[str, str]  # what the labels' metadata says of them
+    generations: dict[int, int]  # of shards that were done more than once, see `publish.list_generations`
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One attempt at one shard."""
+
+    shard: int
+    attempt: int
+    rows: ManifestRows
+    image_ids: list[str]
+    key: str
+    started: float  # on `time.perf_counter` [s]
+    clock: StageClock
+
+    def describe(self, before: Receipt | None = None, adopted: bool = False) -> ShardWork:
+        """What the receipt tells of it, added to the receipt `before`; call it when the work is done."""
+        seconds = Counter(self.clock.seconds)
+        wall_s = time.perf_counter() - self.started
+        if before is not None:
+            seconds.update(before.stage_seconds)
+            wall_s, adopted = wall_s + before.wall_s, before.adopted
+        return ShardWork(
+            worker=process_name(),
+            attempt=self.attempt,
+            adopted=adopted,
+            wall_s=round(wall_s, 6),
+            finished_at=time.time(),
+            stage_seconds={stage: round(value, 6) for stage, value in sorted(seconds.items())},
+        )
+
+
+class ShardRunner:
+    """Does shards of one run. Light until `warm_up`, and picklable before it."""
+
+    def __init__(
+        self,
+        config: PipelineConfig,
+        manifest_path: str | Path,
+        run_dir: str | Path,
+        images_root: str | Path | None = None,
+        depth_root: str | Path | None = None,
+        retry_images: Collection[str] = (),
+        order: Sequence[int] = (),
+    ) -> None:
+        """
+        Args:
+            images_root, depth_root: folders in place of those named by the manifest and the config.
+            retry_images: statuses; images of finished shards that bear one are done again.
+            order: whole shards in the order in which they will come, where this is the only worker: the first images
+                of the next one are loaded while the last ones of this one are solved.
+        """
+        self.config = config
+        self.manifest_path = absolute(manifest_path)
+        self.directory = RunDirectory(absolute(run_dir))
+        self._images_root = images_root
+        self._depth_root = depth_root
+        self._retry_images = frozenset(retry_images)
+        self._next = dict(pairwise(order))
+        self._loaded: _Loaded | None = None
+
+    @property
+    def images_done(self) -> int:
+        """Images done of the shard that is being worked on."""
+        return 0 if self._loaded is None else self._loaded.placer.images_done
+
+    def warm_up(self) -> None:
+        """Load the models once in this process, and check that it belongs to the run.
+
+        Raises:
+            RunMismatch: this process sees another manifest or other library versions than the run was started with.
+            BodyModelError, ModelError, ManifestError, RunDirectoryError: what the run needs cannot be read here.
+        """
+        if self._loaded is None:
+            self._loaded = self._load()
+
+    def run(self, shard: int, attempt: int = 1) -> Receipt:
+        """Do one shard: its label file and its receipt exist afterwards.
+
+        Args:
+            shard: number of the manifest's shard.
+            attempt: 1 = the first. On its last attempts a shard that has ended processes is worked image by image.
+
+        Raises:
+            DeviceLost: the accelerator failed; this process cannot go on.
+            Exception: whatever stops a whole shard (disk full, manifest gone ...); single images never do.
+        """
+        loaded = self._warm()
+        standing = find_standing(self.directory, loaded.identity, shard, highest=loaded.generations.get(shard, -1))
+        if standing.receipt is not None and not self._is_to_be_repaired(standing.receipt):
+            return standing.receipt
+        started, clock = time.perf_counter(), StageClock()
+        loaded.placer.images_done = 0
+        with clock("read"):
+            rows = loaded.manifest.read_shard(shard)
+        image_ids = rows.column("image_id").to_pylist()
+        job = _Job(shard, attempt, rows, image_ids, shard_key(loaded.identity, image_ids), started, clock)
+        with self._noted(job):
+            receipt = self._adopt(job, standing) or standing.receipt
+            if receipt is None:
+                table = self._make_labels(job, standing.free)
+                return self._commit(job, standing.free, table, job.describe())
+            if not self._is_to_be_repaired(receipt):
+                return receipt
+            return self._repair(job, receipt, max(standing.free, receipt.generation + 1))
+
+    def _adopt(self, job: _Job, standing: Standing) -> Receipt | None:
+        """Declare labels done that lie there whole without a receipt; where its name is used up, under a new one."""
+        if standing.orphan is None:
+            return None
+        table = find_orphan(self.directory, job.shard, standing.orphan, job.key, job.image_ids)
+        if table is None:
+            return None
+        generation = standing.orphan
+        if standing.vouched:
+            generation, table = standing.free, splice_rows(table, [], table.slice(0, 0))  # as it is written first
+            table = self._publish(job, generation, table)
+        return self._commit(job, generation, table, job.describe(adopted=True))
+
+    def _is_to_be_repaired(self, receipt: Receipt) -> bool:
+        return not self._retry_images.isdisjoint(receipt.image_status)
+
+    @contextmanager
+    def _noted(self, job: _Job) -> Iterator[None]:
+        """Write down which shard this process is at, where no driver of its own would notice its death."""
+        own = self.config.run.workers == 0
+        if own:
+            write_note(self.directory, InFlight(job.shard, job.attempt, "", driver=True))
+        try:
+            yield
+        finally:
+            if own or job.attempt >= self.config.run.max_attempts:
+                clear_note(self.directory, job.shard)
+
+    def _make_labels(self, job: _Job, generation: int) -> LabelTable:
+        return self._publish(job, generation, self._place(job, job.rows))
+
+    def _publish(self, job: _Job, generation: int, table: LabelTable) -> LabelTable:
+        with job.clock("write"):
+            return publish_labels(self.directory, job.shard, generation, table, self._footer(job, table))
+
+    def _footer(self, job: _Job, table: LabelTable) -> dict[str, str]:
+        loaded = self._warm()
+        return label_footer(loaded.identity, job.shard, job.key, table, _footer_facts(loaded))
+
+    def _commit(self, job: _Job, generation: int, table: LabelTable, work: ShardWork) -> Receipt:
+        return commit_receipt(self.directory, self._warm().identity, job.shard, generation, job.key, table, work)
+
+    def _repair(self, job: _Job, before: Receipt, generation: int) -> Receipt:
+        """Do the failed images of a finished shard again; its other rows stay as they are.
+
+        The receipt tells what the labels cost in all: figures of speed would take a repair for a whole shard otherwise.
+        Where nothing changed it is `before`.
+        """
+        path = self.directory.label_file(job.shard, before.generation)
+        with job.clock("read"):
+            standing = read_labels(path)
+        found = standing.column("status").to_pylist()
+        failed = [position for position, status in enumerate(found) if status in self._retry_images]
+        table = splice_rows(standing, failed, self._place(job, job.rows.take(failed)))
+        if is_same(table, read_label_metadata(path)):
+            return before
+        return self._commit(job, generation, self._publish(job, generation, table), job.describe(before))
+
+    def _place(self, job: _Job, rows: ManifestRows) -> LabelTable:
+        """Label rows of manifest rows: all together, or one by one where the shard has ended processes."""
+        placer, shard, attempt = self._warm().placer, job.shard, job.attempt
+        suspicion = find_suspicion(self.directory, shard, attempt, self.config.run.max_attempts)
+        if suspicion is None:
+            next_shard = self._next.get(shard)
+            manifest = self._warm().manifest
+            following = None if next_shard is None else functools.partial(manifest.read_shard, next_shard)
+            return build_label_table(placer.place(rows, job.clock, following))
+        images = rows.column("image_id").to_pylist()
+        own = self.config.run.workers == 0
+
+        def note(image: str, survived: tuple[str, ...]) -> None:
+            write_note(self.directory, InFlight(shard, attempt, image, survived, own))
+
+        placed = work_one_by_one(images, suspicion, lambda i: placer.place(rows.take([i]), job.clock)[0], note)
+        for position in range(len(images)):
+            if position not in placed:
+                scenes = placer.keep_labels(rows.take([position]), *suspicion.verdict(images[position]))
+                placed[position] = scenes[0]
+        return build_label_table([placed[position] for position in range(len(images))])
+
+    def _warm(self) -> _Loaded:
+        self.warm_up()
+        assert self._loaded is not None
+        return self._loaded
+
+    def _load(self) -> _Loaded:
+        torch.set_num_threads(self.config.run.torch_threads)
+        manifest = Manifest.open(self.manifest_path)
+        identity = read_identity(self.directory)
+        places = find_places(self.config, manifest, self._images_root, self._depth_root)
+        if missing := find_missing(self.config, manifest, places):
+            raise RunDirectoryError(f"the worker {process_name()} does not see what the run needs: {missing[0]}")
+        here = identify_run(self.config, manifest, self.manifest_path)
+        if differences := describe_run_difference(identity, here):
+            raise RunMismatch("\n".join([f"{process_name()} differs from {self.directory.root}:", *differences]))
+        device = choose_device(self.config.run.device)
+        body = fetch_body(self.config.body.model_path, self.config.body.kid_axis, device)
+        if body.sha256 != identity.body_sha256:
+            raise RunMismatch(
+                f"the body model {self.config.body.model_path} was changed while it was read; start again"
+            )
+        images = open_images(places.images, self.manifest_path)
+        sight = Sight(self.config, body, device)
+        depth = None if sight.depth is not None else open_depth(self.config.depth, places.depth or "")
+        centred = manifest.dataset.get("principal_point", "centre") == "centre"
+        placer = ScenePlacer(SceneOptimizer(body, self.config), self.config, images, depth, sight, centred)
+        return _Loaded(identity, manifest, body, placer, sight.facts, list_generations(self.directory))
+
+
+def _footer_facts(loaded: _Loaded) -> dict[str, str]:
+    """What the footer tells of the inputs: the same on every machine, so no roots."""
+    metadata = loaded.manifest.metadata
+    facts: dict[str, str] = {name: metadata[name] for name in ("dataset", "label_files") if name in metadata}
+    licence = str(loaded.manifest.dataset.get("licence", ""))
+    return {**facts, "licence": licence, "body_sha256": loaded.body.sha256, **loaded.networks}
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of `RunConfig.device`; ``auto`` = the first GPU this process sees, or the CPU."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)

@@ -1,0 +1,393 @@
+"""The people of an image: as labels tell them, and as targets once the image is varied. Knows no network and no file.
+
+A source of labels is anything that makes `ImageLabels`. Metres before the camera, radians, pixels, shares of the input
+size S.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from dto_pipeline.data.certainty import NO_LIMITS, Limits
+from dto_pipeline.data.label_files import LabelColumns
+from dto_pipeline.data.placed import unpack_covariance
+from dto_pipeline.models.body import BodyModel
+from dto_pipeline.status import UNUSED, PersonStatus, UnusableImage
+from dto_pipeline.train.augment import (
+    MIRROR_JOINTS,
+    Bodies,
+    Draw,
+    Varied,
+    camera_problem,
+    inside_image,
+    move_points,
+    project_points,
+    vary,
+)
+from dto_pipeline.train.blocks import z_order
+from dto_pipeline.train.config import CELL, AugmentConfig, DataConfig
+
+SMPL_JOINTS, TREE_JOINTS, ANNOTATED_JOINTS = 45, 24, 26  # of smplx, of SMPL's tree; behind the tree head top and neck
+RH_JOINTS = 14  # that RelativeHuman annotates, with head top and neck
+BOX_GROWTH = 1.2  # of a box about its centre, to hold skin and clothes around the joints
+_HIPS = [1, 2]
+_FIRST_JOINTS = 22  # a person of whom none of these is seen spoils a variation
+_LEAST_SIDE = 1e-6  # of a box, share of S
+_LEAST_SEEN = 2  # joints that make a box
+_GUESSED_FOCAL = 1.0  # of the longer side: the camera of a picture whose label has none; never learnt from
+_SQUARE = 1e-3  # fx / fy may differ by this before an image is stretched to square pixels
+_ABSURD = 1e4  # of angles [rad], shape coefficients and places [m]: nobody is there, and sums stay finite
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The N people of B images, image after image; a missing label is a mask that is False, 0 or -1, never made up.
+
+    Attributes:
+        image: (N,) int64 ascending, which image a person is of.
+        has_body: (N,) bool, pose, shape and place are labels; False for people known in the picture only.
+        boxes: (N, 4) cx, cy, w, h.
+        poses: (N, 72) axis-angle, betas: (N, 11), j3ds: (N, 45, 3) [m].
+        j2ds: (N, J, 2) [px] and j2ds_mask: (N, J, 2) bool, where they count; J = 45, or 47 with head top and neck.
+        num_joints: (N,) how many joints such labels have, seen or not: 45, or RelativeHuman's 14.
+        transl: (N, 3) SMPL's transl, pelvis_z: (N,) [m]; focals: (N,) [px], 0 = unknown.
+        depth_layer: (N,) int64 ordinal layer of depth, 0 nearest, -1 = unknown.
+        z_covariance: (N, P) posterior covariance of z with the k-th person of the image [m2], NaN = unknown; or empty.
+        scale_map: (T, 2) of the 28 px cells: 1 where somebody is, and how large; cell_image: (T,).
+        complete: (B,) bool, everybody in the image is labelled; mapped: (B,) bool, and everybody's cells are known.
+        heights: (B,) [px] without padding; image_focals: (B,) [px], 0 = unknown.
+    """
+
+    image: torch.Tensor
+    has_body: torch.Tensor
+    boxes: torch.Tensor
+    poses: torch.Tensor
+    betas: torch.Tensor
+    j3ds: torch.Tensor
+    j2ds: torch.Tensor
+    j2ds_mask: torch.Tensor
+    num_joints: torch.Tensor
+    transl: torch.Tensor
+    pelvis_z: torch.Tensor
+    focals: torch.Tensor
+    depth_layer: torch.Tensor
+    z_covariance: torch.Tensor
+    scale_map: torch.Tensor
+    cell_image: torch.Tensor
+    complete: torch.Tensor
+    mapped: torch.Tensor
+    heights: torch.Tensor
+    image_focals: torch.Tensor
+
+    @property
+    def counts(self) -> list[int]:
+        """People of each image."""
+        return torch.bincount(self.image, minlength=len(self.heights)).tolist()
+
+
+@dataclass(frozen=True)
+class ImageLabels:
+    """The P people of one image. Arrays are not changed in place."""
+
+    intrinsics: np.ndarray  # (3, 3) float64 [px]
+    has_camera: bool
+    has_body: np.ndarray  # (P,) bool; pose, betas and transl mean nothing where it is False
+    pose: np.ndarray  # (P, 72) float32 axis-angle, root first
+    betas: np.ndarray  # (P, 11) float32
+    transl: np.ndarray  # (P, 3) float32 [m]
+    boxes: np.ndarray  # (P, 4) float32 left, top, right, bottom [px], NaN = unknown
+    keypoints: np.ndarray  # (P, 26, 2) float32 of people without a body [px], NaN = unknown
+    z_covariance: np.ndarray  # (P, P) float32 [m2], NaN = unknown
+    depth_layer: np.ndarray  # (P,) int64, -1 = unknown
+    trusted: bool = True  # poses, shapes and distances are labels; False: only what is seen in the picture
+    complete: bool = True  # everybody in the image is there
+
+    def take(self, people: np.ndarray) -> ImageLabels:
+        """The people named by an index or a mask, in that order."""
+        names = ("has_body", "pose", "betas", "transl", "boxes", "keypoints", "depth_layer")
+        taken = {name: getattr(self, name)[people] for name in names}
+        return replace(self, **taken, z_covariance=self.z_covariance[people][:, people])
+
+
+def build_labels(columns: LabelColumns, row: int, width: int, height: int, limits: Limits = NO_LIMITS) -> ImageLabels:
+    """The people of one image; those of whom neither body nor place is known are left out.
+
+    Args:
+        columns: of a piece, see `data.label_pieces.LabelSet.read`.
+        row: the image.
+        width, height: of the photograph [px].
+        limits: of bodies beyond them only the place in the picture is known.
+
+    Raises:
+        UnusableImage: its camera cannot be that of the photograph, or its covariance is not of its people.
+    """
+    part = slice(int(columns.starts[row]), int(columns.starts[row + 1]))
+    pose, betas, transl, boxes, status = (
+        columns.people[name][part] for name in ("pose", "betas", "transl", "bbox_xyxy", "status")
+    )
+    intrinsics, people = columns.intrinsics[row], len(pose)
+    has_camera = not np.isnan(intrinsics).any()
+    if has_camera and (problem := camera_problem(intrinsics, width, height)):
+        raise UnusableImage(problem)
+    finite = (np.abs(np.concatenate([pose, betas, transl], axis=1)) < _ABSURD).all(axis=1)  # NaN is not
+    has_body = finite & (transl[:, 2] > 0) & ~np.isin(status, UNUSED) & has_camera
+    packed = columns.images["z_covariance"][row]
+    if packed is not None and len(packed) != people * (people + 1) // 2:
+        raise UnusableImage(f"its z_covariance has {len(packed)} numbers, which is no half matrix of {people} people")
+    alone = np.full(people, np.nan)  # people whose covariance nobody tells
+    if "z_sigma_m" in columns.people:
+        alone = np.square(columns.people["z_sigma_m"][part].astype(np.float64))
+        has_body &= limits.people(columns.people["z_sigma_m"][part])
+    keypoints, layers = np.full((people, ANNOTATED_JOINTS, 2), np.nan, np.float32), np.full(people, -1, np.int64)
+    if "keypoints" in columns.people:
+        keypoints, layers = columns.people["keypoints"][part], columns.people["depth_layer"][part]
+    pose, betas, transl = (np.where(has_body[:, None], values, 0) for values in (pose, betas, transl))
+    labels = ImageLabels(
+        intrinsics=intrinsics if has_camera else guess_camera(width, height),
+        has_camera=has_camera,
+        has_body=has_body,
+        pose=pose.astype(np.float32),
+        betas=betas.astype(np.float32),
+        transl=transl.astype(np.float32),
+        boxes=boxes.astype(np.float32),
+        keypoints=keypoints,
+        z_covariance=np.diag(alone).astype(np.float32) if packed is None else unpack_covariance(packed, people),
+        depth_layer=layers,
+    )
+    in_picture = np.isfinite(boxes).all(axis=1) | np.isfinite(keypoints).any(axis=(1, 2))
+    duplicate = status == str(PersonStatus.DUPLICATE)
+    known = has_body | (in_picture & ~duplicate)
+    return replace(labels.take(known), complete=bool((known | duplicate).all()))
+
+
+def no_labels(size: tuple[int, int]) -> ImageLabels:
+    """Nobody in an image of `size` w, h."""
+    shapes = {"pose": (72,), "betas": (11,), "transl": (3,), "boxes": (4,), "keypoints": (ANNOTATED_JOINTS, 2)}
+    arrays: dict[str, Any] = {name: np.zeros((0, *shape), np.float32) for name, shape in shapes.items()}
+    arrays |= {
+        "has_body": np.zeros(0, bool),
+        "z_covariance": np.zeros((0, 0), np.float32),
+        "depth_layer": np.zeros(0, np.int64),
+    }
+    return ImageLabels(guess_camera(*size), has_camera=False, **arrays)
+
+
+def guess_camera(width: int, height: int) -> np.ndarray:
+    """(3, 3) of a photograph whose camera nobody tells."""
+    focal = _GUESSED_FOCAL * max(width, height)
+    return np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])
+
+
+def square_pixels(size: tuple[int, int], labels: ImageLabels) -> tuple[tuple[int, int], ImageLabels]:
+    """Width and height of a photograph and its labels stretched sideways where fx and fy differ.
+
+    The network knows one focal length; pixels follow when the photograph is resized.
+    """
+    fx, fy = labels.intrinsics[0, 0], labels.intrinsics[1, 1]
+    if abs(fx / fy - 1) <= _SQUARE:
+        return size, labels
+    width = max(1, round(size[0] * fy / fx))
+    grow = np.array([width / size[0], 1.0])
+    return (width, size[1]), replace(
+        labels,
+        intrinsics=np.diag([fy / fx, 1, 1]) @ labels.intrinsics,
+        boxes=(labels.boxes * np.tile(grow, 2)).astype(np.float32),
+        keypoints=(labels.keypoints * grow).astype(np.float32),
+    )
+
+
+@dataclass(frozen=True)
+class SeenPeople:
+    """The P people whom a varied image shows."""
+
+    people: dict[str, np.ndarray]  # by name of `Targets`, (P, ...)
+    z_covariance: np.ndarray  # (P, P)
+    scale_map: np.ndarray  # (n, 2)
+    intrinsics: np.ndarray  # (3, 3)
+    image_focal: float  # [px], 0 = unknown
+    complete: bool
+    mapped: bool
+    corners: np.ndarray  # (P, 4) of the boxes [px]
+    good: bool  # somebody is there, and of everybody something
+
+    @property
+    def num_people(self) -> int:
+        return len(self.z_covariance)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How labels become targets."""
+
+    body: BodyModel  # of the labels, on the CPU
+    edges: np.ndarray  # (E, 2) of its mesh
+    data: DataConfig
+    augment: AugmentConfig
+
+    @classmethod
+    def of(cls, body: BodyModel, data: DataConfig, augment: AugmentConfig) -> Rules:
+        """With the edges of the body's mesh."""
+        return cls(body, mesh_edges(body.faces.numpy()), data, augment)
+
+
+def see_people(labels: ImageLabels, size: tuple[int, int], draw: Draw, rules: Rules) -> tuple[SeenPeople, Varied]:
+    """Labels -> targets of a varied image; `size`: width and height of the photograph [px]."""
+    config, side, shaped = rules.augment, rules.data.input_size, labels.has_body
+    bodies = Bodies(labels.pose, labels.betas, labels.transl, labels.intrinsics[None])
+    varied = vary(bodies, *size, side, draw, rules.body, config.half_pixel)
+    points, known = _image_joints(labels, size, draw, varied, rules)
+    inside = inside_image(points, varied.frame) & known
+    boxes = _boxes(labels, points, np.where(shaped[:, None], known, inside), size, side, draw, varied)
+    # a body shows enough of its joints; somebody who is only annotated shows one, or a box that is wider than a pixel
+    enough = np.where(shaped, inside.sum(1) >= rules.data.min_joints, inside.any(1) | (boxes[:, 2:] > 1 / side).all(1))
+    enough &= np.isfinite(boxes).all(1) & (boxes[:, 2:] > _LEAST_SIDE).all(1)
+    distance = np.where(shaped, varied.joints[:, 0, 2], np.inf)
+    kept = np.flatnonzero(enough)
+    kept = np.sort(kept[np.argsort(distance[kept], kind="stable")[: rules.data.max_people]])
+    counted = (inside | (_of_body(labels, inside.shape[1]) & config.all_joints_count))[kept]
+    focal = float(varied.intrinsics[0, 0, 0]) if labels.has_camera else 0.0
+    flat = boxes[kept].astype(np.float32)
+    people = {
+        "has_body": shaped[kept] & labels.trusted,
+        "boxes": flat,
+        "poses": varied.pose[kept].astype(np.float32),
+        "betas": labels.betas[kept],
+        "j3ds": varied.joints[kept].astype(np.float32),
+        "j2ds": np.where(counted[..., None], points[kept], 0).astype(np.float32),
+        "j2ds_mask": np.repeat(counted[..., None], 2, axis=-1),
+        "num_joints": np.where(shaped[kept], SMPL_JOINTS, RH_JOINTS).astype(np.float32),
+        "transl": varied.transl[kept].astype(np.float32),
+        "pelvis_z": varied.joints[kept, 0, 2].astype(np.float32),
+        "focals": np.full(len(kept), focal, np.float32),
+        "depth_layer": labels.depth_layer[kept],
+    }
+    corners = np.concatenate([flat[:, :2] - flat[:, 2:] / 2, flat[:, :2] + flat[:, 2:] / 2], axis=1) * side
+    return SeenPeople(
+        people=people,
+        z_covariance=labels.z_covariance[kept][:, kept],
+        scale_map=_mark_bodies(labels, kept, varied, flat, rules),
+        intrinsics=varied.intrinsics[0],
+        image_focal=focal,
+        complete=labels.complete,
+        mapped=config.clamp_cells or bool(shaped[kept].all()),
+        corners=corners,
+        good=bool(len(kept)) and bool((~shaped[kept] | inside[kept, :_FIRST_JOINTS].any(1)).all()),
+    ), varied
+
+
+def _of_body(labels: ImageLabels, joints: int) -> np.ndarray:
+    """(P, J) bool: the joints of smplx, of people with a body."""
+    return labels.has_body[:, None] & (np.arange(joints) < SMPL_JOINTS)
+
+
+def _image_joints(
+    labels: ImageLabels, size: tuple[int, int], draw: Draw, varied: Varied, rules: Rules
+) -> tuple[np.ndarray, np.ndarray]:
+    """(P, J, 2) places in the varied image and (P, J) whether they are known."""
+    tree, extra = list(MIRROR_JOINTS if draw.flip else range(TREE_JOINTS)), list(range(TREE_JOINTS, ANNOTATED_JOINTS))
+    keypoints = move_points(labels.keypoints[:, tree + extra], size, rules.data.input_size, draw, varied.frame)
+    if not rules.augment.vary_flat:
+        keypoints[:, _HIPS] = np.nan
+    count = SMPL_JOINTS + (len(extra) if rules.data.regressor else 0)
+    points = np.full((len(keypoints), count, 2), np.nan)
+    points[:, :TREE_JOINTS] = keypoints[:, :TREE_JOINTS]
+    points[:, SMPL_JOINTS:] = keypoints[:, TREE_JOINTS : TREE_JOINTS + count - SMPL_JOINTS]
+    points[labels.has_body] = np.nan
+    points[labels.has_body, :SMPL_JOINTS] = varied.image_joints[labels.has_body]
+    known = np.isfinite(points).all(-1)
+    if not rules.augment.all_joints_count:
+        known[:, :SMPL_JOINTS] &= ~labels.has_body[:, None] | (varied.joints[..., 2] > 0)
+    return np.nan_to_num(points), known
+
+
+def _boxes(
+    labels: ImageLabels, points: np.ndarray, seen: np.ndarray, size: tuple[int, int], side: int, draw: Draw,
+    varied: Varied,
+) -> np.ndarray:  # fmt: skip
+    """(P, 4) centred boxes as shares of S: around the joints; of people without a body joined with the labelled box."""
+    own = person_boxes(points, seen, varied.frame.size, side)
+    given = labels.boxes[:, [[0, 1], [2, 1], [2, 3], [0, 3]]].astype(np.float64)  # four corners
+    moved = move_points(given, size, side, draw, varied.frame) / side
+    low, high = moved.min(1), moved.max(1)
+    enough = (seen.sum(1) >= _LEAST_SEEN)[:, None] & np.isfinite(own).all(1)[:, None]
+    low = np.where(enough, np.fmin(low, own[:, :2] - own[:, 2:] / 2), low)
+    high = np.where(enough, np.fmax(high, own[:, :2] + own[:, 2:] / 2), high)
+    return np.where(labels.has_body[:, None], own, cut_boxes((low + high) / 2, high - low, varied.frame.size, side))
+
+
+def person_boxes(points: np.ndarray, seen: np.ndarray, size: tuple[int, int], side: int) -> np.ndarray:
+    """Boxes around all joints, 1.2 times as large about their centre, corners cut to the image.
+
+    Args:
+        points: (P, J, 2) [px]; seen: (P, J) bool, joints that count; size: w, h [px]; side: S.
+
+    Returns:
+        (P, 4) cx, cy, w, h as shares of S; NaN where no joint counts.
+    """
+    low = np.where(seen[..., None], points, np.inf).min(1, initial=np.inf) / side
+    high = np.where(seen[..., None], points, -np.inf).max(1, initial=-np.inf) / side
+    known = seen.any(1, keepdims=True)
+    low, high = np.where(known, low, np.nan), np.where(known, high, np.nan)
+    return cut_boxes((low + high) / 2, (high - low) * BOX_GROWTH, size, side)
+
+
+def cut_boxes(centre: np.ndarray, extent: np.ndarray, size: tuple[int, int], side: int) -> np.ndarray:
+    """Centre and extent (P, 2) as shares of S -> (P, 4) cx, cy, w, h with corners in [1e-6, (w - 1) / S]."""
+    most = (np.array(size) - 1) / side
+    first, last = (np.clip(centre + sign * extent / 2, 1e-6, most) for sign in (-1, 1))
+    return np.concatenate([(first + last) / 2, last - first], axis=1)
+
+
+def _mark_bodies(labels: ImageLabels, kept: np.ndarray, varied: Varied, boxes: np.ndarray, rules: Rules) -> np.ndarray:
+    """The scale map of those who have a body."""
+    shaped = labels.has_body[kept]
+    rows = kept[shaped]
+    parts = (varied.pose[rows], labels.betas[rows], varied.transl[rows])
+    people = (torch.from_numpy(np.ascontiguousarray(part, dtype=np.float32)) for part in parts)
+    vertices = rules.body.vertices(*people).numpy().astype(np.float64)
+    clamp = rules.augment.clamp_cells
+    places = project_points(vertices, varied.intrinsics, behind=clamp)
+    distance = varied.joints[rows, 0, 2] / varied.intrinsics[0, 0, 0]
+    scale = np.hypot(*boxes[shaped, 2:].T).clip(0, 1)
+    return mark_cells(places, distance, scale, varied.frame.size, rules.edges, clamp)
+
+
+def mark_cells(
+    points: np.ndarray, distance: np.ndarray, scale: np.ndarray, size: tuple[int, int], edges: np.ndarray, clamp: bool
+) -> np.ndarray:
+    """The scale map of an image: which 28 px cells show somebody, and how large the nearest is.
+
+    Args:
+        points: (P, V, 2) vertices [px], NaN behind the camera.
+        distance: (P,) what nearer means: depth by focal length.
+        scale: (P,) size of each person, 0 .. 1.
+        size: w, h of the image without padding.
+        edges: (E, 2) vertices whose middle counts as well.
+        clamp: vertices outside mark the cells at the border, as published.
+
+    Returns:
+        (n, 2) float32 in Z-order over the padded image: 1 or 0, and the scale.
+    """
+    columns, rows = (-(-side // CELL) for side in size)
+    grid = np.zeros((rows + rows % 2, columns + columns % 2, 2), np.float32)
+    for person in np.argsort(-distance, kind="stable"):
+        own = np.ascontiguousarray(points[person].T)
+        cell = np.floor(own / CELL)
+        first, second = edges[(cell[:, edges[:, 0]] != cell[:, edges[:, 1]]).any(0)].T  # others add no cell
+        x, y = np.concatenate([cell, np.floor((own[:, first] + own[:, second]) / 2 / CELL)], axis=1)
+        if clamp:
+            x, y = x.clip(0, columns - 1), y.clip(0, rows - 1)
+        inside = (x >= 0) & (y >= 0) & (x < columns) & (y < rows)  # NaN is not
+        grid[y[inside].astype(np.int64), x[inside].astype(np.int64)] = 1, scale[person]
+    y, x = z_order(*grid.shape[:2])
+    return grid[y.numpy(), x.numpy()]
+
+
+def mesh_edges(faces: np.ndarray) -> np.ndarray:
+    """(F, 3) triangles -> (E, 2) edges, each once."""
+    pairs = np.sort(np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]]), axis=1)
+    return np.unique(pairs, axis=0)

@@ -1,0 +1,190 @@
+"""How `jobs/gpu_check.py` measures: CUDA events on a GPU, the clock on a CPU; waits, and bits, of two devices."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import statistics
+import time
+import traceback
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+import dto_pipeline.optimizer
+from dto_pipeline.lab.waiting import waits_of
+from dto_pipeline.optimizer import SceneOptimizer
+from dto_pipeline.scene import OptimizedScenes, SceneBatch
+
+PARTS = (
+    *("rasterize", "count_visible_vertices", "measure_depth_evidence"),
+    *("fit_groups", "fit_jointly", "refine_people"),
+)  # functions that `dto_pipeline.optimizer` calls, in their order
+# Relative, of numbers from the same inputs on two devices. A pixel on a body's edge may fall to either side, because a
+# GPU multiplies and adds in one rounding; decisions (groups, outcomes) have to be the same.
+TOLERANCE = {"evidence": 5e-3, "people": 1e-3}
+COUNTS = {"pixels"}  # whole numbers that are no decisions
+
+
+def count_waits(work: Callable[[], Any], device: torch.device) -> Counter[str]:
+    """Lines of this program at which a GPU is waited for; on a CPU places where it would be, see `lab.waiting`."""
+    if device.type != "cuda":
+        return Counter({f"{place}: {what}": count for (place, what), count in waits_of(work).items()})
+    work()  # what is carried to a device once is there by now
+    found: Counter[str] = Counter()
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = lambda said, *_, **__: found.update([_caller()] if "synchroniz" in str(said) else [])
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            work()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    return found
+
+
+def _caller() -> str:
+    """The innermost line of the package on the stack."""
+    for frame in reversed(traceback.extract_stack()):
+        if "dto_pipeline/" in frame.filename:
+            return f"{frame.filename.rpartition('dto_pipeline/')[2]}:{frame.lineno} {frame.name}"
+    return "elsewhere"
+
+
+def time_parts(optimizer: SceneOptimizer, batch: SceneBatch, device: torch.device, repeats: int) -> dict[str, float]:
+    """Median milliseconds of each of `PARTS`, of `vertices` and of the whole pass."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for _ in range(repeats + 1):
+        marks: dict[str, list[Stretch]] = defaultdict(list)
+        with ExitStack() as stack:
+            for name in PARTS:
+                plain = getattr(dto_pipeline.optimizer, name)
+                stack.enter_context(patch.object(dto_pipeline.optimizer, name, _timed(name, plain, marks, device)))
+            vertices = _timed("vertices", optimizer.body.vertices, marks, device)
+            stack.enter_context(patch.object(type(optimizer.body), "vertices", lambda _, *a, v=vertices: v(*a)))
+            whole = Stretch(device)
+            optimizer(batch)
+            whole.end()
+        wait_for(device)
+        for name, stretches in marks.items():
+            found[name].append(sum(stretch.ms for stretch in stretches))
+        found["whole"].append(whole.ms)
+    return {name: statistics.median(values[1:] or values) for name, values in found.items()}
+
+
+class Stretch:
+    """A stretch of work: CUDA events on a GPU, the clock on a CPU. Read `ms` only after waiting for the device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self._start = self._mark()
+        self._stop: Any = None
+
+    def _mark(self) -> Any:
+        if not self._cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def end(self) -> None:
+        self._stop = self._mark()
+
+    @property
+    def ms(self) -> float:
+        return self._start.elapsed_time(self._stop) if self._cuda else 1000 * (self._stop - self._start)
+
+
+def _timed(name: str, work: Callable, marks: dict[str, list[Stretch]], device: torch.device) -> Callable:
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        stretch = Stretch(device)
+        result = work(*args, **kwargs)
+        stretch.end()
+        marks[name].append(stretch)
+        return result
+
+    return wrapped
+
+
+def least_ms(work: Callable[[], Any], device: torch.device, repeats: int) -> float:
+    """The least of some repeats, after one that warms up."""
+    found = []
+    for _ in range(repeats + 1):
+        stretch = Stretch(device)
+        work()
+        stretch.end()
+        wait_for(device)
+        found.append(stretch.ms)
+    return min(found[1:])
+
+
+def seconds_of(work: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    work()
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+@contextmanager
+def busy_stream(device: torch.device) -> Iterator[None]:
+    """Another stream of the device multiplies matrices meanwhile (on a CPU: nothing)."""
+    if device.type != "cuda":
+        yield
+        return
+    stream, matrix = torch.cuda.Stream(), torch.randn(4096, 4096, device=device)
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(2000):  # some seconds, queued at once
+            matrix = torch.tanh(matrix @ matrix)
+    yield
+    stream.synchronize()
+
+
+def compare_devices(optimizer: SceneOptimizer, batch: SceneBatch) -> tuple[float, dict[str, str]]:
+    """A batch on its device and on the CPU: the worst relative difference, and what differs beyond the tolerance."""
+    there = optimizer(batch)
+    optimizer.body.cpu()
+    here = optimizer(batch.to("cpu"))
+    worst, differing = 0.0, {}
+    for part in ("evidence", "people"):
+        for name, mine, other in _pairs(getattr(here, part), getattr(there, part).to("cpu")):
+            if not mine.is_floating_point() and name not in COUNTS:
+                if changed := int((mine != other).sum()):
+                    differing[f"{part}.{name}"] = f"{changed} of {mine.numel()}"
+                continue
+            both = mine.isfinite() & other.isfinite()
+            off = ((mine - other).abs() / mine.abs().clamp(min=1e-3))[both]
+            largest, limit = float(off.amax()) if off.numel() else 0.0, TOLERANCE[part]
+            worst = max(worst, largest)
+            if largest > limit or bool((mine.isfinite() != other.isfinite()).any()):
+                differing[f"{part}.{name}"] = f"{largest:.1e}, expected {limit:.0e} at most"
+    return worst, differing
+
+
+def _pairs(mine: Any, other: Any) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
+    for one in dataclasses.fields(mine):
+        a, b = getattr(mine, one.name), getattr(other, one.name)
+        if isinstance(a, torch.Tensor):
+            yield one.name, a, b
+        elif dataclasses.is_dataclass(a):
+            yield from _pairs(a, b)
+
+
+def digest_of(result: OptimizedScenes) -> str:
+    """Over every bit of a result."""
+    whole = hashlib.sha256()
+    for part in ("maps", "evidence", "prior", "people"):
+        for _, values, _ in _pairs(getattr(result, part), getattr(result, part)):
+            whole.update(values.cpu().contiguous().numpy().tobytes())
+    return whole.hexdigest()

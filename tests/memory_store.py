@@ -1,0 +1,26 @@
+"""What lies behind ``memory://``, for tests to look at and put there behind the project's back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dto_pipeline.data.object_store import open_remote
+from dto_pipeline.data.storage import list_names
+
+
+def clear_memory() -> None:
+    """Take everything away."""
+    store = open_remote("memory://")
+    for name in list(store.walk()):
+        store.remove(name)
+
+
+def put(place: str, data: bytes) -> None:
+    """Write `data` at ``memory://place``."""
+    open_remote("memory://").replace(place, data)
+
+
+def upload(folder: Path, place: str) -> None:
+    """Put every file below a folder of this machine below ``memory://place``."""
+    for name in list_names(folder, ("",)):
+        put(f"{place}/{name}", (folder / name).read_bytes())

@@ -1,0 +1,69 @@
+"""The column table is the one place where a column of the labels is spelled: a line added there is found everywhere."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import dto_pipeline.schema
+
+_WIDER = """
+import sys
+from importlib.util import module_from_spec, spec_from_loader
+from pathlib import Path
+
+# the table with two lines more
+source = Path(sys.argv[1]).read_text()
+for table, line in (
+    ("PERSON_COLUMNS", 'Column("sway", pa.float32(), "how far the person leans", "m", "extra.sway")'),
+    ("IMAGE_COLUMNS", 'Column("haze", pa.float32(), "how dim the picture is", "", "extra.haze", persons=True)'),
+):
+    begin = f"{table} = (\\n"
+    assert source.count(begin) == 1
+    source = source.replace(begin, begin + f"    {line},\\n")
+module = module_from_spec(spec_from_loader("dto_pipeline.schema", None))
+sys.modules["dto_pipeline.schema"] = module
+exec(source, module.__dict__)
+
+import numpy as np
+import pyarrow.parquet as pq
+from dto_pipeline.data.exports.card import _columns
+from dto_pipeline.data.exports.parquet import person_tables
+from dto_pipeline.data.label_files import flatten_table, read_label_files
+from dto_pipeline.data.labels import build_label_table, read_labels, write_label_shard
+from dto_pipeline.data.placed import read_placed
+from dto_pipeline.collate import pass_through
+from dto_pipeline.models.body import load_body
+from tests.crowds import Stander, make_scene
+
+placed = pass_through(make_scene(load_body("demo"), [Stander(-0.5, 3.0), Stander(0.5, 3.5)]))
+placed.extra = {"sway": np.array([0.5, 0.25], np.float32), "haze": 0.75}
+path = Path(sys.argv[2]) / "wider.parquet"
+assert write_label_shard(build_label_table([placed]), path, {})
+
+assert pq.read_table(path)["persons"][0][1]["sway"].as_py() == 0.25
+(back,) = read_placed(path)
+assert back.extra["haze"] == 0.75
+assert back.extra["sway"].tolist() == [0.5, 0.25]
+(flat,) = person_tables([read_labels(path)])
+assert (flat["sway"].to_pylist(), flat["haze"].to_pylist()) == ([0.5, 0.25], [0.75, 0.75])
+assert flatten_table(read_label_files([path])).people["sway"].tolist() == [0.5, 0.25]
+assert "| `persons[].sway` | float32 | m | how far the person leans |" in _columns()
+assert module.PERSON_COLUMNS[0].row()[0] == "`sway`"  # what the README's table is held against
+"""
+
+
+def test_a_column_added_to_the_table_is_in_written_labels_read_scenes_flat_exports_and_docs(tmp_path: Path) -> None:
+    table = Path(dto_pipeline.schema.__file__)
+    command = [sys.executable, "-c", _WIDER, str(table), str(tmp_path)]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+
+
+def test_every_column_is_named_once_and_has_a_place_or_is_computed() -> None:
+    computed = {"person_index", "beta_init", "height_class", "fx", "fy", "cx", "cy", "num_persons"}
+    for table in (dto_pipeline.schema.IMAGE_COLUMNS, dto_pipeline.schema.PERSON_COLUMNS):
+        names = [column.name for column in table]
+        assert len(set(names)) == len(names)
+        assert {column.name for column in table if not column.place} <= computed
