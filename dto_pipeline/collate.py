@@ -77,16 +77,12 @@ def collate_scenes(scenes: Sequence[Scene], device: torch.device | str = "cpu") 
 
 def split_batch(scenes: Sequence[Scene], optimized: OptimizedScenes, config: PipelineConfig) -> list[PlacedScene]:
     """Undo `collate_scenes` on the results: one `PlacedScene` per scene, everything on the CPU."""
-    results = _to_host(
-        _Results(
-            optimized.evidence,
-            optimized.prior,
-            optimized.people,
-            optimized.maps.visible_vertices,
-            read_acceptance(config.to_dict()),
-        )
-    )
-    return [_placed(scene, index, results, config) for index, scene in enumerate(scenes)]
+    results = _to_host(_Results(optimized.evidence, optimized.prior, optimized.people, optimized.maps.visible_vertices))
+    rule = read_acceptance(config.to_dict())
+    placed = [_placed(scene, index, results, config) for index, scene in enumerate(scenes)]
+    for item in placed:
+        item.is_accepted = _is_accepted(item, rule)
+    return placed
 
 
 def pass_through(scene: Scene) -> PlacedScene:
@@ -148,7 +144,6 @@ class _Results(NamedTuple):
     prior: HeightPrior
     people: RefinedPeople
     visible_vertices: torch.Tensor
-    acceptance: Acceptance
 
 
 def _to_host(results: _Results) -> _Results:
@@ -158,7 +153,6 @@ def _to_host(results: _Results) -> _Results:
         results.prior.to("cpu", non_blocking=True),
         results.people.to("cpu", non_blocking=True),
         results.visible_vertices.to("cpu", non_blocking=True),
-        results.acceptance,
     )
     if results.visible_vertices.is_cuda:
         torch.cuda.current_stream(results.visible_vertices.device).synchronize()
@@ -210,7 +204,6 @@ def _placed(scene: Scene, index: int, results: _Results, config: PipelineConfig)
         used_ground=bool(fits.used_ground[index]),
         **_certainty(fits, index, usable),
     )
-    placed.is_accepted = _is_accepted(placed, results.acceptance)
     return placed if scene.same_as is None else _take_along(placed, scene.same_as)
 
 

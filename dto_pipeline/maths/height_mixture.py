@@ -14,7 +14,7 @@ from dto_pipeline.maths.devices import constant
 from dto_pipeline.maths.ordered import fold_sum
 from dto_pipeline.scene import HeightMixture, HeightPrior
 
-_CLASSES_KEPT = 6  # of eight: no age is uncertain between babies and teens
+_CLASSES_KEPT = 5  # of eight: no age is uncertain between babies and teens
 _LEAST_WEIGHT = 1e-9  # of a class, so that logarithms stay finite
 
 
@@ -30,7 +30,7 @@ def build_height_mixture(
         height: (...) float64 label height [m]; age_years: (...), NaN = unknown; male_prob: (...), NaN = unknown.
 
     Returns:
-        Mixture of K = 7 normal laws of the logarithm of the height.
+        Mixture of K = 6 normal laws of the logarithm of the height.
     """
     share = class_shares(age_years.to(torch.float64), male_prob.to(torch.float64), prior, joint)
     mean = constant(prior.mean[:ADULT], height.device)

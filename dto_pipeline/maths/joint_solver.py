@@ -7,6 +7,7 @@ posterior. Who has no usable depth stands by its height prior. Metres.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -28,6 +29,7 @@ from dto_pipeline.scene import DepthEvidence, GroupFits, HeightMixture, HeightPr
 from dto_pipeline.status import FitStatus, PersonStatus
 
 _UNMEASURED = 1e6  # variance of log z of a depth that says nothing
+_LOG_GROWN = math.log(1.7)  # height that no network draws too far or too near [log m]
 _TWO = 2  # depths that make a comparison
 
 
@@ -64,7 +66,7 @@ def fit_jointly(
         present=present,
         metric=measured.any(1) & (False if metric is None else metric),
     )
-    found = _solve(_build_problem(crowd, mixture, config), _log_slant(crowd), config)
+    found = _solve(_build_problem(crowd, mixture, config), *_log_slant(crowd), config)
     tallest = (max_height * crowd.z / torch.where(present, prior.height, 1.0)).log()
     return _conclude(crowd, replace(found, log_z=torch.minimum(found.log_z, tallest)), config)
 
@@ -99,11 +101,11 @@ def _typical_depth(depth: torch.Tensor, measured: torch.Tensor) -> torch.Tensor:
     return (total / measured.sum(1).clamp(min=1)).exp()
 
 
-def _log_slant(crowd: _Crowd) -> torch.Tensor:
-    """(B, P) logarithm of height over distance, which a picture tells, over its mean in the scene."""
+def _log_slant(crowd: _Crowd) -> tuple[torch.Tensor, torch.Tensor]:
+    """(B, P) logarithm of height over distance, which a picture tells, over its mean in the scene; (B, 1) that mean."""
     slant = torch.where(crowd.present, crowd.prior.height / crowd.z, 1.0).log()
-    typical = fold_sum(torch.where(crowd.measured, slant, 0)) / crowd.measured.sum(1).clamp(min=1)
-    return slant - typical[:, None]
+    typical = (fold_sum(torch.where(crowd.measured, slant, 0)) / crowd.measured.sum(1).clamp(min=1))[:, None]
+    return slant - typical, typical
 
 
 def _build_problem(crowd: _Crowd, mixture: HeightMixture, config: JointConfig) -> CrowdProblem:
@@ -129,9 +131,9 @@ def _build_problem(crowd: _Crowd, mixture: HeightMixture, config: JointConfig) -
         elasticity_sigma=config.slope_sigma / gain,
         model=torch.full((len(z),), AFFINE_DEPTH, device=z.device),
         share_sigma=config.share_sigma,
+        log_prior=torch.zeros(len(z), dtype=torch.float64, device=z.device),
         metric_scale=torch.where(crowd.metric, (crowd.typical_depth * METRES_PER_DEPTH).log(), torch.nan)[:, None],
         metric_sigma=config.metric_sigma,
-        log_prior=torch.zeros(len(z), dtype=torch.float64, device=z.device),
     )
 
 
@@ -141,7 +143,7 @@ def _noise(evidence: DepthEvidence, measured: torch.Tensor, config: JointConfig)
     return torch.where(measured, config.depth_sigma**2 + config.edge_sigma**2 / pixels, _UNMEASURED)
 
 
-def _solve(problem: CrowdProblem, log_slant: torch.Tensor, config: JointConfig) -> _Found:
+def _solve(problem: CrowdProblem, log_slant: torch.Tensor, mean_slant: torch.Tensor, config: JointConfig) -> _Found:
     """Both models x all troubles x all noise levels, weighed by their evidence (a fixed set of fits per scene)."""
     scenes = len(problem.model)
     models = _models(config, problem.model.device)
@@ -151,7 +153,8 @@ def _solve(problem: CrowdProblem, log_slant: torch.Tensor, config: JointConfig) 
     model, trouble = torch.cartesian_prod(models, torch.arange(len(troubles), device=models.device)).unbind(1)
     kinds = len(model)
     rows = torch.arange(scenes, device=models.device).repeat_interleave(kinds)
-    fits = _with_trouble(repeat_fits(problem, rows), log_slant[rows], troubles[trouble].repeat(scenes, 1), config)
+    slant = log_slant[rows], mean_slant[rows]
+    fits = _with_trouble(repeat_fits(problem, rows), *slant, troubles[trouble].repeat(scenes, 1), config)
     fits = replace(fits, model=model.repeat(scenes))
     mean, covariance = find_lines(_with_noise(fits, levels[len(levels) // 2].expand(len(rows))))
 
@@ -169,17 +172,19 @@ def _troubles(config: JointConfig, device: torch.device) -> torch.Tensor:
     such an image is.
     """
     ages, size = config.wrong_ages_probability, config.size_error_probability
-    rows = (
-        *(0.0, config.anybody_weight, 1 - ages - size),
-        *(0.0, config.wrong_ages_weight, ages),
-        *(config.size_error, config.anybody_weight, size),
-    )
-    table = constant(rows, device).view(3, 3)
+    nothing = (0.0, config.anybody_weight, 1 - ages - size)
+    strangers = (0.0, config.wrong_ages_weight, ages)
+    sizes = (config.size_error, config.anybody_weight, size)
+    table = constant((*nothing, *strangers, *sizes), device).view(3, 3)
     return torch.cat([table[:, :2], table[:, 2:].log()], -1)
 
 
 def _with_trouble(
-    problem: CrowdProblem, log_slant: torch.Tensor, trouble: torch.Tensor, config: JointConfig
+    problem: CrowdProblem,
+    log_slant: torch.Tensor,
+    mean_slant: torch.Tensor,
+    trouble: torch.Tensor,
+    config: JointConfig,
 ) -> CrowdProblem:
     """Fits in which something is wrong with the whole image.
 
@@ -188,7 +193,7 @@ def _with_trouble(
     of the depth over 1 - k. The constant of 1.7 m goes into the scale; densities stay those of the depth that was seen.
 
     Args:
-        log_slant: (N, P) logarithm of height over distance; trouble: (N, 3), rows of `_troubles`.
+        log_slant, mean_slant: (N, P), (N, 1) of `_log_slant`; trouble: (N, 3), rows of `_troubles`.
     """
     exponent, anybody, log_prior = trouble.unbind(1)
     left = 1 - exponent
@@ -199,6 +204,7 @@ def _with_trouble(
         log_depth=(problem.log_depth + exponent[:, None] * log_slant) / left[:, None],
         log_weight=torch.cat([problem.log_weight[..., :-1] + fewer, strange], -1),
         noise=problem.noise / left.square()[:, None, None],
+        metric_scale=(problem.metric_scale + exponent[:, None] * (mean_slant - _LOG_GROWN)) / left[:, None],
         log_prior=problem.log_prior + log_prior - problem.measured.sum(1) * left.log(),
     )
 

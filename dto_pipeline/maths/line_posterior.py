@@ -15,12 +15,12 @@ from dataclasses import dataclass
 import torch
 
 from dto_pipeline.maths.depth_line import log_distance
-from dto_pipeline.maths.devices import constant
+from dto_pipeline.maths.devices import constant, works_at_once
 from dto_pipeline.maths.ordered import add_logarithms, fold_logsumexp, fold_softmax, fold_sum
 
 _FIRST_GRID = (25, 7)  # log scale x share, over everything the people allow
-_ZOOM_GRID = (15, 11)
-_LAST_GRID = (13, 9)
+_ZOOM_GRID = (13, 9)
+_LAST_GRID = (11, 7)
 _ZOOM_REACH = 4.0  # standard deviations covered by a zoomed grid, each way
 _SHARE_REACH = 3.5  # prior standard deviations of the share covered by the first grid
 _LEAST_SHARE = 0.05  # depth never runs backwards
@@ -47,9 +47,9 @@ class CrowdProblem:
     elasticity_sigma: torch.Tensor  # (N, P)
     model: torch.Tensor  # (N,) int64, see `depth_line`
     share_sigma: float
+    log_prior: torch.Tensor  # (N,) of the fit itself, before anything is seen; densities of depth are per log depth
     metric_scale: torch.Tensor  # (N, 1) logarithm of the line's scale as a map in metres tells it; NaN = no metres
     metric_sigma: float  # of the same
-    log_prior: torch.Tensor  # (N,) of the fit itself, before anything is seen; densities of depth are per log depth
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,10 @@ def integrate_lines(problem: CrowdProblem, mean: torch.Tensor, covariance: torch
 def _parts(problem: CrowdProblem, grid: tuple[int, int]) -> tuple[torch.Tensor, ...]:
     """Indices of so many fits at once as memory allows; fits know nothing of each other."""
     fits, people, laws = problem.centre.shape
+    device = problem.centre.device
     numbers = people * laws * problem.noise.shape[-1] * grid[0] * grid[1]
-    return torch.arange(fits, device=problem.centre.device).split(max(1, _NUMBERS_AT_ONCE // max(1, numbers)))
+    room = _NUMBERS_AT_ONCE << 4 if works_at_once(device) else _NUMBERS_AT_ONCE
+    return torch.arange(fits, device=device).split(max(1, room // max(1, numbers)))
 
 
 def _find(problem: CrowdProblem) -> tuple[torch.Tensor, torch.Tensor]:
