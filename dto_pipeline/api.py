@@ -149,7 +149,7 @@ def optimize_scene(
         ages: (P,) [years]; NaN or None = unknown, most likely an adult.
         male_prob: (P,) 0 .. 1; NaN or None = unknown.
         body: a loaded body model, or the file of one ("demo" = the free stand-in); "" = as in `config`.
-        config: knobs; None = those of the paper.
+        config: options; None = those of the paper.
         metres: (H, W) distance along the camera axis [m] in place of `disparity`, of a metric network; 0 = unknown.
 
     Returns:

@@ -1,6 +1,6 @@
-"""Every knob of the pipeline, once: frozen dataclasses, one per room, with unit and origin.
+"""Every option of the pipeline, once: frozen dataclasses, one per section, with unit and origin.
 
-Knows YAML and ``room.key=value`` overrides and refuses unknown keys. Which knobs can change a label is told by
+Knows YAML and ``section.key=value`` overrides and refuses unknown keys. Which options can change a label is told by
 `run.identity`. Code receives a config; it never reads one from the air. Section numbers refer to arXiv 2511.13282 as
 implemented by its authors.
 """
@@ -255,7 +255,7 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class PipelineConfig:
-    """All rooms of the pipeline."""
+    """All sections of the pipeline."""
 
     prior: PriorConfig = field(default_factory=PriorConfig)
     evidence: EvidenceConfig = field(default_factory=EvidenceConfig)
@@ -341,10 +341,10 @@ class PipelineConfig:
 
 
 def load_config(path: str | Path | None = None, overrides: typing.Sequence[str] = ()) -> PipelineConfig:
-    """Build a config from defaults, an optional YAML file and ``room.key=value`` overrides, in this order.
+    """Build a config from defaults, an optional YAML file and ``section.key=value`` overrides, in this order.
 
     Raises:
-        ConfigError: a file, room, key or value that cannot be used, named.
+        ConfigError: a file, section, key or value that cannot be used, named.
     """
     return config_from_dict(read_tree(path, overrides))
 
@@ -360,7 +360,7 @@ def with_body(config: PipelineConfig, path: str | None) -> PipelineConfig:
 
 
 def read_tree(path: str | Path | None, overrides: typing.Sequence[str] = ()) -> dict[str, dict[str, Any]]:
-    """Rooms and their keys as told by a YAML file and ``room.key=value`` overrides, not yet checked against a config.
+    """Sections and their keys as told by a YAML file and ``section.key=value``, not yet checked.
 
     Raises:
         ConfigError: the file, or an override that is not of this form.
@@ -370,10 +370,10 @@ def read_tree(path: str | Path | None, overrides: typing.Sequence[str] = ()) -> 
         tree = _read_yaml(Path(path))
     for text in overrides:
         name, equals, value = text.partition("=")
-        room, dot, key = name.strip().partition(".")
-        _expect(bool(equals and dot), f"override {text!r} is not of the form room.key=value")
+        section, dot, key = name.strip().partition(".")
+        _expect(bool(equals and dot), f"override {text!r} is not of the form section.key=value")
         try:
-            _set_nested(tree.setdefault(room, {}), key.split("."), parse_yaml(value))
+            _set_nested(tree.setdefault(section, {}), key.split("."), parse_yaml(value))
         except ValueError as error:
             raise ConfigError(f"override {shorten(text)}: value is not YAML: {error}") from error
         except (AttributeError, TypeError) as error:
@@ -381,50 +381,50 @@ def read_tree(path: str | Path | None, overrides: typing.Sequence[str] = ()) -> 
     return tree
 
 
-def _set_nested(knobs: dict[str, Any], path: typing.Sequence[str], value: Any) -> None:
-    """Set a key of a room; a room inside it (``room.inner.key``) is made if missing."""
+def _set_nested(options: dict[str, Any], path: typing.Sequence[str], value: Any) -> None:
+    """Set a key of a section; a section inside it (``section.inner.key``) is made if missing."""
     for key in path[:-1]:
-        knobs = knobs.setdefault(key, {})
-    knobs[path[-1]] = value
+        options = options.setdefault(key, {})
+    options[path[-1]] = value
 
 
 def config_from_dict(tree: typing.Mapping[str, typing.Mapping[str, Any]]) -> PipelineConfig:
     """Inverse of `PipelineConfig.to_dict`; missing keys take their defaults, unknown ones are refused."""
-    return PipelineConfig(**build_rooms(PipelineConfig, tree))
+    return PipelineConfig(**build_sections(PipelineConfig, tree))
 
 
-def build_rooms(config: type, tree: typing.Mapping[str, typing.Mapping[str, Any]]) -> dict[str, Any]:
-    """The rooms of `tree` as the dataclasses that are the fields of `config`; unknown rooms and keys are refused.
+def build_sections(config: type, tree: typing.Mapping[str, typing.Mapping[str, Any]]) -> dict[str, Any]:
+    """The sections of `tree` as the dataclasses that are the fields of `config`; unknown sections and keys are refused.
 
     Raises:
-        ConfigError: a room, key or value that cannot be used, named.
+        ConfigError: a section, key or value that cannot be used, named.
     """
     hints = typing.get_type_hints(config)
     built = {}
-    for room, knobs in tree.items():
-        _expect(room in hints, f"unknown config room {room!r}; rooms are {sorted(hints)}")
-        _expect(isinstance(knobs, typing.Mapping), f"config room {room!r} must hold key: value pairs")
-        built[room] = _room_from_dict(room, hints[room], knobs)
+    for section, options in tree.items():
+        _expect(section in hints, f"unknown config section {section!r}; sections are {sorted(hints)}")
+        _expect(isinstance(options, typing.Mapping), f"config section {section!r} must hold key: value pairs")
+        built[section] = _section_from_dict(section, hints[section], options)
     return built
 
 
 def describe_difference(old: typing.Mapping[str, Any], new: typing.Mapping[str, Any]) -> list[str]:
-    """One line per knob that differs between two configs as plain dicts, e.g. ``solver.max_height: 2.1 -> 2.2``."""
+    """One line per option that differs between two configs as plain dicts, e.g. ``solver.max_height: 2.1 -> 2.2``."""
     lines = []
-    for room in sorted(set(old) | set(new)):
-        before, after = old.get(room, {}), new.get(room, {})
+    for section in sorted(set(old) | set(new)):
+        before, after = old.get(section, {}), new.get(section, {})
         for key in sorted(set(before) | set(after)):
             if before.get(key) != after.get(key):
-                lines.append(f"{room}.{key}: {before.get(key)!r} -> {after.get(key)!r}")
+                lines.append(f"{section}.{key}: {before.get(key)!r} -> {after.get(key)!r}")
     return lines
 
 
-def _room_from_dict(room: str, cls: type, knobs: typing.Mapping[str, Any]) -> Any:
+def _section_from_dict(section: str, cls: type, options: typing.Mapping[str, Any]) -> Any:
     hints = typing.get_type_hints(cls)
     values = {}
-    for key, value in knobs.items():
-        _expect(key in hints, f"unknown key {room}.{key}; keys are {sorted(hints)}")
-        values[key] = _coerce(f"{room}.{key}", hints[key], value)
+    for key, value in options.items():
+        _expect(key in hints, f"unknown key {section}.{key}; keys are {sorted(hints)}")
+        values[key] = _coerce(f"{section}.{key}", hints[key], value)
     return cls(**values)
 
 
@@ -432,7 +432,7 @@ def _coerce(name: str, hint: Any, value: Any) -> Any:
     """Turn a YAML value into the annotated type, or say why not; never guesses (an int may stand for a float)."""
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         _expect(isinstance(value, typing.Mapping), f"{name} must hold key: value pairs, found {value!r}")
-        return _room_from_dict(name, hint, value)
+        return _section_from_dict(name, hint, value)
     if typing.get_origin(hint) is tuple:
         _expect(isinstance(value, list | tuple), f"{name} must be a list, found {value!r}")
         args = typing.get_args(hint)
@@ -462,14 +462,14 @@ def _read_yaml(path: Path) -> dict[str, dict[str, Any]]:
         raise ConfigError(f"config file {path} cannot be read: {error.strerror}; give a YAML file") from error
     except ValueError as error:
         raise ConfigError(f"config file {path} is not valid YAML: {error}; give a YAML file") from error
-    _expect(isinstance(tree, dict), f"config file {path} must hold rooms (prior:, solver:, ...)")
-    for room, knobs in tree.items():
-        found = f"found {type(knobs).__name__} {shorten(knobs)}"
-        _expect(isinstance(room, str), f"config file {path}: {shorten(room)} is no name of a room")
-        _expect(isinstance(knobs, dict | None), f"config file {path}: {room} must hold key: value pairs, {found}")
-        odd = [key for key in knobs or {} if not isinstance(key, str)]
-        _expect(not odd, f"config file {path}: {room}: {shorten(odd)} are no names of keys")
-    return {room: dict(knobs or {}) for room, knobs in tree.items()}
+    _expect(isinstance(tree, dict), f"config file {path} must hold sections (prior:, solver:, ...)")
+    for section, options in tree.items():
+        found = f"found {type(options).__name__} {shorten(options)}"
+        _expect(isinstance(section, str), f"config file {path}: {shorten(section)} is no name of a section")
+        _expect(isinstance(options, dict | None), f"config file {path}: {section} must hold key: value pairs, {found}")
+        odd = [key for key in options or {} if not isinstance(key, str)]
+        _expect(not odd, f"config file {path}: {section}: {shorten(odd)} are no names of keys")
+    return {section: dict(options or {}) for section, options in tree.items()}
 
 
 def shorten(value: Any, most: int = 80) -> str:

@@ -80,14 +80,14 @@ class SceneOptimizer:
 
     def measure(self, maps: PersonMaps, batch: SceneBatch) -> DepthEvidence:
         """Depth evidence of a batch; the joint solver also listens to small people, with more noise."""
-        knobs = self.config.evidence
+        options = self.config.evidence
         if self.joint:
-            knobs = dataclasses.replace(
-                knobs,
+            options = dataclasses.replace(
+                options,
                 min_pixels_grid=self.config.joint.min_pixels_grid,
                 min_visible_vertices=self.config.joint.min_visible_vertices,
             )
-        return measure_depth_evidence(maps, batch, knobs, self.config.depth.told_unit)
+        return measure_depth_evidence(maps, batch, options, self.config.depth.told_unit)
 
     def expect_heights(self, batch: SceneBatch) -> tuple[HeightPrior, HeightMixture | None]:
         """Height priors, and for the joint solver the mixture they summarise."""
@@ -148,13 +148,13 @@ class SceneOptimizer:
 
     def render(self, vertices: torch.Tensor, batch: SceneBatch) -> PersonMaps:
         """Person maps of meshes (B, P, V, 3) [m], each person only inside its instance mask."""
-        knobs = self.config.evidence
-        camera = map_intrinsics(batch.intrinsics, batch.image_size, batch.map_size, knobs.render_max_side)
+        options = self.config.evidence
+        camera = map_intrinsics(batch.intrinsics, batch.image_size, batch.map_size, options.render_max_side)
         raster = rasterize(
             vertices, self.body.faces, camera, batch.map_size, batch.present, batch.masks, self.body.closed
         )
         visible = count_visible_vertices(
-            vertices, batch.intrinsics, batch.image_size, batch.map_size, raster, knobs.visible_tolerance
+            vertices, batch.intrinsics, batch.image_size, batch.map_size, raster, options.visible_tolerance
         )
         return PersonMaps(person=raster.person, z=raster.z, visible_vertices=visible)
 

@@ -66,10 +66,10 @@ def main() -> None:
     training = draw_crowds(arguments.out, TRAINING_SEED, arguments.images, body)
     test = draw_crowds(arguments.out, arguments.test_seed, arguments.test_images, body)
     labels = label_crowds(training)
-    knobs = [f"encoder.model={take_encoder(arguments.out)}"]
+    options = [f"encoder.model={take_encoder(arguments.out)}"]
     measures: dict[str, list[dict[str, float]]] = {"untrained": [], **{kind: [] for kind in KINDS}}
     for seed in arguments.seeds:
-        folders = train_both(arguments.out, labels, seed, [*knobs, *arguments.overrides])
+        folders = train_both(arguments.out, labels, seed, [*options, *arguments.overrides])
         for name, network, config in networks_of(folders):
             measures[name].append(measure(network, config, test, body))
             print(f"seed {seed}, {name}: " + ", ".join(f"{key} {measures[name][-1][key]:.3f}" for key in _SHOWN))
@@ -119,10 +119,10 @@ def train_both(out: Path, labels: Path, seed: int, overrides: Sequence[str]) -> 
     seeds = [f"loop.seed={seed}", f"data.seed={seed}"]
     started: list[subprocess.Popen[bytes]] = []
     for kind, folder in folders.items():
-        knobs = [f"data.labels=[{labels}]", f"body.model_path={STAND_IN_BODY}", *seeds, *overrides]
-        knobs += ["loss.relative_metric=0"] if kind == "without" else []
+        options = [f"data.labels=[{labels}]", f"body.model_path={STAND_IN_BODY}", *seeds, *overrides]
+        options += ["loss.relative_metric=0"] if kind == "without" else []
         command = [sys.executable, "-m", "dto_pipeline.cli", "train", str(CONFIG), "-o", str(folder)]
-        command += [part for knob in knobs for part in ("--set", knob)]
+        command += [part for option in options for part in ("--set", option)]
         # one bar is enough
         started.append(subprocess.Popen(command if not started else [*command, "--quiet"]))
     if any(process.wait() != 0 for process in started):

@@ -31,7 +31,7 @@ def test_how_work_is_moved_never_changes_the_hash_but_a_label_knob_does() -> Non
     assert settings("solver.max_height=2.2") != plain
 
 
-def test_differences_are_named_knob_by_knob() -> None:
+def test_differences_are_named_knob_by_option() -> None:
     other = load_config(None, ["solver.max_height=2.2"])
     assert describe_difference(PipelineConfig().to_dict(), other.to_dict()) == ["solver.max_height: 2.1 -> 2.2"]
 
@@ -40,11 +40,11 @@ def test_differences_are_named_knob_by_knob() -> None:
     ("override", "words"),
     [
         ("solver.speed=3", "unknown key solver.speed"),
-        ("kitchen.sink=3", "unknown config room 'kitchen'"),
+        ("kitchen.sink=3", "unknown config section 'kitchen'"),
         ("solver.max_height=tall", "solver.max_height must be float, found 'tall'"),
         ("solver.max_rounds=2.5", "solver.max_rounds must be int"),
         ("prior.age_limits=[3, 8]", "needs 3 values"),
-        ("solver.max_height", "room.key=value"),
+        ("solver.max_height", "section.key=value"),
         ("run.workers=-1", "run.workers"),
         ("prior.age_prior=1", "prior.age_prior must be bool"),
         ("depth.unit=loud", "depth.unit is 'loud'; choose from"),

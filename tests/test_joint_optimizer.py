@@ -118,7 +118,7 @@ def test_overlapping_masks_go_to_whoever_the_fit_puts_in_front(body: BodyModel) 
     assert z.mean().item() == pytest.approx(2.6 * 1.6, rel=0.05)  # still the label's distance, as evidence wants it
 
 
-def test_the_paper_mode_never_looks_at_the_joint_knobs(body: BodyModel) -> None:
+def test_the_paper_mode_never_looks_at_the_joint_options(body: BodyModel) -> None:
     scene = make_scene(body, FAMILY)
     other = load_config(overrides=["joint.temperature=3", "joint.move_single=true", "joint.min_pixels_grid=5"])
     before, after = place([scene], body)[0], place([scene], body, other)[0]

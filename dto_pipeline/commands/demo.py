@@ -68,8 +68,8 @@ def _run(arguments: argparse.Namespace) -> int:
     manifest = _manifest(Path(arguments.dataset), out, data.created)
     print(f"3  run with solver.mode paper -> {out / 'run'}")
     failures = min(1.0, len(data.broken) / arguments.images)  # broken on purpose; a run of its own allows far fewer
-    knobs = [f"body.model_path={STAND_IN_BODY}", f"run.max_failed_images={failures}", *_DEPTH[arguments.depth]]
-    config = load_config(None, [f"run.workers={arguments.workers}", *knobs])
+    options = [f"body.model_path={STAND_IN_BODY}", f"run.max_failed_images={failures}", *_DEPTH[arguments.depth]]
+    config = load_config(None, [f"run.workers={arguments.workers}", *options])
     summary = run_pipeline(manifest, out / "run", config)
     if summary.nothing_to_do and (out / "summary.json").exists():
         print("\nEverything was done before; nothing new. Remove the folder to start afresh.\n")

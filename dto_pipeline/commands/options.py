@@ -39,20 +39,20 @@ def not_negative(text: str) -> int:
 
 
 def add_config_options(parser: argparse.ArgumentParser) -> None:
-    """`--config FILE` and `--set room.key=value`, read by `read_config`."""
-    parser.add_argument("--config", metavar="YAML", help="config file; rooms and keys as in dto_pipeline/config.py")
+    """`--config FILE` and `--set section.key=value`, read by `read_config`."""
+    parser.add_argument("--config", metavar="YAML", help="config file; sections and keys as in dto_pipeline/config.py")
     add_overrides(parser, "run.workers=8")
 
 
 def add_overrides(parser: argparse.ArgumentParser, example: str) -> None:
-    """`--set room.key=value`, gathered as `overrides`."""
+    """`--set section.key=value`, gathered as `overrides`."""
     parser.add_argument(
         "--set",
         dest="overrides",
         metavar="ROOM.KEY=VALUE",
         action="append",
         default=[],
-        help=f"change one knob, e.g. --set {example}; may be given several times",
+        help=f"change one option, e.g. --set {example}; may be given several times",
     )
 
 

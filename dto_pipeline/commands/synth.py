@@ -15,7 +15,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         help="write a synthetic crowd benchmark with exact truth",
         description="Equal settings give identical bytes. Then: dto manifest build DIR/dataset.yaml --data-root DIR -o "
         "DIR/manifest.parquet; dto run DIR/manifest.parquet -o RUN; dto eval synthetic RUN --truth DIR.",
-        epilog="--list names the difficulties and the knobs of --set.",
+        epilog="--list names the difficulties and the options of --set.",
     )
     parser.add_argument("-o", "--out", metavar="DIR", help="folder to write to")
     parser.add_argument("--images", type=positive, default=64, metavar="N", help="images to make (64)")
@@ -31,15 +31,15 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     )
     parser.add_argument(
         "--set",
-        dest="knobs",
+        dest="options",
         action="append",
         default=[],
         metavar="KNOB=VALUE",
-        help="change one knob of the difficulty, e.g. --set leak=5; may be given several times",
+        help="change one option of the difficulty, e.g. --set leak=5; may be given several times",
     )
     add_heights_option(parser)
     add_body_option(parser)
-    parser.add_argument("--list", action="store_true", help="print difficulties and knobs, write nothing")
+    parser.add_argument("--list", action="store_true", help="print difficulties and options, write nothing")
     parser.add_argument("--quiet", action="store_true", help="no progress line")
     parser.set_defaults(run=_run)
 
@@ -58,8 +58,8 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.out is None:
         raise DtoError("name a folder with -o DIR (or ask for --list)")
     if arguments.bodies is not None:
-        arguments.knobs.append(f"bodies={arguments.bodies}")
-    kind = choose_difficulty(arguments.difficulty, arguments.knobs, arguments.heights)
+        arguments.options.append(f"bodies={arguments.bodies}")
+    kind = choose_difficulty(arguments.difficulty, arguments.options, arguments.heights)
     torch.set_num_threads(1)  # small tensors: more threads are slower
     show = None if arguments.quiet else _progress
     data = write_synth(

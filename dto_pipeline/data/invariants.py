@@ -49,7 +49,7 @@ _PEOPLE_AT_ONCE = 4096  # bounds the memory of a projection
 
 @dataclass(frozen=True)
 class Limits:
-    """The knobs of a run that labels must obey."""
+    """The options of a run that labels must obey."""
 
     max_height: float  # [m]
     acceptance: Acceptance

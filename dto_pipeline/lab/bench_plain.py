@@ -160,12 +160,12 @@ def _measure_person(
     visible: int,
     config: PipelineConfig,
 ) -> PlainPerson | None:
-    knobs = config.evidence
-    least = scene.height / knobs.min_pixels_grid * scene.width / knobs.min_pixels_grid
-    if mask.sum() < least or visible < knobs.min_visible_vertices:
+    options = config.evidence
+    least = scene.height / options.min_pixels_grid * scene.width / options.min_pixels_grid
+    if mask.sum() < least or visible < options.min_visible_vertices:
         return None
     low, high = np.percentile(depth_map[mask], [25, 75])
-    reach = knobs.iqr_factor * (high - low)
+    reach = options.iqr_factor * (high - low)
     mask = mask & (depth_map > max(low - reach, 0)) & (depth_map < high + reach)
     if mask.sum() < least:
         return None
@@ -178,10 +178,10 @@ def _measure_person(
         z_centred[here] -= z[here].mean()
     slope, offset = np.polyfit(depth_centred, z_centred, 1)
     corr = float(np.corrcoef(depth_centred, z_centred)[0, 1])
-    keep = np.abs(z_centred - slope * depth_centred - offset) <= knobs.max_residual
-    ground = keep & (rows >= np.percentile(rows[keep], knobs.ground_percentile))
+    keep = np.abs(z_centred - slope * depth_centred - offset) <= options.max_residual
+    ground = keep & (rows >= np.percentile(rows[keep], options.ground_percentile))
     size = 2 * scene.intrinsics[1, 1] / (scene.transl[index, 2] * min(scene.height, scene.width))
-    far = depth[keep].mean() > knobs.far_depth or size < knobs.far_scale
+    far = depth[keep].mean() > options.far_depth or size < options.far_scale
     return PlainPerson(
         depth=(float(depth[keep].mean()), float(depth[ground].mean())),
         z=(float(z[keep].mean()), float(z[ground].mean())),
@@ -206,19 +206,19 @@ def _prior(height: float, age: float, male_prob: float, config: PipelineConfig) 
 
 def _solve(members: list[PlainPerson], kind: int, config: PipelineConfig) -> tuple[float, float, int, float]:
     """alpha, beta, number optimised and deviation of one group with one kind of evidence."""
-    knobs = config.solver
-    believed = [(p.slope, p.corr) for p in members if p.corr > knobs.min_corr]
-    alpha_min = knobs.default_alpha_min
+    options = config.solver
+    believed = [(p.slope, p.corr) for p in members if p.corr > options.min_corr]
+    alpha_min = options.default_alpha_min
     if believed:
         alpha_min = sum(slope * corr for slope, corr in believed) / sum(corr for _, corr in believed)
     active = list(members)
-    for _ in range(knobs.max_rounds):
+    for _ in range(options.max_rounds):
         alpha, beta, forced = _fit_line(active, kind, alpha_min)
         if not forced and len(active) == 2:
             return alpha, beta, 0, 0.0
         heights = [p.height / p.z[kind] * (alpha * p.depth[kind] + beta) for p in active]
         optimized = len(active)
-        if max(heights) <= knobs.max_height:
+        if max(heights) <= options.max_height:
             break
         if len(active) <= 2:
             return 0.0, max(p.z[kind] for p in members), 0, 0.0

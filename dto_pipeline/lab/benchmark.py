@@ -1,7 +1,7 @@
 """The synthetic benchmark in memory: solvers on every difficulty, and the optimiser with parts of it switched off.
 
 Joins the difficulties (`difficulty`) to the solvers and measures of `evaluate`; scenes are those `dto synth` writes.
-Parts are switched off by knobs the config has anyway, so an ablation runs the very code a run uses. Metres.
+Parts are switched off by options the config has anyway, so an ablation runs the very code a run uses. Metres.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Switch:
 
     name: str
     meaning: str
-    knobs: Mapping[str, tuple[str, ...]]  # solver -> overrides of the config
+    options: Mapping[str, tuple[str, ...]]  # solver -> overrides of the config
 
 
 SWITCHES = (
@@ -184,8 +184,8 @@ def _sums_of_methods(
     placements |= {mode: outcome.placement for mode, outcome in outcomes.items()}
     if ABLATION in parts:
         for switch in SWITCHES:
-            for mode, knobs in switch.knobs.items():
-                changed = override(config, knobs)
+            for mode, options in switch.options.items():
+                changed = override(config, options)
                 placements[_variant(mode, switch)] = place_all(known, body, changed, mode).placement
     sums = {name: placement_sums(found, truth, image, len(known)) for name, found in placements.items()}
     moved = moved_people(outcomes["paper"])
@@ -227,7 +227,7 @@ def _changes(methods: Mapping[str, Sums], resamples: int) -> dict[str, dict[str,
     """Solver -> switch -> measure -> how much it changes when the part is off, on the same drawn images."""
     changes: dict[str, dict[str, dict[str, Estimate]]] = {mode: {} for mode in SOLVERS}
     for switch in SWITCHES:
-        for mode in switch.knobs:
+        for mode in switch.options:
             pair = {"with": methods[mode], "without": methods[_variant(mode, switch)]}
             both = {f"{side} {name}": values for side, sums in pair.items() for name, values in sums.items()}
             statistics = {measure.key: _difference(measure) for measure in MEASURES}

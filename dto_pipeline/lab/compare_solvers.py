@@ -81,12 +81,12 @@ def compare_solvers(
 
 
 def override(config: PipelineConfig, texts: Sequence[str]) -> PipelineConfig:
-    """`config` with ``room.key=value`` texts applied."""
+    """`config` with ``section.key=value`` texts applied."""
     changed = load_config(overrides=texts).to_dict()
     tree = config.to_dict()
     for text in texts:
-        room, key = text.partition("=")[0].split(".")
-        tree[room][key] = changed[room][key]
+        section, key = text.partition("=")[0].split(".")
+        tree[section][key] = changed[section][key]
     return config_from_dict(tree)
 
 

@@ -1,4 +1,4 @@
-"""The difficulties of the synthetic benchmark by name, and how one is made from ``knob=value`` texts.
+"""The difficulties of the synthetic benchmark by name, and how one is made from ``option=value`` texts.
 
 A difficulty is a `CrowdSet` of `solver_sets` with heights from growth charts. Names and numbers are part of what
 `dto synth` promises: change one and published numbers can no longer be compared. Knows no files.
@@ -21,15 +21,15 @@ VERSION = 1  # raised whenever equal settings would give other scenes
 BENCHMARK_HEIGHTS = ("independent", "priors")
 STANDARD = "standard"
 _CHOICES = {"heights": HEIGHTS, "bodies": BODIES}
-_WORDS = ("name", "meaning", "told")  # fields of a set that are no knobs
+_WORDS = ("name", "meaning", "told")  # fields of a set that are no options
 
 
 class DifficultyError(DtoError, ValueError):
-    """A difficulty nobody knows, or a knob that does not exist or cannot have this value."""
+    """A difficulty nobody knows, or an option that does not exist or cannot have this value."""
 
 
-def _difficulty(name: str, meaning: str, **knobs: Any) -> CrowdSet:
-    return CrowdSet(name, meaning, heights="independent", **knobs)
+def _difficulty(name: str, meaning: str, **options: Any) -> CrowdSet:
+    return CrowdSet(name, meaning, heights="independent", **options)
 
 
 DIFFICULTIES = {
@@ -105,10 +105,10 @@ DIFFICULTIES = {
 
 
 def choose_difficulty(name: str, texts: Sequence[str] = (), heights: str = "independent") -> CrowdSet:
-    """The difficulty of this name, with knobs changed.
+    """The difficulty of this name, with options changed.
 
     Args:
-        name: of `DIFFICULTIES`; texts: ``knob=value``, value in YAML; heights: of `BENCHMARK_HEIGHTS`.
+        name: of `DIFFICULTIES`; texts: ``option=value``, value in YAML; heights: of `BENCHMARK_HEIGHTS`.
 
     Raises:
         DifficultyError: something that does not exist, named.
@@ -117,18 +117,18 @@ def choose_difficulty(name: str, texts: Sequence[str] = (), heights: str = "inde
         raise DifficultyError(f"difficulty is {name!r}; choose from {list(DIFFICULTIES)}")
     if heights not in BENCHMARK_HEIGHTS:
         raise DifficultyError(f"heights is {heights!r}; choose from {BENCHMARK_HEIGHTS}")
-    return change_knobs(dataclasses.replace(DIFFICULTIES[name], heights=heights), texts)
+    return change_options(dataclasses.replace(DIFFICULTIES[name], heights=heights), texts)
 
 
-def change_knobs(kind: CrowdSet, texts: Sequence[str]) -> CrowdSet:
-    """`kind` with ``knob=value`` texts applied."""
+def change_options(kind: CrowdSet, texts: Sequence[str]) -> CrowdSet:
+    """`kind` with ``option=value`` texts applied."""
     hints = typing.get_type_hints(CrowdSet)
-    knobs = [name for name in hints if name not in _WORDS]
+    options = [name for name in hints if name not in _WORDS]
     changes: dict[str, Any] = {}
     for text in texts:
         key, equals, value = text.partition("=")
-        if not equals or key not in knobs:
-            raise DifficultyError(f"{text!r} is not of the form knob=value; knobs are {knobs}")
+        if not equals or key not in options:
+            raise DifficultyError(f"{text!r} is not of the form option=value; options are {options}")
         changes[key] = _read_value(key, hints[key], value)
     return dataclasses.replace(kind, **changes)
 
@@ -161,11 +161,11 @@ def _expect(condition: bool, key: str, value: Any, wanted: str) -> None:
 
 
 def describe_difficulties() -> str:
-    """Names, meanings and what each changes, then all knobs with their defaults."""
+    """Names, meanings and what each changes, then all options with their defaults."""
     plain = dataclasses.asdict(CrowdSet("", "", heights="independent"))
     lines = ["difficulties:"]
     for name, kind in DIFFICULTIES.items():
         changed = [f"{k}={v}" for k, v in dataclasses.asdict(kind).items() if v != plain[k] and k not in _WORDS]
         lines.append(f"  {name:<17} {kind.meaning} ({', '.join(changed) or 'no change'})")
-    lines.append("knobs and their defaults (meanings: dto_pipeline/lab/solver_sets.py, CrowdSet):")
+    lines.append("options and their defaults (meanings: dto_pipeline/lab/solver_sets.py, CrowdSet):")
     return "\n".join([*lines, *(f"  {key}={value}" for key, value in plain.items() if key not in _WORDS)])

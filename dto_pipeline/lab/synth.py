@@ -92,7 +92,7 @@ def write_synth(
         DemoDataError: the folder holds a data set of other settings.
         AnnyMissing: people of Anny are wanted and the package is not installed.
     """
-    identity = {"version": VERSION, "seed": seed, "images": images, "body_sha256": body.sha256, **_knobs(kind)}
+    identity = {"version": VERSION, "seed": seed, "images": images, "body_sha256": body.sha256, **_options(kind)}
     if there := recognise(root / MARKER, identity):
         return SynthData(root, there["images"], there["persons"], created=False)
     template = measure_anny() if kind.bodies == "anny" else measure_template(body)
@@ -121,9 +121,12 @@ def image_name(number: int) -> str:
     return f"{number // 1000:03d}/{number:06d}.jpg"
 
 
-def _knobs(kind: CrowdSet) -> dict[str, Any]:
-    knobs = dataclasses.asdict(kind)
-    return {"difficulty": knobs.pop("name"), "knobs": {k: v for k, v in knobs.items() if k not in ("meaning", "told")}}
+def _options(kind: CrowdSet) -> dict[str, Any]:
+    options = dataclasses.asdict(kind)
+    return {
+        "difficulty": options.pop("name"),
+        "options": {k: v for k, v in options.items() if k not in ("meaning", "told")},
+    }
 
 
 def _person_rows(scene: SetScene, seed: int, number: int) -> PersonRows:
@@ -173,7 +176,7 @@ shard_images: {_SHARD_IMAGES}
 
 
 def _readme(kind: CrowdSet, facts: dict[str, Any]) -> str:
-    knobs = [f"- `{name}`: {value}" for name, value in facts["knobs"].items()]
+    options = [f"- `{name}`: {value}" for name, value in facts["options"].items()]
     columns = [f"- `{name}`: {meaning}" for name, meaning in TRUTH_COLUMNS.items()]
     who = "procedural bodies"
     if kind.bodies == "anny":
@@ -188,9 +191,9 @@ def _readme(kind: CrowdSet, facts: dict[str, Any]) -> str:
         f"    dto run manifest.parquet -o run{' --set depth.kind=metric_depth' if kind.metric_error else ''}",
         "    dto eval synthetic run --truth . --body BODY",
         "",
-        "Knobs (`dto_pipeline/lab/solver_sets.py` says what each means):",
+        "Options (`dto_pipeline/lab/solver_sets.py` says what each means):",
         "",
-        *knobs,
+        *options,
         "",
         "Columns of `truth.npz`, row i = label row i:",
         "",

@@ -18,5 +18,5 @@ def load_dinov2(reference: ModelReference) -> tuple[dict[str, torch.Tensor], int
     network, _ = load_pretrained(AutoModel, reference)
     if not isinstance(network, Dinov2Model):
         found = type(network).__name__
-        raise ModelError(f"{reference.knob}.encoder {reference.name!r} is a {found}; expected a DINOv2 (Dinov2Model)")
+        raise ModelError(f"{reference.option}.encoder {reference.name!r} is a {found}; expected a DINOv2 (Dinov2Model)")
     return dict(network.state_dict()), int(network.config.num_attention_heads)

@@ -43,7 +43,7 @@ class ModelReference:
     revision: str = ""  # commit of the hub repository, 40 hexadecimal digits; not used for folders
     offline: bool = False  # never ask the hub, use what its cache on this machine holds
     trust_remote_code: bool = False  # run Python code of the repository
-    knob: str = "depth"  # room of the config, for messages
+    option: str = "depth"  # section of the config, for messages
 
     @property
     def is_folder(self) -> bool:
@@ -137,7 +137,7 @@ def depth_reference(config: DepthConfig) -> ModelReference:
 
 def mask_reference(config: MaskConfig) -> ModelReference:
     """The segmentation network."""
-    return ModelReference(config.model, config.revision, config.offline, knob="masks")
+    return ModelReference(config.model, config.revision, config.offline, option="masks")
 
 
 def attribute_references(config: AttributeConfig) -> list[ModelReference]:
@@ -164,14 +164,14 @@ def check_reference(reference: ModelReference) -> None:
         ModelError: no name, a folder without config.json, or a hub name without a commit.
     """
     if not reference.name:
-        raise ModelError(f"{reference.knob}.model is empty; set it to a hub name or a folder")
+        raise ModelError(f"{reference.option}.model is empty; set it to a hub name or a folder")
     if reference.is_folder:
         if not (Path(located(reference)) / "config.json").is_file():
             raise ModelMissing(missing_text(reference, None, ""))
         return
     if not _COMMIT.fullmatch(reference.revision):
         raise ModelError(
-            f"{reference.knob}.revision is {reference.revision!r}; a hub model must be pinned to a commit (40 "
+            f"{reference.option}.revision is {reference.revision!r}; a hub model must be pinned to a commit (40 "
             f"hexadecimal digits), see https://huggingface.co/{reference.name}/commits/main"
         )
 
@@ -215,15 +215,15 @@ def located(reference: ModelReference) -> str:
 
 
 def missing_text(reference: ModelReference, error: BaseException | None, hint: str) -> str:
-    knob, name = reference.knob, reference.name
+    option, name = reference.option, reference.name
     reason = f" ({first_line(error)})" if error else ""
     if reference.is_folder:
-        text = f"{knob}.model: folder {name!r} holds no network saved by transformers{reason}; expected config.json "
+        text = f"{option}.model: folder {name!r} holds no network saved by transformers{reason}; expected config.json "
         text += "and model.safetensors there"
     else:
-        text = f"{knob}.model: {name} at {reference.revision} is not on this machine{reason}; on a machine with "
+        text = f"{option}.model: {name} at {reference.revision} is not on this machine{reason}; on a machine with "
         text += f"internet run `hf download {name} --revision {reference.revision} --local-dir FOLDER`, copy FOLDER "
-        text += f"here and set {knob}.model=FOLDER"
+        text += f"here and set {option}.model=FOLDER"
     return f"{text}. {hint}".rstrip(". ") + "."
 
 

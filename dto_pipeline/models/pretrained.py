@@ -74,7 +74,7 @@ def load_pretrained(
         raise ModelMissing(missing_text(reference, error, hint)) from error
     except Exception as error:  # transformers, safetensors and the hub have many classes for files that do not fit
         raise ModelError(
-            f"{reference.knob}.model {reference.name!r} cannot be loaded: {first_line(error)}; expected a network "
+            f"{reference.option}.model {reference.name!r} cannot be loaded: {first_line(error)}; expected a network "
             f"saved by transformers for {getattr(auto_class, '__name__', auto_class)}"
         ) from error
     _check_weights(reference, loading, spare_weights)
@@ -94,8 +94,8 @@ def _check_weights(reference: ModelReference, loading: dict[str, Any], spare_wei
     problems = [f"{phrase} {_some(names)}" for phrase, names in found.items() if names]
     if problems:
         raise ModelError(
-            f"{reference.knob}.model {reference.name!r}: its weight file {' and '.join(problems)}; it would not be the "
-            "network that was named, and random numbers would stand in for what it lacks. Take a folder whose "
+            f"{reference.option}.model {reference.name!r}: its weight file {' and '.join(problems)}; it would not be "
+            "the network that was named, and random numbers would stand in for what it lacks. Take a folder whose "
             "config.json and weights belong together, with the names that transformers gives them (converted weights: "
             "the *-hf repositories)"
         )

@@ -29,10 +29,10 @@ class SceneSize:
     people: int
 
 
-def size_on(config: PipelineConfig, knob: str, on_gpu: bool) -> int:
-    """The value of a knob of `config.BY_DEVICE` on a device; of decoding threads no more than half the cores."""
-    told, by_device = _told(config, knob), BY_DEVICE[knob][on_gpu]
-    if told or knob != "run.decode_threads" or not on_gpu:
+def size_on(config: PipelineConfig, option: str, on_gpu: bool) -> int:
+    """The value of an option of `config.BY_DEVICE` on a device; of decoding threads no more than half the cores."""
+    told, by_device = _told(config, option), BY_DEVICE[option][on_gpu]
+    if told or option != "run.decode_threads" or not on_gpu:
         return told or by_device
     return max(_LEAST_THREADS_GPU, min(by_device, (os.cpu_count() or 1) // 2))
 
@@ -47,20 +47,20 @@ def gpus_per_worker(config: RunConfig, there: int) -> float:
 
 
 def describe_sizes(config: PipelineConfig) -> str:
-    """What the knobs of `config.BY_DEVICE` are for a run, in words."""
+    """What the options of `config.BY_DEVICE` are for a run, in words."""
     words = {"run.batch_images": "images a batch", "run.decode_threads": "decoding threads"}
     parts = []
-    for knob, what in words.items():
-        told, (on_cpu, on_gpu) = _told(config, knob), BY_DEVICE[knob]
+    for option, what in words.items():
+        told, (on_cpu, on_gpu) = _told(config, option), BY_DEVICE[option]
         parts.append(f"{told} {what}" if told else f"{on_cpu} {what} ({on_gpu} on a GPU)")
     if config.depth.source == "model":  # on a CPU a network sees one image at a time
         parts.append(f"on a GPU {config.depth.batch or BY_DEVICE['depth.batch'][1]} images a network batch")
     return ", ".join(parts)
 
 
-def _told(config: PipelineConfig, knob: str) -> int:
-    room, name = knob.split(".")
-    return int(getattr(getattr(config, room), name))
+def _told(config: PipelineConfig, option: str) -> int:
+    section, name = option.split(".")
+    return int(getattr(getattr(config, section), name))
 
 
 def plan_batches(sizes: Sequence[SceneSize], batch_images: int, map_side: int = 512) -> list[list[int]]:

@@ -27,7 +27,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
-from dto_pipeline.config import PipelineConfig, RunConfig, build_rooms, shorten
+from dto_pipeline.config import PipelineConfig, RunConfig, build_sections, shorten
 from dto_pipeline.data.files import is_temporary, json_bytes
 from dto_pipeline.data.receipts import (
     LABELS,
@@ -389,4 +389,4 @@ def _check_run_record(config: Mapping[str, Any], values: Mapping[str, Any], reco
     if values["shards"] > _MOST_SHARDS:
         raise ValueError(f"shards is {values['shards']}")
     known = {section: {key: config[section][key] for key in keys} for section, keys in _READ.items()}
-    build_rooms(PipelineConfig, known)  # their types
+    build_sections(PipelineConfig, known)  # their types

@@ -64,7 +64,7 @@ class ScenePlacer:
         self._centred = centred
         self._device = optimizer.body.faces.device
         on_gpu = self._device.type != "cpu"
-        self._sizes = {knob: size_on(config, knob, on_gpu) for knob in BY_DEVICE}
+        self._sizes = {option: size_on(config, option, on_gpu) for option in BY_DEVICE}
         self._decoders = ThreadPoolExecutor(self._sizes["run.decode_threads"], thread_name_prefix="decode")
         self._sight = sight or Sight(config, optimizer.body, self._device)
         self._loading = ThreadPoolExecutor(1, thread_name_prefix="loading")

@@ -85,7 +85,7 @@ def begin_network(config: TrainConfig) -> tuple[MeshNetwork, dict[str, Any]]:
         return network, {}
     from dto_pipeline.models.encoder import load_dinov2  # transformers costs seconds
 
-    state, heads = load_dinov2(ModelReference(options.model, options.revision, options.offline, knob="encoder"))
+    state, heads = load_dinov2(ModelReference(options.model, options.revision, options.offline, option="encoder"))
     if heads != options.heads:
         raise CheckpointError(f"{options.model} has {heads} heads, encoder.heads is {options.heads}; set it to {heads}")
     weights = dinov2_weights(state, config)

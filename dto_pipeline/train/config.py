@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from dto_pipeline.config import BodyConfig, ConfigError, build_rooms, read_tree
+from dto_pipeline.config import BodyConfig, ConfigError, build_sections, read_tree
 from dto_pipeline.data.certainty import Limits
 
 PATCH, CELL, GROUP = 14, 28, 56  # sides of tokens of level 0, 1 and 2 [px]
@@ -268,7 +268,7 @@ def train_config_from_dict(tree: Mapping[str, Mapping[str, Any]]) -> TrainConfig
     """Inverse of `TrainConfig.to_dict`; missing keys take the preset's values, unknown ones are refused."""
     preset = tree.get("loss", {}).get("preset", LossConfig.preset)
     _expect(isinstance(preset, str) and preset in PRESETS, f"loss.preset is {preset!r}; choose from {tuple(PRESETS)}")
-    return TrainConfig(**build_rooms(TrainConfig, _merge(PRESETS[preset], tree)))
+    return TrainConfig(**build_sections(TrainConfig, _merge(PRESETS[preset], tree)))
 
 
 def _merge(below: Mapping[str, Mapping[str, Any]], above: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -374,9 +374,9 @@ def _provenance(facts: Facts, run: RunFiles) -> Block:
         *([f"input {item['file']}, sha256", item["sha256"]] for item in _label_files(footer)),
     ]
     parts = [_table(["what", "value"], rows)]
-    for room, knobs in identity.config.items():
-        text = "\n".join(f"{key}: {json.dumps(value)}" for key, value in knobs.items())
-        parts.append({"kind": "text", "title": f"config room {room}", "text": text})
+    for section, options in identity.config.items():
+        text = "\n".join(f"{key}: {json.dumps(value)}" for key, value in options.items())
+        parts.append({"kind": "text", "title": f"config section {section}", "text": text})
     return _section("Configuration and models", *parts)
 
 

@@ -109,11 +109,11 @@ def open_pixels(run: RunFiles, images: Location | None = None, depth: Location |
     if run.manifest is None:
         return None
     store = open_images(images or run.manifest.images_root, run.manifest.path)
-    knobs = run.identity.config["depth"]
-    if knobs["source"] == "model" and depth is None:
+    options = run.identity.config["depth"]
+    if options["source"] == "model" and depth is None:
         return Pixels(store, None)
-    config = DepthConfig(kind=knobs["kind"], scale=knobs["scale"])
-    return Pixels(store, open_depth(config, depth or knobs["root"] or run.manifest.depth_root or ""))
+    config = DepthConfig(kind=options["kind"], scale=options["scale"])
+    return Pixels(store, open_depth(config, depth or options["root"] or run.manifest.depth_root or ""))
 
 
 def load_run_body(run: RunFiles, path: str | Path | None) -> BodyModel:
@@ -126,9 +126,9 @@ def load_run_body(run: RunFiles, path: str | Path | None) -> BodyModel:
     Raises:
         BodyModelError: it cannot be read, or is another one than the labels' footer names.
     """
-    knobs = run.identity.config["body"]
-    named = knobs["model_path"] or STAND_IN_BODY  # until 0.3.0 a run that named none had the stand-in
-    body = fetch_body(named if path is None else path, knobs["kid_axis"])
+    options = run.identity.config["body"]
+    named = options["model_path"] or STAND_IN_BODY  # until 0.3.0 a run that named none had the stand-in
+    body = fetch_body(named if path is None else path, options["kid_axis"])
     for shard in run.shards[:1]:
         wanted = read_label_metadata(run.label_file(shard)).get("body_sha256", body.sha256)
         if wanted != body.sha256:

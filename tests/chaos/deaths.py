@@ -133,8 +133,8 @@ def _kill_at_random(run: DisturbedRun, workers: int, victims: Sequence[tuple[Kin
 
 def _move_work(run: DisturbedRun) -> list[str]:
     """Every start moves the work in another way: nothing of it may change a bit."""
-    knobs = {"batch_images": run.dice.choice((1, 2, 3, 8)), "torch_threads": run.dice.choice((1, 2))}
-    return [word for name, value in knobs.items() for word in ("--set", f"run.{name}={value}")]
+    options = {"batch_images": run.dice.choice((1, 2, 3, 8)), "torch_threads": run.dice.choice((1, 2))}
+    return [word for name, value in options.items() for word in ("--set", f"run.{name}={value}")]
 
 
 def _deadly_images(run: DisturbedRun) -> list[Fault]:

@@ -78,8 +78,8 @@ def test_a_second_start_refuses_what_is_finished(
 
 
 def test_options_reach_the_labels(training: Path, images: Path, tmp_path: Path) -> None:
-    knobs = ["--fov", "90", "--min-confidence", "0.99", "--subset", "trip", "--batch", "1", "--depth", str(tmp_path)]
-    assert main(["predict", str(training), str(images), "-o", str(tmp_path / "out"), *knobs, "--quiet"]) == 0
+    options = ["--fov", "90", "--min-confidence", "0.99", "--subset", "trip", "--batch", "1", "--depth", str(tmp_path)]
+    assert main(["predict", str(training), str(images), "-o", str(tmp_path / "out"), *options, "--quiet"]) == 0
     placed = read_placed(find_labels(tmp_path / "out")[0])
     assert [(p.scene.image_id, p.scene.num_people, str(p.status)) for p in placed] == [
         (f"trip/{number}.png", 0, "no_people") for number in range(3)

@@ -130,7 +130,7 @@ def test_the_trainer_takes_the_file_as_it_takes_the_run(labels: str, root: Path,
     (tmp_path / "train.yaml").write_text(KNOBS)
     place = root / FILE if labels == "file" else run_dir
     named = [f"data.labels=[{place}]", f"data.images=[{root / 'images'}]", "body.model_path=demo"]
-    options = [part for knob in named for part in ("--set", knob)]
+    options = [part for option in named for part in ("--set", option)]
     assert main(["train", str(tmp_path / "train.yaml"), "-o", str(tmp_path / "out"), "--quiet", *options]) == 0
 
 
@@ -179,7 +179,7 @@ def test_a_training_that_sees_nobody_in_an_epoch_stops(root: Path, tmp_path: Pat
     write_released(tmp_path / "far.npz", far)
     (tmp_path / "train.yaml").write_text(KNOBS)
     named = [f"data.labels=[{tmp_path / 'far.npz'}]", f"data.images=[{root / 'images'}]", "body.model_path=demo"]
-    options = [part for knob in [*named, "loop.steps=5"] for part in ("--set", knob)]
+    options = [part for option in [*named, "loop.steps=5"] for part in ("--set", option)]
     assert main(["train", str(tmp_path / "train.yaml"), "-o", str(tmp_path / "out"), "--quiet", *options]) == 2
     assert "a whole epoch of 6 images showed nobody" in capsys.readouterr().err
 

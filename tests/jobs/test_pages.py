@@ -96,7 +96,7 @@ def test_commands_are_found_on_every_kind_of_page() -> None:
 def test_every_command_of_a_page_is_one_that_the_parser_takes(where: str, command: list[str]) -> None:
     arguments = build_parser().parse_args(command)
 
-    # knobs that do not exist are refused here
+    # options that do not exist are refused here
     if command[0] == "train":
         config = load_train_config(JOBS / "train.yaml", arguments.overrides)
         assert arguments.workers

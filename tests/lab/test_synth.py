@@ -16,7 +16,7 @@ from dto_pipeline.data.people import read_people
 from dto_pipeline.lab.benchmark import POOLED, SWITCHES, BenchmarkError, BenchmarkSettings
 from dto_pipeline.lab.benchmark_page import run_benchmark
 from dto_pipeline.lab.compare_solvers import override
-from dto_pipeline.lab.difficulty import DIFFICULTIES, DifficultyError, change_knobs, choose_difficulty
+from dto_pipeline.lab.difficulty import DIFFICULTIES, DifficultyError, change_options, choose_difficulty
 from dto_pipeline.lab.marker import DemoDataError
 from dto_pipeline.lab.solver_comparison import place_all
 from dto_pipeline.lab.solver_sets import SetScene, build_set_scene, plan_set_crowd
@@ -82,8 +82,8 @@ def test_heights_are_the_growth_charts_unless_the_priors_are_asked_for() -> None
 
 
 def test_every_difficulty_is_hard_in_its_own_way(body: BodyModel) -> None:
-    def scene(name: str, *knobs: str) -> SetScene:
-        return build_set_scene(choose_difficulty(name, knobs), 3, 2, body)
+    def scene(name: str, *options: str) -> SetScene:
+        return build_set_scene(choose_difficulty(name, options), 3, 2, body)
 
     for name, kind in DIFFICULTIES.items():
         assert kind.bodies != "stand-in" or scene(name).known.scene.num_people >= 2
@@ -99,7 +99,7 @@ def test_every_difficulty_is_hard_in_its_own_way(body: BodyModel) -> None:
 
 
 @pytest.mark.parametrize(
-    ("knob", "words"),
+    ("option", "words"),
     [
         ("speed=3", "'speed=3' is not of the form"),
         ("leak", "'leak' is not of the form"),
@@ -110,9 +110,9 @@ def test_every_difficulty_is_hard_in_its_own_way(body: BodyModel) -> None:
         ("most_people=1", "expected at least 2"),
     ],
 )
-def test_a_knob_that_cannot_be_is_named(knob: str, words: str) -> None:
+def test_a_knob_that_cannot_be_is_named(option: str, words: str) -> None:
     with pytest.raises(DifficultyError, match=words.replace("[", r"\[")):
-        change_knobs(DIFFICULTIES["easy"], [knob])
+        change_options(DIFFICULTIES["easy"], [option])
 
 
 def test_knobs_change_a_difficulty_and_unknown_difficulties_are_named() -> None:
@@ -149,7 +149,7 @@ def test_seeds_used_for_tuning_are_refused() -> None:
 def test_a_switch_takes_away_just_its_part(body: BodyModel) -> None:
     known = [build_set_scene(choose_difficulty("children"), 11, number, body).known for number in range(4)]
     config = PipelineConfig()
-    off = {switch.name: override(config, switch.knobs["paper"]) for switch in SWITCHES}
+    off = {switch.name: override(config, switch.options["paper"]) for switch in SWITCHES}
     with_ground = place_all(known, body, config, "paper").placed
     assert any(item.used_ground for item in with_ground)
     without = place_all(known, body, off["ground evidence off"], "paper").placed

@@ -34,8 +34,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_depth_anything(tmp_path_factory.mktemp("models") / "tiny")
 
 
-def config(folder: Path, **knobs: object) -> DepthConfig:
-    return DepthConfig(source="model", model=str(folder), short_side=28, batch=2, **knobs)  # type: ignore[arg-type]
+def config(folder: Path, **options: object) -> DepthConfig:
+    return DepthConfig(source="model", model=str(folder), short_side=28, batch=2, **options)  # type: ignore[arg-type]
 
 
 def pictures(*shapes: tuple[int, int]) -> list[np.ndarray]:
@@ -244,9 +244,9 @@ def test_a_network_must_be_named_for_the_one_of_the_demo_is_nobodys_default() ->
 
 
 def test_unknown_sources_and_kinds_are_refused() -> None:
-    for knobs in ({"source": "magic"}, {"kind": "inches"}, {"batch": -1}, {"short_side": 3}, {"scale": 0.0}):
-        with pytest.raises(ConfigError, match=next(iter(knobs))):
-            PipelineConfig(depth=DepthConfig(**knobs))
+    for options in ({"source": "magic"}, {"kind": "inches"}, {"batch": -1}, {"short_side": 3}, {"scale": 0.0}):
+        with pytest.raises(ConfigError, match=next(iter(options))):
+            PipelineConfig(depth=DepthConfig(**options))
 
 
 def config_said(folder: Path, target: Path, **words: Any) -> Path:

@@ -15,8 +15,8 @@ from dto_pipeline.models.depth_kinds import METRES_PER_DEPTH
 Z = np.array([[2.0, 4.0, 8.0], [2.5, 5.0, 10.0]])  # [m], exact in millimetres
 
 
-def load(root: Path, name: str, **knobs: object) -> np.ndarray:
-    return open_depth_files(DepthConfig(**knobs), root).load(name, 2, 3)  # type: ignore[arg-type]
+def load(root: Path, name: str, **options: object) -> np.ndarray:
+    return open_depth_files(DepthConfig(**options), root).load(name, 2, 3)  # type: ignore[arg-type]
 
 
 def test_disparity_depth_and_metric_depth_agree_up_to_their_units(tmp_path: Path) -> None:

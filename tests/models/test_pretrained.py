@@ -34,7 +34,7 @@ def load_ages(folder: Path) -> object:
 
 
 def load_encoder_of(folder: Path) -> object:
-    return load_dinov2(ModelReference(str(folder), knob="model"))
+    return load_dinov2(ModelReference(str(folder), option="model"))
 
 
 KINDS = {

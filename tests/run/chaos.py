@@ -59,8 +59,8 @@ class ChaosRunner(ShardRunner):
 
 def tiny_config(workers: int = 0, **run) -> PipelineConfig:
     """Defaults, the stand-in body, on the CPU, small batches; a tiny set may be broken on purpose as a test likes."""
-    knobs = {"device": "cpu", "batch_images": 2, "workers": workers, "max_failed_images": 1, **run}
-    return load_config(overrides=["body.model_path=demo", *(f"run.{name}={value}" for name, value in knobs.items())])
+    options = {"device": "cpu", "batch_images": 2, "workers": workers, "max_failed_images": 1, **run}
+    return load_config(overrides=["body.model_path=demo", *(f"run.{name}={value}" for name, value in options.items())])
 
 
 def label_bytes(run_dir: Path) -> dict[str, bytes]:

@@ -220,8 +220,8 @@ def test_a_file_system_without_flock_has_the_lease_alone(tmp_path, monkeypatch):
         DriverLock(tmp_path / "driver.lock", CALM).__enter__()
 
 
-@pytest.mark.parametrize("knobs", ["heartbeat_s=0", "heartbeat_s=30"])
-def test_a_heartbeat_that_does_not_fit_the_lease_is_refused(knobs):
+@pytest.mark.parametrize("options", ["heartbeat_s=0", "heartbeat_s=30"])
+def test_a_heartbeat_that_does_not_fit_the_lease_is_refused(options):
     with pytest.raises(ValueError, match="at most a third"):
-        load_config(overrides=[f"run.{knobs}"])
+        load_config(overrides=[f"run.{options}"])
     assert PipelineConfig().run.heartbeat_s * 3 <= PipelineConfig().run.lease_s

@@ -179,9 +179,9 @@ class Watched(ImageFolder):
         super().__init__(root)
         self.names: list[str] = []
 
-    def read(self, image_file, *knobs):
+    def read(self, image_file, *options):
         self.names.append(image_file)
-        return super().read(image_file, *knobs)
+        return super().read(image_file, *options)
 
 
 @pytest.fixture(scope="module")

@@ -58,8 +58,8 @@ def test_labels_from_a_network_have_the_same_bytes_however_work_is_moved(
 ) -> None:
     moved = [{"batch_images": 3}, {"batch_images": 64, "torch_threads": 4}, {"batch_images": 1, "decode_threads": 4}]
     found = []
-    for number, knobs in enumerate(moved):
-        run_pipeline(crowd.manifest, tmp_path / str(number), replace(config, run=replace(config.run, **knobs)))  # type: ignore[arg-type]
+    for number, options in enumerate(moved):
+        run_pipeline(crowd.manifest, tmp_path / str(number), replace(config, run=replace(config.run, **options)))  # type: ignore[arg-type]
         found.append(label_bytes(tmp_path / str(number)))
     assert found[0] == found[1] == found[2]
     (file,) = (tmp_path / "0" / "labels").glob("*.parquet")

@@ -38,9 +38,9 @@ TINY = {
 }  # a network of about a million weights
 
 
-def tiny_config(**knobs: object) -> TrainConfig:
-    """`TINY` with other knobs, written room__key."""
-    changed = TINY | {name.replace("__", "."): value for name, value in knobs.items()}
+def tiny_config(**options: object) -> TrainConfig:
+    """`TINY` with other options, written room__key."""
+    changed = TINY | {name.replace("__", "."): value for name, value in options.items()}
     return load_train_config(None, [f"{name}={value}" for name, value in changed.items()])
 
 

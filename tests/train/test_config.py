@@ -1,4 +1,4 @@
-"""The knobs of training: presets, files, overrides, refusals."""
+"""The options of training: presets, files, overrides, refusals."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from dto_pipeline.train.config import load_train_config, train_config_from_dict
 
 def test_the_presets_differ_in_named_knobs_only() -> None:
     ours, paper = (load_train_config(None, [f"loss.preset={name}"]).to_dict() for name in ("ours", "paper"))
-    differing = {f"{room}.{key}" for room, knobs in ours.items() for key in knobs if knobs[key] != paper[room][key]}
+    differing = {
+        f"{room}.{key}" for room, options in ours.items() for key in options if options[key] != paper[room][key]
+    }
     assert differing == {
         "loss.preset",
         "loss.pose_distance",
@@ -55,7 +57,7 @@ def test_a_config_survives_being_written_down() -> None:
     ("override", "message"),
     [
         ("loss.presett=paper", "unknown key loss.presett"),
-        ("los.preset=paper", "unknown config room 'los'"),
+        ("los.preset=paper", "unknown config section 'los'"),
         ("loss.preset=theirs", "choose from"),
         ("model.betas=12", r"choose from \(10, 11\)"),
         ("model.width=70", "no multiples of"),

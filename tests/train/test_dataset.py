@@ -62,13 +62,15 @@ def run_dir(tiny: TinyDataset, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def config(labels: Path, **changes: Any) -> DataConfig:
-    knobs = DataConfig(labels=(str(labels),), select="all", input_size=112, workers=0, batch_images=2)
-    return dataclasses.replace(knobs, **changes)
+    options = DataConfig(labels=(str(labels),), select="all", input_size=112, workers=0, batch_images=2)
+    return dataclasses.replace(options, **changes)
 
 
-def open_data(knobs: DataConfig, body: BodyModel, rank: int = 0, world: int = 1, augment: bool = True) -> TrainingData:
+def open_data(
+    options: DataConfig, body: BodyModel, rank: int = 0, world: int = 1, augment: bool = True
+) -> TrainingData:
     varied = AugmentConfig() if augment else without_augmentation(AugmentConfig())
-    images = TrainingImages(open_label_sets(knobs), body, knobs, varied)
+    images = TrainingImages(open_label_sets(options), body, options, varied)
     return TrainingData(images, rank, world)
 
 
@@ -89,10 +91,10 @@ def test_an_epoch_shows_every_image_once_and_names_those_that_cannot_be_read(run
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_ranks_and_reading_processes_change_no_batch(run_dir: Path, body: BodyModel, workers: int) -> None:
-    knobs = config(run_dir)
+    options = config(run_dir)
     for rank in range(2):
-        one = list(open_data(knobs, body, rank, 2).epoch(3))
-        other = list(open_data(dataclasses.replace(knobs, workers=workers), body, rank, 2).epoch(3))
+        one = list(open_data(options, body, rank, 2).epoch(3))
+        other = list(open_data(dataclasses.replace(options, workers=workers), body, rank, 2).epoch(3))
         assert [b.image_ids for b in one] == [b.image_ids for b in other]
         for first, second in zip(one, other, strict=True):
             torch.testing.assert_close(first.images, second.images, rtol=0, atol=0)
@@ -246,16 +248,16 @@ def test_an_export_trains_as_its_run_does(tiny: TinyDataset, run_dir: Path, body
 
 
 def test_subsets_come_with_their_weights(run_dir: Path, body: BodyModel) -> None:
-    knobs = dataclasses.replace(config(run_dir), labels=(str(run_dir), str(run_dir)), weights=(1.0, 2.0))
-    batches = list(open_data(knobs, body).epoch(0))
+    options = dataclasses.replace(config(run_dir), labels=(str(run_dir), str(run_dir)), weights=(1.0, 2.0))
+    batches = list(open_data(options, body).epoch(0))
     counts = {key: seen_ids(batches).count(key) for key in set(seen_ids(batches)) if key}
     assert set(counts.values()) == {3}
 
 
 def test_held_out_images_are_never_trained_on(run_dir: Path, body: BodyModel) -> None:
-    knobs = config(run_dir, holdout=0.4)
-    sets = open_label_sets(knobs)
-    sides = [TrainingImages(sets, body, knobs, held_out=side) for side in (False, True)]
+    options = config(run_dir, holdout=0.4)
+    sets = open_label_sets(options)
+    sides = [TrainingImages(sets, body, options, held_out=side) for side in (False, True)]
     epochs = [list(TrainingData(side).epoch(0)) for side in sides]
     keys = [{key for key in seen_ids(batches) + skipped_ids(batches) if key} for batches in epochs]
     assert len(keys[0] | keys[1]) == 9
@@ -266,17 +268,17 @@ def test_held_out_images_are_never_trained_on(run_dir: Path, body: BodyModel) ->
 def test_only_accepted_images_are_taken_unless_more_is_asked_for(run_dir: Path, body: BodyModel) -> None:
     columns = flatten_table(read_label_files(find_label_files(run_dir)))
     for select in ("accepted", "optimized"):
-        knobs = config(run_dir, select=select)
-        images = TrainingImages(open_label_sets(knobs), body, knobs)
+        options = config(run_dir, select=select)
+        images = TrainingImages(open_label_sets(options), body, options)
         assert len(images) == columns.images[f"is_{select}"].sum()
 
 
 def test_nothing_to_train_on_is_said(run_dir: Path, body: BodyModel) -> None:
     with pytest.raises(DtoError, match=r"data\.labels names no labels"):
         open_label_sets(DataConfig())
-    knobs = config(run_dir, holdout=0.0)
+    options = config(run_dir, holdout=0.0)
     with pytest.raises(LabelsError, match="no image is held out"):
-        TrainingImages(open_label_sets(knobs), body, knobs, held_out=True)
+        TrainingImages(open_label_sets(options), body, options, held_out=True)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -330,8 +332,8 @@ def test_a_spread_of_single_people_stands_for_a_covariance_that_nobody_tells() -
 
 
 def test_labels_in_memory_are_bounded_by_the_shuffling_window(run_dir: Path, body: BodyModel) -> None:
-    knobs = config(run_dir, shuffle_images=1)
-    images = TrainingImages(open_label_sets(knobs), body, knobs)
+    options = config(run_dir, shuffle_images=1)
+    images = TrainingImages(open_label_sets(options), body, options)
     assert len(images.pieces) == 3
     for image in (0, 4, 8, 1, 5):
         images[Turn(0, image, image)]
@@ -417,8 +419,8 @@ def test_annotated_people_come_with_joints_and_layers_but_without_bodies(
     annots = {"000000.jpg": [*people, nothing], "000001.jpg": people, "x.jpg": []}
     np.savez(tmp_path / "train_annots.npz", annots=np.array(annots, dtype=object))
     images = str(tiny.manifest.parent / "images")
-    knobs = config(tmp_path / "train_annots.npz", images=(images,), input_size=168, batch_images=1)
-    first, second = sorted(open_data(knobs, body, augment=False).epoch(0), key=lambda batch: batch.image_ids)
+    options = config(tmp_path / "train_annots.npz", images=(images,), input_size=168, batch_images=1)
+    first, second = sorted(open_data(options, body, augment=False).epoch(0), key=lambda batch: batch.image_ids)
     assert first.skipped == ("train_annots/000001.jpg: image 000001.jpg does not exist",)
     assert second.image_ids == ("train_annots/000000.jpg",)
     targets = second.targets
@@ -435,7 +437,7 @@ def test_annotated_people_come_with_joints_and_layers_but_without_bodies(
     assert (high >= box[2:] - 1e-6).all()
     torch.testing.assert_close(targets.boxes[1], torch.tensor([20.0, 30, 40, 60]) / 160, atol=1e-4, rtol=0)
     assert targets.num_joints.tolist() == [14, 14]
-    all_joints = open_data(dataclasses.replace(knobs, regressor="named"), body, augment=False)
+    all_joints = open_data(dataclasses.replace(options, regressor="named"), body, augment=False)
     whole = next(b for b in all_joints.epoch(0) if b.targets.image.numel()).targets
     assert whole.j2ds_mask[0].all(-1).nonzero().flatten().tolist() == [*seen, 45, 46]  # head top and neck too
     torch.testing.assert_close(whole.j2ds[0, 45:], torch.tensor([[68.0, 70], [72, 74]]) * 168 / 160)
@@ -483,9 +485,9 @@ def test_no_number_in_a_label_stops_training(
 def test_photographs_behind_a_uri_are_read_by_fresh_processes_not_forked_ones(
     run_dir: Path, body: BodyModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    knobs = config(run_dir, workers=1)
-    here = seen_ids(list(open_data(dataclasses.replace(knobs, workers=0), body).epoch(0)))
+    options = config(run_dir, workers=1)
+    here = seen_ids(list(open_data(dataclasses.replace(options, workers=0), body).epoch(0)))
     monkeypatch.setattr(ParquetSet, "is_remote", True)
-    data = open_data(knobs, body)
+    data = open_data(options, body)
     assert data.start_method == "spawn"
     assert seen_ids(list(data.epoch(0))) == here

@@ -134,7 +134,7 @@ def test_a_dinov2_begins_the_encoder_under_both_of_its_names(old: bool, tmp_path
     }
     source = Dinov2Model(Dinov2Config(**shape, image_size=70)).eval()
     source.save_pretrained(tmp_path)
-    state, heads = load_dinov2(ModelReference(str(tmp_path), knob="encoder"))
+    state, heads = load_dinov2(ModelReference(str(tmp_path), option="encoder"))
     assert heads == 2
     if old:
         names = {
@@ -170,4 +170,4 @@ def test_a_dinov2_begins_the_encoder_under_both_of_its_names(old: bool, tmp_path
 
 def test_a_network_that_is_no_dinov2_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelMissing):
-        load_dinov2(ModelReference(str(tmp_path / "nothing"), knob="encoder"))
+        load_dinov2(ModelReference(str(tmp_path / "nothing"), option="encoder"))

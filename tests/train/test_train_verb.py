@@ -75,9 +75,9 @@ def test_photographs_that_are_elsewhere_end_the_training(
 ) -> None:
     (tmp_path / "train.yaml").write_text(KNOBS)
     (tmp_path / "empty").mkdir()
-    knobs = [f"data.labels=[{run_dir}]", f"data.images=[{tmp_path / 'empty'}]", "data.holdout=0", "loop.steps=100"]
+    options = [f"data.labels=[{run_dir}]", f"data.images=[{tmp_path / 'empty'}]", "data.holdout=0", "loop.steps=100"]
     command = ["train", str(tmp_path / "train.yaml"), "-o", str(tmp_path / "out"), "--quiet"]
-    assert main([*command, *(part for knob in knobs for part in ("--set", knob))]) == 2
+    assert main([*command, *(part for option in options for part in ("--set", option))]) == 2
     said = capsys.readouterr().err
     assert "none of 9 images could be used" in said
     assert "is data.images where the photographs of data.labels are?" in said
@@ -100,8 +100,8 @@ def test_a_hold_out_that_keeps_no_image_is_refused_before_the_first_step(
 ) -> None:
     config, out = tmp_path / "train.yaml", tmp_path / "out"
     config.write_text(KNOBS)
-    knobs = ["--set", f"data.labels=[{run_dir}]", "--set", "data.holdout=1e-9", "--quiet"]
-    assert main(["train", str(config), "-o", str(out), *knobs]) == 2
+    options = ["--set", f"data.labels=[{run_dir}]", "--set", "data.holdout=1e-9", "--quiet"]
+    assert main(["train", str(config), "-o", str(out), *options]) == 2
     assert "no image is held out (data.holdout is 1e-09); raise data.holdout" in capsys.readouterr().err
     assert not list_checkpoints(out)
 

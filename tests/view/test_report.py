@@ -101,7 +101,7 @@ def test_the_page_tells_statuses_with_advice_failures_and_models(page: Path, fac
     assert ImageStatus.IMAGE_MISSING.advice in text
     assert "tiny/000001.jpg" in text
     assert facts.footer["body_sha256"] in text
-    assert "config room solver" in text
+    assert "config section solver" in text
     assert facts.footer["coordinates"] in text
     assert text.count('class="scene"') == 3
 

@@ -20,24 +20,28 @@ def describe_making(footer: Mapping[str, str]) -> dict[str, str]:
         config = parse_json(footer.get("config", "{}"))
     except ValueError:
         config = {}
-    rooms = {name: room for name, room in config.items() if isinstance(room, dict)} if isinstance(config, dict) else {}
-    knobs = {room: rooms.get(room, {}) for room in ("solver", "depth", "body")}
+    sections = (
+        {name: section for name, section in config.items() if isinstance(section, dict)}
+        if isinstance(config, dict)
+        else {}
+    )
+    options = {section: sections.get(section, {}) for section in ("solver", "depth", "body")}
     digest = footer.get("body_sha256", "")
-    body = str(knobs["body"].get("model_path", "")) or ("body" if digest else "unknown")  # since 0.4 no place is told
+    body = str(options["body"].get("model_path", "")) or ("body" if digest else "unknown")  # since 0.4 no place is told
     return {
-        "solver": str(knobs["solver"].get("mode", "unknown")),
-        "depth": _depth(knobs["depth"], footer),
+        "solver": str(options["solver"].get("mode", "unknown")),
+        "depth": _depth(options["depth"], footer),
         "body": f"{body.rstrip('/').rpartition('/')[2]} (sha256 {digest[:16]})" if digest else body,
         "config_hash": footer.get("config_hash", "unknown"),
     }
 
 
-def _depth(knobs: Mapping[str, Any], footer: Mapping[str, str]) -> str:
+def _depth(options: Mapping[str, Any], footer: Mapping[str, str]) -> str:
     """The network by its name and what pins it: footers tell both, their config (since 0.4) no place it lay at."""
-    if knobs.get("source") != "model":
-        return f"maps from {knobs['source']} ({knobs.get('kind', '')})" if "source" in knobs else "unknown"
-    name = footer.get("depth_model") or knobs.get("model") or "unknown"
-    pin = footer.get("depth_revision") or knobs.get("revision") or footer.get("depth_sha256", "")[:16]
+    if options.get("source") != "model":
+        return f"maps from {options['source']} ({options.get('kind', '')})" if "source" in options else "unknown"
+    name = footer.get("depth_model") or options.get("model") or "unknown"
+    pin = footer.get("depth_revision") or options.get("revision") or footer.get("depth_sha256", "")[:16]
     return f"{name} at {pin}" if pin else str(name)
 
 
