@@ -267,7 +267,8 @@ def test_an_image_that_kills_workers_costs_itself_only_and_heals_on_request(tiny
 
     assert summary.exit_code == 0
     assert summary.image_status["worker_died"] == 1
-    assert summary.workers_lost == summary.failed_tries == 4
+    assert summary.failed_tries == 4
+    assert summary.workers_lost in (4, 5)  # one that dies before it said that it begun charges nothing, once
     _check_poisoned(directory, undisturbed)
     healed = run_pipeline(
         tiny.manifest, directory.root, tiny_config(), progress=False, retry_failed=True, retry_statuses=["worker_died"]
