@@ -143,9 +143,9 @@ def _evidence_row(evidence: Evidence, size: tuple[int, int]) -> PanelRow:
     sheet = Image.fromarray(grey_sheet(size, evidence.why or "no depth map"))
     depth = draw_depth_map(evidence.disparity, size) if evidence.disparity is not None else sheet
     plot = Image.new("RGB", plot_size, PAPER) if evidence.fit is None else draw_fit(evidence.fit, plot_size)
-    note = "" if evidence.fit is None else "distance against depth; hollow: before, filled: after"
+    note = "" if evidence.fit is None else "z against depth; filled: after"
     if evidence.fit is not None and evidence.fit.ground:
-        note += "; near line through the feet"
+        note += "; near line: feet"
     return PanelRow(depth, plot, "Depth map" if has_map else "No depth map", note)
 
 

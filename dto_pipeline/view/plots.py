@@ -182,7 +182,7 @@ class Chart:
     series: Sequence[Series]
     unit: str = ""
     curve: tuple[np.ndarray, np.ndarray] | None = None  # x, y of a line over the bars, for example a prior
-    marks: Sequence[tuple[float, str]] = field(default_factory=tuple)  # vertical lines with a word
+    marks: Sequence[tuple[float, str]] = field(default_factory=tuple)  # vertical lines with a word, if inside
     logarithmic: bool = False  # of the horizontal axis
 
     def without_tail(self) -> Chart:
@@ -213,8 +213,10 @@ def draw_histogram(chart: Chart) -> str:
     if chart.curve is not None:
         axes.plot(*chart.curve, color=_unit(_WARM), linewidth=1.8)
     for value, word in chart.marks:
-        axes.axvline(value, color=_unit(_WARM), linestyle="--", linewidth=1)
-        axes.text(value, 1.01, word, transform=axes.get_xaxis_transform(), fontsize=7, color=_unit(MUTED), ha="center")
+        if chart.edges[0] <= value <= chart.edges[-1]:
+            axes.axvline(value, color=_unit(_WARM), linestyle="--", linewidth=1)
+            place = "right" if value > chart.edges[-3] else "center"
+            axes.text(value, 1.01, word, transform=axes.get_xaxis_transform(), fontsize=7, color=_unit(MUTED), ha=place)
     if chart.logarithmic:
         axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:g}")

@@ -64,7 +64,9 @@ HEIGHTS = np.array([1.6, 1.7, 1.8])  # that only a truth tells beside the shape 
 def write_truth(path: Path) -> Path:
     size = np.tile([480, 640], (3, 1))
     cameras = np.repeat(CAMERA[None], 3, 0)
-    np.savez(path, allow_pickle=False, image_name=NAMES, intrinsics=cameras, image_size=size, height=HEIGHTS, **numbers())
+    np.savez(
+        path, allow_pickle=False, image_name=NAMES, intrinsics=cameras, image_size=size, height=HEIGHTS, **numbers()
+    )
     return path
 
 
