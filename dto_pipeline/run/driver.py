@@ -33,7 +33,7 @@ from dto_pipeline.run.plan import RunPlan, find_refusals, plan_run
 from dto_pipeline.run.pool import InProcessPool, Runner, WorkerPool
 from dto_pipeline.run.progress import FileLedger
 from dto_pipeline.run.report import RunSummary, Tally, find_example, summarize
-from dto_pipeline.run.schedule import Schedule
+from dto_pipeline.run.schedule import Schedule, likely_next
 from dto_pipeline.run.selection import EVERYTHING, Retry, Selection
 
 if TYPE_CHECKING:
@@ -108,8 +108,8 @@ def _build_runner(
 ) -> Runner:
     from dto_pipeline.run.worker import ShardRunner  # loads PyTorch: only when there is work
 
-    order = [shard for shard in plan.work if shard not in plan.repairs] if config.run.workers <= 1 else ()
-    return ShardRunner(config, manifest_path, run_dir, places.images, places.depth, plan.retry.images, order)
+    following = likely_next([shard for shard in plan.work if shard not in plan.repairs], config.run.workers)
+    return ShardRunner(config, manifest_path, run_dir, places.images, places.depth, plan.retry.images, following)
 
 
 def _warn_of_demo_network(config: PipelineConfig, manifest: Manifest) -> None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from dto_pipeline.config import RunConfig
 
@@ -18,6 +19,15 @@ DEADLINE_FLOOR_S = 120.0  # ... but never less than this [s]
 _DEADLINE_SAMPLES = 5  # shards done before the median means anything
 _RECENT = 64  # durations remembered
 MEMORY_TRIES = 3  # deaths for want of memory that a shard is not charged for
+
+
+def likely_next(order: Sequence[int], workers: int) -> dict[int, int]:
+    """Shard -> the one that its worker will be given next, as long as no worker comes, goes or fails.
+
+    Every worker takes each `workers`-th shard of the order, so that each knows what to read ahead and no two read the
+    same.
+    """
+    return dict(zip(order, order[max(1, workers) :], strict=False))
 
 
 @dataclass(frozen=True)
@@ -43,6 +53,7 @@ class _Worker:
     """What the schedule knows of one worker."""
 
     shard: int | None = None  # None = idle
+    following: int | None = None  # the shard it reads ahead of
     since: float = 0.0  # when it was given its shard
     images: int = 0  # of the shard that are done, by its last word
     leaving: bool = False  # its node is drained: it finishes its shard and gets nothing more
@@ -68,6 +79,7 @@ class Schedule:
         """
         self.config = config
         self.pending: deque[int] = deque(shards)
+        self._following = likely_next([shard for shard in self.pending if shard not in partial], config.workers)
         self.attempts: dict[int, int] = dict(attempts or {})
         self.given_up: set[int] = set()
         self._allows_another = allows_another or (lambda shard, attempt, out_of_memory: False)
@@ -147,12 +159,20 @@ class Schedule:
         """Hand out shards to idle workers."""
         taken: list[Assignment] = []
         while self._idle and self.pending:
-            name, shard = next(iter(self._idle)), self.pending.popleft()
+            name = next(iter(self._idle))
             del self._idle[name]
-            self._workers[name] = _Worker(shard, now)
+            shard = self._take(self._workers[name].following)
+            self._workers[name] = _Worker(shard, self._following.get(shard), now)
             self._busy += 1
             taken.append(Assignment(name, shard, self.attempts.get(shard, 0) + 1))
         return taken
+
+    def _take(self, read_ahead: int | None) -> int:
+        """The pending shard that the worker has begun to read, else the first; looks at the next few only."""
+        if read_ahead is not None and read_ahead in islice(self.pending, 2 * len(self._workers)):
+            self.pending.remove(read_ahead)
+            return read_ahead
+        return self.pending.popleft()
 
     def shard_done(self, name: str, shard: int, now: float, computed: bool = True) -> None:
         """`computed`: False where the result was found on disk, so that its duration says nothing."""

@@ -9,10 +9,9 @@ from __future__ import annotations
 import functools
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -101,14 +100,14 @@ class ShardRunner:
         images_root: str | Path | None = None,
         depth_root: str | Path | None = None,
         retry_images: Collection[str] = (),
-        order: Sequence[int] = (),
+        following: Mapping[int, int] | None = None,
     ) -> None:
         """
         Args:
             images_root, depth_root: folders in place of those named by the manifest and the config.
             retry_images: statuses; images of finished shards that bear one are done again.
-            order: whole shards in the order in which they will come, where this is the only worker: the first images
-                of the next one are loaded while the last ones of this one are solved.
+            following: shard -> the one that will probably come next to this worker (`schedule.likely_next`): its first
+                images are loaded while the last ones of this one are solved.
         """
         self.config = config
         self.manifest_path = absolute(manifest_path)
@@ -116,7 +115,7 @@ class ShardRunner:
         self._images_root = images_root
         self._depth_root = depth_root
         self._retry_images = frozenset(retry_images)
-        self._next = dict(pairwise(order))
+        self._next = dict(following or {})
         self._loaded: _Loaded | None = None
 
     @property

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dto_pipeline.run.schedule import DEADLINE_FLOOR_S, MEMORY_TRIES, Charge, Schedule
+from dto_pipeline.run.schedule import DEADLINE_FLOOR_S, MEMORY_TRIES, Charge, Schedule, likely_next
 from tests.run.fakes import make_config
 
 
@@ -23,7 +23,7 @@ def test_every_worker_has_one_shard_at_a_time():
     assert _assigned(schedule) == [("a", 0, 1), ("b", 1, 1)]
     assert _assigned(schedule) == []
     schedule.shard_done("b", 1, now=1.0)
-    assert _assigned(schedule) == [("b", 2, 1)]
+    assert _assigned(schedule) == [("b", 3, 1)]
 
 
 def test_a_dead_worker_is_charged_for_its_shard_which_comes_last():
@@ -169,7 +169,7 @@ def test_the_watchdog_counts_from_when_a_worker_is_given_its_shard():
     _assigned(schedule, now=90.0)
 
     assert schedule.overdue(now=150.0) == []
-    assert schedule.overdue(now=200.0) == [("a", 1, 110.0)]
+    assert schedule.overdue(now=200.0) == [("a", 2, 110.0)]
 
 
 def test_once_the_usual_duration_is_known_a_hung_shard_is_noticed_early():
@@ -243,3 +243,30 @@ def test_repairs_of_a_few_images_set_no_deadline_for_whole_shards():
 
     assert schedule.overdue(now=100.0 + 10 * DEADLINE_FLOOR_S) == []
     assert schedule.deadline(40) == 3600.0
+
+
+def test_every_worker_is_given_the_shard_it_reads_ahead_of_as_long_as_it_is_pending():
+    schedule = Schedule(range(9), make_config(workers=3))
+    for name in "abc":
+        schedule.add_worker(name)
+    first = {a.worker: a.shard for a in schedule.take_assignments(0)}
+    following = likely_next(range(9), 3)
+    for name in "bca":  # in whatever order they end
+        schedule.shard_done(name, first[name], 1)
+        (given,) = schedule.take_assignments(1)
+        assert (given.worker, given.shard) == (name, following[first[name]])
+    assert sorted(schedule.pending) == [6, 7, 8]
+
+
+def test_shards_that_a_lost_worker_was_to_read_are_done_by_the_others():
+    schedule = Schedule(range(6), make_config(workers=2))
+    schedule.add_worker("a")
+    schedule.add_worker("b")
+    shards = {a.worker: a.shard for a in schedule.take_assignments(0)}
+    schedule.worker_lost("b")
+    done = []
+    while not schedule.finished:
+        schedule.shard_done("a", shards["a"], 1)
+        done.append(shards["a"])
+        shards = {a.worker: a.shard for a in schedule.take_assignments(1)}
+    assert sorted(done) == list(range(6))
