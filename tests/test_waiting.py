@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +25,14 @@ from tests.tiny_models import save_depth_anything
 from tests.train.small_crowds import crowd_batch, tiny_config
 
 MODES = {"paper": 6, "joint": 12}  # at most so often a batch; joint looks at some images twice
-TRAINING_STEP = 80  # it asks how long its lists of tokens are; a step takes far longer than so many waits
+TRAINING_STEP = {  # where a step of training waits, how often, and why
+    "model.py:forward": (1, "sizes of the images"),
+    "blocks.py:list_by_level": (2, "which cells become which tokens, and how many an image has"),
+    "denoising.py:most": (1, "people of the image with most: slots of denoising queries"),
+    "people.py:counts": (1, "people of each image: where costs of one end"),
+    "matching.py:match_people": (2, "costs to the program, pairs back: SciPy assigns them"),
+    "learner.py:step": (1, "losses, and whether the gradient is finite"),
+}
 
 
 def config(mode: str) -> PipelineConfig:
@@ -65,13 +74,15 @@ def test_results_are_the_same_piece_by_piece_and_at_once(body: BodyModel, mode: 
         np.testing.assert_allclose(one.betas, other.betas, rtol=1e-4, atol=1e-4)
 
 
-def test_a_training_step_waits_no_more_often_than_it_did(body: BodyModel) -> None:
-    learner = Learner(tiny_config(), begin_network(tiny_config())[0], body, torch.device("cpu"))
+@pytest.mark.parametrize("options", [{}, {"model__denoising": 2, "model__prune_by_image": False}])
+def test_a_training_step_waits_in_named_places_only(body: BodyModel, options: dict[str, Any]) -> None:
+    learner = Learner(tiny_config(**options), begin_network(tiny_config(**options))[0], body, torch.device("cpu"))
     batch = crowd_batch(body, [0, 5])
-    learner.step(batch, 0)
-    with count_waits() as found:
-        learner.step(batch, 1)
-    assert 0 < sum(found.values()) <= TRAINING_STEP
+    by_place: Counter[str] = Counter()
+    for (place, _), times in waits_of(lambda: learner.step(batch, 0)).items():
+        by_place[place.removeprefix("train/")] += times
+    named = {place: times for place, (times, _) in TRAINING_STEP.items() if options or "denoising" not in place}
+    assert by_place == named
 
 
 def test_a_window_of_the_depth_network_is_waited_for_once(tmp_path: Path) -> None:

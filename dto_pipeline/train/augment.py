@@ -124,7 +124,7 @@ def paint(image: torch.Tensor, how: Paint) -> torch.Tensor:
     frame, (width, height) = how.frame, how.frame.size
     varied = image
     if frame.warp is not None or frame.rows != image.shape[1] or frame.size != frame.resized:
-        place = _reading(frame)[None].to(image.device)
+        place = _reading(frame)[None].to(image.device, non_blocking=True)
         grid = functional.affine_grid(place, [1, 3, height, width], align_corners=False)
         varied = functional.grid_sample(image[None].float(), grid, mode="bilinear", align_corners=False)[0].round()
     elif frame.flip:

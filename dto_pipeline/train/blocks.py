@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
@@ -196,29 +197,33 @@ def sine_code(xy: torch.Tensor, width: int) -> torch.Tensor:
 
 def number_within(image: torch.Tensor, count: int) -> torch.Tensor:
     """(T,) of rows that lie image after image, `image` (T,) ascending of `count`: which row of its image each is."""
-    lengths = torch.bincount(image, minlength=count)
-    return torch.arange(len(image), device=image.device) - (lengths.cumsum(0) - lengths)[image]
+    starts = torch.searchsorted(image, torch.arange(count, device=image.device))
+    return torch.arange(len(image), device=image.device) - starts[image]
 
 
-def pad_rows(values: torch.Tensor, image: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+def pad_rows(
+    values: torch.Tensor, image: torch.Tensor, count: int, longest: int | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows of B images one after the other -> a row of the longest for each image.
 
     Args:
         values: (T, ...) of all images; image: (T,) ascending; count: B.
+        longest: N, rows of the longest; None = asked for, which a GPU waits for.
 
     Returns:
         (B, N, ...), 0 where there is nothing, and (B, N) bool where there is something.
     """
-    lengths = torch.bincount(image, minlength=count)
-    longest = int(lengths.max()) if count else 0
-    padded = values.new_zeros(count, longest, *values.shape[1:])
-    padded = padded.index_put((image, number_within(image, count)), values)
-    return padded, torch.arange(longest, device=image.device) < lengths[:, None]
+    place = image, number_within(image, count)
+    if longest is None:
+        longest = int(place[1].max()) + 1 if len(image) else 0
+    padded = values.new_zeros(count, longest, *values.shape[1:]).index_put(place, values)
+    real = torch.zeros(count, longest, dtype=torch.bool, device=image.device)
+    return padded, real.index_put(place, real.new_ones(()))
 
 
 def image_numbers(lengths: Sequence[int], device: torch.device | None = None) -> torch.Tensor:
     """(T,) which image each row belongs to."""
-    return torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths, dtype=torch.long)).to(device)
+    return torch.cat([torch.full((length,), number, device=device) for number, length in enumerate(lengths)])
 
 
 @dataclass(frozen=True)
@@ -228,11 +233,7 @@ class Cells:
     image: torch.Tensor  # (T,) int64
     y: torch.Tensor  # (T,) int64 row
     x: torch.Tensor
-
-    @property
-    def lengths(self) -> list[int]:
-        """Cells of each image."""
-        return torch.bincount(self.image).tolist()
+    lengths: list[int]  # cells of each image
 
 
 @dataclass(frozen=True)
@@ -243,18 +244,31 @@ class Choice:
     kept: torch.Tensor  # (T,) bool, stay
     background: torch.Tensor  # (T,) bool, four of a group become one
 
+    def list_by_level(self, lengths: list[int]) -> tuple[list[torch.Tensor], int, int]:
+        """Rows of cells that are small, that stay, and that are the first of a group of background; then how many small
+        tokens, and tokens of all levels, an image has at most. `lengths`: cells of each image. A GPU waits twice."""
+        first = torch.arange(len(self.kept), device=self.kept.device) % 4 == 0
+        masks = torch.stack([self.small, self.kept, self.background & first])
+        counts = np.array(torch.stack([part.sum(1) for part in masks.split(lengths, dim=1)]).tolist())  # (B, 3)
+        cells = masks.nonzero()[:, 1].split(counts.sum(0).tolist())
+        tokens = counts * (len(QUARTERS), 1, 1)
+        return list(cells), int(tokens[:, 0].max()), int(tokens.sum(1).max())
+
 
 def list_cells(sizes: Sequence[tuple[int, int]], device: torch.device | None = None) -> Cells:
     """Cells of images of (height, width) px, both multiples of 56."""
-    grids = [z_order(height // CELL, width // CELL) for height, width in sizes]
+    grids = [z_order(height // CELL, width // CELL, device) for height, width in sizes]
     y, x = (torch.cat([grid[axis] for grid in grids]) for axis in (0, 1))
-    return Cells(image_numbers([len(y) for y, _ in grids], device), y.to(device), x.to(device))
+    lengths = [len(y) for y, _ in grids]
+    return Cells(image_numbers(lengths, device), y, x, lengths)
 
 
 @lru_cache(maxsize=256)
-def z_order(rows: int, columns: int) -> tuple[torch.Tensor, torch.Tensor]:
+@torch.inference_mode(False)  # or nothing that learns could use it
+def z_order(rows: int, columns: int, device: torch.device | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows and columns (n,) of a grid's cells in Z-order: bits of x at even places of the key, of y at odd ones."""
-    y, x = (part.flatten() for part in torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij"))
+    sides = (torch.arange(side, device=device) for side in (rows, columns))
+    y, x = (part.flatten() for part in torch.meshgrid(*sides, indexing="ij"))
     key = sum(((x >> bit & 1) << 2 * bit) + ((y >> bit & 1) << 2 * bit + 1) for bit in range(16))
     order = torch.argsort(torch.as_tensor(key))
     return y[order], x[order]
@@ -273,6 +287,6 @@ def choose_tokens(scale_map: torch.Tensor, by_image: bool, limits: tuple[float, 
     small = confident & (scale_map[:, 1] < limits[1])
     valid = confident.view(-1, 4).any(-1).repeat_interleave(4)
     kept = valid & ~small
-    if not by_image and bool(valid.all()):
-        kept = torch.ones_like(kept)
+    if not by_image:
+        kept = kept | valid.all()
     return Choice(small, kept, ~valid)

@@ -91,7 +91,7 @@ class Learner:
         last = {name: losses.terms[name] for name, weight in losses.weights.items() if weight and _LAST.match(name)}
         values = {"loss": losses.total, **last, "gradient_norm": norm}
         # times the processes: the mean below is then the sum
-        values["skipped_images"] = norm.new_tensor(float(len(batch.skipped) * count_processes()))
+        values["skipped_images"] = norm.new_full((), len(batch.skipped) * count_processes())
         means = mean_over_processes(torch.stack([value.detach() for value in values.values()])).tolist()
         told = dict(zip(values, means, strict=True))
         skipped = self._update(math.isfinite(told["gradient_norm"]) and math.isfinite(told["loss"]))

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch.nn import functional
 
+from dto_pipeline.maths.devices import constant
 from dto_pipeline.maths.rotation import axis_angle_to_matrix
 from dto_pipeline.train.blocks import number_within
 from dto_pipeline.train.config import LossConfig
@@ -104,7 +105,8 @@ def _body_terms(
         )
     # betas: mean over 10 or 11 of factor * |b - b'|
     count = found.betas.shape[-1]
-    betas = (found.betas[index] - true.betas[person][..., :count]).abs() * found.betas.new_tensor(BETA_FACTORS[:count])
+    factors = constant(BETA_FACTORS[:count], person.device, found.betas.dtype)
+    betas = (found.betas[index] - true.betas[person][..., :count]).abs() * factors
     # boxes: SUM over 4 of |box - box'|; giou: 1 - GIoU
     boxes, true_boxes = found.boxes[index], true.boxes[person]
     # j3ds: mean over 45 x 3 of |(j - j_0) - (j' - j'_0)|
@@ -161,8 +163,7 @@ def _pair_terms(
 
 def _confidence(found: torch.Tensor, index: Index, true: Targets) -> Mean:
     """confs: focal loss, 1 for matched queries; over all queries of completely labelled images, else matched ones."""
-    matched = torch.zeros_like(found, dtype=torch.bool)
-    matched[index] = True
+    matched = _marked(found, index)
     counted = matched | true.complete[:, None]
     return Mean((focal_loss(found, matched) * counted).sum((-1, -2)), counted.sum((-1, -2)))
 
@@ -204,16 +205,20 @@ def _known_terms(found: Predictions, known: Known, true: Targets, config: LossCo
     terms = _body_terms(found, index, person, true, config)
     terms = {name: replace(mean, top=mean.top / known.groups) for name, mean in terms.items()}
     pairs = _pair_terms(found, index, person, scene, true, config)
-    positive = torch.zeros_like(found.confs, dtype=torch.bool)
-    positive[index] = True
-    used = positive.clone()
-    used[layer, image, known.slots(negative=True).flatten().expand(layers, -1)] = True
+    positive = _marked(found.confs, index)
+    used = positive | _marked(found.confs, (layer, image, known.slots(negative=True).flatten().expand(layers, -1)))
     focal = focal_loss(found.confs, positive)
     if config.empty_slots:
         confidence = Mean(focal.sum((-1, -2)) / known.groups, torch.full_like(layer[:, 0], focal[0].numel()))
     else:
         confidence = Mean((focal * used).sum((-1, -2)), used.sum((-1, -2)))
     return terms | pairs | {"confs": confidence}
+
+
+def _marked(like: torch.Tensor, index: Index) -> torch.Tensor:
+    """Of the shape of `like`, bool: True at `index`."""
+    nobody = torch.zeros_like(like, dtype=torch.bool)
+    return nobody.index_put(index, nobody.new_ones(()))
 
 
 def focal_loss(p: torch.Tensor, positive: torch.Tensor) -> torch.Tensor:
@@ -258,10 +263,8 @@ def _depth_layers(true: Targets, z: torch.Tensor) -> tuple[torch.Tensor, torch.T
     leap = torch.ones_like(sorted_z, dtype=torch.long)
     leap[1:] = ((sorted_z[1:] - sorted_z[:-1] >= SAME_LAYER) | (image[1:] != image[:-1])).long()
     made = torch.empty_like(leap).index_put((order,), leap.cumsum(0))
-    any_labelled = torch.zeros(len(true.heights), dtype=torch.bool, device=z.device).index_put(
-        (true.image[labelled],), labelled.new_ones(())
-    )
-    by_label = any_labelled[true.image]
+    number_labelled = torch.zeros_like(true.complete, dtype=torch.long).index_add(0, true.image, labelled.long())
+    by_label = number_labelled[true.image] > 0
     return torch.where(by_label, true.depth_layer, made), torch.where(by_label, labelled, true.has_body)
 
 

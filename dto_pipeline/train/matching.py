@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 
+from dto_pipeline.maths.devices import constant
 from dto_pipeline.train.model import Predictions, corners
 from dto_pipeline.train.people import Targets
 
@@ -47,7 +48,7 @@ def match_people(predictions: Predictions, targets: Targets) -> Matches:
         pairs[:, 1] += first
         parts.append(pairs)
     pairs = np.concatenate(parts, axis=-1)
-    query, person = torch.from_numpy(pairs.astype(np.int64)).to(cost.device).unbind(1)
+    query, person = torch.from_numpy(pairs.astype(np.int64)).to(cost.device, non_blocking=True).unbind(1)
     return Matches(query, person, targets.image[person])
 
 
@@ -61,8 +62,8 @@ def matching_cost(predictions: Predictions, targets: Targets) -> torch.Tensor:
     confidence = 0.25 * (1 - p) ** 2 * -(p + 1e-8).log()
     boxes, true = predictions.boxes[:, image], targets.boxes[:, None]
     assert predictions.j2ds is not None
-    number = torch.arange(targets.j2ds.shape[1], device=image.device)
-    used = number[(number < BODY_JOINTS) | (number >= SMPL_JOINTS)]
+    counted = [number for number in range(targets.j2ds.shape[1]) if not BODY_JOINTS <= number < SMPL_JOINTS]
+    used = constant(tuple(counted), image.device, torch.int64)
     seen = targets.j2ds_mask[:, None, used].to(p.dtype)  # (N, 1, J, 2)
     apart = (predictions.j2ds[:, image][:, :, :, used] - targets.j2ds[:, None, used]).abs() / side
     joints = (apart * seen).sum((-1, -2)) / (seen.sum((-1, -2)) + _EPS)

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from dto_pipeline.maths.devices import constant
 from dto_pipeline.maths.rotation import matrix_from_6d, matrix_to_axis_angle
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.train.blocks import (
@@ -25,12 +26,13 @@ from dto_pipeline.train.blocks import (
     SMALL,
     Blocks,
     Cells,
-    Choice,
     DecoderStack,
     Mlp,
     choose_tokens,
     encoder_norm,
+    image_numbers,
     list_cells,
+    number_within,
     pad_rows,
     sine_code,
     z_order,
@@ -54,6 +56,7 @@ class Tokens:
     place: torch.Tensor  # (T, 2) x, y in tokens of the level
     memory: torch.Tensor  # (T, D)
     code: torch.Tensor  # (T, D) of the place, with that of the level
+    longest: int  # tokens of the image that has most
 
 
 @dataclass(frozen=True)
@@ -153,7 +156,8 @@ class MeshNetwork(nn.Module):
         Returns:
             Q people an image.
         """
-        size = torch.tensor([image.shape[:0:-1] for image in images]).to(self.level_embed.device)  # (B, 2) w, h
+        size = torch.tensor([image.shape[:0:-1] for image in images])  # (B, 2) w, h
+        size = size.to(self.level_embed.device, non_blocking=True)
         tokens, classes, scale_map, cells = self._encode([_pad_image(image) for image in images], given_map, by_image)
         content = self.tgt_embed.weight.expand(len(images), -1, -1)
         logits = self.refpoint_embed.weight.expand(len(images), -1, -1)
@@ -178,38 +182,43 @@ class MeshNetwork(nn.Module):
         """Padded images -> tokens, class tokens (B, C), scale map (cells, 2), cells."""
         count, device = len(images), self.level_embed.device
         cells = list_cells([(image.shape[1], image.shape[2]) for image in images], device)
-        fine = torch.cat([_cells_of(image, z_order(*(side // CELL for side in image.shape[1:]))) for image in images])
+        fine = torch.cat([_cells_of(image) for image in images])
         position = self.encoder_pos_embeds
 
         # 1 map tokens: every cell halved to one patch;  2 additional blocks and scale map
         halved = fine.unflatten(-1, (PATCH, 2)).unflatten(-3, (PATCH, 2)).mean((-1, -3))
         tokens = self._project(1, halved) + shrink_positions(position)[cells.y, cells.x]
-        tokens, classes = self._run(self.encoder.additional_blocks, tokens, cells.image, self._first_class(count))
+        first = self.encoder_cr_token.expand(count, -1)
+        tokens, classes = self._run(self.encoder.additional_blocks, tokens, cells.image, first, max(cells.lengths))
         scale_map = self.scale_head(self.enc_inter_norm(tokens)).float().sigmoid()
         choice = choose_tokens((scale_map if given_map is None else given_map).detach(), by_image, self.limits)
 
         # 4 small cells at full resolution; their class token is dropped
-        y = torch.stack([2 * cells.y[choice.small] + dy for dy, _ in QUARTERS], dim=1).flatten()
-        x = torch.stack([2 * cells.x[choice.small] + dx for _, dx in QUARTERS], dim=1).flatten()
-        patches = fine[choice.small].unflatten(-1, (2, PATCH)).unflatten(-3, (2, PATCH))  # (n, 3, 2, 14, 2, 14)
+        listed, most_small, longest = choice.list_by_level(cells.lengths)
+        chosen, kept, empty = listed
+        y = torch.stack([2 * cells.y[chosen] + dy for dy, _ in QUARTERS], dim=1).flatten()
+        x = torch.stack([2 * cells.x[chosen] + dx for _, dx in QUARTERS], dim=1).flatten()
+        patches = fine[chosen].unflatten(-1, (2, PATCH)).unflatten(-3, (2, PATCH))  # (n, 3, 2, 14, 2, 14)
         patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
         small = self._project(0, patches) + position[y, x]
-        small_image = cells.image[choice.small].repeat_interleave(4)
+        small_image = cells.image[chosen].repeat_interleave(4)
         own = self.encoder.blocks[: self.additional]
         if len(small):
-            small, _ = self._run(own, small, small_image, self._first_class(count))
+            small, _ = self._run(own, small, small_image, first, most_small)
 
         # 5 groups without anybody: the largest of four;  6 all of them through the other blocks
-        merged = tokens.unflatten(0, (-1, 4)).amax(1)[choice.background[::4]]
-        image, level, place = _list_tokens(cells, choice, small_image, y, x)
+        merged = tokens.unflatten(0, (-1, 4)).amax(1)[empty // 4]
+        image = torch.cat([small_image, cells.image[kept], cells.image[empty]])
+        level = image_numbers([len(small), len(kept), len(empty)], device)
+        x, y = torch.cat([x, cells.x[kept], cells.x[empty] // 2]), torch.cat([y, cells.y[kept], cells.y[empty] // 2])
         order = torch.argsort(image, stable=True)
-        image, level, place = image[order], level[order], place[order]
-        tokens = torch.cat([small, tokens[choice.kept], merged.to(tokens.dtype)])[order]
-        tokens, classes = self._run(self.encoder.blocks[self.additional :], tokens, image, classes)
+        image, level, place = image[order], level[order], torch.stack([x, y], dim=-1)[order]
+        tokens = torch.cat([small, tokens[kept], merged.to(tokens.dtype)])[order]
+        tokens, classes = self._run(self.encoder.blocks[self.additional :], tokens, image, classes, longest)
         memory = self.feature_proj(self.encoder.norm(tokens))
         step = PATCH * 2.0 ** level[:, None] / self.side
         code = (sine_code((place + 0.5) * step, self.sizes.width) + self.level_embed[level]).to(memory.dtype)
-        return Tokens(image, level, place, memory, code), classes, scale_map, cells
+        return Tokens(image, level, place, memory, code, longest), classes, scale_map, cells
 
     def _decode(
         self, content: torch.Tensor, box: torch.Tensor, tokens: Tokens, count: int, may_see: torch.Tensor | None
@@ -217,8 +226,8 @@ class MeshNetwork(nn.Module):
         """Content t (B, Q, D), box b (B, Q, 4) -> h (L, B, Q, D), r (L, B, Q, 4): the boxes layers start from."""
         decoder: Any = self.decoder["decoder"]
         width = self.sizes.width
-        memory, real = pad_rows(tokens.memory, tokens.image, count)
-        memory_place, _ = pad_rows(tokens.code, tokens.image, count)
+        memory, real = pad_rows(tokens.memory, tokens.image, count, tokens.longest)
+        memory_place, _ = pad_rows(tokens.code, tokens.image, count, tokens.longest)
         states, references = [], [box]
         for number, layer in enumerate(decoder.layers):
             # e = [code(cx, cy), code(w, h)]: y, x, h, w;  p = ref_point_head(e)
@@ -267,20 +276,17 @@ class MeshNetwork(nn.Module):
         projection: Any = self.encoder_patch_proj[number]
         return functional.linear(patches.flatten(1), projection.weight.flatten(1), projection.bias)
 
-    def _first_class(self, count: int) -> torch.Tensor:
-        return self.encoder_cr_token.expand(count, -1)
-
     @staticmethod
     def _run(
-        blocks: nn.ModuleList, tokens: torch.Tensor, image: torch.Tensor, classes: torch.Tensor
+        blocks: nn.ModuleList, tokens: torch.Tensor, image: torch.Tensor, classes: torch.Tensor, longest: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Tokens (T, C) of images and their class tokens (B, C) through blocks; no image sees another."""
-        rows, real = pad_rows(tokens, image, len(classes))
+        rows, real = pad_rows(tokens, image, len(classes), longest)
         rows = torch.cat([classes[:, None].to(rows.dtype), rows], dim=1)
         real = torch.cat([real.new_ones(len(classes), 1), real], dim=1)
         for block in blocks:
             rows = block(rows, real)
-        return rows[:, 1:][real[:, 1:]], rows[:, 0]
+        return rows[image, 1 + number_within(image, len(classes))], rows[:, 0]
 
     def _start(self) -> None:
         """Before training, as published: boxes stay, nobody is likely, about 30 degrees."""
@@ -365,29 +371,14 @@ def corners(centred: torch.Tensor) -> torch.Tensor:
 def _pad_image(image: torch.Tensor) -> torch.Tensor:
     """(3, h, w) uint8 -> float, black at the right and bottom up to multiples of 56 px, normalised."""
     down, right = (-side % GROUP for side in image.shape[1:])
-    scale = image.new_tensor(_STD, dtype=torch.float32).view(3, 1, 1)
-    mean = image.new_tensor(_MEAN, dtype=torch.float32).view(3, 1, 1)
+    mean, scale = (constant(of, image.device, torch.float32).view(3, 1, 1) for of in (_MEAN, _STD))
     return (functional.pad(image, (0, right, 0, down)).float() / 255 - mean) / scale
 
 
-def _cells_of(image: torch.Tensor, order: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """(3, H, W) -> (n, 3, 28, 28) in the order of the cells' rows and columns."""
+def _cells_of(image: torch.Tensor) -> torch.Tensor:
+    """(3, H, W) -> (n, 3, 28, 28) in Z-order."""
     grid = image.unflatten(-1, (-1, CELL)).unflatten(-3, (-1, CELL)).permute(1, 3, 0, 2, 4)
-    return grid[tuple(part.to(image.device) for part in order)]
-
-
-def _list_tokens(
-    cells: Cells, choice: Choice, small_image: torch.Tensor, y: torch.Tensor, x: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Image (T,), level (T,) and place (T, 2: x, y in tokens of the level), levels one after the other."""
-    first, kept = choice.background.clone(), choice.kept
-    first[torch.arange(len(first), device=first.device) % 4 > 0] = False  # of a group
-    image = torch.cat([small_image, cells.image[kept], cells.image[first]])
-    counts = [len(small_image), int(kept.sum()), int(first.sum())]
-    level = torch.repeat_interleave(torch.arange(3), torch.tensor(counts)).to(image.device)
-    place_x = torch.cat([x, cells.x[kept], cells.x[first] // 2])
-    place_y = torch.cat([y, cells.y[kept], cells.y[first] // 2])
-    return image, level, torch.stack([place_x, place_y], dim=-1)
+    return grid[z_order(*grid.shape[:2], image.device)]
 
 
 def _pinhole(focal: torch.Tensor, centre: torch.Tensor) -> torch.Tensor:

@@ -86,7 +86,7 @@ class Targets:
     @property
     def counts(self) -> list[int]:
         """People of each image."""
-        return torch.bincount(self.image, minlength=len(self.heights)).tolist()
+        return np.bincount(self.image.cpu(), minlength=len(self.heights)).tolist()
 
 
 @dataclass(frozen=True)
