@@ -71,3 +71,22 @@ def test_the_snippet_that_reads_a_shard_runs(body: BodyModel, tmp_path: Path, mo
     exec(snippet.group(1), names)
     assert names["person"]["transl_init"] == pytest.approx(scene.transl[-1].tolist())
     assert names["betas"] == pytest.approx(scene.betas[-1].tolist())
+
+
+def test_the_architecture_page_names_what_is_there() -> None:
+    text, package = PAGES[ROOT / "docs" / "architecture.md"], ROOT / "dto_pipeline"
+    for name in re.findall(r"`([\w./-]+\.py)`", text):
+        assert (ROOT / name).is_file() or (package / name).is_file(), name
+    path = re.findall(r"^\| `([\w/]+\.py)` \|", text, re.M)
+    told = re.search(r"^Eleven files below `dto_pipeline/`, ([\d,]+) lines", text, re.M)
+    assert told is not None
+    assert len(path) == 11
+    lines = sum((package / name).read_text().count("\n") for name in path)
+    assert lines == pytest.approx(int(told.group(1).replace(",", "")), rel=0.05)
+
+
+def test_the_architecture_page_names_identifiers_of_the_package() -> None:
+    table = PAGES[ROOT / "docs" / "architecture.md"].partition("## Where to add")[2].partition("## Words")[0]
+    source = "\n".join(path.read_text() for path in (ROOT / "dto_pipeline").rglob("*.py"))
+    for name in re.findall(r"`(_?[A-Za-z]\w*)`", table):
+        assert name == "NAME_dn" or re.search(rf"(?<!\w){name}(?!\w)", source), name

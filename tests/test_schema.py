@@ -13,10 +13,14 @@ import sys
 from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 
-# the table with two lines more
+# the table with some lines more
 source = Path(sys.argv[1]).read_text()
 for table, line in (
     ("PERSON_COLUMNS", 'Column("sway", pa.float32(), "how far the person leans", "m", "extra.sway")'),
+    ("PERSON_COLUMNS", 'Column("steps", pa.int32(), "steps taken", "", "extra.steps")'),
+    ("PERSON_COLUMNS", 'Column("seated", pa.bool_(), "sits", "", "extra.seated")'),
+    ("PERSON_COLUMNS", 'Column("gaze", pa.list_(pa.float32(), 3), "looks there", "", "extra.gaze")'),
+    ("PERSON_COLUMNS", 'Column("mood", pa.string(), "in a word", "", "extra.mood")'),
     ("IMAGE_COLUMNS", 'Column("haze", pa.float32(), "how dim the picture is", "", "extra.haze", persons=True)'),
 ):
     begin = f"{table} = (\\n"
@@ -37,8 +41,11 @@ from dto_pipeline.collate import pass_through
 from dto_pipeline.models.body import load_body
 from tests.crowds import Stander, make_scene
 
-placed = pass_through(make_scene(load_body("demo"), [Stander(-0.5, 3.0), Stander(0.5, 3.5)]))
-placed.extra = {"sway": np.array([0.5, 0.25], np.float32), "haze": 0.75}
+placed, bare = (
+    pass_through(make_scene(load_body("demo"), [Stander(-0.5, 3.0), Stander(0.5, 3.5)])) for _ in range(2)
+)
+placed.extra = {"sway": np.array([0.5, 0.25], np.float32), "haze": 0.75, "steps": np.array([3, 4], np.int32)}
+placed.extra |= {"seated": np.array([True, False]), "gaze": np.eye(2, 3, dtype=np.float32), "mood": ["calm", None]}
 path = Path(sys.argv[2]) / "wider.parquet"
 assert write_label_shard(build_label_table([placed]), path, {})
 
@@ -50,7 +57,17 @@ assert back.extra["sway"].tolist() == [0.5, 0.25]
 assert (flat["sway"].to_pylist(), flat["haze"].to_pylist()) == ([0.5, 0.25], [0.75, 0.75])
 assert flatten_table(read_label_files([path])).people["sway"].tolist() == [0.5, 0.25]
 assert "| `persons[].sway` | float32 | m | how far the person leans |" in _columns()
-assert module.PERSON_COLUMNS[0].row()[0] == "`sway`"  # what the README's table is held against
+assert "`sway`" in [column.row()[0] for column in module.PERSON_COLUMNS]  # what docs/labels.md is held against
+
+# one image has them, the other was never optimised: nothing is made up for it
+path = Path(sys.argv[2]) / "bare.parquet"
+assert write_label_shard(build_label_table([placed, bare]), path, {})
+back, none = (scene.extra for scene in read_placed(path))
+assert (back["steps"].tolist(), back["seated"].tolist(), back["mood"]) == ([3, 4], [True, False], ["calm", None])
+assert (none["haze"], none["steps"].tolist(), none["seated"].tolist()) == (None, [-1, -1], [False, False])
+assert none["mood"] == [None, None]
+assert back["gaze"].tolist() == np.eye(2, 3).tolist()
+assert np.isnan(none["gaze"]).all() and none["gaze"].shape == (2, 3)
 """
 
 

@@ -181,14 +181,16 @@ def _person_columns(placed: Sequence[PlacedScene], counts: np.ndarray) -> dict[s
 
 
 def _all_people(placed: Sequence[PlacedScene], column: Column) -> Any:
-    """One column of everybody: words as a list; numbers end to end, NaN for scenes that have none."""
+    """One column of everybody: words as a list; numbers end to end. Scenes that have none: null, NaN, -1 or false."""
     found = [take_place(item, column.place) for item in placed]
+    people = [item.scene.num_people for item in placed]
     if column.kind == pa.string():
-        return [word if word is None else str(word) for words in found for word in words]
+        told = [[None] * count if words is None else words for words, count in zip(found, people, strict=True)]
+        return [word if word is None else str(word) for words in told for word in words]
     shape = (column.kind.list_size,) if pa.types.is_fixed_size_list(column.kind) else ()
-    kind = (column.kind.value_type if shape else column.kind).to_pandas_dtype()
-    unknown = [np.full(item.scene.num_people, np.nan, np.float32) for item in placed]
-    arrays = [none if own is None else own for own, none in zip(found, unknown, strict=True)]
+    kind = np.dtype((column.kind.value_type if shape else column.kind).to_pandas_dtype())
+    unknown = {"f": np.nan, "i": -1, "b": False}[kind.kind]
+    arrays = [np.full((n, *shape), unknown, kind) if own is None else own for own, n in zip(found, people, strict=True)]
     return np.concatenate([*arrays, np.zeros((0, *shape), kind)])
 
 
