@@ -316,10 +316,10 @@ class PipelineConfig:
             ("attributes.crop", self.attributes.crop, ("face", "body")),
         ):
             _expect(value in choices, f"{key} is {value!r}; choose from {choices}")
-        _expect(self.depth.scale > 0, "depth.scale must be positive")
+        _expect(0 < self.depth.scale < float("inf"), "depth.scale must be positive and finite")
         told = self.depth.told_unit
         _expect(
-            told is None or 0 < told < float("inf"),
+            told is None or 1e-37 < told < 1e37,  # of float32
             f"depth.unit is {self.depth.unit!r}; choose from {DEPTH_UNITS} or give a positive number",
         )
         _expect(

@@ -49,6 +49,8 @@ def test_differences_are_named_knob_by_option() -> None:
         ("prior.age_prior=1", "prior.age_prior must be bool"),
         ("depth.unit=loud", "depth.unit is 'loud'; choose from"),
         ("depth.unit=0", "give a positive number"),
+        ("depth.unit=1e300", "give a positive number"),
+        ("depth.scale=.inf", "depth.scale must be positive and finite"),
     ],
 )
 def test_what_cannot_be_used_is_named(override: str, words: str) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from dto_pipeline.commands.output import local_place
+
 
 def add_parser(verbs: argparse._SubParsersAction) -> None:
     parser = verbs.add_parser("body", help="import and look at body models")
@@ -30,7 +32,7 @@ def _import(arguments: argparse.Namespace) -> int:
 
     written = import_smpl(
         Path(arguments.source),
-        Path(arguments.out),
+        local_place(arguments.out),
         kid_template=Path(arguments.kid_template) if arguments.kid_template else None,
         with_pickle=arguments.pickle,
     )
@@ -43,6 +45,6 @@ def _show(arguments: argparse.Namespace) -> int:
     from dto_pipeline.models.body import load_body
     from dto_pipeline.view.body_sheet import draw_body_sheet
 
-    draw_body_sheet(load_body(arguments.model)).save(arguments.out)
+    draw_body_sheet(load_body(arguments.model)).save(local_place(arguments.out))
     print(f"{arguments.out} written")
     return 0

@@ -113,7 +113,8 @@ def _is_ours(place: str) -> bool:
     from dto_pipeline.data.recognise import FileKind, recognise
     from dto_pipeline.data.storage import as_location
 
-    return isinstance(as_location(place), str) or recognise(place) is FileKind.DTO_LABELS
+    location = as_location(place)
+    return isinstance(location, str) or recognise(location) is FileKind.DTO_LABELS
 
 
 def _compare_people(before: str, after: str, arguments: argparse.Namespace) -> PeopleDiff:

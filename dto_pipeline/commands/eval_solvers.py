@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from dto_pipeline.commands.options import add_config_options, add_heights_option, positive, read_config
+from dto_pipeline.commands.output import local_place
 
 
 def add_solver_parsers(actions: argparse._SubParsersAction) -> None:
@@ -71,7 +72,7 @@ def _run_solvers(arguments: argparse.Namespace) -> int:
 
     torch.set_num_threads(1)  # small tensors: more threads are slower
     results = compare_solvers(
-        Path(arguments.out),
+        local_place(arguments.out),
         arguments.images,
         arguments.seed,
         golden=arguments.golden,
@@ -95,6 +96,6 @@ def _run_benchmark(arguments: argparse.Namespace) -> int:
         difficulties=tuple(arguments.difficulty or ()),
         parts=arguments.parts,
     )
-    report = run_benchmark(Path(arguments.out), settings, read_config(arguments))
+    report = run_benchmark(local_place(arguments.out), settings, read_config(arguments))
     print(f"{as_text(report)}\n\n{arguments.out}/benchmark.md and .json written")
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from dto_pipeline.commands.output import local_place
 from dto_pipeline.errors import DtoError
 
 if TYPE_CHECKING:
@@ -72,10 +73,11 @@ def _run(arguments: argparse.Namespace) -> int:
     from dto_pipeline.run.finished import read_run_labels
 
     selection = _choose(arguments, FORMATS[arguments.format].selection)
+    out = local_place(arguments.out)
     runs = [read_run_labels(run, arguments.partial, arguments.manifest) for run in arguments.runs]
     images = _image_places(arguments, [run.subset for run in runs])
     report = export_labels(
-        *(runs, arguments.format, arguments.out, selection, images),
+        *(runs, arguments.format, out, selection, images),
         progress=not arguments.quiet,
         mixed=arguments.mixed,
         labels=arguments.labels,

@@ -7,6 +7,7 @@ import sys
 
 from dto_pipeline.commands.merge import add_merge_parser
 from dto_pipeline.commands.options import positive
+from dto_pipeline.commands.output import lasting_place
 from dto_pipeline.config import RunConfig
 
 _CHANGES = ("source", "images_in", "masks", "shard_images", "principal_point", "label_values")  # keys of the YAML
@@ -111,7 +112,7 @@ def _build(arguments: argparse.Namespace) -> int:
     changes = {key: getattr(arguments, key) for key in _CHANGES if getattr(arguments, key)}
     changes.update(dict.fromkeys(told.keys() - places.keys(), ""))
     dataset = load_dataset(arguments.dataset, arguments.data_root, places, **changes)
-    out = as_location(arguments.out)
+    out = as_location(lasting_place(arguments.out))
     report = build_manifest(
         dataset, out, not arguments.quiet, against=arguments.against, unlabelled=not arguments.skip_unlabelled
     )

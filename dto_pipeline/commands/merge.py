@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from dto_pipeline.commands.options import add_config_options, read_config
+from dto_pipeline.commands.output import lasting_place
 
 
 def add_merge_parser(actions: argparse._SubParsersAction) -> None:
@@ -40,7 +41,7 @@ def _merge(arguments: argparse.Namespace) -> int:
     config = with_body(config, config.body.model_path or Manifest.open(arguments.manifest).body)
     body = load_body(config.body.model_path, config.body.kid_axis)
     options = MergeOptions() if arguments.min_score is None else MergeOptions(min_score=arguments.min_score)
-    out = arguments.out
+    out = lasting_place(arguments.out)
     report = merge_predictions(
         arguments.manifest, arguments.predictions, out, body, options, progress=not arguments.quiet
     )

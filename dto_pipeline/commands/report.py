@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dto_pipeline.commands.output import local_place
 from dto_pipeline.commands.several import show_several
 from dto_pipeline.commands.status import status_facts
 from dto_pipeline.commands.view import add_places
@@ -36,7 +37,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    runs, out = arguments.run_dirs, Path(arguments.out)
+    runs, out = arguments.run_dirs, local_place(arguments.out)
     if len(runs) == 1:
         print(_write(runs[0], out, arguments))
         return 0

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from dto_pipeline.commands.options import Paragraphs, add_config_options, positive, read_config
-from dto_pipeline.commands.output import print_report
+from dto_pipeline.commands.output import lasting_place, print_report
 from dto_pipeline.config import with_body
 from dto_pipeline.errors import DtoError
 from dto_pipeline.models.depth_licences import licence_lines
@@ -121,16 +121,15 @@ def _run(arguments: argparse.Namespace) -> int:
     }
     if arguments.dry_run and arguments.recheck:
         raise DtoError("--recheck takes damaged files away, --dry-run changes nothing; dto verify lists the damage")
+    out = lasting_place(arguments.out)
     if arguments.dry_run:
-        forecast = plan_pipeline(
-            arguments.manifest, arguments.out, config, **start, images_per_s=arguments.images_per_s
-        )
+        forecast = plan_pipeline(arguments.manifest, out, config, **start, images_per_s=arguments.images_per_s)
         print_report(forecast, arguments.json)
         return forecast.exit_code
     with leaving_in_good_order():
         summary = run_pipeline(
             arguments.manifest,
-            arguments.out,
+            out,
             config,
             **start,
             recheck=arguments.recheck,

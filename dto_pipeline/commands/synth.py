@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from dto_pipeline.commands.options import add_body_option, add_heights_option, positive
+from dto_pipeline.commands.output import local_place
 from dto_pipeline.errors import DtoError
 
 
@@ -63,7 +63,12 @@ def _run(arguments: argparse.Namespace) -> int:
     torch.set_num_threads(1)  # small tensors: more threads are slower
     show = None if arguments.quiet else _progress
     data = write_synth(
-        Path(arguments.out), kind, arguments.images, arguments.seed, load_body(arguments.body or STAND_IN_BODY), show
+        local_place(arguments.out),
+        kind,
+        arguments.images,
+        arguments.seed,
+        load_body(arguments.body or STAND_IN_BODY),
+        show,
     )
     written = "written" if data.created else "was there already"
     print(f"{data.root}: {data.images} images, {data.persons} people, difficulty {kind.name}, {written}")

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from dto_pipeline.commands.options import add_moved_options
+from dto_pipeline.commands.output import local_place
 from dto_pipeline.errors import DtoError
 
 _DEFAULT_WORST = 5
@@ -54,7 +55,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if run.manifest is None:
         print(f"without photographs: {run.manifest_problem}")
     scenes = load_placed(run, places, open_pixels(run, arguments.images, arguments.depth))
-    for path in write_pictures(scenes, body, Path(arguments.out), arguments.glb):
+    for path in write_pictures(scenes, body, local_place(arguments.out), arguments.glb):
         print(path)
     if not places:
         print("no scene was chosen; `dto status` counts the statuses of a run")
@@ -83,7 +84,7 @@ def _view_file(arguments: argparse.Namespace) -> int:
     body = load_body(arguments.body)
     for image in choose_images(people, arguments.key, number, arguments.seed):
         scene = file_scene(people, image)
-        path = Path(arguments.out) / f"{file_name(scene.title)}.png"
+        path = local_place(arguments.out) / f"{file_name(scene.title)}.png"
         save_png(draw_people(scene, body, images), path)
         print(path)
     return 0

@@ -69,7 +69,8 @@ def open_parquet(path: Location, error: type[Exception], again: bool = False) ->
         if isinstance(path, str) and isinstance(cause, OSError):
             advice = "check bucket, credentials and endpoint; if they are right, write the file again"
             raise error(f"{path} cannot be read ({cause}); {advice}") from cause
-        raise error(f"{path} is not a whole Parquet file ({cause}); it may be truncated, write it again") from cause
+        reason = str(cause).strip()
+        raise error(f"{path} is not a whole Parquet file ({reason}); it may be truncated, write it again") from cause
 
 
 def footer_text(file: pq.ParquetFile) -> dict[str, str]:

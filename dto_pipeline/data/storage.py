@@ -68,12 +68,15 @@ def as_location(text: str | Path) -> Location:
     """A path or URI as a location.
 
     Raises:
-        StorageError: a URI that is malformed or holds a password.
+        StorageError: a URI that is malformed, holds a password, or names a file of another machine.
     """
     if isinstance(text, Path) or "://" not in text:
         return Path(text)
     if text.startswith("file://"):
-        return Path(unquote(urlsplit(text).path))
+        host, slash, path = text.removeprefix("file://").partition("/")
+        if host not in ("", "localhost") or not slash:
+            raise StorageError(f"{text} names the machine {host!r}, no path of this one; expected file:///FOLDER")
+        return Path(unquote(slash + path))
     try:
         if urlsplit(text).password is not None:
             raise StorageError(

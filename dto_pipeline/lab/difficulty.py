@@ -150,6 +150,8 @@ def _read_value(key: str, kind: Any, text: str) -> Any:
         _expect(value in _CHOICES[key], key, value, f"one of {_CHOICES[key]}")
     else:
         _expect(value >= 0, key, value, "0 or more")
+    if key in ("unit", "power"):
+        _expect(value > 0, key, value, "more than 0: the maps would be flat")
     if key == "most_people":
         _expect(value >= 2, key, value, "at least 2")
     return value

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import heapq
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -189,16 +190,20 @@ def _difference(before: np.ndarray, after: np.ndarray, together: bool = False) -
 
     The size is not finite where an entry that differs is not known on both sides.
     """
-    rows = len(before)
-    before, after = before.reshape(rows, -1), after.reshape(rows, -1)
+    before, after = _flat(before), _flat(after)
     unequal = ~((before == after) | (np.isnan(before) & np.isnan(after)))
     apart = np.where(unequal, np.abs(after.astype(np.float64) - before), 0.0)
     return unequal.any(axis=1), np.linalg.norm(apart, axis=1) if together else apart.max(axis=1, initial=0.0)
 
 
+def _flat(values: np.ndarray) -> np.ndarray:
+    """(n, ...) as (n, k), also for nobody: where no image has the same people, none can be compared."""
+    return values.reshape(len(values), math.prod(values.shape[1:]))
+
+
 def _count_unknown(diff: LabelDiff, name: str, before: LabelColumns, after: LabelColumns, named: int) -> None:
     """Count the persons of whom a number of a measure is known on one side only; name the first that lost one."""
-    known = [np.isfinite(side.people[name].reshape(side.num_people, -1)) for side in (before, after)]
+    known = [np.isfinite(_flat(side.people[name])) for side in (before, after)]
     lost, gained = (known[0] & ~known[1]).any(axis=1), (~known[0] & known[1]).any(axis=1)
     diff.became_unknown.update({name: int(lost.sum())} if lost.any() else {})
     diff.became_known.update({name: int(gained.sum())} if gained.any() else {})

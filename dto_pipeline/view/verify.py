@@ -220,12 +220,12 @@ def _check_folder(run: RunFiles, verdict: Verdict) -> None:
         verdict.unchecked.append(f"{_ONCE}: {holder.describe()} is at work on it")
         return
     rule, scan = verdict.rule(_ONCE), run.scan
-    names = [name for name in run.directory.store.entries(LABELS) if name.endswith(".parquet") and name[0] != "."]
+    names = [name for name in run.directory.store.entries(LABELS) if name[0] not in "._"]  # others are not read
     counting = {base_name(path) for path in scan.labels.files.values()}
     rule.checked += len(names)
     for name in sorted({*names} - counting):
         place = parse_name(name)
-        if place is None:
+        if place is None or place[0] >= run.identity.shards:
             rule.offend(f"{name}: it is no label file of this run; move it elsewhere")
         elif f"{LABELS}/{name}" in scan.labels.surplus:
             other = base_name(scan.labels.files[place[0]])

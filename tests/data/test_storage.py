@@ -62,6 +62,12 @@ def test_file_uris_are_plain_paths():
     assert as_location("a/b") == Path("a/b")
 
 
+@pytest.mark.parametrize("uri", ["file://a/b", "file://", "file://other:1/a"])
+def test_a_file_uri_of_another_machine_is_refused(uri: str):
+    with pytest.raises(StorageError, match="expected file:///FOLDER"):
+        as_location(uri)
+
+
 def test_locations_are_joined_and_renamed_without_losing_their_query():
     uri = "s3://bucket/data?endpoint_override=localhost:1"
     assert join_location(uri, "a//b.jpg") == "s3://bucket/data/a/b.jpg?endpoint_override=localhost:1"

@@ -105,6 +105,8 @@ def test_every_difficulty_is_hard_in_its_own_way(body: BodyModel) -> None:
         ("leak", "'leak' is not of the form"),
         ("leak=many", "leak is 'many'; expected int"),
         ("offset=-1", "offset is -1.0; expected 0 or more"),
+        ("unit=0", "unit is 0.0; expected more than 0"),
+        ("power=0", "power is 0.0; expected more than 0"),
         ("heights=tall", "expected one of"),
         ("layouts=[street, moon]", "expected names of"),
         ("most_people=1", "expected at least 2"),

@@ -14,7 +14,7 @@ from dto_pipeline.data.labels import LabelsError, build_label_table, write_label
 from dto_pipeline.run.folder import RunDirectory
 from dto_pipeline.scene import PlacedScene
 from dto_pipeline.status import PersonStatus
-from dto_pipeline.view.diff import diff_labels
+from dto_pipeline.view.diff import _difference, diff_labels
 from dto_pipeline.view.run_files import find_labels
 from tests.tiny_dataset import TinyDataset
 from tests.view.conftest import first_moved, rewrite_shard
@@ -46,6 +46,11 @@ def test_the_person_that_moved_most_is_named_with_its_distance(run_dir: Path, co
     assert names[0] in line
     assert diff.largest["transl"] == pytest.approx(0.5, abs=1e-5)
     assert diff.quantiles("transl")[0] == pytest.approx(0.5, rel=0.07)
+
+
+def test_nobody_compared_is_no_error() -> None:
+    nobody = np.zeros((0, 3))
+    assert [part.shape for part in _difference(nobody, nobody, together=True)] == [(0,), (0,)]
 
 
 def test_only_the_worst_persons_are_kept(run_dir: Path, copy: Path) -> None:

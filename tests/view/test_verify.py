@@ -205,6 +205,14 @@ def test_an_image_lost_or_told_twice_is_found(copy: Path) -> None:
     assert any("2 rows" in text for text in found["every image has one row"])
 
 
+@pytest.mark.parametrize("name", ["shard-00099.parquet", "copy.parquet", "shard-00001.parquet.bak"])
+def test_a_stray_file_that_readers_of_the_folder_would_take_is_found(copy: Path, name: str) -> None:
+    shutil.copy(RunDirectory(copy).label_file(1), copy / "labels" / name)
+    (offence,) = broken(verify_run(copy))["labels/ holds every shard once"]
+    assert name in offence
+    assert "move it elsewhere" in offence
+
+
 def test_without_the_manifest_the_rest_is_checked_and_the_gap_is_told(
     run_dir: Path, tiny: TinyDataset, tmp_path: Path, copy: Path
 ) -> None:

@@ -69,9 +69,10 @@ def select_rows(table: pa.Table, selection: Selection, left_out: Counter[str] | 
     images = good & certain & crowded
     if left_out is not None:
         left_out["images not accepted"] += int((~good).sum())
-        selection.limits.count(expected[good], z_sigma[chosen & (good & certain)[owner]], left_out)
+        judged = chosen & (good & certain)[owner]
+        selection.limits.count(expected[good], z_sigma[judged], left_out)
         left_out[f"images with fewer than {selection.min_persons} persons"] += int((good & certain & ~crowded).sum())
-        left_out["persons of these images"] += int(counts[~images].sum())
+        left_out["persons of these images"] += int((~images[owner] & ~(judged & ~taken)).sum())
         left_out["persons that repeat another, of images taken"] += int((~single & images[owner]).sum())
         left_out[f"persons not {selection.persons}, of images taken"] += int((~chosen & single & images[owner]).sum())
     if images.all() and taken.all():

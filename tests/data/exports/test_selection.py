@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from dto_pipeline.data.certainty import Limits
 from dto_pipeline.data.columns import single_array
 from dto_pipeline.data.exports.selection import PERSON_CHOICES, Selection, select_rows
 from tests.data.exports.same import rows_digest
@@ -54,6 +55,15 @@ def test_images_are_judged_by_the_people_that_remain(labels) -> None:
     moved = [people.count("moved") for people in statuses(labels["mpii"])]
     assert taken.num_rows == sum(count >= 3 for count in moved) > 0
     assert {word for people in statuses(taken) for word in people} == {"moved"}
+
+
+def test_who_is_too_uncertain_is_counted_once_also_where_the_image_goes_with_him(labels) -> None:
+    table = labels["mpii"]
+    left_out: Counter[str] = Counter()
+    selection = Selection(persons="moved", min_persons=2, limits=Limits(max_z_sigma=1e-9))
+    assert select_rows(table, selection, left_out).num_rows == 0
+    people = sum(count for reason, count in left_out.items() if reason.startswith("persons"))
+    assert people == sum(table["num_persons"].to_pylist())
 
 
 @pytest.mark.parametrize("persons", PERSON_CHOICES)
