@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--test-images", type=int, default=84, help="crowds to measure on")
     parser.add_argument("--test-seed", type=int, default=TEST_SEED, help="of the crowds to measure on")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of weights, order and augmentation")
-    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="ROOM.KEY=VALUE")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="SECTION.KEY=VALUE")
     arguments = parser.parse_args()
     started, body = time.monotonic(), load_body(STAND_IN_BODY)
     training = draw_crowds(arguments.out, TRAINING_SEED, arguments.images, body)

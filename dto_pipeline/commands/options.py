@@ -49,7 +49,7 @@ def add_overrides(parser: argparse.ArgumentParser, example: str) -> None:
     parser.add_argument(
         "--set",
         dest="overrides",
-        metavar="ROOM.KEY=VALUE",
+        metavar="SECTION.KEY=VALUE",
         action="append",
         default=[],
         help=f"change one option, e.g. --set {example}; may be given several times",

@@ -34,7 +34,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         dest="options",
         action="append",
         default=[],
-        metavar="KNOB=VALUE",
+        metavar="OPTION=VALUE",
         help="change one option of the difficulty, e.g. --set leak=5; may be given several times",
     )
     add_heights_option(parser)
