@@ -107,7 +107,7 @@ def torch_dataset(
         max_z_sigma: the same of people and their sigma of z [m]; others stay in the item and are not ``usable``.
 
     Raises:
-        LabelsError: no labels there, or a limit that is not above 0.
+        LabelsError: no labels there, a limit that is not above 0, or one on errors that no label tells.
         ManifestError: photographs are wanted and the run's manifest is gone.
     """
     limits = Limits(max_error, max_z_sigma)

@@ -49,7 +49,7 @@ class LabelDataset(Dataset[dict[str, Any]]):
             limits: how certain images must be, and people to be ``usable``; `left_out` counts the others by reason.
 
         Raises:
-            LabelsError: an unknown `select`.
+            LabelsError: an unknown `select`, or a limit on errors that no label tells.
         """
         if select not in SELECTIONS:
             raise LabelsError(f"select is {select!r}; choose from {SELECTIONS}")
@@ -58,6 +58,11 @@ class LabelDataset(Dataset[dict[str, Any]]):
             kept &= columns.images[f"is_{select}"]
         columns = columns.take(np.flatnonzero(kept))
         self.left_out = Counter[str]()
+        if limits.max_error is not None and columns.num_images and np.isnan(columns.images[EXPECTED_ERROR]).all():
+            raise LabelsError(
+                f"max_error is {limits.max_error:g} m, but none of these labels tells an expected error (solver.mode "
+                "paper, or a version before 0.4); leave it out, or make the labels with solver.mode=joint"
+            )
         certain = limits.images(columns.images[EXPECTED_ERROR])
         limits.count(columns.images[EXPECTED_ERROR], columns.people[Z_SIGMA][certain[columns.owner]], self.left_out)
         columns = columns.take(np.flatnonzero(certain))
