@@ -58,8 +58,8 @@ def _run(arguments: argparse.Namespace) -> int:
     for path in write_pictures(scenes, body, local_place(arguments.out), arguments.glb):
         print(path)
     if not places:
-        print("no scene was chosen; `dto status` counts the statuses of a run")
-    return 0
+        print("no scene was chosen; `dto status` counts the statuses of a run, --random N takes any")
+    return 0 if places else 1
 
 
 def _view_file(arguments: argparse.Namespace) -> int:

@@ -105,12 +105,68 @@ def measure_depth_evidence(
         unit: of relative maps, see `DepthEvidence.unit`; None = measured in each scene. Metric maps have the unit 1.
     """
     shape = batch.present.shape
+    samples = _sample_pixels(maps, batch)
+    person = Segments(samples.owner, shape[0] * shape[1])
+    chosen = _choose_pixels(samples, person, maps, batch, config)
+    pixels, pixels_cut, pixels_fit, pixels_ground = chosen.pixels
+
+    depth = samples.depth.to(torch.float64)
+    depth_mean = person.mean(torch.where(chosen.kept, depth, 0), pixels_fit)
+    apart = depth - person.spread(depth_mean)  # two passes: spreads are small against their mean
+    apart = torch.where(chosen.kept, apart, 0)
+    depth_ground, z_mean, z_ground = (
+        person.mean(torch.where(some, values, 0), number)
+        for some, values, number in (
+            (chosen.ground, depth, pixels_ground),
+            (chosen.kept, samples.z, pixels_fit),
+            (chosen.ground, samples.z, pixels_ground),
+        )
+    )
+    usable = chosen.survives & (pixels_fit > 0)
+    cut = torch.where(chosen.big_enough, torch.where(usable, 0, 2), 1)
+    reached = [torch.where(usable, number, -1) for number in (pixels_fit, pixels_ground)]
+    units = _units(depth_mean, usable, batch, unit)
+
+    def known(values: torch.Tensor, where: torch.Tensor = usable) -> torch.Tensor:
+        return torch.where(where.view(-1, *(1,) * (values.dim() - 1)), values, torch.nan)
+
+    flat = {
+        "depth": known(torch.stack([depth_mean, depth_ground], -1)),
+        "z": known(torch.stack([z_mean, z_ground], -1)),
+        "depth_std": known(torch.sqrt(person.mean(apart * apart, pixels_fit))),
+        "slope": known(chosen.line.slope),
+        "corr": known(chosen.line.corr),
+        "pixels": torch.stack([pixels, torch.where(chosen.big_enough, pixels_cut, -1), *reached], -1),
+        "bounds": known(chosen.bounds, chosen.big_enough),
+        "ground_row": known(chosen.ground_row),
+        "usable": usable,
+        "cut": torch.where(batch.present.reshape(-1), cut, -1),
+        "group": torch.where(usable, _group(depth_mean, batch, config.far_depth / units, config.far_scale), -1),
+    }
+    return DepthEvidence(**{name: value.view(*shape, *value.shape[1:]) for name, value in flat.items()}, unit=units)
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """Which samples count, and for whom there are enough."""
+
+    kept: torch.Tensor  # (n,) bool: between the outlier bounds and near the internal line
+    ground: torch.Tensor  # (n,) bool: of these, the lowest
+    big_enough: torch.Tensor  # (people,) bool before, `survives` after pixels outside the bounds were cut
+    survives: torch.Tensor
+    pixels: tuple[torch.Tensor, ...]  # (people,) each: all, within the bounds, near the line, lowest
+    bounds: torch.Tensor  # (people, 2) of depth
+    ground_row: torch.Tensor  # (people,) float64 [px]
+    line: _InternalLine
+
+
+def _choose_pixels(
+    samples: _Samples, person: Segments, maps: PersonMaps, batch: SceneBatch, config: EvidenceConfig
+) -> _Chosen:
+    shape, height = batch.present.shape, batch.disparity.shape[1]
     people = shape[0] * shape[1]
     least = batch.image_size.to(torch.float64).div(config.min_pixels_grid).prod(-1)
     least = least[:, None].expand(shape).reshape(-1)
-    samples = _sample_pixels(maps, batch)
-    person = Segments(samples.owner, people)
-    height = batch.disparity.shape[1]
     line_of_person = Segments(samples.owner * height + samples.row, people * height)
 
     pixels = person.total(torch.ones_like(samples.owner))
@@ -128,41 +184,8 @@ def measure_depth_evidence(
     pixels_fit = person.total(kept)
     ground_row = _row_percentile(line_of_person.total(kept).view(people, height), config.ground_percentile)
     ground = kept & (samples.row >= person.spread(ground_row))
-    pixels_ground = person.total(ground)
-
-    depth_mean = person.mean(torch.where(kept, depth, 0), pixels_fit)
-    apart = torch.where(kept, depth - person.spread(depth_mean), 0)  # two passes: spreads are small against their mean
-    depth_std = torch.sqrt(person.mean(apart * apart, pixels_fit))
-    depth_pair = torch.stack([depth_mean, person.mean(torch.where(ground, depth, 0), pixels_ground)], -1)
-    z_all, z_ground = (torch.where(some, samples.z, 0) for some in (kept, ground))
-    z_pair = torch.stack([person.mean(z_all, pixels_fit), person.mean(z_ground, pixels_ground)], -1)
-
-    usable = survives & (pixels_fit > 0)
-    cut = torch.where(big_enough, torch.where(usable, 0, 2), 1)
-    cut = torch.where(batch.present.reshape(-1), cut, -1)
-    reached = [
-        torch.where(big_enough, pixels_cut, -1),
-        *(torch.where(usable, n, -1) for n in (pixels_fit, pixels_ground)),
-    ]
-    nan = torch.nan
-    keep = usable[:, None]
-    units = _units(depth_mean, usable, batch, unit)
-    evidence = DepthEvidence(
-        depth=torch.where(keep, depth_pair, nan),
-        z=torch.where(keep, z_pair, nan),
-        depth_std=torch.where(usable, depth_std, nan),
-        slope=torch.where(usable, line.slope, nan),
-        corr=torch.where(usable, line.corr, nan),
-        pixels=torch.stack([pixels, *reached], -1),
-        bounds=torch.where(big_enough[:, None], bounds, nan),
-        ground_row=torch.where(usable, ground_row, nan),
-        usable=usable,
-        cut=cut,
-        group=torch.where(usable, _group(depth_mean, batch, config.far_depth / units, config.far_scale), -1),
-        unit=units,
-    )
-    unflat = {name: value.view(*shape, *value.shape[1:]) for name, value in vars(evidence).items() if name != "unit"}
-    return DepthEvidence(**unflat, unit=units)
+    counts = (pixels, pixels_cut, pixels_fit, person.total(ground))
+    return _Chosen(kept, ground, big_enough, survives, counts, bounds, ground_row, line)
 
 
 @dataclass(frozen=True)

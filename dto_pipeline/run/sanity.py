@@ -19,7 +19,7 @@ from dto_pipeline.data.label_files import LabelColumns, flatten_table
 from dto_pipeline.data.receipts import Receipt, add_counts
 from dto_pipeline.models.depth_kinds import is_metric
 from dto_pipeline.run.identity import RunIdentity
-from dto_pipeline.status import PersonStatus
+from dto_pipeline.status import PLACED, ImageStatus, PersonStatus
 
 # Fewer people, or images, say nothing: the median of ten correlations about 0.1 is seldom below -0.2.
 LEAST_PEOPLE, LEAST_IMAGES, LEAST_FITS = 10, 10, 5
@@ -189,7 +189,7 @@ def judge_run(identity: RunIdentity, receipts: Iterable[Receipt]) -> Sanity:
         shards_silent=len(receipts) - len(telling),
         **figures,
         warnings=_warn(signs, figures, placing, _told_unit(identity.config)),
-        contradictions=_contradict(signs, figures),
+        contradictions=[*_contradict(signs, figures), *_nobody_to_compare(receipts, people)],
     )
 
 
@@ -216,6 +216,18 @@ def _contradict(signs: Mapping[str, int], figures: Mapping[str, float | None]) -
             "lengths, another image's), labels in other units than metres, or flat depth maps; dto view draws it"
         )
     return found
+
+
+def _nobody_to_compare(receipts: Iterable[Receipt], people: Mapping[str, int]) -> list[str]:
+    """A run that placed nobody, because its images hold one person each: all labels are as they came."""
+    images = add_counts(receipt.image_status for receipt in receipts)
+    alone = images.get(ImageStatus.TOO_FEW_PEOPLE, 0)
+    if alone < LEAST_IMAGES or alone < MOST * sum(images.values()) or any(people.get(word, 0) for word in PLACED):
+        return []
+    return [
+        f"nobody was placed: {alone} of {sum(images.values())} images hold fewer than two people that can be compared; "
+        "solver.mode=joint with joint.move_single=true places people who are alone by their heights"
+    ]
 
 
 def _warn(signs: Mapping[str, int], figures: Mapping[str, float | None], placing: int, told: float | None) -> list[str]:

@@ -50,7 +50,7 @@ def test_view_names_every_file_it_writes(run_dir: Path, tmp_path: Path, capsys: 
     names = [Path(line).name for line in capsys.readouterr().out.split()]
     assert names == ["tiny-000001.png", "tiny-000001.glb"]
     assert sorted(names) == sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert main(["view", str(run_dir), "-o", str(tmp_path / "none"), "--status", "image_missing"]) == 0
+    assert main(["view", str(run_dir), "-o", str(tmp_path / "none"), "--status", "image_missing"]) == 1
     assert "no scene was chosen" in capsys.readouterr().out
 
 

@@ -191,6 +191,22 @@ def test_what_is_seldom_right_is_a_warning_and_of_a_few_people_nothing_is_said(
     assert judge(few, people and {name: count // 30 for name, count in people.items()}).warnings == []
 
 
+def test_a_run_of_images_with_one_person_each_places_nobody_and_says_so() -> None:
+    def judged(images: dict[str, int], people: dict[str, int]) -> list[str]:
+        manifest: Any = SimpleNamespace(fingerprint="m", subset="tiny", num_shards=1, num_images=20, num_people=20)
+        identity = identify_run(load_config(overrides=["body.model_path=demo"]), manifest, "m.parquet")
+        counts = {"rows": sum(images.values()), "images": sum(images.values()), "persons": sum(people.values())}
+        receipt = make_receipt(0, **counts, image_status=images, person_status=people, signs={"far": 1})
+        return judge_run(identity, [receipt]).contradictions
+
+    (told,) = judged({"too_few_people": 20}, {"not_run": 20})
+    assert "joint.move_single=true" in told
+    assert judged({"too_few_people": 19, "optimized": 1}, {"not_run": 19, "moved": 2}) == []
+    assert judged({"too_few_people": 5}, {"not_run": 5}) == []  # too few to say
+    assert judged({"too_few_people": 20}, {"placed_by_prior": 20}) == []
+    assert judged({"predicted": 20}, {"predicted": 20}) == []
+
+
 def test_a_weak_map_is_not_taken_for_one_the_wrong_way_round() -> None:
     """Blurred maps: a third of the bodies are negative, or half of them and far so."""
     assert judge({"corr 05": 33, "corr 30": 67}).contradictions == []
