@@ -1,6 +1,6 @@
 """Every option of the pipeline, once: frozen dataclasses, one per section, with unit and origin.
 
-Knows YAML and ``section.key=value`` overrides and refuses unknown keys. Which options can change a label is told by
+YAML and ``section.key=value`` overrides are read by `config_tree`. Which options can change a label is told by
 `run.identity`. Code receives a config; it never reads one from the air. Section numbers refer to arXiv 2511.13282 as
 implemented by its authors.
 """
@@ -9,15 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
-import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dto_pipeline.errors import DtoError
-from dto_pipeline.reading import parse_yaml, read_regular
+from dto_pipeline.config_tree import build_sections, expect, read_tree
 
 SOLVER_MODES = ("paper", "joint")
 DEPTH_MODELS = ("auto", "affine_depth", "affine_disparity")
@@ -31,11 +28,6 @@ MASK_SOURCES = ("labels", "model", "none")
 # are hidden, and up to 8 threads that decode what it sees (by arithmetic: none was at hand)
 BY_DEVICE = {"run.batch_images": (8, 32), "depth.batch": (8, 32), "run.decode_threads": (2, 8)}
 ATTRIBUTE_SOURCES = ("labels", "model", "none")
-_EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
-
-
-class ConfigError(DtoError, ValueError):
-    """A configuration that cannot be used; the message names the key and the next step."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +165,7 @@ class DepthConfig:
     kind: str = "disparity"  # files: what their numbers mean, see `DEPTH_KINDS`; a network knows its own kind
     scale: float = 1.0  # files: stored numbers times this are in the kind's unit (0.001: millimetres)
     # of relative maps, whose disparity is this many times the published network's: see `DEPTH_UNITS`, or a number
-    unit: str = "measured"
+    unit: float | str = "measured"
     model: str = (
         ""  # model: hub name or folder; "demo" = the small network of the package, for the demo's pictures only
     )
@@ -269,39 +261,39 @@ class PipelineConfig:
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
-        _expect(self.solver.mode in SOLVER_MODES, f"solver.mode is {self.solver.mode!r}; choose from {SOLVER_MODES}")
+        expect(self.solver.mode in SOLVER_MODES, f"solver.mode is {self.solver.mode!r}; choose from {SOLVER_MODES}")
         self._check_seeing()
-        _expect(
+        expect(
             self.joint.depth_model in DEPTH_MODELS,
             f"joint.depth_model is {self.joint.depth_model!r}; choose from {DEPTH_MODELS}",
         )
         for first, second in (("tail_widths", "tail_weights"), ("noise_levels", "noise_level_weights")):
             sizes = len(getattr(self.joint, first)), len(getattr(self.joint, second))
-            _expect(
+            expect(
                 sizes[0] == sizes[1] > 0, f"joint.{first} and joint.{second} hold {sizes} numbers; want as many, not 0"
             )
         unusual = self.joint.wrong_ages_probability, self.joint.size_error_probability
-        _expect(
+        expect(
             min(unusual) >= 0 and sum(unusual) < 1 and self.joint.size_error < 1,
             f"joint.wrong_ages_probability and joint.size_error_probability are {unusual}; expected shares whose sum "
             "is below 1, and joint.size_error below 1",
         )
-        _expect(len(self.prior.mean) == 6 == len(self.prior.sigma), "prior.mean and prior.sigma need 6 numbers each")
-        _expect(min(self.prior.sigma) > 0, "prior.sigma must be positive")
-        _expect(self.run.workers >= 0, "run.workers must be 0 (this process) or more")
-        _expect(
+        expect(len(self.prior.mean) == 6 == len(self.prior.sigma), "prior.mean and prior.sigma need 6 numbers each")
+        expect(min(self.prior.sigma) > 0, "prior.sigma must be positive")
+        expect(self.run.workers >= 0, "run.workers must be 0 (this process) or more")
+        expect(
             0 <= self.run.max_failed_images <= 1,
             f"run.max_failed_images is {self.run.max_failed_images:g}; expected a share from 0 to 1, 0.05 is 5 %",
         )
-        _expect(self.run.max_poison_images >= 0, "run.max_poison_images must be 0 or more")
+        expect(self.run.max_poison_images >= 0, "run.max_poison_images must be 0 or more")
         for name in ("max_attempts", "decode_memory_mb", "torch_threads"):
-            _expect(getattr(self.run, name) >= 1, f"run.{name} must be at least 1, found {getattr(self.run, name)}")
+            expect(getattr(self.run, name) >= 1, f"run.{name} must be at least 1, found {getattr(self.run, name)}")
         for name in ("batch_images", "decode_threads"):
             found = getattr(self.run, name)
-            _expect(found >= 0, f"run.{name} must be at least 1, or 0 (by device), found {found}")
+            expect(found >= 0, f"run.{name} must be at least 1, or 0 (by device), found {found}")
         for name in ("shard_timeout_s", "warm_up_timeout_s"):
-            _expect(getattr(self.run, name) > 0, f"run.{name} must be positive")
-        _expect(
+            expect(getattr(self.run, name) > 0, f"run.{name} must be positive")
+        expect(
             0 < 3 * self.run.heartbeat_s <= self.run.lease_s,
             "run.heartbeat_s must be positive and at most a third of run.lease_s: a driver may miss two beats",
         )
@@ -315,14 +307,14 @@ class PipelineConfig:
             ("attributes.source", self.attributes.source, ATTRIBUTE_SOURCES),
             ("attributes.crop", self.attributes.crop, ("face", "body")),
         ):
-            _expect(value in choices, f"{key} is {value!r}; choose from {choices}")
-        _expect(0 < self.depth.scale < float("inf"), "depth.scale must be positive and finite")
+            expect(value in choices, f"{key} is {value!r}; choose from {choices}")
+        expect(0 < self.depth.scale < float("inf"), "depth.scale must be positive and finite")
         told = self.depth.told_unit
-        _expect(
+        expect(
             told is None or 1e-37 < told < 1e37,  # of float32
             f"depth.unit is {self.depth.unit!r}; choose from {DEPTH_UNITS} or give a positive number",
         )
-        _expect(
+        expect(
             self.depth.source != "model" or bool(self.depth.model),
             "depth.source is 'model' but depth.model is empty; set depth.model to a hub name (with depth.revision) or "
             "a folder, see docs/seeing.md",
@@ -333,7 +325,7 @@ class PipelineConfig:
             ("attributes.batch", 1, self.attributes.batch),
             ("depth.short_side", 14, self.depth.short_side),
         ):
-            _expect(found >= least, f"{key} is {found}; expected at least {least}")
+            expect(found >= least, f"{key} is {found}; expected at least {least}")
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Plain nested dict, JSON-ready (tuples become lists)."""
@@ -351,7 +343,7 @@ def load_config(path: str | Path | None = None, overrides: typing.Sequence[str] 
 
 def require_body(config: BodyConfig) -> None:
     """Raises: ConfigError where no body model is named. Call it before anything is made."""
-    _expect(bool(config.model_path), f"no body model is named; {NAME_A_BODY}")
+    expect(bool(config.model_path), f"no body model is named; {NAME_A_BODY}")
 
 
 def with_body(config: PipelineConfig, path: str | None) -> PipelineConfig:
@@ -359,125 +351,6 @@ def with_body(config: PipelineConfig, path: str | None) -> PipelineConfig:
     return dataclasses.replace(config, body=dataclasses.replace(config.body, model_path=path)) if path else config
 
 
-def read_tree(path: str | Path | None, overrides: typing.Sequence[str] = ()) -> dict[str, dict[str, Any]]:
-    """Sections and their keys as told by a YAML file and ``section.key=value``, not yet checked.
-
-    Raises:
-        ConfigError: the file, or an override that is not of this form.
-    """
-    tree: dict[str, dict[str, Any]] = {}
-    if path is not None:
-        tree = _read_yaml(Path(path))
-    for text in overrides:
-        name, equals, value = text.partition("=")
-        section, dot, key = name.strip().partition(".")
-        _expect(bool(equals and dot), f"override {text!r} is not of the form section.key=value")
-        try:
-            _set_nested(tree.setdefault(section, {}), key.split("."), parse_yaml(value))
-        except ValueError as error:
-            raise ConfigError(f"override {shorten(text)}: value is not YAML: {error}") from error
-        except (AttributeError, TypeError) as error:
-            raise ConfigError(f"override {shorten(text)}: a part before the last holds a value, no keys") from error
-    return tree
-
-
-def _set_nested(options: dict[str, Any], path: typing.Sequence[str], value: Any) -> None:
-    """Set a key of a section; a section inside it (``section.inner.key``) is made if missing."""
-    for key in path[:-1]:
-        options = options.setdefault(key, {})
-    options[path[-1]] = value
-
-
 def config_from_dict(tree: typing.Mapping[str, typing.Mapping[str, Any]]) -> PipelineConfig:
     """Inverse of `PipelineConfig.to_dict`; missing keys take their defaults, unknown ones are refused."""
     return PipelineConfig(**build_sections(PipelineConfig, tree))
-
-
-def build_sections(config: type, tree: typing.Mapping[str, typing.Mapping[str, Any]]) -> dict[str, Any]:
-    """The sections of `tree` as the dataclasses that are the fields of `config`; unknown sections and keys are refused.
-
-    Raises:
-        ConfigError: a section, key or value that cannot be used, named.
-    """
-    hints = typing.get_type_hints(config)
-    built = {}
-    for section, options in tree.items():
-        _expect(section in hints, f"unknown config section {section!r}; sections are {sorted(hints)}")
-        _expect(isinstance(options, typing.Mapping), f"config section {section!r} must hold key: value pairs")
-        built[section] = _section_from_dict(section, hints[section], options)
-    return built
-
-
-def describe_difference(old: typing.Mapping[str, Any], new: typing.Mapping[str, Any]) -> list[str]:
-    """One line per option that differs between two configs as plain dicts, e.g. ``solver.max_height: 2.1 -> 2.2``."""
-    lines = []
-    for section in sorted(set(old) | set(new)):
-        before, after = old.get(section, {}), new.get(section, {})
-        for key in sorted(set(before) | set(after)):
-            if before.get(key) != after.get(key):
-                lines.append(f"{section}.{key}: {before.get(key)!r} -> {after.get(key)!r}")
-    return lines
-
-
-def _section_from_dict(section: str, cls: type, options: typing.Mapping[str, Any]) -> Any:
-    hints = typing.get_type_hints(cls)
-    values = {}
-    for key, value in options.items():
-        _expect(key in hints, f"unknown key {section}.{key}; keys are {sorted(hints)}")
-        values[key] = _coerce(f"{section}.{key}", hints[key], value)
-    return cls(**values)
-
-
-def _coerce(name: str, hint: Any, value: Any) -> Any:
-    """Turn a YAML value into the annotated type, or say why not; never guesses (an int may stand for a float)."""
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        _expect(isinstance(value, typing.Mapping), f"{name} must hold key: value pairs, found {value!r}")
-        return _section_from_dict(name, hint, value)
-    if typing.get_origin(hint) is tuple:
-        _expect(isinstance(value, list | tuple), f"{name} must be a list, found {value!r}")
-        args = typing.get_args(hint)
-        if args[-1] is not Ellipsis:
-            _expect(len(value) == len(args), f"{name} needs {len(args)} values, found {len(value)}")
-        return tuple(_coerce(name, args[0], item) for item in value)
-    if isinstance(hint, types.UnionType):
-        raise TypeError(f"{name}: union types are not supported in configs")
-    if hint is float and isinstance(value, str) and _EXPONENT.fullmatch(value):
-        return float(value)  # 1e-4 is a number to everybody but YAML 1.1
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if hint is str and name == "depth.unit" and isinstance(value, int | float) and not isinstance(value, bool):
-        return repr(float(value))  # a word, or a number
-    right = isinstance(value, hint) and not (hint is int and isinstance(value, bool))
-    _expect(right, f"{name} must be {hint.__name__}, found {shorten(value)}")
-    _expect(value == value, f"{name} must be a number, found {value!r}")
-    return value
-
-
-def _read_yaml(path: Path) -> dict[str, dict[str, Any]]:
-    try:
-        tree = parse_yaml(read_regular(path)) or {}
-    except FileNotFoundError as error:
-        raise ConfigError(f"config file {path} does not exist; check the path") from error
-    except OSError as error:
-        raise ConfigError(f"config file {path} cannot be read: {error.strerror}; give a YAML file") from error
-    except ValueError as error:
-        raise ConfigError(f"config file {path} is not valid YAML: {error}; give a YAML file") from error
-    _expect(isinstance(tree, dict), f"config file {path} must hold sections (prior:, solver:, ...)")
-    for section, options in tree.items():
-        found = f"found {type(options).__name__} {shorten(options)}"
-        _expect(isinstance(section, str), f"config file {path}: {shorten(section)} is no name of a section")
-        _expect(isinstance(options, dict | None), f"config file {path}: {section} must hold key: value pairs, {found}")
-        odd = [key for key in options or {} if not isinstance(key, str)]
-        _expect(not odd, f"config file {path}: {section}: {shorten(odd)} are no names of keys")
-    return {section: dict(options or {}) for section, options in tree.items()}
-
-
-def shorten(value: Any, most: int = 80) -> str:
-    """A value as a message quotes it: not longer than a line, however large it is."""
-    text = repr(value)
-    return text if len(text) <= most else f"{text[:most]}..."
-
-
-def _expect(condition: bool, message: str) -> None:
-    if not condition:
-        raise ConfigError(message)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from dto_pipeline.config import ConfigError, PipelineConfig, config_from_dict, describe_difference, load_config
+from dto_pipeline.config import PipelineConfig, config_from_dict, load_config
+from dto_pipeline.config_tree import ConfigError, describe_difference
 from dto_pipeline.run.identity import hash_settings
 
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from dto_pipeline.config import shorten
+from dto_pipeline.config_tree import shorten
 from dto_pipeline.data.parquet import READ_ERRORS, check_schema, footer_text, open_parquet
 from dto_pipeline.data.storage import Location, as_location, beside
 from dto_pipeline.errors import DtoError

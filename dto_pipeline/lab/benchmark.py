@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from dto_pipeline.config import PipelineConfig, describe_difference
+from dto_pipeline.config import PipelineConfig
+from dto_pipeline.config_tree import describe_difference
 from dto_pipeline.errors import DtoError
 from dto_pipeline.evaluate.bootstrap import RESAMPLES, Estimate, Statistic, Sums, estimate
 from dto_pipeline.evaluate.evaluation import Measure

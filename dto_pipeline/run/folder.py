@@ -27,7 +27,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
-from dto_pipeline.config import PipelineConfig, RunConfig, build_sections, shorten
+from dto_pipeline.config import PipelineConfig, RunConfig
+from dto_pipeline.config_tree import build_sections, shorten
 from dto_pipeline.data.files import is_temporary, json_bytes
 from dto_pipeline.data.receipts import (
     LABELS,

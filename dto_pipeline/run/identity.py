@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from dto_pipeline import __version__
-from dto_pipeline.config import STAND_IN_BODY, PipelineConfig, describe_difference, require_body, with_body
+from dto_pipeline.config import STAND_IN_BODY, PipelineConfig, require_body, with_body
+from dto_pipeline.config_tree import describe_difference
 from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.storage import Location, absolute, as_location, folder_exists, local_copy
 from dto_pipeline.models.body_file import BodyModelError, locate_body

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 import dto_pipeline
-from dto_pipeline.config import ConfigError
+from dto_pipeline.config_tree import ConfigError
 from dto_pipeline.data.files import is_temporary
 from dto_pipeline.data.torch_files import TorchFileError, read_torch_file, write_torch_file
 from dto_pipeline.errors import DtoError

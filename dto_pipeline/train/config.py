@@ -14,7 +14,8 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from dto_pipeline.config import BodyConfig, ConfigError, build_sections, read_tree
+from dto_pipeline.config import BodyConfig
+from dto_pipeline.config_tree import ConfigError, build_sections, read_tree
 from dto_pipeline.data.certainty import Limits
 
 PATCH, CELL, GROUP = 14, 28, 56  # sides of tokens of level 0, 1 and 2 [px]

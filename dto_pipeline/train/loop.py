@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from dto_pipeline.config import describe_difference
+from dto_pipeline.config_tree import describe_difference
 from dto_pipeline.data.files import write_json_atomic
 from dto_pipeline.errors import DtoError
 from dto_pipeline.models.body import load_body

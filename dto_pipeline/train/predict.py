@@ -19,7 +19,8 @@ import torch
 from torch.nn import functional
 
 from dto_pipeline.axes import NUM_BETAS
-from dto_pipeline.config import STAND_IN_BODY, BodyConfig, ConfigError
+from dto_pipeline.config import STAND_IN_BODY, BodyConfig
+from dto_pipeline.config_tree import ConfigError
 from dto_pipeline.data.images import ImageStore
 from dto_pipeline.data.sources.rows import ROW_PROBLEMS, find_row_problems
 from dto_pipeline.data.torch_files import read_torch_file

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from dto_pipeline.config import ConfigError
+from dto_pipeline.config_tree import ConfigError
 from dto_pipeline.errors import DtoError
 from dto_pipeline.models.networks import ModelError
 from dto_pipeline.models.stored_networks import plain_weights

@@ -17,7 +17,8 @@ import torch
 from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForDepthEstimation
 
-from dto_pipeline.config import DEPTH_PRECISIONS, ConfigError, DepthConfig, PipelineConfig
+from dto_pipeline.config import DEPTH_PRECISIONS, DepthConfig, PipelineConfig
+from dto_pipeline.config_tree import ConfigError
 from dto_pipeline.models.depth import DepthInvalid
 from dto_pipeline.models.depth_anything import DepthNetwork, computing_in, halve_weights, resolve_precision
 from dto_pipeline.models.depth_kinds import METRES_PER_DEPTH

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from dto_pipeline.config import ConfigError
+from dto_pipeline.config_tree import ConfigError
 from dto_pipeline.models.networks import ModelError
 from dto_pipeline.models.stored_networks import check_bounds, make_fitting, plain_weights
 from dto_pipeline.train.config import train_config_from_dict

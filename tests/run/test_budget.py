@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dto_pipeline.cli import main
-from dto_pipeline.config import ConfigError, PipelineConfig, load_config
+from dto_pipeline.config import PipelineConfig, load_config
+from dto_pipeline.config_tree import ConfigError
 from dto_pipeline.data.receipts import Receipt
 from dto_pipeline.run.budget import (
     FAILED_IN_A_ROW,

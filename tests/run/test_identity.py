@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from dto_pipeline.commands.training_data import check_bodies, open_label_sets
-from dto_pipeline.config import BodyConfig, ConfigError, PipelineConfig, load_config
+from dto_pipeline.config import BodyConfig, PipelineConfig, load_config
+from dto_pipeline.config_tree import ConfigError
 from dto_pipeline.data.dataset import load_dataset
 from dto_pipeline.data.exports.export import export_labels
 from dto_pipeline.data.exports.inputs import ExportError

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dto_pipeline.config import ConfigError
+from dto_pipeline.config_tree import ConfigError
 from dto_pipeline.train.config import load_train_config, train_config_from_dict
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from dto_pipeline.cli import main
 from dto_pipeline.commands.predict import predict_run
-from dto_pipeline.config import ConfigError
+from dto_pipeline.config_tree import ConfigError
 from dto_pipeline.data.images import ImageFolder
 from dto_pipeline.data.label_files import flatten_table, read_label_files
 from dto_pipeline.data.manifest import Manifest
