@@ -26,8 +26,7 @@ from dto_pipeline.data.parquet import (
     open_parquet,
     writer_settings,
 )
-from dto_pipeline.data.storage import Location, as_location
-from dto_pipeline.data.store import create_bytes
+from dto_pipeline.data.storage import Location, as_location, open_store, parent_and_name
 from dto_pipeline.errors import NO_ROOM, DtoError
 from dto_pipeline.schema import (
     COORDINATES,
@@ -89,7 +88,8 @@ def write_label_shard(table: pa.Table, path: Location, metadata: Mapping[str, st
             return commit_new(temporary, path)
     buffer = pa.BufferOutputStream()
     _write_parquet(table, buffer)
-    return create_bytes(path, buffer.getvalue().to_pybytes())
+    folder, name = parent_and_name(path)
+    return open_store(folder).create(name, buffer.getvalue().to_pybytes())
 
 
 def _write_parquet(table: pa.Table, sink: Path | pa.NativeFile) -> None:

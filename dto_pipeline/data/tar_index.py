@@ -30,9 +30,9 @@ from dto_pipeline.data.storage import (
     join_location,
     list_names,
     open_input,
+    open_store,
     written,
 )
-from dto_pipeline.data.store import open_store
 from dto_pipeline.data.tar_walk import Listing, sample_key, walk_tar
 from dto_pipeline.errors import DtoError
 from dto_pipeline.paths import UnsafePath, check_relative

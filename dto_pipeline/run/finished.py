@@ -21,8 +21,7 @@ from dto_pipeline.data.files import json_bytes
 from dto_pipeline.data.labels import LabelsError, read_label_metadata, read_labels
 from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.receipts import Receipt, shard_name
-from dto_pipeline.data.storage import absolute, as_location
-from dto_pipeline.data.store import sha256_of
+from dto_pipeline.data.storage import absolute, as_location, sha256_of
 from dto_pipeline.run.folder import (
     FAILURES,
     RunDirectory,

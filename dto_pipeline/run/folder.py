@@ -1,7 +1,7 @@
 """A run's folder: where its files lie, what it was started with, and which shards are done.
 
 Knows names, run.json, receipts and failures; knows nothing of tensors, Parquet or Ray. The files are the only state:
-pending = the manifest's shards - receipts that hold. The folder may be local or a URI, see `data.store`.
+pending = the manifest's shards - receipts that hold. The folder may be local or a URI, see `data.storage`.
 
     run.json                     config and its hash, manifest fingerprint, versions, hashes of body and networks
     labels/shard-00042.parquet   one row per image
@@ -43,8 +43,7 @@ from dto_pipeline.data.receipts import (
     receipt_name,
     shard_name,
 )
-from dto_pipeline.data.storage import Location, Store, StoreError, join_location
-from dto_pipeline.data.store import open_store, read_many
+from dto_pipeline.data.storage import Location, Store, StoreError, join_location, open_store, read_many
 from dto_pipeline.errors import DtoError
 from dto_pipeline.reading import IrregularFile, parse_json
 from dto_pipeline.run.identity import RunIdentity, describe_run_difference

@@ -35,8 +35,7 @@ from dto_pipeline.data.label_files import LabelColumns, flatten_table
 from dto_pipeline.data.labels import LabelsError, read_label_metadata
 from dto_pipeline.data.manifest import ManifestError
 from dto_pipeline.data.receipts import LABELS, Receipt, parse_name, shard_name
-from dto_pipeline.data.storage import base_name
-from dto_pipeline.data.store import sha256_of
+from dto_pipeline.data.storage import base_name, sha256_of
 from dto_pipeline.models.body import BodyModel, BodyModelError
 from dto_pipeline.run.lease import read_holder
 from dto_pipeline.run.publish import count_statuses

@@ -20,11 +20,11 @@ from dto_pipeline.data.storage import (
     join_location,
     list_names,
     local_copy,
+    open_store,
     read_head,
     write_bytes,
     written,
 )
-from dto_pipeline.data.store import open_store
 from dto_pipeline.data.tar_images import open_images
 from dto_pipeline.paths import UnsafePath
 from tests.data.small_set import (

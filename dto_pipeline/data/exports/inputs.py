@@ -14,8 +14,7 @@ import pyarrow as pa
 from dto_pipeline.data.labels import LabelsError, fill_added, open_labels
 from dto_pipeline.data.manifest import Manifest, ManifestError, find_manifest
 from dto_pipeline.data.parquet import READ_ERRORS, footer_text
-from dto_pipeline.data.storage import Location, as_location
-from dto_pipeline.data.store import sha256_of
+from dto_pipeline.data.storage import Location, as_location, sha256_of
 from dto_pipeline.errors import DtoError
 
 IMAGE_FILE = "image_file"  # extra column: the manifest's name of the image, relative to its images folder
