@@ -50,7 +50,7 @@ _LOG = logging.getLogger(__name__)
 
 @contextmanager
 def staged(path: Path) -> Iterator[Path]:
-    """A temporary name in the folder of `path` (made if missing); a file or folder that bears it at the end is removed."""
+    """A temporary name in the folder of `path` (made if missing); what bears it at the end is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp-{_own_mark()}{uuid.uuid4().hex[:_MARK_DIGITS]}")
     try:
