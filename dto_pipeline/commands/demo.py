@@ -96,7 +96,7 @@ def _here(config: PipelineConfig, solver: str) -> PipelineConfig:
 
 def _read_run(folder: Path) -> list[PlacedScene]:
     from dto_pipeline.data.label_files import find_label_files
-    from dto_pipeline.data.placed import read_placed
+    from dto_pipeline.data.labels import read_placed
 
     return [item for file in find_label_files(folder) for item in read_placed(file)]
 

@@ -108,8 +108,8 @@ def _image_places(arguments: argparse.Namespace, subsets: list[str]) -> str | di
 
 def _choose(arguments: argparse.Namespace, default: Selection) -> Selection:
     """The format's own selection with what the command line says in place."""
-    from dto_pipeline.data.certainty import Limits
     from dto_pipeline.data.exports.selection import Selection
+    from dto_pipeline.data.label_files import Limits
 
     if arguments.all and arguments.max_height_dev is not None:
         raise DtoError("--max-height-dev says which images are accepted, --all takes the others too; leave one out")

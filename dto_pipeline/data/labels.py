@@ -1,12 +1,13 @@
 """Label shards: placed scenes in, Parquet of schema `dto-labels/1` out, and back.
 
-Knows how a `PlacedScene` becomes a row; every input image has one, failures too, and people keep their order. Knows no
-shard plan and no receipt. Equal input and metadata give identical bytes. Lengths in metres, image positions in pixels.
+The column table of `schema` says where each column sits in a `PlacedScene`: rows are taken from there and put back,
+without pixels. Every input image has a row, failures too, and people keep their order. Knows no shard plan and no
+receipt. Equal input and metadata give identical bytes. Lengths in metres, image positions in pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,8 @@ import pyarrow.parquet as pq
 
 from dto_pipeline import __version__
 from dto_pipeline.axes import HEIGHT_CLASSES, NUM_BETAS
-from dto_pipeline.data.columns import build_table, pick_words, ragged_column, struct_column
+from dto_pipeline.data.cameras import CAMERA_COLUMNS, read_cameras
+from dto_pipeline.data.columns import build_table, pick_words, ragged_column, read_numbers, single_array, struct_column
 from dto_pipeline.data.files import commit_new, staged
 from dto_pipeline.data.parquet import (
     READ_ERRORS,
@@ -37,6 +39,7 @@ from dto_pipeline.schema import (
     PERSON_COLUMNS,
     Column,
 )
+from dto_pipeline.status import ImageStatus, PersonStatus
 
 if TYPE_CHECKING:  # a finished run answers without loading PyTorch
     from dto_pipeline.scene import PlacedScene
@@ -56,9 +59,55 @@ def build_label_table(placed: Sequence[PlacedScene]) -> pa.Table:
         ValueError: a scene whose per-person fields disagree on the number of people, named.
     """
     counts = np.array([item.scene.num_people for item in placed], dtype=np.int64)
-    _check_counts(placed, counts)
-    people = ragged_column(counts, struct_column(LABEL_PERSON, _person_columns(placed, counts)), _PERSONS_TYPE)
-    return build_table(LABELS_SCHEMA, {**_image_columns(placed), "num_persons": counts, "persons": people})
+    for item, people in zip(placed, counts, strict=True):
+        found = {len(item.person_status), len(item.person_message), item.transl.shape[0], item.scene.pose.shape[0]}
+        if found != {int(people)}:
+            raise ValueError(f"{item.scene.image_id}: fields hold {sorted(found)} people; expected {people} in each")
+    camera = np.array([item.scene.intrinsics for item in placed], dtype=np.float64).reshape(-1, 3, 3)
+    columns: dict[str, Any] = dict(zip(CAMERA_COLUMNS, camera[:, [0, 1, 0, 1], [0, 1, 2, 2]].T, strict=True))
+    for column in IMAGE_COLUMNS:
+        if column.place:
+            columns[column.name] = [take_place(item, column.place) for item in placed]
+    kind = LABELS_SCHEMA.field("persons").type
+    people = ragged_column(counts, struct_column(LABEL_PERSON, _person_columns(placed, counts)), kind)
+    return build_table(LABELS_SCHEMA, {**columns, "num_persons": counts, "persons": people})
+
+
+def _person_columns(placed: Sequence[PlacedScene], counts: np.ndarray) -> dict[str, Any]:
+    """Columns of all people of all scenes, one after the other."""
+    columns = {column.name: _all_people(placed, column) for column in PERSON_COLUMNS if column.place}
+    columns["person_index"] = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
+    betas = np.concatenate([*(item.scene.betas for item in placed), np.zeros((0, NUM_BETAS))])
+    index = columns["beta_index"]
+    changed = np.take_along_axis(betas, np.maximum(index, 0).astype(np.int64)[:, None], axis=1)[:, 0]
+    columns["beta_init"] = np.where(index < 0, np.float32(np.nan), changed).astype(np.float32)
+    heights = np.array([code for item in placed for code in item.height_class], np.int64)
+    columns["height_class"] = pick_words((*HEIGHT_CLASSES, None), np.where(heights < 0, len(HEIGHT_CLASSES), heights))
+    return columns
+
+
+def _all_people(placed: Sequence[PlacedScene], column: Column) -> Any:
+    """One column of everybody: words as a list; numbers end to end. Scenes that have none: null, NaN, -1 or false."""
+    found = [take_place(item, column.place) for item in placed]
+    people = [item.scene.num_people for item in placed]
+    if column.kind == pa.string():
+        told = [[None] * count if words is None else words for words, count in zip(found, people, strict=True)]
+        return [word if word is None else str(word) for words in told for word in words]
+    shape = (column.kind.list_size,) if pa.types.is_fixed_size_list(column.kind) else ()
+    kind = np.dtype((column.kind.value_type if shape else column.kind).to_pandas_dtype())
+    unknown = {"f": np.nan, "i": -1, "b": False}[kind.kind]
+    arrays = [np.full((n, *shape), unknown, kind) if own is None else own for own, n in zip(found, people, strict=True)]
+    return np.concatenate([*arrays, np.zeros((0, *shape), kind)])
+
+
+def take_place(item: Any, place: str) -> Any:
+    """What sits at a place of the column table: fields, entries of dicts (None where there is none) and positions."""
+    for part in place.split("."):
+        if isinstance(item, Mapping):
+            item = item.get(part)
+        else:
+            item = item[int(part)] if part.isdigit() else getattr(item, part)
+    return item
 
 
 def write_label_shard(table: pa.Table, path: Location, metadata: Mapping[str, str]) -> bool:
@@ -97,8 +146,32 @@ def _write_parquet(table: pa.Table, sink: Path | pa.NativeFile) -> None:
         writer.write_table(table, row_group_size=ROWS_PER_GROUP)
 
 
+def splice_rows(table: pa.Table, positions: Sequence[int], rows: pa.Table) -> pa.Table:
+    """The table with `rows` in the place of some of its own.
+
+    Args:
+        table: rows of `schema.LABELS_SCHEMA`.
+        positions: (n,) rows of `table` that are replaced, each at most once.
+        rows: (n) rows of the same schema, in that order.
+
+    Returns:
+        As many rows as before, in one chunk: written to Parquet it gives the bytes of a table made at once.
+
+    Raises:
+        ValueError: another image would stand in a row than before.
+    """
+    order = np.arange(table.num_rows)
+    order[list(positions)] = table.num_rows + np.arange(rows.num_rows)
+    # The schema as it is written first: a table that was read carries what the reader noted about its fields.
+    joined = pa.concat_tables([table.cast(LABELS_SCHEMA), rows.cast(LABELS_SCHEMA)])
+    spliced = joined.take(pa.array(order)).combine_chunks()
+    if spliced.column("image_id").to_pylist() != table.column("image_id").to_pylist():
+        raise ValueError(f"rows {list(positions)} are of other images; expected the same images in the same order")
+    return spliced
+
+
 def open_labels(path: Location) -> pq.ParquetFile:
-    """Open a label file to read it piece by piece; errors as `read_labels`. Close it, or use `with`."""
+    """Open a label file to read it piece by piece; errors as `read_groups`. Close it, or use `with`."""
     path = as_location(path)
     file = open_parquet(path, LabelsError)
     name = footer_text(file).get("schema")
@@ -110,8 +183,35 @@ def open_labels(path: Location) -> pq.ParquetFile:
     return file
 
 
-def fill_added(table: pa.Table, columns: Sequence[str] | None = None) -> pa.Table:
-    """Rows of a label file with null in the columns its version did not know, of `columns` (None = all)."""
+def read_groups(
+    path: Location, columns: Sequence[str] | None = None, groups: Sequence[int] | None = None
+) -> Iterator[pa.Table]:
+    """Rows of a label file, one row group (at most 1024 images) after the other.
+
+    Args:
+        columns: Parquet's names of those to read, parts of people as ``persons.list.element.pose``; None = all. A
+            column that the file's version did not know is null.
+        groups: row groups to read; None = all.
+
+    Raises:
+        LabelsError: missing, not a whole Parquet file, or not of this schema.
+    """
+    with open_labels(path) as file:
+        for group in range(file.num_row_groups) if groups is None else groups:
+            yield _read(path, lambda g=group: file.read_row_group(g, columns=columns), columns)  # type: ignore[misc]
+
+
+def read_labels(path: Location, columns: Sequence[str] | None = None) -> pa.Table:
+    """All rows of a label file; arguments and errors as `read_groups`."""
+    with open_labels(path) as file:
+        return _read(path, lambda: file.read(columns=columns), columns)
+
+
+def _read(path: Location, read: Callable[[], pa.Table], columns: Sequence[str] | None) -> pa.Table:
+    try:
+        table = read()
+    except READ_ERRORS as error:
+        raise LabelsError(f"{path} is damaged ({error}); delete it and run again to write it anew") from error
     for name in [column.name for column in IMAGE_COLUMNS if column.added]:
         if name not in table.column_names and (columns is None or name in columns):
             before = LABELS_SCHEMA.names[: LABELS_SCHEMA.names.index(name)]
@@ -120,21 +220,8 @@ def fill_added(table: pa.Table, columns: Sequence[str] | None = None) -> pa.Tabl
     return table
 
 
-def read_labels(path: Location) -> pa.Table:
-    """All rows of a label file.
-
-    Raises:
-        LabelsError: missing, not a whole Parquet file, or not of this schema.
-    """
-    with open_labels(path) as file:
-        try:
-            return fill_added(file.read())
-        except READ_ERRORS as error:
-            raise LabelsError(f"{path} is damaged ({error}); delete it and run again to write it anew") from error
-
-
 def read_label_metadata(path: Location) -> dict[str, str]:
-    """Footer text of a label file (shard key, config hash ...), without reading its rows; errors as `read_labels`."""
+    """Footer text of a label file (shard key, config hash ...), without reading its rows; errors as `read_groups`."""
     with open_labels(path) as file:
         return footer_text(file)
 
@@ -147,64 +234,59 @@ def undo_betas(betas: np.ndarray, index: np.ndarray, initial: np.ndarray) -> np.
     return betas
 
 
-_PERSONS_TYPE = LABELS_SCHEMA.field("persons").type
+def read_placed(path: Location) -> list[PlacedScene]:
+    """Every image of a label file. Errors as `read_groups`."""
+    return list(placed_scenes(read_labels(path)))
 
 
-def _check_counts(placed: Sequence[PlacedScene], counts: np.ndarray) -> None:
-    for item, people in zip(placed, counts, strict=True):
-        found = {len(item.person_status), len(item.person_message), item.transl.shape[0], item.scene.pose.shape[0]}
-        if found != {int(people)}:
-            raise ValueError(f"{item.scene.image_id}: fields hold {sorted(found)} people; expected {people} in each")
+def unpack_covariance(packed: np.ndarray, people: int) -> np.ndarray:
+    """(P, P) symmetric matrix from the label column `z_covariance` of an image with `people` people."""
+    matrix: np.ndarray = np.zeros((people, people), packed.dtype)
+    rows, columns = np.tril_indices(people)
+    matrix[rows, columns] = matrix[columns, rows] = packed
+    return matrix
 
 
-def _image_columns(placed: Sequence[PlacedScene]) -> dict[str, Any]:
-    """Columns of the image itself, one entry per scene."""
-    intrinsics = np.array([item.scene.intrinsics for item in placed], dtype=np.float64).reshape(-1, 3, 3)
-    columns: dict[str, Any] = {"fx": intrinsics[:, 0, 0], "fy": intrinsics[:, 1, 1]}
-    columns.update({"cx": intrinsics[:, 0, 2], "cy": intrinsics[:, 1, 2]})
-    for column in IMAGE_COLUMNS:
-        if column.place:
-            columns[column.name] = [take_place(item, column.place) for item in placed]
-    return columns
+def placed_scenes(table: pa.Table) -> Iterator[PlacedScene]:
+    """Every row of a table of `schema.LABELS_SCHEMA`, people in source order."""
+    from dto_pipeline.scene import PlacedScene, Scene
+
+    items = single_array(table.column("persons")).flatten()
+    columns: dict[str, Any] = {}
+    for column in PERSON_COLUMNS:
+        found = items.field(column.name)
+        columns[column.name] = found.to_pylist() if column.kind == pa.string() else read_numbers(found)
+    classes = {name: code for code, name in enumerate(HEIGHT_CLASSES)}
+    end = 0
+    for row in table.drop_columns(["persons"]).to_pylist():
+        start, end = end, end + row["num_persons"]
+        people = {name: values[start:end] for name, values in columns.items()}
+        fields = _put_back(row, people)
+        scene = Scene(
+            intrinsics=read_cameras(row),
+            betas=undo_betas(people["betas"], people["beta_index"], people["beta_init"]),
+            person_problem=[None] * len(people["betas"]),
+            **fields.pop("scene"),
+        )
+        heights = np.array([classes.get(word, -1) for word in people["height_class"]], np.int32)
+        yield PlacedScene(scene=scene, height_class=heights, **fields)
 
 
-def _person_columns(placed: Sequence[PlacedScene], counts: np.ndarray) -> dict[str, Any]:
-    """Columns of all people of all scenes, one after the other."""
-    columns = {column.name: _all_people(placed, column) for column in PERSON_COLUMNS if column.place}
-    starts = np.cumsum(counts) - counts
-    columns["person_index"] = np.arange(int(counts.sum())) - np.repeat(starts, counts)
-    before = [item.scene.betas for item in placed]
-    columns["beta_init"] = _initial_beta(np.concatenate([*before, np.zeros((0, NUM_BETAS))]), columns["beta_index"])
-    heights = np.array([code for item in placed for code in item.height_class], np.int64)
-    columns["height_class"] = pick_words((*HEIGHT_CLASSES, None), np.where(heights < 0, len(HEIGHT_CLASSES), heights))
-    return columns
-
-
-def _all_people(placed: Sequence[PlacedScene], column: Column) -> Any:
-    """One column of everybody: words as a list; numbers end to end. Scenes that have none: null, NaN, -1 or false."""
-    found = [take_place(item, column.place) for item in placed]
-    people = [item.scene.num_people for item in placed]
-    if column.kind == pa.string():
-        told = [[None] * count if words is None else words for words, count in zip(found, people, strict=True)]
-        return [word if word is None else str(word) for words in told for word in words]
-    shape = (column.kind.list_size,) if pa.types.is_fixed_size_list(column.kind) else ()
-    kind = np.dtype((column.kind.value_type if shape else column.kind).to_pandas_dtype())
-    unknown = {"f": np.nan, "i": -1, "b": False}[kind.kind]
-    arrays = [np.full((n, *shape), unknown, kind) if own is None else own for own, n in zip(found, people, strict=True)]
-    return np.concatenate([*arrays, np.zeros((0, *shape), kind)])
-
-
-def take_place(item: Any, place: str) -> Any:
-    """What sits at a place of the column table: fields, entries of dicts (None where there is none) and positions."""
-    for part in place.split("."):
-        if isinstance(item, Mapping):
-            item = item.get(part)
-        else:
-            item = item[int(part)] if part.isdigit() else getattr(item, part)
-    return item
-
-
-def _initial_beta(betas: np.ndarray, index: np.ndarray) -> np.ndarray:
-    """(n,) float32: the input coefficient that was changed, NaN where none was."""
-    picked = np.take_along_axis(betas, np.maximum(index, 0).astype(np.int64)[:, None], axis=1)[:, 0]
-    return np.where(index < 0, np.float32(np.nan), picked).astype(np.float32)
+def _put_back(row: dict[str, Any], people: dict[str, Any]) -> dict[str, Any]:
+    """The values of a row where the column table says they sit."""
+    fields: dict[str, Any] = {}
+    for column, values in [*((c, row) for c in IMAGE_COLUMNS), *((c, people) for c in PERSON_COLUMNS)]:
+        if not column.place:
+            continue
+        value, inner = values[column.name], fields
+        *folders, last = column.place.split(".")
+        for part in folders:
+            inner = inner.setdefault(part, {})
+        inner[last] = np.array(value, np.float32) if pa.types.is_list(column.kind) and value is not None else value
+    origin = fields["scene"]["origin"]
+    fields["scene"]["origin"] = {key: told for key, told in origin.items() if told is not None}
+    for name in ("alpha", "beta", "disparity_line"):  # of two columns each
+        fields[name] = (fields[name]["0"], fields[name]["1"])
+    fields["status"] = ImageStatus(fields["status"])
+    fields["person_status"] = [PersonStatus(word) for word in fields["person_status"]]
+    return fields

@@ -22,7 +22,7 @@ import torch
 from dto_pipeline.axes import KID_AXIS, MEAN
 from dto_pipeline.collate import collate_scenes, split_batch
 from dto_pipeline.config import PipelineConfig
-from dto_pipeline.data.placed import unpack_covariance
+from dto_pipeline.data.labels import unpack_covariance
 from dto_pipeline.evaluate.synthetic import Placement, join_placements, placement_errors
 from dto_pipeline.maths.refine import KID_SHIFT_JOINTS
 from dto_pipeline.models.body import BodyModel

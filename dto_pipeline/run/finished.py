@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from dto_pipeline.config import PipelineConfig
-from dto_pipeline.data.exports.inputs import LabelFile, RunLabels
 from dto_pipeline.data.files import json_bytes
+from dto_pipeline.data.label_files import LabelFile, RunLabels
 from dto_pipeline.data.labels import LabelsError, read_label_metadata, read_labels
 from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.receipts import Receipt, shard_name

@@ -17,11 +17,10 @@ from pathlib import Path
 import torch
 
 from dto_pipeline.config import PipelineConfig
-from dto_pipeline.data.labels import build_label_table, read_label_metadata, read_labels
+from dto_pipeline.data.labels import build_label_table, read_label_metadata, read_labels, splice_rows
 from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.receipts import Receipt
 from dto_pipeline.data.remote_inputs import fetch_body, open_depth
-from dto_pipeline.data.splice import splice_rows
 from dto_pipeline.data.storage import absolute
 from dto_pipeline.data.tar_images import open_images
 from dto_pipeline.models.body import BodyModel
