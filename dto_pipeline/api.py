@@ -20,7 +20,7 @@ from dto_pipeline.collate import collate_scenes, map_size, pass_through, split_b
 from dto_pipeline.config import AttributeConfig, DepthConfig, MaskConfig, PipelineConfig, load_config
 from dto_pipeline.data.duplicates import People as LabelledPeople
 from dto_pipeline.data.duplicates import find_duplicates
-from dto_pipeline.data.images import ImageStore, open_folder
+from dto_pipeline.data.images import ImageFolder, ImageStore
 from dto_pipeline.data.label_files import (
     IMAGE_COLUMNS,
     PERSON_COLUMNS,
@@ -126,7 +126,7 @@ def torch_dataset(
         return LabelDataset(columns, select, store, names, limits)
     if folder is None:
         raise SceneInputError(f"images=True needs a run's folder, found {source}; give the folder of the photographs")
-    return LabelDataset(columns, select, open_folder(folder), limits=limits)
+    return LabelDataset(columns, select, ImageFolder(folder), limits=limits)
 
 
 def optimize_scene(

@@ -164,7 +164,7 @@ def _body(run: str | None, named: str | None) -> BodyModel | None:
 
 def _draw(diff: PeopleDiff, run: str | None, body: BodyModel, arguments: argparse.Namespace) -> None:
     """The worst scenes, both sides, as pages."""
-    from dto_pipeline.data.images import open_folder
+    from dto_pipeline.data.images import ImageFolder
     from dto_pipeline.data.storage import as_location
     from dto_pipeline.view.panel import People, save_png
     from dto_pipeline.view.people_pages import PeopleScene, draw_people
@@ -173,7 +173,7 @@ def _draw(diff: PeopleDiff, run: str | None, body: BodyModel, arguments: argpars
     images: ImageStore | None = None
     files: dict[str, str] = {}
     if arguments.images is not None:
-        images = open_folder(as_location(arguments.images))
+        images = ImageFolder(as_location(arguments.images))
     elif run is not None:
         images, files = _run_images(run)
     for scene in diff.scenes:
@@ -189,7 +189,7 @@ def _draw(diff: PeopleDiff, run: str | None, body: BodyModel, arguments: argpars
 
 def _run_images(run: str) -> tuple[ImageStore | None, dict[str, str]]:
     """The photographs of a run and the file of each image; none where its manifest is gone."""
-    from dto_pipeline.data.tar_images import open_images
+    from dto_pipeline.data.tars import open_images
     from dto_pipeline.view.run_files import open_run_files
 
     manifest = open_run_files(run).manifest

@@ -17,7 +17,7 @@ from typing import Protocol
 import numpy as np
 import pyarrow as pa
 
-from dto_pipeline.data.images import ImageStore, open_folder
+from dto_pipeline.data.images import ImageFolder, ImageStore
 from dto_pipeline.data.label_files import (
     EXPECTED_ERROR,
     IMAGE_FILE,
@@ -34,7 +34,7 @@ from dto_pipeline.data.label_files import (
 from dto_pipeline.data.labels import LabelsError, read_groups
 from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.storage import Location, as_location
-from dto_pipeline.data.tar_images import open_images
+from dto_pipeline.data.tars import open_images
 
 IMAGE_COLUMNS = ("image_id", "image_path", "width", "height", "fx", "fy", "cx", "cy", "z_covariance")
 PEOPLE_COLUMNS = ("pose", "betas", "transl", "bbox_xyxy", "status", "z_sigma_m")
@@ -114,7 +114,7 @@ class ParquetSet:
     def open_images(self) -> ImageStore:
         """A folder's, or that of the run's manifest, tars too."""
         if self.manifest is None:
-            return open_folder(self.images_root)
+            return ImageFolder(self.images_root)
         return open_images(self.images_root, self.manifest.path)
 
     def index(self, number: int, part: Part) -> list[Piece]:

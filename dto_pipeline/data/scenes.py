@@ -23,7 +23,7 @@ from dto_pipeline.config import EvidenceConfig, RunConfig
 from dto_pipeline.data.cameras import describe_off_centre, is_off_centre, read_cameras
 from dto_pipeline.data.columns import read_vectors, single_array
 from dto_pipeline.data.duplicates import People, find_duplicates
-from dto_pipeline.data.images import ImageStore, open_folder
+from dto_pipeline.data.images import ImageFolder, ImageStore
 from dto_pipeline.data.rle import RleError, measure_rles, sample_rle
 from dto_pipeline.data.sources.rows import ROW_PROBLEMS, find_row_problems
 from dto_pipeline.data.storage import Location, as_location
@@ -150,7 +150,7 @@ def load_scenes(
     Returns:
         One scene per row, in order.
     """
-    store = open_folder(as_location(images)) if isinstance(images, Path | str) else images
+    store = ImageFolder(as_location(images)) if isinstance(images, Path | str) else images
     quiet = clock or (lambda stage: nullcontext())
     loader = _Loader(store, depth, evidence.render_max_side, quiet, centred, decode_memory_mb)
     scenes, masks = [], []

@@ -22,7 +22,7 @@ from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.receipts import Receipt
 from dto_pipeline.data.remote_inputs import fetch_body, open_depth
 from dto_pipeline.data.storage import absolute
-from dto_pipeline.data.tar_images import open_images
+from dto_pipeline.data.tars import open_images
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.models.seeing import Sight
 from dto_pipeline.optimizer import SceneOptimizer

@@ -34,7 +34,7 @@ from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.npz import MappedNpz, NpzError, create_npz, open_member
 from dto_pipeline.data.sources.rows import decode_names
 from dto_pipeline.data.storage import Location, as_location
-from dto_pipeline.data.tar_index import split_address
+from dto_pipeline.data.tars import split_address
 from dto_pipeline.reading import parse_json
 
 NUM_KEYPOINTS = 44  # of the released files: OpenPose's 25 and 19 more

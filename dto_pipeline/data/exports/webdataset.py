@@ -25,7 +25,7 @@ from dto_pipeline.data.exports.job import ExportedFile, ExportJob, SubsetPlan
 from dto_pipeline.data.images import MAX_FILE_BYTES, ImageStore
 from dto_pipeline.data.label_files import IMAGE_FILE
 from dto_pipeline.data.storage import Location, as_location
-from dto_pipeline.data.tar_images import open_images
+from dto_pipeline.data.tars import open_images
 from dto_pipeline.status import UnusableImage
 
 SAMPLES = 1000  # of a tar

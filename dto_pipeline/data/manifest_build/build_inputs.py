@@ -13,13 +13,13 @@ from pathlib import Path
 
 from dto_pipeline.data.dataset import Dataset
 from dto_pipeline.data.image_index import ImageIndex, index_images
-from dto_pipeline.data.images import ImageStore, open_folder
+from dto_pipeline.data.images import ImageFolder, ImageStore
 from dto_pipeline.data.recognise import FileKind, UnknownFile, recognise
 from dto_pipeline.data.sources import SOURCES
 from dto_pipeline.data.sources.rows import LabelFileError, LabelSource
 from dto_pipeline.data.sources.sidecar import Sidecar, SidecarError
 from dto_pipeline.data.storage import Location, fetch
-from dto_pipeline.data.tar_images import TarPlacement, place_in_tars, tar_index_path
+from dto_pipeline.data.tars import TarPlacement, place_in_tars, tar_index_path
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def open_inputs(dataset: Dataset, out: Location, stack: ExitStack, progress: boo
     sidecar = stack.enter_context(Sidecar(sidecar_file, source.num_rows))
     index = index_images(source, dataset.key_parts)
     if dataset.images_in == "folder":
-        images = open_folder(dataset.images_root)
+        images = ImageFolder(dataset.images_root)
         return ManifestInputs(dataset, source, sidecar, images, index.with_prefixes(dataset.image_prefixes))
     placed = place_in_tars(index, dataset.images_root, dataset.key_parts, tar_index_path(out), progress)
     return ManifestInputs(dataset, source, sidecar, placed.images, placed.index, placed)

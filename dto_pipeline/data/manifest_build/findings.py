@@ -30,8 +30,7 @@ from dto_pipeline.data.storage import (
     list_names,
     written,
 )
-from dto_pipeline.data.tar_images import TarPlacement
-from dto_pipeline.data.tar_index import IMAGE_EXTENSIONS
+from dto_pipeline.data.tars import IMAGE_EXTENSIONS, TarPlacement
 from dto_pipeline.errors import DtoError
 from dto_pipeline.schema import FINDINGS_SCHEMA, MANIFEST_SCHEMA_NAME
 from dto_pipeline.status import ImageStatus
@@ -104,10 +103,10 @@ class FindingsError(DtoError, ValueError):
 
 def note_tars(findings: Findings, placement: TarPlacement) -> None:
     """Damaged tars, refused members, and keys that several members have."""
-    for summary in placement.tars:
+    for summary in placement.images.summaries:
         if summary.problem:
             findings.add(TAR, summary.tar, f"{summary.problem}; {summary.usable} members can be read", used=True)
-    refused = placement.images.index.problems().select(["tar", "member", "problem"]).to_pydict()
+    refused = placement.images.problems().select(["tar", "member", "problem"]).to_pydict()
     for tar, member, problem in zip(*refused.values(), strict=True):
         findings.add(TAR_MEMBER, f"{tar}!{member}", problem)
     for taken, other in placement.repeated:
@@ -209,4 +208,4 @@ def _stored_images(root: Location, placement: TarPlacement | None) -> Iterator[s
     if placement is None:
         yield from list_names(root, _ENDINGS)
     else:
-        yield from (member.address for member in placement.images.index.images())
+        yield from (address for address, _ in placement.images.members())

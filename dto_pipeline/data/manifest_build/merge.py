@@ -30,7 +30,7 @@ from dto_pipeline.data.sources.dto_labels import DtoLabels, is_dto_labels, open_
 from dto_pipeline.data.sources.predictions import open_predictions
 from dto_pipeline.data.sources.rows import LabelFileError, LabelSource, SourceOptions
 from dto_pipeline.data.storage import Location, as_location, base_name, beside, fetch, write_bytes, written
-from dto_pipeline.data.tar_images import carry_tar_index
+from dto_pipeline.data.tars import carry_tar_index
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.reading import parse_json
 from dto_pipeline.schema import MERGE_SCHEMA, MERGE_SCHEMA_NAME

@@ -30,8 +30,8 @@ from dto_pipeline.data.sources.fourd_humans import (
 )
 from dto_pipeline.data.sources.rows import LabelRows
 from dto_pipeline.data.sources.sidecar import SidecarRows
-from dto_pipeline.data.tar_index import IMAGE_EXTENSIONS, split_address
 from dto_pipeline.data.tar_walk import sample_key
+from dto_pipeline.data.tars import IMAGE_EXTENSIONS, split_address
 
 _ORIGINS = ("sidecar", "labels", "detection")  # bit 0, 1, 2 of an origin code
 
