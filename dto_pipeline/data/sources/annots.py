@@ -26,7 +26,7 @@ import numpy as np
 from dto_pipeline.axes import NUM_BETAS
 from dto_pipeline.data.cameras import camera_matrices
 from dto_pipeline.data.files import check_maps, temporary_folder
-from dto_pipeline.data.inert_pickle import PickleRefused, Record, Role
+from dto_pipeline.data.inert_pickle import PickleRefused, Record
 from dto_pipeline.data.pickled_items import ITEM_LIMITS, read_items
 from dto_pipeline.data.safe_pickle import build_values
 from dto_pipeline.data.sources.rows import Finding, LabelFileError, LabelRows, find_row_problems
@@ -200,7 +200,7 @@ class _Writer:
 
     def _bytes(self, array: Any, length: int) -> bytes | None:
         """The bytes of a little-endian float32 vector; None for anything else."""
-        if type(array) is not Record or array.what.role is not Role.RECONSTRUCT:
+        if type(array) is not Record or array.what.name != "_reconstruct":
             return None
         _, shape, dtype, fortran, raw = array.state
         if shape != (length,) or fortran or type(raw) is not bytes or len(raw) != 4 * length:
@@ -257,7 +257,7 @@ def _listed(people: Any) -> list[Any]:
     """The people of an image as records: a list, a tuple or an object array of them; anything else is one person."""
     if isinstance(people, list | tuple):
         return list(people)
-    if type(people) is Record and people.what.role is Role.RECONSTRUCT:
+    if type(people) is Record and people.what.name == "_reconstruct":
         contents = people.state[-1] if isinstance(people.state, tuple) and people.state else None
         return list(contents) if isinstance(contents, list) else [people]
     return [people]
@@ -279,7 +279,7 @@ def _is_float32(dtype: Any) -> bool:
     """Whether a pickled dtype is little-endian float32, without fields."""
     return (
         type(dtype) is Record
-        and dtype.what.role is Role.DTYPE
+        and dtype.what.name == "dtype"
         and dtype.args[:1] == ("f4",)
         and dtype.state is not None
         and tuple(dtype.state[1:5]) == ("<", None, None, None)
