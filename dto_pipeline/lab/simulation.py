@@ -17,9 +17,8 @@ from typing import Any
 from dto_pipeline.config import RunConfig
 from dto_pipeline.data.receipts import Receipt
 from dto_pipeline.lab.virtual_pool import Scenario, VirtualPool
-from dto_pipeline.run.loop import RunAborted, drive
+from dto_pipeline.run.loop import Charge, RunAborted, Schedule, drive
 from dto_pipeline.run.report import format_duration
-from dto_pipeline.run.schedule import Charge, Schedule
 
 NEAR_BEST = 0.02  # efficiency that a recommended shard size may cost against the best one
 GOOD_LUCK = 0.01  # sound shards given up by chance, on average, that a recommended size may bring

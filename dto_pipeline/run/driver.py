@@ -28,12 +28,11 @@ from dto_pipeline.run.deaths import Suspects
 from dto_pipeline.run.folder import RunDirectory, RunScan
 from dto_pipeline.run.identity import Places, RunIdentity, find_places, identify_run, settle_config
 from dto_pipeline.run.lease import DriverLock, RunLockLost
-from dto_pipeline.run.loop import TooManyFailed, drive
+from dto_pipeline.run.loop import Schedule, TooManyFailed, drive, likely_next
 from dto_pipeline.run.plan import RunPlan, find_refusals, plan_run
 from dto_pipeline.run.pool import InProcessPool, Runner, WorkerPool
 from dto_pipeline.run.progress import FileLedger
 from dto_pipeline.run.report import RunSummary, Tally, find_example, summarize
-from dto_pipeline.run.schedule import Schedule, likely_next
 from dto_pipeline.run.selection import EVERYTHING, Retry, Selection
 
 if TYPE_CHECKING:

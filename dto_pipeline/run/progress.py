@@ -18,10 +18,9 @@ from dto_pipeline.data.receipts import Receipt
 from dto_pipeline.run import folder as files
 from dto_pipeline.run.deaths import Suspects
 from dto_pipeline.run.folder import Failure, RunDirectory
-from dto_pipeline.run.loop import RunAborted
+from dto_pipeline.run.loop import Charge, RunAborted, Schedule
 from dto_pipeline.run.plan import RunPlan
 from dto_pipeline.run.report import Tally
-from dto_pipeline.run.schedule import Charge, Schedule
 
 if TYPE_CHECKING:  # a run without Ray does not load it
     from dto_pipeline.run.ray_metrics import RayMetrics

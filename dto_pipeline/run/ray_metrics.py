@@ -23,7 +23,7 @@ import ray
 from ray.util.metrics import Counter, Gauge, Histogram
 
 from dto_pipeline.data.receipts import Receipt
-from dto_pipeline.run.schedule import Charge
+from dto_pipeline.run.loop import Charge
 
 SHARD_SECONDS = [1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0]  # borders of the histogram [s]
 

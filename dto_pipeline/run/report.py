@@ -361,7 +361,8 @@ def _judge_losses(directory: RunDirectory, receipts: list[Receipt], share: float
 
 def find_example(directory: RunDirectory, losses: Losses) -> list[str]:
     """One line with the first row that was lost for the commonest cause and what it says; [] where none tells."""
-    receipt = losses.examples.get(losses.commonest)
+    commonest = next((cause for cause, _ in losses.causes), "")
+    receipt = losses.examples.get(commonest)
     if receipt is None:
         return []
     try:
@@ -372,8 +373,8 @@ def find_example(directory: RunDirectory, losses: Losses) -> list[str]:
     people = zip(images, table["persons"].to_pylist(), strict=True)
     rows = [(row["image_id"], row) for row in images]
     rows += [(row["image_id"], person) for row, persons in people for person in persons]
-    lost = ((image, row) for image, row in rows if row["status"] == losses.commonest)
-    return [f"for example {image}: {row['message'] or losses.commonest}" for image, row in islice(lost, 1)]
+    lost = ((image, row) for image, row in rows if row["status"] == commonest)
+    return [f"for example {image}: {row['message'] or commonest}" for image, row in islice(lost, 1)]
 
 
 def _find_slowest(receipts: list[Receipt]) -> list[SlowShard]:

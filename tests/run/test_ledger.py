@@ -13,9 +13,9 @@ from dto_pipeline.run import folder as files
 from dto_pipeline.run.deaths import InFlight, Suspects, write_note
 from dto_pipeline.run.folder import RunDirectory, RunScan
 from dto_pipeline.run.identity import identify_run
+from dto_pipeline.run.loop import Charge, Schedule
 from dto_pipeline.run.plan import survey_run
 from dto_pipeline.run.progress import FileLedger
-from dto_pipeline.run.schedule import Charge, Schedule
 from dto_pipeline.run.selection import Retry, Selection
 from tests.run.fakes import make_config, make_receipt
 
