@@ -29,7 +29,7 @@ from dto_pipeline.lab.waiting import waits_of
 from dto_pipeline.models.body import load_body
 from dto_pipeline.models.depth import DepthFiles
 from dto_pipeline.optimizer import SceneOptimizer
-from dto_pipeline.run.batching import size_on
+from dto_pipeline.run.placing import size_on
 from dto_pipeline.scene import OptimizedScenes, Scene
 from dto_pipeline.timing import StageClock
 

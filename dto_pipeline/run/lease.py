@@ -36,14 +36,15 @@ from dto_pipeline.config import RunConfig
 from dto_pipeline.data.file_lock import take_lock
 from dto_pipeline.data.files import json_bytes
 from dto_pipeline.data.receipts import impossible_fields
-from dto_pipeline.data.storage import Location, Store, parent_and_name
+from dto_pipeline.data.storage import Location, Store
 from dto_pipeline.data.store import open_store
 from dto_pipeline.errors import DtoError
 from dto_pipeline.reading import parse_json
 
-LEASE_FOLDER = "lease"
+LEASE_FOLDER, LOCK_FILE = "lease", "driver.lock"
 LOOK_S = 1.0  # how often a lease is looked at that may be a dead driver's
 LEASE_SCHEMA = "dto-lease/1"
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 _NAME = re.compile(r"(\d{8})\.json")
 _LOG = logging.getLogger(__name__)
 
@@ -73,18 +74,21 @@ class LeaseRecord:
     released: bool = False  # True: its owner left in good order
 
     @property
-    def is_gone(self) -> bool:
-        """True if the owner is known to be dead: a process of this machine that is not there any more."""
-        here = bool(self.machine) and self.machine == machine_mark()
-        return here and process_mark(self.pid) != self.process
-
-    @property
     def state(self) -> str:
         """``alive``, ``gone``, or ``on another host`` (cannot be told from here)."""
         if self.host != socket.gethostname() or (self.machine and self.machine != machine_mark()):
             return "on another host"
         found = process_mark(self.pid)
         return "alive" if found and self.process in ("", found) else "gone"
+
+    def is_free(self, alone_here: bool) -> bool:
+        """Whether nobody drives by it: left in good order, or its owner is known to be dead.
+
+        `alone_here`: no other process of this machine can be driving the run (it is locked by us).
+        """
+        here = bool(self.machine) and self.machine == machine_mark()
+        same_boot = bool(self.machine) and self.machine.partition("/")[0] == machine_mark().partition("/")[0]
+        return self.released or (here and process_mark(self.pid) != self.process) or (alone_here and same_boot)
 
     def describe(self) -> str:
         """Who, where, since when."""
@@ -99,14 +103,14 @@ class Lease:
     """The driver's side: `acquire`, beat in a daemon thread, `check` now and then, `release`."""
 
     def __init__(self, store: Store, config: RunConfig, clock: Callable[[], float] | None = None) -> None:
-        """`config`: `lease_s` and `heartbeat_s`. `clock`: monotonic [s], one that counts sleep where there is one."""
-        self._store, self._clock = store, clock or steady_clock
+        """`clock`: monotonic [s]; by default one that counts the machine's sleep, where there is one."""
+        self._store, self._clock = store, clock or (lambda: time.clock_gettime(_CLOCK))
         self._epoch = 0
         self._record = new_record(config)
         self._lost = ""  # why, once it is
         self._renewed_at = 0.0
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._beat_on, name="lease", daemon=True)
+        self._thread = threading.Thread(target=self._keep_beating, name="lease", daemon=True)
 
     def acquire(self, alone_here: bool = False) -> None:
         """Take the lease, at once or after watching a silent driver for as long as it promised to be silent at most.
@@ -120,7 +124,7 @@ class Lease:
         while True:
             epoch, data = read_newest(self._store)
             record = parse_record(data)
-            free = data is None or (record is not None and _is_free(record, alone_here))
+            free = data is None or (record is not None and record.is_free(alone_here))
             if (free or self._watch(epoch, data, record, alone_here)) and self._claim(epoch + 1):
                 break
         self._renewed_at = self._clock()
@@ -137,7 +141,7 @@ class Lease:
             found = read_newest(self._store)
             if found != (epoch, data):
                 now = parse_record(found[1])
-                if now is not None and _is_free(now, alone_here):
+                if now is not None and now.is_free(alone_here):
                     return False
                 raise RunLocked(refusal(self._store, now))
         _LOG.warning("%s is taken over from %s: silent for %.0f s", self._store.root, who, patience)
@@ -166,7 +170,7 @@ class Lease:
                 self._store.remove(f"{LEASE_FOLDER}/{older}")
         return True
 
-    def _beat_on(self) -> None:
+    def _keep_beating(self) -> None:
         while not self._lost and not self._stop.wait(self._record.heartbeat_s):
             self.beat()
         if self._lost:
@@ -198,21 +202,17 @@ class Lease:
 class DriverLock:
     """Context manager that holds a run for this process."""
 
-    def __init__(self, path: Location, config: RunConfig | None = None) -> None:
-        """
-        Args:
-            path: the run's lock file; leases lie in a folder beside it.
-            config: `lease_s` and `heartbeat_s`; None = the defaults.
-        """
-        self.path = path
-        self._store = open_store(parent_and_name(path)[0])
+    def __init__(self, root: Location, config: RunConfig | None = None) -> None:
+        """`config`: `lease_s` and `heartbeat_s` of the run in the folder `root`; None = the defaults."""
+        self._root = root
+        self._store = open_store(root)
         self._config = config or RunConfig()
         self._stream: TextIO | None = None
         self._lease: Lease | None = None
 
     def __enter__(self) -> DriverLock:
         """Raises: RunLocked when a live driver holds the run; DtoError where the folder cannot be written."""
-        alone = self._take_flock() if isinstance(self.path, Path) else False
+        alone = isinstance(self._root, Path) and self._take_flock(self._root / LOCK_FILE)
         lease = Lease(self._store, self._config)
         try:
             lease.acquire(alone_here=alone)
@@ -243,13 +243,12 @@ class DriverLock:
                 self._lease.beat()
             self._lease.check()
 
-    def _take_flock(self) -> bool:
+    def _take_flock(self, path: Path) -> bool:
         """Lock the file; False where the file system has no flock. Raises: RunLocked."""
-        assert isinstance(self.path, Path)
         try:
-            stream = self.path.open("a+")
+            stream = path.open("a+")
         except OSError as error:
-            raise DtoError(_unwritable(self.path.parent, error)) from error
+            raise DtoError(_unwritable(path.parent, error)) from error
         try:
             locked = take_lock(stream)
         except OSError as error:
@@ -259,7 +258,7 @@ class DriverLock:
             raise
         if not locked:
             stream.close()
-            _LOG.info("%s: no flock here, the lease alone keeps other drivers out", self.path)
+            _LOG.info("%s: no flock here, the lease alone keeps other drivers out", path)
             return False
         self._stream = stream
         return True
@@ -270,9 +269,9 @@ class DriverLock:
             self._stream = None
 
 
-def read_holder(path: Location) -> LeaseRecord | None:
-    """Who holds the run of a lock file, or held it last and has not left in good order; None where nobody does."""
-    record = parse_record(read_newest(open_store(parent_and_name(path)[0]))[1])
+def read_holder(root: Location) -> LeaseRecord | None:
+    """Who holds a run, or held it last and has not left in good order; None where nobody does."""
+    record = parse_record(read_newest(open_store(root))[1])
     return None if record is None or record.released else record
 
 
@@ -342,16 +341,6 @@ def process_mark(pid: int) -> str:
         return ""
     fields = stat.rpartition(")")[2].split()
     return "" if fields[0] in "ZX" else fields[19]
-
-
-def steady_clock() -> float:
-    """Seconds that pass also while the machine sleeps, where the system counts them."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
-
-
-def _is_free(record: LeaseRecord, alone_here: bool) -> bool:
-    same_boot = bool(record.machine) and record.machine.partition("/")[0] == machine_mark().partition("/")[0]
-    return record.released or record.is_gone or (alone_here and same_boot)
 
 
 def _newest_epoch(store: Store) -> int:

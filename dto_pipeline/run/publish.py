@@ -1,7 +1,6 @@
-"""From a shard's rows to its published files: the footer, adoption of orphans, the receipt.
+"""From a shard's rows to its published files: footer, adoption of orphans, receipt; and whether they still hold.
 
-Knows label tables and the run's folder; knows nothing of models, batches or Ray. A label file never holds anything that
-varies between equal runs: no clock, no worker, no path of a machine.
+A label file never holds anything that varies between equal runs: no clock, no worker, no path of a machine.
 
 The same order everywhere: the label file is created under a name that nobody has used (local: written beside it,
 synced, linked; object stores: one conditional PUT, which is whole or absent), then the receipt likewise, then label
@@ -19,18 +18,22 @@ A receipt tells of what lies there: size and sha256 are read back from the store
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import logging
+import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
 
+from dto_pipeline.config import PipelineConfig
 from dto_pipeline.data.digest import TableDigest
 from dto_pipeline.data.files import json_bytes
 from dto_pipeline.data.labels import LabelsError, read_label_metadata, read_labels, write_label_shard
+from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.receipts import (
     LABELS,
     RECEIPTS,
@@ -42,9 +45,11 @@ from dto_pipeline.data.receipts import (
     receipt_name,
     why_void,
 )
+from dto_pipeline.data.storage import absolute
 from dto_pipeline.data.store import sha256_of
-from dto_pipeline.run.folder import RunDirectory
-from dto_pipeline.run.identity import RunIdentity, label_settings
+from dto_pipeline.run.folder import RunDirectory, open_run, scan_run, settle_records
+from dto_pipeline.run.identity import RunIdentity, identify_run, label_settings, settle_config
+from dto_pipeline.run.pool import process_name
 from dto_pipeline.run.sanity import count_signs
 
 _LOG = logging.getLogger(__name__)
@@ -84,19 +89,24 @@ def find_standing(
 
     `highest`: up to here some may have left no trace, as the label file of an attempt that died and was cleared away.
     """
-    found, generation = Standing(None, first, None, False), first
-    while True:
-        label_bytes, data = _size(directory, label_name(shard, generation)), _read_receipt(directory, shard, generation)
+    found = Standing(None, first, None, False)
+    keys = identity.config_hash, identity.manifest_fingerprint
+    for generation in count(first):
+        label_bytes = _look(directory.store.size, label_name(shard, generation))
+        data = _look(directory.store.read, receipt_name(shard, generation))
         if label_bytes is None and data is None and generation > highest:
             return found
-        receipt = _read_holding(directory, identity, shard, generation, data, label_bytes)
-        if receipt is not None:
+        try:
+            receipt = None if data is None else parse_receipt(data, directory.receipt_file(shard, generation))
+        except RecordInvalid:
+            receipt = None
+        if receipt is not None and not why_void(receipt, (shard, generation), *keys, label_bytes):
             found = Standing(receipt, generation + 1, None, False)
         elif label_bytes is not None:
             found = Standing(found.receipt, generation + 1, generation, data is not None)
         elif data is not None:
             found = replace(found, free=generation + 1)
-        generation += 1
+    raise AssertionError("generations without end")
 
 
 def list_generations(directory: RunDirectory) -> dict[int, int]:
@@ -112,11 +122,9 @@ def list_generations(directory: RunDirectory) -> dict[int, int]:
 def lacks_receipt_only(directory: RunDirectory, shard: int) -> bool:
     """Whether labels of a shard lie there without a receipt: their process died at the very end."""
     for generation in count():
-        labels, receipt = (_size(directory, name(shard, generation)) for name in (label_name, receipt_name))
-        if labels is not None and receipt is None:
-            return True
-        if labels is None and receipt is None:
-            return False
+        there = [_look(directory.store.size, name(shard, generation)) for name in (label_name, receipt_name)]
+        if there[1] is None:
+            return there[0] is not None
     raise AssertionError("generations without end")
 
 
@@ -251,37 +259,75 @@ def count_statuses(table: LabelTable) -> tuple[dict[str, int], dict[str, int]]:
     return dict(sorted(images.items())), dict(sorted(Counter(persons).items()))
 
 
-def _size(directory: RunDirectory, name: str) -> int | None:
-    try:
-        return directory.store.size(name)
-    except FileNotFoundError:
-        return None
+def find_damage(directory: RunDirectory, done: Mapping[int, Receipt]) -> dict[int, str]:
+    """Shards whose label file is not the one their receipt tells of -> why. Reads all of them.
+
+    A flipped bit shows neither in size nor in footer, which is all that a launch looks at by itself.
+    """
+    damage = {}
+    for shard, receipt in sorted(done.items()):
+        path = directory.label_file(shard, receipt.generation)
+        try:
+            found, told = sha256_of(path), receipt.label_sha256
+            if found != told:
+                damage[shard] = f"the sha256 of its label file is {found[:16]}, the receipt says {told[:16]}"
+                continue
+            table, key = read_labels(path), read_label_metadata(path).get("shard_key")
+        except (LabelsError, OSError) as error:
+            damage[shard] = f"its label file cannot be read: {error}"
+            continue
+        if (*count_statuses(table), key) != (receipt.image_status, receipt.person_status, receipt.shard_key):
+            damage[shard] = "its receipt does not count what its label file holds"
+    return damage
 
 
-def _read_receipt(directory: RunDirectory, shard: int, generation: int) -> bytes | None:
-    try:
-        return directory.store.read(receipt_name(shard, generation))
-    except FileNotFoundError:
-        return None
-
-
-def _read_holding(
+def finish_run(
     directory: RunDirectory,
-    identity: RunIdentity,
-    shard: int,
-    generation: int,
-    data: bytes | None,
-    label_bytes: int | None,
-) -> Receipt | None:
-    """The receipt of a generation whose bytes are `data`; None where it does not hold."""
-    if data is None:
-        return None
+    manifest: Manifest,
+    config: PipelineConfig,
+    read_labels: Callable[[int], LabelTable],
+    facts: dict[str, str],
+    body_sha256: str,
+) -> None:
+    """Make a folder the finished run of a manifest, so that predictions are looked at, exported and merged as any run.
+
+    Args:
+        directory: the folder.
+        manifest: its rows are those of the labels, shard by shard.
+        config: what readers need to know, above all the body model.
+        read_labels: shard -> its label table.
+        facts: what made the labels, by name; goes into the versions of run.json, so that another maker's run differs.
+        body_sha256: of the body model.
+
+    Raises:
+        RunMismatch: the folder belongs to another run.
+        RunLocked: somebody else is at work on it.
+    """
+    plain = identify_run(settle_config(config, manifest), manifest, absolute(manifest.path))
+    identity = dataclasses.replace(plain, versions={**plain.versions, **facts})
+    directory.create_folders()
+    with directory.lock() as lock:
+        identity = open_run(directory, identity, lock)
+        generations = list_generations(directory)
+        for shard in range(manifest.num_shards):
+            standing = find_standing(directory, identity, shard, highest=generations.get(shard, -1))
+            if standing.receipt is not None:
+                continue
+            started, table = time.perf_counter(), read_labels(shard)
+            key = shard_key(identity, table.column("image_id").to_pylist())
+            footer = label_footer(identity, shard, key, table, {"body_sha256": body_sha256})
+            table = publish_labels(directory, shard, standing.free, table, footer)
+            work = ShardWork(process_name(), 1, False, round(time.perf_counter() - started, 6), time.time(), {})
+            commit_receipt(directory, identity, shard, standing.free, key, table, work)
+        settle_records(directory, scan_run(directory, identity))
+
+
+def _look(ask: Callable[[str], Any], name: str) -> Any:
+    """What a store answers about a name; None where there is no such file."""
     try:
-        receipt = parse_receipt(data, directory.receipt_file(shard, generation))
-    except RecordInvalid:
+        return ask(name)
+    except FileNotFoundError:
         return None
-    keys = identity.config_hash, identity.manifest_fingerprint
-    return None if why_void(receipt, (shard, generation), *keys, label_bytes) else receipt
 
 
 def _rows_sha256(table: LabelTable) -> str:

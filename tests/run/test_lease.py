@@ -204,7 +204,7 @@ def test_what_a_driver_does_that_lost_its_run_changes_no_label_that_counts(tmp_p
 
 def test_status_names_a_driver_of_another_host(tmp_path):
     put(LocalStore(tmp_path), 1)
-    holder = read_holder(tmp_path / "driver.lock")
+    holder = read_holder(tmp_path)
 
     assert holder is not None
     assert (holder.pid, holder.host, holder.state) == (77, "far", "on another host")
@@ -216,8 +216,8 @@ def test_a_file_system_without_flock_has_the_lease_alone(tmp_path, monkeypatch):
         raise OSError(38, "Function not implemented")
 
     monkeypatch.setattr("dto_pipeline.data.file_lock.fcntl.flock", refuse)
-    with DriverLock(tmp_path / "driver.lock", QUICK), pytest.raises(RunLocked):
-        DriverLock(tmp_path / "driver.lock", CALM).__enter__()
+    with DriverLock(tmp_path, QUICK), pytest.raises(RunLocked):
+        DriverLock(tmp_path, CALM).__enter__()
 
 
 @pytest.mark.parametrize("options", ["heartbeat_s=0", "heartbeat_s=30"])

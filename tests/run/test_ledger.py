@@ -11,12 +11,11 @@ from dto_pipeline.config import RunConfig, load_config
 from dto_pipeline.data.receipts import CountedLabels
 from dto_pipeline.run import folder as files
 from dto_pipeline.run.deaths import InFlight, Suspects, write_note
+from dto_pipeline.run.driver import FileLedger
 from dto_pipeline.run.folder import RunDirectory, RunScan
 from dto_pipeline.run.identity import identify_run
 from dto_pipeline.run.loop import Charge, Schedule
-from dto_pipeline.run.plan import survey_run
-from dto_pipeline.run.progress import FileLedger
-from dto_pipeline.run.selection import Retry, Selection
+from dto_pipeline.run.plan import Retry, Selection, survey_run
 from tests.run.fakes import make_config, make_receipt
 
 
