@@ -109,8 +109,8 @@ def predict_run(
     Returns:
         The manifest of the predicted people, in `out`.
     """
+    from dto_pipeline.run.finished import finish_run
     from dto_pipeline.run.folder import RunDirectory
-    from dto_pipeline.run.publish import finish_run
     from dto_pipeline.train.predict import predict_scenes
     from dto_pipeline.train.prediction_files import (
         predict_shards,

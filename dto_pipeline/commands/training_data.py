@@ -19,7 +19,8 @@ from dto_pipeline.data.storage import as_location
 from dto_pipeline.errors import DtoError
 from dto_pipeline.models.body_file import locate_body
 from dto_pipeline.models.networks import sha256_once
-from dto_pipeline.run.folder import RunDirectory, read_run_labels
+from dto_pipeline.run.finished import read_run_labels
+from dto_pipeline.run.folder import RunDirectory
 from dto_pipeline.train.config import DataConfig
 
 

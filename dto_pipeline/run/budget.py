@@ -39,8 +39,6 @@ class Charge:
     shard: int
     attempts: int  # so far
     given_up: bool  # True: it is quarantined, not queued again
-    died: bool = False  # True: the attempt ended with its process, False: it raised
-    out_of_memory: bool = False  # True: its machine lacked memory, and lacked it before at this shard
 
 
 @dataclass

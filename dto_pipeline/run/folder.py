@@ -23,10 +23,10 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 from dto_pipeline.config import PipelineConfig, RunConfig
 from dto_pipeline.config_tree import build_sections, shorten
@@ -45,15 +45,12 @@ from dto_pipeline.data.receipts import (
     receipt_name,
     shard_name,
 )
-from dto_pipeline.data.storage import Location, Store, StoreError, as_location, join_location
+from dto_pipeline.data.storage import Location, Store, StoreError, join_location
 from dto_pipeline.data.store import open_store, read_many
 from dto_pipeline.errors import DtoError
 from dto_pipeline.reading import IrregularFile, parse_json
 from dto_pipeline.run.identity import RunIdentity, describe_run_difference
 from dto_pipeline.run.lease import LEASE_FOLDER, LOCK_FILE, DriverLock
-
-if TYPE_CHECKING:
-    from dto_pipeline.data.exports.inputs import RunLabels
 
 RUN_SCHEMA = "dto-run/1"
 FAILURE_SCHEMA = "dto-failure/1"
@@ -175,12 +172,10 @@ class RunScan:
 
     @property
     def done(self) -> dict[int, Receipt]:
-        """shard -> the receipt that counts."""
         return self.labels.done
 
     @property
     def void(self) -> dict[int, str]:
-        """shard -> why none of its receipts holds."""
         return self.labels.void
 
     def with_failures(self, found: Iterable[Failure]) -> RunScan:
@@ -213,9 +208,12 @@ def open_run(directory: RunDirectory, identity: RunIdentity, lock: DriverLock | 
         RunMismatch: other settings, another manifest or other versions, one difference a line.
         RunDirectoryError: run.json cannot be read.
     """
+    facts = {name: getattr(identity, name) for name in _MANIFEST_FACTS}
+    made = {"config": identity.config, "config_hash": identity.config_hash, "manifest": facts}
+    own = json_bytes({"schema": RUN_SCHEMA, **made, "versions": identity.versions, "inputs": identity.inputs})
     directory.create_folders()
     if not directory.is_run():
-        directory.store.create("run.json", json_bytes(_identity_to_dict(identity)))
+        directory.store.create("run.json", own)
     recorded = read_identity(directory)
     differences = describe_run_difference(recorded, identity)
     if not differences:
@@ -228,7 +226,7 @@ def open_run(directory: RunDirectory, identity: RunIdentity, lock: DriverLock | 
         directory.store.remove(f"{FAILURES}/{name}")
     if lock is not None:
         lock.check(ask=True)  # the one file that is replaced: whoever took over may have begun with it
-    directory.store.replace("run.json", json_bytes(_identity_to_dict(identity)))
+    directory.store.replace("run.json", own)
     return identity
 
 
@@ -287,9 +285,18 @@ def scan_run(directory: RunDirectory, identity: RunIdentity, footers: bool = Fal
             up again, does not hold either. Rows are not read; their pages carry checksums, and `dto verify` reads all.
     """
     labels = count_labels(directory.root, identity.config_hash, identity.manifest_fingerprint)
-    failures, unreadable = _read_failures(directory)
-    settled = tuple(shard for shard in failures if shard in labels.done)
-    scan = RunScan(labels, {s: f for s, f in failures.items() if s not in labels.done}, settled, unreadable)
+    failures: dict[int, Failure] = {}
+    unreadable = {}
+    matches = filter(None, map(_FAILURE.fullmatch, directory.store.entries(FAILURES)))
+    shards = {f"{FAILURES}/{match[0]}": int(match[1]) for match in matches}
+    for name, data in read_many(directory.root, sorted(shards, key=lambda name: shards[name])):
+        shard = shards[name]
+        try:
+            failures[shard] = parse_failure(data, directory.failure_file(shard))
+        except RecordInvalid as error:
+            unreadable[shard] = str(error)
+            failures[shard] = Failure(shard, 0, False, f"unreadable failure record: {error}", "", 0.0)
+    scan = RunScan(labels, unreadable=unreadable).with_failures(failures.values())
     return scan.without(_check_footers(scan)) if footers else scan
 
 
@@ -346,43 +353,6 @@ def _damage_name(shard: int) -> str:
     return f"{FAILURES}/{shard_name(shard)}.damage.json"
 
 
-def read_run_labels(run_dir: str | Path, partial: bool = False, manifests: Sequence[str | Path] = ()) -> RunLabels:
-    """The label files of a run, for exports and training.
-
-    Args:
-        run_dir: the run's folder.
-        partial: take what is done of a run that is not finished.
-        manifests: where its manifest may lie now, in place of what run.json says.
-
-    Raises:
-        RunDirectoryError: not a run, or shards have no valid receipt and `partial` is not set.
-    """
-    from dto_pipeline.data.exports.inputs import LabelFile, RunLabels  # loads Arrow, which `dto status` can do without
-
-    directory = RunDirectory(as_location(run_dir))
-    identity = read_identity(directory)
-    scan = scan_run(directory, identity)
-    missing = [shard for shard in range(identity.shards) if shard not in scan.done]
-    if missing and not partial:
-        named = ", ".join(map(str, missing[:_NAMED])) + (" ..." if len(missing) > _NAMED else "")
-        void = "".join(f"; shard {shard}: {reason}" for shard, reason in list(scan.void.items())[:_NAMED])
-        raise RunDirectoryError(
-            f"{run_dir} is not finished: {len(missing)} of {identity.shards} shards have no valid receipt "
-            f"({named}){void}; `dto run` does what is left, --partial takes what is done"
-        )
-    files = scan.labels.files.items()
-    return RunLabels(
-        name=str(run_dir),
-        subset=identity.subset,
-        manifest=as_location(identity.manifest_path),
-        manifest_fingerprint=identity.manifest_fingerprint,
-        config_hash=identity.config_hash,
-        shards=identity.shards,
-        files=tuple(LabelFile(path, n, scan.done[n].rows, scan.done[n].label_sha256) for n, path in files),
-        named_manifests=tuple(map(as_location, manifests)),
-    )
-
-
 def find_strays(directory: RunDirectory, identity: RunIdentity) -> list[str]:
     """Names in labels/ that are no shard's of this run, and that whoever reads the whole folder reads too."""
     names = (name for name in directory.store.entries(LABELS) if name[0] not in "._")  # others are not read
@@ -397,32 +367,6 @@ def sweep_temporary(directory: RunDirectory) -> int:
     for name in leftovers:
         store.remove(name.lstrip("/"))
     return len(leftovers)
-
-
-def _identity_to_dict(identity: RunIdentity) -> dict[str, Any]:
-    return {
-        "schema": RUN_SCHEMA,
-        "config": identity.config,
-        "config_hash": identity.config_hash,
-        "manifest": {name: getattr(identity, name) for name in _MANIFEST_FACTS},
-        "versions": identity.versions,
-        "inputs": identity.inputs,
-    }
-
-
-def _read_failures(directory: RunDirectory) -> tuple[dict[int, Failure], dict[int, str]]:
-    """Failures by shard, and why some of them hold nothing."""
-    failures, unreadable = {}, {}
-    matches = filter(None, map(_FAILURE.fullmatch, directory.store.entries(FAILURES)))
-    shards = {f"{FAILURES}/{match[0]}": int(match[1]) for match in matches}
-    for name, data in read_many(directory.root, sorted(shards, key=lambda name: shards[name])):
-        shard = shards[name]
-        try:
-            failures[shard] = parse_failure(data, directory.failure_file(shard))
-        except RecordInvalid as error:
-            unreadable[shard] = str(error)
-            failures[shard] = Failure(shard, 0, False, f"unreadable failure record: {error}", "", 0.0)
-    return failures, unreadable
 
 
 def _check_footers(scan: RunScan) -> dict[int, str]:

@@ -94,10 +94,6 @@ class LeaseRecord:
         """Who, where, since when."""
         return f"process {self.pid} on {self.host} since {self.since}"
 
-    def describe_state(self) -> str:
-        """Who, where, in which state, heard of when."""
-        return f"pid {self.pid} on {self.host} ({self.state}, last heartbeat {self.beat_at} by its clock)"
-
 
 class Lease:
     """The driver's side: `acquire`, beat in a daemon thread, `check` now and then, `release`."""
@@ -205,63 +201,50 @@ class DriverLock:
     def __init__(self, root: Location, config: RunConfig | None = None) -> None:
         """`config`: `lease_s` and `heartbeat_s` of the run in the folder `root`; None = the defaults."""
         self._root = root
-        self._store = open_store(root)
-        self._config = config or RunConfig()
         self._stream: TextIO | None = None
-        self._lease: Lease | None = None
+        self._lease = Lease(open_store(root), config or RunConfig())
 
     def __enter__(self) -> DriverLock:
         """Raises: RunLocked when a live driver holds the run; DtoError where the folder cannot be written."""
-        alone = isinstance(self._root, Path) and self._take_flock(self._root / LOCK_FILE)
-        lease = Lease(self._store, self._config)
         try:
-            lease.acquire(alone_here=alone)
+            alone = isinstance(self._root, Path) and self._take_flock(self._root / LOCK_FILE)
+            self._lease.acquire(alone_here=alone)
         except BaseException as error:
             self._drop_flock()
             if isinstance(error, OSError) and not isinstance(error, DtoError):
-                raise DtoError(_unwritable(self._store.root, error)) from error
+                advice = "make it writable, or room on the disk, or choose another folder"
+                raise DtoError(f"{self._root} cannot be written ({error}); {advice}") from error
             raise
-        self._lease = lease
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        lease, self._lease = self._lease, None
         try:
-            if lease is not None:
-                lease.release()
+            self._lease.release()
         except OSError as problem:  # the next driver waits until it expires; what went wrong before matters more
-            _LOG.warning("the lease of %s could not be given back: %s", self._store.root, problem)
+            _LOG.warning("the lease of %s could not be given back: %s", self._root, problem)
         finally:
             self._drop_flock()
 
     def check(self, ask: bool = False) -> None:
         """See `Lease.check`; `ask`: look for another driver now, not at the next heartbeat. Raises: RunLockLost."""
-        if self._lease is not None:
-            if ask:
-                self._lease.beat()
-            self._lease.check()
+        if ask:
+            self._lease.beat()
+        self._lease.check()
 
     def _take_flock(self, path: Path) -> bool:
         """Lock the file; False where the file system has no flock. Raises: RunLocked."""
+        self._stream = path.open("a+")
         try:
-            stream = path.open("a+")
-        except OSError as error:
-            raise DtoError(_unwritable(path.parent, error)) from error
-        try:
-            locked = take_lock(stream)
-        except OSError as error:
-            stream.close()
-            if isinstance(error, BlockingIOError):
-                raise RunLocked(refusal(self._store, parse_record(read_newest(self._store)[1]))) from error
-            raise
-        if not locked:
-            stream.close()
-            _LOG.info("%s: no flock here, the lease alone keeps other drivers out", path)
-            return False
-        self._stream = stream
-        return True
+            if take_lock(self._stream):
+                return True
+        except BlockingIOError as error:
+            store = open_store(self._root)
+            raise RunLocked(refusal(store, parse_record(read_newest(store)[1]))) from error
+        self._drop_flock()
+        _LOG.info("%s: no flock here, the lease alone keeps other drivers out", path)
+        return False
 
     def _drop_flock(self) -> None:
         if self._stream is not None:
@@ -278,18 +261,8 @@ def read_holder(root: Location) -> LeaseRecord | None:
 def new_record(config: RunConfig) -> LeaseRecord:
     """The record of this process."""
     now, pid = _utc_now(), os.getpid()
-    return LeaseRecord(
-        pid=pid,
-        host=socket.gethostname(),
-        machine=machine_mark(),
-        process=process_mark(pid),
-        token=uuid.uuid4().hex,
-        since=now,
-        beat=0,
-        beat_at=now,
-        heartbeat_s=config.heartbeat_s,
-        lease_s=config.lease_s,
-    )
+    me = pid, socket.gethostname(), machine_mark(), process_mark(pid), uuid.uuid4().hex
+    return LeaseRecord(*me, since=now, beat=0, beat_at=now, heartbeat_s=config.heartbeat_s, lease_s=config.lease_s)
 
 
 def read_newest(store: Store) -> tuple[int, bytes | None]:
@@ -357,7 +330,3 @@ def _to_bytes(record: LeaseRecord) -> bytes:
 
 def _utc_now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _unwritable(place: Location, error: OSError) -> str:
-    return f"{place} cannot be written ({error}); make it writable, or room on the disk, or choose another folder"

@@ -271,7 +271,7 @@ class Schedule:
             self.given_up.add(shard)
         else:
             self.pending.append(shard)
-        return Charge(shard, self.attempts[shard], given_up, died, out_of_memory)
+        return Charge(shard, self.attempts[shard], given_up)
 
 
 def drive(schedule: Schedule, pool: WorkerPool, ledger: Ledger, budget: FailureBudget | None = None) -> None:

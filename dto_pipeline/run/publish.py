@@ -1,4 +1,4 @@
-"""From a shard's rows to its published files: footer, adoption of orphans, receipt; and whether they still hold.
+"""From a shard's rows to its published files: the footer, adoption of orphans, the receipt.
 
 A label file never holds anything that varies between equal runs: no clock, no worker, no path of a machine.
 
@@ -18,22 +18,18 @@ A receipt tells of what lies there: size and sha256 are read back from the store
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import logging
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
 
-from dto_pipeline.config import PipelineConfig
 from dto_pipeline.data.digest import TableDigest
 from dto_pipeline.data.files import json_bytes
 from dto_pipeline.data.labels import LabelsError, read_label_metadata, read_labels, write_label_shard
-from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.receipts import (
     LABELS,
     RECEIPTS,
@@ -45,11 +41,9 @@ from dto_pipeline.data.receipts import (
     receipt_name,
     why_void,
 )
-from dto_pipeline.data.storage import absolute
 from dto_pipeline.data.store import sha256_of
-from dto_pipeline.run.folder import RunDirectory, open_run, scan_run, settle_records
-from dto_pipeline.run.identity import RunIdentity, identify_run, label_settings, settle_config
-from dto_pipeline.run.pool import process_name
+from dto_pipeline.run.folder import RunDirectory
+from dto_pipeline.run.identity import RunIdentity, label_settings
 from dto_pipeline.run.sanity import count_signs
 
 _LOG = logging.getLogger(__name__)
@@ -257,69 +251,6 @@ def count_statuses(table: LabelTable) -> tuple[dict[str, int], dict[str, int]]:
     persons = table.column("persons").combine_chunks().flatten().field("status").to_pylist()
     images = Counter(table.column("status").to_pylist())
     return dict(sorted(images.items())), dict(sorted(Counter(persons).items()))
-
-
-def find_damage(directory: RunDirectory, done: Mapping[int, Receipt]) -> dict[int, str]:
-    """Shards whose label file is not the one their receipt tells of -> why. Reads all of them.
-
-    A flipped bit shows neither in size nor in footer, which is all that a launch looks at by itself.
-    """
-    damage = {}
-    for shard, receipt in sorted(done.items()):
-        path = directory.label_file(shard, receipt.generation)
-        try:
-            found, told = sha256_of(path), receipt.label_sha256
-            if found != told:
-                damage[shard] = f"the sha256 of its label file is {found[:16]}, the receipt says {told[:16]}"
-                continue
-            table, key = read_labels(path), read_label_metadata(path).get("shard_key")
-        except (LabelsError, OSError) as error:
-            damage[shard] = f"its label file cannot be read: {error}"
-            continue
-        if (*count_statuses(table), key) != (receipt.image_status, receipt.person_status, receipt.shard_key):
-            damage[shard] = "its receipt does not count what its label file holds"
-    return damage
-
-
-def finish_run(
-    directory: RunDirectory,
-    manifest: Manifest,
-    config: PipelineConfig,
-    read_labels: Callable[[int], LabelTable],
-    facts: dict[str, str],
-    body_sha256: str,
-) -> None:
-    """Make a folder the finished run of a manifest, so that predictions are looked at, exported and merged as any run.
-
-    Args:
-        directory: the folder.
-        manifest: its rows are those of the labels, shard by shard.
-        config: what readers need to know, above all the body model.
-        read_labels: shard -> its label table.
-        facts: what made the labels, by name; goes into the versions of run.json, so that another maker's run differs.
-        body_sha256: of the body model.
-
-    Raises:
-        RunMismatch: the folder belongs to another run.
-        RunLocked: somebody else is at work on it.
-    """
-    plain = identify_run(settle_config(config, manifest), manifest, absolute(manifest.path))
-    identity = dataclasses.replace(plain, versions={**plain.versions, **facts})
-    directory.create_folders()
-    with directory.lock() as lock:
-        identity = open_run(directory, identity, lock)
-        generations = list_generations(directory)
-        for shard in range(manifest.num_shards):
-            standing = find_standing(directory, identity, shard, highest=generations.get(shard, -1))
-            if standing.receipt is not None:
-                continue
-            started, table = time.perf_counter(), read_labels(shard)
-            key = shard_key(identity, table.column("image_id").to_pylist())
-            footer = label_footer(identity, shard, key, table, {"body_sha256": body_sha256})
-            table = publish_labels(directory, shard, standing.free, table, footer)
-            work = ShardWork(process_name(), 1, False, round(time.perf_counter() - started, 6), time.time(), {})
-            commit_receipt(directory, identity, shard, standing.free, key, table, work)
-        settle_records(directory, scan_run(directory, identity))
 
 
 def _look(ask: Callable[[str], Any], name: str) -> Any:

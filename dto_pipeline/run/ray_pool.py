@@ -50,11 +50,12 @@ from dto_pipeline.run.pool import (
     one_line,
     process_name,
 )
-from dto_pipeline.run.ray_start import DrainPoll, start_ray
+from dto_pipeline.run.ray_start import start_ray
 
 _LOOK_S = 5.0  # how often a worker tells how far it is [s]
 _TOLD_S = 0.05  # how long a worker waits for its word to be on its way before it begins a shard [s]
 _COUNT_S = 10.0  # how long a machine has to say whether it ended processes for want of memory [s]
+_DRAIN_POLL_S = 5.0  # how often Ray is asked which nodes are about to be taken away [s]
 _MEMORY_MARKS = ("NODE_OUT_OF_MEMORY", "node running low on memory")  # in what Ray says of an actor's death
 _OWNER_DIED = "owner has died"  # how Ray says that the raylet of the owner of all actors, this process, is gone
 SHARD_SECONDS = [1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0]  # borders of the histogram [s]
@@ -150,7 +151,6 @@ class RayPool:
         """
         Args:
             runner: not warmed up; a copy travels to every actor.
-            config: what an actor asks for (`cpus_per_worker`, `gpus_per_worker`) and its threads.
             address: ``local`` starts Ray on this machine; ``auto``, ``HOST:PORT`` or ``ray://HOST:PORT`` joins a
                 cluster.
 
@@ -161,17 +161,27 @@ class RayPool:
         if self._owns_ray:
             start_ray(config, address)
         self._runner = ray.put(runner)
-        self._options = _actor_options(config)
+        threads = str(config.torch_threads)
+        self._options: dict[str, Any] = {
+            "num_cpus": config.cpus_per_worker,
+            "num_gpus": gpus_per_worker(config, int(ray.cluster_resources().get("GPU", 0))),
+            "max_restarts": 0,
+            "max_task_retries": 0,
+            # Read when the numerical libraries load, so they must be there before the runner is unpacked.
+            "runtime_env": {"env_vars": {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}},
+        }
         self._avoided: list[str] = []
         self._actors: dict[str, _Actor] = {}
         self._tasks: dict[Any, _Task] = {}  # in the order of submission
         self._started = 0
-        self._drains = DrainPoll()
+        self._asked_at = float("-inf")  # when Ray was asked last which nodes are being drained
 
     def start_worker(self) -> str:
         self._started += 1
         worker = f"worker-{self._started}"
-        handle = _actor_class().options(**self._options).remote([self._runner])
+        to_actor: Any = ray.remote  # its types do not know concurrency groups
+        actor_class = to_actor(concurrency_groups={"look": 1})(_Worker)
+        handle = actor_class.options(**self._options).remote([self._runner])
         self._actors[worker] = _Actor(handle)
         self._tasks[handle.where.remote()] = _Task(worker, "where")
         self._tasks[handle.ping.remote()] = _Task(worker, "ping")
@@ -201,21 +211,17 @@ class RayPool:
         heard = [reference for reference in references if reference in arrived]
         ordered = sorted(heard, key=lambda reference: self._tasks[reference].method == "look")
         events = [self._collect(ref) for ref in ordered if ref in self._tasks]
-        return [event for event in events if event is not None] + self._find_draining()
+        return [*filter(None, events), *self._find_draining()]
 
     def kill(self, worker: str) -> None:
         if worker in self._actors:  # a shard's failure and its worker's death may come in the same moment
-            ray.kill(self._forget(worker).handle, no_restart=True)
+            self._tasks = {ref: task for ref, task in self._tasks.items() if task.worker != worker}
+            ray.kill(self._actors.pop(worker).handle, no_restart=True)
 
     def avoid_node(self, node: str) -> None:
         self._avoided.append(node)
         selector = {"ray.io/node-id": f"!in({','.join(self._avoided)})"}
-        try:
-            _actor_class().options(**self._options, label_selector=selector)
-        except (TypeError, ValueError) as error:  # an older Ray
-            _LOG.warning("this version of Ray cannot leave out a node (%s): it goes on there", one_line(error))
-        else:
-            self._options = {**self._options, "label_selector": selector}
+        self._options = {**self._options, "label_selector": selector}
 
     def now(self) -> float:
         return time.monotonic()
@@ -232,7 +238,12 @@ class RayPool:
         try:
             answer = ray.get(reference)
         except ray.exceptions.RayTaskError as error:
-            return self._raised(task, error)
+            cause, detail = error.cause if isinstance(error.cause, BaseException) else error, str(error)
+            if task.method != "run":  # while warming up: the worker is of no use
+                self.kill(task.worker)
+                return WorkerLost(task.worker, one_line(cause), detail, node=actor.node)
+            actor.answered += 1
+            return ShardRaised(task.worker, task.shard, one_line(cause), detail, isinstance(cause, DeviceLost))
         except ray.exceptions.RayError as error:
             return self._lost(task.worker, error)
         if task.method == "where":
@@ -251,26 +262,23 @@ class RayPool:
         return WorkerReady(task.worker, actor.node)
 
     def _find_draining(self) -> list[Event]:
-        """Workers whose node is about to be taken away, each once."""
+        """Workers whose node is about to be taken away, each once. Ray has no public function that tells."""
+        now, nodes = self.now(), set()
+        if now - self._asked_at >= _DRAIN_POLL_S:
+            self._asked_at = now
+            try:
+                nodes = set(ray._private.state.state.get_draining_nodes())
+            except (AttributeError, ray.exceptions.RayError, ConnectionError) as error:
+                self._asked_at = float("inf")
+                what = "Ray does not tell here which nodes are drained (%s): workers there are lost like others"
+                _LOG.warning(what, one_line(error))
         found: list[Event] = []
-        nodes = self._drains.nodes(self.now())
         for worker, actor in self._actors.items():
             if actor.node in nodes and not actor.draining:
                 actor.draining = True
                 _LOG.warning("the node of %s (%s) is being drained: it gets no more shards", worker, actor.place)
                 found.append(WorkerDraining(worker))
         return found
-
-    def _raised(self, task: _Task, error: ray.exceptions.RayTaskError) -> Event:
-        """The runner raised: in a shard, or while warming up, which makes the worker useless."""
-        cause = error.cause if isinstance(error.cause, BaseException) else error
-        detail = str(error)
-        actor = self._actors[task.worker]
-        if task.method != "run":
-            self.kill(task.worker)
-            return WorkerLost(task.worker, one_line(cause), detail, node=actor.node)
-        actor.answered += 1
-        return ShardRaised(task.worker, task.shard, one_line(cause), detail, isinstance(cause, DeviceLost))
 
     def _lost(self, worker: str, error: ray.exceptions.RayError) -> WorkerLost:
         """The process or its node is gone, or cannot be reached: a worker we are unsure of is ended.
@@ -306,27 +314,6 @@ class RayPool:
             return has_grown(actor.oom_kills, ray.get(asked, timeout=_COUNT_S))
         except (ray.exceptions.RayError, TimeoutError):  # the machine is gone, or too busy to say
             return False
-
-    def _forget(self, worker: str) -> _Actor:
-        self._tasks = {ref: task for ref, task in self._tasks.items() if task.worker != worker}
-        return self._actors.pop(worker)
-
-
-def _actor_class() -> Any:
-    to_actor: Any = ray.remote  # its types do not know concurrency groups
-    return to_actor(concurrency_groups={"look": 1})(_Worker)
-
-
-def _actor_options(config: RunConfig) -> dict[str, Any]:
-    threads = str(config.torch_threads)
-    return {
-        "num_cpus": config.cpus_per_worker,
-        "num_gpus": gpus_per_worker(config, int(ray.cluster_resources().get("GPU", 0))),
-        "max_restarts": 0,
-        "max_task_retries": 0,
-        # Read when the numerical libraries load, so they must be there before the runner is unpacked.
-        "runtime_env": {"env_vars": {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}},
-    }
 
 
 def gpus_per_worker(config: RunConfig, there: int) -> float:

@@ -125,7 +125,9 @@ def read_status(run_dir: str | Path) -> RunStatus:
     return RunStatus(
         run_dir=str(run_dir),
         subset=identity.subset,
-        driver="none" if holder is None else holder.describe_state(),
+        driver="none"
+        if holder is None
+        else f"pid {holder.pid} on {holder.host} ({holder.state}, last heartbeat {holder.beat_at} by its clock)",
         driver_note=describe_driver(holder.state if holder else None, pending, len(given_up)),
         # by this machine's clock; clocks may differ, so never less than 0
         last_receipt_s=max(0.0, time.time() - max(r.finished_at for r in receipts)) if receipts else None,

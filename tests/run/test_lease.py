@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import json
-import re
 
 import pytest
 
@@ -208,7 +207,6 @@ def test_status_names_a_driver_of_another_host(tmp_path):
 
     assert holder is not None
     assert (holder.pid, holder.host, holder.state) == (77, "far", "on another host")
-    assert re.fullmatch(r"pid 77 on far \(on another host, last heartbeat \S+ by its clock\)", holder.describe_state())
 
 
 def test_a_file_system_without_flock_has_the_lease_alone(tmp_path, monkeypatch):

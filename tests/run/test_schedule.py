@@ -32,7 +32,7 @@ def test_a_dead_worker_is_charged_for_its_shard_which_comes_last():
 
     charge = schedule.worker_lost("a")
 
-    assert charge == Charge(shard=0, attempts=1, given_up=False, died=True)
+    assert charge == Charge(shard=0, attempts=1, given_up=False)
     assert schedule.attempts == {0: 1}
     assert list(schedule.pending) == [2, 3, 4, 5, 6, 7, 0]
 
@@ -122,7 +122,7 @@ def test_a_shard_that_takes_the_memory_away_every_time_is_given_up_in_the_end():
         _assigned(schedule)
         charges.append(schedule.worker_lost(f"w{number}", out_of_memory=True))
 
-    tries = [Charge(7, 1, False, died=True, out_of_memory=True), Charge(7, 2, True, died=True, out_of_memory=True)]
+    tries = [Charge(7, 1, False), Charge(7, 2, True)]
     assert charges == [None] * MEMORY_ATTEMPTS + tries
     assert schedule.finished
     assert asked == [(7, 1, True), (7, 2, True)]

@@ -19,7 +19,8 @@ from dto_pipeline.data.exports.export import FORMATS, Format, export_labels
 from dto_pipeline.data.exports.inputs import ExportError
 from dto_pipeline.data.exports.job import staged_folder
 from dto_pipeline.data.exports.selection import Selection
-from dto_pipeline.run.folder import RunDirectoryError, read_run_labels
+from dto_pipeline.run.finished import read_run_labels
+from dto_pipeline.run.folder import RunDirectoryError
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -69,7 +70,7 @@ def test_a_writer_that_fails_leaves_nothing(name, runs, tmp_path, monkeypatch) -
 KILLED = """
 import os, signal, sys
 from dto_pipeline.data.exports import export as module, job
-from dto_pipeline.run.folder import read_run_labels
+from dto_pipeline.run.finished import read_run_labels
 job.os.rename = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 module.export_labels([read_run_labels(sys.argv[1])], "parquet", sys.argv[2], progress=False)
 """

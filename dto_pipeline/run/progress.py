@@ -1,0 +1,167 @@
+"""The driver's memory while it works: failures on disk, a progress line, a log line a shard, metrics, and a tally.
+
+Decides nothing. Seconds, images.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+from dto_pipeline.data.receipts import Receipt
+from dto_pipeline.run import folder as files
+from dto_pipeline.run.budget import Charge
+from dto_pipeline.run.deaths import Suspects
+from dto_pipeline.run.folder import Failure, RunDirectory
+from dto_pipeline.run.loop import RunAborted, Schedule
+from dto_pipeline.run.plan import RunPlan
+from dto_pipeline.run.report import Tally
+
+if TYPE_CHECKING:  # a run without Ray does not load it
+    from dto_pipeline.run.ray_pool import RayMetrics
+
+_LOG = logging.getLogger(__name__)
+_LOGGED = (
+    "shard",
+    "worker",
+    "attempt",
+    "images",
+    "persons",
+    "failed_images",
+    "wall_s",
+    "image_status",
+    "stage_seconds",
+)
+_LINE_S = 0.5  # least time between two drawings of the progress line on a terminal ...
+_LOG_FILE_S = 30.0  # ... and where it goes to a file
+
+
+class FileLedger:
+    """A `Ledger` of a real run; a context manager, because it owns the progress line."""
+
+    def __init__(
+        self,
+        directory: RunDirectory,
+        plan: RunPlan,
+        schedule: Schedule,
+        suspects: Suspects,
+        progress: bool = True,
+        metrics: RayMetrics | None = None,
+        check_lock: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`check_lock`: raises where another driver has taken the run over."""
+        self.tally = Tally()
+        self._check_lock = check_lock
+        self._directory, self._plan, self._schedule, self._suspects = directory, plan, schedule, suspects
+        self._metrics = metrics
+        self._charged = set(plan.earlier)  # shards with a failure file
+        self._given_up = len(plan.failed)
+        self._failed_images = sum(receipt.failed_images for receipt in plan.done.values())
+        self._images = 0  # done in this launch
+        self._waiting = 0.0  # seconds that nobody has been ready, when it was last said ...
+        self._loading = 0  # ... and workers that were loading then
+        self._drawn_at = float("-inf")
+        self._draw_every = _LINE_S if sys.stderr.isatty() else _LOG_FILE_S
+        self._line = tqdm(total=sum(plan.work.values()), unit=" images", disable=not progress, dynamic_ncols=True)
+
+    def __enter__(self) -> FileLedger:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._draw()
+        self._line.close()
+
+    def shard_done(self, receipt: Receipt) -> None:
+        shard, before = receipt.shard, self._plan.done.get(receipt.shard)
+        outcome = "adopted" if receipt.adopted else "done"
+        failed_before = 0
+        if shard in self._plan.repairs and before is not None:
+            outcome, failed_before = "repaired", before.failed_images
+            self.tally.mended += failed_before - receipt.failed_images
+            if receipt.generation != before.generation:
+                self.tally.repaired.add(shard)
+        if shard in self._charged:
+            self._write(lambda: files.clear_failure(self._directory, shard))
+        self._failed_images += receipt.failed_images - failed_before
+        self._images += self._plan.work.get(shard, receipt.images)
+        if self._metrics is not None:
+            self._metrics.shard_done(receipt, outcome)
+        speed = receipt.images / receipt.wall_s if receipt.wall_s > 0 else 0.0
+        statuses = ", ".join(f"{count} {word}" for word, count in receipt.image_status.items())
+        told = {name: getattr(receipt, name) for name in _LOGGED}
+        _LOG.info(
+            "shard %d %s in %.1f s by %s, attempt %d: %d images (%s), %d persons, %.1f images/s",
+            *(shard, outcome, receipt.wall_s, receipt.worker, receipt.attempt, receipt.images, statuses),
+            *(receipt.persons, speed),
+            extra={"facts": {**told, "outcome": outcome, "images_per_s": round(speed, 3)}},
+        )
+
+    def shard_charged(self, charge: Charge, worker: str, error: str, detail: str) -> None:
+        fate = charge.shard, charge.attempts, charge.given_up
+        failure = self._suspects.of(charge.shard).describe(Failure(*fate, error, worker, time.time(), detail))
+        self._write(lambda: files.record_failure(self._directory, failure))
+        self._charged.add(charge.shard)
+        self._given_up += charge.given_up
+        self.tally.charges += 1
+        if charge.given_up and charge.shard in self._plan.repairs:
+            self.tally.repairs_failed[charge.shard] = error
+        if self._metrics is not None:
+            self._metrics.shard_failed(charge)
+        verdict = "given up" if charge.given_up else "tried again later"
+        facts = {"shard": charge.shard, "attempt": charge.attempts, "given_up": charge.given_up, "worker": worker}
+        message = "shard %d failed (attempt %d, %s): %s"
+        _LOG.warning(message, charge.shard, charge.attempts, verdict, error, extra={"facts": facts})
+
+    def worker_lost(self, worker: str, error: str, out_of_memory: bool = False) -> None:
+        self.tally.workers_lost += 1
+        self.tally.out_of_memory += out_of_memory
+        if self._metrics is not None:
+            self._metrics.worker_lost()
+        _LOG.warning("%s is lost: %s", worker, error, extra={"facts": {"worker": worker}})
+
+    def waiting(self, seconds: float, loading: int) -> None:
+        self._waiting, self._loading = seconds, loading
+        self._draw()
+        what = f"{loading} are loading" if loading else "are the CPUs and GPUs they ask for free?"
+        _LOG.warning("no worker is ready since %.0f s: %s", seconds, what)
+
+    def tick(self, loading: int = 0) -> None:
+        self._loading = loading
+        self._check_lock()
+        now = time.monotonic()
+        if now - self._drawn_at >= self._draw_every:
+            self._drawn_at = now
+            self._draw()
+            if self._metrics is not None:
+                self._metrics.gauge(len(self._schedule.workers), self._schedule.unfinished)
+
+    def _draw(self) -> None:
+        """The progress line: images, who is at work, who is waited for, what failed."""
+        schedule = self._schedule
+        workers, wanted = len(schedule.workers), schedule.workers_wanted
+        if workers:
+            self._waiting, self._loading = 0.0, 0
+        who = f"{workers} workers" if workers >= wanted else f"{workers} of {wanted} workers, others are not ready"
+        if not workers and schedule.leaving:
+            who = f"{schedule.leaving} workers finish before their nodes go"
+        elif not workers and wanted:
+            whom = f"{self._loading} workers that are loading" if self._loading else "workers and their GPUs"
+            who = f"waiting for {whom}" + (f" since {self._waiting:.0f} s" if self._waiting else "")
+        self._line.n = min(self._line.total, self._images + schedule.images_under_way)
+        self._line.set_postfix_str(f"{who}, failed: {self._given_up} shards, {self._failed_images} images")
+
+    def _write(self, action: Callable[[], None]) -> None:
+        """Do something to the run's folder; without it the driver has no memory and cannot go on."""
+        try:
+            action()
+        except OSError as error:
+            advice = "make the folder writable, or room on the disk, and start again"
+            raise RunAborted(f"{self._directory.root} cannot be written ({error}); {advice}") from error
