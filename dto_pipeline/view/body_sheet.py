@@ -15,9 +15,8 @@ from PIL import Image, ImageDraw
 
 from dto_pipeline.axes import KID_AXIS, NUM_BETAS
 from dto_pipeline.models.body import BodyModel, BodyModelError
+from dto_pipeline.view.drawing import INK, MUTED, PAPER, RULE, load_font
 from dto_pipeline.view.overlay import draw_overlays
-from dto_pipeline.view.palette import INK, MUTED, PAPER, RULE
-from dto_pipeline.view.tags import load_font
 
 TALL, SMALL, KID = 1.90, 1.50, 1.10  # heights of the bodies shown beside the template [m]
 _PIXELS_PER_METRE = 270
