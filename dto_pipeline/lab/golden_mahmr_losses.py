@@ -13,9 +13,8 @@ import numpy as np
 import torch
 
 from dto_pipeline.lab.golden_case import CaseResult
-from dto_pipeline.train.blocks import image_numbers, number_within
+from dto_pipeline.train.blocks import Known, image_numbers, number_within
 from dto_pipeline.train.config import LossConfig, load_train_config
-from dto_pipeline.train.denoising import Known
 from dto_pipeline.train.losses import WEIGHTS, Losses, compute_losses
 from dto_pipeline.train.matching import Matches, match_people
 from dto_pipeline.train.model import Predictions

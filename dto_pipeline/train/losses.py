@@ -15,9 +15,8 @@ from torch.nn import functional
 
 from dto_pipeline.maths.devices import constant
 from dto_pipeline.maths.rotation import axis_angle_to_matrix
-from dto_pipeline.train.blocks import number_within
+from dto_pipeline.train.blocks import Known, number_within
 from dto_pipeline.train.config import LossConfig
-from dto_pipeline.train.denoising import Known
 from dto_pipeline.train.matching import Matches, generalised_iou
 from dto_pipeline.train.model import Predictions, corners
 from dto_pipeline.train.people import Targets

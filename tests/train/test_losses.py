@@ -14,9 +14,9 @@ import torch
 
 from dto_pipeline.errors import DtoError
 from dto_pipeline.models.body import BodyModel
+from dto_pipeline.train.blocks import Known
 from dto_pipeline.train.checkpoint import begin_network
 from dto_pipeline.train.config import LossConfig, load_train_config
-from dto_pipeline.train.denoising import Known
 from dto_pipeline.train.learner import Learner
 from dto_pipeline.train.losses import Losses, compute_losses
 from dto_pipeline.train.matching import generalised_iou, match_people
