@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +30,7 @@ from dto_pipeline.data.exports.selection import ExportError
 from dto_pipeline.data.files import sha256_file
 from dto_pipeline.data.label_files import IMAGE_FILE, RunLabels, person_leaf
 from dto_pipeline.data.manifest import Manifest
-from dto_pipeline.data.npz import MappedNpz, NpzError, create_npz, open_member
+from dto_pipeline.data.npz import MappedNpz, NpzError, open_member
 from dto_pipeline.data.sources.rows import decode_names
 from dto_pipeline.data.storage import Location, as_location
 from dto_pipeline.data.tars import split_address
@@ -43,7 +42,8 @@ NO_BOX = "persons without a box: center and scale are NaN"
 NO_KEYPOINTS = "persons without keypoints: gtkps has confidence 0"
 _BOX_UNIT = 200.0  # `scale` is the box's size over this [px]
 
-_Releases = Mapping[str, MappedNpz | None]  # of each run, by its name
+_Release = dict[str, np.ndarray]  # arrays that are carried through, mapped
+_Releases = Mapping[str, _Release | None]  # of each run, by its name
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,8 @@ def write_camerahmr_files(job: ExportJob, folder: Path) -> list[ExportedFile]:
     files = []
     for subset in job.subsets:
         name = f"{subset.subset}-dto.npz"
-        with ExitStack() as stack:
-            releases = {run.name: _open_release(run, job.labels, stack) for run in subset.runs}
-            archive = stack.enter_context(create_npz(folder / name))
+        releases = {run.name: _open_release(run, job.labels) for run in subset.runs}
+        with zipfile.ZipFile(folder / name, "w") as archive:
             _write_names(job, archive, subset, releases)
             for member in _MEMBERS:
                 _write_member(job, archive, subset, member, releases)
@@ -73,8 +72,8 @@ def write_camerahmr_files(job: ExportJob, folder: Path) -> list[ExportedFile]:
     return files
 
 
-def _open_release(run: RunLabels, named: Sequence[Location], stack: ExitStack) -> MappedNpz | None:
-    """The label file a run was made from, open as long as `stack`; None where it was no file of CameraHMR's.
+def _open_release(run: RunLabels, named: Sequence[Location]) -> _Release | None:
+    """Arrays of the label file a run was made from; None where it was no file of CameraHMR's.
 
     Args:
         named: places to look at before those that the manifest tells.
@@ -99,20 +98,18 @@ def _open_release(run: RunLabels, named: Sequence[Location], stack: ExitStack) -
         elif place.stat().st_size != size or sha256_file(place) != sha256:
             tried.append(f"{place}: another file (its sha256 is not {sha256[:16]})")
         else:
-            return _map_release(place, stack)
+            return _map_release(place)
     raise ExportError(
         f"run {run.name}: its label file {name}, of which {', '.join(CARRIED)} are carried through, was not "
         f"found ({'; '.join(tried[:3]) or 'nothing tells where it is'}); name it with --labels"
     )
 
 
-def _map_release(path: Path, stack: ExitStack) -> MappedNpz:
-    """Raises: ExportError where an array that is carried through is damaged; some files lack one."""
+def _map_release(path: Path) -> _Release:
+    """Raises: ExportError where an array that is carried through is damaged."""
     try:
-        npz = stack.enter_context(MappedNpz(path))
-        for key in {*CARRIED} & {*npz.keys}:
-            npz.array(key)
-        return npz
+        npz = MappedNpz(path)
+        return {key: npz.array(key) for key in CARRIED if key in npz.keys}  # all have `imgname`, some lack the others
     except NpzError as error:
         raise ExportError(str(error)) from error
 
@@ -130,8 +127,10 @@ def _places(manifest: Manifest, file: str) -> Iterator[Path]:
 def _write_member(
     job: ExportJob, archive: zipfile.ZipFile, subset: SubsetPlan, member: _Member, releases: _Releases
 ) -> None:
-    held = [npz for npz in releases.values() if member.carried and npz is not None and member.key in npz.keys]
-    tails = {npz.array(member.key).shape[1:] for npz in held} or {member.shape}
+    held = [
+        release[member.key] for release in releases.values() if member.carried and release and member.key in release
+    ]
+    tails = {array.shape[1:] for array in held} or {member.shape}
     if len(tails) > 1:
         raise ExportError(f"subset {subset.subset}: {member.key} has the shapes {sorted(tails)}; export its runs apart")
     (tail,) = tails
@@ -147,17 +146,17 @@ def _write_member(
 
 
 def _carry(
-    job: ExportJob, table: pa.Table, own: np.ndarray, tail: tuple[int, ...], key: str, release: MappedNpz | None
+    job: ExportJob, table: pa.Table, own: np.ndarray, tail: tuple[int, ...], key: str, release: _Release | None
 ) -> np.ndarray:
     """(n, *tail) entries of the released file by source row; our own where a person has none."""
     if own.shape[1:] != tail:  # a box has one size, a released scale may have two; keypoints are of any number
         own = np.broadcast_to(own.reshape(*own.shape[:1], *(1,) * len(tail)), (len(own), *tail))
     known = np.zeros(len(own), bool)
-    if release is not None and key in release.keys:
+    if release is not None and key in release:
         row = _of_people("source_row")(table)
         known = row >= 0
         own = own.copy()
-        own[known] = release.array(key)[row[known]]
+        own[known] = release[key][row[known]]
     if key == "gtkps":
         job.notes[NO_KEYPOINTS] += int((~known).sum())
     if key == "center":
@@ -185,7 +184,7 @@ def _image_names(job: ExportJob, subset: SubsetPlan, releases: _Releases) -> Ite
                 row = _of_people("source_row")(table)
                 owner = np.repeat(np.arange(len(names)), counts)
                 told, first = np.unique(owner[row >= 0], return_index=True)
-                published = decode_names(np.asarray(release.array("imgname")[row[row >= 0][first]]))
+                published = decode_names(np.asarray(release["imgname"][row[row >= 0][first]]))
                 for image, name in zip(told.tolist(), published.tolist(), strict=True):
                     names[image] = name
             yield names, counts

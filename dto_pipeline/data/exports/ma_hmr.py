@@ -16,6 +16,7 @@ row group there are the keys of an earlier subset of the same file (about 100 by
 from __future__ import annotations
 
 import pickle
+import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ import pyarrow as pa
 from dto_pipeline.data.cameras import CAMERA_COLUMNS
 from dto_pipeline.data.columns import read_vectors, single_array
 from dto_pipeline.data.exports.job import ExportedFile, ExportJob, SubsetPlan, describe_making
-from dto_pipeline.data.npz import create_npz, open_member
+from dto_pipeline.data.npz import open_member
 
 REPEATED = "images already taken from an earlier subset of the same file"
 _PROTOCOL = 3  # numpy 1.23 on Python 3.8 reads it
@@ -47,7 +48,10 @@ def write_ma_hmr(job: ExportJob, folder: Path) -> list[ExportedFile]:
     for name in dict.fromkeys(names.values()):
         subsets = [subset for subset in job.subsets if names[subset.subset] == name]
         path, counts = f"{name}_CHMR_SMPL_OPT.npz", np.zeros(2, np.int64)
-        with create_npz(folder / path) as archive, open_member(archive, "annots", np.dtype(object), ()) as stream:
+        with (
+            zipfile.ZipFile(folder / path, "w") as archive,
+            open_member(archive, "annots", np.dtype(object), ()) as stream,
+        ):
             for part in pickled_array(_count(_annotations(job, subsets), counts)):
                 stream.write(part)
         files.append(ExportedFile(path, *counts.tolist()))
