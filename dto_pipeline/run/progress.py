@@ -9,6 +9,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ from dto_pipeline.data.receipts import Receipt
 from dto_pipeline.run import folder as files
 from dto_pipeline.run.budget import Charge
 from dto_pipeline.run.deaths import Suspects
-from dto_pipeline.run.folder import Failure, RunDirectory
+from dto_pipeline.run.folder import RunDirectory
 from dto_pipeline.run.loop import RunAborted, Schedule
 from dto_pipeline.run.plan import RunPlan
 from dto_pipeline.run.report import Tally
@@ -105,8 +106,8 @@ class FileLedger:
         )
 
     def shard_charged(self, charge: Charge, worker: str, error: str, detail: str) -> None:
-        fate = charge.shard, charge.attempts, charge.given_up
-        failure = self._suspects.of(charge.shard).describe(Failure(*fate, error, worker, time.time(), detail))
+        failure = replace(self._suspects.of(charge.shard), attempts=charge.attempts, given_up=charge.given_up)
+        failure = replace(failure, error=error, worker=worker, failed_at=time.time(), detail=detail)
         self._write(lambda: files.record_failure(self._directory, failure))
         self._charged.add(charge.shard)
         self._given_up += charge.given_up
