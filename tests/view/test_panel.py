@@ -14,8 +14,8 @@ from dto_pipeline.models.body import BodyModel
 from dto_pipeline.scene import Scene
 from dto_pipeline.status import ImageStatus
 from dto_pipeline.view.overlay import draw_overlays
+from dto_pipeline.view.pages import person_table, scene_panel, solver_panel, solver_table
 from dto_pipeline.view.panel import People, Table, compose_page, draw_rows, ground_places, save_png
-from dto_pipeline.view.scene_panel import _solver_table, person_table, scene_panel, solver_panel
 from tests.crowds import Stander, make_scene
 
 K = np.array([[300.0, 0, 160], [0, 300.0, 120], [0, 0, 1]])
@@ -99,7 +99,7 @@ def test_solvers_stand_beside_each_other_and_the_truth(body: BodyModel, people: 
     placed = {"paper": keep_labels(scene), "joint": keep_labels(scene)}
     one, three = scene_panel(placed["paper"], body), solver_panel(placed, body, people)
     assert three.width > 1.1 * one.width
-    table = _solver_table(placed, body, people)
+    table = solver_table(placed, body, people)
     assert table.columns[3:7] == ["height given", "paper", "joint", "true"]
     assert table.lines[0][6] == "1.70 m"
     assert all(len(line) == len(table.columns) for line in table.lines)
