@@ -148,7 +148,10 @@ def test_of_two_generations_the_newer_one_counts_and_the_other_label_file_goes(r
     assert scan.done[1] == newer
     assert [base_name(path) for path in scan.labels.files.values()] == ["shard-00001.r1.parquet", "shard-00002.parquet"]
     files.settle_records(run[0], scan)
-    assert sorted(path.name for path in run[0].at("labels").iterdir()) == ["shard-00001.r1.parquet", "shard-00002.parquet"]
+    assert sorted(path.name for path in run[0].at("labels").iterdir()) == [
+        "shard-00001.r1.parquet",
+        "shard-00002.parquet",
+    ]
     assert files.scan_run(*run).labels.surplus == ()
 
 
