@@ -252,4 +252,4 @@ def test_a_run_joins_a_cluster_by_auto_and_as_a_client(cluster, client_port, tin
     assert label_bytes(tmp_path / "run") == undisturbed
     said = "no metrics are exposed behind ray://" in done.stderr and "nodes are drained" in done.stderr
     assert said == (how == "client")
-    assert not list(RunDirectory(tmp_path / "run").failures.iterdir())
+    assert not list(RunDirectory(tmp_path / "run").at("failures").iterdir())
