@@ -26,7 +26,7 @@ from dto_pipeline.config import STAND_IN_BODY, PipelineConfig
 from dto_pipeline.data.images import read_image
 from dto_pipeline.data.labels import build_label_table, write_label_shard
 from dto_pipeline.data.manifest import Manifest
-from dto_pipeline.lab.bench_data import PEOPLE, SIZE, build_bench_data
+from dto_pipeline.lab.demo_data import BENCH_PEOPLE, BENCH_SIZE, build_bench_data
 from dto_pipeline.models.body import BodyModel, load_body
 from dto_pipeline.models.depth_anything import DepthNetwork
 from dto_pipeline.models.seeing import Sight
@@ -75,8 +75,8 @@ class DepthBenchReport:
         h, w = self.network_size
         stages = sorted(((ms, stage) for stage, ms in self.stage_ms.items()), reverse=True)
         lines = [
-            f"{self.images} images of {SIZE[0]} x {SIZE[1]}, {PEOPLE} people each, in {self.windows} windows; "
-            f"{self.device}; {self.model}",
+            f"{self.images} images of {BENCH_SIZE[0]} x {BENCH_SIZE[1]}, {BENCH_PEOPLE} people each, in {self.windows} "
+            f"windows; {self.device}; {self.model}",
             f"network input {w} x {h}, batches of {self.batch}, {1000 * self.tflop_per_image:.1f} GFLOP an image",
             "",
             f"depth network alone   {self.alone_per_s:9.2f} images/s",
@@ -257,7 +257,7 @@ def _time_once(
 
 
 def _report(times: list[_Times], network: DepthNetwork, images: int, windows: int, device: str) -> DepthBenchReport:
-    size, known = network.recipe.size(SIZE[1], SIZE[0]), network.network.config.model_type == "depth_anything"
+    size, known = network.recipe.size(*BENCH_SIZE[::-1]), network.network.config.model_type == "depth_anything"
 
     stages = sorted({stage for one in times for stage in one.stages})
     threads = sorted({name for one in times for name in one.threads})

@@ -15,9 +15,9 @@ from dto_pipeline.config import PipelineConfig, PriorConfig
 from dto_pipeline.data.people import read_people
 from dto_pipeline.lab.benchmark import OWN, POOLED, RECORDED, SWITCHES, BenchmarkError, BenchmarkSettings, override
 from dto_pipeline.lab.benchmark_page import run_benchmark
+from dto_pipeline.lab.crowd_files import CrowdFilesError
 from dto_pipeline.lab.difficulty import DIFFICULTIES, DifficultyError, change_options, choose_difficulty
 from dto_pipeline.lab.known_scenes import MadeScene, build_known_scene, plan_hard_crowd
-from dto_pipeline.lab.marker import DemoDataError
 from dto_pipeline.lab.solver_outcomes import (
     ACCEPTED,
     EVERYBODY,
@@ -54,7 +54,7 @@ def test_a_whole_data_set_is_recognised_and_another_one_refused(body: BodyModel,
     again = write_synth(tmp_path, kind, 1, 5, body)
     assert (again.created, again.persons) == (False, made.persons)
     assert digests(tmp_path) == before
-    with pytest.raises(DemoDataError, match="seed: 5 there, 6 wanted"):
+    with pytest.raises(CrowdFilesError, match="seed: 5 there, 6 wanted"):
         write_synth(tmp_path, kind, 1, 6, body)
 
 
