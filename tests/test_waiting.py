@@ -28,8 +28,8 @@ MODES = {"paper": 6, "joint": 12}  # at most so often a batch; joint looks at so
 TRAINING_STEP = {  # where a step of training waits, how often, and why
     "model.py:forward": (1, "sizes of the images"),
     "blocks.py:list_by_level": (2, "which cells become which tokens, and how many an image has"),
-    "denoising.py:most": (1, "people of the image with most: slots of denoising queries"),
-    "people.py:counts": (1, "people of each image: where costs of one end"),
+    "blocks.py:most": (1, "people of the image with most: slots of denoising queries"),
+    "targets.py:counts": (1, "people of each image: where costs of one end"),
     "matching.py:match_people": (2, "costs to the program, pairs back: SciPy assigns them"),
     "learner.py:step": (1, "losses, and whether the gradient is finite"),
 }
@@ -81,7 +81,7 @@ def test_a_training_step_waits_in_named_places_only(body: BodyModel, options: di
     by_place: Counter[str] = Counter()
     for (place, _), times in waits_of(lambda: learner.step(batch, 0)).items():
         by_place[place.removeprefix("train/")] += times
-    named = {place: times for place, (times, _) in TRAINING_STEP.items() if options or "denoising" not in place}
+    named = {place: times for place, (times, _) in TRAINING_STEP.items() if options or "most" not in place}
     assert by_place == named
 
 

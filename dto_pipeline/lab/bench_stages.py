@@ -28,7 +28,7 @@ from dto_pipeline.lab.demo_data import BENCH_PEOPLE, BENCH_SIZE, build_bench_dat
 from dto_pipeline.models.body import load_body
 from dto_pipeline.models.depth import DepthFiles
 from dto_pipeline.optimizer import SceneOptimizer
-from dto_pipeline.run.batching import size_on
+from dto_pipeline.run.placing import size_on
 from dto_pipeline.scene import OptimizedScenes, Scene
 from dto_pipeline.timing import StageClock
 
