@@ -35,7 +35,7 @@ def test_a_grey_sheet_says_why() -> None:
 def fitted(body: BodyModel, depth: list[float], group: list[int], alpha: float) -> PlacedScene:
     """People at z = 3, 5, 12, 14 m and their fit; labels stand a fifth farther."""
     standers = [Stander(x=0, z=1.2 * z) for z in (3, 5, 12, 14)[: len(depth)]]
-    placed = pass_through(make_scene(body, standers, size=(120, 160)))
+    placed = keep_labels(make_scene(body, standers, size=(120, 160)))
     placed.transl = placed.scene.transl / 1.2
     placed.depth_mean, placed.depth_group = np.array(depth), np.array(group)
     placed.alpha, placed.beta = (alpha, alpha), (1.0, 4.0)
