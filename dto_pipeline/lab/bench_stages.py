@@ -151,9 +151,9 @@ def _run_plain(scenes: Sequence[Scene], plain: PlainBody, config: PipelineConfig
         times = [time.perf_counter()]
         vertices = [plain.vertices(*person) for person in zip(scene.pose, scene.betas, scene.transl, strict=True)]
         times.append(time.perf_counter())
-        person, z, visible = draw_people(scene, vertices, plain.body, config)
+        drawn = draw_people(scene, vertices, plain.body, config)
         times.append(time.perf_counter())
-        people = measure_people(scene, person, z, visible, plain.body, config)
+        people = measure_people(scene, drawn, plain.body, config)
         times.append(time.perf_counter())
         apply_fits(scene, people, solve_groups(people, config), plain.body)
         times.append(time.perf_counter())
