@@ -8,7 +8,7 @@ boxes, joints in the picture and who is nearer. The whole file is in memory (abo
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -49,7 +49,7 @@ class _FileSet:
         """The folder of the photographs."""
         return open_folder(self.images_root)
 
-    def _pieces(self, number: int, part: Part, names: Sequence[str], counts: np.ndarray) -> list[Piece]:
+    def _pieces(self, number: int, part: Part, names: Iterable[str], counts: np.ndarray) -> list[Piece]:
         """Pieces of 1024 images that have people; `part.select` does not concern what no run has judged."""
         taken = part.holds([f"{self.name}/{image}" for image in names]) & (counts > 0)
         rows = np.flatnonzero(taken).astype(np.int32)

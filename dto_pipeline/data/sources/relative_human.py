@@ -108,13 +108,13 @@ def evaluated_joints(kp2d: np.ndarray, file_name: str) -> tuple[np.ndarray, np.n
     points = np.asarray(kp2d, dtype=np.float32)
     if points.ndim != 2 or points.shape[1] != 3:
         raise KeypointLayoutError(f"{file_name}: keypoints of shape {points.shape}; expected (14, 3) or (19, 3)")
-    if len(points) == len(EVALUATED_JOINTS):
-        layout, evaluated = EVALUATED_JOINTS, EVALUATED_JOINTS
-    elif len(points) == len(BK_JOINTS):
+    layout: tuple[str, ...] = EVALUATED_JOINTS
+    evaluated: tuple[str, ...] = EVALUATED_JOINTS
+    if len(points) == len(BK_JOINTS):
         stem = file_name.replace("\\", "/").rpartition("/")[2].replace(".jpg", "")
         layout = BK_JOINTS if len(stem) == BK_NAME_LENGTH else OCHUMAN_JOINTS
         evaluated = EVALUATED_JOINTS[:-1]
-    else:
+    elif len(points) != len(EVALUATED_JOINTS):
         found = f"{file_name}: a person has {len(points)} keypoints"
         raise KeypointLayoutError(f"{found}; expected 14 or 19, or none at all")
     rows = np.array([layout.index(name) if name in evaluated else -1 for name in EVALUATED_JOINTS])
