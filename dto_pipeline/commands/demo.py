@@ -10,7 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dto_pipeline.commands.options import positive
+from dto_pipeline.commands.options import not_negative, positive
 from dto_pipeline.config import DepthConfig, PipelineConfig
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("-o", "--out", default="out/demo", metavar="DIR", help="folder to write to (out/demo)")
     parser.add_argument("--images", type=positive, default=24, metavar="N", help="images to make (24)")
-    parser.add_argument("--workers", type=int, default=2, metavar="N", help="Ray workers (2); 0 = without Ray")
+    parser.add_argument("--workers", type=not_negative, default=2, metavar="N", help="Ray workers (2); 0 = without Ray")
     parser.add_argument(
         "--depth",
         choices=("network", "files"),

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dto_pipeline.commands.options import not_negative
 from dto_pipeline.commands.output import print_report
 from dto_pipeline.commands.several import show_several
 from dto_pipeline.errors import DtoError
@@ -33,7 +34,9 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("sides", metavar="RUN", nargs="+", help="the two sides, or with --against all of the first")
     parser.add_argument("--against", metavar="RUN", nargs="+", default=[], help="the other sides")
-    parser.add_argument("--worst", type=int, default=10, metavar="N", help="persons named, those that moved most (10)")
+    parser.add_argument(
+        "--worst", type=not_negative, default=10, metavar="N", help="persons named, those that moved most (10)"
+    )
     parser.add_argument("--body", metavar="NPZ", help="body model that heights are measured on (that of the run)")
     parser.add_argument("--draw", metavar="DIR", help="draw the worst scenes into this folder; not of two runs")
     parser.add_argument("--images", metavar="DIR", help="folder of the photographs for --draw (that of the run)")

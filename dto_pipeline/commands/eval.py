@@ -176,7 +176,7 @@ def _add_benchmark(actions: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("-o", "--out", default="out/benchmark", metavar="DIR", help="folder to write (out/benchmark)")
     parser.add_argument("--images", type=positive, default=48, metavar="N", help="per difficulty (48)")
-    parser.add_argument("--seed", type=int, default=201, help="of the crowds (201)")
+    parser.add_argument("--seed", type=not_negative, default=201, help="of the crowds (201)")
     parser.add_argument(
         "--difficulty", action="append", metavar="NAME", help="only this one; may be given several times (all)"
     )
@@ -198,7 +198,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="draws of images behind the intervals (1000); 0 = none",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of those draws (0)")
+    parser.add_argument("--seed", type=not_negative, default=0, help="of those draws (0)")
 
 
 def _run_rh(arguments: argparse.Namespace) -> int:

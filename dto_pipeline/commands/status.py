@@ -8,6 +8,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+from dto_pipeline.commands.options import measure
 from dto_pipeline.commands.output import print_report
 from dto_pipeline.commands.several import show_several
 from dto_pipeline.errors import DtoError
@@ -31,7 +32,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--watch",
         nargs="?",
-        type=float,
+        type=measure,
         const=WATCH_S,
         metavar="SECONDS",
         help=f"look again every so often (default {WATCH_S:g}) until nothing is pending",

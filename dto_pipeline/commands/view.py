@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from dto_pipeline.commands.options import add_moved_options
+from dto_pipeline.commands.options import add_moved_options, not_negative
 from dto_pipeline.commands.output import local_place
 from dto_pipeline.errors import DtoError
 
@@ -24,9 +24,11 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("-o", "--out", required=True, metavar="DIR", help="folder to write to")
     parser.add_argument("--key", action="append", default=[], metavar="K", help="image key, or its end; repeatable")
-    parser.add_argument("--worst", type=int, default=0, metavar="N", help="optimised scenes of largest deviation")
-    parser.add_argument("--random", type=int, default=0, metavar="N", help="scenes drawn by lot")
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed of --random (0)")
+    parser.add_argument(
+        "--worst", type=not_negative, default=0, metavar="N", help="optimised scenes of largest deviation"
+    )
+    parser.add_argument("--random", type=not_negative, default=0, metavar="N", help="scenes drawn by lot")
+    parser.add_argument("--seed", type=not_negative, default=0, metavar="S", help="seed of --random (0)")
     parser.add_argument("--status", action="append", default=[], metavar="S", help="only images of this status")
     parser.add_argument("--glb", action="store_true", help="also write a binary glTF of each scene (y up, metres)")
     add_places(parser)
