@@ -32,7 +32,6 @@ from dto_pipeline.run.placing import ManifestRows, ScenePlacer
 from dto_pipeline.run.pool import process_name
 from dto_pipeline.run.publish import (
     LabelTable,
-    ShardWork,
     Standing,
     commit_receipt,
     find_orphan,
@@ -181,15 +180,8 @@ class ShardRunner:
         if before is not None:
             seconds.update(before.stage_seconds)
             wall_s, adopted = wall_s + before.wall_s, before.adopted
-        work = ShardWork(
-            worker=process_name(),
-            attempt=job.attempt,
-            adopted=adopted,
-            wall_s=round(wall_s, 6),
-            finished_at=time.time(),
-            stage_seconds={stage: round(value, 6) for stage, value in sorted(seconds.items())},
-        )
-        return commit_receipt(self.directory, self._warm().identity, job.shard, generation, job.key, table, work)
+        where = self.directory, self._warm().identity, job.shard, generation
+        return commit_receipt(*where, job.key, table, wall_s, seconds, job.attempt, adopted)
 
     def _repair(self, job: _Job, before: Receipt, generation: int) -> Receipt:
         """Do the failed images of a finished shard again; its other rows stay as they are.
