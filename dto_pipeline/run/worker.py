@@ -135,9 +135,9 @@ class ShardRunner:
         image_ids = rows.column("image_id").to_pylist()
         job = _Job(shard, attempt, rows, image_ids, shard_key(loaded.identity, image_ids), started, clock)
         own = self.config.run.workers == 0  # no driver of its own would notice the death of this process
-        if own:
-            write_note(self.directory, InFlight(shard, attempt, "", driver=True))
         try:
+            if own:
+                write_note(self.directory, InFlight(shard, attempt, "", driver=True))
             receipt = self._adopt(job, standing) or standing.receipt
             if receipt is None:
                 table = self._publish(job, standing.free, self._place(job, rows))
