@@ -29,7 +29,7 @@ def test_the_plain_loop_and_the_batched_code_compute_the_same(body: BodyModel) -
     np.testing.assert_allclose(torch.stack(vertices), exact, atol=1e-5)
     person, z, visible = draw_people(scene, vertices, body, config)
     assert np.abs(visible - result.maps.visible_vertices[0].numpy()).max() <= 2
-    people = measure_people(scene, person, z, visible, body, config)
+    people = measure_people(scene, (person, z, visible), body, config)
     for index, found in enumerate(people):
         assert found is not None
         assert found.depth == pytest.approx(result.evidence.depth[0, index].tolist(), rel=1e-4)

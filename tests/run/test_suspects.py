@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dto_pipeline.config import RunConfig
-from dto_pipeline.data.labels import read_labels
 from dto_pipeline.data.receipts import label_name, receipt_name
 from dto_pipeline.run import folder as files
 from dto_pipeline.run.deaths import (
@@ -32,7 +31,7 @@ from dto_pipeline.run.folder import Failure, RunDirectory
 from dto_pipeline.status import ImageStatus
 from tests.chaos.arena import build_demo_manifest
 from tests.run.chaos import label_bytes, tiny_config
-from tests.run.poison import PoisonRunner
+from tests.run.poison import POISON, check_poisoned
 
 CONFIG = RunConfig(max_attempts=3, max_poison_images=2)
 REPOSITORY = Path(__file__).parents[2]
@@ -43,9 +42,6 @@ def failed(
 ) -> Failure:
     """A shard with so many deaths, and images that they happened at."""
     return Failure(shard, attempts, False, error, worker, 0.0, deaths=deaths, suspects=suspects)
-
-
-POISON = "tiny/000007.jpg"  # second image of shard 2
 
 
 @pytest.fixture
@@ -254,38 +250,7 @@ def test_an_image_that_kills_the_driver_is_found_by_the_next_starts(tiny, tmp_pa
         codes.append(subprocess.run([str(part) for part in command], cwd=REPOSITORY, check=False).returncode)
 
     assert codes == [-9, -9, -9, -9, 0]  # twice together, twice alone, then without it
-    _check_poisoned(directory, undisturbed)
-
-
-def _check_poisoned(directory, undisturbed):
-    """The poison image has a row with its status; everything else is as if nothing had happened."""
-    rows = read_labels(directory.label_file(2)).to_pylist()
-    assert [row["status"] for row in rows].count(str(ImageStatus.WORKER_DIED)) == 1
-    assert (rows[1]["image_id"], rows[1]["status"]) == (POISON, "worker_died")
-    assert all(person["status"] == "not_run" for person in rows[1]["persons"])
-    found = label_bytes(directory.root)
-    assert {name for name in found if found[name] != undisturbed[name]} == {"shard-00002.parquet"}
-    assert directory.store.entries("failures") == {}
-
-
-@pytest.mark.slow
-def test_an_image_that_kills_workers_costs_itself_only_and_heals_on_request(tiny, tmp_path, undisturbed):
-    directory = RunDirectory(tmp_path / "run")
-    config = tiny_config(workers=2)
-    runner = PoisonRunner(config, tiny.manifest, directory.root, [POISON])
-
-    summary = run_pipeline(tiny.manifest, directory.root, config, progress=False, runner=runner)
-
-    assert summary.exit_code == 0
-    assert summary.image_status["worker_died"] == 1
-    assert summary.failed_tries == 4
-    assert summary.workers_lost in (4, 5)  # one that dies before it said that it begun charges nothing, once
-    _check_poisoned(directory, undisturbed)
-    healed = run_pipeline(
-        tiny.manifest, directory.root, tiny_config(), progress=False, retry_failed=True, retry_statuses=["worker_died"]
-    )
-    assert (healed.repaired, healed.mended, healed.exit_code) == (1, 1, 0)
-    assert label_bytes(directory.root) == undisturbed
+    check_poisoned(directory, undisturbed)
 
 
 def test_a_shard_worked_image_by_image_has_the_bytes_of_one_worked_together(tmp_path):
