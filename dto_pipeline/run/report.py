@@ -25,7 +25,7 @@ from dto_pipeline.data.label_files import person_leaf, read_label_files
 from dto_pipeline.data.labels import LabelsError
 from dto_pipeline.data.receipts import Receipt, add_counts
 from dto_pipeline.data.storage import as_location
-from dto_pipeline.run.budget import Losses, count_losses, over_budget
+from dto_pipeline.run.budget import FailureBudget
 from dto_pipeline.run.folder import RunDirectory, RunScan, find_strays, read_identity, scan_run
 from dto_pipeline.run.lease import read_holder
 from dto_pipeline.run.sanity import Sanity, judge_run
@@ -319,8 +319,10 @@ def summarize(
     done = plan.done if scan is None else scan.done
     failures = {} if scan is None else scan.failures
     receipts = list(done.values())
-    losses = count_losses(receipts)
-    complaint = over_budget(losses, max_failed_images)
+    budget = FailureBudget(max_failed_images, {})
+    for receipt in receipts:
+        budget.shard_done(receipt)
+    complaint = budget.verdict()
     fresh = [receipt for shard, receipt in done.items() if shard not in plan.done]
     computed = sorted((receipt for receipt in fresh if not receipt.adopted), key=lambda receipt: -receipt.wall_s)
     given_up = {shard: failure.error for shard, failure in failures.items() if failure.given_up}
@@ -349,16 +351,16 @@ def summarize(
         wall_s=wall_s,
         images_per_s=sum(receipt.images for receipt in fresh) / wall_s,
         stage_seconds=sum_stages(fresh),
-        over_budget=complaint and "\n".join([complaint, *find_example(directory, losses)]),
+        over_budget=complaint and "\n".join([complaint, *find_example(directory, budget)]),
         sanity=judge_run(plan.identity, receipts),
         strays=find_strays(directory, plan.identity),
     )
 
 
-def find_example(directory: RunDirectory, losses: Losses) -> list[str]:
+def find_example(directory: RunDirectory, budget: FailureBudget) -> list[str]:
     """One line with the first row that was lost for the commonest cause and what it says; [] where none tells."""
-    commonest = next((cause for cause, _ in losses.causes), "")
-    receipt = losses.examples.get(commonest)
+    commonest = next((cause for cause, _ in budget.causes), "")
+    receipt = budget.examples.get(commonest)
     if receipt is None:
         return []
     try:
