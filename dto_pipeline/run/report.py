@@ -233,7 +233,7 @@ class RunSummary:
     person_status: dict[str, int]
     failed_images: int  # images whose labels are as given because they could not be processed
     retries: int  # attempts beyond the first, of shards done now
-    failed_tries: int  # of this launch, whatever became of the shard
+    failed_attempts: int  # of this launch, whatever became of the shard
     workers_lost: int  # in this launch
     out_of_memory: int  # of them, those whose machine lacked memory
     unreadable_failures: dict[int, str]  # failure records found damaged: their attempts are not counted
@@ -249,7 +249,7 @@ class RunSummary:
     @property
     def nothing_to_do(self) -> bool:
         """True when this launch found no work: what it was asked for was done, or given up, before."""
-        idle = self.done_now == 0 and not self.failed_tries and not self.retried
+        idle = self.done_now == 0 and not self.failed_attempts and not self.retried
         return idle and self.done_before + len(self.failed_shards) + self.unselected == self.shards
 
     @property
@@ -262,7 +262,9 @@ class RunSummary:
         return EXIT_SELECTED if self.done_before + self.done_now + self.unselected == self.shards else EXIT_MISSING
 
     def to_json(self) -> dict[str, Any]:
+        # failed_tries: the name until 0.4
         derived = {"nothing_to_do": self.nothing_to_do, "exit_code": self.exit_code}
+        derived["failed_tries"] = self.failed_attempts
         return {**dataclasses.asdict(self), **derived}
 
     def as_table(self) -> str:
@@ -282,8 +284,8 @@ class RunSummary:
         if self.done_now:
             lines.append(f"time     {format_duration(self.wall_s)}, {self.images_per_s:.1f} images/s")
             lines.append(f"sizes    {self.sizes}")
-        if self.failed_tries or self.workers_lost:
-            lines.append(f"losses   {self.workers_lost} workers lost, {self.failed_tries} attempts failed")
+        if self.failed_attempts or self.workers_lost:
+            lines.append(f"losses   {self.workers_lost} workers lost, {self.failed_attempts} attempts failed")
         if self.out_of_memory:
             advice = "use fewer workers, or keep others off the machine"
             lines.append(f"memory   ran out on a machine and ended {self.out_of_memory} of these workers; {advice}")
@@ -343,7 +345,7 @@ def summarize(
         person_status=add_counts(receipt.person_status for receipt in receipts),
         failed_images=sum(receipt.failed_images for receipt in receipts),
         retries=sum(receipt.attempt - 1 for receipt in fresh),
-        failed_tries=tally.charges,
+        failed_attempts=tally.charges,
         workers_lost=tally.workers_lost,
         out_of_memory=tally.out_of_memory,
         unreadable_failures=plan.unreadable,
