@@ -8,8 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModelForDepthEstimation
+from transformers import (
+    AutoModelForDepthEstimation,
+    DepthAnythingConfig,
+    DepthAnythingForDepthEstimation,
+    Dinov2Config,
+)
 
 from dto_pipeline.config import DepthConfig, PipelineConfig
 from dto_pipeline.lab.bench_depth import WINDOWS, DepthBenchReport, depth_flops, run_depth_bench, time_network
@@ -17,25 +21,20 @@ from dto_pipeline.models.depth_anything import DepthNetwork
 from tests.tiny_models import save_depth_anything
 
 
-@pytest.mark.parametrize(("height", "width"), [(56, 84), (42, 70), (98, 56)])
-def test_operations_counted_from_the_config_are_those_the_network_does(tmp_path: Path, height: int, width: int) -> None:
-    network = AutoModelForDepthEstimation.from_pretrained(
-        save_depth_anything(tmp_path / "tiny"), attn_implementation={"backbone_config": "eager"}
-    )
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(torch.zeros(1, 3, height, width))
-    assert depth_flops(network.config, height, width) == pytest.approx(counter.get_total_flops(), rel=0.01)
-
-
-def test_the_large_network_costs_what_is_known_of_it() -> None:
-    from transformers import DepthAnythingConfig, Dinov2Config
-
-    backbone = Dinov2Config(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, patch_size=14)
+def test_operations_are_counted_and_the_large_network_costs_what_is_known_of_it(tmp_path: Path) -> None:
+    backbone = Dinov2Config(
+        hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, image_size=518, patch_size=14,
+        out_indices=[5, 12, 18, 24], reshape_hidden_states=False,
+    )  # fmt: skip
     config = DepthAnythingConfig(
         backbone_config=backbone, reassemble_hidden_size=1024, neck_hidden_sizes=[256, 512, 1024, 1024],
         fusion_hidden_size=256, head_hidden_size=32,
     )  # fmt: skip
-    assert depth_flops(config, 518, 686) / 1e12 == pytest.approx(1.8, rel=0.1)
+    with torch.device("meta"):
+        large = DepthAnythingForDepthEstimation(config)
+    assert depth_flops(large, 518, 686) / 1e12 == pytest.approx(1.8, rel=0.1)
+    small = AutoModelForDepthEstimation.from_pretrained(save_depth_anything(tmp_path / "tiny"))
+    assert 3 < depth_flops(small, 112, 168) / depth_flops(small, 56, 84) < 6
 
 
 def test_a_benchmark_reports_both_ways_and_every_stage(tmp_path: Path) -> None:
