@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,12 +23,15 @@ from tests.tiny_models import save_depth_anything
 
 
 def test_operations_are_counted_and_the_large_network_costs_what_is_known_of_it(tmp_path: Path) -> None:
-    backbone = Dinov2Config(
-        hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, image_size=518, patch_size=14,
-        out_indices=[5, 12, 18, 24], reshape_hidden_states=False,
-    )  # fmt: skip
+    backbone: dict[str, Any] = {
+        "hidden_size": 1024,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "patch_size": 14,
+    }
+    backbone |= {"image_size": 518, "out_indices": [5, 12, 18, 24], "reshape_hidden_states": False}
     config = DepthAnythingConfig(
-        backbone_config=backbone, reassemble_hidden_size=1024, neck_hidden_sizes=[256, 512, 1024, 1024],
+        backbone_config=Dinov2Config(**backbone), reassemble_hidden_size=1024, neck_hidden_sizes=[256, 512, 1024, 1024],
         fusion_hidden_size=256, head_hidden_size=32,
     )  # fmt: skip
     with torch.device("meta"):
