@@ -158,7 +158,7 @@ def _do_work(
 
             pool, metrics = RayPool(runner, config, address), open_metrics(plan.identity.subset)
         stack.enter_context(closing(pool))
-        ledger = stack.enter_context(FileLedger(directory, plan, schedule, suspects, progress, metrics, lock.check))
+        ledger = stack.enter_context(FileLedger(directory, plan, suspects, progress, metrics, lock.check))
         if progress:
             stack.enter_context(logging_redirect_tqdm())  # log lines go above the progress line, not through it
         budget = FailureBudget(config.max_failed_images, plan.work, plan.repairs, config.workers)

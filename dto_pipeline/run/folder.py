@@ -94,18 +94,6 @@ class RunDirectory(Generic[Place]):
     def run_file(self) -> Place:
         return self.at("run.json")
 
-    @property
-    def labels(self) -> Place:
-        return self.at(LABELS)
-
-    @property
-    def receipts(self) -> Place:
-        return self.at(RECEIPTS)
-
-    @property
-    def failures(self) -> Place:
-        return self.at(FAILURES)
-
     def label_file(self, shard: int, generation: int = 0) -> Place:
         return self.at(label_name(shard, generation))
 

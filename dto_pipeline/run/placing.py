@@ -283,8 +283,7 @@ def scene_sizes(rows: ManifestRows) -> list[SceneSize]:
 
 def size_on(config: PipelineConfig, option: str, on_gpu: bool) -> int:
     """The value of an option of `config.BY_DEVICE` on a device; of decoding threads no more than half the cores."""
-    section, name = option.split(".")
-    told, by_device = int(getattr(getattr(config, section), name)), BY_DEVICE[option][on_gpu]
+    told, by_device = int(config.option(option)), BY_DEVICE[option][on_gpu]
     if told or option != "run.decode_threads" or not on_gpu:
         return told or by_device
     return max(_LEAST_THREADS_GPU, min(by_device, (os.cpu_count() or 1) // 2))

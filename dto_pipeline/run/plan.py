@@ -20,7 +20,7 @@ from dto_pipeline.run import folder as files
 from dto_pipeline.run.deaths import charge_own_deaths
 from dto_pipeline.run.finished import find_damage
 from dto_pipeline.run.folder import Failure, RunDirectory, RunScan
-from dto_pipeline.run.identity import Places, RunIdentity, find_missing, find_relative, find_unnamed
+from dto_pipeline.run.identity import Places, RunIdentity, find_missing
 from dto_pipeline.run.lease import DriverLock
 from dto_pipeline.status import ImageStatus, ShardStatus
 
@@ -137,10 +137,7 @@ def find_refusals(
 
     A cluster's nodes may see folders that this machine does not: there each worker looks before its first shard.
     """
-    if address == "local" or config.run.workers == 0:
-        missing = find_missing(config, manifest, places)
-    else:
-        missing = [*find_unnamed(config, manifest), *find_relative(manifest, places)]
+    missing = find_missing(config, manifest, places, here=address == "local" or config.run.workers == 0)
     return [text for text in (*missing, files.find_strangers(directory)) if text]
 
 

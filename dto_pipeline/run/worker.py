@@ -25,7 +25,7 @@ from dto_pipeline.data.storage import absolute
 from dto_pipeline.data.tar_images import open_images
 from dto_pipeline.models.seeing import Sight
 from dto_pipeline.optimizer import SceneOptimizer
-from dto_pipeline.run.deaths import InFlight, clear_note, find_suspicion, work_one_by_one, write_note
+from dto_pipeline.run.deaths import InFlight, clear_note, find_condemned, find_suspicion, work_one_by_one, write_note
 from dto_pipeline.run.folder import RunDirectory, RunDirectoryError, RunMismatch, read_identity
 from dto_pipeline.run.identity import RunIdentity, describe_run_difference, find_missing, find_places, identify_run
 from dto_pipeline.run.placing import ManifestRows, ScenePlacer
@@ -210,8 +210,8 @@ class ShardRunner:
     def _place(self, job: _Job, rows: ManifestRows) -> LabelTable:
         """Label rows of manifest rows: all together, or one by one where the shard has ended processes."""
         placer, shard, attempt = self._warm().placer, job.shard, job.attempt
-        suspicion = find_suspicion(self.directory, shard, attempt, self.config.run.max_attempts)
-        if suspicion is None:
+        failure = find_suspicion(self.directory, shard, attempt, self.config.run.max_attempts)
+        if failure is None:
             next_shard = self._next.get(shard)
             read = self._warm().manifest.read_shard
             following = None if next_shard is None else functools.partial(read, next_shard)
@@ -222,10 +222,11 @@ class ShardRunner:
         def note(image: str, survived: tuple[str, ...]) -> None:
             write_note(self.directory, InFlight(shard, attempt, image, survived, own))
 
-        placed = work_one_by_one(images, suspicion, lambda i: placer.place(rows.take([i]), job.clock)[0], note)
+        placed = work_one_by_one(images, failure, lambda i: placer.place(rows.take([i]), job.clock)[0], note)
+        condemned = find_condemned(failure)
         for position, image in enumerate(images):
             if position not in placed:
-                placed[position] = placer.keep_labels(rows.take([position]), *suspicion.verdict(image))[0]
+                placed[position] = placer.keep_labels(rows.take([position]), *condemned[image])[0]
         return build_label_table([placed[position] for position in range(len(images))])
 
     def _warm(self) -> _Loaded:

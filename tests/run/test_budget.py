@@ -69,7 +69,7 @@ def test_a_launch_in_which_everything_fails_stops_early_names_cause_and_step_and
     assert "depth_missing           25  No depth map was found" in said
     assert "for example tiny/000000.jpg: depth map 000000.npy does not exist" in said
     assert "start again with --retry-failed" in said
-    receipts = RunDirectory(tiny.manifest.parent / "run").receipts
+    receipts = RunDirectory(tiny.manifest.parent / "run").at("receipts")
     assert len(list(receipts.iterdir())) == 5
 
     depth = tiny.manifest.parent / "depth"
