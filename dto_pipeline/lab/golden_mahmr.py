@@ -47,9 +47,7 @@ def check_mahmr_cases(folder: Path) -> list[CaseResult]:
     if not there and not (folder / NAMES).is_file():
         return []
     results = [
-        CaseResult(
-            FAMILY, f"files/{name}", "", (f"{inner / name} is missing; the family cannot be proven without it",), {}
-        )
+        CaseResult(FAMILY, f"files/{name}", "", (f"{inner / name} is missing; the family cannot be proven without it",))
         for name in needed
         if name not in there
     ]
@@ -79,7 +77,7 @@ def _run(name: str, folder: Path, check: Callable[[dict, dict], list[CaseResult]
             arrays = {key: archive[key] for key in archive.files}
         return check(said, arrays)
     except Exception as error:  # the other files' results must stand
-        return [CaseResult(FAMILY, name, "", (f"cannot be run: {type(error).__name__}: {error}",), {})]
+        return [CaseResult(FAMILY, name, "", (f"cannot be run: {type(error).__name__}: {error}",))]
 
 
 def _each(
@@ -92,7 +90,7 @@ def _each(
         results.append(_case(f"{kind}/{name}", partial(check, name, case, own)))
     strangers = sorted({key.partition("/")[0] for key in arrays} - set(cases))
     return results + [
-        CaseResult(FAMILY, f"{kind}/{name}", "", ("has arrays, but no entry in the JSON",), {}) for name in strangers
+        CaseResult(FAMILY, f"{kind}/{name}", "", ("has arrays, but no entry in the JSON",)) for name in strangers
     ]
 
 
