@@ -9,10 +9,8 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -83,83 +81,63 @@ def run_bench(images: int = 16, repeats: int = 5, config: PipelineConfig | None 
 
     Args:
         images: how many; the batch is that of `dto run` on this device.
-        repeats: of the whole, the batched code and the plain loop in turn.
+        repeats: of the whole, the batched code and the plain loop in turn, after one that warms up.
     """
-    config = config or PipelineConfig()
-    threads = torch.get_num_threads()
+    config, threads = config or PipelineConfig(), torch.get_num_threads()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    body = load_body(config.body.model_path or STAND_IN_BODY, config.body.kid_axis)
     torch.set_num_threads(1)
     try:
         with tempfile.TemporaryDirectory() as folder:
-            return _measure(Path(folder), images, repeats, config)
+            manifest = build_bench_data(Path(folder), images, body)
+            optimizer, plain_body, clocks = SceneOptimizer(body.to(device), config), PlainBody(body), []
+            for repeat in range(repeats + 1):
+                optimizer.clock, plain = StageClock(synchronize=True), StageClock()
+                scenes, first = _run_batched(manifest, optimizer, Path(folder) / f"labels-{repeat}.parquet")
+                if device == "cpu":
+                    _run_plain(scenes, plain_body, config, plain)
+                clocks.append((optimizer.clock.seconds, plain.seconds))
+            evidence = _time_evidence(optimizer, first, 1), _time_evidence(optimizer, first, ENLARGED)
     finally:
         torch.set_num_threads(threads)
-
-
-def _measure(root: Path, images: int, repeats: int, config: PipelineConfig) -> BenchReport:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    body = load_body(config.body.model_path or STAND_IN_BODY, config.body.kid_axis, device)
-    manifest = build_bench_data(root, images, body.cpu())
-    plain_body = PlainBody(body.cpu())
-    optimizer = SceneOptimizer(body.to(device), config, StageClock(synchronize=True))
-    batched: dict[str, list[float]] = defaultdict(list)
-    plain: dict[str, list[float]] = defaultdict(list)
-    for repeat in range(repeats + 1):
-        optimizer.clock = StageClock(synchronize=True)
-        scenes, results = _run_batched(manifest, root, optimizer, f"labels-{repeat}.parquet")
-        seconds = _run_plain(scenes, plain_body, config) if device == "cpu" else {}
-        if repeat == 0:
-            continue  # warm-up
-        for stage in STAGES:
-            batched[stage].append(optimizer.clock.seconds[stage])
-        for stage, value in seconds.items():
-            plain[stage].append(value)
-    per_image = 1000 / images
-    return BenchReport(
-        images=images,
-        repeats=repeats,
-        device=torch.cuda.get_device_name() if device == "cuda" else "CPU",
-        batched={stage: statistics.median(values) * per_image for stage, values in batched.items()},
-        plain={stage: statistics.median(values) * per_image for stage, values in plain.items()},
-        evidence_ms_per_mpx=(_time_evidence(optimizer, results[0], 1), _time_evidence(optimizer, results[0], ENLARGED)),
+    batched, plain_loop = (
+        {stage: 1000 / images * statistics.median(one[side][stage] for one in clocks[1:]) for stage in stages}
+        for side, stages in enumerate((STAGES, COMPARED if device == "cpu" else ()))
     )
+    name = torch.cuda.get_device_name() if device == "cuda" else "CPU"
+    return BenchReport(images, repeats, name, batched, plain_loop, evidence)
 
 
-def _run_batched(
-    manifest: Manifest, root: Path, optimizer: SceneOptimizer, name: str
-) -> tuple[list[Scene], list[OptimizedScenes]]:
+def _run_batched(manifest: Manifest, optimizer: SceneOptimizer, labels: Path) -> tuple[list[Scene], OptimizedScenes]:
+    """The shard's scenes, and what became of the first batch."""
     config, clock = optimizer.config, optimizer.clock
     with clock("read"):
         rows = manifest.read_shard(0)
     depth = DepthFiles(Path(manifest.depth_root or ""))
     scenes = load_scenes(rows, Path(manifest.images_root), depth, config.evidence, clock=clock)
     placed, results = [], []
-    for part in _batches(scenes, size_on(config, "run.batch_images", optimizer.body.faces.is_cuda)):
+    at_once = size_on(config, "run.batch_images", optimizer.body.faces.is_cuda)
+    for part in (scenes[start : start + at_once] for start in range(0, len(scenes), at_once)):
         with clock("collate"):
             batch = collate_scenes(part, optimizer.body.faces.device)
         results.append(optimizer(batch))
         with clock("split"):
             placed += split_batch(part, results[-1], config)
     with clock("write"):
-        write_label_shard(build_label_table(placed), root / name, {})
-    return scenes, results
+        write_label_shard(build_label_table(placed), labels, {})
+    return scenes, results[0]
 
 
-def _run_plain(scenes: Sequence[Scene], plain: PlainBody, config: PipelineConfig) -> dict[str, float]:
-    """Seconds of the plain loop."""
-    seconds = dict.fromkeys(COMPARED, 0.0)
+def _run_plain(scenes: Sequence[Scene], plain: PlainBody, config: PipelineConfig, clock: StageClock) -> None:
     for scene in scenes:
-        times = [time.perf_counter()]
-        vertices = [plain.vertices(*person) for person in zip(scene.pose, scene.betas, scene.transl, strict=True)]
-        times.append(time.perf_counter())
-        drawn = draw_people(scene, vertices, plain.body, config)
-        times.append(time.perf_counter())
-        people = measure_people(scene, drawn, plain.body, config)
-        times.append(time.perf_counter())
-        apply_fits(scene, people, solve_groups(people, config), plain.body)
-        times.append(time.perf_counter())
-        for stage, (start, end) in zip(COMPARED, pairwise(times), strict=True):
-            seconds[stage] += end - start
-    return seconds
+        with clock("body"):
+            vertices = [plain.vertices(*person) for person in zip(scene.pose, scene.betas, scene.transl, strict=True)]
+        with clock("rasterizer"):
+            drawn = draw_people(scene, vertices, plain.body, config)
+        with clock("evidence"):
+            people = measure_people(scene, drawn, plain.body, config)
+        with clock("solver"):
+            apply_fits(scene, people, solve_groups(people, config), plain.body)
 
 
 def _time_evidence(optimizer: SceneOptimizer, result: OptimizedScenes, factor: int) -> float:
@@ -174,7 +152,3 @@ def _time_evidence(optimizer: SceneOptimizer, result: OptimizedScenes, factor: i
         optimizer.measure(maps, batch)
         seconds.append(time.process_time() - start)
     return 1e9 * min(seconds) / disparity.numel()
-
-
-def _batches(scenes: Sequence[Scene], size: int) -> list[Sequence[Scene]]:
-    return [scenes[start : start + size] for start in range(0, len(scenes), size)]
