@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dto_pipeline.lab.golden_case import CaseResult, check_case, judge
-from dto_pipeline.lab.golden_mahmr_data import compare_arrays
+from dto_pipeline.lab.golden_case import CaseResult, check_case, compare_arrays, judge
 from dto_pipeline.lab.golden_mahmr_losses import compare_matches, compare_terms, loss_config, recorded_targets
 from dto_pipeline.maths.rotation import axis_angle_to_matrix
 from dto_pipeline.models.body import BodyModel

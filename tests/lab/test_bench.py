@@ -8,8 +8,15 @@ import torch
 
 from dto_pipeline.collate import collate_scenes
 from dto_pipeline.config import PipelineConfig
-from dto_pipeline.lab.bench_plain import PlainBody, draw_people, measure_people, solve_groups
-from dto_pipeline.lab.bench_stages import COMPARED, STAGES, run_bench
+from dto_pipeline.lab.bench_stages import (
+    COMPARED,
+    STAGES,
+    PlainBody,
+    draw_people,
+    measure_people,
+    run_bench,
+    solve_groups,
+)
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.optimizer import SceneOptimizer
 from tests.crowds import Stander, make_scene

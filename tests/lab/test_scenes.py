@@ -9,10 +9,9 @@ import pytest
 
 from dto_pipeline.axes import ADULT_FEMALE, BABY, KID_AXIS
 from dto_pipeline.lab.crowd import HEIGHT_RANGE, plan_crowd
-from dto_pipeline.lab.demo_data import BREAKAGES, plan_breakages
+from dto_pipeline.lab.demo_data import BREAKAGES, DemoScene, build_scene, plan_breakages
 from dto_pipeline.lab.observe import observe_disparity
 from dto_pipeline.lab.people import rest_height, solve_height
-from dto_pipeline.lab.scenes import DemoScene, build_scene
 from dto_pipeline.models.body import BodyModel, load_body
 
 SEED = 7
