@@ -26,7 +26,7 @@ from dto_pipeline.array_files import BROKEN, read_flat, read_header
 from dto_pipeline.data.files import NO_MAPS
 from dto_pipeline.data.inert_pickle import Allowlist, BrokenPickle, Limits, PickleRefused, UnsafePickle, shown
 from dto_pipeline.data.safe_pickle import NUMPY_ONLY, checked_values, safe_loads
-from dto_pipeline.data.scratch import scratch_file
+from dto_pipeline.data.scratch import naming_place, scratch_file
 from dto_pipeline.errors import NO_ROOM
 from dto_pipeline.reading import IrregularFile, check_regular, open_regular, read_regular
 
@@ -241,7 +241,7 @@ class MappedNpz:
         free = shutil.disk_usage(tempfile.gettempdir()).free
         if entry.file_size > free:
             raise NpzError(f"unpacks to {entry.file_size} bytes, {free} are free; set TMPDIR to a larger disk")
-        with scratch_file() as plain:
+        with naming_place(), scratch_file() as plain:
             with zipfile.ZipFile(self.path) as archive, archive.open(entry) as packed:
                 shutil.copyfileobj(packed, plain, _CHUNK)
             plain.flush()
