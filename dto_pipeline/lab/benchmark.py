@@ -16,10 +16,8 @@ import numpy as np
 from dto_pipeline.config import PipelineConfig
 from dto_pipeline.config_tree import describe_difference
 from dto_pipeline.errors import DtoError
-from dto_pipeline.evaluate.bootstrap import RESAMPLES, Estimate, Statistic, Sums, estimate
-from dto_pipeline.evaluate.evaluation import Measure
-from dto_pipeline.evaluate.placement_evaluation import PLACEMENT_MEASURES, placement_sums
-from dto_pipeline.evaluate.synthetic import join_placements
+from dto_pipeline.evaluate.evaluation import RESAMPLES, Estimate, Measure, Statistic, Sums, estimate
+from dto_pipeline.evaluate.placements import PLACEMENT_MEASURES, join_placements, placement_sums
 from dto_pipeline.lab.compare_solvers import TUNING_SEEDS, override
 from dto_pipeline.lab.difficulty import DIFFICULTIES, choose_difficulty
 from dto_pipeline.lab.foreign_bodies import load_anny

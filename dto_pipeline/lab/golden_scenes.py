@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from dto_pipeline.config import STAND_IN_BODY, PipelineConfig
-from dto_pipeline.evaluate.synthetic import Placement
+from dto_pipeline.evaluate.placements import Placement
 from dto_pipeline.lab.golden_image import load_image_case
 from dto_pipeline.lab.solver_comparison import KnownScene, collect, compare_outcomes, place_scenes, with_mode
 from dto_pipeline.models.body import BodyModel, load_body

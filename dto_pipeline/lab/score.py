@@ -1,6 +1,6 @@
 """How far the demo's labels are from its truth, as given and after each solver.
 
-Takes placed scenes and the arrays of `truth.npz`; the definitions are those of `evaluate.synthetic`. Knows no files.
+Takes placed scenes and the arrays of `truth.npz`; the definitions are those of `evaluate.placements`. Knows no files.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from dto_pipeline.evaluate.synthetic import Placement, as_table, compare_placements
+from dto_pipeline.evaluate.placements import Placement, as_table, compare_placements
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.scene import PlacedScene
 from dto_pipeline.status import PersonStatus

@@ -23,7 +23,7 @@ from dto_pipeline.axes import KID_AXIS, MEAN
 from dto_pipeline.collate import collate_scenes, split_batch
 from dto_pipeline.config import PipelineConfig
 from dto_pipeline.data.placed import unpack_covariance
-from dto_pipeline.evaluate.synthetic import Placement, join_placements, placement_errors
+from dto_pipeline.evaluate.placements import Placement, join_placements, placement_errors
 from dto_pipeline.maths.refine import KID_SHIFT_JOINTS
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.optimizer import SceneOptimizer

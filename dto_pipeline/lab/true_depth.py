@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from dto_pipeline.data.images import read_image
-from dto_pipeline.evaluate.synthetic import MEASURES
+from dto_pipeline.evaluate.placements import MEASURES
 from dto_pipeline.evaluate.tables import align
 from dto_pipeline.lab.clothes import measure_template
 from dto_pipeline.lab.dataset import MARKER
