@@ -37,6 +37,7 @@ from dto_pipeline.data.receipts import LABELS, parse_name, shard_name
 from dto_pipeline.data.storage import base_name
 from dto_pipeline.data.store import sha256_of
 from dto_pipeline.models.body import BodyModel, BodyModelError
+from dto_pipeline.run.folder import find_strays
 from dto_pipeline.run.identity import RunIdentity
 from dto_pipeline.run.lease import read_holder
 from dto_pipeline.run.publish import count_statuses
@@ -44,7 +45,7 @@ from dto_pipeline.run.report import EXIT_DONE, EXIT_MISSING, EXIT_SELECTED
 from dto_pipeline.view.run_files import RunFiles, load_run_body, open_run_files
 
 _RECEIPTS = "every receipt holds"
-_MEND = "`dto run` does the shard again"  # the verb leaves a note for it, see `run.finished`
+_MEND = "`dto run` does the shard again"  # the verb leaves a note for it, see `run.folder`
 _SHA, _SCHEMA = "sha256 of the file is the receipt's", "file has the label schema"
 _COUNTS = "counts and keys are the receipt's"
 _FOOTER = "every footer is of this run"
@@ -198,17 +199,18 @@ def _check_receipts(run: RunFiles, verdict: Verdict) -> None:
 
 def _check_folder(run: RunFiles, verdict: Verdict) -> None:
     """Somebody who reads all of labels/ and knows no receipts sees every image once."""
-    holder = read_holder(run.directory.lock_file)
+    holder = read_holder(run.directory.root)
     if holder is not None and holder.state != "gone":
         verdict.unchecked.append(f"{_ONCE}: {holder.describe()} is at work on it")
         return
     rule, scan = verdict.rule(_ONCE), run.scan
     names = [name for name in run.directory.store.entries(LABELS) if name[0] not in "._"]  # others are not read
     counting = {base_name(path) for path in scan.labels.files.values()}
+    strays = find_strays(run.directory, run.identity)
     rule.checked += len(names)
     for name in sorted({*names} - counting):
         place = parse_name(name)
-        if place is None or place[0] >= run.identity.shards:
+        if place is None or name in strays:
             rule.offend(f"{name}: it is no label file of this run; move it elsewhere")
         elif f"{LABELS}/{name}" in scan.labels.surplus:
             other = base_name(scan.labels.files[place[0]])

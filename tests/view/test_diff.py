@@ -97,7 +97,7 @@ def test_what_holds_no_labels_is_refused_with_a_next_step(tmp_path: Path, copy: 
     (tmp_path / "empty").mkdir()
     with pytest.raises(LabelsError, match="holds no label file"):
         diff_labels(tmp_path / "empty", copy)
-    for path in RunDirectory(copy).receipts.iterdir():
+    for path in RunDirectory(copy).at("receipts").iterdir():
         path.unlink()
     with pytest.raises(LabelsError, match="dto status"):
         diff_labels(copy, copy)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dto_pipeline.collate import pass_through
+from dto_pipeline.collate import keep_labels
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.scene import Scene
 from dto_pipeline.status import ImageStatus
@@ -89,14 +89,14 @@ def test_a_scene_that_was_not_optimised_still_gets_its_page(body: BodyModel, peo
         person_problem=[None, None],
         problem=(ImageStatus.IMAGE_MISSING, "gone"),
     )
-    placed = pass_through(scene)
+    placed = keep_labels(scene)
     assert [line[-1] for line in person_table(placed).lines] == ["not run", "not run"]
     assert scene_panel(placed, body).height > 500
 
 
 def test_solvers_stand_beside_each_other_and_the_truth(body: BodyModel, people: People) -> None:
     scene = make_scene(body, [Stander(x=0, z=4), Stander(x=1, z=5)], size=(120, 160))
-    placed = {"paper": pass_through(scene), "joint": pass_through(scene)}
+    placed = {"paper": keep_labels(scene), "joint": keep_labels(scene)}
     one, three = scene_panel(placed["paper"], body), solver_panel(placed, body, people)
     assert three.width > 1.1 * one.width
     table = solver_table(placed, body, people)
