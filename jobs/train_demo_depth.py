@@ -37,10 +37,10 @@ from dto_pipeline.lab.crowd_files import encode_picture
 from dto_pipeline.lab.demo_score import DEPTH_MEASURES, measure_network
 from dto_pipeline.lab.scenes import build_picture
 from dto_pipeline.models.body import load_body
+from dto_pipeline.models.depth import METRES_PER_DEPTH
 from dto_pipeline.models.depth_anything import DepthNetwork
-from dto_pipeline.models.depth_kinds import METRES_PER_DEPTH
-from dto_pipeline.models.depth_resize import network_size, resize_to_network
 from dto_pipeline.models.depth_tiny import build_tiny_network, save_tiny_network
+from dto_pipeline.models.network_input import network_size, resize_to_network
 
 HELD_OUT = 48  # scenes
 TRAINING_SEED, HELD_OUT_SEED = 1000, 2000  # of the data sets; the demo's own is 7

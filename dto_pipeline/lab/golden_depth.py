@@ -17,8 +17,8 @@ import torch
 
 from dto_pipeline.config import DepthConfig
 from dto_pipeline.lab.golden_case import CaseResult, check_case, differences, judge, read_arrays
+from dto_pipeline.models.depth import METRES_PER_DEPTH
 from dto_pipeline.models.depth_anything import DepthNetwork
-from dto_pipeline.models.depth_kinds import METRES_PER_DEPTH
 from dto_pipeline.models.depth_tiny import write_network
 
 LIMITS = {"network_input": 1e-4, "positions": 1e-5, "relative": 2e-5, "metric": 2e-5}

@@ -1,10 +1,13 @@
-"""Image classification networks of transformers that tell age and gender; every crop is seen twice, mirrored once.
+"""Ages and genders by image classification networks of transformers; every crop is seen twice, mirrored once.
 
-Owns the networks. Knows plain classifiers, by their class names (see `models.attributes`), and MiVOLO's two inputs.
+Owns the networks. Knows plain classifiers, whose class names say ages (``20-29``, ``3-9``, ``more than 70``), genders
+(``male``, ``woman``) or both in one, and MiVOLO's two inputs. Years; probabilities 0 .. 1.
 """
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -13,9 +16,62 @@ from torch.nn import functional
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from dto_pipeline.config import AttributeConfig
-from dto_pipeline.models.attributes import CROP_SIDE, Attributes, read_class_names
-from dto_pipeline.models.networks import ModelIdentity, ModelReference, attribute_references
+from dto_pipeline.models.body_pixels import CROP_SIDE, Attributes
+from dto_pipeline.models.networks import ModelError, ModelIdentity, ModelReference, attribute_references
 from dto_pipeline.models.pretrained import load_pretrained, read_preprocessing
+
+_OPEN_RANGE = 5.0  # a class without upper end (70+) is taken to lie this far above its lower one [years]
+_MAX_AGE = 110.0  # numbers above are no ages [years]
+_FEMALE = re.compile(r"\b(female|woman|women|girl|girls)\b")
+_MALE = re.compile(r"\b(male|man|men|boy|boys)\b")
+
+
+@dataclass(frozen=True)
+class ClassMeaning:
+    """What the classes of a classifier say; NaN where a class does not say it."""
+
+    age: np.ndarray  # (C,) middle of the class's range [years]
+    male: np.ndarray  # (C,) 1 male, 0 female
+
+    def read(self, probability: np.ndarray) -> Attributes:
+        """Expected age and probability of being male of n people from class probabilities (n, C)."""
+        return Attributes(_expected(probability, self.age), _expected(probability, self.male))
+
+
+def read_class_names(names: dict[int, str]) -> ClassMeaning:
+    """What the names of a classifier's classes say.
+
+    Raises:
+        ModelError: neither an age nor a gender in any of them.
+    """
+    ordered = [str(names[key]).lower().replace("_", " ") for key in sorted(names, key=int)]
+    age = np.array([_age_of(name) for name in ordered])
+    male = np.array([0.0 if _FEMALE.search(name) else 1.0 if _MALE.search(name) else np.nan for name in ordered])
+    if np.isnan(age).all() and np.isnan(male).all():
+        raise ModelError(
+            f"attributes.model has classes {', '.join(ordered[:6])} ...; expected ages like '20-29' or 'more than 70', "
+            "or genders like 'female'; MiVOLO needs attributes.trust_remote_code=true"
+        )
+    return ClassMeaning(age, male)
+
+
+def _expected(probability: np.ndarray, value: np.ndarray) -> np.ndarray:
+    """(n,) float32 mean of the values (C,) that are known, NaN where none is."""
+    known = ~np.isnan(value)
+    share = probability[:, known]
+    if not known.any():
+        return np.full(len(probability), np.nan, np.float32)
+    return (share @ value[known] / np.maximum(share.sum(1), 1e-9)).astype(np.float32)
+
+
+def _age_of(name: str) -> float:
+    numbers = [float(text) for text in re.findall(r"\d+", name)]
+    if not numbers or max(numbers) > _MAX_AGE:
+        return np.nan
+    if len(numbers) >= 2:
+        return (numbers[0] + numbers[1] + 1) / 2  # 20-29 ends where 30 begins
+    is_open = "+" in name or "more" in name or "over" in name
+    return numbers[0] + (_OPEN_RANGE if is_open else 0.0)
 
 
 class AttributeModel(Protocol):

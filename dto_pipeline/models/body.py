@@ -22,7 +22,7 @@ from torch import nn
 from dto_pipeline.array_files import read_npz
 from dto_pipeline.axes import NUM_BETAS
 from dto_pipeline.maths.ordered import ExactMatrix, exact_product, fold_sum, make_exact
-from dto_pipeline.models.body_file import BodyModelError, locate_body
+from dto_pipeline.models.networks import BodyModelError, locate_body
 from dto_pipeline.models.rasterizer import is_closed
 from dto_pipeline.reading import read_regular
 

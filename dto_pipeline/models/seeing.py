@@ -14,22 +14,26 @@ import numpy as np
 import torch
 
 from dto_pipeline.config import PipelineConfig
-from dto_pipeline.models.alone import map_alone, seen_at_once
-from dto_pipeline.models.attributes import Attributes, cut_crops, join_attributes
 from dto_pipeline.models.body import BodyModel
-from dto_pipeline.models.instance_matching import Instances, map_joints, match_instances
-from dto_pipeline.models.silhouettes import claim_pixels, project_joints, render_silhouettes, usable_people
+from dto_pipeline.models.body_pixels import (
+    Attributes,
+    Instances,
+    claim_pixels,
+    crop_people,
+    join_attributes,
+    map_joints,
+    match_instances,
+    project_joints,
+    render_silhouettes,
+    usable_people,
+)
+from dto_pipeline.models.network_input import map_alone, seen_at_once
 from dto_pipeline.scene import Scene
 
 if TYPE_CHECKING:
     from dto_pipeline.models.attribute_models import AttributeModel
     from dto_pipeline.models.depth_anything import DepthNetwork
     from dto_pipeline.models.segmentation import InstanceNetwork
-
-_FACE = slice(24, 29)  # nose, eyes and ears of smplx's 45 joints
-_NECK = 12
-_FACE_REACH = 1.1  # half side of a face crop, in distances from neck to the middle of the face
-_BODY_REACH = 1.15  # a body crop is this many times as large as the box of the joints
 
 
 class Clock(Protocol):
@@ -147,7 +151,7 @@ class Sight:
         if not self._attributes:
             return
         people = [_unknown_people(scene) for scene in scenes]
-        crops = [_crops(scene, own, self._body) for scene, own in zip(scenes, people, strict=True)]
+        crops = [crop_people(scene, own, self._body) for scene, own in zip(scenes, people, strict=True)]
         if not any(len(own) for own in people):
             return
         faces, bodies = (torch.cat(part) for part in zip(*crops, strict=True))
@@ -184,21 +188,6 @@ def _unknown_people(scene: Scene) -> np.ndarray:
     """(n,) indices of people to look at: labels that can be used, age or gender unknown."""
     usable = usable_people(scene)
     return usable[np.isnan(scene.age_years[usable]) | np.isnan(scene.male_prob[usable])]
-
-
-def _crops(scene: Scene, people: np.ndarray, body: BodyModel) -> tuple[torch.Tensor, torch.Tensor]:
-    """Face and body crops (n, 3, s, s) of some people, placed by their labelled bodies (and boxes, where known)."""
-    assert scene.image is not None
-    joints = project_joints(scene, body)[people]
-    face = joints[:, _FACE].mean(1)
-    reach = _FACE_REACH * np.linalg.norm(face - joints[:, _NECK], axis=1, keepdims=True)
-    faces = np.concatenate([face - reach, face + reach], axis=1)
-    low, high = joints.min(1), joints.max(1)
-    centre, half = (low + high) / 2, (high - low) / 2 * _BODY_REACH
-    boxes = np.concatenate([centre - half, centre + half], axis=1)
-    told = scene.bbox_xyxy[people]
-    boxes = np.where(np.isfinite(told).all(1, keepdims=True), told, boxes)
-    return cut_crops(scene.image, faces), cut_crops(scene.image, boxes)
 
 
 def _images(scenes: Iterable[Scene]) -> list[np.ndarray]:

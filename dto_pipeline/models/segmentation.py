@@ -1,4 +1,4 @@
-"""Instance masks of people by a segmentation network of transformers; whose is which: `models.instance_matching`.
+"""Instance masks of people by a segmentation network of transformers; whose is which: `models.body_pixels`.
 
 Knows images; owns the network. Any network of `AutoModelForUniversalSegmentation` that classifies queries works
 (Mask2Former, MaskFormer, EoMT); its labels must name a person.
@@ -15,9 +15,8 @@ from torch.nn import functional
 from transformers import AutoModelForUniversalSegmentation
 
 from dto_pipeline.config import MaskConfig
-from dto_pipeline.models.alone import map_alone, seen_at_once
-from dto_pipeline.models.depth_resize import network_size, plan_windows, resize_to_network
-from dto_pipeline.models.instance_matching import Instances
+from dto_pipeline.models.body_pixels import Instances
+from dto_pipeline.models.network_input import map_alone, network_size, plan_windows, resize_to_network, seen_at_once
 from dto_pipeline.models.networks import ModelError, mask_reference
 from dto_pipeline.models.pretrained import load_pretrained
 
