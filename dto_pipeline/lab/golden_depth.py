@@ -6,7 +6,6 @@ other. The file's README lists the arrays and proposes the tolerances.
 
 from __future__ import annotations
 
-import json
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -14,12 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.numpy import save_file
 
 from dto_pipeline.config import DepthConfig
 from dto_pipeline.lab.golden_case import CaseResult, check_case, differences, judge, read_arrays
 from dto_pipeline.models.depth import METRES_PER_DEPTH
 from dto_pipeline.models.depth_anything import DepthNetwork
-from dto_pipeline.models.depth_tiny import write_network
 
 LIMITS = {"network_input": 1e-4, "positions": 1e-5, "relative": 2e-5, "metric": 2e-5}
 _LEAST_SHARE = 0.1  # of the mean: smaller values count as this much in relative errors
@@ -47,7 +46,9 @@ def save_network(arrays: dict[str, np.ndarray], kind: str, folder: Path) -> Path
     for part in dict.fromkeys(("relative", kind)):
         prefix = f"{part}/weights/"
         weights |= {name.removeprefix(prefix): values for name, values in arrays.items() if name.startswith(prefix)}
-    write_network(folder, json.loads(str(arrays[f"{kind}/config"])), weights)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(str(arrays[f"{kind}/config"]))
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 
 
