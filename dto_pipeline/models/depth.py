@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, Protocol
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -72,24 +72,15 @@ class DepthInvalid(UnusableImage):
     status = ImageStatus.DEPTH_INVALID
 
 
-class DepthSource(Protocol):
-    """Gives images their disparity while they are loaded; called from several threads."""
-
-    origin: str  # goes into the label column depth_origin
-
-    def load(self, depth_file: str | None, height: int, width: int, focal: float | None = None) -> np.ndarray:
-        """(height, width) float32 disparity, see `DepthFiles.load`; raises `DepthMissing` or `DepthInvalid`."""
-        ...
-
-
 class DepthFiles:
-    """Depth maps in a folder; without a folder every map is missing."""
+    """Depth maps in a folder, read from several threads; without a folder every map is missing."""
 
     def __init__(self, root: str | Path | None, kind: str = DISPARITY, scale: float = 1.0) -> None:
         """`kind` and `scale`: what the stored numbers mean, see `as_disparity`."""
         self.root = None if root is None else Path(root)
         self.kind = kind
         self.scale = scale
+        # of the label column depth_origin
         self.origin = "file" if kind == DISPARITY else f"{kind} file"
 
     def load(self, depth_file: str | None, height: int, width: int, focal: float | None = None) -> np.ndarray:
@@ -121,7 +112,15 @@ class DepthFiles:
             reason = getattr(error, "strerror", None) or error  # without the path: messages are equal on every machine
             raise DepthInvalid(f"depth map {depth_file} cannot be read: {reason}") from error
         longer = 1.0 if own is None or focal is None else focal / own
-        return _check_values(as_disparity(array, self.kind, self.scale * longer), depth_file)
+        disparity = as_disparity(array, self.kind, self.scale * longer)
+        lowest, highest = float(disparity.min()), float(disparity.max())
+        if not np.isfinite(lowest + highest):  # NaN passes through min and max
+            raise DepthInvalid(f"depth map {depth_file} holds values that are not finite")
+        if lowest < 0:
+            raise DepthInvalid(f"depth map {depth_file} holds negative disparity ({lowest:g}); expected 0 or more")
+        if highest == 0:
+            raise DepthInvalid(f"depth map {depth_file} is zero everywhere")
+        return disparity
 
     def _source(self, depth_file: str) -> BinaryIO:
         """The map, open; raises FileNotFoundError, UnsafePath or one of `_UNREADABLE`."""
@@ -180,14 +179,3 @@ def _read_png(source: BinaryIO, shape: tuple[int, int]) -> np.ndarray:
         raise
     except Exception as error:  # Pillow raises any type on damaged files
         raise ValueError(f"it is not a whole PNG: {error}") from error
-
-
-def _check_values(disparity: np.ndarray, name: str) -> np.ndarray:
-    lowest, highest = float(disparity.min()), float(disparity.max())
-    if not np.isfinite(lowest + highest):  # NaN passes through min and max
-        raise DepthInvalid(f"depth map {name} holds values that are not finite")
-    if lowest < 0:
-        raise DepthInvalid(f"depth map {name} holds negative disparity ({lowest:g}); expected 0 or more")
-    if highest == 0:
-        raise DepthInvalid(f"depth map {name} is zero everywhere")
-    return disparity
