@@ -28,7 +28,6 @@ from dto_pipeline.evaluate.relative_human import (
 from dto_pipeline.maths.camera import project
 from dto_pipeline.models.body import BodyModel
 
-SMPL_LIMBS = (16, 17, 18, 19, 20, 21, 1, 2, 4, 5, 7, 8)  # left/right shoulder ... ankle among SMPL's joints
 EXTRA_HEAD_TOP, EXTRA_NECK = 3, 2  # rows of J_regressor_extra
 Z_GUARD = 1e-6  # added to z before dividing, as recorded [m]
 
@@ -52,9 +51,8 @@ def project_bodies(bodies: dict[str, np.ndarray], body: BodyModel, regressor: np
     betas = torch.nn.functional.pad(betas, (0, NUM_BETAS - betas.shape[-1]))
     if not len(pose):
         return np.zeros((0, len(EVALUATED_JOINTS), 2), dtype=np.float32)
-    limbs = body.joints(pose, betas, transl)[:, SMPL_LIMBS]
-    rows = torch.as_tensor(regressor[[EXTRA_HEAD_TOP, EXTRA_NECK]], dtype=limbs.dtype)
-    points = torch.cat([limbs, rows @ body.vertices(pose, betas, transl)], dim=1)
+    rows = torch.as_tensor(regressor[[EXTRA_HEAD_TOP, EXTRA_NECK]], dtype=pose.dtype)
+    points = body.learnt_joints(pose, betas, transl, rows)
     points[..., 2] += Z_GUARD
     return project(points, intrinsics[:, None]).numpy().astype(np.float32)
 
