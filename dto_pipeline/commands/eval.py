@@ -229,7 +229,7 @@ def _run_rh(arguments: argparse.Namespace) -> int:
 
 
 def _run_synthetic(arguments: argparse.Namespace) -> int:
-    from dto_pipeline.evaluate.placement_evaluation import evaluate_synthetic
+    from dto_pipeline.evaluate.placements import evaluate_synthetic
 
     after = _people(arguments.labels)
     placed = {"labels": after}
@@ -249,7 +249,7 @@ def _run_meshes(arguments: argparse.Namespace) -> int:
 
 
 def _run_protocol(arguments: argparse.Namespace) -> int:
-    from dto_pipeline.evaluate.protocol_evaluation import Bodies, evaluate_protocol
+    from dto_pipeline.evaluate.protocols import Bodies, evaluate_protocol
     from dto_pipeline.models.body import load_body
 
     body = _body(arguments)

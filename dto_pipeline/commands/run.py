@@ -12,7 +12,7 @@ from dto_pipeline.commands.options import Paragraphs, add_config_options, measur
 from dto_pipeline.commands.output import lasting_place, print_report
 from dto_pipeline.config import with_body
 from dto_pipeline.errors import DtoError
-from dto_pipeline.models.depth_licences import licence_lines
+from dto_pipeline.models.networks import licence_lines
 
 _EPILOG = """\
 A depth network instead of depth files:
