@@ -1,18 +1,17 @@
 """Labels for training, read piece by piece: which images there are, then the rows of one row group at a time.
 
-A piece is one row group of a label file (at most 1024 images). Knows label files, manifests (for the names of image
-files) and image stores; knows no network and no run's folder: `RunLabels` says which files receipts vouch for. The
-index costs 4 bytes an image, a piece about 0.5 kB a person.
+A piece is one row group of a label file (at most 1024 images). Knows label files and image stores; knows no network and
+no run's folder. The index costs 4 bytes an image, a piece about 0.5 kB a person.
 """
 
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -70,59 +69,52 @@ class Piece:
     rows: np.ndarray  # (n,) int32 rows of the group, ascending
 
 
-class LabelSet(Protocol):
+@dataclass(frozen=True)
+class LabelSet(ABC):
     """One subset's labels in pieces, and its photographs; small enough to be pickled."""
 
-    @property
-    def name(self) -> str: ...
+    name: str
+    images_root: Location  # that the names of images are relative to
 
     @property
     def is_remote(self) -> bool:
         """Something of it lies behind a URI."""
-        ...
+        return isinstance(self.images_root, str)
 
     def open_images(self) -> ImageStore:
         """The photographs' store; it holds files, so every process opens its own."""
-        ...
+        return ImageFolder(self.images_root)
 
+    @abstractmethod
     def index(self, number: int, part: Part) -> list[Piece]:
         """Every piece that holds an image of `part`; `number` is the set's own among several. Raises: LabelsError."""
-        ...
 
+    @abstractmethod
     def read(self, piece: Piece) -> LabelColumns:
         """The labels of a piece's images: `IMAGE_COLUMNS`, `IMAGE_FILE`, `PEOPLE_COLUMNS`, of people perhaps also
         ``keypoints`` (n, 26, 2) [px] and ``depth_layer`` (n,). Raises: LabelsError, ManifestError."""
-        ...
 
 
 @dataclass(frozen=True)
-class ParquetSet:
-    """A `LabelSet` of our own label files."""
+class ParquetSet(LabelSet):
+    """Our own label files; a piece is a row group."""
 
-    name: str
     files: tuple[Location, ...]
-    images_root: Location
-    manifest: Manifest | None  # names the images of a run; None = their `image_path` does
+    manifest: Manifest | None = None  # names the images of a run; None = their `image_path` does
     shards: tuple[int, ...] = ()  # of the manifest, one per file; () without a manifest
 
     @property
     def is_remote(self) -> bool:
         """Labels, photographs or manifest lie behind a URI."""
-        places: list[Location] = [*self.files, self.images_root]
-        return any(isinstance(place, str) for place in [*places, *([self.manifest.path] if self.manifest else [])])
+        places = [*self.files, self.images_root, *([self.manifest.path] if self.manifest else [])]
+        return any(isinstance(place, str) for place in places)
 
     def open_images(self) -> ImageStore:
         """A folder's, or that of the run's manifest, tars too."""
-        if self.manifest is None:
-            return ImageFolder(self.images_root)
-        return open_images(self.images_root, self.manifest.path)
+        return open_images(self.images_root, self.manifest.path) if self.manifest else super().open_images()
 
     def index(self, number: int, part: Part) -> list[Piece]:
-        """A piece per row group that holds an image of `part`, in order of files.
-
-        Raises:
-            LabelsError: a file that is missing, damaged or of another schema.
-        """
+        """See `LabelSet`; in order of files."""
         pieces, wanted = [], ["image_id", "num_persons", "is_accepted", "is_optimized", EXPECTED_ERROR]
         for file, path in enumerate(self.files):
             first = 0
@@ -136,12 +128,7 @@ class ParquetSet:
         return pieces
 
     def read(self, piece: Piece) -> LabelColumns:
-        """The labels of a piece's images: `IMAGE_COLUMNS` and `IMAGE_FILE`, `PEOPLE_COLUMNS`.
-
-        Raises:
-            LabelsError: the file cannot be read, or holds other images than its shard of the manifest.
-            ManifestError: the manifest cannot be read.
-        """
+        """See `LabelSet`; a file of other images than its shard of the manifest is a LabelsError."""
         path = self.files[piece.file]
         names = [*IMAGE_COLUMNS, *(person_leaf(name) for name in PEOPLE_COLUMNS)]
         (table,) = read_groups(path, names, [piece.group])
@@ -190,7 +177,7 @@ def open_file_set(labels: str | Path, images: str) -> ParquetSet:
     """
     if not images:
         raise LabelsError(f"{labels} is no run, so nothing says where its photographs are; name their folder")
-    return ParquetSet(str(labels), tuple(find_label_files(labels)), as_location(images), None)
+    return ParquetSet(str(labels), as_location(images), tuple(find_label_files(labels)))
 
 
 def index_pieces(sets: Sequence[LabelSet], part: Part) -> list[Piece]:

@@ -117,7 +117,7 @@ def test_every_person_of_a_released_file_is_trained_on(tmp_path: Path) -> None:
 def test_another_process_finds_the_flat_arrays_or_reads_the_file_itself(tmp_path: Path) -> None:
     write_released(tmp_path / "a.npz", released_annots(3, 2))
     (label_set,) = open_label_sets(DataConfig(labels=(str(tmp_path / "a.npz"),), images=(str(tmp_path),)))
-    elsewhere = dataclasses.replace(label_set, folder=str(tmp_path / "gone"))  # type: ignore[type-var]
+    elsewhere = dataclasses.replace(label_set, folder=str(tmp_path / "gone"))  # type: ignore[call-arg]
     (piece,) = elsewhere.index(0, Part("all"))
     np.testing.assert_array_equal(elsewhere.read(piece).people["pose"], label_set.read(piece).people["pose"])
 
