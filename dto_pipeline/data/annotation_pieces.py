@@ -19,12 +19,12 @@ from dto_pipeline.axes import NUM_BETAS
 from dto_pipeline.data.cameras import CAMERA_COLUMNS
 from dto_pipeline.data.files import temporary_folder
 from dto_pipeline.data.label_files import LabelColumns
-from dto_pipeline.data.label_pieces import IMAGE_FILE, LabelSet, Part, Piece
 from dto_pipeline.data.labels import LabelsError
 from dto_pipeline.data.scratch import scratch_file
 from dto_pipeline.data.sources.annots import Annots, map_annots, open_annots
 from dto_pipeline.data.sources.relative_human import Annotation, evaluated_joints, read_annotations
 from dto_pipeline.data.storage import Location, as_location
+from dto_pipeline.data.training_labels import IMAGE_FILE, LabelSet, Part, Piece
 
 # place of each of the 14: SMPL's joint, and behind its 24 the top of the head and the neck, which it has not
 _SMPL_JOINTS = np.array([16, 17, 18, 19, 20, 21, 1, 2, 4, 5, 7, 8, 24, 25])

@@ -1,7 +1,9 @@
-"""Labels for training, read piece by piece: which images there are, then the rows of one row group at a time.
+"""Labels for training: piece by piece for `dto train`, or as one torch Dataset for code of one's own.
 
-A piece is one row group of a label file (at most 1024 images). Knows label files and image stores; knows no network and
-no run's folder. The index costs 4 bytes an image, a piece about 0.5 kB a person.
+A piece is one row group of a label file (at most 1024 images): first it is found which images there are, then the rows
+of one piece at a time are read. The index costs 4 bytes an image, a piece about 0.5 kB a person. `LabelDataset` holds
+everything in a few flat arrays that forked workers share: about 0.4 kB a person once, not once per worker. Knows label
+files and image stores; knows no network and no run's folder. Metres, pixels, radians.
 """
 
 from __future__ import annotations
@@ -9,12 +11,14 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
+import torch
+from torch.utils.data import Dataset
 
 from dto_pipeline.data.images import ImageFolder, ImageStore
 from dto_pipeline.data.label_files import (
@@ -34,9 +38,16 @@ from dto_pipeline.data.labels import LabelsError, read_groups
 from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.storage import Location, as_location
 from dto_pipeline.data.tars import open_images
+from dto_pipeline.status import PLACED, UNUSED
 
 IMAGE_COLUMNS = ("image_id", "image_path", "width", "height", "fx", "fy", "cx", "cy", "z_covariance")
 PEOPLE_COLUMNS = ("pose", "betas", "transl", "bbox_xyxy", "status", "z_sigma_m")
+SELECTIONS = ("accepted", "optimized", "all")
+LABEL_IMAGES = (
+    *("image_id", "image_path", "width", "height", "fx", "fy", "cx", "cy", "is_optimized", "is_accepted"),
+    EXPECTED_ERROR,
+)
+LABEL_PEOPLE = ("pose", "betas", "transl", "height_m", "age_years", "male_prob", "status", Z_SIGMA)
 _HASH_RANGE = 1 << 32
 
 
@@ -119,7 +130,9 @@ class ParquetSet(LabelSet):
         for file, path in enumerate(self.files):
             first = 0
             for group, table in enumerate(read_groups(path, wanted)):
-                taken = part.holds(table.column("image_id").to_pylist()) & _chosen(table, part.select)
+                taken = part.holds(table.column("image_id").to_pylist()) & _chosen(
+                    table, table["num_persons"].to_numpy(), part.select
+                )
                 taken &= part.limits.images(table.column(EXPECTED_ERROR).to_numpy())
                 rows = np.flatnonzero(taken).astype(np.int32)
                 if rows.size:
@@ -144,7 +157,8 @@ class ParquetSet(LabelSet):
         wanted = ["is_accepted", "is_optimized", "num_persons", EXPECTED_ERROR, person_leaf(Z_SIGMA)]
         for path in self.files:
             for table in read_groups(path, wanted):
-                columns = flatten_table(table, (Z_SIGMA,)).take(np.flatnonzero(_chosen(table, select)))
+                kept = _chosen(table, table["num_persons"].to_numpy(), select)
+                columns = flatten_table(table, (Z_SIGMA,)).take(np.flatnonzero(kept))
                 expected = columns.images[EXPECTED_ERROR]
                 limits.count(expected, columns.people[Z_SIGMA][limits.images(expected)[columns.owner]], left_out)
 
@@ -185,7 +199,84 @@ def index_pieces(sets: Sequence[LabelSet], part: Part) -> list[Piece]:
     return [piece for number, label_set in enumerate(sets) for piece in label_set.index(number, part)]
 
 
-def _chosen(table: pa.Table, select: str) -> np.ndarray:
-    """(N,) bool: accepted, optimised or all images, without those of nobody."""
-    crowded = table.column("num_persons").to_numpy() > 0
-    return crowded if select == "all" else crowded & table.column(f"is_{select}").to_numpy()
+def _chosen(images: Any, num_persons: np.ndarray, select: str) -> np.ndarray:
+    """(N,) bool: accepted, optimised or all images, without those of nobody; `images` holds columns by name."""
+    crowded = num_persons > 0
+    return crowded if select == "all" else crowded & np.asarray(images[f"is_{select}"])
+
+
+class LabelDataset(Dataset[dict[str, Any]]):
+    """Map-style dataset of images; see `__getitem__` for an item. Crowds differ in size: use ``collate_fn=list``."""
+
+    def __init__(
+        self,
+        columns: LabelColumns,
+        select: str = "accepted",
+        images: ImageStore | None = None,
+        names: Mapping[str, str] | None = None,
+        limits: Limits = NO_LIMITS,
+    ) -> None:
+        """Choose images.
+
+        Args:
+            columns: `LABEL_IMAGES` and `LABEL_PEOPLE` of some label files.
+            select: "accepted", "optimized" or "all" images; images without people are always left out.
+            images: where photographs are read from; None = items hold no photograph.
+            names: image key -> name of its file in `images`; None = its ``image_path``.
+            limits: how certain images must be, and people to be ``usable``; `left_out` counts the others by reason.
+
+        Raises:
+            LabelsError: an unknown `select`, or a limit on errors that no label tells.
+        """
+        if select not in SELECTIONS:
+            raise LabelsError(f"select is {select!r}; choose from {SELECTIONS}")
+        columns = columns.take(np.flatnonzero(_chosen(columns.images, np.diff(columns.starts), select)))
+        self.left_out = Counter[str]()
+        if limits.max_error is not None and columns.num_images and np.isnan(columns.images[EXPECTED_ERROR]).all():
+            raise LabelsError(
+                f"max_error is {limits.max_error:g} m, but none of these labels tells an expected error (solver.mode "
+                "paper, or a version before 0.4); leave it out, or make the labels with solver.mode=joint"
+            )
+        certain = limits.images(columns.images[EXPECTED_ERROR])
+        limits.count(columns.images[EXPECTED_ERROR], columns.people[Z_SIGMA][certain[columns.owner]], self.left_out)
+        columns = columns.take(np.flatnonzero(certain))
+        self.image_ids: Sequence[str] = columns.images["image_id"].tolist()
+        paths = columns.images["image_path"].tolist()
+        self._files = paths if names is None else [names[image] for image in self.image_ids]
+        self._images = images
+        self._intrinsics = columns.intrinsics.astype(np.float32)
+        self._size = np.stack([columns.images["height"], columns.images["width"]], axis=-1).astype(np.int64)
+        self._starts = columns.starts
+        people = columns.people
+        floats = ("pose", "betas", "transl", "height_m", "age_years", "male_prob")
+        self._people: dict[str, np.ndarray] = {name: people[name].astype(np.float32) for name in floats}
+        finite = [np.isfinite(people[name]).all(axis=1) for name in ("pose", "betas", "transl")]
+        self._people["usable"] = np.all(finite, axis=0) & ~np.isin(people["status"], UNUSED)
+        self._people["usable"] &= limits.people(people[Z_SIGMA])
+        self._people["moved"] = np.isin(people["status"], PLACED)
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """One image and its P people.
+
+        Returns:
+            image_id str; image_size (2,) int64 H, W [px]; intrinsics (3, 3) float32 [px]; pose (P, 72) [rad],
+            betas (P, 11), transl (P, 3) [m], height_m (P,) [m], age_years (P,), male_prob (P,) float32, NaN = unknown;
+            usable (P,) bool: a label that can be trained on; moved (P,) bool: placed by the pipeline; and, where the
+            dataset has photographs, image (H, W, 3) uint8 RGB.
+
+        Raises:
+            ImageMissing, ImageCorrupt: the photograph cannot be read.
+        """
+        part = slice(int(self._starts[index]), int(self._starts[index + 1])) if index >= 0 else None
+        if part is None:
+            return self[len(self) + index]
+        item: dict[str, Any] = {name: torch.from_numpy(values[part].copy()) for name, values in self._people.items()}
+        item["image_id"] = self.image_ids[index]
+        item["image_size"] = torch.from_numpy(self._size[index].copy())
+        item["intrinsics"] = torch.from_numpy(self._intrinsics[index].copy())
+        if self._images is not None:
+            item["image"] = torch.from_numpy(self._images.read(self._files[index]).rgb)
+        return item
