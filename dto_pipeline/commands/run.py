@@ -12,7 +12,7 @@ from dto_pipeline.commands.options import Paragraphs, add_config_options, measur
 from dto_pipeline.commands.output import lasting_place, print_report
 from dto_pipeline.config import with_body
 from dto_pipeline.errors import DtoError
-from dto_pipeline.models.depth_licences import licence_lines
+from dto_pipeline.models.networks import licence_lines
 
 _EPILOG = """\
 A depth network instead of depth files:
@@ -104,10 +104,10 @@ def _add_outlook(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from dto_pipeline.commands.logs import configure_logs
     from dto_pipeline.run.driver import run_pipeline
     from dto_pipeline.run.forecast import plan_pipeline
     from dto_pipeline.run.plan import Selection
+    from dto_pipeline.terminal import configure_logs
 
     configure_logs(arguments.log_level or ("info" if arguments.verbose else "warning"), arguments.log_json)
     if arguments.workers is not None:

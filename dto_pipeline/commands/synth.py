@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from dto_pipeline.commands.options import add_body_option, add_heights_option, not_negative, positive
-from dto_pipeline.commands.output import local_place
+from dto_pipeline.commands.output import local_place, show_progress
 from dto_pipeline.errors import DtoError
 
 
@@ -64,7 +64,7 @@ def _run(arguments: argparse.Namespace) -> int:
         arguments.options.append(f"bodies={arguments.bodies}")
     kind = choose_difficulty(arguments.difficulty, arguments.options, arguments.heights)
     torch.set_num_threads(1)  # small tensors: more threads are slower
-    show = None if arguments.quiet else _progress
+    show = None if arguments.quiet else show_progress
     data = write_synth(
         local_place(arguments.out),
         kind,
@@ -76,7 +76,3 @@ def _run(arguments: argparse.Namespace) -> int:
     written = "written" if data.created else "was there already"
     print(f"{data.root}: {data.images} images, {data.persons} people, difficulty {kind.name}, {written}")
     return 0
-
-
-def _progress(done: int, images: int) -> None:
-    print(f"\r{done} of {images} images", end="\n" if done == images else "", flush=True)

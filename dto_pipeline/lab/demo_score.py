@@ -1,6 +1,6 @@
 """How far the demo's labels are from its truth, as given and after each solver; and how good a depth network is there.
 
-Takes placed scenes, maps and the arrays of `truth.npz`; the definitions of errors are those of `evaluate.synthetic`.
+Takes placed scenes, maps and the arrays of `truth.npz`; the definitions of errors are those of `evaluate.placements`.
 Disparity is compared with the true z after one scale per picture, because that is all the method leaves open
 (`depth = 1 / disparity`, an affine line to metres); the offset is not aligned away. Knows no files. Metres.
 """
@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from dto_pipeline.evaluate.synthetic import MEASURES, SAME_DEPTH, Placement, as_table, compare_placements
+from dto_pipeline.evaluate.placements import MEASURES, SAME_DEPTH, Placement, as_table, compare_placements
 from dto_pipeline.evaluate.tables import align
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.models.depth_anything import DepthNetwork

@@ -18,8 +18,7 @@ from dto_pipeline.axes import BABY, NUM_BETAS
 from dto_pipeline.lab.crowd import Crowd, View
 from dto_pipeline.lab.scenery import THEMES, Backdrop, Colour, Theme, build_backdrop, haze_over, sun_direction
 from dto_pipeline.models.body import BodyModel
-from dto_pipeline.models.rasterizer import Raster, rasterize
-from dto_pipeline.models.surface import find_surface, vertex_normals
+from dto_pipeline.models.rasterizer import Raster, find_surface, rasterize, vertex_normals
 
 _FINER = 2  # people are drawn at this many times the resolution
 _SUN = 1.15  # strength of direct light

@@ -317,18 +317,7 @@ def read_shard_failure(directory: RunDirectory, shard: int) -> Failure | None:
 def note_damage(directory: RunDirectory, shards: Iterable[int]) -> None:
     """Leave word for the next launch that label files are damaged. Raises: OSError where it cannot be written."""
     for shard in shards:
-        directory.store.replace(_damage_name(shard), json_bytes({"schema": DAMAGE_SCHEMA, "shard": shard}))
-
-
-def noted_damage(directory: RunDirectory) -> list[int]:
-    """Shards that somebody found damaged since they were last done."""
-    return find_notes(directory, "damage")
-
-
-def clear_damage(directory: RunDirectory, shards: Iterable[int]) -> None:
-    """The shards have been looked at."""
-    for shard in shards:
-        directory.store.remove(_damage_name(shard))
+        directory.store.replace(damage_name(shard), json_bytes({"schema": DAMAGE_SCHEMA, "shard": shard}))
 
 
 def find_notes(directory: RunDirectory, kind: str) -> list[int]:
@@ -337,7 +326,8 @@ def find_notes(directory: RunDirectory, kind: str) -> list[int]:
     return sorted(int(match[1]) for match in found if match)
 
 
-def _damage_name(shard: int) -> str:
+def damage_name(shard: int) -> str:
+    """The note that a shard's label file is damaged, likewise."""
     return f"{FAILURES}/{shard_name(shard)}.damage.json"
 
 
