@@ -10,8 +10,12 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+<<<<<<< HEAD
 from dto_pipeline.commands.options import positive
 from dto_pipeline.commands.output import local_place, show_progress
+=======
+from dto_pipeline.commands.options import not_negative, positive
+>>>>>>> main
 from dto_pipeline.config import DepthConfig, PipelineConfig
 
 if TYPE_CHECKING:
@@ -39,7 +43,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("-o", "--out", default="out/demo", metavar="DIR", help="folder to write to (out/demo)")
     parser.add_argument("--images", type=positive, default=24, metavar="N", help="images to make (24)")
-    parser.add_argument("--workers", type=int, default=2, metavar="N", help="Ray workers (2); 0 = without Ray")
+    parser.add_argument("--workers", type=not_negative, default=2, metavar="N", help="Ray workers (2); 0 = without Ray")
     parser.add_argument(
         "--depth",
         choices=("network", "files"),
@@ -109,7 +113,7 @@ def _here(config: PipelineConfig, solver: str) -> PipelineConfig:
 
 def _read_run(folder: Path) -> list[PlacedScene]:
     from dto_pipeline.data.label_files import find_label_files
-    from dto_pipeline.data.placed import read_placed
+    from dto_pipeline.data.labels import read_placed
 
     return [item for file in find_label_files(folder) for item in read_placed(file)]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from dto_pipeline.commands.options import add_body_option, add_heights_option, positive
+from dto_pipeline.commands.options import add_body_option, add_heights_option, not_negative, positive
 from dto_pipeline.commands.output import local_place, show_progress
 from dto_pipeline.errors import DtoError
 
@@ -20,7 +20,10 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument("-o", "--out", metavar="DIR", help="folder to write to")
     parser.add_argument("--images", type=positive, default=64, metavar="N", help="images to make (64)")
     parser.add_argument(
-        "--seed", type=int, default=201, help="of everything random (201); the joint solver was tuned on 1 and 2"
+        "--seed",
+        type=not_negative,
+        default=201,
+        help="of everything random (201); the joint solver was tuned on 1 and 2",
     )
     parser.add_argument("--difficulty", default="standard", metavar="NAME", help="what is hard, see --list (standard)")
     parser.add_argument(

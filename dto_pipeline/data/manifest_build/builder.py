@@ -13,7 +13,7 @@ from tqdm import tqdm
 from dto_pipeline.data.dataset import Dataset
 from dto_pipeline.data.files import json_bytes, sha256_file, sweep_abandoned
 from dto_pipeline.data.image_index import index_images
-from dto_pipeline.data.images import open_folder
+from dto_pipeline.data.images import ImageFolder
 from dto_pipeline.data.manifest import report_path
 from dto_pipeline.data.manifest_build.build_report import ManifestReport
 from dto_pipeline.data.manifest_build.findings import (
@@ -33,7 +33,7 @@ from dto_pipeline.data.sources import SOURCES
 from dto_pipeline.data.sources.rows import LabelFileError
 from dto_pipeline.data.sources.sidecar import Sidecar
 from dto_pipeline.data.storage import Location, as_location, base_name, fetch, write_bytes
-from dto_pipeline.data.tar_images import place_in_tars, tar_index_path
+from dto_pipeline.data.tars import place_in_tars, tar_index_path
 from dto_pipeline.status import ImageStatus
 
 _HEADER_THREADS = 16  # image headers are read waiting for the disk, not computing
@@ -108,7 +108,7 @@ def open_inputs(dataset: Dataset, out: Location, stack: ExitStack, progress: boo
     index = index_images(source, dataset.key_parts)
     if dataset.images_in == "folder":
         index = index.with_prefixes(dataset.image_prefixes)
-        return ManifestInputs(dataset, source, sidecar, open_folder(dataset.images_root), index)
+        return ManifestInputs(dataset, source, sidecar, ImageFolder(dataset.images_root), index)
     placed = place_in_tars(index, dataset.images_root, dataset.key_parts, tar_index_path(out), progress)
     return ManifestInputs(dataset, source, sidecar, placed.images, placed.index, placed)
 

@@ -50,7 +50,7 @@ from dto_pipeline.data.sources.rows import (
     find_row_problems,
 )
 from dto_pipeline.data.storage import Location, as_location, base_name, beside, fetch, write_bytes, written
-from dto_pipeline.data.tar_images import carry_tar_index
+from dto_pipeline.data.tars import carry_tar_index
 from dto_pipeline.maths import person_matching as matching
 from dto_pipeline.maths.person_matching import BodyViews, MatchRule
 from dto_pipeline.models.body import BodyModel

@@ -37,7 +37,7 @@ from dto_pipeline.data.sources.rows import (
     find_row_problems,
 )
 from dto_pipeline.data.sources.sidecar import Sidecar
-from dto_pipeline.data.tar_images import TarPlacement
+from dto_pipeline.data.tars import TarPlacement
 from dto_pipeline.schema import MANIFEST_PERSON, MANIFEST_SCHEMA
 from dto_pipeline.status import ImageStatus, UnusableImage
 
