@@ -10,12 +10,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-<<<<<<< HEAD
-from dto_pipeline.commands.options import positive
-from dto_pipeline.commands.output import local_place, show_progress
-=======
 from dto_pipeline.commands.options import not_negative, positive
->>>>>>> main
+from dto_pipeline.commands.output import local_place, show_progress
 from dto_pipeline.config import DepthConfig, PipelineConfig
 
 if TYPE_CHECKING:

@@ -109,7 +109,7 @@ def _add_action(
         metavar="N",
         help="draws of images behind the intervals (1000); 0 = none",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of those draws (0)")
+    parser.add_argument("--seed", type=not_negative, default=0, help="of those draws (0)")
     parser.set_defaults(run=run)
     return parser
 
@@ -205,23 +205,6 @@ def _add_benchmark(actions: argparse._SubParsersAction) -> None:
     parser.set_defaults(run=_run_benchmark)
 
 
-<<<<<<< HEAD
-=======
-def _add_common(parser: argparse.ArgumentParser) -> None:
-    add_body_option(parser)
-    parser.add_argument("--json", metavar="FILE", help="write measures, intervals and counts as JSON")
-    parser.add_argument("--csv", metavar="FILE", help="write one row per image: its measures and the sums behind them")
-    parser.add_argument(
-        "--resamples",
-        type=not_negative,
-        default=1000,
-        metavar="N",
-        help="draws of images behind the intervals (1000); 0 = none",
-    )
-    parser.add_argument("--seed", type=not_negative, default=0, help="of those draws (0)")
-
-
->>>>>>> main
 def _run_rh(arguments: argparse.Namespace) -> int:
     from dto_pipeline.data.inert_pickle import PickleRefused
     from dto_pipeline.data.sources.relative_human import read_annotations

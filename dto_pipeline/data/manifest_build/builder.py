@@ -26,7 +26,7 @@ from dto_pipeline.data.manifest_build.findings import (
     note_unlabelled,
     open_findings,
 )
-from dto_pipeline.data.manifest_build.shard_rows import ManifestInputs, build_shard
+from dto_pipeline.data.manifest_build.shard_rows import ManifestInputs, ShardBuilder
 from dto_pipeline.data.manifest_build.writer import describe_origin, open_manifest_writer
 from dto_pipeline.data.recognise import FileKind, UnknownFile, recognise
 from dto_pipeline.data.sources import SOURCES
@@ -122,8 +122,9 @@ def _write_manifest(
         ThreadPoolExecutor(_HEADER_THREADS) as pool,
         tqdm(total=total, unit="image", desc=inputs.dataset.name, disable=not progress) as bar,
     ):
+        shards = ShardBuilder(inputs, report, findings, pool, bar.update)
         for shard in range(-(-total // inputs.dataset.shard_images)):
-            writer.add(build_shard(inputs, shard, pool, report, findings, bar.update))
+            writer.add(shards.build(shard))
         report.fingerprint = writer.fingerprint
         files = []
         for path in [*inputs.source.files, *([inputs.sidecar.path] if inputs.sidecar.path else [])]:
