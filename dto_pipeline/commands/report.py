@@ -6,8 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dto_pipeline.commands.output import local_place
-from dto_pipeline.commands.several import show_several
+from dto_pipeline.commands.output import local_place, show_several
 from dto_pipeline.commands.status import status_facts
 from dto_pipeline.commands.view import add_places
 from dto_pipeline.errors import DtoError
