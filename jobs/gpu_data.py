@@ -24,11 +24,11 @@ from dto_pipeline.lab.crowd_files import PersonRows, encode_picture
 from dto_pipeline.lab.demo_data import (
     BENCH_SEED,
     bench_numbers,
+    build_scene,
     image_name,
     write_plain_data,
     write_scene,
 )
-from dto_pipeline.lab.scenes import build_scene
 from dto_pipeline.models.body import load_body
 from dto_pipeline.models.depth import DepthFiles
 from dto_pipeline.optimizer import SceneOptimizer

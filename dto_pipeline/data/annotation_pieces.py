@@ -18,7 +18,7 @@ import numpy as np
 from dto_pipeline.axes import NUM_BETAS
 from dto_pipeline.data.cameras import CAMERA_COLUMNS
 from dto_pipeline.data.files import temporary_folder
-from dto_pipeline.data.images import ImageStore, open_folder
+from dto_pipeline.data.images import ImageFolder, ImageStore
 from dto_pipeline.data.label_files import LabelColumns
 from dto_pipeline.data.label_pieces import IMAGE_FILE, Part, Piece
 from dto_pipeline.data.labels import LabelsError
@@ -47,7 +47,7 @@ class _FileSet:
 
     def open_images(self) -> ImageStore:
         """The folder of the photographs."""
-        return open_folder(self.images_root)
+        return ImageFolder(self.images_root)
 
     def _pieces(self, number: int, part: Part, names: Iterable[str], counts: np.ndarray) -> list[Piece]:
         """Pieces of 1024 images that have people; `part.select` does not concern what no run has judged."""

@@ -165,7 +165,7 @@ def _do_work(
         try:
             drive(schedule, pool, ledger, budget)
         except TooManyFailed as error:
-            raise TooManyFailed("\n".join([str(error), *find_example(directory, budget.losses)])) from None
+            raise TooManyFailed("\n".join([str(error), *find_example(directory, budget)])) from None
     return ledger.tally
 
 

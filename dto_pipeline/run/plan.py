@@ -194,7 +194,7 @@ def scan_closely(directory: RunDirectory, identity: RunIdentity, recheck: bool =
         The scan, and the shards that notes of damage name.
     """
     scan = files.scan_run(directory, identity, footers=True)
-    noted = files.noted_damage(directory)
+    noted = files.find_notes(directory, "damage")
     looked_at = scan.done if recheck else {shard: scan.done[shard] for shard in noted if shard in scan.done}
     return scan.without(find_damage(directory, looked_at)), noted
 
@@ -223,7 +223,8 @@ def plan_run(
     going_on = plan.repairs & plan.earlier.keys()
     settled = tuple(shard for shard in scan.settled if shard not in going_on)
     files.settle_records(directory, dataclasses.replace(scan, settled=settled))
-    files.clear_damage(directory, noted)
+    for shard in noted:
+        directory.store.remove(files.damage_name(shard))
     for shard in plan.forgiven:
         files.clear_failure(directory, shard)
     for shard, reason in scan.void.items():
