@@ -1,6 +1,7 @@
 """Released DTO-Humans through every verb: a file of 1,100 images, written with numpy alone, and nobody lost.
 
-Listing, comparing and training take all of them (more than the thousand that a pickler sets at once); the run, which costs 40 ms an image, one shard of them.
+Listing, comparing and training take all images, more than the thousand that a pickler sets at once; the run, which
+costs 40 ms an image, one shard of them.
 """
 
 from __future__ import annotations
