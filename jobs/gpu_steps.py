@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from gpu_data import PEOPLE, Place, build_network, draw_pictures, make_batch, make_learner, read_pictures
+from gpu_data import Place, build_network, draw_pictures, make_batch, make_learner, read_pictures
 from gpu_measure import (
     PARTS,
     busy_stream,
@@ -39,8 +39,8 @@ from gpu_measure import (
     wait_for,
 )
 
-from dto_pipeline.commands.bench import place_shard
-from dto_pipeline.lab.bench_depth import depth_flops
+from dto_pipeline.lab.bench_depth import depth_flops, place_shard
+from dto_pipeline.lab.demo_data import BENCH_PEOPLE
 from dto_pipeline.lab.golden_image import check_image_cases
 from dto_pipeline.maths.ordered import Segments
 from dto_pipeline.models.body import load_body
@@ -90,8 +90,10 @@ def machine(place: Place) -> Report:
 def pictures(place: Place) -> Report:
     """Crowds of five drawn once and repeated under further names, a manifest over all, full HD pictures, a network."""
     images, distinct, large = draw_pictures(place)
-    figures = {"images": images, "distinct": distinct, "full_hd": large, "people_an_image": PEOPLE}
-    return Report(figures, f"  {images} images ({distinct} distinct) with {PEOPLE} people each, {large} of full HD")
+    figures = {"images": images, "distinct": distinct, "full_hd": large, "people_an_image": BENCH_PEOPLE}
+    return Report(
+        figures, f"  {images} images ({distinct} distinct) with {BENCH_PEOPLE} people each, {large} of full HD"
+    )
 
 
 def tests(place: Place) -> Report:
@@ -179,7 +181,7 @@ def micro(place: Place) -> Report:
         for images, groups in place.pick([(8, 1), (32, 1), (64, 1), (8, 4), (32, 4)], [(2, 1), (2, 2)]):
             optimizer, batch = make_batch(place, images, groups, mode)
             times = time_parts(optimizer, batch, place.device, place.pick(7, 1))
-            name = f"{mode} {images} x {PEOPLE * groups}"
+            name = f"{mode} {images} x {BENCH_PEOPLE * groups}"
             figures[name] = {part: round(ms / images, 4) for part, ms in times.items()}
             cells = "".join(f"{times.get(part, float('nan')) / images:>13.3f}" for part in ("vertices", *PARTS))
             lines.append(f"  {name:<26}{cells}{times['whole'] / images:>9.3f} in all")

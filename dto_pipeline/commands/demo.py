@@ -16,7 +16,7 @@ from dto_pipeline.config import DepthConfig, PipelineConfig
 if TYPE_CHECKING:
     import numpy as np
 
-    from dto_pipeline.lab.score import DemoScore
+    from dto_pipeline.lab.demo_score import DemoScore
     from dto_pipeline.models.body import BodyModel
     from dto_pipeline.run.driver import RunSummary
     from dto_pipeline.scene import PlacedScene
@@ -55,8 +55,8 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     from dto_pipeline.config import STAND_IN_BODY, load_config
     from dto_pipeline.data.files import write_json_atomic
-    from dto_pipeline.lab.dataset import DemoSettings, build_demo_data, read_truth
-    from dto_pipeline.lab.score import score_demo
+    from dto_pipeline.lab.demo_data import DemoSettings, build_demo_data, read_truth
+    from dto_pipeline.lab.demo_score import score_demo
     from dto_pipeline.models.body import load_body
     from dto_pipeline.run.driver import run_pipeline
 
@@ -125,9 +125,9 @@ def _draw(
 ) -> list[str]:
     """Draw the chosen scenes as given and by solver, with what the depth source saw; returns the files below `out`."""
     from dto_pipeline.data.images import read_image
-    from dto_pipeline.lab.score import choose_pictures
+    from dto_pipeline.lab.demo_score import choose_pictures
+    from dto_pipeline.view.pages import solver_panel
     from dto_pipeline.view.panel import People, save_png
-    from dto_pipeline.view.scene_panel import solver_panel
 
     written = []
     first = placed["paper"]
@@ -161,36 +161,30 @@ def _compare_depth(
     out: Path, manifest: Path, config: PipelineConfig, placed: dict[str, list[PlacedScene]], body: BodyModel
 ) -> dict[str, Any]:
     """The depth network on the unbroken pictures, and their labels with it beside those with the true depth."""
-    from dto_pipeline.lab.dataset import read_truth
-    from dto_pipeline.lab.depth_quality import MEASURES
-    from dto_pipeline.lab.score import score_demo
-    from dto_pipeline.lab.true_depth import build_true_scenes, measure_on_demo, side_by_side, write_true_depth
+    from dto_pipeline.data.images import read_image
+    from dto_pipeline.lab.crowd_files import write_map
+    from dto_pipeline.lab.demo_data import build_true_pictures, read_truth
+    from dto_pipeline.lab.demo_score import DEPTH_MEASURES, measure_network, score_demo, side_by_side
     from dto_pipeline.models.depth_anything import DepthNetwork
+    from dto_pipeline.models.depth_kinds import METRES_PER_DEPTH
     from dto_pipeline.run.driver import run_pipeline
 
     print(f"5  the same with true depth -> {out / 'run-true-depth'}")
-    scenes = list(build_true_scenes(out / "data", body))
-    for scene in scenes:
-        write_true_depth(out / "true-depth", scene)
+    pictures = dict(build_true_pictures(out / "data", body))
+    for name, picture in pictures.items():
+        write_map(out / "true-depth", name, (METRES_PER_DEPTH / picture.z).astype("float32"))
     network = DepthNetwork(config.depth)
-    quality = measure_on_demo(network, out / "data" / "images", scenes)
+    seen = ((read_image(out / "data/images" / name).rgb, one.z, one.person) for name, one in pictures.items())
+    quality = measure_network(network, seen)
     exact = {}
     for solver, folder in _SOLVERS.items():
         plain = replace(_here(config, solver), depth=DepthConfig())
         run_pipeline(manifest, out / f"{folder}-true-depth", plain, progress=False, depth_root=out / "true-depth")
         exact[solver] = _read_run(out / f"{folder}-true-depth")
     truth = read_truth(out / "data")
-    whole = {scene.name for scene in scenes}
-
-    def score(by_solver: dict[str, list[PlacedScene]]) -> DemoScore:
-        def kept(item: PlacedScene) -> bool:
-            return str(truth["image_name"][item.scene.source_row[0]]) in whole
-
-        return score_demo({name: list(filter(kept, items)) for name, items in by_solver.items()}, truth, body)
-
-    with_network, with_truth = score(placed), score(exact)
+    with_network, with_truth = (score_demo(runs, truth, body, pictures) for runs in (placed, exact))
     lines = [f"depth network {network.identity.short} on these pictures, unseen in training:"]
-    lines += [f"  {quality[key]:.3f}  {title}" for key, title in MEASURES.items()]
+    lines += [f"  {quality[key]:.3f}  {title}" for key, title in DEPTH_MEASURES.items()]
     return {
         "network": network.facts,
         "error_on_unseen_scenes": quality,
@@ -211,8 +205,8 @@ def _report(
     return {
         "errors": score.comparison,
         "people_of_accepted_images": score.accepted,
-        "image_status": score.image_status,
-        "person_status": score.person_status,
+        "image_status": summary.image_status,
+        "person_status": summary.person_status,
         "broken_on_purpose": broken,
         "pictures": pictures,
         "workers": arguments.workers,

@@ -83,27 +83,51 @@ def draw_people(
 
 
 def measure_people(
-    scene: Scene,
-    person_map: np.ndarray,
-    z_map: np.ndarray,
-    visible: np.ndarray,
-    body: BodyModel,
-    config: PipelineConfig,
+    scene: Scene, drawn: tuple[np.ndarray, np.ndarray, np.ndarray], body: BodyModel, config: PipelineConfig
 ) -> list[PlainPerson | None]:
-    """Evidence and prior of every person, from full-size maps (H, W) of person index (-1 = nobody) and z [m]."""
+    """Evidence and prior of every person, from what `draw_people` gives."""
+    person_map, z_map, visible = drawn
     assert scene.disparity is not None
     disparity = scene.disparity.copy()
     disparity[disparity <= 0] = disparity[disparity > 0].min()
-    depth_map = 1.0 / disparity
-    people = []
+    depth_map, options, people = 1.0 / disparity, config.evidence, list[PlainPerson | None]()
+    least = scene.height / options.min_pixels_grid * scene.width / options.min_pixels_grid
     for index in range(scene.num_people):
-        measured = _measure_person(index, scene, person_map == index, depth_map, z_map, int(visible[index]), config)
-        if measured is not None:
-            measured.height = float(body.rest_height(torch.from_numpy(scene.betas[index]).double()))
-            measured.mean, measured.sigma = _prior(
-                measured.height, scene.age_years[index], scene.male_prob[index], config
-            )
-        people.append(measured)
+        mask = person_map == index
+        people.append(None)
+        if mask.sum() < least or visible[index] < options.min_visible_vertices:
+            continue
+        low, high = np.percentile(depth_map[mask], [25, 75])
+        reach = options.iqr_factor * (high - low)
+        mask &= (depth_map > max(low - reach, 0)) & (depth_map < high + reach)
+        if mask.sum() < least:
+            continue
+        rows, _ = np.nonzero(mask)
+        depth, z = depth_map[mask].astype(np.float64), z_map[mask].astype(np.float64)
+        depth_centred, z_centred = depth.copy(), z.copy()
+        for row in np.unique(rows):
+            here = rows == row
+            depth_centred[here] -= depth[here].mean()
+            z_centred[here] -= z[here].mean()
+        slope, offset = np.polyfit(depth_centred, z_centred, 1)
+        corr = float(np.corrcoef(depth_centred, z_centred)[0, 1])
+        keep = np.abs(z_centred - slope * depth_centred - offset) <= options.max_residual
+        ground = keep & (rows >= np.percentile(rows[keep], options.ground_percentile))
+        size = 2 * scene.intrinsics[1, 1] / (scene.transl[index, 2] * min(scene.height, scene.width))
+        far = depth[keep].mean() > options.far_depth or size < options.far_scale
+        height = float(body.rest_height(torch.from_numpy(scene.betas[index]).double()))
+        mean, sigma = _prior(height, scene.age_years[index], scene.male_prob[index], config)
+        people[-1] = PlainPerson(
+            depth=(float(depth[keep].mean()), float(depth[ground].mean())),
+            z=(float(z[keep].mean()), float(z[ground].mean())),
+            depth_std=float(depth[keep].std()),
+            slope=float(slope),
+            corr=0.0 if np.isnan(corr) else corr,
+            group=FAR if far else NEAR,
+            height=height,
+            mean=mean,
+            sigma=sigma,
+        )
     return people
 
 
@@ -149,50 +173,6 @@ def apply_fits(
             after = body.learnt_joints(pose, betas.float(), torch.zeros(1, 3))
             transl[index, :2] += (scale * before - after)[0, list(KID_SHIFT_JOINTS), :2].mean(0).numpy()
     return transl
-
-
-def _measure_person(
-    index: int,
-    scene: Scene,
-    mask: np.ndarray,
-    depth_map: np.ndarray,
-    z_map: np.ndarray,
-    visible: int,
-    config: PipelineConfig,
-) -> PlainPerson | None:
-    options = config.evidence
-    least = scene.height / options.min_pixels_grid * scene.width / options.min_pixels_grid
-    if mask.sum() < least or visible < options.min_visible_vertices:
-        return None
-    low, high = np.percentile(depth_map[mask], [25, 75])
-    reach = options.iqr_factor * (high - low)
-    mask = mask & (depth_map > max(low - reach, 0)) & (depth_map < high + reach)
-    if mask.sum() < least:
-        return None
-    rows, _ = np.nonzero(mask)
-    depth, z = depth_map[mask].astype(np.float64), z_map[mask].astype(np.float64)
-    depth_centred, z_centred = depth.copy(), z.copy()
-    for row in np.unique(rows):
-        here = rows == row
-        depth_centred[here] -= depth[here].mean()
-        z_centred[here] -= z[here].mean()
-    slope, offset = np.polyfit(depth_centred, z_centred, 1)
-    corr = float(np.corrcoef(depth_centred, z_centred)[0, 1])
-    keep = np.abs(z_centred - slope * depth_centred - offset) <= options.max_residual
-    ground = keep & (rows >= np.percentile(rows[keep], options.ground_percentile))
-    size = 2 * scene.intrinsics[1, 1] / (scene.transl[index, 2] * min(scene.height, scene.width))
-    far = depth[keep].mean() > options.far_depth or size < options.far_scale
-    return PlainPerson(
-        depth=(float(depth[keep].mean()), float(depth[ground].mean())),
-        z=(float(z[keep].mean()), float(z[ground].mean())),
-        depth_std=float(depth[keep].std()),
-        slope=float(slope),
-        corr=0.0 if np.isnan(corr) else corr,
-        group=FAR if far else NEAR,
-        height=0.0,
-        mean=0.0,
-        sigma=1.0,
-    )
 
 
 def _prior(height: float, age: float, male_prob: float, config: PipelineConfig) -> tuple[float, float]:

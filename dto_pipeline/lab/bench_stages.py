@@ -23,13 +23,12 @@ from dto_pipeline.config import STAND_IN_BODY, PipelineConfig
 from dto_pipeline.data.labels import build_label_table, write_label_shard
 from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.scenes import load_scenes
-from dto_pipeline.lab.bench_data import PEOPLE, SIZE, build_bench_data
 from dto_pipeline.lab.bench_plain import PlainBody, apply_fits, draw_people, measure_people, solve_groups
-from dto_pipeline.lab.waiting import waits_of
+from dto_pipeline.lab.demo_data import BENCH_PEOPLE, BENCH_SIZE, build_bench_data
 from dto_pipeline.models.body import load_body
 from dto_pipeline.models.depth import DepthFiles
 from dto_pipeline.optimizer import SceneOptimizer
-from dto_pipeline.run.batching import size_on
+from dto_pipeline.run.placing import size_on
 from dto_pipeline.scene import OptimizedScenes, Scene
 from dto_pipeline.timing import StageClock
 
@@ -49,7 +48,6 @@ class BenchReport:
     batched: dict[str, float]  # by stage
     plain: dict[str, float]  # by stage, COMPARED only
     evidence_ms_per_mpx: tuple[float, float]  # of one image as it is, and enlarged by `ENLARGED`; CPU time
-    waits: int  # of a GPU for the program, in one batch, see `lab.waiting`
 
     @property
     def ratio(self) -> float:
@@ -65,7 +63,7 @@ class BenchReport:
         return {**vars(self), "ratio": self.ratio, "all_but_depth_ms": self.but_depth, "goal_ms": GOAL_MS}
 
     def as_table(self) -> str:
-        where = f"{self.images} images of {SIZE[0]} x {SIZE[1]}, {PEOPLE} people each"
+        where = f"{self.images} images of {BENCH_SIZE[0]} x {BENCH_SIZE[1]}, {BENCH_PEOPLE} people each"
         lines = [f"{where}; {self.device}, one thread; median of {self.repeats} runs, ms per image", ""]
         lines.append(f"{'stage':<12} {'batched':>8} {'plain loop':>11}")
         for stage in STAGES:
@@ -75,9 +73,8 @@ class BenchReport:
         lines += ["", f"all but depth {self.but_depth:.1f} ms an image (goal {GOAL_MS:.0f})"]
         lines.append(f"{' + '.join(COMPARED)}: plain loop / batched = {self.ratio:.1f}")
         small, large = self.evidence_ms_per_mpx
-        mpx = SIZE[0] * SIZE[1] / 1e6
+        mpx = BENCH_SIZE[0] * BENCH_SIZE[1] / 1e6
         lines.append(f"evidence per Mpx: {small:.1f} ms at {mpx:.1f} Mpx, {large:.1f} at {mpx * ENLARGED**2:.1f}")
-        lines.append(f"a batch makes a GPU wait {self.waits} times, and once more for its results")
         return "\n".join(lines)
 
 
@@ -124,7 +121,6 @@ def _measure(root: Path, images: int, repeats: int, config: PipelineConfig) -> B
         batched={stage: statistics.median(values) * per_image for stage, values in batched.items()},
         plain={stage: statistics.median(values) * per_image for stage, values in plain.items()},
         evidence_ms_per_mpx=(_time_evidence(optimizer, results[0], 1), _time_evidence(optimizer, results[0], ENLARGED)),
-        waits=sum(waits_of(lambda: optimizer(results[0].batch)).values()),
     )
 
 
@@ -155,9 +151,9 @@ def _run_plain(scenes: Sequence[Scene], plain: PlainBody, config: PipelineConfig
         times = [time.perf_counter()]
         vertices = [plain.vertices(*person) for person in zip(scene.pose, scene.betas, scene.transl, strict=True)]
         times.append(time.perf_counter())
-        person, z, visible = draw_people(scene, vertices, plain.body, config)
+        drawn = draw_people(scene, vertices, plain.body, config)
         times.append(time.perf_counter())
-        people = measure_people(scene, person, z, visible, plain.body, config)
+        people = measure_people(scene, drawn, plain.body, config)
         times.append(time.perf_counter())
         apply_fits(scene, people, solve_groups(people, config), plain.body)
         times.append(time.perf_counter())

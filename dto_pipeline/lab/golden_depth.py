@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from dto_pipeline.config import DepthConfig
-from dto_pipeline.lab.golden_case import CaseResult, check_case
+from dto_pipeline.lab.golden_case import CaseResult, check_case, differences, judge, read_arrays
 from dto_pipeline.models.depth_anything import DepthNetwork
 from dto_pipeline.models.depth_kinds import METRES_PER_DEPTH
 from dto_pipeline.models.depth_tiny import write_network
@@ -31,13 +31,13 @@ def check_depth_cases(folder: Path) -> list[CaseResult]:
     path = folder / "depth" / "depth_cases.npz"
     if not path.is_file():
         return []
-    with np.load(path, allow_pickle=False) as file:
-        arrays = {name: file[name] for name in file.files}
+    arrays = read_arrays(path)
+    recorded = {tuple(name.split("/")[:2]) for name in arrays if name.endswith("/network_size")}
     with tempfile.TemporaryDirectory() as scratch:
         folders = {kind: save_network(arrays, kind, Path(scratch) / kind) for kind in _KINDS}
         return [
-            check_case("depth", f"{image}/{side}", "map", partial(_check, arrays, folders, image, side))
-            for image, side in sorted({_split(name) for name in arrays if name.endswith("/network_size")})
+            check_case("depth", f"{image}/{side}", "map", partial(_check, arrays, folders, image, int(side)))
+            for image, side in sorted(recorded, key=lambda case: (case[0], int(case[1])))
         ]
 
 
@@ -59,30 +59,16 @@ def _check(arrays: dict[str, np.ndarray], folders: dict[str, Path], image: str, 
     }
     network = networks["relative"]
     size = network.recipe.size(*pixels.shape[:2])
-    failures = []
-    if size != tuple(arrays[f"{recorded}/network_size"]):
-        failures.append(f"the network sees {size}, recorded is {tuple(arrays[f'{recorded}/network_size'])}")
+    failures = differences({"network_size": (tuple(size), tuple(arrays[f"{recorded}/network_size"].tolist()))})
     found: dict[str, Any] = {"positions": network.positions_at(size)}
     if f"{recorded}/network_input" in arrays:
         found["network_input"] = network.recipe.prepare(torch.from_numpy(pixels)[None], size)[0].numpy()
-    errors = {name: _largest(values, arrays[f"{recorded}/{name}"]) for name, values in found.items()}
+    errors = {name: float(np.abs(values - arrays[f"{recorded}/{name}"]).max()) for name, values in found.items()}
     for kind in _KINDS:
         (disparity,) = networks[kind].estimate([pixels])
         assert isinstance(disparity, np.ndarray), disparity
         values = METRES_PER_DEPTH / disparity if kind == "metric" else disparity
-        errors[kind] = _relative(values, arrays[f"{recorded}/{kind}"])
-    failures += [f"{name} off by {error:.1e}" for name, error in errors.items() if not error <= LIMITS[name]]
-    return CaseResult("depth", recorded, "map", tuple(failures), errors, {name: LIMITS[name] for name in errors})
-
-
-def _largest(found: np.ndarray, expected: np.ndarray) -> float:
-    return float(np.abs(found - expected).max())
-
-
-def _relative(found: np.ndarray, expected: np.ndarray) -> float:
-    return float((np.abs(found - expected) / np.maximum(expected, _LEAST_SHARE * expected.mean())).max())
-
-
-def _split(name: str) -> tuple[str, int]:
-    image, side, *_ = name.split("/")
-    return image, int(side)
+        expected = arrays[f"{recorded}/{kind}"]
+        least = np.maximum(expected, _LEAST_SHARE * expected.mean())
+        errors[kind] = float((np.abs(values - expected) / least).max())
+    return judge("depth", recorded, "map", failures, errors, {name: LIMITS[name] for name in errors})

@@ -186,7 +186,7 @@ class DisturbedRun:
     def notes_in_hand(self) -> frozenset[tuple[str, int]]:
         """Notes of processes that are (or were, when they died) at work on a shard: name and time of writing [ns]."""
         found = []
-        for path in (self.view / "failures").glob("shard-*.hand.json"):
+        for path in (self.view / "failures").glob("shard-*.in-flight.json"):
             with suppress(FileNotFoundError):  # taken away in between
                 found.append((path.name, path.stat().st_mtime_ns))
         return frozenset(found)

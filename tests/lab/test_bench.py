@@ -29,7 +29,7 @@ def test_the_plain_loop_and_the_batched_code_compute_the_same(body: BodyModel) -
     np.testing.assert_allclose(torch.stack(vertices), exact, atol=1e-5)
     person, z, visible = draw_people(scene, vertices, body, config)
     assert np.abs(visible - result.maps.visible_vertices[0].numpy()).max() <= 2
-    people = measure_people(scene, person, z, visible, body, config)
+    people = measure_people(scene, (person, z, visible), body, config)
     for index, found in enumerate(people):
         assert found is not None
         assert found.depth == pytest.approx(result.evidence.depth[0, index].tolist(), rel=1e-4)
@@ -47,5 +47,4 @@ def test_the_report_holds_every_stage_and_a_ratio() -> None:
     assert report.to_json()["ratio"] > 0
     small, large = report.evidence_ms_per_mpx
     assert 0 < large < 2 * small  # what 24 Mpx cost a pixel, VGA costs too
-    assert 0 < report.waits <= 6
     assert "plain loop / batched" in report.as_table()

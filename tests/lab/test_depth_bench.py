@@ -11,7 +11,6 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForDepthEstimation
 
-from dto_pipeline.commands.bench import place_shard
 from dto_pipeline.config import DepthConfig, PipelineConfig
 from dto_pipeline.lab.bench_depth import WINDOWS, DepthBenchReport, depth_flops, run_depth_bench, time_network
 from dto_pipeline.models.depth_anything import DepthNetwork
@@ -41,7 +40,7 @@ def test_the_large_network_costs_what_is_known_of_it() -> None:
 
 def test_a_benchmark_reports_both_ways_and_every_stage(tmp_path: Path) -> None:
     depth = DepthConfig(model=str(save_depth_anything(tmp_path / "tiny")), short_side=28)
-    report = run_depth_bench(place_shard, images=2, repeats=1, config=PipelineConfig(depth=depth))
+    report = run_depth_bench(images=2, repeats=1, config=PipelineConfig(depth=depth))
     assert {"decode", "masks", "depth", "rasterizer", "evidence", "solver", "write"} <= report.stage_ms.keys()
     assert (report.images, report.windows, report.network_size) == (WINDOWS * 4, WINDOWS, (28, 42))
     assert 0 < report.busy <= 1

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from dto_pipeline.axes import ADULT_FEMALE, BABY, KID_AXIS
-from dto_pipeline.lab.breakages import BREAKAGES, plan_breakages
-from dto_pipeline.lab.clothes import measure_template
 from dto_pipeline.lab.crowd import HEIGHT_RANGE, plan_crowd
+from dto_pipeline.lab.demo_data import BREAKAGES, plan_breakages
 from dto_pipeline.lab.observe import observe_disparity
 from dto_pipeline.lab.people import rest_height, solve_height
 from dto_pipeline.lab.scenes import DemoScene, build_scene
@@ -21,8 +20,7 @@ SEED = 7
 
 @cache
 def scene(number: int) -> DemoScene:
-    body = load_body("demo")
-    return build_scene(SEED, number, body, measure_template(body))
+    return build_scene(SEED, number, load_body("demo"))
 
 
 @pytest.fixture(params=[0, 2])
@@ -93,15 +91,15 @@ def test_labels_make_children_adult_like_and_too_far(crowd_scene: DemoScene) -> 
 def test_disparity_is_the_announced_line_of_true_inverse_depth() -> None:
     z = np.repeat(np.linspace(2, 20, 64)[None], 48, axis=0).astype(np.float32)
     nobody = np.full(z.shape, -1)
-    found = observe_disparity(z, nobody, np.random.default_rng(3))
+    found = observe_disparity(z, nobody, (500.0, 0.6), np.random.default_rng(3))
     inner = np.s_[20:28, 8:-8]  # rows in the middle tilt least, columns off the border blur least
-    slope, offset = np.polyfit(1 / z[inner].ravel(), found.values[inner].ravel().astype(float), 1)
-    assert slope == pytest.approx(found.scale, rel=0.02)
-    assert offset == pytest.approx(found.offset, abs=0.5)
+    slope, offset = np.polyfit(1 / z[inner].ravel(), found[inner].ravel().astype(float), 1)
+    assert slope == pytest.approx(500.0, rel=0.02)
+    assert offset == pytest.approx(0.6, abs=0.5)
 
 
 def test_near_people_have_small_relative_depth_as_networks_give_it(crowd_scene: DemoScene) -> None:
-    disparity = crowd_scene.disparity.values.astype(np.float64)
+    disparity = crowd_scene.disparity.astype(np.float64)
     for index in np.flatnonzero(crowd_scene.truth.transl[:, 2] < 6):
         assert 1 / np.median(disparity[crowd_scene.masks[index]]) < 0.02
 

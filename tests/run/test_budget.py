@@ -24,8 +24,7 @@ from dto_pipeline.run.budget import (
 )
 from dto_pipeline.run.folder import RunDirectory
 from dto_pipeline.run.identity import hash_settings
-from dto_pipeline.run.loop import TooManyFailed, drive
-from dto_pipeline.run.schedule import Charge, Schedule
+from dto_pipeline.run.loop import Charge, Schedule, TooManyFailed, drive
 from dto_pipeline.status import ImageStatus
 from tests.run.fakes import DIE, DONE, RAISE, FakeLedger, FakePool, make_config, make_receipt
 from tests.tiny_dataset import TinyDataset, write_tiny_dataset
@@ -70,7 +69,7 @@ def test_a_launch_in_which_everything_fails_stops_early_names_cause_and_step_and
     assert "depth_missing           25  No depth map was found" in said
     assert "for example tiny/000000.jpg: depth map 000000.npy does not exist" in said
     assert "start again with --retry-failed" in said
-    receipts = RunDirectory(tiny.manifest.parent / "run").receipts
+    receipts = RunDirectory(tiny.manifest.parent / "run").at("receipts")
     assert len(list(receipts.iterdir())) == 5
 
     depth = tiny.manifest.parent / "depth"

@@ -20,10 +20,9 @@ import ray
 from dto_pipeline.data.manifest_build.builder import build_manifest
 from dto_pipeline.run.driver import run_pipeline
 from dto_pipeline.run.folder import RunDirectory
+from dto_pipeline.run.loop import Charge
 from dto_pipeline.run.pool import ShardDone, WorkerDraining, WorkerLost, WorkerPlaced, WorkerReady, process_name
-from dto_pipeline.run.ray_metrics import RayMetrics
-from dto_pipeline.run.ray_pool import RayPool
-from dto_pipeline.run.schedule import Charge
+from dto_pipeline.run.ray_pool import RayMetrics, RayPool
 from tests.ray_cluster import NODE
 from tests.run.chaos import ChaosRunner, label_bytes, tiny_config
 from tests.run.fakes import make_receipt
@@ -182,7 +181,7 @@ def test_a_run_shows_its_numbers_while_it_works(connected, tiny, tmp_path):
 
 def test_a_node_killed_with_all_its_processes_costs_the_run_its_worker_only(connected, tiny, tmp_path, undisturbed):
     node = connected.cluster.add_node(**NODE)
-    receipts = RunDirectory(tmp_path / "run").receipts
+    receipts = tmp_path / "run" / "receipts"
 
     def kill():
         for _ in range(int(PATIENCE_S / 0.05)):
@@ -248,4 +247,4 @@ def test_a_run_joins_a_cluster_by_auto_and_as_a_client(ray_nodes, tiny, tmp_path
     assert label_bytes(tmp_path / "run") == undisturbed
     said = "no metrics are exposed behind ray://" in done.stderr and "nodes are drained" in done.stderr
     assert said == (how == "client")
-    assert not list(RunDirectory(tmp_path / "run").failures.iterdir())
+    assert not list(RunDirectory(tmp_path / "run").at("failures").iterdir())

@@ -56,7 +56,7 @@ def _wait_for(condition, seconds=180.0):  # on a busy machine; nobody waits so l
 
 def _first_receipt(directory: RunDirectory):
     """The first receipt that appears."""
-    path = _wait_for(lambda: next(iter(sorted(directory.receipts.glob("shard-*.json"))), None))
+    path = _wait_for(lambda: next(iter(sorted(directory.at("receipts").glob("shard-*.json"))), None))
     return read_receipt(path)
 
 
@@ -116,7 +116,7 @@ def test_a_driver_killed_in_the_middle_loses_nothing(tiny, tmp_path, undisturbed
         worker = _first_receipt(directory).worker
         time.sleep(0.4)  # the next shard is under way
         driver.kill()
-        done = len(list(directory.receipts.glob("shard-*")))
+        done = len(list(directory.at("receipts").glob("shard-*")))
     _wait_for(lambda: not Path(f"/proc/{_pid(worker)}").exists())  # no worker outlives its driver for long
     assert 0 < done < SHARDS
 

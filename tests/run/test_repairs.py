@@ -167,7 +167,7 @@ def test_readers_agree_on_the_newest_generation_and_verify_names_what_others_wou
     old = case.directory.label_file(0).read_bytes()
     case.mend()
     case.start()
-    root, labels = case.directory.root, case.directory.labels
+    root, labels = case.directory.root, case.directory.at("labels")
     assert len(set(pq.read_table(labels).column("image_id").to_pylist())) == pq.read_table(labels).num_rows == 6
     assert verify_run(root).exit_code == 0
 
@@ -193,7 +193,7 @@ def test_readers_agree_on_the_newest_generation_and_verify_names_what_others_wou
 
 
 def test_a_stranger_among_the_label_files_is_named(case):
-    shutil.copy(case.directory.label_file(0), case.directory.labels / "all.parquet")
+    shutil.copy(case.directory.label_file(0), case.directory.at("labels") / "all.parquet")
     assert "all.parquet: it is no label file of this run" in verify_run(case.directory.root).as_table()
 
 
@@ -208,7 +208,7 @@ def test_a_repair_that_raises_is_given_up_and_the_shard_stands(case, monkeypatch
     assert label_bytes(case.directory.root) == before
     monkeypatch.undo()
     assert case.start().mended == 2
-    assert list(case.directory.failures.iterdir()) == []
+    assert list(case.directory.at("failures").iterdir()) == []
 
 
 def test_rows_of_other_images_are_not_spliced_in(case):

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
-from dto_pipeline.lab.clothes import measure_template
 from dto_pipeline.lab.crowd import plan_crowd
 from dto_pipeline.lab.people import build_bodies
 from dto_pipeline.lab.scenes import build_picture
 from dto_pipeline.models.body import BodyModel, load_body
-from dto_pipeline.train.augment import Draw, Paint, fit_size, resize
-from dto_pipeline.train.batch import Sample, TrainBatch, collate_samples
+from dto_pipeline.train.augment import Draw, Paint, resize
 from dto_pipeline.train.config import AugmentConfig, DataConfig, TrainConfig, load_train_config
-from dto_pipeline.train.people import ImageLabels, Rules, see_people
+from dto_pipeline.train.dataset import Sample, TrainBatch, collate_samples
+from dto_pipeline.train.targets import ImageLabels, Rules, see_people, unknown_people
 
 SIDE = 112
 _BODIES = 2  # random stream of true bodies, see `demo.scenes`
@@ -46,12 +46,11 @@ def tiny_config(**options: object) -> TrainConfig:
 
 def crowd_batch(body: BodyModel, numbers: Sequence[int], side: int = SIDE, seed: int = 5) -> TrainBatch:
     """Pictures `numbers` of the demo's data set `seed`, the longer side made `side`."""
-    template = measure_template(body)
     images, labels = [], []
     for number in numbers:
         crowd = plan_crowd(seed, number)
         people = build_bodies(crowd, body, np.random.default_rng([seed, number, _BODIES]))
-        images.append(build_picture(seed, number, body, template).rgb)
+        images.append(build_picture(seed, number, body).rgb)
         labels.append(true_labels(crowd.view.intrinsics, people.pose, people.betas, people.transl))
     return label_batch(images, labels, body, side)
 
@@ -60,20 +59,10 @@ def true_labels(
     intrinsics: np.ndarray, pose: np.ndarray, betas: np.ndarray, transl: np.ndarray, **other: object
 ) -> ImageLabels:
     """Bodies that are known exactly; `other` fields of `ImageLabels` as given."""
-    count = len(pose)
-    labels = ImageLabels(
-        intrinsics=np.asarray(intrinsics, np.float64),
-        has_camera=True,
-        has_body=np.ones(count, bool),
-        pose=np.asarray(pose, np.float32),
-        betas=np.asarray(betas, np.float32),
-        transl=np.asarray(transl, np.float32),
-        boxes=np.full((count, 4), np.nan, np.float32),
-        keypoints=np.full((count, 26, 2), np.nan, np.float32),
-        z_covariance=np.full((count, count), np.nan, np.float32),
-        depth_layer=np.full(count, -1, np.int64),
-    )
-    return dataclasses.replace(labels, **other)  # type: ignore[arg-type]
+    known = {"pose": pose, "betas": betas, "transl": transl}
+    fields: dict[str, Any] = {name: np.asarray(values, np.float32) for name, values in known.items()}
+    fields |= {"has_camera": True, "has_body": np.ones(len(pose), bool), **other}
+    return dataclasses.replace(unknown_people(len(pose), np.asarray(intrinsics, np.float64)), **fields)
 
 
 def label_batch(
@@ -85,9 +74,8 @@ def label_batch(
     samples: list[Sample] = []
     for number, (image, one) in enumerate(zip(images, labels, strict=True)):
         size = (image.shape[1], image.shape[0])
-        seen, varied = see_people(one, size, draw or Draw(), how)
-        resized = resize(image, fit_size(*size, side)[0])
-        samples.append(Sample(f"crowd/{number}", resized, Paint(varied.frame), seen))
+        seen = see_people(one, size, draw or Draw(), how)
+        samples.append(Sample(f"crowd/{number}", resize(image, seen.frame.resized), Paint(seen.frame), seen))
     return collate_samples([*samples]).to("cpu")
 
 
@@ -112,7 +100,7 @@ def take_images(batch: TrainBatch, images: slice) -> TrainBatch:
     targets = batch.targets
     people, cells = number[targets.image] >= 0, number[targets.cell_image] >= 0
     order = torch.argsort(number[targets.image][people], stable=True)
-    of_images = ("complete", "mapped", "heights", "image_focals")
+    of_images = ("complete", "mapped", "heights", "image_focals", "intrinsics")
     taken = {}
     for name, value in vars(targets).items():
         if name in of_images:
@@ -125,7 +113,6 @@ def take_images(batch: TrainBatch, images: slice) -> TrainBatch:
     return dataclasses.replace(
         batch,
         images=tuple(batch.images[k] for k in chosen.tolist()),
-        intrinsics=batch.intrinsics[chosen],
         targets=type(targets)(**taken),
         image_ids=tuple(batch.image_ids[k] for k in chosen.tolist()),
     )
