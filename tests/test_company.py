@@ -60,9 +60,9 @@ def test_a_body_is_the_same_among_any_others(body: BodyModel, chosen: list[int],
 
 def test_a_body_model_is_read_the_same_on_any_number_of_threads() -> None:
     with threads(1):
-        expected = load_body("demo").state_dict()
+        expected = load_body("demo", kid_axis=False).state_dict()
     with threads(4):
-        found = load_body("demo").state_dict()
+        found = load_body("demo", kid_axis=False).state_dict()  # with the axis this process has one already
     assert {name: value.numpy().tobytes() for name, value in found.items()} == {
         name: value.numpy().tobytes() for name, value in expected.items()
     }
