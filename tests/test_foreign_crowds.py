@@ -19,7 +19,7 @@ from dto_pipeline.data.dataset import load_dataset
 from dto_pipeline.data.labels import LabelsError, read_placed
 from dto_pipeline.data.manifest_build.builder import build_manifest
 from dto_pipeline.data.people import People, read_people
-from dto_pipeline.evaluate.placement_evaluation import evaluate_synthetic
+from dto_pipeline.evaluate.placements import evaluate_synthetic
 from dto_pipeline.models.body import BodyModel, load_body
 from dto_pipeline.run.driver import run_pipeline
 from dto_pipeline.scene import PlacedScene

@@ -155,8 +155,8 @@ def _compare_depth(
     from dto_pipeline.lab.crowd_files import write_map
     from dto_pipeline.lab.demo_data import build_true_pictures, read_truth
     from dto_pipeline.lab.demo_score import DEPTH_MEASURES, measure_network, score_demo, side_by_side
+    from dto_pipeline.models.depth import METRES_PER_DEPTH
     from dto_pipeline.models.depth_anything import DepthNetwork
-    from dto_pipeline.models.depth_kinds import METRES_PER_DEPTH
     from dto_pipeline.run.driver import run_pipeline
 
     print(f"5  the same with true depth -> {out / 'run-true-depth'}")

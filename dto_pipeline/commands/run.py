@@ -12,7 +12,7 @@ from dto_pipeline.commands.options import Paragraphs, add_config_options, measur
 from dto_pipeline.commands.output import lasting_place, print_report
 from dto_pipeline.config import with_body
 from dto_pipeline.errors import DtoError
-from dto_pipeline.models.depth_licences import licence_lines
+from dto_pipeline.models.networks import licence_lines
 
 _EPILOG = """\
 A depth network instead of depth files:
@@ -25,7 +25,7 @@ Licences of known networks (labels made with a non-commercial network are non-co
 Exit codes:
   0    every shard of the run is done (a few failed images are rows with a status)
   1    shards were given up, or more images failed than run.max_failed_images: too many of either stop the run early;
-       or the labels contradict what any sound run shows (the lines WRONG)
+       or the labels contradict what any sound run shows, or labels/ holds a stranger's file (the lines WRONG)
   2    it could not begin or go on
   3    what was selected is done, the rest of the run is pending
   130  interrupted or terminated

@@ -27,7 +27,7 @@ from dto_pipeline.data.images import ImageFolder, ImageStore
 from dto_pipeline.data.rle import RleError, measure_rles, sample_rle
 from dto_pipeline.data.sources.rows import ROW_PROBLEMS, find_row_problems
 from dto_pipeline.data.storage import Location
-from dto_pipeline.models.depth import DepthSource
+from dto_pipeline.models.depth import DepthFiles
 from dto_pipeline.scene import Scene
 from dto_pipeline.status import ImageStatus, PersonStatus, UnusableImage
 
@@ -66,7 +66,7 @@ class _Loader:
     """What one image needs to become a whole scene."""
 
     images: ImageStore
-    depth: DepthSource | None
+    depth: DepthFiles | None
     max_side: int
     clock: Clock
     centred: bool  # an image that the manifest could not measure must be of the size its camera expects
@@ -121,7 +121,7 @@ class _Loader:
 def load_scenes(
     rows: pa.Table,
     images: Location | ImageStore,
-    depth: DepthSource | None,
+    depth: DepthFiles | None,
     evidence: EvidenceConfig,
     threads: Executor | None = None,
     clock: Clock | None = None,

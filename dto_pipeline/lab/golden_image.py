@@ -17,15 +17,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.numpy import save_file
 
 from dto_pipeline.axes import FAR, NUM_BETAS
 from dto_pipeline.collate import collate_scenes, map_size
 from dto_pipeline.config import STAND_IN_BODY, DepthConfig, PipelineConfig, config_from_dict
 from dto_pipeline.lab.golden_case import CaseResult, check_case, differences, judge, read_arrays
 from dto_pipeline.models.body import load_body
+from dto_pipeline.models.depth import METRES_PER_DEPTH
 from dto_pipeline.models.depth_anything import DepthNetwork
-from dto_pipeline.models.depth_kinds import METRES_PER_DEPTH
-from dto_pipeline.models.depth_tiny import write_network
 from dto_pipeline.optimizer import SceneOptimizer
 from dto_pipeline.scene import OUTCOMES, OptimizedScenes, Scene
 from dto_pipeline.status import PersonStatus
@@ -155,7 +155,9 @@ def save_network(arrays: dict[str, np.ndarray], kind: str, folder: Path) -> Path
     for part in dict.fromkeys(("relative", kind)):
         prefix = f"{part}/weights/"
         weights |= {name.removeprefix(prefix): values for name, values in arrays.items() if name.startswith(prefix)}
-    write_network(folder, json.loads(str(arrays[f"{kind}/config"])), weights)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(str(arrays[f"{kind}/config"]))
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 
 

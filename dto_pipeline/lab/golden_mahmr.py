@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from dto_pipeline.evaluate.protocols import ProtocolCounts, agora_errors, match_protocol, threedpw_errors
+from dto_pipeline.evaluate.protocols import agora_errors, match_protocol, threedpw_errors
 from dto_pipeline.lab.golden_case import CaseResult, check_case, compare_arrays, differences, judge
 from dto_pipeline.lab.golden_mahmr_losses import check_loss_case
 from dto_pipeline.lab.golden_mahmr_network import Recording, check_network
@@ -204,7 +204,7 @@ def check_eval_cases(recorded: Mapping[str, Any], arrays: Mapping[str, np.ndarra
             share = {key: abs(values[row] - wanted[key]) / max(abs(wanted[key]), 1.0) for key, values in found.items()}
             worst = max(worst, *share.values())
         results.append(judge(FAMILY, f"eval/{number}", "", failures, {"errors": worst}, {"errors": EVAL_TOLERANCE}))
-    return [*results, _check_totals(ProtocolCounts(*counts.tolist()), errors_of, recorded["expected"])]
+    return [*results, _check_totals(counts.tolist(), errors_of, recorded["expected"])]
 
 
 def _errors(own: Mapping[str, np.ndarray], pairs: list[tuple[int, int]]) -> dict[str, np.ndarray]:
@@ -215,17 +215,19 @@ def _errors(own: Mapping[str, np.ndarray], pairs: list[tuple[int, int]]) -> dict
     return threedpw_errors(*joints, *vertices) | agora_errors(*bodies, *(mesh[:, ::_VERTEX_STEP] for mesh in vertices))
 
 
-def _check_totals(
-    counts: ProtocolCounts, errors: list[dict[str, np.ndarray]], expected: Mapping[str, Any]
-) -> CaseResult:
+def _check_totals(counts: list[int], errors: list[dict[str, np.ndarray]], expected: Mapping[str, Any]) -> CaseResult:
     means = {key: float(np.concatenate([one[key] for one in errors]).mean()) for key in errors[0]}
-    f1 = round(counts.f1, 2)
+    true, missed, false = counts
+    matched = true - missed
+    f1 = round(matched / max(1, matched + (false + missed) / 2), 2)
     found: dict[str, Any] = {
         **{key.upper(): round(value, 1) for key, value in means.items()},
-        **{"precision": round(counts.precision, 2), "recall": round(counts.recall, 2), "f1": f1},
+        "precision": round(matched / max(1, matched + false), 2),
+        "recall": round(matched / max(1, true), 2),
+        "f1": f1,
     }
     found |= {"NMJE": round(means["agora_mpjpe"] / f1, 1), "NMVE": round(means["agora_mve"] / f1, 1)} if f1 else {}
-    found["counts"] = {"count": counts.true, "miss": counts.missed, "fp": counts.false_positives}
+    found["counts"] = {"count": true, "miss": missed, "fp": false}
     failures = differences({key: (found.get(key), wanted) for key, wanted in expected.items()})
     return CaseResult(FAMILY, "eval/totals", "", tuple(failures))
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from dto_pipeline.cli import build_parser, main
-from dto_pipeline.models.depth_licences import LICENCES
+from dto_pipeline.models.networks import LICENCES
 
 
 def test_every_verb_has_help(capsys: pytest.CaptureFixture[str]) -> None:

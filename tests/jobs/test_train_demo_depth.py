@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from depth_tiny import build_tiny_network, save_tiny_network
 from train_demo_depth import (
     HELD_OUT_SEED,
     TRAINING_SEED,
@@ -27,7 +28,6 @@ from dto_pipeline.lab.demo_data import DemoSettings, build_demo_data, build_scen
 from dto_pipeline.lab.demo_score import TrueDepth, depth_quality, measure_network
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.models.depth_anything import DepthNetwork
-from dto_pipeline.models.depth_tiny import build_tiny_network, save_tiny_network
 
 SHIPPED = files("dto_pipeline.assets") / "depth_tiny"
 
