@@ -208,7 +208,7 @@ def _add_benchmark(actions: argparse._SubParsersAction) -> None:
 def _run_rh(arguments: argparse.Namespace) -> int:
     from dto_pipeline.data.inert_pickle import PickleRefused
     from dto_pipeline.data.sources.relative_human import read_annotations
-    from dto_pipeline.evaluate.rh_evaluation import evaluate_rh
+    from dto_pipeline.evaluate.relative_human import evaluate_rh
 
     path = Path(arguments.annotations)
     path = path / f"{arguments.split}_annots.npz" if path.is_dir() else path
@@ -269,7 +269,7 @@ def _run_protocol(arguments: argparse.Namespace) -> int:
 
 def _run_joints(arguments: argparse.Namespace) -> int:
     from dto_pipeline.data.joint_truth import read_mupots, read_panoptic
-    from dto_pipeline.evaluate.joint_evaluation import evaluate_joints
+    from dto_pipeline.evaluate.protocols import evaluate_joints
 
     regressor, body, found = _array(arguments.regressor), _body(arguments), _people(arguments.found)
     is_mupots = arguments.protocol == "mupots"
