@@ -19,7 +19,7 @@ from dto_pipeline.config_tree import build_sections, expect, read_tree
 SOLVER_MODES = ("paper", "joint")
 DEPTH_MODELS = ("auto", "affine_depth", "affine_disparity")
 DEPTH_SOURCES = ("files", "model")
-DEPTH_KINDS = ("disparity", "depth", "metric_depth")  # explained in `models.depth_kinds`
+DEPTH_KINDS = ("disparity", "depth", "metric_depth")  # explained in `models.depth`
 DEPTH_UNITS = ("measured", "published")  # or a number; explained in `maths.depth_evidence`
 METRES_PER_DEPTH = 500.0  # [m] of one unit of relative depth in the published network's unit: far_depth is 10 m
 DEPTH_PRECISIONS = ("auto", "float32", "tf32", "float16", "bfloat16")  # maps and the last layer are always float32

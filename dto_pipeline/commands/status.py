@@ -8,8 +8,8 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from dto_pipeline.commands.output import print_report
-from dto_pipeline.commands.several import show_several
+from dto_pipeline.commands.options import measure
+from dto_pipeline.commands.output import print_report, show_several
 from dto_pipeline.errors import DtoError
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--watch",
         nargs="?",
-        type=float,
+        type=measure,
         const=WATCH_S,
         metavar="SECONDS",
         help=f"look again every so often (default {WATCH_S:g}) until nothing is pending",

@@ -8,12 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from dto_pipeline.config import PipelineConfig
-from dto_pipeline.data.exports.inputs import LabelFile, RunLabels
+from dto_pipeline.data.label_files import LabelFile, RunLabels
 from dto_pipeline.data.labels import LabelsError, read_label_metadata, read_labels
 from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.receipts import Receipt
-from dto_pipeline.data.storage import absolute, as_location
-from dto_pipeline.data.store import sha256_of
+from dto_pipeline.data.storage import absolute, as_location, sha256_of
 from dto_pipeline.run.folder import RunDirectory, RunDirectoryError, open_run, read_identity, scan_run, settle_records
 from dto_pipeline.run.identity import identify_run, settle_config
 from dto_pipeline.run.publish import (

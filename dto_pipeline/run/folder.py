@@ -1,7 +1,7 @@
 """A run's folder: where its files lie, what it was started with, and which shards are done.
 
 Knows names, run.json, receipts and failures; knows nothing of tensors, Parquet or Ray. The files are the only state:
-pending = the manifest's shards - receipts that hold. The folder may be local or a URI, see `data.store`.
+pending = the manifest's shards - receipts that hold. The folder may be local or a URI, see `data.storage`.
 
     run.json                     config and its hash, manifest fingerprint, versions, hashes of body and networks
     labels/shard-00042.parquet   one row per image
@@ -24,6 +24,7 @@ import dataclasses
 import os
 import re
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -46,8 +47,7 @@ from dto_pipeline.data.receipts import (
     receipt_name,
     shard_name,
 )
-from dto_pipeline.data.storage import Location, Store, StoreError, join_location
-from dto_pipeline.data.store import open_store, read_many
+from dto_pipeline.data.storage import Location, Store, StoreError, join_location, list_names, open_store, read_many
 from dto_pipeline.errors import DtoError
 from dto_pipeline.reading import IrregularFile, parse_json
 from dto_pipeline.run.identity import RunIdentity, describe_run_difference
@@ -339,9 +339,12 @@ def damage_name(shard: int) -> str:
 
 
 def find_strays(directory: RunDirectory, identity: RunIdentity) -> list[str]:
-    """Names in labels/ that are no shard's of this run, and that whoever reads the whole folder reads too."""
-    names = (name for name in directory.store.entries(LABELS) if name[0] not in "._")  # others are not read
-    return sorted(name for name in names if (place := parse_name(name)) is None or place[0] >= identity.shards)
+    """Names at and below labels/ that are no shard's of this run, and that whoever reads the whole folder reads too."""
+    names: list[str] = []
+    with suppress(FileNotFoundError):
+        names = [*list_names(join_location(directory.root, LABELS), ("",))]
+    read = (name for name in names if not any(part[0] in "._" for part in name.split("/")))  # others are not
+    return sorted(name for name in read if (place := parse_name(name)) is None or place[0] >= identity.shards)
 
 
 def sweep_temporary(directory: RunDirectory) -> int:

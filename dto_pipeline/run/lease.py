@@ -33,11 +33,9 @@ from types import TracebackType
 from typing import TextIO
 
 from dto_pipeline.config import RunConfig
-from dto_pipeline.data.file_lock import take_lock
-from dto_pipeline.data.files import json_bytes
+from dto_pipeline.data.files import json_bytes, take_lock
 from dto_pipeline.data.receipts import impossible_fields
-from dto_pipeline.data.storage import Location, Store
-from dto_pipeline.data.store import open_store
+from dto_pipeline.data.storage import Location, Store, open_store
 from dto_pipeline.errors import DtoError
 from dto_pipeline.reading import parse_json
 

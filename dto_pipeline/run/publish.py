@@ -43,7 +43,7 @@ from dto_pipeline.data.receipts import (
     receipt_name,
     why_void,
 )
-from dto_pipeline.data.store import sha256_of
+from dto_pipeline.data.storage import sha256_of
 from dto_pipeline.run.folder import RunDirectory
 from dto_pipeline.run.identity import RunIdentity, label_settings
 from dto_pipeline.run.pool import process_name

@@ -18,7 +18,7 @@ from dto_pipeline.axes import FAR
 from dto_pipeline.config import METRES_PER_DEPTH, STAND_IN_BODY, DepthConfig
 from dto_pipeline.data.label_files import LabelColumns, flatten_table
 from dto_pipeline.data.receipts import Receipt, add_counts
-from dto_pipeline.models.depth_kinds import is_metric
+from dto_pipeline.models.depth import is_metric
 from dto_pipeline.run.identity import RunIdentity
 from dto_pipeline.status import PLACED, ImageStatus, PersonStatus
 

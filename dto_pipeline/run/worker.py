@@ -16,13 +16,12 @@ from pathlib import Path
 import torch
 
 from dto_pipeline.config import PipelineConfig
-from dto_pipeline.data.labels import build_label_table, read_label_metadata, read_labels
+from dto_pipeline.data.labels import build_label_table, read_label_metadata, read_labels, splice_rows
 from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.receipts import Receipt
 from dto_pipeline.data.remote_inputs import fetch_body, open_depth
-from dto_pipeline.data.splice import splice_rows
 from dto_pipeline.data.storage import absolute
-from dto_pipeline.data.tar_images import open_images
+from dto_pipeline.data.tars import open_images
 from dto_pipeline.models.seeing import Sight
 from dto_pipeline.optimizer import SceneOptimizer
 from dto_pipeline.run.deaths import InFlight, clear_note, find_condemned, find_suspicion, work_one_by_one, write_note

@@ -8,13 +8,11 @@ import pytest
 
 import dto_pipeline as dto
 from dto_pipeline.data.label_files import find_label_files
-from dto_pipeline.data.labels import read_labels
+from dto_pipeline.data.labels import read_labels, splice_rows
 from dto_pipeline.data.receipts import read_receipt
 from dto_pipeline.data.sources.dto_labels import open_dto_labels
 from dto_pipeline.data.sources.rows import SourceOptions
-from dto_pipeline.data.splice import splice_rows
-from dto_pipeline.data.storage import base_name
-from dto_pipeline.data.store import LocalStore
+from dto_pipeline.data.storage import LocalStore, base_name
 from dto_pipeline.run import folder as files
 from dto_pipeline.run import publish
 from dto_pipeline.run.driver import run_pipeline

@@ -140,7 +140,7 @@ TAR = small_tar()
 
 
 @given(steps=damages())
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_damaged_tars_are_listed_and_no_member_reaches_beyond_the_file(steps):
     data = damage(TAR, steps)
     listing = walk_tar(pa.BufferReader(data))
@@ -152,7 +152,7 @@ def test_damaged_tars_are_listed_and_no_member_reaches_beyond_the_file(steps):
 
 
 @given(steps=damages())
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 def test_a_build_over_a_damaged_tar_keeps_every_label_row(tmp_path_factory, steps):
     root = _folder(tmp_path_factory, "build")
     for folder in ("labels", "tars"):

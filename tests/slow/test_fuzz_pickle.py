@@ -37,7 +37,7 @@ _PIECES = [
         call("_codecs", "encode", text("a"), text("latin1")),
     ),
 ]
-_settings = settings(max_examples=2000, deadline=None, suppress_health_check=list(HealthCheck))
+_settings = settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @pytest.fixture(scope="module")
