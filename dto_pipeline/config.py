@@ -19,7 +19,7 @@ from dto_pipeline.config_tree import build_sections, expect, read_tree
 SOLVER_MODES = ("paper", "joint")
 DEPTH_MODELS = ("auto", "affine_depth", "affine_disparity")
 DEPTH_SOURCES = ("files", "model")
-DEPTH_KINDS = ("disparity", "depth", "metric_depth")  # explained in `models.depth_kinds`
+DEPTH_KINDS = ("disparity", "depth", "metric_depth")  # explained in `models.depth`
 DEPTH_UNITS = ("measured", "published")  # or a number; explained in `maths.depth_evidence`
 METRES_PER_DEPTH = 500.0  # [m] of one unit of relative depth in the published network's unit: far_depth is 10 m
 DEPTH_PRECISIONS = ("auto", "float32", "tf32", "float16", "bfloat16")  # maps and the last layer are always float32
@@ -246,7 +246,7 @@ class RunConfig:
     torch_threads: int = 1  # threads per worker on CPU: of the optimiser, or images that networks see at once
     cpus_per_worker: float = 1.0  # what an actor asks of Ray
     gpus_per_worker: float = -1.0  # what an actor asks of Ray; fractions allowed; -1 = one where there are any
-    max_attempts: int = 3  # tries a shard gets before it is quarantined
+    max_attempts: int = 3  # attempts a shard gets before it is quarantined
     shard_timeout_s: float = 1800.0  # a shard without an answer for this long is taken from its worker [s]
     # a worker that has its CPUs and GPUs but is not ready for this long is ended [s]; 1.3 GB of Depth Anything V2 Large
     # come in 22 minutes over 1 MB/s. Waiting for CPUs and GPUs has no limit

@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from depth_tiny import save_backbone
 
 from dto_pipeline.config import STAND_IN_BODY, load_config
 from dto_pipeline.data.dataset import load_dataset
@@ -35,7 +36,6 @@ from dto_pipeline.evaluate.tables import markdown
 from dto_pipeline.lab.crowd import plan_crowd
 from dto_pipeline.lab.demo_data import DemoSettings, build_demo_data, read_truth
 from dto_pipeline.models.body import BodyModel, load_body
-from dto_pipeline.models.depth_tiny import save_backbone
 from dto_pipeline.run.driver import run_pipeline
 from dto_pipeline.train.augment import Draw, Paint, resize
 from dto_pipeline.train.checkpoint import begin_network, list_checkpoints, read_checkpoint, restore_network

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from depth_tiny import build_tiny_network
 from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config
 
 from dto_pipeline.collate import collate_scenes
@@ -23,14 +24,13 @@ from dto_pipeline.lab.crowd_files import PersonRows, encode_picture
 from dto_pipeline.lab.demo_data import (
     BENCH_SEED,
     bench_numbers,
+    build_scene,
     image_name,
     write_plain_data,
     write_scene,
 )
-from dto_pipeline.lab.scenes import build_scene
 from dto_pipeline.models.body import load_body
 from dto_pipeline.models.depth import DepthFiles
-from dto_pipeline.models.depth_tiny import build_tiny_network
 from dto_pipeline.optimizer import SceneOptimizer
 from dto_pipeline.scene import Scene, SceneBatch
 

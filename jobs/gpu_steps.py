@@ -201,7 +201,7 @@ def network(place: Place) -> Report:
         for size, batch in sizes:
             if time.monotonic() < deadline:
                 what = f"{name}, {size[1]} x {size[0]}, batch {batch}"
-                figures[what] = _rate_network(place, model, base.config, precision, size, batch)
+                figures[what] = _rate_network(place, model, base, precision, size, batch)
         del model
     return Report(figures, "\n".join(f"  {what}: {_told(one)}" for what, one in figures.items()))
 
@@ -212,7 +212,7 @@ def compiled(place: Place) -> Report:
         return Report({}, "  left out on a CPU")
     base = build_network(place).eval()
     halve_weights(base, torch.bfloat16)
-    figures = _rate_network(place, torch.compile(base), base.config, "float32", (518, 686), 32)
+    figures = _rate_network(place, torch.compile(base), base, "float32", (518, 686), 32)
     return Report(figures, f"  bfloat16 weights, 686 x 518, batch 32: {_told(figures)}")
 
 
@@ -237,7 +237,7 @@ def _ways_to_compute(place: Place) -> Iterator[tuple[str, Callable[[Any], Any], 
 
 
 def _rate_network(
-    place: Place, model: Any, shape: Any, precision: str, size: tuple[int, int], batch: int
+    place: Place, model: Any, plain: Any, precision: str, size: tuple[int, int], batch: int
 ) -> dict[str, Any]:
     inputs = torch.randn(batch, 3, *size, device=place.device, dtype=next(model.parameters()).dtype)
     if any(weight.ndim == 4 and not weight.is_contiguous() for weight in model.parameters()):
@@ -245,7 +245,7 @@ def _rate_network(
     with torch.inference_mode(), computing_in(precision, place.device):
         output = model(pixel_values=inputs).predicted_depth
         ms = least_ms(lambda: model(pixel_values=inputs), place.device, place.pick(5, 1))
-    tflops = depth_flops(shape, *size) * batch / ms / 1e9
+    tflops = depth_flops(plain, *size) * batch / ms / 1e9
     peak = json.loads((place.out / "machine.json").read_text())["figures"]["bfloat16_tflops"]
     return {
         "images_per_s": round(1000 * batch / ms, 1),

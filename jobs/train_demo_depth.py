@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import simplejpeg
 import torch
+from depth_tiny import build_tiny_network, save_tiny_network
 from torch import nn
 from torch.nn import functional
 
@@ -34,13 +35,12 @@ from dto_pipeline.config import STAND_IN_BODY, DepthConfig
 from dto_pipeline.data.files import write_bytes_atomic
 from dto_pipeline.lab.crowd import plan_crowd
 from dto_pipeline.lab.crowd_files import encode_picture
+from dto_pipeline.lab.demo_data import build_picture
 from dto_pipeline.lab.demo_score import DEPTH_MEASURES, measure_network
-from dto_pipeline.lab.scenes import build_picture
 from dto_pipeline.models.body import load_body
+from dto_pipeline.models.depth import METRES_PER_DEPTH
 from dto_pipeline.models.depth_anything import DepthNetwork
-from dto_pipeline.models.depth_kinds import METRES_PER_DEPTH
-from dto_pipeline.models.depth_resize import network_size, resize_to_network
-from dto_pipeline.models.depth_tiny import build_tiny_network, save_tiny_network
+from dto_pipeline.models.network_input import network_size, resize_to_network
 
 HELD_OUT = 48  # scenes
 TRAINING_SEED, HELD_OUT_SEED = 1000, 2000  # of the data sets; the demo's own is 7
@@ -106,7 +106,7 @@ def train_depth_network(
     """Train in place: AdamW, one-cycle rate per stage, bfloat16 arithmetic, exponential averaging at the end.
 
     Args:
-        network: of `models.depth_tiny.build_tiny_network`; its output is then `TRAINED_UNIT` * f / z.
+        network: of `depth_tiny.build_tiny_network`; its output is then `TRAINED_UNIT` * f / z.
         scenes: to learn from.
         settings: seeds, steps and rates.
         say: gets a line of progress every hundred steps.

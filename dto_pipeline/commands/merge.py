@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from dto_pipeline.commands.options import add_config_options, read_config
+from dto_pipeline.commands.options import add_config_options, read_config, share
 from dto_pipeline.commands.output import lasting_place
 
 
@@ -24,7 +24,7 @@ def add_merge_parser(actions: argparse._SubParsersAction) -> None:
         "predictions", metavar="PREDICTIONS", help="folder of dto predict, or npz or Parquet, one row per person"
     )
     merge.add_argument("-o", "--out", required=True, metavar="FILE", help="new manifest to write")
-    merge.add_argument("--min-score", type=float, metavar="S", help="least det_score of an added person (0.5)")
+    merge.add_argument("--min-score", type=share, metavar="S", help="least det_score of an added person (0.5)")
     merge.add_argument("--quiet", action="store_true", help="no progress line")
     add_config_options(merge)
     merge.set_defaults(run=_merge)

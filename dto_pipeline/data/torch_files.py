@@ -223,14 +223,9 @@ def write_torch_file(path: Path, content: Any) -> None:
                 torch.save(content, stream)
             commit_over(temporary, path)
         except (OSError, RuntimeError) as error:
-            cause = _system_error(error)
+            cause: BaseException | None = error
+            while cause is not None and not isinstance(cause, OSError):
+                cause = cause.__cause__ or cause.__context__  # torch's writer reports a wrong position instead
             if cause is None:
                 raise
             raise OSError(cause.errno, cause.strerror, str(path)) from error
-
-
-def _system_error(error: BaseException | None) -> OSError | None:
-    """What the system said; torch's writer reports a position that is wrong instead, while it handles it."""
-    while error is not None and not isinstance(error, OSError):
-        error = error.__cause__ or error.__context__
-    return error

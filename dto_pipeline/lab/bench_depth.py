@@ -2,8 +2,8 @@
 
 Both are measured on the same images over at least `WINDOWS` windows, so that loading, network and optimiser overlap as
 they do in a long shard: the network alone by CUDA events (on a CPU by the clock) on inputs that wait on the device. The
-network's arithmetic is counted from its config (multiply-adds of all matrix products and convolutions, times two) and
-compared with what this device reaches on one large matrix product. Knows neither workers nor files of a run. Seconds.
+network's arithmetic is counted (multiply-adds of all matrix products and convolutions, times two) and compared with
+what this device reaches on one large matrix product. Knows neither workers nor files of a run. Seconds.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from dto_pipeline.config import STAND_IN_BODY, PipelineConfig
 from dto_pipeline.data.images import ImageFolder, read_image
@@ -128,35 +130,18 @@ def run_depth_bench(images: int = 16, repeats: int = 3, config: PipelineConfig |
     return _report(times[1:], sight.depth, images * rounds, images * rounds // window, device)
 
 
-def depth_flops(network_config: Any, height: int, width: int) -> float:
-    """Floating point operations (2 per multiply-add) of Depth Anything on one image of this size [px].
+@torch.no_grad()
+def depth_flops(network: torch.nn.Module, height: int, width: int) -> float:
+    """Floating point operations (2 per multiply-add) of matrix products and convolutions on one image [px].
 
-    Counts matrix products and convolutions of backbone, neck and head; normalisation, activations and interpolation are
-    left out (below 1 %).
+    Runs the network once, attention as plain products; normalisation, activations and interpolation do not count. A
+    network on the device "meta" costs nothing.
     """
-    backbone, patch = network_config.backbone_config, network_config.patch_size
-    rows, columns = height // patch, width // patch
-    tokens, hidden = rows * columns + 1, backbone.hidden_size
-    block = (4 + 2 * backbone.mlp_ratio) * tokens * hidden**2 + 2 * tokens**2 * hidden
-    total = rows * columns * hidden * 3 * patch**2 + backbone.num_hidden_layers * block
-    fusion, channels = network_config.fusion_hidden_size, network_config.neck_hidden_sizes
-    places = []
-    for factor, width_out in zip(network_config.reassemble_factors, channels, strict=True):
-        h, w = (max(1, -int(-side * factor // 1)) for side in (rows, columns))
-        places.append(h * w)
-        total += rows * columns * hidden * width_out + h * w * 9 * width_out * fusion
-        if factor > 1:
-            total += rows * columns * (factor * width_out) ** 2
-        elif factor < 1:
-            total += h * w * 9 * width_out**2
-    for index, here in enumerate(places):  # fusion: two convolutions each in one or two residual units, one projection
-        units = 1 if index == len(places) - 1 else 2
-        above = 4 * here if index == 0 else places[index - 1]
-        total += here * units * 2 * 9 * fusion**2 + above * fusion**2
-    half, last = fusion // 2, network_config.head_hidden_size
-    pixels = rows * columns * patch**2
-    total += 4 * places[0] * 9 * fusion * half + pixels * (9 * half * last + last)
-    return 2.0 * total
+    weight = next(network.parameters())
+    image = torch.zeros(1, 3, height, width, device=weight.device, dtype=weight.dtype)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        network(pixel_values=image)
+    return float(counter.get_total_flops())
 
 
 class _ThreadClock(StageClock):
@@ -181,15 +166,15 @@ class _ThreadClock(StageClock):
 
 
 class Meter:
-    """Adds up the time in which a device does some work: by CUDA events, or on a CPU by the clock."""
+    """Adds up the time in which a device ("cuda" or "cpu") does some work: by CUDA events, or on a CPU by the clock."""
 
     def __init__(self, device: str) -> None:
         self._on_gpu = device == "cuda"
         self._marks: list[tuple[Any, Any]] = []
 
-    def __call__(self, work: Callable[[torch.Tensor], Any]) -> Callable[[torch.Tensor], Any]:
-        def timed(inputs: torch.Tensor) -> Any:
-            start, result, end = self._mark(), work(inputs), self._mark()
+    def __call__(self, work: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            start, result, end = self._mark(), work(*args, **kwargs), self._mark()
             self._marks.append((start, end))
             return result
 
@@ -201,6 +186,11 @@ class Meter:
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
+
+    @property
+    def used(self) -> bool:
+        """Whether there was any work."""
+        return bool(self._marks)
 
     @property
     def seconds(self) -> float:
@@ -262,7 +252,7 @@ def _time_once(
 def _report(
     times: list[dict[str, float]], network: DepthNetwork, images: int, windows: int, device: str
 ) -> DepthBenchReport:
-    size, known = network.recipe.size(*BENCH_SIZE[::-1]), network.network.config.model_type == "depth_anything"
+    size = network.recipe.size(*BENCH_SIZE[::-1])
     names = sorted({name for one in times for name in one})
     median = {name: statistics.median(one.get(name, 0.0) for one in times) for name in names}
     side = _MATRIX[device]
@@ -282,7 +272,7 @@ def _report(
         alone_per_s=images / median["alone"],
         end_to_end_per_s=images / median["whole"],
         busy=median["busy"],
-        tflop_per_image=depth_flops(network.network.config, *size) / 1e12 if known else float("nan"),
+        tflop_per_image=depth_flops(network.network, *size) / 1e12,
         peak_tflops=2 * side**3 / min(seconds) / 1e12,
         stage_ms={
             name.removeprefix("stage "): 1000 / images * value

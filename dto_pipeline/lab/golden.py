@@ -14,8 +14,7 @@ from typing import Any
 from dto_pipeline.config import STAND_IN_BODY
 from dto_pipeline.errors import DtoError
 from dto_pipeline.lab.golden_case import CaseResult
-from dto_pipeline.lab.golden_depth import check_depth_cases
-from dto_pipeline.lab.golden_image import check_image_cases
+from dto_pipeline.lab.golden_image import check_depth_cases, check_image_cases
 from dto_pipeline.lab.golden_mahmr import check_mahmr_cases
 from dto_pipeline.lab.golden_maths import check_person_cases, check_solver_cases
 from dto_pipeline.lab.golden_rh import check_rh_cases

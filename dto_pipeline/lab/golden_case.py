@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,3 +61,25 @@ def check_case(
             return CaseResult(family, name, kind, ())  # nothing was recorded to compare with
         return CaseResult(family, name, kind, (f"raised {type(error).__name__}: {error}",))
     return CaseResult(family, name, kind, ()) if reference_error else result
+
+
+def compare_arrays(
+    found: Mapping[str, np.ndarray], recorded: Mapping[str, np.ndarray], exact: tuple[str, ...] = ()
+) -> tuple[list[str], dict[str, float]]:
+    """Sentences on shapes and exact arrays that differ, and of the others the largest difference over their size.
+
+    Poses come as rotation matrices, whose largest value is that of the axis-angles they are of: half a turn.
+    """
+    failures, errors = [], {}
+    for name, wanted in recorded.items():
+        values = found[name]
+        if values.shape != wanted.shape:
+            failures.append(f"{name} has shape {values.shape}, recorded {wanted.shape}")
+            continue
+        if name in exact:
+            wrong = int((values != wanted).sum())
+            failures += [f"{name} differs in {wrong} places"] if wrong else []
+            continue
+        largest = math.pi if name.endswith("poses") else max(float(np.abs(wanted).max(initial=0)), 1e-9)
+        errors[name] = float(np.abs(values.astype(np.float64) - wanted).max(initial=0)) / largest
+    return failures, errors

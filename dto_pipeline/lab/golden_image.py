@@ -1,12 +1,15 @@
-"""Recorded whole images (`image/`): labels, masks and depth in, statuses and translations out.
+"""Recorded whole images (`image/`), and recorded maps of Depth Anything V2's own code (`depth/depth_cases.npz`).
 
-Steady cases are strict: every status, group and flag equal, z within a few times max(z_wobble, 1e-4). The others stand
-or fall with a pixel of the rasteriser and are only reported.
+Images: labels, masks and depth in, statuses and translations out. Steady cases are strict: every status, group and flag
+equal, z within a few times max(z_wobble, 1e-4). The others stand or fall with a pixel of the rasteriser and are only
+reported. Maps: the tiny network of the file is saved as transformers saves one and goes through `DepthNetwork` as any
+other; input, positions and maps are compared. The files' READMEs list the arrays and propose the tolerances.
 """
 
 from __future__ import annotations
 
 import json
+import tempfile
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,12 +17,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.numpy import save_file
 
 from dto_pipeline.axes import FAR, NUM_BETAS
 from dto_pipeline.collate import collate_scenes, map_size
-from dto_pipeline.config import STAND_IN_BODY, PipelineConfig, config_from_dict
+from dto_pipeline.config import STAND_IN_BODY, DepthConfig, PipelineConfig, config_from_dict
 from dto_pipeline.lab.golden_case import CaseResult, check_case, differences, judge, read_arrays
 from dto_pipeline.models.body import load_body
+from dto_pipeline.models.depth import METRES_PER_DEPTH
+from dto_pipeline.models.depth_anything import DepthNetwork
 from dto_pipeline.optimizer import SceneOptimizer
 from dto_pipeline.scene import OUTCOMES, OptimizedScenes, Scene
 from dto_pipeline.status import PersonStatus
@@ -28,6 +34,9 @@ WOBBLE_FACTOR = 3.0  # z may differ by this many times max(z_wobble, LEAST_WOBBL
 LEAST_WOBBLE = 1e-4
 DEVIATION_TOLERANCE = 0.02  # of the image's height deviation [sigma], on top of what z allows
 _REMOVED, _UNCHANGED, _MOVED_NEAR, _MOVED_FAR = range(4)
+LIMITS = {"network_input": 1e-4, "positions": 1e-5, "relative": 2e-5, "metric": 2e-5}
+_LEAST_SHARE = 0.1  # of the mean: smaller values count as this much in relative errors
+_KINDS = ("relative", "metric")
 
 
 def check_image_cases(folder: Path, device: torch.device | str = "cpu") -> list[CaseResult]:
@@ -47,7 +56,7 @@ def check_image_cases(folder: Path, device: torch.device | str = "cpu") -> list[
         }
         optimizer = SceneOptimizer(bodies[bool(entry["kid_shape"])], config_from_dict(options))
         kind = f"{entry['scene']}/{entry['label_kind']}"
-        check = partial(_check, index.parent / f"{entry['case']}.npz", entry, kind, optimizer)
+        check = partial(_check_image, index.parent / f"{entry['case']}.npz", entry, kind, optimizer)
         results.append(check_case("image", entry["case"], kind, check, entry.get("error")))
     return results
 
@@ -83,7 +92,7 @@ def load_image_case(path: Path, config: PipelineConfig) -> tuple[Scene, dict[str
     return scene, case
 
 
-def _check(path: Path, entry: dict[str, Any], kind: str, optimizer: SceneOptimizer) -> CaseResult:
+def _check_image(path: Path, entry: dict[str, Any], kind: str, optimizer: SceneOptimizer) -> CaseResult:
     scene, case = load_image_case(path, optimizer.config)
     found = optimizer(collate_scenes([scene], optimizer.body.faces.device))
     optimized = OptimizedScenes(**{name: part.to("cpu") for name, part in vars(found).items()})
@@ -123,3 +132,53 @@ def _number_errors(case: dict[str, np.ndarray], optimized: OptimizedScenes) -> d
         "betas": float(np.max(np.abs(betas - case["out_betas"]), initial=0.0)),
         "deviation": abs(deviation - float(case["height_deviation"])),
     }
+
+
+def check_depth_cases(folder: Path) -> list[CaseResult]:
+    """Run every image and size of `folder`/depth/depth_cases.npz; an empty list where there is none."""
+    path = folder / "depth" / "depth_cases.npz"
+    if not path.is_file():
+        return []
+    arrays = read_arrays(path)
+    recorded = {tuple(name.split("/")[:2]) for name in arrays if name.endswith("/network_size")}
+    with tempfile.TemporaryDirectory() as scratch:
+        folders = {kind: save_network(arrays, kind, Path(scratch) / kind) for kind in _KINDS}
+        return [
+            check_case("depth", f"{image}/{side}", "map", partial(_check_map, arrays, folders, image, int(side)))
+            for image, side in sorted(recorded, key=lambda case: (case[0], int(case[1])))
+        ]
+
+
+def save_network(arrays: dict[str, np.ndarray], kind: str, folder: Path) -> Path:
+    """The recorded network as a folder that transformers reads; the metric one differs in its last layer."""
+    weights: dict[str, np.ndarray] = {}
+    for part in dict.fromkeys(("relative", kind)):
+        prefix = f"{part}/weights/"
+        weights |= {name.removeprefix(prefix): values for name, values in arrays.items() if name.startswith(prefix)}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(str(arrays[f"{kind}/config"]))
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def _check_map(arrays: dict[str, np.ndarray], folders: dict[str, Path], image: str, side: int) -> CaseResult:
+    pixels, recorded = arrays[f"image/{image}"], f"{image}/{side}"
+    networks = {
+        kind: DepthNetwork(DepthConfig(source="model", model=str(folder), short_side=side))
+        for kind, folder in folders.items()
+    }
+    network = networks["relative"]
+    size = network.recipe.size(*pixels.shape[:2])
+    failures = differences({"network_size": (tuple(size), tuple(arrays[f"{recorded}/network_size"].tolist()))})
+    found: dict[str, Any] = {"positions": network.positions_at(size)}
+    if f"{recorded}/network_input" in arrays:
+        found["network_input"] = network.recipe.prepare(torch.from_numpy(pixels)[None], size)[0].numpy()
+    errors = {name: float(np.abs(values - arrays[f"{recorded}/{name}"]).max()) for name, values in found.items()}
+    for kind in _KINDS:
+        (disparity,) = networks[kind].estimate([pixels])
+        assert isinstance(disparity, np.ndarray), disparity
+        values = METRES_PER_DEPTH / disparity if kind == "metric" else disparity
+        expected = arrays[f"{recorded}/{kind}"]
+        least = np.maximum(expected, _LEAST_SHARE * expected.mean())
+        errors[kind] = float((np.abs(values - expected) / least).max())
+    return judge("depth", recorded, "map", failures, errors, {name: LIMITS[name] for name in errors})

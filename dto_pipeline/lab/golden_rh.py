@@ -16,16 +16,15 @@ from typing import Any
 
 import numpy as np
 
-from dto_pipeline.data.sources.relative_human import EVALUATED_JOINTS
+from dto_pipeline.data.sources.relative_human import EVALUATED_JOINTS, Annotation
 from dto_pipeline.evaluate.relative_human import (
     GROUPS,
-    Annotation,
     EvaluatedImage,
     MetricStatus,
     RelativeHumanResult,
     evaluate_relative_human,
+    project_bodies,
 )
-from dto_pipeline.evaluate.rh_evaluation import project_bodies
 from dto_pipeline.lab.golden_case import CaseResult, read_arrays
 from dto_pipeline.models.body import BodyModel
 
@@ -34,7 +33,10 @@ FRACTION_TOLERANCE = 1e-6
 ROUNDING = 0.005  # the published tool prints precision, recall and F1 with two decimals
 PIXEL_TOLERANCE = 0.02  # the body is skinned in single precision [px]
 _PAIR_KEYS = {"eq": "same", "cd": "nearer", "fd": "farther"}
-_COUNTS = {"matched_persons": "matched_people", **{k: k for k in ("missed", "predictions", "false_positives")}}
+_COUNTS = {
+    **{"matched_persons": "matched", "missed": "missed_all", "predictions": "predictions"},
+    "false_positives": "extra",
+}
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, zipfile.BadZipFile)
 
 
@@ -131,12 +133,11 @@ def _compare_result(result: RelativeHumanResult, case: dict[str, Any], errors: d
         return [f"status is {result.status.value}, but the reference raised {error}"] if silent else []
     if expected is None:
         return ["neither expected numbers nor an error is recorded"]
-    counts = {key: (getattr(result, ours), expected[key]) for key, ours in _COUNTS.items()}
-    counts |= {f"pairs {key}": (result.pairs[ours], expected["pairs"][key]) for key, ours in _PAIR_KEYS.items()}
+    counts = {key: (result.count(ours), expected[key]) for key, ours in _COUNTS.items()}
+    counts |= {f"pairs {key}": (result.count(ours), expected["pairs"][key]) for key, ours in _PAIR_KEYS.items()}
     failures = [f"{key} is {found}, recorded {wanted}" for key, (found, wanted) in counts.items() if found != wanted]
-    numbers = {f"pcdr_{group}": result.pcdr[group] for group in GROUPS} | {"mpckh": result.mpckh}
-    numbers |= {key: getattr(result, key) for key in ("precision", "recall", "f1")}
-    for key, found in numbers.items():
+    for key in (*(f"pcdr_{group}" for group in GROUPS), "mpckh", "precision", "recall", "f1"):
+        found = result.share(key)
         wanted = math.nan if expected[key] is None else float(expected[key])
         if found is None:
             # nothing to divide by may be recorded as anything; only a class without pairs must be null

@@ -31,7 +31,7 @@ from dto_pipeline.lab.people import (
 )
 from dto_pipeline.maths.camera import map_size
 from dto_pipeline.models.body import BodyModel
-from dto_pipeline.models.depth_kinds import METRES_PER_DEPTH, METRIC_DEPTH
+from dto_pipeline.models.depth import METRES_PER_DEPTH, METRIC_DEPTH
 from dto_pipeline.models.rasterizer import rasterize
 from dto_pipeline.scene import Scene
 

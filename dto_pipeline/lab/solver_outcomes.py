@@ -23,10 +23,9 @@ import torch
 from dto_pipeline.axes import KID_AXIS, MEAN
 from dto_pipeline.collate import collate_scenes, split_batch
 from dto_pipeline.config import STAND_IN_BODY, PipelineConfig
-from dto_pipeline.data.placed import unpack_covariance
-from dto_pipeline.evaluate.bootstrap import Sums
-from dto_pipeline.evaluate.placement_evaluation import placement_sums
-from dto_pipeline.evaluate.synthetic import Placement, join_placements
+from dto_pipeline.data.labels import unpack_covariance
+from dto_pipeline.evaluate.evaluation import Sums
+from dto_pipeline.evaluate.placements import Placement, join_placements, placement_sums
 from dto_pipeline.lab.golden_image import load_image_case
 from dto_pipeline.lab.known_scenes import KnownScene
 from dto_pipeline.maths.refine import KID_SHIFT_JOINTS
@@ -40,6 +39,7 @@ LABELS, PRIOR, FAIR, TRUE_LINE = "label input", "height prior alone", "paper, el
 METHODS = (LABELS, PRIOR, "paper", FAIR, "joint", TRUE_LINE)
 EVERYBODY, MOVED = "all people", "moved by paper"
 ACCEPTED = {solver: f"accepted by {solver}" for solver in SOLVERS}
+SELECTIONS = (EVERYBODY, MOVED, *ACCEPTED.values())
 BEHAVIOUR, INTERVALS, EXPECTED = "behaviour", "intervals", "expected error"  # other sums, of solvers
 LEVELS = {0.50: 0.6745, 0.80: 1.2816, 0.95: 1.9600}  # share of a normal law within so many sigmas
 _BATCH = 8  # scenes placed together

@@ -43,7 +43,7 @@ from dto_pipeline.lab.known_scenes import build_known_scene
 from dto_pipeline.lab.observe import observe_keypoints
 from dto_pipeline.lab.picture import measure_template, render_picture
 from dto_pipeline.models.body import BodyModel
-from dto_pipeline.models.body_file import locate_body
+from dto_pipeline.models.networks import locate_body
 
 MARKER = "synth.json"
 LABELS = "labels/release.npz"

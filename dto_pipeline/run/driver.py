@@ -20,7 +20,7 @@ from dto_pipeline.config import BY_DEVICE, PipelineConfig, RunConfig
 from dto_pipeline.data.dataset import SYNTHETIC
 from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.storage import absolute, as_location
-from dto_pipeline.models.depth_licences import DEMO_MODEL
+from dto_pipeline.models.networks import DEMO_MODEL
 from dto_pipeline.run import folder as files
 from dto_pipeline.run.budget import FailureBudget
 from dto_pipeline.run.deaths import Suspects
@@ -165,7 +165,7 @@ def _do_work(
         try:
             drive(schedule, pool, ledger, budget)
         except TooManyFailed as error:
-            raise TooManyFailed("\n".join([str(error), *find_example(directory, budget.losses)])) from None
+            raise TooManyFailed("\n".join([str(error), *find_example(directory, budget)])) from None
     return ledger.tally
 
 

@@ -1,7 +1,7 @@
 """A run's folder: where its files lie, what it was started with, and which shards are done.
 
 Knows names, run.json, receipts and failures; knows nothing of tensors, Parquet or Ray. The files are the only state:
-pending = the manifest's shards - receipts that hold. The folder may be local or a URI, see `data.store`.
+pending = the manifest's shards - receipts that hold. The folder may be local or a URI, see `data.storage`.
 
     run.json                     config and its hash, manifest fingerprint, versions, hashes of body and networks
     labels/shard-00042.parquet   one row per image
@@ -23,8 +23,10 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
@@ -45,8 +47,7 @@ from dto_pipeline.data.receipts import (
     receipt_name,
     shard_name,
 )
-from dto_pipeline.data.storage import Location, Store, StoreError, join_location
-from dto_pipeline.data.store import open_store, read_many
+from dto_pipeline.data.storage import Location, Store, StoreError, join_location, list_names, open_store, read_many
 from dto_pipeline.errors import DtoError
 from dto_pipeline.reading import IrregularFile, parse_json
 from dto_pipeline.run.identity import RunIdentity, describe_run_difference
@@ -153,8 +154,7 @@ class RunScan:
     """What the files of a run say about its shards."""
 
     labels: CountedLabels
-    failures: dict[int, Failure] = field(default_factory=dict)  # of shards that are not done
-    settled: tuple[int, ...] = ()  # shards that are done and still have a failure record
+    records: dict[int, Failure] = field(default_factory=dict)  # shard -> its failure record
     unreadable: dict[int, str] = field(default_factory=dict)  # shard -> why its failure record counts as none
     damaged: dict[int, int] = field(default_factory=dict)  # shard -> generation whose label file is of no use
 
@@ -166,12 +166,15 @@ class RunScan:
     def void(self) -> dict[int, str]:
         return self.labels.void
 
-    def with_failures(self, found: Iterable[Failure]) -> RunScan:
-        """The same with failures that were found, or written, after it."""
-        shards = {failure.shard: failure for failure in found}
-        failures = {**self.failures, **{s: f for s, f in shards.items() if s not in self.done}}
-        settled = tuple(sorted({*self.settled, *(shards.keys() & self.done.keys())}))
-        return replace(self, failures=failures, settled=settled)
+    @cached_property
+    def failures(self) -> dict[int, Failure]:
+        """Of shards that were never done."""
+        return {shard: failure for shard, failure in self.records.items() if shard not in self.settled}
+
+    @cached_property
+    def settled(self) -> frozenset[int]:
+        """Shards that are done, or were until damage was found, and still have a failure record."""
+        return frozenset(self.records.keys() & (self.done.keys() | self.damaged.keys()))
 
     def without(self, damage: Mapping[int, str]) -> RunScan:
         """The same with shards whose label file a closer look found damaged -> why: they are done again."""
@@ -284,16 +287,20 @@ def scan_run(directory: RunDirectory, identity: RunIdentity, footers: bool = Fal
         except RecordInvalid as error:
             unreadable[shard] = str(error)
             failures[shard] = Failure(shard, 0, False, f"unreadable failure record: {error}", "", 0.0)
-    scan = RunScan(labels, unreadable=unreadable).with_failures(failures.values())
+    scan = RunScan(labels, failures, unreadable)
     return scan.without(_check_footers(scan)) if footers else scan
 
 
-def settle_records(directory: RunDirectory, scan: RunScan) -> None:
-    """Take away label files that do not count or are damaged, and failures of shards that are done."""
+def settle_records(directory: RunDirectory, scan: RunScan, going_on: Collection[int] = ()) -> None:
+    """Take away label files that do not count or are damaged, and failures of shards that are done.
+
+    `going_on`: shards whose failures are those of a repair that is not at its end.
+    """
     for name in (*scan.labels.surplus, *(label_name(*place) for place in scan.damaged.items())):
         directory.store.remove(name)
     for shard in scan.settled:
-        clear_failure(directory, shard)
+        if shard not in going_on:
+            clear_failure(directory, shard)
 
 
 def record_failure(directory: RunDirectory, failure: Failure) -> None:
@@ -317,18 +324,7 @@ def read_shard_failure(directory: RunDirectory, shard: int) -> Failure | None:
 def note_damage(directory: RunDirectory, shards: Iterable[int]) -> None:
     """Leave word for the next launch that label files are damaged. Raises: OSError where it cannot be written."""
     for shard in shards:
-        directory.store.replace(_damage_name(shard), json_bytes({"schema": DAMAGE_SCHEMA, "shard": shard}))
-
-
-def noted_damage(directory: RunDirectory) -> list[int]:
-    """Shards that somebody found damaged since they were last done."""
-    return find_notes(directory, "damage")
-
-
-def clear_damage(directory: RunDirectory, shards: Iterable[int]) -> None:
-    """The shards have been looked at."""
-    for shard in shards:
-        directory.store.remove(_damage_name(shard))
+        directory.store.replace(damage_name(shard), json_bytes({"schema": DAMAGE_SCHEMA, "shard": shard}))
 
 
 def find_notes(directory: RunDirectory, kind: str) -> list[int]:
@@ -337,14 +333,18 @@ def find_notes(directory: RunDirectory, kind: str) -> list[int]:
     return sorted(int(match[1]) for match in found if match)
 
 
-def _damage_name(shard: int) -> str:
+def damage_name(shard: int) -> str:
+    """The note that a shard's label file is damaged, likewise."""
     return f"{FAILURES}/{shard_name(shard)}.damage.json"
 
 
 def find_strays(directory: RunDirectory, identity: RunIdentity) -> list[str]:
-    """Names in labels/ that are no shard's of this run, and that whoever reads the whole folder reads too."""
-    names = (name for name in directory.store.entries(LABELS) if name[0] not in "._")  # others are not read
-    return sorted(name for name in names if (place := parse_name(name)) is None or place[0] >= identity.shards)
+    """Names at and below labels/ that are no shard's of this run, and that whoever reads the whole folder reads too."""
+    names: list[str] = []
+    with suppress(FileNotFoundError):
+        names = [*list_names(join_location(directory.root, LABELS), ("",))]
+    read = (name for name in names if not any(part[0] in "._" for part in name.split("/")))  # others are not
+    return sorted(name for name in read if (place := parse_name(name)) is None or place[0] >= identity.shards)
 
 
 def sweep_temporary(directory: RunDirectory) -> int:

@@ -20,9 +20,14 @@ from dto_pipeline.config import STAND_IN_BODY, PipelineConfig, config_from_dict,
 from dto_pipeline.config_tree import describe_difference
 from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.storage import Location, absolute, as_location, folder_exists, local_copy
-from dto_pipeline.models.body_file import BodyModelError, locate_body
-from dto_pipeline.models.depth_licences import DEMO_MODEL
-from dto_pipeline.models.networks import ModelReference, identify_networks, sha256_once
+from dto_pipeline.models.networks import (
+    DEMO_MODEL,
+    BodyModelError,
+    ModelReference,
+    identify_networks,
+    locate_body,
+    sha256_once,
+)
 from dto_pipeline.schema import LABELS_SCHEMA_NAME
 
 BODY = "body"  # its name among a run's inputs

@@ -25,7 +25,7 @@ from dto_pipeline.config import BY_DEVICE, PipelineConfig
 from dto_pipeline.data.images import ImageStore
 from dto_pipeline.data.scenes import MENDABLE, load_scenes, read_label_scenes
 from dto_pipeline.errors import lacks_memory
-from dto_pipeline.models.depth import DepthSource
+from dto_pipeline.models.depth import DepthFiles
 from dto_pipeline.models.seeing import Sight
 from dto_pipeline.optimizer import SceneOptimizer
 from dto_pipeline.run.pool import DeviceLost, one_line
@@ -63,7 +63,7 @@ class ScenePlacer:
         optimizer: SceneOptimizer,
         config: PipelineConfig,
         images: ImageStore,
-        depth: DepthSource | None,
+        depth: DepthFiles | None,
         sight: Sight | None = None,
         centred: bool = True,
     ) -> None:

@@ -25,7 +25,7 @@ from dto_pipeline.data.label_files import person_leaf, read_label_files
 from dto_pipeline.data.labels import LabelsError
 from dto_pipeline.data.receipts import Receipt, add_counts
 from dto_pipeline.data.storage import as_location
-from dto_pipeline.run.budget import Losses, count_losses, over_budget
+from dto_pipeline.run.budget import FailureBudget
 from dto_pipeline.run.folder import RunDirectory, RunScan, find_strays, read_identity, scan_run
 from dto_pipeline.run.lease import read_holder
 from dto_pipeline.run.sanity import Sanity, judge_run
@@ -233,7 +233,7 @@ class RunSummary:
     person_status: dict[str, int]
     failed_images: int  # images whose labels are as given because they could not be processed
     retries: int  # attempts beyond the first, of shards done now
-    failed_tries: int  # of this launch, whatever became of the shard
+    failed_attempts: int  # of this launch, whatever became of the shard
     workers_lost: int  # in this launch
     out_of_memory: int  # of them, those whose machine lacked memory
     unreadable_failures: dict[int, str]  # failure records found damaged: their attempts are not counted
@@ -249,7 +249,7 @@ class RunSummary:
     @property
     def nothing_to_do(self) -> bool:
         """True when this launch found no work: what it was asked for was done, or given up, before."""
-        idle = self.done_now == 0 and not self.failed_tries and not self.retried
+        idle = self.done_now == 0 and not self.failed_attempts and not self.retried
         return idle and self.done_before + len(self.failed_shards) + self.unselected == self.shards
 
     @property
@@ -262,7 +262,9 @@ class RunSummary:
         return EXIT_SELECTED if self.done_before + self.done_now + self.unselected == self.shards else EXIT_MISSING
 
     def to_json(self) -> dict[str, Any]:
+        # failed_tries: the name until 0.4
         derived = {"nothing_to_do": self.nothing_to_do, "exit_code": self.exit_code}
+        derived["failed_tries"] = self.failed_attempts
         return {**dataclasses.asdict(self), **derived}
 
     def as_table(self) -> str:
@@ -282,8 +284,8 @@ class RunSummary:
         if self.done_now:
             lines.append(f"time     {format_duration(self.wall_s)}, {self.images_per_s:.1f} images/s")
             lines.append(f"sizes    {self.sizes}")
-        if self.failed_tries or self.workers_lost:
-            lines.append(f"losses   {self.workers_lost} workers lost, {self.failed_tries} attempts failed")
+        if self.failed_attempts or self.workers_lost:
+            lines.append(f"losses   {self.workers_lost} workers lost, {self.failed_attempts} attempts failed")
         if self.out_of_memory:
             advice = "use fewer workers, or keep others off the machine"
             lines.append(f"memory   ran out on a machine and ended {self.out_of_memory} of these workers; {advice}")
@@ -319,8 +321,10 @@ def summarize(
     done = plan.done if scan is None else scan.done
     failures = {} if scan is None else scan.failures
     receipts = list(done.values())
-    losses = count_losses(receipts)
-    complaint = over_budget(losses, max_failed_images)
+    budget = FailureBudget(max_failed_images, {})
+    for receipt in receipts:
+        budget.shard_done(receipt)
+    complaint = budget.verdict()
     fresh = [receipt for shard, receipt in done.items() if shard not in plan.done]
     computed = sorted((receipt for receipt in fresh if not receipt.adopted), key=lambda receipt: -receipt.wall_s)
     given_up = {shard: failure.error for shard, failure in failures.items() if failure.given_up}
@@ -341,7 +345,7 @@ def summarize(
         person_status=add_counts(receipt.person_status for receipt in receipts),
         failed_images=sum(receipt.failed_images for receipt in receipts),
         retries=sum(receipt.attempt - 1 for receipt in fresh),
-        failed_tries=tally.charges,
+        failed_attempts=tally.charges,
         workers_lost=tally.workers_lost,
         out_of_memory=tally.out_of_memory,
         unreadable_failures=plan.unreadable,
@@ -349,16 +353,16 @@ def summarize(
         wall_s=wall_s,
         images_per_s=sum(receipt.images for receipt in fresh) / wall_s,
         stage_seconds=sum_stages(fresh),
-        over_budget=complaint and "\n".join([complaint, *find_example(directory, losses)]),
+        over_budget=complaint and "\n".join([complaint, *find_example(directory, budget)]),
         sanity=judge_run(plan.identity, receipts),
         strays=find_strays(directory, plan.identity),
     )
 
 
-def find_example(directory: RunDirectory, losses: Losses) -> list[str]:
+def find_example(directory: RunDirectory, budget: FailureBudget) -> list[str]:
     """One line with the first row that was lost for the commonest cause and what it says; [] where none tells."""
-    commonest = next((cause for cause, _ in losses.causes), "")
-    receipt = losses.examples.get(commonest)
+    commonest = next((cause for cause, _ in budget.causes), "")
+    receipt = budget.examples.get(commonest)
     if receipt is None:
         return []
     try:

@@ -16,13 +16,12 @@ from pathlib import Path
 import torch
 
 from dto_pipeline.config import PipelineConfig
-from dto_pipeline.data.labels import build_label_table, read_label_metadata, read_labels
+from dto_pipeline.data.labels import build_label_table, read_label_metadata, read_labels, splice_rows
 from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.receipts import Receipt
 from dto_pipeline.data.remote_inputs import fetch_body, open_depth
-from dto_pipeline.data.splice import splice_rows
 from dto_pipeline.data.storage import absolute
-from dto_pipeline.data.tar_images import open_images
+from dto_pipeline.data.tars import open_images
 from dto_pipeline.models.seeing import Sight
 from dto_pipeline.optimizer import SceneOptimizer
 from dto_pipeline.run.deaths import InFlight, clear_note, find_condemned, find_suspicion, work_one_by_one, write_note
@@ -32,7 +31,6 @@ from dto_pipeline.run.placing import ManifestRows, ScenePlacer
 from dto_pipeline.run.pool import process_name
 from dto_pipeline.run.publish import (
     LabelTable,
-    ShardWork,
     Standing,
     commit_receipt,
     find_orphan,
@@ -136,9 +134,9 @@ class ShardRunner:
         image_ids = rows.column("image_id").to_pylist()
         job = _Job(shard, attempt, rows, image_ids, shard_key(loaded.identity, image_ids), started, clock)
         own = self.config.run.workers == 0  # no driver of its own would notice the death of this process
-        if own:
-            write_note(self.directory, InFlight(shard, attempt, "", driver=True))
         try:
+            if own:
+                write_note(self.directory, InFlight(shard, attempt, "", driver=True))
             receipt = self._adopt(job, standing) or standing.receipt
             if receipt is None:
                 table = self._publish(job, standing.free, self._place(job, rows))
@@ -181,15 +179,8 @@ class ShardRunner:
         if before is not None:
             seconds.update(before.stage_seconds)
             wall_s, adopted = wall_s + before.wall_s, before.adopted
-        work = ShardWork(
-            worker=process_name(),
-            attempt=job.attempt,
-            adopted=adopted,
-            wall_s=round(wall_s, 6),
-            finished_at=time.time(),
-            stage_seconds={stage: round(value, 6) for stage, value in sorted(seconds.items())},
-        )
-        return commit_receipt(self.directory, self._warm().identity, job.shard, generation, job.key, table, work)
+        where = self.directory, self._warm().identity, job.shard, generation
+        return commit_receipt(*where, job.key, table, wall_s, seconds, job.attempt, adopted)
 
     def _repair(self, job: _Job, before: Receipt, generation: int) -> Receipt:
         """Do the failed images of a finished shard again; its other rows stay as they are.

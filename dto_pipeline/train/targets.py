@@ -13,9 +13,8 @@ import numpy as np
 import torch
 
 from dto_pipeline.axes import NUM_BETAS
-from dto_pipeline.data.certainty import NO_LIMITS, Limits
-from dto_pipeline.data.label_files import LabelColumns
-from dto_pipeline.data.placed import unpack_covariance
+from dto_pipeline.data.label_files import NO_LIMITS, LabelColumns, Limits
+from dto_pipeline.data.labels import unpack_covariance
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.status import UNUSED, PersonStatus, UnusableImage
 from dto_pipeline.train.augment import (
@@ -137,7 +136,7 @@ def build_labels(columns: LabelColumns, row: int, width: int, height: int, limit
     """The people of one image; those of whom neither body nor place is known are left out.
 
     Args:
-        columns: of a piece, see `data.label_pieces.LabelSet.read`.
+        columns: of a piece, see `data.training_labels.LabelSet.read`.
         row: the image.
         width, height: of the photograph [px].
         limits: of bodies beyond them only the place in the picture is known.

@@ -198,7 +198,7 @@ class DisturbedRun:
 
     @property
     def shards_done_image_by_image(self) -> int:
-        """Finished shards whose tries before had ended with their process: the last ones go image by image."""
+        """Finished shards whose earlier attempts had ended with their process: the last ones go image by image."""
         receipts = (json.loads(path.read_bytes()) for path in (self.view / "receipts").glob("shard-*.json"))
         return sum(receipt["attempt"] >= RunConfig.max_attempts for receipt in receipts)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from depth_tiny import build_tiny_network, save_tiny_network
 from train_demo_depth import (
     HELD_OUT_SEED,
     TRAINING_SEED,
@@ -23,12 +24,10 @@ from train_demo_depth import (
 
 from dto_pipeline.config import DepthConfig
 from dto_pipeline.data.images import read_image
-from dto_pipeline.lab.demo_data import DemoSettings, build_demo_data, build_true_pictures
+from dto_pipeline.lab.demo_data import DemoSettings, build_demo_data, build_scene, build_true_pictures
 from dto_pipeline.lab.demo_score import TrueDepth, depth_quality, measure_network
-from dto_pipeline.lab.scenes import build_scene
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.models.depth_anything import DepthNetwork
-from dto_pipeline.models.depth_tiny import build_tiny_network, save_tiny_network
 
 SHIPPED = files("dto_pipeline.assets") / "depth_tiny"
 

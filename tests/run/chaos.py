@@ -17,8 +17,7 @@ from pathlib import Path
 
 from dto_pipeline.config import PipelineConfig, load_config
 from dto_pipeline.data.receipts import Receipt
-from dto_pipeline.data.storage import Location, as_location
-from dto_pipeline.data.store import open_store
+from dto_pipeline.data.storage import Location, as_location, open_store
 from dto_pipeline.run.driver import run_pipeline
 from dto_pipeline.run.folder import Failure, parse_failure
 from dto_pipeline.run.worker import ShardRunner

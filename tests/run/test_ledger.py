@@ -117,7 +117,7 @@ def test_the_progress_line_says_who_is_waited_for_and_forgets_it_once_somebody_w
 
 
 def test_json_lines_carry_facts_and_traces(tmp_path, capsys):
-    from dto_pipeline.commands.logs import configure_logs
+    from dto_pipeline.terminal import configure_logs
 
     root = logging.getLogger()
     before = root.handlers[:], root.level

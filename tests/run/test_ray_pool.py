@@ -134,7 +134,7 @@ def test_an_image_that_kills_workers_costs_itself_only_and_heals_on_request(star
 
     assert summary.exit_code == 0
     assert summary.image_status["worker_died"] == 1
-    assert summary.failed_tries == 4
+    assert summary.failed_attempts == 4
     assert summary.workers_lost in (4, 5)  # one that dies before it said that it begun charges nothing, once
     check_poisoned(start.directory, undisturbed)
     retry: dict[str, Any] = {"retry_failed": True, "retry_statuses": ["worker_died"]}

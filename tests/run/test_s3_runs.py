@@ -15,8 +15,7 @@ from dto_pipeline.data import object_store
 from dto_pipeline.data.manifest import Manifest, ManifestError
 from dto_pipeline.data.object_store import RemoteStore
 from dto_pipeline.data.receipts import read_receipt
-from dto_pipeline.data.storage import StoreError
-from dto_pipeline.data.store import open_store
+from dto_pipeline.data.storage import StoreError, open_store
 from dto_pipeline.run import folder as files
 from dto_pipeline.run.driver import run_pipeline
 from dto_pipeline.run.folder import RunDirectory, read_identity

@@ -83,19 +83,19 @@ def test_an_image_is_condemned_by_its_second_death_in_a_row(directory):
 
 def test_an_image_that_came_through_in_between_is_free_of_failure(directory):
     suspects = Suspects(directory, {}, CONFIG)
-    for attempt, hand in ((3, "x"), (4, "y"), (5, "x")):
-        survived = ("x",) if hand == "y" else ()
-        write_note(directory, InFlight(0, attempt, hand, survived))
+    for attempt, image in ((3, "x"), (4, "y"), (5, "x")):
+        survived = ("x",) if image == "y" else ()
+        write_note(directory, InFlight(0, attempt, image, survived))
         suspects.allows_another(0, attempt)
 
     assert not find_condemned(suspects.of(0))
     assert suspects.of(0).suspects == {"x": 1, "y": 1}
 
 
-@pytest.mark.parametrize("hand", [None, InFlight(0, 2, "x"), InFlight(0, 3, "")])
-def test_a_death_without_an_image_in_hand_in_that_try_excuses_nothing(directory, hand):
-    if hand is not None:
-        write_note(directory, hand)
+@pytest.mark.parametrize("note", [None, InFlight(0, 2, "x"), InFlight(0, 3, "")])
+def test_a_death_without_a_note_of_an_image_in_that_attempt_gets_no_further_one(directory, note):
+    if note is not None:
+        write_note(directory, note)
     suspects = Suspects(directory, {}, CONFIG)
 
     assert not suspects.allows_another(0, 3)
@@ -114,19 +114,19 @@ def test_a_shard_that_lacks_nothing_but_its_receipt_is_not_given_up(directory):
 
 def test_a_shard_of_nothing_but_poison_is_given_up_in_the_end(directory):
     suspects = Suspects(directory, {}, CONFIG)
-    excused, attempt = True, 2
-    while excused:
+    another, attempt = True, 2
+    while another:
         attempt += 1
         first = next(image for image in "abcdefgh" if image not in find_condemned(suspects.of(0)))
         write_note(directory, InFlight(0, attempt, first))
-        excused = suspects.allows_another(0, attempt)
+        another = suspects.allows_another(0, attempt)
 
     assert attempt == 2 + 2 * (CONFIG.max_poison_images + 1)
 
 
 @given(st.integers(0, 10**6))
 def test_chance_kills_condemn_no_image_unless_it_dies_twice_in_a_row(seed):
-    """Whatever order of deaths: condemned means that the last two tries that reached the image died with it."""
+    """Whatever order of deaths: condemned means that the last two attempts that reached the image died with it."""
     chance = random.Random(seed)
     fates: dict[str, list[str]] = {image: [] for image in "abc"}
     failure = failed()

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from dto_pipeline.lab.crowd import plan_crowd
+from dto_pipeline.lab.demo_data import build_picture
 from dto_pipeline.lab.people import build_bodies
-from dto_pipeline.lab.scenes import build_picture
 from dto_pipeline.models.body import BodyModel, load_body
 from dto_pipeline.train.augment import Draw, Paint, resize
 from dto_pipeline.train.config import AugmentConfig, DataConfig, TrainConfig, load_train_config

@@ -24,15 +24,14 @@ import pyarrow.parquet as pq
 import torch
 from tqdm import tqdm
 
-from dto_pipeline.bounds import implausible_cameras
 from dto_pipeline.data.cameras import read_cameras
-from dto_pipeline.data.columns import build_table, pick_words, ragged_column, read_vectors, single_array, struct_column
+from dto_pipeline.data.columns import build_table, pick_words, ragged_column, read_numbers, single_array, struct_column
 from dto_pipeline.data.files import json_bytes, sha256_file
 from dto_pipeline.data.image_index import index_images
 from dto_pipeline.data.label_files import check_one_body
 from dto_pipeline.data.manifest import Manifest, ManifestError, report_path
 from dto_pipeline.data.manifest_build.build_report import MergeReport
-from dto_pipeline.data.manifest_build.shard_rows import MASK_OTHER_SIZE, centre_cameras, judge_cameras, person_columns
+from dto_pipeline.data.manifest_build.shard_rows import MASK_OTHER_SIZE, judge_cameras, person_columns
 from dto_pipeline.data.manifest_build.writer import open_manifest_writer
 from dto_pipeline.data.parquet import writer_settings
 from dto_pipeline.data.recognise import schema_of
@@ -50,7 +49,7 @@ from dto_pipeline.data.sources.rows import (
     find_row_problems,
 )
 from dto_pipeline.data.storage import Location, as_location, base_name, beside, fetch, write_bytes, written
-from dto_pipeline.data.tar_images import carry_tar_index
+from dto_pipeline.data.tars import carry_tar_index
 from dto_pipeline.maths import person_matching as matching
 from dto_pipeline.maths.person_matching import BodyViews, MatchRule
 from dto_pipeline.models.body import BodyModel
@@ -274,8 +273,7 @@ class _Merge:
         own = labels.intrinsics.copy()
         untold = np.isnan(own).all(axis=(1, 2))
         own[untold] = shard.cameras[image[untold]]
-        own, _ = centre_cameras(own, size)
-        fault = judge_cameras(own, np.ones(len(own), np.int64))[1]
+        own, fault, _ = judge_cameras(own, np.ones(len(own), np.int64), size)
         problem = find_row_problems(labels.pose, labels.betas, labels.transl)
         other_size = (seen.mask_width > 0) & ((seen.mask_width != size[:, 0]) | (seen.mask_height != size[:, 1]))
         checks: dict[Any, np.ndarray] = {
@@ -283,7 +281,7 @@ class _Merge:
             Status.INVALID_SCORE: ~np.isfinite(seen.det_score),
             Status.BELOW_MIN_SCORE: seen.det_score < self._min_score,
             **{reason: problem == code for code, reason in enumerate(ROW_PROBLEMS) if reason},
-            Status.INVALID_CAMERA: (fault > 0) | implausible_cameras(own, size[:, 0], size[:, 1]),
+            Status.INVALID_CAMERA: fault > 0,
             MASK_DAMAGED: seen.mask_damaged,
             MASK_OTHER_SIZE: other_size,
         }
@@ -340,7 +338,7 @@ class _Merge:
         owner = np.repeat(np.arange(len(persons)), persons.value_lengths().to_numpy(zero_copy_only=False))
         asked = np.flatnonzero(np.isin(owner, images))
         people = persons.flatten().take(pa.array(asked))
-        label = {name: read_vectors(people.field(name)) for name in ("pose", "betas", "transl")}
+        label = {name: read_numbers(people.field(name)) for name in ("pose", "betas", "transl")}
         sound = find_row_problems(**label) == 0
         owner = owner[asked[sound]]
         joints = self._joints(*(values[sound] for values in label.values()))

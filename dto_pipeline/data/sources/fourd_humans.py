@@ -6,7 +6,7 @@
 | KEY.data.pyd               | people: keypoints, boxes, their masks' numbers; a pickle, never run    |
 | KEY.detection.npz          | instance masks (K, H, W)                                               |
 
-The tars hold no translation and no camera: they are sources of images (see `data.tar_images`) and masks, not of labels.
+The tars hold no translation and no camera: they are sources of images (see `data.tars`) and masks, not of labels.
 A person says which mask is his (``extra_info['detection_npz_idx']``), so a label row takes the mask of whom it shows:
 equal keypoints, else the nearest box. Which mask the joints fall on says less: those of somebody hidden lie on whoever
 stands in front. It decides only for people who name no mask.

@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 
 from dto_pipeline.cli import main
-from dto_pipeline.data.columns import read_vectors, single_array
+from dto_pipeline.data.columns import read_numbers, single_array
 from dto_pipeline.data.exports.export import export_labels
-from dto_pipeline.data.exports.inputs import ExportError
-from dto_pipeline.data.exports.selection import Selection
-from dto_pipeline.data.manifest import Manifest
+from dto_pipeline.data.exports.job import ExportError, Selection
+from dto_pipeline.data.manifest import Manifest, ManifestError
 from dto_pipeline.data.manifest_build.builder import build_manifest
 from dto_pipeline.run.driver import run_pipeline
 from dto_pipeline.run.finished import read_run_labels
@@ -72,7 +71,7 @@ def test_no_array_is_a_pickle(runs, tmp_path) -> None:
 def test_the_kid_axis_survives(runs, labels, tmp_path) -> None:
     export_labels([runs["mpii"]], "camerahmr", tmp_path / "out", Selection(), progress=False)
     with np.load(tmp_path / "out/mpii-dto.npz", allow_pickle=False) as file:
-        betas = read_vectors(single_array(labels["mpii"]["persons"]).flatten().field("betas"))
+        betas = read_numbers(single_array(labels["mpii"]["persons"]).flatten().field("betas"))
         np.testing.assert_array_equal(file["shape"], betas)
 
 
@@ -84,10 +83,10 @@ def test_an_image_of_a_tar_is_named_by_its_published_key(tar_run, tmp_path) -> N
 
 def test_a_lost_manifest_is_named(runs, tmp_path) -> None:
     lost = dataclasses.replace(runs["mpii"], manifest=tmp_path / "gone.parquet")
-    with pytest.raises(ExportError, match=r"gone\.parquet does not exist"):
+    with pytest.raises(ManifestError, match=r"gone\.parquet does not exist"):
         export_labels([lost], "camerahmr", tmp_path / "out", progress=False)
     other = dataclasses.replace(runs["mpii"], manifest=runs["insta1"].manifest)
-    with pytest.raises(ExportError, match="another manifest now"):
+    with pytest.raises(ManifestError, match="another manifest now"):
         export_labels([other], "camerahmr", tmp_path / "out", progress=False)
     assert list(tmp_path.iterdir()) == []
 
