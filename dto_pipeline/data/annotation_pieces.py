@@ -142,7 +142,7 @@ class AnnotsSet(_FileSet):
 def _mapped(path: Path, folder: str) -> Annots:
     """The flat columns where they were left; a machine that has no such folder reads the file itself."""
     try:
-        return map_annots(path, Path(folder))
+        return map_annots(Path(folder))
     except FileNotFoundError:
         return open_annots(path)
 

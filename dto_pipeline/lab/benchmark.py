@@ -102,6 +102,8 @@ class BenchmarkSettings:
             raise BenchmarkError(f"seed {self.seed}: the joint solver was tuned on {TUNING_SEEDS}; choose another")
         if self.images < 2:
             raise BenchmarkError(f"{self.images} images: intervals over images need at least 2")
+        if self.recorded is not None and not (self.recorded / "image" / "index.json").is_file():
+            raise BenchmarkError(f"{self.recorded} holds no recorded images (image/index.json); give tests/golden")
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -207,6 +207,8 @@ def test_seeds_used_for_tuning_are_refused() -> None:
         BenchmarkSettings(seed=2)
     with pytest.raises(BenchmarkError, match="1 images"):
         BenchmarkSettings(images=1)
+    with pytest.raises(BenchmarkError, match="no recorded images"):  # before the minutes of the others
+        BenchmarkSettings(recorded=Path("nowhere"))
 
 
 def test_a_switch_takes_away_just_its_part(body: BodyModel) -> None:
