@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,6 +92,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 @pytest.fixture(scope="session", autouse=True)
 def body() -> Iterator[BodyModel]:
     """The stand-in; who reads it in this process is given a copy, since making it costs a fifth of a tiny run."""
+    import_module("dto_pipeline.api")  # it tells a body from a path by its class, so it must know the real one
     found, make = load_body("demo"), body_model.BodyModel
 
     def make_once(arrays: dict[str, np.ndarray], kid_axis: bool, sha256: str) -> BodyModel:
