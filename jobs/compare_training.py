@@ -42,7 +42,7 @@ from dto_pipeline.train.augment import Draw, Paint, resize
 from dto_pipeline.train.checkpoint import begin_network, list_checkpoints, read_checkpoint, restore_network
 from dto_pipeline.train.config import AugmentConfig, DataConfig, TrainConfig
 from dto_pipeline.train.dataset import Sample, TrainBatch, collate_samples
-from dto_pipeline.train.evaluation import MEASURES, evaluate
+from dto_pipeline.train.learner import MEASURES, evaluate
 from dto_pipeline.train.model import MeshNetwork, Predictions, with_joints
 from dto_pipeline.train.targets import ImageLabels, Rules, see_people, unknown_people
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,8 +15,7 @@ from dto_pipeline.errors import DtoError
 
 if TYPE_CHECKING:
     from dto_pipeline.data.manifest import Manifest
-    from dto_pipeline.train.predict import PredictConfig, Trained
-    from dto_pipeline.train.prediction_files import PictureSet
+    from dto_pipeline.train.predict import PictureSet, PredictConfig, Trained
 
 _LARGEST_FOV = 180.0  # [degree]
 
@@ -73,16 +73,16 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     from dto_pipeline.run.folder import RunDirectory, find_strangers
     from dto_pipeline.run.worker import choose_device
-    from dto_pipeline.train.predict import PredictConfig, load_trained
-    from dto_pipeline.train.prediction_files import is_unfinished
+    from dto_pipeline.train.predict import PARTS, PredictConfig, load_trained
 
     if "://" in arguments.out:
         raise DtoError(f"{arguments.out} is a URI; predictions are written to a local folder, name one")
     out = Path(arguments.out)
-    if RunDirectory(out).run_file.exists() and not is_unfinished(out):
-        raise DtoError(f"{arguments.out} is a finished run already; choose another folder (-o)")
-    if not is_unfinished(out) and (stranger := find_strangers(RunDirectory(out))):
-        raise DtoError(stranger)
+    if not (out / PARTS).is_dir():  # no prediction that was begun and not ended
+        if RunDirectory(out).run_file.exists():
+            raise DtoError(f"{arguments.out} is a finished run already; choose another folder (-o)")
+        if stranger := find_strangers(RunDirectory(out)):
+            raise DtoError(stranger)
     pictures = _find_pictures(arguments)
     config = PredictConfig()
     if arguments.min_confidence is not None:
@@ -109,14 +109,15 @@ def predict_run(
     Returns:
         The manifest of the predicted people, in `out`.
     """
+    from dto_pipeline.data.labels import read_labels
     from dto_pipeline.run.finished import finish_run
     from dto_pipeline.run.folder import RunDirectory
-    from dto_pipeline.train.predict import predict_scenes
-    from dto_pipeline.train.prediction_files import (
+    from dto_pipeline.train.predict import (
+        PARTS,
+        part_file,
+        predict_scenes,
         predict_shards,
         prediction_facts,
-        read_part,
-        remove_parts,
         write_manifest,
     )
 
@@ -129,11 +130,11 @@ def predict_run(
         RunDirectory(out),
         manifest,
         PipelineConfig(body=trained.body_config),
-        lambda shard: read_part(out, shard),
+        lambda shard: read_labels(part_file(out, shard)),
         facts,
         trained.body.sha256,
     )
-    remove_parts(out)
+    shutil.rmtree(out / PARTS)  # without them the prediction is finished
     return manifest
 
 
@@ -148,7 +149,7 @@ def _failures(out: Path) -> str:
 
 
 def _find_pictures(arguments: argparse.Namespace) -> PictureSet:
-    from dto_pipeline.train.prediction_files import find_pictures, manifest_pictures
+    from dto_pipeline.train.predict import find_pictures, manifest_pictures
 
     fov = None if arguments.fov is None else math.radians(arguments.fov)
     if fov is not None and not 0 < arguments.fov < _LARGEST_FOV:

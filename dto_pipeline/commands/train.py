@@ -47,7 +47,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from dto_pipeline.train.checkpoint import sizes_to_begin_with
     from dto_pipeline.train.config import load_train_config
     from dto_pipeline.train.dataset import LabelSource
-    from dto_pipeline.train.evaluation import MEASURES
+    from dto_pipeline.train.learner import MEASURES
     from dto_pipeline.train.loop import train_network
 
     if "://" in arguments.out:

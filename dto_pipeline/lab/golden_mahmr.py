@@ -23,9 +23,9 @@ from dto_pipeline.lab.golden_mahmr_data import check_augment_case, check_eval_ca
 from dto_pipeline.lab.golden_mahmr_losses import check_loss_case
 from dto_pipeline.lab.golden_mahmr_network import Recording, check_network
 from dto_pipeline.models.body import BodyModel, load_body
+from dto_pipeline.train.checkpoint import IGNORED
 from dto_pipeline.train.config import EncoderConfig, ModelConfig
 from dto_pipeline.train.model import MeshNetwork
-from dto_pipeline.train.released import IGNORED
 
 FAMILY = "mahmr"
 WEIGHTS, NAMES = "tiny_checkpoint.safetensors", "state_dict.csv"

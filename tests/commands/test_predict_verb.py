@@ -15,8 +15,14 @@ from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.placed import read_placed
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.run.folder import RunDirectory, read_identity
-from dto_pipeline.train.checkpoint import Checkpoint, Position, begin_network, read_checkpoint, save_checkpoint
-from dto_pipeline.train.released import hash_weights
+from dto_pipeline.train.checkpoint import (
+    Checkpoint,
+    Position,
+    begin_network,
+    hash_weights,
+    read_checkpoint,
+    save_checkpoint,
+)
 from dto_pipeline.view.run_files import find_labels
 from dto_pipeline.view.verify import verify_run
 from tests.train.small_crowds import tiny_config

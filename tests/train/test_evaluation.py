@@ -10,7 +10,7 @@ import torch
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.train.config import AugmentConfig, DataConfig
 from dto_pipeline.train.dataset import Skipped, TrainBatch, blank_sample, collate_samples
-from dto_pipeline.train.evaluation import MEASURES, evaluate
+from dto_pipeline.train.learner import MEASURES, evaluate
 from dto_pipeline.train.model import Predictions
 from dto_pipeline.train.targets import Rules
 from tests.train.known_predictions import perfect_predictions

@@ -30,8 +30,17 @@ from dto_pipeline.train.checkpoint import (
 from dto_pipeline.train.config import AugmentConfig, DataConfig
 from dto_pipeline.train.dataset import Skipped, TrainBatch, batches_from, blank_sample, collate_samples
 from dto_pipeline.train.learner import TrainingDiverged, learning_rate
-from dto_pipeline.train.loop import TrainError, start_learner, train_network
-from dto_pipeline.train.records import HELD_OUT, TRAINING, FolderBusy, Records, hold_folder, read_rows
+from dto_pipeline.train.loop import (
+    HELD_OUT,
+    TRAINING,
+    FolderBusy,
+    Records,
+    TrainError,
+    hold_folder,
+    read_rows,
+    start_learner,
+    train_network,
+)
 from dto_pipeline.train.targets import ImageLabels, Rules
 from tests.small_disks import files_no_larger_than, small_disk
 from tests.train.small_crowds import BatchSource, BatchStream, label_batch, standing_batch, tiny_config, true_labels
@@ -183,7 +192,7 @@ def test_another_config_is_refused_with_the_difference(data: TrainBatch, tmp_pat
 @pytest.mark.parametrize("text", ['{"config', "{}", '{"config": {"loop": {"speed": 1}}}', '{"config": []}'])
 def test_a_folder_whose_config_cannot_be_read_is_refused(data: TrainBatch, tmp_path: Path, text: str) -> None:
     (tmp_path / "train.json").write_text(text)
-    with pytest.raises(TrainError, match=r"train\.json cannot be used .*choose another folder"):
+    with pytest.raises(CheckpointError, match=r"train\.json cannot be used .*choose another folder"):
         train_network(tiny_config(loop__steps=1, **SMALL), BatchSource(data, 2), tmp_path, progress=False)
 
 

@@ -28,12 +28,14 @@ from dto_pipeline.run.report import read_status
 from dto_pipeline.scene import Scene
 from dto_pipeline.status import ImageStatus, PersonStatus
 from dto_pipeline.train.model import Predictions
-from dto_pipeline.train.predict import Picture, PredictConfig, predict_scenes
-from dto_pipeline.train.prediction_files import (
+from dto_pipeline.train.predict import (
+    PARTS,
+    Picture,
+    PredictConfig,
     PredictError,
     find_pictures,
-    is_unfinished,
     manifest_pictures,
+    predict_scenes,
     predict_shards,
     prediction_facts,
 )
@@ -148,11 +150,11 @@ def test_a_folder_becomes_a_run_with_a_row_for_every_image(body: BodyModel, fold
     assert (manifest.num_images, manifest.num_people) == (3, 4)
     np.testing.assert_allclose(placed[0].height_m, body.rest_height(torch.tensor(placed[0].betas)), rtol=1e-5)
     assert verify_run(tmp_path / "out").passed
-    assert not is_unfinished(tmp_path / "out")
+    assert not (tmp_path / "out" / PARTS).exists()
 
 
-def test_batches_and_threads_change_no_byte(body: BodyModel, folder: Path, tmp_path: Path) -> None:
-    for name, config in {"a": CONFIG, "b": PredictConfig(batch_images=1, read_threads=1)}.items():
+def test_batches_change_no_byte(body: BodyModel, folder: Path, tmp_path: Path) -> None:
+    for name, config in {"a": CONFIG, "b": PredictConfig(batch_images=1)}.items():
         predict_run(stand_in(body), find_pictures(str(folder)), tmp_path / name, config, progress=False)
     assert label_bytes(tmp_path / "a") == label_bytes(tmp_path / "b")
 
@@ -207,10 +209,10 @@ def test_a_prediction_killed_while_it_became_a_run_is_finished(
     with pytest.raises(KeyboardInterrupt):
         predict_run(stand_in(body), pictures, out, CONFIG, progress=False)
     monkeypatch.undo()
-    assert is_unfinished(out)
+    assert (out / PARTS).exists()
     predict_run(stand_in(body), pictures, out, CONFIG, progress=False)
     assert verify_run(out).passed
-    assert not is_unfinished(out)
+    assert not (out / PARTS).exists()
 
 
 def test_people_who_are_behind_the_camera_stay_with_their_status(body: BodyModel, folder: Path, tmp_path: Path) -> None:
