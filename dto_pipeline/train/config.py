@@ -44,28 +44,33 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 _CHOICES: dict[str, tuple[Any, ...]] = {
-    "loss.preset": tuple(PRESETS),
-    "loss.pose_distance": ("matrix", "axis_angle"),
-    "loss.depth_of": ("transl", "pelvis"),
-    "model.principal_point": ("true", "centre"),
-    "model.betas": (10, 11),
-    "loop.precision": ("float32", "bfloat16"),
-    "data.select": ("accepted", "optimized", "all"),
+    **{"loss.preset": tuple(PRESETS), "loss.pose_distance": ("matrix", "axis_angle"), "model.betas": (10, 11)},
+    **{"loss.depth_of": ("transl", "pelvis"), "model.principal_point": ("true", "centre")},
+    **{"loop.precision": ("float32", "bfloat16"), "data.select": ("accepted", "optimized", "all")},
 }
-# section.key -> least and most; those of sizes keep a described network from filling the memory before it is looked at
-_RANGES: dict[str, tuple[float, float]] = {
-    **{f"encoder.{key}": (1, most) for key, most in {"width": 4096, "layers": 64, "heads": 256}.items()},
-    **{"encoder.hidden": (0, 16384), "encoder.additional": (0, 16), "model.denoising": (0, 100)},
-    **{f"model.{key}": (1, most) for key, most in {"width": 4096, "heads": 256, "layers": 24, "hidden": 16384}.items()},
-    **{"model.queries": (1, 2000), "data.input_size": (GROUP, 5600), "data.holdout": (0, 0.999)},
-    **{f"loop.{key}": (1, math.inf) for key in ("steps", "log_every", "checkpoint_every", "torch_threads")},
-    **{f"loop.{key}": (0, math.inf) for key in ("workers", "evaluate_every", "rate", "encoder_rate")},
-    **{f"data.{key}": (1, math.inf) for key in ("max_people", "min_joints", "batch_images", "shuffle_images")},
-    **{f"data.{key}": (0, math.inf) for key in ("max_error", "max_z_sigma")},
-    **{"data.workers": (0, math.inf), "data.seed": (0, math.inf), "data.patience": (1e-3, math.inf)},
-    **{"augment.max_angle": (0, 180), "augment.min_scale": (1e-3, 1e3), "augment.max_scale": (1e-3, 1e3)},
-    **{f"augment.{key}": (0, 1) for key in ("flip", "crop", "occlude", "colour")},
+# least and most -> section.key; those of sizes keep a described network from filling the memory before it is looked at
+_BOUNDS: dict[tuple[float, float], str] = {
+    (1, 24): "model.layers",
+    (1, 64): "encoder.layers",
+    (1, 256): "encoder.heads model.heads",
+    (1, 2000): "model.queries",
+    (1, 4096): "encoder.width model.width",
+    (1, 16384): "model.hidden",
+    (0, 16384): "encoder.hidden",
+    (0, 16): "encoder.additional",
+    (0, 100): "model.denoising",
+    (GROUP, 5600): "data.input_size",
+    (0, 0.999): "data.holdout",
+    (1, math.inf): "loop.steps loop.log_every loop.checkpoint_every loop.torch_threads data.max_people data.min_joints "
+    "data.batch_images data.shuffle_images",
+    (0, math.inf): "loop.workers loop.evaluate_every loop.rate loop.encoder_rate data.max_error data.max_z_sigma "
+    "data.workers data.seed",
+    (1e-3, math.inf): "data.patience",
+    (1e-3, 1e3): "augment.min_scale augment.max_scale",
+    (0, 180): "augment.max_angle",
+    (0, 1): "augment.flip augment.crop augment.occlude augment.colour",
 }
+_RANGES = {name: bounds for bounds, names in _BOUNDS.items() for name in names.split()}
 
 
 @dataclass(frozen=True)

@@ -45,40 +45,25 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Predictions:
-    """Q people of each of B images as every decoder layer saw them; the last layer is the answer.
+    """Q people of each of B images as every decoder layer saw them; the last layer is the answer."""
 
-    Attributes:
-        confs: (L, B, Q) 0 .. 1.
-        boxes: (L, B, Q, 4) cx, cy, w, h as shares of S.
-        poses: (L, B, Q, 72) axis-angle, root first [rad].
-        betas: (L, B, Q, 10 or 11).
-        transl: (L, B, Q, 3) SMPL's transl [m].
-        depths: (L, B, Q, 2) its distance T_z and T_z / f [m, m / px].
-        intrinsics: (B, 3, 3) the camera the people are seen with.
-        scale_map: (T, 2) confidence and scale of the 28 px cells of all images; cells: which they are.
-        input_size: S.
-        j3ds: (L, B, Q, J, 3) joints before the camera [m], j2ds: (L, B, Q, J, 2) their places; see `with_joints`.
-        known: of the denoising queries, in training; None where there are none.
-        tokens, states (L, B, Q, D) h, references (L, B, Q, 4) r, fov (B,) before its bounds: what lies between.
-    """
-
-    confs: torch.Tensor
-    boxes: torch.Tensor
-    poses: torch.Tensor
-    betas: torch.Tensor
-    transl: torch.Tensor
-    depths: torch.Tensor
-    intrinsics: torch.Tensor
-    scale_map: torch.Tensor
-    cells: Cells | None
-    input_size: int
-    j3ds: torch.Tensor | None = None
-    j2ds: torch.Tensor | None = None
-    known: Predictions | None = None
-    tokens: Tokens | None = None
-    states: torch.Tensor | None = None
-    references: torch.Tensor | None = None
-    fov: torch.Tensor | None = None
+    confs: torch.Tensor  # (L, B, Q) 0 .. 1
+    boxes: torch.Tensor  # (L, B, Q, 4) cx, cy, w, h as shares of S
+    poses: torch.Tensor  # (L, B, Q, 72) axis-angle, root first [rad]
+    betas: torch.Tensor  # (L, B, Q, 10 or 11)
+    transl: torch.Tensor  # (L, B, Q, 3) SMPL's transl [m]
+    depths: torch.Tensor  # (L, B, Q, 2) its distance T_z and T_z / f [m, m / px]
+    intrinsics: torch.Tensor  # (B, 3, 3) the camera the people are seen with
+    scale_map: torch.Tensor  # (T, 2) confidence and scale of the 28 px cells of all images
+    cells: Cells | None  # which they are
+    input_size: int  # S
+    j3ds: torch.Tensor | None = None  # (L, B, Q, J, 3) joints before the camera [m], see `with_joints`
+    j2ds: torch.Tensor | None = None  # (L, B, Q, J, 2) their places
+    known: Predictions | None = None  # of the denoising queries, in training
+    tokens: Tokens | None = None  # these and below: what lies between
+    states: torch.Tensor | None = None  # (L, B, Q, D) h
+    references: torch.Tensor | None = None  # (L, B, Q, 4) r
+    fov: torch.Tensor | None = None  # (B,) before its bounds
 
 
 class MeshNetwork(nn.Module):
@@ -294,11 +279,7 @@ def with_joints(
 ) -> Predictions:
     """The predictions with the joints of their bodies and where the camera sees them.
 
-    Args:
-        predictions: from the network.
-        body: poses them.
-        regressor: (2, V) head top and neck: RelativeHuman's 14 joints instead of smplx's 45.
-        with_all: these two behind the 45.
+    smplx's 45; with a regressor (2, V) of head top and neck RelativeHuman's 14, or (`with_all`) the two behind the 45.
     """
     betas = functional.pad(predictions.betas, (0, 11 - predictions.betas.shape[-1]))
     people = (predictions.poses, betas, predictions.transl)

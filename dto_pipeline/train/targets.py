@@ -47,45 +47,29 @@ _ABSURD = 1e4  # of angles [rad], shape coefficients and places [m]: nobody is t
 
 @dataclass(frozen=True)
 class Targets:
-    """The N people of B images, image after image; a missing label is a mask that is False, 0 or -1, never made up.
+    """The N people of B images, image after image; a missing label is a mask that is False, 0 or -1, never made up."""
 
-    Attributes:
-        image: (N,) int64 ascending, which image a person is of.
-        has_body: (N,) bool, pose, shape and place are labels; False for people known in the picture only.
-        boxes: (N, 4) cx, cy, w, h.
-        poses: (N, 72) axis-angle, betas: (N, 11), j3ds: (N, 45, 3) [m].
-        j2ds: (N, J, 2) [px] and j2ds_mask: (N, J, 2) bool, where they count; J = 45, or 47 with head top and neck.
-        num_joints: (N,) how many joints such labels have, seen or not: 45, or RelativeHuman's 14.
-        transl: (N, 3) SMPL's transl, pelvis_z: (N,) [m]; focals: (N,) [px], 0 = unknown.
-        depth_layer: (N,) int64 ordinal layer of depth, 0 nearest, -1 = unknown.
-        z_covariance: (N, P) posterior covariance of z with the k-th person of the image [m2], NaN = unknown; or empty.
-        scale_map: (T, 2) of the 28 px cells: 1 where somebody is, and how large; cell_image: (T,).
-        complete: (B,) bool, everybody in the image is labelled; mapped: (B,) bool, and everybody's cells are known.
-        heights: (B,) [px] without padding; image_focals: (B,) [px], 0 = unknown.
-        intrinsics: (B, 3, 3) camera of the varied image, guessed where unknown; its principal point is where it is.
-    """
-
-    image: torch.Tensor
-    has_body: torch.Tensor
-    boxes: torch.Tensor
-    poses: torch.Tensor
-    betas: torch.Tensor
-    j3ds: torch.Tensor
-    j2ds: torch.Tensor
-    j2ds_mask: torch.Tensor
-    num_joints: torch.Tensor
-    transl: torch.Tensor
-    pelvis_z: torch.Tensor
-    focals: torch.Tensor
-    depth_layer: torch.Tensor
-    z_covariance: torch.Tensor
-    scale_map: torch.Tensor
-    cell_image: torch.Tensor
-    complete: torch.Tensor
-    mapped: torch.Tensor
-    heights: torch.Tensor
-    image_focals: torch.Tensor
-    intrinsics: torch.Tensor
+    image: torch.Tensor  # (N,) int64 ascending, which image a person is of
+    has_body: torch.Tensor  # (N,) bool, pose, shape and place are labels; False for people known in the picture only
+    boxes: torch.Tensor  # (N, 4) cx, cy, w, h
+    poses: torch.Tensor  # (N, 72) axis-angle
+    betas: torch.Tensor  # (N, 11)
+    j3ds: torch.Tensor  # (N, 45, 3) [m]
+    j2ds: torch.Tensor  # (N, J, 2) [px]; J = 45, or 47 with head top and neck
+    j2ds_mask: torch.Tensor  # (N, J, 2) bool, where they count
+    num_joints: torch.Tensor  # (N,) how many joints such labels have, seen or not: 45, or RelativeHuman's 14
+    transl: torch.Tensor  # (N, 3) SMPL's transl [m]
+    pelvis_z: torch.Tensor  # (N,) [m]
+    focals: torch.Tensor  # (N,) [px], 0 = unknown
+    depth_layer: torch.Tensor  # (N,) int64 ordinal layer of depth, 0 nearest, -1 = unknown
+    z_covariance: torch.Tensor  # (N, P) of z with the k-th person of the image [m2], NaN = unknown; or empty
+    scale_map: torch.Tensor  # (T, 2) of the 28 px cells: 1 where somebody is, and how large
+    cell_image: torch.Tensor  # (T,) int64
+    complete: torch.Tensor  # (B,) bool, everybody in the image is labelled
+    mapped: torch.Tensor  # (B,) bool, and everybody's cells are known
+    heights: torch.Tensor  # (B,) [px] without padding
+    image_focals: torch.Tensor  # (B,) [px], 0 = unknown
+    intrinsics: torch.Tensor  # (B, 3, 3) camera of the varied image; guessed where unknown
 
     @property
     def counts(self) -> list[int]:
@@ -134,13 +118,8 @@ def guess_camera(width: int, height: int) -> np.ndarray:
 
 
 def build_labels(columns: LabelColumns, row: int, width: int, height: int, limits: Limits = NO_LIMITS) -> ImageLabels:
-    """The people of one image; those of whom neither body nor place is known are left out.
-
-    Args:
-        columns: of a piece, see `data.label_pieces.LabelSet.read`.
-        row: the image.
-        width, height: of the photograph [px].
-        limits: of bodies beyond them only the place in the picture is known.
+    """The people of image `row` of a piece, a photograph of `width` x `height` px; of bodies beyond the limits only the
+    place in the picture is known, those of whom neither body nor place is known are left out.
 
     Raises:
         UnusableImage: its camera cannot be that of the photograph, or its covariance is not of its people.
@@ -312,11 +291,7 @@ def _find_in_image(
 def person_boxes(points: np.ndarray, seen: np.ndarray, size: tuple[int, int], side: int) -> np.ndarray:
     """Boxes around all joints, 1.2 times as large about their centre, corners cut to the image.
 
-    Args:
-        points: (P, J, 2) [px]; seen: (P, J) bool, joints that count; size: w, h [px]; side: S.
-
-    Returns:
-        (P, 4) cx, cy, w, h as shares of S; NaN where no joint counts.
+    Joints (P, J, 2) [px] that count (P, J), size w, h [px], S -> (P, 4) cx, cy, w, h as shares of S; NaN of no joint.
     """
     low = np.where(seen[..., None], points, np.inf).min(1, initial=np.inf) / side
     high = np.where(seen[..., None], points, -np.inf).max(1, initial=-np.inf) / side
@@ -338,11 +313,8 @@ def mark_cells(
     """The scale map of an image: which 28 px cells show somebody, and how large the nearest is.
 
     Args:
-        points: (P, V, 2) vertices [px], NaN behind the camera.
-        distance: (P,) what nearer means: depth by focal length.
-        scale: (P,) size of each person, 0 .. 1.
-        size: w, h of the image without padding.
-        edges: (E, 2) vertices whose middle counts as well.
+        points, distance, scale: (P, V, 2) vertices [px], NaN behind the camera; (P,) depth by focal; (P,) size, 0 .. 1.
+        size, edges: w, h of the image without padding; (E, 2) vertices whose middle counts as well.
         clamp: vertices outside mark the cells at the border, as published.
 
     Returns:
