@@ -211,7 +211,7 @@ def see_people(labels: ImageLabels, size: tuple[int, int], draw: Draw, rules: Ru
     config, side, shaped = rules.augment, rules.data.input_size, labels.has_body
     bodies = Bodies(labels.pose, labels.betas, labels.transl, labels.intrinsics[None])
     varied = vary(bodies, *size, side, draw, rules.body, config.half_pixel)
-    points, inside, boxes = _find_in_image(labels, size, draw, varied, rules)
+    points, inside, boxes = _find_in_image(labels, draw, varied, rules)
     # a body shows enough of its joints; somebody who is only annotated shows one, or a box that is wider than a pixel
     enough = np.where(shaped, inside.sum(1) >= rules.data.min_joints, inside.any(1) | (boxes[:, 2:] > 1 / side).all(1))
     enough &= np.isfinite(boxes).all(1) & (boxes[:, 2:] > _LEAST_SIDE).all(1)
@@ -256,13 +256,13 @@ def see_people(labels: ImageLabels, size: tuple[int, int], draw: Draw, rules: Ru
 
 
 def _find_in_image(
-    labels: ImageLabels, size: tuple[int, int], draw: Draw, varied: Varied, rules: Rules
+    labels: ImageLabels, draw: Draw, varied: Varied, rules: Rules
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Where people are in the varied image: joints (P, J, 2) [px], projected ones of bodies, annotated ones of others;
     (P, J) whether they are known and inside; boxes (P, 4) around them, of others joined with the labelled box."""
     side, shaped, frame = rules.data.input_size, labels.has_body, varied.frame
     names = [*(MIRROR_JOINTS if draw.flip else range(TREE_JOINTS)), *range(TREE_JOINTS, ANNOTATED_JOINTS)]
-    annotated = move_points(labels.keypoints[:, names], size, side, draw, frame)
+    annotated = move_points(labels.keypoints[:, names], frame)
     if not rules.augment.vary_flat:
         annotated[:, _HIPS] = np.nan
     extra = ANNOTATED_JOINTS - TREE_JOINTS if rules.data.regressor else 0
@@ -279,7 +279,7 @@ def _find_in_image(
 
     own = person_boxes(points, np.where(shaped[:, None], known, inside), frame.size, side)
     corners = labels.boxes[:, [[0, 1], [2, 1], [2, 3], [0, 3]]].astype(np.float64)
-    given = move_points(corners, size, side, draw, frame) / side
+    given = move_points(corners, frame) / side
     low, high = given.min(1), given.max(1)
     enough = (inside.sum(1) >= _LEAST_SEEN)[:, None] & np.isfinite(own).all(1)[:, None]
     low = np.where(enough, np.fmin(low, own[:, :2] - own[:, 2:] / 2), low)

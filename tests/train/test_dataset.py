@@ -379,7 +379,7 @@ def see(labels: ImageLabels, body: BodyModel, most: int = 50) -> Seen:
 
 def test_samples_of_different_crowds_are_joined(body: BodyModel) -> None:
     crowds = [see(random_labels(people=count, seed=count, spread=0.3), body) for count in (1, 3)]
-    whole = Paint(Frame((112, 84), False, None, 84, (112, 84)))
+    whole = Paint(Frame((112, 84), False, None, 84, (112, 84), np.eye(2, 3)))
     image = np.zeros((84, 112, 3), np.uint8)
     batch = collate_samples([Sample(str(i), image, whole, crowd) for i, crowd in enumerate(crowds)])
     assert batch.targets.counts == [1, 3]
