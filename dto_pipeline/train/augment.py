@@ -255,14 +255,11 @@ def resize(rgb: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 def camera_problem(intrinsics: np.ndarray, width: int, height: int) -> str:
     """Why no picture of this size can have this camera, "" where it can: (3, 3) finite or not [px]."""
-    focal, longer = intrinsics[[0, 1], [0, 1]], max(width, height)
+    longer, focal, centre = max(width, height), intrinsics[[0, 1], [0, 1]], intrinsics[:2, 2]
     low, high = (share * longer for share in _FOCAL_RANGE)
-    if not np.isfinite(intrinsics).all():
-        return "its camera is not finite"
-    if (focal < low).any() or (focal > high).any():
-        return f"its focal lengths are {focal.tolist()} px; expected {low:g} .. {high:g}"
-    if focal.max() > _LARGEST_SHEAR * focal.min():
-        return f"its focal lengths {focal.tolist()} differ more than {_LARGEST_SHEAR:g} times"
-    if np.abs(intrinsics[:2, 2]).max() > _FARTHEST_CENTRE * longer:
-        return f"its principal point {intrinsics[:2, 2].tolist()} is far outside of the picture"
+    fits = np.isfinite(intrinsics).all() and (focal >= low).all() and (focal <= high).all()
+    fits = fits and focal.max() <= _LARGEST_SHEAR * focal.min() and np.abs(centre).max() <= _FARTHEST_CENTRE * longer
+    if not fits:
+        said = f"its camera has focal lengths {focal.tolist()} and principal point {centre.tolist()} px; expected"
+        return f"{said} lengths of {low:g} .. {high:g}, alike, and a point about the picture of {width} x {height}"
     return ""

@@ -90,6 +90,7 @@ def begin_network(config: TrainConfig) -> tuple[MeshNetwork, dict[str, Any]]:
     if config.loop.init:
         weights = read_checkpoint(config.loop.init).weights
         told = begin_from(network, weights, config.loop.init)
+        _warn(config.loop.init, told)
         return network, {"weights": config.loop.init, "sha256": hash_weights(weights), **told}
     if not options.model:
         return network, {}
@@ -99,61 +100,47 @@ def begin_network(config: TrainConfig) -> tuple[MeshNetwork, dict[str, Any]]:
     if heads != options.heads:
         raise CheckpointError(f"{options.model} has {heads} heads, encoder.heads is {options.heads}; set it to {heads}")
     weights = dinov2_weights(state, config)
-    _fill(network, weights, options.model)
+    begin_from(network, weights, options.model)
     return network, {"encoder": options.model, "revision": options.revision, "sha256": hash_weights(weights)}
 
 
 def begin_from(network: MeshNetwork, weights: Mapping[str, torch.Tensor], path: str) -> dict[str, list[str]]:
-    """Put a file's weights into a network of a config, as the published stages do.
+    """Put a file's weights into a network of a config, as the published stages do, and tell what only one side has.
 
     Where the network predicts the kid axis and the file does not, a zero is appended to the shape heads' last layers
-    and to the mean shape.
-
-    Returns:
-        Names that only one side has, told as a warning: `missing` from the file, `unexpected` in it.
-
-    Raises:
-        CheckpointError: a weight of both has another shape, or they share none.
+    and to the mean shape. Raises: CheckpointError: a weight of both has another shape, or they share none.
     """
-    grown = dict(weights)
+    own, grown = network.state_dict(), dict(weights)
     for name, value in weights.items():
         is_shape = name == "mean_shape" or re.match(r"shape_head\.\d+\.layers\.\d+\.(weight|bias)$", name)
         if is_shape and len(value) == 10 and network.sizes.betas == 11:
             grown[name] = torch.cat([value, value.new_zeros(1, *value.shape[1:])])
-    return _fill(network, grown, path)
-
-
-def _fill(network: MeshNetwork, weights: dict[str, torch.Tensor], path: str) -> dict[str, list[str]]:
-    own = network.state_dict()
-    other = [name for name in own if name in weights and own[name].shape != weights[name].shape]
+    other = [name for name in own if name in grown and own[name].shape != grown[name].shape]
     if other:
-        found, wanted = tuple(weights[other[0]].shape), tuple(own[other[0]].shape)
-        raise CheckpointError(
-            f"{path}: {other[0]} has shape {found}, expected {wanted} ({len(other)} such); another size?"
-        )
-    told = {"missing": [n for n in own if n not in weights], "unexpected": [n for n in weights if n not in own]}
+        found, wanted = (tuple(of[other[0]].shape) for of in (grown, own))
+        said = f"{other[0]} has shape {found}, expected {wanted} ({len(other)} such)"
+        raise CheckpointError(f"{path}: {said}; another size?")
+    told = {"missing": [n for n in own if n not in grown], "unexpected": [n for n in grown if n not in own]}
     if len(told["missing"]) == len(own):
         raise CheckpointError(f"{path} shares no name with the network; expected the weights of an MA-HMR or SAT-HMR")
-    for word, names in told.items():
-        if names:
-            more = " ..." if len(names) > _MOST_NAMED else ""
-            _LOG.warning("%s: %d %s: %s%s", path, len(names), word, ", ".join(names[:_MOST_NAMED]), more)
-    network.load_state_dict(weights, strict=False)
+    network.load_state_dict(grown, strict=False)
     return told
 
 
-def restore_network(checkpoint: Checkpoint, device: torch.device | str = "cpu") -> MeshNetwork:
-    """The trained network, ready to predict; needs no other file.
+def _warn(path: str, told: Mapping[str, list[str]]) -> None:
+    for word, names in told.items():
+        more = " ..." if len(names) > _MOST_NAMED else ""
+        if names:
+            _LOG.warning("%s: %d %s: %s%s", path, len(names), word, ", ".join(names[:_MOST_NAMED]), more)
 
-    Raises:
-        CheckpointError: the weights are not those of the network that the checkpoint describes.
-    """
+
+def restore_network(checkpoint: Checkpoint, device: torch.device | str = "cpu") -> MeshNetwork:
+    """The trained network, ready to predict; needs no other file. Raises: CheckpointError: other weights."""
     weights, where = checkpoint.weights, str(checkpoint.path or "the checkpoint")
     if not checkpoint.body_sha256:  # a released file may hold more than the network
         with torch.device("meta"):
             own = make_network(checkpoint.config).state_dict()
-        if more := [name for name in weights if name not in own]:
-            _LOG.warning("%s: %d unexpected: %s", where, len(more), ", ".join(more[:_MOST_NAMED]))
+        _warn(where, {"unexpected": [name for name in weights if name not in own]})
         weights = {name: value for name, value in weights.items() if name in own}
     try:
         network = make_fitting(lambda: make_network(checkpoint.config), plain_weights(weights, where), where)
@@ -163,12 +150,8 @@ def restore_network(checkpoint: Checkpoint, device: torch.device | str = "cpu") 
 
 
 def sizes_to_begin_with(folder: Path, init: str) -> dict[str, dict[str, Any]]:
-    """Sizes of a network as options of a config: those a training has, or those of the weights it begins from.
-
-    Args:
-        folder: of the training.
-        init: see `loop.init`; "" = none.
-    """
+    """Sizes of a network as options of a config: those the training in a folder has, or those of the weights that it
+    begins from (`loop.init`; "" = none)."""
     if not init:
         return {}
     train_file = folder / "train.json"
@@ -191,8 +174,7 @@ def read_train_json(path: Path) -> TrainConfig:
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     """Write ``checkpoints/step-N.pt`` below a training's folder and drop all but the newest.
 
-    Raises:
-        CheckpointError: the disk is full or cannot be written; the checkpoints that are there stay.
+    Raises: CheckpointError: the disk is full or cannot be written; the checkpoints that are there stay.
     """
     path = checkpoint_file(folder, checkpoint.position.step)
     content = {name: value for name, value in vars(checkpoint).items() if name in _KINDS}
@@ -222,14 +204,8 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def read_checkpoint(path: str | Path, heads: int | None = None) -> Checkpoint:
-    """Read a checkpoint, the newest of a training's folder that can be read, or a released file; tensors on the CPU.
-
-    Args:
-        heads: of the encoder of a released file, see `read_sizes`.
-
-    Raises:
-        CheckpointError, TorchFileError: there is none, it is not one, or it is damaged.
-    """
+    """Read a checkpoint, the newest of a training's folder that can be read, or a released file (`heads`: of its
+    encoder, see `read_sizes`); tensors on the CPU. Raises: CheckpointError, TorchFileError: it is none, or damaged."""
     path, damaged = Path(path), list[str]()
     if not path.is_dir():
         if not path.exists():
@@ -284,8 +260,7 @@ def _checkpoint_of(content: Any, path: Path) -> Checkpoint:
 def read_released(content: object, path: Path, heads: int | None = None) -> Checkpoint:
     """The weights of a file of torch, by their published names, without what is no weight.
 
-    Raises:
-        CheckpointError: not a flat dictionary of finite tensors, or not of such a network.
+    Raises: CheckpointError: not a flat dictionary of finite tensors, or not of such a network.
     """
     if not isinstance(content, dict) or not content or not all(isinstance(name, str) for name in content):
         raise CheckpointError(f"{path} is no checkpoint and no dictionary of named tensors (pytorch_model.bin)")
@@ -302,16 +277,8 @@ def read_released(content: object, path: Path, heads: int | None = None) -> Chec
 
 
 def read_sizes(weights: Mapping[str, torch.Tensor], path: str | Path, heads: int | None) -> dict[str, dict[str, Any]]:
-    """The sizes that the shapes tell, as sections of a config.
-
-    Args:
-        weights: by their published names.
-        path: their file, for messages.
-        heads: of the encoder, which shapes do not tell; None = one per 64 features.
-
-    Raises:
-        CheckpointError: something is missing.
-    """
+    """The sizes that the shapes of a file's weights tell, as sections of a config; `heads`: of the encoder, which they
+    do not tell, None = one per 64 features. Raises: CheckpointError: something is missing."""
 
     def size(name: str, axis: int = 0) -> int:
         if name not in weights or weights[name].dim() <= axis:

@@ -77,11 +77,7 @@ class Learner:
         self._regressor = read_regressor(self.config.data.regressor, self.body)
 
     def step(self, batch: TrainBatch, number: int) -> dict[str, float]:
-        """Learn from one batch.
-
-        Args:
-            batch: images and labels, anywhere.
-            number: of the step, from 0; sets the learning rate.
+        """Learn from one batch, images and labels anywhere; the `number` of the step, from 0, sets the learning rate.
 
         Returns:
             The loss, each unweighted loss of the last layer, the gradient's norm before clipping, the learning rate,
@@ -188,8 +184,7 @@ def evaluate(
 
     Args:
         predict: the network, with joints.
-        batches: held-out images with labels.
-        body: the model of the labels, where the predictions are.
+        batches: held-out images with labels; body: their model, where the predictions are.
 
     Returns:
         The keys of `MEASURES`, and the counts `images`, `skipped_images`, `persons` and `pairs`; without any image only
@@ -261,6 +256,11 @@ def mean_over_processes(numbers: torch.Tensor) -> torch.Tensor:
 def count_processes() -> int:
     """How many share a step."""
     return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def own_rank() -> int:
+    """Which of them this one is."""
+    return distributed.get_rank() if distributed.is_initialized() else 0
 
 
 def broadcast_from_rank_0(value: T) -> T:

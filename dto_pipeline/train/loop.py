@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import distributed
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -41,7 +40,7 @@ from dto_pipeline.train import checkpoint as files
 from dto_pipeline.train.checkpoint import Checkpoint, Position
 from dto_pipeline.train.config import TrainConfig
 from dto_pipeline.train.dataset import Source, TrainBatch, batches_from
-from dto_pipeline.train.learner import Learner, broadcast_from_rank_0, count_processes, evaluate
+from dto_pipeline.train.learner import Learner, broadcast_from_rank_0, count_processes, evaluate, own_rank
 
 TRAINING, HELD_OUT, LOCK_FILE = "metrics.csv", "evaluation.csv", "train.lock"
 FREE_OPTIONS = {
@@ -58,10 +57,6 @@ class TrainError(DtoError, RuntimeError):
     """A training that cannot start or go on."""
 
 
-class FolderBusy(TrainError):
-    """Another process trains in the folder."""
-
-
 def train_network(config: TrainConfig, source: Source, folder: Path, progress: bool = True) -> dict[str, float]:
     """Train, or do what is left of a training.
 
@@ -75,8 +70,7 @@ def train_network(config: TrainConfig, source: Source, folder: Path, progress: b
         The last row of the evaluation; empty without held-out images.
 
     Raises:
-        TrainError: the folder holds another training, or workers failed too often.
-        FolderBusy: another process trains in it now.
+        TrainError: another process trains in the folder, it holds another training, or workers failed too often.
     """
     with hold_folder(folder):
         _claim_folder(folder, config)
@@ -91,13 +85,10 @@ def train_network(config: TrainConfig, source: Source, folder: Path, progress: b
 
 
 def run_rank(config: TrainConfig, source: Source, folder: Path, device: torch.device, report: Report) -> None:
-    """What each process does from the newest checkpoint to the last step.
-
-    Args:
-        report: called by every process at every checkpoint; a barrier under Ray.
-    """
+    """What each process does from the newest checkpoint to the last step; all of them call `report` at every
+    checkpoint: a barrier under Ray."""
     loop, (learner, position) = config.loop, start_learner(config, folder, device)
-    rank, world = distributed.get_rank() if distributed.is_initialized() else 0, count_processes()
+    rank, world = own_rank(), count_processes()
     held_out = source.held_out(rank, world)  # before the first step: what is wrong with it is said now
     records = Records(folder, position.step) if rank == 0 else None
     window: list[dict[str, float]] = []
@@ -122,7 +113,9 @@ def run_rank(config: TrainConfig, source: Source, folder: Path, device: torch.de
             position = after
             if is_due(position.step, loop.log_every, loop.steps):
                 if records is not None:
-                    records.add(TRAINING, position.step, _summarise(window))
+                    sums = {key: sum(row[key] for row in window) for key in window[0]}
+                    means = {k: v if k.startswith("skipped_") else v / len(window) for k, v in sums.items()}
+                    records.add(TRAINING, position.step, means | {"rate": window[-1]["rate"]})
                 window.clear()
             saves = is_due(position.step, loop.checkpoint_every, loop.steps)
             if saves and records is not None:  # before an evaluation: whatever befalls it, this is kept
@@ -145,19 +138,13 @@ def _told(batch: TrainBatch) -> TrainBatch:
 
 
 def start_learner(config: TrainConfig, folder: Path, device: torch.device) -> tuple[Learner, Position]:
-    """Network and optimiser from the newest checkpoint that can be read, or new ones from `loop.seed`.
-
-    Rank 0 chooses the checkpoint, and all go on from it.
-
-    Raises:
-        CheckpointError: there are checkpoints, but none can be used.
-        TrainError: the body model is another one than the checkpoint's.
-    """
+    """Network and optimiser from the newest checkpoint that can be read, which rank 0 chooses for all, or new ones from
+    `loop.seed`. Raises: CheckpointError: there are some, none can be used. TrainError: they are of another body."""
     if device.type == "cpu":
         torch.set_num_threads(config.loop.torch_threads)
     torch.manual_seed(config.loop.seed)
     body = load_body(config.body.model_path, config.body.kid_axis)
-    is_first = not distributed.is_initialized() or distributed.get_rank() == 0
+    is_first = own_rank() == 0
     newest = files.read_checkpoint(folder) if is_first and files.list_checkpoints(folder) else None
     step = broadcast_from_rank_0(newest.position.step if newest else None)
     if step is None:
@@ -180,32 +167,18 @@ def is_due(step: int, every: int, last: int) -> bool:
     return step == last or (every > 0 and step % every == 0)
 
 
-def _summarise(rows: list[dict[str, float]]) -> dict[str, float]:
-    """Means by key, but counts of what was skipped are summed and rates are the last."""
-    sums = {key: sum(row[key] for row in rows) for key in rows[0]}
-    means = {key: total if key.startswith("skipped_") else total / len(rows) for key, total in sums.items()}
-    return means | {"rate": rows[-1]["rate"]}
-
-
 @contextmanager
 def hold_folder(folder: Path) -> Iterator[None]:
-    """Keep other trainings out of a folder, which is made if missing.
-
-    By the file system's locks, which do not everywhere reach other machines.
-
-    Raises:
-        FolderBusy: somebody else is at work in it; the message says who.
-    """
+    """Keep other trainings out of a folder, which is made if missing, by the file system's locks, which do not
+    everywhere reach other machines. Raises: TrainError: somebody else is at work in it, named."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK_FILE).open("a+") as stream:
         try:
             locked = take_lock(stream)
         except BlockingIOError as error:
             stream.seek(0)
-            holder = stream.read().strip() or "another process"
-            raise FolderBusy(
-                f"{folder} is being trained by {holder}; wait for it, end it, or choose another"
-            ) from error
+            said = f"{folder} is being trained by {stream.read().strip() or 'another process'}"
+            raise TrainError(f"{said}; wait for it, end it, or choose another") from error
         if not locked:
             _LOG.warning("%s: no file locks here; see to it that only one training runs in this folder", folder)
         stream.truncate(0)
@@ -216,17 +189,20 @@ def hold_folder(folder: Path) -> Iterator[None]:
 
 def _claim_folder(folder: Path, config: TrainConfig) -> None:
     """Write train.json, or refuse a folder whose training has other options."""
-    path = folder / "train.json"
-    if not path.exists():
-        _note(folder, config=config.to_dict(), versions=files.library_versions())
-        return
-    before = files.read_train_json(path)
-    if differing := describe_difference(_fixed_options(before), _fixed_options(config)):
-        raise TrainError(f"{folder} holds another training ({'; '.join(differing)}); choose another folder")
-    if config.loop.steps < before.loop.steps:
-        found = f"loop.steps is {config.loop.steps}, this training was to take {before.loop.steps}"
-        raise TrainError(f"{folder}: {found}; more may be asked for, fewer not: choose another folder")
-    _note(folder, config=config.to_dict())
+    path, versions = folder / "train.json", {"versions": files.library_versions()}
+    if path.exists():
+        versions, before = {}, files.read_train_json(path)
+        trees = [one.to_dict() for one in (before, config)]
+        for tree in trees:
+            tree["loop"]["workers"] = max(1, tree["loop"]["workers"])  # 0 and 1 share every step alike
+            for name, keys in FREE_OPTIONS.items():
+                tree[name] = {key: value for key, value in tree[name].items() if key not in keys}
+        if differing := describe_difference(*trees):
+            raise TrainError(f"{folder} holds another training ({'; '.join(differing)}); choose another folder")
+        if config.loop.steps < before.loop.steps:
+            found = f"loop.steps is {config.loop.steps}, this training was to take {before.loop.steps}"
+            raise TrainError(f"{folder}: {found}; more may be asked for, fewer not: choose another folder")
+    _note(folder, config=config.to_dict(), **versions)
 
 
 def _note(folder: Path, **facts: Any) -> None:
@@ -234,16 +210,6 @@ def _note(folder: Path, **facts: Any) -> None:
     path = folder / "train.json"
     if folder.is_dir():
         write_json_atomic(path, (parse_json(read_regular(path)) if path.exists() else {}) | facts)
-
-
-def _fixed_options(config: TrainConfig) -> dict[str, dict[str, Any]]:
-    """The options that must not change between starts; 0 and 1 workers share every step alike."""
-    tree = config.to_dict()
-    tree["loop"]["workers"] = max(1, config.loop.workers)
-    return {
-        name: {key: value for key, value in section.items() if key not in FREE_OPTIONS.get(name, ())}
-        for name, section in tree.items()
-    }
 
 
 class Records:
@@ -308,13 +274,12 @@ def _followed(folder: Path, steps: int, progress: bool) -> Iterator[None]:
 
     def follow() -> None:
         with tqdm(total=steps, unit="step", mininterval=1.0) as bar:
-            while True:
+            is_last = False
+            while not is_last:
                 is_last = ended.wait(_LOOK_EVERY)
                 if rows := read_rows(folder / TRAINING):
                     bar.n = int(rows[-1]["step"])
                     bar.set_description(f"loss {rows[-1]['loss']:.3f}")
-                if is_last:
-                    return
 
     thread = threading.Thread(target=follow if progress else ended.wait, daemon=True)
     thread.start()
@@ -356,7 +321,6 @@ def _run_on_ray(config: TrainConfig, source: Source, folder: Path) -> None:
 
 
 def _run_as_ray_worker(config: TrainConfig, source: Source, folder: Path) -> None:
-    import ray.train
     import ray.train.torch
 
     run_rank(config, source, folder, ray.train.torch.get_device(), ray.train.report)

@@ -16,7 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,7 +26,6 @@ from tqdm import tqdm
 from dto_pipeline.axes import NUM_BETAS
 from dto_pipeline.collate import pass_through
 from dto_pipeline.config import STAND_IN_BODY, BodyConfig
-from dto_pipeline.config_tree import ConfigError
 from dto_pipeline.data.cameras import read_cameras
 from dto_pipeline.data.dataset import Dataset
 from dto_pipeline.data.images import ImageStore
@@ -57,19 +56,11 @@ class PredictError(DtoError):
     """Pictures that cannot be predicted; the message says why and the next step."""
 
 
-class Network(Protocol):
-    """What `predict_scenes` needs of a network: `train.model.MeshNetwork` in evaluation mode."""
-
-    def __call__(self, images: Sequence[torch.Tensor], *, by_image: bool) -> Predictions:
-        """`images`: (3, h, w) uint8 RGB each, the longer side S."""
-        ...
-
-
 @dataclass(frozen=True)
 class Trained:
     """A network ready to predict, and what a record of its predictions names."""
 
-    network: Network  # in evaluation mode
+    network: Callable[..., Predictions]  # a `MeshNetwork` in evaluation mode
     body: BodyModel  # of the training, on the CPU
     body_config: BodyConfig  # where it was read from
     input_size: int  # S [px]
@@ -77,18 +68,6 @@ class Trained:
     device: torch.device
     by_image: bool = True  # an image's tokens never depend on its neighbours
     origin: str = ""  # where the weights are from, to be told
-
-
-@dataclass(frozen=True)
-class PredictConfig:
-    """How images are predicted."""
-
-    min_confidence: float = 0.3  # people below are left out (ours); a merge asks for 0.5 on top of it
-    batch_images: int = 4  # images the network sees at once; changes no result but by rounding
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.min_confidence <= 1:
-            raise ConfigError(f"the least confidence is {self.min_confidence}; expected 0 .. 1")
 
 
 class Picture(NamedTuple):
@@ -141,13 +120,11 @@ class _Input(NamedTuple):
 def load_trained(
     path: str | Path, device: torch.device, body_path: str | Path | None = None, encoder_heads: int | None = None
 ) -> Trained:
-    """Read weights to predict with.
+    """Read weights to predict with: a checkpoint, the newest of a training's folder, or a released file.
 
     Args:
-        path: checkpoint file, a training's folder (its newest that can be read), or a released file of weights.
-        device: where the network shall compute.
-        body_path: the body model of the training where it lies now; None = as in the training's config. A released
-            file names none.
+        path, device: of the weights; where the network shall compute.
+        body_path: the training's body model where it lies now; None = as in its config. A released file names none.
         encoder_heads: of a released file, whose shapes do not tell it; None = one per 64 features.
 
     Raises:
@@ -174,26 +151,26 @@ def load_trained(
 
 
 def predict_scenes(
-    trained: Trained, store: ImageStore, pictures: Iterable[Picture], config: PredictConfig
+    trained: Trained, store: ImageStore, pictures: Iterable[Picture], min_confidence: float = 0.3, batch: int = 4
 ) -> Iterator[Scene]:
     """One scene per picture, in order; a few batches are in memory at a time.
 
     A picture that cannot be read, or whose answer is not finite, gives a scene with `problem` and nobody. A person
     whose numbers cannot be used stays, with its problem; where that is everybody, the picture has one too. `det_score`
-    is the confidence.
+    is the confidence; people below the least one are left out (ours; a merge asks for 0.5 on top of it).
     """
     rest = iter(pictures)
     with ThreadPoolExecutor(_READ_THREADS) as pool:
 
         def read_next() -> list[tuple[Picture, Future[_Input | UnusableImage]]]:
-            some = islice(rest, config.batch_images)
+            some = islice(rest, batch)
             return [(one, pool.submit(_lay_out, store, one, trained.input_size)) for one in some]
 
         coming = read_next()
         while coming:
             some, coming = coming, read_next()  # the next batch is read while the network sees this one
             laid_out = [(picture, future.result()) for picture, future in some]
-            answers = iter(_ask(trained, [laid for _, laid in laid_out if isinstance(laid, _Input)], config))
+            answers = iter(_ask(trained, [laid for _, laid in laid_out if isinstance(laid, _Input)], min_confidence))
             for picture, laid in laid_out:
                 if isinstance(laid, _Input):
                     yield _make_scene(picture, laid, next(answers), trained.body)
@@ -217,7 +194,7 @@ def _lay_out(store: ImageStore, picture: Picture, side: int) -> _Input | Unusabl
 
 @torch.inference_mode()
 def _ask(
-    trained: Trained, inputs: list[_Input], config: PredictConfig
+    trained: Trained, inputs: list[_Input], min_confidence: float
 ) -> list[tuple[People, np.ndarray] | UnusableImage]:
     """People and camera (3, 3) of each input, in its pixels, or why its answer says nothing of them."""
     if not inputs:
@@ -237,7 +214,7 @@ def _ask(
             found.append(_UnusableAnswer("the network's camera is not finite"))
         else:
             order = np.argsort(-score, kind="stable")
-            order = order[score[order] >= config.min_confidence]
+            order = order[score[order] >= min_confidence]
             found.append(({name: values[image, order] for name, values in parts.items()}, camera))
     return found
 
@@ -302,11 +279,10 @@ def _carry_back(people: People, camera: np.ndarray, laid: _Input, body: BodyMode
 def find_pictures(
     folder: str, subset: str = "", depth: str = "", fov: float | None = None, shard_images: int = 4096
 ) -> PictureSet:
-    """Every image file in or below a folder, by name.
+    """Every image file in or below a folder or URI, by name.
 
     Args:
-        folder: local folder or URI.
-        subset: name of the set; "" = that of the folder.
+        folder, subset: of the images; name of their set, "" = that of the folder.
         depth: folder of depth maps named like the images with ``.npy``; "" = none.
         fov: vertical field of view [rad] of all of them; None = unknown.
         shard_images: images a shard.
@@ -335,17 +311,8 @@ def find_pictures(
 
 
 def manifest_pictures(path: str, images: str = "", keep_camera: bool = False, fov: float | None = None) -> PictureSet:
-    """The images of a manifest, in its shards, whatever its labels say of people.
-
-    Args:
-        path: the manifest.
-        images: folder or URI in place of the manifest's.
-        keep_camera: take the manifest's cameras; otherwise `fov`, or the network says.
-        fov: vertical field of view [rad] of all of them; None = unknown.
-
-    Raises:
-        ManifestError: the manifest cannot be read.
-    """
+    """The images of a manifest (or in a folder or URI `images` in place of its own), in its shards, whatever its labels
+    say of people; `keep_camera`: its cameras, otherwise `fov` [rad], or the network says. Raises: ManifestError."""
     manifest = Manifest.open(as_location(path))
     names = ("image_id", "subset", "image_path", "image_file", "depth_file")
 
@@ -366,28 +333,19 @@ def manifest_pictures(path: str, images: str = "", keep_camera: bool = False, fo
     )
 
 
-def prediction_facts(trained: Trained, config: PredictConfig) -> dict[str, str]:
+def prediction_facts(trained: Trained, min_confidence: float) -> dict[str, str]:
     """All that decides an answer besides the picture: not how many are read or asked at once."""
-    return {"checkpoint": trained.sha256, "min_confidence": str(config.min_confidence)}
+    return {"checkpoint": trained.sha256, "min_confidence": str(min_confidence)}
 
 
 def predict_shards(
-    pictures: PictureSet,
-    predict: Callable[[Sequence[Picture]], Iterator[Scene]],
-    body: BodyModel,
-    folder: Path,
-    facts: dict[str, str],
-    progress: bool = True,
-) -> None:
-    """Predict what is not there yet, one part per shard.
+    pictures: PictureSet, predict: Callable[[Sequence[Picture]], Iterator[Scene]], body: BodyModel, folder: Path,
+    facts: dict[str, str], progress: bool = True,
+) -> None:  # fmt: skip
+    """Predict what is not there yet, one part per shard below `folder`, with a bar on stderr.
 
-    Args:
-        pictures: what to predict.
-        predict: pictures -> scenes, see `predict_scenes`.
-        body: tells heights.
-        folder: where the parts are kept.
-        facts: all that decides an answer (checkpoint, options); a part made with others is made again.
-        progress: show a progress bar on stderr.
+    `predict`: see `predict_scenes`; `body`: tells heights; `facts`: all that decides an answer (checkpoint, options), a
+    part made with others is made again.
     """
     with tqdm(total=pictures.num_images, unit="image", desc=pictures.subset, disable=not progress) as bar:
         for shard in range(pictures.num_shards):

@@ -36,7 +36,6 @@ from dto_pipeline.train.dataset import (
     ReadingProcessLost,
     ReadItems,
     Sample,
-    Skipped,
     TrainBatch,
     TrainingData,
     TrainingImages,
@@ -209,7 +208,7 @@ def test_people_of_several_images_stand_one_after_the_other(run_dir: Path, body:
 
 def test_a_batch_of_which_nothing_can_be_read_is_a_black_image_without_people(body: BodyModel) -> None:
     rules = Rules.of(body, DataConfig(input_size=112), AugmentConfig())
-    batch = collate_samples([Skipped("a", "gone"), Skipped("b", "torn"), blank_sample(rules)])
+    batch = collate_samples(["a: gone", "b: torn", blank_sample(rules)])
     assert batch.skipped == ("a: gone", "b: torn")
     assert batch.images[0].shape == (3, 56, 112)
     assert batch.image_ids == ("",)

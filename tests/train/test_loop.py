@@ -28,12 +28,11 @@ from dto_pipeline.train.checkpoint import (
     save_checkpoint,
 )
 from dto_pipeline.train.config import AugmentConfig, DataConfig
-from dto_pipeline.train.dataset import Skipped, TrainBatch, batches_from, blank_sample, collate_samples
+from dto_pipeline.train.dataset import TrainBatch, batches_from, blank_sample, collate_samples
 from dto_pipeline.train.learner import TrainingDiverged, learning_rate
 from dto_pipeline.train.loop import (
     HELD_OUT,
     TRAINING,
-    FolderBusy,
     Records,
     TrainError,
     hold_folder,
@@ -341,7 +340,7 @@ def test_a_disk_too_small_for_the_first_checkpoint_is_said(data: TrainBatch, tmp
 
 def test_a_second_training_in_the_same_folder_is_told_who_is_at_work(data: TrainBatch, tmp_path: Path) -> None:
     config = tiny_config(loop__steps=1, **SMALL)
-    with hold_folder(tmp_path), pytest.raises(FolderBusy, match=rf"being trained by pid {os.getpid()} on "):
+    with hold_folder(tmp_path), pytest.raises(TrainError, match=rf"being trained by pid {os.getpid()} on "):
         train_network(config, BatchSource(data, 2), tmp_path, progress=False)
     train_network(config, BatchSource(data, 2), tmp_path, progress=False)
 
@@ -406,7 +405,7 @@ def test_an_epoch_that_shows_nobody_ends_the_training(data: TrainBatch) -> None:
 
 def test_images_none_of_which_can_be_read_end_the_training(data: TrainBatch) -> None:
     rules = Rules.of(load_body("demo"), DataConfig(input_size=112), AugmentConfig())
-    gone = [Skipped(f"x/{number}.jpg", "does not exist") for number in range(2)]
+    gone = [f"x/{number}.jpg: does not exist" for number in range(2)]
     blind = collate_samples([*gone, blank_sample(rules)])
 
     class Blind(BatchStream):
