@@ -157,7 +157,7 @@ def truth_batches(crowds: Path, side: int, body: BodyModel) -> Iterator[TrainBat
     settings = json.loads((crowds / "demo.json").read_text())
     with np.load(crowds / TRUTH, allow_pickle=False) as arrays:
         truth = {name: arrays[name] for name in ("image_name", "image_number", "pose", "betas", "transl")}
-    rules, samples = Rules.of(body, DataConfig(input_size=side), AugmentConfig()), list[Sample]()
+    rules, samples = Rules(body, DataConfig(input_size=side), AugmentConfig()), list[Sample]()
     for number in range(settings["images"]):
         rows = np.flatnonzero(truth["image_number"] == number)
         camera = plan_crowd(settings["seed"], number).view.scaled(settings["scale"]).intrinsics

@@ -156,10 +156,9 @@ def sizes_to_begin_with(folder: Path, init: str) -> dict[str, dict[str, Any]]:
         return {}
     train_file = folder / "train.json"
     tree = (read_train_json(train_file) if train_file.exists() else read_checkpoint(init).config).to_dict()
-    stages_decide = {"betas", "camera", "denoising", "principal_point", "prune_by_image"}
-    names = {"encoder": {"width", "layers", "heads", "hidden", "additional"}, "data": {"input_size"}}
-    names["model"] = set(tree["model"]) - stages_decide
-    return {name: {key: tree[name][key] for key in keys} for name, keys in names.items()}
+    keys = {"encoder": ("width", "layers", "heads", "hidden", "additional"), "data": ("input_size",)}
+    keys["model"] = ("queries", "width", "heads", "layers", "hidden")  # the stages decide about the others
+    return {name: {key: tree[name][key] for key in own} for name, own in keys.items()}
 
 
 def read_train_json(path: Path) -> TrainConfig:
@@ -184,9 +183,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     except OSError as error:
         there = list_checkpoints(folder)
         after = f"go on from {there[-1].name}, which is whole" if there else "begin anew: there is no earlier one"
-        raise CheckpointError(
-            f"{path} could not be written: {error.strerror}; make room, or make it writable, and start again to {after}"
-        ) from error
+        said = f"{path} could not be written: {error.strerror}; make room, or make it writable, and start again to"
+        raise CheckpointError(f"{said} {after}") from error
     left = [one for one in path.parent.glob(".step-*") if is_temporary(one.name)]  # by killed writers
     for old in [*list_checkpoints(folder)[:-_KEPT], *left]:
         old.unlink()
@@ -207,17 +205,16 @@ def read_checkpoint(path: str | Path, heads: int | None = None) -> Checkpoint:
     """Read a checkpoint, the newest of a training's folder that can be read, or a released file (`heads`: of its
     encoder, see `read_sizes`); tensors on the CPU. Raises: CheckpointError, TorchFileError: it is none, or damaged."""
     path, damaged = Path(path), list[str]()
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist; give a checkpoint, a training's folder or a released file")
     if not path.is_dir():
-        if not path.exists():
-            raise CheckpointError(f"{path} does not exist; give a checkpoint, a training's folder or a released file")
         try:
             content = read_torch_file(path)
         except TorchFileError as error:
             advice = "of a checkpoint give the folder of its training to take the newest that can be read"
             raise TorchFileError(f"{error}; {advice}") from error
-        if isinstance(content, dict) and "format" in content:
-            return _checkpoint_of(content, path)
-        return read_released(content, path, heads)
+        is_ours = isinstance(content, dict) and "format" in content
+        return _checkpoint_of(content, path) if is_ours else read_released(content, path, heads)
     for one in reversed(list_checkpoints(path)):
         try:
             checkpoint = _checkpoint_of(read_torch_file(one), one)
@@ -234,26 +231,23 @@ def read_checkpoint(path: str | Path, heads: int | None = None) -> Checkpoint:
 
 def _checkpoint_of(content: Any, path: Path) -> Checkpoint:
     if isinstance(content, dict) and content.get("format") == _BEFORE:
-        raise CheckpointError(
-            f"{path} holds the network of version 0.3.0, which this one has not; train anew, or use 0.3.0"
-        )
+        said = f"{path} holds the network of version 0.3.0, which this one has not"
+        raise CheckpointError(f"{said}; train anew, or use 0.3.0")
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not in the format {FORMAT}; was it written by another program or version?")
-    steps, told = [field.name for field in fields(Position)], content.get("position")
-    told = told if isinstance(told, dict) else {}
-    odd = [key for key, kind in _KINDS.items() if key in content and not isinstance(content[key], kind)]
-    odd += [f"position.{key}" for key in steps if key in told and (type(told[key]) is not int or told[key] < 0)]
-    if odd:
-        raise CheckpointError(f"{path}: {', '.join(odd)} is of no type that a training writes; is the file whole?")
-    missing = [name for name in _KINDS if name not in content]
-    missing += [f"position.{key}" for key in steps if "position" in content and key not in told]
-    if missing:
+    if missing := [name for name in _KINDS if name not in content]:
         raise CheckpointError(f"{path} lacks {', '.join(missing)}; was it written by another version?")
+    odd, told = [key for key, kind in _KINDS.items() if not isinstance(content[key], kind)], content["position"]
+    steps = [field.name for field in fields(Position)]
+    if odd or sorted(told) != sorted(steps) or any(type(told[key]) is not int or told[key] < 0 for key in steps):
+        raise CheckpointError(
+            f"{path}: {', '.join(odd) or 'position'} is of no type that a training writes; is the file whole?"
+        )
     try:
         config = train_config_from_dict(content["config"])
     except (ConfigError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: its config cannot be used: {error}") from error
-    own = {"config": config, "position": Position(*(told[key] for key in steps)), "path": path}
+    own = {"config": config, "position": Position(**told), "path": path}
     return Checkpoint(**{name: content[name] for name in _KINDS} | own)
 
 
@@ -326,23 +320,21 @@ def dinov2_weights(state: Mapping[str, torch.Tensor], config: TrainConfig) -> di
     Both patch projections are its own, additional blocks copies of its first ones, the inner norm one of its last; the
     class token is the sum of class token and its position. Raises: CheckpointError: the names are others.
     """
-    found: dict[str, torch.Tensor] = {}
     try:
         position = state["embeddings.position_embeddings"][0].float()
-        found["encoder_cr_token"] = state["embeddings.cls_token"][0].float() + position[:1]
+        found = {"encoder_cr_token": state["embeddings.cls_token"][0].float() + position[:1]}
         found["encoder_pos_embeds"] = enlarge_positions(position[1:], config.data.input_size // PATCH)
         for kind in ("weight", "bias"):
             patches = state[f"embeddings.patch_embeddings.projection.{kind}"]
             found |= {f"encoder_patch_proj.{number}.{kind}": patches for number in range(2)}
             found |= {f"{norm}.{kind}": state[f"layernorm.{kind}"] for norm in ("encoder.norm", "enc_inter_norm")}
         for layer in range(config.encoder.layers):
+            stacks = ["blocks", *(["additional_blocks"] if layer < config.encoder.additional else [])]
             block = _dinov2_block(state, f"encoder.layer.{layer}.")
-            found |= {f"encoder.blocks.{layer}.{name}": value for name, value in block.items()}
-            if layer < config.encoder.additional:
-                found |= {f"encoder.additional_blocks.{layer}.{name}": value for name, value in block.items()}
+            found |= {f"encoder.{stack}.{layer}.{name}": v for stack in stacks for name, v in block.items()}
     except KeyError as error:
-        wanted = f"expected a DINOv2 of {config.encoder.layers} layers"
-        raise CheckpointError(f"the encoder lacks {error}; {wanted}") from error
+        said = f"the encoder lacks {error}; expected a DINOv2 of {config.encoder.layers} layers"
+        raise CheckpointError(said) from error
     return found
 
 

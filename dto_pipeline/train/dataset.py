@@ -9,7 +9,7 @@ image of 5 people). An image that cannot be used costs itself only: it is left o
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
@@ -94,11 +94,6 @@ class TrainBatch:
         targets = {name: value.to(device, non_blocking=True) for name, value in vars(self.targets).items()}
         return replace(self, images=tuple(images), paints=(), targets=Targets(**targets))
 
-    def pin_memory(self) -> TrainBatch:
-        """In memory from which a GPU copies by itself."""
-        targets = {name: value.pin_memory() for name, value in vars(self.targets).items()}
-        return replace(self, images=tuple(image.pin_memory() for image in self.images), targets=Targets(**targets))
-
 
 @dataclass(frozen=True)
 class ReadItems:
@@ -107,8 +102,11 @@ class ReadItems:
     items: list[Item]
 
     def pin_memory(self) -> TrainBatch:
-        """Called by PyTorch in a thread of its own where batches go to a GPU."""
-        return collate_samples(self.items).pin_memory()
+        """In memory from which a GPU copies by itself; called by PyTorch in a thread of its own."""
+        batch = collate_samples(self.items)
+        targets = {name: value.pin_memory() for name, value in vars(batch.targets).items()}
+        images = tuple(image.pin_memory() for image in batch.images)
+        return replace(batch, images=images, targets=Targets(**targets))
 
 
 def blank_sample(rules: Rules) -> Sample:
@@ -187,7 +185,7 @@ class TrainingImages(Dataset[Item]):
         instead of the others. Raises: LabelsError: a label file cannot be read, or no image is left.
         """
         self.sets, self.config = tuple(sets), config
-        self._rules = Rules.of(body, config, augment or without_augmentation(AugmentConfig()))
+        self._rules = Rules(body, config, augment or without_augmentation(AugmentConfig()))
         self.pieces = index_pieces(sets, Part(config.select, config.holdout, held_out, config.limits))
         if not self.pieces:
             said = f"{config.select!r} with people; choose another data.select"
@@ -326,34 +324,18 @@ class Stream(Protocol):
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[TrainBatch]: ...
 
 
-class Source(Protocol):
-    """What the loop needs; may be pickled. Held-out images come as they are and may be walked through repeatedly."""
-
-    def training(self, rank: int, world: int) -> Stream: ...
-
-    def held_out(self, rank: int, world: int) -> Iterable[TrainBatch]: ...
-
-
-@dataclass(frozen=True)
-class LabelSource:
-    """A `Source` of opened label sets, see `data.label_pieces`. Raises: LabelsError: no image is left."""
-
-    sets: tuple[LabelSet, ...]
-    config: TrainConfig
-
-    def training(self, rank: int, world: int) -> Stream:
-        """The images that are not held out, varied anew in every epoch."""
-        return self._data(self.config.data, self.config.augment, rank, world)
-
-    def held_out(self, rank: int, world: int) -> Iterable[TrainBatch]:
-        """None where `data.holdout` is 0."""
-        data, still = replace(self.config.data, weights=()), without_augmentation(self.config.augment)
-        return self._data(data, still, rank, world, held_out=True) if data.holdout else ()
-
-    def _data(self, data: DataConfig, augment: AugmentConfig, rank: int, world: int, **part: bool) -> TrainingData:
-        body = load_body(self.config.body.model_path, self.config.body.kid_axis)
-        images = TrainingImages(self.sets, body, data, augment, **part)
-        return TrainingData(images, rank, world, pin=self.config.loop.gpu)
+def open_stream(
+    sets: tuple[LabelSet, ...], config: TrainConfig, rank: int, world: int, held_out: bool
+) -> TrainingData | None:
+    """A process's share of opened label sets: the images that are not held out, varied anew in every epoch, or those
+    that are, as they are; None where `data.holdout` is 0. Raises: LabelsError: no image is left."""
+    data, augment = config.data, config.augment
+    if held_out:
+        data, augment = replace(data, weights=()), without_augmentation(augment)
+    if held_out and not data.holdout:
+        return None
+    body = load_body(config.body.model_path, config.body.kid_axis)
+    return TrainingData(TrainingImages(sets, body, data, augment, held_out), rank, world, config.loop.gpu)
 
 
 def batches_from(stream: Stream, position: Position) -> Iterator[tuple[TrainBatch, Position]]:

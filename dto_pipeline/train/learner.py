@@ -22,12 +22,12 @@ from dto_pipeline.errors import DtoError
 from dto_pipeline.models.array_files import read_npy
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.reading import open_regular
-from dto_pipeline.train.blocks import CONFIDENT, Known
+from dto_pipeline.train.blocks import CONFIDENT, Known, corners
 from dto_pipeline.train.config import LoopConfig, TrainConfig
 from dto_pipeline.train.dataset import TrainBatch
 from dto_pipeline.train.losses import compute_losses
 from dto_pipeline.train.matching import generalised_iou, match_people
-from dto_pipeline.train.model import MeshNetwork, Predictions, corners, with_joints
+from dto_pipeline.train.model import MeshNetwork, Predictions, with_joints
 from dto_pipeline.train.targets import TREE_JOINTS
 
 T = TypeVar("T")
@@ -116,10 +116,8 @@ class Learner:
             return told
         self._skipped_in_a_row += 1
         if self._skipped_in_a_row >= _MOST_SKIPPED:
-            raise TrainingDiverged(
-                f"gradients were not finite in {_MOST_SKIPPED} steps in a row; lower loop.rate, or use "
-                "loop.precision=float32"
-            )
+            said = f"gradients were not finite in {_MOST_SKIPPED} steps in a row"
+            raise TrainingDiverged(f"{said}; lower loop.rate, or use loop.precision=float32")
         return told | {"skipped_step": 1.0}
 
     @torch.no_grad()
@@ -158,13 +156,13 @@ def learning_rate(step: int, config: LoopConfig) -> float:
 
 def read_regressor(path: str, body: BodyModel) -> torch.Tensor | None:
     """(2, V) head top and neck of J_regressor_extra.npy, None where it is not named. Raises: DtoError."""
-    if not path:
-        return None
 
     def check(_: str, shape: tuple[int, ...], kind: np.dtype) -> None:
         if shape != (9, body.num_vertices) or kind.kind != "f":
             raise ValueError(f"it holds {kind} of shape {shape}; expected (9, {body.num_vertices}), as the body model")
 
+    if not path:
+        return None
     try:
         with open_regular(path) as stream:
             found = read_npy(stream, check)
@@ -219,14 +217,11 @@ def _measure(batch: TrainBatch, predictions: Predictions, body: BodyModel) -> di
     betas = functional.pad(predictions.betas[found], (0, 11 - predictions.betas.shape[-1]))
     transl, true_transl = predictions.transl[found], targets.transl[person]
     i, j = torch.triu_indices(len(image), len(image), 1, device=image.device)
-    i, j = i[image[i] == image[j]], j[image[i] == image[j]]
-    apart, true_apart = (z[i] - z[j] for z in (transl[:, 2], true_transl[:, 2]))
+    together = image[i] == image[j]
+    apart, true_apart = (z[i[together]] - z[j[together]] for z in (transl[:, 2], true_transl[:, 2]))
     order, true_order = (torch.sign(d) * (d.abs() >= _SAME) for d in (apart, true_apart))
-    known = targets.image_focals > 0
-    fov, true_fov = (
-        2 * torch.atan(targets.heights[known] / 2 / focal[known])
-        for focal in (predictions.intrinsics[:, 0, 0], targets.image_focals)
-    )
+    known, focals = targets.image_focals > 0, (predictions.intrinsics[:, 0, 0], targets.image_focals)
+    fov, true_fov = (2 * torch.atan(targets.heights[known] / 2 / focal[known]) for focal in focals)
     right = (predictions.confs[found] >= CONFIDENT) & overlap
     read = torch.tensor([key != "" for key in batch.image_ids], device=image.device)  # others are black stand-ins
     wrong = int(((predictions.confs[-1] >= CONFIDENT) & read[:, None]).sum() - right.sum())

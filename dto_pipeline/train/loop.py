@@ -14,6 +14,7 @@ worker, goes on from the newest that can be read. A training's folder:
 
 from __future__ import annotations
 
+import csv
 import itertools
 import logging
 import math
@@ -21,7 +22,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ from dto_pipeline.reading import parse_json, read_regular
 from dto_pipeline.train import checkpoint as files
 from dto_pipeline.train.checkpoint import Checkpoint, Position
 from dto_pipeline.train.config import TrainConfig
-from dto_pipeline.train.dataset import Source, TrainBatch, batches_from
+from dto_pipeline.train.dataset import TrainBatch, batches_from
 from dto_pipeline.train.learner import Learner, broadcast_from_rank_0, count_processes, evaluate, own_rank
 
 TRAINING, HELD_OUT, LOCK_FILE = "metrics.csv", "evaluation.csv", "train.lock"
@@ -51,6 +52,8 @@ _MOST_BYTES = 1 << 30  # of a metrics file: ten million rows
 _LOOK_EVERY = 2.0  # at what workers wrote down [s]
 _LOG = logging.getLogger(__name__)
 Report = Callable[[dict[str, Any]], None]
+# rank, world -> its share of the data: a `Stream`, or (held out) batches to be walked through again and again, or None
+Source = Callable[[int, int, bool], Any]
 
 
 class TrainError(DtoError, RuntimeError):
@@ -62,7 +65,7 @@ def train_network(config: TrainConfig, source: Source, folder: Path, progress: b
 
     Args:
         config: all options; `loop.workers` decides where it runs. Ray, if asked for, must be connected already.
-        source: of the batches.
+        source: of the batches; may be pickled.
         folder: of the training, made if missing; shared by all machines.
         progress: show a bar.
 
@@ -89,13 +92,13 @@ def run_rank(config: TrainConfig, source: Source, folder: Path, device: torch.de
     checkpoint: a barrier under Ray."""
     loop, (learner, position) = config.loop, start_learner(config, folder, device)
     rank, world = own_rank(), count_processes()
-    held_out = source.held_out(rank, world)  # before the first step: what is wrong with it is said now
+    held_out = source(rank, world, True)  # before the first step: what is wrong with it is said now
     records = Records(folder, position.step) if rank == 0 else None
     window: list[dict[str, float]] = []
 
     def evaluate_now(step: int) -> None:
         """All processes at once, each its share: else the others would wait longer than a process group lets them."""
-        measures = evaluate(learner.predict, map(_told, held_out), learner.body)
+        measures = evaluate(learner.predict, map(_told, held_out or ()), learner.body)
         if records is not None and measures["images"]:
             records.add(HELD_OUT, step, measures)
         elif records is not None and measures["skipped_images"]:
@@ -107,7 +110,7 @@ def run_rank(config: TrainConfig, source: Source, folder: Path, device: torch.de
         lacks = position.step > 0 and is_due(position.step, loop.evaluate_every, loop.steps)
         if broadcast_from_rank_0(lacks and position.step not in done):
             evaluate_now(position.step)
-        stream = batches_from(source.training(rank, world), position)
+        stream = batches_from(source(rank, world, False), position)
         for batch, after in itertools.islice(stream, loop.steps - position.step):
             window.append(learner.step(_told(batch), position.step))
             position = after
@@ -249,17 +252,13 @@ class Records:
 def read_rows(path: Path) -> list[dict[str, float]]:
     """The rows of a metrics file, none where there is no file; what is half written or damaged is left out."""
     try:
-        header, *lines = read_regular(path, _MOST_BYTES).decode(errors="replace").splitlines(keepends=True) or [""]
+        whole = read_regular(path, _MOST_BYTES).decode(errors="replace").rpartition("\n")[0]
     except FileNotFoundError:  # not yet, or dropped in this moment
         return []
     rows = []
-    for line in lines:
-        try:
-            row = dict(zip(header.strip().split(","), map(float, line.split(",")), strict=True))
-        except ValueError:
-            continue
-        if line.endswith("\n"):
-            rows.append(row)
+    for row in csv.DictReader(whole.splitlines()):
+        with suppress(ValueError, TypeError):  # of numbers that are none, too few or too many
+            rows.append({name: float(value) for name, value in row.items()})
     return rows
 
 
@@ -314,10 +313,8 @@ def _run_on_ray(config: TrainConfig, source: Source, folder: Path) -> None:
         trainer.fit()
     except TrainingFailedError as error:
         said = (str(error).strip() or type(error).__name__).splitlines()[-1]
-        raise TrainError(
-            f"training failed more than {loop.max_failures} times (loop.max_failures): {said}; what the newest "
-            "checkpoint holds is kept, start again to go on"
-        ) from error
+        said = f"training failed more than {loop.max_failures} times (loop.max_failures): {said}"
+        raise TrainError(f"{said}; what the newest checkpoint holds is kept, start again to go on") from error
 
 
 def _run_as_ray_worker(config: TrainConfig, source: Source, folder: Path) -> None:

@@ -13,7 +13,8 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from dto_pipeline.maths.devices import constant
-from dto_pipeline.train.model import Predictions, corners
+from dto_pipeline.train.blocks import corners
+from dto_pipeline.train.model import Predictions
 from dto_pipeline.train.targets import SMPL_JOINTS, Targets
 
 COST_CONFIDENCE, COST_BOXES, COST_GIOU, COST_JOINTS = 1.0, 1.0, 1.0, 20.0

@@ -42,8 +42,9 @@ from dto_pipeline.paths import SUBSET_NAME, name_subset
 from dto_pipeline.scene import PlacedScene, Scene
 from dto_pipeline.status import ImageStatus, PersonStatus, UnusableImage
 from dto_pipeline.train.augment import camera_problem, fit_size, resize
+from dto_pipeline.train.blocks import corners
 from dto_pipeline.train.checkpoint import hash_weights, read_checkpoint, restore_network
-from dto_pipeline.train.model import Predictions, corners
+from dto_pipeline.train.model import Predictions
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 PARTS, MANIFEST_FILE = "parts", "manifest.parquet"  # in the folder of a prediction; the former until it is finished
@@ -142,10 +143,9 @@ def load_trained(
         found = f"sha256 {body.sha256[:16]}, the network was trained with {checkpoint.body_sha256[:16]}"
         raise BodyModelError(f"the body model has {found}; name the right one with --body")
     encoder, model, side = config.encoder, config.model, config.data.input_size
-    origin = f"{checkpoint.path}, step {checkpoint.position.step}"
-    if is_released:
-        origin = f"{path}: S {side}, encoder of {encoder.layers} layers, width {encoder.width}, {encoder.heads} heads, "
-        origin += f"{model.queries} queries, {model.betas} shape coefficients"
+    sizes = f"S {side}, encoder of {encoder.layers} layers, width {encoder.width}, {encoder.heads} heads, "
+    sizes += f"{model.queries} queries, {model.betas} shape coefficients"
+    origin = f"{path}: {sizes}" if is_released else f"{checkpoint.path}, step {checkpoint.position.step}"
     network, sha256 = restore_network(checkpoint, device), hash_weights(checkpoint.weights)
     return Trained(network, body, options, side, sha256, device, model.prune_by_image, origin)
 
@@ -321,16 +321,10 @@ def manifest_pictures(path: str, images: str = "", keep_camera: bool = False, fo
         told = [({name: row[name] for name in names}, read_cameras(row) if keep_camera else None) for row in rows]
         return [Picture(**own, intrinsics=camera, fov=fov) for own, camera in told]
 
-    return PictureSet(
-        subset=manifest.subset,
-        images_root=as_location(images or manifest.images_root),
-        depth_root=manifest.depth_root,
-        shard_images=max((size.images for size in manifest.shard_sizes), default=1),
-        num_images=manifest.num_images,
-        num_shards=manifest.num_shards,
-        read_shard=read,
-        manifest=manifest.path,
-    )
+    shard_images = max((size.images for size in manifest.shard_sizes), default=1)
+    places = as_location(images or manifest.images_root), manifest.depth_root
+    sizes = shard_images, manifest.num_images, manifest.num_shards
+    return PictureSet(manifest.subset, *places, *sizes, read, manifest.path)
 
 
 def prediction_facts(trained: Trained, min_confidence: float) -> dict[str, str]:
@@ -385,11 +379,10 @@ def part_file(folder: Path, shard: int) -> Path:
 
 def write_manifest(pictures: PictureSet, folder: Path) -> Manifest:
     """The manifest of all parts, beside them: what `dto run` needs to place the predicted people."""
-    out, places = folder / MANIFEST_FILE, {"images": pictures.images_root}
+    out, depth = folder / MANIFEST_FILE, pictures.depth_root
+    places: dict[str, Location] = {"images": pictures.images_root} | ({} if depth is None else {"depth": depth})
     if pictures.manifest is not None:
         carry_tar_index(pictures.manifest, out)
-    if pictures.depth_root is not None:
-        places["depth"] = pictures.depth_root
 
     def shards() -> Iterator[tuple[Any, Sequence[str], Sequence[str | None]]]:
         for shard in range(pictures.num_shards):
@@ -397,7 +390,9 @@ def write_manifest(pictures: PictureSet, folder: Path) -> Manifest:
             files, maps = [one.image_file for one in some], [one.depth_file for one in some]
             yield read_labels(part_file(folder, shard)), files, maps
 
-    told = {"name": pictures.subset, "source": "labels", "labels": "labels", "images": "", "root": Path(".")}
-    dataset: Any = told | {"principal_point": "free", "shard_images": pictures.shard_images, "places": places}
-    write_label_manifest(shards(), Dataset(**dataset), out)
+    dataset = Dataset(
+        pictures.subset, "labels", "labels", "", Path("."), principal_point="free", shard_images=pictures.shard_images,
+        places=places,
+    )  # fmt: skip
+    write_label_manifest(shards(), dataset, out)
     return Manifest.open(out)

@@ -7,6 +7,7 @@ size S.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -183,14 +184,13 @@ class Rules:
     """How labels become targets."""
 
     body: BodyModel  # of the labels, on the CPU
-    edges: np.ndarray  # (E, 2) of its mesh
     data: DataConfig
     augment: AugmentConfig
 
-    @classmethod
-    def of(cls, body: BodyModel, data: DataConfig, augment: AugmentConfig) -> Rules:
-        """With the edges of the body's mesh."""
-        return cls(body, mesh_edges(body.faces.numpy()), data, augment)
+    @cached_property
+    def edges(self) -> np.ndarray:
+        """(E, 2) of the body's mesh."""
+        return mesh_edges(self.body.faces.numpy())
 
 
 @dataclass(frozen=True)

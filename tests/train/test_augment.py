@@ -39,7 +39,7 @@ def bodies_of(labels: ImageLabels) -> Bodies:
 
 
 def see(labels: ImageLabels, body: BodyModel, draw: Draw | None = None, rules: AugmentConfig | None = None) -> Seen:
-    how = Rules.of(body, DataConfig(input_size=SIDE), rules or AugmentConfig())
+    how = Rules(body, DataConfig(input_size=SIDE), rules or AugmentConfig())
     return see_people(labels, (320, 240), draw or Draw(), how)
 
 

@@ -207,7 +207,7 @@ def test_people_of_several_images_stand_one_after_the_other(run_dir: Path, body:
 
 
 def test_a_batch_of_which_nothing_can_be_read_is_a_black_image_without_people(body: BodyModel) -> None:
-    rules = Rules.of(body, DataConfig(input_size=112), AugmentConfig())
+    rules = Rules(body, DataConfig(input_size=112), AugmentConfig())
     batch = collate_samples(["a: gone", "b: torn", blank_sample(rules)])
     assert batch.skipped == ("a: gone", "b: torn")
     assert batch.images[0].shape == (3, 56, 112)
@@ -372,7 +372,7 @@ def test_people_outside_of_the_picture_are_left_out_and_the_nearest_stay(body: B
 
 
 def see(labels: ImageLabels, body: BodyModel, most: int = 50) -> Seen:
-    rules = Rules.of(body, DataConfig(input_size=112, max_people=most), AugmentConfig())
+    rules = Rules(body, DataConfig(input_size=112, max_people=most), AugmentConfig())
     return see_people(labels, (320, 240), Draw(), rules)
 
 
@@ -477,7 +477,7 @@ def test_no_number_in_a_label_stops_training(
         size, labels = square_pixels((320, 240), labels)
     except UnusableImage:
         return
-    rules, rgb = Rules.of(body, DataConfig(input_size=112), AugmentConfig()), np.full((240, 320, 3), 99, np.uint8)
+    rules, rgb = Rules(body, DataConfig(input_size=112), AugmentConfig()), np.full((240, 320, 3), 99, np.uint8)
     draw = draw_variation(np.random.default_rng(seed), AugmentConfig())
     seen = see_people(labels, size, draw, rules)
     batch = collate_samples([Sample("a", resize(rgb, seen.frame.resized), Paint(seen.frame), seen)]).to("cpu")

@@ -64,7 +64,7 @@ def test_an_image_that_could_not_be_read_is_counted_and_its_black_stand_in_is_no
     batch: TrainBatch, body: BodyModel
 ) -> None:
     right = perfect_predictions(batch, body, 5)
-    rules = Rules.of(body, DataConfig(input_size=112), AugmentConfig())
+    rules = Rules(body, DataConfig(input_size=112), AugmentConfig())
     torn = ["x/torn.jpg: torn", "x/none.jpg: missing"]
     black = collate_samples([*torn, blank_sample(rules)])
 
