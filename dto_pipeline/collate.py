@@ -16,7 +16,7 @@ from dto_pipeline.bounds import CAMERA_BEYOND, implausible_cameras, name_beyond
 from dto_pipeline.config import PipelineConfig
 from dto_pipeline.maths.camera import map_size
 from dto_pipeline.maths.depth_line import DEPTH_MODELS
-from dto_pipeline.models.depth_kinds import is_metric
+from dto_pipeline.models.depth import is_metric
 from dto_pipeline.scene import (
     OUTCOMES,
     DepthEvidence,
@@ -32,7 +32,7 @@ from dto_pipeline.status import ImageStatus, PersonStatus
 
 _MEAN_OF_NORMAL = math.sqrt(2 / math.pi)  # of |x|, in standard deviations
 _UNMEASURED = (PersonStatus.TOO_SMALL, PersonStatus.PLACED_BY_PRIOR)
-__all__ = ["collate_scenes", "map_size", "pass_through", "split_batch"]
+__all__ = ["collate_scenes", "keep_labels", "map_size", "split_batch"]
 
 
 def collate_scenes(scenes: Sequence[Scene], device: torch.device | str = "cpu") -> SceneBatch:
@@ -77,7 +77,15 @@ def collate_scenes(scenes: Sequence[Scene], device: torch.device | str = "cpu") 
 
 def split_batch(scenes: Sequence[Scene], optimized: OptimizedScenes, config: PipelineConfig) -> list[PlacedScene]:
     """Undo `collate_scenes` on the results: one `PlacedScene` per scene, everything on the CPU."""
-    results = _to_host(_Results(optimized.evidence, optimized.prior, optimized.people, optimized.maps.visible_vertices))
+    # from a GPU in one go: every copy is begun before any is waited for
+    results = _Results(
+        optimized.evidence.to("cpu", non_blocking=True),
+        optimized.prior.to("cpu", non_blocking=True),
+        optimized.people.to("cpu", non_blocking=True),
+        optimized.maps.visible_vertices.to("cpu", non_blocking=True),
+    )
+    if optimized.maps.visible_vertices.is_cuda:
+        torch.cuda.current_stream(optimized.maps.visible_vertices.device).synchronize()
     rule = read_acceptance(config.to_dict())
     placed = [_placed(scene, index, results, config) for index, scene in enumerate(scenes)]
     for item in placed:
@@ -85,7 +93,7 @@ def split_batch(scenes: Sequence[Scene], optimized: OptimizedScenes, config: Pip
     return placed
 
 
-def pass_through(scene: Scene) -> PlacedScene:
+def keep_labels(scene: Scene) -> PlacedScene:
     """A scene that was not optimised, with its labels as given and a status for the image and every person."""
     people = scene.num_people
     unknown = np.full(people, np.nan, np.float32)
@@ -144,19 +152,6 @@ class _Results(NamedTuple):
     prior: HeightPrior
     people: RefinedPeople
     visible_vertices: torch.Tensor
-
-
-def _to_host(results: _Results) -> _Results:
-    """Results on the CPU, from a GPU in one go: every copy is begun before any is waited for."""
-    copies = _Results(
-        results.evidence.to("cpu", non_blocking=True),
-        results.prior.to("cpu", non_blocking=True),
-        results.people.to("cpu", non_blocking=True),
-        results.visible_vertices.to("cpu", non_blocking=True),
-    )
-    if results.visible_vertices.is_cuda:
-        torch.cuda.current_stream(results.visible_vertices.device).synchronize()
-    return copies
 
 
 def _placed(scene: Scene, index: int, results: _Results, config: PipelineConfig) -> PlacedScene:
@@ -284,17 +279,13 @@ def _person_problems(
     return [status for status, _ in found], [message for _, message in found]
 
 
-def _why_refused(scene: Scene, person: int) -> str:
-    """Why the optimiser left out somebody whom the reader of labels let through."""
+def _why_set_aside(scene: Scene, person: int, status: PersonStatus, reasons: Mapping[int, str]) -> str | None:
+    if status is not PersonStatus.INVALID_LABEL:
+        return reasons.get(person) if status in _UNMEASURED else None
+    # the optimiser left out somebody whom the reader of labels let through
     if implausible_cameras(scene.intrinsics[None], np.array([scene.width]), np.array([scene.height]))[0]:
         return CAMERA_BEYOND
     return name_beyond(scene.pose[person], scene.betas[person], scene.transl[person])
-
-
-def _why_set_aside(scene: Scene, person: int, status: PersonStatus, reasons: Mapping[int, str]) -> str | None:
-    if status is PersonStatus.INVALID_LABEL:
-        return _why_refused(scene, person)
-    return reasons.get(person) if status in _UNMEASURED else None
 
 
 def _explain_unmeasured(scene: Scene, index: int, results: _Results, config: PipelineConfig) -> dict[int, str]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dto_pipeline.commands.options import positive
+from dto_pipeline.commands.options import measure, positive, share
 from dto_pipeline.config import PipelineConfig
 from dto_pipeline.errors import DtoError
 
@@ -44,13 +44,13 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     camera = parser.add_mutually_exclusive_group()
     camera.add_argument(
         "--fov",
-        type=float,
+        type=measure,
         metavar="DEG",
         help="vertical field of view of all images in degrees, where it is known; otherwise the network says it",
     )
     camera.add_argument("--keep-camera", action="store_true", help="take the manifest's cameras, not the network's")
     parser.add_argument(
-        "--min-confidence", type=float, default=0.3, metavar="C", help="leave out people below this, 0 .. 1 (0.3)"
+        "--min-confidence", type=share, default=0.3, metavar="C", help="leave out people below this, 0 .. 1 (0.3)"
     )
     parser.add_argument("--subset", default="", metavar="NAME", help="name of a folder's set, by default the folder's")
     parser.add_argument("--image-root", default="", metavar="DIR", help="where a manifest's images are now, if moved")
@@ -84,8 +84,6 @@ def _run(arguments: argparse.Namespace) -> int:
 
     if "://" in arguments.out:
         raise DtoError(f"{arguments.out} is a URI; predictions are written to a local folder, name one")
-    if not 0 <= arguments.min_confidence <= 1:
-        raise DtoError(f"--min-confidence is {arguments.min_confidence:g}; expected 0 .. 1")
     out = Path(arguments.out)
     if not (out / PARTS).is_dir():  # no prediction that was begun and not ended
         if RunDirectory(out).run_file.exists():

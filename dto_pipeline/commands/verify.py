@@ -7,7 +7,7 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
-from dto_pipeline.commands.options import add_moved_options
+from dto_pipeline.commands.options import add_moved_options, not_negative
 from dto_pipeline.commands.several import show_several
 from dto_pipeline.errors import DtoError
 
@@ -28,7 +28,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("run_dirs", metavar="RUN", nargs="+", help="folders of runs; of several, one table")
     add_moved_options(parser)
-    parser.add_argument("--limit", type=int, default=5, metavar="N", help="offences shown per rule (5)")
+    parser.add_argument("--limit", type=not_negative, default=5, metavar="N", help="offences shown per rule (5)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=_run)
 
@@ -61,8 +61,7 @@ def _verified(run_dir: str, arguments: argparse.Namespace) -> Verdict:
 def _leave_word(verdict: Verdict) -> None:
     """Note the shards that are damaged, so that the next `dto run` looks at them and does them again."""
     from dto_pipeline.data.storage import as_location
-    from dto_pipeline.run.finished import note_damage
-    from dto_pipeline.run.folder import RunDirectory
+    from dto_pipeline.run.folder import RunDirectory, note_damage
 
     try:
         note_damage(RunDirectory(as_location(verdict.run_dir)), verdict.damaged)

@@ -1,9 +1,8 @@
 """How many failures a run may have: counts per cause, and the sentence that stops it.
 
-Pure bookkeeping over receipts: no files, no Ray, no clock. A failure is an input that could not be used: an image with
-an error status, an image none of whose people can be used, a person whose label is invalid. What the method decides
-about sound inputs (alone in a group, too tall, too small ...) is a judgement and never counts; nor does an empty mask,
-which is what a person hidden by others has.
+A failure is an input that could not be used: an image with an error status, an image none of whose people can be used,
+a person whose label is invalid. What the method decides about sound inputs (alone in a group, too tall, too small ...)
+is a judgement and never counts; nor does an empty mask, which is what a person hidden by others has.
 
 Two questions, one share (`run.max_failed_images`). On the way: did this launch lose more than the share of what it
 looked at? It is asked from `JUDGED_FROM` images or people on, so that chance decides nothing, and only of shards that
@@ -14,10 +13,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from dto_pipeline.data.receipts import Receipt
-from dto_pipeline.run.schedule import Charge
 from dto_pipeline.status import ImageStatus, PersonStatus
 
 # Fewer are judged as if they were so many: with a share of 5 %, 20 failures never stop a launch. Of a data set with 3 %
@@ -28,65 +26,27 @@ FAILED_IN_A_ROW = 10  # shards, or twice the workers if that is more, that fail 
 UNUSABLE_IMAGES = (*(status for status in ImageStatus if status.is_failure), ImageStatus.NO_PEOPLE)
 UNUSABLE_PEOPLE = (PersonStatus.INVALID_LABEL,)
 _ADVICE = {str(status): status.advice for status in (*UNUSABLE_IMAGES, *UNUSABLE_PEOPLE)}
+_NEXT = (
+    "mend the cause and start again with --retry-failed: what is finished stays; if it is to be so, "
+    "--set run.max_failed_images=1 lets it through"
+)
 
 
-@dataclass
-class Losses:
-    """Images and people looked at, and the causes for which some of them could not be used."""
+@dataclass(frozen=True)
+class Charge:
+    """An attempt that a shard has used up."""
 
-    images: int = 0
-    people: int = 0
-    image_causes: Counter[str] = field(default_factory=Counter)  # ImageStatus word, or what a shard said -> images
-    people_causes: Counter[str] = field(default_factory=Counter)  # PersonStatus word -> people
-    examples: dict[str, Receipt] = field(default_factory=dict)  # cause -> the first shard whose rows show it
-
-    def add(self, receipt: Receipt) -> None:
-        """Count a finished shard."""
-        self.images += receipt.images
-        self.people += receipt.persons
-        images = _chosen(receipt.image_status, UNUSABLE_IMAGES)
-        people = _chosen(receipt.person_status, UNUSABLE_PEOPLE)
-        self.image_causes.update(images)
-        self.people_causes.update(people)
-        for cause in (*images, *people):
-            self.examples.setdefault(cause, receipt)
-
-    def over(self, share: float, least: int = 0) -> bool:
-        """Whether more than a share of the images, or of the people, could not be used; `least`: see `JUDGED_FROM`."""
-        return (
-            self.image_causes.total() > share * max(self.images, least)
-            or self.people_causes.total() > share * max(self.people, least)
-        )  # fmt: skip
-
-    def describe(self, share: float) -> list[str]:
-        """What was lost, one line a cause, the commonest first, with what it advises."""
-        parts = [
-            f"{lost.total()} of {whole} {what}"
-            for lost, whole, what in ((self.image_causes, self.images, "images"),
-                                      (self.people_causes, self.people, "people"))
-            if lost
-        ]  # fmt: skip
-        lines = [f"{' and '.join(parts)} could not be used, more than {share:.3g} of all (run.max_failed_images)"]
-        causes = (self.image_causes + self.people_causes).most_common()
-        return lines + [f"  {cause:<16} {count:>9}  {_ADVICE.get(cause, '')}".rstrip() for cause, count in causes]
-
-    @property
-    def commonest(self) -> str:
-        """The cause of most losses; "" where there is none."""
-        causes = (self.image_causes + self.people_causes).most_common(1)
-        return causes[0][0] if causes else ""
-
-
-def count_losses(receipts: Iterable[Receipt]) -> Losses:
-    """The losses of finished shards."""
-    losses = Losses()
-    for receipt in receipts:
-        losses.add(receipt)
-    return losses
+    shard: int
+    attempts: int  # so far
+    given_up: bool  # True: it is quarantined, not queued again
 
 
 class FailureBudget:
-    """Judges a launch while it works; the driver's loop tells it what became of each shard and asks `complaint`."""
+    """Counts what could not be used and for which causes.
+
+    The driver's loop tells it what became of each shard and asks for a `complaint`; the summary adds all finished
+    shards and asks for the `verdict`.
+    """
 
     def __init__(self, share: float, images: Mapping[int, int], repairs: Iterable[int] = (), workers: int = 1) -> None:
         """
@@ -95,53 +55,60 @@ class FailureBudget:
             images: of each shard of this launch.
             repairs: shards that were finished before; only their failed images are done again, and are not judged.
         """
-        self.losses = Losses()
-        self._share, self._images, self._repairs = share, images, frozenset(repairs)
+        self.examples: dict[str, Receipt] = {}  # cause -> the first shard whose rows show it
+        self._share, self._shard_images, self._repairs = share, images, frozenset(repairs)
+        self._images = self._people = 0  # looked at
+        self._image_causes: Counter[str] = Counter()  # ImageStatus word, or what a shard said -> images
+        self._people_causes: Counter[str] = Counter()  # PersonStatus word -> people
         self._row_limit = max(FAILED_IN_A_ROW, 2 * workers)
         self._row: set[int] = set()  # shards that failed since one was finished
         self._last_error = ""
 
     def shard_done(self, receipt: Receipt) -> None:
-        """A shard is finished."""
         self._row.clear()
-        if receipt.shard not in self._repairs:
-            self.losses.add(receipt)
+        if receipt.shard in self._repairs:
+            return
+        self._images += receipt.images
+        self._people += receipt.persons
+        for found, counts, words in (
+            (self._image_causes, receipt.image_status, UNUSABLE_IMAGES),
+            (self._people_causes, receipt.person_status, UNUSABLE_PEOPLE),
+        ):
+            for cause in (str(word) for word in words if counts.get(word)):
+                found[cause] += counts[cause]
+                self.examples.setdefault(cause, receipt)
 
     def shard_charged(self, charge: Charge, error: str) -> None:
-        """a shard used up an attempt. Its images are lost once it is given up."""
+        """A shard used up an attempt. Its images are lost once it is given up."""
         self._row.add(charge.shard)
         self._last_error = error
         if charge.given_up and charge.shard not in self._repairs:
-            images = self._images.get(charge.shard, 0)
-            self.losses.images += images
-            self.losses.image_causes[error] += images
+            images = self._shard_images.get(charge.shard, 0)
+            self._images += images
+            self._image_causes[error] += images
+
+    @property
+    def causes(self) -> list[tuple[str, int]]:
+        """Cause and how many were lost for it, the commonest first."""
+        return (self._image_causes + self._people_causes).most_common()
 
     def complaint(self) -> str:
         """Why the launch is to stop, with counts and the next step; "" = it may go on."""
-        if self._share >= 1:
-            return ""
-        if len(self._row) >= self._row_limit:
+        if self._share < 1 and len(self._row) >= self._row_limit:
             row = f"{len(self._row)} shards failed one after the other and none was finished"
             return f"stopped: {row}; the last said: {self._last_error}; {_NEXT}"
-        if not self.losses.over(self._share, JUDGED_FROM):
+        lost = self.verdict(JUDGED_FROM)
+        return lost and f"stopped, because in this launch {lost}"
+
+    def verdict(self, least: int = 0) -> str:
+        """What was lost, one line a cause with what it advises, and the next step; "" = not more than the share.
+
+        `least`: see `JUDGED_FROM`.
+        """
+        parts = ((self._image_causes, self._images, "images"), (self._people_causes, self._people, "people"))
+        if self._share >= 1 or not any(lost.total() > self._share * max(whole, least) for lost, whole, _ in parts):
             return ""
-        first, *lines = self.losses.describe(self._share)
-        return "\n".join([f"stopped, because in this launch {first}", *lines, _NEXT])
-
-
-_NEXT = (
-    "mend the cause and start again with --retry-failed: what is finished stays; if it is to be so, "
-    "--set run.max_failed_images=1 lets it through"
-)
-
-
-def over_budget(losses: Losses, share: float) -> str:
-    """The same for a run that has come to its end; "" = it kept to the share."""
-    if share >= 1 or not losses.over(share):
-        return ""
-    first, *lines = losses.describe(share)
-    return "\n".join([first, *lines, _NEXT])
-
-
-def _chosen(counts: Mapping[str, int], words: Iterable[str]) -> dict[str, int]:
-    return {str(word): counts[word] for word in words if counts.get(word)}
+        told = " and ".join(f"{lost.total()} of {whole} {what}" for lost, whole, what in parts if lost)
+        lines = [f"  {cause:<16} {count:>9}  {_ADVICE.get(cause, '')}".rstrip() for cause, count in self.causes]
+        first = f"{told} could not be used, more than {self._share:.3g} of all (run.max_failed_images)"
+        return "\n".join([first, *lines, _NEXT])

@@ -9,11 +9,10 @@ notes and attempts of shards, no pixels.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from dto_pipeline.config import RunConfig
 from dto_pipeline.data.files import json_bytes
@@ -28,13 +27,13 @@ from dto_pipeline.status import ImageStatus
 CONDEMNED_AFTER = 2  # deaths in a row with the image alone in work; one may be chance
 CONDEMNED = "the process that worked on this image alone died, twice"
 SHORT_OF_MEMORY = "memory ran out on the machine while this image alone was worked on, again and again"
-_SPARED_ATTEMPTS = 4  # beyond max_attempts that a shard gets per image it may condemn: two, and chance kills
-NOTE_SCHEMA = "dto-hand/1"
+_MORE_ATTEMPTS = 4  # beyond max_attempts that a shard gets per image it may condemn: two, and chance kills
+NOTE_SCHEMA = "dto-in-flight/1"
 _OWN_DEATH = {
     False: "the driver's process died",
     True: "memory ran out on this machine and the driver's process was ended",
 }
-_NOTE = re.compile(r"shard-(\d{5,})\.hand\.json")
+_IN_FLIGHT = "in-flight"  # kind of note
 UNKNOWN = -1
 _CGROUP_OF_PROCESS = Path("/proc/self/cgroup")
 _CGROUPS = Path("/sys/fs/cgroup")
@@ -55,38 +54,23 @@ class InFlight:
     oom_kills: int = UNKNOWN  # of a driver's machine when the note was written
 
 
-@dataclass
-class Suspicion:
-    """What deaths say about one shard."""
-
-    deaths: int = 0  # attempts that ended with their process
-    images: dict[str, int] = field(default_factory=dict)  # image_id -> deaths in a row with it alone in work
-    memory: dict[str, int] = field(default_factory=dict)  # image_id -> those of them for which memory ran out
-
-    @property
-    def condemned(self) -> frozenset[str]:
-        return frozenset(image for image, deaths in self.images.items() if deaths >= CONDEMNED_AFTER)
-
-    def describe(self, failure: Failure) -> Failure:
-        """The failure of the shard with what deaths say about it."""
-        return replace(failure, deaths=self.deaths, suspects=dict(self.images), memory=dict(self.memory))
-
-    def verdict(self, image: str) -> tuple[ImageStatus, str]:
-        """What the row of a condemned image says."""
-        if self.memory.get(image, 0):
-            return ImageStatus.OUT_OF_MEMORY, SHORT_OF_MEMORY
-        return ImageStatus.WORKER_DIED, CONDEMNED
+def find_condemned(failure: Failure) -> dict[str, tuple[ImageStatus, str]]:
+    """Images of a shard that have killed too often -> what their row says."""
+    condemned = [image for image, deaths in failure.suspects.items() if deaths >= CONDEMNED_AFTER]
+    memory, died = (ImageStatus.OUT_OF_MEMORY, SHORT_OF_MEMORY), (ImageStatus.WORKER_DIED, CONDEMNED)
+    return {image: memory if failure.memory.get(image) else died for image in condemned}
 
 
 class Suspects:
-    """The driver's book of suspicions, per shard; kept in failure records, so that a later launch goes on with it."""
+    """The driver's book of deaths, per shard; kept in failure records, so that a later launch goes on with it."""
 
     def __init__(self, directory: RunDirectory, failures: Mapping[int, Failure], config: RunConfig) -> None:
         self._directory, self._config = directory, config
-        self._shards = {shard: _suspicion(failure) for shard, failure in failures.items()}
+        self._failures = dict(failures)
 
-    def of(self, shard: int) -> Suspicion:
-        return self._shards.setdefault(shard, Suspicion())
+    def of(self, shard: int) -> Failure:
+        """What is known of a shard's failures; of none where it never failed."""
+        return self._failures.get(shard) or Failure(shard, 0, False, "", "", 0.0)
 
     def allows_another(self, shard: int, attempt: int, out_of_memory: bool = False) -> bool:
         """An attempt ended with its process: whether another one leads somewhere. Takes the note of it away."""
@@ -100,37 +84,35 @@ class Suspects:
         Another attempt leads somewhere when a single image was in work, or when the labels lie there and only their
         receipt is missing.
         """
-        suspicion = self.of(shard)
-        suspicion.deaths += 1
-        some_left = attempt < self._config.max_attempts + _SPARED_ATTEMPTS * self._config.max_poison_images
+        failure = replace(self.of(shard), deaths=self.of(shard).deaths + 1)
+        self._failures[shard] = failure
+        some_left = attempt < self._config.max_attempts + _MORE_ATTEMPTS * self._config.max_poison_images
         if lacks_receipt_only(self._directory, shard):
             return some_left
         if note is None or note.attempt != attempt or not note.image:
             return False
-        for image in note.survived:
-            suspicion.images.pop(image, None)
-            suspicion.memory.pop(image, None)
-        suspicion.images[note.image] = suspicion.images.get(note.image, 0) + 1
+        suspects, memory = (
+            {image: deaths for image, deaths in counts.items() if image not in note.survived}
+            for counts in (failure.suspects, failure.memory)
+        )
+        suspects[note.image] = suspects.get(note.image, 0) + 1
         if out_of_memory:
-            suspicion.memory[note.image] = suspicion.memory.get(note.image, 0) + 1
-        return some_left and len(suspicion.condemned) <= self._config.max_poison_images
+            memory[note.image] = memory.get(note.image, 0) + 1
+        self._failures[shard] = replace(failure, suspects=suspects, memory=memory)
+        return some_left and len(find_condemned(self._failures[shard])) <= self._config.max_poison_images
 
 
-def find_suspicion(directory: RunDirectory, shard: int, attempt: int, max_attempts: int) -> Suspicion | None:
+def find_suspicion(directory: RunDirectory, shard: int, attempt: int, max_attempts: int) -> Failure | None:
     """What a worker is to mind in this attempt; None = work as usual. Only last attempts are worked one by one."""
     if attempt < max_attempts or attempt < 2:
         return None
     failure = files.read_shard_failure(directory, shard)
-    return _suspicion(failure) if failure is not None and failure.deaths else None
-
-
-def _suspicion(failure: Failure) -> Suspicion:
-    return Suspicion(failure.deaths, dict(failure.suspects), dict(failure.memory))
+    return failure if failure is not None and failure.deaths else None
 
 
 def work_one_by_one(
     images: Sequence[str],
-    suspicion: Suspicion,
+    failure: Failure,
     work: Callable[[int], _Row],
     note: Callable[[str, tuple[str, ...]], None],
 ) -> dict[int, _Row]:
@@ -138,31 +120,28 @@ def work_one_by_one(
 
     Args:
         images: image_id of each.
-        suspicion: of their shard; condemned images are left out.
+        failure: of their shard.
         work: does the image at a position.
         note: called before each with its image_id and the suspects that came through so far.
 
     Returns:
         What `work` gave, per position; without the condemned.
     """
-    suspected = suspicion.images
-    order = sorted(range(len(images)), key=lambda position: (-suspected.get(images[position], 0), position))
+    suspects, condemned = failure.suspects, find_condemned(failure)
     done: dict[int, _Row] = {}
     survived: list[str] = []
-    for position in order:
+    for position in sorted(range(len(images)), key=lambda position: (-suspects.get(images[position], 0), position)):
         image = images[position]
-        if image in suspicion.condemned:
-            continue
-        note(image, tuple(survived))
-        done[position] = work(position)
-        if image in suspected:
-            survived.append(image)
+        if image not in condemned:
+            note(image, tuple(survived))
+            done[position] = work(position)
+            survived += [image] if image in suspects else []
     return done
 
 
 def note_name(shard: int) -> str:
     """Where the note of a shard's worker lies in the run's folder."""
-    return f"{files.FAILURES}/{shard_name(shard)}.hand.json"
+    return f"{files.FAILURES}/{shard_name(shard)}.{_IN_FLIGHT}.json"
 
 
 def write_note(directory: RunDirectory, note: InFlight) -> None:
@@ -180,16 +159,12 @@ def clear_note(directory: RunDirectory, shard: int) -> None:
 def read_note(directory: RunDirectory, shard: int) -> InFlight | None:
     """The note of a shard's worker; None where there is none, or one that means nothing."""
     try:
-        found = parse_json(directory.store.read(note_name(shard)))
-    except (FileNotFoundError, ValueError):
+        found = dict(parse_json(directory.store.read(note_name(shard))))
+        if found.pop("schema") != NOTE_SCHEMA:
+            return None
+        return InFlight(**{**found, "survived": tuple(found.get("survived", ()))})
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
         return None
-    if not isinstance(found, dict) or found.get("schema") != NOTE_SCHEMA:
-        return None
-    values: dict[str, Any] = {name: value for name, value in found.items() if name != "schema"}
-    try:
-        return InFlight(**{**values, "survived": tuple(values.get("survived", ()))})
-    except TypeError:
-        return None  # of another version
 
 
 def charge_own_deaths(directory: RunDirectory, config: RunConfig, now: float) -> list[Failure]:
@@ -199,7 +174,7 @@ def charge_own_deaths(directory: RunDirectory, config: RunConfig, now: float) ->
         The failures that were written. Notes of workers (whose driver died, not they) are taken away.
     """
     charged = {failure.shard: failure for failure in find_own_deaths(directory, config, now)}
-    for shard in _noted_shards(directory):
+    for shard in files.find_notes(directory, _IN_FLIGHT):
         # the note goes first: who is killed in between leaves a death uncharged, never one charged twice
         clear_note(directory, shard)
         if shard in charged:
@@ -210,7 +185,7 @@ def charge_own_deaths(directory: RunDirectory, config: RunConfig, now: float) ->
 def find_own_deaths(directory: RunDirectory, config: RunConfig, now: float) -> list[Failure]:
     """The failures that `charge_own_deaths` would write; writes nothing."""
     charged = []
-    for shard in _noted_shards(directory):
+    for shard in files.find_notes(directory, _IN_FLIGHT):
         note = read_note(directory, shard)
         if note is None or not note.driver:
             continue
@@ -220,15 +195,9 @@ def find_own_deaths(directory: RunDirectory, config: RunConfig, now: float) -> l
         another = suspects.decide(shard, attempts, note, memory)
         given_up = attempts >= config.max_attempts and not another
         error = f"{_OWN_DEATH[memory]} at this shard{f', image {note.image}' if note.image else ''}"
-        failure = Failure(shard, attempts, given_up, error, "this process", now)
-        charged.append(suspects.of(shard).describe(failure))
+        now_known = replace(suspects.of(shard), attempts=attempts, given_up=given_up, error=error, detail="")
+        charged.append(replace(now_known, worker="this process", failed_at=now))
     return charged
-
-
-def _noted_shards(directory: RunDirectory) -> list[int]:
-    """Shards that somebody was at when last heard of."""
-    names = [_NOTE.fullmatch(name) for name in directory.store.entries(files.FAILURES)]
-    return sorted(int(match[1]) for match in names if match)
 
 
 def oom_kills() -> int:
@@ -237,8 +206,15 @@ def oom_kills() -> int:
     A process that the kernel's out-of-memory killer ends looks like one that crashed; the counter tells them apart. The
     container's own is asked first: the machine's also counts those of others.
     """
-    counts = map(_count, (*_own_counters(), _MACHINE))
-    return next((count for count in counts if count != UNKNOWN), UNKNOWN)
+    for path in (*_own_counters(), _MACHINE):
+        try:
+            lines = path.read_text().splitlines()
+        except OSError:
+            continue
+        counts = [line.split()[1] for line in lines if line.startswith("oom_kill ")]
+        if counts and counts[0].isdecimal():
+            return int(counts[0])
+    return UNKNOWN
 
 
 def has_grown(before: int, now: int) -> bool:
@@ -255,12 +231,3 @@ def _own_counters() -> list[Path]:
     groups = {kinds: below.lstrip("/") for _, kinds, below in parts}
     counters = [_CGROUPS / groups[""] / "memory.events"] if "" in groups else []
     return counters + ([_CGROUPS / "memory" / groups["memory"] / "memory.oom_control"] if "memory" in groups else [])
-
-
-def _count(path: Path) -> int:
-    try:
-        lines = path.read_text().splitlines()
-    except OSError:
-        return UNKNOWN
-    counts = [line.split()[1] for line in lines if line.startswith("oom_kill ")]
-    return int(counts[0]) if counts and counts[0].isdecimal() else UNKNOWN

@@ -1,18 +1,23 @@
-"""The driver's loop: feed workers, collect what they say, replace the dead, end the hung, until nothing is left.
+"""The driver's loop: who does which shard next, what a failure costs, which workers are replaced or ended.
 
-Joins the pure `Schedule` to any `WorkerPool`; what is to be remembered goes to a `Ledger`. No files, no Ray, no clock
-but the pool's: the same loop drives real workers and, in virtual time, thousands of fake ones. Seconds.
+`Schedule` knows the shards, `drive` the workers: it joins a schedule to any `WorkerPool` and tells a `Ledger` what to
+remember, so that the same loop drives real workers and, in virtual time, thousands of fake ones. No files, no Ray, no
+clock but the pool's. A worker has one shard at a time, and its death is charged to that shard. Seconds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Protocol
+import statistics
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import NamedTuple, Protocol
 
+from dto_pipeline.config import RunConfig
 from dto_pipeline.data.receipts import Receipt
 from dto_pipeline.errors import DtoError
-from dto_pipeline.run.budget import FailureBudget
+from dto_pipeline.run.budget import Charge, FailureBudget
 from dto_pipeline.run.pool import (
     Event,
     ShardDone,
@@ -24,8 +29,12 @@ from dto_pipeline.run.pool import (
     WorkerPool,
     WorkerReady,
 )
-from dto_pipeline.run.schedule import Charge, Schedule
 
+DEADLINE_FACTOR = 10.0  # a first attempt may take this many times the median shard ...
+DEADLINE_FLOOR_S = 120.0  # ... but never less than this [s]
+_DEADLINE_SAMPLES = 5  # shards done before the median means anything
+_RECENT = 64  # durations remembered
+MEMORY_ATTEMPTS = 3  # deaths for want of memory that a shard is not charged for
 POLL_S = 5.0  # the loop looks at watchdog and waiting workers at least this often
 WATCH_S = 1.0  # and at most this often: it looks at every worker, which thousands of them would make dear
 SAY_WAITING_S = 60.0  # how often it says that no worker has come yet
@@ -50,6 +59,18 @@ class TooManyFailed(RunAborted):
     exit_code = 1  # as for a run that came to its end with so many
 
 
+class Crew(NamedTuple):
+    """Who is at work at what, for whoever shows it."""
+
+    working: int  # ready; they may be fed
+    leaving: int  # they finish their shard before their node goes
+    loading: int  # they have their place and warm up
+    starting: int  # asked for and not ready, those that load included
+    wanted: int  # there is work for so many
+    unfinished: int  # shards pending or under way
+    images: int  # done of shards under way, by their workers' last word
+
+
 class Ledger(Protocol):
     """Remembers what happened: files and progress in a real run, counters in a simulation."""
 
@@ -57,7 +78,7 @@ class Ledger(Protocol):
         """A shard is finished; its receipt is on disk."""
 
     def shard_charged(self, charge: Charge, worker: str, error: str, detail: str) -> None:
-        """A shard used up an attempt; `charge.given_up` says whether it was the last."""
+        """A shard used up an attempt."""
 
     def worker_lost(self, worker: str, error: str, out_of_memory: bool = False) -> None:
         """A worker died, or was ended because its machine lacked memory; it is replaced while there is work."""
@@ -65,8 +86,115 @@ class Ledger(Protocol):
     def waiting(self, seconds: float, loading: int) -> None:
         """Nobody has been ready to work for so long; `loading` workers have their place and warm up."""
 
-    def tick(self, loading: int) -> None:
-        """Time has passed; called every few seconds at least. `loading`: workers that have their place and warm up."""
+    def tick(self, crew: Crew) -> None:
+        """Time has passed; called every few seconds at least."""
+
+
+def likely_next(order: Sequence[int], workers: int) -> dict[int, int]:
+    """Shard -> the one that its worker will be given next, as long as no worker comes, goes or fails.
+
+    Every worker takes each `workers`-th shard of the order, so that each knows what to read ahead and no two read the
+    same.
+    """
+    return dict(zip(order, order[max(1, workers) :], strict=False))
+
+
+class Schedule:
+    """Shards of one launch that are pending, under way or given up, and what each has cost."""
+
+    def __init__(
+        self,
+        shards: Iterable[int],
+        config: RunConfig,
+        attempts: Mapping[int, int] | None = None,
+        allows_another: Callable[[int, int, bool], bool] = lambda shard, attempt, out_of_memory: False,
+        partial: Collection[int] = (),
+    ) -> None:
+        """
+        Args:
+            attempts: used up in earlier launches, per shard.
+            allows_another: (shard, attempt, out of memory) -> whether a shard whose process died may be tried again
+                although it has used up its attempts, see `run.deaths`.
+            partial: shards of which only some images are done: how long they take says nothing about whole ones.
+        """
+        self.config = config
+        self.pending: deque[int] = deque(shards)
+        self.under_way: set[int] = set()
+        self.given_up: set[int] = set()
+        self.attempts: dict[int, int] = dict(attempts or {})
+        self._partial = frozenset(partial)
+        self._following = likely_next([shard for shard in self.pending if shard not in partial], config.workers)
+        self._allows_another = allows_another
+        self._short_of_memory: Counter[int] = Counter()  # deaths for want of memory that no attempt was charged for
+        self._doubted: set[int] = set()  # shards whose worker died once before it had begun, as far as known
+        self._durations: deque[float] = deque(maxlen=_RECENT)
+
+    @property
+    def unfinished(self) -> int:
+        """Shards pending or under way."""
+        return len(self.pending) + len(self.under_way)
+
+    def take(self, before: int | None, workers: int) -> int:
+        """A shard for a worker that did `before` last: the one it has begun to read, if that is among the next few."""
+        shard = self._following.get(-1 if before is None else before)
+        if shard is None or shard not in islice(self.pending, 2 * workers):
+            shard = self.pending[0]
+        self.pending.remove(shard)
+        self.under_way.add(shard)
+        return shard
+
+    def done(self, shard: int, seconds: float, computed: bool = True) -> None:
+        """`computed`: False where the result was found on disk, so that its duration says nothing."""
+        self.under_way.discard(shard)
+        if computed and shard not in self._partial:
+            self._durations.append(seconds)
+
+    def failed(self, shard: int) -> Charge:
+        """Its runner raised: one attempt used up; queued again at the end, or given up."""
+        return self._charge(shard, another=False)
+
+    def died(
+        self, shard: int, blameless: bool = False, begun: bool = True, out_of_memory: bool = False
+    ) -> Charge | None:
+        """Its worker died: it is queued again and charged, unless that was `blameless`.
+
+        Args:
+            begun: False where the worker is not known to have begun with it. That is believed once per shard: a shard
+                that ends processes before they can say a word must not do so for ever.
+            out_of_memory: its machine lacked memory, which others may have taken: the shard comes last and is not
+                charged, `MEMORY_ATTEMPTS` times; what takes the memory away more often may be the shard itself.
+        """
+        self.under_way.discard(shard)
+        spared = blameless
+        if not begun and not blameless:
+            spared = shard not in self._doubted
+            self._doubted.add(shard)
+        if out_of_memory and not blameless and self._short_of_memory[shard] < MEMORY_ATTEMPTS:
+            self._short_of_memory[shard] += 1
+            self.pending.append(shard)
+            return None
+        if spared:
+            self.pending.appendleft(shard)
+            return None
+        return self._charge(shard, self._allows_another(shard, self.attempts.get(shard, 0) + 1, out_of_memory))
+
+    def deadline(self, shard: int | None = None) -> float:
+        """Seconds a shard may take: a multiple of the median for a first attempt, the configured limit afterwards."""
+        limit = self.config.shard_timeout_s
+        if self.attempts.get(-1 if shard is None else shard, 0) > 0 or len(self._durations) < _DEADLINE_SAMPLES:
+            return limit
+        return min(limit, max(DEADLINE_FLOOR_S, DEADLINE_FACTOR * statistics.median(self._durations)))
+
+    def _charge(self, shard: int, another: bool) -> Charge:
+        """Count an attempt. `another`: one more is allowed, however many there were."""
+        self.under_way.discard(shard)
+        self.attempts[shard] = self.attempts.get(shard, 0) + 1
+        given_up = self.attempts[shard] >= self.config.max_attempts and not another
+        if given_up:
+            self.given_up.add(shard)
+        else:
+            self.pending.append(shard)
+        return Charge(shard, self.attempts[shard], given_up)
 
 
 def drive(schedule: Schedule, pool: WorkerPool, ledger: Ledger, budget: FailureBudget | None = None) -> None:
@@ -84,134 +212,126 @@ def drive(schedule: Schedule, pool: WorkerPool, ledger: Ledger, budget: FailureB
 
 
 @dataclass
-class _Nodes:
-    """Which machine each worker is on, and what died on each since a shard was last finished there."""
-
-    of: dict[str, str] = field(default_factory=dict)  # worker -> node
-    deaths: dict[str, list[int | None]] = field(default_factory=dict)  # node -> shards died at, None = while starting
-    avoided: set[str] = field(default_factory=set)
-
-    def shard_done(self, worker: str) -> None:
-        self.deaths.pop(self.of.get(worker, ""), None)
-
-    def worker_died(self, node: str, shard: int | None) -> bool:
-        """Count a death; True when this one makes a node suspicious, and there is another to go to."""
-        if not node or node in self.avoided:
-            return False
-        died = self.deaths.setdefault(node, [])
-        died.append(shard)
-        others = {other for other in self.of.values() if other} - self.avoided - {node}
-        various = None in died or len(set(died)) > 1
-        if len(died) < MAX_NODE_FAILURES or not various or not others:
-            return False
-        self.avoided.add(node)
-        return True
+class _Worker:
+    placed_at: float | None = None  # since when it warms up; None = it waits for its place
+    ready: bool = False
+    leaving: bool = False  # its node is about to go: it finishes its shard, somebody else does the rest
+    node: str = ""
+    shard: int | None = None  # None = idle
+    before: int | None = None  # the shard it had last
+    since: float = 0.0  # when it was given its shard
+    images: int = 0  # of the shard that are done
 
 
 class _Loop:
-    """State of one `drive`: who is on the way, since when nobody is ready, failed starts in a row."""
+    """State of one `drive`: its workers, since when nobody is ready, what died in a row and where."""
 
     def __init__(self, schedule: Schedule, pool: WorkerPool, ledger: Ledger, budget: FailureBudget) -> None:
         self.schedule, self.pool, self.ledger, self.budget = schedule, pool, ledger, budget
-        self.starting: set[str] = set()
-        self.loading: dict[str, tuple[float, str]] = {}  # of those, workers that warm up: since when, on which node
-        self.draining: set[str] = set()  # of those, workers whose node is about to go: it is told once only
-        self.failed_starts: list[str] = []  # the node of each, "" = unknown
-        self.nodes = _Nodes()
+        self.workers: dict[str, _Worker] = {}
+        self.failed_starts: list[str] = []  # the node of each in a row, "" = unknown
+        self.died_on: dict[str, list[int | None]] = {}  # node -> shards (None = a start) since one was finished there
+        self.avoided: set[str] = set()
         self.idle_since = self.said_at = self.watched_at = pool.now()
 
     def run(self) -> None:
-        while not self.schedule.finished:
-            for _ in range(self.schedule.workers_missing(len(self.starting))):
-                self.starting.add(self.pool.start_worker())
-            for assignment in self.schedule.take_assignments(self.pool.now()):
-                self.pool.assign(assignment.worker, assignment.shard, assignment.attempt)
-            for event in self.pool.wait(POLL_S):
-                self._handle(event)
-            self._watch()
-            self.ledger.tick(len(self.loading))
+        schedule, pool = self.schedule, self.pool
+        while schedule.unfinished:
+            crew = self._count()
+            for _ in range(crew.wanted - crew.working - crew.starting):
+                self.workers[pool.start_worker()] = _Worker()
+            for name, worker in self.workers.items():
+                if worker.ready and not worker.leaving and worker.shard is None and schedule.pending:
+                    worker.shard = schedule.take(worker.before, len(self.workers))
+                    worker.before, worker.since, worker.images = worker.shard, pool.now(), 0
+                    pool.assign(name, worker.shard, schedule.attempts.get(worker.shard, 0) + 1)
+            for event in pool.wait(POLL_S):
+                if event.worker in self.workers:  # else it was ended a moment ago
+                    self._handle(event, self.workers[event.worker])
+            if pool.now() - self.watched_at >= WATCH_S:
+                self.watched_at = pool.now()
+                self._watch()
+            self.ledger.tick(self._count())
 
-    def _handle(self, event: Event) -> None:
-        handlers: dict[type, Callable[..., None]] = {
-            WorkerPlaced: self._worker_placed,
-            WorkerReady: self._worker_ready,
-            ShardDone: self._shard_done,
-            ShardRaised: self._shard_raised,
-            WorkerLost: self._worker_lost,
-            WorkerDraining: self._worker_draining,
-            ShardProgress: lambda event: self.schedule.note_progress(event.worker, event.shard, event.images),
-        }
-        if event.worker in self.starting or self.schedule.knows(event.worker):  # else it was ended a moment ago
-            handlers[type(event)](event)
+    def _count(self) -> Crew:
+        workers, unfinished = self.workers.values(), self.schedule.unfinished
+        ready = sum(worker.ready for worker in workers)
+        leaving = sum(worker.leaving and worker.ready for worker in workers)
+        return Crew(
+            working=ready - leaving,
+            leaving=leaving,
+            loading=sum(worker.placed_at is not None and not worker.ready for worker in workers),
+            starting=len(workers) - ready,
+            wanted=min(max(1, self.schedule.config.workers), unfinished),  # with 0 this process is the one
+            unfinished=unfinished,
+            images=sum(worker.images for worker in workers if worker.shard is not None),
+        )
 
-    def _worker_placed(self, event: WorkerPlaced) -> None:
-        if event.worker in self.starting:
-            self.loading[event.worker] = self.pool.now(), event.node
-
-    def _worker_ready(self, event: WorkerReady) -> None:
-        self.starting.discard(event.worker)
-        self.loading.pop(event.worker, None)
-        self.failed_starts.clear()
-        self.nodes.of[event.worker] = event.node
-        self.schedule.add_worker(event.worker)
-        if event.worker in self.draining:
-            self.draining.discard(event.worker)
-            self.schedule.stop_feeding(event.worker)
-
-    def _worker_draining(self, event: WorkerDraining) -> None:
-        if event.worker in self.starting:
-            self.draining.add(event.worker)
-        else:
-            self.schedule.stop_feeding(event.worker)
-
-    def _shard_done(self, event: ShardDone) -> None:
-        self.schedule.shard_done(event.worker, event.shard, self.pool.now(), not event.receipt.adopted)
-        self.nodes.shard_done(event.worker)
-        self.ledger.shard_done(event.receipt)
-        self.budget.shard_done(event.receipt)
-        self._judge()
-
-    def _shard_raised(self, event: ShardRaised) -> None:
-        charge = self.schedule.shard_failed(event.worker, event.shard)
-        self._charged(charge, event.worker, event.error, event.detail)
-        if event.fatal:
-            self._end(event.worker, event.error, blameless=True)  # the shard it was at has been charged above
+    def _handle(self, event: Event, worker: _Worker) -> None:
+        match event:
+            case WorkerPlaced() if not worker.ready:
+                worker.placed_at, worker.node = self.pool.now(), event.node
+            case WorkerReady():
+                self.failed_starts.clear()
+                worker.ready, worker.node = True, event.node
+            case WorkerDraining():
+                worker.leaving = True
+            case ShardProgress() if event.shard == worker.shard:
+                worker.images = event.images
+            case ShardDone():
+                worker.shard = None
+                self.schedule.done(event.shard, self.pool.now() - worker.since, not event.receipt.adopted)
+                self.died_on.pop(worker.node, None)
+                self.ledger.shard_done(event.receipt)
+                self.budget.shard_done(event.receipt)
+                self._judge()
+            case ShardRaised():
+                worker.shard = None
+                self._charged(self.schedule.failed(event.shard), event.worker, event.error, event.detail)
+                if event.fatal:
+                    self._end(event.worker, event.error, blameless=True)  # the shard it was at has been charged above
+            case WorkerLost():
+                self._worker_lost(event)
 
     def _worker_lost(self, event: WorkerLost, in_a_row: bool = True) -> None:
         """`in_a_row`: whether a failed start counts towards those after which the run is stopped."""
         self.ledger.worker_lost(event.worker, event.error, event.out_of_memory)
-        node = event.node or self.nodes.of.get(event.worker, "")
-        shard = self.schedule.shard_at(event.worker)
+        worker = self.workers.pop(event.worker)
+        node = event.node or worker.node
         if not event.blameless:
-            self._judge_node(node, shard, event.error)
-        self.nodes.of.pop(event.worker, None)
-        if event.worker in self.starting:
-            self._start_failed(event, node, in_a_row)
-        elif charge := self.schedule.worker_lost(event.worker, event.blameless, event.begun, event.out_of_memory):
-            self._charged(charge, event.worker, event.error, event.detail)
+            self._judge_node(node, worker.shard, event.error)
+        if not worker.ready:
+            if in_a_row and not event.blameless and node not in self.avoided:
+                self._start_failed(node, event.error)
+        elif worker.shard is not None:
+            charge = self.schedule.died(worker.shard, event.blameless, event.begun, event.out_of_memory)
+            if charge is not None:
+                self._charged(charge, event.worker, event.error, event.detail)
 
     def _judge_node(self, node: str, shard: int | None, error: str) -> None:
-        if self.nodes.worker_died(node, shard):
-            self.pool.avoid_node(node)
-            self.failed_starts = [other for other in self.failed_starts if other != node]
-            died = f"{MAX_NODE_FAILURES} workers in a row died there"
-            self.ledger.worker_lost(
-                f"node {node}", f"no more workers are started on it: {died}; the last said: {error}"
-            )
-
-    def _start_failed(self, event: WorkerLost, node: str, in_a_row: bool) -> None:
-        self.starting.discard(event.worker)
-        self.loading.pop(event.worker, None)
-        self.draining.discard(event.worker)
-        if event.blameless or not in_a_row or (node and node in self.nodes.avoided):
+        """Count a death; a node on which one follows the other is left out, if there is another to go to."""
+        if not node or node in self.avoided:
             return
+        died = self.died_on.setdefault(node, [])
+        died.append(shard)
+        various = None in died or len(set(died)) > 1
+        if len(died) < MAX_NODE_FAILURES or not various or not self._other_nodes(node) - self.avoided:
+            return
+        self.avoided.add(node)
+        self.pool.avoid_node(node)
+        self.failed_starts = [other for other in self.failed_starts if other != node]
+        what = f"{MAX_NODE_FAILURES} workers in a row died there; the last said: {error}"
+        self.ledger.worker_lost(f"node {node}", f"no more workers are started on it: {what}")
+
+    def _other_nodes(self, node: str) -> set[str]:
+        return {worker.node for worker in self.workers.values() if worker.ready and worker.node} - {node}
+
+    def _start_failed(self, node: str, error: str) -> None:
         self.failed_starts.append(node)
         failed = len(self.failed_starts)
-        elsewhere = any(other and other != node for other in self.nodes.of.values())
-        alone = node and elsewhere and set(self.failed_starts) == {node}  # that node's fault, which is judged above
-        limit = max(MAX_START_FAILURES, START_FAILURE_SHARE * self.schedule.config.workers)
-        if failed >= limit and not alone:
-            raise RunAborted(f"{failed} workers in a row could not start; the last said: {event.error}")
+        alone = node and set(self.failed_starts) == {node} and self._other_nodes(node)  # judged as a node's fault
+        if failed >= max(MAX_START_FAILURES, START_FAILURE_SHARE * self.schedule.config.workers) and not alone:
+            raise RunAborted(f"{failed} workers in a row could not start; the last said: {error}")
 
     def _charged(self, charge: Charge, worker: str, error: str, detail: str) -> None:
         self.ledger.shard_charged(charge, worker, error, detail)
@@ -226,46 +346,36 @@ class _Loop:
 
     def _judge(self) -> None:
         """Stop where too much was lost; not at the end, where nothing is left to be saved and a summary follows."""
-        if not self.schedule.finished and (complaint := self.budget.complaint()):
+        if self.schedule.unfinished and (complaint := self.budget.complaint()):
             raise TooManyFailed(complaint)
 
     def _watch(self) -> None:
-        now = self.pool.now()
-        if now - self.watched_at >= WATCH_S:
-            self.watched_at = now
-            self._end_overdue()
-            self._end_stuck()
-            self._end_released()
-            self._say_waiting()
+        """End who has nothing left to do, hangs at a shard, or hangs while it loads; say that nobody has come yet.
 
-    def _end_released(self) -> None:
-        for worker in self.schedule.workers_released():
-            self._end(worker, "its node is being drained; it had nothing left to do", blameless=True)
-
-    def _end_overdue(self) -> None:
-        for worker, shard, seconds in self.schedule.overdue(self.pool.now()):
-            self._end(worker, f"hung for {seconds:.0f} s at shard {shard} and was ended")
-
-    def _end_stuck(self) -> None:
-        """End workers that hang while they load; those without a place wait for CPUs or GPUs and are left alone.
-
-        Those that began together are ended together, which is no row of failures while others work.
+        Workers without a place wait for CPUs or GPUs and are left alone. Those that began together and hang are ended
+        together, which is no row of failures while others work.
         """
-        now, limit = self.pool.now(), self.schedule.config.warm_up_timeout_s
-        for worker, (since, node) in list(self.loading.items()):
-            if now - since > limit:
-                what = f"had its place for {now - since:.0f} s and was still loading (run.warm_up_timeout_s)"
-                self.pool.kill(worker)
-                self._worker_lost(WorkerLost(worker, f"{what}; it was ended", node=node), not self.schedule.workers)
+        now, schedule = self.pool.now(), self.schedule
+        shortest = schedule.deadline()
+        for name, worker in list(self.workers.items()):
+            seconds = now - worker.since
+            if worker.ready and worker.leaving and worker.shard is None:
+                self._end(name, "its node is being drained; it had nothing left to do", blameless=True)
+            elif worker.shard is not None and seconds > shortest and seconds > schedule.deadline(worker.shard):
+                self._end(name, f"hung for {seconds:.0f} s at shard {worker.shard} and was ended")
+        for name, worker in list(self.workers.items()):
+            if worker.placed_at is None or worker.ready or now - worker.placed_at <= schedule.config.warm_up_timeout_s:
+                continue
+            what = f"had its place for {now - worker.placed_at:.0f} s and was still loading (run.warm_up_timeout_s)"
+            self.pool.kill(name)
+            self._worker_lost(WorkerLost(name, f"{what}; it was ended"), in_a_row=not self._count().working)
+        crew = self._count()
+        if crew.working:
+            self.idle_since = self.said_at = now
+        elif now - self.said_at >= SAY_WAITING_S:
+            self.said_at = now
+            self.ledger.waiting(now - self.idle_since, crew.loading)
 
     def _end(self, worker: str, reason: str, blameless: bool = False) -> None:
         self.pool.kill(worker)
         self._worker_lost(WorkerLost(worker, reason, blameless=blameless))
-
-    def _say_waiting(self) -> None:
-        now = self.pool.now()
-        if self.schedule.workers:
-            self.idle_since = self.said_at = now
-        elif now - self.said_at >= SAY_WAITING_S:
-            self.said_at = now
-            self.ledger.waiting(now - self.idle_since, len(self.loading))

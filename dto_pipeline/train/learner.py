@@ -18,8 +18,8 @@ from torch import distributed, nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
+from dto_pipeline.array_files import read_npy
 from dto_pipeline.errors import DtoError
-from dto_pipeline.models.array_files import read_npy
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.reading import open_regular
 from dto_pipeline.train.blocks import CONFIDENT, Known, corners

@@ -32,8 +32,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from dto_pipeline.config_tree import describe_difference
-from dto_pipeline.data.file_lock import take_lock
-from dto_pipeline.data.files import write_bytes_atomic, write_json_atomic
+from dto_pipeline.data.files import take_lock, write_bytes_atomic, write_json_atomic
 from dto_pipeline.errors import DtoError
 from dto_pipeline.models.body import load_body
 from dto_pipeline.reading import parse_json, read_regular

@@ -24,7 +24,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from dto_pipeline.axes import NUM_BETAS
-from dto_pipeline.collate import pass_through
+from dto_pipeline.collate import keep_labels
 from dto_pipeline.config import STAND_IN_BODY, BodyConfig
 from dto_pipeline.data.cameras import read_cameras
 from dto_pipeline.data.dataset import Dataset
@@ -34,7 +34,7 @@ from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.manifest_build.writer import write_label_manifest
 from dto_pipeline.data.sources.rows import ROW_PROBLEMS, find_row_problems
 from dto_pipeline.data.storage import STORAGE_ERRORS, Location, absolute, as_location, list_names
-from dto_pipeline.data.tar_images import carry_tar_index, open_images
+from dto_pipeline.data.tars import carry_tar_index, open_images
 from dto_pipeline.errors import DtoError
 from dto_pipeline.maths.person_matching import carry_to_camera
 from dto_pipeline.models.body import BodyModel, BodyModelError, load_body
@@ -365,7 +365,7 @@ def predict_shards(
 
 def _place(scene: Scene, body: BodyModel) -> PlacedScene:
     """A label row's content: the people as the network said them, with the heights of their shapes."""
-    placed = pass_through(scene)
+    placed = keep_labels(scene)
     if scene.problem is None and scene.num_people:
         height = body.rest_height(torch.from_numpy(scene.betas)).numpy().astype(np.float32)
         placed = dataclasses.replace(placed, status=ImageStatus.PREDICTED, height_init_m=height, height_m=height)

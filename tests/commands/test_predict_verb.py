@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from dto_pipeline.cli import main
+from dto_pipeline.data.labels import read_placed
 from dto_pipeline.data.manifest import Manifest
-from dto_pipeline.data.placed import read_placed
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.run.folder import RunDirectory, read_identity
 from dto_pipeline.train.checkpoint import (
@@ -102,7 +102,6 @@ def test_options_reach_the_labels(training: Path, images: Path, tmp_path: Path) 
         (["--fov", "190"], "between 0 and 180"),
         (["--keep-camera"], "--keep-camera would need a manifest"),
         (["--image-root", "x"], "--image-root would need a manifest"),
-        (["--min-confidence", "2"], "expected 0 .. 1"),
         (["-o", "s3://bucket/predicted"], "s3://bucket/predicted is a URI"),
     ],
 )

@@ -13,9 +13,16 @@ from dto_pipeline.data.rle import decode_rle
 from dto_pipeline.data.sources.camerahmr import open_camerahmr
 from dto_pipeline.data.sources.sidecar import Sidecar
 from dto_pipeline.lab.crowd import plan_crowd
-from dto_pipeline.lab.dataset import DemoData, DemoSettings, build_demo_data, read_truth
-from dto_pipeline.lab.marker import DemoDataError
-from dto_pipeline.lab.write import LABELS, SIDECAR, image_name
+from dto_pipeline.lab.crowd_files import CrowdFilesError
+from dto_pipeline.lab.demo_data import (
+    LABELS,
+    SIDECAR,
+    DemoData,
+    DemoSettings,
+    build_demo_data,
+    image_name,
+    read_truth,
+)
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.models.depth import DepthFiles, DepthInvalid
 
@@ -49,21 +56,21 @@ def test_a_data_set_that_is_there_is_left_alone_and_another_is_refused(tmp_path:
     assert (first.created, again.created) == (True, False)
     assert again.persons == first.persons
     assert times == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    with pytest.raises(DemoDataError, match="seed: 5 there, 6 wanted"):
+    with pytest.raises(CrowdFilesError, match="seed: 5 there, 6 wanted"):
         build_demo_data(tmp_path, body, DemoSettings(images=2, seed=6))
 
 
 def test_truth_of_a_half_written_data_set_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DemoDataError, match="no whole demo data set"):
+    with pytest.raises(CrowdFilesError, match="no whole demo data set"):
         read_truth(tmp_path)
 
 
 def test_label_rows_and_truth_rows_are_the_same_people(demo: DemoData) -> None:
     truth = read_truth(demo.root)
-    with open_camerahmr(demo.root / LABELS) as labels:
-        assert labels.num_rows == demo.persons == len(truth["height"])
-        assert np.array_equal(labels.image_names(0, labels.num_rows), truth["image_name"])
-        rows = labels.rows(np.arange(labels.num_rows))
+    labels = open_camerahmr(demo.root / LABELS)
+    assert labels.num_rows == demo.persons == len(truth["height"])
+    assert np.array_equal(labels.image_names(0, labels.num_rows), truth["image_name"])
+    rows = labels.rows(np.arange(labels.num_rows))
     whole = truth["broken"] == ""
     np.testing.assert_allclose(
         rows.transl[whole, 2] / truth["transl"][whole, 2], truth["label_factor"][whole], atol=0.1
@@ -72,8 +79,8 @@ def test_label_rows_and_truth_rows_are_the_same_people(demo: DemoData) -> None:
 
 
 def test_cameras_fit_their_images(demo: DemoData) -> None:
-    with open_camerahmr(demo.root / LABELS) as labels:
-        names, rows = labels.image_names(0, labels.num_rows), labels.rows(np.arange(labels.num_rows))
+    labels = open_camerahmr(demo.root / LABELS)
+    names, rows = labels.image_names(0, labels.num_rows), labels.rows(np.arange(labels.num_rows))
     for name, camera in zip(names.tolist(), rows.intrinsics, strict=True):
         if demo.broken.get(name) in ("missing_image", "truncated_image"):
             continue
@@ -84,8 +91,8 @@ def test_cameras_fit_their_images(demo: DemoData) -> None:
 
 def test_masks_decode_to_the_size_of_their_image(demo: DemoData) -> None:
     truth = read_truth(demo.root)
-    with Sidecar(demo.root / SIDECAR, demo.persons) as sidecar:
-        rows = sidecar.rows(np.arange(demo.persons))
+    sidecar = Sidecar(demo.root / SIDECAR, demo.persons)
+    rows = sidecar.rows(np.arange(demo.persons))
     assert rows.notes == {}
     assert not rows.mask_damaged.any()
     empty = np.flatnonzero(rows.mask_empty)
@@ -111,8 +118,8 @@ def test_broken_images_fail_the_way_the_readme_says(demo: DemoData) -> None:
     width, height = ImageFolder(demo.root / "images").size(name)
     with pytest.raises(DepthInvalid, match="zero everywhere"):
         DepthFiles(demo.root / "depth").load(str(Path(name).with_suffix(".npy")), height, width)
-    with open_camerahmr(demo.root / LABELS) as labels:
-        rows = labels.rows(np.arange(labels.num_rows))
+    labels = open_camerahmr(demo.root / LABELS)
+    rows = labels.rows(np.arange(labels.num_rows))
     bad = np.flatnonzero(~np.isfinite(rows.pose).all(axis=1))
     assert read_truth(demo.root)["image_name"][bad].tolist() == [image_of(demo, "nan_pose")]
     readme = (demo.root / "README.md").read_text()
@@ -128,7 +135,7 @@ def test_small_crowds_to_train_on_have_nothing_broken_and_the_truth_beside_them(
         assert picture.size == (160, 120)
     planned = [plan_crowd(9, number).num_people for number in range(12)]
     assert np.bincount(read_truth(tmp_path)["image_number"]).tolist() == planned
-    with pytest.raises(DemoDataError, match=r"scale: 0\.25 there, 1\.0 wanted"):
+    with pytest.raises(CrowdFilesError, match=r"scale: 0\.25 there, 1\.0 wanted"):
         build_demo_data(tmp_path, body, DemoSettings(images=12, seed=9, spoilt=False))
 
 

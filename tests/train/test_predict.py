@@ -16,10 +16,10 @@ from dto_pipeline.cli import main
 from dto_pipeline.commands.predict import predict_run
 from dto_pipeline.data.images import ImageFolder
 from dto_pipeline.data.label_files import flatten_table, read_label_files
+from dto_pipeline.data.labels import read_placed
 from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.manifest_build.builder import build_manifest
-from dto_pipeline.data.placed import read_placed
-from dto_pipeline.data.tar_images import open_images
+from dto_pipeline.data.tars import open_images
 from dto_pipeline.maths.camera import project
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.run.driver import run_pipeline

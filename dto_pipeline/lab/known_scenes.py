@@ -1,0 +1,249 @@
+"""Synthetic crowds with known truth, in memory: what a solver is told, spoilt in one named way, and what is true.
+
+Knows planned crowds, bodies, labels and difficulties; draws no picture (solvers never look at one) and knows no solver
+and no files. Metres, pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from scipy.ndimage import gaussian_filter, maximum_filter
+
+from dto_pipeline.axes import ADULT_FEMALE, ADULT_MALE, KID_AXIS, NUM_BETAS
+from dto_pipeline.config import PriorConfig
+from dto_pipeline.lab.crowd import LAYOUTS, Crowd, View, plan_crowd
+from dto_pipeline.lab.difficulty import Difficulty
+from dto_pipeline.lab.foreign_bodies import build_foreign
+from dto_pipeline.lab.observe import DISPARITY_SCALE, observe_disparity, observe_masks
+from dto_pipeline.lab.people import (
+    FEMALE,
+    MALE,
+    Bodies,
+    Labels,
+    build_bodies,
+    falsify_labels,
+    rest_height,
+    sample_heights,
+    solve_height,
+)
+from dto_pipeline.maths.camera import map_size
+from dto_pipeline.models.body import BodyModel
+from dto_pipeline.models.depth import METRES_PER_DEPTH, METRIC_DEPTH
+from dto_pipeline.models.rasterizer import rasterize
+from dto_pipeline.scene import Scene
+
+IMAGE_SCALE = 0.75  # of the demo's image sizes: 480 x 360 instead of 640 x 480
+_FARTHEST = 40.0  # of the backdrop [m]
+_OFFSET_AT = 6.0  # distance whose disparity an offset is measured in [m]
+_GROWN = 1.7  # height that no network draws too far or too near [m]
+_SMOOTH_PARTS = 10  # of the shorter side of a map: how far a smooth error reaches
+_LARGEST_ERROR = 0.3  # of one person's disparity
+_WRONG_SIZE = (0.75, 1.35)  # range of the factor on size and distance of a label that is grossly wrong
+_WRONG_POSE = 0.25  # of every joint of such a label [rad]
+_BODIES, _LABELS, _DEPTH, _MASKS, _SPOIL, _SHARED, _HEIGHTS, _WRONG = range(21, 29)  # random streams of an image
+_METRES = 30  # another, after those of `synth`
+
+
+@dataclass(frozen=True)
+class KnownScene:
+    """What a solver is told, and what is true of the same P people."""
+
+    scene: Scene
+    z: np.ndarray  # (P,) float64 true z of the translation [m]
+    height: np.ndarray  # (P,) float64 true height in the rest pose [m]
+    line: tuple[float, float]  # a, b of the disparity a / z + b that the depth map was made from
+    body: BodyModel  # of the labels
+
+
+@dataclass(frozen=True)
+class MadeScene(KnownScene):
+    """A synthetic one, with all it was made from."""
+
+    crowd: Crowd
+    truth: Bodies
+    labels: Labels
+    masks: np.ndarray  # (P, H, W) bool, as the pipeline is told
+    z_map: np.ndarray  # (H, W) true z of people, ground and backdrop [m]
+
+
+def build_known_scene(kind: Difficulty, seed: int, number: int, body: BodyModel) -> MadeScene:
+    """Scene `number` of a difficulty; equal arguments give equal scenes, and difficulties share crowds."""
+
+    def stream(step: int) -> np.random.Generator:
+        return np.random.default_rng([seed, number, step])
+
+    crowd = plan_hard_crowd(kind, seed, number)
+    if kind.bodies == "anny":
+        truth, labels, faces = build_foreign(crowd, body, stream(_BODIES), _sexes(crowd, stream(_HEIGHTS)))
+    else:
+        truth = build_bodies(crowd, body, stream(_BODIES))
+        labels, faces = falsify_labels(crowd, truth, body, stream(_LABELS)), body.faces
+    if kind.wrong_labels:
+        labels = _spoil_labels(labels, kind.wrong_labels, body, stream(_WRONG))
+    z, person = _look(crowd.view, truth, faces)
+    masks = _leak(observe_masks(person, crowd.num_people, stream(_MASKS)), kind.leak, stream(_SPOIL))
+    disparity, line = _observe_disparity(kind, z, person, truth.height, stream(_DEPTH))
+    scene = _build_scene(f"{kind.name}/{number:05d}", crowd, labels, masks, disparity)
+    if kind.metric_error:
+        wrong = np.exp(kind.metric_error * stream(_METRES).standard_normal())
+        factor = METRES_PER_DEPTH / line[0] * wrong
+        scene.disparity, line = disparity * np.float32(factor), (line[0] * factor, line[1] * factor)
+        scene.origin["depth"] = METRIC_DEPTH
+    scene.age_years[:] = np.nan if kind.unknown_ages else _wrong_ages(scene.age_years, kind.wrong_ages, stream(_SPOIL))
+    if kind.focal_error:
+        factor = float(np.exp(_spread(kind.focal_error, seed, number)))
+        scene.intrinsics[:2, :2] *= factor  # same picture, distances stretched
+        scene.transl[:, 2] *= factor
+    true_z = truth.transl[:, 2].astype(np.float64)
+    return MadeScene(scene, true_z, truth.height, line, body, crowd, truth, labels, masks, z)
+
+
+def plan_hard_crowd(kind: Difficulty, seed: int, number: int) -> Crowd:
+    """The demo's crowd at this image size and with other heights; layouts follow in turn, of those allowed."""
+    allowed = [place for place, layout in enumerate(LAYOUTS) if layout.name in kind.layouts]
+    crowd = plan_crowd(seed, number // len(allowed) * len(LAYOUTS) + allowed[number % len(allowed)])
+    view = crowd.view
+    size = (round(view.width * IMAGE_SCALE), round(view.height * IMAGE_SCALE))
+    names = ("place", "facing", "pose", "height", "height_class", "age")
+    crowd = replace(crowd, **{name: getattr(crowd, name)[: kind.most_people] for name in names})
+    height = _sample_heights(kind.heights, crowd, np.random.default_rng([seed, number, _HEIGHTS]))
+    return replace(
+        crowd,
+        view=replace(view, width=size[0], height=size[1], focal=view.focal * IMAGE_SCALE),
+        place=crowd.place * [kind.squeeze, 1.0],
+        height=height * np.exp(_spread(kind.taller, seed, number)),
+    )
+
+
+def _sample_heights(heights: str, crowd: Crowd, rng: np.random.Generator) -> np.ndarray:
+    """(P,) heights [m] of people of the planned ages and genders; a child's gender is drawn."""
+    if heights == "priors":
+        prior = PriorConfig()
+        mean, sigma = (np.array(values)[crowd.height_class] for values in (prior.mean, prior.sigma))
+        return mean + sigma * np.clip(rng.standard_normal(crowd.num_people), -2.0, 2.0)
+    return sample_heights(crowd.age, _sexes(crowd, rng), rng)
+
+
+def _sexes(crowd: Crowd, rng: np.random.Generator) -> np.ndarray:
+    """(P,) `MALE` or `FEMALE`, as planned for adults, drawn for children."""
+    sex = rng.integers(MALE, FEMALE + 1, crowd.num_people)
+    sex = np.where(crowd.height_class == ADULT_FEMALE, FEMALE, sex)
+    return np.where(crowd.height_class == ADULT_MALE, MALE, sex)
+
+
+def _spoil_labels(labels: Labels, share: float, body: BodyModel, rng: np.random.Generator) -> Labels:
+    """Labels of a share of people far off: a body of another size at another distance, its joints all over."""
+    people = len(labels.factor)
+    chosen = rng.random(people) < share
+    factor = np.where(chosen, np.exp(rng.uniform(np.log(_WRONG_SIZE[0]), np.log(_WRONG_SIZE[1]), people)), 1.0)
+    pose = labels.pose.reshape(people, -1, 3)
+    pose = pose + chosen[:, None, None] * rng.normal(0.0, _WRONG_POSE, pose.shape) * (np.arange(24) > 0)[:, None]
+    betas = np.pad(labels.betas.astype(np.float64), ((0, 0), (0, NUM_BETAS - KID_AXIS)))
+    betas = solve_height(body, betas, np.zeros(people, np.int64), rest_height(body, betas) * factor)
+    return replace(
+        labels,
+        pose=pose.reshape(people, 72).astype(np.float32),
+        betas=betas[:, :KID_AXIS].astype(np.float32),
+        transl=(labels.transl * factor[:, None]).astype(np.float32),
+        factor=labels.factor * factor,
+    )
+
+
+def _spread(sigma: float, seed: int, number: int) -> float:
+    """Logarithm of a factor that all people of an image share."""
+    return sigma * float(np.random.default_rng([seed, number, _SHARED]).standard_normal())
+
+
+def _look(view: View, truth: Bodies, faces: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """True z (H, W) [m] of people, ground and backdrop, and the person seen (H, W), -1 = nobody."""
+    size = torch.tensor([[view.height, view.width]])
+    present = torch.ones(1, len(truth.height), dtype=torch.bool)
+    camera = torch.from_numpy(view.intrinsics)[None]
+    raster = rasterize(torch.from_numpy(truth.vertices)[None], faces, camera, size, present)
+    person = raster.person[0].numpy()
+    row, column = np.mgrid[: view.height, : view.width] + 0.5
+    rays = np.stack([(column - view.width / 2) / view.focal, (row - view.height / 2) / view.focal], -1)
+    down = np.concatenate([rays, np.ones_like(rays[..., :1])], -1) @ view.level_to_camera[:, 1]
+    ground = np.where(down > view.eye_height / _FARTHEST, view.eye_height / down.clip(1e-6), _FARTHEST)
+    return np.where(person >= 0, raster.z[0].numpy(), ground), person
+
+
+def _observe_disparity(
+    kind: Difficulty, z: np.ndarray, person: np.ndarray, height: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, tuple[float, float]]:
+    """(H, W) float32 a / z + b with errors per person, row and pixel; and a, b. `height`: (P,) true heights [m]."""
+    scale = float(rng.uniform(*DISPARITY_SCALE))
+    offset = kind.offset * float(rng.uniform(-1, 1)) * scale / _OFFSET_AT
+    values = observe_disparity(
+        z,
+        person,
+        (scale, offset),
+        rng,
+        person_error=kind.person_error,
+        largest_error=_LARGEST_ERROR,
+        row_tilt=kind.row_tilt,
+        pixel_noise=kind.pixel_noise,
+        blur=kind.blur,
+        laws=lambda: _laws_of_real_maps(kind, z, person, height, rng),
+    )
+    if kind.upside_down:
+        return (scale / values.clip(1e-6) * kind.unit).astype(np.float32), (scale, offset)
+    return (values * kind.unit).astype(np.float32), (scale * kind.unit, offset * kind.unit)
+
+
+def _laws_of_real_maps(
+    kind: Difficulty, z: np.ndarray, person: np.ndarray, height: np.ndarray, rng: np.random.Generator
+) -> np.ndarray | float:
+    """(H, W) factors of the errors that real depth networks have and the solver's noise law has not; 1 without them."""
+    factor: np.ndarray | float = 1.0
+    if kind.power != 1:
+        factor = factor * (_OFFSET_AT / z) ** (kind.power - 1)
+    if kind.size_error:
+        size = np.append((height / _GROWN) ** kind.size_error, 1.0)  # index -1 is the background
+        factor = factor * size[person]
+    if kind.smooth_error:
+        field = gaussian_filter(rng.standard_normal(z.shape), min(z.shape) / _SMOOTH_PARTS, mode="wrap")
+        factor = factor * np.exp(kind.smooth_error * field / field.std())
+    return factor
+
+
+def _leak(masks: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarray:
+    """(P, H, W) masks grown by 0 to `most` pixels each: they overlap, and hold what is not the person."""
+    reach = rng.integers(0, most + 1, len(masks)).tolist()
+    return np.stack([maximum_filter(mask, 2 * far + 1) for mask, far in zip(masks, reach, strict=True)])
+
+
+def _wrong_ages(age: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
+    """(P,) ages, a share of them replaced by ages between 1 and 70 years, even in the logarithm."""
+    anybody = np.exp(rng.uniform(0.0, np.log(70.0), len(age)))
+    return np.where(rng.random(len(age)) < share, anybody, age)
+
+
+def _build_scene(name: str, crowd: Crowd, labels: Labels, masks: np.ndarray, disparity: np.ndarray) -> Scene:
+    height, width = disparity.shape
+    people = crowd.num_people
+    h, w = map_size(height, width, 512)
+    betas = np.zeros((people, NUM_BETAS), np.float32)
+    betas[:, : labels.betas.shape[1]] = labels.betas
+    return Scene(
+        image_id=name,
+        subset=name.partition("/")[0],
+        image_path=f"{name}.jpg",
+        width=width,
+        height=height,
+        intrinsics=crowd.view.intrinsics,
+        pose=labels.pose,
+        betas=betas,
+        transl=labels.transl.copy(),
+        age_years=labels.age.copy(),
+        male_prob=labels.male_prob,
+        source_row=np.arange(people),
+        bbox_xyxy=np.full((people, 4), np.nan, np.float32),
+        det_score=np.full(people, np.nan, np.float32),
+        person_problem=[None] * people,
+        masks=masks[:, np.arange(h) * height // h][:, :, np.arange(w) * width // w],
+        disparity=disparity,
+    )
