@@ -41,7 +41,7 @@ from dto_pipeline.train.augment import Draw, Paint, resize
 from dto_pipeline.train.checkpoint import begin_network, list_checkpoints, read_checkpoint, restore_network
 from dto_pipeline.train.config import AugmentConfig, DataConfig, TrainConfig
 from dto_pipeline.train.dataset import Sample, TrainBatch, collate_samples
-from dto_pipeline.train.evaluation import MEASURES, evaluate
+from dto_pipeline.train.learner import MEASURES, evaluate
 from dto_pipeline.train.model import MeshNetwork, Predictions, with_joints
 from dto_pipeline.train.targets import ImageLabels, Rules, see_people, unknown_people
 
@@ -155,7 +155,7 @@ def truth_batches(crowds: Path, side: int, body: BodyModel) -> Iterator[TrainBat
     """The pictures of a set, whole, with the truth as labels."""
     settings = json.loads((crowds / "demo.json").read_text())
     truth = read_truth(crowds)
-    rules, samples = Rules.of(body, DataConfig(input_size=side), AugmentConfig()), list[Sample]()
+    rules, samples = Rules(body, DataConfig(input_size=side), AugmentConfig()), list[Sample]()
     for number in range(settings["images"]):
         rows = np.flatnonzero(truth["image_number"] == number)
         camera = plan_crowd(settings["seed"], number).view.scaled(settings["scale"]).intrinsics

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import math
-from dataclasses import replace
+import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,8 +15,8 @@ from dto_pipeline.errors import DtoError
 
 if TYPE_CHECKING:
     from dto_pipeline.data.manifest import Manifest
-    from dto_pipeline.train.predict import PredictConfig, Trained
-    from dto_pipeline.train.prediction_files import PictureSet
+    from dto_pipeline.scene import Scene
+    from dto_pipeline.train.predict import PictureSet, Trained
 
 _LARGEST_FOV = 180.0  # [degree]
 
@@ -48,7 +49,9 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         help="vertical field of view of all images in degrees, where it is known; otherwise the network says it",
     )
     camera.add_argument("--keep-camera", action="store_true", help="take the manifest's cameras, not the network's")
-    parser.add_argument("--min-confidence", type=share, metavar="C", help="leave out people below this, 0 .. 1 (0.3)")
+    parser.add_argument(
+        "--min-confidence", type=share, default=0.3, metavar="C", help="leave out people below this, 0 .. 1 (0.3)"
+    )
     parser.add_argument("--subset", default="", metavar="NAME", help="name of a folder's set, by default the folder's")
     parser.add_argument("--image-root", default="", metavar="DIR", help="where a manifest's images are now, if moved")
     parser.add_argument(
@@ -64,7 +67,9 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         metavar="N",
         help="attention heads of a released file's encoder, which its shapes do not tell (one per 64 features)",
     )
-    parser.add_argument("--batch", type=positive, metavar="N", help="images the network sees at once: memory (4)")
+    parser.add_argument(
+        "--batch", type=positive, default=4, metavar="N", help="images the network sees at once: memory (4)"
+    )
     parser.add_argument("--device", default="auto", metavar="D", help="cpu, cuda, cuda:1 ...; auto = a GPU if there is")
     parser.add_argument("--quiet", action="store_true", help="no progress line")
     parser.set_defaults(run=_run)
@@ -72,29 +77,26 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     from dto_pipeline.run.folder import RunDirectory, find_strangers
+    from dto_pipeline.run.report import read_status
     from dto_pipeline.run.worker import choose_device
-    from dto_pipeline.train.predict import PredictConfig, load_trained
-    from dto_pipeline.train.prediction_files import is_unfinished
+    from dto_pipeline.status import ImageStatus
+    from dto_pipeline.train.predict import PARTS, load_trained
 
     if "://" in arguments.out:
         raise DtoError(f"{arguments.out} is a URI; predictions are written to a local folder, name one")
     out = Path(arguments.out)
-    if RunDirectory(out).run_file.exists() and not is_unfinished(out):
-        raise DtoError(f"{arguments.out} is a finished run already; choose another folder (-o)")
-    if not is_unfinished(out) and (stranger := find_strangers(RunDirectory(out))):
-        raise DtoError(stranger)
-    pictures = _find_pictures(arguments)
-    config = PredictConfig()
-    if arguments.min_confidence is not None:
-        config = replace(config, min_confidence=arguments.min_confidence)
-    if arguments.batch is not None:
-        config = replace(config, batch_images=arguments.batch)
-    trained = load_trained(
-        arguments.checkpoint, choose_device(arguments.device), arguments.body, arguments.encoder_heads
-    )
+    if not (out / PARTS).is_dir():  # no prediction that was begun and not ended
+        if RunDirectory(out).run_file.exists():
+            raise DtoError(f"{arguments.out} is a finished run already; choose another folder (-o)")
+        if stranger := find_strangers(RunDirectory(out)):
+            raise DtoError(stranger)
+    pictures, device = _find_pictures(arguments), choose_device(arguments.device)
+    trained = load_trained(arguments.checkpoint, device, arguments.body, arguments.encoder_heads)
     print(f"the network of {trained.origin}")
-    manifest = predict_run(trained, pictures, out, config, not arguments.quiet)
-    print(f"{arguments.out}: {manifest.num_people} people in {manifest.num_images} images{_failures(out)}")
+    manifest = predict_run(trained, pictures, out, arguments.min_confidence, arguments.batch, not arguments.quiet)
+    failed = [f"{n} {word}" for word, n in read_status(out).image_status.items() if ImageStatus(word).is_failure]
+    told = f", of which could not be predicted: {', '.join(failed)} (see their messages)" if failed else ""
+    print(f"{arguments.out}: {manifest.num_people} people in {manifest.num_images} images{told}")
     depth = "" if manifest.depth_root else " --set depth.source=model --set depth.model=NAME"
     body = f" --set body.model_path={trained.body_config.model_path}"
     print(f"to place them: dto run {manifest.path} -o RUN{body}{depth}")
@@ -102,68 +104,46 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def predict_run(
-    trained: Trained, pictures: PictureSet, out: Path, config: PredictConfig, progress: bool = True
-) -> Manifest:
+    trained: Trained, pictures: PictureSet, out: Path, min_confidence: float = 0.3, batch: int = 4,
+    progress: bool = True,
+) -> Manifest:  # fmt: skip
     """Predict all pictures and make `out` a finished run of them; goes on where a killed one stopped.
 
     Returns:
         The manifest of the predicted people, in `out`.
     """
+    from dto_pipeline.data.labels import read_labels
     from dto_pipeline.run.finished import finish_run
     from dto_pipeline.run.folder import RunDirectory
-    from dto_pipeline.train.predict import predict_scenes
-    from dto_pipeline.train.prediction_files import (
-        predict_shards,
-        prediction_facts,
-        read_part,
-        remove_parts,
-        write_manifest,
-    )
+    from dto_pipeline.train import predict
 
-    store, facts = pictures.open_store(), prediction_facts(trained, config)
-    predict_shards(
-        pictures, lambda some: predict_scenes(trained, store, some, config), trained.body, out, facts, progress
-    )
-    manifest = write_manifest(pictures, out)
-    finish_run(
-        RunDirectory(out),
-        manifest,
-        PipelineConfig(body=trained.body_config),
-        lambda shard: read_part(out, shard),
-        facts,
-        trained.body.sha256,
-    )
-    remove_parts(out)
+    store, facts = pictures.open_store(), predict.prediction_facts(trained, min_confidence)
+
+    def scenes(some: Sequence[predict.Picture]) -> Iterator[Scene]:
+        return predict.predict_scenes(trained, store, some, min_confidence, batch)
+
+    predict.predict_shards(pictures, scenes, trained.body, out, facts, progress)
+    manifest = predict.write_manifest(pictures, out)
+    config = PipelineConfig(body=trained.body_config)
+    part = lambda shard: read_labels(predict.part_file(out, shard))  # noqa: E731
+    finish_run(RunDirectory(out), manifest, config, part, facts, trained.body.sha256)
+    shutil.rmtree(out / predict.PARTS)  # without them the prediction is finished
     return manifest
 
 
-def _failures(out: Path) -> str:
-    """How many images of a finished prediction failed, by status; "" where none did."""
-    from dto_pipeline.run.report import read_status
-    from dto_pipeline.status import ImageStatus
-
-    counts = read_status(out).image_status
-    failed = [f"{count} {word}" for word, count in counts.items() if ImageStatus(word).is_failure]
-    return f", of which could not be predicted: {', '.join(failed)} (see their messages)" if failed else ""
-
-
 def _find_pictures(arguments: argparse.Namespace) -> PictureSet:
-    from dto_pipeline.train.prediction_files import find_pictures, manifest_pictures
+    """The images that are asked for; options that would say nothing of them are refused, not overheard."""
+    from dto_pipeline.train.predict import find_pictures, manifest_pictures
 
     fov = None if arguments.fov is None else math.radians(arguments.fov)
     if fov is not None and not 0 < arguments.fov < _LARGEST_FOV:
         raise DtoError(f"--fov is {arguments.fov}; expected a field of view between 0 and 180 degrees")
     is_manifest = arguments.images.endswith(".parquet")
-    _refuse_misplaced(arguments, is_manifest)
-    if is_manifest:
-        return manifest_pictures(arguments.images, arguments.image_root, arguments.keep_camera, fov)
-    return find_pictures(arguments.images, arguments.subset, arguments.depth, fov)
-
-
-def _refuse_misplaced(arguments: argparse.Namespace, is_manifest: bool) -> None:
-    """Options that would say nothing are refused, not overheard."""
     names = ("subset", "depth") if is_manifest else ("image_root", "keep_camera")
     given = [f"--{name.replace('_', '-')}" for name in names if getattr(arguments, name)]
     if given:
         found, other = ("a manifest", "a folder of images") if is_manifest else ("a folder", "a manifest")
         raise DtoError(f"IMAGES is {found}, and {' and '.join(given)} would need {other}; leave it out")
+    if is_manifest:
+        return manifest_pictures(arguments.images, arguments.image_root, arguments.keep_camera, fov)
+    return find_pictures(arguments.images, arguments.subset, arguments.depth, fov)

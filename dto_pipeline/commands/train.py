@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 from dto_pipeline.commands.options import add_overrides, not_negative
@@ -48,8 +49,8 @@ def _run(arguments: argparse.Namespace) -> int:
     from dto_pipeline.errors import DtoError
     from dto_pipeline.train.checkpoint import sizes_to_begin_with
     from dto_pipeline.train.config import load_train_config
-    from dto_pipeline.train.dataset import LabelSource
-    from dto_pipeline.train.evaluation import MEASURES
+    from dto_pipeline.train.dataset import open_stream
+    from dto_pipeline.train.learner import MEASURES
     from dto_pipeline.train.loop import train_network
 
     if "://" in arguments.out:
@@ -66,7 +67,7 @@ def _run(arguments: argparse.Namespace) -> int:
     sets = open_label_sets(config.data)
     check_bodies(sets, config.body)
     print("".join(f"{line}\n" for line in count_uncertain(sets, config.data)), end="")
-    source = LabelSource(tuple(sets), config)
+    source = partial(open_stream, tuple(sets), config)
     if config.loop.workers:
         from dto_pipeline.config import RunConfig
         from dto_pipeline.run.ray_start import start_ray

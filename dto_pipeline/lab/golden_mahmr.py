@@ -28,9 +28,9 @@ from dto_pipeline.lab.golden_mahmr_network import Recording, check_network
 from dto_pipeline.maths.rotation import axis_angle_to_matrix
 from dto_pipeline.models.body import BodyModel, load_body
 from dto_pipeline.train.augment import Bodies, Draw, inside_image, project_points, vary
+from dto_pipeline.train.checkpoint import IGNORED
 from dto_pipeline.train.config import EncoderConfig, ModelConfig
 from dto_pipeline.train.model import MeshNetwork
-from dto_pipeline.train.released import IGNORED
 from dto_pipeline.train.targets import mark_cells, mesh_edges, person_boxes
 
 FAMILY = "mahmr"

@@ -21,11 +21,11 @@ from dto_pipeline.maths.rotation import axis_angle_to_matrix
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.train.augment import fit_size, resize
 from dto_pipeline.train.blocks import Known, Noise, allowed_pairs, noisy_queries
+from dto_pipeline.train.checkpoint import IGNORED, enlarge_positions
 from dto_pipeline.train.config import EncoderConfig, ModelConfig
 from dto_pipeline.train.losses import compute_losses
 from dto_pipeline.train.matching import match_people
 from dto_pipeline.train.model import MeshNetwork, Predictions, shrink_positions, with_joints
-from dto_pipeline.train.released import IGNORED, enlarge_positions
 
 FAMILY = "mahmr"
 TOLERANCE = 1e-4  # of the largest value of an array

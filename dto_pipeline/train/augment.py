@@ -63,6 +63,7 @@ class Frame:
     warp: np.ndarray | None  # (2, 3) float64 from the resized (and mirrored) image to itself; None = no warp
     rows: int  # that stay
     size: tuple[int, int]  # width and height in the end
+    place: np.ndarray  # (2, 3) float64 from places in the photograph to those of the varied image, see `move_points`
 
 
 @dataclass(frozen=True)
@@ -95,11 +96,7 @@ def draw_variation(random: np.random.Generator, config: AugmentConfig) -> Draw:
 
 
 def draw_paint(random: np.random.Generator, frame: Frame, boxes: np.ndarray, config: AugmentConfig) -> Paint:
-    """Rectangles of noise over parts of people, and colours.
-
-    Args:
-        boxes: (P, 4) corners [px of the varied image].
-    """
+    """Rectangles of noise over parts of people, boxes (P, 4) corners [px of the varied image], and colours."""
     width, height = frame.size
     patches = []
     for left, top, right, bottom in boxes:
@@ -167,29 +164,25 @@ def fit_size(width: int, height: int, side: int) -> tuple[tuple[int, int], float
 
 
 def vary(bodies: Bodies, width: int, height: int, side: int, draw: Draw, body: BodyModel, half_pixel: bool) -> Varied:
-    """The labels of an image after resizing and varying it.
+    """The labels of an image of `width` x `height` px after its longer side was made S and it was varied.
 
-    Args:
-        bodies: before the image as it is.
-        width, height: of that image [px].
-        side: S.
-        draw: how it is varied.
-        body: poses the people.
-        half_pixel: a crop scales joints without the half pixel that the camera gets, as published.
+    `half_pixel`: a crop scales joints without the half pixel that the camera gets, as published.
     """
     (w, h), rate = fit_size(width, height, side)
-    z, angle = draw.scale, np.deg2rad(draw.angle)
+    z, angle, middle = draw.scale, np.deg2rad(draw.angle), np.array([w, h]) / 2
     turn = np.array([[np.cos(angle), np.sin(angle), 0], [-np.sin(angle), np.cos(angle), 0], [0, 0, 1]])  # R
 
     # M = [[A, B, (1 - A) x0 - B y0], [-B, A, B x0 + (1 - A) y0]], A = z cos a', B = z sin a', a' = -a if mirrored
     a, b, x0, y0 = z * np.cos(angle), z * np.sin(angle) * (-1 if draw.flip else 1), w // 2, h // 2
     warp = np.array([[a, b, (1 - a) * x0 - b * y0], [-b, a, b * x0 + (1 - a) * y0]])
-    frame = Frame((w, h), draw.flip, warp if draw.angle or z != 1 else None, h, (w, h))
-
-    # f *= r z;  c = (r z c + (1 - z) (w, h) / 2), turned about the middle, mirrored
+    # places, c above all: c -> r z c + (1 - z) (w, h) / 2, turned about the middle, mirrored;  f *= r z
+    place = np.c_[rate * z * turn[:2, :2], middle - z * turn[:2, :2] @ middle]
+    if draw.flip:
+        place[0] = [0, 0, w] - place[0]
+    frame = Frame((w, h), draw.flip, warp if draw.angle or z != 1 else None, h, (w, h), place)
     camera = bodies.intrinsics.astype(np.float64).copy()
     camera[:, [0, 1], [0, 1]] *= rate * z
-    camera[:, :2, 2] = move_points(bodies.intrinsics[:, :2, 2], (width, height), side, draw, frame)
+    camera[:, :2, 2] = move_points(bodies.intrinsics[:, :2, 2], frame)
 
     # R_c -> R R_c, t_c -> R t_c;  root = R_c root;  T' = R_c (p + T) + t_c - p, p the pelvis of the shape at rest
     world = turn if bodies.rotation is None else turn @ bodies.rotation
@@ -214,9 +207,10 @@ def vary(bodies: Bodies, width: int, height: int, side: int, draw: Draw, body: B
     if draw.crop is not None and first < h:
         rows = int(draw.crop * (h - first) + first)
         size, grown = fit_size(w, rows, side)
-        frame = replace(frame, rows=rows, size=size)
+        place = grown * place + [[0, 0, (grown - 1) / 2]]
+        frame = replace(frame, rows=rows, size=size, place=place)
         camera[:, [0, 1], [0, 1]] *= grown
-        camera[:, :2, 2] = grown * camera[:, :2, 2] + (grown - 1) / 2
+        camera[:, :2, 2] = move_points(bodies.intrinsics[:, :2, 2], frame)
         places = places * grown if half_pixel else places * grown + (grown - 1) / 2
     return Varied(angles, transl, camera, joints, places, frame)
 
@@ -229,18 +223,9 @@ def project_points(points: np.ndarray, intrinsics: np.ndarray, behind: bool = Fa
     return places if behind else np.where(z > 0, places, np.nan)
 
 
-def move_points(points: np.ndarray, size: tuple[int, int], side: int, draw: Draw, frame: Frame) -> np.ndarray:
-    """(..., 2) places in a photograph of `size` w, h -> in its varied image, as principal points move [px]."""
-    (w, h), rate = fit_size(*size, side)
-    middle, angle, z = np.array([w, h]) / 2, np.deg2rad(draw.angle), draw.scale
-    turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
-    moved = (rate * z * points + (1 - z) * middle - middle) @ turn.T + middle
-    if draw.flip:
-        moved = np.stack([w - moved[..., 0], moved[..., 1]], axis=-1)
-    if frame.rows != h or frame.size != frame.resized:
-        grown = fit_size(w, frame.rows, side)[1]
-        moved = grown * moved + (grown - 1) / 2
-    return moved
+def move_points(points: np.ndarray, frame: Frame) -> np.ndarray:
+    """(..., 2) places in a photograph -> in its varied image, as principal points move [px]."""
+    return points @ frame.place[:, :2].T + frame.place[:, 2]
 
 
 def inside_image(points: np.ndarray, frame: Frame) -> np.ndarray:
@@ -270,14 +255,11 @@ def resize(rgb: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 def camera_problem(intrinsics: np.ndarray, width: int, height: int) -> str:
     """Why no picture of this size can have this camera, "" where it can: (3, 3) finite or not [px]."""
-    focal, longer = intrinsics[[0, 1], [0, 1]], max(width, height)
+    longer, focal, centre = max(width, height), intrinsics[[0, 1], [0, 1]], intrinsics[:2, 2]
     low, high = (share * longer for share in _FOCAL_RANGE)
-    if not np.isfinite(intrinsics).all():
-        return "its camera is not finite"
-    if (focal < low).any() or (focal > high).any():
-        return f"its focal lengths are {focal.tolist()} px; expected {low:g} .. {high:g}"
-    if focal.max() > _LARGEST_SHEAR * focal.min():
-        return f"its focal lengths {focal.tolist()} differ more than {_LARGEST_SHEAR:g} times"
-    if np.abs(intrinsics[:2, 2]).max() > _FARTHEST_CENTRE * longer:
-        return f"its principal point {intrinsics[:2, 2].tolist()} is far outside of the picture"
+    fits = np.isfinite(intrinsics).all() and (focal >= low).all() and (focal <= high).all()
+    fits = fits and focal.max() <= _LARGEST_SHEAR * focal.min() and np.abs(centre).max() <= _FARTHEST_CENTRE * longer
+    if not fits:
+        said = f"its camera has focal lengths {focal.tolist()} and principal point {centre.tolist()} px; expected"
+        return f"{said} lengths of {low:g} .. {high:g}, alike, and a point about the picture of {width} x {height}"
     return ""

@@ -11,13 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 
-from dto_pipeline.train.config import CELL
+from dto_pipeline.train.config import GROUP
 
 TEMPERATURE = 20.0  # of the sine code
 CONFIDENT = 0.3  # cells and queries from this confidence on show a person
@@ -83,15 +84,12 @@ class DecoderLayer(nn.ModuleDict):
         self, content: torch.Tensor, place: torch.Tensor, sine: torch.Tensor, memory: torch.Tensor,
         memory_place: torch.Tensor, real: torch.Tensor, may_see: torch.Tensor | None,
     ) -> torch.Tensor:  # fmt: skip
-        """
+        """t (B, Q, D) of the queries -> t.
+
         Args:
-            content, place, sine: (B, Q, D) t, p and g of the queries.
-            memory, memory_place: (B, N, D).
+            content, place, sine: (B, Q, D) t, p and g; memory, memory_place: (B, N, D).
             real: (B, N) bool, tokens that are no padding.
             may_see: (Q, Q) bool, rows = who looks; None = everybody sees everybody.
-
-        Returns:
-            (B, Q, D) t.
         """
         # u = norm1(t), q = Wqc u + Wqp p, k = Wkc u + Wkp p, v = Wv u
         seen = self["norm1"](content)
@@ -141,6 +139,12 @@ def inverse_sigmoid(share: torch.Tensor) -> torch.Tensor:
     return (share.clamp(min=1e-5) / (1 - share).clamp(min=1e-5)).log()
 
 
+def corners(centred: torch.Tensor) -> torch.Tensor:
+    """(..., 4) cx, cy, w, h -> left, top, right, bottom."""
+    centre, half = centred[..., :2], centred[..., 2:] / 2
+    return torch.cat([centre - half, centre + half], dim=-1)
+
+
 def number_within(image: torch.Tensor, count: int) -> torch.Tensor:
     """(T,) of rows that lie image after image, `image` (T,) ascending of `count`: which row of its image each is."""
     starts = torch.searchsorted(image, torch.arange(count, device=image.device))
@@ -150,15 +154,8 @@ def number_within(image: torch.Tensor, count: int) -> torch.Tensor:
 def pad_rows(
     values: torch.Tensor, image: torch.Tensor, count: int, longest: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of B images one after the other -> a row of the longest for each image.
-
-    Args:
-        values: (T, ...) of all images; image: (T,) ascending; count: B.
-        longest: N, rows of the longest; None = asked for, which a GPU waits for.
-
-    Returns:
-        (B, N, ...), 0 where there is nothing, and (B, N) bool where there is something.
-    """
+    """Rows (T, ...) of B images one after the other, `image` (T,) ascending -> (B, N, ...), 0 where nothing is, and
+    (B, N) bool where there is something; N = `longest`, None = asked for, which a GPU waits for."""
     place = image, number_within(image, count)
     if longest is None:
         longest = int(place[1].max()) + 1 if len(image) else 0
@@ -182,9 +179,9 @@ class Cells:
     lengths: list[int]  # cells of each image
 
 
-def list_cells(sizes: Sequence[tuple[int, int]], device: torch.device | None = None) -> Cells:
-    """Cells of images of (height, width) px, both multiples of 56."""
-    grids = [z_order(height // CELL, width // CELL, device) for height, width in sizes]
+def list_cells(sizes: Sequence[Sequence[int]], device: torch.device | None = None) -> Cells:
+    """Cells of images of (height, width) px, made multiples of 56."""
+    grids = [z_order(*(-(-side // GROUP) * 2 for side in size), device) for size in sizes]
     y, x = (torch.cat([grid[axis] for grid in grids]) for axis in (0, 1))
     lengths = [len(y) for y, _ in grids]
     return Cells(image_numbers(lengths, device), y, x, lengths)
@@ -202,13 +199,12 @@ def z_order(rows: int, columns: int, device: torch.device | None = None) -> tupl
 
 
 def choose_tokens(scale_map: torch.Tensor, by_image: bool, limits: tuple[float, float]) -> torch.Tensor:
-    """Which cells become four finer tokens (small), stay, or become one with their group (background).
+    """Which cells (T,) become four finer tokens (small), stay, or become one with their group (background).
 
     Args:
-        scale_map: (T, 2) confidence and scale of the cells.
+        scale_map: (T, 2) confidence and scale of the cells; limits: see `CONFIDENT` and `SMALL`.
         by_image: an image never depends on its neighbours. False: as published, where no image of the batch has any
             background, small cells stay beside the finer ones that replace them.
-        limits: of confidence and scale, see `CONFIDENT` and `SMALL`.
 
     Returns:
         (3, T) bool by level; levels 0 and 1 may both take a cell.
@@ -231,6 +227,15 @@ def list_by_level(chosen: torch.Tensor, lengths: list[int]) -> tuple[list[torch.
     cells = masks.nonzero()[:, 1].split(counts.sum(0).tolist())
     tokens = counts * (len(QUARTERS), 1, 1)
     return list(cells), int(tokens[:, 0].max()), int(tokens.sum(1).max())
+
+
+class Noise(NamedTuple):
+    """What chance gives, rows [all positive, all negative] x G; `sign` in -1, 1, `size` in [0, 1)."""
+
+    box_sign: torch.Tensor  # (2 N G, 4)
+    box_size: torch.Tensor
+    body_sign: torch.Tensor  # (2 N G, 82)
+    body_size: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -258,16 +263,6 @@ class Known:
         return 2 * self.most * group + self.most * negative + number_within(self.image, self.images)
 
 
-@dataclass(frozen=True)
-class Noise:
-    """What chance gives, rows [all positive, all negative] x G; `sign` in -1, 1, `size` in [0, 1)."""
-
-    box_sign: torch.Tensor  # (2 N G, 4)
-    box_size: torch.Tensor
-    body_sign: torch.Tensor  # (2 N G, 82)
-    body_size: torch.Tensor
-
-
 def draw_noise(known: Known) -> Noise:
     """From torch's global generator, in the order of the fields."""
     rows, drawn = 2 * len(known.image) * known.groups, []
@@ -283,11 +278,9 @@ def noisy_queries(known: Known, noise: Noise, encode: nn.Module) -> tuple[torch.
     slots = torch.stack([known.slots(negative=False), known.slots(negative=True)], dim=1).flatten()
     image, count = known.image.repeat(times), times * known.most
     negative = (torch.arange(times, device=image.device) % 2 == 1).repeat_interleave(people)[:, None]
-    centre, half = known.boxes[:, :2], known.boxes[:, 2:] / 2
-    corners = torch.cat([centre - half, centre + half], dim=-1).repeat(times, 1)
-    reach = half.repeat(times, 2) * BOX_NOISE
-    corners = (corners + noise.box_sign * (noise.box_size + negative) * reach).clamp(0, 1)
-    boxes = torch.cat([(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]], dim=-1)
+    reach = known.boxes[:, 2:].repeat(times, 2) / 2 * BOX_NOISE
+    moved = (corners(known.boxes).repeat(times, 1) + noise.box_sign * (noise.box_size + negative) * reach).clamp(0, 1)
+    boxes = torch.cat([(moved[:, :2] + moved[:, 2:]) / 2, moved[:, 2:] - moved[:, :2]], dim=-1)
     body = known.body.repeat(times, 1) + noise.body_sign * (noise.body_size + negative) * CONTENT_NOISE
     encoded = encode(body)
     content = encoded.new_zeros(known.images, count, encoded.shape[-1]).index_put((image, slots), encoded)

@@ -1,20 +1,26 @@
-"""Checkpoints: one file that holds everything needed to go on training or to predict, and how the newest is found.
+"""Checkpoints: one file that holds everything needed to go on training or to predict, how the newest is found, and
+weights that others made.
 
-Knows files and state dicts. A checkpoint appears under its name in one step, so a killed writer leaves none that is
-half; it is read by an unpickler that runs nothing, and its checksums are compared. Where the newest cannot be
-read, the one before it is taken, and a sentence says so; training writes the damaged one again.
+A checkpoint appears under its name in one step, so a killed writer leaves none that is half; it is read by an unpickler
+that runs nothing, and its checksums are compared. Where the newest cannot be read, the one before it is taken, and a
+sentence says so; training writes the damaged one again. A released MA-HMR or SAT-HMR file is one flat dictionary
+name -> tensor (accelerate's ``pytorch_model.bin``, a ``.pth``), perhaps with ``module.`` before every name. Names and
+shapes are compared before a network is built. Knows no training.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn import functional
 
 import dto_pipeline
 from dto_pipeline.config_tree import ConfigError
@@ -24,22 +30,24 @@ from dto_pipeline.errors import DtoError
 from dto_pipeline.models.networks import ModelError, ModelReference
 from dto_pipeline.models.stored_networks import make_fitting, plain_weights
 from dto_pipeline.reading import IrregularFile, parse_json, read_regular
-from dto_pipeline.train.config import TrainConfig, train_config_from_dict
+from dto_pipeline.train.config import PATCH, TrainConfig, train_config_from_dict
 from dto_pipeline.train.model import MeshNetwork
-from dto_pipeline.train.released import begin_from, clean_names, dinov2_weights, hash_weights, make_network, read_sizes
 
-FORMAT = "dto-checkpoint/2"
-_BEFORE = "dto-checkpoint/1"  # of the network of version 0.3.0
+FORMAT, _BEFORE = "dto-checkpoint/2", "dto-checkpoint/1"  # the latter of the network of version 0.3.0
 FOLDER = "checkpoints"
+IGNORED = re.compile(r"(human_model\..*|z_order_map|x_coords|y_coords|cam_intrinsics)$")
+"""Entries of a released file that are no weights of the network: licensed arrays of the body, and constants."""
 _NAME = re.compile(r"step-(\d{8})\.pt")
 _KEPT = 2  # newest checkpoints of a training: the one in use and the one before, should a disk fail
 _KINDS: dict[str, type] = dict.fromkeys(("config", "init", "weights", "optimizer", "position", "versions"), dict)
 _KINDS["body_sha256"] = str
+_HEAD_WIDTH = 64  # features of an encoder's head, in every DINOv2
+_MOST_NAMED = 8  # missing or unexpected names told one by one
 _LOG = logging.getLogger(__name__)
 
 
 class CheckpointError(DtoError, ValueError):
-    """A file that is no checkpoint of this program or could not be written, or a folder without any."""
+    """A file of weights that cannot be used or could not be written, or a folder without any."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +61,7 @@ class Position:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint file holds."""
+    """What a checkpoint file holds; of a released file weights, and a config of the sizes that their shapes tell."""
 
     config: TrainConfig  # the network's sizes too
     init: dict[str, Any]  # what the training began with, see `begin_network`
@@ -61,8 +69,13 @@ class Checkpoint:
     optimizer: dict[str, Any]
     position: Position
     versions: dict[str, str]
-    body_sha256: str  # of the body model trained with
+    body_sha256: str  # of the body model trained with; "" = a released file, which names none
     path: Path | None = None  # where it was read from
+
+
+def make_network(config: TrainConfig) -> MeshNetwork:
+    """Of the sizes that a config names, untrained."""
+    return MeshNetwork(config.encoder, config.model, config.data.input_size)
 
 
 def begin_network(config: TrainConfig) -> tuple[MeshNetwork, dict[str, Any]]:
@@ -71,15 +84,13 @@ def begin_network(config: TrainConfig) -> tuple[MeshNetwork, dict[str, Any]]:
     `loop.init` (a released file, or a checkpoint or folder of a training) comes before `encoder.model` (a DINOv2).
 
     Raises:
-        ModelMissing, ModelError, ReleasedError, CheckpointError, TorchFileError: it cannot be had as the config says.
+        ModelMissing, ModelError, CheckpointError, TorchFileError: it cannot be had as the config says.
     """
     network, options = make_network(config), config.encoder
     if config.loop.init:
-        weights = read_any_weights(Path(config.loop.init))
-        taken = begin_from(network, weights, config.loop.init)
-        if taken.describe():
-            _LOG.warning("%s: %s", config.loop.init, taken.describe())
-        told = {"missing": list(taken.missing), "unexpected": list(taken.unexpected)}
+        weights = read_checkpoint(config.loop.init).weights
+        told = begin_from(network, weights, config.loop.init)
+        _warn(config.loop.init, told)
         return network, {"weights": config.loop.init, "sha256": hash_weights(weights), **told}
     if not options.model:
         return network, {}
@@ -93,48 +104,76 @@ def begin_network(config: TrainConfig) -> tuple[MeshNetwork, dict[str, Any]]:
     return network, {"encoder": options.model, "revision": options.revision, "sha256": hash_weights(weights)}
 
 
-def sizes_to_begin_with(folder: Path, init: str) -> dict[str, dict[str, Any]]:
-    """Sizes of a network as options of a config: those a training has, or those of the weights it begins from.
+def begin_from(network: MeshNetwork, weights: Mapping[str, torch.Tensor], path: str) -> dict[str, list[str]]:
+    """Put a file's weights into a network of a config, as the published stages do, and tell what only one side has.
 
-    Args:
-        folder: of the training.
-        init: see `loop.init`; "" = none.
+    Where the network predicts the kid axis and the file does not, a zero is appended to the shape heads' last layers
+    and to the mean shape. Raises: CheckpointError: a weight of both has another shape, or they share none.
     """
-    train_file = folder / "train.json"
+    own, grown = network.state_dict(), dict(weights)
+    for name, value in weights.items():
+        is_shape = name == "mean_shape" or re.match(r"shape_head\.\d+\.layers\.\d+\.(weight|bias)$", name)
+        if is_shape and len(value) == 10 and network.sizes.betas == 11:
+            grown[name] = torch.cat([value, value.new_zeros(1, *value.shape[1:])])
+    other = [name for name in own if name in grown and own[name].shape != grown[name].shape]
+    if other:
+        found, wanted = (tuple(of[other[0]].shape) for of in (grown, own))
+        said = f"{other[0]} has shape {found}, expected {wanted} ({len(other)} such)"
+        raise CheckpointError(f"{path}: {said}; another size?")
+    told = {"missing": [n for n in own if n not in grown], "unexpected": [n for n in grown if n not in own]}
+    if len(told["missing"]) == len(own):
+        raise CheckpointError(f"{path} shares no name with the network; expected the weights of an MA-HMR or SAT-HMR")
+    network.load_state_dict(grown, strict=False)
+    return told
+
+
+def _warn(path: str, told: Mapping[str, list[str]]) -> None:
+    for word, names in told.items():
+        more = " ..." if len(names) > _MOST_NAMED else ""
+        if names:
+            _LOG.warning("%s: %d %s: %s%s", path, len(names), word, ", ".join(names[:_MOST_NAMED]), more)
+
+
+def restore_network(checkpoint: Checkpoint, device: torch.device | str = "cpu") -> MeshNetwork:
+    """The trained network, ready to predict; needs no other file. Raises: CheckpointError: other weights."""
+    weights, where = checkpoint.weights, str(checkpoint.path or "the checkpoint")
+    if not checkpoint.body_sha256:  # a released file may hold more than the network
+        with torch.device("meta"):
+            own = make_network(checkpoint.config).state_dict()
+        _warn(where, {"unexpected": [name for name in weights if name not in own]})
+        weights = {name: value for name, value in weights.items() if name in own}
+    try:
+        network = make_fitting(lambda: make_network(checkpoint.config), plain_weights(weights, where), where)
+    except ModelError as error:
+        raise CheckpointError(str(error)) from error
+    return network.eval().to(device)
+
+
+def sizes_to_begin_with(folder: Path, init: str) -> dict[str, dict[str, Any]]:
+    """Sizes of a network as options of a config: those the training in a folder has, or those of the weights that it
+    begins from (`loop.init`; "" = none)."""
     if not init:
         return {}
+    train_file = folder / "train.json"
+    tree = (read_train_json(train_file) if train_file.exists() else read_checkpoint(init).config).to_dict()
+    keys = {"encoder": ("width", "layers", "heads", "hidden", "additional"), "data": ("input_size",)}
+    keys["model"] = ("queries", "width", "heads", "layers", "hidden")  # the stages decide about the others
+    return {name: {key: tree[name][key] for key in own} for name, own in keys.items()}
+
+
+def read_train_json(path: Path) -> TrainConfig:
+    """The config of the training in a folder, from its train.json. Raises: CheckpointError."""
     try:
-        if train_file.exists():
-            tree = train_config_from_dict(parse_json(read_regular(train_file))["config"]).to_dict()
-        else:
-            tree = read_sizes(read_any_weights(Path(init)), init)
+        return train_config_from_dict(parse_json(read_regular(path))["config"])
     except (ValueError, KeyError, TypeError, AttributeError, IrregularFile) as error:
-        if isinstance(error, DtoError):
-            raise
-        raise CheckpointError(f"{train_file} cannot be used ({error}); choose another folder") from error
-    stages_decide = {"betas", "camera", "denoising", "principal_point", "prune_by_image"}
-    names = {"encoder": {"width", "layers", "heads", "hidden", "additional"}, "data": {"input_size"}}
-    names["model"] = set(tree["model"]) - stages_decide
-    return {name: {key: tree[name][key] for key in keys} for name, keys in names.items()}
-
-
-def read_any_weights(path: Path) -> dict[str, torch.Tensor]:
-    """Weights of a released file, or of a checkpoint or the newest one of a training's folder."""
-    if path.is_dir():
-        return read_checkpoint(path).weights
-    if not path.exists():
-        raise CheckpointError(f"{path} does not exist; give a released file, a checkpoint, or the folder of a training")
-    content = read_torch_file(path)
-    if isinstance(content, dict) and "format" in content:
-        return _checkpoint_of(content, path).weights
-    return clean_names(content, str(path))
+        said = f"{path} cannot be used ({error}); choose another folder, or put the file back"
+        raise CheckpointError(said) from error
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     """Write ``checkpoints/step-N.pt`` below a training's folder and drop all but the newest.
 
-    Raises:
-        CheckpointError: the disk is full or cannot be written; the checkpoints that are there stay.
+    Raises: CheckpointError: the disk is full or cannot be written; the checkpoints that are there stay.
     """
     path = checkpoint_file(folder, checkpoint.position.step)
     content = {name: value for name, value in vars(checkpoint).items() if name in _KINDS}
@@ -144,9 +183,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     except OSError as error:
         there = list_checkpoints(folder)
         after = f"go on from {there[-1].name}, which is whole" if there else "begin anew: there is no earlier one"
-        raise CheckpointError(
-            f"{path} could not be written: {error.strerror}; make room, or make it writable, and start again to {after}"
-        ) from error
+        said = f"{path} could not be written: {error.strerror}; make room, or make it writable, and start again to"
+        raise CheckpointError(f"{said} {after}") from error
     left = [one for one in path.parent.glob(".step-*") if is_temporary(one.name)]  # by killed writers
     for old in [*list_checkpoints(folder)[:-_KEPT], *left]:
         old.unlink()
@@ -163,21 +201,20 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in (folder / FOLDER).glob("step-*.pt") if _NAME.fullmatch(path.name))
 
 
-def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Read a checkpoint file, or the newest of a training's folder that can be read; tensors are on the CPU.
-
-    Raises:
-        CheckpointError, TorchFileError: there is none, it is not one, or it is damaged.
-    """
+def read_checkpoint(path: str | Path, heads: int | None = None) -> Checkpoint:
+    """Read a checkpoint, the newest of a training's folder that can be read, or a released file (`heads`: of its
+    encoder, see `read_sizes`); tensors on the CPU. Raises: CheckpointError, TorchFileError: it is none, or damaged."""
     path, damaged = Path(path), list[str]()
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist; give a checkpoint, a training's folder or a released file")
     if not path.is_dir():
-        if not path.exists():
-            raise CheckpointError(f"{path} does not exist; give a checkpoint, or the folder of a training")
         try:
-            return _checkpoint_of(read_torch_file(path), path)
+            content = read_torch_file(path)
         except TorchFileError as error:
-            advice = "give the folder of its training to take the newest checkpoint that can be read"
+            advice = "of a checkpoint give the folder of its training to take the newest that can be read"
             raise TorchFileError(f"{error}; {advice}") from error
+        is_ours = isinstance(content, dict) and "format" in content
+        return _checkpoint_of(content, path) if is_ours else read_released(content, path, heads)
     for one in reversed(list_checkpoints(path)):
         try:
             checkpoint = _checkpoint_of(read_torch_file(one), one)
@@ -194,42 +231,133 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 
 def _checkpoint_of(content: Any, path: Path) -> Checkpoint:
     if isinstance(content, dict) and content.get("format") == _BEFORE:
-        raise CheckpointError(
-            f"{path} holds the network of version 0.3.0, which this one has not; train anew, or use 0.3.0"
-        )
+        said = f"{path} holds the network of version 0.3.0, which this one has not"
+        raise CheckpointError(f"{said}; train anew, or use 0.3.0")
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not in the format {FORMAT}; was it written by another program or version?")
-    position = content.get("position")
-    steps = [field.name for field in fields(Position)]
-    told = position if isinstance(position, dict) else dict.fromkeys(steps, 0)
-    missing = [name for name in _KINDS if name not in content]
-    missing += [f"position.{name}" for name in steps if name not in told]
-    odd = [key for key, kind in _KINDS.items() if key in content and not isinstance(content[key], kind)]
-    odd += [f"position.{key}" for key in steps if key in told and (type(told[key]) is not int or told[key] < 0)]
-    if odd:
-        raise CheckpointError(f"{path}: {', '.join(odd)} is of no type that a training writes; is the file whole?")
-    if missing:
+    if missing := [name for name in _KINDS if name not in content]:
         raise CheckpointError(f"{path} lacks {', '.join(missing)}; was it written by another version?")
+    odd, told = [key for key, kind in _KINDS.items() if not isinstance(content[key], kind)], content["position"]
+    steps = [field.name for field in fields(Position)]
+    if odd or sorted(told) != sorted(steps) or any(type(told[key]) is not int or told[key] < 0 for key in steps):
+        raise CheckpointError(
+            f"{path}: {', '.join(odd) or 'position'} is of no type that a training writes; is the file whole?"
+        )
     try:
         config = train_config_from_dict(content["config"])
     except (ConfigError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: its config cannot be used: {error}") from error
-    own = {"config": config, "position": Position(*(told[name] for name in steps)), "path": path}
+    own = {"config": config, "position": Position(**told), "path": path}
     return Checkpoint(**{name: content[name] for name in _KINDS} | own)
 
 
-def restore_network(checkpoint: Checkpoint, device: torch.device | str = "cpu") -> MeshNetwork:
-    """The trained network, ready to predict; needs no other file.
+def read_released(content: object, path: Path, heads: int | None = None) -> Checkpoint:
+    """The weights of a file of torch, by their published names, without what is no weight.
 
-    Raises:
-        CheckpointError: the weights are not those of the network that the checkpoint describes.
+    Raises: CheckpointError: not a flat dictionary of finite tensors, or not of such a network.
     """
-    where = str(checkpoint.path or "the checkpoint")
+    if not isinstance(content, dict) or not content or not all(isinstance(name, str) for name in content):
+        raise CheckpointError(f"{path} is no checkpoint and no dictionary of named tensors (pytorch_model.bin)")
+    plain = {name.removeprefix("module."): value for name, value in content.items()}
     try:
-        network = make_fitting(lambda: make_network(checkpoint.config), plain_weights(checkpoint.weights, where), where)
-    except ModelError as error:
-        raise CheckpointError(str(error)) from error
-    return network.eval().to(device)
+        weights = plain_weights({name: value for name, value in plain.items() if not IGNORED.match(name)}, str(path))
+        for name, value in weights.items():
+            if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+                raise CheckpointError(f"{path}: {name} says it is larger than what is stored")
+        config = train_config_from_dict(read_sizes(weights, path, heads))
+    except (ModelError, ConfigError) as error:
+        raise CheckpointError(f"{path} is no released network: {error}; was it written by another program?") from error
+    return Checkpoint(config, {}, weights, {}, Position(), {}, "", path)
+
+
+def read_sizes(weights: Mapping[str, torch.Tensor], path: str | Path, heads: int | None) -> dict[str, dict[str, Any]]:
+    """The sizes that the shapes of a file's weights tell, as sections of a config; `heads`: of the encoder, which they
+    do not tell, None = one per 64 features. Raises: CheckpointError: something is missing."""
+
+    def size(name: str, axis: int = 0) -> int:
+        if name not in weights or weights[name].dim() <= axis:
+            raise CheckpointError(f"{path}: lacks {name}; expected the weights of an MA-HMR (pytorch_model.bin)")
+        return weights[name].shape[axis]
+
+    def count(pattern: str) -> int:
+        found = [int(match[1]) for name in weights if (match := re.match(pattern, name)) and len(match[1]) < 4]
+        return max(found, default=-1) + 1
+
+    width = size("encoder.norm.weight")
+    return {
+        "encoder": {
+            "width": width,
+            "layers": count(r"encoder\.blocks\.(\d+)\."),
+            "heads": heads or (width // _HEAD_WIDTH if width % _HEAD_WIDTH == 0 else 1),
+            "hidden": size("encoder.blocks.0.mlp.fc1.weight"),
+            "additional": count(r"encoder\.additional_blocks\.(\d+)\."),
+        },
+        "model": {
+            "width": size("feature_proj.weight"),
+            "layers": count(r"decoder\.decoder\.layers\.(\d+)\."),
+            "hidden": size("decoder.decoder.layers.0.linear1.weight"),
+            "queries": size("tgt_embed.weight"),
+            "betas": size("mean_shape"),
+            "camera": "fov_head.layers.0.weight" in weights,
+            "denoising": int("dn_enc.weight" in weights),
+        },
+        "data": {"input_size": size("encoder_pos_embeds") * PATCH},
+    }
+
+
+def hash_weights(weights: Mapping[str, torch.Tensor]) -> str:
+    """sha256 (hex) over names and values, the same wherever and however they were stored."""
+    digest = hashlib.sha256()
+    for name, value in sorted(weights.items()):
+        digest.update(f"{name}:{value.dtype}:{tuple(value.shape)};".encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def dinov2_weights(state: Mapping[str, torch.Tensor], config: TrainConfig) -> dict[str, torch.Tensor]:
+    """What a DINOv2 of transformers (names of v4 or v5) begins an encoder with.
+
+    Both patch projections are its own, additional blocks copies of its first ones, the inner norm one of its last; the
+    class token is the sum of class token and its position. Raises: CheckpointError: the names are others.
+    """
+    try:
+        position = state["embeddings.position_embeddings"][0].float()
+        found = {"encoder_cr_token": state["embeddings.cls_token"][0].float() + position[:1]}
+        found["encoder_pos_embeds"] = enlarge_positions(position[1:], config.data.input_size // PATCH)
+        for kind in ("weight", "bias"):
+            patches = state[f"embeddings.patch_embeddings.projection.{kind}"]
+            found |= {f"encoder_patch_proj.{number}.{kind}": patches for number in range(2)}
+            found |= {f"{norm}.{kind}": state[f"layernorm.{kind}"] for norm in ("encoder.norm", "enc_inter_norm")}
+        for layer in range(config.encoder.layers):
+            stacks = ["blocks", *(["additional_blocks"] if layer < config.encoder.additional else [])]
+            block = _dinov2_block(state, f"encoder.layer.{layer}.")
+            found |= {f"encoder.{stack}.{layer}.{name}": v for stack in stacks for name, v in block.items()}
+    except KeyError as error:
+        said = f"the encoder lacks {error}; expected a DINOv2 of {config.encoder.layers} layers"
+        raise CheckpointError(said) from error
+    return found
+
+
+def _dinov2_block(state: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """One block under the published names."""
+    old = f"{prefix}attention.attention.query.weight" in state
+    parts = [f"attention.attention.{part}" for part in ("query", "key", "value")]
+    parts = parts if old else [f"attention.{part}_proj" for part in "qkv"]
+    names = {name: name for name in ("norm1", "norm2", "mlp.fc1", "mlp.fc2")}
+    names["attn.proj"] = "attention.output.dense" if old else "attention.o_proj"
+    block = {f"ls{number}.gamma": state[f"{prefix}layer_scale{number}.lambda1"] for number in (1, 2)}
+    for kind in ("weight", "bias"):
+        block |= {f"{ours}.{kind}": state[f"{prefix}{theirs}.{kind}"] for ours, theirs in names.items()}
+        block[f"attn.qkv.{kind}"] = torch.cat([state[f"{prefix}{part}.{kind}"] for part in parts])
+    return block
+
+
+def enlarge_positions(position: torch.Tensor, side: int) -> torch.Tensor:
+    """(n * n, C) -> (side, side, C): bicubic by the factor (side + 0.1) / n, not by sizes, as published."""
+    own = round(len(position) ** 0.5)
+    grid = position.unflatten(0, (own, own)).permute(2, 0, 1)[None]
+    factor = (side + 0.1) / own
+    return functional.interpolate(grid, scale_factor=(factor, factor), mode="bicubic")[0].permute(1, 2, 0)
 
 
 def library_versions() -> dict[str, str]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dto_pipeline.config import BodyConfig
-from dto_pipeline.config_tree import ConfigError, build_sections, read_tree
+from dto_pipeline.config_tree import build_sections, expect, read_tree
 from dto_pipeline.data.label_files import Limits
 
 PATCH, CELL, GROUP = 14, 28, 56  # sides of tokens of level 0, 1 and 2 [px]
@@ -24,33 +24,20 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "paper": {  # exactly as published, see docs/training.md
         "model": {"principal_point": "centre", "prune_by_image": False},
         "loss": {
-            "pose_distance": "axis_angle",
-            "depth_of": "pelvis",
-            "over_all_joints": True,
-            "sum_fov": True,
-            "empty_slots": True,
-            "share_all_counts": False,
-            "denoise_untrusted": True,
-            "pair_sigma": 0.0,
+            "pose_distance": "axis_angle", "depth_of": "pelvis", "over_all_joints": True, "sum_fov": True,
+            "empty_slots": True, "share_all_counts": False, "denoise_untrusted": True, "pair_sigma": 0.0,
         },
         "augment": {
-            "all_joints_count": True,
-            "clamp_cells": True,
-            "keep_unvaried": False,
-            "half_pixel": True,
+            "all_joints_count": True, "clamp_cells": True, "keep_unvaried": False, "half_pixel": True,
             "vary_flat": False,
         },
         "loop": {"warm_up": 0, "last_rate": 0.0},
     },
-}
+}  # fmt: skip
 _CHOICES: dict[str, tuple[Any, ...]] = {
-    "loss.preset": tuple(PRESETS),
-    "loss.pose_distance": ("matrix", "axis_angle"),
-    "loss.depth_of": ("transl", "pelvis"),
-    "model.principal_point": ("true", "centre"),
-    "model.betas": (10, 11),
-    "loop.precision": ("float32", "bfloat16"),
-    "data.select": ("accepted", "optimized", "all"),
+    **{"loss.preset": tuple(PRESETS), "loss.pose_distance": ("matrix", "axis_angle"), "model.betas": (10, 11)},
+    **{"loss.depth_of": ("transl", "pelvis"), "model.principal_point": ("true", "centre")},
+    **{"loop.precision": ("float32", "bfloat16"), "data.select": ("accepted", "optimized", "all")},
 }
 # section.key -> least and most; those of sizes keep a described network from filling the memory before it is looked at
 _RANGES: dict[str, tuple[float, float]] = {
@@ -61,10 +48,10 @@ _RANGES: dict[str, tuple[float, float]] = {
     **{f"loop.{key}": (1, math.inf) for key in ("steps", "log_every", "checkpoint_every", "torch_threads")},
     **{f"loop.{key}": (0, math.inf) for key in ("workers", "evaluate_every", "rate", "encoder_rate")},
     **{f"data.{key}": (1, math.inf) for key in ("max_people", "min_joints", "batch_images", "shuffle_images")},
-    **{f"data.{key}": (0, math.inf) for key in ("max_error", "max_z_sigma")},
-    **{"data.workers": (0, math.inf), "data.seed": (0, math.inf), "data.patience": (1e-3, math.inf)},
+    **{f"data.{key}": (0, math.inf) for key in ("max_error", "max_z_sigma", "workers", "seed")},
     **{"augment.max_angle": (0, 180), "augment.min_scale": (1e-3, 1e3), "augment.max_scale": (1e-3, 1e3)},
     **{f"augment.{key}": (0, 1) for key in ("flip", "crop", "occlude", "colour")},
+    "data.patience": (1e-3, math.inf),
 }
 
 
@@ -178,9 +165,9 @@ class DataConfig:
     def __post_init__(self) -> None:
         for name in ("weights", "images", "trust", "complete"):
             found, wanted = len(getattr(self, name)), len(self.labels)
-            _expect(found in (0, wanted), f"data.{name} has {found} entries; expected {wanted}, one per data.labels")
-        _expect(all(math.isfinite(w) and w >= 0 for w in self.weights), "data.weights must be 0 or more")
-        _expect(set(self.trust) <= {"3d", "2d"}, f"data.trust is {self.trust}; expected 3d or 2d, one per data.labels")
+            expect(found in (0, wanted), f"data.{name} has {found} entries; expected {wanted}, one per data.labels")
+        expect(all(math.isfinite(w) and w >= 0 for w in self.weights), "data.weights must be 0 or more")
+        expect(set(self.trust) <= {"3d", "2d"}, f"data.trust is {self.trust}; expected 3d or 2d, one per data.labels")
 
     @property
     def limits(self) -> Limits:
@@ -229,18 +216,18 @@ class TrainConfig:
             for key, value in vars(getattr(self, section.name)).items():
                 name = f"{section.name}.{key}"
                 if name in _CHOICES:
-                    _expect(value in _CHOICES[name], f"{name} is {value!r}; choose from {_CHOICES[name]}")
+                    expect(value in _CHOICES[name], f"{name} is {value!r}; choose from {_CHOICES[name]}")
                 least, most = _RANGES.get(name, (-math.inf, math.inf))
                 if isinstance(value, int | float):
                     finite = least <= value <= most and math.isfinite(value)
-                    _expect(finite, f"{name} is {value}; expected {least:g} to {most:g}")
+                    expect(finite, f"{name} is {value}; expected {least:g} to {most:g}")
         encoder, model, side = self.encoder, self.model, self.data.input_size
-        _expect(self.augment.min_scale <= self.augment.max_scale, "augment.min_scale is over augment.max_scale")
-        _expect(side % GROUP == 0, f"data.input_size is {side}; expected a multiple of {GROUP}")
+        expect(self.augment.min_scale <= self.augment.max_scale, "augment.min_scale is over augment.max_scale")
+        expect(side % GROUP == 0, f"data.input_size is {side}; expected a multiple of {GROUP}")
         fits = encoder.width % encoder.heads == 0 and model.width % model.heads == 0 and model.width % 4 == 0
-        _expect(fits, f"encoder.width {encoder.width} and model.width {model.width} are no multiples of their heads")
+        expect(fits, f"encoder.width {encoder.width} and model.width {model.width} are no multiples of their heads")
         learns = bool(encoder.model or self.loop.init) or self.loop.encoder_rate > 0
-        _expect(learns, "loop.encoder_rate is 0 and the encoder is untrained; name one (encoder.model) or let it learn")
+        expect(learns, "loop.encoder_rate is 0 and the encoder is untrained; name one (encoder.model) or let it learn")
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Plain nested dict, JSON-ready (tuples become lists)."""
@@ -252,15 +239,8 @@ def load_train_config(
     overrides: Sequence[str] = (),
     below: Callable[[str], Mapping[str, Mapping[str, Any]]] = lambda _: {},
 ) -> TrainConfig:
-    """Defaults, preset, `below`, an optional YAML file and ``section.key=value`` overrides, in this order.
-
-    Args:
-        path, overrides: see there.
-        below: options made of the file's `loop.init`.
-
-    Raises:
-        ConfigError: a file, preset, section, key or value that cannot be used, named.
-    """
+    """Defaults, preset, `below` (options made of the file's `loop.init`), an optional YAML file and
+    ``section.key=value`` overrides, in this order. Raises: ConfigError: what cannot be used, named."""
     tree = read_tree(path, overrides)
     return train_config_from_dict(_merge(below(str(tree.get("loop", {}).get("init") or "")), tree))
 
@@ -268,14 +248,9 @@ def load_train_config(
 def train_config_from_dict(tree: Mapping[str, Mapping[str, Any]]) -> TrainConfig:
     """Inverse of `TrainConfig.to_dict`; missing keys take the preset's values, unknown ones are refused."""
     preset = tree.get("loss", {}).get("preset", LossConfig.preset)
-    _expect(isinstance(preset, str) and preset in PRESETS, f"loss.preset is {preset!r}; choose from {tuple(PRESETS)}")
+    expect(isinstance(preset, str) and preset in PRESETS, f"loss.preset is {preset!r}; choose from {tuple(PRESETS)}")
     return TrainConfig(**build_sections(TrainConfig, _merge(PRESETS[preset], tree)))
 
 
 def _merge(below: Mapping[str, Mapping[str, Any]], above: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     return {name: {**below.get(name, {}), **above.get(name, {})} for name in {**below, **above}}
-
-
-def _expect(condition: bool, message: str) -> None:
-    if not condition:
-        raise ConfigError(message)

@@ -9,7 +9,7 @@ image of 5 people). An image that cannot be used costs itself only: it is left o
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
@@ -62,37 +62,24 @@ class Turn(NamedTuple):
 class Sample:
     """One image ready to be batched."""
 
-    image_id: str  # "" = a black image in the place of a batch of which nothing could be read
+    image_id: str
     image: np.ndarray  # (h, w, 3) uint8 RGB, resized
     paint: Paint  # what is left to be done to it
     seen: Seen
 
 
-@dataclass(frozen=True)
-class Skipped:
-    """An image that could not be used."""
-
-    image_id: str
-    reason: str
+Item = Sample | str  # "key: reason" of an image that could not be used
 
 
 @dataclass(frozen=True)
 class TrainBatch:
-    """What one training step sees: B images, each of its own size, and their people.
+    """What one training step sees: B images, each of its own size, and their people."""
 
-    Attributes:
-        images: B of (3, h, w) uint8 RGB, the longer side S; not varied before `to` puts them on their device.
-        paints: what is left to be done to them; () = nothing.
-        targets: the people of all of them.
-        image_ids: B keys; "" = a black image in the place of a batch of which nothing could be read.
-        skipped: "key: reason" of each image of this batch that could not be used and is not in it.
-    """
-
-    images: tuple[torch.Tensor, ...]
-    paints: tuple[Paint, ...]
+    images: tuple[torch.Tensor, ...]  # B of (3, h, w) uint8 RGB, longer side S; varied when `to` puts them on a device
+    paints: tuple[Paint, ...]  # what is left to be done to them; () = nothing
     targets: Targets
-    image_ids: tuple[str, ...]
-    skipped: tuple[str, ...] = ()
+    image_ids: tuple[str, ...]  # B keys; "" = a black image in the place of a batch of which nothing could be read
+    skipped: tuple[str, ...] = ()  # "key: reason" of each image that could not be used and is not in it
 
     @property
     def centres(self) -> torch.Tensor:
@@ -107,21 +94,19 @@ class TrainBatch:
         targets = {name: value.to(device, non_blocking=True) for name, value in vars(self.targets).items()}
         return replace(self, images=tuple(images), paints=(), targets=Targets(**targets))
 
-    def pin_memory(self) -> TrainBatch:
-        """In memory from which a GPU copies by itself."""
-        targets = {name: value.pin_memory() for name, value in vars(self.targets).items()}
-        return replace(self, images=tuple(image.pin_memory() for image in self.images), targets=Targets(**targets))
-
 
 @dataclass(frozen=True)
 class ReadItems:
     """What a reading process sends: arrays go through a pipe, where tensors would need room in /dev/shm."""
 
-    items: list[Sample | Skipped]
+    items: list[Item]
 
     def pin_memory(self) -> TrainBatch:
-        """Called by PyTorch in a thread of its own where batches go to a GPU."""
-        return collate_samples(self.items).pin_memory()
+        """In memory from which a GPU copies by itself; called by PyTorch in a thread of its own."""
+        batch = collate_samples(self.items)
+        targets = {name: value.pin_memory() for name, value in vars(batch.targets).items()}
+        images = tuple(image.pin_memory() for image in batch.images)
+        return replace(batch, images=images, targets=Targets(**targets))
 
 
 def blank_sample(rules: Rules) -> Sample:
@@ -131,7 +116,7 @@ def blank_sample(rules: Rules) -> Sample:
     return Sample("", np.zeros((height, width, 3), np.uint8), Paint(seen.frame), seen)
 
 
-def collate_samples(items: Sequence[Sample | Skipped]) -> TrainBatch:
+def collate_samples(items: Sequence[Item]) -> TrainBatch:
     """Images and people one after the other; what was skipped is named. At least one item is a sample."""
     samples = [item for item in items if isinstance(item, Sample)]
     seen = [sample.seen for sample in samples]
@@ -146,24 +131,17 @@ def collate_samples(items: Sequence[Sample | Skipped]) -> TrainBatch:
         paints=tuple(sample.paint for sample in samples),
         targets=Targets(**{name: torch.from_numpy(array) for name, array in joined.items()}),
         image_ids=tuple(sample.image_id for sample in samples),
-        skipped=tuple(f"{item.image_id}: {item.reason}" for item in items if isinstance(item, Skipped)),
+        skipped=tuple(item for item in items if isinstance(item, str)),
     )
 
 
 def epoch_order(counts: np.ndarray, weights: np.ndarray, seed: int, epoch: int, window: int) -> np.ndarray:
-    """The images of an epoch in order, drawn from (seed, epoch) alone.
+    """(n,) int64 image numbers of an epoch in order, pieces end to end, drawn from (seed, epoch) alone.
 
-    Pieces are shuffled, consecutive ones joined to windows, and the images of a window shuffled: neighbours come from
-    all label sets while a reader holds the labels of one window only. With a weight of 1 every image is there once;
-    with w, floor(w) times, and once more with probability w - floor(w).
-
-    Args:
-        counts, weights: (k,) images of each piece, and times an epoch each of them is seen.
-        seed, epoch: decide everything.
-        window: images that are shuffled among each other.
-
-    Returns:
-        (n,) int64 image numbers, pieces end to end.
+    Pieces, of `counts` (k,) images, are shuffled, consecutive ones joined to windows of at least `window` images, and
+    the images of a window shuffled: neighbours come from all label sets while a reader holds the labels of one window
+    only. With a weight (k,) of 1 an image is there once; with w, floor(w) times, and once more with probability
+    w - floor(w).
     """
     random = np.random.default_rng([_ORDER, seed, epoch])
     starts = np.cumsum(counts) - counts
@@ -194,27 +172,20 @@ def deal_batches(
         yield [Turn(epoch, position, int(order[position])) for position in positions]
 
 
-class TrainingImages(Dataset[Sample | Skipped]):
+class TrainingImages(Dataset[Item]):
     """Images by their number in the index, seen as a `Turn` says; safe to use in forked or spawned processes."""
 
     def __init__(
         self, sets: Sequence[LabelSet], body: BodyModel, config: DataConfig, augment: AugmentConfig | None = None,
         held_out: bool = False,
     ) -> None:  # fmt: skip
-        """Index the labels.
+        """Index the labels of `sets`, opened in the order of `config.labels`, with their body model on the CPU.
 
-        Args:
-            sets: opened subsets, in the order of `config.labels`.
-            body: the model the labels belong to, on the CPU.
-            config: options.
-            augment: how images are varied; None = they are seen as they are.
-            held_out: the images kept for evaluation instead of the others.
-
-        Raises:
-            LabelsError: a label file cannot be read, or no image is left.
+        `augment`: how images are varied, None = they are seen as they are; `held_out`: the images kept for evaluation
+        instead of the others. Raises: LabelsError: a label file cannot be read, or no image is left.
         """
         self.sets, self.config = tuple(sets), config
-        self._rules = Rules.of(body, config, augment or without_augmentation(AugmentConfig()))
+        self._rules = Rules(body, config, augment or without_augmentation(AugmentConfig()))
         self.pieces = index_pieces(sets, Part(config.select, config.holdout, held_out, config.limits))
         if not self.pieces:
             said = f"{config.select!r} with people; choose another data.select"
@@ -235,12 +206,8 @@ class TrainingImages(Dataset[Sample | Skipped]):
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    def __getitem__(self, turn: Turn) -> Sample | Skipped:
-        """One image of an epoch.
-
-        Raises:
-            LabelsError, ManifestError: label files or manifests changed or were damaged since they were opened.
-        """
+    def __getitem__(self, turn: Turn) -> Item:
+        """One image of an epoch. Raises: LabelsError, ManifestError: label files changed since they were opened."""
         number = int(np.searchsorted(self._starts, turn.image, side="right")) - 1
         columns, row = self._read(number), turn.image - int(self._starts[number])
         label_set, config = self.pieces[number].label_set, self.config
@@ -260,9 +227,9 @@ class TrainingImages(Dataset[Sample | Skipped]):
             )
             return self._vary(turn, str(image_id), file.rgb, *square_pixels(file.size, labels))
         except UnusableImage as error:
-            return Skipped(str(image_id), str(error))
+            return f"{image_id}: {error}"
 
-    def __getitems__(self, turns: list[Turn]) -> list[Sample | Skipped]:
+    def __getitems__(self, turns: list[Turn]) -> list[Item]:
         """A batch; where no image of it can be used, a black one stands in: every rank always has a step to do."""
         items = [self[turn] for turn in turns]
         return items if any(isinstance(item, Sample) for item in items) else [*items, blank_sample(self._rules)]
@@ -323,9 +290,7 @@ class TrainingData:
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[TrainBatch]:
         """The batches of an epoch from a step on, exactly as they would have come without an interruption.
 
-        Raises:
-            LabelsError, ManifestError: label files or manifests changed or were damaged since they were opened.
-            ReadingProcessLost: see there.
+        Raises: LabelsError, ManifestError: label files changed since they were opened. ReadingProcessLost: see there.
         """
         images, config = self.images, self.images.config
         order = epoch_order(images.counts, images.weights, config.seed, epoch, config.shuffle_images)
@@ -343,18 +308,14 @@ class TrainingData:
         except DtoError as error:  # a reading process sends its whole trace along; the sentence stands last
             raise type(error)(str(error).rpartition(f"{type(error).__name__}: ")[2].strip()) from error
         except RuntimeError as error:
+            said = f"a process that reads images was killed ({str(error).splitlines()[0]}); where memory ran out, "
+            said += "lower data.workers or data.shuffle_images; then start again"
             if _TOO_LONG in str(error):
-                raise ReadingProcessLost(
-                    f"{config.workers} processes that read images gave nothing in {config.patience:g} s "
-                    "(data.patience); look at the storage they read from, then raise data.patience, or set "
-                    "data.workers=0"
-                ) from error
-            if _PROCESS_LOST not in str(error):
+                said = f"{config.workers} processes that read images gave nothing in {config.patience:g} s "
+                said += "(data.patience); look at their storage, then raise data.patience, or set data.workers=0"
+            elif _PROCESS_LOST not in str(error):
                 raise
-            raise ReadingProcessLost(
-                f"a process that reads images was killed ({str(error).splitlines()[0]}); where memory ran out, lower "
-                "data.workers or data.shuffle_images; then start again"
-            ) from error
+            raise ReadingProcessLost(said) from error
 
 
 class Stream(Protocol):
@@ -363,45 +324,24 @@ class Stream(Protocol):
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[TrainBatch]: ...
 
 
-class Source(Protocol):
-    """What the loop needs; may be pickled. Each process gets its share."""
-
-    def training(self, rank: int, world: int) -> Stream: ...
-
-    def held_out(self, rank: int, world: int) -> Iterable[TrainBatch]:
-        """The images kept for evaluation, as they are; may be walked through again and again."""
-        ...
-
-
-@dataclass(frozen=True)
-class LabelSource:
-    """A `Source` of opened label sets, see `data.training_labels`. Raises: LabelsError: no image is left."""
-
-    sets: tuple[LabelSet, ...]
-    config: TrainConfig
-
-    def training(self, rank: int, world: int) -> Stream:
-        """The images that are not held out, varied anew in every epoch."""
-        return self._data(self.config.augment, rank, world)
-
-    def held_out(self, rank: int, world: int) -> Iterable[TrainBatch]:
-        """None where `data.holdout` is 0."""
-        if self.config.data.holdout == 0:
-            return ()
-        return self._data(without_augmentation(self.config.augment), rank, world, held_out=True)
-
-    def _data(self, augment: AugmentConfig, rank: int, world: int, held_out: bool = False) -> TrainingData:
-        config = self.config
-        data = replace(config.data, weights=()) if held_out else config.data
-        body = load_body(config.body.model_path, config.body.kid_axis)
-        return TrainingData(TrainingImages(self.sets, body, data, augment, held_out), rank, world, config.loop.gpu)
+def open_stream(
+    sets: tuple[LabelSet, ...], config: TrainConfig, rank: int, world: int, held_out: bool
+) -> TrainingData | None:
+    """A process's share of opened label sets: the images that are not held out, varied anew in every epoch, or those
+    that are, as they are; None where `data.holdout` is 0. Raises: LabelsError: no image is left."""
+    data, augment = config.data, config.augment
+    if held_out:
+        data, augment = replace(data, weights=()), without_augmentation(augment)
+    if held_out and not data.holdout:
+        return None
+    body = load_body(config.body.model_path, config.body.kid_axis)
+    return TrainingData(TrainingImages(sets, body, data, augment, held_out), rank, world, config.loop.gpu)
 
 
 def batches_from(stream: Stream, position: Position) -> Iterator[tuple[TrainBatch, Position]]:
     """Endless batches from a position on, each with the position after it.
 
-    Raises:
-        LabelsError: an epoch has no batch, no image that can be used, or shows nobody.
+    Raises: LabelsError: an epoch has no batch, no image that can be used, or shows nobody.
     """
     while True:
         is_whole, images, people, skipped, reason = position.batch == 0, 0, 0, 0, ""
@@ -414,15 +354,11 @@ def batches_from(stream: Stream, position: Position) -> Iterator[tuple[TrainBatc
             position = Position(position.step + 1, position.epoch, position.batch + 1)
             yield batch, position
         if not images and skipped and (is_whole or skipped >= _BLIND):
-            raise LabelsError(
-                f"none of {skipped} images could be used, the first: {reason}; is data.images where the photographs of "
-                "data.labels are?"
-            )
+            said = f"none of {skipped} images could be used, the first: {reason}; is data.images where the photographs "
+            raise LabelsError(f"{said}of data.labels are?")
         if is_whole and images and not people:
-            raise LabelsError(
-                f"a whole epoch of {images} images showed nobody; look at data.labels and data.select, or loosen "
-                "augment and data.min_joints"
-            )
+            said = f"a whole epoch of {images} images showed nobody; look at data.labels and data.select, or loosen "
+            raise LabelsError(f"{said}augment and data.min_joints")
         if is_whole and not images and not skipped:
             raise LabelsError("an epoch has no images; are all data.weights 0?")
         position = Position(position.step, position.epoch + 1, 0)

@@ -1,34 +1,51 @@
-"""One step of learning: a batch in, changed weights and the losses out. The same in one process and in many.
+"""One step of learning, a batch in, changed weights and the losses out, and how good the network is on held-out labels.
 
-Knows network, losses and optimiser; knows neither files nor Ray. Where torch.distributed is up, gradients and counts
-are averaged over all processes.
+The same in one process and in many: where torch.distributed is up, gradients and counts are averaged over all of them.
+Knows network, losses and optimiser; knows neither files nor Ray. Metres, radians.
 """
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import distributed, nn
+from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from dto_pipeline.array_files import read_npy
 from dto_pipeline.errors import DtoError
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.reading import open_regular
-from dto_pipeline.train.blocks import Known
+from dto_pipeline.train.blocks import CONFIDENT, Known, corners
 from dto_pipeline.train.config import LoopConfig, TrainConfig
 from dto_pipeline.train.dataset import TrainBatch
 from dto_pipeline.train.losses import compute_losses
-from dto_pipeline.train.matching import match_people
+from dto_pipeline.train.matching import generalised_iou, match_people
 from dto_pipeline.train.model import MeshNetwork, Predictions, with_joints
+from dto_pipeline.train.targets import TREE_JOINTS
 
 T = TypeVar("T")
-_LAST = re.compile(r"[a-z0-9_]+$")  # terms of the last layer
+MEASURES = {
+    "pair_depth_error": "pairwise depth error [m]",
+    "near_pair_depth_error": "pairwise depth error, pairs within 1 m [m]",
+    "depth_error": "absolute z error [m]",
+    "transl_error": "translation error [m]",
+    "fov_error": "field of view error [rad]",
+    "ordinal": "ordinal accuracy at 0.2 m",
+    "height_error": "height error [m]",
+    "mpjpe": "MPJPE [m]",
+    "recall": "recall",
+    "precision": "precision",
+}  # keys of `evaluate` with what tables call them
+_COUNTS = ("images", "skipped_images", "persons", "pairs")
+_REACH = 1.0  # `near_pair_depth_error` is over pairs whose true z differ by at most this [m]
+_SAME = 0.2  # people nearer to each other than this in z are in one order of depth [m]
 _MOST_SKIPPED = 10  # steps in a row without a finite gradient, after which training stops
 _HEAD_TOP, _NECK = 3, 2  # rows of J_regressor_extra
 
@@ -60,11 +77,7 @@ class Learner:
         self._regressor = read_regressor(self.config.data.regressor, self.body)
 
     def step(self, batch: TrainBatch, number: int) -> dict[str, float]:
-        """Learn from one batch.
-
-        Args:
-            batch: images and labels, anywhere.
-            number: of the step, from 0; sets the learning rate.
+        """Learn from one batch, images and labels anywhere; the `number` of the step, from 0, sets the learning rate.
 
         Returns:
             The loss, each unweighted loss of the last layer, the gradient's norm before clipping, the learning rate,
@@ -75,89 +88,61 @@ class Learner:
             TrainingDiverged: no finite gradient in many steps.
         """
         self.network.train()
-        rate = learning_rate(number, self.config.loop)
+        rate, config = learning_rate(number, self.config.loop), self.config
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["factor"]
         batch = batch.to(self.device)
-        known = self._known(batch)
-        with self._autocast():
-            predictions: Predictions = self._shared(batch.images, **self._ways(batch), known=known)
-        predictions = self._pose(predictions)
-        matches = match_people(predictions, batch.targets)
-        losses = compute_losses(predictions, batch.targets, matches, self.config.loss, mean_over_processes, known)
+        targets, known = batch.targets, None
+        if config.model.denoising and len(targets.image):  # what is no label is 0 there, unless as published
+            people = torch.cat([targets.poses, targets.betas[:, :10]], dim=-1)
+            if not config.loss.denoise_untrusted:
+                people = torch.where(targets.has_body[:, None], people, 0.0)
+            known = Known(targets.image, len(batch.images), targets.boxes, people, config.model.denoising)
+        predictions = self._look(self._shared, batch, known)
+        matches = match_people(predictions, targets)
+        losses = compute_losses(predictions, targets, matches, config.loss, mean_over_processes, known)
         self.optimizer.zero_grad(set_to_none=True)
         losses.total.backward()
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.loop.clip)
-        last = {name: losses.terms[name] for name, weight in losses.weights.items() if weight and _LAST.match(name)}
-        values = {"loss": losses.total, **last, "gradient_norm": norm}
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), config.loop.clip)
+        weighted = [name for name, weight in losses.weights.items() if weight and re.fullmatch("[a-z0-9_]+", name)]
+        values = {"loss": losses.total, **{name: losses.terms[name] for name in weighted}, "gradient_norm": norm}
         # times the processes: the mean below is then the sum
         values["skipped_images"] = norm.new_full((), len(batch.skipped) * count_processes())
         means = mean_over_processes(torch.stack([value.detach() for value in values.values()])).tolist()
-        told = dict(zip(values, means, strict=True))
-        skipped = self._update(math.isfinite(told["gradient_norm"]) and math.isfinite(told["loss"]))
-        return told | {"rate": rate, "skipped_step": float(skipped)}
+        told = dict(zip(values, means, strict=True)) | {"rate": rate, "skipped_step": 0.0}
+        if math.isfinite(told["gradient_norm"]) and math.isfinite(told["loss"]):
+            self.optimizer.step()
+            self._skipped_in_a_row = 0
+            return told
+        self._skipped_in_a_row += 1
+        if self._skipped_in_a_row >= _MOST_SKIPPED:
+            said = f"gradients were not finite in {_MOST_SKIPPED} steps in a row"
+            raise TrainingDiverged(f"{said}; lower loop.rate, or use loop.precision=float32")
+        return told | {"skipped_step": 1.0}
 
     @torch.no_grad()
     def predict(self, batch: TrainBatch) -> Predictions:
         """What the network says of a batch, without learning."""
         self.network.eval()
-        batch = batch.to(self.device)
-        with self._autocast():
-            predictions = self.network(batch.images, **self._ways(batch))
-        return self._pose(predictions)
+        return self._look(self.network, batch.to(self.device))
 
-    def _pose(self, predictions: Predictions) -> Predictions:
-        return with_joints(predictions, self.body, self._regressor, with_all=self._regressor is not None)
-
-    def _ways(self, batch: TrainBatch) -> dict[str, Any]:
-        """How the config wants the network to look."""
-        model = self.config.model
+    def _look(self, network: nn.Module, batch: TrainBatch, known: Known | None = None) -> Predictions:
+        model, half = self.config.model, self.config.loop.precision == "bfloat16"
         centres = batch.centres if model.principal_point == "true" else None
-        return {"centres": centres, "by_image": model.prune_by_image}
-
-    def _known(self, batch: TrainBatch) -> Known | None:
-        """The people that denoising queries start from; what is no label of them is 0 there, unless as published."""
-        targets = batch.targets
-        if not self.config.model.denoising or not len(targets.image):
-            return None
-        body = torch.cat([targets.poses, targets.betas[:, :10]], dim=-1)
-        if not self.config.loss.denoise_untrusted:
-            body = torch.where(targets.has_body[:, None], body, 0.0)
-        return Known(targets.image, len(batch.images), targets.boxes, body, self.config.model.denoising)
-
-    def _autocast(self) -> torch.autocast:
-        enabled = self.config.loop.precision == "bfloat16"
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
-
-    def _update(self, finite: bool) -> bool:
-        """Change the weights, unless the gradient is not finite; says whether the step was skipped."""
-        if finite:
-            self.optimizer.step()
-            self._skipped_in_a_row = 0
-            return False
-        self._skipped_in_a_row += 1
-        if self._skipped_in_a_row >= _MOST_SKIPPED:
-            raise TrainingDiverged(
-                f"gradients were not finite in {_MOST_SKIPPED} steps in a row; lower loop.rate, or use "
-                "loop.precision=float32"
-            )
-        return True
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+            found = network(batch.images, centres=centres, by_image=model.prune_by_image, known=known)
+        return with_joints(found, self.body, self._regressor, with_all=self._regressor is not None)
 
 
 def build_optimizer(network: MeshNetwork, config: LoopConfig) -> torch.optim.AdamW:
     """AdamW; the encoder's weights learn `encoder_rate` times as fast, and are left as they are where that is 0."""
     names = ("encoder.blocks.", "encoder.norm.", "encoder_")  # what a DINOv2 begins; additional blocks always learn
-    encoder: list[nn.Parameter] = []
-    others: list[nn.Parameter] = []
+    parts: dict[tuple[bool, float], list[nn.Parameter]] = {}
     for name, weight in network.named_parameters():
-        own = name.startswith(names)
-        weight.requires_grad_(not own or config.encoder_rate > 0)
-        (encoder if own and config.encoder_rate > 0 else [] if own else others).append(weight)
-    groups: list[dict[str, Any]] = [
-        {"params": encoder, "factor": config.encoder_rate},
-        {"params": others, "factor": 1.0},
-    ]
-    groups = [group for group in groups if group["params"]]
+        factor = config.encoder_rate if name.startswith(names) else 1.0
+        weight.requires_grad_(factor > 0)
+        parts.setdefault((name.startswith(names), factor), []).append(weight)
+    groups = [{"params": parts[key], "factor": key[1]} for key in sorted(parts, reverse=True) if key[1] > 0]
     return torch.optim.AdamW(groups, lr=config.rate, weight_decay=config.weight_decay)
 
 
@@ -171,13 +156,13 @@ def learning_rate(step: int, config: LoopConfig) -> float:
 
 def read_regressor(path: str, body: BodyModel) -> torch.Tensor | None:
     """(2, V) head top and neck of J_regressor_extra.npy, None where it is not named. Raises: DtoError."""
-    if not path:
-        return None
 
     def check(_: str, shape: tuple[int, ...], kind: np.dtype) -> None:
         if shape != (9, body.num_vertices) or kind.kind != "f":
             raise ValueError(f"it holds {kind} of shape {shape}; expected (9, {body.num_vertices}), as the body model")
 
+    if not path:
+        return None
     try:
         with open_regular(path) as stream:
             found = read_npy(stream, check)
@@ -186,8 +171,76 @@ def read_regressor(path: str, body: BodyModel) -> torch.Tensor | None:
     return torch.from_numpy(found[[_HEAD_TOP, _NECK]]).float().to(body.faces.device)
 
 
+def evaluate(
+    predict: Callable[[TrainBatch], Predictions], batches: Iterable[TrainBatch], body: BodyModel
+) -> dict[str, float]:
+    """Means over all people, pairs and images, of all processes.
+
+    Every labelled body is answered by the query that the training's own matching assigns to it, however sure the
+    network is of it, so that networks are compared over the same people; how many of these queries would be reported is
+    told beside (`recall`). For the community's definitions on finished predictions see `dto eval`.
+
+    Args:
+        predict: the network, with joints.
+        batches: held-out images with labels; body: their model, where the predictions are.
+
+    Returns:
+        The keys of `MEASURES`, and the counts `images`, `skipped_images`, `persons` and `pairs`; without any image only
+        the first two.
+    """
+    sums = torch.zeros(len(MEASURES) + len(_COUNTS), 2, dtype=torch.float64, device=body.faces.device)
+    for there in batches:
+        batch = there.to(sums.device)
+        found = _measure(batch, predict(batch), body)
+        sums[: len(MEASURES), 0] += torch.stack([found[name].double().sum() for name in MEASURES])
+        sums[: len(MEASURES), 1] += sums.new_tensor([len(found[name]) for name in MEASURES])
+        counts = (sum(key != "" for key in batch.image_ids), len(batch.skipped))
+        sums[len(MEASURES) :, 0] += sums.new_tensor([*counts, len(found["mpjpe"]), len(found["ordinal"])])
+    top, count = (mean_over_processes(sums) * count_processes()).T.tolist()
+    told = dict(zip(_COUNTS, top[len(MEASURES) :], strict=True))
+    if not told["images"]:
+        return {name: told[name] for name in _COUNTS[:2]}
+    means = [a / b if b else math.nan for a, b in zip(top, count, strict=True)]
+    return told | dict(zip(MEASURES, means, strict=False))
+
+
+def _measure(batch: TrainBatch, predictions: Predictions, body: BodyModel) -> dict[str, torch.Tensor]:
+    """The values (n,) of each measure in a batch: of people, of pairs of one image, of images with a camera."""
+    targets = batch.targets
+    matches = match_people(predictions, targets)
+    kept = targets.has_body[matches.person[-1]]
+    image, query, person = (part[-1][kept] for part in (matches.image, matches.query, matches.person))
+    found = (-1, image, query)
+    assert predictions.j3ds is not None
+    joints, true = (j[:, :TREE_JOINTS] - j[:, :1] for j in (predictions.j3ds[found], targets.j3ds[person]))
+    overlap = generalised_iou(corners(predictions.boxes[found]), corners(targets.boxes[person])) > 0
+    betas = functional.pad(predictions.betas[found], (0, 11 - predictions.betas.shape[-1]))
+    transl, true_transl = predictions.transl[found], targets.transl[person]
+    i, j = torch.triu_indices(len(image), len(image), 1, device=image.device)
+    together = image[i] == image[j]
+    apart, true_apart = (z[i[together]] - z[j[together]] for z in (transl[:, 2], true_transl[:, 2]))
+    order, true_order = (torch.sign(d) * (d.abs() >= _SAME) for d in (apart, true_apart))
+    known, focals = targets.image_focals > 0, (predictions.intrinsics[:, 0, 0], targets.image_focals)
+    fov, true_fov = (2 * torch.atan(targets.heights[known] / 2 / focal[known]) for focal in focals)
+    right = (predictions.confs[found] >= CONFIDENT) & overlap
+    read = torch.tensor([key != "" for key in batch.image_ids], device=image.device)  # others are black stand-ins
+    wrong = int(((predictions.confs[-1] >= CONFIDENT) & read[:, None]).sum() - right.sum())
+    return {
+        "pair_depth_error": (apart - true_apart).abs(),
+        "near_pair_depth_error": (apart - true_apart).abs()[true_apart.abs() <= _REACH],
+        "depth_error": (transl - true_transl)[:, 2].abs(),
+        "transl_error": (transl - true_transl).norm(dim=-1),
+        "fov_error": (fov - true_fov).abs(),
+        "ordinal": (order == true_order).float(),
+        "height_error": (body.rest_height(betas) - body.rest_height(targets.betas[person])).abs(),
+        "mpjpe": (joints - true).norm(dim=-1).mean(-1),
+        "recall": right.float(),
+        "precision": functional.pad(right[right].float(), (0, max(0, wrong))),
+    }
+
+
 def mean_over_processes(numbers: torch.Tensor) -> torch.Tensor:
-    """Mean of (n,) numbers over the processes that share a step; in a single one the numbers themselves."""
+    """Mean of numbers over the processes that share a step; in a single one the numbers themselves."""
     if not distributed.is_initialized():
         return numbers
     shared = numbers.clone()
@@ -207,8 +260,7 @@ def own_rank() -> int:
 
 def broadcast_from_rank_0(value: T) -> T:
     """What rank 0 says, in all processes."""
-    if not distributed.is_initialized():
-        return value
     said: list[Any] = [value]
-    distributed.broadcast_object_list(said, 0)
+    if distributed.is_initialized():
+        distributed.broadcast_object_list(said, 0)
     return said[0]

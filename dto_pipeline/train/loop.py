@@ -14,47 +14,45 @@ worker, goes on from the newest that can be read. A training's folder:
 
 from __future__ import annotations
 
+import csv
 import itertools
 import logging
+import math
+import os
+import socket
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from dto_pipeline.config_tree import describe_difference
-from dto_pipeline.data.files import write_json_atomic
+from dto_pipeline.data.files import take_lock, write_bytes_atomic, write_json_atomic
 from dto_pipeline.errors import DtoError
 from dto_pipeline.models.body import load_body
-from dto_pipeline.reading import IrregularFile, parse_json, read_regular
-from dto_pipeline.train.checkpoint import (
-    Checkpoint,
-    Position,
-    begin_network,
-    checkpoint_file,
-    library_versions,
-    list_checkpoints,
-    read_checkpoint,
-    restore_network,
-    save_checkpoint,
-)
-from dto_pipeline.train.config import TrainConfig, train_config_from_dict
-from dto_pipeline.train.dataset import Source, TrainBatch, batches_from
-from dto_pipeline.train.evaluation import evaluate
-from dto_pipeline.train.learner import Learner, broadcast_from_rank_0, count_processes, mean_over_processes, own_rank
-from dto_pipeline.train.records import HELD_OUT, TRAINING, Records, hold_folder, read_rows
+from dto_pipeline.reading import parse_json, read_regular
+from dto_pipeline.train import checkpoint as files
+from dto_pipeline.train.checkpoint import Checkpoint, Position
+from dto_pipeline.train.config import TrainConfig
+from dto_pipeline.train.dataset import TrainBatch, batches_from
+from dto_pipeline.train.learner import Learner, broadcast_from_rank_0, count_processes, evaluate, own_rank
 
+TRAINING, HELD_OUT, LOCK_FILE = "metrics.csv", "evaluation.csv", "train.lock"
 FREE_OPTIONS = {
     "loop": {"steps", "log_every", "evaluate_every", "checkpoint_every", "gpu", "torch_threads", "max_failures"},
     "data": {"workers", "patience"},
 }  # may change between starts of one training (steps: be raised); another number of loop.workers would change the batch
-_LOG = logging.getLogger(__name__)
+_MOST_BYTES = 1 << 30  # of a metrics file: ten million rows
 _LOOK_EVERY = 2.0  # at what workers wrote down [s]
+_LOG = logging.getLogger(__name__)
 Report = Callable[[dict[str, Any]], None]
+# rank, world -> its share of the data: a `Stream`, or (held out) batches to be walked through again and again, or None
+Source = Callable[[int, int, bool], Any]
 
 
 class TrainError(DtoError, RuntimeError):
@@ -66,7 +64,7 @@ def train_network(config: TrainConfig, source: Source, folder: Path, progress: b
 
     Args:
         config: all options; `loop.workers` decides where it runs. Ray, if asked for, must be connected already.
-        source: of the batches.
+        source: of the batches; may be pickled.
         folder: of the training, made if missing; shared by all machines.
         progress: show a bar.
 
@@ -74,8 +72,7 @@ def train_network(config: TrainConfig, source: Source, folder: Path, progress: b
         The last row of the evaluation; empty without held-out images.
 
     Raises:
-        TrainError: the folder holds another training, or workers failed too often.
-        FolderBusy: another process trains in it now.
+        TrainError: another process trains in the folder, it holds another training, or workers failed too often.
     """
     with hold_folder(folder):
         _claim_folder(folder, config)
@@ -90,21 +87,17 @@ def train_network(config: TrainConfig, source: Source, folder: Path, progress: b
 
 
 def run_rank(config: TrainConfig, source: Source, folder: Path, device: torch.device, report: Report) -> None:
-    """What each process does from the newest checkpoint to the last step.
-
-    Args:
-        report: called by every process at every checkpoint; a barrier under Ray.
-    """
+    """What each process does from the newest checkpoint to the last step; all of them call `report` at every
+    checkpoint: a barrier under Ray."""
     loop, (learner, position) = config.loop, start_learner(config, folder, device)
     rank, world = own_rank(), count_processes()
-    held_out = source.held_out(rank, world)  # before the first step: what is wrong with it is said now
+    held_out = source(rank, world, True)  # before the first step: what is wrong with it is said now
     records = Records(folder, position.step) if rank == 0 else None
     window: list[dict[str, float]] = []
 
     def evaluate_now(step: int) -> None:
         """All processes at once, each its share: else the others would wait longer than a process group lets them."""
-        share = lambda sums: mean_over_processes(sums) * count_processes()  # noqa: E731
-        measures = evaluate(learner.predict, map(_told, held_out), learner.body, share)
+        measures = evaluate(learner.predict, map(_told, held_out or ()), learner.body)
         if records is not None and measures["images"]:
             records.add(HELD_OUT, step, measures)
         elif records is not None and measures["skipped_images"]:
@@ -116,17 +109,21 @@ def run_rank(config: TrainConfig, source: Source, folder: Path, device: torch.de
         lacks = position.step > 0 and is_due(position.step, loop.evaluate_every, loop.steps)
         if broadcast_from_rank_0(lacks and position.step not in done):
             evaluate_now(position.step)
-        stream = batches_from(source.training(rank, world), position)
+        stream = batches_from(source(rank, world, False), position)
         for batch, after in itertools.islice(stream, loop.steps - position.step):
             window.append(learner.step(_told(batch), position.step))
             position = after
             if is_due(position.step, loop.log_every, loop.steps):
                 if records is not None:
-                    records.add(TRAINING, position.step, _summarise(window))
+                    sums = {key: sum(row[key] for row in window) for key in window[0]}
+                    means = {k: v if k.startswith("skipped_") else v / len(window) for k, v in sums.items()}
+                    records.add(TRAINING, position.step, means | {"rate": window[-1]["rate"]})
                 window.clear()
             saves = is_due(position.step, loop.checkpoint_every, loop.steps)
             if saves and records is not None:  # before an evaluation: whatever befalls it, this is kept
-                save_checkpoint(folder, _freeze(learner, position))
+                state = (learner.network.state_dict(), learner.optimizer.state_dict(), position)
+                made_by = (files.library_versions(), learner.body.sha256)
+                files.save_checkpoint(folder, Checkpoint(config, learner.init, *state, *made_by))
             if is_due(position.step, loop.evaluate_every, loop.steps):
                 evaluate_now(position.step)
             if saves:
@@ -143,34 +140,28 @@ def _told(batch: TrainBatch) -> TrainBatch:
 
 
 def start_learner(config: TrainConfig, folder: Path, device: torch.device) -> tuple[Learner, Position]:
-    """Network and optimiser from the newest checkpoint that can be read, or new ones from `loop.seed`.
-
-    Rank 0 chooses the checkpoint, and all go on from it.
-
-    Raises:
-        CheckpointError: there are checkpoints, but none can be used.
-        TrainError: the body model is another one than the checkpoint's.
-    """
+    """Network and optimiser from the newest checkpoint that can be read, which rank 0 chooses for all, or new ones from
+    `loop.seed`. Raises: CheckpointError: there are some, none can be used. TrainError: they are of another body."""
     if device.type == "cpu":
         torch.set_num_threads(config.loop.torch_threads)
     torch.manual_seed(config.loop.seed)
     body = load_body(config.body.model_path, config.body.kid_axis)
     is_first = own_rank() == 0
-    checkpoint = read_checkpoint(folder) if is_first and list_checkpoints(folder) else None
-    step = broadcast_from_rank_0(checkpoint.position.step if checkpoint else None)
+    newest = files.read_checkpoint(folder) if is_first and files.list_checkpoints(folder) else None
+    step = broadcast_from_rank_0(newest.position.step if newest else None)
     if step is None:
-        network, init = begin_network(config)
+        network, init = files.begin_network(config)
         if init and is_first:
             _note(folder, init=init)
         return Learner(config, network, body, device, init), Position()
-    checkpoint = checkpoint or read_checkpoint(checkpoint_file(folder, step))
-    if body.sha256 != checkpoint.body_sha256:
-        found = f"sha256 {body.sha256[:16]}, this training began with {checkpoint.body_sha256[:16]}"
+    newest = newest or files.read_checkpoint(files.checkpoint_file(folder, step))
+    if body.sha256 != newest.body_sha256:
+        found = f"sha256 {body.sha256[:16]}, this training began with {newest.body_sha256[:16]}"
         raise TrainError(f"the body model (body.model_path) has {found}; put the right one back")
-    learner = Learner(config, restore_network(checkpoint), body, device, checkpoint.init)
-    learner.optimizer.load_state_dict(checkpoint.optimizer)
+    learner = Learner(config, files.restore_network(newest), body, device, newest.init)
+    learner.optimizer.load_state_dict(newest.optimizer)
     _LOG.info("resumed at step %d", step)
-    return learner, checkpoint.position
+    return learner, newest.position
 
 
 def is_due(step: int, every: int, last: int) -> bool:
@@ -178,42 +169,42 @@ def is_due(step: int, every: int, last: int) -> bool:
     return step == last or (every > 0 and step % every == 0)
 
 
-def _summarise(rows: list[dict[str, float]]) -> dict[str, float]:
-    """Means by key, but counts of what was skipped are summed and rates are the last."""
-    means = {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
-    sums = {key: sum(row[key] for row in rows) for key in ("skipped_step", "skipped_images")}
-    return means | sums | {"rate": rows[-1]["rate"]}
-
-
-def _freeze(learner: Learner, position: Position) -> Checkpoint:
-    return Checkpoint(
-        config=learner.config,
-        init=learner.init,
-        weights=learner.network.state_dict(),
-        optimizer=learner.optimizer.state_dict(),
-        position=position,
-        versions=library_versions(),
-        body_sha256=learner.body.sha256,
-    )
+@contextmanager
+def hold_folder(folder: Path) -> Iterator[None]:
+    """Keep other trainings out of a folder, which is made if missing, by the file system's locks, which do not
+    everywhere reach other machines. Raises: TrainError: somebody else is at work in it, named."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK_FILE).open("a+") as stream:
+        try:
+            locked = take_lock(stream)
+        except BlockingIOError as error:
+            stream.seek(0)
+            said = f"{folder} is being trained by {stream.read().strip() or 'another process'}"
+            raise TrainError(f"{said}; wait for it, end it, or choose another") from error
+        if not locked:
+            _LOG.warning("%s: no file locks here; see to it that only one training runs in this folder", folder)
+        stream.truncate(0)
+        stream.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
+        stream.flush()
+        yield
 
 
 def _claim_folder(folder: Path, config: TrainConfig) -> None:
     """Write train.json, or refuse a folder whose training has other options."""
-    path, wanted = folder / "train.json", _fixed_options(config)
-    if not path.exists():
-        write_json_atomic(path, {"config": config.to_dict(), "versions": library_versions()})
-        return
-    try:
-        before = train_config_from_dict(parse_json(read_regular(path))["config"])
-    except (ValueError, KeyError, TypeError, AttributeError, IrregularFile) as error:
-        raise TrainError(f"{path} cannot be used ({error}); choose another folder, or put the file back") from error
-    differing = describe_difference(_fixed_options(before), wanted)
-    if differing:
-        raise TrainError(f"{folder} holds another training ({'; '.join(differing)}); choose another folder")
-    if config.loop.steps < before.loop.steps:
-        found = f"loop.steps is {config.loop.steps}, this training was to take {before.loop.steps}"
-        raise TrainError(f"{folder}: {found}; more may be asked for, fewer not: choose another folder")
-    _note(folder, config=config.to_dict())
+    path, versions = folder / "train.json", {"versions": files.library_versions()}
+    if path.exists():
+        versions, before = {}, files.read_train_json(path)
+        trees = [one.to_dict() for one in (before, config)]
+        for tree in trees:
+            tree["loop"]["workers"] = max(1, tree["loop"]["workers"])  # 0 and 1 share every step alike
+            for name, keys in FREE_OPTIONS.items():
+                tree[name] = {key: value for key, value in tree[name].items() if key not in keys}
+        if differing := describe_difference(*trees):
+            raise TrainError(f"{folder} holds another training ({'; '.join(differing)}); choose another folder")
+        if config.loop.steps < before.loop.steps:
+            found = f"loop.steps is {config.loop.steps}, this training was to take {before.loop.steps}"
+            raise TrainError(f"{folder}: {found}; more may be asked for, fewer not: choose another folder")
+    _note(folder, config=config.to_dict(), **versions)
 
 
 def _note(folder: Path, **facts: Any) -> None:
@@ -223,14 +214,78 @@ def _note(folder: Path, **facts: Any) -> None:
         write_json_atomic(path, (parse_json(read_regular(path)) if path.exists() else {}) | facts)
 
 
-def _fixed_options(config: TrainConfig) -> dict[str, dict[str, Any]]:
-    """The options that must not change between starts; 0 and 1 workers share every step alike."""
-    tree = config.to_dict()
-    tree["loop"]["workers"] = max(1, config.loop.workers)
-    return {
-        name: {key: value for key, value in section.items() if key not in FREE_OPTIONS.get(name, ())}
-        for name, section in tree.items()
-    }
+class Records:
+    """The metrics of one training as CSV and TensorBoard events; only one process may write them."""
+
+    def __init__(self, folder: Path, done: int = 0) -> None:
+        """`folder` of the training; `done`: steps done, rows of later ones are dropped, so that a step has one row."""
+        self._folder, self._columns = folder, dict[str, list[str]]()
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in (folder / TRAINING, folder / HELD_OUT):
+            kept = [row for row in read_rows(path) if row["step"] <= done]
+            if kept:
+                self._columns[path.name] = list(kept[0])
+                write_bytes_atomic(path, "".join([_line(kept[0]), *(_line(row.values()) for row in kept)]).encode())
+            else:
+                path.unlink(missing_ok=True)
+        self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
+
+    def add(self, name: str, step: int, values: Mapping[str, float]) -> None:
+        """One row of `TRAINING` or `HELD_OUT`; the first row of a file decides its columns, what it lacks is NaN."""
+        path, row = self._folder / name, {"step": step, **values}
+        head = "" if name in self._columns else _line(row)
+        columns = self._columns.setdefault(name, list(row))
+        with path.open("a") as stream:
+            stream.write(head + _line(row.get(key, math.nan) for key in columns))
+        for key, value in values.items():
+            self._events.add_scalar(f"{path.stem}/{key}", value, step)
+
+    def close(self) -> None:
+        """Write the last events; where that fails, say so: the CSV files, written at once, hold the same."""
+        try:
+            self._events.close()
+        except OSError as error:
+            _LOG.warning("%s: the last TensorBoard events are lost: %s", self._folder, error)
+
+
+def read_rows(path: Path) -> list[dict[str, float]]:
+    """The rows of a metrics file, none where there is no file; what is half written or damaged is left out."""
+    try:
+        whole = read_regular(path, _MOST_BYTES).decode(errors="replace").rpartition("\n")[0]
+    except FileNotFoundError:  # not yet, or dropped in this moment
+        return []
+    rows = []
+    for row in csv.DictReader(whole.splitlines()):
+        with suppress(ValueError, TypeError):  # of numbers that are none, too few or too many
+            rows.append({name: float(value) for name, value in row.items()})
+    return rows
+
+
+def _line(values: Iterable[str | float]) -> str:
+    return ",".join(value if isinstance(value, str) else f"{value:.6g}" for value in values) + "\n"
+
+
+@contextmanager
+def _followed(folder: Path, steps: int, progress: bool) -> Iterator[None]:
+    """A progress bar of what is written down, here or by workers; it may go back where one was lost."""
+    ended = threading.Event()
+
+    def follow() -> None:
+        with tqdm(total=steps, unit="step", mininterval=1.0) as bar:
+            is_last = False
+            while not is_last:
+                is_last = ended.wait(_LOOK_EVERY)
+                if rows := read_rows(folder / TRAINING):
+                    bar.n = int(rows[-1]["step"])
+                    bar.set_description(f"loss {rows[-1]['loss']:.3f}")
+
+    thread = threading.Thread(target=follow if progress else ended.wait, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def _run_on_ray(config: TrainConfig, source: Source, folder: Path) -> None:
@@ -239,8 +294,8 @@ def _run_on_ray(config: TrainConfig, source: Source, folder: Path) -> None:
     from ray.train.base_trainer import TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    if list_checkpoints(folder):  # what is said of damaged ones is seen here; what workers say stays in Ray's logs
-        read_checkpoint(folder)
+    if files.list_checkpoints(folder):  # what is said of damaged ones is seen here; workers' words stay in Ray's logs
+        files.read_checkpoint(folder)
     loop, threads = config.loop, str(config.loop.torch_threads)
     trainer = TorchTrainer(
         partial(_run_as_ray_worker, config, source, folder.resolve()),
@@ -257,39 +312,11 @@ def _run_on_ray(config: TrainConfig, source: Source, folder: Path) -> None:
         trainer.fit()
     except TrainingFailedError as error:
         said = (str(error).strip() or type(error).__name__).splitlines()[-1]
-        raise TrainError(
-            f"training failed more than {loop.max_failures} times (loop.max_failures): {said}; what the newest "
-            "checkpoint holds is kept, start again to go on"
-        ) from error
+        said = f"training failed more than {loop.max_failures} times (loop.max_failures): {said}"
+        raise TrainError(f"{said}; what the newest checkpoint holds is kept, start again to go on") from error
 
 
 def _run_as_ray_worker(config: TrainConfig, source: Source, folder: Path) -> None:
-    import ray.train
     import ray.train.torch
 
     run_rank(config, source, folder, ray.train.torch.get_device(), ray.train.report)
-
-
-@contextmanager
-def _followed(folder: Path, steps: int, progress: bool) -> Iterator[None]:
-    """A progress bar of what is written down, here or by workers; it may go back where one was lost."""
-    done = threading.Event()
-
-    def follow() -> None:
-        with tqdm(total=steps, unit="step", mininterval=1.0) as bar:
-            finished = False
-            while not finished:
-                finished = done.wait(_LOOK_EVERY)
-                if rows := read_rows(folder / TRAINING):
-                    bar.n = int(rows[-1]["step"])
-                    bar.set_description(f"loss {rows[-1]['loss']:.3f}")
-
-    thread = threading.Thread(target=follow, daemon=True)
-    if progress:
-        thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        if progress:
-            thread.join()

@@ -8,17 +8,17 @@ does otherwise than `ours` is an option of `LossConfig` each.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch.nn import functional
 
 from dto_pipeline.maths.devices import constant
 from dto_pipeline.maths.rotation import axis_angle_to_matrix
-from dto_pipeline.train.blocks import Known, number_within
+from dto_pipeline.train.blocks import Known, corners, number_within
 from dto_pipeline.train.config import LossConfig
 from dto_pipeline.train.matching import Matches, generalised_iou
-from dto_pipeline.train.model import Predictions, corners
+from dto_pipeline.train.model import Predictions
 from dto_pipeline.train.targets import Targets
 
 BETA_FACTORS = (2.56, 1.28, 0.64, 0.64, *[0.32] * 6, 10.0)  # large directions change the body most; kid axis last
@@ -35,18 +35,16 @@ Index = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # layer, image, query o
 Share = Callable[[torch.Tensor], torch.Tensor]  # a count, averaged over processes
 
 
-@dataclass(frozen=True)
-class Mean:
+class Mean(NamedTuple):
     """A sum and what it is divided by: (L,) or () each."""
 
     top: torch.Tensor
-    count: torch.Tensor
+    number: torch.Tensor
     least: float = _TINY  # what the count is at least
     shared: bool = False  # the count is averaged over processes even as published
 
 
-@dataclass(frozen=True)
-class Losses:
+class Losses(NamedTuple):
     """The total, and the unweighted terms it is made of: ``confs`` of the last layer, ``confs.0`` of the first ..."""
 
     total: torch.Tensor
@@ -55,37 +53,45 @@ class Losses:
 
 
 def compute_losses(
-    predictions: Predictions,
-    targets: Targets,
-    matches: Matches,
-    config: LossConfig,
-    share: Share = lambda count: count,
-    known: Known | None = None,
-) -> Losses:
+    predictions: Predictions, targets: Targets, matches: Matches, config: LossConfig,
+    share: Share = lambda count: count, known: Known | None = None,
+) -> Losses:  # fmt: skip
     """Sum of weight * loss over all terms and layers.
 
     Args:
         predictions: with joints.
-        targets: of the same images.
-        matches: of each layer by itself.
+        targets, matches: of the same images, each layer by itself.
         config: weights; a term of weight 0 is left out.
         share: averages counts over the processes that share a step.
         known: who stands in the denoising slots of `predictions.known`.
     """
-    index, person = matches.index, matches.person
-    by_layer = {
-        "confs": _confidence(predictions.confs, index, targets),
-        **_body_terms(predictions, index, person, targets, config),
-        **_pair_terms(predictions, index, person, matches.image, targets, config),
-    }
-    once = {**_map_terms(predictions.scale_map, targets), "fov": _fov(predictions, targets, config)}
-    values = _divide(by_layer | once, config, share)
-    terms = _by_layer({name: values[name] for name in by_layer}, "") | {name: values[name] for name in once}
+    # confs: focal loss, 1 for matched queries; over all queries of completely labelled images, else matched ones
+    matched = _marked(predictions.confs, matches.places)
+    counted = matched | targets.complete[:, None]
+    confidence = Mean((focal_loss(predictions.confs, matched) * counted).sum((-1, -2)), counted.sum((-1, -2)))
+    people = (matches.places, matches.person)
+    means = {"confs": confidence, **_body_terms(predictions, *people, targets, config)}
+    means |= _pair_terms(predictions, *people, matches.image, targets, config)
+    means |= _image_terms(predictions, targets, config)
+    # counts that processes share are averaged over them, all in one message
+    counts = {name: mean.number.float() for name, mean in means.items()}
+    shared = [name for name, mean in means.items() if mean.shared or config.share_all_counts]
+    flat = share(torch.cat([counts[name].reshape(-1) for name in shared]))
+    for name, part in zip(shared, flat.split([counts[name].numel() for name in shared]), strict=True):
+        counts[name] = part.reshape(counts[name].shape)
     if predictions.known is not None and known is not None:
-        means = _known_terms(predictions.known, known, targets, config)
-        counts = {name: mean.count.float() for name, mean in means.items()}
-        terms |= _by_layer({name: mean.top / counts[name].clamp(min=mean.least) for name, mean in means.items()}, "_dn")
-    weights = {name: _weight(name, config) for name in terms}
+        noisy = _known_terms(predictions.known, known, targets, config)
+        means |= {f"{name}_dn": mean for name, mean in noisy.items()}
+        counts |= {f"{name}_dn": mean.number.float() for name, mean in noisy.items()}
+
+    terms: dict[str, torch.Tensor] = {}
+    for name, mean in means.items():
+        value = mean.top / counts[name].clamp(min=mean.least)
+        last = len(value) - 1 if value.dim() else 0  # losses of images are no list of layers
+        for layer, term in enumerate(value.reshape(-1)):
+            terms[name if layer == last else f"{name}.{layer}"] = term
+    options = {name: WEIGHTS[name.partition(".")[0].removesuffix("_dn")] for name in terms}
+    weights = {name: float(getattr(config, option)) for name, option in options.items()}
     total = torch.stack([weights[name] * term for name, term in terms.items() if weights[name]]).sum()
     return Losses(total, terms, weights)
 
@@ -134,22 +140,29 @@ def _body_terms(
     }
 
 
+def _true_depth(true: Targets, config: LossConfig) -> torch.Tensor:
+    """(N,) what T_z is compared with: the pelvis as published, or (ours) what the network says, SMPL's transl."""
+    return true.pelvis_z if config.depth_of == "pelvis" else true.transl[:, 2]
+
+
 def _pair_terms(
     found: Predictions, index: Index, person: torch.Tensor, scene: torch.Tensor, true: Targets, config: LossConfig
 ) -> dict[str, Mean]:
-    """Means over pairs of people of one image, over all pairs of the batch; 0 without pairs."""
+    """Means over pairs of people of one scene (L, M), over all pairs of the batch; 0 without pairs."""
     count = person.shape[1]
     first, second = torch.triu_indices(count, count, 1, device=person.device)
     i, j = person[:, first], person[:, second]  # (L, M (M - 1) / 2)
     together = scene[:, first] == scene[:, second]
-    both = together & true.has_body[i] & true.has_body[j]
-    z = found.depths[index][..., 0]
-    apart = z[:, first] - z[:, second]
-    true_z = _true_depth(true, config)
-    true_apart = true_z[i] - true_z[j]
+    z, true_z = found.depths[index][..., 0], _true_depth(true, config)
+    apart, true_apart = z[:, first] - z[:, second], true_z[i] - true_z[j]
     # depths_mt: |z_i - z_j| <= reach: ln(1 + |(T_zi - T_zj) - (z_i - z_j)|)
-    near = both & (true_apart.abs() <= config.reach)
-    weight = near * _pair_weights(true, i, j, config)
+    weight = together & true.has_body[i] & true.has_body[j] & (true_apart.abs() <= config.reach)
+    if config.pair_sigma and true.z_covariance.numel():
+        # ours: times 1 / (1 + v / pair_sigma^2), v the labels' posterior variance of z_i - z_j; 1 where it is unknown
+        within, covariance = number_within(true.image, len(true.heights)), true.z_covariance  # (N,), (N, P)
+        own = covariance.gather(1, within[:, None]).squeeze(1)
+        variance = (own[i] + own[j] - 2 * covariance[i, within[j]]).clamp(min=0).nan_to_num(0.0)
+        weight = weight / (1 + variance / config.pair_sigma**2)
     metric = (weight * (apart - true_apart).abs().log1p()).sum(-1)
     # depths_re: d = T_zj - T_zi, k = layer_j - layer_i: |d| if k = 0, ln(1 + exp(d)) if k < 0, ln(1 + exp(-d)) if k > 0
     layers, layered = _depth_layers(true, true_z)
@@ -158,99 +171,6 @@ def _pair_terms(
     ranked = together & layered[i] & layered[j]
     relative = torch.where(ranked, order, 0.0).sum(-1)
     return {"depths_mt": Mean(metric, weight.sum(-1)), "depths_re": Mean(relative, ranked.sum(-1))}
-
-
-def _confidence(found: torch.Tensor, index: Index, true: Targets) -> Mean:
-    """confs: focal loss, 1 for matched queries; over all queries of completely labelled images, else matched ones."""
-    matched = _marked(found, index)
-    counted = matched | true.complete[:, None]
-    return Mean((focal_loss(found, matched) * counted).sum((-1, -2)), counted.sum((-1, -2)))
-
-
-def _map_terms(scale_map: torch.Tensor, true: Targets) -> dict[str, Mean]:
-    """map_confs: as confs, over cells; map_scales: mean over cells with people of |scale - scale'|."""
-    people = true.scale_map[:, 0] > 0.5
-    counted = people | (true.complete & true.mapped)[true.cell_image]
-    scales = ((scale_map[:, 1] - true.scale_map[:, 1]).abs() * people).sum()
-    return {
-        "map_confs": Mean((focal_loss(scale_map[:, 0], people) * counted).sum(), counted.sum()),
-        "map_scales": Mean(scales, people.sum(), least=1),
-    }
-
-
-def _fov(found: Predictions, true: Targets, config: LossConfig) -> Mean:
-    """F = 2 atan((h / 2) / (f + 1e-8)): w (F - F')^2, w = 3 if F > F' else 1; SUM over images, ours: their mean."""
-    known = true.image_focals > 0
-
-    def angle(focal: torch.Tensor) -> torch.Tensor:
-        return 2 * torch.atan(true.heights / 2 / (focal + 1e-8))
-
-    over = angle(found.intrinsics[:, 0, 0]) - angle(true.image_focals)
-    each = torch.where(known, torch.where(over > 0, FOV_OVER, 1.0) * over**2, 0.0)
-    return Mean(each.sum(), torch.ones_like(known[:1]).sum() if config.sum_fov else known.sum())
-
-
-def _known_terms(found: Predictions, known: Known, true: Targets, config: LossConfig) -> dict[str, Mean]:
-    """Denoising: positive slots against their people, N times G; confidence over all slots and, as published, / G.
-
-    Ours: confidence over the slots in which somebody stands.
-    """
-    layers, people, device = len(found.confs), len(known.image), known.image.device
-    person = torch.arange(people, device=device).repeat(known.groups).expand(layers, -1)
-    image = known.image.repeat(known.groups).expand(layers, -1)
-    layer = torch.arange(layers, device=device)[:, None]
-    index = (layer, image, known.slots(negative=False).flatten().expand(layers, -1))
-    scene = image * known.groups + torch.arange(known.groups, device=device).repeat_interleave(people)
-    terms = _body_terms(found, index, person, true, config)
-    terms = {name: replace(mean, top=mean.top / known.groups) for name, mean in terms.items()}
-    pairs = _pair_terms(found, index, person, scene, true, config)
-    positive = _marked(found.confs, index)
-    used = positive | _marked(found.confs, (layer, image, known.slots(negative=True).flatten().expand(layers, -1)))
-    focal = focal_loss(found.confs, positive)
-    if config.empty_slots:
-        confidence = Mean(focal.sum((-1, -2)) / known.groups, torch.full_like(layer[:, 0], focal[0].numel()))
-    else:
-        confidence = Mean((focal * used).sum((-1, -2)), used.sum((-1, -2)))
-    return terms | pairs | {"confs": confidence}
-
-
-def _marked(like: torch.Tensor, index: Index) -> torch.Tensor:
-    """Of the shape of `like`, bool: True at `index`."""
-    nobody = torch.zeros_like(like, dtype=torch.bool)
-    return nobody.index_put(index, nobody.new_ones(()))
-
-
-def focal_loss(p: torch.Tensor, positive: torch.Tensor) -> torch.Tensor:
-    """a (1 - p_t)^2 (-ln p_t); where positive p_t = p, a = 1/4, else p_t = 1 - p, a = 3/4; ln is at least -100."""
-    right = torch.where(positive, p, 1 - p)
-    log = right.clamp(min=_SMALLEST).log().clamp(min=-100)
-    return torch.where(positive, 0.25, 0.75) * (1 - right) ** 2 * -log
-
-
-def _divide(means: dict[str, Mean], config: LossConfig, share: Share) -> dict[str, torch.Tensor]:
-    """The quotients; counts that processes share are averaged over them, all in one message."""
-    shared = [name for name, mean in means.items() if mean.shared or config.share_all_counts]
-    counts = {name: mean.count.float() for name, mean in means.items()}
-    if shared:
-        flat = share(torch.cat([counts[name].reshape(-1) for name in shared]))
-        parts = flat.split([counts[name].numel() for name in shared])
-        counts |= {name: part.reshape(counts[name].shape) for name, part in zip(shared, parts, strict=True)}
-    return {name: mean.top / counts[name].clamp(min=mean.least) for name, mean in means.items()}
-
-
-def _true_depth(true: Targets, config: LossConfig) -> torch.Tensor:
-    """(N,) what T_z is compared with: the pelvis as published, or (ours) what the network says, SMPL's transl."""
-    return true.pelvis_z if config.depth_of == "pelvis" else true.transl[:, 2]
-
-
-def _pair_weights(true: Targets, i: torch.Tensor, j: torch.Tensor, config: LossConfig) -> torch.Tensor | float:
-    """1 / (1 + v / pair_sigma^2), v the labels' posterior variance of z_i - z_j; 1 where it is unknown."""
-    if not config.pair_sigma or not true.z_covariance.numel():
-        return 1.0
-    within, covariance = number_within(true.image, len(true.heights)), true.z_covariance  # (N,), (N, P)
-    own = covariance.gather(1, within[:, None]).squeeze(1)
-    variance = (own[i] + own[j] - 2 * covariance[i, within[j]]).clamp(min=0).nan_to_num(0.0)
-    return 1 / (1 + variance / config.pair_sigma**2)
 
 
 def _depth_layers(true: Targets, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -267,15 +187,54 @@ def _depth_layers(true: Targets, z: torch.Tensor) -> tuple[torch.Tensor, torch.T
     return torch.where(by_label, true.depth_layer, made), torch.where(by_label, labelled, true.has_body)
 
 
-def _by_layer(means: dict[str, torch.Tensor], suffix: str) -> dict[str, torch.Tensor]:
-    """One entry per layer: the last under its own name, earlier ones with their number."""
+def _image_terms(found: Predictions, true: Targets, config: LossConfig) -> dict[str, Mean]:
+    """Losses that are the same in every layer, () each."""
+    # map_confs: as confs, over cells; map_scales: mean over cells with people of |scale - scale'|
+    people = true.scale_map[:, 0] > 0.5
+    counted = people | (true.complete & true.mapped)[true.cell_image]
+    scales = ((found.scale_map[:, 1] - true.scale_map[:, 1]).abs() * people).sum()
+    # fov: F = 2 atan((h / 2) / (f + 1e-8)): w (F - F')^2, w = 3 if F > F' else 1; SUM over images, ours: their mean
+    known, focals = true.image_focals > 0, (found.intrinsics[:, 0, 0], true.image_focals)
+    fov, true_fov = (2 * torch.atan(true.heights / 2 / (focal + 1e-8)) for focal in focals)
+    over = fov - true_fov
+    each = torch.where(known, torch.where(over > 0, FOV_OVER, 1.0) * over**2, 0.0)
     return {
-        f"{name}{suffix}" + ("" if layer == len(values) - 1 else f".{layer}"): values[layer]
-        for name, values in means.items()
-        for layer in range(len(values))
+        "map_confs": Mean((focal_loss(found.scale_map[:, 0], people) * counted).sum(), counted.sum()),
+        "map_scales": Mean(scales, people.sum(), least=1),
+        "fov": Mean(each.sum(), torch.ones_like(known[:1]).sum() if config.sum_fov else known.sum()),
     }
 
 
-def _weight(name: str, config: LossConfig) -> float:
-    plain = name.partition(".")[0].removesuffix("_dn")
-    return float(getattr(config, WEIGHTS[plain]))
+def _known_terms(found: Predictions, known: Known, true: Targets, config: LossConfig) -> dict[str, Mean]:
+    """Denoising: positive slots against their people, N times G; confidence over all slots and, as published, / G.
+
+    Ours: confidence over the slots in which somebody stands.
+    """
+    layers, people, device = len(found.confs), len(known.image), known.image.device
+    person = torch.arange(people, device=device).repeat(known.groups).expand(layers, -1)
+    image = known.image.repeat(known.groups).expand(layers, -1)
+    layer = torch.arange(layers, device=device)[:, None]
+    index = (layer, image, known.slots(negative=False).flatten().expand(layers, -1))
+    scene = image * known.groups + torch.arange(known.groups, device=device).repeat_interleave(people)
+    bodies = _body_terms(found, index, person, true, config)
+    terms = {name: mean._replace(top=mean.top / known.groups) for name, mean in bodies.items()}
+    positive = _marked(found.confs, index)
+    used = positive | _marked(found.confs, (layer, image, known.slots(negative=True).flatten().expand(layers, -1)))
+    focal = focal_loss(found.confs, positive)
+    confidence = Mean((focal * used).sum((-1, -2)), used.sum((-1, -2)))
+    if config.empty_slots:
+        confidence = Mean(focal.sum((-1, -2)) / known.groups, torch.full_like(layer[:, 0], focal[0].numel()))
+    return terms | _pair_terms(found, index, person, scene, true, config) | {"confs": confidence}
+
+
+def _marked(like: torch.Tensor, index: Index) -> torch.Tensor:
+    """Of the shape of `like`, bool: True at `index`."""
+    nobody = torch.zeros_like(like, dtype=torch.bool)
+    return nobody.index_put(index, nobody.new_ones(()))
+
+
+def focal_loss(p: torch.Tensor, positive: torch.Tensor) -> torch.Tensor:
+    """a (1 - p_t)^2 (-ln p_t); where positive p_t = p, a = 1/4, else p_t = 1 - p, a = 3/4; ln is at least -100."""
+    right = torch.where(positive, p, 1 - p)
+    log = right.clamp(min=_SMALLEST).log().clamp(min=-100)
+    return torch.where(positive, 0.25, 0.75) * (1 - right) ** 2 * -log

@@ -5,25 +5,25 @@ Knows predictions and targets; knows no loss. Costs are those of MA-HMR; one tra
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 
 from dto_pipeline.maths.devices import constant
-from dto_pipeline.train.model import Predictions, corners
-from dto_pipeline.train.targets import Targets
+from dto_pipeline.train.blocks import corners
+from dto_pipeline.train.model import Predictions
+from dto_pipeline.train.targets import SMPL_JOINTS, Targets
 
 COST_CONFIDENCE, COST_BOXES, COST_GIOU, COST_JOINTS = 1.0, 1.0, 1.0, 20.0
-BODY_JOINTS, SMPL_JOINTS = 22, 45  # matched are the first of smplx's joints, and those only annotated people have
+BODY_JOINTS = 22  # matched are the first of smplx's joints, and those behind them that only annotated people have
 _EPS = 1e-6
 _WORST = 1e9  # cost of what is not finite: taken only where nothing else is left
 
 
-@dataclass(frozen=True)
-class Matches:
+class Matches(NamedTuple):
     """M pairs in each of L layers; every person is matched unless an image has more people than queries."""
 
     query: torch.Tensor  # (L, M) int64
@@ -31,7 +31,7 @@ class Matches:
     image: torch.Tensor  # (L, M) int64
 
     @property
-    def index(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def places(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Of (L, B, Q, ...) predictions: the matched ones, (L, M, ...)."""
         layer = torch.arange(len(self.query), device=self.query.device)[:, None]
         return layer, self.image, self.query
@@ -57,15 +57,14 @@ def matching_cost(predictions: Predictions, targets: Targets) -> torch.Tensor:
 
     K = sum over visible joints and both coordinates of |j2d - j2d'| / S, divided by their number.
     """
-    image, side = targets.image, predictions.input_size
-    p = predictions.confs[:, image]
+    assert predictions.j2ds is not None
+    image, p = targets.image, predictions.confs[:, targets.image]
     confidence = 0.25 * (1 - p) ** 2 * -(p + 1e-8).log()
     boxes, true = predictions.boxes[:, image], targets.boxes[:, None]
-    assert predictions.j2ds is not None
     counted = [number for number in range(targets.j2ds.shape[1]) if not BODY_JOINTS <= number < SMPL_JOINTS]
     used = constant(tuple(counted), image.device, torch.int64)
     seen = targets.j2ds_mask[:, None, used].to(p.dtype)  # (N, 1, J, 2)
-    apart = (predictions.j2ds[:, image][:, :, :, used] - targets.j2ds[:, None, used]).abs() / side
+    apart = (predictions.j2ds[:, image][:, :, :, used] - targets.j2ds[:, None, used]).abs() / predictions.input_size
     joints = (apart * seen).sum((-1, -2)) / (seen.sum((-1, -2)) + _EPS)
     overlap = generalised_iou(corners(boxes), corners(true))
     apart = COST_BOXES * (boxes - true).abs().sum(-1) - COST_GIOU * overlap

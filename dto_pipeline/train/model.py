@@ -45,40 +45,25 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Predictions:
-    """Q people of each of B images as every decoder layer saw them; the last layer is the answer.
+    """Q people of each of B images as every decoder layer saw them; the last layer is the answer."""
 
-    Attributes:
-        confs: (L, B, Q) 0 .. 1.
-        boxes: (L, B, Q, 4) cx, cy, w, h as shares of S.
-        poses: (L, B, Q, 72) axis-angle, root first [rad].
-        betas: (L, B, Q, 10 or 11).
-        transl: (L, B, Q, 3) SMPL's transl [m].
-        depths: (L, B, Q, 2) its distance T_z and T_z / f [m, m / px].
-        intrinsics: (B, 3, 3) the camera the people are seen with.
-        scale_map: (T, 2) confidence and scale of the 28 px cells of all images; cells: which they are.
-        input_size: S.
-        j3ds: (L, B, Q, J, 3) joints before the camera [m], j2ds: (L, B, Q, J, 2) their places; see `with_joints`.
-        known: of the denoising queries, in training; None where there are none.
-        tokens, states (L, B, Q, D) h, references (L, B, Q, 4) r, fov (B,) before its bounds: what lies between.
-    """
-
-    confs: torch.Tensor
-    boxes: torch.Tensor
-    poses: torch.Tensor
-    betas: torch.Tensor
-    transl: torch.Tensor
-    depths: torch.Tensor
-    intrinsics: torch.Tensor
-    scale_map: torch.Tensor
-    cells: Cells | None
-    input_size: int
-    j3ds: torch.Tensor | None = None
-    j2ds: torch.Tensor | None = None
-    known: Predictions | None = None
-    tokens: Tokens | None = None
-    states: torch.Tensor | None = None
-    references: torch.Tensor | None = None
-    fov: torch.Tensor | None = None
+    confs: torch.Tensor  # (L, B, Q) 0 .. 1
+    boxes: torch.Tensor  # (L, B, Q, 4) cx, cy, w, h as shares of S
+    poses: torch.Tensor  # (L, B, Q, 72) axis-angle, root first [rad]
+    betas: torch.Tensor  # (L, B, Q, 10 or 11)
+    transl: torch.Tensor  # (L, B, Q, 3) SMPL's transl [m]
+    depths: torch.Tensor  # (L, B, Q, 2) its distance T_z and T_z / f [m, m / px]
+    intrinsics: torch.Tensor  # (B, 3, 3) the camera the people are seen with
+    scale_map: torch.Tensor  # (T, 2) confidence and scale of the 28 px cells of all images
+    cells: Cells | None  # which they are
+    input_size: int  # S
+    j3ds: torch.Tensor | None = None  # (L, B, Q, J, 3) joints before the camera [m], see `with_joints`
+    j2ds: torch.Tensor | None = None  # (L, B, Q, J, 2) their places
+    known: Predictions | None = None  # of the denoising queries, in training
+    tokens: Tokens | None = None  # these and below: what lies between
+    states: torch.Tensor | None = None  # (L, B, Q, D) h
+    references: torch.Tensor | None = None  # (L, B, Q, 4) r
+    fov: torch.Tensor | None = None  # (B,) before its bounds
 
 
 class MeshNetwork(nn.Module):
@@ -138,20 +123,17 @@ class MeshNetwork(nn.Module):
         self, images: Sequence[torch.Tensor], centres: torch.Tensor | None = None, known: Known | None = None,
         noise: Noise | None = None, given_map: torch.Tensor | None = None, by_image: bool = True,
     ) -> Predictions:  # fmt: skip
-        """
+        """B images (3, h, w) uint8 RGB, each of its own size, the longer side S -> Q people of each.
+
         Args:
-            images: B of (3, h, w) uint8 RGB, the longer side S; each keeps its size.
             centres: (B, 2) principal points of the images [px]; None = the middle, as published.
             known: people for denoising queries, with their noise (None = drawn).
             given_map: (T, 2) tokens are chosen by it, not by the predicted scale map.
             by_image: see `blocks.choose_tokens`.
-
-        Returns:
-            Q people an image.
         """
         size = torch.tensor([image.shape[:0:-1] for image in images])  # (B, 2) w, h
         size = size.to(self.level_embed.device, non_blocking=True)
-        tokens, classes, scale_map, cells = self._encode([_pad_image(image) for image in images], given_map, by_image)
+        tokens, classes, scale_map, cells = self._encode(images, given_map, by_image)
         content = self.tgt_embed.weight.expand(len(images), -1, -1)
         logits = self.refpoint_embed.weight.expand(len(images), -1, -1)
         may_see, slots = None, 0
@@ -181,9 +163,9 @@ class MeshNetwork(nn.Module):
     def _encode(
         self, images: Sequence[torch.Tensor], given_map: torch.Tensor | None, by_image: bool
     ) -> tuple[Tokens, torch.Tensor, torch.Tensor, Cells]:
-        """Padded images -> tokens, class tokens (B, C), scale map (cells, 2), cells."""
+        """Images -> tokens, class tokens (B, C), scale map (cells, 2), cells."""
         count, device = len(images), self.level_embed.device
-        cells = blocks.list_cells([(image.shape[1], image.shape[2]) for image in images], device)
+        cells = blocks.list_cells([image.shape[1:] for image in images], device)
         fine = torch.cat([_cells_of(image) for image in images])
         position, own = self.encoder_pos_embeds, self.encoder["blocks"]
 
@@ -294,11 +276,7 @@ def with_joints(
 ) -> Predictions:
     """The predictions with the joints of their bodies and where the camera sees them.
 
-    Args:
-        predictions: from the network.
-        body: poses them.
-        regressor: (2, V) head top and neck: RelativeHuman's 14 joints instead of smplx's 45.
-        with_all: these two behind the 45.
+    smplx's 45; with a regressor (2, V) of head top and neck RelativeHuman's 14, or (`with_all`) the two behind the 45.
     """
     betas = functional.pad(predictions.betas, (0, 11 - predictions.betas.shape[-1]))
     people = (predictions.poses, betas, predictions.transl)
@@ -321,12 +299,8 @@ def metric_translation(weak: torch.Tensor, focal: torch.Tensor, off_centre: torc
 
     Args:
         weak: (..., 3) tx, ty, s: a metre at the person is sigma S / 2 px, (tx, ty) is where the body's origin is seen.
-        focal: (...) f [px].
+        focal: (...) f [px]; side: S [px].
         off_centre: (..., 2) of the principal point from the image's middle, in S / 2; 0 as published.
-        side: S [px].
-
-    Returns:
-        (..., 3) [m].
     """
     sigma = 2 * weak[..., 2:].sigmoid() + 1e-6
     return torch.cat([(weak[..., :2] - off_centre) / sigma, 2 * focal[..., None] / (sigma * side)], dim=-1)
@@ -338,22 +312,12 @@ def axis_angle_of_6d(six: torch.Tensor) -> torch.Tensor:
     return matrix_to_axis_angle(matrix_from_6d(columns)).flatten(-2)
 
 
-def corners(centred: torch.Tensor) -> torch.Tensor:
-    """(..., 4) cx, cy, w, h -> left, top, right, bottom."""
-    centre, half = centred[..., :2], centred[..., 2:] / 2
-    return torch.cat([centre - half, centre + half], dim=-1)
-
-
-def _pad_image(image: torch.Tensor) -> torch.Tensor:
-    """(3, h, w) uint8 -> float, black at the right and bottom up to multiples of 56 px, normalised."""
+def _cells_of(image: torch.Tensor) -> torch.Tensor:
+    """(3, h, w) uint8, black at the right and bottom up to multiples of 56 px, normalised -> (n, 3, 28, 28) cells."""
     down, right = (-side % GROUP for side in image.shape[1:])
     mean, scale = (constant(of, image.device, torch.float32).view(3, 1, 1) for of in (_MEAN, _STD))
-    return (functional.pad(image, (0, right, 0, down)).float() / 255 - mean) / scale
-
-
-def _cells_of(image: torch.Tensor) -> torch.Tensor:
-    """(3, H, W) -> (n, 3, 28, 28) in Z-order."""
-    grid = image.unflatten(-1, (-1, CELL)).unflatten(-3, (-1, CELL)).permute(1, 3, 0, 2, 4)
+    pixels = (functional.pad(image, (0, right, 0, down)).float() / 255 - mean) / scale
+    grid = pixels.unflatten(-1, (-1, CELL)).unflatten(-3, (-1, CELL)).permute(1, 3, 0, 2, 4)
     return grid[blocks.z_order(*grid.shape[:2], image.device)]
 
 

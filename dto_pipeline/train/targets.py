@@ -7,6 +7,7 @@ size S.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -46,45 +47,29 @@ _ABSURD = 1e4  # of angles [rad], shape coefficients and places [m]: nobody is t
 
 @dataclass(frozen=True)
 class Targets:
-    """The N people of B images, image after image; a missing label is a mask that is False, 0 or -1, never made up.
+    """The N people of B images, image after image; a missing label is a mask that is False, 0 or -1, never made up."""
 
-    Attributes:
-        image: (N,) int64 ascending, which image a person is of.
-        has_body: (N,) bool, pose, shape and place are labels; False for people known in the picture only.
-        boxes: (N, 4) cx, cy, w, h.
-        poses: (N, 72) axis-angle, betas: (N, 11), j3ds: (N, 45, 3) [m].
-        j2ds: (N, J, 2) [px] and j2ds_mask: (N, J, 2) bool, where they count; J = 45, or 47 with head top and neck.
-        num_joints: (N,) how many joints such labels have, seen or not: 45, or RelativeHuman's 14.
-        transl: (N, 3) SMPL's transl, pelvis_z: (N,) [m]; focals: (N,) [px], 0 = unknown.
-        depth_layer: (N,) int64 ordinal layer of depth, 0 nearest, -1 = unknown.
-        z_covariance: (N, P) posterior covariance of z with the k-th person of the image [m2], NaN = unknown; or empty.
-        scale_map: (T, 2) of the 28 px cells: 1 where somebody is, and how large; cell_image: (T,).
-        complete: (B,) bool, everybody in the image is labelled; mapped: (B,) bool, and everybody's cells are known.
-        heights: (B,) [px] without padding; image_focals: (B,) [px], 0 = unknown.
-        intrinsics: (B, 3, 3) camera of the varied image, guessed where unknown; its principal point is where it is.
-    """
-
-    image: torch.Tensor
-    has_body: torch.Tensor
-    boxes: torch.Tensor
-    poses: torch.Tensor
-    betas: torch.Tensor
-    j3ds: torch.Tensor
-    j2ds: torch.Tensor
-    j2ds_mask: torch.Tensor
-    num_joints: torch.Tensor
-    transl: torch.Tensor
-    pelvis_z: torch.Tensor
-    focals: torch.Tensor
-    depth_layer: torch.Tensor
-    z_covariance: torch.Tensor
-    scale_map: torch.Tensor
-    cell_image: torch.Tensor
-    complete: torch.Tensor
-    mapped: torch.Tensor
-    heights: torch.Tensor
-    image_focals: torch.Tensor
-    intrinsics: torch.Tensor
+    image: torch.Tensor  # (N,) int64 ascending, which image a person is of
+    has_body: torch.Tensor  # (N,) bool, pose, shape and place are labels; False for people known in the picture only
+    boxes: torch.Tensor  # (N, 4) cx, cy, w, h
+    poses: torch.Tensor  # (N, 72) axis-angle
+    betas: torch.Tensor  # (N, 11)
+    j3ds: torch.Tensor  # (N, 45, 3) [m]
+    j2ds: torch.Tensor  # (N, J, 2) [px]; J = 45, or 47 with head top and neck
+    j2ds_mask: torch.Tensor  # (N, J, 2) bool, where they count
+    num_joints: torch.Tensor  # (N,) how many joints such labels have, seen or not: 45, or RelativeHuman's 14
+    transl: torch.Tensor  # (N, 3) SMPL's transl [m]
+    pelvis_z: torch.Tensor  # (N,) [m]
+    focals: torch.Tensor  # (N,) [px], 0 = unknown
+    depth_layer: torch.Tensor  # (N,) int64 ordinal layer of depth, 0 nearest, -1 = unknown
+    z_covariance: torch.Tensor  # (N, P) of z with the k-th person of the image [m2], NaN = unknown; or empty
+    scale_map: torch.Tensor  # (T, 2) of the 28 px cells: 1 where somebody is, and how large
+    cell_image: torch.Tensor  # (T,) int64
+    complete: torch.Tensor  # (B,) bool, everybody in the image is labelled
+    mapped: torch.Tensor  # (B,) bool, and everybody's cells are known
+    heights: torch.Tensor  # (B,) [px] without padding
+    image_focals: torch.Tensor  # (B,) [px], 0 = unknown
+    intrinsics: torch.Tensor  # (B, 3, 3) camera of the varied image; guessed where unknown
 
     @property
     def counts(self) -> list[int]:
@@ -133,13 +118,8 @@ def guess_camera(width: int, height: int) -> np.ndarray:
 
 
 def build_labels(columns: LabelColumns, row: int, width: int, height: int, limits: Limits = NO_LIMITS) -> ImageLabels:
-    """The people of one image; those of whom neither body nor place is known are left out.
-
-    Args:
-        columns: of a piece, see `data.training_labels.LabelSet.read`.
-        row: the image.
-        width, height: of the photograph [px].
-        limits: of bodies beyond them only the place in the picture is known.
+    """The people of image `row` of a piece, a photograph of `width` x `height` px; of bodies beyond the limits only the
+    place in the picture is known, those of whom neither body nor place is known are left out.
 
     Raises:
         UnusableImage: its camera cannot be that of the photograph, or its covariance is not of its people.
@@ -203,14 +183,13 @@ class Rules:
     """How labels become targets."""
 
     body: BodyModel  # of the labels, on the CPU
-    edges: np.ndarray  # (E, 2) of its mesh
     data: DataConfig
     augment: AugmentConfig
 
-    @classmethod
-    def of(cls, body: BodyModel, data: DataConfig, augment: AugmentConfig) -> Rules:
-        """With the edges of the body's mesh."""
-        return cls(body, mesh_edges(body.faces.numpy()), data, augment)
+    @cached_property
+    def edges(self) -> np.ndarray:
+        """(E, 2) of the body's mesh."""
+        return mesh_edges(self.body.faces.numpy())
 
 
 @dataclass(frozen=True)
@@ -231,7 +210,7 @@ def see_people(labels: ImageLabels, size: tuple[int, int], draw: Draw, rules: Ru
     config, side, shaped = rules.augment, rules.data.input_size, labels.has_body
     bodies = Bodies(labels.pose, labels.betas, labels.transl, labels.intrinsics[None])
     varied = vary(bodies, *size, side, draw, rules.body, config.half_pixel)
-    points, inside, boxes = _find_in_image(labels, size, draw, varied, rules)
+    points, inside, boxes = _find_in_image(labels, draw, varied, rules)
     # a body shows enough of its joints; somebody who is only annotated shows one, or a box that is wider than a pixel
     enough = np.where(shaped, inside.sum(1) >= rules.data.min_joints, inside.any(1) | (boxes[:, 2:] > 1 / side).all(1))
     enough &= np.isfinite(boxes).all(1) & (boxes[:, 2:] > _LEAST_SIDE).all(1)
@@ -276,13 +255,13 @@ def see_people(labels: ImageLabels, size: tuple[int, int], draw: Draw, rules: Ru
 
 
 def _find_in_image(
-    labels: ImageLabels, size: tuple[int, int], draw: Draw, varied: Varied, rules: Rules
+    labels: ImageLabels, draw: Draw, varied: Varied, rules: Rules
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Where people are in the varied image: joints (P, J, 2) [px], projected ones of bodies, annotated ones of others;
     (P, J) whether they are known and inside; boxes (P, 4) around them, of others joined with the labelled box."""
     side, shaped, frame = rules.data.input_size, labels.has_body, varied.frame
     names = [*(MIRROR_JOINTS if draw.flip else range(TREE_JOINTS)), *range(TREE_JOINTS, ANNOTATED_JOINTS)]
-    annotated = move_points(labels.keypoints[:, names], size, side, draw, frame)
+    annotated = move_points(labels.keypoints[:, names], frame)
     if not rules.augment.vary_flat:
         annotated[:, _HIPS] = np.nan
     extra = ANNOTATED_JOINTS - TREE_JOINTS if rules.data.regressor else 0
@@ -299,7 +278,7 @@ def _find_in_image(
 
     own = person_boxes(points, np.where(shaped[:, None], known, inside), frame.size, side)
     corners = labels.boxes[:, [[0, 1], [2, 1], [2, 3], [0, 3]]].astype(np.float64)
-    given = move_points(corners, size, side, draw, frame) / side
+    given = move_points(corners, frame) / side
     low, high = given.min(1), given.max(1)
     enough = (inside.sum(1) >= _LEAST_SEEN)[:, None] & np.isfinite(own).all(1)[:, None]
     low = np.where(enough, np.fmin(low, own[:, :2] - own[:, 2:] / 2), low)
@@ -311,11 +290,7 @@ def _find_in_image(
 def person_boxes(points: np.ndarray, seen: np.ndarray, size: tuple[int, int], side: int) -> np.ndarray:
     """Boxes around all joints, 1.2 times as large about their centre, corners cut to the image.
 
-    Args:
-        points: (P, J, 2) [px]; seen: (P, J) bool, joints that count; size: w, h [px]; side: S.
-
-    Returns:
-        (P, 4) cx, cy, w, h as shares of S; NaN where no joint counts.
+    Joints (P, J, 2) [px] that count (P, J), size w, h [px], S -> (P, 4) cx, cy, w, h as shares of S; NaN of no joint.
     """
     low = np.where(seen[..., None], points, np.inf).min(1, initial=np.inf) / side
     high = np.where(seen[..., None], points, -np.inf).max(1, initial=-np.inf) / side
@@ -337,11 +312,8 @@ def mark_cells(
     """The scale map of an image: which 28 px cells show somebody, and how large the nearest is.
 
     Args:
-        points: (P, V, 2) vertices [px], NaN behind the camera.
-        distance: (P,) what nearer means: depth by focal length.
-        scale: (P,) size of each person, 0 .. 1.
-        size: w, h of the image without padding.
-        edges: (E, 2) vertices whose middle counts as well.
+        points, distance, scale: (P, V, 2) vertices [px], NaN behind the camera; (P,) depth by focal; (P,) size, 0 .. 1.
+        size, edges: w, h of the image without padding; (E, 2) vertices whose middle counts as well.
         clamp: vertices outside mark the cells at the border, as published.
 
     Returns:

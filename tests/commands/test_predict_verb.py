@@ -15,8 +15,14 @@ from dto_pipeline.data.labels import read_placed
 from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.run.folder import RunDirectory, read_identity
-from dto_pipeline.train.checkpoint import Checkpoint, Position, begin_network, read_checkpoint, save_checkpoint
-from dto_pipeline.train.released import hash_weights
+from dto_pipeline.train.checkpoint import (
+    Checkpoint,
+    Position,
+    begin_network,
+    hash_weights,
+    read_checkpoint,
+    save_checkpoint,
+)
 from dto_pipeline.view.run_files import find_labels
 from dto_pipeline.view.verify import verify_run
 from tests.train.small_crowds import tiny_config
@@ -96,7 +102,6 @@ def test_options_reach_the_labels(training: Path, images: Path, tmp_path: Path) 
         (["--fov", "190"], "between 0 and 180"),
         (["--keep-camera"], "--keep-camera would need a manifest"),
         (["--image-root", "x"], "--image-root would need a manifest"),
-        (["--min-confidence", "2"], "expected 0 .. 1"),
         (["-o", "s3://bucket/predicted"], "s3://bucket/predicted is a URI"),
     ],
 )

@@ -42,9 +42,8 @@ from dto_pipeline.paths import UnsafePath
 from dto_pipeline.run.deaths import NOTE_SCHEMA, note_name, read_note
 from dto_pipeline.run.folder import Failure, RunDirectory, open_run, parse_failure, read_identity
 from dto_pipeline.status import UnusableImage
-from dto_pipeline.train.checkpoint import FORMAT, library_versions, read_checkpoint, restore_network
+from dto_pipeline.train.checkpoint import FORMAT, library_versions, make_network, read_checkpoint, restore_network
 from dto_pipeline.train.config import load_train_config
-from dto_pipeline.train.released import make_network
 from tests.audit_watch import AuditWatch
 from tests.data.small_set import build_small, write_image
 from tests.fuzz.damage import damage_bytes, damage_value, damage_zip

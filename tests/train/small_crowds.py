@@ -70,7 +70,7 @@ def label_batch(
     rules: AugmentConfig | None = None, draw: Draw | None = None,
 ) -> TrainBatch:  # fmt: skip
     """(h, w, 3) uint8 images with their labels, as they are or as `draw` says."""
-    how = Rules.of(body, DataConfig(input_size=side), rules or AugmentConfig())
+    how = Rules(body, DataConfig(input_size=side), rules or AugmentConfig())
     samples: list[Sample] = []
     for number, (image, one) in enumerate(zip(images, labels, strict=True)):
         size = (image.shape[1], image.shape[0])
@@ -132,10 +132,13 @@ class BatchStream:
 
 @dataclasses.dataclass(frozen=True)
 class BatchSource:
-    """A `Source` of one batch in memory that is learnt from and evaluated on."""
+    """What a training reads: one batch in memory that is learnt from and evaluated on."""
 
     data: TrainBatch
     images: int  # of a batch of one rank
+
+    def __call__(self, rank: int, world: int, held_out: bool) -> Any:
+        return self.held_out(rank, world) if held_out else self.training(rank, world)
 
     def training(self, rank: int, world: int) -> BatchStream:
         return BatchStream(self.data, self.images, rank, world)

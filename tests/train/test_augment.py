@@ -39,7 +39,7 @@ def bodies_of(labels: ImageLabels) -> Bodies:
 
 
 def see(labels: ImageLabels, body: BodyModel, draw: Draw | None = None, rules: AugmentConfig | None = None) -> Seen:
-    how = Rules.of(body, DataConfig(input_size=SIDE), rules or AugmentConfig())
+    how = Rules(body, DataConfig(input_size=SIDE), rules or AugmentConfig())
     return see_people(labels, (320, 240), draw or Draw(), how)
 
 
@@ -61,7 +61,7 @@ def test_a_dot_in_the_picture_stays_on_the_place_that_the_labels_name(draw: Draw
     assert seen.shape == frame.size[::-1]
     rows, columns = np.indices(seen.shape) + 0.5
     middle = [(seen * axis).sum() / seen.sum() for axis in (columns, rows)]
-    expected = move_points(np.array([140.5, 100.5]), (320, 240), SIDE, draw, frame)
+    expected = move_points(np.array([140.5, 100.5]), frame)
     np.testing.assert_allclose(middle, expected, atol=1.5)  # warps turn about pixels, cameras about corners
 
 
@@ -74,7 +74,7 @@ def test_bodies_project_where_the_picture_shows_them(body: BodyModel, draw: Draw
     from dto_pipeline.train.augment import MIRROR_JOINTS
 
     names = list(MIRROR_JOINTS) if draw.flip else tree
-    moved = move_points(before.image_joints[:, names], (320, 240), SIDE, draw, after.frame)
+    moved = move_points(before.image_joints[:, names], after.frame)
     limit = 12.0 if draw.flip else 0.01  # the stand-in body is not quite symmetric
     assert np.abs(moved - after.image_joints[:, tree]).max() < limit
     np.testing.assert_allclose(after.transl[:, 2], labels.transl[:, 2], atol=0.05)  # nothing changes a distance
@@ -166,7 +166,7 @@ def test_a_person_of_whom_too_little_is_seen_is_left_out(body: BodyModel) -> Non
 
 def test_occlusion_covers_parts_of_boxes_with_noise() -> None:
     image, box = torch.zeros(3, 100, 100, dtype=torch.uint8), np.array([[20.0, 20, 80, 80]])
-    frame, still = Frame((100, 100), False, None, 100, (100, 100)), without_augmentation(AugmentConfig())
+    frame, still = Frame((100, 100), False, None, 100, (100, 100), np.eye(2, 3)), without_augmentation(AugmentConfig())
     hidden = dataclasses.replace(still, occlude=1.0)
     covered = paint(image.clone(), draw_paint(np.random.default_rng(1), frame, box, hidden))
     places = covered.any(0).nonzero()
@@ -177,7 +177,7 @@ def test_occlusion_covers_parts_of_boxes_with_noise() -> None:
 
 
 def test_colours_vary_within_their_ranges() -> None:
-    image, frame = torch.full((3, 4, 4), 100, dtype=torch.uint8), Frame((4, 4), False, None, 4, (4, 4))
+    image, frame = torch.full((3, 4, 4), 100, dtype=torch.uint8), Frame((4, 4), False, None, 4, (4, 4), np.eye(2, 3))
     assert torch.equal(paint(image, Paint(frame)), image)
     brighter = paint(image, Paint(frame, colours=(1.2, 1.0, 1.0)))
     assert (brighter == 120).all()

@@ -9,8 +9,8 @@ import torch
 
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.train.config import AugmentConfig, DataConfig
-from dto_pipeline.train.dataset import Skipped, TrainBatch, blank_sample, collate_samples
-from dto_pipeline.train.evaluation import MEASURES, evaluate
+from dto_pipeline.train.dataset import TrainBatch, blank_sample, collate_samples
+from dto_pipeline.train.learner import MEASURES, evaluate
 from dto_pipeline.train.model import Predictions
 from dto_pipeline.train.targets import Rules
 from tests.train.known_predictions import perfect_predictions
@@ -64,8 +64,8 @@ def test_an_image_that_could_not_be_read_is_counted_and_its_black_stand_in_is_no
     batch: TrainBatch, body: BodyModel
 ) -> None:
     right = perfect_predictions(batch, body, 5)
-    rules = Rules.of(body, DataConfig(input_size=112), AugmentConfig())
-    torn = [Skipped("x/torn.jpg", "torn"), Skipped("x/none.jpg", "missing")]
+    rules = Rules(body, DataConfig(input_size=112), AugmentConfig())
+    torn = ["x/torn.jpg: torn", "x/none.jpg: missing"]
     black = collate_samples([*torn, blank_sample(rules)])
 
     def predict(asked: TrainBatch) -> Predictions:

@@ -13,10 +13,9 @@ from transformers import Dinov2Config, Dinov2Model
 from dto_pipeline.models.networks import ModelMissing, ModelReference
 from dto_pipeline.models.pretrained import load_dinov2
 from dto_pipeline.train.blocks import choose_tokens, image_numbers, pad_rows, sine_code, z_order
-from dto_pipeline.train.checkpoint import begin_network
+from dto_pipeline.train.checkpoint import CheckpointError, begin_network, dinov2_weights, make_network, read_sizes
 from dto_pipeline.train.config import load_train_config, train_config_from_dict
 from dto_pipeline.train.model import MeshNetwork, axis_angle_of_6d, metric_translation
-from dto_pipeline.train.released import ReleasedError, dinov2_weights, make_network, read_sizes
 
 SIZES = {
     "encoder": {"width": 32, "layers": 3, "heads": 2, "hidden": 64, "additional": 1},
@@ -118,8 +117,8 @@ def test_a_known_principal_point_moves_people_and_not_their_places_in_the_pictur
 
 def test_sizes_are_read_off_the_shapes(network: MeshNetwork) -> None:
     assert read_sizes(network.state_dict(), "x", 2) == SIZES
-    with pytest.raises(ReleasedError, match=r"lacks encoder\.norm\.weight"):
-        read_sizes({"weights": torch.zeros(3)}, "x")
+    with pytest.raises(CheckpointError, match=r"lacks encoder\.norm\.weight"):
+        read_sizes({"weights": torch.zeros(3)}, "x", None)
 
 
 @pytest.mark.parametrize("old", [False, True], ids=["transformers 5", "transformers 4"])

@@ -7,8 +7,7 @@ import torch
 
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.train.checkpoint import begin_network
-from dto_pipeline.train.evaluation import evaluate
-from dto_pipeline.train.learner import Learner
+from dto_pipeline.train.learner import Learner, evaluate
 from tests.train.small_crowds import crowd_batch, tiny_config
 
 FAMILIES = [0, 5, 12, 19]  # pictures of the demo's crowds with 13 people together

@@ -15,8 +15,7 @@ import torch
 
 from dto_pipeline.train.checkpoint import list_checkpoints, read_checkpoint
 from dto_pipeline.train.dataset import TrainBatch
-from dto_pipeline.train.loop import train_network
-from dto_pipeline.train.records import HELD_OUT, TRAINING, read_rows
+from dto_pipeline.train.loop import HELD_OUT, TRAINING, read_rows, train_network
 from tests.train.small_crowds import BatchSource, BatchStream, standing_batch, tiny_config
 
 pytestmark = pytest.mark.slow

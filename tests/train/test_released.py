@@ -14,9 +14,15 @@ from safetensors.torch import load_file
 
 from dto_pipeline.cli import main
 from dto_pipeline.data.labels import read_placed
-from dto_pipeline.train.checkpoint import read_checkpoint
-from dto_pipeline.train.records import TRAINING, read_rows
-from dto_pipeline.train.released import ReleasedError, begin_from, build_released, clean_names, hash_weights
+from dto_pipeline.train.checkpoint import (
+    CheckpointError,
+    begin_from,
+    hash_weights,
+    read_checkpoint,
+    read_released,
+    restore_network,
+)
+from dto_pipeline.train.loop import TRAINING, read_rows
 from dto_pipeline.view.run_files import find_labels
 from dto_pipeline.view.verify import verify_run
 
@@ -99,13 +105,12 @@ def test_a_training_begins_with_a_released_file_and_takes_its_sizes(
 def test_stages_differ_in_names_and_a_kid_axis_is_appended(weights: Weights) -> None:
     first = {name: value[:10] if is_shape(name) else value for name, value in weights.items() if "fov_head" not in name}
     first |= {"dn_enc.weight": torch.zeros(48, 82), "dn_enc.bias": torch.zeros(48)}
-    one, _ = build_released(clean_names(first, "one"), "one", 2)
+    one = restore_network(read_released(first, Path("one"), 2))
     assert (one.sizes.betas, one.sizes.camera, one.sizes.denoising) == (10, False, 1)
-    three, _ = build_released(clean_names(weights, "three"), "three", 2)
-    taken = begin_from(three, clean_names(first, "one"), "one")
-    assert all(name.startswith("fov_head.") for name in taken.missing)
-    assert set(taken.unexpected) == {"dn_enc.weight", "dn_enc.bias"}
-    assert "8 missing: fov_head" in taken.describe()
+    three = restore_network(read_released(weights, Path("three"), 2))
+    taken = begin_from(three, read_released(first, Path("one"), 2).weights, "one")
+    assert all(name.startswith("fov_head.") for name in taken["missing"])
+    assert set(taken["unexpected"]) == {"dn_enc.weight", "dn_enc.bias"}
     last = three.state_dict()["shape_head.0.layers.4.weight"]
     assert torch.equal(last[:10], first["shape_head.0.layers.4.weight"])
     assert not last[10].any()
@@ -119,7 +124,10 @@ def is_shape(name: str) -> bool:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"conf_head.weight": torch.zeros(2, 48)}, r"conf_head\.weight has shape \(2, 48\), expected \(1, 48\)"),
+        (
+            {"conf_head.weight": torch.zeros(2, 48)},
+            r"shapes \(1\): conf_head\.weight \(2, 48\), expected \(1, 48\)",
+        ),
         (
             {"conf_head.weight": torch.full((1, 48), float("nan"))},
             "the weight 'conf_head.weight' holds numbers that are not finite",
@@ -130,15 +138,15 @@ def is_shape(name: str) -> bool:
             "tgt_embed.weight says it is larger than what is stored",
         ),
         ({"encoder_pos_embeds": torch.zeros(21, 21, 40)}, "data.input_size is 294; expected a multiple of 56"),
-        ({"conf_head.weight": None}, "is no whole network: 1 missing: conf_head.weight"),
+        ({"conf_head.weight": None}, r"Missing keys \(1\): conf_head\.weight"),
     ],
 )
 def test_what_is_no_such_network_is_refused_before_anything_is_built(
     weights: Weights, change: dict[str, object], sentence: str
 ) -> None:
     content = {name: value for name, value in {**weights, **change}.items() if value is not None}
-    with pytest.raises(ReleasedError, match=sentence):
-        build_released(clean_names(content, "x.bin"), "x.bin", 2)
+    with pytest.raises(CheckpointError, match=sentence):
+        restore_network(read_released(content, Path("x.bin"), 2))
 
 
 def test_a_file_of_other_weights_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -151,10 +159,13 @@ def test_a_file_of_other_weights_is_refused(tmp_path: Path, capsys: pytest.Captu
 
 def test_weights_have_one_name_whatever_file_they_lie_in(weights: Weights) -> None:
     wrapped = {f"module.{name}": value for name, value in weights.items()}
-    assert hash_weights(clean_names(wrapped, "a")) == hash_weights(clean_names(weights, "b"))
+    found = [read_released(content, Path("a"), 2).weights for content in (wrapped, dict(weights))]
+    assert hash_weights(found[0]) == hash_weights(found[1])
 
 
-def test_each_published_stage_starts_and_begins_with_the_one_before(crowd: Path, tmp_path: Path) -> None:
+def test_each_published_stage_starts_and_begins_with_the_one_before(
+    crowd: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     run = run_of(crowd)
     sizes = ["encoder.width=32", "encoder.layers=2", "encoder.heads=2", "model.width=32", "model.layers=1"]
     sizes += ["model.hidden=32", "model.queries=4", "data.input_size=112", "data.batch_images=2", "data.workers=0"]
@@ -167,6 +178,7 @@ def test_each_published_stage_starts_and_begins_with_the_one_before(crowd: Path,
     assert [one.config.model.betas for one in checkpoints] == [10, 10, 11]
     assert [one.config.model.denoising for one in checkpoints] == [10, 0, 0]
     assert all(name.startswith("fov_head.") for name in checkpoints[1].init["missing"])
+    assert "8 missing: fov_head" in caplog.text
     assert checkpoints[1].init["unexpected"] == ["dn_enc.weight", "dn_enc.bias"]
     assert checkpoints[2].init["missing"] == checkpoints[2].init["unexpected"] == []
 

@@ -13,7 +13,7 @@ from dto_pipeline.models.body import BodyModel
 from dto_pipeline.run.driver import run_pipeline
 from dto_pipeline.train.checkpoint import list_checkpoints
 from dto_pipeline.train.config import load_train_config
-from dto_pipeline.train.records import HELD_OUT, TRAINING, read_rows
+from dto_pipeline.train.loop import HELD_OUT, TRAINING, read_rows
 from tests.run.chaos import tiny_config
 from tests.tiny_dataset import write_tiny_dataset
 
