@@ -74,7 +74,7 @@ class SolverConfig:
 
 @dataclass(frozen=True)
 class JointConfig:
-    """`solver.mode: joint`, this project's own solver. (tuned): on crowds of `lab`, seeds 1, 2 and 11."""
+    """`solver.mode: joint`, this project's own solver. (tuned): on crowds of `lab`, seeds 1, 2, 11, 12, 31 and 32."""
 
     depth_model: str = "auto"  # see `DEPTH_MODELS`; auto = both, weighted by their evidence in the image
     move_single: bool = False  # place the only person of an image by its height prior
@@ -83,14 +83,18 @@ class JointConfig:
     # depth noise, relative to z
     depth_sigma: float = 0.02  # error of one person's depth as a whole: what good monocular networks reach
     noise_levels: tuple[float, ...] = (0.4, 1.0, 2.5, 6.0)  # factors on it that an image may have ...
-    noise_level_weights: tuple[float, ...] = (0.22, 0.31, 0.32, 0.15)  # ... and how likely each is (tuned)
+    # ... and how likely each is where the map shows bodies, and where it is too blurred for them: where the correlation
+    # inside bodies, a mean over the image, is at least the second of `blurred_corr`, and at most the first; mixed between
+    noise_level_weights: tuple[float, ...] = (0.30, 0.42, 0.26, 0.02)  # (tuned)
+    blurred_level_weights: tuple[float, ...] = (0.02, 0.13, 0.45, 0.40)  # (tuned)
+    blurred_corr: tuple[float, float] = (0.2, 0.45)  # blurred by 6 px: 0.0 to 0.35, by 1 px: 0.4 to 0.7
     edge_sigma: float = 0.2  # added: this over the square root of a person's pixels (borders blur; tuned)
     # Student's t of about 4 degrees of freedom and rare gross errors, as normal laws of these widths and weights
     tail_widths: tuple[float, ...] = (0.9, 2.0, 8.0)
     tail_weights: tuple[float, ...] = (0.70, 0.27, 0.03)
     # a network may draw small people farther: depth is (1.7 m / height)^k times the truth
     size_error: float = 0.35  # k of such an image (tuned with k = 0.3; one k tells smaller and larger ones from none)
-    size_error_probability: float = 0.06  # of such an image (tuned)
+    size_error_probability: float = 0.04  # of such an image (tuned)
     metric_sigma: float = 0.1  # of a metric map's scale, per image, relative: its networks report 5 to 15 %
     share_sigma: float = 0.15  # of the line's share about 1: an offset of 15 % of the typical disparity is 1 sigma
     # slopes inside bodies, as measurements of the line's elasticity
@@ -101,7 +105,10 @@ class JointConfig:
     size_sigma: float = 0.025  # relative error of a label's size in the picture: 3 % in labels fitted to other bodies
     label_height_sigma: float = 0.25  # how far an adult's label height may be from the truth: networks see adults
     age_sigma: float = 0.2  # of the logarithm of an estimated age
-    gender_trust: float = 0.9  # share of the distance from 0.5 that is believed of a male probability
+    # odds of a male probability count to this power: estimates shy away from 0 and 1, and the published method takes
+    # 0.67 for certain; then so much of the distance from 0.5 is believed (tuned)
+    gender_power: float = 2.5
+    gender_trust: float = 0.96
     # a child's height follows its age: log-linear through the published class means at these ages [years], then grown
     growth_ages: tuple[float, float, float, float] = (1.5, 5.5, 11.5, 17.0)
     growth_weight: float = 0.25  # probability that a child follows its age rather than only its class (tuned)
@@ -267,11 +274,14 @@ class PipelineConfig:
             self.joint.depth_model in DEPTH_MODELS,
             f"joint.depth_model is {self.joint.depth_model!r}; choose from {DEPTH_MODELS}",
         )
-        for first, second in (("tail_widths", "tail_weights"), ("noise_levels", "noise_level_weights")):
+        levels = [("noise_levels", name) for name in ("noise_level_weights", "blurred_level_weights")]
+        for first, second in (("tail_widths", "tail_weights"), *levels):
             sizes = len(getattr(self.joint, first)), len(getattr(self.joint, second))
             expect(
                 sizes[0] == sizes[1] > 0, f"joint.{first} and joint.{second} hold {sizes} numbers; want as many, not 0"
             )
+        low, high = self.joint.blurred_corr
+        expect(low < high, f"joint.blurred_corr is {low:g}, {high:g}; expected the lower correlation first")
         unusual = self.joint.wrong_ages_probability, self.joint.size_error_probability
         expect(
             min(unusual) >= 0 and sum(unusual) < 1 and self.joint.size_error < 1,

@@ -82,8 +82,9 @@ def class_shares(
     younger = torch.where(age_years.isnan()[..., None], unknown, younger)
     if not prior.age_prior:
         younger = torch.zeros_like(younger)
-    male = torch.where(male_prob.isnan() | (not prior.gender_prior), 0.5, male_prob)
-    male = 0.5 + (male - 0.5) * joint.gender_trust
+    male = torch.where(male_prob.isnan() | (not prior.gender_prior), 0.5, male_prob).clamp(1e-6, 1 - 1e-6)
+    odds = ((male.log() - (1 - male).log()) * joint.gender_power).exp()
+    male = 0.5 + (odds / (1 + odds) - 0.5) * joint.gender_trust
     child = torch.diff(younger, dim=-1, prepend=torch.zeros_like(younger[..., :1]))
     adult = 1 - younger[..., -1]
     return torch.cat([child, torch.stack([adult * (1 - male), adult * male], -1)], -1)

@@ -66,7 +66,7 @@ def fit_jointly(
         present=present,
         metric=measured.any(1) & (False if metric is None else metric),
     )
-    found = _solve(_build_problem(crowd, mixture, config), *_log_slant(crowd), config)
+    found = _solve(_build_problem(crowd, mixture, config), *_log_slant(crowd), _log_levels(crowd, config), config)
     tallest = (max_height * crowd.z / torch.where(present, prior.height, 1.0)).log()
     return _conclude(crowd, replace(found, log_z=torch.minimum(found.log_z, tallest)), config)
 
@@ -143,13 +143,30 @@ def _noise(evidence: DepthEvidence, measured: torch.Tensor, config: JointConfig)
     return torch.where(measured, config.depth_sigma**2 + config.edge_sigma**2 / pixels, _UNMEASURED)
 
 
-def _solve(problem: CrowdProblem, log_slant: torch.Tensor, mean_slant: torch.Tensor, config: JointConfig) -> _Found:
+def _log_levels(crowd: _Crowd, config: JointConfig) -> torch.Tensor:
+    """(B, L) logarithm of how likely each noise level is: a map too blurred to show bodies is seldom a good one."""
+    clear, blurred = (
+        constant(tuple(weight / sum(weights) for weight in weights), crowd.z.device)
+        for weights in (config.noise_level_weights, config.blurred_level_weights)
+    )
+    shown = fold_sum(torch.where(crowd.measured, crowd.evidence.corr.clamp(min=0), 0))
+    low, high = config.blurred_corr
+    share = ((high - shown / crowd.measured.sum(1).clamp(min=1)) / (high - low)).clamp(0, 1)[:, None]
+    return ((1 - share) * clear + share * blurred).log()
+
+
+def _solve(
+    problem: CrowdProblem,
+    log_slant: torch.Tensor,
+    mean_slant: torch.Tensor,
+    log_levels: torch.Tensor,
+    config: JointConfig,
+) -> _Found:
     """Both models x all troubles x all noise levels, weighed by their evidence (a fixed set of fits per scene)."""
     scenes = len(problem.model)
     models = _models(config, problem.model.device)
     troubles = _troubles(config, models.device)
     levels = constant(config.noise_levels, models.device)
-    weights = constant(config.noise_level_weights, models.device)
     model, trouble = torch.cartesian_prod(models, torch.arange(len(troubles), device=models.device)).unbind(1)
     kinds = len(model)
     rows = torch.arange(scenes, device=models.device).repeat_interleave(kinds)
@@ -160,7 +177,7 @@ def _solve(problem: CrowdProblem, log_slant: torch.Tensor, mean_slant: torch.Ten
 
     rows = torch.arange(len(rows), device=models.device).repeat_interleave(len(levels))
     fits = _with_noise(repeat_fits(fits, rows), levels.repeat(scenes * kinds))
-    fits = replace(fits, log_prior=fits.log_prior + (weights / weights.sum()).log().repeat(scenes * kinds))
+    fits = replace(fits, log_prior=fits.log_prior + log_levels.repeat_interleave(kinds, 0).flatten())
     result = integrate_lines(fits, mean[rows], covariance[rows])
     return _average(result, models, len(troubles) * len(levels), scenes)
 
