@@ -16,7 +16,7 @@ import numpy as np
 
 from dto_pipeline.axes import NUM_BETAS
 from dto_pipeline.bounds import CAMERA_BEYOND, implausible_cameras
-from dto_pipeline.collate import collate_scenes, map_size, pass_through, split_batch
+from dto_pipeline.collate import collate_scenes, keep_labels, map_size, split_batch
 from dto_pipeline.config import AttributeConfig, DepthConfig, MaskConfig, PipelineConfig, load_config
 from dto_pipeline.data.certainty import Limits
 from dto_pipeline.data.duplicates import People as LabelledPeople
@@ -170,7 +170,7 @@ def optimize_scene(
     scene.origin["depth"] = "memory" if metres is None else f"{METRIC_DEPTH} in memory"
     _add_masks(scene, masks, config.evidence.render_max_side)
     if scene.num_people == 0:
-        return pass_through(scene)
+        return keep_labels(scene)
     model = (
         body
         if isinstance(body, BodyModel)

@@ -32,7 +32,7 @@ from dto_pipeline.status import ImageStatus, PersonStatus
 
 _MEAN_OF_NORMAL = math.sqrt(2 / math.pi)  # of |x|, in standard deviations
 _UNMEASURED = (PersonStatus.TOO_SMALL, PersonStatus.PLACED_BY_PRIOR)
-__all__ = ["collate_scenes", "map_size", "pass_through", "split_batch"]
+__all__ = ["collate_scenes", "keep_labels", "map_size", "split_batch"]
 
 
 def collate_scenes(scenes: Sequence[Scene], device: torch.device | str = "cpu") -> SceneBatch:
@@ -85,7 +85,7 @@ def split_batch(scenes: Sequence[Scene], optimized: OptimizedScenes, config: Pip
     return placed
 
 
-def pass_through(scene: Scene) -> PlacedScene:
+def keep_labels(scene: Scene) -> PlacedScene:
     """A scene that was not optimised, with its labels as given and a status for the image and every person."""
     people = scene.num_people
     unknown = np.full(people, np.nan, np.float32)

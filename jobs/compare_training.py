@@ -18,8 +18,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,12 +39,12 @@ from dto_pipeline.models.body import BodyModel, load_body
 from dto_pipeline.models.depth_tiny import save_backbone
 from dto_pipeline.run.driver import run_pipeline
 from dto_pipeline.train.augment import Draw, Paint, resize
-from dto_pipeline.train.batch import Sample, TrainBatch, collate_samples
 from dto_pipeline.train.checkpoint import begin_network, list_checkpoints, read_checkpoint, restore_network
 from dto_pipeline.train.config import AugmentConfig, DataConfig, TrainConfig
+from dto_pipeline.train.dataset import Sample, TrainBatch, collate_samples
 from dto_pipeline.train.evaluation import MEASURES, evaluate
 from dto_pipeline.train.model import MeshNetwork, Predictions, with_joints
-from dto_pipeline.train.people import ANNOTATED_JOINTS, ImageLabels, Rules, see_people
+from dto_pipeline.train.targets import ImageLabels, Rules, see_people, unknown_people
 
 CONFIG = Path(__file__).parent / "train.yaml"
 TRAINING_SEED, TEST_SEED = 301, 307  # of the crowds; settings were chosen on the crowds of seeds 302 to 306
@@ -161,28 +163,16 @@ def truth_batches(crowds: Path, side: int, body: BodyModel) -> Iterator[TrainBat
         camera = plan_crowd(settings["seed"], number).view.scaled(settings["scale"]).intrinsics
         rgb = read_image(crowds / "images" / str(truth["image_name"][rows[0]])).rgb
         size, labels = (rgb.shape[1], rgb.shape[0]), true_labels(truth, rows, camera)
-        seen, varied = see_people(labels, size, Draw(), rules)
-        samples.append(Sample(str(number), resize(rgb, varied.frame.resized), Paint(varied.frame), seen))
+        seen = see_people(labels, size, Draw(), rules)
+        samples.append(Sample(str(number), resize(rgb, seen.frame.resized), Paint(seen.frame), seen))
     for first in range(0, len(samples), _BATCH):
         yield collate_samples([*samples[first : first + _BATCH]])
 
 
 def true_labels(truth: dict[str, np.ndarray], rows: np.ndarray, camera: np.ndarray) -> ImageLabels:
     """The truth of one picture."""
-    pose, betas, transl = (truth[name][rows] for name in ("pose", "betas", "transl"))
-    count = len(rows)
-    return ImageLabels(
-        intrinsics=camera,
-        has_camera=True,
-        has_body=np.ones(count, bool),
-        pose=pose,
-        betas=betas,
-        transl=transl,
-        boxes=np.full((count, 4), np.nan, np.float32),
-        keypoints=np.full((count, ANNOTATED_JOINTS, 2), np.nan, np.float32),
-        z_covariance=np.full((count, count), np.nan, np.float32),
-        depth_layer=np.full(count, -1, np.int64),
-    )
+    known: dict[str, Any] = {name: truth[name][rows] for name in ("pose", "betas", "transl")}
+    return replace(unknown_people(len(rows), camera), **known, has_camera=True, has_body=np.ones(len(rows), bool))
 
 
 def as_table(measures: dict[str, list[dict[str, float]]]) -> str:

@@ -17,9 +17,9 @@ from unittest.mock import patch
 import torch
 
 import dto_pipeline.optimizer
-from dto_pipeline.lab.waiting import waits_of
 from dto_pipeline.optimizer import SceneOptimizer
 from dto_pipeline.scene import OptimizedScenes, SceneBatch
+from tests.waits import waits_of
 
 PARTS = (
     *("rasterize", "count_visible_vertices", "measure_depth_evidence"),
@@ -32,7 +32,7 @@ COUNTS = {"pixels"}  # whole numbers that are no decisions
 
 
 def count_waits(work: Callable[[], Any], device: torch.device) -> Counter[str]:
-    """Lines of this program at which a GPU is waited for; on a CPU places where it would be, see `lab.waiting`."""
+    """Lines of this program at which a GPU is waited for; on a CPU places where it would be, see `tests.waits`."""
     if device.type != "cuda":
         return Counter({f"{place}: {what}": count for (place, what), count in waits_of(work).items()})
     work()  # what is carried to a device once is there by now

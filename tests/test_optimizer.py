@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dto_pipeline.collate import collate_scenes, pass_through, split_batch
+from dto_pipeline.collate import collate_scenes, keep_labels, split_batch
 from dto_pipeline.config import PipelineConfig, config_from_dict
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.optimizer import SceneOptimizer
@@ -131,7 +131,7 @@ def test_a_broken_person_leaves_the_others_as_if_it_were_not_there(body: BodyMod
 
 def test_a_scene_with_a_problem_passes_through_with_its_labels(body: BodyModel) -> None:
     scene = dataclasses.replace(make_scene(body, FAMILY), problem=(ImageStatus.IMAGE_CORRUPT, "cut off at byte 100"))
-    placed = pass_through(scene)
+    placed = keep_labels(scene)
     assert placed.status is ImageStatus.IMAGE_CORRUPT
     assert placed.message == "cut off at byte 100"
     assert placed.person_status == [PersonStatus.NOT_RUN] * 4

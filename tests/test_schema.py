@@ -37,12 +37,12 @@ from dto_pipeline.data.exports.parquet import person_tables
 from dto_pipeline.data.label_files import flatten_table, read_label_files
 from dto_pipeline.data.labels import build_label_table, read_labels, write_label_shard
 from dto_pipeline.data.placed import read_placed
-from dto_pipeline.collate import pass_through
+from dto_pipeline.collate import keep_labels
 from dto_pipeline.models.body import load_body
 from tests.crowds import Stander, make_scene
 
 placed, bare = (
-    pass_through(make_scene(load_body("demo"), [Stander(-0.5, 3.0), Stander(0.5, 3.5)])) for _ in range(2)
+    keep_labels(make_scene(load_body("demo"), [Stander(-0.5, 3.0), Stander(0.5, 3.5)])) for _ in range(2)
 )
 placed.extra = {"sway": np.array([0.5, 0.25], np.float32), "haze": 0.75, "steps": np.array([3, 4], np.int32)}
 placed.extra |= {"seated": np.array([True, False]), "gaze": np.eye(2, 3, dtype=np.float32), "mood": ["calm", None]}

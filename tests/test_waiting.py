@@ -12,7 +12,6 @@ import torch
 
 from dto_pipeline.collate import collate_scenes, split_batch
 from dto_pipeline.config import DepthConfig, PipelineConfig, load_config
-from dto_pipeline.lab.waiting import count_waits, unexpected_waits, waits_of
 from dto_pipeline.maths.devices import as_on_gpu
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.models.depth_anything import DepthNetwork
@@ -23,13 +22,14 @@ from dto_pipeline.train.learner import Learner
 from tests.company import make_crowds
 from tests.tiny_models import save_depth_anything
 from tests.train.small_crowds import crowd_batch, tiny_config
+from tests.waits import count_waits, unexpected_waits, waits_of
 
 MODES = {"paper": 6, "joint": 12}  # at most so often a batch; joint looks at some images twice
 TRAINING_STEP = {  # where a step of training waits, how often, and why
     "model.py:forward": (1, "sizes of the images"),
     "blocks.py:list_by_level": (2, "which cells become which tokens, and how many an image has"),
-    "denoising.py:most": (1, "people of the image with most: slots of denoising queries"),
-    "people.py:counts": (1, "people of each image: where costs of one end"),
+    "blocks.py:most": (1, "people of the image with most: slots of denoising queries"),
+    "targets.py:counts": (1, "people of each image: where costs of one end"),
     "matching.py:match_people": (2, "costs to the program, pairs back: SciPy assigns them"),
     "learner.py:step": (1, "losses, and whether the gradient is finite"),
 }
@@ -81,7 +81,7 @@ def test_a_training_step_waits_in_named_places_only(body: BodyModel, options: di
     by_place: Counter[str] = Counter()
     for (place, _), times in waits_of(lambda: learner.step(batch, 0)).items():
         by_place[place.removeprefix("train/")] += times
-    named = {place: times for place, (times, _) in TRAINING_STEP.items() if options or "denoising" not in place}
+    named = {place: times for place, (times, _) in TRAINING_STEP.items() if options or "most" not in place}
     assert by_place == named
 
 

@@ -126,8 +126,8 @@ def _draw(
     """Draw the chosen scenes as given and by solver, with what the depth source saw; returns the files below `out`."""
     from dto_pipeline.data.images import read_image
     from dto_pipeline.lab.score import choose_pictures
+    from dto_pipeline.view.pages import solver_panel
     from dto_pipeline.view.panel import People, save_png
-    from dto_pipeline.view.scene_panel import solver_panel
 
     written = []
     first = placed["paper"]

@@ -166,8 +166,8 @@ def _draw(diff: PeopleDiff, run: str | None, body: BodyModel, arguments: argpars
     """The worst scenes, both sides, as pages."""
     from dto_pipeline.data.images import open_folder
     from dto_pipeline.data.storage import as_location
+    from dto_pipeline.view.pages import PeopleScene, draw_people
     from dto_pipeline.view.panel import People, save_png
-    from dto_pipeline.view.people_pages import PeopleScene, draw_people
     from dto_pipeline.view.pictures import file_name
 
     images: ImageStore | None = None

@@ -64,7 +64,7 @@ def _folders(runs: list[str]) -> list[str]:
 
 def _write(run_dir: str, out: Path, arguments: argparse.Namespace) -> Path:
     """The page of one run."""
-    from dto_pipeline.view.report import ReportOptions, write_report
+    from dto_pipeline.view.report import write_report
     from dto_pipeline.view.run_files import open_pixels, open_run_files
 
     run = open_run_files(run_dir, arguments.manifest)
@@ -72,8 +72,7 @@ def _write(run_dir: str, out: Path, arguments: argparse.Namespace) -> Path:
     if run.manifest is None:
         print(f"without photographs: {run.manifest_problem}")
     pixels = open_pixels(run, arguments.images, arguments.depth)
-    options = ReportOptions(arguments.worst, arguments.random, arguments.seed)
-    return write_report(run, body, pixels, out, options)
+    return write_report(run, body, pixels, out, arguments.worst, arguments.random, arguments.seed)
 
 
 def _load_body(run: RunFiles, path: str | None) -> BodyModel | None:

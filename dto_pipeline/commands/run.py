@@ -105,7 +105,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from dto_pipeline.commands.logs import configure_logs
     from dto_pipeline.run.driver import run_pipeline
     from dto_pipeline.run.forecast import plan_pipeline
-    from dto_pipeline.run.selection import Selection
+    from dto_pipeline.run.plan import Selection
 
     configure_logs(arguments.log_level or ("info" if arguments.verbose else "warning"), arguments.log_json)
     if arguments.workers is not None:

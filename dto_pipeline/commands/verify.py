@@ -61,8 +61,7 @@ def _verified(run_dir: str, arguments: argparse.Namespace) -> Verdict:
 def _leave_word(verdict: Verdict) -> None:
     """Note the shards that are damaged, so that the next `dto run` looks at them and does them again."""
     from dto_pipeline.data.storage import as_location
-    from dto_pipeline.run.finished import note_damage
-    from dto_pipeline.run.folder import RunDirectory
+    from dto_pipeline.run.folder import RunDirectory, note_damage
 
     try:
         note_damage(RunDirectory(as_location(verdict.run_dir)), verdict.damaged)

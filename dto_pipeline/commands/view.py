@@ -68,9 +68,9 @@ def _view_file(arguments: argparse.Namespace) -> int:
     from dto_pipeline.data.people import read_people
     from dto_pipeline.data.storage import as_location
     from dto_pipeline.models.body import load_body
+    from dto_pipeline.view.pages import draw_people, file_scene
     from dto_pipeline.view.panel import save_png
-    from dto_pipeline.view.people_pages import choose_images, draw_people, file_scene
-    from dto_pipeline.view.pictures import file_name
+    from dto_pipeline.view.pictures import choose_images, file_name
 
     if arguments.worst or arguments.status or arguments.glb:
         raise DtoError(

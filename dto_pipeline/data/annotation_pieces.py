@@ -17,12 +17,13 @@ import numpy as np
 
 from dto_pipeline.axes import NUM_BETAS
 from dto_pipeline.data.cameras import CAMERA_COLUMNS
-from dto_pipeline.data.files import check_maps, temporary_folder
+from dto_pipeline.data.files import temporary_folder
 from dto_pipeline.data.images import ImageStore, open_folder
 from dto_pipeline.data.label_files import LabelColumns
 from dto_pipeline.data.label_pieces import IMAGE_FILE, Part, Piece
 from dto_pipeline.data.labels import LabelsError
-from dto_pipeline.data.sources.annots import Annots, map_annots, open_annots, unpack_annots
+from dto_pipeline.data.scratch import scratch_file
+from dto_pipeline.data.sources.annots import Annots, map_annots, open_annots
 from dto_pipeline.data.sources.relative_human import EVALUATED_JOINTS, Annotation, evaluated_joints, read_annotations
 from dto_pipeline.data.storage import Location, as_location
 
@@ -176,9 +177,9 @@ def open_annots_set(path: str | Path, images: str) -> AnnotsSet:
     if not images:
         raise LabelsError(f"{path} does not say where its photographs are; name their folder (data.images)")
     folder = temporary_folder("dto-annots-")
-    check_maps(folder.name)
+    scratch_file().close()  # where none can be mapped, it says so
     _FOLDERS.append(folder)
-    unpack_annots(Path(path), Path(folder.name))
+    open_annots(Path(path), Path(folder.name))
     return AnnotsSet(Path(path).stem, Path(path), as_location(images), folder.name)
 
 

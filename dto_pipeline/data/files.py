@@ -13,7 +13,6 @@ import errno
 import hashlib
 import json
 import logging
-import mmap
 import os
 import re
 import shutil
@@ -186,22 +185,6 @@ def temporary_folder(prefix: str) -> tempfile.TemporaryDirectory[str]:
         return tempfile.TemporaryDirectory(prefix=f"{prefix}{_own_mark()}-")
     except OSError as error:  # where none of the usual places can be written, it is a FileNotFoundError of no file
         raise DtoError(f"no temporary folder can be made ({error.strerror}); set TMPDIR to one with room") from error
-
-
-def check_maps(folder: str | Path) -> None:
-    """Make sure that files of a folder for temporary files can be mapped. Raises: DtoError."""
-    with tempfile.TemporaryFile(dir=folder) as stream:
-        stream.write(b"x")
-        stream.flush()
-        try:
-            mmap.mmap(stream.fileno(), 1, mmap.MAP_SHARED).close()
-        except OSError as error:
-            if error.errno not in NO_MAPS:
-                raise
-            place, advice = Path(folder).parent, "set TMPDIR to a folder of a local disk"
-            raise DtoError(
-                f"{place}, where temporary files go, cannot map files ({error.strerror}); {advice}"
-            ) from error
 
 
 @lru_cache(maxsize=256)

@@ -3,7 +3,7 @@
 A pickle is a program for a small stack machine. `InertUnpickler` is Python's own (`pickle._Unpickler`, the same machine
 as the one in C), with these differences: a global becomes a `Global` (a name from the allowlist), a call becomes a
 `Record` of what would have been called with what, a state is noted in the record. Nothing is imported, called or set.
-`safe_pickle` makes values of records afterwards.
+`safe_pickle` makes values of records afterwards, by the function that the allowlist gives for each name.
 
 Not the unpickler in C, which calls whatever REDUCE, OBJ, INST and BUILD find on its stack, takes extension codes from a
 cache of live objects, allocates what a length claims, grows its memo to any index, and hashes tuples without end.
@@ -18,7 +18,6 @@ import struct
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any, NoReturn
 
 from dto_pipeline.errors import DtoError
@@ -40,32 +39,21 @@ class BrokenPickle(PickleRefused):
     """The pickle is truncated, malformed or larger than the limits allow."""
 
 
-class Role(Enum):
-    """What an allowed global means to `safe_pickle`; many names may share one role."""
+Make = Callable[[Any, "Record", int], Any]
+"""What becomes of the call of an allowed name: builder, record and depth -> value (see `safe_pickle.Builder`)."""
 
-    RECONSTRUCT = "empty numpy array, filled by its state"
-    FROMBUFFER = "numpy array over bytes"
-    NDARRAY = "the class numpy.ndarray"
-    DTYPE = "numpy dtype"
-    SCALAR = "numpy scalar"
-    ENCODE = "text to bytes"
-    BYTES = "empty bytes"
-    SET = "set"
-    OBJECT = "the class object"
-    RECONSTRUCTOR = "empty instance of a class, filled by its state"
-    CHUMPY = "chumpy array"
-    SELECT = "chumpy selection"
-    CSC = "scipy sparse matrix, column-compressed"
-    DICT = "the class collections.OrderedDict"
-    PERSISTENT = "something the file holds outside the pickle"
-    STORAGE = "kind of a torch storage"
-    TENSOR = "torch tensor over a storage"
-    PARAMETER = "torch parameter around a tensor"
-    SIZE = "torch size"
-
-
-Allowlist = Mapping[tuple[str, str], Role]
+Allowlist = Mapping[tuple[str, str], Make]  # (module, name) of every global that may appear
 PERSISTENT_ID = ("", "persistent id")  # the key under which an allowlist lets a stream name what lies beside it
+
+
+def only_named(builder: Any, record: Record, depth: int) -> Any:
+    """For names that stand for themselves: `numpy.ndarray`, `object`, kinds of torch's storages."""
+    raise BrokenPickle(f"{record.what} is called as a function")
+
+
+def new_dict(builder: Any, record: Record, depth: int) -> Any:
+    """For `collections.OrderedDict`: without arguments the unpickler itself makes a dict, which SETITEMS fills."""
+    raise BrokenPickle(f"{record.what} with arguments")
 
 
 @dataclass(frozen=True)
@@ -85,21 +73,19 @@ class Global:
 
     module: str
     name: str
-    role: Role
+    make: Make
 
     def __str__(self) -> str:
         return f"{self.module}.{self.name}"
 
 
+@dataclass(slots=True, eq=False)
 class Record:
     """A call the pickle asks for and that is never made: who, with what, and the state set afterwards."""
 
-    __slots__ = ("args", "state", "what")
-
-    def __init__(self, what: Global, args: tuple[Any, ...]) -> None:
-        self.what = what
-        self.args = args
-        self.state: Any = None
+    what: Global
+    args: tuple[Any, ...]
+    state: Any = None
 
 
 def shown(value: object) -> str:
@@ -118,7 +104,7 @@ def load_records(data: bytes, allow: Allowlist, limits: Limits, where: str) -> o
 
     Args:
         data: the whole stream.
-        allow: (module, name) -> role of every global that may appear.
+        allow: every global that may appear.
         where: file and member, for messages.
 
     Returns:
@@ -174,7 +160,7 @@ class Stream:
             raise BrokenPickle(f"byte {self.bound} is passed before an item of the dictionary: they are not small")
 
     def readline(self) -> bytes:
-        """The bytes up to the next newline and with it. Raises: BrokenPickle: there is none."""
+        """The bytes up to the next newline and with it."""
         found = self.data.find(b"\n", self.at, self.end)
         if found < 0:
             raise BrokenPickle("a text argument without end of line: truncated")
@@ -225,7 +211,7 @@ class InertUnpickler(pickle._Unpickler):
         self._allow = allow
         self._stream = stream
         self.dispatch = Opcodes(max_opcodes)  # type: ignore[assignment, misc]
-        self._ordered = Role.DICT in allow.values()
+        self._ordered = new_dict in allow.values()
 
     def load(self) -> Any:
         """The object of the stream, which is read as far as its STOP."""
@@ -237,16 +223,15 @@ class InertUnpickler(pickle._Unpickler):
     # names: recorded, never looked up
 
     def find_class(self, module: str, name: str) -> Any:
-        role = self._allow.get((module, name))
-        if role is None:
+        make = self._allow.get((module, name))
+        if make is None:
             raise UnsafePickle(f"refuses {shown(f'{module}.{name}')}: such data does not need it; nothing was run")
-        return Global(module, name, role)
+        return Global(module, name, make)
 
     def persistent_load(self, pid: Any) -> Any:
-        role = self._allow.get(PERSISTENT_ID)
-        return (
-            Record(Global(*PERSISTENT_ID, role), (pid,)) if role else self._outside(f"the persistent id {shown(pid)}")
-        )
+        if PERSISTENT_ID not in self._allow:
+            self._outside(f"the persistent id {shown(pid)}")
+        return Record(Global(*PERSISTENT_ID, only_named), (pid,))
 
     def get_extension(self, code: int) -> None:
         self._outside(f"the extension code {code}")
@@ -262,8 +247,7 @@ class InertUnpickler(pickle._Unpickler):
     def call(self, what: object, args: object) -> None:
         if type(what) is not Global or type(args) is not tuple:
             raise BrokenPickle(f"a call of {_kind(what)} with {_kind(args)}")
-        ordered = what.role is Role.DICT and args == ()  # filled by SETITEMS afterwards, as any dict
-        self.append({} if ordered else Record(what, args))
+        self.append({} if what.make is new_dict and args == () else Record(what, args))
 
     def _instantiate(self, klass: object, args: list[Any]) -> None:
         self.call(klass, tuple(args))
@@ -337,7 +321,7 @@ def _kind(value: object) -> str:
 
 def _checked_key(key: object) -> object:
     """Keys are plain values (hash attacks need tuples or huge integers) or numpy scalars, still as records."""
-    if type(key) in _KEY_TYPES or (type(key) is Record and key.what.role is Role.SCALAR):
+    if type(key) in _KEY_TYPES or (type(key) is Record and key.what.name == "scalar"):
         return key
     raise BrokenPickle(f"{_kind(key)} used as a key")
 

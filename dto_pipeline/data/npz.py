@@ -1,41 +1,35 @@
 """Arrays of npz and npy files that somebody else wrote: read with bounds, or mapped without loading them.
 
 `safe_load_npz` reads members whose claims hold, object arrays (pickles) through the inert unpickler. `MappedNpz` makes
-each member a read-only memory map: members that were stored plainly are mapped where they lie in the zip; compressed
-ones, and all of a file whose mount refuses maps, are unpacked once into a temporary folder and mapped there.
-`create_npz` writes members piece by piece, plainly and with a fixed date: equal arrays give equal bytes. Knows zip and
-npy, no key names.
+each array a read-only view of a memory map: of the file itself for members that were stored plainly, of a temporary
+copy without a name for compressed ones, and for all where the file's mount refuses maps. Knows zip and npy, no keys.
 """
 
 from __future__ import annotations
 
 import io
-import math
 import mmap
-import os
 import shutil
 import struct
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
-from tokenize import TokenError
 from typing import IO, Any
 
 import numpy as np
 
-from dto_pipeline.data.files import NO_MAPS, check_maps, temporary_folder
+from dto_pipeline.array_files import BROKEN, read_flat, read_header
+from dto_pipeline.data.files import NO_MAPS
 from dto_pipeline.data.inert_pickle import Allowlist, BrokenPickle, Limits, PickleRefused, UnsafePickle, shown
 from dto_pipeline.data.safe_pickle import NUMPY_ONLY, checked_values, safe_loads
+from dto_pipeline.data.scratch import scratch_file
 from dto_pipeline.errors import NO_ROOM
-from dto_pipeline.reading import IrregularFile, check_regular, read_regular
+from dto_pipeline.reading import IrregularFile, check_regular, open_regular, read_regular
 
-_BROKEN_FILE = (
-    *(zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, NotImplementedError, RuntimeError),
-    *(OverflowError, MemoryError, RecursionError, SyntaxError, TypeError, TokenError),
-)  # what zipfile and numpy's header parser raise on a damaged file
-_DAMAGES = (OSError, *_BROKEN_FILE)
 _COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # what numpy writes
 _CHUNK = 1 << 20  # bytes read at once
 _RELEASED = 1 << 26  # bytes of a map that may stay in memory once they were read
@@ -65,21 +59,18 @@ def safe_load_npz(
             members that occur twice, and archives that unpack to too much.
         OSError: the file cannot be read.
     """
-    arrays: dict[str, Any] = {}
     where = where or str(path)
-    try:
+    with _told(where, "npz file"):
         if isinstance(path, str | Path):
             check_regular(path)
         with zipfile.ZipFile(path) as archive:
+            arrays: dict[str, Any] = {}
             for member in _checked_members(archive, where, keys, limits):
                 with archive.open(member) as stream:
-                    inside = f"{where}: {member.filename}"
-                    arrays[_key(member)] = _read_npy(stream, member.file_size, allow, limits, inside)
-    except PickleRefused:
-        raise
-    except _BROKEN_FILE as error:
-        raise BrokenPickle(f"{where}: not a sound npz file ({type(error).__name__}: {shown(str(error))})") from error
-    return arrays
+                    arrays[_key(member)] = _read_npy(
+                        stream, member.file_size, allow, limits, f"{where}: {member.filename}"
+                    )
+            return arrays
 
 
 def safe_load_npy(path: str | Path, limits: Limits = Limits()) -> np.ndarray:  # noqa: B008 - frozen
@@ -90,6 +81,17 @@ def safe_load_npy(path: str | Path, limits: Limits = Limits()) -> np.ndarray:  #
     """
     data = read_regular(path, max(limits.max_stream_bytes, limits.max_array_bytes))
     return _read_npy(io.BytesIO(data), len(data), None, limits, str(path))
+
+
+@contextmanager
+def _told(where: str, what: str) -> Iterator[None]:
+    """What a damaged file makes of its readers, as a BrokenPickle that names it."""
+    try:
+        yield
+    except PickleRefused:
+        raise
+    except (ValueError, *BROKEN) as error:
+        raise BrokenPickle(f"{where}: not a sound {what} ({type(error).__name__}: {shown(str(error))})") from error
 
 
 def _key(member: zipfile.ZipInfo) -> str:
@@ -119,53 +121,20 @@ def _checked_members(
 
 
 def _read_npy(stream: IO[bytes], size: int, allow: Allowlist | None, limits: Limits, where: str) -> np.ndarray:
-    """One npy stream of `size` bytes; allow None: no objects."""
-    try:
-        return _read_array(stream, size, allow, limits, where)
-    except PickleRefused:
-        raise
-    except _BROKEN_FILE as error:
-        raise BrokenPickle(f"{where}: not a sound npy ({type(error).__name__}: {shown(str(error))})") from error
-
-
-def _read_array(stream: IO[bytes], size: int, allow: Allowlist | None, limits: Limits, where: str) -> np.ndarray:
-    """The array of a sound stream; its header is believed only as far as there are bytes."""
-    shape, fortran, dtype = _read_header(stream)
-    if dtype.kind == "O" and allow is not None:
-        found = safe_loads(stream.read(), allow, limits, object_arrays=True, where=where)
-        return _as_declared(found, shape, where)
-    if dtype.kind not in "biufcSU":
-        raise UnsafePickle(f"{where}: refuses the dtype {shown(str(dtype))}: only numbers and strings are read")
-    needed = math.prod(shape) * dtype.itemsize
-    if needed > size or min(shape, default=0) < 0 or dtype.itemsize == 0:
-        raise BrokenPickle(f"{where}: an array {shown(shape)} of {dtype.str} needs {needed} bytes and has {size}")
-    flat = np.empty(math.prod(shape), dtype)
-    if _read_into(stream, flat.view(np.uint8).data) < needed or stream.read(1):
-        raise BrokenPickle(f"{where}: more or fewer bytes than the {needed} of an array {shape} of {dtype.str}")
-    return checked_values(flat).reshape(shape, order="F" if fortran else "C")
-
-
-def _read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
-    version = np.lib.format.read_magic(stream)
-    if version not in ((1, 0), (2, 0), (3, 0)):
-        raise ValueError(f"npy format {version}; 1.0 to 3.0 are read")
-    one = version == (1, 0)
-    return np.lib.format.read_array_header_1_0(stream) if one else np.lib.format.read_array_header_2_0(stream)
-
-
-def _read_into(stream: IO[bytes], buffer: memoryview) -> int:
-    """Fill the buffer without holding a second copy of it; the number of bytes there were."""
-    filled = 0
-    while filled < len(buffer) and (chunk := stream.read(min(_CHUNK, len(buffer) - filled))):
-        buffer[filled : filled + len(chunk)] = chunk
-        filled += len(chunk)
-    return filled
-
-
-def _as_declared(found: Any, shape: tuple[int, ...], where: str) -> np.ndarray:
-    if not isinstance(found, np.ndarray) or found.dtype != object or found.shape != tuple(shape):
-        raise BrokenPickle(f"{where}: the header announces an object array {shape}, the contents are something else")
-    return found
+    """One npy stream of `size` bytes; its header is believed only as far as there are bytes. allow None: no objects."""
+    with _told(where, "npy"):
+        shape, fortran, dtype = read_header(stream)
+        if dtype.kind == "O" and allow is not None:
+            found = safe_loads(stream.read(), allow, limits, object_arrays=True, where=where)
+            if not isinstance(found, np.ndarray) or found.dtype != object or found.shape != tuple(shape):
+                raise BrokenPickle(f"{where}: the header announces an object array {shape}, the contents are another")
+            return found
+        if dtype.kind not in "biufcSU":
+            raise UnsafePickle(f"{where}: refuses the dtype {shown(str(dtype))}: only numbers and strings are read")
+        flat = read_flat(stream, size, shape, dtype)
+        if stream.read(1):
+            raise ValueError(f"more bytes than an array {shape} of {dtype.str} needs")
+        return checked_values(flat).reshape(shape, order="F" if fortran else "C")
 
 
 class NpzError(ValueError):
@@ -173,7 +142,7 @@ class NpzError(ValueError):
 
 
 class MappedNpz:
-    """An open npz; owns the temporary folder of unpacked members, so close it (or use `with`).
+    """An npz whose arrays are handed out as views of memory maps; nothing has to be closed.
 
     Args:
         path: the npz file.
@@ -187,38 +156,32 @@ class MappedNpz:
         self.path = Path(path)
         try:
             check_regular(self.path)
-            self._zip = zipfile.ZipFile(self.path)
+            with zipfile.ZipFile(self.path) as archive:
+                self._members = {_key(entry): entry for entry in archive.infolist() if entry.filename.endswith(".npy")}
         except FileNotFoundError:
             raise
         except IrregularFile as error:
             raise NpzError(f"{self.path}: {error.strerror}") from error
-        except _DAMAGES as error:
+        except (OSError, ValueError, *BROKEN) as error:
             raise NpzError(f"{self.path} is not a whole npz file ({error}); download it again") from error
-        self._members = {name.removesuffix(".npy"): name for name in self._zip.namelist() if name.endswith(".npy")}
-        self._unpacked = temporary_folder("dto-npz-")
-
-    @property
-    def keys(self) -> list[str]:
-        """Names of the arrays, in file order."""
-        return list(self._members)
+        self.keys = list(self._members)  # names of the arrays, in file order
 
     def array(self, key: str) -> np.ndarray:
-        """Read-only memory map of one array.
+        """One array, read-only.
 
         Raises:
             NpzError: the member is missing, damaged, an object array, or longer or shorter than its header says.
         """
-        if key not in self._members:
-            raise NpzError(f"{self.path} has no array {key!r}; it holds {self.keys}")
-        entry = self._zip.getinfo(self._members[key])
-        try:
-            if entry.compress_type == zipfile.ZIP_STORED and (mapped := self._map_in_zip(entry)) is not None:
-                return mapped
-            return self._map(self._unpack(key, entry), 0, entry.file_size)
-        except _DAMAGES as error:
-            if getattr(error, "errno", None) in NO_ROOM:  # of the temporary folder
-                raise
-            raise NpzError(f"{self.path}, array {key!r}: {error}") from error
+        with self._told(key):
+            data, _, end = self._bytes(key)
+            shape, fortran, dtype = read_header(data)
+            begin = data.tell()
+            if dtype.hasobject:
+                raise NpzError("is an object array, a pickle in disguise, which is not opened; convert it")
+            expected = dtype.itemsize * int(np.prod(shape, dtype=object))
+            if begin + expected != end or end > len(data):
+                raise NpzError(f"holds {end - begin} bytes; its header {shape} {dtype} expects {expected}")
+            return np.ndarray(shape, dtype, data, begin, order="F" if fortran else "C")
 
     def object_bytes(self, key: str, compare: bool = True) -> tuple[mmap.mmap, int, int]:
         """The pickle inside a 0-d object array: a read-only map, and the stream's first byte and end in it.
@@ -229,96 +192,60 @@ class MappedNpz:
         Raises:
             NpzError: the member is missing, damaged, or an array of another kind.
         """
-        if key not in self._members:
-            raise NpzError(f"{self.path} has no array {key!r}; it holds {self.keys}")
-        entry = self._zip.getinfo(self._members[key])
-        try:
-            stored = entry.compress_type == zipfile.ZIP_STORED
-            path, start = (self.path, self._start_in_zip(entry)) if stored else (self._unpack(key, entry), 0)
-            try:
-                data = _map_whole(path)
-            except OSError as error:  # a mount that can be read but not mapped says nothing about the file
-                if not stored or error.errno not in NO_MAPS:
-                    raise
-                stored, path, start = False, self._unpack(key, entry), 0
-                data = _map_whole(path)
-            with path.open("rb") as stream:
-                stream.seek(start)
-                shape, _, dtype = _read_header(stream)
-                begin = stream.tell()
-            if start + entry.file_size > len(data):
+        with self._told(key):
+            data, start, end = self._bytes(key)
+            shape, _, dtype = read_header(data)
+            begin = data.tell()
+            if end > len(data):
                 raise NpzError("ends before its header says; download it again")
             if shape != () or dtype != np.dtype(object):
-                data.close()
                 raise NpzError(f"is {dtype} {shape}; expected one object, as a dictionary is stored")
-            if stored and compare and _check_sum(data, start, start + entry.file_size) != entry.CRC:
-                data.close()
+            if start and compare and _check_sum(data, start, end) != self._members[key].CRC:
                 raise NpzError("its bytes are not those that were written (CRC-32); download it again")
-            return data, begin, start + entry.file_size
-        except _DAMAGES as error:
+            return data, begin, end
+
+    @contextmanager
+    def _told(self, key: str) -> Iterator[None]:
+        if key not in self._members:
+            raise NpzError(f"{self.path} has no array {key!r}; it holds {self.keys}")
+        try:
+            yield
+        except (OSError, ValueError, *BROKEN) as error:
             if getattr(error, "errno", None) in NO_ROOM:  # of the temporary folder
                 raise
             raise NpzError(f"{self.path}, array {key!r}: {error}") from error
 
-    def close(self) -> None:
-        """Give up the file and the temporary folder; maps handed out stay valid on POSIX."""
-        self._zip.close()
-        self._unpacked.cleanup()
-
-    def __enter__(self) -> MappedNpz:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _map_in_zip(self, entry: zipfile.ZipInfo) -> np.ndarray | None:
-        """A member mapped where it lies; None where the mount refuses maps, which says nothing about the file."""
-        try:
-            return self._map(self.path, self._start_in_zip(entry), entry.file_size)
-        except OSError as error:
-            if error.errno in NO_MAPS:
+    @cached_property
+    def _whole(self) -> mmap.mmap | None:
+        """The file; None where its mount refuses maps, which says nothing about the file."""
+        with open_regular(self.path) as stream:
+            try:
+                return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+            except OSError as error:
+                if error.errno not in NO_MAPS:
+                    raise
                 return None
-            raise
 
-    def _start_in_zip(self, entry: zipfile.ZipInfo) -> int:
-        with self.path.open("rb") as stream:
-            stream.seek(entry.header_offset)
-            header = stream.read(_LOCAL_HEADER)
-        name_length, extra_length = struct.unpack("<HH", header[26:30])
-        return entry.header_offset + _LOCAL_HEADER + name_length + extra_length
+    def _bytes(self, key: str) -> tuple[mmap.mmap, int, int]:
+        """A map that stands at the npy of an array, and where this begins (in a copy at 0) and ends."""
+        entry = self._members[key]
+        if entry.compress_type == zipfile.ZIP_STORED and self._whole is not None:
+            data, start = self._whole, entry.header_offset + _LOCAL_HEADER
+            start += sum(struct.unpack_from("<HH", data, entry.header_offset + 26))  # lengths of name and extra
+        else:
+            data, start = self._unpack(entry), 0
+        data.seek(start)
+        return data, start, start + entry.file_size
 
-    def _unpack(self, key: str, entry: zipfile.ZipInfo) -> Path:
-        target = Path(self._unpacked.name) / f"{self.keys.index(key)}.npy"
-        if target.exists():
-            return target
-        check_maps(self._unpacked.name)
-        free = shutil.disk_usage(self._unpacked.name).free
+    def _unpack(self, entry: zipfile.ZipInfo) -> mmap.mmap:
+        free = shutil.disk_usage(tempfile.gettempdir()).free
         if entry.file_size > free:
             raise NpzError(f"unpacks to {entry.file_size} bytes, {free} are free; set TMPDIR to a larger disk")
-        with self._zip.open(entry) as packed, target.open("wb") as plain:
-            shutil.copyfileobj(packed, plain, 1 << 20)
-        return target
-
-    def _map(self, path: Path, start: int, size: int) -> np.ndarray:
-        """Map an npy that begins `start` bytes into `path` and is `size` bytes long."""
-        with path.open("rb") as stream:
-            stream.seek(start)
-            shape, fortran, dtype = _read_header(stream)
-            begin = stream.tell()
-            end = os.fstat(stream.fileno()).st_size
-        if dtype.hasobject:
-            raise NpzError("is an object array, a pickle in disguise, which is not opened; convert it to plain arrays")
-        expected = dtype.itemsize * int(np.prod(shape, dtype=object))
-        if begin - start + expected != size or begin + expected > end:
-            raise NpzError(f"holds {start + size - begin} bytes; its header {shape} {dtype} expects {expected}")
-        if expected == 0:
-            return np.zeros(shape, dtype)
-        return np.memmap(path, dtype, "r", begin, shape, "F" if fortran else "C")
-
-
-def _map_whole(path: Path) -> mmap.mmap:
-    with path.open("rb") as stream:
-        return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        with scratch_file() as plain:
+            with zipfile.ZipFile(self.path) as archive, archive.open(entry) as packed:
+                shutil.copyfileobj(packed, plain, _CHUNK)
+            plain.flush()
+            return mmap.mmap(plain.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 def release(data: mmap.mmap, released: int, at: int) -> int:
@@ -335,27 +262,20 @@ def release(data: mmap.mmap, released: int, at: int) -> int:
 
 def _check_sum(data: mmap.mmap, start: int, end: int) -> int:
     found, released = 0, start
-    for at in range(start, end, 1 << 20):
-        found = zlib.crc32(data[at : min(end, at + (1 << 20))], found)
+    for at in range(start, end, _CHUNK):
+        found = zlib.crc32(data[at : min(end, at + _CHUNK)], found)
         released = release(data, released, at)
     return found
 
 
-_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest date a zip can tell
-
-
-@contextmanager
-def create_npz(path: Path) -> Iterator[zipfile.ZipFile]:
-    """A new npz to fill with `open_member`."""
-    with zipfile.ZipFile(path, "w", allowZip64=True) as archive:
-        yield archive
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest date a zip can tell: equal arrays give equal bytes
 
 
 @contextmanager
 def open_member(
     archive: zipfile.ZipFile, key: str, dtype: np.dtype, shape: tuple[int, ...], packed: bool = False
 ) -> Iterator[IO[bytes]]:
-    """A stream for the contents of array `key`, its npy header written.
+    """A stream for the contents of array `key` of a new npz, its npy header written.
 
     Args:
         dtype: of the array; object means that a pickle follows.

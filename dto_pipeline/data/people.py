@@ -2,43 +2,35 @@
 
 What is read and how it is recognised stands in `data.recognise`: everything there but RelativeHuman's annotations,
 which hold no bodies. Images are called as the file calls them: image_path, imgname, image, image_name, or the keys of
-`annots`.
-
-Reading holds all people in memory (about 0.5 kB each; of released DTO-Humans 0.2 kB, the
-rest is mapped). Knows files and columns, no body and no metric. Nobody is
-dropped: a person with a number that is not finite, or behind the camera, is kept and not `usable`. Metres, camera
-frame, pixels.
+`annots`. Reading holds all people in memory (about 0.5 kB each; of released DTO-Humans 0.2 kB, the rest is mapped).
+Knows files and columns, no body and no metric. Nobody is dropped: a person with a number that is not finite, or behind
+the camera, is kept and not `usable`. Metres, camera frame, pixels.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from dto_pipeline.data.cameras import camera_matrices, read_cameras
 from dto_pipeline.data.columns import read_numbers, single_array
+from dto_pipeline.data.inert_pickle import PickleRefused
 from dto_pipeline.data.label_files import LabelColumns, find_label_files, flatten_table, initial_betas, read_label_files
-from dto_pipeline.data.parquet import READ_ERRORS, footer_text, open_parquet
-from dto_pipeline.data.recognise import TRUTH_FILE, FileKind, UnknownFile, recognise
+from dto_pipeline.data.npz import safe_load_npz
+from dto_pipeline.data.parquet import READ_ERRORS, open_parquet
+from dto_pipeline.data.recognise import TRUTH_FILE, FileKind, recognise, schema_of
 from dto_pipeline.data.sources.annots import NOBODY, open_annots
 from dto_pipeline.data.sources.camerahmr import open_camerahmr
 from dto_pipeline.data.sources.predictions import open_predictions
-from dto_pipeline.data.sources.rows import LABEL_VALUES, LabelSource, find_row_problems
+from dto_pipeline.data.sources.rows import LABEL_VALUES, LabelFileError, find_row_problems
 from dto_pipeline.data.storage import list_names
-from dto_pipeline.errors import DtoError
 from dto_pipeline.schema import PERSONS_SCHEMA_NAME
 
 _PERSON = ("pose", "betas", "transl", "transl_init", "beta_index", "beta_init", "source_row", "status")
-_UNKNOWN = float("nan")
-
-
-class PeopleError(DtoError, ValueError):
-    """A file that holds no people this project can read; the message names it, what was found and what is read."""
 
 
 @dataclass(frozen=True)
@@ -92,174 +84,145 @@ class People:
 
 
 def read_people(path: str | Path | Sequence[str | Path], values: str = "after") -> People:
-    """Read a file or folder of any kind in the table of the module.
+    """Read a file or folder of any kind in the table of `data.recognise`.
 
     Args:
         path: file or folder; a sequence of label files is read as one.
         values: labels of this project: people as the run left them, or ``before`` it (see `LABEL_VALUES`).
 
     Raises:
-        PeopleError, LabelsError, LabelFileError: nothing that can be read, named.
+        LabelsError, LabelFileError: nothing that can be read, named.
     """
     if values not in LABEL_VALUES:
         raise ValueError(f"values is {values!r}; choose from {LABEL_VALUES}")
     if not isinstance(path, str | Path):
         return _read_labels(list(path), values, str(path[0]).rpartition("/")[0])
     path = Path(path)
-    try:
-        kind = recognise(path)
-    except UnknownFile as error:
-        raise PeopleError(str(error)) from error
+    kind = recognise(path)
     if kind is FileKind.DTO_LABELS:
         return _read_labels(find_label_files(path), values, str(path))
     if kind is FileKind.DTO_PERSONS:
-        return _read_persons(_persons_files(path), values)
+        return _read_persons(path, values)
+    if kind is FileKind.SYNTHETIC_TRUTH:
+        return _read_truth(path / TRUTH_FILE if path.is_dir() else path)
+    if kind is FileKind.MA_HMR:
+        return _read_annots(path)
     if kind is FileKind.RELATIVE_HUMAN:
-        raise PeopleError(f"{path} holds {kind.words}: people in the picture only, without bodies to compare")
-    return _READERS[kind](path / TRUTH_FILE if path.is_dir() else path)
-
-
-def _persons_files(path: Path) -> list[Path]:
-    files = [path] if path.is_file() else [path / name for name in sorted(list_names(path, (".parquet",)))]
-    return [file for file in files if path.is_file() or _schema(file) == PERSONS_SCHEMA_NAME]
-
-
-def _schema(path: Path) -> str:
-    """What the footer calls the schema; "" if it says nothing."""
-    with open_parquet(path, PeopleError) as file:
-        return footer_text(file).get("schema", "")
+        raise LabelFileError(f"{path} holds {kind.words}: people in the picture only, without bodies to compare")
+    source = open_camerahmr(path) if kind is FileKind.CAMERAHMR else open_predictions(path)
+    rows = source.rows(np.arange(source.num_rows))
+    names = source.image_names(0, source.num_rows)
+    return _from_rows(str(path), names, rows.pose, rows.betas, rows.transl, rows.intrinsics)
 
 
 def _read_labels(files: Sequence[str | Path], values: str, source: str) -> People:
     columns = flatten_table(read_label_files(files), _PERSON)
-    owner = columns.owner
-    return _from_columns(source, columns.images, columns, owner, columns.intrinsics[owner], values)
-
-
-def _from_columns(
-    source: str,
-    images: Mapping[str, np.ndarray],
-    columns: LabelColumns,
-    owner: np.ndarray,
-    intrinsics: np.ndarray,
-    values: str,
-) -> People:
-    people = columns.people
+    people, owner = columns.people, columns.owner
     before = values == "before"
-    size = np.stack([images["height"], images["width"]], axis=-1).astype(np.float64)
     return People(
         source=source,
-        images=np.array(images["image_path"], dtype=object),
+        images=np.array(columns.images["image_path"], dtype=object),
         owner=owner,
         row=people["source_row"].astype(np.int64),
         pose=people["pose"],
         betas=initial_betas(columns) if before else people["betas"],
         transl=people["transl_init"] if before else people["transl"],
-        intrinsics=intrinsics,
-        size=np.where(size > 0, size, _UNKNOWN),
-        accepted=np.asarray(images["is_accepted"], bool),
+        intrinsics=columns.intrinsics[owner],
+        size=_known_sizes(columns.images["height"], columns.images["width"]),
+        accepted=np.asarray(columns.images["is_accepted"], bool),
         status=np.array(people["status"], dtype=object),
     )
 
 
-def _read_persons(files: list[Path], values: str) -> People:
-    """One row per person: the image's columns stand in every row."""
+def _read_persons(path: Path, values: str) -> People:
+    """A file, or the files of a folder, with one row per person: the image's columns stand in every row."""
     wanted = ["image_path", "width", "height", "fx", "fy", "cx", "cy", "is_accepted", *_PERSON]
-    parts: list[dict[str, Any]] = []
-    for path in files:
-        with open_parquet(path, PeopleError) as file:
+    files = [path] if path.is_file() else [path / name for name in sorted(list_names(path, (".parquet",)))]
+    parts = []
+    for file_path in files:
+        if path.is_dir() and schema_of(file_path) != PERSONS_SCHEMA_NAME:
+            continue
+        with open_parquet(file_path, LabelFileError) as file:
             try:
                 table = file.read(columns=wanted)
             except READ_ERRORS as error:
-                raise PeopleError(f"{path} is damaged ({error}); export it again") from error
+                raise LabelFileError(f"{file_path} is damaged ({error}); export it again") from error
         parts.append({name: read_numbers(single_array(table.column(name))) for name in wanted})
     rows = {name: np.concatenate([part[name] for part in parts]) for name in wanted}
-    names, owner, first = _group(rows["image_path"])
-    order = np.argsort(owner, kind="stable")
-    people = {name: rows[name][order] for name in _PERSON}
-    starts = np.concatenate([[0], np.cumsum(np.bincount(owner, minlength=len(names)))])
-    images = {name: rows[name][first] for name in ("width", "height", "fx", "fy", "cx", "cy", "is_accepted")}
-    columns = LabelColumns({**images, "image_path": names}, people, starts)
-    cameras = columns.intrinsics[owner[order]]
-    return _from_columns(str(files[0]), columns.images, columns, owner[order], cameras, values)
-
-
-def _read_camerahmr(path: Path) -> People:
-    with open_camerahmr(path) as source:
-        return _from_source(path, source)
-
-
-def _read_predictions(path: Path) -> People:
-    with open_predictions(path) as source:
-        return _from_source(path, source)
-
-
-def _from_source(path: Path, source: LabelSource) -> People:
-    rows = source.rows(np.arange(source.num_rows))
-    return _from_rows(
-        path, source.image_names(0, source.num_rows), rows.pose, rows.betas, rows.transl, rows.intrinsics, None
+    before = values == "before"
+    initial = initial_betas(LabelColumns({}, rows, np.array([0, len(rows["pose"])])))
+    people = _from_rows(
+        str(files[0]),
+        rows["image_path"],
+        rows["pose"],
+        initial if before else rows["betas"],
+        rows["transl_init"] if before else rows["transl"],
+        read_cameras(rows),
+        _known_sizes(rows["height"], rows["width"]),
+    )
+    first = np.unique(people.owner, return_index=True)[1]
+    return dataclasses.replace(
+        people,
+        row=rows["source_row"].astype(np.int64)[people.row],
+        accepted=np.asarray(rows["is_accepted"], bool)[people.row[first]],
+        status=np.array(rows["status"], dtype=object)[people.row],
     )
 
 
+def _known_sizes(height: np.ndarray, width: np.ndarray) -> np.ndarray:
+    """(n, 2) float64 H, W [px], NaN where a file tells none."""
+    size = np.stack([height, width], axis=-1).astype(np.float64)
+    return np.where(size > 0, size, np.nan)
+
+
 def _from_rows(
-    path: Path,
+    source: str,
     names: np.ndarray,
     pose: np.ndarray,
     betas: np.ndarray,
     transl: np.ndarray,
     intrinsics: np.ndarray,
-    size: np.ndarray | None,
-    problems: tuple[str, ...] = (),
+    size: np.ndarray | None = None,
 ) -> People:
-    """People from one row each, in any order; size: (n, 2) or None."""
-    images, owner, first = _group(names)
+    """People from one row each, in any order; images come in order of their first row. size: (n, 2) or None."""
+    unique, first, inverse = np.unique(np.asarray(names, dtype=str), return_index=True, return_inverse=True)
+    by_row = np.argsort(first, kind="stable")
+    owner = np.argsort(by_row)[inverse]
     order = np.argsort(owner, kind="stable")
     return People(
-        source=str(path),
-        images=images,
+        source=source,
+        images=unique[by_row].astype(object),
         owner=owner[order],
         row=order.astype(np.int64),
         pose=pose[order],
         betas=betas[order],
         transl=transl[order],
         intrinsics=np.asarray(intrinsics, np.float64)[order],
-        size=np.full((len(images), 2), _UNKNOWN) if size is None else size[first].astype(np.float64),
-        accepted=np.ones(len(images), bool),
+        size=np.full((len(unique), 2), np.nan) if size is None else size[first[by_row]].astype(np.float64),
+        accepted=np.ones(len(unique), bool),
         status=np.full(len(order), "", dtype=object),
-        problems=problems,
     )
-
-
-def _group(names: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Images in order of their first row (N,), the image of each row (n,), and the first row of each image (N,)."""
-    unique, first, inverse = np.unique(np.asarray(names, dtype=str), return_index=True, return_inverse=True)
-    order = np.argsort(first, kind="stable")
-    place = np.empty(len(order), np.int64)
-    place[order] = np.arange(len(order))
-    return unique[order].astype(object), place[inverse], first[order]
 
 
 def _read_truth(path: Path) -> People:
     wanted = ("image_name", "pose", "betas", "transl", "intrinsics", "image_size", "height")
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            missing = [name for name in wanted if name not in archive.files]
-            arrays = {name: archive[name] for name in archive.files if name in wanted}
-    except (ValueError, OSError, zipfile.BadZipFile) as error:
-        raise PeopleError(f"{path} is not a whole npz file ({error}); make it again with `dto synth`") from error
-    if missing:
-        raise PeopleError(
+        arrays = safe_load_npz(path, wanted)
+    except (PickleRefused, OSError) as error:
+        raise LabelFileError(f"{path} is not a whole npz file ({error}); make it again with `dto synth`") from error
+    if missing := [name for name in wanted if name not in arrays]:
+        raise LabelFileError(
             f"{path} lacks {missing}: it is no truth of `dto synth` (the demo scores itself: summary.json)"
         )
     *rows, height = (arrays[name] for name in wanted)
-    people = _from_rows(path, *rows)
+    people = _from_rows(str(path), *rows)
     return dataclasses.replace(people, height=np.asarray(height, np.float64)[people.row])
 
 
 def _read_annots(path: Path) -> People:
     """Released DTO-Humans: poses, shapes and translations stay on disk, mapped."""
     annots = open_annots(path)
-    count = int(annots.starts[-1])
+    count, images = int(annots.starts[-1]), len(annots.names)
     return People(
         source=str(path),
         images=annots.names,
@@ -268,19 +231,11 @@ def _read_annots(path: Path) -> People:
         pose=annots.pose,
         betas=annots.betas,
         transl=annots.transl,
-        intrinsics=annots.intrinsics(np.arange(count)),
-        size=np.full((len(annots.names), 2), _UNKNOWN),
-        accepted=np.ones(len(annots.names), bool),
+        intrinsics=camera_matrices(annots.camera),
+        size=np.full((images, 2), np.nan),
+        accepted=np.ones(images, bool),
         status=np.full(count, "", dtype=object),
         problems=tuple(
             f"{path}, image {found.image}: {found.reason}" for found in annots.findings if found.reason != NOBODY
         ),
     )
-
-
-_READERS: Mapping[FileKind, Callable[[Path], People]] = {
-    FileKind.CAMERAHMR: _read_camerahmr,
-    FileKind.MA_HMR: _read_annots,
-    FileKind.PREDICTIONS: _read_predictions,
-    FileKind.SYNTHETIC_TRUTH: _read_truth,
-}

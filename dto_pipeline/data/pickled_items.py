@@ -65,12 +65,11 @@ def read_items(path: str | Path, key: str, take: Callable[[Any, Any], object], l
         FileNotFoundError: no such file.
     """
     try:
-        with MappedNpz(path) as npz:
-            data, start, end = npz.object_bytes(key, compare=not look)
+        data, start, end = MappedNpz(path).object_bytes(key, compare=not look)
     except NpzError as error:
         raise BrokenPickle(str(error)) from error
     stream = Stream(data, start, end)
-    with data, told(f"{path}: {key}", stream):
+    with told(f"{path}: {key}", stream):
         try:
             _Items(stream, take, None if look else _count_fetches(stream)).load()
         except _Enough:

@@ -16,8 +16,7 @@ none of these kinds is refused with what it holds and what each kind needs.
 
 from __future__ import annotations
 
-import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -26,16 +25,16 @@ from dto_pipeline.data.inert_pickle import PickleRefused
 from dto_pipeline.data.npz import MappedNpz, NpzError
 from dto_pipeline.data.parquet import footer_text, open_parquet
 from dto_pipeline.data.sources.annots import ARRAY, BODY, CAMERA, first_people
+from dto_pipeline.data.sources.rows import LabelFileError
 from dto_pipeline.data.storage import list_names
-from dto_pipeline.errors import DtoError
-from dto_pipeline.reading import open_regular
+from dto_pipeline.reading import read_start
 from dto_pipeline.schema import LABELS_SCHEMA_NAME, PERSONS_SCHEMA_NAME
 
 TRUTH_FILE = "truth.npz"  # of a synthetic data set
 _SHOWN = 12  # names of members a message lists
 
 
-class UnknownFile(DtoError, ValueError):
+class UnknownFile(LabelFileError):
     """A file of no kind that is read here; the message says what it holds and what each kind needs."""
 
 
@@ -65,20 +64,17 @@ _TITLES = {
     FileKind.PREDICTIONS: "predictions",
     FileKind.SYNTHETIC_TRUTH: "the truth of a synthetic data set",
 }
-_NEEDS: Mapping[FileKind, Sequence[Sequence[str]]] = {  # one name of each group
-    FileKind.CAMERAHMR: (
-        ("imgname",),
-        ("pose_cam", "pose"),
-        ("shape",),
-        ("trans_cam", "cam_t", "trans"),
-        ("cam_int",),
-    ),
-    FileKind.PREDICTIONS: (("image",), ("pose",), ("betas",), ("transl",)),
-    FileKind.SYNTHETIC_TRUTH: tuple(
-        (name,) for name in ("image_name", "pose", "betas", "transl", "intrinsics", "image_size")
-    ),
+_NEEDS = {  # arrays; "a or b": one of them
+    FileKind.CAMERAHMR: ("imgname", "pose_cam or pose", "shape", "trans_cam or cam_t or trans", "cam_int"),
+    FileKind.PREDICTIONS: ("image", "pose", "betas", "transl"),
+    FileKind.SYNTHETIC_TRUTH: ("image_name", "pose", "betas", "transl", "intrinsics", "image_size"),
 }
 _ANNOTATED = ("kp2d", "depth_id", "age", "gender", "bbox")  # of RelativeHuman's people
+_ALL_NEEDS = (
+    f"What is read: {'; '.join(_TITLES[kind] + ' need ' + ', '.join(needs) for kind, needs in _NEEDS.items())}; "
+    f"MA-HMR's need {ARRAY} -> image -> people with {BODY} and {CAMERA}; RelativeHuman's need {ARRAY} -> image -> "
+    f"people with some of {', '.join(_ANNOTATED)}"
+)
 
 
 def recognise(path: str | Path) -> FileKind:
@@ -94,15 +90,14 @@ def recognise(path: str | Path) -> FileKind:
         what = "is no regular file" if path.exists() else "does not exist"
         raise UnknownFile(f"{path} {what}; expected a run, an export, a Parquet or an npz file of people")
     try:
-        with open_regular(path) as stream:
-            magic = stream.read(4)
+        magic = read_start(path, 4)
     except OSError as error:
         raise UnknownFile(f"{path} cannot be opened ({error.strerror}); check the path") from error
     if magic == b"PAR1":
         return _parquet_kind(path)
     if magic[:2] == b"PK":
         return _npz_kind(path)
-    raise UnknownFile(f"{path} begins with {magic!r}; expected a Parquet or an npz file: {_all_needs()}")
+    raise UnknownFile(f"{path} begins with {magic!r}; expected a Parquet or an npz file: {_ALL_NEEDS}")
 
 
 def expect_kind(path: str | Path, wanted: Sequence[FileKind], reader: str) -> FileKind:
@@ -112,16 +107,21 @@ def expect_kind(path: str | Path, wanted: Sequence[FileKind], reader: str) -> Fi
         UnknownFile: another kind, or none.
     """
     kind = recognise(path)
-    if kind not in wanted:
-        raise UnknownFile(
-            f"{path} holds {kind.words}; {reader} reads {', '.join(one.words for one in wanted)}{_next_step(kind)}"
-        )
-    return kind
+    if kind in wanted:
+        return kind
+    starts = kind in (FileKind.CAMERAHMR, FileKind.MA_HMR, FileKind.PREDICTIONS)
+    advice = f"; `dto manifest build` starts a run from it (source: {kind})" if starts else ""
+    readable = ", ".join(one.words for one in wanted)
+    raise UnknownFile(f"{path} holds {kind.words}; {reader} reads {readable}{advice}")
 
 
-def _next_step(kind: FileKind) -> str:
-    sources = {FileKind.CAMERAHMR, FileKind.MA_HMR, FileKind.PREDICTIONS}
-    return f"; `dto manifest build` starts a run from it (source: {kind})" if kind in sources else ""
+def schema_of(path: Path) -> str:
+    """What the footer of a Parquet file calls its schema; "" if it says nothing or cannot be read."""
+    try:
+        with open_parquet(path, UnknownFile) as file:
+            return footer_text(file).get("schema", "")
+    except UnknownFile:
+        return ""
 
 
 def _folder_kind(folder: Path) -> FileKind:
@@ -130,20 +130,11 @@ def _folder_kind(folder: Path) -> FileKind:
     if (folder / "run.json").is_file():
         return FileKind.DTO_LABELS
     files = [folder / name for name in sorted(list_names(folder, (".parquet",)))]
-    kinds = {_schema(file) for file in files if not file.name.startswith(".")}
+    schemas = {schema_of(file) for file in files if not file.name.startswith(".")}
     for schema, kind in ((PERSONS_SCHEMA_NAME, FileKind.DTO_PERSONS), (LABELS_SCHEMA_NAME, FileKind.DTO_LABELS)):
-        if schema in kinds:
+        if schema in schemas:
             return kind
     raise UnknownFile(f"{folder} holds no label file; expected a run's folder, an export in Parquet, or a file")
-
-
-def _schema(path: Path) -> str:
-    """What the footer calls the schema; "" if it says nothing or cannot be read."""
-    try:
-        with open_parquet(path, UnknownFile) as file:
-            return footer_text(file).get("schema", "")
-    except UnknownFile:
-        return ""
 
 
 def _parquet_kind(path: Path) -> FileKind:
@@ -155,29 +146,25 @@ def _parquet_kind(path: Path) -> FileKind:
         return FileKind.PREDICTIONS
     raise UnknownFile(
         f"{path} is Parquet with the columns {_shown(names)}; expected the footer of {LABELS_SCHEMA_NAME} or "
-        f"{PERSONS_SCHEMA_NAME}, or predictions with {_needs(FileKind.PREDICTIONS)}"
+        f"{PERSONS_SCHEMA_NAME}, or predictions with {', '.join(_NEEDS[FileKind.PREDICTIONS])}"
     )
 
 
 def _npz_kind(path: Path) -> FileKind:
-    names = _members(path)
-    kinds = [kind for kind in _NEEDS if not _missing(kind, names)]
-    if kinds:
-        return kinds[0]
+    try:
+        names = MappedNpz(path).keys
+    except NpzError as error:
+        raise UnknownFile(str(error)) from error
+    missing = {kind: _missing(kind, names) for kind in _NEEDS}
+    for kind, lacks in missing.items():
+        if not lacks:
+            return kind
     if ARRAY in names:
         return _annots_kind(path)
-    nearest = min(_NEEDS, key=lambda kind: len(_missing(kind, names)) - len(_NEEDS[kind]))
-    close = len(_missing(nearest, names)) < len(_NEEDS[nearest])
-    lacks = f"; for {nearest.words} it lacks {', '.join(_missing(nearest, names))}" if close else ""
-    raise UnknownFile(f"{path} holds the arrays {_shown(names)}{lacks}. {_all_needs()}")
-
-
-def _members(path: Path) -> list[str]:
-    try:
-        with MappedNpz(path) as npz:
-            return npz.keys
-    except (NpzError, zipfile.BadZipFile) as error:
-        raise UnknownFile(str(error)) from error
+    nearest = min(_NEEDS, key=lambda kind: len(missing[kind]) - len(_NEEDS[kind]))
+    close = len(missing[nearest]) < len(_NEEDS[nearest])
+    told = f"; for {nearest.words} it lacks {', '.join(missing[nearest])}" if close else ""
+    raise UnknownFile(f"{path} holds the arrays {_shown(names)}{told}. {_ALL_NEEDS}")
 
 
 def _annots_kind(path: Path) -> FileKind:
@@ -191,24 +178,12 @@ def _annots_kind(path: Path) -> FileKind:
     if keys & set(_ANNOTATED):
         return FileKind.RELATIVE_HUMAN
     found = f"people with the keys {_shown(sorted(keys))}" if keys else f"{len(people)} people without a single key"
-    raise UnknownFile(f"{path}, array {ARRAY!r}: its first images hold {found}. {_all_needs()}")
+    raise UnknownFile(f"{path}, array {ARRAY!r}: its first images hold {found}. {_ALL_NEEDS}")
 
 
 def _missing(kind: FileKind, names: Sequence[str]) -> list[str]:
     """What a file with these members lacks of a kind."""
-    return [" or ".join(group) for group in _NEEDS[kind] if not set(group) & set(names)]
-
-
-def _needs(kind: FileKind) -> str:
-    return ", ".join(" or ".join(group) for group in _NEEDS[kind])
-
-
-def _all_needs() -> str:
-    flat = "; ".join(f"{kind.words} need {_needs(kind)}" for kind in _NEEDS)
-    return (
-        f"What is read: {flat}; MA-HMR's need {ARRAY} -> image -> people with {BODY} and {CAMERA}; RelativeHuman's "
-        f"need {ARRAY} -> image -> people with some of {', '.join(_ANNOTATED)}"
-    )
+    return [need for need in _NEEDS[kind] if not set(need.split(" or ")) & set(names)]
 
 
 def _shown(names: Sequence[Any]) -> str:

@@ -1,18 +1,17 @@
 """The one door for pickles from the internet: nothing inside them is ever imported or called.
 
-`safe_loads` reads a pickle: `inert_pickle` makes records of it, and here they become values: containers, numpy arrays,
-and the arrays inside chumpy and scipy objects. What may appear is an allowlist of names. Every array is rebuilt from a
-dtype on a short list, a checked shape and exactly as many bytes as they need; nothing is ever taken from the pickle's
-word. Shared objects stay shared and are built once; objects that contain themselves are refused.
+`inert_pickle` makes records of a pickle, and here they become values: containers, numpy arrays, and the arrays inside
+chumpy and scipy objects. What may appear is an allowlist of names. Every array is rebuilt from a dtype on a short list,
+a checked shape and exactly as many bytes as they need; nothing is taken from the pickle's word. Shared objects stay
+shared and are built once; objects that contain themselves are refused.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
-from types import MappingProxyType
-from typing import Any, Literal
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
@@ -23,41 +22,14 @@ from dto_pipeline.data.inert_pickle import (
     Limits,
     PickleRefused,
     Record,
-    Role,
     UnsafePickle,
     load_records,
+    only_named,
     shown,
 )
 
-_NUMPY_PACKAGES = ("numpy.core", "numpy._core")  # before and since numpy 2
-_BUILTINS = ("__builtin__", "builtins")  # Python 2 and 3
-
-NUMPY_ONLY: Allowlist = {
-    ("numpy", "ndarray"): Role.NDARRAY,
-    ("numpy", "dtype"): Role.DTYPE,
-    ("_codecs", "encode"): Role.ENCODE,
-    **{(f"{package}.multiarray", "_reconstruct"): Role.RECONSTRUCT for package in _NUMPY_PACKAGES},
-    **{(f"{package}.multiarray", "scalar"): Role.SCALAR for package in _NUMPY_PACKAGES},
-    **{(f"{package}.numeric", "_frombuffer"): Role.FROMBUFFER for package in _NUMPY_PACKAGES},
-    **{(module, "bytes"): Role.BYTES for module in _BUILTINS},
-}
-"""Plain containers and numpy arrays."""
-
-SMPL_FILE: Allowlist = {
-    **NUMPY_ONLY,
-    ("chumpy.ch", "Ch"): Role.CHUMPY,
-    ("chumpy.reordering", "Select"): Role.SELECT,
-    ("scipy.sparse.csc", "csc_matrix"): Role.CSC,
-    ("scipy.sparse._csc", "csc_matrix"): Role.CSC,
-    ("scipy.sparse._csc", "csc_array"): Role.CSC,
-    ("copy_reg", "_reconstructor"): Role.RECONSTRUCTOR,
-    ("copyreg", "_reconstructor"): Role.RECONSTRUCTOR,
-    **{(module, "object"): Role.OBJECT for module in _BUILTINS},
-    **{(module, "set"): Role.SET for module in _BUILTINS},
-}
-"""The above and what the official SMPL files hold."""
-
 _ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes})
+_CONTAINERS = frozenset({list, tuple, set, frozenset})
 # booleans, integers, floats, complex numbers, byte strings, text: kind and bytes (characters for text)
 _PLAIN_DTYPE = re.compile(r"b1|[iu][1248]|f[248]|c(?:8|16)|[SU][0-9]{1,7}")
 _OBJECT_DTYPE = re.compile(r"O[48]?")
@@ -66,51 +38,12 @@ _MAX_DENSE_BYTES = 2**26  # a sparse matrix is written out densely up to this si
 _LAST_CHARACTER = 0x10FFFF
 
 
-def safe_loads(
-    data: bytes,
-    allow: Allowlist = NUMPY_ONLY,
-    limits: Limits = Limits(),  # noqa: B008 - frozen
-    object_arrays: bool = False,
-    where: str = "pickle",
-) -> Any:
-    """Values of a pickle of protocol 0-5, nothing run.
-
-    Args:
-        data: the whole stream; Python-2 strings are decoded as latin1.
-        allow: the names that may appear.
-        object_arrays: allow numpy arrays of Python objects, under the same rules.
-        where: file and member, for messages.
-
-    Returns:
-        Plain Python containers and values, and numpy arrays (writable, native byte order); numpy scalars come back as
-        Python numbers, chumpy and sparse objects as dense arrays.
-
-    Raises:
-        UnsafePickle: something that is not allowed, named.
-        BrokenPickle: truncated, malformed, contradictory or too large.
-    """
-    records = load_records(data, allow, limits, where)
-    try:
-        return build_values(records, limits, object_arrays)
-    except PickleRefused as error:
-        raise type(error)(f"{where}: {error}") from error
-
-
-Build = Callable[["Builder", Any, int], Any]  # value of a node at a depth
-
-
-def build_values(
-    records: object,
-    limits: Limits,
-    object_arrays: bool = False,
-    calls: Mapping[Role, Build] = MappingProxyType({}),
-) -> Any:
+def build_values(records: object, limits: Limits, object_arrays: bool = False) -> Any:
     """Plain values for what `inert_pickle.load_records` returned.
 
     Args:
         records: the object graph.
         object_arrays: allow numpy arrays of Python objects, whose items are rebuilt by the same rules.
-        calls: what becomes of calls besides those of numpy, scipy and chumpy, where the allowlist had them.
 
     Returns:
         None, bool, int, float, complex, str, bytes, list, tuple, dict, set, frozenset and writable numpy arrays in
@@ -121,8 +54,8 @@ def build_values(
         BrokenPickle: contents that contradict each other, or more than the limits allow.
     """
     try:
-        return Builder(limits, object_arrays, calls).value(records, 0)
-    except (UnsafePickle, BrokenPickle):
+        return Builder(limits, object_arrays).value(records, 0)
+    except PickleRefused:
         raise
     except (ArithmeticError, LookupError, MemoryError, RecursionError, TypeError, ValueError) as error:
         raise BrokenPickle(f"malformed contents ({type(error).__name__}: {shown(str(error))})") from error
@@ -144,89 +77,83 @@ def checked_values(flat: np.ndarray) -> np.ndarray:
 class Builder:
     """Builds one graph; owns the memory of what was built and the counts against the limits."""
 
-    def __init__(self, limits: Limits, object_arrays: bool, calls: Mapping[Role, Build]) -> None:
-        self.limits = limits
-        self.object_arrays = object_arrays
-        self.calls = {**_CALLS, **calls}
-        self.items = 0  # of the result, as if nothing were shared
-        self.array_bytes = 0
-        self.built: dict[int, tuple[Any, int]] = {}  # id of a node -> value, its items
-        self.open: set[int] = set()  # nodes being built: meeting one again is a cycle
-        self.dtypes: dict[int, np.dtype] = {}  # id of a record -> dtype; arrays of one file share a few
+    def __init__(self, limits: Limits, object_arrays: bool) -> None:
+        self._limits = limits
+        self._object_arrays = object_arrays
+        self._items = 0  # of the result, as if nothing were shared
+        self._array_bytes = 0
+        self._built: dict[int, tuple[Any, int]] = {}  # id of a node -> value, its items
+        self._open: set[int] = set()  # nodes being built: meeting one again is a cycle
+        self._dtypes: dict[int, np.dtype] = {}  # id of a record -> dtype; arrays of one file share a few
 
     def value(self, node: Any, depth: int) -> Any:
         """The value of any node; atoms are themselves."""
-        if type(node) in _ATOMS:
+        kind = type(node)
+        if kind in _ATOMS:
             return node
-        known = self.built.get(id(node))
-        if known is not None:
+        if (known := self._built.get(id(node))) is not None:
             self._count_items(known[1])
             return known[0]
-        if id(node) in self.open:
+        if id(node) in self._open:
             raise BrokenPickle("an object that contains itself")
-        if depth >= self.limits.max_depth:
-            raise BrokenPickle(f"more than {self.limits.max_depth} containers inside each other")
-        before = self.items
-        self.open.add(id(node))
-        result = _NODES[type(node)](self, node, depth + 1)
-        self.open.remove(id(node))
+        if depth >= self._limits.max_depth:
+            raise BrokenPickle(f"more than {self._limits.max_depth} containers inside each other")
+        before = self._items
+        self._open.add(id(node))
+        if kind is Record:
+            result = node.what.make(self, node, depth + 1)
+        elif kind is dict:
+            result = dict(zip(self._values(node, depth + 1), self._values(node.values(), depth + 1), strict=True))
+            if len(result) != len(node):
+                raise BrokenPickle("a dict in which two keys become one")
+        elif kind in _CONTAINERS:
+            result = kind(self._values(node, depth + 1))
+        else:
+            raise BrokenPickle(f"the name {node} where a value is expected")
+        self._open.remove(id(node))
         self._count_items(1)
-        self.built[id(node)] = (result, self.items - before)
+        self._built[id(node)] = (result, self._items - before)
         return result
 
-    def _count_items(self, more: int) -> None:
-        self.items += more
-        if self.items > self.limits.max_items:
-            raise BrokenPickle(f"more than {self.limits.max_items} items, shared ones counted each time")
+    def shape(self, node: Any) -> tuple[int, ...]:
+        """A tuple or list of counts. Raises: BrokenPickle."""
+        good = type(node) in (tuple, list) and all(type(side) is int and side >= 0 for side in node)
+        if not good or len(node) > _MAX_DIMENSIONS:
+            raise BrokenPickle(f"an array of shape {shown(node)}")
+        return tuple(node)
 
-    def _count_bytes(self, more: int) -> None:
-        self.array_bytes += more
-        if self.array_bytes > self.limits.max_array_bytes:
-            raise BrokenPickle(f"more than {self.limits.max_array_bytes} bytes of arrays")
-
-    # containers
-
-    def items_of(self, node: Iterable[Any], depth: int) -> list[Any]:
-        """Values of a container's items, in order."""
-        items = [item if type(item) in _ATOMS else self.value(item, depth) for item in node]
+    def _values(self, nodes: Iterable[Any], depth: int) -> list[Any]:
+        items = [item if type(item) in _ATOMS else self.value(item, depth) for item in nodes]
         self._count_items(len(items))
         return items
 
-    def dictionary(self, node: dict[Any, Any], depth: int) -> dict[Any, Any]:
-        keys, values = self.items_of(node, depth), self.items_of(node.values(), depth)
-        result = dict(zip(keys, values, strict=True))
-        if len(result) != len(node):
-            raise BrokenPickle("a dict in which two keys become one")
-        return result
+    def _count_items(self, more: int) -> None:
+        self._items += more
+        if self._items > self._limits.max_items:
+            raise BrokenPickle(f"more than {self._limits.max_items} items, shared ones counted each time")
 
-    def record(self, node: Record, depth: int) -> Any:
-        build = self.calls.get(node.what.role)
-        if build is None:
-            raise BrokenPickle(f"{node.what} is called as a function")
-        return build(self, node, depth)
-
-    def name(self, node: Global, depth: int) -> Any:
-        raise BrokenPickle(f"the name {node} where a value is expected")
+    def _count_bytes(self, more: int) -> None:
+        self._array_bytes += more
+        if self._array_bytes > self._limits.max_array_bytes:
+            raise BrokenPickle(f"more than {self._limits.max_array_bytes} bytes of arrays")
 
     # numpy
 
-    def dtype(self, node: Any) -> np.dtype:
+    def _dtype(self, node: Any) -> np.dtype:
         """Checked dtype of a record; object dtype is returned as such for the callers to judge."""
-        if id(node) not in self.dtypes:
-            self.dtypes[id(node)] = _checked_dtype(node)
-        return self.dtypes[id(node)]
+        if id(node) not in self._dtypes:
+            self._dtypes[id(node)] = _checked_dtype(node)
+        return self._dtypes[id(node)]
 
-    def raw(self, node: Any, depth: int) -> bytes:
-        """An array's bytes, however the protocol spelled them."""
-        found = self.value(node, depth)
-        if type(found) is str:
-            found = found.encode("latin1")
-        if type(found) is not bytes:
+    def _plain_array(
+        self, dtype: np.dtype, shape: tuple[int, ...], order: str, contents: Any, depth: int
+    ) -> np.ndarray:
+        """An array whose shape and dtype need exactly the bytes there are, however the protocol spelled them."""
+        raw = self.value(contents, depth)
+        if type(raw) is str:
+            raw = raw.encode("latin1")
+        if type(raw) is not bytes:
             raise BrokenPickle("array contents that are not bytes")
-        return found
-
-    def plain_array(self, dtype: np.dtype, shape: tuple[int, ...], order: str, raw: bytes) -> np.ndarray:
-        """An array whose shape and dtype need exactly the bytes there are."""
         needed = math.prod(shape) * dtype.itemsize
         if needed != len(raw) or dtype.itemsize == 0:
             raise BrokenPickle(f"an array {shape} of {dtype.str} needs {needed} bytes and has {len(raw)}")
@@ -237,40 +164,31 @@ class Builder:
     def reconstructed(self, node: Record, depth: int) -> np.ndarray:
         """`_reconstruct(ndarray, (0,), b"b")` followed by a state: how numpy pickles arrays up to protocol 4."""
         cls = node.args[0] if node.args else None
-        if type(cls) is not Global or cls.role is not Role.NDARRAY:
+        if type(cls) is not Global or str(cls) != "numpy.ndarray":
             raise BrokenPickle(f"an array of class {shown(cls)}, expected numpy.ndarray")
         if type(node.state) is not tuple or len(node.state) not in (4, 5):
             raise BrokenPickle("an array without contents")
         shape, dtype, fortran, contents = node.state[-4:]
-        shape, dtype = self.shape(shape), self.dtype(dtype)
-        if dtype.hasobject:
-            return self.object_array(shape, contents, depth)
-        return self.plain_array(dtype, shape, "F" if fortran else "C", self.raw(contents, depth))
-
-    def shape(self, node: Any) -> tuple[int, ...]:
-        good = type(node) in (tuple, list) and all(type(side) is int and side >= 0 for side in node)
-        if not good or len(node) > _MAX_DIMENSIONS:
-            raise BrokenPickle(f"an array of shape {shown(node)}")
-        return tuple(node)
-
-    def object_array(self, shape: tuple[int, ...], contents: Any, depth: int) -> np.ndarray:
-        if not self.object_arrays:
+        shape, dtype = self.shape(shape), self._dtype(dtype)
+        if not dtype.hasobject:
+            return self._plain_array(dtype, shape, "F" if fortran else "C", contents, depth)
+        if not self._object_arrays:
             raise UnsafePickle("refuses the dtype 'object': only numbers, booleans and strings are read here")
         if type(contents) is not list or len(contents) != math.prod(shape):
             raise BrokenPickle(f"an object array {shape} whose contents are not {math.prod(shape)} items")
         self._count_bytes(8 * len(contents))
         flat = np.empty(len(contents), object)
-        for index, item in enumerate(self.items_of(contents, depth)):
+        for index, item in enumerate(self._values(contents, depth)):
             flat[index] = item
         return flat.reshape(shape)
 
     def frombuffer(self, node: Record, depth: int) -> np.ndarray:
         """`_frombuffer(buffer, dtype, shape, order[, axes])`: how numpy pickles arrays in protocol 5."""
         raw, dtype, shape, order, *axes = node.args
-        dtype, shape = self.dtype(dtype), self.shape(shape)
+        dtype, shape = self._dtype(dtype), self.shape(shape)
         if dtype.hasobject or order not in ("C", "F", "K"):
             raise BrokenPickle(f"a buffer of {dtype} in order {shown(order)}")
-        array = self.plain_array(dtype, shape, order, self.raw(raw, depth))
+        array = self._plain_array(dtype, shape, order, raw, depth)
         if order != "K":
             return array
         if len(axes) != 1 or sorted(self.shape(axes[0])) != list(range(len(shape))):
@@ -279,14 +197,12 @@ class Builder:
 
     def scalar(self, node: Record, depth: int) -> Any:
         """`scalar(dtype, bytes)` as a Python number or string."""
-        dtype, raw = node.args
-        dtype = self.dtype(dtype)
+        dtype, raw = self._dtype(node.args[0]), node.args[1]
         if dtype.hasobject:
             raise UnsafePickle("refuses a scalar of the dtype 'object': only numbers, booleans and strings are read")
-        raw = self.raw(raw, depth)
-        if dtype.itemsize == 0 and not raw:
+        if dtype.itemsize == 0 and self.value(raw, depth) in ("", b""):
             return "" if dtype.kind == "U" else b""
-        return self.plain_array(dtype, (1,), "C", raw)[0].item()
+        return self._plain_array(dtype, (1,), "C", raw, depth)[0].item()
 
     # small calls
 
@@ -308,38 +224,35 @@ class Builder:
         (members,) = node.args
         if type(members) is not list:
             raise BrokenPickle("a set made from something that is not a list")
-        return set(self.items_of(members, depth))
+        return set(self._values(members, depth))
 
     def instance(self, node: Record, depth: int) -> Any:
         """`_reconstructor(cls, object, None)` followed by a state: protocols 0 and 1."""
         cls, base, seed = node.args
-        right = type(cls) is Global and type(base) is Global and base.role is Role.OBJECT and seed is None
-        if not right or cls.role not in (Role.CHUMPY, Role.SELECT, Role.CSC):
+        known = type(cls) is Global and cls.make in (Builder.chumpy, Builder.selected, Builder.sparse)
+        if not known or type(base) is not Global or base.name != "object" or seed is not None:
             raise BrokenPickle(f"an instance of {shown(cls)}")
-        made = Record(cls, ())
-        made.state = node.state
-        return self.record(made, depth)
+        return cls.make(self, Record(cls, (), node.state), depth)
 
     # chumpy and scipy
 
     def chumpy(self, node: Record, depth: int) -> np.ndarray:
         """`chumpy.ch.Ch`: its values are in the state's `x`."""
-        return self.array(self.state(node, "x")["x"], depth)
+        return self._numbers(_state(node, "x")["x"], depth)
 
     def selected(self, node: Record, depth: int) -> np.ndarray:
         """`chumpy.reordering.Select`: a.ravel()[idxs], reshaped to preferred_shape where there is one."""
-        state = self.state(node, "a", "idxs")
-        source = self.array(state["a"], depth).ravel()
-        index = _indices(self.array(state["idxs"], depth), source.size)
+        state = _state(node, "a", "idxs")
+        source = self._numbers(state["a"], depth).ravel()
+        index = _indices(self._numbers(state["idxs"], depth), source.size)
         self._count_bytes(index.size * source.itemsize)
         shape = state.get("preferred_shape")
-        picked = source[index]
-        return picked if shape is None else picked.reshape(self.shape(self.value(shape, depth)))
+        return source[index] if shape is None else source[index].reshape(self.shape(self.value(shape, depth)))
 
     def sparse(self, node: Record, depth: int) -> np.ndarray:
         """A column-compressed matrix, written out; entries that occur twice add up, as in scipy."""
-        state = self.state(node, "_shape", "data", "indices", "indptr")
-        data, row, start = (self.array(state[key], depth) for key in ("data", "indices", "indptr"))
+        state = _state(node, "_shape", "data", "indices", "indptr")
+        data, row, start = (self._numbers(state[key], depth) for key in ("data", "indices", "indptr"))
         shape = self.shape(self.value(state["_shape"], depth))
         if len(shape) != 2 or math.prod(shape) * data.itemsize > _MAX_DENSE_BYTES:
             raise BrokenPickle(f"a sparse matrix of shape {shown(shape)}")
@@ -354,40 +267,18 @@ class Builder:
         np.add.at(dense, (row, np.repeat(np.arange(shape[1]), counts)), data)
         return dense
 
-    def state(self, node: Record, *keys: str) -> dict[str, Any]:
-        """The attributes of a class instance, with those that must be there."""
-        if node.args or type(node.state) is not dict or any(key not in node.state for key in keys):
-            raise BrokenPickle(f"a {node.what} object without {', '.join(keys)}")
-        return node.state
-
-    def array(self, node: Any, depth: int) -> np.ndarray:
+    def _numbers(self, node: Any, depth: int) -> np.ndarray:
         found = self.value(node, depth)
         if not isinstance(found, np.ndarray) or found.dtype.kind not in "biufc":
             raise BrokenPickle(f"{shown(type(found).__name__)} where an array of numbers is expected")
         return found
 
 
-def _checked_dtype(node: Any) -> np.dtype:
-    if type(node) is not Record or node.what.role is not Role.DTYPE or not node.args:
-        raise BrokenPickle("an array without a dtype")
-    code = node.args[0]
-    if type(code) is str and _OBJECT_DTYPE.fullmatch(code):
-        return np.dtype(object)
-    if type(code) is not str or not _PLAIN_DTYPE.fullmatch(code):
-        raise UnsafePickle(f"refuses the dtype {shown(code)}: only numbers, booleans and strings are read")
-    dtype = np.dtype(code)
-    return dtype if node.state is None else dtype.newbyteorder(_byte_order(node.state, dtype))
-
-
-def _byte_order(state: Any, dtype: np.dtype) -> Literal["<", ">", "|", "="]:
-    """Byte order from a dtype's state (version, order, subdtype, names, fields, itemsize, alignment, flags, ...)."""
-    if type(state) is not tuple or len(state) < 8 or state[1] not in ("<", ">", "|", "="):
-        raise BrokenPickle(f"the dtype {dtype.str} with state {shown(state)}")
-    if any(part is not None for part in state[2:5]):
-        raise UnsafePickle(f"refuses the dtype {dtype.str} with fields or a subarray: only plain dtypes are read")
-    if state[5] not in (-1, dtype.itemsize):
-        raise BrokenPickle(f"the dtype {dtype.str} with an item size of {shown(state[5])} bytes")
-    return state[1]
+def _state(node: Record, *keys: str) -> dict[str, Any]:
+    """The attributes of a class instance, with those that must be there."""
+    if node.args or type(node.state) is not dict or any(key not in node.state for key in keys):
+        raise BrokenPickle(f"a {node.what} object without {', '.join(keys)}")
+    return node.state
 
 
 def _indices(array: np.ndarray, size: int) -> np.ndarray:
@@ -397,24 +288,73 @@ def _indices(array: np.ndarray, size: int) -> np.ndarray:
     return array.ravel().astype(np.int64)
 
 
-_NODES: dict[type, Build] = {
-    list: Builder.items_of,
-    tuple: lambda b, node, depth: tuple(b.items_of(node, depth)),
-    set: lambda b, node, depth: set(b.items_of(node, depth)),
-    frozenset: lambda b, node, depth: frozenset(b.items_of(node, depth)),
-    dict: Builder.dictionary,
-    Record: Builder.record,
-    Global: Builder.name,
+def _checked_dtype(node: Any) -> np.dtype:
+    """`dtype(code, ...)` with a state (version, byte order, subarray, names, fields, item size, ...)."""
+    if type(node) is not Record or node.what.name != "dtype" or not node.args:
+        raise BrokenPickle("an array without a dtype")
+    code, state = node.args[0], node.state
+    if type(code) is str and _OBJECT_DTYPE.fullmatch(code):
+        return np.dtype(object)
+    if type(code) is not str or not _PLAIN_DTYPE.fullmatch(code):
+        raise UnsafePickle(f"refuses the dtype {shown(code)}: only numbers, booleans and strings are read")
+    dtype = np.dtype(code)
+    if state is None:
+        return dtype
+    if type(state) is not tuple or len(state) < 8 or state[1] not in ("<", ">", "|", "="):
+        raise BrokenPickle(f"the dtype {dtype.str} with state {shown(state)}")
+    if any(part is not None for part in state[2:5]):
+        raise UnsafePickle(f"refuses the dtype {dtype.str} with fields or a subarray: only plain dtypes are read")
+    if state[5] not in (-1, dtype.itemsize):
+        raise BrokenPickle(f"the dtype {dtype.str} with an item size of {shown(state[5])} bytes")
+    return dtype.newbyteorder(state[1])
+
+
+_NUMPY_PACKAGES = ("numpy.core", "numpy._core")  # before and since numpy 2
+_BUILTINS = ("__builtin__", "builtins")  # Python 2 and 3
+
+NUMPY_ONLY: Allowlist = {
+    ("numpy", "ndarray"): only_named,
+    ("numpy", "dtype"): only_named,
+    ("_codecs", "encode"): Builder.encoded,
+    **{(f"{package}.multiarray", "_reconstruct"): Builder.reconstructed for package in _NUMPY_PACKAGES},
+    **{(f"{package}.multiarray", "scalar"): Builder.scalar for package in _NUMPY_PACKAGES},
+    **{(f"{package}.numeric", "_frombuffer"): Builder.frombuffer for package in _NUMPY_PACKAGES},
+    **{(module, "bytes"): Builder.empty_bytes for module in _BUILTINS},
 }
-_CALLS: dict[Role, Build] = {
-    Role.RECONSTRUCT: Builder.reconstructed,
-    Role.FROMBUFFER: Builder.frombuffer,
-    Role.SCALAR: Builder.scalar,
-    Role.ENCODE: Builder.encoded,
-    Role.BYTES: Builder.empty_bytes,
-    Role.SET: Builder.set_of,
-    Role.RECONSTRUCTOR: Builder.instance,
-    Role.CHUMPY: Builder.chumpy,
-    Role.SELECT: Builder.selected,
-    Role.CSC: Builder.sparse,
+"""Plain containers and numpy arrays."""
+
+SMPL_FILE: Allowlist = {
+    **NUMPY_ONLY,
+    ("chumpy.ch", "Ch"): Builder.chumpy,
+    ("chumpy.reordering", "Select"): Builder.selected,
+    ("scipy.sparse.csc", "csc_matrix"): Builder.sparse,
+    ("scipy.sparse._csc", "csc_matrix"): Builder.sparse,
+    ("scipy.sparse._csc", "csc_array"): Builder.sparse,
+    ("copy_reg", "_reconstructor"): Builder.instance,
+    ("copyreg", "_reconstructor"): Builder.instance,
+    **{(module, "object"): only_named for module in _BUILTINS},
+    **{(module, "set"): Builder.set_of for module in _BUILTINS},
 }
+"""The above and what the official SMPL files hold."""
+
+
+def safe_loads(
+    data: bytes,
+    allow: Allowlist = NUMPY_ONLY,
+    limits: Limits = Limits(),  # noqa: B008 - frozen
+    object_arrays: bool = False,
+    where: str = "pickle",
+) -> Any:
+    """Values of a pickle of protocol 0-5, nothing run; returns and raises as `build_values`.
+
+    Args:
+        data: the whole stream; Python-2 strings are decoded as latin1.
+        allow: the names that may appear.
+        object_arrays: allow numpy arrays of Python objects, under the same rules.
+        where: file and member, for messages.
+    """
+    records = load_records(data, allow, limits, where)
+    try:
+        return build_values(records, limits, object_arrays)
+    except PickleRefused as error:
+        raise type(error)(f"{where}: {error}") from error

@@ -28,12 +28,13 @@ from dto_pipeline.data.inert_pickle import (
     Limits,
     PickleRefused,
     Record,
-    Role,
     load_first_records,
     load_records,
+    new_dict,
+    only_named,
     shown,
 )
-from dto_pipeline.data.safe_pickle import NUMPY_ONLY, Build, Builder, build_values
+from dto_pipeline.data.safe_pickle import NUMPY_ONLY, Builder, build_values
 from dto_pipeline.errors import DtoError
 from dto_pipeline.reading import check_regular
 
@@ -42,16 +43,6 @@ _DTYPES = {
     **{"DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16},
     **{"BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32},
     **{"ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool},
-}
-_TENSORS: Allowlist = {
-    **NUMPY_ONLY,
-    PERSISTENT_ID: Role.PERSISTENT,
-    ("collections", "OrderedDict"): Role.DICT,
-    ("torch._utils", "_rebuild_tensor"): Role.TENSOR,
-    ("torch._utils", "_rebuild_tensor_v2"): Role.TENSOR,
-    ("torch._utils", "_rebuild_parameter"): Role.PARAMETER,
-    ("torch", "Size"): Role.SIZE,
-    **{("torch", kind): Role.STORAGE for kind in _DTYPES},
 }
 _MOST_DIMENSIONS = 16
 _LEGACY_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03."  # torch's number and 1001, its version
@@ -106,28 +97,31 @@ def read_torch_file(path: Path, most_bytes: int = MOST_BYTES) -> Any:
         raise TorchFileError(f"{path} is no file of tensors or is damaged: {reason}") from error
 
 
-def _calls(make: Callable[[_StoredTensor], Any]) -> dict[Role, Build]:
-    """What becomes of the calls in torch's pickles, `_rebuild_tensor_v2(storage, offset, size, stride, ...)` above all.
+def _allowlist(make: Callable[[_StoredTensor], Any]) -> Allowlist:
+    """The names in torch's pickles, `_rebuild_tensor_v2(storage, offset, size, stride, ...)` above all.
 
     What follows these four (hooks, gradients) is not kept.
     """
 
     def tensor(builder: Builder, node: Record, depth: int) -> Any:
         storage, offset, size, stride = node.args[:4]
-        if type(storage) is not Record or storage.what.role is not Role.PERSISTENT:
+        if type(storage) is not Record or (storage.what.module, storage.what.name) != PERSISTENT_ID:
             raise BrokenPickle("a tensor without storage")
         name, kind, key, _, stored, *view = storage.args[0]
-        if name != "storage" or type(kind) is not Global or kind.role is not Role.STORAGE or any(view):
+        if name != "storage" or type(kind) is not Global or kind.name not in _DTYPES or any(view):
             raise BrokenPickle(f"a tensor over {shown(name)} of {shown(kind)}")
-        counts = builder.shape((offset, stored))
-        return make(
-            _StoredTensor(kind.name, str(key), counts[1], counts[0], builder.shape(size), builder.shape(stride))
-        )
+        offset, stored = builder.shape((offset, stored))
+        return make(_StoredTensor(kind.name, str(key), stored, offset, builder.shape(size), builder.shape(stride)))
 
     return {
-        Role.TENSOR: tensor,
-        Role.PARAMETER: lambda builder, node, depth: builder.value(node.args[0], depth),
-        Role.SIZE: lambda builder, node, depth: builder.shape(node.args[0]),
+        **NUMPY_ONLY,
+        PERSISTENT_ID: only_named,
+        ("collections", "OrderedDict"): new_dict,
+        ("torch._utils", "_rebuild_tensor"): tensor,
+        ("torch._utils", "_rebuild_tensor_v2"): tensor,
+        ("torch._utils", "_rebuild_parameter"): lambda builder, node, depth: builder.value(node.args[0], depth),
+        ("torch", "Size"): lambda builder, node, depth: builder.shape(node.args[0]),
+        **{("torch", kind): only_named for kind in _DTYPES},
     }
 
 
@@ -155,8 +149,8 @@ def _read_zip(archive: zipfile.ZipFile, file_bytes: int) -> Any:
         return bytearray(archive.read(member))
 
     limits = Limits(max_stream_bytes=1 << 28)
-    records = load_records(archive.read(pickles[0]), _TENSORS, limits, "data.pkl")
-    return build_values(records, limits, calls=_calls(_Storages(read, file_bytes).tensor))
+    allow = _allowlist(_Storages(read, file_bytes).tensor)
+    return build_values(load_records(archive.read(pickles[0]), allow, limits, "data.pkl"), limits)
 
 
 def _read_legacy(data: bytes) -> Any:
@@ -167,10 +161,12 @@ def _read_legacy(data: bytes) -> Any:
     system, at = load_first_records(data, len(_LEGACY_START), NUMPY_ONLY, limits, "system")
     if not isinstance(system, dict) or system.get("little_endian") is not True:
         raise ValueError("its numbers are big-endian")
-    records, at = load_first_records(data, at, _TENSORS, limits, "contents")
-    keys, at = load_first_records(data, at, NUMPY_ONLY, limits, "keys")
+    contents = at  # read twice: what a storage holds is told by the tensors over it
     kinds: dict[str, _StoredTensor] = {}  # key of a storage -> a tensor over it
-    build_values(records, limits, calls=_calls(lambda tensor: kinds.update({tensor.key: tensor})))
+    noting = _allowlist(lambda tensor: kinds.update({tensor.key: tensor}))
+    records, at = load_first_records(data, contents, noting, limits, "contents")
+    build_values(records, limits)
+    keys, at = load_first_records(data, at, NUMPY_ONLY, limits, "keys")
     begin: dict[str, int] = {}  # key -> where its numbers are
     for key in keys if isinstance(keys, list) else []:
         if str(key) not in kinds or struct.unpack_from("<q", data, at)[0] != kinds[str(key)].stored:
@@ -184,7 +180,8 @@ def _read_legacy(data: bytes) -> Any:
             raise ValueError(f"the storage {shown(key)} is missing or cut off")
         return bytearray(data[start : start + size])
 
-    return build_values(records, limits, calls=_calls(_Storages(read, len(data)).tensor))
+    allow = _allowlist(_Storages(read, len(data)).tensor)
+    return build_values(load_first_records(data, contents, allow, limits, "contents")[0], limits)
 
 
 def _storage_bytes(tensor: _StoredTensor) -> int:

@@ -25,9 +25,8 @@ from dto_pipeline.run import folder as files
 from dto_pipeline.run.folder import Failure, RunDirectory
 from dto_pipeline.run.identity import RunIdentity, identify_run
 from dto_pipeline.run.lease import DriverLock
-from dto_pipeline.run.plan import RunPlan, plan_run
+from dto_pipeline.run.plan import Retry, RunPlan, Selection, plan_run
 from dto_pipeline.run.report import read_status
-from dto_pipeline.run.selection import Retry, Selection
 
 _REPEATS = 3
 _IMAGES = 112  # a shard: 0.56 million images in 5000 shards
@@ -78,7 +77,7 @@ def run_resume_bench(shards: int, folder: Path | None = None) -> ResumeBench:
         config = load_config(None, [f"body.model_path={STAND_IN_BODY}"])
         identity = identify_run(config, facts, "manifest.parquet")
         _write_run(directory, identity)
-        with DriverLock(directory.lock_file, config.run) as lock:
+        with DriverLock(directory.root, config.run) as lock:
 
             def plan() -> RunPlan:
                 return plan_run(directory, identity, facts, config.run, Selection(), Retry(), lock=lock)

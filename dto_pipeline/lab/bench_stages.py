@@ -25,11 +25,10 @@ from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.scenes import load_scenes
 from dto_pipeline.lab.bench_data import PEOPLE, SIZE, build_bench_data
 from dto_pipeline.lab.bench_plain import PlainBody, apply_fits, draw_people, measure_people, solve_groups
-from dto_pipeline.lab.waiting import waits_of
 from dto_pipeline.models.body import load_body
 from dto_pipeline.models.depth import DepthFiles
 from dto_pipeline.optimizer import SceneOptimizer
-from dto_pipeline.run.batching import size_on
+from dto_pipeline.run.placing import size_on
 from dto_pipeline.scene import OptimizedScenes, Scene
 from dto_pipeline.timing import StageClock
 
@@ -49,7 +48,6 @@ class BenchReport:
     batched: dict[str, float]  # by stage
     plain: dict[str, float]  # by stage, COMPARED only
     evidence_ms_per_mpx: tuple[float, float]  # of one image as it is, and enlarged by `ENLARGED`; CPU time
-    waits: int  # of a GPU for the program, in one batch, see `lab.waiting`
 
     @property
     def ratio(self) -> float:
@@ -77,7 +75,6 @@ class BenchReport:
         small, large = self.evidence_ms_per_mpx
         mpx = SIZE[0] * SIZE[1] / 1e6
         lines.append(f"evidence per Mpx: {small:.1f} ms at {mpx:.1f} Mpx, {large:.1f} at {mpx * ENLARGED**2:.1f}")
-        lines.append(f"a batch makes a GPU wait {self.waits} times, and once more for its results")
         return "\n".join(lines)
 
 
@@ -124,7 +121,6 @@ def _measure(root: Path, images: int, repeats: int, config: PipelineConfig) -> B
         batched={stage: statistics.median(values) * per_image for stage, values in batched.items()},
         plain={stage: statistics.median(values) * per_image for stage, values in plain.items()},
         evidence_ms_per_mpx=(_time_evidence(optimizer, results[0], 1), _time_evidence(optimizer, results[0], ENLARGED)),
-        waits=sum(waits_of(lambda: optimizer(results[0].batch)).values()),
     )
 
 

@@ -18,7 +18,7 @@ from dto_pipeline.lab.golden_case import CaseResult
 from dto_pipeline.maths.rotation import axis_angle_to_matrix
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.train.augment import Bodies, Draw, inside_image, project_points, vary
-from dto_pipeline.train.people import mark_cells, mesh_edges, person_boxes
+from dto_pipeline.train.targets import mark_cells, mesh_edges, person_boxes
 
 FAMILY = "mahmr"
 LABEL_TOLERANCE = 2e-5  # of the largest value of an array

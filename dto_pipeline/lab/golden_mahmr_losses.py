@@ -13,13 +13,12 @@ import numpy as np
 import torch
 
 from dto_pipeline.lab.golden_case import CaseResult
-from dto_pipeline.train.blocks import image_numbers, number_within
+from dto_pipeline.train.blocks import Known, image_numbers, number_within
 from dto_pipeline.train.config import LossConfig, load_train_config
-from dto_pipeline.train.denoising import Known
 from dto_pipeline.train.losses import WEIGHTS, Losses, compute_losses
 from dto_pipeline.train.matching import Matches, match_people
 from dto_pipeline.train.model import Predictions
-from dto_pipeline.train.people import Targets
+from dto_pipeline.train.targets import Targets
 
 FAMILY = "mahmr"
 TERM_TOLERANCE = 2e-6  # of the recorded value
@@ -97,6 +96,7 @@ def recorded_targets(
         mapped=torch.ones(images, dtype=torch.bool),
         heights=size[:, 0].float(),
         image_focals=image_focals,
+        intrinsics=torch.zeros(images, 3, 3),
     )
 
 

@@ -21,8 +21,8 @@ from dto_pipeline.lab.golden_mahmr_losses import compare_matches, compare_terms,
 from dto_pipeline.maths.rotation import axis_angle_to_matrix
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.train.augment import fit_size, resize
+from dto_pipeline.train.blocks import Known, Noise, allowed_pairs, noisy_queries
 from dto_pipeline.train.config import EncoderConfig, ModelConfig
-from dto_pipeline.train.denoising import Known, Noise, allowed_pairs, noisy_queries
 from dto_pipeline.train.losses import compute_losses
 from dto_pipeline.train.matching import match_people
 from dto_pipeline.train.model import MeshNetwork, Predictions, shrink_positions, with_joints

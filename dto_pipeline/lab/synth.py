@@ -31,13 +31,13 @@ from dto_pipeline.data.files import sha256_file, write_bytes_atomic, write_json_
 from dto_pipeline.data.rle import encode_rle
 from dto_pipeline.data.sources.rows import LabelRows
 from dto_pipeline.lab.clothes import measure_template
-from dto_pipeline.lab.difficulty import VERSION
+from dto_pipeline.lab.difficulty import VERSION, Difficulty
 from dto_pipeline.lab.foreign_bodies import measure_anny
+from dto_pipeline.lab.known_scenes import MadeScene, build_known_scene
 from dto_pipeline.lab.marker import recognise
 from dto_pipeline.lab.observe import observe_keypoints
 from dto_pipeline.lab.render import render_picture
 from dto_pipeline.lab.scenes import body_boxes
-from dto_pipeline.lab.solver_sets import CrowdSet, SetScene, build_set_scene
 from dto_pipeline.lab.write import (
     IMAGE_TRUTH,
     PERSON_TRUTH,
@@ -61,7 +61,7 @@ TRUTH_COLUMNS = {
     "intrinsics": "true camera (n, 3, 3) [px]",
     **PERSON_TRUTH,
 }
-_PICTURE, _KEYPOINTS = 28, 29  # random streams of an image, after those of `solver_sets`
+_PICTURE, _KEYPOINTS = 28, 29  # random streams of an image, after those of `known_scenes`
 _SHARD_IMAGES = 32
 
 
@@ -77,7 +77,7 @@ class SynthData:
 
 def write_synth(
     root: Path,
-    kind: CrowdSet,
+    kind: Difficulty,
     images: int,
     seed: int,
     body: BodyModel,
@@ -98,11 +98,11 @@ def write_synth(
     template = measure_anny() if kind.bodies == "anny" else measure_template(body)
     parts = []
     for number in range(images):
-        scene = build_set_scene(kind, seed, number, body)
+        scene = build_known_scene(kind, seed, number, body)
         rng = np.random.default_rng([seed, number, _PICTURE])
         picture = render_picture(scene.crowd, scene.truth.vertices, template, rng)
         write_bytes_atomic(root / "images" / image_name(number), encode_picture(picture))
-        disparity = np.asarray(scene.known.scene.disparity, np.float32)
+        disparity = np.asarray(scene.scene.disparity, np.float32)
         write_map(root / "depth", image_name(number), METRES_PER_DEPTH / disparity if kind.metric_error else disparity)
         parts.append(_person_rows(scene, seed, number))
         if progress is not None:
@@ -121,17 +121,17 @@ def image_name(number: int) -> str:
     return f"{number // 1000:03d}/{number:06d}.jpg"
 
 
-def _options(kind: CrowdSet) -> dict[str, Any]:
+def _options(kind: Difficulty) -> dict[str, Any]:
     options = dataclasses.asdict(kind)
     return {
         "difficulty": options.pop("name"),
-        "options": {k: v for k, v in options.items() if k not in ("meaning", "told")},
+        "options": {k: v for k, v in options.items() if k != "meaning"},
     }
 
 
-def _person_rows(scene: SetScene, seed: int, number: int) -> PersonRows:
+def _person_rows(scene: MadeScene, seed: int, number: int) -> PersonRows:
     """Rows of the P people of one scene, and the truth under the names of `TRUTH_COLUMNS`."""
-    told, crowd, view = scene.known.scene, scene.crowd, scene.crowd.view
+    told, crowd, view = scene.scene, scene.crowd, scene.crowd.view
     people = crowd.num_people
     size = np.tile(np.array([view.height, view.width]), (people, 1))
     camera = {"image_size": size.astype(np.int64), "intrinsics": np.repeat(view.intrinsics[None], people, axis=0)}
@@ -144,18 +144,18 @@ def _person_rows(scene: SetScene, seed: int, number: int) -> PersonRows:
     )
     return PersonRows(
         labels=rows,
-        keypoints=observe_keypoints(view, scene.truth, scene.z, np.random.default_rng([seed, number, _KEYPOINTS])),
+        keypoints=observe_keypoints(view, scene.truth, scene.z_map, np.random.default_rng([seed, number, _KEYPOINTS])),
         age_years=told.age_years,
         male_prob=told.male_prob,
         mask_rle=[encode_rle(mask) for mask in scene.masks],
         mask_size=size.astype(np.int32),
         truth=image_truth(image_name(number), number, people)
         | camera
-        | person_truth(crowd, scene.truth, scene.labels, scene.known.line),
+        | person_truth(crowd, scene.truth, scene.labels, scene.line),
     )
 
 
-def _dataset(kind: CrowdSet, body: BodyModel) -> str:
+def _dataset(kind: Difficulty, body: BodyModel) -> str:
     own = body.sha256 == sha256_file(locate_body(STAND_IN_BODY))
     named = f"body: {STAND_IN_BODY}" if own else "# body.model_path must name the body these people were made of"
     return f"""\
@@ -175,7 +175,7 @@ shard_images: {_SHARD_IMAGES}
 """
 
 
-def _readme(kind: CrowdSet, facts: dict[str, Any]) -> str:
+def _readme(kind: Difficulty, facts: dict[str, Any]) -> str:
     options = [f"- `{name}`: {value}" for name, value in facts["options"].items()]
     columns = [f"- `{name}`: {meaning}" for name, meaning in TRUTH_COLUMNS.items()]
     who = "procedural bodies"
@@ -191,7 +191,7 @@ def _readme(kind: CrowdSet, facts: dict[str, Any]) -> str:
         f"    dto run manifest.parquet -o run{' --set depth.kind=metric_depth' if kind.metric_error else ''}",
         "    dto eval synthetic run --truth . --body BODY",
         "",
-        "Options (`dto_pipeline/lab/solver_sets.py` says what each means):",
+        "Options (`dto_pipeline/lab/difficulty.py` says what each means):",
         "",
         *options,
         "",

@@ -1,7 +1,7 @@
 """How a batch goes through a device: piece by piece in a CPU's cache, or all at once and without waiting on a GPU.
 
 Results are the same either way; only the order of work differs. A GPU runs behind the program, and every number that
-the program asks for makes it wait: a batch may do so only in the places that `lab.waiting` lists. A CPU can be told to
+the program asks for makes it wait: a batch may do so only in the places that `tests.waits` lists. A CPU can be told to
 work as a GPU would (`as_on_gpu`), so that this is counted where there is none.
 """
 

@@ -19,9 +19,9 @@ from smplx.lbs import batch_rigid_transform
 from smplx.vertex_ids import vertex_ids
 from torch import nn
 
+from dto_pipeline.array_files import read_npz
 from dto_pipeline.axes import NUM_BETAS
 from dto_pipeline.maths.ordered import ExactMatrix, exact_product, fold_sum, make_exact
-from dto_pipeline.models.array_files import read_npz
 from dto_pipeline.models.body_file import BodyModelError, locate_body
 from dto_pipeline.models.rasterizer import is_closed
 from dto_pipeline.reading import read_regular

@@ -13,8 +13,8 @@ from typing import BinaryIO, Protocol
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from dto_pipeline.array_files import read_npy, read_npz
 from dto_pipeline.config import DepthConfig
-from dto_pipeline.models.array_files import read_npy, read_npz
 from dto_pipeline.models.depth_kinds import DEPTH, DISPARITY, METRIC_DEPTH, as_disparity
 from dto_pipeline.paths import UnsafePath, resolve_inside
 from dto_pipeline.reading import open_regular

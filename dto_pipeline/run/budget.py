@@ -1,9 +1,8 @@
 """How many failures a run may have: counts per cause, and the sentence that stops it.
 
-Pure bookkeeping over receipts: no files, no Ray, no clock. A failure is an input that could not be used: an image with
-an error status, an image none of whose people can be used, a person whose label is invalid. What the method decides
-about sound inputs (alone in a group, too tall, too small ...) is a judgement and never counts; nor does an empty mask,
-which is what a person hidden by others has.
+A failure is an input that could not be used: an image with an error status, an image none of whose people can be used,
+a person whose label is invalid. What the method decides about sound inputs (alone in a group, too tall, too small ...)
+is a judgement and never counts; nor does an empty mask, which is what a person hidden by others has.
 
 Two questions, one share (`run.max_failed_images`). On the way: did this launch lose more than the share of what it
 looked at? It is asked from `JUDGED_FROM` images or people on, so that chance decides nothing, and only of shards that
@@ -17,7 +16,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from dto_pipeline.data.receipts import Receipt
-from dto_pipeline.run.schedule import Charge
 from dto_pipeline.status import ImageStatus, PersonStatus
 
 # Fewer are judged as if they were so many: with a share of 5 %, 20 failures never stop a launch. Of a data set with 3 %
@@ -28,6 +26,19 @@ FAILED_IN_A_ROW = 10  # shards, or twice the workers if that is more, that fail 
 UNUSABLE_IMAGES = (*(status for status in ImageStatus if status.is_failure), ImageStatus.NO_PEOPLE)
 UNUSABLE_PEOPLE = (PersonStatus.INVALID_LABEL,)
 _ADVICE = {str(status): status.advice for status in (*UNUSABLE_IMAGES, *UNUSABLE_PEOPLE)}
+_NEXT = (
+    "mend the cause and start again with --retry-failed: what is finished stays; if it is to be so, "
+    "--set run.max_failed_images=1 lets it through"
+)
+
+
+@dataclass(frozen=True)
+class Charge:
+    """An attempt that a shard has used up."""
+
+    shard: int
+    attempts: int  # so far
+    given_up: bool  # True: it is quarantined, not queued again
 
 
 @dataclass
@@ -44,45 +55,31 @@ class Losses:
         """Count a finished shard."""
         self.images += receipt.images
         self.people += receipt.persons
-        images = _chosen(receipt.image_status, UNUSABLE_IMAGES)
-        people = _chosen(receipt.person_status, UNUSABLE_PEOPLE)
-        self.image_causes.update(images)
-        self.people_causes.update(people)
-        for cause in (*images, *people):
-            self.examples.setdefault(cause, receipt)
+        for found, counts, words in (
+            (self.image_causes, receipt.image_status, UNUSABLE_IMAGES),
+            (self.people_causes, receipt.person_status, UNUSABLE_PEOPLE),
+        ):
+            for cause in (str(word) for word in words if counts.get(word)):
+                found[cause] += counts[cause]
+                self.examples.setdefault(cause, receipt)
+
+    @property
+    def causes(self) -> list[tuple[str, int]]:
+        """Cause and how many were lost for it, the commonest first."""
+        return (self.image_causes + self.people_causes).most_common()
 
     def over(self, share: float, least: int = 0) -> bool:
         """Whether more than a share of the images, or of the people, could not be used; `least`: see `JUDGED_FROM`."""
-        return (
-            self.image_causes.total() > share * max(self.images, least)
-            or self.people_causes.total() > share * max(self.people, least)
-        )  # fmt: skip
+        parts = ((self.image_causes, self.images), (self.people_causes, self.people))
+        return any(lost.total() > share * max(whole, least) for lost, whole in parts)
 
-    def describe(self, share: float) -> list[str]:
-        """What was lost, one line a cause, the commonest first, with what it advises."""
-        parts = [
-            f"{lost.total()} of {whole} {what}"
-            for lost, whole, what in ((self.image_causes, self.images, "images"),
-                                      (self.people_causes, self.people, "people"))
-            if lost
-        ]  # fmt: skip
-        lines = [f"{' and '.join(parts)} could not be used, more than {share:.3g} of all (run.max_failed_images)"]
-        causes = (self.image_causes + self.people_causes).most_common()
-        return lines + [f"  {cause:<16} {count:>9}  {_ADVICE.get(cause, '')}".rstrip() for cause, count in causes]
-
-    @property
-    def commonest(self) -> str:
-        """The cause of most losses; "" where there is none."""
-        causes = (self.image_causes + self.people_causes).most_common(1)
-        return causes[0][0] if causes else ""
-
-
-def count_losses(receipts: Iterable[Receipt]) -> Losses:
-    """The losses of finished shards."""
-    losses = Losses()
-    for receipt in receipts:
-        losses.add(receipt)
-    return losses
+    def describe(self, share: float) -> str:
+        """What was lost, one line a cause with what it advises, and the next step."""
+        parts = ((self.image_causes, self.images, "images"), (self.people_causes, self.people, "people"))
+        lost = " and ".join(f"{lost.total()} of {whole} {what}" for lost, whole, what in parts if lost)
+        lines = [f"  {cause:<16} {count:>9}  {_ADVICE.get(cause, '')}".rstrip() for cause, count in self.causes]
+        first = f"{lost} could not be used, more than {share:.3g} of all (run.max_failed_images)"
+        return "\n".join([first, *lines, _NEXT])
 
 
 class FailureBudget:
@@ -102,13 +99,12 @@ class FailureBudget:
         self._last_error = ""
 
     def shard_done(self, receipt: Receipt) -> None:
-        """A shard is finished."""
         self._row.clear()
         if receipt.shard not in self._repairs:
             self.losses.add(receipt)
 
     def shard_charged(self, charge: Charge, error: str) -> None:
-        """a shard used up an attempt. Its images are lost once it is given up."""
+        """A shard used up an attempt. Its images are lost once it is given up."""
         self._row.add(charge.shard)
         self._last_error = error
         if charge.given_up and charge.shard not in self._repairs:
@@ -123,25 +119,19 @@ class FailureBudget:
         if len(self._row) >= self._row_limit:
             row = f"{len(self._row)} shards failed one after the other and none was finished"
             return f"stopped: {row}; the last said: {self._last_error}; {_NEXT}"
-        if not self.losses.over(self._share, JUDGED_FROM):
-            return ""
-        first, *lines = self.losses.describe(self._share)
-        return "\n".join([f"stopped, because in this launch {first}", *lines, _NEXT])
+        if self.losses.over(self._share, JUDGED_FROM):
+            return f"stopped, because in this launch {self.losses.describe(self._share)}"
+        return ""
 
 
-_NEXT = (
-    "mend the cause and start again with --retry-failed: what is finished stays; if it is to be so, "
-    "--set run.max_failed_images=1 lets it through"
-)
+def count_losses(receipts: Iterable[Receipt]) -> Losses:
+    """The losses of finished shards."""
+    losses = Losses()
+    for receipt in receipts:
+        losses.add(receipt)
+    return losses
 
 
 def over_budget(losses: Losses, share: float) -> str:
-    """The same for a run that has come to its end; "" = it kept to the share."""
-    if share >= 1 or not losses.over(share):
-        return ""
-    first, *lines = losses.describe(share)
-    return "\n".join([first, *lines, _NEXT])
-
-
-def _chosen(counts: Mapping[str, int], words: Iterable[str]) -> dict[str, int]:
-    return {str(word): counts[word] for word in words if counts.get(word)}
+    """`FailureBudget.complaint` for a run that has come to its end; "" = it kept to the share."""
+    return losses.describe(share) if share < 1 and losses.over(share) else ""

@@ -9,11 +9,10 @@ notes and attempts of shards, no pixels.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from dto_pipeline.config import RunConfig
 from dto_pipeline.data.files import json_bytes
@@ -28,13 +27,13 @@ from dto_pipeline.status import ImageStatus
 CONDEMNED_AFTER = 2  # deaths in a row with the image alone in work; one may be chance
 CONDEMNED = "the process that worked on this image alone died, twice"
 SHORT_OF_MEMORY = "memory ran out on the machine while this image alone was worked on, again and again"
-_SPARED_ATTEMPTS = 4  # beyond max_attempts that a shard gets per image it may condemn: two, and chance kills
-NOTE_SCHEMA = "dto-hand/1"
+_MORE_ATTEMPTS = 4  # beyond max_attempts that a shard gets per image it may condemn: two, and chance kills
+NOTE_SCHEMA = "dto-in-flight/1"
 _OWN_DEATH = {
     False: "the driver's process died",
     True: "memory ran out on this machine and the driver's process was ended",
 }
-_NOTE = re.compile(r"shard-(\d{5,})\.hand\.json")
+_IN_FLIGHT = "in-flight"  # kind of note
 UNKNOWN = -1
 _CGROUP_OF_PROCESS = Path("/proc/self/cgroup")
 _CGROUPS = Path("/sys/fs/cgroup")
@@ -63,6 +62,10 @@ class Suspicion:
     images: dict[str, int] = field(default_factory=dict)  # image_id -> deaths in a row with it alone in work
     memory: dict[str, int] = field(default_factory=dict)  # image_id -> those of them for which memory ran out
 
+    @classmethod
+    def of(cls, failure: Failure) -> Suspicion:
+        return cls(failure.deaths, dict(failure.suspects), dict(failure.memory))
+
     @property
     def condemned(self) -> frozenset[str]:
         return frozenset(image for image, deaths in self.images.items() if deaths >= CONDEMNED_AFTER)
@@ -83,7 +86,7 @@ class Suspects:
 
     def __init__(self, directory: RunDirectory, failures: Mapping[int, Failure], config: RunConfig) -> None:
         self._directory, self._config = directory, config
-        self._shards = {shard: _suspicion(failure) for shard, failure in failures.items()}
+        self._shards = {shard: Suspicion.of(failure) for shard, failure in failures.items()}
 
     def of(self, shard: int) -> Suspicion:
         return self._shards.setdefault(shard, Suspicion())
@@ -102,7 +105,7 @@ class Suspects:
         """
         suspicion = self.of(shard)
         suspicion.deaths += 1
-        some_left = attempt < self._config.max_attempts + _SPARED_ATTEMPTS * self._config.max_poison_images
+        some_left = attempt < self._config.max_attempts + _MORE_ATTEMPTS * self._config.max_poison_images
         if lacks_receipt_only(self._directory, shard):
             return some_left
         if note is None or note.attempt != attempt or not note.image:
@@ -121,11 +124,7 @@ def find_suspicion(directory: RunDirectory, shard: int, attempt: int, max_attemp
     if attempt < max_attempts or attempt < 2:
         return None
     failure = files.read_shard_failure(directory, shard)
-    return _suspicion(failure) if failure is not None and failure.deaths else None
-
-
-def _suspicion(failure: Failure) -> Suspicion:
-    return Suspicion(failure.deaths, dict(failure.suspects), dict(failure.memory))
+    return Suspicion.of(failure) if failure is not None and failure.deaths else None
 
 
 def work_one_by_one(
@@ -146,23 +145,20 @@ def work_one_by_one(
         What `work` gave, per position; without the condemned.
     """
     suspected = suspicion.images
-    order = sorted(range(len(images)), key=lambda position: (-suspected.get(images[position], 0), position))
     done: dict[int, _Row] = {}
     survived: list[str] = []
-    for position in order:
+    for position in sorted(range(len(images)), key=lambda position: (-suspected.get(images[position], 0), position)):
         image = images[position]
-        if image in suspicion.condemned:
-            continue
-        note(image, tuple(survived))
-        done[position] = work(position)
-        if image in suspected:
-            survived.append(image)
+        if image not in suspicion.condemned:
+            note(image, tuple(survived))
+            done[position] = work(position)
+            survived += [image] if image in suspected else []
     return done
 
 
 def note_name(shard: int) -> str:
     """Where the note of a shard's worker lies in the run's folder."""
-    return f"{files.FAILURES}/{shard_name(shard)}.hand.json"
+    return f"{files.FAILURES}/{shard_name(shard)}.{_IN_FLIGHT}.json"
 
 
 def write_note(directory: RunDirectory, note: InFlight) -> None:
@@ -180,16 +176,12 @@ def clear_note(directory: RunDirectory, shard: int) -> None:
 def read_note(directory: RunDirectory, shard: int) -> InFlight | None:
     """The note of a shard's worker; None where there is none, or one that means nothing."""
     try:
-        found = parse_json(directory.store.read(note_name(shard)))
-    except (FileNotFoundError, ValueError):
+        found = dict(parse_json(directory.store.read(note_name(shard))))
+        if found.pop("schema") != NOTE_SCHEMA:
+            return None
+        return InFlight(**{**found, "survived": tuple(found.get("survived", ()))})
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
         return None
-    if not isinstance(found, dict) or found.get("schema") != NOTE_SCHEMA:
-        return None
-    values: dict[str, Any] = {name: value for name, value in found.items() if name != "schema"}
-    try:
-        return InFlight(**{**values, "survived": tuple(values.get("survived", ()))})
-    except TypeError:
-        return None  # of another version
 
 
 def charge_own_deaths(directory: RunDirectory, config: RunConfig, now: float) -> list[Failure]:
@@ -199,7 +191,7 @@ def charge_own_deaths(directory: RunDirectory, config: RunConfig, now: float) ->
         The failures that were written. Notes of workers (whose driver died, not they) are taken away.
     """
     charged = {failure.shard: failure for failure in find_own_deaths(directory, config, now)}
-    for shard in _noted_shards(directory):
+    for shard in files.find_notes(directory, _IN_FLIGHT):
         # the note goes first: who is killed in between leaves a death uncharged, never one charged twice
         clear_note(directory, shard)
         if shard in charged:
@@ -210,7 +202,7 @@ def charge_own_deaths(directory: RunDirectory, config: RunConfig, now: float) ->
 def find_own_deaths(directory: RunDirectory, config: RunConfig, now: float) -> list[Failure]:
     """The failures that `charge_own_deaths` would write; writes nothing."""
     charged = []
-    for shard in _noted_shards(directory):
+    for shard in files.find_notes(directory, _IN_FLIGHT):
         note = read_note(directory, shard)
         if note is None or not note.driver:
             continue
@@ -225,20 +217,21 @@ def find_own_deaths(directory: RunDirectory, config: RunConfig, now: float) -> l
     return charged
 
 
-def _noted_shards(directory: RunDirectory) -> list[int]:
-    """Shards that somebody was at when last heard of."""
-    names = [_NOTE.fullmatch(name) for name in directory.store.entries(files.FAILURES)]
-    return sorted(int(match[1]) for match in names if match)
-
-
 def oom_kills() -> int:
     """Processes ended for want of memory since the machine, or this container, came up; `UNKNOWN` = not told.
 
     A process that the kernel's out-of-memory killer ends looks like one that crashed; the counter tells them apart. The
     container's own is asked first: the machine's also counts those of others.
     """
-    counts = map(_count, (*_own_counters(), _MACHINE))
-    return next((count for count in counts if count != UNKNOWN), UNKNOWN)
+    for path in (*_own_counters(), _MACHINE):
+        try:
+            lines = path.read_text().splitlines()
+        except OSError:
+            continue
+        counts = [line.split()[1] for line in lines if line.startswith("oom_kill ")]
+        if counts and counts[0].isdecimal():
+            return int(counts[0])
+    return UNKNOWN
 
 
 def has_grown(before: int, now: int) -> bool:
@@ -255,12 +248,3 @@ def _own_counters() -> list[Path]:
     groups = {kinds: below.lstrip("/") for _, kinds, below in parts}
     counters = [_CGROUPS / groups[""] / "memory.events"] if "" in groups else []
     return counters + ([_CGROUPS / "memory" / groups["memory"] / "memory.oom_control"] if "memory" in groups else [])
-
-
-def _count(path: Path) -> int:
-    try:
-        lines = path.read_text().splitlines()
-    except OSError:
-        return UNKNOWN
-    counts = [line.split()[1] for line in lines if line.startswith("oom_kill ")]
-    return int(counts[0]) if counts and counts[0].isdecimal() else UNKNOWN

@@ -16,28 +16,25 @@ from typing import TYPE_CHECKING
 
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from dto_pipeline.config import PipelineConfig, RunConfig
+from dto_pipeline.config import BY_DEVICE, PipelineConfig, RunConfig
 from dto_pipeline.data.dataset import SYNTHETIC
 from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.storage import absolute, as_location
 from dto_pipeline.models.depth_licences import DEMO_MODEL
 from dto_pipeline.run import folder as files
-from dto_pipeline.run.batching import describe_sizes
 from dto_pipeline.run.budget import FailureBudget
 from dto_pipeline.run.deaths import Suspects
 from dto_pipeline.run.folder import RunDirectory, RunScan
-from dto_pipeline.run.identity import Places, RunIdentity, find_places, identify_run, settle_config
+from dto_pipeline.run.identity import RunIdentity, find_places, identify_run, settle_config
 from dto_pipeline.run.lease import DriverLock, RunLockLost
-from dto_pipeline.run.loop import TooManyFailed, drive
-from dto_pipeline.run.plan import RunPlan, find_refusals, plan_run
+from dto_pipeline.run.loop import Schedule, TooManyFailed, drive, likely_next
+from dto_pipeline.run.plan import EVERYTHING, Retry, RunPlan, Selection, find_refusals, plan_run
 from dto_pipeline.run.pool import InProcessPool, Runner, WorkerPool
 from dto_pipeline.run.progress import FileLedger
 from dto_pipeline.run.report import RunSummary, Tally, find_example, summarize
-from dto_pipeline.run.schedule import Schedule, likely_next
-from dto_pipeline.run.selection import EVERYTHING, Retry, Selection
 
 if TYPE_CHECKING:
-    from dto_pipeline.run.ray_metrics import RayMetrics
+    from dto_pipeline.run.ray_pool import RayMetrics
 
 _LOG = logging.getLogger(__name__)
 
@@ -96,20 +93,24 @@ def run_pipeline(
         _warn_of_demo_network(config, manifest)
         tally, scan = Tally(), None
         if plan.work:
-            runner = runner or _build_runner(config, manifest_path, run_dir, places, plan)
-            tally, scan = _do_work(directory, plan, config.run, runner, address, progress, lock)
+            if runner is None:
+                from dto_pipeline.run.worker import ShardRunner  # loads PyTorch: only when there is work
+
+                fresh = [shard for shard in plan.work if shard not in plan.repairs]
+                following = likely_next(fresh, config.run.workers)
+                runner = ShardRunner(
+                    config, manifest_path, run_dir, places.images, places.depth, plan.retry.images, following
+                )
+            try:
+                tally = _do_work(directory, plan, config.run, runner, address, progress, lock)
+            except Exception:
+                with suppress(OSError, RunLockLost):  # what stopped the launch matters more
+                    _tidy_up(directory, identity, lock)
+                raise
+            scan = _tidy_up(directory, identity, lock)
         seconds = time.monotonic() - started
         summary = summarize(directory, plan, scan, tally, seconds, config.run.max_failed_images)
         return replace(summary, sizes=describe_sizes(config))
-
-
-def _build_runner(
-    config: PipelineConfig, manifest_path: str | Path, run_dir: str | Path, places: Places, plan: RunPlan
-) -> Runner:
-    from dto_pipeline.run.worker import ShardRunner  # loads PyTorch: only when there is work
-
-    following = likely_next([shard for shard in plan.work if shard not in plan.repairs], config.run.workers)
-    return ShardRunner(config, manifest_path, run_dir, places.images, places.depth, plan.retry.images, following)
 
 
 def _warn_of_demo_network(config: PipelineConfig, manifest: Manifest) -> None:
@@ -120,25 +121,6 @@ def _warn_of_demo_network(config: PipelineConfig, manifest: Manifest) -> None:
             "nothing; take a published network (docs/seeing.md) for %s",
             manifest.subset,
         )
-
-
-def _do_work(
-    directory: RunDirectory,
-    plan: RunPlan,
-    config: RunConfig,
-    runner: Runner,
-    address: str,
-    progress: bool,
-    lock: DriverLock,
-) -> tuple[Tally, RunScan]:
-    """Have the shards done; what workers left that died on the way is cleared away, however the launch ends."""
-    try:
-        tally = _drive(directory, plan, config, runner, address, progress, lock)
-    except Exception:
-        with suppress(OSError, RunLockLost):  # what stopped the launch matters more
-            _tidy_up(directory, plan.identity, lock)
-        raise
-    return tally, _tidy_up(directory, plan.identity, lock)
 
 
 def _tidy_up(directory: RunDirectory, identity: RunIdentity, lock: DriverLock) -> RunScan:
@@ -154,7 +136,7 @@ def _tidy_up(directory: RunDirectory, identity: RunIdentity, lock: DriverLock) -
     return scan
 
 
-def _drive(
+def _do_work(
     directory: RunDirectory,
     plan: RunPlan,
     config: RunConfig,
@@ -164,9 +146,17 @@ def _drive(
     lock: DriverLock,
 ) -> Tally:
     suspects = Suspects(directory, plan.earlier, config)
-    schedule = Schedule(plan.work, config, plan.attempts, suspects.allows_another, plan.repairs)
+    attempts = {shard: failure.attempts for shard, failure in plan.earlier.items()}
+    schedule = Schedule(plan.work, config, attempts, suspects.allows_another, plan.repairs)
+    pool: WorkerPool
+    metrics: RayMetrics | None = None
     with ExitStack() as stack:
-        pool, metrics = _build_pool(runner, config, address, plan.identity.subset)
+        if config.workers == 0:
+            pool = InProcessPool(runner)
+        else:
+            from dto_pipeline.run.ray_pool import RayPool, open_metrics  # loads Ray: only when there is work for it
+
+            pool, metrics = RayPool(runner, config, address), open_metrics(plan.identity.subset)
         stack.enter_context(closing(pool))
         ledger = stack.enter_context(FileLedger(directory, plan, schedule, suspects, progress, metrics, lock.check))
         if progress:
@@ -179,12 +169,12 @@ def _drive(
     return ledger.tally
 
 
-def _build_pool(runner: Runner, config: RunConfig, address: str, subset: str) -> tuple[WorkerPool, RayMetrics | None]:
-    """Ray carries the metrics, so a run without it has none."""
-    if config.workers == 0:
-        return InProcessPool(runner), None
-    from dto_pipeline.run.ray_metrics import open_metrics  # load Ray: only when there is work for it
-    from dto_pipeline.run.ray_pool import RayPool
-
-    pool = RayPool(runner, config, address)
-    return pool, open_metrics(subset)
+def describe_sizes(config: PipelineConfig) -> str:
+    """What the options of `config.BY_DEVICE` are for a run, in words."""
+    parts = []
+    for name, what in (("batch_images", "images a batch"), ("decode_threads", "decoding threads")):
+        told, (on_cpu, on_gpu) = getattr(config.run, name), BY_DEVICE[f"run.{name}"]
+        parts.append(f"{told} {what}" if told else f"{on_cpu} {what} ({on_gpu} on a GPU)")
+    if config.depth.source == "model":  # on a CPU a network sees one image at a time
+        parts.append(f"on a GPU {config.depth.batch or BY_DEVICE['depth.batch'][1]} images a network batch")
+    return ", ".join(parts)

@@ -8,7 +8,8 @@ pending = the manifest's shards - receipts that hold. The folder may be local or
     receipts/shard-00042.json    written last; exists and holds = done
     labels/shard-00042.r1.parquet, receipts/shard-00042.r1.json    the same, repaired or done again: `data.receipts`
     failures/shard-00042.json    last error and attempts; never counts as done
-    failures/shard-00042.hand.json    the image that is being worked on, see `run.deaths`
+    failures/shard-00042.in-flight.json    the image that is being worked on, see `run.deaths`
+    failures/shard-00042.damage.json    `dto verify` found its label file damaged; the next launch looks again
     lease/00000001.json          who drives the run now, see `run.lease`
     driver.lock                  local folders: locked by the driver's process
 
@@ -39,6 +40,7 @@ from dto_pipeline.data.receipts import (
     count_labels,
     impossible_fields,
     label_name,
+    parse_name,
     parse_record,
     receipt_name,
     shard_name,
@@ -48,10 +50,11 @@ from dto_pipeline.data.store import open_store, read_many
 from dto_pipeline.errors import DtoError
 from dto_pipeline.reading import IrregularFile, parse_json
 from dto_pipeline.run.identity import RunIdentity, describe_run_difference
-from dto_pipeline.run.lease import LEASE_FOLDER, DriverLock
+from dto_pipeline.run.lease import LEASE_FOLDER, LOCK_FILE, DriverLock
 
 RUN_SCHEMA = "dto-run/1"
 FAILURE_SCHEMA = "dto-failure/1"
+DAMAGE_SCHEMA = "dto-damage/1"
 _MOST_SHARDS = 10_000_000  # a run of a hundred billion images; more is damage
 _READ = {
     "body": ("model_path", "kid_axis"),
@@ -89,32 +92,33 @@ class RunDirectory(Generic[Place]):
 
     @property
     def run_file(self) -> Place:
-        return self._at("run.json")
+        return self.at("run.json")
 
     @property
     def labels(self) -> Place:
-        return self._at(LABELS)
+        return self.at(LABELS)
 
     @property
     def receipts(self) -> Place:
-        return self._at(RECEIPTS)
+        return self.at(RECEIPTS)
 
     @property
     def failures(self) -> Place:
-        return self._at(FAILURES)
-
-    @property
-    def lock_file(self) -> Place:
-        return self._at("driver.lock")
+        return self.at(FAILURES)
 
     def label_file(self, shard: int, generation: int = 0) -> Place:
-        return self._at(label_name(shard, generation))
+        return self.at(label_name(shard, generation))
 
     def receipt_file(self, shard: int, generation: int = 0) -> Place:
-        return self._at(receipt_name(shard, generation))
+        return self.at(receipt_name(shard, generation))
 
     def failure_file(self, shard: int) -> Place:
-        return self._at(failure_name(shard))
+        return self.at(failure_name(shard))
+
+    def at(self, name: str) -> Place:
+        """Where a name of the run's folder lies."""
+        root: Location = self.root
+        return cast(Place, root / name if isinstance(root, Path) else join_location(root, name))
 
     def is_run(self) -> bool:
         """True if the folder holds a run.json."""
@@ -134,11 +138,7 @@ class RunDirectory(Generic[Place]):
 
     def lock(self, config: RunConfig | None = None) -> DriverLock:
         """Hold the run for this process; see `DriverLock`."""
-        return DriverLock(self.lock_file, config)
-
-    def _at(self, name: str) -> Place:
-        root: Location = self.root
-        return cast(Place, root / name if isinstance(root, Path) else join_location(root, name))
+        return DriverLock(self.root, config)
 
 
 @dataclass(frozen=True)
@@ -172,12 +172,10 @@ class RunScan:
 
     @property
     def done(self) -> dict[int, Receipt]:
-        """shard -> the receipt that counts."""
         return self.labels.done
 
     @property
     def void(self) -> dict[int, str]:
-        """shard -> why none of its receipts holds."""
         return self.labels.void
 
     def with_failures(self, found: Iterable[Failure]) -> RunScan:
@@ -210,9 +208,12 @@ def open_run(directory: RunDirectory, identity: RunIdentity, lock: DriverLock | 
         RunMismatch: other settings, another manifest or other versions, one difference a line.
         RunDirectoryError: run.json cannot be read.
     """
+    facts = {name: getattr(identity, name) for name in _MANIFEST_FACTS}
+    made = {"config": identity.config, "config_hash": identity.config_hash, "manifest": facts}
+    own = json_bytes({"schema": RUN_SCHEMA, **made, "versions": identity.versions, "inputs": identity.inputs})
     directory.create_folders()
     if not directory.is_run():
-        directory.store.create("run.json", json_bytes(_identity_to_dict(identity)))
+        directory.store.create("run.json", own)
     recorded = read_identity(directory)
     differences = describe_run_difference(recorded, identity)
     if not differences:
@@ -225,7 +226,7 @@ def open_run(directory: RunDirectory, identity: RunIdentity, lock: DriverLock | 
         directory.store.remove(f"{FAILURES}/{name}")
     if lock is not None:
         lock.check(ask=True)  # the one file that is replaced: whoever took over may have begun with it
-    directory.store.replace("run.json", json_bytes(_identity_to_dict(identity)))
+    directory.store.replace("run.json", own)
     return identity
 
 
@@ -239,7 +240,7 @@ def find_strangers(directory: RunDirectory) -> str:
     """Why a folder is not to be made a run: it holds files that are no run's; "" where nothing stands against it."""
     if directory.is_run():
         return ""
-    root, own = directory.root, {"run.json", "driver.lock", LABELS, RECEIPTS, FAILURES, LEASE_FOLDER, "lost+found"}
+    root, own = directory.root, {"run.json", LOCK_FILE, LABELS, RECEIPTS, FAILURES, LEASE_FOLDER, "lost+found"}
     local = isinstance(root, Path) and root.is_dir()
     names = os.listdir(root) if local else directory.store.entries()  # behind a URI files only, folders are no things
     # a disk's own things are no strangers: lost+found, .snapshot, .nfs0000...
@@ -256,14 +257,15 @@ def read_identity(directory: RunDirectory) -> RunIdentity:
         found = parse_json(directory.store.read("run.json"))
         if found["schema"] != RUN_SCHEMA:
             raise RunDirectoryError(f"{directory.run_file} is {shorten(found['schema'])}, expected {RUN_SCHEMA!r}")
-        identity = RunIdentity(
-            found["config"],
-            found["config_hash"],
-            **found["manifest"],
-            versions=found["versions"],
-            inputs=found.get("inputs", {}),
-        )
-        _check_run_record(identity.config, vars(identity), RunIdentity)
+        facts = {"versions": found["versions"], "inputs": found.get("inputs", {})}
+        identity = RunIdentity(found["config"], found["config_hash"], **found["manifest"], **facts)
+        values = {name: value for name, value in vars(identity).items() if name != "config"}
+        if wrong := impossible_fields(values, RunIdentity):
+            raise ValueError(f"{wrong[0]} is {shorten(values[wrong[0]])}")
+        if identity.shards > _MOST_SHARDS:
+            raise ValueError(f"shards is {identity.shards}")
+        known = {section: {key: identity.config[section][key] for key in keys} for section, keys in _READ.items()}
+        build_sections(PipelineConfig, known)  # the types of what readers of finished runs ask for
         return identity
     except FileNotFoundError as error:
         raise RunDirectoryError(f"{directory.root} holds no run.json; `dto run` makes one") from error
@@ -283,9 +285,18 @@ def scan_run(directory: RunDirectory, identity: RunIdentity, footers: bool = Fal
             up again, does not hold either. Rows are not read; their pages carry checksums, and `dto verify` reads all.
     """
     labels = count_labels(directory.root, identity.config_hash, identity.manifest_fingerprint)
-    failures, unreadable = _read_failures(directory)
-    settled = tuple(shard for shard in failures if shard in labels.done)
-    scan = RunScan(labels, {s: f for s, f in failures.items() if s not in labels.done}, settled, unreadable)
+    failures: dict[int, Failure] = {}
+    unreadable = {}
+    matches = filter(None, map(_FAILURE.fullmatch, directory.store.entries(FAILURES)))
+    shards = {f"{FAILURES}/{match[0]}": int(match[1]) for match in matches}
+    for name, data in read_many(directory.root, sorted(shards, key=lambda name: shards[name])):
+        shard = shards[name]
+        try:
+            failures[shard] = parse_failure(data, directory.failure_file(shard))
+        except RecordInvalid as error:
+            unreadable[shard] = str(error)
+            failures[shard] = Failure(shard, 0, False, f"unreadable failure record: {error}", "", 0.0)
+    scan = RunScan(labels, unreadable=unreadable).with_failures(failures.values())
     return scan.without(_check_footers(scan)) if footers else scan
 
 
@@ -315,6 +326,39 @@ def read_shard_failure(directory: RunDirectory, shard: int) -> Failure | None:
         return None
 
 
+def note_damage(directory: RunDirectory, shards: Iterable[int]) -> None:
+    """Leave word for the next launch that label files are damaged. Raises: OSError where it cannot be written."""
+    for shard in shards:
+        directory.store.replace(_damage_name(shard), json_bytes({"schema": DAMAGE_SCHEMA, "shard": shard}))
+
+
+def noted_damage(directory: RunDirectory) -> list[int]:
+    """Shards that somebody found damaged since they were last done."""
+    return find_notes(directory, "damage")
+
+
+def clear_damage(directory: RunDirectory, shards: Iterable[int]) -> None:
+    """The shards have been looked at."""
+    for shard in shards:
+        directory.store.remove(_damage_name(shard))
+
+
+def find_notes(directory: RunDirectory, kind: str) -> list[int]:
+    """Shards of which failures/ holds a note of a kind beside their failure."""
+    found = (re.fullmatch(rf"shard-(\d{{5,}})\.{kind}\.json", name) for name in directory.store.entries(FAILURES))
+    return sorted(int(match[1]) for match in found if match)
+
+
+def _damage_name(shard: int) -> str:
+    return f"{FAILURES}/{shard_name(shard)}.damage.json"
+
+
+def find_strays(directory: RunDirectory, identity: RunIdentity) -> list[str]:
+    """Names in labels/ that are no shard's of this run, and that whoever reads the whole folder reads too."""
+    names = (name for name in directory.store.entries(LABELS) if name[0] not in "._")  # others are not read
+    return sorted(name for name in names if (place := parse_name(name)) is None or place[0] >= identity.shards)
+
+
 def sweep_temporary(directory: RunDirectory) -> int:
     """Remove what killed processes left half written; returns how many files. Call it under the lock."""
     store = directory.store
@@ -323,32 +367,6 @@ def sweep_temporary(directory: RunDirectory) -> int:
     for name in leftovers:
         store.remove(name.lstrip("/"))
     return len(leftovers)
-
-
-def _identity_to_dict(identity: RunIdentity) -> dict[str, Any]:
-    return {
-        "schema": RUN_SCHEMA,
-        "config": identity.config,
-        "config_hash": identity.config_hash,
-        "manifest": {name: getattr(identity, name) for name in _MANIFEST_FACTS},
-        "versions": identity.versions,
-        "inputs": identity.inputs,
-    }
-
-
-def _read_failures(directory: RunDirectory) -> tuple[dict[int, Failure], dict[int, str]]:
-    """Failures by shard, and why some of them hold nothing."""
-    failures, unreadable = {}, {}
-    matches = filter(None, map(_FAILURE.fullmatch, directory.store.entries(FAILURES)))
-    shards = {f"{FAILURES}/{match[0]}": int(match[1]) for match in matches}
-    for name, data in read_many(directory.root, sorted(shards, key=lambda name: shards[name])):
-        shard = shards[name]
-        try:
-            failures[shard] = parse_failure(data, directory.failure_file(shard))
-        except RecordInvalid as error:
-            unreadable[shard] = str(error)
-            failures[shard] = Failure(shard, 0, False, f"unreadable failure record: {error}", "", 0.0)
-    return failures, unreadable
 
 
 def _check_footers(scan: RunScan) -> dict[int, str]:
@@ -373,21 +391,3 @@ def _check_footers(scan: RunScan) -> dict[int, str]:
 def parse_failure(data: bytes, path: Location) -> Failure:
     """A failure's bytes; errors name `path`. Raises: RecordInvalid."""
     return Failure(**parse_record(data, path, FAILURE_SCHEMA, Failure))
-
-
-def _check_run_record(config: Mapping[str, Any], values: Mapping[str, Any], record: type) -> None:
-    """Check what run.json holds.
-
-    Args:
-        config: as recorded.
-        values: the fields of `record`, a dataclass.
-
-    Raises:
-        KeyError, TypeError or ValueError: a value is missing, or none that a run can have; the text says which.
-    """
-    if wrong := impossible_fields({name: value for name, value in values.items() if name != "config"}, record):
-        raise ValueError(f"{wrong[0]} is {shorten(values[wrong[0]])}")
-    if values["shards"] > _MOST_SHARDS:
-        raise ValueError(f"shards is {values['shards']}")
-    known = {section: {key: config[section][key] for key in keys} for section, keys in _READ.items()}
-    build_sections(PipelineConfig, known)  # their types

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from dto_pipeline.config import PipelineConfig
 from dto_pipeline.data.manifest import Manifest
@@ -21,13 +21,11 @@ from dto_pipeline.data.receipts import CountedLabels, Receipt
 from dto_pipeline.data.storage import as_location
 from dto_pipeline.run import folder as files
 from dto_pipeline.run.deaths import find_own_deaths
-from dto_pipeline.run.finished import find_damage, noted_damage
 from dto_pipeline.run.folder import RunDirectory, RunDirectoryError, RunScan
 from dto_pipeline.run.identity import RunIdentity, describe_run_difference, find_places, identify_run, settle_config
-from dto_pipeline.run.lease import LeaseRecord, read_holder
-from dto_pipeline.run.plan import find_refusals, survey_run
+from dto_pipeline.run.lease import read_holder
+from dto_pipeline.run.plan import EVERYTHING, Retry, Selection, find_refusals, scan_closely, survey_run
 from dto_pipeline.run.report import format_duration, unreadable_lines
-from dto_pipeline.run.selection import EVERYTHING, Retry, Selection
 
 BYTES_PER_PERSON = 450  # the numbers of a person in schema dto-labels/1 as they are: zstd hardly shrinks real poses
 BYTES_PER_FILE = 36_000  # schema, footer and page index of a label file: measured on a shard of three images
@@ -77,12 +75,36 @@ class Forecast:
         return 2 if self.refusals else 0
 
     def to_json(self) -> dict[str, Any]:
-        """Plain dict, JSON-ready."""
         return {**dataclasses.asdict(self), "gpu_hours": self.gpu_hours, "exit_code": self.exit_code}
 
     def as_table(self) -> str:
-        """Text for a terminal."""
-        return "\n".join(_table_lines(self))
+        cost, workers = self.cost, self.workers
+        asks, total = f"{self.cpus_per_worker:g} CPUs", f"{workers * self.cpus_per_worker:g} CPUs"
+        if self.gpus_per_worker < 0:
+            asks, total = f"{asks} and, where there are GPUs, one each", f"{total} together"
+        else:
+            asks = f"{asks} and {self.gpus_per_worker:g} GPUs each"
+            total = f"{total} and {workers * self.gpus_per_worker:g} GPUs together"
+        told = f"{workers}, asking for {asks}; {total}" if workers else "none: in this process, without Ray"
+        duration = cost.time_origin
+        if cost.worker_hours is not None:
+            wall = format_duration(cost.worker_hours * 3600 / max(1, workers))
+            gpu_hours = "" if self.gpu_hours is None else f", {self.gpu_hours:.2f} GPU-hours"
+            hours = f"{cost.worker_hours:.2f} worker-hours{gpu_hours}"
+            duration = f"{hours}, {wall} if all workers are there ({cost.time_origin})"
+        lines = [
+            f"plan     {self.run_dir}: nothing has been written",
+            f"shards   {self.done} done, {self.pending} pending, {self.failed} given up, of {self.shards}",
+            f"work     {self.selected} shards selected, failed images of {self.repairs} finished shards",
+            f"images   {self.images}",
+            f"persons  {self.persons} (in selected shards)",
+            f"workers  {told}",
+            f"time     {duration}",
+            f"disk     {cost.label_bytes / 1e6:.1f} MB more ({cost.bytes_origin})",
+            *([f"driver   {self.driver}"] if self.driver else []),
+            *(f"refused  {reason}" for reason in self.refusals),
+        ]
+        return "\n".join(lines + unreadable_lines(self.unreadable_failures))
 
 
 def plan_pipeline(
@@ -110,40 +132,16 @@ def plan_pipeline(
     manifest = Manifest.open(manifest_path)
     config = settle_config(config, manifest)
     places = find_places(config, manifest, images_root, depth_root)
-    missing = find_refusals(directory, manifest, config, address, places)
+    refusals = find_refusals(directory, manifest, config, address, places)
     retry = Retry.of(retry_failed, retry_statuses)
-    return _forecast(directory, manifest, config, selection, retry, images_per_s, missing)
-
-
-def _forecast(
-    directory: RunDirectory,
-    manifest: Manifest,
-    config: PipelineConfig,
-    selection: Selection,
-    retry: Retry,
-    images_per_s: float | None,
-    missing: Sequence[str],
-) -> Forecast:
     wanted = identify_run(config, manifest, manifest.path)
-    holder = read_holder(directory.lock_file)
-    if holder is not None and holder.state == "gone":
-        holder = None
-    driver, locked = _describe_driver(directory, holder)
-    scan, refusals = _look(directory, wanted)
-    if holder is None:  # else what its workers are at is no death
+    driver, locked = _describe_driver(directory)
+    scan, mismatches = _look(directory, wanted)
+    if not driver:  # else what its workers are at is no death
         scan = scan.with_failures(find_own_deaths(directory, config.run, time.time()))
     plan = survey_run(directory, wanted, manifest, scan, selection, retry)
     fresh = [shard for shard in plan.work if shard not in plan.repairs]
-    images = sum(plan.work.values())
-    persons = sum(manifest.shard_sizes[shard].people for shard in fresh)
-    size, bytes_origin = _size_of_labels(plan.done.values())
-    hours, time_origin = _hours_per_image(plan.done.values(), images_per_s)
-    cost = Cost(
-        worker_hours=None if hours is None else images * hours,
-        time_origin=time_origin,
-        label_bytes=round(persons * size.person + len(fresh) * size.file),
-        bytes_origin=bytes_origin,
-    )
+    images, persons = sum(plan.work.values()), sum(manifest.shard_sizes[shard].people for shard in fresh)
     return Forecast(
         run_dir=str(directory.root),
         shards=wanted.shards,
@@ -157,20 +155,21 @@ def _forecast(
         workers=min(config.run.workers, len(plan.work)),
         cpus_per_worker=config.run.cpus_per_worker,
         gpus_per_worker=config.run.gpus_per_worker,
-        cost=cost,
+        cost=_estimate(list(plan.done.values()), images, persons, len(fresh), images_per_s),
         driver=driver,
-        refusals=[*missing, *locked, *refusals],
+        refusals=[*refusals, *locked, *mismatches],
         unreadable_failures=plan.unreadable,
     )
 
 
-def _describe_driver(directory: RunDirectory, holder: LeaseRecord | None) -> tuple[str, list[str]]:
+def _describe_driver(directory: RunDirectory) -> tuple[str, list[str]]:
     """Who drives the run and what a launch would make of it; and the refusal, where it is refused at once.
 
     Only a driver of this machine refuses at once, and on a local folder only: by its flock. Any other is watched for as
     long as its lease lasts, which a dry run does not do.
     """
-    if holder is None:
+    holder = read_holder(directory.root)
+    if holder is None or holder.state == "gone":
         return "", []
     who = holder.describe()
     if holder.state == "alive" and isinstance(directory.root, Path):
@@ -183,79 +182,34 @@ def _describe_driver(directory: RunDirectory, holder: LeaseRecord | None) -> tup
 
 def _look(directory: RunDirectory, wanted: RunIdentity) -> tuple[RunScan, list[str]]:
     """What the folder holds, and what stands against a launch."""
-    refusals = []
+    nothing = RunScan(CountedLabels(directory.root))
     try:
         recorded = files.read_identity(directory)
     except RunDirectoryError as error:
-        if directory.is_run():
-            refusals.append(str(error))
-        return RunScan(CountedLabels(directory.root)), refusals
-    if differences := describe_run_difference(recorded, wanted):
-        if not files.holds_labels(directory):
-            return RunScan(CountedLabels(directory.root)), refusals  # a launch begins anew
-        refusals += [f"mismatch: {line}" for line in differences]
-    scan = files.scan_run(directory, recorded, footers=True)
-    return scan.without(
-        find_damage(directory, {s: scan.done[s] for s in noted_damage(directory) if s in scan.done})
-    ), refusals
+        return nothing, [str(error)] if directory.is_run() else []
+    differences = describe_run_difference(recorded, wanted)
+    if differences and not files.holds_labels(directory):
+        return nothing, []  # a launch begins anew
+    return scan_closely(directory, recorded)[0], [f"mismatch: {line}" for line in differences]
 
 
-class _Size(NamedTuple):
-    """Bytes of a label file: so many each person, so many each file."""
+def _estimate(done: list[Receipt], images: int, persons: int, shards: int, images_per_s: float | None) -> Cost:
+    """What so much more work costs, from the receipts of work that was done.
 
-    person: float
-    file: float
-
-
-def _computed(receipts: Iterable[Receipt]) -> list[Receipt]:
-    """Those that tell what work costs."""
-    return [receipt for receipt in receipts if not receipt.adopted and receipt.images and receipt.wall_s > 0]
-
-
-def _hours_per_image(receipts: Iterable[Receipt], images_per_s: float | None) -> tuple[float | None, str]:
-    """Hours of one worker, None = not known; and where that comes from."""
-    if computed := _computed(receipts):
+    Args:
+        images_per_s: of one worker, where no receipt tells; None = not known.
+    """
+    computed = [receipt for receipt in done if not receipt.adopted and receipt.images and receipt.wall_s > 0]
+    hours, advice = None, "do a few shards first (--limit), or give --images-per-s of one worker"
+    time_origin = f"unknown: no receipts yet; {advice}"
+    if computed:
         seconds = sum(receipt.wall_s for receipt in computed) / sum(receipt.images for receipt in computed)
-        return seconds / 3600, f"from this run's {len(computed)} receipts"
-    if images_per_s is not None:
-        return 1 / images_per_s / 3600, f"from {images_per_s:g} images/s of one worker, as given"
-    return None, "unknown: no receipts yet; do a few shards first (--limit), or give --images-per-s of one worker"
-
-
-def _size_of_labels(receipts: Iterable[Receipt]) -> tuple[_Size, str]:
-    """Size of label files, and where the figure comes from."""
-    computed = _computed(receipts)
+        hours, time_origin = images * seconds / 3600, f"from this run's {len(computed)} receipts"
+    elif images_per_s is not None:
+        hours, time_origin = images / images_per_s / 3600, f"from {images_per_s:g} images/s of one worker, as given"
+    size: float = persons * BYTES_PER_PERSON + shards * BYTES_PER_FILE
+    bytes_origin = f"{BYTES_PER_PERSON} bytes a person and {BYTES_PER_FILE} a file, as the schema has them"
     if people := sum(receipt.persons for receipt in computed):
-        size = sum(receipt.label_bytes for receipt in computed) / people
-        return _Size(size, 0.0), f"{size:.0f} bytes a person, files included, from this run's receipts"
-    told = f"{BYTES_PER_PERSON} bytes a person and {BYTES_PER_FILE} a file, as the schema has them"
-    return _Size(BYTES_PER_PERSON, BYTES_PER_FILE), told
-
-
-def _table_lines(forecast: Forecast) -> list[str]:
-    cost, workers = forecast.cost, forecast.workers
-    asks, total = f"{forecast.cpus_per_worker:g} CPUs", f"{workers * forecast.cpus_per_worker:g} CPUs"
-    if forecast.gpus_per_worker < 0:
-        asks, total = f"{asks} and, where there are GPUs, one each", f"{total} together"
-    else:
-        asks = f"{asks} and {forecast.gpus_per_worker:g} GPUs each"
-        total = f"{total} and {workers * forecast.gpus_per_worker:g} GPUs together"
-    lines = [
-        f"plan     {forecast.run_dir}: nothing has been written",
-        f"shards   {forecast.done} done, {forecast.pending} pending, {forecast.failed} given up, of {forecast.shards}",
-        f"work     {forecast.selected} shards selected, failed images of {forecast.repairs} finished shards",
-        f"images   {forecast.images}",
-        f"persons  {forecast.persons} (in selected shards)",
-        f"workers  {workers}, asking for {asks}; {total}" if workers else "workers  none: in this process, without Ray",
-    ]
-    if cost.worker_hours is None:
-        lines.append(f"time     {cost.time_origin}")
-    else:
-        wall = format_duration(cost.worker_hours * 3600 / max(1, workers))
-        gpu_hours = "" if forecast.gpu_hours is None else f", {forecast.gpu_hours:.2f} GPU-hours"
-        hours = f"{cost.worker_hours:.2f} worker-hours{gpu_hours}"
-        lines.append(f"time     {hours}, {wall} if all workers are there ({cost.time_origin})")
-    lines.append(f"disk     {cost.label_bytes / 1e6:.1f} MB more ({cost.bytes_origin})")
-    lines += [f"driver   {forecast.driver}"] if forecast.driver else []
-    lines += [f"refused  {reason}" for reason in forecast.refusals]
-    return lines + unreadable_lines(forecast.unreadable_failures)
+        each = sum(receipt.label_bytes for receipt in computed) / people
+        size, bytes_origin = persons * each, f"{each:.0f} bytes a person, files included, from this run's receipts"
+    return Cost(hours, time_origin, round(size), bytes_origin)

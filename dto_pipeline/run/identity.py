@@ -82,7 +82,7 @@ def identify_run(config: PipelineConfig, manifest: Manifest, manifest_path: str 
         shards=manifest.num_shards,
         images=manifest.num_images,
         persons=manifest.num_people,
-        versions=_installed_versions(),
+        versions={"dto_pipeline": __version__, "labels": LABELS_SCHEMA_NAME, **{n: version(n) for n in LIBRARIES}},
         inputs=inputs,
     )
 
@@ -128,11 +128,6 @@ def describe_run_difference(recorded: RunIdentity, wanted: RunIdentity) -> list[
     if not lines and recorded.config_hash != wanted.config_hash:
         lines = [f"config hash: {recorded.config_hash} -> {wanted.config_hash}"]
     return lines
-
-
-def _installed_versions() -> dict[str, str]:
-    own = {"dto_pipeline": __version__, "labels": LABELS_SCHEMA_NAME}
-    return own | {name: version(name) for name in LIBRARIES}
 
 
 @dataclass(frozen=True)
@@ -188,8 +183,14 @@ def find_missing(config: PipelineConfig, manifest: Manifest, places: Places) -> 
         StorageError: a URI that no file system opens.
     """
     missing = find_unnamed(config, manifest)
-    folders = [("images", places.images, places.images_named), ("depth", places.depth, places.depth_named)]
-    missing += [text for what, place, named in folders if place and (text := _why_unfit(what, place, named, manifest))]
+    for what, place, named in (
+        ("images", places.images, places.images_named),
+        ("depth", places.depth, places.depth_named),
+    ):
+        if place and not folder_exists(place):
+            by = "" if named else f", which {manifest.path} names"
+            advice = f"check the path, or name it where it lies now: --{what} DIR"
+            missing.append(f"{what} folder {place}{by}: there is no such folder here; {advice}")
     try:
         if isinstance(place := as_location(config.body.model_path), Path):
             locate_body(place)
@@ -225,27 +226,15 @@ def identify_inputs(config: PipelineConfig) -> dict[str, str]:
     Raises:
         BodyModelError, ModelMissing, ModelError: one is not named, not there or not pinned.
     """
-    return {BODY: _hash_body(config.body.model_path), **identify_networks(config)}
-
-
-def _hash_body(path: str) -> str:
+    path = config.body.model_path
     place = as_location(path)
     if isinstance(place, Path):
-        return sha256_once(locate_body(path))
+        return {BODY: sha256_once(locate_body(path)), **identify_networks(config)}
     try:
         with local_copy(place, (".npz",)) as copy:
-            return sha256_once(locate_body(copy))
+            return {BODY: sha256_once(locate_body(copy)), **identify_networks(config)}
     except FileNotFoundError as error:
         raise BodyModelError(f"no body model at {path}; expected an npz made by `dto body import`") from error
-
-
-def _why_unfit(what: str, place: Location, named: bool, manifest: Manifest) -> str:
-    """Why a folder cannot be the one of a run; "" where it can."""
-    by = "" if named else f", which {manifest.path} names"
-    advice = f"check the path, or name it where it lies now: --{what} DIR"
-    if not folder_exists(place):
-        return f"{what} folder {place}{by}: there is no such folder here; {advice}"
-    return ""
 
 
 def _changed(config: PipelineConfig, section: str, key: str, value: str) -> PipelineConfig:

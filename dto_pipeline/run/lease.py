@@ -36,14 +36,15 @@ from dto_pipeline.config import RunConfig
 from dto_pipeline.data.file_lock import take_lock
 from dto_pipeline.data.files import json_bytes
 from dto_pipeline.data.receipts import impossible_fields
-from dto_pipeline.data.storage import Location, Store, parent_and_name
+from dto_pipeline.data.storage import Location, Store
 from dto_pipeline.data.store import open_store
 from dto_pipeline.errors import DtoError
 from dto_pipeline.reading import parse_json
 
-LEASE_FOLDER = "lease"
+LEASE_FOLDER, LOCK_FILE = "lease", "driver.lock"
 LOOK_S = 1.0  # how often a lease is looked at that may be a dead driver's
 LEASE_SCHEMA = "dto-lease/1"
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 _NAME = re.compile(r"(\d{8})\.json")
 _LOG = logging.getLogger(__name__)
 
@@ -73,12 +74,6 @@ class LeaseRecord:
     released: bool = False  # True: its owner left in good order
 
     @property
-    def is_gone(self) -> bool:
-        """True if the owner is known to be dead: a process of this machine that is not there any more."""
-        here = bool(self.machine) and self.machine == machine_mark()
-        return here and process_mark(self.pid) != self.process
-
-    @property
     def state(self) -> str:
         """``alive``, ``gone``, or ``on another host`` (cannot be told from here)."""
         if self.host != socket.gethostname() or (self.machine and self.machine != machine_mark()):
@@ -86,27 +81,32 @@ class LeaseRecord:
         found = process_mark(self.pid)
         return "alive" if found and self.process in ("", found) else "gone"
 
+    def is_free(self, alone_here: bool) -> bool:
+        """Whether nobody drives by it: left in good order, or its owner is known to be dead.
+
+        `alone_here`: no other process of this machine can be driving the run (it is locked by us).
+        """
+        here = bool(self.machine) and self.machine == machine_mark()
+        same_boot = bool(self.machine) and self.machine.partition("/")[0] == machine_mark().partition("/")[0]
+        return self.released or (here and process_mark(self.pid) != self.process) or (alone_here and same_boot)
+
     def describe(self) -> str:
         """Who, where, since when."""
         return f"process {self.pid} on {self.host} since {self.since}"
-
-    def describe_state(self) -> str:
-        """Who, where, in which state, heard of when."""
-        return f"pid {self.pid} on {self.host} ({self.state}, last heartbeat {self.beat_at} by its clock)"
 
 
 class Lease:
     """The driver's side: `acquire`, beat in a daemon thread, `check` now and then, `release`."""
 
     def __init__(self, store: Store, config: RunConfig, clock: Callable[[], float] | None = None) -> None:
-        """`config`: `lease_s` and `heartbeat_s`. `clock`: monotonic [s], one that counts sleep where there is one."""
-        self._store, self._clock = store, clock or steady_clock
+        """`clock`: monotonic [s]; by default one that counts the machine's sleep, where there is one."""
+        self._store, self._clock = store, clock or (lambda: time.clock_gettime(_CLOCK))
         self._epoch = 0
         self._record = new_record(config)
         self._lost = ""  # why, once it is
         self._renewed_at = 0.0
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._beat_on, name="lease", daemon=True)
+        self._thread = threading.Thread(target=self._keep_beating, name="lease", daemon=True)
 
     def acquire(self, alone_here: bool = False) -> None:
         """Take the lease, at once or after watching a silent driver for as long as it promised to be silent at most.
@@ -120,7 +120,7 @@ class Lease:
         while True:
             epoch, data = read_newest(self._store)
             record = parse_record(data)
-            free = data is None or (record is not None and _is_free(record, alone_here))
+            free = data is None or (record is not None and record.is_free(alone_here))
             if (free or self._watch(epoch, data, record, alone_here)) and self._claim(epoch + 1):
                 break
         self._renewed_at = self._clock()
@@ -137,7 +137,7 @@ class Lease:
             found = read_newest(self._store)
             if found != (epoch, data):
                 now = parse_record(found[1])
-                if now is not None and _is_free(now, alone_here):
+                if now is not None and now.is_free(alone_here):
                     return False
                 raise RunLocked(refusal(self._store, now))
         _LOG.warning("%s is taken over from %s: silent for %.0f s", self._store.root, who, patience)
@@ -166,7 +166,7 @@ class Lease:
                 self._store.remove(f"{LEASE_FOLDER}/{older}")
         return True
 
-    def _beat_on(self) -> None:
+    def _keep_beating(self) -> None:
         while not self._lost and not self._stop.wait(self._record.heartbeat_s):
             self.beat()
         if self._lost:
@@ -198,71 +198,53 @@ class Lease:
 class DriverLock:
     """Context manager that holds a run for this process."""
 
-    def __init__(self, path: Location, config: RunConfig | None = None) -> None:
-        """
-        Args:
-            path: the run's lock file; leases lie in a folder beside it.
-            config: `lease_s` and `heartbeat_s`; None = the defaults.
-        """
-        self.path = path
-        self._store = open_store(parent_and_name(path)[0])
-        self._config = config or RunConfig()
+    def __init__(self, root: Location, config: RunConfig | None = None) -> None:
+        """`config`: `lease_s` and `heartbeat_s` of the run in the folder `root`; None = the defaults."""
+        self._root = root
         self._stream: TextIO | None = None
-        self._lease: Lease | None = None
+        self._lease = Lease(open_store(root), config or RunConfig())
 
     def __enter__(self) -> DriverLock:
         """Raises: RunLocked when a live driver holds the run; DtoError where the folder cannot be written."""
-        alone = self._take_flock() if isinstance(self.path, Path) else False
-        lease = Lease(self._store, self._config)
         try:
-            lease.acquire(alone_here=alone)
+            alone = isinstance(self._root, Path) and self._take_flock(self._root / LOCK_FILE)
+            self._lease.acquire(alone_here=alone)
         except BaseException as error:
             self._drop_flock()
             if isinstance(error, OSError) and not isinstance(error, DtoError):
-                raise DtoError(_unwritable(self._store.root, error)) from error
+                advice = "make it writable, or room on the disk, or choose another folder"
+                raise DtoError(f"{self._root} cannot be written ({error}); {advice}") from error
             raise
-        self._lease = lease
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        lease, self._lease = self._lease, None
         try:
-            if lease is not None:
-                lease.release()
+            self._lease.release()
         except OSError as problem:  # the next driver waits until it expires; what went wrong before matters more
-            _LOG.warning("the lease of %s could not be given back: %s", self._store.root, problem)
+            _LOG.warning("the lease of %s could not be given back: %s", self._root, problem)
         finally:
             self._drop_flock()
 
     def check(self, ask: bool = False) -> None:
         """See `Lease.check`; `ask`: look for another driver now, not at the next heartbeat. Raises: RunLockLost."""
-        if self._lease is not None:
-            if ask:
-                self._lease.beat()
-            self._lease.check()
+        if ask:
+            self._lease.beat()
+        self._lease.check()
 
-    def _take_flock(self) -> bool:
+    def _take_flock(self, path: Path) -> bool:
         """Lock the file; False where the file system has no flock. Raises: RunLocked."""
-        assert isinstance(self.path, Path)
+        self._stream = path.open("a+")
         try:
-            stream = self.path.open("a+")
-        except OSError as error:
-            raise DtoError(_unwritable(self.path.parent, error)) from error
-        try:
-            locked = take_lock(stream)
-        except OSError as error:
-            stream.close()
-            if isinstance(error, BlockingIOError):
-                raise RunLocked(refusal(self._store, parse_record(read_newest(self._store)[1]))) from error
-            raise
-        if not locked:
-            stream.close()
-            _LOG.info("%s: no flock here, the lease alone keeps other drivers out", self.path)
-            return False
-        self._stream = stream
-        return True
+            if take_lock(self._stream):
+                return True
+        except BlockingIOError as error:
+            store = open_store(self._root)
+            raise RunLocked(refusal(store, parse_record(read_newest(store)[1]))) from error
+        self._drop_flock()
+        _LOG.info("%s: no flock here, the lease alone keeps other drivers out", path)
+        return False
 
     def _drop_flock(self) -> None:
         if self._stream is not None:
@@ -270,27 +252,17 @@ class DriverLock:
             self._stream = None
 
 
-def read_holder(path: Location) -> LeaseRecord | None:
-    """Who holds the run of a lock file, or held it last and has not left in good order; None where nobody does."""
-    record = parse_record(read_newest(open_store(parent_and_name(path)[0]))[1])
+def read_holder(root: Location) -> LeaseRecord | None:
+    """Who holds a run, or held it last and has not left in good order; None where nobody does."""
+    record = parse_record(read_newest(open_store(root))[1])
     return None if record is None or record.released else record
 
 
 def new_record(config: RunConfig) -> LeaseRecord:
     """The record of this process."""
     now, pid = _utc_now(), os.getpid()
-    return LeaseRecord(
-        pid=pid,
-        host=socket.gethostname(),
-        machine=machine_mark(),
-        process=process_mark(pid),
-        token=uuid.uuid4().hex,
-        since=now,
-        beat=0,
-        beat_at=now,
-        heartbeat_s=config.heartbeat_s,
-        lease_s=config.lease_s,
-    )
+    me = pid, socket.gethostname(), machine_mark(), process_mark(pid), uuid.uuid4().hex
+    return LeaseRecord(*me, since=now, beat=0, beat_at=now, heartbeat_s=config.heartbeat_s, lease_s=config.lease_s)
 
 
 def read_newest(store: Store) -> tuple[int, bytes | None]:
@@ -344,16 +316,6 @@ def process_mark(pid: int) -> str:
     return "" if fields[0] in "ZX" else fields[19]
 
 
-def steady_clock() -> float:
-    """Seconds that pass also while the machine sleeps, where the system counts them."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
-
-
-def _is_free(record: LeaseRecord, alone_here: bool) -> bool:
-    same_boot = bool(record.machine) and record.machine.partition("/")[0] == machine_mark().partition("/")[0]
-    return record.released or record.is_gone or (alone_here and same_boot)
-
-
 def _newest_epoch(store: Store) -> int:
     return max((int(match[1]) for name in store.entries(LEASE_FOLDER) if (match := _NAME.fullmatch(name))), default=0)
 
@@ -368,7 +330,3 @@ def _to_bytes(record: LeaseRecord) -> bytes:
 
 def _utc_now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _unwritable(place: Location, error: OSError) -> str:
-    return f"{place} cannot be written ({error}); make it writable, or room on the disk, or choose another folder"

@@ -1,24 +1,26 @@
-"""The scenes of a shard: loaded ahead, looked at by networks, optimised batch by batch; every row comes back, in order.
+"""The scenes of a shard: loaded ahead, seen by networks, optimised batch by batch; every row comes back, in order.
 
-Joins `data.scenes`, `models.seeing` and the optimiser; knows no file of the run. While window n is optimised, the
-networks look at window n + 1 and window n + 2 is loaded, each in its own thread; behind the last window of some rows
-comes the first of those that are known to come next. Windows are cut by the config alone, never by how work is moved:
-on a GPU the company an image has in a network's batch can change its last bits. An error of a network or of the
-optimiser costs the scene that caused it: the others are done again without it.
+While window n is optimised, the networks look at window n + 1 and window n + 2 is loaded, each in its own thread;
+behind the last window of some rows comes the first of those that are known to come next. Windows are cut by the config
+alone, never by how work is moved: on a GPU the company an image has in a network's batch can change its last bits. An
+error of a network or of the optimiser costs the scene that caused it: the others are done again without it. Which
+scenes are optimised together is a pure function of the rows' sizes and of the batch size: images of like shape, since
+padding costs time and memory. Pixels.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 
 from dto_pipeline.axes import KID_AXIS
-from dto_pipeline.collate import collate_scenes, pass_through, split_batch
+from dto_pipeline.collate import collate_scenes, keep_labels, split_batch
 from dto_pipeline.config import BY_DEVICE, PipelineConfig
 from dto_pipeline.data.images import ImageStore
 from dto_pipeline.data.scenes import MENDABLE, load_scenes, read_label_scenes
@@ -26,7 +28,6 @@ from dto_pipeline.errors import lacks_memory
 from dto_pipeline.models.depth import DepthSource
 from dto_pipeline.models.seeing import Sight
 from dto_pipeline.optimizer import SceneOptimizer
-from dto_pipeline.run.batching import SceneSize, cut_windows, plan_batches, size_on
 from dto_pipeline.run.pool import DeviceLost, one_line
 from dto_pipeline.scene import PlacedScene, Scene
 from dto_pipeline.status import ImageStatus, PersonStatus
@@ -34,10 +35,24 @@ from dto_pipeline.timing import StageClock
 
 _LOG = logging.getLogger(__name__)
 _BATCHES_PER_WINDOW = 4  # of a network: images of one shape find each other within a window
+_LEAST_THREADS_GPU = 4  # that decode, however few cores there are
+MAX_PADDING = 1.5  # padded pixels of a batch per pixel of its images: beyond it a new batch is cheaper
+MAX_BATCH_PIXELS = 1 << 26  # padded pixels of a batch: bounds the disparity tensor to 256 MB
+# people times pixels of their maps, padded: bounds masks to 256 MB, and all else of 1,365 people to 1.4 GB
+MAX_BATCH_MASKS = 1 << 28
+MAX_WINDOW_PIXELS = 1 << 27  # of images loaded together, with their disparity 0.9 GB: those of 100 Mpx come one by one
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 ManifestRows = Any  # a pyarrow.Table of schema.MANIFEST_SCHEMA; pyarrow itself is imported in data/ only
 _Ahead = Future[tuple[ManifestRows, list[Scene], StageClock]]  # rows, their scenes, and what loading them took
+
+
+class SceneSize(NamedTuple):
+    """What the planner needs to know of one image."""
+
+    height: int  # [px], 0 = unknown
+    width: int  # [px], 0 = unknown
+    people: int
 
 
 class ScenePlacer:
@@ -106,7 +121,7 @@ class ScenePlacer:
         for scene in scenes:
             scene.problem = (status, message)
         self.images_done += len(scenes)
-        return [pass_through(scene) for scene in scenes]
+        return [keep_labels(scene) for scene in scenes]
 
     def _plan(self, rows: ManifestRows) -> list[list[int]]:
         side = self._config.evidence.render_max_side
@@ -134,8 +149,14 @@ class ScenePlacer:
             yield from scenes
 
     def _windows(self, rows: ManifestRows, batches: Sequence[Sequence[int]]) -> Iterator[ManifestRows]:
+        """Rows that are loaded together; how work is moved decides their number only where no network sees them."""
+        config, images = self._config, self._sizes["run.batch_images"]
+        if config.depth.source == "model":
+            images = _BATCHES_PER_WINDOW * self._sizes["depth.batch"]
+        elif config.masks.source == "model":
+            images = _BATCHES_PER_WINDOW * config.masks.batch
         order = [position for batch in batches for position in batch]
-        for positions in cut_windows(scene_sizes(rows), order, self._window_size()):
+        for positions in cut_windows(scene_sizes(rows), order, images):
             yield rows.take(positions)
 
     def _load(self, window: ManifestRows, ahead: _Ahead | None, clock: StageClock) -> list[Scene]:
@@ -165,28 +186,14 @@ class ScenePlacer:
             decode_memory_mb=self._config.run.decode_memory_mb,
         )
 
-    def _window_size(self) -> int:
-        """Images loaded together; decided by how work is moved only where no network sees them."""
-        config = self._config
-        if config.depth.source == "model":
-            return _BATCHES_PER_WINDOW * self._sizes["depth.batch"]
-        return (
-            self._sizes["run.batch_images"]
-            if config.masks.source != "model"
-            else _BATCHES_PER_WINDOW * config.masks.batch
-        )
-
     def _look(self, scenes: Sequence[Scene], clock: StageClock) -> Sequence[Scene]:
         """Let the networks see scenes; an error is looked for one scene at a time."""
         try:
             self._sight.look(scenes, clock)
             return scenes
         except Exception as error:
-            if is_device_error(error):
-                raise DeviceLost(one_line(error)) from error
-            failure, status = one_line(error), status_of(error)
+            status, failure = self._judge(error, "networks, ", scenes)
         # Outside the handler: the traceback held every tensor of the failed window.
-        _LOG.warning("networks, %d scenes, first %s: %s", len(scenes), scenes[0].image_id, failure)
         if len(scenes) == 1:
             scenes[0].problem = (status, failure)
             return scenes
@@ -203,7 +210,7 @@ class ScenePlacer:
         for scene in scenes:
             # a shard's pixels do not fit into memory
             scene.image = scene.disparity = scene.disparity_there = scene.masks = None
-        return [results[i] if i in results else pass_through(scene) for i, scene in enumerate(scenes)]
+        return [results[i] if i in results else keep_labels(scene) for i, scene in enumerate(scenes)]
 
     def _optimize(self, scenes: Sequence[Scene], clock: StageClock) -> list[PlacedScene]:
         """Optimise together; on an error halve the batch (memory) or go one by one until the offender is alone."""
@@ -212,14 +219,11 @@ class ScenePlacer:
         try:
             return self._optimize_together(scenes, clock)
         except Exception as error:
-            if is_device_error(error):
-                raise DeviceLost(one_line(error)) from error
-            failure, status = one_line(error), status_of(error)
-        # Outside the handlers: the traceback held every tensor of the failed batch.
-        _LOG.warning("%d scenes, first %s: %s", len(scenes), scenes[0].image_id, failure)
+            status, failure = self._judge(error, "", scenes)
+        # Outside the handler: the traceback held every tensor of the failed batch.
         if len(scenes) == 1:
             scenes[0].problem = (status, failure)
-            return [pass_through(scenes[0])]
+            return [keep_labels(scenes[0])]
         step = (len(scenes) + 1) // 2 if status is ImageStatus.OUT_OF_MEMORY else 1
         parts = [scenes[start : start + step] for start in range(0, len(scenes), step)]
         return [placed for part in parts for placed in self._optimize(part, clock)]
@@ -230,6 +234,19 @@ class ScenePlacer:
         optimized = self._optimizer(batch)
         with clock("split"):
             return split_batch(scenes, optimized, self._config)
+
+    def _judge(self, error: Exception, what: str, scenes: Sequence[Scene]) -> tuple[ImageStatus, str]:
+        """What the row of an image says that raised; memory that ran out is told apart.
+
+        Raises:
+            DeviceLost: a CUDA context cannot be used any more after this error (running out of memory is none).
+        """
+        failure = one_line(error)
+        if isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error):
+            raise DeviceLost(failure) from error
+        _LOG.warning("%s%d scenes, first %s: %s", what, len(scenes), scenes[0].image_id, failure)
+        memory = isinstance(error, torch.OutOfMemoryError) or lacks_memory(error)
+        return (ImageStatus.OUT_OF_MEMORY if memory else ImageStatus.INTERNAL_ERROR), failure
 
 
 def run_ahead(executor: Executor, work: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:
@@ -264,12 +281,61 @@ def scene_sizes(rows: ManifestRows) -> list[SceneSize]:
     ]
 
 
-def status_of(error: Exception) -> ImageStatus:
-    """What the row of an image says that raised: memory that ran out, of the machine or its GPU, is told apart."""
-    memory = isinstance(error, torch.OutOfMemoryError) or lacks_memory(error)
-    return ImageStatus.OUT_OF_MEMORY if memory else ImageStatus.INTERNAL_ERROR
+def size_on(config: PipelineConfig, option: str, on_gpu: bool) -> int:
+    """The value of an option of `config.BY_DEVICE` on a device; of decoding threads no more than half the cores."""
+    section, name = option.split(".")
+    told, by_device = int(getattr(getattr(config, section), name)), BY_DEVICE[option][on_gpu]
+    if told or option != "run.decode_threads" or not on_gpu:
+        return told or by_device
+    return max(_LEAST_THREADS_GPU, min(by_device, (os.cpu_count() or 1) // 2))
 
 
-def is_device_error(error: BaseException) -> bool:
-    """True for errors after which a CUDA context cannot be used any more (running out of memory is none)."""
-    return isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error)
+def plan_batches(sizes: Sequence[SceneSize], batch_images: int, map_side: int = 512) -> list[list[int]]:
+    """Cut a shard into batches.
+
+    Args:
+        sizes: one per image, in manifest order.
+        batch_images: most images of a batch, at least 1.
+        map_side: longest side of a person map [px], see `EvidenceConfig.render_max_side`.
+
+    Returns:
+        Lists of positions in `sizes`; every position occurs exactly once. Neighbours in a batch have like shapes, and
+        like numbers of people where the shape is the same.
+    """
+    batches: list[list[int]] = []
+    for position in sorted(range(len(sizes)), key=lambda i: (sizes[i], i)):
+        together = [*(batches[-1] if batches else ()), position]
+        fits = len(together) <= batch_images and _fit_together([sizes[i] for i in together], map_side)
+        if batches and fits:
+            batches[-1].append(position)
+        else:
+            batches.append([position])
+    return batches
+
+
+def _fit_together(sizes: Sequence[SceneSize], map_side: int) -> bool:
+    """Whether images may be one batch: not too much padding, not too many pixels or masks of people, padded."""
+    own = [size.height * size.width for size in sizes]
+    if 0 in own:
+        return False  # whatever it turns out to be, the others' memory was planned without it
+    height, width = max(size.height for size in sizes), max(size.width for size in sizes)
+    padded = len(sizes) * height * width
+    masks = padded * min(1.0, map_side / max(height, width)) ** 2 * max(size.people for size in sizes)
+    return padded <= min(MAX_BATCH_PIXELS, MAX_PADDING * sum(own)) and masks <= MAX_BATCH_MASKS
+
+
+def cut_windows(sizes: Sequence[SceneSize], order: Sequence[int], images: int) -> list[list[int]]:
+    """Cut positions in `sizes`, in their order, into windows that are loaded together.
+
+    A window holds at most `images` and, unless it is a single image, `MAX_WINDOW_PIXELS`.
+    """
+    windows: list[list[int]] = []
+    pixels = 0
+    for position in order:
+        own = sizes[position].height * sizes[position].width
+        if not windows or len(windows[-1]) == images or pixels + own > MAX_WINDOW_PIXELS:
+            windows.append([])
+            pixels = 0
+        windows[-1].append(position)
+        pixels += own
+    return windows

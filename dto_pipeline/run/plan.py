@@ -1,7 +1,7 @@
 """What one launch of a run will do: which shards are done, given up, selected, to be repaired, left for another time.
 
-`survey_run` only reads, so that a dry run can ask the same question; `plan_run` settles first what an earlier launch
-left behind. Counts are images.
+A selection narrows one launch; the run stays the whole manifest. `survey_run` only reads, so that a dry run can ask the
+same question; `plan_run` settles first what an earlier launch left behind. Counts are images.
 """
 
 from __future__ import annotations
@@ -9,21 +9,108 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from dto_pipeline.config import PipelineConfig, RunConfig
 from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.receipts import Receipt
+from dto_pipeline.errors import DtoError
 from dto_pipeline.run import folder as files
 from dto_pipeline.run.deaths import charge_own_deaths
-from dto_pipeline.run.finished import clear_notes, find_damage, noted_damage
+from dto_pipeline.run.finished import find_damage
 from dto_pipeline.run.folder import Failure, RunDirectory, RunScan
 from dto_pipeline.run.identity import Places, RunIdentity, find_missing, find_relative, find_unnamed
 from dto_pipeline.run.lease import DriverLock
-from dto_pipeline.run.selection import Retry, Selection
+from dto_pipeline.status import ImageStatus, ShardStatus
 
 _LOG = logging.getLogger(__name__)
+
+
+class SelectionError(DtoError, ValueError):
+    """A selection that means nothing for this manifest; the message says what there is."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a launch is limited to; the defaults are everything."""
+
+    shards: str = ""  # "3-7,12": numbers and closed ranges
+    subsets: tuple[str, ...] = ()  # names of data sets
+    limit: int | None = None  # images, rounded to whole shards
+
+    def find_shards(self, count: int, subset: str) -> frozenset[int]:
+        """Shards of a manifest of `count` shards of `subset` that are selected (the limit is applied to work later).
+
+        Raises:
+            SelectionError: a range that cannot be read or lies outside, or a subset the manifest does not hold.
+        """
+        for name in self.subsets:
+            if name != subset:
+                raise SelectionError(f"the manifest holds the subset {subset!r}, not {name!r}; give its own manifest")
+        return parse_shards(self.shards, count) if self.shards else frozenset(range(count))
+
+    def take(self, work: Mapping[int, int]) -> list[int]:
+        """The first shards of `work` (shard -> images to be done) within the limit; at least one, in order."""
+        taken: list[int] = []
+        images = 0
+        for shard in sorted(work):
+            images += work[shard]
+            if self.limit is not None and taken and images > self.limit:
+                break
+            taken.append(shard)
+        return taken
+
+
+EVERYTHING = Selection()
+
+
+@dataclass(frozen=True)
+class Retry:
+    """Which failures a launch takes up again; the defaults are none."""
+
+    shards: bool = False  # those that were given up
+    images: frozenset[str] = frozenset()  # statuses of images in finished shards
+
+    @classmethod
+    def of(cls, wanted: bool, statuses: Iterable[str] = ()) -> Retry:
+        """Meaning of ``--retry-failed [--status S,..]``: without statuses everything that failed.
+
+        Raises:
+            SelectionError: a word that is not a failure, or statuses without a retry.
+        """
+        words = [word for word in statuses if word]
+        failures = {str(status) for status in ImageStatus if status.is_failure}
+        choices = failures | {str(ShardStatus.FAILED)}
+        if unknown := sorted(set(words) - choices):
+            raise SelectionError(f"{unknown} are no failures; choose from {sorted(choices)} (failed: whole shards)")
+        if not wanted:
+            if words:
+                raise SelectionError("--status names failures to take up again: use it with --retry-failed")
+            return cls()
+        return cls(not words or ShardStatus.FAILED in words, frozenset(words or failures) & failures)
+
+    def count_images(self, image_status: Mapping[str, int]) -> int:
+        """Images to do again in a finished shard with these counts."""
+        return sum(count for word, count in image_status.items() if word in self.images)
+
+
+def parse_shards(text: str, count: int) -> frozenset[int]:
+    """Shard numbers of ``3-7,12``, each below `count`.
+
+    Raises:
+        SelectionError: not numbers and ranges, or outside the manifest.
+    """
+    shards: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise SelectionError(f"{part!r} is neither a shard nor a range of shards; write them like 3-7,12")
+        start, stop = int(first), int(last) if dash else int(first)
+        if start > stop or stop >= count:
+            raise SelectionError(f"shards {part.strip()}: the manifest's shards are 0 to {count - 1}, ranges ascend")
+        shards.update(range(start, stop + 1))
+    return frozenset(shards)
 
 
 @dataclass(frozen=True)
@@ -42,11 +129,6 @@ class RunPlan:
     void: dict[int, str] = field(default_factory=dict)  # shards whose receipt does not hold, and why
     unreadable: dict[int, str] = field(default_factory=dict)  # shards whose failure record counts as none, and why
 
-    @property
-    def attempts(self) -> dict[int, int]:
-        """That shards have used up."""
-        return {shard: failure.attempts for shard, failure in self.earlier.items()}
-
 
 def find_refusals(
     directory: RunDirectory, manifest: Manifest, config: PipelineConfig, address: str, places: Places
@@ -59,8 +141,7 @@ def find_refusals(
         missing = find_missing(config, manifest, places)
     else:
         missing = [*find_unnamed(config, manifest), *find_relative(manifest, places)]
-    stranger = files.find_strangers(directory)
-    return [*missing, *([stranger] if stranger else [])]
+    return [text for text in (*missing, files.find_strangers(directory)) if text]
 
 
 def survey_run(
@@ -87,6 +168,10 @@ def survey_run(
     taken = selection.take(wanted)
     repairs = frozenset(taken) & scan.done.keys()
     earlier = {shard: scan.failures[shard] for shard in taken if shard in scan.failures and shard not in forgiven}
+    for shard in repairs.intersection(scan.settled):  # repairs not brought to an end; given up ones begin afresh
+        failure = files.read_shard_failure(directory, shard)
+        if failure is not None and not failure.given_up:
+            earlier[shard] = failure
     return RunPlan(
         identity=identity,
         done=scan.done,
@@ -95,11 +180,26 @@ def survey_run(
         retry=retry,
         unselected=sorted(set(open_shards) - set(taken)),
         failed=failed,
-        earlier={**earlier, **_read_repair_failures(directory, scan, repairs)},
+        earlier=earlier,
         forgiven=forgiven,
         void=scan.void,
         unreadable=scan.unreadable,
     )
+
+
+def scan_closely(directory: RunDirectory, identity: RunIdentity, recheck: bool = False) -> tuple[RunScan, list[int]]:
+    """What a launch finds: receipts, ends of label files, and all of those that `dto verify` found damaged.
+
+    Args:
+        recheck: read every label file.
+
+    Returns:
+        The scan, and the shards that notes of damage name.
+    """
+    scan = files.scan_run(directory, identity, footers=True)
+    noted = files.noted_damage(directory)
+    looked_at = scan.done if recheck else {shard: scan.done[shard] for shard in noted if shard in scan.done}
+    return scan.without(find_damage(directory, looked_at)), noted
 
 
 def plan_run(
@@ -112,21 +212,10 @@ def plan_run(
     recheck: bool = False,
     lock: DriverLock | None = None,
 ) -> RunPlan:
-    """Open the run, take away what does not hold, and list what is left. Call it under the lock.
-
-    Args:
-        recheck: read every label file, see `publish.find_damage`; otherwise only those that `dto verify` found
-            damaged, and the sizes and footers of the others.
-    """
+    """Open the run, take away what does not hold, and list what is left. Call it under the lock."""
     files.open_run(directory, identity, lock)
     swept = files.sweep_temporary(directory)
-    scan = files.scan_run(directory, identity, footers=True)  # before deaths are charged: that writes failures anew
-    noted = noted_damage(directory)
-    scan = scan.without(
-        find_damage(
-            directory, scan.done if recheck else {shard: scan.done[shard] for shard in noted if shard in scan.done}
-        )
-    )
+    scan, noted = scan_closely(directory, identity, recheck)  # before deaths are charged: that writes failures anew
     for reason in scan.unreadable.values():
         _LOG.warning("%s; the attempts of its shard are counted anew", reason)
     deaths = charge_own_deaths(directory, config, time.time())
@@ -135,8 +224,9 @@ def plan_run(
     scan = scan.with_failures(deaths)
     plan = survey_run(directory, identity, manifest, scan, selection, retry)
     going_on = plan.repairs & plan.earlier.keys()
-    files.settle_records(directory, dataclasses.replace(scan, settled=_without(scan.settled, going_on)))
-    clear_notes(directory, noted)
+    settled = tuple(shard for shard in scan.settled if shard not in going_on)
+    files.settle_records(directory, dataclasses.replace(scan, settled=settled))
+    files.clear_damage(directory, noted)
     for shard in plan.forgiven:
         files.clear_failure(directory, shard)
     for shard, reason in scan.void.items():
@@ -144,17 +234,3 @@ def plan_run(
     if swept:
         _LOG.info("%d temporary files of an earlier launch were removed", swept)
     return plan
-
-
-def _read_repair_failures(directory: RunDirectory, scan: RunScan, repairs: frozenset[int]) -> Mapping[int, Failure]:
-    """Attempts at repairs that earlier launches did not bring to an end; those that were given up begin afresh."""
-    found = {}
-    for shard in repairs.intersection(scan.settled):
-        failure = files.read_shard_failure(directory, shard)
-        if failure is not None and not failure.given_up:
-            found[shard] = failure
-    return found
-
-
-def _without(shards: tuple[int, ...], excepted: frozenset[int]) -> tuple[int, ...]:
-    return tuple(shard for shard in shards if shard not in excepted)

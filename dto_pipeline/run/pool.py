@@ -1,7 +1,6 @@
-"""What the driver asks of its workers, whatever they run on, and the simplest answer: this process.
+"""What the driver's loop asks of its workers, whatever they run on, and the simplest answer: this process.
 
-Knows events and errors, not Ray, files or tensors. A worker is named by a string and has one shard at a time. Times in
-seconds on the pool's own monotonic clock.
+A worker is named by a string and has one shard at a time. Times in seconds on the pool's own monotonic clock.
 """
 
 from __future__ import annotations
@@ -82,7 +81,7 @@ class WorkerLost(Event):
     blameless: bool = False  # True: pre-empted or drained, no shard is to be charged
     begun: bool = True  # False: as far as known it had not begun with its shard
     node: str = ""
-    out_of_memory: bool = False  # True: it was ended because its machine lacked memory, which no shard is charged with
+    out_of_memory: bool = False  # True: it was ended because its machine lacked memory
 
 
 @dataclass(frozen=True)
@@ -126,10 +125,7 @@ def one_line(error: BaseException) -> str:
 
 
 class InProcessPool:
-    """One worker, this process: no Ray, nothing to kill, errors of a shard still cost that shard only.
-
-    Nobody watches it: what hangs here, hangs.
-    """
+    """One worker, this process: no Ray, nothing to kill, and nobody who watches it: what hangs here, hangs."""
 
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
@@ -153,8 +149,12 @@ class InProcessPool:
     def wait(self, timeout_s: float) -> list[Event]:
         """Work off the shard; takes as long as it takes."""
         if not self._events and self._assigned is not None:
-            assigned, self._assigned = self._assigned, None
-            self._events.append(self._work(*assigned))
+            (worker, shard, attempt), self._assigned = self._assigned, None
+            try:
+                return [ShardDone(worker, shard, self._runner.run(shard, attempt))]
+            except Exception as error:
+                fatal = isinstance(error, DeviceLost)
+                return [ShardRaised(worker, shard, one_line(error), traceback.format_exc(), fatal)]
         events, self._events = self._events, []
         return events
 
@@ -170,10 +170,3 @@ class InProcessPool:
 
     def close(self) -> None:
         self._assigned = None
-
-    def _work(self, worker: str, shard: int, attempt: int) -> Event:
-        try:
-            return ShardDone(worker, shard, self._runner.run(shard, attempt))
-        except Exception as error:
-            fatal = isinstance(error, DeviceLost)
-            return ShardRaised(worker, shard, one_line(error), traceback.format_exc(), fatal)

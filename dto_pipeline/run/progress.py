@@ -16,15 +16,15 @@ from tqdm import tqdm
 
 from dto_pipeline.data.receipts import Receipt
 from dto_pipeline.run import folder as files
+from dto_pipeline.run.budget import Charge
 from dto_pipeline.run.deaths import Suspects
 from dto_pipeline.run.folder import Failure, RunDirectory
-from dto_pipeline.run.loop import RunAborted
+from dto_pipeline.run.loop import RunAborted, Schedule
 from dto_pipeline.run.plan import RunPlan
 from dto_pipeline.run.report import Tally
-from dto_pipeline.run.schedule import Charge, Schedule
 
 if TYPE_CHECKING:  # a run without Ray does not load it
-    from dto_pipeline.run.ray_metrics import RayMetrics
+    from dto_pipeline.run.ray_pool import RayMetrics
 
 _LOG = logging.getLogger(__name__)
 _LOGGED = (
@@ -60,7 +60,7 @@ class FileLedger:
         self._check_lock = check_lock
         self._directory, self._plan, self._schedule, self._suspects = directory, plan, schedule, suspects
         self._metrics = metrics
-        self._tried = set(plan.attempts)  # shards with a failure file
+        self._charged = set(plan.earlier)  # shards with a failure file
         self._given_up = len(plan.failed)
         self._failed_images = sum(receipt.failed_images for receipt in plan.done.values())
         self._images = 0  # done in this launch
@@ -88,19 +88,27 @@ class FileLedger:
             self.tally.mended += failed_before - receipt.failed_images
             if receipt.generation != before.generation:
                 self.tally.repaired.add(shard)
-        if shard in self._tried:
+        if shard in self._charged:
             self._write(lambda: files.clear_failure(self._directory, shard))
         self._failed_images += receipt.failed_images - failed_before
         self._images += self._plan.work.get(shard, receipt.images)
         if self._metrics is not None:
             self._metrics.shard_done(receipt, outcome)
-        _log_shard(receipt, outcome)
+        speed = receipt.images / receipt.wall_s if receipt.wall_s > 0 else 0.0
+        statuses = ", ".join(f"{count} {word}" for word, count in receipt.image_status.items())
+        told = {name: getattr(receipt, name) for name in _LOGGED}
+        _LOG.info(
+            "shard %d %s in %.1f s by %s, attempt %d: %d images (%s), %d persons, %.1f images/s",
+            *(shard, outcome, receipt.wall_s, receipt.worker, receipt.attempt, receipt.images, statuses),
+            *(receipt.persons, speed),
+            extra={"facts": {**told, "outcome": outcome, "images_per_s": round(speed, 3)}},
+        )
 
     def shard_charged(self, charge: Charge, worker: str, error: str, detail: str) -> None:
         fate = charge.shard, charge.attempts, charge.given_up
         failure = self._suspects.of(charge.shard).describe(Failure(*fate, error, worker, time.time(), detail))
         self._write(lambda: files.record_failure(self._directory, failure))
-        self._tried.add(charge.shard)
+        self._charged.add(charge.shard)
         self._given_up += charge.given_up
         self.tally.charges += 1
         if charge.given_up and charge.shard in self._plan.repairs:
@@ -136,24 +144,19 @@ class FileLedger:
                 self._metrics.gauge(len(self._schedule.workers), self._schedule.unfinished)
 
     def _draw(self) -> None:
-        if self._schedule.workers:
-            self._waiting, self._loading = 0.0, 0
-        parts = [self._describe_workers(), f"failed: {self._given_up} shards, {self._failed_images} images"]
-        self._line.n = min(self._line.total, self._images + self._schedule.images_under_way)
-        self._line.set_postfix_str(", ".join(parts), refresh=True)
-
-    def _describe_workers(self) -> str:
-        """Who is at work, and who is waited for."""
+        """The progress line: images, who is at work, who is waited for, what failed."""
         schedule = self._schedule
         workers, wanted = len(schedule.workers), schedule.workers_wanted
-        since = f" since {self._waiting:.0f} s" if self._waiting else ""
+        if workers:
+            self._waiting, self._loading = 0.0, 0
+        who = f"{workers} workers" if workers >= wanted else f"{workers} of {wanted} workers, others are not ready"
         if not workers and schedule.leaving:
-            return f"{schedule.leaving} workers finish before their nodes go"
-        if not workers and wanted and self._loading:
-            return f"waiting for {self._loading} workers that are loading{since}"
-        if not workers and wanted:
-            return f"waiting for workers and their GPUs{since}"
-        return f"{workers} workers" if workers >= wanted else f"{workers} of {wanted} workers, others are not ready"
+            who = f"{schedule.leaving} workers finish before their nodes go"
+        elif not workers and wanted:
+            whom = f"{self._loading} workers that are loading" if self._loading else "workers and their GPUs"
+            who = f"waiting for {whom}" + (f" since {self._waiting:.0f} s" if self._waiting else "")
+        self._line.n = min(self._line.total, self._images + schedule.images_under_way)
+        self._line.set_postfix_str(f"{who}, failed: {self._given_up} shards, {self._failed_images} images")
 
     def _write(self, action: Callable[[], None]) -> None:
         """Do something to the run's folder; without it the driver has no memory and cannot go on."""
@@ -162,16 +165,3 @@ class FileLedger:
         except OSError as error:
             advice = "make the folder writable, or room on the disk, and start again"
             raise RunAborted(f"{self._directory.root} cannot be written ({error}); {advice}") from error
-
-
-def _log_shard(receipt: Receipt, outcome: str) -> None:
-    speed = receipt.images / receipt.wall_s if receipt.wall_s > 0 else 0.0
-    statuses = ", ".join(f"{count} {word}" for word, count in receipt.image_status.items())
-    told = {name: getattr(receipt, name) for name in _LOGGED}
-    facts = {**told, "outcome": outcome, "images_per_s": round(speed, 3)}
-    _LOG.info(
-        "shard %d %s in %.1f s by %s, attempt %d: %d images (%s), %d persons, %.1f images/s",
-        *(receipt.shard, outcome, receipt.wall_s, receipt.worker, receipt.attempt, receipt.images, statuses),
-        *(receipt.persons, speed),
-        extra={"facts": facts},
-    )

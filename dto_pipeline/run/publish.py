@@ -1,7 +1,6 @@
 """From a shard's rows to its published files: the footer, adoption of orphans, the receipt.
 
-Knows label tables and the run's folder; knows nothing of models, batches or Ray. A label file never holds anything that
-varies between equal runs: no clock, no worker, no path of a machine.
+A label file never holds anything that varies between equal runs: no clock, no worker, no path of a machine.
 
 The same order everywhere: the label file is created under a name that nobody has used (local: written beside it,
 synced, linked; object stores: one conditional PUT, which is whole or absent), then the receipt likewise, then label
@@ -23,7 +22,7 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
@@ -84,19 +83,24 @@ def find_standing(
 
     `highest`: up to here some may have left no trace, as the label file of an attempt that died and was cleared away.
     """
-    found, generation = Standing(None, first, None, False), first
-    while True:
-        label_bytes, data = _size(directory, label_name(shard, generation)), _read_receipt(directory, shard, generation)
+    found = Standing(None, first, None, False)
+    keys = identity.config_hash, identity.manifest_fingerprint
+    for generation in count(first):
+        label_bytes = _look(directory.store.size, label_name(shard, generation))
+        data = _look(directory.store.read, receipt_name(shard, generation))
         if label_bytes is None and data is None and generation > highest:
             return found
-        receipt = _read_holding(directory, identity, shard, generation, data, label_bytes)
-        if receipt is not None:
+        try:
+            receipt = None if data is None else parse_receipt(data, directory.receipt_file(shard, generation))
+        except RecordInvalid:
+            receipt = None
+        if receipt is not None and not why_void(receipt, (shard, generation), *keys, label_bytes):
             found = Standing(receipt, generation + 1, None, False)
         elif label_bytes is not None:
             found = Standing(found.receipt, generation + 1, generation, data is not None)
         elif data is not None:
             found = replace(found, free=generation + 1)
-        generation += 1
+    raise AssertionError("generations without end")
 
 
 def list_generations(directory: RunDirectory) -> dict[int, int]:
@@ -112,11 +116,9 @@ def list_generations(directory: RunDirectory) -> dict[int, int]:
 def lacks_receipt_only(directory: RunDirectory, shard: int) -> bool:
     """Whether labels of a shard lie there without a receipt: their process died at the very end."""
     for generation in count():
-        labels, receipt = (_size(directory, name(shard, generation)) for name in (label_name, receipt_name))
-        if labels is not None and receipt is None:
-            return True
-        if labels is None and receipt is None:
-            return False
+        there = [_look(directory.store.size, name(shard, generation)) for name in (label_name, receipt_name)]
+        if there[1] is None:
+            return there[0] is not None
     raise AssertionError("generations without end")
 
 
@@ -251,37 +253,12 @@ def count_statuses(table: LabelTable) -> tuple[dict[str, int], dict[str, int]]:
     return dict(sorted(images.items())), dict(sorted(Counter(persons).items()))
 
 
-def _size(directory: RunDirectory, name: str) -> int | None:
+def _look(ask: Callable[[str], Any], name: str) -> Any:
+    """What a store answers about a name; None where there is no such file."""
     try:
-        return directory.store.size(name)
+        return ask(name)
     except FileNotFoundError:
         return None
-
-
-def _read_receipt(directory: RunDirectory, shard: int, generation: int) -> bytes | None:
-    try:
-        return directory.store.read(receipt_name(shard, generation))
-    except FileNotFoundError:
-        return None
-
-
-def _read_holding(
-    directory: RunDirectory,
-    identity: RunIdentity,
-    shard: int,
-    generation: int,
-    data: bytes | None,
-    label_bytes: int | None,
-) -> Receipt | None:
-    """The receipt of a generation whose bytes are `data`; None where it does not hold."""
-    if data is None:
-        return None
-    try:
-        receipt = parse_receipt(data, directory.receipt_file(shard, generation))
-    except RecordInvalid:
-        return None
-    keys = identity.config_hash, identity.manifest_fingerprint
-    return None if why_void(receipt, (shard, generation), *keys, label_bytes) else receipt
 
 
 def _rows_sha256(table: LabelTable) -> str:

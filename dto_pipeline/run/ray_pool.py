@@ -1,11 +1,23 @@
-"""Workers as Ray actors: the door to Ray (its metrics have one of their own, `ray_metrics`).
+"""Workers as Ray actors, and a run's numbers for Prometheus, which Ray carries.
 
-Knows how actors are started, fed and ended; decides nothing (see `schedule`). Actors and tasks are never restarted by
+Knows how actors are started, fed and ended; decides nothing (see `run.loop`). Actors and tasks are never restarted by
 Ray itself: what a death costs is the driver's business. Only shard numbers and receipts travel. Seconds.
 
 Beside its work every actor answers one question in a thread of its own, again and again: what has it begun, and how far
 is it. The outstanding answer is how the death of an idle worker is noticed, and how a shard that a dead worker had not
 begun is told from the one that may have killed it.
+
+The driver counts; Ray's agent on the driver's node exposes the numbers at ``http://NODE:MetricsExportPort/metrics``
+(see ``ray.nodes()``), with ``ray_`` before each name and ``_total`` behind each counter. All have the tag `subset`.
+
+    ray_dto_images_total            images by `status` (see `status.ImageStatus`)
+    ray_dto_people_total            people by `status`
+    ray_dto_shards_total            shards by `outcome`: done, adopted, repaired, retried, given_up
+    ray_dto_stage_seconds_total     busy seconds by `stage`, all workers and threads added up [s]
+    ray_dto_workers_lost_total      workers that died or were ended
+    ray_dto_workers                 workers that may be fed, now
+    ray_dto_shards_pending          shards neither done nor given up, of this launch
+    ray_dto_shard_seconds           histogram: seconds a shard took [s]
 """
 
 from __future__ import annotations
@@ -17,11 +29,12 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import ray
+from ray.util.metrics import Counter, Gauge, Histogram
 
 from dto_pipeline.config import RunConfig
 from dto_pipeline.data.receipts import Receipt
 from dto_pipeline.errors import DtoError
-from dto_pipeline.run.batching import gpus_per_worker
+from dto_pipeline.run.budget import Charge
 from dto_pipeline.run.deaths import UNKNOWN, has_grown, oom_kills
 from dto_pipeline.run.pool import (
     DeviceLost,
@@ -37,13 +50,15 @@ from dto_pipeline.run.pool import (
     one_line,
     process_name,
 )
-from dto_pipeline.run.ray_start import DrainPoll, start_ray
+from dto_pipeline.run.ray_start import start_ray
 
 _LOOK_S = 5.0  # how often a worker tells how far it is [s]
 _TOLD_S = 0.05  # how long a worker waits for its word to be on its way before it begins a shard [s]
 _COUNT_S = 10.0  # how long a machine has to say whether it ended processes for want of memory [s]
+_DRAIN_POLL_S = 5.0  # how often Ray is asked which nodes are about to be taken away [s]
 _MEMORY_MARKS = ("NODE_OUT_OF_MEMORY", "node running low on memory")  # in what Ray says of an actor's death
 _OWNER_DIED = "owner has died"  # how Ray says that the raylet of the owner of all actors, this process, is gone
+SHARD_SECONDS = [1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0]  # borders of the histogram [s]
 _LOG = logging.getLogger(__name__)
 
 
@@ -136,7 +151,6 @@ class RayPool:
         """
         Args:
             runner: not warmed up; a copy travels to every actor.
-            config: what an actor asks for (`cpus_per_worker`, `gpus_per_worker`) and its threads.
             address: ``local`` starts Ray on this machine; ``auto``, ``HOST:PORT`` or ``ray://HOST:PORT`` joins a
                 cluster.
 
@@ -147,17 +161,27 @@ class RayPool:
         if self._owns_ray:
             start_ray(config, address)
         self._runner = ray.put(runner)
-        self._options = _actor_options(config)
+        threads = str(config.torch_threads)
+        self._options: dict[str, Any] = {
+            "num_cpus": config.cpus_per_worker,
+            "num_gpus": gpus_per_worker(config, int(ray.cluster_resources().get("GPU", 0))),
+            "max_restarts": 0,
+            "max_task_retries": 0,
+            # Read when the numerical libraries load, so they must be there before the runner is unpacked.
+            "runtime_env": {"env_vars": {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}},
+        }
         self._avoided: list[str] = []
         self._actors: dict[str, _Actor] = {}
         self._tasks: dict[Any, _Task] = {}  # in the order of submission
         self._started = 0
-        self._drains = DrainPoll()
+        self._asked_at = float("-inf")  # when Ray was asked last which nodes are being drained
 
     def start_worker(self) -> str:
         self._started += 1
         worker = f"worker-{self._started}"
-        handle = _actor_class().options(**self._options).remote([self._runner])
+        to_actor: Any = ray.remote  # its types do not know concurrency groups
+        actor_class = to_actor(concurrency_groups={"look": 1})(_Worker)
+        handle = actor_class.options(**self._options).remote([self._runner])
         self._actors[worker] = _Actor(handle)
         self._tasks[handle.where.remote()] = _Task(worker, "where")
         self._tasks[handle.ping.remote()] = _Task(worker, "ping")
@@ -187,21 +211,17 @@ class RayPool:
         heard = [reference for reference in references if reference in arrived]
         ordered = sorted(heard, key=lambda reference: self._tasks[reference].method == "look")
         events = [self._collect(ref) for ref in ordered if ref in self._tasks]
-        return [event for event in events if event is not None] + self._find_draining()
+        return [*filter(None, events), *self._find_draining()]
 
     def kill(self, worker: str) -> None:
         if worker in self._actors:  # a shard's failure and its worker's death may come in the same moment
-            ray.kill(self._forget(worker).handle, no_restart=True)
+            self._tasks = {ref: task for ref, task in self._tasks.items() if task.worker != worker}
+            ray.kill(self._actors.pop(worker).handle, no_restart=True)
 
     def avoid_node(self, node: str) -> None:
         self._avoided.append(node)
         selector = {"ray.io/node-id": f"!in({','.join(self._avoided)})"}
-        try:
-            _actor_class().options(**self._options, label_selector=selector)
-        except (TypeError, ValueError) as error:  # an older Ray
-            _LOG.warning("this version of Ray cannot leave out a node (%s): it goes on there", one_line(error))
-        else:
-            self._options = {**self._options, "label_selector": selector}
+        self._options = {**self._options, "label_selector": selector}
 
     def now(self) -> float:
         return time.monotonic()
@@ -218,52 +238,47 @@ class RayPool:
         try:
             answer = ray.get(reference)
         except ray.exceptions.RayTaskError as error:
-            return self._raised(task, error)
+            cause, detail = error.cause if isinstance(error.cause, BaseException) else error, str(error)
+            if task.method != "run":  # while warming up: the worker is of no use
+                self.kill(task.worker)
+                return WorkerLost(task.worker, one_line(cause), detail, node=actor.node)
+            actor.answered += 1
+            return ShardRaised(task.worker, task.shard, one_line(cause), detail, isinstance(cause, DeviceLost))
         except ray.exceptions.RayError as error:
             return self._lost(task.worker, error)
         if task.method == "where":
             actor.place, actor.node, actor.oom_kills = answer
             return WorkerPlaced(task.worker, actor.node)
+        if task.method == "run":
+            actor.answered += 1
+            return ShardDone(task.worker, task.shard, answer)
         if task.method == "look":
-            return self._looked(task.worker, actor, answer)
-        if task.method == "ping":
-            self._ask(task.worker, actor)
-            _LOG.info("%s is ready (%s)", task.worker, actor.place)
-            return WorkerReady(task.worker, actor.node)
-        actor.answered += 1
-        return ShardDone(task.worker, task.shard, answer)
-
-    def _ask(self, worker: str, actor: _Actor) -> None:
-        """Keep one question to the worker open."""
-        self._tasks[actor.handle.look.remote(actor.begun)] = _Task(worker, "look")
-
-    def _looked(self, worker: str, actor: _Actor, answer: _Look) -> Event | None:
-        actor.begun = answer.begun
-        self._ask(worker, actor)
-        busy = answer.begun > actor.answered
-        return ShardProgress(worker, answer.shard, answer.images) if busy else None
+            actor.begun = answer.begun
+        self._tasks[actor.handle.look.remote(actor.begun)] = _Task(task.worker, "look")  # one question stays open
+        if task.method == "look":
+            busy = answer.begun > actor.answered
+            return ShardProgress(task.worker, answer.shard, answer.images) if busy else None
+        _LOG.info("%s is ready (%s)", task.worker, actor.place)
+        return WorkerReady(task.worker, actor.node)
 
     def _find_draining(self) -> list[Event]:
-        """Workers whose node is about to be taken away, each once."""
+        """Workers whose node is about to be taken away, each once. Ray has no public function that tells."""
+        now, nodes = self.now(), set()
+        if now - self._asked_at >= _DRAIN_POLL_S:
+            self._asked_at = now
+            try:
+                nodes = set(ray._private.state.state.get_draining_nodes())
+            except (AttributeError, ray.exceptions.RayError, ConnectionError) as error:
+                self._asked_at = float("inf")
+                what = "Ray does not tell here which nodes are drained (%s): workers there are lost like others"
+                _LOG.warning(what, one_line(error))
         found: list[Event] = []
-        nodes = self._drains.nodes(self.now())
         for worker, actor in self._actors.items():
             if actor.node in nodes and not actor.draining:
                 actor.draining = True
                 _LOG.warning("the node of %s (%s) is being drained: it gets no more shards", worker, actor.place)
                 found.append(WorkerDraining(worker))
         return found
-
-    def _raised(self, task: _Task, error: ray.exceptions.RayTaskError) -> Event:
-        """The runner raised: in a shard, or while warming up, which makes the worker useless."""
-        cause = error.cause if isinstance(error.cause, BaseException) else error
-        detail = str(error)
-        actor = self._actors[task.worker]
-        if task.method != "run":
-            self.kill(task.worker)
-            return WorkerLost(task.worker, one_line(cause), detail, node=actor.node)
-        actor.answered += 1
-        return ShardRaised(task.worker, task.shard, one_line(cause), detail, isinstance(cause, DeviceLost))
 
     def _lost(self, worker: str, error: ray.exceptions.RayError) -> WorkerLost:
         """The process or its node is gone, or cannot be reached: a worker we are unsure of is ended.
@@ -278,9 +293,12 @@ class RayPool:
         self.kill(worker)
         blameless = bool(getattr(error, "preempted", False)) or actor.draining
         begun = actor.begun > actor.answered
-        memory = _is_out_of_memory(error) or (not blameless and self._lacked_memory(actor))
+        said = isinstance(error, ray.exceptions.OutOfMemoryError) or any(mark in str(error) for mark in _MEMORY_MARKS)
+        memory = said or (not blameless and self._lacked_memory(actor))
         cause = "memory ran out on its machine: " if memory else ""
-        reason = f"{worker} ({actor.place}) died: {cause}{_death_reason(error)}"
+        text = one_line(error)
+        why = text[max(0, text.find("The actor is dead because")) :].partition(" Some common causes")[0]
+        reason = f"{worker} ({actor.place}) died: {cause}{why}"
         return WorkerLost(worker, reason, str(error), blameless, begun, actor.node, memory)
 
     def _lacked_memory(self, actor: _Actor) -> bool:
@@ -297,36 +315,66 @@ class RayPool:
         except (ray.exceptions.RayError, TimeoutError):  # the machine is gone, or too busy to say
             return False
 
-    def _forget(self, worker: str) -> _Actor:
-        self._tasks = {ref: task for ref, task in self._tasks.items() if task.worker != worker}
-        return self._actors.pop(worker)
+
+def gpus_per_worker(config: RunConfig, there: int) -> float:
+    """What an actor asks of Ray: as told; else one of the GPUs `there`, or a part of one where workers are more."""
+    if config.gpus_per_worker >= 0:
+        return config.gpus_per_worker
+    if config.device == "cpu" or there == 0:
+        return float(config.device.startswith("cuda"))
+    return 1 / -(-config.workers // there)
 
 
-def _is_out_of_memory(error: ray.exceptions.RayError) -> bool:
-    """True where Ray's own memory monitor ended the process: as a kind of error, or as what an actor's death says."""
-    text = str(error)
-    return isinstance(error, ray.exceptions.OutOfMemoryError) or any(mark in text for mark in _MEMORY_MARKS)
+def open_metrics(subset: str) -> RayMetrics | None:
+    """Metrics of a run on the Ray this process is connected to; None behind ``ray://``, which is said.
+
+    A driver there is no part of the cluster, so that nothing of it is exposed.
+    """
+    if ray.util.client.ray.is_connected():
+        _LOG.warning("no metrics are exposed behind ray://; submit the run as a Ray job to have them")
+        return None
+    return RayMetrics(subset)
 
 
-def _death_reason(error: ray.exceptions.RayError) -> str:
-    """The part of Ray's message about a dead actor that says why, on one line."""
-    text = one_line(error)
-    start = max(0, text.find("The actor is dead because"))
-    return text[start:].partition(" Some common causes")[0]
+class RayMetrics:
+    """Counts what the driver's ledger is told. Ray must be connected."""
 
+    def __init__(self, subset: str) -> None:
+        """`subset`: tag of every number, so that several runs on one cluster can be told apart."""
+        self._tag, tags = {"subset": subset}, ("subset",)
+        self._images = Counter("dto_images", "images that left the pipeline", (*tags, "status"))
+        self._persons = Counter("dto_people", "people that left the pipeline", (*tags, "status"))
+        self._shards = Counter("dto_shards", "shards by what became of an attempt", (*tags, "outcome"))
+        self._stages = Counter("dto_stage_seconds", "busy seconds, threads added up", (*tags, "stage"))
+        self._lost = Counter("dto_workers_lost", "workers that died or were ended", tags)
+        self._workers = Gauge("dto_workers", "workers that may be fed", tags)
+        self._pending = Gauge("dto_shards_pending", "shards neither done nor given up", tags)
+        self._seconds = Histogram("dto_shard_seconds", "seconds a shard took", SHARD_SECONDS, tags)
 
-def _actor_class() -> Any:
-    to_actor: Any = ray.remote  # its types do not know concurrency groups
-    return to_actor(concurrency_groups={"look": 1})(_Worker)
+    def shard_done(self, receipt: Receipt, outcome: str) -> None:
+        """A shard was ``done``, ``adopted`` or ``repaired``; images of a repair were counted before."""
+        self._shards.inc(1, {**self._tag, "outcome": outcome})
+        if outcome == "repaired":
+            return
+        for counter, tag, amounts in (
+            (self._images, "status", receipt.image_status),
+            (self._persons, "status", receipt.person_status),
+            (self._stages, "stage", receipt.stage_seconds),
+        ):
+            for word, amount in amounts.items():
+                if amount > 0:  # Ray refuses to count nothing
+                    counter.inc(amount, {**self._tag, tag: word})
+        if outcome == "done":
+            self._seconds.observe(receipt.wall_s, self._tag)
 
+    def shard_failed(self, charge: Charge) -> None:
+        """A shard used up an attempt."""
+        self._shards.inc(1, {**self._tag, "outcome": "given_up" if charge.given_up else "retried"})
 
-def _actor_options(config: RunConfig) -> dict[str, Any]:
-    threads = str(config.torch_threads)
-    return {
-        "num_cpus": config.cpus_per_worker,
-        "num_gpus": gpus_per_worker(config, int(ray.cluster_resources().get("GPU", 0))),
-        "max_restarts": 0,
-        "max_task_retries": 0,
-        # Read when the numerical libraries load, so they must be there before the runner is unpacked.
-        "runtime_env": {"env_vars": {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}},
-    }
+    def worker_lost(self) -> None:
+        self._lost.inc(1, self._tag)
+
+    def gauge(self, workers: int, pending: int) -> None:
+        """Workers that may be fed, shards that are neither done nor given up."""
+        self._workers.set(workers, self._tag)
+        self._pending.set(pending, self._tag)

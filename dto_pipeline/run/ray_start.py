@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,6 @@ _ENVIRONMENT = {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # `uv run dto run` must not rebuild the environment per worker
     "RAY_DEDUP_LOGS": "0",  # equal lines of two workers are two facts
 }
-_DRAIN_POLL_S = 5.0  # how often Ray is asked which nodes are about to be taken away [s]
 _LOG = logging.getLogger(__name__)
 
 
@@ -78,33 +77,9 @@ def start_ray(config: RunConfig, address: str) -> None:
         raise ClusterUnreachable(f"{what}: {one_line(error)}; {start_advice(address)}") from error
 
 
-class DrainPoll:
-    """Asks Ray now and then which nodes are being drained. It has no public function for it."""
-
-    def __init__(self) -> None:
-        self._next = 0.0
-        self._possible = True
-        self._nodes: frozenset[str] = frozenset()
-
-    def nodes(self, now: float) -> frozenset[str]:
-        """Ids of the nodes, as of the last time somebody asked."""
-        if self._possible and now >= self._next:
-            self._next = now + _DRAIN_POLL_S
-            try:
-                self._nodes = frozenset(ray._private.state.state.get_draining_nodes())
-            except (AttributeError, ray.exceptions.RayError, ConnectionError) as error:
-                self._possible = False
-                _LOG.warning(
-                    "Ray does not tell here which nodes are drained (%s): workers there are lost like others",
-                    one_line(error),
-                )
-        return self._nodes
-
-
 def check_reachable(address: str) -> None:
     """Refuse an address where nothing answers: Ray itself would try for minutes."""
-    target = _resolved(address)
-    host, port = _host_and_port(target)
+    target, host, port = _resolve(address)
     if address == "auto" and not port:
         return  # Ray looks for processes of a cluster on this machine, and says at once if there are none
     advice = "is the cluster up, and the port right (6379 for HOST:PORT, 10001 for ray://)?"
@@ -114,10 +89,17 @@ def check_reachable(address: str) -> None:
         socket.create_connection((host, int(port)), REACH_S).close()
     except (OSError, OverflowError) as error:
         raise ClusterUnreachable(f"--address {target}: nothing listens there ({error}); {advice}") from error
-    if os.environ.get("RAY_USE_TLS", "0") == "0" and not _speaks_grpc(
-        f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    ):
-        raise ClusterUnreachable(f"--address {target}: what listens there is no Ray that answers; {advice}")
+    if os.environ.get("RAY_USE_TLS", "0") != "0":
+        return
+    import grpc  # comes with Ray
+
+    with grpc.insecure_channel(f"[{host}]:{port}" if ":" in host else f"{host}:{port}") as channel:
+        try:  # a port that only accepts connections does not answer
+            grpc.channel_ready_future(channel).result(timeout=REACH_S)
+        except grpc.FutureTimeoutError as error:
+            raise ClusterUnreachable(
+                f"--address {target}: what listens there is no Ray that answers; {advice}"
+            ) from error
 
 
 def short_place() -> str | None:
@@ -152,20 +134,13 @@ def dead_parts() -> dict[int, str]:
     """Parts of a Ray that this process started which have died: pid -> name."""
     found = {}
     for children in Path("/proc/self/task").glob("*/children"):  # of every thread
-        for pid in _read(children).split():
-            text = _read(Path(f"/proc/{pid}/stat"))
-            name, state = text[text.find("(") + 1 : text.rfind(")")], text.rpartition(")")[2].split()
-            if name in _PARTS and state and state[0] in "ZX":
-                found[int(pid)] = name
+        with suppress(OSError):  # a thread or process that is gone, or a kernel that does not tell
+            for pid in children.read_text().split():
+                text = Path(f"/proc/{pid}/stat").read_text()
+                name, state = text[text.find("(") + 1 : text.rfind(")")], text.rpartition(")")[2].split()
+                if name in _PARTS and state and state[0] in "ZX":
+                    found[int(pid)] = name
     return found
-
-
-def _read(path: Path) -> str:
-    """Text of a file of /proc; "" where the process is gone, or the kernel does not tell."""
-    try:
-        return path.read_text()
-    except OSError:
-        return ""
 
 
 @contextmanager
@@ -182,13 +157,20 @@ def watched_start(address: str) -> Iterator[None]:
     def watch() -> None:
         while not started.wait(_LOOK_S if address == "local" else REACH_S):
             parts = sorted({name for pid, name in dead_parts().items() if pid not in earlier})
-            if address != "local" and _is_gone(_resolved(address)):
-                parts = ["its head"]
+            if address != "local":
+                _, host, port = _resolve(address)
+                try:
+                    if port:  # else Ray has found the cluster by itself
+                        socket.create_connection((host, int(port)), REACH_S).close()
+                except OSError:
+                    parts = ["its head"]
             if parts and not started.wait(_OWN_WORDS_S):
-                _end_process(address, parts)
+                where = "on this machine" if address == "local" else f"at --address {address}"
+                died = f"Ray cannot start {where}: {' and '.join(parts)} died while it did"
+                print(f"dto: {died}; {start_advice(address)}", file=sys.stderr, flush=True)
+                os._exit(_EXIT_CODE)
 
-    thread = threading.Thread(target=watch, name="ray start", daemon=True)
-    thread.start()
+    threading.Thread(target=watch, name="ray start", daemon=True).start()
     try:
         yield
     finally:
@@ -202,40 +184,8 @@ def start_advice(address: str) -> str:
     return "the cluster must be up and have this machine's versions of Ray and Python; --address local starts Ray here"
 
 
-def _end_process(address: str, parts: list[str]) -> None:
-    where = "on this machine" if address == "local" else f"at --address {address}"
-    sentence = f"Ray cannot start {where}: {' and '.join(parts)} died while it did; {start_advice(address)}"
-    print(f"dto: {sentence}", file=sys.stderr, flush=True)
-    os._exit(_EXIT_CODE)
-
-
-def _is_gone(target: str) -> bool:
-    host, port = _host_and_port(target)
-    try:
-        socket.create_connection((host, int(port)), REACH_S).close()
-    except ValueError:
-        return False  # Ray has found the cluster by itself
-    except OSError:
-        return True
-    return False
-
-
-def _resolved(address: str) -> str:
-    return os.environ.get("RAY_ADDRESS", "") if address == "auto" else address  # as Ray resolves it
-
-
-def _host_and_port(target: str) -> tuple[str, str]:
+def _resolve(address: str) -> tuple[str, str, str]:
+    """An address as Ray resolves it, its host and its port."""
+    target = os.environ.get("RAY_ADDRESS", "") if address == "auto" else address
     host, _, port = target.removeprefix("ray://").partition("/")[0].rpartition(":")
-    return host.strip("[]"), port
-
-
-def _speaks_grpc(target: str) -> bool:
-    """True if a server of Ray's protocol answers; a port that only accepts connections does not."""
-    import grpc  # comes with Ray
-
-    with grpc.insecure_channel(target) as channel:
-        try:
-            grpc.channel_ready_future(channel).result(timeout=REACH_S)
-            return True
-        except grpc.FutureTimeoutError:
-            return False
+    return target, host.strip("[]"), port

@@ -6,7 +6,8 @@ died. Speed counts the time somebody was working, not the nights between two lau
 Exit codes of a launch: 0 every shard of the run is done (failed images are rows with a status); 1 shards were given up,
 or a repair that was asked for (where they are too many, the launch ends early: by an error of that code, without a
 summary), or more images or people failed than `run.max_failed_images` allows, or the labels contradict what any sound
-run shows; 3 what was selected is done, the rest of the run is pending as asked.
+run shows, or labels/ holds files of somebody else; 3 what was selected is done, the rest of the run is pending as
+asked.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dto_pipeline.data.label_files import person_leaf, read_label_files
 from dto_pipeline.data.labels import LabelsError
 from dto_pipeline.data.receipts import Receipt, add_counts
 from dto_pipeline.data.storage import as_location
 from dto_pipeline.run.budget import Losses, count_losses, over_budget
-from dto_pipeline.run.folder import RunDirectory, RunScan, read_identity, scan_run
+from dto_pipeline.run.folder import RunDirectory, RunScan, find_strays, read_identity, scan_run
 from dto_pipeline.run.lease import read_holder
 from dto_pipeline.run.sanity import Sanity, judge_run
 from dto_pipeline.status import ImageStatus, PersonStatus, ShardStatus
@@ -35,12 +36,12 @@ if TYPE_CHECKING:  # `dto status` plans nothing
 RECENT_S = 3600.0  # speed is that of the last hour of work
 _EXAMPLE = ("image_id", "status", "message", person_leaf("status"), person_leaf("message"))
 SLOWEST = 5  # shards a summary names
+STRAY_ADVICE = "it is no label file of this run, and whoever reads the folder reads it too; move it elsewhere"
 EXIT_DONE, EXIT_MISSING, EXIT_SELECTED = 0, 1, 3
 
 
-@dataclass(frozen=True)
-class FailedShard:
-    """A shard that was given up, or is being tried again."""
+class FailedShard(NamedTuple):
+    """A shard that was given up."""
 
     shard: int
     attempts: int
@@ -72,12 +73,28 @@ class RunStatus:
     sanity: Sanity
 
     def to_json(self) -> dict[str, Any]:
-        """Plain dict, JSON-ready."""
-        return dataclasses.asdict(self)
+        return {**dataclasses.asdict(self), "failed": [failure._asdict() for failure in self.failed]}
 
     def as_table(self) -> str:
-        """Text for a terminal."""
-        return "\n".join(_table_lines(self))
+        shards = ", ".join(f"{count} {word}" for word, count in self.shards.items())
+        last = self.last_receipt_s
+        age = "" if last is None else f"; the last shard was finished {format_duration(last)} ago"
+        lines = [
+            f"run      {self.run_dir} ({self.subset})",
+            f"driver   {self.driver}" + (f": {self.driver_note}" if self.driver_note else ""),
+            f"shards   {shards}",
+            f"images   {self.images_done} of {self.images_total}",
+            *count_lines(ImageStatus, self.image_status),
+            f"persons  {self.persons_done} of {self.persons_total}",
+            *count_lines(PersonStatus, self.person_status),
+            f"speed    {self.images_per_s:.1f} images/s{age}",
+            f"ETA      {format_duration(self.eta_s)}" + ("" if self.driver != "none" else " once somebody works on it"),
+            *(f"failed   shard {f.shard} after {f.attempts} attempts: {f.error}" for f in self.failed),
+            *(f"void     shard {shard}: {reason}; `dto run` does it again" for shard, reason in self.void.items()),
+            *unreadable_lines(self.unreadable_failures),
+            *self.sanity.lines(),
+        ]
+        return "\n".join(lines)
 
     def as_line(self) -> str:
         """The same for a log, short."""
@@ -104,13 +121,16 @@ def read_status(run_dir: str | Path) -> RunStatus:
     pending = identity.shards - len(receipts) - len(given_up)
     speed = images_per_second(receipts)
     images_left = (identity.images - images_done) * (pending / max(1, pending + len(given_up)))
-    holder = read_holder(directory.lock_file)
+    holder = read_holder(directory.root)
     return RunStatus(
         run_dir=str(run_dir),
         subset=identity.subset,
-        driver="none" if holder is None else holder.describe_state(),
+        driver="none"
+        if holder is None
+        else f"pid {holder.pid} on {holder.host} ({holder.state}, last heartbeat {holder.beat_at} by its clock)",
         driver_note=describe_driver(holder.state if holder else None, pending, len(given_up)),
-        last_receipt_s=_age(receipts),
+        # by this machine's clock; clocks may differ, so never less than 0
+        last_receipt_s=max(0.0, time.time() - max(r.finished_at for r in receipts)) if receipts else None,
         shards={
             str(ShardStatus.DONE): len(receipts),
             str(ShardStatus.FAILED): len(given_up),
@@ -143,11 +163,6 @@ def describe_driver(state: str | None, pending: int, given_up: int) -> str:
     return "the driver died: start `dto run` again, nothing is lost" if state == "gone" else ""
 
 
-def _age(receipts: Sequence[Receipt]) -> float | None:
-    """Seconds since the last receipt, by this machine's clock; clocks may differ, so never less than 0."""
-    return max(0.0, time.time() - max(r.finished_at for r in receipts)) if receipts else None
-
-
 def images_per_second(receipts: Sequence[Receipt]) -> float:
     """Images a second over the last hour of work, all workers together; 0 where nothing was computed."""
     computed = [receipt for receipt in receipts if not receipt.adopted]
@@ -155,7 +170,10 @@ def images_per_second(receipts: Sequence[Receipt]) -> float:
         return 0.0
     latest = max(receipt.finished_at for receipt in computed)
     recent = [receipt for receipt in computed if receipt.finished_at > latest - RECENT_S]
-    busy = _covered((r.finished_at - r.wall_s, r.finished_at) for r in recent)
+    busy, reached = 0.0, float("-inf")  # length of the union of the times somebody was at work
+    for start, end in sorted((r.finished_at - r.wall_s, r.finished_at) for r in recent):
+        busy += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
     return sum(receipt.images for receipt in recent) / busy if busy > 0 else 0.0
 
 
@@ -190,39 +208,6 @@ def unreadable_lines(records: Mapping[int, str]) -> list[str]:
     return [f"damaged  failure record of shard {shard}, attempts count anew: {why}" for shard, why in records.items()]
 
 
-def _covered(intervals: Iterable[tuple[float, float]]) -> float:
-    """Length of the union of intervals."""
-    total, reached = 0.0, float("-inf")
-    for start, end in sorted(intervals):
-        total += max(0.0, end - max(start, reached))
-        reached = max(reached, end)
-    return total
-
-
-def _table_lines(status: RunStatus) -> list[str]:
-    shards = ", ".join(f"{count} {word}" for word, count in status.shards.items())
-    lines = [
-        f"run      {status.run_dir} ({status.subset})",
-        f"driver   {status.driver}" + (f": {status.driver_note}" if status.driver_note else ""),
-        f"shards   {shards}",
-        f"images   {status.images_done} of {status.images_total}",
-        *count_lines(ImageStatus, status.image_status),
-        f"persons  {status.persons_done} of {status.persons_total}",
-        *count_lines(PersonStatus, status.person_status),
-        f"speed    {status.images_per_s:.1f} images/s" + _last_receipt(status),
-        f"ETA      {format_duration(status.eta_s)}" + ("" if status.driver != "none" else " once somebody works on it"),
-    ]
-    lines += [f"failed   shard {f.shard} after {f.attempts} attempts: {f.error}" for f in status.failed]
-    lines += [f"void     shard {shard}: {reason}; `dto run` does it again" for shard, reason in status.void.items()]
-    return lines + unreadable_lines(status.unreadable_failures) + status.sanity.lines()
-
-
-def _last_receipt(status: RunStatus) -> str:
-    if status.last_receipt_s is None:
-        return ""
-    return f"; the last shard was finished {format_duration(status.last_receipt_s)} ago"
-
-
 @dataclass
 class Tally:
     """What happened in this launch and cannot be read from receipts afterwards."""
@@ -235,8 +220,7 @@ class Tally:
     repairs_failed: dict[int, str] = field(default_factory=dict)  # repairs that were given up -> error
 
 
-@dataclass(frozen=True)
-class SlowShard:
+class SlowShard(NamedTuple):
     """One of the shards that took longest."""
 
     shard: int
@@ -275,6 +259,7 @@ class RunSummary:
     stage_seconds: dict[str, float]  # of shards done now, threads added up
     over_budget: str  # why the failures are too many: counts per cause and the next step; "" = they are not
     sanity: Sanity
+    strays: list[str]  # files in labels/ that are no shard's, see `folder.find_strays`
     sizes: str = ""  # what batches and threads this launch took, or left to the device
 
     @property
@@ -286,20 +271,48 @@ class RunSummary:
     @property
     def exit_code(self) -> int:
         """See the module."""
-        if self.failed_repairs or self.failed_shards or self.over_budget or self.sanity.contradictions:
+        if self.failed_repairs or self.failed_shards or self.over_budget or self.sanity.contradictions or self.strays:
             return EXIT_MISSING
         if self.done_before + self.done_now == self.shards:
             return EXIT_DONE
         return EXIT_SELECTED if self.done_before + self.done_now + self.unselected == self.shards else EXIT_MISSING
 
     def to_json(self) -> dict[str, Any]:
-        """Plain dict, JSON-ready."""
         derived = {"nothing_to_do": self.nothing_to_do, "exit_code": self.exit_code}
-        return {**dataclasses.asdict(self), **derived}
+        return {**dataclasses.asdict(self), "slowest": [shard._asdict() for shard in self.slowest], **derived}
 
     def as_table(self) -> str:
-        """Text for a terminal."""
-        return "\n".join(_summary_lines(self))
+        lines = [f"run      {self.run_dir}"]
+        if self.nothing_to_do:
+            lines.append("nothing to do: every shard that was asked for was done or given up before")
+        lines += [
+            f"shards   {self.done_now} done now, {self.done_before} before, {len(self.failed_shards)} failed, "
+            f"of {self.shards}; {self.retries} attempts repeated",
+            *([f"left     {self.unselected} shards were not selected and stay pending"] if self.unselected else []),
+            *([f"retried  {self.retried} failed images, {self.mended} mended"] if self.retried else []),
+            f"images   {self.images}, {self.failed_images} of them failed",
+            *count_lines(ImageStatus, self.image_status),
+            f"persons  {self.persons}",
+            *count_lines(PersonStatus, self.person_status),
+        ]
+        if self.done_now:
+            lines.append(f"time     {format_duration(self.wall_s)}, {self.images_per_s:.1f} images/s")
+            lines.append(f"sizes    {self.sizes}")
+        if self.failed_tries or self.workers_lost:
+            lines.append(f"losses   {self.workers_lost} workers lost, {self.failed_tries} attempts failed")
+        if self.out_of_memory:
+            advice = "use fewer workers, or keep others off the machine"
+            lines.append(f"memory   ran out on a machine and ended {self.out_of_memory} of these workers; {advice}")
+        lines += unreadable_lines(self.unreadable_failures)
+        stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in self.stage_seconds.items())
+        lines += [f"stages   {stages} (all workers and threads)"] if stages else []
+        slow = ", ".join(f"{s.shard} {s.wall_s:.1f} s ({s.images} images, {s.worker})" for s in self.slowest)
+        lines += [f"slowest  shard {slow}"] if slow else []
+        lines += [f"failed   shard {shard}: {error}" for shard, error in self.failed_shards.items()]
+        lines += [f"failed   repair of shard {shard}: {error}" for shard, error in self.failed_repairs.items()]
+        lines += self.sanity.lines()
+        lines += [f"FAILED   {self.over_budget}"] if self.over_budget else []
+        return "\n".join(lines + [f"WRONG    labels/ holds {name}: {STRAY_ADVICE}" for name in self.strays])
 
 
 def summarize(
@@ -321,7 +334,10 @@ def summarize(
     done = plan.done if scan is None else scan.done
     failures = {} if scan is None else scan.failures
     receipts = list(done.values())
+    losses = count_losses(receipts)
+    complaint = over_budget(losses, max_failed_images)
     fresh = [receipt for shard, receipt in done.items() if shard not in plan.done]
+    computed = sorted((receipt for receipt in fresh if not receipt.adopted), key=lambda receipt: -receipt.wall_s)
     given_up = {shard: failure.error for shard, failure in failures.items() if failure.given_up}
     return RunSummary(
         run_dir=str(directory.root),
@@ -344,24 +360,23 @@ def summarize(
         workers_lost=tally.workers_lost,
         out_of_memory=tally.out_of_memory,
         unreadable_failures=plan.unreadable,
-        slowest=_find_slowest(fresh),
+        slowest=[
+            SlowShard(r.shard, r.wall_s, r.images, r.worker)
+            for r in sorted(computed, key=lambda r: -r.wall_s)[:SLOWEST]
+        ],
         wall_s=wall_s,
         images_per_s=sum(receipt.images for receipt in fresh) / wall_s,
         stage_seconds=sum_stages(fresh),
-        over_budget=_judge_losses(directory, receipts, max_failed_images),
+        over_budget=complaint and "\n".join([complaint, *find_example(directory, losses)]),
         sanity=judge_run(plan.identity, receipts),
+        strays=find_strays(directory, plan.identity),
     )
-
-
-def _judge_losses(directory: RunDirectory, receipts: list[Receipt], share: float) -> str:
-    losses = count_losses(receipts)
-    complaint = over_budget(losses, share)
-    return complaint and "\n".join([complaint, *find_example(directory, losses)])
 
 
 def find_example(directory: RunDirectory, losses: Losses) -> list[str]:
     """One line with the first row that was lost for the commonest cause and what it says; [] where none tells."""
-    receipt = losses.examples.get(losses.commonest)
+    commonest = next((cause for cause, _ in losses.causes), "")
+    receipt = losses.examples.get(commonest)
     if receipt is None:
         return []
     try:
@@ -372,44 +387,5 @@ def find_example(directory: RunDirectory, losses: Losses) -> list[str]:
     people = zip(images, table["persons"].to_pylist(), strict=True)
     rows = [(row["image_id"], row) for row in images]
     rows += [(row["image_id"], person) for row, persons in people for person in persons]
-    lost = ((image, row) for image, row in rows if row["status"] == losses.commonest)
-    return [f"for example {image}: {row['message'] or losses.commonest}" for image, row in islice(lost, 1)]
-
-
-def _find_slowest(receipts: list[Receipt]) -> list[SlowShard]:
-    computed = [receipt for receipt in receipts if not receipt.adopted]
-    computed.sort(key=lambda receipt: (-receipt.wall_s, receipt.shard))
-    return [SlowShard(r.shard, r.wall_s, r.images, r.worker) for r in computed[:SLOWEST]]
-
-
-def _summary_lines(summary: RunSummary) -> list[str]:
-    lines = [f"run      {summary.run_dir}"]
-    if summary.nothing_to_do:
-        lines.append("nothing to do: every shard that was asked for was done or given up before")
-    lines += [
-        f"shards   {summary.done_now} done now, {summary.done_before} before, {len(summary.failed_shards)} failed, "
-        f"of {summary.shards}; {summary.retries} attempts repeated",
-        *([f"left     {summary.unselected} shards were not selected and stay pending"] if summary.unselected else []),
-        *([f"retried  {summary.retried} failed images, {summary.mended} mended"] if summary.retried else []),
-        f"images   {summary.images}, {summary.failed_images} of them failed",
-        *count_lines(ImageStatus, summary.image_status),
-        f"persons  {summary.persons}",
-        *count_lines(PersonStatus, summary.person_status),
-    ]
-    if summary.done_now:
-        lines.append(f"time     {format_duration(summary.wall_s)}, {summary.images_per_s:.1f} images/s")
-        lines.append(f"sizes    {summary.sizes}")
-    if summary.failed_tries or summary.workers_lost:
-        lines.append(f"losses   {summary.workers_lost} workers lost, {summary.failed_tries} attempts failed")
-    if summary.out_of_memory:
-        advice = "use fewer workers, or keep others off the machine"
-        lines.append(f"memory   ran out on a machine and ended {summary.out_of_memory} of these workers; {advice}")
-    lines += unreadable_lines(summary.unreadable_failures)
-    stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in summary.stage_seconds.items())
-    lines += [f"stages   {stages} (all workers and threads)"] if stages else []
-    slow = ", ".join(f"{s.shard} {s.wall_s:.1f} s ({s.images} images, {s.worker})" for s in summary.slowest)
-    lines += [f"slowest  shard {slow}"] if slow else []
-    lines += [f"failed   shard {shard}: {error}" for shard, error in summary.failed_shards.items()]
-    lines += [f"failed   repair of shard {shard}: {error}" for shard, error in summary.failed_repairs.items()]
-    lines += summary.sanity.lines()
-    return lines + ([f"FAILED   {summary.over_budget}"] if summary.over_budget else [])
+    lost = ((image, row) for image, row in rows if row["status"] == commonest)
+    return [f"for example {image}: {row['message'] or commonest}" for image, row in islice(lost, 1)]

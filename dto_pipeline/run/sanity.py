@@ -7,9 +7,10 @@ contradiction is a result nobody would keep: `dto run` ends with exit code 1. Sh
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -65,6 +66,10 @@ def count_signs(table: LabelTable, config: Mapping[str, Mapping[str, Any]]) -> d
     compared = judged & (together >= 2)[columns.owner]
     measured = people["depth_group"] >= 0
     metric = np.array([is_metric(origin) for origin in images["depth_origin"]], dtype=bool)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        z, depth = people["transl"][measured, 2].astype(np.float64), people["depth_mean"][measured].astype(np.float64)
+        unit = np.log10(z / (depth * METRES_PER_DEPTH)) * _UNIT_BINS
+    units = Counter(np.rint(unit[np.isfinite(unit)]).astype(int).tolist())
     corr = people["corr"][np.isfinite(people["corr"])]
     bins = np.bincount(((corr.clip(-1, 1) + 1) / 2 * _BINS).astype(int).clip(0, _BINS - 1), minlength=_BINS)
     counts = {
@@ -78,7 +83,7 @@ def count_signs(table: LabelTable, config: Mapping[str, Mapping[str, Any]]) -> d
         **_count_fits(columns, metric, config),
         **{f"corr {number:02d}": count for number, count in enumerate(bins.tolist())},
         "in metres": (measured & metric[columns.owner]).sum(),
-        **_count_units(people["transl"][measured, 2], people["depth_mean"][measured]),
+        **{f"unit {number}": count for number, count in sorted(units.items())},
     }
     return {name: int(count) for name, count in counts.items() if count}
 
@@ -112,13 +117,6 @@ def _image_units(columns: LabelColumns) -> np.ndarray:
     return found
 
 
-def _count_units(z: np.ndarray, depth: np.ndarray) -> dict[str, int]:
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        unit = np.log10(z.astype(np.float64) / (depth.astype(np.float64) * METRES_PER_DEPTH)) * _UNIT_BINS
-    found, counts = np.unique(np.rint(unit[np.isfinite(unit)]).astype(int), return_counts=True)
-    return {f"unit {number}": int(count) for number, count in zip(found.tolist(), counts.tolist(), strict=True)}
-
-
 @dataclass(frozen=True)
 class Sanity:
     """The figures of a run; None = nothing to take the share of."""
@@ -141,7 +139,7 @@ class Sanity:
     contradictions: list[str]
 
     def lines(self) -> list[str]:
-        """Text for a terminal; nothing where no shard tells anything."""
+        """Text for a terminal; without figures where no shard tells any."""
         shares = {
             "accepted images": self.accepted_images,
             "accepted people": self.accepted_people,
@@ -152,64 +150,89 @@ class Sanity:
             "fits at the default bound": self.fits_at_default_bound,
         }
         told = ", ".join(f"{name} {100 * share:.1f} %" for name, share in shares.items() if share is not None)
-        corr = [] if self.median_corr is None else [f"median corr inside bodies {self.median_corr:.2f}"]
-        unit = [] if self.unit is None else [f"{self.unit:.3g} of the published depth unit"]
-        silent = [f"{self.shards_silent} shards of an older version not counted"] if self.shards_silent else []
-        lines = [f"used     body {self.body}; depth {self.depth}"]
-        lines += (
-            [f"sanity   {'; '.join(part for part in (told, *corr, *unit, *silent) if part)}"] if self.shards else []
-        )
-        lines += [f"WRONG    {text}" for text in self.contradictions]
-        return lines + [f"look     {text}" for text in self.warnings]
+        parts = [
+            told,
+            "" if self.median_corr is None else f"median corr inside bodies {self.median_corr:.2f}",
+            "" if self.unit is None else f"{self.unit:.3g} of the published depth unit",
+            f"{self.shards_silent} shards of an older version not counted" if self.shards_silent else "",
+        ]
+        return [
+            f"used     body {self.body}; depth {self.depth}",
+            *([f"sanity   {'; '.join(filter(None, parts))}"] if self.shards else []),
+            *(f"WRONG    {text}" for text in self.contradictions),
+            *(f"look     {text}" for text in self.warnings),
+        ]
 
 
 def judge_run(identity: RunIdentity, receipts: Iterable[Receipt]) -> Sanity:
     """The figures of the shards that are done, and what is far from any sound run."""
     receipts = list(receipts)
     telling = [receipt for receipt in receipts if receipt.signs]
-    signs = add_counts(receipt.signs for receipt in telling)
-    people = add_counts(receipt.person_status for receipt in receipts)
-    placing = sum(people.values()) - sum(people.get(word, 0) for word in _NOT_PLACED)
+    signs = Counter(add_counts(receipt.signs for receipt in telling))
+    people = Counter(add_counts(receipt.person_status for receipt in receipts))
+    placing = people.total() - sum(people[word] for word in _NOT_PLACED)
+    bins = np.array([signs[f"corr {number:02d}"] for number in range(_BINS)], dtype=np.float64)
+    below = np.concatenate([[0], np.cumsum(bins)])  # bodies of a correlation below the edge of each bin
+    bodies = below[-1]
+    corr = round(float(np.interp(bodies / 2, below, np.linspace(-1, 1, _BINS + 1))), 3) if bodies else None
     figures = {
-        "accepted_images": _share(signs.get("accepted images", 0), sum(r.images for r in telling)),
-        "accepted_people": _share(signs.get("people of accepted images", 0), sum(r.persons for r in telling)),
-        "too_small": _share(people.get(PersonStatus.TOO_SMALL, 0), placing),
-        "too_tall": _share(people.get(PersonStatus.TOO_TALL, 0), placing),
-        "alone": _share(people.get(PersonStatus.ALONE_IN_GROUP, 0), placing),
-        "fits_at_default_bound": _share(signs.get("fits at the default bound", 0), signs.get("fits", 0)),
-        "far": _share(signs.get("far", 0), signs.get("measured", 0)),
-        "unmeasured": _share(signs.get("unmeasured", 0), signs.get("compared", 0)),
-        "median_corr": _median_corr(signs),
+        "accepted_images": _share(signs["accepted images"], sum(r.images for r in telling)),
+        "accepted_people": _share(signs["people of accepted images"], sum(r.persons for r in telling)),
+        "too_small": _share(people[PersonStatus.TOO_SMALL], placing),
+        "too_tall": _share(people[PersonStatus.TOO_TALL], placing),
+        "alone": _share(people[PersonStatus.ALONE_IN_GROUP], placing),
+        "fits_at_default_bound": _share(signs["fits at the default bound"], signs["fits"]),
+        "far": _share(signs["far"], signs["measured"]),
+        "unmeasured": _share(signs["unmeasured"], signs["compared"]),
+        "median_corr": corr,
         "unit": _median_unit(signs),
     }
+    look = _Look(
+        enough=bool(bodies >= LEAST_PEOPLE),
+        negative=float(below[_BINS // 2] / max(1, bodies)),
+        metres=signs["in metres"] >= max(LEAST_PEOPLE, MOST * signs["measured"]),
+        told_unit=_told_unit(identity.config),
+    )
     return Sanity(
         body=_describe_body(identity),
         depth=_describe_depth(identity),
         shards=len(telling),
         shards_silent=len(receipts) - len(telling),
         **figures,
-        warnings=_warn(signs, figures, placing, _told_unit(identity.config)),
-        contradictions=[*_contradict(signs, figures), *_nobody_to_compare(receipts, people)],
+        warnings=_warn(signs, figures, look, placing),
+        contradictions=[*_contradict(signs, figures, look), *_nobody_to_compare(receipts, people)],
     )
 
 
-def _contradict(signs: Mapping[str, int], figures: Mapping[str, float | None]) -> list[str]:
+class _Look(NamedTuple):
+    """What the sentences ask beside the figures."""
+
+    enough: bool  # correlations of bodies to judge by
+    negative: float  # share of them below 0
+    metres: bool  # nearly all maps of enough people were metric
+    told_unit: float | None  # `depth.unit`; None = measured
+
+    def is_backwards(self, corr: float) -> bool:
+        return self.enough and corr < BACKWARDS_CORR and self.negative >= BACKWARDS_SHARE
+
+
+def _contradict(signs: Counter[str], figures: Mapping[str, float | None], look: _Look) -> list[str]:
     """What no sound run shows."""
     found = []
     corr = figures["median_corr"]
-    if corr is not None and _is_backwards(signs, corr):
+    if corr is not None and look.is_backwards(corr):
         found.append(
-            f"depth runs the wrong way round: inside {100 * _negative_share(signs):.0f} % of the bodies it falls where "
+            f"depth runs the wrong way round: inside {100 * look.negative:.0f} % of the bodies it falls where "
             f"the body goes farther away (median correlation {corr:.2f}); check depth.kind: disparity is larger for "
             "nearer, depth for farther; then run into another folder"
         )
-    if _off(figures["unit"] if _in_metres(signs) else None, 1.0) >= WRONG_METRES:
+    if look.metres and _off(figures["unit"], 1.0) >= WRONG_METRES:
         found.append(
             f"the maps' metres contradict the people, who by their heights stand at {figures['unit']:.2g} times the "
             "distance that the maps say (median): check depth.kind, and depth.scale (0.001 for millimetres); then run "
             "into another folder"
         )
-    if signs.get("compared", 0) >= LEAST_PEOPLE and (figures["unmeasured"] or 0) >= MOST:
+    if signs["compared"] >= LEAST_PEOPLE and (figures["unmeasured"] or 0) >= MOST:
         found.append(
             f"nothing could be measured on {100 * (figures['unmeasured'] or 0):.0f} % of the people, who keep their "
             "label or stand by height priors alone: masks that do not fit the people (order or size of the run "
@@ -220,26 +243,27 @@ def _contradict(signs: Mapping[str, int], figures: Mapping[str, float | None]) -
 
 def _nobody_to_compare(receipts: Iterable[Receipt], people: Mapping[str, int]) -> list[str]:
     """A run that placed nobody, because its images hold one person each: all labels are as they came."""
-    images = add_counts(receipt.image_status for receipt in receipts)
-    alone = images.get(ImageStatus.TOO_FEW_PEOPLE, 0)
-    if alone < LEAST_IMAGES or alone < MOST * sum(images.values()) or any(people.get(word, 0) for word in PLACED):
+    images = Counter(add_counts(receipt.image_status for receipt in receipts))
+    alone = images[ImageStatus.TOO_FEW_PEOPLE]
+    if alone < LEAST_IMAGES or alone < MOST * images.total() or any(people[word] for word in PLACED):
         return []
     return [
-        f"nobody was placed: {alone} of {sum(images.values())} images hold fewer than two people that can be compared; "
+        f"nobody was placed: {alone} of {images.total()} images hold fewer than two people that can be compared; "
         "solver.mode=joint with joint.move_single=true places people who are alone by their heights"
     ]
 
 
-def _warn(signs: Mapping[str, int], figures: Mapping[str, float | None], placing: int, told: float | None) -> list[str]:
-    """What is seldom right. `told`: `depth.unit`; None = measured."""
+def _warn(signs: Counter[str], figures: Mapping[str, float | None], look: _Look, placing: int) -> list[str]:
+    """What is seldom right."""
+    told, metres = look.told_unit, look.metres
     unit = "the labels' distances are wrong"
     if told is not None:
         unit = "the depth is not in the unit that depth.unit tells, for which this border was set"
     shares = (
-        ("far", MOST, signs.get("measured", 0), LEAST_PEOPLE,
+        ("far", MOST, signs["measured"], LEAST_PEOPLE,
          f"nearly all measured people are far (evidence.far_depth): {unit}, or people are small in the pictures; "
          "solver.mode=joint has no such border"),
-        ("fits_at_default_bound", MOST, signs.get("fits", 0), LEAST_FITS,
+        ("fits_at_default_bound", MOST, signs["fits"], LEAST_FITS,
          f"nearly all fits are held at solver.default_alpha_min, because no body's slope counted: {unit}, or the maps "
          "are blurred; solver.mode=joint has no such bound"),
         ("too_tall", TOO_TALL_SHARE, placing, LEAST_PEOPLE,
@@ -248,7 +272,6 @@ def _warn(signs: Mapping[str, int], figures: Mapping[str, float | None], placing
          f"most people are alone in their group: {unit}, or the labels' distances are wrong"),
     )  # fmt: skip
     found = [text for name, limit, of, least, text in shares if of >= least and (figures[name] or 0) >= limit]
-    metres = _in_metres(signs)
     off = _off(figures["unit"], 1.0 if metres or told is None else told)
     if metres and ODD_METRES <= off < WRONG_METRES:
         found.append(
@@ -256,54 +279,23 @@ def _warn(signs: Mapping[str, int], figures: Mapping[str, float | None], placing
             "times the distance that the maps say (median): look at the labels' focal length, and at what the network "
             "is for (indoors, outdoors)"
         )
-    if told is not None and not metres and off >= ODD_UNIT and _enough(signs):
+    if told is not None and not metres and off >= ODD_UNIT and look.enough:
         found.append(
             f"depth.unit tells {told:g} of the published network's unit, people show {figures['unit']:.2g}: "
             "evidence.far_depth and solver.default_alpha_min mean nothing so; take depth.unit=measured"
         )
     corr = figures["median_corr"]
-    if corr is not None and corr < WEAK_CORR and _enough(signs) and not _is_backwards(signs, corr):
+    if corr is not None and corr < WEAK_CORR and look.enough and not look.is_backwards(corr):
         found.append(
             f"depth hardly knows the bodies (median correlation inside them {corr:.2f}): blurred maps, or maps of "
             "other images or another crop"
         )
-    optimised = signs.get("optimised images", 0)
-    if optimised >= LEAST_IMAGES and signs.get("accepted images", 0) < ACCEPTED_SHARE * optimised:
+    optimised = signs["optimised images"]
+    if optimised >= LEAST_IMAGES and signs["accepted images"] < ACCEPTED_SHARE * optimised:
         found.append(
             "hardly any optimised image is accepted: heights contradict the priors; look at ages, masks and depth.kind"
         )
     return found
-
-
-def _is_backwards(signs: Mapping[str, int], corr: float) -> bool:
-    return _enough(signs) and corr < BACKWARDS_CORR and _negative_share(signs) >= BACKWARDS_SHARE
-
-
-def _enough(signs: Mapping[str, int]) -> bool:
-    return sum(_histogram(signs)) >= LEAST_PEOPLE
-
-
-def _histogram(signs: Mapping[str, int]) -> list[int]:
-    return [signs.get(f"corr {number:02d}", 0) for number in range(_BINS)]
-
-
-def _negative_share(signs: Mapping[str, int]) -> float:
-    bins = _histogram(signs)
-    return sum(bins[: _BINS // 2]) / max(1, sum(bins))
-
-
-def _median_corr(signs: Mapping[str, int]) -> float | None:
-    """From the histogram, linear within the bin of the median."""
-    bins = np.array(_histogram(signs), dtype=np.float64)
-    if not bins.sum():
-        return None
-    edges = np.linspace(-1, 1, _BINS + 1)
-    return round(float(np.interp(bins.sum() / 2, np.concatenate([[0], np.cumsum(bins)]), edges)), 3)
-
-
-def _in_metres(signs: Mapping[str, int]) -> bool:
-    """Whether nearly all maps of enough people were metric."""
-    return signs.get("in metres", 0) >= max(LEAST_PEOPLE, MOST * signs.get("measured", 0))
 
 
 def _off(unit: float | None, expected: float) -> float:
@@ -311,7 +303,7 @@ def _off(unit: float | None, expected: float) -> float:
     return 1.0 if unit is None else max(unit / expected, expected / unit)
 
 
-def _median_unit(signs: Mapping[str, int]) -> float | None:
+def _median_unit(signs: Counter[str]) -> float | None:
     bins = sorted((int(name.removeprefix("unit ")), count) for name, count in signs.items() if name.startswith("unit "))
     if not bins:
         return None

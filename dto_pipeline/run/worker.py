@@ -9,8 +9,7 @@ from __future__ import annotations
 import functools
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +23,6 @@ from dto_pipeline.data.remote_inputs import fetch_body, open_depth
 from dto_pipeline.data.splice import splice_rows
 from dto_pipeline.data.storage import absolute
 from dto_pipeline.data.tar_images import open_images
-from dto_pipeline.models.body import BodyModel
 from dto_pipeline.models.seeing import Sight
 from dto_pipeline.optimizer import SceneOptimizer
 from dto_pipeline.run.deaths import InFlight, clear_note, find_suspicion, work_one_by_one, write_note
@@ -54,9 +52,8 @@ class _Loaded:
 
     identity: RunIdentity
     manifest: Manifest
-    body: BodyModel
     placer: ScenePlacer
-    networks: dict[str, str]  # what the labels' metadata says of them
+    facts: dict[str, str]  # what the footer tells of the inputs: the same on every machine, so no places
     generations: dict[int, int]  # of shards that were done more than once, see `publish.list_generations`
 
 
@@ -71,22 +68,6 @@ class _Job:
     key: str
     started: float  # on `time.perf_counter` [s]
     clock: StageClock
-
-    def describe(self, before: Receipt | None = None, adopted: bool = False) -> ShardWork:
-        """What the receipt tells of it, added to the receipt `before`; call it when the work is done."""
-        seconds = Counter(self.clock.seconds)
-        wall_s = time.perf_counter() - self.started
-        if before is not None:
-            seconds.update(before.stage_seconds)
-            wall_s, adopted = wall_s + before.wall_s, before.adopted
-        return ShardWork(
-            worker=process_name(),
-            attempt=self.attempt,
-            adopted=adopted,
-            wall_s=round(wall_s, 6),
-            finished_at=time.time(),
-            stage_seconds={stage: round(value, 6) for stage, value in sorted(seconds.items())},
-        )
 
 
 class ShardRunner:
@@ -154,14 +135,23 @@ class ShardRunner:
             rows = loaded.manifest.read_shard(shard)
         image_ids = rows.column("image_id").to_pylist()
         job = _Job(shard, attempt, rows, image_ids, shard_key(loaded.identity, image_ids), started, clock)
-        with self._noted(job):
+        own = self.config.run.workers == 0  # no driver of its own would notice the death of this process
+        if own:
+            write_note(self.directory, InFlight(shard, attempt, "", driver=True))
+        try:
             receipt = self._adopt(job, standing) or standing.receipt
             if receipt is None:
-                table = self._make_labels(job, standing.free)
-                return self._commit(job, standing.free, table, job.describe())
+                table = self._publish(job, standing.free, self._place(job, rows))
+                return self._commit(job, standing.free, table)
             if not self._is_to_be_repaired(receipt):
                 return receipt
             return self._repair(job, receipt, max(standing.free, receipt.generation + 1))
+        finally:
+            if own or attempt >= self.config.run.max_attempts:
+                clear_note(self.directory, shard)
+
+    def _is_to_be_repaired(self, receipt: Receipt) -> bool:
+        return not self._retry_images.isdisjoint(receipt.image_status)
 
     def _adopt(self, job: _Job, standing: Standing) -> Receipt | None:
         """Declare labels done that lie there whole without a receipt; where its name is used up, under a new one."""
@@ -174,35 +164,31 @@ class ShardRunner:
         if standing.vouched:
             generation, table = standing.free, splice_rows(table, [], table.slice(0, 0))  # as it is written first
             table = self._publish(job, generation, table)
-        return self._commit(job, generation, table, job.describe(adopted=True))
-
-    def _is_to_be_repaired(self, receipt: Receipt) -> bool:
-        return not self._retry_images.isdisjoint(receipt.image_status)
-
-    @contextmanager
-    def _noted(self, job: _Job) -> Iterator[None]:
-        """Write down which shard this process is at, where no driver of its own would notice its death."""
-        own = self.config.run.workers == 0
-        if own:
-            write_note(self.directory, InFlight(job.shard, job.attempt, "", driver=True))
-        try:
-            yield
-        finally:
-            if own or job.attempt >= self.config.run.max_attempts:
-                clear_note(self.directory, job.shard)
-
-    def _make_labels(self, job: _Job, generation: int) -> LabelTable:
-        return self._publish(job, generation, self._place(job, job.rows))
+        return self._commit(job, generation, table, adopted=True)
 
     def _publish(self, job: _Job, generation: int, table: LabelTable) -> LabelTable:
-        with job.clock("write"):
-            return publish_labels(self.directory, job.shard, generation, table, self._footer(job, table))
-
-    def _footer(self, job: _Job, table: LabelTable) -> dict[str, str]:
         loaded = self._warm()
-        return label_footer(loaded.identity, job.shard, job.key, table, _footer_facts(loaded))
+        with job.clock("write"):
+            footer = label_footer(loaded.identity, job.shard, job.key, table, loaded.facts)
+            return publish_labels(self.directory, job.shard, generation, table, footer)
 
-    def _commit(self, job: _Job, generation: int, table: LabelTable, work: ShardWork) -> Receipt:
+    def _commit(
+        self, job: _Job, generation: int, table: LabelTable, before: Receipt | None = None, adopted: bool = False
+    ) -> Receipt:
+        """Declare a shard done; the work that the receipt `before` tells of is added to this one's."""
+        seconds = Counter(job.clock.seconds)
+        wall_s = time.perf_counter() - job.started
+        if before is not None:
+            seconds.update(before.stage_seconds)
+            wall_s, adopted = wall_s + before.wall_s, before.adopted
+        work = ShardWork(
+            worker=process_name(),
+            attempt=job.attempt,
+            adopted=adopted,
+            wall_s=round(wall_s, 6),
+            finished_at=time.time(),
+            stage_seconds={stage: round(value, 6) for stage, value in sorted(seconds.items())},
+        )
         return commit_receipt(self.directory, self._warm().identity, job.shard, generation, job.key, table, work)
 
     def _repair(self, job: _Job, before: Receipt, generation: int) -> Receipt:
@@ -219,7 +205,7 @@ class ShardRunner:
         table = splice_rows(standing, failed, self._place(job, job.rows.take(failed)))
         if is_same(table, read_label_metadata(path)):
             return before
-        return self._commit(job, generation, self._publish(job, generation, table), job.describe(before))
+        return self._commit(job, generation, self._publish(job, generation, table), before)
 
     def _place(self, job: _Job, rows: ManifestRows) -> LabelTable:
         """Label rows of manifest rows: all together, or one by one where the shard has ended processes."""
@@ -227,8 +213,8 @@ class ShardRunner:
         suspicion = find_suspicion(self.directory, shard, attempt, self.config.run.max_attempts)
         if suspicion is None:
             next_shard = self._next.get(shard)
-            manifest = self._warm().manifest
-            following = None if next_shard is None else functools.partial(manifest.read_shard, next_shard)
+            read = self._warm().manifest.read_shard
+            following = None if next_shard is None else functools.partial(read, next_shard)
             return build_label_table(placer.place(rows, job.clock, following))
         images = rows.column("image_id").to_pylist()
         own = self.config.run.workers == 0
@@ -237,10 +223,9 @@ class ShardRunner:
             write_note(self.directory, InFlight(shard, attempt, image, survived, own))
 
         placed = work_one_by_one(images, suspicion, lambda i: placer.place(rows.take([i]), job.clock)[0], note)
-        for position in range(len(images)):
+        for position, image in enumerate(images):
             if position not in placed:
-                scenes = placer.keep_labels(rows.take([position]), *suspicion.verdict(images[position]))
-                placed[position] = scenes[0]
+                placed[position] = placer.keep_labels(rows.take([position]), *suspicion.verdict(image))[0]
         return build_label_table([placed[position] for position in range(len(images))])
 
     def _warm(self) -> _Loaded:
@@ -264,20 +249,15 @@ class ShardRunner:
             raise RunMismatch(
                 f"the body model {self.config.body.model_path} was changed while it was read; start again"
             )
-        images = open_images(places.images, self.manifest_path)
         sight = Sight(self.config, body, device)
         depth = None if sight.depth is not None else open_depth(self.config.depth, places.depth or "")
         centred = manifest.dataset.get("principal_point", "centre") == "centre"
+        images = open_images(places.images, self.manifest_path)
         placer = ScenePlacer(SceneOptimizer(body, self.config), self.config, images, depth, sight, centred)
-        return _Loaded(identity, manifest, body, placer, sight.facts, list_generations(self.directory))
-
-
-def _footer_facts(loaded: _Loaded) -> dict[str, str]:
-    """What the footer tells of the inputs: the same on every machine, so no roots."""
-    metadata = loaded.manifest.metadata
-    facts: dict[str, str] = {name: metadata[name] for name in ("dataset", "label_files") if name in metadata}
-    licence = str(loaded.manifest.dataset.get("licence", ""))
-    return {**facts, "licence": licence, "body_sha256": loaded.body.sha256, **loaded.networks}
+        told = ("dataset", "label_files")
+        facts: dict[str, str] = {name: text for name, text in manifest.metadata.items() if name in told}
+        facts |= {"licence": str(manifest.dataset.get("licence", "")), "body_sha256": body.sha256, **sight.facts}
+        return _Loaded(identity, manifest, placer, facts, list_generations(self.directory))
 
 
 def choose_device(name: str) -> torch.device:

@@ -135,7 +135,14 @@ def paint(image: torch.Tensor, how: Paint) -> torch.Tensor:
         noise = torch.randint(0, 256, (3, h, w), generator=chance, dtype=torch.uint8, device=image.device)
         varied = varied.clone() if varied is image else varied
         varied[:, y : y + h, x : x + w] = noise
-    return varied if how.colours == (1, 1, 1) else _jitter(varied, how.colours)
+    if how.colours == (1, 1, 1):
+        return varied
+    brightness, contrast, saturation = how.colours
+    pixels = varied.float()
+    grey = sum(weight * plane for weight, plane in zip(_LUMA, pixels, strict=True))
+    towards = saturation * pixels + (1 - saturation) * grey
+    jittered = brightness * (contrast * towards + (1 - contrast) * grey.mean())
+    return jittered.round().clamp(0, 255).to(torch.uint8)
 
 
 def _reading(frame: Frame) -> torch.Tensor:
@@ -148,16 +155,6 @@ def _reading(frame: Frame) -> torch.Tensor:
     cut = np.array([[grow[0], 0, (grow[0] - 1) / 2], [0, grow[1], (grow[1] - 1) / 2], [0, 0, 1]])
     pixels = np.array([[width / 2, 0, width / 2 - 0.5], [0, height / 2, height / 2 - 0.5], [0, 0, 1]])
     return torch.from_numpy((steps @ mirror @ back @ cut @ pixels)[:2]).float()
-
-
-def _jitter(image: torch.Tensor, colours: tuple[float, float, float]) -> torch.Tensor:
-    """Brightness, contrast, saturation: (3, h, w) uint8 -> the same."""
-    brightness, contrast, saturation = colours
-    pixels = image.float()
-    grey = sum(weight * plane for weight, plane in zip(_LUMA, pixels, strict=True))
-    towards = saturation * pixels + (1 - saturation) * grey
-    varied = brightness * (contrast * towards + (1 - contrast) * grey.mean())
-    return varied.round().clamp(0, 255).to(torch.uint8)
 
 
 def fit_size(width: int, height: int, side: int) -> tuple[tuple[int, int], float]:
@@ -181,15 +178,18 @@ def vary(bodies: Bodies, width: int, height: int, side: int, draw: Draw, body: B
         half_pixel: a crop scales joints without the half pixel that the camera gets, as published.
     """
     (w, h), rate = fit_size(width, height, side)
-    angle = np.deg2rad(draw.angle)
+    z, angle = draw.scale, np.deg2rad(draw.angle)
     turn = np.array([[np.cos(angle), np.sin(angle), 0], [-np.sin(angle), np.cos(angle), 0], [0, 0, 1]])  # R
 
+    # M = [[A, B, (1 - A) x0 - B y0], [-B, A, B x0 + (1 - A) y0]], A = z cos a', B = z sin a', a' = -a if mirrored
+    a, b, x0, y0 = z * np.cos(angle), z * np.sin(angle) * (-1 if draw.flip else 1), w // 2, h // 2
+    warp = np.array([[a, b, (1 - a) * x0 - b * y0], [-b, a, b * x0 + (1 - a) * y0]])
+    frame = Frame((w, h), draw.flip, warp if draw.angle or z != 1 else None, h, (w, h))
+
     # f *= r z;  c = (r z c + (1 - z) (w, h) / 2), turned about the middle, mirrored
-    z = draw.scale
     camera = bodies.intrinsics.astype(np.float64).copy()
     camera[:, [0, 1], [0, 1]] *= rate * z
-    whole = Frame((w, h), draw.flip, _warp_matrix(w, h, draw), h, (w, h))
-    camera[:, :2, 2] = move_points(bodies.intrinsics[:, :2, 2], (width, height), side, draw, whole)
+    camera[:, :2, 2] = move_points(bodies.intrinsics[:, :2, 2], (width, height), side, draw, frame)
 
     # R_c -> R R_c, t_c -> R t_c;  root = R_c root;  T' = R_c (p + T) + t_c - p, p the pelvis of the shape at rest
     world = turn if bodies.rotation is None else turn @ bodies.rotation
@@ -207,8 +207,18 @@ def vary(bodies: Bodies, width: int, height: int, side: int, draw: Draw, body: B
     transl = np.einsum("...ij,...j->...i", world, pelvis + bodies.transl) + shift - pelvis
     transl[:, 0] *= -1 if draw.flip else 1
     joints = posed + transl[:, None]
-    varied = Varied(angles, transl, camera, joints, project_points(joints, camera, behind=True), whole)
-    return varied if draw.crop is None else _cut_bottom(varied, side, draw.crop, half_pixel)
+    places = project_points(joints, camera, behind=True)
+
+    # keep rows < floor(stays (h - y0) + y0), y0 the lowest chest or half the height; then make the longer side S
+    first = max(h // 2, float(places[:, _CHEST, 1].max(initial=0)))
+    if draw.crop is not None and first < h:
+        rows = int(draw.crop * (h - first) + first)
+        size, grown = fit_size(w, rows, side)
+        frame = replace(frame, rows=rows, size=size)
+        camera[:, [0, 1], [0, 1]] *= grown
+        camera[:, :2, 2] = grown * camera[:, :2, 2] + (grown - 1) / 2
+        places = places * grown if half_pixel else places * grown + (grown - 1) / 2
+    return Varied(angles, transl, camera, joints, places, frame)
 
 
 def project_points(points: np.ndarray, intrinsics: np.ndarray, behind: bool = False) -> np.ndarray:
@@ -271,29 +281,3 @@ def camera_problem(intrinsics: np.ndarray, width: int, height: int) -> str:
     if np.abs(intrinsics[:2, 2]).max() > _FARTHEST_CENTRE * longer:
         return f"its principal point {intrinsics[:2, 2].tolist()} is far outside of the picture"
     return ""
-
-
-def _warp_matrix(w: int, h: int, draw: Draw) -> np.ndarray | None:
-    """M = [[A, B, (1 - A) x0 - B y0], [-B, A, B x0 + (1 - A) y0]], A = z cos a', B = z sin a', a' = -a if mirrored."""
-    if draw.angle == 0 and draw.scale == 1:
-        return None
-    angle = np.deg2rad(-draw.angle if draw.flip else draw.angle)
-    a, b = draw.scale * np.cos(angle), draw.scale * np.sin(angle)
-    x0, y0 = int(w / 2), int(h / 2)
-    return np.array([[a, b, (1 - a) * x0 - b * y0], [-b, a, b * x0 + (1 - a) * y0]])
-
-
-def _cut_bottom(varied: Varied, side: int, stays: float, half_pixel: bool) -> Varied:
-    """Keep rows < floor(stays (h - y0) + y0), y0 the lowest chest or half the height; then make the longer side S."""
-    w, h = varied.frame.size
-    first = max(h // 2, float(varied.image_joints[:, _CHEST, 1].max(initial=0)))
-    if not first < h:
-        return varied
-    rows = int(stays * (h - first) + first)
-    size, grown = fit_size(w, rows, side)
-    camera = varied.intrinsics.copy()
-    camera[:, [0, 1], [0, 1]] *= grown
-    camera[:, :2, 2] = grown * camera[:, :2, 2] + (grown - 1) / 2
-    points = varied.image_joints * grown if half_pixel else varied.image_joints * grown + (grown - 1) / 2
-    frame = replace(varied.frame, rows=rows, size=size)
-    return replace(varied, intrinsics=camera, image_joints=points, frame=frame)

@@ -1,7 +1,7 @@
-"""Parts of the network: perceptrons, encoder blocks, decoder layers, the sine code, rows of unequal length, tokens.
+"""Parts of the network: perceptrons, encoder blocks, decoder layers, the sine code, tokens, denoising queries.
 
 Names of weights are those of the published files (`state_dict.csv` of the recorded cases), shapes stand at every door:
-B images, N tokens of the longest image, Q queries, C and D widths of encoder and decoder. Knows no people.
+B images, N tokens of the longest image, Q queries, C and D widths of encoder and decoder.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import pairwise
 
 import numpy as np
@@ -23,7 +23,12 @@ TEMPERATURE = 20.0  # of the sine code
 CONFIDENT = 0.3  # cells and queries from this confidence on show a person
 SMALL = 0.5  # cells of smaller scale are looked at more closely
 QUARTERS = ((0, 0), (0, 1), (1, 0), (1, 1))  # y, x of the four patches of a cell
-_ENCODER_EPS, _DECODER_EPS = 1e-6, 1e-5  # of the norms
+BOX_NOISE, CONTENT_NOISE = 0.4, 0.2  # of denoising queries: of half a box's side; of pose [rad] and shape
+ENCODER_EPS, DECODER_EPS = 1e-6, 1e-5  # of the norms
+_PROJECTIONS = (
+    *("sa_qcontent_proj", "sa_qpos_proj", "sa_kcontent_proj", "sa_kpos_proj", "sa_v_proj", "sa_out_proj"),
+    *("ca_qcontent_proj", "ca_kcontent_proj", "ca_kpos_proj", "ca_v_proj", "ca_qpos_sine_proj", "ca_out_proj"),
+)
 
 
 class Mlp(nn.Module):
@@ -44,82 +49,35 @@ class Mlp(nn.Module):
         return self.layers[-1](values)
 
 
-class Attention(nn.Module):
-    """Self-attention of an encoder block; rows of `qkv` are thirds: queries, keys, values."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
-
-    def forward(self, tokens: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-        """tokens (B, N, C), real (B, N) bool: only these are looked at."""
-        query, key, value = (split_heads(part, self.heads) for part in self.qkv(tokens).chunk(3, dim=-1))
-        return self.proj(attend(query, key, value, real[:, None, None]))
-
-
-class FeedForward(nn.Module):
-    """Two linear layers with GELU between them."""
-
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
-
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        return self.fc2(functional.gelu(self.fc1(tokens)))
-
-
-class LayerScale(nn.Module):
-    """A learnt factor for each feature."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.gamma = nn.Parameter(torch.ones(width))
-
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        return self.gamma * tokens
-
-
 class Block(nn.Module):
     """One block of a DINOv2: pre-norm attention and perceptron, both scaled by learnt factors."""
 
     def __init__(self, width: int, heads: int, hidden: int) -> None:
         super().__init__()
-        self.norm1, self.norm2 = encoder_norm(width), encoder_norm(width)
-        self.attn, self.mlp = Attention(width, heads), FeedForward(width, hidden)
-        self.ls1, self.ls2 = LayerScale(width), LayerScale(width)
+        self.heads = heads
+        self.norm1, self.norm2 = (nn.LayerNorm(width, eps=ENCODER_EPS) for _ in range(2))
+        self.attn = nn.ModuleDict({"qkv": nn.Linear(width, 3 * width), "proj": nn.Linear(width, width)})
+        self.mlp = nn.ModuleDict({"fc1": nn.Linear(width, hidden), "fc2": nn.Linear(hidden, width)})
+        self.ls1, self.ls2 = (nn.ParameterDict({"gamma": nn.Parameter(torch.ones(width))}) for _ in range(2))
 
     def forward(self, tokens: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-        """tokens (B, N, C), real (B, N) bool."""
-        tokens = tokens + self.ls1(self.attn(self.norm1(tokens), real))
-        return tokens + self.ls2(self.mlp(self.norm2(tokens)))
+        """tokens (B, N, C), real (B, N) bool: only these are looked at."""
+        parts = self.attn["qkv"](self.norm1(tokens)).chunk(3, dim=-1)
+        query, key, value = (split_heads(part, self.heads) for part in parts)
+        tokens = tokens + self.ls1["gamma"] * self.attn["proj"](attend(query, key, value, real[:, None, None]))
+        hidden = functional.gelu(self.mlp["fc1"](self.norm2(tokens)))
+        return tokens + self.ls2["gamma"] * self.mlp["fc2"](hidden)
 
 
-class Blocks(nn.Module):
-    """The encoder's blocks: those of a DINOv2, and the additional ones that read the scale map."""
-
-    def __init__(self, width: int, heads: int, layers: int, additional: int, hidden: int) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(Block(width, heads, hidden) for _ in range(layers))
-        self.additional_blocks = nn.ModuleList(Block(width, heads, hidden) for _ in range(additional))
-        self.norm = encoder_norm(width)
-
-
-class DecoderLayer(nn.Module):
+class DecoderLayer(nn.ModuleDict):
     """Queries look at each other, then at the memory around their boxes (Conditional and DAB-DETR), pre-norm."""
 
     def __init__(self, width: int, heads: int, hidden: int, first: bool) -> None:
-        super().__init__()
+        names = [*_PROJECTIONS, "ca_qpos_proj"] if first else _PROJECTIONS
+        super().__init__({name: nn.Linear(width, width) for name in names})
+        self.update({"linear1": nn.Linear(width, hidden), "linear2": nn.Linear(hidden, width)})
+        self.update({f"norm{number}": nn.LayerNorm(width, eps=DECODER_EPS) for number in (1, 2, 3)})
         self.heads, self.is_first = heads, first
-        square = (nn.Linear(width, width) for _ in range(13))
-        self.sa_qcontent_proj, self.sa_qpos_proj, self.sa_kcontent_proj = next(square), next(square), next(square)
-        self.sa_kpos_proj, self.sa_v_proj, self.sa_out_proj = next(square), next(square), next(square)
-        self.ca_qcontent_proj, self.ca_kcontent_proj, self.ca_kpos_proj = next(square), next(square), next(square)
-        self.ca_v_proj, self.ca_qpos_sine_proj, self.ca_out_proj = next(square), next(square), next(square)
-        if first:
-            self.ca_qpos_proj = next(square)
-        self.linear1, self.linear2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
-        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(width, eps=_DECODER_EPS) for _ in range(3))
 
     def forward(
         self, content: torch.Tensor, place: torch.Tensor, sine: torch.Tensor, memory: torch.Tensor,
@@ -135,43 +93,25 @@ class DecoderLayer(nn.Module):
         Returns:
             (B, Q, D) t.
         """
-        seen = self.norm1(content)
-        query = self.sa_qcontent_proj(seen) + self.sa_qpos_proj(place)
-        key = self.sa_kcontent_proj(seen) + self.sa_kpos_proj(place)
-        query, key, value = (split_heads(part, self.heads) for part in (query, key, self.sa_v_proj(seen)))
-        content = content + self.sa_out_proj(attend(query, key, value, may_see))
+        # u = norm1(t), q = Wqc u + Wqp p, k = Wkc u + Wkp p, v = Wv u
+        seen = self["norm1"](content)
+        query = self["sa_qcontent_proj"](seen) + self["sa_qpos_proj"](place)
+        key = self["sa_kcontent_proj"](seen) + self["sa_kpos_proj"](place)
+        query, key, value = (split_heads(part, self.heads) for part in (query, key, self["sa_v_proj"](seen)))
+        content = content + self["sa_out_proj"](attend(query, key, value, may_see))
 
-        seen = self.norm2(content)
-        query, key = self.ca_qcontent_proj(seen), self.ca_kcontent_proj(memory)
-        key_place = self.ca_kpos_proj(memory_place)
+        # u = norm2(t), in every head q = [Wqc u, Wsine g], k = [Wkc memory, Wkp pos]; + Wqp p, + Wkp pos in layer 0
+        query, key = self["ca_qcontent_proj"](self["norm2"](content)), self["ca_kcontent_proj"](memory)
+        key_place = self["ca_kpos_proj"](memory_place)
         if self.is_first:
-            query, key = query + self.ca_qpos_proj(place), key + key_place
-        query, key = self._join(query, self.ca_qpos_sine_proj(sine)), self._join(key, key_place)
-        value = split_heads(self.ca_v_proj(memory), self.heads)
-        content = content + self.ca_out_proj(attend(query, key, value, real[:, None, None]))
-        return content + self.linear2(self.linear1(self.norm3(content)).relu())
-
-    def _join(self, content: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
-        """Two (B, n, D) -> (B, heads, n, 2 D / heads), content before place in every head."""
-        return torch.cat([split_heads(content, self.heads), split_heads(place, self.heads)], dim=-1)
-
-
-class DecoderStack(nn.Module):
-    """The decoder's weights; `MeshNetwork` says how they are used."""
-
-    def __init__(self, width: int, heads: int, hidden: int, layers: int, boxes: nn.ModuleList) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(DecoderLayer(width, heads, hidden, layer == 0) for layer in range(layers))
-        self.norm = nn.LayerNorm(width, eps=_DECODER_EPS)
-        self.query_scale = Mlp(width, width, width)
-        self.ref_point_head = Mlp(2 * width, width, width)
-        self.ref_anchor_head = Mlp(width, width, 2)
-        self.bbox_embed = boxes  # the same modules as the network's: published files hold them twice
-
-
-def encoder_norm(width: int) -> nn.LayerNorm:
-    """A norm as the encoder has it."""
-    return nn.LayerNorm(width, eps=_ENCODER_EPS)
+            query, key = query + self["ca_qpos_proj"](place), key + key_place
+        query, key = (
+            torch.cat([split_heads(part, self.heads) for part in pair], dim=-1)
+            for pair in ((query, self["ca_qpos_sine_proj"](sine)), (key, key_place))
+        )
+        value = split_heads(self["ca_v_proj"](memory), self.heads)
+        content = content + self["ca_out_proj"](attend(query, key, value, real[:, None, None]))
+        return content + self["linear2"](self["linear1"](self["norm3"](content)).relu())
 
 
 def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
@@ -193,6 +133,12 @@ def sine_code(xy: torch.Tensor, width: int) -> torch.Tensor:
     wave = TEMPERATURE ** (2 * torch.div(k, 2, rounding_mode="floor").to(torch.float32) / (width // 2))
     phase = xy.flip(-1)[..., None].float() * (2 * math.pi) / wave
     return torch.where(k % 2 == 0, phase.sin(), phase.cos()).flatten(-2)
+
+
+def inverse_sigmoid(share: torch.Tensor) -> torch.Tensor:
+    """ln(max(x, 1e-5) / max(1 - x, 1e-5)), x clipped to [0, 1]."""
+    share = share.clamp(0, 1)
+    return (share.clamp(min=1e-5) / (1 - share).clamp(min=1e-5)).log()
 
 
 def number_within(image: torch.Tensor, count: int) -> torch.Tensor:
@@ -236,25 +182,6 @@ class Cells:
     lengths: list[int]  # cells of each image
 
 
-@dataclass(frozen=True)
-class Choice:
-    """What becomes of the cells."""
-
-    small: torch.Tensor  # (T,) bool, replaced by four finer tokens
-    kept: torch.Tensor  # (T,) bool, stay
-    background: torch.Tensor  # (T,) bool, four of a group become one
-
-    def list_by_level(self, lengths: list[int]) -> tuple[list[torch.Tensor], int, int]:
-        """Rows of cells that are small, that stay, and that are the first of a group of background; then how many small
-        tokens, and tokens of all levels, an image has at most. `lengths`: cells of each image. A GPU waits twice."""
-        first = torch.arange(len(self.kept), device=self.kept.device) % 4 == 0
-        masks = torch.stack([self.small, self.kept, self.background & first])
-        counts = np.array(torch.stack([part.sum(1) for part in masks.split(lengths, dim=1)]).tolist())  # (B, 3)
-        cells = masks.nonzero()[:, 1].split(counts.sum(0).tolist())
-        tokens = counts * (len(QUARTERS), 1, 1)
-        return list(cells), int(tokens[:, 0].max()), int(tokens.sum(1).max())
-
-
 def list_cells(sizes: Sequence[tuple[int, int]], device: torch.device | None = None) -> Cells:
     """Cells of images of (height, width) px, both multiples of 56."""
     grids = [z_order(height // CELL, width // CELL, device) for height, width in sizes]
@@ -274,14 +201,17 @@ def z_order(rows: int, columns: int, device: torch.device | None = None) -> tupl
     return y[order], x[order]
 
 
-def choose_tokens(scale_map: torch.Tensor, by_image: bool, limits: tuple[float, float]) -> Choice:
-    """Refine, keep or merge.
+def choose_tokens(scale_map: torch.Tensor, by_image: bool, limits: tuple[float, float]) -> torch.Tensor:
+    """Which cells become four finer tokens (small), stay, or become one with their group (background).
 
     Args:
         scale_map: (T, 2) confidence and scale of the cells.
         by_image: an image never depends on its neighbours. False: as published, where no image of the batch has any
             background, small cells stay beside the finer ones that replace them.
         limits: of confidence and scale, see `CONFIDENT` and `SMALL`.
+
+    Returns:
+        (3, T) bool by level; levels 0 and 1 may both take a cell.
     """
     confident = scale_map[:, 0] > limits[0]
     small = confident & (scale_map[:, 1] < limits[1])
@@ -289,4 +219,84 @@ def choose_tokens(scale_map: torch.Tensor, by_image: bool, limits: tuple[float, 
     kept = valid & ~small
     if not by_image:
         kept = kept | valid.all()
-    return Choice(small, kept, ~valid)
+    return torch.stack([small, kept, ~valid])
+
+
+def list_by_level(chosen: torch.Tensor, lengths: list[int]) -> tuple[list[torch.Tensor], int, int]:
+    """Cells of each level, of background the first of each group; then how many small tokens, and tokens of all levels,
+    an image has at most. `lengths`: cells of each image. A GPU waits twice."""
+    first = torch.arange(chosen.shape[1], device=chosen.device) % 4 == 0
+    masks = chosen & torch.stack([torch.ones_like(first), torch.ones_like(first), first])
+    counts = np.array(torch.stack([part.sum(1) for part in masks.split(lengths, dim=1)]).tolist())  # (B, 3)
+    cells = masks.nonzero()[:, 1].split(counts.sum(0).tolist())
+    tokens = counts * (len(QUARTERS), 1, 1)
+    return list(cells), int(tokens[:, 0].max()), int(tokens.sum(1).max())
+
+
+@dataclass(frozen=True)
+class Known:
+    """The N people of B images from whom denoising queries start: made wrong on purpose, to be put right (stage 1).
+
+    G groups of 2 P slots stand before the queries of their own, P being the most people of an image: P near their
+    people ("positive"), then P farther away ("negative"); person k of an image stands at 2 P g + k and 2 P g + P + k.
+    """
+
+    image: torch.Tensor  # (N,) int64 ascending
+    images: int  # B
+    boxes: torch.Tensor  # (N, 4) cx, cy, w, h as shares of S
+    body: torch.Tensor  # (N, 82) pose and betas
+    groups: int  # G
+
+    @cached_property
+    def most(self) -> int:
+        """P; a GPU waits for it once."""
+        return int(number_within(self.image, self.images).max()) + 1 if len(self.image) else 0
+
+    def slots(self, negative: bool) -> torch.Tensor:
+        """(G, N) where each person stands in each group."""
+        group = torch.arange(self.groups, device=self.image.device)[:, None]
+        return 2 * self.most * group + self.most * negative + number_within(self.image, self.images)
+
+
+@dataclass(frozen=True)
+class Noise:
+    """What chance gives, rows [all positive, all negative] x G; `sign` in -1, 1, `size` in [0, 1)."""
+
+    box_sign: torch.Tensor  # (2 N G, 4)
+    box_size: torch.Tensor
+    body_sign: torch.Tensor  # (2 N G, 82)
+    body_size: torch.Tensor
+
+
+def draw_noise(known: Known) -> Noise:
+    """From torch's global generator, in the order of the fields."""
+    rows, drawn = 2 * len(known.image) * known.groups, []
+    for width in (4, known.body.shape[-1]):
+        drawn.append(torch.randint(0, 2, (rows, width), device=known.boxes.device).float() * 2 - 1)
+        drawn.append(torch.rand(rows, width, device=known.boxes.device))
+    return Noise(*drawn)
+
+
+def noisy_queries(known: Known, noise: Noise, encode: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+    """Content (B, 2 P G, D) and box logits (B, 2 P G, 4) of the slots; 0 where nobody stands."""
+    people, times = len(known.image), 2 * known.groups
+    slots = torch.stack([known.slots(negative=False), known.slots(negative=True)], dim=1).flatten()
+    image, count = known.image.repeat(times), times * known.most
+    negative = (torch.arange(times, device=image.device) % 2 == 1).repeat_interleave(people)[:, None]
+    centre, half = known.boxes[:, :2], known.boxes[:, 2:] / 2
+    corners = torch.cat([centre - half, centre + half], dim=-1).repeat(times, 1)
+    reach = half.repeat(times, 2) * BOX_NOISE
+    corners = (corners + noise.box_sign * (noise.box_size + negative) * reach).clamp(0, 1)
+    boxes = torch.cat([(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]], dim=-1)
+    body = known.body.repeat(times, 1) + noise.body_sign * (noise.body_size + negative) * CONTENT_NOISE
+    encoded = encode(body)
+    content = encoded.new_zeros(known.images, count, encoded.shape[-1]).index_put((image, slots), encoded)
+    return content, boxes.new_zeros(known.images, count, 4).index_put((image, slots), inverse_sigmoid(boxes))
+
+
+def allowed_pairs(known: Known, queries: int) -> torch.Tensor:
+    """(n, n) bool, rows look at columns, n = 2 P G + Q: slots at their group and all queries, queries at queries."""
+    slots = 2 * known.most * known.groups
+    group = torch.arange(slots + queries, device=known.image.device) // max(1, 2 * known.most)
+    group[slots:].fill_(-1)
+    return (group[:, None] == group) | (group == -1)

@@ -8,14 +8,14 @@ image of 5 people). An image that cannot be used costs itself only: it is left o
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from torch.utils.data import DataLoader, Dataset, Sampler
+import torch
+from torch.utils.data import DataLoader, Dataset
 
 from dto_pipeline.data.images import ImageStore
 from dto_pipeline.data.label_files import LabelColumns
@@ -24,11 +24,20 @@ from dto_pipeline.data.labels import LabelsError
 from dto_pipeline.errors import DtoError
 from dto_pipeline.models.body import BodyModel, load_body
 from dto_pipeline.status import UnusableImage
-from dto_pipeline.train.augment import Draw, draw_paint, draw_variation, resize
-from dto_pipeline.train.batch import ReadItems, Sample, Skipped, TrainBatch, blank_sample, collate_samples
+from dto_pipeline.train.augment import Draw, Paint, draw_paint, draw_variation, paint, resize
 from dto_pipeline.train.checkpoint import Position
-from dto_pipeline.train.config import AugmentConfig, DataConfig, TrainConfig, without_augmentation
-from dto_pipeline.train.people import ImageLabels, Rules, build_labels, see_people, square_pixels
+from dto_pipeline.train.config import GROUP, AugmentConfig, DataConfig, TrainConfig, without_augmentation
+from dto_pipeline.train.targets import (
+    ImageLabels,
+    Rules,
+    Seen,
+    Targets,
+    build_labels,
+    guess_camera,
+    see_people,
+    square_pixels,
+    unknown_people,
+)
 
 _PROCESS_LOST, _TOO_LONG = "DataLoader worker", "timed out"  # stand in what PyTorch says of reading processes
 _PREFETCH = 2  # batches that each of them reads ahead
@@ -47,6 +56,98 @@ class Turn(NamedTuple):
     epoch: int
     position: int  # in the epoch's order: decides the augmentation
     image: int  # of the index, pieces end to end
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image ready to be batched."""
+
+    image_id: str  # "" = a black image in the place of a batch of which nothing could be read
+    image: np.ndarray  # (h, w, 3) uint8 RGB, resized
+    paint: Paint  # what is left to be done to it
+    seen: Seen
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """An image that could not be used."""
+
+    image_id: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class TrainBatch:
+    """What one training step sees: B images, each of its own size, and their people.
+
+    Attributes:
+        images: B of (3, h, w) uint8 RGB, the longer side S; not varied before `to` puts them on their device.
+        paints: what is left to be done to them; () = nothing.
+        targets: the people of all of them.
+        image_ids: B keys; "" = a black image in the place of a batch of which nothing could be read.
+        skipped: "key: reason" of each image of this batch that could not be used and is not in it.
+    """
+
+    images: tuple[torch.Tensor, ...]
+    paints: tuple[Paint, ...]
+    targets: Targets
+    image_ids: tuple[str, ...]
+    skipped: tuple[str, ...] = ()
+
+    @property
+    def centres(self) -> torch.Tensor:
+        """(B, 2) principal points [px]."""
+        return self.targets.intrinsics[:, :2, 2]
+
+    def to(self, device: torch.device | str) -> TrainBatch:
+        """The batch on another device, its images varied there."""
+        images = [image.to(device, non_blocking=True) for image in self.images]
+        if self.paints:
+            images = [paint(image, how) for image, how in zip(images, self.paints, strict=True)]
+        targets = {name: value.to(device, non_blocking=True) for name, value in vars(self.targets).items()}
+        return replace(self, images=tuple(images), paints=(), targets=Targets(**targets))
+
+    def pin_memory(self) -> TrainBatch:
+        """In memory from which a GPU copies by itself."""
+        targets = {name: value.pin_memory() for name, value in vars(self.targets).items()}
+        return replace(self, images=tuple(image.pin_memory() for image in self.images), targets=Targets(**targets))
+
+
+@dataclass(frozen=True)
+class ReadItems:
+    """What a reading process sends: arrays go through a pipe, where tensors would need room in /dev/shm."""
+
+    items: list[Sample | Skipped]
+
+    def pin_memory(self) -> TrainBatch:
+        """Called by PyTorch in a thread of its own where batches go to a GPU."""
+        return collate_samples(self.items).pin_memory()
+
+
+def blank_sample(rules: Rules) -> Sample:
+    """A black image in which truly nobody is."""
+    width, height = size = (rules.data.input_size, GROUP)
+    seen = see_people(unknown_people(0, guess_camera(*size)), size, Draw(), rules)
+    return Sample("", np.zeros((height, width, 3), np.uint8), Paint(seen.frame), seen)
+
+
+def collate_samples(items: Sequence[Sample | Skipped]) -> TrainBatch:
+    """Images and people one after the other; what was skipped is named. At least one item is a sample."""
+    samples = [item for item in items if isinstance(item, Sample)]
+    seen = [sample.seen for sample in samples]
+    parts = {name: [one.targets[name] for one in seen] for name in seen[0].targets}
+    most, numbers = max(one.num_people for one in seen), np.arange(len(seen))
+    wide = [np.pad(v, ((0, 0), (0, most - len(v))), constant_values=np.nan) for v in parts["z_covariance"]]
+    joined = {name: np.concatenate(arrays) for name, arrays in (parts | {"z_covariance": wide}).items()}
+    joined["image"] = np.repeat(numbers, [one.num_people for one in seen])
+    joined["cell_image"] = np.repeat(numbers, [len(cells) for cells in parts["scale_map"]])
+    return TrainBatch(
+        images=tuple(torch.from_numpy(sample.image).permute(2, 0, 1) for sample in samples),
+        paints=tuple(sample.paint for sample in samples),
+        targets=Targets(**{name: torch.from_numpy(array) for name, array in joined.items()}),
+        image_ids=tuple(sample.image_id for sample in samples),
+        skipped=tuple(f"{item.image_id}: {item.reason}" for item in items if isinstance(item, Skipped)),
+    )
 
 
 def epoch_order(counts: np.ndarray, weights: np.ndarray, seed: int, epoch: int, window: int) -> np.ndarray:
@@ -79,48 +180,27 @@ def epoch_order(counts: np.ndarray, weights: np.ndarray, seed: int, epoch: int, 
     return np.concatenate(windows)
 
 
-class EpochBatches(Sampler[list[Turn]]):
-    """One rank's batches of an epoch, from any step on: step s takes the s-th `batch * world` images of the order.
+def deal_batches(
+    order: np.ndarray, batch: int, epoch: int = 0, start: int = 0, rank: int = 0, world: int = 1
+) -> Iterator[list[Turn]]:
+    """One rank's batches of an epoch from step `start` on: step s takes the s-th `batch * world` images of the order.
 
     Every rank has the same number of steps. In the last one the images that are left are dealt out, so that a rank may
     get fewer than `batch`, or none.
     """
-
-    def __init__(
-        self, counts: np.ndarray, weights: np.ndarray, seed: int, window: int, batch: int, rank: int = 0, world: int = 1
-    ) -> None:
-        """See `epoch_order`; `rank` of `world` processes."""
-        self._order_by, self._share = (counts, weights, seed), (rank, world, batch * world)
-        self._window = window
-        self.start(0)
-
-    def start(self, epoch: int, step: int = 0) -> None:
-        """What the next iteration gives: the batches of `epoch` from `step` on."""
-        self._epoch, self._step = epoch, step
-        self._order = epoch_order(*self._order_by, epoch, self._window)
-
-    def __len__(self) -> int:
-        """Steps of the whole epoch."""
-        return math.ceil(len(self._order) / self._share[2])
-
-    def __iter__(self) -> Iterator[list[Turn]]:
-        rank, world, together = self._share
-        for step in range(self._step, len(self)):
-            positions = range(step * together, min((step + 1) * together, len(self._order)))[rank::world]
-            yield [Turn(self._epoch, position, int(self._order[position])) for position in positions]
+    together = batch * world
+    for first in range(start * together, len(order), together):
+        positions = range(first, min(first + together, len(order)))[rank::world]
+        yield [Turn(epoch, position, int(order[position])) for position in positions]
 
 
 class TrainingImages(Dataset[Sample | Skipped]):
     """Images by their number in the index, seen as a `Turn` says; safe to use in forked or spawned processes."""
 
     def __init__(
-        self,
-        sets: Sequence[LabelSet],
-        body: BodyModel,
-        config: DataConfig,
-        augment: AugmentConfig | None = None,
+        self, sets: Sequence[LabelSet], body: BodyModel, config: DataConfig, augment: AugmentConfig | None = None,
         held_out: bool = False,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Index the labels.
 
         Args:
@@ -137,13 +217,13 @@ class TrainingImages(Dataset[Sample | Skipped]):
         self._rules = Rules.of(body, config, augment or without_augmentation(AugmentConfig()))
         self.pieces = index_pieces(sets, Part(config.select, config.holdout, held_out, config.limits))
         if not self.pieces:
-            names = ", ".join(one.name for one in sets) or "no labels"
             said = f"{config.select!r} with people; choose another data.select"
             if config.max_error:
                 said = f"{config.select!r} with people and an expected error of at most {config.max_error:g} m (labels"
                 said += " of solver.mode paper tell none); raise data.max_error, or set it to 0"
             if held_out:
                 said = f"held out (data.holdout is {config.holdout}); raise data.holdout, or set it to 0"
+            names = ", ".join(one.name for one in sets) or "no labels"
             raise LabelsError(f"{names}: no image is {said}, or name more labels")
         self.counts = np.array([piece.rows.size for piece in self.pieces], np.int64)
         weights = np.array(config.weights or [1.0] * len(sets))
@@ -162,26 +242,25 @@ class TrainingImages(Dataset[Sample | Skipped]):
             LabelsError, ManifestError: label files or manifests changed or were damaged since they were opened.
         """
         number = int(np.searchsorted(self._starts, turn.image, side="right")) - 1
-        piece, columns = self.pieces[number], self._read(number)
-        row = turn.image - int(self._starts[number])
-        image_id = str(columns.images["image_id"][row])
-        if piece.label_set not in self._stores:
-            self._stores[piece.label_set] = self.sets[piece.label_set].open_images()
+        columns, row = self._read(number), turn.image - int(self._starts[number])
+        label_set, config = self.pieces[number].label_set, self.config
+        image_id, *labelled = (columns.images[name][row] for name in ("image_id", "width", "height"))
+        if label_set not in self._stores:
+            self._stores[label_set] = self.sets[label_set].open_images()
         try:
-            file = self._stores[piece.label_set].read(
-                columns.images[IMAGE_FILE][row], least_side=self.config.input_size
-            )
-            _check_size(columns, row, *file.size)
-            trust, complete = self.config.trust, self.config.complete
-            labels = build_labels(columns, row, *file.size, limits=self.config.limits)
+            file = self._stores[label_set].read(columns.images[IMAGE_FILE][row], least_side=config.input_size)
+            if labelled[0] and tuple(labelled) != file.size:  # a label of size 0 never saw it
+                found = f"the image has {file.size[0]} x {file.size[1]} pixels"
+                raise UnusableImage(f"{found}, its labels {labelled[0]} x {labelled[1]}")
+            labels = build_labels(columns, row, *file.size, limits=config.limits)
             labels = replace(
                 labels,
-                trusted=not trust or trust[piece.label_set] == "3d",
-                complete=labels.complete and (not complete or complete[piece.label_set]),
+                trusted=not config.trust or config.trust[label_set] == "3d",
+                complete=labels.complete and (not config.complete or config.complete[label_set]),
             )
-            return self._vary(turn, image_id, file.rgb, *square_pixels(file.size, labels))
+            return self._vary(turn, str(image_id), file.rgb, *square_pixels(file.size, labels))
         except UnusableImage as error:
-            return Skipped(image_id, str(error))
+            return Skipped(str(image_id), str(error))
 
     def __getitems__(self, turns: list[Turn]) -> list[Sample | Skipped]:
         """A batch; where no image of it can be used, a black one stands in: every rank always has a step to do."""
@@ -211,50 +290,32 @@ class TrainingImages(Dataset[Sample | Skipped]):
         """Vary the image until somebody is seen of everybody, then take it as it is, or (as published) leave it out."""
         random = np.random.default_rng([_DRAWS, self.config.seed, turn.epoch, turn.position])
         config = self._rules.augment
+        still = without_augmentation(config)
         if not labels.has_body.any() and not config.vary_flat:
-            config = without_augmentation(config)
-        varies = config != without_augmentation(config)
-        for _ in range(_TRIES if varies else 1):
-            draw = draw_variation(random, config)
-            seen, varied = see_people(labels, size, draw, self._rules)
+            config = still
+        for _ in range(_TRIES if config != still else 1):
+            seen = see_people(labels, size, draw_variation(random, config), self._rules)
             if seen.good:
                 break
         else:
-            seen, varied = see_people(labels, size, Draw(), self._rules)
-            if varies and not config.keep_unvaried:
+            if config != still and not config.keep_unvaried:
                 raise UnusableImage(f"nobody is left of it after {_TRIES} variations")
-        how = draw_paint(random, varied.frame, seen.corners, config)
-        return Sample(image_id, resize(rgb, varied.frame.resized), how, seen)
+            seen = see_people(labels, size, Draw(), self._rules)
+        centre, half = seen.targets["boxes"][:, :2], seen.targets["boxes"][:, 2:] / 2
+        corners = np.concatenate([centre - half, centre + half], axis=1) * self.config.input_size
+        how = draw_paint(random, seen.frame, corners, config)
+        return Sample(image_id, resize(rgb, seen.frame.resized), how, seen)
 
 
 class TrainingData:
-    """One rank's stream of batches. Holds reading processes; `epoch` may be called again and again."""
+    """One rank's stream of batches; `epoch` may be called again and again, and begins reading processes of its own."""
 
-    def __init__(
-        self, images: TrainingImages, rank: int = 0, world: int = 1, persistent: bool = True, pin: bool = False
-    ) -> None:
-        """`rank` of `world` training processes, each of which sees its share of every epoch.
-
-        Args:
-            persistent: reading processes stay for the next epoch.
-            pin: batches come in memory from which a GPU copies by itself.
-        """
-        self.images, config = images, images.config
-        order = (images.counts, images.weights, config.seed, config.shuffle_images)
-        self.batches = EpochBatches(*order, config.batch_images, rank, world)
+    def __init__(self, images: TrainingImages, rank: int = 0, world: int = 1, pin: bool = False) -> None:
+        """`rank` of `world` training processes, each of which sees its share of every epoch; `pin`: batches come in
+        memory from which a GPU copies by itself."""
+        self.images, self._share, self._pin = images, (rank, world), pin
         # clients of object stores do not survive a fork
         self.start_method = "spawn" if any(label_set.is_remote for label_set in images.sets) else None
-        several: dict[str, Any] = {"timeout": config.patience, "prefetch_factor": _PREFETCH}
-        several |= {"persistent_workers": persistent, "multiprocessing_context": self.start_method}
-        self._loader: DataLoader[Sample | Skipped] = DataLoader(
-            images, batch_sampler=self.batches, num_workers=config.workers, collate_fn=ReadItems, pin_memory=pin,
-            **(several if config.workers else {}),
-        )  # fmt: skip
-
-    @property
-    def steps(self) -> int:
-        """Steps of an epoch, the same on every rank; weights below or between whole numbers let it vary a little."""
-        return len(self.batches)
 
     def __iter__(self) -> Iterator[TrainBatch]:
         return self.epoch(0)
@@ -266,15 +327,23 @@ class TrainingData:
             LabelsError, ManifestError: label files or manifests changed or were damaged since they were opened.
             ReadingProcessLost: see there.
         """
-        self.batches.start(epoch, start_step)
+        images, config = self.images, self.images.config
+        order = epoch_order(images.counts, images.weights, config.seed, epoch, config.shuffle_images)
+        turns: Any = deal_batches(order, config.batch_images, epoch, start_step, *self._share)
+        several: dict[str, Any] = {"num_workers": config.workers, "prefetch_factor": _PREFETCH}
+        several |= {"timeout": config.patience, "multiprocessing_context": self.start_method}
+        own = torch.Generator()  # or reading would take numbers from the one that draws noise
+        loader = DataLoader(
+            images, batch_sampler=turns, collate_fn=ReadItems, pin_memory=self._pin, generator=own,
+            **several if config.workers else {},
+        )  # fmt: skip
         try:
-            for read in self._loader:
+            for read in loader:
                 yield collate_samples(read.items) if isinstance(read, ReadItems) else read
         except DtoError as error:  # a reading process sends its whole trace along; the sentence stands last
             raise type(error)(str(error).rpartition(f"{type(error).__name__}: ")[2].strip()) from error
         except RuntimeError as error:
             if _TOO_LONG in str(error):
-                config = self.images.config
                 raise ReadingProcessLost(
                     f"{config.workers} processes that read images gave nothing in {config.patience:g} s "
                     "(data.patience); look at the storage they read from, then raise data.patience, or set "
@@ -288,6 +357,12 @@ class TrainingData:
             ) from error
 
 
+class Stream(Protocol):
+    """One process's share of the training batches."""
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[TrainBatch]: ...
+
+
 class Source(Protocol):
     """What the loop needs; may be pickled. Each process gets its share."""
 
@@ -298,35 +373,28 @@ class Source(Protocol):
         ...
 
 
-class Stream(Protocol):
-    """One process's share of the training batches."""
-
-    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[TrainBatch]: ...
-
-
 @dataclass(frozen=True)
 class LabelSource:
-    """A `Source` of opened label sets, see `data.label_pieces`."""
+    """A `Source` of opened label sets, see `data.label_pieces`. Raises: LabelsError: no image is left."""
 
     sets: tuple[LabelSet, ...]
     config: TrainConfig
 
     def training(self, rank: int, world: int) -> Stream:
-        """The images that are not held out, varied anew in every epoch. Raises: LabelsError."""
-        images = self._index(self.config.data, self.config.augment, held_out=False)
-        return TrainingData(images, rank, world, pin=self.config.loop.gpu)
+        """The images that are not held out, varied anew in every epoch."""
+        return self._data(self.config.augment, rank, world)
 
     def held_out(self, rank: int, world: int) -> Iterable[TrainBatch]:
-        """None where `data.holdout` is 0. Raises: LabelsError: labels cannot be read, or no image is kept."""
+        """None where `data.holdout` is 0."""
         if self.config.data.holdout == 0:
             return ()
-        still = without_augmentation(self.config.augment)
-        images = self._index(replace(self.config.data, weights=()), still, held_out=True)
-        return TrainingData(images, rank, world, persistent=False, pin=self.config.loop.gpu)
+        return self._data(without_augmentation(self.config.augment), rank, world, held_out=True)
 
-    def _index(self, data: DataConfig, augment: AugmentConfig, held_out: bool) -> TrainingImages:
-        body = load_body(self.config.body.model_path, self.config.body.kid_axis)
-        return TrainingImages(self.sets, body, data, augment, held_out)
+    def _data(self, augment: AugmentConfig, rank: int, world: int, held_out: bool = False) -> TrainingData:
+        config = self.config
+        data = replace(config.data, weights=()) if held_out else config.data
+        body = load_body(config.body.model_path, config.body.kid_axis)
+        return TrainingData(TrainingImages(self.sets, body, data, augment, held_out), rank, world, config.loop.gpu)
 
 
 def batches_from(stream: Stream, position: Position) -> Iterator[tuple[TrainBatch, Position]]:
@@ -358,10 +426,3 @@ def batches_from(stream: Stream, position: Position) -> Iterator[tuple[TrainBatc
         if is_whole and not images and not skipped:
             raise LabelsError("an epoch has no images; are all data.weights 0?")
         position = Position(position.step, position.epoch + 1, 0)
-
-
-def _check_size(columns: LabelColumns, row: int, width: int, height: int) -> None:
-    """Refuse a photograph of another size than the one that was labelled; a label of size 0 never saw it."""
-    labelled = int(columns.images["width"][row]), int(columns.images["height"][row])
-    if labelled[0] and labelled != (width, height):
-        raise UnusableImage(f"the image has {width} x {height} pixels, its labels {labelled[0]} x {labelled[1]}")

@@ -13,11 +13,11 @@ import torch
 from torch.nn import functional
 
 from dto_pipeline.models.body import BodyModel
-from dto_pipeline.train.batch import TrainBatch
 from dto_pipeline.train.blocks import CONFIDENT
+from dto_pipeline.train.dataset import TrainBatch
 from dto_pipeline.train.matching import generalised_iou, match_people
 from dto_pipeline.train.model import Predictions, corners
-from dto_pipeline.train.people import TREE_JOINTS
+from dto_pipeline.train.targets import TREE_JOINTS
 
 _REACH = 1.0  # `near_pair_depth_error` is over pairs whose true z differ by at most this [m]
 _SAME = 0.2  # people nearer to each other than this in z are in one order of depth [m]

@@ -16,13 +16,13 @@ import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from dto_pipeline.array_files import read_npy
 from dto_pipeline.errors import DtoError
-from dto_pipeline.models.array_files import read_npy
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.reading import open_regular
-from dto_pipeline.train.batch import TrainBatch
+from dto_pipeline.train.blocks import Known
 from dto_pipeline.train.config import LoopConfig, TrainConfig
-from dto_pipeline.train.denoising import Known
+from dto_pipeline.train.dataset import TrainBatch
 from dto_pipeline.train.losses import compute_losses
 from dto_pipeline.train.matching import match_people
 from dto_pipeline.train.model import MeshNetwork, Predictions, with_joints

@@ -31,7 +31,6 @@ from dto_pipeline.data.files import write_json_atomic
 from dto_pipeline.errors import DtoError
 from dto_pipeline.models.body import load_body
 from dto_pipeline.reading import IrregularFile, parse_json, read_regular
-from dto_pipeline.train.batch import TrainBatch
 from dto_pipeline.train.checkpoint import (
     Checkpoint,
     Position,
@@ -44,7 +43,7 @@ from dto_pipeline.train.checkpoint import (
     save_checkpoint,
 )
 from dto_pipeline.train.config import TrainConfig, train_config_from_dict
-from dto_pipeline.train.dataset import Source, batches_from
+from dto_pipeline.train.dataset import Source, TrainBatch, batches_from
 from dto_pipeline.train.evaluation import evaluate
 from dto_pipeline.train.learner import Learner, broadcast_from_rank_0, count_processes, mean_over_processes, own_rank
 from dto_pipeline.train.records import HELD_OUT, TRAINING, Records, hold_folder, read_rows

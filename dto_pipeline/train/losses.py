@@ -15,12 +15,11 @@ from torch.nn import functional
 
 from dto_pipeline.maths.devices import constant
 from dto_pipeline.maths.rotation import axis_angle_to_matrix
-from dto_pipeline.train.blocks import number_within
+from dto_pipeline.train.blocks import Known, number_within
 from dto_pipeline.train.config import LossConfig
-from dto_pipeline.train.denoising import Known
 from dto_pipeline.train.matching import Matches, generalised_iou
 from dto_pipeline.train.model import Predictions, corners
-from dto_pipeline.train.people import Targets
+from dto_pipeline.train.targets import Targets
 
 BETA_FACTORS = (2.56, 1.28, 0.64, 0.64, *[0.32] * 6, 10.0)  # large directions change the body most; kid axis last
 FOV_OVER = 3.0  # factor on a field of view that is estimated too large

@@ -14,7 +14,7 @@ from scipy.optimize import linear_sum_assignment
 
 from dto_pipeline.maths.devices import constant
 from dto_pipeline.train.model import Predictions, corners
-from dto_pipeline.train.people import Targets
+from dto_pipeline.train.targets import Targets
 
 COST_CONFIDENCE, COST_BOXES, COST_GIOU, COST_JOINTS = 1.0, 1.0, 1.0, 20.0
 BODY_JOINTS, SMPL_JOINTS = 22, 45  # matched are the first of smplx's joints, and those only annotated people have

@@ -1,9 +1,9 @@
 """The network of Metric-Aware HMR (arXiv 2511.13282), compatible with the published weights: images in, people out.
 
-`MeshNetwork.forward` reads top to bottom: map tokens and scale map, tokens finer where people are small, the rest of a
-DINOv2, decoder layers that each refine a box, heads, a camera branch that turns weak perspective into metres. Knows no
-labels, losses or files. Notation: S input size (the long side), B images, Q queries, L decoder layers, C and D widths;
-pixels are those of the image resized to S, without its padding.
+`MeshNetwork` reads top to bottom: map tokens and scale map, tokens finer where people are small, the rest of a DINOv2,
+decoder layers that each refine a box, heads, a camera branch that turns weak perspective into metres. Knows no labels,
+losses or files. Notation: S input size (the long side), B images, Q queries, L decoder layers, C and D widths; pixels
+are those of the image resized to S, without its padding.
 """
 
 from __future__ import annotations
@@ -20,25 +20,9 @@ from torch.nn import functional
 from dto_pipeline.maths.devices import constant
 from dto_pipeline.maths.rotation import matrix_from_6d, matrix_to_axis_angle
 from dto_pipeline.models.body import BodyModel
-from dto_pipeline.train.blocks import (
-    CONFIDENT,
-    QUARTERS,
-    SMALL,
-    Blocks,
-    Cells,
-    DecoderStack,
-    Mlp,
-    choose_tokens,
-    encoder_norm,
-    image_numbers,
-    list_cells,
-    number_within,
-    pad_rows,
-    sine_code,
-    z_order,
-)
+from dto_pipeline.train import blocks
+from dto_pipeline.train.blocks import QUARTERS, Cells, Known, Mlp, Noise, inverse_sigmoid, pad_rows, sine_code
 from dto_pipeline.train.config import CELL, GROUP, PATCH, EncoderConfig, ModelConfig
-from dto_pipeline.train.denoising import Known, Noise, allowed_pairs, draw_noise, inverse_sigmoid, noisy_queries
 
 LEAST_FOV = 0.08  # [rad]
 STAGE_ONE_FOV = math.pi / 3  # 60 degrees over S, where there is no camera branch [rad]
@@ -102,11 +86,15 @@ class MeshNetwork(nn.Module):
 
     mean_pose: torch.Tensor
     mean_shape: torch.Tensor
+    encoder: Any  # what is reached by names of its parts
+    decoder: Any
+    bbox_embed: Any
 
     def __init__(
-        self, encoder: EncoderConfig, model: ModelConfig, side: int, limits: tuple[float, float] = (CONFIDENT, SMALL)
-    ) -> None:
-        """Sizes of encoder and decoder, S, and the thresholds of tokens, see `choose_tokens`."""
+        self, encoder: EncoderConfig, model: ModelConfig, side: int,
+        limits: tuple[float, float] = (blocks.CONFIDENT, blocks.SMALL),
+    ) -> None:  # fmt: skip
+        """Sizes of encoder and decoder, S, and the thresholds of tokens, see `blocks.choose_tokens`."""
         super().__init__()
         self.sizes, self.side, self.limits = model, side, limits
         wide, width, grid = encoder.width, model.width, side // PATCH
@@ -114,16 +102,26 @@ class MeshNetwork(nn.Module):
         self.encoder_patch_proj = nn.ModuleList(nn.Conv2d(3, wide, PATCH, PATCH) for _ in range(2))
         self.encoder_cr_token = nn.Parameter(torch.randn(1, wide) * 0.02)
         self.encoder_pos_embeds = nn.Parameter(torch.randn(grid, grid, wide) * 0.02)
-        self.encoder = Blocks(wide, encoder.heads, encoder.layers, self.additional, encoder.hidden or 4 * wide)
-        self.enc_inter_norm = encoder_norm(wide)
+        sizes = (wide, encoder.heads, encoder.hidden or 4 * wide)
+        stacks = {"blocks": encoder.layers, "additional_blocks": self.additional}
+        stacked = {name: nn.ModuleList(blocks.Block(*sizes) for _ in range(count)) for name, count in stacks.items()}
+        self.encoder = nn.ModuleDict({**stacked, "norm": nn.LayerNorm(wide, eps=blocks.ENCODER_EPS)})
+        self.enc_inter_norm = nn.LayerNorm(wide, eps=blocks.ENCODER_EPS)
         self.scale_head = Mlp(wide, wide, wide, wide, 2)
         self.feature_proj = nn.Linear(wide, width)
         self.level_embed = nn.Parameter(torch.randn(3, width))
         self.tgt_embed, self.refpoint_embed = nn.Embedding(model.queries, width), nn.Embedding(model.queries, 4)
         layers = range(model.layers)
         self.bbox_embed = nn.ModuleList(Mlp(width, width, width, 4) for _ in layers)
-        decoder = DecoderStack(width, model.heads, model.hidden, model.layers, self.bbox_embed)
-        self.decoder = nn.ModuleDict({"decoder": decoder})  # published names have it one level down
+        decoder = {
+            "layers": nn.ModuleList(blocks.DecoderLayer(width, model.heads, model.hidden, k == 0) for k in layers),
+            "norm": nn.LayerNorm(width, eps=blocks.DECODER_EPS),
+            "query_scale": Mlp(width, width, width),
+            "ref_point_head": Mlp(2 * width, width, width),
+            "ref_anchor_head": Mlp(width, width, 2),
+            "bbox_embed": self.bbox_embed,  # the same weights: published files hold them twice
+        }
+        self.decoder = nn.ModuleDict({"decoder": nn.ModuleDict(decoder)})  # published names have it one level down
         self.pose_head = nn.ModuleList(Mlp(*[width] * 6, 144) for _ in layers)
         self.shape_head = nn.ModuleList(Mlp(*[width] * 5, model.betas) for _ in layers)
         self.cam_head = Mlp(width, width // 2, width // 2, 3)
@@ -137,21 +135,16 @@ class MeshNetwork(nn.Module):
         self._start()
 
     def forward(
-        self,
-        images: Sequence[torch.Tensor],
-        centres: torch.Tensor | None = None,
-        known: Known | None = None,
-        noise: Noise | None = None,
-        given_map: torch.Tensor | None = None,
-        by_image: bool = True,
-    ) -> Predictions:
+        self, images: Sequence[torch.Tensor], centres: torch.Tensor | None = None, known: Known | None = None,
+        noise: Noise | None = None, given_map: torch.Tensor | None = None, by_image: bool = True,
+    ) -> Predictions:  # fmt: skip
         """
         Args:
             images: B of (3, h, w) uint8 RGB, the longer side S; each keeps its size.
             centres: (B, 2) principal points of the images [px]; None = the middle, as published.
             known: people for denoising queries, with their noise (None = drawn).
             given_map: (T, 2) tokens are chosen by it, not by the predicted scale map.
-            by_image: see `choose_tokens`.
+            by_image: see `blocks.choose_tokens`.
 
         Returns:
             Q people an image.
@@ -163,59 +156,69 @@ class MeshNetwork(nn.Module):
         logits = self.refpoint_embed.weight.expand(len(images), -1, -1)
         may_see, slots = None, 0
         if known is not None and len(known.image):
-            first = noisy_queries(known, noise or draw_noise(known), self.dn_enc)
+            first = blocks.noisy_queries(known, noise or blocks.draw_noise(known), self.dn_enc)
             content, logits = (torch.cat([a.to(b.dtype), b], 1) for a, b in zip(first, (content, logits), strict=True))
-            slots, may_see = first[0].shape[1], allowed_pairs(known, self.sizes.queries)
+            slots, may_see = first[0].shape[1], blocks.allowed_pairs(known, self.sizes.queries)
         states, references = self._decode(content, logits.sigmoid(), tokens, len(images), may_see)
+
+        # f = h / (2 tan(fov / 2)), h without padding; without the branch 60 degrees over S
         fov = self.fov_head(classes).squeeze(-1).float() if self.sizes.camera else None
-        said = self._read_heads(states, references, focal_length(fov, size[:, 1], self.side), size / 2, centres)
-        between = {"states": states, "references": references}
+        focal = torch.full_like(size[:, 1], self.side / (2 * math.tan(STAGE_ONE_FOV / 2)), dtype=torch.float32)
+        if fov is not None:
+            focal = size[:, 1] / (2 * torch.tan(fov.clamp(LEAST_FOV, LARGEST_FOV) / 2))
+        camera = torch.diag_embed(torch.stack([focal, focal, torch.ones_like(focal)], dim=-1))
+        camera[:, :2, 2] = size / 2 if centres is None else centres
+        said: dict[str, Any] = self._read_heads(states, references, camera, size / 2)
+        said |= {"states": states, "references": references}
         found = Predictions(
-            **_cut(said | between, slots, None), scale_map=scale_map, cells=cells, tokens=tokens, fov=fov,
-            input_size=self.side,
+            **{name: value[:, :, slots:] for name, value in said.items()}, intrinsics=camera, scale_map=scale_map,
+            cells=cells, tokens=tokens, fov=fov, input_size=self.side,
         )  # fmt: skip
-        return found if not slots else replace(found, known=replace(found, **_cut(said | between, 0, slots)))
+        if not slots:
+            return found
+        return replace(found, known=replace(found, **{name: value[:, :, :slots] for name, value in said.items()}))
 
     def _encode(
         self, images: Sequence[torch.Tensor], given_map: torch.Tensor | None, by_image: bool
     ) -> tuple[Tokens, torch.Tensor, torch.Tensor, Cells]:
         """Padded images -> tokens, class tokens (B, C), scale map (cells, 2), cells."""
         count, device = len(images), self.level_embed.device
-        cells = list_cells([(image.shape[1], image.shape[2]) for image in images], device)
+        cells = blocks.list_cells([(image.shape[1], image.shape[2]) for image in images], device)
         fine = torch.cat([_cells_of(image) for image in images])
-        position = self.encoder_pos_embeds
+        position, own = self.encoder_pos_embeds, self.encoder["blocks"]
 
         # 1 map tokens: every cell halved to one patch;  2 additional blocks and scale map
         halved = fine.unflatten(-1, (PATCH, 2)).unflatten(-3, (PATCH, 2)).mean((-1, -3))
         tokens = self._project(1, halved) + shrink_positions(position)[cells.y, cells.x]
         first = self.encoder_cr_token.expand(count, -1)
-        tokens, classes = self._run(self.encoder.additional_blocks, tokens, cells.image, first, max(cells.lengths))
+        more = self.encoder["additional_blocks"]
+        tokens, classes = _run(more, tokens, cells.image, first, max(cells.lengths))
         scale_map = self.scale_head(self.enc_inter_norm(tokens)).float().sigmoid()
-        choice = choose_tokens((scale_map if given_map is None else given_map).detach(), by_image, self.limits)
+
+        # 3 what becomes of the cells
+        told = (scale_map if given_map is None else given_map).detach()
+        levels = blocks.choose_tokens(told, by_image, self.limits)
+        (chosen, kept, empty), most_small, longest = blocks.list_by_level(levels, cells.lengths)
 
         # 4 small cells at full resolution; their class token is dropped
-        listed, most_small, longest = choice.list_by_level(cells.lengths)
-        chosen, kept, empty = listed
         y = torch.stack([2 * cells.y[chosen] + dy for dy, _ in QUARTERS], dim=1).flatten()
         x = torch.stack([2 * cells.x[chosen] + dx for _, dx in QUARTERS], dim=1).flatten()
         patches = fine[chosen].unflatten(-1, (2, PATCH)).unflatten(-3, (2, PATCH))  # (n, 3, 2, 14, 2, 14)
-        patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
-        small = self._project(0, patches) + position[y, x]
+        small = self._project(0, patches.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)) + position[y, x]
         small_image = cells.image[chosen].repeat_interleave(4)
-        own = self.encoder.blocks[: self.additional]
         if len(small):
-            small, _ = self._run(own, small, small_image, first, most_small)
+            small, _ = _run(own[: self.additional], small, small_image, first, most_small)
 
         # 5 groups without anybody: the largest of four;  6 all of them through the other blocks
         merged = tokens.unflatten(0, (-1, 4)).amax(1)[empty // 4]
         image = torch.cat([small_image, cells.image[kept], cells.image[empty]])
-        level = image_numbers([len(small), len(kept), len(empty)], device)
+        level = blocks.image_numbers([len(small), len(kept), len(empty)], device)
         x, y = torch.cat([x, cells.x[kept], cells.x[empty] // 2]), torch.cat([y, cells.y[kept], cells.y[empty] // 2])
         order = torch.argsort(image, stable=True)
         image, level, place = image[order], level[order], torch.stack([x, y], dim=-1)[order]
         tokens = torch.cat([small, tokens[kept], merged.to(tokens.dtype)])[order]
-        tokens, classes = self._run(self.encoder.blocks[self.additional :], tokens, image, classes, longest)
-        memory = self.feature_proj(self.encoder.norm(tokens))
+        tokens, classes = _run(own[self.additional :], tokens, image, classes, longest)
+        memory = self.feature_proj(self.encoder["norm"](tokens))
         step = PATCH * 2.0 ** level[:, None] / self.side
         code = (sine_code((place + 0.5) * step, self.sizes.width) + self.level_embed[level]).to(memory.dtype)
         return Tokens(image, level, place, memory, code, longest), classes, scale_map, cells
@@ -224,32 +227,29 @@ class MeshNetwork(nn.Module):
         self, content: torch.Tensor, box: torch.Tensor, tokens: Tokens, count: int, may_see: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Content t (B, Q, D), box b (B, Q, 4) -> h (L, B, Q, D), r (L, B, Q, 4): the boxes layers start from."""
-        decoder: Any = self.decoder["decoder"]
-        width = self.sizes.width
+        decoder, width = self.decoder["decoder"], self.sizes.width
         memory, real = pad_rows(tokens.memory, tokens.image, count, tokens.longest)
         memory_place, _ = pad_rows(tokens.code, tokens.image, count, tokens.longest)
         states, references = [], [box]
-        for number, layer in enumerate(decoder.layers):
+        for number, layer in enumerate(decoder["layers"]):
             # e = [code(cx, cy), code(w, h)]: y, x, h, w;  p = ref_point_head(e)
             code = torch.cat([sine_code(box[..., :2], width), sine_code(box[..., 2:], width)], dim=-1).to(memory.dtype)
-            sine = code[..., :width] * (decoder.query_scale(content) if number else 1)
+            sine = code[..., :width] * (decoder["query_scale"](content) if number else 1)
             # g: the half of x times m_0 / w, that of y times m_1 / h
-            factor = decoder.ref_anchor_head(content).sigmoid() / box[..., 2:].to(memory.dtype)
+            factor = decoder["ref_anchor_head"](content).sigmoid() / box[..., 2:].to(memory.dtype)
             sine = sine * factor.flip(-1).repeat_interleave(width // 2, dim=-1)
-            content = layer(content, decoder.ref_point_head(code), sine, memory, memory_place, real, may_see)
-            states.append(decoder.norm(content))
+            content = layer(content, decoder["ref_point_head"](code), sine, memory, memory_place, real, may_see)
+            states.append(decoder["norm"](content))
             refined = (self.bbox_embed[number](states[-1]).float() + inverse_sigmoid(box)).sigmoid()
             references.append(refined)  # with gradient: the next layer's box looks forward twice
             box = refined.detach()
         return torch.stack(states), torch.stack(references[:-1])
 
     def _read_heads(
-        self, states: torch.Tensor, references: torch.Tensor, focal: torch.Tensor, middle: torch.Tensor,
-        centres: torch.Tensor | None,
-    ) -> dict[str, torch.Tensor]:  # fmt: skip
-        """h and r of all layers -> what each says, and the cameras; (L, B, Q, ...) each."""
-        layers = range(len(states))
-        camera = _pinhole(focal, middle if centres is None else centres.to(middle))
+        self, states: torch.Tensor, references: torch.Tensor, camera: torch.Tensor, middle: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """h and r of all layers, cameras (B, 3, 3) and middles (B, 2) of the images -> (L, B, Q, ...) each."""
+        layers, focal = range(len(states)), camera[:, 0, 0]
         # P_l = P_{l-1} + head_l(h_l), P_{-1} the mean
         six, betas = (
             torch.stack(
@@ -268,7 +268,6 @@ class MeshNetwork(nn.Module):
             "betas": betas,
             "transl": transl,
             "depths": torch.stack([transl[..., 2], transl[..., 2] / focal[:, None]], dim=-1),
-            "intrinsics": camera,
         }
 
     def _project(self, number: int, patches: torch.Tensor) -> torch.Tensor:
@@ -276,25 +275,12 @@ class MeshNetwork(nn.Module):
         projection: Any = self.encoder_patch_proj[number]
         return functional.linear(patches.flatten(1), projection.weight.flatten(1), projection.bias)
 
-    @staticmethod
-    def _run(
-        blocks: nn.ModuleList, tokens: torch.Tensor, image: torch.Tensor, classes: torch.Tensor, longest: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens (T, C) of images and their class tokens (B, C) through blocks; no image sees another."""
-        rows, real = pad_rows(tokens, image, len(classes), longest)
-        rows = torch.cat([classes[:, None].to(rows.dtype), rows], dim=1)
-        real = torch.cat([real.new_ones(len(classes), 1), real], dim=1)
-        for block in blocks:
-            rows = block(rows, real)
-        return rows[image, 1 + number_within(image, len(classes))], rows[:, 0]
-
     def _start(self) -> None:
         """Before training, as published: boxes stay, nobody is likely, about 30 degrees."""
         for name, weight in self.decoder["decoder"].named_parameters():
             if weight.dim() > 1 and not name.startswith("bbox_embed"):
                 nn.init.xavier_uniform_(weight)
         for head in self.bbox_embed:
-            assert isinstance(head, Mlp)
             nn.init.zeros_(head.last.weight)
             nn.init.zeros_(head.last.bias)
         nn.init.constant_(self.conf_head.bias, math.log(_FIRST_CONFIDENCE / (1 - _FIRST_CONFIDENCE)))
@@ -320,18 +306,8 @@ def with_joints(
     if with_all:
         joints = torch.cat([body.learnt_joints(*people), joints[..., -2:, :]], dim=-2)
     seen = joints @ predictions.intrinsics.transpose(-1, -2)[None, :, None]
-    found = replace(predictions, j3ds=joints, j2ds=seen[..., :2] / (seen[..., 2:] + 1e-6))
-    if predictions.known is None:
-        return found
-    return replace(found, known=with_joints(predictions.known, body, regressor, with_all))
-
-
-def focal_length(fov: torch.Tensor | None, heights: torch.Tensor, side: int) -> torch.Tensor:
-    """f = h / (2 tan(fov / 2)) of (B,) vertical fields of view and heights without padding [px]; without a camera
-    branch 60 degrees over S."""
-    if fov is None:
-        return torch.full_like(heights, side / (2 * math.tan(STAGE_ONE_FOV / 2)), dtype=torch.float32)
-    return heights / (2 * torch.tan(fov.clamp(LEAST_FOV, LARGEST_FOV) / 2))
+    known = predictions.known and with_joints(predictions.known, body, regressor, with_all)
+    return replace(predictions, j3ds=joints, j2ds=seen[..., :2] / (seen[..., 2:] + 1e-6), known=known)
 
 
 def shrink_positions(grid: torch.Tensor) -> torch.Tensor:
@@ -378,15 +354,16 @@ def _pad_image(image: torch.Tensor) -> torch.Tensor:
 def _cells_of(image: torch.Tensor) -> torch.Tensor:
     """(3, H, W) -> (n, 3, 28, 28) in Z-order."""
     grid = image.unflatten(-1, (-1, CELL)).unflatten(-3, (-1, CELL)).permute(1, 3, 0, 2, 4)
-    return grid[z_order(*grid.shape[:2], image.device)]
+    return grid[blocks.z_order(*grid.shape[:2], image.device)]
 
 
-def _pinhole(focal: torch.Tensor, centre: torch.Tensor) -> torch.Tensor:
-    zero, one = torch.zeros_like(focal), torch.ones_like(focal)
-    rows = [focal, zero, centre[:, 0], zero, focal, centre[:, 1], zero, zero, one]
-    return torch.stack(rows, dim=-1).unflatten(-1, (3, 3))
-
-
-def _cut(said: dict[str, torch.Tensor], first: int, last: int | None) -> dict[str, Any]:
-    """Some of the queries."""
-    return {name: value if name == "intrinsics" else value[:, :, first:last] for name, value in said.items()}
+def _run(
+    stack: nn.ModuleList, tokens: torch.Tensor, image: torch.Tensor, classes: torch.Tensor, longest: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens (T, C) of images and their class tokens (B, C) through blocks; no image sees another."""
+    rows, real = pad_rows(tokens, image, len(classes), longest)
+    rows = torch.cat([classes[:, None].to(rows.dtype), rows], dim=1)
+    real = torch.cat([real.new_ones(len(classes), 1), real], dim=1)
+    for block in stack:
+        rows = block(rows, real)
+    return rows[image, 1 + blocks.number_within(image, len(classes))], rows[:, 0]

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from dto_pipeline.collate import pass_through
+from dto_pipeline.collate import keep_labels
 from dto_pipeline.data.cameras import read_cameras
 from dto_pipeline.data.dataset import Dataset
 from dto_pipeline.data.images import ImageStore
@@ -230,7 +230,7 @@ def prediction_facts(trained: Trained, config: PredictConfig) -> dict[str, str]:
 
 def _place(scene: Scene, body: BodyModel) -> PlacedScene:
     """A label row's content: the people as the network said them, with the heights of their shapes."""
-    placed = pass_through(scene)
+    placed = keep_labels(scene)
     if scene.problem is None and scene.num_people:
         height = body.rest_height(torch.from_numpy(scene.betas)).numpy().astype(np.float32)
         placed = dataclasses.replace(placed, status=ImageStatus.PREDICTED, height_init_m=height, height_m=height)

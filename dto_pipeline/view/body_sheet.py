@@ -7,7 +7,6 @@ heights can be read off the scale.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,9 +14,8 @@ from PIL import Image, ImageDraw
 
 from dto_pipeline.axes import KID_AXIS, NUM_BETAS
 from dto_pipeline.models.body import BodyModel, BodyModelError
+from dto_pipeline.view.drawing import INK, MUTED, PAPER, RULE, load_font
 from dto_pipeline.view.overlay import draw_overlays
-from dto_pipeline.view.palette import INK, MUTED, PAPER, RULE
-from dto_pipeline.view.tags import load_font
 
 TALL, SMALL, KID = 1.90, 1.50, 1.10  # heights of the bodies shown beside the template [m]
 _PIXELS_PER_METRE = 270
@@ -29,16 +27,6 @@ _ARMS = 1.15  # arms lowered by this much from the T-pose [rad]
 _LEFT_SHOULDER_Z, _RIGHT_SHOULDER_Z = 16 * 3 + 2, 17 * 3 + 2  # entries of the pose
 _LARGEST = 10.0  # coefficients beyond this many standard deviations make no body
 _STEPS = 12  # of the secant search for a height; three or four are enough
-
-
-@dataclass(frozen=True)
-class _Figure:
-    """One body of the sheet."""
-
-    name: str
-    betas: torch.Tensor  # (11,)
-    height: float  # in the rest pose [m]
-    changed: str  # which coefficient made it
 
 
 def draw_body_sheet(body: BodyModel) -> Image.Image:
@@ -53,19 +41,37 @@ def draw_body_sheet(body: BodyModel) -> Image.Image:
     Returns:
         RGB picture.
     """
-    figures = _choose_figures(body)
-    page = _draw_scale(len(figures))
+    wanted = {"tall": (TALL, 0), "small": (SMALL, 0)} | ({"kid": (KID, KID_AXIS)} if body.has_kid_axis else {})
+    betas = torch.stack(
+        [torch.zeros(NUM_BETAS, dtype=torch.float64), *(reach_height(body, *w) for w in wanted.values())]
+    )
+    count, device = len(betas), body.faces.device
+    changed = ["all coefficients 0"]
+    changed += [f"coefficient {i} = {float(betas[k, i]):+.2f}" for k, (_, i) in enumerate(wanted.values(), start=1)]
+    page, ground = _draw_scale(count)
     camera = torch.eye(3, dtype=torch.float64)
     camera[0, 0] = camera[1, 1] = _PIXELS_PER_METRE * _CAMERA_Z
-    camera[0, 2], camera[1, 2] = _LEFT, _ground(page)
-    vertices = _stand_side_by_side(body, figures)
-    present = torch.ones(1, len(figures), dtype=torch.bool)
-    tags = [figure.name for figure in figures]
-    pictures = draw_overlays(
-        [np.asarray(page)], vertices[None], present, body.faces.cpu(), camera[None], max(page.size), 1.0, tags
-    )
-    _write_captions(pictures[0], figures, body.has_kid_axis)
-    return pictures[0]
+    camera[0, 2], camera[1, 2] = _LEFT, ground
+
+    pose = torch.zeros(count, 72, device=device)
+    pose[:, 0] = math.pi  # SMPL's y points up, the camera's down
+    pose[:, _LEFT_SHOULDER_Z], pose[:, _RIGHT_SHOULDER_Z] = -_ARMS, _ARMS
+    vertices = body.vertices(pose, betas.float().to(device), torch.zeros(count, 3, device=device)).cpu()
+    side = (torch.arange(count) + 0.5) * _SPACING
+    feet = vertices[..., 1].amax(dim=-1)
+    vertices += torch.stack([side, -feet, torch.full((count,), _CAMERA_Z)], dim=-1)[:, None]
+
+    present, tags = torch.ones(1, count, dtype=torch.bool), ["template", *wanted]
+    photo, longest = np.asarray(page), max(page.size)
+    (page,) = draw_overlays([photo], vertices[None], present, body.faces.cpu(), camera[None], longest, 1.0, tags)
+    draw, heights = ImageDraw.Draw(page), body.rest_height(betas.to(device)).tolist()
+    for u, height, change in zip((_LEFT + side * _PIXELS_PER_METRE).tolist(), heights, changed, strict=True):
+        draw.text((u, ground + 26), f"{height:.2f} m", font=load_font(18), fill=INK, anchor="mm")
+        draw.text((u, ground + 50), change, font=load_font(14), fill=MUTED, anchor="mm")
+    if not body.has_kid_axis:
+        note = "no kid axis in this model; add one with dto body import --kid-template"
+        draw.text((page.width - _RIGHT, page.height - 12), note, font=load_font(13), fill=MUTED, anchor="rm")
+    return page
 
 
 def reach_height(body: BodyModel, height: float, index: int) -> torch.Tensor:
@@ -74,9 +80,10 @@ def reach_height(body: BodyModel, height: float, index: int) -> torch.Tensor:
     Raises:
         BodyModelError: no plausible value of the coefficient makes this height.
     """
+    direction = torch.nn.functional.one_hot(torch.tensor(index), NUM_BETAS).double()
 
     def excess(value: float) -> float:
-        return float(body.rest_height(_one_hot(index, value).to(body.faces.device))) - height
+        return float(body.rest_height((value * direction).to(body.faces.device))) - height
 
     before, now = 0.0, 1.0
     for _ in range(_STEPS):
@@ -86,65 +93,19 @@ def reach_height(body: BodyModel, height: float, index: int) -> torch.Tensor:
         before, now = now, now - excess(now) / slope
     if not (abs(now) <= _LARGEST and abs(excess(now)) < 1e-3):
         raise BodyModelError(f"coefficient {index} of this body model reaches no height of {height} m; is it SMPL?")
-    return _one_hot(index, now)
+    return now * direction
 
 
-def _one_hot(index: int, value: float) -> torch.Tensor:
-    betas = torch.zeros(NUM_BETAS, dtype=torch.float64)
-    betas[index] = value
-    return betas
-
-
-def _choose_figures(body: BodyModel) -> list[_Figure]:
-    wanted = [("template", None, 0), ("tall", TALL, 0), ("small", SMALL, 0)]
-    if body.has_kid_axis:
-        wanted.append(("kid", KID, KID_AXIS))
-    figures = []
-    for name, height, index in wanted:
-        betas = _one_hot(0, 0.0) if height is None else reach_height(body, height, index)
-        found = float(body.rest_height(betas.to(body.faces.device)))
-        changed = "all coefficients 0" if height is None else f"coefficient {index} = {float(betas[index]):+.2f}"
-        figures.append(_Figure(name, betas, found, changed))
-    return figures
-
-
-def _stand_side_by_side(body: BodyModel, figures: list[_Figure]) -> torch.Tensor:
-    """(P, V, 3) meshes in the camera frame, feet on y = 0, the first one half a spacing right of x = 0."""
-    count, device = len(figures), body.faces.device
-    pose = torch.zeros(count, 72, device=device)
-    pose[:, 0] = math.pi  # SMPL's y points up, the camera's down
-    pose[:, _LEFT_SHOULDER_Z], pose[:, _RIGHT_SHOULDER_Z] = -_ARMS, _ARMS
-    betas = torch.stack([figure.betas for figure in figures]).float().to(device)
-    vertices = body.vertices(pose, betas, torch.zeros(count, 3, device=device)).cpu()
-    feet = vertices[..., 1].amax(dim=-1)
-    side = (torch.arange(count) + 0.5) * _SPACING
-    return vertices + torch.stack([side, -feet, torch.full((count,), _CAMERA_Z)], dim=-1)[:, None]
-
-
-def _draw_scale(count: int) -> Image.Image:
-    """Empty page with a line every quarter of a metre, named every half."""
+def _draw_scale(count: int) -> tuple[Image.Image, int]:
+    """Empty page with a line every quarter of a metre, named every half; and the row of the ground [px]."""
     width = _LEFT + _RIGHT + round(count * _SPACING * _PIXELS_PER_METRE)
-    page = Image.new("RGB", (width, _TOP + _BOTTOM + round(_SCALE_TOP * _PIXELS_PER_METRE)), PAPER)
+    ground = _TOP + round(_SCALE_TOP * _PIXELS_PER_METRE)
+    page = Image.new("RGB", (width, ground + _BOTTOM), PAPER)
     draw = ImageDraw.Draw(page)
     for quarter in range(round(_SCALE_TOP * 4) + 1):
-        v = _ground(page) - quarter / 4 * _PIXELS_PER_METRE
+        v = ground - quarter / 4 * _PIXELS_PER_METRE
         named = quarter % 2 == 0
         draw.line([(_LEFT if named else _LEFT + 12, v), (width - _RIGHT, v)], fill=RULE, width=2 if named else 1)
         if named:
             draw.text((_LEFT - 10, v), f"{quarter / 4:.1f} m", font=load_font(15), fill=MUTED, anchor="rm")
-    return page
-
-
-def _ground(page: Image.Image) -> int:
-    return page.height - _BOTTOM
-
-
-def _write_captions(page: Image.Image, figures: list[_Figure], has_kid_axis: bool) -> None:
-    draw = ImageDraw.Draw(page)
-    for index, figure in enumerate(figures):
-        u = _LEFT + (index + 0.5) * _SPACING * _PIXELS_PER_METRE
-        draw.text((u, _ground(page) + 26), f"{figure.height:.2f} m", font=load_font(18), fill=INK, anchor="mm")
-        draw.text((u, _ground(page) + 50), figure.changed, font=load_font(14), fill=MUTED, anchor="mm")
-    if not has_kid_axis:
-        note = "no kid axis in this model; add one with dto body import --kid-template"
-        draw.text((page.width - _RIGHT, page.height - 12), note, font=load_font(13), fill=MUTED, anchor="rm")
+    return page, ground

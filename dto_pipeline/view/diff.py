@@ -2,13 +2,13 @@
 
 Joins images by their key and people by their index; reads both sides shard by shard. Equal means equal bits (NaN equals
 NaN); columns that describe the run itself (origins, file hashes) are left out. A number that is known on one side only
-(not finite on the other) is a difference without a size: it is counted apart. Metres, radians, sigma.
+(not finite on the other) is a difference without a size: it is counted apart. Holds a few numbers per person that
+differs. Metres, radians, sigma.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import heapq
 import math
 from collections import Counter
 from collections.abc import Iterator
@@ -31,8 +31,6 @@ MEASURES = {
     "betas": "largest shape coefficient",
     "pose": "largest pose angle [rad]",
 }
-_QUANTILES = (0.5, 0.9, 1.0)
-_BINS = np.geomspace(1e-7, 1e3, 401)  # differences are counted, not kept: 6 % apart
 
 
 @dataclass
@@ -53,34 +51,45 @@ class LabelDiff:
     became_unknown: Counter[str] = field(default_factory=Counter)  # measure -> persons with a number before only
     became_known: Counter[str] = field(default_factory=Counter)  # and with a number after only
     unknown_persons: list[str] = field(default_factory=list)  # the first of the former, a line for each measure
-    histograms: dict[str, np.ndarray] = field(default_factory=dict)  # measure -> counts over _BINS
-    largest: dict[str, float] = field(default_factory=dict)
-    worst: list[tuple[float, str]] = field(default_factory=list)  # heap of the persons that moved most
+    sizes: dict[str, list[np.ndarray]] = field(default_factory=dict)  # measure -> of persons in whom it differs
+    worst: list[tuple[float, str]] = field(default_factory=list)  # the persons that moved most, the worst first
 
     @property
     def equal(self) -> bool:
         return not (self.only_before or self.only_after or self.images_different or self.other_people)
 
-    def worst_lines(self) -> list[str]:
-        """Persons that moved most, the worst first."""
-        return [text for _, text in sorted(self.worst, reverse=True)]
-
     def quantiles(self, measure: str) -> list[float]:
-        """Median, 90 % and largest difference among persons in whom the measure is known and differs (6 % exact)."""
-        counts = self.histograms[measure]
-        ends = np.searchsorted(np.cumsum(counts), np.array(_QUANTILES[:2]) * counts.sum())
-        return [*(float(_BINS[min(end, len(_BINS) - 1)]) for end in ends), self.largest[measure]]
+        """Median, 90 % and largest difference among persons in whom the measure is known and differs."""
+        return np.quantile(np.concatenate(self.sizes[measure]), (0.5, 0.9, 1.0)).tolist()
 
     def to_json(self) -> dict[str, Any]:
         """Plain dict, JSON-ready."""
-        inner = ("histograms", "largest", "worst")
-        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in inner}
-        quantiles = {name: self.quantiles(name) for name in self.histograms}
-        return {**plain, "equal": self.equal, "quantiles": quantiles, "worst": self.worst_lines()}
+        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "sizes"}
+        quantiles = {name: self.quantiles(name) for name in self.sizes}
+        return {**plain, "equal": self.equal, "quantiles": quantiles, "worst": [text for _, text in self.worst]}
 
     def as_table(self) -> str:
         """Text for a terminal."""
-        return "\n".join(_table_lines(self))
+        lines = [
+            f"before   {self.before}",
+            f"after    {self.after}",
+            f"images   {self.images} in both, {self.images_different} of them different; "
+            f"{len(self.only_before)} only before, {len(self.only_after)} only after",
+            f"persons  {self.persons} compared, {self.persons_different} of them different",
+        ]
+        lists = {"only before": self.only_before, "only after": self.only_after, "other people": self.other_people}
+        for name, keys in lists.items():
+            lines += [f"  {name}: {', '.join(keys[:3])}{' ...' if len(keys) > 3 else ''}"] if keys else []
+        for title, changes in (("image", self.image_changes), ("person", self.person_changes)):
+            lines += [f"  {title} {change:<36} {count:>9}" for change, count in changes.most_common()]
+        if self.sizes:
+            lines.append(f"  {'where it differs':<28} {'median':>10} {'90 %':>10} {'largest':>10}")
+        for name in (name for name in MEASURES if name in self.sizes):
+            lines.append(f"  {MEASURES[name]:<28} " + " ".join(f"{value:>10.3g}" for value in self.quantiles(name)))
+        for title, counts in (("became unknown", self.became_unknown), ("became known", self.became_known)):
+            lines += [f"  {MEASURES[name]} {title}: {count} persons" for name, count in counts.items()]
+        lines += [f"  {text}" for text in (*(text for _, text in self.worst), *self.unknown_persons)]
+        return "\n".join([*lines, "equal" if self.equal else "different"])
 
 
 def diff_labels(before: str | Path, after: str | Path, worst: int = 10) -> LabelDiff:
@@ -147,42 +156,54 @@ def _compare(diff: LabelDiff, before: LabelColumns, after: LabelColumns, worst: 
         diff.other_people += before.images["image_id"][images].tolist()
         kept = np.setdiff1d(np.arange(before.num_images), images)
         before, after = before.take(kept), after.take(kept)
-    _compare_people(diff, before, after, worst)
-
-
-def _compare_people(diff: LabelDiff, before: LabelColumns, after: LabelColumns, worst: int) -> None:
     diff.persons += before.num_people
-    different = np.zeros(before.num_people, bool)
-    for name in MEASURES:
-        unequal, size = _difference(before.people[name], after.people[name], together=name == "transl")
-        different |= unequal
-        _count(diff, name, size[unequal & np.isfinite(size)])
-        _count_unknown(diff, name, before, after, worst)
-        if name == "transl":
-            _keep_worst(diff, before, after, np.where(np.isfinite(size), size, 0.0), worst)
-    old, new = (side.people["status"] for side in (before, after))
-    different |= old != new
-    diff.person_changes.update(f"{a} -> {b}" for a, b in zip(old[old != new], new[old != new], strict=True))
+    different = _compare_people(diff, before, after, worst)
     diff.persons_different += int(different.sum())
-    images = np.zeros(before.num_images, bool)
-    images[before.owner[different]] = True
-    diff.images_different += int((images | _image_changes(diff, before, after)).sum())
-
-
-def _image_changes(diff: LabelDiff, before: LabelColumns, after: LabelColumns) -> np.ndarray:
-    """(N,) bool: images whose own columns differ; status and acceptance are counted by word."""
     changed = np.zeros(before.num_images, bool)
-    for name in ("status", "is_accepted"):
-        old, new = (_words(side.images[name]) for side in (before, after))
+    changed[before.owner[different]] = True
+    changed |= _difference(before.images["mean_height_deviation"], after.images["mean_height_deviation"])[0]
+    words = [np.where(side.images["is_accepted"], "accepted", "not accepted") for side in (before, after)]
+    for old, new in ((before.images["status"], after.images["status"]), words):
         changed |= old != new
-        diff.image_changes.update(f"{a} -> {b}" for a, b in zip(old[old != new], new[old != new], strict=True))
-    unequal, _ = _difference(before.images["mean_height_deviation"], after.images["mean_height_deviation"])
-    return changed | unequal
+        diff.image_changes.update(_changes(old, new))
+    diff.images_different += int(changed.sum())
 
 
-def _words(values: np.ndarray) -> np.ndarray:
-    """Statuses as they are; booleans as accepted or not accepted."""
-    return np.where(values, "accepted", "not accepted") if values.dtype == bool else values
+def _compare_people(diff: LabelDiff, before: LabelColumns, after: LabelColumns, worst: int) -> np.ndarray:
+    """(n,) bool: who differs."""
+    old, new = (side.people["status"] for side in (before, after))
+    different = old != new
+    diff.person_changes.update(_changes(old, new))
+
+    def place(person: int) -> str:
+        row = int(before.owner[person])
+        return f"{before.images['image_id'][row]}, person {person - int(before.starts[row])}"
+
+    for name, title in MEASURES.items():
+        sides = before.people[name], after.people[name]
+        unequal, size = _difference(*sides, together=name == "transl")
+        different |= unequal
+        if len(known := size[unequal & np.isfinite(size)]):
+            diff.sizes.setdefault(name, []).append(known)
+        finite = [np.isfinite(_flat(side)) for side in sides]
+        lost, gained = (finite[0] & ~finite[1]).any(axis=1), (~finite[0] & finite[1]).any(axis=1)
+        diff.became_unknown.update({name: int(lost.sum())} if lost.any() else {})
+        diff.became_known.update({name: int(gained.sum())} if gained.any() else {})
+        for person in np.flatnonzero(lost)[: max(0, worst - len(diff.unknown_persons))].tolist():
+            diff.unknown_persons.append(f"{place(person)}: {title} became unknown")
+        if name == "transl":
+            moved = np.where(np.isfinite(size), size, 0.0)
+            for person in (p for p in np.argsort(-moved, kind="stable")[:worst].tolist() if moved[p] > 0):
+                z = [float(side[person, 2]) for side in sides]
+                height = [float(side.people["height_m"][person]) for side in (before, after)]
+                change = f"z {z[0]:.2f} -> {z[1]:.2f} m, height {height[0]:.2f} -> {height[1]:.2f} m"
+                diff.worst.append((float(moved[person]), f"{moved[person]:.3f} m: {place(person)}: {change}"))
+            diff.worst = sorted(diff.worst, reverse=True)[:worst]
+    return different
+
+
+def _changes(old: np.ndarray, new: np.ndarray) -> list[str]:
+    return [f"{a} -> {b}" for a, b in zip(old[old != new], new[old != new], strict=True)]
 
 
 def _difference(before: np.ndarray, after: np.ndarray, together: bool = False) -> tuple[np.ndarray, np.ndarray]:
@@ -199,63 +220,3 @@ def _difference(before: np.ndarray, after: np.ndarray, together: bool = False) -
 def _flat(values: np.ndarray) -> np.ndarray:
     """(n, ...) as (n, k), also for nobody: where no image has the same people, none can be compared."""
     return values.reshape(len(values), math.prod(values.shape[1:]))
-
-
-def _count_unknown(diff: LabelDiff, name: str, before: LabelColumns, after: LabelColumns, named: int) -> None:
-    """Count the persons of whom a number of a measure is known on one side only; name the first that lost one."""
-    known = [np.isfinite(_flat(side.people[name])) for side in (before, after)]
-    lost, gained = (known[0] & ~known[1]).any(axis=1), (~known[0] & known[1]).any(axis=1)
-    diff.became_unknown.update({name: int(lost.sum())} if lost.any() else {})
-    diff.became_known.update({name: int(gained.sum())} if gained.any() else {})
-    for person in np.flatnonzero(lost)[: max(0, named - len(diff.unknown_persons))].tolist():
-        diff.unknown_persons.append(f"{_place(before, person)}: {MEASURES[name]} became unknown")
-
-
-def _place(labels: LabelColumns, person: int) -> str:
-    row = int(labels.owner[person])
-    return f"{labels.images['image_id'][row]}, person {person - int(labels.starts[row])}"
-
-
-def _count(diff: LabelDiff, name: str, size: np.ndarray) -> None:
-    if size.size == 0:
-        return
-    inside = np.clip(size, _BINS[0], _BINS[-2])
-    counts = np.histogram(inside, _BINS)[0]
-    diff.histograms[name] = diff.histograms.get(name, 0) + counts
-    diff.largest[name] = max(diff.largest.get(name, 0.0), float(size.max()))
-
-
-def _keep_worst(diff: LabelDiff, before: LabelColumns, after: LabelColumns, size: np.ndarray, worst: int) -> None:
-    order = np.argsort(-size, kind="stable")[:worst]
-    for person in order[size[order] > 0].tolist():
-        z = [float(side.people["transl"][person, 2]) for side in (before, after)]
-        height = [float(side.people["height_m"][person]) for side in (before, after)]
-        change = f"z {z[0]:.2f} -> {z[1]:.2f} m, height {height[0]:.2f} -> {height[1]:.2f} m"
-        text = f"{size[person]:.3f} m: {_place(before, person)}: {change}"
-        heapq.heappush(diff.worst, (float(size[person]), text))
-        if len(diff.worst) > worst:
-            heapq.heappop(diff.worst)
-
-
-def _table_lines(diff: LabelDiff) -> list[str]:
-    lines = [
-        f"before   {diff.before}",
-        f"after    {diff.after}",
-        f"images   {diff.images} in both, {diff.images_different} of them different; "
-        f"{len(diff.only_before)} only before, {len(diff.only_after)} only after",
-        f"persons  {diff.persons} compared, {diff.persons_different} of them different",
-    ]
-    lists = {"only before": diff.only_before, "only after": diff.only_after, "other people": diff.other_people}
-    for name, keys in lists.items():
-        lines += [f"  {name}: {', '.join(keys[:3])}{' ...' if len(keys) > 3 else ''}"] if keys else []
-    for title, changes in (("image", diff.image_changes), ("person", diff.person_changes)):
-        lines += [f"  {title} {change:<36} {count:>9}" for change, count in changes.most_common()]
-    if diff.histograms:
-        lines.append(f"  {'where it differs':<28} {'median':>10} {'90 %':>10} {'largest':>10}")
-    for name in (name for name in MEASURES if name in diff.histograms):
-        lines.append(f"  {MEASURES[name]:<28} " + " ".join(f"{value:>10.3g}" for value in diff.quantiles(name)))
-    for title, counts in (("became unknown", diff.became_unknown), ("became known", diff.became_known)):
-        lines += [f"  {MEASURES[name]} {title}: {count} persons" for name, count in counts.items()]
-    lines += [f"  {text}" for text in (*diff.worst_lines(), *diff.unknown_persons)]
-    lines.append("equal" if diff.equal else "different")
-    return lines

@@ -21,7 +21,7 @@ from dto_pipeline import __version__
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.models.surface import vertex_normals
 from dto_pipeline.scene import PlacedScene
-from dto_pipeline.view.palette import person_colours
+from dto_pipeline.view.drawing import person_colours
 
 Y_UP = np.array([1.0, -1.0, -1.0], dtype=np.float32)
 _STATES = ("after", "before")
@@ -60,7 +60,8 @@ def _add_people(
     kept = np.flatnonzero(np.all([np.isfinite(v).all(axis=1) for v in values], axis=0) & (label[1][:, 2] > 0))
     vertices = body.vertices(*(torch.from_numpy(np.asarray(v[kept], np.float32)) for v in values))
     normals = np.nan_to_num(vertex_normals(vertices, body.faces))
-    colours = _linear(person_colours(placed.scene.num_people) / 255.0)
+    shown = person_colours(placed.scene.num_people) / 255.0
+    colours = np.where(shown <= 0.04045, shown / 12.92, ((shown + 0.055) / 1.055) ** 2.4)  # materials hold linear ones
     for person, points, normal in zip(kept.tolist(), vertices.numpy(), normals, strict=True):
         material = PBRMaterial(
             baseColorFactor=[*colours[person], 1.0], metallicFactor=0.0, roughnessFactor=0.8, doubleSided=True
@@ -111,8 +112,3 @@ def _image_size(placed: PlacedScene) -> tuple[float, float]:
     if scene.width > 0 and scene.height > 0:
         return float(scene.width), float(scene.height)
     return max(2 * float(scene.intrinsics[0, 2]), 1.0), max(2 * float(scene.intrinsics[1, 2]), 1.0)
-
-
-def _linear(colour: np.ndarray) -> np.ndarray:
-    """sRGB 0 .. 1 as the linear values that materials hold."""
-    return np.where(colour <= 0.04045, colour / 12.92, ((colour + 0.055) / 1.055) ** 2.4)

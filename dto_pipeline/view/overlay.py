@@ -13,8 +13,7 @@ from PIL import Image
 
 from dto_pipeline.models.rasterizer import Raster, rasterize
 from dto_pipeline.models.surface import find_surface, vertex_normals
-from dto_pipeline.view.palette import person_colours
-from dto_pipeline.view.tags import draw_tags
+from dto_pipeline.view.drawing import draw_tags, person_colours
 
 _FINER = 2  # meshes are drawn at this many times the figure's resolution
 _LIGHT = (-0.35, -0.62, -0.70)  # towards the light, camera frame
@@ -63,7 +62,10 @@ def draw_overlays(
         # colour comes multiplied by coverage, so that borders blend without fringes
         blended = np.asarray(photo) * (1 - cover) + opacity * colour
         figure = Image.fromarray(np.round(blended).clip(0, 255).astype(np.uint8))
-        _tag_heads(figure, raster.person[scene].numpy(), texts)
+        row, column = np.nonzero(raster.person[scene].numpy() >= 0)  # row-major: a person's first pixel is its highest
+        seen, first = np.unique(raster.person[scene].numpy()[row, column], return_index=True)
+        heads = np.stack([column[first], row[first]], axis=-1) / _FINER - (0, _TAG_ABOVE)
+        draw_tags(figure, heads, [texts[index] for index in seen], person_colours(len(texts))[seen])
         figures.append(figure)
     return figures
 
@@ -91,18 +93,9 @@ def _shade(
 def _is_border(person: torch.Tensor) -> torch.Tensor:
     """(h, w) bool: pixels of a person next to somebody else or to nobody."""
     border = torch.zeros_like(person, dtype=torch.bool)
-    for axis in (0, 1):
-        differs = person.diff(dim=axis) != 0
-        first, second = [slice(None)] * 2, [slice(None)] * 2
-        first[axis], second[axis] = slice(0, -1), slice(1, None)
-        border[tuple(first)] |= differs
-        border[tuple(second)] |= differs
+    below, right = person.diff(dim=0) != 0, person.diff(dim=1) != 0
+    border[:-1] |= below
+    border[1:] |= below
+    border[:, :-1] |= right
+    border[:, 1:] |= right
     return border
-
-
-def _tag_heads(figure: Image.Image, person: np.ndarray, texts: Sequence[str]) -> None:
-    """One tag above the highest visible pixel of everybody who can be seen; `person` is the fine id map."""
-    row, column = np.nonzero(person >= 0)  # row-major, so the first pixel found of a person is its highest
-    seen, first = np.unique(person[row, column], return_index=True)
-    anchors = np.stack([column[first], row[first]], axis=-1) / _FINER - (0, _TAG_ABOVE)
-    draw_tags(figure, anchors, [texts[index] for index in seen], person_colours(len(texts))[seen])

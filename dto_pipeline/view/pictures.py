@@ -1,4 +1,4 @@
-"""`dto view`: which scenes of a run to look at, and their pages and 3D files.
+"""`dto view`: which scenes of a run, or of a file of people, to look at, and their pages and 3D files.
 
 Joins labels, photographs and depth maps by the manifest's rows; a photograph or map that cannot be read costs only its
 part of the page. Knows no drawing.
@@ -17,16 +17,17 @@ import numpy as np
 from dto_pipeline.data.files import write_bytes_atomic
 from dto_pipeline.data.label_files import read_label_files
 from dto_pipeline.data.labels import LabelsError
+from dto_pipeline.data.people import People
 from dto_pipeline.data.placed import placed_scenes
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.scene import PlacedScene
 from dto_pipeline.status import ImageStatus, UnusableImage
 from dto_pipeline.view.gltf import scene_to_glb
+from dto_pipeline.view.pages import scene_panel
 from dto_pipeline.view.panel import save_png
 from dto_pipeline.view.run_files import Pixels, RunFiles
-from dto_pipeline.view.scene_panel import scene_panel
 
-_LIGHT = ("image_id", "image_path", "status", "is_optimized", "mean_height_deviation", "num_persons")
+_LIGHT = ("image_id", "image_path", "status", "is_optimized", "mean_height_deviation")
 _PLAIN_KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.]*(/[A-Za-z0-9_][A-Za-z0-9_.]*)*\.jpg")  # "-" stands for "/" only
 _LONGEST = 150  # letters: file systems take 255 bytes, endings included
 _DIGITS = 12  # of a sha256: among a million keys two are equal with a chance of 1 in 500
@@ -58,15 +59,42 @@ def choose_scenes(run: RunFiles, choice: Choice) -> list[Place]:
     columns = {name: table.column(name).to_numpy() for name in _LIGHT}
     places = [(shard, row) for shard in run.shards for row in range(run.scan.done[shard].rows)]
     allowed = np.isin(columns["status"], list(choice.status)) if choice.status else np.ones(len(places), bool)
-    chosen = [_find_key(columns, key) for key in choice.keys]
-    chosen += _worst(columns, allowed, choice.worst)
-    if choice.random:
-        rest = np.setdiff1d(np.flatnonzero(allowed), chosen)
-        draw = np.random.default_rng(choice.seed).permutation(rest)[: choice.random]
-        chosen += draw.tolist()
+    names = [columns["image_id"], columns["image_path"]]
+    chosen = [_find_key(names, key, "the finished shards hold") for key in choice.keys]
+    deviation = np.where(columns["is_optimized"] & allowed, columns["mean_height_deviation"], -1.0)
+    worst = np.argsort(-deviation, kind="stable")[: choice.worst]
+    chosen += worst[deviation[worst] >= 0].tolist()
+    chosen += _draw(np.setdiff1d(np.flatnonzero(allowed), chosen), choice.random, choice.seed)
     if choice.status and not (choice.keys or choice.worst or choice.random):
         chosen += np.flatnonzero(allowed).tolist()
     return [places[index] for index in dict.fromkeys(chosen)]
+
+
+def choose_images(people: People, keys: Sequence[str], random: int, seed: int) -> list[int]:
+    """Images of a file by key (or its end), and some by lot among those with people.
+
+    Raises:
+        LabelsError: a key that no image has, or that several end with.
+    """
+    chosen = [_find_key([people.images], key, f"{people.source} holds") for key in keys]
+    crowded = np.flatnonzero(np.bincount(people.owner, minlength=people.num_images))
+    return list(dict.fromkeys([*chosen, *_draw(np.setdiff1d(crowded, chosen), random, seed)]))
+
+
+def _draw(images: np.ndarray, count: int, seed: int) -> list[int]:
+    return np.random.default_rng(seed).permutation(images)[:count].tolist()
+
+
+def _find_key(names: Sequence[np.ndarray], key: str, holder: str) -> int:
+    """The image that one of its `names` (N,) calls so; else the only one whose first name ends with the key."""
+    found = np.flatnonzero(np.any([own == key for own in names], axis=0))
+    found = found if found.size else np.flatnonzero([str(name).endswith("/" + key) for name in names[0]])
+    if found.size == 0:
+        raise LabelsError(f"{holder} no image {key!r}; keys look like {names[0][:1].tolist()}")
+    if found.size > 1:
+        some = names[0][found[:2]].tolist()
+        raise LabelsError(f"{holder} {found.size} images called {key!r}, for example {some}; give more of it")
+    return int(found[0])
 
 
 def load_placed(run: RunFiles, places: Sequence[Place], pixels: Pixels | None) -> Iterator[PlacedScene]:
@@ -77,6 +105,23 @@ def load_placed(run: RunFiles, places: Sequence[Place], pixels: Pixels | None) -
             (files,) = run.manifest.read_shard(shard).select(["image_file", "depth_file"]).slice(row, 1).to_pylist()
             _fill(placed, pixels, files["image_file"], files["depth_file"])
         yield placed
+
+
+def _fill(placed: PlacedScene, pixels: Pixels, image_file: str, depth_file: str | None) -> None:
+    """Add photograph and depth map; a reason why not goes where the page shows it."""
+    scene = placed.scene
+    try:
+        scene.image = pixels.images.read(image_file).rgb
+        scene.height, scene.width = scene.image.shape[:2]
+    except UnusableImage as error:
+        placed.message = placed.message or str(error)
+        return
+    if pixels.depth is None:
+        return
+    try:
+        scene.disparity = pixels.depth.load(depth_file, scene.height, scene.width, float(scene.intrinsics[0, 0]))
+    except UnusableImage:
+        scene.disparity = None  # the page has no depth map then; the scene's own status tells of it
 
 
 def write_pictures(scenes: Iterator[PlacedScene], body: BodyModel, out: Path, glb: bool = False) -> Iterator[Path]:
@@ -100,38 +145,3 @@ def file_name(image_id: str) -> str:
     stem = re.sub(r"[^A-Za-z0-9_.-]+", "-", re.sub(r"\.[A-Za-z0-9]{1,5}$", "", image_id)).strip(".-")
     digits = hashlib.sha256(image_id.encode("utf-8", "surrogatepass")).hexdigest()[:_DIGITS]
     return f"{stem[:_LONGEST] or 'scene'}~{digits}"
-
-
-def _worst(columns: dict[str, np.ndarray], allowed: np.ndarray, count: int) -> list[int]:
-    deviation = np.where(columns["is_optimized"] & allowed, columns["mean_height_deviation"], -1.0)
-    order = np.argsort(-deviation, kind="stable")[:count]
-    return order[deviation[order] >= 0].tolist()
-
-
-def _find_key(columns: dict[str, np.ndarray], key: str) -> int:
-    """The image of this key; else the only one whose key ends with it."""
-    ids = columns["image_id"]
-    exact = np.flatnonzero((ids == key) | (columns["image_path"] == key))
-    found = exact if exact.size else np.flatnonzero([image.endswith("/" + key) for image in ids])
-    if found.size == 0:
-        raise LabelsError(f"no finished shard holds the image {key!r}; keys look like {ids[0]!r}")
-    if found.size > 1:
-        raise LabelsError(f"{found.size} images are called {key!r}, for example {ids[found[:2]].tolist()}; give more")
-    return int(found[0])
-
-
-def _fill(placed: PlacedScene, pixels: Pixels, image_file: str, depth_file: str | None) -> None:
-    """Add photograph and depth map; a reason why not goes where the page shows it."""
-    scene = placed.scene
-    try:
-        scene.image = pixels.images.read(image_file).rgb
-        scene.height, scene.width = scene.image.shape[:2]
-    except UnusableImage as error:
-        placed.message = placed.message or str(error)
-        return
-    if pixels.depth is None:
-        return
-    try:
-        scene.disparity = pixels.depth.load(depth_file, scene.height, scene.width, float(scene.intrinsics[0, 0]))
-    except UnusableImage:
-        scene.disparity = None  # the page has no depth map then; the scene's own status tells of it

@@ -1,4 +1,4 @@
-"""Figures with axes: the scene from above, the fit of a scene, histograms. Arrays in, pictures out; opens no file.
+"""Figures with axes: the scene from above, the fit of a scene, histograms. Opens no file.
 
 Drawn with matplotlib's own canvas (no window, no global state). Metres; the unit of relative depth is unknown.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import matplotlib as mpl
 import numpy as np
@@ -19,8 +19,8 @@ from matplotlib.patches import Circle
 from matplotlib.ticker import EngFormatter, MaxNLocator
 from PIL import Image
 
-from dto_pipeline.view.palette import GROUND, INK, MUTED, PAPER, RULE, Rgb, person_colours
-from dto_pipeline.view.tags import draw_tags
+from dto_pipeline.scene import PlacedScene
+from dto_pipeline.view.drawing import GROUND, INK, MUTED, PAPER, RULE, Rgb, draw_tags, person_colours
 
 _DPI = 100
 _MARGIN = (50, 14, 14, 40)  # left, top, right, bottom of the axes [px]
@@ -57,7 +57,11 @@ def draw_birds_eye(
     """
     figure, axes = _blank(size)
     _scale_equally(axes, shown, size)
-    _draw_field_of_view(axes, intrinsics, image_width)
+    axes.set_facecolor(_unit(GROUND))  # what the camera cannot see is grey
+    far = 2 * (axes.get_ylim()[1] + 1)
+    edges = (np.array([0.0, image_width]) - intrinsics[0, 2]) / intrinsics[0, 0] * far
+    axes.fill([0, *edges], [0, far, far], facecolor=_unit(PAPER), edgecolor=_unit(MUTED), linewidth=0.7, zorder=0.4)
+    axes.plot(0, 0, marker="^", color=_unit(MUTED), markersize=9)
     pixels_per_metre = float(axes.transData.transform((1, 0))[0] - axes.transData.transform((0, 0))[0])
     radius = max(_BODY_RADIUS, _LEAST_RADIUS / pixels_per_metre)
     colours = person_colours(len(places))
@@ -91,69 +95,45 @@ def _scale_equally(axes: Axes, shown: np.ndarray, size: tuple[int, int]) -> None
     axes.yaxis.set_major_formatter("{x:g} m")
 
 
-def _draw_field_of_view(axes: Axes, intrinsics: np.ndarray, image_width: int) -> None:
-    """The camera, and in grey what it cannot see."""
-    axes.set_facecolor(_unit(GROUND))
-    far = 2 * (axes.get_ylim()[1] + 1)
-    edges = (np.array([0.0, image_width]) - intrinsics[0, 2]) / intrinsics[0, 0] * far
-    axes.fill([0, *edges], [0, far, far], facecolor=_unit(PAPER), edgecolor=_unit(MUTED), linewidth=0.7, zorder=0.4)
-    axes.plot(0, 0, marker="^", color=_unit(MUTED), markersize=9)
-
-
 # --- the fit of a scene ---
 
 
-@dataclass(frozen=True)
-class Fit:
-    """What a scene's two lines are made of, P people. NaN = not measured."""
-
-    depth: np.ndarray  # (P,) relative depth
-    z_before: np.ndarray  # (P,) [m]
-    z_after: np.ndarray  # (P,) [m]
-    group: np.ndarray  # (P,) 0 near, 1 far, -1 not measured
-    alpha: tuple[float, float]  # near, far; NaN = no fit
-    beta: tuple[float, float]  # [m]
-    ground: bool = False  # the near line belongs to people's lowest pixels, so they lie beside it
-
-    disparity_line: tuple[float, float] = (float("nan"), float("nan"))  # 1 / z = first / depth + second, of everybody
-
-    @property
-    def shown(self) -> np.ndarray:
-        """(P,) bool: people that have a depth."""
-        return np.isfinite(self.depth) & np.isfinite(self.z_before) & (self.group >= 0)
+def fitted_people(placed: PlacedScene) -> np.ndarray:
+    """(n,) indices of people that have a depth and a group."""
+    z = placed.scene.transl[:, 2]
+    return np.flatnonzero(np.isfinite(placed.depth_mean) & np.isfinite(z) & (placed.depth_group >= 0))
 
 
-def draw_fit(fit: Fit, size: tuple[int, int]) -> Image.Image:
-    """Draw people (hollow before, filled after) and the lines z = alpha * depth + beta that place them.
+def draw_fit(placed: PlacedScene, size: tuple[int, int]) -> Image.Image:
+    """Draw the people of a scene (hollow before, filled after) and the lines z = alpha * depth + beta that place them.
 
     Args:
-        fit: of one scene.
+        placed: the scene; a near line that was placed by ground evidence lies beside its people.
         size: width, height of the figure [px].
 
     Returns:
         RGB figure.
     """
     figure, axes = _blank(size)
-    kept, colours = np.flatnonzero(fit.shown), person_colours(len(fit.depth))
+    kept = fitted_people(placed)
+    depth, rgb = placed.depth_mean[kept], [_unit(colour) for colour in person_colours(placed.scene.num_people)[kept]]
     if not kept.size:
         axes.set_axis_off()
         axes.text(0.5, 0.5, "nobody was measured", transform=axes.transAxes, ha="center", color=_unit(MUTED))
         return _finish(figure, axes, np.empty((0, 2)), kept, 0.0)
-    before = np.stack([fit.depth, fit.z_before], axis=-1)[kept]
-    after = np.stack([fit.depth, fit.z_after], axis=-1)[kept]
-    rgb = [_unit(colour) for colour in colours[kept]]
+    before, after = (np.stack([depth, side[kept, 2]], axis=-1) for side in (placed.scene.transl, placed.transl))
     axes.add_collection(LineCollection(np.stack([before, after], axis=1).tolist(), colors=rgb, linewidths=1))
     axes.scatter(before[:, 0], before[:, 1], s=60, facecolors=_unit(PAPER), edgecolors=rgb, linewidths=1.5, zorder=3)
     axes.scatter(after[:, 0], after[:, 1], s=60, c=rgb, zorder=4)
     for group, colour in enumerate((INK, MUTED)):
-        depth = fit.depth[fit.shown & (fit.group == group)]
-        if depth.size and np.isfinite(fit.alpha[group]):
-            span = np.array([depth.min(), depth.max()])
-            axes.plot(span, fit.alpha[group] * span + fit.beta[group], color=_unit(colour), linewidth=2)
-    slope, offset = fit.disparity_line
+        own = depth[placed.depth_group[kept] == group]
+        if own.size and np.isfinite(placed.alpha[group]):
+            span = np.array([own.min(), own.max()])
+            axes.plot(span, placed.alpha[group] * span + placed.beta[group], color=_unit(colour), linewidth=2)
+    slope, offset = placed.disparity_line
     if np.isfinite(slope):
-        depth = np.linspace(fit.depth[kept].min(), fit.depth[kept].max(), 60)
-        axes.plot(depth, 1 / np.maximum(slope / depth + offset, 1e-6), color=_unit(INK), linewidth=2)
+        span = np.linspace(depth.min(), depth.max(), 60)
+        axes.plot(span, 1 / np.maximum(slope / span + offset, 1e-6), color=_unit(INK), linewidth=2)
     axes.margins(0.12)
     axes.set_xlabel("relative depth of the person (1 / disparity)", color=_unit(MUTED), fontsize=8)
     axes.xaxis.set_major_locator(MaxNLocator(6))
@@ -165,62 +145,74 @@ def draw_fit(fit: Fit, size: tuple[int, int]) -> Image.Image:
 
 
 @dataclass(frozen=True)
-class Series:
-    """Counts of one histogram."""
+class Histogram:
+    """Counts of one series, or of two (before, after), over shared bins; outer bins hold what lies beyond the edges."""
 
-    name: str
-    counts: np.ndarray  # (bins,)
-    outline: bool = False  # a line around the bars instead of filled bars
+    edges: np.ndarray  # (bins + 1,)
+    counts: np.ndarray  # (series, bins) int64
+
+    @classmethod
+    def empty(cls, edges: np.ndarray, series: int = 1) -> Histogram:
+        return cls(edges, np.zeros((series, len(edges) - 1), dtype=np.int64))
+
+    def add(self, values: np.ndarray, series: int = 0) -> None:
+        """Count the values that are finite."""
+        bins = np.searchsorted(self.edges, values[np.isfinite(values)], side="right") - 1
+        self.counts[series] += np.bincount(bins.clip(0, len(self.edges) - 2), minlength=len(self.edges) - 1)
 
 
 @dataclass(frozen=True)
 class Chart:
-    """One histogram. Values beyond the edges are counted in the outer bins by whoever made the counts."""
+    """One histogram as it is drawn; of two series the first is an outline behind the other's bars."""
 
     title: str
-    edges: np.ndarray  # (bins + 1,)
-    series: Sequence[Series]
+    histogram: Histogram
     unit: str = ""
+    names: Sequence[str] = ("before", "after")  # of the series
     curve: tuple[np.ndarray, np.ndarray] | None = None  # x, y of a line over the bars, for example a prior
-    marks: Sequence[tuple[float, str]] = field(default_factory=tuple)  # vertical lines with a word, if inside
+    mark: tuple[float, str] | None = None  # a vertical line with a word
     logarithmic: bool = False  # of the horizontal axis
 
     def without_tail(self) -> Chart:
         """The chart without the empty bins at its upper end, but for the first few."""
-        used = np.flatnonzero(np.any([series.counts > 0 for series in self.series], axis=0))
+        edges, counts = self.histogram.edges, self.histogram.counts
+        used = np.flatnonzero(counts.any(axis=0))
         keep = max(_LEAST_BINS, int(used[-1]) + 2 if used.size else 0)
-        series = [replace(one, counts=one.counts[:keep]) for one in self.series]
-        return replace(self, edges=self.edges[: keep + 1], series=series)
+        return replace(self, histogram=Histogram(edges[: keep + 1], counts[:, :keep]))
 
     def describe(self) -> str:
         """Counts and medians in words, for readers who do not see the chart."""
-        middles = (self.edges[:-1] + self.edges[1:]) / 2
+        middles = (self.histogram.edges[:-1] + self.histogram.edges[1:]) / 2
         words = []
-        for series in self.series:
-            total = int(series.counts.sum())
-            median = middles[np.searchsorted(np.cumsum(series.counts), total / 2)] if total else float("nan")
-            words.append(f"{series.name}: {total}, median about {median:.3g} {self.unit}".strip())
+        for name, counts in zip(self.names, self.histogram.counts, strict=True):
+            total = int(counts.sum())
+            median = middles[np.searchsorted(np.cumsum(counts), total / 2)] if total else float("nan")
+            words.append(f"{name}: {total}, median about {median:.3g} {self.unit}".strip())
         return "; ".join(words)
+
+
+_BEFORE, _AFTER, _WARM = (154, 163, 178), (38, 118, 204), (230, 97, 38)  # --a, --b, --warm of the page
 
 
 def draw_histogram(chart: Chart) -> str:
     """An SVG file as text; its letters are drawn as shapes and look the same everywhere."""
     figure, axes = _blank(_CHART_SIZE)
-    for series, colour in zip(chart.series, _series_colours(chart.series), strict=True):
-        axes.stairs(series.counts, chart.edges, fill=True, color=colour, alpha=0.25 if series.outline else 0.85)
-        if series.outline:
-            axes.stairs(series.counts, chart.edges, color=colour, linewidth=1.6, zorder=3)
+    edges, counts = chart.histogram.edges, chart.histogram.counts
+    if len(counts) == 2:
+        axes.stairs(counts[0], edges, fill=True, color=_unit(_BEFORE), alpha=0.25)
+        axes.stairs(counts[0], edges, color=_unit(_BEFORE), linewidth=1.6, zorder=3)
+    axes.stairs(counts[-1], edges, fill=True, color=_unit(_AFTER), alpha=0.85)
     if chart.curve is not None:
         axes.plot(*chart.curve, color=_unit(_WARM), linewidth=1.8)
-    for value, word in chart.marks:
-        if chart.edges[0] <= value <= chart.edges[-1]:
-            axes.axvline(value, color=_unit(_WARM), linestyle="--", linewidth=1)
-            place = "right" if value > chart.edges[-3] else "center"
-            axes.text(value, 1.01, word, transform=axes.get_xaxis_transform(), fontsize=7, color=_unit(MUTED), ha=place)
+    if chart.mark is not None and edges[0] <= chart.mark[0] <= edges[-1]:
+        value, word = chart.mark
+        axes.axvline(value, color=_unit(_WARM), linestyle="--", linewidth=1)
+        place = "right" if value > edges[-3] else "center"
+        axes.text(value, 1.01, word, transform=axes.get_xaxis_transform(), fontsize=7, color=_unit(MUTED), ha=place)
     if chart.logarithmic:
         axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:g}")
-    axes.set_xlim(chart.edges[0], chart.edges[-1])
+    axes.set_xlim(edges[0], edges[-1])
     axes.set_ylim(0, max(1.0, axes.get_ylim()[1]))
     axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
     axes.yaxis.set_major_formatter(EngFormatter(sep=""))
@@ -230,13 +222,6 @@ def draw_histogram(chart: Chart) -> str:
     with mpl.rc_context({"svg.hashsalt": "dto"}):  # the same chart gives the same text
         figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
     return stream.getvalue()
-
-
-_BEFORE_COLOUR, _AFTER_COLOUR, _WARM = (154, 163, 178), (38, 118, 204), (230, 97, 38)  # --a, --b, --warm of the page
-
-
-def _series_colours(series: Sequence[Series]) -> list[tuple[float, float, float]]:
-    return [_unit(_BEFORE_COLOUR if one.outline else _AFTER_COLOUR) for one in series]
 
 
 # --- what all figures share ---

@@ -9,7 +9,6 @@ import base64
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -26,11 +25,11 @@ from dto_pipeline.run.sanity import Sanity
 from dto_pipeline.scene import PlacedScene
 from dto_pipeline.status import PLACED, ImageStatus, PersonStatus
 from dto_pipeline.terminal import printable
-from dto_pipeline.view.facts import GROUPS, Facts, class_priors, gather_facts, prior_curve, share
+from dto_pipeline.view.facts import GROUPS, Facts, gather_facts
+from dto_pipeline.view.pages import person_table, scene_rows, scene_title
 from dto_pipeline.view.pictures import Choice, choose_scenes, load_placed
-from dto_pipeline.view.plots import Chart, Series, draw_histogram
+from dto_pipeline.view.plots import Chart, Histogram, draw_histogram
 from dto_pipeline.view.run_files import Pixels, RunFiles
-from dto_pipeline.view.scene_panel import person_table, scene_rows, scene_title
 
 FILE_NAME = "index.html"
 _FOOTER_ELSEWHERE = frozenset(  # what a label file's footer says and the page tells elsewhere, or is of one shard only
@@ -42,20 +41,17 @@ _FOOTER_ELSEWHERE = frozenset(  # what a label file's footer says and the page t
 )
 _JPEG_QUALITY = 84
 Block = dict[str, Any]  # of the page: its kind and what the template shows of it
-_BEFORE_AFTER = (("before", "before"), ("after", "after"))
-
-
-@dataclass(frozen=True)
-class ReportOptions:
-    """How many scenes are shown."""
-
-    worst: int = 3
-    random: int = 3
-    seed: int = 0
+_BEFORE_AFTER = [("before", "before"), ("after", "after")]  # class of the stylesheet, word; a swatch each
 
 
 def write_report(
-    run: RunFiles, body: BodyModel | None, pixels: Pixels | None, out: Path, options: ReportOptions | None = None
+    run: RunFiles,
+    body: BodyModel | None,
+    pixels: Pixels | None,
+    out: Path,
+    worst: int = 3,
+    random: int = 3,
+    seed: int = 0,
 ) -> Path:
     """Write the page.
 
@@ -64,29 +60,39 @@ def write_report(
         body: the model its labels were made with; None = no scene is drawn.
         pixels: where photographs and depth maps are; None = grey sheets.
         out: folder of the page, made if missing; an older page is replaced.
-        options: how many scenes are drawn.
+        worst, random: how many scenes of largest deviation, and drawn by lot with this seed, are shown.
 
     Returns:
         Path of the page.
     """
-    options = options or ReportOptions()
     facts = gather_facts(run)
+    status, total = facts.status, facts.total
     sections = [
-        _sanity(facts.status.sanity),
+        _sanity(status.sanity),
         _statuses(facts),
         _subsets(facts),
         _certain(facts),
-        _heights(facts, run.identity.config),
-        _placing(facts, run.identity.config),
-        _speed(facts),
-        *(_scenes(run, body, pixels, options) if body is not None else ()),
+        _heights(facts, run.identity.config["prior"]),
+        _placing(facts, float(run.identity.config["refine"]["accept_below"])),
+        _speed(facts, run),
+        *(_scenes(run, body, pixels, worst, random, seed) if body is not None else ()),
         _failures(facts),
         _provenance(facts, run),
     ]
-    title = f"{run.identity.subset}: {_state(facts)}"
+    tiles = [
+        (f"{status.images_done:,}", "images", f"of {status.images_total:,}"),
+        (f"{status.persons_done:,}", "persons", f"of {status.persons_total:,}"),
+        (_share(total["optimized"], total["images"]), "optimised", f"{total['optimized']:,} images"),
+        (_share(total["accepted"], total["images"]), "accepted", f"{total['accepted']:,} images"),
+        (_share(total["moved"], total["persons"]), "persons moved", f"{total['moved']:,} persons"),
+        (f"{total['failed']:,}", "images failed", "rows kept, labels as given"),
+        (f"{status.images_per_s:.1f}", "images a second", "last hour of work, all workers"),
+    ]
+    done = "all" if status.images_done == status.images_total else f"{status.images_done} of"
+    title = f"{run.identity.subset}: {done} {status.images_total} images done"
     subtitle = "Labels of crowds in metres (DTO, arXiv 2511.13282). Before: as given; after: as placed together."
-    page = render_page(title, subtitle, _tiles(facts), [part for part in sections if part["blocks"]])
     path = out / FILE_NAME
+    page = render_page(title, subtitle, tiles, [part for part in sections if part["blocks"]])
     write_bytes_atomic(path, page.encode())
     return path
 
@@ -122,11 +128,6 @@ def _table(
     return {"kind": "table", "columns": columns, "rows": rows, "numeric": numeric, "key": key, "style": style}
 
 
-def _legend(names: Sequence[tuple[str, str]]) -> Block:
-    """(class of the stylesheet, word) with a swatch each."""
-    return {"kind": "legend", "names": names}
-
-
 def _charts(charts: Sequence[tuple[Chart, str]]) -> Block:
     """Charts side by side, as many as fit; each with a line of text below its title."""
     cards = [
@@ -134,38 +135,22 @@ def _charts(charts: Sequence[tuple[Chart, str]]) -> Block:
             "title": chart.title,
             "note": note,
             "words": chart.describe(),
-            "source": "data:image/svg+xml;base64," + base64.b64encode(draw_histogram(chart).encode()).decode(),
+            "source": _inline("svg+xml", draw_histogram(chart).encode()),
         }
         for chart, note in charts
     ]
     return {"kind": "charts", "charts": cards}
 
 
+def _inline(kind: str, data: bytes) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
 def _picture(image: Image.Image, caption: str) -> Block:
     stream = io.BytesIO()
     image.save(stream, format="JPEG", quality=_JPEG_QUALITY, optimize=True)
-    source = "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
+    source = _inline("jpeg", stream.getvalue())
     return {"source": source, "width": image.width, "height": image.height, "caption": caption}
-
-
-def _state(facts: Facts) -> str:
-    status = facts.status
-    if status.images_done == status.images_total:
-        return f"all {status.images_total} images done"
-    return f"{status.images_done} of {status.images_total} images done"
-
-
-def _tiles(facts: Facts) -> list[tuple[str, str, str]]:
-    total, status = facts.total, facts.status
-    return [
-        (f"{status.images_done:,}", "images", f"of {status.images_total:,}"),
-        (f"{status.persons_done:,}", "persons", f"of {status.persons_total:,}"),
-        (share(total.optimized, total.images), "optimised", f"{total.optimized:,} images"),
-        (share(total.accepted, total.images), "accepted", f"{total.accepted:,} images"),
-        (share(total.moved, total.persons), "persons moved", f"{total.moved:,} persons"),
-        (f"{total.failed:,}", "images failed", "rows kept, labels as given"),
-        (f"{status.images_per_s:.1f}", "images a second", "last hour of work, all workers"),
-    ]
 
 
 def _sanity(sanity: Sanity) -> Block:
@@ -199,7 +184,9 @@ def _statuses(facts: Facts) -> Block:
         whole = sum(counts.values())
         advice = {str(word): word.advice for word in words}
         ordered = sorted(counts.items(), key=lambda item: -item[1])
-        rows = [[_plain(w), f"{n:,}", share(n, whole), advice.get(w, "written by another version")] for w, n in ordered]
+        rows = [
+            [_plain(w), f"{n:,}", _share(n, whole), advice.get(w, "written by another version")] for w, n in ordered
+        ]
         tables.append(_table([name, "count", "share", "what it means"], rows, numeric=(1, 2), style="words"))
     shards = ", ".join(f"{count} {word}" for word, count in facts.status.shards.items())
     return _section("What became of images and persons", *tables, note=f"Shards: {shards}.")
@@ -209,12 +196,12 @@ def _subsets(facts: Facts) -> Block:
     rows = [
         [
             name,
-            *(f"{count:,}" for count in (part.images, part.optimized, part.accepted)),
-            share(part.accepted, part.images),
-            share(part.accepted, part.optimized),
-            f"{part.failed:,}",
-            f"{part.persons:,}",
-            share(part.moved, part.persons),
+            *(f"{part[key]:,}" for key in ("images", "optimized", "accepted")),
+            _share(part["accepted"], part["images"]),
+            _share(part["accepted"], part["optimized"]),
+            f"{part['failed']:,}",
+            f"{part['persons']:,}",
+            _share(part["moved"], part["persons"]),
         ]
         for name, part in facts.subsets.items()
     ]
@@ -224,9 +211,9 @@ def _subsets(facts: Facts) -> Block:
 
 def _certain(facts: Facts) -> Block:
     """What --max-error and --max-z-sigma would leave; nothing where no posterior told any."""
-    total = facts.total
+    accepted, people = facts.total["accepted"], facts.total["accepted persons"]
     rows = [
-        [f"{most:g} m", f"{images:,}", share(images, total.accepted), f"{n:,}", share(n, total.accepted_persons)]
+        [f"{most:g} m", f"{images:,}", _share(images, accepted), f"{n:,}", _share(n, people)]
         for most, (images, n) in facts.certain.items()
     ]
     columns = ["limit", "accepted images", "of all accepted", "people of accepted images", "of all these"]
@@ -238,90 +225,87 @@ def _certain(facts: Facts) -> Block:
     return _section("What limits of the expected error would leave", *tables, note=note)
 
 
-def _heights(facts: Facts, config: Mapping[str, Any]) -> Block:
+def _heights(facts: Facts, prior: Mapping[str, Any]) -> Block:
     charts = []
-    for name, (mean, sigma) in class_priors(dict(config)).items():
-        histogram = facts.heights[name]
+    for (name, histogram), mean, sigma in zip(facts.heights.items(), prior["mean"], prior["sigma"], strict=True):
         people = int(histogram.counts[1].sum())
         if people:
             curve = prior_curve(mean, sigma, people, histogram.edges)
-            chart = Chart(_plain(name), histogram.edges, _two(histogram.counts), "height [m]", curve)
+            chart = Chart(_plain(name), histogram, "height [m]", curve=curve)
             charts.append((chart, f"{people:,} persons, prior {mean:.2f} \u00b1 {sigma:.2f} m"))
-    names = [*_BEFORE_AFTER, ("prior", "prior of the class")]
+    legend = {"kind": "legend", "names": [*_BEFORE_AFTER, ("prior", "prior of the class")]}
     note = "Rest-pose heights of everybody who was measured. Adults' own priors lie between this one and their label."
-    return _section("Heights against the priors", _legend(names), _charts(charts), note=note)
+    return _section("Heights against the priors", legend, _charts(charts), note=note)
 
 
-def _placing(facts: Facts, config: Mapping[str, Any]) -> Block:
-    limit = float(config["refine"]["accept_below"])
+def prior_curve(mean: float, sigma: float, people: int, edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The bell of a height prior in persons per bin: x [m] and y, for as many people as the histogram counts."""
+    x = np.linspace(edges[0], edges[-1], 120)
+    density = np.exp(-0.5 * ((x - mean) / sigma) ** 2) / (sigma * np.sqrt(2 * np.pi))
+    return x, density * people * float(edges[1] - edges[0])
+
+
+def _placing(facts: Facts, limit: float) -> Block:
+    def chart(title: str, histogram: Histogram, unit: str, name: str, **more: Any) -> Chart:
+        return Chart(title, histogram, unit, (name,), **more)
+
+    title = "Scale on distance and height, moved persons"
     single = [
-        Chart(
-            "Scale on distance and height, moved persons",
-            facts.scales.edges,
-            [Series("moved", facts.scales.counts[0])],
-            "factor",
-            marks=[(1.0, "unchanged")],
-            logarithmic=True,
-        ),
-        Chart(
+        chart(title, facts.scales, "factor", "moved", mark=(1.0, "unchanged"), logarithmic=True),
+        chart(
             "Height deviation of optimised images",
-            facts.deviations.edges,
-            [Series("images", facts.deviations.counts[0])],
+            facts.deviations,
             "sigma",
-            marks=[(limit, f"accepted below {limit:g}")],
-        ),
-        Chart("Persons per image", facts.crowds.edges, [Series("images", facts.crowds.counts[0])], "persons"),
+            "images",
+            mark=(limit, f"accepted below {limit:g}"),
+        ).without_tail(),
+        chart("Persons per image", facts.crowds, "persons", "images").without_tail(),
     ]
-    single = [single[0], *(chart.without_tail() for chart in single[1:])]
     charts = [(chart, chart.describe()) for chart in single]
     for name in GROUPS:
-        histogram, counts = facts.distances[name], facts.group_status[name]
-        people = sum(counts.values())
+        counts = facts.group_status[name]
         moved = sum(count for word, count in counts.items() if word in PLACED)
-        chart = Chart(f"Distance, {name} group", histogram.edges, _two(histogram.counts), "z [m]")
-        charts.append((chart.without_tail(), f"{people:,} persons, {share(moved, people)} moved"))
+        distances = Chart(f"Distance, {name} group", facts.distances[name], "z [m]").without_tail()
+        charts.append((distances, f"{counts.total():,} persons, {_share(moved, counts.total())} moved"))
     ground = f"{facts.ground_used:,} images had their near group placed by ground evidence."
-    note = f"{ground} Outer bars hold what lies beyond."
-    return _section("Placing", _legend(_BEFORE_AFTER), _charts(charts), note=note)
+    legend = {"kind": "legend", "names": _BEFORE_AFTER}
+    return _section("Placing", legend, _charts(charts), note=f"{ground} Outer bars hold what lies beyond.")
 
 
-def _speed(facts: Facts) -> Block:
+def _speed(facts: Facts, run: RunFiles) -> Block:
     stages = facts.status.stage_seconds
-    whole = sum(stages.values())
-    longest = max(stages.values(), default=0.0) or 1.0
-    bars = [
-        (name, f"{100 * seconds / longest:.1f}", f"{format_seconds(seconds)}, {share_of(seconds, whole)}")
-        for name, seconds in stages.items()
-    ]
-    rows = [
-        [
-            name,
-            f"{worker.shards:,}",
-            f"{worker.images:,}",
-            format_duration(worker.seconds),
-            f"{worker.images / worker.seconds:.1f}" if worker.seconds > 0 else "-",
-            f"{worker.repeated}",
-        ]
-        for name, worker in sorted(facts.workers.items())
-    ]
-    columns = ["worker", "shards", "images", "busy", "images a second", "tries repeated"]
+    whole, longest = sum(stages.values()), max(stages.values(), default=0.0) or 1.0
+    bars = []
+    for name, seconds in stages.items():
+        took = f"{seconds:.2f} s" if seconds < 10 else format_duration(seconds)
+        share = f"{100 * seconds / whole:.0f} %" if whole > 0 else "-"
+        bars.append((name, f"{100 * seconds / longest:.1f}", f"{took}, {share}"))
+    rows = []
+    for worker in sorted({receipt.worker for receipt in run.scan.done.values()}):
+        own = [receipt for receipt in run.scan.done.values() if receipt.worker == worker]
+        images, seconds = sum(receipt.images for receipt in own), sum(receipt.wall_s for receipt in own)
+        speed = f"{images / seconds:.1f}" if seconds > 0 else "-"
+        repeated = sum(receipt.attempt - 1 for receipt in own)
+        rows.append([worker, f"{len(own):,}", f"{images:,}", format_duration(seconds), speed, f"{repeated}"])
+    columns = ["worker", "shards", "images", "busy", "images a second", "attempts repeated"]
     note = f"{facts.status.images_per_s:.1f} images a second together. Stages add up the threads of all workers."
     parts = [{"kind": "bars", "bars": bars}, _table(columns, rows, numeric=range(1, len(columns)))]
     return _section("Speed by stage and worker", *parts, note=note)
 
 
-def _scenes(run: RunFiles, body: BodyModel, pixels: Pixels | None, options: ReportOptions) -> Iterator[Block]:
+def _scenes(
+    run: RunFiles, body: BodyModel, pixels: Pixels | None, worst: int, random: int, seed: int
+) -> Iterator[Block]:
     """A section for the worst scenes and one for scenes drawn by lot; no scene is shown twice."""
     if not run.shards:
         return
-    worst = choose_scenes(run, Choice(worst=options.worst))
-    drawn = choose_scenes(run, Choice(random=options.random + len(worst), seed=options.seed))
-    some = [place for place in drawn if place not in worst][: options.random]
-    notes = {
-        "Worst scenes": (worst, "Optimised images of largest mean height deviation."),
-        "Random scenes": (some, f"Drawn by lot among all images (seed {options.seed})."),
-    }
-    for title, (places, note) in notes.items():
+    bad = choose_scenes(run, Choice(worst=worst))
+    drawn = choose_scenes(run, Choice(random=random + len(bad), seed=seed))
+    some = [place for place in drawn if place not in bad][:random]
+    for title, places, note in (
+        ("Worst scenes", bad, "Optimised images of largest mean height deviation."),
+        ("Random scenes", some, f"Drawn by lot among all images (seed {seed})."),
+    ):
         scenes = [_scene(placed, body) for placed in load_placed(run, places, pixels)]
         if scenes:
             yield _section(title, *scenes, note=note)
@@ -332,10 +316,10 @@ def _scene(placed: PlacedScene, body: BodyModel) -> Block:
     pictures = [_picture(row.left, row.caption) for row in rows[:2]]
     pictures += [_picture(row.right, f"{row.caption.split(':')[0]}, {row.note}") for row in rows[:2]]
     for row in rows[2:]:
-        pictures += [_picture(row.left, row.caption), _picture(row.right, _capital(row.note) or "No fit")]
+        note = row.note[:1].upper() + row.note[1:] or "No fit"
+        pictures += [_picture(row.left, row.caption), _picture(row.right, note)]
     people = person_table(placed)
-    lines = [[f"{i}", *line] for i, line in enumerate(people.lines, start=1)]
-    listing = _table(["person", *people.columns], lines)
+    listing = _table(["person", *people.columns], [[f"{i}", *line] for i, line in enumerate(people.lines, start=1)])
     return {"kind": "scene", "title": scene_title(placed), "pictures": pictures, "people": listing}
 
 
@@ -346,23 +330,18 @@ def _failures(facts: Facts) -> Block:
         parts.append(_table(["image", "status", "what was found"], rows, key=True))
     if facts.status.failed:
         lost = [[f"shard {f.shard}", f"{f.attempts}", f.error] for f in facts.status.failed]
-        parts.append(_table(["shard", "tries", "last error"], lost, numeric=(1,)))
-    shown, failed = len(facts.failures), facts.total.failed
+        parts.append(_table(["shard", "attempts", "last error"], lost, numeric=(1,)))
+    shown, failed = len(facts.failures), facts.total["failed"]
     note = f"The first {shown} of {failed:,}." if failed > shown else "Their rows are in the labels, as given."
     return _section("Images that could not be processed", *parts, note=note)
 
 
-def _label_files(footer: Mapping[str, str]) -> list[dict[str, str]]:
-    """What a label file's footer says of the files it was made from; none where that cannot be read."""
-    try:
-        listed = parse_json(footer.get("label_files", "[]"))
-        return [{"file": str(item["file"]), "sha256": str(item["sha256"])} for item in listed]
-    except (ValueError, TypeError, KeyError):
-        return []
-
-
 def _provenance(facts: Facts, run: RunFiles) -> Block:
     identity, footer = run.identity, facts.footer
+    try:  # what the footer says of the files it was made from; none where that cannot be read
+        inputs = [(str(item["file"]), str(item["sha256"])) for item in parse_json(footer.get("label_files", "[]"))]
+    except (ValueError, TypeError, KeyError):
+        inputs = []
     rows = [
         ["config hash", identity.config_hash],
         ["manifest fingerprint", identity.manifest_fingerprint],
@@ -371,7 +350,7 @@ def _provenance(facts: Facts, run: RunFiles) -> Block:
         ["label schema", footer.get("schema", "-")],
         *([_plain(name), text] for name, text in sorted(footer.items()) if name not in _FOOTER_ELSEWHERE),
         *([f"version of {name}", str(number)] for name, number in sorted(identity.versions.items())),
-        *([f"input {item['file']}, sha256", item["sha256"]] for item in _label_files(footer)),
+        *([f"input {file}, sha256", sha256] for file, sha256 in inputs),
     ]
     parts = [_table(["what", "value"], rows)]
     for section, options in identity.config.items():
@@ -380,23 +359,10 @@ def _provenance(facts: Facts, run: RunFiles) -> Block:
     return _section("Configuration and models", *parts)
 
 
-def format_seconds(seconds: float) -> str:
-    """``0.42 s`` below ten seconds, else as a duration."""
-    return f"{seconds:.2f} s" if seconds < 10 else format_duration(seconds)
-
-
-def share_of(part: float, whole: float) -> str:
-    """Whole per cent."""
-    return f"{100 * part / whole:.0f} %" if whole > 0 else "-"
-
-
-def _two(counts: np.ndarray) -> list[Series]:
-    return [Series("before", counts[0], outline=True), Series("after", counts[1])]
+def _share(part: int, whole: int) -> str:
+    """``12.3 %``; a dash where there is nothing to share."""
+    return f"{100 * part / whole:.1f} %" if whole else "-"
 
 
 def _plain(word: str) -> str:
     return word.replace("_", " ")
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]

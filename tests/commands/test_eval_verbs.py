@@ -13,8 +13,8 @@ from dto_pipeline.config import PipelineConfig
 from dto_pipeline.data.label_files import find_label_files
 from dto_pipeline.data.people import read_people
 from dto_pipeline.lab.difficulty import choose_difficulty
-from dto_pipeline.lab.solver_comparison import place_all
-from dto_pipeline.lab.solver_sets import build_known_scene
+from dto_pipeline.lab.known_scenes import build_known_scene
+from dto_pipeline.lab.solver_outcomes import place_all
 from dto_pipeline.models.body import BodyModel
 
 IMAGES = 3
@@ -50,7 +50,7 @@ def test_a_run_on_synthetic_data_is_measured_before_and_after(made: Path, capsys
 
 def test_a_run_on_the_files_places_people_where_the_benchmark_in_memory_does(made: Path, body: BodyModel) -> None:
     known = [build_known_scene(choose_difficulty("standard"), 23, number, body) for number in range(IMAGES)]
-    outcome = place_all(known, body, PipelineConfig(), "paper")
+    outcome = place_all(known, PipelineConfig(), "paper")
     people = read_people(find_label_files(made / "run/labels"))
     assert np.array_equal(people.transl, np.concatenate([item.transl for item in outcome.placed]))
 
@@ -114,7 +114,7 @@ def test_relative_human_takes_labels_of_our_schema(
 
 
 def test_every_action_has_help_and_corrections_are_named(capsys: pytest.CaptureFixture[str]) -> None:
-    for action in ("rh", "synthetic", "meshes", "solvers", "benchmark", "ablation"):
+    for action in ("rh", "synthetic", "meshes", "benchmark"):
         with pytest.raises(SystemExit) as stop:
             main(["eval", action, "--help"])
         assert stop.value.code == 0
@@ -142,8 +142,7 @@ def test_difficulties_and_knobs_are_listed(capsys: pytest.CaptureFixture[str]) -
         (["eval", "synthetic", "nowhere.npz", "--truth", "nowhere"], "nowhere.npz does not exist"),
         (["eval", "rh", "nowhere.npz", "--annotations", "nowhere_annots.npz"], "nowhere_annots.npz does not exist"),
         (["eval", "benchmark", "--seed", "1"], "seed 1"),
-        (["eval", "ablation", "--difficulty", "extreme"], "'extreme'; choose from"),
-        (["eval", "solvers", "--seed", "2", "--images", "1"], "seed 2"),
+        (["eval", "benchmark", "--difficulty", "extreme"], "'extreme'; choose from"),
     ],
 )
 def test_what_cannot_be_measured_is_one_message_and_exit_code_two(

@@ -11,9 +11,9 @@ import pyarrow as pa
 import simplejpeg
 
 from dto_pipeline.data.dataset import Dataset
-from dto_pipeline.data.manifest import Manifest
+from dto_pipeline.data.manifest import Manifest, ManifestError
 from dto_pipeline.data.manifest_build.builder import build_manifest
-from dto_pipeline.data.manifest_build.findings import FindingsError, findings_path
+from dto_pipeline.data.manifest_build.findings import findings_path
 from dto_pipeline.data.parquet import open_parquet
 from dto_pipeline.data.storage import Location
 
@@ -45,7 +45,7 @@ def write_labels_file(root: Path, arrays: Mapping[str, Any], compressed: bool = 
 
 def read_findings(manifest: Location) -> pa.Table:
     """What the build of a manifest found."""
-    with open_parquet(findings_path(manifest), FindingsError) as file:
+    with open_parquet(findings_path(manifest), ManifestError) as file:
         return file.read()
 
 

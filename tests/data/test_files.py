@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import errno
 import json
-import mmap
 import os
 import stat
 import subprocess
@@ -15,7 +14,6 @@ import pytest
 
 from dto_pipeline.data import files
 from dto_pipeline.data.files import (
-    check_maps,
     commit_new,
     commit_over,
     is_temporary,
@@ -26,7 +24,6 @@ from dto_pipeline.data.files import (
     write_bytes_atomic,
     write_json_atomic,
 )
-from dto_pipeline.errors import DtoError
 
 
 def names(folder):
@@ -123,13 +120,6 @@ def test_a_file_or_folder_whose_sync_fails_is_named_with_the_cause(tmp_path, mon
         write_bytes_atomic(tmp_path / "x", b"1")
     with pytest.raises(OSError, match="the folder cannot be synced"):
         sync(tmp_path)
-
-
-def test_a_folder_for_temporary_files_that_cannot_be_mapped_is_named(tmp_path, monkeypatch):
-    check_maps(tmp_path)
-    monkeypatch.setattr(mmap, "mmap", refusal(errno.ENODEV))
-    with pytest.raises(DtoError, match="set TMPDIR"):
-        check_maps(tmp_path)
 
 
 def test_a_file_system_that_neither_links_nor_renames_without_replacing_is_named(tmp_path, monkeypatch):

@@ -17,8 +17,6 @@ def test_codes_that_are_no_characters_in_a_name_are_refused_with_their_rows(tmp_
     names = np.array(["a.jpg", "b.jpg"])
     names.view(np.uint32)[6] = 0x110000
     path = write_labels_file(tmp_path, {**label_arrays(["a.jpg", "b.jpg"]), "imgname": names})
-    with (
-        SOURCES["camerahmr"](path, SourceOptions()) as source,
-        pytest.raises(LabelFileError, match=r"rows 0 to 2: .*0x110000 is no character"),
-    ):
+    source = SOURCES["camerahmr"](path, SourceOptions())
+    with pytest.raises(LabelFileError, match=r"rows 0 to 2: .*0x110000 is no character"):
         index_images(source, 1)

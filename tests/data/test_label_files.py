@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from dto_pipeline.collate import pass_through
+from dto_pipeline.collate import keep_labels
 from dto_pipeline.data.images import ImageFolder, ImageMissing
 from dto_pipeline.data.label_files import (
     LabelColumns,
@@ -39,7 +39,7 @@ def placed(body: BodyModel) -> list[PlacedScene]:
             for name in ("pose", "betas", "transl", "age_years", "male_prob", "source_row", "bbox_xyxy", "det_score"):
                 setattr(scene, name, getattr(scene, name)[:0])
             scene.person_problem = []
-        found.append(pass_through(scene))
+        found.append(keep_labels(scene))
     found[2].is_optimized = found[2].is_accepted = True
     found[2].person_status = [PersonStatus.MOVED, PersonStatus.INVALID_LABEL, PersonStatus.TOO_TALL]
     found[2].beta_index = np.array([10, -1, 0], np.int32)

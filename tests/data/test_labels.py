@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dto_pipeline.collate import pass_through
+from dto_pipeline.collate import keep_labels
 from dto_pipeline.data.digest import TableDigest
 from dto_pipeline.data.label_files import read_label_files
 from dto_pipeline.data.labels import (
@@ -52,7 +52,7 @@ def make_scene(number: int, people: int) -> Scene:
 def make_placed(number: int, people: int) -> PlacedScene:
     scene = make_scene(number, people)
     random = np.random.default_rng(100 + number)
-    placed = pass_through(scene)
+    placed = keep_labels(scene)
     return replace(
         placed,
         status=ImageStatus.OPTIMIZED,
@@ -75,7 +75,7 @@ def make_placed(number: int, people: int) -> PlacedScene:
 def failed(number: int, people: int) -> PlacedScene:
     scene = make_scene(number, people)
     scene.problem = (ImageStatus.IMAGE_MISSING, "no such file")
-    return pass_through(scene)
+    return keep_labels(scene)
 
 
 def digest(table: pa.Table) -> str:

@@ -16,7 +16,7 @@ from dto_pipeline.data.manifest import Manifest, ManifestError, report_path
 from dto_pipeline.data.manifest_build.builder import build_manifest
 from dto_pipeline.data.rle import encode_rle
 from dto_pipeline.data.sources.rows import LabelFileError
-from dto_pipeline.data.sources.sidecar import SidecarError, write_sidecar
+from dto_pipeline.data.sources.sidecar import write_sidecar
 from dto_pipeline.schema import MANIFEST_SCHEMA
 from tests.data.small_set import (
     HEIGHT,
@@ -257,7 +257,7 @@ def test_a_missing_label_file_or_sidecar_stops_the_build_and_leaves_nothing(root
     with pytest.raises(LabelFileError, match="does not exist"):
         build_manifest(small_dataset(root), root / "m.parquet", progress=False)
     write_labels_file(root, label_arrays(NAMES))
-    with pytest.raises(SidecarError, match="does not exist"):
+    with pytest.raises(LabelFileError, match="does not exist"):
         build_manifest(small_dataset(root, sidecar="none.parquet"), root / "m.parquet", progress=False)
     assert not list(root.glob("*m.parquet*"))
 

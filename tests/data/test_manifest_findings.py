@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dto_pipeline.data.manifest import report_path
+from dto_pipeline.data.manifest import ManifestError, report_path
 from dto_pipeline.data.manifest_build import findings as manifest_findings
 from dto_pipeline.data.manifest_build.builder import build_manifest
-from dto_pipeline.data.manifest_build.findings import FindingsError
 from tests.data.small_set import (
     all_rows,
     build_small,
@@ -92,14 +91,14 @@ def test_images_another_manifest_has_too_are_reported_and_used(root):
         ("c.jpg", "also in other as other/c.jpg", True),
     }
     assert report.also_in == {"other": 2}
-    with pytest.raises(FindingsError, match="does not exist"):
+    with pytest.raises(ManifestError, match="does not exist"):
         build_manifest(small_dataset(root), out, progress=False, against=[root / "none.parquet"])
     data = bytearray(other_path.read_bytes())
     data[4:800] = bytes(796)
     (root / "damaged.parquet").write_bytes(data)
-    with pytest.raises(FindingsError, match="is damaged"):
+    with pytest.raises(ManifestError, match="cannot be read"):
         build_manifest(small_dataset(root), out, progress=False, against=[root / "damaged.parquet"])
-    with pytest.raises(FindingsError, match="is no manifest"):
+    with pytest.raises(ManifestError, match="has schema"):
         build_manifest(small_dataset(root), out, progress=False, against=[manifest_findings.findings_path(out)])
 
 

@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dto_pipeline.data.people import People, PeopleError, read_people
+from dto_pipeline.data.people import People, read_people
 from dto_pipeline.data.sources.camerahmr import write_camerahmr
-from dto_pipeline.data.sources.rows import LabelRows
+from dto_pipeline.data.sources.rows import LabelFileError, LabelRows
 from dto_pipeline.schema import PERSONS_SCHEMA, PERSONS_SCHEMA_NAME
 
 NAMES = np.array(["a/1.jpg", "a/2.jpg", "a/1.jpg"])
@@ -130,23 +130,23 @@ def test_a_person_of_another_shape_is_kept_and_named(tmp_path: Path) -> None:
 
 
 def test_what_is_no_file_of_people_says_what_is(tmp_path: Path) -> None:
-    with pytest.raises(PeopleError, match="does not exist"):
+    with pytest.raises(LabelFileError, match="does not exist"):
         read_people(tmp_path / "nowhere.npz")
     (tmp_path / "text.npz").write_text("hello")
-    with pytest.raises(PeopleError, match="begins with b'hell'"):
+    with pytest.raises(LabelFileError, match="begins with b'hell'"):
         read_people(tmp_path / "text.npz")
     np.savez(tmp_path / "other.npz", x=np.zeros(3))
-    with pytest.raises(PeopleError, match=r"holds the arrays \['x'\]"):
+    with pytest.raises(LabelFileError, match=r"holds the arrays \['x'\]"):
         read_people(tmp_path / "other.npz")
     (tmp_path / "cut.npz").write_bytes(write_release(tmp_path / "r.npz").read_bytes()[:400])
-    with pytest.raises(PeopleError, match=r"cut\.npz"):
+    with pytest.raises(LabelFileError, match=r"cut\.npz"):
         read_people(tmp_path / "cut.npz")
     np.savez(tmp_path / "list.npz", annots=np.array([1, 2], dtype=object))
-    with pytest.raises(PeopleError, match=r"object \(2,\); expected one object"):
+    with pytest.raises(LabelFileError, match=r"object \(2,\); expected one object"):
         read_people(tmp_path / "list.npz")
     np.savez(tmp_path / "truth.npz", image_name=NAMES)
-    with pytest.raises(PeopleError, match="for the truth of a synthetic data set it lacks pose"):
+    with pytest.raises(LabelFileError, match="for the truth of a synthetic data set it lacks pose"):
         read_people(tmp_path / "truth.npz")
     np.savez(tmp_path / "half.npz", image=NAMES)
-    with pytest.raises(PeopleError, match="for predictions it lacks pose, betas, transl"):
+    with pytest.raises(LabelFileError, match="for predictions it lacks pose, betas, transl"):
         read_people(tmp_path / "half.npz")

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dto_pipeline.data.inert_pickle import BrokenPickle, UnsafePickle
+from dto_pipeline.data.npz import MappedNpz
 from dto_pipeline.data.pickled_items import ITEM_LIMITS, read_items
 from dto_pipeline.data.safe_pickle import build_values
 from tests.released_files import released_annots
@@ -132,17 +133,9 @@ def test_bytes_changed_on_the_disk_are_told_by_the_checksum(tmp_path: Path) -> N
 
 
 def test_a_file_on_a_mount_without_maps_is_unpacked_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dto_pipeline.data import npz as module
-
-    annots, mapped = released_annots(5, 2), module._map_whole
+    annots = released_annots(5, 2)
     path = npz(tmp_path / "a.npz", dumped(annots))
-
-    def refuse(place: Path) -> Any:
-        if place == path:
-            raise OSError(19, "No such device")
-        return mapped(place)
-
-    monkeypatch.setattr(module, "_map_whole", refuse)
+    monkeypatch.setattr(MappedNpz, "_whole", None)
     assert same(read(path), annots)
 
 

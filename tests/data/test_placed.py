@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dto_pipeline.collate import collate_scenes, pass_through, split_batch
+from dto_pipeline.collate import collate_scenes, keep_labels, split_batch
 from dto_pipeline.config import PipelineConfig
 from dto_pipeline.data.labels import build_label_table, write_label_shard
 from dto_pipeline.data.placed import read_placed
@@ -24,7 +24,7 @@ def written_and_read(body: BodyModel, folder: Path) -> tuple[list[PlacedScene], 
     broken = make_scene(body, crowd[1:], name="broken")
     broken.problem = (ImageStatus.IMAGE_CORRUPT, "cut off")
     placed = split_batch(scenes, SceneOptimizer(body, config)(collate_scenes(scenes)), config)
-    placed.append(pass_through(broken))
+    placed.append(keep_labels(broken))
     write_label_shard(build_label_table(placed), folder / "shard.parquet", {})
     return placed, read_placed(folder / "shard.parquet")
 

@@ -18,8 +18,8 @@ both_formats = pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
 
 
 def read_all(path):
-    with open_predictions(path) as file:
-        return file.image_names(0, file.num_rows), file.rows(np.arange(file.num_rows))
+    file = open_predictions(path)
+    return file.image_names(0, file.num_rows), file.rows(np.arange(file.num_rows))
 
 
 @both_formats
@@ -39,9 +39,9 @@ def test_every_column_comes_back(tmp_path, write):
 @both_formats
 def test_rows_come_in_the_order_asked_for(tmp_path, write):
     people = predicted_people(COUNT)
-    with open_predictions(write(tmp_path / "p", people)) as file:
-        np.testing.assert_array_equal(file.rows(np.array([5, 0, 5])).transl, people["transl"][[5, 0, 5]])
-        assert file.rows(np.array([], dtype=np.int64)).pose.shape == (0, 72)
+    file = open_predictions(write(tmp_path / "p", people))
+    np.testing.assert_array_equal(file.rows(np.array([5, 0, 5])).transl, people["transl"][[5, 0, 5]])
+    assert file.rows(np.array([], dtype=np.int64)).pose.shape == (0, 72)
 
 
 @both_formats

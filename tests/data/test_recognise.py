@@ -15,7 +15,7 @@ from dto_pipeline.commands.training_data import open_label_sets
 from dto_pipeline.data.dataset import Dataset
 from dto_pipeline.data.label_pieces import Part
 from dto_pipeline.data.manifest_build.builder import build_manifest
-from dto_pipeline.data.people import PeopleError, read_people
+from dto_pipeline.data.people import read_people
 from dto_pipeline.data.recognise import FileKind, UnknownFile, expect_kind, recognise
 from dto_pipeline.data.sources.relative_human import read_annotations
 from dto_pipeline.data.sources.rows import LabelFileError
@@ -83,7 +83,7 @@ def test_annotations_of_whom_nothing_can_be_used_are_refused_with_what_they_hold
     write_released(tmp_path / "a.npz", released_annots(2))
     with pytest.raises(LabelFileError, match=r"6 people of whom nothing can be used; they hold \['cam_param', 'smpl_"):
         read_annotations(tmp_path / "a.npz")
-    with pytest.raises(PeopleError, match="RelativeHuman's annotations"):
+    with pytest.raises(LabelFileError, match="RelativeHuman's annotations"):
         read_people(write_relative_human(tmp_path / "b.npz"))
 
 

@@ -6,7 +6,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from dto_pipeline.data.rle import encode_rle
-from dto_pipeline.data.sources.sidecar import Sidecar, SidecarError, write_sidecar
+from dto_pipeline.data.sources.rows import LabelFileError
+from dto_pipeline.data.sources.sidecar import Sidecar, write_sidecar
 
 BLOCK = np.arange(12).reshape(3, 4) > 7
 
@@ -20,8 +21,8 @@ def test_rows_join_by_label_row_whatever_their_order(tmp_path):
     order = np.random.default_rng(0).permutation(10_000)  # several batches
     write_sidecar(tmp_path / "s.parquet", order, age_years=order / 100, det_score=order / 10_000)
     asked = np.array([9_999, 3, 3, 5_000, 0])
-    with Sidecar(tmp_path / "s.parquet", 10_000) as sidecar:
-        rows = sidecar.rows(asked)
+    sidecar = Sidecar(tmp_path / "s.parquet", 10_000)
+    rows = sidecar.rows(asked)
     np.testing.assert_allclose(rows.age_years, asked / 100, rtol=1e-6)
     np.testing.assert_allclose(rows.det_score, asked / 10_000, rtol=1e-6)
     assert np.isnan(rows.male_prob).all()
@@ -30,11 +31,11 @@ def test_rows_join_by_label_row_whatever_their_order(tmp_path):
 
 def test_absent_rows_columns_and_the_absent_sidecar_are_unknown(tmp_path):
     write_sidecar(tmp_path / "s.parquet", np.array([1]), male_prob=np.array([0.25]))
-    with Sidecar(tmp_path / "s.parquet", 3) as sidecar:
-        rows = sidecar.rows(np.arange(3))
+    sidecar = Sidecar(tmp_path / "s.parquet", 3)
+    rows = sidecar.rows(np.arange(3))
     np.testing.assert_array_equal(rows.male_prob, [np.nan, 0.25, np.nan])
-    with Sidecar(None, 3) as sidecar:
-        nothing = sidecar.rows(np.array([2, 0]))
+    sidecar = Sidecar(None, 3)
+    nothing = sidecar.rows(np.array([2, 0]))
     assert np.isnan(nothing.age_years).all()
     assert nothing.mask_rle.null_count == 2
     assert not nothing.mask_damaged.any()
@@ -44,8 +45,8 @@ def test_absent_rows_columns_and_the_absent_sidecar_are_unknown(tmp_path):
 def test_numbers_out_of_range_become_unknown_and_are_counted(tmp_path):
     age, male = np.array([-1, 30, 200, np.inf, np.nan]), np.array([0, 1, 1.1, -0.1, np.nan])
     write_sidecar(tmp_path / "s.parquet", np.arange(5), age_years=age, male_prob=male)
-    with Sidecar(tmp_path / "s.parquet", 5) as sidecar:
-        rows = sidecar.rows(np.arange(5))
+    sidecar = Sidecar(tmp_path / "s.parquet", 5)
+    rows = sidecar.rows(np.arange(5))
     np.testing.assert_array_equal(rows.age_years, [np.nan, 30, np.nan, np.nan, np.nan])
     np.testing.assert_array_equal(rows.male_prob, [0, 1, np.nan, np.nan, np.nan])
     assert sorted(rows.notes.values()) == [2, 3]
@@ -61,12 +62,23 @@ def test_masks_are_judged_damaged_or_empty(tmp_path):
         mask_height=np.array([3, 3, 3, 4, 0, 3, 3]),
         mask_width=np.full(7, 4),
     )
-    with Sidecar(tmp_path / "s.parquet", 7) as sidecar:
-        rows = sidecar.rows(np.arange(7))
+    sidecar = Sidecar(tmp_path / "s.parquet", 7)
+    rows = sidecar.rows(np.arange(7))
     assert rows.mask_damaged.tolist() == [False, False, True, True, True, False, True]
     assert rows.mask_empty.tolist() == [False, True, False, False, False, False, False]
     assert rows.mask_rle.to_pylist() == masks
     assert rows.mask_width.tolist() == [4, 4, 4, 4, 4, 0, 4]
+
+
+def test_a_mask_of_impossible_size_is_damaged(tmp_path):
+    path = write(
+        tmp_path / "s.parquet",
+        label_row=[0],
+        mask_rle=[encode_rle(BLOCK)],
+        mask_height=[1 << 40],
+        mask_width=[4],
+    )
+    assert Sidecar(path, 1).rows(np.arange(1)).mask_damaged.tolist() == [True]
 
 
 def test_wider_types_are_converted(tmp_path):
@@ -78,8 +90,8 @@ def test_wider_types_are_converted(tmp_path):
         mask_height=pa.array([3, None], pa.int64()),
         mask_width=pa.array([4, None], pa.int64()),
     )
-    with Sidecar(path, 2) as sidecar:
-        rows = sidecar.rows(np.arange(2))
+    sidecar = Sidecar(path, 2)
+    rows = sidecar.rows(np.arange(2))
     np.testing.assert_array_equal(rows.age_years, [1.5, np.nan])
     assert rows.mask_damaged.tolist() == [False, False]
 
@@ -90,17 +102,18 @@ def test_wider_types_are_converted(tmp_path):
         ({"label_row": [0, 3]}, r"1 label rows such as 3; expected 0 \.\. 2"),
         ({"label_row": [-1]}, "such as -1"),
         ({"label_row": [1, 1]}, "more than once, such as 1"),
-        ({"label_row": [0, None]}, "label_row.*null"),
+        ({"label_row": [0, None]}, "label rows such as null"),
+        ({"label_row": [0.0, 1.5]}, "label_row is double; expected int64"),
         ({"label_row": [0], "age": [3.0]}, "age.*expected label_row and any of"),
         ({"age_years": [3.0]}, "expected label_row"),
-        ({"label_row": [0], "age_years": ["old"]}, "expected whole columns of the types"),
-        ({"label_row": [0], "mask_height": [1 << 40]}, "expected whole columns of the types"),
-        ({"label_row": [0], "mask_rle": [[1, 2]]}, "expected whole columns of the types"),
+        ({"label_row": [0], "age_years": ["old"]}, "of other types than documented"),
+        ({"label_row": [0], "age_years": [[1.0, 2.0]]}, "rows of .2,. numbers"),
+        ({"label_row": [0], "mask_rle": [[1, 2]]}, "of other types than documented"),
     ],
 )
 def test_a_sidecar_that_cannot_be_joined_is_refused_with_the_reason(tmp_path, columns, why):
     path = write(tmp_path / "s.parquet", **columns)
-    with pytest.raises(SidecarError, match=why) as caught:
+    with pytest.raises(LabelFileError, match=why) as caught:
         Sidecar(path, 3)
     assert str(path) in str(caught.value)
 
@@ -109,5 +122,5 @@ def test_a_truncated_sidecar_is_refused(tmp_path):
     path = tmp_path / "s.parquet"
     write_sidecar(path, np.arange(3))
     path.write_bytes(path.read_bytes()[:-5])
-    with pytest.raises(SidecarError, match="truncated"):
+    with pytest.raises(LabelFileError, match="truncated"):
         Sidecar(path, 3)

@@ -114,8 +114,8 @@ def test_another_runs_labels_start_a_manifest_with_either_values(tmp_path, value
 def test_one_label_file_is_enough_and_others_are_refused(tmp_path):
     write_run(tmp_path)
     shard = tmp_path / "run/labels/shard-00001.parquet"
-    with SOURCES["labels"](shard, AFTER) as source:
-        assert source.num_rows == 2
+    source = SOURCES["labels"](shard, AFTER)
+    assert source.num_rows == 2
     (tmp_path / "empty").mkdir()
     with pytest.raises(LabelFileError, match="holds no label file"):
         SOURCES["labels"](tmp_path / "empty", AFTER)

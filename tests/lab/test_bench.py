@@ -47,5 +47,4 @@ def test_the_report_holds_every_stage_and_a_ratio() -> None:
     assert report.to_json()["ratio"] > 0
     small, large = report.evidence_ms_per_mpx
     assert 0 < large < 2 * small  # what 24 Mpx cost a pixel, VGA costs too
-    assert 0 < report.waits <= 6
     assert "plain loop / batched" in report.as_table()

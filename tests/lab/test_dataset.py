@@ -60,10 +60,10 @@ def test_truth_of_a_half_written_data_set_is_refused(tmp_path: Path) -> None:
 
 def test_label_rows_and_truth_rows_are_the_same_people(demo: DemoData) -> None:
     truth = read_truth(demo.root)
-    with open_camerahmr(demo.root / LABELS) as labels:
-        assert labels.num_rows == demo.persons == len(truth["height"])
-        assert np.array_equal(labels.image_names(0, labels.num_rows), truth["image_name"])
-        rows = labels.rows(np.arange(labels.num_rows))
+    labels = open_camerahmr(demo.root / LABELS)
+    assert labels.num_rows == demo.persons == len(truth["height"])
+    assert np.array_equal(labels.image_names(0, labels.num_rows), truth["image_name"])
+    rows = labels.rows(np.arange(labels.num_rows))
     whole = truth["broken"] == ""
     np.testing.assert_allclose(
         rows.transl[whole, 2] / truth["transl"][whole, 2], truth["label_factor"][whole], atol=0.1
@@ -72,8 +72,8 @@ def test_label_rows_and_truth_rows_are_the_same_people(demo: DemoData) -> None:
 
 
 def test_cameras_fit_their_images(demo: DemoData) -> None:
-    with open_camerahmr(demo.root / LABELS) as labels:
-        names, rows = labels.image_names(0, labels.num_rows), labels.rows(np.arange(labels.num_rows))
+    labels = open_camerahmr(demo.root / LABELS)
+    names, rows = labels.image_names(0, labels.num_rows), labels.rows(np.arange(labels.num_rows))
     for name, camera in zip(names.tolist(), rows.intrinsics, strict=True):
         if demo.broken.get(name) in ("missing_image", "truncated_image"):
             continue
@@ -84,8 +84,8 @@ def test_cameras_fit_their_images(demo: DemoData) -> None:
 
 def test_masks_decode_to_the_size_of_their_image(demo: DemoData) -> None:
     truth = read_truth(demo.root)
-    with Sidecar(demo.root / SIDECAR, demo.persons) as sidecar:
-        rows = sidecar.rows(np.arange(demo.persons))
+    sidecar = Sidecar(demo.root / SIDECAR, demo.persons)
+    rows = sidecar.rows(np.arange(demo.persons))
     assert rows.notes == {}
     assert not rows.mask_damaged.any()
     empty = np.flatnonzero(rows.mask_empty)
@@ -111,8 +111,8 @@ def test_broken_images_fail_the_way_the_readme_says(demo: DemoData) -> None:
     width, height = ImageFolder(demo.root / "images").size(name)
     with pytest.raises(DepthInvalid, match="zero everywhere"):
         DepthFiles(demo.root / "depth").load(str(Path(name).with_suffix(".npy")), height, width)
-    with open_camerahmr(demo.root / LABELS) as labels:
-        rows = labels.rows(np.arange(labels.num_rows))
+    labels = open_camerahmr(demo.root / LABELS)
+    rows = labels.rows(np.arange(labels.num_rows))
     bad = np.flatnonzero(~np.isfinite(rows.pose).all(axis=1))
     assert read_truth(demo.root)["image_name"][bad].tolist() == [image_of(demo, "nan_pose")]
     readme = (demo.root / "README.md").read_text()

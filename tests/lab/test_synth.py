@@ -13,13 +13,20 @@ import pytest
 from dto_pipeline.axes import ADULT_MALE, KID
 from dto_pipeline.config import PipelineConfig, PriorConfig
 from dto_pipeline.data.people import read_people
-from dto_pipeline.lab.benchmark import POOLED, SWITCHES, BenchmarkError, BenchmarkSettings
+from dto_pipeline.lab.benchmark import OWN, POOLED, RECORDED, SWITCHES, BenchmarkError, BenchmarkSettings, override
 from dto_pipeline.lab.benchmark_page import run_benchmark
-from dto_pipeline.lab.compare_solvers import override
 from dto_pipeline.lab.difficulty import DIFFICULTIES, DifficultyError, change_options, choose_difficulty
+from dto_pipeline.lab.known_scenes import MadeScene, build_known_scene, plan_hard_crowd
 from dto_pipeline.lab.marker import DemoDataError
-from dto_pipeline.lab.solver_comparison import place_all
-from dto_pipeline.lab.solver_sets import SetScene, build_set_scene, plan_set_crowd
+from dto_pipeline.lab.solver_outcomes import (
+    ACCEPTED,
+    EVERYBODY,
+    METHODS,
+    MOVED,
+    label_and_prior,
+    paper_else_prior,
+    place_all,
+)
 from dto_pipeline.lab.synth import MARKER, write_synth
 from dto_pipeline.models.body import BodyModel
 
@@ -54,19 +61,19 @@ def test_a_whole_data_set_is_recognised_and_another_one_refused(body: BodyModel,
 def test_the_truth_is_that_of_the_scene_and_labels_are_what_solvers_see(body: BodyModel, tmp_path: Path) -> None:
     kind = choose_difficulty("standard")
     write_synth(tmp_path, kind, 2, 9, body)
-    scenes = [build_set_scene(kind, 9, number, body) for number in range(2)]
+    scenes = [build_known_scene(kind, 9, number, body) for number in range(2)]
     truth, labels = read_people(tmp_path), read_people(tmp_path / "labels/release.npz")
     assert np.array_equal(truth.transl, np.concatenate([scene.truth.transl for scene in scenes]))
-    assert np.array_equal(labels.transl, np.concatenate([scene.known.scene.transl for scene in scenes]))
+    assert np.array_equal(labels.transl, np.concatenate([scene.scene.transl for scene in scenes]))
     depth = np.load(tmp_path / "depth/000/000001.npy", allow_pickle=False)
-    assert np.array_equal(depth, np.asarray(scenes[1].known.scene.disparity))
+    assert np.array_equal(depth, np.asarray(scenes[1].scene.disparity))
     with np.load(tmp_path / "truth.npz", allow_pickle=False) as archive:
-        assert np.allclose(archive["height"], np.concatenate([scene.known.height for scene in scenes]))
+        assert np.allclose(archive["height"], np.concatenate([scene.height for scene in scenes]))
 
 
 def heights_of(heights: str, wanted: int) -> np.ndarray:
     kind = choose_difficulty("standard", (), heights)
-    crowds = [plan_set_crowd(kind, 31, number) for number in range(150)]
+    crowds = [plan_hard_crowd(kind, 31, number) for number in range(150)]
     return np.concatenate([crowd.height[crowd.height_class == wanted] for crowd in crowds])
 
 
@@ -82,11 +89,11 @@ def test_heights_are_the_growth_charts_unless_the_priors_are_asked_for() -> None
 
 
 def test_every_difficulty_is_hard_in_its_own_way(body: BodyModel) -> None:
-    def scene(name: str, *options: str) -> SetScene:
-        return build_set_scene(choose_difficulty(name, options), 3, 2, body)
+    def scene(name: str, *options: str) -> MadeScene:
+        return build_known_scene(choose_difficulty(name, options), 3, 2, body)
 
     for name, kind in DIFFICULTIES.items():
-        assert kind.bodies != "stand-in" or scene(name).known.scene.num_people >= 2
+        assert kind.bodies != "stand-in" or scene(name).scene.num_people >= 2
     plain, corrupt = scene("standard"), scene("standard", "wrong_labels=1")
     assert (np.abs(corrupt.labels.factor / plain.labels.factor - 1) > 1e-6).all()
     assert np.allclose(
@@ -94,7 +101,7 @@ def test_every_difficulty_is_hard_in_its_own_way(body: BodyModel) -> None:
     )
     assert np.array_equal(corrupt.truth.transl, plain.truth.transl)
     assert scene("standard", "leak=6").masks.sum() > plain.masks.sum()
-    tall = scene("other-heights").known.height / plain.known.height
+    tall = scene("other-heights").height / plain.height
     assert np.ptp(tall) < 1e-4 < 0.01 < abs(tall[0] - 1) < 0.2  # all people of an image by the same share
 
 
@@ -124,21 +131,75 @@ def test_knobs_change_a_difficulty_and_unknown_difficulties_are_named() -> None:
         choose_difficulty("extreme")
 
 
-def test_a_benchmark_leaves_a_page_in_which_each_method_and_switch_has_a_row(body: BodyModel, tmp_path: Path) -> None:
-    settings = BenchmarkSettings(images=2, seed=9, difficulties=("easy", "children"), resamples=20)
-    report = run_benchmark(tmp_path, settings, override(PipelineConfig(), ["solver.max_height=2.2"]), body)
+def test_a_benchmark_leaves_a_page_in_which_each_method_and_switch_has_a_row(
+    body: BodyModel, tmp_path: Path, golden_folder: Path
+) -> None:
+    settings = BenchmarkSettings(
+        images=4, seed=9, difficulties=("standard", "children"), recorded=golden_folder, resamples=20
+    )
+    report = run_benchmark(tmp_path, settings, override(PipelineConfig(), "solver.max_height=2.2"), body)
     page = (tmp_path / "benchmark.md").read_text()
     assert "Config changed: solver.max_height: 2.1 -> 2.2." in page
-    for words in ("label input", "height prior alone", "| paper |", "| joint |", *(switch.name for switch in SWITCHES)):
-        assert words in page
+    for words in (*METHODS, "label input of people accepted by joint", *(switch.name for switch in SWITCHES)):
+        assert f"| {words} |" in page
     numbers = json.loads((tmp_path / "benchmark.json").read_text())
-    assert set(numbers["people"]) == {"easy", "children", POOLED}
-    assert 0 < report.moved_people[POOLED] < report.people[POOLED]
-    label = report.table[POOLED]["label input"]["depth_error"].value
-    assert report.moved[POOLED]["label input"]["depth_error"].value < label  # those left behind are worst
-    found = report.table[POOLED]
-    assert found["joint"]["depth_error"].value < found["label input"]["depth_error"].value
-    assert "ground evidence off" not in report.ablation["easy"]["joint"]
+    assert set(numbers["people"][EVERYBODY]) == {"standard", "children", OWN, POOLED, RECORDED}
+    assert 0 < report.people[MOVED][POOLED] < report.people[EVERYBODY][POOLED]
+    found = report.errors[EVERYBODY][POOLED]
+    # those left behind are worst
+    assert report.errors[MOVED][POOLED]["label input"]["depth_error"].value < found["label input"]["depth_error"].value
+    for measure in ("depth_error", "pair_depth_error", "height_error"):
+        assert found["joint"][measure].value < 0.8 * found["paper"][measure].value < found["label input"][measure].value
+    accepted = report.errors[ACCEPTED["joint"]][POOLED]
+    assert accepted["joint"]["depth_error"].value < accepted["label input"]["depth_error"].value
+    inside = report.intervals[POOLED]["z"]
+    assert 0 < inside["0.50"] < inside["0.80"] < inside["0.95"] <= 1
+    assert "ground evidence off" not in report.ablation["children"]["joint"]
+
+
+def test_the_fair_baseline_is_paper_where_it_moves_people_and_the_height_prior_elsewhere(body: BodyModel) -> None:
+    known = [build_known_scene(choose_difficulty("pairs"), 5, number, body) for number in range(6)]
+    assert {item.scene.num_people for item in known} == {2}
+    paper = place_all(known, PipelineConfig(), "paper")
+    fair, moved = paper_else_prior(paper), paper.moved
+    _, prior = label_and_prior(paper)
+    assert 0 < moved.sum() < len(moved)
+    for found, placed, by_prior in (
+        (fair.z, paper.placement.z, prior.z),
+        (fair.height, paper.placement.height, prior.height),
+    ):
+        assert np.array_equal(found[moved], placed[moved])
+        assert np.array_equal(found[~moved], by_prior[~moved])
+
+
+def test_labels_of_a_wrong_camera_look_the_same_in_the_picture(body: BodyModel) -> None:
+    right, wrong = (
+        build_known_scene(choose_difficulty("easy", [option]), 5, 3, body).scene
+        for option in ("leak=0", "focal_error=0.1")
+    )
+    seen = [scene.transl[:, :2] / scene.transl[:, 2:] * scene.intrinsics[0, 0] for scene in (right, wrong)]
+    assert np.allclose(seen[0], seen[1], rtol=1e-5)
+    factor = wrong.intrinsics[0, 0] / right.intrinsics[0, 0]
+    assert 0.6 < factor < 1.6
+    assert abs(factor - 1) > 0.01
+    assert np.allclose(wrong.transl[:, 2] / right.transl[:, 2], factor, rtol=1e-5)
+
+
+def test_what_all_people_of_an_image_share_follows_a_normal_law() -> None:
+    plain, taller = (choose_difficulty(name) for name in ("easy", "other-heights"))
+    shares = [
+        np.log(plan_hard_crowd(taller, 5, number).height / plan_hard_crowd(plain, 5, number).height)
+        for number in range(300)
+    ]
+    assert abs(np.std([share[0] for share in shares]) / taller.taller - 1) < 0.15
+    assert max(np.ptp(share) for share in shares) < 1e-6
+
+
+def test_equal_arguments_give_equal_scenes(body: BodyModel) -> None:
+    for name in ("standard", "hard", "weak-depth"):
+        first, again = (build_known_scene(choose_difficulty(name), 5, 2, body) for _ in range(2))
+        assert np.array_equal(first.scene.transl, again.scene.transl)
+        assert np.array_equal(np.asarray(first.scene.disparity), np.asarray(again.scene.disparity))
 
 
 def test_seeds_used_for_tuning_are_refused() -> None:
@@ -149,14 +210,14 @@ def test_seeds_used_for_tuning_are_refused() -> None:
 
 
 def test_a_switch_takes_away_just_its_part(body: BodyModel) -> None:
-    known = [build_set_scene(choose_difficulty("children"), 11, number, body).known for number in range(4)]
+    known = [build_known_scene(choose_difficulty("children"), 11, number, body) for number in range(4)]
     config = PipelineConfig()
-    off = {switch.name: override(config, switch.options["paper"]) for switch in SWITCHES}
-    with_ground = place_all(known, body, config, "paper").placed
+    off = {switch.name: override(config, *switch.options["paper"]) for switch in SWITCHES}
+    with_ground = place_all(known, config, "paper").placed
     assert any(item.used_ground for item in with_ground)
-    without = place_all(known, body, off["ground evidence off"], "paper").placed
+    without = place_all(known, off["ground evidence off"], "paper").placed
     assert not any(item.used_ground for item in without)
-    adults = place_all(known, body, off["age prior off"], "paper").placed
+    adults = place_all(known, off["age prior off"], "paper").placed
     assert min(float(item.prior_mean_m.min()) for item in adults) > 1.4
     changed = {name: set(_changed(config, other)) for name, other in off.items()}
     assert changed["internal depth bound off"] == {"solver.internal_constraint"}

@@ -50,9 +50,9 @@ class ChaosRunner(ShardRunner):
             time.sleep(3600)
         return super().run(shard, attempt)
 
-    def _make_labels(self, *args):
+    def _publish(self, *args):
         time.sleep(self._pause_s)
-        table = super()._make_labels(*args)
+        table = super()._publish(*args)
         time.sleep(self._pause_s)
         return table
 

@@ -2,23 +2,22 @@
 
 import os
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dto_pipeline.config import BY_DEVICE, RunConfig, load_config
-from dto_pipeline.run.batching import (
+from dto_pipeline.run.driver import describe_sizes
+from dto_pipeline.run.placing import (
     MAX_BATCH_MASKS,
     MAX_BATCH_PIXELS,
     MAX_PADDING,
     MAX_WINDOW_PIXELS,
     SceneSize,
     cut_windows,
-    describe_sizes,
-    gpus_per_worker,
     plan_batches,
     size_on,
 )
+from dto_pipeline.run.ray_pool import gpus_per_worker
 from tests.limited import run_limited
 
 _SIZES = st.lists(
@@ -59,11 +58,6 @@ def test_equal_shapes_are_grouped_by_number_of_people():
 
 def test_an_empty_shard_needs_no_batch():
     assert plan_batches([], 4) == []
-
-
-def test_a_batch_of_nobody_is_refused():
-    with pytest.raises(ValueError, match="at least 1"):
-        plan_batches([], 0)
 
 
 @given(sizes=_SIZES, images=st.integers(1, 16))

@@ -24,8 +24,7 @@ from dto_pipeline.run.budget import (
 )
 from dto_pipeline.run.folder import RunDirectory
 from dto_pipeline.run.identity import hash_settings
-from dto_pipeline.run.loop import TooManyFailed, drive
-from dto_pipeline.run.schedule import Charge, Schedule
+from dto_pipeline.run.loop import Charge, Schedule, TooManyFailed, drive
 from dto_pipeline.status import ImageStatus
 from tests.run.fakes import DIE, DONE, RAISE, FakeLedger, FakePool, make_config, make_receipt
 from tests.tiny_dataset import TinyDataset, write_tiny_dataset

@@ -12,8 +12,7 @@ from dto_pipeline.cli import main
 from dto_pipeline.data.labels import read_labels
 from dto_pipeline.data.receipts import RecordInvalid, parse_receipt
 from dto_pipeline.run.driver import run_pipeline
-from dto_pipeline.run.finished import note_damage
-from dto_pipeline.run.folder import RunDirectory, RunDirectoryError, parse_failure, read_identity
+from dto_pipeline.run.folder import RunDirectory, RunDirectoryError, note_damage, parse_failure, read_identity
 from dto_pipeline.run.forecast import plan_pipeline
 from dto_pipeline.run.lease import parse_record
 from dto_pipeline.run.report import read_status

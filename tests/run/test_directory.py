@@ -216,15 +216,15 @@ def test_sweeping_takes_leftovers_and_nothing_else(run):
 
 
 def test_a_second_driver_is_refused_and_told_who_works(tmp_path):
-    with DriverLock(tmp_path / "driver.lock"), pytest.raises(RunLocked, match=f"process {os.getpid()} on"):
-        DriverLock(tmp_path / "driver.lock").__enter__()
+    with DriverLock(tmp_path), pytest.raises(RunLocked, match=f"process {os.getpid()} on"):
+        DriverLock(tmp_path).__enter__()
 
 
 def test_a_lock_is_free_again_afterwards_and_names_nobody(tmp_path):
     for _ in range(2):
-        with DriverLock(tmp_path / "driver.lock"):
-            assert _holder(tmp_path / "driver.lock") == HERE
-    assert read_holder(tmp_path / "driver.lock") is None
+        with DriverLock(tmp_path):
+            assert _holder(tmp_path) == HERE
+    assert read_holder(tmp_path) is None
 
 
 def _holder(path):
@@ -238,7 +238,7 @@ _HOLD = "import sys; from dto_pipeline.run.lease import DriverLock; from pathlib
 
 
 def test_the_lock_of_a_killed_driver_is_taken_over(tmp_path):
-    path = tmp_path / "driver.lock"
+    path = tmp_path
     with subprocess.Popen(
         [sys.executable, "-c", _HOLD, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as holder:

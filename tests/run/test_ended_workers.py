@@ -2,9 +2,8 @@
 
 import pytest
 
-from dto_pipeline.run.loop import drive
+from dto_pipeline.run.loop import Schedule, drive
 from dto_pipeline.run.pool import ShardRaised, WorkerLost
-from dto_pipeline.run.schedule import Schedule
 from tests.run.fakes import DIE, DONE, FakeLedger, FakePool, make_config
 
 

@@ -33,8 +33,8 @@ from dto_pipeline.run.finished import read_run_labels
 from dto_pipeline.run.folder import RunDirectory, RunDirectoryError, RunMismatch, read_identity
 from dto_pipeline.run.forecast import plan_pipeline
 from dto_pipeline.run.identity import hash_settings, identify_run
+from dto_pipeline.run.plan import Selection
 from dto_pipeline.run.publish import find_orphan, shard_key
-from dto_pipeline.run.selection import Selection
 from dto_pipeline.run.worker import ShardRunner
 from dto_pipeline.train.config import DataConfig
 from dto_pipeline.view.diff import diff_labels

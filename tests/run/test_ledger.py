@@ -13,10 +13,9 @@ from dto_pipeline.run import folder as files
 from dto_pipeline.run.deaths import InFlight, Suspects, write_note
 from dto_pipeline.run.folder import RunDirectory, RunScan
 from dto_pipeline.run.identity import identify_run
-from dto_pipeline.run.plan import survey_run
+from dto_pipeline.run.loop import Charge, Schedule
+from dto_pipeline.run.plan import Retry, Selection, survey_run
 from dto_pipeline.run.progress import FileLedger
-from dto_pipeline.run.schedule import Charge, Schedule
-from dto_pipeline.run.selection import Retry, Selection
 from tests.run.fakes import make_config, make_receipt
 
 
@@ -69,7 +68,7 @@ def test_every_shard_is_one_log_line_with_numbers_for_machines(run, caplog):
 def test_a_charge_is_kept_on_disk_with_deaths_and_suspects(run):
     write_note(run.directory, InFlight(1, 3, "x"))
     run.suspects.allows_another(1, 3)
-    run.ledger.shard_charged(Charge(1, 3, False, died=True), "w", "it died", "trace")
+    run.ledger.shard_charged(Charge(1, 3, False), "w", "it died", "trace")
 
     failure = files.read_shard_failure(run.directory, 1)
     assert failure is not None

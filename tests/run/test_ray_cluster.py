@@ -19,11 +19,10 @@ from ray.cluster_utils import Cluster
 
 from dto_pipeline.run.driver import run_pipeline
 from dto_pipeline.run.folder import RunDirectory
+from dto_pipeline.run.loop import Charge
 from dto_pipeline.run.pool import ShardDone, WorkerDraining, WorkerLost, WorkerPlaced, WorkerReady, process_name
-from dto_pipeline.run.ray_metrics import RayMetrics
-from dto_pipeline.run.ray_pool import RayPool
+from dto_pipeline.run.ray_pool import RayMetrics, RayPool
 from dto_pipeline.run.ray_start import start_ray
-from dto_pipeline.run.schedule import Charge
 from tests.run.chaos import label_bytes, tiny_config
 from tests.run.fakes import make_receipt
 

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dto_pipeline.run.schedule import DEADLINE_FLOOR_S, MEMORY_TRIES, Charge, Schedule, likely_next
+from dto_pipeline.run.loop import DEADLINE_FLOOR_S, MEMORY_ATTEMPTS, Charge, Schedule, likely_next
 from tests.run.fakes import make_config
 
 
@@ -32,7 +32,7 @@ def test_a_dead_worker_is_charged_for_its_shard_which_comes_last():
 
     charge = schedule.worker_lost("a")
 
-    assert charge == Charge(shard=0, attempts=1, given_up=False, died=True)
+    assert charge == Charge(shard=0, attempts=1, given_up=False)
     assert schedule.attempts == {0: 1}
     assert list(schedule.pending) == [2, 3, 4, 5, 6, 7, 0]
 
@@ -117,13 +117,13 @@ def test_a_shard_that_takes_the_memory_away_every_time_is_given_up_in_the_end():
 
     schedule = Schedule([7], make_config(max_attempts=2), allows_another=allows_another)
     charges = []
-    for number in range(MEMORY_TRIES + 2):
+    for number in range(MEMORY_ATTEMPTS + 2):
         schedule.add_worker(f"w{number}")
         _assigned(schedule)
         charges.append(schedule.worker_lost(f"w{number}", out_of_memory=True))
 
-    tries = [Charge(7, 1, False, died=True, out_of_memory=True), Charge(7, 2, True, died=True, out_of_memory=True)]
-    assert charges == [None] * MEMORY_TRIES + tries
+    tries = [Charge(7, 1, False), Charge(7, 2, True)]
+    assert charges == [None] * MEMORY_ATTEMPTS + tries
     assert schedule.finished
     assert asked == [(7, 1, True), (7, 2, True)]
 

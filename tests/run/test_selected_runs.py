@@ -13,7 +13,7 @@ from dto_pipeline.run.driver import run_pipeline
 from dto_pipeline.run.folder import Failure, RunDirectory, RunDirectoryError, record_failure
 from dto_pipeline.run.forecast import plan_pipeline
 from dto_pipeline.run.lease import new_record
-from dto_pipeline.run.selection import Selection, SelectionError
+from dto_pipeline.run.plan import Selection, SelectionError
 from tests.run.chaos import RAISE, ChaosRunner, label_bytes, tiny_config
 
 SHARDS = 6

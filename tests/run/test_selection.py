@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dto_pipeline.run.selection import Retry, Selection, SelectionError, parse_shards
+from dto_pipeline.run.plan import Retry, Selection, SelectionError, parse_shards
 
 
 def test_ranges_are_closed_and_may_overlap():

@@ -108,13 +108,13 @@ def damage(data: bytes, steps: list[tuple[float, str, bytes]]) -> bytes:
 def read_everything(kind: str, path: Path, helper: Path) -> None:
     """All a build would read of one file."""
     if kind == "sidecar":
-        with Sidecar(path, ROWS) as sidecar:
-            sidecar.rows(np.arange(ROWS)[::-1])
+        sidecar = Sidecar(path, ROWS)
+        sidecar.rows(np.arange(ROWS)[::-1])
         return
     options = SourceOptions(predictions=helper, keypoints=True)
-    with SOURCES[kind](path, options) as source:
-        index_images(source, 1)
-        source.rows(np.arange(source.num_rows)[::-1])
+    source = SOURCES[kind](path, options)
+    index_images(source, 1)
+    source.rows(np.arange(source.num_rows)[::-1])
 
 
 _FOLDERS: dict[str, Path] = {}  # one for all examples of a test

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from dto_pipeline.models.body import BodyModel
-from dto_pipeline.train.batch import TrainBatch
 from dto_pipeline.train.blocks import pad_rows
+from dto_pipeline.train.dataset import TrainBatch
 from dto_pipeline.train.model import Predictions, with_joints
 
 
@@ -21,7 +21,7 @@ def perfect_predictions(batch: TrainBatch, body: BodyModel, queries: int, layers
         return torch.cat([rows, rows.new_full(shape, fill)], dim=1).expand(layers, count, queries, *rows.shape[2:])
 
     transl = of_queries(targets.transl, 3.0)
-    focal = batch.intrinsics[:, 0, 0]
+    focal = targets.intrinsics[:, 0, 0]
     return with_joints(
         Predictions(
             confs=of_queries(torch.ones(len(targets.image)), 0.0),
@@ -30,7 +30,7 @@ def perfect_predictions(batch: TrainBatch, body: BodyModel, queries: int, layers
             betas=of_queries(targets.betas, 0.0),
             transl=transl,
             depths=torch.stack([transl[..., 2], transl[..., 2] / focal[:, None]], dim=-1),
-            intrinsics=batch.intrinsics,
+            intrinsics=targets.intrinsics,
             scale_map=targets.scale_map.clone(),
             cells=None,
             input_size=max(max(image.shape[1:]) for image in batch.images),

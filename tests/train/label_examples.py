@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from dto_pipeline.data.label_files import LabelColumns
-from dto_pipeline.train.people import ImageLabels, build_labels
+from dto_pipeline.train.targets import ImageLabels, build_labels
 
 
 def random_labels(

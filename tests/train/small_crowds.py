@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,10 +14,10 @@ from dto_pipeline.lab.crowd import plan_crowd
 from dto_pipeline.lab.people import build_bodies
 from dto_pipeline.lab.scenes import build_picture
 from dto_pipeline.models.body import BodyModel, load_body
-from dto_pipeline.train.augment import Draw, Paint, fit_size, resize
-from dto_pipeline.train.batch import Sample, TrainBatch, collate_samples
+from dto_pipeline.train.augment import Draw, Paint, resize
 from dto_pipeline.train.config import AugmentConfig, DataConfig, TrainConfig, load_train_config
-from dto_pipeline.train.people import ImageLabels, Rules, see_people
+from dto_pipeline.train.dataset import Sample, TrainBatch, collate_samples
+from dto_pipeline.train.targets import ImageLabels, Rules, see_people, unknown_people
 
 SIDE = 112
 _BODIES = 2  # random stream of true bodies, see `demo.scenes`
@@ -60,20 +61,10 @@ def true_labels(
     intrinsics: np.ndarray, pose: np.ndarray, betas: np.ndarray, transl: np.ndarray, **other: object
 ) -> ImageLabels:
     """Bodies that are known exactly; `other` fields of `ImageLabels` as given."""
-    count = len(pose)
-    labels = ImageLabels(
-        intrinsics=np.asarray(intrinsics, np.float64),
-        has_camera=True,
-        has_body=np.ones(count, bool),
-        pose=np.asarray(pose, np.float32),
-        betas=np.asarray(betas, np.float32),
-        transl=np.asarray(transl, np.float32),
-        boxes=np.full((count, 4), np.nan, np.float32),
-        keypoints=np.full((count, 26, 2), np.nan, np.float32),
-        z_covariance=np.full((count, count), np.nan, np.float32),
-        depth_layer=np.full(count, -1, np.int64),
-    )
-    return dataclasses.replace(labels, **other)  # type: ignore[arg-type]
+    known = {"pose": pose, "betas": betas, "transl": transl}
+    fields: dict[str, Any] = {name: np.asarray(values, np.float32) for name, values in known.items()}
+    fields |= {"has_camera": True, "has_body": np.ones(len(pose), bool), **other}
+    return dataclasses.replace(unknown_people(len(pose), np.asarray(intrinsics, np.float64)), **fields)
 
 
 def label_batch(
@@ -85,9 +76,8 @@ def label_batch(
     samples: list[Sample] = []
     for number, (image, one) in enumerate(zip(images, labels, strict=True)):
         size = (image.shape[1], image.shape[0])
-        seen, varied = see_people(one, size, draw or Draw(), how)
-        resized = resize(image, fit_size(*size, side)[0])
-        samples.append(Sample(f"crowd/{number}", resized, Paint(varied.frame), seen))
+        seen = see_people(one, size, draw or Draw(), how)
+        samples.append(Sample(f"crowd/{number}", resize(image, seen.frame.resized), Paint(seen.frame), seen))
     return collate_samples([*samples]).to("cpu")
 
 
@@ -112,7 +102,7 @@ def take_images(batch: TrainBatch, images: slice) -> TrainBatch:
     targets = batch.targets
     people, cells = number[targets.image] >= 0, number[targets.cell_image] >= 0
     order = torch.argsort(number[targets.image][people], stable=True)
-    of_images = ("complete", "mapped", "heights", "image_focals")
+    of_images = ("complete", "mapped", "heights", "image_focals", "intrinsics")
     taken = {}
     for name, value in vars(targets).items():
         if name in of_images:
@@ -125,7 +115,6 @@ def take_images(batch: TrainBatch, images: slice) -> TrainBatch:
     return dataclasses.replace(
         batch,
         images=tuple(batch.images[k] for k in chosen.tolist()),
-        intrinsics=batch.intrinsics[chosen],
         targets=type(targets)(**taken),
         image_ids=tuple(batch.image_ids[k] for k in chosen.tolist()),
     )

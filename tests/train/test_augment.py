@@ -27,7 +27,7 @@ from dto_pipeline.train.augment import (
     vary,
 )
 from dto_pipeline.train.config import AugmentConfig, DataConfig, without_augmentation
-from dto_pipeline.train.people import ImageLabels, Rules, SeenPeople, mark_cells, person_boxes, see_people
+from dto_pipeline.train.targets import ImageLabels, Rules, Seen, mark_cells, person_boxes, see_people
 from tests.train.label_examples import random_labels
 
 SIDE = 224
@@ -38,11 +38,9 @@ def bodies_of(labels: ImageLabels) -> Bodies:
     return Bodies(labels.pose, labels.betas, labels.transl, labels.intrinsics[None])
 
 
-def see(
-    labels: ImageLabels, body: BodyModel, draw: Draw | None = None, rules: AugmentConfig | None = None
-) -> SeenPeople:
+def see(labels: ImageLabels, body: BodyModel, draw: Draw | None = None, rules: AugmentConfig | None = None) -> Seen:
     how = Rules.of(body, DataConfig(input_size=SIDE), rules or AugmentConfig())
-    return see_people(labels, (320, 240), draw or Draw(), how)[0]
+    return see_people(labels, (320, 240), draw or Draw(), how)
 
 
 def show(rgb: np.ndarray, how: Paint) -> np.ndarray:
@@ -152,8 +150,8 @@ def test_joints_outside_count_only_as_published(body: BodyModel) -> None:
     labels = random_labels(4, spread=2.5)
     ours, paper = (see(labels, body, rules=AugmentConfig(all_joints_count=flag)) for flag in (False, True))
     assert ours.num_people == paper.num_people
-    assert not ours.people["j2ds_mask"].all()
-    assert paper.people["j2ds_mask"].all()
+    assert not ours.targets["j2ds_mask"].all()
+    assert paper.targets["j2ds_mask"].all()
 
 
 def test_a_person_of_whom_too_little_is_seen_is_left_out(body: BodyModel) -> None:
@@ -202,9 +200,9 @@ def test_annotated_places_are_mirrored_with_their_names(body: BodyModel) -> None
     keypoints[0, 16] = [100, 50]  # the left shoulder
     flat = dataclasses.replace(labels, has_body=np.array([False]), keypoints=keypoints)
     seen = see(flat, body, Draw(flip=True))
-    assert seen.people["j2ds_mask"][0].any(-1).nonzero()[0].tolist() == [17]  # is the right one in the mirror
-    np.testing.assert_allclose(seen.people["j2ds"][0, 17], [SIDE - 100 * SIDE / 320, 50 * SIDE / 320], rtol=1e-5)
-    assert torch.from_numpy(seen.people["boxes"]).isfinite().all()
+    assert seen.targets["j2ds_mask"][0].any(-1).nonzero()[0].tolist() == [17]  # is the right one in the mirror
+    np.testing.assert_allclose(seen.targets["j2ds"][0, 17], [SIDE - 100 * SIDE / 320, 50 * SIDE / 320], rtol=1e-5)
+    assert torch.from_numpy(seen.targets["boxes"]).isfinite().all()
 
 
 def test_a_large_jpeg_is_read_smaller_and_keeps_its_size(tmp_path: Path) -> None:

@@ -31,15 +31,20 @@ from dto_pipeline.run.driver import run_pipeline
 from dto_pipeline.run.finished import read_run_labels
 from dto_pipeline.status import UnusableImage
 from dto_pipeline.train.augment import Draw, Frame, Paint, draw_variation, resize
-from dto_pipeline.train.batch import ReadItems, Sample, Skipped, TrainBatch, blank_sample, collate_samples
 from dto_pipeline.train.config import AugmentConfig, DataConfig, without_augmentation
 from dto_pipeline.train.dataset import (
     ReadingProcessLost,
+    ReadItems,
+    Sample,
+    Skipped,
+    TrainBatch,
     TrainingData,
     TrainingImages,
     Turn,
+    blank_sample,
+    collate_samples,
 )
-from dto_pipeline.train.people import ImageLabels, Rules, SeenPeople, build_labels, see_people, square_pixels
+from dto_pipeline.train.targets import ImageLabels, Rules, Seen, build_labels, see_people, square_pixels
 from tests.run.chaos import tiny_config
 from tests.tars import write_tar
 from tests.tiny_dataset import TinyDataset, write_tiny_dataset
@@ -131,7 +136,7 @@ def test_epochs_differ_in_order_and_augmentation(run_dir: Path, body: BodyModel)
     data = open_data(config(run_dir), body)
     first, second = list(data.epoch(0)), list(data.epoch(1))
     assert seen_ids(first) != seen_ids(second)
-    cameras = [{k: b.intrinsics[i] for b in e for i, k in enumerate(b.image_ids)} for e in (first, second)]
+    cameras = [{k: b.targets.intrinsics[i] for b in e for i, k in enumerate(b.image_ids)} for e in (first, second)]
     assert not torch.allclose(cameras[0]["tiny/000000.jpg"], cameras[1]["tiny/000000.jpg"])
 
 
@@ -150,7 +155,7 @@ def test_without_augmentation_labels_are_those_of_the_run(run_dir: Path, body: B
     torch.testing.assert_close(targets.j3ds[own], joints)
     scale = 112 / max(columns.images["width"][row], columns.images["height"][row])
     camera = np.diag([scale, scale, 1]) @ columns.intrinsics[row]
-    np.testing.assert_allclose(batch.intrinsics[i], camera, rtol=1e-6)
+    np.testing.assert_allclose(batch.targets.intrinsics[i], camera, rtol=1e-6)
     seen = joints.double().numpy() @ camera.T
     places = seen[..., :2] / seen[..., 2:]
     counted = targets.j2ds_mask[own].numpy()
@@ -363,13 +368,13 @@ def test_people_outside_of_the_picture_are_left_out_and_the_nearest_stay(body: B
     assert seen.num_people == 4
     kept = see(labels, body, most=2)
     nearest = sorted(np.delete(labels.transl[:, 2], 2))[:2]
-    np.testing.assert_allclose(sorted(kept.people["transl"][:, 2]), nearest, rtol=1e-5)
-    assert kept.z_covariance.shape == (2, 2)
+    np.testing.assert_allclose(sorted(kept.targets["transl"][:, 2]), nearest, rtol=1e-5)
+    assert kept.targets["z_covariance"].shape == (2, 2)
 
 
-def see(labels: ImageLabels, body: BodyModel, most: int = 50) -> SeenPeople:
+def see(labels: ImageLabels, body: BodyModel, most: int = 50) -> Seen:
     rules = Rules.of(body, DataConfig(input_size=112, max_people=most), AugmentConfig())
-    return see_people(labels, (320, 240), Draw(), rules)[0]
+    return see_people(labels, (320, 240), Draw(), rules)
 
 
 def test_samples_of_different_crowds_are_joined(body: BodyModel) -> None:
@@ -378,8 +383,8 @@ def test_samples_of_different_crowds_are_joined(body: BodyModel) -> None:
     image = np.zeros((84, 112, 3), np.uint8)
     batch = collate_samples([Sample(str(i), image, whole, crowd) for i, crowd in enumerate(crowds)])
     assert batch.targets.counts == [1, 3]
-    torch.testing.assert_close(batch.targets.z_covariance[0, 0], torch.tensor(crowds[0].z_covariance[0, 0]))
-    torch.testing.assert_close(batch.targets.z_covariance[1:], torch.from_numpy(crowds[1].z_covariance))
+    torch.testing.assert_close(batch.targets.z_covariance[0, 0], torch.tensor(crowds[0].targets["z_covariance"][0, 0]))
+    torch.testing.assert_close(batch.targets.z_covariance[1:], torch.from_numpy(crowds[1].targets["z_covariance"]))
     assert batch.targets.z_covariance[0, 1:].isnan().all()
 
 
@@ -475,8 +480,8 @@ def test_no_number_in_a_label_stops_training(
         return
     rules, rgb = Rules.of(body, DataConfig(input_size=112), AugmentConfig()), np.full((240, 320, 3), 99, np.uint8)
     draw = draw_variation(np.random.default_rng(seed), AugmentConfig())
-    seen, varied = see_people(labels, size, draw, rules)
-    batch = collate_samples([Sample("a", resize(rgb, varied.frame.resized), Paint(varied.frame), seen)]).to("cpu")
+    seen = see_people(labels, size, draw, rules)
+    batch = collate_samples([Sample("a", resize(rgb, seen.frame.resized), Paint(seen.frame), seen)]).to("cpu")
     for name in ("poses", "betas", "transl", "boxes", "j2ds", "j3ds", "scale_map"):
         assert torch.isfinite(getattr(batch.targets, name)).all(), name
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from dto_pipeline.models.body import BodyModel
-from dto_pipeline.train.batch import Skipped, TrainBatch, blank_sample, collate_samples
 from dto_pipeline.train.config import AugmentConfig, DataConfig
+from dto_pipeline.train.dataset import Skipped, TrainBatch, blank_sample, collate_samples
 from dto_pipeline.train.evaluation import MEASURES, evaluate
 from dto_pipeline.train.model import Predictions
-from dto_pipeline.train.people import Rules
+from dto_pipeline.train.targets import Rules
 from tests.train.known_predictions import perfect_predictions
 from tests.train.small_crowds import standing_batch, take_images
 

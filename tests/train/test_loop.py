@@ -19,7 +19,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from dto_pipeline.data.labels import LabelsError
 from dto_pipeline.data.torch_files import TorchFileError
 from dto_pipeline.models.body import load_body
-from dto_pipeline.train.batch import Skipped, TrainBatch, blank_sample, collate_samples
 from dto_pipeline.train.checkpoint import (
     CheckpointError,
     Position,
@@ -29,11 +28,11 @@ from dto_pipeline.train.checkpoint import (
     save_checkpoint,
 )
 from dto_pipeline.train.config import AugmentConfig, DataConfig
-from dto_pipeline.train.dataset import batches_from
+from dto_pipeline.train.dataset import Skipped, TrainBatch, batches_from, blank_sample, collate_samples
 from dto_pipeline.train.learner import TrainingDiverged, learning_rate
 from dto_pipeline.train.loop import TrainError, start_learner, train_network
-from dto_pipeline.train.people import ImageLabels, Rules
 from dto_pipeline.train.records import HELD_OUT, TRAINING, FolderBusy, Records, hold_folder, read_rows
+from dto_pipeline.train.targets import ImageLabels, Rules
 from tests.small_disks import files_no_larger_than, small_disk
 from tests.train.small_crowds import BatchSource, BatchStream, label_batch, standing_batch, tiny_config, true_labels
 

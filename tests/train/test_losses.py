@@ -14,14 +14,14 @@ import torch
 
 from dto_pipeline.errors import DtoError
 from dto_pipeline.models.body import BodyModel
+from dto_pipeline.train.blocks import Known
 from dto_pipeline.train.checkpoint import begin_network
 from dto_pipeline.train.config import LossConfig, load_train_config
-from dto_pipeline.train.denoising import Known
 from dto_pipeline.train.learner import Learner
 from dto_pipeline.train.losses import Losses, compute_losses
 from dto_pipeline.train.matching import generalised_iou, match_people
 from dto_pipeline.train.model import Predictions, with_joints
-from dto_pipeline.train.people import Targets
+from dto_pipeline.train.targets import Targets
 from tests.train.known_predictions import perfect_predictions
 from tests.train.small_crowds import standing_batch, tiny_config
 

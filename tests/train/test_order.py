@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dto_pipeline.train.dataset import EpochBatches, epoch_order
+from dto_pipeline.train.dataset import deal_batches, epoch_order
 
 
 def sizes(counts: list[int], weights: list[float] | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -26,20 +26,17 @@ def test_every_image_is_there_exactly_once(counts: list[int], seed: int, window:
 
 @given(counts=COUNTS, world=st.integers(1, 5), batch=st.integers(1, 7))
 def test_ranks_share_an_epoch_without_overlap_and_take_as_many_steps(counts: list[int], world: int, batch: int) -> None:
-    ranks = [EpochBatches(*sizes(counts), 0, 20, batch, rank, world) for rank in range(world)]
-    steps = [list(rank) for rank in ranks]
+    order = epoch_order(*sizes(counts), 0, 0, 20)
+    steps = [list(deal_batches(order, batch, rank=rank, world=world)) for rank in range(world)]
     assert len({len(own) for own in steps}) == 1
-    assert len(steps[0]) == len(ranks[0])
-    seen = [draw.image for own in steps for draws in own for draw in draws]
+    seen = [turn.image for own in steps for turns in own for turn in turns]
     assert sorted(seen) == list(range(sum(counts)))
 
 
 @given(step=st.integers(0, 12), epoch=st.integers(0, 3))
 def test_an_epoch_can_be_taken_up_at_any_step(step: int, epoch: int) -> None:
-    whole, resumed = (EpochBatches(*sizes([30, 11, 7]), 5, 16, 4) for _ in range(2))
-    whole.start(epoch)
-    resumed.start(epoch, step)
-    assert list(resumed) == list(whole)[step:]
+    order = epoch_order(*sizes([30, 11, 7]), 5, epoch, 16)
+    assert list(deal_batches(order, 4, epoch, step)) == list(deal_batches(order, 4, epoch))[step:]
 
 
 def test_epochs_and_seeds_differ_and_come_again() -> None:

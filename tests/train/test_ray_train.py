@@ -15,8 +15,8 @@ import torch
 
 from dto_pipeline.config import RunConfig
 from dto_pipeline.run.ray_start import start_ray
-from dto_pipeline.train.batch import TrainBatch
 from dto_pipeline.train.checkpoint import list_checkpoints, read_checkpoint
+from dto_pipeline.train.dataset import TrainBatch
 from dto_pipeline.train.loop import train_network
 from dto_pipeline.train.records import HELD_OUT, TRAINING, read_rows
 from tests.train.small_crowds import BatchSource, BatchStream, standing_batch, tiny_config

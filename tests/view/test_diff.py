@@ -41,10 +41,10 @@ def test_the_person_that_moved_most_is_named_with_its_distance(run_dir: Path, co
     assert not diff.equal
     assert (diff.images_different, diff.persons_different) == (1, 1)
     assert diff.person_changes == {"moved -> too_tall": 1}
-    (line,) = diff.worst_lines()
+    ((_, line),) = diff.worst
     assert line.startswith("0.500 m")
     assert names[0] in line
-    assert diff.largest["transl"] == pytest.approx(0.5, abs=1e-5)
+    assert diff.quantiles("transl")[2] == pytest.approx(0.5, abs=1e-5)
     assert diff.quantiles("transl")[0] == pytest.approx(0.5, rel=0.07)
 
 
@@ -60,10 +60,10 @@ def test_only_the_worst_persons_are_kept(run_dir: Path, copy: Path) -> None:
 
     rewrite_shard(copy, 2, shift_all)
     diff = diff_labels(run_dir, copy, worst=2)
-    sizes = [float(text.split()[0]) for text in diff.worst_lines()]
+    sizes = [size for size, _ in diff.worst]
     assert len(sizes) == 2
     assert sizes == sorted(sizes, reverse=True)
-    assert sizes[0] == pytest.approx(diff.largest["transl"], abs=1e-3)
+    assert sizes[0] == pytest.approx(diff.quantiles("transl")[2], abs=1e-3)
 
 
 def test_images_of_one_side_only_are_listed(run_dir: Path) -> None:
@@ -135,8 +135,8 @@ def test_a_number_that_was_lost_is_counted_apart_and_leaves_the_statistics_alone
     assert diff.became_unknown == {"transl": 1, "height_m": 1}
     assert (diff.images_different, diff.persons_different, diff.became_known) == (1, 2, {})
     assert diff.quantiles("height_m") == pytest.approx([0.25] * 3, rel=0.07)
-    assert "transl" not in diff.histograms
-    assert diff.worst_lines() == []
+    assert "transl" not in diff.sizes
+    assert diff.worst == []
     assert f"{names[0]}: height [m] became unknown" in diff.as_table()
     assert "inf" not in diff.as_table()
     assert json.loads(json.dumps(diff.to_json(), allow_nan=False))["became_unknown"] == {"transl": 1, "height_m": 1}

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from dto_pipeline.collate import pass_through
+from dto_pipeline.collate import keep_labels
 from dto_pipeline.models.body import BodyModel
-from dto_pipeline.view.depth_map import draw_depth_map, grey_sheet
-from dto_pipeline.view.palette import INK, PAPER, person_colours
-from dto_pipeline.view.plots import Fit, draw_fit
-from dto_pipeline.view.scene_panel import person_table, scene_panel, scene_rows
+from dto_pipeline.scene import PlacedScene
+from dto_pipeline.view.drawing import INK, PAPER, draw_depth_map, grey_sheet, person_colours
+from dto_pipeline.view.pages import person_table, scene_panel, scene_rows
+from dto_pipeline.view.plots import draw_fit
 from tests.crowds import Stander, make_scene
 
 
@@ -32,28 +32,31 @@ def test_a_grey_sheet_says_why() -> None:
     assert (brightness(sheet) < 100).any()
 
 
-def test_the_line_runs_through_people_who_lie_on_it_and_the_far_group_has_its_own() -> None:
-    depth = np.array([0.01, 0.02, 0.04, 0.05])
-    z = np.array([3.0, 5.0, 12.0, 14.0])
-    fit = Fit(depth, z * 1.2, z, np.array([0, 0, 1, 1]), (200.0, 200.0), (1.0, 4.0))
-    pixels = np.asarray(draw_fit(fit, (500, 400)))
+def fitted(body: BodyModel, depth: list[float], group: list[int], alpha: float) -> PlacedScene:
+    """People at z = 3, 5, 12, 14 m and their fit; labels stand a fifth farther."""
+    standers = [Stander(x=0, z=1.2 * z) for z in (3, 5, 12, 14)[: len(depth)]]
+    placed = keep_labels(make_scene(body, standers, size=(120, 160)))
+    placed.transl = placed.scene.transl / 1.2
+    placed.depth_mean, placed.depth_group = np.array(depth), np.array(group)
+    placed.alpha, placed.beta = (alpha, alpha), (1.0, 4.0)
+    return placed
+
+
+def test_the_line_runs_through_people_who_lie_on_it_and_the_far_group_has_its_own(body: BodyModel) -> None:
+    pixels = np.asarray(draw_fit(fitted(body, [0.01, 0.02, 0.04, 0.05], [0, 0, 1, 1], 200.0), (500, 400)))
     for person, colour in enumerate(person_colours(4)):
         assert (np.abs(pixels.astype(int) - colour).sum(axis=-1) < 30).sum() > 40, person
     assert (np.abs(pixels.astype(int) - INK).sum(axis=-1) < 60).any()
 
 
-def test_people_without_evidence_are_left_out_of_the_fit() -> None:
-    nan, line = np.full(2, np.nan), (np.nan, np.nan)
-    nothing = Fit(nan, nan, nan, np.array([-1, -1]), line, line)
-    assert not nothing.shown.any()
-    pixels = np.asarray(draw_fit(nothing, (300, 200)))
+def test_people_without_evidence_are_left_out_of_the_fit(body: BodyModel) -> None:
+    pixels = np.asarray(draw_fit(fitted(body, [np.nan] * 2, [-1, -1], np.nan), (300, 200)))
     assert (pixels == PAPER).all(axis=-1).mean() > 0.9
-    one = Fit(np.array([0.02]), np.array([4.0]), np.array([4.0]), np.array([0]), (np.nan, np.nan), (np.nan, np.nan))
-    assert draw_fit(one, (300, 200)).size == (300, 200)
+    assert draw_fit(fitted(body, [0.02], [0], np.nan), (300, 200)).size == (300, 200)
 
 
 def test_a_scene_nobody_of_whom_moved_does_not_claim_to_be_placed(body: BodyModel) -> None:
-    placed = pass_through(make_scene(body, [Stander(x=0, z=4), Stander(x=1, z=5)], size=(120, 160)))
+    placed = keep_labels(make_scene(body, [Stander(x=0, z=4), Stander(x=1, z=5)], size=(120, 160)))
     rows = scene_rows(placed, body)
     assert [row.caption for row in rows] == ["Before: labels as given", "After: labels kept", "Depth map"]
     placed.scene.disparity = None
@@ -64,12 +67,12 @@ def test_an_image_that_was_never_read_is_drawn_at_the_size_of_its_camera(body: B
     scene = make_scene(body, [Stander(x=0, z=4), Stander(x=1, z=5)], size=(120, 160))
     scene.width = scene.height = 0
     scene.disparity = None
-    page = scene_panel(pass_through(scene), body)
-    assert scene_rows(pass_through(scene), body)[0].left.size == (760, 570)
+    page = scene_panel(keep_labels(scene), body)
+    assert scene_rows(keep_labels(scene), body)[0].left.size == (760, 570)
     assert page.height > 1000
     scene.intrinsics[:2, 2] = np.nan
     scene.pose[:] = np.nan  # a camera that is no camera draws nobody
-    assert scene_rows(pass_through(scene), body)[0].left.size == (760, 570)
+    assert scene_rows(keep_labels(scene), body)[0].left.size == (760, 570)
 
 
 def test_an_image_without_people_gets_its_page(body: BodyModel) -> None:
@@ -77,13 +80,13 @@ def test_an_image_without_people_gets_its_page(body: BodyModel) -> None:
     for name in ("pose", "betas", "transl", "age_years", "male_prob", "source_row", "bbox_xyxy", "det_score"):
         setattr(scene, name, getattr(scene, name)[:0])
     scene.person_problem = []
-    assert scene_panel(pass_through(scene), body).height > 1000
+    assert scene_panel(keep_labels(scene), body).height > 1000
 
 
 def test_the_uncertainty_of_z_stands_beside_it(body: BodyModel) -> None:
     from dto_pipeline.status import PersonStatus
 
-    placed = pass_through(make_scene(body, [Stander(x=0, z=4), Stander(x=1, z=5)], size=(120, 160)))
+    placed = keep_labels(make_scene(body, [Stander(x=0, z=4), Stander(x=1, z=5)], size=(120, 160)))
     placed.person_status = [PersonStatus.MOVED, PersonStatus.NOT_RUN]
     placed.z_sigma_m = np.array([0.25, np.nan], np.float32)
     table = person_table(placed)

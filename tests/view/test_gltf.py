@@ -13,7 +13,7 @@ import pytest
 import torch
 import trimesh
 
-from dto_pipeline.collate import pass_through
+from dto_pipeline.collate import keep_labels
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.scene import PlacedScene
 from dto_pipeline.view.gltf import Y_UP, scene_to_glb
@@ -31,7 +31,7 @@ def placed(body: BodyModel) -> PlacedScene:
     """Three people, the second of whom was moved by hand and the third of whom cannot be drawn."""
     people = [Stander(x=-0.7, z=4.0), Stander(x=0.7, z=5.0), Stander(x=0.0, z=6.0)]
     scene = make_scene(body, people)
-    placed = pass_through(scene)
+    placed = keep_labels(scene)
     placed.transl = scene.transl.copy()
     placed.transl[1] *= 1.5
     scene.pose[2, 4] = np.nan
@@ -94,5 +94,5 @@ def test_materials_are_one_per_person_and_differ(glb: bytes) -> None:
 def test_a_scene_without_anybody_is_still_a_file(placed: PlacedScene, body: BodyModel) -> None:
     empty = make_scene(body, [Stander(x=0, z=4)])
     empty.transl[:] = np.nan
-    document, _ = parse(scene_to_glb(pass_through(empty), body))
+    document, _ = parse(scene_to_glb(keep_labels(empty), body))
     assert [mesh["name"] for mesh in document["meshes"]] == ["field of view"]

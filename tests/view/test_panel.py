@@ -9,13 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
-from dto_pipeline.collate import pass_through
+from dto_pipeline.collate import keep_labels
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.scene import Scene
 from dto_pipeline.status import ImageStatus
 from dto_pipeline.view.overlay import draw_overlays
+from dto_pipeline.view.pages import person_table, scene_panel, solver_panel, solver_table
 from dto_pipeline.view.panel import People, Table, compose_page, draw_rows, ground_places, save_png
-from dto_pipeline.view.scene_panel import _solver_table, person_table, scene_panel, solver_panel
 from tests.crowds import Stander, make_scene
 
 K = np.array([[300.0, 0, 160], [0, 300.0, 120], [0, 0, 1]])
@@ -89,17 +89,17 @@ def test_a_scene_that_was_not_optimised_still_gets_its_page(body: BodyModel, peo
         person_problem=[None, None],
         problem=(ImageStatus.IMAGE_MISSING, "gone"),
     )
-    placed = pass_through(scene)
+    placed = keep_labels(scene)
     assert [line[-1] for line in person_table(placed).lines] == ["not run", "not run"]
     assert scene_panel(placed, body).height > 500
 
 
 def test_solvers_stand_beside_each_other_and_the_truth(body: BodyModel, people: People) -> None:
     scene = make_scene(body, [Stander(x=0, z=4), Stander(x=1, z=5)], size=(120, 160))
-    placed = {"paper": pass_through(scene), "joint": pass_through(scene)}
+    placed = {"paper": keep_labels(scene), "joint": keep_labels(scene)}
     one, three = scene_panel(placed["paper"], body), solver_panel(placed, body, people)
     assert three.width > 1.1 * one.width
-    table = _solver_table(placed, body, people)
+    table = solver_table(placed, body, people)
     assert table.columns[3:7] == ["height given", "paper", "joint", "true"]
     assert table.lines[0][6] == "1.70 m"
     assert all(len(line) == len(table.columns) for line in table.lines)

@@ -12,9 +12,9 @@ from PIL import Image
 
 from dto_pipeline.data.labels import LabelsError
 from dto_pipeline.models.body import BodyModel
+from dto_pipeline.view.pages import scene_rows
 from dto_pipeline.view.pictures import Choice, choose_scenes, file_name, load_placed, write_pictures
 from dto_pipeline.view.run_files import RunFiles, open_pixels
-from dto_pipeline.view.scene_panel import _why_no_map
 from tests.tiny_dataset import TinyDataset
 
 
@@ -91,7 +91,9 @@ def test_every_key_has_a_file_name_of_its_own() -> None:
     assert all(len(name) < 200 and name.isascii() and "/" not in name for name in names)
 
 
-def test_depth_files_that_a_network_run_never_saw_are_not_drawn_as_its_own(run: RunFiles, tiny: TinyDataset) -> None:
+def test_depth_files_that_a_network_run_never_saw_are_not_drawn_as_its_own(
+    run: RunFiles, tiny: TinyDataset, body: BodyModel
+) -> None:
     config = {**run.identity.config, "depth": {**run.identity.config["depth"], "source": "model"}}
     seen = dataclasses.replace(run, identity=dataclasses.replace(run.identity, config=config))
     places = choose_scenes(seen, Choice(keys=["000000.jpg"]))
@@ -99,6 +101,6 @@ def test_depth_files_that_a_network_run_never_saw_are_not_drawn_as_its_own(run: 
     assert placed.scene.image is not None
     assert placed.scene.disparity is None
     placed.scene.origin["depth"] = "disparity of depth_tiny@0123"
-    assert "(disparity of depth_tiny@0123); its map is not kept" in _why_no_map(placed.scene)
+    assert scene_rows(placed, body)[-1].caption == "No depth map"
     (named,) = load_placed(seen, places, open_pixels(seen, depth=Path(tiny.dataset.root) / "depth"))
     assert named.scene.disparity is not None

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dto_pipeline.view.palette import person_colours
-from dto_pipeline.view.plots import Chart, Series, draw_birds_eye, draw_histogram
+from dto_pipeline.view.drawing import person_colours
+from dto_pipeline.view.plots import Chart, Histogram, draw_birds_eye, draw_histogram
 
 K = np.array([[500.0, 0, 320], [0, 500.0, 240], [0, 0, 1]])
 EDGES = np.arange(0.0, 5.0)
@@ -58,6 +58,10 @@ def test_a_longer_bar_shows_a_less_certain_distance() -> None:
     assert added(1.5) > added(0.5) > added(0.05) > 0  # also one that is smaller than the disc
 
 
+def chart(counts: np.ndarray, edges: np.ndarray = EDGES) -> Chart:
+    return Chart("a", Histogram(edges, counts[None]), "m", ["s"])
+
+
 def bars_of(svg: str) -> np.ndarray:
     """Heights of the corners of the filled shape."""
     found = [e.attrib["d"] for e in ElementTree.fromstring(svg).iter() if "opacity: 0.85" in e.get("style", "")]
@@ -65,35 +69,33 @@ def bars_of(svg: str) -> np.ndarray:
 
 
 def test_the_highest_bar_is_the_most_counted_bin() -> None:
-    y = bars_of(draw_histogram(Chart("a", EDGES, [Series("s", np.array([1, 0, 4, 2]))])))
+    y = bars_of(draw_histogram(chart(np.array([1, 0, 4, 2]))))
     heights = np.unique((y.max() - y).round(3))
     assert heights / heights.max() == pytest.approx(np.array([0, 1, 2, 4]) / 4, abs=0.01)
 
 
 def test_the_same_chart_gives_the_same_text_and_all_its_parts_can_be_drawn() -> None:
-    chart = Chart(
+    drawn = Chart(
         'a <b> & "c"',
-        np.geomspace(0.25, 4, 9),
-        [Series("x", np.arange(8), outline=True)],
-        "m",
+        Histogram(np.geomspace(0.25, 4, 9), np.arange(16).reshape(2, 8)),
         curve=(np.array([0.3, 3.0]), np.array([0.0, 20.0])),
-        marks=[(1.0, "<one>")],
+        mark=(1.0, "<one>"),
         logarithmic=True,
     )
-    assert draw_histogram(chart) == draw_histogram(chart)
-    ElementTree.fromstring(draw_histogram(chart))
+    assert draw_histogram(drawn) == draw_histogram(drawn)
+    ElementTree.fromstring(draw_histogram(drawn))
 
 
 def test_a_chart_without_a_single_count_can_be_drawn_and_described() -> None:
-    chart = Chart("empty", EDGES, [Series("s", np.zeros(4, int))], "m")
-    ElementTree.fromstring(draw_histogram(chart))
-    assert chart.describe().startswith("s: 0")
+    empty = chart(np.zeros(4, int))
+    ElementTree.fromstring(draw_histogram(empty))
+    assert empty.describe().startswith("s: 0")
 
 
 def test_the_empty_tail_goes_and_the_counts_stay() -> None:
     counts = np.zeros(50, int)
     counts[[2, 12]] = 3
-    short = Chart("a", np.arange(51.0), [Series("s", counts)]).without_tail()
-    assert short.series[0].counts.sum() == 6
-    assert len(short.edges) == len(short.series[0].counts) + 1 == 15
-    assert len(Chart("a", EDGES, [Series("s", np.zeros(4, int))]).without_tail().edges) == 5
+    short = chart(counts, np.arange(51.0)).without_tail().histogram
+    assert short.counts.sum() == 6
+    assert len(short.edges) == len(short.counts[0]) + 1 == 15
+    assert len(chart(np.zeros(4, int)).without_tail().histogram.edges) == 5

@@ -7,8 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dto_pipeline.view.palette import PAPER, person_colours
-from dto_pipeline.view.tags import draw_tags, place_boxes
+from dto_pipeline.view.drawing import PAPER, draw_tags, person_colours, place_boxes
 
 BOUNDS = (640, 480)
 positions = st.tuples(st.floats(-50, 700), st.floats(-50, 520))

@@ -13,8 +13,8 @@ from dto_pipeline.config import load_config
 from dto_pipeline.data.manifest import ManifestError
 from dto_pipeline.run.driver import run_pipeline
 from dto_pipeline.run.folder import Failure, RunDirectory, RunDirectoryError, record_failure
+from dto_pipeline.run.plan import Selection
 from dto_pipeline.run.report import read_status
-from dto_pipeline.run.selection import Selection
 from dto_pipeline.scene import PlacedScene
 from dto_pipeline.status import PersonStatus
 from dto_pipeline.view.verify import Verdict, verify_run

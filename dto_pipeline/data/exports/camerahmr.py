@@ -30,7 +30,7 @@ from dto_pipeline.data.exports.inputs import IMAGE_FILE, ExportError, RunLabels,
 from dto_pipeline.data.exports.job import ExportedFile, ExportJob, SubsetPlan
 from dto_pipeline.data.files import sha256_file
 from dto_pipeline.data.manifest import Manifest
-from dto_pipeline.data.npz import MappedNpz, NpzError, create_npz, open_member
+from dto_pipeline.data.npz import MappedNpz, NpzError, open_member
 from dto_pipeline.data.sources.rows import decode_names
 from dto_pipeline.data.storage import Location, as_location
 from dto_pipeline.data.tar_index import split_address
@@ -46,8 +46,8 @@ class Release:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._npz = MappedNpz(path)
-            self._arrays = {key: self._npz.array(key) for key in CARRIED if key in self._npz.keys}
+            npz = MappedNpz(path)
+            self._arrays = {key: npz.array(key) for key in CARRIED if key in npz.keys}
         except NpzError as error:
             raise ExportError(str(error)) from error
 
@@ -66,9 +66,6 @@ class Release:
     def names(self, index: np.ndarray) -> np.ndarray:
         """(n,) str `imgname` of some rows, as published."""
         return decode_names(self.rows("imgname", index))
-
-    def close(self) -> None:
-        self._npz.close()
 
 
 def open_release(run: RunLabels, manifest: Manifest, named: Sequence[Location]) -> Release | None:
@@ -145,14 +142,10 @@ def write_camerahmr_files(job: ExportJob, folder: Path) -> list[ExportedFile]:
     for subset in job.subsets:
         name = f"{subset.subset}-dto.npz"
         releases = {run.name: open_release(run, open_manifest(run), job.labels) for run in subset.runs}
-        try:
-            with create_npz(folder / name) as archive:
-                _write_names(job, archive, subset, releases)
-                for member in _MEMBERS:
-                    _write_member(job, archive, subset, member, releases)
-        finally:
-            for release in filter(None, releases.values()):
-                release.close()
+        with zipfile.ZipFile(folder / name, "w") as archive:
+            _write_names(job, archive, subset, releases)
+            for member in _MEMBERS:
+                _write_member(job, archive, subset, member, releases)
         files.append(ExportedFile(name, subset.images, subset.persons))
     return files
 

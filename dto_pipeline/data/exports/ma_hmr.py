@@ -18,6 +18,7 @@ has two more entries, "z_sigma_m" (1,) and "height_sigma_m" (1,), which readers 
 from __future__ import annotations
 
 import struct
+import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import compress
@@ -31,7 +32,7 @@ from dto_pipeline.data.columns import read_vectors, single_array
 from dto_pipeline.data.exports.inputs import read_footer
 from dto_pipeline.data.exports.job import ExportedFile, ExportJob, SubsetPlan
 from dto_pipeline.data.exports.provenance import describe_making
-from dto_pipeline.data.npz import create_npz, open_member
+from dto_pipeline.data.npz import open_member
 
 _COLUMNS = (
     *("image_path", "fx", "fy", "cx", "cy", "persons.list.element.pose.list.element"),
@@ -66,7 +67,7 @@ def _is_insta(subset: str) -> bool:
 
 def _write_file(job: ExportJob, folder: Path, name: str, subsets: list[SubsetPlan]) -> ExportedFile:
     images = persons = 0
-    with create_npz(folder / name) as archive, open_member(archive, "annots", np.dtype(object), ()) as stream:
+    with zipfile.ZipFile(folder / name, "w") as archive, open_member(archive, "annots", np.dtype(object), ()) as stream:
         stream.write(start_stream())
         for people in _all_people(job, subsets):
             stream.write(image_records(people))

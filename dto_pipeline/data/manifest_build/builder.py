@@ -2,33 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import dataclasses
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
-import pyarrow as pa
 from tqdm import tqdm
 
 from dto_pipeline.data.dataset import Dataset
 from dto_pipeline.data.files import json_bytes, sha256_file, sweep_abandoned
+from dto_pipeline.data.image_index import index_images
+from dto_pipeline.data.images import open_folder
 from dto_pipeline.data.manifest import report_path
-from dto_pipeline.data.manifest_build.build_inputs import ManifestInputs, open_inputs
 from dto_pipeline.data.manifest_build.build_report import ManifestReport
 from dto_pipeline.data.manifest_build.findings import (
+    SOURCE,
     Findings,
     findings_path,
     look_for_depth,
-    note_duplicates,
-    note_source,
+    note_shared_images,
     note_tars,
     note_unlabelled,
     open_findings,
 )
-from dto_pipeline.data.manifest_build.shard_rows import build_shard
+from dto_pipeline.data.manifest_build.shard_rows import ManifestInputs, build_shard
 from dto_pipeline.data.manifest_build.writer import describe_origin, open_manifest_writer
-from dto_pipeline.data.sources.rows import NoticingSource
-from dto_pipeline.data.storage import Location, as_location, base_name, write_bytes
+from dto_pipeline.data.recognise import FileKind, UnknownFile, recognise
+from dto_pipeline.data.sources import SOURCES
+from dto_pipeline.data.sources.rows import LabelFileError
+from dto_pipeline.data.sources.sidecar import Sidecar
+from dto_pipeline.data.storage import Location, as_location, base_name, fetch, write_bytes
+from dto_pipeline.data.tar_images import place_in_tars, tar_index_path
 from dto_pipeline.status import ImageStatus
 
 _HEADER_THREADS = 16  # image headers are read waiting for the disk, not computing
@@ -51,7 +56,7 @@ def build_manifest(
         unlabelled: list images that no label names, which walks through the whole images folder.
 
     Raises:
-        LabelFileError, SidecarError, TarIndexError, StorageError, FindingsError: a file is missing or cannot be used.
+        LabelFileError, TarIndexError, StorageError, ManifestError: a file is missing or cannot be used.
     """
     out = as_location(out)
     sweep_abandoned(out if isinstance(out, Path) else None)
@@ -59,9 +64,9 @@ def build_manifest(
     with ExitStack() as stack:
         inputs = open_inputs(dataset, out, stack, progress)
         findings = stack.enter_context(open_findings(out))
-        report.also_in = note_duplicates(findings, inputs.index, [as_location(other) for other in against])
-        if isinstance(inputs.source, NoticingSource):
-            note_source(findings, inputs.source.findings)
+        report.also_in = note_shared_images(findings, inputs.index, [as_location(other) for other in against])
+        for finding in inputs.source.findings:
+            findings.add(SOURCE, finding.image, finding.reason)
         if inputs.placement is not None:
             note_tars(findings, inputs.placement)
         _write_manifest(inputs, out, report, findings, progress)
@@ -77,33 +82,52 @@ def build_manifest(
     return report
 
 
+def open_inputs(dataset: Dataset, out: Location, stack: ExitStack, progress: bool) -> ManifestInputs:
+    """Open what a description names, wherever it lies; `stack` removes copies of what lies behind URIs.
+
+    Raises:
+        LabelFileError, TarIndexError, StorageError: a file is missing, cannot be used, or is of another kind than the
+            description says.
+    """
+    places = (dataset.place("predictions"), dataset.sidecar_path)
+    predictions, sidecar_file = (None if place is None else fetch(place, stack, LabelFileError) for place in places)
+    labels = fetch(dataset.labels_path, stack, LabelFileError)
+    try:
+        kind = recognise(labels)
+    except UnknownFile:
+        kind = None  # its reader says more
+    found = "labels" if kind is FileKind.DTO_LABELS else str(kind)
+    if kind is not None and found != dataset.source:
+        advice = f"set source: {found} (--source {found})" if found in SOURCES else "no source reads that"
+        raise LabelFileError(
+            f"{labels} holds {kind.words}, and the description says source: {dataset.source}; {advice}"
+        )
+    options = dataclasses.replace(dataset.source_options, predictions=predictions)
+    source = SOURCES[dataset.source](labels, options)
+    sidecar = Sidecar(sidecar_file, source.num_rows)
+    index = index_images(source, dataset.key_parts)
+    if dataset.images_in == "folder":
+        index = index.with_prefixes(dataset.image_prefixes)
+        return ManifestInputs(dataset, source, sidecar, open_folder(dataset.images_root), index)
+    placed = place_in_tars(index, dataset.images_root, dataset.key_parts, tar_index_path(out), progress)
+    return ManifestInputs(dataset, source, sidecar, placed.images, placed.index, placed)
+
+
 def _write_manifest(
     inputs: ManifestInputs, out: Location, report: ManifestReport, findings: Findings, progress: bool
 ) -> None:
-    with open_manifest_writer(out) as writer:
-        for table in _shard_tables(inputs, report, findings, progress):
-            writer.add(table)
-        report.fingerprint = writer.fingerprint
-        files = [
-            {"file": _shown(path, inputs.dataset.root), "bytes": path.stat().st_size, "sha256": sha256_file(path)}
-            for path in inputs.files
-        ]
-        writer.finish(describe_origin(inputs.dataset, files))
-
-
-def _shard_tables(
-    inputs: ManifestInputs, report: ManifestReport, findings: Findings, progress: bool
-) -> Iterator[pa.Table]:
-    total = inputs.index.num_images
+    total, root = inputs.index.num_images, inputs.dataset.root
     with (
+        open_manifest_writer(out) as writer,
         ThreadPoolExecutor(_HEADER_THREADS) as pool,
         tqdm(total=total, unit="image", desc=inputs.dataset.name, disable=not progress) as bar,
     ):
-        for shard in range(inputs.num_shards):
-            yield build_shard(inputs, shard, pool, report, findings, bar.update)
-
-
-def _shown(path: Path, root: Location) -> str:
-    """An input file as the footer calls it: relative to the data root, or by its name where it lies elsewhere."""
-    inside = isinstance(root, Path) and path.is_relative_to(root)
-    return str(path.relative_to(root)) if inside else path.name
+        for shard in range(-(-total // inputs.dataset.shard_images)):
+            writer.add(build_shard(inputs, shard, pool, report, findings, bar.update))
+        report.fingerprint = writer.fingerprint
+        files = []
+        for path in [*inputs.source.files, *([inputs.sidecar.path] if inputs.sidecar.path else [])]:
+            inside = isinstance(root, Path) and path.is_relative_to(root)
+            name = str(path.relative_to(root)) if inside else path.name
+            files.append({"file": name, "bytes": path.stat().st_size, "sha256": sha256_file(path)})
+        writer.finish(describe_origin(inputs.dataset, files))

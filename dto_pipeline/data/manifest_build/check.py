@@ -7,10 +7,8 @@ unusable counts as `known` while that is so, and as `mended` once it is not: `dt
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
 
 from tqdm import tqdm
@@ -24,9 +22,9 @@ from dto_pipeline.status import ImageStatus, UnusableImage
 
 MISSING, CORRUPT, CHANGED, KNOWN, MENDED, FINE = "missing", "corrupt", "changed", "known", "mended", "fine"
 FAULTS = (MISSING, CORRUPT, CHANGED)
-_FILE_PROBLEMS = (ImageStatus.IMAGE_MISSING, ImageStatus.IMAGE_CORRUPT)
 _COLUMNS = ("image_id", "image_file", "width", "height", "problem_status")
 _THREADS = 16  # headers are waited for; decoding releases the interpreter lock
+_AT_ONCE = 64 * _THREADS  # images under way
 _SHOWN = 20  # faults listed in the table
 
 
@@ -88,45 +86,35 @@ def check_manifest(
         TarIndexError: its tars cannot be looked at anew.
     """
     manifest = Manifest.open(path)
+    root, shards = images_root or manifest.images_root, range(manifest.num_shards)
     if reindex:
-        root, parts = images_root or manifest.images_root, int(manifest.dataset.get("key_parts", 1))
-        index_again(manifest.path, root, _missing_names(manifest), parts, progress)
-    store = open_images(images_root or manifest.images_root, manifest.path)
+        missing = [  # names of images that no tar held when the manifest was built
+            row["image_file"]
+            for shard in shards
+            for row in manifest.read_shard(shard, ("image_file", "problem_status")).to_pylist()
+            if row["problem_status"] == ImageStatus.IMAGE_MISSING and split_address(row["image_file"]) is None
+        ]
+        index_again(manifest.path, root, missing, int(manifest.dataset.get("key_parts", 1)), progress)
+    store = open_images(root, manifest.path)
     report = CheckReport(deep)
     with (
         ThreadPoolExecutor(_THREADS) as pool,
         tqdm(total=manifest.num_images, unit="image", disable=not progress) as bar,
     ):
-        for row, (word, text) in _look_at_all(manifest, store, deep, pool):
-            report.counts[word] += 1
-            if word in FAULTS:
-                report.faults.append(ImageFault(row["image_id"], word, text))
-            bar.update()
+        for shard in shards:
+            rows = manifest.read_shard(shard, _COLUMNS).to_pylist()
+            for block in (rows[start : start + _AT_ONCE] for start in range(0, len(rows), _AT_ONCE)):
+                for row, (word, text) in zip(block, pool.map(lambda row: _look(store, row, deep), block), strict=True):
+                    report.counts[word] += 1
+                    if word in FAULTS:
+                        report.faults.append(ImageFault(row["image_id"], word, text))
+                bar.update(len(block))
     return report
 
 
-def _missing_names(manifest: Manifest) -> list[str]:
-    """Names of images that no tar held when the manifest was built."""
-    return [
-        row["image_file"]
-        for shard in range(manifest.num_shards)
-        for row in manifest.read_shard(shard, ("image_file", "problem_status")).to_pylist()
-        if row["problem_status"] == ImageStatus.IMAGE_MISSING and split_address(row["image_file"]) is None
-    ]
-
-
-def _look_at_all(
-    manifest: Manifest, store: ImageStore, deep: bool, pool: Executor
-) -> Iterator[tuple[dict[str, Any], tuple[str, str]]]:
-    """Rows in order with what was found; a shard's rows at a time are under way."""
-    for shard in range(manifest.num_shards):
-        rows = iter(manifest.read_shard(shard, _COLUMNS).to_pylist())
-        while block := list(islice(rows, 64 * _THREADS)):
-            yield from zip(block, pool.map(lambda row: _look(store, row, deep), block), strict=True)
-
-
 def _look(store: ImageStore, row: dict[str, Any], deep: bool) -> tuple[str, str]:
-    known = row["problem_status"] in _FILE_PROBLEMS
+    """One of the six words, and a sentence about a fault."""
+    known = row["problem_status"] in (ImageStatus.IMAGE_MISSING, ImageStatus.IMAGE_CORRUPT)
     if row["problem_status"] == ImageStatus.LABEL_INVALID and row["width"] == 0:
         return KNOWN, ""  # its name is unusable: nothing to open
     try:

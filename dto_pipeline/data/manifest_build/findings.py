@@ -1,25 +1,24 @@
 """What a manifest build found, one row each, in a Parquet file beside the manifest: nothing is lost without a reason.
 
-Knows the kinds of findings and how tars, label files and other manifests are compared with the images of this one. A
-problem of an image concerns all its label rows. Most findings keep something out of the run; those with `used` do not.
+Knows the kinds of findings and how tars and other manifests are compared with the images of this one. A problem of an
+image concerns all its label rows. Most findings keep something out of the run; those with `used` do not.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from posixpath import splitext
 
-import numpy as np
 import pyarrow.parquet as pq
 
 from dto_pipeline.data.columns import build_table
 from dto_pipeline.data.image_index import ImageIndex
-from dto_pipeline.data.parquet import READ_ERRORS, footer_text, open_parquet, writer_settings
-from dto_pipeline.data.sources.rows import Finding
+from dto_pipeline.data.manifest import Manifest
+from dto_pipeline.data.parquet import writer_settings
 from dto_pipeline.data.storage import (
     STORAGE_ERRORS,
     Location,
@@ -32,18 +31,13 @@ from dto_pipeline.data.storage import (
 )
 from dto_pipeline.data.tar_images import TarPlacement
 from dto_pipeline.data.tar_index import IMAGE_EXTENSIONS
-from dto_pipeline.errors import DtoError
-from dto_pipeline.schema import FINDINGS_SCHEMA, MANIFEST_SCHEMA_NAME
+from dto_pipeline.schema import FINDINGS_SCHEMA
 from dto_pipeline.status import ImageStatus
 
-PERSON = "person"
-WITHOUT_LABELS = "image_without_labels"
-ALSO_IN = "also_in"
-TAR = "tar_damaged"
-TAR_MEMBER = "tar_member_refused"
-REPEATED_KEY = "repeated_key"
-MASKS = "masks_unreadable"
-SOURCE = "source"
+WITHOUT_LABELS, TAR, TAR_MEMBER = "image_without_labels", "tar_damaged", "tar_member_refused"
+REPEATED_KEY, MASKS, SOURCE = "repeated_key", "masks_unreadable", "source"
+UNCOUNTED = (WITHOUT_LABELS, TAR, TAR_MEMBER, REPEATED_KEY, MASKS, SOURCE)  # kinds that no other count stands for
+PERSON, ALSO_IN = "person", "also_in"
 _DEPTH_LOOKS = 1000  # images whose depth map is looked for: a missing twentieth shows, and stores are not asked for all
 _THREADS = 16
 _ROWS_AT_ONCE = 1 << 15
@@ -60,25 +54,23 @@ class Findings:
         self.counts: Counter[str] = Counter()
         self.missing: list[str] = []
         self._writer = writer
-        self._rows: dict[str, list] = {name: [] for name in FINDINGS_SCHEMA.names}
+        self._rows: list[tuple] = []
 
     def add(self, kind: str, image: str, reason: str, label_row: int | None = None, used: bool = False) -> None:
         """One finding; `used` = what it is about takes part in the run all the same."""
         self.counts[kind] += 1
         if kind == ImageStatus.IMAGE_MISSING:
             self.missing.append(image)
-        row = (kind, image, label_row, reason, used)
-        for column, value in zip(self._rows.values(), row, strict=True):
-            column.append(value)
-        if len(self._rows["kind"]) >= _ROWS_AT_ONCE:
+        self._rows.append((kind, image, label_row, reason, used))
+        if len(self._rows) >= _ROWS_AT_ONCE:
             self.flush()
 
     def flush(self) -> None:
         """Write what was gathered."""
-        if self._rows["kind"]:
-            self._writer.write_table(build_table(FINDINGS_SCHEMA, self._rows))
-            for column in self._rows.values():
-                column.clear()
+        if self._rows:
+            columns = dict(zip(FINDINGS_SCHEMA.names, zip(*self._rows, strict=True), strict=True))
+            self._writer.write_table(build_table(FINDINGS_SCHEMA, columns))
+            self._rows.clear()
 
 
 @contextmanager
@@ -98,10 +90,6 @@ def findings_path(manifest: Location) -> Location:
     return beside(manifest, ".findings.parquet")
 
 
-class FindingsError(DtoError, ValueError):
-    """A manifest or findings file that cannot be compared with; the message names it."""
-
-
 def note_tars(findings: Findings, placement: TarPlacement) -> None:
     """Damaged tars, refused members, and keys that several members have."""
     for summary in placement.tars:
@@ -119,12 +107,17 @@ def note_unlabelled(findings: Findings, index: ImageIndex, root: Location, place
 
     An images folder that cannot be listed is a finding itself.
     """
+
+    def folded(name: str) -> str:
+        return splitext(name)[0].casefold()
+
     named = set(index.image_file)
-    similar = {_folded(name): name for name in findings.missing}
+    similar = {folded(name): name for name in findings.missing}
+    in_tars = placement and (member.address for member in placement.images.index.images())
     try:
-        for name in _stored_images(root, placement):
+        for name in in_tars or list_names(root, _ENDINGS):
             if name not in named:
-                near = similar.get(_folded(name))
+                near = similar.get(folded(name))
                 hint = f"; {near}, which is missing, differs in case or extension only" if near else ""
                 findings.add(WITHOUT_LABELS, name, f"no label row names this image{hint}")
     except STORAGE_ERRORS as error:
@@ -137,76 +130,39 @@ def look_for_depth(index: ImageIndex, root: Location, suffix: str) -> tuple[int,
     Returns:
         How many were looked for, how many of these are missing, and one sentence about the first.
     """
+
+    def is_there(name: str) -> bool:
+        try:
+            return exists(join_location(root, name))
+        except STORAGE_ERRORS:
+            return False
+
     images = [image for image in range(index.num_images) if image not in index.problem]
     images = images[:: -(-len(images) // _DEPTH_LOOKS) or 1]
     names = [splitext(index.image_name[image])[0] + suffix for image in images]
     with ThreadPoolExecutor(_THREADS) as pool:
-        there = list(pool.map(lambda name: _is_there(root, name), names))
-    missing = [name for name, found in zip(names, there, strict=True) if not found]
+        missing = [name for name, there in zip(names, pool.map(is_there, names), strict=True) if not there]
     if isinstance(root, Path) and not root.is_dir():
         return len(names), len(missing), f"there is no depth folder {root}"
     return len(names), len(missing), f"depth map {missing[0]} does not exist below {root}" if missing else ""
 
 
-def _is_there(root: Location, name: str) -> bool:
-    try:
-        return exists(join_location(root, name))
-    except STORAGE_ERRORS:
-        return False
-
-
-def note_source(findings: Findings, noticed: Iterable[Finding]) -> None:
-    """What the source noticed by itself."""
-    for finding in noticed:
-        findings.add(SOURCE, finding.image, finding.reason)
-
-
-def note_duplicates(findings: Findings, index: ImageIndex, others: Sequence[Location]) -> Counter[str]:
+def note_shared_images(findings: Findings, index: ImageIndex, others: Sequence[Location]) -> Counter[str]:
     """Images whose key another manifest has too.
 
     Returns:
         Images shared, by the other manifest's subset.
 
     Raises:
-        FindingsError: one of `others` is no manifest.
+        ManifestError: one of `others` is no manifest, or damaged.
     """
     own = set(index.image_path) if others else set()
     shared: Counter[str] = Counter()
-    for other in others:
-        with open_parquet(other, FindingsError) as file:
-            if footer_text(file).get("schema") != MANIFEST_SCHEMA_NAME:
-                expected = f"expected {MANIFEST_SCHEMA_NAME}, as `dto manifest build` writes"
-                raise FindingsError(f"{other} is no manifest; {expected}")
-            for subset, key, image_id in _image_keys(other, file):
+    for other in map(Manifest.open, others):
+        for shard in range(other.num_shards):
+            rows = other.read_shard(shard, ["image_path", "image_id"])
+            for key, image_id in zip(rows["image_path"].to_pylist(), rows["image_id"].to_pylist(), strict=True):
                 if key in own:
-                    findings.add(ALSO_IN, key, f"also in {subset} as {image_id}", used=True)
-                    shared[subset] += 1
+                    findings.add(ALSO_IN, key, f"also in {other.subset} as {image_id}", used=True)
+                    shared[other.subset] += 1
     return shared
-
-
-def _image_keys(path: Location, file: pq.ParquetFile) -> Iterator[tuple[str, str, str]]:
-    """Subset, key and id of every image of a manifest."""
-    try:
-        for group in range(file.metadata.num_row_groups):
-            rows = file.read_row_group(group, columns=["subset", "image_path", "image_id"]).to_pydict()
-            yield from zip(rows["subset"], rows["image_path"], rows["image_id"], strict=True)
-    except (*READ_ERRORS, KeyError) as error:
-        raise FindingsError(f"{path} is damaged ({error}); build it again") from error
-
-
-def note_people(findings: Findings, images: Sequence[str], rows: np.ndarray, reasons: Sequence[str]) -> None:
-    """Label rows that cannot be used, with the image each belongs to."""
-    for image, row, reason in zip(images, rows.tolist(), reasons, strict=True):
-        findings.add(PERSON, image, reason, label_row=row)
-
-
-def _folded(name: str) -> str:
-    """A name without what is often spelled differently."""
-    return splitext(name)[0].casefold()
-
-
-def _stored_images(root: Location, placement: TarPlacement | None) -> Iterator[str]:
-    if placement is None:
-        yield from list_names(root, _ENDINGS)
-    else:
-        yield from (member.address for member in placement.images.index.images())

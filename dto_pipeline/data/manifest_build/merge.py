@@ -18,22 +18,28 @@ import numpy as np
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from dto_pipeline.data.columns import build_table
 from dto_pipeline.data.files import json_bytes, sha256_file
 from dto_pipeline.data.image_index import ImageIndex, index_images
 from dto_pipeline.data.label_files import check_one_body
 from dto_pipeline.data.manifest import Manifest, ManifestError, report_path
-from dto_pipeline.data.manifest_build.merge_rows import MergeInputs, MergeOptions, MergeReport, merge_shard
+from dto_pipeline.data.manifest_build.merge_rows import (
+    MergeInputs,
+    MergeOptions,
+    MergeReport,
+    merge_shard,
+    outcome_table,
+)
 from dto_pipeline.data.manifest_build.writer import open_manifest_writer
 from dto_pipeline.data.parquet import writer_settings
-from dto_pipeline.data.sources.dto_labels import DtoLabels, is_dto_labels, open_dto_labels
+from dto_pipeline.data.recognise import schema_of
+from dto_pipeline.data.sources.dto_labels import open_dto_labels
 from dto_pipeline.data.sources.predictions import open_predictions
 from dto_pipeline.data.sources.rows import LabelFileError, LabelSource, SourceOptions
 from dto_pipeline.data.storage import Location, as_location, base_name, beside, fetch, write_bytes, written
 from dto_pipeline.data.tar_images import carry_tar_index
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.reading import parse_json
-from dto_pipeline.schema import MERGE_SCHEMA, MERGE_SCHEMA_NAME
+from dto_pipeline.schema import LABELS_SCHEMA_NAME, MERGE_SCHEMA, MERGE_SCHEMA_NAME
 from dto_pipeline.status import PredictionStatus
 
 _WHOLE_NAME = 1 << 20  # parts of an image's name that make its key: all, predictions are not told apart by less
@@ -69,8 +75,7 @@ def merge_predictions(
     options, report = options or MergeOptions(), MergeReport()
     with ExitStack() as stack:
         source = Manifest.open(fetch(manifest, stack, ManifestError))
-        people = stack.enter_context(_open_people(fetch(predictions, stack, LabelFileError)))
-        _check_body(source, people, body)
+        people = _open_people(fetch(predictions, stack, LabelFileError), source, body)
         index = index_images(people, _WHOLE_NAME)
         image_of = {name: image for image, name in enumerate(index.image_name) if image not in index.problem}
         inputs = MergeInputs(people, index, image_of, body, options)
@@ -86,27 +91,26 @@ def outcomes_path(manifest: Location) -> Location:
     return beside(as_location(manifest), ".predictions.parquet")
 
 
-def _open_people(path: Path) -> LabelSource:
-    """Predicted people in either form."""
-    return open_dto_labels(path, SourceOptions()) if is_dto_labels(path) else open_predictions(path)
-
-
-def _check_body(source: Manifest, people: LabelSource, body: BodyModel) -> None:
-    """Refuse predictions, or a manifest of earlier ones, that tell another body model.
+def _open_people(path: Path, source: Manifest, body: BodyModel) -> LabelSource:
+    """Predicted people in either form; they, and those of earlier merges, must be of the body model, if they tell one.
 
     Raises:
         LabelsError: label files of two body models, both named.
-        LabelFileError: of another one than `body`.
+        LabelFileError: of another one than `body`, or no file that is read.
     """
     told = {f"the people merged into {source.path}": entry["body_sha256"] for entry in _earlier_merges(source)}
-    if isinstance(people, DtoLabels):
+    if path.is_dir() or schema_of(path) == LABELS_SCHEMA_NAME:
+        people = open_dto_labels(path, SourceOptions())
         told[f"{people.files[0]}"] = check_one_body(people.files)
+    else:
+        people = open_predictions(path)
     for what, sha in told.items():
         if sha and sha != body.sha256:
             raise LabelFileError(
                 f"{what} belong to the body model of sha256 {sha}, body.model_path names that of {body.sha256}; name "
                 "the body model of both (--set body.model_path=PATH)"
             )
+    return people
 
 
 def _write(
@@ -141,16 +145,9 @@ def _write_unknown(
         rows, images = index.rows[some], owner[some].tolist()
         told = predictions.rows(rows).seen
         assert told is not None  # a prediction file always tells it
-        columns: dict[str, Any] = {
-            "prediction_row": rows,
-            "image": [index.image_name[image] for image in images],
-            "status": [str(PredictionStatus.IMAGE_UNKNOWN)] * rows.size,
-            "message": [index.problem.get(image) for image in images],
-            "det_score": told.det_score,
-            "same_as_source_row": np.full(rows.size, -1),
-            "same_as_prediction_row": np.full(rows.size, -1),
-        }
-        outcomes.write_table(build_table(MERGE_SCHEMA, columns))
+        names, nobody = [index.image_name[image] for image in images], np.full(rows.size, -1)
+        status, messages = [str(PredictionStatus.IMAGE_UNKNOWN)] * rows.size, [index.problem.get(i) for i in images]
+        outcomes.write_table(outcome_table(rows, names, status, messages, told.det_score, nobody, nobody))
     report.predictions += missing.size
     if missing.size:
         report.count(PredictionStatus.IMAGE_UNKNOWN, None, missing.size)

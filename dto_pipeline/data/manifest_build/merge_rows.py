@@ -22,10 +22,18 @@ from dto_pipeline.bounds import implausible_cameras
 from dto_pipeline.data.cameras import read_cameras
 from dto_pipeline.data.columns import build_table, pick_words, ragged_column, read_vectors, single_array, struct_column
 from dto_pipeline.data.image_index import ImageIndex
-from dto_pipeline.data.manifest_build.shard_rows import MASK_OTHER_SIZE
+from dto_pipeline.data.manifest_build.build_report import format_counts
+from dto_pipeline.data.manifest_build.shard_rows import MASK_OTHER_SIZE, person_columns
 from dto_pipeline.data.sources.predictions import NUM_KEYPOINTS
-from dto_pipeline.data.sources.rows import BEHIND_CAMERA, ROW_PROBLEMS, LabelRows, LabelSource, find_row_problems
-from dto_pipeline.data.sources.sidecar import MASK_DAMAGED, SidecarRows
+from dto_pipeline.data.sources.rows import (
+    BEHIND_CAMERA,
+    MASK_DAMAGED,
+    ROW_PROBLEMS,
+    LabelRows,
+    LabelSource,
+    SeenRows,
+    find_row_problems,
+)
 from dto_pipeline.maths.person_matching import (
     BodyViews,
     MatchRule,
@@ -40,8 +48,6 @@ from dto_pipeline.maths.person_matching import (
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.schema import MANIFEST_PERSON, MANIFEST_SCHEMA, MERGE_SCHEMA
 from dto_pipeline.status import PredictionStatus
-
-_KEPT_OUT = (PredictionStatus.MATCHED, PredictionStatus.DUPLICATE)
 
 
 @dataclass
@@ -75,7 +81,7 @@ class MergeReport:
     def count(self, status: PredictionStatus, message: str | None, predictions: int) -> None:
         """Add predictions of one outcome."""
         self.outcomes[str(status)] += predictions
-        if status is not PredictionStatus.ADDED and status not in _KEPT_OUT:
+        if status not in (PredictionStatus.ADDED, PredictionStatus.MATCHED, PredictionStatus.DUPLICATE):
             self.refused[f"{status}: {message}" if message else str(status)] += predictions
 
     def to_json(self) -> dict[str, Any]:
@@ -101,9 +107,7 @@ class MergeReport:
             ("carried to the label's camera", self.carried),
             *sorted(self.notes.items()),
         ]
-        width = max(len(name) for name, _ in lines)
-        table = [f"merged manifest, fingerprint {self.fingerprint[:16]}"]
-        return "\n".join(table + [f"  {name:<{width}}  {count:>9}" for name, count in lines])
+        return format_counts(f"merged manifest, fingerprint {self.fingerprint[:16]}", lines)
 
 
 MAX_PREDICTIONS = 1000  # per image: all pairs of them are compared
@@ -150,23 +154,16 @@ class MergeInputs:
 
 
 @dataclass(frozen=True)
-class _Candidates:
-    """n predictions of one shard."""
-
-    row: np.ndarray  # (n,) int64 row of the prediction file
-    image: np.ndarray  # (n,) int64 row of the shard
-    labels: LabelRows
-    seen: SidecarRows
-    keypoints: np.ndarray  # (n, 45, 3) float32 u, v [px], confidence (0 = not told)
-
-
-@dataclass(frozen=True)
 class _Shard:
-    """One shard and the predictions for its m images."""
+    """One shard of m images and the n predictions for them."""
 
     table: pa.Table
     cameras: np.ndarray  # (m, 3, 3) float64 intrinsics of each image
-    people: _Candidates
+    row: np.ndarray  # (n,) int64 row of the prediction file
+    image: np.ndarray  # (n,) int64 row of the shard
+    labels: LabelRows
+    seen: SeenRows
+    keypoints: np.ndarray  # (n, 45, 3) float32 u, v [px], confidence (0 = not told)
 
 
 def merge_shard(
@@ -183,47 +180,55 @@ def merge_shard(
     Returns:
         the new shard; the outcomes of all predictions for its images, `schema.MERGE_SCHEMA`, by prediction row.
     """
-    row, image = _gather(table, inputs, taken)
-    shard = _Shard(table, read_cameras(table), _load(inputs.predictions, row, image))
+    shard = _load(table, inputs, taken)
     own, verdict = _judge(shard, inputs.options.min_score)
-    chosen = _rank(shard.people, verdict)
+    chosen = _rank(shard, verdict)
     transl, views, found = _stand(shard, chosen, own, inputs.body, report)
-    shard.people.labels.transl[chosen], verdict[chosen] = transl, found  # from here on before the label's camera
+    shard.labels.transl[chosen], verdict[chosen] = transl, found  # from here on before the label's camera
     chosen, views = chosen[found == _UNDECIDED], views[torch.from_numpy(found == _UNDECIDED)]
-    same_released, same_predicted = (np.full(row.size, -1, dtype=np.int64) for _ in range(2))
+    same_released, same_predicted = (np.full(shard.row.size, -1, dtype=np.int64) for _ in range(2))
     verdict[chosen], same_released[chosen], original = _compare(shard, chosen, views, inputs, report)
-    same_predicted[chosen] = np.append(row[chosen], -1)[original]
+    same_predicted[chosen] = np.append(shard.row[chosen], -1)[original]
     _count(report, shard, verdict)
-    added = chosen[verdict[chosen] == _UNDECIDED]
-    return _append(shard, added), _outcomes(shard, verdict, same_released, same_predicted)
+    words, messages = zip(*_VERDICTS, strict=True)
+    outcomes = outcome_table(
+        shard.row,
+        single_array(table["image_id"]).take(pa.array(shard.image)),
+        pick_words([str(word) for word in words], verdict),
+        pick_words(messages, verdict),
+        shard.seen.det_score,
+        same_released,
+        same_predicted,
+    )
+    return _append(shard, chosen[verdict[chosen] == _UNDECIDED]), outcomes.take(np.argsort(shard.row))
 
 
-def _gather(table: pa.Table, inputs: MergeInputs, taken: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Prediction rows (n,) for the images of a shard, and their rows (n,) in the shard; an image is taken only once."""
-    owners, parts = [], []
+def outcome_table(*columns: Any) -> pa.Table:
+    """Rows of `schema.MERGE_SCHEMA` from its columns, in order."""
+    return build_table(MERGE_SCHEMA, dict(zip(MERGE_SCHEMA.names, columns, strict=True)))
+
+
+def _load(table: pa.Table, inputs: MergeInputs, taken: np.ndarray) -> _Shard:
+    """The predictions for the images of a shard; an image of theirs is taken only once."""
+    owners, parts = [], [np.zeros(0, dtype=np.int64)]
     offsets, rows = inputs.index.offsets, inputs.index.rows
     for shard_row, spelled in enumerate(zip(*(table[name].to_pylist() for name in _IMAGE_NAMES), strict=True)):
         for image in sorted({inputs.image_of[name] for name in spelled if name in inputs.image_of}):
             if not taken[image]:
                 taken[image] = True
-                owners.append(shard_row)
                 parts.append(rows[offsets[image] : offsets[image + 1]])
-    image_row = np.repeat(np.array(owners, dtype=np.int64), [part.size for part in parts])
-    return np.concatenate([np.zeros(0, dtype=np.int64), *parts]), image_row
-
-
-def _load(predictions: LabelSource, row: np.ndarray, image: np.ndarray) -> _Candidates:
-    labels = predictions.rows(row)
+                owners.append(np.full(parts[-1].size, shard_row))
+    row = np.concatenate(parts)
+    labels = inputs.predictions.rows(row)
     assert labels.seen is not None  # both kinds of prediction files always tell it
-    keypoints = labels.keypoints
-    if keypoints is None:
-        keypoints = np.zeros((row.size, NUM_KEYPOINTS, 3), dtype=np.float32)
-    return _Candidates(row, image, labels, labels.seen, keypoints)
+    keypoints = np.zeros((row.size, NUM_KEYPOINTS, 3), np.float32) if labels.keypoints is None else labels.keypoints
+    image_row = np.concatenate([parts[0], *owners])
+    return _Shard(table, read_cameras(table), row, image_row, labels, labels.seen, keypoints)
 
 
 def _judge(shard: _Shard, min_score: float) -> tuple[np.ndarray, np.ndarray]:
     """Camera (n, 3, 3) each prediction was made for, and its verdict (n,), an index into `_VERDICTS`."""
-    table, labels, seen, image = shard.table, shard.people.labels, shard.people.seen, shard.people.image
+    table, labels, seen, image = shard.table, shard.labels, shard.seen, shard.image
     size = np.stack([table["width"].to_numpy(), table["height"].to_numpy()], axis=1)[image]
     own = labels.intrinsics.copy()
     untold = np.isnan(own).all(axis=(1, 2))
@@ -247,7 +252,7 @@ def _judge(shard: _Shard, min_score: float) -> tuple[np.ndarray, np.ndarray]:
     return own, np.select(list(checks.values()), [_CODE[verdict] for verdict in checks], default=_UNDECIDED)
 
 
-def _rank(people: _Candidates, verdict: np.ndarray) -> np.ndarray:
+def _rank(people: _Shard, verdict: np.ndarray) -> np.ndarray:
     """Positions (k,) of the sound predictions: by image, best score first, ties by content; marks what is too many."""
     sound = np.flatnonzero(verdict == _UNDECIDED)
     labels, seen = people.labels, people.seen
@@ -267,7 +272,7 @@ def _stand(
     shard: _Shard, chosen: np.ndarray, own: np.ndarray, body: BodyModel, report: MergeReport
 ) -> tuple[np.ndarray, BodyViews, np.ndarray]:
     """The chosen predictions before the label's camera: transl (k, 3) float32, views, verdict (k,)."""
-    labels, cameras = shard.people.labels, shard.cameras[shard.people.image[chosen]]
+    labels, cameras = shard.labels, shard.cameras[shard.image[chosen]]
     joints = _joints(body, labels.pose[chosen], labels.betas[chosen], labels.transl[chosen])
     transl = torch.from_numpy(labels.transl[chosen])
     other = (np.abs(own[chosen] - cameras) > _SAME_CAMERA).any(axis=(1, 2))
@@ -285,8 +290,8 @@ def _compare(
     shard: _Shard, chosen: np.ndarray, views: BodyViews, inputs: MergeInputs, report: MergeReport
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Verdict (k,) of each chosen prediction, source_row (k,) of the released person it is, and which other it is."""
-    rule, image = inputs.options.match, shard.people.image[chosen]
-    points = torch.from_numpy(shard.people.keypoints[chosen]).double()
+    rule, image = inputs.options.match, shard.image[chosen]
+    points = torch.from_numpy(shard.keypoints[chosen]).double()
     visible = points[..., 2] >= rule.min_confidence
     queries = Queries(views, points[..., :2], visible)
     seen = int(visible.any(dim=1).sum())
@@ -340,23 +345,24 @@ def _append(shard: _Shard, added: np.ndarray) -> pa.Table:
     """The shard with predictions (their positions, best first) after the released people of their images."""
     if added.size == 0:
         return shard.table
-    table, image = shard.table, shard.people.image[added]
+    table, image = shard.table, shard.image[added]
     persons = single_array(table["persons"])
     released = persons.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
     new = np.bincount(image, minlength=released.size)
     index = released[image] + np.arange(added.size) - (np.cumsum(new) - new)[image]
-    people = struct_column(MANIFEST_PERSON, _person_columns(shard.people, added, index))
+    unknown, nothing = np.full(added.size, -1), pa.nulls(added.size, pa.string())
+    columns = person_columns(shard.labels, shard.seen, added, index, unknown, nothing)
+    people = struct_column(MANIFEST_PERSON, columns)
     owner = np.concatenate([np.repeat(np.arange(released.size), released), image])
     items = pa.concat_arrays([persons.flatten().cast(MANIFEST_PERSON), people])
     joined = ragged_column(released + new, items.take(pa.array(np.argsort(owner, kind="stable"))), persons.type)
-    columns = {name: table[name] for name in table.column_names}
-    columns.update(_origins(shard, added))
-    return build_table(MANIFEST_SCHEMA, {**columns, "num_persons": released + new, "persons": joined})
+    told = {name: table[name] for name in table.column_names} | _origins(shard, added)
+    return build_table(MANIFEST_SCHEMA, {**told, "num_persons": released + new, "persons": joined})
 
 
 def _origins(shard: _Shard, added: np.ndarray) -> dict[str, pa.Array]:
     """Where masks and attributes of each image come from, now that some came with the predictions."""
-    seen, image = shard.people.seen, shard.people.image
+    seen, image = shard.seen, shard.image
     brings = {
         "mask_origin": seen.mask_height[added] > 0,
         "attribute_origin": np.isfinite(seen.age_years[added]) | np.isfinite(seen.male_prob[added]),
@@ -369,43 +375,6 @@ def _origins(shard: _Shard, added: np.ndarray) -> dict[str, pa.Array]:
     return origins
 
 
-def _person_columns(people: _Candidates, added: np.ndarray, index: np.ndarray) -> dict[str, Any]:
-    labels, seen = people.labels, people.seen
-    return {
-        "person_index": index,
-        "source_row": np.full(added.size, -1),
-        "pose": labels.pose[added],
-        "betas": labels.betas[added],
-        "transl": labels.transl[added],
-        "bbox_xyxy": labels.bbox_xyxy[added],
-        "det_score": seen.det_score[added],
-        "age_years": seen.age_years[added],
-        "male_prob": seen.male_prob[added],
-        "mask_rle": seen.mask_rle.take(pa.array(added)),
-        "mask_height": seen.mask_height[added],
-        "mask_width": seen.mask_width[added],
-        "problem": pa.nulls(added.size, pa.string()),
-    }
-
-
-def _outcomes(shard: _Shard, verdict: np.ndarray, same_released: np.ndarray, same_predicted: np.ndarray) -> pa.Table:
-    """Rows of `schema.MERGE_SCHEMA`, by prediction row."""
-    people, order = shard.people, np.argsort(shard.people.row)
-    words, messages = zip(*_VERDICTS, strict=True)
-    return build_table(
-        MERGE_SCHEMA,
-        {
-            "prediction_row": people.row[order],
-            "image": single_array(shard.table["image_id"]).take(pa.array(people.image[order])),
-            "status": pick_words([str(word) for word in words], verdict[order]),
-            "message": pick_words(messages, verdict[order]),
-            "det_score": people.seen.det_score[order],
-            "same_as_source_row": same_released[order],
-            "same_as_prediction_row": same_predicted[order],
-        },
-    )
-
-
 def _count(report: MergeReport, shard: _Shard, verdict: np.ndarray) -> None:
     report.images += shard.table.num_rows
     report.released += int(shard.table["num_persons"].to_numpy().sum())
@@ -413,5 +382,5 @@ def _count(report: MergeReport, shard: _Shard, verdict: np.ndarray) -> None:
     for code, predictions in enumerate(np.bincount(verdict, minlength=len(_VERDICTS)).tolist()):
         if predictions:
             report.count(*_VERDICTS[code], predictions)
-    report.images_with_added += np.unique(shard.people.image[verdict == _UNDECIDED]).size
-    report.notes.update(shard.people.seen.notes)
+    report.images_with_added += np.unique(shard.image[verdict == _UNDECIDED]).size
+    report.notes.update(shard.seen.notes)

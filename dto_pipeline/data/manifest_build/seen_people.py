@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dto_pipeline.data.columns import single_array
+from dto_pipeline.data.columns import pick_words, single_array
 from dto_pipeline.data.images import ImageCorrupt, ImageMissing, ImageStore
 from dto_pipeline.data.inert_pickle import PickleRefused
 from dto_pipeline.data.rle import encode_rle
@@ -28,19 +28,20 @@ from dto_pipeline.data.sources.fourd_humans import (
     parse_masks,
     parse_people,
 )
-from dto_pipeline.data.sources.rows import LabelRows
-from dto_pipeline.data.sources.sidecar import SidecarRows
+from dto_pipeline.data.sources.rows import SEEN_RANGES, LabelRows, SeenRows, judge_seen
 from dto_pipeline.data.tar_index import IMAGE_EXTENSIONS, split_address
 from dto_pipeline.data.tar_walk import sample_key
 
 _ORIGINS = ("sidecar", "labels", "detection")  # bit 0, 1, 2 of an origin code
+
+Mask = tuple[bytes | None, int, int]  # run lengths (None = no mask), height, width
 
 
 @dataclass(frozen=True)
 class SeenPeople:
     """n people of m images."""
 
-    rows: SidecarRows  # n
+    rows: SeenRows  # n
     mask_origin: pa.StringArray  # m, null = none
     attribute_origin: pa.StringArray  # m, null = unknown
     unreadable: dict[int, str]  # image -> why the masks in its tar could not be read
@@ -48,7 +49,7 @@ class SeenPeople:
 
 def join_seen(
     labels: LabelRows,
-    sidecar: SidecarRows,
+    sidecar: SeenRows,
     counts: np.ndarray,
     files: Sequence[str],
     store: ImageStore | None,
@@ -64,150 +65,102 @@ def join_seen(
         store: where the images and the masks beside them are read from; None = such masks are not looked for.
         pool: threads that read masks.
     """
-    seen, told = sidecar, labels.seen
-    starts = np.cumsum(counts) - counts
-    masked, known = _has_mask(seen).astype(int), _has_attributes(seen).astype(int)
-    if told is not None:
-        masked |= (_has_mask(told) & (masked == 0)) << 1
-        known |= _adds_attributes(told, seen) << 1
-        seen = merge_seen(seen, told)
-    unreadable: dict[int, str] = {}
+    starts, people = np.cumsum(counts) - counts, len(labels.pose)
+    seen = _judge_masks([(None, 0, 0)] * people)  # nothing
+    detections, unreadable = None, dict[int, str]()
     if store is not None:
-        found, unreadable = _read_detections(labels, starts, files, store, pool)
-        masked |= (_has_mask(found) & (masked == 0)) << 2
-        seen = merge_seen(seen, found)
-    return SeenPeople(seen, _words(masked, starts), _words(known, starts), unreadable)
+        detections, unreadable = _read_detections(labels, starts, files, store, pool)
+    masked = known = np.zeros(people, np.int64)
+    for bit, told in enumerate((sidecar, labels.seen, detections)):
+        if told is not None:
+            adds = [
+                np.isfinite(getattr(told, name)) & ~np.isfinite(getattr(seen, name))
+                for name in ("age_years", "male_prob")
+            ]
+            masked = masked | (told.has_mask & ~seen.has_mask) << bit
+            known = known | (adds[0] | adds[1]) << bit
+            seen = _fill_gaps(seen, told)
+    words = [
+        "+".join(word for bit, word in enumerate(_ORIGINS) if code >> bit & 1) or None
+        for code in range(1 << len(_ORIGINS))
+    ]
+    mask_origin, attribute_origin = (
+        pick_words(words, np.bitwise_or.reduceat(code, starts) if starts.size else code) for code in (masked, known)
+    )
+    return SeenPeople(seen, mask_origin, attribute_origin, unreadable)
 
 
-def merge_seen(first: SidecarRows, second: SidecarRows) -> SidecarRows:
+def _fill_gaps(first: SeenRows, second: SeenRows) -> SeenRows:
     """What `first` says of each person, and `second` where that is unknown."""
-    own = _has_mask(first)
+    own = first.has_mask
 
-    def fill(name: str) -> np.ndarray:
+    def fill(name: str, known: np.ndarray | None = None) -> np.ndarray:
         values = getattr(first, name)
-        return np.where(np.isnan(values), getattr(second, name), values)
+        return np.where(~np.isnan(values) if known is None else known, values, getattr(second, name))
 
-    masks = {
-        name: np.where(own, getattr(first, name), getattr(second, name))
-        for name in ("mask_height", "mask_width", "mask_damaged", "mask_empty")
-    }
-    rle = pc.if_else(pa.array(own), first.mask_rle, second.mask_rle)
-    notes = {key: first.notes.get(key, 0) + second.notes.get(key, 0) for key in {**first.notes, **second.notes}}
-    return SidecarRows(
-        **{name: fill(name) for name in ("age_years", "male_prob", "det_score")},
-        mask_rle=single_array(rle),
-        **masks,
-        notes=notes,
+    return SeenRows(
+        **{name: fill(name) for name in SEEN_RANGES},
+        mask_rle=single_array(pc.if_else(pa.array(own), first.mask_rle, second.mask_rle)),
+        **{name: fill(name, own) for name in ("mask_height", "mask_width", "mask_damaged", "mask_empty")},
+        notes={key: first.notes.get(key, 0) + second.notes.get(key, 0) for key in {**first.notes, **second.notes}},
     )
 
 
-def _has_mask(seen: SidecarRows) -> np.ndarray:
-    return seen.mask_rle.is_valid().to_numpy(zero_copy_only=False)
-
-
-def _has_attributes(seen: SidecarRows) -> np.ndarray:
-    return np.isfinite(seen.age_years) | np.isfinite(seen.male_prob)
-
-
-def _adds_attributes(told: SidecarRows, seen: SidecarRows) -> np.ndarray:
-    """(n,) bool: `told` knows something that `seen` does not."""
-    names = ("age_years", "male_prob")
-    adds = [np.isfinite(getattr(told, name)) & ~np.isfinite(getattr(seen, name)) for name in names]
-    return adds[0] | adds[1]
-
-
-def _words(code: np.ndarray, starts: np.ndarray) -> pa.StringArray:
-    """One word per image from the origins of its people."""
-    union = np.bitwise_or.reduceat(code, starts) if starts.size else code
-    words = [
-        "+".join(word for bit, word in enumerate(_ORIGINS) if number >> bit & 1) or None
-        for number in range(1 << len(_ORIGINS))
-    ]
-    return pa.array(words, pa.string()).take(pa.array(union, pa.int64()))
-
-
-@dataclass(frozen=True)
-class _Mask:
-    """One encoded mask; encoded by the thread that read it, so that masks of a whole shard fit into memory."""
-
-    rle: bytes
-    height: int
-    width: int
-    is_empty: bool
-
-
-_NO_MASK = _Mask(b"", 0, 0, False)
+def _judge_masks(masks: Sequence[Mask]) -> SeenRows:
+    """People of whom nothing but their masks is known."""
+    columns = {name: np.full(len(masks), np.nan, np.float32) for name in SEEN_RANGES}
+    sides = np.array([mask[1:] for mask in masks], np.float32).reshape(-1, 2)
+    told = {**columns, "mask_height": sides[:, 0], "mask_width": sides[:, 1]}
+    return judge_seen(told, pa.array([mask[0] for mask in masks], pa.binary()))
 
 
 def _read_detections(
     labels: LabelRows, starts: np.ndarray, files: Sequence[str], store: ImageStore, pool: Executor
-) -> tuple[SidecarRows, dict[int, str]]:
-    """Masks of all people as `SidecarRows` that know nothing else, and why those of some images cannot be read."""
+) -> tuple[SeenRows, dict[int, str]]:
+    """Masks of all people, and why those of some images cannot be read."""
     stops = [*starts[1:].tolist(), len(labels.pose)]
 
-    def read(image: int) -> tuple[list[_Mask], str]:
+    def read(image: int) -> tuple[list[Mask], str]:
         own = slice(int(starts[image]), stops[image])
         keypoints = None if labels.keypoints is None else labels.keypoints[own]
         try:
             return _masks_of_people(store, files[image], keypoints, labels.bbox_xyxy[own])
         except (ImageCorrupt, SampleError, PickleRefused) as error:
-            return [_NO_MASK] * (own.stop - own.start), str(error)
+            return [(None, 0, 0)] * (own.stop - own.start), str(error)
 
     found = list(pool.map(read, range(len(files))))
     masks = [mask for people, _ in found for mask in people]
-    return _only_masks(masks), {image: reason for image, (_, reason) in enumerate(found) if reason}
+    return _judge_masks(masks), {image: reason for image, (_, reason) in enumerate(found) if reason}
 
 
 def _masks_of_people(
     store: ImageStore, image_file: str, keypoints: np.ndarray | None, boxes: np.ndarray
-) -> tuple[list[_Mask], str]:
-    """The mask of each person of one image, and what is wrong with some ("" = nothing).
+) -> tuple[list[Mask], str]:
+    """The mask of each person of one image, encoded here so that a whole shard's fit into memory; and what is wrong
+    with some ("" = nothing).
 
     Args:
         image_file: address of the image.
         keypoints: (n, J, 3) of its label rows, None = they have none; boxes: (n, 4) [px].
     """
-    sample = _sample_of(image_file)
-    data = _read_beside(store, f"{sample}.{MASKS_EXTENSION}")
+
+    def read(extension: str) -> bytes | None:
+        try:
+            return store.read_bytes(f"{sample}.{extension}", MAX_MEMBER_BYTES)
+        except ImageMissing:
+            return None
+
+    tar, member = split_address(image_file) or ("", image_file)
+    key, ending = sample_key(member)
+    if ending.lower() not in IMAGE_EXTENSIONS:  # found under its whole name: the sample is not that of its first dot
+        key = splitext(member)[0]
+    sample = f"{tar}!{key}" if tar else key
+    data = read(MASKS_EXTENSION)
     if data is None:  # this image has no masks: everybody may own the whole picture
-        return [_NO_MASK] * len(boxes), ""
+        return [(None, 0, 0)] * len(boxes), ""
     masks = parse_masks(data, f"{sample}.{MASKS_EXTENSION}")
-    data = _read_beside(store, f"{sample}.{PEOPLE_EXTENSION}")
+    data = read(PEOPLE_EXTENSION)
     people = None if data is None else parse_people(data, f"{sample}.{PEOPLE_EXTENSION}")
     chosen, fault = choose_masks(masks, keypoints, boxes, people)
-    return [_encode(masks[mask]) if mask >= 0 else _NO_MASK for mask in chosen.tolist()], fault
-
-
-def _sample_of(image_file: str) -> str:
-    """Name of an image's sample, in its tar or folder: up to its first dot, where an image's ending follows."""
-    tar, member = split_address(image_file) or ("", image_file)
-    key, extension = sample_key(member)
-    if extension.lower() not in IMAGE_EXTENSIONS:  # found under its whole name: the sample is not that of its first dot
-        key = splitext(member)[0]
-    return f"{tar}!{key}" if tar else key
-
-
-def _read_beside(store: ImageStore, name: str) -> bytes | None:
-    """A file beside an image, None where there is none. Raises: ImageCorrupt."""
-    try:
-        return store.read_bytes(name, MAX_MEMBER_BYTES)
-    except ImageMissing:
-        return None
-
-
-def _encode(mask: np.ndarray) -> _Mask:
-    return _Mask(encode_rle(mask), mask.shape[0], mask.shape[1], not mask.any())
-
-
-def _only_masks(masks: Sequence[_Mask]) -> SidecarRows:
-    unknown = np.full(len(masks), np.nan, dtype=np.float32)
-    return SidecarRows(
-        age_years=unknown,
-        male_prob=unknown,
-        det_score=unknown,
-        mask_rle=pa.array([mask.rle or None for mask in masks], pa.binary()),
-        mask_height=np.array([mask.height for mask in masks], dtype=np.int32),
-        mask_width=np.array([mask.width for mask in masks], dtype=np.int32),
-        mask_damaged=np.zeros(len(masks), dtype=bool),
-        mask_empty=np.array([mask.is_empty for mask in masks], dtype=bool),
-    )
+    found = [(encode_rle(masks[mask]), *masks.shape[1:]) if mask >= 0 else (None, 0, 0) for mask in chosen.tolist()]
+    return found, fault

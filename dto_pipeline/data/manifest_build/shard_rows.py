@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
+from dataclasses import dataclass
 from posixpath import splitext
 from typing import Any
 
@@ -18,15 +19,25 @@ import pyarrow as pa
 from dto_pipeline.bounds import CAMERA_BEYOND, implausible_cameras
 from dto_pipeline.data.cameras import describe_off_centre, is_off_centre
 from dto_pipeline.data.columns import build_table, pick_words, ragged_column, struct_column
+from dto_pipeline.data.dataset import Dataset
 from dto_pipeline.data.duplicates import People, find_duplicates
 from dto_pipeline.data.image_decoding import ImageHeader
+from dto_pipeline.data.image_index import ImageIndex
 from dto_pipeline.data.images import ImageStore
-from dto_pipeline.data.manifest_build.build_inputs import ManifestInputs
 from dto_pipeline.data.manifest_build.build_report import ManifestReport
-from dto_pipeline.data.manifest_build.findings import MASKS, Findings, note_people
+from dto_pipeline.data.manifest_build.findings import MASKS, PERSON, Findings
 from dto_pipeline.data.manifest_build.seen_people import SeenPeople, join_seen
-from dto_pipeline.data.sources.rows import ROW_PROBLEMS, LabelRows, find_row_problems
-from dto_pipeline.data.sources.sidecar import MASK_DAMAGED, SidecarRows
+from dto_pipeline.data.sources.rows import (
+    MASK_DAMAGED,
+    ROW_PROBLEMS,
+    SEEN_RANGES,
+    LabelRows,
+    LabelSource,
+    SeenRows,
+    find_row_problems,
+)
+from dto_pipeline.data.sources.sidecar import Sidecar
+from dto_pipeline.data.tar_images import TarPlacement
 from dto_pipeline.schema import MANIFEST_PERSON, MANIFEST_SCHEMA
 from dto_pipeline.status import ImageStatus, UnusableImage
 
@@ -44,10 +55,21 @@ _CAMERA_FAULTS = (
 )
 _CENTRE = np.array([[False, False, True], [False, False, True], [False, False, False]])  # of intrinsics
 _SAME_CAMERA = 1e-3  # largest difference between intrinsics of one image [px]
-_UNREAD = ImageHeader(0, 0)
 _HEADERS_AT_ONCE = 64  # images a thread reads per call
 
 Problem = tuple[ImageStatus, str]
+
+
+@dataclass(frozen=True)
+class ManifestInputs:
+    """Everything a manifest is made from, opened."""
+
+    dataset: Dataset
+    source: LabelSource
+    sidecar: Sidecar
+    images: ImageStore
+    index: ImageIndex
+    placement: TarPlacement | None = None  # None = the images are plain files
 
 
 def build_shard(
@@ -71,40 +93,54 @@ def build_shard(
     Returns:
         Table of `schema.MANIFEST_SCHEMA`.
     """
-    index, size = inputs.index, inputs.dataset.shard_images
-    images = range(shard * size, min((shard + 1) * size, index.num_images))
+    index, dataset = inputs.index, inputs.dataset
+    images = range(shard * dataset.shard_images, min((shard + 1) * dataset.shard_images, index.num_images))
     offsets = index.offsets[images.start : images.stop + 1]
-    counts = np.diff(offsets)
-    rows = index.rows[offsets[0] : offsets[-1]]
+    counts, rows = np.diff(offsets), index.rows[offsets[0] : offsets[-1]]
     files = index.image_file[images.start : images.stop]
     labels = inputs.source.rows(rows)
-    seen = join_seen(labels, inputs.sidecar.rows(rows), counts, files, inputs.mask_store, pool)
+    masks_beside = inputs.images if dataset.masks == "detection" else None
+    seen = join_seen(labels, inputs.sidecar.rows(rows), counts, files, masks_beside, pool)
     headers, problems = _read_headers(inputs, images, pool, advance)
     sizes = np.array([(header.width, header.height) for header in headers], dtype=np.int64).reshape(-1, 2)
     intrinsics, centred = centre_cameras(labels.intrinsics, np.repeat(sizes, counts, axis=0))
     camera, camera_fault = judge_cameras(intrinsics, counts)
     beyond = (camera_fault == 0) & implausible_cameras(camera, sizes[:, 0], sizes[:, 1])
-    camera_fault = np.where(beyond, _CAMERA_FAULTS.index(CAMERA_BEYOND), camera_fault)
+    camera_fault[beyond] = _CAMERA_FAULTS.index(CAMERA_BEYOND)
     off_centre = (sizes[:, 0] > 0) & (camera_fault == 0) & is_off_centre(camera, sizes)
-    report.turned += sum(header.orientation != 1 for header in headers)
-    report.rows_without_image += int(counts[[_is_missing(problem) for problem in problems]].sum())
+    missing = [problem is not None and problem[0] is ImageStatus.IMAGE_MISSING for problem in problems]
+    report.rows_without_image += int(counts[missing].sum())
     _add_camera_problems(problems, files, camera, camera_fault)
-    if inputs.dataset.principal_point == "centre":
-        _add_size_problems(problems, files, camera, headers, off_centre)
-    trusted = np.where([[problem is None] for problem in problems], sizes, 0)
+    if dataset.principal_point == "centre":
+        for image in np.flatnonzero(off_centre).tolist():
+            text = describe_off_centre(files[image], headers[image], camera[image])
+            problems[image] = problems[image] or (ImageStatus.SIZE_MISMATCH, text)
+    lost = np.array([problem is not None for problem in problems])
+    trusted = np.where(lost[:, None], 0, sizes)
     person_problem = _judge_people(labels, seen.rows, np.repeat(trusted, counts, axis=0))
-    repeats = _find_repeats(labels, seen.rows, counts, person_problem)
-    _count_images(report, counts, problems, camera_fault, int(off_centre.sum()))
-    _count_people(report, seen, person_problem, centred)
-    lost = np.repeat([problem is not None for problem in problems], counts)
-    report.rows_unusable += int((lost | (person_problem > 0)).sum())
-    _note(findings, files, problems, seen, (rows, counts, person_problem))
-    _note_repeats(report, findings, files, (rows, counts), repeats)
-    people = struct_column(MANIFEST_PERSON, _person_columns(labels, seen.rows, rows, counts, person_problem))
-    persons = ragged_column(counts, people, MANIFEST_SCHEMA.field("persons").type)
-    columns = _image_columns(inputs, images, camera, sizes, problems, seen)
-    shards = np.full(len(images), shard)
-    return build_table(MANIFEST_SCHEMA, {**columns, "shard": shards, "num_persons": counts, "persons": persons})
+    report.off_centre += int(off_centre.sum())
+    report.turned += sum(header.orientation != 1 for header in headers)
+    report.camera_faults.update(_CAMERA_FAULTS[code] for code in camera_fault[camera_fault > 0].tolist())
+    report.rows_unusable += int((np.repeat(lost, counts) | (person_problem > 0)).sum())
+    _count(report, counts, problems, seen.rows, centred)
+    for image, problem in enumerate(problems):
+        if problem is not None:
+            findings.add(str(problem[0]), files[image], problem[1])
+    for image, reason in seen.unreadable.items():
+        findings.add(MASKS, files[image], reason, used=True)
+    _note_people(report, findings, files, rows, person_problem, labels, seen.rows, counts)
+    place = np.arange(rows.size) - np.repeat(offsets[:-1] - offsets[0], counts)
+    words = pick_words(_PERSON_PROBLEMS, person_problem)
+    people = struct_column(MANIFEST_PERSON, person_columns(labels, seen.rows, np.arange(rows.size), place, rows, words))
+    return build_table(
+        MANIFEST_SCHEMA,
+        {
+            **_image_columns(inputs, images, camera, sizes, problems, seen),
+            "shard": np.full(len(images), shard),
+            "num_persons": counts,
+            "persons": ragged_column(counts, people, MANIFEST_SCHEMA.field("persons").type),
+        },
+    )
 
 
 def centre_cameras(intrinsics: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, int]:
@@ -162,28 +198,21 @@ def _read_headers(
     """Headers of the images, of size 0 where unreadable, and what was found wrong with each image's name or file."""
     index, store = inputs.index, inputs.images
 
-    def read(some: range) -> list[tuple[ImageHeader, Problem | None]]:
-        return [_read_header(store, index.image_file[image], index.problem.get(image)) for image in some]
+    def read(image: int) -> tuple[ImageHeader, Problem | None]:
+        if image in index.problem:
+            return ImageHeader(0, 0), (ImageStatus.LABEL_INVALID, f"image name: {index.problem[image]}")
+        try:
+            return store.header(index.image_file[image]), None
+        except UnusableImage as error:
+            return ImageHeader(0, 0), (error.status, str(error))
 
     blocks = [images[start : start + _HEADERS_AT_ONCE] for start in range(0, len(images), _HEADERS_AT_ONCE)]
-    found = []
-    for block in pool.map(read, blocks):
-        found.extend(block)
+    headers, problems = list[ImageHeader](), list[Problem | None]()
+    for block in pool.map(lambda block: [read(image) for image in block], blocks):
+        headers += [header for header, _ in block]
+        problems += [problem for _, problem in block]
         advance(len(block))
-    return [header for header, _ in found], [problem for _, problem in found]
-
-
-def _read_header(store: ImageStore, image_file: str, name_problem: str | None) -> tuple[ImageHeader, Problem | None]:
-    if name_problem is not None:
-        return _UNREAD, (ImageStatus.LABEL_INVALID, f"image name: {name_problem}")
-    try:
-        return store.header(image_file), None
-    except UnusableImage as error:
-        return _UNREAD, (error.status, str(error))
-
-
-def _is_missing(problem: Problem | None) -> bool:
-    return problem is not None and problem[0] is ImageStatus.IMAGE_MISSING
+    return headers, problems
 
 
 def _add_camera_problems(
@@ -198,19 +227,7 @@ def _add_camera_problems(
             problems[image] = (ImageStatus.LABEL_INVALID, f"{text}; {other}" if other else text)
 
 
-def _add_size_problems(
-    problems: list[Problem | None],
-    files: Sequence[str],
-    camera: np.ndarray,
-    headers: Sequence[ImageHeader],
-    off_centre: np.ndarray,
-) -> None:
-    for image in np.flatnonzero(off_centre).tolist():
-        text = describe_off_centre(files[image], headers[image], camera[image])
-        problems[image] = problems[image] or (ImageStatus.SIZE_MISMATCH, text)
-
-
-def _judge_people(labels: LabelRows, seen: SidecarRows, image_size: np.ndarray) -> np.ndarray:
+def _judge_people(labels: LabelRows, seen: SeenRows, image_size: np.ndarray) -> np.ndarray:
     """(n,) int index into `_PERSON_PROBLEMS`; 0 = usable. `image_size` (n, 2): width, height, 0 = unknown."""
     problem = find_row_problems(labels.pose, labels.betas, labels.transl)
     compared = (seen.mask_width > 0) & (image_size[:, 0] > 0)
@@ -219,24 +236,17 @@ def _judge_people(labels: LabelRows, seen: SidecarRows, image_size: np.ndarray) 
     return np.where(problem > 0, problem, mask_problem)
 
 
-def _person_columns(
-    labels: LabelRows, seen: SidecarRows, rows: np.ndarray, counts: np.ndarray, problem: np.ndarray
+def person_columns(
+    labels: LabelRows, seen: SeenRows, some: np.ndarray, place: np.ndarray, source_row: np.ndarray, problem: pa.Array
 ) -> dict[str, Any]:
-    starts = np.cumsum(counts) - counts
+    """Columns of `schema.MANIFEST_PERSON` for some people (m,) of n; `place` (m,) is theirs in the image."""
     return {
-        "person_index": np.arange(rows.size) - np.repeat(starts, counts),
-        "source_row": rows,
-        "pose": labels.pose,
-        "betas": labels.betas,
-        "transl": labels.transl,
-        "bbox_xyxy": labels.bbox_xyxy,
-        "det_score": seen.det_score,
-        "age_years": seen.age_years,
-        "male_prob": seen.male_prob,
-        "mask_rle": seen.mask_rle,
-        "mask_height": seen.mask_height,
-        "mask_width": seen.mask_width,
-        "problem": pick_words(_PERSON_PROBLEMS, problem),
+        "person_index": place,
+        "source_row": source_row,
+        **{name: getattr(labels, name)[some] for name in ("pose", "betas", "transl", "bbox_xyxy")},
+        **{name: getattr(seen, name)[some] for name in (*SEEN_RANGES, "mask_height", "mask_width")},
+        "mask_rle": seen.mask_rle.take(pa.array(some)),
+        "problem": problem,
     }
 
 
@@ -248,12 +258,10 @@ def _image_columns(
     problems: Sequence[Problem | None],
     seen: SeenPeople,
 ) -> dict[str, Any]:
-    dataset = inputs.dataset
-    names = inputs.index.image_name[images.start : images.stop]
-    files = inputs.index.image_file[images.start : images.stop]
-    keys = inputs.index.image_path[images.start : images.stop]
-    knows_depth = dataset.depth_root is not None
-    has_depth = [knows_depth and image not in inputs.index.problem for image in images]
+    dataset, index = inputs.dataset, inputs.index
+    keys = index.image_path[images.start : images.stop]
+    has_depth = [dataset.depth_root is not None and image not in index.problem for image in images]
+    names = index.image_name[images.start : images.stop]
     return {
         "image_id": [f"{dataset.name}/{key}" for key in keys],
         "subset": [dataset.name] * len(keys),
@@ -264,7 +272,7 @@ def _image_columns(
         "fy": camera[:, 1, 1],
         "cx": camera[:, 0, 2],
         "cy": camera[:, 1, 2],
-        "image_file": files,
+        "image_file": index.image_file[images.start : images.stop],
         "depth_file": [
             splitext(name)[0] + dataset.depth_suffix if has else None
             for name, has in zip(names, has_depth, strict=True)
@@ -276,85 +284,57 @@ def _image_columns(
     }
 
 
-def _find_repeats(labels: LabelRows, seen: SidecarRows, counts: np.ndarray, problem: np.ndarray) -> np.ndarray:
-    """(n,) position of the row each one repeats, -1 = none; see `data.duplicates`."""
-    return find_duplicates(
+def _count(
+    report: ManifestReport, counts: np.ndarray, problems: Sequence[Problem | None], seen: SeenRows, centred: int
+) -> None:
+    report.images += counts.size
+    report.persons += int(counts.sum())
+    report.shards += 1
+    report.persons_per_image.update(counts.tolist())
+    for problem in problems:
+        if problem is not None:
+            report.image_problems[str(problem[0])] += 1
+            report.examples.setdefault(str(problem[0]), problem[1])
+    given = int(seen.has_mask.sum())
+    report.masks_given += given
+    report.masks_missing += len(seen.mask_rle) - given
+    report.masks_empty += int(seen.mask_empty.sum())
+    report.age_known += int(np.isfinite(seen.age_years).sum())
+    report.male_prob_known += int(np.isfinite(seen.male_prob).sum())
+    report.notes.update(Counter(seen.notes))
+    if centred:
+        report.notes[CENTRED] += centred
+
+
+def _note_people(
+    report: ManifestReport,
+    findings: Findings,
+    files: Sequence[str],
+    rows: np.ndarray,
+    problem: np.ndarray,
+    labels: LabelRows,
+    seen: SeenRows,
+    counts: np.ndarray,
+) -> None:
+    """Label rows that cannot be used, and those that repeat another of their image, of which the run says so again."""
+    image = np.repeat(np.arange(counts.size), counts)
+    for person in np.flatnonzero(problem).tolist():
+        reason = str(_PERSON_PROBLEMS[problem[person]])
+        report.person_problems[reason] += 1
+        findings.add(PERSON, files[image[person]], reason, label_row=int(rows[person]))
+    repeats = find_duplicates(
         People(
             pose=labels.pose,
             betas=labels.betas,
             transl=labels.transl,
             bbox_xyxy=labels.bbox_xyxy,
             det_score=seen.det_score,
-            has_mask=seen.mask_rle.is_valid().to_numpy(zero_copy_only=False),
+            has_mask=seen.has_mask,
             usable=problem == 0,
             counts=counts,
         )
     )
-
-
-def _count_images(
-    report: ManifestReport, counts: np.ndarray, problems: Sequence[Problem | None], fault: np.ndarray, off_centre: int
-) -> None:
-    report.images += counts.size
-    report.persons += int(counts.sum())
-    report.shards += 1
-    histogram = np.bincount(counts)
-    report.persons_per_image.update({int(n): int(histogram[n]) for n in np.flatnonzero(histogram)})
-    report.off_centre += off_centre
-    report.camera_faults.update(_CAMERA_FAULTS[code] for code in fault[fault > 0].tolist())
-    for problem in problems:
-        if problem is not None:
-            report.image_problems[str(problem[0])] += 1
-            report.examples.setdefault(str(problem[0]), problem[1])
-
-
-def _count_people(report: ManifestReport, seen: SeenPeople, person_problem: np.ndarray, centred: int) -> None:
-    reasons = np.bincount(person_problem, minlength=len(_PERSON_PROBLEMS))
-    report.person_problems.update({str(_PERSON_PROBLEMS[i]): int(reasons[i]) for i in np.flatnonzero(reasons) if i})
-    rows = seen.rows
-    given = len(rows.mask_rle) - rows.mask_rle.null_count
-    report.masks_given += given
-    report.masks_missing += len(rows.mask_rle) - given
-    report.masks_empty += int(rows.mask_empty.sum())
-    report.age_known += int(np.isfinite(rows.age_years).sum())
-    report.male_prob_known += int(np.isfinite(rows.male_prob).sum())
-    report.notes.update(Counter(rows.notes))
-    if centred:
-        report.notes[CENTRED] += centred
-
-
-def _note(
-    findings: Findings,
-    files: Sequence[str],
-    problems: Sequence[Problem | None],
-    seen: SeenPeople,
-    people: tuple[np.ndarray, np.ndarray, np.ndarray],
-) -> None:
-    """Everything that keeps an image, a person or a mask out; `people` are label rows, counts, problems of persons."""
-    for file, problem in zip(files, problems, strict=True):
-        if problem is not None:
-            findings.add(str(problem[0]), file, problem[1])
-    for image, reason in seen.unreadable.items():
-        findings.add(MASKS, files[image], reason, used=True)
-    rows, counts, person_problem = people
-    bad = np.flatnonzero(person_problem)
-    images = np.repeat(np.arange(counts.size), counts)[bad].tolist()
-    reasons = [str(_PERSON_PROBLEMS[code]) for code in person_problem[bad].tolist()]
-    note_people(findings, [files[image] for image in images], rows[bad], reasons)
-
-
-def _note_repeats(
-    report: ManifestReport,
-    findings: Findings,
-    files: Sequence[str],
-    people: tuple[np.ndarray, np.ndarray],
-    repeats: np.ndarray,
-) -> None:
-    """Label rows that repeat another of their image; the run says so again of each (status duplicate)."""
-    rows, counts = people
-    again = np.flatnonzero(repeats >= 0)
-    if again.size:
-        report.person_problems[REPEATED] += again.size
-        images = np.repeat(np.arange(counts.size), counts)[again].tolist()
-        reasons = [f"the same person as label row {row}: a duplicate" for row in rows[repeats[again]].tolist()]
-        note_people(findings, [files[image] for image in images], rows[again], reasons)
+    for person in np.flatnonzero(repeats >= 0).tolist():
+        report.person_problems[REPEATED] += 1
+        reason = f"the same person as label row {rows[repeats[person]]}: a duplicate"
+        findings.add(PERSON, files[image[person]], reason, label_row=int(rows[person]))

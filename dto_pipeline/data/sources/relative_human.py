@@ -19,18 +19,18 @@ with an annotation and no prediction, or the other way round, are told, none is 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 
 from dto_pipeline.data.inert_pickle import PickleRefused
 from dto_pipeline.data.npz import safe_load_npz
-from dto_pipeline.data.sources.predictions import PredictionFile, open_predictions
-from dto_pipeline.data.sources.rows import Finding, LabelFileError, LabelRows, SourceOptions
+from dto_pipeline.data.sources.predictions import open_predictions
+from dto_pipeline.data.sources.rows import Finding, LabelFileError, LabelSource, SourceOptions
 
 AGES = ("adult", "teen", "kid", "baby")  # by code
 GENDERS = ("male", "female")  # by code
@@ -119,6 +119,7 @@ ARRAY = "annots"
 _LAYOUTS = (len(EVALUATED_JOINTS), len(BK_JOINTS))
 _READ = ("kp2d", "depth_id", "age", "gender", "bbox")
 _MAX_LAYER = 99  # published layers end at 9
+_ROWS_AT_ONCE = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -214,39 +215,8 @@ def _box(value: Any) -> tuple[float, float, float, float]:
     return left, top, right, bottom
 
 
-NOT_PREDICTED = "annotated, but nobody was predicted in it"
-NOT_ANNOTATED = "predicted, but not annotated: it cannot be evaluated"
-_ROWS_AT_ONCE = 1 << 16
-
-
-class RelativeHumanPeople:
-    """An open prediction file whose images were compared with the annotations'; see the module."""
-
-    def __init__(self, predictions: PredictionFile, annotations: Path, annotated: list[str]) -> None:
-        self._predictions = predictions
-        self.files = [annotations, *predictions.files]
-        self.num_rows = predictions.num_rows
-        self.findings = _compare(predictions, annotated)
-
-    def image_names(self, start: int, stop: int) -> np.ndarray:
-        """(stop - start,) str."""
-        return self._predictions.image_names(start, stop)
-
-    def rows(self, index: np.ndarray) -> LabelRows:
-        """The predicted people named by `index` (n,) int, in this order."""
-        return self._predictions.rows(index)
-
-    def __enter__(self) -> RelativeHumanPeople:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._predictions.close()
-
-
-def open_relative_human(path: Path, options: SourceOptions) -> RelativeHumanPeople:
-    """Open ``{train,val,test}_annots.npz`` and the predictions for its images.
+def open_relative_human(path: Path, options: SourceOptions) -> LabelSource:
+    """The predictions for the images of ``{train,val,test}_annots.npz``, and which images only one of both knows.
 
     Raises:
         LabelFileError: no predictions are named, or one of the files cannot be used.
@@ -263,22 +233,19 @@ def open_relative_human(path: Path, options: SourceOptions) -> RelativeHumanPeop
         raise LabelFileError(f"label file {path} does not exist; check --data-root and the dataset YAML") from error
     except (PickleRefused, OSError) as error:
         raise LabelFileError(f"{path} cannot be read: {error}") from error
-    predictions = open_predictions(options.predictions)
-    try:
-        return RelativeHumanPeople(predictions, path, annotated)
-    except BaseException:
-        predictions.close()
-        raise
-
-
-def _compare(predictions: PredictionFile, annotated: list[str]) -> list[Finding]:
-    """Images only one side knows, by their base names: annotations have no folders."""
-    predicted: dict[str, str] = {}
-    for start in range(0, predictions.num_rows, _ROWS_AT_ONCE):
-        stop = min(start + _ROWS_AT_ONCE, predictions.num_rows)
-        for name in set(predictions.image_names(start, stop).tolist()):
+    found = open_predictions(options.predictions)
+    predicted: dict[str, str] = {}  # base name, as annotations have no folders -> name
+    for start in range(0, found.num_rows, _ROWS_AT_ONCE):
+        for name in set(found.image_names(start, min(start + _ROWS_AT_ONCE, found.num_rows)).tolist()):
             predicted.setdefault(name.rpartition("/")[2], name)
-    known = {name.rpartition("/")[2] for name in annotated}
-    missing = [Finding(name, NOT_PREDICTED) for name in annotated if name.rpartition("/")[2] not in predicted]
-    extra = [Finding(name, NOT_ANNOTATED) for base, name in sorted(predicted.items()) if base not in known]
-    return missing + extra
+    bases = {name: name.rpartition("/")[2] for name in annotated}
+    missing = [
+        Finding(name, "annotated, but nobody was predicted in it") for name in annotated if bases[name] not in predicted
+    ]
+    known = set(bases.values())
+    extra = [
+        Finding(name, "predicted, but not annotated: it cannot be evaluated")
+        for base, name in sorted(predicted.items())
+        if base not in known
+    ]
+    return dataclasses.replace(found, files=[path, *found.files], findings=missing + extra)

@@ -9,12 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-
-from dto_pipeline.config import DepthConfig
-from dto_pipeline.lab.clothes import measure_template
-from dto_pipeline.lab.dataset import DemoSettings, build_demo_data
-from dto_pipeline.lab.depth_quality import TrueDepth, depth_quality
-from dto_pipeline.lab.depth_training import (
+from train_demo_depth import (
     HELD_OUT_SEED,
     TRAINING_SEED,
     Stage,
@@ -26,6 +21,11 @@ from dto_pipeline.lab.depth_training import (
     train_depth_network,
     write_readme,
 )
+
+from dto_pipeline.config import DepthConfig
+from dto_pipeline.lab.clothes import measure_template
+from dto_pipeline.lab.dataset import DemoSettings, build_demo_data
+from dto_pipeline.lab.depth_quality import TrueDepth, depth_quality
 from dto_pipeline.lab.scenes import build_scene
 from dto_pipeline.lab.true_depth import build_true_scenes, measure_on_demo, write_true_depth
 from dto_pipeline.models.body import BodyModel

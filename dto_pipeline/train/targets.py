@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from dto_pipeline.axes import NUM_BETAS
 from dto_pipeline.data.certainty import NO_LIMITS, Limits
 from dto_pipeline.data.label_files import LabelColumns
 from dto_pipeline.data.placed import unpack_covariance
@@ -21,6 +22,7 @@ from dto_pipeline.train.augment import (
     MIRROR_JOINTS,
     Bodies,
     Draw,
+    Frame,
     Varied,
     camera_problem,
     inside_image,
@@ -60,6 +62,7 @@ class Targets:
         scale_map: (T, 2) of the 28 px cells: 1 where somebody is, and how large; cell_image: (T,).
         complete: (B,) bool, everybody in the image is labelled; mapped: (B,) bool, and everybody's cells are known.
         heights: (B,) [px] without padding; image_focals: (B,) [px], 0 = unknown.
+        intrinsics: (B, 3, 3) camera of the varied image, guessed where unknown; its principal point is where it is.
     """
 
     image: torch.Tensor
@@ -82,6 +85,7 @@ class Targets:
     mapped: torch.Tensor
     heights: torch.Tensor
     image_focals: torch.Tensor
+    intrinsics: torch.Tensor
 
     @property
     def counts(self) -> list[int]:
@@ -106,11 +110,27 @@ class ImageLabels:
     trusted: bool = True  # poses, shapes and distances are labels; False: only what is seen in the picture
     complete: bool = True  # everybody in the image is there
 
-    def take(self, people: np.ndarray) -> ImageLabels:
-        """The people named by an index or a mask, in that order."""
-        names = ("has_body", "pose", "betas", "transl", "boxes", "keypoints", "depth_layer")
-        taken = {name: getattr(self, name)[people] for name in names}
-        return replace(self, **taken, z_covariance=self.z_covariance[people][:, people])
+
+def unknown_people(count: int, intrinsics: np.ndarray) -> ImageLabels:
+    """People of whom nothing is known, before a camera (3, 3) that is guessed."""
+    return ImageLabels(
+        intrinsics=intrinsics,
+        has_camera=False,
+        has_body=np.zeros(count, bool),
+        pose=np.zeros((count, 72), np.float32),
+        betas=np.zeros((count, NUM_BETAS), np.float32),
+        transl=np.zeros((count, 3), np.float32),
+        boxes=np.full((count, 4), np.nan, np.float32),
+        keypoints=np.full((count, ANNOTATED_JOINTS, 2), np.nan, np.float32),
+        z_covariance=np.full((count, count), np.nan, np.float32),
+        depth_layer=np.full(count, -1, np.int64),
+    )
+
+
+def guess_camera(width: int, height: int) -> np.ndarray:
+    """(3, 3) of a photograph whose camera nobody tells."""
+    focal = _GUESSED_FOCAL * max(width, height)
+    return np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])
 
 
 def build_labels(columns: LabelColumns, row: int, width: int, height: int, limits: Limits = NO_LIMITS) -> ImageLabels:
@@ -126,60 +146,39 @@ def build_labels(columns: LabelColumns, row: int, width: int, height: int, limit
         UnusableImage: its camera cannot be that of the photograph, or its covariance is not of its people.
     """
     part = slice(int(columns.starts[row]), int(columns.starts[row + 1]))
-    pose, betas, transl, boxes, status = (
-        columns.people[name][part] for name in ("pose", "betas", "transl", "bbox_xyxy", "status")
-    )
-    intrinsics, people = columns.intrinsics[row], len(pose)
+    own = {name: values[part] for name, values in columns.people.items()}
+    body = np.concatenate([own["pose"], own["betas"], own["transl"]], axis=1)
+    intrinsics, people = columns.intrinsics[row], len(body)
     has_camera = not np.isnan(intrinsics).any()
     if has_camera and (problem := camera_problem(intrinsics, width, height)):
         raise UnusableImage(problem)
-    finite = (np.abs(np.concatenate([pose, betas, transl], axis=1)) < _ABSURD).all(axis=1)  # NaN is not
-    has_body = finite & (transl[:, 2] > 0) & ~np.isin(status, UNUSED) & has_camera
-    packed = columns.images["z_covariance"][row]
+    has_body = has_camera & (np.abs(body) < _ABSURD).all(axis=1)  # NaN is not
+    has_body &= (own["transl"][:, 2] > 0) & ~np.isin(own["status"], UNUSED)
+    packed, sigma = columns.images["z_covariance"][row], own.get("z_sigma_m")
     if packed is not None and len(packed) != people * (people + 1) // 2:
         raise UnusableImage(f"its z_covariance has {len(packed)} numbers, which is no half matrix of {people} people")
-    alone = np.full(people, np.nan)  # people whose covariance nobody tells
-    if "z_sigma_m" in columns.people:
-        alone = np.square(columns.people["z_sigma_m"][part].astype(np.float64))
-        has_body &= limits.people(columns.people["z_sigma_m"][part])
-    keypoints, layers = np.full((people, ANNOTATED_JOINTS, 2), np.nan, np.float32), np.full(people, -1, np.int64)
-    if "keypoints" in columns.people:
-        keypoints, layers = columns.people["keypoints"][part], columns.people["depth_layer"][part]
-    pose, betas, transl = (np.where(has_body[:, None], values, 0) for values in (pose, betas, transl))
-    labels = ImageLabels(
-        intrinsics=intrinsics if has_camera else guess_camera(width, height),
-        has_camera=has_camera,
-        has_body=has_body,
-        pose=pose.astype(np.float32),
-        betas=betas.astype(np.float32),
-        transl=transl.astype(np.float32),
-        boxes=boxes.astype(np.float32),
-        keypoints=keypoints,
-        z_covariance=np.diag(alone).astype(np.float32) if packed is None else unpack_covariance(packed, people),
-        depth_layer=layers,
-    )
-    in_picture = np.isfinite(boxes).all(axis=1) | np.isfinite(keypoints).any(axis=(1, 2))
-    duplicate = status == str(PersonStatus.DUPLICATE)
-    known = has_body | (in_picture & ~duplicate)
-    return replace(labels.take(known), complete=bool((known | duplicate).all()))
+    if sigma is not None:
+        has_body &= limits.people(sigma)
+    alone = np.full(people, np.nan) if sigma is None else np.square(sigma.astype(np.float64))
+    covariance = np.diag(alone) if packed is None else unpack_covariance(packed, people)
 
-
-def no_labels(size: tuple[int, int]) -> ImageLabels:
-    """Nobody in an image of `size` w, h."""
-    shapes = {"pose": (72,), "betas": (11,), "transl": (3,), "boxes": (4,), "keypoints": (ANNOTATED_JOINTS, 2)}
-    arrays: dict[str, Any] = {name: np.zeros((0, *shape), np.float32) for name, shape in shapes.items()}
-    arrays |= {
-        "has_body": np.zeros(0, bool),
-        "z_covariance": np.zeros((0, 0), np.float32),
-        "depth_layer": np.zeros(0, np.int64),
+    known = has_body | np.isfinite(own["bbox_xyxy"]).all(axis=1)
+    if "keypoints" in own:
+        known |= np.isfinite(own["keypoints"]).any(axis=(1, 2))
+    duplicate = own["status"] == str(PersonStatus.DUPLICATE)
+    kept = np.flatnonzero(known & (has_body | ~duplicate))
+    numbers: dict[str, Any] = {
+        name: np.where(has_body[:, None], own[name], 0)[kept].astype(np.float32) for name in ("pose", "betas", "transl")
     }
-    return ImageLabels(guess_camera(*size), has_camera=False, **arrays)
-
-
-def guess_camera(width: int, height: int) -> np.ndarray:
-    """(3, 3) of a photograph whose camera nobody tells."""
-    focal = _GUESSED_FOCAL * max(width, height)
-    return np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])
+    return replace(
+        unknown_people(len(kept), intrinsics if has_camera else guess_camera(width, height)),
+        has_camera=has_camera,
+        has_body=has_body[kept],
+        **numbers | {name: own[name][kept] for name in ("keypoints", "depth_layer") if name in own},
+        boxes=own["bbox_xyxy"][kept].astype(np.float32),
+        z_covariance=covariance[kept][:, kept].astype(np.float32),
+        complete=bool((known | duplicate).all()),
+    )
 
 
 def square_pixels(size: tuple[int, int], labels: ImageLabels) -> tuple[tuple[int, int], ImageLabels]:
@@ -201,25 +200,6 @@ def square_pixels(size: tuple[int, int], labels: ImageLabels) -> tuple[tuple[int
 
 
 @dataclass(frozen=True)
-class SeenPeople:
-    """The P people whom a varied image shows."""
-
-    people: dict[str, np.ndarray]  # by name of `Targets`, (P, ...)
-    z_covariance: np.ndarray  # (P, P)
-    scale_map: np.ndarray  # (n, 2)
-    intrinsics: np.ndarray  # (3, 3)
-    image_focal: float  # [px], 0 = unknown
-    complete: bool
-    mapped: bool
-    corners: np.ndarray  # (P, 4) of the boxes [px]
-    good: bool  # somebody is there, and of everybody something
-
-    @property
-    def num_people(self) -> int:
-        return len(self.z_covariance)
-
-
-@dataclass(frozen=True)
 class Rules:
     """How labels become targets."""
 
@@ -234,89 +214,99 @@ class Rules:
         return cls(body, mesh_edges(body.faces.numpy()), data, augment)
 
 
-def see_people(labels: ImageLabels, size: tuple[int, int], draw: Draw, rules: Rules) -> tuple[SeenPeople, Varied]:
+@dataclass(frozen=True)
+class Seen:
+    """What a varied image shows."""
+
+    targets: dict[str, np.ndarray]  # by name of `Targets`, of this image: (P, ...), (T, 2), (1, ...)
+    frame: Frame
+    good: bool  # somebody is there, and of everybody something
+
+    @property
+    def num_people(self) -> int:
+        return len(self.targets["boxes"])
+
+
+def see_people(labels: ImageLabels, size: tuple[int, int], draw: Draw, rules: Rules) -> Seen:
     """Labels -> targets of a varied image; `size`: width and height of the photograph [px]."""
     config, side, shaped = rules.augment, rules.data.input_size, labels.has_body
     bodies = Bodies(labels.pose, labels.betas, labels.transl, labels.intrinsics[None])
     varied = vary(bodies, *size, side, draw, rules.body, config.half_pixel)
-    points, known = _image_joints(labels, size, draw, varied, rules)
-    inside = inside_image(points, varied.frame) & known
-    boxes = _boxes(labels, points, np.where(shaped[:, None], known, inside), size, side, draw, varied)
+    points, inside, boxes = _find_in_image(labels, size, draw, varied, rules)
     # a body shows enough of its joints; somebody who is only annotated shows one, or a box that is wider than a pixel
     enough = np.where(shaped, inside.sum(1) >= rules.data.min_joints, inside.any(1) | (boxes[:, 2:] > 1 / side).all(1))
     enough &= np.isfinite(boxes).all(1) & (boxes[:, 2:] > _LEAST_SIDE).all(1)
-    distance = np.where(shaped, varied.joints[:, 0, 2], np.inf)
-    kept = np.flatnonzero(enough)
-    kept = np.sort(kept[np.argsort(distance[kept], kind="stable")[: rules.data.max_people]])
-    counted = (inside | (_of_body(labels, inside.shape[1]) & config.all_joints_count))[kept]
+    kept, pelvis_z = np.flatnonzero(enough), varied.joints[:, 0, 2]
+    nearest = np.argsort(np.where(shaped, pelvis_z, np.inf)[kept], kind="stable")[: rules.data.max_people]
+    kept = np.sort(kept[nearest])
+    shaped, inside = shaped[kept], inside[kept]
+    smpl = shaped[:, None] & (np.arange(inside.shape[1]) < SMPL_JOINTS)
+    counted = inside | (smpl & config.all_joints_count)
     focal = float(varied.intrinsics[0, 0, 0]) if labels.has_camera else 0.0
-    flat = boxes[kept].astype(np.float32)
-    people = {
-        "has_body": shaped[kept] & labels.trusted,
-        "boxes": flat,
-        "poses": varied.pose[kept].astype(np.float32),
-        "betas": labels.betas[kept],
+    parts = (varied.pose, labels.betas, varied.transl, boxes)
+    poses, betas, transl, boxes = (np.ascontiguousarray(part[kept], dtype=np.float32) for part in parts)
+
+    # the scale map of those who have a body
+    vertices = rules.body.vertices(*(torch.from_numpy(part[shaped]) for part in (poses, betas, transl))).numpy()
+    places = project_points(vertices.astype(np.float64), varied.intrinsics, behind=config.clamp_cells)
+    distance, scale = pelvis_z[kept][shaped] / varied.intrinsics[0, 0, 0], np.hypot(*boxes[shaped, 2:].T).clip(0, 1)
+    cells = mark_cells(places, distance, scale, varied.frame.size, rules.edges, config.clamp_cells)
+    targets = {
+        "has_body": shaped & labels.trusted,
+        "boxes": boxes,
+        "poses": poses,
+        "betas": betas,
         "j3ds": varied.joints[kept].astype(np.float32),
         "j2ds": np.where(counted[..., None], points[kept], 0).astype(np.float32),
         "j2ds_mask": np.repeat(counted[..., None], 2, axis=-1),
-        "num_joints": np.where(shaped[kept], SMPL_JOINTS, RH_JOINTS).astype(np.float32),
-        "transl": varied.transl[kept].astype(np.float32),
-        "pelvis_z": varied.joints[kept, 0, 2].astype(np.float32),
+        "num_joints": np.where(shaped, SMPL_JOINTS, RH_JOINTS).astype(np.float32),
+        "transl": transl,
+        "pelvis_z": pelvis_z[kept].astype(np.float32),
         "focals": np.full(len(kept), focal, np.float32),
         "depth_layer": labels.depth_layer[kept],
+        "z_covariance": labels.z_covariance[kept][:, kept],
+        "scale_map": cells,
+        "complete": np.array([labels.complete]),
+        "mapped": np.array([config.clamp_cells or bool(shaped.all())]),
+        "heights": np.array([varied.frame.size[1]], np.float32),
+        "image_focals": np.array([focal], np.float32),
+        "intrinsics": varied.intrinsics.astype(np.float32),
     }
-    corners = np.concatenate([flat[:, :2] - flat[:, 2:] / 2, flat[:, :2] + flat[:, 2:] / 2], axis=1) * side
-    return SeenPeople(
-        people=people,
-        z_covariance=labels.z_covariance[kept][:, kept],
-        scale_map=_mark_bodies(labels, kept, varied, flat, rules),
-        intrinsics=varied.intrinsics[0],
-        image_focal=focal,
-        complete=labels.complete,
-        mapped=config.clamp_cells or bool(shaped[kept].all()),
-        corners=corners,
-        good=bool(len(kept)) and bool((~shaped[kept] | inside[kept, :_FIRST_JOINTS].any(1)).all()),
-    ), varied
+    good = bool(len(kept)) and bool((~shaped | inside[:, :_FIRST_JOINTS].any(1)).all())
+    return Seen(targets, varied.frame, good)
 
 
-def _of_body(labels: ImageLabels, joints: int) -> np.ndarray:
-    """(P, J) bool: the joints of smplx, of people with a body."""
-    return labels.has_body[:, None] & (np.arange(joints) < SMPL_JOINTS)
-
-
-def _image_joints(
+def _find_in_image(
     labels: ImageLabels, size: tuple[int, int], draw: Draw, varied: Varied, rules: Rules
-) -> tuple[np.ndarray, np.ndarray]:
-    """(P, J, 2) places in the varied image and (P, J) whether they are known."""
-    tree, extra = list(MIRROR_JOINTS if draw.flip else range(TREE_JOINTS)), list(range(TREE_JOINTS, ANNOTATED_JOINTS))
-    keypoints = move_points(labels.keypoints[:, tree + extra], size, rules.data.input_size, draw, varied.frame)
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Where people are in the varied image: joints (P, J, 2) [px], projected ones of bodies, annotated ones of others;
+    (P, J) whether they are known and inside; boxes (P, 4) around them, of others joined with the labelled box."""
+    side, shaped, frame = rules.data.input_size, labels.has_body, varied.frame
+    names = [*(MIRROR_JOINTS if draw.flip else range(TREE_JOINTS)), *range(TREE_JOINTS, ANNOTATED_JOINTS)]
+    annotated = move_points(labels.keypoints[:, names], size, side, draw, frame)
     if not rules.augment.vary_flat:
-        keypoints[:, _HIPS] = np.nan
-    count = SMPL_JOINTS + (len(extra) if rules.data.regressor else 0)
-    points = np.full((len(keypoints), count, 2), np.nan)
-    points[:, :TREE_JOINTS] = keypoints[:, :TREE_JOINTS]
-    points[:, SMPL_JOINTS:] = keypoints[:, TREE_JOINTS : TREE_JOINTS + count - SMPL_JOINTS]
-    points[labels.has_body] = np.nan
-    points[labels.has_body, :SMPL_JOINTS] = varied.image_joints[labels.has_body]
+        annotated[:, _HIPS] = np.nan
+    extra = ANNOTATED_JOINTS - TREE_JOINTS if rules.data.regressor else 0
+    points = np.full((len(annotated), SMPL_JOINTS + extra, 2), np.nan)
+    points[:, :TREE_JOINTS] = annotated[:, :TREE_JOINTS]
+    points[:, SMPL_JOINTS:] = annotated[:, TREE_JOINTS : TREE_JOINTS + extra]
+    points[shaped] = np.nan
+    points[shaped, :SMPL_JOINTS] = varied.image_joints[shaped]
     known = np.isfinite(points).all(-1)
     if not rules.augment.all_joints_count:
-        known[:, :SMPL_JOINTS] &= ~labels.has_body[:, None] | (varied.joints[..., 2] > 0)
-    return np.nan_to_num(points), known
+        known[:, :SMPL_JOINTS] &= ~shaped[:, None] | (varied.joints[..., 2] > 0)
+    points = np.nan_to_num(points)
+    inside = inside_image(points, frame) & known
 
-
-def _boxes(
-    labels: ImageLabels, points: np.ndarray, seen: np.ndarray, size: tuple[int, int], side: int, draw: Draw,
-    varied: Varied,
-) -> np.ndarray:  # fmt: skip
-    """(P, 4) centred boxes as shares of S: around the joints; of people without a body joined with the labelled box."""
-    own = person_boxes(points, seen, varied.frame.size, side)
-    given = labels.boxes[:, [[0, 1], [2, 1], [2, 3], [0, 3]]].astype(np.float64)  # four corners
-    moved = move_points(given, size, side, draw, varied.frame) / side
-    low, high = moved.min(1), moved.max(1)
-    enough = (seen.sum(1) >= _LEAST_SEEN)[:, None] & np.isfinite(own).all(1)[:, None]
+    own = person_boxes(points, np.where(shaped[:, None], known, inside), frame.size, side)
+    corners = labels.boxes[:, [[0, 1], [2, 1], [2, 3], [0, 3]]].astype(np.float64)
+    given = move_points(corners, size, side, draw, frame) / side
+    low, high = given.min(1), given.max(1)
+    enough = (inside.sum(1) >= _LEAST_SEEN)[:, None] & np.isfinite(own).all(1)[:, None]
     low = np.where(enough, np.fmin(low, own[:, :2] - own[:, 2:] / 2), low)
     high = np.where(enough, np.fmax(high, own[:, :2] + own[:, 2:] / 2), high)
-    return np.where(labels.has_body[:, None], own, cut_boxes((low + high) / 2, high - low, varied.frame.size, side))
+    joined = cut_boxes((low + high) / 2, high - low, frame.size, side)
+    return points, inside, np.where(shaped[:, None], own, joined)
 
 
 def person_boxes(points: np.ndarray, seen: np.ndarray, size: tuple[int, int], side: int) -> np.ndarray:
@@ -340,20 +330,6 @@ def cut_boxes(centre: np.ndarray, extent: np.ndarray, size: tuple[int, int], sid
     most = (np.array(size) - 1) / side
     first, last = (np.clip(centre + sign * extent / 2, 1e-6, most) for sign in (-1, 1))
     return np.concatenate([(first + last) / 2, last - first], axis=1)
-
-
-def _mark_bodies(labels: ImageLabels, kept: np.ndarray, varied: Varied, boxes: np.ndarray, rules: Rules) -> np.ndarray:
-    """The scale map of those who have a body."""
-    shaped = labels.has_body[kept]
-    rows = kept[shaped]
-    parts = (varied.pose[rows], labels.betas[rows], varied.transl[rows])
-    people = (torch.from_numpy(np.ascontiguousarray(part, dtype=np.float32)) for part in parts)
-    vertices = rules.body.vertices(*people).numpy().astype(np.float64)
-    clamp = rules.augment.clamp_cells
-    places = project_points(vertices, varied.intrinsics, behind=clamp)
-    distance = varied.joints[rows, 0, 2] / varied.intrinsics[0, 0, 0]
-    scale = np.hypot(*boxes[shaped, 2:].T).clip(0, 1)
-    return mark_cells(places, distance, scale, varied.frame.size, rules.edges, clamp)
 
 
 def mark_cells(

@@ -1,8 +1,7 @@
-"""Synthetic crowds made to part good solvers from bad ones: kinds of difficulty, all with known truth.
+"""Synthetic crowds with known truth, in memory: what a solver is told, spoilt in one named way, and what is true.
 
-Knows the demo's crowds, bodies and labels and spoils what the pipeline is told in one named way per set; draws no
-picture (solvers never look at one) and knows no solver and no files. Images are about 480 x 360. Metres, pixels.
-`CROWD_SETS` compare solvers; the difficulties of the public benchmark are in `difficulty`.
+Knows planned crowds, bodies, labels and difficulties; draws no picture (solvers never look at one) and knows no solver
+and no files. Metres, pixels.
 """
 
 from __future__ import annotations
@@ -16,11 +15,11 @@ from scipy.ndimage import gaussian_filter, maximum_filter
 from dto_pipeline.axes import ADULT_FEMALE, ADULT_MALE, KID_AXIS, NUM_BETAS
 from dto_pipeline.config import PriorConfig
 from dto_pipeline.lab.crowd import LAYOUTS, Crowd, View, plan_crowd
+from dto_pipeline.lab.difficulty import Difficulty
 from dto_pipeline.lab.foreign_bodies import build_foreign
 from dto_pipeline.lab.growth import FEMALE, MALE, sample_heights
 from dto_pipeline.lab.observe import DISPARITY_SCALE, observe_masks
 from dto_pipeline.lab.people import Bodies, Labels, build_bodies, falsify_labels, rest_height, solve_height
-from dto_pipeline.lab.solver_comparison import KnownScene
 from dto_pipeline.maths.camera import map_size
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.models.depth_kinds import METRES_PER_DEPTH, METRIC_DEPTH
@@ -29,13 +28,10 @@ from dto_pipeline.scene import Scene
 
 IMAGE_SCALE = 0.75  # of the demo's image sizes: 480 x 360 instead of 640 x 480
 _FARTHEST = 40.0  # of the backdrop [m]
-_OFFSET_AT = 6.0  # distance whose disparity a set's offset is measured in [m]
-_BLUR = 1.0  # of the depth map [px]
+_OFFSET_AT = 6.0  # distance whose disparity an offset is measured in [m]
 _GROWN = 1.7  # height that no network draws too far or too near [m]
 _SMOOTH_PARTS = 10  # of the shorter side of a map: how far a smooth error reaches
 _LARGEST_ERROR = 0.3  # of one person's disparity
-HEIGHTS = ("demo", "independent", "priors")
-BODIES = ("stand-in", "anny")
 _WRONG_SIZE = (0.75, 1.35)  # range of the factor on size and distance of a label that is grossly wrong
 _WRONG_POSE = 0.25  # of every joint of such a label [rad]
 _BODIES, _LABELS, _DEPTH, _MASKS, _SPOIL, _SHARED, _HEIGHTS, _WRONG = range(21, 29)  # random streams of an image
@@ -43,101 +39,34 @@ _METRES = 30  # another, after those of `synth`
 
 
 @dataclass(frozen=True)
-class CrowdSet:
-    """One kind of difficulty. The defaults are an ordinary crowd and a good depth network."""
+class KnownScene:
+    """What a solver is told, and what is true of the same P people."""
 
-    name: str
-    meaning: str
-    layouts: tuple[str, ...] = tuple(layout.name for layout in LAYOUTS)  # of `demo.crowd`
-    most_people: int = 10
-    person_error: float = 0.02  # relative error of one person's disparity, scale of a Student t of 3 degrees
-    row_tilt: float = 0.04  # relative error from the upper to the lower border
-    pixel_noise: float = 0.004  # relative, per pixel
-    offset: float = 0.0  # largest b of disparity = a / z + b, in units of the disparity at 6 m; drawn per image
-    squeeze: float = 1.0  # people move sideways towards the middle by this factor and hide each other
-    taller: float = 0.0  # heights of an image are all off the demo's by one share, normal with this sigma
-    wrong_ages: float = 0.0  # share of people whose age is anybody's
-    leak: int = 0  # masks grow by up to this over neighbours and ground [px]
-    focal_error: float = 0.0  # K of the labels is wrong by a share, normal with this sigma
-    wrong_labels: float = 0.0  # share of people whose label is grossly wrong in size, distance and pose
-    heights: str = "demo"  # see `HEIGHTS`: the demo's own ranges, growth charts (`growth`), or the method's priors
-    blur: float = _BLUR  # of the depth map [px]
-    smooth_error: float = 0.0  # relative error that varies slowly over the map, standard deviation
-    power: float = 1.0  # disparity goes with 1 / z to this power, as networks that compress the far side do
-    size_error: float = 0.0  # disparity of a person times (height / 1.7 m) to this power: a child looks far
-    unit: float = 1.0  # the network's own unit, times the published one's
-    metric_error: float = 0.0  # > 0: the map is in metres, off by one share per image, normal with this sigma
-    upside_down: bool = False  # the map holds metres, under the name of disparity
-    bodies: str = "stand-in"  # see `BODIES`: ours, or people of Anny with fitted labels (`foreign_bodies`)
-    unknown_ages: bool = False  # nobody's age is known
-    told: tuple[str, ...] = ()  # config that tells the joint solver so, for a second row
-
-
-CROWD_SETS = (
-    CrowdSet("plain", "the demo's crowds, a depth map without offset"),
-    CrowdSet("offset", "depth maps with an unknown offset, up to 15 % of the disparity at 6 m", offset=0.15),
-    CrowdSet(
-        "low noise",
-        "a depth map nearly exact per person",
-        person_error=0.005,
-        row_tilt=0.01,
-        told=("joint.depth_sigma=0.005", "joint.edge_sigma=0.05", "joint.noise_levels=[0.5, 0.7, 1.0, 1.4]"),
-    ),
-    CrowdSet(
-        "high noise",
-        "2.5 times the errors per person",
-        person_error=0.05,
-        row_tilt=0.08,
-        pixel_noise=0.01,
-        told=("joint.depth_sigma=0.05",),
-    ),
-    CrowdSet("occlusion", "crowds squeezed sideways", layouts=("street", "plaza", "queue", "row"), squeeze=0.4),
-    CrowdSet("children", "mostly children", layouts=("family", "playground")),
-    CrowdSet(
-        "other heights",
-        "whole images taller or shorter than the priors expect, by 6 % (one sigma)",
-        taller=0.06,
-        told=("joint.population_sigma=0.06",),
-    ),
-    CrowdSet("wrong ages", "every fourth age is somebody else's", wrong_ages=0.25),
-    CrowdSet("leaking masks", "masks that swallow up to 7 px of what is next to them", leak=7),
-    CrowdSet(
-        "wrong K",
-        "focal length of the labels wrong by 10 % (one sigma)",
-        focal_error=0.1,
-        told=("joint.focal_sigma=0.1",),
-    ),
-    CrowdSet("pairs", "exactly two people", most_people=2),
-    CrowdSet("foreign", "people of Anny, labels fitted to what is seen (extra anny)", bodies="anny"),
-    CrowdSet("foreign, weak depth", "the same, depth of a weak network", bodies="anny", blur=14.0, smooth_error=0.12),
-    CrowdSet("foreign, no ages", "people of Anny, nobody's age known", bodies="anny", unknown_ages=True),
-)
+    scene: Scene
+    z: np.ndarray  # (P,) float64 true z of the translation [m]
+    height: np.ndarray  # (P,) float64 true height in the rest pose [m]
+    line: tuple[float, float]  # a, b of the disparity a / z + b that the depth map was made from
+    body: BodyModel  # of the labels
 
 
 @dataclass(frozen=True)
-class SetScene:
-    """Scene `number` of a set with all it was made from."""
+class MadeScene(KnownScene):
+    """A synthetic one, with all it was made from."""
 
-    known: KnownScene
     crowd: Crowd
     truth: Bodies
     labels: Labels
     masks: np.ndarray  # (P, H, W) bool, as the pipeline is told
-    z: np.ndarray  # (H, W) true z of people, ground and backdrop [m]
+    z_map: np.ndarray  # (H, W) true z of people, ground and backdrop [m]
 
 
-def build_known_scene(kind: CrowdSet, seed: int, number: int, body: BodyModel) -> KnownScene:
-    """What a solver is told of scene `number`, and what is true; see `build_set_scene`."""
-    return build_set_scene(kind, seed, number, body).known
-
-
-def build_set_scene(kind: CrowdSet, seed: int, number: int, body: BodyModel) -> SetScene:
-    """Scene `number` of the set; equal arguments give equal scenes, and sets share crowds where they can."""
+def build_known_scene(kind: Difficulty, seed: int, number: int, body: BodyModel) -> MadeScene:
+    """Scene `number` of a difficulty; equal arguments give equal scenes, and difficulties share crowds."""
 
     def stream(step: int) -> np.random.Generator:
         return np.random.default_rng([seed, number, step])
 
-    crowd = plan_set_crowd(kind, seed, number)
+    crowd = plan_hard_crowd(kind, seed, number)
     if kind.bodies == "anny":
         truth, labels, faces = build_foreign(crowd, body, stream(_BODIES), _sexes(crowd, stream(_HEIGHTS)))
     else:
@@ -157,20 +86,18 @@ def build_set_scene(kind: CrowdSet, seed: int, number: int, body: BodyModel) -> 
     scene.age_years[:] = np.nan if kind.unknown_ages else _wrong_ages(scene.age_years, kind.wrong_ages, stream(_SPOIL))
     if kind.focal_error:
         _spoil_focal(scene, float(np.exp(_spread(kind.focal_error, seed, number))))
-    known = KnownScene(scene, truth.transl[:, 2].astype(np.float64), truth.height, line)
-    return SetScene(known, crowd, truth, labels, masks, z)
+    true_z = truth.transl[:, 2].astype(np.float64)
+    return MadeScene(scene, true_z, truth.height, line, body, crowd, truth, labels, masks, z)
 
 
-def plan_set_crowd(kind: CrowdSet, seed: int, number: int) -> Crowd:
-    """The demo's crowd at the set's image size and with its heights; layouts follow in turn, of those it allows."""
+def plan_hard_crowd(kind: Difficulty, seed: int, number: int) -> Crowd:
+    """The demo's crowd at this image size and with other heights; layouts follow in turn, of those allowed."""
     allowed = [place for place, layout in enumerate(LAYOUTS) if layout.name in kind.layouts]
     crowd = plan_crowd(seed, number // len(allowed) * len(LAYOUTS) + allowed[number % len(allowed)])
     view = crowd.view
     size = (round(view.width * IMAGE_SCALE), round(view.height * IMAGE_SCALE))
     crowd = _keep(crowd, min(crowd.num_people, kind.most_people))
-    height = crowd.height
-    if kind.heights != "demo":
-        height = _sample_heights(kind.heights, crowd, np.random.default_rng([seed, number, _HEIGHTS]))
+    height = _sample_heights(kind.heights, crowd, np.random.default_rng([seed, number, _HEIGHTS]))
     return replace(
         crowd,
         view=replace(view, width=size[0], height=size[1], focal=view.focal * IMAGE_SCALE),
@@ -238,7 +165,7 @@ def _look(view: View, truth: Bodies, faces: torch.Tensor) -> tuple[np.ndarray, n
 
 
 def _observe_disparity(
-    kind: CrowdSet, z: np.ndarray, person: np.ndarray, height: np.ndarray, rng: np.random.Generator
+    kind: Difficulty, z: np.ndarray, person: np.ndarray, height: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, tuple[float, float]]:
     """(H, W) float32 a / z + b with errors per person, row and pixel; and a, b. `height`: (P,) true heights [m]."""
     scale = float(rng.uniform(*DISPARITY_SCALE))
@@ -257,7 +184,7 @@ def _observe_disparity(
 
 
 def _laws_of_real_maps(
-    kind: CrowdSet, z: np.ndarray, person: np.ndarray, height: np.ndarray, rng: np.random.Generator
+    kind: Difficulty, z: np.ndarray, person: np.ndarray, height: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray | float:
     """(H, W) factors of the errors that real depth networks have and the solver's noise law has not; 1 without them."""
     factor: np.ndarray | float = 1.0

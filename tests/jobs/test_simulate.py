@@ -5,34 +5,35 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import runpy
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from dto_pipeline.config import RunConfig
-from dto_pipeline.lab.simulation import (
+from simulate import (
     GOOD_LUCK,
+    Scenario,
+    ScenarioError,
     Simulated,
+    as_table,
     attempts_against_chance,
     expected_unlucky,
+    main,
+    recommend,
     simulate,
-    simulate_sizes,
 )
-from dto_pipeline.lab.virtual_pool import Scenario, ScenarioError
 
-JOB = Path(__file__).parents[2] / "jobs" / "simulate.py"
+from dto_pipeline.config import RunConfig
+
 CALM = Scenario(
     images=64_000, workers=16, mtbf_s=math.inf, shard_images=100, image_s=0.04, start_s=60.0, spread=0.0
 )  # 640 shards of 4 s, 40 for each worker
 STORMY = dataclasses.replace(CALM, mtbf_s=300.0, start_s=10.0, spread=0.1)
 
 
-def simulate_job(options: list[str]) -> int:
-    return runpy.run_path(str(JOB))["main"](options)
+def simulate_sizes(scenario: Scenario, *sizes: int) -> list[Simulated]:
+    return [simulate(dataclasses.replace(scenario, shard_images=size)) for size in sizes]
 
 
 def _without_cpu(result: Simulated) -> Simulated:
@@ -74,9 +75,9 @@ def test_whatever_dies_every_shard_is_done_exactly_once(
 
 
 def test_lost_work_grows_with_the_shard() -> None:
-    sizes = simulate_sizes(dataclasses.replace(STORMY, images=640_000, workers=64), [25, 100, 400, 1600])
+    sizes = simulate_sizes(dataclasses.replace(STORMY, images=640_000, workers=64), 25, 100, 400, 1600)
 
-    lost = [result.lost_share for result in sizes.results]
+    lost = [result.lost_share for result in sizes]
     assert lost == sorted(lost)
     assert lost[0] > 0
     # A death falls in the middle of a shard on average: half a shard of 4 s every 300 s.
@@ -133,11 +134,12 @@ def test_long_shards_on_workers_that_die_are_given_up_by_chance_as_often_as_expe
 
 def test_a_run_that_gives_up_too_much_says_so_and_is_not_recommended() -> None:
     scenario = Scenario(images=20_000, workers=8, mtbf_s=100.0, shard_images=500, image_s=1.0, start_s=5.0)
-    sizes = simulate_sizes(scenario, [10, 500])
+    sizes = simulate_sizes(scenario, 10, 500)
 
-    assert "given up" in sizes.results[1].aborted
-    assert "the run stopped" in sizes.as_table()
-    assert sizes.recommended is None or sizes.recommended.scenario.shard_images == 10
+    assert "given up" in sizes[1].aborted
+    assert "the run stopped" in as_table(sizes)
+    best = recommend(sizes)
+    assert best is None or best.scenario.shard_images == 10
 
 
 def test_five_hundred_workers_that_start_at_once_are_no_reason_to_stop() -> None:
@@ -152,11 +154,12 @@ def test_the_loop_costs_less_than_a_millisecond_a_shard_at_512_workers() -> None
 
 
 def test_the_largest_size_that_costs_nothing_is_recommended() -> None:
-    sizes = simulate_sizes(CALM, [50, 100, 4000])
+    sizes = simulate_sizes(CALM, 50, 100, 4000)
 
-    assert sizes.recommended is not None
-    assert sizes.recommended.scenario.shard_images == 4000  # 16 shards for 16 workers, nobody dies
-    assert "recommended: 4000 images a shard" in sizes.as_table()
+    best = recommend(sizes)
+    assert best is not None
+    assert best.scenario.shard_images == 4000  # 16 shards for 16 workers, nobody dies
+    assert "recommended: 4000 images a shard" in as_table(sizes)
 
 
 @pytest.mark.parametrize(
@@ -169,7 +172,7 @@ def test_a_scenario_that_makes_no_sense_is_refused_by_name(change: dict[str, Any
 
 def test_the_job_prints_a_table_and_writes_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--images", "20000", "--workers", "8", "--mtbf", "10m", "--shard-images", "50,500"]
-    assert simulate_job([*options, "--json", str(tmp_path / "simulated.json")]) == 0
+    assert main([*options, "--json", str(tmp_path / "simulated.json")]) == 0
 
     assert "recommended" in capsys.readouterr().out
     found = json.loads((tmp_path / "simulated.json").read_text())
@@ -179,13 +182,13 @@ def test_the_job_prints_a_table_and_writes_json(tmp_path: Path, capsys: pytest.C
 
 def test_workers_that_never_die_can_be_asked_for(tmp_path: Path) -> None:
     file = tmp_path / "calm.json"
-    assert simulate_job(["--images", "2000", "--workers", "4", "--mtbf", "never", "--json", str(file)]) == 0
+    assert main(["--images", "2000", "--workers", "4", "--mtbf", "never", "--json", str(file)]) == 0
     assert json.loads(file.read_text())["results"][0]["scenario"]["mtbf_s"] is None
 
 
 @pytest.mark.parametrize("options", [["--mtbf", "soon"], ["--shard-images", "10,x"], ["--shard-images", "0"]])
 def test_a_time_or_size_that_cannot_be_read_is_refused(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
-        simulate_job([*options])
+        main(options)
     assert stop.value.code == 2
     assert options[0] in capsys.readouterr().err

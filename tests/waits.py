@@ -18,6 +18,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import dto_pipeline
 from dto_pipeline.maths.devices import as_on_gpu
 
 # Where a batch may wait, how often, and why. A place is a file and a function; anything else is a fault. Once more it
@@ -36,7 +37,7 @@ _ASKS = {
     *("_unique", "_unique2", "unique_dim", "unique_consecutive"),
 }
 _MASKS = (torch.bool, torch.uint8)
-_PACKAGE = Path(__file__).parents[1]
+_PACKAGE = Path(dto_pipeline.__file__).parent
 # of torch: counters on the host, moves from a device to the same one
 _HOST_WORK = tuple(Path(torch.__file__).parent / part for part in ("optim", "nn/utils"))
 
@@ -118,7 +119,7 @@ def _place() -> str:
     frame = sys._getframe(2)
     while frame is not None:
         file = Path(frame.f_code.co_filename)
-        if file.is_relative_to(_PACKAGE) and file != Path(__file__):
+        if file.is_relative_to(_PACKAGE):
             return f"{file.relative_to(_PACKAGE).as_posix()}:{frame.f_code.co_name}"
         if any(file.is_relative_to(folder) for folder in _HOST_WORK):
             return ""

@@ -1,0 +1,234 @@
+"""Solvers on scenes with known truth: placed in memory as a run places them, and what that says of each method.
+
+Everything measured is a sum per image, so that one definition serves a difficulty, several together and images drawn
+again (`evaluate.bootstrap`). Methods: the labels as given; "height prior alone", which scales every label to its prior
+height (adults: the mean of the label's height and the class's) without any depth; both solvers; "paper, else prior",
+the published fit and the height prior for whoever it leaves; and "true line", which is no solver: everybody stands
+where the own measured depth says, on the line the depth map was made with. Metres, pixels.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dto_pipeline.axes import KID_AXIS, MEAN
+from dto_pipeline.collate import collate_scenes, split_batch
+from dto_pipeline.config import STAND_IN_BODY, PipelineConfig
+from dto_pipeline.data.placed import unpack_covariance
+from dto_pipeline.evaluate.bootstrap import Sums
+from dto_pipeline.evaluate.placement_evaluation import placement_sums
+from dto_pipeline.evaluate.synthetic import Placement, join_placements
+from dto_pipeline.lab.golden_image import load_image_case
+from dto_pipeline.lab.known_scenes import KnownScene
+from dto_pipeline.maths.refine import KID_SHIFT_JOINTS
+from dto_pipeline.models.body import BodyModel, load_body
+from dto_pipeline.optimizer import SceneOptimizer
+from dto_pipeline.scene import PlacedScene
+from dto_pipeline.status import PLACED
+
+SOLVERS = ("paper", "joint")
+LABELS, PRIOR, FAIR, TRUE_LINE = "label input", "height prior alone", "paper, else prior", "true line"
+METHODS = (LABELS, PRIOR, "paper", FAIR, "joint", TRUE_LINE)
+EVERYBODY, MOVED = "all people", "moved by paper"
+ACCEPTED = {solver: f"accepted by {solver}" for solver in SOLVERS}
+BEHAVIOUR, INTERVALS, EXPECTED = "behaviour", "intervals", "expected error"  # other sums, of solvers
+LEVELS = {0.50: 0.6745, 0.80: 1.2816, 0.95: 1.9600}  # share of a normal law within so many sigmas
+_BATCH = 8  # scenes placed together
+
+Measured = dict[tuple[str, str], Sums]  # method (or variant of a solver), whom or what -> what each image adds
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One solver on N people of several images."""
+
+    placed: list[PlacedScene]  # one per image
+    on_line: Placement  # where the true line puts the same people
+    seconds: float  # of processor time
+
+    @cached_property
+    def placement(self) -> Placement:
+        """Where the solver puts them."""
+        height = np.concatenate([item.height_m for item in self.placed])
+        before = np.concatenate([item.height_init_m for item in self.placed])
+        z = np.concatenate([item.transl[:, 2] for item in self.placed]).astype(np.float64)
+        return Placement(z, np.where(np.isnan(height), before, height).astype(np.float64))
+
+    @cached_property
+    def moved(self) -> np.ndarray:
+        """(N,) bool: whom the solver moved."""
+        return np.array([status in PLACED for item in self.placed for status in item.person_status])
+
+    @cached_property
+    def accepted(self) -> np.ndarray:
+        """(N,) bool: people of accepted images."""
+        return np.concatenate([np.full(item.scene.num_people, item.is_accepted) for item in self.placed])
+
+
+def place_all(known: Sequence[KnownScene], config: PipelineConfig, mode: str) -> Outcome:
+    """Every scene placed by one solver, as a shard runner does with scenes that have no problem."""
+    config = replace(config, solver=replace(config.solver, mode=mode))
+    placed: list[PlacedScene] = []
+    lines: list[Placement] = []
+    begun = time.process_time()
+    for _, same_body in groupby(known, key=lambda item: id(item.body)):
+        items = list(same_body)
+        optimizer = SceneOptimizer(items[0].body, config)
+        for part in (items[start : start + _BATCH] for start in range(0, len(items), _BATCH)):
+            optimized = optimizer(collate_scenes([item.scene for item in part]))
+            evidence = optimized.evidence
+            measures = torch.stack([evidence.depth[..., MEAN], evidence.z[..., MEAN], optimized.prior.height], -1)
+            placed += split_batch([item.scene for item in part], optimized, config)
+            lines += [_on_true_line(*pair) for pair in zip(part, measures.numpy(), strict=True)]
+    return Outcome(placed, join_placements(lines), time.process_time() - begun)
+
+
+def _on_true_line(item: KnownScene, measures: np.ndarray) -> Placement:
+    """`measures`: (>= P, 3) mean depth, mean z of the label [m], label height [m]; those not measured stand right."""
+    depth, label_z, height = measures[: item.scene.num_people].T
+    scale, offset = item.line
+    factor = scale / (1 / depth - offset) / label_z
+    known = np.isfinite(factor) & (factor > 0)
+    z = np.where(known, item.scene.transl[:, 2] * factor, item.z)
+    return Placement(z, np.where(known, height * factor, item.height))
+
+
+def measure_methods(
+    known: Sequence[KnownScene], config: PipelineConfig, variants: Mapping[tuple[str, str], PipelineConfig]
+) -> Measured:
+    """Sums of all methods on some scenes; `variants`: (solver, what is switched off) -> config, measured as well."""
+    truth = join_placements(known)
+    image = np.repeat(np.arange(len(known)), [item.scene.num_people for item in known])
+    outcomes = {mode: place_all(known, config, mode) for mode in SOLVERS}
+    labels, prior = label_and_prior(outcomes["paper"])
+    placements = {LABELS: labels, PRIOR: prior, FAIR: paper_else_prior(outcomes["paper"])}
+    placements |= {TRUE_LINE: outcomes["joint"].on_line, **{mode: found.placement for mode, found in outcomes.items()}}
+
+    def sums(found: Placement, selected: np.ndarray | None = None) -> Sums:
+        return placement_sums(found, truth, image, len(known), selected)
+
+    measured: Measured = {}
+    for name in METHODS:
+        measured[name, EVERYBODY] = sums(placements[name])
+        measured[name, MOVED] = sums(placements[name], outcomes["paper"].moved)
+    for mode, outcome in outcomes.items():
+        for name in (LABELS, mode):
+            measured[name, ACCEPTED[mode]] = sums(placements[name], outcome.accepted)
+        measured[mode, BEHAVIOUR] = _behaviour(known, outcome, image)
+    for (mode, name), changed in variants.items():
+        measured[mode, name] = sums(place_all(known, changed, mode).placement)
+    measured["joint", INTERVALS] = _inside_intervals(known, outcomes["joint"])
+    expected = [item.expected_error for item in outcomes["joint"].placed]
+    measured["joint", EXPECTED] = {
+        "expected": np.array([np.nan if error is None else error for error in expected]),
+        "error": measured["joint", EVERYBODY]["z_gap"] / measured["joint", EVERYBODY]["persons"],
+    }
+    return measured
+
+
+def pool(parts: Sequence[Measured]) -> Measured:
+    """Several difficulties as one; image i of all is one draw, because they share a crowd."""
+    keys = [key for key in parts[0] if all(key in part for part in parts)]
+    return {
+        key: {
+            name: np.concatenate(values) if key[1] == EXPECTED else np.sum(values, axis=0)
+            for name, values in ((name, [part[key][name] for part in parts]) for name in parts[0][key])
+        }
+        for key in keys
+    }
+
+
+def label_and_prior(outcome: Outcome) -> tuple[Placement, Placement]:
+    """Everybody as the label has them, and scaled to their prior height without any depth."""
+    z = np.concatenate([item.scene.transl[:, 2] for item in outcome.placed]).astype(np.float64)
+    height = np.concatenate([item.height_init_m for item in outcome.placed]).astype(np.float64)
+    factor = np.concatenate([item.prior_mean_m / item.height_init_m for item in outcome.placed])
+    return Placement(z, height), Placement(z * factor, height * factor)
+
+
+def paper_else_prior(paper: Outcome) -> Placement:
+    """The published fit, and the height prior alone for whoever it leaves: what is fair to compare `joint` with."""
+    _, prior = label_and_prior(paper)
+    found, moved = paper.placement, paper.moved
+    return Placement(np.where(moved, found.z, prior.z), np.where(moved, found.height, prior.height))
+
+
+def _behaviour(known: Sequence[KnownScene], outcome: Outcome, image: np.ndarray) -> Sums:
+    """Per image: people, how far their joints move in the picture, of these those shaped along the kid axis; time."""
+    images = len(known)
+    shift = np.concatenate([_image_shift(*pair) for pair in zip(outcome.placed, known, strict=True)])
+    kid = np.concatenate([item.beta_index for item in outcome.placed]) == KID_AXIS
+    return {
+        "persons": np.bincount(image, minlength=images),
+        "shift": np.bincount(image, shift, images),
+        "kids": np.bincount(image, kid, images),
+        "kid_shift": np.bincount(image, shift * kid, images),
+        "images": np.ones(images),
+        "seconds": np.full(images, outcome.seconds / images),
+    }
+
+
+def _image_shift(placed: PlacedScene, known: KnownScene) -> np.ndarray:
+    """(P,) mean distance in the image [px] between the joints of each new body and those of its label."""
+    scene = placed.scene
+    pose = torch.from_numpy(scene.pose)
+
+    def pixels(betas: np.ndarray, transl: np.ndarray) -> np.ndarray:
+        joints = known.body.joints(pose, torch.from_numpy(betas), torch.from_numpy(transl)).numpy()
+        joints = joints[:, list(KID_SHIFT_JOINTS)]
+        return joints[..., :2] / joints[..., 2:] * scene.intrinsics[[0, 1], [0, 1]]
+
+    moved = pixels(placed.betas, placed.transl) - pixels(scene.betas, scene.transl)
+    return np.linalg.norm(moved, axis=-1).mean(-1)
+
+
+def _inside_intervals(known: Sequence[KnownScene], joint: Outcome) -> Sums:
+    """Per image: how many errors there are of z, of differences of z and of heights, and how many inside each level."""
+    rows = []
+    for item, placed in zip(known, joint.placed, strict=True):
+        row: dict[str, float] = {}
+        for what, errors in _errors_in_sigmas(item, placed).items():
+            finite = np.abs(errors[np.isfinite(errors)])
+            row[what] = len(finite)
+            row |= {f"{what} {level:.2f}": float((finite < reach).sum()) for level, reach in LEVELS.items()}
+        rows.append(row)
+    return {name: np.array([row[name] for row in rows]) for name in rows[0]}
+
+
+def _errors_in_sigmas(item: KnownScene, placed: PlacedScene) -> dict[str, np.ndarray]:
+    """Errors over the sigmas the labels claim: of z, of differences of z, of heights; empty where there are none."""
+    if placed.z_covariance is None:
+        return {"z": np.zeros(0), "pairs": np.zeros(0), "height": np.zeros(0)}
+    covariance = unpack_covariance(placed.z_covariance, item.scene.num_people)
+    miss, variance = placed.transl[:, 2] - item.z, covariance.diagonal()
+    first, second = np.tril_indices(item.scene.num_people, -1)
+    apart = variance[first] + variance[second] - 2 * covariance[first, second]
+    return {
+        "z": miss / placed.z_sigma_m,
+        "pairs": (miss[first] - miss[second]) / np.sqrt(apart),
+        "height": (placed.height_m - item.height) / placed.height_sigma_m,
+    }
+
+
+def read_recorded(folder: Path, config: PipelineConfig) -> list[KnownScene]:
+    """The recorded reference images of a folder as `tests/golden`, which nothing was tuned on, with their truth."""
+    own = folder / "body"
+    bodies: dict[bool, BodyModel] = {
+        kid: load_body(own if own.is_dir() else STAND_IN_BODY, kid_axis=kid) for kid in (False, True)
+    }
+    known = []
+    for entry in json.loads((folder / "image" / "index.json").read_text()):
+        scene, case = load_image_case(folder / "image" / f"{entry['case']}.npz", config)
+        z, height = (case[key].astype(np.float64) for key in ("gt_trans", "gt_height"))
+        line = tuple(case["gt_disparity_ab"].tolist())
+        known.append(KnownScene(scene, z[:, 2], height, line, bodies[bool(entry["kid_shape"])]))
+    return known
