@@ -73,7 +73,7 @@ class SolverConfig:
 
 
 @dataclass(frozen=True)
-class JointConfig:
+class CrowdConfig:
     """`solver.mode: joint`, this project's own solver. (tuned): on crowds of `lab`, seeds 1, 2, 11, 12, 31 and 32."""
 
     depth_model: str = "auto"  # see `DEPTH_MODELS`; auto = both, weighted by their evidence in the image
@@ -83,8 +83,8 @@ class JointConfig:
     # depth noise, relative to z
     depth_sigma: float = 0.02  # error of one person's depth as a whole: what good monocular networks reach
     noise_levels: tuple[float, ...] = (0.4, 1.0, 2.5, 6.0)  # factors on it that an image may have ...
-    # ... and how likely each is where the map shows bodies, and where it is too blurred for them: where the correlation
-    # inside bodies, a mean over the image, is at least the second of `blurred_corr`, and at most the first; mixed between
+    # ... and how likely each is where the map shows bodies, and where it is too blurred for them: where the mean
+    # correlation inside bodies is at least the second of `blurred_corr`, and at most the first; mixed between
     noise_level_weights: tuple[float, ...] = (0.30, 0.42, 0.26, 0.02)  # (tuned)
     blurred_level_weights: tuple[float, ...] = (0.02, 0.13, 0.45, 0.40)  # (tuned)
     blurred_corr: tuple[float, float] = (0.2, 0.45)  # blurred by 6 px: 0.0 to 0.35, by 1 px: 0.4 to 0.7
@@ -127,11 +127,11 @@ class JointConfig:
     # what the posterior adds
     # how far the heights of one image's people may all be from the priors, relative; no image can tell (calibrated on
     # our own crowds and on bodies by somebody else together)
-    population_sigma: float = 0.024
+    population_sigma: float = 0.023
     focal_sigma: float = 0.0  # of the labels' focal length, relative; 0: sigmas are given the camera
     # factor on the posterior sigmas of the fit itself: its tails are heavier than a normal law's, and slightly smaller
-    # sigmas make the normal 50, 80 and 95 % intervals hold best (calibrated on synthetic crowds, seeds 1 and 11)
-    temperature: float = 0.85
+    # sigmas make the normal 50, 80 and 95 % intervals hold best (calibrated on synthetic crowds, seeds 31 and 32)
+    temperature: float = 0.75
     # what is accepted, beside `refine.accept_below`
     accept_error_below: float = 0.05  # expected error of z over the mean distance: images known worse are not (tuned)
     grown_above: float = 1.45  # nobody whose age does not say child ends below this in an accepted image [m]
@@ -259,7 +259,7 @@ class PipelineConfig:
     prior: PriorConfig = field(default_factory=PriorConfig)
     evidence: EvidenceConfig = field(default_factory=EvidenceConfig)
     solver: SolverConfig = field(default_factory=SolverConfig)
-    joint: JointConfig = field(default_factory=JointConfig)
+    joint: CrowdConfig = field(default_factory=CrowdConfig)
     refine: RefineConfig = field(default_factory=RefineConfig)
     body: BodyConfig = field(default_factory=BodyConfig)
     depth: DepthConfig = field(default_factory=DepthConfig)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from dto_pipeline.axes import FAR, MEAN, NEAR
-from dto_pipeline.config import METRES_PER_DEPTH, JointConfig
+from dto_pipeline.config import METRES_PER_DEPTH, CrowdConfig
 from dto_pipeline.maths.depth_line import AFFINE_DEPTH, AFFINE_DISPARITY, DEPTH_MODELS, line_coefficients
 from dto_pipeline.maths.devices import constant
 from dto_pipeline.maths.group_fits import CODE
@@ -33,13 +33,13 @@ _LOG_GROWN = math.log(1.7)  # height that no network draws too far or too near [
 _TWO = 2  # depths that make a comparison
 
 
-def fit_jointly(
+def fit_crowds(
     evidence: DepthEvidence,
     prior: HeightPrior,
     mixture: HeightMixture,
     label_z: torch.Tensor,
     present: torch.Tensor,
-    config: JointConfig,
+    config: CrowdConfig,
     max_height: float,
     metric: torch.Tensor | None = None,
 ) -> GroupFits:
@@ -108,7 +108,7 @@ def _log_slant(crowd: _Crowd) -> tuple[torch.Tensor, torch.Tensor]:
     return slant - typical, typical
 
 
-def _build_problem(crowd: _Crowd, mixture: HeightMixture, config: JointConfig) -> CrowdProblem:
+def _build_problem(crowd: _Crowd, mixture: HeightMixture, config: CrowdConfig) -> CrowdProblem:
     """B fits without a model or a noise level yet (affine in depth, level 1)."""
     evidence, measured, z = crowd.evidence, crowd.measured, crowd.z
     depth = torch.where(measured, evidence.depth[..., MEAN], crowd.typical_depth[:, None])
@@ -137,13 +137,13 @@ def _build_problem(crowd: _Crowd, mixture: HeightMixture, config: JointConfig) -
     )
 
 
-def _noise(evidence: DepthEvidence, measured: torch.Tensor, config: JointConfig) -> torch.Tensor:
+def _noise(evidence: DepthEvidence, measured: torch.Tensor, config: CrowdConfig) -> torch.Tensor:
     """(B, P) variance of a person's depth, relative: the network's own error, and borders that blur."""
     pixels = evidence.pixels[..., 2].clamp(min=1).to(torch.float64)
     return torch.where(measured, config.depth_sigma**2 + config.edge_sigma**2 / pixels, _UNMEASURED)
 
 
-def _log_levels(crowd: _Crowd, config: JointConfig) -> torch.Tensor:
+def _log_levels(crowd: _Crowd, config: CrowdConfig) -> torch.Tensor:
     """(B, L) logarithm of how likely each noise level is: a map too blurred to show bodies is seldom a good one."""
     clear, blurred = (
         constant(tuple(weight / sum(weights) for weight in weights), crowd.z.device)
@@ -160,7 +160,7 @@ def _solve(
     log_slant: torch.Tensor,
     mean_slant: torch.Tensor,
     log_levels: torch.Tensor,
-    config: JointConfig,
+    config: CrowdConfig,
 ) -> _Found:
     """Both models x all troubles x all noise levels, weighed by their evidence (a fixed set of fits per scene)."""
     scenes = len(problem.model)
@@ -182,7 +182,7 @@ def _solve(
     return _average(result, models, len(troubles) * len(levels), scenes)
 
 
-def _troubles(config: JointConfig, device: torch.device) -> torch.Tensor:
+def _troubles(config: CrowdConfig, device: torch.device) -> torch.Tensor:
     """(3, 3) what may be wrong with a whole image: nothing, its ages, or depth that follows size.
 
     Columns: exponent of the size error; probability that a person's age is somebody else's; logarithm of how likely
@@ -201,7 +201,7 @@ def _with_trouble(
     log_slant: torch.Tensor,
     mean_slant: torch.Tensor,
     trouble: torch.Tensor,
-    config: JointConfig,
+    config: CrowdConfig,
 ) -> CrowdProblem:
     """Fits in which something is wrong with the whole image.
 
@@ -230,7 +230,7 @@ def _with_noise(problem: CrowdProblem, level: torch.Tensor) -> CrowdProblem:
     return replace(problem, noise=problem.noise * level.square()[:, None, None])
 
 
-def _models(config: JointConfig, device: torch.device) -> torch.Tensor:
+def _models(config: CrowdConfig, device: torch.device) -> torch.Tensor:
     both = [AFFINE_DEPTH, AFFINE_DISPARITY]
     chosen = both if config.depth_model == "auto" else [DEPTH_MODELS.index(config.depth_model)]
     return constant(tuple(chosen), device, torch.int64)
@@ -259,7 +259,7 @@ def _average(result: CrowdPosterior, models: torch.Tensor, levels: int, scenes: 
     return _Found(log_z, covariance, models[best], of_best(result.log_scale), of_best(result.share))
 
 
-def _conclude(crowd: _Crowd, found: _Found, config: JointConfig) -> GroupFits:
+def _conclude(crowd: _Crowd, found: _Found, config: CrowdConfig) -> GroupFits:
     """The same words and columns as the published fit."""
     evidence, prior, measured, present = crowd.evidence, crowd.prior, crowd.measured, crowd.present
     finite = found.log_z.isfinite() & found.covariance.diagonal(dim1=-2, dim2=-1).isfinite()
@@ -300,7 +300,7 @@ def _conclude(crowd: _Crowd, found: _Found, config: JointConfig) -> GroupFits:
     )
 
 
-def _z_covariance(found: _Found, placed: torch.Tensor, config: JointConfig) -> torch.Tensor:
+def _z_covariance(found: _Found, placed: torch.Tensor, config: CrowdConfig) -> torch.Tensor:
     """(B, P, P) [m^2], NaN in the rows and columns of people not placed.
 
     What all people share (the heights of their population, the camera) moves everybody by one factor: the line's scale
@@ -311,7 +311,7 @@ def _z_covariance(found: _Found, placed: torch.Tensor, config: JointConfig) -> t
     return (found.covariance * config.temperature**2 + shared) * z[:, :, None] * z[:, None, :]
 
 
-def _height_sigma(found: _Found, height: torch.Tensor, config: JointConfig) -> torch.Tensor:
+def _height_sigma(found: _Found, height: torch.Tensor, config: CrowdConfig) -> torch.Tensor:
     """(B, P) [m]: a height is as sure as its distance, but for the label's size in the picture."""
     variance = found.covariance.diagonal(dim1=-2, dim2=-1).clamp(min=0) + config.size_sigma**2
     return height * (variance * config.temperature**2 + config.population_sigma**2).sqrt()

@@ -10,16 +10,21 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dto_pipeline.config import JointConfig, PriorConfig
+from dto_pipeline.config import CrowdConfig, PriorConfig
+from dto_pipeline.maths.crowd_solver import fit_crowds
 from dto_pipeline.maths.depth_line import AFFINE_DEPTH, AFFINE_DISPARITY, line_coefficients, log_distance
 from dto_pipeline.maths.group_fits import CODE
-from dto_pipeline.maths.height_mixture import build_height_mixture, class_shares, summarise_mixture
-from dto_pipeline.maths.height_prior import build_height_prior, classify_heights
-from dto_pipeline.maths.joint_solver import fit_jointly
+from dto_pipeline.maths.heights import (
+    build_height_mixture,
+    build_height_prior,
+    class_shares,
+    classify_heights,
+    summarise_mixture,
+)
 from dto_pipeline.scene import DepthEvidence, GroupFits
 from dto_pipeline.status import FitStatus, PersonStatus
 
-PRIOR, JOINT = PriorConfig(), JointConfig()
+PRIOR, JOINT = PriorConfig(), CrowdConfig()
 NAN = torch.nan
 
 
@@ -31,15 +36,17 @@ def crowd(
     line: tuple[float, float] = (500.0, 0.0),
     inverse: bool = False,
     error: list[list[float]] | None = None,
-    config: JointConfig = JOINT,
+    config: CrowdConfig = JOINT,
     usable: torch.Tensor | None = None,
     present: torch.Tensor | None = None,
     ages: torch.Tensor | None = None,
     metric: torch.Tensor | None = None,
+    corr: float = 0.6,
 ) -> GroupFits:
     """Fit people of true distances `z` [m] whose labels are `factor` too large and whose depth errs by `error`.
 
     line: (alpha, beta) of z = alpha depth + beta, or with `inverse` (a, b) of disparity = a / z + b.
+    corr: correlation inside bodies.
     """
     true_z = torch.tensor(z, dtype=torch.float64)
     true_height = torch.full_like(true_z, 1.715) if height is None else torch.tensor(height, dtype=torch.float64)
@@ -56,7 +63,7 @@ def crowd(
         z=torch.where(usable, label_z, NAN)[..., None].expand(*shape, 2),
         depth_std=torch.full(shape, 1e-4, dtype=torch.float64),
         slope=torch.full(shape, NAN, dtype=torch.float64),
-        corr=torch.zeros(shape, dtype=torch.float64),
+        corr=torch.full(shape, corr, dtype=torch.float64),
         pixels=torch.full((*shape, 4), 5000),
         bounds=torch.zeros((*shape, 2), dtype=torch.float64),
         ground_row=torch.zeros(shape, dtype=torch.float64),
@@ -68,7 +75,7 @@ def crowd(
     unknown = torch.full(shape, NAN)
     mixture = build_height_mixture(label_height, ages, unknown, PRIOR, config)
     table = build_height_prior(label_height, classify_heights(ages, unknown, PRIOR), PRIOR)
-    return fit_jointly(evidence, summarise_mixture(mixture, table), mixture, label_z, present, config, 2.1, metric)
+    return fit_crowds(evidence, summarise_mixture(mixture, table), mixture, label_z, present, config, 2.1, metric)
 
 
 @pytest.mark.parametrize("factor", [1.0, 0.3, 3.0])
@@ -124,6 +131,26 @@ def test_one_wrong_height_spoils_neither_its_person_nor_the_others() -> None:
     z = [[3.0, 4.0, 5.0, 6.0, 7.0, 8.0]]
     fits = crowd(z, height=[[1.7, 1.72, 1.1, 1.7, 1.73, 1.7]], factor=[[1, 1, 1.5, 1, 1, 1]])
     assert np.allclose(fits.new_z.numpy(), z, rtol=0.06)
+
+
+def test_a_map_too_blurred_to_show_bodies_is_believed_less() -> None:
+    z = [[3.0, 4.0, 5.0, 6.0, 7.0, 8.0]]
+    wrong = [[0, 0, 0.1, 0, -0.1, 0]]
+    clear, blurred = (crowd(z, error=wrong, corr=corr) for corr in (0.6, 0.0))
+    off, off_blurred = (np.abs(np.log(fits.new_z.numpy() / z)) for fits in (clear, blurred))
+    assert off_blurred[0, [2, 4]].max() < 0.9 * off[0, [2, 4]].max()
+    assert clear.posterior is not None
+    assert blurred.posterior is not None
+    assert (blurred.posterior.height_sigma > clear.posterior.height_sigma)[0, [0, 1, 3, 5]].all()
+
+
+def test_an_estimated_gender_of_0_86_is_nearly_certain_and_one_of_a_half_is_unknown() -> None:
+    def male(estimate: float) -> float:
+        return float(class_shares(torch.tensor(40.0).double(), torch.tensor(estimate).double(), PRIOR, JOINT)[-1])
+
+    assert male(0.86) > 0.95
+    assert male(0.5) == pytest.approx(0.5)
+    assert 1 - JOINT.gender_trust == pytest.approx(2 * male(0.0), abs=1e-4)
 
 
 def test_depth_that_follows_size_is_found_in_the_image_and_taken_out() -> None:
