@@ -85,7 +85,7 @@ class CrowdConfig:
     noise_levels: tuple[float, ...] = (0.4, 1.0, 2.5, 6.0)  # factors on it that an image may have ...
     # ... and how likely each is where the map shows bodies, and where it is too blurred for them: where the mean
     # correlation inside bodies is at least the second of `blurred_corr`, and at most the first; mixed between
-    noise_level_weights: tuple[float, ...] = (0.30, 0.42, 0.26, 0.02)  # (tuned)
+    noise_level_weights: tuple[float, ...] = (0.27, 0.39, 0.31, 0.03)  # (tuned)
     blurred_level_weights: tuple[float, ...] = (0.02, 0.13, 0.45, 0.40)  # (tuned)
     blurred_corr: tuple[float, float] = (0.2, 0.45)  # blurred by 6 px: 0.0 to 0.35, by 1 px: 0.4 to 0.7
     edge_sigma: float = 0.2  # added: this over the square root of a person's pixels (borders blur; tuned)
@@ -127,11 +127,11 @@ class CrowdConfig:
     # what the posterior adds
     # how far the heights of one image's people may all be from the priors, relative; no image can tell (calibrated on
     # our own crowds and on bodies by somebody else together)
-    population_sigma: float = 0.023
+    population_sigma: float = 0.022
     focal_sigma: float = 0.0  # of the labels' focal length, relative; 0: sigmas are given the camera
-    # factor on the posterior sigmas of the fit itself: its tails are heavier than a normal law's, and slightly smaller
-    # sigmas make the normal 50, 80 and 95 % intervals hold best (calibrated on synthetic crowds, seeds 31 and 32)
-    temperature: float = 0.75
+    # factor on the posterior sigmas of the fit itself: people vary less than the priors and label errors it allows for
+    # (calibrated with `population_sigma` so that 50, 80 and 95 % intervals hold, on synthetic crowds, seeds 31 and 32)
+    temperature: float = 0.81
     # what is accepted, beside `refine.accept_below`
     accept_error_below: float = 0.05  # expected error of z over the mean distance: images known worse are not (tuned)
     grown_above: float = 1.45  # nobody whose age does not say child ends below this in an accepted image [m]

@@ -13,8 +13,8 @@ from dto_pipeline.config import PipelineConfig
 from dto_pipeline.maths.camera import map_intrinsics
 from dto_pipeline.maths.crowd_solver import fit_crowds
 from dto_pipeline.maths.depth_evidence import measure_depth_evidence
-from dto_pipeline.maths.group_fits import fit_groups
 from dto_pipeline.maths.heights import build_height_mixture, build_height_prior, classify_heights, summarise_mixture
+from dto_pipeline.maths.paper_solver import fit_groups
 from dto_pipeline.maths.refine import refine_people
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.models.rasterizer import count_visible_vertices, rasterize

@@ -15,7 +15,7 @@ from dto_pipeline.axes import ADULT, ADULT_FEMALE
 from dto_pipeline.config import PriorConfig, SolverConfig
 from dto_pipeline.lab.golden_case import CaseResult, check_case
 from dto_pipeline.maths.heights import build_height_prior
-from dto_pipeline.maths.map_solver import solve_map
+from dto_pipeline.maths.paper_solver import solve_map
 from dto_pipeline.scene import MapProblem, MapSolution
 from dto_pipeline.status import FitStatus
 

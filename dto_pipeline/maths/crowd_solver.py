@@ -1,7 +1,7 @@
 """`solver.mode: joint`: all people of an image on one depth line, near and far, each with its own noise and prior.
 
 Pure tensors. Builds the problem from evidence and priors, weighs both depth models and several noise levels by how
-well they explain the image, and gives the same container as the published fit (`group_fits.fit_groups`), with a
+well they explain the image, and gives the same container as the published fit (`paper_solver.fit_groups`), with a
 posterior. Who has no usable depth stands by its height prior. Metres.
 """
 
@@ -14,22 +14,26 @@ import torch
 
 from dto_pipeline.axes import FAR, MEAN, NEAR
 from dto_pipeline.config import METRES_PER_DEPTH, CrowdConfig
-from dto_pipeline.maths.depth_line import AFFINE_DEPTH, AFFINE_DISPARITY, DEPTH_MODELS, line_coefficients
 from dto_pipeline.maths.devices import constant
-from dto_pipeline.maths.group_fits import CODE
 from dto_pipeline.maths.line_posterior import (
+    AFFINE_DEPTH,
+    AFFINE_DISPARITY,
+    DEPTH_MODELS,
     CrowdPosterior,
     CrowdProblem,
     find_lines,
     integrate_lines,
+    line_coefficients,
     repeat_fits,
 )
 from dto_pipeline.maths.ordered import fold_softmax, fold_sum
+from dto_pipeline.maths.paper_solver import CODE
 from dto_pipeline.scene import DepthEvidence, GroupFits, HeightMixture, HeightPrior, Posterior
 from dto_pipeline.status import FitStatus, PersonStatus
 
 _UNMEASURED = 1e6  # variance of log z of a depth that says nothing
 _LOG_GROWN = math.log(1.7)  # height that no network draws too far or too near [log m]
+_LEAST_VARIANCE = 1e-12  # of log z, for its logarithm
 _TWO = 2  # depths that make a comparison
 
 
@@ -237,7 +241,11 @@ def _models(config: CrowdConfig, device: torch.device) -> torch.Tensor:
 
 
 def _average(result: CrowdPosterior, models: torch.Tensor, levels: int, scenes: int) -> _Found:
-    """Moments over the fits of each scene, weighed by evidence; the line is that of the more probable model."""
+    """Moments over the fits of each scene, weighed by evidence; the line is that of the more probable model.
+
+    Variances are averaged as logarithms: fits of a scene differ many times in width, and the width that holds half or
+    four fifths of such a mixture is near that of most of it, not of its widest part.
+    """
 
     def per_scene(value: torch.Tensor) -> torch.Tensor:
         return value.view(scenes, len(models) * levels, *value.shape[1:])
@@ -248,6 +256,10 @@ def _average(result: CrowdPosterior, models: torch.Tensor, levels: int, scenes: 
     apart = means - log_z[:, None]
     within = per_scene(result.covariance) + apart[..., :, None] * apart[..., None, :]
     covariance = fold_sum(weight[..., None, None] * within, 1)
+    variance = within.diagonal(dim1=-2, dim2=-1).clamp(min=_LEAST_VARIANCE)
+    usual = fold_sum(weight[..., None] * variance.log(), 1).exp()
+    narrower = (usual / fold_sum(weight[..., None] * variance, 1)).sqrt()
+    covariance = covariance * narrower[:, :, None] * narrower[:, None, :]
 
     by_model = weight.view(scenes, len(models), levels)
     best = fold_sum(by_model).argmax(1)

@@ -12,8 +12,6 @@ from hypothesis import strategies as st
 
 from dto_pipeline.config import CrowdConfig, PriorConfig
 from dto_pipeline.maths.crowd_solver import fit_crowds
-from dto_pipeline.maths.depth_line import AFFINE_DEPTH, AFFINE_DISPARITY, line_coefficients, log_distance
-from dto_pipeline.maths.group_fits import CODE
 from dto_pipeline.maths.heights import (
     build_height_mixture,
     build_height_prior,
@@ -21,6 +19,8 @@ from dto_pipeline.maths.heights import (
     classify_heights,
     summarise_mixture,
 )
+from dto_pipeline.maths.line_posterior import AFFINE_DEPTH, AFFINE_DISPARITY, line_coefficients, log_distance
+from dto_pipeline.maths.paper_solver import CODE
 from dto_pipeline.scene import DepthEvidence, GroupFits
 from dto_pipeline.status import FitStatus, PersonStatus
 
