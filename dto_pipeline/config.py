@@ -127,11 +127,15 @@ class CrowdConfig:
     # what the posterior adds
     # how far the heights of one image's people may all be from the priors, relative; no image can tell (calibrated on
     # our own crowds and on bodies by somebody else together)
-    population_sigma: float = 0.022
+    population_sigma: float = 0.02
     focal_sigma: float = 0.0  # of the labels' focal length, relative; 0: sigmas are given the camera
     # factor on the posterior sigmas of the fit itself: people vary less than the priors and label errors it allows for
     # (calibrated with `population_sigma` so that 50, 80 and 95 % intervals hold, on synthetic crowds, seeds 31 and 32)
-    temperature: float = 0.81
+    temperature: float = 0.83
+    # then variances are scaled by how far an image's people end from their priors: as computed at this mean height
+    # deviation [sigma], which counts as so many people of the image (calibrated with these)
+    usual_deviation: float = 0.56
+    deviation_people: float = 6.0
     # what is accepted, beside `refine.accept_below`
     accept_error_below: float = 0.05  # expected error of z over the mean distance: images known worse are not (tuned)
     grown_above: float = 1.45  # nobody whose age does not say child ends below this in an accepted image [m]

@@ -34,6 +34,7 @@ from dto_pipeline.status import FitStatus, PersonStatus
 _UNMEASURED = 1e6  # variance of log z of a depth that says nothing
 _LOG_GROWN = math.log(1.7)  # height that no network draws too far or too near [log m]
 _LEAST_VARIANCE = 1e-12  # of log z, for its logarithm
+_LARGEST_DEVIATION = 0.8  # that widens sigmas: more comes from ages that are somebody else's [sigma]
 _TWO = 2  # depths that make a comparison
 
 
@@ -286,6 +287,7 @@ def _conclude(crowd: _Crowd, found: _Found, config: CrowdConfig) -> GroupFits:
     height = prior.height / crowd.z * new_z
     moved = outcome == CODE[PersonStatus.MOVED]
     off = fold_sum(torch.where(moved, (height - prior.mean).abs() / prior.sigma, 0)) / moved.sum(1).clamp(min=1)
+    spread = _shown_spread(off, moved.sum(1), config)
     member = torch.stack([moved & (evidence.group == group) for group in (NEAR, FAR)], 1)
     slope, offset = line_coefficients(found.log_scale, found.share, crowd.typical_depth, found.model)
     straight = compared & (found.model == AFFINE_DEPTH)
@@ -304,29 +306,42 @@ def _conclude(crowd: _Crowd, found: _Found, config: CrowdConfig) -> GroupFits:
         is_optimized=moved.sum(1) >= _TWO,
         deviation=off,
         posterior=Posterior(
-            z_covariance=_z_covariance(found, placed, config),
-            height_sigma=_height_sigma(found, height, config),
+            z_covariance=_z_covariance(found, placed, spread, config),
+            height_sigma=_height_sigma(found, height, spread, config),
             depth_model=torch.where(compared, found.model, -1),
             disparity_line=torch.where(inverse[:, None], line, torch.nan),
         ),
     )
 
 
-def _z_covariance(found: _Found, placed: torch.Tensor, config: CrowdConfig) -> torch.Tensor:
-    """(B, P, P) [m^2], NaN in the rows and columns of people not placed.
+def _shown_spread(deviation: torch.Tensor, people: torch.Tensor, config: CrowdConfig) -> torch.Tensor:
+    """(B,) factor on variances: where people end far from their priors, these fit the image's people badly.
+
+    The posterior mean of a variance of which `deviation_people` people are known beforehand.
+
+    Args:
+        deviation: (B,) mean height deviation of `people` (B,) who were compared [sigma].
+    """
+    known, usual = config.deviation_people, config.usual_deviation
+    square = deviation.clamp(max=_LARGEST_DEVIATION).square()
+    return (known * usual**2 + people * square) / ((known + people) * usual**2)
+
+
+def _z_covariance(found: _Found, placed: torch.Tensor, spread: torch.Tensor, config: CrowdConfig) -> torch.Tensor:
+    """(B, P, P) [m^2], NaN in the rows and columns of people not placed; `spread`: (B,) of `_shown_spread`.
 
     What all people share (the heights of their population, the camera) moves everybody by one factor: the line's scale
     has no prior of its own, so it is simply added.
     """
-    shared = config.population_sigma**2 + config.focal_sigma**2
     z = torch.where(placed, found.log_z.exp(), torch.nan)
-    return (found.covariance * config.temperature**2 + shared) * z[:, :, None] * z[:, None, :]
+    of_image = (found.covariance * config.temperature**2 + config.population_sigma**2) * spread[:, None, None]
+    return (of_image + config.focal_sigma**2) * z[:, :, None] * z[:, None, :]
 
 
-def _height_sigma(found: _Found, height: torch.Tensor, config: CrowdConfig) -> torch.Tensor:
+def _height_sigma(found: _Found, height: torch.Tensor, spread: torch.Tensor, config: CrowdConfig) -> torch.Tensor:
     """(B, P) [m]: a height is as sure as its distance, but for the label's size in the picture."""
     variance = found.covariance.diagonal(dim1=-2, dim2=-1).clamp(min=0) + config.size_sigma**2
-    return height * (variance * config.temperature**2 + config.population_sigma**2).sqrt()
+    return height * ((variance * config.temperature**2 + config.population_sigma**2) * spread[:, None]).sqrt()
 
 
 def _fit_status(measured: torch.Tensor, present: torch.Tensor, placed: torch.Tensor) -> torch.Tensor:
