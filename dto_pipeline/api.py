@@ -18,19 +18,25 @@ from dto_pipeline.axes import NUM_BETAS
 from dto_pipeline.bounds import CAMERA_BEYOND, implausible_cameras
 from dto_pipeline.collate import collate_scenes, keep_labels, map_size, split_batch
 from dto_pipeline.config import AttributeConfig, DepthConfig, MaskConfig, PipelineConfig, load_config
-from dto_pipeline.data.certainty import Limits
 from dto_pipeline.data.duplicates import People as LabelledPeople
 from dto_pipeline.data.duplicates import find_duplicates
-from dto_pipeline.data.images import ImageStore, open_folder
-from dto_pipeline.data.label_files import IMAGE_COLUMNS, PERSON_COLUMNS, flatten_table, person_leaf, read_label_files
-from dto_pipeline.data.placed import read_placed
+from dto_pipeline.data.images import ImageFolder, ImageStore
+from dto_pipeline.data.label_files import (
+    IMAGE_COLUMNS,
+    PERSON_COLUMNS,
+    Limits,
+    flatten_table,
+    person_leaf,
+    read_label_files,
+)
+from dto_pipeline.data.labels import read_placed
 from dto_pipeline.data.scenes import mark_repeats
 from dto_pipeline.data.sources.rows import ROW_PROBLEMS, find_row_problems
 from dto_pipeline.data.storage import Location, as_location
 from dto_pipeline.data.torch_labels import LABEL_IMAGES, LABEL_PEOPLE, LabelDataset
 from dto_pipeline.errors import DtoError
 from dto_pipeline.models.body import BodyModel, load_body
-from dto_pipeline.models.depth_kinds import DISPARITY, METRIC_DEPTH, as_disparity
+from dto_pipeline.models.depth import DISPARITY, METRIC_DEPTH, as_disparity
 from dto_pipeline.models.seeing import Sight
 from dto_pipeline.optimizer import SceneOptimizer
 from dto_pipeline.run.folder import RunDirectory
@@ -120,7 +126,7 @@ def torch_dataset(
         return LabelDataset(columns, select, store, names, limits)
     if folder is None:
         raise SceneInputError(f"images=True needs a run's folder, found {source}; give the folder of the photographs")
-    return LabelDataset(columns, select, open_folder(folder), limits=limits)
+    return LabelDataset(columns, select, ImageFolder(folder), limits=limits)
 
 
 def optimize_scene(

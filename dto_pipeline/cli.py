@@ -8,7 +8,6 @@ was asked, 130 interrupted.
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import resource
 import sys
@@ -20,7 +19,7 @@ import argcomplete
 import dto_pipeline
 from dto_pipeline.commands import VERBS
 from dto_pipeline.errors import NO_ROOM, DtoError, lacks_memory
-from dto_pipeline.terminal import PrintableFormatter, printable, printable_stdout
+from dto_pipeline.terminal import configure_logs, printable, printable_stdout
 
 _VERBOSE = "log more: a line per shard, checkpoint or file"
 _LIGHT = ("status",)  # verbs that read small records and load no large library
@@ -49,9 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     argcomplete.autocomplete(parser)
     arguments = parser.parse_args(argv)
-    shown = logging.StreamHandler()
-    shown.setFormatter(PrintableFormatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
-    logging.basicConfig(level=logging.INFO if arguments.verbose else logging.WARNING, handlers=[shown])
+    configure_logs("info" if arguments.verbose else "warning", anew=False)
     try:
         _check_limits(arguments.verb)
         with printable_stdout(sys.stdout):

@@ -16,7 +16,7 @@ from dto_pipeline.bounds import CAMERA_BEYOND, implausible_cameras, name_beyond
 from dto_pipeline.config import PipelineConfig
 from dto_pipeline.maths.camera import map_size
 from dto_pipeline.maths.line_posterior import DEPTH_MODELS
-from dto_pipeline.models.depth_kinds import is_metric
+from dto_pipeline.models.depth import is_metric
 from dto_pipeline.scene import (
     OUTCOMES,
     DepthEvidence,
@@ -77,7 +77,15 @@ def collate_scenes(scenes: Sequence[Scene], device: torch.device | str = "cpu") 
 
 def split_batch(scenes: Sequence[Scene], optimized: OptimizedScenes, config: PipelineConfig) -> list[PlacedScene]:
     """Undo `collate_scenes` on the results: one `PlacedScene` per scene, everything on the CPU."""
-    results = _to_host(_Results(optimized.evidence, optimized.prior, optimized.people, optimized.maps.visible_vertices))
+    # from a GPU in one go: every copy is begun before any is waited for
+    results = _Results(
+        optimized.evidence.to("cpu", non_blocking=True),
+        optimized.prior.to("cpu", non_blocking=True),
+        optimized.people.to("cpu", non_blocking=True),
+        optimized.maps.visible_vertices.to("cpu", non_blocking=True),
+    )
+    if optimized.maps.visible_vertices.is_cuda:
+        torch.cuda.current_stream(optimized.maps.visible_vertices.device).synchronize()
     rule = read_acceptance(config.to_dict())
     placed = [_placed(scene, index, results, config) for index, scene in enumerate(scenes)]
     for item in placed:
@@ -144,19 +152,6 @@ class _Results(NamedTuple):
     prior: HeightPrior
     people: RefinedPeople
     visible_vertices: torch.Tensor
-
-
-def _to_host(results: _Results) -> _Results:
-    """Results on the CPU, from a GPU in one go: every copy is begun before any is waited for."""
-    copies = _Results(
-        results.evidence.to("cpu", non_blocking=True),
-        results.prior.to("cpu", non_blocking=True),
-        results.people.to("cpu", non_blocking=True),
-        results.visible_vertices.to("cpu", non_blocking=True),
-    )
-    if results.visible_vertices.is_cuda:
-        torch.cuda.current_stream(results.visible_vertices.device).synchronize()
-    return copies
 
 
 def _placed(scene: Scene, index: int, results: _Results, config: PipelineConfig) -> PlacedScene:
@@ -284,17 +279,13 @@ def _person_problems(
     return [status for status, _ in found], [message for _, message in found]
 
 
-def _why_refused(scene: Scene, person: int) -> str:
-    """Why the optimiser left out somebody whom the reader of labels let through."""
+def _why_set_aside(scene: Scene, person: int, status: PersonStatus, reasons: Mapping[int, str]) -> str | None:
+    if status is not PersonStatus.INVALID_LABEL:
+        return reasons.get(person) if status in _UNMEASURED else None
+    # the optimiser left out somebody whom the reader of labels let through
     if implausible_cameras(scene.intrinsics[None], np.array([scene.width]), np.array([scene.height]))[0]:
         return CAMERA_BEYOND
     return name_beyond(scene.pose[person], scene.betas[person], scene.transl[person])
-
-
-def _why_set_aside(scene: Scene, person: int, status: PersonStatus, reasons: Mapping[int, str]) -> str | None:
-    if status is PersonStatus.INVALID_LABEL:
-        return _why_refused(scene, person)
-    return reasons.get(person) if status in _UNMEASURED else None
 
 
 def _explain_unmeasured(scene: Scene, index: int, results: _Results, config: PipelineConfig) -> dict[int, str]:

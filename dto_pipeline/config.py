@@ -19,7 +19,7 @@ from dto_pipeline.config_tree import build_sections, expect, read_tree
 SOLVER_MODES = ("paper", "joint")
 DEPTH_MODELS = ("auto", "affine_depth", "affine_disparity")
 DEPTH_SOURCES = ("files", "model")
-DEPTH_KINDS = ("disparity", "depth", "metric_depth")  # explained in `models.depth_kinds`
+DEPTH_KINDS = ("disparity", "depth", "metric_depth")  # explained in `models.depth`
 DEPTH_UNITS = ("measured", "published")  # or a number; explained in `maths.depth_evidence`
 METRES_PER_DEPTH = 500.0  # [m] of one unit of relative depth in the published network's unit: far_depth is 10 m
 DEPTH_PRECISIONS = ("auto", "float32", "tf32", "float16", "bfloat16")  # maps and the last layer are always float32
@@ -28,6 +28,21 @@ MASK_SOURCES = ("labels", "model", "none")
 # are hidden, and up to 8 threads that decode what it sees (by arithmetic: none was at hand)
 BY_DEVICE = {"run.batch_images": (8, 32), "depth.batch": (8, 32), "run.decode_threads": (2, 8)}
 ATTRIBUTE_SOURCES = ("labels", "model", "none")
+_CHOICES = {
+    "solver.mode": SOLVER_MODES,
+    "joint.depth_model": DEPTH_MODELS,
+    "depth.source": DEPTH_SOURCES,
+    "depth.kind": DEPTH_KINDS,
+    "depth.precision": DEPTH_PRECISIONS,
+    "masks.source": MASK_SOURCES,
+    "attributes.source": ATTRIBUTE_SOURCES,
+    "attributes.crop": ("face", "body"),
+}
+_LEAST = {
+    **dict.fromkeys(("run.workers", "run.max_poison_images", *BY_DEVICE), 0),
+    **dict.fromkeys(("run.max_attempts", "run.decode_memory_mb", "run.torch_threads"), 1),
+    **{"masks.batch": 1, "attributes.batch": 1, "depth.short_side": 14},
+}
 
 
 @dataclass(frozen=True)
@@ -242,7 +257,7 @@ class RunConfig:
     torch_threads: int = 1  # threads per worker on CPU: of the optimiser, or images that networks see at once
     cpus_per_worker: float = 1.0  # what an actor asks of Ray
     gpus_per_worker: float = -1.0  # what an actor asks of Ray; fractions allowed; -1 = one where there are any
-    max_attempts: int = 3  # tries a shard gets before it is quarantined
+    max_attempts: int = 3  # attempts a shard gets before it is quarantined
     shard_timeout_s: float = 1800.0  # a shard without an answer for this long is taken from its worker [s]
     # a worker that has its CPUs and GPUs but is not ready for this long is ended [s]; 1.3 GB of Depth Anything V2 Large
     # come in 22 minutes over 1 MB/s. Waiting for CPUs and GPUs has no limit
@@ -271,13 +286,16 @@ class PipelineConfig:
     attributes: AttributeConfig = field(default_factory=AttributeConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
+    def option(self, name: str) -> Any:
+        """The value of ``section.key``."""
+        section, key = name.split(".")
+        return getattr(getattr(self, section), key)
+
     def __post_init__(self) -> None:
-        expect(self.solver.mode in SOLVER_MODES, f"solver.mode is {self.solver.mode!r}; choose from {SOLVER_MODES}")
-        self._check_seeing()
-        expect(
-            self.joint.depth_model in DEPTH_MODELS,
-            f"joint.depth_model is {self.joint.depth_model!r}; choose from {DEPTH_MODELS}",
-        )
+        for name, choices in _CHOICES.items():
+            expect(self.option(name) in choices, f"{name} is {self.option(name)!r}; choose from {choices}")
+        for name, least in _LEAST.items():
+            expect(self.option(name) >= least, f"{name} is {self.option(name)}; expected at least {least}")
         levels = [("noise_levels", name) for name in ("noise_level_weights", "blurred_level_weights")]
         for first, second in (("tail_widths", "tail_weights"), *levels):
             sizes = len(getattr(self.joint, first)), len(getattr(self.joint, second))
@@ -294,34 +312,6 @@ class PipelineConfig:
         )
         expect(len(self.prior.mean) == 6 == len(self.prior.sigma), "prior.mean and prior.sigma need 6 numbers each")
         expect(min(self.prior.sigma) > 0, "prior.sigma must be positive")
-        expect(self.run.workers >= 0, "run.workers must be 0 (this process) or more")
-        expect(
-            0 <= self.run.max_failed_images <= 1,
-            f"run.max_failed_images is {self.run.max_failed_images:g}; expected a share from 0 to 1, 0.05 is 5 %",
-        )
-        expect(self.run.max_poison_images >= 0, "run.max_poison_images must be 0 or more")
-        for name in ("max_attempts", "decode_memory_mb", "torch_threads"):
-            expect(getattr(self.run, name) >= 1, f"run.{name} must be at least 1, found {getattr(self.run, name)}")
-        for name in ("batch_images", "decode_threads"):
-            found = getattr(self.run, name)
-            expect(found >= 0, f"run.{name} must be at least 1, or 0 (by device), found {found}")
-        for name in ("shard_timeout_s", "warm_up_timeout_s"):
-            expect(getattr(self.run, name) > 0, f"run.{name} must be positive")
-        expect(
-            0 < 3 * self.run.heartbeat_s <= self.run.lease_s,
-            "run.heartbeat_s must be positive and at most a third of run.lease_s: a driver may miss two beats",
-        )
-
-    def _check_seeing(self) -> None:
-        for key, value, choices in (
-            ("depth.source", self.depth.source, DEPTH_SOURCES),
-            ("depth.kind", self.depth.kind, DEPTH_KINDS),
-            ("depth.precision", self.depth.precision, DEPTH_PRECISIONS),
-            ("masks.source", self.masks.source, MASK_SOURCES),
-            ("attributes.source", self.attributes.source, ATTRIBUTE_SOURCES),
-            ("attributes.crop", self.attributes.crop, ("face", "body")),
-        ):
-            expect(value in choices, f"{key} is {value!r}; choose from {choices}")
         expect(0 < self.depth.scale < float("inf"), "depth.scale must be positive and finite")
         told = self.depth.told_unit
         expect(
@@ -333,13 +323,16 @@ class PipelineConfig:
             "depth.source is 'model' but depth.model is empty; set depth.model to a hub name (with depth.revision) or "
             "a folder, see docs/seeing.md",
         )
-        for key, least, found in (
-            ("depth.batch", 0, self.depth.batch),
-            ("masks.batch", 1, self.masks.batch),
-            ("attributes.batch", 1, self.attributes.batch),
-            ("depth.short_side", 14, self.depth.short_side),
-        ):
-            expect(found >= least, f"{key} is {found}; expected at least {least}")
+        expect(
+            0 <= self.run.max_failed_images <= 1,
+            f"run.max_failed_images is {self.run.max_failed_images:g}; expected a share from 0 to 1, 0.05 is 5 %",
+        )
+        for name in ("run.shard_timeout_s", "run.warm_up_timeout_s"):
+            expect(self.option(name) > 0, f"{name} must be positive")
+        expect(
+            0 < 3 * self.run.heartbeat_s <= self.run.lease_s,
+            "run.heartbeat_s must be positive and at most a third of run.lease_s: a driver may miss two beats",
+        )
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Plain nested dict, JSON-ready (tuples become lists)."""

@@ -37,19 +37,15 @@ def read_tree(path: str | Path | None, overrides: typing.Sequence[str] = ()) -> 
         section, dot, key = name.strip().partition(".")
         expect(bool(equals and dot), f"override {text!r} is not of the form section.key=value")
         try:
-            _set_nested(tree.setdefault(section, {}), key.split("."), parse_yaml(value))
+            options, keys = tree.setdefault(section, {}), key.split(".")
+            for inner in keys[:-1]:  # a section inside it (``section.inner.key``) is made if missing
+                options = options.setdefault(inner, {})
+            options[keys[-1]] = parse_yaml(value)
         except ValueError as error:
             raise ConfigError(f"override {shorten(text)}: value is not YAML: {error}") from error
         except (AttributeError, TypeError) as error:
             raise ConfigError(f"override {shorten(text)}: a part before the last holds a value, no keys") from error
     return tree
-
-
-def _set_nested(options: dict[str, Any], path: typing.Sequence[str], value: Any) -> None:
-    """Set a key of a section; a section inside it (``section.inner.key``) is made if missing."""
-    for key in path[:-1]:
-        options = options.setdefault(key, {})
-    options[path[-1]] = value
 
 
 def build_sections(config: type, tree: typing.Mapping[str, typing.Mapping[str, Any]]) -> dict[str, Any]:
@@ -99,7 +95,11 @@ def _coerce(name: str, hint: Any, value: Any) -> Any:
             expect(len(value) == len(args), f"{name} needs {len(args)} values, found {len(value)}")
         return tuple(_coerce(name, args[0], item) for item in value)
     if isinstance(hint, types.UnionType):
-        return _coerce_any(name, typing.get_args(hint), value)
+        hints = typing.get_args(hint)
+        for one in hints:  # the first that the value fits
+            with suppress(ConfigError):
+                return _coerce(name, one, value)
+        raise ConfigError(f"{name} must be {' or '.join(one.__name__ for one in hints)}, found {shorten(value)}")
     if hint is float and isinstance(value, str) and _EXPONENT.fullmatch(value):
         return float(value)  # 1e-4 is a number to everybody but YAML 1.1
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
@@ -108,14 +108,6 @@ def _coerce(name: str, hint: Any, value: Any) -> Any:
     expect(right, f"{name} must be {hint.__name__}, found {shorten(value)}")
     expect(value == value, f"{name} must be a number, found {value!r}")
     return value
-
-
-def _coerce_any(name: str, hints: tuple[Any, ...], value: Any) -> Any:
-    """The first of several types that a value fits."""
-    for hint in hints:
-        with suppress(ConfigError):
-            return _coerce(name, hint, value)
-    raise ConfigError(f"{name} must be {' or '.join(hint.__name__ for hint in hints)}, found {shorten(value)}")
 
 
 def _read_yaml(path: Path) -> dict[str, dict[str, Any]]:

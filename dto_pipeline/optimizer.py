@@ -45,7 +45,8 @@ class SceneOptimizer:
         config = self.config
         least = 1 if config.solver.mode == "joint" and config.joint.move_single else 2
         batch, refused = leave_out_implausible(batch, self.body.rest_height)
-        batch = _only_crowds(batch, least)
+        crowd = batch.present.sum(1, keepdim=True) >= least  # else there is nobody to compare them with
+        batch = batch.replace(present=batch.present & crowd)
         with self.clock("body"):
             vertices = self.body.vertices(batch.pose, batch.betas, batch.transl)
         with self.clock("rasterizer"):
@@ -156,9 +157,3 @@ class SceneOptimizer:
             vertices, batch.intrinsics, batch.image_size, batch.map_size, raster, options.visible_tolerance
         )
         return PersonMaps(person=raster.person, z=raster.z, visible_vertices=visible)
-
-
-def _only_crowds(batch: SceneBatch, least: int) -> SceneBatch:
-    """Take out the people of scenes that hold fewer than `least`: there is nobody to compare them with."""
-    crowd = batch.present.sum(1, keepdim=True) >= least
-    return batch.replace(present=batch.present & crowd)

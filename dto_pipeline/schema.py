@@ -33,9 +33,7 @@ class Column:
     kind: pa.DataType
     text: str
     unit: str = ""
-    place: str = (
-        ""  # in a PlacedScene: fields, entries of dicts and positions, with dots; "" = `data.labels` computes it
-    )
+    place: str = ""  # in a PlacedScene: fields, entries of dicts and positions; "" = `data.labels` computes it
     persons: bool = False  # an image's column that stands beside each of its people in `dto-persons/1`
     added: bool = False  # an image's column that files of earlier versions lack: null there
 
@@ -61,20 +59,24 @@ def _vector(length: int) -> pa.DataType:
     return pa.list_(pa.float32(), length)
 
 
+def _scene(name: str, kind: pa.DataType, text: str, unit: str = "", persons: bool = False) -> Column:
+    """A column that is a field of `scene.Scene`."""
+    return Column(name, kind, text, unit, f"scene.{name}", persons)
+
+
+def _own(name: str, kind: pa.DataType, text: str, unit: str = "", persons: bool = False) -> Column:
+    """A column that is a field of `scene.PlacedScene` itself."""
+    return Column(name, kind, text, unit, name, persons)
+
+
 _TEXT, _BOOL, _INT, _FLOAT, _DOUBLE = pa.string(), pa.bool_(), pa.int32(), pa.float32(), pa.float64()
 
 _IMAGE_KEY = [
-    Column("image_id", _TEXT, "key: subset, slash, image_path", "", "scene.image_id", persons=True),
-    Column("subset", _TEXT, "data set the image belongs to", "", "scene.subset", persons=True),
-    Column(
-        "image_path", _TEXT, "path of the image inside its subset, as published", "", "scene.image_path", persons=True
-    ),
-    Column(
-        "width", _INT, "image width, un-rotated; 0 = the image could not be read", "px", "scene.width", persons=True
-    ),
-    Column(
-        "height", _INT, "image height, un-rotated; 0 = the image could not be read", "px", "scene.height", persons=True
-    ),
+    _scene("image_id", _TEXT, "key: subset, slash, image_path", persons=True),
+    _scene("subset", _TEXT, "data set the image belongs to", persons=True),
+    _scene("image_path", _TEXT, "path of the image inside its subset, as published", persons=True),
+    _scene("width", _INT, "image width, un-rotated; 0 = the image could not be read", "px", persons=True),
+    _scene("height", _INT, "image height, un-rotated; 0 = the image could not be read", "px", persons=True),
 ]
 
 _CAMERA = [
@@ -86,25 +88,17 @@ _CAMERA = [
 
 _PERSON_LABEL = [
     Column("person_index", _INT, "position of the person in its image; source order"),
-    Column("source_row", pa.int64(), "row of the label file; -1 = added by a detector", "", "scene.source_row"),
-    Column("pose", _vector(72), "24 x 3 axis-angle, root (global_orient) first", "rad", "scene.pose"),
-    Column(
-        "betas",
-        _vector(11),
-        "SMPL shape coefficients; the last is the kid axis (0 adult, 1 infant template)",
-        "",
-        "betas",
-    ),
-    Column("transl", _vector(3), "translation added after skinning (not the pelvis)", "m", "transl"),
+    _scene("source_row", pa.int64(), "row of the label file; -1 = added by a detector"),
+    _scene("pose", _vector(72), "24 x 3 axis-angle, root (global_orient) first", "rad"),
+    _own("betas", _vector(11), "SMPL shape coefficients; the last is the kid axis (0 adult, 1 infant template)"),
+    _own("transl", _vector(3), "translation added after skinning (not the pelvis)", "m"),
 ]
 
 _PERSON_SEEN = [
-    Column(
-        "bbox_xyxy", _vector(4), "box of the person: left, top, right, bottom; NaN = unknown", "px", "scene.bbox_xyxy"
-    ),
-    Column("det_score", _FLOAT, "score of the detector; NaN = from the released labels", "", "scene.det_score"),
-    Column("age_years", _FLOAT, "estimated age; NaN = unknown, most likely an adult", "year", "scene.age_years"),
-    Column("male_prob", _FLOAT, "probability of being male; NaN = unknown", "", "scene.male_prob"),
+    _scene("bbox_xyxy", _vector(4), "box of the person: left, top, right, bottom; NaN = unknown", "px"),
+    _scene("det_score", _FLOAT, "score of the detector; NaN = from the released labels"),
+    _scene("age_years", _FLOAT, "estimated age; NaN = unknown, most likely an adult", "year"),
+    _scene("male_prob", _FLOAT, "probability of being male; NaN = unknown"),
 ]
 
 MANIFEST_PERSON = pa.struct(
@@ -135,63 +129,38 @@ MANIFEST_SCHEMA = pa.schema(
 PERSON_COLUMNS = (
     *_PERSON_LABEL,
     Column("transl_init", _vector(3), "translation of the input label", "m", "scene.transl"),
-    Column("beta_index", _INT, "the shape coefficient that was changed; -1 = none", "", "beta_index"),
+    _own("beta_index", _INT, "the shape coefficient that was changed; -1 = none"),
     Column("beta_init", _FLOAT, "its value in the input label (exact undo); NaN = none"),
-    Column("scale", _FLOAT, "factor on distance and height; 1 = not moved", "", "scale"),
+    _own("scale", _FLOAT, "factor on distance and height; 1 = not moved"),
     *_PERSON_SEEN,
     Column("height_class", _TEXT, "baby, kid, teen, adult_female, adult_male, adult; null = not computed"),
-    Column("height_init_m", _FLOAT, "rest-pose height of the input body", "m", "height_init_m"),
-    Column("height_m", _FLOAT, "rest-pose height of the body after", "m", "height_m"),
-    Column(
-        "mask_score",
-        _FLOAT,
-        "score of the network's instance mask; NaN = mask from elsewhere or none",
-        "",
-        "scene.mask_score",
-    ),
-    Column("prior_mean_m", _FLOAT, "mean of the height prior", "m", "prior_mean_m"),
-    Column("prior_sigma_m", _FLOAT, "standard deviation of the height prior", "m", "prior_sigma_m"),
-    Column("depth_mean", _FLOAT, "mean relative depth of the person's pixels", "1 / disparity", "depth_mean"),
-    Column("depth_std", _FLOAT, "its standard deviation", "1 / disparity", "depth_std"),
-    Column("slope", _FLOAT, "rendered z against relative depth inside the person", "m * disparity", "slope"),
-    Column("corr", _FLOAT, "correlation of the same", "", "corr"),
-    Column("mask_pixels", _INT, "pixels of the person in the id map", "", "mask_pixels"),
-    Column("visible_vertices", _INT, "visible vertices, of 6890", "", "visible_vertices"),
-    Column("depth_group", pa.int8(), "0 near, 1 far, -1 = not measured", "", "depth_group"),
-    Column("z_sigma_m", _FLOAT, "posterior standard deviation of z; NaN where the solver gives none", "m", "z_sigma_m"),
-    Column("height_sigma_m", _FLOAT, "the same of height_m", "m", "height_sigma_m"),
+    _own("height_init_m", _FLOAT, "rest-pose height of the input body", "m"),
+    _own("height_m", _FLOAT, "rest-pose height of the body after", "m"),
+    _scene("mask_score", _FLOAT, "score of the network's instance mask; NaN = mask from elsewhere or none"),
+    _own("prior_mean_m", _FLOAT, "mean of the height prior", "m"),
+    _own("prior_sigma_m", _FLOAT, "standard deviation of the height prior", "m"),
+    _own("depth_mean", _FLOAT, "mean relative depth of the person's pixels", "1 / disparity"),
+    _own("depth_std", _FLOAT, "its standard deviation", "1 / disparity"),
+    _own("slope", _FLOAT, "rendered z against relative depth inside the person", "m * disparity"),
+    _own("corr", _FLOAT, "correlation of the same"),
+    _own("mask_pixels", _INT, "pixels of the person in the id map"),
+    _own("visible_vertices", _INT, "visible vertices, of 6890"),
+    _own("depth_group", pa.int8(), "0 near, 1 far, -1 = not measured"),
+    _own("z_sigma_m", _FLOAT, "posterior standard deviation of z; NaN where the solver gives none", "m"),
+    _own("height_sigma_m", _FLOAT, "the same of height_m", "m"),
     Column("status", _TEXT, "PersonStatus", "", "person_status"),
     Column("message", _TEXT, "detail of the status; null = none", "", "person_message"),
 )
 
 IMAGE_COLUMNS = (
     *_IMAGE_KEY,
-    Column(
-        "image_sha256",
-        _TEXT,
-        "sha256 of the image file's bytes; empty = not read",
-        "",
-        "scene.image_sha256",
-        persons=True,
-    ),
+    _scene("image_sha256", _TEXT, "sha256 of the image file's bytes; empty = not read", persons=True),
     *_CAMERA,
-    Column("status", _TEXT, "ImageStatus; every input image has a row, failures too", "", "status", persons=True),
-    Column("message", _TEXT, "detail of the status; null = none", "", "message"),
-    Column(
-        "is_optimized",
-        _BOOL,
-        "at least one group of two or more people was optimised",
-        "",
-        "is_optimized",
-        persons=True,
-    ),
-    Column(
-        "is_accepted",
-        _BOOL,
-        "is_optimized and good enough: docs/joint_solver.md; paper: the next column",
-        "",
-        "is_accepted",
-        persons=True,
+    _own("status", _TEXT, "ImageStatus; every input image has a row, failures too", persons=True),
+    _own("message", _TEXT, "detail of the status; null = none"),
+    _own("is_optimized", _BOOL, "at least one group of two or more people was optimised", persons=True),
+    _own(
+        "is_accepted", _BOOL, "is_optimized and good enough: docs/joint_solver.md; paper: the next column", persons=True
     ),
     Column(
         "mean_height_deviation", _FLOAT, "score of the image; 0 if nothing counts", "sigma", "deviation", persons=True
@@ -211,13 +180,7 @@ IMAGE_COLUMNS = (
     Column("beta_near", _FLOAT, "see alpha_near", "m", "beta.0"),
     Column("alpha_far", _FLOAT, "the same of the far group; NaN = no fit", "m * disparity", "alpha.1"),
     Column("beta_far", _FLOAT, "see alpha_far", "m", "beta.1"),
-    Column(
-        "depth_model",
-        _TEXT,
-        "affine_depth or affine_disparity (solver.mode joint); null = not chosen",
-        "",
-        "depth_model",
-    ),
+    _own("depth_model", _TEXT, "affine_depth or affine_disparity (solver.mode joint); null = not chosen"),
     Column(
         "disparity_slope",
         _FLOAT,
@@ -226,12 +189,11 @@ IMAGE_COLUMNS = (
         "disparity_line.0",
     ),
     Column("disparity_offset", _FLOAT, "see disparity_slope", "1 / m", "disparity_line.1"),
-    Column(
+    _own(
         "z_covariance",
         pa.list_(pa.float32()),
         "covariance of people's z, lower triangle row by row, diagonal included; NaN = not placed; null = none",
         "m2",
-        "z_covariance",
     ),
     Column("used_ground_evidence", _BOOL, "the near group was placed by its lowest pixels", "", "used_ground"),
     Column("mask_origin", _TEXT, "where instance masks came from", "", "scene.origin.masks"),

@@ -72,7 +72,7 @@ class ImageStatus(_Advised):
     )
     WORKER_DIED = (
         "worker_died",
-        "The process that had this image alone in hand died, twice; look at the file, then use dto run --retry-failed.",
+        "The process that worked on this image alone died, twice; look at the file, then use dto run --retry-failed.",
     )
 
     @property

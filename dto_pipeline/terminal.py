@@ -1,26 +1,37 @@
 """Text that comes from files, made safe to show: what moves a cursor or turns the reading direction is written out.
 
 Names in label files, tars and folders are a stranger's: U+009B begins a command of the terminal, U+202E shows
-``gpj.exe`` as ``exe.jpg``. Everything the command line prints, logs or writes into a page passes here.
+``gpj.exe`` as ``exe.jpg``. Everything the command line prints, logs or writes into a page passes here. Logs are lines
+for people or JSON lines for machines; ``extra={"facts": {...}}`` of a log call become keys of its JSON object.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, TextIO
+
+from dto_pipeline.errors import DtoError
 
 # control characters (C0, DEL, C1), direction marks, line and paragraph separators, byte order mark, half characters
 UNPRINTABLE = "\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff"
 _UNPRINTABLE = re.compile(f"[{UNPRINTABLE}]")
-_KEPT = "\n\t"
 
 
 def printable(text: str) -> str:
     r"""The text with all that is no character to read as an escape (``\x9b``, ``\u202e``); lines and tabs stay."""
-    return _UNPRINTABLE.sub(_escape, text)
+
+    def escape(found: re.Match[str]) -> str:
+        sign = found.group()
+        return sign if sign in "\n\t" else f"\\x{ord(sign):02x}" if ord(sign) < 256 else f"\\u{ord(sign):04x}"
+
+    return _UNPRINTABLE.sub(escape, text)
 
 
 class PrintableFormatter(logging.Formatter):
@@ -55,8 +66,46 @@ class _PrintableStream:
         return getattr(self._stream, name)
 
 
-def _escape(found: re.Match[str]) -> str:
-    sign = found.group()
-    if sign in _KEPT:
-        return sign
-    return f"\\x{ord(sign):02x}" if ord(sign) < 256 else f"\\u{ord(sign):04x}"
+class JsonLines(logging.Formatter):
+    """One JSON object a line: UTC time, level, logger, message, facts, and the trace of an error."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **getattr(record, "facts", {}),
+        }
+        if record.exc_info:
+            line["trace"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
+
+
+def configure_logs(level: str = "warning", json_file: str | None = None, anew: bool = True) -> None:
+    """Set up the process's log.
+
+    Args:
+        level: least level that is shown.
+        json_file: file that JSON lines are appended to, from ``info`` on, beside what is shown; "-" = stderr shows JSON
+            lines of `level` itself; None = no JSON.
+        anew: take the place of what was set up before.
+
+    Raises:
+        DtoError: the file cannot be opened.
+    """
+    shown: logging.Handler = logging.StreamHandler(sys.stderr)
+    people = PrintableFormatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S")
+    shown.setFormatter(JsonLines() if json_file == "-" else people)
+    shown.setLevel(level.upper())
+    handlers = [shown]
+    if json_file not in (None, "-"):
+        path = Path(str(json_file))
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handlers.append(logging.FileHandler(path, encoding="utf-8"))
+        except OSError as error:
+            raise DtoError(f"log file {path} cannot be written ({error}); choose another for --log-json") from error
+        handlers[1].setFormatter(JsonLines())
+        handlers[1].setLevel(logging.INFO)
+    logging.basicConfig(level=min(handler.level for handler in handlers), handlers=handlers, force=anew)

@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from depth_tiny import save_backbone
 
 from dto_pipeline.config import STAND_IN_BODY, load_config
 from dto_pipeline.data.dataset import load_dataset
@@ -33,10 +34,8 @@ from dto_pipeline.data.images import read_image
 from dto_pipeline.data.manifest_build.builder import build_manifest
 from dto_pipeline.evaluate.tables import markdown
 from dto_pipeline.lab.crowd import plan_crowd
-from dto_pipeline.lab.dataset import DemoSettings, build_demo_data
-from dto_pipeline.lab.write import TRUTH
+from dto_pipeline.lab.demo_data import DemoSettings, build_demo_data, read_truth
 from dto_pipeline.models.body import BodyModel, load_body
-from dto_pipeline.models.depth_tiny import save_backbone
 from dto_pipeline.run.driver import run_pipeline
 from dto_pipeline.train.augment import Draw, Paint, resize
 from dto_pipeline.train.checkpoint import begin_network, list_checkpoints, read_checkpoint, restore_network
@@ -155,8 +154,7 @@ def measure(network: MeshNetwork, config: TrainConfig, crowds: Path, body: BodyM
 def truth_batches(crowds: Path, side: int, body: BodyModel) -> Iterator[TrainBatch]:
     """The pictures of a set, whole, with the truth as labels."""
     settings = json.loads((crowds / "demo.json").read_text())
-    with np.load(crowds / TRUTH, allow_pickle=False) as arrays:
-        truth = {name: arrays[name] for name in ("image_name", "image_number", "pose", "betas", "transl")}
+    truth = read_truth(crowds)
     rules, samples = Rules.of(body, DataConfig(input_size=side), AugmentConfig()), list[Sample]()
     for number in range(settings["images"]):
         rows = np.flatnonzero(truth["image_number"] == number)

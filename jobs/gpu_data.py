@@ -12,37 +12,28 @@ from typing import Any
 
 import numpy as np
 import torch
+from depth_tiny import build_tiny_network
 from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config
 
 from dto_pipeline.collate import collate_scenes
 from dto_pipeline.config import PipelineConfig, load_config
-from dto_pipeline.data.dataset import dataset_from_dict
 from dto_pipeline.data.images import read_image
 from dto_pipeline.data.manifest import Manifest
-from dto_pipeline.data.manifest_build.builder import build_manifest
 from dto_pipeline.data.scenes import load_scenes
-from dto_pipeline.lab.clothes import measure_template
-from dto_pipeline.lab.crowd import plan_crowd
-from dto_pipeline.lab.scenes import build_scene
-from dto_pipeline.lab.write import (
-    LABELS,
-    SIDECAR,
-    PersonRows,
-    encode_picture,
+from dto_pipeline.lab.crowd_files import PersonRows, encode_picture
+from dto_pipeline.lab.demo_data import (
+    BENCH_SEED,
+    bench_numbers,
+    build_scene,
     image_name,
-    image_truth,
-    join_rows,
-    person_rows,
-    write_people,
-    write_pixels,
+    write_plain_data,
+    write_scene,
 )
 from dto_pipeline.models.body import load_body
 from dto_pipeline.models.depth import DepthFiles
-from dto_pipeline.models.depth_tiny import build_tiny_network
 from dto_pipeline.optimizer import SceneOptimizer
 from dto_pipeline.scene import Scene, SceneBatch
 
-SEED, PEOPLE = 2025, 5  # of the pictures; people in each
 LARGE_SCALE = 2.25  # of the pictures that stand for full HD: 1440 x 1080
 
 
@@ -108,7 +99,7 @@ def build_network(place: Place) -> DepthAnythingForDepthEstimation:
 def draw_pictures(place: Place) -> tuple[int, int, int]:
     """Write crowds, manifest, full HD pictures and the network; how many images, distinct ones, full HD ones."""
     distinct, repeats, large = place.pick((64, 16, 24), (2, 2, 1))
-    numbers = [n for n in range(40 * distinct) if _is_vga_of_five(n)][:distinct]
+    numbers = bench_numbers(distinct)
     root, rows = place.scratch / "vga", []
     jobs = [(root, number, new, place.small) for new, number in enumerate(numbers)]
     tall = [(place.scratch / "tall", number, place.small) for number in numbers[:large]]
@@ -121,38 +112,27 @@ def draw_pictures(place: Place) -> tuple[int, int, int]:
             link = (root / folder / image_name(new)).with_suffix(end)
             link.parent.mkdir(parents=True, exist_ok=True)
             os.link((root / folder / image_name(new % distinct)).with_suffix(end), link)
-        again = image_truth(image_name(new), new, len(rows[new % distinct].age_years))
-        rows.append(dataclasses.replace(rows[new % distinct], truth=rows[new % distinct].truth | again))
-    write_people(root, join_rows(rows))
-    described = {"name": "check", "source": "camerahmr", "labels": LABELS, "sidecar": SIDECAR, "images": "images"}
-    dataset = dataset_from_dict({**described, "depth": "depth", "key_parts": 3, "shard_images": 1 << 16}, root)
-    build_manifest(dataset, root / "manifest.parquet", progress=False)
+        first = rows[new % distinct]
+        again = {"image_name": np.full(len(first), image_name(new)), "image_number": np.full(len(first), new)}
+        rows.append(dataclasses.replace(first, truth=first.truth | again))
+    write_plain_data(root, rows)
     torch.manual_seed(0)
     network = build_network(place)
     network.half().save_pretrained(place.network)
     return len(rows), distinct, large
 
 
-def _is_vga_of_five(number: int) -> bool:
-    crowd = plan_crowd(SEED, number)
-    return crowd.num_people == PEOPLE and (crowd.view.width, crowd.view.height) == (640, 480)
-
-
 def _draw(job: tuple[Path, int, int, bool]) -> PersonRows:
     root, number, new, small = job
     torch.set_num_threads(1)
-    body = load_body("demo")
-    scene = build_scene(SEED, number, body, measure_template(body), 0.5 if small else 1.0)
-    scene = dataclasses.replace(scene, number=new)
-    write_pixels(root, scene)
-    return person_rows(scene)
+    scene = build_scene(BENCH_SEED, number, load_body("demo"), 0.5 if small else 1.0)
+    return write_scene(root, dataclasses.replace(scene, number=new))
 
 
 def _draw_tall(job: tuple[Path, int, bool]) -> None:
     folder, number, small = job
     torch.set_num_threads(1)
-    body = load_body("demo")
-    scene = build_scene(SEED, number, body, measure_template(body), 0.6 if small else LARGE_SCALE)
+    scene = build_scene(BENCH_SEED, number, load_body("demo"), 0.6 if small else LARGE_SCALE)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{number}.jpg").write_bytes(encode_picture(scene.picture))
 
@@ -166,7 +146,7 @@ def read_pictures(place: Place, count: int, kind: str = "vga") -> list[np.ndarra
 
 
 def make_batch(place: Place, images: int, groups: int, mode: str) -> tuple[SceneOptimizer, SceneBatch]:
-    """`images` scenes of `PEOPLE` x `groups` people with depth files, on the device."""
+    """`images` scenes of `BENCH_PEOPLE` x `groups` people with depth files, on the device."""
     config, manifest = place.config(f"solver.mode={mode}"), place.manifest
     rows = manifest.read_shard(0)
     needed = [k % rows.num_rows for k in range(images * groups)]

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from gpu_data import PEOPLE, Place, build_network, draw_pictures, make_batch, make_learner, read_pictures
+from gpu_data import Place, build_network, draw_pictures, make_batch, make_learner, read_pictures
 from gpu_measure import (
     PARTS,
     busy_stream,
@@ -39,8 +39,8 @@ from gpu_measure import (
     wait_for,
 )
 
-from dto_pipeline.commands.bench import place_shard
-from dto_pipeline.lab.bench_depth import depth_flops
+from dto_pipeline.lab.bench_depth import depth_flops, place_shard
+from dto_pipeline.lab.demo_data import BENCH_PEOPLE
 from dto_pipeline.lab.golden_image import check_image_cases
 from dto_pipeline.maths.ordered import Segments
 from dto_pipeline.models.body import load_body
@@ -90,8 +90,10 @@ def machine(place: Place) -> Report:
 def pictures(place: Place) -> Report:
     """Crowds of five drawn once and repeated under further names, a manifest over all, full HD pictures, a network."""
     images, distinct, large = draw_pictures(place)
-    figures = {"images": images, "distinct": distinct, "full_hd": large, "people_an_image": PEOPLE}
-    return Report(figures, f"  {images} images ({distinct} distinct) with {PEOPLE} people each, {large} of full HD")
+    figures = {"images": images, "distinct": distinct, "full_hd": large, "people_an_image": BENCH_PEOPLE}
+    return Report(
+        figures, f"  {images} images ({distinct} distinct) with {BENCH_PEOPLE} people each, {large} of full HD"
+    )
 
 
 def tests(place: Place) -> Report:
@@ -179,7 +181,7 @@ def micro(place: Place) -> Report:
         for images, groups in place.pick([(8, 1), (32, 1), (64, 1), (8, 4), (32, 4)], [(2, 1), (2, 2)]):
             optimizer, batch = make_batch(place, images, groups, mode)
             times = time_parts(optimizer, batch, place.device, place.pick(7, 1))
-            name = f"{mode} {images} x {PEOPLE * groups}"
+            name = f"{mode} {images} x {BENCH_PEOPLE * groups}"
             figures[name] = {part: round(ms / images, 4) for part, ms in times.items()}
             cells = "".join(f"{times.get(part, float('nan')) / images:>13.3f}" for part in ("vertices", *PARTS))
             lines.append(f"  {name:<26}{cells}{times['whole'] / images:>9.3f} in all")
@@ -199,7 +201,7 @@ def network(place: Place) -> Report:
         for size, batch in sizes:
             if time.monotonic() < deadline:
                 what = f"{name}, {size[1]} x {size[0]}, batch {batch}"
-                figures[what] = _rate_network(place, model, base.config, precision, size, batch)
+                figures[what] = _rate_network(place, model, base, precision, size, batch)
         del model
     return Report(figures, "\n".join(f"  {what}: {_told(one)}" for what, one in figures.items()))
 
@@ -210,7 +212,7 @@ def compiled(place: Place) -> Report:
         return Report({}, "  left out on a CPU")
     base = build_network(place).eval()
     halve_weights(base, torch.bfloat16)
-    figures = _rate_network(place, torch.compile(base), base.config, "float32", (518, 686), 32)
+    figures = _rate_network(place, torch.compile(base), base, "float32", (518, 686), 32)
     return Report(figures, f"  bfloat16 weights, 686 x 518, batch 32: {_told(figures)}")
 
 
@@ -235,7 +237,7 @@ def _ways_to_compute(place: Place) -> Iterator[tuple[str, Callable[[Any], Any], 
 
 
 def _rate_network(
-    place: Place, model: Any, shape: Any, precision: str, size: tuple[int, int], batch: int
+    place: Place, model: Any, plain: Any, precision: str, size: tuple[int, int], batch: int
 ) -> dict[str, Any]:
     inputs = torch.randn(batch, 3, *size, device=place.device, dtype=next(model.parameters()).dtype)
     if any(weight.ndim == 4 and not weight.is_contiguous() for weight in model.parameters()):
@@ -243,7 +245,7 @@ def _rate_network(
     with torch.inference_mode(), computing_in(precision, place.device):
         output = model(pixel_values=inputs).predicted_depth
         ms = least_ms(lambda: model(pixel_values=inputs), place.device, place.pick(5, 1))
-    tflops = depth_flops(shape, *size) * batch / ms / 1e9
+    tflops = depth_flops(plain, *size) * batch / ms / 1e9
     peak = json.loads((place.out / "machine.json").read_text())["figures"]["bfloat16_tflops"]
     return {
         "images_per_s": round(1000 * batch / ms, 1),

@@ -29,7 +29,7 @@ from dto_pipeline.data.files import write_json_atomic
 from dto_pipeline.data.receipts import Receipt
 from dto_pipeline.errors import DtoError
 from dto_pipeline.evaluate.tables import align
-from dto_pipeline.run.loop import Charge, RunAborted, Schedule, drive
+from dto_pipeline.run.loop import Charge, Crew, RunAborted, Schedule, drive
 from dto_pipeline.run.pool import Event, ShardDone, WorkerLost, WorkerPlaced, WorkerReady
 from dto_pipeline.run.report import format_duration
 
@@ -236,7 +236,7 @@ class CountingLedger:
     def waiting(self, seconds: float, loading: int) -> None:
         """Nobody reads it here."""
 
-    def tick(self, loading: int) -> None:
+    def tick(self, crew: Crew) -> None:
         """Nothing to show."""
 
 

@@ -26,22 +26,21 @@ from typing import Any
 import numpy as np
 import simplejpeg
 import torch
+from depth_tiny import build_tiny_network, save_tiny_network
 from torch import nn
 from torch.nn import functional
 
 import dto_pipeline
 from dto_pipeline.config import STAND_IN_BODY, DepthConfig
 from dto_pipeline.data.files import write_bytes_atomic
-from dto_pipeline.lab.clothes import Template, measure_template
-from dto_pipeline.lab.crowd import View, plan_crowd
-from dto_pipeline.lab.depth_quality import MEASURES, TrueDepth, depth_quality
-from dto_pipeline.lab.scenes import build_picture
-from dto_pipeline.lab.write import encode_picture
-from dto_pipeline.models.body import BodyModel, load_body
+from dto_pipeline.lab.crowd import plan_crowd
+from dto_pipeline.lab.crowd_files import encode_picture
+from dto_pipeline.lab.demo_data import build_picture
+from dto_pipeline.lab.demo_score import DEPTH_MEASURES, measure_network
+from dto_pipeline.models.body import load_body
+from dto_pipeline.models.depth import METRES_PER_DEPTH
 from dto_pipeline.models.depth_anything import DepthNetwork
-from dto_pipeline.models.depth_kinds import METRES_PER_DEPTH
-from dto_pipeline.models.depth_resize import network_size, resize_to_network
-from dto_pipeline.models.depth_tiny import build_tiny_network, save_tiny_network
+from dto_pipeline.models.network_input import network_size, resize_to_network
 
 HELD_OUT = 48  # scenes
 TRAINING_SEED, HELD_OUT_SEED = 1000, 2000  # of the data sets; the demo's own is 7
@@ -83,33 +82,21 @@ class TrainingScene:
     focal: float  # in units of TYPICAL_FOCAL times the shorter side
 
 
-def build_training_scene(seed: int, number: int, body: BodyModel, template: Template) -> TrainingScene:
-    """Scene `number` of data set `seed`, the same crowd and picture as `scenes.build_scene` makes."""
-    picture, view = build_picture(seed, number, body, template), plan_crowd(seed, number).view
-    inverse, person = (1 / picture.z).astype(np.float16), picture.person.astype(np.int8)
-    return TrainingScene(encode_picture(picture), inverse, person, relative_focal(view))
-
-
-def relative_focal(view: View) -> float:
-    """Focal length of a camera in units of `TYPICAL_FOCAL` times the shorter side of the image."""
-    return view.focal / min(view.height, view.width) / TYPICAL_FOCAL
-
-
 def load_training_scenes(cache: Path, seed: int, numbers: range) -> list[TrainingScene]:
     """The scenes of a data set, rendered where the cache folder does not hold them yet (0.35 s each on one core)."""
     body = load_body(STAND_IN_BODY)
-    template = measure_template(body)
     scenes = []
     for number in numbers:
-        paths = [cache / f"{seed}-{number:05d}{suffix}" for suffix in (".jpg", ".inverse.npy", ".person.npy")]
-        if not all(path.exists() for path in paths):
-            scene = build_training_scene(seed, number, body, template)
-            write_bytes_atomic(paths[0], scene.jpeg)
-            for path, values in zip(paths[1:], (scene.inverse, scene.person), strict=True):
-                np.save(path, values, allow_pickle=False)
-        inverse, person = (np.load(path, allow_pickle=False) for path in paths[1:])
-        focal = relative_focal(plan_crowd(seed, number).view)
-        scenes.append(TrainingScene(paths[0].read_bytes(), inverse, person, focal))
+        jpeg, *maps = (cache / f"{seed}-{number:05d}{suffix}" for suffix in (".jpg", ".inverse.npy", ".person.npy"))
+        if not all(path.exists() for path in (jpeg, *maps)):
+            picture = build_picture(seed, number, body)
+            write_bytes_atomic(jpeg, encode_picture(picture))
+            np.save(maps[0], (1 / picture.z).astype(np.float16), allow_pickle=False)
+            np.save(maps[1], picture.person.astype(np.int8), allow_pickle=False)
+        inverse, person = (np.load(path, allow_pickle=False) for path in maps)
+        view = plan_crowd(seed, number).view
+        focal = view.focal / min(view.height, view.width) / TYPICAL_FOCAL
+        scenes.append(TrainingScene(jpeg.read_bytes(), inverse, person, focal))
     return scenes
 
 
@@ -119,7 +106,7 @@ def train_depth_network(
     """Train in place: AdamW, one-cycle rate per stage, bfloat16 arithmetic, exponential averaging at the end.
 
     Args:
-        network: of `models.depth_tiny.build_tiny_network`; its output is then `TRAINED_UNIT` * f / z.
+        network: of `depth_tiny.build_tiny_network`; its output is then `TRAINED_UNIT` * f / z.
         scenes: to learn from.
         settings: seeds, steps and rates.
         say: gets a line of progress every hundred steps.
@@ -143,16 +130,17 @@ def train_depth_network(
     network.load_state_dict(average.module.state_dict())
 
 
-def measure_network(folder: Path, scenes: list[TrainingScene]) -> dict[str, float]:
-    """`depth_quality` of the network in a folder on scenes it has not seen, through the pipeline's own door."""
+def measure_folder(folder: Path, scenes: list[TrainingScene]) -> dict[str, float]:
+    """`measure_network` of the network in a folder on scenes it has not seen, through the pipeline's own door."""
     network = DepthNetwork(DepthConfig(source="model", model=str(folder), short_side=DEMO_SHORT_SIDE))
-    pictures = []
-    for scene in scenes:
-        (disparity,) = network.estimate([simplejpeg.decode_jpeg(scene.jpeg, fastdct=False, fastupsample=False)])
-        if not isinstance(disparity, np.ndarray):
-            raise disparity
-        pictures.append(TrueDepth(disparity, 1 / scene.inverse.astype(np.float64).clip(1e-5), scene.person))
-    return depth_quality(pictures)
+    pictures = (
+        (_decode(scene.jpeg), 1 / scene.inverse.astype(np.float64).clip(1e-5), scene.person) for scene in scenes
+    )
+    return measure_network(network, pictures)
+
+
+def _decode(jpeg: bytes) -> np.ndarray:
+    return simplejpeg.decode_jpeg(jpeg, fastdct=False, fastupsample=False)
 
 
 def depth_loss(found: torch.Tensor, true: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -215,7 +203,7 @@ def _example(
     height, width = scene.inverse.shape
     size = network_size(height, width, short_side)
     window, zoom = _cut_window((height, width), cut_share, rng)
-    rgb = simplejpeg.decode_jpeg(scene.jpeg, fastdct=False, fastupsample=False)[window]
+    rgb = _decode(scene.jpeg)[window]
     image = resize_to_network(torch.from_numpy(np.ascontiguousarray(rgb))[None], size)[0]
     image = image * float(rng.uniform(0.8, 1.25)) + torch.from_numpy(rng.normal(0, 0.12, (3, 1, 1)).astype(np.float32))
     unit = TRAINED_UNIT * scene.focal * zoom
@@ -265,7 +253,7 @@ def write_readme(folder: Path, settings: dict[str, Any], figures: dict[str, floa
         "",
         f"## Unseen scenes (seed {HELD_OUT_SEED}, {figures['persons']:.0f} people)",
         "",
-        *(f"- {title}: {figures[key]:.4f}" for key, title in MEASURES.items()),
+        *(f"- {title}: {figures[key]:.4f}" for key, title in DEPTH_MEASURES.items()),
         "",
     ]
     write_bytes_atomic(folder / "README.md", "\n".join(lines).encode())
@@ -287,7 +275,7 @@ def main() -> None:
     network = build_tiny_network()
     train_depth_network(network, scenes, settings, lambda line: print(line, flush=True))
     save_tiny_network(network, arguments.out, METRES_PER_DEPTH / TRAINED_UNIT)
-    figures = measure_network(arguments.out, load_training_scenes(arguments.cache, HELD_OUT_SEED, range(HELD_OUT)))
+    figures = measure_folder(arguments.out, load_training_scenes(arguments.cache, HELD_OUT_SEED, range(HELD_OUT)))
     write_readme(arguments.out, asdict(settings), figures)
     print(figures)
 

@@ -4,8 +4,9 @@ set and the labels of an undisturbed run over it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -15,6 +16,9 @@ from dto_pipeline.models.body import BodyModel, load_body
 from dto_pipeline.run.driver import run_pipeline
 from tests.run.chaos import label_bytes, tiny_config
 from tests.tiny_dataset import TinyDataset, write_tiny_dataset
+
+if TYPE_CHECKING:
+    from tests.ray_cluster import RayNodes
 
 torch.set_num_threads(1)
 # Property tests share their cores with other work, and give the same verdict every time: jobs/fuzz.sh explores.
@@ -36,9 +40,8 @@ LONG = {
     *(f"commands/test_{name}.py" for name in ("cli", "eval_verbs", "released", "review_verbs", "run_verb", "several")),
     *(f"data/test_{name}.py" for name in ("hostile_images", "pickled_items")),
     *(f"data/exports/test_{name}.py" for name in ("camerahmr", "export", "json_text")),
-    *(f"lab/test_{name}.py" for name in ("bench", "dataset", "depth_bench")),
+    *(f"lab/test_{name}.py" for name in ("bench", "dataset", "golden", "golden_mahmr", "synth")),
     "jobs/test_train_demo_depth.py",
-    *(f"lab/test_{name}.py" for name in ("golden", "golden_mahmr", "synth")),
     *(f"run/test_{name}.py" for name in ("batching", "before_workers", "budget", "damaged_records", "driver")),
     *(f"run/test_{name}.py" for name in ("durability", "identity", "mended", "places", "publishing", "ray_start")),
     *(f"run/test_{name}.py" for name in ("remote_runs", "repairs", "seeing_ahead", "selected_runs", "suspects")),
@@ -47,15 +50,13 @@ LONG = {
 }
 
 
-# Files that start Ray. Of the processes that share the suite one does them all: Ray ends itself where its agent is not
-# up within 15 s, which several clusters that start at once on two cores do not reach.
+# Files that start Ray. Of the processes that share the suite one does those that share a cluster, another one those
+# that start their own: Ray ends itself where its agent is not up within 15 s, which several clusters that start at once
+# on two cores do not reach.
 RAY = {
-    *("chaos/test_deaths.py", "jobs/test_ray_job.py", "jobs/test_slurm.py"),
-    *(
-        f"run/test_{name}.py"
-        for name in ("head_elsewhere", "ray_cluster", "ray_pool", "ray_start", "s3_runs", "suspects")
-    ),
-    "train/test_ray_train.py",
+    **dict.fromkeys(("jobs/test_ray_job.py", "train/test_ray_train.py"), "ray"),
+    **dict.fromkeys((f"run/test_{name}.py" for name in ("head_elsewhere", "ray_cluster", "ray_pool")), "ray"),
+    **dict.fromkeys(("chaos/test_deaths.py", "jobs/test_slurm.py"), "own ray"),
 }
 HERE = Path(__file__).parent
 
@@ -73,15 +74,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Files stay whole, since their tests share fixtures; those of `RAY` together."""
+    """Files stay whole, since their tests share fixtures; those of `RAY` in two groups."""
     from xdist.scheduler import LoadFileScheduling
 
-    class OneForRay(LoadFileScheduling):
+    class RayTogether(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = super()._split_scope(nodeid)
-            return "ray" if file.removeprefix("tests/") in RAY else file
+            return RAY.get(file.removeprefix("tests/"), file)
 
-    return OneForRay(config, log)
+    return RayTogether(config, log)
 
 
 @pytest.fixture(scope="session")
@@ -106,3 +107,24 @@ def undisturbed(tiny, tmp_path_factory) -> dict[str, bytes]:
     run_dir = tmp_path_factory.mktemp("undisturbed") / "run"
     run_pipeline(tiny.manifest, run_dir, tiny_config(), progress=False)
     return label_bytes(run_dir)
+
+
+@pytest.fixture(scope="session")
+def ray_nodes() -> Iterator[RayNodes]:
+    """A cluster of two nodes for commands to join."""
+    from tests.ray_cluster import serve_ray
+
+    with serve_ray() as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def connected(ray_nodes: RayNodes) -> Iterator[RayNodes]:
+    """This process as a driver in the cluster: `RayPool` uses the connection and leaves it open."""
+    import ray
+
+    from dto_pipeline.run.ray_start import start_ray
+
+    start_ray(tiny_config(workers=2).run, ray_nodes.address)
+    yield ray_nodes
+    ray.shutdown()

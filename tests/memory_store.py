@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from dto_pipeline.data.object_store import open_remote
@@ -11,8 +12,9 @@ from dto_pipeline.data.storage import list_names
 def clear_memory() -> None:
     """Take everything away."""
     store = open_remote("memory://")
-    for name in list(store.walk()):
-        store.remove(name)
+    with suppress(FileNotFoundError):
+        for name in list(store.walk()):
+            store.remove(name)
 
 
 def put(place: str, data: bytes) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dto_pipeline.data.tar_index import TarIndex, build_tar_index
+from dto_pipeline.data.tars import TarImages, build_tar_index
 
 
 def jpeg(shade: int = 90, width: int = 32, height: int = 24, comment: bytes = b"") -> bytes:
@@ -28,10 +28,10 @@ def write_tar(path: Path, files: dict[str, bytes]) -> None:
             tar.addfile(info, io.BytesIO(data))
 
 
-def make_index(folder: Path, **tars: dict[str, bytes]) -> TarIndex:
+def make_index(folder: Path, **tars: dict[str, bytes]) -> TarImages:
     """Tars name=files in a folder, and their index."""
     for name, files in tars.items():
         write_tar(folder / f"{name}.tar", files)
     out = folder / "tars.parquet"
-    build_tar_index(folder, [f"{name}.tar" for name in tars], out)
-    return TarIndex(out, folder)
+    build_tar_index(folder, out)
+    return TarImages(out, folder)

@@ -16,11 +16,10 @@ from dto_pipeline.cli import main
 from dto_pipeline.commands.training_data import count_uncertain, open_label_sets
 from dto_pipeline.config import load_config
 from dto_pipeline.data.dataset import load_dataset
-from dto_pipeline.data.labels import LabelsError
+from dto_pipeline.data.labels import LabelsError, read_placed
 from dto_pipeline.data.manifest_build.builder import build_manifest
 from dto_pipeline.data.people import People, read_people
-from dto_pipeline.data.placed import read_placed
-from dto_pipeline.evaluate.placement_evaluation import evaluate_synthetic
+from dto_pipeline.evaluate.placements import evaluate_synthetic
 from dto_pipeline.models.body import BodyModel, load_body
 from dto_pipeline.run.driver import run_pipeline
 from dto_pipeline.scene import PlacedScene

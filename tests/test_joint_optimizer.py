@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from dto_pipeline.collate import collate_scenes, split_batch
 from dto_pipeline.config import PipelineConfig, load_config
-from dto_pipeline.data.labels import build_label_table
-from dto_pipeline.data.placed import placed_scenes, unpack_covariance
+from dto_pipeline.data.labels import build_label_table, placed_scenes, unpack_covariance
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.optimizer import SceneOptimizer
 from dto_pipeline.status import ImageStatus, PersonStatus

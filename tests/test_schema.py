@@ -32,11 +32,11 @@ exec(source, module.__dict__)
 
 import numpy as np
 import pyarrow.parquet as pq
-from dto_pipeline.data.exports.card import _columns
-from dto_pipeline.data.exports.parquet import person_tables
+from dto_pipeline.data.exports.hugging_face import CardSubset, dataset_card
+from dto_pipeline.data.exports.parquet import person_rows
+from dto_pipeline.data.exports.selection import Selection
 from dto_pipeline.data.label_files import flatten_table, read_label_files
-from dto_pipeline.data.labels import build_label_table, read_labels, write_label_shard
-from dto_pipeline.data.placed import read_placed
+from dto_pipeline.data.labels import build_label_table, read_labels, read_placed, write_label_shard
 from dto_pipeline.collate import keep_labels
 from dto_pipeline.models.body import load_body
 from tests.crowds import Stander, make_scene
@@ -53,10 +53,12 @@ assert pq.read_table(path)["persons"][0][1]["sway"].as_py() == 0.25
 (back,) = read_placed(path)
 assert back.extra["haze"] == 0.75
 assert back.extra["sway"].tolist() == [0.5, 0.25]
-(flat,) = person_tables([read_labels(path)])
+flat = person_rows(read_labels(path))
 assert (flat["sway"].to_pylist(), flat["haze"].to_pylist()) == ([0.5, 0.25], [0.75, 0.75])
 assert flatten_table(read_label_files([path])).people["sway"].tolist() == [0.5, 0.25]
-assert "| `persons[].sway` | float32 | m | how far the person leans |" in _columns()
+assert "| `persons[].sway` | float32 | m | how far the person leans |" in dataset_card(
+    [CardSubset("any", {}, [])], Selection()
+)
 assert "`sway`" in [column.row()[0] for column in module.PERSON_COLUMNS]  # what docs/labels.md is held against
 
 # one image has them, the other was never optimised: nothing is made up for it

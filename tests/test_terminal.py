@@ -12,11 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dto_pipeline.cli import main
-from dto_pipeline.commands.logs import configure_logs
 from dto_pipeline.data.dataset import DatasetError
 from dto_pipeline.paths import SUBSET_NAME, UnsafePath, check_relative, name_subset
 from dto_pipeline.status import ImageStatus
-from dto_pipeline.terminal import printable, printable_stdout
+from dto_pipeline.terminal import configure_logs, printable, printable_stdout
 from dto_pipeline.view.report import render_page
 from tests.data.small_set import all_rows, build_small, label_arrays, small_dataset, write_image, write_labels_file
 

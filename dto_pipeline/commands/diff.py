@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dto_pipeline.commands.options import not_negative
 from dto_pipeline.commands.output import print_report
 from dto_pipeline.commands.several import show_several
 from dto_pipeline.errors import DtoError
@@ -33,7 +34,9 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("sides", metavar="RUN", nargs="+", help="the two sides, or with --against all of the first")
     parser.add_argument("--against", metavar="RUN", nargs="+", default=[], help="the other sides")
-    parser.add_argument("--worst", type=int, default=10, metavar="N", help="persons named, those that moved most (10)")
+    parser.add_argument(
+        "--worst", type=not_negative, default=10, metavar="N", help="persons named, those that moved most (10)"
+    )
     parser.add_argument("--body", metavar="NPZ", help="body model that heights are measured on (that of the run)")
     parser.add_argument("--draw", metavar="DIR", help="draw the worst scenes into this folder; not of two runs")
     parser.add_argument("--images", metavar="DIR", help="folder of the photographs for --draw (that of the run)")
@@ -164,7 +167,7 @@ def _body(run: str | None, named: str | None) -> BodyModel | None:
 
 def _draw(diff: PeopleDiff, run: str | None, body: BodyModel, arguments: argparse.Namespace) -> None:
     """The worst scenes, both sides, as pages."""
-    from dto_pipeline.data.images import open_folder
+    from dto_pipeline.data.images import ImageFolder
     from dto_pipeline.data.storage import as_location
     from dto_pipeline.view.pages import PeopleScene, draw_people
     from dto_pipeline.view.panel import People, save_png
@@ -173,7 +176,7 @@ def _draw(diff: PeopleDiff, run: str | None, body: BodyModel, arguments: argpars
     images: ImageStore | None = None
     files: dict[str, str] = {}
     if arguments.images is not None:
-        images = open_folder(as_location(arguments.images))
+        images = ImageFolder(as_location(arguments.images))
     elif run is not None:
         images, files = _run_images(run)
     for scene in diff.scenes:
@@ -189,7 +192,7 @@ def _draw(diff: PeopleDiff, run: str | None, body: BodyModel, arguments: argpars
 
 def _run_images(run: str) -> tuple[ImageStore | None, dict[str, str]]:
     """The photographs of a run and the file of each image; none where its manifest is gone."""
-    from dto_pipeline.data.tar_images import open_images
+    from dto_pipeline.data.tars import open_images
     from dto_pipeline.view.run_files import open_run_files
 
     manifest = open_run_files(run).manifest

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from dto_pipeline.models.body import BodyModel
 
 _WHAT = "a run, an export or its files (Parquet), CameraHMR's or MA-HMR's npz, or a prediction file (npz or Parquet)"
+_TRUTH = "the same kinds, or a folder written by `dto synth`"
 _CORRECTIONS = """\
 what `corrected` corrects (docs/evaluation.md says more):
   index      a person without visible joints no longer shifts the layers and ages of the others
@@ -42,63 +44,26 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     parser = verbs.add_parser("eval", help="measure labels, predictions and solvers against the truth")
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     _add_rh(actions)
-    _add_synthetic(actions)
-    _add_meshes(actions)
-    _add_protocols(actions)
-    _add_benchmark(actions)
-
-
-def _add_rh(actions: argparse._SubParsersAction) -> None:
-    parser = actions.add_parser(
-        "rh",
-        help="RelativeHuman: PCDR at 0.2 m, mPCKh at 0.6, precision, recall, F1",
-        description="Order in depth and joints of predicted bodies against RelativeHuman's annotations.",
-        epilog=_CORRECTIONS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("predictions", metavar="PREDICTIONS", help=f"predicted people: {_WHAT}")
-    parser.add_argument(
-        "--annotations",
-        required=True,
-        metavar="PLACE",
-        help="*_annots.npz, or their folder (see --split)",
-    )
-    parser.add_argument("--split", default="test", choices=("train", "val", "test"), help="file of the folder (test)")
-    parser.add_argument(
-        "--mode",
-        default="corrected",
-        choices=("reference", "corrected"),
-        help="reference: equal to the published metric, faults included; corrected (default): see below",
-    )
-    parser.add_argument(
-        "--regressor", metavar="NPY", help="J_regressor_extra.npy (9, 6890) of the body model; needed with --body"
-    )
-    _add_common(parser)
-    parser.set_defaults(run=_run_rh)
-
-
-def _add_synthetic(actions: argparse._SubParsersAction) -> None:
-    parser = actions.add_parser(
+    parser = _add_action(
+        actions,
         "synthetic",
-        help="labels against the truth of a data set made by `dto synth`",
-        description="Distances, order in depth and heights of the same people (by label row), before and after the "
+        "labels against the truth of a data set made by `dto synth`",
+        "Distances, order in depth and heights of the same people (by label row), before and after the "
         "run, over all people and over people of accepted images.",
+        _run_synthetic,
+        labels=f"what is judged: {_WHAT}",
     )
-    parser.add_argument("labels", metavar="LABELS", help=f"what is judged: {_WHAT}")
     parser.add_argument("--truth", required=True, metavar="DIR", help="folder written by `dto synth`, or its truth.npz")
-    _add_common(parser)
-    parser.set_defaults(run=_run_synthetic)
-
-
-def _add_meshes(actions: argparse._SubParsersAction) -> None:
-    parser = actions.add_parser(
+    parser = _add_action(
+        actions,
         "meshes",
-        help="MPJPE, PA-MPJPE, MVE, absolute and pairwise depth, F1, NMJE, NMVE, field of view",
-        description="Bodies against true bodies of the same images; both sides in any layout this project reads. "
+        "MPJPE, PA-MPJPE, MVE, absolute and pairwise depth, F1, NMJE, NMVE, field of view",
+        "Bodies against true bodies of the same images; both sides in any layout this project reads. "
         "People are matched by their joints and boxes in the image (IoU of at least 0.1), or by label row.",
+        _run_meshes,
+        found=f"what is judged: {_WHAT}",
+        truth=_TRUTH,
     )
-    parser.add_argument("found", metavar="FOUND", help=f"what is judged: {_WHAT}")
-    parser.add_argument("truth", metavar="TRUTH", help="the same kinds, or a folder written by `dto synth`")
     parser.add_argument(
         "--match",
         default="boxes",
@@ -111,59 +76,112 @@ def _add_meshes(actions: argparse._SubParsersAction) -> None:
         choices=("after", "before"),
         help="labels of FOUND after the run (default) or before",
     )
-    _add_common(parser)
-    parser.set_defaults(run=_run_meshes)
+    _add_protocols(actions)
+    _add_benchmark(actions)
+
+
+def _add_action(
+    actions: argparse._SubParsersAction,
+    name: str,
+    title: str,
+    description: str,
+    run: Callable[[argparse.Namespace], int],
+    epilog: str = "",
+    **places: str,
+) -> argparse.ArgumentParser:
+    """An action with its places (name -> help) and the options that all but the benchmark share."""
+    parser = actions.add_parser(
+        name,
+        help=title,
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter if epilog else argparse.HelpFormatter,
+    )
+    for place, help_text in places.items():
+        parser.add_argument(place, metavar=place.upper(), help=help_text)
+    add_body_option(parser)
+    parser.add_argument("--json", metavar="FILE", help="write measures, intervals and counts as JSON")
+    parser.add_argument("--csv", metavar="FILE", help="write one row per image: its measures and the sums behind them")
+    parser.add_argument(
+        "--resamples",
+        type=not_negative,
+        default=1000,
+        metavar="N",
+        help="draws of images behind the intervals (1000); 0 = none",
+    )
+    parser.add_argument("--seed", type=not_negative, default=0, help="of those draws (0)")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_rh(actions: argparse._SubParsersAction) -> None:
+    parser = _add_action(
+        actions,
+        "rh",
+        "RelativeHuman: PCDR at 0.2 m, mPCKh at 0.6, precision, recall, F1",
+        "Order in depth and joints of predicted bodies against RelativeHuman's annotations.",
+        _run_rh,
+        _CORRECTIONS,
+        predictions=f"predicted people: {_WHAT}",
+    )
+    parser.add_argument(
+        "--annotations", required=True, metavar="PLACE", help="*_annots.npz, or their folder (see --split)"
+    )
+    parser.add_argument("--split", default="test", choices=("train", "val", "test"), help="file of the folder (test)")
+    parser.add_argument(
+        "--mode",
+        default="corrected",
+        choices=("reference", "corrected"),
+        help="reference: equal to the published metric, faults included; corrected (default): see below",
+    )
+    parser.add_argument(
+        "--regressor", metavar="NPY", help="J_regressor_extra.npy (9, 6890) of the body model; needed with --body"
+    )
 
 
 def _add_protocols(actions: argparse._SubParsersAction) -> None:
-    for name, title in (
-        ("3dpw", "3DPW, Hi4D as MA-HMR measures them: MPJPE and PA-MPJPE of 14 regressed joints, MVE, recall"),
-        ("agora", "AGORA, BEDLAM as MA-HMR measures them: F1, MPJPE, MVE, NMJE, NMVE"),
+    published = (
+        "Matching as published: by ascending spectral norm, with its budget of predictions; `dto golden` proves it "
+        "equal to the recorded numbers, `dto eval meshes` has the field's own."
+    )
+    joints = (
+        "Joints of FOUND are regressed from its meshes; images that FOUND does not have are left out and counted. "
+        "docs/evaluation.md tells files and definitions."
+    )
+    for name, title, more, truth in (
+        (
+            "3dpw",
+            "3DPW, Hi4D as MA-HMR measures them: MPJPE and PA-MPJPE of 14 regressed joints, MVE, recall",
+            published,
+            _TRUTH,
+        ),
+        ("agora", "AGORA, BEDLAM as MA-HMR measures them: F1, MPJPE, MVE, NMJE, NMVE", published, _TRUTH),
+        ("mupots", "MuPoTS-3D: 3DPCK and AUC of all and of matched people", joints, "its folder, with TS1 .. TS20"),
+        (
+            "panoptic",
+            "CMU Panoptic: MPJPE of the nearest prediction, MRPE, per sequence",
+            joints,
+            "folder of its sequences",
+        ),
     ):
-        parser = actions.add_parser(
-            name,
-            help=title,
-            description=f"{title}. Matching as published: by ascending spectral norm, with its budget of "
-            "predictions; `dto golden` proves it equal to the recorded numbers, `dto eval meshes` has the field's own.",
-        )
-        parser.add_argument("found", metavar="FOUND", help=f"what is judged: {_WHAT}")
-        parser.add_argument("truth", metavar="TRUTH", help="the same kinds, or a folder written by `dto synth`")
-        parser.add_argument(
-            "--truth-body", metavar="NPZ", help="the truth's body model where it is another one (gendered)"
-        )
-        if name == "3dpw":
+        run = _run_protocol if truth is _TRUTH else _run_joints
+        places = {"found": f"what is judged: {_WHAT}", "truth" if truth is _TRUTH else "root": truth}
+        parser = _add_action(actions, name, title, f"{title}. {more}", run, **places)
+        parser.set_defaults(protocol=name)
+        if name in ("3dpw", "agora"):
+            parser.add_argument(
+                "--truth-body", metavar="NPZ", help="the truth's body model where it is another one (gendered)"
+            )
+        if name == "agora":
+            parser.add_argument("--vertices", metavar="NPY", help="body_verts_smpl.npy: the vertices that count (all)")
+        else:
             parser.add_argument(
                 "--regressor", required=True, metavar="NPY", help="J_regressor_h36m.npy (17, V) of the body model"
             )
-        else:
-            parser.add_argument("--vertices", metavar="NPY", help="body_verts_smpl.npy: the vertices that count (all)")
-        _add_common(parser)
-        parser.set_defaults(run=_run_protocol, protocol=name)
-    _add_joint_protocols(actions)
-
-
-def _add_joint_protocols(actions: argparse._SubParsersAction) -> None:
-    for name, title, place in (
-        ("mupots", "MuPoTS-3D: 3DPCK and AUC of all and of matched people", "its folder, with TS1 .. TS20"),
-        ("panoptic", "CMU Panoptic: MPJPE of the nearest prediction, MRPE, per sequence", "folder of its sequences"),
-    ):
-        parser = actions.add_parser(
-            name,
-            help=title,
-            description=f"{title}. Joints of FOUND are regressed from its meshes; images that FOUND does not have are "
-            "left out and counted. docs/evaluation.md tells files and definitions.",
-        )
-        parser.add_argument("found", metavar="FOUND", help=f"what is judged: {_WHAT}")
-        parser.add_argument("truth", metavar="ROOT", help=place)
-        parser.add_argument(
-            "--regressor", required=True, metavar="NPY", help="J_regressor_h36m.npy (17, V) of the body model"
-        )
         if name == "panoptic":
             parser.add_argument(
                 "--cameras", nargs="+", default=["00_16", "00_30"], metavar="NAME", help="HD cameras (00_16 00_30)"
             )
-        _add_common(parser)
-        parser.set_defaults(run=_run_joints, protocol=name)
 
 
 def _add_benchmark(actions: argparse._SubParsersAction) -> None:
@@ -176,7 +194,7 @@ def _add_benchmark(actions: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("-o", "--out", default="out/benchmark", metavar="DIR", help="folder to write (out/benchmark)")
     parser.add_argument("--images", type=positive, default=48, metavar="N", help="per difficulty (48)")
-    parser.add_argument("--seed", type=int, default=201, help="of the crowds (201)")
+    parser.add_argument("--seed", type=not_negative, default=201, help="of the crowds (201)")
     parser.add_argument(
         "--difficulty", action="append", metavar="NAME", help="only this one; may be given several times (all)"
     )
@@ -185,20 +203,6 @@ def _add_benchmark(actions: argparse._SubParsersAction) -> None:
     add_heights_option(parser)
     add_config_options(parser)
     parser.set_defaults(run=_run_benchmark)
-
-
-def _add_common(parser: argparse.ArgumentParser) -> None:
-    add_body_option(parser)
-    parser.add_argument("--json", metavar="FILE", help="write measures, intervals and counts as JSON")
-    parser.add_argument("--csv", metavar="FILE", help="write one row per image: its measures and the sums behind them")
-    parser.add_argument(
-        "--resamples",
-        type=not_negative,
-        default=1000,
-        metavar="N",
-        help="draws of images behind the intervals (1000); 0 = none",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of those draws (0)")
 
 
 def _run_rh(arguments: argparse.Namespace) -> int:
@@ -225,7 +229,7 @@ def _run_rh(arguments: argparse.Namespace) -> int:
 
 
 def _run_synthetic(arguments: argparse.Namespace) -> int:
-    from dto_pipeline.evaluate.placement_evaluation import evaluate_synthetic
+    from dto_pipeline.evaluate.placements import evaluate_synthetic
 
     after = _people(arguments.labels)
     placed = {"labels": after}
@@ -245,7 +249,7 @@ def _run_meshes(arguments: argparse.Namespace) -> int:
 
 
 def _run_protocol(arguments: argparse.Namespace) -> int:
-    from dto_pipeline.evaluate.protocol_evaluation import Bodies, evaluate_protocol
+    from dto_pipeline.evaluate.protocols import Bodies, evaluate_protocol
     from dto_pipeline.models.body import load_body
 
     body = _body(arguments)
@@ -269,7 +273,7 @@ def _run_joints(arguments: argparse.Namespace) -> int:
 
     regressor, body, found = _array(arguments.regressor), _body(arguments), _people(arguments.found)
     is_mupots = arguments.protocol == "mupots"
-    truth = read_mupots(arguments.truth) if is_mupots else read_panoptic(arguments.truth, arguments.cameras)
+    truth = read_mupots(arguments.root) if is_mupots else read_panoptic(arguments.root, arguments.cameras)
     asked = (arguments.protocol, arguments.resamples, arguments.seed)
     return _report(evaluate_joints(found, truth, body, regressor, *asked), arguments)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from dto_pipeline.commands.options import measure, not_negative
 from dto_pipeline.commands.output import local_place
 from dto_pipeline.errors import DtoError
 
@@ -38,15 +39,18 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     images.add_argument("--accepted-only", action="store_true", help="only images that were optimised and score well")
     images.add_argument("--all", action="store_true", help="every image, failures too")
     parser.add_argument("--persons", choices=_PERSONS, help="valid: without unusable labels; moved: placed by a fit")
-    parser.add_argument("--min-persons", type=int, metavar="N", help="images with at least N such persons")
+    parser.add_argument("--min-persons", type=not_negative, metavar="N", help="images with at least N such persons")
     parser.add_argument(
-        "--max-height-dev", type=float, metavar="X", help="accepted: a score below X sigma, in place of the run's own"
+        "--max-height-dev", type=measure, metavar="X", help="accepted: a score below X sigma, in place of the run's own"
     )
     parser.add_argument(
-        "--max-error", type=float, metavar="M", help="only images whose expected error of z is at most M metres (joint)"
+        "--max-error",
+        type=measure,
+        metavar="M",
+        help="only images whose expected error of z is at most M metres (joint)",
     )
     parser.add_argument(
-        "--max-z-sigma", type=float, metavar="M", help="only persons whose sigma of z is at most M metres (joint)"
+        "--max-z-sigma", type=measure, metavar="M", help="only persons whose sigma of z is at most M metres (joint)"
     )
     parser.add_argument(
         "--images",
@@ -108,8 +112,8 @@ def _image_places(arguments: argparse.Namespace, subsets: list[str]) -> str | di
 
 def _choose(arguments: argparse.Namespace, default: Selection) -> Selection:
     """The format's own selection with what the command line says in place."""
-    from dto_pipeline.data.certainty import Limits
     from dto_pipeline.data.exports.selection import Selection
+    from dto_pipeline.data.label_files import Limits
 
     if arguments.all and arguments.max_height_dev is not None:
         raise DtoError("--max-height-dev says which images are accepted, --all takes the others too; leave one out")

@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from dto_pipeline.commands.merge import add_merge_parser
-from dto_pipeline.commands.options import positive
+from dto_pipeline.commands.options import positive, share
 from dto_pipeline.commands.output import lasting_place
 from dto_pipeline.config import RunConfig
 
@@ -65,7 +65,7 @@ def _add_build(actions: argparse._SubParsersAction) -> None:
     )
     build.add_argument(
         "--max-failed-images",
-        type=_share,
+        type=share,
         default=RunConfig.max_failed_images,
         metavar="SHARE",
         help="end with exit code 1 if more than this share of images or label rows cannot be used, whatever the reason "
@@ -92,13 +92,6 @@ def _add_check(actions: argparse._SubParsersAction) -> None:
     check.add_argument("--report", metavar="FILE", help="write all of it as JSON")
     check.add_argument("--quiet", action="store_true", help="no progress line")
     check.set_defaults(run=_check)
-
-
-def _share(text: str) -> float:
-    share = float(text)
-    if not 0 <= share <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is no share: from 0 to 1, 0.05 is 5 %")
-    return share
 
 
 def _build(arguments: argparse.Namespace) -> int:

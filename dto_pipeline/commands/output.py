@@ -41,3 +41,8 @@ def lasting_place(text: str) -> str:
     if text.startswith("memory://"):
         raise DtoError(f"{text} lies in the memory of this process and ends with it; name a folder or a bucket (-o)")
     return text
+
+
+def show_progress(done: int, images: int) -> None:
+    """A line on the terminal that says how many images are made."""
+    print(f"\r   {done} of {images} images", end="\n" if done == images else "", flush=True)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dto_pipeline.commands.options import positive
+from dto_pipeline.commands.options import measure, positive, share
 from dto_pipeline.config import PipelineConfig
 from dto_pipeline.errors import DtoError
 
@@ -43,12 +43,12 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     camera = parser.add_mutually_exclusive_group()
     camera.add_argument(
         "--fov",
-        type=float,
+        type=measure,
         metavar="DEG",
         help="vertical field of view of all images in degrees, where it is known; otherwise the network says it",
     )
     camera.add_argument("--keep-camera", action="store_true", help="take the manifest's cameras, not the network's")
-    parser.add_argument("--min-confidence", type=float, metavar="C", help="leave out people below this, 0 .. 1 (0.3)")
+    parser.add_argument("--min-confidence", type=share, metavar="C", help="leave out people below this, 0 .. 1 (0.3)")
     parser.add_argument("--subset", default="", metavar="NAME", help="name of a folder's set, by default the folder's")
     parser.add_argument("--image-root", default="", metavar="DIR", help="where a manifest's images are now, if moved")
     parser.add_argument(

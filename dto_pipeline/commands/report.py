@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dto_pipeline.commands.options import not_negative
 from dto_pipeline.commands.output import local_place
 from dto_pipeline.commands.several import show_several
 from dto_pipeline.commands.status import status_facts
@@ -29,9 +30,9 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         "run_dirs", metavar="RUN", nargs="+", help="folders of runs; of several, a page each and a table"
     )
     parser.add_argument("-o", "--out", required=True, metavar="DIR", help="folder to write to")
-    parser.add_argument("--worst", type=int, default=3, metavar="N", help="worst scenes shown (3)")
-    parser.add_argument("--random", type=int, default=3, metavar="N", help="random scenes shown (3)")
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the random scenes (0)")
+    parser.add_argument("--worst", type=not_negative, default=3, metavar="N", help="worst scenes shown (3)")
+    parser.add_argument("--random", type=not_negative, default=3, metavar="N", help="random scenes shown (3)")
+    parser.add_argument("--seed", type=not_negative, default=0, metavar="S", help="seed of the random scenes (0)")
     add_places(parser)
     parser.set_defaults(run=_run)
 

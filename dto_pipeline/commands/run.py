@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from dto_pipeline.commands.options import Paragraphs, add_config_options, positive, read_config
+from dto_pipeline.commands.options import Paragraphs, add_config_options, measure, not_negative, positive, read_config
 from dto_pipeline.commands.output import lasting_place, print_report
 from dto_pipeline.config import with_body
 from dto_pipeline.errors import DtoError
-from dto_pipeline.models.depth_licences import licence_lines
+from dto_pipeline.models.networks import licence_lines
 
 _EPILOG = """\
 A depth network instead of depth files:
@@ -47,7 +47,9 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "-o", "--out", required=True, metavar="DIR", help="the run's folder, or a URI like s3://bucket/runs/coco"
     )
-    parser.add_argument("--workers", type=int, metavar="N", help="same as --set run.workers=N; 0 = without Ray")
+    parser.add_argument(
+        "--workers", type=not_negative, metavar="N", help="same as --set run.workers=N; 0 = without Ray"
+    )
     parser.add_argument(
         "--address", default="local", help="Ray cluster: local (default), auto, HOST:PORT, ray://HOST:PORT"
     )
@@ -87,7 +89,7 @@ def _add_outlook(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what is shown")
     group.add_argument("--dry-run", action="store_true", help="say what would be done and what it costs; write nothing")
     group.add_argument(
-        "--images-per-s", type=_speed, metavar="R", help="for --dry-run: speed of one worker, where no receipt tells"
+        "--images-per-s", type=measure, metavar="R", help="for --dry-run: speed of one worker, where no receipt tells"
     )
     group.add_argument("--json", action="store_true", help="print plan or summary as JSON")
     group.add_argument("--quiet", action="store_true", help="no progress line")
@@ -102,10 +104,10 @@ def _add_outlook(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from dto_pipeline.commands.logs import configure_logs
     from dto_pipeline.run.driver import run_pipeline
     from dto_pipeline.run.forecast import plan_pipeline
     from dto_pipeline.run.plan import Selection
+    from dto_pipeline.terminal import configure_logs
 
     configure_logs(arguments.log_level or ("info" if arguments.verbose else "warning"), arguments.log_json)
     if arguments.workers is not None:
@@ -139,13 +141,6 @@ def _run(arguments: argparse.Namespace) -> int:
     if summary.failed_images and not arguments.retry_failed and not arguments.json:
         print(f"{summary.failed_images} images failed and have rows that say why; mend them, then use --retry-failed")
     return summary.exit_code
-
-
-def _speed(text: str) -> float:
-    speed = float(text)
-    if not speed > 0:
-        raise argparse.ArgumentTypeError(f"{text} is no speed: more than 0 images a second")
-    return speed
 
 
 def _words(text: str) -> tuple[str, ...]:

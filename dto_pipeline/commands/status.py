@@ -8,6 +8,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+from dto_pipeline.commands.options import measure
 from dto_pipeline.commands.output import print_report
 from dto_pipeline.commands.several import show_several
 from dto_pipeline.errors import DtoError
@@ -31,7 +32,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--watch",
         nargs="?",
-        type=float,
+        type=measure,
         const=WATCH_S,
         metavar="SECONDS",
         help=f"look again every so often (default {WATCH_S:g}) until nothing is pending",
@@ -56,6 +57,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def status_facts(status: RunStatus) -> dict[str, str]:
     """A row of the table over several runs."""
+    from dto_pipeline.run.report import format_duration
+
     done, failed, pending = (status.shards[str(word)] for word in ("done", "failed", "pending"))
     optimized = status.image_status.get("optimized", 0)
     return {
@@ -66,16 +69,9 @@ def status_facts(status: RunStatus) -> dict[str, str]:
         "persons": f"{status.persons_done} of {status.persons_total}",
         "moved": f"{status.person_status.get('moved', 0)}",
         "images/s": f"{status.images_per_s:.1f}",
-        "ETA": format_eta(status),
+        "ETA": format_duration(status.eta_s),
         "driver": status.driver,
     }
-
-
-def format_eta(status: RunStatus) -> str:
-    """How long still, in words."""
-    from dto_pipeline.run.report import format_duration
-
-    return format_duration(status.eta_s)
 
 
 def _watch(run_dir: str, arguments: argparse.Namespace) -> int:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from dto_pipeline.commands.options import add_body_option, add_heights_option, positive
-from dto_pipeline.commands.output import local_place
+from dto_pipeline.commands.options import add_body_option, add_heights_option, not_negative, positive
+from dto_pipeline.commands.output import local_place, show_progress
 from dto_pipeline.errors import DtoError
 
 
@@ -20,7 +20,10 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument("-o", "--out", metavar="DIR", help="folder to write to")
     parser.add_argument("--images", type=positive, default=64, metavar="N", help="images to make (64)")
     parser.add_argument(
-        "--seed", type=int, default=201, help="of everything random (201); the joint solver was tuned on 1 and 2"
+        "--seed",
+        type=not_negative,
+        default=201,
+        help="of everything random (201); the joint solver was tuned on 1 and 2",
     )
     parser.add_argument("--difficulty", default="standard", metavar="NAME", help="what is hard, see --list (standard)")
     parser.add_argument(
@@ -61,7 +64,7 @@ def _run(arguments: argparse.Namespace) -> int:
         arguments.options.append(f"bodies={arguments.bodies}")
     kind = choose_difficulty(arguments.difficulty, arguments.options, arguments.heights)
     torch.set_num_threads(1)  # small tensors: more threads are slower
-    show = None if arguments.quiet else _progress
+    show = None if arguments.quiet else show_progress
     data = write_synth(
         local_place(arguments.out),
         kind,
@@ -73,7 +76,3 @@ def _run(arguments: argparse.Namespace) -> int:
     written = "written" if data.created else "was there already"
     print(f"{data.root}: {data.images} images, {data.persons} people, difficulty {kind.name}, {written}")
     return 0
-
-
-def _progress(done: int, images: int) -> None:
-    print(f"\r{done} of {images} images", end="\n" if done == images else "", flush=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from dto_pipeline.commands.options import add_overrides
+from dto_pipeline.commands.options import add_overrides, not_negative
 
 
 def add_parser(verbs: argparse._SubParsersAction) -> None:
@@ -34,7 +34,9 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         help="same as --set loop.init=FILE: weights to begin from, a released MA-HMR or SAT-HMR file (.bin, .pth) or a "
         "checkpoint or folder of a training; sizes that the config does not name are those of the file",
     )
-    parser.add_argument("--workers", type=int, metavar="N", help="same as --set loop.workers=N; 0 = without Ray")
+    parser.add_argument(
+        "--workers", type=not_negative, metavar="N", help="same as --set loop.workers=N; 0 = without Ray"
+    )
     parser.add_argument("--address", default="local", help="Ray cluster: local (default), auto, ray://HOST:PORT")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.set_defaults(run=_run)

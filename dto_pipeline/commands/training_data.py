@@ -17,8 +17,7 @@ from dto_pipeline.data.label_pieces import LabelSet, ParquetSet, open_file_set, 
 from dto_pipeline.data.recognise import FileKind, expect_kind
 from dto_pipeline.data.storage import as_location
 from dto_pipeline.errors import DtoError
-from dto_pipeline.models.body_file import locate_body
-from dto_pipeline.models.networks import sha256_once
+from dto_pipeline.models.networks import locate_body, sha256_once
 from dto_pipeline.run.finished import read_run_labels
 from dto_pipeline.run.folder import RunDirectory
 from dto_pipeline.train.config import DataConfig

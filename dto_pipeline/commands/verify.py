@@ -7,7 +7,7 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
-from dto_pipeline.commands.options import add_moved_options
+from dto_pipeline.commands.options import add_moved_options, not_negative
 from dto_pipeline.commands.several import show_several
 from dto_pipeline.errors import DtoError
 
@@ -28,7 +28,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("run_dirs", metavar="RUN", nargs="+", help="folders of runs; of several, one table")
     add_moved_options(parser)
-    parser.add_argument("--limit", type=int, default=5, metavar="N", help="offences shown per rule (5)")
+    parser.add_argument("--limit", type=not_negative, default=5, metavar="N", help="offences shown per rule (5)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=_run)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from dto_pipeline.commands.options import add_moved_options
+from dto_pipeline.commands.options import add_moved_options, not_negative
 from dto_pipeline.commands.output import local_place
 from dto_pipeline.errors import DtoError
 
@@ -24,9 +24,11 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("-o", "--out", required=True, metavar="DIR", help="folder to write to")
     parser.add_argument("--key", action="append", default=[], metavar="K", help="image key, or its end; repeatable")
-    parser.add_argument("--worst", type=int, default=0, metavar="N", help="optimised scenes of largest deviation")
-    parser.add_argument("--random", type=int, default=0, metavar="N", help="scenes drawn by lot")
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed of --random (0)")
+    parser.add_argument(
+        "--worst", type=not_negative, default=0, metavar="N", help="optimised scenes of largest deviation"
+    )
+    parser.add_argument("--random", type=not_negative, default=0, metavar="N", help="scenes drawn by lot")
+    parser.add_argument("--seed", type=not_negative, default=0, metavar="S", help="seed of --random (0)")
     parser.add_argument("--status", action="append", default=[], metavar="S", help="only images of this status")
     parser.add_argument("--glb", action="store_true", help="also write a binary glTF of each scene (y up, metres)")
     add_places(parser)
@@ -64,7 +66,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _view_file(arguments: argparse.Namespace) -> int:
     """Scenes of a file of any kind that holds people: released DTO-Humans, CameraHMR's, predictions, exports."""
-    from dto_pipeline.data.images import open_folder
+    from dto_pipeline.data.images import ImageFolder
     from dto_pipeline.data.people import read_people
     from dto_pipeline.data.storage import as_location
     from dto_pipeline.models.body import load_body
@@ -80,7 +82,7 @@ def _view_file(arguments: argparse.Namespace) -> int:
         raise DtoError(f"{arguments.run_dir} does not name its body model; name it with --body (demo = the stand-in)")
     people = read_people(arguments.run_dir)
     number = arguments.random or (0 if arguments.key else _DEFAULT_WORST)
-    images = None if arguments.images is None else open_folder(as_location(arguments.images))
+    images = None if arguments.images is None else ImageFolder(as_location(arguments.images))
     body = load_body(arguments.body)
     for image in choose_images(people, arguments.key, number, arguments.seed):
         scene = file_scene(people, image)

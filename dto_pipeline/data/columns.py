@@ -13,12 +13,6 @@ import numpy as np
 import pyarrow as pa
 
 
-def vector_column(values: np.ndarray, kind: pa.DataType) -> pa.Array:
-    """(n, k) numbers as n fixed-size lists of the type `kind` (``pa.list_(pa.float32(), k)``)."""
-    flat = np.ascontiguousarray(values, dtype=kind.value_type.to_pandas_dtype()).reshape(-1)
-    return pa.FixedSizeListArray.from_arrays(pa.array(flat), type=kind)
-
-
 def to_column(values: Any, kind: pa.DataType) -> pa.Array:
     """One column of type `kind` from an Arrow array, a numpy array ((n,) or (n, k)) or a sequence of str or None."""
     if isinstance(values, pa.ChunkedArray):
@@ -26,7 +20,8 @@ def to_column(values: Any, kind: pa.DataType) -> pa.Array:
     if isinstance(values, pa.Array):
         return values if values.type == kind else values.cast(kind)
     if pa.types.is_fixed_size_list(kind):
-        return vector_column(values, kind)
+        flat = np.ascontiguousarray(values, dtype=kind.value_type.to_pandas_dtype()).reshape(-1)
+        return pa.FixedSizeListArray.from_arrays(pa.array(flat), type=kind)
     if isinstance(values, np.ndarray) and values.dtype.kind in "fiub":
         return pa.array(np.ascontiguousarray(values, dtype=kind.to_pandas_dtype()), type=kind)
     return pa.array(values, type=kind)

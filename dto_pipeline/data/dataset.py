@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from dto_pipeline.config import STAND_IN_BODY
 from dto_pipeline.data.sources import SOURCES
@@ -26,11 +26,15 @@ from dto_pipeline.paths import SUBSET_NAME, UnsafePath, check_relative
 from dto_pipeline.reading import parse_yaml, read_regular
 
 PRINCIPAL_POINTS = ("centre", "free")
-IMAGES_IN = ("folder", "tars")
-MASKS = ("sidecar", "detection")
 PLACES = ("labels", "images", "sidecar", "depth", "predictions")  # keys that name files or folders
 SYNTHETIC = "Synthetic, made by this project"  # how the licence of such a data set begins
-_OPTIONAL_PLACES = PLACES[2:]
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "source": tuple(sorted(SOURCES)),
+    "principal_point": PRINCIPAL_POINTS,
+    "images_in": ("folder", "tars"),
+    "masks": ("sidecar", "detection"),
+    "label_values": LABEL_VALUES,
+}
 _NOT_IN_YAML = ("root", "places")
 
 
@@ -63,14 +67,8 @@ class Dataset:
     places: Mapping[str, Location] = field(default_factory=dict)  # key of PLACES -> where it lies; not in the YAML
 
     def __post_init__(self) -> None:
-        _expect(self.source in SOURCES, f"source is {self.source!r}; choose from {sorted(SOURCES)}")
-        _expect(
-            self.principal_point in PRINCIPAL_POINTS,
-            f"principal_point is {self.principal_point!r}; choose from {PRINCIPAL_POINTS}",
-        )
-        _expect(self.images_in in IMAGES_IN, f"images_in is {self.images_in!r}; choose from {IMAGES_IN}")
-        _expect(self.masks in MASKS, f"masks is {self.masks!r}; choose from {MASKS}")
-        _expect(self.label_values in LABEL_VALUES, f"label_values is {self.label_values!r}; choose from {LABEL_VALUES}")
+        for key, known in _CHOICES.items():
+            _expect(getattr(self, key) in known, f"{key} is {getattr(self, key)!r}; choose from {known}")
         _expect(self.key_parts >= 1, f"key_parts is {self.key_parts}; expected 1 or more")
         _expect(self.shard_images >= 1, f"shard_images is {self.shard_images}; expected 1 or more")
         _expect(self.depth_suffix.startswith("."), f"depth_suffix is {self.depth_suffix!r}; expected for example .npy")
@@ -79,19 +77,19 @@ class Dataset:
             f"body is {self.body!r}; expected {STAND_IN_BODY} (synthetic people), or leave it out and name the body "
             "where it is used: body.model_path=PATH",
         )
-        named = SUBSET_NAME.fullmatch(self.name) is not None
-        _expect(named, f"name is {self.name!r}; expected one word of letters, digits, '.', '-' and '_'")
+        fits = SUBSET_NAME.fullmatch(self.name) is not None
+        _expect(fits, f"name is {self.name!r}; expected one word of letters, digits, '.', '-' and '_'")
         for key in PLACES:
-            if key not in self.places:
-                _check_path(key, getattr(self, key), optional=key in _OPTIONAL_PLACES)
+            if key not in self.places and (getattr(self, key) or key in ("labels", "images")):
+                _check_path(key, getattr(self, key))
 
     @property
     def labels_path(self) -> Location:
-        return self._require("labels")
+        return cast(Location, self.place("labels"))  # checked when the description was made
 
     @property
     def images_root(self) -> Location:
-        return self._require("images")
+        return cast(Location, self.place("images"))
 
     @property
     def sidecar_path(self) -> Location | None:
@@ -113,11 +111,6 @@ class Dataset:
         name = getattr(self, key)
         return join_location(self.root, name) if name else None
 
-    def _require(self, key: str) -> Location:
-        place = self.place(key)
-        assert place is not None, key  # checked when the description was made
-        return place
-
     def describe(self) -> dict[str, Any]:
         """The description without root and places, JSON-ready: equal on every machine."""
         return {key: value for key, value in dataclasses.asdict(self).items() if key not in _NOT_IN_YAML}
@@ -138,7 +131,8 @@ def load_dataset(
         DatasetError: the file, a key or a value cannot be used; the message names it.
     """
     try:
-        tree = parse_yaml(read_regular(_find_description(path)))
+        named = None if Path(path).is_file() else shipped_datasets().get(str(path))
+        tree = parse_yaml(read_regular(named or path))
     except FileNotFoundError as error:
         names = ", ".join(shipped_datasets())
         raise DatasetError(f"dataset file {path} does not exist; by name there are {names}") from error
@@ -158,11 +152,6 @@ def shipped_datasets() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
-def _find_description(path: str | Path) -> Path:
-    named = None if Path(path).is_file() else shipped_datasets().get(str(path))
-    return named or Path(path)
-
-
 def dataset_from_dict(tree: Any, data_root: str | Path, places: Mapping[str, str] | None = None) -> Dataset:
     """A description from plain values, see `load_dataset`."""
     _expect(isinstance(tree, dict), f"holds {type(tree).__name__}; expected key: value pairs")
@@ -171,7 +160,10 @@ def dataset_from_dict(tree: Any, data_root: str | Path, places: Mapping[str, str
     unknown, missing = sorted(set(map(str, tree)) - set(hints)), [key for key in required if key not in tree]
     _expect(not unknown, f"unknown keys {unknown}; keys are {list(hints)}")
     _expect(not missing, f"missing keys {missing}")
-    tree = {**tree, **{key: _first_there(key, tree[key], data_root) for key in PLACES if _is_choice(tree.get(key))}}
+    for key in PLACES:
+        paths = tree.get(key)
+        if isinstance(paths, list) and paths and all(isinstance(path, str) for path in paths):
+            tree = {**tree, key: _first_there(key, paths, data_root)}
     for key, value in tree.items():
         kind = typing.get_origin(hints[key]) or hints[key]
         right = isinstance(value, kind) and not isinstance(value, bool)
@@ -181,22 +173,16 @@ def dataset_from_dict(tree: Any, data_root: str | Path, places: Mapping[str, str
     return Dataset(**{**named, **tree}, root=as_location(data_root), places=found)
 
 
-def _is_choice(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(path, str) for path in value)
-
-
 def _first_there(key: str, paths: list[str], data_root: str | Path) -> str:
     """The first of several paths that is there, else the first of all: whoever opens it says that it is missing."""
     for path in paths:
-        _check_path(key, path, optional=False)
+        _check_path(key, path)
         if is_there(join_location(as_location(data_root), path)):
             return path
     return paths[0]
 
 
-def _check_path(key: str, value: str, optional: bool) -> None:
-    if optional and not value:
-        return
+def _check_path(key: str, value: str) -> None:
     try:
         check_relative(value)
     except UnsafePath as error:

@@ -68,53 +68,47 @@ def find_duplicates(people: People, rule: SamePerson = SamePerson()) -> np.ndarr
     rank[np.lexsort((-score, ~people.has_mask, image))] = np.arange(image.size)
     found = [np.zeros((2, 0), np.int64)]
     for first, second in _pairs(people, rank):
-        found.append(np.stack([first, second])[:, _are_same(people, first, second, rule)])
+        kept = people.usable[first] & people.usable[second]
+        found.append(_same_pairs(people, first[kept], second[kept], rule))
     first, second = np.concatenate(found, axis=1)
     return _keep_best(first, second, rank)
 
 
 def _pairs(people: People, rank: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Rows of one image that are compared, in blocks."""
+    """Rows of one image that are compared: all pairs, images of equally many people together, in blocks.
+
+    Of a very large image, every row that holds the same numbers as another, with the best of those.
+    """
     starts = np.cumsum(people.counts) - people.counts
-    compared = (people.counts > 1) & (people.counts <= MAX_COMPARED)
-    sizes, begins = people.counts[compared].astype(np.int64), starts[compared]
-    total = np.cumsum(sizes * sizes)
-    first = 0
-    while first < sizes.size:
-        done = total[first - 1] if first else 0
-        stop = max(first + 1, int(np.searchsorted(total, done + _PAIRS_AT_ONCE, side="right")))
-        yield _all_pairs(sizes[first:stop], begins[first:stop], people.usable)
-        first = stop
+    for size in np.unique(people.counts[(people.counts > 1) & (people.counts <= MAX_COMPARED)]).tolist():
+        first, second = np.triu_indices(size, 1)
+        begins = starts[people.counts == size]
+        for some in np.split(begins, range(0, begins.size, max(1, _PAIRS_AT_ONCE // first.size))):
+            yield (some[:, None] + first).ravel(), (some[:, None] + second).ravel()
     for image in np.flatnonzero(people.counts > MAX_COMPARED):
         rows = np.arange(starts[image], starts[image] + people.counts[image])
-        yield _equal_rows(people, rows[people.usable[rows]], rank)
+        rows = rows[people.usable[rows]]
+        rows = rows[np.argsort(rank[rows])]
+        numbers = np.concatenate([people.transl[rows], people.pose[rows], people.betas[rows]], axis=1)
+        _, first, which = np.unique(numbers, axis=0, return_index=True, return_inverse=True)
+        best = rows[first[which.ravel()]]
+        yield best[best != rows], rows[best != rows]
 
 
-def _all_pairs(sizes: np.ndarray, begins: np.ndarray, usable: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    squares = sizes * sizes
-    image = np.repeat(np.arange(sizes.size), squares)
-    place = np.arange(image.size) - np.repeat(np.cumsum(squares) - squares, squares)
-    first, second = begins[image] + place // sizes[image], begins[image] + place % sizes[image]
-    kept = (first < second) & usable[first] & usable[second]
-    return first[kept], second[kept]
+def _same_pairs(people: People, first: np.ndarray, second: np.ndarray, rule: SamePerson) -> np.ndarray:
+    """(2, k) the pairs that are one person; the dear comparisons are made for those that stand close only.
 
-
-def _equal_rows(people: People, rows: np.ndarray, rank: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Every row of a very large image that holds the same numbers as another, with the best of those."""
-    rows = rows[np.argsort(rank[rows])]
-    numbers = np.concatenate([people.transl[rows], people.pose[rows], people.betas[rows]], axis=1)
-    _, first, which = np.unique(numbers, axis=0, return_index=True, return_inverse=True)
-    best = rows[first[which.ravel()]]
-    return best[best != rows], rows[best != rows]
-
-
-def _are_same(people: People, first: np.ndarray, second: np.ndarray, rule: SamePerson) -> np.ndarray:
-    """(k,) bool of pairs (k,) and (k,); the dear comparisons are made for those that stand close only."""
-    same = np.zeros(first.size, bool)
-    near = np.flatnonzero(_stand_close(people.transl[first], people.transl[second], rule))
-    for some in np.split(near, range(_POSES_AT_ONCE, near.size, _POSES_AT_ONCE)):
-        same[some] = _are_alike(people, first[some], second[some], rule)
-    return same
+    Sideways is measured at the distance of the nearer one.
+    """
+    one, other = people.transl[first].astype(np.float64), people.transl[second].astype(np.float64)
+    z = np.minimum(one[:, 2], other[:, 2])
+    with np.errstate(over="ignore", invalid="ignore"):
+        aside = np.linalg.norm(one[:, :2] / one[:, 2:] - other[:, :2] / other[:, 2:], axis=1) * z
+    apart = np.abs(one[:, 2] - other[:, 2])
+    near = (aside <= rule.sideways) & (apart <= np.maximum(rule.depth, rule.depth_share * z))
+    pairs = np.stack([first[near], second[near]])
+    blocks = np.split(pairs, range(_POSES_AT_ONCE, pairs.shape[1], _POSES_AT_ONCE), axis=1)
+    return pairs[:, np.concatenate([_are_alike(people, block[0], block[1], rule) for block in blocks])]
 
 
 def _are_alike(people: People, one: np.ndarray, other: np.ndarray, rule: SamePerson) -> np.ndarray:
@@ -122,7 +116,8 @@ def _are_alike(people: People, one: np.ndarray, other: np.ndarray, rule: SamePer
     with np.errstate(over="ignore", invalid="ignore"):
         shape = np.abs(people.betas[one] - people.betas[other])
         alike = (shape[:, :-1] <= rule.shape).all(axis=1) & (shape[:, -1] <= rule.kid_axis)
-        angle = _angles(people.pose[one], people.pose[other])
+        dot = np.abs((_quaternions(people.pose[one]) * _quaternions(people.pose[other])).sum(axis=-1))
+        angle = 2 * np.arccos(dot.clip(max=1))  # (k, 24) between the rotations
         alike &= (angle.mean(axis=1) <= rule.mean_angle) & (angle[:, 0] <= rule.root_angle)
         alike &= ~(_overlap(people.bbox_xyxy[one], people.bbox_xyxy[other]) < rule.box_overlap)
         copies = [
@@ -130,22 +125,6 @@ def _are_alike(people: People, one: np.ndarray, other: np.ndarray, rule: SamePer
             for values in (people.pose, people.betas, people.transl)
         ]
     return alike | np.logical_and.reduce(copies)
-
-
-def _stand_close(one: np.ndarray, other: np.ndarray, rule: SamePerson) -> np.ndarray:
-    """(k,) bool of places (k, 3) and (k, 3): sideways is measured at the distance of the nearer one."""
-    one, other = one.astype(np.float64), other.astype(np.float64)
-    z = np.minimum(one[:, 2], other[:, 2])
-    with np.errstate(over="ignore", invalid="ignore"):
-        aside = np.linalg.norm(one[:, :2] / one[:, 2:] - other[:, :2] / other[:, 2:], axis=1) * z
-    apart = np.abs(one[:, 2] - other[:, 2])
-    return (aside <= rule.sideways) & (apart <= np.maximum(rule.depth, rule.depth_share * z))
-
-
-def _angles(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """(k, 24) angle between the rotations of two poses (k, 72) [rad]."""
-    dot = np.abs((_quaternions(one) * _quaternions(other)).sum(axis=-1))
-    return 2 * np.arccos(dot.clip(max=1))
 
 
 def _quaternions(pose: np.ndarray) -> np.ndarray:

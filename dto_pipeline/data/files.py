@@ -3,13 +3,14 @@
 Knows two ways of naming: `commit_new` (only if nobody was first; for anything that says "done") and `commit_over`
 (the last writer wins; for reports). A reader never sees half a file; a killed writer leaves a ``.<name>.tmp-<hex>``
 that `is_temporary` knows. The name tells whose it is, so that the next one can take away what a dead process left.
-Mounts that lack a step get another of the same meaning, or are named.
+Mounts that lack a step get another of the same meaning, or are named. `take_lock` is the kernel's lock on an open file.
 """
 
 from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import hashlib
 import json
 import logging
@@ -23,7 +24,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from dto_pipeline.errors import DtoError
 from dto_pipeline.reading import open_regular
@@ -37,6 +38,7 @@ _NO_LINKS = {
 _NO_FOLDER_SYNC = {errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 # What mounts say that can be read but not mapped: GlusterFS and other FUSE with direct I/O.
 NO_MAPS = {errno.ENODEV, errno.EINVAL, errno.EACCES, errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
+_NO_LOCKS = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL)
 _AT_FDCWD, _RENAME_NOREPLACE = -100, 1  # of <fcntl.h> and <linux/fs.h>
 _TEMPORARY = re.compile(r"\..+\.tmp-[0-9a-f]{32}", re.DOTALL)
 _MARK_DIGITS = 16  # hexadecimal: 8 of the process's id, 8 of where that id means something
@@ -47,13 +49,13 @@ _LOG = logging.getLogger(__name__)
 
 @contextmanager
 def staged(path: Path) -> Iterator[Path]:
-    """A temporary name in the folder of `path` (made if missing); whatever still bears it at the end is removed."""
+    """A temporary name in the folder of `path` (made if missing); what bears it at the end is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp-{_own_mark()}{uuid.uuid4().hex[:_MARK_DIGITS]}")
     try:
         yield temporary
     finally:
-        temporary.unlink(missing_ok=True)
+        _remove(temporary)
 
 
 def commit_new(temporary: Path, path: Path) -> bool:
@@ -198,7 +200,7 @@ def sweep_abandoned(stem: Path | None = None) -> int:
     """Remove temporary folders that processes of this machine left when they were killed.
 
     Args:
-        stem: also half-written files beside it whose names begin with its own, without suffix.
+        stem: also half-written files and folders beside it whose names begin with its own, without suffix.
 
     Returns:
         How many were removed. What belongs to a living process, or to one that cannot be seen from here, stays.
@@ -212,11 +214,15 @@ def sweep_abandoned(stem: Path | None = None) -> int:
         found += [(entry, entry.name[-2 * _MARK_DIGITS : -_MARK_DIGITS]) for entry in named]
     dead = [entry for entry, mark in found if _is_dead(mark)]
     for entry in dead:
-        if entry.is_dir():
-            shutil.rmtree(entry, ignore_errors=True)
-        else:
-            entry.unlink(missing_ok=True)
+        _remove(entry)
     return sum(not entry.exists() for entry in dead)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -253,3 +259,26 @@ def _is_dead(mark: str) -> bool:
     except (OverflowError, OSError):
         return False
     return False
+
+
+def take_lock(stream: TextIO) -> bool:
+    """Lock an open file without waiting; closing it, or the death of this process, gives it back.
+
+    Processes forked from this one close their copy of the file: else the lock would outlive it with them. Some network
+    and FUSE file systems keep the lock to each machine.
+
+    Returns:
+        False where the file system has no such locks.
+
+    Raises:
+        BlockingIOError: another process holds it.
+        OSError: the file system failed otherwise.
+    """
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in _NO_LOCKS:
+            return False
+        raise
+    os.register_at_fork(after_in_child=stream.close)
+    return True

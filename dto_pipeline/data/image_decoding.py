@@ -66,10 +66,6 @@ class ImageHeader:
             "save the photo upright, without the note"
         )
 
-    def decode_bytes(self, file_bytes: int) -> int:
-        """What decoding takes at most [bytes]."""
-        return self.width * self.height * _BYTES_PER_PIXEL[self.format] + _COPIES * file_bytes
-
 
 class _Budget:
     """Memory that the decoders of this process share: images wait until theirs is free."""
@@ -123,7 +119,8 @@ def decode_pixels(data: bytes, memory_mb: int, least_side: int = 0) -> np.ndarra
         Undecodable: a format that is not opened, too large, damaged.
     """
     header = read_header(data)
-    wanted, most = header.decode_bytes(len(data)), memory_mb << 20
+    wanted = header.width * header.height * _BYTES_PER_PIXEL[header.format] + _COPIES * len(data)
+    most = memory_mb << 20
     if wanted > most:
         raise Undecodable(
             f"is a {header.format} of {header.width} x {header.height} pixels, which takes {wanted >> 20} MiB to "
@@ -136,7 +133,13 @@ def decode_pixels(data: bytes, memory_mb: int, least_side: int = 0) -> np.ndarra
 
 def _decode(data: bytes, header: ImageHeader, least_side: int) -> np.ndarray:
     if header.format == "JPEG":
-        _check_same_size(data, header)
+        try:  # Pillow, which read the header, and libjpeg, which sets memory aside, must see the same picture
+            high, wide, *_ = simplejpeg.decode_jpeg_header(data, strict=False)
+        except _JPEG_FAULTS:  # libjpeg finds no picture at all, in whoever's hands
+            high, wide = header.height, header.width
+        if (wide, high) != (header.width, header.height):
+            found = f"{wide} x {high} and as {header.width} x {header.height}"
+            raise Undecodable(f"is a JPEG that tells its size as {found}; save it anew")
         is_wide = header.width >= header.height
         least = {"min_width" if is_wide else "min_height": least_side, "min_factor": 2} if least_side else {}
         rgb = _strict_jpeg(data, "RGB", least)
@@ -148,17 +151,6 @@ def _decode(data: bytes, header: ImageHeader, least_side: int) -> np.ndarray:
         if rgb is not None:
             return rgb
     return _decode_with_pillow(data)
-
-
-def _check_same_size(data: bytes, header: ImageHeader) -> None:
-    """Pillow, which read the header, and libjpeg, which sets memory aside, must see the same picture."""
-    try:
-        height, width, *_ = simplejpeg.decode_jpeg_header(data, strict=False)
-    except _JPEG_FAULTS:
-        return  # libjpeg finds no picture at all, in whoever's hands
-    if (width, height) != (header.width, header.height):
-        found = f"{width} x {height} and as {header.width} x {header.height}"
-        raise Undecodable(f"is a JPEG that tells its size as {found}; save it anew")
 
 
 def _strict_jpeg(data: bytes, colours: str, least: Mapping[str, int] | None = None) -> np.ndarray | None:
@@ -205,7 +197,9 @@ def _pillow_header(data: bytes) -> ImageHeader:
             kind = "JPEG" if image.format == "MPO" else str(image.format)
             return ImageHeader(*image.size, _orientation(image), kind)
     except UnidentifiedImageError as error:
-        raise Undecodable(f"has no readable header: {_unknown(data)}") from error
+        name = next((name for magic, name in _REFUSED.items() if data.startswith(magic)), None)
+        known = f"{name} is not opened; convert it to JPEG, PNG, WebP or BMP" if name else "no known image format"
+        raise Undecodable(f"has no readable header: {known}") from error
     except Exception as error:  # Pillow's plugins raise any type on damaged files
         raise Undecodable(f"has no readable header: {_reason(error)}") from error
 
@@ -259,12 +253,6 @@ def _count_scans(data: bytes) -> int:
         scans += data[at : at + 2] == _JPEG_SCAN
         at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
     return scans
-
-
-def _unknown(data: bytes) -> str:
-    """What a file is that no decoder takes, and what to do."""
-    name = next((name for magic, name in _REFUSED.items() if data.startswith(magic)), None)
-    return "no known image format" if name is None else f"{name} is not opened; convert it to JPEG, PNG, WebP or BMP"
 
 
 def _reason(error: Exception) -> str:

@@ -65,10 +65,12 @@ def index_images(source: LabelSource, key_parts: int) -> ImageIndex:
     ids = np.empty(source.num_rows, dtype=np.int64)
     for start, stop, name in _name_runs(source):
         if name not in spelled:
-            tidy, reason = _tidy(name)
-            spelled[name] = image_of.setdefault(tidy, len(image_of))
-            if reason:
-                problem[spelled[name]] = reason
+            try:
+                spelled[name] = image_of.setdefault(check_relative(name), len(image_of))
+            except UnsafePath as error:
+                tidy = name.encode("utf-8", "backslashreplace").decode()  # one that can be stored
+                spelled[name] = image_of.setdefault(tidy, len(image_of))
+                problem[spelled[name]] = str(error)
         ids[start:stop] = spelled[name]
     files = list(image_of)
     counts = np.bincount(ids, minlength=len(files))
@@ -88,27 +90,15 @@ def _name_runs(source: LabelSource) -> Iterator[tuple[int, int, str]]:
         names = source.image_names(first, last)
         heads = np.flatnonzero(np.concatenate(([True], names[1:] != names[:-1])))
         try:
-            _check_characters(names[heads])
-            texts = names[heads].tolist()
+            texts = names[heads]
+            if texts.dtype.kind == "U" and texts.dtype.itemsize:  # numpy makes broken text of what is no character
+                codes = np.ascontiguousarray(texts).view(f"{texts.dtype.str[0]}u4")
+                if (most := int(codes.max())) > _LAST_CHARACTER:
+                    raise ValueError(f"0x{most:x} is no character")
+            texts = texts.tolist()
         except ValueError as error:
             raise LabelFileError(f"{source.files[0]}, rows {first} to {last}: image names: {error}") from error
         yield from zip((heads + first).tolist(), [*(heads[1:] + first).tolist(), last], texts, strict=True)
-
-
-def _check_characters(names: np.ndarray) -> None:
-    """Refuse what is no character: numpy makes broken text of it, which fails wherever it is used."""
-    if names.dtype.kind == "U" and names.dtype.itemsize and names.size:
-        codes = np.ascontiguousarray(names).view(f"{names.dtype.str[0]}u4")
-        if (most := int(codes.max())) > _LAST_CHARACTER:
-            raise ValueError(f"0x{most:x} is no character")
-
-
-def _tidy(name: str) -> tuple[str, str]:
-    """A name that can be stored, and why it cannot be opened ('' = it can)."""
-    try:
-        return check_relative(name), ""
-    except UnsafePath as error:
-        return name.encode("utf-8", "backslashreplace").decode(), str(error)
 
 
 def _keys(files: list[str], key_parts: int, problem: dict[int, str]) -> list[str]:

@@ -17,8 +17,7 @@ import numpy as np
 from dto_pipeline.config import RunConfig
 from dto_pipeline.data.image_decoding import ImageHeader, Undecodable, decode_pixels, read_header
 from dto_pipeline.data.storage import STORAGE_ERRORS, Location, error_text, read_head
-from dto_pipeline.paths import UnsafePath, resolve_inside
-from dto_pipeline.reading import read_start
+from dto_pipeline.paths import UnsafePath
 from dto_pipeline.status import ImageStatus, UnusableImage
 
 MAX_FILE_BYTES = 1 << 29  # of one image: 100 Mpx of RGBA without compression; nothing longer is read to its end
@@ -81,39 +80,27 @@ class ImageStore(ABC):
         """What its header says, pixels are not decoded; raises `ImageMissing` or `ImageCorrupt`."""
         head = self.read_bytes(image_file, _HEADER_BYTES)
         try:
-            return _decode_header(head, image_file)
-        except ImageCorrupt:
-            if len(head) < _HEADER_BYTES:
-                raise
-        with _LARGE_FILE:
-            return _decode_header(self.read_bytes(image_file, MAX_FILE_BYTES), image_file)
+            try:
+                return read_header(head)
+            except Undecodable:
+                if len(head) < _HEADER_BYTES:
+                    raise
+            with _LARGE_FILE:
+                return read_header(self.read_bytes(image_file, MAX_FILE_BYTES))
+        except Undecodable as error:
+            raise ImageCorrupt(f"image {image_file} {error}") from error
 
 
 @dataclass(frozen=True)
 class ImageFolder(ImageStore):
-    """Images as files of a folder. A name that leaves the folder is never opened: it counts as corrupt."""
+    """Images as files of a folder or below a URI. A name that leaves it is never opened: it counts as corrupt."""
 
-    root: Path
-
-    def read_bytes(self, image_file: str, limit: int | None = None) -> bytes:
-        """See `ImageStore`."""
-        try:
-            path = resolve_inside(self.root, image_file)
-        except UnsafePath as error:
-            raise ImageCorrupt(str(error)) from error
-        return _read_file(path, image_file, limit)
-
-
-@dataclass(frozen=True)
-class RemoteImages(ImageStore):
-    """Images as files below a URI; otherwise as `ImageFolder`."""
-
-    root: str
+    root: Location
 
     def read_bytes(self, image_file: str, limit: int | None = None) -> bytes:
         """See `ImageStore`."""
         try:
-            return read_head(self.root, image_file, limit)
+            return read_head(self.root, image_file, MAX_FILE_BYTES + 1 if limit is None else limit)
         except FileNotFoundError as error:
             raise ImageMissing(f"image {image_file} does not exist") from error
         except UnsafePath as error:
@@ -122,20 +109,18 @@ class RemoteImages(ImageStore):
             raise ImageCorrupt(f"image {image_file} cannot be read: {error_text(error)}") from error
 
 
-def open_folder(root: Location) -> ImageStore:
-    """The store of plain image files in a folder or below a URI."""
-    return ImageFolder(root) if isinstance(root, Path) else RemoteImages(root)
-
-
 def read_image(path: str | Path) -> ImageFile:
-    """Decode an image file.
+    """Decode an image file of this machine.
 
     Raises:
         ImageMissing: there is no file.
         ImageCorrupt: it cannot be read or decoded completely.
     """
-    with _LARGE_FILE:
-        return decode_image(_read_file(Path(path), str(path), MAX_FILE_BYTES + 1), str(path))
+    path = Path(path)
+    try:
+        return ImageFolder(path.parent).read(path.name)
+    except UnusableImage as error:
+        raise type(error)(f"{path.parent}: {error}") from error
 
 
 def decode_image(
@@ -158,20 +143,3 @@ def decode_image(
         header = read_header(data)
         size = (header.width, header.height)
     return ImageFile(rgb, hashlib.sha256(data).hexdigest(), size)
-
-
-def _decode_header(data: bytes, name: str) -> ImageHeader:
-    """What the first bytes of an image file say; raises `ImageCorrupt` where they hold no header."""
-    try:
-        return read_header(data)
-    except Undecodable as error:
-        raise ImageCorrupt(f"image {name} {error}") from error
-
-
-def _read_file(path: Path, name: str, limit: int | None = None) -> bytes:
-    try:
-        return read_start(path, MAX_FILE_BYTES + 1 if limit is None else limit)
-    except FileNotFoundError as error:
-        raise ImageMissing(f"image {name} does not exist") from error
-    except OSError as error:
-        raise ImageCorrupt(f"image {name} cannot be read: {error.strerror or type(error).__name__}") from error

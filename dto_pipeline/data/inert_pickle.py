@@ -99,6 +99,13 @@ def shown(value: object) -> str:
     return f"a {type(value).__name__}"
 
 
+# what the machine raises on a malformed stream: missing stack items, bad numbers, bad text, too much memory
+_MALFORMED = (
+    *(pickle.UnpicklingError, AttributeError, LookupError, TypeError, ValueError, OverflowError, EOFError),
+    *(struct.error, MemoryError, RecursionError),
+)
+
+
 def load_records(data: bytes, allow: Allowlist, limits: Limits, where: str) -> object:
     """The objects of a pickle stream, nothing run.
 
@@ -126,15 +133,8 @@ def load_first_records(data: bytes, start: int, allow: Allowlist, limits: Limits
     if len(data) > limits.max_stream_bytes:
         raise BrokenPickle(f"{where}: {len(data)} bytes of pickle, at most {limits.max_stream_bytes} are read")
     stream = Stream(data, start, len(data))
-    with told(where, stream):
+    with stream.told(where):
         return InertUnpickler(stream, allow, limits.max_opcodes).load(), stream.at
-
-
-# what the machine raises on a malformed stream: missing stack items, bad numbers, bad text, too much memory
-_MALFORMED = (
-    *(pickle.UnpicklingError, AttributeError, LookupError, TypeError, ValueError, OverflowError, EOFError),
-    *(struct.error, MemoryError, RecursionError),
-)
 
 
 class Stream:
@@ -166,17 +166,16 @@ class Stream:
             raise BrokenPickle("a text argument without end of line: truncated")
         return self.read(found + 1 - self.at)
 
-
-@contextmanager
-def told(where: str, stream: Stream) -> Iterator[None]:
-    """Says of what is wrong with a stream in which file and at which byte it is."""
-    try:
-        yield
-    except PickleRefused as error:
-        raise type(error)(f"{where}: byte {stream.at}: {error}") from error
-    except _MALFORMED as error:
-        found = f"{type(error).__name__}: {ascii(str(error))[1:-1]}"[:_SHOWN]
-        raise BrokenPickle(f"{where}: malformed at byte {stream.at} ({found}); fetch the file again") from error
+    @contextmanager
+    def told(self, where: str) -> Iterator[None]:
+        """Says of what is wrong with the stream in which file and at which byte it is."""
+        try:
+            yield
+        except PickleRefused as error:
+            raise type(error)(f"{where}: byte {self.at}: {error}") from error
+        except _MALFORMED as error:
+            found = f"{type(error).__name__}: {ascii(str(error))[1:-1]}"[:_SHOWN]
+            raise BrokenPickle(f"{where}: malformed at byte {self.at} ({found}); fetch the file again") from error
 
 
 class Opcodes:
@@ -189,10 +188,9 @@ class Opcodes:
         self.left -= 1
         if self.left < 0:
             raise BrokenPickle(f"more than {self.most} instructions")
-        opcode = _OPCODES.get(code)
-        if opcode is None:
+        if code not in _OPCODES:
             raise BrokenPickle(f"0x{code:02x} is not a pickle opcode")
-        return opcode
+        return _OPCODES[code]
 
 
 class InertUnpickler(pickle._Unpickler):
@@ -289,9 +287,6 @@ class InertUnpickler(pickle._Unpickler):
             raise BrokenPickle(f"members added to {_kind(target)}, which is not a set")
         target.update(map(_checked_key, items))
 
-    def frozen_set(self) -> None:
-        self.append(frozenset(map(_checked_key, self.pop_mark())))
-
     # arguments
 
     def frame(self) -> None:
@@ -362,7 +357,7 @@ _OPCODES: dict[int, _Opcode] = {
     pickle.SETITEM[0]: lambda machine: machine.set_items([machine.stack.pop(-2), machine.stack.pop()]),
     pickle.SETITEMS[0]: lambda machine: machine.set_items(machine.pop_mark()),
     pickle.ADDITEMS[0]: InertUnpickler.add_items,
-    pickle.FROZENSET[0]: InertUnpickler.frozen_set,
+    pickle.FROZENSET[0]: lambda machine: machine.append(frozenset(map(_checked_key, machine.pop_mark()))),
     pickle.REDUCE[0]: InertUnpickler.reduce,
     pickle.NEWOBJ[0]: InertUnpickler.reduce,
     pickle.NEWOBJ_EX[0]: InertUnpickler.newobj_ex,

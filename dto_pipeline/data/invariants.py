@@ -6,7 +6,7 @@ and what was found; who reads it decides what to do. Metres, pixels of the image
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,9 +102,9 @@ def check_undo(columns: LabelColumns, manifest: LabelColumns) -> list[Check]:
     }
     checks = []
     for name, (after, before) in restored.items():
-        differs = ~((after == before) | (np.isnan(after) & np.isnan(before)))
+        differs = _differs(after, before)
         worst = np.nanmax(np.where(differs, np.abs(after - before), 0), axis=1, initial=0.0)
-        checks.append(_of_all(name, "no difference", differs.any(axis=1), worst))
+        checks.append(_of_all(name, "no difference", np.asarray(differs.any(axis=1)), worst))
     return checks
 
 
@@ -168,7 +168,7 @@ def _check_moves(columns: LabelColumns, limits: Limits) -> list[Check]:
     moved = _is_placed(columns)
     still = ~moved & ~_is(columns, PersonStatus.DUPLICATE)  # they go where the person goes whom they repeat
     scale, height = people["scale"], people["height_m"]
-    changed = (scale != 1) | (people["beta_index"] >= 0) | _differs(people["transl"], people["transl_init"])
+    changed = (scale != 1) | (people["beta_index"] >= 0) | _differs(people["transl"], people["transl_init"]).any(axis=1)
     z, expected_z = people["transl"][:, 2], scale * people["transl_init"][:, 2]
     with np.errstate(invalid="ignore"):
         off = ~(np.abs(z - expected_z) <= limits.z_slack * np.abs(z) + 1e-6)
@@ -208,13 +208,11 @@ def _check_statuses(columns: LabelColumns, limits: Limits) -> list[Check]:
         people["height_m"],
         np.isin(people["height_class"].astype(str), HEIGHT_CLASSES[:ADULT_FEMALE]),
     )
-    words = [
+    words = [word is None or word in HEIGHT_CLASSES for word in people["height_class"]]
+    return [
         _of_images("status is a known word", ~np.isin(status, list(ImageStatus)), status),
         _of_all("person status is known", "a PersonStatus", ~np.isin(people["status"], list(PersonStatus)), None),
-        _of_all("height_class is known", "a class or null", ~_known_class(people["height_class"]), None),
-    ]
-    return [
-        *words,
+        _of_all("height_class is known", "a class or null", ~np.array(words, dtype=bool), None),
         _of_images("is_optimized fits the status", optimized != (status == str(ImageStatus.OPTIMIZED)), status),
         _of_images("is_accepted follows its rule", images["is_accepted"] != accepted, deviation),
     ]
@@ -259,9 +257,5 @@ def _finite(columns: LabelColumns) -> np.ndarray:
 
 
 def _differs(after: np.ndarray, before: np.ndarray) -> np.ndarray:
-    """(n,) bool: rows that are not equal, NaN being equal to NaN."""
-    return ~((after == before) | (np.isnan(after) & np.isnan(before))).all(axis=1)
-
-
-def _known_class(words: Sequence[str | None] | np.ndarray) -> np.ndarray:
-    return np.array([word is None or word in HEIGHT_CLASSES for word in words], dtype=bool)
+    """(n, k) bool: numbers that are not equal, NaN being equal to NaN."""
+    return np.logical_not((after == before) | (np.isnan(after) & np.isnan(before)))

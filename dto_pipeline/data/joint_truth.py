@@ -46,23 +46,24 @@ class JointTruth:
     unusable: int  # people that the files mark as not to be counted
 
 
+_Person = tuple[int, np.ndarray, np.ndarray]  # image, joints [m], places [px]
+
+
 def read_mupots(root: str | Path) -> JointTruth:
     """Every sequence of a folder. Raises: JointTruthError."""
     files = sorted(Path(root).glob("TS*/annot.mat"), key=lambda path: (len(path.parent.name), path.parent.name))
     if not files:
         raise JointTruthError(f"{root} holds no TS*/annot.mat; name the folder of MuPoTS-3D (MultiPersonTestSet)")
-    images, sequence, people, unusable = list[str](), list[str](), list[tuple[int, np.ndarray, np.ndarray]](), 0
+    images, people, unusable = list[str](), list[_Person](), 0
     for path in files:
-        cells = _read_mat(path)
-        for frame, row in enumerate(cells):
+        for frame, row in enumerate(_read_mat(path)):
             for cell in row:
                 joints, places, valid = _read_cell(cell, f"{path}, frame {frame}")
                 unusable += not valid
                 if valid:
                     people.append((len(images), joints, places))
             images.append(f"{path.parent.name}/img_{frame:06d}.jpg")
-            sequence.append(path.parent.name)
-    return _join(str(root), images, sequence, people, MUPOTS_JOINTS, unusable)
+    return _join(str(root), images, people, MUPOTS_JOINTS, unusable)
 
 
 def read_panoptic(root: str | Path, cameras: Sequence[str]) -> JointTruth:
@@ -70,10 +71,9 @@ def read_panoptic(root: str | Path, cameras: Sequence[str]) -> JointTruth:
     calibrations = sorted(Path(root).glob("*/calibration_*.json"))
     if not calibrations:
         raise JointTruthError(f"{root} holds no SEQUENCE/calibration_SEQUENCE.json; name the folder of the sequences")
-    images, sequence, people = list[str](), list[str](), list[tuple[int, np.ndarray, np.ndarray]]()
+    images, people = list[str](), list[_Person]()
     for calibration in calibrations:
-        name, folder = calibration.parent.name, calibration.parent
-        views = _read_cameras(calibration, cameras)
+        folder, views = calibration.parent, _read_cameras(calibration, cameras)
         kind = next((kind for kind in _PANOPTIC_FOLDERS if (folder / kind).is_dir()), None)
         if kind is None:
             raise JointTruthError(f"{folder} has none of {', '.join(_PANOPTIC_FOLDERS)}; unpack its hdPose3d archive")
@@ -81,19 +81,15 @@ def read_panoptic(root: str | Path, cameras: Sequence[str]) -> JointTruth:
             crowd = _read_frame(path, *_PANOPTIC_FOLDERS[kind])
             for camera, view in views.items():
                 people += [(len(images), *_see(world, view)) for world in crowd]
-                images.append(f"{name}/hdImgs/{camera}/{camera}_{path.stem[-8:]}.jpg")
-                sequence.append(name)
-    return _join(str(root), images, sequence, people, PANOPTIC_JOINTS, 0)
+                images.append(f"{folder.name}/hdImgs/{camera}/{camera}_{path.stem[-8:]}.jpg")
+    return _join(str(root), images, people, PANOPTIC_JOINTS, 0)
 
 
-def _join(
-    source: str, images: list[str], sequence: list[str], people: list[tuple[int, np.ndarray, np.ndarray]],
-    joints: int, unusable: int,
-) -> JointTruth:  # fmt: skip
+def _join(source: str, images: list[str], people: list[_Person], joints: int, unusable: int) -> JointTruth:
     return JointTruth(
         source=source,
         images=tuple(images),
-        sequence=np.array(sequence, dtype=object),
+        sequence=np.array([name.partition("/")[0] for name in images], dtype=object),
         owner=np.array([owner for owner, _, _ in people], np.int64),
         joints=np.array([places for _, places, _ in people], np.float64).reshape(-1, joints, 3),
         places=np.array([places for _, _, places in people], np.float64).reshape(-1, joints, 2),

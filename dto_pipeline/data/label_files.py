@@ -1,13 +1,18 @@
 """Many label files at once: found, read as one table, and taken apart into flat numpy columns.
 
-Knows files of schema `dto-labels/1`, whoever wrote them (a run, an export); knows no receipts. Flat columns are what
-checks, statistics and training sets compute on: one entry per image or per person, people of all images end to end.
+Knows files of schema `dto-labels/1`, whoever wrote them: an export, or a run, of which `RunLabels` holds those that
+receipts vouch for. Flat columns are what checks, statistics and training sets compute on: one entry per image or per
+person, people of all images end to end. `Limits` is how certain labels must be to be taken: the one rule of exports,
+training, the API and the report. Metres.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +21,17 @@ import pyarrow as pa
 from dto_pipeline import schema
 from dto_pipeline.data.cameras import read_cameras
 from dto_pipeline.data.columns import read_vectors, single_array
-from dto_pipeline.data.labels import LabelsError, fill_added, read_label_metadata, read_labels
+from dto_pipeline.data.labels import LabelsError, read_groups, read_label_metadata, read_labels, undo_betas
+from dto_pipeline.data.manifest import Manifest, find_manifest
 from dto_pipeline.data.parquet import READ_ERRORS, footer_text, open_parquet
 from dto_pipeline.data.receipts import find_run_labels
-from dto_pipeline.data.storage import Location, as_location, base_name, exists, join_location, list_names
+from dto_pipeline.data.storage import Location, as_location, exists, join_location, list_names
 from dto_pipeline.schema import LABEL_PERSON, LABELS_SCHEMA_NAME
 
 PERSON_COLUMNS = tuple(column.name for column in schema.PERSON_COLUMNS)
 IMAGE_COLUMNS = tuple(column.name for column in schema.IMAGE_COLUMNS)
+EXPECTED_ERROR, Z_SIGMA = "expected_error_m", "z_sigma_m"  # columns: of images, of people
+IMAGE_FILE = "image_file"  # extra column: the manifest's name of the image, relative to its images folder
 
 
 @dataclass(frozen=True)
@@ -84,10 +92,8 @@ def flatten_table(table: pa.Table, people: Iterable[str] = PERSON_COLUMNS) -> La
 
 def initial_betas(columns: LabelColumns) -> np.ndarray:
     """(n, 11) float32: the shapes as they went in, by undoing what `beta_index` says was changed."""
-    betas, index = columns.people["betas"].copy(), columns.people["beta_index"]
-    changed = np.flatnonzero(index >= 0)
-    betas[changed, index[changed]] = columns.people["beta_init"][changed]
-    return betas
+    people = columns.people
+    return undo_betas(people["betas"], people["beta_index"], people["beta_init"])
 
 
 def find_label_files(folder: str | Path) -> list[Location]:
@@ -102,7 +108,10 @@ def find_label_files(folder: str | Path) -> list[Location]:
         return [folder]
     found = find_run_labels(folder)
     if found is None:
-        found = [path for path in _parquet_files(folder) if not base_name(path).startswith(".") and _is_labels(path)]
+        with suppress(FileNotFoundError):
+            names = sorted(list_names(folder, (".parquet",)))
+            found = [join_location(folder, name) for name in names if not name.rpartition("/")[2].startswith(".")]
+            found = [path for path in found if _is_labels(path)]
     if not found:
         raise LabelsError(f"{folder} holds no label file; expected a run, an export in Parquet, or one of their files")
     return found
@@ -140,19 +149,10 @@ def read_label_files(paths: Sequence[str | Path], columns: Sequence[str] | None 
     Raises:
         LabelsError: a file that is missing, damaged or of another schema, or a column that does not exist.
     """
-    if columns is None:
-        return pa.concat_tables([read_labels(path) for path in paths])
     known = {*IMAGE_COLUMNS, *(person_leaf(name) for name in PERSON_COLUMNS)}
-    if unknown := [name for name in columns if name not in known]:
+    if unknown := [name for name in columns or () if name not in known]:
         raise LabelsError(f"labels have no column {unknown}; columns are {sorted(known)}")
-    tables = []
-    for path in paths:
-        with open_parquet(as_location(path), LabelsError) as file:
-            try:
-                tables.append(fill_added(file.read(columns=list(columns)), columns))
-            except READ_ERRORS as error:
-                raise LabelsError(f"{path} is damaged ({error}); delete it and run again to write it anew") from error
-    return pa.concat_tables(tables)
+    return pa.concat_tables([read_labels(as_location(path), columns) for path in paths])
 
 
 def person_leaf(name: str) -> str:
@@ -161,14 +161,6 @@ def person_leaf(name: str) -> str:
     if kind is None:
         raise LabelsError(f"persons have no column {name!r}; columns are {list(PERSON_COLUMNS)}")
     return f"persons.list.element.{name}" + (".list.element" if pa.types.is_fixed_size_list(kind) else "")
-
-
-def _parquet_files(folder: Location) -> list[Location]:
-    """Every Parquet file below a folder, by name; [] where there is no such folder."""
-    try:
-        return [join_location(folder, name) for name in sorted(list_names(folder, (".parquet",)))]
-    except FileNotFoundError:
-        return []
 
 
 def _is_labels(path: Location) -> bool:
@@ -185,3 +177,122 @@ def _values(column: pa.Array) -> np.ndarray:
     if pa.types.is_boolean(column.type):
         return column.to_numpy(zero_copy_only=False).astype(bool)
     return column.to_numpy(zero_copy_only=False)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What images and people are taken; None = whatever is expected of them. What nobody knows is within no limit."""
+
+    max_error: float | None = None  # expected error of an image's z [m]
+    max_z_sigma: float | None = None  # standard deviation of a person's z [m]
+
+    def __post_init__(self) -> None:
+        for name in ("max_error", "max_z_sigma"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < np.inf:
+                raise LabelsError(f"{name} is {value} m; expected more than 0, or nothing for no limit")
+
+    @property
+    def any(self) -> bool:
+        """Something is limited."""
+        return self != NO_LIMITS
+
+    def images(self, expected_error: np.ndarray) -> np.ndarray:
+        """(N,) bool: within the limit. Args: expected_error (N,) [m], NaN = unknown."""
+        return _within(expected_error, self.max_error)
+
+    def people(self, z_sigma: np.ndarray) -> np.ndarray:
+        """(n,) bool: within the limit. Args: z_sigma (n,) [m], NaN = unknown."""
+        return _within(z_sigma, self.max_z_sigma)
+
+    def count(self, expected_error: np.ndarray, z_sigma: np.ndarray, left_out: Counter[str]) -> None:
+        """Add to `left_out`, by reason, the images and the people (of any image) that are not within the limits."""
+        for what, values, most, name in (
+            ("images", expected_error, self.max_error, "expected error"),
+            ("persons", z_sigma, self.max_z_sigma, "sigma of z"),
+        ):
+            if most is not None:
+                left_out[f"{what} whose {name} is above {most:g} m"] += int((values > most).sum())
+                left_out[f"{what} whose {name} is unknown"] += int(np.isnan(values).sum())
+
+
+def _within(values: np.ndarray, most: float | None) -> np.ndarray:
+    return np.ones(len(values), bool) if most is None else np.asarray(values) <= most
+
+
+NO_LIMITS = Limits()
+
+
+@dataclass(frozen=True)
+class LabelFile:
+    """One label shard as its receipt describes it."""
+
+    path: Location
+    shard: int  # of the manifest
+    rows: int
+    sha256: str  # of the file's bytes
+
+
+@dataclass(frozen=True)
+class RunLabels:
+    """The label files of one run that its receipts vouch for."""
+
+    name: str  # the run's folder, for messages
+    subset: str
+    manifest: Location  # where run.json says it is
+    manifest_fingerprint: str
+    config_hash: str
+    shards: int  # of the manifest; more than `files` where the run is not finished
+    files: tuple[LabelFile, ...]  # in shard order
+    named_manifests: tuple[Location, ...] = ()  # where its manifest may be, in place of what run.json says
+
+    def open_manifest(self) -> Manifest:
+        """The manifest of the run, which names its image files and its label file. Raises: ManifestError."""
+        return find_manifest(self.manifest, as_location(self.name), self.manifest_fingerprint, self.named_manifests)
+
+    @cached_property
+    def footer(self) -> dict[str, str]:
+        """Footer text of its first label file; {} if it has none."""
+        return read_label_metadata(self.files[0].path) if self.files else {}
+
+    def tables(self, columns: Sequence[str] | None = None, image_files: bool = False) -> Iterator[pa.Table]:
+        """Its labels, one row group at a time, in shard order.
+
+        Args:
+            columns: as in `labels.read_groups`.
+            image_files: add the column `IMAGE_FILE` from the run's manifest.
+
+        Raises:
+            LabelsError: a file that cannot be read, or holds other images than its shard of the manifest.
+            ManifestError: the manifest is needed and cannot be used.
+        """
+        manifest = self.open_manifest() if image_files else None
+        wanted = columns if columns is None or manifest is None else list(dict.fromkeys([*columns, "image_id"]))
+        for file in self.files:
+            first = 0
+            for table in read_groups(file.path, wanted):
+                rows = table.num_rows
+                if manifest is not None:
+                    names = name_images(manifest, file.shard, first, table.column("image_id"), file.path)
+                    table = table.append_column(IMAGE_FILE, names)
+                yield table
+                first += rows
+
+
+def name_images(manifest: Manifest, shard: int, first: int, keys: pa.ChunkedArray, path: Location) -> pa.ChunkedArray:
+    """Names of image files for the rows of a label file.
+
+    Args:
+        shard: of the manifest, whose rows are those of the label file.
+        first: row of the shard that the first of `keys` belongs to.
+        keys: ``image_id`` of the label rows.
+        path: the label file, for messages.
+
+    Raises:
+        LabelsError: the file holds other images than the shard.
+        ManifestError: the manifest cannot be read.
+    """
+    rows = manifest.read_shard(shard, ["image_id", IMAGE_FILE]).slice(first, len(keys))
+    if not single_array(rows.column("image_id")).equals(single_array(keys)):
+        raise LabelsError(f"{path} holds other images than shard {shard} of {manifest.path}; `dto verify` tells more")
+    return rows.column(IMAGE_FILE)

@@ -16,21 +16,28 @@ from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from dto_pipeline.data.certainty import EXPECTED_ERROR, NO_LIMITS, Z_SIGMA, Limits
-from dto_pipeline.data.exports.inputs import RunLabels
-from dto_pipeline.data.images import ImageStore, open_folder
-from dto_pipeline.data.label_files import LabelColumns, find_label_files, flatten_table, person_leaf
-from dto_pipeline.data.labels import LabelsError, fill_added, open_labels
-from dto_pipeline.data.manifest import Manifest, find_manifest
-from dto_pipeline.data.parquet import READ_ERRORS
+from dto_pipeline.data.images import ImageFolder, ImageStore
+from dto_pipeline.data.label_files import (
+    EXPECTED_ERROR,
+    IMAGE_FILE,
+    NO_LIMITS,
+    Z_SIGMA,
+    LabelColumns,
+    Limits,
+    RunLabels,
+    find_label_files,
+    flatten_table,
+    name_images,
+    person_leaf,
+)
+from dto_pipeline.data.labels import LabelsError, read_groups
+from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.storage import Location, as_location
-from dto_pipeline.data.tar_images import open_images
+from dto_pipeline.data.tars import open_images
 
 IMAGE_COLUMNS = ("image_id", "image_path", "width", "height", "fx", "fy", "cx", "cy", "z_covariance")
 PEOPLE_COLUMNS = ("pose", "betas", "transl", "bbox_xyxy", "status", "z_sigma_m")
-IMAGE_FILE = "image_file"  # added to the image columns of a piece: the image's name in its store
 _HASH_RANGE = 1 << 32
 
 
@@ -107,7 +114,7 @@ class ParquetSet:
     def open_images(self) -> ImageStore:
         """A folder's, or that of the run's manifest, tars too."""
         if self.manifest is None:
-            return open_folder(self.images_root)
+            return ImageFolder(self.images_root)
         return open_images(self.images_root, self.manifest.path)
 
     def index(self, number: int, part: Part) -> list[Piece]:
@@ -116,7 +123,17 @@ class ParquetSet:
         Raises:
             LabelsError: a file that is missing, damaged or of another schema.
         """
-        return [piece for file in range(len(self.files)) for piece in self._index_file(number, file, part)]
+        pieces, wanted = [], ["image_id", "num_persons", "is_accepted", "is_optimized", EXPECTED_ERROR]
+        for file, path in enumerate(self.files):
+            first = 0
+            for group, table in enumerate(read_groups(path, wanted)):
+                taken = part.holds(table.column("image_id").to_pylist()) & _chosen(table, part.select)
+                taken &= part.limits.images(table.column(EXPECTED_ERROR).to_numpy())
+                rows = np.flatnonzero(taken).astype(np.int32)
+                if rows.size:
+                    pieces.append(Piece(number, file, group, first, rows))
+                first += table.num_rows
+        return pieces
 
     def read(self, piece: Piece) -> LabelColumns:
         """The labels of a piece's images: `IMAGE_COLUMNS` and `IMAGE_FILE`, `PEOPLE_COLUMNS`.
@@ -127,38 +144,22 @@ class ParquetSet:
         """
         path = self.files[piece.file]
         names = [*IMAGE_COLUMNS, *(person_leaf(name) for name in PEOPLE_COLUMNS)]
-        with open_labels(path) as file:
-            columns = flatten_table(_read_group(path, file, piece.group, names), PEOPLE_COLUMNS)
+        (table,) = read_groups(path, names, [piece.group])
+        columns = flatten_table(table, PEOPLE_COLUMNS)
         columns.images[IMAGE_FILE] = columns.images["image_path"]
         if self.manifest is not None:
-            columns.images[IMAGE_FILE] = _image_files(self.manifest, self.shards[piece.file], piece, columns, path)
+            files = name_images(self.manifest, self.shards[piece.file], piece.first, table.column("image_id"), path)
+            columns.images[IMAGE_FILE] = files.to_numpy(zero_copy_only=False)
         return columns.take(piece.rows)
-
-    def _index_file(self, number: int, file: int, part: Part) -> list[Piece]:
-        path, pieces, first = self.files[file], [], 0
-        wanted = ["image_id", "num_persons", "is_accepted", "is_optimized", EXPECTED_ERROR]
-        with open_labels(path) as opened:
-            for group in range(opened.num_row_groups):
-                table = _read_group(path, opened, group, wanted)
-                taken = part.holds(table.column("image_id").to_pylist()) & _chosen(table, part.select)
-                taken &= part.limits.images(table.column(EXPECTED_ERROR).to_numpy())
-                rows = np.flatnonzero(taken).astype(np.int32)
-                if rows.size:
-                    pieces.append(Piece(number, file, group, first, rows))
-                first += table.num_rows
-        return pieces
 
     def count_uncertain(self, select: str, limits: Limits, left_out: Counter[str]) -> None:
         """Add to `left_out`, by reason, what `limits` take away from the images of `select`. Raises: LabelsError."""
+        wanted = ["is_accepted", "is_optimized", "num_persons", EXPECTED_ERROR, person_leaf(Z_SIGMA)]
         for path in self.files:
-            with open_labels(path) as opened:
-                for group in range(opened.num_row_groups):
-                    wanted = [f"is_{word}" for word in ("accepted", "optimized")] + ["num_persons", EXPECTED_ERROR]
-                    table = _read_group(path, opened, group, [*wanted, person_leaf(Z_SIGMA)])
-                    columns = flatten_table(table, (Z_SIGMA,)).take(np.flatnonzero(_chosen(table, select)))
-                    expected = columns.images[EXPECTED_ERROR]
-                    sigma = columns.people[Z_SIGMA][limits.images(expected)[columns.owner]]
-                    limits.count(expected, sigma, left_out)
+            for table in read_groups(path, wanted):
+                columns = flatten_table(table, (Z_SIGMA,)).take(np.flatnonzero(_chosen(table, select)))
+                expected = columns.images[EXPECTED_ERROR]
+                limits.count(expected, columns.people[Z_SIGMA][limits.images(expected)[columns.owner]], left_out)
 
 
 def open_run_set(run: RunLabels, images: str = "") -> ParquetSet:
@@ -171,7 +172,7 @@ def open_run_set(run: RunLabels, images: str = "") -> ParquetSet:
     Raises:
         ManifestError: the manifest, which names the image files, is gone or is another one.
     """
-    manifest = find_manifest(run.manifest, as_location(run.name), run.manifest_fingerprint, run.named_manifests)
+    manifest = run.open_manifest()
     return ParquetSet(
         name=run.name,
         files=tuple(file.path for file in run.files),
@@ -201,18 +202,3 @@ def _chosen(table: pa.Table, select: str) -> np.ndarray:
     """(N,) bool: accepted, optimised or all images, without those of nobody."""
     crowded = table.column("num_persons").to_numpy() > 0
     return crowded if select == "all" else crowded & table.column(f"is_{select}").to_numpy()
-
-
-def _read_group(path: Location, file: pq.ParquetFile, group: int, names: list[str]) -> pa.Table:
-    try:
-        return fill_added(file.read_row_group(group, columns=names), names)
-    except READ_ERRORS as error:
-        raise LabelsError(f"{path} is damaged ({error}); run again to write it anew") from error
-
-
-def _image_files(manifest: Manifest, shard: int, piece: Piece, columns: LabelColumns, path: Location) -> np.ndarray:
-    """(N,) names of the row group's images in their store."""
-    rows = manifest.read_shard(shard, ["image_id", IMAGE_FILE]).slice(piece.first, columns.num_images)
-    if rows.column("image_id").to_pylist() != columns.images["image_id"].tolist():
-        raise LabelsError(f"{path} holds other images than shard {shard} of {manifest.path}; `dto verify` tells more")
-    return rows.column(IMAGE_FILE).to_numpy(zero_copy_only=False)

@@ -1,12 +1,13 @@
 """Label shards: placed scenes in, Parquet of schema `dto-labels/1` out, and back.
 
-Knows how a `PlacedScene` becomes a row; every input image has one, failures too, and people keep their order. Knows no
-shard plan and no receipt. Equal input and metadata give identical bytes. Lengths in metres, image positions in pixels.
+The column table of `schema` says where each column sits in a `PlacedScene`: rows are taken from there and put back,
+without pixels. Every input image has a row, failures too, and people keep their order. Knows no shard plan and no
+receipt. Equal input and metadata give identical bytes. Lengths in metres, image positions in pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,8 @@ import pyarrow.parquet as pq
 
 from dto_pipeline import __version__
 from dto_pipeline.axes import HEIGHT_CLASSES, NUM_BETAS
-from dto_pipeline.data.columns import build_table, pick_words, ragged_column, struct_column
+from dto_pipeline.data.cameras import CAMERA_COLUMNS, read_cameras
+from dto_pipeline.data.columns import build_table, pick_words, ragged_column, read_numbers, single_array, struct_column
 from dto_pipeline.data.files import commit_new, staged
 from dto_pipeline.data.parquet import (
     READ_ERRORS,
@@ -26,8 +28,7 @@ from dto_pipeline.data.parquet import (
     open_parquet,
     writer_settings,
 )
-from dto_pipeline.data.storage import Location, as_location
-from dto_pipeline.data.store import create_bytes
+from dto_pipeline.data.storage import Location, as_location, open_store, parent_and_name
 from dto_pipeline.errors import NO_ROOM, DtoError
 from dto_pipeline.schema import (
     COORDINATES,
@@ -38,6 +39,7 @@ from dto_pipeline.schema import (
     PERSON_COLUMNS,
     Column,
 )
+from dto_pipeline.status import ImageStatus, PersonStatus
 
 if TYPE_CHECKING:  # a finished run answers without loading PyTorch
     from dto_pipeline.scene import PlacedScene
@@ -57,124 +59,28 @@ def build_label_table(placed: Sequence[PlacedScene]) -> pa.Table:
         ValueError: a scene whose per-person fields disagree on the number of people, named.
     """
     counts = np.array([item.scene.num_people for item in placed], dtype=np.int64)
-    _check_counts(placed, counts)
-    people = ragged_column(counts, struct_column(LABEL_PERSON, _person_columns(placed, counts)), _PERSONS_TYPE)
-    return build_table(LABELS_SCHEMA, {**_image_columns(placed), "num_persons": counts, "persons": people})
-
-
-def write_label_shard(table: pa.Table, path: Location, metadata: Mapping[str, str]) -> bool:
-    """Write a table of `build_label_table` if there is no file of that name yet.
-
-    Args:
-        table: rows of `schema.LABELS_SCHEMA`.
-        path: the shard's final name.
-        metadata: text for the footer (config hash, shard key, licence ...); schema, pipeline version and coordinate
-            convention are added.
-
-    Returns:
-        True if this call created the file, False if it existed and was left alone.
-    """
-    check_schema(path, table.schema, LABELS_SCHEMA, LabelsError)
-    footer = {"schema": LABELS_SCHEMA_NAME, "pipeline_version": __version__, "coordinates": COORDINATES, **metadata}
-    schema = LABELS_SCHEMA.with_metadata(dict(sorted(footer.items())))
-    table = table.replace_schema_metadata(schema.metadata)
-    if isinstance(path, Path):
-        with staged(path) as temporary:
-            try:
-                _write_parquet(table, temporary)
-            except OSError as error:
-                if error.errno in NO_ROOM:
-                    raise OSError(error.errno, f"{error.strerror}; {NO_ROOM[error.errno]}", str(path)) from error
-                raise
-            return commit_new(temporary, path)
-    buffer = pa.BufferOutputStream()
-    _write_parquet(table, buffer)
-    return create_bytes(path, buffer.getvalue().to_pybytes())
-
-
-def _write_parquet(table: pa.Table, sink: Path | pa.NativeFile) -> None:
-    with pq.ParquetWriter(sink, table.schema, **writer_settings(table.schema)) as writer:
-        writer.write_table(table, row_group_size=ROWS_PER_GROUP)
-
-
-def open_labels(path: Location) -> pq.ParquetFile:
-    """Open a label file to read it piece by piece; errors as `read_labels`. Close it, or use `with`."""
-    path = as_location(path)
-    file = open_parquet(path, LabelsError)
-    name = footer_text(file).get("schema")
-    if name != LABELS_SCHEMA_NAME:
-        raise LabelsError(f"{path} has schema {name!r}; expected {LABELS_SCHEMA_NAME!r}, is it a label shard?")
-    lacking = {column.name for column in IMAGE_COLUMNS if column.added} - set(file.schema_arrow.names)
-    known = [field for field in LABELS_SCHEMA if field.name not in lacking]
-    check_schema(path, file.schema_arrow, pa.schema(known), LabelsError)
-    return file
-
-
-def fill_added(table: pa.Table, columns: Sequence[str] | None = None) -> pa.Table:
-    """Rows of a label file with null in the columns its version did not know, of `columns` (None = all)."""
-    for name in [column.name for column in IMAGE_COLUMNS if column.added]:
-        if name not in table.column_names and (columns is None or name in columns):
-            before = LABELS_SCHEMA.names[: LABELS_SCHEMA.names.index(name)]
-            place, field = sum(other in before for other in table.column_names), LABELS_SCHEMA.field(name)
-            table = table.add_column(place, field, pa.nulls(table.num_rows, field.type))
-    return table
-
-
-def read_labels(path: Location) -> pa.Table:
-    """All rows of a label file.
-
-    Raises:
-        LabelsError: missing, not a whole Parquet file, or not of this schema.
-    """
-    with open_labels(path) as file:
-        try:
-            return fill_added(file.read())
-        except READ_ERRORS as error:
-            raise LabelsError(f"{path} is damaged ({error}); delete it and run again to write it anew") from error
-
-
-def read_label_metadata(path: Location) -> dict[str, str]:
-    """Footer text of a label file (shard key, config hash ...), without reading its rows; errors as `read_labels`."""
-    with open_labels(path) as file:
-        return footer_text(file)
-
-
-def undo_betas(betas: np.ndarray, index: np.ndarray, initial: np.ndarray) -> np.ndarray:
-    """(n, 11) shapes as they went in: coefficient `index` (n,) becomes `initial` (n,) again where index >= 0."""
-    changed = np.flatnonzero(index >= 0)
-    betas = betas.copy()
-    betas[changed, index[changed]] = initial[changed]
-    return betas
-
-
-_PERSONS_TYPE = LABELS_SCHEMA.field("persons").type
-
-
-def _check_counts(placed: Sequence[PlacedScene], counts: np.ndarray) -> None:
     for item, people in zip(placed, counts, strict=True):
         found = {len(item.person_status), len(item.person_message), item.transl.shape[0], item.scene.pose.shape[0]}
         if found != {int(people)}:
             raise ValueError(f"{item.scene.image_id}: fields hold {sorted(found)} people; expected {people} in each")
-
-
-def _image_columns(placed: Sequence[PlacedScene]) -> dict[str, Any]:
-    """Columns of the image itself, one entry per scene."""
-    intrinsics = np.array([item.scene.intrinsics for item in placed], dtype=np.float64).reshape(-1, 3, 3)
-    columns: dict[str, Any] = {"fx": intrinsics[:, 0, 0], "fy": intrinsics[:, 1, 1]}
-    columns.update({"cx": intrinsics[:, 0, 2], "cy": intrinsics[:, 1, 2]})
+    camera = np.array([item.scene.intrinsics for item in placed], dtype=np.float64).reshape(-1, 3, 3)
+    columns: dict[str, Any] = dict(zip(CAMERA_COLUMNS, camera[:, [0, 1, 0, 1], [0, 1, 2, 2]].T, strict=True))
     for column in IMAGE_COLUMNS:
         if column.place:
             columns[column.name] = [take_place(item, column.place) for item in placed]
-    return columns
+    kind = LABELS_SCHEMA.field("persons").type
+    people = ragged_column(counts, struct_column(LABEL_PERSON, _person_columns(placed, counts)), kind)
+    return build_table(LABELS_SCHEMA, {**columns, "num_persons": counts, "persons": people})
 
 
 def _person_columns(placed: Sequence[PlacedScene], counts: np.ndarray) -> dict[str, Any]:
     """Columns of all people of all scenes, one after the other."""
     columns = {column.name: _all_people(placed, column) for column in PERSON_COLUMNS if column.place}
-    starts = np.cumsum(counts) - counts
-    columns["person_index"] = np.arange(int(counts.sum())) - np.repeat(starts, counts)
-    before = [item.scene.betas for item in placed]
-    columns["beta_init"] = _initial_beta(np.concatenate([*before, np.zeros((0, NUM_BETAS))]), columns["beta_index"])
+    columns["person_index"] = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
+    betas = np.concatenate([*(item.scene.betas for item in placed), np.zeros((0, NUM_BETAS))])
+    index = columns["beta_index"]
+    changed = np.take_along_axis(betas, np.maximum(index, 0).astype(np.int64)[:, None], axis=1)[:, 0]
+    columns["beta_init"] = np.where(index < 0, np.float32(np.nan), changed).astype(np.float32)
     heights = np.array([code for item in placed for code in item.height_class], np.int64)
     columns["height_class"] = pick_words((*HEIGHT_CLASSES, None), np.where(heights < 0, len(HEIGHT_CLASSES), heights))
     return columns
@@ -204,7 +110,183 @@ def take_place(item: Any, place: str) -> Any:
     return item
 
 
-def _initial_beta(betas: np.ndarray, index: np.ndarray) -> np.ndarray:
-    """(n,) float32: the input coefficient that was changed, NaN where none was."""
-    picked = np.take_along_axis(betas, np.maximum(index, 0).astype(np.int64)[:, None], axis=1)[:, 0]
-    return np.where(index < 0, np.float32(np.nan), picked).astype(np.float32)
+def write_label_shard(table: pa.Table, path: Location, metadata: Mapping[str, str]) -> bool:
+    """Write a table of `build_label_table` if there is no file of that name yet.
+
+    Args:
+        table: rows of `schema.LABELS_SCHEMA`.
+        path: the shard's final name.
+        metadata: text for the footer (config hash, shard key, licence ...); schema, pipeline version and coordinate
+            convention are added.
+
+    Returns:
+        True if this call created the file, False if it existed and was left alone.
+    """
+    check_schema(path, table.schema, LABELS_SCHEMA, LabelsError)
+    footer = {"schema": LABELS_SCHEMA_NAME, "pipeline_version": __version__, "coordinates": COORDINATES, **metadata}
+    schema = LABELS_SCHEMA.with_metadata(dict(sorted(footer.items())))
+    table = table.replace_schema_metadata(schema.metadata)
+    if isinstance(path, Path):
+        with staged(path) as temporary:
+            try:
+                _write_parquet(table, temporary)
+            except OSError as error:
+                if error.errno in NO_ROOM:
+                    raise OSError(error.errno, f"{error.strerror}; {NO_ROOM[error.errno]}", str(path)) from error
+                raise
+            return commit_new(temporary, path)
+    buffer = pa.BufferOutputStream()
+    _write_parquet(table, buffer)
+    folder, name = parent_and_name(path)
+    return open_store(folder).create(name, buffer.getvalue().to_pybytes())
+
+
+def _write_parquet(table: pa.Table, sink: Path | pa.NativeFile) -> None:
+    with pq.ParquetWriter(sink, table.schema, **writer_settings(table.schema)) as writer:
+        writer.write_table(table, row_group_size=ROWS_PER_GROUP)
+
+
+def splice_rows(table: pa.Table, positions: Sequence[int], rows: pa.Table) -> pa.Table:
+    """The table with `rows` in the place of some of its own.
+
+    Args:
+        table: rows of `schema.LABELS_SCHEMA`.
+        positions: (n,) rows of `table` that are replaced, each at most once.
+        rows: (n) rows of the same schema, in that order.
+
+    Returns:
+        As many rows as before, in one chunk: written to Parquet it gives the bytes of a table made at once.
+
+    Raises:
+        ValueError: another image would stand in a row than before.
+    """
+    order = np.arange(table.num_rows)
+    order[list(positions)] = table.num_rows + np.arange(rows.num_rows)
+    # The schema as it is written first: a table that was read carries what the reader noted about its fields.
+    joined = pa.concat_tables([table.cast(LABELS_SCHEMA), rows.cast(LABELS_SCHEMA)])
+    spliced = joined.take(pa.array(order)).combine_chunks()
+    if spliced.column("image_id").to_pylist() != table.column("image_id").to_pylist():
+        raise ValueError(f"rows {list(positions)} are of other images; expected the same images in the same order")
+    return spliced
+
+
+def open_labels(path: Location) -> pq.ParquetFile:
+    """Open a label file to read it piece by piece; errors as `read_groups`. Close it, or use `with`."""
+    path = as_location(path)
+    file = open_parquet(path, LabelsError)
+    name = footer_text(file).get("schema")
+    if name != LABELS_SCHEMA_NAME:
+        raise LabelsError(f"{path} has schema {name!r}; expected {LABELS_SCHEMA_NAME!r}, is it a label shard?")
+    lacking = {column.name for column in IMAGE_COLUMNS if column.added} - set(file.schema_arrow.names)
+    known = [field for field in LABELS_SCHEMA if field.name not in lacking]
+    check_schema(path, file.schema_arrow, pa.schema(known), LabelsError)
+    return file
+
+
+def read_groups(
+    path: Location, columns: Sequence[str] | None = None, groups: Sequence[int] | None = None
+) -> Iterator[pa.Table]:
+    """Rows of a label file, one row group (at most 1024 images) after the other.
+
+    Args:
+        columns: Parquet's names of those to read, parts of people as ``persons.list.element.pose``; None = all. A
+            column that the file's version did not know is null.
+        groups: row groups to read; None = all.
+
+    Raises:
+        LabelsError: missing, not a whole Parquet file, or not of this schema.
+    """
+    with open_labels(path) as file:
+        for group in range(file.num_row_groups) if groups is None else groups:
+            yield _read(path, lambda g=group: file.read_row_group(g, columns=columns), columns)  # type: ignore[misc]
+
+
+def read_labels(path: Location, columns: Sequence[str] | None = None) -> pa.Table:
+    """All rows of a label file; arguments and errors as `read_groups`."""
+    with open_labels(path) as file:
+        return _read(path, lambda: file.read(columns=columns), columns)
+
+
+def _read(path: Location, read: Callable[[], pa.Table], columns: Sequence[str] | None) -> pa.Table:
+    try:
+        table = read()
+    except READ_ERRORS as error:
+        raise LabelsError(f"{path} is damaged ({error}); delete it and run again to write it anew") from error
+    for name in [column.name for column in IMAGE_COLUMNS if column.added]:
+        if name not in table.column_names and (columns is None or name in columns):
+            before = LABELS_SCHEMA.names[: LABELS_SCHEMA.names.index(name)]
+            place, field = sum(other in before for other in table.column_names), LABELS_SCHEMA.field(name)
+            table = table.add_column(place, field, pa.nulls(table.num_rows, field.type))
+    return table
+
+
+def read_label_metadata(path: Location) -> dict[str, str]:
+    """Footer text of a label file (shard key, config hash ...), without reading its rows; errors as `read_groups`."""
+    with open_labels(path) as file:
+        return footer_text(file)
+
+
+def undo_betas(betas: np.ndarray, index: np.ndarray, initial: np.ndarray) -> np.ndarray:
+    """(n, 11) shapes as they went in: coefficient `index` (n,) becomes `initial` (n,) again where index >= 0."""
+    changed = np.flatnonzero(index >= 0)
+    betas = betas.copy()
+    betas[changed, index[changed]] = initial[changed]
+    return betas
+
+
+def read_placed(path: Location) -> list[PlacedScene]:
+    """Every image of a label file. Errors as `read_groups`."""
+    return list(placed_scenes(read_labels(path)))
+
+
+def unpack_covariance(packed: np.ndarray, people: int) -> np.ndarray:
+    """(P, P) symmetric matrix from the label column `z_covariance` of an image with `people` people."""
+    matrix: np.ndarray = np.zeros((people, people), packed.dtype)
+    rows, columns = np.tril_indices(people)
+    matrix[rows, columns] = matrix[columns, rows] = packed
+    return matrix
+
+
+def placed_scenes(table: pa.Table) -> Iterator[PlacedScene]:
+    """Every row of a table of `schema.LABELS_SCHEMA`, people in source order."""
+    from dto_pipeline.scene import PlacedScene, Scene
+
+    items = single_array(table.column("persons")).flatten()
+    columns: dict[str, Any] = {}
+    for column in PERSON_COLUMNS:
+        found = items.field(column.name)
+        columns[column.name] = found.to_pylist() if column.kind == pa.string() else read_numbers(found)
+    classes = {name: code for code, name in enumerate(HEIGHT_CLASSES)}
+    end = 0
+    for row in table.drop_columns(["persons"]).to_pylist():
+        start, end = end, end + row["num_persons"]
+        people = {name: values[start:end] for name, values in columns.items()}
+        fields = _put_back(row, people)
+        scene = Scene(
+            intrinsics=read_cameras(row),
+            betas=undo_betas(people["betas"], people["beta_index"], people["beta_init"]),
+            person_problem=[None] * len(people["betas"]),
+            **fields.pop("scene"),
+        )
+        heights = np.array([classes.get(word, -1) for word in people["height_class"]], np.int32)
+        yield PlacedScene(scene=scene, height_class=heights, **fields)
+
+
+def _put_back(row: dict[str, Any], people: dict[str, Any]) -> dict[str, Any]:
+    """The values of a row where the column table says they sit."""
+    fields: dict[str, Any] = {}
+    for column, values in [*((c, row) for c in IMAGE_COLUMNS), *((c, people) for c in PERSON_COLUMNS)]:
+        if not column.place:
+            continue
+        value, inner = values[column.name], fields
+        *folders, last = column.place.split(".")
+        for part in folders:
+            inner = inner.setdefault(part, {})
+        inner[last] = np.array(value, np.float32) if pa.types.is_list(column.kind) and value is not None else value
+    origin = fields["scene"]["origin"]
+    fields["scene"]["origin"] = {key: told for key, told in origin.items() if told is not None}
+    for name in ("alpha", "beta", "disparity_line"):  # of two columns each
+        fields[name] = (fields[name]["0"], fields[name]["1"])
+    fields["status"] = ImageStatus(fields["status"])
+    fields["person_status"] = [PersonStatus(word) for word in fields["person_status"]]
+    return fields

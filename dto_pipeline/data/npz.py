@@ -26,7 +26,7 @@ from dto_pipeline.array_files import BROKEN, read_flat, read_header
 from dto_pipeline.data.files import NO_MAPS
 from dto_pipeline.data.inert_pickle import Allowlist, BrokenPickle, Limits, PickleRefused, UnsafePickle, shown
 from dto_pipeline.data.safe_pickle import NUMPY_ONLY, checked_values, safe_loads
-from dto_pipeline.data.scratch import scratch_file
+from dto_pipeline.data.scratch import naming_place, scratch_file
 from dto_pipeline.errors import NO_ROOM
 from dto_pipeline.reading import IrregularFile, check_regular, open_regular, read_regular
 
@@ -200,8 +200,13 @@ class MappedNpz:
                 raise NpzError("ends before its header says; download it again")
             if shape != () or dtype != np.dtype(object):
                 raise NpzError(f"is {dtype} {shape}; expected one object, as a dictionary is stored")
-            if start and compare and _check_sum(data, start, end) != self._members[key].CRC:
-                raise NpzError("its bytes are not those that were written (CRC-32); download it again")
+            if start and compare:
+                found, released = 0, start
+                for at in range(start, end, _CHUNK):
+                    found = zlib.crc32(data[at : min(end, at + _CHUNK)], found)
+                    released = release(data, released, at)
+                if found != self._members[key].CRC:
+                    raise NpzError("its bytes are not those that were written (CRC-32); download it again")
             return data, begin, end
 
     @contextmanager
@@ -241,7 +246,7 @@ class MappedNpz:
         free = shutil.disk_usage(tempfile.gettempdir()).free
         if entry.file_size > free:
             raise NpzError(f"unpacks to {entry.file_size} bytes, {free} are free; set TMPDIR to a larger disk")
-        with scratch_file() as plain:
+        with naming_place(), scratch_file() as plain:
             with zipfile.ZipFile(self.path) as archive, archive.open(entry) as packed:
                 shutil.copyfileobj(packed, plain, _CHUNK)
             plain.flush()
@@ -258,14 +263,6 @@ def release(data: mmap.mmap, released: int, at: int) -> int:
         return released
     data.madvise(mmap.MADV_DONTNEED, 0, at - at % mmap.PAGESIZE)
     return at
-
-
-def _check_sum(data: mmap.mmap, start: int, end: int) -> int:
-    found, released = 0, start
-    for at in range(start, end, _CHUNK):
-        found = zlib.crc32(data[at : min(end, at + _CHUNK)], found)
-        released = release(data, released, at)
-    return found
 
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest date a zip can tell: equal arrays give equal bytes

@@ -1,4 +1,4 @@
-"""Everything behind a URI, through obstore: S3, Google, Azure, http(s), this process's own memory. See `data.store`.
+"""Everything behind a URI, through obstore: S3, Google, Azure, http(s), this process's own memory. See `data.storage`.
 
 An object appears when its PUT is complete, so there are no temporary names and nothing to rename: an upload that is cut
 off leaves nothing. Create-if-absent is a conditional PUT (``If-None-Match: *``). A PUT whose answer was lost is sent
@@ -22,6 +22,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
+
+import pyarrow as pa
 
 from dto_pipeline.errors import DtoError
 
@@ -90,16 +92,10 @@ class RemoteStore:
 
     def read(self, name: str, tail: int = 0) -> bytes:
         """An object's bytes, or its last `tail`; raises FileNotFoundError."""
-        from obstore.exceptions import NotSupportedError
-
-        part: Any = {"range": {"suffix": tail}} if tail else None
-        try:
-            return self._ask(name, lambda key: bytes(self._client.get(key, options=part).bytes()))
-        except (StoreError, NotSupportedError):  # an empty object has no end, Azure gives none
-            if not tail:
-                raise
+        if tail:
             size = self.size(name)
             return self.read_part(name, max(0, size - tail), min(tail, size))
+        return self._ask(name, lambda key: bytes(self._client.get(key).bytes()))
 
     def read_part(self, name: str, start: int, count: int) -> bytes:
         """The `count` bytes from `start`, fewer where the object ends; raises FileNotFoundError."""
@@ -109,16 +105,23 @@ class RemoteStore:
             return b""
         if self._ranges:
             try:
-                options: Any = {"range": (start, start + count)}
-                return self._ask(name, lambda key: bytes(self._client.get(key, options=options).bytes()))
+                part: Any = {"range": (start, start + count)}
+                return self._ask(name, lambda key: bytes(self._client.get(key, options=part).bytes()))
             except NotSupportedError:
                 self._ranges = False
-        return self._ask(name, lambda key: _first_bytes(self._client.get(key).stream(), start + count))[start:]
 
-    def read_head(self, name: str, limit: int | None) -> bytes:
-        """The first `limit` bytes (None = all) of an object; raises FileNotFoundError."""
-        if limit is None:
-            return self.read(name)
+        def read_first(key: str) -> bytes:
+            found = bytearray()
+            for piece in self._client.get(key).stream():
+                found += piece
+                if len(found) >= start + count:
+                    break
+            return bytes(found[start : start + count])
+
+        return self._ask(name, read_first)
+
+    def read_head(self, name: str, limit: int) -> bytes:
+        """The first `limit` bytes of an object; raises FileNotFoundError."""
         try:
             return self.read_part(name, 0, limit)
         except StoreError:  # of an empty object no part can be had
@@ -126,9 +129,9 @@ class RemoteStore:
                 raise
             return b""
 
-    def open(self, name: str) -> RemoteFile:
+    def open(self, name: str) -> pa.NativeFile:
         """An object for reading at any place; raises FileNotFoundError."""
-        return RemoteFile(self, name, self.size(name))
+        return pa.PythonFile(_RemoteFile(self, name, self.size(name)), mode="r")
 
     def size(self, name: str) -> int:
         """Bytes of an object; raises FileNotFoundError."""
@@ -145,12 +148,21 @@ class RemoteStore:
         found = self._ask(folder, lambda key: self._client.list_with_delimiter(key or None)["objects"])
         return {item["path"].rpartition("/")[2]: item["size"] for item in found}
 
-    def walk(self) -> Iterator[str]:
-        """Name of every object below the folder, in no particular order."""
+    def walk(self, endings: tuple[str, ...] = ("",)) -> Iterator[str]:
+        """Every object below the folder whose name ends so (in any case), in no particular order.
+
+        Raises:
+            FileNotFoundError: there is none, whatever its name.
+        """
         self._check_kind("nothing can be listed there")
         pages = self._ask("", lambda key: iter(self._client.list(key or None)))
+        found = False
         while page := self._ask("", lambda _: next(pages, None)):
-            yield from (item["path"].removeprefix(self._base).lstrip("/") for item in page)
+            found = True
+            names = (item["path"].removeprefix(self._base).lstrip("/") for item in page)
+            yield from (name for name in names if name.lower().endswith(endings))
+        if not found:
+            raise FileNotFoundError(f"nothing lies below {self.root}")
 
     def create(self, name: str, data: bytes) -> bool:
         """One conditional PUT; raises StoreError where there is none, or the file is too large for it."""
@@ -222,8 +234,8 @@ class RemoteStore:
         return StoreError(f"bucket {self._bucket}, key {key or '(top)'}: {what}")
 
 
-class RemoteFile(io.RawIOBase):
-    """An object that is read piece by piece, each a request; for ``pyarrow.PythonFile``."""
+class _RemoteFile(io.RawIOBase):
+    """An object that is read piece by piece, each a request."""
 
     def __init__(self, store: RemoteStore, name: str, size: int) -> None:
         self._store, self._name, self._size, self._at = store, name, size, 0
@@ -303,10 +315,7 @@ def _profile_keys() -> dict[str, str]:
         return {}
     name = os.environ.get("AWS_PROFILE", "default")
     found: dict[str, str] = {}
-    for variable, place in (
-        ("AWS_CONFIG_FILE", "~/.aws/config"),
-        ("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials"),
-    ):
+    for variable, place in _PROFILES.items():
         parser = configparser.ConfigParser(interpolation=None, default_section="")
         try:
             parser.read(Path(os.environ.get(variable, place)).expanduser())
@@ -343,12 +352,3 @@ def _advice(text: str) -> str:
     first = text.splitlines()[0] if text else "nothing"
     says = f"{code[1]} ({first})" if code else first
     return next((advice for sign, advice in _ADVICE.items() if sign in told), f"the server says {says}")
-
-
-def _first_bytes(pieces: Iterable[Any], count: int) -> bytes:
-    found = bytearray()
-    for piece in pieces:
-        found += piece
-        if len(found) >= count:
-            break
-    return bytes(found[:count])

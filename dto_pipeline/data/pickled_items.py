@@ -23,7 +23,6 @@ from dto_pipeline.data.inert_pickle import (
     Limits,
     Stream,
     UnsafePickle,
-    told,
 )
 from dto_pipeline.data.npz import MappedNpz, NpzError, release
 from dto_pipeline.data.safe_pickle import NUMPY_ONLY
@@ -69,20 +68,17 @@ def read_items(path: str | Path, key: str, take: Callable[[Any, Any], object], l
     except NpzError as error:
         raise BrokenPickle(str(error)) from error
     stream = Stream(data, start, end)
-    with told(f"{path}: {key}", stream):
+    with stream.told(f"{path}: {key}"):
         try:
-            _Items(stream, take, None if look else _count_fetches(stream)).load()
+            needed = None
+            if not look:  # memo entry -> how often it is fetched, of those that are fetched and not always kept
+                fetched = np.frombuffer(_fetches(Stream(data, start, end)), np.uint32)
+                needed = dict(zip(*(part.tolist() for part in np.unique(fetched, return_counts=True)), strict=True))
+            _Items(stream, take, needed).load()
         except _Enough:
             return
         if stream.at != end:
             raise BrokenPickle(f"{end - stream.at} bytes are left at STOP")
-
-
-def _count_fetches(stream: Stream) -> dict[int, int]:
-    """Memo entry -> how often it is fetched, of those that are fetched and not always kept."""
-    walk = Stream(stream.data, stream.at, stream.end)
-    index, times = np.unique(np.frombuffer(_fetches(walk), np.uint32), return_counts=True)
-    return dict(zip(index.tolist(), times.tolist(), strict=True))
 
 
 def _fetches(walk: Stream) -> array[int]:

@@ -24,8 +24,16 @@ from functools import cache, cached_property
 from typing import Any
 
 from dto_pipeline.config_tree import shorten
-from dto_pipeline.data.storage import Location, base_name, exists, join_location, parent_and_name
-from dto_pipeline.data.store import open_store, read_bytes, read_many
+from dto_pipeline.data.storage import (
+    Location,
+    base_name,
+    exists,
+    join_location,
+    open_store,
+    parent_and_name,
+    read_bytes,
+    read_many,
+)
 from dto_pipeline.errors import DtoError
 from dto_pipeline.reading import IrregularFile, parse_json
 from dto_pipeline.status import ImageStatus

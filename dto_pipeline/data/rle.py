@@ -20,30 +20,23 @@ class RleError(ValueError):
 
 
 def encode_rle(mask: np.ndarray) -> bytes:
-    """Compressed counts of a mask.
-
-    Args:
-        mask: (H, W) bool.
-    """
+    """Compressed counts of a mask (H, W) bool."""
     flat = np.asarray(mask, dtype=bool).ravel(order="F")
     if flat.size == 0 or np.ndim(mask) != 2:
         raise RleError(f"mask has shape {np.shape(mask)}; expected (H, W) with at least one pixel")
     changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    borders = np.concatenate(([0], changes, [flat.size]))
-    if flat[0]:  # the first run is background, of no pixel here
-        borders = np.concatenate(([0], borders))
-    return _write_numbers(np.diff(borders))
+    first = [0, 0] if flat[0] else [0]  # the first run is background, of no pixel where the mask begins in foreground
+    values = np.diff(np.concatenate((first, changes, [flat.size])))
+    values[3:] -= values[1:-2].copy()
+    shifted = values[:, None] >> (5 * np.arange(_MAX_CHARACTERS))  # arithmetic: negative numbers end in -1
+    group, rest = shifted & 0x1F, shifted >> 5
+    more = np.where((group & 0x10) != 0, rest != -1, rest != 0)
+    used = np.concatenate((np.ones((values.size, 1), dtype=bool), np.cumprod(more, axis=1)[:, :-1] != 0), axis=1)
+    return bytes(((group | (more << 5)) + 48).astype(np.uint8)[used])
 
 
 def decode_rle(counts: bytes, height: int, width: int) -> np.ndarray:
-    """The full mask.
-
-    Returns:
-        (height, width) bool.
-
-    Raises:
-        RleError: the string is damaged or its runs do not fill the size.
-    """
+    """The full mask, (height, width) bool. Raises: RleError: the string is damaged or its runs do not fill the size."""
     runs = _read_runs(counts, height, width)
     values = np.arange(runs.size) % 2 == 1
     return np.ascontiguousarray(np.repeat(values, runs).reshape(width, height).T)
@@ -54,8 +47,7 @@ def sample_rle(counts: bytes, height: int, width: int, rows: np.ndarray, cols: n
 
     Args:
         counts: compressed counts of a (height, width) mask.
-        rows: (h,) int, strictly increasing, in 0 .. height - 1.
-        cols: (w,) int, strictly increasing, in 0 .. width - 1.
+        rows: (h,) int, strictly increasing, in 0 .. height - 1; cols: (w,) int, likewise in 0 .. width - 1.
 
     Returns:
         (h, w) bool.
@@ -63,15 +55,24 @@ def sample_rle(counts: bytes, height: int, width: int, rows: np.ndarray, cols: n
     Raises:
         RleError: the string is damaged or its runs do not fill the size.
     """
-    _check_picks("rows", rows, height)
-    _check_picks("cols", cols, width)
+    for name, picks, size in (("rows", rows, height), ("cols", cols, width)):
+        if not (picks.size and picks[0] >= 0 and picks[-1] < size) or np.any(picks[1:] <= picks[:-1]):
+            raise ValueError(f"{name} must be strictly increasing in 0 .. {size - 1}")
     ends = np.cumsum(_read_runs(counts, height, width))[:-1]
     # how many samples, in column-major order, lie before the end of each run
     column, row = np.divmod(ends, height)
     full_columns = np.searchsorted(cols, column)
     in_this_column = np.append(cols, -1)[full_columns] == column
     border = full_columns * rows.size + in_this_column * np.searchsorted(rows, row)
-    return _fill_between(border, rows.size, cols.size)
+    mask = np.zeros((rows.size, cols.size), dtype=bool)
+    if border.size == 0:
+        return mask
+    left = border[0] // rows.size  # only columns from the first change on are worth a pass
+    right = min(border[-1] // rows.size + 1, cols.size) if border.size % 2 == 0 else cols.size
+    toggles = np.zeros((right - left) * rows.size + 1, dtype=np.uint8)
+    np.bitwise_xor.at(toggles, np.minimum(border - left * rows.size, toggles.size - 1), 1)
+    mask[:, left:right] = np.bitwise_xor.accumulate(toggles[:-1]).reshape(right - left, rows.size).T
+    return mask
 
 
 def measure_rles(data: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -125,20 +126,6 @@ def _read_runs(counts: bytes, height: int, width: int) -> np.ndarray:
     return runs
 
 
-def _fill_between(border: np.ndarray, height: int, width: int) -> np.ndarray:
-    """(height, width) bool that changes value at each column-major position of `border` (sorted), False at first."""
-    mask = np.zeros((height, width), dtype=bool)
-    if border.size == 0:
-        return mask
-    left = border[0] // height  # only columns from the first change on are worth a pass
-    right = min(border[-1] // height + 1, width) if border.size % 2 == 0 else width
-    toggles = np.zeros((right - left) * height + 1, dtype=np.uint8)
-    np.bitwise_xor.at(toggles, np.minimum(border - left * height, toggles.size - 1), 1)
-    inside = np.bitwise_xor.accumulate(toggles[:-1])
-    mask[:, left:right] = inside.reshape(right - left, height).T
-    return mask
-
-
 def _sound_strings(data: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     """(M,) bool: not empty, only characters 48 .. 111, no number of too many characters, the last one finished."""
     lengths = np.diff(offsets)
@@ -179,22 +166,3 @@ def _undo_differences(numbers: np.ndarray, ends: np.ndarray) -> np.ndarray:
         in_chain = np.diff(np.append(before, member.size))
         runs[member] = summed - np.repeat(earlier, in_chain)
     return runs
-
-
-def _write_numbers(runs: np.ndarray) -> bytes:
-    values = runs.astype(np.int64)
-    values[3:] -= runs[1:-2]
-    places = np.arange(_MAX_CHARACTERS)
-    shifted = values[:, None] >> (5 * places)  # arithmetic: negative numbers end in -1
-    group = shifted & 0x1F
-    rest = shifted >> 5
-    negative = (group & 0x10) != 0
-    more = np.where(negative, rest != -1, rest != 0)
-    used = np.concatenate((np.ones((values.size, 1), dtype=bool), np.cumprod(more, axis=1)[:, :-1] != 0), axis=1)
-    return bytes(((group | (more << 5)) + 48).astype(np.uint8)[used])
-
-
-def _check_picks(name: str, picks: np.ndarray, size: int) -> None:
-    in_range = picks.size > 0 and picks[0] >= 0 and picks[-1] < size
-    if not in_range or np.any(picks[1:] <= picks[:-1]):
-        raise ValueError(f"{name} must be strictly increasing in 0 .. {size - 1}")

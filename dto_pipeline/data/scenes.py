@@ -10,7 +10,7 @@ import logging
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,19 +21,21 @@ from dto_pipeline.bounds import CAMERA_BEYOND, implausible_cameras
 from dto_pipeline.collate import map_size
 from dto_pipeline.config import EvidenceConfig, RunConfig
 from dto_pipeline.data.cameras import describe_off_centre, is_off_centre, read_cameras
-from dto_pipeline.data.columns import read_vectors, single_array
+from dto_pipeline.data.columns import read_numbers, single_array
 from dto_pipeline.data.duplicates import People, find_duplicates
-from dto_pipeline.data.images import ImageStore, open_folder
+from dto_pipeline.data.images import ImageFolder, ImageStore
 from dto_pipeline.data.rle import RleError, measure_rles, sample_rle
 from dto_pipeline.data.sources.rows import ROW_PROBLEMS, find_row_problems
-from dto_pipeline.data.storage import Location, as_location
-from dto_pipeline.models.depth import DepthSource
+from dto_pipeline.data.storage import Location
+from dto_pipeline.models.depth import DepthFiles
 from dto_pipeline.scene import Scene
 from dto_pipeline.status import ImageStatus, PersonStatus, UnusableImage
 
 _LOG = logging.getLogger(__name__)
-_PERSON_FIELDS = ("source_row", "det_score", "age_years", "male_prob", "mask_height", "mask_width")
-_PERSON_VECTORS = ("pose", "betas", "transl", "bbox_xyxy")
+_PERSON_FIELDS = (
+    *("pose", "betas", "transl", "bbox_xyxy"),
+    *("source_row", "det_score", "age_years", "male_prob", "mask_height", "mask_width"),
+)
 MENDABLE = frozenset((ImageStatus.IMAGE_MISSING, ImageStatus.IMAGE_CORRUPT, ImageStatus.SIZE_MISMATCH))
 """Problems of an image's file: found when the manifest was built, they are looked at again by every start of a run."""
 
@@ -58,17 +60,13 @@ class _Masks:
     height: np.ndarray  # (P,) [px]
     width: np.ndarray  # (P,) [px]
 
-    def without_masks(self) -> _Masks:
-        """The same people, nobody with a mask."""
-        return _Masks([None] * len(self.rle), self.height, self.width)
-
 
 @dataclass(frozen=True)
 class _Loader:
     """What one image needs to become a whole scene."""
 
     images: ImageStore
-    depth: DepthSource | None
+    depth: DepthFiles | None
     max_side: int
     clock: Clock
     centred: bool  # an image that the manifest could not measure must be of the size its camera expects
@@ -82,9 +80,7 @@ class _Loader:
             self._read(scene, image_file, depth_file, masks)
         except UnusableImage as error:
             scene.problem = (error.status, str(error))
-        except (
-            MemoryError
-        ):  # sizes are bounded before memory is asked for, so the machine lacks it: not the image's fault
+        except MemoryError:  # sizes are bounded before memory is asked for: the machine lacks it, not the image's fault
             scene.problem = (ImageStatus.OUT_OF_MEMORY, "memory ran out while it was loaded")
         except Exception as error:  # one image must not cost the others; the log keeps the trace
             _LOG.exception("loading %s failed", scene.image_id)
@@ -125,7 +121,7 @@ class _Loader:
 def load_scenes(
     rows: pa.Table,
     images: Location | ImageStore,
-    depth: DepthSource | None,
+    depth: DepthFiles | None,
     evidence: EvidenceConfig,
     threads: Executor | None = None,
     clock: Clock | None = None,
@@ -150,13 +146,13 @@ def load_scenes(
     Returns:
         One scene per row, in order.
     """
-    store = open_folder(as_location(images)) if isinstance(images, Path | str) else images
+    store = ImageFolder(images) if isinstance(images, Path | str) else images
     quiet = clock or (lambda stage: nullcontext())
     loader = _Loader(store, depth, evidence.render_max_side, quiet, centred, decode_memory_mb)
     scenes, masks = [], []
     for scene, mask in _read_labels(rows):
         scenes.append(scene)
-        masks.append(mask if label_masks else mask.without_masks())
+        masks.append(mask if label_masks else replace(mask, rle=[None] * scene.num_people))
     files = (rows.column(name).to_pylist() for name in ("image_file", "depth_file"))
     run = map if threads is None else threads.map
     for _ in run(loader.fill, scenes, *files, masks):
@@ -173,36 +169,11 @@ def _read_labels(rows: pa.Table) -> Iterator[tuple[Scene, _Masks]]:
     """Scenes with everything the manifest itself holds, and their masks still encoded."""
     persons = single_array(rows["persons"])
     people = persons.flatten()
-    columns = {name: people.field(name).to_numpy(zero_copy_only=False) for name in _PERSON_FIELDS}
-    columns.update({name: read_vectors(people.field(name)) for name in _PERSON_VECTORS})
+    columns = {name: read_numbers(people.field(name)) for name in _PERSON_FIELDS}
     rle, told = people.field("mask_rle").to_pylist(), people.field("problem").to_pylist()
     found = find_row_problems(columns["pose"], columns["betas"], columns["transl"])
     counts = persons.value_lengths().to_numpy(zero_copy_only=False)
-    repeats = _find_repeats(columns, people, found, counts)
-    ends = np.cumsum(counts)
-    for image, (row, stop) in enumerate(zip(rows.drop_columns(["persons"]).to_pylist(), ends.tolist(), strict=True)):
-        own = slice(int(ends[image - 1]) if image else 0, stop)
-        parts: dict[str, Any] = {name: np.array(values[own]) for name, values in columns.items()}
-        masks = _Masks(rle[own], parts.pop("mask_height"), parts.pop("mask_width"))
-        reasons = [text or ROW_PROBLEMS[code] for text, code in zip(told[own], found[own], strict=True)]
-        same_as = np.where(repeats[own] >= 0, repeats[own] - own.start, -1)
-        scene = Scene(
-            **{name: row[name] for name in ("image_id", "subset", "image_path", "width", "height")},
-            intrinsics=read_cameras(row),
-            **parts,
-            person_problem=[(PersonStatus.INVALID_LABEL, reason) if reason else None for reason in reasons],
-            problem=_camera_problem(row) if row["problem_status"] is None else None,
-        )
-        mark_repeats(scene, same_as)
-        _take_problem(scene, row)
-        scene.origin["masks"] = row["mask_origin"] or "none"
-        scene.origin["attributes"] = row["attribute_origin"] or "unknown"
-        yield scene, masks
-
-
-def _find_repeats(columns: dict[str, np.ndarray], people: Any, found: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """(n,) position of the person each one repeats, -1 = nobody: as the build reports it, for any manifest."""
-    return find_duplicates(
+    repeats = find_duplicates(  # as the build reports it, for any manifest
         People(
             **{name: columns[name] for name in ("pose", "betas", "transl", "bbox_xyxy", "det_score")},
             has_mask=people.field("mask_rle").is_valid().to_numpy(zero_copy_only=False),
@@ -210,6 +181,24 @@ def _find_repeats(columns: dict[str, np.ndarray], people: Any, found: np.ndarray
             counts=counts,
         )
     )
+    stop = 0
+    for row, count in zip(rows.drop_columns(["persons"]).to_pylist(), counts.tolist(), strict=True):
+        start, stop = stop, stop + count
+        own = slice(start, stop)
+        parts: dict[str, Any] = {name: np.array(values[own]) for name, values in columns.items()}
+        masks = _Masks(rle[own], parts.pop("mask_height"), parts.pop("mask_width"))
+        reasons = [text or ROW_PROBLEMS[code] for text, code in zip(told[own], found[own], strict=True)]
+        scene = Scene(
+            **{name: row[name] for name in ("image_id", "subset", "image_path", "width", "height")},
+            intrinsics=read_cameras(row),
+            **parts,
+            person_problem=[(PersonStatus.INVALID_LABEL, reason) if reason else None for reason in reasons],
+        )
+        mark_repeats(scene, np.where(repeats[own] >= 0, repeats[own] - start, -1))
+        _take_problem(scene, row)
+        scene.origin["masks"] = row["mask_origin"] or "none"
+        scene.origin["attributes"] = row["attribute_origin"] or "unknown"
+        yield scene, masks
 
 
 def mark_repeats(scene: Scene, same_as: np.ndarray) -> None:
@@ -223,25 +212,18 @@ def mark_repeats(scene: Scene, same_as: np.ndarray) -> None:
 
 def _take_problem(scene: Scene, row: dict[str, Any]) -> None:
     """Take over what the manifest says of an image; what a file may have been mended of is looked at anew."""
+    camera, size = scene.intrinsics, (row["width"], row["height"])
     if row["problem_status"] is None:
+        if implausible_cameras(camera[None], *(np.array([side]) for side in size))[0]:  # older versions let it through
+            told = f"{CAMERA_BEYOND}; {camera.ravel().tolist()} for {size[0]} x {size[1]}"
+            scene.problem = (ImageStatus.LABEL_INVALID, told)
         return
     status = ImageStatus(row["problem_status"])
-    if status in MENDABLE and scene.num_people and np.isfinite(scene.intrinsics[:2, :2]).all():
+    if status in MENDABLE and scene.num_people and np.isfinite(camera[:2, :2]).all():
         scene.width = scene.height = 0
     else:
-        scene.problem = (
-            status,
-            f"{row['problem']} (seen when the manifest was built: mend it, then build a new one and start a new run)",
-        )
-
-
-def _camera_problem(row: dict[str, Any]) -> tuple[ImageStatus, str] | None:
-    """A camera that manifests of older versions let through."""
-    camera = read_cameras(row)
-    sides = np.array([row["width"]]), np.array([row["height"]])
-    if not implausible_cameras(camera[None], *sides)[0]:
-        return None
-    return ImageStatus.LABEL_INVALID, f"{CAMERA_BEYOND}; {camera.ravel().tolist()} for {row['width']} x {row['height']}"
+        then = "seen when the manifest was built: mend it, then build a new one and start a new run"
+        scene.problem = (status, f"{row['problem']} ({then})")
 
 
 def _sample_masks(scene: Scene, masks: _Masks, max_side: int) -> None:
@@ -257,24 +239,16 @@ def _sample_masks(scene: Scene, masks: _Masks, max_side: int) -> None:
         if rle is None:
             sampled[person] = True
             continue
-        size = (int(masks.height[person]), int(masks.width[person]))
+        high, wide = int(masks.height[person]), int(masks.width[person])
         try:
-            _check_mask_size(size, (scene.height, scene.width))
-            sampled[person] = sample_rle(rle, *size, rows, cols)
+            if (high, wide) != (scene.height, scene.width):
+                expected = f"expected the size of the image, {scene.width} x {scene.height}"
+                raise RleError(f"it is {wide} x {high}; {expected}")
+            sampled[person] = sample_rle(rle, high, wide, rows, cols)
         except RleError as error:
             scene.person_problem[person] = (PersonStatus.INVALID_LABEL, f"instance mask: {error}")
             continue
         seen[person] = True
-        if not sampled[person].any() and _is_empty(rle):
+        if not sampled[person].any() and not measure_rles(np.frombuffer(rle, np.uint8), np.array([0, len(rle)]))[0][0]:
             scene.person_problem[person] = (PersonStatus.EMPTY_MASK, "the instance mask holds no pixel")
     scene.masks, scene.has_mask = sampled, seen
-
-
-def _check_mask_size(mask: tuple[int, int], image: tuple[int, int]) -> None:
-    if mask != image:
-        raise RleError(f"it is {mask[1]} x {mask[0]}; expected the size of the image, {image[1]} x {image[0]}")
-
-
-def _is_empty(rle: bytes) -> bool:
-    foreground, _ = measure_rles(np.frombuffer(rle, dtype=np.uint8), np.array([0, len(rle)]))
-    return int(foreground[0]) == 0

@@ -8,13 +8,15 @@ from __future__ import annotations
 import math
 import mmap
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, BinaryIO
 
 import numpy as np
 
 from dto_pipeline.data.files import NO_MAPS
-from dto_pipeline.errors import DtoError
+from dto_pipeline.errors import NO_ROOM, DtoError
 
 
 def scratch_file() -> IO[bytes]:
@@ -37,6 +39,17 @@ def scratch_file() -> IO[bytes]:
     return stream
 
 
+@contextmanager
+def naming_place() -> Iterator[None]:
+    """Says of a full disk that it is the one of temporary files."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in NO_ROOM and error.filename is None:
+            raise OSError(error.errno, error.strerror, tempfile.gettempdir()) from error
+        raise
+
+
 class FlatColumn:
     """One column, appended to and then mapped.
 
@@ -51,13 +64,13 @@ class FlatColumn:
 
     def append(self, values: np.ndarray) -> None:
         """(n, *tail) rows; what is beyond the type becomes infinite."""
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore"), naming_place():
             self._stream.write(np.ascontiguousarray(values, self.dtype).tobytes())
         self.rows += len(values)
 
     def mapped(self) -> np.ndarray:
         """(rows, *tail) read-only; nothing can be appended any more."""
-        with self._stream as stream:
+        with naming_place(), self._stream as stream:
             stream.flush()
             return map_numbers(stream, self.dtype, (self.rows, *self.tail))
 

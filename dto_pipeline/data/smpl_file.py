@@ -10,6 +10,7 @@ import io
 import logging
 import pickle
 import zipfile
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,8 @@ import numpy as np
 import torch
 
 from dto_pipeline.data.files import commit_over, staged
-from dto_pipeline.data.inert_pickle import BrokenPickle, Limits, UnsafePickle, shown
-from dto_pipeline.data.npz import safe_load_npy, safe_load_npz
+from dto_pipeline.data.inert_pickle import BrokenPickle, Limits, PickleRefused, shown
+from dto_pipeline.data.npz import MappedNpz, NpzError, safe_load_npy, safe_load_npz
 from dto_pipeline.data.safe_pickle import SMPL_FILE, safe_loads
 from dto_pipeline.data.torch_files import TorchFileError, read_torch_file
 from dto_pipeline.errors import DtoError
@@ -91,14 +92,101 @@ def read_smpl(path: str | Path) -> SmplArrays:
     """
     path = Path(path)
     try:
-        found = _read_any(path)
-    except BrokenPickle as error:
+        found, held = _read_any(path)
+    except (BrokenPickle, NpzError) as error:
         raise SmplFileError(f"not a sound SMPL file: {error}") from error
+    except TorchFileError as error:
+        raise SmplFileError(f"not a checkpoint of plain tensors: {error}") from error
+    arrays = {key: found[key] for key in _SHAPES if isinstance(found.get(key), np.ndarray)}
+    _check_shapes(path, arrays, held)
+    return _checked_model(path, arrays)
+
+
+def _read_any(path: Path) -> tuple[Mapping[str, Any], Iterable[Any]]:
+    """What a file holds under SMPL's keys, and all its keys; told by its first bytes and, in a zip, member names."""
+    is_zip = read_start(path, 4) == b"PK\x03\x04"
+    if is_zip and (keys := MappedNpz(path).keys):
+        return safe_load_npz(path, _SHAPES, SMPL_FILE, _LIMITS), keys
+    if is_zip or path.suffix in (".pth", ".pt"):
+        return _read_checkpoint(path)
+    if path.stat().st_size > _LIMITS.max_stream_bytes:
+        raise SmplFileError(f"{path} has {path.stat().st_size} bytes, more than any SMPL file")
+    found = safe_loads(read_regular(path, _LIMITS.max_stream_bytes), SMPL_FILE, _LIMITS, where=str(path))
     if not isinstance(found, dict):
         raise SmplFileError(f"{path} holds a {type(found).__name__}, expected a dict with SMPL's arrays")
-    arrays = {key: np.asarray(found[key]) for key in _SHAPES if isinstance(found.get(key), np.ndarray)}
-    _check_shapes(path, found, arrays)
-    return _checked_model(path, arrays)
+    return found, found
+
+
+def _read_checkpoint(path: Path) -> tuple[Mapping[str, Any], Iterable[Any]]:
+    """SMPL+A checkpoint as ROMP and BEV prepare it, brought to SMPL's layout.
+
+    Assumed from their public converter (no released file was at hand): a dict of tensors, `smpla_shapedirs`
+    (6890, 3, 11) beside the ten `shapedirs`, `posedirs` already (207, 20670) as smplx keeps it, `kintree_table` the
+    24 parents only, `f` as floats. SMPL's own shapes are accepted as well.
+    """
+    found = read_torch_file(path, _LIMITS.max_stream_bytes)
+    tensors = found if isinstance(found, dict) else {}
+    arrays = {
+        key: tensor.numpy()
+        for key in ("smpla_shapedirs", *_SHAPES)
+        if isinstance(tensor := tensors.get(key), torch.Tensor) and tensor.dtype in _NUMPY_DTYPES
+    }
+    if not arrays:
+        keys = _listed(tensors) or f"a {type(found).__name__}"
+        raise SmplFileError(f"{path} is not a checkpoint of plain tensors of a body: found {keys}")
+    if "smpla_shapedirs" in arrays:
+        arrays["shapedirs"] = arrays["smpla_shapedirs"]
+    if "posedirs" in arrays and arrays["posedirs"].shape == (NUM_POSE_DIRECTIONS, NUM_VERTICES * 3):
+        arrays["posedirs"] = arrays["posedirs"].T.reshape(NUM_VERTICES, 3, NUM_POSE_DIRECTIONS)
+    if "kintree_table" in arrays and arrays["kintree_table"].shape == (NUM_JOINTS,):
+        arrays["kintree_table"] = np.stack([arrays["kintree_table"], np.arange(NUM_JOINTS)])
+    return arrays, tensors
+
+
+def _listed(keys: Iterable[Any]) -> str:
+    return ", ".join(shown(name) for name in list(keys)[:_KEYS_SHOWN])
+
+
+def _check_shapes(path: Path, arrays: dict[str, np.ndarray], held: Iterable[Any]) -> None:
+    """Names the model if it is another one, else the first array that is missing or of a wrong shape."""
+    vertices = len(arrays["v_template"]) if arrays.get("v_template", np.empty(())).ndim == 2 else 0
+    joints = arrays["weights"].shape[-1] if "weights" in arrays and arrays["weights"].ndim == 2 else NUM_JOINTS
+    other = "SMPL-H" if vertices == NUM_VERTICES and joints == 52 else _OTHER_MODELS.get(vertices)
+    if other is not None:
+        raise SmplFileError(f"{path} is a {other} model ({vertices} vertices, {joints} joints); expected SMPL_NEUTRAL")
+    for key, expected in _SHAPES.items():
+        if key not in arrays:
+            found = _listed(held) or "nothing"
+            raise SmplFileError(f"{path} lacks the array {key!r}; found {found}; expected the official SMPL_NEUTRAL")
+        shape = arrays[key].shape
+        if len(shape) != len(expected) or any(e not in (None, s) for e, s in zip(expected, shape, strict=True)):
+            raise SmplFileError(f"{path}: {key} has shape {shape}, expected {expected} (None = any)")
+    if arrays["shapedirs"].shape[-1] < NUM_DIRECTIONS:
+        raise SmplFileError(f"{path} has {arrays['shapedirs'].shape[-1]} shape directions, at least 10 are needed")
+
+
+def _checked_model(path: Path, arrays: dict[str, np.ndarray]) -> SmplArrays:
+    """The model of arrays whose shapes are right: values checked, integers in their types, directions cut.
+
+    The root's parent becomes -1 (uint32 files hold 4294967295 there, float32 copies 2 ** 32).
+    """
+    for key, array in arrays.items():
+        if array.dtype.kind not in "iuf" or not np.isfinite(array).all():
+            raise SmplFileError(f"{path}: {key} holds {array.dtype} values that are not all finite numbers")
+    directions = arrays["shapedirs"].shape[-1]
+    if directions > NUM_DIRECTIONS + 1:
+        arrays["shapedirs"] = arrays["shapedirs"][..., :NUM_DIRECTIONS]
+        _log.warning("%s has %d shape directions; the first %d are kept", path, directions, NUM_DIRECTIONS)
+    faces = arrays["f"]
+    if faces.min() < 0 or faces.max() >= NUM_VERTICES or (faces != np.floor(faces)).any():
+        raise SmplFileError(f"{path}: f holds indices outside the {NUM_VERTICES} vertices")
+    tree = arrays["kintree_table"].astype(np.int64)
+    tree[0, 0] = -1
+    parents, joints = tree
+    if (joints != np.arange(NUM_JOINTS)).any() or (parents[1:] < 0).any() or (parents >= joints).any():
+        found = arrays["kintree_table"][0]
+        raise SmplFileError(f"{path}: kintree_table is not a tree with every joint after its parent: {found}")
+    return SmplArrays(**{**arrays, "f": faces.astype(np.uint32), "kintree_table": tree})
 
 
 def add_kid_axis(arrays: SmplArrays, kid_template: np.ndarray) -> SmplArrays:
@@ -180,10 +268,13 @@ def import_smpl(
     Raises:
         SmplFileError, UnsafePickle, OSError: as `read_smpl` and `add_kid_axis`.
     """
-    arrays = read_smpl(source)
+    arrays, out = read_smpl(source), Path(out_dir)
     if kid_template is not None:
-        arrays = add_kid_axis(arrays, _read_template(Path(kid_template)))
-    out = Path(out_dir)
+        try:
+            template = safe_load_npy(kid_template, _LIMITS)
+        except PickleRefused as error:
+            raise SmplFileError(f"not a kid template: {error}; expected smpl_kid_template.npy") from error
+        arrays = add_kid_axis(arrays, template)
     adult = arrays.without_kid_axis()
     written = [write_smpl_npz(adult, out / "SMPL_NEUTRAL.npz")]
     if arrays.has_kid_axis:
@@ -191,108 +282,3 @@ def import_smpl(
     if with_pickle:
         written.append(write_smpl_pickle(adult, out / "SMPL_NEUTRAL.pkl"))
     return written
-
-
-def _read_template(path: Path) -> np.ndarray:
-    try:
-        return safe_load_npy(path, _LIMITS)
-    except (BrokenPickle, UnsafePickle) as error:
-        raise SmplFileError(f"not a kid template: {error}; expected smpl_kid_template.npy") from error
-
-
-def _read_any(path: Path) -> Any:
-    """Contents of the file, by its first bytes and, inside a zip, its member names."""
-    start = read_start(path, 4)
-    if start == b"PK\x03\x04":
-        return _read_checkpoint(path) if _is_checkpoint(path) else safe_load_npz(path, _SHAPES, SMPL_FILE, _LIMITS)
-    if path.suffix in (".pth", ".pt"):
-        return _read_checkpoint(path)
-    if path.stat().st_size > _LIMITS.max_stream_bytes:
-        raise SmplFileError(f"{path} has {path.stat().st_size} bytes, more than any SMPL file")
-    return safe_loads(read_regular(path, _LIMITS.max_stream_bytes), SMPL_FILE, _LIMITS, where=str(path))
-
-
-def _is_checkpoint(path: Path) -> bool:
-    """True for a zip written by torch.save, which keeps its object graph in `<name>/data.pkl`."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return any(name.endswith("/data.pkl") for name in archive.namelist())
-    except zipfile.BadZipFile as error:
-        raise SmplFileError(f"{path} is a damaged zip ({error}); fetch it again") from error
-
-
-def _read_checkpoint(path: Path) -> dict[str, Any]:
-    """SMPL+A checkpoint as ROMP and BEV prepare it, brought to SMPL's layout.
-
-    Assumed from their public converter (no released file was at hand): a dict of tensors, `smpla_shapedirs`
-    (6890, 3, 11) beside the ten `shapedirs`, `posedirs` already (207, 20670) as smplx keeps it, `kintree_table` the
-    24 parents only, `f` as floats. SMPL's own shapes are accepted as well.
-    """
-    try:
-        found = read_torch_file(path, _LIMITS.max_stream_bytes)
-    except TorchFileError as error:
-        raise SmplFileError(f"not a checkpoint of plain tensors: {error}") from error
-    tensors = found if isinstance(found, dict) else {}
-    arrays = {
-        key: tensor.numpy()
-        for key in ("smpla_shapedirs", *_SHAPES)
-        if isinstance(tensor := tensors.get(key), torch.Tensor) and tensor.dtype in _NUMPY_DTYPES
-    }
-    if not arrays:
-        keys = ", ".join(shown(name) for name in list(tensors)[:_KEYS_SHOWN]) or f"a {type(found).__name__}"
-        raise SmplFileError(f"{path} is not a checkpoint of plain tensors of a body: found {keys}")
-    if "smpla_shapedirs" in arrays:
-        arrays["shapedirs"] = arrays["smpla_shapedirs"]
-    if "posedirs" in arrays and arrays["posedirs"].shape == (NUM_POSE_DIRECTIONS, NUM_VERTICES * 3):
-        arrays["posedirs"] = arrays["posedirs"].T.reshape(NUM_VERTICES, 3, NUM_POSE_DIRECTIONS)
-    if "kintree_table" in arrays and arrays["kintree_table"].shape == (NUM_JOINTS,):
-        arrays["kintree_table"] = np.stack([arrays["kintree_table"], np.arange(NUM_JOINTS)])
-    return arrays
-
-
-def _check_shapes(path: Path, found: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
-    """Names the model if it is another one, else the first array that is missing or of a wrong shape."""
-    vertices = len(arrays["v_template"]) if arrays.get("v_template", np.empty(())).ndim == 2 else 0
-    joints = arrays["weights"].shape[-1] if "weights" in arrays and arrays["weights"].ndim == 2 else NUM_JOINTS
-    other = "SMPL-H" if vertices == NUM_VERTICES and joints == 52 else _OTHER_MODELS.get(vertices)
-    if other is not None:
-        raise SmplFileError(f"{path} is a {other} model ({vertices} vertices, {joints} joints); expected SMPL_NEUTRAL")
-    for key, expected in _SHAPES.items():
-        if key not in arrays:
-            keys = ", ".join(shown(name) for name in list(found)[:_KEYS_SHOWN])
-            raise SmplFileError(f"{path} lacks the array {key!r}; found {keys}; expected the official SMPL_NEUTRAL")
-        shape = arrays[key].shape
-        if len(shape) != len(expected) or any(e not in (None, s) for e, s in zip(expected, shape, strict=True)):
-            raise SmplFileError(f"{path}: {key} has shape {shape}, expected {expected} (None = any)")
-    if arrays["shapedirs"].shape[-1] < NUM_DIRECTIONS:
-        raise SmplFileError(f"{path} has {arrays['shapedirs'].shape[-1]} shape directions, at least 10 are needed")
-
-
-def _checked_model(path: Path, arrays: dict[str, np.ndarray]) -> SmplArrays:
-    """The model of arrays whose shapes are right: values checked, integers in their types, directions cut."""
-    for key, array in arrays.items():
-        if array.dtype.kind not in "iuf" or not np.isfinite(array).all():
-            raise SmplFileError(f"{path}: {key} holds {array.dtype} values that are not all finite numbers")
-    directions = arrays["shapedirs"].shape[-1]
-    if directions > NUM_DIRECTIONS + 1:
-        arrays["shapedirs"] = arrays["shapedirs"][..., :NUM_DIRECTIONS]
-        _log.warning("%s has %d shape directions; the first %d are kept", path, directions, NUM_DIRECTIONS)
-    arrays["f"] = _checked_faces(path, arrays["f"])
-    arrays["kintree_table"] = _checked_tree(path, arrays["kintree_table"])
-    return SmplArrays(**arrays)
-
-
-def _checked_faces(path: Path, faces: np.ndarray) -> np.ndarray:
-    if faces.min() < 0 or faces.max() >= NUM_VERTICES or (faces != np.floor(faces)).any():
-        raise SmplFileError(f"{path}: f holds indices outside the {NUM_VERTICES} vertices")
-    return faces.astype(np.uint32)
-
-
-def _checked_tree(path: Path, table: np.ndarray) -> np.ndarray:
-    """(2, 24) int64 with the root's parent as -1 (uint32 files hold 4294967295 there, float32 copies 2 ** 32)."""
-    tree = table.astype(np.int64)
-    tree[0, 0] = -1
-    parents, joints = tree
-    if (joints != np.arange(NUM_JOINTS)).any() or (parents[1:] < 0).any() or (parents >= joints).any():
-        raise SmplFileError(f"{path}: kintree_table is not a tree with every joint after its parent: {table[0]}")
-    return tree

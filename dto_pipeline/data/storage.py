@@ -1,7 +1,9 @@
-"""Where files may lie: on this machine, or behind a URI that `data.object_store` opens.
+"""Where files may lie: on this machine, or behind a URI. What one may do there is the same for both.
 
 A *location* is a `Path` (local: read by memory map, written as `data.files` does) or a URI (``s3://...``, ``gs://...``,
-``https://...``), a `str`. ``file://`` becomes a `Path`, so that local files are never slow. Knows no format.
+``https://...``), a `str`. ``file://`` becomes a `Path`, so that local files are never slow. A *store* is a folder at a
+location, whose files appear whole or not at all: `LocalStore` here (links and renames), `object_store.RemoteStore`
+(conditional PUT) behind URIs. Knows no format and nothing of runs. Sizes in bytes.
 Credentials come from the environment; a URI that holds a password is refused, because manifests remember their roots.
 """
 
@@ -10,58 +12,155 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Protocol
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 import pyarrow as pa
 
-from dto_pipeline.data.files import commit_over, staged, temporary_folder, write_bytes_atomic
+from dto_pipeline.data.files import (
+    commit_new,
+    commit_over,
+    sha256_bytes,
+    sha256_file,
+    staged,
+    temporary_folder,
+    write_bytes_atomic,
+)
+from dto_pipeline.data.object_store import RemoteStore, open_remote
 from dto_pipeline.data.object_store import StorageError as StorageError
 from dto_pipeline.data.object_store import StoreError as StoreError
-from dto_pipeline.data.object_store import open_remote
 from dto_pipeline.paths import check_relative, resolve_inside
-from dto_pipeline.reading import IrregularFile, check_regular, open_regular
+from dto_pipeline.reading import IrregularFile, check_regular, open_regular, read_regular, read_start
 
 Location = Path | str
 STORAGE_ERRORS = (OSError, pa.ArrowException)  # what reading a place raises besides FileNotFoundError
+_REQUESTS = 32  # at once, where every read is a request over the network
+_MOST_BYTES = 1 << 32  # of one file that is read whole; label files are the largest, with some MB
+_WINDOW = 512  # files asked for before the first of them is dealt with
 _LOG = logging.getLogger(__name__)
 
 
-class Store(Protocol):
-    """One folder. Every method may raise `StoreError` or another OSError where the storage fails."""
+@dataclass(frozen=True)
+class LocalStore:
+    """A folder of this machine, or mounted here. Names are relative to it, with ``/`` between parts.
 
-    @property
-    def root(self) -> Location:
-        """The folder."""
-        ...
+    Every method, here and of `RemoteStore`, may raise `StoreError` or another OSError where the storage fails.
+    """
+
+    root: Path
 
     def prepare(self, folders: Iterable[str]) -> None:
-        """Make the folder ready for writing, and make sure that `create` can be relied on."""
+        """Make the folders, and make sure that `create` can be relied on."""
+        for folder in folders:
+            (self.root / folder).mkdir(parents=True, exist_ok=True)
 
     def read(self, name: str, tail: int = 0) -> bytes:
         """A file's bytes, or its last `tail`; raises FileNotFoundError."""
-        ...
+        if not tail:
+            return read_regular(self.root / name, _MOST_BYTES)
+        with open_regular(self.root / name) as stream:
+            size = os.fstat(stream.fileno()).st_size
+            return os.pread(stream.fileno(), tail, max(0, size - tail))
+
+    def read_head(self, name: str, limit: int) -> bytes:
+        """The first `limit` bytes of a file; raises FileNotFoundError."""
+        return read_start(self.root / name, limit)
+
+    def open(self, name: str) -> pa.NativeFile:
+        """A file for reading at any place; raises FileNotFoundError."""
+        check_regular(self.root / name)
+        return pa.OSFile(str(self.root / name))
+
+    def version_of(self, name: str) -> tuple[int, object]:
+        """Size and time of change of a file; raises FileNotFoundError."""
+        found = (self.root / name).stat()
+        return found.st_size, found.st_mtime_ns
 
     def size(self, name: str) -> int:
         """Bytes of a file; raises FileNotFoundError."""
-        ...
+        return (self.root / name).stat().st_size
+
+    def exists(self, name: str) -> bool:
+        """Whether there is a file of this name."""
+        return (self.root / name).is_file()
 
     def entries(self, folder: str = "") -> dict[str, int]:
         """Name -> size of the files directly in a folder; {} where there is no such folder."""
-        ...
+        found: dict[str, int] = {}
+        with contextlib.suppress(FileNotFoundError), os.scandir(self.root / folder) as entries:
+            for entry in entries:
+                with contextlib.suppress(FileNotFoundError):  # one that was renamed or taken away under our eyes
+                    if entry.is_file(follow_symlinks=True):
+                        found[entry.name] = entry.stat().st_size
+        return found
+
+    def walk(self, endings: tuple[str, ...] = ("",)) -> Iterator[str]:
+        """Every file below the folder whose name ends so (in any case), in no particular order.
+
+        Links to folders are followed, but every folder is read once: under its plain name where it has one here, else
+        under the first of its links by name. So links that lead in circles end. One folder is in memory at a time.
+
+        Raises:
+            FileNotFoundError: no such folder.
+        """
+        links, seen = [""], set[str]()  # real places; inode numbers mean little on some mounts
+        while links:
+            later: list[str] = []
+            for name in sorted(links):
+                yield from self._walk_plain(name, endings, seen, later)
+            links = later
+
+    def _walk_plain(self, start: str, endings: tuple[str, ...], seen: set[str], links: list[str]) -> Iterator[str]:
+        """The files below one folder; links to folders go to `links`, folders in `seen` are passed by."""
+        pending = [(start, os.path.realpath(self.root / start))]
+        while pending:
+            below, real = pending.pop()
+            if real in seen:
+                continue
+            seen.add(real)
+            with os.scandir(self.root / below) as entries:
+                for entry in entries:
+                    name = f"{below}/{entry.name}" if below else entry.name
+                    if entry.is_dir(follow_symlinks=False):
+                        pending.append((name, f"{real.rstrip('/')}/{entry.name}"))
+                    elif entry.is_symlink() and entry.is_dir():
+                        links.append(name)
+                    elif entry.name.lower().endswith(endings):
+                        yield name
+                    elif entry.is_symlink() and not entry.is_file():
+                        lost = "%s is a link that leads nowhere: whatever was to be found there is missing"
+                        _LOG.warning(lost, self.root / name)
 
     def create(self, name: str, data: bytes) -> bool:
         """Write a file if there is none of that name; True if this call did, False if it existed and was left alone."""
-        ...
+        with staged(self.root / name) as temporary:
+            temporary.write_bytes(data)
+            return commit_new(temporary, self.root / name)
 
     def replace(self, name: str, data: bytes) -> None:
         """Write a file, whatever bore its name."""
+        write_bytes_atomic(self.root / name, data)
 
     def remove(self, name: str) -> None:
         """Take a file away; it may be gone already."""
+        (self.root / name).unlink(missing_ok=True)
+
+
+Store = LocalStore | RemoteStore
+
+
+def open_store(root: Location) -> Store:
+    """The store at a folder or URI.
+
+    Raises:
+        StoreError: a URI that names no bucket, or that nothing opens.
+    """
+    place = as_location(root)
+    return LocalStore(place) if isinstance(place, Path) else open_remote(place)
 
 
 def as_location(text: str | Path) -> Location:
@@ -78,12 +177,11 @@ def as_location(text: str | Path) -> Location:
             raise StorageError(f"{text} names the machine {host!r}, no path of this one; expected file:///FOLDER")
         return Path(unquote(slash + path))
     try:
-        if urlsplit(text).password is not None:
-            raise StorageError(
-                "a URI with a password is not used: it would end up in the manifest; set the environment"
-            )
+        has_password = urlsplit(text).password is not None
     except ValueError as error:
         raise StorageError(f"{text} is not a URI: {error}") from error
+    if has_password:
+        raise StorageError("a URI with a password is not used: it would end up in the manifest; set the environment")
     return text
 
 
@@ -99,9 +197,7 @@ def join_location(root: Location, name: str) -> Location:
         return resolve_inside(root, name)
     parts = urlsplit(root)
     below = f"{parts.path.rstrip('/')}/{quote(check_relative(name))}"
-    if not parts.netloc:
-        below = below.lstrip("/")
-    return urlunsplit(parts._replace(path=below))
+    return urlunsplit(parts._replace(path=below if parts.netloc else below.lstrip("/")))
 
 
 def beside(location: Location, suffix: str) -> Location:
@@ -132,40 +228,35 @@ def parent_and_name(location: Location) -> tuple[Location, str]:
     return urlunsplit(parts._replace(path=folder)), unquote(name)
 
 
+def _store_and_name(location: Location) -> tuple[Store, str]:
+    folder, name = parent_and_name(as_location(location))
+    return open_store(folder), name
+
+
 def open_input(location: Location) -> pa.NativeFile:
     """Open a file for random access; a local one only if it is a regular file.
 
     Raises:
         FileNotFoundError: no such file. OSError: it cannot be opened.
     """
-    location = as_location(location)
-    if isinstance(location, Path):
-        check_regular(location)
-        return pa.OSFile(str(location))
-    folder, name = parent_and_name(location)
-    return pa.PythonFile(open_remote(str(folder)).open(name), mode="r")
+    store, name = _store_and_name(location)
+    return store.open(name)
 
 
 def version_of(location: Location) -> tuple[int, object]:
     """Size and time of change of a file; raises FileNotFoundError."""
-    if isinstance(location, Path):
-        found = location.stat()
-        return found.st_size, found.st_mtime_ns
-    folder, name = parent_and_name(location)
-    return open_remote(str(folder)).version_of(name)
+    store, name = _store_and_name(location)
+    return store.version_of(name)
 
 
 def exists(location: Location) -> bool:
     """True if there is a file."""
-    location = as_location(location)
-    if isinstance(location, Path):
-        return location.is_file()
-    folder, name = parent_and_name(location)
-    return open_remote(str(folder)).exists(name)
+    store, name = _store_and_name(location)
+    return store.exists(name)
 
 
-def folder_exists(location: Location) -> bool:
-    """True if there is a folder, or, behind a URI, anything below it; also where a server will not say.
+def folder_exists(location: Location, unknown: bool = True) -> bool:
+    """True if there is a folder, or, behind a URI, anything below it; `unknown` where a server will not say.
 
     Raises:
         StorageError: a URI that no store opens.
@@ -176,17 +267,16 @@ def folder_exists(location: Location) -> bool:
     store = open_remote(location)
     try:
         return next(store.walk(), None) is not None
+    except FileNotFoundError:
+        return False
     except STORAGE_ERRORS:  # whoever may read objects may not be allowed to list them: reading will tell
-        return True
+        return unknown
 
 
 def is_there(location: Location) -> bool:
     """True if there is a file or a folder; False also where the storage cannot be asked."""
-    location = as_location(location)
-    if isinstance(location, Path):
-        return location.exists()
     try:
-        return exists(location) or next(open_remote(location).walk(), None) is not None
+        return exists(location) or folder_exists(location, unknown=False)
     except STORAGE_ERRORS:
         return False
 
@@ -199,32 +289,50 @@ def read_head(root: Location, name: str, limit: int | None) -> bytes:
         OSError: it cannot be read.
         UnsafePath: `name` leaves the folder.
     """
-    root = as_location(root)
-    if isinstance(root, str):
-        return open_remote(root).read_head(check_relative(name), limit)
-    with open_regular(root / check_relative(name)) as source:
-        return source.read(-1 if limit is None else limit)
+    store, name = open_store(root), check_relative(name)
+    return store.read(name) if limit is None else store.read_head(name, limit)
+
+
+def read_many(root: Location, names: Sequence[str], tail: int = 0) -> Iterator[tuple[str, bytes]]:
+    """Name and bytes (or the last `tail` of them) of many files, in order; those that are gone by now are left out.
+
+    Over a network many are asked for at once; a bounded number is in memory.
+    """
+    store = open_store(root)
+
+    def read(name: str) -> tuple[str, bytes | None]:
+        try:
+            return name, store.read(name, tail)
+        except FileNotFoundError:
+            return name, None
+
+    if isinstance(store, LocalStore):
+        yield from ((name, data) for name, data in map(read, names) if data is not None)
+        return
+    with ThreadPoolExecutor(_REQUESTS, thread_name_prefix="store") as threads:
+        for start in range(0, len(names), _WINDOW):
+            found = threads.map(read, names[start : start + _WINDOW])
+            yield from ((name, data) for name, data in found if data is not None)
+
+
+def read_bytes(location: Location) -> bytes:
+    """A file's bytes; raises FileNotFoundError."""
+    store, name = _store_and_name(location)
+    return store.read(name)
+
+
+def sha256_of(location: Location) -> str:
+    """sha256 (hex) of a file's bytes, wherever it lies; raises FileNotFoundError."""
+    return sha256_file(location) if isinstance(location, Path) else sha256_bytes(read_bytes(location))
 
 
 def list_names(root: Location, endings: tuple[str, ...]) -> Iterator[str]:
-    """Every file below a folder whose name ends so (in any case), relative to `root`; in no particular order.
-
-    Links are followed, see `_list_local`.
+    """Every file below a folder whose name ends so (in any case), relative to `root`; see `LocalStore.walk`.
 
     Raises:
-        FileNotFoundError: no such folder.
+        FileNotFoundError: no such folder, or, behind a URI, nothing below it.
     """
-    root = as_location(root)
-    if isinstance(root, Path):
-        yield from _list_local(root, endings)
-        return
-    found = False
-    for name in open_remote(root).walk():
-        found = True
-        if name.lower().endswith(endings):
-            yield name
-    if not found:
-        raise FileNotFoundError(f"nothing lies below {root}")
+    return open_store(root).walk(endings)
 
 
 @contextmanager
@@ -241,9 +349,16 @@ def local_copy(location: Location, endings: tuple[str, ...] = ("",)) -> Iterator
     if isinstance(location, Path):
         yield location
         return
+    parent, file = parent_and_name(location)
     with temporary_folder("dto-copy-") as folder:
         target = Path(folder) / base_name(location)
-        _download(location, target, endings)
+        try:
+            open_remote(str(parent)).download(file, target)
+        except FileNotFoundError:
+            target.unlink()
+            for name in sorted(list_names(location, endings)):
+                (local := target / check_relative(name)).parent.mkdir(parents=True, exist_ok=True)
+                open_remote(location).download(name, local)
         yield target
 
 
@@ -278,11 +393,8 @@ def written(location: Location) -> Iterator[Path]:
 
 def write_bytes(location: Location, data: bytes) -> None:
     """Write `data` to a location, replacing what was there."""
-    if isinstance(location, Path):
-        write_bytes_atomic(location, data)
-        return
-    with written(location) as local:
-        local.write_bytes(data)
+    store, name = _store_and_name(location)
+    store.replace(name, data)
 
 
 def error_text(error: BaseException) -> str:
@@ -291,53 +403,3 @@ def error_text(error: BaseException) -> str:
         return str(error.strerror)
     number = getattr(error, "errno", None)
     return os.strerror(number) if number else type(error).__name__
-
-
-def _list_local(root: Path, endings: tuple[str, ...]) -> Iterator[str]:
-    """Walks with `os.scandir`, one folder in memory at a time.
-
-    Links to folders are followed, but every folder is read once: under its plain name where it has one below `root`,
-    else under the first of its links by name. So links that lead in circles end.
-    """
-    links: list[str] = []
-    seen: set[str] = set()  # real places; inode numbers mean little on some mounts
-    yield from _walk_plain(root, "", endings, seen, links)
-    while links:
-        later: list[str] = []
-        for name in sorted(links):
-            yield from _walk_plain(root, name, endings, seen, later)
-        links = later
-
-
-def _walk_plain(root: Path, start: str, endings: tuple[str, ...], seen: set[str], links: list[str]) -> Iterator[str]:
-    """The files below one folder, links to folders left out: they go to `links`. Folders in `seen` are passed by."""
-    pending = [(start, os.path.realpath(root / start))]
-    while pending:
-        below, real = pending.pop()
-        if real in seen:
-            continue
-        seen.add(real)
-        with os.scandir(root / below) as entries:
-            for entry in entries:
-                name = f"{below}/{entry.name}" if below else entry.name
-                if entry.is_dir(follow_symlinks=False):
-                    pending.append((name, f"{real.rstrip('/')}/{entry.name}"))
-                elif entry.is_symlink() and entry.is_dir():
-                    links.append(name)
-                elif entry.name.lower().endswith(endings):
-                    yield name
-                elif entry.is_symlink() and not entry.is_file():
-                    _LOG.warning(
-                        "%s is a link that leads nowhere: whatever was to be found there is missing", root / name
-                    )
-
-
-def _download(location: str, target: Path, endings: tuple[str, ...]) -> None:
-    parent, file = parent_and_name(location)
-    with contextlib.suppress(FileNotFoundError):
-        open_remote(str(parent)).download(file, target)
-        return
-    target.unlink()
-    for name in sorted(list_names(location, endings)):
-        (local := target / check_relative(name)).parent.mkdir(parents=True, exist_ok=True)
-        open_remote(location).download(name, local)

@@ -153,7 +153,13 @@ def _judge(header: _Header, extended: _Extended, contents: int, size: int, end: 
     raw = header.name if extended.name is None else extended.name
     if header.kind == _DIRECTORY or (header.kind == b"\0" and raw.endswith(b"/")):
         return None
-    name, problem = _judge_name(raw)
+    name, problem = raw.decode("utf-8", "backslashreplace"), None
+    try:
+        name = check_relative(raw.decode("utf-8"))
+    except UnicodeDecodeError:
+        problem = "has a name that is not UTF-8"
+    except UnsafePath as error:
+        problem = f"is refused: {error}"
     if header.kind not in _REGULAR:
         problem = _REFUSED.get(header.kind, f"is of unknown type {header.kind!r}")
     elif extended.sparse:
@@ -161,16 +167,6 @@ def _judge(header: _Header, extended: _Extended, contents: int, size: int, end: 
     elif problem is None and contents + size > end:
         problem = f"is truncated: {max(end - contents, 0)} of {size} bytes are there"
     return Member(name, contents, size, problem)
-
-
-def _judge_name(raw: bytes) -> tuple[str, str | None]:
-    """A member's name as it is listed, and why it is refused (None = it is not)."""
-    try:
-        return check_relative(raw.decode("utf-8")), None
-    except UnicodeDecodeError:
-        return raw.decode("utf-8", "backslashreplace"), "has a name that is not UTF-8"
-    except UnsafePath as error:
-        return raw.decode("utf-8"), f"is refused: {error}"
 
 
 def _parse_header(block: bytes) -> _Header | None:

@@ -11,14 +11,13 @@ from __future__ import annotations
 import math
 import struct
 import zipfile
-import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
+from dto_pipeline.array_files import BROKEN
 from dto_pipeline.data.files import commit_over, staged
 from dto_pipeline.data.inert_pickle import (
     PERSISTENT_ID,
@@ -26,7 +25,6 @@ from dto_pipeline.data.inert_pickle import (
     BrokenPickle,
     Global,
     Limits,
-    PickleRefused,
     Record,
     load_first_records,
     load_records,
@@ -46,14 +44,9 @@ _DTYPES = {
 }
 _MOST_DIMENSIONS = 16
 _LEGACY_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03."  # torch's number and 1001, its version
-_UNREADABLE = (
-    *(zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, NotImplementedError, RuntimeError),
-    *(KeyError, TypeError, OverflowError, MemoryError),
-)  # of zipfile, and of torch on numbers it cannot hold
 
 
-@dataclass(frozen=True)
-class _StoredTensor:
+class _StoredTensor(NamedTuple):
     """A tensor as a pickle describes it; the numbers are of the right types and not negative, and not compared."""
 
     kind: str  # name of the class of its storage
@@ -62,6 +55,10 @@ class _StoredTensor:
     offset: int
     size: tuple[int, ...]
     stride: tuple[int, ...]
+
+    @property
+    def storage_bytes(self) -> int:
+        return self.stored * _DTYPES[self.kind].itemsize
 
 
 class TorchFileError(DtoError, ValueError):
@@ -92,7 +89,7 @@ def read_torch_file(path: Path, most_bytes: int = MOST_BYTES) -> Any:
         raise
     except OSError as error:
         raise TorchFileError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (PickleRefused, *_UNREADABLE) as error:
+    except (ValueError, *BROKEN) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise TorchFileError(f"{path} is no file of tensors or is damaged: {reason}") from error
 
@@ -148,8 +145,7 @@ def _read_zip(archive: zipfile.ZipFile, file_bytes: int) -> Any:
             raise ValueError(f"the storage {shown(key)} is missing or has not the {size} bytes it claims")
         return bytearray(archive.read(member))
 
-    limits = Limits(max_stream_bytes=1 << 28)
-    allow = _allowlist(_Storages(read, file_bytes).tensor)
+    limits, allow = Limits(max_stream_bytes=1 << 28), _allowlist(_Storages(read, file_bytes).tensor)
     return build_values(load_records(archive.read(pickles[0]), allow, limits, "data.pkl"), limits)
 
 
@@ -158,21 +154,23 @@ def _read_legacy(data: bytes) -> Any:
     if not data.startswith(_LEGACY_START):
         raise ValueError("it begins like nothing that torch.save writes")
     limits = Limits(max_stream_bytes=len(data))
-    system, at = load_first_records(data, len(_LEGACY_START), NUMPY_ONLY, limits, "system")
+
+    def load(start: int, allow: Allowlist, what: str) -> tuple[Any, int]:
+        records, end = load_first_records(data, start, allow, limits, what)
+        return build_values(records, limits), end
+
+    system, contents = load(len(_LEGACY_START), NUMPY_ONLY, "system")
     if not isinstance(system, dict) or system.get("little_endian") is not True:
         raise ValueError("its numbers are big-endian")
-    contents = at  # read twice: what a storage holds is told by the tensors over it
-    kinds: dict[str, _StoredTensor] = {}  # key of a storage -> a tensor over it
-    noting = _allowlist(lambda tensor: kinds.update({tensor.key: tensor}))
-    records, at = load_first_records(data, contents, noting, limits, "contents")
-    build_values(records, limits)
-    keys, at = load_first_records(data, at, NUMPY_ONLY, limits, "keys")
+    kinds: dict[str, _StoredTensor] = {}  # key of a storage -> a tensor over it, which tells what it holds
+    _, at = load(contents, _allowlist(lambda tensor: kinds.update({tensor.key: tensor})), "contents")
+    keys, at = load(at, NUMPY_ONLY, "keys")
     begin: dict[str, int] = {}  # key -> where its numbers are
     for key in keys if isinstance(keys, list) else []:
         if str(key) not in kinds or struct.unpack_from("<q", data, at)[0] != kinds[str(key)].stored:
             raise ValueError(f"the storage {shown(key)} belongs to no tensor or has not the numbers it claims")
         begin[str(key)] = at + 8
-        at += 8 + _storage_bytes(kinds[str(key)])
+        at += 8 + kinds[str(key)].storage_bytes
 
     def read(key: str, size: int) -> bytearray:
         start = begin.get(key, len(data))
@@ -180,12 +178,7 @@ def _read_legacy(data: bytes) -> Any:
             raise ValueError(f"the storage {shown(key)} is missing or cut off")
         return bytearray(data[start : start + size])
 
-    allow = _allowlist(_Storages(read, len(data)).tensor)
-    return build_values(load_first_records(data, contents, allow, limits, "contents")[0], limits)
-
-
-def _storage_bytes(tensor: _StoredTensor) -> int:
-    return tensor.stored * _DTYPES[tensor.kind].itemsize
+    return load(contents, _allowlist(_Storages(read, len(data)).tensor), "contents")[0]
 
 
 class _Storages:
@@ -196,11 +189,7 @@ class _Storages:
         self._held: dict[tuple[str, str, int], torch.Tensor] = {}
 
     def tensor(self, tensor: _StoredTensor) -> torch.Tensor:
-        """The tensor, a view of its storage.
-
-        Raises:
-            BrokenPickle: it reaches beyond the storage, or is of more numbers.
-        """
+        """The tensor, a view of its storage. Raises: BrokenPickle: it reaches beyond it, or is of more numbers."""
         found = f"a tensor {shown(tensor.size)} with strides {shown(tensor.stride)} from {tensor.offset}"
         if len(tensor.size) != len(tensor.stride) or len(tensor.size) > _MOST_DIMENSIONS:
             raise BrokenPickle(f"{found}: expected as many strides as sides, at most {_MOST_DIMENSIONS}")
@@ -210,19 +199,16 @@ class _Storages:
             raise BrokenPickle(f"{found} does not lie within its storage of {tensor.stored} numbers")
         if not numbers:
             return torch.empty(tensor.size, dtype=_DTYPES[tensor.kind])
-        return self._storage(tensor).as_strided(tensor.size, tensor.stride, tensor.offset)
-
-    def _storage(self, tensor: _StoredTensor) -> torch.Tensor:
         name = (tensor.key, tensor.kind, tensor.stored)
         if name not in self._held:
-            self._left -= _storage_bytes(tensor)
+            self._left -= tensor.storage_bytes
             if self._left < 0:
                 raise BrokenPickle("its tensors take more memory than the file has bytes")
-            data = self._read(tensor.key, _storage_bytes(tensor))
+            data = self._read(tensor.key, tensor.storage_bytes)
             if tensor.kind == "BoolStorage" and data.translate(None, b"\0\1"):
                 raise BrokenPickle("a tensor of booleans with other values than 0 and 1")
             self._held[name] = torch.frombuffer(data, dtype=_DTYPES[tensor.kind])
-        return self._held[name]
+        return self._held[name].as_strided(tensor.size, tensor.stride, tensor.offset)
 
 
 def write_torch_file(path: Path, content: Any) -> None:
@@ -237,14 +223,9 @@ def write_torch_file(path: Path, content: Any) -> None:
                 torch.save(content, stream)
             commit_over(temporary, path)
         except (OSError, RuntimeError) as error:
-            cause = _system_error(error)
+            cause: BaseException | None = error
+            while cause is not None and not isinstance(cause, OSError):
+                cause = cause.__cause__ or cause.__context__  # torch's writer reports a wrong position instead
             if cause is None:
                 raise
             raise OSError(cause.errno, cause.strerror, str(path)) from error
-
-
-def _system_error(error: BaseException | None) -> OSError | None:
-    """What the system said; torch's writer reports a position that is wrong instead, while it handles it."""
-    while error is not None and not isinstance(error, OSError):
-        error = error.__cause__ or error.__context__
-    return error

@@ -14,9 +14,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from dto_pipeline.data.certainty import EXPECTED_ERROR, NO_LIMITS, Z_SIGMA, Limits
 from dto_pipeline.data.images import ImageStore
-from dto_pipeline.data.label_files import LabelColumns
+from dto_pipeline.data.label_files import EXPECTED_ERROR, NO_LIMITS, Z_SIGMA, LabelColumns, Limits
 from dto_pipeline.data.labels import LabelsError
 from dto_pipeline.status import PLACED, UNUSED
 

@@ -1,21 +1,100 @@
 """What every evaluation hands over: measures with intervals, counts of everybody, one row per image.
 
 An evaluation is made of sums per image; measures are functions of pooled sums, so that the same definition serves all
-images together, each image alone, and images drawn again. Knows text and JSON; knows no metric and writes no files.
+images together, each image alone, and images drawn again. People of one image share its camera and its depth map, so
+images are drawn, never people; intervals are percentile intervals (Efron, "Bootstrap Methods", 1979). Knows text and
+JSON; knows no metric and writes no files.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from dto_pipeline.evaluate.bootstrap import LEVEL, Estimate, Statistic, Sums, estimate
 from dto_pipeline.evaluate.tables import align
+
+Sums = Mapping[str, np.ndarray]  # name -> (N,) or (R, N), whatever is added up per image
+Statistic = Callable[[Sums], np.ndarray]
+
+RESAMPLES = 1000  # draws; the ends of a 95 % interval then rest on 25 of them each
+LEVEL = 0.95  # share of draws inside an interval
+_NUMBERS_AT_ONCE = 1 << 22  # bounds memory: drawn counts held together
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A measure and the interval around it; all NaN where there is nothing to measure."""
+
+    value: float
+    low: float
+    high: float
+
+
+def estimate(
+    sums: Sums,
+    statistics: Mapping[str, Statistic],
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> dict[str, Estimate]:
+    """Measures of all images together, with intervals from images drawn again with replacement.
+
+    Args:
+        sums: name -> (N,) what each image adds.
+        statistics: name -> function of the pooled sums, (...) in and (...) out; NaN = nothing to measure.
+        resamples: how often N images are drawn; 0 = no intervals (NaN).
+        seed: of the draws; equal arguments give equal intervals.
+
+    Raises:
+        ValueError: sums of different lengths.
+    """
+    lengths = {len(values) for values in sums.values()}
+    if len(lengths) > 1:
+        raise ValueError(f"sums have lengths {sorted(lengths)}; expected one number per image in each")
+    table = np.stack([np.asarray(values, np.float64) for values in sums.values()], axis=-1)
+
+    def named(rows: np.ndarray) -> dict[str, np.ndarray]:
+        return {name: rows[..., column] for column, name in enumerate(sums)}
+
+    pooled, drawn = named(table.sum(0)), named(_draw_sums(table, resamples, seed))
+    found = {}
+    for name, statistic in statistics.items():
+        value, draws = float(statistic(pooled)), statistic(drawn)
+        measured = draws[np.isfinite(draws)]  # draws in which nothing could be measured are left out
+        low, high = np.nan, np.nan
+        if np.isfinite(value) and len(measured):
+            low, high = np.quantile(measured, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        found[name] = Estimate(value, float(low), float(high))
+    return found
+
+
+def mean_of(part: str, whole: str, factor: float = 1.0) -> Statistic:
+    """The pooled sum called `part` per unit of the one called `whole`, times `factor`."""
+    return lambda sums: factor * ratio(sums[part], sums[whole])
+
+
+def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """part / whole, NaN where `whole` is zero."""
+    part, whole = np.asarray(part, np.float64), np.asarray(whole, np.float64)
+    return np.divide(part, whole, out=np.full(np.broadcast_shapes(part.shape, whole.shape), np.nan), where=whole != 0)
+
+
+def _draw_sums(table: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+    """(R, K) sums over N images drawn with replacement from the rows of (N, K)."""
+    images = len(table)
+    if images == 0 or resamples == 0:
+        return np.full((0, table.shape[1]), np.nan)
+    rng = np.random.default_rng(seed)
+    step = max(1, _NUMBERS_AT_ONCE // images)
+    parts = []
+    for start in range(0, resamples, step):
+        counts = rng.multinomial(images, np.full(images, 1 / images), size=min(step, resamples - start))
+        parts.append(counts.astype(np.float64) @ table)
+    return np.concatenate(parts)
 
 
 @dataclass(frozen=True)

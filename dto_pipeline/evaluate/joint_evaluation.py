@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-import torch
 
 from dto_pipeline.data.joint_truth import JointTruth
 from dto_pipeline.data.people import People
-from dto_pipeline.evaluate.bootstrap import mean_of
-from dto_pipeline.evaluate.evaluation import Column, Evaluation, Measure, make_column
-from dto_pipeline.evaluate.image_join import join_images
-from dto_pipeline.evaluate.protocol_evaluation import ProtocolError
+from dto_pipeline.evaluate.bodies import in_chunks, vertices_of
+from dto_pipeline.evaluate.evaluation import Evaluation, Measure, make_column, mean_of
+from dto_pipeline.evaluate.matching import join_images
+from dto_pipeline.evaluate.protocols import ProtocolError
 from dto_pipeline.models.body import BodyModel
 
 # Human3.6M's 17: pelvis, right hip, knee, ankle, left ones, spine, neck, nose, head top, left shoulder, elbow, wrist,
@@ -34,7 +33,6 @@ MUPOTS_COUNTED = slice(0, 14)  # without pelvis, spine and head
 MATCH_PIXELS, PCK_DISTANCE = 40.0, 0.15  # [px] in x and in y, [m]
 AUC_STEPS = np.arange(0, 0.1501, 0.005)  # [m]
 PELVIS_SHIFT = 0.06  # of Panoptic's middle of the hips in y towards the pelvis of the regressor [m]
-_AT_ONCE = 128  # meshes in memory
 _MM = 1000.0
 
 MUPOTS = (
@@ -48,7 +46,6 @@ PANOPTIC = (
     Measure("mrpe", "MRPE of the nearest", "mm", mean_of("root", "matched", _MM)),
     Measure("recall", "recall", "%", mean_of("matched", "true", 100)),
 )
-Sums = dict[str, np.ndarray]
 
 
 def evaluate_joints(
@@ -70,11 +67,11 @@ def evaluate_joints(
         needed = f"(17, {body.num_vertices})"
         raise ProtocolError(f"{protocol} needs a regressor {needed} of Human3.6M's joints, got {regressor.shape}")
     join = join_images(list(found.images), list(truth.images))
-    image = np.full(found.num_images, -1, np.int64)
-    image[join.found[join.found >= 0]] = np.flatnonzero(join.found >= 0)
-    known = found.take((image[found.owner] >= 0) & found.usable)
-    order = OF_MUPOTS if protocol == "mupots" else OF_PANOPTIC
-    joints, owner = _regress(known, body, regressor)[:, list(order)], image[known.owner]
+    known = found.take((join.true[found.owner] >= 0) & found.usable)
+    owner = join.true[known.owner]
+    order = list(OF_MUPOTS if protocol == "mupots" else OF_PANOPTIC)
+    meshes = (vertices_of(known.take(chunk), body).astype(np.float64) for chunk in in_chunks(known.num_people))
+    joints = np.concatenate([np.einsum("jv,nvk->njk", regressor, mesh) for mesh in meshes])[:, order]
     if protocol == "mupots" and not np.isfinite(known.intrinsics).all():
         raise ProtocolError(f"{found.source} does not say the camera of everybody; give `intrinsics`")
     measures, count = (MUPOTS, count_mupots) if protocol == "mupots" else (PANOPTIC, count_panoptic)
@@ -83,10 +80,12 @@ def evaluate_joints(
     columns = {"all": make_column(sums, measures, resamples, seed)}
     for name in dict.fromkeys(truth.sequence[seen]):
         own = truth.sequence[seen] == name
-        columns[str(name)] = make_column(
-            {key: np.where(own, part, 0) for key, part in sums.items()}, measures, resamples, seed
-        )
-    means = ", ".join(f"{one.title} {_mean_of_sequences(columns, one.key):.1f} {one.unit}" for one in measures)
+        some = {key: np.where(own, part, 0) for key, part in sums.items()}
+        columns[str(name)] = make_column(some, measures, resamples, seed)
+    means = []
+    for one in measures:
+        values = [column.estimates[one.key].value for name, column in columns.items() if name != "all"]
+        means.append(f"{one.title} {np.nanmean(values):.1f} {one.unit}")
     counts = {
         "images evaluated": len(seen),
         "images of the truth that are not in FOUND (left out)": len(truth.images) - len(seen),
@@ -102,7 +101,7 @@ def evaluate_joints(
         measures=measures,
         columns=columns,
         counts=counts,
-        notes=tuple(note for note in (f"mean of the sequences: {means}", join.note) if note),
+        notes=tuple(note for note in (f"mean of the sequences: {', '.join(means)}", join.note) if note),
         settings={"protocol": protocol, "resamples": resamples, "seed": seed},
     )
 
@@ -167,9 +166,13 @@ def count_panoptic(
 
 
 def _per_image(
-    count: Callable[..., dict[str, float]], joints: np.ndarray, intrinsics: np.ndarray, owner: np.ndarray,
-    truth: JointTruth, images: np.ndarray,
-) -> Sums:  # fmt: skip
+    count: Callable[..., dict[str, float]],
+    joints: np.ndarray,
+    intrinsics: np.ndarray,
+    owner: np.ndarray,
+    truth: JointTruth,
+    images: np.ndarray,
+) -> dict[str, np.ndarray]:
     """Sums (images,) by name."""
     seen = joints @ intrinsics.transpose(0, 2, 1)
     places = seen[..., :2] / np.where(seen[..., 2:] > 0, seen[..., 2:], np.nan)
@@ -178,18 +181,3 @@ def _per_image(
         own, other = owner == image, truth.owner == image
         parts.append(count(joints[own], places[own], truth.joints[other], truth.places[other]))
     return {name: np.array([part[name] for part in parts], np.float64) for name in parts[0]}
-
-
-def _mean_of_sequences(columns: dict[str, Column], key: str) -> float:
-    values = [column.estimates[key].value for name, column in columns.items() if name != "all"]
-    return float(np.nanmean(values))
-
-
-def _regress(people: People, body: BodyModel, regressor: np.ndarray) -> np.ndarray:
-    """(n, 17, 3) Human3.6M's joints [m]."""
-    parts = [np.zeros((0, 17, 3))]
-    for start in range(0, people.num_people, _AT_ONCE):
-        some = people.take(np.arange(start, min(start + _AT_ONCE, people.num_people)))
-        tensors = (torch.from_numpy(np.ascontiguousarray(x)) for x in (some.pose, some.betas, some.transl))
-        parts.append(np.einsum("jv,nvk->njk", regressor, body.vertices(*tensors).numpy().astype(np.float64)))
-    return np.concatenate(parts)

@@ -7,34 +7,36 @@ out and counted. Metres, pixels, degrees.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
-import torch
 
 from dto_pipeline.data.people import People
 from dto_pipeline.errors import DtoError
-from dto_pipeline.evaluate.body_matching import MIN_IOU, match_bodies
-from dto_pipeline.evaluate.bootstrap import RESAMPLES, Statistic, Sums, mean_of, ratio
-from dto_pipeline.evaluate.evaluation import Evaluation, Measure, add_up, make_column
-from dto_pipeline.evaluate.image_join import ImageJoin, join_images
+from dto_pipeline.evaluate.bodies import TREE, in_chunks, joints_of, project_joints, vertices_of
+from dto_pipeline.evaluate.evaluation import (
+    RESAMPLES,
+    Evaluation,
+    Measure,
+    Statistic,
+    Sums,
+    add_up,
+    make_column,
+    mean_of,
+    ratio,
+)
+from dto_pipeline.evaluate.matching import MIN_IOU, join_images, match_bodies
 from dto_pipeline.evaluate.mesh_metrics import (
     Alignment,
     aligned_error,
-    depth_gaps,
     mean_distance,
     root_relative_error,
     vertical_field_of_view,
 )
-from dto_pipeline.evaluate.synthetic import depth_relation, image_pairs
-from dto_pipeline.maths.person_matching import view_bodies
+from dto_pipeline.evaluate.placements import depth_relation, image_pairs
 from dto_pipeline.models.body import BodyModel
 
 MATCHINGS = ("boxes", "rows")
-_JOINTS = 24  # of SMPL's tree
 _ROOT = 0  # the pelvis
 _MM = 1000.0
-_BODIES_AT_ONCE = 128  # meshes of both sides in memory: about 40 MB
 
 
 class MeshEvaluationError(DtoError, ValueError):
@@ -91,21 +93,27 @@ def evaluate_meshes(
     if matching not in MATCHINGS:
         raise MeshEvaluationError(f"matching is {matching!r}; choose from {MATCHINGS}")
     join = join_images(list(found.images), list(truth.images))
-    true, found_image = truth.take(truth.usable), _image_among_true(found, join)
-    known = found.take(found_image >= 0)
-    image = found_image[found_image >= 0]
+    true, known = truth.take(truth.usable), found.take(join.true[found.owner] >= 0)
+    image = join.true[known.owner]
     cameras = _cameras(known, true, image)
-    pairs = _match(known, true, image, cameras, body, matching)
-    sums, notes = _measure(known, true, pairs, image, body)
+    first, second = _match(known, true, image, cameras, body, matching)
+    sums, notes = _measure(known, true, (first, second), image, body)
     sums |= _fields_of_view(known, true, image)
+    matched = len(first)
     counts = {
         "images evaluated": truth.num_images,
         "images without any found person": int((sums["found"] == 0).sum()),
         "images found that are not in the truth (left out)": len(join.strangers),
-        **_count_people(known, true, len(pairs[0])),
+        "people in the truth": true.num_people,
+        "people found": known.num_people,
+        "matched": matched,
+        "missed": true.num_people - matched,
+        "extra": known.num_people - matched,
+        "of the extra: cannot be used (not finite, or behind the camera)": int((~known.usable).sum()),
         "people of the truth that cannot be used (left out)": truth.num_people - true.num_people,
         "people of images not in the truth (left out)": found.num_people - known.num_people,
     }
+    asked = {"matching": matching, "min_iou": MIN_IOU, "resamples": resamples, "seed": seed}
     notes = [join.note, *notes, *found.problems[:5], *truth.problems[:5]]
     return Evaluation(
         title=f"{found.source} against {truth.source}",
@@ -114,45 +122,19 @@ def evaluate_meshes(
         columns={"all people": make_column(sums, MEASURES, resamples, seed)},
         counts=counts,
         notes=tuple(note for note in notes if note),
-        settings={
-            "matching": matching,
-            "min_iou": MIN_IOU,
-            "resamples": resamples,
-            "seed": seed,
-            "body_sha256": body.sha256,
-        },
+        settings={**asked, "body_sha256": body.sha256},
     )
 
 
-def _count_people(found: People, true: People, matched: int) -> dict[str, int]:
-    return {
-        "people in the truth": true.num_people,
-        "people found": found.num_people,
-        "matched": matched,
-        "missed": true.num_people - matched,
-        "extra": found.num_people - matched,
-        "of the extra: cannot be used (not finite, or behind the camera)": int((~found.usable).sum()),
-    }
+def _cameras(found: People, true: People, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """K of everybody on both sides (n, 3, 3), (m, 3, 3) [px].
 
-
-def _image_among_true(found: People, join: ImageJoin) -> np.ndarray:
-    """(n,) int64 true image of every found person, -1 = none."""
-    place = np.full(found.num_images, -1, np.int64)
-    has = join.found >= 0
-    place[join.found[has]] = np.flatnonzero(has)
-    return place[found.owner]
-
-
-@dataclass(frozen=True)
-class _Cameras:
-    found: np.ndarray  # (n, 3, 3) [px]
-    true: np.ndarray  # (m, 3, 3) [px]
-
-
-def _cameras(found: People, true: People, image: np.ndarray) -> _Cameras:
-    """K of everybody; what a file does not tell is the centre of the image, or what the truth says of the image."""
+    What a file does not tell is the centre of the image, or what the truth says of the image.
+    """
     told = true.intrinsics.copy()
-    _fill_centres(told, true.size[true.owner])
+    for axis in (0, 1):
+        centre = true.size[true.owner, 1 - axis] / 2
+        told[:, axis, 2] = np.where(np.isnan(told[:, axis, 2]), centre, told[:, axis, 2])
     if not np.isfinite(told).all():
         lost = true.images[true.owner[~np.isfinite(told).all((1, 2))][0]]
         raise MeshEvaluationError(
@@ -160,26 +142,22 @@ def _cameras(found: People, true: People, image: np.ndarray) -> _Cameras:
         )
     of_image = np.full((true.num_images, 3, 3), np.nan)
     of_image[true.owner[::-1]] = told[::-1]  # the first person of the image
-    cameras = found.intrinsics.copy()
-    gaps = ~np.isfinite(cameras)
-    cameras[gaps] = of_image[image][gaps]
-    return _Cameras(cameras, told)
-
-
-def _fill_centres(intrinsics: np.ndarray, size: np.ndarray) -> None:
-    for axis in (0, 1):
-        unknown = np.isnan(intrinsics[:, axis, 2])
-        intrinsics[unknown, axis, 2] = size[unknown, 1 - axis] / 2
+    return np.where(np.isfinite(found.intrinsics), found.intrinsics, of_image[image]), told
 
 
 def _match(
-    found: People, true: People, image: np.ndarray, cameras: _Cameras, body: BodyModel, matching: str
+    found: People,
+    true: People,
+    image: np.ndarray,
+    cameras: tuple[np.ndarray, np.ndarray],
+    body: BodyModel,
+    matching: str,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Positions of matched found and true people, ordered by the true person."""
-    usable = np.flatnonzero(found.usable & np.isfinite(cameras.found).all((1, 2)))
+    usable = np.flatnonzero(found.usable & np.isfinite(cameras[0]).all((1, 2)))
     if matching == "boxes":
-        seen = _project(found.take(usable), cameras.found[usable], body)
-        first, second = match_bodies(seen, _project(true, cameras.true, body), image[usable], true.owner)
+        seen = project_joints(found.take(usable), body, cameras[0][usable])
+        first, second = match_bodies(seen, project_joints(true, body, cameras[1]), image[usable], true.owner)
         return usable[first], second
     usable = usable[found.row[usable] >= 0]  # -1: added by a detector, so of no label row
     rows = int(max(found.row.max(initial=0), true.row.max(initial=0))) + 1
@@ -189,25 +167,13 @@ def _match(
     return usable[first[order]], second[order]
 
 
-def _project(people: People, intrinsics: np.ndarray, body: BodyModel) -> np.ndarray:
-    """(n, 45, 2) joints in the image [px], NaN where one is not in front of the camera."""
-    joints = body.joints(*_tensors(people))
-    return view_bodies(joints, torch.from_numpy(intrinsics)).joints.numpy()
-
-
-def _tensors(people: People) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    pose, betas, transl = (
-        torch.from_numpy(np.ascontiguousarray(x)) for x in (people.pose, people.betas, people.transl)
-    )
-    return pose, betas, transl
-
-
 def _measure(
     found: People, true: People, pairs: tuple[np.ndarray, np.ndarray], image: np.ndarray, body: BodyModel
 ) -> tuple[dict[str, np.ndarray], list[str]]:
     """Sums per image of everything that is measured on matched people; notes on what is not defined."""
-    images = true.num_images
-    errors = _pair_errors(found.take(pairs[0]), true.take(pairs[1]), body)
+    images, matched = true.num_images, (found.take(pairs[0]), true.take(pairs[1]))
+    parts = [_errors(matched[0].take(chunk), matched[1].take(chunk), body) for chunk in in_chunks(len(pairs[0]))]
+    errors = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     owner = true.owner[pairs[1]]
     sums = {
         "matched": add_up(np.ones(len(owner)), owner, images),
@@ -225,21 +191,20 @@ def _measure(
         for kind in (Alignment.NOT_FINITE, Alignment.POINT, Alignment.LINE):
             if count := int((status == kind).sum()):
                 notes.append(f"{count} people whose {name} cannot be aligned for sure ({kind.name.lower()})")
-    return sums | _pair_sums(errors["found_z"], errors["true_z"], owner, images), notes
+    z, true_z = errors["found_z"], errors["true_z"]
+    first, second = image_pairs(owner, np.ones(len(owner), bool))
+    apart, true_apart = z[first] - z[second], true_z[first] - true_z[second]
+    return sums | {
+        "pairs": add_up(np.ones(len(first)), owner[first], images),
+        "pair_gap": add_up(np.abs(apart - true_apart), owner[first], images),
+        "pair_right": add_up(depth_relation(apart) == depth_relation(true_apart), owner[first], images),
+    }, notes
 
 
-def _pair_errors(found: People, true: People, body: BodyModel) -> dict[str, np.ndarray]:
-    """What is measured on each of n matched people, in chunks of meshes."""
-    parts: list[dict[str, np.ndarray]] = []
-    for start in range(0, max(found.num_people, 1), _BODIES_AT_ONCE):
-        chunk = np.arange(start, min(start + _BODIES_AT_ONCE, found.num_people))
-        parts.append(_chunk_errors(found.take(chunk), true.take(chunk), body))
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def _chunk_errors(found: People, true: People, body: BodyModel) -> dict[str, np.ndarray]:
-    own, other = (body.joints(*_tensors(side)).numpy()[:, :_JOINTS] for side in (found, true))
-    mesh, other_mesh = (body.vertices(*_tensors(side)).numpy() for side in (found, true))
+def _errors(found: People, true: People, body: BodyModel) -> dict[str, np.ndarray]:
+    """What is measured on each of n matched people."""
+    own, other = (joints_of(side, body)[:, :TREE] for side in (found, true))
+    mesh, other_mesh = (vertices_of(side, body) for side in (found, true))
     roots = own[:, _ROOT], other[:, _ROOT]
     joints_aligned, joints_status = aligned_error(own, other)
     vertices_aligned, vertices_status = aligned_error(mesh, other_mesh)
@@ -254,17 +219,6 @@ def _chunk_errors(found: People, true: People, body: BodyModel) -> dict[str, np.
         "vertices_status": vertices_status,
         "found_z": roots[0][:, 2].astype(np.float64),
         "true_z": roots[1][:, 2].astype(np.float64),
-    }
-
-
-def _pair_sums(found_z: np.ndarray, true_z: np.ndarray, owner: np.ndarray, images: int) -> dict[str, np.ndarray]:
-    """Pairs of matched people of one image: how many, how far their depth difference is off, how many in order."""
-    first, second = image_pairs(owner, np.ones(len(owner), bool))
-    right = depth_relation(found_z[first] - found_z[second]) == depth_relation(true_z[first] - true_z[second])
-    return {
-        "pairs": add_up(np.ones(len(first)), owner[first], images),
-        "pair_gap": add_up(depth_gaps(found_z, true_z, first, second), owner[first], images),
-        "pair_right": add_up(right, owner[first], images),
     }
 
 

@@ -85,30 +85,16 @@ def align_similarity(found: np.ndarray, truth: np.ndarray) -> Aligned:
     sign = np.ones_like(singular)
     sign[:, 2] = np.where(np.linalg.det(u) * np.linalg.det(vt) < 0, -1.0, 1.0)
     turn = (u * sign[:, None]) @ vt
-    size = (own * own).sum((1, 2))
-    status = _judge(finite, singular, size, (other * other).sum((1, 2)), found.shape[1])
+    size, true_size = (own * own).sum((1, 2)), (other * other).sum((1, 2))
+    is_point = np.minimum(size, true_size) <= found.shape[1] * _SAME_POINT**2
+    is_line = singular[:, 1] <= _FLAT * singular[:, 0]
+    kinds = [Alignment.NOT_FINITE, Alignment.POINT, Alignment.LINE]
+    status = np.select([~finite, is_point, is_line], kinds, Alignment.OK)
     undefined = np.isin(status, (Alignment.NOT_FINITE, Alignment.POINT))
     scale = np.where(undefined, np.nan, (singular * sign).sum(1) / np.where(size > 0, size, 1.0))
     return Aligned(scale[:, None, None] * (own @ turn) + target, scale, status)
 
 
-def depth_gaps(found_z: np.ndarray, true_z: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """(m,) |(z_i - z_j) - (true z_i - true z_j)| [m] of pairs (first, second), positions in z (n,) [m]."""
-    return np.abs((found_z[first] - found_z[second]) - (true_z[first] - true_z[second]))
-
-
 def vertical_field_of_view(focal: np.ndarray, height: np.ndarray) -> np.ndarray:
     """Full opening angle from the upper to the lower border [degree]. Args: fy [px], image height [px]."""
     return np.degrees(2 * np.arctan2(np.asarray(height, np.float64) / 2, np.asarray(focal, np.float64)))
-
-
-def _judge(
-    finite: np.ndarray, singular: np.ndarray, found_size: np.ndarray, true_size: np.ndarray, points: int
-) -> np.ndarray:
-    """(n,) `Alignment` from the singular values (n, 3) of the cross covariance and both sums of squares (n,)."""
-    least = points * _SAME_POINT**2
-    is_point = (found_size <= least) | (true_size <= least)
-    is_line = singular[:, 1] <= _FLAT * singular[:, 0]
-    return np.select(
-        [~finite, is_point, is_line], [Alignment.NOT_FINITE, Alignment.POINT, Alignment.LINE], Alignment.OK
-    )

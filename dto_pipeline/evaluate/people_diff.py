@@ -12,15 +12,16 @@ Holds four numbers per matched person, and besides what `People` holds of the se
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
 
 from dto_pipeline.data.people import People
-from dto_pipeline.evaluate.image_join import join_images
+from dto_pipeline.evaluate.matching import join_images, pairs_within, take_greedily
 from dto_pipeline.evaluate.tables import align
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.status import PersonStatus
@@ -92,16 +93,37 @@ class PeopleDiff:
 
     def to_json(self) -> dict[str, Any]:
         """Plain dict, JSON-ready."""
-        kept = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in _NOT_PLAIN}
+        inner = ("values", "worst", "scenes")
+        kept = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in inner}
         measures = {name: self.statistics(name) for name in _MEASURES if name != "dheight" or self.heights}
         return {**kept, "equal": self.equal, "measures": measures, "worst": [text for _, text in self.worst]}
 
     def as_table(self) -> str:
         """Text for a terminal."""
-        return "\n".join(_lines(self))
-
-
-_NOT_PLAIN = ("values", "worst", "scenes")
+        only, accepted = self.images_only, self.accepted
+        lines = [
+            f"before    {self.before}",
+            f"after     {self.after}",
+            f"images    {self.images} in both; {only['before']} before only, {only['after']} after only",
+            f"accepted  {accepted['both']} in both; {accepted['before']} before only, {accepted['after']} after only",
+            f"people    {self.people} matched, {self.different} of them different"
+            + (f"; {self.by_place} by their place, their poses differ" if self.by_place else ""),
+            f"missing   {self.people_only['before']} before only, {self.people_only['after']} after only",
+            f"left out  {self.unusable['before']} before, {self.unusable['after']} after: no usable numbers",
+        ]
+        lines += [f"cameras   of {self.other_cameras} people have another focal length"] if self.other_cameras else []
+        head = ["after - before", "mean", "median size", "90 %", "99 %", "largest"]
+        rows = [
+            [title, *(f"{factor * value:.3g}" for value in found.values())]
+            for name, (title, factor) in _MEASURES.items()
+            if (found := self.statistics(name))
+        ]
+        lines += ["", *align([head, *rows])] if rows else []
+        lines += [] if self.heights else ["heights were not compared: name the body with --body"]
+        lines += [f"  {text}" for text in (*self.accepted_apart, *self.people_missing)]
+        lines += [f"  {size:.3f} m: {text}" for size, text in self.worst]
+        lines += [f"note: {self.note}"] if self.note else []
+        return "\n".join([*lines, "equal" if self.equal else "different"])
 
 
 def diff_people(
@@ -128,39 +150,28 @@ def diff_people(
         ImageJoinError: no image in common.
     """
     join = join_images(names, other.images.tolist())
-    place = np.full(len(names), -1, np.int64)  # image of the parts -> image of the other side
-    place[join.found[join.found >= 0]] = np.flatnonzero(join.found >= 0)
     diff = PeopleDiff(titles[0], titles[1], join.note, body is not None)
-    for name in ("both", "before", "after"):
-        diff.accepted[name] = 0
+    diff.accepted = dict.fromkeys(("both", "before", "after"), 0)
     compare = _Compare(diff, other, body, worst, swapped)
     first = 0
     for part in parts:
-        compare.part(part, place[first : first + part.num_images])
+        compare.part(part, join.true[first : first + part.num_images])
         first += part.num_images
-    compare.finish(place)
+    compare.finish(join.found < 0)
     return diff
 
 
-def _sides(swapped: bool) -> tuple[str, str]:
-    return ("after", "before") if swapped else ("before", "after")
-
-
-@dataclass
 class _Compare:
-    diff: PeopleDiff
-    other: People
-    body: BodyModel | None
-    keep: int
-    swapped: bool
+    """Counts into `diff` what parts of one side ("own") and the other side as a whole ("theirs") differ in."""
 
-    def __post_init__(self) -> None:
-        self.own, self.theirs = _sides(self.swapped)
-        self.fit = _fit(self.other)
-        self.starts = np.searchsorted(self.other.owner, np.arange(self.other.num_images + 1))
+    def __init__(self, diff: PeopleDiff, other: People, body: BodyModel | None, keep: int, swapped: bool) -> None:
+        self.diff, self.other, self.body, self.keep, self.swapped = diff, other, body, keep, swapped
+        self.own, self.theirs = ("after", "before") if swapped else ("before", "after")
+        self.fit = _fit(other)
+        self.starts = np.searchsorted(other.owner, np.arange(other.num_images + 1))
         for side in (self.own, self.theirs):
-            self.diff.people_only[side] = self.diff.images_only[side] = self.diff.unusable[side] = 0
-        self.diff.unusable[self.theirs] = int((~self.fit).sum())
+            diff.people_only[side] = diff.images_only[side] = diff.unusable[side] = 0
+        diff.unusable[self.theirs] = int((~self.fit).sum())
 
     def part(self, part: People, place: np.ndarray) -> None:
         """Compare some images; place: (N,) where each is on the other side, -1 = nowhere."""
@@ -171,36 +182,33 @@ class _Compare:
         diff.accepted["both"] += int((part.accepted & theirs).sum())
         for side, alone in ((self.own, part.accepted & ~theirs), (self.theirs, theirs & ~part.accepted)):
             diff.accepted[side] += int(alone.sum())
-            self._name(diff.accepted_apart, (f"{part.images[i]}: {side} only" for i in np.flatnonzero(alone)))
+            _name(diff.accepted_apart, (f"{part.images[i]}: {side} only" for i in np.flatnonzero(alone)))
         fit = _fit(part)
         diff.unusable[self.own] += int((~fit).sum())
         counts = np.bincount(part.owner[fit], minlength=part.num_images)
-        pairs = np.where(common, counts * np.diff(self.starts)[place], 0)
-        for images in _slices(np.cumsum(pairs), part.num_images):
-            inside = (part.owner >= images.start) & (part.owner < images.stop)
-            people = np.flatnonzero(fit & inside & common[part.owner])
-            theirs = self._theirs(np.sort(place[images][common[images]]))
-            self._people(part, people, theirs, place)
+        pairs = np.cumsum(np.where(common, counts * np.diff(self.starts)[place], 0))
+        start = 0
+        while start < part.num_images:  # images cut so that each cut has about `_PAIRS` pairs of people
+            stop = int(np.searchsorted(pairs, (pairs[start - 1] if start else 0) + _PAIRS, side="right"))
+            stop = min(max(start + 1, stop), part.num_images)
+            inside = (part.owner >= start) & (part.owner < stop)
+            images = np.sort(place[start:stop][common[start:stop]])
+            ranges = [np.arange(self.starts[image], self.starts[image + 1]) for image in images.tolist()]
+            theirs = np.concatenate([np.zeros(0, np.int64), *ranges])
+            self._people(part, np.flatnonzero(fit & inside & common[part.owner]), theirs[self.fit[theirs]], place)
+            start = stop
 
-    def finish(self, place: np.ndarray) -> None:
-        """Images that only the other side has, and the order of what is shown."""
-        alone = np.setdiff1d(np.arange(self.other.num_images), place[place >= 0])
-        self.diff.images_only[self.theirs] += alone.size
-        accepted = alone[self.other.accepted[alone]]
+    def finish(self, alone: np.ndarray) -> None:
+        """Images that only the other side has: alone (M,) bool."""
+        self.diff.images_only[self.theirs] += int(alone.sum())
+        accepted = np.flatnonzero(alone & self.other.accepted)
         self.diff.accepted[self.theirs] += accepted.size
-        self._name(self.diff.accepted_apart, (f"{self.other.images[i]}: {self.theirs} only" for i in accepted))
-
-    def _theirs(self, images: np.ndarray) -> np.ndarray:
-        """Positions of the usable people of some images of the other side."""
-        ranges = [np.arange(self.starts[image], self.starts[image + 1]) for image in images.tolist()]
-        people = np.concatenate([np.zeros(0, np.int64), *ranges])
-        return people[self.fit[people]]
+        _name(self.diff.accepted_apart, (f"{self.other.images[i]}: {self.theirs} only" for i in accepted))
 
     def _people(self, part: People, own: np.ndarray, theirs: np.ndarray, place: np.ndarray) -> None:
         """Match and compare the people of some common images."""
         mine, them = _gather(part, own), _gather(self.other, theirs)
-        image, other_image = place[part.owner[own]], self.other.owner[theirs]
-        first, second, same = match_people(mine, them, image, other_image)
+        first, second, same = match_people(mine, them, place[part.owner[own]], self.other.owner[theirs])
         self.diff.people += first.size
         self.diff.by_place += int((~same).sum())
         for side, people, matched, names in (
@@ -209,16 +217,25 @@ class _Compare:
         ):
             alone = np.setdiff1d(np.arange(people.size), matched)
             self.diff.people_only[side] += alone.size
-            self._name(
-                self.diff.people_missing,
-                (f"{_person(names, people[k])}: {side} only" for k in alone),
-            )
+            _name(self.diff.people_missing, (f"{_person(names, people[k])}: {side} only" for k in alone))
         sides = ({k: v[first] for k, v in mine.items()}, {k: v[second] for k, v in them.items()})
         before, after = sides[::-1] if self.swapped else sides
-        self._measure(before, after)
-        self._keep_worst(part, own, theirs, (first, second), (mine, them))
+        dz = self._measure(before, after)
+        for row in (r for r in np.argsort(-np.abs(dz), kind="stable")[: self.keep].tolist() if dz[r] != 0):
+            z = [float(side["transl"][row, 2]) for side in (before, after)]
+            words = f"{_person(part, own[first[row]])}: z {z[0]:.2f} -> {z[1]:.2f} m"
+            self.diff.worst.append((abs(float(dz[row])), words))
+        self.diff.worst = sorted(self.diff.worst, key=lambda one: -one[0])[: self.keep]
+        least = self.diff.scenes[-1].largest_dz if len(self.diff.scenes) >= self.keep else 0.0
+        largest = np.zeros(part.num_images)
+        np.maximum.at(largest, part.owner[own[first]], np.abs(dz))
+        for image in np.argsort(-largest, kind="stable")[: self.keep].tolist():
+            if largest[image] > least:
+                self.diff.scenes.append(self._scene(part, image, own, theirs, (first, second), float(largest[image])))
+        self.diff.scenes = sorted(self.diff.scenes, key=lambda one: -one.largest_dz)[: self.keep]
 
-    def _measure(self, before: dict[str, np.ndarray], after: dict[str, np.ndarray]) -> None:
+    def _measure(self, before: dict[str, np.ndarray], after: dict[str, np.ndarray]) -> np.ndarray:
+        """Count and keep what matched people differ in; z after minus before (k,) [m]."""
         unequal = np.zeros(len(before["pose"]), bool)
         for name in ("pose", "betas", "transl"):
             unequal |= (before[name] != after[name]).any(axis=1)
@@ -234,32 +251,7 @@ class _Compare:
             found["dheight"] = _height_change(before["betas"], after["betas"], self.body)
         for name, values in found.items():
             self.diff.values.setdefault(name, []).append(values.astype(np.float32))
-
-    def _keep_worst(
-        self,
-        part: People,
-        own: np.ndarray,
-        theirs: np.ndarray,
-        pairs: tuple[np.ndarray, np.ndarray],
-        sides: tuple[dict[str, np.ndarray], dict[str, np.ndarray]],
-    ) -> None:
-        dz = self.diff.values["dz"][-1]
-        order = np.argsort(-np.abs(dz), kind="stable")[: self.keep]
-        for row in order[dz[order] != 0].tolist():
-            person = own[pairs[0][row]]
-            z = [float(side["transl"][index[row], 2]) for side, index in zip(sides, pairs, strict=True)]
-            z = z[::-1] if self.swapped else z
-            words = f"{_person(part, person)}: z {z[0]:.2f} -> {z[1]:.2f} m"
-            self.diff.worst.append((abs(float(dz[row])), words))
-        self.diff.worst = sorted(self.diff.worst, key=lambda one: -one[0])[: self.keep]
-        images = part.owner[own[pairs[0]]]
-        least = self.diff.scenes[-1].largest_dz if len(self.diff.scenes) >= self.keep else 0.0
-        largest = np.zeros(part.num_images)
-        np.maximum.at(largest, images, np.abs(dz))
-        for image in np.argsort(-largest, kind="stable")[: self.keep].tolist():
-            if largest[image] > least:
-                self.diff.scenes.append(self._scene(part, image, own, theirs, pairs, float(largest[image])))
-        self.diff.scenes = sorted(self.diff.scenes, key=lambda one: -one.largest_dz)[: self.keep]
+        return self.diff.values["dz"][-1]
 
     def _scene(
         self,
@@ -287,11 +279,9 @@ class _Compare:
         size = part.size[image] if np.isfinite(part.size[image]).all() else self.other.size[other_image]
         return WorstScene(names[0], names[1], largest, camera, size, before, after)
 
-    def _name(self, where: list[str], texts: Iterator[str]) -> None:
-        for text in texts:
-            if len(where) >= _NAMED:
-                return
-            where.append(text)
+
+def _name(where: list[str], texts: Iterable[str]) -> None:
+    where += islice(texts, _NAMED - len(where))
 
 
 def match_people(
@@ -301,15 +291,12 @@ def match_people(
 
     Args:
         first, second: pose (n, 72), betas (n, 11), transl (n, 3) of each side.
-        image, other_image: (n,), (m,) int, the second in ascending order.
+        image, other_image: (n,), (m,) int.
 
     Returns:
         Positions of matched people on both sides, and whether they have the same pose.
     """
-    low, high = np.searchsorted(other_image, image), np.searchsorted(other_image, image, side="right")
-    counts = high - low
-    left = np.repeat(np.arange(len(image)), counts)
-    right = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts) + np.repeat(low, counts)
+    left, right = pairs_within(image, other_image)
     same = np.concatenate(
         [
             np.abs(first["pose"][left[k : k + _PAIRS]] - second["pose"][right[k : k + _PAIRS]]).max(axis=1) <= SAME_POSE
@@ -321,36 +308,21 @@ def match_people(
     shape = np.abs(first["betas"][one] - second["betas"][two])
     place = np.linalg.norm(first["transl"][one] - second["transl"][two], axis=1)
     # a placed person keeps the shape but for its size: coefficients 0 and 10 and the place tell twins apart last
-    chosen = _assign(one, two, shape[:, 1:10].sum(axis=1) + 1e-3 * (shape[:, 0] + shape[:, 10] + place))
+    cost = shape[:, 1:10].sum(axis=1) + 1e-3 * (shape[:, 0] + shape[:, 10] + place)
+    chosen = take_greedily(one, two, np.argsort(cost, kind="stable"))
     one, two = one[chosen], two[chosen]
     free = ~np.isin(left, one) & ~np.isin(right, two)
     left, right = left[free], right[free]
-    gap = _gap(first["transl"][left], second["transl"][right])
+    places = first["transl"][left], second["transl"][right]
+    rays = [side[:, :2] / side[:, 2:] for side in places]  # how far apart in the picture, at the nearer one's distance:
+    gap = np.linalg.norm(rays[0] - rays[1], axis=1) * np.minimum(*(side[:, 2] for side in places))
     near = gap <= HALF_A_BODY
     left, right = left[near], right[near]
-    chosen = _assign(left, right, gap[near])
+    chosen = take_greedily(left, right, np.argsort(gap[near], kind="stable"))
     rows = np.concatenate([one, left[chosen]]), np.concatenate([two, right[chosen]])
     order = np.argsort(rows[0], kind="stable")
     alike = np.concatenate([np.ones(one.size, bool), np.zeros(chosen.size, bool)])
     return rows[0][order], rows[1][order], alike[order]
-
-
-def _assign(left: np.ndarray, right: np.ndarray, cost: np.ndarray) -> np.ndarray:
-    """Positions of the pairs chosen: the cheapest first, nobody twice."""
-    rest = np.argsort(cost, kind="stable")
-    chosen: list[np.ndarray] = []
-    while rest.size:
-        cheapest = [np.unique(side[rest], return_index=True)[1] for side in (left, right)]
-        taken = rest[np.intersect1d(cheapest[0], cheapest[1])]
-        chosen.append(taken)
-        rest = rest[~np.isin(left[rest], left[taken]) & ~np.isin(right[rest], right[taken])]
-    return np.concatenate(chosen) if chosen else np.zeros(0, np.int64)
-
-
-def _gap(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """(k,) how far two places are apart in the picture, at the distance of the nearer one [m]."""
-    rays = [side[:, :2] / side[:, 2:] for side in (first, second)]
-    return np.linalg.norm(rays[0] - rays[1], axis=1) * np.minimum(first[:, 2], second[:, 2])
 
 
 def _fit(people: People) -> np.ndarray:
@@ -386,40 +358,3 @@ def _height_change(before: np.ndarray, after: np.ndarray, body: BodyModel) -> np
         heights = [body.rest_height(torch.from_numpy(np.ascontiguousarray(side[some]))) for side in (after, before)]
         change[some] = (heights[0] - heights[1]).numpy()
     return change
-
-
-def _slices(ends: np.ndarray, images: int) -> Iterator[slice]:
-    """Images cut so that each cut has about `_PAIRS` pairs of people."""
-    start = 0
-    while start < images:
-        done = ends[start - 1] if start else 0
-        stop = max(start + 1, int(np.searchsorted(ends, done + _PAIRS, side="right")))
-        yield slice(start, min(stop, images))
-        start = stop
-
-
-def _lines(diff: PeopleDiff) -> list[str]:
-    only, accepted = diff.images_only, diff.accepted
-    lines = [
-        f"before    {diff.before}",
-        f"after     {diff.after}",
-        f"images    {diff.images} in both; {only['before']} before only, {only['after']} after only",
-        f"accepted  {accepted['both']} in both; {accepted['before']} before only, {accepted['after']} after only",
-        f"people    {diff.people} matched, {diff.different} of them different"
-        + (f"; {diff.by_place} by their place, their poses differ" if diff.by_place else ""),
-        f"missing   {diff.people_only['before']} before only, {diff.people_only['after']} after only",
-        f"left out  {diff.unusable['before']} before, {diff.unusable['after']} after: no usable numbers",
-    ]
-    lines += [f"cameras   of {diff.other_cameras} people have another focal length"] if diff.other_cameras else []
-    head = ["after - before", "mean", "median size", "90 %", "99 %", "largest"]
-    rows = [
-        [title, *(f"{factor * value:.3g}" for value in found.values())]
-        for name, (title, factor) in _MEASURES.items()
-        if (found := diff.statistics(name))
-    ]
-    lines += ["", *align([head, *rows])] if rows else []
-    lines += [] if diff.heights else ["heights were not compared: name the body with --body"]
-    lines += [f"  {text}" for text in (*diff.accepted_apart, *diff.people_missing)]
-    lines += [f"  {size:.3f} m: {text}" for size, text in diff.worst]
-    lines += [f"note: {diff.note}"] if diff.note else []
-    return [*lines, "equal" if diff.equal else "different"]

@@ -28,28 +28,9 @@ from enum import StrEnum
 
 import numpy as np
 
-from dto_pipeline.data.sources.relative_human import (
-    AGES,
-    EVALUATED_JOINTS,
-    UNKNOWN,
-    Annotation,
-    evaluated_joints,
-)
-
-__all__ = [
-    "GROUPS",
-    "MODES",
-    "RELATIONS",
-    "Annotation",
-    "EvaluatedImage",
-    "ImageTally",
-    "MetricInputError",
-    "MetricStatus",
-    "RelativeHumanResult",
-    "evaluate_relative_human",
-    "pool_tallies",
-    "tally_image",
-]
+from dto_pipeline.data.sources.relative_human import AGES, EVALUATED_JOINTS, UNKNOWN, Annotation, evaluated_joints
+from dto_pipeline.evaluate.evaluation import Measure, Statistic, Sums, mean_of, ratio
+from dto_pipeline.evaluate.matching import box_iou, joint_boxes
 
 MODES = ("reference", "corrected")
 GROUPS = ("all", *AGES)  # people of unknown age count in `all` only
@@ -96,31 +77,59 @@ class ImageTally:
     name: str
     matches: np.ndarray  # (M, 2) int64: prediction, annotation, in the order found
     missed: np.ndarray  # (K,) int64 annotations
-    correct: np.ndarray  # (5,) int64 pairs in the right order, by GROUPS
-    pairs: np.ndarray  # (5,) int64 pairs, by GROUPS
-    relations: np.ndarray  # (3,) int64 pairs, by RELATIONS
-    missed_people: np.ndarray  # (5,) int64, by GROUPS
-    pckh: np.ndarray  # (<= M,) float32 share of right joints of each matched person that counts
-    predictions: int
+    sums: dict[str, float]  # what `MEASURES` and the counts of a result are made of
+
+
+def _pcdr(group: str) -> Statistic:
+    def of(sums: Sums) -> np.ndarray:
+        pairs = sums[f"pairs_{group}"]
+        counted = np.where(pairs > 0, pairs + MISSED_WEIGHT * sums[f"missed_{group}"], 0.0)
+        return 100 * ratio(sums[f"correct_{group}"], counted)
+
+    return of
+
+
+def _f1(sums: Sums) -> np.ndarray:
+    precision, recall = (ratio(sums["positives"], sums[whole]) for whole in ("judged", "wanted"))
+    return 100 * ratio(2 * precision * recall, precision + recall)
+
+
+MEASURES = (
+    *(Measure(f"pcdr_{group}", f"PCDR at 0.2 m, {group}", "%", _pcdr(group)) for group in GROUPS),
+    Measure("mpckh", "mPCKh at 0.6", "%", mean_of("pckh", "pckh_people", 100)),
+    Measure("precision", "precision", "%", mean_of("positives", "judged", 100)),
+    Measure("recall", "recall", "%", mean_of("positives", "wanted", 100)),
+    Measure("f1", "F1", "%", _f1),
+)
 
 
 @dataclass(frozen=True)
 class RelativeHumanResult:
-    """The metrics of a set of images. None = undefined (nothing to divide by)."""
+    """The metrics of a set of images; an image may appear more than once. None = undefined (nothing to divide by)."""
 
     mode: str
-    status: MetricStatus
-    pcdr: dict[str, float | None]  # by GROUPS, fractions at 0.2 m
-    mpckh: float | None  # fraction at 0.6 of a head
-    matched_people: int
-    missed: int
-    predictions: int
-    false_positives: int
-    pairs: dict[str, int]  # by RELATIONS
-    precision: float | None  # not rounded; the published tool prints two decimals
-    recall: float | None
-    f1: float | None
     images: tuple[ImageTally, ...] = field(repr=False)
+
+    def count(self, name: str) -> int:
+        """How often, by one of the names of `ImageTally.sums`."""
+        return int(sum(tally.sums[name] for tally in self.images))
+
+    def share(self, key: str) -> float | None:
+        """One of `MEASURES` as a fraction; precision, recall and F1 are not rounded, as the published tool does."""
+        if not self.images:
+            return None
+        sums = {name: np.array(sum(tally.sums[name] for tally in self.images)) for name in self.images[0].sums}
+        (value,) = (float(measure.of(sums)) / 100 for measure in MEASURES if measure.key == key)
+        return None if np.isnan(value) else value
+
+    @property
+    def status(self) -> MetricStatus:
+        """Whether the numbers mean something."""
+        if self.count("matched") + self.count("missed_all") == 0:
+            return MetricStatus.NO_ANNOTATION
+        if self.mode == "reference" and self.count("missed_all") == 0:
+            return MetricStatus.NOTHING_MISSED
+        return MetricStatus.OK
 
 
 def evaluate_relative_human(images: Sequence[EvaluatedImage], mode: str = "corrected") -> RelativeHumanResult:
@@ -132,36 +141,7 @@ def evaluate_relative_human(images: Sequence[EvaluatedImage], mode: str = "corre
     """
     if mode not in MODES:
         raise ValueError(f"mode is {mode!r}; choose from {MODES}")
-    return pool_tallies([tally_image(image, mode) for image in images], mode)
-
-
-def pool_tallies(tallies: Sequence[ImageTally], mode: str) -> RelativeHumanResult:
-    """Metrics of any selection of images that were tallied in `mode`; an image may appear more than once."""
-    correct, pairs, missed_people = (_summed(tallies, name) for name in ("correct", "pairs", "missed_people"))
-    relations = _summed(tallies, "relations", len(RELATIONS))
-    shares = np.concatenate([np.zeros(0, np.float32), *[tally.pckh for tally in tallies]])
-    matched = sum(len(tally.matches) for tally in tallies)
-    missed = int(missed_people[0])
-    predictions = sum(tally.predictions for tally in tallies)
-    precision, recall, f1 = _detection(matched, missed, predictions, mode)
-    return RelativeHumanResult(
-        mode=mode,
-        status=_status(matched, missed, mode),
-        pcdr={
-            group: float(correct[g] / (pairs[g] + MISSED_WEIGHT * missed_people[g])) if pairs[g] else None
-            for g, group in enumerate(GROUPS)
-        },
-        mpckh=float(shares.mean(dtype=np.float64)) if len(shares) else None,
-        matched_people=matched,
-        missed=missed,
-        predictions=predictions,
-        false_positives=predictions - matched,
-        pairs={name: int(count) for name, count in zip(RELATIONS, relations, strict=True)},
-        precision=precision,
-        recall=recall,
-        f1=f1,
-        images=tuple(tallies),
-    )
+    return RelativeHumanResult(mode, tuple(tally_image(image, mode) for image in images))
 
 
 def tally_image(image: EvaluatedImage, mode: str) -> ImageTally:
@@ -175,16 +155,29 @@ def tally_image(image: EvaluatedImage, mode: str) -> ImageTally:
     z = np.asarray(image.depth, dtype=np.float32)[found]
     is_missed = ~np.isin(np.arange(len(people.index)), owner)
     correct, pairs, relations = _count_pairs(people.depth_id[owner], people.age[owner], z)
+    missed = _of_group(people.age[is_missed]).sum(axis=1)
+    pckh = _pckh(keypoints[found], people.joints[owner], people.visible[owner], mode)
+    # true positives; `reference` takes predictions minus missed people for them
+    positives = len(matches) if mode == "corrected" else predictions - missed[0]
+    sums = {
+        **{f"correct_{group}": correct[g] for g, group in enumerate(GROUPS)},
+        **{f"pairs_{group}": pairs[g] for g, group in enumerate(GROUPS)},
+        **{f"missed_{group}": missed[g] for g, group in enumerate(GROUPS)},
+        **dict(zip(RELATIONS, relations, strict=True)),
+        "matched": len(matches),
+        "predictions": predictions,
+        "extra": predictions - len(matches),
+        "positives": positives,
+        "judged": positives + predictions - len(matches),
+        "wanted": positives + missed[0],
+        "pckh": pckh.sum(dtype=np.float64),
+        "pckh_people": len(pckh),
+    }
     return ImageTally(
         name=image.name,
         matches=np.stack([found, people.index[owner]], axis=1),
         missed=people.index[is_missed],
-        correct=correct,
-        pairs=pairs,
-        relations=relations,
-        missed_people=_of_group(people.age[is_missed]).sum(axis=1),
-        pckh=_pckh(keypoints[found], people.joints[owner], people.visible[owner], mode),
-        predictions=predictions,
+        sums={name: float(value) for name, value in sums.items()},
     )
 
 
@@ -259,30 +252,13 @@ def _pair_distance(keypoints: np.ndarray, people: _People, mode: str) -> np.ndar
 
 def _pair_overlaps(keypoints: np.ndarray, people: _People, mode: str) -> np.ndarray:
     """(P, A) bool: the joint boxes of a pair overlap enough to be one person. Joints that are not finite never do."""
-    all_joints = np.ones((len(keypoints), 1, len(EVALUATED_JOINTS)), dtype=bool)
-    boxes = _boxes(keypoints[:, None], all_joints)
+    boxes = joint_boxes(keypoints, np.ones(keypoints.shape[:2], bool))[:, None]
     if mode == "reference":
-        return _iou(boxes, _boxes(people.joints, np.ones_like(people.visible))) >= MIN_IOU
-    person_boxes = _boxes(people.joints, people.visible)
-    enough = _iou(_boxes(keypoints[:, None], people.visible), person_boxes) >= MIN_IOU
+        return box_iou(boxes, joint_boxes(people.joints), border=1.0) >= MIN_IOU
+    person_boxes = joint_boxes(people.joints, people.visible)
+    enough = box_iou(joint_boxes(keypoints[:, None], people.visible), person_boxes, border=1.0) >= MIN_IOU
     contained = (boxes[..., :2] <= person_boxes[..., :2]) & (person_boxes[..., 2:] <= boxes[..., 2:])
     return np.where(people.visible.sum(axis=1) > 1, enough, contained.all(axis=-1))
-
-
-def _boxes(joints: np.ndarray, counted: np.ndarray) -> np.ndarray:
-    """(..., 4) float64 left, top, right, bottom of the counted ones of (..., 14, 2) joints."""
-    points, counted = joints.astype(np.float64), counted[..., None]
-    low = np.where(counted, points, np.inf).min(axis=-2)
-    high = np.where(counted, points, -np.inf).max(axis=-2)
-    return np.concatenate([low, high], axis=-1)
-
-
-def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """(...) intersection over union of (..., 4) boxes whose last pixel belongs to them (width = max - min + 1)."""
-    size = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]) + 1.0
-    shared = size.clip(min=0.0).prod(axis=-1)
-    area_a, area_b = ((box[..., 2:] - box[..., :2] + 1.0).prod(axis=-1) for box in (a, b))
-    return shared / (area_a + area_b - shared)
 
 
 def _count_pairs(depth_id: np.ndarray, age: np.ndarray, z: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -320,7 +296,7 @@ def _pckh(predicted: np.ndarray, joints: np.ndarray, visible: np.ndarray, mode: 
         (<= M,) float32.
     """
     error = np.linalg.norm(predicted - joints, axis=-1)
-    box = _boxes(joints, visible).astype(np.float32)
+    box = joint_boxes(joints, visible).astype(np.float32)
     diagonal = np.linalg.norm(box[:, 2:] - box[:, :2], axis=-1)
     with np.errstate(divide="ignore", invalid="ignore"):
         near = visible & (error / diagonal[:, None] < PCK_FRACTION)
@@ -329,32 +305,3 @@ def _pckh(predicted: np.ndarray, joints: np.ndarray, visible: np.ndarray, mode: 
     if mode == "corrected":
         return share[(count >= 2) & (diagonal > 0)]
     return np.where(count >= 2, share, np.float32(-1.0))
-
-
-def _detection(
-    matched: int, missed: int, predictions: int, mode: str
-) -> tuple[float | None, float | None, float | None]:
-    """Precision, recall and F1; `reference` takes predictions minus missed people for true positives."""
-    positives = matched if mode == "corrected" else predictions - missed
-    precision = _ratio(positives, positives + predictions - matched)
-    recall = _ratio(positives, positives + missed)
-    if precision is None or recall is None:
-        return precision, recall, None
-    return precision, recall, _ratio(2.0 * precision * recall, precision + recall)
-
-
-def _ratio(numerator: float, denominator: float) -> float | None:
-    return numerator / denominator if denominator else None
-
-
-def _status(matched: int, missed: int, mode: str) -> MetricStatus:
-    if matched + missed == 0:
-        return MetricStatus.NO_ANNOTATION
-    if mode == "reference" and missed == 0:
-        return MetricStatus.NOTHING_MISSED
-    return MetricStatus.OK
-
-
-def _summed(tallies: Sequence[ImageTally], name: str, length: int = len(GROUPS)) -> np.ndarray:
-    """(length,) int64 sum of one field over images."""
-    return np.sum([np.zeros(length, np.int64), *[getattr(tally, name) for tally in tallies]], axis=0)

@@ -15,22 +15,19 @@ from dto_pipeline.axes import NUM_BETAS
 from dto_pipeline.data.people import People
 from dto_pipeline.data.sources.relative_human import EVALUATED_JOINTS, Annotation
 from dto_pipeline.errors import DtoError
-from dto_pipeline.evaluate.bootstrap import RESAMPLES, Statistic, Sums, ratio
-from dto_pipeline.evaluate.evaluation import Evaluation, Measure, make_column
-from dto_pipeline.evaluate.image_join import join_images
+from dto_pipeline.evaluate.evaluation import RESAMPLES, Evaluation, make_column
+from dto_pipeline.evaluate.matching import join_images
 from dto_pipeline.evaluate.relative_human import (
-    GROUPS,
-    MISSED_WEIGHT,
+    MEASURES,
     MODES,
+    RELATIONS,
     EvaluatedImage,
-    ImageTally,
-    pool_tallies,
-    tally_image,
+    MetricStatus,
+    evaluate_relative_human,
 )
 from dto_pipeline.maths.camera import project
 from dto_pipeline.models.body import BodyModel
 
-SMPL_LIMBS = (16, 17, 18, 19, 20, 21, 1, 2, 4, 5, 7, 8)  # left/right shoulder ... ankle among SMPL's joints
 EXTRA_HEAD_TOP, EXTRA_NECK = 3, 2  # rows of J_regressor_extra
 Z_GUARD = 1e-6  # added to z before dividing, as recorded [m]
 
@@ -54,42 +51,10 @@ def project_bodies(bodies: dict[str, np.ndarray], body: BodyModel, regressor: np
     betas = torch.nn.functional.pad(betas, (0, NUM_BETAS - betas.shape[-1]))
     if not len(pose):
         return np.zeros((0, len(EVALUATED_JOINTS), 2), dtype=np.float32)
-    limbs = body.joints(pose, betas, transl)[:, SMPL_LIMBS]
-    rows = torch.as_tensor(regressor[[EXTRA_HEAD_TOP, EXTRA_NECK]], dtype=limbs.dtype)
-    points = torch.cat([limbs, rows @ body.vertices(pose, betas, transl)], dim=1)
+    rows = torch.as_tensor(regressor[[EXTRA_HEAD_TOP, EXTRA_NECK]], dtype=pose.dtype)
+    points = body.learnt_joints(pose, betas, transl, rows)
     points[..., 2] += Z_GUARD
     return project(points, intrinsics[:, None]).numpy().astype(np.float32)
-
-
-def _pcdr(group: str) -> Statistic:
-    def of(sums: Sums) -> np.ndarray:
-        pairs = sums[f"pairs_{group}"]
-        counted = np.where(pairs > 0, pairs + MISSED_WEIGHT * sums[f"missed_{group}"], 0.0)
-        return 100 * ratio(sums[f"correct_{group}"], counted)
-
-    return of
-
-
-def _precision(sums: Sums) -> np.ndarray:
-    return ratio(sums["positives"], sums["positives"] + sums["predictions"] - sums["matched"])
-
-
-def _recall(sums: Sums) -> np.ndarray:
-    return ratio(sums["positives"], sums["positives"] + sums["missed_all"])
-
-
-def _f1(sums: Sums) -> np.ndarray:
-    precision, recall = _precision(sums), _recall(sums)
-    return ratio(2 * precision * recall, precision + recall)
-
-
-MEASURES = (
-    *(Measure(f"pcdr_{group}", f"PCDR at 0.2 m, {group}", "%", _pcdr(group)) for group in GROUPS),
-    Measure("mpckh", "mPCKh at 0.6", "%", lambda sums: 100 * ratio(sums["pckh"], sums["pckh_people"])),
-    Measure("precision", "precision", "%", lambda sums: 100 * _precision(sums)),
-    Measure("recall", "recall", "%", lambda sums: 100 * _recall(sums)),
-    Measure("f1", "F1", "%", lambda sums: 100 * _f1(sums)),
-)
 
 
 def evaluate_rh(
@@ -116,29 +81,31 @@ def evaluate_rh(
         raise RelativeHumanError(f"mode is {mode!r}; choose from {MODES}")
     join = join_images(list(people.images), list(annotations))
     images = _evaluated_images(people, annotations, join.found, _keypoints(people, body, regressor))
-    tallies = [tally_image(image, mode) for image in images]
-    result = pool_tallies(tallies, mode)
+    result = evaluate_relative_human(images, mode)
+    sums = {name: np.array([tally.sums[name] for tally in result.images]) for name in result.images[0].sums}
     left_out = int(np.isin(people.owner, np.setdiff1d(np.arange(people.num_images), join.found)).sum())
     counts = {
         "images annotated": len(annotations),
         "images without a prediction": int((join.found < 0).sum()),
         "images predicted that are not annotated (left out)": len(join.strangers),
         "people annotated": sum(len(listed) for listed in annotations.values()),
-        "people annotated without keypoints (cannot be found)": _without_keypoints(annotations),
-        "people predicted": result.predictions,
-        "matched": result.matched_people,
-        "missed": result.missed,
-        "extra": result.false_positives,
+        "people annotated without keypoints (cannot be found)": sum(
+            person.kp2d is None for listed in annotations.values() for person in listed
+        ),
+        "people predicted": result.count("predictions"),
+        "matched": result.count("matched"),
+        "missed": result.count("missed_all"),
+        "extra": result.count("extra"),
         "people predicted in images that are not annotated (left out)": left_out,
         "people predicted that cannot be used": int((~people.usable).sum()),
-        **{f"pairs: {name}": count for name, count in result.pairs.items()},
+        **{f"pairs: {name}": result.count(name) for name in RELATIONS},
     }
-    status = "" if result.status == "ok" else f"status of the metric: {result.status}"
+    status = "" if result.status is MetricStatus.OK else f"status of the metric: {result.status}"
     return Evaluation(
         title=f"{people.source}, RelativeHuman in mode {mode}",
         images=list(annotations),
         measures=MEASURES,
-        columns={mode: make_column(_sums(tallies, mode), MEASURES, resamples, seed)},
+        columns={mode: make_column(sums, MEASURES, resamples, seed)},
         counts=counts,
         notes=tuple(note for note in (status, join.note, *people.problems[:5]) if note),
         settings={"mode": mode, "resamples": resamples, "seed": seed, "body_sha256": body.sha256},
@@ -171,26 +138,3 @@ def _evaluated_images(
         depth = people.transl[own, 2]
         images.append(EvaluatedImage(name, tuple(listed), keypoints[own], depth, predicted=place >= 0))
     return images
-
-
-def _sums(tallies: Sequence[ImageTally], mode: str) -> dict[str, np.ndarray]:
-    """What each image adds; `positives` are matched people, in `reference` predictions minus missed people."""
-    parts = {name: np.stack([getattr(t, name) for t in tallies]) for name in ("correct", "pairs", "missed_people")}
-    sums = {
-        f"{title}_{group}": parts[name][:, g].astype(np.float64)
-        for title, name in (("correct", "correct"), ("pairs", "pairs"), ("missed", "missed_people"))
-        for g, group in enumerate(GROUPS)
-    }
-    matched = np.array([len(tally.matches) for tally in tallies], np.float64)
-    predictions = np.array([tally.predictions for tally in tallies], np.float64)
-    return sums | {
-        "matched": matched,
-        "predictions": predictions,
-        "positives": matched if mode == "corrected" else predictions - sums["missed_all"],
-        "pckh": np.array([tally.pckh.sum(dtype=np.float64) for tally in tallies]),
-        "pckh_people": np.array([len(tally.pckh) for tally in tallies], np.float64),
-    }
-
-
-def _without_keypoints(annotations: Mapping[str, Sequence[Annotation]]) -> int:
-    return sum(person.kp2d is None for listed in annotations.values() for person in listed)

@@ -2,9 +2,8 @@
 
 Both are measured on the same images over at least `WINDOWS` windows, so that loading, network and optimiser overlap as
 they do in a long shard: the network alone by CUDA events (on a CPU by the clock) on inputs that wait on the device. The
-network's arithmetic is counted from its config (multiply-adds of all matrix products and convolutions, times two) and
-compared with what this device reaches on one large matrix product. Knows neither workers nor files of a run: who calls
-says how scenes are placed. Seconds.
+network's arithmetic is counted (multiply-adds of all matrix products and convolutions, times two) and compared with
+what this device reaches on one large matrix product. Knows neither workers nor files of a run. Seconds.
 """
 
 from __future__ import annotations
@@ -21,23 +20,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from dto_pipeline.config import STAND_IN_BODY, PipelineConfig
-from dto_pipeline.data.images import read_image
+from dto_pipeline.data.images import ImageFolder, read_image
 from dto_pipeline.data.labels import build_label_table, write_label_shard
 from dto_pipeline.data.manifest import Manifest
-from dto_pipeline.lab.bench_data import PEOPLE, SIZE, build_bench_data
+from dto_pipeline.lab.demo_data import BENCH_PEOPLE, BENCH_SIZE, build_bench_data
 from dto_pipeline.models.body import BodyModel, load_body
 from dto_pipeline.models.depth_anything import DepthNetwork
 from dto_pipeline.models.seeing import Sight
+from dto_pipeline.optimizer import SceneOptimizer
+from dto_pipeline.run.placing import ScenePlacer
 from dto_pipeline.scene import PlacedScene
 from dto_pipeline.timing import StageClock
 
 WINDOWS = 16  # at least, of four network batches each
 GOAL_END_TO_END = 0.95  # of the network alone
 GOAL_PEAK = 0.45  # of the device, at ViT-L
-_MATRIX = {"cpu": 1024, "cuda": 8192}  # side of the product that stands for the device's peak
-Placer = Callable[[Manifest, PipelineConfig, BodyModel, Sight, StageClock, int], list[PlacedScene]]
+_MATRIX = {
+    "cpu": 1024,
+    "cuda": 8192,
+}  # side of the product that stands for the device's peak: bfloat16 on a GPU, float32 on a CPU
 
 
 @dataclass(frozen=True)
@@ -75,8 +80,8 @@ class DepthBenchReport:
         h, w = self.network_size
         stages = sorted(((ms, stage) for stage, ms in self.stage_ms.items()), reverse=True)
         lines = [
-            f"{self.images} images of {SIZE[0]} x {SIZE[1]}, {PEOPLE} people each, in {self.windows} windows; "
-            f"{self.device}; {self.model}",
+            f"{self.images} images of {BENCH_SIZE[0]} x {BENCH_SIZE[1]}, {BENCH_PEOPLE} people each, in {self.windows} "
+            f"windows; {self.device}; {self.model}",
             f"network input {w} x {h}, batches of {self.batch}, {1000 * self.tflop_per_image:.1f} GFLOP an image",
             "",
             f"depth network alone   {self.alone_per_s:9.2f} images/s",
@@ -98,13 +103,10 @@ class DepthBenchReport:
         return "\n".join(lines)
 
 
-def run_depth_bench(
-    place: Placer, images: int = 16, repeats: int = 3, config: PipelineConfig | None = None
-) -> DepthBenchReport:
+def run_depth_bench(images: int = 16, repeats: int = 3, config: PipelineConfig | None = None) -> DepthBenchReport:
     """Time the depth network alone and the whole way from files to labels, in turn.
 
     Args:
-        place: makes placed scenes of a manifest's first shard, over and over, as a worker does.
         images: how many different ones of 640 x 480; they come again until `WINDOWS` windows are full.
         repeats: of both, in turn; one more before them warms up.
         config: says which network (`depth.source` must be "model"). A CPU sees one image at a time: there windows are
@@ -124,50 +126,22 @@ def run_depth_bench(
         assert sight.depth is not None
         window = 4 * (batch or sight.depth.at_once)
         rounds = -(-WINDOWS * window // images)
-        times = [_time_once(place, manifest, config, body, sight, rounds) for _ in range(repeats + 1)]
+        times = [_time_once(manifest, config, body, sight, rounds) for _ in range(repeats + 1)]
     return _report(times[1:], sight.depth, images * rounds, images * rounds // window, device)
 
 
-def depth_flops(network_config: Any, height: int, width: int) -> float:
-    """Floating point operations (2 per multiply-add) of Depth Anything on one image of this size [px].
+@torch.no_grad()
+def depth_flops(network: torch.nn.Module, height: int, width: int) -> float:
+    """Floating point operations (2 per multiply-add) of matrix products and convolutions on one image [px].
 
-    Counts matrix products and convolutions of backbone, neck and head; normalisation, activations and interpolation are
-    left out (below 1 %).
+    Runs the network once, attention as plain products; normalisation, activations and interpolation do not count. A
+    network on the device "meta" costs nothing.
     """
-    backbone, patch = network_config.backbone_config, network_config.patch_size
-    rows, columns = height // patch, width // patch
-    tokens, hidden = rows * columns + 1, backbone.hidden_size
-    block = (4 + 2 * backbone.mlp_ratio) * tokens * hidden**2 + 2 * tokens**2 * hidden
-    total = rows * columns * hidden * 3 * patch**2 + backbone.num_hidden_layers * block
-    fusion, channels = network_config.fusion_hidden_size, network_config.neck_hidden_sizes
-    places = []
-    for factor, width_out in zip(network_config.reassemble_factors, channels, strict=True):
-        h, w = (max(1, -int(-side * factor // 1)) for side in (rows, columns))
-        places.append(h * w)
-        total += rows * columns * hidden * width_out + h * w * 9 * width_out * fusion
-        if factor > 1:
-            total += rows * columns * (factor * width_out) ** 2
-        elif factor < 1:
-            total += h * w * 9 * width_out**2
-    for index, here in enumerate(places):  # fusion: two convolutions each in one or two residual units, one projection
-        units = 1 if index == len(places) - 1 else 2
-        above = 4 * here if index == 0 else places[index - 1]
-        total += here * units * 2 * 9 * fusion**2 + above * fusion**2
-    half, last = fusion // 2, network_config.head_hidden_size
-    pixels = rows * columns * patch**2
-    total += 4 * places[0] * 9 * fusion * half + pixels * (9 * half * last + last)
-    return 2.0 * total
-
-
-@dataclass(frozen=True)
-class _Times:
-    """Seconds of one repeat."""
-
-    alone: float
-    whole: float
-    busy: float
-    stages: dict[str, float]
-    threads: dict[str, float]
+    weight = next(network.parameters())
+    image = torch.zeros(1, 3, height, width, device=weight.device, dtype=weight.dtype)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        network(pixel_values=image)
+    return float(counter.get_total_flops())
 
 
 class _ThreadClock(StageClock):
@@ -235,10 +209,22 @@ def time_network(network: DepthNetwork, pictures: list[Any], times: int) -> floa
     return meter.seconds
 
 
+def place_shard(
+    manifest: Manifest, config: PipelineConfig, body: BodyModel, sight: Sight, clock: StageClock, rounds: int = 1
+) -> list[PlacedScene]:
+    """The first shard of a manifest, so many times over, as a worker does it, with the networks of `sight`."""
+    rows = manifest.read_shard(0)
+    rows = rows.take(list(range(rows.num_rows)) * rounds)
+    images = ImageFolder(Path(manifest.images_root))
+    return ScenePlacer(SceneOptimizer(body, config), config, images, None, sight).place(rows, clock)
+
+
 def _time_once(
-    place: Placer, manifest: Manifest, config: PipelineConfig, body: BodyModel, sight: Sight, rounds: int
-) -> _Times:
-    """Both ways once, over the manifest's images `rounds` times."""
+    manifest: Manifest, config: PipelineConfig, body: BodyModel, sight: Sight, rounds: int
+) -> dict[str, float]:
+    """Both ways once, over the manifest's images `rounds` times: seconds `alone`, `whole`, `busy`, of `stage NAME`, and
+    the share of `thread NAME` in the whole.
+    """
     assert sight.depth is not None
     root = Path(manifest.images_root)
     pictures = [read_image(root / name).rgb for name in manifest.read_shard(0).column("image_file").to_pylist()]
@@ -247,43 +233,23 @@ def _time_once(
     sight.depth.compute = meter(compute)  # type: ignore
     try:
         start = time.perf_counter()
-        placed = place(manifest, config, body, sight, clock, rounds)
+        placed = place_shard(manifest, config, body, sight, clock, rounds)
         with clock("write"):
             write_label_shard(build_label_table(placed), root.parent / "labels.parquet", {})
         whole = time.perf_counter() - start
     finally:
         sight.depth.compute = compute  # type: ignore
-    return _Times(alone, whole, meter.seconds, dict(clock.seconds), dict(clock.threads))
+    found = {"alone": alone, "whole": whole, "busy": meter.seconds / whole}
+    found |= {f"stage {stage}": seconds for stage, seconds in clock.seconds.items()}
+    return found | {f"thread {name}": seconds / whole for name, seconds in clock.threads.items()}
 
 
-def _report(times: list[_Times], network: DepthNetwork, images: int, windows: int, device: str) -> DepthBenchReport:
-    size, known = network.recipe.size(SIZE[1], SIZE[0]), network.network.config.model_type == "depth_anything"
-
-    stages = sorted({stage for one in times for stage in one.stages})
-    threads = sorted({name for one in times for name in one.threads})
-    return DepthBenchReport(
-        images=images,
-        windows=windows,
-        device=torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads",
-        model=network.identity.short,
-        network_size=size,
-        batch=network.at_once,
-        alone_per_s=images / statistics.median(one.alone for one in times),
-        end_to_end_per_s=images / statistics.median(one.whole for one in times),
-        busy=statistics.median(one.busy / one.whole for one in times),
-        tflop_per_image=depth_flops(network.network.config, *size) / 1e12 if known else float("nan"),
-        peak_tflops=_measure_peak(device),
-        stage_ms={
-            stage: 1000 / images * statistics.median(one.stages.get(stage, 0.0) for one in times) for stage in stages
-        },
-        thread_busy={
-            name: statistics.median(one.threads.get(name, 0.0) / one.whole for one in times) for name in threads
-        },
-    )
-
-
-def _measure_peak(device: str) -> float:
-    """TFLOP/s of a large matrix product: bfloat16 on a GPU, float32 on a CPU; the best of twenty."""
+def _report(
+    times: list[dict[str, float]], network: DepthNetwork, images: int, windows: int, device: str
+) -> DepthBenchReport:
+    size = network.recipe.size(*BENCH_SIZE[::-1])
+    names = sorted({name for one in times for name in one})
+    median = {name: statistics.median(one.get(name, 0.0) for one in times) for name in names}
     side = _MATRIX[device]
     matrix = torch.randn(side, side, device=device, dtype=torch.bfloat16 if device == "cuda" else torch.float32)
     seconds = []
@@ -291,4 +257,24 @@ def _measure_peak(device: str) -> float:
         start = time.perf_counter()
         (matrix @ matrix)[0, 0].item()  # reading a number waits for the device
         seconds.append(time.perf_counter() - start)
-    return 2 * side**3 / min(seconds) / 1e12
+    return DepthBenchReport(
+        images=images,
+        windows=windows,
+        device=torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads",
+        model=network.identity.short,
+        network_size=size,
+        batch=network.at_once,
+        alone_per_s=images / median["alone"],
+        end_to_end_per_s=images / median["whole"],
+        busy=median["busy"],
+        tflop_per_image=depth_flops(network.network, *size) / 1e12,
+        peak_tflops=2 * side**3 / min(seconds) / 1e12,
+        stage_ms={
+            name.removeprefix("stage "): 1000 / images * value
+            for name, value in median.items()
+            if name.startswith("stage ")
+        },
+        thread_busy={
+            name.removeprefix("thread "): value for name, value in median.items() if name.startswith("thread ")
+        },
+    )

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from dto_pipeline.config import STAND_IN_BODY, load_config
@@ -56,31 +57,25 @@ class ResumeBench:
         )
 
 
-@dataclass(frozen=True)
-class _Facts:
-    """The manifest of the generated run."""
-
-    num_shards: int
-    num_images: int
-    num_people: int
-    shard_sizes: list[ShardSize]
-    fingerprint: str = "0" * 64
-    subset: str = "bench"
-
-
 def run_resume_bench(shards: int, folder: Path | None = None) -> ResumeBench:
     """Generate a run and time its resume; `folder` is where to write, None = a temporary folder."""
     with tempfile.TemporaryDirectory(dir=folder, prefix="dto-bench-") as name:
         directory = RunDirectory(Path(name) / "run")
-        sizes = [ShardSize(_IMAGES, _PEOPLE)] * shards
-        facts: Any = _Facts(shards, shards * _IMAGES, shards * _PEOPLE, sizes)
+        manifest: Any = SimpleNamespace(  # as far as identity and plan look at it
+            num_shards=shards,
+            num_images=shards * _IMAGES,
+            num_people=shards * _PEOPLE,
+            shard_sizes=[ShardSize(_IMAGES, _PEOPLE)] * shards,
+            fingerprint="0" * 64,
+            subset="bench",
+        )
         config = load_config(None, [f"body.model_path={STAND_IN_BODY}"])
-        identity = identify_run(config, facts, "manifest.parquet")
+        identity = identify_run(config, manifest, "manifest.parquet")
         _write_run(directory, identity)
         with DriverLock(directory.root, config.run) as lock:
 
             def plan() -> RunPlan:
-                return plan_run(directory, identity, facts, config.run, Selection(), Retry(), lock=lock)
+                return plan_run(directory, identity, manifest, config.run, Selection(), Retry(), lock=lock)
 
             found = plan()
             if found.work or found.void or len(found.done) + len(found.failed) != shards:
@@ -106,30 +101,26 @@ def _write_run(directory: RunDirectory, identity: RunIdentity) -> None:
         own = hashlib.sha256(str(shard).encode()).hexdigest()
         data = template.replace(key.encode(), own.encode())
         Path(directory.label_file(shard)).write_bytes(data)
-        receipt = _receipt(shard, own, data, identity)
+        receipt = Receipt(
+            shard=shard,
+            rows=_IMAGES,
+            images=_IMAGES,
+            persons=_PEOPLE,
+            image_status={"optimized": _IMAGES},
+            person_status={"moved": _PEOPLE},
+            label_sha256=sha256_bytes(data),
+            label_bytes=len(data),
+            shard_key=own,
+            config_hash=identity.config_hash,
+            manifest_fingerprint=identity.manifest_fingerprint,
+            worker="bench:1",
+            attempt=1,
+            adopted=False,
+            wall_s=100.0,
+            finished_at=1e9 + shard,
+            stage_seconds={"read": 1.0, "body": 2.0, "render": 3.0, "write": 4.0},
+        )
         Path(directory.receipt_file(shard)).write_bytes(json_bytes(receipt.to_dict()))
-
-
-def _receipt(shard: int, key: str, data: bytes, identity: RunIdentity) -> Receipt:
-    return Receipt(
-        shard=shard,
-        rows=_IMAGES,
-        images=_IMAGES,
-        persons=_PEOPLE,
-        image_status={"optimized": _IMAGES},
-        person_status={"moved": _PEOPLE},
-        label_sha256=sha256_bytes(data),
-        label_bytes=len(data),
-        shard_key=key,
-        config_hash=identity.config_hash,
-        manifest_fingerprint=identity.manifest_fingerprint,
-        worker="bench:1",
-        attempt=1,
-        adopted=False,
-        wall_s=100.0,
-        finished_at=1e9 + shard,
-        stage_seconds={"read": 1.0, "body": 2.0, "render": 3.0, "write": 4.0},
-    )
 
 
 def _seconds(work: Callable[[], object]) -> tuple[float, float]:

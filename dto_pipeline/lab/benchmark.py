@@ -18,9 +18,8 @@ from scipy.stats import spearmanr
 from dto_pipeline.config import PipelineConfig, config_from_dict
 from dto_pipeline.config_tree import describe_difference, read_tree
 from dto_pipeline.errors import DtoError
-from dto_pipeline.evaluate.bootstrap import RESAMPLES, Estimate, Statistic, Sums, estimate
-from dto_pipeline.evaluate.evaluation import Measure
-from dto_pipeline.evaluate.placement_evaluation import PLACEMENT_MEASURES
+from dto_pipeline.evaluate.evaluation import RESAMPLES, Estimate, Measure, Statistic, Sums, estimate
+from dto_pipeline.evaluate.placements import PLACEMENT_MEASURES
 from dto_pipeline.lab.difficulty import DIFFICULTIES, choose_difficulty
 from dto_pipeline.lab.foreign_bodies import load_anny
 from dto_pipeline.lab.known_scenes import build_known_scene

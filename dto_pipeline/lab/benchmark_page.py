@@ -9,8 +9,7 @@ import numpy as np
 
 from dto_pipeline.config import STAND_IN_BODY, PipelineConfig
 from dto_pipeline.data.files import write_bytes_atomic, write_json_atomic
-from dto_pipeline.evaluate.bootstrap import Estimate
-from dto_pipeline.evaluate.evaluation import Measure, show
+from dto_pipeline.evaluate.evaluation import Estimate, Measure, show
 from dto_pipeline.evaluate.tables import markdown
 from dto_pipeline.lab.benchmark import (
     MEASURES,

@@ -7,13 +7,10 @@ Images are about 480 x 360. Knows no files. Metres, pixels.
 from __future__ import annotations
 
 import dataclasses
-import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import yaml
-
+from dto_pipeline.config_tree import build_sections, read_tree
 from dto_pipeline.errors import DtoError
 from dto_pipeline.lab.crowd import LAYOUTS
 
@@ -21,12 +18,11 @@ VERSION = 1  # raised whenever equal settings would give other scenes
 HEIGHTS = ("independent", "priors")
 BODIES = ("stand-in", "anny")
 STANDARD = "standard"
-_CHOICES = {"heights": HEIGHTS, "bodies": BODIES}
 _WORDS = ("name", "meaning")  # fields that are no options
 
 
 class DifficultyError(DtoError, ValueError):
-    """A difficulty nobody knows, or an option that does not exist or cannot have this value."""
+    """A difficulty nobody knows, or an option that cannot have this value."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +53,28 @@ class Difficulty:
     upside_down: bool = False  # the map holds metres, under the name of disparity
     bodies: str = "stand-in"  # of `BODIES`: ours, or people of Anny with fitted labels (`foreign_bodies`)
     unknown_ages: bool = False  # nobody's age is known
+
+    def __post_init__(self) -> None:
+        known = [layout.name for layout in LAYOUTS]
+        _expect(self, "layouts", bool(self.layouts) and set(self.layouts) <= set(known), f"names of {known}")
+        _expect(self, "heights", self.heights in HEIGHTS, f"one of {HEIGHTS}")
+        _expect(self, "bodies", self.bodies in BODIES, f"one of {BODIES}")
+        _expect(self, "most_people", self.most_people >= 2, "at least 2")
+        for option in ("unit", "power"):
+            _expect(self, option, getattr(self, option) > 0, "more than 0: the maps would be flat")
+        for option, value in vars(self).items():
+            _expect(self, option, not isinstance(value, int | float) or value >= 0, "0 or more")
+
+
+def _expect(kind: Difficulty, option: str, right: bool, wanted: str) -> None:
+    if not right:
+        raise DifficultyError(f"{option} is {getattr(kind, option)!r}; expected {wanted}")
+
+
+class _Config:
+    """A difficulty as the only section of a config."""
+
+    difficulty: Difficulty
 
 
 DIFFICULTIES = {
@@ -150,45 +168,15 @@ def choose_difficulty(name: str, texts: Sequence[str] = (), heights: str = "inde
 
 
 def change_options(kind: Difficulty, texts: Sequence[str]) -> Difficulty:
-    """`kind` with ``option=value`` texts applied."""
-    hints = typing.get_type_hints(Difficulty)
-    options = [name for name in hints if name not in _WORDS]
-    changes: dict[str, Any] = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        if not equals or key not in options:
-            raise DifficultyError(f"{text!r} is not of the form option=value; options are {options}")
-        changes[key] = _read_value(key, hints[key], value)
-    return dataclasses.replace(kind, **changes)
+    """`kind` with ``option=value`` texts applied.
 
-
-def _read_value(key: str, kind: Any, text: str) -> Any:
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise DifficultyError(f"{key}={text}: value is not YAML: {error}") from error
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if key == "layouts":
-        value = tuple(value) if isinstance(value, list) else (value,)
-        known = [layout.name for layout in LAYOUTS]
-        _expect(bool(value) and all(name in known for name in value), key, value, f"names of {known}")
-        return value
-    _expect(isinstance(value, kind) and isinstance(value, bool) == (kind is bool), key, value, kind.__name__)
-    if key in _CHOICES:
-        _expect(value in _CHOICES[key], key, value, f"one of {_CHOICES[key]}")
-    else:
-        _expect(value >= 0, key, value, "0 or more")
-    if key in ("unit", "power"):
-        _expect(value > 0, key, value, "more than 0: the maps would be flat")
-    if key == "most_people":
-        _expect(value >= 2, key, value, "at least 2")
-    return value
-
-
-def _expect(condition: bool, key: str, value: Any, wanted: str) -> None:
-    if not condition:
-        raise DifficultyError(f"{key} is {value!r}; expected {wanted}")
+    Raises:
+        ConfigError: an option that does not exist or cannot have this value, named; DifficultyError: out of bounds.
+    """
+    changes = read_tree(None, [f"difficulty.{text}" for text in texts]).get("difficulty", {})
+    if words := [name for name in _WORDS if name in changes]:
+        raise DifficultyError(f"{words[0]} is no option of a difficulty")
+    return build_sections(_Config, {"difficulty": {**dataclasses.asdict(kind), **changes}})["difficulty"]
 
 
 def describe_difficulties() -> str:

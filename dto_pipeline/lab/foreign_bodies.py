@@ -18,10 +18,9 @@ from scipy.spatial.transform import Rotation
 
 from dto_pipeline.axes import KID_AXIS, NUM_BETAS
 from dto_pipeline.errors import DtoError
-from dto_pipeline.lab.clothes import Template
 from dto_pipeline.lab.crowd import Crowd
-from dto_pipeline.lab.growth import FEMALE
 from dto_pipeline.lab.people import (
+    FEMALE,
     Bodies,
     Labels,
     estimate_attributes,
@@ -30,6 +29,7 @@ from dto_pipeline.lab.people import (
     solve_height,
     stand_on_ground,
 )
+from dto_pipeline.lab.picture import Template
 from dto_pipeline.maths.rotation import axis_angle_to_matrix
 from dto_pipeline.models.body import BodyModel
 
@@ -92,7 +92,7 @@ def build_foreign(
 ) -> tuple[Bodies, Labels, torch.Tensor]:
     """True bodies of Anny in a planned crowd, their labels, and the (F, 3) faces of the true meshes.
 
-    Heights follow age and `sex` ((P,), `growth.MALE` or `FEMALE`) by the WHO's charts, not the plan. The true `transl`
+    Heights follow age and `sex` ((P,), `people.MALE` or `FEMALE`) by the WHO's charts, not the plan. The true `transl`
     is what a label needs for its pelvis to stand where the true one does; pose and betas of the truth are NaN.
     """
     anny = load_anny()

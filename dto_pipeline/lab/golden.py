@@ -14,12 +14,10 @@ from typing import Any
 from dto_pipeline.config import STAND_IN_BODY
 from dto_pipeline.errors import DtoError
 from dto_pipeline.lab.golden_case import CaseResult
-from dto_pipeline.lab.golden_depth import check_depth_cases
-from dto_pipeline.lab.golden_image import check_image_cases
+from dto_pipeline.lab.golden_image import check_depth_cases, check_image_cases
 from dto_pipeline.lab.golden_mahmr import check_mahmr_cases
-from dto_pipeline.lab.golden_person import check_person_cases
+from dto_pipeline.lab.golden_maths import check_person_cases, check_solver_cases
 from dto_pipeline.lab.golden_rh import check_rh_cases
-from dto_pipeline.lab.golden_solver import check_solver_cases
 from dto_pipeline.models.body import load_body
 
 
@@ -52,7 +50,10 @@ class GoldenReport:
         ]
         for family, cases in self.results.items():
             summary = _summary(cases)
-            worst = "  ".join(f"{name} {_of_limit(*worst)}" for name, worst in summary["worst_errors"].items())
+            worst = "  ".join(
+                f"{name} {error:.1e}" + ("" if limit is None else f" of {limit:.0e}")
+                for name, (error, limit) in summary["worst_errors"].items()
+            )
             counts = f"{summary['cases']:>5} {summary['passed']:>6} {summary['failed']:>6} {summary['loose']:>5}"
             lines.append(f"{family:<10} {counts}  {worst}")
         for family, cases in self.results.items():
@@ -90,22 +91,13 @@ def _check_rh_metric(folder: Path) -> list[CaseResult]:
     return check_rh_cases(folder, load_body(body_folder if body_folder.is_dir() else STAND_IN_BODY))
 
 
-def _share_of_limit(worst: tuple[float, float | None]) -> float:
-    error, limit = worst
-    return error / limit if limit else error
-
-
-def _of_limit(error: float, limit: float | None) -> str:
-    return f"{error:.1e}" if limit is None else f"{error:.1e} of {limit:.0e}"
-
-
 def _summary(cases: Sequence[CaseResult]) -> dict[str, Any]:
     strict = [case for case in cases if case.strict]
     worst: dict[str, tuple[float, float | None]] = {}
     for case in strict:
         for name, error in case.errors.items():
             found = error, case.limits.get(name)
-            worst[name] = max(worst.get(name, found), found, key=_share_of_limit)
+            worst[name] = max(worst.get(name, found), found, key=lambda pair: pair[0] / (pair[1] or 1.0))
     return {
         "cases": len(cases),
         "passed": sum(not case.failures for case in strict),

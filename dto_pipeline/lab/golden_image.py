@@ -1,24 +1,31 @@
-"""Recorded whole images (`image/`): labels, masks and depth in, statuses and translations out.
+"""Recorded whole images (`image/`), and recorded maps of Depth Anything V2's own code (`depth/depth_cases.npz`).
 
-Steady cases are strict: every status, group and flag equal, z within a few times max(z_wobble, 1e-4). The others stand
-or fall with a pixel of the rasteriser and are only reported.
+Images: labels, masks and depth in, statuses and translations out. Steady cases are strict: every status, group and flag
+equal, z within a few times max(z_wobble, 1e-4). The others stand or fall with a pixel of the rasteriser and are only
+reported. Maps: the tiny network of the file is saved as transformers saves one and goes through `DepthNetwork` as any
+other; input, positions and maps are compared. The files' READMEs list the arrays and propose the tolerances.
 """
 
 from __future__ import annotations
 
 import json
+import tempfile
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.numpy import save_file
 
 from dto_pipeline.axes import FAR, NUM_BETAS
 from dto_pipeline.collate import collate_scenes, map_size
-from dto_pipeline.config import STAND_IN_BODY, PipelineConfig, config_from_dict
-from dto_pipeline.lab.golden_case import CaseResult, check_case
+from dto_pipeline.config import STAND_IN_BODY, DepthConfig, PipelineConfig, config_from_dict
+from dto_pipeline.lab.golden_case import CaseResult, check_case, differences, judge, read_arrays
 from dto_pipeline.models.body import load_body
+from dto_pipeline.models.depth import METRES_PER_DEPTH
+from dto_pipeline.models.depth_anything import DepthNetwork
 from dto_pipeline.optimizer import SceneOptimizer
 from dto_pipeline.scene import OUTCOMES, OptimizedScenes, Scene
 from dto_pipeline.status import PersonStatus
@@ -27,6 +34,9 @@ WOBBLE_FACTOR = 3.0  # z may differ by this many times max(z_wobble, LEAST_WOBBL
 LEAST_WOBBLE = 1e-4
 DEVIATION_TOLERANCE = 0.02  # of the image's height deviation [sigma], on top of what z allows
 _REMOVED, _UNCHANGED, _MOVED_NEAR, _MOVED_FAR = range(4)
+LIMITS = {"network_input": 1e-4, "positions": 1e-5, "relative": 2e-5, "metric": 2e-5}
+_LEAST_SHARE = 0.1  # of the mean: smaller values count as this much in relative errors
+_KINDS = ("relative", "metric")
 
 
 def check_image_cases(folder: Path, device: torch.device | str = "cpu") -> list[CaseResult]:
@@ -39,20 +49,27 @@ def check_image_cases(folder: Path, device: torch.device | str = "cpu") -> list[
     bodies = {kid: load_body(chosen, kid_axis=kid, device=device) for kid in (False, True)}
     results = []
     for entry in json.loads(index.read_text()):
-        optimizer = SceneOptimizer(bodies[bool(entry["kid_shape"])], _config(entry))
-        check = partial(_check, index.parent / f"{entry['case']}.npz", entry, optimizer)
-        results.append(check_case("image", entry["case"], _kind(entry), check, entry.get("error")))
+        options = {
+            "prior": {"age_prior": entry["age_prior"], "gender_prior": entry["gender_prior"]},
+            "solver": {"internal_constraint": entry["internal_constraint"]},
+            "depth": {"unit": "published"},
+        }
+        optimizer = SceneOptimizer(bodies[bool(entry["kid_shape"])], config_from_dict(options))
+        kind = f"{entry['scene']}/{entry['label_kind']}"
+        check = partial(_check_image, index.parent / f"{entry['case']}.npz", entry, kind, optimizer)
+        results.append(check_case("image", entry["case"], kind, check, entry.get("error")))
     return results
 
 
 def load_image_case(path: Path, config: PipelineConfig) -> tuple[Scene, dict[str, np.ndarray]]:
     """One case as a scene, and its raw arrays."""
-    with np.load(path, allow_pickle=False) as archive:
-        case = {key: archive[key] for key in archive.files}
+    case = read_arrays(path)
     height, width = (int(side) for side in case["image_size"])
     people = len(case["pose"])
     betas = np.zeros((people, NUM_BETAS), np.float32)
     betas[:, : case["betas"].shape[1]] = case["betas"]
+    masks = np.unpackbits(case["masks_packed"], axis=1, count=height * width).reshape(-1, height, width).astype(bool)
+    h, w = map_size(height, width, config.evidence.render_max_side)
     scene = Scene(
         image_id=f"golden/{path.stem}",
         subset="golden",
@@ -69,72 +86,38 @@ def load_image_case(path: Path, config: PipelineConfig) -> tuple[Scene, dict[str
         bbox_xyxy=case["bbox"],
         det_score=np.full(people, np.nan, np.float32),
         person_problem=[None] * people,
-        masks=_map_masks(case["masks_packed"], height, width, config.evidence.render_max_side),
+        masks=masks[:, np.arange(h) * height // h][:, :, np.arange(w) * width // w],  # at person-map size
         disparity=case["disparity"].astype(np.float32),
     )
     return scene, case
 
 
-def _config(entry: dict[str, Any]) -> PipelineConfig:
-    return config_from_dict(
+def _check_image(path: Path, entry: dict[str, Any], kind: str, optimizer: SceneOptimizer) -> CaseResult:
+    scene, case = load_image_case(path, optimizer.config)
+    found = optimizer(collate_scenes([scene], optimizer.body.faces.device))
+    optimized = OptimizedScenes(**{name: part.to("cpu") for name, part in vars(found).items()})
+    fits, group = optimized.people.fits, optimized.evidence.group[0].tolist()
+    failures = differences(
         {
-            "prior": {"age_prior": entry["age_prior"], "gender_prior": entry["gender_prior"]},
-            "solver": {"internal_constraint": entry["internal_constraint"]},
-            "depth": {"unit": "published"},
+            "status": (_status(fits.outcome[0].tolist(), group), case["status"].tolist()),
+            "group": (group, case["group"].tolist()),
+            "is_optimized": (bool(fits.is_optimized[0]), bool(case["is_optimized"])),
+            "used_ground_points": (bool(fits.used_ground[0]), bool(entry["used_ground_points"])),
         }
     )
-
-
-def _kind(entry: dict[str, Any]) -> str:
-    return f"{entry['scene']}/{entry['label_kind']}"
-
-
-def _map_masks(packed: np.ndarray, height: int, width: int, max_side: int) -> np.ndarray:
-    """(P, h, w) bool: packed full-size masks sampled at person-map size."""
-    full = np.unpackbits(packed, axis=1, count=height * width).reshape(-1, height, width).astype(bool)
-    h, w = map_size(height, width, max_side)
-    return full[:, np.arange(h) * height // h][:, :, np.arange(w) * width // w]
-
-
-def _check(path: Path, entry: dict[str, Any], optimizer: SceneOptimizer) -> CaseResult:
-    scene, case = load_image_case(path, optimizer.config)
-    optimized = _on_cpu(optimizer(collate_scenes([scene], optimizer.body.faces.device)))
-    failures = _decision_failures(case, entry, optimized)
     wobble = WOBBLE_FACTOR * max(float(entry["z_wobble"]), LEAST_WOBBLE)
-    errors = _number_errors(case, optimized)
     limits = {"z": wobble, "deviation": DEVIATION_TOLERANCE + 10 * wobble}
-    failures += [f"{what} off by {errors[what]:.1e}" for what, limit in limits.items() if not errors[what] <= limit]
-    return CaseResult("image", entry["case"], _kind(entry), tuple(failures), errors, limits, bool(entry["steady"]))
+    result = judge("image", entry["case"], kind, failures, _number_errors(case, optimized), limits)
+    return replace(result, strict=bool(entry["steady"]))
 
 
-def _on_cpu(optimized: OptimizedScenes) -> OptimizedScenes:
-    return OptimizedScenes(**{name: part.to("cpu") for name, part in vars(optimized).items()})
-
-
-def _decision_failures(case: dict[str, np.ndarray], entry: dict[str, Any], optimized: OptimizedScenes) -> list[str]:
-    fits, group = optimized.people.fits, optimized.evidence.group[0]
-    pairs = (
-        ("status", _status(optimized), case["status"].tolist()),
-        ("group", group.tolist(), case["group"].tolist()),
-        ("is_optimized", bool(fits.is_optimized[0]), bool(case["is_optimized"])),
-        ("used_ground_points", bool(fits.used_ground[0]), bool(entry["used_ground_points"])),
-    )
-    return [f"{what}: {found} instead of {want}" for what, found, want in pairs if found != want]
-
-
-def _status(optimized: OptimizedScenes) -> list[int]:
+def _status(outcomes: list[int], groups: list[int]) -> list[int]:
     """Our outcomes in the cases' words: 0 removed, 1 unchanged, 2 moved near, 3 moved far."""
-    words = []
-    for code, group in zip(
-        optimized.people.fits.outcome[0].tolist(), optimized.evidence.group[0].tolist(), strict=True
-    ):
-        if OUTCOMES[code] is PersonStatus.TOO_SMALL:
-            words.append(_REMOVED)
-        elif OUTCOMES[code] is PersonStatus.MOVED:
-            words.append(_MOVED_FAR if group == FAR else _MOVED_NEAR)
-        else:
-            words.append(_UNCHANGED)
-    return words
+    words = {PersonStatus.TOO_SMALL: _REMOVED, PersonStatus.MOVED: _MOVED_NEAR}
+    found = [words.get(OUTCOMES[code], _UNCHANGED) for code in outcomes]
+    return [
+        _MOVED_FAR if word == _MOVED_NEAR and group == FAR else word for word, group in zip(found, groups, strict=True)
+    ]
 
 
 def _number_errors(case: dict[str, np.ndarray], optimized: OptimizedScenes) -> dict[str, float]:
@@ -149,3 +132,53 @@ def _number_errors(case: dict[str, np.ndarray], optimized: OptimizedScenes) -> d
         "betas": float(np.max(np.abs(betas - case["out_betas"]), initial=0.0)),
         "deviation": abs(deviation - float(case["height_deviation"])),
     }
+
+
+def check_depth_cases(folder: Path) -> list[CaseResult]:
+    """Run every image and size of `folder`/depth/depth_cases.npz; an empty list where there is none."""
+    path = folder / "depth" / "depth_cases.npz"
+    if not path.is_file():
+        return []
+    arrays = read_arrays(path)
+    recorded = {tuple(name.split("/")[:2]) for name in arrays if name.endswith("/network_size")}
+    with tempfile.TemporaryDirectory() as scratch:
+        folders = {kind: save_network(arrays, kind, Path(scratch) / kind) for kind in _KINDS}
+        return [
+            check_case("depth", f"{image}/{side}", "map", partial(_check_map, arrays, folders, image, int(side)))
+            for image, side in sorted(recorded, key=lambda case: (case[0], int(case[1])))
+        ]
+
+
+def save_network(arrays: dict[str, np.ndarray], kind: str, folder: Path) -> Path:
+    """The recorded network as a folder that transformers reads; the metric one differs in its last layer."""
+    weights: dict[str, np.ndarray] = {}
+    for part in dict.fromkeys(("relative", kind)):
+        prefix = f"{part}/weights/"
+        weights |= {name.removeprefix(prefix): values for name, values in arrays.items() if name.startswith(prefix)}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(str(arrays[f"{kind}/config"]))
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def _check_map(arrays: dict[str, np.ndarray], folders: dict[str, Path], image: str, side: int) -> CaseResult:
+    pixels, recorded = arrays[f"image/{image}"], f"{image}/{side}"
+    networks = {
+        kind: DepthNetwork(DepthConfig(source="model", model=str(folder), short_side=side))
+        for kind, folder in folders.items()
+    }
+    network = networks["relative"]
+    size = network.recipe.size(*pixels.shape[:2])
+    failures = differences({"network_size": (tuple(size), tuple(arrays[f"{recorded}/network_size"].tolist()))})
+    found: dict[str, Any] = {"positions": network.positions_at(size)}
+    if f"{recorded}/network_input" in arrays:
+        found["network_input"] = network.recipe.prepare(torch.from_numpy(pixels)[None], size)[0].numpy()
+    errors = {name: float(np.abs(values - arrays[f"{recorded}/{name}"]).max()) for name, values in found.items()}
+    for kind in _KINDS:
+        (disparity,) = networks[kind].estimate([pixels])
+        assert isinstance(disparity, np.ndarray), disparity
+        values = METRES_PER_DEPTH / disparity if kind == "metric" else disparity
+        expected = arrays[f"{recorded}/{kind}"]
+        least = np.maximum(expected, _LEAST_SHARE * expected.mean())
+        errors[kind] = float((np.abs(values - expected) / least).max())
+    return judge("depth", recorded, "map", failures, errors, {name: LIMITS[name] for name in errors})

@@ -2,6 +2,9 @@
 
 Runs on any folder of that format (``state_dict.csv`` with ``golden/``, or the latter alone); what the files say decides
 sizes, cases and weights. A missing file is a failure of its own, and so is a recorded group that no rule here knows.
+Names, augmentation and evaluation are compared here, losses and network in files of their own. Labels agree to 2e-5 of
+the largest value of an array; masks, boxes' people and cells of the scale map are equal; evaluation agrees to 1e-9 and
+its totals to their last digit.
 """
 
 from __future__ import annotations
@@ -18,14 +21,17 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from dto_pipeline.lab.golden_case import CaseResult, check_case
-from dto_pipeline.lab.golden_mahmr_data import check_augment_case, check_eval_cases
+from dto_pipeline.evaluate.protocols import agora_errors, match_protocol, threedpw_errors
+from dto_pipeline.lab.golden_case import CaseResult, check_case, compare_arrays, differences, judge
 from dto_pipeline.lab.golden_mahmr_losses import check_loss_case
 from dto_pipeline.lab.golden_mahmr_network import Recording, check_network
+from dto_pipeline.maths.rotation import axis_angle_to_matrix
 from dto_pipeline.models.body import BodyModel, load_body
+from dto_pipeline.train.augment import Bodies, Draw, inside_image, project_points, vary
 from dto_pipeline.train.config import EncoderConfig, ModelConfig
 from dto_pipeline.train.model import MeshNetwork
 from dto_pipeline.train.released import IGNORED
+from dto_pipeline.train.targets import mark_cells, mesh_edges, person_boxes
 
 FAMILY = "mahmr"
 WEIGHTS, NAMES = "tiny_checkpoint.safetensors", "state_dict.csv"
@@ -36,6 +42,10 @@ _STAGES = {
     "stage2": ModelConfig(betas=10),
     "stage3": ModelConfig(betas=11),
 }
+LABEL_TOLERANCE = 2e-5  # of the largest value of an array
+EVAL_TOLERANCE = 1e-9  # of a recorded number
+_LEAST_JOINTS = 4  # of 45 inside
+_VERTEX_STEP = 2  # every second vertex stands for the body in the AGORA cases
 
 
 def check_mahmr_cases(folder: Path) -> list[CaseResult]:
@@ -47,9 +57,7 @@ def check_mahmr_cases(folder: Path) -> list[CaseResult]:
     if not there and not (folder / NAMES).is_file():
         return []
     results = [
-        CaseResult(
-            FAMILY, f"files/{name}", "", (f"{inner / name} is missing; the family cannot be proven without it",), {}
-        )
+        CaseResult(FAMILY, f"files/{name}", "", (f"{inner / name} is missing; the family cannot be proven without it",))
         for name in needed
         if name not in there
     ]
@@ -79,7 +87,7 @@ def _run(name: str, folder: Path, check: Callable[[dict, dict], list[CaseResult]
             arrays = {key: archive[key] for key in archive.files}
         return check(said, arrays)
     except Exception as error:  # the other files' results must stand
-        return [CaseResult(FAMILY, name, "", (f"cannot be run: {type(error).__name__}: {error}",), {})]
+        return [CaseResult(FAMILY, name, "", (f"cannot be run: {type(error).__name__}: {error}",))]
 
 
 def _each(
@@ -92,7 +100,7 @@ def _each(
         results.append(_case(f"{kind}/{name}", partial(check, name, case, own)))
     strangers = sorted({key.partition("/")[0] for key in arrays} - set(cases))
     return results + [
-        CaseResult(FAMILY, f"{kind}/{name}", "", ("has arrays, but no entry in the JSON",), {}) for name in strangers
+        CaseResult(FAMILY, f"{kind}/{name}", "", ("has arrays, but no entry in the JSON",)) for name in strangers
     ]
 
 
@@ -125,3 +133,104 @@ def _check_names(path: Path, stage: str) -> CaseResult:
         if name in found and found[name] != shape
     ]
     return CaseResult(FAMILY, f"names/{stage}", "", tuple(failures), {})
+
+
+def check_augment_case(
+    name: str, case: Mapping[str, Any], arrays: Mapping[str, np.ndarray], body: BodyModel
+) -> CaseResult:
+    """One image: who stays, and every label of those."""
+    height, width = case["image_hw"]
+    side = int(case["input_size"])
+    betas = np.pad(arrays["in_betas"], ((0, 0), (0, 11 - arrays["in_betas"].shape[1])))
+    names = ("in_transl", "in_cam_intrinsics", "in_cam_rot", "in_cam_trans")
+    bodies = Bodies(arrays["in_poses"], betas, *(arrays[key] for key in names))
+    crop = float(case["beta_draw"]) if case["crop"] else None
+    draw = Draw(float(case["rot"]), bool(case["flip"]), float(case["scale"]), crop)
+    varied = vary(bodies, width, height, side, draw, body, half_pixel=True)
+    inside = inside_image(varied.image_joints, varied.frame)
+    kept = np.flatnonzero(inside.sum(1) >= _LEAST_JOINTS)
+    if kept.tolist() != arrays["kept"].tolist():
+        failure = f"people {kept.tolist()} stay, recorded {arrays['kept'].tolist()}"
+        return CaseResult(FAMILY, f"augment/{name}", "", (failure,))
+    camera = varied.intrinsics[kept] if len(varied.intrinsics) > 1 else varied.intrinsics
+    boxes = person_boxes(
+        varied.image_joints[kept], np.ones((len(kept), inside.shape[1]), bool), varied.frame.size, side
+    )
+    focal = np.broadcast_to(camera[:, 0, 0], len(kept))
+    depth = varied.joints[kept, 0, 2]
+    shapes = (np.ascontiguousarray(part, np.float32) for part in (varied.pose[kept], betas[kept], varied.transl[kept]))
+    vertices = body.vertices(*map(torch.from_numpy, shapes)).numpy()
+    cells = mark_cells(
+        project_points(vertices, camera, behind=True), depth / focal, np.hypot(*boxes[:, 2:].T).clip(0, 1),
+        varied.frame.size, mesh_edges(body.faces.numpy()), clamp=True,
+    )  # fmt: skip
+    found = {
+        "poses": _rotations(varied.pose[kept]),
+        "betas": betas[kept][:, : arrays["out_betas"].shape[1]],
+        "transl": varied.transl[kept],
+        "cam_intrinsics": camera,
+        "j3ds": varied.joints[kept],
+        "j2ds": varied.image_joints[kept],
+        "j2ds_mask": np.repeat(inside[kept][..., None], 2, axis=-1),
+        "depths": np.stack([depth, depth / focal], axis=1),
+        "focals": focal[:, None],
+        "boxes": boxes,
+        "scale_map": cells,
+        "img_size": np.array(varied.frame.size[::-1]),
+    }
+    recorded = {key: arrays[f"out_{key}"] for key in found} | {"poses": _rotations(arrays["out_poses"])}
+    failures, errors = compare_arrays(found, recorded, exact=("j2ds_mask", "img_size"))
+    if cells.shape == recorded["scale_map"].shape and (cells[:, 0] != recorded["scale_map"][:, 0]).any():
+        failures.append("other cells of the scale map show people than recorded")
+    return judge(FAMILY, f"augment/{name}", "", failures, errors, dict.fromkeys(errors, LABEL_TOLERANCE))
+
+
+def check_eval_cases(recorded: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> list[CaseResult]:
+    """Every image, and the totals over all of them."""
+    results, errors_of, counts = [], list[dict[str, np.ndarray]](), np.zeros(3, int)
+    for number, image in enumerate(recorded["images"]):
+        own = {key.partition("/")[2]: value for key, value in arrays.items() if key.startswith(f"{number}/")}
+        pairs, false = match_protocol(own["pred_j2d"], own["gt_j2d"])
+        counts += [len(own["gt_j2d"]), len(own["gt_j2d"]) - len(pairs), false]
+        failures = differences(
+            {
+                "matched": ([list(pair) for pair in pairs], [list(pair) for pair in image["matched"]]),
+                "false_positives": (false, image["false_positives"]),
+            }
+        )
+        found, worst = _errors(own, pairs), 0.0
+        errors_of.append(found)
+        for row, wanted in enumerate([] if failures else image["errors"]):
+            share = {key: abs(values[row] - wanted[key]) / max(abs(wanted[key]), 1.0) for key, values in found.items()}
+            worst = max(worst, *share.values())
+        results.append(judge(FAMILY, f"eval/{number}", "", failures, {"errors": worst}, {"errors": EVAL_TOLERANCE}))
+    return [*results, _check_totals(counts.tolist(), errors_of, recorded["expected"])]
+
+
+def _errors(own: Mapping[str, np.ndarray], pairs: list[tuple[int, int]]) -> dict[str, np.ndarray]:
+    first, second = (np.array([pair[side] for pair in pairs], np.int64) for side in (0, 1))
+    joints = own["pred_h36m"][first], own["gt_h36m"][second]
+    vertices = own["pred_verts"][first], own["gt_verts"][second]
+    bodies = own["pred_smpl24"][first], own["gt_smpl24"][second]
+    return threedpw_errors(*joints, *vertices) | agora_errors(*bodies, *(mesh[:, ::_VERTEX_STEP] for mesh in vertices))
+
+
+def _check_totals(counts: list[int], errors: list[dict[str, np.ndarray]], expected: Mapping[str, Any]) -> CaseResult:
+    means = {key: float(np.concatenate([one[key] for one in errors]).mean()) for key in errors[0]}
+    true, missed, false = counts
+    matched = true - missed
+    f1 = round(matched / max(1, matched + (false + missed) / 2), 2)
+    found: dict[str, Any] = {
+        **{key.upper(): round(value, 1) for key, value in means.items()},
+        "precision": round(matched / max(1, matched + false), 2),
+        "recall": round(matched / max(1, true), 2),
+        "f1": f1,
+    }
+    found |= {"NMJE": round(means["agora_mpjpe"] / f1, 1), "NMVE": round(means["agora_mve"] / f1, 1)} if f1 else {}
+    found["counts"] = {"count": true, "miss": missed, "fp": false}
+    failures = differences({key: (found.get(key), wanted) for key, wanted in expected.items()})
+    return CaseResult(FAMILY, "eval/totals", "", tuple(failures))
+
+
+def _rotations(pose: np.ndarray) -> np.ndarray:
+    return axis_angle_to_matrix(torch.from_numpy(np.asarray(pose, np.float64).reshape(-1, 24, 3))).numpy()

@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dto_pipeline.lab.golden_case import CaseResult, check_case
-from dto_pipeline.lab.golden_mahmr_data import compare_arrays
+from dto_pipeline.lab.golden_case import CaseResult, check_case, compare_arrays, judge
 from dto_pipeline.lab.golden_mahmr_losses import compare_matches, compare_terms, loss_config, recorded_targets
 from dto_pipeline.maths.rotation import axis_angle_to_matrix
 from dto_pipeline.models.body import BodyModel
@@ -111,13 +110,11 @@ def check_network(record: Recording) -> list[CaseResult]:
     results = []
     for name in groups:
         if name not in rules:
-            results.append(CaseResult(FAMILY, f"network/{name}", "", ("no rule here knows this group",), {}))
+            results.append(CaseResult(FAMILY, f"network/{name}", "", ("no rule here knows this group",)))
         else:
             results.append(check_case(FAMILY, f"network/{name}", "", partial(rules[name], record)))
     missing = [name for name in rules if name not in groups]
-    return results + [
-        CaseResult(FAMILY, f"network/{name}", "", ("is not in network_cases.npz",), {}) for name in missing
-    ]
+    return results + [CaseResult(FAMILY, f"network/{name}", "", ("is not in network_cases.npz",)) for name in missing]
 
 
 # group -> which images, what differs from the recorded network
@@ -219,11 +216,9 @@ def _check_step(record: Recording) -> CaseResult:
     norms = [weight.grad.norm() for weight in network.parameters() if weight.grad is not None]
     whole = float(torch.stack(norms).norm())
     errors["total_gradient"] = abs(whole - said["total_grad_norm"]) / said["total_grad_norm"]
-    if not errors["total_gradient"] <= GRADIENT_TOLERANCE:
-        failures.append(f"the gradient's norm is {whole:.7g}, recorded {said['total_grad_norm']:.7g}")
     limits = {"terms": TERM_TOLERANCE, "total": TERM_TOLERANCE}
     limits |= {"gradient_norms": GRADIENT_TOLERANCE, "total_gradient": GRADIENT_TOLERANCE}
-    return CaseResult(FAMILY, "network/step", "", (*failures, *wrong), errors, limits)
+    return judge(FAMILY, "network/step", "", [*failures, *wrong], errors, limits)
 
 
 def _check_preprocess(record: Recording) -> CaseResult:
@@ -239,9 +234,7 @@ def _check_preprocess(record: Recording) -> CaseResult:
             failures.append(f"an image of {original.shape} becomes {found.shape}, recorded {wanted.shape}")
             continue
         worst = max(worst, float(np.abs(found.astype(int) - wanted.astype(int)).max()))
-    if worst > GREY_LEVELS:
-        failures.append(f"a pixel is {worst:.0f} grey levels off")
-    return CaseResult(FAMILY, "network/preprocess", "", tuple(failures), {"pixels": worst}, {"pixels": GREY_LEVELS})
+    return judge(FAMILY, "network/preprocess", "", failures, {"pixels": worst}, {"pixels": GREY_LEVELS})
 
 
 def _compare_gradients(network: MeshNetwork, recorded: Mapping[str, float]) -> tuple[list[str], float]:
@@ -307,6 +300,6 @@ def _compare(name: str, found: Mapping[str, torch.Tensor], recorded: Mapping[str
             for values in (found[key].detach(), recorded[key])
         )
     exact = (*_EXACT, "self_attention_blocked")
-    failures, errors = compare_arrays(ours, theirs, TOLERANCE, exact)
+    failures, errors = compare_arrays(ours, theirs, exact)
     failures += [f"{key} is recorded, but no rule here knows it" for key in unknown]
-    return CaseResult(FAMILY, name, "", tuple(failures), errors, dict.fromkeys(errors, TOLERANCE))
+    return judge(FAMILY, name, "", failures, errors, dict.fromkeys(errors, TOLERANCE))

@@ -17,12 +17,21 @@ from dto_pipeline.config import PriorConfig
 from dto_pipeline.lab.crowd import LAYOUTS, Crowd, View, plan_crowd
 from dto_pipeline.lab.difficulty import Difficulty
 from dto_pipeline.lab.foreign_bodies import build_foreign
-from dto_pipeline.lab.growth import FEMALE, MALE, sample_heights
-from dto_pipeline.lab.observe import DISPARITY_SCALE, observe_masks
-from dto_pipeline.lab.people import Bodies, Labels, build_bodies, falsify_labels, rest_height, solve_height
+from dto_pipeline.lab.observe import DISPARITY_SCALE, observe_disparity, observe_masks
+from dto_pipeline.lab.people import (
+    FEMALE,
+    MALE,
+    Bodies,
+    Labels,
+    build_bodies,
+    falsify_labels,
+    rest_height,
+    sample_heights,
+    solve_height,
+)
 from dto_pipeline.maths.camera import map_size
 from dto_pipeline.models.body import BodyModel
-from dto_pipeline.models.depth_kinds import METRES_PER_DEPTH, METRIC_DEPTH
+from dto_pipeline.models.depth import METRES_PER_DEPTH, METRIC_DEPTH
 from dto_pipeline.models.rasterizer import rasterize
 from dto_pipeline.scene import Scene
 
@@ -85,7 +94,9 @@ def build_known_scene(kind: Difficulty, seed: int, number: int, body: BodyModel)
         scene.origin["depth"] = METRIC_DEPTH
     scene.age_years[:] = np.nan if kind.unknown_ages else _wrong_ages(scene.age_years, kind.wrong_ages, stream(_SPOIL))
     if kind.focal_error:
-        _spoil_focal(scene, float(np.exp(_spread(kind.focal_error, seed, number))))
+        factor = float(np.exp(_spread(kind.focal_error, seed, number)))
+        scene.intrinsics[:2, :2] *= factor  # same picture, distances stretched
+        scene.transl[:, 2] *= factor
     true_z = truth.transl[:, 2].astype(np.float64)
     return MadeScene(scene, true_z, truth.height, line, body, crowd, truth, labels, masks, z)
 
@@ -96,7 +107,8 @@ def plan_hard_crowd(kind: Difficulty, seed: int, number: int) -> Crowd:
     crowd = plan_crowd(seed, number // len(allowed) * len(LAYOUTS) + allowed[number % len(allowed)])
     view = crowd.view
     size = (round(view.width * IMAGE_SCALE), round(view.height * IMAGE_SCALE))
-    crowd = _keep(crowd, min(crowd.num_people, kind.most_people))
+    names = ("place", "facing", "pose", "height", "height_class", "age")
+    crowd = replace(crowd, **{name: getattr(crowd, name)[: kind.most_people] for name in names})
     height = _sample_heights(kind.heights, crowd, np.random.default_rng([seed, number, _HEIGHTS]))
     return replace(
         crowd,
@@ -145,11 +157,6 @@ def _spread(sigma: float, seed: int, number: int) -> float:
     return sigma * float(np.random.default_rng([seed, number, _SHARED]).standard_normal())
 
 
-def _keep(crowd: Crowd, count: int) -> Crowd:
-    names = ("place", "facing", "pose", "kind", "height", "height_class", "age")
-    return replace(crowd, **{name: getattr(crowd, name)[:count] for name in names})
-
-
 def _look(view: View, truth: Bodies, faces: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
     """True z (H, W) [m] of people, ground and backdrop, and the person seen (H, W), -1 = nobody."""
     size = torch.tensor([[view.height, view.width]])
@@ -170,17 +177,21 @@ def _observe_disparity(
     """(H, W) float32 a / z + b with errors per person, row and pixel; and a, b. `height`: (P,) true heights [m]."""
     scale = float(rng.uniform(*DISPARITY_SCALE))
     offset = kind.offset * float(rng.uniform(-1, 1)) * scale / _OFFSET_AT
-    error = kind.person_error * rng.standard_t(3, int(person.max()) + 2)
-    error = np.clip(error, -_LARGEST_ERROR, _LARGEST_ERROR)
-    error[-1] = 0.0  # index -1 is the background
-    tilt = rng.normal(0.0, kind.row_tilt) * (np.arange(len(z)) / len(z) - 0.5)
-    noise = rng.normal(0.0, kind.pixel_noise, z.shape)
-    values = (scale / z + offset) * (1 + error[person])
-    values *= _laws_of_real_maps(kind, z, person, height, rng)
-    values = gaussian_filter(values, kind.blur) * (1 + tilt[:, None] + noise)
+    values = observe_disparity(
+        z,
+        person,
+        (scale, offset),
+        rng,
+        person_error=kind.person_error,
+        largest_error=_LARGEST_ERROR,
+        row_tilt=kind.row_tilt,
+        pixel_noise=kind.pixel_noise,
+        blur=kind.blur,
+        laws=lambda: _laws_of_real_maps(kind, z, person, height, rng),
+    )
     if kind.upside_down:
         return (scale / values.clip(1e-6) * kind.unit).astype(np.float32), (scale, offset)
-    return (values.clip(0) * kind.unit).astype(np.float32), (scale * kind.unit, offset * kind.unit)
+    return (values * kind.unit).astype(np.float32), (scale * kind.unit, offset * kind.unit)
 
 
 def _laws_of_real_maps(
@@ -209,12 +220,6 @@ def _wrong_ages(age: np.ndarray, share: float, rng: np.random.Generator) -> np.n
     """(P,) ages, a share of them replaced by ages between 1 and 70 years, even in the logarithm."""
     anybody = np.exp(rng.uniform(0.0, np.log(70.0), len(age)))
     return np.where(rng.random(len(age)) < share, anybody, age)
-
-
-def _spoil_focal(scene: Scene, factor: float) -> None:
-    """Labels made with a focal length `factor` times the true one: same picture, distances stretched by it."""
-    scene.intrinsics[:2, :2] *= factor
-    scene.transl[:, 2] *= factor
 
 
 def _build_scene(name: str, crowd: Crowd, labels: Labels, masks: np.ndarray, disparity: np.ndarray) -> Scene:

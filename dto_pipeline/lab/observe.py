@@ -6,23 +6,18 @@ metres, camera frame.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
 from importlib.resources import files
 
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
 from dto_pipeline.lab.crowd import View
-from dto_pipeline.lab.noise import noise_tile, sample_noise
 from dto_pipeline.lab.people import Bodies
+from dto_pipeline.lab.scenery import noise_tile, sample_noise
 
 DISPARITY_SCALE = (380.0, 620.0)  # a of disparity = a / z + b; with b = 0 it is the alpha a fit should find [m]
-DISPARITY_OFFSET = (-1.0, 1.0)  # b
-_BLUR = 1.2  # of the depth map [px]
-_PERSON_ERROR = 0.02  # relative error of one person's disparity as a whole; a few are several times as wrong
-_LARGEST_ERROR = 0.15  # where that stops
-_ROW_TILT = 0.04  # relative error from the upper to the lower border
-_PIXEL_NOISE = 0.004  # relative, per pixel
+DISPARITY_OFFSET = (-1.0, 1.0)  # the demo's b
 _MASK_WOBBLE = 0.9  # how far mask borders stray [px]
 _OPENPOSE_JOINTS = (24, 12, 17, 19, 21, 16, 18, 20, 0, 2, 5, 8, 1, 4, 7, *range(25, 35))  # of smplx's 45, BODY_25 order
 NUM_KEYPOINTS = 44  # 25 of BODY_25 and the 19 of `SMPL_to_J19`
@@ -32,32 +27,38 @@ _HIDDEN_BEHIND = 0.12  # a joint this far behind what the picture shows is hidde
 _KEYPOINT_NOISE = 0.004  # of a keypoint, relative to the person's height in the image
 
 
-@dataclass(frozen=True)
-class Disparity:
-    """A relative inverse depth map and the line it was made from."""
-
-    values: np.ndarray  # (H, W) float16, larger is nearer, >= 0
-    scale: float  # a of a / z + b
-    offset: float  # b
-
-
-def observe_disparity(z: np.ndarray, person: np.ndarray, rng: np.random.Generator) -> Disparity:
-    """A depth map as a monocular network gives it.
+def observe_disparity(
+    z: np.ndarray,
+    person: np.ndarray,
+    line: tuple[float, float],
+    rng: np.random.Generator,
+    *,
+    person_error: float = 0.02,
+    largest_error: float = 0.15,
+    row_tilt: float = 0.04,
+    pixel_noise: float = 0.004,
+    blur: float = 1.2,
+    laws: Callable[[], np.ndarray | float] = lambda: 1.0,
+) -> np.ndarray:
+    """A depth map as a monocular network gives it; the defaults are the demo's.
 
     Args:
         z: (H, W) true distance along the camera axis [m]; person: (H, W) index of the person seen, -1 = nobody.
-        rng: scale, offset and all errors.
+        line: a and b of disparity = a / z + b.
+        person_error: scale of the relative error (Student's t, 3 degrees of freedom) of one person's disparity as a
+            whole, which stops at `largest_error`.
+        row_tilt: relative error from the upper to the lower border; pixel_noise: relative, per pixel; blur: [px].
+        laws: gives (H, W) factors of further errors, asked after all other draws.
+
+    Returns:
+        (H, W) float64 disparity, larger is nearer, >= 0.
     """
-    scale, offset = float(rng.uniform(*DISPARITY_SCALE)), float(rng.uniform(*DISPARITY_OFFSET))
-    people = int(person.max()) + 1
-    error = np.clip(_PERSON_ERROR * rng.standard_t(3, people + 1), -_LARGEST_ERROR, _LARGEST_ERROR)
+    error = np.clip(person_error * rng.standard_t(3, int(person.max()) + 2), -largest_error, largest_error)
     error[-1] = 0.0  # index -1 is the background
-    values = (scale / z + offset) * (1 + error[person])
-    height = z.shape[0]
-    tilt = rng.normal(0.0, _ROW_TILT) * (np.arange(height) / height - 0.5)
-    noise = rng.normal(0.0, _PIXEL_NOISE, z.shape)
-    values = gaussian_filter(values, _BLUR) * (1 + tilt[:, None] + noise)
-    return Disparity(values.clip(0).astype(np.float16), scale, offset)
+    tilt = rng.normal(0.0, row_tilt) * (np.arange(len(z)) / len(z) - 0.5)
+    noise = rng.normal(0.0, pixel_noise, z.shape)
+    values = (line[0] / z + line[1]) * (1 + error[person]) * laws()
+    return (gaussian_filter(values, blur) * (1 + tilt[:, None] + noise)).clip(0)
 
 
 def observe_masks(person: np.ndarray, people: int, rng: np.random.Generator) -> np.ndarray:

@@ -3,6 +3,13 @@
 Knows the body model and what monocular, one-person-at-a-time mesh recovery gets wrong: it cannot tell a small child
 nearby from an adult farther away, so label heights cluster around an adult's (1.69 m) and everybody's distance is
 stretched by the same factor as the height. Knows nothing of images or files. Metres, camera frame.
+
+True heights of the benchmark come from `CHART`, the CDC growth charts of 2000, and not from the priors of the method:
+a prior cannot look better than it is. Medians and coefficients of variation, read at its ages from the data files
+`lenageinf` (recumbent length, to two years) and `statage` (stature, from two years) of Kuczmarski et al., "2000 CDC
+Growth Charts for the United States", Vital Health Stat 11(246), 2002; below two years the variation is that between the
+5th and 95th percentiles. Between these ages both are interpolated; adults keep the stature of 20 years. The charts
+describe children of the United States of 1963-1994 and nobody else: they are a population, not the truth about all.
 """
 
 from __future__ import annotations
@@ -28,6 +35,31 @@ _SIDE_NOISE = 0.0025  # of the label's tx and ty, relative to z
 _HEIGHT_TOLERANCE = 1e-5  # of the shapes solved below [m]
 _AGE_NOISE = 0.15  # of the logarithm of the estimated age
 _UNKNOWN = 0.04  # share of people whose age and gender nobody could tell
+MALE, FEMALE = 0, 1
+CHART = np.array(
+    (
+        # age [years], boys: median [m], standard deviation / median; girls: the same
+        (0.708, 0.7095, 0.0388, 0.6919, 0.0393),
+        (1.042, 0.7612, 0.0388, 0.7440, 0.0394),
+        (1.542, 0.8241, 0.0395, 0.8080, 0.0401),
+        (2.000, 0.8645, 0.0403, 0.8498, 0.0408),
+        (3.042, 0.9527, 0.0405, 0.9421, 0.0420),
+        (4.042, 1.0251, 0.0413, 1.0103, 0.0433),
+        (5.042, 1.0918, 0.0426, 1.0796, 0.0443),
+        (6.042, 1.1566, 0.0437, 1.1501, 0.0450),
+        (7.042, 1.2203, 0.0444, 1.2176, 0.0455),
+        (8.042, 1.2812, 0.0451, 1.2783, 0.0460),
+        (9.042, 1.3373, 0.0462, 1.3313, 0.0469),
+        (10.042, 1.3882, 0.0476, 1.3821, 0.0487),
+        (11.042, 1.4373, 0.0489, 1.4426, 0.0505),
+        (12.042, 1.4931, 0.0499, 1.5149, 0.0486),
+        (13.042, 1.5641, 0.0503, 1.5734, 0.0439),
+        (14.042, 1.6414, 0.0489, 1.6048, 0.0410),
+        (15.042, 1.7014, 0.0459, 1.6190, 0.0401),
+        (20.000, 1.7685, 0.0404, 1.6334, 0.0396),
+    )
+)
+_TALLEST = 2.5  # draws of heights are kept within this many standard deviations
 _UPRIGHT = Rotation.from_rotvec([np.pi, 0.0, 0.0])  # half a turn about x: from y up to y down, facing the camera
 
 
@@ -184,3 +216,20 @@ def estimate_attributes(crowd: Crowd, rng: np.random.Generator) -> tuple[np.ndar
         np.where(unknown, np.nan, age).astype(np.float32),
         np.where(unknown, np.nan, male_prob.clip(0.01, 0.99)).astype(np.float32),
     )
+
+
+def sample_heights(age: np.ndarray, sex: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """(n,) float64 heights [m] of people of these ages (n,) [years] and sexes (n,), `MALE` or `FEMALE`, by `CHART`."""
+    deviation = np.clip(rng.standard_normal(len(age)), -_TALLEST, _TALLEST)
+    median, variation = height_law(age, sex)
+    return median * (1 + variation * deviation)
+
+
+def height_law(age: np.ndarray, sex: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Medians (...) [m] and standard deviations over them; the youngest is eight months."""
+    male = np.asarray(sex) == MALE
+    median, variation = (
+        np.where(male, *(np.interp(age, CHART[:, 0], CHART[:, column]) for column in columns))
+        for columns in ((1, 3), (2, 4))
+    )
+    return median, variation

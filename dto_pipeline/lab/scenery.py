@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from dto_pipeline.lab.crowd import View
-from dto_pipeline.lab.noise import noise_tile, sample_noise
 
 Colour = tuple[float, float, float]
 
@@ -52,6 +51,7 @@ THEMES = (
 _SKYLINE_DISTANCE = 48.0  # how far away the skyline stands [m]
 _HAZE_LENGTH = 150.0  # distance over which haze takes 63 % of a colour [m]
 _SKY_Z = 1e4  # stands for infinity in the z map [m]
+_NOISE_TILE = 64  # lattice points of smooth noise along each side of a tile that repeats without seams
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,39 @@ class _Ground:
     across: np.ndarray  # (n,) size of the pixel's footprint along x [m]
     along: np.ndarray  # (n,) along z [m]
 
+    @classmethod
+    def of(cls, rays: np.ndarray, ground_z: np.ndarray, view: View) -> _Ground:
+        """Where rays (n, 3) meet the ground, z (n,) metres along the camera axis."""
+        x, z = rays[:, 0] * ground_z, rays[:, 2] * ground_z
+        sharp = ground_z / view.focal  # footprint of a pixel facing the ground
+        along = sharp * ground_z / view.eye_height  # stretched by the grazing view
+        return cls(x, z, sharp + along * np.abs(x) / z, along)
+
+
+def noise_tile(rng: np.random.Generator) -> np.ndarray:
+    """(64, 64) float32 lattice of values in -1 .. 1 for `sample_noise`."""
+    return rng.uniform(-1, 1, (_NOISE_TILE, _NOISE_TILE)).astype(np.float32)
+
+
+def sample_noise(tile: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Smoothly interpolated lattice values; one lattice step is one unit of x or y, repeating every 64.
+
+    Args:
+        tile: of `noise_tile`.
+        x, y: equal shapes, any finite values.
+
+    Returns:
+        Values in -1 .. 1, same shape, float32.
+    """
+    column, row = np.floor(x), np.floor(y)
+    u, v = (x - column).astype(np.float32), (y - row).astype(np.float32)
+    u, v = u * u * (3 - 2 * u), v * v * (3 - 2 * v)
+    c0, r0 = column.astype(np.int64) % _NOISE_TILE, row.astype(np.int64) % _NOISE_TILE
+    c1, r1 = (c0 + 1) % _NOISE_TILE, (r0 + 1) % _NOISE_TILE
+    upper = tile[r0, c0] * (1 - u) + tile[r0, c1] * u
+    lower = tile[r1, c0] * (1 - u) + tile[r1, c1] * u
+    return upper * (1 - v) + lower * v
+
 
 def sun_direction(theme: Theme, rng: np.random.Generator) -> np.ndarray:
     """(3,) unit vector towards the sun in the level frame: up, to one side and rather behind the camera."""
@@ -82,10 +115,14 @@ def sun_direction(theme: Theme, rng: np.random.Generator) -> np.ndarray:
 
 def build_backdrop(view: View, theme: Theme, rng: np.random.Generator) -> Backdrop:
     """Ground, skyline and sky as the camera sees them."""
-    rays = _level_rays(view)
+    u = (np.arange(view.width) + 0.5 - view.width / 2) / view.focal
+    v = (np.arange(view.height) + 0.5 - view.height / 2) / view.focal
+    camera = np.stack(np.broadcast_arrays(u[None, :], v[:, None], 1.0), axis=-1)
+    rays = (camera @ view.level_to_camera).astype(
+        np.float32
+    )  # through pixel centres, of length 1 along the camera axis
     flat = np.hypot(rays[..., 0], rays[..., 2])
-    # z along the camera axis equals the ray parameter, because rays have length 1 along that axis
-    ground_z = view.eye_height / np.maximum(rays[..., 1], 1e-6)
+    ground_z = view.eye_height / np.maximum(rays[..., 1], 1e-6)  # along the camera axis: the ray's parameter
     wall_z = _SKYLINE_DISTANCE / flat
     is_ground = ground_z * flat < _SKYLINE_DISTANCE
     top, wall_colour = _SKYLINES[theme.skyline](rays, theme, rng)
@@ -93,8 +130,7 @@ def build_backdrop(view: View, theme: Theme, rng: np.random.Generator) -> Backdr
     z = np.where(is_ground, ground_z, np.where(is_wall, wall_z, _SKY_Z)).astype(np.float32)
     colour = _sky_colour(rays, flat, theme, rng)
     colour[is_wall] = haze_over(wall_colour[is_wall], z[is_wall], theme)
-    at = _ground_points(rays[is_ground], ground_z[is_ground], view)
-    ground = _GROUNDS[theme.ground](at, theme, rng)
+    ground = _GROUNDS[theme.ground](_Ground.of(rays[is_ground], ground_z[is_ground], view), theme, rng)
     colour[is_ground] = haze_over(ground.astype(np.float32), z[is_ground], theme)
     return Backdrop(colour, z, is_ground)
 
@@ -103,22 +139,6 @@ def haze_over(colour: np.ndarray, z: np.ndarray, theme: Theme) -> np.ndarray:
     """Colours (n, 3) seen through z (n,) metres of air."""
     clear = np.exp(-z / _HAZE_LENGTH)[:, None]
     return (colour * clear + np.array(theme.haze, dtype=np.float32) * (1 - clear)).astype(np.float32)
-
-
-def _ground_points(rays: np.ndarray, ground_z: np.ndarray, view: View) -> _Ground:
-    """Where rays (n, 3) meet the ground, z (n,) metres along the camera axis."""
-    x, z = rays[:, 0] * ground_z, rays[:, 2] * ground_z
-    sharp = ground_z / view.focal  # footprint of a pixel facing the ground
-    along = sharp * ground_z / view.eye_height  # stretched by the grazing view
-    return _Ground(x, z, sharp + along * np.abs(x) / z, along)
-
-
-def _level_rays(view: View) -> np.ndarray:
-    """(H, W, 3) float32 rays through pixel centres in the level frame, of length 1 along the camera axis."""
-    u = (np.arange(view.width) + 0.5 - view.width / 2) / view.focal
-    v = (np.arange(view.height) + 0.5 - view.height / 2) / view.focal
-    camera = np.stack(np.broadcast_arrays(u[None, :], v[:, None], 1.0), axis=-1)
-    return (camera @ view.level_to_camera).astype(np.float32)
 
 
 def _sky_colour(rays: np.ndarray, flat: np.ndarray, theme: Theme, rng: np.random.Generator) -> np.ndarray:

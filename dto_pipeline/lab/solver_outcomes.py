@@ -23,10 +23,9 @@ import torch
 from dto_pipeline.axes import KID_AXIS, MEAN
 from dto_pipeline.collate import collate_scenes, split_batch
 from dto_pipeline.config import STAND_IN_BODY, PipelineConfig
-from dto_pipeline.data.placed import unpack_covariance
-from dto_pipeline.evaluate.bootstrap import Sums
-from dto_pipeline.evaluate.placement_evaluation import placement_sums
-from dto_pipeline.evaluate.synthetic import Placement, join_placements
+from dto_pipeline.data.labels import unpack_covariance
+from dto_pipeline.evaluate.evaluation import Sums
+from dto_pipeline.evaluate.placements import Placement, join_placements, placement_sums
 from dto_pipeline.lab.golden_image import load_image_case
 from dto_pipeline.lab.known_scenes import KnownScene
 from dto_pipeline.maths.refine import KID_SHIFT_JOINTS

@@ -28,29 +28,22 @@ import numpy as np
 from dto_pipeline.config import METRES_PER_DEPTH, STAND_IN_BODY
 from dto_pipeline.data.dataset import SYNTHETIC
 from dto_pipeline.data.files import sha256_file, write_bytes_atomic, write_json_atomic
-from dto_pipeline.data.rle import encode_rle
-from dto_pipeline.data.sources.rows import LabelRows
-from dto_pipeline.lab.clothes import measure_template
-from dto_pipeline.lab.difficulty import VERSION, Difficulty
-from dto_pipeline.lab.foreign_bodies import measure_anny
-from dto_pipeline.lab.known_scenes import MadeScene, build_known_scene
-from dto_pipeline.lab.marker import recognise
-from dto_pipeline.lab.observe import observe_keypoints
-from dto_pipeline.lab.render import render_picture
-from dto_pipeline.lab.scenes import body_boxes
-from dto_pipeline.lab.write import (
+from dto_pipeline.lab.crowd_files import (
     IMAGE_TRUTH,
     PERSON_TRUTH,
-    PersonRows,
     encode_picture,
-    image_truth,
-    join_rows,
-    person_truth,
+    person_rows,
+    recognise,
     write_map,
     write_people,
 )
+from dto_pipeline.lab.difficulty import VERSION, Difficulty
+from dto_pipeline.lab.foreign_bodies import measure_anny
+from dto_pipeline.lab.known_scenes import build_known_scene
+from dto_pipeline.lab.observe import observe_keypoints
+from dto_pipeline.lab.picture import measure_template, render_picture
 from dto_pipeline.models.body import BodyModel
-from dto_pipeline.models.body_file import locate_body
+from dto_pipeline.models.networks import locate_body
 
 MARKER = "synth.json"
 LABELS = "labels/release.npz"
@@ -89,70 +82,39 @@ def write_synth(
         root: its folder; kind: `difficulty.choose_difficulty`; progress: called with (images done, all images).
 
     Raises:
-        DemoDataError: the folder holds a data set of other settings.
+        CrowdFilesError: the folder holds a data set of other settings.
         AnnyMissing: people of Anny are wanted and the package is not installed.
     """
-    identity = {"version": VERSION, "seed": seed, "images": images, "body_sha256": body.sha256, **_options(kind)}
+    options = dataclasses.asdict(kind)
+    named = {"difficulty": options.pop("name"), "options": {k: v for k, v in options.items() if k != "meaning"}}
+    identity = {"version": VERSION, "seed": seed, "images": images, "body_sha256": body.sha256, **named}
     if there := recognise(root / MARKER, identity):
         return SynthData(root, there["images"], there["persons"], created=False)
     template = measure_anny() if kind.bodies == "anny" else measure_template(body)
     parts = []
     for number in range(images):
-        scene = build_known_scene(kind, seed, number, body)
-        rng = np.random.default_rng([seed, number, _PICTURE])
-        picture = render_picture(scene.crowd, scene.truth.vertices, template, rng)
-        write_bytes_atomic(root / "images" / image_name(number), encode_picture(picture))
-        disparity = np.asarray(scene.scene.disparity, np.float32)
-        write_map(root / "depth", image_name(number), METRES_PER_DEPTH / disparity if kind.metric_error else disparity)
-        parts.append(_person_rows(scene, seed, number))
+        made, name = build_known_scene(kind, seed, number, body), f"{number // 1000:03d}/{number:06d}.jpg"
+        crowd, told = made.crowd, made.scene
+        picture = render_picture(crowd, made.truth.vertices, template, np.random.default_rng([seed, number, _PICTURE]))
+        write_bytes_atomic(root / "images" / name, encode_picture(picture))
+        disparity = np.asarray(told.disparity, np.float32)
+        write_map(root / "depth", name, METRES_PER_DEPTH / disparity if kind.metric_error else disparity)
+        rng = np.random.default_rng([seed, number, _KEYPOINTS])
+        keypoints = observe_keypoints(crowd.view, made.truth, made.z_map, rng)
+        labels = dataclasses.replace(made.labels, transl=told.transl, age=told.age_years)
+        camera = {"image_size": np.array([crowd.view.height, crowd.view.width]), "intrinsics": crowd.view.intrinsics}
+        image = (name, number)
+        parts.append(
+            person_rows(image, crowd, made.truth, labels, made.masks, keypoints, made.line, told.intrinsics, camera)
+        )
         if progress is not None:
             progress(number + 1, images)
-    people = join_rows(parts)
-    write_people(root, people, LABELS, SIDECAR)
-    facts = identity | {"persons": len(people.age_years)}
+    persons = write_people(root, parts, LABELS, SIDECAR)
+    facts = identity | {"persons": persons}
     write_bytes_atomic(root / "dataset.yaml", _dataset(kind, body).encode())
     write_bytes_atomic(root / "README.md", _readme(kind, facts).encode())
     write_json_atomic(root / MARKER, facts)
-    return SynthData(root, images, facts["persons"], created=True)
-
-
-def image_name(number: int) -> str:
-    """Name of an image in the label file, relative to the images folder."""
-    return f"{number // 1000:03d}/{number:06d}.jpg"
-
-
-def _options(kind: Difficulty) -> dict[str, Any]:
-    options = dataclasses.asdict(kind)
-    return {
-        "difficulty": options.pop("name"),
-        "options": {k: v for k, v in options.items() if k != "meaning"},
-    }
-
-
-def _person_rows(scene: MadeScene, seed: int, number: int) -> PersonRows:
-    """Rows of the P people of one scene, and the truth under the names of `TRUTH_COLUMNS`."""
-    told, crowd, view = scene.scene, scene.crowd, scene.crowd.view
-    people = crowd.num_people
-    size = np.tile(np.array([view.height, view.width]), (people, 1))
-    camera = {"image_size": size.astype(np.int64), "intrinsics": np.repeat(view.intrinsics[None], people, axis=0)}
-    rows = LabelRows(
-        pose=told.pose,
-        betas=told.betas,
-        transl=told.transl,
-        bbox_xyxy=body_boxes(view, scene.truth),
-        intrinsics=np.repeat(told.intrinsics[None], people, axis=0),
-    )
-    return PersonRows(
-        labels=rows,
-        keypoints=observe_keypoints(view, scene.truth, scene.z_map, np.random.default_rng([seed, number, _KEYPOINTS])),
-        age_years=told.age_years,
-        male_prob=told.male_prob,
-        mask_rle=[encode_rle(mask) for mask in scene.masks],
-        mask_size=size.astype(np.int32),
-        truth=image_truth(image_name(number), number, people)
-        | camera
-        | person_truth(crowd, scene.truth, scene.labels, scene.line),
-    )
+    return SynthData(root, images, persons, created=True)
 
 
 def _dataset(kind: Difficulty, body: BodyModel) -> str:

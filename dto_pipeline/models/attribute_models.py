@@ -1,11 +1,13 @@
-"""Image classification networks of transformers that tell age and gender; every crop is seen twice, mirrored once.
+"""Ages and genders by image classification networks of transformers; every crop is seen twice, mirrored once.
 
-Owns the networks. Knows plain classifiers, by their class names (see `models.attributes`), and MiVOLO's two inputs.
+Owns the networks. Knows plain classifiers, whose class names say ages (``20-29``, ``3-9``, ``more than 70``), genders
+(``male``, ``woman``) or both in one, and MiVOLO's two inputs. Years; probabilities 0 .. 1.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+import re
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,19 +15,60 @@ from torch.nn import functional
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from dto_pipeline.config import AttributeConfig
-from dto_pipeline.models.attributes import CROP_SIDE, Attributes, read_class_names
-from dto_pipeline.models.networks import ModelIdentity, ModelReference, attribute_references
+from dto_pipeline.models.body_pixels import CROP_SIDE, Attributes
+from dto_pipeline.models.networks import ModelError, ModelReference, attribute_references
 from dto_pipeline.models.pretrained import load_pretrained, read_preprocessing
 
+_OPEN_RANGE = 5.0  # a class without upper end (70+) is taken to lie this far above its lower one [years]
+_MAX_AGE = 110.0  # numbers above are no ages [years]
+_FEMALE = re.compile(r"\b(female|woman|women|girl|girls)\b")
+_MALE = re.compile(r"\b(male|man|men|boy|boys)\b")
 
-class AttributeModel(Protocol):
-    """Whatever tells age and gender from crops."""
 
-    identity: ModelIdentity
+@dataclass(frozen=True)
+class ClassMeaning:
+    """What the classes of a classifier say; NaN where a class does not say it."""
 
-    def estimate(self, faces: torch.Tensor, bodies: torch.Tensor) -> Attributes:
-        """From (n, 3, s, s) float32 crops in 0 .. 1."""
-        ...
+    age: np.ndarray  # (C,) middle of the class's range [years]
+    male: np.ndarray  # (C,) 1 male, 0 female
+
+    def read(self, probability: np.ndarray) -> Attributes:
+        """Expected age and probability of being male of n people from class probabilities (n, C); NaN = not said."""
+
+        def expected(value: np.ndarray) -> np.ndarray:
+            known = ~np.isnan(value)
+            share = probability[:, known]
+            mean = share @ value[known] / np.maximum(share.sum(1), 1e-9)
+            return (mean if known.any() else np.full(len(probability), np.nan)).astype(np.float32)
+
+        return Attributes(expected(self.age), expected(self.male))
+
+
+def read_class_names(names: dict[int, str]) -> ClassMeaning:
+    """What the names of a classifier's classes say.
+
+    Raises:
+        ModelError: neither an age nor a gender in any of them.
+    """
+    ordered = [str(names[key]).lower().replace("_", " ") for key in sorted(names, key=int)]
+    age = np.array([_age_of(name) for name in ordered])
+    male = np.array([0.0 if _FEMALE.search(name) else 1.0 if _MALE.search(name) else np.nan for name in ordered])
+    if np.isnan(age).all() and np.isnan(male).all():
+        raise ModelError(
+            f"attributes.model has classes {', '.join(ordered[:6])} ...; expected ages like '20-29' or 'more than 70', "
+            "or genders like 'female'; MiVOLO needs attributes.trust_remote_code=true"
+        )
+    return ClassMeaning(age, male)
+
+
+def _age_of(name: str) -> float:
+    numbers = [float(text) for text in re.findall(r"\d+", name)]
+    if not numbers or max(numbers) > _MAX_AGE:
+        return np.nan
+    if len(numbers) >= 2:
+        return (numbers[0] + numbers[1] + 1) / 2  # 20-29 ends where 30 begins
+    is_open = "+" in name or "more" in name or "over" in name
+    return numbers[0] + (_OPEN_RANGE if is_open else 0.0)
 
 
 class CropClassifier:
@@ -43,6 +86,7 @@ class CropClassifier:
 
     @torch.inference_mode()
     def estimate(self, faces: torch.Tensor, bodies: torch.Tensor) -> Attributes:
+        """From (n, 3, s, s) float32 crops in 0 .. 1."""
         crops = (faces if self._crop == "face" else bodies).to(self._device)
         crops = functional.interpolate(crops, (self._side, self._side), mode="bilinear", antialias=True)
         inputs = (crops - self._mean) / self._std
@@ -65,16 +109,24 @@ class MiVolo:
 
     @torch.inference_mode()
     def estimate(self, faces: torch.Tensor, bodies: torch.Tensor) -> Attributes:
+        """From (n, 3, s, s) float32 crops in 0 .. 1."""
         seen = [self._look(faces, bodies), self._look(faces.flip(-1), bodies.flip(-1))]
         age, male = (np.mean([part[key] for part in seen], axis=0).astype(np.float32) for key in (0, 1))
         return Attributes(age, male)
 
     def _look(self, faces: torch.Tensor, bodies: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-        inputs = [self._processor(images=_blue_first(crops))["pixel_values"] for crops in (faces, bodies)]
+        inputs = []
+        for crops in (faces, bodies):
+            # as its processor takes them: (s, s, 3) uint8, OpenCV's channel order
+            pixels = (crops * 255).round().to(torch.uint8).permute(0, 2, 3, 1).flip(-1).cpu().numpy()
+            inputs.append(self._processor(images=[np.ascontiguousarray(crop) for crop in pixels])["pixel_values"])
         output = self.network(faces_input=inputs[0].to(self._device), body_input=inputs[1].to(self._device))
         certain = output.gender_probs.flatten().float()  # of the class that was chosen
         male = torch.where(output.gender_class_idx.flatten() == self._male, certain, 1 - certain)
         return output.age_output.flatten().float().cpu().numpy(), male.cpu().numpy()
+
+
+AttributeModel = CropClassifier | MiVolo
 
 
 def build_attribute_models(config: AttributeConfig, device: torch.device | str) -> list[AttributeModel]:
@@ -88,9 +140,3 @@ def build_attribute_models(config: AttributeConfig, device: torch.device | str) 
         MiVolo(reference, where) if config.trust_remote_code else CropClassifier(reference, config.crop, where)
         for reference in attribute_references(config)
     ]
-
-
-def _blue_first(crops: torch.Tensor) -> list[np.ndarray]:
-    """Crops as MiVOLO's processor takes them: (s, s, 3) uint8, OpenCV's channel order."""
-    pixels = (crops * 255).round().to(torch.uint8).permute(0, 2, 3, 1).flip(-1)
-    return [np.ascontiguousarray(crop) for crop in pixels.cpu().numpy()]

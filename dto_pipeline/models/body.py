@@ -15,14 +15,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from smplx.lbs import batch_rigid_transform
 from smplx.vertex_ids import vertex_ids
 from torch import nn
 
 from dto_pipeline.array_files import read_npz
 from dto_pipeline.axes import NUM_BETAS
 from dto_pipeline.maths.ordered import ExactMatrix, exact_product, fold_sum, make_exact
-from dto_pipeline.models.body_file import BodyModelError, locate_body
+from dto_pipeline.models.networks import BodyModelError, locate_body
 from dto_pipeline.models.rasterizer import is_closed
 from dto_pipeline.reading import read_regular
 
@@ -61,7 +60,6 @@ class BodyModel(nn.Module):
     _joint_shapedirs: torch.Tensor
     _joint_blend: torch.Tensor  # (11, 72) float64
     _joint_blend_scale: torch.Tensor
-    _parents: torch.Tensor
     _landmarks: torch.Tensor
 
     def __init__(self, arrays: dict[str, np.ndarray], kid_axis: bool = True, sha256: str = "") -> None:
@@ -75,14 +73,12 @@ class BodyModel(nn.Module):
         regressor = torch.as_tensor(arrays["J_regressor"], dtype=torch.float32)
         template = torch.as_tensor(arrays["v_template"], dtype=torch.float32)
         posedirs = torch.as_tensor(arrays["posedirs"], dtype=torch.float32)
-        parents = torch.as_tensor(arrays["kintree_table"][0].astype(np.int64))
-        parents[0] = -1
         joint_shapedirs = _regress(regressor, shapedirs.flatten(1)).view(len(regressor), 3, NUM_BETAS)
         blend = make_exact(torch.cat([shapedirs, posedirs], dim=-1).permute(2, 1, 0).flatten(1))
         weights = make_exact(torch.as_tensor(arrays["weights"], dtype=torch.float32).T)
         joint_blend = make_exact(joint_shapedirs.flatten(0, 1).T)
         self._bits = blend.bits, weights.bits, joint_blend.bits
-        self._tree = parents.tolist()
+        self._tree = [-1, *arrays["kintree_table"][0].astype(np.int64).tolist()[1:]]
         buffers = {
             "faces": torch.as_tensor(arrays["f"].astype(np.int64)),
             "_template": template.T.to(torch.float64).contiguous(),
@@ -94,7 +90,6 @@ class BodyModel(nn.Module):
             "_joint_shapedirs": joint_shapedirs,
             "_joint_blend": joint_blend.values,
             "_joint_blend_scale": joint_blend.scale,
-            "_parents": parents,
             "_landmarks": torch.tensor([vertex_ids["smplh"][name] for name in SMPLX_EXTRA_JOINTS]),
         }
         for name, value in buffers.items():
@@ -168,12 +163,9 @@ class BodyModel(nn.Module):
         Returns:
             (..., 24, 3) [m]; the first is the pelvis, which a shape moves but a pose does not.
         """
-        lead, dtype = rotations.shape[:-3], self._joint_template.dtype
-        if rotations.numel() == 0:
-            return rotations.new_zeros(*lead, len(self._parents), 3)
         rest = self._joint_template + torch.einsum("jkl,bl->bjk", self._joint_shapedirs, betas.reshape(-1, NUM_BETAS))
-        flat = rotations.reshape(-1, len(self._parents), 3, 3).to(dtype)
-        return batch_rigid_transform(flat, rest, self._parents, dtype=dtype)[0].reshape(*lead, -1, 3)
+        flat = rotations.reshape(-1, 24, 3, 3).to(rest.dtype)
+        return chain_joints(flat, rest, self._tree)[0].reshape(*rotations.shape[:-3], 24, 3)
 
     @torch.no_grad()
     def rest_height(self, betas: torch.Tensor) -> torch.Tensor:

@@ -1,31 +1,63 @@
-"""Depth maps that are files, written beforehand, one per image; see `models.depth_anything` for networks.
+"""What a depth map may mean, and depth maps that are files; see `models.depth_anything` for networks.
 
-Knows npy and npz (float16 to float64) and PNG (16 bits), and what their numbers are declared to mean (see
-`models.depth_kinds`); gives disparity. Refuses to resize, because only whoever made the map knows its alignment.
+Every kind becomes disparity, what the method works on: larger is nearer, zero where nothing is known or everything is
+infinitely far. The method reads ``1 / disparity`` as relative depth with an unknown scale; its published thresholds
+(`EvidenceConfig.far_depth` = 0.02) are in the unit of Depth Anything on crowds, where one unit of relative depth is
+about `METRES_PER_DEPTH`. Metric maps are brought to this unit, so that far begins at 10 m; the unit of relative maps is
+found in each image (`maths.depth_evidence`).
+
+Files are npy and npz (float16 to float64) and PNG (16 bits), one per image. They are never resized, because only
+whoever made a map knows its alignment.
 """
 
 from __future__ import annotations
 
 import io
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, Protocol
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from dto_pipeline.array_files import read_npy, read_npz
-from dto_pipeline.config import DepthConfig
-from dto_pipeline.models.depth_kinds import DEPTH, DISPARITY, METRIC_DEPTH, as_disparity
+from dto_pipeline.config import METRES_PER_DEPTH, DepthConfig
 from dto_pipeline.paths import UnsafePath, resolve_inside
 from dto_pipeline.reading import open_regular
 from dto_pipeline.status import ImageStatus, UnusableImage
 
+DISPARITY = "disparity"  # relative inverse depth, larger is nearer
+DEPTH = "depth"  # relative depth, larger is farther, in units like 1 / disparity of Depth Anything
+METRIC_DEPTH = "metric_depth"  # distance along the camera axis in metres
 NPZ_KEYS = {DISPARITY: "disparity", DEPTH: "depth", METRIC_DEPTH: "depth"}  # array of a npz, by kind
 NPZ_FOCAL = "focal"  # of a metric npz: the focal length that its metres were made with [px of the image]
 _UNREADABLE = (ValueError, OSError)
 _PNG_EXTRA = 1 << 20  # bytes a PNG may have beyond twice its pixels: headers, notes
 _NAMES_SHOWN = 10  # arrays of a wrong file that a message lists
 _UNNAMED = "no depth map is named for this image; set `depth` in the dataset YAML or depth.root"
+
+
+def as_disparity(values: np.ndarray, kind: str, scale: float = 1.0) -> np.ndarray:
+    """A map of a declared kind as disparity.
+
+    Args:
+        values: (H, W) of any real type, times `scale` in the unit of `kind`; 0 = unknown, for depths infinity too.
+        kind: `DISPARITY`, `DEPTH` or `METRIC_DEPTH`.
+        scale: of stored numbers (0.001 for millimetres).
+
+    Returns:
+        (H, W) float32. NaN and negative values stay what they are wrong as: callers check.
+    """
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):  # what overflows is reported as not finite
+        scaled = values.astype(np.float32) * np.float32(scale)
+        if kind == DISPARITY:
+            return scaled
+        unit = METRES_PER_DEPTH if kind == METRIC_DEPTH else 1.0
+        return np.where(scaled == 0, np.float32(0), np.float32(unit) / scaled)
+
+
+def is_metric(origin: str | None) -> bool:
+    """Whether a map holds metres, by its origin (the label column `depth_origin`), which begins with the kind."""
+    return (origin or "").startswith(METRIC_DEPTH)
 
 
 class DepthMissing(UnusableImage):
@@ -40,24 +72,15 @@ class DepthInvalid(UnusableImage):
     status = ImageStatus.DEPTH_INVALID
 
 
-class DepthSource(Protocol):
-    """Gives images their disparity while they are loaded; called from several threads."""
-
-    origin: str  # goes into the label column depth_origin
-
-    def load(self, depth_file: str | None, height: int, width: int, focal: float | None = None) -> np.ndarray:
-        """(height, width) float32 disparity, see `DepthFiles.load`; raises `DepthMissing` or `DepthInvalid`."""
-        ...
-
-
 class DepthFiles:
-    """Depth maps in a folder; without a folder every map is missing."""
+    """Depth maps in a folder, read from several threads; without a folder every map is missing."""
 
     def __init__(self, root: str | Path | None, kind: str = DISPARITY, scale: float = 1.0) -> None:
-        """`kind` and `scale`: what the stored numbers mean, see `depth_kinds.as_disparity`."""
+        """`kind` and `scale`: what the stored numbers mean, see `as_disparity`."""
         self.root = None if root is None else Path(root)
         self.kind = kind
         self.scale = scale
+        # of the label column depth_origin
         self.origin = "file" if kind == DISPARITY else f"{kind} file"
 
     def load(self, depth_file: str | None, height: int, width: int, focal: float | None = None) -> np.ndarray:
@@ -89,7 +112,15 @@ class DepthFiles:
             reason = getattr(error, "strerror", None) or error  # without the path: messages are equal on every machine
             raise DepthInvalid(f"depth map {depth_file} cannot be read: {reason}") from error
         longer = 1.0 if own is None or focal is None else focal / own
-        return _check_values(as_disparity(array, self.kind, self.scale * longer), depth_file)
+        disparity = as_disparity(array, self.kind, self.scale * longer)
+        lowest, highest = float(disparity.min()), float(disparity.max())
+        if not np.isfinite(lowest + highest):  # NaN passes through min and max
+            raise DepthInvalid(f"depth map {depth_file} holds values that are not finite")
+        if lowest < 0:
+            raise DepthInvalid(f"depth map {depth_file} holds negative disparity ({lowest:g}); expected 0 or more")
+        if highest == 0:
+            raise DepthInvalid(f"depth map {depth_file} is zero everywhere")
+        return disparity
 
     def _source(self, depth_file: str) -> BinaryIO:
         """The map, open; raises FileNotFoundError, UnsafePath or one of `_UNREADABLE`."""
@@ -148,14 +179,3 @@ def _read_png(source: BinaryIO, shape: tuple[int, int]) -> np.ndarray:
         raise
     except Exception as error:  # Pillow raises any type on damaged files
         raise ValueError(f"it is not a whole PNG: {error}") from error
-
-
-def _check_values(disparity: np.ndarray, name: str) -> np.ndarray:
-    lowest, highest = float(disparity.min()), float(disparity.max())
-    if not np.isfinite(lowest + highest):  # NaN passes through min and max
-        raise DepthInvalid(f"depth map {name} holds values that are not finite")
-    if lowest < 0:
-        raise DepthInvalid(f"depth map {name} holds negative disparity ({lowest:g}); expected 0 or more")
-    if highest == 0:
-        raise DepthInvalid(f"depth map {name} is zero everywhere")
-    return disparity

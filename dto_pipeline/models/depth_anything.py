@@ -3,7 +3,7 @@
 Owns the network. Images of one network size are done together; a batch that does not fit into the accelerator's memory
 is halved; a map that is not finite fails its own image only. float32 on a CPU; on a GPU what `depth.precision` says,
 where the last layer stays in float32: eight bits of mantissa would cut distances into steps of 0.4 %. Positions are
-stretched as published, see `models.depth_positions`. All batches of a window are begun before any of them is waited
+stretched as published, see `models.depth_recipes`. All batches of a window are begun before any of them is waited
 for, and maps stay on the device.
 """
 
@@ -13,6 +13,7 @@ import logging
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -21,14 +22,10 @@ from torch import nn
 from transformers import AutoModelForDepthEstimation
 
 from dto_pipeline.config import BY_DEVICE, DepthConfig
-from dto_pipeline.models.alone import map_alone, seen_at_once
-from dto_pipeline.models.depth import DepthInvalid
-from dto_pipeline.models.depth_kinds import DISPARITY, METRES_PER_DEPTH
-from dto_pipeline.models.depth_licences import LICENCES, describe_licences
-from dto_pipeline.models.depth_positions import stretch_as_published
-from dto_pipeline.models.depth_recipes import recipe_for
-from dto_pipeline.models.depth_resize import plan_windows
-from dto_pipeline.models.networks import ModelError, depth_reference
+from dto_pipeline.models.depth import DISPARITY, METRES_PER_DEPTH, DepthInvalid
+from dto_pipeline.models.depth_recipes import recipe_for, stretch_as_published
+from dto_pipeline.models.network_input import map_alone, plan_windows, seen_at_once
+from dto_pipeline.models.networks import LICENCES, ModelError, depth_reference, licence_lines
 from dto_pipeline.models.pretrained import load_pretrained
 
 _LOG = logging.getLogger(__name__)
@@ -48,8 +45,9 @@ class DepthNetwork:
         self.device = torch.device(device)
         reference = depth_reference(config)
         self.precision = resolve_precision(config.precision, self.device)
+        hint = f"Licences: {'; '.join(licence_lines())}"
         network, identity = load_pretrained(
-            AutoModelForDepthEstimation, reference, self.device, describe_licences(), spare_weights=False
+            AutoModelForDepthEstimation, reference, self.device, hint, spare_weights=False
         )
         self.at_once = seen_at_once(self.device, config.batch or BY_DEVICE["depth.batch"][1])
         self.recipe = recipe_for(network.config, config.short_side)
@@ -137,14 +135,21 @@ class DepthNetwork:
     @torch.inference_mode()
     def _run(self, images: Sequence[np.ndarray], focal: np.ndarray) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Per image its disparity (H, W) on the device, and least and largest value (2,) on the host, once done."""
-        groups = list(_runs_of_one_shape(images))
-        size = self.recipe.size(*images[0].shape[:2])
-        output = self.compute(torch.cat([self.recipe.prepare(self._upload(group), size) for group in groups]))
+        groups = [list(group) for _, group in groupby(images, key=lambda image: image.shape)]
+        size, inputs = self.recipe.size(*images[0].shape[:2]), []
+        for group in groups:
+            pixels = torch.from_numpy(np.stack(group))
+            if self.device.type == "cuda":  # an asynchronous copy, from pinned memory
+                pixels = pixels.pin_memory().to(self.device, non_blocking=True)
+            inputs.append(self.recipe.prepare(pixels, size))
+        output = self.compute(torch.cat(inputs))
         found: list[tuple[torch.Tensor, torch.Tensor]] = []
         for group in groups:
             rows = slice(len(found), len(found) + len(group))
             height, width = group[0].shape[:2]
-            maps = _as_disparity(self.recipe.restore(output, rows, height, width, focal[rows]), self.recipe.kind)
+            maps = self.recipe.restore(output, rows, height, width, focal[rows])
+            if self.recipe.kind != DISPARITY:
+                maps = torch.where(maps == 0, 0.0, METRES_PER_DEPTH / maps)
             ranges = torch.stack([maps.amin((1, 2)), maps.amax((1, 2))], 1).to("cpu", non_blocking=True)
             found.extend(zip(maps.clamp_(min=0), ranges, strict=True))
         return found
@@ -156,11 +161,6 @@ class DepthNetwork:
         with computing_in("float32" if self._halved else self.precision, self.device):
             return self.network(pixel_values=inputs)
 
-    def _upload(self, images: Sequence[np.ndarray]) -> torch.Tensor:
-        """(B, H, W, 3) uint8 on the device; the copy to a GPU is asynchronous, from pinned memory."""
-        pixels = torch.from_numpy(np.stack(images))
-        return pixels.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else pixels
-
     def _judge(self, disparity: torch.Tensor, lowest_and_highest: torch.Tensor) -> torch.Tensor | DepthInvalid:
         lowest, highest = lowest_and_highest.tolist()
         if not np.isfinite(lowest + highest):
@@ -168,11 +168,6 @@ class DepthNetwork:
         if highest <= 0:
             return DepthInvalid(f"the depth network {self.identity.short} gave no disparity above zero")
         return disparity
-
-
-def _as_disparity(maps: torch.Tensor, kind: str) -> torch.Tensor:
-    """`depth_kinds.as_disparity` of what networks give, where they gave it."""
-    return maps if kind == DISPARITY else torch.where(maps == 0, 0.0, METRES_PER_DEPTH / maps)
 
 
 def resolve_precision(asked: str, device: torch.device) -> str:
@@ -231,13 +226,3 @@ class _InFloat32(nn.Module):
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         with torch.autocast(values.device.type, enabled=False), computing_in("float32", values.device):
             return self.layer(values.float())
-
-
-def _runs_of_one_shape(images: Sequence[np.ndarray]) -> Iterator[list[np.ndarray]]:
-    run: list[np.ndarray] = []
-    for image in images:
-        if run and image.shape != run[0].shape:
-            yield run
-            run = []
-        run.append(image)
-    yield run

@@ -1,7 +1,8 @@
-"""Which networks a config asks for: pinned, found on disk, identified; without loading them.
+"""Which body model and networks a config asks for: pinned, found on disk, identified; without loading them.
 
-Knows names, revisions and files. A hub name needs the commit it is pinned to, so that every worker and every rerun sees
-the same weights; a folder is identified by the sha256 of the files that decide its answers. Light to import.
+Knows names, revisions, files and licences; imports neither torch nor transformers, so a run's driver need not. A hub
+name needs the commit it is pinned to, so that every worker and every rerun sees the same weights; a folder is
+identified by the sha256 of the files that decide its answers.
 """
 
 from __future__ import annotations
@@ -9,14 +10,21 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 
-from dto_pipeline.config import AttributeConfig, DepthConfig, MaskConfig, PipelineConfig
+from dto_pipeline.config import (
+    NAME_A_BODY,
+    STAND_IN_BODY,
+    AttributeConfig,
+    DepthConfig,
+    MaskConfig,
+    PipelineConfig,
+)
 from dto_pipeline.errors import DtoError
-from dto_pipeline.models.depth_licences import DEMO_MODEL
 from dto_pipeline.reading import open_regular
 
 _COMMIT = re.compile("[0-9a-f]{40}")
@@ -25,6 +33,49 @@ _FAMILY = re.compile(r"[\w.-]{1,64}")
 # all that transformers reads of a folder to build and feed a network: configs, index, code, weights
 _DECIDING = ("*.json", "*.py", "*.safetensors", "*.bin")
 _NO_FAMILY = "network"  # of a folder whose config.json tells no model_type
+_BODY_FILES = ("SMPLA_NEUTRAL.npz", "SMPL_NEUTRAL.npz")  # of a folder's body, the first that is there
+DEMO_MODEL = "demo"  # name of the depth network shipped with the package
+# of known depth networks, as their authors state them; labels by a CC BY-NC network may not be used commercially
+LICENCES = {
+    **{
+        f"depth-anything/Depth-Anything-V2-{kind}{size}-hf": licence
+        for kind in ("", "Metric-Indoor-", "Metric-Outdoor-")
+        for size, licence in (("Small", "Apache-2.0"), ("Base", "CC BY-NC 4.0"), ("Large", "CC BY-NC 4.0"))
+    },
+    **{f"LiheYoung/depth-anything-{size}-hf": "Apache-2.0" for size in ("small", "base", "large")},
+    "apple/DepthPro-hf": "Apple Machine Learning Research Model licence (research only)",
+    DEMO_MODEL: "Apache-2.0 (trained here on synthetic crowds; for the demo's pictures only)",
+}
+
+
+def licence_lines() -> list[str]:
+    """One line a licence, with the names of its networks."""
+    licences: dict[str, list[str]] = {}
+    for name, licence in LICENCES.items():
+        licences.setdefault(licence, []).append(name)
+    return [f"{licence}: {', '.join(names)}" for licence, names in licences.items()]
+
+
+class BodyModelError(DtoError, ValueError):
+    """A file that is not a usable body model; the message says what was found and what to do."""
+
+
+def locate_body(path: str | Path) -> Path:
+    """The npz of a body model.
+
+    Args:
+        path: npz file, or a folder holding one of `_BODY_FILES`; "demo" = the stand-in body of the package.
+
+    Raises:
+        BodyModelError: none is named, or nothing is there.
+    """
+    if not str(path):
+        raise BodyModelError(f"no body model is named; {NAME_A_BODY}")
+    place = Path(str(files("dto_pipeline.assets"))) if str(path) == STAND_IN_BODY else Path(path)
+    for file in [place / name for name in _BODY_FILES] if place.is_dir() else [place]:
+        if file.is_file():
+            return file
+    raise BodyModelError(f"no body model at {path}; expected an npz made by `dto body import`")
 
 
 class ModelError(DtoError, ValueError):
@@ -99,9 +150,15 @@ def check_depth_family(reference: ModelReference) -> None:
     Raises:
         ModelError: another family, or a config.json that cannot be read.
     """
-    path = _config_file(reference)
-    if path is None:
-        return
+    if reference.is_folder:
+        path = Path(located(reference)) / "config.json"
+    else:
+        from huggingface_hub import try_to_load_from_cache  # loads in a moment, but only when asked
+
+        found = try_to_load_from_cache(reference.name, "config.json", revision=reference.revision)
+        if not isinstance(found, str):
+            return
+        path = Path(found)
     try:
         family = json.loads(path.read_bytes())["model_type"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
@@ -117,16 +174,6 @@ def unknown_family_text(family: str) -> str:
         f"depth.model is of the family {family!r}; expected depth_anything (V1, V2, relative or metric) or depth_pro; "
         "write maps of other networks to files and use depth.source=files with depth.kind"
     )
-
-
-def _config_file(reference: ModelReference) -> Path | None:
-    """config.json of a network, if it is on this machine."""
-    if reference.is_folder:
-        return Path(located(reference)) / "config.json"
-    from huggingface_hub import try_to_load_from_cache  # loads in a moment, but only when asked
-
-    found = try_to_load_from_cache(reference.name, "config.json", revision=reference.revision)
-    return Path(found) if isinstance(found, str) else None
 
 
 def depth_reference(config: DepthConfig) -> ModelReference:
@@ -185,7 +232,11 @@ def identify(reference: ModelReference) -> ModelIdentity:
     found = {path for pattern in _DECIDING for path in folder.glob(pattern)}
     for path in sorted(path for path in found if path.is_file()):  # no folder, and no pipe that would wait for ever
         digest.update(path.name.encode() + b"\0" + bytes.fromhex(sha256_once(path)))
-    return ModelIdentity(_family(folder), "", digest.hexdigest())
+    family: object = None  # what config.json calls it; the folder's own name says where it lies, not what it is
+    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+        family = json.loads((folder / "config.json").read_bytes())["model_type"]
+    told = family if isinstance(family, str) and _FAMILY.fullmatch(family) else _NO_FAMILY
+    return ModelIdentity(told, "", digest.hexdigest())
 
 
 def sha256_once(path: Path) -> str:
@@ -198,16 +249,6 @@ def sha256_once(path: Path) -> str:
 def _sha256(path: str, seen: tuple[int, ...]) -> str:
     with open_regular(Path(path)) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _family(folder: Path) -> str:
-    """What a folder's config.json calls its network; the folder's own name says where it lies, not what it is."""
-    try:
-        told = json.loads((folder / "config.json").read_bytes())
-    except (OSError, ValueError):
-        return _NO_FAMILY
-    family = told.get("model_type") if isinstance(told, dict) else None
-    return family if isinstance(family, str) and _FAMILY.fullmatch(family) else _NO_FAMILY
 
 
 def located(reference: ModelReference) -> str:

@@ -6,11 +6,11 @@ a pinned commit or a local folder.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoModel, Dinov2Model
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.utils.logging import disable_progress_bar
 
@@ -65,8 +65,9 @@ def load_pretrained(
     else:
         options |= {"revision": reference.revision, "local_files_only": reference.offline}
     try:
-        if reference.is_folder:
-            check_files(located(reference))
+        for path in Path(located(reference)).iterdir() if reference.is_folder else ():
+            if not path.is_dir():
+                check_regular(path)  # a pipe or a device, which transformers would wait for
         network, loading = auto_class.from_pretrained(
             located(reference), dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
@@ -90,8 +91,12 @@ def _check_weights(reference: ModelReference, loading: dict[str, Any], spare_wei
     phrases = {"missing_keys": "lacks", "mismatched_keys": "has in another shape"}
     if not spare_weights:
         phrases["unexpected_keys"] = "holds, beyond what config.json tells of,"
-    found = {phrase: _names(loading.get(key) or ()) for key, phrase in phrases.items()}
-    problems = [f"{phrase} {_some(names)}" for phrase, names in found.items() if names]
+    problems = []
+    for key, phrase in phrases.items():
+        told = (str(one[0]) if isinstance(one, tuple) else str(one) for one in loading.get(key) or ())  # with shapes
+        names = sorted(name for name in told if not name.endswith(_NOT_LEARNT))
+        more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+        problems += [f"{phrase} {', '.join(names[:_NAMES_SHOWN])}{more}"] if names else []
     if problems:
         raise ModelError(
             f"{reference.option}.model {reference.name!r}: its weight file {' and '.join(problems)}; it would not be "
@@ -99,24 +104,6 @@ def _check_weights(reference: ModelReference, loading: dict[str, Any], spare_wei
             "config.json and weights belong together, with the names that transformers gives them (converted weights: "
             "the *-hf repositories)"
         )
-
-
-def _names(keys: Iterable[Any]) -> list[str]:
-    """Names of weights; of a mismatch transformers tells the shapes too."""
-    names = (str(key[0]) if isinstance(key, tuple) else str(key) for key in keys)
-    return sorted(name for name in names if not name.endswith(_NOT_LEARNT))
-
-
-def _some(names: list[str]) -> str:
-    shown = ", ".join(names[:_NAMES_SHOWN])
-    return shown if len(names) <= _NAMES_SHOWN else f"{shown} and {len(names) - _NAMES_SHOWN} more"
-
-
-def check_files(folder: str) -> None:
-    """Refuse a folder that holds pipes or devices, which transformers would wait for. Raises: OSError."""
-    for path in Path(folder).iterdir():
-        if not path.is_dir():
-            check_regular(path)
 
 
 def read_preprocessing(reference: ModelReference) -> dict[str, Any]:
@@ -129,3 +116,16 @@ def read_preprocessing(reference: ModelReference) -> dict[str, Any]:
     except OSError:  # such a file is optional: callers have defaults
         return {}
     return found
+
+
+def load_dinov2(reference: ModelReference) -> tuple[dict[str, torch.Tensor], int]:
+    """Weights by the names that the installed transformers gives them, and how many heads each layer has.
+
+    Raises:
+        ModelMissing, ModelError: see `load_pretrained`; also when the network is no DINOv2.
+    """
+    network, _ = load_pretrained(AutoModel, reference)
+    if not isinstance(network, Dinov2Model):
+        found = type(network).__name__
+        raise ModelError(f"{reference.option}.encoder {reference.name!r} is a {found}; expected a DINOv2 (Dinov2Model)")
+    return dict(network.state_dict()), int(network.config.num_attention_heads)

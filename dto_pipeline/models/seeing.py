@@ -7,35 +7,33 @@ attributes came from goes into `Scene.origin`; an image a network cannot judge g
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from dto_pipeline.config import PipelineConfig
-from dto_pipeline.models.alone import map_alone, seen_at_once
-from dto_pipeline.models.attributes import Attributes, cut_crops, join_attributes
 from dto_pipeline.models.body import BodyModel
-from dto_pipeline.models.instance_matching import Instances, map_joints, match_instances
-from dto_pipeline.models.silhouettes import claim_pixels, project_joints, render_silhouettes, usable_people
+from dto_pipeline.models.body_pixels import (
+    Attributes,
+    Instances,
+    claim_pixels,
+    crop_people,
+    join_attributes,
+    map_joints,
+    match_instances,
+    project_joints,
+    render_silhouettes,
+    usable_people,
+)
+from dto_pipeline.models.network_input import map_alone, seen_at_once
 from dto_pipeline.scene import Scene
+from dto_pipeline.timing import StageClock
 
 if TYPE_CHECKING:
     from dto_pipeline.models.attribute_models import AttributeModel
     from dto_pipeline.models.depth_anything import DepthNetwork
     from dto_pipeline.models.segmentation import InstanceNetwork
-
-_FACE = slice(24, 29)  # nose, eyes and ears of smplx's 45 joints
-_NECK = 12
-_FACE_REACH = 1.1  # half side of a face crop, in distances from neck to the middle of the face
-_BODY_REACH = 1.15  # a body crop is this many times as large as the box of the joints
-
-
-class Clock(Protocol):
-    """Times a stage by its name, see `dto_pipeline.timing.StageClock`."""
-
-    def __call__(self, stage: str, /) -> AbstractContextManager[None]: ...
 
 
 class Sight:
@@ -77,7 +75,7 @@ class Sight:
             facts["attribute_models"] = ", ".join(model.identity.short for model in self._attributes)
         return facts
 
-    def look(self, scenes: Sequence[Scene], clock: Clock) -> None:
+    def look(self, scenes: Sequence[Scene], clock: StageClock) -> None:
         """Fill in disparity, masks and attributes of scenes whose images are loaded; others stay as they are."""
         able = [scene for scene in scenes if scene.problem is None and scene.num_people > 0]
         if not able:
@@ -110,23 +108,23 @@ class Sight:
         if self._instances is not None and scenes:
             sizes = [scene.masks.shape[1:] for scene in scenes if scene.masks is not None]
             for scene, found in zip(scenes, self._instances.find(_images(scenes), sizes), strict=True):
-                self._assign(scene, found.masks, found.score)
+                self._assign(scene, found)
         for scene in scenes:
             if scene.has_mask is not None and not scene.has_mask[usable_people(scene)].all():
                 self._draw_missing(scene)
 
-    def _assign(self, scene: Scene, masks: np.ndarray, score: np.ndarray) -> None:
+    def _assign(self, scene: Scene, found: Instances) -> None:
         """Give the instances found in an image to the people they fit."""
         assert scene.masks is not None
         assert self._instances is not None
         silhouettes = render_silhouettes(scene, self._body, self.config.evidence.render_max_side)
-        joints = map_joints(project_joints(scene, self._body), (scene.height, scene.width), masks.shape[1:])
-        index, _ = match_instances(Instances(masks, score), silhouettes, joints, self.config.masks.min_match)
+        joints = map_joints(project_joints(scene, self._body), (scene.height, scene.width), found.masks.shape[1:])
+        index, _ = match_instances(found, silhouettes, joints, self.config.masks.min_match)
         scene.has_mask = index >= 0
         scene.masks = np.zeros_like(scene.masks)
-        scene.masks[scene.has_mask] = masks[index[scene.has_mask]]
+        scene.masks[scene.has_mask] = found.masks[index[scene.has_mask]]
         scene.mask_score = np.full(scene.num_people, np.nan, np.float32)
-        scene.mask_score[scene.has_mask] = score[index[scene.has_mask]]
+        scene.mask_score[scene.has_mask] = found.score[index[scene.has_mask]]
         scene.origin["masks"] = self._instances.identity.short if scene.has_mask.any() else "none"
 
     def _draw_missing(self, scene: Scene) -> None:
@@ -146,8 +144,11 @@ class Sight:
                 scene.origin["attributes"] = "unknown"
         if not self._attributes:
             return
-        people = [_unknown_people(scene) for scene in scenes]
-        crops = [_crops(scene, own, self._body) for scene, own in zip(scenes, people, strict=True)]
+        people = []  # of each scene: labels that can be used, age or gender unknown
+        for scene in scenes:
+            usable = usable_people(scene)
+            people.append(usable[np.isnan(scene.age_years[usable]) | np.isnan(scene.male_prob[usable])])
+        crops = [crop_people(scene, own, self._body) for scene, own in zip(scenes, people, strict=True)]
         if not any(len(own) for own in people):
             return
         faces, bodies = (torch.cat(part) for part in zip(*crops, strict=True))
@@ -178,27 +179,6 @@ class Sight:
             values[people] = np.where(np.isnan(values[people]), getattr(found, name), values[people])
         models = ", ".join(model.identity.short for model in self._attributes)
         scene.origin["attributes"] = f"{scene.origin.get('attributes', 'labels')} + {models}" if known else models
-
-
-def _unknown_people(scene: Scene) -> np.ndarray:
-    """(n,) indices of people to look at: labels that can be used, age or gender unknown."""
-    usable = usable_people(scene)
-    return usable[np.isnan(scene.age_years[usable]) | np.isnan(scene.male_prob[usable])]
-
-
-def _crops(scene: Scene, people: np.ndarray, body: BodyModel) -> tuple[torch.Tensor, torch.Tensor]:
-    """Face and body crops (n, 3, s, s) of some people, placed by their labelled bodies (and boxes, where known)."""
-    assert scene.image is not None
-    joints = project_joints(scene, body)[people]
-    face = joints[:, _FACE].mean(1)
-    reach = _FACE_REACH * np.linalg.norm(face - joints[:, _NECK], axis=1, keepdims=True)
-    faces = np.concatenate([face - reach, face + reach], axis=1)
-    low, high = joints.min(1), joints.max(1)
-    centre, half = (low + high) / 2, (high - low) / 2 * _BODY_REACH
-    boxes = np.concatenate([centre - half, centre + half], axis=1)
-    told = scene.bbox_xyxy[people]
-    boxes = np.where(np.isfinite(told).all(1, keepdims=True), told, boxes)
-    return cut_crops(scene.image, faces), cut_crops(scene.image, boxes)
 
 
 def _images(scenes: Iterable[Scene]) -> list[np.ndarray]:

@@ -1,4 +1,4 @@
-"""Instance masks of people by a segmentation network of transformers; whose is which: `models.instance_matching`.
+"""Instance masks of people by a segmentation network of transformers; whose is which: `models.body_pixels`.
 
 Knows images; owns the network. Any network of `AutoModelForUniversalSegmentation` that classifies queries works
 (Mask2Former, MaskFormer, EoMT); its labels must name a person.
@@ -15,9 +15,8 @@ from torch.nn import functional
 from transformers import AutoModelForUniversalSegmentation
 
 from dto_pipeline.config import MaskConfig
-from dto_pipeline.models.alone import map_alone, seen_at_once
-from dto_pipeline.models.depth_resize import network_size, plan_windows, resize_to_network
-from dto_pipeline.models.instance_matching import Instances
+from dto_pipeline.models.body_pixels import Instances
+from dto_pipeline.models.network_input import map_alone, network_size, plan_windows, resize_to_network, seen_at_once
 from dto_pipeline.models.networks import ModelError, mask_reference
 from dto_pipeline.models.pretrained import load_pretrained
 
@@ -56,7 +55,10 @@ class InstanceNetwork:
         Returns:
             One `Instances` per image, scores at least `config.min_score`.
         """
-        seen = [self._size_seen(*image.shape[:2]) for image in images]
+        seen = [network_size(image.shape[0], image.shape[1], self.config.short_side, _MULTIPLE) for image in images]
+        if str(self.network.config.model_type).startswith("eomt"):  # sees squares, whatever the image's shape
+            side = self.network.config.image_size
+            seen = [(side, side) if isinstance(side, int) else tuple(side)] * len(images)
         plan = plan_windows(seen, seen_at_once(self.device, self.config.batch))
 
         @torch.inference_mode()
@@ -69,14 +71,6 @@ class InstanceNetwork:
 
         found = {i: instances for part in map_alone(self.device, see, plan) for i, instances in part.items()}
         return [found[i] for i in range(len(images))]
-
-    def _size_seen(self, height: int, width: int) -> tuple[int, int]:
-        """(h, w) the network sees an H x W image at; EoMT sees squares, whatever the image's shape."""
-        config = self.network.config
-        if str(config.model_type).startswith("eomt"):
-            side = config.image_size
-            return (side, side) if isinstance(side, int) else tuple(side)
-        return network_size(height, width, self.config.short_side, _MULTIPLE)
 
     def _read(self, output: Any, row: int, size: tuple[int, int]) -> Instances:
         """The people of one image of the batch, at its map size."""

@@ -1,6 +1,6 @@
-"""Networks that a file describes: bounded, and compared with the weights' shapes, before anything of them is made.
+"""Networks that a file describes: compared with the weights' shapes before anything of them is made.
 
-A description of 2 KB can ask for ten million layers. Knows no architecture and no file.
+Knows no architecture and no file.
 """
 
 from __future__ import annotations
@@ -15,23 +15,6 @@ from dto_pipeline.models.networks import ModelError
 
 _Network = TypeVar("_Network", bound=nn.Module)
 _SHOWN = 3  # differing weights that a message lists
-
-
-def check_bounds(values: Mapping[str, Any], bounds: Mapping[str, tuple[float, float]], where: str) -> None:
-    """Refuse numbers of a description beyond what any such network has.
-
-    Args:
-        values: what the file says; keys that are not in `bounds` are not looked at, missing ones are fine.
-        bounds: key -> least and most; whole numbers where both of them are.
-
-    Raises:
-        ModelError: a value of another type, or out of its bounds.
-    """
-    for key, (least, most) in bounds.items():
-        value = values.get(key, least)
-        kinds = (int,) if isinstance(least, int) and isinstance(most, int) else (int, float)
-        if type(value) not in kinds or not least <= value <= most:
-            raise ModelError(f"{where}: {key} is {value!r:.80}; expected {least} to {most}; is the file what it says?")
 
 
 def plain_weights(found: Any, where: str) -> dict[str, torch.Tensor]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from dto_pipeline.data.receipts import Receipt
 from dto_pipeline.status import ImageStatus, PersonStatus
@@ -41,49 +41,12 @@ class Charge:
     given_up: bool  # True: it is quarantined, not queued again
 
 
-@dataclass
-class Losses:
-    """Images and people looked at, and the causes for which some of them could not be used."""
-
-    images: int = 0
-    people: int = 0
-    image_causes: Counter[str] = field(default_factory=Counter)  # ImageStatus word, or what a shard said -> images
-    people_causes: Counter[str] = field(default_factory=Counter)  # PersonStatus word -> people
-    examples: dict[str, Receipt] = field(default_factory=dict)  # cause -> the first shard whose rows show it
-
-    def add(self, receipt: Receipt) -> None:
-        """Count a finished shard."""
-        self.images += receipt.images
-        self.people += receipt.persons
-        for found, counts, words in (
-            (self.image_causes, receipt.image_status, UNUSABLE_IMAGES),
-            (self.people_causes, receipt.person_status, UNUSABLE_PEOPLE),
-        ):
-            for cause in (str(word) for word in words if counts.get(word)):
-                found[cause] += counts[cause]
-                self.examples.setdefault(cause, receipt)
-
-    @property
-    def causes(self) -> list[tuple[str, int]]:
-        """Cause and how many were lost for it, the commonest first."""
-        return (self.image_causes + self.people_causes).most_common()
-
-    def over(self, share: float, least: int = 0) -> bool:
-        """Whether more than a share of the images, or of the people, could not be used; `least`: see `JUDGED_FROM`."""
-        parts = ((self.image_causes, self.images), (self.people_causes, self.people))
-        return any(lost.total() > share * max(whole, least) for lost, whole in parts)
-
-    def describe(self, share: float) -> str:
-        """What was lost, one line a cause with what it advises, and the next step."""
-        parts = ((self.image_causes, self.images, "images"), (self.people_causes, self.people, "people"))
-        lost = " and ".join(f"{lost.total()} of {whole} {what}" for lost, whole, what in parts if lost)
-        lines = [f"  {cause:<16} {count:>9}  {_ADVICE.get(cause, '')}".rstrip() for cause, count in self.causes]
-        first = f"{lost} could not be used, more than {share:.3g} of all (run.max_failed_images)"
-        return "\n".join([first, *lines, _NEXT])
-
-
 class FailureBudget:
-    """Judges a launch while it works; the driver's loop tells it what became of each shard and asks `complaint`."""
+    """Counts what could not be used and for which causes.
+
+    The driver's loop tells it what became of each shard and asks for a `complaint`; the summary adds all finished
+    shards and asks for the `verdict`.
+    """
 
     def __init__(self, share: float, images: Mapping[int, int], repairs: Iterable[int] = (), workers: int = 1) -> None:
         """
@@ -92,46 +55,60 @@ class FailureBudget:
             images: of each shard of this launch.
             repairs: shards that were finished before; only their failed images are done again, and are not judged.
         """
-        self.losses = Losses()
-        self._share, self._images, self._repairs = share, images, frozenset(repairs)
+        self.examples: dict[str, Receipt] = {}  # cause -> the first shard whose rows show it
+        self._share, self._shard_images, self._repairs = share, images, frozenset(repairs)
+        self._images = self._people = 0  # looked at
+        self._image_causes: Counter[str] = Counter()  # ImageStatus word, or what a shard said -> images
+        self._people_causes: Counter[str] = Counter()  # PersonStatus word -> people
         self._row_limit = max(FAILED_IN_A_ROW, 2 * workers)
         self._row: set[int] = set()  # shards that failed since one was finished
         self._last_error = ""
 
     def shard_done(self, receipt: Receipt) -> None:
         self._row.clear()
-        if receipt.shard not in self._repairs:
-            self.losses.add(receipt)
+        if receipt.shard in self._repairs:
+            return
+        self._images += receipt.images
+        self._people += receipt.persons
+        for found, counts, words in (
+            (self._image_causes, receipt.image_status, UNUSABLE_IMAGES),
+            (self._people_causes, receipt.person_status, UNUSABLE_PEOPLE),
+        ):
+            for cause in (str(word) for word in words if counts.get(word)):
+                found[cause] += counts[cause]
+                self.examples.setdefault(cause, receipt)
 
     def shard_charged(self, charge: Charge, error: str) -> None:
         """A shard used up an attempt. Its images are lost once it is given up."""
         self._row.add(charge.shard)
         self._last_error = error
         if charge.given_up and charge.shard not in self._repairs:
-            images = self._images.get(charge.shard, 0)
-            self.losses.images += images
-            self.losses.image_causes[error] += images
+            images = self._shard_images.get(charge.shard, 0)
+            self._images += images
+            self._image_causes[error] += images
+
+    @property
+    def causes(self) -> list[tuple[str, int]]:
+        """Cause and how many were lost for it, the commonest first."""
+        return (self._image_causes + self._people_causes).most_common()
 
     def complaint(self) -> str:
         """Why the launch is to stop, with counts and the next step; "" = it may go on."""
-        if self._share >= 1:
-            return ""
-        if len(self._row) >= self._row_limit:
+        if self._share < 1 and len(self._row) >= self._row_limit:
             row = f"{len(self._row)} shards failed one after the other and none was finished"
             return f"stopped: {row}; the last said: {self._last_error}; {_NEXT}"
-        if self.losses.over(self._share, JUDGED_FROM):
-            return f"stopped, because in this launch {self.losses.describe(self._share)}"
-        return ""
+        lost = self.verdict(JUDGED_FROM)
+        return lost and f"stopped, because in this launch {lost}"
 
+    def verdict(self, least: int = 0) -> str:
+        """What was lost, one line a cause with what it advises, and the next step; "" = not more than the share.
 
-def count_losses(receipts: Iterable[Receipt]) -> Losses:
-    """The losses of finished shards."""
-    losses = Losses()
-    for receipt in receipts:
-        losses.add(receipt)
-    return losses
-
-
-def over_budget(losses: Losses, share: float) -> str:
-    """`FailureBudget.complaint` for a run that has come to its end; "" = it kept to the share."""
-    return losses.describe(share) if share < 1 and losses.over(share) else ""
+        `least`: see `JUDGED_FROM`.
+        """
+        parts = ((self._image_causes, self._images, "images"), (self._people_causes, self._people, "people"))
+        if self._share >= 1 or not any(lost.total() > self._share * max(whole, least) for lost, whole, _ in parts):
+            return ""
+        told = " and ".join(f"{lost.total()} of {whole} {what}" for lost, whole, what in parts if lost)
+        lines = [f"  {cause:<16} {count:>9}  {_ADVICE.get(cause, '')}".rstrip() for cause, count in self.causes]
+        first = f"{told} could not be used, more than {self._share:.3g} of all (run.max_failed_images)"
+        return "\n".join([first, *lines, _NEXT])

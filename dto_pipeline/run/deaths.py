@@ -10,7 +10,7 @@ notes and attempts of shards, no pixels.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -54,42 +54,23 @@ class InFlight:
     oom_kills: int = UNKNOWN  # of a driver's machine when the note was written
 
 
-@dataclass
-class Suspicion:
-    """What deaths say about one shard."""
-
-    deaths: int = 0  # attempts that ended with their process
-    images: dict[str, int] = field(default_factory=dict)  # image_id -> deaths in a row with it alone in work
-    memory: dict[str, int] = field(default_factory=dict)  # image_id -> those of them for which memory ran out
-
-    @classmethod
-    def of(cls, failure: Failure) -> Suspicion:
-        return cls(failure.deaths, dict(failure.suspects), dict(failure.memory))
-
-    @property
-    def condemned(self) -> frozenset[str]:
-        return frozenset(image for image, deaths in self.images.items() if deaths >= CONDEMNED_AFTER)
-
-    def describe(self, failure: Failure) -> Failure:
-        """The failure of the shard with what deaths say about it."""
-        return replace(failure, deaths=self.deaths, suspects=dict(self.images), memory=dict(self.memory))
-
-    def verdict(self, image: str) -> tuple[ImageStatus, str]:
-        """What the row of a condemned image says."""
-        if self.memory.get(image, 0):
-            return ImageStatus.OUT_OF_MEMORY, SHORT_OF_MEMORY
-        return ImageStatus.WORKER_DIED, CONDEMNED
+def find_condemned(failure: Failure) -> dict[str, tuple[ImageStatus, str]]:
+    """Images of a shard that have killed too often -> what their row says."""
+    condemned = [image for image, deaths in failure.suspects.items() if deaths >= CONDEMNED_AFTER]
+    memory, died = (ImageStatus.OUT_OF_MEMORY, SHORT_OF_MEMORY), (ImageStatus.WORKER_DIED, CONDEMNED)
+    return {image: memory if failure.memory.get(image) else died for image in condemned}
 
 
 class Suspects:
-    """The driver's book of suspicions, per shard; kept in failure records, so that a later launch goes on with it."""
+    """The driver's book of deaths, per shard; kept in failure records, so that a later launch goes on with it."""
 
     def __init__(self, directory: RunDirectory, failures: Mapping[int, Failure], config: RunConfig) -> None:
         self._directory, self._config = directory, config
-        self._shards = {shard: Suspicion.of(failure) for shard, failure in failures.items()}
+        self._failures = dict(failures)
 
-    def of(self, shard: int) -> Suspicion:
-        return self._shards.setdefault(shard, Suspicion())
+    def of(self, shard: int) -> Failure:
+        """What is known of a shard's failures; of none where it never failed."""
+        return self._failures.get(shard) or Failure(shard, 0, False, "", "", 0.0)
 
     def allows_another(self, shard: int, attempt: int, out_of_memory: bool = False) -> bool:
         """An attempt ended with its process: whether another one leads somewhere. Takes the note of it away."""
@@ -103,33 +84,35 @@ class Suspects:
         Another attempt leads somewhere when a single image was in work, or when the labels lie there and only their
         receipt is missing.
         """
-        suspicion = self.of(shard)
-        suspicion.deaths += 1
+        failure = replace(self.of(shard), deaths=self.of(shard).deaths + 1)
+        self._failures[shard] = failure
         some_left = attempt < self._config.max_attempts + _MORE_ATTEMPTS * self._config.max_poison_images
         if lacks_receipt_only(self._directory, shard):
             return some_left
         if note is None or note.attempt != attempt or not note.image:
             return False
-        for image in note.survived:
-            suspicion.images.pop(image, None)
-            suspicion.memory.pop(image, None)
-        suspicion.images[note.image] = suspicion.images.get(note.image, 0) + 1
+        suspects, memory = (
+            {image: deaths for image, deaths in counts.items() if image not in note.survived}
+            for counts in (failure.suspects, failure.memory)
+        )
+        suspects[note.image] = suspects.get(note.image, 0) + 1
         if out_of_memory:
-            suspicion.memory[note.image] = suspicion.memory.get(note.image, 0) + 1
-        return some_left and len(suspicion.condemned) <= self._config.max_poison_images
+            memory[note.image] = memory.get(note.image, 0) + 1
+        self._failures[shard] = replace(failure, suspects=suspects, memory=memory)
+        return some_left and len(find_condemned(self._failures[shard])) <= self._config.max_poison_images
 
 
-def find_suspicion(directory: RunDirectory, shard: int, attempt: int, max_attempts: int) -> Suspicion | None:
+def find_suspicion(directory: RunDirectory, shard: int, attempt: int, max_attempts: int) -> Failure | None:
     """What a worker is to mind in this attempt; None = work as usual. Only last attempts are worked one by one."""
     if attempt < max_attempts or attempt < 2:
         return None
     failure = files.read_shard_failure(directory, shard)
-    return Suspicion.of(failure) if failure is not None and failure.deaths else None
+    return failure if failure is not None and failure.deaths else None
 
 
 def work_one_by_one(
     images: Sequence[str],
-    suspicion: Suspicion,
+    failure: Failure,
     work: Callable[[int], _Row],
     note: Callable[[str, tuple[str, ...]], None],
 ) -> dict[int, _Row]:
@@ -137,22 +120,22 @@ def work_one_by_one(
 
     Args:
         images: image_id of each.
-        suspicion: of their shard; condemned images are left out.
+        failure: of their shard.
         work: does the image at a position.
         note: called before each with its image_id and the suspects that came through so far.
 
     Returns:
         What `work` gave, per position; without the condemned.
     """
-    suspected = suspicion.images
+    suspects, condemned = failure.suspects, find_condemned(failure)
     done: dict[int, _Row] = {}
     survived: list[str] = []
-    for position in sorted(range(len(images)), key=lambda position: (-suspected.get(images[position], 0), position)):
+    for position in sorted(range(len(images)), key=lambda position: (-suspects.get(images[position], 0), position)):
         image = images[position]
-        if image not in suspicion.condemned:
+        if image not in condemned:
             note(image, tuple(survived))
             done[position] = work(position)
-            survived += [image] if image in suspected else []
+            survived += [image] if image in suspects else []
     return done
 
 
@@ -212,8 +195,8 @@ def find_own_deaths(directory: RunDirectory, config: RunConfig, now: float) -> l
         another = suspects.decide(shard, attempts, note, memory)
         given_up = attempts >= config.max_attempts and not another
         error = f"{_OWN_DEATH[memory]} at this shard{f', image {note.image}' if note.image else ''}"
-        failure = Failure(shard, attempts, given_up, error, "this process", now)
-        charged.append(suspects.of(shard).describe(failure))
+        now_known = replace(suspects.of(shard), attempts=attempts, given_up=given_up, error=error, detail="")
+        charged.append(replace(now_known, worker="this process", failed_at=now))
     return charged
 
 

@@ -20,7 +20,7 @@ from dto_pipeline.config import BY_DEVICE, PipelineConfig, RunConfig
 from dto_pipeline.data.dataset import SYNTHETIC
 from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.storage import absolute, as_location
-from dto_pipeline.models.depth_licences import DEMO_MODEL
+from dto_pipeline.models.networks import DEMO_MODEL
 from dto_pipeline.run import folder as files
 from dto_pipeline.run.budget import FailureBudget
 from dto_pipeline.run.deaths import Suspects
@@ -158,14 +158,14 @@ def _do_work(
 
             pool, metrics = RayPool(runner, config, address), open_metrics(plan.identity.subset)
         stack.enter_context(closing(pool))
-        ledger = stack.enter_context(FileLedger(directory, plan, schedule, suspects, progress, metrics, lock.check))
+        ledger = stack.enter_context(FileLedger(directory, plan, suspects, progress, metrics, lock.check))
         if progress:
             stack.enter_context(logging_redirect_tqdm())  # log lines go above the progress line, not through it
         budget = FailureBudget(config.max_failed_images, plan.work, plan.repairs, config.workers)
         try:
             drive(schedule, pool, ledger, budget)
         except TooManyFailed as error:
-            raise TooManyFailed("\n".join([str(error), *find_example(directory, budget.losses)])) from None
+            raise TooManyFailed("\n".join([str(error), *find_example(directory, budget)])) from None
     return ledger.tally
 
 

@@ -8,18 +8,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from dto_pipeline.config import PipelineConfig
-from dto_pipeline.data.exports.inputs import LabelFile, RunLabels
+from dto_pipeline.data.label_files import LabelFile, RunLabels
 from dto_pipeline.data.labels import LabelsError, read_label_metadata, read_labels
 from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.receipts import Receipt
-from dto_pipeline.data.storage import absolute, as_location
-from dto_pipeline.data.store import sha256_of
+from dto_pipeline.data.storage import absolute, as_location, sha256_of
 from dto_pipeline.run.folder import RunDirectory, RunDirectoryError, open_run, read_identity, scan_run, settle_records
 from dto_pipeline.run.identity import identify_run, settle_config
-from dto_pipeline.run.pool import process_name
 from dto_pipeline.run.publish import (
     LabelTable,
-    ShardWork,
     commit_receipt,
     count_statuses,
     find_standing,
@@ -125,6 +122,6 @@ def finish_run(
             key = shard_key(identity, table.column("image_id").to_pylist())
             footer = label_footer(identity, shard, key, table, {"body_sha256": body_sha256})
             table = publish_labels(directory, shard, standing.free, table, footer)
-            work = ShardWork(process_name(), 1, False, round(time.perf_counter() - started, 6), time.time(), {})
-            commit_receipt(directory, identity, shard, standing.free, key, table, work)
+            spent = time.perf_counter() - started
+            commit_receipt(directory, identity, shard, standing.free, key, table, spent)
         settle_records(directory, scan_run(directory, identity))

@@ -1,7 +1,7 @@
 """A run's folder: where its files lie, what it was started with, and which shards are done.
 
 Knows names, run.json, receipts and failures; knows nothing of tensors, Parquet or Ray. The files are the only state:
-pending = the manifest's shards - receipts that hold. The folder may be local or a URI, see `data.store`.
+pending = the manifest's shards - receipts that hold. The folder may be local or a URI, see `data.storage`.
 
     run.json                     config and its hash, manifest fingerprint, versions, hashes of body and networks
     labels/shard-00042.parquet   one row per image
@@ -24,6 +24,7 @@ import dataclasses
 import os
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
@@ -45,8 +46,7 @@ from dto_pipeline.data.receipts import (
     receipt_name,
     shard_name,
 )
-from dto_pipeline.data.storage import Location, Store, StoreError, join_location
-from dto_pipeline.data.store import open_store, read_many
+from dto_pipeline.data.storage import Location, Store, StoreError, join_location, list_names, open_store, read_many
 from dto_pipeline.errors import DtoError
 from dto_pipeline.reading import IrregularFile, parse_json
 from dto_pipeline.run.identity import RunIdentity, describe_run_difference
@@ -93,18 +93,6 @@ class RunDirectory(Generic[Place]):
     @property
     def run_file(self) -> Place:
         return self.at("run.json")
-
-    @property
-    def labels(self) -> Place:
-        return self.at(LABELS)
-
-    @property
-    def receipts(self) -> Place:
-        return self.at(RECEIPTS)
-
-    @property
-    def failures(self) -> Place:
-        return self.at(FAILURES)
 
     def label_file(self, shard: int, generation: int = 0) -> Place:
         return self.at(label_name(shard, generation))
@@ -329,18 +317,7 @@ def read_shard_failure(directory: RunDirectory, shard: int) -> Failure | None:
 def note_damage(directory: RunDirectory, shards: Iterable[int]) -> None:
     """Leave word for the next launch that label files are damaged. Raises: OSError where it cannot be written."""
     for shard in shards:
-        directory.store.replace(_damage_name(shard), json_bytes({"schema": DAMAGE_SCHEMA, "shard": shard}))
-
-
-def noted_damage(directory: RunDirectory) -> list[int]:
-    """Shards that somebody found damaged since they were last done."""
-    return find_notes(directory, "damage")
-
-
-def clear_damage(directory: RunDirectory, shards: Iterable[int]) -> None:
-    """The shards have been looked at."""
-    for shard in shards:
-        directory.store.remove(_damage_name(shard))
+        directory.store.replace(damage_name(shard), json_bytes({"schema": DAMAGE_SCHEMA, "shard": shard}))
 
 
 def find_notes(directory: RunDirectory, kind: str) -> list[int]:
@@ -349,14 +326,18 @@ def find_notes(directory: RunDirectory, kind: str) -> list[int]:
     return sorted(int(match[1]) for match in found if match)
 
 
-def _damage_name(shard: int) -> str:
+def damage_name(shard: int) -> str:
+    """The note that a shard's label file is damaged, likewise."""
     return f"{FAILURES}/{shard_name(shard)}.damage.json"
 
 
 def find_strays(directory: RunDirectory, identity: RunIdentity) -> list[str]:
-    """Names in labels/ that are no shard's of this run, and that whoever reads the whole folder reads too."""
-    names = (name for name in directory.store.entries(LABELS) if name[0] not in "._")  # others are not read
-    return sorted(name for name in names if (place := parse_name(name)) is None or place[0] >= identity.shards)
+    """Names at and below labels/ that are no shard's of this run, and that whoever reads the whole folder reads too."""
+    names: list[str] = []
+    with suppress(FileNotFoundError):
+        names = [*list_names(join_location(directory.root, LABELS), ("",))]
+    read = (name for name in names if not any(part[0] in "._" for part in name.split("/")))  # others are not
+    return sorted(name for name in read if (place := parse_name(name)) is None or place[0] >= identity.shards)
 
 
 def sweep_temporary(directory: RunDirectory) -> int:

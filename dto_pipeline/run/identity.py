@@ -7,7 +7,6 @@ another working directory look where it looked. Knows no files of a run and load
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
@@ -17,13 +16,18 @@ from pathlib import Path
 from typing import Any
 
 from dto_pipeline import __version__
-from dto_pipeline.config import STAND_IN_BODY, PipelineConfig, require_body, with_body
+from dto_pipeline.config import STAND_IN_BODY, PipelineConfig, config_from_dict, require_body, with_body
 from dto_pipeline.config_tree import describe_difference
 from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.storage import Location, absolute, as_location, folder_exists, local_copy
-from dto_pipeline.models.body_file import BodyModelError, locate_body
-from dto_pipeline.models.depth_licences import DEMO_MODEL
-from dto_pipeline.models.networks import ModelReference, identify_networks, sha256_once
+from dto_pipeline.models.networks import (
+    DEMO_MODEL,
+    BodyModelError,
+    ModelReference,
+    identify_networks,
+    locate_body,
+    sha256_once,
+)
 from dto_pipeline.schema import LABELS_SCHEMA_NAME
 
 BODY = "body"  # its name among a run's inputs
@@ -148,16 +152,17 @@ def settle_config(config: PipelineConfig, manifest: Manifest) -> PipelineConfig:
     """
     config = with_body(config, config.body.model_path or manifest.body)
     require_body(config.body)
-    body = config.body.model_path
-    if body != STAND_IN_BODY:
-        config = with_body(config, str(absolute(body)))
-    if config.depth.root:
-        config = _changed(config, "depth", "root", str(absolute(config.depth.root)))
+    settled = config.to_dict()
+    body, depth = settled["body"], settled["depth"]
+    if body["model_path"] != STAND_IN_BODY:
+        body["model_path"] = str(absolute(body["model_path"]))
+    if depth["root"]:
+        depth["root"] = str(absolute(depth["root"]))
     for section, key in _NETWORKS:
-        name = getattr(getattr(config, section), key)
+        name = settled[section][key]
         if name and name != DEMO_MODEL and ModelReference(name).is_folder:
-            config = _changed(config, section, key, str(Path(name).expanduser().absolute()))
-    return config
+            settled[section][key] = str(Path(name).expanduser().absolute())
+    return config_from_dict(settled)
 
 
 def find_places(
@@ -176,46 +181,36 @@ def find_places(
     return Places(images, depth, bool(images_root), bool(named))
 
 
-def find_missing(config: PipelineConfig, manifest: Manifest, places: Places) -> list[str]:
-    """What every image would fail for on this machine, a sentence each; [] where all is there.
+def find_missing(config: PipelineConfig, manifest: Manifest, places: Places, here: bool = True) -> list[str]:
+    """What every image would fail for, a sentence each; [] where nothing is missing as far as can be told.
+
+    Args:
+        here: on this machine; False = on a cluster's nodes, which may see folders that this machine does not.
 
     Raises:
         StorageError: a URI that no file system opens.
     """
-    missing = find_unnamed(config, manifest)
-    for what, place, named in (
-        ("images", places.images, places.images_named),
-        ("depth", places.depth, places.depth_named),
-    ):
-        if place and not folder_exists(place):
+    missing = []
+    if config.depth.source == "files" and manifest.depth_root is None:
+        advice = "build it with `depth` in the data set's YAML, or look with a network: depth.source=model, depth.model"
+        missing.append(f"{manifest.path} names no depth maps; {advice}; see docs/seeing.md")
+    folders = {"images": (places.images, places.images_named), "depth": (places.depth, places.depth_named)}
+    for what, (place, named) in folders.items():
+        if place and here and not folder_exists(place):
             by = "" if named else f", which {manifest.path} names"
             advice = f"check the path, or name it where it lies now: --{what} DIR"
             missing.append(f"{what} folder {place}{by}: there is no such folder here; {advice}")
+        if isinstance(place, Path) and not here and not place.is_absolute():  # in manifests made before 0.4
+            missing.append(
+                f"{what} folder {place}: relative in {manifest.path}, and the workers of a cluster have another "
+                f"working directory; name it with --{what}, or build the manifest again"
+            )
     try:
-        if isinstance(place := as_location(config.body.model_path), Path):
-            locate_body(place)
+        if here and isinstance(body := as_location(config.body.model_path), Path):
+            locate_body(body)
     except BodyModelError as error:
         missing.append(f"body.model_path: {error}; --body names another place")
     return missing
-
-
-def find_unnamed(config: PipelineConfig, manifest: Manifest) -> list[str]:
-    """Why no image can have a depth map wherever it is looked for."""
-    if config.depth.source != "files" or manifest.depth_root is not None:
-        return []
-    advice = "build it with `depth` in the data set's YAML, or look with a network: depth.source=model, depth.model"
-    return [f"{manifest.path} names no depth maps; {advice}; see docs/seeing.md"]
-
-
-def find_relative(manifest: Manifest, places: Places) -> list[str]:
-    """Places that other machines would look for elsewhere: only manifests made before 0.4 hold such."""
-    folders = (("images", places.images), ("depth", places.depth))
-    return [
-        f"{what} folder {place}: relative in {manifest.path}, and the workers of a cluster have another working "
-        f"directory; name it with --{what}, or build the manifest again"
-        for what, place in folders
-        if isinstance(place, Path) and not place.is_absolute()
-    ]
 
 
 def identify_inputs(config: PipelineConfig) -> dict[str, str]:
@@ -235,7 +230,3 @@ def identify_inputs(config: PipelineConfig) -> dict[str, str]:
             return {BODY: sha256_once(locate_body(copy)), **identify_networks(config)}
     except FileNotFoundError as error:
         raise BodyModelError(f"no body model at {path}; expected an npz made by `dto body import`") from error
-
-
-def _changed(config: PipelineConfig, section: str, key: str, value: str) -> PipelineConfig:
-    return dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **{key: value})})

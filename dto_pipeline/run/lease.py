@@ -33,11 +33,9 @@ from types import TracebackType
 from typing import TextIO
 
 from dto_pipeline.config import RunConfig
-from dto_pipeline.data.file_lock import take_lock
-from dto_pipeline.data.files import json_bytes
+from dto_pipeline.data.files import json_bytes, take_lock
 from dto_pipeline.data.receipts import impossible_fields
-from dto_pipeline.data.storage import Location, Store
-from dto_pipeline.data.store import open_store
+from dto_pipeline.data.storage import Location, Store, open_store
 from dto_pipeline.errors import DtoError
 from dto_pipeline.reading import parse_json
 
@@ -143,8 +141,14 @@ class Lease:
         _LOG.warning("%s is taken over from %s: silent for %.0f s", self._store.root, who, patience)
         return True
 
-    def check(self) -> None:
-        """Raises: RunLockLost, where the heartbeat found that the run is another driver's, or could not be written."""
+    def check(self, ask: bool = False) -> None:
+        """`ask`: look for another driver now, not at the next heartbeat.
+
+        Raises:
+            RunLockLost: the heartbeat found that the run is another driver's, or could not be written.
+        """
+        if ask:
+            self.beat()
         if self._lost:
             raise RunLockLost(self._lost)
 
@@ -195,20 +199,20 @@ class Lease:
                 self._lost = f"the lease of {self._store.root} {what}; {advice}"
 
 
-class DriverLock:
-    """Context manager that holds a run for this process."""
+class DriverLock(Lease):
+    """Context manager that holds a run for this process, by flock where there is one and by lease."""
 
     def __init__(self, root: Location, config: RunConfig | None = None) -> None:
         """`config`: `lease_s` and `heartbeat_s` of the run in the folder `root`; None = the defaults."""
+        super().__init__(open_store(root), config or RunConfig())
         self._root = root
         self._stream: TextIO | None = None
-        self._lease = Lease(open_store(root), config or RunConfig())
 
     def __enter__(self) -> DriverLock:
         """Raises: RunLocked when a live driver holds the run; DtoError where the folder cannot be written."""
         try:
             alone = isinstance(self._root, Path) and self._take_flock(self._root / LOCK_FILE)
-            self._lease.acquire(alone_here=alone)
+            self.acquire(alone_here=alone)
         except BaseException as error:
             self._drop_flock()
             if isinstance(error, OSError) and not isinstance(error, DtoError):
@@ -221,17 +225,11 @@ class DriverLock:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            self._lease.release()
+            self.release()
         except OSError as problem:  # the next driver waits until it expires; what went wrong before matters more
             _LOG.warning("the lease of %s could not be given back: %s", self._root, problem)
         finally:
             self._drop_flock()
-
-    def check(self, ask: bool = False) -> None:
-        """See `Lease.check`; `ask`: look for another driver now, not at the next heartbeat. Raises: RunLockLost."""
-        if ask:
-            self._lease.beat()
-        self._lease.check()
 
     def _take_flock(self, path: Path) -> bool:
         """Lock the file; False where the file system has no flock. Raises: RunLocked."""
@@ -240,8 +238,7 @@ class DriverLock:
             if take_lock(self._stream):
                 return True
         except BlockingIOError as error:
-            store = open_store(self._root)
-            raise RunLocked(refusal(store, parse_record(read_newest(store)[1]))) from error
+            raise RunLocked(refusal(self._store, parse_record(read_newest(self._store)[1]))) from error
         self._drop_flock()
         _LOG.info("%s: no flock here, the lease alone keeps other drivers out", path)
         return False

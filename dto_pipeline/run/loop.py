@@ -1,8 +1,8 @@
 """The driver's loop: who does which shard next, what a failure costs, which workers are replaced or ended.
 
-`Schedule` is bookkeeping without files, Ray or a clock of its own (`now` is passed in). `drive` joins it to any
-`WorkerPool` and tells a `Ledger` what to remember, so that the same loop drives real workers and, in virtual time,
-thousands of fake ones. A worker has one shard at a time, and its death is charged to that shard. Seconds.
+`Schedule` knows the shards, `drive` the workers: it joins a schedule to any `WorkerPool` and tells a `Ledger` what to
+remember, so that the same loop drives real workers and, in virtual time, thousands of fake ones. No files, no Ray, no
+clock but the pool's. A worker has one shard at a time, and its death is charged to that shard. Seconds.
 """
 
 from __future__ import annotations
@@ -59,10 +59,16 @@ class TooManyFailed(RunAborted):
     exit_code = 1  # as for a run that came to its end with so many
 
 
-class Assignment(NamedTuple):
-    worker: str
-    shard: int
-    attempt: int  # 1 = the first
+class Crew(NamedTuple):
+    """Who is at work at what, for whoever shows it."""
+
+    working: int  # ready; they may be fed
+    leaving: int  # they finish their shard before their node goes
+    loading: int  # they have their place and warm up
+    starting: int  # asked for and not ready, those that load included
+    wanted: int  # there is work for so many
+    unfinished: int  # shards pending or under way
+    images: int  # done of shards under way, by their workers' last word
 
 
 class Ledger(Protocol):
@@ -80,7 +86,7 @@ class Ledger(Protocol):
     def waiting(self, seconds: float, loading: int) -> None:
         """Nobody has been ready to work for so long; `loading` workers have their place and warm up."""
 
-    def tick(self, loading: int) -> None:
+    def tick(self, crew: Crew) -> None:
         """Time has passed; called every few seconds at least."""
 
 
@@ -93,17 +99,8 @@ def likely_next(order: Sequence[int], workers: int) -> dict[int, int]:
     return dict(zip(order, order[max(1, workers) :], strict=False))
 
 
-@dataclass
-class _Worker:
-    shard: int | None = None  # None = idle
-    following: int | None = None  # the shard it reads ahead of
-    since: float = 0.0  # when it was given its shard
-    images: int = 0  # of the shard that are done, by its last word
-    leaving: bool = False  # its node is drained: it finishes its shard and gets nothing more
-
-
 class Schedule:
-    """Pending, assigned and given-up shards of one launch, and the workers that are ready."""
+    """Shards of one launch that are pending, under way or given up, and what each has cost."""
 
     def __init__(
         self,
@@ -122,104 +119,44 @@ class Schedule:
         """
         self.config = config
         self.pending: deque[int] = deque(shards)
-        self.attempts: dict[int, int] = dict(attempts or {})
+        self.under_way: set[int] = set()
         self.given_up: set[int] = set()
+        self.attempts: dict[int, int] = dict(attempts or {})
         self._partial = frozenset(partial)
         self._following = likely_next([shard for shard in self.pending if shard not in partial], config.workers)
         self._allows_another = allows_another
-        self._workers: dict[str, _Worker] = {}
-        self._idle: dict[str, None] = {}  # workers to be fed, so that nobody looks through all of them at every event
         self._short_of_memory: Counter[int] = Counter()  # deaths for want of memory that no attempt was charged for
         self._doubted: set[int] = set()  # shards whose worker died once before it had begun, as far as known
         self._durations: deque[float] = deque(maxlen=_RECENT)
 
     @property
     def unfinished(self) -> int:
-        """Shards pending or assigned."""
-        return len(self.pending) + sum(worker.shard is not None for worker in self._workers.values())
+        """Shards pending or under way."""
+        return len(self.pending) + len(self.under_way)
 
-    @property
-    def finished(self) -> bool:
-        return not self.pending and not self.unfinished
+    def take(self, before: int | None, workers: int) -> int:
+        """A shard for a worker that did `before` last: the one it has begun to read, if that is among the next few."""
+        shard = self._following.get(-1 if before is None else before)
+        if shard is None or shard not in islice(self.pending, 2 * workers):
+            shard = self.pending[0]
+        self.pending.remove(shard)
+        self.under_way.add(shard)
+        return shard
 
-    @property
-    def workers(self) -> tuple[str, ...]:
-        """Workers that may be fed."""
-        return tuple(name for name, worker in self._workers.items() if not worker.leaving)
-
-    @property
-    def leaving(self) -> int:
-        """Workers that are not fed any more and have not gone yet."""
-        return len(self._workers) - len(self.workers)
-
-    @property
-    def images_under_way(self) -> int:
-        """Images done of shards that are being worked on, by their workers' last word."""
-        return sum(worker.images for worker in self._workers.values())
-
-    @property
-    def workers_wanted(self) -> int:
-        """Workers there is work for; without Ray (`run.workers` 0) this process is the one."""
-        return min(max(1, self.config.workers), self.unfinished)
-
-    def workers_missing(self, starting: int) -> int:
-        """How many more workers to ask for, `starting` being on their way."""
-        return max(0, self.workers_wanted - len(self.workers) - starting)
-
-    def knows(self, name: str) -> bool:
-        """True for workers that were added and not lost."""
-        return name in self._workers
-
-    def shard_at(self, name: str) -> int | None:
-        """The shard a worker is at, None = it is idle or unknown."""
-        return self._workers[name].shard if name in self._workers else None
-
-    def add_worker(self, name: str) -> None:
-        self._workers[name] = _Worker()
-        self._idle[name] = None
-
-    def stop_feeding(self, name: str) -> None:
-        """The worker's node is about to go: it finishes what it has, somebody else does the rest."""
-        self._workers[name].leaving = True
-        self._idle.pop(name, None)
-
-    def workers_released(self) -> list[str]:
-        """Workers that are not fed any more and have nothing left to do."""
-        return [name for name, worker in self._workers.items() if worker.leaving and worker.shard is None]
-
-    def note_progress(self, name: str, shard: int, images: int) -> None:
-        if self.shard_at(name) == shard:
-            self._workers[name].images = images
-
-    def take_assignments(self, now: float) -> list[Assignment]:
-        """Hand out shards to idle workers: to each the one it has begun to read, if it is among the next few."""
-        taken: list[Assignment] = []
-        while self._idle and self.pending:
-            name = next(iter(self._idle))
-            del self._idle[name]
-            shard = self._workers[name].following
-            if shard is None or shard not in islice(self.pending, 2 * len(self._workers)):
-                shard = self.pending[0]
-            self.pending.remove(shard)
-            self._workers[name] = _Worker(shard, self._following.get(shard), now)
-            taken.append(Assignment(name, shard, self.attempts.get(shard, 0) + 1))
-        return taken
-
-    def shard_done(self, name: str, shard: int, now: float, computed: bool = True) -> None:
+    def done(self, shard: int, seconds: float, computed: bool = True) -> None:
         """`computed`: False where the result was found on disk, so that its duration says nothing."""
+        self.under_way.discard(shard)
         if computed and shard not in self._partial:
-            self._durations.append(now - self._workers[name].since)
-        self._set_idle(name)
+            self._durations.append(seconds)
 
-    def shard_failed(self, name: str, shard: int) -> Charge:
-        """The runner raised: one attempt used up; queued again at the end, or given up."""
-        self._set_idle(name)
-        return self._charge(shard, died=False)
+    def failed(self, shard: int) -> Charge:
+        """Its runner raised: one attempt used up; queued again at the end, or given up."""
+        return self._charge(shard, another=False)
 
-    def worker_lost(
-        self, name: str, blameless: bool = False, begun: bool = True, out_of_memory: bool = False
+    def died(
+        self, shard: int, blameless: bool = False, begun: bool = True, out_of_memory: bool = False
     ) -> Charge | None:
-        """Queue the shard of a dead worker again; it is charged, unless `blameless`.
+        """Its worker died: it is queued again and charged, unless that was `blameless`.
 
         Args:
             begun: False where the worker is not known to have begun with it. That is believed once per shard: a shard
@@ -227,10 +164,7 @@ class Schedule:
             out_of_memory: its machine lacked memory, which others may have taken: the shard comes last and is not
                 charged, `MEMORY_ATTEMPTS` times; what takes the memory away more often may be the shard itself.
         """
-        shard = self._workers.pop(name, _Worker()).shard
-        self._idle.pop(name, None)
-        if shard is None:
-            return None
+        self.under_way.discard(shard)
         spared = blameless
         if not begun and not blameless:
             spared = shard not in self._doubted
@@ -242,30 +176,19 @@ class Schedule:
         if spared:
             self.pending.appendleft(shard)
             return None
-        return self._charge(shard, died=True, out_of_memory=out_of_memory)
+        return self._charge(shard, self._allows_another(shard, self.attempts.get(shard, 0) + 1, out_of_memory))
 
-    def overdue(self, now: float) -> list[tuple[str, int, float]]:
-        """Workers to end: (worker, shard it hangs at, seconds it has been at it)."""
-        busy = [(name, w.shard, now - w.since) for name, w in self._workers.items() if w.shard is not None]
-        shortest = self.deadline(None)
-        return [late for late in busy if late[2] > shortest and late[2] > self.deadline(late[1])]
-
-    def deadline(self, shard: int | None) -> float:
+    def deadline(self, shard: int | None = None) -> float:
         """Seconds a shard may take: a multiple of the median for a first attempt, the configured limit afterwards."""
         limit = self.config.shard_timeout_s
         if self.attempts.get(-1 if shard is None else shard, 0) > 0 or len(self._durations) < _DEADLINE_SAMPLES:
             return limit
         return min(limit, max(DEADLINE_FLOOR_S, DEADLINE_FACTOR * statistics.median(self._durations)))
 
-    def _set_idle(self, name: str) -> None:
-        worker = self._workers[name]
-        worker.shard, worker.images = None, 0
-        if not worker.leaving:
-            self._idle[name] = None
-
-    def _charge(self, shard: int, died: bool, out_of_memory: bool = False) -> Charge:
+    def _charge(self, shard: int, another: bool) -> Charge:
+        """Count an attempt. `another`: one more is allowed, however many there were."""
+        self.under_way.discard(shard)
         self.attempts[shard] = self.attempts.get(shard, 0) + 1
-        another = died and self._allows_another(shard, self.attempts[shard], out_of_memory)
         given_up = self.attempts[shard] >= self.config.max_attempts and not another
         if given_up:
             self.given_up.add(shard)
@@ -288,83 +211,102 @@ def drive(schedule: Schedule, pool: WorkerPool, ledger: Ledger, budget: FailureB
     _Loop(schedule, pool, ledger, budget or FailureBudget(1.0, {})).run()
 
 
+@dataclass
+class _Worker:
+    placed_at: float | None = None  # since when it warms up; None = it waits for its place
+    ready: bool = False
+    leaving: bool = False  # its node is about to go: it finishes its shard, somebody else does the rest
+    node: str = ""
+    shard: int | None = None  # None = idle
+    before: int | None = None  # the shard it had last
+    since: float = 0.0  # when it was given its shard
+    images: int = 0  # of the shard that are done
+
+
 class _Loop:
-    """State of one `drive`: who is on the way, since when nobody is ready, what died in a row and where."""
+    """State of one `drive`: its workers, since when nobody is ready, what died in a row and where."""
 
     def __init__(self, schedule: Schedule, pool: WorkerPool, ledger: Ledger, budget: FailureBudget) -> None:
         self.schedule, self.pool, self.ledger, self.budget = schedule, pool, ledger, budget
-        self.starting: set[str] = set()
-        self.loading: dict[str, tuple[float, str]] = {}  # of those, workers that warm up: since when, on which node
-        self.draining: set[str] = set()  # of those, workers whose node is about to go: it is told once only
+        self.workers: dict[str, _Worker] = {}
         self.failed_starts: list[str] = []  # the node of each in a row, "" = unknown
-        self.node_of: dict[str, str] = {}
         self.died_on: dict[str, list[int | None]] = {}  # node -> shards (None = a start) since one was finished there
         self.avoided: set[str] = set()
         self.idle_since = self.said_at = self.watched_at = pool.now()
 
     def run(self) -> None:
-        while not self.schedule.finished:
-            for _ in range(self.schedule.workers_missing(len(self.starting))):
-                self.starting.add(self.pool.start_worker())
-            for assignment in self.schedule.take_assignments(self.pool.now()):
-                self.pool.assign(*assignment)
-            for event in self.pool.wait(POLL_S):
-                if event.worker in self.starting or self.schedule.knows(event.worker):  # else it was ended just now
-                    self._handle(event)
-            if self.pool.now() - self.watched_at >= WATCH_S:
-                self.watched_at = self.pool.now()
+        schedule, pool = self.schedule, self.pool
+        while schedule.unfinished:
+            crew = self._count()
+            for _ in range(crew.wanted - crew.working - crew.starting):
+                self.workers[pool.start_worker()] = _Worker()
+            for name, worker in self.workers.items():
+                if worker.ready and not worker.leaving and worker.shard is None and schedule.pending:
+                    worker.shard = schedule.take(worker.before, len(self.workers))
+                    worker.before, worker.since, worker.images = worker.shard, pool.now(), 0
+                    pool.assign(name, worker.shard, schedule.attempts.get(worker.shard, 0) + 1)
+            for event in pool.wait(POLL_S):
+                if event.worker in self.workers:  # else it was ended a moment ago
+                    self._handle(event, self.workers[event.worker])
+            if pool.now() - self.watched_at >= WATCH_S:
+                self.watched_at = pool.now()
                 self._watch()
-            self.ledger.tick(len(self.loading))
+            self.ledger.tick(self._count())
 
-    def _handle(self, event: Event) -> None:
-        worker = event.worker
+    def _count(self) -> Crew:
+        workers, unfinished = self.workers.values(), self.schedule.unfinished
+        ready = sum(worker.ready for worker in workers)
+        leaving = sum(worker.leaving and worker.ready for worker in workers)
+        return Crew(
+            working=ready - leaving,
+            leaving=leaving,
+            loading=sum(worker.placed_at is not None and not worker.ready for worker in workers),
+            starting=len(workers) - ready,
+            wanted=min(max(1, self.schedule.config.workers), unfinished),  # with 0 this process is the one
+            unfinished=unfinished,
+            images=sum(worker.images for worker in workers if worker.shard is not None),
+        )
+
+    def _handle(self, event: Event, worker: _Worker) -> None:
         match event:
-            case WorkerPlaced() if worker in self.starting:
-                self.loading[worker] = self.pool.now(), event.node
+            case WorkerPlaced() if not worker.ready:
+                worker.placed_at, worker.node = self.pool.now(), event.node
             case WorkerReady():
                 self.failed_starts.clear()
-                self.node_of[worker] = event.node
-                self.schedule.add_worker(worker)
-                if worker in self.draining:
-                    self.schedule.stop_feeding(worker)
-                self._started(worker)
-            case WorkerDraining() if worker in self.starting:
-                self.draining.add(worker)
+                worker.ready, worker.node = True, event.node
             case WorkerDraining():
-                self.schedule.stop_feeding(worker)
-            case ShardProgress():
-                self.schedule.note_progress(worker, event.shard, event.images)
+                worker.leaving = True
+            case ShardProgress() if event.shard == worker.shard:
+                worker.images = event.images
             case ShardDone():
-                self.schedule.shard_done(worker, event.shard, self.pool.now(), not event.receipt.adopted)
-                self.died_on.pop(self.node_of.get(worker, ""), None)
+                worker.shard = None
+                self.schedule.done(event.shard, self.pool.now() - worker.since, not event.receipt.adopted)
+                self.died_on.pop(worker.node, None)
                 self.ledger.shard_done(event.receipt)
                 self.budget.shard_done(event.receipt)
                 self._judge()
             case ShardRaised():
-                self._charged(self.schedule.shard_failed(worker, event.shard), worker, event.error, event.detail)
+                worker.shard = None
+                self._charged(self.schedule.failed(event.shard), event.worker, event.error, event.detail)
                 if event.fatal:
-                    self._end(worker, event.error, blameless=True)  # the shard it was at has been charged above
+                    self._end(event.worker, event.error, blameless=True)  # the shard it was at has been charged above
             case WorkerLost():
                 self._worker_lost(event)
-
-    def _started(self, worker: str) -> None:
-        """Its start is over, well or not."""
-        self.starting.discard(worker)
-        self.loading.pop(worker, None)
-        self.draining.discard(worker)
 
     def _worker_lost(self, event: WorkerLost, in_a_row: bool = True) -> None:
         """`in_a_row`: whether a failed start counts towards those after which the run is stopped."""
         self.ledger.worker_lost(event.worker, event.error, event.out_of_memory)
-        node = self.node_of.pop(event.worker, "") or event.node
+        worker = self.workers.pop(event.worker)
+        node = event.node or worker.node
         if not event.blameless:
-            self._judge_node(node, self.schedule.shard_at(event.worker), event.error)
-        if event.worker in self.starting:
-            self._started(event.worker)
-            if in_a_row and not event.blameless and not (node and node in self.avoided):
+            self._judge_node(node, worker.shard, event.error)
+        if not worker.ready:
+            if in_a_row and not event.blameless and node not in self.avoided:
                 self._start_failed(node, event.error)
-        elif charge := self.schedule.worker_lost(event.worker, event.blameless, event.begun, event.out_of_memory):
-            self._charged(charge, event.worker, event.error, event.detail)
+        elif worker.shard is not None:
+            charge = self.schedule.died(worker.shard, event.blameless, event.begun, event.out_of_memory)
+            if charge is not None:
+                self._charged(charge, event.worker, event.error, event.detail)
 
     def _judge_node(self, node: str, shard: int | None, error: str) -> None:
         """Count a death; a node on which one follows the other is left out, if there is another to go to."""
@@ -373,8 +315,7 @@ class _Loop:
         died = self.died_on.setdefault(node, [])
         died.append(shard)
         various = None in died or len(set(died)) > 1
-        others = {other for other in self.node_of.values() if other} - self.avoided - {node}
-        if len(died) < MAX_NODE_FAILURES or not various or not others:
+        if len(died) < MAX_NODE_FAILURES or not various or not self._other_nodes(node) - self.avoided:
             return
         self.avoided.add(node)
         self.pool.avoid_node(node)
@@ -382,11 +323,13 @@ class _Loop:
         what = f"{MAX_NODE_FAILURES} workers in a row died there; the last said: {error}"
         self.ledger.worker_lost(f"node {node}", f"no more workers are started on it: {what}")
 
+    def _other_nodes(self, node: str) -> set[str]:
+        return {worker.node for worker in self.workers.values() if worker.ready and worker.node} - {node}
+
     def _start_failed(self, node: str, error: str) -> None:
         self.failed_starts.append(node)
         failed = len(self.failed_starts)
-        elsewhere = any(other and other != node for other in self.node_of.values())
-        alone = node and elsewhere and set(self.failed_starts) == {node}  # that node's fault, which is judged above
+        alone = node and set(self.failed_starts) == {node} and self._other_nodes(node)  # judged as a node's fault
         if failed >= max(MAX_START_FAILURES, START_FAILURE_SHARE * self.schedule.config.workers) and not alone:
             raise RunAborted(f"{failed} workers in a row could not start; the last said: {error}")
 
@@ -403,7 +346,7 @@ class _Loop:
 
     def _judge(self) -> None:
         """Stop where too much was lost; not at the end, where nothing is left to be saved and a summary follows."""
-        if not self.schedule.finished and (complaint := self.budget.complaint()):
+        if self.schedule.unfinished and (complaint := self.budget.complaint()):
             raise TooManyFailed(complaint)
 
     def _watch(self) -> None:
@@ -412,21 +355,26 @@ class _Loop:
         Workers without a place wait for CPUs or GPUs and are left alone. Those that began together and hang are ended
         together, which is no row of failures while others work.
         """
-        for worker in self.schedule.workers_released():
-            self._end(worker, "its node is being drained; it had nothing left to do", blameless=True)
-        for worker, shard, seconds in self.schedule.overdue(self.pool.now()):
-            self._end(worker, f"hung for {seconds:.0f} s at shard {shard} and was ended")
-        now = self.pool.now()
-        for worker, (since, node) in list(self.loading.items()):
-            if now - since > self.schedule.config.warm_up_timeout_s:
-                what = f"had its place for {now - since:.0f} s and was still loading (run.warm_up_timeout_s)"
-                self.pool.kill(worker)
-                self._worker_lost(WorkerLost(worker, f"{what}; it was ended", node=node), not self.schedule.workers)
-        if self.schedule.workers:
+        now, schedule = self.pool.now(), self.schedule
+        shortest = schedule.deadline()
+        for name, worker in list(self.workers.items()):
+            seconds = now - worker.since
+            if worker.ready and worker.leaving and worker.shard is None:
+                self._end(name, "its node is being drained; it had nothing left to do", blameless=True)
+            elif worker.shard is not None and seconds > shortest and seconds > schedule.deadline(worker.shard):
+                self._end(name, f"hung for {seconds:.0f} s at shard {worker.shard} and was ended")
+        for name, worker in list(self.workers.items()):
+            if worker.placed_at is None or worker.ready or now - worker.placed_at <= schedule.config.warm_up_timeout_s:
+                continue
+            what = f"had its place for {now - worker.placed_at:.0f} s and was still loading (run.warm_up_timeout_s)"
+            self.pool.kill(name)
+            self._worker_lost(WorkerLost(name, f"{what}; it was ended"), in_a_row=not self._count().working)
+        crew = self._count()
+        if crew.working:
             self.idle_since = self.said_at = now
         elif now - self.said_at >= SAY_WAITING_S:
             self.said_at = now
-            self.ledger.waiting(now - self.idle_since, len(self.loading))
+            self.ledger.waiting(now - self.idle_since, crew.loading)
 
     def _end(self, worker: str, reason: str, blameless: bool = False) -> None:
         self.pool.kill(worker)

@@ -25,7 +25,7 @@ from dto_pipeline.config import BY_DEVICE, PipelineConfig
 from dto_pipeline.data.images import ImageStore
 from dto_pipeline.data.scenes import MENDABLE, load_scenes, read_label_scenes
 from dto_pipeline.errors import lacks_memory
-from dto_pipeline.models.depth import DepthSource
+from dto_pipeline.models.depth import DepthFiles
 from dto_pipeline.models.seeing import Sight
 from dto_pipeline.optimizer import SceneOptimizer
 from dto_pipeline.run.pool import DeviceLost, one_line
@@ -63,7 +63,7 @@ class ScenePlacer:
         optimizer: SceneOptimizer,
         config: PipelineConfig,
         images: ImageStore,
-        depth: DepthSource | None,
+        depth: DepthFiles | None,
         sight: Sight | None = None,
         centred: bool = True,
     ) -> None:
@@ -283,8 +283,7 @@ def scene_sizes(rows: ManifestRows) -> list[SceneSize]:
 
 def size_on(config: PipelineConfig, option: str, on_gpu: bool) -> int:
     """The value of an option of `config.BY_DEVICE` on a device; of decoding threads no more than half the cores."""
-    section, name = option.split(".")
-    told, by_device = int(getattr(getattr(config, section), name)), BY_DEVICE[option][on_gpu]
+    told, by_device = int(config.option(option)), BY_DEVICE[option][on_gpu]
     if told or option != "run.decode_threads" or not on_gpu:
         return told or by_device
     return max(_LEAST_THREADS_GPU, min(by_device, (os.cpu_count() or 1) // 2))

@@ -20,7 +20,7 @@ from dto_pipeline.run import folder as files
 from dto_pipeline.run.deaths import charge_own_deaths
 from dto_pipeline.run.finished import find_damage
 from dto_pipeline.run.folder import Failure, RunDirectory, RunScan
-from dto_pipeline.run.identity import Places, RunIdentity, find_missing, find_relative, find_unnamed
+from dto_pipeline.run.identity import Places, RunIdentity, find_missing
 from dto_pipeline.run.lease import DriverLock
 from dto_pipeline.status import ImageStatus, ShardStatus
 
@@ -137,10 +137,7 @@ def find_refusals(
 
     A cluster's nodes may see folders that this machine does not: there each worker looks before its first shard.
     """
-    if address == "local" or config.run.workers == 0:
-        missing = find_missing(config, manifest, places)
-    else:
-        missing = [*find_unnamed(config, manifest), *find_relative(manifest, places)]
+    missing = find_missing(config, manifest, places, here=address == "local" or config.run.workers == 0)
     return [text for text in (*missing, files.find_strangers(directory)) if text]
 
 
@@ -197,7 +194,7 @@ def scan_closely(directory: RunDirectory, identity: RunIdentity, recheck: bool =
         The scan, and the shards that notes of damage name.
     """
     scan = files.scan_run(directory, identity, footers=True)
-    noted = files.noted_damage(directory)
+    noted = files.find_notes(directory, "damage")
     looked_at = scan.done if recheck else {shard: scan.done[shard] for shard in noted if shard in scan.done}
     return scan.without(find_damage(directory, looked_at)), noted
 
@@ -226,7 +223,8 @@ def plan_run(
     going_on = plan.repairs & plan.earlier.keys()
     settled = tuple(shard for shard in scan.settled if shard not in going_on)
     files.settle_records(directory, dataclasses.replace(scan, settled=settled))
-    files.clear_damage(directory, noted)
+    for shard in noted:
+        directory.store.remove(files.damage_name(shard))
     for shard in plan.forgiven:
         files.clear_failure(directory, shard)
     for shard, reason in scan.void.items():

@@ -9,6 +9,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -18,8 +19,8 @@ from dto_pipeline.data.receipts import Receipt
 from dto_pipeline.run import folder as files
 from dto_pipeline.run.budget import Charge
 from dto_pipeline.run.deaths import Suspects
-from dto_pipeline.run.folder import Failure, RunDirectory
-from dto_pipeline.run.loop import RunAborted, Schedule
+from dto_pipeline.run.folder import RunDirectory
+from dto_pipeline.run.loop import Crew, RunAborted
 from dto_pipeline.run.plan import RunPlan
 from dto_pipeline.run.report import Tally
 
@@ -49,7 +50,6 @@ class FileLedger:
         self,
         directory: RunDirectory,
         plan: RunPlan,
-        schedule: Schedule,
         suspects: Suspects,
         progress: bool = True,
         metrics: RayMetrics | None = None,
@@ -58,14 +58,14 @@ class FileLedger:
         """`check_lock`: raises where another driver has taken the run over."""
         self.tally = Tally()
         self._check_lock = check_lock
-        self._directory, self._plan, self._schedule, self._suspects = directory, plan, schedule, suspects
+        self._directory, self._plan, self._suspects = directory, plan, suspects
         self._metrics = metrics
         self._charged = set(plan.earlier)  # shards with a failure file
         self._given_up = len(plan.failed)
         self._failed_images = sum(receipt.failed_images for receipt in plan.done.values())
         self._images = 0  # done in this launch
-        self._waiting = 0.0  # seconds that nobody has been ready, when it was last said ...
-        self._loading = 0  # ... and workers that were loading then
+        self._crew = Crew(0, 0, 0, 0, 0, 0, 0)
+        self._waiting = 0.0  # seconds that nobody has been ready, when it was last said
         self._drawn_at = float("-inf")
         self._draw_every = _LINE_S if sys.stderr.isatty() else _LOG_FILE_S
         self._line = tqdm(total=sum(plan.work.values()), unit=" images", disable=not progress, dynamic_ncols=True)
@@ -105,8 +105,8 @@ class FileLedger:
         )
 
     def shard_charged(self, charge: Charge, worker: str, error: str, detail: str) -> None:
-        fate = charge.shard, charge.attempts, charge.given_up
-        failure = self._suspects.of(charge.shard).describe(Failure(*fate, error, worker, time.time(), detail))
+        failure = replace(self._suspects.of(charge.shard), attempts=charge.attempts, given_up=charge.given_up)
+        failure = replace(failure, error=error, worker=worker, failed_at=time.time(), detail=detail)
         self._write(lambda: files.record_failure(self._directory, failure))
         self._charged.add(charge.shard)
         self._given_up += charge.given_up
@@ -128,34 +128,34 @@ class FileLedger:
         _LOG.warning("%s is lost: %s", worker, error, extra={"facts": {"worker": worker}})
 
     def waiting(self, seconds: float, loading: int) -> None:
-        self._waiting, self._loading = seconds, loading
+        self._waiting = seconds
         self._draw()
         what = f"{loading} are loading" if loading else "are the CPUs and GPUs they ask for free?"
         _LOG.warning("no worker is ready since %.0f s: %s", seconds, what)
 
-    def tick(self, loading: int = 0) -> None:
-        self._loading = loading
+    def tick(self, crew: Crew) -> None:
+        self._crew = crew
         self._check_lock()
         now = time.monotonic()
         if now - self._drawn_at >= self._draw_every:
             self._drawn_at = now
             self._draw()
             if self._metrics is not None:
-                self._metrics.gauge(len(self._schedule.workers), self._schedule.unfinished)
+                self._metrics.gauge(crew.working, crew.unfinished)
 
     def _draw(self) -> None:
         """The progress line: images, who is at work, who is waited for, what failed."""
-        schedule = self._schedule
-        workers, wanted = len(schedule.workers), schedule.workers_wanted
-        if workers:
-            self._waiting, self._loading = 0.0, 0
-        who = f"{workers} workers" if workers >= wanted else f"{workers} of {wanted} workers, others are not ready"
-        if not workers and schedule.leaving:
-            who = f"{schedule.leaving} workers finish before their nodes go"
-        elif not workers and wanted:
-            whom = f"{self._loading} workers that are loading" if self._loading else "workers and their GPUs"
+        crew = self._crew
+        if crew.working:
+            self._waiting = 0.0
+        ready = crew.working >= crew.wanted
+        who = f"{crew.working} workers" if ready else f"{crew.working} of {crew.wanted} workers, others are not ready"
+        if not crew.working and crew.leaving:
+            who = f"{crew.leaving} workers finish before their nodes go"
+        elif not crew.working and crew.wanted:
+            whom = f"{crew.loading} workers that are loading" if crew.loading else "workers and their GPUs"
             who = f"waiting for {whom}" + (f" since {self._waiting:.0f} s" if self._waiting else "")
-        self._line.n = min(self._line.total, self._images + schedule.images_under_way)
+        self._line.n = min(self._line.total, self._images + crew.images)
         self._line.set_postfix_str(f"{who}, failed: {self._given_up} shards, {self._failed_images} images")
 
     def _write(self, action: Callable[[], None]) -> None:

@@ -21,10 +21,12 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
+from types import MappingProxyType
 from typing import Any
 
 from dto_pipeline.data.digest import TableDigest
@@ -41,9 +43,10 @@ from dto_pipeline.data.receipts import (
     receipt_name,
     why_void,
 )
-from dto_pipeline.data.store import sha256_of
+from dto_pipeline.data.storage import sha256_of
 from dto_pipeline.run.folder import RunDirectory
 from dto_pipeline.run.identity import RunIdentity, label_settings
+from dto_pipeline.run.pool import process_name
 from dto_pipeline.run.sanity import count_signs
 
 _LOG = logging.getLogger(__name__)
@@ -52,18 +55,6 @@ LabelTable = Any  # a pyarrow.Table of schema.LABELS_SCHEMA; pyarrow itself is i
 
 class PublishError(RuntimeError):
     """Two writers left different files for one shard; trying again settles it."""
-
-
-@dataclass(frozen=True)
-class ShardWork:
-    """What varies between two equal runs of a shard, for its receipt."""
-
-    worker: str
-    attempt: int
-    adopted: bool
-    wall_s: float
-    finished_at: float
-    stage_seconds: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -203,11 +194,18 @@ def commit_receipt(
     generation: int,
     key: str,
     table: LabelTable,
-    work: ShardWork,
+    wall_s: float,
+    stages: Mapping[str, float] = MappingProxyType({}),
+    attempt: int = 1,
+    adopted: bool = False,
 ) -> Receipt:
     """Declare a published shard done; counts come from `table`, hash and size from the file itself.
 
     Label files of older generations are removed; this one too where a newer one counts by now.
+
+    Args:
+        wall_s, stages: seconds that the work took, in all and by stage.
+        attempt, adopted: see `Receipt`.
 
     Returns:
         The receipt that counts: where another worker was first, its own.
@@ -230,7 +228,12 @@ def commit_receipt(
         manifest_fingerprint=identity.manifest_fingerprint,
         signs=count_signs(table, identity.config),
         generation=generation,
-        **vars(work),
+        worker=process_name(),
+        attempt=attempt,
+        adopted=adopted,
+        wall_s=round(wall_s, 6),
+        finished_at=time.time(),
+        stage_seconds={stage: round(seconds, 6) for stage, seconds in sorted(stages.items())},
     )
     directory.store.create(receipt_name(shard, generation), json_bytes(receipt.to_dict()))
     counting = find_standing(directory, identity, shard, generation).receipt

@@ -14,17 +14,18 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from dto_pipeline.data.label_files import person_leaf, read_label_files
 from dto_pipeline.data.labels import LabelsError
 from dto_pipeline.data.receipts import Receipt, add_counts
 from dto_pipeline.data.storage import as_location
-from dto_pipeline.run.budget import Losses, count_losses, over_budget
+from dto_pipeline.run.budget import FailureBudget
 from dto_pipeline.run.folder import RunDirectory, RunScan, find_strays, read_identity, scan_run
 from dto_pipeline.run.lease import read_holder
 from dto_pipeline.run.sanity import Sanity, judge_run
@@ -36,16 +37,9 @@ if TYPE_CHECKING:  # `dto status` plans nothing
 RECENT_S = 3600.0  # speed is that of the last hour of work
 _EXAMPLE = ("image_id", "status", "message", person_leaf("status"), person_leaf("message"))
 SLOWEST = 5  # shards a summary names
+_SLOW = ("shard", "wall_s", "images", "worker")
 STRAY_ADVICE = "it is no label file of this run, and whoever reads the folder reads it too; move it elsewhere"
 EXIT_DONE, EXIT_MISSING, EXIT_SELECTED = 0, 1, 3
-
-
-class FailedShard(NamedTuple):
-    """A shard that was given up."""
-
-    shard: int
-    attempts: int
-    error: str
 
 
 @dataclass(frozen=True)
@@ -66,14 +60,14 @@ class RunStatus:
     person_status: dict[str, int]
     images_per_s: float  # 0 = not known yet
     eta_s: float | None  # seconds until the pending shards are done at that speed; None = not known
-    failed: list[FailedShard]
+    failed: list[dict[str, Any]]  # shards given up: `shard`, `attempts`, `error`
     stage_seconds: dict[str, float]  # of all shards that are done, threads added up
     void: dict[int, str]  # shards whose receipt does not hold, and why
     unreadable_failures: dict[int, str]  # shards whose failure record is damaged, and how; they count as pending
     sanity: Sanity
 
     def to_json(self) -> dict[str, Any]:
-        return {**dataclasses.asdict(self), "failed": [failure._asdict() for failure in self.failed]}
+        return dataclasses.asdict(self)
 
     def as_table(self) -> str:
         shards = ", ".join(f"{count} {word}" for word, count in self.shards.items())
@@ -89,7 +83,7 @@ class RunStatus:
             *count_lines(PersonStatus, self.person_status),
             f"speed    {self.images_per_s:.1f} images/s{age}",
             f"ETA      {format_duration(self.eta_s)}" + ("" if self.driver != "none" else " once somebody works on it"),
-            *(f"failed   shard {f.shard} after {f.attempts} attempts: {f.error}" for f in self.failed),
+            *(f"failed   shard {f['shard']} after {f['attempts']} attempts: {f['error']}" for f in self.failed),
             *(f"void     shard {shard}: {reason}; `dto run` does it again" for shard, reason in self.void.items()),
             *unreadable_lines(self.unreadable_failures),
             *self.sanity.lines(),
@@ -144,7 +138,7 @@ def read_status(run_dir: str | Path) -> RunStatus:
         person_status=add_counts(receipt.person_status for receipt in receipts),
         images_per_s=speed,
         eta_s=0.0 if pending == 0 else (images_left / speed if speed > 0 else None),
-        failed=[FailedShard(f.shard, f.attempts, f.error) for f in given_up],
+        failed=[{name: getattr(failure, name) for name in ("shard", "attempts", "error")} for failure in given_up],
         stage_seconds=sum_stages(receipts),
         void=scan.void,
         unreadable_failures={shard: why for shard, why in scan.unreadable.items() if shard in scan.failures},
@@ -179,11 +173,10 @@ def images_per_second(receipts: Sequence[Receipt]) -> float:
 
 def sum_stages(receipts: Iterable[Receipt]) -> dict[str, float]:
     """Seconds per stage over several shards, the longest first."""
-    total: dict[str, float] = {}
+    total: Counter[str] = Counter()
     for receipt in receipts:
-        for stage, seconds in receipt.stage_seconds.items():
-            total[stage] = total.get(stage, 0.0) + seconds
-    return dict(sorted(total.items(), key=lambda item: -item[1]))
+        total.update(receipt.stage_seconds)
+    return dict(total.most_common())
 
 
 def format_duration(seconds: float | None) -> str:
@@ -220,15 +213,6 @@ class Tally:
     repairs_failed: dict[int, str] = field(default_factory=dict)  # repairs that were given up -> error
 
 
-class SlowShard(NamedTuple):
-    """One of the shards that took longest."""
-
-    shard: int
-    wall_s: float
-    images: int
-    worker: str
-
-
 @dataclass(frozen=True)
 class RunSummary:
     """What became of a run. `now` and `before` are told apart by this launch."""
@@ -249,11 +233,11 @@ class RunSummary:
     person_status: dict[str, int]
     failed_images: int  # images whose labels are as given because they could not be processed
     retries: int  # attempts beyond the first, of shards done now
-    failed_tries: int  # of this launch, whatever became of the shard
+    failed_attempts: int  # of this launch, whatever became of the shard
     workers_lost: int  # in this launch
     out_of_memory: int  # of them, those whose machine lacked memory
     unreadable_failures: dict[int, str]  # failure records found damaged: their attempts are not counted
-    slowest: list[SlowShard]  # of shards done now, the slowest first
+    slowest: list[dict[str, Any]]  # `shard`, `wall_s`, `images`, `worker` of those done now, the slowest first
     wall_s: float  # of this launch
     images_per_s: float  # of this launch, workers' start-up included
     stage_seconds: dict[str, float]  # of shards done now, threads added up
@@ -265,7 +249,7 @@ class RunSummary:
     @property
     def nothing_to_do(self) -> bool:
         """True when this launch found no work: what it was asked for was done, or given up, before."""
-        idle = self.done_now == 0 and not self.failed_tries and not self.retried
+        idle = self.done_now == 0 and not self.failed_attempts and not self.retried
         return idle and self.done_before + len(self.failed_shards) + self.unselected == self.shards
 
     @property
@@ -278,8 +262,10 @@ class RunSummary:
         return EXIT_SELECTED if self.done_before + self.done_now + self.unselected == self.shards else EXIT_MISSING
 
     def to_json(self) -> dict[str, Any]:
+        # failed_tries: the name until 0.4
         derived = {"nothing_to_do": self.nothing_to_do, "exit_code": self.exit_code}
-        return {**dataclasses.asdict(self), "slowest": [shard._asdict() for shard in self.slowest], **derived}
+        derived["failed_tries"] = self.failed_attempts
+        return {**dataclasses.asdict(self), **derived}
 
     def as_table(self) -> str:
         lines = [f"run      {self.run_dir}"]
@@ -298,15 +284,16 @@ class RunSummary:
         if self.done_now:
             lines.append(f"time     {format_duration(self.wall_s)}, {self.images_per_s:.1f} images/s")
             lines.append(f"sizes    {self.sizes}")
-        if self.failed_tries or self.workers_lost:
-            lines.append(f"losses   {self.workers_lost} workers lost, {self.failed_tries} attempts failed")
+        if self.failed_attempts or self.workers_lost:
+            lines.append(f"losses   {self.workers_lost} workers lost, {self.failed_attempts} attempts failed")
         if self.out_of_memory:
             advice = "use fewer workers, or keep others off the machine"
             lines.append(f"memory   ran out on a machine and ended {self.out_of_memory} of these workers; {advice}")
         lines += unreadable_lines(self.unreadable_failures)
         stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in self.stage_seconds.items())
         lines += [f"stages   {stages} (all workers and threads)"] if stages else []
-        slow = ", ".join(f"{s.shard} {s.wall_s:.1f} s ({s.images} images, {s.worker})" for s in self.slowest)
+        told = "{shard} {wall_s:.1f} s ({images} images, {worker})"
+        slow = ", ".join(told.format(**shard) for shard in self.slowest)
         lines += [f"slowest  shard {slow}"] if slow else []
         lines += [f"failed   shard {shard}: {error}" for shard, error in self.failed_shards.items()]
         lines += [f"failed   repair of shard {shard}: {error}" for shard, error in self.failed_repairs.items()]
@@ -334,8 +321,10 @@ def summarize(
     done = plan.done if scan is None else scan.done
     failures = {} if scan is None else scan.failures
     receipts = list(done.values())
-    losses = count_losses(receipts)
-    complaint = over_budget(losses, max_failed_images)
+    budget = FailureBudget(max_failed_images, {})
+    for receipt in receipts:
+        budget.shard_done(receipt)
+    complaint = budget.verdict()
     fresh = [receipt for shard, receipt in done.items() if shard not in plan.done]
     computed = sorted((receipt for receipt in fresh if not receipt.adopted), key=lambda receipt: -receipt.wall_s)
     given_up = {shard: failure.error for shard, failure in failures.items() if failure.given_up}
@@ -356,27 +345,24 @@ def summarize(
         person_status=add_counts(receipt.person_status for receipt in receipts),
         failed_images=sum(receipt.failed_images for receipt in receipts),
         retries=sum(receipt.attempt - 1 for receipt in fresh),
-        failed_tries=tally.charges,
+        failed_attempts=tally.charges,
         workers_lost=tally.workers_lost,
         out_of_memory=tally.out_of_memory,
         unreadable_failures=plan.unreadable,
-        slowest=[
-            SlowShard(r.shard, r.wall_s, r.images, r.worker)
-            for r in sorted(computed, key=lambda r: -r.wall_s)[:SLOWEST]
-        ],
+        slowest=[{name: getattr(receipt, name) for name in _SLOW} for receipt in computed[:SLOWEST]],
         wall_s=wall_s,
         images_per_s=sum(receipt.images for receipt in fresh) / wall_s,
         stage_seconds=sum_stages(fresh),
-        over_budget=complaint and "\n".join([complaint, *find_example(directory, losses)]),
+        over_budget=complaint and "\n".join([complaint, *find_example(directory, budget)]),
         sanity=judge_run(plan.identity, receipts),
         strays=find_strays(directory, plan.identity),
     )
 
 
-def find_example(directory: RunDirectory, losses: Losses) -> list[str]:
+def find_example(directory: RunDirectory, budget: FailureBudget) -> list[str]:
     """One line with the first row that was lost for the commonest cause and what it says; [] where none tells."""
-    commonest = next((cause for cause, _ in losses.causes), "")
-    receipt = losses.examples.get(commonest)
+    commonest = next((cause for cause, _ in budget.causes), "")
+    receipt = budget.examples.get(commonest)
     if receipt is None:
         return []
     try:

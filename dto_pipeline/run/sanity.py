@@ -18,7 +18,7 @@ from dto_pipeline.axes import FAR
 from dto_pipeline.config import METRES_PER_DEPTH, STAND_IN_BODY, DepthConfig
 from dto_pipeline.data.label_files import LabelColumns, flatten_table
 from dto_pipeline.data.receipts import Receipt, add_counts
-from dto_pipeline.models.depth_kinds import is_metric
+from dto_pipeline.models.depth import is_metric
 from dto_pipeline.run.identity import RunIdentity
 from dto_pipeline.status import PLACED, ImageStatus, PersonStatus
 
@@ -94,7 +94,16 @@ def _count_fits(columns: LabelColumns, metric: np.ndarray, config: Mapping[str, 
         return {}
     alpha = np.stack([columns.images["alpha_near"], columns.images["alpha_far"]])
     told = _told_unit(config)
-    unit = np.where(metric, 1.0, _image_units(columns) if told is None else told)
+    if told is None:  # what `maths.depth_evidence` measured, each image's median, from the same numbers
+        depth = columns.people["depth_mean"].astype(np.float64)
+        unit = columns.people["transl_init"][:, 2] / (depth * METRES_PER_DEPTH)
+        order = np.lexsort([unit, columns.owner])  # NaN come last
+        people = np.bincount(columns.owner[~np.isnan(unit)], minlength=columns.num_images)
+        some = np.flatnonzero(people)
+        measured = np.full(columns.num_images, np.nan)
+        middle = (columns.starts[some] + (people[some] - 1 + up) // 2 for up in (0, 1))
+        measured[some] = np.mean([unit[order[position]] for position in middle], axis=0)
+    unit = np.where(metric, 1.0, measured if told is None else told)
     fits = np.isfinite(alpha) & (alpha != 0)
     held = fits & np.isclose(alpha, config["solver"]["default_alpha_min"] * unit, rtol=1e-5, atol=0)
     return {"fits": int(fits.sum()), "fits at the default bound": int(held.sum())}
@@ -102,19 +111,6 @@ def _count_fits(columns: LabelColumns, metric: np.ndarray, config: Mapping[str, 
 
 def _told_unit(config: Mapping[str, Mapping[str, Any]]) -> float | None:
     return DepthConfig(unit=config["depth"].get("unit", "published")).told_unit  # runs before 0.4 had no other
-
-
-def _image_units(columns: LabelColumns) -> np.ndarray:
-    """(images,) what `maths.depth_evidence` measured, from the same numbers; NaN where nobody was measured."""
-    depth = columns.people["depth_mean"].astype(np.float64)
-    unit = columns.people["transl_init"][:, 2] / (depth * METRES_PER_DEPTH)
-    order = np.lexsort([unit, columns.owner])  # NaN come last
-    people = np.bincount(columns.owner[~np.isnan(unit)], minlength=columns.num_images)
-    some = np.flatnonzero(people)
-    low, high = (unit[order[columns.starts[some] + (people[some] - 1 + up) // 2]] for up in (0, 1))
-    found = np.full(columns.num_images, np.nan)
-    found[some] = (low + high) / 2
-    return found
 
 
 @dataclass(frozen=True)
@@ -166,7 +162,7 @@ class Sanity:
 
 def judge_run(identity: RunIdentity, receipts: Iterable[Receipt]) -> Sanity:
     """The figures of the shards that are done, and what is far from any sound run."""
-    receipts = list(receipts)
+    receipts, path = list(receipts), identity.config["body"]["model_path"]
     telling = [receipt for receipt in receipts if receipt.signs]
     signs = Counter(add_counts(receipt.signs for receipt in telling))
     people = Counter(add_counts(receipt.person_status for receipt in receipts))
@@ -194,7 +190,7 @@ def judge_run(identity: RunIdentity, receipts: Iterable[Receipt]) -> Sanity:
         told_unit=_told_unit(identity.config),
     )
     return Sanity(
-        body=_describe_body(identity),
+        body=f"{STAND_IN_BODY} (the stand-in, not SMPL)" if path in ("", STAND_IN_BODY) else str(path),
         depth=_describe_depth(identity),
         shards=len(telling),
         shards_silent=len(receipts) - len(telling),
@@ -313,11 +309,6 @@ def _median_unit(signs: Counter[str]) -> float | None:
 
 def _share(part: int, whole: int) -> float | None:
     return round(part / whole, 4) if whole else None
-
-
-def _describe_body(identity: RunIdentity) -> str:
-    path = identity.config["body"]["model_path"]
-    return f"{STAND_IN_BODY} (the stand-in, not SMPL)" if path in ("", STAND_IN_BODY) else str(path)
 
 
 def _describe_depth(identity: RunIdentity) -> str:

@@ -16,23 +16,21 @@ from pathlib import Path
 import torch
 
 from dto_pipeline.config import PipelineConfig
-from dto_pipeline.data.labels import build_label_table, read_label_metadata, read_labels
+from dto_pipeline.data.labels import build_label_table, read_label_metadata, read_labels, splice_rows
 from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.receipts import Receipt
 from dto_pipeline.data.remote_inputs import fetch_body, open_depth
-from dto_pipeline.data.splice import splice_rows
 from dto_pipeline.data.storage import absolute
-from dto_pipeline.data.tar_images import open_images
+from dto_pipeline.data.tars import open_images
 from dto_pipeline.models.seeing import Sight
 from dto_pipeline.optimizer import SceneOptimizer
-from dto_pipeline.run.deaths import InFlight, clear_note, find_suspicion, work_one_by_one, write_note
+from dto_pipeline.run.deaths import InFlight, clear_note, find_condemned, find_suspicion, work_one_by_one, write_note
 from dto_pipeline.run.folder import RunDirectory, RunDirectoryError, RunMismatch, read_identity
 from dto_pipeline.run.identity import RunIdentity, describe_run_difference, find_missing, find_places, identify_run
 from dto_pipeline.run.placing import ManifestRows, ScenePlacer
 from dto_pipeline.run.pool import process_name
 from dto_pipeline.run.publish import (
     LabelTable,
-    ShardWork,
     Standing,
     commit_receipt,
     find_orphan,
@@ -136,9 +134,9 @@ class ShardRunner:
         image_ids = rows.column("image_id").to_pylist()
         job = _Job(shard, attempt, rows, image_ids, shard_key(loaded.identity, image_ids), started, clock)
         own = self.config.run.workers == 0  # no driver of its own would notice the death of this process
-        if own:
-            write_note(self.directory, InFlight(shard, attempt, "", driver=True))
         try:
+            if own:
+                write_note(self.directory, InFlight(shard, attempt, "", driver=True))
             receipt = self._adopt(job, standing) or standing.receipt
             if receipt is None:
                 table = self._publish(job, standing.free, self._place(job, rows))
@@ -181,15 +179,8 @@ class ShardRunner:
         if before is not None:
             seconds.update(before.stage_seconds)
             wall_s, adopted = wall_s + before.wall_s, before.adopted
-        work = ShardWork(
-            worker=process_name(),
-            attempt=job.attempt,
-            adopted=adopted,
-            wall_s=round(wall_s, 6),
-            finished_at=time.time(),
-            stage_seconds={stage: round(value, 6) for stage, value in sorted(seconds.items())},
-        )
-        return commit_receipt(self.directory, self._warm().identity, job.shard, generation, job.key, table, work)
+        where = self.directory, self._warm().identity, job.shard, generation
+        return commit_receipt(*where, job.key, table, wall_s, seconds, job.attempt, adopted)
 
     def _repair(self, job: _Job, before: Receipt, generation: int) -> Receipt:
         """Do the failed images of a finished shard again; its other rows stay as they are.
@@ -210,8 +201,8 @@ class ShardRunner:
     def _place(self, job: _Job, rows: ManifestRows) -> LabelTable:
         """Label rows of manifest rows: all together, or one by one where the shard has ended processes."""
         placer, shard, attempt = self._warm().placer, job.shard, job.attempt
-        suspicion = find_suspicion(self.directory, shard, attempt, self.config.run.max_attempts)
-        if suspicion is None:
+        failure = find_suspicion(self.directory, shard, attempt, self.config.run.max_attempts)
+        if failure is None:
             next_shard = self._next.get(shard)
             read = self._warm().manifest.read_shard
             following = None if next_shard is None else functools.partial(read, next_shard)
@@ -222,10 +213,11 @@ class ShardRunner:
         def note(image: str, survived: tuple[str, ...]) -> None:
             write_note(self.directory, InFlight(shard, attempt, image, survived, own))
 
-        placed = work_one_by_one(images, suspicion, lambda i: placer.place(rows.take([i]), job.clock)[0], note)
+        placed = work_one_by_one(images, failure, lambda i: placer.place(rows.take([i]), job.clock)[0], note)
+        condemned = find_condemned(failure)
         for position, image in enumerate(images):
             if position not in placed:
-                placed[position] = placer.keep_labels(rows.take([position]), *suspicion.verdict(image))[0]
+                placed[position] = placer.keep_labels(rows.take([position]), *condemned[image])[0]
         return build_label_table([placed[position] for position in range(len(images))])
 
     def _warm(self) -> _Loaded:

@@ -83,7 +83,7 @@ def begin_network(config: TrainConfig) -> tuple[MeshNetwork, dict[str, Any]]:
         return network, {"weights": config.loop.init, "sha256": hash_weights(weights), **told}
     if not options.model:
         return network, {}
-    from dto_pipeline.models.encoder import load_dinov2  # transformers costs seconds
+    from dto_pipeline.models.pretrained import load_dinov2  # transformers costs seconds
 
     state, heads = load_dinov2(ModelReference(options.model, options.revision, options.offline, option="encoder"))
     if heads != options.heads:

@@ -16,7 +16,7 @@ from typing import Any
 
 from dto_pipeline.config import BodyConfig
 from dto_pipeline.config_tree import ConfigError, build_sections, read_tree
-from dto_pipeline.data.certainty import Limits
+from dto_pipeline.data.label_files import Limits
 
 PATCH, CELL, GROUP = 14, 28, 56  # sides of tokens of level 0, 1 and 2 [px]
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {

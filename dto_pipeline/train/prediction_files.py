@@ -28,7 +28,7 @@ from dto_pipeline.data.labels import LabelsError, build_label_table, read_label_
 from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.manifest_build.writer import write_label_manifest
 from dto_pipeline.data.storage import STORAGE_ERRORS, Location, absolute, as_location, list_names
-from dto_pipeline.data.tar_images import carry_tar_index, open_images
+from dto_pipeline.data.tars import carry_tar_index, open_images
 from dto_pipeline.errors import DtoError
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.paths import SUBSET_NAME, name_subset

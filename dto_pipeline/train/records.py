@@ -15,8 +15,7 @@ from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
-from dto_pipeline.data.file_lock import take_lock
-from dto_pipeline.data.files import write_bytes_atomic
+from dto_pipeline.data.files import take_lock, write_bytes_atomic
 from dto_pipeline.errors import DtoError
 from dto_pipeline.reading import read_regular
 

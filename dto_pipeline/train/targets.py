@@ -13,9 +13,8 @@ import numpy as np
 import torch
 
 from dto_pipeline.axes import NUM_BETAS
-from dto_pipeline.data.certainty import NO_LIMITS, Limits
-from dto_pipeline.data.label_files import LabelColumns
-from dto_pipeline.data.placed import unpack_covariance
+from dto_pipeline.data.label_files import NO_LIMITS, LabelColumns, Limits
+from dto_pipeline.data.labels import unpack_covariance
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.status import UNUSED, PersonStatus, UnusableImage
 from dto_pipeline.train.augment import (

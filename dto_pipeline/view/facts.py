@@ -11,8 +11,15 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from dto_pipeline.axes import FAR, HEIGHT_CLASSES, NEAR
-from dto_pipeline.data.certainty import EXPECTED_ERROR, Z_SIGMA, Limits
-from dto_pipeline.data.label_files import LabelColumns, flatten_table, person_leaf, read_label_files
+from dto_pipeline.data.label_files import (
+    EXPECTED_ERROR,
+    Z_SIGMA,
+    LabelColumns,
+    Limits,
+    flatten_table,
+    person_leaf,
+    read_label_files,
+)
 from dto_pipeline.data.labels import read_label_metadata
 from dto_pipeline.run.report import RunStatus, read_status
 from dto_pipeline.status import PLACED, ImageStatus

@@ -19,7 +19,7 @@ from trimesh.visual.material import PBRMaterial
 
 from dto_pipeline import __version__
 from dto_pipeline.models.body import BodyModel
-from dto_pipeline.models.surface import vertex_normals
+from dto_pipeline.models.rasterizer import vertex_normals
 from dto_pipeline.scene import PlacedScene
 from dto_pipeline.view.drawing import person_colours
 

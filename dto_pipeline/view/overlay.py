@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dto_pipeline.models.rasterizer import Raster, rasterize
-from dto_pipeline.models.surface import find_surface, vertex_normals
+from dto_pipeline.models.rasterizer import Raster, find_surface, rasterize, vertex_normals
 from dto_pipeline.view.drawing import draw_tags, person_colours
 
 _FINER = 2  # meshes are drawn at this many times the figure's resolution

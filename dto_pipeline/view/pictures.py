@@ -16,9 +16,8 @@ import numpy as np
 
 from dto_pipeline.data.files import write_bytes_atomic
 from dto_pipeline.data.label_files import read_label_files
-from dto_pipeline.data.labels import LabelsError
+from dto_pipeline.data.labels import LabelsError, placed_scenes
 from dto_pipeline.data.people import People
-from dto_pipeline.data.placed import placed_scenes
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.scene import PlacedScene
 from dto_pipeline.status import ImageStatus, UnusableImage

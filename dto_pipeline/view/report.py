@@ -329,7 +329,7 @@ def _failures(facts: Facts) -> Block:
         rows = [[image, _plain(status), message] for image, status, message in facts.failures]
         parts.append(_table(["image", "status", "what was found"], rows, key=True))
     if facts.status.failed:
-        lost = [[f"shard {f.shard}", f"{f.attempts}", f.error] for f in facts.status.failed]
+        lost = [[f"shard {f['shard']}", f"{f['attempts']}", f["error"]] for f in facts.status.failed]
         parts.append(_table(["shard", "attempts", "last error"], lost, numeric=(1,)))
     shown, failed = len(facts.failures), facts.total["failed"]
     note = f"The first {shown} of {failed:,}." if failed > shown else "Their rows are in the labels, as given."

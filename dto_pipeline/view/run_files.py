@@ -17,7 +17,7 @@ from dto_pipeline.data.labels import LabelsError, read_label_metadata, read_labe
 from dto_pipeline.data.manifest import Manifest, ManifestError, find_manifest
 from dto_pipeline.data.remote_inputs import fetch_body, open_depth
 from dto_pipeline.data.storage import Location, as_location
-from dto_pipeline.data.tar_images import open_images
+from dto_pipeline.data.tars import open_images
 from dto_pipeline.models.body import BodyModel, BodyModelError
 from dto_pipeline.models.depth import DepthFiles
 from dto_pipeline.run.folder import RunDirectory, RunScan, read_identity, scan_run

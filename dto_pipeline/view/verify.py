@@ -34,8 +34,7 @@ from dto_pipeline.data.label_files import LabelColumns, flatten_table
 from dto_pipeline.data.labels import LabelsError, read_label_metadata
 from dto_pipeline.data.manifest import Manifest, ManifestError
 from dto_pipeline.data.receipts import LABELS, parse_name, shard_name
-from dto_pipeline.data.storage import base_name
-from dto_pipeline.data.store import sha256_of
+from dto_pipeline.data.storage import base_name, sha256_of
 from dto_pipeline.models.body import BodyModel, BodyModelError
 from dto_pipeline.run.folder import find_strays
 from dto_pipeline.run.identity import RunIdentity
@@ -204,11 +203,11 @@ def _check_folder(run: RunFiles, verdict: Verdict) -> None:
         verdict.unchecked.append(f"{_ONCE}: {holder.describe()} is at work on it")
         return
     rule, scan = verdict.rule(_ONCE), run.scan
-    names = [name for name in run.directory.store.entries(LABELS) if name[0] not in "._"]  # others are not read
-    counting = {base_name(path) for path in scan.labels.files.values()}
     strays = find_strays(run.directory, run.identity)
+    names = {name for name in run.directory.store.entries(LABELS) if name[0] not in "._"} | {*strays}  # others: unread
+    counting = {base_name(path) for path in scan.labels.files.values()}
     rule.checked += len(names)
-    for name in sorted({*names} - counting):
+    for name in sorted(names - counting):
         place = parse_name(name)
         if place is None or name in strays:
             rule.offend(f"{name}: it is no label file of this run; move it elsewhere")

@@ -81,7 +81,7 @@ def build_demo_manifest(folder: Path, images: int, shard_images: int) -> Path:
     Returns:
         The manifest's path.
     """
-    from dto_pipeline.lab.dataset import DemoSettings, build_demo_data
+    from dto_pipeline.lab.demo_data import DemoSettings, build_demo_data
     from dto_pipeline.models.body import load_body
 
     build_demo_data(folder / "data", load_body("demo"), DemoSettings(images=images))

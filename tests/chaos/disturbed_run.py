@@ -186,7 +186,7 @@ class DisturbedRun:
     def notes_in_hand(self) -> frozenset[tuple[str, int]]:
         """Notes of processes that are (or were, when they died) at work on a shard: name and time of writing [ns]."""
         found = []
-        for path in (self.view / "failures").glob("shard-*.hand.json"):
+        for path in (self.view / "failures").glob("shard-*.in-flight.json"):
             with suppress(FileNotFoundError):  # taken away in between
                 found.append((path.name, path.stat().st_mtime_ns))
         return frozenset(found)
@@ -198,7 +198,7 @@ class DisturbedRun:
 
     @property
     def shards_done_image_by_image(self) -> int:
-        """Finished shards whose tries before had ended with their process: the last ones go image by image."""
+        """Finished shards whose earlier attempts had ended with their process: the last ones go image by image."""
         receipts = (json.loads(path.read_bytes()) for path in (self.view / "receipts").glob("shard-*.json"))
         return sum(receipt["attempt"] >= RunConfig.max_attempts for receipt in receipts)
 

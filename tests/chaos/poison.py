@@ -48,7 +48,7 @@ def _compare_rows(run: DisturbedRun, shard: int, image: str) -> list[str]:
 
 
 def poison_shard(run: DisturbedRun) -> None:
-    """A shard whose labels cannot be published: given up after its tries, all others done, exit code 1."""
+    """A shard whose labels cannot be published: given up after its attempts, all others done, exit code 1."""
     shard = run.arena.shards // 2
     fault = Fault(f"labels/shard-{shard:05d}.parquet", RAISE, events=("os.link", "os.rename", "open"))
     run.expect_exit(run.start(faults=[fault]), 1)

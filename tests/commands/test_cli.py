@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from dto_pipeline.cli import build_parser, main
-from dto_pipeline.models.depth_licences import LICENCES
+from dto_pipeline.models.networks import LICENCES
 
 
 def test_every_verb_has_help(capsys: pytest.CaptureFixture[str]) -> None:
@@ -22,6 +24,25 @@ def test_every_verb_has_help(capsys: pytest.CaptureFixture[str]) -> None:
             build_parser().parse_args([*verb.split(), "--help"])
         assert stop.value.code == 0
         assert "usage: dto" in capsys.readouterr().out
+
+
+def _number_types(parser: argparse.ArgumentParser) -> Iterator[tuple[str, Callable[[str], object]]]:
+    """Name and type of every option of a parser and the verbs below it that takes a number."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for below in action.choices.values():
+                yield from _number_types(below)
+        elif callable(action.type) and action.type is not Path:
+            yield action.dest, action.type
+
+
+def test_every_option_that_takes_a_number_refuses_what_means_nothing() -> None:
+    options = dict(_number_types(build_parser()))
+    assert {"min_persons", "max_height_dev", "min_score", "workers", "seed", "watch"} <= options.keys()
+    for read in options.values():
+        for text in ("-3", "nan", "inf", "1e999"):
+            with pytest.raises((ValueError, argparse.ArgumentTypeError)):
+                read(text)
 
 
 def test_the_help_of_a_run_ends_in_paragraphs_whose_names_are_whole(

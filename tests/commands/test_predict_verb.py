@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from dto_pipeline.cli import main
+from dto_pipeline.data.labels import read_placed
 from dto_pipeline.data.manifest import Manifest
-from dto_pipeline.data.placed import read_placed
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.run.folder import RunDirectory, read_identity
 from dto_pipeline.train.checkpoint import Checkpoint, Position, begin_network, read_checkpoint, save_checkpoint

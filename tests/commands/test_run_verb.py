@@ -115,7 +115,7 @@ def test_a_driver_that_is_asked_to_end_leaves_in_good_order_and_charges_nobody(m
     command = [sys.executable, "-c", script, manifest, run_dir, "0", "0.5"]
     with subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True) as driver:
         deadline = time.monotonic() + 60
-        while not list(Path(run_dir).glob("failures/*.hand.json")):
+        while not list(Path(run_dir).glob("failures/*.in-flight.json")):
             assert time.monotonic() < deadline
             time.sleep(0.02)
         os.kill(driver.pid, signal.SIGTERM)
@@ -125,4 +125,4 @@ def test_a_driver_that_is_asked_to_end_leaves_in_good_order_and_charges_nobody(m
     assert "KeyboardInterrupt" in said
     assert list(Path(run_dir).glob("failures/*")) == []
     assert main(["status", run_dir]) == 0
-    assert list(directory.labels.glob(".*")) == []
+    assert list(directory.at("labels").glob(".*")) == []

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from dto_pipeline.data.file_lock import take_lock
+from dto_pipeline.data.files import take_lock
 
 HOLD_AND_FORK = """
 import os, sys, time
-from dto_pipeline.data.file_lock import take_lock
+from dto_pipeline.data.files import take_lock
 stream = open(sys.argv[1], "a+")
 take_lock(stream)
 told, tells = os.pipe()
@@ -62,7 +62,7 @@ def test_a_file_system_without_locks_is_told_from_one_that_fails(
     def refuse(*_: object) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr("dto_pipeline.data.file_lock.fcntl.flock", refuse)
+    monkeypatch.setattr("dto_pipeline.data.files.fcntl.flock", refuse)
     with (tmp_path / "lock").open("a+") as stream:
         if told is None:
             with pytest.raises(OSError, match=os.strerror(number)):

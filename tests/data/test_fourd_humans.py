@@ -53,12 +53,12 @@ def test_a_sample_reads_back_equal_at_every_protocol(tmp_path, protocol):
         "a/b/000.detection.npz": npz(masks=masks),
     }
     index = make_index(tmp_path, t=files)
-    found = parse_people(index.read("t.tar!a/b/000.data.pyd"), "t.tar!a/b/000.data.pyd")
+    found = parse_people(index.read_bytes("t.tar!a/b/000.data.pyd"), "t.tar!a/b/000.data.pyd")
     for row, wanted in enumerate(people):
         np.testing.assert_array_equal(found.keypoints[row], wanted["keypoints_2d"])
     np.testing.assert_allclose(found.bbox_xyxy, [[10, 20, 90, 100]] * 2, rtol=1e-6)
     np.testing.assert_array_equal(
-        parse_masks(index.read("t.tar!a/b/000.detection.npz"), "t.tar!a/b/000.detection.npz"), masks
+        parse_masks(index.read_bytes("t.tar!a/b/000.detection.npz"), "t.tar!a/b/000.detection.npz"), masks
     )
 
 
@@ -67,7 +67,7 @@ def test_hostile_people_are_refused_by_name_and_nothing_runs(tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     index = make_index(tmp_path, t={"000.data.pyd": pickle.dumps([{"betas": Armed()}], protocol), "1.jpg": jpeg()})
     with pytest.raises(UnsafePickle, match=r"t\.tar!000\.data\.pyd.*(posix|nt)\.?.*system"):
-        parse_people(index.read("t.tar!000.data.pyd"), "t.tar!000.data.pyd")
+        parse_people(index.read_bytes("t.tar!000.data.pyd"), "t.tar!000.data.pyd")
     assert not (tmp_path / SENTINEL).exists()
 
 

@@ -17,8 +17,7 @@ from dto_pipeline.data.manifest_build.check import check_manifest
 from dto_pipeline.data.rle import decode_rle, encode_rle
 from dto_pipeline.data.scenes import load_scenes
 from dto_pipeline.data.sources.sidecar import write_sidecar
-from dto_pipeline.data.tar_images import carry_tar_index, open_images
-from dto_pipeline.data.tar_index import TarIndexError
+from dto_pipeline.data.tars import TarIndexError, carry_tar_index, open_images
 from tests.data.small_set import (
     HEIGHT,
     WIDTH,

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from dto_pipeline.data.files import sha256_file
 from dto_pipeline.data.labels import read_labels
 from dto_pipeline.data.manifest import Manifest, ManifestError
-from dto_pipeline.data.manifest_build.merge import MergeReport, merge_predictions, outcomes_path
+from dto_pipeline.data.manifest_build.build_report import MergeReport
+from dto_pipeline.data.manifest_build.merge import merge_predictions, outcomes_path
 from dto_pipeline.data.rle import encode_rle
 from dto_pipeline.maths.camera import project
 from dto_pipeline.models.body import BodyModel
@@ -274,7 +275,7 @@ def test_focal_alone_means_the_image_centre_and_no_camera_the_labels(merge, tiny
 
 
 def test_a_crowd_beyond_the_limit_is_cut_to_the_surest(merge, tiny, body, monkeypatch):
-    monkeypatch.setattr("dto_pipeline.data.manifest_build.merge_rows.MAX_PREDICTIONS", 3)
+    monkeypatch.setattr("dto_pipeline.data.manifest_build.merge.MAX_PREDICTIONS", 3)
     people = pick(shifted(released(tiny, body), body, 0.5), [0] * 5)
     people["det_score"] = np.linspace(0.6, 0.9, 5, dtype=np.float32)
     _, report = merge(people)

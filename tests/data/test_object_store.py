@@ -11,8 +11,7 @@ import pytest
 
 from dto_pipeline.data import object_store
 from dto_pipeline.data.object_store import RemoteStore
-from dto_pipeline.data.storage import StoreError, exists, open_input, read_head
-from dto_pipeline.data.store import open_store
+from dto_pipeline.data.storage import StoreError, exists, open_input, open_store, read_head
 from tests.s3_server import ENVIRONMENT
 
 Answer = tuple[int, bytes]

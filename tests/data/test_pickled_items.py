@@ -170,4 +170,4 @@ def test_memory_does_not_grow_with_the_number_of_images(protocol: int, tmp_path:
         return used
 
     # one batch of a thousand images is held, and a count per camera that people share (0.1 kB an image)
-    assert peak(4000) - peak(1500) < 2500 * 400
+    assert peak(3000) - peak(1500) < 1500 * 400

@@ -8,8 +8,7 @@ import numpy as np
 
 from dto_pipeline.collate import collate_scenes, keep_labels, split_batch
 from dto_pipeline.config import PipelineConfig
-from dto_pipeline.data.labels import build_label_table, write_label_shard
-from dto_pipeline.data.placed import read_placed
+from dto_pipeline.data.labels import build_label_table, read_placed, write_label_shard
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.optimizer import SceneOptimizer
 from dto_pipeline.scene import PlacedScene

@@ -6,7 +6,7 @@ import pytest
 from dto_pipeline.data.inert_pickle import UnsafePickle
 from dto_pipeline.data.sources.relative_human import read_annotations
 from dto_pipeline.data.sources.rows import LabelFileError
-from dto_pipeline.evaluate.relative_human import EvaluatedImage, evaluate_relative_human
+from dto_pipeline.evaluate.relative_human import GROUPS, EvaluatedImage, evaluate_relative_human
 from tests.pickle_streams import SENTINEL, Armed
 
 
@@ -90,4 +90,4 @@ def test_annotations_fit_the_metric(tmp_path):
     keypoints = np.stack([kp2d[:, :2], np.add(kp2d[:, :2], [200, 0])]).astype(np.float32)
     image = EvaluatedImage("a.jpg", found.images["a.jpg"], keypoints, np.array([3.0, 5.0], np.float32))
     result = evaluate_relative_human([image])
-    assert result.pcdr == {"all": 1.0, "adult": 1.0, "teen": None, "kid": None, "baby": 1.0}
+    assert [result.share(f"pcdr_{group}") for group in GROUPS] == [1.0, 1.0, None, None, 1.0]

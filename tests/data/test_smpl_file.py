@@ -299,7 +299,7 @@ def test_an_unknown_class_is_named(
         ("model.pkl", b"", "not a sound SMPL file"),
         ("model.pkl", pickle.dumps([1, 2]), "holds a list"),
         ("model.pkl", pickle.dumps({}), "lacks the array"),
-        ("model.npz", b"PK\x03\x04 and then nothing", "damaged zip"),
+        ("model.npz", b"PK\x03\x04 and then nothing", "not a whole npz"),
         ("model.pth", b"not a checkpoint", "not a checkpoint"),
         ("model.obj", b"v 0 0 0\nv 0 0 1\n", "not a sound SMPL file"),
     ],
@@ -307,6 +307,15 @@ def test_an_unknown_class_is_named(
 def test_what_is_no_model_at_all_is_refused(name: str, data: bytes, mentions: str, tmp_path: Path) -> None:
     with pytest.raises(SmplFileError, match=mentions):
         read_smpl(_write(tmp_path / name, data))
+
+
+def test_a_foreign_npz_is_refused_with_the_arrays_it_holds(tmp_path: Path) -> None:
+    np.savez(tmp_path / "foreign.npz", vertices=np.zeros(3), faces=np.zeros(3))
+    with pytest.raises(SmplFileError, match="lacks the array 'v_template'; found 'vertices', 'faces'; expected"):
+        read_smpl(tmp_path / "foreign.npz")
+    np.savez(tmp_path / "half.npz", v_template=np.zeros((6890, 3)), other=np.zeros(3))
+    with pytest.raises(SmplFileError, match="lacks the array 'shapedirs'; found 'v_template', 'other'; expected"):
+        read_smpl(tmp_path / "half.npz")
 
 
 def test_a_file_cut_short_is_refused(plain: dict[str, np.ndarray], tmp_path: Path) -> None:

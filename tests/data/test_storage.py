@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dto_pipeline.data.images import ImageCorrupt, ImageMissing, open_folder
+from dto_pipeline.data.images import ImageCorrupt, ImageFolder, ImageMissing
 from dto_pipeline.data.manifest import Manifest, report_path
 from dto_pipeline.data.manifest_build.builder import build_manifest
 from dto_pipeline.data.manifest_build.check import check_manifest
@@ -20,12 +20,12 @@ from dto_pipeline.data.storage import (
     join_location,
     list_names,
     local_copy,
+    open_store,
     read_head,
     write_bytes,
     written,
 )
-from dto_pipeline.data.store import open_store
-from dto_pipeline.data.tar_images import open_images
+from dto_pipeline.data.tars import open_images
 from dto_pipeline.paths import UnsafePath
 from tests.data.small_set import (
     HEIGHT,
@@ -155,7 +155,7 @@ def test_a_folder_that_is_itself_a_link_is_listed(tmp_path):
 def test_images_behind_a_uri_are_judged_like_files(bucket, tmp_path):
     put("i/a.jpg", jpeg(60))
     put("i/cut.jpg", jpeg()[:100])
-    store = open_folder("memory://i")
+    store = ImageFolder("memory://i")
     assert store.size("a.jpg") == (32, 24)
     assert int(store.read("a.jpg").rgb.mean()) == 60
     with pytest.raises(ImageMissing):

@@ -2,8 +2,7 @@
 
 import pytest
 
-from dto_pipeline.data.storage import StorageError, parent_and_name
-from dto_pipeline.data.store import create_bytes, open_store, read_bytes, read_many, sha256_of
+from dto_pipeline.data.storage import StorageError, open_store, parent_and_name, read_bytes, read_many, sha256_of
 from tests.memory_store import clear_memory
 
 
@@ -71,7 +70,7 @@ def test_many_files_are_read_in_order_and_those_gone_are_left_out(store, root):
 def test_single_files_are_found_by_their_location(store, root):
     place = root / "a" / "x y" if not isinstance(root, str) else f"{root}/a/x%20y"
 
-    assert create_bytes(place, b"abc")
+    assert store.create("a/x y", b"abc")
     assert read_bytes(place) == b"abc"
     assert sha256_of(place).startswith("ba7816bf")
     assert list(store.entries("a")) == ["x y"]

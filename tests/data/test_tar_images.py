@@ -7,8 +7,7 @@ import pytest
 
 from dto_pipeline.data.image_index import ImageIndex
 from dto_pipeline.data.images import ImageCorrupt, ImageFolder, ImageMissing
-from dto_pipeline.data.tar_images import TarImages, locate_images, open_images, place_in_tars, tar_index_path
-from dto_pipeline.data.tar_index import TarIndexError
+from dto_pipeline.data.tars import TarIndexError, locate_images, open_images, place_in_tars, tar_index_path
 from tests.tars import jpeg, make_index, write_tar
 
 
@@ -19,7 +18,7 @@ def image_index(names):
 
 def test_corrupt_jpeg_in_the_middle_leaves_its_neighbours(tmp_path):
     files = {"0.jpg": jpeg(10), "1.jpg": jpeg(shade=77)[:200], "2.jpg": jpeg(200)}
-    images = TarImages(make_index(tmp_path, t=files))
+    images = make_index(tmp_path, t=files)
     for name, shade in (("0", 10), ("2", 200)):
         assert int(images.read(f"t.tar!{name}.jpg").rgb.mean()) == shade
     with pytest.raises(ImageCorrupt, match=r"image t\.tar!1\.jpg"):
@@ -28,7 +27,7 @@ def test_corrupt_jpeg_in_the_middle_leaves_its_neighbours(tmp_path):
 
 def test_pixels_and_digest_equal_those_of_the_file(tmp_path):
     (tmp_path / "x.jpg").write_bytes(jpeg(33))
-    images = TarImages(make_index(tmp_path, t={"a/x.jpg": jpeg(33)}))
+    images = make_index(tmp_path, t={"a/x.jpg": jpeg(33)})
     inside, outside = images.read("t.tar!a/x.jpg"), ImageFolder(tmp_path).read("x.jpg")
     np.testing.assert_array_equal(inside.rgb, outside.rgb)
     assert inside.sha256 == outside.sha256
@@ -37,14 +36,15 @@ def test_pixels_and_digest_equal_those_of_the_file(tmp_path):
 def test_size_is_found_behind_long_metadata(tmp_path):
     long = jpeg(comment=b"c" * 60000)
     far = long[:2] + (b"\xff\xe1\xff\x00" + b"e" * (0xFF00 - 2)) * 2 + long[2:]
-    images = TarImages(make_index(tmp_path, t={"near.jpg": jpeg(), "far.jpg": far, "not.jpg": b"text"}))
+    images = make_index(tmp_path, t={"near.jpg": jpeg(), "far.jpg": far, "not.jpg": b"text"})
     assert images.size("t.tar!near.jpg") == images.size("t.tar!far.jpg") == (32, 24)
     with pytest.raises(ImageCorrupt, match=r"t\.tar!not\.jpg has no readable header"):
         images.size("t.tar!not.jpg")
 
 
 def test_images_that_are_in_no_tar_are_missing(tmp_path):
-    images = TarImages(make_index(tmp_path, t={"../up.jpg": jpeg(), "A.jpg": jpeg()}), {"a.jpg": "t.tar!A.jpg"})
+    images = make_index(tmp_path, t={"../up.jpg": jpeg(), "A.jpg": jpeg()})
+    images.similar = {"a.jpg": "t.tar!A.jpg"}
     for name, message in (
         ("b.jpg", "in none of the tars"),
         ("a.jpg", r"in none of the tars; t\.tar!A\.jpg differs in upper and lower case"),
@@ -61,7 +61,7 @@ def test_images_that_are_in_no_tar_are_missing(tmp_path):
 
 
 def test_messages_name_no_folder_of_this_machine(tmp_path):
-    images = TarImages(make_index(tmp_path, t={"0.jpg": jpeg()}))
+    images = make_index(tmp_path, t={"0.jpg": jpeg()})
     (tmp_path / "t.tar").unlink()
     for name in ("t.tar!0.jpg", "t.tar!1.jpg", "u.tar!0.jpg", "0.jpg"):
         with pytest.raises(ImageMissing) as raised:
@@ -71,7 +71,7 @@ def test_messages_name_no_folder_of_this_machine(tmp_path):
 
 def test_many_threads_read_many_tars(tmp_path):
     tars = {f"t{k}": {f"{i}.jpg": jpeg(10 * k + i) for i in range(3)} for k in range(20)}
-    images = TarImages(make_index(tmp_path, **tars))
+    images = make_index(tmp_path, **tars)
     names = [f"t{k}.tar!{i}.jpg" for i in range(3) for k in range(20)]
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda name: int(images.read(name).rgb.mean()), names))
@@ -87,7 +87,7 @@ def test_label_names_become_addresses_and_the_store_reads_them(tmp_path):
     assert placed.index.image_file == ["s/000001.tar!a/b/1.jpg", "s/000000.tar!a/b/0.jpg", names[2]]
     assert placed.index.image_path == ["1.jpg", "0.jpg", "9.jpg"]
     assert placed.repeated == [("s/000000.tar!a/b/0.jpg", "s/000001.tar!a/b/0.jpg")]
-    assert [summary.usable for summary in placed.tars] == [2, 2]
+    assert [summary.usable for summary in placed.images.summaries] == [2, 2]
     store = open_images(tmp_path / "tars", manifest)
     assert [store.size(name) for name in placed.index.image_file[:2]] == [(32, 24)] * 2
     (tmp_path / "tars" / "plain.jpg").write_bytes(jpeg(80))
@@ -176,4 +176,4 @@ def test_names_that_share_a_first_dot_never_share_a_picture(tmp_path):
     assert locate_images(index, ["cam.0.jpg", "cam.1.jpg"], 1).addresses == [None, None]
     assert locate_images(index, ["cam.0.jpg"], 1).addresses == ["t.tar!cam.jpg"]
     with pytest.raises(ImageMissing, match=r"neither under its whole name nor as sample 'cam' .*first dot"):
-        TarImages(index).read_bytes("cam.0.jpg")
+        index.read_bytes("cam.0.jpg")

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dto_pipeline.evaluate.body_matching import MIN_IOU, box_iou, joint_boxes, match_bodies
+from dto_pipeline.evaluate.matching import MIN_IOU, box_iou, joint_boxes, match_bodies
 
 BODY = np.array([[0.0, 0.0], [10.0, 0.0], [10.0, 30.0], [0.0, 30.0]])
 

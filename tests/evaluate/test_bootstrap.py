@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dto_pipeline.evaluate import bootstrap
-from dto_pipeline.evaluate.bootstrap import Sums, estimate, ratio
+from dto_pipeline.evaluate import evaluation
+from dto_pipeline.evaluate.evaluation import Sums, estimate, ratio
 
 
 def mean(sums: Sums) -> np.ndarray:
@@ -53,7 +53,7 @@ def test_equal_arguments_give_equal_intervals_and_another_seed_others() -> None:
 
 def test_memory_is_bounded_without_changing_an_interval(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = estimate(images(1, 30), {"mean": mean})["mean"]
-    monkeypatch.setattr(bootstrap, "_NUMBERS_AT_ONCE", 90)
+    monkeypatch.setattr(evaluation, "_NUMBERS_AT_ONCE", 90)
     assert estimate(images(1, 30), {"mean": mean})["mean"] == whole
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dto_pipeline.evaluate.image_join import ImageJoinError, join_images
+from dto_pipeline.evaluate.matching import ImageJoinError, join_images
 
 
 def test_equal_names_are_equal_images() -> None:

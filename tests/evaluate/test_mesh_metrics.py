@@ -12,7 +12,6 @@ from dto_pipeline.evaluate.mesh_metrics import (
     Alignment,
     align_similarity,
     aligned_error,
-    depth_gaps,
     mean_distance,
     root_relative_error,
     vertical_field_of_view,
@@ -97,12 +96,6 @@ def test_nobody_is_no_error() -> None:
     none = np.zeros((0, 24, 3))
     assert mean_distance(none, none).shape == (0,)
     assert aligned_error(none, none)[0].shape == (0,)
-
-
-def test_depth_gaps_compare_differences_not_places() -> None:
-    true, first, second = np.array([3.0, 5.0, 9.0]), np.array([0, 1]), np.array([1, 2])
-    assert depth_gaps(true + 2, true, first, second).tolist() == [0.0, 0.0]
-    assert depth_gaps(np.array([3.0, 4.5, 9.5]), true, first, second).tolist() == [0.5, 1.0]
 
 
 def test_a_focal_length_of_half_the_height_sees_ninety_degrees() -> None:

@@ -7,13 +7,14 @@ import dataclasses
 import numpy as np
 import pytest
 
-from dto_pipeline.evaluate.placement_evaluation import (
+from dto_pipeline.evaluate.placements import (
     PLACEMENT_MEASURES,
+    Placement,
     SyntheticError,
     evaluate_synthetic,
+    placement_errors,
     placement_sums,
 )
-from dto_pipeline.evaluate.synthetic import Placement, placement_errors
 from dto_pipeline.models.body import BodyModel
 from tests.evaluate.people import make_people
 

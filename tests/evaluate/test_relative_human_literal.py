@@ -4,8 +4,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dto_pipeline.data.sources.relative_human import evaluated_joints
-from dto_pipeline.evaluate.relative_human import Annotation, EvaluatedImage, evaluate_relative_human
+from dto_pipeline.data.sources.relative_human import Annotation, evaluated_joints
+from dto_pipeline.evaluate.relative_human import GROUPS, EvaluatedImage, evaluate_relative_human
 
 
 def box(points):
@@ -99,7 +99,7 @@ def test_reference_mode_is_the_description_word_for_word(seeds):
         assert tally.matches.tolist() == [list(pair) for pair in matches]
         assert tally.missed.tolist() == missed
     np.testing.assert_allclose(
-        [np.nan if value is None else value for value in result.pcdr.values()],
-        [np.nan if value is None else value for value in metrics_literally(images)],
+        [result.share(f"pcdr_{group}") or 0.0 for group in GROUPS],
+        [value or 0.0 for value in metrics_literally(images)],
         rtol=1e-12,
     )

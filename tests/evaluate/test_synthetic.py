@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dto_pipeline.evaluate.synthetic import (
+from dto_pipeline.evaluate.placements import (
     MEASURES,
     Placement,
     as_table,

@@ -31,8 +31,8 @@ from dto_pipeline.data.receipts import parse_receipt
 from dto_pipeline.data.rle import RleError, decode_rle, encode_rle, measure_rles, sample_rle
 from dto_pipeline.data.safe_pickle import SMPL_FILE, safe_loads
 from dto_pipeline.data.smpl_file import read_smpl
-from dto_pipeline.data.tar_index import TarIndex, build_tar_index
 from dto_pipeline.data.tar_walk import walk_tar
+from dto_pipeline.data.tars import TarImages, build_tar_index
 from dto_pipeline.data.torch_files import read_torch_file
 from dto_pipeline.errors import DtoError
 from dto_pipeline.models.body import load_body
@@ -221,15 +221,15 @@ def _npz(folder: Path) -> list[bytes]:
 
 def _indices(folder: Path) -> list[bytes]:
     (folder / "0.tar").write_bytes(TAR)
-    build_tar_index(folder, ["0.tar"], folder / "index")
+    build_tar_index(folder, folder / "index")
     return [(folder / "index").read_bytes()]
 
 
 def _read_index(path: Path) -> None:
-    index = TarIndex(path, path.parent)
+    index = TarImages(path, path.parent)
     for summary in index.summaries:
         index.rows(summary.tar)
-    list(index.images())
+    list(index.members())
 
 
 def _manifests(folder: Path) -> list[bytes]:

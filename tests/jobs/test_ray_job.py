@@ -4,51 +4,18 @@ from __future__ import annotations
 
 import subprocess
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.jobs.conftest import TINY_OPTIONS, free_port
+from tests.jobs.conftest import TINY_OPTIONS
+from tests.ray_cluster import RayNodes
 from tests.run.chaos import label_bytes
 from tests.tiny_dataset import TinyDataset
 
 ROOT = Path(__file__).parents[2]
 START_S = 120.0  # a loaded machine takes long to bring a dashboard up
-
-
-@pytest.fixture
-def cluster(short_folder: Path, environment: dict[str, str]) -> Iterator[str]:
-    """Address of the job server of a Ray head with two CPUs; its process is ended by its own id."""
-    port, dashboard = free_port(), free_port()
-    command = ["ray", "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard}"]
-    command += ["--include-dashboard=true", f"--ray-client-server-port={free_port()}", "--num-cpus=2"]
-    command += [f"--dashboard-agent-listen-port={free_port()}"]  # its usual one may be taken by a Ray beside us
-    command += [f"--temp-dir={short_folder}/ray", "--object-store-memory=100000000"]
-    with (short_folder / "head.log").open("wb") as log:
-        head = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
-    try:
-        address = f"http://127.0.0.1:{dashboard}"
-        _wait_until_it_answers(f"{address}/api/jobs/", head, short_folder / "head.log")
-        yield address
-    finally:
-        head.terminate()
-        head.wait(timeout=60)
-
-
-def _wait_until_it_answers(url: str, head: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + START_S
-    while True:
-        assert head.poll() is None, log.read_text()
-        try:
-            with urllib.request.urlopen(url, timeout=5):
-                return
-        except (urllib.error.URLError, OSError):
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.3)
 
 
 def _submit(arguments: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
@@ -63,14 +30,18 @@ def _submit(arguments: list[str], environment: dict[str, str]) -> subprocess.Com
 
 @pytest.mark.slow
 def test_a_submitted_job_writes_what_an_undisturbed_run_writes_and_a_second_finds_nothing_to_do(
-    tiny: TinyDataset, undisturbed: dict[str, bytes], cluster: str, short_folder: Path, environment: dict[str, str]
+    tiny: TinyDataset,
+    undisturbed: dict[str, bytes],
+    ray_nodes: RayNodes,
+    short_folder: Path,
+    environment: dict[str, str],
 ) -> None:
     plain = yaml.safe_load((ROOT / "jobs/generate.yaml").read_text())
     del plain["pip"]  # this machine has the packages, and no network
     (short_folder / "environment.yaml").write_text(yaml.safe_dump(plain))
     environment["DTO_RUNTIME_ENV"] = str(short_folder / "environment.yaml")
     run_dir = short_folder / "run"
-    arguments = [cluster, str(tiny.manifest), str(run_dir), "--workers", "2", *TINY_OPTIONS]
+    arguments = [ray_nodes.jobs, str(tiny.manifest), str(run_dir), "--workers", "2", *TINY_OPTIONS]
 
     first = _submit(arguments, environment)
     again = _submit(arguments, environment)

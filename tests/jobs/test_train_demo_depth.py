@@ -9,30 +9,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from depth_tiny import build_tiny_network, save_tiny_network
 from train_demo_depth import (
     HELD_OUT_SEED,
     TRAINING_SEED,
     Stage,
     TrainingSettings,
-    build_training_scene,
     depth_loss,
     load_training_scenes,
-    measure_network,
+    measure_folder,
     train_depth_network,
     write_readme,
 )
 
 from dto_pipeline.config import DepthConfig
-from dto_pipeline.lab.clothes import measure_template
-from dto_pipeline.lab.dataset import DemoSettings, build_demo_data
-from dto_pipeline.lab.depth_quality import TrueDepth, depth_quality
-from dto_pipeline.lab.scenes import build_scene
-from dto_pipeline.lab.true_depth import build_true_scenes, measure_on_demo, write_true_depth
+from dto_pipeline.data.images import read_image
+from dto_pipeline.lab.demo_data import DemoSettings, build_demo_data, build_scene, build_true_pictures
+from dto_pipeline.lab.demo_score import TrueDepth, depth_quality, measure_network
 from dto_pipeline.models.body import BodyModel
-from dto_pipeline.models.depth import DepthFiles
 from dto_pipeline.models.depth_anything import DepthNetwork
-from dto_pipeline.models.depth_kinds import METRES_PER_DEPTH
-from dto_pipeline.models.depth_tiny import build_tiny_network, save_tiny_network
 
 SHIPPED = files("dto_pipeline.assets") / "depth_tiny"
 
@@ -69,10 +64,9 @@ def test_the_loss_is_zero_for_the_truth_and_sees_an_offset_that_scale_and_shift_
     assert depth_loss(2 * true + 0.3, true, weight).item() > 0.3  # the anchor
 
 
-def test_training_scenes_are_those_of_the_generator_with_seeds_of_their_own(body: BodyModel) -> None:
+def test_training_scenes_are_those_of_the_generator_with_seeds_of_their_own(tmp_path: Path, body: BodyModel) -> None:
     assert len({TRAINING_SEED, HELD_OUT_SEED, DemoSettings().seed}) == 3
-    template = measure_template(body)
-    scene, whole = build_training_scene(5, 1, body, template), build_scene(5, 1, body, template)
+    (scene,), whole = load_training_scenes(tmp_path, 5, range(1, 2)), build_scene(5, 1, body)
     np.testing.assert_array_equal(scene.person, whole.picture.person)
     np.testing.assert_allclose(scene.inverse, 1 / whole.picture.z, rtol=2e-3)
 
@@ -87,7 +81,7 @@ def test_a_few_steps_of_training_lower_the_loss_and_the_weights_survive_the_disk
     first, last = (float(line.split("loss ")[1].split(",")[0]) for line in said)
     assert last < 0.9 * first
     save_tiny_network(network, tmp_path / "saved", output_scale=100.0)
-    figures = measure_network(tmp_path / "saved", load_training_scenes(tmp_path, TRAINING_SEED, range(2)))
+    figures = measure_folder(tmp_path / "saved", load_training_scenes(tmp_path, TRAINING_SEED, range(2)))
     write_readme(tmp_path / "saved", {"steps": 200}, figures)
     assert f"{figures['person_error']:.4f}" in (tmp_path / "saved" / "README.md").read_text()
 
@@ -104,12 +98,9 @@ def test_the_shipped_network_sees_who_is_nearer_on_scenes_it_was_not_trained_on(
     tmp_path: Path, body: BodyModel
 ) -> None:
     build_demo_data(tmp_path / "data", body, DemoSettings(images=6, seed=11))
-    scenes = list(build_true_scenes(tmp_path / "data", body))
+    pictures = dict(build_true_pictures(tmp_path / "data", body))
     network = DepthNetwork(DepthConfig(source="model", model="demo", short_side=224))
-    figures = measure_on_demo(network, tmp_path / "data" / "images", scenes)
+    seen = ((read_image(tmp_path / "data/images" / name).rgb, one.z, one.person) for name, one in pictures.items())
+    figures = measure_network(network, seen)
     assert figures["order"] > 0.65
     assert figures["person_error"] < 0.25
-    write_true_depth(tmp_path / "true", scenes[0])
-    name = str(Path(scenes[0].name).with_suffix(".npy"))
-    found = DepthFiles(tmp_path / "true").load(name, *scenes[0].z.shape)
-    np.testing.assert_allclose(found, METRES_PER_DEPTH / scenes[0].z, rtol=1e-6)

@@ -1,18 +1,99 @@
-"""The benchmark: its plain loop computes what the batched code computes, and its report holds every stage."""
+"""The benches: the plain loop computes what the batched code does, and each measures what it says."""
 
 from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForDepthEstimation, DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config
 
 from dto_pipeline.collate import collate_scenes
-from dto_pipeline.config import PipelineConfig
-from dto_pipeline.lab.bench_plain import PlainBody, draw_people, measure_people, solve_groups
-from dto_pipeline.lab.bench_stages import COMPARED, STAGES, run_bench
+from dto_pipeline.config import DepthConfig, PipelineConfig
+from dto_pipeline.lab.bench_depth import WINDOWS, DepthBenchReport, depth_flops, run_depth_bench, time_network
+from dto_pipeline.lab.bench_resume import run_resume_bench
+from dto_pipeline.lab.bench_stages import (
+    COMPARED,
+    STAGES,
+    PlainBody,
+    draw_people,
+    measure_people,
+    run_bench,
+    solve_groups,
+)
 from dto_pipeline.models.body import BodyModel
+from dto_pipeline.models.depth_anything import DepthNetwork
 from dto_pipeline.optimizer import SceneOptimizer
 from tests.crowds import Stander, make_scene
+from tests.tiny_models import save_depth_anything
+
+
+def test_operations_are_counted_and_the_large_network_costs_what_is_known_of_it(tmp_path: Path) -> None:
+    backbone: dict[str, Any] = {
+        "hidden_size": 1024,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "patch_size": 14,
+    }
+    backbone |= {"image_size": 518, "out_indices": [5, 12, 18, 24], "reshape_hidden_states": False}
+    config = DepthAnythingConfig(
+        backbone_config=Dinov2Config(**backbone), reassemble_hidden_size=1024, neck_hidden_sizes=[256, 512, 1024, 1024],
+        fusion_hidden_size=256, head_hidden_size=32,
+    )  # fmt: skip
+    with torch.device("meta"):
+        large = DepthAnythingForDepthEstimation(config)
+    assert depth_flops(large, 518, 686) / 1e12 == pytest.approx(1.8, rel=0.1)
+    small = AutoModelForDepthEstimation.from_pretrained(save_depth_anything(tmp_path / "tiny"))
+    assert 3 < depth_flops(small, 112, 168) / depth_flops(small, 56, 84) < 6
+
+
+def test_a_benchmark_reports_both_ways_and_every_stage(tmp_path: Path) -> None:
+    depth = DepthConfig(model=str(save_depth_anything(tmp_path / "tiny")), short_side=28)
+    report = run_depth_bench(images=2, repeats=1, config=PipelineConfig(depth=depth))
+    assert {"decode", "masks", "depth", "rasterizer", "evidence", "solver", "write"} <= report.stage_ms.keys()
+    assert (report.images, report.windows, report.network_size) == (WINDOWS * 4, WINDOWS, (28, 42))
+    assert 0 < report.busy <= 1
+    assert 0 < report.share_of_peak < 1
+    assert {"MainThread", "looking_0", "decode_0"} <= report.thread_busy.keys()
+    assert all(0 < busy <= 1 for busy in report.thread_busy.values())
+    assert "images/s" in report.as_table()
+
+
+def test_the_network_alone_is_timed_without_what_comes_before_it(tmp_path: Path) -> None:
+    network = DepthNetwork(
+        DepthConfig(source="model", model=str(save_depth_anything(tmp_path / "tiny")), short_side=28)
+    )
+    seen: list[int] = []
+
+    def compute(inputs: torch.Tensor) -> None:
+        seen.append(len(inputs))
+        time.sleep(0.01)
+
+    network.compute, network.at_once = compute, 2  # type: ignore[method-assign]
+    assert 0.03 <= time_network(network, [np.zeros((30, 45, 3), np.uint8)] * 3, 5) < 0.5
+    assert seen == [2, 2, 1]
+
+
+def test_ratios_are_those_of_the_figures() -> None:
+    report = DepthBenchReport(
+        images=10, windows=16, device="x", model="m", network_size=(518, 686), batch=8, alone_per_s=200.0,
+        end_to_end_per_s=190.0, busy=0.9, tflop_per_image=1.8, peak_tflops=800.0, stage_ms={}, thread_busy={},
+    )  # fmt: skip
+    assert report.overlap == 0.95
+    assert report.share_of_peak == pytest.approx(0.45)
+
+
+@pytest.mark.slow  # ten thousand label files
+def test_ten_thousand_shards_with_five_hundred_failures_are_told_and_planned_in_two_seconds(tmp_path: Path) -> None:
+    bench = run_resume_bench(10_000, tmp_path)
+    assert (bench.shards, bench.given_up) == (10_000, 500)
+    assert 0 < bench.status_cpu_s < 2.0  # CPU: other work of the machine must not fail this
+    assert 0 < bench.plan_cpu_s < 2.0
+    assert "10000 shards, 500 of them given up" in bench.as_table()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_plain_loop_and_the_batched_code_compute_the_same(body: BodyModel) -> None:
@@ -29,7 +110,7 @@ def test_the_plain_loop_and_the_batched_code_compute_the_same(body: BodyModel) -
     np.testing.assert_allclose(torch.stack(vertices), exact, atol=1e-5)
     person, z, visible = draw_people(scene, vertices, body, config)
     assert np.abs(visible - result.maps.visible_vertices[0].numpy()).max() <= 2
-    people = measure_people(scene, person, z, visible, body, config)
+    people = measure_people(scene, (person, z, visible), body, config)
     for index, found in enumerate(people):
         assert found is not None
         assert found.depth == pytest.approx(result.evidence.depth[0, index].tolist(), rel=1e-4)

@@ -13,9 +13,16 @@ from dto_pipeline.data.rle import decode_rle
 from dto_pipeline.data.sources.camerahmr import open_camerahmr
 from dto_pipeline.data.sources.sidecar import Sidecar
 from dto_pipeline.lab.crowd import plan_crowd
-from dto_pipeline.lab.dataset import DemoData, DemoSettings, build_demo_data, read_truth
-from dto_pipeline.lab.marker import DemoDataError
-from dto_pipeline.lab.write import LABELS, SIDECAR, image_name
+from dto_pipeline.lab.crowd_files import CrowdFilesError
+from dto_pipeline.lab.demo_data import (
+    LABELS,
+    SIDECAR,
+    DemoData,
+    DemoSettings,
+    build_demo_data,
+    image_name,
+    read_truth,
+)
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.models.depth import DepthFiles, DepthInvalid
 
@@ -49,12 +56,12 @@ def test_a_data_set_that_is_there_is_left_alone_and_another_is_refused(tmp_path:
     assert (first.created, again.created) == (True, False)
     assert again.persons == first.persons
     assert times == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    with pytest.raises(DemoDataError, match="seed: 5 there, 6 wanted"):
+    with pytest.raises(CrowdFilesError, match="seed: 5 there, 6 wanted"):
         build_demo_data(tmp_path, body, DemoSettings(images=2, seed=6))
 
 
 def test_truth_of_a_half_written_data_set_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DemoDataError, match="no whole demo data set"):
+    with pytest.raises(CrowdFilesError, match="no whole demo data set"):
         read_truth(tmp_path)
 
 
@@ -128,7 +135,7 @@ def test_small_crowds_to_train_on_have_nothing_broken_and_the_truth_beside_them(
         assert picture.size == (160, 120)
     planned = [plan_crowd(9, number).num_people for number in range(12)]
     assert np.bincount(read_truth(tmp_path)["image_number"]).tolist() == planned
-    with pytest.raises(DemoDataError, match=r"scale: 0\.25 there, 1\.0 wanted"):
+    with pytest.raises(CrowdFilesError, match=r"scale: 0\.25 there, 1\.0 wanted"):
         build_demo_data(tmp_path, body, DemoSettings(images=12, seed=9, spoilt=False))
 
 

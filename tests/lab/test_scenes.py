@@ -1,4 +1,4 @@
-"""Synthetic crowds: what is true of a scene is true of everything made from it."""
+"""Synthetic crowds: what is true of a scene is true of everything made from it; heights follow growth charts."""
 
 from __future__ import annotations
 
@@ -7,22 +7,47 @@ from functools import cache
 import numpy as np
 import pytest
 
-from dto_pipeline.axes import ADULT_FEMALE, BABY, KID_AXIS
-from dto_pipeline.lab.breakages import BREAKAGES, plan_breakages
-from dto_pipeline.lab.clothes import measure_template
+from dto_pipeline.axes import ADULT_FEMALE, ADULT_MALE, BABY, KID_AXIS
+from dto_pipeline.config import PriorConfig
 from dto_pipeline.lab.crowd import HEIGHT_RANGE, plan_crowd
+from dto_pipeline.lab.demo_data import BREAKAGES, DemoScene, build_scene, plan_breakages
 from dto_pipeline.lab.observe import observe_disparity
-from dto_pipeline.lab.people import rest_height, solve_height
-from dto_pipeline.lab.scenes import DemoScene, build_scene
+from dto_pipeline.lab.people import CHART, FEMALE, MALE, height_law, rest_height, sample_heights, solve_height
 from dto_pipeline.models.body import BodyModel, load_body
+
+
+def test_medians_at_known_ages() -> None:
+    age, sex = np.array([2.0, 2.0, 5.042, 10.042, 20.0, 60.0]), np.array([MALE, FEMALE, FEMALE, MALE, MALE, FEMALE])
+    median, variation = height_law(age, sex)
+    assert median == pytest.approx([0.8645, 0.8498, 1.0796, 1.3882, 1.7685, 1.6334])
+    assert variation[4] == pytest.approx(0.0404)
+
+
+def test_children_grow_and_adults_do_not() -> None:
+    ages = np.linspace(0.8, 20, 200)
+    for sex in (MALE, FEMALE):
+        assert (np.diff(height_law(ages, np.full(200, sex))[0]) > 0).all()
+        assert np.ptp(height_law(np.linspace(20, 80, 9), np.full(9, sex))[0]) == 0
+    assert (np.diff(CHART[:, 0]) > 0).all()
+
+
+def test_drawn_adults_follow_the_chart_and_not_the_priors() -> None:
+    rng, prior = np.random.default_rng(5), PriorConfig()
+    for sex, kind in ((MALE, ADULT_MALE), (FEMALE, ADULT_FEMALE)):
+        drawn = sample_heights(np.full(20_000, 30.0), np.full(20_000, sex), rng)
+        median = height_law(np.array([30.0]), np.array([sex]))[0][0]
+        assert drawn.mean() == pytest.approx(median, abs=0.002)
+        assert drawn.std() == pytest.approx(median * 0.04, rel=0.05)
+        standard_error = prior.sigma[kind] / np.sqrt(len(drawn))
+        assert abs(drawn.mean() - prior.mean[kind]) > 10 * standard_error
+
 
 SEED = 7
 
 
 @cache
 def scene(number: int) -> DemoScene:
-    body = load_body("demo")
-    return build_scene(SEED, number, body, measure_template(body))
+    return build_scene(SEED, number, load_body("demo"))
 
 
 @pytest.fixture(params=[0, 2])
@@ -93,15 +118,15 @@ def test_labels_make_children_adult_like_and_too_far(crowd_scene: DemoScene) -> 
 def test_disparity_is_the_announced_line_of_true_inverse_depth() -> None:
     z = np.repeat(np.linspace(2, 20, 64)[None], 48, axis=0).astype(np.float32)
     nobody = np.full(z.shape, -1)
-    found = observe_disparity(z, nobody, np.random.default_rng(3))
+    found = observe_disparity(z, nobody, (500.0, 0.6), np.random.default_rng(3))
     inner = np.s_[20:28, 8:-8]  # rows in the middle tilt least, columns off the border blur least
-    slope, offset = np.polyfit(1 / z[inner].ravel(), found.values[inner].ravel().astype(float), 1)
-    assert slope == pytest.approx(found.scale, rel=0.02)
-    assert offset == pytest.approx(found.offset, abs=0.5)
+    slope, offset = np.polyfit(1 / z[inner].ravel(), found[inner].ravel().astype(float), 1)
+    assert slope == pytest.approx(500.0, rel=0.02)
+    assert offset == pytest.approx(0.6, abs=0.5)
 
 
 def test_near_people_have_small_relative_depth_as_networks_give_it(crowd_scene: DemoScene) -> None:
-    disparity = crowd_scene.disparity.values.astype(np.float64)
+    disparity = crowd_scene.disparity.astype(np.float64)
     for index in np.flatnonzero(crowd_scene.truth.transl[:, 2] < 6):
         assert 1 / np.median(disparity[crowd_scene.masks[index]]) < 0.02
 

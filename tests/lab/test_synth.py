@@ -13,11 +13,12 @@ import pytest
 from dto_pipeline.axes import ADULT_MALE, KID
 from dto_pipeline.config import PipelineConfig, PriorConfig
 from dto_pipeline.data.people import read_people
+from dto_pipeline.errors import DtoError
 from dto_pipeline.lab.benchmark import OWN, POOLED, RECORDED, SWITCHES, BenchmarkError, BenchmarkSettings, override
 from dto_pipeline.lab.benchmark_page import run_benchmark
+from dto_pipeline.lab.crowd_files import CrowdFilesError
 from dto_pipeline.lab.difficulty import DIFFICULTIES, DifficultyError, change_options, choose_difficulty
 from dto_pipeline.lab.known_scenes import MadeScene, build_known_scene, plan_hard_crowd
-from dto_pipeline.lab.marker import DemoDataError
 from dto_pipeline.lab.solver_outcomes import (
     ACCEPTED,
     EVERYBODY,
@@ -54,7 +55,7 @@ def test_a_whole_data_set_is_recognised_and_another_one_refused(body: BodyModel,
     again = write_synth(tmp_path, kind, 1, 5, body)
     assert (again.created, again.persons) == (False, made.persons)
     assert digests(tmp_path) == before
-    with pytest.raises(DemoDataError, match="seed: 5 there, 6 wanted"):
+    with pytest.raises(CrowdFilesError, match="seed: 5 there, 6 wanted"):
         write_synth(tmp_path, kind, 1, 6, body)
 
 
@@ -108,9 +109,9 @@ def test_every_difficulty_is_hard_in_its_own_way(body: BodyModel) -> None:
 @pytest.mark.parametrize(
     ("option", "words"),
     [
-        ("speed=3", "'speed=3' is not of the form"),
-        ("leak", "'leak' is not of the form"),
-        ("leak=many", "leak is 'many'; expected int"),
+        ("speed=3", "unknown key difficulty.speed; keys are"),
+        ("leak", "'difficulty.leak' is not of the form"),
+        ("leak=many", "difficulty.leak must be int"),
         ("offset=-1", "offset is -1.0; expected 0 or more"),
         ("unit=0", "unit is 0.0; expected more than 0"),
         ("power=0", "power is 0.0; expected more than 0"),
@@ -119,12 +120,12 @@ def test_every_difficulty_is_hard_in_its_own_way(body: BodyModel) -> None:
         ("most_people=1", "expected at least 2"),
     ],
 )
-def test_a_knob_that_cannot_be_is_named(option: str, words: str) -> None:
-    with pytest.raises(DifficultyError, match=words.replace("[", r"\[")):
+def test_an_option_that_cannot_be_is_named(option: str, words: str) -> None:
+    with pytest.raises(DtoError, match=words.replace("[", r"\[")):
         change_options(DIFFICULTIES["easy"], [option])
 
 
-def test_knobs_change_a_difficulty_and_unknown_difficulties_are_named() -> None:
+def test_options_change_a_difficulty_and_unknown_difficulties_are_named() -> None:
     kind = choose_difficulty("easy", ["leak=4", "offset=0", "layouts=[street]"], "priors")
     assert (kind.leak, kind.offset, kind.layouts, kind.heights) == (4, 0.0, ("street",), "priors")
     with pytest.raises(DifficultyError, match="'extreme'; choose from"):

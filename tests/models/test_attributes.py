@@ -10,9 +10,9 @@ import torch
 
 from dto_pipeline.config import AttributeConfig, PipelineConfig
 from dto_pipeline.models import attribute_models as module
-from dto_pipeline.models.attribute_models import CropClassifier, build_attribute_models
-from dto_pipeline.models.attributes import Attributes, cut_crops, join_attributes, read_class_names
+from dto_pipeline.models.attribute_models import CropClassifier, build_attribute_models, read_class_names
 from dto_pipeline.models.body import BodyModel
+from dto_pipeline.models.body_pixels import Attributes, cut_crops, join_attributes
 from dto_pipeline.models.networks import ModelError, ModelReference
 from dto_pipeline.models.seeing import Sight
 from dto_pipeline.scene import Scene

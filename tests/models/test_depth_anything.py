@@ -19,13 +19,11 @@ from transformers import AutoModelForDepthEstimation
 
 from dto_pipeline.config import DEPTH_PRECISIONS, DepthConfig, PipelineConfig
 from dto_pipeline.config_tree import ConfigError
-from dto_pipeline.models.depth import DepthInvalid
+from dto_pipeline.models.depth import METRES_PER_DEPTH, DepthInvalid
 from dto_pipeline.models.depth_anything import DepthNetwork, computing_in, halve_weights, resolve_precision
-from dto_pipeline.models.depth_kinds import METRES_PER_DEPTH
-from dto_pipeline.models.depth_licences import describe_licences
-from dto_pipeline.models.depth_positions import stretch_positions
-from dto_pipeline.models.depth_resize import plan_windows, resize_to_image, resize_to_network
-from dto_pipeline.models.networks import ModelError, ModelMissing, ModelReference, identify
+from dto_pipeline.models.depth_recipes import stretch_positions
+from dto_pipeline.models.network_input import plan_windows, resize_to_image, resize_to_network
+from dto_pipeline.models.networks import ModelError, ModelMissing, ModelReference, identify, licence_lines
 from dto_pipeline.run.identity import hash_settings
 from tests.tiny_models import save_classifier, save_depth_anything, save_depth_pro
 
@@ -201,7 +199,7 @@ def test_a_network_of_another_task_is_refused_with_its_name(tmp_path: Path) -> N
 
 
 def test_every_size_of_depth_anything_has_its_licence_stated() -> None:
-    text = describe_licences()
+    text = "; ".join(licence_lines())
     small, large = "depth-anything/Depth-Anything-V2-Small-hf", "depth-anything/Depth-Anything-V2-Large-hf"
     apache, by_nc = text.index("Apache-2.0:"), text.index("CC BY-NC 4.0:")
     assert apache < text.index(small) < by_nc < text.index(large)

@@ -9,8 +9,7 @@ import pytest
 from PIL import Image
 
 from dto_pipeline.config import DepthConfig
-from dto_pipeline.models.depth import DepthInvalid, open_depth_files
-from dto_pipeline.models.depth_kinds import METRES_PER_DEPTH
+from dto_pipeline.models.depth import METRES_PER_DEPTH, DepthInvalid, open_depth_files
 
 Z = np.array([[2.0, 4.0, 8.0], [2.5, 5.0, 10.0]])  # [m], exact in millimetres
 

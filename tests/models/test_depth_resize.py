@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dto_pipeline.models.depth_resize import (
+from dto_pipeline.models.network_input import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     network_size,

@@ -11,8 +11,8 @@ from transformers import Dinov2Config, Dinov2Model
 
 from dto_pipeline.config import AttributeConfig, MaskConfig
 from dto_pipeline.models.attribute_models import build_attribute_models
-from dto_pipeline.models.encoder import load_dinov2
 from dto_pipeline.models.networks import ModelError, ModelReference
+from dto_pipeline.models.pretrained import load_dinov2
 from dto_pipeline.models.segmentation import InstanceNetwork
 from tests.tiny_models import save_classifier, save_mask2former
 

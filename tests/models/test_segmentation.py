@@ -11,11 +11,17 @@ from hypothesis import strategies as st
 
 from dto_pipeline.config import MaskConfig, PipelineConfig
 from dto_pipeline.models.body import BodyModel
-from dto_pipeline.models.instance_matching import Instances, map_joints, match_instances
+from dto_pipeline.models.body_pixels import (
+    Instances,
+    claim_pixels,
+    map_joints,
+    match_instances,
+    project_joints,
+    render_silhouettes,
+)
 from dto_pipeline.models.networks import ModelError, ModelMissing
 from dto_pipeline.models.seeing import Sight
 from dto_pipeline.models.segmentation import InstanceNetwork, check_family, person_classes
-from dto_pipeline.models.silhouettes import claim_pixels, project_joints, render_silhouettes
 from dto_pipeline.scene import Scene
 from dto_pipeline.status import PersonStatus
 from dto_pipeline.timing import StageClock

@@ -11,7 +11,7 @@ from torch import nn
 
 from dto_pipeline.config_tree import ConfigError
 from dto_pipeline.models.networks import ModelError
-from dto_pipeline.models.stored_networks import check_bounds, make_fitting, plain_weights
+from dto_pipeline.models.stored_networks import make_fitting, plain_weights
 from dto_pipeline.train.config import train_config_from_dict
 
 
@@ -55,12 +55,6 @@ def test_a_network_that_does_not_fit_takes_no_memory() -> None:
 def test_what_is_no_dict_of_tensors_is_refused(weights: object) -> None:
     with pytest.raises(ModelError, match=r"a\.pt: "):
         plain_weights(weights, "a.pt")
-
-
-@pytest.mark.parametrize("value", [0, 101, 10_000_000, 2.0, "12", None, True, float("nan")])
-def test_numbers_beyond_any_network_are_refused(value: object) -> None:
-    with pytest.raises(ModelError, match=r"layers is .*; expected 1 to 100"):
-        check_bounds({"layers": value}, {"layers": (1, 100)}, "a.pt")
 
 
 def test_a_description_of_ten_million_layers_costs_nothing() -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 
 from dto_pipeline.models.body import BodyModel
-from dto_pipeline.models.rasterizer import rasterize
-from dto_pipeline.models.surface import find_surface, vertex_normals
+from dto_pipeline.models.rasterizer import find_surface, rasterize, vertex_normals
 
 CAMERA = torch.tensor([[40.0, 0, 24], [0, 40.0, 20], [0, 0, 1]])
 SIZE = torch.tensor([[40, 48]])

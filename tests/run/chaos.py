@@ -17,12 +17,12 @@ from pathlib import Path
 
 from dto_pipeline.config import PipelineConfig, load_config
 from dto_pipeline.data.receipts import Receipt
-from dto_pipeline.data.storage import Location, as_location
+from dto_pipeline.data.storage import Location, as_location, open_store
 from dto_pipeline.run.driver import run_pipeline
 from dto_pipeline.run.folder import Failure, parse_failure
 from dto_pipeline.run.worker import ShardRunner
 
-RAISE, DIE, HANG = "raise", "die", "hang"
+RAISE, DIE, HANG, STOP = "raise", "die", "hang", "stop"
 
 
 class ChaosRunner(ShardRunner):
@@ -46,6 +46,8 @@ class ChaosRunner(ShardRunner):
             raise RuntimeError(f"shard {shard} raised")
         if fault == DIE:
             os.kill(os.getpid(), signal.SIGKILL)
+        if fault == STOP:
+            os.kill(os.getpid(), signal.SIGSTOP)
         if fault == HANG:
             time.sleep(3600)
         return super().run(shard, attempt)
@@ -71,6 +73,12 @@ def label_bytes(run_dir: Path) -> dict[str, bytes]:
         assert name not in found, f"{name} lies there twice, so that pq.read_table sees its images twice"
         found[name] = path.read_bytes()
     return found
+
+
+def remote_labels(uri: str) -> dict[str, bytes]:
+    """The same of a run in an object store."""
+    store = open_store(uri)
+    return {first_name(name): store.read(f"labels/{name}") for name in sorted(store.entries("labels"))}
 
 
 def first_name(name: str) -> str:

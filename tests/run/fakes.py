@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from dto_pipeline.config import RunConfig
 from dto_pipeline.data.receipts import Receipt
-from dto_pipeline.run.loop import Charge
+from dto_pipeline.run.loop import Charge, Crew
 from dto_pipeline.run.pool import Event, ShardDone, ShardRaised, WorkerLost, WorkerPlaced, WorkerReady
 
 START_S = 3.0  # a fake worker needs this long to be ready
@@ -67,7 +67,7 @@ class FakeLedger:
         self.waited.append(seconds)
         self.loading.append(loading)
 
-    def tick(self, loading: int) -> None:
+    def tick(self, crew: Crew) -> None:
         pass
 
     @property

@@ -12,10 +12,15 @@ from collections.abc import Collection
 from pathlib import Path
 
 from dto_pipeline.config import PipelineConfig
+from dto_pipeline.data.labels import read_labels
 from dto_pipeline.data.storage import Location
 from dto_pipeline.run.driver import run_pipeline
+from dto_pipeline.run.folder import RunDirectory
 from dto_pipeline.run.worker import ShardRunner
-from tests.run.chaos import tiny_config
+from dto_pipeline.status import ImageStatus
+from tests.run.chaos import label_bytes, tiny_config
+
+POISON = "tiny/000007.jpg"  # second image of shard 2 of the tiny set
 
 
 class PoisonRunner(ShardRunner):
@@ -40,6 +45,17 @@ class PoisonRunner(ShardRunner):
     def _warm_placer(self):
         assert self._loaded is not None
         return self._loaded.placer
+
+
+def check_poisoned(directory: RunDirectory, undisturbed: dict[str, bytes]) -> None:
+    """`POISON` has a row with its status; everything else is as if nothing had happened."""
+    rows = read_labels(directory.label_file(2)).to_pylist()
+    assert [row["status"] for row in rows].count(str(ImageStatus.WORKER_DIED)) == 1
+    assert (rows[1]["image_id"], rows[1]["status"]) == (POISON, "worker_died")
+    assert all(person["status"] == "not_run" for person in rows[1]["persons"])
+    found = label_bytes(directory.root)
+    assert {name for name in found if found[name] != undisturbed[name]} == {"shard-00002.parquet"}
+    assert directory.store.entries("failures") == {}
 
 
 def main() -> None:

@@ -19,8 +19,6 @@ from dto_pipeline.run.budget import (
     JUDGED_FROM,
     UNUSABLE_IMAGES,
     FailureBudget,
-    count_losses,
-    over_budget,
 )
 from dto_pipeline.run.folder import RunDirectory
 from dto_pipeline.run.identity import hash_settings
@@ -47,6 +45,14 @@ def receipt(shard: int, images: int = 50, people: int = 150, **counts: int) -> R
     )
 
 
+def verdict(share: float, *receipts: Receipt) -> str:
+    """What the end of a run of these shards says."""
+    budget = FailureBudget(share, {})
+    for one in receipts:
+        budget.shard_done(one)
+    return budget.verdict()
+
+
 @pytest.fixture
 def tiny(tmp_path: Path, body) -> TinyDataset:
     """Images in nine shards, and no depth map of any."""
@@ -69,7 +75,7 @@ def test_a_launch_in_which_everything_fails_stops_early_names_cause_and_step_and
     assert "depth_missing           25  No depth map was found" in said
     assert "for example tiny/000000.jpg: depth map 000000.npy does not exist" in said
     assert "start again with --retry-failed" in said
-    receipts = RunDirectory(tiny.manifest.parent / "run").receipts
+    receipts = RunDirectory(tiny.manifest.parent / "run").at("receipts")
     assert len(list(receipts.iterdir())) == 5
 
     depth = tiny.manifest.parent / "depth"
@@ -93,23 +99,23 @@ def test_a_small_run_is_done_to_its_end_and_then_ends_with_1(tmp_path: Path, bod
 
 @pytest.mark.parametrize("status", UNUSABLE_IMAGES)
 def test_every_kind_of_unusable_image_counts(status: ImageStatus) -> None:
-    assert over_budget(count_losses([receipt(0, **{status: 3})]), 0.05).startswith("3 of 50 images could not be used")
+    assert verdict(0.05, receipt(0, **{status: 3})).startswith("3 of 50 images could not be used")
 
 
 @pytest.mark.parametrize("status", [status for status in ImageStatus if status not in UNUSABLE_IMAGES])
 def test_what_the_method_decides_about_sound_images_never_counts(status: ImageStatus) -> None:
     people = {"too_small": 50, "alone_in_group": 50, "too_tall": 50}
-    assert over_budget(count_losses([receipt(0, **{status: 50}, **people)]), 0.0) == ""
+    assert verdict(0.0, receipt(0, **{status: 50}, **people)) == ""
 
 
 def test_people_whose_labels_are_invalid_count_by_themselves_and_hidden_ones_do_not() -> None:
-    lost = count_losses([receipt(0, invalid_label=4), receipt(1, invalid_label=12, empty_mask=99)])
-    assert over_budget(lost, 0.05).splitlines()[1].split()[:2] == ["invalid_label", "16"]
-    assert over_budget(lost, 0.06) == ""
+    lost = receipt(0, invalid_label=4), receipt(1, invalid_label=12, empty_mask=99)
+    assert verdict(0.05, *lost).splitlines()[1].split()[:2] == ["invalid_label", "16"]
+    assert verdict(0.06, *lost) == ""
 
 
 def test_the_commonest_cause_comes_first() -> None:
-    text = over_budget(count_losses([receipt(0, image_missing=3), receipt(1, depth_missing=9)]), 0.05)
+    text = verdict(0.05, receipt(0, image_missing=3), receipt(1, depth_missing=9))
     assert [line.split()[0] for line in text.splitlines()[1:3]] == ["depth_missing", "image_missing"]
 
 

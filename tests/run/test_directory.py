@@ -148,7 +148,10 @@ def test_of_two_generations_the_newer_one_counts_and_the_other_label_file_goes(r
     assert scan.done[1] == newer
     assert [base_name(path) for path in scan.labels.files.values()] == ["shard-00001.r1.parquet", "shard-00002.parquet"]
     files.settle_records(run[0], scan)
-    assert sorted(path.name for path in run[0].labels.iterdir()) == ["shard-00001.r1.parquet", "shard-00002.parquet"]
+    assert sorted(path.name for path in run[0].at("labels").iterdir()) == [
+        "shard-00001.r1.parquet",
+        "shard-00002.parquet",
+    ]
     assert files.scan_run(*run).labels.surplus == ()
 
 
@@ -174,7 +177,7 @@ def test_the_failure_of_a_shard_that_was_done_in_the_end_is_taken_away(run):
     _finish(run, 1)
     files.settle_records(run[0], files.scan_run(*run))
 
-    assert list(run[0].failures.iterdir()) == []
+    assert list(run[0].at("failures").iterdir()) == []
     assert files.scan_run(*run).done.keys() == {1}
 
 
@@ -204,8 +207,8 @@ def test_a_damaged_failure_record_leaves_the_shard_pending(run, text):
 
 def test_sweeping_takes_leftovers_and_nothing_else(run):
     _finish(run, 1)
-    (run[0].labels / f".shard-00002.parquet.tmp-{'0' * 32}").write_bytes(b"half")
-    (run[0].receipts / f".shard-00002.json.tmp-{'f' * 32}").write_bytes(b"half")
+    (run[0].at("labels") / f".shard-00002.parquet.tmp-{'0' * 32}").write_bytes(b"half")
+    (run[0].at("receipts") / f".shard-00002.json.tmp-{'f' * 32}").write_bytes(b"half")
 
     assert files.sweep_temporary(run[0]) == 2
     assert sorted(path.name for path in run[0].root.rglob("*.*")) == [

@@ -172,7 +172,7 @@ class _Litterer(ChaosRunner):
     """Leaves what a worker leaves that is killed while it writes."""
 
     def run(self, shard, attempt=1):
-        (Path(self.directory.labels) / f".shard-{shard:05d}.parquet.tmp-{'0' * 32}").write_bytes(b"half")
+        (Path(self.directory.at("labels")) / f".shard-{shard:05d}.parquet.tmp-{'0' * 32}").write_bytes(b"half")
         return super().run(shard, attempt)
 
 
@@ -209,7 +209,7 @@ def test_a_shard_that_raises_once_is_done_at_the_second_try(start, undisturbed):
     assert (summary.exit_code, summary.retries) == (0, 1)
     assert read_receipt(start.directory.receipt_file(2)).attempt == 2
     assert label_bytes(start.directory.root) == undisturbed
-    assert list(start.directory.failures.iterdir()) == []
+    assert list(start.directory.at("failures").iterdir()) == []
 
 
 def test_a_poison_shard_is_given_up_until_a_retry_is_asked_for_and_all_others_are_done(start, undisturbed):
@@ -247,7 +247,7 @@ def test_a_damaged_failure_record_is_named_and_counted_and_stops_nothing(start, 
     assert "shard-00002.json is not JSON" in caplog.text
     assert "damaged  failure record of shard 2" in summary.as_table()
     assert label_bytes(start.directory.root) == undisturbed
-    assert list(start.directory.failures.iterdir()) == []
+    assert list(start.directory.at("failures").iterdir()) == []
 
 
 def test_a_damaged_failure_record_of_a_finished_shard_does_not_stop_its_repair(start, undisturbed):
@@ -325,7 +325,7 @@ def test_failed_images_are_done_again_on_request_and_only_in_their_shards(tmp_pa
 def test_a_folder_that_is_not_there_is_refused_before_anything_is_done(start, tmp_path, option):
     with pytest.raises(files.RunDirectoryError, match="no such folder"):
         start(**{option: tmp_path / "nowhere"})
-    assert not list(start.directory.receipts.glob("*"))
+    assert not list(start.directory.at("receipts").glob("*"))
 
 
 def test_a_damaged_manifest_page_stops_its_shard_instead_of_becoming_other_labels(tmp_path, body):

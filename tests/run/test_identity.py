@@ -17,7 +17,7 @@ from dto_pipeline.config import BodyConfig, PipelineConfig, load_config
 from dto_pipeline.config_tree import ConfigError
 from dto_pipeline.data.dataset import load_dataset
 from dto_pipeline.data.exports.export import export_labels
-from dto_pipeline.data.exports.inputs import ExportError
+from dto_pipeline.data.exports.selection import ExportError
 from dto_pipeline.data.labels import LabelsError
 from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.manifest_build.builder import build_manifest
@@ -26,8 +26,7 @@ from dto_pipeline.data.receipts import Receipt
 from dto_pipeline.data.sources.rows import LabelFileError
 from dto_pipeline.errors import DtoError
 from dto_pipeline.models.body import BodyModel, BodyModelError, load_body
-from dto_pipeline.models.body_file import locate_body
-from dto_pipeline.models.networks import sha256_once
+from dto_pipeline.models.networks import locate_body, sha256_once
 from dto_pipeline.run.driver import run_pipeline
 from dto_pipeline.run.finished import read_run_labels
 from dto_pipeline.run.folder import RunDirectory, RunDirectoryError, RunMismatch, read_identity

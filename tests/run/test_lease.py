@@ -9,7 +9,7 @@ import pytest
 from dto_pipeline.config import PipelineConfig, RunConfig, load_config
 from dto_pipeline.data.files import json_bytes
 from dto_pipeline.data.receipts import count_labels, label_name, receipt_name
-from dto_pipeline.data.store import LocalStore, open_store
+from dto_pipeline.data.storage import LocalStore, open_store
 from dto_pipeline.run import folder as files
 from dto_pipeline.run import lease as module
 from dto_pipeline.run.folder import Failure, RunDirectory
@@ -213,7 +213,7 @@ def test_a_file_system_without_flock_has_the_lease_alone(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(38, "Function not implemented")
 
-    monkeypatch.setattr("dto_pipeline.data.file_lock.fcntl.flock", refuse)
+    monkeypatch.setattr("dto_pipeline.data.files.fcntl.flock", refuse)
     with DriverLock(tmp_path, QUICK), pytest.raises(RunLocked):
         DriverLock(tmp_path, CALM).__enter__()
 

@@ -10,13 +10,14 @@ import pytest
 from dto_pipeline.config import RunConfig, load_config
 from dto_pipeline.data.receipts import CountedLabels
 from dto_pipeline.run import folder as files
+from dto_pipeline.run.budget import Charge
 from dto_pipeline.run.deaths import InFlight, Suspects, write_note
 from dto_pipeline.run.folder import RunDirectory, RunScan
 from dto_pipeline.run.identity import identify_run
-from dto_pipeline.run.loop import Charge, Schedule
+from dto_pipeline.run.loop import Crew
 from dto_pipeline.run.plan import Retry, Selection, survey_run
 from dto_pipeline.run.progress import FileLedger
-from tests.run.fakes import make_config, make_receipt
+from tests.run.fakes import make_receipt
 
 
 class CountingMetrics:
@@ -48,12 +49,9 @@ def run(tmp_path):
     files.open_run(directory, identity)
     plan = survey_run(directory, identity, manifest, RunScan(CountedLabels(directory.root)), Selection(), Retry())
     suspects = Suspects(directory, {}, RunConfig())
-    schedule = Schedule(plan.work, make_config())
     metrics: Any = CountingMetrics()
-    with FileLedger(directory, plan, schedule, suspects, progress=False, metrics=metrics) as ledger:
-        yield SimpleNamespace(
-            directory=directory, ledger=ledger, metrics=metrics, schedule=schedule, suspects=suspects, plan=plan
-        )
+    with FileLedger(directory, plan, suspects, progress=False, metrics=metrics) as ledger:
+        yield SimpleNamespace(directory=directory, ledger=ledger, metrics=metrics, suspects=suspects, plan=plan)
 
 
 def test_every_shard_is_one_log_line_with_numbers_for_machines(run, caplog):
@@ -82,64 +80,44 @@ def test_the_tally_and_the_metrics_hear_of_everything(run):
     run.ledger.shard_charged(Charge(1, 2, True), "w", "it raised", "")
     run.ledger.worker_lost("w", "it died")
     run.ledger.shard_done(make_receipt(0, adopted=True))
-    run.ledger.tick(0)
+    run.ledger.tick(crew())
 
     assert (run.ledger.tally.charges, run.ledger.tally.workers_lost) == (2, 1)
     assert run.metrics.said == [(1, "retried"), (1, "given_up"), "lost", (0, "adopted"), (0, 4)]
 
 
-def test_the_progress_line_forgets_who_was_waited_for_once_somebody_works(run, capsys):
-    with FileLedger(run.directory, run.plan, run.schedule, run.suspects, progress=True) as ledger:
-        ledger.waiting(60.0, loading=2)
-        run.schedule.add_worker("a")
-        ledger.tick(0)
-        run.schedule.worker_lost("a")
-        capsys.readouterr()
-        ledger.tick(0)
-    line = capsys.readouterr().err
-
-    assert "waiting for workers and their GPUs, failed" in line
-    assert "loading" not in line
+def crew(**changes) -> Crew:
+    """Nobody is there yet; two workers are wanted for four shards."""
+    nobody = Crew(working=0, leaving=0, loading=0, starting=0, wanted=2, unfinished=4, images=0)
+    return nobody._replace(**changes)
 
 
-def test_the_progress_line_moves_inside_shards_and_says_who_is_waited_for(run, capsys):
-    with FileLedger(run.directory, run.plan, run.schedule, run.suspects, progress=True) as ledger:
-        ledger.waiting(60.0, loading=2)
-        ledger.waiting(120.0, loading=0)
-        run.schedule.add_worker("a")
-        run.schedule.take_assignments(0.0)
-        run.schedule.note_progress("a", 0, 3)
-        ledger.tick(0)
-        ledger.shard_charged(Charge(1, 3, True), "w", "it died", "")
-    line = capsys.readouterr().err
-
-    assert "waiting for 2 workers that are loading since 60 s" in line
-    assert "waiting for workers and their GPUs since 120 s" in line
-    assert "3/16" in line
-    assert "1 of 2 workers, others are not ready, failed: 1 shards, 0 images" in line
-
-
-def test_the_progress_line_waits_for_workers_only_while_none_has_its_place(run, capsys):
-    with FileLedger(run.directory, run.plan, run.schedule, run.suspects, progress=True) as ledger:
+def test_the_progress_line_says_who_is_waited_for_and_forgets_it_once_somebody_works(run, capsys):
+    with FileLedger(run.directory, run.plan, run.suspects, progress=True) as ledger:
         ledger._draw_every = 0
-        ledger.tick(0)
-        waits = capsys.readouterr().err
-        ledger.tick(2)
-        loads = capsys.readouterr().err
-        run.schedule.add_worker("a")
-        run.schedule.take_assignments(0.0)
-        run.schedule.stop_feeding("a")
-        ledger.tick(0)
-        leaves = capsys.readouterr().err
 
-    assert "waiting for workers and their GPUs, failed" in waits
-    assert "waiting for 2 workers that are loading, failed" in loads
-    assert "1 workers finish before their nodes go" in leaves
-    assert "waiting" not in leaves
+        def line(now: Crew, waited: float = 0.0) -> str:
+            capsys.readouterr()
+            ledger.tick(now)
+            if waited:
+                ledger.waiting(waited, now.loading)
+            return capsys.readouterr().err
+
+        assert "waiting for workers and their GPUs, failed" in line(crew())
+        assert "waiting for 2 workers that are loading, failed" in line(crew(loading=2))
+        assert "waiting for 2 workers that are loading since 60 s" in line(crew(loading=2), waited=60.0)
+        assert "waiting for workers and their GPUs since 120 s" in line(crew(), waited=120.0)
+        assert "1 of 2 workers, others are not ready, failed: 0 shards, 0 images" in line(crew(working=1))
+        assert "waiting for workers and their GPUs, failed" in line(crew())
+        assert "1 workers finish before their nodes go" in line(crew(leaving=1))
+        ledger.shard_charged(Charge(1, 3, True), "w", "it died", "")
+        told = line(crew(working=2, images=3))
+        assert "3/16" in told
+        assert "2 workers, failed: 1 shards, 0 images" in told
 
 
 def test_json_lines_carry_facts_and_traces(tmp_path, capsys):
-    from dto_pipeline.commands.logs import configure_logs
+    from dto_pipeline.terminal import configure_logs
 
     root = logging.getLogger()
     before = root.handlers[:], root.level

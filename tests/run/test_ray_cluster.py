@@ -1,12 +1,13 @@
-"""A real cluster of two nodes on this machine: addresses, fractions of GPUs, idle deaths, drained nodes, metrics."""
+"""A real cluster of several nodes: addresses, fractions of GPUs, idle deaths, drained and killed nodes, metrics."""
 
+import dataclasses
 import importlib
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from contextlib import closing
@@ -15,20 +16,20 @@ from typing import Any
 
 import pytest
 import ray
-from ray.cluster_utils import Cluster
 
+from dto_pipeline.data.manifest_build.builder import build_manifest
 from dto_pipeline.run.driver import run_pipeline
 from dto_pipeline.run.folder import RunDirectory
 from dto_pipeline.run.loop import Charge
 from dto_pipeline.run.pool import ShardDone, WorkerDraining, WorkerLost, WorkerPlaced, WorkerReady, process_name
 from dto_pipeline.run.ray_pool import RayMetrics, RayPool
-from dto_pipeline.run.ray_start import start_ray
-from tests.run.chaos import label_bytes, tiny_config
+from tests.ray_cluster import NODE
+from tests.run.chaos import ChaosRunner, label_bytes, tiny_config
 from tests.run.fakes import make_receipt
 
 pytestmark = pytest.mark.slow
 REPOSITORY = Path(__file__).parents[2]
-PATIENCE_S = 90.0
+PATIENCE_S = 240.0  # on a busy machine; nobody waits so long otherwise
 
 
 class QuickRunner:
@@ -40,34 +41,6 @@ class QuickRunner:
     def run(self, shard, attempt=1):
         gpus = ",".join(str(number) for number in ray.get_gpu_ids())
         return make_receipt(shard, worker=f"{process_name()} {gpus}")
-
-
-@pytest.fixture(scope="module")
-def client_port():
-    """Where the server for ray:// clients listens."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
-@pytest.fixture(scope="module")
-def cluster(client_port):
-    """Two nodes, with one CPU each; the first has two pretended GPUs and a server for ray:// clients."""
-    small: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 100 << 20}
-    found = Cluster(
-        initialize_head=True, head_node_args={**small, "num_gpus": 2, "ray_client_server_port": client_port}
-    )
-    found.add_node(**small)
-    yield found
-    found.shutdown()
-
-
-@pytest.fixture
-def connected(cluster):
-    """This process as a driver in the cluster."""
-    start_ray(tiny_config(workers=2).run, cluster.address)
-    yield cluster
-    ray.shutdown()
 
 
 def _wait_for(pool, kind, count=1):
@@ -133,7 +106,7 @@ def test_a_worker_says_where_it_is_before_it_loads_anything(connected):
 
 
 def test_no_worker_is_started_on_a_node_to_be_avoided(connected):
-    head = connected.head_node.node_id
+    head = connected.cluster.head_node.node_id
     with closing(RayPool(QuickRunner(), tiny_config(cpus_per_worker=0.1).run)) as pool:
         pool.avoid_node(head)
         for _ in range(3):
@@ -144,24 +117,24 @@ def test_no_worker_is_started_on_a_node_to_be_avoided(connected):
     assert all(event.node and event.node != head for event in ready)
 
 
-def _drain(cluster, node):
+def _drain(address, node):
     """What a cloud says before it takes a spot machine away."""
     generated: Any = importlib.import_module("ray.core.generated.autoscaler_pb2")
     raylet: Any = importlib.import_module("ray._raylet")
     reason = generated.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
     deadline_ms = int((time.time() + 600) * 1000)
-    accepted, why = raylet.GcsClient(address=cluster.address).drain_node(node.node_id, reason, "test", deadline_ms)
+    accepted, why = raylet.GcsClient(address=address).drain_node(node.node_id, reason, "test", deadline_ms)
     assert accepted, why
 
 
 def test_a_drained_node_is_noticed_its_workers_die_blameless_and_others_start_elsewhere(connected):
-    spot = connected.add_node(num_cpus=1, object_store_memory=100 << 20, resources={"spot": 1})
+    spot = connected.cluster.add_node(**NODE, resources={"spot": 1})
     pool = RayPool(QuickRunner(), tiny_config().run)
     with closing(pool):
         pool._options["resources"] = {"spot": 0.5}
         pool.start_worker()
         (ready,) = _wait_for(pool, WorkerReady)
-        _drain(connected, spot)
+        _drain(connected.address, spot)
         (draining,) = _wait_for(pool, WorkerDraining)
         process = _work(pool, ready.worker).split()[0]  # it still finishes what it has
         os.kill(int(process.rpartition(":")[2]), signal.SIGKILL)
@@ -169,7 +142,7 @@ def test_a_drained_node_is_noticed_its_workers_die_blameless_and_others_start_el
         del pool._options["resources"]
         pool.start_worker()
         (other,) = _wait_for(pool, WorkerReady)
-    connected.remove_node(spot)
+    connected.cluster.remove_node(spot)
 
     assert draining.worker == ready.worker
     assert lost.blameless
@@ -195,15 +168,37 @@ def test_numbers_appear_at_the_metrics_endpoint(connected):
     assert ("ray_dto_workers_lost_total", "", times) in said
 
 
-def test_a_run_shows_its_numbers_while_it_works(connected, tiny, tmp_path, undisturbed):
-    summary = run_pipeline(tiny.manifest, tmp_path / "run", tiny_config(workers=2), progress=False)
+def test_a_run_shows_its_numbers_while_it_works(connected, tiny, tmp_path):
+    build_manifest(dataclasses.replace(tiny.dataset, name="shown"), tmp_path / "shown.parquet", progress=False)
+    summary = run_pipeline(tmp_path / "shown.parquet", tmp_path / "run", tiny_config(workers=2), progress=False)
     assert summary.exit_code == 0
-    assert label_bytes(tmp_path / "run") == undisturbed
 
-    said = [_without_tags(line) for line in _scrape('subset="tiny"')]
+    said = [_without_tags(line) for line in _scrape('subset="shown"')]
     images = sum(value for name, _, value in said if name == "ray_dto_images_total")
     assert images > 0
-    assert images % summary.images == 0  # once per run of this process
+    assert images % summary.images == 0  # once per time that this process has connected
+
+
+def test_a_node_killed_with_all_its_processes_costs_the_run_its_worker_only(connected, tiny, tmp_path, undisturbed):
+    node = connected.cluster.add_node(**NODE)
+    receipts = tmp_path / "run" / "receipts"
+
+    def kill():
+        for _ in range(int(PATIENCE_S / 0.05)):
+            if receipts.exists() and any(receipts.glob("shard-*.json")):
+                break
+            time.sleep(0.05)
+        connected.cluster.remove_node(node, allow_graceful=False)
+
+    config = tiny_config(workers=3)  # one on each node
+    killer = threading.Thread(target=kill)
+    killer.start()
+    runner = ChaosRunner(config, tiny.manifest, tmp_path / "run", pause_s=1.0)
+    summary = run_pipeline(tiny.manifest, tmp_path / "run", config, progress=False, runner=runner)
+    killer.join()
+
+    assert (summary.exit_code, summary.workers_lost) == (0, 1)
+    assert label_bytes(tmp_path / "run") == undisturbed
 
 
 def _without_tags(line):
@@ -229,12 +224,12 @@ def _scrape(tag):
 
 
 @pytest.mark.parametrize("how", ["auto", "client"])
-def test_a_run_joins_a_cluster_by_auto_and_as_a_client(cluster, client_port, tiny, tmp_path, undisturbed, how):
-    address = "auto" if how == "auto" else f"ray://127.0.0.1:{client_port}"
+def test_a_run_joins_a_cluster_by_auto_and_as_a_client(ray_nodes, tiny, tmp_path, undisturbed, how):
+    address = "auto" if how == "auto" else ray_nodes.client
     options = ["--set=run.device=cpu", "--set=run.batch_images=2", "--workers=2", "--quiet"]
     options += ["--set=run.max_failed_images=1"]  # four of the eighteen images are spoilt
     command = [sys.executable, "-m", "dto_pipeline.cli", "run", tiny.manifest, "-o", tmp_path / "run", *options]
-    environment = {**os.environ, "RAY_ADDRESS": cluster.address if how == "auto" else ""}
+    environment = {**os.environ, "RAY_ADDRESS": ray_nodes.address if how == "auto" else ""}
     for _ in range(3):
         done = subprocess.run(
             [*map(str, command), "--address", address],
@@ -252,4 +247,4 @@ def test_a_run_joins_a_cluster_by_auto_and_as_a_client(cluster, client_port, tin
     assert label_bytes(tmp_path / "run") == undisturbed
     said = "no metrics are exposed behind ray://" in done.stderr and "nodes are drained" in done.stderr
     assert said == (how == "client")
-    assert not list(RunDirectory(tmp_path / "run").failures.iterdir())
+    assert not list(RunDirectory(tmp_path / "run").at("failures").iterdir())

@@ -8,30 +8,22 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
-import ray
 
 from dto_pipeline.data.receipts import read_receipt
 from dto_pipeline.run.driver import run_pipeline
 from dto_pipeline.run.folder import RunDirectory
 from dto_pipeline.run.loop import RunAborted
 from dto_pipeline.run.report import RunSummary
-from tests.run.chaos import DIE, HANG, RAISE, ChaosRunner, label_bytes, read_failure, tiny_config
+from tests.run.chaos import DIE, HANG, RAISE, STOP, ChaosRunner, label_bytes, read_failure, remote_labels, tiny_config
+from tests.run.poison import POISON, PoisonRunner, check_poisoned
+from tests.s3_server import ENVIRONMENT, s3_client, s3_uri, serve_s3
 
 pytestmark = pytest.mark.slow
 SHARDS = 6
 REPOSITORY = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def local_ray():
-    """Ray with two CPUs, started once; `RayPool` uses it and leaves it running."""
-    from dto_pipeline.run.ray_start import start_ray
-
-    start_ray(tiny_config(workers=2).run, "local")
-    yield
-    ray.shutdown()
 
 
 @dataclass
@@ -50,7 +42,7 @@ class Starter:
 
 
 @pytest.fixture
-def start(tiny, tmp_path, local_ray):
+def start(tiny, tmp_path, connected):
     return Starter(tiny.manifest, RunDirectory(tmp_path / "run"))
 
 
@@ -64,7 +56,7 @@ def _wait_for(condition, seconds=180.0):  # on a busy machine; nobody waits so l
 
 def _first_receipt(directory: RunDirectory):
     """The first receipt that appears."""
-    path = _wait_for(lambda: next(iter(sorted(directory.receipts.glob("shard-*.json"))), None))
+    path = _wait_for(lambda: next(iter(sorted(directory.at("receipts").glob("shard-*.json"))), None))
     return read_receipt(path)
 
 
@@ -101,14 +93,14 @@ def test_a_worker_killed_in_the_middle_is_replaced(start, undisturbed, caplog):
     assert label_bytes(start.directory.root) == undisturbed
 
 
-def test_a_worker_that_hangs_is_ended_and_its_shard_done_elsewhere(start, undisturbed):
-    summary = start(faults={2: HANG}, faulty_attempts=1, timeout_s=8.0)
+def test_workers_that_hang_or_are_stopped_are_ended_and_their_shards_done_elsewhere(start, undisturbed):
+    summary = start(faults={2: HANG, 4: STOP}, faulty_attempts=1, timeout_s=8.0)
 
-    assert (summary.exit_code, summary.retries) == (0, 1)
+    assert (summary.exit_code, summary.retries) == (0, 2)
     assert label_bytes(start.directory.root) == undisturbed
 
 
-def test_workers_that_cannot_warm_up_stop_the_run_with_their_own_words(tiny, tmp_path, local_ray):
+def test_workers_that_cannot_warm_up_stop_the_run_with_their_own_words(tiny, tmp_path, connected):
     config = tiny_config(workers=2)
     (tmp_path / "body.npz").write_text("not a body")
     config = type(config)(run=config.run, body=type(config.body)(model_path=str(tmp_path / "body.npz")))
@@ -117,15 +109,14 @@ def test_workers_that_cannot_warm_up_stop_the_run_with_their_own_words(tiny, tmp
         run_pipeline(tiny.manifest, tmp_path / "run", config, progress=False)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_driver_killed_in_the_middle_loses_nothing(tiny, tmp_path, undisturbed, workers):
+def test_a_driver_killed_in_the_middle_loses_nothing(tiny, tmp_path, undisturbed):
     directory = RunDirectory(tmp_path / "run")
-    command = [sys.executable, "-m", "tests.run.chaos", tiny.manifest, directory.root, workers, 0.5]
+    command = [sys.executable, "-m", "tests.run.chaos", tiny.manifest, directory.root, 2, 0.5]
     with subprocess.Popen([str(part) for part in command], cwd=REPOSITORY, stdout=subprocess.PIPE) as driver:
         worker = _first_receipt(directory).worker
         time.sleep(0.4)  # the next shard is under way
         driver.kill()
-        done = len(list(directory.receipts.glob("shard-*")))
+        done = len(list(directory.at("receipts").glob("shard-*")))
     _wait_for(lambda: not Path(f"/proc/{_pid(worker)}").exists())  # no worker outlives its driver for long
     assert 0 < done < SHARDS
 
@@ -134,3 +125,29 @@ def test_a_driver_killed_in_the_middle_loses_nothing(tiny, tmp_path, undisturbed
     assert summary.exit_code == 0
     assert summary.done_before + summary.done_now == SHARDS
     assert label_bytes(directory.root) == undisturbed
+
+
+def test_an_image_that_kills_workers_costs_itself_only_and_heals_on_request(start, tiny, undisturbed):
+    config = tiny_config(workers=2)
+    runner = PoisonRunner(config, tiny.manifest, start.directory.root, [POISON])
+    summary = run_pipeline(tiny.manifest, start.directory.root, config, progress=False, runner=runner)
+
+    assert summary.exit_code == 0
+    assert summary.image_status["worker_died"] == 1
+    assert summary.failed_attempts == 4
+    assert summary.workers_lost in (4, 5)  # one that dies before it said that it begun charges nothing, once
+    check_poisoned(start.directory, undisturbed)
+    retry: dict[str, Any] = {"retry_failed": True, "retry_statuses": ["worker_died"]}
+    healed = run_pipeline(tiny.manifest, start.directory.root, tiny_config(), progress=False, **retry)
+    assert (healed.repaired, healed.mended, healed.exit_code) == (1, 1, 0)
+    assert label_bytes(start.directory.root) == undisturbed
+
+
+def test_a_run_on_s3_by_ray_workers_has_the_bytes_of_a_local_one(connected, tiny, undisturbed, monkeypatch):
+    for key, value in ENVIRONMENT.items():
+        monkeypatch.setenv(key, value)
+    with serve_s3() as server:
+        s3_client(server).create_bucket(Bucket="bucket")
+        uri = s3_uri(server, "run")
+        assert run_pipeline(tiny.manifest, uri, tiny_config(workers=2), progress=False).exit_code == 0
+        assert remote_labels(uri) == undisturbed

@@ -14,8 +14,7 @@ from dto_pipeline.data.exports.selection import Selection
 from dto_pipeline.data.manifest_build.builder import build_manifest
 from dto_pipeline.data.object_store import RemoteStore
 from dto_pipeline.data.receipts import read_receipt
-from dto_pipeline.data.storage import StoreError, as_location
-from dto_pipeline.data.store import open_store
+from dto_pipeline.data.storage import StoreError, as_location, open_store
 from dto_pipeline.run.driver import run_pipeline
 from dto_pipeline.run.finished import read_run_labels
 from dto_pipeline.run.folder import RunDirectory, RunDirectoryError, RunMismatch, read_identity

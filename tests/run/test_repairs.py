@@ -8,13 +8,11 @@ import pytest
 
 import dto_pipeline as dto
 from dto_pipeline.data.label_files import find_label_files
-from dto_pipeline.data.labels import read_labels
+from dto_pipeline.data.labels import read_labels, splice_rows
 from dto_pipeline.data.receipts import read_receipt
 from dto_pipeline.data.sources.dto_labels import open_dto_labels
 from dto_pipeline.data.sources.rows import SourceOptions
-from dto_pipeline.data.splice import splice_rows
-from dto_pipeline.data.storage import base_name
-from dto_pipeline.data.store import LocalStore
+from dto_pipeline.data.storage import LocalStore, base_name
 from dto_pipeline.run import folder as files
 from dto_pipeline.run import publish
 from dto_pipeline.run.driver import run_pipeline
@@ -167,7 +165,7 @@ def test_readers_agree_on_the_newest_generation_and_verify_names_what_others_wou
     old = case.directory.label_file(0).read_bytes()
     case.mend()
     case.start()
-    root, labels = case.directory.root, case.directory.labels
+    root, labels = case.directory.root, case.directory.at("labels")
     assert len(set(pq.read_table(labels).column("image_id").to_pylist())) == pq.read_table(labels).num_rows == 6
     assert verify_run(root).exit_code == 0
 
@@ -192,9 +190,16 @@ def test_readers_agree_on_the_newest_generation_and_verify_names_what_others_wou
     assert label_bytes(root) == case.whole
 
 
-def test_a_stranger_among_the_label_files_is_named(case):
-    shutil.copy(case.directory.label_file(0), case.directory.labels / "all.parquet")
-    assert "all.parquet: it is no label file of this run" in verify_run(case.directory.root).as_table()
+@pytest.mark.parametrize("name", ["all.parquet", "shard-00099.parquet"])
+def test_a_stranger_among_the_label_files_is_named_by_the_launch_and_by_verify(case, name):
+    shutil.copy(case.directory.label_file(0), case.directory.at("labels") / name)
+
+    summary = case.start(retry_failed=False)
+    assert (summary.exit_code, summary.strays) == (1, [name])
+    assert f"WRONG    labels/ holds {name}: it is no label file of this run" in summary.as_table()
+    assert f"{name}: it is no label file of this run" in verify_run(case.directory.root).as_table()
+    (case.directory.at("labels") / name).unlink()
+    assert case.start(retry_failed=False).exit_code == 0
 
 
 def test_a_repair_that_raises_is_given_up_and_the_shard_stands(case, monkeypatch):
@@ -208,7 +213,7 @@ def test_a_repair_that_raises_is_given_up_and_the_shard_stands(case, monkeypatch
     assert label_bytes(case.directory.root) == before
     monkeypatch.undo()
     assert case.start().mended == 2
-    assert list(case.directory.failures.iterdir()) == []
+    assert list(case.directory.at("failures").iterdir()) == []
 
 
 def test_rows_of_other_images_are_not_spliced_in(case):

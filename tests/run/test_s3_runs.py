@@ -15,8 +15,7 @@ from dto_pipeline.data import object_store
 from dto_pipeline.data.manifest import Manifest, ManifestError
 from dto_pipeline.data.object_store import RemoteStore
 from dto_pipeline.data.receipts import read_receipt
-from dto_pipeline.data.storage import StoreError
-from dto_pipeline.data.store import open_store
+from dto_pipeline.data.storage import StoreError, open_store
 from dto_pipeline.run import folder as files
 from dto_pipeline.run.driver import run_pipeline
 from dto_pipeline.run.folder import RunDirectory, read_identity
@@ -25,7 +24,7 @@ from dto_pipeline.run.report import read_status
 from dto_pipeline.run.worker import ShardRunner
 from dto_pipeline.view.verify import verify_run
 from tests.faulty_proxy import BUSY, CUT, SILENT, faulty_proxy
-from tests.run.chaos import first_name, tiny_config
+from tests.run.chaos import remote_labels, tiny_config
 from tests.s3_server import ENVIRONMENT, s3_client, s3_uri, serve_s3
 
 pytestmark = pytest.mark.slow
@@ -52,11 +51,6 @@ def uri(server, request):
     return s3_uri(server, f"{request.node.name}/run")
 
 
-def remote_labels(uri: str) -> dict[str, bytes]:
-    store = open_store(uri)
-    return {first_name(name): store.read(f"labels/{name}") for name in sorted(store.entries("labels"))}
-
-
 def start(tiny, uri: str, **options):
     return run_pipeline(tiny.manifest, uri, options.pop("config", tiny_config()), progress=False, **options)
 
@@ -68,12 +62,6 @@ def test_a_run_on_s3_has_the_bytes_of_a_local_one_and_passes_verification(tiny, 
     assert verify_run(uri).passed
     assert start(tiny, uri).nothing_to_do
     assert read_status(uri).driver == "none"
-
-
-def test_a_run_on_s3_by_ray_workers_has_the_bytes_of_a_local_one(tiny, uri, undisturbed):
-    assert start(tiny, uri, config=tiny_config(2)).exit_code == 0
-
-    assert remote_labels(uri) == undisturbed
 
 
 @pytest.mark.parametrize("kind", [CUT, SILENT, BUSY])

@@ -16,7 +16,7 @@ from dto_pipeline.cli import main
 from dto_pipeline.config import PipelineConfig, load_config
 from dto_pipeline.data.label_files import read_label_files
 from dto_pipeline.data.receipts import parse_receipt, read_receipt
-from dto_pipeline.models.body_file import locate_body
+from dto_pipeline.models.networks import locate_body
 from dto_pipeline.run.driver import run_pipeline
 from dto_pipeline.run.folder import RunDirectory
 from dto_pipeline.run.identity import identify_run

@@ -14,9 +14,8 @@ import torch
 
 from dto_pipeline.config import DepthConfig, MaskConfig, PipelineConfig, RunConfig
 from dto_pipeline.data.images import ImageFolder
-from dto_pipeline.data.labels import read_label_metadata
+from dto_pipeline.data.labels import read_label_metadata, read_placed
 from dto_pipeline.data.manifest import Manifest
-from dto_pipeline.data.placed import read_placed
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.models.depth import DepthInvalid
 from dto_pipeline.models.networks import ModelMissing

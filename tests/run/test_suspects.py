@@ -12,15 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dto_pipeline.config import RunConfig
-from dto_pipeline.data.labels import read_labels
 from dto_pipeline.data.receipts import label_name, receipt_name
 from dto_pipeline.run import folder as files
 from dto_pipeline.run.deaths import (
     SHORT_OF_MEMORY,
     InFlight,
     Suspects,
-    Suspicion,
     charge_own_deaths,
+    find_condemned,
     find_suspicion,
     note_name,
     read_note,
@@ -32,11 +31,17 @@ from dto_pipeline.run.folder import Failure, RunDirectory
 from dto_pipeline.status import ImageStatus
 from tests.chaos.arena import build_demo_manifest
 from tests.run.chaos import label_bytes, tiny_config
-from tests.run.poison import PoisonRunner
+from tests.run.poison import POISON, check_poisoned
 
 CONFIG = RunConfig(max_attempts=3, max_poison_images=2)
 REPOSITORY = Path(__file__).parents[2]
-POISON = "tiny/000007.jpg"  # second image of shard 2
+
+
+def failed(
+    deaths: int = 0, shard: int = 0, attempts: int = 0, error: str = "", worker: str = "", **suspects: int
+) -> Failure:
+    """A shard with so many deaths, and images that they happened at."""
+    return Failure(shard, attempts, False, error, worker, 0.0, deaths=deaths, suspects=suspects)
 
 
 @pytest.fixture
@@ -50,8 +55,8 @@ def test_suspects_are_worked_first_and_the_condemned_not_at_all():
     noted = []
     images = ["a", "b", "c", "d"]
 
-    suspicion = Suspicion(3, {"c": 1, "b": 2})
-    done = work_one_by_one(images, suspicion, lambda i: images[i].upper(), lambda *note: noted.append(note))
+    failure = failed(3, c=1, b=2)
+    done = work_one_by_one(images, failure, lambda i: images[i].upper(), lambda *note: noted.append(note))
 
     assert done == {0: "A", 2: "C", 3: "D"}
     assert noted == [("c", ()), ("a", ("c",)), ("d", ("c",))]
@@ -63,7 +68,7 @@ def test_only_the_last_tries_of_a_shard_that_ended_processes_are_worked_one_by_o
     files.record_failure(directory, Failure(1, 2, False, "it raised", "a:1", 0.0))
 
     assert find_suspicion(directory, 0, attempt=2, max_attempts=3) is None
-    assert find_suspicion(directory, 0, attempt=3, max_attempts=3) == Suspicion(1, {"x": 1})
+    assert find_suspicion(directory, 0, attempt=3, max_attempts=3) == failed(1, 0, 2, "it died", "a:1", x=1)
     assert find_suspicion(directory, 1, attempt=3, max_attempts=3) is None
 
 
@@ -73,28 +78,28 @@ def test_an_image_is_condemned_by_its_second_death_in_a_row(directory):
         write_note(directory, InFlight(0, attempt, "x"))
         assert suspects.allows_another(0, attempt)
 
-    assert suspects.of(0).condemned == {"x"}
+    assert find_condemned(suspects.of(0)).keys() == {"x"}
 
 
-def test_an_image_that_came_through_in_between_is_free_of_suspicion(directory):
+def test_an_image_that_came_through_in_between_is_free_of_failure(directory):
     suspects = Suspects(directory, {}, CONFIG)
-    for attempt, hand in ((3, "x"), (4, "y"), (5, "x")):
-        survived = ("x",) if hand == "y" else ()
-        write_note(directory, InFlight(0, attempt, hand, survived))
+    for attempt, image in ((3, "x"), (4, "y"), (5, "x")):
+        survived = ("x",) if image == "y" else ()
+        write_note(directory, InFlight(0, attempt, image, survived))
         suspects.allows_another(0, attempt)
 
-    assert suspects.of(0).condemned == frozenset()
-    assert suspects.of(0).images == {"x": 1, "y": 1}
+    assert not find_condemned(suspects.of(0))
+    assert suspects.of(0).suspects == {"x": 1, "y": 1}
 
 
-@pytest.mark.parametrize("hand", [None, InFlight(0, 2, "x"), InFlight(0, 3, "")])
-def test_a_death_without_an_image_in_hand_in_that_try_excuses_nothing(directory, hand):
-    if hand is not None:
-        write_note(directory, hand)
+@pytest.mark.parametrize("note", [None, InFlight(0, 2, "x"), InFlight(0, 3, "")])
+def test_a_death_without_a_note_of_an_image_in_that_attempt_gets_no_further_one(directory, note):
+    if note is not None:
+        write_note(directory, note)
     suspects = Suspects(directory, {}, CONFIG)
 
     assert not suspects.allows_another(0, 3)
-    assert suspects.of(0) == Suspicion(1, {})
+    assert suspects.of(0) == failed(1)
     assert read_note(directory, 0) is None
 
 
@@ -109,22 +114,22 @@ def test_a_shard_that_lacks_nothing_but_its_receipt_is_not_given_up(directory):
 
 def test_a_shard_of_nothing_but_poison_is_given_up_in_the_end(directory):
     suspects = Suspects(directory, {}, CONFIG)
-    excused, attempt = True, 2
-    while excused:
+    another, attempt = True, 2
+    while another:
         attempt += 1
-        first = next(image for image in "abcdefgh" if image not in suspects.of(0).condemned)
+        first = next(image for image in "abcdefgh" if image not in find_condemned(suspects.of(0)))
         write_note(directory, InFlight(0, attempt, first))
-        excused = suspects.allows_another(0, attempt)
+        another = suspects.allows_another(0, attempt)
 
     assert attempt == 2 + 2 * (CONFIG.max_poison_images + 1)
 
 
 @given(st.integers(0, 10**6))
 def test_chance_kills_condemn_no_image_unless_it_dies_twice_in_a_row(seed):
-    """Whatever order of deaths: condemned means that the last two tries that reached the image died with it."""
+    """Whatever order of deaths: condemned means that the last two attempts that reached the image died with it."""
     chance = random.Random(seed)
     fates: dict[str, list[str]] = {image: [] for image in "abc"}
-    suspicion = Suspicion()
+    failure = failed()
     for _ in range(6):
         order: list[str] = []
 
@@ -132,22 +137,24 @@ def test_chance_kills_condemn_no_image_unless_it_dies_twice_in_a_row(seed):
             order.append(image)
 
         images = sorted(fates)
-        work_one_by_one(images, suspicion, lambda i: None, note)
+        work_one_by_one(images, failure, lambda i: None, note)
         if not order:
             break
         died = chance.randrange(len(order))
         for image in order[:died]:
             fates[image].append("lived")
-            if image in suspicion.images:
-                suspicion.images.pop(image)
+            if image in failure.suspects:
+                failure.suspects.pop(image)
         fates[order[died]].append("died")
-        suspicion.images[order[died]] = suspicion.images.get(order[died], 0) + 1
+        failure.suspects[order[died]] = failure.suspects.get(order[died], 0) + 1
 
-    for image in suspicion.condemned:
+    for image in find_condemned(failure):
         assert fates[image][-2:] == ["died", "died"]
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"schema": "dto-hand/1", "strange": 1}', b'{"schema": "x"}'])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b'{"schema": "dto-in-flight/1", "strange": 1}', b'{"schema": "x"}']
+)
 def test_a_note_that_means_nothing_is_none(directory, content):
     directory.store.replace(note_name(0), content)
 
@@ -160,8 +167,8 @@ def test_where_memory_ran_out_the_row_names_memory_and_not_the_image(directory):
         write_note(directory, InFlight(0, attempt, "x"))
         suspects.allows_another(0, attempt, memory)
 
-    assert suspects.of(0).condemned == {"x"}
-    assert suspects.of(0).verdict("x") == (ImageStatus.OUT_OF_MEMORY, SHORT_OF_MEMORY)
+    assert find_condemned(suspects.of(0)).keys() == {"x"}
+    assert find_condemned(suspects.of(0))["x"] == (ImageStatus.OUT_OF_MEMORY, SHORT_OF_MEMORY)
 
 
 def test_an_image_that_came_through_is_free_of_what_memory_did_before(directory):
@@ -172,7 +179,7 @@ def test_an_image_that_came_through_is_free_of_what_memory_did_before(directory)
     write_note(directory, InFlight(0, 6, "x"))
     suspects.allows_another(0, 6)
 
-    assert suspects.of(0).verdict("x")[0] is ImageStatus.WORKER_DIED
+    assert find_condemned(suspects.of(0))["x"][0] is ImageStatus.WORKER_DIED
 
 
 @pytest.mark.parametrize(("later", "memory"), [(1, False), (2, True)])
@@ -214,7 +221,7 @@ def test_a_driver_that_died_beside_a_damaged_failure_record_is_charged_as_for_a_
     assert (failure.attempts, failure.deaths, failure.suspects) == (1, 1, {"x": 1})
 
 
-def test_a_damaged_failure_record_casts_no_suspicion(directory):
+def test_a_damaged_failure_record_casts_no_failure(directory):
     directory.store.replace(files.failure_name(0), b"{")
 
     assert find_suspicion(directory, 0, attempt=3, max_attempts=3) is None
@@ -243,38 +250,7 @@ def test_an_image_that_kills_the_driver_is_found_by_the_next_starts(tiny, tmp_pa
         codes.append(subprocess.run([str(part) for part in command], cwd=REPOSITORY, check=False).returncode)
 
     assert codes == [-9, -9, -9, -9, 0]  # twice together, twice alone, then without it
-    _check_poisoned(directory, undisturbed)
-
-
-def _check_poisoned(directory, undisturbed):
-    """The poison image has a row with its status; everything else is as if nothing had happened."""
-    rows = read_labels(directory.label_file(2)).to_pylist()
-    assert [row["status"] for row in rows].count(str(ImageStatus.WORKER_DIED)) == 1
-    assert (rows[1]["image_id"], rows[1]["status"]) == (POISON, "worker_died")
-    assert all(person["status"] == "not_run" for person in rows[1]["persons"])
-    found = label_bytes(directory.root)
-    assert {name for name in found if found[name] != undisturbed[name]} == {"shard-00002.parquet"}
-    assert directory.store.entries("failures") == {}
-
-
-@pytest.mark.slow
-def test_an_image_that_kills_workers_costs_itself_only_and_heals_on_request(tiny, tmp_path, undisturbed):
-    directory = RunDirectory(tmp_path / "run")
-    config = tiny_config(workers=2)
-    runner = PoisonRunner(config, tiny.manifest, directory.root, [POISON])
-
-    summary = run_pipeline(tiny.manifest, directory.root, config, progress=False, runner=runner)
-
-    assert summary.exit_code == 0
-    assert summary.image_status["worker_died"] == 1
-    assert summary.failed_tries == 4
-    assert summary.workers_lost in (4, 5)  # one that dies before it said that it begun charges nothing, once
-    _check_poisoned(directory, undisturbed)
-    healed = run_pipeline(
-        tiny.manifest, directory.root, tiny_config(), progress=False, retry_failed=True, retry_statuses=["worker_died"]
-    )
-    assert (healed.repaired, healed.mended, healed.exit_code) == (1, 1, 0)
-    assert label_bytes(directory.root) == undisturbed
+    check_poisoned(directory, undisturbed)
 
 
 def test_a_shard_worked_image_by_image_has_the_bytes_of_one_worked_together(tmp_path):

@@ -9,8 +9,7 @@ import pytest
 from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.manifest_build.builder import build_manifest
 from dto_pipeline.data.manifest_build.check import check_manifest
-from dto_pipeline.data.storage import list_names
-from dto_pipeline.data.store import open_store
+from dto_pipeline.data.storage import list_names, open_store
 from tests.data.small_set import HEIGHT, WIDTH, build_small, small_dataset, write_image
 from tests.s3_server import ENVIRONMENT, s3_client, s3_uri, serve_s3
 from tests.tars import jpeg, write_tar

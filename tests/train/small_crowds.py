@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from dto_pipeline.lab.clothes import measure_template
 from dto_pipeline.lab.crowd import plan_crowd
+from dto_pipeline.lab.demo_data import build_picture
 from dto_pipeline.lab.people import build_bodies
-from dto_pipeline.lab.scenes import build_picture
 from dto_pipeline.models.body import BodyModel, load_body
 from dto_pipeline.train.augment import Draw, Paint, resize
 from dto_pipeline.train.config import AugmentConfig, DataConfig, TrainConfig, load_train_config
@@ -47,12 +46,11 @@ def tiny_config(**options: object) -> TrainConfig:
 
 def crowd_batch(body: BodyModel, numbers: Sequence[int], side: int = SIDE, seed: int = 5) -> TrainBatch:
     """Pictures `numbers` of the demo's data set `seed`, the longer side made `side`."""
-    template = measure_template(body)
     images, labels = [], []
     for number in numbers:
         crowd = plan_crowd(seed, number)
         people = build_bodies(crowd, body, np.random.default_rng([seed, number, _BODIES]))
-        images.append(build_picture(seed, number, body, template).rgb)
+        images.append(build_picture(seed, number, body).rgb)
         labels.append(true_labels(crowd.view.intrinsics, people.pose, people.betas, people.transl))
     return label_batch(images, labels, body, side)
 

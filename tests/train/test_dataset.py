@@ -457,7 +457,7 @@ def test_annotated_people_come_with_joints_and_layers_but_without_bodies(
 HOSTILE = st.floats(allow_nan=True, allow_infinity=True, width=32)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=60)
 @given(
     camera=st.tuples(HOSTILE, HOSTILE, HOSTILE, HOSTILE) | st.just((400.0, 400.0, 150.0, 130.0)),
     numbers=st.tuples(HOSTILE, HOSTILE, HOSTILE, HOSTILE),

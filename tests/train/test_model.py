@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers import Dinov2Config, Dinov2Model
 
-from dto_pipeline.models.encoder import load_dinov2
 from dto_pipeline.models.networks import ModelMissing, ModelReference
+from dto_pipeline.models.pretrained import load_dinov2
 from dto_pipeline.train.blocks import choose_tokens, image_numbers, pad_rows, sine_code, z_order
 from dto_pipeline.train.checkpoint import begin_network
 from dto_pipeline.train.config import load_train_config, train_config_from_dict

@@ -1,4 +1,4 @@
-"""The whole of learning at once: a small network learns eight images by heart."""
+"""The whole of learning at once: a small network learns four images by heart."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from dto_pipeline.train.evaluation import evaluate
 from dto_pipeline.train.learner import Learner
 from tests.train.small_crowds import crowd_batch, tiny_config
 
-FAMILIES = [0, 5, 12, 19, 26, 33, 40, 47]  # pictures of the demo's crowds with 24 people together
+FAMILIES = [0, 5, 12, 19]  # pictures of the demo's crowds with 13 people together
 
 
 @pytest.mark.slow
-def test_eight_images_are_learnt_to_near_zero_error(body: BodyModel) -> None:
-    # a field of view seen in eight images only is learnt within the steps if it weighs more than usual
-    config = tiny_config(loss__fov=10.0, loop__steps=600)
+def test_four_images_are_learnt_to_near_zero_error(body: BodyModel) -> None:
+    # a field of view seen in four images only is learnt within the steps if it weighs more than usual
+    config = tiny_config(loss__fov=10.0, loop__steps=250, loop__rate=3e-3)
     batch = crowd_batch(body, FAMILIES)
     torch.manual_seed(0)
     learner = Learner(config, begin_network(config)[0], body, torch.device("cpu"))
@@ -25,7 +25,7 @@ def test_eight_images_are_learnt_to_near_zero_error(body: BodyModel) -> None:
     for step in range(config.loop.steps):
         learner.step(batch, step)
     measures = evaluate(learner.predict, [batch], body)
-    assert measures["persons"] == 24
+    assert measures["persons"] == 13
     assert before["mpjpe"] > 0.2
     assert measures["mpjpe"] < 0.05
     assert before["transl_error"] > 1.0

@@ -17,10 +17,10 @@ from dto_pipeline.commands.predict import predict_run
 from dto_pipeline.config_tree import ConfigError
 from dto_pipeline.data.images import ImageFolder
 from dto_pipeline.data.label_files import flatten_table, read_label_files
+from dto_pipeline.data.labels import read_placed
 from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.manifest_build.builder import build_manifest
-from dto_pipeline.data.placed import read_placed
-from dto_pipeline.data.tar_images import open_images
+from dto_pipeline.data.tars import open_images
 from dto_pipeline.maths.camera import project
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.run.driver import run_pipeline
@@ -203,7 +203,7 @@ def test_a_prediction_killed_while_it_became_a_run_is_finished(
         raise KeyboardInterrupt
 
     out, pictures = tmp_path / "out", find_pictures(str(folder), shard_images=1)
-    monkeypatch.setattr("dto_pipeline.run.publish.commit_receipt", die)
+    monkeypatch.setattr("dto_pipeline.run.finished.commit_receipt", die)
     with pytest.raises(KeyboardInterrupt):
         predict_run(stand_in(body), pictures, out, CONFIG, progress=False)
     monkeypatch.undo()

@@ -13,8 +13,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from dto_pipeline.config import RunConfig
-from dto_pipeline.run.ray_start import start_ray
 from dto_pipeline.train.checkpoint import list_checkpoints, read_checkpoint
 from dto_pipeline.train.dataset import TrainBatch
 from dto_pipeline.train.loop import train_network
@@ -42,15 +40,6 @@ def data() -> TrainBatch:
     return dataclasses.replace(batch, targets=dataclasses.replace(batch.targets, image_focals=focals))
 
 
-@pytest.fixture
-def ray_session() -> Iterator[None]:
-    import ray
-
-    start_ray(RunConfig(workers=2), "local")
-    yield
-    ray.shutdown()
-
-
 @dataclasses.dataclass(frozen=True)
 class NotedSource(BatchSource):
     """Writes down who evaluates how many images."""
@@ -63,7 +52,7 @@ class NotedSource(BatchSource):
         return share
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("connected")
 def test_two_workers_learn_what_one_process_learns_from_batches_twice_as_large(
     data: TrainBatch, tmp_path: Path
 ) -> None:
@@ -111,7 +100,7 @@ def kill_after_first_checkpoint(folder: Path, notes: Path) -> None:
     os.kill(int((notes / "rank-1").read_text().split()[0]), signal.SIGKILL)
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("connected")
 def test_a_killed_worker_is_replaced_and_training_goes_on_from_the_checkpoint(data: TrainBatch, tmp_path: Path) -> None:
     folder, notes = tmp_path / "training", tmp_path / "notes"
     notes.mkdir()
@@ -131,7 +120,7 @@ def test_a_killed_worker_is_replaced_and_training_goes_on_from_the_checkpoint(da
         assert row["loss"] == pytest.approx(alone["loss"], rel=2e-2)
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("connected")
 def test_all_workers_go_on_from_the_same_checkpoint_where_the_newest_is_damaged(
     data: TrainBatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

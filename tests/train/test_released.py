@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from dto_pipeline.cli import main
-from dto_pipeline.data.placed import read_placed
+from dto_pipeline.data.labels import read_placed
 from dto_pipeline.train.checkpoint import read_checkpoint
 from dto_pipeline.train.records import TRAINING, read_rows
 from dto_pipeline.train.released import ReleasedError, begin_from, build_released, clean_names, hash_weights

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from dto_pipeline.data.files import sha256_file
-from dto_pipeline.data.labels import build_label_table, read_label_metadata, write_label_shard
-from dto_pipeline.data.placed import read_placed
+from dto_pipeline.data.labels import build_label_table, read_label_metadata, read_placed, write_label_shard
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.run.driver import run_pipeline
 from dto_pipeline.run.folder import RunDirectory

@@ -86,7 +86,7 @@ def test_people_that_are_not_the_same_are_not_compared(run_dir: Path, copy: Path
 
 
 def test_files_cut_otherwise_are_joined_by_key(run_dir: Path, tmp_path: Path) -> None:
-    from dto_pipeline.data.placed import read_placed
+    from dto_pipeline.data.labels import read_placed
 
     placed = [item for path in find_labels(run_dir) for item in read_placed(path)]
     write_label_shard(build_label_table(placed[::-1]), tmp_path / "all" / "labels.parquet", {})
@@ -97,7 +97,7 @@ def test_what_holds_no_labels_is_refused_with_a_next_step(tmp_path: Path, copy: 
     (tmp_path / "empty").mkdir()
     with pytest.raises(LabelsError, match="holds no label file"):
         diff_labels(tmp_path / "empty", copy)
-    for path in RunDirectory(copy).receipts.iterdir():
+    for path in RunDirectory(copy).at("receipts").iterdir():
         path.unlink()
     with pytest.raises(LabelsError, match="dto status"):
         diff_labels(copy, copy)

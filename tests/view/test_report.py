@@ -115,7 +115,7 @@ def test_words_from_data_cannot_become_markup(copy: Path, body: BodyModel, tmp_p
 
 
 def test_a_run_that_has_done_nothing_yet_gets_a_page(copy: Path, body: BodyModel, tmp_path: Path) -> None:
-    for path in RunDirectory(copy).receipts.iterdir():
+    for path in RunDirectory(copy).at("receipts").iterdir():
         path.unlink()
     text = write_report(open_run_files(copy), body, None, tmp_path / "out").read_text()
     assert "0 of 9 images done" in text

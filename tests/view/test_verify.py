@@ -205,8 +205,11 @@ def test_an_image_lost_or_told_twice_is_found(copy: Path) -> None:
     assert any("2 rows" in text for text in found["every image has one row"])
 
 
-@pytest.mark.parametrize("name", ["shard-00099.parquet", "copy.parquet", "shard-00001.parquet.bak"])
+@pytest.mark.parametrize(
+    "name", ["shard-00099.parquet", "copy.parquet", "shard-00001.parquet.bak", "old/shard-00001.parquet"]
+)
 def test_a_stray_file_that_readers_of_the_folder_would_take_is_found(copy: Path, name: str) -> None:
+    (copy / "labels" / name).parent.mkdir(exist_ok=True)
     shutil.copy(RunDirectory(copy).label_file(1), copy / "labels" / name)
     (offence,) = broken(verify_run(copy))["labels/ holds every shard once"]
     assert name in offence

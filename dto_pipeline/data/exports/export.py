@@ -1,14 +1,15 @@
 """`export_labels`: labels of finished runs in one of the formats other tools read.
 
-Knows the formats by name, with what each takes unless told otherwise. Plans (checks and counts), writes aside, commits
-at once. Memory: about one row group of 1024 images, whatever the size of the runs.
+Knows the formats by name, with what each takes unless told otherwise, and that runs which were not made alike are not
+mixed. Plans (checks and counts), writes aside, commits at once. Memory: about one row group of 1024 images, whatever
+the size of the runs.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +18,21 @@ from tqdm import tqdm
 from dto_pipeline import __version__
 from dto_pipeline.data.exports.camerahmr import write_camerahmr_files
 from dto_pipeline.data.exports.hugging_face import write_hugging_face
-from dto_pipeline.data.exports.inputs import ExportError, RunLabels
 from dto_pipeline.data.exports.job import (
     EXPORT_FILE,
     ExportedFile,
     ExportJob,
-    ExportPlan,
     SubsetPlan,
-    check_free,
     commit_folder,
-    count_images,
-    plan_export,
+    describe_making,
+    plan_subsets,
     staged_folder,
 )
 from dto_pipeline.data.exports.ma_hmr import write_ma_hmr
 from dto_pipeline.data.exports.parquet import write_parquet, write_persons
-from dto_pipeline.data.exports.provenance import check_alike
-from dto_pipeline.data.exports.selection import PERSONS_ALL, PERSONS_VALID, Selection
+from dto_pipeline.data.exports.selection import PERSONS_VALID, ExportError, Selection
 from dto_pipeline.data.exports.webdataset import write_webdataset
+from dto_pipeline.data.label_files import RunLabels
 from dto_pipeline.data.storage import as_location
 from dto_pipeline.schema import COORDINATES
 
@@ -48,16 +46,15 @@ class Format:
     takes_images: bool = False
 
 
-_EVERYTHING = Selection()
 _TRAINING = Selection(accepted_only=True, min_persons=1, persons=PERSONS_VALID)
 
 FORMATS: dict[str, Format] = {
-    "parquet": Format(write_parquet, _EVERYTHING),
-    "persons": Format(write_persons, Selection(min_persons=1, persons=PERSONS_ALL)),
+    "parquet": Format(write_parquet, Selection()),
+    "persons": Format(write_persons, Selection(min_persons=1)),
     "ma-hmr": Format(write_ma_hmr, _TRAINING),
     "camerahmr": Format(write_camerahmr_files, _TRAINING),
     "webdataset": Format(write_webdataset, _TRAINING, takes_images=True),
-    "hf": Format(write_hugging_face, _EVERYTHING),
+    "hf": Format(write_hugging_face, Selection()),
 }
 
 
@@ -70,7 +67,7 @@ class ExportReport:
     subsets: list[SubsetPlan]
     notes: Counter[str]  # left out by the format's rules
     failures: Counter[str]  # could not be written
-    examples: dict[str, str] = field(default_factory=dict)  # failure -> the first of its kind
+    examples: dict[str, str]  # failure -> the first of its kind
 
     @property
     def exit_code(self) -> int:
@@ -119,21 +116,30 @@ def export_labels(
     if images_root and not chosen.takes_images:
         able = [name for name, one in FORMATS.items() if one.takes_images]
         raise ExportError(f"format {format_name} holds no images; leave --images out, or choose from {able}")
-    check_free(out)
-    images = _image_places(runs, images_root)
-    if not mixed:
-        check_alike(runs)
     selection = selection or chosen.selection
-    with tqdm(total=count_images(runs), unit="image", desc="check", disable=not progress) as bar:
-        plan = plan_export(runs, selection, bar.update)
-    with (
-        staged_folder(out) as staging,
-        tqdm(total=sum(s.images for s in plan.subsets), unit="image", desc="write", disable=not progress) as bar,
-    ):
-        job = ExportJob(plan, images, bar.update, labels=tuple(map(as_location, labels)))
-        files = chosen.write(job, staging)
-        commit_folder(staging, out, _facts(format_name, plan, job), files)
-    return ExportReport(out, files, plan.subsets, job.notes, job.failures, job.examples)
+    with staged_folder(out) as staging:
+        images = _image_places(runs, images_root)
+        if not mixed:
+            _check_alike(runs)
+        total = sum(file.rows for run in runs for file in run.files)
+        with tqdm(total=total, unit="image", desc="check", disable=not progress) as bar:
+            subsets = plan_subsets(runs, selection, bar.update)
+        total = sum(subset.images for subset in subsets)
+        with tqdm(total=total, unit="image", desc="write", disable=not progress) as bar:
+            taken = [subset for subset in subsets if subset.images]
+            job = ExportJob(selection, taken, bar.update, images, list(map(as_location, labels)))
+            files = chosen.write(job, staging)
+        facts = {
+            "format": format_name,
+            "pipeline_version": __version__,
+            "coordinates": COORDINATES,
+            "selection": selection.describe(),
+            "subsets": {subset.subset: _subset_facts(subset) for subset in subsets},
+            "notes": dict(job.notes),
+            "failures": dict(job.failures),
+        }
+        commit_folder(staging, out, facts, files)
+    return ExportReport(out, files, subsets, job.notes, job.failures, job.examples)
 
 
 def _image_places(runs: Sequence[RunLabels], places: str | Mapping[str, str]) -> dict[str, str] | None:
@@ -148,20 +154,25 @@ def _image_places(runs: Sequence[RunLabels], places: str | Mapping[str, str]) ->
     return dict(places)
 
 
-def _facts(format_name: str, plan: ExportPlan, job: ExportJob) -> dict[str, Any]:
-    """What export.json says besides its files: no path of a machine, no clock."""
-    return {
-        "format": format_name,
-        "pipeline_version": __version__,
-        "coordinates": COORDINATES,
-        "selection": plan.selection.describe(),
-        "subsets": {subset.subset: _subset_facts(subset) for subset in plan.subsets},
-        "notes": dict(job.notes),
-        "failures": dict(job.failures),
-    }
+def _check_alike(runs: Sequence[RunLabels]) -> None:
+    """Raises: ExportError where two runs differ in what made their labels; the message names both and the fact."""
+    made = [(run, describe_making(run.footer)) for run in runs if run.files]
+    for run, making in made[1:]:
+        first, expected = made[0]
+        apart = [fact for fact in making if making[fact] != expected[fact]]
+        if apart:
+            told = "; ".join(f"{fact}: {_short(expected[fact])} and {_short(making[fact])}" for fact in apart)
+            raise ExportError(
+                f"{first.name} and {run.name} were not made alike ({told}); export them apart, or say --mixed"
+            )
+
+
+def _short(text: str) -> str:
+    return text if len(text) < 64 else text[:16]
 
 
 def _subset_facts(subset: SubsetPlan) -> dict[str, Any]:
+    """What export.json says of a subset: no path of a machine."""
     runs = [
         {
             "config_hash": run.config_hash,

@@ -1,66 +1,34 @@
-"""What every format's writer receives: the plan, the folder, where images are, how progress is told.
+"""What every format's writer receives: what is taken of which runs, where images are, how progress is told.
 
-The plan is known before anything is written: files checked, images and people counted per subset in one pass over a few
+All is known before anything is written: files checked, images and people counted per subset in one pass over a few
 narrow columns. Counts decide names (``-00000-of-00012``) and array headers, so the writing pass can stream. The folder
-is written aside, described by export.json and given its name at the end; a killed export leaves only
-``.<name>.tmp-<uuid>`` beside the place, which the next export to that place removes once its owner is dead. No clock:
-equal exports have equal bytes. Memory: one row group; image keys only where two runs share a subset.
+is written aside, described by export.json and given its name at the end; what a killed export leaves beside the place,
+the next one removes. No clock: equal exports have equal bytes. Memory: one row group; image keys only where two runs
+share a subset.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
-import shutil
-import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from dto_pipeline.data.exports.inputs import ExportError, RunLabels, check_label_file, read_tables
-from dto_pipeline.data.exports.selection import SELECTION_COLUMNS, Selection, select_rows
-from dto_pipeline.data.files import is_temporary, sha256_file, sync, write_json_atomic
-from dto_pipeline.data.storage import Location
+from dto_pipeline.data.exports.selection import SELECTION_COLUMNS, ExportError, Selection, select_rows
+from dto_pipeline.data.files import sha256_file, staged, sweep_abandoned, sync, write_json_atomic
+from dto_pipeline.data.label_files import LabelFile, RunLabels
+from dto_pipeline.data.storage import Location, sha256_of
 from dto_pipeline.paths import SUBSET_NAME
+from dto_pipeline.reading import parse_json
 
-
-@dataclass(frozen=True)
-class ExportJob:
-    """One export on its way; writers add to `notes` and `failures` what only they see."""
-
-    plan: ExportPlan
-    images: (
-        Mapping[str, str] | None
-    )  # subset -> folder or URI of its image files, "" = the manifest's; None = no images
-    advance: Callable[[int], object]  # called with the number of images written
-    notes: Counter[str] = field(default_factory=Counter)  # what a writer left out by its format's rules
-    failures: Counter[str] = field(default_factory=Counter)  # what it could not write
-    examples: dict[str, str] = field(default_factory=dict)  # failure -> the first of its kind, with the place tried
-    labels: Sequence[Location] = ()  # where released label files may lie, for formats that carry parts of them
-
-    @property
-    def subsets(self) -> list[SubsetPlan]:
-        """Subsets of which something is taken."""
-        return [subset for subset in self.plan.subsets if subset.images]
-
-    def tables(self, subset: SubsetPlan, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-        """`ExportPlan.tables`, counted."""
-        for table in self.plan.tables(subset, columns):
-            yield table
-            self.advance(table.num_rows)
-
-    def tables_with_files(self, subset: SubsetPlan) -> Iterator[tuple[RunLabels, pa.Table]]:
-        """All columns and `IMAGE_FILE`, counted, with the run each table is from."""
-        for run in subset.runs:
-            for table in self.plan.run_tables(run, None, image_files=True):
-                yield run, table
-                self.advance(table.num_rows)
+EXPORT_SCHEMA = "dto-export/1"
+EXPORT_FILE = "export.json"
 
 
 @dataclass
@@ -75,90 +43,32 @@ class SubsetPlan:
 
 
 @dataclass(frozen=True)
-class ExportPlan:
-    """Subsets in alphabetical order, with what is taken of them."""
+class ExportJob:
+    """One export on its way; writers add to `notes` and `failures` what only they see."""
 
     selection: Selection
-    subsets: list[SubsetPlan]
+    subsets: list[SubsetPlan]  # of which something is taken, in alphabetical order
+    advance: Callable[[int], object]  # called with the number of images written
+    images: Mapping[str, str] | None = None  # subset -> folder or URI of its images, "" = the manifest's; None = none
+    labels: Sequence[Location] = ()  # where released label files may lie, for formats that carry parts of them
+    notes: Counter[str] = field(default_factory=Counter)  # what a writer left out by its format's rules
+    failures: Counter[str] = field(default_factory=Counter)  # what it could not write
+    examples: dict[str, str] = field(default_factory=dict)  # failure -> the first of its kind, with the place tried
 
     def tables(
-        self, subset: SubsetPlan, columns: Sequence[str] | None = None, image_files: bool = False
+        self, runs: Sequence[RunLabels], columns: Sequence[str] | None = None, image_files: bool = False
     ) -> Iterator[pa.Table]:
-        """The selected rows of a subset, a row group at a time; `columns` and `image_files` as in `read_tables`."""
-        for run in subset.runs:
-            yield from self.run_tables(run, columns, image_files)
-
-    def run_tables(self, run: RunLabels, columns: Sequence[str] | None, image_files: bool) -> Iterator[pa.Table]:
-        """As `tables`, of one run."""
+        """The selected rows of some runs, a row group at a time; arguments as of `RunLabels.tables`."""
         wanted = None if columns is None else list(dict.fromkeys([*columns, *SELECTION_COLUMNS]))
-        for table in read_tables(run, wanted, image_files):
-            yield select_rows(table, self.selection)
+        for run in runs:
+            for table in run.tables(wanted, image_files):
+                yield select_rows(table, self.selection)
 
-
-def count_images(runs: Sequence[RunLabels]) -> int:
-    """Images of the label files of some runs, taken or not."""
-    return sum(file.rows for run in runs for file in run.files)
-
-
-def plan_export(runs: Sequence[RunLabels], selection: Selection, advance: Callable[[int], object]) -> ExportPlan:
-    """Check every label file against its receipt and count what `selection` takes.
-
-    Args:
-        runs: of any subsets; runs of one subset must not share images.
-        advance: called with the number of images looked at.
-
-    Raises:
-        ExportError: a file is not what its receipt says, an image is in two runs, or nothing is selected.
-    """
-    for run in runs:
-        _check_subset(run)
-    subsets = [
-        SubsetPlan(name, [run for run in runs if run.subset == name]) for name in sorted({run.subset for run in runs})
-    ]
-    for subset in subsets:
-        _count_subset(subset, selection, advance)
-    if not any(subset.images for subset in subsets):
-        reasons = Counter[str]()
-        for subset in subsets:
-            reasons.update(subset.left_out)
-        found = ", ".join(f"{count} {reason}" for reason, count in reasons.items() if count) or "the runs are empty"
-        raise ExportError(
-            f"no image is left to export: {found}; loosen --accepted-only, --max-error, --max-z-sigma, --min-persons "
-            "or --persons"
-        )
-    return ExportPlan(selection, subsets)
-
-
-def _count_subset(subset: SubsetPlan, selection: Selection, advance: Callable[[int], object]) -> None:
-    seen: dict[str, str] | None = {} if len(subset.runs) > 1 else None  # image_id -> run
-    columns = [*SELECTION_COLUMNS, *(["image_id"] if seen is not None else [])]
-    for run in subset.runs:
-        for file in run.files:
-            check_label_file(run, file)
-        for table in read_tables(run, columns):
-            if seen is not None:
-                _check_unique(seen, run, table["image_id"].to_pylist())
-            taken = select_rows(table, selection, subset.left_out)
-            subset.images += taken.num_rows
-            subset.persons += int(taken["num_persons"].to_numpy().sum())
-            advance(table.num_rows)
-
-
-def _check_subset(run: RunLabels) -> None:
-    """A subset names folders and files of the export: it must be one part of a path."""
-    if SUBSET_NAME.fullmatch(run.subset) is None:
-        raise ExportError(f"run {run.name} is of subset {run.subset!r}; expected letters, digits, '.', '-' and '_'")
-
-
-def _check_unique(seen: dict[str, str], run: RunLabels, image_ids: list[str]) -> None:
-    for image_id in image_ids:
-        if image_id in seen:
-            raise ExportError(f"image {image_id} is in {seen[image_id]} and in {run.name}; export one of the two runs")
-        seen[image_id] = run.name
-
-
-EXPORT_SCHEMA = "dto-export/1"
-EXPORT_FILE = "export.json"
+    def counted(self, tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+        """The same tables, their images told to `advance` as they are done with."""
+        for table in tables:
+            yield table
+            self.advance(table.num_rows)
 
 
 @dataclass(frozen=True)
@@ -170,29 +80,79 @@ class ExportedFile:
     persons: int
 
 
-def check_free(out: Path) -> None:
-    """Refuse a place that is taken: an export never mixes with other files. Raises: ExportError."""
-    if out.is_dir() and not any(out.iterdir()):
-        return
-    if out.exists():
-        raise ExportError(f"{out} exists and is not an empty folder; remove it or choose another -o")
+def plan_subsets(runs: Sequence[RunLabels], selection: Selection, advance: Callable[[int], object]) -> list[SubsetPlan]:
+    """Check every label file against its receipt and count what `selection` takes.
+
+    Args:
+        runs: of any subsets; runs of one subset must not share images.
+        advance: called with the number of images looked at.
+
+    Raises:
+        ExportError: a file is not what its receipt says, an image is in two runs, or nothing is selected.
+    """
+    for run in runs:
+        if SUBSET_NAME.fullmatch(run.subset) is None:  # it names folders and files of the export
+            raise ExportError(f"run {run.name} is of subset {run.subset!r}; expected letters, digits, '.', '-' and '_'")
+    names = sorted({run.subset for run in runs})
+    subsets = [SubsetPlan(name, [run for run in runs if run.subset == name]) for name in names]
+    for subset in subsets:
+        _count_subset(subset, selection, advance)
+    if not any(subset.images for subset in subsets):
+        reasons: Counter[str] = sum((subset.left_out for subset in subsets), Counter())
+        found = ", ".join(f"{count} {reason}" for reason, count in reasons.items()) or "the runs are empty"
+        raise ExportError(
+            f"no image is left to export: {found}; loosen --accepted-only, --max-error, --max-z-sigma, --min-persons "
+            "or --persons"
+        )
+    return subsets
+
+
+def _count_subset(subset: SubsetPlan, selection: Selection, advance: Callable[[int], object]) -> None:
+    seen: dict[str, str] = {}  # image_id -> run, where the subset has several
+    columns = [*SELECTION_COLUMNS, *(["image_id"] if len(subset.runs) > 1 else [])]
+    for run in subset.runs:
+        for file in run.files:
+            _check_label_file(run, file)
+        for table in run.tables(columns):
+            for image_id in table["image_id"].to_pylist() if len(subset.runs) > 1 else ():
+                if image_id in seen:
+                    raise ExportError(
+                        f"image {image_id} is in {seen[image_id]} and in {run.name}; export one of the two runs"
+                    )
+                seen[image_id] = run.name
+            taken = select_rows(table, selection, subset.left_out)
+            subset.images += taken.num_rows
+            subset.persons += int(taken["num_persons"].to_numpy().sum())
+            advance(table.num_rows)
+
+
+def _check_label_file(run: RunLabels, file: LabelFile) -> None:
+    """Raises: ExportError where a label file is missing, or not the one its receipt was written for."""
+    advice = "delete the shard's receipt and run again"
+    try:
+        found = sha256_of(file.path)
+    except FileNotFoundError as error:
+        raise ExportError(f"{file.path} of run {run.name} is missing though its receipt exists; {advice}") from error
+    if found != file.sha256:
+        raise ExportError(
+            f"{file.path} has sha256 {found[:16]}..., its receipt says {file.sha256[:16]}...: "
+            f"the file was changed or damaged; {advice}"
+        )
 
 
 @contextmanager
 def staged_folder(out: Path) -> Iterator[Path]:
-    """A new folder beside `out`; whatever still bears the temporary name at the end is removed."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(out)
-    staging = out.with_name(f".{out.name}.tmp-{uuid.uuid4().hex}")
-    staging.mkdir()
-    handle = os.open(staging, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # a file system without locks: there nobody can lock it to sweep it either
-            fcntl.flock(handle, fcntl.LOCK_EX)  # held while we live
+    """A new folder beside `out`; whatever still bears the temporary name at the end is removed.
+
+    Raises:
+        ExportError: the place is taken: an export never mixes with other files.
+    """
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise ExportError(f"{out} exists and is not an empty folder; remove it or choose another -o")
+    sweep_abandoned(out)
+    with staged(out) as staging:
+        staging.mkdir()
         yield staging
-    finally:
-        os.close(handle)
-        shutil.rmtree(staging, ignore_errors=True)  # gone already where it was committed
 
 
 def commit_folder(staging: Path, out: Path, facts: dict[str, Any], files: list[ExportedFile]) -> None:
@@ -205,8 +165,7 @@ def commit_folder(staging: Path, out: Path, facts: dict[str, Any], files: list[E
     for file in files:
         path = staging / file.path
         sync(path)
-        size = path.stat().st_size
-        entry = {"path": file.path, "bytes": size, "sha256": sha256_file(path)}
+        entry = {"path": file.path, "bytes": path.stat().st_size, "sha256": sha256_file(path)}
         entries.append({**entry, "images": file.images, "persons": file.persons})
     write_json_atomic(staging / EXPORT_FILE, {"schema": EXPORT_SCHEMA, **facts, "files": entries})
     for folder in sorted(path for path in staging.rglob("*") if path.is_dir()):
@@ -221,17 +180,28 @@ def commit_folder(staging: Path, out: Path, facts: dict[str, Any], files: list[E
     sync(out.parent)
 
 
-def _sweep(out: Path) -> None:
-    """Remove what killed exports to this place left; a folder whose owner lives is locked and stays."""
-    for path in list(out.parent.iterdir()):
-        if not (path.name.startswith(f".{out.name}.tmp-") and is_temporary(path.name) and path.is_dir()):
-            continue
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:  # locked, or a file system without locks: leaving it is safe
-            continue
-        else:
-            shutil.rmtree(path, ignore_errors=True)
-        finally:
-            os.close(handle)
+def describe_making(footer: Mapping[str, str]) -> dict[str, str]:
+    """Solver, depth network (or files), body and config hash of a label file; "unknown" where its footer is silent.
+
+    Since 0.4 the config in a footer tells no place: networks and body are known by what pins them.
+    """
+    try:
+        config = parse_json(footer.get("config", "{}"))
+    except ValueError:
+        config = None
+    told = config if isinstance(config, dict) else {}
+    sections = [told.get(name) for name in ("solver", "depth", "body")]
+    solver, depth, body = (section if isinstance(section, dict) else {} for section in sections)
+    depth_text = f"maps from {depth['source']} ({depth.get('kind', '')})" if "source" in depth else "unknown"
+    if depth.get("source") == "model":
+        pin = footer.get("depth_revision") or depth.get("revision") or footer.get("depth_sha256", "")[:16]
+        name = footer.get("depth_model") or depth.get("model") or "unknown"
+        depth_text = f"{name} at {pin}" if pin else str(name)
+    digest = footer.get("body_sha256", "")
+    body_text = str(body.get("model_path", "")) or ("body" if digest else "unknown")
+    return {
+        "solver": str(solver.get("mode", "unknown")),
+        "depth": depth_text,
+        "body": f"{body_text.rstrip('/').rpartition('/')[2]} (sha256 {digest[:16]})" if digest else body_text,
+        "config_hash": footer.get("config_hash", "unknown"),
+    }

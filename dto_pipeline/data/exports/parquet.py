@@ -10,7 +10,7 @@ output and one of the input.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -20,9 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dto_pipeline.data.columns import single_array
-from dto_pipeline.data.exports.inputs import RunLabels, read_footer
 from dto_pipeline.data.exports.job import ExportedFile, ExportJob, SubsetPlan
-from dto_pipeline.data.exports.selection import Selection
 from dto_pipeline.data.parquet import ROWS_PER_GROUP, writer_settings
 from dto_pipeline.schema import LABELS_SCHEMA, PERSONS_SCHEMA, PERSONS_SCHEMA_NAME
 
@@ -41,16 +39,16 @@ def write_subset(
     job: ExportJob, folder: Path, subset: SubsetPlan, watch: Callable[[pa.Table], object] | None = None
 ) -> list[ExportedFile]:
     """The files of one subset; `watch` sees every table that was written."""
-    tables, footer = job.tables(subset), compacted_footer(subset.runs, job.plan.selection)
-    name = _namer(folder, subset.subset)
-    written = write_files(tables, LABELS_SCHEMA, subset.images, name, ROWS_PER_GROUP, FILE_GROUPS, footer)
-    counts: dict[Path, np.ndarray] = {}
-    for path, table in written:
-        found = np.array([table.num_rows, table["num_persons"].to_numpy().sum()])
-        counts[path] = counts.get(path, 0) + found
+    counts: dict[str, np.ndarray] = {}
+    rows = job.counted(job.tables(subset.runs))
+    footer = _compacted_footer(job, subset)
+    for name, table in _write_files(
+        folder, subset.subset, rows, LABELS_SCHEMA, subset.images, ROWS_PER_GROUP, FILE_GROUPS, footer
+    ):
+        counts[name] = counts.get(name, 0) + np.array([table.num_rows, table["num_persons"].to_numpy().sum()])
         if watch is not None:
             watch(table)
-    return _files(folder, counts)
+    return [ExportedFile(name, *map(int, pair)) for name, pair in counts.items()]
 
 
 def write_persons(job: ExportJob, folder: Path) -> list[ExportedFile]:
@@ -58,54 +56,40 @@ def write_persons(job: ExportJob, folder: Path) -> list[ExportedFile]:
 
     An image counts for the file in which its first person is.
     """
-    counts: dict[Path, np.ndarray] = {}
+    counts: dict[str, np.ndarray] = {}
     for subset in job.subsets:
-        if not subset.persons:
-            continue
-        footer = compacted_footer(subset.runs, job.plan.selection) | {"schema": PERSONS_SCHEMA_NAME}
-        name, tables = _namer(folder, subset.subset), person_tables(job.tables(subset))
+        rows = map(person_rows, job.counted(job.tables(subset.runs)))
+        footer = _compacted_footer(job, subset) | {"schema": PERSONS_SCHEMA_NAME}
         last = ""
-        for path, table in write_files(
-            tables, PERSONS_SCHEMA, subset.persons, name, PERSON_GROUP_ROWS, PERSON_FILE_GROUPS, footer
+        for name, table in _write_files(
+            folder, subset.subset, rows, PERSONS_SCHEMA, subset.persons, PERSON_GROUP_ROWS, PERSON_FILE_GROUPS, footer
         ):
             ids = single_array(table["image_id"])
             begun = pc.sum(pc.not_equal(ids[1:], ids[:-1])).as_py() or 0
-            counts[path] = counts.get(path, 0) + np.array([begun + (ids[0].as_py() != last), table.num_rows])
+            counts[name] = counts.get(name, 0) + np.array([begun + (ids[0].as_py() != last), table.num_rows])
             last = ids[-1].as_py()
-    return _files(folder, counts)
+    return [ExportedFile(name, *map(int, pair)) for name, pair in counts.items()]
 
 
-def person_tables(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """Label tables as tables of `schema.PERSONS_SCHEMA`, people in the order of their images."""
-    for table in tables:
-        counts = table["num_persons"].to_numpy()
-        owner = pa.array(np.repeat(np.arange(counts.size), counts))
-        people = single_array(table["persons"]).flatten()
-        own = {people.type.field(i).name for i in range(people.type.num_fields)}
-        columns = []
-        for field in PERSONS_SCHEMA:
-            if field.name in own:
-                columns.append(people.field(field.name))
-            else:
-                source = "status" if field.name == "image_status" else field.name
-                columns.append(single_array(table[source]).take(owner))
-        yield pa.table(columns, schema=PERSONS_SCHEMA)
+def person_rows(table: pa.Table) -> pa.Table:
+    """A label table as one of `schema.PERSONS_SCHEMA`, people in the order of their images."""
+    counts = table["num_persons"].to_numpy()
+    owner = pa.array(np.repeat(np.arange(counts.size), counts))
+    people = single_array(table["persons"]).flatten()
+    own = {people.type.field(i).name for i in range(people.type.num_fields)}
+    columns = []
+    for name in PERSONS_SCHEMA.names:
+        image = "status" if name == "image_status" else name
+        columns.append(people.field(name) if name in own else single_array(table[image]).take(owner))
+    return pa.table(columns, schema=PERSONS_SCHEMA)
 
 
-def compacted_footer(runs: list[RunLabels], selection: Selection) -> dict[str, str]:
-    """What the footers of some runs agree on, without what is true of one shard only, and what was selected."""
-    footers = [read_footer(run) for run in runs]
-    shared = {key: text for key, text in footers[0].items() if all(other.get(key) == text for other in footers)}
+def _compacted_footer(job: ExportJob, subset: SubsetPlan) -> dict[str, str]:
+    """What the footers of a subset's runs agree on, without what is true of one shard only, and what was selected."""
+    first, *others = (run.footer for run in subset.runs)
+    shared = {key: text for key, text in first.items() if all(other.get(key) == text for other in others)}
     facts = {key: text for key, text in shared.items() if key not in _SHARD_FACTS}
-    return facts | {"selection": json.dumps(selection.describe(), sort_keys=True)}
-
-
-def _namer(folder: Path, subset: str) -> Callable[[int, int], Path]:
-    return lambda number, files: folder / "data" / subset / f"{subset}-{number:05d}-of-{files:05d}.parquet"
-
-
-def _files(folder: Path, counts: dict[Path, np.ndarray]) -> list[ExportedFile]:
-    return [ExportedFile(str(path.relative_to(folder)), *map(int, pair)) for path, pair in counts.items()]
+    return facts | {"selection": json.dumps(job.selection.describe(), sort_keys=True)}
 
 
 def rechunk(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
@@ -124,33 +108,32 @@ def rechunk(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
         yield pa.concat_tables(held).combine_chunks()
 
 
-def write_files(
+def _write_files(
+    folder: Path,
+    subset: str,
     tables: Iterable[pa.Table],
     schema: pa.Schema,
     total_rows: int,
-    name: Callable[[int, int], Path],
     group_rows: int,
     file_groups: int,
-    footer: Mapping[str, str],
-) -> Iterator[tuple[Path, pa.Table]]:
-    """Write a stream of tables to Parquet files of at most ``group_rows * file_groups`` rows.
+    footer: dict[str, str],
+) -> Iterator[tuple[str, pa.Table]]:
+    """Write a stream of tables to Parquet files of at most ``group_rows * file_groups`` rows; none where it is empty.
 
     Args:
         tables: of `schema`, any sizes, `total_rows` rows in all.
-        name: (number of the file, how many files) -> its path.
         footer: text of every file's footer.
 
     Yields:
-        (file, table) of each row group once it is written; run it to the end.
+        (file below the folder, table) of each row group once it is written; run it to the end.
     """
-    files = max(1, -(-total_rows // (group_rows * file_groups)))
+    files = -(-total_rows // (group_rows * file_groups))
     groups = rechunk(tables, group_rows)
     described = schema.with_metadata(dict(sorted(footer.items())))
-    settings = writer_settings(schema)
+    (folder / "data" / subset).mkdir(parents=True, exist_ok=True)
     for number in range(files):
-        path = name(number, files)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with pq.ParquetWriter(path, described, **settings) as writer:
+        name = f"data/{subset}/{subset}-{number:05d}-of-{files:05d}.parquet"
+        with pq.ParquetWriter(folder / name, described, **writer_settings(schema)) as writer:
             for table in islice(groups, file_groups):
                 writer.write_table(table.cast(described), row_group_size=group_rows)
-                yield path, table
+                yield name, table

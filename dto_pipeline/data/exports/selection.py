@@ -12,20 +12,23 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from dto_pipeline.data.certainty import EXPECTED_ERROR, NO_LIMITS, Z_SIGMA, Limits
 from dto_pipeline.data.columns import ragged_column, read_numbers, single_array
+from dto_pipeline.data.label_files import EXPECTED_ERROR, NO_LIMITS, Z_SIGMA, Limits
+from dto_pipeline.errors import DtoError
 from dto_pipeline.status import PersonStatus
 
-PERSONS_ALL, PERSONS_VALID, PERSONS_MOVED = "all", "valid", "moved"
+PERSON_CHOICES = PERSONS_ALL, PERSONS_VALID, PERSONS_MOVED = "all", "valid", "moved"
 Z_COVARIANCE = "z_covariance"  # the one column of an image that is indexed by its people
-PERSON_CHOICES = (PERSONS_ALL, PERSONS_VALID, PERSONS_MOVED)
 SELECTION_COLUMNS = (
     *("is_optimized", "is_accepted", "mean_height_deviation", EXPECTED_ERROR, "num_persons"),
     *("persons.list.element.status", f"persons.list.element.{Z_SIGMA}"),
 )
 """Parquet columns that decide; a projection needs these besides its own."""
+
+
+class ExportError(DtoError):
+    """An export that cannot be made; the message says why and the next step."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,11 @@ class Selection:
 
     def __post_init__(self) -> None:
         if self.persons not in PERSON_CHOICES:
-            raise ValueError(f"persons is {self.persons!r}; choose from {PERSON_CHOICES}")
+            raise ExportError(f"persons is {self.persons!r}; choose from {PERSON_CHOICES}")
+        if self.min_persons < 0:
+            raise ExportError(f"min_persons is {self.min_persons}; expected 0 or more")
+        if self.max_deviation is not None and not 0 < self.max_deviation < np.inf:
+            raise ExportError(f"max_deviation is {self.max_deviation} sigma; expected more than 0, or nothing")
 
     def describe(self) -> dict[str, Any]:
         """Plain values, JSON-ready."""
@@ -78,14 +85,19 @@ def select_rows(table: pa.Table, selection: Selection, left_out: Counter[str] | 
     if images.all() and taken.all():
         return table
     kept = people.filter(pa.array(taken & images[owner]))
-    column = ragged_column(remaining[images], kept, pa.list_(table.schema.field("persons").type.value_field))
-    table = table.filter(pa.array(images))
-    table = _replace(table, "num_persons", pa.array(remaining[images].astype(np.int32)))
-    table = _replace(table, "persons", column)
+    changed = {
+        "num_persons": pa.array(remaining[images].astype(np.int32)),
+        "persons": ragged_column(remaining[images], kept, pa.list_(table.schema.field("persons").type.value_field)),
+    }
     if Z_COVARIANCE in table.column_names:
-        per_image = np.split(taken, np.cumsum(counts)[:-1])
-        kept_people = [per_image[image] for image in np.flatnonzero(images)]
-        table = _replace(table, Z_COVARIANCE, _shrink_triangles(single_array(table[Z_COVARIANCE]), kept_people))
+        chosen_people = np.split(taken, np.cumsum(counts)[:-1])
+        triangles = single_array(table[Z_COVARIANCE])
+        small = [_shrink_triangle(triangles[i], chosen_people[i]) for i in np.flatnonzero(images).tolist()]
+        changed[Z_COVARIANCE] = pa.array(small, triangles.type)
+    table = table.filter(pa.array(images))
+    for name, column in changed.items():
+        place = table.schema.get_field_index(name)
+        table = table.set_column(place, table.schema.field(place), column)
     return table
 
 
@@ -106,26 +118,9 @@ def _images_good(table: pa.Table, selection: Selection) -> np.ndarray:
     return optimized & (table["mean_height_deviation"].to_numpy() < selection.max_deviation)
 
 
-def _shrink_triangles(triangles: pa.ListArray, kept_people: list[np.ndarray]) -> pa.ListArray:
-    """Lower triangles (row by row, diagonal included) of n x n matrices without the people that were left out.
-
-    Args:
-        triangles: one per image, null = none.
-        kept_people: per image (n,) bool.
-    """
-    rows = [
-        None if not triangle.is_valid or kept.all() else _shrink_triangle(np.asarray(triangle.values), kept)
-        for triangle, kept in zip(triangles, kept_people, strict=True)
-    ]
-    changed = np.array([row is not None for row in rows], dtype=bool)
-    return pc.if_else(pa.array(changed), pa.array(rows, triangles.type), triangles) if changed.any() else triangles
-
-
-def _shrink_triangle(values: np.ndarray, kept: np.ndarray) -> np.ndarray:
+def _shrink_triangle(triangle: pa.ListScalar, kept: np.ndarray) -> np.ndarray | None:
+    """The lower triangle (row by row, diagonal included) of an n x n matrix without the people not `kept` (n,)."""
+    if not triangle.is_valid:
+        return None
     row, column = np.tril_indices(kept.size)
-    return values[kept[row] & kept[column]]
-
-
-def _replace(table: pa.Table, name: str, column: pa.Array) -> pa.Table:
-    position = table.schema.get_field_index(name)
-    return table.set_column(position, table.schema.field(name), column)
+    return np.asarray(triangle.values)[kept[row] & kept[column]]

@@ -21,11 +21,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dto_pipeline.data.exports.inputs import IMAGE_FILE, open_manifest
 from dto_pipeline.data.exports.job import ExportedFile, ExportJob, SubsetPlan
 from dto_pipeline.data.images import MAX_FILE_BYTES, ImageStore
+from dto_pipeline.data.label_files import IMAGE_FILE
 from dto_pipeline.data.storage import Location, as_location
-from dto_pipeline.data.tar_images import open_images
+from dto_pipeline.data.tars import open_images
 from dto_pipeline.status import UnusableImage
 
 SAMPLES = 1000  # of a tar
@@ -38,7 +38,15 @@ Sample = tuple[str, int, list[tuple[str, bytes]]]  # key, persons, (extension, c
 
 def write_webdataset(job: ExportJob, folder: Path) -> list[ExportedFile]:
     """Tars of every subset."""
-    return [file for subset in job.subsets for file in _write_subset(job, folder, subset)]
+    files: list[ExportedFile] = []
+    for subset in job.subsets:
+        (folder / subset.subset).mkdir()
+        samples = _samples_with_images(job, subset) if job.images is not None else _samples(job, subset)
+        for number, first in enumerate(samples):
+            name = f"{subset.subset}/{subset.subset}-{number:06d}.tar"
+            images, persons = _write_tar(folder / name, chain([first], islice(samples, SAMPLES - 1)))
+            files.append(ExportedFile(name, images, persons))
+    return files
 
 
 def sample_key(image_id: str) -> str:
@@ -50,17 +58,6 @@ def sample_key(image_id: str) -> str:
     stem = image_id.removesuffix(".jpg")
     escaped = stem.replace("%", "%25").replace(".", "%2E")
     return escaped if stem != image_id or "." in image_id.rsplit("/", 1)[-1] else escaped + "%"
-
-
-def _write_subset(job: ExportJob, folder: Path, subset: SubsetPlan) -> list[ExportedFile]:
-    samples = _samples_with_images(job, subset) if job.images is not None else _samples(job, subset)
-    (folder / subset.subset).mkdir()
-    files: list[ExportedFile] = []
-    for first in samples:
-        name = f"{subset.subset}/{subset.subset}-{len(files):06d}.tar"
-        images, persons = _write_tar(folder / name, chain([first], islice(samples, SAMPLES - 1)))
-        files.append(ExportedFile(name, images, persons))
-    return files
 
 
 def _write_tar(path: Path, samples: Iterable[Sample]) -> tuple[int, int]:
@@ -77,28 +74,25 @@ def _write_tar(path: Path, samples: Iterable[Sample]) -> tuple[int, int]:
 
 
 def _samples(job: ExportJob, subset: SubsetPlan) -> Iterator[Sample]:
-    for table in job.tables(subset):
-        texts = json_rows(table)
-        for image_id, people, text in zip(
-            table["image_id"].to_pylist(), table["num_persons"].to_pylist(), texts, strict=True
-        ):
+    for table in job.counted(job.tables(subset.runs)):
+        columns = (table["image_id"].to_pylist(), table["num_persons"].to_pylist(), json_rows(table))
+        for image_id, people, text in zip(*columns, strict=True):
             yield sample_key(image_id), people, [("json", text.as_py().encode())]
 
 
 def _samples_with_images(job: ExportJob, subset: SubsetPlan) -> Iterator[Sample]:
     assert job.images is not None
-    roots, stores = {}, {}
     for run in subset.runs:
-        manifest = open_manifest(run)
-        roots[run.name] = as_location(job.images[subset.subset] or manifest.images_root)
-        stores[run.name] = open_images(roots[run.name], manifest.path)
-    for run, table in job.tables_with_files(subset):
-        texts = json_rows(table.drop_columns([IMAGE_FILE]))
-        columns = [table[name].to_pylist() for name in ("image_id", "num_persons", IMAGE_FILE, "image_sha256")]
-        for image_id, people, file, sha256, text in zip(*columns, texts, strict=True):
-            image = _read_image(stores[run.name], file, sha256, job, roots[run.name])
-            if image is not None:
-                yield sample_key(image_id), people, [image, ("json", text.as_py().encode())]
+        manifest = run.open_manifest()
+        root = as_location(job.images[subset.subset] or manifest.images_root)
+        store = open_images(root, manifest.path)
+        for table in job.counted(job.tables([run], image_files=True)):
+            texts = json_rows(table.drop_columns([IMAGE_FILE]))
+            columns = [table[name].to_pylist() for name in ("image_id", "num_persons", IMAGE_FILE, "image_sha256")]
+            for image_id, people, file, sha256, text in zip(*columns, texts, strict=True):
+                image = _read_image(store, file, sha256, job, root)
+                if image is not None:
+                    yield sample_key(image_id), people, [image, ("json", text.as_py().encode())]
 
 
 def _read_image(store: ImageStore, file: str, sha256: str, job: ExportJob, root: Location) -> tuple[str, bytes] | None:

@@ -1,4 +1,4 @@
-"""What a manifest build found: counts a person reads as a table and a script as JSON. Knows no file format.
+"""What a manifest build or a merge found: counts a person reads as a table and a script as JSON. Knows no file format.
 
 More than a share of images or label rows that cannot be used is a complaint: the manifest is written all the same, and
 the build ends with exit code 1.
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dto_pipeline.data.manifest_build.findings import TAR, UNCOUNTED
-from dto_pipeline.status import ImageStatus
+from dto_pipeline.status import ImageStatus, PredictionStatus
 
 _CROWDS = {"1 person": (1, 1), "2 people": (2, 2), "3 to 5 people": (3, 5), "6 to 10 people": (6, 10),
            "11 to 20 people": (11, 20), "21 or more people": (21, 1 << 62)}  # fmt: skip
@@ -78,8 +78,7 @@ class ManifestReport:
 
     def to_json(self) -> dict[str, Any]:
         """Plain nested dict, keys in order; those of the histogram are text."""
-        tree = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        tree = {name: dict(sorted(value.items())) if isinstance(value, dict) else value for name, value in tree.items()}
+        tree = _sorted_fields(self)
         tree["persons_per_image"] = {str(people): count for people, count in tree["persons_per_image"].items()}
         return tree
 
@@ -113,11 +112,76 @@ class ManifestReport:
             ("persons of known gender", self.male_prob_known),
             *sorted(self.notes.items()),
         ]
-        table = format_counts(f"manifest of {self.dataset}, fingerprint {self.fingerprint[:16]}", lines)
+        table = _format_counts(f"manifest of {self.dataset}, fingerprint {self.fingerprint[:16]}", lines)
         return "\n".join([table, *(f"  first {word}: {text}" for word, text in sorted(self.examples.items()))])
 
 
-def format_counts(title: str, lines: Iterable[tuple[str, Any]]) -> str:
+@dataclass
+class MergeReport:
+    """Counts of one merge. Every prediction is in exactly one count of `outcomes`."""
+
+    fingerprint: str = ""  # of the new manifest
+    images: int = 0
+    released: int = 0  # people before
+    predictions: int = 0
+    outcomes: Counter[str] = field(default_factory=Counter)  # PredictionStatus word -> predictions
+    refused: Counter[str] = field(default_factory=Counter)  # reason -> predictions
+    by_keypoints: int = 0  # predictions compared by what a detector saw
+    by_overlap: int = 0  # predictions compared by the boxes of bodies: no visible keypoint
+    carried: int = 0  # predictions of another camera than the label's, moved to it
+    images_with_added: int = 0
+    notes: Counter[str] = field(default_factory=Counter)  # values taken as unknown -> how many
+
+    @property
+    def matched(self) -> int:
+        return self.outcomes[PredictionStatus.MATCHED]
+
+    @property
+    def duplicates(self) -> int:
+        return self.outcomes[PredictionStatus.DUPLICATE]
+
+    @property
+    def added(self) -> int:
+        return self.outcomes[PredictionStatus.ADDED]
+
+    def count(self, status: PredictionStatus, message: str | None, predictions: int) -> None:
+        """Add predictions of one outcome."""
+        if not predictions:
+            return
+        self.predictions += predictions
+        self.outcomes[str(status)] += predictions
+        if status not in (PredictionStatus.ADDED, PredictionStatus.MATCHED, PredictionStatus.DUPLICATE):
+            self.refused[f"{status}: {message}" if message else str(status)] += predictions
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain nested dict, equal for equal input."""
+        return _sorted_fields(self)
+
+    def as_table(self) -> str:
+        """Lines of name and count for people."""
+        lines = [
+            ("images", self.images),
+            ("released people", self.released),
+            ("predictions", self.predictions),
+            ("  matched a released person, dropped", self.matched),
+            ("  duplicates of other predictions, dropped", self.duplicates),
+            *((f"  refused, {reason}", count) for reason, count in sorted(self.refused.items())),
+            ("  added", self.added),
+            ("images with added people", self.images_with_added),
+            ("compared by keypoints", self.by_keypoints),
+            ("compared by overlap of bodies", self.by_overlap),
+            ("carried to the label's camera", self.carried),
+            *sorted(self.notes.items()),
+        ]
+        return _format_counts(f"merged manifest, fingerprint {self.fingerprint[:16]}", lines)
+
+
+def _sorted_fields(report: ManifestReport | MergeReport) -> dict[str, Any]:
+    tree = {f.name: getattr(report, f.name) for f in dataclasses.fields(report)}
+    return {name: dict(sorted(value.items())) if isinstance(value, dict) else value for name, value in tree.items()}
+
+
+def _format_counts(title: str, lines: Iterable[tuple[str, Any]]) -> str:
     """A title, and names and counts below it in two columns."""
     lines = list(lines)
     width = max(len(name) for name, _ in lines)

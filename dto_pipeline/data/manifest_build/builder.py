@@ -13,7 +13,7 @@ from tqdm import tqdm
 from dto_pipeline.data.dataset import Dataset
 from dto_pipeline.data.files import json_bytes, sha256_file, sweep_abandoned
 from dto_pipeline.data.image_index import index_images
-from dto_pipeline.data.images import open_folder
+from dto_pipeline.data.images import ImageFolder
 from dto_pipeline.data.manifest import report_path
 from dto_pipeline.data.manifest_build.build_report import ManifestReport
 from dto_pipeline.data.manifest_build.findings import (
@@ -26,14 +26,14 @@ from dto_pipeline.data.manifest_build.findings import (
     note_unlabelled,
     open_findings,
 )
-from dto_pipeline.data.manifest_build.shard_rows import ManifestInputs, build_shard
+from dto_pipeline.data.manifest_build.shard_rows import ManifestInputs, ShardBuilder
 from dto_pipeline.data.manifest_build.writer import describe_origin, open_manifest_writer
 from dto_pipeline.data.recognise import FileKind, UnknownFile, recognise
 from dto_pipeline.data.sources import SOURCES
 from dto_pipeline.data.sources.rows import LabelFileError
 from dto_pipeline.data.sources.sidecar import Sidecar
 from dto_pipeline.data.storage import Location, as_location, base_name, fetch, write_bytes
-from dto_pipeline.data.tar_images import place_in_tars, tar_index_path
+from dto_pipeline.data.tars import place_in_tars, tar_index_path
 from dto_pipeline.status import ImageStatus
 
 _HEADER_THREADS = 16  # image headers are read waiting for the disk, not computing
@@ -108,7 +108,7 @@ def open_inputs(dataset: Dataset, out: Location, stack: ExitStack, progress: boo
     index = index_images(source, dataset.key_parts)
     if dataset.images_in == "folder":
         index = index.with_prefixes(dataset.image_prefixes)
-        return ManifestInputs(dataset, source, sidecar, open_folder(dataset.images_root), index)
+        return ManifestInputs(dataset, source, sidecar, ImageFolder(dataset.images_root), index)
     placed = place_in_tars(index, dataset.images_root, dataset.key_parts, tar_index_path(out), progress)
     return ManifestInputs(dataset, source, sidecar, placed.images, placed.index, placed)
 
@@ -122,8 +122,9 @@ def _write_manifest(
         ThreadPoolExecutor(_HEADER_THREADS) as pool,
         tqdm(total=total, unit="image", desc=inputs.dataset.name, disable=not progress) as bar,
     ):
+        shards = ShardBuilder(inputs, report, findings, pool, bar.update)
         for shard in range(-(-total // inputs.dataset.shard_images)):
-            writer.add(build_shard(inputs, shard, pool, report, findings, bar.update))
+            writer.add(shards.build(shard))
         report.fingerprint = writer.fingerprint
         files = []
         for path in [*inputs.source.files, *([inputs.sidecar.path] if inputs.sidecar.path else [])]:

@@ -16,8 +16,7 @@ from tqdm import tqdm
 from dto_pipeline.data.images import ImageStore
 from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.storage import Location
-from dto_pipeline.data.tar_images import index_again, open_images
-from dto_pipeline.data.tar_index import split_address
+from dto_pipeline.data.tars import index_again, open_images, split_address
 from dto_pipeline.status import ImageStatus, UnusableImage
 
 MISSING, CORRUPT, CHANGED, KNOWN, MENDED, FINE = "missing", "corrupt", "changed", "known", "mended", "fine"

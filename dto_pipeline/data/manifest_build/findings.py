@@ -29,8 +29,7 @@ from dto_pipeline.data.storage import (
     list_names,
     written,
 )
-from dto_pipeline.data.tar_images import TarPlacement
-from dto_pipeline.data.tar_index import IMAGE_EXTENSIONS
+from dto_pipeline.data.tars import IMAGE_EXTENSIONS, TarPlacement
 from dto_pipeline.schema import FINDINGS_SCHEMA
 from dto_pipeline.status import ImageStatus
 
@@ -92,10 +91,10 @@ def findings_path(manifest: Location) -> Location:
 
 def note_tars(findings: Findings, placement: TarPlacement) -> None:
     """Damaged tars, refused members, and keys that several members have."""
-    for summary in placement.tars:
+    for summary in placement.images.summaries:
         if summary.problem:
             findings.add(TAR, summary.tar, f"{summary.problem}; {summary.usable} members can be read", used=True)
-    refused = placement.images.index.problems().select(["tar", "member", "problem"]).to_pydict()
+    refused = placement.images.problems().select(["tar", "member", "problem"]).to_pydict()
     for tar, member, problem in zip(*refused.values(), strict=True):
         findings.add(TAR_MEMBER, f"{tar}!{member}", problem)
     for taken, other in placement.repeated:
@@ -113,7 +112,7 @@ def note_unlabelled(findings: Findings, index: ImageIndex, root: Location, place
 
     named = set(index.image_file)
     similar = {folded(name): name for name in findings.missing}
-    in_tars = placement and (member.address for member in placement.images.index.images())
+    in_tars = placement and (address for address, _ in placement.images.members())
     try:
         for name in in_tars or list_names(root, _ENDINGS):
             if name not in named:

@@ -1,49 +1,79 @@
 """Merging: a second source of predicted people fills the gaps of a manifest of released labels.
 
 A prediction that is a released person already is dropped, the others are added; `maths.person_matching` says what the
-same person is, `merge_rows` what becomes of one shard. Here shards are streamed from the old manifest into a new one,
-so that memory holds one shard and the names of the predicted images. Beside the new manifest lie a report and the
-outcome of every prediction. Equal input gives identical bytes.
+same person is. The manifest holds no keypoints, so released people are seen through their labels: the body's joints,
+projected with the label's camera. Released people keep their order and content; added ones follow, best score first.
+Nothing depends on the order of the predictions. Shards are streamed, so that memory holds one shard and the names of
+the predicted images. Beside the new manifest lie a report and the outcome of every prediction. Equal input gives
+identical bytes. Metres in the camera frame, pixels.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import torch
 from tqdm import tqdm
 
+from dto_pipeline.data.cameras import read_cameras
+from dto_pipeline.data.columns import build_table, pick_words, ragged_column, read_vectors, single_array, struct_column
 from dto_pipeline.data.files import json_bytes, sha256_file
-from dto_pipeline.data.image_index import ImageIndex, index_images
+from dto_pipeline.data.image_index import index_images
 from dto_pipeline.data.label_files import check_one_body
 from dto_pipeline.data.manifest import Manifest, ManifestError, report_path
-from dto_pipeline.data.manifest_build.merge_rows import (
-    MergeInputs,
-    MergeOptions,
-    MergeReport,
-    merge_shard,
-    outcome_table,
-)
+from dto_pipeline.data.manifest_build.build_report import MergeReport
+from dto_pipeline.data.manifest_build.shard_rows import MASK_OTHER_SIZE, judge_cameras, person_columns
 from dto_pipeline.data.manifest_build.writer import open_manifest_writer
 from dto_pipeline.data.parquet import writer_settings
 from dto_pipeline.data.recognise import schema_of
 from dto_pipeline.data.sources.dto_labels import open_dto_labels
-from dto_pipeline.data.sources.predictions import open_predictions
-from dto_pipeline.data.sources.rows import LabelFileError, LabelSource, SourceOptions
+from dto_pipeline.data.sources.predictions import NUM_KEYPOINTS, open_predictions
+from dto_pipeline.data.sources.rows import (
+    BEHIND_CAMERA,
+    MASK_DAMAGED,
+    ROW_PROBLEMS,
+    LabelFileError,
+    LabelRows,
+    LabelSource,
+    SeenRows,
+    SourceOptions,
+    find_row_problems,
+)
 from dto_pipeline.data.storage import Location, as_location, base_name, beside, fetch, write_bytes, written
-from dto_pipeline.data.tar_images import carry_tar_index
+from dto_pipeline.data.tars import carry_tar_index
+from dto_pipeline.maths import person_matching as matching
+from dto_pipeline.maths.person_matching import BodyViews, MatchRule
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.reading import parse_json
-from dto_pipeline.schema import LABELS_SCHEMA_NAME, MERGE_SCHEMA, MERGE_SCHEMA_NAME
-from dto_pipeline.status import PredictionStatus
+from dto_pipeline.schema import LABELS_SCHEMA_NAME, MANIFEST_PERSON, MANIFEST_SCHEMA, MERGE_SCHEMA, MERGE_SCHEMA_NAME
+from dto_pipeline.status import PredictionStatus as Status
 
+MIN_SCORE = 0.5  # predictions of a lower det_score are refused; 4D-Humans' detector threshold
+MAX_PREDICTIONS = 1000  # per image: all pairs of them are compared
 _WHOLE_NAME = 1 << 20  # parts of an image's name that make its key: all, predictions are not told apart by less
 _OUTCOMES_AT_ONCE = 1 << 16
+_IMAGE_NAMES = ("image_file", "image_path", "image_id")  # what a prediction may call its image
+_SAME_CAMERA = 1e-3  # largest difference between intrinsics that are the same camera [px]
+_ORIGIN = "predictions"
+_NOT_IN_FRONT = "no joint is in front of the camera"
+_BAD_LABELS = (*ROW_PROBLEMS[1:], MASK_DAMAGED, MASK_OTHER_SIZE, _NOT_IN_FRONT)
+_VERDICTS: tuple[tuple[Status, str | None], ...] = (
+    (Status.ADDED, None),
+    *((Status.INVALID_LABEL, reason) for reason in _BAD_LABELS),
+    *((Status.IMAGE_UNUSABLE, None), (Status.INVALID_CAMERA, None), (Status.INVALID_SCORE, None)),
+    *((Status.BELOW_MIN_SCORE, None), (Status.CROWD_TOO_LARGE, None), (Status.MATCHED, None), (Status.DUPLICATE, None)),
+)
+_CODE = {reason or status: code for code, (status, reason) in enumerate(_VERDICTS)}  # of what is told about it
+_UNDECIDED = 0  # = added, unless something is found
 
 
 def merge_predictions(
@@ -51,7 +81,7 @@ def merge_predictions(
     predictions: Location,
     out: Location,
     body: BodyModel,
-    options: MergeOptions | None = None,
+    min_score: float = MIN_SCORE,
     progress: bool = True,
 ) -> MergeReport:
     """Write a new manifest: the old one with the people it misses.
@@ -62,7 +92,7 @@ def merge_predictions(
             every person needs a det_score.
         out: the new manifest; its report and outcomes become <out>.report.json and <out>.predictions.parquet.
         body: model the labels and the predictions belong to.
-        options: what is added.
+        min_score: least det_score of an added person.
         progress: show a progress bar on stderr.
 
     Raises:
@@ -72,18 +102,34 @@ def merge_predictions(
     manifest, predictions, out = (as_location(place) for place in (manifest, predictions, out))
     if out in (manifest, predictions) or (isinstance(out, Path) and out.resolve() == Path(manifest).resolve()):
         raise ManifestError(f"{out} is an input of the merge; choose another name for the new manifest (-o)")
-    options, report = options or MergeOptions(), MergeReport()
     with ExitStack() as stack:
         source = Manifest.open(fetch(manifest, stack, ManifestError))
-        people = _open_people(fetch(predictions, stack, LabelFileError), source, body)
-        index = index_images(people, _WHOLE_NAME)
-        image_of = {name: image for image, name in enumerate(index.image_name) if image not in index.problem}
-        inputs = MergeInputs(people, index, image_of, body, options)
-        named = {"manifest": base_name(manifest), "predictions": base_name(predictions)}
+        earlier = _earlier_merges(source)
+        people = _open_people(fetch(predictions, stack, LabelFileError), source, earlier, body)
+        merge = _Merge(people, body, min_score)
         carry_tar_index(manifest, out)
-        _write(source, inputs, out, report, named, progress)
-    write_bytes(report_path(out), json_bytes(report.to_json()))
-    return report
+        with (  # the outcomes get their name first, the manifest last
+            open_manifest_writer(out) as writer,
+            written(outcomes_path(out)) as told,
+            pq.ParquetWriter(told, MERGE_SCHEMA, **writer_settings(MERGE_SCHEMA)) as outcomes,
+        ):
+            for shard in tqdm(range(source.num_shards), unit="shard", desc=source.subset, disable=not progress):
+                table, rows = merge.merge_shard(source.read_shard(shard))
+                writer.add(table)
+                outcomes.write_table(rows)
+            merge.write_unknown(outcomes)
+            merge.report.fingerprint = writer.fingerprint
+            entry = {
+                "manifest": {**_describe(manifest, [Path(source.path)]), "fingerprint": source.fingerprint},
+                "predictions": _describe(predictions, people.files),
+                "body_sha256": body.sha256,
+                "options": {"min_score": min_score, "match": dataclasses.asdict(merge.rule)},
+                "outcomes": merge.report.outcomes,
+            }
+            writer.finish({"merged": [*earlier, entry]}, source.metadata)
+            outcomes.add_key_value_metadata({"schema": MERGE_SCHEMA_NAME, "manifest_fingerprint": writer.fingerprint})
+    write_bytes(report_path(out), json_bytes(merge.report.to_json()))
+    return merge.report
 
 
 def outcomes_path(manifest: Location) -> Location:
@@ -91,14 +137,23 @@ def outcomes_path(manifest: Location) -> Location:
     return beside(as_location(manifest), ".predictions.parquet")
 
 
-def _open_people(path: Path, source: Manifest, body: BodyModel) -> LabelSource:
+def _earlier_merges(source: Manifest) -> list[Any]:
+    """What was merged into a manifest, one entry per merge."""
+    try:
+        return list(parse_json(source.metadata.get("merged", "[]")))
+    except (ValueError, TypeError) as error:
+        found = f"footer garbles what was merged before ({error})"
+        raise ManifestError(f"{source.path}: {found}; build it again") from error
+
+
+def _open_people(path: Path, source: Manifest, earlier: list[Any], body: BodyModel) -> LabelSource:
     """Predicted people in either form; they, and those of earlier merges, must be of the body model, if they tell one.
 
     Raises:
         LabelsError: label files of two body models, both named.
         LabelFileError: of another one than `body`, or no file that is read.
     """
-    told = {f"the people merged into {source.path}": entry["body_sha256"] for entry in _earlier_merges(source)}
+    told = {f"the people merged into {source.path}": entry["body_sha256"] for entry in earlier}
     if path.is_dir() or schema_of(path) == LABELS_SCHEMA_NAME:
         people = open_dto_labels(path, SourceOptions())
         told[f"{people.files[0]}"] = check_one_body(people.files)
@@ -113,66 +168,233 @@ def _open_people(path: Path, source: Manifest, body: BodyModel) -> LabelSource:
     return people
 
 
-def _write(
-    source: Manifest, inputs: MergeInputs, out: Location, report: MergeReport, named: dict[str, str], progress: bool
-) -> None:
-    """Stream the shards; the outcomes get their name first, the manifest last."""
-    taken = np.zeros(inputs.index.num_images, dtype=bool)
-    with (
-        open_manifest_writer(out) as writer,
-        written(outcomes_path(out)) as told,
-        pq.ParquetWriter(told, MERGE_SCHEMA, **writer_settings(MERGE_SCHEMA)) as outcomes,
-    ):
-        for shard in tqdm(range(source.num_shards), unit="shard", desc=source.subset, disable=not progress):
-            table, rows = merge_shard(source.read_shard(shard), inputs, taken, report)
-            writer.add(table)
-            outcomes.write_table(rows)
-        _write_unknown(outcomes, inputs.predictions, inputs.index, taken, report)
-        report.fingerprint = writer.fingerprint
-        writer.finish({"merged": _merges(source, inputs, report, named)}, source.metadata)
-        outcomes.add_key_value_metadata({"schema": MERGE_SCHEMA_NAME, "manifest_fingerprint": report.fingerprint})
-
-
-def _write_unknown(
-    outcomes: pq.ParquetWriter, predictions: LabelSource, index: ImageIndex, taken: np.ndarray, report: MergeReport
-) -> None:
-    """Tell of the predictions whose image no shard has."""
-    counts = np.diff(index.offsets)
-    owner = np.repeat(np.arange(index.num_images), counts)
-    missing = np.flatnonzero(~taken[owner])
-    for start in range(0, missing.size, _OUTCOMES_AT_ONCE):
-        some = missing[start : start + _OUTCOMES_AT_ONCE]
-        rows, images = index.rows[some], owner[some].tolist()
-        told = predictions.rows(rows).seen
-        assert told is not None  # a prediction file always tells it
-        names, nobody = [index.image_name[image] for image in images], np.full(rows.size, -1)
-        status, messages = [str(PredictionStatus.IMAGE_UNKNOWN)] * rows.size, [index.problem.get(i) for i in images]
-        outcomes.write_table(outcome_table(rows, names, status, messages, told.det_score, nobody, nobody))
-    report.predictions += missing.size
-    if missing.size:
-        report.count(PredictionStatus.IMAGE_UNKNOWN, None, missing.size)
-
-
-def _merges(source: Manifest, inputs: MergeInputs, report: MergeReport, named: dict[str, str]) -> list[dict[str, Any]]:
-    """What was merged, one entry per merge so far."""
-    files = {"manifest": [Path(source.path)], "predictions": list(inputs.predictions.files)}
-    merge = {role: {"file": named[role], **_fingerprint(paths)} for role, paths in files.items()}
-    merge["manifest"]["fingerprint"] = source.fingerprint
-    entry = {**merge, "body_sha256": inputs.body.sha256, "options": asdict(inputs.options), "outcomes": report.outcomes}
-    return [*_earlier_merges(source), entry]
-
-
-def _earlier_merges(source: Manifest) -> list[Any]:
-    try:
-        return list(parse_json(source.metadata.get("merged", "[]")))
-    except (ValueError, TypeError) as error:
-        raise ManifestError(
-            f"{source.path}: footer garbles what was merged before ({error}); build it again"
-        ) from error
-
-
-def _fingerprint(paths: list[Path]) -> dict[str, Any]:
-    """Size and sha256 of a file; of several, their sum and the sha256 over each one's."""
-    hashes = [sha256_file(path) for path in paths]
+def _describe(place: Location, files: list[Path]) -> dict[str, Any]:
+    """Name, size and sha256 of a file; of several, the sum of their sizes and the sha256 over each one's."""
+    hashes = [sha256_file(path) for path in files]
     whole = hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
-    return {"bytes": sum(path.stat().st_size for path in paths), "sha256": whole}
+    return {"file": base_name(place), "bytes": sum(path.stat().st_size for path in files), "sha256": whole}
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """One shard of m images and the n predictions for them."""
+
+    table: pa.Table
+    cameras: np.ndarray  # (m, 3, 3) float64 intrinsics of each image
+    row: np.ndarray  # (n,) int64 row of the prediction file
+    image: np.ndarray  # (n,) int64 row of the shard
+    labels: LabelRows
+    seen: SeenRows
+    keypoints: np.ndarray  # (n, 45, 3) float32 u, v [px], confidence (0 = not told)
+
+
+class _Merge:
+    """What predictions are merged from, and what became of them so far."""
+
+    def __init__(self, people: LabelSource, body: BodyModel, min_score: float) -> None:
+        self.report, self.rule = MergeReport(), MatchRule()
+        self._people, self._body, self._min_score = people, body, min_score
+        self._index = index = index_images(people, _WHOLE_NAME)
+        self._image_of = {name: image for image, name in enumerate(index.image_name) if image not in index.problem}
+        self._taken = np.zeros(index.num_images, dtype=bool)  # images of the predictions that a shard had
+
+    def merge_shard(self, table: pa.Table) -> tuple[pa.Table, pa.Table]:
+        """Add the people a shard misses.
+
+        Args:
+            table: one shard, `schema.MANIFEST_SCHEMA`.
+
+        Returns:
+            the new shard; the outcomes of all predictions for its images, `schema.MERGE_SCHEMA`, by prediction row.
+        """
+        shard = self._load(table)
+        own, verdict = self._judge(shard)
+        chosen = _rank(shard, verdict)
+        transl, views, found = self._stand(shard, chosen, own)
+        shard.labels.transl[chosen], verdict[chosen] = transl, found  # from here on before the label's camera
+        chosen, views = chosen[found == _UNDECIDED], views[torch.from_numpy(found == _UNDECIDED)]
+        same_released, same_predicted = (np.full(shard.row.size, -1, dtype=np.int64) for _ in range(2))
+        verdict[chosen], same_released[chosen], original = self._compare(shard, chosen, views)
+        same_predicted[chosen] = np.append(shard.row[chosen], -1)[original]
+        self.report.images += table.num_rows
+        self.report.released += int(table["num_persons"].to_numpy().sum())
+        self.report.images_with_added += np.unique(shard.image[verdict == _UNDECIDED]).size
+        self.report.notes.update(shard.seen.notes)
+        for code, predictions in enumerate(np.bincount(verdict).tolist()):
+            self.report.count(*_VERDICTS[code], predictions)
+        outcomes = _outcomes(
+            shard.row,
+            single_array(table["image_id"]).take(pa.array(shard.image)),
+            pick_words([str(status) for status, _ in _VERDICTS], verdict),
+            pick_words([reason for _, reason in _VERDICTS], verdict),
+            shard.seen.det_score,
+            same_released,
+            same_predicted,
+        )
+        return _append(shard, chosen[verdict[chosen] == _UNDECIDED]), outcomes.take(np.argsort(shard.row))
+
+    def write_unknown(self, outcomes: pq.ParquetWriter) -> None:
+        """Tell of the predictions whose image no shard had."""
+        index = self._index
+        owner = np.repeat(np.arange(index.num_images), np.diff(index.offsets))
+        missing = np.flatnonzero(~self._taken[owner])
+        for start in range(0, missing.size, _OUTCOMES_AT_ONCE):
+            some = missing[start : start + _OUTCOMES_AT_ONCE]
+            images, nobody = owner[some].tolist(), np.full(some.size, -1)
+            told = self._people.rows(index.rows[some]).seen
+            assert told is not None  # both kinds of prediction files always tell it
+            names = [index.image_name[image] for image in images]
+            status = [str(Status.IMAGE_UNKNOWN)] * some.size
+            messages = [index.problem.get(image) for image in images]
+            outcomes.write_table(_outcomes(index.rows[some], names, status, messages, told.det_score, nobody, nobody))
+        self.report.count(Status.IMAGE_UNKNOWN, None, missing.size)
+
+    def _load(self, table: pa.Table) -> _Shard:
+        """The predictions for the images of a shard; an image of theirs is taken only once."""
+        owners, parts, index = [], [np.zeros(0, dtype=np.int64)], self._index
+        for shard_row, spelled in enumerate(zip(*(table[name].to_pylist() for name in _IMAGE_NAMES), strict=True)):
+            for image in sorted({self._image_of[name] for name in spelled if name in self._image_of}):
+                if not self._taken[image]:
+                    self._taken[image] = True
+                    parts.append(index.rows[index.offsets[image] : index.offsets[image + 1]])
+                    owners.append(np.full(parts[-1].size, shard_row))
+        row, image_row = np.concatenate(parts), np.concatenate([parts[0], *owners])
+        labels = self._people.rows(row)
+        assert labels.seen is not None
+        keypoints = labels.keypoints
+        if keypoints is None:
+            keypoints = np.zeros((row.size, NUM_KEYPOINTS, 3), np.float32)
+        return _Shard(table, read_cameras(table), row, image_row, labels, labels.seen, keypoints)
+
+    def _judge(self, shard: _Shard) -> tuple[np.ndarray, np.ndarray]:
+        """Camera (n, 3, 3) each prediction was made for, and its verdict (n,), an index into `_VERDICTS`."""
+        table, labels, seen, image = shard.table, shard.labels, shard.seen, shard.image
+        size = np.stack([table["width"].to_numpy(), table["height"].to_numpy()], axis=1)[image]
+        own = labels.intrinsics.copy()
+        untold = np.isnan(own).all(axis=(1, 2))
+        own[untold] = shard.cameras[image[untold]]
+        own, fault, _ = judge_cameras(own, np.ones(len(own), np.int64), size)
+        problem = find_row_problems(labels.pose, labels.betas, labels.transl)
+        other_size = (seen.mask_width > 0) & ((seen.mask_width != size[:, 0]) | (seen.mask_height != size[:, 1]))
+        checks: dict[Any, np.ndarray] = {
+            Status.IMAGE_UNUSABLE: table["problem_status"].is_valid().to_numpy()[image],
+            Status.INVALID_SCORE: ~np.isfinite(seen.det_score),
+            Status.BELOW_MIN_SCORE: seen.det_score < self._min_score,
+            **{reason: problem == code for code, reason in enumerate(ROW_PROBLEMS) if reason},
+            Status.INVALID_CAMERA: fault > 0,
+            MASK_DAMAGED: seen.mask_damaged,
+            MASK_OTHER_SIZE: other_size,
+        }
+        return own, np.select(list(checks.values()), [_CODE[word] for word in checks], default=_UNDECIDED)
+
+    def _stand(self, shard: _Shard, chosen: np.ndarray, own: np.ndarray) -> tuple[np.ndarray, BodyViews, np.ndarray]:
+        """The chosen predictions before the label's camera: transl (k, 3) float32, views, verdict (k,)."""
+        labels, cameras = shard.labels, shard.cameras[shard.image[chosen]]
+        joints = self._joints(labels.pose[chosen], labels.betas[chosen], labels.transl[chosen])
+        transl, camera = torch.from_numpy(labels.transl[chosen]), torch.from_numpy(cameras)
+        other = (np.abs(own[chosen] - cameras) > _SAME_CAMERA).any(axis=(1, 2))
+        carried = matching.carry_to_camera(transl.double(), joints[:, 0], torch.from_numpy(own[chosen]), camera).float()
+        moved = torch.where(torch.from_numpy(other)[:, None], carried, transl)
+        views = matching.view_bodies(joints + (moved.double() - transl.double())[:, None], camera)
+        self.report.carried += int(other.sum())
+        faults = {
+            BEHIND_CAMERA: ~(moved[:, 2] > 0).numpy() | ~moved.isfinite().all(dim=1).numpy(),
+            _NOT_IN_FRONT: views.box.isnan().any(dim=1).numpy(),
+        }
+        return moved.numpy(), views, np.select([*faults.values()], [_CODE[word] for word in faults], _UNDECIDED)
+
+    def _compare(
+        self, shard: _Shard, chosen: np.ndarray, views: BodyViews
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Verdict (k,) of each chosen prediction, source_row (k,) of the released person it is, and which other it is.
+
+        Of a person predicted twice the one that is a released person comes first, then the given order.
+        """
+        rule, image = self.rule, shard.image[chosen]
+        points = torch.from_numpy(shard.keypoints[chosen]).double()
+        visible = points[..., 2] >= rule.min_confidence
+        queries = matching.Queries(views, points[..., :2], visible)
+        seen = int(visible.any(dim=1).sum())
+        self.report.by_keypoints += seen
+        self.report.by_overlap += chosen.size - seen
+        references, source_row, released = self._view_released(shard, np.unique(image))
+        here = torch.from_numpy(np.bincount(image, minlength=shard.table.num_rows))
+        share, distance = matching.compare_people(queries, references, matching.pair_people(here, released), rule)
+        partner = matching.assign_people(share, distance, here, released, rule)
+        matched, owner = partner >= 0, torch.from_numpy(image)
+        place = torch.argsort(torch.argsort(owner * 2 + ~matched, stable=True))
+        first, second = matching.pair_people(here, here)
+        open_pairs = ~matched[first] & (first != second)
+        pairs = first[open_pairs], second[open_pairs]
+        share, _ = matching.compare_people(queries, views, pairs, rule)
+        original = matching.suppress_duplicates(share, pairs, place - (here.cumsum(0) - here)[owner], rule)
+        codes = (_CODE[Status.MATCHED], _CODE[Status.DUPLICATE])
+        verdict = np.select((matched.numpy(), (original >= 0).numpy()), codes, _UNDECIDED)
+        return verdict, np.append(source_row, -1)[partner], original.numpy()
+
+    def _view_released(self, shard: _Shard, images: np.ndarray) -> tuple[BodyViews, np.ndarray, torch.Tensor]:
+        """Released people of some images whose labels can be seen: views, source_row (r,), people of each image."""
+        persons = single_array(shard.table["persons"])
+        owner = np.repeat(np.arange(len(persons)), persons.value_lengths().to_numpy(zero_copy_only=False))
+        asked = np.flatnonzero(np.isin(owner, images))
+        people = persons.flatten().take(pa.array(asked))
+        label = {name: read_vectors(people.field(name)) for name in ("pose", "betas", "transl")}
+        sound = find_row_problems(**label) == 0
+        owner = owner[asked[sound]]
+        joints = self._joints(*(values[sound] for values in label.values()))
+        views = matching.view_bodies(joints, torch.from_numpy(shard.cameras[owner]))
+        source_row = people.field("source_row").to_numpy(zero_copy_only=False)[sound]
+        return views, source_row, torch.from_numpy(np.bincount(owner, minlength=len(persons)))
+
+    def _joints(self, pose: np.ndarray, betas: np.ndarray, transl: np.ndarray) -> torch.Tensor:
+        """(n, 45, 3) float64 [m], also of nobody."""
+        if not len(pose):
+            return torch.zeros(0, NUM_KEYPOINTS, 3, dtype=torch.float64)
+        return self._body.joints(torch.from_numpy(pose), torch.from_numpy(betas), torch.from_numpy(transl)).double()
+
+
+def _outcomes(*columns: Any) -> pa.Table:
+    """Rows of `schema.MERGE_SCHEMA` from its columns, in order."""
+    return build_table(MERGE_SCHEMA, dict(zip(MERGE_SCHEMA.names, columns, strict=True)))
+
+
+def _rank(people: _Shard, verdict: np.ndarray) -> np.ndarray:
+    """Positions (k,) of the sound predictions: by image, best score first, ties by content; marks what is too many."""
+    sound = np.flatnonzero(verdict == _UNDECIDED)
+    labels, seen = people.labels, people.seen
+    numbers = (labels.transl, labels.pose, labels.betas, labels.bbox_xyxy, people.keypoints.reshape(-1, 135))
+    content = np.concatenate([*numbers, seen.age_years[:, None], seen.male_prob[:, None]], axis=1)[sound]
+    words = np.ascontiguousarray(content, dtype="<f4").view(np.dtype((np.void, content.shape[1] * 4))).ravel()
+    masks = np.array(seen.mask_rle.fill_null(b"").take(pa.array(sound)).to_pylist(), dtype=object)
+    ties = [np.unique(values, return_inverse=True)[1].ravel() for values in (masks, words)]
+    order = sound[np.lexsort((*ties, -seen.det_score[sound], people.image[sound]))]
+    counts = np.bincount(people.image[order])
+    place = np.arange(order.size) - (np.cumsum(counts) - counts)[people.image[order]]
+    verdict[order[place >= MAX_PREDICTIONS]] = _CODE[Status.CROWD_TOO_LARGE]
+    return order[place < MAX_PREDICTIONS]
+
+
+def _append(shard: _Shard, added: np.ndarray) -> pa.Table:
+    """The shard with predictions (their positions, best first) after the released people of their images."""
+    if added.size == 0:
+        return shard.table
+    table, seen, image = shard.table, shard.seen, shard.image[added]
+    persons = single_array(table["persons"])
+    released = persons.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
+    new = np.bincount(image, minlength=released.size)
+    place = released[image] + np.arange(added.size) - (np.cumsum(new) - new)[image]
+    nothing = pa.nulls(added.size, pa.string())
+    columns = person_columns(shard.labels, seen, added, place, np.full(added.size, -1), nothing)
+    owner = np.concatenate([np.repeat(np.arange(released.size), released), image])
+    items = pa.concat_arrays([persons.flatten().cast(MANIFEST_PERSON), struct_column(MANIFEST_PERSON, columns)])
+    joined = ragged_column(released + new, items.take(pa.array(np.argsort(owner, kind="stable"))), persons.type)
+    told: dict[str, Any] = {name: table[name] for name in table.column_names}
+    brings = {  # where masks and attributes of each image come from, now that some came with the predictions
+        "mask_origin": seen.mask_height[added] > 0,
+        "attribute_origin": np.isfinite(seen.age_years[added]) | np.isfinite(seen.male_prob[added]),
+    }
+    for name, some in brings.items():
+        before = single_array(table[name])
+        longer = pc.coalesce(pc.binary_join_element_wise(before, _ORIGIN, "+"), _ORIGIN)
+        told[name] = pc.if_else(pa.array(np.isin(np.arange(len(before)), image[some])), longer, before)
+    return build_table(MANIFEST_SCHEMA, {**told, "num_persons": released + new, "persons": joined})

@@ -29,8 +29,8 @@ from dto_pipeline.data.sources.fourd_humans import (
     parse_people,
 )
 from dto_pipeline.data.sources.rows import SEEN_RANGES, LabelRows, SeenRows, judge_seen
-from dto_pipeline.data.tar_index import IMAGE_EXTENSIONS, split_address
 from dto_pipeline.data.tar_walk import sample_key
+from dto_pipeline.data.tars import IMAGE_EXTENSIONS, split_address
 
 _ORIGINS = ("sidecar", "labels", "detection")  # bit 0, 1, 2 of an origin code
 

@@ -37,7 +37,7 @@ from dto_pipeline.data.sources.rows import (
     find_row_problems,
 )
 from dto_pipeline.data.sources.sidecar import Sidecar
-from dto_pipeline.data.tar_images import TarPlacement
+from dto_pipeline.data.tars import TarPlacement
 from dto_pipeline.schema import MANIFEST_PERSON, MANIFEST_SCHEMA
 from dto_pipeline.status import ImageStatus, UnusableImage
 
@@ -53,7 +53,6 @@ _CAMERA_FAULTS = (
     "intrinsics have skew or a last row other than 0 0 1",
     CAMERA_BEYOND,
 )
-_CENTRE = np.array([[False, False, True], [False, False, True], [False, False, False]])  # of intrinsics
 _SAME_CAMERA = 1e-3  # largest difference between intrinsics of one image [px]
 _HEADERS_AT_ONCE = 64  # images a thread reads per call
 
@@ -72,107 +71,145 @@ class ManifestInputs:
     placement: TarPlacement | None = None  # None = the images are plain files
 
 
-def build_shard(
-    inputs: ManifestInputs,
-    shard: int,
-    pool: Executor,
-    report: ManifestReport,
-    findings: Findings,
-    advance: Callable[[int], Any],
-) -> pa.Table:
-    """Rows of one shard.
+@dataclass(frozen=True)
+class ShardBuilder:
+    """Makes shards one after the other; what cannot be used is counted in the report and told in the findings."""
 
-    Args:
-        inputs: what to join.
-        shard: its number; it holds images shard * shard_images and following.
-        pool: threads that read image headers, and masks in tars.
-        report: counts are added to it.
-        findings: what cannot be used is added to it.
-        advance: called with the number of images done.
+    inputs: ManifestInputs
+    report: ManifestReport
+    findings: Findings
+    pool: Executor  # threads that read image headers, and masks in tars
+    advance: Callable[[int], Any]  # called with the number of images done
 
-    Returns:
-        Table of `schema.MANIFEST_SCHEMA`.
-    """
-    index, dataset = inputs.index, inputs.dataset
-    images = range(shard * dataset.shard_images, min((shard + 1) * dataset.shard_images, index.num_images))
-    offsets = index.offsets[images.start : images.stop + 1]
-    counts, rows = np.diff(offsets), index.rows[offsets[0] : offsets[-1]]
-    files = index.image_file[images.start : images.stop]
-    labels = inputs.source.rows(rows)
-    masks_beside = inputs.images if dataset.masks == "detection" else None
-    seen = join_seen(labels, inputs.sidecar.rows(rows), counts, files, masks_beside, pool)
-    headers, problems = _read_headers(inputs, images, pool, advance)
-    sizes = np.array([(header.width, header.height) for header in headers], dtype=np.int64).reshape(-1, 2)
-    intrinsics, centred = centre_cameras(labels.intrinsics, np.repeat(sizes, counts, axis=0))
-    camera, camera_fault = judge_cameras(intrinsics, counts)
-    beyond = (camera_fault == 0) & implausible_cameras(camera, sizes[:, 0], sizes[:, 1])
-    camera_fault[beyond] = _CAMERA_FAULTS.index(CAMERA_BEYOND)
-    off_centre = (sizes[:, 0] > 0) & (camera_fault == 0) & is_off_centre(camera, sizes)
-    missing = [problem is not None and problem[0] is ImageStatus.IMAGE_MISSING for problem in problems]
-    report.rows_without_image += int(counts[missing].sum())
-    _add_camera_problems(problems, files, camera, camera_fault)
-    if dataset.principal_point == "centre":
-        for image in np.flatnonzero(off_centre).tolist():
-            text = describe_off_centre(files[image], headers[image], camera[image])
-            problems[image] = problems[image] or (ImageStatus.SIZE_MISMATCH, text)
-    lost = np.array([problem is not None for problem in problems])
-    trusted = np.where(lost[:, None], 0, sizes)
-    person_problem = _judge_people(labels, seen.rows, np.repeat(trusted, counts, axis=0))
-    report.off_centre += int(off_centre.sum())
-    report.turned += sum(header.orientation != 1 for header in headers)
-    report.camera_faults.update(_CAMERA_FAULTS[code] for code in camera_fault[camera_fault > 0].tolist())
-    report.rows_unusable += int((np.repeat(lost, counts) | (person_problem > 0)).sum())
-    _count(report, counts, problems, seen.rows, centred)
-    for image, problem in enumerate(problems):
-        if problem is not None:
-            findings.add(str(problem[0]), files[image], problem[1])
-    for image, reason in seen.unreadable.items():
-        findings.add(MASKS, files[image], reason, used=True)
-    _note_people(report, findings, files, rows, person_problem, labels, seen.rows, counts)
-    place = np.arange(rows.size) - np.repeat(offsets[:-1] - offsets[0], counts)
-    words = pick_words(_PERSON_PROBLEMS, person_problem)
-    people = struct_column(MANIFEST_PERSON, person_columns(labels, seen.rows, np.arange(rows.size), place, rows, words))
-    return build_table(
-        MANIFEST_SCHEMA,
-        {
-            **_image_columns(inputs, images, camera, sizes, problems, seen),
-            "shard": np.full(len(images), shard),
-            "num_persons": counts,
-            "persons": ragged_column(counts, people, MANIFEST_SCHEMA.field("persons").type),
-        },
-    )
+    def build(self, shard: int) -> pa.Table:
+        """Rows of `schema.MANIFEST_SCHEMA` of images shard * shard_images and following."""
+        index, dataset, report = self.inputs.index, self.inputs.dataset, self.report
+        images = range(shard * dataset.shard_images, min((shard + 1) * dataset.shard_images, index.num_images))
+        offsets = index.offsets[images.start : images.stop + 1]
+        counts, rows = np.diff(offsets), index.rows[offsets[0] : offsets[-1]]
+        files = index.image_file[images.start : images.stop]
+        labels = self.inputs.source.rows(rows)
+        masks_beside = self.inputs.images if dataset.masks == "detection" else None
+        seen = join_seen(labels, self.inputs.sidecar.rows(rows), counts, files, masks_beside, self.pool)
+        headers, problems = self._read_headers(images)
+        sizes = np.array([(header.width, header.height) for header in headers], dtype=np.int64).reshape(-1, 2)
+        camera, fault, centred = judge_cameras(labels.intrinsics, counts, sizes)
+        off_centre = (sizes[:, 0] > 0) & (fault == 0) & is_off_centre(camera, sizes)
+        missing = [problem is not None and problem[0] is ImageStatus.IMAGE_MISSING for problem in problems]
+        report.rows_without_image += int(counts[missing].sum())
+        for image in np.flatnonzero(fault).tolist():
+            problems[image] = _camera_problem(files[image], camera[image], int(fault[image]), problems[image])
+        if dataset.principal_point == "centre":
+            for image in np.flatnonzero(off_centre).tolist():
+                text = describe_off_centre(files[image], headers[image], camera[image])
+                problems[image] = problems[image] or (ImageStatus.SIZE_MISMATCH, text)
+        lost = np.array([problem is not None for problem in problems])
+        trusted = np.repeat(np.where(lost[:, None], 0, sizes), counts, axis=0)
+        person_problem = _judge_people(labels, seen.rows, trusted)
+        report.off_centre += int(off_centre.sum())
+        report.turned += sum(header.orientation != 1 for header in headers)
+        report.camera_faults.update(_CAMERA_FAULTS[code] for code in fault[fault > 0].tolist())
+        report.rows_unusable += int((np.repeat(lost, counts) | (person_problem > 0)).sum())
+        self._note_images(files, counts, problems, seen)
+        self._count_seen(seen.rows, centred)
+        repeats = find_duplicates(
+            People(
+                **{name: getattr(labels, name) for name in ("pose", "betas", "transl", "bbox_xyxy")},
+                det_score=seen.rows.det_score,
+                has_mask=seen.rows.has_mask,
+                usable=person_problem == 0,
+                counts=counts,
+            )
+        )
+        self._note_people(np.repeat(np.array(files, dtype=object), counts), rows, person_problem, repeats)
+        place = np.arange(rows.size) - np.repeat(offsets[:-1] - offsets[0], counts)
+        words = pick_words(_PERSON_PROBLEMS, person_problem)
+        people = person_columns(labels, seen.rows, np.arange(rows.size), place, rows, words)
+        kind = MANIFEST_SCHEMA.field("persons").type
+        columns = _image_columns(self.inputs, images, camera, sizes, problems, seen)
+        columns.update(shard=np.full(len(images), shard), num_persons=counts)
+        columns["persons"] = ragged_column(counts, struct_column(MANIFEST_PERSON, people), kind)
+        return build_table(MANIFEST_SCHEMA, columns)
+
+    def _read_headers(self, images: range) -> tuple[list[ImageHeader], list[Problem | None]]:
+        """Headers of the images, of size 0 where unreadable, and what is wrong with each image's name or file."""
+        index, store = self.inputs.index, self.inputs.images
+
+        def read(image: int) -> tuple[ImageHeader, Problem | None]:
+            if image in index.problem:
+                return ImageHeader(0, 0), (ImageStatus.LABEL_INVALID, f"image name: {index.problem[image]}")
+            try:
+                return store.header(index.image_file[image]), None
+            except UnusableImage as error:
+                return ImageHeader(0, 0), (error.status, str(error))
+
+        blocks = [images[start : start + _HEADERS_AT_ONCE] for start in range(0, len(images), _HEADERS_AT_ONCE)]
+        headers, problems = list[ImageHeader](), list[Problem | None]()
+        for block in self.pool.map(lambda block: [read(image) for image in block], blocks):
+            headers += [header for header, _ in block]
+            problems += [problem for _, problem in block]
+            self.advance(len(block))
+        return headers, problems
+
+    def _note_images(
+        self, files: Sequence[str], counts: np.ndarray, problems: Sequence[Problem | None], seen: SeenPeople
+    ) -> None:
+        self.report.images += counts.size
+        self.report.persons += int(counts.sum())
+        self.report.shards += 1
+        self.report.persons_per_image.update(counts.tolist())
+        for file, problem in zip(files, problems, strict=True):
+            if problem is not None:
+                status, text = str(problem[0]), problem[1]
+                self.report.image_problems[status] += 1
+                self.report.examples.setdefault(status, text)
+                self.findings.add(status, file, text)
+        for image, reason in seen.unreadable.items():
+            self.findings.add(MASKS, files[image], reason, used=True)
+
+    def _count_seen(self, seen: SeenRows, centred: int) -> None:
+        given = int(seen.has_mask.sum())
+        self.report.masks_given += given
+        self.report.masks_missing += len(seen.mask_rle) - given
+        self.report.masks_empty += int(seen.mask_empty.sum())
+        self.report.age_known += int(np.isfinite(seen.age_years).sum())
+        self.report.male_prob_known += int(np.isfinite(seen.male_prob).sum())
+        self.report.notes.update(Counter(seen.notes))
+        if centred:
+            self.report.notes[CENTRED] += centred
+
+    def _note_people(self, files: np.ndarray, rows: np.ndarray, problem: np.ndarray, repeats: np.ndarray) -> None:
+        """Label rows that cannot be used, and those that repeat another of their image (the run says so again)."""
+        for person in np.flatnonzero(problem).tolist():
+            reason = str(_PERSON_PROBLEMS[problem[person]])
+            self.report.person_problems[reason] += 1
+            self.findings.add(PERSON, files[person], reason, label_row=int(rows[person]))
+        for person in np.flatnonzero(repeats >= 0).tolist():
+            self.report.person_problems[REPEATED] += 1
+            reason = f"the same person as label row {rows[repeats[person]]}: a duplicate"
+            self.findings.add(PERSON, files[person], reason, label_row=int(rows[person]))
 
 
-def centre_cameras(intrinsics: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, int]:
-    """Principal points put into the image's centre where both coordinates are unknown and the focal length is told.
-
-    Args:
-        intrinsics: (n, 3, 3) float64.
-        sizes: (n, 2) int width and height, 0 = unknown.
-
-    Returns:
-        (n, 3, 3) float64, and how many were filled; those of images of unknown size stay unknown.
-    """
-    unknown = _lacks_centre(intrinsics) & (sizes[:, 0] > 0)
-    if unknown.any():
-        intrinsics = intrinsics.copy()
-        intrinsics[unknown, :2, 2] = sizes[unknown] / 2
-    return intrinsics, int(unknown.sum())
-
-
-def judge_cameras(intrinsics: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def judge_cameras(intrinsics: np.ndarray, counts: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
     """One camera per image from the cameras its people tell.
+
+    Principal points of which neither coordinate is told, while the focal length is, are put into the image's centre.
 
     Args:
         intrinsics: (n, 3, 3) float64, people image by image.
         counts: (m,) int >= 1, people of each image.
+        sizes: (m, 2) int width and height of the images, 0 = unknown.
 
     Returns:
-        (m, 3, 3) intrinsics of each image's first person, (m,) int fault, 0 = none, see `_CAMERA_FAULTS`.
+        (m, 3, 3) intrinsics of each image's first person, (m,) int fault, 0 = none, see `_CAMERA_FAULTS`; how many
+        principal points were put into the centre (of images of unknown size they stay unknown).
     """
-    starts = np.cumsum(counts) - counts
+    starts, size_of = np.cumsum(counts) - counts, np.repeat(sizes, counts, axis=0)
+    open_centre = np.isnan(intrinsics[:, :2, 2]).all(axis=1) & np.isfinite(intrinsics[:, 0, 0])
+    filled, intrinsics = open_centre & (size_of[:, 0] > 0), intrinsics.copy()
+    intrinsics[filled, :2, 2] = size_of[filled] / 2
     known = intrinsics[starts]
-    intrinsics = np.where(_lacks_centre(intrinsics)[:, None, None] & _CENTRE, 0, intrinsics)  # will be the image's
+    intrinsics[open_centre & ~filled, :2, 2] = 0  # no fault of the camera
     camera = intrinsics[starts]
     with np.errstate(invalid="ignore"):
         apart = np.abs(intrinsics - np.repeat(camera, counts, axis=0)).max(axis=(1, 2))
@@ -183,48 +220,18 @@ def judge_cameras(intrinsics: np.ndarray, counts: np.ndarray) -> tuple[np.ndarra
         ~same,
         (camera[:, 0, 0] <= 0) | (camera[:, 1, 1] <= 0),
         ((camera != plain) & ~np.isnan(plain)).any(axis=(1, 2)),
+        implausible_cameras(known, sizes[:, 0], sizes[:, 1]),
     )
-    return known, np.select(faults, (2, 1, 3, 4), default=0)
+    return known, np.select(faults, (2, 1, 3, 4, 5), default=0), int(filled.sum())
 
 
-def _lacks_centre(intrinsics: np.ndarray) -> np.ndarray:
-    """(n,) bool: neither coordinate of the principal point is told, the focal length is."""
-    return np.isnan(intrinsics[:, :2, 2]).all(axis=1) & np.isfinite(intrinsics[:, 0, 0])
-
-
-def _read_headers(
-    inputs: ManifestInputs, images: range, pool: Executor, advance: Callable[[int], Any]
-) -> tuple[list[ImageHeader], list[Problem | None]]:
-    """Headers of the images, of size 0 where unreadable, and what was found wrong with each image's name or file."""
-    index, store = inputs.index, inputs.images
-
-    def read(image: int) -> tuple[ImageHeader, Problem | None]:
-        if image in index.problem:
-            return ImageHeader(0, 0), (ImageStatus.LABEL_INVALID, f"image name: {index.problem[image]}")
-        try:
-            return store.header(index.image_file[image]), None
-        except UnusableImage as error:
-            return ImageHeader(0, 0), (error.status, str(error))
-
-    blocks = [images[start : start + _HEADERS_AT_ONCE] for start in range(0, len(images), _HEADERS_AT_ONCE)]
-    headers, problems = list[ImageHeader](), list[Problem | None]()
-    for block in pool.map(lambda block: [read(image) for image in block], blocks):
-        headers += [header for header, _ in block]
-        problems += [problem for _, problem in block]
-        advance(len(block))
-    return headers, problems
-
-
-def _add_camera_problems(
-    problems: list[Problem | None], files: Sequence[str], camera: np.ndarray, fault: np.ndarray
-) -> None:
-    """A camera that cannot be used goes before a file that cannot be read, which may be mended."""
-    for image in np.flatnonzero(fault).tolist():
-        found = ", ".join(f"{value:g}" for value in camera[image].ravel())
-        text = f"image {files[image]}: {_CAMERA_FAULTS[fault[image]]}; the first row says [{found}]"
-        status, other = problems[image] or (ImageStatus.LABEL_INVALID, "")
-        if status is not ImageStatus.LABEL_INVALID or not other:
-            problems[image] = (ImageStatus.LABEL_INVALID, f"{text}; {other}" if other else text)
+def _camera_problem(file: str, camera: np.ndarray, fault: int, problem: Problem | None) -> Problem:
+    """A camera that cannot be used goes before a file that cannot be read, which may be mended; not before a name."""
+    found = ", ".join(f"{value:g}" for value in camera.ravel())
+    text = f"image {file}: {_CAMERA_FAULTS[fault]}; the first row says [{found}]"
+    if problem is None:
+        return ImageStatus.LABEL_INVALID, text
+    return problem if problem[0] is ImageStatus.LABEL_INVALID else (ImageStatus.LABEL_INVALID, f"{text}; {problem[1]}")
 
 
 def _judge_people(labels: LabelRows, seen: SeenRows, image_size: np.ndarray) -> np.ndarray:
@@ -282,59 +289,3 @@ def _image_columns(
         "problem_status": [problem and str(problem[0]) for problem in problems],
         "problem": [problem and problem[1] for problem in problems],
     }
-
-
-def _count(
-    report: ManifestReport, counts: np.ndarray, problems: Sequence[Problem | None], seen: SeenRows, centred: int
-) -> None:
-    report.images += counts.size
-    report.persons += int(counts.sum())
-    report.shards += 1
-    report.persons_per_image.update(counts.tolist())
-    for problem in problems:
-        if problem is not None:
-            report.image_problems[str(problem[0])] += 1
-            report.examples.setdefault(str(problem[0]), problem[1])
-    given = int(seen.has_mask.sum())
-    report.masks_given += given
-    report.masks_missing += len(seen.mask_rle) - given
-    report.masks_empty += int(seen.mask_empty.sum())
-    report.age_known += int(np.isfinite(seen.age_years).sum())
-    report.male_prob_known += int(np.isfinite(seen.male_prob).sum())
-    report.notes.update(Counter(seen.notes))
-    if centred:
-        report.notes[CENTRED] += centred
-
-
-def _note_people(
-    report: ManifestReport,
-    findings: Findings,
-    files: Sequence[str],
-    rows: np.ndarray,
-    problem: np.ndarray,
-    labels: LabelRows,
-    seen: SeenRows,
-    counts: np.ndarray,
-) -> None:
-    """Label rows that cannot be used, and those that repeat another of their image, of which the run says so again."""
-    image = np.repeat(np.arange(counts.size), counts)
-    for person in np.flatnonzero(problem).tolist():
-        reason = str(_PERSON_PROBLEMS[problem[person]])
-        report.person_problems[reason] += 1
-        findings.add(PERSON, files[image[person]], reason, label_row=int(rows[person]))
-    repeats = find_duplicates(
-        People(
-            pose=labels.pose,
-            betas=labels.betas,
-            transl=labels.transl,
-            bbox_xyxy=labels.bbox_xyxy,
-            det_score=seen.det_score,
-            has_mask=seen.has_mask,
-            usable=problem == 0,
-            counts=counts,
-        )
-    )
-    for person in np.flatnonzero(repeats >= 0).tolist():
-        report.person_problems[REPEATED] += 1
-        reason = f"the same person as label row {rows[repeats[person]]}: a duplicate"
-        findings.add(PERSON, files[image[person]], reason, label_row=int(rows[person]))

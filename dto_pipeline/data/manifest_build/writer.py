@@ -79,8 +79,7 @@ def describe_origin(dataset: Dataset, label_files: Sequence[Mapping[str, Any]]) 
 
 
 _SHARED_COLUMNS = ("image_id", "subset", "image_path", "width", "height", "fx", "fy", "cx", "cy", "num_persons")
-_LABEL_PEOPLE = {LABEL_PERSON.field(i).name for i in range(LABEL_PERSON.num_fields)}
-_SHARED_PEOPLE = [MANIFEST_PERSON.field(i).name for i in range(MANIFEST_PERSON.num_fields)]
+_SHARED_PEOPLE = {field.name for field in MANIFEST_PERSON} & {field.name for field in LABEL_PERSON}
 _FAILURES = [str(status) for status in ImageStatus if status.is_failure]
 
 LabelTable = Any  # a pyarrow.Table of schema.LABELS_SCHEMA
@@ -98,32 +97,25 @@ def write_label_manifest(
     """
     with open_manifest_writer(out) as writer:
         for shard, (labels, image_files, depth_files) in enumerate(shards):
-            writer.add(_shard_table(shard, labels, image_files, depth_files))
+            people, nothing = single_array(labels["persons"]).flatten(), pa.nulls(labels.num_rows, pa.string())
+            invalid = pc.equal(people.field("status"), str(PersonStatus.INVALID_LABEL))
+            sides = np.zeros(len(people), np.int32)
+            columns: dict[str, Any] = {name: people.field(name) for name in _SHARED_PEOPLE}
+            columns.update(mask_rle=pa.nulls(len(people), pa.binary()), mask_height=sides, mask_width=sides)
+            columns["problem"] = pc.if_else(invalid, people.field("message"), None)
+            persons = struct_column(MANIFEST_PERSON, columns)
+            failed = pc.is_in(labels["status"], pa.array(_FAILURES))
+            rows: dict[str, Any] = {
+                **{name: labels[name] for name in _SHARED_COLUMNS},
+                "shard": np.full(labels.num_rows, shard),
+                "image_file": list(image_files),
+                "depth_file": list(depth_files),
+                "mask_origin": nothing,
+                "attribute_origin": nothing,
+                "problem_status": pc.if_else(failed, labels["status"], None),
+                "problem": pc.if_else(failed, labels["message"], None),
+            }
+            counts = labels["num_persons"].to_numpy().astype(np.int64)
+            rows["persons"] = ragged_column(counts, persons, MANIFEST_SCHEMA.field("persons").type)
+            writer.add(build_table(MANIFEST_SCHEMA, rows))
         writer.finish(describe_origin(dataset, []))
-
-
-def _shard_table(
-    shard: int, labels: LabelTable, image_files: Sequence[str], depth_files: Sequence[str | None]
-) -> pa.Table:
-    people = single_array(labels["persons"]).flatten()
-    counts = labels["num_persons"].to_numpy().astype(np.int64)
-    failed = pc.is_in(labels["status"], pa.array(_FAILURES))
-    nothing = pa.nulls(labels.num_rows, pa.string())
-    columns: dict[str, Any] = {name: labels[name] for name in _SHARED_COLUMNS}
-    columns["shard"] = np.full(labels.num_rows, shard)
-    columns["image_file"], columns["depth_file"] = list(image_files), list(depth_files)
-    columns["mask_origin"] = columns["attribute_origin"] = nothing
-    columns["problem_status"] = pc.if_else(failed, labels["status"], None)
-    columns["problem"] = pc.if_else(failed, labels["message"], None)
-    persons = struct_column(MANIFEST_PERSON, _person_columns(people))
-    columns["persons"] = ragged_column(counts, persons, MANIFEST_SCHEMA.field("persons").type)
-    return build_table(MANIFEST_SCHEMA, columns)
-
-
-def _person_columns(people: pa.StructArray) -> dict[str, Any]:
-    columns: dict[str, Any] = {name: people.field(name) for name in _SHARED_PEOPLE if name in _LABEL_PEOPLE}
-    invalid = pc.equal(people.field("status"), str(PersonStatus.INVALID_LABEL))
-    columns["problem"] = pc.if_else(invalid, people.field("message"), None)
-    columns["mask_rle"] = pa.nulls(len(people), pa.binary())
-    columns["mask_height"] = columns["mask_width"] = np.zeros(len(people), np.int32)
-    return columns

@@ -6,7 +6,7 @@
 | KEY.data.pyd               | people: keypoints, boxes, their masks' numbers; a pickle, never run    |
 | KEY.detection.npz          | instance masks (K, H, W)                                               |
 
-The tars hold no translation and no camera: they are sources of images (see `data.tar_images`) and masks, not of labels.
+The tars hold no translation and no camera: they are sources of images (see `data.tars`) and masks, not of labels.
 A person says which mask is his (``extra_info['detection_npz_idx']``), so a label row takes the mask of whom it shows:
 equal keypoints, else the nearest box. Which mask the joints fall on says less: those of somebody hidden lie on whoever
 stands in front. It decides only for people who name no mask.
@@ -67,17 +67,31 @@ def parse_people(data: bytes, where: str) -> SamplePeople:
         raise SampleError(f"{where} holds {type(people).__name__}; expected a list with one dict per person")
 
     def column(key: str, shape: tuple[int, ...]) -> np.ndarray:
+        """(n, *shape); NaN where the numbers are absent, no numbers, or of another shape (one stands for two)."""
         rows = np.full((len(people), *shape), np.nan, dtype=np.float32)
         for row, person in enumerate(people):
-            rows[row] = _numbers(person, key, shape)
+            try:
+                value = np.asarray(person.get(key, np.nan), dtype=np.float32)
+            except (TypeError, ValueError):
+                continue
+            if value.shape == shape or (shape == (2,) and key == "scale" and value.shape in ((), (1,))):
+                rows[row] = value
         return rows
 
+    def mask_number(person: Mapping[str, Any]) -> int:
+        """The mask a person names, -1 where he names none that could be one."""
+        told = _unwrapped(person.get("extra_info"))
+        number = _unwrapped(told.get(_MASK_NUMBER)) if isinstance(told, dict) else None
+        if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number < 1 << 31:
+            return -1
+        return int(number) if number == int(number) else -1
+
     with np.errstate(over="ignore", invalid="ignore"):  # what single precision cannot hold becomes infinite, then NaN
-        centre, half = column("center", (2,)), _scales(people)[:, None] * (_BOX_UNIT / 2)
+        centre, half = column("center", (2,)), column("scale", (2,)).max(axis=1)[:, None] * (_BOX_UNIT / 2)
         return SamplePeople(
             keypoints=column("keypoints_2d", (NUM_KEYPOINTS, 3)),
             bbox_xyxy=np.concatenate([centre - half, centre + half], axis=1),
-            mask=np.array([_mask_number(person) for person in people], dtype=np.int64),
+            mask=np.array([mask_number(person) for person in people], dtype=np.int64),
         )
 
 
@@ -110,8 +124,13 @@ def choose_masks(
         (n,) int64 mask of each row, -1 = none; and what is wrong with the numbers that people name, "" = nothing.
     """
     if people is None or (people.mask < 0).all():
-        if keypoints is None:
-            keypoints = _borrow_keypoints(boxes, people)
+        if keypoints is None:  # those of the people with nearly the same box are borrowed
+            keypoints = np.full((len(boxes), NUM_KEYPOINTS, 3), np.nan, dtype=np.float32)
+            if people is not None:
+                overlap = _overlap(boxes, people.bbox_xyxy)
+                row, other = linear_sum_assignment(overlap, maximize=True)
+                same = overlap[row, other] >= _BORROWED_BOX
+                keypoints[row[same]] = people.keypoints[other[same]]
         return match_masks(masks, keypoints), ""
     person = link_people(keypoints, boxes, people)
     chosen = np.where(person >= 0, people.mask[person], -1)
@@ -133,7 +152,7 @@ def link_people(keypoints: np.ndarray | None, boxes: np.ndarray, people: SampleP
     linked = np.full(len(boxes), -1, dtype=np.int64)
     if not len(people.mask):
         return linked
-    overlap = _overlap(boxes.astype(np.float64), people.bbox_xyxy.astype(np.float64))
+    overlap = _overlap(boxes, people.bbox_xyxy)
     same = np.where(_equal_keypoints(keypoints, people.keypoints), 1 + overlap, 0)
     linked[same.max(axis=1) > 0] = same.argmax(axis=1)[same.max(axis=1) > 0]
     rest = np.flatnonzero(linked < 0)
@@ -182,19 +201,9 @@ def match_masks(masks: np.ndarray, keypoints: np.ndarray) -> np.ndarray:
     return result
 
 
-def _borrow_keypoints(boxes: np.ndarray, people: SamplePeople | None) -> np.ndarray:
-    """(n, 44, 3) keypoints of the people with nearly the same box as (n, 4), NaN where there is nobody."""
-    borrowed = np.full((len(boxes), NUM_KEYPOINTS, 3), np.nan, dtype=np.float32)
-    if people is not None:
-        overlap = _overlap(boxes.astype(np.float64), people.bbox_xyxy.astype(np.float64))
-        row, other = linear_sum_assignment(overlap, maximize=True)
-        same = overlap[row, other] >= _BORROWED_BOX
-        borrowed[row[same]] = people.keypoints[other[same]]
-    return borrowed
-
-
 def _overlap(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
     """(n, m) intersection over union; 0 where a box is unknown or has no area."""
+    boxes, others = boxes.astype(np.float64), others.astype(np.float64)
     low = np.maximum(boxes[:, None, :2], others[None, :, :2])
     high = np.minimum(boxes[:, None, 2:], others[None, :, 2:])
     common = np.prod(np.maximum(high - low, 0), axis=-1)
@@ -204,34 +213,6 @@ def _overlap(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
         return np.nan_to_num(common / union, nan=0.0, posinf=0.0)
 
 
-def _scales(people: list[dict[str, Any]]) -> np.ndarray:
-    """(n,) float32 size of each person's box over 200 px; of two sides the longer."""
-    sides = np.full((len(people), 2), np.nan, dtype=np.float32)
-    for row, person in enumerate(people):
-        one = _numbers(person, "scale", ())
-        sides[row] = _numbers(person, "scale", (2,)) if np.isnan(one).all() else one
-    return sides.max(axis=1)
-
-
-def _mask_number(person: Mapping[str, Any]) -> int:
-    """The mask a person names, -1 where he names none that could be one."""
-    told = _unwrapped(person.get("extra_info"))
-    number = _unwrapped(told.get(_MASK_NUMBER)) if isinstance(told, dict) else None
-    if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number < 1 << 31:
-        return -1
-    return int(number) if number == int(number) else -1
-
-
 def _unwrapped(value: Any) -> Any:
     """What a 0-d array holds, as the public loaders' `.item()` gives it; anything else as it is."""
     return value.item() if isinstance(value, np.ndarray) and value.shape in ((), (1,)) else value
-
-
-def _numbers(person: Mapping[str, Any], key: str, shape: tuple[int, ...]) -> Any:
-    """A person's numbers of this shape; NaN where they are absent, no numbers, or of another shape."""
-    try:
-        value = np.asarray(person.get(key, np.nan), dtype=np.float32)
-    except (TypeError, ValueError):
-        return np.nan
-    same = value.shape == shape or (shape == () and value.shape == (1,))
-    return value.reshape(shape) if same else np.nan

@@ -74,17 +74,13 @@ def open_predictions(path: str | Path) -> LabelSource:
     """
     path = Path(path)
     try:
-        magic = read_start(path, 4)
+        is_parquet = read_start(path, 4) == b"PAR1"
     except OSError as error:
         raise LabelFileError(f"prediction file {path} cannot be opened ({error.strerror}); check the path") from error
-    if magic == b"PAR1":
-        return _open_parquet(path)
-    if magic[:2] == b"PK":
-        try:
-            return _open_npz(path)
-        except NpzError as error:
-            raise LabelFileError(str(error)) from error
-    raise LabelFileError(f"prediction file {path} begins with {magic!r}; expected an npz or a Parquet file")
+    try:
+        return _open_parquet(path) if is_parquet else _open_npz(path)
+    except NpzError as error:
+        raise LabelFileError(f"{error}; expected an npz or a Parquet file of predictions") from error
 
 
 def _open_npz(path: Path) -> LabelSource:

@@ -35,7 +35,6 @@ from dto_pipeline.data.sources.rows import Finding, LabelFileError, LabelSource,
 AGES = ("adult", "teen", "kid", "baby")  # by code
 GENDERS = ("male", "female")  # by code
 UNKNOWN = -1  # code of an unknown layer, age or gender
-
 EVALUATED_JOINTS = (
     *("left_shoulder", "right_shoulder", "left_elbow", "right_elbow", "left_wrist", "right_wrist"),
     *("left_hip", "right_hip", "left_knee", "right_knee", "left_ankle", "right_ankle"),
@@ -53,6 +52,10 @@ OCHUMAN_JOINTS = (
 )
 BK_NAME_LENGTH = 7  # characters of a file name, without .jpg, whose 19 joints are in BK order
 UNLABELLED = -2.0  # position given to a joint that is invisible or absent [px]
+ARRAY = "annots"
+_READ = ("kp2d", "depth_id", "age", "gender", "bbox")
+_LAYERS = 100  # published layers end at 9
+_ROWS_AT_ONCE = 1 << 16
 
 
 class KeypointLayoutError(ValueError):
@@ -70,18 +73,21 @@ class Annotation:
     bbox_xyxy: tuple[float, float, float, float] | None = None  # of the visible part [px]; None = unknown
 
 
-def joint_layout(num_joints: int, file_name: str) -> tuple[str, ...]:
-    """Names of the annotated joints, in order.
+@dataclass(frozen=True)
+class AnnotationProblem:
+    """Something about one person that could not be understood and is taken as unknown."""
 
-    Raises:
-        KeypointLayoutError: neither 14 nor 19 joints.
-    """
-    if num_joints == len(EVALUATED_JOINTS):
-        return EVALUATED_JOINTS
-    if num_joints == len(BK_JOINTS):
-        stem = file_name.replace("\\", "/").rpartition("/")[2].replace(".jpg", "")
-        return BK_JOINTS if len(stem) == BK_NAME_LENGTH else OCHUMAN_JOINTS
-    raise KeypointLayoutError(f"{file_name}: a person has {num_joints} keypoints; expected 14 or 19, or none at all")
+    image: str
+    person: int  # position among the people of the image
+    problem: str
+
+
+@dataclass(frozen=True)
+class RelativeHumanAnnotations:
+    """A whole annotation file."""
+
+    images: dict[str, tuple[Annotation, ...]]  # file name -> people, in file order
+    problems: tuple[AnnotationProblem, ...]
 
 
 def evaluated_joints(kp2d: np.ndarray, file_name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -102,41 +108,19 @@ def evaluated_joints(kp2d: np.ndarray, file_name: str) -> tuple[np.ndarray, np.n
     points = np.asarray(kp2d, dtype=np.float32)
     if points.ndim != 2 or points.shape[1] != 3:
         raise KeypointLayoutError(f"{file_name}: keypoints of shape {points.shape}; expected (14, 3) or (19, 3)")
-    rows = _rows_of_evaluated(joint_layout(len(points), file_name))
+    layout: tuple[str, ...] = EVALUATED_JOINTS
+    evaluated: tuple[str, ...] = EVALUATED_JOINTS
+    if len(points) == len(BK_JOINTS):
+        stem = file_name.replace("\\", "/").rpartition("/")[2].replace(".jpg", "")
+        layout = BK_JOINTS if len(stem) == BK_NAME_LENGTH else OCHUMAN_JOINTS
+        evaluated = EVALUATED_JOINTS[:-1]
+    elif len(points) != len(EVALUATED_JOINTS):
+        found = f"{file_name}: a person has {len(points)} keypoints"
+        raise KeypointLayoutError(f"{found}; expected 14 or 19, or none at all")
+    rows = np.array([layout.index(name) if name in evaluated else -1 for name in EVALUATED_JOINTS])
     taken = points[rows]
     visible = (rows >= 0) & (taken[:, 2] > 0) & np.isfinite(taken[:, :2]).all(axis=1)
     return np.where(visible[:, None], taken[:, :2], np.float32(UNLABELLED)), visible
-
-
-def _rows_of_evaluated(layout: tuple[str, ...]) -> np.ndarray:
-    """(14,) int64 row of each evaluated joint in `layout`, -1 where it has none that is evaluated."""
-    evaluated = EVALUATED_JOINTS if layout is EVALUATED_JOINTS else EVALUATED_JOINTS[:-1]
-    rows = [layout.index(name) if name in evaluated else -1 for name in EVALUATED_JOINTS]
-    return np.array(rows, dtype=np.int64)
-
-
-ARRAY = "annots"
-_LAYOUTS = (len(EVALUATED_JOINTS), len(BK_JOINTS))
-_READ = ("kp2d", "depth_id", "age", "gender", "bbox")
-_MAX_LAYER = 99  # published layers end at 9
-_ROWS_AT_ONCE = 1 << 16
-
-
-@dataclass(frozen=True)
-class AnnotationProblem:
-    """Something about one person that could not be understood and is taken as unknown."""
-
-    image: str
-    person: int  # position among the people of the image
-    problem: str
-
-
-@dataclass(frozen=True)
-class RelativeHumanAnnotations:
-    """A whole annotation file."""
-
-    images: dict[str, tuple[Annotation, ...]]  # file name -> people, in file order
-    problems: tuple[AnnotationProblem, ...]
 
 
 def read_annotations(path: str | Path) -> RelativeHumanAnnotations:
@@ -157,22 +141,15 @@ def read_annotations(path: str | Path) -> RelativeHumanAnnotations:
         str(name): tuple(_read_person(str(name), row, person, problems) for row, person in enumerate(people))
         for name, people in images.items()
     }
-    if not any(_tells_something(person) for people in annotations.values() for person in people):
-        keys = sorted({str(key) for people in images.values() for person in people for key in _keys(person)})
+    everybody = [person for people in annotations.values() for person in people]
+    if all(person.kp2d is None and person == Annotation(None, UNKNOWN, UNKNOWN) for person in everybody):
+        told = [person for people in images.values() for person in people if isinstance(person, Mapping)]
+        keys = sorted({str(key) for person in told for key in person})
         raise LabelFileError(
-            f"{path} lists {sum(map(len, images.values()))} people of whom nothing can be used; they hold {keys[:12]}, "
+            f"{path} lists {len(everybody)} people of whom nothing can be used; they hold {keys[:12]}, "
             f"expected some of {list(_READ)}"
         )
     return RelativeHumanAnnotations(annotations, tuple(problems))
-
-
-def _tells_something(person: Annotation) -> bool:
-    codes = (person.depth_id, person.age, person.gender)
-    return person.kp2d is not None or person.bbox_xyxy is not None or any(code != UNKNOWN for code in codes)
-
-
-def _keys(person: Any) -> list[Any]:
-    return list(person) if isinstance(person, Mapping) else []
 
 
 def _read_person(image: str, row: int, person: Any, problems: list[AnnotationProblem]) -> Annotation:
@@ -187,32 +164,34 @@ def _read_person(image: str, row: int, person: Any, problems: list[AnnotationPro
             problems.append(AnnotationProblem(image, row, f"{key}: {error}"))
             return otherwise
 
+    def code(key: str, count: int) -> Any:
+        return take(key, lambda value: _code(value, count), UNKNOWN)
+
+    def box(value: Any) -> tuple[float, float, float, float]:
+        left, top, right, bottom = (float(side) for side in value)
+        return left, top, right, bottom
+
     return Annotation(
         kp2d=take("kp2d", _keypoints, None),
-        depth_id=take("depth_id", lambda value: _code(value, _MAX_LAYER + 1), UNKNOWN),
-        age=take("age", lambda value: _code(value, len(AGES)), UNKNOWN),
-        gender=take("gender", lambda value: _code(value, len(GENDERS)), UNKNOWN),
-        bbox_xyxy=take("bbox", _box, None),
+        depth_id=code("depth_id", _LAYERS),
+        age=code("age", len(AGES)),
+        gender=code("gender", len(GENDERS)),
+        bbox_xyxy=take("bbox", box, None),
     )
 
 
 def _keypoints(value: Any) -> np.ndarray:
-    flat = np.asarray(value, dtype=np.float32)
-    if flat.size not in [3 * joints for joints in _LAYOUTS] or (flat.ndim > 1 and flat.shape[-1] != 3):
-        raise ValueError(f"shape {flat.shape}, expected {' or '.join(f'({joints}, 3)' for joints in _LAYOUTS)}")
+    flat, layouts = np.asarray(value, dtype=np.float32), (len(EVALUATED_JOINTS), len(BK_JOINTS))
+    if flat.size not in [3 * joints for joints in layouts] or (flat.ndim > 1 and flat.shape[-1] != 3):
+        raise ValueError(f"shape {flat.shape}, expected {' or '.join(f'({joints}, 3)' for joints in layouts)}")
     return flat.reshape(-1, 3)
 
 
 def _code(value: Any, count: int) -> int:
-    code = int(value)
-    if code != value or not UNKNOWN <= code < count:
+    found = int(value)
+    if found != value or not UNKNOWN <= found < count:
         raise ValueError(f"{value!r}, expected {UNKNOWN} .. {count - 1}")
-    return code
-
-
-def _box(value: Any) -> tuple[float, float, float, float]:
-    left, top, right, bottom = (float(side) for side in value)
-    return left, top, right, bottom
+    return found
 
 
 def open_relative_human(path: Path, options: SourceOptions) -> LabelSource:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from dto_pipeline.data.exports.inputs import RunLabels
+from dto_pipeline.data.label_files import RunLabels
 from dto_pipeline.data.labels import read_labels
 from dto_pipeline.data.manifest_build.builder import build_manifest
 from dto_pipeline.run.driver import run_pipeline

@@ -11,9 +11,8 @@ import pytest
 from dto_pipeline.cli import main
 from dto_pipeline.data.columns import read_vectors, single_array
 from dto_pipeline.data.exports.export import export_labels
-from dto_pipeline.data.exports.inputs import ExportError
-from dto_pipeline.data.exports.selection import Selection
-from dto_pipeline.data.manifest import Manifest
+from dto_pipeline.data.exports.selection import ExportError, Selection
+from dto_pipeline.data.manifest import Manifest, ManifestError
 from dto_pipeline.data.manifest_build.builder import build_manifest
 from dto_pipeline.run.driver import run_pipeline
 from dto_pipeline.run.finished import read_run_labels
@@ -84,10 +83,10 @@ def test_an_image_of_a_tar_is_named_by_its_published_key(tar_run, tmp_path) -> N
 
 def test_a_lost_manifest_is_named(runs, tmp_path) -> None:
     lost = dataclasses.replace(runs["mpii"], manifest=tmp_path / "gone.parquet")
-    with pytest.raises(ExportError, match=r"gone\.parquet does not exist"):
+    with pytest.raises(ManifestError, match=r"gone\.parquet does not exist"):
         export_labels([lost], "camerahmr", tmp_path / "out", progress=False)
     other = dataclasses.replace(runs["mpii"], manifest=runs["insta1"].manifest)
-    with pytest.raises(ExportError, match="another manifest now"):
+    with pytest.raises(ManifestError, match="another manifest now"):
         export_labels([other], "camerahmr", tmp_path / "out", progress=False)
     assert list(tmp_path.iterdir()) == []
 

@@ -25,7 +25,7 @@ EXPORT = """
 import json, re, sys
 from pathlib import Path
 from dto_pipeline.data.exports.export import export_labels
-from dto_pipeline.data.exports.inputs import LabelFile, RunLabels
+from dto_pipeline.data.label_files import LabelFile, RunLabels
 files = tuple(LabelFile(Path(path), *rest) for path, *rest in json.loads(sys.argv[1]))
 run = RunLabels("big", "aic", Path("none"), "", "", len(files), files)
 export_labels([run], sys.argv[2], sys.argv[3], progress=False)

@@ -13,12 +13,10 @@ import pytest
 
 from dto_pipeline.cli import main
 from dto_pipeline.data.exports.export import FORMATS, export_labels
-from dto_pipeline.data.exports.inputs import ExportError
-from dto_pipeline.data.exports.provenance import describe_making
-from dto_pipeline.data.exports.selection import Selection
-from dto_pipeline.data.labels import read_labels
+from dto_pipeline.data.exports.job import describe_making
+from dto_pipeline.data.exports.selection import ExportError, Selection
+from dto_pipeline.data.labels import read_labels, unpack_covariance
 from dto_pipeline.data.people import read_people
-from dto_pipeline.data.placed import unpack_covariance
 from dto_pipeline.run.driver import run_pipeline
 from dto_pipeline.run.finished import read_run_labels
 from tests.run.chaos import tiny_config

@@ -1,17 +1,14 @@
-"""A small network of Depth Anything's architecture, for the demo: built from scratch, saved as transformers saves it.
+"""The demo's small network of Depth Anything's architecture: built from scratch, saved as transformers saves it.
 
 Knows layers and files; knows nothing of data or training. Its output is disparity, larger is nearer, zero or more.
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from safetensors.numpy import save_file
 from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config, Dinov2Model
 
 HIDDEN = 192  # width of the backbone
@@ -65,13 +62,6 @@ def save_tiny_network(network: DepthAnythingForDepthEstimation, folder: str | Pa
     network.half().save_pretrained(folder)
     for file in Path(folder).iterdir():
         file.chmod(0o644)  # transformers writes weights for their owner only; a package is for everybody
-
-
-def write_network(folder: str | Path, config: dict[str, Any], weights: dict[str, np.ndarray]) -> None:
-    """Write config.json and model.safetensors from what they are to hold."""
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    (Path(folder) / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    save_file(weights, Path(folder) / "model.safetensors", metadata={"format": "pt"})
 
 
 def save_backbone(network: str | Path, folder: str | Path, layers: int = LAYERS) -> None:

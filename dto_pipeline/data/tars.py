@@ -1,0 +1,449 @@
+"""Images inside tars: an index of where every member lies, which member a label file means by a name, and an image
+store that reads members in place with one seek.
+
+Knows the index file (Parquet, one row group per tar, beside the manifest) and the address ``<tar>!<member>`` by which a
+manifest names an image in a tar. Tars are only read, never unpacked; entries that `tar_walk` refuses stay in the index
+with their reason. The folder may be local or behind a URI. Offsets and sizes in bytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from threading import Lock
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from dto_pipeline.data.columns import build_table
+from dto_pipeline.data.files import json_bytes
+from dto_pipeline.data.image_index import ImageIndex
+from dto_pipeline.data.images import ImageCorrupt, ImageFolder, ImageMissing, ImageStore
+from dto_pipeline.data.parquet import READ_ERRORS, check_schema, footer_text, open_parquet, writer_settings
+from dto_pipeline.data.storage import (
+    STORAGE_ERRORS,
+    Location,
+    as_location,
+    beside,
+    error_text,
+    exists,
+    join_location,
+    list_names,
+    open_input,
+    open_store,
+    read_bytes,
+    write_bytes,
+    written,
+)
+from dto_pipeline.data.tar_walk import Listing, sample_key, walk_tar
+from dto_pipeline.errors import DtoError
+from dto_pipeline.reading import parse_json
+from dto_pipeline.schema import TAR_INDEX_SCHEMA, TAR_INDEX_SCHEMA_NAME
+
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png")  # in order of preference where one sample has several
+_MARK = ".tar!"  # ends the tar's part of an address
+_THREADS = 4  # tars read at the same time: headers are small reads that wait for the disk
+_LISTINGS_KEPT = 256  # tars whose rows stay in memory, about 200 KB each
+
+
+class TarIndexError(DtoError, ValueError):
+    """An index that cannot be used, or an address that is not in it; the message names the next step."""
+
+
+@dataclass(frozen=True)
+class TarSummary:
+    """What the index knows about one tar as a whole."""
+
+    tar: str
+    size: int  # -1 = could not be read
+    members: int  # rows of the index, refused ones included
+    refused: int
+    problem: str | None = None  # damage of the tar as a whole
+
+    @property
+    def usable(self) -> int:
+        """Members that can be read."""
+        return self.members - self.refused
+
+
+def split_address(address: str) -> tuple[str, str] | None:
+    """(tar, member) of ``<tar>!<member>``, or None for the path of a plain file."""
+    tar, mark, member = address.partition(_MARK)
+    return (tar + _MARK[:-1], member) if mark and member else None
+
+
+def list_tars(root: Location) -> list[str]:
+    """Every ``*.tar`` below `root`, relative to it, in order of name.
+
+    Raises:
+        TarIndexError: there is none, or the folder cannot be listed.
+    """
+    try:
+        tars = sorted(name for name in list_names(root, (".tar",)) if name.endswith(".tar"))
+    except FileNotFoundError as error:
+        raise TarIndexError(f"images folder {root} does not exist; check --data-root or --images") from error
+    except STORAGE_ERRORS as error:
+        raise TarIndexError(f"images folder {root} cannot be listed: {error}") from error
+    if not tars:
+        raise TarIndexError(f"{root} holds no *.tar; expected the tars of the images below it (images_in: tars)")
+    return tars
+
+
+def build_tar_index(root: Location, out: Location, progress: bool = False) -> list[TarSummary]:
+    """Locate every member of the tars below a folder, once: an index of the same tars and sizes is kept as it is.
+
+    Args:
+        root: folder or URI the tars lie under.
+        out: the index file (Parquet), beside the manifest.
+
+    Returns:
+        One summary per tar, by name. A tar that cannot be read has a `problem`, and no members.
+
+    Raises:
+        TarIndexError: there is no tar, or one whose name holds the mark of addresses.
+    """
+    tars = list_tars(root)
+    if marked := [tar for tar in tars if _MARK in tar]:
+        raise TarIndexError(
+            f"tar {marked[0]!r}: expected a path without {_MARK!r}, which ends the tar's part of an address"
+        )
+    root, summaries = as_location(root), []
+    with ThreadPoolExecutor(_THREADS) as pool:
+        if exists(out) and (known := _fresh_summaries(root, tars, out, pool)) is not None:
+            return known
+        with (
+            written(out) as temporary,
+            pq.ParquetWriter(temporary, TAR_INDEX_SCHEMA, **writer_settings(TAR_INDEX_SCHEMA)) as writer,
+        ):
+            listings = pool.map(lambda tar: _list_members(root, tar), tars)
+            for tar, listing in tqdm(zip(tars, listings, strict=True), "tars", len(tars), disable=not progress):
+                if listing.members:
+                    writer.write_table(_rows(tar, listing), row_group_size=len(listing.members))
+                refused = sum(member.problem is not None for member in listing.members)
+                summaries.append(TarSummary(tar, listing.size, len(listing.members), refused, listing.problem))
+            told = json.dumps([[s.tar, s.size, s.members, s.refused, s.problem] for s in summaries])
+            writer.add_key_value_metadata({"schema": TAR_INDEX_SCHEMA_NAME, "tars": told})
+    return summaries
+
+
+def _fresh_summaries(
+    root: Location, tars: Sequence[str], out: Location, pool: ThreadPoolExecutor
+) -> list[TarSummary] | None:
+    """Summaries of an existing index if it is about these tars as they are now, else None."""
+    try:
+        with open_parquet(out, TarIndexError) as file:
+            known = _read_summaries(out, footer_text(file))
+        if [summary.tar for summary in known] != list(tars):
+            return None
+        sizes = list(pool.map(open_store(root).size, tars))
+    except (TarIndexError, FileNotFoundError):  # of another version, or broken; or a tar is gone: it is replaced
+        return None
+    return known if sizes == [summary.size for summary in known] else None
+
+
+def _list_members(root: Location, tar: str) -> Listing:
+    try:
+        with open_input(join_location(root, tar)) as source:
+            return walk_tar(source)
+    except OSError as error:
+        return Listing((), -1, f"cannot be read: {error_text(error)}")
+
+
+def _rows(tar: str, listing: Listing) -> pa.Table:
+    keys = [sample_key(member.name) for member in listing.members]
+    columns = {
+        "tar": [tar] * len(keys),
+        "member": [member.name for member in listing.members],
+        "key": [key for key, _ in keys],
+        "extension": [extension for _, extension in keys],
+        **{name: [getattr(member, name) for member in listing.members] for name in ("offset", "size", "problem")},
+    }
+    return build_table(TAR_INDEX_SCHEMA, columns)
+
+
+def _read_summaries(path: Location, metadata: dict[str, str]) -> list[TarSummary]:
+    if metadata.get("schema") != TAR_INDEX_SCHEMA_NAME:
+        found = metadata.get("schema", "no schema name")
+        raise TarIndexError(f"{path} is {found}; expected {TAR_INDEX_SCHEMA_NAME}. Build the index again")
+    try:
+        return [TarSummary(*fields) for fields in parse_json(metadata["tars"])]
+    except (KeyError, TypeError, ValueError) as error:
+        raise TarIndexError(f"{path}: footer lacks or garbles {error}; build the index again") from error
+
+
+class TarImages(ImageStore):
+    """Members of indexed tars, named ``<tar>!<member>``, for any number of threads; holds the rows of the last tars.
+
+    Args:
+        path: the index file.
+        root: folder or URI of the tars.
+
+    Raises:
+        TarIndexError: not an index, or one of another version.
+    """
+
+    def __init__(self, path: Location, root: Location) -> None:
+        self.path = as_location(path)
+        self._parquet = open_parquet(self.path, TarIndexError)
+        check_schema(self.path, self._parquet.schema_arrow, TAR_INDEX_SCHEMA, TarIndexError)
+        self.summaries = _read_summaries(self.path, footer_text(self._parquet))
+        self.similar: dict[str, str] = {}  # name in no tar -> address of a member that differs in case only
+        with_rows = [summary.tar for summary in self.summaries if summary.members]
+        self._group = {tar: k for k, tar in enumerate(with_rows)}
+        self._size = {summary.tar: summary.size for summary in self.summaries}
+        self._root = as_location(root)
+        self._kept: OrderedDict[str, pa.Table] = OrderedDict()
+        self._lock = Lock()  # of the rows kept and the Parquet file
+
+    def rows(self, tar: str) -> pa.Table:
+        """Every entry of one tar as `schema.TAR_INDEX_SCHEMA`, in tar order, refused ones included."""
+        if tar not in self._size:
+            raise TarIndexError(f"the tar index does not know the tar {tar!r}; build it again")
+        if tar not in self._group:
+            return TAR_INDEX_SCHEMA.empty_table()
+        with self._lock:
+            if tar not in self._kept:
+                try:
+                    self._kept[tar] = self._parquet.read_row_group(self._group[tar])
+                except READ_ERRORS as error:
+                    raise TarIndexError(f"{self.path} is damaged ({error}); build the manifest again") from error
+                if len(self._kept) > _LISTINGS_KEPT:
+                    self._kept.popitem(last=False)
+            self._kept.move_to_end(tar)
+            return self._kept[tar]
+
+    def members(self, images: bool = True) -> Iterator[tuple[str, str]]:
+        """(address, name) of the usable images of all tars, or of all usable members, in order; tar by tar."""
+        for summary in self.summaries:
+            rows = self.rows(summary.tar)
+            wanted = pc.is_null(rows["problem"])
+            if images:
+                endings = pa.array(IMAGE_EXTENSIONS)
+                wanted = pc.and_(wanted, pc.is_in(pc.utf8_lower(rows["extension"]), value_set=endings))
+            yield from ((f"{summary.tar}!{name}", name) for name in rows["member"].filter(wanted).to_pylist())
+
+    def problems(self) -> pa.Table:
+        """Every refused entry of every tar as `schema.TAR_INDEX_SCHEMA`."""
+        tables = [self.rows(summary.tar) for summary in self.summaries if summary.refused]
+        refused = [table.filter(pc.is_valid(table["problem"])) for table in tables]
+        return pa.concat_tables([TAR_INDEX_SCHEMA.empty_table(), *refused])
+
+    def read_bytes(self, image_file: str, limit: int | None = None) -> bytes:
+        """See `ImageStore`; a member whose tar has changed its size since it was indexed counts as corrupt."""
+        address = split_address(image_file)
+        if address is None:
+            near, (key, extension) = self.similar.get(image_file), sample_key(image_file)
+            hint = f"; {near} differs in upper and lower case" if near else ""
+            if not near and "." in extension:
+                hint = f"; neither under its whole name nor as sample {key!r} (a sample's key ends at the first dot)"
+            raise ImageMissing(f"image {image_file} is in none of the tars{hint}")
+        tar, name = address
+        try:
+            rows = self.rows(tar)
+        except TarIndexError as error:
+            raise ImageMissing(f"image {image_file}: {error}") from error
+        entries = rows.filter(pc.equal(rows["member"], name)).to_pylist()
+        if not entries:
+            advice = "if the tar is new, build the index again"
+            raise ImageMissing(f"image {image_file}: {tar} has no member {name!r}; {advice}")
+        entry = next((entry for entry in entries if entry["problem"] is None), entries[0])
+        if entry["problem"] is not None:
+            raise ImageCorrupt(f"image {image_file}: {image_file} {entry['problem']}")
+        wanted = entry["size"] if limit is None else min(entry["size"], limit)
+        try:
+            with open_input(join_location(self._root, tar)) as source:
+                found, data = source.size(), source.read_at(wanted, entry["offset"])
+        except FileNotFoundError as error:
+            raise ImageMissing(f"image {image_file}: {tar} does not exist") from error
+        except OSError as error:
+            raise ImageCorrupt(f"image {image_file}: {image_file} cannot be read: {error_text(error)}") from error
+        if found != self._size[tar]:
+            told = f"{tar} has {found} bytes, {self._size[tar]} when indexed; build the index again"
+            raise ImageCorrupt(f"image {image_file}: {told}")
+        if len(data) != wanted:
+            raise ImageCorrupt(f"image {image_file}: {image_file}: {len(data)} of {wanted} bytes could be read")
+        return data
+
+
+class ImageLocations(NamedTuple):
+    """Where n named images lie in the tars."""
+
+    addresses: list[str | None]  # n, None = not found
+    similar: dict[int, str]  # of those not found: a member whose name differs in case only
+    repeated: list[tuple[str, str]]  # (address taken, another address that fits the same name)
+
+
+def locate_images(tars: TarImages, names: Sequence[str], key_parts: int) -> ImageLocations:
+    """Join image names of a label file with the images of some tars, which lie under other folders.
+
+    A name and a member belong together when their last `key_parts` path parts are equal up to the first dot of the base
+    name, case included. Of several such members the one with the name's own extension is taken, then jpg, jpeg, png,
+    then the first; the others are reported. A name with further dots (``cam.0.jpg``) is first looked for as it stands;
+    where several names end at one first dot, that only.
+
+    Args:
+        names: n distinct names like ``insta-train/a/b/c.jpg``.
+        key_parts: 3 for INSTA, 1 for the others.
+    """
+    keys = [_tail(sample_key(name)[0], key_parts) for name in names]
+    found: dict[str, list[tuple[str, str]]] = {key: [] for key in keys}  # (extension, address)
+    folded = {key.casefold(): key for key in found}
+    similar: dict[str, str] = {}
+    for address, member in tars.members():
+        sample, extension = sample_key(member)
+        key = _tail(sample, key_parts)
+        if key in found:
+            found[key].append((extension.lower(), address))
+        elif near := folded.get(key.casefold()):
+            similar.setdefault(near, address)
+    ranked = []
+    for name, key in zip(names, keys, strict=True):
+        own = sample_key(name)[1].lower()
+        by_kind = sorted((ending != own, IMAGE_EXTENSIONS.index(ending), n) for n, (ending, _) in enumerate(found[key]))
+        ranked.append([found[key][n][1] for _, _, n in by_kind])
+    _prefer_whole_names(tars, names, keys, key_parts, ranked)
+    return ImageLocations(
+        addresses=[fitting[0] if fitting else None for fitting in ranked],
+        similar={row: similar[key] for row, key in enumerate(keys) if key in similar and not ranked[row]},
+        repeated=[(fitting[0], other) for fitting in ranked for other in fitting[1:]],
+    )
+
+
+def _prefer_whole_names(
+    tars: TarImages, names: Sequence[str], keys: Sequence[str], key_parts: int, ranked: list[list[str]]
+) -> None:
+    """Look for names with more than one dot as they stand: their keys end too early to tell them apart."""
+    dotted = {_tail(name, key_parts): row for row, name in enumerate(names) if "." in sample_key(name)[1]}
+    if not dotted:
+        return
+    shared, whole = Counter(keys), dict[int, str]()
+    for address, member in tars.members(images=False):
+        row = dotted.get(_tail(member, key_parts))
+        if row is not None:
+            whole.setdefault(row, address)
+    for row in dotted.values():
+        if row in whole:
+            ranked[row] = [whole[row]]
+        elif shared[keys[row]] > 1:
+            ranked[row] = []
+
+
+def _tail(key: str, parts: int) -> str:
+    return "/".join(key.split("/")[-parts:])
+
+
+@dataclass(frozen=True)
+class TarPlacement:
+    """An image index whose images were found in tars, and what was found on the way."""
+
+    index: ImageIndex  # `image_file` is an address where the image was found, else the label's name
+    images: TarImages
+    repeated: list[tuple[str, str]]  # see `ImageLocations`
+
+
+def tar_index_path(manifest: Location) -> Location:
+    """Where the tar index of a manifest lies: beside it."""
+    return beside(as_location(manifest), ".tars.parquet")
+
+
+def place_in_tars(
+    index: ImageIndex, root: Location, key_parts: int, index_file: Location, progress: bool = False
+) -> TarPlacement:
+    """Find the images of an index in the tars below a folder, which are indexed on the way.
+
+    Args:
+        index: images as the label file names them.
+        root: folder or URI of the tars.
+        key_parts: as in `locate_images`.
+        index_file: where the tar index is kept, see `tar_index_path`.
+
+    Raises:
+        TarIndexError: there is no such folder, or no tar in it.
+    """
+    build_tar_index(root, index_file, progress)
+    images = TarImages(index_file, root)
+    found = locate_images(images, index.image_name, key_parts)
+    images.similar = {index.image_name[image]: address for image, address in found.similar.items()}
+    files = [address or name for address, name in zip(found.addresses, index.image_name, strict=True)]
+    return TarPlacement(dataclasses.replace(index, located=files), images, found.repeated)
+
+
+@dataclass(frozen=True)
+class _AnyImages(ImageStore):
+    """Addresses ``<tar>!<member>`` and plain files side by side; `tars` None = no tar index."""
+
+    tars: TarImages | None
+    folder: ImageStore
+    found: Mapping[str, str]  # name that was in no tar -> its address now
+
+    def read_bytes(self, image_file: str, limit: int | None = None) -> bytes:
+        """See `ImageStore`."""
+        image_file = self.found.get(image_file, image_file)
+        if split_address(image_file) is None:
+            return self.folder.read_bytes(image_file, limit)
+        if self.tars is None:
+            raise ImageMissing(
+                f"image {image_file} lies in a tar, and the tar index (*.tars.parquet) is not beside the manifest; "
+                "copy it there, or build the manifest again"
+            )
+        return self.tars.read_bytes(image_file, limit)
+
+
+def open_images(images_root: Location, manifest: Location) -> ImageStore:
+    """The store a manifest's images are read from: a folder, and tars where the manifest has a tar index beside it."""
+    root, index_file = as_location(images_root), tar_index_path(manifest)
+    tars = TarImages(index_file, root) if exists(index_file) else None
+    return _AnyImages(tars, ImageFolder(root), _read_found(_found_path(manifest)))
+
+
+def index_again(manifest: Location, root: Location, missing: Sequence[str], key_parts: int, progress: bool) -> None:
+    """Look at the tars of a manifest anew: some were fetched again, or are new. The manifest stays as it is.
+
+    Args:
+        manifest: its index is replaced where a tar has changed its size; where `missing` are now lies beside it too.
+        root: folder or URI of the tars.
+        missing: names of the label file that were in none of the tars.
+        key_parts: as in `locate_images`.
+
+    Raises:
+        TarIndexError: the manifest has no tars, or their folder cannot be listed.
+    """
+    index_file = tar_index_path(manifest)
+    if not exists(index_file):
+        raise TarIndexError(f"{manifest} has no tar index beside it: its images are plain files, which need none")
+    build_tar_index(root, index_file, progress)
+    places = locate_images(TarImages(index_file, root), missing, key_parts).addresses
+    found = {name: address for name, address in zip(missing, places, strict=True) if address}
+    write_bytes(_found_path(manifest), json_bytes(found))
+
+
+def _found_path(manifest: Location) -> Location:
+    return beside(as_location(manifest), ".tars.found.json")
+
+
+def _read_found(place: Location) -> dict[str, str]:
+    """Name -> address of images that `index_again` found."""
+    try:
+        found = parse_json(read_bytes(place))
+        if isinstance(found, dict) and all(isinstance(address, str) for address in found.values()):
+            return found
+        raise ValueError(f"holds {type(found).__name__}, expected name: address pairs")
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        advice = "delete it, then dto manifest check --reindex"
+        raise TarIndexError(f"{place} cannot be read ({error}); {advice}") from error
+
+
+def carry_tar_index(manifest: Location, derived: Location) -> None:
+    """Put copies of a manifest's tar index, if it has one, beside a manifest that was made from it."""
+    for place in (tar_index_path, _found_path):
+        if exists(place(manifest)):
+            write_bytes(place(derived), read_bytes(place(manifest)))

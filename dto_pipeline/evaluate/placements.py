@@ -1,0 +1,239 @@
+"""How far placed people are from a known truth: distances, distances between people, their order, heights.
+
+z is that of the translation, as the optimiser moves it. Metres. Definitions, over the selected people and over the
+pairs of selected people of one image:
+
+* depth error: |z - true z| of the translation; relative depth error: the same divided by the true z;
+* pair depth error: |(z_i - z_j) - (true z_i - true z_j)|;
+* ordinal accuracy: share of pairs whose relation (same within 0.2 m, nearer, farther) is right;
+* height error: |height - true height| in the rest pose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from dto_pipeline.data.people import People
+from dto_pipeline.errors import DtoError
+from dto_pipeline.evaluate.bodies import joints_of, rest_heights
+from dto_pipeline.evaluate.evaluation import RESAMPLES, Evaluation, Measure, add_up, make_column, mean_of
+from dto_pipeline.evaluate.matching import join_images
+from dto_pipeline.evaluate.tables import align, column_widths
+from dto_pipeline.models.body import BodyModel
+
+SAME_DEPTH = 0.2  # people closer than this stand at the same depth [m]
+PLACEMENT_MEASURES = (
+    Measure("depth_error", "absolute z error", "m", mean_of("z_gap", "persons"), 3),
+    Measure("relative_depth_error", "relative z error", "%", mean_of("z_share", "persons", 100)),
+    Measure("pair_depth_error", "pairwise depth error", "m", mean_of("pair_gap", "pairs"), 3),
+    Measure("ordinal", "ordinal accuracy at 0.2 m", "%", mean_of("pair_right", "pairs", 100)),
+    Measure("height_error", "height error", "m", mean_of("height_gap", "persons"), 3),
+)
+MEASURES = {one.key: f"{one.title} [m]" if one.unit == "m" else one.title for one in PLACEMENT_MEASURES}  # in tables
+MRPE = Measure("mrpe", "MRPE", "mm", mean_of("root_gap", "persons", 1000))  # mean distance of the pelves
+
+
+class SyntheticError(DtoError, ValueError):
+    """Labels that are not those of the synthetic data set; the message says where they part."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where N people of one or more images are and how tall; arrays share the axis."""
+
+    z: np.ndarray  # (N,) z of the translation [m]
+    height: np.ndarray  # (N,) in the rest pose [m]
+
+
+class Placed(Protocol):
+    """Anything that knows where P people are and how tall, as `Placement` does."""
+
+    @property
+    def z(self) -> np.ndarray: ...
+    @property
+    def height(self) -> np.ndarray: ...
+
+
+def join_placements(parts: Sequence[Placed]) -> Placement:
+    """People of several images or sets, one after the other."""
+    return Placement(np.concatenate([part.z for part in parts]), np.concatenate([part.height for part in parts]))
+
+
+def placement_sums(
+    found: Placement, truth: Placement, image: np.ndarray, images: int, selected: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """What each image adds to `PLACEMENT_MEASURES`.
+
+    Args:
+        found, truth: the same n people in the same order.
+        image: (n,) int in 0 .. images - 1, equal for people of one image.
+        selected: (n,) bool, who takes part at all; None = everyone.
+
+    Returns:
+        name -> (images,) float64.
+
+    Raises:
+        ValueError: arrays of different lengths.
+    """
+    shapes = [np.shape(array) for array in (found.z, found.height, truth.z, truth.height, image)]
+    if len(set(shapes)) != 1 or len(shapes[0]) != 1:
+        raise ValueError(f"found, truth and image have shapes {shapes}; expected one length (N,) for all")
+    kept = np.ones(len(image), bool) if selected is None else np.asarray(selected, bool)
+    first, second = image_pairs(image, kept)
+    apart, true_apart = found.z[first] - found.z[second], truth.z[first] - truth.z[second]
+    gap, height = np.abs(found.z - truth.z)[kept], np.abs(found.height - truth.height)[kept]
+    of_pair, own = image[first], image[kept]
+    return {
+        "persons": add_up(np.ones(kept.sum()), own, images),
+        "z_gap": add_up(gap, own, images),
+        "z_share": add_up(gap / truth.z[kept], own, images),
+        "height_gap": add_up(height, own, images),
+        "pairs": add_up(np.ones(len(first)), of_pair, images),
+        "pair_gap": add_up(np.abs(apart - true_apart), of_pair, images),
+        "pair_right": add_up(depth_relation(apart) == depth_relation(true_apart), of_pair, images),
+    }
+
+
+def placement_errors(
+    found: Placement, truth: Placement, image: np.ndarray, selected: np.ndarray | None = None
+) -> dict[str, float]:
+    """The measures of all images together; shares as fractions. Arguments and errors as of `placement_sums`.
+
+    Returns:
+        `persons` and `pairs` (counts) and the keys of `PLACEMENT_MEASURES`, NaN where nothing is selected.
+    """
+    names, numbers = np.unique(np.asarray(image), return_inverse=True)
+    sums = {name: part.sum() for name, part in placement_sums(found, truth, numbers, len(names), selected).items()}
+    errors = {one.key: float(one.of(sums)) / (100 if one.unit == "%" else 1) for one in PLACEMENT_MEASURES}
+    return {"persons": int(sums["persons"]), "pairs": int(sums["pairs"]), **errors}
+
+
+def compare_placements(
+    placements: Mapping[str, Placement], truth: Placement, image: np.ndarray, selections: Mapping[str, np.ndarray]
+) -> dict[str, dict[str, dict[str, float]]]:
+    """`placement_errors` of several placements, for several selections of people.
+
+    Args:
+        placements: what to call each -> the N people of `truth`, in its order.
+        image: (N,) int, equal for people of one image.
+        selections: name -> (N,) bool, for example all people, those moved, those of accepted images.
+
+    Returns:
+        selection -> name of the placement -> errors, JSON-ready but for NaN.
+    """
+    return {
+        selection: {name: placement_errors(found, truth, image, selected) for name, found in placements.items()}
+        for selection, selected in selections.items()
+    }
+
+
+def as_table(comparison: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+    """The result of `compare_placements` as plain text: a line per measure, first -> ... -> last per selection."""
+    rows = [["", *(f"{name} ({next(iter(found.values()))['persons']:.0f})" for name, found in comparison.items())]]
+    for key, title in MEASURES.items():
+        show = "{:.1%}" if key == "ordinal" else "{:.3f}"
+        cells = [" -> ".join(show.format(errors[key]) for errors in found.values()) for found in comparison.values()]
+        rows.append([title, *(cell.replace("%", " %") for cell in cells)])
+    rule = ["-" * width for width in column_widths(rows)]
+    return "\n".join(align([rows[0], rule, *rows[1:]]))
+
+
+def depth_relation(apart: np.ndarray) -> np.ndarray:
+    """-1 nearer, 0 same depth, 1 farther. Args: apart (...) z of one minus z of the other [m]."""
+    return np.where(np.abs(apart) < SAME_DEPTH, 0, np.sign(apart)).astype(np.int64)
+
+
+def image_pairs(image: np.ndarray, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both members (M,) of every unordered pair of kept people of one image, as indices into `image`."""
+    person = np.flatnonzero(kept)
+    person = person[np.argsort(image[person], kind="stable")]
+    _, start, size = np.unique(image[person], return_index=True, return_counts=True)
+    partners = np.repeat(start + size, size) - np.arange(len(person)) - 1  # people of the same image that come later
+    first = np.repeat(np.arange(len(person)), partners)
+    within = np.arange(len(first)) - np.repeat(np.cumsum(partners) - partners, partners)
+    return person[first], person[first + 1 + within]
+
+
+def evaluate_synthetic(
+    placed: Mapping[str, People], truth: People, body: BodyModel, resamples: int = RESAMPLES, seed: int = 0
+) -> Evaluation:
+    """Compare labels with the truth of a synthetic data set; people are the same by their label row.
+
+    Args:
+        placed: what to call them -> labels of the same file (for example before and after a run).
+        truth: of the data set (`dto synth`), one row per label row.
+        body: the model the labels belong to.
+
+    Returns:
+        A column per entry of `placed`, then one per entry over people of accepted images, where any is not accepted.
+
+    Raises:
+        SyntheticError: a label row of another image than in the truth, or none that can be compared.
+        ImageJoinError: no image in common.
+    """
+    first = next(iter(placed.values()))
+    join = join_images(list(first.images), list(truth.images))
+    place = np.full(int(max(truth.row.max(initial=-1), first.row.max(initial=-1))) + 2, -1, np.int64)
+    place[truth.row] = np.arange(truth.num_people)
+    partner = place[first.row]  # of each label row in the truth, -1 = it has no such row (added by a detector)
+    usable = np.all([people.usable for people in placed.values()], axis=0)
+    both = np.flatnonzero((partner >= 0) & usable)
+    if len(both) == 0:
+        raise SyntheticError(f"{first.source}: no person of the truth {truth.source} in it that can be used")
+    right, image = partner[both], truth.owner[partner[both]]
+    for one in np.flatnonzero(join.found[image] != first.owner[both])[:1]:
+        names = first.images[first.owner[both[one]]], truth.images[image[one]]
+        raise SyntheticError(
+            f"label row {first.row[both[one]]} is of image {names[0]} in {first.source} and of {names[1]} in the "
+            "truth; give the truth of the data set the labels were made from"
+        )
+    true, root = _placed(truth.take(right), body)
+    measures = (*PLACEMENT_MEASURES, MRPE)
+    accepted = first.accepted[first.owner[both]]
+    columns = {}
+    for about, kept in (("", np.ones(len(both), bool)), (", accepted images", accepted)):
+        if about and accepted.all():
+            continue
+        for name, people in placed.items():
+            found, pelvis = _placed(people.take(both), body)
+            sums = placement_sums(found, true, image, truth.num_images, kept)
+            apart = np.linalg.norm(pelvis - root, axis=1)
+            sums["root_gap"] = add_up(apart[kept], image[kept], truth.num_images)
+            columns[name + about] = make_column(sums, measures, resamples, seed)
+    return Evaluation(
+        title=f"{first.source} against {truth.source}",
+        images=[str(name) for name in truth.images],
+        measures=measures,
+        columns=columns,
+        counts=_count(first, truth, partner, usable, int(accepted.sum()), len(join.strangers)),
+        notes=tuple(note for note in (join.note, *first.problems[:5]) if note),
+        settings={"resamples": resamples, "seed": seed, "body_sha256": body.sha256},
+    )
+
+
+def _count(
+    labels: People, truth: People, partner: np.ndarray, usable: np.ndarray, accepted: int, strangers: int
+) -> dict[str, int]:
+    known = partner >= 0
+    return {
+        "images in the truth": truth.num_images,
+        "images in the labels": labels.num_images,
+        "images in the labels that are not in the truth": strangers,
+        "people in the truth": truth.num_people,
+        "compared": int((known & usable).sum()),
+        "of these in accepted images": accepted,
+        "missed (no label row)": truth.num_people - len(np.unique(partner[known])),
+        "extra (a label row the truth does not have)": int((~known).sum()),
+        "labels that cannot be used": int((known & ~usable).sum()),
+        "moved": int(np.isin(labels.status, ("moved", "placed_by_prior")).sum()),
+    }
+
+
+def _placed(people: People, body: BodyModel) -> tuple[Placement, np.ndarray]:
+    """Where people are, and the places of their pelves (n, 3) [m]."""
+    placement = Placement(people.transl[:, 2].astype(np.float64), rest_heights(people, body))
+    return placement, joints_of(people, body)[:, 0].astype(np.float64)

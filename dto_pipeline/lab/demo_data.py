@@ -1,0 +1,299 @@
+"""The demo's data set: made once, recognised ever after, some of it broken on purpose.
+
+Files of one data set:
+
+    images/insta-train/<a>/<b>/<c>.jpg    pictures, in CameraHMR's folder layout
+    labels/demo-release.npz               labels as CameraHMR publishes them (see `data.sources.camerahmr`)
+    labels/demo-sidecar.parquet           masks, ages, male probabilities (see `data.sources.sidecar`)
+    depth/insta-train/<a>/<b>/<c>.npy     disparity, float16, of the picture's size
+    truth.npz                             what is true, one row per label row (see `TRUTH_COLUMNS`)
+    README.md                             what lies where, what is broken and why
+    demo.json                             settings and counts; written last, exists = the data set is whole
+
+Equal settings give identical bytes. Each step of a scene draws from its own stream of (seed, image number, step),
+so that changing one step leaves the others as they were. Metres, camera frame.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dto_pipeline.axes import HEIGHT_CLASSES
+from dto_pipeline.data.dataset import dataset_from_dict
+from dto_pipeline.data.files import write_bytes_atomic, write_json_atomic
+from dto_pipeline.data.manifest import Manifest
+from dto_pipeline.data.manifest_build.builder import build_manifest
+from dto_pipeline.lab.crowd import HEIGHT_RANGE, Crowd, plan_crowd
+from dto_pipeline.lab.crowd_files import (
+    IMAGE_TRUTH,
+    PERSON_TRUTH,
+    TRUTH,
+    CrowdFilesError,
+    PersonRows,
+    encode_picture,
+    person_rows,
+    recognise,
+    write_map,
+    write_people,
+)
+from dto_pipeline.lab.observe import (
+    DISPARITY_OFFSET,
+    DISPARITY_SCALE,
+    observe_disparity,
+    observe_keypoints,
+    observe_masks,
+)
+from dto_pipeline.lab.people import LABEL_HEIGHT, Bodies, Labels, build_bodies, falsify_labels
+from dto_pipeline.lab.picture import Picture, measure_template, render_picture
+from dto_pipeline.models.body import BodyModel
+
+VERSION = 2  # raised whenever equal settings would give other files
+MARKER = "demo.json"
+LABELS = "labels/demo-release.npz"
+SIDECAR = "labels/demo-sidecar.parquet"
+TRUTH_COLUMNS = IMAGE_TRUTH | PERSON_TRUTH | {"broken": "what is broken in the person's image, empty = nothing"}
+BREAKAGES = {
+    "truncated_image": "the JPEG ends after 40 % of its bytes",
+    "missing_image": "the labels name a JPEG that is not there",
+    "nan_pose": "the last person's pose holds NaN",
+    "wrong_size": "the label's camera belongs to an image 1.5 times as large",
+    "empty_mask": "the first person's instance mask has no pixel",
+    "zero_disparity": "the depth map is zero everywhere",
+}  # on purpose, one image each, to show that bad input costs one item and is counted
+FEWEST_IMAGES = 12  # smaller data sets are left whole
+_KEPT_OF_TRUNCATED = 0.4  # of the bytes
+_WRONG_SIZE = 1.5  # camera of an image this many times as large
+BENCH_SEED, BENCH_SIZE, BENCH_PEOPLE = 2025, (640, 480), 5  # of the benchmark's pictures: one size [px], like crowds
+_BODIES, _LABELS, _PICTURE, _DISPARITY, _MASKS, _KEYPOINTS = range(2, 8)  # random streams; 1 is `plan_crowd`'s
+
+
+@dataclass(frozen=True)
+class DemoScene:
+    """One image with its P people, what is true of them and what the pipeline is told."""
+
+    number: int
+    crowd: Crowd
+    truth: Bodies
+    labels: Labels
+    picture: Picture
+    disparity: np.ndarray  # (H, W) float16, larger is nearer
+    line: tuple[float, float]  # a, b of the disparity a / z + b before all errors
+    masks: np.ndarray  # (P, H, W) bool, visible parts, disjoint
+    keypoints: np.ndarray  # (P, 44, 3) float32 u, v [px], confidence
+
+
+def _build_picture(seed: int, number: int, body: BodyModel, scale: float) -> tuple[Crowd, Bodies, Picture]:
+    crowd = plan_crowd(seed, number)
+    crowd = replace(crowd, view=crowd.view.scaled(scale))
+    truth = build_bodies(crowd, body, np.random.default_rng([seed, number, _BODIES]))
+    rng = np.random.default_rng([seed, number, _PICTURE])
+    return crowd, truth, render_picture(crowd, truth.vertices, measure_template(body), rng)
+
+
+def build_picture(seed: int, number: int, body: BodyModel) -> Picture:
+    """The picture of scene `number` alone, the same as `build_scene` gives."""
+    return _build_picture(seed, number, body, 1.0)[-1]
+
+
+def build_scene(seed: int, number: int, body: BodyModel, scale: float = 1.0) -> DemoScene:
+    """Make scene `number` of the data set `seed`, people of model `body`; equal arguments give equal scenes.
+
+    Args:
+        scale: of the picture; smaller ones are drawn faster.
+    """
+
+    def stream(step: int) -> np.random.Generator:
+        return np.random.default_rng([seed, number, step])
+
+    crowd, truth, picture = _build_picture(seed, number, body, scale)
+    of_map = stream(_DISPARITY)
+    line = float(of_map.uniform(*DISPARITY_SCALE)), float(of_map.uniform(*DISPARITY_OFFSET))
+    return DemoScene(
+        number=number,
+        crowd=crowd,
+        truth=truth,
+        labels=falsify_labels(crowd, truth, body, stream(_LABELS)),
+        picture=picture,
+        disparity=observe_disparity(picture.z, picture.person, line, of_map).astype(np.float16),
+        line=line,
+        masks=observe_masks(picture.person, crowd.num_people, stream(_MASKS)),
+        keypoints=observe_keypoints(crowd.view, truth, picture.z, stream(_KEYPOINTS)),
+    )
+
+
+@dataclass(frozen=True)
+class DemoSettings:
+    """All that determines the data set, besides the body model."""
+
+    images: int = 24  # how many, broken ones included
+    seed: int = 7
+    scale: float = 1.0  # of the pictures, 640 x 480 and alike
+    spoilt: bool = True  # some images are broken on purpose, where there are enough
+
+
+@dataclass(frozen=True)
+class DemoData:
+    """What was written, or was there already."""
+
+    root: Path
+    images: int
+    persons: int
+    broken: dict[str, str]  # image name -> key of `BREAKAGES`
+    created: bool  # False: the folder held this data set already and nothing was written
+
+
+def build_demo_data(
+    root: str | Path,
+    body: BodyModel,
+    settings: DemoSettings | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> DemoData:
+    """Write the demo's data set, unless it is there; one half-written is completed.
+
+    Args:
+        root: folder of the data set, made if missing; body: model of all people.
+        progress: called with (images done, all images).
+
+    Raises:
+        CrowdFilesError: the folder holds a data set of other settings or another body model.
+    """
+    root, settings = Path(root), settings or DemoSettings()
+    identity = {"version": VERSION, **asdict(settings), "body_sha256": body.sha256}
+    if there := recognise(root / MARKER, identity):
+        return DemoData(root, there["images"], there["persons"], there["broken"], created=False)
+    broken = plan_breakages(settings.images) if settings.spoilt else {}
+    parts = []
+    for number in range(settings.images):
+        scene = build_scene(settings.seed, number, body, settings.scale)
+        parts.append(write_scene(root, scene, broken.get(number, "")))
+        if progress is not None:
+            progress(number + 1, settings.images)
+    persons = write_people(root, parts, LABELS, SIDECAR)
+    names = {image_name(number): kind for number, kind in broken.items()}
+    facts = {**identity, "persons": persons, "broken": names}
+    write_bytes_atomic(root / "README.md", _readme(facts).encode())
+    write_json_atomic(root / MARKER, facts)
+    return DemoData(root, settings.images, persons, names, created=True)
+
+
+def plan_breakages(images: int) -> dict[int, str]:
+    """Number of the image -> key of `BREAKAGES`, spread evenly; empty below `FEWEST_IMAGES` images."""
+    if images < FEWEST_IMAGES:
+        return {}
+    return {(2 * k + 1) * images // (2 * len(BREAKAGES)): name for k, name in enumerate(BREAKAGES)}
+
+
+def image_name(number: int) -> str:
+    """Name of an image in the label file, relative to the images folder."""
+    return f"insta-train/{number // 12:02d}/{number % 12 // 4:02d}/{number:06d}.jpg"
+
+
+def write_scene(root: Path, scene: DemoScene, broken: str = "") -> PersonRows:
+    """Write picture and depth map of one scene, spoilt as `broken` (of `BREAKAGES`) says; the rows of its people."""
+    name, jpeg = image_name(scene.number), encode_picture(scene.picture)
+    pose, masks, intrinsics = scene.labels.pose.copy(), scene.masks, scene.crowd.view.intrinsics
+    if broken == "truncated_image":
+        jpeg = jpeg[: int(_KEPT_OF_TRUNCATED * len(jpeg))]
+    if broken == "nan_pose":
+        pose[-1, 5] = np.nan
+    if broken == "wrong_size":
+        intrinsics = intrinsics * [[_WRONG_SIZE], [_WRONG_SIZE], [1.0]]
+    if broken == "empty_mask":
+        masks = masks & (np.arange(len(masks)) > 0)[:, None, None]
+    if broken != "missing_image":
+        write_bytes_atomic(root / "images" / name, jpeg)
+    write_map(root / "depth", name, np.zeros_like(scene.disparity) if broken == "zero_disparity" else scene.disparity)
+    labels, image = replace(scene.labels, pose=pose), (name, scene.number)
+    rows = person_rows(image, scene.crowd, scene.truth, labels, masks, scene.keypoints, scene.line, intrinsics)
+    return replace(rows, truth=rows.truth | {"broken": np.full(len(rows), broken)})
+
+
+def read_truth(root: str | Path) -> dict[str, np.ndarray]:
+    """`TRUTH_COLUMNS` of a data set, one row per label row.
+
+    Raises:
+        CrowdFilesError: there is no whole data set in this folder.
+    """
+    path = Path(root) / TRUTH
+    if not (Path(root) / MARKER).exists() or not path.exists():
+        raise CrowdFilesError(f"{root} holds no whole demo data set (no {MARKER} or {TRUTH}); write it with `dto demo`")
+    with np.load(path, allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in TRUTH_COLUMNS}
+
+
+def build_true_pictures(data: Path, body: BodyModel) -> Iterator[tuple[str, Picture]]:
+    """Names and pictures of the unbroken images of a data set, with the true z that its files do not say.
+
+    Drawn again from the data set's seed (0.35 s each on one core); at scale 1 only.
+    """
+    facts = json.loads((data / MARKER).read_text())
+    for number in range(facts["images"]):
+        if image_name(number) not in facts["broken"]:
+            yield image_name(number), build_picture(facts["seed"], number, body)
+
+
+def bench_numbers(images: int, seed: int = BENCH_SEED) -> list[int]:
+    """Numbers of the first scenes of one image size and one number of people, as in the dataset (4.8 an image)."""
+    found: list[int] = []
+    number = 0
+    while len(found) < images:
+        crowd = plan_crowd(seed, number)
+        if crowd.num_people == BENCH_PEOPLE and (crowd.view.width, crowd.view.height) == BENCH_SIZE:
+            found.append(number)
+        number += 1
+    return found
+
+
+def build_bench_data(root: Path, images: int, body: BodyModel, shard_images: int = 1 << 16) -> Manifest:
+    """Write so many of these scenes with labels, masks and depth, and their manifest; one shard unless told."""
+    scenes = (
+        replace(build_scene(BENCH_SEED, number, body), number=new) for new, number in enumerate(bench_numbers(images))
+    )
+    return write_plain_data(root, [write_scene(root, scene) for scene in scenes], shard_images)
+
+
+def write_plain_data(root: Path, parts: list[PersonRows], shard_images: int = 1 << 16) -> Manifest:
+    """Label file, sidecar and manifest of scenes whose pictures and maps `write_scene` wrote."""
+    write_people(root, parts, LABELS, SIDECAR)
+    described: dict[str, Any] = {"name": "bench", "source": "camerahmr", "labels": LABELS, "sidecar": SIDECAR}
+    described |= {"images": "images", "depth": "depth", "key_parts": 3, "shard_images": shard_images}
+    build_manifest(dataset_from_dict(described, root), root / "manifest.parquet", progress=False)
+    return Manifest.open(root / "manifest.parquet")
+
+
+def _readme(facts: dict[str, Any]) -> str:
+    heights = [f"- {HEIGHT_CLASSES[c]}: {low:.2f} .. {high:.2f} m" for c, (low, high) in HEIGHT_RANGE.items()]
+    broken = [f"- `{name}`: {kind}, {BREAKAGES[kind]}" for name, kind in facts["broken"].items()]
+    columns = [f"- `{name}`: {meaning}" for name, meaning in TRUTH_COLUMNS.items()]
+    lines = [
+        "# Synthetic crowds with known truth",
+        "",
+        f"{facts['images']} images, {facts['persons']} people, seed {facts['seed']}, made by `dto demo`.",
+        "Nobody here is real: procedural bodies on a ground plane, seen by a pinhole camera. Free to use (Apache-2.0).",
+        "",
+        "- `images/`: pictures",
+        f"- `{LABELS}`: labels in CameraHMR's layout",
+        f"- `{SIDECAR}`: masks, ages and male probabilities by label row",
+        "- `depth/`: disparity (larger is nearer), one float16 map per picture",
+        f"- `{TRUTH}`: what is true, row i = label row i (below)",
+        "",
+        f"Labels are wrong the way single-person networks are: heights lie around {LABEL_HEIGHT} m whoever it is, and",
+        "distances are stretched by the same factor. True heights are uniform, and not the pipeline's priors:",
+        "",
+        *heights,
+        "",
+        f"Columns of `{TRUTH}`:",
+        "",
+        *columns,
+        "",
+        "Broken on purpose, to show that bad input costs one item:",
+        "",
+        *(broken or ["- nothing"]),
+    ]
+    return "\n".join(lines) + "\n"
