@@ -62,11 +62,12 @@ def fit_crowds(
     """
     depth = evidence.depth[..., MEAN]
     measured = evidence.usable & present & (depth > 0) & depth.isfinite()
+    log_depths = fold_sum(torch.where(measured, depth, 1.0).log())
     crowd = _Crowd(
         evidence=evidence,
         prior=prior,
         z=torch.where(measured, evidence.z[..., MEAN], torch.where(present, label_z.to(torch.float64), 1.0)),
-        typical_depth=_typical_depth(depth, measured),
+        typical_depth=(log_depths / measured.sum(1).clamp(min=1)).exp(),
         measured=measured,
         present=present,
         metric=measured.any(1) & (False if metric is None else metric),
@@ -83,7 +84,7 @@ class _Crowd:
     evidence: DepthEvidence
     prior: HeightPrior
     z: torch.Tensor  # (B, P) [m] of the label, over the measured pixels where there are any
-    typical_depth: torch.Tensor  # (B,) the unit of depth of each scene
+    typical_depth: torch.Tensor  # (B,) geometric mean of those measured, 1 where there is none
     measured: torch.Tensor  # (B, P) bool: the depth means something
     present: torch.Tensor  # (B, P) bool: is to be placed
     metric: torch.Tensor  # (B,) bool: the depth is in metres
@@ -98,12 +99,6 @@ class _Found:
     model: torch.Tensor  # (B,) the more probable one
     log_scale: torch.Tensor  # (B,) of its line
     share: torch.Tensor  # (B,) of its line
-
-
-def _typical_depth(depth: torch.Tensor, measured: torch.Tensor) -> torch.Tensor:
-    """(B,) geometric mean of the measured depths; 1 where there is none."""
-    total = fold_sum(torch.where(measured, depth, 1.0).log())
-    return (total / measured.sum(1).clamp(min=1)).exp()
 
 
 def _log_slant(crowd: _Crowd) -> tuple[torch.Tensor, torch.Tensor]:
@@ -123,6 +118,8 @@ def _build_problem(crowd: _Crowd, mixture: HeightMixture, config: CrowdConfig) -
     height = torch.where(crowd.present, crowd.prior.height, 1.0).log()
     tails = constant(config.tail_widths, z.device)
     weights = constant(config.tail_weights, z.device)
+    pixels = evidence.pixels[..., 2].clamp(min=1).to(torch.float64)
+    noise = config.depth_sigma**2 + config.edge_sigma**2 / pixels  # the network's own error, and borders that blur
     return CrowdProblem(
         log_depth=(depth / crowd.typical_depth[:, None]).log(),
         measured=measured,
@@ -131,7 +128,7 @@ def _build_problem(crowd: _Crowd, mixture: HeightMixture, config: CrowdConfig) -
         centre=mixture.mean - (height - z.log())[..., None],
         spread=mixture.variance + config.size_sigma**2,
         tail_log_weight=(weights / weights.sum()).log(),
-        noise=_noise(evidence, measured, config)[..., None] * tails.square(),
+        noise=torch.where(measured, noise, _UNMEASURED)[..., None] * tails.square(),
         elasticity=elasticity,
         elasticity_sigma=config.slope_sigma / gain,
         model=torch.full((len(z),), AFFINE_DEPTH, device=z.device),
@@ -140,12 +137,6 @@ def _build_problem(crowd: _Crowd, mixture: HeightMixture, config: CrowdConfig) -
         metric_scale=torch.where(crowd.metric, (crowd.typical_depth * METRES_PER_DEPTH).log(), torch.nan)[:, None],
         metric_sigma=config.metric_sigma,
     )
-
-
-def _noise(evidence: DepthEvidence, measured: torch.Tensor, config: CrowdConfig) -> torch.Tensor:
-    """(B, P) variance of a person's depth, relative: the network's own error, and borders that blur."""
-    pixels = evidence.pixels[..., 2].clamp(min=1).to(torch.float64)
-    return torch.where(measured, config.depth_sigma**2 + config.edge_sigma**2 / pixels, _UNMEASURED)
 
 
 def _log_levels(crowd: _Crowd, config: CrowdConfig) -> torch.Tensor:
@@ -169,7 +160,8 @@ def _solve(
 ) -> _Found:
     """Both models x all troubles x all noise levels, weighed by their evidence (a fixed set of fits per scene)."""
     scenes = len(problem.model)
-    models = _models(config, problem.model.device)
+    chosen = [DEPTH_MODELS.index(name) for name in DEPTH_MODELS if config.depth_model in ("auto", name)]
+    models = constant(tuple(chosen), problem.model.device, torch.int64)
     troubles = _troubles(config, models.device)
     levels = constant(config.noise_levels, models.device)
     model, trouble = torch.cartesian_prod(models, torch.arange(len(troubles), device=models.device)).unbind(1)
@@ -233,12 +225,6 @@ def _with_trouble(
 
 def _with_noise(problem: CrowdProblem, level: torch.Tensor) -> CrowdProblem:
     return replace(problem, noise=problem.noise * level.square()[:, None, None])
-
-
-def _models(config: CrowdConfig, device: torch.device) -> torch.Tensor:
-    both = [AFFINE_DEPTH, AFFINE_DISPARITY]
-    chosen = both if config.depth_model == "auto" else [DEPTH_MODELS.index(config.depth_model)]
-    return constant(tuple(chosen), device, torch.int64)
 
 
 def _average(result: CrowdPosterior, models: torch.Tensor, levels: int, scenes: int) -> _Found:

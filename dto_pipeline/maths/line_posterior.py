@@ -83,7 +83,11 @@ class _Grid:
 
 def find_lines(problem: CrowdProblem) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean (N, 2) and covariance (N, 2, 2) of the line's two numbers, from a coarse grid and one zoom."""
-    found = [_find(repeat_fits(problem, part)) for part in _parts(problem, max(_FIRST_GRID, _ZOOM_GRID))]
+    found = []
+    for part in _parts(problem, max(_FIRST_GRID, _ZOOM_GRID)):
+        fits = repeat_fits(problem, part)
+        coarse = _moments_of_line(_first_grid(fits), floor=True)
+        found.append(_moments_of_line(_zoom(fits, *coarse, _ZOOM_GRID)[0]))
     mean, covariance = zip(*found, strict=True)
     return torch.cat(mean), torch.cat(covariance)
 
@@ -102,11 +106,6 @@ def _parts(problem: CrowdProblem, grid: tuple[int, int]) -> tuple[torch.Tensor, 
     numbers = people * laws * problem.noise.shape[-1] * grid[0] * grid[1]
     room = _NUMBERS_AT_ONCE << 4 if works_at_once(device) else _NUMBERS_AT_ONCE
     return torch.arange(fits, device=device).split(max(1, room // max(1, numbers)))
-
-
-def _find(problem: CrowdProblem) -> tuple[torch.Tensor, torch.Tensor]:
-    coarse = _moments_of_line(_first_grid(problem), floor=True)
-    return _moments_of_line(_zoom(problem, *coarse, _ZOOM_GRID)[0])
 
 
 def _integrate(problem: CrowdProblem, mean: torch.Tensor, covariance: torch.Tensor) -> CrowdPosterior:
