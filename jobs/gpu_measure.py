@@ -17,6 +17,7 @@ from unittest.mock import patch
 import torch
 
 import dto_pipeline.optimizer
+from dto_pipeline.lab.bench_depth import Meter
 from dto_pipeline.optimizer import SceneOptimizer
 from dto_pipeline.scene import OptimizedScenes, SceneBatch
 from tests.waits import waits_of
@@ -60,66 +61,27 @@ def time_parts(optimizer: SceneOptimizer, batch: SceneBatch, device: torch.devic
     """Median milliseconds of each of `PARTS`, of `vertices` and of the whole pass."""
     found: dict[str, list[float]] = defaultdict(list)
     for _ in range(repeats + 1):
-        marks: dict[str, list[Stretch]] = defaultdict(list)
+        meters: dict[str, Meter] = defaultdict(lambda: Meter(device.type))
         with ExitStack() as stack:
             for name in PARTS:
-                plain = getattr(dto_pipeline.optimizer, name)
-                stack.enter_context(patch.object(dto_pipeline.optimizer, name, _timed(name, plain, marks, device)))
-            vertices = _timed("vertices", optimizer.body.vertices, marks, device)
+                timed = meters[name](getattr(dto_pipeline.optimizer, name))
+                stack.enter_context(patch.object(dto_pipeline.optimizer, name, timed))
+            vertices = meters["vertices"](optimizer.body.vertices)
             stack.enter_context(patch.object(type(optimizer.body), "vertices", lambda _, *a, v=vertices: v(*a)))
-            whole = Stretch(device)
-            optimizer(batch)
-            whole.end()
-        wait_for(device)
-        for name, stretches in marks.items():
-            found[name].append(sum(stretch.ms for stretch in stretches))
-        found["whole"].append(whole.ms)
+            meters["whole"](optimizer)(batch)
+        for name, meter in meters.items():
+            if meter.used:
+                found[name].append(1000 * meter.seconds)
     return {name: statistics.median(values[1:] or values) for name, values in found.items()}
-
-
-class Stretch:
-    """A stretch of work: CUDA events on a GPU, the clock on a CPU. Read `ms` only after waiting for the device."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._cuda = device.type == "cuda"
-        self._start = self._mark()
-        self._stop: Any = None
-
-    def _mark(self) -> Any:
-        if not self._cuda:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
-
-    def end(self) -> None:
-        self._stop = self._mark()
-
-    @property
-    def ms(self) -> float:
-        return self._start.elapsed_time(self._stop) if self._cuda else 1000 * (self._stop - self._start)
-
-
-def _timed(name: str, work: Callable, marks: dict[str, list[Stretch]], device: torch.device) -> Callable:
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        stretch = Stretch(device)
-        result = work(*args, **kwargs)
-        stretch.end()
-        marks[name].append(stretch)
-        return result
-
-    return wrapped
 
 
 def least_ms(work: Callable[[], Any], device: torch.device, repeats: int) -> float:
     """The least of some repeats, after one that warms up."""
     found = []
     for _ in range(repeats + 1):
-        stretch = Stretch(device)
-        work()
-        stretch.end()
-        wait_for(device)
-        found.append(stretch.ms)
+        meter = Meter(device.type)
+        meter(work)()
+        found.append(1000 * meter.seconds)
     return min(found[1:])
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import socket
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -52,11 +54,14 @@ def serve_ray() -> Iterator[RayNodes]:
         "include_log_monitor": False,
         "no_monitor": True,  # of the autoscaler
     }
-    with mock.patch.dict(os.environ, _ENVIRONMENT), contextlib.chdir("/"):
+    # Its own place, in which its jobs find its address: every Ray of a machine writes that to the usual one.
+    folder = tempfile.mkdtemp(prefix="dto", dir="/tmp")  # short: socket paths end at 107 bytes
+    with mock.patch.dict(os.environ, {**_ENVIRONMENT, "RAY_TMPDIR": folder}), contextlib.chdir("/"):
         cluster = Cluster(initialize_head=True, head_node_args=head)
         cluster.add_node(**NODE)
     yield RayNodes(cluster, f"ray://127.0.0.1:{client}", f"http://127.0.0.1:{dashboard}")
     cluster.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def free_port() -> int:

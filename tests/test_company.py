@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from tests.tiny_models import save_classifier, save_depth_anything, save_mask2fo
 
 CONFIGS = {mode: config_from_dict({"solver": {"mode": mode}}) for mode in ("paper", "joint")}
 THREADS = st.sampled_from([1, 2, 4])
-CROWDS = 20
+CROWDS = 12
 
 
 def place(scenes: list[Scene], body: BodyModel, config: PipelineConfig) -> list[PlacedScene]:
@@ -44,7 +45,7 @@ def alone(body: BodyModel, crowds: list[Scene]) -> dict[str, list[dict[str, byte
     return {mode: [raw_bytes(place([scene], body, config)[0]) for scene in crowds] for mode, config in CONFIGS.items()}
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(chosen=st.lists(st.integers(0, 79), min_size=1, max_size=80), number=THREADS)
 def test_a_body_is_the_same_among_any_others(body: BodyModel, chosen: list[int], number: int) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -59,9 +60,9 @@ def test_a_body_is_the_same_among_any_others(body: BodyModel, chosen: list[int],
 
 def test_a_body_model_is_read_the_same_on_any_number_of_threads() -> None:
     with threads(1):
-        expected = load_body("demo").state_dict()
+        expected = load_body("demo", kid_axis=False).state_dict()
     with threads(4):
-        found = load_body("demo").state_dict()
+        found = load_body("demo", kid_axis=False).state_dict()  # with the axis this process has one already
     assert {name: value.numpy().tobytes() for name, value in found.items()} == {
         name: value.numpy().tobytes() for name, value in expected.items()
     }
@@ -77,7 +78,7 @@ def test_batches_of_one_to_sixty_four_give_the_same_bytes(
         assert_same_bytes(found, [alone[mode][index] for index in chosen])
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(
     chosen=st.lists(st.integers(0, CROWDS - 1), min_size=1, max_size=9),
     number=THREADS,
@@ -129,25 +130,27 @@ def test_networks_on_a_cpu_see_the_same_in_any_company(body: BodyModel, tmp_path
 
 
 _DIGEST = """
-import hashlib
 from dto_pipeline.models.body import load_body
 from tests.company import make_crowds, raw_bytes
-from tests.test_company import CONFIGS, place
+from tests.test_company import CONFIGS, digest, place
 body = load_body("demo")
 for config in CONFIGS.values():
     placed = place(make_crowds(body, 4), body, config)
-    print(hashlib.sha256(b"".join(value for item in placed for value in raw_bytes(item).values())).hexdigest())
+    print(digest([raw_bytes(item) for item in placed]))
 """
 
 
-def test_avx512_and_avx2_give_the_same_bits_where_no_network_looks() -> None:
-    def digest(**environment: str) -> str:
-        command, root = [sys.executable, "-c", _DIGEST], Path(__file__).parents[1]
-        run = subprocess.run(
-            command, env={**os.environ, **environment}, cwd=root, capture_output=True, text=True, check=True
-        )
-        return run.stdout
+def digest(placed: list[dict[str, bytes]]) -> str:
+    return hashlib.sha256(b"".join(value for item in placed for value in item.values())).hexdigest()
 
-    found = digest()
-    assert len(found.split()) == len(CONFIGS)
-    assert digest(ATEN_CPU_CAPABILITY="avx2") == found
+
+def test_avx512_and_avx2_give_the_same_bits_where_no_network_looks(alone: dict[str, list[dict[str, bytes]]]) -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", _DIGEST],
+        env={**os.environ, "ATEN_CPU_CAPABILITY": "avx2"},
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert run.stdout.split() == [digest(alone[mode][:4]) for mode in CONFIGS]

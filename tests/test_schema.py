@@ -34,7 +34,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from dto_pipeline.data.exports.hugging_face import CardSubset, dataset_card
 from dto_pipeline.data.exports.parquet import person_rows
-from dto_pipeline.data.exports.selection import Selection
+from dto_pipeline.data.exports.job import Selection
 from dto_pipeline.data.label_files import flatten_table, read_label_files
 from dto_pipeline.data.labels import build_label_table, read_labels, read_placed, write_label_shard
 from dto_pipeline.collate import keep_labels

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dto_pipeline.commands.options import not_negative
-from dto_pipeline.commands.output import print_report
-from dto_pipeline.commands.several import show_several
+from dto_pipeline.commands.output import print_report, show_several
 from dto_pipeline.errors import DtoError
 
 if TYPE_CHECKING:
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from dto_pipeline.evaluate.people_diff import PeopleDiff
     from dto_pipeline.models.body import BodyModel
     from dto_pipeline.view.diff import LabelDiff
+    from dto_pipeline.view.run_files import RunFiles
 
 _IMAGES_AT_ONCE = 4096  # of a file, whose people are compared together
 
@@ -53,24 +53,10 @@ def _run(arguments: argparse.Namespace) -> int:
     return show_several(
         [f"{before} | {after}" for before, after in pairs],
         lambda number: _compare(*pairs[number], arguments),
-        _facts,
+        lambda diff: diff.row(),
         lambda diff: 0 if diff.equal else 1,
         arguments.json,
     )
-
-
-def _facts(diff: LabelDiff | PeopleDiff) -> dict[str, str]:
-    people = getattr(diff, "people", None)
-    told = {
-        "images": f"{diff.images}",
-        "persons": f"{diff.persons if people is None else people}",  # type: ignore[union-attr]
-        "different": f"{diff.persons_different if people is None else diff.different}",  # type: ignore[union-attr]
-        "equal": "yes" if diff.equal else "no",
-    }
-    if people is not None:
-        dz = diff.statistics("dz")  # type: ignore[union-attr]
-        told["median |dz| [m]"] = f"{dz['median']:.3g}" if dz else "-"
-    return told
 
 
 def _pairs(sides: Sequence[str], against: Sequence[str]) -> list[tuple[str, str]]:
@@ -81,34 +67,20 @@ def _pairs(sides: Sequence[str], against: Sequence[str]) -> list[tuple[str, str]
         return [(sides[0], sides[1])]
     if len(against) == 1:
         return [(side, against[0]) for side in sides]
-    own, theirs = (_by_subset(names) for names in (sides, against))
+    from dto_pipeline.data.storage import as_location
+    from dto_pipeline.run.folder import RunDirectory, read_identity
+
+    own, theirs = dict[str, str](), dict[str, str]()  # subset -> run
+    for found, runs in ((own, sides), (theirs, against)):
+        for run in runs:
+            subset = read_identity(RunDirectory(as_location(run))).subset
+            if subset in found:
+                raise DtoError(f"{found[subset]} and {run} are both of subset {subset}; compare one of them")
+            found[subset] = run
     if own.keys() != theirs.keys():
         alone = sorted(own.keys() ^ theirs.keys())
         raise DtoError(f"subsets {alone} are on one side only; name the same subsets before and behind --against")
     return [(own[subset], theirs[subset]) for subset in own]
-
-
-def _by_subset(runs: Sequence[str]) -> dict[str, str]:
-    from dto_pipeline.data.storage import as_location
-    from dto_pipeline.run.folder import RunDirectory, read_identity
-
-    found: dict[str, str] = {}
-    for run in runs:
-        subset = read_identity(RunDirectory(as_location(run))).subset
-        if subset in found:
-            raise DtoError(f"{found[subset]} and {run} are both of subset {subset}; compare one of them")
-        found[subset] = run
-    return found
-
-
-def _compare(before: str, after: str, arguments: argparse.Namespace) -> LabelDiff | PeopleDiff:
-    from dto_pipeline.view.diff import diff_labels
-
-    if _is_ours(before) and _is_ours(after):
-        if arguments.draw:
-            raise DtoError("--draw is for files of others; `dto view RUN --key IMAGE` draws scenes of a run")
-        return diff_labels(before, after, arguments.worst)
-    return _compare_people(before, after, arguments)
 
 
 def _is_ours(place: str) -> bool:
@@ -120,31 +92,41 @@ def _is_ours(place: str) -> bool:
     return isinstance(location, str) or recognise(location) is FileKind.DTO_LABELS
 
 
-def _compare_people(before: str, after: str, arguments: argparse.Namespace) -> PeopleDiff:
-    """One side whole, the other in parts: label files of a run one at a time."""
+def _compare(before: str, after: str, arguments: argparse.Namespace) -> LabelDiff | PeopleDiff:
+    """Two sides of ours bit by bit; else one side whole and the other in parts: of label files one at a time."""
     from dto_pipeline.data.people import read_people
+    from dto_pipeline.data.storage import as_location
     from dto_pipeline.evaluate.people_diff import diff_people
+    from dto_pipeline.models.body import load_body
+    from dto_pipeline.run.folder import RunDirectory
+    from dto_pipeline.view.diff import diff_labels
+    from dto_pipeline.view.run_files import load_run_body, open_run_files
 
-    run = next((side for side in (before, after) if _is_ours(side)), None)
-    body = _body(run, arguments.body)
-    swapped = run == after
+    ours = [side for side in (before, after) if _is_ours(side)]
+    if len(ours) == 2:
+        if arguments.draw:
+            raise DtoError("--draw is for files of others; `dto view RUN --key IMAGE` draws scenes of a run")
+        return diff_labels(before, after, arguments.worst)
+    run = next((open_run_files(side) for side in ours if RunDirectory(as_location(side)).is_run()), None)
+    body = load_run_body(run, arguments.body) if run else load_body(arguments.body) if arguments.body else None
+    if arguments.draw and body is None:
+        raise DtoError("--draw needs a body model; name it with --body (demo = the stand-in)")
+    swapped = ours == [after]
     in_parts, whole = (after, before) if swapped else (before, after)
-    names, parts = _in_parts(in_parts)
+    names, parts = _in_parts(in_parts, in_parts in ours)
     diff = diff_people(parts, names, read_people(whole), (before, after), body, arguments.worst, swapped)
-    if arguments.draw:
-        if body is None:
-            raise DtoError("--draw needs a body model; name it with --body (demo = the stand-in)")
+    if arguments.draw and body is not None:
         _draw(diff, run, body, arguments)
     return diff
 
 
-def _in_parts(place: str) -> tuple[list[str], Iterator[People]]:
+def _in_parts(place: str, ours: bool) -> tuple[list[str], Iterator[People]]:
     """Names of all images, and their people part by part."""
     from dto_pipeline.data.label_files import read_label_files
     from dto_pipeline.data.people import read_people
     from dto_pipeline.view.run_files import find_labels
 
-    if _is_ours(place):
+    if ours:
         files = find_labels(place)
         names = read_label_files(files, ["image_path"]).column("image_path").to_pylist()
         return names, (read_people([file]) for file in files)
@@ -153,32 +135,24 @@ def _in_parts(place: str) -> tuple[list[str], Iterator[People]]:
     return people.images.tolist(), (people.part(start, start + _IMAGES_AT_ONCE) for start in starts)
 
 
-def _body(run: str | None, named: str | None) -> BodyModel | None:
-    """The body that was named, else the run's; None where nobody names one."""
-    from dto_pipeline.data.storage import as_location
-    from dto_pipeline.models.body import load_body
-    from dto_pipeline.run.folder import RunDirectory
-    from dto_pipeline.view.run_files import load_run_body, open_run_files
-
-    if run is not None and RunDirectory(as_location(run)).is_run():
-        return load_run_body(open_run_files(run), named)
-    return None if named is None else load_body(named)
-
-
-def _draw(diff: PeopleDiff, run: str | None, body: BodyModel, arguments: argparse.Namespace) -> None:
-    """The worst scenes, both sides, as pages."""
+def _draw(diff: PeopleDiff, run: RunFiles | None, body: BodyModel, arguments: argparse.Namespace) -> None:
+    """The worst scenes, both sides, as pages; without photographs where neither --images nor a manifest has them."""
     from dto_pipeline.data.images import ImageFolder
     from dto_pipeline.data.storage import as_location
+    from dto_pipeline.data.tars import open_images
     from dto_pipeline.view.pages import PeopleScene, draw_people
     from dto_pipeline.view.panel import People, save_png
     from dto_pipeline.view.pictures import file_name
 
     images: ImageStore | None = None
-    files: dict[str, str] = {}
+    files: dict[str, str] = {}  # image -> its file
     if arguments.images is not None:
         images = ImageFolder(as_location(arguments.images))
-    elif run is not None:
-        images, files = _run_images(run)
+    elif run is not None and run.manifest is not None:
+        images = open_images(run.manifest.images_root, run.manifest.path)
+        for shard in range(run.manifest.num_shards):
+            table = run.manifest.read_shard(shard, ["image_path", "image_file"])
+            files.update(zip(table["image_path"].to_pylist(), table["image_file"].to_pylist(), strict=True))
     for scene in diff.scenes:
         names = [scene.before_image, scene.after_image]
         states = [(diff.before, People(**scene.before)), (diff.after, People(**scene.after))]
@@ -188,18 +162,3 @@ def _draw(diff: PeopleDiff, run: str | None, body: BodyModel, arguments: argpars
         save_png(draw_people(page, body, images), path)
         if not arguments.json:
             print(path)
-
-
-def _run_images(run: str) -> tuple[ImageStore | None, dict[str, str]]:
-    """The photographs of a run and the file of each image; none where its manifest is gone."""
-    from dto_pipeline.data.tars import open_images
-    from dto_pipeline.view.run_files import open_run_files
-
-    manifest = open_run_files(run).manifest
-    if manifest is None:
-        return None, {}
-    files: dict[str, str] = {}
-    for shard in range(manifest.num_shards):
-        table = manifest.read_shard(shard, ["image_path", "image_file"])
-        files.update(zip(table["image_path"].to_pylist(), table["image_file"].to_pylist(), strict=True))
-    return open_images(manifest.images_root, manifest.path), files

@@ -208,7 +208,7 @@ def _add_benchmark(actions: argparse._SubParsersAction) -> None:
 def _run_rh(arguments: argparse.Namespace) -> int:
     from dto_pipeline.data.inert_pickle import PickleRefused
     from dto_pipeline.data.sources.relative_human import read_annotations
-    from dto_pipeline.evaluate.rh_evaluation import evaluate_rh
+    from dto_pipeline.evaluate.relative_human import evaluate_rh
 
     path = Path(arguments.annotations)
     path = path / f"{arguments.split}_annots.npz" if path.is_dir() else path
@@ -269,7 +269,7 @@ def _run_protocol(arguments: argparse.Namespace) -> int:
 
 def _run_joints(arguments: argparse.Namespace) -> int:
     from dto_pipeline.data.joint_truth import read_mupots, read_panoptic
-    from dto_pipeline.evaluate.joint_evaluation import evaluate_joints
+    from dto_pipeline.evaluate.protocols import evaluate_joints
 
     regressor, body, found = _array(arguments.regressor), _body(arguments), _people(arguments.found)
     is_mupots = arguments.protocol == "mupots"
@@ -302,7 +302,8 @@ def _array(path: str) -> np.ndarray:
     import numpy as np
 
     try:
-        return np.load(path, allow_pickle=False)
+        with open_regular(path) as stream:
+            return np.load(stream, allow_pickle=False)
     except (OSError, ValueError) as error:
         raise DtoError(f"{path} cannot be read ({error}); expected a plain .npy") from error
 
@@ -328,16 +329,10 @@ def _regressor(arguments: argparse.Namespace, body: BodyModel) -> np.ndarray:
     """(9, V) J_regressor_extra: neck and head top are regressed from vertices, so it must be of the same model."""
     from importlib.resources import files
 
-    import numpy as np
-
     if arguments.body != STAND_IN_BODY and not arguments.regressor:
         raise DtoError("--body needs --regressor: neck and head top are regressed from that model's vertices")
     path = arguments.regressor or str(files("dto_pipeline.assets") / "J_regressor_extra.npy")
-    try:
-        with open_regular(path) as stream:
-            regressor = np.load(stream, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise DtoError(f"{path} cannot be read ({error}); expected J_regressor_extra.npy") from error
+    regressor = _array(path)
     if regressor.shape != (9, body.num_vertices):
         raise DtoError(f"{path} has shape {regressor.shape}; expected (9, {body.num_vertices}), as the body model")
     return regressor

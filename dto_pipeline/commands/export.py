@@ -10,7 +10,7 @@ from dto_pipeline.commands.output import local_place
 from dto_pipeline.errors import DtoError
 
 if TYPE_CHECKING:
-    from dto_pipeline.data.exports.selection import Selection
+    from dto_pipeline.data.exports.job import Selection
 
 _FORMATS = ("parquet", "persons", "ma-hmr", "camerahmr", "webdataset", "hf")
 _PERSONS = ("all", "valid", "moved")
@@ -112,7 +112,7 @@ def _image_places(arguments: argparse.Namespace, subsets: list[str]) -> str | di
 
 def _choose(arguments: argparse.Namespace, default: Selection) -> Selection:
     """The format's own selection with what the command line says in place."""
-    from dto_pipeline.data.exports.selection import Selection
+    from dto_pipeline.data.exports.job import Selection
     from dto_pipeline.data.label_files import Limits
 
     if arguments.all and arguments.max_height_dev is not None:

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dto_pipeline.commands.options import not_negative
-from dto_pipeline.commands.output import local_place
-from dto_pipeline.commands.several import show_several
+from dto_pipeline.commands.output import local_place, show_several
 from dto_pipeline.commands.status import status_facts
 from dto_pipeline.commands.view import add_places
 from dto_pipeline.errors import DtoError

@@ -25,7 +25,7 @@ Licences of known networks (labels made with a non-commercial network are non-co
 Exit codes:
   0    every shard of the run is done (a few failed images are rows with a status)
   1    shards were given up, or more images failed than run.max_failed_images: too many of either stop the run early;
-       or the labels contradict what any sound run shows (the lines WRONG)
+       or the labels contradict what any sound run shows, or labels/ holds a stranger's file (the lines WRONG)
   2    it could not begin or go on
   3    what was selected is done, the rest of the run is pending
   130  interrupted or terminated

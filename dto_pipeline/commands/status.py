@@ -9,8 +9,7 @@ import time
 from typing import TYPE_CHECKING
 
 from dto_pipeline.commands.options import measure
-from dto_pipeline.commands.output import print_report
-from dto_pipeline.commands.several import show_several
+from dto_pipeline.commands.output import print_report, show_several
 from dto_pipeline.errors import DtoError
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from dto_pipeline.commands.options import add_moved_options, not_negative
-from dto_pipeline.commands.several import show_several
+from dto_pipeline.commands.output import show_several
 from dto_pipeline.errors import DtoError
 
 if TYPE_CHECKING:

@@ -18,14 +18,13 @@ import numpy as np
 from dto_pipeline.axes import NUM_BETAS
 from dto_pipeline.data.cameras import CAMERA_COLUMNS
 from dto_pipeline.data.files import temporary_folder
-from dto_pipeline.data.images import ImageFolder, ImageStore
 from dto_pipeline.data.label_files import LabelColumns
-from dto_pipeline.data.label_pieces import IMAGE_FILE, Part, Piece
 from dto_pipeline.data.labels import LabelsError
 from dto_pipeline.data.scratch import scratch_file
 from dto_pipeline.data.sources.annots import Annots, map_annots, open_annots
 from dto_pipeline.data.sources.relative_human import Annotation, evaluated_joints, read_annotations
 from dto_pipeline.data.storage import Location, as_location
+from dto_pipeline.data.training_labels import IMAGE_FILE, LabelSet, Part, Piece
 
 # place of each of the 14: SMPL's joint, and behind its 24 the top of the head and the neck, which it has not
 _SMPL_JOINTS = np.array([16, 17, 18, 19, 20, 21, 1, 2, 4, 5, 7, 8, 24, 25])
@@ -33,21 +32,8 @@ _NUM_JOINTS = 26
 _PIECE_IMAGES = 1024
 
 
-@dataclass(frozen=True)
-class _FileSet:
-    """What both kinds of `LabelSet` share."""
-
-    name: str
-    images_root: Location  # that the names of images are relative to
-
-    @property
-    def is_remote(self) -> bool:
-        """The photographs lie behind a URI."""
-        return isinstance(self.images_root, str)
-
-    def open_images(self) -> ImageStore:
-        """The folder of the photographs."""
-        return ImageFolder(self.images_root)
+class _FileSet(LabelSet):
+    """What both kinds share."""
 
     def _pieces(self, number: int, part: Part, names: Iterable[str], counts: np.ndarray) -> list[Piece]:
         """Pieces of 1024 images that have people; `part.select` does not concern what no run has judged."""
@@ -156,7 +142,7 @@ class AnnotsSet(_FileSet):
 def _mapped(path: Path, folder: str) -> Annots:
     """The flat columns where they were left; a machine that has no such folder reads the file itself."""
     try:
-        return map_annots(path, Path(folder))
+        return map_annots(Path(folder))
     except FileNotFoundError:
         return open_annots(path)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from dto_pipeline.data.image_decoding import ImageHeader
+from dto_pipeline.data.images import ImageHeader
 
 CENTRE_TOLERANCE = 1.0  # |2 c - size| that still counts as centred [px]
 CAMERA_COLUMNS = ("fx", "fy", "cx", "cy")

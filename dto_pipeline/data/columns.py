@@ -56,10 +56,8 @@ def single_array(column: pa.ChunkedArray | pa.Array) -> pa.Array:
 
 
 def read_numbers(column: pa.Array) -> np.ndarray:
-    """(n,) numpy view of a column of numbers, (n, k) of one of fixed-size lists without nulls."""
-    return read_vectors(column) if pa.types.is_fixed_size_list(column.type) else column.to_numpy(zero_copy_only=False)
-
-
-def read_vectors(column: pa.Array) -> np.ndarray:
-    """(n, k) numpy view of a fixed-size list column without nulls."""
-    return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), column.type.list_size)
+    """(n,) numpy view of a column of numbers or truths, (n, k) of one of fixed-size lists without nulls."""
+    if pa.types.is_fixed_size_list(column.type):
+        return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), column.type.list_size)
+    values = column.to_numpy(zero_copy_only=False)
+    return values.astype(bool) if pa.types.is_boolean(column.type) else values

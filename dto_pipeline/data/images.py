@@ -1,21 +1,29 @@
-"""Image files: their pixels, their size and the sha256 of their bytes.
+"""Image files: their pixels, their size and the sha256 of their bytes, with bounds before anything is decoded.
 
-Knows the formats of `image_decoding`. Pixels stay as stored: an EXIF orientation is ignored, because labels refer to
-un-rotated pixels. Sizes in pixels.
+Opens JPEG (MPO too, what phones store as .jpg), PNG, WebP and BMP: what image sets and exports of them come in. Others
+are refused before a decoder sees them: Pillow would start Ghostscript for an EPS, read whole films for a GIF, and knows
+dozens of formats that nobody photographs in. Of several frames (MPO, animated PNG, WebP) the first is the image. Pixels
+stay as stored: an EXIF orientation is ignored, because labels refer to un-rotated pixels. Sizes in pixels.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
+import re
 import threading
+import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import simplejpeg
+from PIL import Image, UnidentifiedImageError
 
 from dto_pipeline.config import RunConfig
-from dto_pipeline.data.image_decoding import ImageHeader, Undecodable, decode_pixels, read_header
 from dto_pipeline.data.storage import STORAGE_ERRORS, Location, error_text, read_head
 from dto_pipeline.paths import UnsafePath
 from dto_pipeline.status import ImageStatus, UnusableImage
@@ -24,6 +32,27 @@ MAX_FILE_BYTES = 1 << 29  # of one image: 100 Mpx of RGBA without compression; n
 _HEADER_BYTES = 1 << 16  # nearly every image tells its size in its first bytes; of others more is read
 _USUAL_BYTES = 1 << 25  # files up to this are read by several threads at once, larger ones one after the other
 _LARGE_FILE = threading.Lock()
+MAX_PIXELS = 1 << 27  # of one image; a hostile header stops here
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # Pillow's names; its JPEG opens MPO too
+# What decoding holds at once beside the file, measured with Pillow 13 [bytes a pixel]: JPEG the coefficients of four
+# components (progressive) and an RGB copy; WebP two canvases, the pixels handed over and an RGBA image; else the image.
+# All but the first also hold the (H, W, 3) result.
+_BYTES_PER_PIXEL = {"JPEG": 13, "PNG": 7, "WEBP": 16, "BMP": 7}
+_COPIES = 3  # of the file's bytes, among them Pillow's and libwebp's own
+_BAND_PIXELS = 1 << 20  # converted to RGB at once
+_MOST_PIECES = 1 << 20  # chunks of a PNG, which Pillow walks one by one: some seconds of work
+_MOST_SCANS = 128  # of a JPEG, each a pass over all pixels; encoders write about ten
+_PNG, _JPEG, _JPEG_SCAN, _JPEG_END = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"\xff\xda", b"\xff\xd9"
+_JPEG_FAULTS = (ValueError, KeyError)  # of simplejpeg: no JPEG; one whose subsampling has no name
+_EXIF_ORIENTATION = 0x0112  # tag of the note that says how a viewer turns the picture
+_JPEG_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # what ends a scan
+_REFUSED = {  # first bytes of formats that people try -> their names
+    **{b"GIF8": "GIF", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"II+\0": "TIFF", b"MM\0+": "TIFF", b"%!PS": "EPS"},
+    **{b"\xc5\xd0\xd3\xc6": "EPS", b"%PDF": "PDF", b"8BPS": "Photoshop file", b"\0\0\0\x0cjP": "JPEG 2000"},
+    **{b"\xff\x4f\xff\x51": "JPEG 2000", b"<svg": "SVG", b"<?xml": "SVG", b"v/1\x01": "OpenEXR file"},
+}
+# Our own bound stands in place of Pillow's, which warns on the terminal for every photograph above 89 Mpx.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 class ImageMissing(UnusableImage):
@@ -143,3 +172,220 @@ def decode_image(
         header = read_header(data)
         size = (header.width, header.height)
     return ImageFile(rgb, hashlib.sha256(data).hexdigest(), size)
+
+
+class Undecodable(ValueError):
+    """Bytes that are not decoded; the text goes on after the image's name, without paths or addresses."""
+
+
+@dataclass(frozen=True)
+class ImageHeader:
+    """What an image file says of itself before its pixels."""
+
+    width: int  # [px] of the pixels as they are stored
+    height: int  # [px]
+    orientation: int = 1  # EXIF: 1 = upright, 2 to 8 = a viewer turns or mirrors the picture, from 5 on sides swap
+    format: str = ""  # of FORMATS
+
+    def explain(self, width: float, height: float) -> str:
+        """Why the picture may be of another size than expected, as the end of a sentence; "" = no idea."""
+        swapped = abs(self.width - height) <= 1 and abs(self.height - width) <= 1
+        if self.orientation < 5 or not swapped:
+            return ""
+        return (
+            f"; its EXIF note (orientation {self.orientation}) turns it to that size, and pixels are taken as stored: "
+            "save the photo upright, without the note"
+        )
+
+
+class _Budget:
+    """Memory that the decoders of this process share: images wait until theirs is free."""
+
+    def __init__(self) -> None:
+        self._used, self._freed = 0, threading.Condition()
+
+    @contextmanager
+    def take(self, wanted: int, most: int) -> Iterator[None]:
+        """`wanted` of `most` bytes, for as long as the block lasts."""
+        with self._freed:
+            self._freed.wait_for(lambda: self._used == 0 or self._used + wanted <= most)
+            self._used += wanted
+        try:
+            yield
+        finally:
+            with self._freed:
+                self._used -= wanted
+                self._freed.notify_all()
+
+
+_BUDGET = _Budget()
+
+
+def read_header(data: bytes) -> ImageHeader:
+    """Size and format from the first bytes of a file; no memory for pixels is asked for.
+
+    Raises:
+        Undecodable: they do not tell, or the format is not opened.
+    """
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        found = ImageHeader(*_webp_size(data), format="WEBP")  # Pillow would make the decoder, canvases and all
+    else:
+        found = _pillow_header(data)
+    if found.width < 1 or found.height < 1 or found.width * found.height > MAX_PIXELS:
+        raise Undecodable(f"claims {found.width} x {found.height} pixels; expected 1 .. {MAX_PIXELS}")
+    return found
+
+
+def decode_pixels(data: bytes, memory_mb: int, least_side: int = 0) -> np.ndarray:
+    """(H, W, 3) uint8 RGB of a whole file.
+
+    Grey of 16 bits keeps its high byte, as Pillow does with colours of 16 bits. A JPEG that lacks its end marker and
+    nothing else is whole.
+
+    Args:
+        memory_mb: what decoding may take [MiB]; all decoders of this process share it.
+        least_side: a JPEG may be decoded at half its size or less, not below this longer side [px]; 0 = as it is.
+
+    Raises:
+        Undecodable: a format that is not opened, too large, damaged.
+    """
+    header = read_header(data)
+    wanted = header.width * header.height * _BYTES_PER_PIXEL[header.format] + _COPIES * len(data)
+    most = memory_mb << 20
+    if wanted > most:
+        raise Undecodable(
+            f"is a {header.format} of {header.width} x {header.height} pixels, which takes {wanted >> 20} MiB to "
+            f"decode; the limit is {memory_mb}: raise run.decode_memory_mb, or store the image smaller or as a JPEG"
+        )
+    _check_work(data)
+    with _BUDGET.take(wanted, most):
+        return _decode(data, header, least_side)
+
+
+def _decode(data: bytes, header: ImageHeader, least_side: int) -> np.ndarray:
+    if header.format == "JPEG":
+        try:  # Pillow, which read the header, and libjpeg, which sets memory aside, must see the same picture
+            high, wide, *_ = simplejpeg.decode_jpeg_header(data, strict=False)
+        except _JPEG_FAULTS:  # libjpeg finds no picture at all, in whoever's hands
+            high, wide = header.height, header.width
+        if (wide, high) != (header.width, header.height):
+            found = f"{wide} x {high} and as {header.width} x {header.height}"
+            raise Undecodable(f"is a JPEG that tells its size as {found}; save it anew")
+        is_wide = header.width >= header.height
+        least = {"min_width" if is_wide else "min_height": least_side, "min_factor": 2} if least_side else {}
+        rgb = _strict_jpeg(data, "RGB", least)
+        if rgb is None and not data.endswith(_JPEG_END):
+            ended = data + (_JPEG_END[1:] if data.endswith(_JPEG_END[:1]) else _JPEG_END)
+            rgb = _strict_jpeg(ended, "RGB", least)
+            if rgb is None and _strict_jpeg(ended, "CMYK") is not None:
+                data = ended
+        if rgb is not None:
+            return rgb
+    return _decode_with_pillow(data)
+
+
+def _strict_jpeg(data: bytes, colours: str, least: Mapping[str, int] | None = None) -> np.ndarray | None:
+    """(H, W, channels), scaled down to no less than `least`.
+
+    None where libjpeg complains: Pillow decides whether it is a quirk (CMYK, stray bytes).
+    """
+    try:
+        return simplejpeg.decode_jpeg(data, colorspace=colours, fastdct=False, fastupsample=False, **(least or {}))
+    except _JPEG_FAULTS:
+        return None
+
+
+def _decode_with_pillow(data: bytes) -> np.ndarray:
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            if image.format == "BMP" and image.tile[0][0] != "raw":
+                raise Undecodable("is a compressed BMP, which is not opened; convert it to PNG")
+            image.load()
+            image.fp = None  # a WebP keeps its decoded bytes there
+            return _bands_to_rgb(image)
+    except (Undecodable, MemoryError):  # memory that the limit allows is missing: not the image's fault
+        raise
+    except Exception as error:  # Pillow's plugins raise any type on damaged files
+        raise Undecodable(f"cannot be decoded: {_reason(error)}") from error
+
+
+def _bands_to_rgb(image: Image.Image) -> np.ndarray:
+    """(H, W, 3), a band of rows at a time: a second image of this size would double the memory."""
+    rgb = np.empty((image.height, image.width, 3), np.uint8)
+    step = max(1, _BAND_PIXELS // image.width)
+    for top in range(0, image.height, step):
+        band = image.crop((0, top, image.width, min(top + step, image.height)))
+        if band.mode.startswith("I"):  # grey of 16 bits, which Pillow would clip to white
+            rgb[top : top + step] = (np.asarray(band).clip(0, 65535) >> 8)[..., None]
+        else:
+            rgb[top : top + step] = np.asarray(band.convert("RGB"))
+    return rgb
+
+
+def _pillow_header(data: bytes) -> ImageHeader:
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            kind = "JPEG" if image.format == "MPO" else str(image.format)
+            return ImageHeader(*image.size, _orientation(image), kind)
+    except UnidentifiedImageError as error:
+        name = next((name for magic, name in _REFUSED.items() if data.startswith(magic)), None)
+        known = f"{name} is not opened; convert it to JPEG, PNG, WebP or BMP" if name else "no known image format"
+        raise Undecodable(f"has no readable header: {known}") from error
+    except Exception as error:  # Pillow's plugins raise any type on damaged files
+        raise Undecodable(f"has no readable header: {_reason(error)}") from error
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation that was met before the pixels, 1 where there is none or it cannot be read."""
+    if "exif" not in image.info:  # asking Pillow all the same would decode a PNG
+        return 1
+    try:
+        found = image.getexif().get(_EXIF_ORIENTATION, 1)
+    except Exception:  # a damaged note costs nothing but itself
+        return 1
+    return found if found in range(1, 9) else 1
+
+
+def _webp_size(data: bytes) -> tuple[int, int]:
+    """(width, height) of the canvas, see RFC 9649."""
+    kind = data[12:16]
+    if kind == b"VP8 " and data[23:26] == b"\x9d\x01\x2a" and len(data) >= 30:
+        return int.from_bytes(data[26:28], "little") & 0x3FFF, int.from_bytes(data[28:30], "little") & 0x3FFF
+    if kind == b"VP8L" and data[20:21] == b"\x2f" and len(data) >= 25:
+        bits = int.from_bytes(data[21:25], "little")
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    if kind == b"VP8X" and len(data) >= 30:
+        return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
+    raise Undecodable("has no readable header: a WebP that is cut off or damaged")
+
+
+def _check_work(data: bytes) -> None:
+    """Refuse files that cost minutes: millions of empty pieces, or thousands of scans over the same pixels."""
+    if data.startswith(_PNG):
+        at = len(_PNG)
+        for _ in range(_MOST_PIECES):
+            at += 12 + int.from_bytes(data[at : at + 4], "big")
+            if at >= len(data):
+                return
+        raise Undecodable(f"is a PNG of more than {_MOST_PIECES} chunks; none is decoded")
+    if data.startswith(_JPEG):
+        scans = _count_scans(data) if data.count(_JPEG_SCAN) > _MOST_SCANS else 0
+        if scans > _MOST_SCANS:
+            raise Undecodable(f"is a JPEG of more than {_MOST_SCANS} scans; none is decoded")
+
+
+def _count_scans(data: bytes) -> int:
+    """Scans of a JPEG up to its end marker, those of pictures inside its segments not counted; stops at too many."""
+    at, scans = 2, 0
+    while scans <= _MOST_SCANS and (found := _JPEG_MARKER.search(data, at)):
+        at = found.start()
+        if data[at : at + 2] == _JPEG_END:
+            break
+        scans += data[at : at + 2] == _JPEG_SCAN
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return scans
+
+
+def _reason(error: Exception) -> str:
+    """Text of an error without paths and addresses: it ends up in labels, which are equal on every machine."""
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from dto_pipeline import schema
 from dto_pipeline.data.cameras import read_cameras
-from dto_pipeline.data.columns import read_vectors, single_array
+from dto_pipeline.data.columns import read_numbers, single_array
 from dto_pipeline.data.labels import LabelsError, read_groups, read_label_metadata, read_labels, undo_betas
 from dto_pipeline.data.manifest import Manifest, find_manifest
 from dto_pipeline.data.parquet import READ_ERRORS, footer_text, open_parquet
@@ -84,8 +84,8 @@ def flatten_table(table: pa.Table, people: Iterable[str] = PERSON_COLUMNS) -> La
     items = persons.flatten()
     names = [name for name in table.column_names if name != "persons"]
     return LabelColumns(
-        images={name: _values(single_array(table.column(name))) for name in names},
-        people={name: _values(items.field(name)) for name in people},
+        images={name: read_numbers(single_array(table.column(name))) for name in names},
+        people={name: read_numbers(items.field(name)) for name in people},
         starts=np.concatenate([[0], np.cumsum(lengths)]),
     )
 
@@ -169,14 +169,6 @@ def _is_labels(path: Location) -> bool:
             return footer_text(file).get("schema") == LABELS_SCHEMA_NAME
     except (LabelsError, *READ_ERRORS):
         return False
-
-
-def _values(column: pa.Array) -> np.ndarray:
-    if pa.types.is_fixed_size_list(column.type):
-        return read_vectors(column)
-    if pa.types.is_boolean(column.type):
-        return column.to_numpy(zero_copy_only=False).astype(bool)
-    return column.to_numpy(zero_copy_only=False)
 
 
 @dataclass(frozen=True)

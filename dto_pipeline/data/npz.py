@@ -1,4 +1,4 @@
-"""Arrays of npz and npy files that somebody else wrote: read with bounds, or mapped without loading them.
+"""Arrays of npz files that somebody else wrote: read with bounds, or mapped without loading them.
 
 `safe_load_npz` reads members whose claims hold, object arrays (pickles) through the inert unpickler. `MappedNpz` makes
 each array a read-only view of a memory map: of the file itself for members that were stored plainly, of a temporary
@@ -7,7 +7,6 @@ copy without a name for compressed ones, and for all where the file's mount refu
 
 from __future__ import annotations
 
-import io
 import mmap
 import shutil
 import struct
@@ -28,7 +27,7 @@ from dto_pipeline.data.inert_pickle import Allowlist, BrokenPickle, Limits, Pick
 from dto_pipeline.data.safe_pickle import NUMPY_ONLY, checked_values, safe_loads
 from dto_pipeline.data.scratch import naming_place, scratch_file
 from dto_pipeline.errors import NO_ROOM
-from dto_pipeline.reading import IrregularFile, check_regular, open_regular, read_regular
+from dto_pipeline.reading import IrregularFile, check_regular, open_regular
 
 _COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # what numpy writes
 _CHUNK = 1 << 20  # bytes read at once
@@ -73,16 +72,6 @@ def safe_load_npz(
             return arrays
 
 
-def safe_load_npy(path: str | Path, limits: Limits = Limits()) -> np.ndarray:  # noqa: B008 - frozen
-    """The array of an npy file: numbers, booleans or strings, no objects.
-
-    Raises:
-        UnsafePickle, BrokenPickle, OSError: as `safe_load_npz`.
-    """
-    data = read_regular(path, max(limits.max_stream_bytes, limits.max_array_bytes))
-    return _read_npy(io.BytesIO(data), len(data), None, limits, str(path))
-
-
 @contextmanager
 def _told(where: str, what: str) -> Iterator[None]:
     """What a damaged file makes of its readers, as a BrokenPickle that names it."""
@@ -120,11 +109,11 @@ def _checked_members(
     return wanted
 
 
-def _read_npy(stream: IO[bytes], size: int, allow: Allowlist | None, limits: Limits, where: str) -> np.ndarray:
-    """One npy stream of `size` bytes; its header is believed only as far as there are bytes. allow None: no objects."""
+def _read_npy(stream: IO[bytes], size: int, allow: Allowlist, limits: Limits, where: str) -> np.ndarray:
+    """One npy stream of `size` bytes; its header is believed only as far as there are bytes."""
     with _told(where, "npy"):
         shape, fortran, dtype = read_header(stream)
-        if dtype.kind == "O" and allow is not None:
+        if dtype.kind == "O":
             found = safe_loads(stream.read(), allow, limits, object_arrays=True, where=where)
             if not isinstance(found, np.ndarray) or found.dtype != object or found.shape != tuple(shape):
                 raise BrokenPickle(f"{where}: the header announces an object array {shape}, the contents are another")

@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from dto_pipeline.data.inert_pickle import PickleRefused
 from dto_pipeline.data.npz import MappedNpz, NpzError
@@ -39,31 +39,24 @@ class UnknownFile(LabelFileError):
 
 
 class FileKind(StrEnum):
-    """What a file of people is; see the module."""
+    """What a file of people is, see the module; `words` is what messages call it."""
 
-    DTO_LABELS = "dto_labels"
-    DTO_PERSONS = "dto_persons"
-    CAMERAHMR = "camerahmr"
-    MA_HMR = "ma_hmr"
-    RELATIVE_HUMAN = "relative_human"
-    PREDICTIONS = "predictions"
-    SYNTHETIC_TRUTH = "synthetic_truth"
+    words: str
 
-    @property
-    def words(self) -> str:
-        """As a message calls it."""
-        return _TITLES[self]
+    def __new__(cls, value: str, words: str) -> Self:
+        kind = str.__new__(cls, value)
+        kind._value_, kind.words = value, words
+        return kind
+
+    DTO_LABELS = "dto_labels", "labels of this project"
+    DTO_PERSONS = "dto_persons", "labels of this project, one row per person"
+    CAMERAHMR = "camerahmr", "CameraHMR's labels"
+    MA_HMR = "ma_hmr", "labels in Metric-Aware HMR's layout (released DTO-Humans)"
+    RELATIVE_HUMAN = "relative_human", "RelativeHuman's annotations"
+    PREDICTIONS = "predictions", "predictions"
+    SYNTHETIC_TRUTH = "synthetic_truth", "the truth of a synthetic data set"
 
 
-_TITLES = {
-    FileKind.DTO_LABELS: "labels of this project",
-    FileKind.DTO_PERSONS: "labels of this project, one row per person",
-    FileKind.CAMERAHMR: "CameraHMR's labels",
-    FileKind.MA_HMR: "labels in Metric-Aware HMR's layout (released DTO-Humans)",
-    FileKind.RELATIVE_HUMAN: "RelativeHuman's annotations",
-    FileKind.PREDICTIONS: "predictions",
-    FileKind.SYNTHETIC_TRUTH: "the truth of a synthetic data set",
-}
 _NEEDS = {  # arrays; "a or b": one of them
     FileKind.CAMERAHMR: ("imgname", "pose_cam or pose", "shape", "trans_cam or cam_t or trans", "cam_int"),
     FileKind.PREDICTIONS: ("image", "pose", "betas", "transl"),
@@ -71,7 +64,7 @@ _NEEDS = {  # arrays; "a or b": one of them
 }
 _ANNOTATED = ("kp2d", "depth_id", "age", "gender", "bbox")  # of RelativeHuman's people
 _ALL_NEEDS = (
-    f"What is read: {'; '.join(_TITLES[kind] + ' need ' + ', '.join(needs) for kind, needs in _NEEDS.items())}; "
+    f"What is read: {'; '.join(kind.words + ' need ' + ', '.join(needs) for kind, needs in _NEEDS.items())}; "
     f"MA-HMR's need {ARRAY} -> image -> people with {BODY} and {CAMERA}; RelativeHuman's need {ARRAY} -> image -> "
     f"people with some of {', '.join(_ANNOTATED)}"
 )

@@ -18,13 +18,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from dto_pipeline.array_files import read_npy
 from dto_pipeline.data.files import commit_over, staged
-from dto_pipeline.data.inert_pickle import BrokenPickle, Limits, PickleRefused, shown
-from dto_pipeline.data.npz import MappedNpz, NpzError, safe_load_npy, safe_load_npz
+from dto_pipeline.data.inert_pickle import BrokenPickle, Limits, shown
+from dto_pipeline.data.npz import MappedNpz, NpzError, safe_load_npz
 from dto_pipeline.data.safe_pickle import SMPL_FILE, safe_loads
 from dto_pipeline.data.torch_files import TorchFileError, read_torch_file
 from dto_pipeline.errors import DtoError
-from dto_pipeline.reading import read_regular, read_start
+from dto_pipeline.reading import open_regular, read_regular, read_start
 
 NUM_VERTICES, NUM_JOINTS, NUM_FACES, NUM_POSE_DIRECTIONS = 6890, 24, 13776, 207
 NUM_DIRECTIONS = 10  # shape directions that the labels use, without the kid axis
@@ -213,6 +214,18 @@ def add_kid_axis(arrays: SmplArrays, kid_template: np.ndarray) -> SmplArrays:
     return replace(arrays, shapedirs=shapedirs)
 
 
+def _read_template(path: Path) -> np.ndarray:
+    def check(_: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
+        if shape != (NUM_VERTICES, 3):
+            raise ValueError(f"it is {dtype} {shape}, expected ({NUM_VERTICES}, 3)")
+
+    try:
+        with open_regular(path) as stream:
+            return read_npy(stream, check)
+    except ValueError as error:
+        raise SmplFileError(f"{path} is not a kid template: {error}; expected smpl_kid_template.npy") from error
+
+
 def write_smpl_npz(arrays: SmplArrays, path: str | Path) -> Path:
     """Write the arrays as a plain npz with SMPL's keys; equal arrays give equal bytes, an existing file is replaced."""
     path = Path(path)
@@ -270,11 +283,7 @@ def import_smpl(
     """
     arrays, out = read_smpl(source), Path(out_dir)
     if kid_template is not None:
-        try:
-            template = safe_load_npy(kid_template, _LIMITS)
-        except PickleRefused as error:
-            raise SmplFileError(f"not a kid template: {error}; expected smpl_kid_template.npy") from error
-        arrays = add_kid_axis(arrays, template)
+        arrays = add_kid_axis(arrays, _read_template(Path(kid_template)))
     adult = arrays.without_kid_axis()
     written = [write_smpl_npz(adult, out / "SMPL_NEUTRAL.npz")]
     if arrays.has_kid_axis:

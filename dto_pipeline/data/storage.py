@@ -154,11 +154,7 @@ Store = LocalStore | RemoteStore
 
 
 def open_store(root: Location) -> Store:
-    """The store at a folder or URI.
-
-    Raises:
-        StoreError: a URI that names no bucket, or that nothing opens.
-    """
+    """The store at a folder or URI; raises StoreError where it names no bucket, or nothing opens it."""
     place = as_location(root)
     return LocalStore(place) if isinstance(place, Path) else open_remote(place)
 
@@ -214,11 +210,7 @@ def base_name(location: Location) -> str:
 
 
 def parent_and_name(location: Location) -> tuple[Location, str]:
-    """The folder of a file, and the file's name in it; a URI keeps its query.
-
-    Raises:
-        StorageError: a URI that has no part beyond its host or bucket.
-    """
+    """The folder of a file, and its name there; a URI keeps its query. Raises: StorageError where it names no file."""
     if isinstance(location, Path):
         return location.parent, location.name
     parts = urlsplit(location)
@@ -234,11 +226,7 @@ def _store_and_name(location: Location) -> tuple[Store, str]:
 
 
 def open_input(location: Location) -> pa.NativeFile:
-    """Open a file for random access; a local one only if it is a regular file.
-
-    Raises:
-        FileNotFoundError: no such file. OSError: it cannot be opened.
-    """
+    """Open a file for random access; raises FileNotFoundError, or OSError where it is no regular file."""
     store, name = _store_and_name(location)
     return store.open(name)
 
@@ -256,11 +244,7 @@ def exists(location: Location) -> bool:
 
 
 def folder_exists(location: Location, unknown: bool = True) -> bool:
-    """True if there is a folder, or, behind a URI, anything below it; `unknown` where a server will not say.
-
-    Raises:
-        StorageError: a URI that no store opens.
-    """
+    """True if there is a folder, or, behind a URI, anything below it; `unknown` where a server will not say."""
     location = as_location(location)
     if isinstance(location, Path):
         return location.is_dir()
@@ -282,13 +266,7 @@ def is_there(location: Location) -> bool:
 
 
 def read_head(root: Location, name: str, limit: int | None) -> bytes:
-    """The first `limit` bytes (None = all) of a file below a folder.
-
-    Raises:
-        FileNotFoundError: no such file.
-        OSError: it cannot be read.
-        UnsafePath: `name` leaves the folder.
-    """
+    """The first `limit` bytes (None = all) of a file below a folder; raises FileNotFoundError, OSError, UnsafePath."""
     store, name = open_store(root), check_relative(name)
     return store.read(name) if limit is None else store.read_head(name, limit)
 

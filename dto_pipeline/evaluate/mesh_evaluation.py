@@ -1,11 +1,19 @@
-"""Found bodies against true bodies of the same images: every number of `mesh_metrics`, with everybody accounted for.
+"""Found bodies against true bodies of the same images: the field's errors of people that are matched one to one.
 
-Knows people (`data.people`), the body model and the definitions; writes no file. Joints are SMPL's 24, the root is the
-pelvis. A found person that cannot be used counts as found and matches nobody; a true one that cannot be used is left
-out and counted. Metres, pixels, degrees.
+Joints are SMPL's 24, the root is the pelvis. A found person that cannot be used counts as found and matches nobody; a
+true one that cannot be used is left out and counted. Writes no file. Metres, pixels, degrees. All errors of points are
+means over a body's points of the Euclidean distance:
+
+| measure        | before the distance is taken                                                             |
+|----------------|------------------------------------------------------------------------------------------|
+| absolute       | nothing                                                                                  |
+| root-relative  | both bodies are moved so that their roots coincide (MPJPE; MVE, PVE of vertices)          |
+| aligned        | the found body gets the rotation, scale and shift that fit best (PA-MPJPE, PA-MVE)        |
 """
 
 from __future__ import annotations
+
+from enum import IntEnum
 
 import numpy as np
 
@@ -24,19 +32,14 @@ from dto_pipeline.evaluate.evaluation import (
     ratio,
 )
 from dto_pipeline.evaluate.matching import MIN_IOU, join_images, match_bodies
-from dto_pipeline.evaluate.mesh_metrics import (
-    Alignment,
-    aligned_error,
-    mean_distance,
-    root_relative_error,
-    vertical_field_of_view,
-)
 from dto_pipeline.evaluate.placements import depth_relation, image_pairs
 from dto_pipeline.models.body import BodyModel
 
 MATCHINGS = ("boxes", "rows")
 _ROOT = 0  # the pelvis
 _MM = 1000.0
+_SAME_POINT = 1e-9  # bodies whose points spread less than this are points [m]
+_FLAT = 1e-6  # second singular value over the first under which a turn is not determined
 
 
 class MeshEvaluationError(DtoError, ValueError):
@@ -233,3 +236,72 @@ def _fields_of_view(found: People, true: People, image: np.ndarray) -> dict[str,
     gap = np.abs(np.diff(vertical_field_of_view(focal, height), axis=0))[0]
     known = np.isfinite(gap)
     return {"fov_gap": np.where(known, gap, 0.0), "fov_images": known.astype(np.float64)}
+
+
+class Alignment(IntEnum):
+    """What can be said about the best similarity between two bodies."""
+
+    OK = 0
+    NOT_FINITE = 1  #: a coordinate is NaN or infinite; no error can be given
+    POINT = 2  #: all points of one body coincide: neither turn nor scale is determined; no error can be given
+    LINE = 3  #: the points of one body lie on a line: the turn about it is free; the error is that of one such turn
+
+
+def mean_distance(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Mean distance between corresponding points. Args: (n, J, 3) each [m]. Returns: (n,) float64 [m]."""
+    gap = np.asarray(found, np.float64) - np.asarray(truth, np.float64)
+    return np.sqrt((gap * gap).sum(-1)).mean(-1)
+
+
+def root_relative_error(
+    found: np.ndarray, truth: np.ndarray, found_root: np.ndarray, true_root: np.ndarray
+) -> np.ndarray:
+    """MPJPE of joints, MVE of vertices.
+
+    Args:
+        found, truth: (n, J, 3) [m]; found_root, true_root: (n, 3) [m], brought to the origin.
+
+    Returns:
+        (n,) float64 [m].
+    """
+    return mean_distance(found - found_root[:, None], truth - true_root[:, None])
+
+
+def aligned_error(found: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """PA-MPJPE of joints, PA-MVE of vertices. Returns: (n,) [m], NaN where undefined, and (n,) `Alignment`."""
+    points, _, status = align_similarity(found, truth)
+    return mean_distance(points, truth), status
+
+
+def align_similarity(found: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rotate, scale and shift each found body so that its squared distances to the truth are least (Umeyama, 1991).
+
+    Args:
+        found, truth: (n, J, 3) [m].
+
+    Returns:
+        (n, J, 3) points, NaN where there are none, (n,) scale and (n,) int64 `Alignment`. Proper rotations only: a
+        mirrored body stays mirrored.
+    """
+    found, truth = np.asarray(found, np.float64), np.asarray(truth, np.float64)
+    finite = np.isfinite(found).all((1, 2)) & np.isfinite(truth).all((1, 2))
+    own, other = (np.where(finite[:, None, None], points, 0.0) for points in (found, truth))
+    centre, target = own.mean(1, keepdims=True), other.mean(1, keepdims=True)
+    own, other = own - centre, other - target
+    u, singular, vt = np.linalg.svd(own.transpose(0, 2, 1) @ other)
+    sign = np.ones_like(singular)
+    sign[:, 2] = np.where(np.linalg.det(u) * np.linalg.det(vt) < 0, -1.0, 1.0)
+    turn = (u * sign[:, None]) @ vt
+    size, true_size = (own * own).sum((1, 2)), (other * other).sum((1, 2))
+    is_point = np.minimum(size, true_size) <= found.shape[1] * _SAME_POINT**2
+    is_line = singular[:, 1] <= _FLAT * singular[:, 0]
+    kinds = [Alignment.NOT_FINITE, Alignment.POINT, Alignment.LINE]
+    status = np.select([~finite, is_point, is_line], kinds, Alignment.OK)
+    undefined = np.isin(status, (Alignment.NOT_FINITE, Alignment.POINT))
+    scale = np.where(undefined, np.nan, (singular * sign).sum(1) / np.where(size > 0, size, 1.0))
+    return scale[:, None, None] * (own @ turn) + target, scale, status
+
+
+def vertical_field_of_view(focal: np.ndarray, height: np.ndarray) -> np.ndarray:
+    """Full opening angle from the upper to the lower border [degree]. Args: fy [px], image height [px]."""
+    return np.degrees(2 * np.arctan2(np.asarray(height, np.float64) / 2, np.asarray(focal, np.float64)))

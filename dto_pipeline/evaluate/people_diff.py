@@ -82,6 +82,13 @@ class PeopleDiff:
         apart = self.accepted["before"] + self.accepted["after"] + sum(self.people_only.values())
         return not (apart or self.different or self.other_cameras)
 
+    def row(self) -> dict[str, str]:
+        """Cells of a table over several."""
+        counts = {"images": self.images, "persons": self.people, "different": self.different}
+        cells = {name: f"{count}" for name, count in counts.items()} | {"equal": "yes" if self.equal else "no"}
+        dz = self.statistics("dz")
+        return cells | {"median |dz| [m]": f"{dz['median']:.3g}" if dz else "-"}
+
     def statistics(self, measure: str) -> dict[str, float]:
         """Mean of the difference, and median, 90 %, 99 % and largest of its size."""
         known = np.concatenate(self.values[measure]) if self.values.get(measure) else np.zeros(0)

@@ -112,27 +112,8 @@ def placement_errors(
     return {"persons": int(sums["persons"]), "pairs": int(sums["pairs"]), **errors}
 
 
-def compare_placements(
-    placements: Mapping[str, Placement], truth: Placement, image: np.ndarray, selections: Mapping[str, np.ndarray]
-) -> dict[str, dict[str, dict[str, float]]]:
-    """`placement_errors` of several placements, for several selections of people.
-
-    Args:
-        placements: what to call each -> the N people of `truth`, in its order.
-        image: (N,) int, equal for people of one image.
-        selections: name -> (N,) bool, for example all people, those moved, those of accepted images.
-
-    Returns:
-        selection -> name of the placement -> errors, JSON-ready but for NaN.
-    """
-    return {
-        selection: {name: placement_errors(found, truth, image, selected) for name, found in placements.items()}
-        for selection, selected in selections.items()
-    }
-
-
 def as_table(comparison: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
-    """The result of `compare_placements` as plain text: a line per measure, first -> ... -> last per selection."""
+    """Selection -> placement -> `placement_errors` as text: a line per measure, first -> ... -> last per selection."""
     rows = [["", *(f"{name} ({next(iter(found.values()))['persons']:.0f})" for name, found in comparison.items())]]
     for key, title in MEASURES.items():
         show = "{:.1%}" if key == "ordinal" else "{:.3f}"

@@ -166,15 +166,15 @@ class _ThreadClock(StageClock):
 
 
 class Meter:
-    """Adds up the time in which a device does some work: by CUDA events, or on a CPU by the clock."""
+    """Adds up the time in which a device ("cuda" or "cpu") does some work: by CUDA events, or on a CPU by the clock."""
 
     def __init__(self, device: str) -> None:
         self._on_gpu = device == "cuda"
         self._marks: list[tuple[Any, Any]] = []
 
-    def __call__(self, work: Callable[[torch.Tensor], Any]) -> Callable[[torch.Tensor], Any]:
-        def timed(inputs: torch.Tensor) -> Any:
-            start, result, end = self._mark(), work(inputs), self._mark()
+    def __call__(self, work: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            start, result, end = self._mark(), work(*args, **kwargs), self._mark()
             self._marks.append((start, end))
             return result
 
@@ -186,6 +186,11 @@ class Meter:
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
+
+    @property
+    def used(self) -> bool:
+        """Whether there was any work."""
+        return bool(self._marks)
 
     @property
     def seconds(self) -> float:

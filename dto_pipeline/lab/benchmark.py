@@ -29,9 +29,10 @@ from dto_pipeline.lab.solver_outcomes import (
     EVERYBODY,
     EXPECTED,
     INTERVALS,
+    LABELS,
     LEVELS,
     METHODS,
-    MOVED,
+    SELECTIONS,
     SOLVERS,
     Measured,
     measure_methods,
@@ -101,6 +102,8 @@ class BenchmarkSettings:
             raise BenchmarkError(f"seed {self.seed}: the joint solver was tuned on {TUNING_SEEDS}; choose another")
         if self.images < 2:
             raise BenchmarkError(f"{self.images} images: intervals over images need at least 2")
+        if self.recorded is not None and not (self.recorded / "image" / "index.json").is_file():
+            raise BenchmarkError(f"{self.recorded} holds no recorded images (image/index.json); give tests/golden")
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -121,25 +124,33 @@ Row = Mapping[str, Estimate]  # by the keys of `MEASURES`
 
 
 @dataclass(frozen=True)
+class Figures:
+    """What one difficulty came to, or several pooled."""
+
+    people: Mapping[str, int]  # selection -> how many
+    errors: Mapping[str, Mapping[str, Row]]  # selection -> method -> errors
+    behaviour: Mapping[str, Mapping[str, float]]  # solver -> share accepted, shift in the image, time
+    intervals: Mapping[str, Mapping[str, float]]  # z, pairs, height -> level -> share of truths inside
+    rank_correlation: float  # of expected and true error of images
+
+
+@dataclass(frozen=True)
 class BenchmarkReport:
     """What came out, by difficulty; `OWN` and `POOLED` come last where there are several."""
 
     settings: BenchmarkSettings
     changes: tuple[str, ...]  # of the config against its defaults
-    people: Mapping[str, Mapping[str, int]]  # selection -> difficulty -> how many
-    errors: Mapping[str, Mapping[str, Mapping[str, Row]]]  # selection -> difficulty -> method -> errors
-    behaviour: Mapping[str, Mapping[str, Mapping[str, float]]]  # difficulty -> solver -> ...
-    intervals: Mapping[
-        str, Mapping[str, Mapping[str, float]]
-    ]  # difficulty -> z, pairs, height -> level -> share inside
-    rank_correlation: Mapping[str, float]  # of expected and true error of images, by difficulty
+    figures: Mapping[str, Figures]
     ablation: Mapping[str, Mapping[str, Mapping[str, Row]]]  # difficulty -> solver -> switch -> change
 
     def to_json(self) -> dict[str, Any]:
         """Plain dict; NaN is null."""
-        facts = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        del facts["settings"]
-        return {"command": self.settings.command, "config_changes": facts.pop("changes"), **_plain(facts)}
+        return {
+            "command": self.settings.command,
+            "config_changes": list(self.changes),
+            "difficulties": _plain(self.figures),
+            "ablation_changes": _plain(self.ablation),
+        }
 
 
 def measure(settings: BenchmarkSettings, config: PipelineConfig, body: BodyModel) -> BenchmarkReport:
@@ -169,7 +180,17 @@ def measure(settings: BenchmarkSettings, config: PipelineConfig, body: BodyModel
     found |= {name: pool(parts) for name, parts in groups.items() if len(parts) > 1}
     if settings.recorded is not None:
         found[RECORDED] = measure_methods(read_recorded(settings.recorded, config), config, {})
-    return _report(settings, config, found, ablated)
+    draws = settings.resamples
+    compared = [
+        {section: options for section, options in one.to_dict().items() if section not in ("run", "body")}
+        for one in (PipelineConfig(), config)
+    ]
+    return BenchmarkReport(
+        settings,
+        tuple(describe_difference(*compared)),
+        {name: _figures(measured, draws) for name, measured in found.items()},
+        {name: _ablation(measured, draws) for name, measured in ablated.items()},
+    )
 
 
 def override(config: PipelineConfig, *texts: str) -> PipelineConfig:
@@ -180,68 +201,31 @@ def override(config: PipelineConfig, *texts: str) -> PipelineConfig:
     return config_from_dict(tree)
 
 
-def _report(
-    settings: BenchmarkSettings, config: PipelineConfig, found: Mapping[str, Measured], ablated: Mapping[str, Measured]
-) -> BenchmarkReport:
-    selections = (EVERYBODY, MOVED, *ACCEPTED.values())
+def _figures(measured: Measured, draws: int) -> Figures:
     statistics = {measure.key: measure.of for measure in MEASURES}
-    changes = {measure.key: _change(measure) for measure in MEASURES}
-    draws = settings.resamples
-    compared = [
-        {section: options for section, options in one.to_dict().items() if section not in ("run", "body")}
-        for one in (PipelineConfig(), config)
-    ]
-    return BenchmarkReport(
-        settings=settings,
-        changes=tuple(describe_difference(*compared)),
-        people={
-            chosen: {
-                name: int(next(sums for (_, whom), sums in measured.items() if whom == chosen)["persons"].sum())
-                for name, measured in found.items()
-            }
-            for chosen in selections
-        },
+    inside = {name: float(values.sum()) for name, values in measured["joint", INTERVALS].items()}
+    images = measured["joint", EXPECTED]
+    known = np.isfinite(images["expected"])
+    return Figures(
+        people={whom: int(measured[LABELS, whom]["persons"].sum()) for whom in SELECTIONS},
         errors={
-            chosen: {
-                name: {
-                    method: estimate(measured[method, chosen], statistics, draws)
-                    for method in METHODS
-                    if (method, chosen) in measured
-                }
-                for name, measured in found.items()
+            whom: {
+                name: estimate(measured[name, whom], statistics, draws) for name in METHODS if (name, whom) in measured
             }
-            for chosen in selections
+            for whom in SELECTIONS
         },
-        behaviour={name: {mode: _behaviour(measured, mode) for mode in SOLVERS} for name, measured in found.items()},
-        intervals={name: _intervals(measured["joint", INTERVALS]) for name, measured in found.items()},
-        rank_correlation={name: _rank_correlation(measured["joint", EXPECTED]) for name, measured in found.items()},
-        ablation={
-            name: {
-                mode: {
-                    switch.name: estimate(_pair(measured, mode, switch.name), changes, draws)
-                    for switch in SWITCHES
-                    if mode in switch.options
-                }
-                for mode in SOLVERS
+        behaviour={mode: _behaviour(measured, mode) for mode in SOLVERS},
+        intervals={
+            what: {
+                f"{level:.2f}": inside[f"{what} {level:.2f}"] / inside[what] if inside[what] else float("nan")
+                for level in LEVELS
             }
-            for name, measured in ablated.items()
+            for what in ("z", "pairs", "height")
         },
+        rank_correlation=float(spearmanr(images["expected"][known], images["error"][known]).statistic)
+        if known.sum() > 2
+        else float("nan"),
     )
-
-
-def _pair(measured: Measured, mode: str, switched_off: str) -> Sums:
-    """What a solver adds up with all its parts and without one, on the same images."""
-    sides = {"with": measured[mode, EVERYBODY], "without": measured[mode, switched_off]}
-    return {f"{side} {name}": values for side, sums in sides.items() for name, values in sums.items()}
-
-
-def _change(measure: Measure) -> Statistic:
-    """How much a measure changes when a part is off."""
-
-    def side(sums: Sums, name: str) -> np.ndarray:
-        return measure.of({key.removeprefix(f"{name} "): v for key, v in sums.items() if key.startswith(f"{name} ")})
-
-    return lambda sums: side(sums, "without") - side(sums, "with")
 
 
 def _behaviour(measured: Measured, mode: str) -> dict[str, float]:
@@ -254,28 +238,28 @@ def _behaviour(measured: Measured, mode: str) -> dict[str, float]:
     }
 
 
-def _intervals(sums: Sums) -> dict[str, dict[str, float]]:
-    """z, pairs, height -> level -> share of truths inside the interval of that level."""
-    total = {name: float(values.sum()) for name, values in sums.items()}
-    return {
-        what: {
-            f"{level:.2f}": total[f"{what} {level:.2f}"] / total[what] if total[what] else float("nan")
-            for level in LEVELS
-        }
-        for what in ("z", "pairs", "height")
-    }
+def _ablation(measured: Measured, draws: int) -> dict[str, dict[str, Row]]:
+    """Solver -> switch -> how much each measure changes when the part is off, on the same drawn images."""
+    statistics = {measure.key: _change(measure) for measure in MEASURES}
+    changes: dict[str, dict[str, Row]] = {mode: {} for mode in SOLVERS}
+    for switch in SWITCHES:
+        for mode in switch.options:
+            sides = {"with": measured[mode, EVERYBODY], "without": measured[mode, switch.name]}
+            both = {f"{side} {name}": values for side, sums in sides.items() for name, values in sums.items()}
+            changes[mode][switch.name] = estimate(both, statistics, draws)
+    return changes
 
 
-def _rank_correlation(images: Sums) -> float:
-    known = np.isfinite(images["expected"])
-    if known.sum() < 3:
-        return float("nan")
-    return float(spearmanr(images["expected"][known], images["error"][known]).statistic)
+def _change(measure: Measure) -> Statistic:
+    def side(sums: Sums, name: str) -> np.ndarray:
+        return measure.of({key.removeprefix(f"{name} "): v for key, v in sums.items() if key.startswith(f"{name} ")})
+
+    return lambda sums: side(sums, "without") - side(sums, "with")
 
 
 def _plain(found: Any) -> Any:
-    if isinstance(found, Estimate):
-        found = dataclasses.asdict(found)
+    if dataclasses.is_dataclass(found):
+        found = vars(found)
     if isinstance(found, Mapping):
         return {key: _plain(value) for key, value in found.items()}
     return None if isinstance(found, float) and not np.isfinite(found) else found

@@ -17,7 +17,6 @@ from dto_pipeline.lab.benchmark import (
     TUNING_SEEDS,
     BenchmarkReport,
     BenchmarkSettings,
-    Row,
     measure,
 )
 from dto_pipeline.lab.difficulty import DIFFICULTIES
@@ -99,8 +98,8 @@ def as_page(report: BenchmarkReport) -> str:
             _INTERVALS,
             ["difficulty", "z", "pairs", "height", "rank correlation"],
             [
-                [name, *map(_shares, found.values()), _number(report.rank_correlation[name], 2)]
-                for name, found in report.intervals.items()
+                [name, *map(_shares, found.intervals.values()), _number(found.rank_correlation, 2)]
+                for name, found in report.figures.items()
             ],
         ),
         _table(
@@ -108,11 +107,15 @@ def as_page(report: BenchmarkReport) -> str:
             _BEHAVIOUR,
             ["difficulty", *(f"{solver} [{unit}]" for unit in ("px", "px, kid axis", "ms") for solver in SOLVERS)],
             [
-                [name]
-                + [_number(found[mode]["shift_px"], 2) for mode in SOLVERS]
-                + [_number(found[mode]["kid_shift_px"], 2) for mode in SOLVERS]
-                + [_number(found[mode]["cpu_ms_per_image"], 0) for mode in SOLVERS]
-                for name, found in report.behaviour.items()
+                [
+                    name,
+                    *(
+                        _number(found.behaviour[mode][key], digits)
+                        for key, digits in (("shift_px", 2), ("kid_shift_px", 2), ("cpu_ms_per_image", 0))
+                        for mode in SOLVERS
+                    ),
+                ]
+                for name, found in report.figures.items()
             ],
         ),
     ]
@@ -136,21 +139,17 @@ def _table(title: str, text: str, columns: Sequence[str], rows: Sequence[Sequenc
 def _rows(report: BenchmarkReport, whom: str) -> list[list[str]]:
     """A line per difficulty and method; over everybody with the share that a solver accepts."""
     rows = []
-    for name, methods in report.errors[whom].items():
-        title = f"{name} ({report.people[whom][name]} people)"
-        for method, found in methods.items():
+    for name, figures in report.figures.items():
+        title = f"{name} ({figures.people[whom]} people)"
+        for method, found in figures.errors[whom].items():
             of_these = f"label input of people {whom}" if method == LABELS and whom in ACCEPTED.values() else method
-            accepted = report.behaviour[name].get(method, {}).get("accepted_share")
-            cells = [title, of_these, *_cells(found)]
-            rows.append(
-                [*cells, "-" if accepted is None else f"{100 * accepted:.0f} %"] if whom == EVERYBODY else cells
-            )
+            cells = [title, of_these, *(show(found[measure.key], measure) for measure in MEASURES)]
+            if whom == EVERYBODY:
+                accepted = figures.behaviour.get(method, {}).get("accepted_share")
+                cells.append("-" if accepted is None else f"{100 * accepted:.0f} %")
+            rows.append(cells)
             title = ""
     return rows
-
-
-def _cells(found: Row) -> list[str]:
-    return [show(found[measure.key], measure) for measure in MEASURES]
 
 
 def _ablation_rows(report: BenchmarkReport) -> list[list[str]]:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from dto_pipeline.evaluate.placements import MEASURES, SAME_DEPTH, Placement, as_table, compare_placements
+from dto_pipeline.evaluate.placements import MEASURES, SAME_DEPTH, Placement, as_table, placement_errors
 from dto_pipeline.evaluate.tables import align
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.models.depth_anything import DepthNetwork
@@ -73,17 +73,16 @@ def score_demo(
     moved = np.array([status is PersonStatus.MOVED for item in first for status in item.person_status])
     whole = finite & np.array([not item.status.is_failure for item in first])[image]
     accepted = {name: finite & np.array([item.is_accepted for item in items])[image] for name, items in placed.items()}
-    comparison = compare_placements(
-        {"labels": _placement([(item.scene.transl, item.scene.betas) for item in first], body)}
-        | {name: _placement([(item.transl, item.betas) for item in items], body) for name, items in placed.items()},
-        Placement(z=truth["transl"][row, 2], height=truth["height"][row]),
-        image,
-        {
-            EVERYBODY: whole,
-            f"moved by {next(iter(placed))}": moved,
-            **{f"accepted by {name}": people for name, people in accepted.items()},
-        },
-    )
+    placements = {"labels": _placement([(item.scene.transl, item.scene.betas) for item in first], body)}
+    for name, items in placed.items():
+        placements[name] = _placement([(item.transl, item.betas) for item in items], body)
+    true = Placement(z=truth["transl"][row, 2], height=truth["height"][row])
+    selections = {EVERYBODY: whole, f"moved by {next(iter(placed))}": moved}
+    selections |= {f"accepted by {name}": people for name, people in accepted.items()}
+    comparison = {
+        selection: {name: placement_errors(found, true, image, people) for name, found in placements.items()}
+        for selection, people in selections.items()
+    }
     return DemoScore(comparison, {name: int(people.sum()) for name, people in accepted.items()})
 
 

@@ -23,8 +23,8 @@ from dto_pipeline.evaluate.relative_human import (
     MetricStatus,
     RelativeHumanResult,
     evaluate_relative_human,
+    project_bodies,
 )
-from dto_pipeline.evaluate.rh_evaluation import project_bodies
 from dto_pipeline.lab.golden_case import CaseResult, read_arrays
 from dto_pipeline.models.body import BodyModel
 

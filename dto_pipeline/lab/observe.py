@@ -62,14 +62,10 @@ def observe_disparity(
 
 
 def observe_masks(person: np.ndarray, people: int, rng: np.random.Generator) -> np.ndarray:
-    """Masks of the visible parts, their borders a little off.
+    """(P, H, W) bool, disjoint masks of the visible parts, their borders a little off.
 
     Args:
         person: (H, W) index of the person seen, -1 = nobody; people: P.
-        rng: which way borders stray.
-
-    Returns:
-        (P, H, W) bool, disjoint.
     """
     height, width = person.shape
     row, column = np.mgrid[:height, :width].astype(np.float32)
@@ -82,11 +78,7 @@ def observe_masks(person: np.ndarray, people: int, rng: np.random.Generator) -> 
 
 
 def observe_keypoints(view: View, truth: Bodies, z: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """2D keypoints of the true bodies.
-
-    Args:
-        view: the camera; truth: P bodies; z: (H, W) what the picture shows [m].
-        rng: positions' noise and confidences.
+    """2D keypoints of the P true bodies, where the picture shows `z` (H, W) [m].
 
     Returns:
         (P, 44, 3) float32 u, v [px] and confidence: low where hidden, 0 outside the picture and (at 0, 0) for joints

@@ -90,10 +90,7 @@ class Labels:
 def build_bodies(crowd: Crowd, body: BodyModel, rng: np.random.Generator) -> Bodies:
     """True bodies with the planned heights, feet (or whatever is lowest) on the ground.
 
-    Args:
-        crowd: P planned people.
-        body: the model; children are shaped along its kid axis where it has one.
-        rng: shape variety.
+    Children are shaped along the model's kid axis where it has one.
     """
     count = crowd.num_people
     betas = np.zeros((count, NUM_BETAS))
@@ -118,14 +115,7 @@ def build_bodies(crowd: Crowd, body: BodyModel, rng: np.random.Generator) -> Bod
 
 
 def falsify_labels(crowd: Crowd, truth: Bodies, body: BodyModel, rng: np.random.Generator) -> Labels:
-    """Labels as single-person mesh recovery gives them: adult-like heights, distances stretched by the same factor.
-
-    Args:
-        crowd: the plan `truth` was built from (ages and classes).
-        truth: P true bodies.
-        body: the same model.
-        rng: all noise.
-    """
+    """Labels as single-person mesh recovery gives them: adult-like heights, distances stretched by the same factor."""
     count = crowd.num_people
     believed = LABEL_HEIGHT * np.exp(rng.normal(0.0, _LABEL_SPREAD, count))
     wanted = truth.height * np.clip(believed / truth.height, *_FACTOR_RANGE)
@@ -147,15 +137,7 @@ def falsify_labels(crowd: Crowd, truth: Bodies, body: BodyModel, rng: np.random.
 
 
 def solve_height(body: BodyModel, betas: np.ndarray, index: np.ndarray, height: np.ndarray) -> np.ndarray:
-    """Change one shape coefficient per body so that its rest-pose height is as wanted (secant steps).
-
-    Args:
-        betas: (P, 11) shapes to start from.
-        index: (P,) which coefficient to change.
-        height: (P,) wanted [m].
-
-    Returns:
-        (P, 11) new shapes, heights within 1e-5 m.
+    """Shapes (P, 11) with one coefficient each, `index` (P,), changed so that heights are `height` (P,) within 1e-5 m.
 
     Raises:
         ValueError: a height the coefficient cannot reach.

@@ -101,30 +101,25 @@ def measure_template(body: BodyModel) -> Template:
 
 def sample_outfit(height_class: int, rng: np.random.Generator) -> Outfit:
     """Clothes for one person; babies wear one colour from neck to ankle."""
-    skin = _pick(_SKIN, rng)
+
+    def pick(colours: tuple[Colour, ...]) -> Colour:
+        return colours[int(rng.integers(len(colours)))]
+
+    skin = pick(_SKIN)
     dark = sum(skin) < 0.6
-    hair = _HAIR[int(rng.integers(0, 2))] if dark else _pick(_HAIR, rng)
-    shirt = _pick(_SHIRTS, rng)
+    hair = _HAIR[int(rng.integers(0, 2))] if dark else pick(_HAIR)
+    shirt = pick(_SHIRTS)
     baby = height_class == BABY
-    trousers = shirt if baby else _pick(_TROUSERS, rng)
-    trim = _pick(_SHIRTS, rng) if rng.random() < 0.3 else shirt
+    trousers = shirt if baby else pick(_TROUSERS)
+    trim = pick(_SHIRTS) if rng.random() < 0.3 else shirt
     sleeve = 0.95 if baby else float(rng.choice([0.12, 0.34, 0.34, 0.95]))
     leg = 0.97 if baby else float(rng.choice([0.4, 0.97, 0.97]))
     length = 0.0 if baby else float(rng.choice([0.0, 0.0, 0.6, 1.0]))
-    return Outfit(skin, hair, shirt, trim, trousers, _pick(_SHOES, rng), sleeve, leg, length)
+    return Outfit(skin, hair, shirt, trim, trousers, pick(_SHOES), sleeve, leg, length)
 
 
 def colour_points(template: Template, outfit: Outfit, points: np.ndarray) -> np.ndarray:
-    """Albedo of points of one person.
-
-    Args:
-        template: of the body model.
-        outfit: of the person.
-        points: (n, 3) places on the template [m].
-
-    Returns:
-        (n, 3) float32 linear RGB.
-    """
+    """(n, 3) float32 albedo of points (n, 3) [m] on the template, worn as `outfit` says."""
     x, y, _ = points.T
     pelvis, hip, knee, ankle, neck, shoulder, wrist = template.joints[[0, 1, 4, 7, 12, 16, 20]]
     along_arm = (np.abs(x) - shoulder[0]) / (wrist[0] - shoulder[0])
@@ -157,10 +152,6 @@ def _colour_head(template: Template, outfit: Outfit, points: np.ndarray) -> np.n
     return colour
 
 
-def _pick(colours: tuple[Colour, ...], rng: np.random.Generator) -> Colour:
-    return colours[int(rng.integers(len(colours)))]
-
-
 @dataclass(frozen=True)
 class Picture:
     """One rendered image and what is true at each of its pixels."""
@@ -171,14 +162,7 @@ class Picture:
 
 
 def render_picture(crowd: Crowd, vertices: np.ndarray, template: Template, rng: np.random.Generator) -> Picture:
-    """Draw the true bodies of a crowd.
-
-    Args:
-        crowd: the plan (camera, classes).
-        vertices: (P, V, 3) true bodies in the camera frame [m].
-        template: of the model of all bodies, for triangles and clothes.
-        rng: theme, clothes, clouds.
-    """
+    """Draw the true bodies of a crowd, vertices (P, V, 3) [m] of the template's model; theme and clothes are drawn."""
     view, meshes = crowd.view, torch.from_numpy(vertices)
     theme = THEMES[int(rng.integers(len(THEMES)))]
     sun = sun_direction(theme, rng)

@@ -87,15 +87,7 @@ def noise_tile(rng: np.random.Generator) -> np.ndarray:
 
 
 def sample_noise(tile: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Smoothly interpolated lattice values; one lattice step is one unit of x or y, repeating every 64.
-
-    Args:
-        tile: of `noise_tile`.
-        x, y: equal shapes, any finite values.
-
-    Returns:
-        Values in -1 .. 1, same shape, float32.
-    """
+    """Smoothly interpolated values of a tile, -1 .. 1; one lattice step is one unit of x or y, repeating every 64."""
     column, row = np.floor(x), np.floor(y)
     u, v = (x - column).astype(np.float32), (y - row).astype(np.float32)
     u, v = u * u * (3 - 2 * u), v * v * (3 - 2 * v)

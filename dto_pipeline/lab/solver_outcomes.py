@@ -39,6 +39,7 @@ LABELS, PRIOR, FAIR, TRUE_LINE = "label input", "height prior alone", "paper, el
 METHODS = (LABELS, PRIOR, "paper", FAIR, "joint", TRUE_LINE)
 EVERYBODY, MOVED = "all people", "moved by paper"
 ACCEPTED = {solver: f"accepted by {solver}" for solver in SOLVERS}
+SELECTIONS = (EVERYBODY, MOVED, *ACCEPTED.values())
 BEHAVIOUR, INTERVALS, EXPECTED = "behaviour", "intervals", "expected error"  # other sums, of solvers
 LEVELS = {0.50: 0.6745, 0.80: 1.2816, 0.95: 1.9600}  # share of a normal law within so many sigmas
 _BATCH = 8  # scenes placed together

@@ -153,7 +153,7 @@ def _room(terms: int) -> int:
 
 
 def _rounded(values: torch.Tensor, bits: int) -> torch.Tensor:
-    return torch.round(values * 2.0**bits) * 2.0**-bits
+    return (values * 2.0**bits).round_().mul_(2.0**-bits)
 
 
 def _power_above(values: torch.Tensor) -> torch.Tensor:

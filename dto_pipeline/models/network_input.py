@@ -51,27 +51,21 @@ def network_size(height: int, width: int, short_side: int, multiple: int = PATCH
     return to_multiple(scale * height), to_multiple(scale * width)
 
 
-def resize_to_network(
-    images: torch.Tensor,
-    size: tuple[int, int],
-    mean: tuple[float, ...] = IMAGENET_MEAN,
-    std: tuple[float, ...] = IMAGENET_STD,
-) -> torch.Tensor:
+def resize_to_network(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """Images as the network expects them.
 
     Args:
         images: (B, H, W, 3) uint8 RGB, on the device to work on.
         size: (h, w) of `network_size` [px].
-        mean, std: of the three channels in 0 .. 1.
 
     Returns:
-        (B, 3, h, w) float32, normalised.
+        (B, 3, h, w) float32, normalised by ImageNet's mean and deviation.
     """
     pixels = images.permute(0, 3, 1, 2).to(torch.float32) / 255
     if tuple(pixels.shape[2:]) != tuple(size):
         pixels = functional.interpolate(pixels, size=size, mode="bicubic", align_corners=False)
-    channels = [constant(value, images.device, torch.float32).view(1, 3, 1, 1) for value in (mean, std)]
-    return (pixels - channels[0]) / channels[1]
+    mean, std = (constant(c, images.device, torch.float32).view(1, 3, 1, 1) for c in (IMAGENET_MEAN, IMAGENET_STD))
+    return (pixels - mean) / std
 
 
 def resize_to_image(output: torch.Tensor, height: int, width: int, corners: bool = True) -> torch.Tensor:

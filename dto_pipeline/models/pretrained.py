@@ -78,16 +78,7 @@ def load_pretrained(
             f"{reference.option}.model {reference.name!r} cannot be loaded: {first_line(error)}; expected a network "
             f"saved by transformers for {getattr(auto_class, '__name__', auto_class)}"
         ) from error
-    _check_weights(reference, loading, spare_weights)
-    return network.eval().to(device), identify(reference)
-
-
-def _check_weights(reference: ModelReference, loading: dict[str, Any], spare_weights: bool) -> None:
-    """transformers only warns of weights it did not find, and draws them at random.
-
-    Raises:
-        ModelError: the network's weights are not those of the files.
-    """
+    # transformers only warns of weights it did not find, and draws them at random
     phrases = {"missing_keys": "lacks", "mismatched_keys": "has in another shape"}
     if not spare_weights:
         phrases["unexpected_keys"] = "holds, beyond what config.json tells of,"
@@ -104,6 +95,7 @@ def _check_weights(reference: ModelReference, loading: dict[str, Any], spare_wei
             "config.json and weights belong together, with the names that transformers gives them (converted weights: "
             "the *-hf repositories)"
         )
+    return network.eval().to(device), identify(reference)
 
 
 def read_preprocessing(reference: ModelReference) -> dict[str, Any]:

@@ -23,9 +23,10 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
@@ -153,8 +154,7 @@ class RunScan:
     """What the files of a run say about its shards."""
 
     labels: CountedLabels
-    failures: dict[int, Failure] = field(default_factory=dict)  # of shards that are not done
-    settled: tuple[int, ...] = ()  # shards that are done and still have a failure record
+    records: dict[int, Failure] = field(default_factory=dict)  # shard -> its failure record
     unreadable: dict[int, str] = field(default_factory=dict)  # shard -> why its failure record counts as none
     damaged: dict[int, int] = field(default_factory=dict)  # shard -> generation whose label file is of no use
 
@@ -166,12 +166,15 @@ class RunScan:
     def void(self) -> dict[int, str]:
         return self.labels.void
 
-    def with_failures(self, found: Iterable[Failure]) -> RunScan:
-        """The same with failures that were found, or written, after it."""
-        shards = {failure.shard: failure for failure in found}
-        failures = {**self.failures, **{s: f for s, f in shards.items() if s not in self.done}}
-        settled = tuple(sorted({*self.settled, *(shards.keys() & self.done.keys())}))
-        return replace(self, failures=failures, settled=settled)
+    @cached_property
+    def failures(self) -> dict[int, Failure]:
+        """Of shards that were never done."""
+        return {shard: failure for shard, failure in self.records.items() if shard not in self.settled}
+
+    @cached_property
+    def settled(self) -> frozenset[int]:
+        """Shards that are done, or were until damage was found, and still have a failure record."""
+        return frozenset(self.records.keys() & (self.done.keys() | self.damaged.keys()))
 
     def without(self, damage: Mapping[int, str]) -> RunScan:
         """The same with shards whose label file a closer look found damaged -> why: they are done again."""
@@ -284,16 +287,20 @@ def scan_run(directory: RunDirectory, identity: RunIdentity, footers: bool = Fal
         except RecordInvalid as error:
             unreadable[shard] = str(error)
             failures[shard] = Failure(shard, 0, False, f"unreadable failure record: {error}", "", 0.0)
-    scan = RunScan(labels, unreadable=unreadable).with_failures(failures.values())
+    scan = RunScan(labels, failures, unreadable)
     return scan.without(_check_footers(scan)) if footers else scan
 
 
-def settle_records(directory: RunDirectory, scan: RunScan) -> None:
-    """Take away label files that do not count or are damaged, and failures of shards that are done."""
+def settle_records(directory: RunDirectory, scan: RunScan, going_on: Collection[int] = ()) -> None:
+    """Take away label files that do not count or are damaged, and failures of shards that are done.
+
+    `going_on`: shards whose failures are those of a repair that is not at its end.
+    """
     for name in (*scan.labels.surplus, *(label_name(*place) for place in scan.damaged.items())):
         directory.store.remove(name)
     for shard in scan.settled:
-        clear_failure(directory, shard)
+        if shard not in going_on:
+            clear_failure(directory, shard)
 
 
 def record_failure(directory: RunDirectory, failure: Failure) -> None:

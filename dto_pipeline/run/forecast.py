@@ -138,7 +138,8 @@ def plan_pipeline(
     driver, locked = _describe_driver(directory)
     scan, mismatches = _look(directory, wanted)
     if not driver:  # else what its workers are at is no death
-        scan = scan.with_failures(find_own_deaths(directory, config.run, time.time()))
+        deaths = find_own_deaths(directory, config.run, time.time())
+        scan = dataclasses.replace(scan, records={**scan.records, **{failure.shard: failure for failure in deaths}})
     plan = survey_run(directory, wanted, manifest, scan, selection, retry)
     fresh = [shard for shard in plan.work if shard not in plan.repairs]
     images, persons = sum(plan.work.values()), sum(manifest.shard_sizes[shard].people for shard in fresh)

@@ -6,11 +6,10 @@ same question; `plan_run` settles first what an earlier launch left behind. Coun
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from dto_pipeline.config import PipelineConfig, RunConfig
 from dto_pipeline.data.manifest import Manifest
@@ -218,11 +217,9 @@ def plan_run(
     deaths = charge_own_deaths(directory, config, time.time())
     for failure in deaths:
         _LOG.warning("shard %d: %s (attempt %d)", failure.shard, failure.error, failure.attempts)
-    scan = scan.with_failures(deaths)
+    scan = replace(scan, records={**scan.records, **{failure.shard: failure for failure in deaths}})
     plan = survey_run(directory, identity, manifest, scan, selection, retry)
-    going_on = plan.repairs & plan.earlier.keys()
-    settled = tuple(shard for shard in scan.settled if shard not in going_on)
-    files.settle_records(directory, dataclasses.replace(scan, settled=settled))
+    files.settle_records(directory, scan, going_on=plan.repairs & plan.earlier.keys())
     for shard in noted:
         directory.store.remove(files.damage_name(shard))
     for shard in plan.forgiven:

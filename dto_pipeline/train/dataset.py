@@ -19,8 +19,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from dto_pipeline.data.images import ImageStore
 from dto_pipeline.data.label_files import LabelColumns
-from dto_pipeline.data.label_pieces import IMAGE_FILE, LabelSet, Part, index_pieces
 from dto_pipeline.data.labels import LabelsError
+from dto_pipeline.data.training_labels import IMAGE_FILE, LabelSet, Part, index_pieces
 from dto_pipeline.errors import DtoError
 from dto_pipeline.models.body import BodyModel, load_body
 from dto_pipeline.status import UnusableImage
@@ -375,7 +375,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class LabelSource:
-    """A `Source` of opened label sets, see `data.label_pieces`. Raises: LabelsError: no image is left."""
+    """A `Source` of opened label sets, see `data.training_labels`. Raises: LabelsError: no image is left."""
 
     sets: tuple[LabelSet, ...]
     config: TrainConfig

@@ -136,7 +136,7 @@ def build_labels(columns: LabelColumns, row: int, width: int, height: int, limit
     """The people of one image; those of whom neither body nor place is known are left out.
 
     Args:
-        columns: of a piece, see `data.label_pieces.LabelSet.read`.
+        columns: of a piece, see `data.training_labels.LabelSet.read`.
         row: the image.
         width, height: of the photograph [px].
         limits: of bodies beyond them only the place in the picture is known.

@@ -58,6 +58,11 @@ class LabelDiff:
     def equal(self) -> bool:
         return not (self.only_before or self.only_after or self.images_different or self.other_people)
 
+    def row(self) -> dict[str, str]:
+        """Cells of a table over several."""
+        counts = {"images": self.images, "persons": self.persons, "different": self.persons_different}
+        return {name: f"{count}" for name, count in counts.items()} | {"equal": "yes" if self.equal else "no"}
+
     def quantiles(self, measure: str) -> list[float]:
         """Median, 90 % and largest difference among persons in whom the measure is known and differs."""
         return np.quantile(np.concatenate(self.sizes[measure]), (0.5, 0.9, 1.0)).tolist()

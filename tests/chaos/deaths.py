@@ -23,7 +23,8 @@ _PACE_S = 1.0  # every image takes so much longer
 _TIMEOUT_S = 8.0  # after which a hung shard is taken from its worker, for scenarios that hang
 _FOREVER_S = 3600.0
 _VICTIMS = ((Kind.WORKER, 0.86), (Kind.DRIVER, 0.07), (Kind.RAYLET, 0.07))  # of random kills, with their shares
-_RANDOM_PACE_S = 3.0  # the same under random kills: long enough to be hit several times, so that Ray starts less often
+_RANDOM_PACE_S = 3.0  # the same under many random kills: a run is hit several times, so that Ray starts less often
+_MANY_KILLS = 10
 _ANY_MOMENT, _NEXT_RECEIPT = 0.3, 0.5  # shares of random kills that wait for nothing, for one more receipt; the
 # others wait, without Ray, until a shard is in hand, so that processes die at the same one again and again
 _DEADLY_IMAGES = 2  # of every start with Ray: each ends the first two workers that open it
@@ -111,8 +112,9 @@ def random_driver_kills(run: DisturbedRun) -> None:
 
 def _kill_at_random(run: DisturbedRun, workers: int, victims: Sequence[tuple[Kind, float]]) -> None:
     runs, alone = 1, 0
+    pace = _RANDOM_PACE_S if workers and run.kills_wanted > _MANY_KILLS else _PACE_S
     while run.wants_kills:
-        faults = [slow_images(_RANDOM_PACE_S), *_deadly_images(run)] if workers else [slow_images(_PACE_S)]
+        faults = [slow_images(pace), *(_deadly_images(run) if workers else [])]
         start = run.start(*run.retry, *_move_work(run), workers=workers, faults=faults)
         while start.alive and run.wants_kills:
             _wait_for_a_moment(run, start, in_hand=not workers)

@@ -1,7 +1,7 @@
 """`dto run` as a process on a disturbed run folder: a resume ends with the undisturbed bytes.
 
-Damaged files and full disks have tests of their own in `tests/run` (`test_driver`, `test_durability`); `jobs/chaos.py`
-plays all scenarios.
+Damaged files, full disks and second drivers have tests of their own in `tests/run` (`test_driver`, `test_durability`,
+`test_directory`, `test_s3_runs`); `jobs/chaos.py` plays all scenarios.
 """
 
 from __future__ import annotations
@@ -25,14 +25,7 @@ def arena(tiny, tmp_path_factory) -> Arena:
     return build_arena(tiny.manifest, tmp_path_factory.mktemp("chaos"), workers=0)
 
 
-@pytest.mark.parametrize(
-    "scenario",
-    [
-        "two_drivers",
-        "clock_set_back",
-        "poison_shard",
-    ],
-)
+@pytest.mark.parametrize("scenario", ["clock_set_back", "poison_shard"])
 def test_a_disturbed_run_ends_as_an_undisturbed_one(arena, scenario):
     outcome = play(scenario, arena)
     assert (outcome.complaints, outcome.skipped) == ((), "")

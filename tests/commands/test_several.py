@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dto_pipeline.cli import main
-from dto_pipeline.commands.several import worst_exit
+from dto_pipeline.commands.output import worst_exit
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.run.driver import run_pipeline
 from dto_pipeline.run.folder import RunDirectory

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from dto_pipeline.data.files import (
     staged,
     sweep_abandoned,
     sync,
+    take_lock,
     write_bytes_atomic,
     write_json_atomic,
 )
@@ -174,3 +176,61 @@ def test_what_a_killed_process_left_is_swept_and_what_a_living_one_uses_stays(tm
         child.communicate("")
     assert other.exists()  # another name's, and of a machine nobody knows
     assert elsewhere.exists()
+
+
+HOLD_AND_FORK = """
+import os, sys, time
+from dto_pipeline.data.files import take_lock
+stream = open(sys.argv[1], "a+")
+take_lock(stream)
+told, tells = os.pipe()
+child = os.fork()
+if child:
+    os.read(told, 1)  # until the child runs
+    print(child, flush=True)
+else:
+    os.write(tells, b".")
+time.sleep(60)
+"""
+
+
+def test_a_lock_is_refused_while_somebody_holds_it_and_not_after(tmp_path: Path) -> None:
+    with (tmp_path / "lock").open("a+") as first, (tmp_path / "lock").open("a+") as second:
+        assert take_lock(first)
+        with pytest.raises(BlockingIOError):
+            take_lock(second)
+        first.close()
+        assert take_lock(second)
+
+
+def test_processes_forked_from_the_holder_do_not_keep_the_lock_after_its_death(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    script = [sys.executable, "-c", HOLD_AND_FORK, str(path)]
+    with subprocess.Popen(script, stdout=subprocess.PIPE, text=True) as parent, path.open("a+") as stream:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        try:
+            with pytest.raises(BlockingIOError):
+                take_lock(stream)
+            parent.kill()
+            parent.wait()
+            os.kill(child, 0)  # it lives
+            assert take_lock(stream)
+        finally:
+            os.kill(child, signal.SIGKILL)
+
+
+@pytest.mark.parametrize(("number", "told"), [(errno.ENOLCK, False), (errno.EIO, None)])
+def test_a_file_system_without_locks_is_told_from_one_that_fails(
+    number: int, told: bool | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("dto_pipeline.data.files.fcntl.flock", refuse)
+    with (tmp_path / "lock").open("a+") as stream:
+        if told is None:
+            with pytest.raises(OSError, match=os.strerror(number)):
+                take_lock(stream)
+        else:
+            assert take_lock(stream) is told

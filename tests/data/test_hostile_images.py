@@ -16,7 +16,7 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from dto_pipeline.data import image_decoding
+from dto_pipeline.data import images
 from dto_pipeline.data.images import MAX_FILE_BYTES, ImageCorrupt, ImageFolder, decode_image
 from tests.data.test_images import saved
 from tests.limited import run_limited
@@ -135,7 +135,7 @@ def test_an_image_that_takes_more_than_the_limit_names_it(tmp_path):
 
 
 def test_decoders_wait_until_their_memory_is_free():
-    budget, order = image_decoding._Budget(), []
+    budget, order = images._Budget(), []
 
     def second() -> None:
         with budget.take(6, 10):
@@ -195,7 +195,7 @@ def test_a_jpeg_that_tells_two_readers_two_sizes_is_refused():
 
 
 def test_every_door_to_a_decoder_names_its_formats_and_no_file_goes_to_torch_load():
-    package = Path(image_decoding.__file__).parent.parent
+    package = Path(images.__file__).parent.parent
     for path in package.rglob("*.py"):
         tree = ast.parse(path.read_text())
         for node in ast.walk(tree):

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dto_pipeline.data import image_decoding
+from dto_pipeline.data import images
 from dto_pipeline.data.images import (
     ImageCorrupt,
     ImageFolder,
@@ -56,7 +56,7 @@ def test_every_pixel_format_becomes_three_channels(mode):
     ],
 )
 def test_bands_hold_what_the_whole_image_would(monkeypatch, mode, kind):
-    monkeypatch.setattr(image_decoding, "_BAND_PIXELS", 100)
+    monkeypatch.setattr(images, "_BAND_PIXELS", 100)
     pixels = np.random.default_rng(1).integers(0, 255, (23, 37, 4), dtype=np.uint8)
     image = Image.fromarray(pixels).convert(mode)
     data = saved(image, kind, lossless=True, exact=True)

@@ -21,7 +21,7 @@ from dto_pipeline.data.label_files import (
 )
 from dto_pipeline.data.labels import LabelsError, build_label_table, write_label_shard
 from dto_pipeline.data.storage import base_name
-from dto_pipeline.data.torch_labels import LABEL_IMAGES, LABEL_PEOPLE, LabelDataset
+from dto_pipeline.data.training_labels import LABEL_IMAGES, LABEL_PEOPLE, LabelDataset
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.scene import PlacedScene
 from dto_pipeline.status import PersonStatus

@@ -13,12 +13,12 @@ import pytest
 
 from dto_pipeline.commands.training_data import open_label_sets
 from dto_pipeline.data.dataset import Dataset
-from dto_pipeline.data.label_pieces import Part
 from dto_pipeline.data.manifest_build.builder import build_manifest
 from dto_pipeline.data.people import read_people
 from dto_pipeline.data.recognise import FileKind, UnknownFile, expect_kind, recognise
 from dto_pipeline.data.sources.relative_human import read_annotations
 from dto_pipeline.data.sources.rows import LabelFileError
+from dto_pipeline.data.training_labels import Part
 from dto_pipeline.train.config import DataConfig
 from tests.data.test_people import (
     write_annots,
@@ -117,7 +117,7 @@ def test_every_person_of_a_released_file_is_trained_on(tmp_path: Path) -> None:
 def test_another_process_finds_the_flat_arrays_or_reads_the_file_itself(tmp_path: Path) -> None:
     write_released(tmp_path / "a.npz", released_annots(3, 2))
     (label_set,) = open_label_sets(DataConfig(labels=(str(tmp_path / "a.npz"),), images=(str(tmp_path),)))
-    elsewhere = dataclasses.replace(label_set, folder=str(tmp_path / "gone"))  # type: ignore[type-var]
+    elsewhere = dataclasses.replace(label_set, folder=str(tmp_path / "gone"))  # type: ignore[call-arg]
     (piece,) = elsewhere.index(0, Part("all"))
     np.testing.assert_array_equal(elsewhere.read(piece).people["pose"], label_set.read(piece).people["pose"])
 

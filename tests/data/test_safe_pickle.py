@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from dto_pipeline.data.inert_pickle import BrokenPickle, Limits, UnsafePickle
-from dto_pipeline.data.npz import safe_load_npy, safe_load_npz
+from dto_pipeline.data.npz import safe_load_npz
 from dto_pipeline.data.safe_pickle import safe_loads
 from tests.audit_watch import AuditWatch
 from tests.pickle_streams import F8, HOSTILE, SENTINEL, Armed, Stream, array, buffer, call, dtype, integer, text, whole
@@ -359,11 +359,3 @@ def test_every_damaged_npz_is_broken(tmp_path: Path) -> None:
             safe_load_npz(damaged)
         except (BrokenPickle, UnsafePickle):
             continue
-
-
-def test_npy_files_hold_no_objects(tmp_path: Path) -> None:
-    np.save(tmp_path / "good.npy", np.eye(3, dtype=">f4"))
-    assert _same(safe_load_npy(tmp_path / "good.npy"), np.eye(3, dtype=np.float32))
-    np.save(tmp_path / "evil.npy", np.array([Armed()]), allow_pickle=True)
-    with pytest.raises(UnsafePickle, match="object"):
-        safe_load_npy(tmp_path / "evil.npy")

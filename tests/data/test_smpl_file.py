@@ -248,9 +248,10 @@ def test_import_writes_what_the_body_model_loads(plain: dict[str, np.ndarray], t
 
 
 def test_nothing_is_written_if_the_kid_template_is_wrong(tmp_path: Path) -> None:
-    np.save(tmp_path / "kid.npy", np.zeros((10, 3)))
-    with pytest.raises(SmplFileError):
-        import_smpl(ASSETS / "SMPL_NEUTRAL.npz", tmp_path / "out", tmp_path / "kid.npy")
+    for template in (np.zeros((10, 3)), np.array([Armed()] * 3)):
+        np.save(tmp_path / "kid.npy", template, allow_pickle=True)
+        with pytest.raises(SmplFileError, match=r"kid\.npy is not a kid template"):
+            import_smpl(ASSETS / "SMPL_NEUTRAL.npz", tmp_path / "out", tmp_path / "kid.npy")
     assert not (tmp_path / "out").exists()
 
 

@@ -25,6 +25,7 @@ from PIL import Image
 from dto_pipeline.config import load_config
 from dto_pipeline.data.dataset import load_dataset
 from dto_pipeline.data.images import decode_image, read_image
+from dto_pipeline.data.inert_pickle import PickleRefused
 from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.npz import safe_load_npz
 from dto_pipeline.data.receipts import parse_receipt
@@ -44,12 +45,12 @@ from dto_pipeline.status import UnusableImage
 from dto_pipeline.train.checkpoint import FORMAT, library_versions, read_checkpoint, restore_network
 from dto_pipeline.train.config import load_train_config
 from dto_pipeline.train.released import make_network
+from tests.audit_watch import AuditWatch
 from tests.data.small_set import build_small, write_image
 from tests.fuzz.damage import damage_bytes, damage_value, damage_zip
+from tests.fuzz.seeds import LIMITS, PICKLES, PIECES, SEEDS, TAR, predictions, read_everything, save_npz
 from tests.run.fakes import make_receipt
 from tests.run.test_directory import _identity
-from tests.slow.test_fuzz_files import SEEDS, TAR, predictions, read_everything, save_npz
-from tests.slow.test_fuzz_pickle import _PIECES as PICKLE_PIECES
 
 NAMED = (DtoError, UnusableImage, UnsafePath)  # what a reader may raise
 SIDE = 24  # of images and depth maps [px]
@@ -197,16 +198,44 @@ def _saved_checkpoint(folder: Path) -> list[bytes]:
     return [stream.getvalue()]
 
 
-def _pickles(folder: Path) -> list[bytes]:
-    value = {"a": [np.arange(3.0), "text", -5, 2**40, None], "b": (b"raw", {1: True}), "c": np.array(["x"])}
-    return [pickle.dumps(value, protocol) for protocol in range(6)]
+@cache
+def _watch() -> AuditWatch:
+    for protocol in range(6):  # codecs load on first use
+        safe_loads(pickle.dumps(["\u20ac", 1.5, np.zeros(1)], protocol))
+    return AuditWatch()
+
+
+def _read_pickle(path: Path) -> None:
+    """Whatever the bytes, a value or a short refusal comes out, and nothing runs."""
+    watch, data = _watch(), path.read_bytes()
+    with watch.listening() as heard:
+        try:
+            safe_loads(data, SMPL_FILE, LIMITS, object_arrays=True)
+        except PickleRefused as refusal:
+            if len(str(refusal)) >= 500:
+                raise ValueError("a refusal that nobody reads to its end") from refusal
+            raise
+        finally:
+            assert heard == []
 
 
 def _damage_pickle(random_: random.Random, data: bytes, others: Sequence[bytes]) -> bytes:
+    if random_.random() < 0.4:  # a program nobody wrote
+        return b"".join(random_.choices(PIECES, k=random_.randrange(26))) + b"."
     for _ in range(random_.randint(1, 4)):
-        at = random_.randrange(len(data) + 1)
-        data = data[:at] + random_.choice(PICKLE_PIECES) + data[at + random_.randrange(4) :]
+        at, piece = random_.randrange(len(data) + 1), random_.choice((*PIECES, random_.randbytes(4)))
+        data = data[:at] + piece + data[at + random_.randrange(5) :]
     return data
+
+
+def _read_tar(path: Path) -> None:
+    """No member reaches beyond the file, or out of the folder."""
+    data = path.read_bytes()
+    for member in walk_tar(pa.BufferReader(data)).members:
+        if member.problem is None:
+            assert 0 <= member.offset <= member.offset + member.size <= len(data)
+            assert not member.name.startswith("/")
+            assert ".." not in member.name.split("/")
 
 
 def _npz(folder: Path) -> list[bytes]:
@@ -345,11 +374,9 @@ TARGETS: dict[str, Target] = {
     "bodies": Target(_bodies, _read_body, _zip_or_bytes, ".pth"),
     "torch_files": Target(_torch_files, read_torch_file, _zip_or_bytes),
     "checkpoints": Target(_saved_checkpoint, lambda path: restore_network(read_checkpoint(path)), _damage_checkpoint),
-    "pickles": Target(
-        _pickles, lambda path: safe_loads(path.read_bytes(), SMPL_FILE, object_arrays=True), _damage_pickle
-    ),
+    "pickles": Target(lambda folder: PICKLES, _read_pickle, _damage_pickle),
     "npz": Target(_npz, safe_load_npz, _zip_or_bytes, named=True),
-    "tars": Target(lambda folder: [TAR], lambda path: walk_tar(pa.BufferReader(path.read_bytes()))),
+    "tars": Target(lambda folder: [TAR], _read_tar),
     "tar_indices": Target(_indices, _read_index, named=True),
     "manifests": Target(_manifests, _read_manifest),
     "records": Target(_records, _read_records, _json_damage),

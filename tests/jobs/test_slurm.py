@@ -52,17 +52,17 @@ def _start(command: list[str], environment: dict[str, str], log: Path) -> subpro
         )
 
 
-def _run_command(tiny: TinyDataset, run_dir: Path) -> list[str]:
-    options = ["--address", "auto", "--workers", "2", "--quiet", "-v", *TINY_OPTIONS]
+def _run_command(tiny: TinyDataset, run_dir: Path, workers: int) -> list[str]:
+    options = ["--address", "auto", "--workers", str(workers), "--quiet", "-v", *TINY_OPTIONS]
     return ["dto", "run", str(tiny.manifest), "-o", str(run_dir), *options]
 
 
 @pytest.mark.slow
-def test_a_job_stopped_by_slurm_is_queued_again_and_then_finishes_with_the_bytes_of_an_undisturbed_run(
+def test_a_job_stopped_by_slurm_is_queued_again_and_then_finishes_with_the_exit_code_of_its_command(
     tiny: TinyDataset, undisturbed: dict[str, bytes], slurm: dict[str, str], short_folder: Path
 ) -> None:
     run_dir, log = short_folder / "run", short_folder / "job.log"
-    job = _start(_run_command(tiny, run_dir), slurm, log)
+    job = _start(_run_command(tiny, run_dir, 2), slurm, log)
     _wait_for_receipt(run_dir, job, log)
     job.send_signal(signal.SIGTERM)  # what --signal=B:TERM@120 sends to the batch shell alone
     assert job.wait(WAIT_S) != 0, log.read_text()
@@ -71,22 +71,15 @@ def test_a_job_stopped_by_slurm_is_queued_again_and_then_finishes_with_the_bytes
     assert f"scontrol requeue {slurm['SLURM_JOB_ID']}" in asked
     assert _commands_of(slurm["SLURM_JOB_ID"]) == []  # nothing of this job's Ray is left
 
-    job = _start(_run_command(tiny, run_dir), slurm, log)
+    alone = {**slurm, "SLURM_JOB_NODELIST": "node1", "FAKE_SLURM_LOG": str(short_folder / "again.log")}
+    job = _start(["bash", "-c", '"$@" && exit 7', "-", *_run_command(tiny, run_dir, 1)], alone, log)
 
-    assert job.wait(WAIT_S) == 0, log.read_text()
+    assert job.wait(WAIT_S) == 7, log.read_text()
     assert label_bytes(run_dir) == undisturbed
+    assert "requeue" not in (short_folder / "again.log").read_text()
     assert "--nodelist=node1" in asked
     assert "--nodes=1 --ntasks=1 --overlap --exclude=node1 ray start --address=127.0.0.1:" in asked
     assert _commands_of(slurm["SLURM_JOB_ID"]) == []
-
-
-@pytest.mark.slow
-def test_the_jobs_exit_code_is_the_commands(slurm: dict[str, str], short_folder: Path) -> None:
-    slurm["SLURM_JOB_NODELIST"] = "node1"
-    log = short_folder / "job.log"
-
-    assert _start(["bash", "-c", "exit 7"], slurm, log).wait(WAIT_S) == 7, log.read_text()
-    assert "requeue" not in (short_folder / "slurm.log").read_text()
 
 
 def test_no_command_is_answered_with_the_usage(slurm: dict[str, str], short_folder: Path) -> None:

@@ -86,13 +86,13 @@ def test_ratios_are_those_of_the_figures() -> None:
     assert report.share_of_peak == pytest.approx(0.45)
 
 
-@pytest.mark.slow  # ten thousand label files
-def test_ten_thousand_shards_with_five_hundred_failures_are_told_and_planned_in_two_seconds(tmp_path: Path) -> None:
-    bench = run_resume_bench(10_000, tmp_path)
-    assert (bench.shards, bench.given_up) == (10_000, 500)
-    assert 0 < bench.status_cpu_s < 2.0  # CPU: other work of the machine must not fail this
-    assert 0 < bench.plan_cpu_s < 2.0
-    assert "10000 shards, 500 of them given up" in bench.as_table()
+@pytest.mark.slow  # three thousand label files
+def test_three_thousand_shards_with_failures_are_told_and_planned_in_0_6_s_of_cpu(tmp_path: Path) -> None:
+    bench = run_resume_bench(3000, tmp_path)
+    assert (bench.shards, bench.given_up) == (3000, 150)
+    assert 0 < bench.status_cpu_s < 0.6  # CPU: other work of the machine must not fail this
+    assert 0 < bench.plan_cpu_s < 0.6
+    assert "3000 shards, 150 of them given up" in bench.as_table()
     assert list(tmp_path.iterdir()) == []
 
 

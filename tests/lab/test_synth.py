@@ -144,16 +144,15 @@ def test_a_benchmark_leaves_a_page_in_which_each_method_and_switch_has_a_row(
     for words in (*METHODS, "label input of people accepted by joint", *(switch.name for switch in SWITCHES)):
         assert f"| {words} |" in page
     numbers = json.loads((tmp_path / "benchmark.json").read_text())
-    assert set(numbers["people"][EVERYBODY]) == {"standard", "children", OWN, POOLED, RECORDED}
-    assert 0 < report.people[MOVED][POOLED] < report.people[EVERYBODY][POOLED]
-    found = report.errors[EVERYBODY][POOLED]
-    # those left behind are worst
-    assert report.errors[MOVED][POOLED]["label input"]["depth_error"].value < found["label input"]["depth_error"].value
+    assert set(numbers["difficulties"]) == {"standard", "children", OWN, POOLED, RECORDED}
+    pooled = report.figures[POOLED]
+    assert 0 < pooled.people[MOVED] < pooled.people[EVERYBODY]
+    found, moved, accepted = (pooled.errors[whom] for whom in (EVERYBODY, MOVED, ACCEPTED["joint"]))
+    assert moved["label input"]["depth_error"].value < found["label input"]["depth_error"].value  # the others are worst
     for measure in ("depth_error", "pair_depth_error", "height_error"):
         assert found["joint"][measure].value < 0.8 * found["paper"][measure].value < found["label input"][measure].value
-    accepted = report.errors[ACCEPTED["joint"]][POOLED]
     assert accepted["joint"]["depth_error"].value < accepted["label input"]["depth_error"].value
-    inside = report.intervals[POOLED]["z"]
+    inside = pooled.intervals["z"]
     assert 0 < inside["0.50"] < inside["0.80"] < inside["0.95"] <= 1
     assert "ground evidence off" not in report.ablation["children"]["joint"]
 
@@ -208,6 +207,8 @@ def test_seeds_used_for_tuning_are_refused() -> None:
         BenchmarkSettings(seed=2)
     with pytest.raises(BenchmarkError, match="1 images"):
         BenchmarkSettings(images=1)
+    with pytest.raises(BenchmarkError, match="no recorded images"):  # before the minutes of the others
+        BenchmarkSettings(recorded=Path("nowhere"))
 
 
 def test_a_switch_takes_away_just_its_part(body: BodyModel) -> None:

@@ -11,9 +11,9 @@ from tests.maths.test_crowd_solver import crowd
 
 
 def random_crowds() -> GroupFits:
-    """Twenty crowds of people unlike their labels and each other, a few of them with gross errors, with an offset."""
+    """Eight crowds of people unlike their labels and each other, a few of them with gross errors, with an offset."""
     rng = np.random.default_rng(3)
-    shape = (20, 5)
+    shape = (8, 5)
     z = rng.uniform(2.0, 14.0, shape)
     height = rng.choice([0.8, 1.1, 1.45, 1.6, 1.75, 1.9], shape)
     error = 0.03 * rng.standard_t(2, shape)

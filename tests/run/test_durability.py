@@ -121,15 +121,6 @@ def test_a_label_file_of_the_right_size_that_is_not_its_shards_is_done_again(run
     assert label_bytes(run.root) == undisturbed
 
 
-def test_two_receipts_that_were_exchanged_are_void(run):
-    first, second, aside = run.receipt_file(0), run.receipt_file(1), run.root / "aside"
-    first.rename(aside)
-    second.rename(first)
-    aside.rename(second)
-
-    assert set(scan_run(run, read_identity(run)).void) == {0, 1}
-
-
 def test_a_label_file_that_goes_while_it_is_looked_at_is_missing(run, monkeypatch):
     sizes = type(run.store).entries
 

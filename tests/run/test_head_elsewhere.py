@@ -21,15 +21,8 @@ PATIENCE_S = 240.0
 
 def run_from(folder: Path, ray_nodes: RayNodes, *words: str) -> subprocess.CompletedProcess[str]:
     """`dto run WORDS` typed in a folder."""
-    options = [
-        "--address",
-        ray_nodes.address,
-        "--workers=1",
-        "--set=run.device=cpu",
-        "--set=run.batch_images=2",
-        "--quiet",
-    ]
-    options += ["--set=run.max_failed_images=1"]  # the tiny set is broken on purpose
+    options = ["--address", ray_nodes.address, "--workers=2", "--quiet", "--set=run.device=cpu"]
+    options += ["--set=run.batch_images=2", "--set=run.max_failed_images=1"]  # the tiny set is broken on purpose
     command = [sys.executable, "-m", "dto_pipeline.cli", "run", *words, *options]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     return subprocess.run(

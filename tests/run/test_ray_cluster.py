@@ -173,10 +173,12 @@ def test_a_run_shows_its_numbers_while_it_works(connected, tiny, tmp_path):
     summary = run_pipeline(tmp_path / "shown.parquet", tmp_path / "run", tiny_config(workers=2), progress=False)
     assert summary.exit_code == 0
 
-    said = [_without_tags(line) for line in _scrape('subset="shown"')]
-    images = sum(value for name, _, value in said if name == "ray_dto_images_total")
-    assert images > 0
-    assert images % summary.images == 0  # once per time that this process has connected
+    def all_told(lines):
+        said = [_without_tags(line) for line in lines]
+        images = sum(value for name, _, value in said if name == "ray_dto_images_total")
+        return images > 0 and images % summary.images == 0  # once per time that this process has connected
+
+    assert _scrape('subset="shown"', all_told)
 
 
 def test_a_node_killed_with_all_its_processes_costs_the_run_its_worker_only(connected, tiny, tmp_path, undisturbed):
@@ -207,8 +209,8 @@ def _without_tags(line):
     return line.partition("{")[0], "".join(tags), float(line.rpartition(" ")[2])
 
 
-def _scrape(tag):
-    """Lines of all nodes' metrics with a tag, as soon as there are any; agents report every few seconds."""
+def _scrape(tag, enough=bool):
+    """Lines of all nodes' metrics with a tag, as soon as there are enough; agents report every few seconds."""
     deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
         lines: set[str] = set()  # nodes that share a machine show each other's
@@ -217,7 +219,7 @@ def _scrape(tag):
                 url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
                 with urllib.request.urlopen(url, timeout=10) as answer:
                     lines.update(line for line in answer.read().decode().splitlines() if tag in line)
-        if lines:
+        if enough(lines):
             return sorted(lines)
         time.sleep(1)
     raise AssertionError(f"no metric with {tag} in {PATIENCE_S:.0f} s")

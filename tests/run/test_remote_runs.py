@@ -10,7 +10,7 @@ import dto_pipeline as dto
 from dto_pipeline.cli import main
 from dto_pipeline.config import load_config
 from dto_pipeline.data.exports.export import export_labels
-from dto_pipeline.data.exports.selection import Selection
+from dto_pipeline.data.exports.job import Selection
 from dto_pipeline.data.manifest_build.builder import build_manifest
 from dto_pipeline.data.object_store import RemoteStore
 from dto_pipeline.data.receipts import read_receipt

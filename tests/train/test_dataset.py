@@ -20,11 +20,11 @@ from hypothesis import strategies as st
 
 from dto_pipeline.commands.training_data import open_label_sets
 from dto_pipeline.data.exports.export import export_labels
-from dto_pipeline.data.exports.selection import Selection
+from dto_pipeline.data.exports.job import Selection
 from dto_pipeline.data.label_files import find_label_files, flatten_table, read_label_files
-from dto_pipeline.data.label_pieces import ParquetSet
 from dto_pipeline.data.labels import LabelsError
 from dto_pipeline.data.manifest_build.builder import build_manifest
+from dto_pipeline.data.training_labels import ParquetSet
 from dto_pipeline.errors import DtoError
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.run.driver import run_pipeline

@@ -40,6 +40,12 @@ def data() -> TrainBatch:
     return dataclasses.replace(batch, targets=dataclasses.replace(batch.targets, image_focals=focals))
 
 
+@pytest.fixture(autouse=True)
+def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine may need more than Ray Train's minute to start two workers."""
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")
+
+
 @dataclasses.dataclass(frozen=True)
 class NotedSource(BatchSource):
     """Writes down who evaluates how many images."""

@@ -25,8 +25,7 @@ import pyarrow as pa
 from dto_pipeline.axes import NUM_BETAS
 from dto_pipeline.data.cameras import CAMERA_COLUMNS, read_cameras
 from dto_pipeline.data.columns import read_numbers, single_array
-from dto_pipeline.data.exports.job import ExportedFile, ExportJob, SubsetPlan
-from dto_pipeline.data.exports.selection import ExportError
+from dto_pipeline.data.exports.job import ExportedFile, ExportError, ExportJob, SubsetPlan
 from dto_pipeline.data.files import sha256_file
 from dto_pipeline.data.label_files import IMAGE_FILE, RunLabels, person_leaf
 from dto_pipeline.data.manifest import Manifest

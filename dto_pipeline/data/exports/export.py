@@ -20,8 +20,11 @@ from dto_pipeline.data.exports.camerahmr import write_camerahmr_files
 from dto_pipeline.data.exports.hugging_face import write_hugging_face
 from dto_pipeline.data.exports.job import (
     EXPORT_FILE,
+    PERSONS_VALID,
     ExportedFile,
+    ExportError,
     ExportJob,
+    Selection,
     SubsetPlan,
     commit_folder,
     describe_making,
@@ -30,7 +33,6 @@ from dto_pipeline.data.exports.job import (
 )
 from dto_pipeline.data.exports.ma_hmr import write_ma_hmr
 from dto_pipeline.data.exports.parquet import write_parquet, write_persons
-from dto_pipeline.data.exports.selection import PERSONS_VALID, ExportError, Selection
 from dto_pipeline.data.exports.webdataset import write_webdataset
 from dto_pipeline.data.label_files import RunLabels
 from dto_pipeline.data.storage import as_location

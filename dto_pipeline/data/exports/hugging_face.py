@@ -23,9 +23,8 @@ import yaml
 
 from dto_pipeline import __version__
 from dto_pipeline.data.columns import single_array
-from dto_pipeline.data.exports.job import ExportedFile, ExportJob, describe_making
+from dto_pipeline.data.exports.job import ExportedFile, ExportJob, Selection, describe_making
 from dto_pipeline.data.exports.parquet import write_subset
-from dto_pipeline.data.exports.selection import Selection
 from dto_pipeline.data.files import sha256_file
 from dto_pipeline.schema import (
     COORDINATES,

@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 
 from dto_pipeline.data.cameras import CAMERA_COLUMNS
-from dto_pipeline.data.columns import read_vectors, single_array
+from dto_pipeline.data.columns import read_numbers, single_array
 from dto_pipeline.data.exports.job import ExportedFile, ExportJob, SubsetPlan, describe_making
 from dto_pipeline.data.npz import open_member
 
@@ -104,7 +104,7 @@ def _annotations(job: ExportJob, subsets: list[SubsetPlan]) -> Iterator[dict[str
 def _read(table: pa.Table, prefix: str, sure: bool) -> dict[str, list[dict[str, Any]]]:
     """Key -> people of the images of a label table."""
     persons = single_array(table["persons"]).flatten()
-    parameters = {name: read_vectors(persons.field(column)) for name, column in _PARAMETERS.items()}
+    parameters = {name: read_numbers(persons.field(column)) for name, column in _PARAMETERS.items()}
     columns = {name: persons.field(name).to_numpy(zero_copy_only=False)[:, None] for name in _SIGMAS if sure}
     cameras = np.stack([table[name].to_numpy() for name in CAMERA_COLUMNS], axis=1).astype(np.float32)
     ends = np.cumsum(table["num_persons"].to_numpy()).tolist()

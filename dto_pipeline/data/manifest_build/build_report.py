@@ -53,25 +53,31 @@ class ManifestReport:
         """Why the manifest is no good: counts per cause, the commonest first; "" = at most `share` cannot be used."""
         if not self.images:
             return "the label file names no image: there is nothing to run"
-        whole = {"images": self.images, "label rows": self.persons, "depth maps looked for": self.depth_looked}
-        lost = (self.image_problems.total(), self.rows_unusable, self.depth_missing)
-        over = [
-            f"{part} of {total} {what}"
-            for part, (what, total) in zip(lost, whole.items(), strict=True)
-            if part > share * total
-        ]
+        lost = (
+            (self.image_problems.total(), self.images, "images"),
+            (self.rows_unusable, self.persons, "label rows"),
+            (self.depth_missing, self.depth_looked, "depth maps looked for"),
+        )
+        over = [f"{part} of {total} {what}" for part, total, what in lost if part > share * total]
         if not over:
             return ""
         advice = f"{self.examples.get(ImageStatus.DEPTH_MISSING, '')}; write the maps, name their folder (--depth) and "
         advice += "ending (depth_suffix), or build with --depth '' where a network looks (depth.source=model)"
-        causes = [
-            *((n, "images", w, self.examples.get(w) or ImageStatus(w).advice) for w, n in self.image_problems.items()),
-            *((n, "label rows", w, "the findings file names the rows") for w, n in self.person_problems.items()),
-            *([(self.depth_missing, "depth maps looked for", "missing", advice)] if self.depth_missing else []),
+        causes = [  # how many, of how many, of what, the reason, the next step
+            *(
+                (count, self.images, "images", word, self.examples.get(word) or ImageStatus(word).advice)
+                for word, count in self.image_problems.items()
+            ),
+            *(
+                (count, self.persons, "label rows", reason, "the findings file names the rows")
+                for reason, count in self.person_problems.items()
+            ),
         ]
+        if self.depth_missing:
+            causes.append((self.depth_missing, self.depth_looked, "looked for", "depth maps missing", advice))
         lines = [f"{', '.join(over)} cannot be used, more than {share:.3g} of all (--max-failed-images):"]
-        for count, what, word, step in sorted(causes, key=lambda cause: -cause[0] / whole[cause[1]]):
-            lines.append(f"  {word}: {count} of {whole[what]} {what}; {step}")
+        for count, total, what, word, step in sorted(causes, key=lambda cause: -cause[0] / cause[1]):
+            lines.append(f"  {word}: {count} of {total} {what}; {step}")
         if damaged := self.findings[TAR]:
             lines.append(f"  {damaged} tars are damaged: fetch them again; {self.findings_file} says where each breaks")
         return "\n".join([*lines, "mend the cause and build again before a run"])

@@ -25,7 +25,7 @@ import torch
 from tqdm import tqdm
 
 from dto_pipeline.data.cameras import read_cameras
-from dto_pipeline.data.columns import build_table, pick_words, ragged_column, read_vectors, single_array, struct_column
+from dto_pipeline.data.columns import build_table, pick_words, ragged_column, read_numbers, single_array, struct_column
 from dto_pipeline.data.files import json_bytes, sha256_file
 from dto_pipeline.data.image_index import index_images
 from dto_pipeline.data.label_files import check_one_body
@@ -338,7 +338,7 @@ class _Merge:
         owner = np.repeat(np.arange(len(persons)), persons.value_lengths().to_numpy(zero_copy_only=False))
         asked = np.flatnonzero(np.isin(owner, images))
         people = persons.flatten().take(pa.array(asked))
-        label = {name: read_vectors(people.field(name)) for name in ("pose", "betas", "transl")}
+        label = {name: read_numbers(people.field(name)) for name in ("pose", "betas", "transl")}
         sound = find_row_problems(**label) == 0
         owner = owner[asked[sound]]
         joints = self._joints(*(values[sound] for values in label.values()))

@@ -21,9 +21,8 @@ from dto_pipeline.data.cameras import describe_off_centre, is_off_centre
 from dto_pipeline.data.columns import build_table, pick_words, ragged_column, struct_column
 from dto_pipeline.data.dataset import Dataset
 from dto_pipeline.data.duplicates import People, find_duplicates
-from dto_pipeline.data.image_decoding import ImageHeader
 from dto_pipeline.data.image_index import ImageIndex
-from dto_pipeline.data.images import ImageStore
+from dto_pipeline.data.images import ImageHeader, ImageStore
 from dto_pipeline.data.manifest_build.build_report import ManifestReport
 from dto_pipeline.data.manifest_build.findings import MASKS, PERSON, Findings
 from dto_pipeline.data.manifest_build.seen_people import SeenPeople, join_seen

@@ -47,7 +47,6 @@ Person = tuple[bytes, bytes, bytes, bytes]
 class Annots:
     """N images and their n people; the arrays of people are maps of files."""
 
-    path: Path
     names: np.ndarray  # (N,) object, image keys in file order, each once
     starts: np.ndarray  # (N + 1,) int64: people of image i are starts[i] .. starts[i + 1]
     pose: np.ndarray  # (n, 72) float32
@@ -103,22 +102,20 @@ def open_annots(path: str | Path, folder: Path | None = None) -> Annots:
     return reader.result()
 
 
-def map_annots(path: Path, folder: Path) -> Annots:
+def map_annots(folder: Path) -> Annots:
     """What `open_annots` left in a folder. Raises: FileNotFoundError: nothing lies there any more."""
     index = json.loads((folder / _INDEX).read_text())
     columns = {}
     for name, (width, dtype) in _COLUMNS.items():
         with (folder / name).open("rb") as stream:
             columns[name] = map_numbers(stream, np.dtype(dtype), (sum(index["counts"]), width))
-    return _annots(path, index["names"], index["counts"], columns, [Finding(*pair) for pair in index["findings"]])
+    return _annots(index["names"], index["counts"], columns, [Finding(*pair) for pair in index["findings"]])
 
 
-def _annots(
-    path: Path, names: list[str], counts: list[int], columns: dict[str, np.ndarray], findings: list[Finding]
-) -> Annots:
+def _annots(names: list[str], counts: list[int], columns: dict[str, np.ndarray], findings: list[Finding]) -> Annots:
     starts = np.concatenate([[0], np.cumsum(np.array(counts, np.int64))]).astype(np.int64)
     keys = np.array([*names, None], dtype=object)[:-1]  # one more, or numpy looks into a single text
-    return Annots(path, keys, starts, **columns, findings=tuple(findings))
+    return Annots(keys, starts, **columns, findings=tuple(findings))
 
 
 def first_people(path: Path, most: int = 1000) -> list[Any]:
@@ -177,7 +174,7 @@ class _Reader:
             told = [(finding.image, finding.reason) for finding in self._findings]
             (self._folder / _INDEX).write_text(json.dumps({"names": names, "counts": counts, "findings": told}))
         columns = {name: column.mapped() for name, column in self._columns.items()}
-        return _annots(self._path, names, counts, columns, self._findings)
+        return _annots(names, counts, columns, self._findings)
 
     def _describe_unusable(self) -> str:
         people, sample = sum(self._counts.values()), self._sample

@@ -27,7 +27,8 @@ class PeopleTable:
     num_rows: int
     numbers: dict[str, np.ndarray]  # name -> (N, *shape), NaN = null
     images: pa.StringArray  # N names, in memory; of no column, none
-    mask_lengths: np.ndarray  # (N,) int64 bytes of each row's run lengths, end to end in `mask_bytes`; -1 = null
+    mask_lengths: np.ndarray  # (N + 1,) int64 bytes of each row's run lengths, -1 = null, as of the last one, "row -1"
+    mask_starts: np.ndarray  # (N + 1,) int64 where they begin in `mask_bytes`
     mask_bytes: np.ndarray  # uint8
 
     def masks(self, index: np.ndarray) -> pa.BinaryArray:
@@ -36,15 +37,15 @@ class PeopleTable:
         Raises:
             LabelFileError: they cannot be masks, so long are they.
         """
-        told = np.append(self.mask_lengths, -1)  # the last one is that of row -1
-        ends = np.cumsum(np.maximum(told, 0))
-        lengths = np.maximum(told[index], 0)
-        starts, offsets = ends[index] - lengths, np.concatenate(([0], np.cumsum(lengths)))
+        starts, lengths = self.mask_starts[index], np.maximum(self.mask_lengths[index], 0)
+        offsets = np.concatenate(([0], np.cumsum(lengths)))
         if offsets[-1] > np.iinfo(np.int32).max:
             raise LabelFileError(f"{index.size} masks hold {offsets[-1]} bytes; expected run lengths, far below 2 GiB")
         letters = np.asarray(self.mask_bytes[np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)])
         parts = [None, pa.py_buffer(offsets.astype(np.int32)), pa.py_buffer(letters)]
-        return pc.if_else(pa.array(told[index] >= 0), pa.Array.from_buffers(pa.binary(), index.size, parts), None)
+        return pc.if_else(
+            pa.array(self.mask_lengths[index] >= 0), pa.Array.from_buffers(pa.binary(), index.size, parts), None
+        )
 
 
 def read_table(path: Path, check: Callable[[pa.Schema], object], shapes: Shapes) -> PeopleTable:
@@ -81,7 +82,9 @@ def read_table(path: Path, check: Callable[[pa.Schema], object], shapes: Shapes)
     if names.null_count:
         raise LabelFileError(f"{path}: column 'image' holds {names.null_count} nulls; expected none")
     numbers = {name: column.mapped() for name, column in columns.items()}
-    return PeopleTable(done, numbers, names, np.concatenate(lengths), letters.mapped())
+    told = np.concatenate([*lengths, [-1]])
+    starts = np.cumsum(np.maximum(told, 0)) - np.maximum(told, 0)
+    return PeopleTable(done, numbers, names, told, starts, letters.mapped())
 
 
 def _append(

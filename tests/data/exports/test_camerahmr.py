@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from dto_pipeline.cli import main
-from dto_pipeline.data.columns import read_vectors, single_array
+from dto_pipeline.data.columns import read_numbers, single_array
 from dto_pipeline.data.exports.export import export_labels
-from dto_pipeline.data.exports.selection import ExportError, Selection
+from dto_pipeline.data.exports.job import ExportError, Selection
 from dto_pipeline.data.manifest import Manifest, ManifestError
 from dto_pipeline.data.manifest_build.builder import build_manifest
 from dto_pipeline.run.driver import run_pipeline
@@ -71,7 +71,7 @@ def test_no_array_is_a_pickle(runs, tmp_path) -> None:
 def test_the_kid_axis_survives(runs, labels, tmp_path) -> None:
     export_labels([runs["mpii"]], "camerahmr", tmp_path / "out", Selection(), progress=False)
     with np.load(tmp_path / "out/mpii-dto.npz", allow_pickle=False) as file:
-        betas = read_vectors(single_array(labels["mpii"]["persons"]).flatten().field("betas"))
+        betas = read_numbers(single_array(labels["mpii"]["persons"]).flatten().field("betas"))
         np.testing.assert_array_equal(file["shape"], betas)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from dto_pipeline.commands import export as command
 from dto_pipeline.data.exports.export import FORMATS, export_labels
-from dto_pipeline.data.exports.selection import PERSON_CHOICES
+from dto_pipeline.data.exports.job import PERSON_CHOICES
 
 TEXT = (Path(__file__).parents[3] / "docs" / "exports.md").read_text()
 SNIPPETS = re.findall(r"```python\n# format: ([\w-]+)\n(.*?)```", TEXT, re.DOTALL)

@@ -16,8 +16,7 @@ import pytest
 
 from dto_pipeline.cli import main
 from dto_pipeline.data.exports.export import FORMATS, Format, export_labels
-from dto_pipeline.data.exports.job import staged_folder
-from dto_pipeline.data.exports.selection import ExportError, Selection
+from dto_pipeline.data.exports.job import ExportError, Selection, staged_folder
 from dto_pipeline.run.finished import read_run_labels
 from dto_pipeline.run.folder import RunDirectoryError
 

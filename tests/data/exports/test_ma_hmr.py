@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dto_pipeline.data.exports.export import export_labels
+from dto_pipeline.data.exports.job import Selection
 from dto_pipeline.data.exports.ma_hmr import REPEATED, pickled_array
-from dto_pipeline.data.exports.selection import Selection
 from dto_pipeline.data.npz import safe_load_npz
 from dto_pipeline.data.safe_pickle import safe_loads
 

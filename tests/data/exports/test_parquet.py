@@ -8,8 +8,8 @@ import pytest
 
 from dto_pipeline.data.exports import parquet
 from dto_pipeline.data.exports.export import export_labels
+from dto_pipeline.data.exports.job import Selection
 from dto_pipeline.data.exports.parquet import rechunk
-from dto_pipeline.data.exports.selection import Selection
 from dto_pipeline.data.labels import read_label_metadata, read_labels
 from dto_pipeline.data.parquet import footer_text, open_parquet
 from dto_pipeline.schema import PERSONS_SCHEMA

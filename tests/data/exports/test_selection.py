@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from dto_pipeline.data.columns import single_array
-from dto_pipeline.data.exports.selection import PERSON_CHOICES, ExportError, Selection, select_rows
+from dto_pipeline.data.exports.job import PERSON_CHOICES, ExportError, Selection, select_rows
 from dto_pipeline.data.label_files import Limits
 from tests.data.exports.same import rows_digest
 

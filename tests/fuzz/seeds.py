@@ -1,11 +1,9 @@
-"""Damaged tars: no member reaches beyond the file, no label row is lost. Seeds of label files for `tests.fuzz.targets`.
-
-That damaged files are read or refused by name is `test_fuzz_readers`' for every kind of file.
-"""
+"""Whole label files, tars and pickles that `targets` damages, and what a build reads of a label file."""
 
 from __future__ import annotations
 
 import io
+import pickle
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,24 +11,19 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from dto_pipeline.data.image_index import index_images
+from dto_pipeline.data.inert_pickle import Limits
 from dto_pipeline.data.labels import build_label_table, write_label_shard
-from dto_pipeline.data.manifest import Manifest
-from dto_pipeline.data.manifest_build.builder import build_manifest
 from dto_pipeline.data.rle import encode_rle
+from dto_pipeline.data.safe_pickle import SMPL_FILE
 from dto_pipeline.data.sources import SOURCES
 from dto_pipeline.data.sources.rows import SourceOptions
 from dto_pipeline.data.sources.sidecar import Sidecar, write_sidecar
-from dto_pipeline.data.tar_walk import walk_tar
-from tests.data.small_set import all_rows, label_arrays, small_dataset
+from tests.data.small_set import label_arrays
 from tests.data.test_start_sources import placed_scene
+from tests.pickle_streams import F8, HOSTILE, array, attributes, buffer, call, instance, integer, name, text
 from tests.tars import jpeg
-
-pytestmark = pytest.mark.slow
 
 ROWS = 6
 NAMES = [f"{row // 2}.jpg" for row in range(ROWS)]
@@ -86,25 +79,6 @@ SEEDS = {
 }
 
 
-@st.composite
-def damages(draw: st.DrawFn) -> list[tuple[float, str, bytes]]:
-    """Where (0 .. 1 of the file) something is overwritten, cut out or put in."""
-    kinds = st.sampled_from(["overwrite", "cut", "insert", "end"])
-    return draw(st.lists(st.tuples(st.floats(0, 1), kinds, st.binary(min_size=1, max_size=9)), min_size=1, max_size=4))
-
-
-def damage(data: bytes, steps: list[tuple[float, str, bytes]]) -> bytes:
-    for place, kind, piece in steps:
-        at = int(place * len(data))
-        if kind == "end":
-            data = data[:at]
-        elif kind == "insert":
-            data = data[:at] + piece + data[at:]
-        else:
-            data = data[:at] + (piece if kind == "overwrite" else b"") + data[at + len(piece) :]
-    return data
-
-
 def read_everything(kind: str, path: Path, helper: Path) -> None:
     """All a build would read of one file."""
     if kind == "sidecar":
@@ -115,15 +89,6 @@ def read_everything(kind: str, path: Path, helper: Path) -> None:
     source = SOURCES[kind](path, options)
     index_images(source, 1)
     source.rows(np.arange(source.num_rows)[::-1])
-
-
-_FOLDERS: dict[str, Path] = {}  # one for all examples of a test
-
-
-def _folder(factory: pytest.TempPathFactory, name: str) -> Path:
-    if name not in _FOLDERS:
-        _FOLDERS[name] = factory.mktemp(name)
-    return _FOLDERS[name]
 
 
 def small_tar() -> bytes:
@@ -138,30 +103,20 @@ def small_tar() -> bytes:
 
 TAR = small_tar()
 
-
-@given(steps=damages())
-@settings(max_examples=600, deadline=None)
-def test_damaged_tars_are_listed_and_no_member_reaches_beyond_the_file(steps):
-    data = damage(TAR, steps)
-    listing = walk_tar(pa.BufferReader(data))
-    for member in listing.members:
-        if member.problem is None:
-            assert 0 <= member.offset <= member.offset + member.size <= len(data)
-            assert not member.name.startswith("/")
-            assert ".." not in member.name.split("/")
-
-
-@given(steps=damages())
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
-def test_a_build_over_a_damaged_tar_keeps_every_label_row(tmp_path_factory, steps):
-    root = _folder(tmp_path_factory, "build")
-    for folder in ("labels", "tars"):
-        (root / folder).mkdir(exist_ok=True)
-    names = ["a/b/0.jpg", "1.jpg", "3.jpg"]
-    save_npz(**label_arrays(names))(root / "labels/small-release.npz")
-    (root / "tars/0.tar").write_bytes(damage(TAR, steps))
-    dataset = small_dataset(root, images="tars", images_in="tars", masks="detection", key_parts=3)
-    report = build_manifest(dataset, root / "m.parquet", progress=False)
-    rows = all_rows(Manifest.open(root / "m.parquet"))
-    assert sorted(p["source_row"] for row in rows for p in row["persons"]) == [0, 1, 2]
-    assert sum(report.image_problems.values()) == sum(row["problem_status"] is not None for row in rows)
+LIMITS = Limits(max_array_bytes=2**24, max_items=100_000)
+VALUE = {"a": [np.arange(3.0), np.float32(1), "text", -5, 2**40, None], "b": (b"raw", {1: True}), "c": np.array(["x"])}
+PICKLES = [pickle.dumps(VALUE, protocol) for protocol in range(6)] + [stream.data for stream in HOSTILE if stream.data]
+NUMBERS = array(b"K\x03\x85", F8, buffer(bytes(24)))
+# every opcode with a small argument, every allowed name, and a few whole objects
+PIECES = [
+    *(bytes([code]) for code in range(256)),
+    *(name(*allowed) for allowed in SMPL_FILE),
+    *(text("latin1"), text("b"), text("f8"), text("O8"), text("x"), buffer(b"ab"), integer(2**40), integer(-1)),
+    *(b"K\x01", b"q\x00", b"h\x00", b"q\x01", b"h\x01", b"(", b"t", b"R", b"b", b"\x81", b")", b"]", b"}"),
+    *(
+        NUMBERS,
+        F8,
+        instance("chumpy.ch", "Ch", attributes(x=NUMBERS)),
+        call("_codecs", "encode", text("a"), text("latin1")),
+    ),
+]

@@ -1,0 +1,282 @@
+"""Labels for training: piece by piece for `dto train`, or as one torch Dataset for code of one's own.
+
+A piece is one row group of a label file (at most 1024 images): first it is found which images there are, then the rows
+of one piece at a time are read. The index costs 4 bytes an image, a piece about 0.5 kB a person. `LabelDataset` holds
+everything in a few flat arrays that forked workers share: about 0.4 kB a person once, not once per worker. Knows label
+files and image stores; knows no network and no run's folder. Metres, pixels, radians.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from dto_pipeline.data.images import ImageFolder, ImageStore
+from dto_pipeline.data.label_files import (
+    EXPECTED_ERROR,
+    IMAGE_FILE,
+    NO_LIMITS,
+    Z_SIGMA,
+    LabelColumns,
+    Limits,
+    RunLabels,
+    find_label_files,
+    flatten_table,
+    name_images,
+    person_leaf,
+)
+from dto_pipeline.data.labels import LabelsError, read_groups
+from dto_pipeline.data.manifest import Manifest
+from dto_pipeline.data.storage import Location, as_location
+from dto_pipeline.data.tars import open_images
+from dto_pipeline.status import PLACED, UNUSED
+
+IMAGE_COLUMNS = ("image_id", "image_path", "width", "height", "fx", "fy", "cx", "cy", "z_covariance")
+PEOPLE_COLUMNS = ("pose", "betas", "transl", "bbox_xyxy", "status", "z_sigma_m")
+SELECTIONS = ("accepted", "optimized", "all")
+LABEL_IMAGES = (
+    *("image_id", "image_path", "width", "height", "fx", "fy", "cx", "cy", "is_optimized", "is_accepted"),
+    EXPECTED_ERROR,
+)
+LABEL_PEOPLE = ("pose", "betas", "transl", "height_m", "age_years", "male_prob", "status", Z_SIGMA)
+_HASH_RANGE = 1 << 32
+
+
+@dataclass(frozen=True)
+class Part:
+    """Which images of all: those of one selection, on one side of the hold-out."""
+
+    select: str  # "accepted", "optimized" or "all" images; never those without people
+    holdout: float = 0.0  # share of the images, by a hash of their keys
+    held_out: bool = False  # take these, instead of the others
+    limits: Limits = NO_LIMITS  # of images; people beyond theirs stay in the rows
+
+    def holds(self, image_ids: Sequence[str]) -> np.ndarray:
+        """(n,) bool: on this side of the hold-out; the same on every machine, whatever else is trained on."""
+        if self.holdout == 0:
+            return np.full(len(image_ids), not self.held_out)
+        digests = (hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest() for key in image_ids)
+        drawn = np.array([int.from_bytes(digest[:4], "big") for digest in digests], np.int64)
+        return (drawn < self.holdout * _HASH_RANGE) == self.held_out
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The images of one row group that are taken."""
+
+    label_set: int
+    file: int  # of its set
+    group: int  # row group of the file
+    first: int  # row of the file the group begins with
+    rows: np.ndarray  # (n,) int32 rows of the group, ascending
+
+
+@dataclass(frozen=True)
+class LabelSet(ABC):
+    """One subset's labels in pieces, and its photographs; small enough to be pickled."""
+
+    name: str
+    images_root: Location  # that the names of images are relative to
+
+    @property
+    def is_remote(self) -> bool:
+        """Something of it lies behind a URI."""
+        return isinstance(self.images_root, str)
+
+    def open_images(self) -> ImageStore:
+        """The photographs' store; it holds files, so every process opens its own."""
+        return ImageFolder(self.images_root)
+
+    @abstractmethod
+    def index(self, number: int, part: Part) -> list[Piece]:
+        """Every piece that holds an image of `part`; `number` is the set's own among several. Raises: LabelsError."""
+
+    @abstractmethod
+    def read(self, piece: Piece) -> LabelColumns:
+        """The labels of a piece's images: `IMAGE_COLUMNS`, `IMAGE_FILE`, `PEOPLE_COLUMNS`, of people perhaps also
+        ``keypoints`` (n, 26, 2) [px] and ``depth_layer`` (n,). Raises: LabelsError, ManifestError."""
+
+
+@dataclass(frozen=True)
+class ParquetSet(LabelSet):
+    """Our own label files; a piece is a row group."""
+
+    files: tuple[Location, ...]
+    manifest: Manifest | None = None  # names the images of a run; None = their `image_path` does
+    shards: tuple[int, ...] = ()  # of the manifest, one per file; () without a manifest
+
+    @property
+    def is_remote(self) -> bool:
+        """Labels, photographs or manifest lie behind a URI."""
+        places = [*self.files, self.images_root, *([self.manifest.path] if self.manifest else [])]
+        return any(isinstance(place, str) for place in places)
+
+    def open_images(self) -> ImageStore:
+        """A folder's, or that of the run's manifest, tars too."""
+        return open_images(self.images_root, self.manifest.path) if self.manifest else super().open_images()
+
+    def index(self, number: int, part: Part) -> list[Piece]:
+        """See `LabelSet`; in order of files."""
+        pieces, wanted = [], ["image_id", "num_persons", "is_accepted", "is_optimized", EXPECTED_ERROR]
+        for file, path in enumerate(self.files):
+            first = 0
+            for group, table in enumerate(read_groups(path, wanted)):
+                taken = part.holds(table.column("image_id").to_pylist()) & _chosen(
+                    table, table["num_persons"].to_numpy(), part.select
+                )
+                taken &= part.limits.images(table.column(EXPECTED_ERROR).to_numpy())
+                rows = np.flatnonzero(taken).astype(np.int32)
+                if rows.size:
+                    pieces.append(Piece(number, file, group, first, rows))
+                first += table.num_rows
+        return pieces
+
+    def read(self, piece: Piece) -> LabelColumns:
+        """See `LabelSet`; a file of other images than its shard of the manifest is a LabelsError."""
+        path = self.files[piece.file]
+        names = [*IMAGE_COLUMNS, *(person_leaf(name) for name in PEOPLE_COLUMNS)]
+        (table,) = read_groups(path, names, [piece.group])
+        columns = flatten_table(table, PEOPLE_COLUMNS)
+        columns.images[IMAGE_FILE] = columns.images["image_path"]
+        if self.manifest is not None:
+            files = name_images(self.manifest, self.shards[piece.file], piece.first, table.column("image_id"), path)
+            columns.images[IMAGE_FILE] = files.to_numpy(zero_copy_only=False)
+        return columns.take(piece.rows)
+
+    def count_uncertain(self, select: str, limits: Limits, left_out: Counter[str]) -> None:
+        """Add to `left_out`, by reason, what `limits` take away from the images of `select`. Raises: LabelsError."""
+        wanted = ["is_accepted", "is_optimized", "num_persons", EXPECTED_ERROR, person_leaf(Z_SIGMA)]
+        for path in self.files:
+            for table in read_groups(path, wanted):
+                kept = _chosen(table, table["num_persons"].to_numpy(), select)
+                columns = flatten_table(table, (Z_SIGMA,)).take(np.flatnonzero(kept))
+                expected = columns.images[EXPECTED_ERROR]
+                limits.count(expected, columns.people[Z_SIGMA][limits.images(expected)[columns.owner]], left_out)
+
+
+def open_run_set(run: RunLabels, images: str = "") -> ParquetSet:
+    """The labels of a run.
+
+    Args:
+        run: what its receipts vouch for.
+        images: folder or URI in place of the manifest's.
+
+    Raises:
+        ManifestError: the manifest, which names the image files, is gone or is another one.
+    """
+    manifest = run.open_manifest()
+    return ParquetSet(
+        name=run.name,
+        files=tuple(file.path for file in run.files),
+        images_root=as_location(images or manifest.images_root),
+        manifest=manifest,
+        shards=tuple(file.shard for file in run.files),
+    )
+
+
+def open_file_set(labels: str | Path, images: str) -> ParquetSet:
+    """Label files without a run: an export in Parquet, or single files; `images` is what `image_path` is relative to.
+
+    Raises:
+        LabelsError: no label file there, or no folder of images was named.
+    """
+    if not images:
+        raise LabelsError(f"{labels} is no run, so nothing says where its photographs are; name their folder")
+    return ParquetSet(str(labels), as_location(images), tuple(find_label_files(labels)))
+
+
+def index_pieces(sets: Sequence[LabelSet], part: Part) -> list[Piece]:
+    """Every piece that holds an image of `part`, sets in order. Raises: LabelsError."""
+    return [piece for number, label_set in enumerate(sets) for piece in label_set.index(number, part)]
+
+
+def _chosen(images: Any, num_persons: np.ndarray, select: str) -> np.ndarray:
+    """(N,) bool: accepted, optimised or all images, without those of nobody; `images` holds columns by name."""
+    crowded = num_persons > 0
+    return crowded if select == "all" else crowded & np.asarray(images[f"is_{select}"])
+
+
+class LabelDataset(Dataset[dict[str, Any]]):
+    """Map-style dataset of images; see `__getitem__` for an item. Crowds differ in size: use ``collate_fn=list``."""
+
+    def __init__(
+        self,
+        columns: LabelColumns,
+        select: str = "accepted",
+        images: ImageStore | None = None,
+        names: Mapping[str, str] | None = None,
+        limits: Limits = NO_LIMITS,
+    ) -> None:
+        """Choose images.
+
+        Args:
+            columns: `LABEL_IMAGES` and `LABEL_PEOPLE` of some label files.
+            select: "accepted", "optimized" or "all" images; images without people are always left out.
+            images: where photographs are read from; None = items hold no photograph.
+            names: image key -> name of its file in `images`; None = its ``image_path``.
+            limits: how certain images must be, and people to be ``usable``; `left_out` counts the others by reason.
+
+        Raises:
+            LabelsError: an unknown `select`, or a limit on errors that no label tells.
+        """
+        if select not in SELECTIONS:
+            raise LabelsError(f"select is {select!r}; choose from {SELECTIONS}")
+        columns = columns.take(np.flatnonzero(_chosen(columns.images, np.diff(columns.starts), select)))
+        self.left_out = Counter[str]()
+        if limits.max_error is not None and columns.num_images and np.isnan(columns.images[EXPECTED_ERROR]).all():
+            raise LabelsError(
+                f"max_error is {limits.max_error:g} m, but none of these labels tells an expected error (solver.mode "
+                "paper, or a version before 0.4); leave it out, or make the labels with solver.mode=joint"
+            )
+        certain = limits.images(columns.images[EXPECTED_ERROR])
+        limits.count(columns.images[EXPECTED_ERROR], columns.people[Z_SIGMA][certain[columns.owner]], self.left_out)
+        columns = columns.take(np.flatnonzero(certain))
+        self.image_ids: Sequence[str] = columns.images["image_id"].tolist()
+        paths = columns.images["image_path"].tolist()
+        self._files = paths if names is None else [names[image] for image in self.image_ids]
+        self._images = images
+        self._intrinsics = columns.intrinsics.astype(np.float32)
+        self._size = np.stack([columns.images["height"], columns.images["width"]], axis=-1).astype(np.int64)
+        self._starts = columns.starts
+        people = columns.people
+        floats = ("pose", "betas", "transl", "height_m", "age_years", "male_prob")
+        self._people: dict[str, np.ndarray] = {name: people[name].astype(np.float32) for name in floats}
+        finite = [np.isfinite(people[name]).all(axis=1) for name in ("pose", "betas", "transl")]
+        self._people["usable"] = np.all(finite, axis=0) & ~np.isin(people["status"], UNUSED)
+        self._people["usable"] &= limits.people(people[Z_SIGMA])
+        self._people["moved"] = np.isin(people["status"], PLACED)
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """One image and its P people.
+
+        Returns:
+            image_id str; image_size (2,) int64 H, W [px]; intrinsics (3, 3) float32 [px]; pose (P, 72) [rad],
+            betas (P, 11), transl (P, 3) [m], height_m (P,) [m], age_years (P,), male_prob (P,) float32, NaN = unknown;
+            usable (P,) bool: a label that can be trained on; moved (P,) bool: placed by the pipeline; and, where the
+            dataset has photographs, image (H, W, 3) uint8 RGB.
+
+        Raises:
+            ImageMissing, ImageCorrupt: the photograph cannot be read.
+        """
+        part = slice(int(self._starts[index]), int(self._starts[index + 1])) if index >= 0 else None
+        if part is None:
+            return self[len(self) + index]
+        item: dict[str, Any] = {name: torch.from_numpy(values[part].copy()) for name, values in self._people.items()}
+        item["image_id"] = self.image_ids[index]
+        item["image_size"] = torch.from_numpy(self._size[index].copy())
+        item["intrinsics"] = torch.from_numpy(self._intrinsics[index].copy())
+        if self._images is not None:
+            item["image"] = torch.from_numpy(self._images.read(self._files[index]).rgb)
+        return item
