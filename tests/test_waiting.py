@@ -92,7 +92,7 @@ def test_a_window_of_the_depth_network_is_waited_for_once(tmp_path: Path) -> Non
     found = waits_of(lambda: network.see(images))
     # images leave from pinned memory, and ranges are on the host by the time they are looked at
     names = {(place.removeprefix("models/depth_anything.py:"), asked) for place, asked in found}
-    assert names == {("_upload", "lift_fresh"), ("_judge", "tolist")}
+    assert names == {("_run", "lift_fresh"), ("_judge", "tolist")}
 
 
 def test_whatever_asks_a_gpu_is_counted() -> None:
