@@ -62,8 +62,6 @@ def _run(arguments: argparse.Namespace) -> int:
     out = Path(arguments.out)
     config = load_train_config(arguments.config, arguments.overrides, lambda init: sizes_to_begin_with(out, init))
     require_body(config.body)
-    if config.loop.workers < 0:
-        raise DtoError(f"loop.workers is {config.loop.workers}; expected 0 (without Ray) or more")
     sets = open_label_sets(config.data)
     check_bodies(sets, config.body)
     print("".join(f"{line}\n" for line in count_uncertain(sets, config.data)), end="")

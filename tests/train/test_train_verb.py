@@ -89,12 +89,6 @@ def test_a_training_does_not_take_a_uri_for_a_folder(tmp_path: Path, capsys: pyt
     assert "s3://bucket/trained is a URI" in capsys.readouterr().err
 
 
-def test_fewer_than_no_workers_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "train.yaml").write_text(KNOBS)
-    assert main(["train", str(tmp_path / "train.yaml"), "-o", str(tmp_path / "out"), "--workers", "-1"]) == 2
-    assert "loop.workers is -1; expected 0" in capsys.readouterr().err
-
-
 def test_a_hold_out_that_keeps_no_image_is_refused_before_the_first_step(
     run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
