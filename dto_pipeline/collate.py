@@ -15,7 +15,7 @@ from dto_pipeline.axes import BABY, TEEN
 from dto_pipeline.bounds import CAMERA_BEYOND, implausible_cameras, name_beyond
 from dto_pipeline.config import PipelineConfig
 from dto_pipeline.maths.camera import map_size
-from dto_pipeline.maths.depth_line import DEPTH_MODELS
+from dto_pipeline.maths.line_posterior import DEPTH_MODELS
 from dto_pipeline.models.depth import is_metric
 from dto_pipeline.scene import (
     OUTCOMES,

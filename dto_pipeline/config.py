@@ -88,8 +88,8 @@ class SolverConfig:
 
 
 @dataclass(frozen=True)
-class JointConfig:
-    """`solver.mode: joint`, this project's own solver. (tuned): on crowds of `lab`, seeds 1, 2 and 11."""
+class CrowdConfig:
+    """`solver.mode: joint`, this project's own solver. (tuned): on crowds of `lab`, seeds 1, 2, 11, 12, 31 and 32."""
 
     depth_model: str = "auto"  # see `DEPTH_MODELS`; auto = both, weighted by their evidence in the image
     move_single: bool = False  # place the only person of an image by its height prior
@@ -98,14 +98,18 @@ class JointConfig:
     # depth noise, relative to z
     depth_sigma: float = 0.02  # error of one person's depth as a whole: what good monocular networks reach
     noise_levels: tuple[float, ...] = (0.4, 1.0, 2.5, 6.0)  # factors on it that an image may have ...
-    noise_level_weights: tuple[float, ...] = (0.22, 0.31, 0.32, 0.15)  # ... and how likely each is (tuned)
+    # ... and how likely each is where the map shows bodies, and where it is too blurred for them: where the mean
+    # correlation inside bodies is at least the second of `blurred_corr`, and at most the first; mixed between
+    noise_level_weights: tuple[float, ...] = (0.27, 0.39, 0.31, 0.03)  # (tuned)
+    blurred_level_weights: tuple[float, ...] = (0.02, 0.13, 0.45, 0.40)  # (tuned)
+    blurred_corr: tuple[float, float] = (0.2, 0.45)  # blurred by 6 px: 0.0 to 0.35, by 1 px: 0.4 to 0.7
     edge_sigma: float = 0.2  # added: this over the square root of a person's pixels (borders blur; tuned)
     # Student's t of about 4 degrees of freedom and rare gross errors, as normal laws of these widths and weights
     tail_widths: tuple[float, ...] = (0.9, 2.0, 8.0)
     tail_weights: tuple[float, ...] = (0.70, 0.27, 0.03)
     # a network may draw small people farther: depth is (1.7 m / height)^k times the truth
     size_error: float = 0.35  # k of such an image (tuned with k = 0.3; one k tells smaller and larger ones from none)
-    size_error_probability: float = 0.06  # of such an image (tuned)
+    size_error_probability: float = 0.04  # of such an image (tuned)
     metric_sigma: float = 0.1  # of a metric map's scale, per image, relative: its networks report 5 to 15 %
     share_sigma: float = 0.15  # of the line's share about 1: an offset of 15 % of the typical disparity is 1 sigma
     # slopes inside bodies, as measurements of the line's elasticity
@@ -116,7 +120,10 @@ class JointConfig:
     size_sigma: float = 0.025  # relative error of a label's size in the picture: 3 % in labels fitted to other bodies
     label_height_sigma: float = 0.25  # how far an adult's label height may be from the truth: networks see adults
     age_sigma: float = 0.2  # of the logarithm of an estimated age
-    gender_trust: float = 0.9  # share of the distance from 0.5 that is believed of a male probability
+    # odds of a male probability count to this power: estimates shy away from 0 and 1, and the published method takes
+    # 0.67 for certain; then so much of the distance from 0.5 is believed (tuned)
+    gender_power: float = 2.5
+    gender_trust: float = 0.96
     # a child's height follows its age: log-linear through the published class means at these ages [years], then grown
     growth_ages: tuple[float, float, float, float] = (1.5, 5.5, 11.5, 17.0)
     growth_weight: float = 0.25  # probability that a child follows its age rather than only its class (tuned)
@@ -135,11 +142,15 @@ class JointConfig:
     # what the posterior adds
     # how far the heights of one image's people may all be from the priors, relative; no image can tell (calibrated on
     # our own crowds and on bodies by somebody else together)
-    population_sigma: float = 0.024
+    population_sigma: float = 0.02
     focal_sigma: float = 0.0  # of the labels' focal length, relative; 0: sigmas are given the camera
-    # factor on the posterior sigmas of the fit itself: its tails are heavier than a normal law's, and slightly smaller
-    # sigmas make the normal 50, 80 and 95 % intervals hold best (calibrated on synthetic crowds, seeds 1 and 11)
-    temperature: float = 0.85
+    # factor on the posterior sigmas of the fit itself: people vary less than the priors and label errors it allows for
+    # (calibrated with `population_sigma` so that 50, 80 and 95 % intervals hold, on synthetic crowds, seeds 31 and 32)
+    temperature: float = 0.83
+    # then variances are scaled by how far an image's people end from their priors: as computed at this mean height
+    # deviation [sigma], which counts as so many people of the image (calibrated with these)
+    usual_deviation: float = 0.56
+    deviation_people: float = 6.0
     # what is accepted, beside `refine.accept_below`
     accept_error_below: float = 0.05  # expected error of z over the mean distance: images known worse are not (tuned)
     grown_above: float = 1.45  # nobody whose age does not say child ends below this in an accepted image [m]
@@ -267,7 +278,7 @@ class PipelineConfig:
     prior: PriorConfig = field(default_factory=PriorConfig)
     evidence: EvidenceConfig = field(default_factory=EvidenceConfig)
     solver: SolverConfig = field(default_factory=SolverConfig)
-    joint: JointConfig = field(default_factory=JointConfig)
+    joint: CrowdConfig = field(default_factory=CrowdConfig)
     refine: RefineConfig = field(default_factory=RefineConfig)
     body: BodyConfig = field(default_factory=BodyConfig)
     depth: DepthConfig = field(default_factory=DepthConfig)
@@ -285,11 +296,14 @@ class PipelineConfig:
             expect(self.option(name) in choices, f"{name} is {self.option(name)!r}; choose from {choices}")
         for name, least in _LEAST.items():
             expect(self.option(name) >= least, f"{name} is {self.option(name)}; expected at least {least}")
-        for first, second in (("tail_widths", "tail_weights"), ("noise_levels", "noise_level_weights")):
+        levels = [("noise_levels", name) for name in ("noise_level_weights", "blurred_level_weights")]
+        for first, second in (("tail_widths", "tail_weights"), *levels):
             sizes = len(getattr(self.joint, first)), len(getattr(self.joint, second))
             expect(
                 sizes[0] == sizes[1] > 0, f"joint.{first} and joint.{second} hold {sizes} numbers; want as many, not 0"
             )
+        low, high = self.joint.blurred_corr
+        expect(low < high, f"joint.blurred_corr is {low:g}, {high:g}; expected the lower correlation first")
         unusual = self.joint.wrong_ages_probability, self.joint.size_error_probability
         expect(
             min(unusual) >= 0 and sum(unusual) < 1 and self.joint.size_error < 1,

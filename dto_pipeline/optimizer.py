@@ -11,11 +11,10 @@ import torch
 
 from dto_pipeline.config import PipelineConfig
 from dto_pipeline.maths.camera import map_intrinsics
+from dto_pipeline.maths.crowd_solver import fit_crowds
 from dto_pipeline.maths.depth_evidence import measure_depth_evidence
-from dto_pipeline.maths.group_fits import fit_groups
-from dto_pipeline.maths.height_mixture import build_height_mixture, summarise_mixture
-from dto_pipeline.maths.height_prior import build_height_prior, classify_heights
-from dto_pipeline.maths.joint_solver import fit_jointly
+from dto_pipeline.maths.heights import build_height_mixture, build_height_prior, classify_heights, summarise_mixture
+from dto_pipeline.maths.paper_solver import fit_groups
 from dto_pipeline.maths.refine import refine_people
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.models.rasterizer import count_visible_vertices, rasterize
@@ -109,7 +108,7 @@ class SceneOptimizer:
             return fit_groups(evidence, prior, self.config.solver, self.config.refine)
         config = self.config
         z = batch.transl[..., 2]
-        return fit_jointly(
+        return fit_crowds(
             evidence, prior, mixture, z, batch.present, config.joint, config.solver.max_height, batch.metric
         )
 

@@ -11,7 +11,7 @@ import torch
 from dto_pipeline.bounds import ASIDE, BETAS, DISTANCE, FOCAL, HEIGHT, LABEL_HEIGHT, POSE
 from dto_pipeline.config import RefineConfig
 from dto_pipeline.maths.devices import constant
-from dto_pipeline.maths.group_fits import CODE
+from dto_pipeline.maths.paper_solver import CODE
 from dto_pipeline.maths.refine import RestHeight
 from dto_pipeline.scene import GroupFits, HeightPrior, Posterior, RefinedPeople, SceneBatch
 from dto_pipeline.status import PLACED, PersonStatus

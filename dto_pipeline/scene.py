@@ -194,7 +194,7 @@ class Posterior(_Tensors):
 
     z_covariance: torch.Tensor  # (B, P, P) float64 [m^2] of the distances along the camera axis
     height_sigma: torch.Tensor  # (B, P) float64 [m] standard deviation of the height
-    depth_model: torch.Tensor  # (B,) int64, index into `maths.depth_line.DEPTH_MODELS`, -1 = no line
+    depth_model: torch.Tensor  # (B,) int64, index into `maths.line_posterior.DEPTH_MODELS`, -1 = no line
     disparity_line: torch.Tensor  # (B, 2) float64: p, q of 1 / z = p * disparity + q where that model was chosen
 
 
@@ -289,7 +289,7 @@ class PlacedScene:
     used_ground: bool = False
     height_sigma_m: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))  # (P,) float32; empty = NaN
     z_covariance: np.ndarray | None = None  # (P (P + 1) / 2,) float32 [m^2] lower triangle, row by row
-    depth_model: str | None = None  # of `maths.depth_line.DEPTH_MODELS`
+    depth_model: str | None = None  # of `maths.line_posterior.DEPTH_MODELS`
     disparity_line: tuple[float, float] = (float("nan"), float("nan"))  # 1 / z = first * disparity + second
     extra: dict[str, Any] = field(default_factory=dict)  # columns of the table at extra.NAME: (P,) numbers, one number
 

@@ -24,7 +24,7 @@ from tests.waits import waits_of
 
 PARTS = (
     *("rasterize", "count_visible_vertices", "measure_depth_evidence"),
-    *("fit_groups", "fit_jointly", "refine_people"),
+    *("fit_groups", "fit_crowds", "refine_people"),
 )  # functions that `dto_pipeline.optimizer` calls, in their order
 # Relative, of numbers from the same inputs on two devices. A pixel on a body's edge may fall to either side, because a
 # GPU multiplies and adds in one rounding; decisions (groups, outcomes) have to be the same.

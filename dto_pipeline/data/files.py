@@ -200,7 +200,7 @@ def sweep_abandoned(stem: Path | None = None) -> int:
     """Remove temporary folders that processes of this machine left when they were killed.
 
     Args:
-        stem: also half-written files and folders beside it whose names begin with its own, without suffix.
+        stem: also half-written files beside it whose names begin with its own, without suffix.
 
     Returns:
         How many were removed. What belongs to a living process, or to one that cannot be seen from here, stays.

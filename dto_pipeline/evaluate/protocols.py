@@ -93,9 +93,8 @@ def evaluate_protocol(
         matched, _ = match_protocol(seen[0][own], seen[1][other])
         pairs += [(int(own[first]), int(other[second])) for first, second in matched]
     first, second = (np.array([pair[side] for pair in pairs], np.int64) for side in (0, 1))
-    measure = _measure_3dpw if protocol == "3dpw" else _measure_agora
     chunks = in_chunks(len(pairs))
-    parts = [measure(known.take(first[chunk]), true.take(second[chunk]), bodies) for chunk in chunks]
+    parts = [_errors(known.take(first[chunk]), true.take(second[chunk]), bodies, protocol) for chunk in chunks]
     errors = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     owner, images = true.owner[second], truth.num_images
     sums = {name: add_up(values, owner, images) for name, values in errors.items()}
@@ -129,24 +128,18 @@ def _project(people: People, body: BodyModel) -> np.ndarray:
     return np.nan_to_num(project_joints(people, body, people.intrinsics)[:, :TREE])
 
 
-def _measure_3dpw(found: People, true: People, bodies: Bodies) -> dict[str, np.ndarray]:
-    regressor, meshes = bodies.regressor, _meshes(found, true, bodies)
+def _errors(found: People, true: People, bodies: Bodies, protocol: str) -> dict[str, np.ndarray]:
+    sides = ((found, bodies.found), (true, bodies.truth))
+    meshes = [vertices_of(*side).astype(np.float64) for side in sides]
+    if protocol == "agora":
+        joints = [joints_of(*side)[:, :TREE].astype(np.float64) for side in sides]
+        chosen = slice(None) if bodies.vertices is None else bodies.vertices
+        return agora_errors(*joints, *(mesh[:, chosen] for mesh in meshes))
+    regressor = bodies.regressor
     if regressor is None or regressor.shape != (17, meshes[0].shape[1]):
         told = "none" if regressor is None else f"one of shape {regressor.shape}"
         raise ProtocolError(f"3dpw needs a regressor (17, {meshes[0].shape[1]}) of Human3.6M's joints, got {told}")
     return threedpw_errors(*(np.einsum("jv,nvk->njk", regressor, mesh) for mesh in meshes), *meshes)
-
-
-def _measure_agora(found: People, true: People, bodies: Bodies) -> dict[str, np.ndarray]:
-    sides = ((found, bodies.found), (true, bodies.truth))
-    joints = [joints_of(people, body)[:, :TREE].astype(np.float64) for people, body in sides]
-    chosen = slice(None) if bodies.vertices is None else bodies.vertices
-    return agora_errors(*joints, *(mesh[:, chosen] for mesh in _meshes(found, true, bodies)))
-
-
-def _meshes(found: People, true: People, bodies: Bodies) -> list[np.ndarray]:
-    sides = ((found, bodies.found), (true, bodies.truth))
-    return [vertices_of(people, body).astype(np.float64) for people, body in sides]
 
 
 def match_protocol(found: np.ndarray, truth: np.ndarray) -> tuple[list[tuple[int, int]], int]:

@@ -41,7 +41,7 @@ from dto_pipeline.lab.solver_outcomes import (
 )
 from dto_pipeline.models.body import BodyModel
 
-TUNING_SEEDS = (1, 2, 11)  # of the joint solver's numbers
+TUNING_SEEDS = (1, 2, 11, 12, 31, 32)  # of the joint solver's numbers
 POOLED, OWN, RECORDED = "all difficulties", "our own", "recorded images"
 # What `joint` may be judged by as if at home: our bodies, and errors of the kinds it knows, see docs/evaluation.md.
 OWN_DIFFICULTIES = (

@@ -202,7 +202,7 @@ def check_eval_cases(recorded: Mapping[str, Any], arrays: Mapping[str, np.ndarra
         errors_of.append(found)
         for row, wanted in enumerate([] if failures else image["errors"]):
             share = {key: abs(values[row] - wanted[key]) / max(abs(wanted[key]), 1.0) for key, values in found.items()}
-            worst = max(worst, *share.values())
+            worst = float(np.max([worst, *share.values()]))  # not a number where one of them is none
         results.append(judge(FAMILY, f"eval/{number}", "", failures, {"errors": worst}, {"errors": EVAL_TOLERANCE}))
     return [*results, _check_totals(counts.tolist(), errors_of, recorded["expected"])]
 

@@ -19,8 +19,8 @@ from dto_pipeline.axes import ADULT, ADULT_FEMALE, GROUND, MEAN
 from dto_pipeline.config import EvidenceConfig, PriorConfig, SolverConfig
 from dto_pipeline.lab.golden_case import CaseResult, check_case, differences, judge, read_arrays
 from dto_pipeline.maths.depth_evidence import measure_depth_evidence
-from dto_pipeline.maths.height_prior import build_height_prior
-from dto_pipeline.maths.map_solver import solve_map
+from dto_pipeline.maths.heights import build_height_prior
+from dto_pipeline.maths.paper_solver import solve_map
 from dto_pipeline.scene import DepthEvidence, MapProblem, MapSolution, PersonMaps, SceneBatch
 from dto_pipeline.status import FitStatus
 

@@ -22,7 +22,7 @@ def project(points: torch.Tensor, intrinsics: torch.Tensor) -> torch.Tensor:
 
 def map_size(height: int, width: int, max_side: int) -> tuple[int, int]:
     """Size (h, w) of the person map of an H x W image: the longest side at most `max_side`, truncated, never larger."""
-    scale = _map_scale(height, width, max_side)
+    scale = min(1.0, max_side / max(height, width))
     return max(1, int(height * scale)), max(1, int(width * scale))
 
 
@@ -48,7 +48,3 @@ def map_intrinsics(
     truncated = map_sizes.to(intrinsics.dtype) - size * scale[:, None]
     scaled[:, :2, 2] = scaled[:, :2, 2] + truncated.flip(-1)
     return scaled
-
-
-def _map_scale(height: int, width: int, max_side: int) -> float:
-    return min(1.0, max_side / max(height, width))

@@ -5,6 +5,12 @@ independent, and a person's distance has a closed-form posterior: the prior on i
 of log height, its depth noise one of S widths, so there are C = K S normal laws of log z. Over the line's two numbers
 a grid is laid and zoomed in on twice; sums over the last grid are the posterior, its logarithm of the total the
 evidence for the line's model. No start values, no convergence, no local optimum. Logarithms of metres.
+
+Relative depth may become metres in two ways. With d the depth of a person over the scene's typical depth, both lines
+have a distance of `scale` at d = 1 and a `share` m that is 1 where the map has no offset; at m = 1 they are the same:
+
+* affine in depth (arXiv 2511.13282): z = scale * (1 + m (d - 1));
+* affine in inverse depth (what the networks are trained for): 1 / z = (1 + m (1 / d - 1)) / scale.
 """
 
 from __future__ import annotations
@@ -14,10 +20,12 @@ from dataclasses import dataclass
 
 import torch
 
-from dto_pipeline.maths.depth_line import log_distance
 from dto_pipeline.maths.devices import constant, works_at_once
 from dto_pipeline.maths.ordered import add_logarithms, fold_logsumexp, fold_softmax, fold_sum
 
+AFFINE_DEPTH, AFFINE_DISPARITY = range(2)
+DEPTH_MODELS = ("affine_depth", "affine_disparity")  # words for labels and `joint.depth_model`
+_LEAST_BRACKET = 0.02  # of the bracket: a line may not turn distances negative
 _FIRST_GRID = (25, 7)  # log scale x share, over everything the people allow
 _ZOOM_GRID = (13, 9)
 _LAST_GRID = (11, 7)
@@ -45,7 +53,7 @@ class CrowdProblem:
     noise: torch.Tensor  # (N, P, S) variance of log z about the line
     elasticity: torch.Tensor  # (N, P) measured inside the body; NaN = not
     elasticity_sigma: torch.Tensor  # (N, P)
-    model: torch.Tensor  # (N,) int64, see `depth_line`
+    model: torch.Tensor  # (N,) int64, AFFINE_DEPTH or AFFINE_DISPARITY
     share_sigma: float
     log_prior: torch.Tensor  # (N,) of the fit itself, before anything is seen; densities of depth are per log depth
     metric_scale: torch.Tensor  # (N, 1) logarithm of the line's scale as a map in metres tells it; NaN = no metres
@@ -75,7 +83,11 @@ class _Grid:
 
 def find_lines(problem: CrowdProblem) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean (N, 2) and covariance (N, 2, 2) of the line's two numbers, from a coarse grid and one zoom."""
-    found = [_find(repeat_fits(problem, part)) for part in _parts(problem, max(_FIRST_GRID, _ZOOM_GRID))]
+    found = []
+    for part in _parts(problem, max(_FIRST_GRID, _ZOOM_GRID)):
+        fits = repeat_fits(problem, part)
+        coarse = _moments_of_line(_first_grid(fits), floor=True)
+        found.append(_moments_of_line(_zoom(fits, *coarse, _ZOOM_GRID)[0]))
     mean, covariance = zip(*found, strict=True)
     return torch.cat(mean), torch.cat(covariance)
 
@@ -94,11 +106,6 @@ def _parts(problem: CrowdProblem, grid: tuple[int, int]) -> tuple[torch.Tensor, 
     numbers = people * laws * problem.noise.shape[-1] * grid[0] * grid[1]
     room = _NUMBERS_AT_ONCE << 4 if works_at_once(device) else _NUMBERS_AT_ONCE
     return torch.arange(fits, device=device).split(max(1, room // max(1, numbers)))
-
-
-def _find(problem: CrowdProblem) -> tuple[torch.Tensor, torch.Tensor]:
-    coarse = _moments_of_line(_first_grid(problem), floor=True)
-    return _moments_of_line(_zoom(problem, *coarse, _ZOOM_GRID)[0])
 
 
 def _integrate(problem: CrowdProblem, mean: torch.Tensor, covariance: torch.Tensor) -> CrowdPosterior:
@@ -248,3 +255,36 @@ def _given_line(problem: CrowdProblem, on_line: torch.Tensor, laws: torch.Tensor
     expected = fixed + pulled * on_line
     variance = square + cross * on_line + steep * on_line.square() - expected.square()
     return expected, variance.clamp(min=0)
+
+
+def log_distance(
+    log_scale: torch.Tensor, share: torch.Tensor, log_depth: torch.Tensor, model: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logarithm of the distance on the line, and its elasticity d log z / d log depth.
+
+    Args:
+        log_scale, share: the line's two numbers; log_depth: of the relative depth over the typical one.
+        model: int64, AFFINE_DEPTH or AFFINE_DISPARITY. All broadcast together.
+
+    Returns:
+        Two tensors of the broadcast shape: log z [log m], elasticity.
+    """
+    sign = torch.where(model == AFFINE_DEPTH, 1.0, -1.0).to(log_depth.dtype)
+    ratio = (sign * log_depth).exp()
+    bracket = (1 + share * (ratio - 1)).clamp(min=_LEAST_BRACKET)
+    return log_scale + sign * bracket.log(), share * ratio / bracket
+
+
+def line_coefficients(
+    log_scale: torch.Tensor, share: torch.Tensor, typical_depth: torch.Tensor, model: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Slope and offset of the line in its own terms.
+
+    Returns:
+        Affine in depth: alpha [m per depth unit] and beta [m] of z = alpha * depth + beta. Affine in inverse depth:
+        p [1 / m per disparity unit] and q [1 / m] of 1 / z = p * disparity + q.
+    """
+    scale = log_scale.exp()
+    direct = model == AFFINE_DEPTH
+    slope = torch.where(direct, scale * share / typical_depth, share * typical_depth / scale)
+    return slope, torch.where(direct, scale * (1 - share), (1 - share) / scale)

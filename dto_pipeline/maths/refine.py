@@ -12,16 +12,19 @@ from collections.abc import Callable
 import torch
 
 from dto_pipeline.axes import KID_AXIS, TEEN
-from dto_pipeline.config import JointConfig, RefineConfig
+from dto_pipeline.config import CrowdConfig, RefineConfig
 from dto_pipeline.maths.devices import constant
-from dto_pipeline.maths.group_fits import CODE
 from dto_pipeline.maths.ordered import fold_sum
-from dto_pipeline.maths.reprojection import hold_joints, reach_height
+from dto_pipeline.maths.paper_solver import CODE
 from dto_pipeline.scene import GroupFits, HeightPrior, RefinedPeople, SceneBatch
 from dto_pipeline.status import PersonStatus
 
 # smplx's joints over which the picture of a child is held in place (the published choice)
 KID_SHIFT_JOINTS = (24, 12, 17, 19, 21, 16, 18, 20, 0, 2, 5, 8, 1, 4, 7, 25, 26, 27, 28, 29, 30, 31, 32, 33)
+
+_HEIGHT_STEPS = 4  # the height is piecewise linear in a coefficient: two steps are exact but at the kinks
+_PROBE = 1e-3  # of the coefficient, for its gain
+_PLACE_STEPS = 4  # Gauss-Newton; the residual is nearly linear in the translation
 
 RestHeight = Callable[[torch.Tensor], torch.Tensor]  # betas (..., 11) -> (...) [m]
 Joints = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]  # pose, betas, transl -> (..., 45, 3) [m]
@@ -35,14 +38,14 @@ def refine_people(
     joints: Joints,
     has_kid_axis: bool,
     config: RefineConfig,
-    joint: JointConfig | None,
+    crowd: CrowdConfig | None,
 ) -> RefinedPeople:
     """New betas and translations for everybody who moves; the others keep their labels exactly.
 
     Args:
         batch, prior, fits: of the same B scenes and P people.
         rest_height, joints: the body model's functions; has_kid_axis: whether its last direction means anything.
-        joint: given, heights are hit exactly and joints held by reprojection; None: the published steps.
+        crowd: given, heights are hit exactly and joints held by reprojection; None: the published steps.
     """
     moved = _is_placed(fits)
     scale = torch.where(moved, fits.new_z / fits.z, 1.0)
@@ -56,11 +59,11 @@ def refine_people(
     gain = prior.height - rest_height(betas.scatter_add(-1, column, torch.full_like(column, -1, dtype=betas.dtype)))
     step = torch.where(moved, prior.height * (scale - 1) / gain, 0)
     new_betas = betas.scatter_add(-1, column, step[..., None])
-    if joint is None:
+    if crowd is None:
         transl = transl + _kid_shift(batch, new_betas, transl, scale, on_kid_axis, joints)
     else:
         new_betas = reach_height(new_betas, column, prior.height * scale, moved, rest_height)
-        transl = _hold_picture(batch, new_betas, transl, moved, joints, joint)
+        transl = _hold_picture(batch, new_betas, transl, moved, joints, crowd)
     return RefinedPeople(
         betas=new_betas,
         transl=transl,
@@ -82,7 +85,7 @@ def _hold_picture(
     transl: torch.Tensor,
     moved: torch.Tensor,
     joints: Joints,
-    joint: JointConfig,
+    crowd: CrowdConfig,
 ) -> torch.Tensor:
     """(B, P, 3) translations that keep the joints of those who moved where the label's joints are in the image."""
     held = transl.clone()
@@ -92,7 +95,7 @@ def _hold_picture(
     picked, pose = constant(KID_SHIFT_JOINTS, transl.device, torch.int64), batch.pose[who]
     seen = joints(pose, batch.betas[who], batch.transl[who])[:, picked].to(torch.float64)
     unplaced = joints(pose, betas[who], torch.zeros_like(transl[who]))[:, picked].to(torch.float64)
-    held[who] = hold_joints(seen[..., :2] / seen[..., 2:], unplaced, transl[who], joint)
+    held[who] = hold_joints(seen[..., :2] / seen[..., 2:], unplaced, transl[who], crowd)
     return held
 
 
@@ -117,3 +120,57 @@ def _kid_shift(
     scene, person = who
     shift[scene, person, :2] = move
     return shift
+
+
+def reach_height(
+    betas: torch.Tensor,
+    column: torch.Tensor,
+    height: torch.Tensor,
+    chosen: torch.Tensor,
+    rest_height: RestHeight,
+) -> torch.Tensor:
+    """Betas whose rest-pose height is as wished (Newton steps on one coefficient each).
+
+    Args:
+        betas: (..., 11) float64, near the solution; column: (..., 1) int64 coefficient to change.
+        height: (...) wished [m]; chosen: (...) bool, the others keep their betas.
+        rest_height: betas (..., 11) -> (...) [m].
+    """
+    probe = torch.zeros_like(betas).scatter_(-1, column, _PROBE)
+    for _ in range(_HEIGHT_STEPS):
+        reached = rest_height(betas)
+        gain = (rest_height(betas + probe) - reached) / _PROBE
+        step = torch.where(chosen & (gain.abs() > _PROBE), (height - reached) / gain, 0)
+        betas = betas.scatter_add(-1, column, step[..., None])
+    return betas
+
+
+def hold_joints(seen: torch.Tensor, joints: torch.Tensor, transl: torch.Tensor, config: CrowdConfig) -> torch.Tensor:
+    """Translations (M, 3) that bring changed bodies back to where they were in the picture.
+
+    Least squares over the joints' picture positions, in units of `config.joint_sigma` of the body's size there, with
+    z held to where the scene's fit put it by `config.hold_z_sigma` of itself.
+
+    Args:
+        seen: (M, J, 2) x / z, y / z of the label's joints; joints: (M, J, 3) of the changed bodies, untranslated [m].
+        transl: (M, 3) float64 to start from, z as the fit wants it [m].
+    """
+    extent = (seen.amax(1) - seen.amin(1)).square()
+    size = (extent[:, 0] + extent[:, 1]).sqrt().clamp(min=1e-6)
+    weight = (config.joint_sigma * size).reciprocal()[:, None]
+    wanted_z, z_weight = transl[:, 2], (config.hold_z_sigma * transl[:, 2]).reciprocal().square()
+    for _ in range(_PLACE_STEPS):
+        placed = joints + transl[:, None]
+        gain = weight / placed[..., 2]
+        x, y = (placed[..., :2] / placed[..., 2:]).unbind(-1)
+        miss_x, miss_y = ((seen[..., axis] - at) * weight for axis, at in enumerate((x, y)))
+        # the normal equations: a joint's u moves with x and z, its v with y and z
+        flat = fold_sum(gain * gain)
+        x_z, y_z = fold_sum(gain * gain * x), fold_sum(gain * gain * y)
+        deep = fold_sum(gain * gain * (x * x + y * y)) + z_weight
+        right_x, right_y = fold_sum(gain * miss_x), fold_sum(gain * miss_y)
+        right_z = z_weight * (wanted_z - transl[:, 2]) - fold_sum(gain * (x * miss_x + y * miss_y))
+        step_z = (right_z + (x_z * right_x + y_z * right_y) / flat) / (deep - (x_z * x_z + y_z * y_z) / flat)
+        step_x, step_y = (right_x + x_z * step_z) / flat, (right_y + y_z * step_z) / flat
+        transl = transl + torch.stack([step_x, step_y, step_z], dim=-1)
+    return transl

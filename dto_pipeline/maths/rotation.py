@@ -22,7 +22,9 @@ def axis_angle_to_matrix(axis_angle: torch.Tensor) -> torch.Tensor:
     angle = torch.where(small, torch.ones_like(square), square).sqrt()
     sine = torch.where(small, 1 - square / 6, angle.sin() / angle)[..., None, None]
     versine = torch.where(small, 0.5 - square / 24, (1 - angle.cos()) / angle**2)[..., None, None]
-    cross = _cross_matrix(axis_angle)
+    x, y, z = axis_angle.unbind(-1)
+    zero = torch.zeros_like(x)
+    cross = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], dim=-1).unflatten(-1, (3, 3))
     identity = torch.eye(3, dtype=axis_angle.dtype, device=axis_angle.device)
     return identity + sine * cross + versine * (cross @ cross)
 
@@ -43,11 +45,6 @@ def matrix_to_axis_angle(matrix: torch.Tensor) -> torch.Tensor:
     return imaginary * per_sine[..., None]
 
 
-def matrix_to_6d(matrix: torch.Tensor) -> torch.Tensor:
-    """The first two columns of rotations: (..., 3, 3) -> (..., 6)."""
-    return matrix[..., :2].transpose(-1, -2).flatten(-2)
-
-
 def matrix_from_6d(six: torch.Tensor) -> torch.Tensor:
     """The rotation whose first two columns are nearest in the order given (Gram-Schmidt).
 
@@ -58,13 +55,6 @@ def matrix_from_6d(six: torch.Tensor) -> torch.Tensor:
     x = torch.nn.functional.normalize(first, dim=-1)
     y = torch.nn.functional.normalize(second - (x * second).sum(-1, keepdim=True) * x, dim=-1)
     return torch.stack([x, y, torch.linalg.cross(x, y)], dim=-1)
-
-
-def _cross_matrix(vector: torch.Tensor) -> torch.Tensor:
-    """(..., 3, 3) matrix whose product with w is `vector` x w."""
-    x, y, z = vector.unbind(-1)
-    zero = torch.zeros_like(x)
-    return torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], dim=-1).unflatten(-1, (3, 3))
 
 
 def _matrix_to_quaternion(matrix: torch.Tensor) -> torch.Tensor:

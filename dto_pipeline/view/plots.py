@@ -30,9 +30,6 @@ _CHART_SIZE = (360, 210)  # [px]; drawn as vectors
 _LEAST_BINS = 10  # of a histogram that stay, however empty
 
 
-# --- the scene from above ---
-
-
 def draw_birds_eye(
     places: np.ndarray,
     intrinsics: np.ndarray,
@@ -95,9 +92,6 @@ def _scale_equally(axes: Axes, shown: np.ndarray, size: tuple[int, int]) -> None
     axes.yaxis.set_major_formatter("{x:g} m")
 
 
-# --- the fit of a scene ---
-
-
 def fitted_people(placed: PlacedScene) -> np.ndarray:
     """(n,) indices of people that have a depth and a group."""
     z = placed.scene.transl[:, 2]
@@ -139,9 +133,6 @@ def draw_fit(placed: PlacedScene, size: tuple[int, int]) -> Image.Image:
     axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.yaxis.set_major_formatter("{x:g} m")
     return _finish(figure, axes, after, kept, 6.0)
-
-
-# --- histograms ---
 
 
 @dataclass(frozen=True)
@@ -222,9 +213,6 @@ def draw_histogram(chart: Chart) -> str:
     with mpl.rc_context({"svg.hashsalt": "dto"}):  # the same chart gives the same text
         figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
     return stream.getvalue()
-
-
-# --- what all figures share ---
 
 
 def _blank(size: tuple[int, int]) -> tuple[Figure, Axes]:

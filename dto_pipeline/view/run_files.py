@@ -23,8 +23,6 @@ from dto_pipeline.models.depth import DepthFiles
 from dto_pipeline.run.folder import RunDirectory, RunScan, read_identity, scan_run
 from dto_pipeline.run.identity import RunIdentity
 
-LabelTable = Any  # a pyarrow.Table of schema.LABELS_SCHEMA; pyarrow itself is imported in data/ only
-
 
 @dataclass(frozen=True)
 class RunFiles:
@@ -45,8 +43,8 @@ class RunFiles:
         """The label file of a shard that counts."""
         return self.scan.labels.files[shard]
 
-    def read_shard(self, shard: int) -> LabelTable:
-        """Label rows of one shard. Raises: LabelsError."""
+    def read_shard(self, shard: int) -> Any:
+        """Label rows of one shard, a `pyarrow.Table`. Raises: LabelsError."""
         return read_labels(self.label_file(shard))
 
 

@@ -7,7 +7,7 @@ import torch
 
 from dto_pipeline.axes import HEIGHT_CLASSES
 from dto_pipeline.config import PriorConfig
-from dto_pipeline.maths.height_prior import build_height_prior, classify_heights
+from dto_pipeline.maths.heights import build_height_prior, classify_heights
 
 NAN = float("nan")
 

@@ -7,7 +7,7 @@ import pytest
 
 from dto_pipeline.maths import line_posterior
 from dto_pipeline.scene import GroupFits
-from tests.maths.test_joint_solver import crowd
+from tests.maths.test_crowd_solver import crowd
 
 
 def random_crowds() -> GroupFits:

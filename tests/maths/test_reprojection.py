@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dto_pipeline.axes import KID_AXIS
-from dto_pipeline.config import JointConfig
-from dto_pipeline.maths.reprojection import hold_joints, reach_height
+from dto_pipeline.config import CrowdConfig
+from dto_pipeline.maths.refine import hold_joints, reach_height
 from dto_pipeline.models.body import BodyModel
 
 
@@ -39,7 +39,7 @@ def test_a_scaled_body_is_brought_back_to_its_place() -> None:
     place = torch.tensor([[0.5, 0.2, 4.0], [-1.0, 0.0, 6.0], [0.0, 0.1, 3.0]], dtype=torch.float64)
     seen = (joints + place[:, None])[..., :2] / (joints + place[:, None])[..., 2:]
     start = 0.8 * place + torch.tensor([0.1, -0.2, 0.0], dtype=torch.float64)
-    held = hold_joints(seen, 0.8 * joints, start, JointConfig())
+    held = hold_joints(seen, 0.8 * joints, start, CrowdConfig())
     assert torch.allclose(held, 0.8 * place, atol=1e-6)
 
 
@@ -50,7 +50,7 @@ def test_held_bodies_stray_less_than_those_only_shifted() -> None:
     seen = (joints + place[:, None])[..., :2] / (joints + place[:, None])[..., 2:]
     changed = joints * torch.tensor([1.1, 0.9, 1.0]) * 0.9
     shifted = 0.9 * place + (0.9 * joints - changed).mean(1)
-    held = hold_joints(seen, changed, 0.9 * place, JointConfig())
+    held = hold_joints(seen, changed, 0.9 * place, CrowdConfig())
 
     def stray(transl: torch.Tensor) -> torch.Tensor:
         placed = changed + transl[:, None]

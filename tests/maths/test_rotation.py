@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dto_pipeline.maths.rotation import axis_angle_to_matrix, matrix_from_6d, matrix_to_6d, matrix_to_axis_angle
+from dto_pipeline.maths.rotation import axis_angle_to_matrix, matrix_from_6d, matrix_to_axis_angle
 
 ANGLES = st.lists(st.floats(-1.8, 1.8), min_size=3, max_size=3)  # lengths below pi
 
@@ -27,7 +27,7 @@ def test_axis_angle_survives_the_way_through_a_matrix(vector: list[float]) -> No
 @settings(deadline=None)
 def test_a_matrix_survives_the_way_through_6d(vector: list[float]) -> None:
     matrix = axis_angle_to_matrix(torch.tensor(vector, dtype=torch.float64))
-    assert torch.allclose(matrix_from_6d(matrix_to_6d(matrix)), matrix, atol=1e-12)
+    assert torch.allclose(matrix_from_6d(matrix[..., :2].transpose(-1, -2).flatten(-2)), matrix, atol=1e-12)
 
 
 def test_any_six_numbers_give_a_rotation() -> None:

@@ -12,7 +12,10 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import fcntl
+import glob
 import os
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,7 +27,7 @@ import numpy as np
 import pyarrow as pa
 
 from dto_pipeline.data.columns import ragged_column, read_numbers, single_array
-from dto_pipeline.data.files import sha256_file, staged, sweep_abandoned, sync, write_json_atomic
+from dto_pipeline.data.files import is_temporary, sha256_file, staged, sync, write_json_atomic
 from dto_pipeline.data.label_files import EXPECTED_ERROR, NO_LIMITS, Z_SIGMA, LabelFile, Limits, RunLabels
 from dto_pipeline.data.storage import Location, sha256_of
 from dto_pipeline.errors import DtoError
@@ -260,10 +263,30 @@ def staged_folder(out: Path) -> Iterator[Path]:
     """
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ExportError(f"{out} exists and is not an empty folder; remove it or choose another -o")
-    sweep_abandoned(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for left in out.parent.glob(f".{glob.escape(out.name)}.tmp-*"):
+        if is_temporary(left.name) and left.is_dir():
+            handle, ours = _lock(left)
+            if ours:  # its export was killed
+                shutil.rmtree(left, ignore_errors=True)
+            os.close(handle)
     with staged(out) as staging:
         staging.mkdir()
-        yield staging
+        handle, _ = _lock(staging)  # for as long as we live, however we die
+        try:
+            yield staging
+        finally:
+            os.close(handle)
+
+
+def _lock(folder: Path) -> tuple[int, bool]:
+    """An open handle of a folder, and whether the kernel's lock on it is ours until the handle is closed."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # another process holds it, or the file system has no locks: leaving the folder is safe
+        return handle, False
+    return handle, True
 
 
 def commit_folder(staging: Path, out: Path, facts: dict[str, Any], files: list[ExportedFile]) -> None:

@@ -1,7 +1,7 @@
 """`solver.mode: joint`: all people of an image on one depth line, near and far, each with its own noise and prior.
 
 Pure tensors. Builds the problem from evidence and priors, weighs both depth models and several noise levels by how
-well they explain the image, and gives the same container as the published fit (`group_fits.fit_groups`), with a
+well they explain the image, and gives the same container as the published fit (`paper_solver.fit_groups`), with a
 posterior. Who has no usable depth stands by its height prior. Metres.
 """
 
@@ -13,33 +13,38 @@ from dataclasses import dataclass, replace
 import torch
 
 from dto_pipeline.axes import FAR, MEAN, NEAR
-from dto_pipeline.config import METRES_PER_DEPTH, JointConfig
-from dto_pipeline.maths.depth_line import AFFINE_DEPTH, AFFINE_DISPARITY, DEPTH_MODELS, line_coefficients
+from dto_pipeline.config import METRES_PER_DEPTH, CrowdConfig
 from dto_pipeline.maths.devices import constant
-from dto_pipeline.maths.group_fits import CODE
 from dto_pipeline.maths.line_posterior import (
+    AFFINE_DEPTH,
+    AFFINE_DISPARITY,
+    DEPTH_MODELS,
     CrowdPosterior,
     CrowdProblem,
     find_lines,
     integrate_lines,
+    line_coefficients,
     repeat_fits,
 )
 from dto_pipeline.maths.ordered import fold_softmax, fold_sum
+from dto_pipeline.maths.paper_solver import CODE
 from dto_pipeline.scene import DepthEvidence, GroupFits, HeightMixture, HeightPrior, Posterior
 from dto_pipeline.status import FitStatus, PersonStatus
 
 _UNMEASURED = 1e6  # variance of log z of a depth that says nothing
 _LOG_GROWN = math.log(1.7)  # height that no network draws too far or too near [log m]
+_LEAST_VARIANCE = 1e-12  # of log z, for its logarithm
+_LARGEST_DEVIATION = 0.8  # that widens sigmas: more comes from ages that are somebody else's [sigma]
 _TWO = 2  # depths that make a comparison
 
 
-def fit_jointly(
+def fit_crowds(
     evidence: DepthEvidence,
     prior: HeightPrior,
     mixture: HeightMixture,
     label_z: torch.Tensor,
     present: torch.Tensor,
-    config: JointConfig,
+    config: CrowdConfig,
     max_height: float,
     metric: torch.Tensor | None = None,
 ) -> GroupFits:
@@ -57,16 +62,17 @@ def fit_jointly(
     """
     depth = evidence.depth[..., MEAN]
     measured = evidence.usable & present & (depth > 0) & depth.isfinite()
+    log_depths = fold_sum(torch.where(measured, depth, 1.0).log())
     crowd = _Crowd(
         evidence=evidence,
         prior=prior,
         z=torch.where(measured, evidence.z[..., MEAN], torch.where(present, label_z.to(torch.float64), 1.0)),
-        typical_depth=_typical_depth(depth, measured),
+        typical_depth=(log_depths / measured.sum(1).clamp(min=1)).exp(),
         measured=measured,
         present=present,
         metric=measured.any(1) & (False if metric is None else metric),
     )
-    found = _solve(_build_problem(crowd, mixture, config), *_log_slant(crowd), config)
+    found = _solve(_build_problem(crowd, mixture, config), *_log_slant(crowd), _log_levels(crowd, config), config)
     tallest = (max_height * crowd.z / torch.where(present, prior.height, 1.0)).log()
     return _conclude(crowd, replace(found, log_z=torch.minimum(found.log_z, tallest)), config)
 
@@ -78,7 +84,7 @@ class _Crowd:
     evidence: DepthEvidence
     prior: HeightPrior
     z: torch.Tensor  # (B, P) [m] of the label, over the measured pixels where there are any
-    typical_depth: torch.Tensor  # (B,) the unit of depth of each scene
+    typical_depth: torch.Tensor  # (B,) geometric mean of those measured, 1 where there is none
     measured: torch.Tensor  # (B, P) bool: the depth means something
     present: torch.Tensor  # (B, P) bool: is to be placed
     metric: torch.Tensor  # (B,) bool: the depth is in metres
@@ -95,12 +101,6 @@ class _Found:
     share: torch.Tensor  # (B,) of its line
 
 
-def _typical_depth(depth: torch.Tensor, measured: torch.Tensor) -> torch.Tensor:
-    """(B,) geometric mean of the measured depths; 1 where there is none."""
-    total = fold_sum(torch.where(measured, depth, 1.0).log())
-    return (total / measured.sum(1).clamp(min=1)).exp()
-
-
 def _log_slant(crowd: _Crowd) -> tuple[torch.Tensor, torch.Tensor]:
     """(B, P) logarithm of height over distance, which a picture tells, over its mean in the scene; (B, 1) that mean."""
     slant = torch.where(crowd.present, crowd.prior.height / crowd.z, 1.0).log()
@@ -108,7 +108,7 @@ def _log_slant(crowd: _Crowd) -> tuple[torch.Tensor, torch.Tensor]:
     return slant - typical, typical
 
 
-def _build_problem(crowd: _Crowd, mixture: HeightMixture, config: JointConfig) -> CrowdProblem:
+def _build_problem(crowd: _Crowd, mixture: HeightMixture, config: CrowdConfig) -> CrowdProblem:
     """B fits without a model or a noise level yet (affine in depth, level 1)."""
     evidence, measured, z = crowd.evidence, crowd.measured, crowd.z
     depth = torch.where(measured, evidence.depth[..., MEAN], crowd.typical_depth[:, None])
@@ -118,6 +118,8 @@ def _build_problem(crowd: _Crowd, mixture: HeightMixture, config: JointConfig) -
     height = torch.where(crowd.present, crowd.prior.height, 1.0).log()
     tails = constant(config.tail_widths, z.device)
     weights = constant(config.tail_weights, z.device)
+    pixels = evidence.pixels[..., 2].clamp(min=1).to(torch.float64)
+    noise = config.depth_sigma**2 + config.edge_sigma**2 / pixels  # the network's own error, and borders that blur
     return CrowdProblem(
         log_depth=(depth / crowd.typical_depth[:, None]).log(),
         measured=measured,
@@ -126,7 +128,7 @@ def _build_problem(crowd: _Crowd, mixture: HeightMixture, config: JointConfig) -
         centre=mixture.mean - (height - z.log())[..., None],
         spread=mixture.variance + config.size_sigma**2,
         tail_log_weight=(weights / weights.sum()).log(),
-        noise=_noise(evidence, measured, config)[..., None] * tails.square(),
+        noise=torch.where(measured, noise, _UNMEASURED)[..., None] * tails.square(),
         elasticity=elasticity,
         elasticity_sigma=config.slope_sigma / gain,
         model=torch.full((len(z),), AFFINE_DEPTH, device=z.device),
@@ -137,19 +139,31 @@ def _build_problem(crowd: _Crowd, mixture: HeightMixture, config: JointConfig) -
     )
 
 
-def _noise(evidence: DepthEvidence, measured: torch.Tensor, config: JointConfig) -> torch.Tensor:
-    """(B, P) variance of a person's depth, relative: the network's own error, and borders that blur."""
-    pixels = evidence.pixels[..., 2].clamp(min=1).to(torch.float64)
-    return torch.where(measured, config.depth_sigma**2 + config.edge_sigma**2 / pixels, _UNMEASURED)
+def _log_levels(crowd: _Crowd, config: CrowdConfig) -> torch.Tensor:
+    """(B, L) logarithm of how likely each noise level is: a map too blurred to show bodies is seldom a good one."""
+    clear, blurred = (
+        constant(tuple(weight / sum(weights) for weight in weights), crowd.z.device)
+        for weights in (config.noise_level_weights, config.blurred_level_weights)
+    )
+    shown = fold_sum(torch.where(crowd.measured, crowd.evidence.corr.clamp(min=0), 0))
+    low, high = config.blurred_corr
+    share = ((high - shown / crowd.measured.sum(1).clamp(min=1)) / (high - low)).clamp(0, 1)[:, None]
+    return ((1 - share) * clear + share * blurred).log()
 
 
-def _solve(problem: CrowdProblem, log_slant: torch.Tensor, mean_slant: torch.Tensor, config: JointConfig) -> _Found:
+def _solve(
+    problem: CrowdProblem,
+    log_slant: torch.Tensor,
+    mean_slant: torch.Tensor,
+    log_levels: torch.Tensor,
+    config: CrowdConfig,
+) -> _Found:
     """Both models x all troubles x all noise levels, weighed by their evidence (a fixed set of fits per scene)."""
     scenes = len(problem.model)
-    models = _models(config, problem.model.device)
+    chosen = [DEPTH_MODELS.index(name) for name in DEPTH_MODELS if config.depth_model in ("auto", name)]
+    models = constant(tuple(chosen), problem.model.device, torch.int64)
     troubles = _troubles(config, models.device)
     levels = constant(config.noise_levels, models.device)
-    weights = constant(config.noise_level_weights, models.device)
     model, trouble = torch.cartesian_prod(models, torch.arange(len(troubles), device=models.device)).unbind(1)
     kinds = len(model)
     rows = torch.arange(scenes, device=models.device).repeat_interleave(kinds)
@@ -160,12 +174,12 @@ def _solve(problem: CrowdProblem, log_slant: torch.Tensor, mean_slant: torch.Ten
 
     rows = torch.arange(len(rows), device=models.device).repeat_interleave(len(levels))
     fits = _with_noise(repeat_fits(fits, rows), levels.repeat(scenes * kinds))
-    fits = replace(fits, log_prior=fits.log_prior + (weights / weights.sum()).log().repeat(scenes * kinds))
+    fits = replace(fits, log_prior=fits.log_prior + log_levels.repeat_interleave(kinds, 0).flatten())
     result = integrate_lines(fits, mean[rows], covariance[rows])
     return _average(result, models, len(troubles) * len(levels), scenes)
 
 
-def _troubles(config: JointConfig, device: torch.device) -> torch.Tensor:
+def _troubles(config: CrowdConfig, device: torch.device) -> torch.Tensor:
     """(3, 3) what may be wrong with a whole image: nothing, its ages, or depth that follows size.
 
     Columns: exponent of the size error; probability that a person's age is somebody else's; logarithm of how likely
@@ -184,7 +198,7 @@ def _with_trouble(
     log_slant: torch.Tensor,
     mean_slant: torch.Tensor,
     trouble: torch.Tensor,
-    config: JointConfig,
+    config: CrowdConfig,
 ) -> CrowdProblem:
     """Fits in which something is wrong with the whole image.
 
@@ -213,14 +227,12 @@ def _with_noise(problem: CrowdProblem, level: torch.Tensor) -> CrowdProblem:
     return replace(problem, noise=problem.noise * level.square()[:, None, None])
 
 
-def _models(config: JointConfig, device: torch.device) -> torch.Tensor:
-    both = [AFFINE_DEPTH, AFFINE_DISPARITY]
-    chosen = both if config.depth_model == "auto" else [DEPTH_MODELS.index(config.depth_model)]
-    return constant(tuple(chosen), device, torch.int64)
-
-
 def _average(result: CrowdPosterior, models: torch.Tensor, levels: int, scenes: int) -> _Found:
-    """Moments over the fits of each scene, weighed by evidence; the line is that of the more probable model."""
+    """Moments over the fits of each scene, weighed by evidence; the line is that of the more probable model.
+
+    Variances are averaged as logarithms: fits of a scene differ many times in width, and the width that holds half or
+    four fifths of such a mixture is near that of most of it, not of its widest part.
+    """
 
     def per_scene(value: torch.Tensor) -> torch.Tensor:
         return value.view(scenes, len(models) * levels, *value.shape[1:])
@@ -231,6 +243,10 @@ def _average(result: CrowdPosterior, models: torch.Tensor, levels: int, scenes: 
     apart = means - log_z[:, None]
     within = per_scene(result.covariance) + apart[..., :, None] * apart[..., None, :]
     covariance = fold_sum(weight[..., None, None] * within, 1)
+    variance = within.diagonal(dim1=-2, dim2=-1).clamp(min=_LEAST_VARIANCE)
+    usual = fold_sum(weight[..., None] * variance.log(), 1).exp()
+    narrower = (usual / fold_sum(weight[..., None] * variance, 1)).sqrt()
+    covariance = covariance * narrower[:, :, None] * narrower[:, None, :]
 
     by_model = weight.view(scenes, len(models), levels)
     best = fold_sum(by_model).argmax(1)
@@ -242,7 +258,7 @@ def _average(result: CrowdPosterior, models: torch.Tensor, levels: int, scenes: 
     return _Found(log_z, covariance, models[best], of_best(result.log_scale), of_best(result.share))
 
 
-def _conclude(crowd: _Crowd, found: _Found, config: JointConfig) -> GroupFits:
+def _conclude(crowd: _Crowd, found: _Found, config: CrowdConfig) -> GroupFits:
     """The same words and columns as the published fit."""
     evidence, prior, measured, present = crowd.evidence, crowd.prior, crowd.measured, crowd.present
     finite = found.log_z.isfinite() & found.covariance.diagonal(dim1=-2, dim2=-1).isfinite()
@@ -257,6 +273,7 @@ def _conclude(crowd: _Crowd, found: _Found, config: JointConfig) -> GroupFits:
     height = prior.height / crowd.z * new_z
     moved = outcome == CODE[PersonStatus.MOVED]
     off = fold_sum(torch.where(moved, (height - prior.mean).abs() / prior.sigma, 0)) / moved.sum(1).clamp(min=1)
+    spread = _shown_spread(off, moved.sum(1), config)
     member = torch.stack([moved & (evidence.group == group) for group in (NEAR, FAR)], 1)
     slope, offset = line_coefficients(found.log_scale, found.share, crowd.typical_depth, found.model)
     straight = compared & (found.model == AFFINE_DEPTH)
@@ -275,29 +292,42 @@ def _conclude(crowd: _Crowd, found: _Found, config: JointConfig) -> GroupFits:
         is_optimized=moved.sum(1) >= _TWO,
         deviation=off,
         posterior=Posterior(
-            z_covariance=_z_covariance(found, placed, config),
-            height_sigma=_height_sigma(found, height, config),
+            z_covariance=_z_covariance(found, placed, spread, config),
+            height_sigma=_height_sigma(found, height, spread, config),
             depth_model=torch.where(compared, found.model, -1),
             disparity_line=torch.where(inverse[:, None], line, torch.nan),
         ),
     )
 
 
-def _z_covariance(found: _Found, placed: torch.Tensor, config: JointConfig) -> torch.Tensor:
-    """(B, P, P) [m^2], NaN in the rows and columns of people not placed.
+def _shown_spread(deviation: torch.Tensor, people: torch.Tensor, config: CrowdConfig) -> torch.Tensor:
+    """(B,) factor on variances: where people end far from their priors, these fit the image's people badly.
+
+    The posterior mean of a variance of which `deviation_people` people are known beforehand.
+
+    Args:
+        deviation: (B,) mean height deviation of `people` (B,) who were compared [sigma].
+    """
+    known, usual = config.deviation_people, config.usual_deviation
+    square = deviation.clamp(max=_LARGEST_DEVIATION).square()
+    return (known * usual**2 + people * square) / ((known + people) * usual**2)
+
+
+def _z_covariance(found: _Found, placed: torch.Tensor, spread: torch.Tensor, config: CrowdConfig) -> torch.Tensor:
+    """(B, P, P) [m^2], NaN in the rows and columns of people not placed; `spread`: (B,) of `_shown_spread`.
 
     What all people share (the heights of their population, the camera) moves everybody by one factor: the line's scale
     has no prior of its own, so it is simply added.
     """
-    shared = config.population_sigma**2 + config.focal_sigma**2
     z = torch.where(placed, found.log_z.exp(), torch.nan)
-    return (found.covariance * config.temperature**2 + shared) * z[:, :, None] * z[:, None, :]
+    of_image = (found.covariance * config.temperature**2 + config.population_sigma**2) * spread[:, None, None]
+    return (of_image + config.focal_sigma**2) * z[:, :, None] * z[:, None, :]
 
 
-def _height_sigma(found: _Found, height: torch.Tensor, config: JointConfig) -> torch.Tensor:
+def _height_sigma(found: _Found, height: torch.Tensor, spread: torch.Tensor, config: CrowdConfig) -> torch.Tensor:
     """(B, P) [m]: a height is as sure as its distance, but for the label's size in the picture."""
     variance = found.covariance.diagonal(dim1=-2, dim2=-1).clamp(min=0) + config.size_sigma**2
-    return height * (variance * config.temperature**2 + config.population_sigma**2).sqrt()
+    return height * ((variance * config.temperature**2 + config.population_sigma**2) * spread[:, None]).sqrt()
 
 
 def _fit_status(measured: torch.Tensor, present: torch.Tensor, placed: torch.Tensor) -> torch.Tensor:

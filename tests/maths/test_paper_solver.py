@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dto_pipeline.config import SolverConfig
-from dto_pipeline.maths.map_solver import lower_bound, new_heights, solve_map
+from dto_pipeline.maths.paper_solver import lower_bound, new_heights, solve_map
 from dto_pipeline.scene import MapProblem, MapSolution
 from dto_pipeline.status import FitStatus
 

@@ -10,16 +10,21 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dto_pipeline.config import JointConfig, PriorConfig
-from dto_pipeline.maths.depth_line import AFFINE_DEPTH, AFFINE_DISPARITY, line_coefficients, log_distance
-from dto_pipeline.maths.group_fits import CODE
-from dto_pipeline.maths.height_mixture import build_height_mixture, class_shares, summarise_mixture
-from dto_pipeline.maths.height_prior import build_height_prior, classify_heights
-from dto_pipeline.maths.joint_solver import fit_jointly
+from dto_pipeline.config import CrowdConfig, PriorConfig
+from dto_pipeline.maths.crowd_solver import fit_crowds
+from dto_pipeline.maths.heights import (
+    build_height_mixture,
+    build_height_prior,
+    class_shares,
+    classify_heights,
+    summarise_mixture,
+)
+from dto_pipeline.maths.line_posterior import AFFINE_DEPTH, AFFINE_DISPARITY, line_coefficients, log_distance
+from dto_pipeline.maths.paper_solver import CODE
 from dto_pipeline.scene import DepthEvidence, GroupFits
 from dto_pipeline.status import FitStatus, PersonStatus
 
-PRIOR, JOINT = PriorConfig(), JointConfig()
+PRIOR, JOINT = PriorConfig(), CrowdConfig()
 NAN = torch.nan
 
 
@@ -31,15 +36,17 @@ def crowd(
     line: tuple[float, float] = (500.0, 0.0),
     inverse: bool = False,
     error: list[list[float]] | None = None,
-    config: JointConfig = JOINT,
+    config: CrowdConfig = JOINT,
     usable: torch.Tensor | None = None,
     present: torch.Tensor | None = None,
     ages: torch.Tensor | None = None,
     metric: torch.Tensor | None = None,
+    corr: float = 0.6,
 ) -> GroupFits:
     """Fit people of true distances `z` [m] whose labels are `factor` too large and whose depth errs by `error`.
 
     line: (alpha, beta) of z = alpha depth + beta, or with `inverse` (a, b) of disparity = a / z + b.
+    corr: correlation inside bodies.
     """
     true_z = torch.tensor(z, dtype=torch.float64)
     true_height = torch.full_like(true_z, 1.715) if height is None else torch.tensor(height, dtype=torch.float64)
@@ -56,7 +63,7 @@ def crowd(
         z=torch.where(usable, label_z, NAN)[..., None].expand(*shape, 2),
         depth_std=torch.full(shape, 1e-4, dtype=torch.float64),
         slope=torch.full(shape, NAN, dtype=torch.float64),
-        corr=torch.zeros(shape, dtype=torch.float64),
+        corr=torch.full(shape, corr, dtype=torch.float64),
         pixels=torch.full((*shape, 4), 5000),
         bounds=torch.zeros((*shape, 2), dtype=torch.float64),
         ground_row=torch.zeros(shape, dtype=torch.float64),
@@ -68,7 +75,7 @@ def crowd(
     unknown = torch.full(shape, NAN)
     mixture = build_height_mixture(label_height, ages, unknown, PRIOR, config)
     table = build_height_prior(label_height, classify_heights(ages, unknown, PRIOR), PRIOR)
-    return fit_jointly(evidence, summarise_mixture(mixture, table), mixture, label_z, present, config, 2.1, metric)
+    return fit_crowds(evidence, summarise_mixture(mixture, table), mixture, label_z, present, config, 2.1, metric)
 
 
 @pytest.mark.parametrize("factor", [1.0, 0.3, 3.0])
@@ -124,6 +131,23 @@ def test_one_wrong_height_spoils_neither_its_person_nor_the_others() -> None:
     z = [[3.0, 4.0, 5.0, 6.0, 7.0, 8.0]]
     fits = crowd(z, height=[[1.7, 1.72, 1.1, 1.7, 1.73, 1.7]], factor=[[1, 1, 1.5, 1, 1, 1]])
     assert np.allclose(fits.new_z.numpy(), z, rtol=0.06)
+
+
+def test_a_map_too_blurred_to_show_bodies_is_believed_less() -> None:
+    z = [[3.0, 4.0, 5.0, 6.0, 7.0, 8.0]]
+    wrong = [[0, 0, 0.1, 0, -0.1, 0]]
+    clear, blurred = (crowd(z, error=wrong, corr=corr) for corr in (0.6, 0.0))
+    off, off_blurred = (np.abs(np.log(fits.new_z.numpy() / z)) for fits in (clear, blurred))
+    assert off_blurred[0, [2, 4]].max() < 0.9 * off[0, [2, 4]].max()
+
+
+def test_an_estimated_gender_of_0_86_is_nearly_certain_and_one_of_a_half_is_unknown() -> None:
+    def male(estimate: float) -> float:
+        return float(class_shares(torch.tensor(40.0).double(), torch.tensor(estimate).double(), PRIOR, JOINT)[-1])
+
+    assert male(0.86) > 0.95
+    assert male(0.5) == pytest.approx(0.5)
+    assert 1 - JOINT.gender_trust == pytest.approx(2 * male(0.0), abs=1e-4)
 
 
 def test_depth_that_follows_size_is_found_in_the_image_and_taken_out() -> None:
@@ -251,6 +275,7 @@ def test_intervals_hold_what_they_say_where_the_model_is_true() -> None:
     config = replace(JOINT, population_sigma=0.0, label_height_sigma=1e3, anybody_weight=1e-9)
     config = replace(config, share_sigma=0.01, edge_sigma=0.0, size_sigma=1e-4)
     config = replace(config, wrong_ages_probability=0.0, size_error_probability=0.0, temperature=1.0)
+    config = replace(config, deviation_people=1e9)
     rng = np.random.default_rng(4)
     z = rng.uniform(2.5, 9.0, (300, 5))
     female = rng.random(z.shape) < 0.5
@@ -268,6 +293,20 @@ def test_intervals_hold_what_they_say_where_the_model_is_true() -> None:
     for normalised, within in ((miss / sigma, 0.03), (apart, 0.08)):  # pairs have the heavy tails of depth alone
         for reach, share in ((0.674, 0.5), (1.282, 0.8), (1.960, 0.95)):
             assert np.mean(np.abs(normalised) < reach) == pytest.approx(share, abs=within)
+
+
+def test_people_unlike_their_priors_are_less_sure_than_people_who_fit_them() -> None:
+    """Men of 1.715 m on the line, and as many who are taller and shorter by turns: the depth is as good."""
+    z = np.array([[3.0, 4.0, 5.0, 6.0, 7.0, 8.0]])
+    even = crowd(z.tolist())
+    uneven = crowd(z.tolist(), height=(1.715 + 0.12 * np.array([[1, -1, 1, -1, 1, -1]])).tolist())
+
+    def sigma(fits: GroupFits) -> np.ndarray:
+        assert fits.posterior is not None
+        return fits.posterior.z_covariance[0].diagonal().sqrt().numpy() / fits.new_z[0].numpy()
+
+    assert (even.deviation < uneven.deviation).all()
+    assert (sigma(uneven) > 1.1 * sigma(even)).all()
 
 
 def test_both_lines_are_one_where_there_is_no_offset() -> None:

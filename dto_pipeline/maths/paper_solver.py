@@ -1,0 +1,353 @@
+"""`solver.mode: paper`: one line z = alpha * depth + beta per group of people, by arXiv 2511.13282.
+
+Pure tensors; metres. A scene has three fits, stacked on the N axis: near people by all their pixels, near people by
+their lowest pixels, far people by all their pixels. Every fit goes through the same fixed number of rounds with masks,
+so no member of a batch decides for another. Reproduces the method as implemented by its authors, including how
+rejections are counted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from dto_pipeline.axes import FAR, GROUND, MEAN, NEAR
+from dto_pipeline.config import RefineConfig, SolverConfig
+from dto_pipeline.maths.devices import works_at_once
+from dto_pipeline.maths.ordered import fold_sum
+from dto_pipeline.scene import OUTCOMES, DepthEvidence, GroupFits, HeightPrior, MapProblem, MapSolution
+from dto_pipeline.status import FitStatus, PersonStatus
+
+_FITS = ((NEAR, MEAN), (NEAR, GROUND), (FAR, MEAN))  # the fits of a scene, in the order they are stacked
+CODE = {status: code for code, status in enumerate(OUTCOMES)}
+_ROUNDING = 1e-14  # a determinant this small relative to its terms is rounding: the depths are equal
+_TWO = 2  # people a line passes through whatever the depths say
+
+
+def fit_groups(evidence: DepthEvidence, prior: HeightPrior, solver: SolverConfig, refine: RefineConfig) -> GroupFits:
+    """Solve the near and the far group of every scene and say what becomes of each person.
+
+    Args:
+        evidence, prior: of B scenes, P people; a scene with fewer than two people must have nobody usable.
+    """
+    problem = build_map_problem(evidence, prior)
+    lines = _choose_near_evidence(evidence, solve_map(problem, solver, evidence.unit.repeat_interleave(len(_FITS))))
+    lines = _push_far_behind_near(lines, prior, solver)
+    outcome = _outcomes(evidence, lines)
+    return GroupFits(
+        alpha=torch.where(lines.count >= 2, lines.alpha, torch.nan),
+        beta=torch.where(lines.count >= 2, lines.beta, torch.nan),
+        status=lines.status,
+        used_ground=lines.used_ground,
+        z=lines.z,
+        new_z=lines.new_z,
+        outcome=outcome,
+        rejected_order=lines.rejected_order,
+        num_optimized=lines.num_optimized,
+        is_optimized=(lines.num_optimized >= 2).any(-1),
+        deviation=_image_score(lines, outcome, refine),
+    )
+
+
+def build_map_problem(evidence: DepthEvidence, prior: HeightPrior) -> MapProblem:
+    """The 3 B fits of B scenes (see the module's first lines), (3 B, P) each, the three of a scene adjacent."""
+
+    def stack(value: torch.Tensor) -> torch.Tensor:
+        return torch.stack([value] * len(_FITS), 1).flatten(0, 1)
+
+    def stack_kinds(value: torch.Tensor) -> torch.Tensor:
+        return torch.stack([value[..., kind] for _, kind in _FITS], 1).flatten(0, 1)
+
+    active = torch.stack([evidence.usable & (evidence.group == group) for group, _ in _FITS], 1)
+    return MapProblem(
+        height=stack(prior.height),
+        z=stack_kinds(evidence.z),
+        depth=stack_kinds(evidence.depth),
+        depth_std=stack(evidence.depth_std),
+        slope=stack(evidence.slope),
+        corr=stack(evidence.corr),
+        prior_mean=stack(prior.mean),
+        prior_sigma=stack(prior.sigma),
+        active=active.flatten(0, 1),
+    )
+
+
+@dataclass(frozen=True)
+class _Lines:
+    """Both groups of every scene with the evidence that is used."""
+
+    alpha: torch.Tensor  # (B, 2); a lone person has alpha 0 and beta its z
+    beta: torch.Tensor  # (B, 2)
+    status: torch.Tensor  # (B, 2)
+    deviation: torch.Tensor  # (B, 2)
+    num_optimized: torch.Tensor  # (B, 2)
+    count: torch.Tensor  # (B, 2) usable people
+    member: torch.Tensor  # (B, 2, P) usable people
+    rejected_order: torch.Tensor  # (B, P)
+    used_ground: torch.Tensor  # (B,)
+    depth: torch.Tensor  # (B, P)
+    z: torch.Tensor  # (B, P)
+
+    @property
+    def new_z(self) -> torch.Tensor:
+        """(B, P) distance of each person on its group's line; NaN for those in no group."""
+        value = self.alpha[..., None] * self.depth[:, None] + self.beta[..., None]
+        inside = torch.where(self.member, value, 0).sum(1)
+        return torch.where(self.member.any(1), inside, torch.nan)
+
+
+def _choose_near_evidence(evidence: DepthEvidence, solution: MapSolution) -> _Lines:
+    """Ground evidence if it optimises at least as many near people with a strictly smaller deviation."""
+    scenes = len(evidence.usable)
+
+    def per_scene(value: torch.Tensor) -> torch.Tensor:
+        return value.view(scenes, len(_FITS), *value.shape[1:])
+
+    optimized, deviation = per_scene(solution.num_optimized), per_scene(solution.deviation)
+    member = torch.stack([evidence.usable & (evidence.group == group) for group in (NEAR, FAR)], 1)
+    count = member.sum(-1)
+    ground = (count[:, NEAR] >= 2) & (optimized[:, 1] >= optimized[:, 0]) & (deviation[:, 1] < deviation[:, 0])
+
+    def both_groups(value: torch.Tensor) -> torch.Tensor:
+        value = per_scene(value)
+        near = torch.where(ground.view(-1, *[1] * (value.dim() - 2)), value[:, 1], value[:, 0])
+        return torch.stack([near, value[:, 2]], 1)
+
+    use_ground = ground[:, None] & member[:, NEAR]
+    depth = torch.where(use_ground, evidence.depth[..., GROUND], evidence.depth[..., MEAN])
+    z = torch.where(use_ground, evidence.z[..., GROUND], evidence.z[..., MEAN])
+    alone = count == 1
+    own_z = torch.where(member, z[:, None], 0).sum(-1)
+    rejected = torch.where(member & ~alone[..., None], both_groups(solution.rejected_order), -1)
+    return _Lines(
+        alpha=torch.where(alone, 0, both_groups(solution.alpha)),
+        beta=torch.where(alone, own_z, both_groups(solution.beta)),
+        status=both_groups(solution.status),
+        deviation=torch.where(alone, 0, both_groups(solution.deviation)),
+        num_optimized=torch.where(alone, 0, both_groups(solution.num_optimized)),
+        count=count,
+        member=member,
+        rejected_order=rejected.amax(1),
+        used_ground=ground,
+        depth=depth,
+        z=z,
+    )
+
+
+def _push_far_behind_near(lines: _Lines, prior: HeightPrior, solver: SolverConfig) -> _Lines:
+    """Raise the far line until its nearest person starts behind the farthest near one, and check heights again."""
+    depth = torch.where(lines.member, lines.depth[:, None], torch.nan)
+    farthest_near = torch.where(lines.member[:, NEAR], depth[:, NEAR], -torch.inf).amax(-1)
+    nearest_far = torch.where(lines.member[:, FAR], depth[:, FAR], torch.inf).amin(-1)
+    both = (lines.count > 0).all(-1)
+    border = farthest_near * lines.alpha[:, NEAR] + lines.beta[:, NEAR]
+    least = border - nearest_far * lines.alpha[:, FAR]
+    raised = both & (least > lines.beta[:, FAR]) & (lines.count[:, FAR] >= 2)
+    beta = lines.beta.clone()
+    beta[:, FAR] = torch.where(raised, least, lines.beta[:, FAR])
+    pushed = replace(lines, beta=beta)
+
+    height = prior.height / lines.z * pushed.new_z
+    checked = both[:, None] & lines.member[:, FAR] & (lines.rejected_order < 0) & (lines.count[:, FAR, None] >= 2)
+    late = checked & (height > solver.max_height)
+    first = lines.rejected_order.masked_fill(~lines.member[:, FAR], -1).amax(-1, keepdim=True) + 1
+    order = torch.where(late, first + torch.cumsum(late, -1) - 1, lines.rejected_order)
+    optimized = lines.num_optimized.clone()
+    optimized[:, FAR] = (optimized[:, FAR] - late.sum(-1)).clamp(min=0)
+    return replace(pushed, rejected_order=order, num_optimized=optimized)
+
+
+def _outcomes(evidence: DepthEvidence, lines: _Lines) -> torch.Tensor:
+    """(B, P) index into OUTCOMES."""
+    in_group = lines.member.any(1)
+
+    def of_group(value: torch.Tensor) -> torch.Tensor:
+        return (lines.member & value[..., None]).any(1)
+
+    outcome = torch.where(evidence.cut > 0, CODE[PersonStatus.TOO_SMALL], CODE[PersonStatus.NOT_RUN])
+    outcome = torch.where(in_group, CODE[PersonStatus.MOVED], outcome)
+    outcome = torch.where(in_group & ~(lines.new_z > 0), CODE[PersonStatus.BEHIND_CAMERA], outcome)
+    outcome = torch.where(of_group(lines.status == int(FitStatus.DEGENERATE)), CODE[PersonStatus.NO_FIT], outcome)
+    outcome = torch.where(lines.rejected_order >= 0, CODE[PersonStatus.TOO_TALL], outcome)
+    return torch.where(of_group(lines.count == 1), CODE[PersonStatus.ALONE_IN_GROUP], outcome)
+
+
+def _image_score(lines: _Lines, outcome: torch.Tensor, refine: RefineConfig) -> torch.Tensor:
+    """(B,) mean deviation of those optimised, a fixed penalty for each set aside by height; 0 if nothing counts."""
+    counts = lines.num_optimized.to(torch.float64)
+    kept = torch.where(lines.num_optimized > 0, lines.deviation * counts, 0).sum(-1)
+    aside = (outcome == CODE[PersonStatus.TOO_TALL]).sum(-1).to(torch.float64)
+    total = counts.sum(-1) + aside
+    return torch.where(total > 0, (kept + refine.set_aside_penalty * aside) / total.clamp(min=1), 0)
+
+
+def solve_map(problem: MapProblem, config: SolverConfig, unit: torch.Tensor | float = 1.0) -> MapSolution:
+    """Fit every group, setting the tallest aside while anybody is taller than `config.max_height`.
+
+    `unit`: (N,) of the depths, see `DepthEvidence.unit`.
+    """
+    state = _first_state(problem)
+    alpha_min = lower_bound(problem, config, unit)
+    for _ in range(config.max_rounds):
+        # saves a CPU rounds, changes nothing: fits that do not run keep their state
+        if not works_at_once(alpha_min.device) and not state.running.any():
+            break
+        state = _round(problem, state, alpha_min, config)
+    return _conclude(problem, state, alpha_min)
+
+
+def lower_bound(problem: MapProblem, config: SolverConfig, unit: torch.Tensor | float = 1.0) -> torch.Tensor:
+    """(N,) smallest alpha allowed: the crowd may not be flatter than the bodies in it.
+
+    The mean of the slopes of all people of the group (those set aside later too) whose correlation is above
+    `config.min_corr`, weighted by the correlation; `config.default_alpha_min` where there is none.
+    """
+    counts = problem.active & (problem.corr > config.min_corr) & config.internal_constraint
+    weight = torch.where(counts, problem.corr, 0)
+    total = fold_sum(weight)
+    mean = fold_sum(weight * torch.where(counts, problem.slope, 0)) / torch.where(total > 0, total, 1)
+    return torch.where(total > 0, mean, config.default_alpha_min * unit)
+
+
+@dataclass(frozen=True)
+class _State:
+    """Where the rounds stand; `running` fits go on, all others keep what they have."""
+
+    alpha: torch.Tensor
+    beta: torch.Tensor
+    active: torch.Tensor
+    rejected_order: torch.Tensor
+    num_optimized: torch.Tensor
+    plane: torch.Tensor
+    rounds: torch.Tensor
+    status: torch.Tensor
+    running: torch.Tensor
+
+
+def _first_state(problem: MapProblem) -> _State:
+    fits, people = problem.active.shape
+    device = problem.active.device
+    number = torch.full((fits,), torch.nan, dtype=torch.float64, device=device)
+    zero = torch.zeros(fits, dtype=torch.int64, device=device)
+    return _State(
+        alpha=number,
+        beta=number,
+        active=problem.active,
+        rejected_order=torch.full((fits, people), -1, dtype=torch.int64, device=device),
+        num_optimized=zero,
+        plane=zero.bool(),
+        rounds=zero,
+        status=zero + int(FitStatus.EMPTY),
+        running=problem.active.any(1),
+    )
+
+
+def _round(problem: MapProblem, state: _State, alpha_min: torch.Tensor, config: SolverConfig) -> _State:
+    """Fit those still running; end the fits that are fine or hopeless, set one person aside in the others."""
+    alpha, beta, plane, bound, finite = _fit(problem, state.active, alpha_min)
+    count = state.active.sum(1)
+    height = new_heights(problem, alpha, beta)
+    tall = state.active & (height > config.max_height)
+    free_pair = ~bound & (count == _TWO)
+    over = state.running & tall.any(1) & ~free_pair & finite
+    hopeless = over & (count <= _TWO)
+    rejecting = over & ~hopeless
+    tallest = torch.where(state.active, height, -torch.inf).argmax(1)
+    rejected = torch.zeros_like(state.active).scatter_(1, tallest[:, None], rejecting[:, None])
+
+    order = torch.where(rejected, (~state.active & problem.active).sum(1, keepdim=True), state.rejected_order)
+    order = torch.where(hopeless[:, None], _tallest_first(problem, height), order)
+    status = torch.where(bound, int(FitStatus.AT_BOUND), int(FitStatus.SOLVED))
+    status = torch.where(free_pair, int(FitStatus.TWO_PEOPLE), status)
+    status = torch.where(rejecting, int(FitStatus.ROUNDS_EXHAUSTED), status)
+    status = torch.where(hopeless, int(FitStatus.ALL_REJECTED), status)
+    status = torch.where(finite, status, int(FitStatus.DEGENERATE))
+    fitted = _State(
+        alpha=torch.where(hopeless, 0, alpha),
+        beta=torch.where(hopeless, torch.where(problem.active, problem.z, -torch.inf).amax(1), beta),
+        active=state.active & ~rejected & ~hopeless[:, None],
+        rejected_order=order,
+        num_optimized=torch.where(free_pair | hopeless, 0, count),
+        plane=plane,
+        rounds=state.rounds + 1,
+        status=status,
+        running=rejecting,
+    )
+    return _where(state.running, fitted, state)
+
+
+def _fit(
+    problem: MapProblem, active: torch.Tensor, alpha_min: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Weighted least squares of sum w (g (alpha d + beta) - mu)^2 with the bound: alpha, beta, plane, bound, finite."""
+    weight = torch.where(active, problem.prior_sigma**-2, 0)
+    depth, mean = (torch.where(active, value, 0) for value in (problem.depth, problem.prior_mean))
+    ratio = torch.where(active, problem.height / problem.z, 0)
+    a = fold_sum(weight * ratio**2 * depth**2)
+    b = fold_sum(weight * ratio**2 * depth)
+    c = fold_sum(weight * ratio**2)
+    d = fold_sum(weight * ratio * depth * mean)
+    e = fold_sum(weight * ratio * mean)
+    determinant = a * c - b * b
+    determinant = torch.where(determinant > _ROUNDING * a * c, determinant, torch.nan)
+    alpha = (c * d - b * e) / determinant
+    plane = _is_plane(problem, active)
+    bound = (alpha < alpha_min) | plane
+    beta = torch.where(bound, (e - b * alpha_min) / c, (a * e - b * d) / determinant)
+    alpha = torch.where(bound, alpha_min, alpha)
+    finite = torch.isfinite(alpha) & torch.isfinite(beta)
+    return alpha, beta, plane, bound, finite
+
+
+def _is_plane(problem: MapProblem, active: torch.Tensor) -> torch.Tensor:
+    """(N,) whether the group faces the camera as one plane: its depths spread less than the bodies themselves do."""
+    count = active.sum(1).clamp(min=1)
+    depth = torch.where(active, problem.depth, 0)
+    mean = fold_sum(depth) / count
+    spread = torch.sqrt(fold_sum(torch.where(active, (depth - mean[:, None]) ** 2, 0)) / count)
+    return spread < fold_sum(torch.where(active, problem.depth_std, 0)) / count
+
+
+def new_heights(problem: MapProblem, alpha: torch.Tensor, beta: torch.Tensor) -> torch.Tensor:
+    """(N, P) height of everybody under the lines alpha, beta (N,) [m]."""
+    return problem.height / problem.z * (alpha[:, None] * problem.depth + beta[:, None])
+
+
+def _tallest_first(problem: MapProblem, height: torch.Tensor) -> torch.Tensor:
+    """(N, P) order in which everybody was set aside when a whole group is: tallest first under the last fit."""
+    value = torch.where(problem.active, height, -torch.inf)
+    rank = torch.argsort(torch.argsort(value, dim=1, descending=True, stable=True), dim=1, stable=True)
+    return torch.where(problem.active, rank, -1)
+
+
+def _conclude(problem: MapProblem, state: _State, alpha_min: torch.Tensor) -> MapSolution:
+    """Deviation over those kept; a fit that two people determine alone has none."""
+    deviation = torch.where(
+        state.active,
+        (new_heights(problem, state.alpha, state.beta) - problem.prior_mean).abs() / problem.prior_sigma,
+        0,
+    )
+    mean = fold_sum(deviation) / state.active.sum(1).clamp(min=1)
+    return MapSolution(
+        alpha=state.alpha,
+        beta=state.beta,
+        active=state.active,
+        rejected_order=state.rejected_order,
+        num_optimized=state.num_optimized,
+        deviation=torch.where(state.num_optimized > 0, mean, 0),
+        alpha_min=alpha_min,
+        plane=state.plane,
+        rounds=state.rounds,
+        status=state.status,
+    )
+
+
+def _where(running: torch.Tensor, new: _State, old: _State) -> _State:
+    """Take `new` for the fits that are running, `old` for the others."""
+
+    def choose(after: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
+        return torch.where(running.view(-1, *[1] * (after.dim() - 1)), after, before)
+
+    fields = {name: choose(value, getattr(old, name)) for name, value in vars(new).items() if name != "running"}
+    return replace(old, **fields, running=running & new.running)
