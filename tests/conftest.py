@@ -99,7 +99,7 @@ def body() -> Iterator[BodyModel]:
             make(self, arrays, kid_axis, sha256)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(BodyModel, "__init__", make_once)  # the class stays itself: bodies are pickled and told by it
+        patch.setattr(BodyModel, "__init__", make_once)  # the class stays itself: bodies are pickled
         yield found
 
 

@@ -23,7 +23,7 @@ from dto_pipeline.data.cameras import read_cameras
 from dto_pipeline.data.columns import read_numbers, single_array
 from dto_pipeline.data.labels import LabelsError, read_groups, read_label_metadata, read_labels, undo_betas
 from dto_pipeline.data.manifest import Manifest, find_manifest
-from dto_pipeline.data.parquet import READ_ERRORS, footer_text, open_parquet
+from dto_pipeline.data.parquet import footer_text, open_parquet
 from dto_pipeline.data.receipts import find_run_labels
 from dto_pipeline.data.storage import Location, as_location, exists, join_location, list_names
 from dto_pipeline.schema import LABEL_PERSON, LABELS_SCHEMA_NAME
@@ -101,7 +101,7 @@ def find_label_files(folder: str | Path) -> list[Location]:
     other folder every Parquet file that is one, by name.
 
     Raises:
-        LabelsError: there is none.
+        LabelsError: there is none, or a Parquet file of the folder cannot be read (whether it holds labels is unknown).
     """
     folder = as_location(folder)
     if exists(folder):
@@ -164,11 +164,8 @@ def person_leaf(name: str) -> str:
 
 
 def _is_labels(path: Location) -> bool:
-    try:
-        with open_parquet(path, LabelsError) as file:
-            return footer_text(file).get("schema") == LABELS_SCHEMA_NAME
-    except (LabelsError, *READ_ERRORS):
-        return False
+    with open_parquet(path, LabelsError) as file:
+        return footer_text(file).get("schema") == LABELS_SCHEMA_NAME
 
 
 @dataclass(frozen=True)

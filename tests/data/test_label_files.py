@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch.utils.data import DataLoader
@@ -52,7 +54,7 @@ def folder(placed: list[PlacedScene], tmp_path: Path) -> Path:
     write_label_shard(build_label_table(placed[:2]), tmp_path / "labels" / "a.parquet", {})
     write_label_shard(build_label_table(placed[2:]), tmp_path / "labels" / "sub" / "b.parquet", {})
     (tmp_path / "labels" / ".hidden.parquet").write_bytes(b"")
-    (tmp_path / "labels" / "other.parquet").write_bytes(b"not parquet")
+    pq.write_table(pa.table({"colour": [1]}), tmp_path / "labels" / "other.parquet")
     return tmp_path / "labels"
 
 
@@ -66,6 +68,13 @@ def test_only_label_files_are_found_in_order(folder: Path) -> None:
     assert find_label_files(folder / "a.parquet") == [folder / "a.parquet"]
     with pytest.raises(LabelsError, match="no label file"):
         find_label_files(folder / "nowhere")
+
+
+def test_a_parquet_file_that_cannot_be_read_is_named_and_not_left_out(folder: Path) -> None:
+    damaged = folder / "sub" / "b.parquet"
+    damaged.write_bytes(damaged.read_bytes()[:-10])
+    with pytest.raises(LabelsError, match=r"b\.parquet is not a whole Parquet file"):
+        find_label_files(folder)
 
 
 def test_people_stay_with_their_image(columns: LabelColumns, placed: list[PlacedScene]) -> None:
