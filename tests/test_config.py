@@ -32,7 +32,7 @@ def test_how_work_is_moved_never_changes_the_hash_but_a_label_knob_does() -> Non
     assert settings("solver.max_height=2.2") != plain
 
 
-def test_differences_are_named_knob_by_option() -> None:
+def test_differences_are_named_option_by_option() -> None:
     other = load_config(None, ["solver.max_height=2.2"])
     assert describe_difference(PipelineConfig().to_dict(), other.to_dict()) == ["solver.max_height: 2.1 -> 2.2"]
 
