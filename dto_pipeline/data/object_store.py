@@ -18,7 +18,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -272,7 +272,7 @@ def _open_client(scheme: str, bucket: str, query: str) -> Any:
     from obstore.exceptions import BaseError
 
     if scheme == "memory":
-        return stores.MemoryStore()
+        return _open_memory()
     options = {name: values[-1] for name, values in parse_qs(query).items()}
     unknown = sorted(set(options) - ({"endpoint_override", "scheme", "region"} if scheme == "s3" else set()))
     if unknown or scheme not in _SCHEMES:
@@ -292,6 +292,13 @@ def _open_client(scheme: str, bucket: str, query: str) -> Any:
     except (BaseError, ValueError) as error:
         what = str(error).splitlines()[0]
         raise StoreError(f"{scheme}://{bucket} cannot be opened: {what}; check the URI and the environment") from error
+
+
+@cache  # never given up for newer clients: whoever opened it first would hold another memory than the next
+def _open_memory() -> Any:
+    from obstore.store import MemoryStore
+
+    return MemoryStore()
 
 
 def _s3_config(options: dict[str, str]) -> dict[str, Any]:

@@ -233,3 +233,13 @@ def test_places_that_nothing_opens_are_refused():
         RemoteStore("s3://bucket/x?endpoint=here")
     with pytest.raises(StoreError, match=r"az://x cannot be opened.*Account"):
         RemoteStore("az://x")
+
+
+def test_memory_is_one_however_many_other_places_were_opened_since_it_was() -> None:
+    kept = open_store("memory://kept")
+    kept.replace("a", b"1")
+    for number in range(70):  # more than clients are kept
+        open_store(f"http://127.0.0.1:9/{number}")
+        open_store(f"http://127.0.0.{number + 1}:9")
+    assert object_store.open_remote("memory://kept") is not kept
+    assert open_store("memory://kept").read("a") == b"1"
