@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,8 +39,8 @@ _CHOICES = {
     "attributes.source": ATTRIBUTE_SOURCES,
     "attributes.crop": ("face", "body"),
 }
-_LEAST = {
-    **dict.fromkeys(("run.workers", "run.max_poison_images", *BY_DEVICE), 0),
+_LEAST = {  # of the others 0, see `PipelineConfig`
+    "run.gpus_per_worker": -1,  # follows the device
     **dict.fromkeys(("run.max_attempts", "run.decode_memory_mb", "run.torch_threads"), 1),
     **{"masks.batch": 1, "attributes.batch": 1, "depth.short_side": 14},
 }
@@ -294,8 +295,13 @@ class PipelineConfig:
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
             expect(self.option(name) in choices, f"{name} is {self.option(name)!r}; choose from {choices}")
-        for name, least in _LEAST.items():
-            expect(self.option(name) >= least, f"{name} is {self.option(name)}; expected at least {least}")
+        for section in dataclasses.fields(self):
+            for key, value in vars(getattr(self, section.name)).items():
+                name, numbers = f"{section.name}.{key}", value if isinstance(value, tuple) else (value,)
+                least = _LEAST.get(name, 0)
+                for number in numbers:
+                    fits = not isinstance(number, int | float) or least <= number < math.inf
+                    expect(fits, f"{name} is {value}; expected a finite number of at least {least}")
         levels = [("noise_levels", name) for name in ("noise_level_weights", "blurred_level_weights")]
         for first, second in (("tail_widths", "tail_weights"), *levels):
             sizes = len(getattr(self.joint, first)), len(getattr(self.joint, second))
@@ -312,7 +318,7 @@ class PipelineConfig:
         )
         expect(len(self.prior.mean) == 6 == len(self.prior.sigma), "prior.mean and prior.sigma need 6 numbers each")
         expect(min(self.prior.sigma) > 0, "prior.sigma must be positive")
-        expect(0 < self.depth.scale < float("inf"), "depth.scale must be positive and finite")
+        expect(self.depth.scale > 0, "depth.scale must be positive")
         told = self.depth.told_unit
         expect(
             told is None or 1e-37 < told < 1e37,  # of float32

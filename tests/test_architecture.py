@@ -50,7 +50,7 @@ ALSO = {
 DOORS = {
     "pyarrow": ("schema", "data."),
     # actors and Prometheus, which Ray's agents carry; how Ray starts; Ray Train
-    "ray": ("run.ray_pool", "run.ray_start", "train.loop"),
+    "ray": ("run.ray_pool", "run.ray_start", "run.ray_metrics", "train.loop"),
     "smplx": ("models.body",),
     "transformers": ("models.",),
     "pickle": ("data.",),

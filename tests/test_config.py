@@ -32,7 +32,7 @@ def test_how_work_is_moved_never_changes_the_hash_but_a_label_knob_does() -> Non
     assert settings("solver.max_height=2.2") != plain
 
 
-def test_differences_are_named_knob_by_option() -> None:
+def test_differences_are_named_option_by_option() -> None:
     other = load_config(None, ["solver.max_height=2.2"])
     assert describe_difference(PipelineConfig().to_dict(), other.to_dict()) == ["solver.max_height: 2.1 -> 2.2"]
 
@@ -51,7 +51,12 @@ def test_differences_are_named_knob_by_option() -> None:
         ("depth.unit=loud", "depth.unit is 'loud'; choose from"),
         ("depth.unit=0", "give a positive number"),
         ("depth.unit=1e300", "give a positive number"),
-        ("depth.scale=.inf", "depth.scale must be positive and finite"),
+        ("depth.scale=0", "depth.scale must be positive"),
+        ("depth.scale=.inf", "depth.scale is inf; expected a finite number of at least 0"),
+        ("evidence.far_scale=.inf", "evidence.far_scale is inf"),
+        ("joint.depth_sigma=-0.02", "joint.depth_sigma is -0.02; expected a finite number of at least 0"),
+        ("prior.mean=[.8, 1.1, 1.5, 1.6, .inf, 1.7]", "prior.mean is"),
+        ("run.gpus_per_worker=-2", "run.gpus_per_worker is -2.0; expected a finite number of at least -1"),
     ],
 )
 def test_what_cannot_be_used_is_named(override: str, words: str) -> None:

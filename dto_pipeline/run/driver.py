@@ -34,7 +34,7 @@ from dto_pipeline.run.progress import FileLedger
 from dto_pipeline.run.report import RunSummary, Tally, find_example, summarize
 
 if TYPE_CHECKING:
-    from dto_pipeline.run.ray_pool import RayMetrics
+    from dto_pipeline.run.ray_metrics import RayMetrics
 
 _LOG = logging.getLogger(__name__)
 
@@ -154,7 +154,8 @@ def _do_work(
         if config.workers == 0:
             pool = InProcessPool(runner)
         else:
-            from dto_pipeline.run.ray_pool import RayPool, open_metrics  # loads Ray: only when there is work for it
+            from dto_pipeline.run.ray_metrics import open_metrics  # load Ray: only when there is work for it
+            from dto_pipeline.run.ray_pool import RayPool
 
             pool, metrics = RayPool(runner, config, address), open_metrics(plan.identity.subset)
         stack.enter_context(closing(pool))

@@ -25,7 +25,7 @@ from dto_pipeline.run.plan import RunPlan
 from dto_pipeline.run.report import Tally
 
 if TYPE_CHECKING:  # a run without Ray does not load it
-    from dto_pipeline.run.ray_pool import RayMetrics
+    from dto_pipeline.run.ray_metrics import RayMetrics
 
 _LOG = logging.getLogger(__name__)
 _LOGGED = (

@@ -181,9 +181,9 @@ def _expressions() -> list[str]:
 
 
 def test_dashboard_and_alerts_ask_for_metrics_that_a_run_emits() -> None:
-    from dto_pipeline.run import ray_pool
+    from dto_pipeline.run import ray_metrics
 
-    emitted = set(re.findall(r"\bray_dto_\w+", ray_pool.__doc__ or ""))
+    emitted = set(re.findall(r"\bray_dto_\w+", ray_metrics.__doc__ or ""))
     asked: set[str] = set()
     for expression in _expressions():
         assert expression.count("(") == expression.count(")")

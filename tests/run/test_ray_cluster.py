@@ -22,7 +22,8 @@ from dto_pipeline.run.driver import run_pipeline
 from dto_pipeline.run.folder import RunDirectory
 from dto_pipeline.run.loop import Charge
 from dto_pipeline.run.pool import ShardDone, WorkerDraining, WorkerLost, WorkerPlaced, WorkerReady, process_name
-from dto_pipeline.run.ray_pool import RayMetrics, RayPool
+from dto_pipeline.run.ray_metrics import RayMetrics
+from dto_pipeline.run.ray_pool import RayPool
 from tests.ray_cluster import NODE
 from tests.run.chaos import ChaosRunner, label_bytes, tiny_config
 from tests.run.fakes import make_receipt
