@@ -257,11 +257,14 @@ def choose_device(name: str) -> torch.device:
     """The device of `RunConfig.device`; ``auto`` = the first GPU this process sees, or the CPU.
 
     Raises:
-        DtoError: no device of torch is called so.
+        DtoError: no device of torch is called so, or there is no such GPU here.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        return torch.device(name)
+        device = torch.device(name)
     except RuntimeError as error:
         raise DtoError(f"device is {name!r}; expected auto, cpu, cuda or cuda:1 ...") from error
+    if device.type == "cuda" and (device.index or 0) >= (gpus := torch.cuda.device_count()):
+        raise DtoError(f"device is {name!r}, and torch {torch.__version__} sees {gpus} GPUs here; take auto or cpu")
+    return device
