@@ -98,6 +98,7 @@ def _build(arguments: argparse.Namespace) -> int:
     from dto_pipeline.data.dataset import load_dataset
     from dto_pipeline.data.manifest import report_path
     from dto_pipeline.data.manifest_build.builder import build_manifest
+    from dto_pipeline.data.manifest_build.findings import findings_path
     from dto_pipeline.data.storage import as_location
 
     told = {key: getattr(arguments, key) for key in _PLACES if getattr(arguments, key) is not None}
@@ -110,7 +111,7 @@ def _build(arguments: argparse.Namespace) -> int:
         dataset, out, not arguments.quiet, against=arguments.against, unlabelled=not arguments.skip_unlabelled
     )
     print(report.as_table())
-    print(f"\n{out} written; report in {report_path(out)}, what cannot be used in {report.findings_file}")
+    print(f"\n{out} written; report in {report_path(out)}, what cannot be used is listed in {findings_path(out)}")
     complaint = report.complaint(arguments.max_failed_images)
     if complaint:
         print(f"\n{complaint}", file=sys.stderr)

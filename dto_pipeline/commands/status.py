@@ -68,7 +68,7 @@ def status_facts(status: RunStatus) -> dict[str, str]:
         "persons": f"{status.persons_done} of {status.persons_total}",
         "moved": f"{status.person_status.get('moved', 0)}",
         "images/s": f"{status.images_per_s:.1f}",
-        "ETA": format_duration(status.eta_s),
+        "ETA": format_duration(status.eta_s) if pending else "-",
         "driver": status.driver,
     }
 

@@ -118,7 +118,11 @@ def describe_run_difference(recorded: RunIdentity, wanted: RunIdentity) -> list[
     """One line per difference that may change a label byte; the `run` section and all places may differ."""
     if not recorded.inputs:
         return [_NO_HASHES]
-    lines = describe_difference(label_settings(recorded.config), label_settings(wanted.config))
+    before, after = label_settings(recorded.config), label_settings(wanted.config)
+    if ("joint" in before) != ("joint" in after):  # solver.mode differs; forty options of one mode would hide it
+        before.pop("joint", None)
+        after.pop("joint", None)
+    lines = describe_difference(before, after)
     facts = {
         "manifest.fingerprint": (recorded.manifest_fingerprint, wanted.manifest_fingerprint),
         "manifest.shards": (recorded.shards, wanted.shards),
@@ -128,7 +132,7 @@ def describe_run_difference(recorded: RunIdentity, wanted: RunIdentity) -> list[
         facts[f"versions.{name}"] = (recorded.versions.get(name), wanted.versions.get(name))
     for name in sorted(recorded.inputs.keys() | wanted.inputs.keys()):
         facts[f"content of the {name}"] = (recorded.inputs.get(name), wanted.inputs.get(name))
-    lines += [f"{name}: {before!r} -> {after!r}" for name, (before, after) in facts.items() if before != after]
+    lines += [f"{name}: {old!r} -> {new!r}" for name, (old, new) in facts.items() if old != new]
     if not lines and recorded.config_hash != wanted.config_hash:
         lines = [f"config hash: {recorded.config_hash} -> {wanted.config_hash}"]
     return lines

@@ -131,7 +131,7 @@ class FileLedger:
         self._waiting = seconds
         self._draw()
         what = f"{loading} are loading" if loading else "are the CPUs and GPUs they ask for free?"
-        _LOG.warning("no worker is ready since %.0f s: %s", seconds, what)
+        _LOG.warning("no worker has been ready for %.0f s: %s", seconds, what)
 
     def tick(self, crew: Crew) -> None:
         self._crew = crew
@@ -153,8 +153,8 @@ class FileLedger:
         if not crew.working and crew.leaving:
             who = f"{crew.leaving} workers finish before their nodes go"
         elif not crew.working and crew.wanted:
-            whom = f"{crew.loading} workers that are loading" if crew.loading else "workers and their GPUs"
-            who = f"waiting for {whom}" + (f" since {self._waiting:.0f} s" if self._waiting else "")
+            whom = f"{crew.loading} workers to load" if crew.loading else "workers to be given CPUs and GPUs"
+            who = f"waiting for {whom}" + (f" ({self._waiting:.0f} s so far)" if self._waiting else "")
         self._line.n = min(self._line.total, self._images + crew.images)
         self._line.set_postfix_str(f"{who}, failed: {self._given_up} shards, {self._failed_images} images")
 

@@ -82,7 +82,7 @@ class RunStatus:
             f"persons  {self.persons_done} of {self.persons_total}",
             *count_lines(PersonStatus, self.person_status),
             f"speed    {self.images_per_s:.1f} images/s{age}",
-            f"ETA      {format_duration(self.eta_s)}" + ("" if self.driver != "none" else " once somebody works on it"),
+            *([f"ETA      {self._eta()}"] if self.eta_s != 0 else []),
             *(f"failed   shard {f['shard']} after {f['attempts']} attempts: {f['error']}" for f in self.failed),
             *(f"void     shard {shard}: {reason}; `dto run` does it again" for shard, reason in self.void.items()),
             *unreadable_lines(self.unreadable_failures),
@@ -90,10 +90,13 @@ class RunStatus:
         ]
         return "\n".join(lines)
 
+    def _eta(self) -> str:
+        return format_duration(self.eta_s) + (" once somebody works on it" if self.driver == "none" else "")
+
     def as_line(self) -> str:
         """The same for a log, short."""
         shards = ", ".join(f"{count} {word}" for word, count in self.shards.items())
-        speed = f"{self.images_per_s:.1f} images/s, ETA {format_duration(self.eta_s)}"
+        speed = f"{self.images_per_s:.1f} images/s" + (f", ETA {self._eta()}" if self.eta_s != 0 else "")
         note = f"; {self.driver_note}" if self.driver_note else ""
         return f"shards: {shards}; images: {self.images_done} of {self.images_total}; {speed}{note}" + "".join(
             f"; WRONG: {text}" for text in self.sanity.contradictions

@@ -119,8 +119,9 @@ def draw_fit(placed: PlacedScene, size: tuple[int, int]) -> Image.Image:
     axes.add_collection(LineCollection(np.stack([before, after], axis=1).tolist(), colors=rgb, linewidths=1))
     axes.scatter(before[:, 0], before[:, 1], s=60, facecolors=_unit(PAPER), edgecolors=rgb, linewidths=1.5, zorder=3)
     axes.scatter(after[:, 0], after[:, 1], s=60, c=rgb, zorder=4)
-    for group, colour in enumerate((INK, MUTED)):
-        own = depth[placed.depth_group[kept] == group]
+    one_line = placed.alpha[0] == placed.alpha[1] and placed.beta[0] == placed.beta[1]  # near and far together
+    for group, colour in enumerate((INK,) if one_line else (INK, MUTED)):
+        own = depth if one_line else depth[placed.depth_group[kept] == group]
         if own.size and np.isfinite(placed.alpha[group]):
             span = np.array([own.min(), own.max()])
             axes.plot(span, placed.alpha[group] * span + placed.beta[group], color=_unit(colour), linewidth=2)

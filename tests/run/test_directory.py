@@ -81,6 +81,16 @@ def test_every_difference_is_named_on_its_own_line(run, tmp_path):
     ]
 
 
+def test_another_solver_is_one_difference_and_not_all_of_its_options(run, tmp_path):
+    _finish(run, 0)
+    config = load_config(overrides=["body.model_path=demo", "solver.mode=joint"])
+
+    with pytest.raises(RunMismatch) as caught:
+        files.open_run(run[0], _identity(tmp_path, config))
+
+    assert str(caught.value).splitlines()[1:] == ["solver.mode: 'paper' -> 'joint'"]
+
+
 def test_another_library_version_is_refused(run, tmp_path, monkeypatch):
     _finish(run, 0)
     monkeypatch.setattr(identities, "version", lambda name: "0.0" if name == "torch" else "1.0")

@@ -103,12 +103,12 @@ def test_the_progress_line_says_who_is_waited_for_and_forgets_it_once_somebody_w
                 ledger.waiting(waited, now.loading)
             return capsys.readouterr().err
 
-        assert "waiting for workers and their GPUs, failed" in line(crew())
-        assert "waiting for 2 workers that are loading, failed" in line(crew(loading=2))
-        assert "waiting for 2 workers that are loading since 60 s" in line(crew(loading=2), waited=60.0)
-        assert "waiting for workers and their GPUs since 120 s" in line(crew(), waited=120.0)
+        assert "waiting for workers to be given CPUs and GPUs, failed" in line(crew())
+        assert "waiting for 2 workers to load, failed" in line(crew(loading=2))
+        assert "waiting for 2 workers to load (60 s so far)" in line(crew(loading=2), waited=60.0)
+        assert "waiting for workers to be given CPUs and GPUs (120 s so far)" in line(crew(), waited=120.0)
         assert "1 of 2 workers, others are not ready, failed: 0 shards, 0 images" in line(crew(working=1))
-        assert "waiting for workers and their GPUs, failed" in line(crew())
+        assert "waiting for workers to be given CPUs and GPUs, failed" in line(crew())
         assert "1 workers finish before their nodes go" in line(crew(leaving=1))
         ledger.shard_charged(Charge(1, 3, True), "w", "it died", "")
         told = line(crew(working=2, images=3))

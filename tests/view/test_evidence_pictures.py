@@ -49,6 +49,15 @@ def test_the_line_runs_through_people_who_lie_on_it_and_the_far_group_has_its_ow
     assert (np.abs(pixels.astype(int) - INK).sum(axis=-1) < 60).any()
 
 
+def test_one_line_for_near_and_far_people_is_drawn_along_all_of_them(body: BodyModel) -> None:
+    def drawn(group: list[int]) -> np.ndarray:
+        placed = fitted(body, [0.01, 0.02, 0.04, 0.05], group, 200.0)
+        placed.beta = (1.0, 1.0)
+        return np.asarray(draw_fit(placed, (500, 400)))
+
+    assert (drawn([0, 0, 0, 1]) == drawn([0, 0, 0, 0])).all()
+
+
 def test_people_without_evidence_are_left_out_of_the_fit(body: BodyModel) -> None:
     pixels = np.asarray(draw_fit(fitted(body, [np.nan] * 2, [-1, -1], np.nan), (300, 200)))
     assert (pixels == PAPER).all(axis=-1).mean() > 0.9
