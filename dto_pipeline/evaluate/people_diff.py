@@ -1,6 +1,6 @@
 """`dto diff` between files of different makers: how far one side's people stand from the other's, person by person.
 
-Images meet by their names (`image_join`), people of an image by what they are: the same pose first, the nearer shape
+Images meet by their names (`matching.py`), people of an image by what they are: the same pose first, the nearer shape
 and place where several have it; who is left over by the nearest place in the picture. Nothing is taken from the order,
 because released DTO-Humans has another one (near people that moved, far ones that moved, the others). People whose
 numbers cannot be used are counted and left out. Differences are after minus before: z and height in metres, the scale

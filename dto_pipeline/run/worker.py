@@ -22,6 +22,7 @@ from dto_pipeline.data.receipts import Receipt
 from dto_pipeline.data.remote_inputs import fetch_body, open_depth
 from dto_pipeline.data.storage import absolute
 from dto_pipeline.data.tars import open_images
+from dto_pipeline.errors import DtoError
 from dto_pipeline.models.seeing import Sight
 from dto_pipeline.optimizer import SceneOptimizer
 from dto_pipeline.run.deaths import InFlight, clear_note, find_condemned, find_suspicion, work_one_by_one, write_note
@@ -253,7 +254,17 @@ class ShardRunner:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of `RunConfig.device`; ``auto`` = the first GPU this process sees, or the CPU."""
+    """The device of `RunConfig.device`; ``auto`` = the first GPU this process sees, or the CPU.
+
+    Raises:
+        DtoError: no device of torch is called so, or there is no such GPU here.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise DtoError(f"device is {name!r}; expected auto, cpu, cuda or cuda:1 ...") from error
+    if device.type == "cuda" and (device.index or 0) >= (gpus := torch.cuda.device_count()):
+        raise DtoError(f"device is {name!r}, and torch {torch.__version__} sees {gpus} GPUs here; take auto or cpu")
+    return device

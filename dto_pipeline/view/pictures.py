@@ -89,7 +89,8 @@ def _find_key(names: Sequence[np.ndarray], key: str, holder: str) -> int:
     found = np.flatnonzero(np.any([own == key for own in names], axis=0))
     found = found if found.size else np.flatnonzero([str(name).endswith("/" + key) for name in names[0]])
     if found.size == 0:
-        raise LabelsError(f"{holder} no image {key!r}; keys look like {names[0][:1].tolist()}")
+        some = "".join(f"; keys look like {str(name)!r}" for name in names[0][:1])
+        raise LabelsError(f"{holder} no image {key!r}{some}")
     if found.size > 1:
         some = names[0][found[:2]].tolist()
         raise LabelsError(f"{holder} {found.size} images called {key!r}, for example {some}; give more of it")

@@ -100,6 +100,8 @@ def test_options_reach_the_labels(training: Path, images: Path, tmp_path: Path) 
     ("arguments", "sentence"),
     [
         (["--fov", "190"], "between 0 and 180"),
+        (["--device", "gpu7"], "device is 'gpu7'; expected auto, cpu, cuda or cuda:1"),
+        (["--device", "cuda:99"], "GPUs here; take auto or cpu"),
         (["--keep-camera"], "--keep-camera would need a manifest"),
         (["--image-root", "x"], "--image-root would need a manifest"),
         (["-o", "s3://bucket/predicted"], "s3://bucket/predicted is a URI"),

@@ -103,12 +103,13 @@ def test_wider_types_are_converted(tmp_path):
         ({"label_row": [-1]}, "such as -1"),
         ({"label_row": [1, 1]}, "more than once, such as 1"),
         ({"label_row": [0, None]}, "label rows such as null"),
-        ({"label_row": [0.0, 1.5]}, "label_row is double; expected int64"),
+        ({"label_row": [0.0, 1.5]}, "label_row holds 1.5; expected whole numbers"),
+        ({"label_row": ["0", "1"]}, "label_row is string; expected int64"),
         ({"label_row": [0], "age": [3.0]}, "age.*expected label_row and any of"),
         ({"age_years": [3.0]}, "expected label_row"),
-        ({"label_row": [0], "age_years": ["old"]}, "of other types than documented"),
+        ({"label_row": [0], "age_years": ["old"]}, "column 'age_years', is damaged or of other types than documented"),
         ({"label_row": [0], "age_years": [[1.0, 2.0]]}, "rows of .2,. numbers"),
-        ({"label_row": [0], "mask_rle": [[1, 2]]}, "of other types than documented"),
+        ({"label_row": [0], "mask_rle": [[1, 2]]}, "column 'mask_rle', is damaged or of other types than documented"),
     ],
 )
 def test_a_sidecar_that_cannot_be_joined_is_refused_with_the_reason(tmp_path, columns, why):
@@ -116,6 +117,11 @@ def test_a_sidecar_that_cannot_be_joined_is_refused_with_the_reason(tmp_path, co
     with pytest.raises(LabelFileError, match=why) as caught:
         Sidecar(path, 3)
     assert str(path) in str(caught.value)
+
+
+def test_whole_label_rows_may_be_floats_as_pandas_writes_them(tmp_path):
+    path = write(tmp_path / "s.parquet", label_row=[2.0, 0.0], age_years=[7.0, 5.0])
+    np.testing.assert_array_equal(Sidecar(path, 3).rows(np.arange(3)).age_years, [5, np.nan, 7])
 
 
 def test_a_truncated_sidecar_is_refused(tmp_path):

@@ -24,7 +24,7 @@ def chosen_ids(run: RunFiles, choice: Choice) -> list[str]:
 
 def test_a_key_is_found_by_its_end_and_an_unknown_one_is_named(run: RunFiles) -> None:
     assert chosen_ids(run, Choice(keys=["000003.jpg", "tiny/000000.jpg"])) == ["tiny/000003.jpg", "tiny/000000.jpg"]
-    with pytest.raises(LabelsError, match=r"nobody\.jpg"):
+    with pytest.raises(LabelsError, match=r"no image 'nobody\.jpg'; keys look like 'tiny/000000\.jpg'"):
         choose_scenes(run, Choice(keys=["nobody.jpg"]))
 
 

@@ -79,8 +79,9 @@ class Sidecar:
         if not set(found.names) <= set(SIDECAR_SCHEMA.names) or "label_row" not in found.names:
             expected = f"expected label_row and any of {SIDECAR_SCHEMA.names[1:]}"
             raise LabelFileError(f"{self.path}: columns {found.names}; {expected}")
-        if not pa.types.is_integer(found.field("label_row").type):
-            raise LabelFileError(f"{self.path}: label_row is {found.field('label_row').type}; expected int64")
+        kind = found.field("label_row").type
+        if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):  # pandas makes numbers with gaps floats
+            raise LabelFileError(f"{self.path}: label_row is {kind}; expected int64")
 
     def _check_rows(self, numbers: np.ndarray) -> np.ndarray:
         """(n,) int64 label rows. Raises: LabelFileError: null, none of this label file, or twice."""
@@ -91,6 +92,8 @@ class Sidecar:
             found = f"{outside.size} label rows such as {found}"
             raise LabelFileError(f"{self.path}: {found}; expected 0 .. {count - 1}, does it belong to this label file?")
         rows = numbers.astype(np.int64)
+        if (broken := numbers[rows != numbers]).size:
+            raise LabelFileError(f"{self.path}: label_row holds {broken[0]:g}; expected whole numbers")
         times = np.bincount(rows, minlength=count)
         if times.max(initial=0) > 1:
             found = f"{int((times > 1).sum())} label rows more than once, such as {int(times.argmax())}"

@@ -61,24 +61,28 @@ def read_table(path: Path, check: Callable[[pa.Schema], object], shapes: Shapes)
     images, lengths, letters, done = [pa.array([], pa.string())], [np.zeros(0, np.int64)], FlatColumn("u1"), 0
     with open_parquet(path, LabelFileError) as file:
         check(file.schema_arrow)
+        part = ""  # the column in work
         try:
             for batch in file.iter_batches(_BATCH_ROWS):
                 for name in [name for name in batch.schema.names if name in shapes]:
+                    part = f", column {name!r},"
                     _append(path, name, batch.column(name), columns, done, shapes[name])
                 if "image" in batch.schema.names:
+                    part = ", column 'image',"
                     images.append(batch.column("image").cast(pa.string()))
                 if "mask_rle" in batch.schema.names:
+                    part = ", column 'mask_rle',"
                     masks = batch.column("mask_rle").cast(pa.binary())
                     letters.append(np.frombuffer(b"".join(masks.drop_null().to_pylist()), np.uint8))
                     lengths.append(pc.binary_length(masks).fill_null(-1).to_numpy(zero_copy_only=False))
                 else:
                     lengths.append(np.full(len(batch), -1))
-                done += len(batch)
+                done, part = done + len(batch), ""
             names = single_array(pa.chunked_array(images))
             names.validate(full=True)  # text that is not UTF-8 would be found when somebody reads it
         except READ_ERRORS as error:
             check_room(error)
-            raise LabelFileError(f"{path} is damaged or of other types than documented ({error})") from error
+            raise LabelFileError(f"{path}{part} is damaged or of other types than documented ({error})") from error
     if names.null_count:
         raise LabelFileError(f"{path}: column 'image' holds {names.null_count} nulls; expected none")
     numbers = {name: column.mapped() for name, column in columns.items()}
