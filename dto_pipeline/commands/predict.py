@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import math
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dto_pipeline.commands.options import measure, positive, share
-from dto_pipeline.config import PipelineConfig
+from dto_pipeline.config import PipelineConfig, RunConfig
 from dto_pipeline.errors import DtoError
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         "schema dto-labels/1 (one row per image, those that cannot be read too), receipts, and manifest.parquet. dto "
         "view, verify, report and export read it; dto manifest merge LABELS_MANIFEST DIR adds its people where labels "
         "miss them; dto run DIR/manifest.parquet places them. A prediction that was killed goes on when it is started "
-        "again.",
+        "again. Exit code 1: written, but more than --max-failed-images could not be predicted.",
     )
     parser.add_argument(
         "checkpoint",
@@ -71,6 +72,14 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         "--batch", type=positive, default=4, metavar="N", help="images the network sees at once: memory (4)"
     )
     parser.add_argument("--device", default="auto", metavar="D", help="cpu, cuda, cuda:1 ...; auto = a GPU if there is")
+    parser.add_argument(
+        "--max-failed-images",
+        type=share,
+        default=RunConfig.max_failed_images,
+        metavar="SHARE",
+        help="end with exit code 1 if more than this share of the images cannot be predicted (default %(default)g; "
+        "1 = never); the predictions are written all the same",
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress line")
     parser.set_defaults(run=_run)
 
@@ -94,13 +103,19 @@ def _run(arguments: argparse.Namespace) -> int:
     trained = load_trained(arguments.checkpoint, device, arguments.body, arguments.encoder_heads)
     print(f"the network of {trained.origin}")
     manifest = predict_run(trained, pictures, out, arguments.min_confidence, arguments.batch, not arguments.quiet)
-    failed = [f"{n} {word}" for word, n in read_status(out).image_status.items() if ImageStatus(word).is_failure]
-    told = f", of which could not be predicted: {', '.join(failed)} (see their messages)" if failed else ""
+    failed = {word: n for word, n in read_status(out).image_status.items() if ImageStatus(word).is_failure}
+    causes = ", ".join(f"{n} {word}" for word, n in failed.items())
+    told = f", of which could not be predicted: {causes} (see their messages)" if failed else ""
     print(f"{arguments.out}: {manifest.num_people} people in {manifest.num_images} images{told}")
     depth = "" if manifest.depth_root else " --set depth.source=model --set depth.model=NAME"
     body = f" --set body.model_path={trained.body_config.model_path}"
     print(f"to place them: dto run {manifest.path} -o RUN{body}{depth}")
-    return 0
+    most = arguments.max_failed_images
+    if sum(failed.values()) <= most * manifest.num_images:
+        return 0
+    advice = "mend them and predict into another folder, or take it as it is with --max-failed-images 1"
+    print(f"dto predict: more than {most:.3g} of the images could not be predicted; {advice}", file=sys.stderr)
+    return 1
 
 
 def predict_run(

@@ -58,8 +58,9 @@ def test_a_training_predicts_a_folder(
 ) -> None:
     out = tmp_path / "out"
     (images / "torn.png").write_bytes(b"torn")
-    assert main(["predict", str(training), str(images), "-o", str(out), "--device", "cpu", "--quiet"]) == 0
-    said = capsys.readouterr().out
+    assert main(["predict", str(training), str(images), "-o", str(out), "--device", "cpu", "--quiet"]) == 1
+    said, complaint = capsys.readouterr()
+    assert complaint.startswith("dto predict: more than 0.05 of the images could not be predicted; mend them")
     assert f"the network of {training}/checkpoints/step-00000000.pt, step 0" in said
     assert "36 people in 4 images, of which could not be predicted: 1 image_corrupt" in said
     for placed in read_placed(find_labels(out)[0])[:3]:
