@@ -53,8 +53,8 @@ LONG = {
 
 
 # Files that start Ray. Of the processes that share the suite one does those that share a cluster, another one those
-# that start their own, and the training's, so that both take as long: Ray ends itself where its agent is not up within 15 s, which several clusters that start at once
-# on two cores do not reach.
+# that start their own, and the training's, so that both take as long: Ray ends itself where its agent is not up within
+# 15 s, which several clusters that start at once on two cores do not reach.
 RAY = {
     **dict.fromkeys((f"run/test_{name}.py" for name in ("head_elsewhere", "ray_cluster", "ray_pool")), "ray"),
     "jobs/test_ray_job.py": "ray",
