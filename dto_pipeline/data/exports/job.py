@@ -265,7 +265,7 @@ def staged_folder(out: Path) -> Iterator[Path]:
         raise ExportError(f"{out} exists and is not an empty folder; remove it or choose another -o")
     out.parent.mkdir(parents=True, exist_ok=True)
     for left in out.parent.glob(f".{glob.escape(out.name)}.tmp-*"):
-        if is_temporary(left.name) and left.is_dir():
+        if is_temporary(left.name) and left.is_dir() and any(left.iterdir()):  # an empty one may not be locked yet
             handle, ours = _lock(left)
             if ours:  # its export was killed
                 shutil.rmtree(left, ignore_errors=True)

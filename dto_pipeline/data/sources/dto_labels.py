@@ -21,10 +21,9 @@ import pyarrow as pa
 
 from dto_pipeline.axes import NUM_BETAS
 from dto_pipeline.data.cameras import CAMERA_COLUMNS, camera_matrices
-from dto_pipeline.data.label_files import flatten_table, initial_betas
+from dto_pipeline.data.label_files import find_label_files, flatten_table, initial_betas
 from dto_pipeline.data.labels import LabelsError, open_labels
 from dto_pipeline.data.parquet import READ_ERRORS
-from dto_pipeline.data.receipts import find_run_labels
 from dto_pipeline.data.scratch import FlatColumn
 from dto_pipeline.data.sources.rows import (
     SEEN_RANGES,
@@ -45,7 +44,10 @@ def open_dto_labels(path: Path, options: SourceOptions) -> LabelSource:
     Raises:
         LabelFileError: nothing there, no person, or a file that is no whole label file.
     """
-    files = _label_files(path)
+    try:
+        files = [Path(file) for file in find_label_files(path)]
+    except LabelsError as error:
+        raise LabelFileError(str(error)) from error
     columns = {name: FlatColumn("f4", tail) for name, tail in _TAILS.items()}
     names, cameras, image = list[str](), [np.zeros((0, 4))], [np.zeros(0, np.int64)]
     for table in _row_groups(files):
@@ -73,18 +75,6 @@ def open_dto_labels(path: Path, options: SourceOptions) -> LabelSource:
         )
 
     return LabelSource(files, owner.size, lambda start, stop: name_of[owner[start:stop]], rows)
-
-
-def _label_files(path: Path) -> list[Path]:
-    """The file itself, of a run those that count, of another folder all."""
-    if path.is_file():
-        return [path]
-    folder = path / "labels" if (path / "labels").is_dir() else path
-    counting = find_run_labels(folder)
-    files = sorted(folder.glob("*.parquet")) if counting is None else [Path(file) for file in counting]
-    if not files:
-        raise LabelFileError(f"{path} holds no label file; expected *.parquet or labels/*.parquet, as `dto run` writes")
-    return files
 
 
 def _row_groups(files: list[Path]) -> Iterator[pa.Table]:

@@ -17,6 +17,7 @@ import pytest
 from dto_pipeline.cli import main
 from dto_pipeline.data.exports.export import FORMATS, Format, export_labels
 from dto_pipeline.data.exports.job import ExportError, Selection, staged_folder
+from dto_pipeline.data.files import staged
 from dto_pipeline.run.finished import read_run_labels
 from dto_pipeline.run.folder import RunDirectoryError
 
@@ -85,10 +86,16 @@ def test_a_killed_export_leaves_nothing_under_its_name_and_the_next_one_cleans_u
 
 
 def test_an_export_under_way_is_not_swept_by_another(tmp_path) -> None:
-    with staged_folder(tmp_path / "out") as first, staged_folder(tmp_path / "out") as second:
-        assert first.is_dir()
-        assert second.is_dir()
+    with staged_folder(tmp_path / "out") as first:
+        (first / "written").touch()
+        with staged_folder(tmp_path / "out") as second:
+            assert first.is_dir()
+            assert second.is_dir()
     assert list(tmp_path.iterdir()) == []
+    with staged(tmp_path / "out") as begun:
+        begun.mkdir()  # and not yet locked
+        with staged_folder(tmp_path / "out"):
+            assert begun.is_dir()
 
 
 def test_a_place_that_is_taken_is_refused_before_any_work(runs, tmp_path) -> None:
