@@ -12,6 +12,7 @@ import re
 import struct
 from array import array
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -68,17 +69,12 @@ def read_items(path: str | Path, key: str, take: Callable[[Any, Any], object], l
     except NpzError as error:
         raise BrokenPickle(str(error)) from error
     stream = Stream(data, start, end)
-    with stream.told(f"{path}: {key}"):
-        try:
-            needed = None
-            if not look:  # memo entry -> how often it is fetched, of those that are fetched and not always kept
-                fetched = np.frombuffer(_fetches(Stream(data, start, end)), np.uint32)
-                needed = dict(zip(*(part.tolist() for part in np.unique(fetched, return_counts=True)), strict=True))
-            _Items(stream, take, needed).load()
-        except _Enough:
-            return
-        if stream.at != end:
-            raise BrokenPickle(f"{end - stream.at} bytes are left at STOP")
+    with suppress(_Enough), stream.told(f"{path}: {key}"):
+        needed = None
+        if not look:  # memo entry -> how often it is fetched, of those that are fetched and not always kept
+            fetched = np.frombuffer(_fetches(Stream(data, start, end)), np.uint32)
+            needed = dict(zip(*(part.tolist() for part in np.unique(fetched, return_counts=True)), strict=True))
+        _Items(stream, take, needed).load()
 
 
 def _fetches(walk: Stream) -> array[int]:
@@ -86,7 +82,8 @@ def _fetches(walk: Stream) -> array[int]:
     fetched, released = array("I"), walk.at
     while True:
         run = _RUN.match(walk.data, walk.at, walk.end)
-        assert run is not None  # the pattern matches nothing too
+        if run is None:  # the pattern matches nothing too: a length led beyond the end
+            raise BrokenPickle("the stream ends inside an instruction: it is truncated")
         walk.at = run.end()
         code = walk.read(1)[0]
         if code == ord("."):
@@ -95,7 +92,6 @@ def _fetches(walk: Stream) -> array[int]:
             fetched.append(*struct.unpack("<I", walk.read(4)))
         elif code in _LENGTHS:
             (length,) = _LENGTHS[code].unpack(walk.read(_LENGTHS[code].size))
-            walk.check(length)
             walk.at += max(0, length)
         elif code in _LINES:
             lines = [walk.readline() for _ in range(_LINES[code])]

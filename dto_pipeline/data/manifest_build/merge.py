@@ -31,7 +31,7 @@ from dto_pipeline.data.image_index import index_images
 from dto_pipeline.data.label_files import check_one_body
 from dto_pipeline.data.manifest import Manifest, ManifestError, report_path
 from dto_pipeline.data.manifest_build.build_report import MergeReport
-from dto_pipeline.data.manifest_build.shard_rows import MASK_OTHER_SIZE, judge_cameras, person_columns
+from dto_pipeline.data.manifest_build.builder import MASK_OTHER_SIZE, judge_cameras, person_columns
 from dto_pipeline.data.manifest_build.writer import open_manifest_writer
 from dto_pipeline.data.parquet import writer_settings
 from dto_pipeline.data.recognise import schema_of

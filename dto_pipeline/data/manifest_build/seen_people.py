@@ -55,12 +55,9 @@ def join_seen(
     store: ImageStore | None,
     pool: Executor,
 ) -> SeenPeople:
-    """Everything known about the people of some images.
+    """Everything known about the n people of m images, `counts` (m,) of each.
 
     Args:
-        labels: n label rows, image by image.
-        sidecar: what the sidecar says about them.
-        counts: (m,) int >= 1, people of each image.
         files: m image files; addresses in tars where masks are looked for.
         store: where the images and the masks beside them are read from; None = such masks are not looked for.
         pool: threads that read masks.
@@ -73,21 +70,13 @@ def join_seen(
     masked = known = np.zeros(people, np.int64)
     for bit, told in enumerate((sidecar, labels.seen, detections)):
         if told is not None:
-            adds = [
-                np.isfinite(getattr(told, name)) & ~np.isfinite(getattr(seen, name))
-                for name in ("age_years", "male_prob")
-            ]
             masked = masked | (told.has_mask & ~seen.has_mask) << bit
-            known = known | (adds[0] | adds[1]) << bit
+            for name in ("age_years", "male_prob"):
+                known = known | (np.isfinite(getattr(told, name)) & ~np.isfinite(getattr(seen, name))) << bit
             seen = _fill_gaps(seen, told)
-    words = [
-        "+".join(word for bit, word in enumerate(_ORIGINS) if code >> bit & 1) or None
-        for code in range(1 << len(_ORIGINS))
-    ]
-    mask_origin, attribute_origin = (
-        pick_words(words, np.bitwise_or.reduceat(code, starts) if starts.size else code) for code in (masked, known)
-    )
-    return SeenPeople(seen, mask_origin, attribute_origin, unreadable)
+    words = ["+".join(word for bit, word in enumerate(_ORIGINS) if code >> bit & 1) or None for code in range(8)]
+    origins = [np.bitwise_or.reduceat(code, starts) if starts.size else code for code in (masked, known)]
+    return SeenPeople(seen, pick_words(words, origins[0]), pick_words(words, origins[1]), unreadable)
 
 
 def _fill_gaps(first: SeenRows, second: SeenRows) -> SeenRows:
@@ -136,13 +125,7 @@ def _read_detections(
 def _masks_of_people(
     store: ImageStore, image_file: str, keypoints: np.ndarray | None, boxes: np.ndarray
 ) -> tuple[list[Mask], str]:
-    """The mask of each person of one image, encoded here so that a whole shard's fit into memory; and what is wrong
-    with some ("" = nothing).
-
-    Args:
-        image_file: address of the image.
-        keypoints: (n, J, 3) of its label rows, None = they have none; boxes: (n, 4) [px].
-    """
+    """The mask of each person of one image, encoded so that a whole shard's fit into memory; and what is wrong."""
 
     def read(extension: str) -> bytes | None:
         try:
