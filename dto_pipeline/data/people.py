@@ -1,22 +1,21 @@
 """People of whole files in one shape, whoever wrote them: what evaluations compare.
 
-What is read and how it is recognised stands in `data.recognise`: everything there but RelativeHuman's annotations,
-which hold no bodies. Images are called as the file calls them: image_path, imgname, image, image_name, or the keys of
-`annots`. Reading holds all people in memory (about 0.5 kB each; of released DTO-Humans 0.2 kB, the rest is mapped).
-Knows files and columns, no body and no metric. Nobody is dropped: a person with a number that is not finite, or behind
-the camera, is kept and not `usable`. Metres, camera frame, pixels.
+What is read stands in `data.recognise`: everything there but RelativeHuman's annotations, which hold no bodies. All
+people are in memory (about 0.5 kB each; of released DTO-Humans 0.2 kB, the rest is mapped). Nobody is dropped: a person
+with a number that is not finite, or behind the camera, is kept and not `usable`. Metres, camera frame, pixels.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
-from dto_pipeline.data.cameras import camera_matrices, read_cameras
+from dto_pipeline.data.cameras import CAMERA_COLUMNS, camera_matrices, read_cameras
 from dto_pipeline.data.columns import read_numbers, single_array
 from dto_pipeline.data.inert_pickle import PickleRefused
 from dto_pipeline.data.label_files import LabelColumns, find_label_files, flatten_table, initial_betas, read_label_files
@@ -30,6 +29,7 @@ from dto_pipeline.data.sources.rows import LABEL_VALUES, LabelFileError, find_ro
 from dto_pipeline.data.storage import list_names
 from dto_pipeline.schema import PERSONS_SCHEMA_NAME
 
+_IMAGE = ("image_path", "width", "height", *CAMERA_COLUMNS, "is_accepted")
 _PERSON = ("pose", "betas", "transl", "transl_init", "beta_index", "beta_init", "source_row", "status")
 
 
@@ -58,12 +58,10 @@ class People:
 
     @property
     def num_images(self) -> int:
-        """N."""
         return len(self.images)
 
     @property
     def num_people(self) -> int:
-        """n."""
         return len(self.owner)
 
     def take(self, people: np.ndarray) -> People:
@@ -110,25 +108,23 @@ def read_people(path: str | Path | Sequence[str | Path], values: str = "after") 
     if kind is FileKind.RELATIVE_HUMAN:
         raise LabelFileError(f"{path} holds {kind.words}: people in the picture only, without bodies to compare")
     source = open_camerahmr(path) if kind is FileKind.CAMERAHMR else open_predictions(path)
-    rows = source.rows(np.arange(source.num_rows))
-    names = source.image_names(0, source.num_rows)
+    rows, names = source.rows(np.arange(source.num_rows)), source.image_names(0, source.num_rows)
     return _from_rows(str(path), names, rows.pose, rows.betas, rows.transl, rows.intrinsics)
 
 
 def _read_labels(files: Sequence[str | Path], values: str, source: str) -> People:
     columns = flatten_table(read_label_files(files), _PERSON)
     people, owner = columns.people, columns.owner
-    before = values == "before"
     return People(
         source=source,
         images=np.array(columns.images["image_path"], dtype=object),
         owner=owner,
         row=people["source_row"].astype(np.int64),
         pose=people["pose"],
-        betas=initial_betas(columns) if before else people["betas"],
-        transl=people["transl_init"] if before else people["transl"],
+        betas=initial_betas(columns) if values == "before" else people["betas"],
+        transl=people["transl_init" if values == "before" else "transl"],
         intrinsics=columns.intrinsics[owner],
-        size=_known_sizes(columns.images["height"], columns.images["width"]),
+        size=_known_sizes(columns.images),
         accepted=np.asarray(columns.images["is_accepted"], bool),
         status=np.array(people["status"], dtype=object),
     )
@@ -136,29 +132,24 @@ def _read_labels(files: Sequence[str | Path], values: str, source: str) -> Peopl
 
 def _read_persons(path: Path, values: str) -> People:
     """A file, or the files of a folder, with one row per person: the image's columns stand in every row."""
-    wanted = ["image_path", "width", "height", "fx", "fy", "cx", "cy", "is_accepted", *_PERSON]
-    files = [path] if path.is_file() else [path / name for name in sorted(list_names(path, (".parquet",)))]
+    files = [path]
+    if path.is_dir():
+        files = [path / name for name in sorted(list_names(path, (".parquet",)))]
+        files = [file for file in files if schema_of(file) == PERSONS_SCHEMA_NAME]
     parts = []
     for file_path in files:
-        if path.is_dir() and schema_of(file_path) != PERSONS_SCHEMA_NAME:
-            continue
         with open_parquet(file_path, LabelFileError) as file:
             try:
-                table = file.read(columns=wanted)
+                parts.append(file.read(columns=[*_IMAGE, *_PERSON]))
             except READ_ERRORS as error:
                 raise LabelFileError(f"{file_path} is damaged ({error}); export it again") from error
-        parts.append({name: read_numbers(single_array(table.column(name))) for name in wanted})
-    rows = {name: np.concatenate([part[name] for part in parts]) for name in wanted}
+    table = pa.concat_tables(parts)
+    rows = {name: read_numbers(single_array(table.column(name))) for name in table.column_names}
     before = values == "before"
-    initial = initial_betas(LabelColumns({}, rows, np.array([0, len(rows["pose"])])))
+    betas = initial_betas(LabelColumns({}, rows, np.array([0, table.num_rows]))) if before else rows["betas"]
+    transl = rows["transl_init" if before else "transl"]
     people = _from_rows(
-        str(files[0]),
-        rows["image_path"],
-        rows["pose"],
-        initial if before else rows["betas"],
-        rows["transl_init"] if before else rows["transl"],
-        read_cameras(rows),
-        _known_sizes(rows["height"], rows["width"]),
+        str(files[0]), rows["image_path"], rows["pose"], betas, transl, read_cameras(rows), _known_sizes(rows)
     )
     first = np.unique(people.owner, return_index=True)[1]
     return dataclasses.replace(
@@ -169,9 +160,9 @@ def _read_persons(path: Path, values: str) -> People:
     )
 
 
-def _known_sizes(height: np.ndarray, width: np.ndarray) -> np.ndarray:
+def _known_sizes(columns: Mapping[str, np.ndarray]) -> np.ndarray:
     """(n, 2) float64 H, W [px], NaN where a file tells none."""
-    size = np.stack([height, width], axis=-1).astype(np.float64)
+    size = np.stack([columns["height"], columns["width"]], axis=-1).astype(np.float64)
     return np.where(size > 0, size, np.nan)
 
 

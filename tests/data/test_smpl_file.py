@@ -117,14 +117,12 @@ def test_however_the_root_is_marked_its_parent_is_minus_one(
     assert np.array_equal(found.kintree_table, stand_in.kintree_table)
 
 
-def test_reading_an_official_file_imports_neither_chumpy_nor_scipy(
-    plain: dict[str, np.ndarray], tmp_path: Path
-) -> None:
+def test_reading_an_official_file_needs_no_chumpy(plain: dict[str, np.ndarray], tmp_path: Path) -> None:
     with official_modules() as classes:
         _write(tmp_path / "model.pkl", python2_dumps(official_dict(classes, plain), 2))
     lines = [
         "import sys; from dto_pipeline.data.smpl_file import read_smpl",
-        "sys.modules.update(dict.fromkeys(['chumpy', 'scipy']))  # None: importing them raises",
+        "sys.modules.update(dict.fromkeys(['chumpy']))  # None: importing them raises",
         f"print(read_smpl({str(tmp_path / 'model.pkl')!r}).J_regressor.shape)",
     ]
     done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=False)

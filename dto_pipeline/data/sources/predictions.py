@@ -36,13 +36,14 @@ from dto_pipeline.data.sources.rows import (
     LabelFileError,
     LabelRows,
     LabelSource,
+    Shapes,
     check_shape,
     decode_names,
     judge_seen,
     pick,
     pick_betas,
+    read_table,
 )
-from dto_pipeline.data.sources.tables import Shapes, read_table
 from dto_pipeline.reading import read_start
 
 NUM_KEYPOINTS = 45  # smplx's joints, the order of `LabelRows.keypoints` here

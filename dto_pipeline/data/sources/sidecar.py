@@ -27,8 +27,7 @@ import pyarrow.parquet as pq
 from dto_pipeline.data.columns import build_table
 from dto_pipeline.data.files import commit_over, staged
 from dto_pipeline.data.parquet import writer_settings
-from dto_pipeline.data.sources.rows import LabelFileError, SeenRows, judge_seen
-from dto_pipeline.data.sources.tables import read_table
+from dto_pipeline.data.sources.rows import LabelFileError, SeenRows, judge_seen, read_table
 
 SIDECAR_SCHEMA = pa.schema(
     [
