@@ -44,7 +44,7 @@ from dto_pipeline.data.manifest_build.build_report import (
 )
 from dto_pipeline.data.manifest_build.seen_people import SeenPeople, join_seen
 from dto_pipeline.data.manifest_build.writer import describe_origin, open_manifest_writer
-from dto_pipeline.data.recognise import FileKind, UnknownFile, recognise
+from dto_pipeline.data.people import FileKind, UnknownFile, recognise
 from dto_pipeline.data.sources import SOURCES
 from dto_pipeline.data.sources.rows import (
     MASK_DAMAGED,

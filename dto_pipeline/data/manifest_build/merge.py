@@ -34,7 +34,7 @@ from dto_pipeline.data.manifest_build.build_report import MergeReport
 from dto_pipeline.data.manifest_build.builder import MASK_OTHER_SIZE, judge_cameras, person_columns
 from dto_pipeline.data.manifest_build.writer import open_manifest_writer
 from dto_pipeline.data.parquet import writer_settings
-from dto_pipeline.data.recognise import schema_of
+from dto_pipeline.data.people import schema_of
 from dto_pipeline.data.sources.dto_labels import open_dto_labels
 from dto_pipeline.data.sources.predictions import NUM_KEYPOINTS, open_predictions
 from dto_pipeline.data.sources.rows import (

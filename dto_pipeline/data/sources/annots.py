@@ -5,12 +5,11 @@
 
 The dictionary is read item by item and laid down as flat columns in temporary files, which are mapped: memory is the
 image names and a few numbers per person, not the 1.3 kB per person of the dictionary itself. A person that is not as
-above is kept with NaN in the place of its numbers, and told with its reason; a file in which nobody can be used is
-refused. The order of the people is the file's. Metres, radians, pixels; foreign names end here and in `exports.ma_hmr`.
+above is kept with NaN in the place of its numbers, and told with its reason, as images that list nobody are; a file in
+which nobody can be used is refused. The order of the people is the file's. Metres, radians, pixels.
 
 As the start of a manifest, an image's name is its key in the file (`a/b/c.jpg` below `insta-train/` for INSTA, the base
-name for the others), so `images` is the folder these keys are relative to, or `image_prefixes` leads there. Images that
-list nobody have no row; they, and people that are not as documented, are told in the findings.
+name for the others), so `images` is the folder these keys are relative to, or `image_prefixes` leads there.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ import numpy as np
 from dto_pipeline.axes import NUM_BETAS
 from dto_pipeline.data.cameras import camera_matrices
 from dto_pipeline.data.inert_pickle import PickleRefused, Record
-from dto_pipeline.data.pickled_items import ITEM_LIMITS, read_items
+from dto_pipeline.data.npz import ITEM_LIMITS, read_items
 from dto_pipeline.data.safe_pickle import build_values
 from dto_pipeline.data.scratch import FlatColumn, map_numbers
 from dto_pipeline.data.sources.rows import Finding, LabelFileError, LabelRows, LabelSource, find_row_problems
@@ -67,13 +66,9 @@ def open_ma_hmr(path: Path) -> LabelSource:
     owner = annots.owner
 
     def rows(index: np.ndarray) -> LabelRows:
-        return LabelRows(
-            pose=np.array(annots.pose[index]),
-            betas=np.array(annots.betas[index]),
-            transl=np.array(annots.transl[index]),
-            bbox_xyxy=np.full((index.size, 4), np.nan, np.float32),
-            intrinsics=camera_matrices(np.asarray(annots.camera[index])),
-        )
+        pose, betas, transl = (np.array(getattr(annots, name)[index]) for name in ("pose", "betas", "transl"))
+        cameras = camera_matrices(np.asarray(annots.camera[index]))
+        return LabelRows(pose, betas, transl, np.full((index.size, 4), np.nan, np.float32), cameras)
 
     def image_names(start: int, stop: int) -> np.ndarray:
         return annots.names[owner[start:stop]].astype(str)
@@ -105,25 +100,22 @@ def open_annots(path: str | Path, folder: Path | None = None) -> Annots:
 def map_annots(folder: Path) -> Annots:
     """What `open_annots` left in a folder. Raises: FileNotFoundError: nothing lies there any more."""
     index = json.loads((folder / _INDEX).read_text())
+    index["findings"] = [Finding(**finding) for finding in index["findings"]]
     columns = {}
     for name, (width, dtype) in _COLUMNS.items():
         with (folder / name).open("rb") as stream:
             columns[name] = map_numbers(stream, np.dtype(dtype), (sum(index["counts"]), width))
-    return _annots(index["names"], index["counts"], columns, [Finding(*pair) for pair in index["findings"]])
+    return _annots(**index, columns=columns)
 
 
-def _annots(names: list[str], counts: list[int], columns: dict[str, np.ndarray], findings: list[Finding]) -> Annots:
+def _annots(names: list[str], counts: list[int], findings: list[Finding], columns: dict[str, np.ndarray]) -> Annots:
     starts = np.concatenate([[0], np.cumsum(np.array(counts, np.int64))]).astype(np.int64)
     keys = np.array([*names, None], dtype=object)[:-1]  # one more, or numpy looks into a single text
     return Annots(keys, starts, **columns, findings=tuple(findings))
 
 
 def first_people(path: Path, most: int = 1000) -> list[Any]:
-    """What the first people of a file hold, as plain values; of images that list nobody, nothing.
-
-    Raises:
-        PickleRefused: damaged, or not allowed. FileNotFoundError.
-    """
+    """What the first people of a file hold, as plain values. Raises: PickleRefused, FileNotFoundError."""
     found: list[Any] = []
 
     def take(_: Any, people: Any) -> bool:
@@ -150,7 +142,6 @@ class _Reader:
         self._dtypes: dict[int, tuple[bool, Any]] = {}
 
     def add(self, name: str, people: Any) -> None:
-        """One image."""
         if name in self._counts:
             raise LabelFileError(f"{self._path}: image {name} is listed twice; expected every image once")
         listed = _listed(people)
@@ -163,18 +154,19 @@ class _Reader:
             self._flush()
 
     def result(self) -> Annots:
-        """Everything, mapped."""
         self._flush()
         if not self._usable:
             raise LabelFileError(f"{self._path} {self._describe_unusable()}")
         if self._untold:
             self._findings.append(Finding("", f"{self._untold} more people or images that are not as documented"))
-        names, counts = [*self._counts], [*self._counts.values()]
+        index: dict[str, Any] = {
+            "names": [*self._counts],
+            "counts": [*self._counts.values()],
+            "findings": self._findings,
+        }
         if self._folder:
-            told = [(finding.image, finding.reason) for finding in self._findings]
-            (self._folder / _INDEX).write_text(json.dumps({"names": names, "counts": counts, "findings": told}))
-        columns = {name: column.mapped() for name, column in self._columns.items()}
-        return _annots(names, counts, columns, self._findings)
+            (self._folder / _INDEX).write_text(json.dumps(index, default=vars))
+        return _annots(**index, columns={name: column.mapped() for name, column in self._columns.items()})
 
     def _describe_unusable(self) -> str:
         people, sample = sum(self._counts.values()), self._sample
@@ -252,12 +244,10 @@ class _Reader:
 
 def _listed(people: Any) -> list[Any]:
     """The people of an image as records: a list, a tuple or an object array of them; anything else is one person."""
-    if isinstance(people, list | tuple):
-        return list(people)
-    if type(people) is Record and people.what.name == "_reconstruct":
-        contents = people.state[-1] if isinstance(people.state, tuple) and people.state else None
-        return list(contents) if isinstance(contents, list) else [people]
-    return [people]
+    contents = people
+    if type(people) is Record and people.what.name == "_reconstruct" and isinstance(people.state, tuple):
+        contents = people.state[-1] if people.state else None
+    return list(contents) if isinstance(contents, list | tuple) else [people]
 
 
 def _built(person: Any) -> Any:

@@ -8,9 +8,8 @@
 
 The tars hold no translation and no camera: they are sources of images (see `data.tars`) and masks, not of labels.
 A person says which mask is his (``extra_info['detection_npz_idx']``), so a label row takes the mask of whom it shows:
-equal keypoints, else the nearest box. Which mask the joints fall on says less: those of somebody hidden lie on whoever
-stands in front. It decides only for people who name no mask.
-Foreign names (keypoints_2d, center ...) end here. Positions in pixels.
+equal keypoints, else the nearest box. Which mask the joints fall on decides only for people who name no mask: those of
+somebody hidden lie on whoever stands in front. Positions in pixels.
 """
 
 from __future__ import annotations
@@ -112,10 +111,9 @@ def parse_masks(data: bytes, where: str) -> np.ndarray:
 def choose_masks(
     masks: np.ndarray, keypoints: np.ndarray | None, boxes: np.ndarray, people: SamplePeople | None
 ) -> tuple[np.ndarray, str]:
-    """Which mask each label row of a sample takes.
+    """Which of the masks (K, H, W) each label row of a sample takes.
 
     Args:
-        masks: (K, H, W) bool of the sample.
         keypoints: (n, J, 3) x, y [px], confidence of the label rows; None = they have none.
         boxes: (n, 4) of the label rows [px], NaN = unknown.
         people: those stored beside the image; None = nobody is.
@@ -177,15 +175,8 @@ def _equal_keypoints(own: np.ndarray | None, others: np.ndarray) -> np.ndarray |
 
 
 def match_masks(masks: np.ndarray, keypoints: np.ndarray) -> np.ndarray:
-    """Which mask is whose: the assignment that covers most keypoints, where a mask covers at least half of a person's.
-
-    Args:
-        masks: (K, H, W) bool.
-        keypoints: (n, J, 3) x, y [px], confidence; points of confidence 0 are unknown, known ones off the image count
-            as uncovered.
-
-    Returns:
-        (n,) int64 mask of each person, -1 = none.
+    """(n,) which of the masks (K, H, W) is whose, -1 = nobody's: the assignment that covers most keypoints (n, J, 3),
+    where a mask covers at least half of a person's; points of confidence 0 are unknown, those off the image uncovered.
     """
     if not len(masks) or not len(keypoints):
         return np.full(len(keypoints), -1, dtype=np.int64)
