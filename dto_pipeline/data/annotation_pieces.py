@@ -34,8 +34,6 @@ _WIDTHS = {"pose": 72, "betas": NUM_BETAS, "transl": 3, "bbox_xyxy": 4}
 
 
 class _FileSet(LabelSet):
-    """What both kinds share."""
-
     def _pieces(self, number: int, part: Part, names: Iterable[str], counts: np.ndarray) -> list[Piece]:
         """Pieces of 1024 images that have people; `part.select` does not concern what no run has judged."""
         taken = part.holds([f"{self.name}/{image}" for image in names]) & (counts > 0)
@@ -72,7 +70,6 @@ class AnnotationSet(_FileSet):
         return self._pieces(number, part, self.images, np.array([len(people) for people in self.people]))
 
     def read(self, piece: Piece) -> LabelColumns:
-        """Boxes, keypoints and depth layers of a piece's images; cameras, bodies and image sizes are unknown."""
         crowd = [(self.images[row], person) for row in piece.rows for person in self.people[row]]
         points = np.full((len(crowd), _NUM_JOINTS, 2), np.nan, np.float32)
         for row, (name, person) in enumerate(crowd):
@@ -121,7 +118,6 @@ class AnnotsSet(_FileSet):
         return self._pieces(number, part, annots.names, np.diff(annots.starts))
 
     def read(self, piece: Piece) -> LabelColumns:
-        """Bodies and cameras of a piece's images; boxes and the sizes of images are unknown."""
         annots = _mapped(self.path, self.folder)
         first, counts = annots.starts[piece.rows], np.diff(annots.starts)[piece.rows]
         people = np.arange(counts.sum()) + np.repeat(first - (np.cumsum(counts) - counts), counts)

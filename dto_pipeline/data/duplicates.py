@@ -110,26 +110,26 @@ def _are_alike(people: People, one: np.ndarray, other: np.ndarray, rule: SamePer
         dot = np.abs((_quaternions(people.pose[one]) * _quaternions(people.pose[other])).sum(axis=-1))
         angle = 2 * np.arccos(dot.clip(max=1))  # (k, 24) between the rotations
         alike &= (angle.mean(axis=1) <= rule.mean_angle) & (angle[:, 0] <= rule.root_angle)
-        alike &= ~(_overlap(people.bbox_xyxy[one], people.bbox_xyxy[other]) < rule.box_overlap)
+        alike &= ~(box_overlap(people.bbox_xyxy[one], people.bbox_xyxy[other]) < rule.box_overlap)
         numbers = (people.pose, people.betas, people.transl)
         copies = [np.abs(values[one] - values[other]).max(axis=1) <= _EQUAL for values in numbers]
     return alike | np.logical_and.reduce(copies)
 
 
 def _quaternions(pose: np.ndarray) -> np.ndarray:
-    """(k, 24, 4) of axis-angle (k, 72)."""
     vector = pose.reshape(-1, _JOINTS, 3).astype(np.float64)
     half = np.linalg.norm(vector, axis=-1, keepdims=True) / 2
     return np.concatenate([np.cos(half), vector / 2 * np.sinc(half / np.pi)], axis=-1)
 
 
-def _overlap(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """(k,) intersection over union of boxes (k, 4); NaN where one is unknown or has no area."""
+def box_overlap(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """(...) intersection over union of boxes (..., 4); NaN where one is unknown or has no area."""
     one, other = one.astype(np.float64), other.astype(np.float64)
-    sides = np.minimum(one[:, 2:], other[:, 2:]) - np.maximum(one[:, :2], other[:, :2])
-    shared = np.maximum(sides, 0).prod(axis=1)
-    area, other_area = (np.maximum(box[:, 2:] - box[:, :2], 0).prod(axis=1) for box in (one, other))
-    return np.where((area > 0) & (other_area > 0), shared / (area + other_area - shared), np.nan)
+    sides = np.minimum(one[..., 2:], other[..., 2:]) - np.maximum(one[..., :2], other[..., :2])
+    shared = np.maximum(sides, 0).prod(axis=-1)
+    area, other_area = (np.maximum(box[..., 2:] - box[..., :2], 0).prod(axis=-1) for box in (one, other))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where((area > 0) & (other_area > 0), shared / (area + other_area - shared), np.nan)
 
 
 def _keep_best(first: np.ndarray, second: np.ndarray, rank: np.ndarray) -> np.ndarray:

@@ -144,7 +144,6 @@ class Stream:
         return self.data[start:at]
 
     def readline(self) -> bytes:
-        """The bytes up to the next newline and with it."""
         found = self.data.find(b"\n", self.at, self.end)
         if found < 0:
             raise BrokenPickle("a text argument without end of line: truncated")
@@ -195,7 +194,6 @@ class InertUnpickler(pickle._Unpickler):
         self.dispatch = Opcodes(max_opcodes)  # type: ignore[assignment, misc]
 
     def load(self) -> Any:
-        """The object of the stream, which is read as far as its STOP."""
         value = super().load()
         if self.stack or self.metastack:
             raise BrokenPickle("objects are left on the stack at STOP")
@@ -277,7 +275,6 @@ class InertUnpickler(pickle._Unpickler):
 
 
 def _kind(value: object) -> str:
-    """What a stack item is, without its content."""
     if isinstance(value, Record):
         return f"a {value.what} object"
     return f"the name {value}" if isinstance(value, Global) else f"a {type(value).__name__}"
@@ -294,8 +291,6 @@ _Opcode = Callable[[Any], None]
 
 
 def _bounded(load: _Opcode) -> _Opcode:
-    """An opcode that pushes an integer, of at most 64 bits."""
-
     def opcode(machine: InertUnpickler) -> None:
         load(machine)
         if (bits := machine.stack[-1].bit_length()) > _MAX_INT_BITS:
@@ -305,7 +300,6 @@ def _bounded(load: _Opcode) -> _Opcode:
 
 
 def _counted(layout: str, convert: Callable[[bytes], object]) -> _Opcode:
-    """An opcode with a length and that many bytes, pushed after conversion."""
     form = struct.Struct(layout)
     return lambda machine: machine.append(convert(machine.read(form.unpack(machine.read(form.size))[0])))
 

@@ -109,7 +109,6 @@ def _expecting(where: object, what: str) -> Iterator[None]:
 
 
 def _read_mat(path: Path) -> np.ndarray:
-    """(frames, people) cells of MuPoTS."""
     with _expecting(path, "MATLAB 5"):
         check_regular(path)
         if path.stat().st_size > _MOST_BYTES:
@@ -122,7 +121,6 @@ def _read_mat(path: Path) -> np.ndarray:
 
 
 def _read_cell(cell: Any, where: str) -> tuple[np.ndarray, np.ndarray, bool]:
-    """Joints [m], places [px] and whether the person counts."""
     with _expecting(where, "annot3, annot2 and isValidFrame, as annot.mat of MuPoTS-3D has"):
         parts = [np.asarray(cell[name][0, 0], np.float64) for name in ("annot3", "annot2", "isValidFrame")]
     if parts[0].shape != (3, MUPOTS_JOINTS) or parts[1].shape != (2, MUPOTS_JOINTS) or parts[2].size != 1:

@@ -104,7 +104,6 @@ def safe_load_npz(
 
 @contextmanager
 def _told(where: str, what: str) -> Iterator[None]:
-    """What a damaged file makes of its readers, as a BrokenPickle that names it."""
     try:
         yield
     except PickleRefused:
@@ -398,7 +397,6 @@ class _Items(InertUnpickler):
         self._renew()
 
     def _renew(self) -> None:
-        """As much as may lie before the next delivery."""
         self.dispatch.left = ITEM_LIMITS.max_opcodes  # type: ignore[attr-defined]
         self._stream.bound = self._stream.at + ITEM_LIMITS.max_stream_bytes
 

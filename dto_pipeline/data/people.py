@@ -187,7 +187,6 @@ def _annots_kind(path: Path) -> FileKind:
 
 
 def _missing(kind: FileKind, names: Sequence[str]) -> list[str]:
-    """What a file with these members lacks of a kind."""
     return [need for need in _NEEDS[kind] if not set(need.split(" or ")) & set(names)]
 
 
@@ -232,7 +231,6 @@ class People:
         return len(self.owner)
 
     def take(self, people: np.ndarray) -> People:
-        """The same images with some of the people: (m,) positions or (n,) bool."""
         kept = {
             name: getattr(self, name)[people]
             for name in ("owner", "row", "pose", "betas", "transl", "intrinsics", "status", "height")
@@ -378,7 +376,6 @@ def _read_truth(path: Path) -> People:
 
 
 def _read_annots(path: Path) -> People:
-    """Released DTO-Humans: poses, shapes and translations stay on disk, mapped."""
     annots = open_annots(path)
     count, images = int(annots.starts[-1]), len(annots.names)
     return People(

@@ -92,7 +92,6 @@ def measure_rles(data: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.
 
 
 def _runs_of(counts: bytes, height: int, width: int) -> np.ndarray:
-    """Runs (n,) int64 of one mask, checked against its size."""
     if height < 1 or width < 1 or height * width > MAX_PIXELS:
         raise RleError(f"mask size {height} x {width}; expected 1 .. {MAX_PIXELS} pixels")
     runs = _read_runs(np.frombuffer(counts, dtype=np.uint8))

@@ -14,7 +14,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-from scipy.sparse import csc_matrix
 
 from dto_pipeline.data.inert_pickle import (
     Allowlist,
@@ -109,7 +108,6 @@ class Builder:
         return result
 
     def shape(self, node: Any) -> tuple[int, ...]:
-        """A tuple or list of counts. Raises: BrokenPickle."""
         good = type(node) in (tuple, list) and all(type(side) is int and side >= 0 for side in node)
         if not good or len(node) > _MAX_DIMENSIONS:
             raise BrokenPickle(f"an array of shape {shown(node)}")
@@ -230,6 +228,8 @@ class Builder:
 
     def sparse(self, node: Record, depth: int) -> np.ndarray:
         """A column-compressed matrix, written out; entries that occur twice add up."""
+        from scipy.sparse import csc_matrix  # of body files only: its import takes time and memory
+
         data, rows, starts = self._arrays(node, depth, "data", "indices", "indptr")
         shape = self.shape(self.value(node.state["_shape"], depth))
         dense_bytes = math.prod(shape) * data.itemsize

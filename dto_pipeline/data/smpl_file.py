@@ -144,7 +144,6 @@ def _listed(keys: Iterable[Any]) -> str:
 
 
 def _check_shapes(path: Path, arrays: dict[str, np.ndarray], held: Iterable[Any]) -> None:
-    """Names the model if it is another one, else the first array that is missing or of a wrong shape."""
     vertices = len(arrays["v_template"]) if arrays.get("v_template", np.empty(())).ndim == 2 else 0
     joints = arrays["weights"].shape[-1] if "weights" in arrays and arrays["weights"].ndim == 2 else NUM_JOINTS
     other = "SMPL-H" if vertices == NUM_VERTICES and joints == 52 else _OTHER_MODELS.get(vertices)

@@ -91,7 +91,6 @@ def findings_path(manifest: Location) -> Location:
 
 
 def note_tars(findings: Findings, placement: TarPlacement) -> None:
-    """Damaged tars, refused members, and keys that several members have."""
     for summary in placement.images.summaries:
         if summary.problem:
             findings.add(TAR, summary.tar, f"{summary.problem}; {summary.usable} members can be read", used=True)
@@ -283,7 +282,6 @@ class MergeReport:
     notes: Counter[str] = field(default_factory=Counter)  # values taken as unknown -> how many
 
     def count(self, status: PredictionStatus, message: str | None, predictions: int) -> None:
-        """Add predictions of one outcome."""
         if not predictions:
             return
         self.predictions += predictions
@@ -318,7 +316,6 @@ def _sorted_fields(report: ManifestReport | MergeReport) -> dict[str, Any]:
 
 
 def _format_counts(title: str, lines: Iterable[tuple[str, Any]]) -> str:
-    """A title, and names and counts below it in two columns."""
     lines = list(lines)
     width = max(len(name) for name, _ in lines)
     return "\n".join([title, *(f"  {name:<{width}}  {count:>9}" for name, count in lines)])

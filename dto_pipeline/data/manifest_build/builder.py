@@ -83,8 +83,6 @@ Problem = tuple[ImageStatus, str]
 
 @dataclass(frozen=True)
 class ManifestInputs:
-    """Everything a manifest is made from, opened."""
-
     dataset: Dataset
     source: LabelSource
     sidecar: Sidecar
@@ -194,7 +192,6 @@ class _Shards:
     advance: Callable[[int], Any]  # called with the number of images done
 
     def build(self, images: range) -> pa.Table:
-        """Rows of `schema.MANIFEST_SCHEMA` of some images."""
         index, dataset, report = self.inputs.index, self.inputs.dataset, self.report
         offsets = index.offsets[images.start : images.stop + 1]
         counts, rows = np.diff(offsets), index.rows[offsets[0] : offsets[-1]]
@@ -233,7 +230,6 @@ class _Shards:
         return build_table(MANIFEST_SCHEMA, columns)
 
     def _read_headers(self, images: range) -> tuple[list[ImageHeader], list[Problem | None]]:
-        """Headers of the images, of size 0 where unreadable, and what is wrong with each image's name or file."""
         index, store = self.inputs.index, self.inputs.images
 
         def read(image: int) -> tuple[ImageHeader, Problem | None]:

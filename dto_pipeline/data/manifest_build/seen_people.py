@@ -39,8 +39,6 @@ Mask = tuple[bytes | None, int, int]  # run lengths (None = no mask), height, wi
 
 @dataclass(frozen=True)
 class SeenPeople:
-    """n people of m images."""
-
     rows: SeenRows  # n
     mask_origin: pa.StringArray  # m, null = none
     attribute_origin: pa.StringArray  # m, null = unknown
@@ -80,7 +78,6 @@ def join_seen(
 
 
 def _fill_gaps(first: SeenRows, second: SeenRows) -> SeenRows:
-    """What `first` says of each person, and `second` where that is unknown."""
     own = first.has_mask
 
     def fill(name: str, known: np.ndarray | None = None) -> np.ndarray:
@@ -106,7 +103,6 @@ def _judge_masks(masks: Sequence[Mask]) -> SeenRows:
 def _read_detections(
     labels: LabelRows, starts: np.ndarray, files: Sequence[str], store: ImageStore, pool: Executor
 ) -> tuple[SeenRows, dict[int, str]]:
-    """Masks of all people, and why those of some images cannot be read."""
     stops = [*starts[1:].tolist(), len(labels.pose)]
 
     def read(image: int) -> tuple[list[Mask], str]:

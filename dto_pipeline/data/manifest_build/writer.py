@@ -37,14 +37,12 @@ class ManifestWriter:
         self._sizes: list[ShardSize] = []
 
     def add(self, shard: pa.Table) -> None:
-        """The rows of the next shard, `schema.MANIFEST_SCHEMA`."""
         self._digest.update(shard)
         self._sizes.append(ShardSize(shard.num_rows, int(shard["num_persons"].to_numpy().sum())))
         self._writer.write_table(shard, row_group_size=shard.num_rows)
 
     @property
     def fingerprint(self) -> str:
-        """sha256 over what the rows so far say."""
         return self._digest.hexdigest()
 
     def finish(self, facts: Mapping[str, Any], texts: Mapping[str, str] = _SCHEMA_TEXTS) -> None:
@@ -63,7 +61,6 @@ class ManifestWriter:
 
 @contextmanager
 def open_manifest_writer(out: Location) -> Iterator[ManifestWriter]:
-    """The manifest at `out`, replaced when the block ends without an error."""
     with (
         written(out) as local,
         pq.ParquetWriter(local, MANIFEST_SCHEMA, **writer_settings(MANIFEST_SCHEMA)) as writer,

@@ -36,10 +36,7 @@ NOBODY = "listed without people"
 _TOLD = 1000  # people that are not as documented and are named one by one
 _COLUMNS = {"pose": (72, "<f4"), "betas": (NUM_BETAS, "<f4"), "transl": (3, "<f4"), "camera": (4, "<f8")}
 _INDEX = "index.json"
-_FLUSHED = 4096  # people held before they are written
-
-Person = tuple[bytes, bytes, bytes, bytes]
-"""Bytes of one person's columns, little-endian; the camera's in float32 or, from other types, float64."""
+_FLUSHED = 1 << 17  # bytes of cameras held before they are written: 4096 people
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,6 @@ class Annots:
 
     @property
     def owner(self) -> np.ndarray:
-        """(n,) int64 image of each person."""
         return np.repeat(np.arange(len(self.names)), np.diff(self.starts))
 
 
@@ -127,8 +123,6 @@ def first_people(path: Path, most: int = 1000) -> list[Any]:
 
 
 class _Reader:
-    """People on their way to the flat columns."""
-
     def __init__(self, path: Path, folder: Path | None) -> None:
         self._path, self._folder = path, folder
         self._columns = {
@@ -138,7 +132,7 @@ class _Reader:
         self._findings: list[Finding] = []
         self._untold = self._usable = 0
         self._sample: Any = None  # a person that is not as documented
-        self._held: list[Person] = []
+        self._held = {name: bytearray() for name in _COLUMNS}  # of people that are not written yet
         self._dtypes: dict[int, tuple[bool, Any]] = {}
 
     def add(self, name: str, people: Any) -> None:
@@ -149,8 +143,10 @@ class _Reader:
         if not listed:
             self._tell(name, NOBODY)
         for place, person in enumerate(listed):
-            self._held.append(self._quick(person) or self._slow(name, place, person))
-        if len(self._held) >= _FLUSHED:
+            numbers = self._quick(person) or self._slow(name, place, person)
+            for column, raw in zip(self._held.values(), numbers, strict=True):
+                column += raw
+        if len(self._held["camera"]) >= _FLUSHED:
             self._flush()
 
     def result(self) -> Annots:
@@ -183,7 +179,7 @@ class _Reader:
         else:
             self._untold += 1
 
-    def _quick(self, person: Any) -> Person | None:
+    def _quick(self, person: Any) -> tuple[bytes, ...] | None:
         """A person all of whose arrays are float32 of the published shapes, without building an array."""
         try:
             body, camera = person[BODY], person[CAMERA]
@@ -194,7 +190,8 @@ class _Reader:
             return None
         if not (pose and betas and transl and focal and princpt):
             return None
-        return pose, betas.ljust(4 * NUM_BETAS, b"\0"), transl, focal + princpt
+        camera = np.frombuffer(focal + princpt, "<f4").astype("<f8").tobytes()
+        return pose, betas.ljust(4 * NUM_BETAS, b"\0"), transl, camera
 
     def _bytes(self, array: Any, length: int) -> bytes | None:
         """The bytes of a little-endian float32 vector; None for anything else."""
@@ -209,7 +206,7 @@ class _Reader:
             self._dtypes[id(dtype)] = plain, dtype  # held, so that no other gets its id
         return raw if self._dtypes[id(dtype)][0] else None
 
-    def _slow(self, name: str, place: int, person: Any) -> Person:
+    def _slow(self, name: str, place: int, person: Any) -> tuple[bytes, ...]:
         """Any other person: numbers of other types and layouts are converted, anything else becomes NaN."""
         try:
             found = _built(person)
@@ -222,24 +219,20 @@ class _Reader:
             self._tell(name, f"person {place}: {what}; expected {NEEDED}")
             self._sample = person if self._sample is None else self._sample
             betas, lens, pose, transl = (np.full(width, np.nan) for width in (NUM_BETAS, 4, 72, 3))
-        betas = np.pad(betas, (0, NUM_BETAS - betas.size))
+        numbers = (pose, np.pad(betas, (0, NUM_BETAS - betas.size)), transl, lens)
         with np.errstate(over="ignore"):
-            body = [values.astype("<f4").tobytes() for values in (pose, betas, transl)]
-        return body[0], body[1], body[2], lens.astype("<f8").tobytes()
+            types = [dtype for _, dtype in _COLUMNS.values()]
+            return tuple(values.astype(dtype).tobytes() for values, dtype in zip(numbers, types, strict=True))
 
     def _flush(self) -> None:
-        if not self._held:
-            return
-        *body, cameras = zip(*self._held, strict=True)
-        self._held = []
         blocks = {
-            name: np.frombuffer(b"".join(column), "<f4").reshape(len(column), -1)
-            for name, column in zip(("pose", "betas", "transl"), body, strict=True)
+            name: np.frombuffer(bytes(self._held[name]), dtype).reshape(-1, width)
+            for name, (width, dtype) in _COLUMNS.items()
         }
-        self._usable += int((find_row_problems(**blocks) == 0).sum())
-        lenses = [np.frombuffer(lens, "<f4" if len(lens) == 16 else "<f8") for lens in cameras]
-        for name, values in {**blocks, "camera": np.stack(lenses)}.items():
+        self._usable += int((find_row_problems(blocks["pose"], blocks["betas"], blocks["transl"]) == 0).sum())
+        for name, values in blocks.items():
             self._columns[name].append(values)
+            self._held[name].clear()
 
 
 def _listed(people: Any) -> list[Any]:
@@ -255,7 +248,6 @@ def _built(person: Any) -> Any:
 
 
 def _numbers(holder: Any, key: str, lengths: tuple[int, ...]) -> np.ndarray:
-    """(k,) float64 of one entry, k one of `lengths`. Raises: KeyError, TypeError, ValueError."""
     values = np.asarray(holder[key], np.float64).reshape(-1)
     if values.size not in lengths:
         raise ValueError(f"{key} holds {values.size} numbers, expected {' or '.join(map(str, lengths))}")

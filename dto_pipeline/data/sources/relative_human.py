@@ -62,8 +62,6 @@ class KeypointLayoutError(ValueError):
 
 @dataclass(frozen=True)
 class Annotation:
-    """One annotated person."""
-
     kp2d: np.ndarray | None  # (14, 3) or (19, 3) x, y [px], visible; None = without keypoints
     depth_id: int  # layer, 0 = nearest, -1 = unknown
     age: int  # index into AGES, -1 = unknown
@@ -73,8 +71,6 @@ class Annotation:
 
 @dataclass(frozen=True)
 class RelativeHumanAnnotations:
-    """A whole annotation file."""
-
     images: dict[str, tuple[Annotation, ...]]  # file name -> people, in file order
     problems: tuple[Finding, ...]  # about people, taken as unknown
 

@@ -56,7 +56,6 @@ class SeenRows:
 
     @property
     def has_mask(self) -> np.ndarray:
-        """(n,) bool."""
         return self.mask_rle.is_valid().to_numpy(zero_copy_only=False)
 
 
@@ -261,7 +260,6 @@ def _append(
     start: int,
     shapes: tuple[tuple[int, ...], ...],
 ) -> None:
-    """One batch of a column, from row `start` on; nulls become NaN."""
     told = column.drop_null()
     if not len(told) and name not in columns:  # how many numbers a row holds shows in another batch, or never
         return
