@@ -294,6 +294,11 @@ def refusal(store: Store, record: LeaseRecord | None) -> str:
     )
 
 
+def process_name() -> str:
+    """Name of this process as receipts spell it: host:pid."""
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
 def machine_mark() -> str:
     """What tells this boot of this machine, and this container's pids, from others; "" where it cannot be known."""
     try:

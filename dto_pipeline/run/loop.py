@@ -2,7 +2,8 @@
 
 `Schedule` knows the shards, `drive` the workers: it joins a schedule to any `WorkerPool` and tells a `Ledger` what to
 remember, so that the same loop drives real workers and, in virtual time, thousands of fake ones. No files, no Ray, no
-clock but the pool's. A worker has one shard at a time, and its death is charged to that shard. Seconds.
+clock but the pool's. A worker is named by a string and has one shard at a time; its death is charged to that shard.
+Seconds.
 """
 
 from __future__ import annotations
@@ -17,18 +18,7 @@ from typing import NamedTuple, Protocol
 from dto_pipeline.config import RunConfig
 from dto_pipeline.data.receipts import Receipt
 from dto_pipeline.errors import DtoError
-from dto_pipeline.run.budget import Charge, FailureBudget
-from dto_pipeline.run.pool import (
-    Event,
-    ShardDone,
-    ShardProgress,
-    ShardRaised,
-    WorkerDraining,
-    WorkerLost,
-    WorkerPlaced,
-    WorkerPool,
-    WorkerReady,
-)
+from dto_pipeline.run.sanity import Charge, FailureBudget
 
 DEADLINE_FACTOR = 10.0  # a first attempt may take this many times the median shard ...
 DEADLINE_FLOOR_S = 120.0  # ... but never less than this [s]
@@ -47,16 +37,104 @@ class RunAborted(DtoError):
     """The run cannot go on; shards that are done stay done. The message says why and what to try."""
 
 
-class TooManyGivenUp(RunAborted):
-    """More shards were given up than `run.max_failed_shards`: the rest of the run stays pending."""
-
-    exit_code = 1  # as for a run that went on to its end and gave shards up
-
-
 class TooManyFailed(RunAborted):
-    """More images failed than `run.max_failed_images`: what is finished stays, the rest of the run stays pending."""
+    """More shards or images than `run.max_failed_shards` or `run.max_failed_images`: the rest stays pending."""
 
     exit_code = 1  # as for a run that came to its end with so many
+
+
+class Runner(Protocol):
+    """Does shards. Light until `warm_up`, which loads what is heavy in the process that works: it travels there."""
+
+    def warm_up(self) -> None: ...
+
+    def run(self, shard: int, attempt: int = 1) -> Receipt:
+        """Do one shard and publish it; raises when the shard cannot be done."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that a worker says, or that is said of it. `node`: its machine; "" = nothing is concluded about it."""
+
+    worker: str
+
+
+@dataclass(frozen=True)
+class WorkerPlaced(Event):
+    """It has what it asked for and its process runs: it warms up. From now on it may be found hanging."""
+
+    node: str = ""
+
+
+@dataclass(frozen=True)
+class WorkerReady(Event):
+    """It has warmed up and may be fed."""
+
+    node: str = ""
+
+
+@dataclass(frozen=True)
+class ShardDone(Event):
+    shard: int
+    receipt: Receipt
+
+
+@dataclass(frozen=True)
+class ShardProgress(Event):
+    shard: int
+    images: int  # done
+
+
+@dataclass(frozen=True)
+class ShardRaised(Event):
+    """The runner raised; the worker lives on unless `fatal`."""
+
+    shard: int
+    error: str  # one line
+    detail: str  # trace
+    fatal: bool = False
+
+
+@dataclass(frozen=True)
+class WorkerLost(Event):
+    """It is gone, with the shard assigned to it."""
+
+    error: str  # one line
+    detail: str = ""
+    blameless: bool = False  # True: pre-empted or drained, no shard is to be charged
+    begun: bool = True  # False: as far as known it had not begun with its shard
+    node: str = ""
+    out_of_memory: bool = False  # True: it was ended because its machine lacked memory
+
+
+@dataclass(frozen=True)
+class WorkerDraining(Event):
+    """Its machine is about to be taken away: it is not to be fed any more."""
+
+
+class WorkerPool(Protocol):
+    """Workers that come, work and go. Names are never used twice; a lost worker is not heard of again."""
+
+    def start_worker(self) -> str:
+        """Ask for one more worker; `WorkerPlaced` follows where that is known, then `WorkerReady` or `WorkerLost`."""
+
+    def assign(self, worker: str, shard: int, attempt: int) -> None:
+        """Give a worker that has none a shard."""
+
+    def wait(self, timeout_s: float) -> list[Event]:
+        """What happened, in order; empty when nothing did within `timeout_s`."""
+
+    def kill(self, worker: str) -> None:
+        """End a worker and forget what was assigned to it; no event of that worker follows. It may be lost already."""
+
+    def avoid_node(self, node: str) -> None:
+        """Start no more workers on a machine that an event has named."""
+
+    def now(self) -> float:
+        """Monotonic clock [s]."""
+
+    def close(self) -> None:
+        """End all workers."""
 
 
 class Crew(NamedTuple):
@@ -200,13 +278,8 @@ class Schedule:
 def drive(schedule: Schedule, pool: WorkerPool, ledger: Ledger, budget: FailureBudget | None = None) -> None:
     """Work until every shard of `schedule` is done or given up.
 
-    Args:
-        budget: how many failures are allowed; None = any number.
-
-    Raises:
-        RunAborted: workers cannot start.
-        TooManyGivenUp: more than `run.max_failed_shards`.
-        TooManyFailed: more failures than `budget` allows.
+    `budget`: how many failures are allowed; None = any number. Raises: RunAborted where workers cannot start,
+    TooManyFailed.
     """
     _Loop(schedule, pool, ledger, budget or FailureBudget(1.0, {})).run()
 
@@ -327,9 +400,10 @@ class _Loop:
         return {worker.node for worker in self.workers.values() if worker.ready and worker.node} - {node}
 
     def _start_failed(self, node: str, error: str) -> None:
+        """Stop where starts fail in a row, unless all on one node while others work: that is judged as the node's."""
         self.failed_starts.append(node)
         failed = len(self.failed_starts)
-        alone = node and set(self.failed_starts) == {node} and self._other_nodes(node)  # judged as a node's fault
+        alone = node and set(self.failed_starts) == {node} and self._other_nodes(node)
         if failed >= max(MAX_START_FAILURES, START_FAILURE_SHARE * self.schedule.config.workers) and not alone:
             raise RunAborted(f"{failed} workers in a row could not start; the last said: {error}")
 
@@ -338,9 +412,7 @@ class _Loop:
         given_up, limit = len(self.schedule.given_up), self.schedule.config.max_failed_shards
         if given_up > limit:
             advice = "look at failures/, then start again with --retry-failed, or raise run.max_failed_shards"
-            raise TooManyGivenUp(
-                f"{given_up} shards were given up, more than {limit}; the last said: {error}; {advice}"
-            )
+            raise TooManyFailed(f"{given_up} shards were given up, more than {limit}; the last said: {error}; {advice}")
         self.budget.shard_charged(charge, error)
         self._judge()
 

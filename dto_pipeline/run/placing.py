@@ -24,11 +24,10 @@ from dto_pipeline.collate import collate_scenes, keep_labels, split_batch
 from dto_pipeline.config import BY_DEVICE, PipelineConfig
 from dto_pipeline.data.images import ImageStore
 from dto_pipeline.data.scenes import MENDABLE, load_scenes, read_label_scenes
-from dto_pipeline.errors import lacks_memory
+from dto_pipeline.errors import DeviceLost, lacks_memory, one_line
 from dto_pipeline.models.depth import DepthFiles
 from dto_pipeline.models.seeing import Sight
 from dto_pipeline.optimizer import SceneOptimizer
-from dto_pipeline.run.pool import DeviceLost, one_line
 from dto_pipeline.scene import PlacedScene, Scene
 from dto_pipeline.status import ImageStatus, PersonStatus
 from dto_pipeline.timing import StageClock

@@ -46,7 +46,7 @@ from dto_pipeline.data.receipts import (
 from dto_pipeline.data.storage import sha256_of
 from dto_pipeline.run.folder import RunDirectory
 from dto_pipeline.run.identity import RunIdentity, label_settings
-from dto_pipeline.run.pool import process_name
+from dto_pipeline.run.lease import process_name
 from dto_pipeline.run.sanity import count_signs
 
 _LOG = logging.getLogger(__name__)

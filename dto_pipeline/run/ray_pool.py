@@ -20,10 +20,10 @@ import ray
 
 from dto_pipeline.config import RunConfig
 from dto_pipeline.data.receipts import Receipt
-from dto_pipeline.errors import DtoError
+from dto_pipeline.errors import DeviceLost, DtoError, one_line
 from dto_pipeline.run.deaths import UNKNOWN, has_grown, oom_kills
-from dto_pipeline.run.pool import (
-    DeviceLost,
+from dto_pipeline.run.lease import process_name
+from dto_pipeline.run.loop import (
     Event,
     Runner,
     ShardDone,
@@ -33,8 +33,6 @@ from dto_pipeline.run.pool import (
     WorkerLost,
     WorkerPlaced,
     WorkerReady,
-    one_line,
-    process_name,
 )
 from dto_pipeline.run.ray_start import start_ray
 

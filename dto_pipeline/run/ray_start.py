@@ -22,8 +22,7 @@ from typing import Any
 import ray
 
 from dto_pipeline.config import RunConfig
-from dto_pipeline.errors import DtoError
-from dto_pipeline.run.pool import one_line
+from dto_pipeline.errors import DtoError, one_line
 
 REACH_S = 10.0  # a cluster that is there answers within this [s]
 _SOCKET_BYTES = 107  # a socket's path may have so many, says Linux

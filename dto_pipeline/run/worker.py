@@ -28,8 +28,8 @@ from dto_pipeline.optimizer import SceneOptimizer
 from dto_pipeline.run.deaths import InFlight, clear_note, find_condemned, find_suspicion, work_one_by_one, write_note
 from dto_pipeline.run.folder import RunDirectory, RunDirectoryError, RunMismatch, read_identity
 from dto_pipeline.run.identity import RunIdentity, describe_run_difference, find_missing, find_places, identify_run
+from dto_pipeline.run.lease import process_name
 from dto_pipeline.run.placing import ManifestRows, ScenePlacer
-from dto_pipeline.run.pool import process_name
 from dto_pipeline.run.publish import (
     LabelTable,
     Standing,
