@@ -128,8 +128,8 @@ def predict_run(
         The manifest of the predicted people, in `out`.
     """
     from dto_pipeline.data.labels import read_labels
-    from dto_pipeline.run.finished import finish_run
     from dto_pipeline.run.folder import RunDirectory
+    from dto_pipeline.run.publish import finish_run
     from dto_pipeline.train import predict
 
     store, facts = pictures.open_store(), predict.prediction_facts(trained, min_confidence)

@@ -23,7 +23,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -33,6 +33,7 @@ from typing import Any, Generic, TypeVar, cast
 from dto_pipeline.config import PipelineConfig, RunConfig
 from dto_pipeline.config_tree import build_sections, shorten
 from dto_pipeline.data.files import is_temporary, json_bytes
+from dto_pipeline.data.label_files import LabelFile, RunLabels
 from dto_pipeline.data.receipts import (
     LABELS,
     RECEIPTS,
@@ -47,7 +48,16 @@ from dto_pipeline.data.receipts import (
     receipt_name,
     shard_name,
 )
-from dto_pipeline.data.storage import Location, Store, StoreError, join_location, list_names, open_store, read_many
+from dto_pipeline.data.storage import (
+    Location,
+    Store,
+    StoreError,
+    as_location,
+    join_location,
+    list_names,
+    open_store,
+    read_many,
+)
 from dto_pipeline.errors import DtoError
 from dto_pipeline.reading import IrregularFile, parse_json
 from dto_pipeline.run.identity import RunIdentity, describe_run_difference
@@ -289,6 +299,41 @@ def scan_run(directory: RunDirectory, identity: RunIdentity, footers: bool = Fal
             failures[shard] = Failure(shard, 0, False, f"unreadable failure record: {error}", "", 0.0)
     scan = RunScan(labels, failures, unreadable)
     return scan.without(_check_footers(scan)) if footers else scan
+
+
+def read_run_labels(run_dir: str | Path, partial: bool = False, manifests: Sequence[str | Path] = ()) -> RunLabels:
+    """The label files of a run, for exports and training.
+
+    Args:
+        run_dir: the run's folder.
+        partial: take what is done of a run that is not finished.
+        manifests: where its manifest may lie now, in place of what run.json says.
+
+    Raises:
+        RunDirectoryError: not a run, or shards have no valid receipt and `partial` is not set.
+    """
+    directory = RunDirectory(as_location(run_dir))
+    identity = read_identity(directory)
+    scan = scan_run(directory, identity)
+    missing = [shard for shard in range(identity.shards) if shard not in scan.done]
+    if missing and not partial:
+        named = ", ".join(map(str, missing[:_NAMED])) + (" ..." if len(missing) > _NAMED else "")
+        void = "".join(f"; shard {shard}: {reason}" for shard, reason in list(scan.void.items())[:_NAMED])
+        raise RunDirectoryError(
+            f"{run_dir} is not finished: {len(missing)} of {identity.shards} shards have no valid receipt "
+            f"({named}){void}; `dto run` does what is left, --partial takes what is done"
+        )
+    files = scan.labels.files.items()
+    return RunLabels(
+        name=str(run_dir),
+        subset=identity.subset,
+        manifest=as_location(identity.manifest_path),
+        manifest_fingerprint=identity.manifest_fingerprint,
+        config_hash=identity.config_hash,
+        shards=identity.shards,
+        files=tuple(LabelFile(path, n, scan.done[n].rows, scan.done[n].label_sha256) for n, path in files),
+        named_manifests=tuple(map(as_location, manifests)),
+    )
 
 
 def settle_records(directory: RunDirectory, scan: RunScan, going_on: Collection[int] = ()) -> None:

@@ -17,10 +17,10 @@ from dto_pipeline.data.receipts import Receipt
 from dto_pipeline.errors import DtoError
 from dto_pipeline.run import folder as files
 from dto_pipeline.run.deaths import charge_own_deaths
-from dto_pipeline.run.finished import find_damage
 from dto_pipeline.run.folder import Failure, RunDirectory, RunScan
 from dto_pipeline.run.identity import Places, RunIdentity, find_missing
 from dto_pipeline.run.lease import DriverLock
+from dto_pipeline.run.publish import find_damage
 from dto_pipeline.status import ImageStatus, ShardStatus
 
 _LOG = logging.getLogger(__name__)

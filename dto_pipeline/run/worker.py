@@ -36,10 +36,9 @@ from dto_pipeline.run.publish import (
     commit_receipt,
     find_orphan,
     find_standing,
-    is_same,
-    label_footer,
     list_generations,
     publish_labels,
+    rows_sha256,
     shard_key,
 )
 from dto_pipeline.timing import StageClock
@@ -168,8 +167,8 @@ class ShardRunner:
     def _publish(self, job: _Job, generation: int, table: LabelTable) -> LabelTable:
         loaded = self._warm()
         with job.clock("write"):
-            footer = label_footer(loaded.identity, job.shard, job.key, table, loaded.facts)
-            return publish_labels(self.directory, job.shard, generation, table, footer)
+            where = self.directory, loaded.identity, job.shard, generation, job.key
+            return publish_labels(*where, table, loaded.facts)
 
     def _commit(
         self, job: _Job, generation: int, table: LabelTable, before: Receipt | None = None, adopted: bool = False
@@ -195,7 +194,7 @@ class ShardRunner:
         found = standing.column("status").to_pylist()
         failed = [position for position, status in enumerate(found) if status in self._retry_images]
         table = splice_rows(standing, failed, self._place(job, job.rows.take(failed)))
-        if is_same(table, read_label_metadata(path)):
+        if read_label_metadata(path).get("rows_sha256") == rows_sha256(table):
             return before
         return self._commit(job, generation, self._publish(job, generation, table), before)
 

@@ -28,8 +28,7 @@ from dto_pipeline.errors import DtoError
 from dto_pipeline.models.body import BodyModel, BodyModelError, load_body
 from dto_pipeline.models.networks import locate_body, sha256_once
 from dto_pipeline.run.driver import run_pipeline
-from dto_pipeline.run.finished import read_run_labels
-from dto_pipeline.run.folder import RunDirectory, RunDirectoryError, RunMismatch, read_identity
+from dto_pipeline.run.folder import RunDirectory, RunDirectoryError, RunMismatch, read_identity, read_run_labels
 from dto_pipeline.run.forecast import plan_pipeline
 from dto_pipeline.run.identity import hash_settings, identify_run
 from dto_pipeline.run.plan import Selection
