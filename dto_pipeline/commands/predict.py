@@ -95,7 +95,7 @@ def _run(arguments: argparse.Namespace) -> int:
         raise DtoError(f"{arguments.out} is a URI; predictions are written to a local folder, name one")
     out = Path(arguments.out)
     if not (out / PARTS).is_dir():  # no prediction that was begun and not ended
-        if RunDirectory(out).run_file.exists():
+        if RunDirectory(out).is_run():
             raise DtoError(f"{arguments.out} is a finished run already; choose another folder (-o)")
         if stranger := find_strangers(RunDirectory(out)):
             raise DtoError(stranger)

@@ -16,7 +16,6 @@ from typing import TypeVar
 
 from dto_pipeline.config import RunConfig
 from dto_pipeline.data.files import json_bytes
-from dto_pipeline.data.receipts import shard_name
 from dto_pipeline.reading import parse_json
 from dto_pipeline.run import folder as files
 from dto_pipeline.run.folder import Failure, RunDirectory
@@ -124,7 +123,7 @@ def work_one_by_one(
 
 def note_name(shard: int) -> str:
     """Where the note of a shard's worker lies in the run's folder."""
-    return f"{files.FAILURES}/{shard_name(shard)}.{_IN_FLIGHT}.json"
+    return files.failure_name(shard, _IN_FLIGHT)
 
 
 def write_note(directory: RunDirectory, note: InFlight) -> None:

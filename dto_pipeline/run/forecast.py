@@ -129,8 +129,7 @@ def plan_pipeline(
     driver, locked = _describe_driver(directory)
     scan, mismatches = _look(directory, wanted)
     if not driver:  # else what its workers are at is no death
-        deaths = find_own_deaths(directory, config.run, time.time())
-        scan = dataclasses.replace(scan, records={**scan.records, **{failure.shard: failure for failure in deaths}})
+        scan = scan.with_failures(find_own_deaths(directory, config.run, time.time()))
     plan = survey_run(directory, wanted, manifest, scan, selection, retry)
     fresh = [shard for shard in plan.work if shard not in plan.repairs]
     images, persons = sum(plan.work.values()), sum(manifest.shard_sizes[shard].people for shard in fresh)
@@ -151,7 +150,7 @@ def plan_pipeline(
         **_estimate(list(plan.done.values()), images, persons, len(fresh)),
         driver=driver,
         refusals=[*refusals, *locked, *mismatches],
-        unreadable_failures=plan.unreadable,
+        unreadable_failures=scan.unreadable,
     )
 
 

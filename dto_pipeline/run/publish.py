@@ -1,19 +1,9 @@
 """From a shard's rows to its published files: the footer, adoption of orphans, the receipt.
 
-A label file never holds anything that varies between equal runs: no clock, no worker, no path of a machine.
-
-The same order everywhere: the label file is created under a name that nobody has used (local: written beside it,
-synced, linked; object stores: one conditional PUT, which is whole or absent), then the receipt likewise, then label
-files of older generations are removed. What may happen in between, on any store:
-
-- killed before the label file is complete: nothing is visible, the shard is pending;
-- killed between the two: the label file is an orphan; its footer's key and the hash of its rows let the next attempt
-  adopt it without computing anything;
-- killed before the older label file is removed: the launch that follows, or goes on, removes it;
-- two writers, or a zombie that comes late: the second one's file is refused, or finds a newer generation and goes;
-- an answer lost on the way: the PUT sent again finds its own object, which is compared by key and adopted.
-
-A receipt tells of what lies there: size and sha256 are read back from the store, never taken from memory.
+First the label file is created under a name that nobody has used, then the receipt likewise, then label files of older
+generations are removed. Whoever is killed in between, comes late or loses an answer leaves nothing visible, an orphan
+that the next attempt adopts by its footer's key and hash, or an older file that the next launch removes. A label file
+holds nothing that varies between equal runs; a receipt tells of what lies there, read back from the store.
 """
 
 from __future__ import annotations
@@ -73,9 +63,9 @@ class Standing:
 def find_standing(
     directory: RunDirectory, identity: RunIdentity, shard: int, first: int = 0, highest: int = -1
 ) -> Standing:
-    """Look at the generations of a shard from `first` on, until one above `highest` that nobody has used.
+    """Look at the generations of a shard from `first` on, until one that nobody has used, past all up to `highest`.
 
-    `highest`: up to here some may have left no trace, as the label file of an attempt that died and was cleared away.
+    Of those some may have left no trace, as the label file of an attempt that died and was cleared away.
     """
     found = Standing(None, first, None, False)
     keys = identity.config_hash, identity.manifest_fingerprint
@@ -114,10 +104,7 @@ def lacks_receipt_only(directory: RunDirectory, shard: int) -> bool:
 
 
 def shard_key(identity: RunIdentity, image_ids: Sequence[str]) -> str:
-    """sha256 (hex) over all that decides a shard's bytes, and the rows' ids in order.
-
-    The config's hash covers the content of body model and networks.
-    """
+    """sha256 (hex) over all that decides a shard's bytes, and the rows' ids in order."""
     facts = [identity.config_hash, identity.manifest_fingerprint, identity.versions, list(image_ids)]
     return hashlib.sha256(json.dumps(facts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
@@ -127,8 +114,7 @@ def find_orphan(
 ) -> LabelTable | None:
     """The rows of a label file that somebody finished without leaving a receipt that holds.
 
-    Returns:
-        The table if the footer carries `key`, the rows are the right ones and their hash is the footer's; else None.
+    None unless the footer carries `key`, the rows are the right ones and their hash is the footer's.
     """
     path = directory.label_file(shard, generation)
     try:
@@ -156,17 +142,10 @@ def publish_labels(
     table: LabelTable,
     facts: Mapping[str, str],
 ) -> LabelTable:
-    """Create a shard's label file, or take the one that another worker created meanwhile.
+    """Create a shard's label file, or take the one that another worker created meanwhile; returns its rows.
 
-    Args:
-        key: see `shard_key`.
-        facts: what the footer tells of the inputs and only the caller knows (body model, licence ...).
-
-    Returns:
-        The rows that lie there.
-
-    Raises:
-        PublishError: what lies there is not this shard's.
+    `facts`: what the footer tells of the inputs and only the caller knows (body model, licence ...). Raises:
+    PublishError where what lies there is not this shard's.
     """
     footer = {
         "config": json.dumps(label_settings(identity.config), sort_keys=True),
@@ -205,11 +184,8 @@ def commit_receipt(
 ) -> Receipt:
     """Declare a published shard done; counts come from `table`, hash and size from the file itself.
 
-    Label files of older generations are removed; this one too where a newer one counts by now.
-
-    Args:
-        wall_s, stages: seconds that the work took, in all and by stage.
-        attempt, adopted: see `Receipt`.
+    Label files of older generations are removed; this one too where a newer one counts by now. `wall_s`, `stages`:
+    seconds that the work took, in all and by stage.
 
     Returns:
         The receipt that counts: where another worker was first, its own.
@@ -303,7 +279,6 @@ def finish_run(
     """Make a folder the finished run of a manifest, so that predictions are looked at, exported and merged as any run.
 
     Args:
-        directory: the folder.
         manifest: its rows are those of the labels, shard by shard.
         config: what readers need to know, above all the body model.
         read_labels: shard -> its label table.

@@ -28,8 +28,6 @@ if TYPE_CHECKING:  # `dto status` plans nothing
 
 RECENT_S = 3600.0  # speed is that of the last hour of work
 _EXAMPLE = ("image_id", "status", "message", person_leaf("status"), person_leaf("message"))
-SLOWEST = 5  # shards a summary names
-_SLOW = ("shard", "wall_s", "images", "worker")
 STRAY_ADVICE = "it is no label file of this run, and whoever reads the folder reads it too; move it elsewhere"
 EXIT_DONE, EXIT_MISSING, EXIT_SELECTED = 0, 1, 3
 
@@ -105,11 +103,7 @@ class RunStatus:
 
 
 def read_status(run_dir: str | Path) -> RunStatus:
-    """Read a run's folder.
-
-    Raises:
-        RunDirectoryError: the folder is not a run.
-    """
+    """Read a run's folder. Raises: RunDirectoryError where it is no run."""
     directory = RunDirectory(as_location(run_dir))
     identity = read_identity(directory)
     scan = scan_run(directory, identity)
@@ -232,7 +226,6 @@ class RunSummary(Tally):
     failed_images: int  # images whose labels are as given because they could not be processed
     retries: int  # attempts beyond the first, of shards done now
     unreadable_failures: dict[int, str]  # failure records found damaged: their attempts are not counted
-    slowest: list[dict[str, Any]]  # `shard`, `wall_s`, `images`, `worker` of those done now, the slowest first
     wall_s: float  # of this launch
     images_per_s: float  # of this launch, workers' start-up included
     stage_seconds: dict[str, float]  # of shards done now, threads added up
@@ -266,8 +259,6 @@ class RunSummary(Tally):
     def as_table(self) -> str:
         memory = f"memory   ran out on a machine and ended {self.out_of_memory} of these workers"
         stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in self.stage_seconds.items())
-        told = "{shard} {wall_s:.1f} s ({images} images, {worker})"
-        slow = ", ".join(told.format(**shard) for shard in self.slowest)
         losses = f"losses   {self.workers_lost} workers lost, {self.failed_attempts} attempts failed"
         lines = [
             f"run      {self.run_dir}",
@@ -286,7 +277,6 @@ class RunSummary(Tally):
             f"{memory}; use fewer workers, or keep others off the machine" if self.out_of_memory else "",
             *unreadable_lines(self.unreadable_failures),
             f"stages   {stages} (all workers and threads)" if stages else "",
-            f"slowest  shard {slow}" if slow else "",
             *(f"failed   shard {shard}: {error}" for shard, error in self.failed_shards.items()),
             *(f"failed   repair of shard {shard}: {error}" for shard, error in self.failed_repairs.items()),
             *self.sanity.lines(),
@@ -304,13 +294,9 @@ def summarize(
     wall_s: float,
     max_failed_images: float,
 ) -> RunSummary:
-    """Count what became of a launch.
+    """Count what became of a launch that took `wall_s`.
 
-    Args:
-        scan: what the folder holds at the end; None = as planned, there was nothing to do.
-        tally: what happened and receipts do not tell.
-        wall_s: seconds the start took.
-        max_failed_images: see `RunConfig`.
+    `scan`: what the folder holds at the end; None = as planned, there was nothing to do.
     """
     done = plan.done if scan is None else scan.done
     failures = {} if scan is None else scan.failures
@@ -320,7 +306,6 @@ def summarize(
         budget.shard_done(receipt)
     complaint = budget.verdict()
     fresh = [receipt for shard, receipt in done.items() if shard not in plan.done]
-    computed = sorted((receipt for receipt in fresh if not receipt.adopted), key=lambda receipt: -receipt.wall_s)
     given_up = {shard: failure.error for shard, failure in failures.items() if failure.given_up}
     return RunSummary(
         **vars(tally),
@@ -337,8 +322,7 @@ def summarize(
         person_status=add_counts(receipt.person_status for receipt in receipts),
         failed_images=sum(receipt.failed_images for receipt in receipts),
         retries=sum(receipt.attempt - 1 for receipt in fresh),
-        unreadable_failures=plan.unreadable,
-        slowest=[{name: getattr(receipt, name) for name in _SLOW} for receipt in computed[:SLOWEST]],
+        unreadable_failures=plan.scan.unreadable,
         wall_s=wall_s,
         images_per_s=sum(receipt.images for receipt in fresh) / wall_s,
         stage_seconds=_sum_stages(fresh),
