@@ -101,7 +101,7 @@ class ShardRunner:
         return 0 if self._loaded is None else self._loaded.placer.images_done
 
     def warm_up(self) -> None:
-        """Load the models once in this process. Raises: a DtoError where it sees another run, or not what that needs."""
+        """Load the models once in this process. Raises: a DtoError where it does not see what the run needs."""
         if self._loaded is None:
             self._loaded = self._load()
 
