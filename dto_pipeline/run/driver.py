@@ -51,7 +51,14 @@ from dto_pipeline.run.sanity import Charge, FailureBudget
 
 _LOG = logging.getLogger(__name__)
 _LOGGED = (
-    *("shard", "worker", "attempt", "images", "persons", "failed_images", "wall_s", "image_status"),
+    "shard",
+    "worker",
+    "attempt",
+    "images",
+    "persons",
+    "failed_images",
+    "wall_s",
+    "image_status",
     "stage_seconds",
 )
 _LINE_S, _LOG_FILE_S = 0.5, 30.0  # least time between two progress lines: on a terminal, and in a file
@@ -201,7 +208,6 @@ class InProcessPool:
 
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
-        self._assigned: tuple[str, int, int] | None = None  # worker, shard, attempt
         self._events: list[Event] = []
         self._started = 0
 
@@ -216,23 +222,19 @@ class InProcessPool:
         return worker
 
     def assign(self, worker: str, shard: int, attempt: int) -> None:
-        self._assigned = worker, shard, attempt
+        """Work off the shard; takes as long as it takes."""
+        try:
+            self._events.append(ShardDone(worker, shard, self._runner.run(shard, attempt)))
+        except Exception as error:
+            fatal = isinstance(error, DeviceLost)
+            self._events.append(ShardRaised(worker, shard, one_line(error), traceback.format_exc(), fatal))
 
     def wait(self, timeout_s: float) -> list[Event]:
-        """Work off the shard; takes as long as it takes."""
-        if not self._events and self._assigned is not None:
-            (worker, shard, attempt), self._assigned = self._assigned, None
-            try:
-                return [ShardDone(worker, shard, self._runner.run(shard, attempt))]
-            except Exception as error:
-                fatal = isinstance(error, DeviceLost)
-                return [ShardRaised(worker, shard, one_line(error), traceback.format_exc(), fatal)]
         events, self._events = self._events, []
         return events
 
     def kill(self, worker: str) -> None:
         """A process cannot be taken from itself: the next worker is this one, warmed up anew."""
-        self._assigned = None
 
     def avoid_node(self, node: str) -> None:
         """There is one machine here; its events name none."""
@@ -241,7 +243,7 @@ class InProcessPool:
         return time.monotonic()
 
     def close(self) -> None:
-        self._assigned = None
+        """Nothing is left to be ended."""
 
 
 class FileLedger:
@@ -288,7 +290,7 @@ class FileLedger:
         self._images += self._plan.work.get(shard, receipt.images)
         speed = receipt.images / receipt.wall_s if receipt.wall_s > 0 else 0.0
         statuses = ", ".join(f"{count} {word}" for word, count in receipt.image_status.items())
-        facts = {name: getattr(receipt, name) for name in _LOGGED}
+        facts = {"shard": shard, **{name: getattr(receipt, name) for name in _LOGGED}}
         _LOG.info(
             "shard %d %s in %.1f s by %s, attempt %d: %d images (%s), %d persons, %.1f images/s",
             *(shard, outcome, receipt.wall_s, receipt.worker, receipt.attempt, receipt.images, statuses),

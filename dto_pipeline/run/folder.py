@@ -14,8 +14,8 @@ pending = the manifest's shards - receipts that hold. The folder may be local or
     driver.lock                  local folders: locked by the driver's process
 
 Labels and receipts are only ever created, under names that were never used before, and only label files that do not
-count are removed. So a driver that lost its run to another one, and a worker that wakes up late, waste time and nothing
-else. What is replaced or removed besides (failures, notes) decides about attempts, never about labels.
+count are removed: a driver that lost its run, and a worker that wakes up late, waste time and nothing else. What is
+replaced or removed besides (failures, notes) decides about attempts, never about labels.
 """
 
 from __future__ import annotations
@@ -303,7 +303,6 @@ def read_run_labels(run_dir: str | Path, partial: bool = False, manifests: Seque
     """The label files of a run, for exports and training.
 
     Args:
-        run_dir: the run's folder.
         partial: take what is done of a run that is not finished.
         manifests: where its manifest may lie now, in place of what run.json says.
 

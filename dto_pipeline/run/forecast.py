@@ -24,7 +24,7 @@ from dto_pipeline.run.folder import RunDirectory, RunDirectoryError, RunScan
 from dto_pipeline.run.identity import RunIdentity, describe_run_difference, find_places, identify_run, settle_config
 from dto_pipeline.run.lease import read_holder
 from dto_pipeline.run.plan import EVERYTHING, Retry, Selection, find_refusals, scan_closely, survey_run
-from dto_pipeline.run.report import format_duration, unreadable_lines
+from dto_pipeline.run.report import format_duration
 
 BYTES_PER_PERSON = 450  # the numbers of a person in schema dto-labels/1 as they are: zstd hardly shrinks real poses
 BYTES_PER_FILE = 36_000  # schema, footer and page index of a label file: measured on a shard of three images
@@ -52,7 +52,6 @@ class Forecast:
     bytes_origin: str
     driver: str  # who drives the run now, and what that means to a launch; "" = nobody
     refusals: list[str]  # why a launch would be refused now
-    unreadable_failures: dict[int, str]  # shards whose failure record is damaged, and how; they count as pending
 
     @property
     def gpu_hours(self) -> float | None:
@@ -80,7 +79,6 @@ class Forecast:
             f"disk     {self.label_bytes / 1e6:.1f} MB more ({self.bytes_origin})",
             f"driver   {self.driver}" if self.driver else "",
             *(f"refused  {reason}" for reason in self.refusals),
-            *unreadable_lines(self.unreadable_failures),
         ]
         return "\n".join(filter(None, lines))
 
@@ -150,7 +148,6 @@ def plan_pipeline(
         **_estimate(list(plan.done.values()), images, persons, len(fresh)),
         driver=driver,
         refusals=[*refusals, *locked, *mismatches],
-        unreadable_failures=scan.unreadable,
     )
 
 

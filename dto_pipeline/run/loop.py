@@ -169,10 +169,9 @@ class Ledger(Protocol):
 
 
 def likely_next(order: Sequence[int], workers: int) -> dict[int, int]:
-    """Shard -> the one that its worker will be given next, as long as no worker comes, goes or fails.
+    """Shard -> the one that its worker will be given next, each `workers`-th, as long as no worker comes or goes.
 
-    Every worker takes each `workers`-th shard of the order, so that each knows what to read ahead and no two read the
-    same.
+    So each knows what to read ahead, and no two read the same.
     """
     return dict(zip(order, order[max(1, workers) :], strict=False))
 
@@ -236,11 +235,9 @@ class Schedule:
     ) -> Charge | None:
         """Its worker died: it is queued again and charged, unless that was `blameless`.
 
-        Args:
-            begun: False where the worker is not known to have begun with it. That is believed once per shard: a shard
-                that ends processes before they can say a word must not do so for ever.
-            out_of_memory: its machine lacked memory, which others may have taken: the shard comes last and is not
-                charged, `MEMORY_ATTEMPTS` times; what takes the memory away more often may be the shard itself.
+        `begun` is False where the worker is not known to have begun with it, which is believed once per shard.
+        `out_of_memory`: its machine lacked memory, which others may have taken: the shard comes last, without a charge,
+        `MEMORY_ATTEMPTS` times; what takes the memory away more often may be the shard itself.
         """
         self.under_way.discard(shard)
         spared = blameless
@@ -424,8 +421,7 @@ class _Loop:
     def _watch(self) -> None:
         """End who has nothing left to do, hangs at a shard, or hangs while it loads; say that nobody has come yet.
 
-        Workers without a place wait for CPUs or GPUs and are left alone. Those that began together and hang are ended
-        together, which is no row of failures while others work.
+        Workers without a place wait for CPUs or GPUs. Who hang together are no row of failures while others work.
         """
         now, schedule = self.pool.now(), self.schedule
         shortest = schedule.deadline()
