@@ -126,14 +126,8 @@ def _run(arguments: argparse.Namespace) -> int:
         print_report(forecast, arguments.json)
         return forecast.exit_code
     with leaving_in_good_order():
-        summary = run_pipeline(
-            arguments.manifest,
-            out,
-            config,
-            **start,
-            recheck=arguments.recheck,
-            progress=not arguments.quiet,
-        )
+        more = {"recheck": arguments.recheck, "progress": not arguments.quiet}
+        summary = run_pipeline(arguments.manifest, out, config, **start, **more)
     print_report(summary, arguments.json)
     if summary.failed_images and not arguments.retry_failed and not arguments.json:
         print(f"{summary.failed_images} images failed and have rows that say why; mend them, then use --retry-failed")

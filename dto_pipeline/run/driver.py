@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import sys
 import time
-import traceback
 from collections.abc import Callable, Collection
 from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
@@ -23,44 +22,25 @@ from dto_pipeline.data.dataset import SYNTHETIC
 from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.receipts import Receipt
 from dto_pipeline.data.storage import absolute, as_location
-from dto_pipeline.errors import DeviceLost, one_line
 from dto_pipeline.models.networks import DEMO_MODEL
 from dto_pipeline.run import folder as files
 from dto_pipeline.run.deaths import Suspects
 from dto_pipeline.run.folder import RunDirectory, RunScan
 from dto_pipeline.run.identity import RunIdentity, find_places, identify_run, settle_config
-from dto_pipeline.run.lease import DriverLock, RunLockLost, process_name
-from dto_pipeline.run.loop import (
-    Crew,
-    Event,
-    RunAborted,
-    Runner,
-    Schedule,
-    ShardDone,
-    ShardRaised,
-    TooManyFailed,
-    WorkerLost,
-    WorkerPool,
-    WorkerReady,
-    drive,
-    likely_next,
-)
+from dto_pipeline.run.lease import DriverLock, RunLockLost
+from dto_pipeline.run.loop import RunAborted, Schedule, TooManyFailed, drive, likely_next
 from dto_pipeline.run.plan import EVERYTHING, Retry, RunPlan, Selection, find_refusals, plan_run
+from dto_pipeline.run.pool import (
+    Crew,
+    InProcessPool,
+    Runner,
+    WorkerPool,
+)
 from dto_pipeline.run.report import RunSummary, Tally, find_example, summarize
 from dto_pipeline.run.sanity import Charge, FailureBudget
 
 _LOG = logging.getLogger(__name__)
-_LOGGED = (
-    "shard",
-    "worker",
-    "attempt",
-    "images",
-    "persons",
-    "failed_images",
-    "wall_s",
-    "image_status",
-    "stage_seconds",
-)
+_LOGGED = ("worker", "attempt", "images", "persons", "failed_images", "wall_s", "image_status", "stage_seconds")
 _LINE_S, _LOG_FILE_S = 0.5, 30.0  # least time between two progress lines: on a terminal, and in a file
 
 
@@ -148,10 +128,7 @@ def _warn_of_demo_network(config: PipelineConfig, manifest: Manifest) -> None:
 
 
 def _tidy_up(directory: RunDirectory, identity: RunIdentity, lock: DriverLock) -> RunScan:
-    """Remove what workers that died under this driver left: half-written files, and label files that do not count.
-
-    Workers have ended by now. Raises: RunLockLost, where it is another driver's business.
-    """
+    """Remove half-written files of workers that died, and label files that do not count. Raises: RunLockLost."""
     lock.check(ask=True)
     files.sweep_temporary(directory)
     scan = files.scan_run(directory, identity)
@@ -201,49 +178,6 @@ def describe_sizes(config: PipelineConfig) -> str:
     if config.depth.source == "model":  # on a CPU a network sees one image at a time
         parts.append(f"on a GPU {config.depth.batch or BY_DEVICE['depth.batch'][1]} images a network batch")
     return ", ".join(parts)
-
-
-class InProcessPool:
-    """A `WorkerPool` of one worker, this process: no Ray, and nobody who watches it: what hangs here, hangs."""
-
-    def __init__(self, runner: Runner) -> None:
-        self._runner = runner
-        self._events: list[Event] = []
-        self._started = 0
-
-    def start_worker(self) -> str:
-        self._started += 1
-        worker = f"{process_name()}/{self._started}"
-        try:
-            self._runner.warm_up()
-            self._events.append(WorkerReady(worker))
-        except Exception as error:
-            self._events.append(WorkerLost(worker, one_line(error), traceback.format_exc()))
-        return worker
-
-    def assign(self, worker: str, shard: int, attempt: int) -> None:
-        """Work off the shard; takes as long as it takes."""
-        try:
-            self._events.append(ShardDone(worker, shard, self._runner.run(shard, attempt)))
-        except Exception as error:
-            fatal = isinstance(error, DeviceLost)
-            self._events.append(ShardRaised(worker, shard, one_line(error), traceback.format_exc(), fatal))
-
-    def wait(self, timeout_s: float) -> list[Event]:
-        events, self._events = self._events, []
-        return events
-
-    def kill(self, worker: str) -> None:
-        """A process cannot be taken from itself: the next worker is this one, warmed up anew."""
-
-    def avoid_node(self, node: str) -> None:
-        """There is one machine here; its events name none."""
-
-    def now(self) -> float:
-        return time.monotonic()
-
-    def close(self) -> None:
-        """Nothing is left to be ended."""
 
 
 class FileLedger:

@@ -122,10 +122,7 @@ class RunPlan:
 def find_refusals(
     directory: RunDirectory, manifest: Manifest, config: PipelineConfig, address: str, places: Places
 ) -> list[str]:
-    """Why no launch may begin: what every image, or every worker, would fail for, as far as this machine can tell.
-
-    A cluster's nodes may see folders that this machine does not: there each worker looks before its first shard.
-    """
+    """Why no launch may begin: what every image, or every worker, would fail for, as far as this machine can tell."""
     missing = find_missing(config, manifest, places, here=address == "local" or config.run.workers == 0)
     return [text for text in (*missing, files.find_strangers(directory)) if text]
 
@@ -165,10 +162,7 @@ def survey_run(
 
 
 def scan_closely(directory: RunDirectory, identity: RunIdentity, recheck: bool = False) -> tuple[RunScan, list[int]]:
-    """What a launch finds: receipts, ends of label files, and all of those that `dto verify` found damaged.
-
-    Returns the scan, and the shards that notes of damage name. `recheck`: read every label file.
-    """
+    """What a launch finds, and the shards that notes of damage name. `recheck`: read every label file."""
     scan = files.scan_run(directory, identity, footers=True)
     noted = files.find_notes(directory, files.DAMAGE)
     looked_at = scan.done if recheck else {shard: scan.done[shard] for shard in noted if shard in scan.done}

@@ -247,10 +247,7 @@ def _look(ask: Callable[[str], Any], name: str) -> Any:
 
 
 def find_damage(directory: RunDirectory, done: Mapping[int, Receipt]) -> dict[int, str]:
-    """Shards whose label file is not the one their receipt tells of -> why. Reads all of them.
-
-    A flipped bit shows neither in size nor in footer, which is all that a launch looks at by itself.
-    """
+    """Shards whose label file is not the one their receipt tells of -> why. Reads all of them, for flipped bits."""
     damage = {}
     for shard, receipt in sorted(done.items()):
         path = directory.label_file(shard, receipt.generation)

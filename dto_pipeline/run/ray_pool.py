@@ -21,7 +21,7 @@ from dto_pipeline.data.receipts import Receipt
 from dto_pipeline.errors import DeviceLost, DtoError, one_line
 from dto_pipeline.run.deaths import UNKNOWN, has_grown, oom_kills
 from dto_pipeline.run.lease import process_name
-from dto_pipeline.run.loop import (
+from dto_pipeline.run.pool import (
     Event,
     Runner,
     ShardDone,

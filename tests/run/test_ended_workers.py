@@ -2,7 +2,8 @@
 
 import pytest
 
-from dto_pipeline.run.loop import Schedule, ShardRaised, WorkerLost, drive
+from dto_pipeline.run.loop import Schedule, drive
+from dto_pipeline.run.pool import ShardRaised, WorkerLost
 from tests.run.fakes import DIE, DONE, FakeLedger, FakePool, make_config
 
 

@@ -15,8 +15,8 @@ from dto_pipeline.run.deaths import InFlight, Suspects, write_note
 from dto_pipeline.run.driver import FileLedger
 from dto_pipeline.run.folder import RunDirectory, RunScan
 from dto_pipeline.run.identity import identify_run
-from dto_pipeline.run.loop import Crew
 from dto_pipeline.run.plan import Retry, Selection, survey_run
+from dto_pipeline.run.pool import Crew
 from dto_pipeline.run.sanity import Charge
 from tests.run.fakes import make_receipt
 

@@ -17,7 +17,7 @@ import ray
 from dto_pipeline.run.driver import run_pipeline
 from dto_pipeline.run.folder import RunDirectory
 from dto_pipeline.run.lease import process_name
-from dto_pipeline.run.loop import ShardDone, WorkerDraining, WorkerLost, WorkerPlaced, WorkerReady
+from dto_pipeline.run.pool import ShardDone, WorkerDraining, WorkerLost, WorkerPlaced, WorkerReady
 from dto_pipeline.run.ray_pool import RayPool
 from tests.ray_cluster import NODE
 from tests.run.chaos import ChaosRunner, label_bytes, tiny_config
