@@ -58,17 +58,15 @@ class LocalStore:
         for folder in folders:
             (self.root / folder).mkdir(parents=True, exist_ok=True)
 
-    def read(self, name: str, tail: int = 0) -> bytes:
-        """A file's bytes, or its last `tail`; raises FileNotFoundError."""
-        if not tail:
+    def read(self, name: str, limit: int | None = None) -> bytes:
+        """A file's bytes, the first `limit` of them, or the last ``-limit``; raises FileNotFoundError."""
+        if limit is None:
             return read_regular(self.root / name, _MOST_BYTES)
+        if limit >= 0:
+            return read_start(self.root / name, limit)
         with open_regular(self.root / name) as stream:
             size = os.fstat(stream.fileno()).st_size
-            return os.pread(stream.fileno(), tail, max(0, size - tail))
-
-    def read_head(self, name: str, limit: int) -> bytes:
-        """The first `limit` bytes of a file; raises FileNotFoundError."""
-        return read_start(self.root / name, limit)
+            return os.pread(stream.fileno(), -limit, max(0, size + limit))
 
     def open(self, name: str) -> pa.NativeFile:
         """A file for reading at any place; raises FileNotFoundError."""
@@ -267,12 +265,11 @@ def is_there(location: Location) -> bool:
 
 def read_head(root: Location, name: str, limit: int | None) -> bytes:
     """The first `limit` bytes (None = all) of a file below a folder; raises FileNotFoundError, OSError, UnsafePath."""
-    store, name = open_store(root), check_relative(name)
-    return store.read(name) if limit is None else store.read_head(name, limit)
+    return open_store(root).read(check_relative(name), limit)
 
 
-def read_many(root: Location, names: Sequence[str], tail: int = 0) -> Iterator[tuple[str, bytes]]:
-    """Name and bytes (or the last `tail` of them) of many files, in order; those that are gone by now are left out.
+def read_many(root: Location, names: Sequence[str], limit: int | None = None) -> Iterator[tuple[str, bytes]]:
+    """Name and bytes of many files (see `LocalStore.read`), in order; those that are gone by now are left out.
 
     Over a network many are asked for at once; a bounded number is in memory.
     """
@@ -280,7 +277,7 @@ def read_many(root: Location, names: Sequence[str], tail: int = 0) -> Iterator[t
 
     def read(name: str) -> tuple[str, bytes | None]:
         try:
-            return name, store.read(name, tail)
+            return name, store.read(name, limit)
         except FileNotFoundError:
             return name, None
 
