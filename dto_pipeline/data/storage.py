@@ -218,26 +218,27 @@ def parent_and_name(location: Location) -> tuple[Location, str]:
     return urlunsplit(parts._replace(path=folder)), unquote(name)
 
 
-def _store_and_name(location: Location) -> tuple[Store, str]:
+def find_file(location: Location) -> tuple[Store, str]:
+    """The store of a file, and its name there; raises as `parent_and_name` and `open_store`."""
     folder, name = parent_and_name(as_location(location))
     return open_store(folder), name
 
 
 def open_input(location: Location) -> pa.NativeFile:
     """Open a file for random access; raises FileNotFoundError, or OSError where it is no regular file."""
-    store, name = _store_and_name(location)
+    store, name = find_file(location)
     return store.open(name)
 
 
 def version_of(location: Location) -> tuple[int, object]:
     """Size and time of change of a file; raises FileNotFoundError."""
-    store, name = _store_and_name(location)
+    store, name = find_file(location)
     return store.version_of(name)
 
 
 def exists(location: Location) -> bool:
     """True if there is a file."""
-    store, name = _store_and_name(location)
+    store, name = find_file(location)
     return store.exists(name)
 
 
@@ -292,7 +293,7 @@ def read_many(root: Location, names: Sequence[str], limit: int | None = None) ->
 
 def read_bytes(location: Location) -> bytes:
     """A file's bytes; raises FileNotFoundError."""
-    store, name = _store_and_name(location)
+    store, name = find_file(location)
     return store.read(name)
 
 
@@ -368,7 +369,7 @@ def written(location: Location) -> Iterator[Path]:
 
 def write_bytes(location: Location, data: bytes) -> None:
     """Write `data` to a location, replacing what was there."""
-    store, name = _store_and_name(location)
+    store, name = find_file(location)
     store.replace(name, data)
 
 
