@@ -1,10 +1,9 @@
 """Where files may lie: on this machine, or behind a URI. What one may do there is the same for both.
 
-A *location* is a `Path` (local: read by memory map, written as `data.files` does) or a URI (``s3://...``, ``gs://...``,
-``https://...``), a `str`. ``file://`` becomes a `Path`, so that local files are never slow. A *store* is a folder at a
-location, whose files appear whole or not at all: `LocalStore` here (links and renames), `object_store.RemoteStore`
-(conditional PUT) behind URIs. Knows no format and nothing of runs. Sizes in bytes.
-Credentials come from the environment; a URI that holds a password is refused, because manifests remember their roots.
+A *location* is a `Path`, or a URI (``s3://...``, ``https://...``) as a `str`; ``file://`` becomes a `Path`. A *store* is
+a folder at a location, whose files appear whole or not at all: `LocalStore` here (links and renames),
+`object_store.RemoteStore` (conditional PUT) behind URIs. Knows no format and nothing of runs. Sizes in bytes.
+A URI that holds a password is refused, because manifests remember their roots.
 """
 
 from __future__ import annotations
@@ -105,17 +104,12 @@ class LocalStore:
         Raises:
             FileNotFoundError: no such folder.
         """
-        links, seen = [""], set[str]()  # real places; inode numbers mean little on some mounts
-        while links:
-            later: list[str] = []
-            for name in sorted(links):
-                yield from self._walk_plain(name, endings, seen, later)
-            links = later
-
-    def _walk_plain(self, start: str, endings: tuple[str, ...], seen: set[str], links: list[str]) -> Iterator[str]:
-        """The files below one folder; links to folders go to `links`, folders in `seen` are passed by."""
-        pending = [(start, os.path.realpath(self.root / start))]
-        while pending:
+        seen = set[str]()  # real places; inode numbers mean little on some mounts
+        pending, links = [("", os.path.realpath(self.root))], list[str]()
+        while pending or links:
+            if not pending:  # the links to folders come last, by name
+                pending = [(name, os.path.realpath(self.root / name)) for name in sorted(links, reverse=True)]
+                links = []
             below, real = pending.pop()
             if real in seen:
                 continue
@@ -247,9 +241,8 @@ def folder_exists(location: Location, unknown: bool = True) -> bool:
     location = as_location(location)
     if isinstance(location, Path):
         return location.is_dir()
-    store = open_remote(location)
     try:
-        return next(store.walk(), None) is not None
+        return any(True for _ in open_remote(location).walk())
     except FileNotFoundError:
         return False
     except STORAGE_ERRORS:  # whoever may read objects may not be allowed to list them: reading will tell
@@ -303,11 +296,7 @@ def sha256_of(location: Location) -> str:
 
 
 def list_names(root: Location, endings: tuple[str, ...]) -> Iterator[str]:
-    """Every file below a folder whose name ends so (in any case), relative to `root`; see `LocalStore.walk`.
-
-    Raises:
-        FileNotFoundError: no such folder, or, behind a URI, nothing below it.
-    """
+    """Every file below a folder whose name ends so, relative to it; see `walk` of its store."""
     return open_store(root).walk(endings)
 
 
@@ -315,12 +304,7 @@ def list_names(root: Location, endings: tuple[str, ...]) -> Iterator[str]:
 def local_copy(location: Location, endings: tuple[str, ...] = ("",)) -> Iterator[Path]:
     """The file or folder as a local path: itself where it is local, else a copy that lives as long as the block.
 
-    Args:
-        location: a file, or a folder of which only names with these `endings` are copied.
-
-    Raises:
-        FileNotFoundError: nothing is there.
-        StorageError: it cannot be copied.
+    Of a folder only names with these `endings` are copied. Raises: FileNotFoundError, StorageError.
     """
     if isinstance(location, Path):
         yield location
@@ -339,10 +323,7 @@ def local_copy(location: Location, endings: tuple[str, ...] = ("",)) -> Iterator
 
 
 def fetch(place: Location, stack: ExitStack, error: Callable[[str], Exception]) -> Path:
-    """A `local_copy` of Parquet, npz and a run's records that lives as long as `stack`.
-
-    `error` is raised where nothing is there.
-    """
+    """A `local_copy` of Parquet, npz and a run's records that lives as long as `stack`; raises `error` if it is gone."""
     try:
         return stack.enter_context(local_copy(place, (".parquet", ".npz", ".json")))
     except FileNotFoundError as cause:
