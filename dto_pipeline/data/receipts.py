@@ -233,7 +233,7 @@ def parse_record(data: bytes, path: Location, schema: str, record: type) -> dict
 
 
 def impossible_fields(values: Mapping[str, Any], record: type) -> list[str]:
-    """Fields of a record, a dataclass of texts, truths, counts, seconds and dicts of them, that hold what it cannot say.
+    """Fields of a record, a dataclass of texts, truths, counts, seconds and dicts of them, that hold the impossible.
 
     JSON writes 5.0 as 5 in some hands.
     """

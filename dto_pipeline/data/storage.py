@@ -1,19 +1,18 @@
 """Where files may lie: on this machine, or behind a URI. What one may do there is the same for both.
 
-A *location* is a `Path`, or a URI (``s3://...``, ``https://...``) as a `str`; ``file://`` becomes a `Path`. A *store* is
-a folder at a location, whose files appear whole or not at all: `LocalStore` here (links and renames),
+A *location* is a `Path`, or a URI (``s3://...``, ``https://...``) as a `str`; ``file://`` becomes a `Path`. A *store*
+is a folder at a location, whose files appear whole or not at all: `LocalStore` here (links and renames),
 `object_store.RemoteStore` (conditional PUT) behind URIs. Knows no format and nothing of runs. Sizes in bytes.
 A URI that holds a password is refused, because manifests remember their roots.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
@@ -88,9 +87,9 @@ class LocalStore:
     def entries(self, folder: str = "") -> dict[str, int]:
         """Name -> size of the files directly in a folder; {} where there is no such folder."""
         found: dict[str, int] = {}
-        with contextlib.suppress(FileNotFoundError), os.scandir(self.root / folder) as entries:
+        with suppress(FileNotFoundError), os.scandir(self.root / folder) as entries:
             for entry in entries:
-                with contextlib.suppress(FileNotFoundError):  # one that was renamed or taken away under our eyes
+                with suppress(FileNotFoundError):  # one that was renamed or taken away under our eyes
                     if entry.is_file(follow_symlinks=True):
                         found[entry.name] = entry.stat().st_size
         return found
@@ -323,7 +322,7 @@ def local_copy(location: Location, endings: tuple[str, ...] = ("",)) -> Iterator
 
 
 def fetch(place: Location, stack: ExitStack, error: Callable[[str], Exception]) -> Path:
-    """A `local_copy` of Parquet, npz and a run's records that lives as long as `stack`; raises `error` if it is gone."""
+    """A `local_copy` of Parquet, npz and a run's records as long as `stack` lives; raises `error` if it is gone."""
     try:
         return stack.enter_context(local_copy(place, (".parquet", ".npz", ".json")))
     except FileNotFoundError as cause:
