@@ -145,7 +145,11 @@ def read_image(path: str | Path) -> ImageFile:
 def decode_image(
     data: bytes, name: str, decode_memory_mb: int = RunConfig.decode_memory_mb, least_side: int = 0
 ) -> ImageFile:
-    """Decode the bytes of an image file; errors call it `name`; `least_side` as in `ImageStore.read`.
+    """Decode the bytes of an image file to (H, W, 3) uint8 RGB; errors call it `name`.
+
+    Grey of 16 bits keeps its high byte, as Pillow does with colours of 16 bits. A JPEG that lacks its end marker and
+    nothing else is whole; one may be decoded at half its size or less, see `ImageStore.read`. All decoders of this
+    process share the memory.
 
     Raises:
         ImageCorrupt: the bytes are not a whole image of a format that is opened, or decoding them takes more memory
@@ -154,13 +158,20 @@ def decode_image(
     if len(data) > MAX_FILE_BYTES:
         raise ImageCorrupt(f"image {name} has more than {MAX_FILE_BYTES} bytes; no larger file is read")
     try:
-        rgb = decode_pixels(data, decode_memory_mb, least_side)
+        header = read_header(data)
+        wanted = header.width * header.height * _BYTES_PER_PIXEL[header.format] + _COPIES * len(data)
+        if wanted > decode_memory_mb << 20:
+            raise Undecodable(
+                f"is a {header.format} of {header.width} x {header.height} pixels, which takes {wanted >> 20} MiB to "
+                f"decode; the limit is {decode_memory_mb}: raise run.decode_memory_mb, or store the image smaller or "
+                "as a JPEG"
+            )
+        _check_work(data)
+        with _BUDGET.take(wanted, decode_memory_mb << 20):
+            rgb = _decode(data, header, least_side)
     except Undecodable as error:
         raise ImageCorrupt(f"image {name} ({len(data)} bytes) {error}") from error
-    size = (rgb.shape[1], rgb.shape[0])
-    if least_side:
-        header = read_header(data)
-        size = (header.width, header.height)
+    size = (header.width, header.height) if least_side else (rgb.shape[1], rgb.shape[0])
     return ImageFile(rgb, hashlib.sha256(data).hexdigest(), size)
 
 
@@ -220,32 +231,6 @@ def read_header(data: bytes) -> ImageHeader:
     if found.width < 1 or found.height < 1 or found.width * found.height > MAX_PIXELS:
         raise Undecodable(f"claims {found.width} x {found.height} pixels; expected 1 .. {MAX_PIXELS}")
     return found
-
-
-def decode_pixels(data: bytes, memory_mb: int, least_side: int = 0) -> np.ndarray:
-    """(H, W, 3) uint8 RGB of a whole file.
-
-    Grey of 16 bits keeps its high byte, as Pillow does with colours of 16 bits. A JPEG that lacks its end marker and
-    nothing else is whole.
-
-    Args:
-        memory_mb: what decoding may take [MiB]; all decoders of this process share it.
-        least_side: a JPEG may be decoded at half its size or less, not below this longer side [px]; 0 = as it is.
-
-    Raises:
-        Undecodable: a format that is not opened, too large, damaged.
-    """
-    header = read_header(data)
-    wanted = header.width * header.height * _BYTES_PER_PIXEL[header.format] + _COPIES * len(data)
-    most = memory_mb << 20
-    if wanted > most:
-        raise Undecodable(
-            f"is a {header.format} of {header.width} x {header.height} pixels, which takes {wanted >> 20} MiB to "
-            f"decode; the limit is {memory_mb}: raise run.decode_memory_mb, or store the image smaller or as a JPEG"
-        )
-    _check_work(data)
-    with _BUDGET.take(wanted, most):
-        return _decode(data, header, least_side)
 
 
 def _decode(data: bytes, header: ImageHeader, least_side: int) -> np.ndarray:

@@ -110,9 +110,8 @@ def label_rows(table: pa.Table) -> Iterator[dict[str, Any]]:
     images = {name: _plain(values) for name, values in labels.images.items()}
     people = {name: _plain(values) for name, values in labels.people.items()}
     persons = [dict(zip(people, values, strict=True)) for values in zip(*people.values(), strict=True)]
-    for row, values in enumerate(zip(*images.values(), strict=True)):
-        own = persons[labels.starts[row] : labels.starts[row + 1]]
-        yield {**dict(zip(images, values, strict=True)), "persons": own}
+    for start, end, *values in zip(labels.starts, labels.starts[1:], *images.values(), strict=False):
+        yield {**dict(zip(images, values, strict=True)), "persons": persons[start:end]}
 
 
 def _plain(values: np.ndarray) -> list[Any]:
