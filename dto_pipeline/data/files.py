@@ -66,8 +66,7 @@ def commit_new(temporary: Path, path: Path) -> bool:
     Returns:
         True if this call created `path`; False if it existed, which then stays untouched.
 
-    Raises:
-        OSError: with advice where the file system can neither link nor rename without replacing.
+    Raises: OSError: with advice where the file system can neither link nor rename without replacing.
     """
     sync(temporary)
     try:
@@ -250,10 +249,8 @@ def take_lock(stream: TextIO) -> bool:
     """Lock an open file without waiting; closing it, or the death of this process, gives it back.
 
     Processes forked from this one close their copy of the file: else the lock would outlive it with them. Some network
-    and FUSE file systems keep the lock to each machine. False where the file system has no such locks.
-
-    Raises:
-        BlockingIOError: another process holds it.
+    and FUSE file systems keep the lock to each machine. False where the file system has no such locks. Raises:
+    BlockingIOError: another process holds it.
     """
     try:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -149,11 +149,8 @@ def decode_image(
 
     Grey of 16 bits keeps its high byte, as Pillow does with colours of 16 bits. A JPEG that lacks its end marker and
     nothing else is whole; one may be decoded at half its size or less, see `ImageStore.read`. All decoders of this
-    process share the memory.
-
-    Raises:
-        ImageCorrupt: the bytes are not a whole image of a format that is opened, or decoding them takes more memory
-            than `decode_memory_mb` [MiB].
+    process share the memory. Raises: ImageCorrupt: the bytes are not a whole image of a format that is opened, or
+    decoding them takes more memory than `decode_memory_mb` [MiB].
     """
     if len(data) > MAX_FILE_BYTES:
         raise ImageCorrupt(f"image {name} has more than {MAX_FILE_BYTES} bytes; no larger file is read")

@@ -117,8 +117,7 @@ def find_label_files(folder: str | Path) -> list[Location]:
 def check_one_body(paths: Iterable[Location]) -> str:
     """The sha256 (hex) of the body model all of these labels belong to; "" where no file tells.
 
-    Raises:
-        LabelsError: two files of different body models, both named; or one that cannot be read.
+    Raises: LabelsError: two files of different body models, both named; or one that cannot be read.
     """
     told: tuple[Location, str] | None = None
     for path in paths:
@@ -136,8 +135,7 @@ def check_one_body(paths: Iterable[Location]) -> str:
 def read_label_files(paths: Sequence[str | Path], columns: Sequence[str] | None = None) -> pa.Table:
     """Rows of several label files as one table, files in the given order; `columns` as `person_leaf` names them.
 
-    Raises:
-        LabelsError: a file that is missing, damaged or of another schema, or a column that does not exist.
+    Raises: LabelsError: a file that is missing, damaged or of another schema, or a column that does not exist.
     """
     known = {*IMAGE_COLUMNS, *(person_leaf(name) for name in PERSON_COLUMNS)}
     if unknown := [name for name in columns or () if name not in known]:

@@ -50,8 +50,7 @@ class LabelsError(DtoError, ValueError):
 def build_label_table(placed: Sequence[PlacedScene]) -> pa.Table:
     """One row of `schema.LABELS_SCHEMA` per placed scene, in order.
 
-    Raises:
-        ValueError: a scene whose per-person fields disagree on the number of people, named.
+    Raises: ValueError: a scene whose per-person fields disagree on the number of people, named.
     """
     counts = np.array([item.scene.num_people for item in placed], dtype=np.int64)
     for item, people in zip(placed, counts, strict=True):
@@ -134,10 +133,8 @@ def write_label_shard(table: pa.Table, path: Location, metadata: Mapping[str, st
 def splice_rows(table: pa.Table, positions: Sequence[int], rows: pa.Table) -> pa.Table:
     """A table of labels with `rows` in the place of those at `positions`, each of which is told once.
 
-    In one chunk: written to Parquet it gives the bytes of a table made at once.
-
-    Raises:
-        ValueError: another image would stand in a row than before.
+    In one chunk: written to Parquet it gives the bytes of a table made at once. Raises: ValueError: another image would
+    stand in a row than before.
     """
     order = np.arange(table.num_rows)
     order[list(positions)] = table.num_rows + np.arange(rows.num_rows)
@@ -172,8 +169,7 @@ def read_groups(
             column that the file's version did not know is null.
         groups: row groups to read; None = all.
 
-    Raises:
-        LabelsError: missing, not a whole Parquet file, or not of this schema.
+    Raises: LabelsError: missing, not a whole Parquet file, or not of this schema.
     """
     with open_labels(path) as file:
         for group in range(file.num_row_groups) if groups is None else groups:

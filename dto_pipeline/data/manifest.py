@@ -122,8 +122,7 @@ def find_manifest(recorded: Location, run_dir: Location, fingerprint: str, named
         fingerprint: of the manifest, by run.json.
         named: places in place of `recorded`, one of which must be it.
 
-    Raises:
-        ManifestError: none of these is it; names the first place and what was found there.
+    Raises: ManifestError: none of these is it; names the first place and what was found there.
     """
     problem = ""
     for place in named or [as_location(recorded), *_nearby(recorded, run_dir)]:

@@ -130,8 +130,7 @@ class RemoteStore:
     def walk(self, endings: tuple[str, ...] = ("",)) -> Iterator[str]:
         """Every object below the folder whose name ends so (in any case), in no particular order.
 
-        Raises:
-            FileNotFoundError: there is none, whatever its name.
+        Raises: FileNotFoundError: there is none, whatever its name.
         """
         self._check_kind("nothing can be listed there")
         pages = self._ask("", lambda key: iter(self._client.list(key or None)))

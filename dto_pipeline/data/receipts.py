@@ -157,10 +157,7 @@ def count_labels(root: Location, config_hash: str, manifest_fingerprint: str) ->
 def find_run_labels(folder: Location) -> list[Location] | None:
     """The label files of a run's folder that count, by shard; None where the folder is no run, or has no receipts.
 
-    ``labels`` in place of the run's folder means the same.
-
-    Raises:
-        RecordInvalid: its run.json cannot be read.
+    ``labels`` in place of the run's folder means the same. Raises: RecordInvalid: its run.json cannot be read.
     """
     if base_name(folder) == LABELS:
         folder = parent_and_name(folder)[0]

@@ -99,9 +99,7 @@ class LocalStore:
 
         Links to folders are followed, but every folder is read once: under its plain name where it has one here, else
         under the first of its links by name. So links that lead in circles end. One folder is in memory at a time.
-
-        Raises:
-            FileNotFoundError: no such folder.
+        Raises: FileNotFoundError: no such folder.
         """
         seen = set[str]()  # real places; inode numbers mean little on some mounts
         pending, links = [("", os.path.realpath(self.root))], list[str]()
@@ -153,8 +151,7 @@ def open_store(root: Location) -> Store:
 def as_location(text: str | Path) -> Location:
     """A path or URI as a location.
 
-    Raises:
-        StorageError: a URI that is malformed, holds a password, or names a file of another machine.
+    Raises: StorageError: a URI that is malformed, holds a password, or names a file of another machine.
     """
     if isinstance(text, Path) or "://" not in text:
         return Path(text)

@@ -82,8 +82,7 @@ def split_address(address: str) -> tuple[str, str] | None:
 def list_tars(root: Location) -> list[str]:
     """Every ``*.tar`` below `root`, relative to it, in order of name.
 
-    Raises:
-        TarIndexError: there is none, the folder cannot be listed, or a name holds the mark of addresses.
+    Raises: TarIndexError: there is none, the folder cannot be listed, or a name holds the mark of addresses.
     """
     try:
         tars = sorted(name for name in list_names(root, (".tar",)) if name.endswith(".tar"))
@@ -109,8 +108,7 @@ def build_tar_index(root: Location, out: Location, progress: bool = False) -> li
     Returns:
         One summary per tar, by name. A tar that cannot be read has a `problem`, and no members.
 
-    Raises:
-        TarIndexError: as `list_tars`.
+    Raises: TarIndexError: as `list_tars`.
     """
     root, tars, summaries = as_location(root), list_tars(root), []
     with ThreadPoolExecutor(_THREADS) as pool:
@@ -181,8 +179,7 @@ class TarImages(ImageStore):
         path: the index file.
         root: folder or URI of the tars.
 
-    Raises:
-        TarIndexError: not an index, or one of another version.
+    Raises: TarIndexError: not an index, or one of another version.
     """
 
     def __init__(self, path: Location, root: Location) -> None:
@@ -413,8 +410,7 @@ def index_again(manifest: Location, root: Location, missing: Sequence[str], key_
     Args:
         missing: names of the label file that were in none of the tars.
 
-    Raises:
-        TarIndexError: the manifest has no tars, or their folder cannot be listed.
+    Raises: TarIndexError: the manifest has no tars, or their folder cannot be listed.
     """
     index_file = tar_index_path(manifest)
     if not exists(index_file):

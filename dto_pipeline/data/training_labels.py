@@ -163,8 +163,7 @@ class ParquetSet(LabelSet):
 def open_run_set(run: RunLabels, images: str = "") -> ParquetSet:
     """The labels of a run; `images` is a folder or URI in place of the manifest's.
 
-    Raises:
-        ManifestError: the manifest, which names the image files, is gone or is another one.
+    Raises: ManifestError: the manifest, which names the image files, is gone or is another one.
     """
     manifest = run.open_manifest()
     return ParquetSet(
@@ -179,8 +178,7 @@ def open_run_set(run: RunLabels, images: str = "") -> ParquetSet:
 def open_file_set(labels: str | Path, images: str) -> ParquetSet:
     """Label files without a run: an export in Parquet, or single files; `images` is what `image_path` is relative to.
 
-    Raises:
-        LabelsError: no label file there, or no folder of images was named.
+    Raises: LabelsError: no label file there, or no folder of images was named.
     """
     if not images:
         raise LabelsError(f"{labels} is no run, so nothing says where its photographs are; name their folder")
@@ -218,8 +216,7 @@ class LabelDataset(Dataset[dict[str, Any]]):
             names: image key -> name of its file in `images`; None = its ``image_path``.
             limits: how certain images must be, and people to be ``usable``; `left_out` counts the others by reason.
 
-        Raises:
-            LabelsError: an unknown `select`, or a limit on errors that no label tells.
+        Raises: LabelsError: an unknown `select`, or a limit on errors that no label tells.
         """
         if select not in SELECTIONS:
             raise LabelsError(f"select is {select!r}; choose from {SELECTIONS}")
@@ -260,8 +257,7 @@ class LabelDataset(Dataset[dict[str, Any]]):
             usable (P,) bool: a label that can be trained on; moved (P,) bool: placed by the pipeline; and, where the
             dataset has photographs, image (H, W, 3) uint8 RGB.
 
-        Raises:
-            ImageMissing, ImageCorrupt: the photograph cannot be read.
+        Raises: ImageMissing, ImageCorrupt: the photograph cannot be read.
         """
         if index < 0:
             return self[len(self) + index]

@@ -82,8 +82,7 @@ def _open_release(run: RunLabels, named: Sequence[Location]) -> _Release | None:
     Args:
         named: places to look at before those that the manifest tells.
 
-    Raises:
-        ExportError: it is not there, with the places tried, or an array that is carried through is damaged.
+    Raises: ExportError: it is not there, with the places tried, or an array that is carried through is damaged.
     """
     manifest = run.open_manifest()
     if manifest.dataset.get("source") != "camerahmr":

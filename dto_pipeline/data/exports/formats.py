@@ -82,8 +82,7 @@ def export_labels(
     Returns:
         The job, done: what was written and left out.
 
-    Raises:
-        ExportError: the place is taken, a label file is not what its receipt says, or nothing is selected.
+    Raises: ExportError: the place is taken, a label file is not what its receipt says, or nothing is selected.
     """
     chosen, out = FORMATS[format_name], Path(out)
     if images_root and not chosen.takes_images:

@@ -229,8 +229,7 @@ def plan_subsets(runs: Sequence[RunLabels], selection: Selection, advance: Calla
         runs: of any subsets; runs of one subset must not share images.
         advance: called with the number of images looked at.
 
-    Raises:
-        ExportError: a file is not what its receipt says, an image is in two runs, or nothing is selected.
+    Raises: ExportError: a file is not what its receipt says, an image is in two runs, or nothing is selected.
     """
     for run in runs:
         if SUBSET_NAME.fullmatch(run.subset) is None:  # it names folders and files of the export
@@ -274,10 +273,8 @@ def _count_subset(subset: SubsetPlan, selection: Selection, advance: Callable[[i
 def new_folder(out: Path) -> Iterator[Path]:
     """A folder that is written under a temporary name beside `out` and gets this name when the block ends well.
 
-    What exports of this machine that were killed left there goes first.
-
-    Raises:
-        ExportError: the place is taken: an export never mixes with other files.
+    What exports of this machine that were killed left there goes first. Raises: ExportError: the place is taken: an
+    export never mixes with other files.
     """
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ExportError(f"{out} exists and is not an empty folder; remove it or choose another -o")
