@@ -66,8 +66,7 @@ class Listing:
 def walk_tar(source: RandomAccess) -> Listing:
     """List a tar. Never raises for its contents; whatever is wrong becomes a `problem`.
 
-    Raises:
-        OSError: the file cannot be read.
+    Raises: OSError: the file cannot be read.
     """
     size = source.size()
     kind = next((name for magic, name in _COMPRESSED.items() if source.read_at(8, 0).startswith(magic)), None)

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dto_pipeline.commands.training_data import open_label_sets
-from dto_pipeline.data.exports.export import export_labels
+from dto_pipeline.data.exports.formats import export_labels
 from dto_pipeline.data.exports.job import Selection
 from dto_pipeline.data.label_files import find_label_files, flatten_table, read_label_files
 from dto_pipeline.data.labels import LabelsError
