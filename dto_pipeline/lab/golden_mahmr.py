@@ -27,7 +27,7 @@ from dto_pipeline.lab.golden_mahmr_losses import check_loss_case
 from dto_pipeline.lab.golden_mahmr_network import Recording, check_network
 from dto_pipeline.maths.rotation import axis_angle_to_matrix
 from dto_pipeline.models.body import BodyModel, load_body
-from dto_pipeline.train.augment import Bodies, Draw, inside_image, project_points, vary
+from dto_pipeline.train.augment import Draw, inside_image, project_points, vary
 from dto_pipeline.train.checkpoint import IGNORED
 from dto_pipeline.train.config import EncoderConfig, ModelConfig
 from dto_pipeline.train.model import MeshNetwork
@@ -142,11 +142,13 @@ def check_augment_case(
     height, width = case["image_hw"]
     side = int(case["input_size"])
     betas = np.pad(arrays["in_betas"], ((0, 0), (0, 11 - arrays["in_betas"].shape[1])))
-    names = ("in_transl", "in_cam_intrinsics", "in_cam_rot", "in_cam_trans")
-    bodies = Bodies(arrays["in_poses"], betas, *(arrays[key] for key in names))
+    transl, camera, rotation, shift = (
+        arrays[f"in_{key}"] for key in ("transl", "cam_intrinsics", "cam_rot", "cam_trans")
+    )
     crop = float(case["beta_draw"]) if case["crop"] else None
     draw = Draw(float(case["rot"]), bool(case["flip"]), float(case["scale"]), crop)
-    varied = vary(bodies, width, height, side, draw, body, half_pixel=True)
+    people, size = (arrays["in_poses"], betas, transl, camera), (width, height)
+    varied = vary(*people, size, side, draw, body, half_pixel=True, rotation=rotation, shift=shift)
     inside = inside_image(varied.image_joints, varied.frame)
     kept = np.flatnonzero(inside.sum(1) >= _LEAST_JOINTS)
     if kept.tolist() != arrays["kept"].tolist():

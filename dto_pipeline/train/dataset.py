@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from dto_pipeline.data.training_labels import IMAGE_FILE, LabelSet, Part, index_
 from dto_pipeline.errors import DtoError
 from dto_pipeline.models.body import BodyModel, load_body
 from dto_pipeline.status import UnusableImage
-from dto_pipeline.train.augment import Draw, Paint, draw_paint, draw_variation, paint, resize
+from dto_pipeline.train.augment import Draw, Frame, draw_paint, draw_variation, paint, resize
 from dto_pipeline.train.checkpoint import Position
 from dto_pipeline.train.config import GROUP, AugmentConfig, DataConfig, TrainConfig, without_augmentation
 from dto_pipeline.train.targets import (
@@ -58,14 +58,12 @@ class Turn(NamedTuple):
     image: int  # of the index, pieces end to end
 
 
-@dataclass(frozen=True)
-class Sample:
+class Sample(NamedTuple):
     """One image ready to be batched."""
 
     image_id: str
     image: np.ndarray  # (h, w, 3) uint8 RGB, resized
-    paint: Paint  # what is left to be done to it
-    seen: Seen
+    seen: Seen  # its people, and what is left to be done to it
 
 
 Item = Sample | str  # "key: reason" of an image that could not be used
@@ -76,23 +74,18 @@ class TrainBatch:
     """What one training step sees: B images, each of its own size, and their people."""
 
     images: tuple[torch.Tensor, ...]  # B of (3, h, w) uint8 RGB, longer side S; varied when `to` puts them on a device
-    paints: tuple[Paint, ...]  # what is left to be done to them; () = nothing
+    frames: tuple[Frame, ...]  # what is left to be done to them; () = nothing
     targets: Targets
     image_ids: tuple[str, ...]  # B keys; "" = a black image in the place of a batch of which nothing could be read
     skipped: tuple[str, ...] = ()  # "key: reason" of each image that could not be used and is not in it
 
-    @property
-    def centres(self) -> torch.Tensor:
-        """(B, 2) principal points [px]."""
-        return self.targets.intrinsics[:, :2, 2]
-
     def to(self, device: torch.device | str) -> TrainBatch:
         """The batch on another device, its images varied there."""
         images = [image.to(device, non_blocking=True) for image in self.images]
-        if self.paints:
-            images = [paint(image, how) for image, how in zip(images, self.paints, strict=True)]
+        if self.frames:
+            images = [paint(image, frame) for image, frame in zip(images, self.frames, strict=True)]
         targets = {name: value.to(device, non_blocking=True) for name, value in vars(self.targets).items()}
-        return replace(self, images=tuple(images), paints=(), targets=Targets(**targets))
+        return replace(self, images=tuple(images), frames=(), targets=Targets(**targets))
 
 
 @dataclass(frozen=True)
@@ -113,23 +106,24 @@ def blank_sample(rules: Rules) -> Sample:
     """A black image in which truly nobody is."""
     width, height = size = (rules.data.input_size, GROUP)
     seen = see_people(unknown_people(0, guess_camera(*size)), size, Draw(), rules)
-    return Sample("", np.zeros((height, width, 3), np.uint8), Paint(seen.frame), seen)
+    return Sample("", np.zeros((height, width, 3), np.uint8), seen)
 
 
 def collate_samples(items: Sequence[Item]) -> TrainBatch:
     """Images and people one after the other; what was skipped is named. At least one item is a sample."""
     samples = [item for item in items if isinstance(item, Sample)]
-    seen = [sample.seen for sample in samples]
-    parts = {name: [one.targets[name] for one in seen] for name in seen[0].targets}
-    most, numbers = max(one.num_people for one in seen), np.arange(len(seen))
-    wide = [np.pad(v, ((0, 0), (0, most - len(v))), constant_values=np.nan) for v in parts["z_covariance"]]
-    joined = {name: np.concatenate(arrays) for name, arrays in (parts | {"z_covariance": wide}).items()}
-    joined["image"] = np.repeat(numbers, [one.num_people for one in seen])
-    joined["cell_image"] = np.repeat(numbers, [len(cells) for cells in parts["scale_map"]])
+    told = [sample.seen.targets for sample in samples]
+    counts, cells = ([len(one[name]) for one in told] for name in ("boxes", "scale_map"))
+    joined = {name: [one[name] for one in told] for name in told[0]}
+    joined["z_covariance"] = [
+        np.pad(v, ((0, 0), (0, max(counts) - len(v))), constant_values=np.nan) for v in joined["z_covariance"]
+    ]
+    numbers = np.arange(len(told))
+    joined |= {"image": [np.repeat(numbers, counts)], "cell_image": [np.repeat(numbers, cells)]}
     return TrainBatch(
         images=tuple(torch.from_numpy(sample.image).permute(2, 0, 1) for sample in samples),
-        paints=tuple(sample.paint for sample in samples),
-        targets=Targets(**{name: torch.from_numpy(array) for name, array in joined.items()}),
+        frames=tuple(sample.seen.frame for sample in samples),
+        targets=Targets(**{name: torch.from_numpy(np.concatenate(arrays)) for name, arrays in joined.items()}),
         image_ids=tuple(sample.image_id for sample in samples),
         skipped=tuple(item for item in items if isinstance(item, str)),
     )
@@ -189,16 +183,15 @@ class TrainingImages(Dataset[Item]):
         self.pieces = index_pieces(sets, Part(config.select, config.holdout, held_out, config.limits))
         if not self.pieces:
             said = f"{config.select!r} with people; choose another data.select"
-            if config.max_error:
-                said = f"{config.select!r} with people and an expected error of at most {config.max_error:g} m (labels"
-                said += " of solver.mode paper tell none); raise data.max_error, or set it to 0"
             if held_out:
                 said = f"held out (data.holdout is {config.holdout}); raise data.holdout, or set it to 0"
+            elif config.max_error:
+                said = f"{config.select!r} with people and an expected error of at most {config.max_error:g} m (labels"
+                said += " of solver.mode paper tell none); raise data.max_error, or set it to 0"
             names = ", ".join(one.name for one in sets) or "no labels"
             raise LabelsError(f"{names}: no image is {said}, or name more labels")
         self.counts = np.array([piece.rows.size for piece in self.pieces], np.int64)
-        weights = np.array(config.weights or [1.0] * len(sets))
-        self.weights = weights[[piece.label_set for piece in self.pieces]]
+        self.weights = np.array([(config.weights or [1.0] * len(sets))[piece.label_set] for piece in self.pieces])
         self._starts = np.cumsum([0, *self.counts])
         self._most_held = config.shuffle_images + int(self.counts.max())
         self._stores, self._labels = dict[int, ImageStore](), OrderedDict[int, LabelColumns]()
@@ -220,12 +213,11 @@ class TrainingImages(Dataset[Item]):
                 found = f"the image has {file.size[0]} x {file.size[1]} pixels"
                 raise UnusableImage(f"{found}, its labels {labelled[0]} x {labelled[1]}")
             labels = build_labels(columns, row, *file.size, limits=config.limits)
-            labels = replace(
-                labels,
-                trusted=not config.trust or config.trust[label_set] == "3d",
-                complete=labels.complete and (not config.complete or config.complete[label_set]),
-            )
-            return self._vary(turn, str(image_id), file.rgb, *square_pixels(file.size, labels))
+            trusted = not config.trust or config.trust[label_set] == "3d"
+            complete = labels.complete and (not config.complete or config.complete[label_set])
+            size, labels = square_pixels(file.size, replace(labels, trusted=trusted, complete=complete))
+            seen = self._vary(np.random.default_rng([_DRAWS, config.seed, turn.epoch, turn.position]), size, labels)
+            return Sample(str(image_id), resize(file.rgb, seen.frame.resized), seen)
         except UnusableImage as error:
             return f"{image_id}: {error}"
 
@@ -253,9 +245,8 @@ class TrainingImages(Dataset[Item]):
         self._labels.move_to_end(number)
         return self._labels[number]
 
-    def _vary(self, turn: Turn, image_id: str, rgb: np.ndarray, size: tuple[int, int], labels: ImageLabels) -> Sample:
-        """Vary the image until somebody is seen of everybody, then take it as it is, or (as published) leave it out."""
-        random = np.random.default_rng([_DRAWS, self.config.seed, turn.epoch, turn.position])
+    def _vary(self, random: np.random.Generator, size: tuple[int, int], labels: ImageLabels) -> Seen:
+        """Vary an image until somebody is seen of everybody, then take it as it is, or (as published) leave it out."""
         config = self._rules.augment
         still = without_augmentation(config)
         if not labels.has_body.any() and not config.vary_flat:
@@ -270,8 +261,7 @@ class TrainingImages(Dataset[Item]):
             seen = see_people(labels, size, Draw(), self._rules)
         centre, half = seen.targets["boxes"][:, :2], seen.targets["boxes"][:, 2:] / 2
         corners = np.concatenate([centre - half, centre + half], axis=1) * self.config.input_size
-        how = draw_paint(random, seen.frame, corners, config)
-        return Sample(image_id, resize(rgb, seen.frame.resized), how, seen)
+        return seen._replace(frame=draw_paint(random, seen.frame, corners, config))
 
 
 class TrainingData:
@@ -318,12 +308,6 @@ class TrainingData:
             raise ReadingProcessLost(said) from error
 
 
-class Stream(Protocol):
-    """One process's share of the training batches."""
-
-    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[TrainBatch]: ...
-
-
 def open_stream(
     sets: tuple[LabelSet, ...], config: TrainConfig, rank: int, world: int, held_out: bool
 ) -> TrainingData | None:
@@ -338,24 +322,23 @@ def open_stream(
     return TrainingData(TrainingImages(sets, body, data, augment, held_out), rank, world, config.loop.gpu)
 
 
-def batches_from(stream: Stream, position: Position) -> Iterator[tuple[TrainBatch, Position]]:
-    """Endless batches from a position on, each with the position after it.
+def batches_from(stream: Any, position: Position) -> Iterator[tuple[TrainBatch, Position]]:
+    """Endless batches of a stream (see `TrainingData.epoch`) from a position on, each with the position after it.
 
     Raises: LabelsError: an epoch has no batch, no image that can be used, or shows nobody.
     """
     while True:
-        is_whole, images, people, skipped, reason = position.batch == 0, 0, 0, 0, ""
+        is_whole, images, people, skipped = position.batch == 0, 0, 0, list[str]()
         for batch in stream.epoch(position.epoch, position.batch):
             images += sum(image_id != "" for image_id in batch.image_ids)
-            people, skipped = people + len(batch.targets.image), skipped + len(batch.skipped)
-            reason = reason or next(iter(batch.skipped), "")
-            if not images and skipped >= _BLIND:
+            people, skipped = people + len(batch.targets.image), [*skipped, *batch.skipped][:_BLIND]
+            if not images and len(skipped) >= _BLIND:
                 break
             position = Position(position.step + 1, position.epoch, position.batch + 1)
             yield batch, position
-        if not images and skipped and (is_whole or skipped >= _BLIND):
-            said = f"none of {skipped} images could be used, the first: {reason}; is data.images where the photographs "
-            raise LabelsError(f"{said}of data.labels are?")
+        if not images and skipped and (is_whole or len(skipped) >= _BLIND):
+            said = f"none of {len(skipped)} images could be used, the first: {skipped[0]}; is data.images where the "
+            raise LabelsError(f"{said}photographs of data.labels are?")
         if is_whole and images and not people:
             said = f"a whole epoch of {images} images showed nobody; look at data.labels and data.select, or loosen "
             raise LabelsError(f"{said}augment and data.min_joints")

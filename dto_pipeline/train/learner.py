@@ -128,7 +128,7 @@ class Learner:
 
     def _look(self, network: nn.Module, batch: TrainBatch, known: Known | None = None) -> Predictions:
         model, half = self.config.model, self.config.loop.precision == "bfloat16"
-        centres = batch.centres if model.principal_point == "true" else None
+        centres = batch.targets.intrinsics[:, :2, 2] if model.principal_point == "true" else None
         with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
             found = network(batch.images, centres=centres, by_image=model.prune_by_image, known=known)
         return with_joints(found, self.body, self._regressor, with_all=self._regressor is not None)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +20,6 @@ from dto_pipeline.models.body import BodyModel
 from dto_pipeline.status import UNUSED, PersonStatus, UnusableImage
 from dto_pipeline.train.augment import (
     MIRROR_JOINTS,
-    Bodies,
     Draw,
     Frame,
     Varied,
@@ -192,24 +191,19 @@ class Rules:
         return mesh_edges(self.body.faces.numpy())
 
 
-@dataclass(frozen=True)
-class Seen:
+class Seen(NamedTuple):
     """What a varied image shows."""
 
     targets: dict[str, np.ndarray]  # by name of `Targets`, of this image: (P, ...), (T, 2), (1, ...)
     frame: Frame
     good: bool  # somebody is there, and of everybody something
 
-    @property
-    def num_people(self) -> int:
-        return len(self.targets["boxes"])
-
 
 def see_people(labels: ImageLabels, size: tuple[int, int], draw: Draw, rules: Rules) -> Seen:
     """Labels -> targets of a varied image; `size`: width and height of the photograph [px]."""
     config, side, shaped = rules.augment, rules.data.input_size, labels.has_body
-    bodies = Bodies(labels.pose, labels.betas, labels.transl, labels.intrinsics[None])
-    varied = vary(bodies, *size, side, draw, rules.body, config.half_pixel)
+    people = (labels.pose, labels.betas, labels.transl, labels.intrinsics[None])
+    varied = vary(*people, size, side, draw, rules.body, config.half_pixel)
     points, inside, boxes = _find_in_image(labels, draw, varied, rules)
     # a body shows enough of its joints; somebody who is only annotated shows one, or a box that is wider than a pixel
     enough = np.where(shaped, inside.sum(1) >= rules.data.min_joints, inside.any(1) | (boxes[:, 2:] > 1 / side).all(1))

@@ -124,7 +124,7 @@ def test_a_camera_that_no_picture_can_have_costs_its_picture_only(body: BodyMode
     first, second, third = predict_scenes(stand_in(body), ImageFolder(tmp_path), pictures)
     assert first.problem is not None
     assert first.problem[0] == ImageStatus.LABEL_INVALID
-    assert "focal lengths" in first.problem[1]
+    assert "focal length beyond" in first.problem[1]
     assert second.problem is not None
     assert second.problem[0] == ImageStatus.LABEL_INVALID
     assert third.num_people == 2
