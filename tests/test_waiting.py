@@ -30,7 +30,7 @@ TRAINING_STEP = {  # where a step of training waits, how often, and why
     "blocks.py:list_by_level": (2, "which cells become which tokens, and how many an image has"),
     "blocks.py:most": (1, "people of the image with most: slots of denoising queries"),
     "targets.py:counts": (1, "people of each image: where costs of one end"),
-    "matching.py:match_people": (2, "costs to the program, pairs back: SciPy assigns them"),
+    "losses.py:match_people": (2, "costs to the program, pairs back: SciPy assigns them"),
     "learner.py:step": (1, "losses, and whether the gradient is finite"),
 }
 

@@ -15,8 +15,7 @@ import torch
 from dto_pipeline.lab.golden_case import CaseResult, judge
 from dto_pipeline.train.blocks import Known, image_numbers, number_within
 from dto_pipeline.train.config import LossConfig, load_train_config
-from dto_pipeline.train.losses import WEIGHTS, Losses, compute_losses
-from dto_pipeline.train.matching import Matches, match_people
+from dto_pipeline.train.losses import WEIGHTS, Losses, Matches, compute_losses, match_people
 from dto_pipeline.train.model import Predictions
 from dto_pipeline.train.targets import Targets
 

@@ -20,11 +20,10 @@ from dto_pipeline.lab.golden_mahmr_losses import compare_matches, compare_terms,
 from dto_pipeline.maths.rotation import axis_angle_to_matrix
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.train.augment import fit_size, resize
-from dto_pipeline.train.blocks import Known, Noise, allowed_pairs, noisy_queries
+from dto_pipeline.train.blocks import Known, allowed_pairs, noisy_queries
 from dto_pipeline.train.checkpoint import IGNORED, enlarge_positions
 from dto_pipeline.train.config import EncoderConfig, ModelConfig
-from dto_pipeline.train.losses import compute_losses
-from dto_pipeline.train.matching import match_people
+from dto_pipeline.train.losses import compute_losses, match_people
 from dto_pipeline.train.model import MeshNetwork, Predictions, shrink_positions, with_joints
 
 FAMILY = "mahmr"
@@ -185,8 +184,8 @@ def _check_denoising(record: Recording) -> CaseResult:
     body = torch.cat([recorded["tgt_poses"], recorded["tgt_betas"]], dim=-1)
     known = Known(image, len(counts), recorded["tgt_boxes"], body, int(recorded["groups"]))
     sign = {name: recorded[f"{name}_sign01"].float() * 2 - 1 for name in ("box", "param")}
-    noise = Noise(sign["box"], recorded["box_rand"], sign["param"], recorded["param_rand"])
-    content, logits = noisy_queries(known, noise, network.dn_enc)
+    noise = (sign["box"], recorded["box_rand"], sign["param"], recorded["param_rand"])
+    content, logits = noisy_queries(known, network.dn_enc, noise)
     blocked = ~allowed_pairs(known, network.sizes.queries)
     predictions = network(record.images[: len(counts)], known=known, noise=noise, by_image=False)
     assert predictions.known is not None

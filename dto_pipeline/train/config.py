@@ -39,18 +39,16 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     **{"loss.depth_of": ("transl", "pelvis"), "model.principal_point": ("true", "centre")},
     **{"loop.precision": ("float32", "bfloat16"), "data.select": ("accepted", "optimized", "all")},
 }
-# section.key -> least and most; those of sizes keep a described network from filling the memory before it is looked at
+# section.key -> least and most, where not 0 and any; those of sizes keep a described network from filling the memory
 _RANGES: dict[str, tuple[float, float]] = {
     **{f"encoder.{key}": (1, most) for key, most in {"width": 4096, "layers": 64, "heads": 256}.items()},
     **{"encoder.hidden": (0, 16384), "encoder.additional": (0, 16), "model.denoising": (0, 100)},
     **{f"model.{key}": (1, most) for key, most in {"width": 4096, "heads": 256, "layers": 24, "hidden": 16384}.items()},
     **{"model.queries": (1, 2000), "data.input_size": (GROUP, 5600), "data.holdout": (0, 0.999)},
     **{f"loop.{key}": (1, math.inf) for key in ("steps", "log_every", "checkpoint_every", "torch_threads")},
-    **{f"loop.{key}": (0, math.inf) for key in ("workers", "evaluate_every", "rate", "encoder_rate")},
     **{f"data.{key}": (1, math.inf) for key in ("max_people", "min_joints", "batch_images", "shuffle_images")},
-    **{f"data.{key}": (0, math.inf) for key in ("max_error", "max_z_sigma", "workers", "seed")},
-    **{"augment.max_angle": (0, 180), "augment.min_scale": (1e-3, 1e3), "augment.max_scale": (1e-3, 1e3)},
     **{f"augment.{key}": (0, 1) for key in ("flip", "crop", "occlude", "colour")},
+    **{"augment.max_angle": (0, 180), "augment.min_scale": (1e-3, 1e3), "augment.max_scale": (1e-3, 1e3)},
     "data.patience": (1e-3, math.inf),
 }
 
@@ -203,12 +201,12 @@ def without_augmentation(config: AugmentConfig) -> AugmentConfig:
 class TrainConfig:
     """All sections of training."""
 
-    encoder: EncoderConfig = field(default_factory=EncoderConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    loss: LossConfig = field(default_factory=LossConfig)
-    loop: LoopConfig = field(default_factory=LoopConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    encoder: EncoderConfig = EncoderConfig()
+    model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
+    loop: LoopConfig = LoopConfig()
+    data: DataConfig = DataConfig()
+    augment: AugmentConfig = AugmentConfig()
     body: BodyConfig = field(default_factory=BodyConfig)
 
     def __post_init__(self) -> None:
@@ -217,7 +215,7 @@ class TrainConfig:
                 name = f"{section.name}.{key}"
                 if name in _CHOICES:
                     expect(value in _CHOICES[name], f"{name} is {value!r}; choose from {_CHOICES[name]}")
-                least, most = _RANGES.get(name, (-math.inf, math.inf))
+                least, most = _RANGES.get(name, (0, math.inf))
                 if isinstance(value, int | float):
                     finite = least <= value <= most and math.isfinite(value)
                     expect(finite, f"{name} is {value}; expected {least:g} to {most:g}")
@@ -239,8 +237,8 @@ def load_train_config(
     overrides: Sequence[str] = (),
     below: Callable[[str], Mapping[str, Mapping[str, Any]]] = lambda _: {},
 ) -> TrainConfig:
-    """Defaults, preset, `below` (options made of the file's `loop.init`), an optional YAML file and
-    ``section.key=value`` overrides, in this order. Raises: ConfigError: what cannot be used, named."""
+    """Defaults, preset, `below` (options made of `loop.init`), a YAML file and ``section.key=value`` overrides, in this
+    order. Raises: ConfigError: what cannot be used, named."""
     tree = read_tree(path, overrides)
     return train_config_from_dict(_merge(below(str(tree.get("loop", {}).get("init") or "")), tree))
 

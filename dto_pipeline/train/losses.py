@@ -1,26 +1,32 @@
-"""What a network is told it did wrong (MA-HMR), formulas beside the code; `compute_losses` reads top to bottom.
+"""Who of the queries is who of the people, and what a network is told it did wrong (MA-HMR), formulas beside the code.
 
-Every term is (L,): one number per decoder layer, the last layer last. Matched predictions are (L, M, ...), their people
-(L, M, ...) too. Knows no files and no optimiser. Metres, radians, pixels; S is the input size. What the preset `paper`
-does otherwise than `ours` is an option of `LossConfig` each.
+People are matched in each image and every decoder layer by itself. Every term is (L,): one number per layer, the last
+layer last. Matched predictions are (L, M, ...), their people too. Knows no files and no optimiser. Metres, radians,
+pixels; S is the input size. What the preset `paper` does otherwise than `ours` is an option of `LossConfig` each.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch.nn import functional
 
 from dto_pipeline.maths.devices import constant
 from dto_pipeline.maths.rotation import axis_angle_to_matrix
 from dto_pipeline.train.blocks import Known, corners, number_within
 from dto_pipeline.train.config import LossConfig
-from dto_pipeline.train.matching import Matches, generalised_iou
 from dto_pipeline.train.model import Predictions
-from dto_pipeline.train.targets import Targets
+from dto_pipeline.train.targets import SMPL_JOINTS, Targets
 
+COST_CONFIDENCE, COST_BOXES, COST_GIOU, COST_JOINTS = 1.0, 1.0, 1.0, 20.0
+BODY_JOINTS = 22  # matched are the first of smplx's joints, and those behind them that only annotated people have
+_EPS = 1e-6
+_WORST = 1e9  # cost of what is not finite: taken only where nothing else is left
 BETA_FACTORS = (2.56, 1.28, 0.64, 0.64, *[0.32] * 6, 10.0)  # large directions change the body most; kid axis last
 FOV_OVER = 3.0  # factor on a field of view that is estimated too large
 SAME_LAYER = 0.3  # people are of another layer of depth from this gap on, where nothing else says so [m]
@@ -33,6 +39,66 @@ _TINY = 1e-12  # stands in for a count of nothing
 _SMALLEST = 1e-44  # its logarithm is below -100
 Index = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # layer, image, query of (L, M) pairs
 Share = Callable[[torch.Tensor], torch.Tensor]  # a count, averaged over processes
+
+
+class Matches(NamedTuple):
+    """M pairs in each of L layers; every person is matched unless an image has more people than queries."""
+
+    query: torch.Tensor  # (L, M) int64
+    person: torch.Tensor  # (L, M) int64, of the batch's people
+    image: torch.Tensor  # (L, M) int64
+
+    @property
+    def places(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Of (L, B, Q, ...) predictions: the matched ones, (L, M, ...)."""
+        layer = torch.arange(len(self.query), device=self.query.device)[:, None]
+        return layer, self.image, self.query
+
+
+@torch.no_grad()
+def match_people(predictions: Predictions, targets: Targets) -> Matches:
+    """The assignment of least cost, rows = queries, columns = people of the image (Hungarian)."""
+    cost = matching_cost(predictions, targets).nan_to_num(_WORST, _WORST, _WORST)
+    numbers, bounds = cost.double().cpu().numpy(), np.cumsum([0, *targets.counts])  # (L, N, Q)
+    parts = []
+    for first, last in pairwise(bounds):
+        pairs = np.stack([linear_sum_assignment(layer[first:last].T) for layer in numbers])  # (L, 2, m)
+        pairs[:, 1] += first
+        parts.append(pairs)
+    pairs = np.concatenate(parts, axis=-1)
+    query, person = torch.from_numpy(pairs.astype(np.int64)).to(cost.device, non_blocking=True).unbind(1)
+    return Matches(query, person, targets.image[person])
+
+
+def matching_cost(predictions: Predictions, targets: Targets) -> torch.Tensor:
+    """(L, N, Q): 1/4 (1 - p)^2 (-ln(p + 1e-8)) + sum |box - box'| - GIoU + K, each times its weight.
+
+    K = sum over visible joints and both coordinates of |j2d - j2d'| / S, divided by their number.
+    """
+    assert predictions.j2ds is not None
+    image, p = targets.image, predictions.confs[:, targets.image]
+    confidence = 0.25 * (1 - p) ** 2 * -(p + 1e-8).log()
+    boxes, true = predictions.boxes[:, image], targets.boxes[:, None]
+    counted = [number for number in range(targets.j2ds.shape[1]) if not BODY_JOINTS <= number < SMPL_JOINTS]
+    used = constant(tuple(counted), image.device, torch.int64)
+    seen = targets.j2ds_mask[:, None, used].to(p.dtype)  # (N, 1, J, 2)
+    apart = (predictions.j2ds[:, image][:, :, :, used] - targets.j2ds[:, None, used]).abs() / predictions.input_size
+    joints = (apart * seen).sum((-1, -2)) / (seen.sum((-1, -2)) + _EPS)
+    overlap = generalised_iou(corners(boxes), corners(true))
+    apart = COST_BOXES * (boxes - true).abs().sum(-1) - COST_GIOU * overlap
+    return COST_CONFIDENCE * confidence + apart + COST_JOINTS * joints
+
+
+def generalised_iou(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """(...) of boxes (..., 4) as corners: inter / (union + 1e-6) - (hull - union) / (hull + 1e-6)."""
+
+    def area(low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+        return (high - low).clamp(min=0).prod(-1)
+
+    inter = area(torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:], b[..., 2:]))
+    hull = area(torch.minimum(a[..., :2], b[..., :2]), torch.maximum(a[..., 2:], b[..., 2:]))
+    union = area(a[..., :2], a[..., 2:]) + area(b[..., :2], b[..., 2:]) - inter
+    return inter / (union + _EPS) - (hull - union) / (hull + _EPS)
 
 
 class Mean(NamedTuple):
