@@ -74,7 +74,7 @@ def test_results_are_the_same_piece_by_piece_and_at_once(body: BodyModel, mode: 
         np.testing.assert_allclose(one.betas, other.betas, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("options", [{}, {"model__denoising": 2, "model__prune_by_image": False}])
+@pytest.mark.parametrize("options", [{}, {"model__denoising": 2, "model__as_published": True}])
 def test_a_training_step_waits_in_named_places_only(body: BodyModel, options: dict[str, Any]) -> None:
     learner = Learner(tiny_config(**options), begin_network(tiny_config(**options))[0], body, torch.device("cpu"))
     batch = crowd_batch(body, [0, 5])

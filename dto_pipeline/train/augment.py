@@ -1,9 +1,7 @@
 """One image and its people seen by another camera: resized to S, rotated, mirrored, zoomed, cut at the bottom (MA-HMR).
 
-What happens to a label is told by `vary`, what happens to the pixels by `paint`, from the same `Draw`. Reading
-processes decode and resize; the device paints. Pure functions of arrays and a random generator; knows no file. Metres,
-radians, pixels of the resized image; cameras have their origin at the corner of the first pixel, pixel positions of
-warps at its centre, as published.
+What happens to a label is told by `vary`, to pixels by `paint`, from the same `Draw`. Metres, radians, pixels of the
+resized image; cameras have their origin at the corner of the first pixel, warps at its centre, as published.
 """
 
 from __future__ import annotations
@@ -91,10 +89,8 @@ def draw_paint(random: np.random.Generator, frame: Frame, boxes: np.ndarray, con
 
 
 def paint(image: torch.Tensor, frame: Frame) -> torch.Tensor:
-    """The varied image on the device where the resized one is: (3, h, w) uint8 -> (3, h', w') uint8.
-
-    Black where the photograph does not reach. Mirror, warp, crop and second resize are one bilinear reading.
-    """
+    """The varied image on the device where the resized one is: (3, h, w) uint8 -> (3, h', w') uint8, black where the
+    photograph does not reach. Mirror, warp, crop and second resize are one bilinear reading."""
     (width, height), varied = frame.size, image
     if frame.warp is not None or frame.rows != image.shape[1] or frame.size != frame.resized:
         place = _reading(frame)[None].to(image.device, non_blocking=True)
@@ -146,11 +142,9 @@ def vary(
 ) -> Varied:  # fmt: skip
     """The people of an image of `size` w, h after its longer side was made S and it was varied.
 
-    Args:
-        pose, betas, transl: (P, 72) axis-angle, root first, (P, 11), (P, 3); not changed in place.
-        intrinsics: (1 or P, 3, 3) one camera or one for each person.
-        half_pixel: a crop scales joints without the half pixel that the camera gets, as published.
-        rotation, shift: (1 or P, 3, 3) and (1 or P, 3) from the labels' world to the camera.
+    `pose`, `betas`, `transl`: (P, 72) axis-angle, root first, (P, 11), (P, 3); `intrinsics`: (1 or P, 3, 3);
+    `half_pixel`: a crop scales joints without the half pixel that the camera gets, as published; `rotation`, `shift`:
+    (1 or P, 3, 3) and (1 or P, 3) from the labels' world to the camera.
     """
     (w, h), rate = fit_size(*size, side)
     z, angle, middle = draw.scale, np.deg2rad(draw.angle), np.array([w, h]) / 2

@@ -1,9 +1,7 @@
 """Checkpoints: one file that holds everything needed to go on training or to predict, and weights that others made.
 
-A checkpoint appears under its name in one step and is read by an unpickler that runs nothing. Where the newest cannot
-be read, the one before it is taken, and a sentence says so. A released MA-HMR or SAT-HMR file is one flat dictionary
-name -> tensor (accelerate's ``pytorch_model.bin``, a ``.pth``), perhaps with ``module.`` before every name. Names and
-shapes are compared before a network is built. Knows no training.
+A released MA-HMR or SAT-HMR file is one flat dictionary name -> tensor (``.bin`` or ``.pth``), perhaps with ``module.``
+before every name. Names and shapes are compared before a network is built. Knows no training.
 """
 
 from __future__ import annotations
@@ -32,7 +30,7 @@ from dto_pipeline.train.model import MeshNetwork
 
 FORMAT, FOLDER = "dto-checkpoint/2", "checkpoints"
 IGNORED = re.compile(r"(human_model\..*|z_order_map|x_coords|y_coords|cam_intrinsics)$")
-"""Entries of a released file that are no weights of the network: licensed arrays of the body, and constants."""
+"""Entries of a released file that are no weights: licensed arrays of the body, and constants."""
 _KEPT = 2  # newest checkpoints of a training: the one in use and the one before, should a disk fail
 _KINDS: dict[str, type] = dict.fromkeys(("config", "init", "weights", "optimizer", "position", "versions"), dict)
 _KINDS["body_sha256"] = str
@@ -81,13 +79,8 @@ def make_network(config: TrainConfig) -> MeshNetwork:
 
 
 def begin_network(config: TrainConfig) -> tuple[MeshNetwork, dict[str, Any]]:
-    """A network before training, and what it began with; torch's global generator draws what nothing gives.
-
-    `loop.init` (a released file, or a checkpoint or folder of a training) comes before `encoder.model` (a DINOv2).
-
-    Raises:
-        ModelMissing, ModelError, CheckpointError, TorchFileError: it cannot be had as the config says.
-    """
+    """A network before training, and what it began with: `loop.init`, or else the DINOv2 `encoder.model`; chance draws
+    what nothing gives. Raises: ModelError, CheckpointError, TorchFileError: it cannot be had."""
     network, options = make_network(config), config.encoder
     if config.loop.init:
         weights = read_checkpoint(config.loop.init).weights
@@ -107,11 +100,8 @@ def begin_network(config: TrainConfig) -> tuple[MeshNetwork, dict[str, Any]]:
 
 
 def begin_from(network: MeshNetwork, weights: Mapping[str, torch.Tensor], path: str) -> dict[str, list[str]]:
-    """Put a file's weights into a network of a config, as the published stages do, and tell what only one side has.
-
-    Where the network predicts the kid axis and the file does not, a zero is appended to the shape heads' last layers
-    and to the mean shape. Raises: CheckpointError: a weight of both has another shape, or they share none.
-    """
+    """Put a file's weights into a network, as the published stages do, and tell what only one side has. A kid axis that
+    the file lacks becomes zeros. Raises: CheckpointError: a weight of both has another shape, or they share none."""
     own, grown = network.state_dict(), dict(weights)
     for name, value in weights.items():
         is_shape = name == "mean_shape" or re.match(r"shape_head\.\d+\.layers\.\d+\.(weight|bias)$", name)
@@ -163,10 +153,8 @@ def sizes_to_begin_with(folder: Path, init: str) -> dict[str, dict[str, Any]]:
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
-    """Write ``checkpoints/step-N.pt`` below a training's folder and drop all but the newest.
-
-    Raises: CheckpointError: the disk is full or cannot be written; the checkpoints that are there stay.
-    """
+    """Write ``checkpoints/step-N.pt`` below a training's folder and drop all but the newest. Raises: CheckpointError:
+    the disk is full or cannot be written; the checkpoints that are there stay."""
     path = checkpoint_file(folder, checkpoint.position.step)
     told = {"format": FORMAT, "config": checkpoint.config.to_dict(), "position": vars(checkpoint.position)}
     try:
@@ -239,10 +227,8 @@ def _checkpoint_of(content: Any, path: Path) -> Checkpoint:
 
 
 def read_released(content: object, path: Path, heads: int | None = None) -> Checkpoint:
-    """The weights of a file of torch, by their published names, without what is no weight.
-
-    Raises: CheckpointError: not a flat dictionary of finite tensors, or not of such a network.
-    """
+    """The weights of a file of torch, by their published names, without what is no weight. Raises: CheckpointError: not
+    a flat dictionary of finite tensors, or not of such a network."""
     if not isinstance(content, dict) or not content or not all(isinstance(name, str) for name in content):
         raise CheckpointError(f"{path} is no checkpoint and no dictionary of named tensors (pytorch_model.bin)")
     plain = {name.removeprefix("module."): value for name, value in content.items()}
@@ -302,11 +288,8 @@ def hash_weights(weights: Mapping[str, torch.Tensor]) -> str:
 
 
 def dinov2_weights(state: Mapping[str, torch.Tensor], config: TrainConfig) -> dict[str, torch.Tensor]:
-    """What a DINOv2 of transformers (names of v4 or v5) begins an encoder with.
-
-    Both patch projections are its own, additional blocks copies of its first ones, the inner norm one of its last; the
-    class token is the sum of class token and its position. Raises: CheckpointError: the names are others.
-    """
+    """What a DINOv2 of transformers (names of v4 or v5) begins an encoder with: both patch projections are its own,
+    additional blocks copies of its first ones, the inner norm one of its last. Raises: CheckpointError: other names."""
     named = dict(state)
     for theirs, ours in _DINOV2:
         named = {re.sub(theirs, ours, name): value for name, value in named.items()}

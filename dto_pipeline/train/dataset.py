@@ -1,9 +1,8 @@
 """Label files and photographs as batches of training: read, seen by a drawn variation, joined, in a reproducible order.
 
-Knows label pieces, image stores and augmentation; knows no network and no run. A process that reads holds the index
-(4 bytes an image), the order of the epoch (8), and the labels of one shuffling window (`shuffle_images`, about 3 kB an
-image of 5 people). An image that cannot be used costs itself only: it is left out of its batch and named in
-`TrainBatch.skipped`. Metres, pixels, radians.
+A reading process holds the index (4 bytes an image), the order of the epoch (8), and the labels of one shuffling window
+(about 3 kB an image of 5 people). An image that cannot be used is left out of its batch and named. Knows no network and
+no run. Metres, pixels, radians.
 """
 
 from __future__ import annotations
@@ -133,9 +132,8 @@ def epoch_order(counts: np.ndarray, weights: np.ndarray, seed: int, epoch: int, 
     """(n,) int64 image numbers of an epoch in order, pieces end to end, drawn from (seed, epoch) alone.
 
     Pieces, of `counts` (k,) images, are shuffled, consecutive ones joined to windows of at least `window` images, and
-    the images of a window shuffled: neighbours come from all label sets while a reader holds the labels of one window
-    only. With a weight (k,) of 1 an image is there once; with w, floor(w) times, and once more with probability
-    w - floor(w).
+    the images of a window shuffled. With a weight (k,) of w an image is there floor(w) times, and once more with
+    probability w - floor(w).
     """
     random = np.random.default_rng([_ORDER, seed, epoch])
     starts = np.cumsum(counts) - counts
@@ -156,10 +154,7 @@ def deal_batches(
     order: np.ndarray, batch: int, epoch: int = 0, start: int = 0, rank: int = 0, world: int = 1
 ) -> Iterator[list[Turn]]:
     """One rank's batches of an epoch from step `start` on: step s takes the s-th `batch * world` images of the order.
-
-    Every rank has the same number of steps. In the last one the images that are left are dealt out, so that a rank may
-    get fewer than `batch`, or none.
-    """
+    Every rank has the same number of steps; in the last it may get fewer images than `batch`, or none."""
     together = batch * world
     for first in range(start * together, len(order), together):
         positions = range(first, min(first + together, len(order)))[rank::world]
@@ -173,10 +168,10 @@ class TrainingImages(Dataset[Item]):
         self, sets: Sequence[LabelSet], body: BodyModel, config: DataConfig, augment: AugmentConfig | None = None,
         held_out: bool = False,
     ) -> None:  # fmt: skip
-        """Index the labels of `sets`, opened in the order of `config.labels`, with their body model on the CPU.
+        """Index the labels of `sets`, in the order of `config.labels`, with their body model on the CPU.
 
-        `augment`: how images are varied, None = they are seen as they are; `held_out`: the images kept for evaluation
-        instead of the others. Raises: LabelsError: a label file cannot be read, or no image is left.
+        `augment`: None = images as they are; `held_out`: those kept for evaluation instead of the others. Raises:
+        LabelsError: a label file cannot be read, or no image is left.
         """
         self.sets, self.config = tuple(sets), config
         self._rules = Rules(body, config, augment or without_augmentation(AugmentConfig()))
@@ -249,14 +244,14 @@ class TrainingImages(Dataset[Item]):
         """Vary an image until somebody is seen of everybody, then take it as it is, or (as published) leave it out."""
         config = self._rules.augment
         still = without_augmentation(config)
-        if not labels.has_body.any() and not config.vary_flat:
+        if config.as_published and not labels.has_body.any():
             config = still
         for _ in range(_TRIES if config != still else 1):
             seen = see_people(labels, size, draw_variation(random, config), self._rules)
             if seen.good:
                 break
         else:
-            if config != still and not config.keep_unvaried:
+            if config != still and config.as_published:
                 raise UnusableImage(f"nobody is left of it after {_TRIES} variations")
             seen = see_people(labels, size, Draw(), self._rules)
         centre, half = seen.targets["boxes"][:, :2], seen.targets["boxes"][:, 2:] / 2
@@ -268,8 +263,7 @@ class TrainingData:
     """One rank's stream of batches; `epoch` may be called again and again, and begins reading processes of its own."""
 
     def __init__(self, images: TrainingImages, rank: int = 0, world: int = 1, pin: bool = False) -> None:
-        """`rank` of `world` training processes, each of which sees its share of every epoch; `pin`: batches come in
-        memory from which a GPU copies by itself."""
+        """`rank` of `world` training processes; `pin`: batches come in memory from which a GPU copies by itself."""
         self.images, self._share, self._pin = images, (rank, world), pin
         # clients of object stores do not survive a fork
         self.start_method = "spawn" if any(label_set.is_remote for label_set in images.sets) else None
@@ -311,8 +305,8 @@ class TrainingData:
 def open_stream(
     sets: tuple[LabelSet, ...], config: TrainConfig, rank: int, world: int, held_out: bool
 ) -> TrainingData | None:
-    """A process's share of opened label sets: the images that are not held out, varied anew in every epoch, or those
-    that are, as they are; None where `data.holdout` is 0. Raises: LabelsError: no image is left."""
+    """A process's share of label sets: the images that are not held out, varied anew in every epoch, or those that are,
+    as they are; None where `data.holdout` is 0. Raises: LabelsError: no image is left."""
     data, augment = config.data, config.augment
     if held_out:
         data, augment = replace(data, weights=()), without_augmentation(augment)

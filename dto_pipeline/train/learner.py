@@ -89,7 +89,7 @@ class Learner:
         targets, known = batch.targets, None
         if config.model.denoising and len(targets.image):  # what is no label is 0 there, unless as published
             people = torch.cat([targets.poses, targets.betas[:, :10]], dim=-1)
-            if not config.loss.denoise_untrusted:
+            if not config.loss.as_published:
                 people = torch.where(targets.has_body[:, None], people, 0.0)
             known = Known(targets.image, len(batch.images), targets.boxes, people, config.model.denoising)
         predictions = self._look(self._shared, batch, known)
@@ -122,9 +122,9 @@ class Learner:
 
     def _look(self, network: nn.Module, batch: TrainBatch, known: Known | None = None) -> Predictions:
         model, half = self.config.model, self.config.loop.precision == "bfloat16"
-        centres = batch.targets.intrinsics[:, :2, 2] if model.principal_point == "true" else None
+        centres = batch.targets.intrinsics[:, :2, 2] if not model.as_published else None
         with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
-            found = network(batch.images, centres=centres, by_image=model.prune_by_image, known=known)
+            found = network(batch.images, centres=centres, by_image=not model.as_published, known=known)
         return with_joints(found, self.body, self._regressor, with_all=self._regressor is not None)
 
 

@@ -1,8 +1,7 @@
 """Who of the queries is who of the people, and what a network is told it did wrong (MA-HMR), formulas beside the code.
 
-People are matched in each image and every decoder layer by itself. Every term is (L,): one number per layer, the last
-layer last. Matched predictions are (L, M, ...), their people too. Knows no files and no optimiser. Metres, radians,
-pixels; S is the input size. What the preset `paper` does otherwise than `ours` is an option of `LossConfig` each.
+Every term is (L,): one number per decoder layer, the last layer last. Matched predictions and their people are
+(L, M, ...). Metres, radians, pixels; S is the input size. What the preset `paper` does otherwise is an option each.
 """
 
 from __future__ import annotations
@@ -122,14 +121,9 @@ def compute_losses(
     predictions: Predictions, targets: Targets, matches: Matches, config: LossConfig,
     share: Share = lambda count: count, known: Known | None = None,
 ) -> Losses:  # fmt: skip
-    """Sum of weight * loss over all terms and layers.
+    """Sum of weight * loss over all terms and layers, those of weight 0 left out; predictions come with joints.
 
-    Args:
-        predictions: with joints.
-        targets, matches: of the same images, each layer by itself.
-        config: weights; a term of weight 0 is left out.
-        share: averages counts over the processes that share a step.
-        known: who stands in the denoising slots of `predictions.known`.
+    `share` averages counts over the processes that share a step; `known`: who stands in the denoising slots.
     """
     # confs: focal loss, 1 for matched queries; over all queries of completely labelled images, else matched ones
     matched = _marked(predictions.confs, matches.places)
@@ -141,7 +135,7 @@ def compute_losses(
     means |= _image_terms(predictions, targets, config)
     # counts that processes share are averaged over them, all in one message
     counts = {name: mean.number.float() for name, mean in means.items()}
-    shared = [name for name, mean in means.items() if mean.shared or config.share_all_counts]
+    shared = [name for name, mean in means.items() if mean.shared or not config.as_published]
     flat = share(torch.cat([counts[name].reshape(-1) for name in shared]))
     for name, part in zip(shared, flat.split([counts[name].numel() for name in shared]), strict=True):
         counts[name] = part.reshape(counts[name].shape)
@@ -170,7 +164,7 @@ def _body_terms(
     assert found.j2ds is not None
     # poses: mean over 72 of |axis-angle - axis-angle'|; ours: over the entries of the rotation matrices
     poses, true_poses = found.poses[index], true.poses[person]
-    if config.pose_distance == "matrix":
+    if not config.as_published:
         poses, true_poses = (
             axis_angle_to_matrix(part.unflatten(-1, (24, 3))).flatten(-3) for part in (poses, true_poses)
         )
@@ -186,7 +180,7 @@ def _body_terms(
     # j2ds: sum of mask * |j - j'| / S, over 45 x 2 (RelativeHuman: 14 x 2); ours: over the number seen
     seen = true.j2ds_mask[person].to(boxes.dtype)
     apart = (found.j2ds[index] - true.j2ds[person]).abs() / found.input_size * seen
-    number = 2 * true.num_joints[person] if config.over_all_joints else seen.sum((-1, -2)).clamp(min=1)
+    number = 2 * true.num_joints[person] if config.as_published else seen.sum((-1, -2)).clamp(min=1)
     # depths: |1 / (F d + 1e-8) - 1 / (z + 1e-8)|, d = T_z / f, F = focal length of the label
     far = true.focals[person] * found.depths[index][..., 1]
     inverse = (1 / (far + 1e-8) - 1 / (_true_depth(true, config)[person] + 1e-8)).abs()
@@ -208,7 +202,7 @@ def _body_terms(
 
 def _true_depth(true: Targets, config: LossConfig) -> torch.Tensor:
     """(N,) what T_z is compared with: the pelvis as published, or (ours) what the network says, SMPL's transl."""
-    return true.pelvis_z if config.depth_of == "pelvis" else true.transl[:, 2]
+    return true.pelvis_z if config.as_published else true.transl[:, 2]
 
 
 def _pair_terms(
@@ -267,7 +261,7 @@ def _image_terms(found: Predictions, true: Targets, config: LossConfig) -> dict[
     return {
         "map_confs": Mean((focal_loss(found.scale_map[:, 0], people) * counted).sum(), counted.sum()),
         "map_scales": Mean(scales, people.sum(), least=1),
-        "fov": Mean(each.sum(), torch.ones_like(known[:1]).sum() if config.sum_fov else known.sum()),
+        "fov": Mean(each.sum(), torch.ones_like(known[:1]).sum() if config.as_published else known.sum()),
     }
 
 
@@ -288,7 +282,7 @@ def _known_terms(found: Predictions, known: Known, true: Targets, config: LossCo
     used = positive | _marked(found.confs, (layer, image, known.slots(negative=True).flatten().expand(layers, -1)))
     focal = focal_loss(found.confs, positive)
     confidence = Mean((focal * used).sum((-1, -2)), used.sum((-1, -2)))
-    if config.empty_slots:
+    if config.as_published:
         confidence = Mean(focal.sum((-1, -2)) / known.groups, torch.full_like(layer[:, 0], focal[0].numel()))
     return terms | _pair_terms(found, index, person, scene, true, config) | {"confs": confidence}
 

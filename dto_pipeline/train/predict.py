@@ -1,10 +1,8 @@
 """A trained network on photographs: people in front of the camera of the photograph, shard by shard of a manifest.
 
-The input shows the whole photograph, its longer side made S; both cameras look the same way from the same point, so
-`transl` holds in either. The network thinks the principal point in the middle. The labels of a shard stay beside the
-result until all shards have theirs, so that a killed prediction goes on where it was; they are only taken up if
-checkpoint, options and pictures are the same. Knows image stores, manifests and label files; knows no run. Metres,
-radians, pixels.
+The input shows the whole photograph, its longer side made S, seen from the same point, so `transl` holds in either. The
+labels of a shard stay beside the result until all shards have theirs: a killed prediction goes on where it was. Knows
+image stores, manifests and label files; knows no run. Metres, radians, pixels.
 """
 
 from __future__ import annotations
@@ -13,7 +11,8 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -34,7 +33,7 @@ from dto_pipeline.data.labels import LabelsError, build_label_table, read_label_
 from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.manifest_build.writer import write_label_manifest
 from dto_pipeline.data.sources.rows import ROW_PROBLEMS, find_row_problems
-from dto_pipeline.data.storage import STORAGE_ERRORS, absolute, list_names
+from dto_pipeline.data.storage import STORAGE_ERRORS, Location, absolute, list_names
 from dto_pipeline.data.tars import carry_tar_index, open_images
 from dto_pipeline.errors import DtoError
 from dto_pipeline.maths.person_matching import carry_to_camera
@@ -49,10 +48,9 @@ from dto_pipeline.train.model import Predictions
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 PARTS, MANIFEST_FILE = "parts", "manifest.parquet"  # in the folder of a prediction; the former until it is finished
-_NO_BOX = "its box is not finite"
 _READ_THREADS = 4  # images decoded at the same time
 _PERSON_ARRAYS = {"pose": (72,), "betas": (NUM_BETAS,), "transl": (3,), "bbox_xyxy": (4,), "det_score": ()}
-_UNKNOWN = {"age_years": np.nan, "male_prob": np.nan, "source_row": -1}
+_UNKNOWN = {"age_years": np.float32(np.nan), "male_prob": np.float32(np.nan), "source_row": np.int64(-1)}
 
 
 @dataclass(frozen=True)
@@ -94,9 +92,8 @@ def load_trained(
 ) -> Trained:
     """The network of a checkpoint, of the newest one of a training's folder that can be read, or of a released file.
 
-    Args:
-        body_path: the training's body model where it lies now; None = as in its config. A released file names none.
-        encoder_heads: of a released file, whose shapes do not tell it; None = one per 64 features.
+    `body_path`: the training's body model where it lies now, None = as in its config (a released file names none);
+    `encoder_heads`: of a released file, None = one per 64 features.
 
     Raises:
         CheckpointError, TorchFileError: there are no weights, or they cannot be used.
@@ -117,7 +114,7 @@ def load_trained(
     sizes += f"{model.queries} queries, {model.betas} shape coefficients"
     origin = f"{path}: {sizes}" if is_released else f"{checkpoint.path}, step {checkpoint.position.step}"
     network, sha256 = restore_network(checkpoint, device), hash_weights(checkpoint.weights)
-    return Trained(network, body, options, side, sha256, device, model.prune_by_image, origin)
+    return Trained(network, body, options, side, sha256, device, not model.as_published, origin)
 
 
 def predict_scenes(
@@ -129,17 +126,11 @@ def predict_scenes(
     whose numbers cannot be used stays, with its problem; where that is everybody, the picture has one too. `det_score`
     is the confidence; people below the least one are left out (ours; a merge asks for 0.5 on top of it).
     """
-    rest = iter(pictures)
     with ThreadPoolExecutor(_READ_THREADS) as pool:
-
-        def read_next() -> list[tuple[Scene, Future[_Photo | tuple[ImageStatus, str]]]]:
-            return [
-                (_nobody(one), pool.submit(_lay_out, store, one, trained.input_size)) for one in islice(rest, batch)
-            ]
-
-        coming = read_next()
+        reading = ((_nobody(one), pool.submit(_lay_out, store, one, trained.input_size)) for one in pictures)
+        coming = list(islice(reading, batch))
         while coming:
-            some, coming = coming, read_next()  # the next batch is read while the network sees this one
+            some, coming = coming, list(islice(reading, batch))  # read while the network sees this one
             photos = [(scene, future.result()) for scene, future in some]
             answers = iter(_ask(trained, [photo for _, photo in photos if isinstance(photo, _Photo)]))
             for scene, photo in photos:
@@ -153,7 +144,7 @@ def predict_scenes(
 def _nobody(picture: Picture) -> Scene:
     """A picture without people, and without a camera unless it was told."""
     nobody: Any = {name: np.zeros((0, *shape), np.float32) for name, shape in _PERSON_ARRAYS.items()}
-    nobody |= dict.fromkeys(_UNKNOWN, np.zeros(0, np.float32)) | {"person_problem": []}
+    nobody |= {name: np.full(0, value) for name, value in _UNKNOWN.items()} | {"person_problem": []}
     camera = camera_matrices(np.array(picture.camera or [np.nan] * 4, np.float64))
     return Scene(picture.image_id, picture.subset, picture.image_path, 0, 0, camera, **nobody)
 
@@ -200,7 +191,7 @@ def _fill(
     order = np.argsort(-score, kind="stable")
     order = order[score[order] >= least]
     vars(scene).update({name: values[order] for name, values in people.items()})
-    vars(scene).update({name: np.full(len(order), value, np.float32) for name, value in _UNKNOWN.items()})
+    vars(scene).update({name: np.full(len(order), value) for name, value in _UNKNOWN.items()})
 
     grow = np.array(photo.image.shape[1::-1]) / photo.size  # lengths of the input per length of the photograph
     finite = np.isfinite(scene.bbox_xyxy).all(axis=1)
@@ -208,31 +199,27 @@ def _fill(
     scene.bbox_xyxy = np.clip(boxes / grow, 0, photo.size).reshape(-1, 4).astype(np.float32)
     scene.intrinsics = np.diag([*(1 / grow), 1]) @ camera
     if photo.camera is not None:
-        if len(
-            order
-        ):  # carried to the known camera: each pelvis keeps its place, its distance follows the focal length
+        if len(order):  # each pelvis keeps its place in the picture, its distance follows the focal length
             pose, betas, transl = map(torch.from_numpy, (scene.pose, scene.betas, scene.transl))
             pelvis = body.joints(pose, betas, transl)[:, 0]
             own, wanted = (torch.from_numpy(k).expand(len(order), 3, 3) for k in (scene.intrinsics, photo.camera))
             scene.transl = carry_to_camera(transl.double(), pelvis.double(), own, wanted).float().numpy()
         scene.intrinsics = photo.camera
     codes = find_row_problems(scene.pose, scene.betas, scene.transl)
-    texts = [ROW_PROBLEMS[code] or _NO_BOX * (not has) for code, has in zip(codes, finite.tolist(), strict=True)]
+    texts = [
+        ROW_PROBLEMS[code] or "its box is not finite" * (not has)
+        for code, has in zip(codes, finite.tolist(), strict=True)
+    ]
     scene.person_problem = [(PersonStatus.INVALID_LABEL, text) if text else None for text in texts]
     if texts and all(texts):
         scene.problem = ImageStatus.PREDICTION_INVALID, f"nobody can be used: {texts[0]}"
 
 
 def list_pictures(folder: str, out: Path, subset: str = "", depth: str = "", shard_images: int = 4096) -> Manifest:
-    """The manifest of every image file in or below a folder or URI, by name, without people; it stays beside the parts.
+    """The manifest of every image file in or below a folder or URI, by name, without people, beside the parts in `out`.
 
-    Args:
-        folder, subset: of the images; name of their set, "" = that of the folder.
-        out: of the prediction.
-        depth: folder of depth maps named like the images with ``.npy``; "" = none.
-
-    Raises:
-        DtoError: no such folder, no image in it, or no name of a set.
+    `subset`: name of their set, "" = that of the folder; `depth`: folder of depth maps named like the images with
+    ``.npy``. Raises: DtoError: no such folder, no image in it, or no name of a set.
     """
     root = absolute(folder)
     try:
@@ -244,22 +231,18 @@ def list_pictures(folder: str, out: Path, subset: str = "", depth: str = "", sha
     if subset and not SUBSET_NAME.fullmatch(subset):
         raise DtoError(f"the subset is named {subset!r}; expected one word of letters, digits, '.', '-' and '_'")
     label = subset or name_subset(str(root).rstrip("/").rpartition("/")[2])
-    shards = [names[first : first + shard_images] for first in range(0, len(names), shard_images)]
-    tables = (
-        build_label_table([keep_labels(_nobody(Picture(f"{label}/{name}", label, name, name))) for name in some])
-        for some in shards
-    )
-    maps = [[str(Path(name).with_suffix(".npy")) if depth else None for name in some] for some in shards]
+    maps = [str(Path(name).with_suffix(".npy")) if depth else None for name in names]
+
+    def table(some: slice) -> Any:
+        scenes = [_nobody(Picture(f"{label}/{name}", label, name, name)) for name in names[some]]
+        return build_label_table([keep_labels(scene) for scene in scenes])
+
+    parts = [slice(first, first + shard_images) for first in range(0, len(names), shard_images)]
+    shards = ((table(some), names[some], maps[some]) for some in parts)
     places = {"images": root} | ({"depth": absolute(depth)} if depth else {})
     path = out / PARTS / "pictures.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_label_manifest(zip(tables, shards, maps, strict=True), _describe(label, shard_images, places), path)
-    return Manifest.open(path)
-
-
-def _describe(subset: str, shard_images: int, places: dict[str, Any]) -> Dataset:
-    free: dict[str, Any] = {"principal_point": "free", "shard_images": shard_images, "places": places}
-    return Dataset(subset, "labels", "labels", "", Path("."), **free)
+    return _write_manifest(path, label, shard_images, places, shards)
 
 
 def read_pictures(manifest: Manifest, shard: int, keep_camera: bool = False, fov: float | None = None) -> list[Picture]:
@@ -285,13 +268,10 @@ def predict_shards(
         for shard in range(pictures.num_shards):
             some, path = read_pictures(pictures, shard, keep_camera, fov), part_file(folder, shard)
             key = hashlib.sha256(json.dumps([made_by, some]).encode()).hexdigest()
-            try:
-                is_done = path.exists() and read_label_metadata(path).get("predict_key") == key
-            except LabelsError:  # not whole: made again
-                is_done = False
-            if is_done:
-                bar.update(len(some))
-                continue
+            with suppress(LabelsError):  # not there, or not whole
+                if read_label_metadata(path).get("predict_key") == key:
+                    bar.update(len(some))
+                    continue
             path.unlink(missing_ok=True)
             placed = []
             for scene in predict_scenes(trained, store, some, min_confidence, batch):
@@ -313,12 +293,15 @@ def write_manifest(pictures: Manifest, folder: Path) -> Manifest:
     """The manifest of the predicted people, beside the parts: what `dto run` needs to place them."""
     out, depth = folder / MANIFEST_FILE, pictures.depth_root
     carry_tar_index(pictures.path, out)
-    files = (pictures.read_shard(shard, ["image_file", "depth_file"]) for shard in range(pictures.num_shards))
-    parts = (
-        (read_labels(part_file(folder, shard)), rows["image_file"].to_pylist(), rows["depth_file"].to_pylist())
-        for shard, rows in enumerate(files)
-    )
+    rows = (pictures.read_shard(shard, ["image_file", "depth_file"]) for shard in range(pictures.num_shards))
+    files = ((one["image_file"].to_pylist(), one["depth_file"].to_pylist()) for one in rows)
+    shards = ((read_labels(part_file(folder, shard)), *names) for shard, names in enumerate(files))
     places = {"images": pictures.images_root} | ({} if depth is None else {"depth": depth})
     most = max((size.images for size in pictures.shard_sizes), default=1)
-    write_label_manifest(parts, _describe(pictures.subset, most, places), out)
+    return _write_manifest(out, pictures.subset, most, places, shards)
+
+
+def _write_manifest(out: Path, subset: str, shard_images: int, places: dict[str, Location], shards: Any) -> Manifest:
+    free: dict[str, Any] = {"principal_point": "free", "shard_images": shard_images, "places": places}
+    write_label_manifest(shards, Dataset(subset, "labels", "labels", "", Path("."), **free), out)
     return Manifest.open(out)

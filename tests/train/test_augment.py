@@ -147,7 +147,7 @@ def test_cells_are_marked_from_far_to_near_and_not_outside_unless_as_published()
 
 def test_joints_outside_count_only_as_published(body: BodyModel) -> None:
     labels = random_labels(4, spread=2.5)
-    ours, paper = (see(labels, body, rules=AugmentConfig(all_joints_count=flag)) for flag in (False, True))
+    ours, paper = (see(labels, body, rules=AugmentConfig(as_published=flag)) for flag in (False, True))
     assert len(ours.targets["boxes"]) == len(paper.targets["boxes"])
     assert not ours.targets["j2ds_mask"].all()
     assert paper.targets["j2ds_mask"].all()
