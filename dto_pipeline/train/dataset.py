@@ -23,20 +23,10 @@ from dto_pipeline.data.training_labels import IMAGE_FILE, LabelSet, Part, index_
 from dto_pipeline.errors import DtoError
 from dto_pipeline.models.body import BodyModel, load_body
 from dto_pipeline.status import UnusableImage
+from dto_pipeline.train import targets as labelled
 from dto_pipeline.train.augment import Draw, Frame, draw_paint, draw_variation, paint, resize
 from dto_pipeline.train.checkpoint import Position
 from dto_pipeline.train.config import GROUP, AugmentConfig, DataConfig, TrainConfig, without_augmentation
-from dto_pipeline.train.targets import (
-    ImageLabels,
-    Rules,
-    Seen,
-    Targets,
-    build_labels,
-    guess_camera,
-    see_people,
-    square_pixels,
-    unknown_people,
-)
 
 _PROCESS_LOST, _TOO_LONG = "DataLoader worker", "timed out"  # stand in what PyTorch says of reading processes
 _PREFETCH = 2  # batches that each of them reads ahead
@@ -62,7 +52,7 @@ class Sample(NamedTuple):
 
     image_id: str
     image: np.ndarray  # (h, w, 3) uint8 RGB, resized
-    seen: Seen  # its people, and what is left to be done to it
+    seen: labelled.Seen  # its people, and what is left to be done to it
 
 
 Item = Sample | str  # "key: reason" of an image that could not be used
@@ -74,7 +64,7 @@ class TrainBatch:
 
     images: tuple[torch.Tensor, ...]  # B of (3, h, w) uint8 RGB, longer side S; varied when `to` puts them on a device
     frames: tuple[Frame, ...]  # what is left to be done to them; () = nothing
-    targets: Targets
+    targets: labelled.Targets
     image_ids: tuple[str, ...]  # B keys; "" = a black image in the place of a batch of which nothing could be read
     skipped: tuple[str, ...] = ()  # "key: reason" of each image that could not be used and is not in it
 
@@ -84,7 +74,7 @@ class TrainBatch:
         if self.frames:
             images = [paint(image, frame) for image, frame in zip(images, self.frames, strict=True)]
         targets = {name: value.to(device, non_blocking=True) for name, value in vars(self.targets).items()}
-        return replace(self, images=tuple(images), frames=(), targets=Targets(**targets))
+        return replace(self, images=tuple(images), frames=(), targets=labelled.Targets(**targets))
 
 
 @dataclass(frozen=True)
@@ -98,13 +88,13 @@ class ReadItems:
         batch = collate_samples(self.items)
         targets = {name: value.pin_memory() for name, value in vars(batch.targets).items()}
         images = tuple(image.pin_memory() for image in batch.images)
-        return replace(batch, images=images, targets=Targets(**targets))
+        return replace(batch, images=images, targets=labelled.Targets(**targets))
 
 
-def blank_sample(rules: Rules) -> Sample:
+def blank_sample(rules: labelled.Rules) -> Sample:
     """A black image in which truly nobody is."""
     width, height = size = (rules.data.input_size, GROUP)
-    seen = see_people(unknown_people(0, guess_camera(*size)), size, Draw(), rules)
+    seen = labelled.see_people(labelled.unknown_people(0, labelled.guess_camera(*size)), size, Draw(), rules)
     return Sample("", np.zeros((height, width, 3), np.uint8), seen)
 
 
@@ -122,7 +112,7 @@ def collate_samples(items: Sequence[Item]) -> TrainBatch:
     return TrainBatch(
         images=tuple(torch.from_numpy(sample.image).permute(2, 0, 1) for sample in samples),
         frames=tuple(sample.seen.frame for sample in samples),
-        targets=Targets(**{name: torch.from_numpy(np.concatenate(arrays)) for name, arrays in joined.items()}),
+        targets=labelled.Targets(**{name: torch.from_numpy(np.concatenate(arrays)) for name, arrays in joined.items()}),
         image_ids=tuple(sample.image_id for sample in samples),
         skipped=tuple(item for item in items if isinstance(item, str)),
     )
@@ -174,7 +164,7 @@ class TrainingImages(Dataset[Item]):
         LabelsError: a label file cannot be read, or no image is left.
         """
         self.sets, self.config = tuple(sets), config
-        self._rules = Rules(body, config, augment or without_augmentation(AugmentConfig()))
+        self._rules = labelled.Rules(body, config, augment or without_augmentation(AugmentConfig()))
         self.pieces = index_pieces(sets, Part(config.select, config.holdout, held_out, config.limits))
         if not self.pieces:
             said = f"{config.select!r} with people; choose another data.select"
@@ -199,18 +189,18 @@ class TrainingImages(Dataset[Item]):
         number = int(np.searchsorted(self._starts, turn.image, side="right")) - 1
         columns, row = self._read(number), turn.image - int(self._starts[number])
         label_set, config = self.pieces[number].label_set, self.config
-        image_id, *labelled = (columns.images[name][row] for name in ("image_id", "width", "height"))
+        image_id, *told = (columns.images[name][row] for name in ("image_id", "width", "height"))
         if label_set not in self._stores:
             self._stores[label_set] = self.sets[label_set].open_images()
         try:
             file = self._stores[label_set].read(columns.images[IMAGE_FILE][row], least_side=config.input_size)
-            if labelled[0] and tuple(labelled) != file.size:  # a label of size 0 never saw it
+            if told[0] and tuple(told) != file.size:  # a label of size 0 never saw it
                 found = f"the image has {file.size[0]} x {file.size[1]} pixels"
-                raise UnusableImage(f"{found}, its labels {labelled[0]} x {labelled[1]}")
-            labels = build_labels(columns, row, *file.size, limits=config.limits)
+                raise UnusableImage(f"{found}, its labels {told[0]} x {told[1]}")
+            labels = labelled.build_labels(columns, row, *file.size, limits=config.limits)
             trusted = not config.trust or config.trust[label_set] == "3d"
             complete = labels.complete and (not config.complete or config.complete[label_set])
-            size, labels = square_pixels(file.size, replace(labels, trusted=trusted, complete=complete))
+            size, labels = labelled.square_pixels(file.size, replace(labels, trusted=trusted, complete=complete))
             seen = self._vary(np.random.default_rng([_DRAWS, config.seed, turn.epoch, turn.position]), size, labels)
             return Sample(str(image_id), resize(file.rgb, seen.frame.resized), seen)
         except UnusableImage as error:
@@ -240,20 +230,20 @@ class TrainingImages(Dataset[Item]):
         self._labels.move_to_end(number)
         return self._labels[number]
 
-    def _vary(self, random: np.random.Generator, size: tuple[int, int], labels: ImageLabels) -> Seen:
+    def _vary(self, random: np.random.Generator, size: tuple[int, int], labels: labelled.ImageLabels) -> labelled.Seen:
         """Vary an image until somebody is seen of everybody, then take it as it is, or (as published) leave it out."""
         config = self._rules.augment
         still = without_augmentation(config)
         if config.as_published and not labels.has_body.any():
             config = still
         for _ in range(_TRIES if config != still else 1):
-            seen = see_people(labels, size, draw_variation(random, config), self._rules)
+            seen = labelled.see_people(labels, size, draw_variation(random, config), self._rules)
             if seen.good:
                 break
         else:
             if config != still and config.as_published:
                 raise UnusableImage(f"nobody is left of it after {_TRIES} variations")
-            seen = see_people(labels, size, Draw(), self._rules)
+            seen = labelled.see_people(labels, size, Draw(), self._rules)
         centre, half = seen.targets["boxes"][:, :2], seen.targets["boxes"][:, 2:] / 2
         corners = np.concatenate([centre - half, centre + half], axis=1) * self.config.input_size
         return seen._replace(frame=draw_paint(random, seen.frame, corners, config))

@@ -34,10 +34,8 @@ MEASURES = {
     "pair_depth_error": "pairwise depth error [m]",
     "near_pair_depth_error": "pairwise depth error, pairs within 1 m [m]",
     "depth_error": "absolute z error [m]",
-    "transl_error": "translation error [m]",
     "fov_error": "field of view error [rad]",
     "ordinal": "ordinal accuracy at 0.2 m",
-    "height_error": "height error [m]",
     "mpjpe": "MPJPE [m]",
     "recall": "recall",
     "precision": "precision",
@@ -197,16 +195,15 @@ def _measure(batch: TrainBatch, predictions: Predictions, body: BodyModel) -> di
     targets = batch.targets
     matches = match_people(predictions, targets)
     kept = targets.has_body[matches.person[-1]]
-    image, query, person = (part[-1][kept] for part in (matches.image, matches.query, matches.person))
+    image, query, person = (part[-1][kept] for part in matches[1:])
     found = (-1, image, query)
     assert predictions.j3ds is not None
     joints, true = (j[:, :TREE_JOINTS] - j[:, :1] for j in (predictions.j3ds[found], targets.j3ds[person]))
     overlap = generalised_iou(corners(predictions.boxes[found]), corners(targets.boxes[person])) > 0
-    betas = functional.pad(predictions.betas[found], (0, 11 - predictions.betas.shape[-1]))
-    transl, true_transl = predictions.transl[found], targets.transl[person]
+    z, true_z = predictions.transl[found][:, 2], targets.transl[person][:, 2]
     i, j = torch.triu_indices(len(image), len(image), 1, device=image.device)
     together = image[i] == image[j]
-    apart, true_apart = (z[i[together]] - z[j[together]] for z in (transl[:, 2], true_transl[:, 2]))
+    apart, true_apart = (one[i[together]] - one[j[together]] for one in (z, true_z))
     order, true_order = (torch.sign(d) * (d.abs() >= _SAME) for d in (apart, true_apart))
     known, focals = targets.image_focals > 0, (predictions.intrinsics[:, 0, 0], targets.image_focals)
     fov, true_fov = (2 * torch.atan(targets.heights[known] / 2 / focal[known]) for focal in focals)
@@ -216,11 +213,9 @@ def _measure(batch: TrainBatch, predictions: Predictions, body: BodyModel) -> di
     return {
         "pair_depth_error": (apart - true_apart).abs(),
         "near_pair_depth_error": (apart - true_apart).abs()[true_apart.abs() <= _REACH],
-        "depth_error": (transl - true_transl)[:, 2].abs(),
-        "transl_error": (transl - true_transl).norm(dim=-1),
+        "depth_error": (z - true_z).abs(),
         "fov_error": (fov - true_fov).abs(),
         "ordinal": (order == true_order).float(),
-        "height_error": (body.rest_height(betas) - body.rest_height(targets.betas[person])).abs(),
         "mpjpe": (joints - true).norm(dim=-1).mean(-1),
         "recall": right.float(),
         "precision": functional.pad(right[right].float(), (0, max(0, wrong))),

@@ -13,9 +13,8 @@ import logging
 import math
 import os
 import socket
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +39,6 @@ FREE_OPTIONS = {
     "data": {"workers", "patience"},
 }  # may change between starts of one training (steps: be raised); another number of loop.workers would change the batch
 _MOST_BYTES = 1 << 30  # of a metrics file: ten million rows
-_LOOK_EVERY = 2.0  # at what workers wrote down [s]
 _LOG = logging.getLogger(__name__)
 Report = Callable[[dict[str, Any]], None]
 # rank, world -> its share of the data: a stream, or (held out) batches to be walked through again and again, or None
@@ -52,7 +50,7 @@ class TrainError(DtoError, RuntimeError):
 
 
 def train_network(config: TrainConfig, source: Source, folder: Path, progress: bool = True) -> dict[str, float]:
-    """Train, or do what is left of a training, in a folder that all machines share, with a bar.
+    """Train, or do what is left of a training, in a folder that all machines share; in this process with a bar.
 
     `loop.workers` decides where it runs; Ray, if asked for, must be connected already, and `source` is pickled.
 
@@ -63,17 +61,19 @@ def train_network(config: TrainConfig, source: Source, folder: Path, progress: b
         TrainError: another process trains in the folder, it holds another training, or workers failed too often.
         CheckpointError: the folder holds checkpoints, and none can be read.
     """
-    with hold_folder(folder), _followed(folder, config.loop.steps) if progress else nullcontext():
+    with hold_folder(folder):
         if config.loop.workers:
             _run_on_ray(config, source, folder.resolve())
         else:
             device = torch.device("cuda" if config.loop.gpu else "cpu")
-            run_rank(config, source, folder, device, lambda _: None)
+            run_rank(config, source, folder, device, lambda _: None, progress)
     rows = read_rows(folder / HELD_OUT)
     return rows[-1] if rows else {}
 
 
-def run_rank(config: TrainConfig, source: Source, folder: Path, device: torch.device, report: Report) -> None:
+def run_rank(
+    config: TrainConfig, source: Source, folder: Path, device: torch.device, report: Report, progress: bool = False
+) -> None:
     """What each process does from the newest checkpoint to the last step; all of them call `report` at every
     checkpoint: a barrier under Ray."""
     loop, rank, world = config.loop, own_rank(), count_processes()
@@ -99,9 +99,11 @@ def run_rank(config: TrainConfig, source: Source, folder: Path, device: torch.de
         if broadcast_from_rank_0(lacks):
             evaluate_now(position.step)
         window: list[dict[str, float]] = []
-        stream = batches_from(source(rank, world, False), position)
-        for batch, after in itertools.islice(stream, loop.steps - position.step):
+        stream = itertools.islice(batches_from(source(rank, world, False), position), loop.steps - position.step)
+        bar = tqdm(stream, initial=position.step, total=loop.steps, unit="step", disable=not progress)
+        for batch, after in bar:
             window.append(learner.step(_told(batch), position.step))
+            bar.set_postfix(loss=window[-1]["loss"], refresh=False)
             position = after
             if is_due(position.step, loop.log_every, loop.steps):
                 if records:
@@ -245,29 +247,6 @@ def read_rows(path: Path) -> list[dict[str, float]]:
 
 def _line(values: Iterable[str | float]) -> str:
     return ",".join(value if isinstance(value, str) else f"{value:.6g}" for value in values) + "\n"
-
-
-@contextmanager
-def _followed(folder: Path, steps: int) -> Iterator[None]:
-    """A progress bar of what is written down, here or by workers; it may go back where one was lost."""
-    ended = threading.Event()
-
-    def follow() -> None:
-        with tqdm(total=steps, unit="step", mininterval=1.0) as bar:
-            is_last = False
-            while not is_last:
-                is_last = ended.wait(_LOOK_EVERY)
-                if rows := read_rows(folder / TRAINING):
-                    bar.n = int(rows[-1]["step"])
-                    bar.set_description(f"loss {rows[-1]['loss']:.3f}")
-
-    thread = threading.Thread(target=follow, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
 
 
 def _run_on_ray(config: TrainConfig, source: Source, folder: Path) -> None:

@@ -36,37 +36,35 @@ WEIGHTS = {
 }  # fmt: skip  # published name -> option of `LossConfig`
 _TINY = 1e-12  # stands in for a count of nothing
 _SMALLEST = 1e-44  # its logarithm is below -100
-Index = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # layer, image, query of (L, M) pairs
 Share = Callable[[torch.Tensor], torch.Tensor]  # a count, averaged over processes
 
 
 class Matches(NamedTuple):
     """M pairs in each of L layers; every person is matched unless an image has more people than queries."""
 
+    layer: torch.Tensor  # (L, 1) int64
+    image: torch.Tensor  # (L, M) int64
     query: torch.Tensor  # (L, M) int64
     person: torch.Tensor  # (L, M) int64, of the batch's people
-    image: torch.Tensor  # (L, M) int64
 
     @property
     def places(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Of (L, B, Q, ...) predictions: the matched ones, (L, M, ...)."""
-        layer = torch.arange(len(self.query), device=self.query.device)[:, None]
-        return layer, self.image, self.query
+        return self[:3]
 
 
 @torch.no_grad()
 def match_people(predictions: Predictions, targets: Targets) -> Matches:
     """The assignment of least cost, rows = queries, columns = people of the image (Hungarian)."""
     cost = matching_cost(predictions, targets).nan_to_num(_WORST, _WORST, _WORST)
-    numbers, bounds = cost.double().cpu().numpy(), np.cumsum([0, *targets.counts])  # (L, N, Q)
-    parts = []
-    for first, last in pairwise(bounds):
-        pairs = np.stack([linear_sum_assignment(layer[first:last].T) for layer in numbers])  # (L, 2, m)
-        pairs[:, 1] += first
-        parts.append(pairs)
-    pairs = np.concatenate(parts, axis=-1)
-    query, person = torch.from_numpy(pairs.astype(np.int64)).to(cost.device, non_blocking=True).unbind(1)
-    return Matches(query, person, targets.image[person])
+    numbers, bounds = cost.double().cpu().numpy(), pairwise(np.cumsum([0, *targets.counts]))  # (L, N, Q)
+    parts = [
+        [(query, person + first) for query, person in (linear_sum_assignment(layer[first:last].T) for layer in numbers)]
+        for first, last in bounds
+    ]  # images of layers of (2, m)
+    pairs = torch.from_numpy(np.concatenate(parts, axis=-1).astype(np.int64))
+    query, person = pairs.to(cost.device, non_blocking=True).unbind(1)
+    return Matches(torch.arange(len(query), device=cost.device)[:, None], targets.image[person], query, person)
 
 
 def matching_cost(predictions: Predictions, targets: Targets) -> torch.Tensor:
@@ -129,39 +127,34 @@ def compute_losses(
     matched = _marked(predictions.confs, matches.places)
     counted = matched | targets.complete[:, None]
     confidence = Mean((focal_loss(predictions.confs, matched) * counted).sum((-1, -2)), counted.sum((-1, -2)))
-    people = (matches.places, matches.person)
-    means = {"confs": confidence, **_body_terms(predictions, *people, targets, config)}
-    means |= _pair_terms(predictions, *people, matches.image, targets, config)
+    means = {"confs": confidence, **_body_terms(predictions, matches, targets, config)}
+    means |= _pair_terms(predictions, matches, matches.image, targets, config)
     means |= _image_terms(predictions, targets, config)
+    layers = len(predictions.confs)
     # counts that processes share are averaged over them, all in one message
-    counts = {name: mean.number.float() for name, mean in means.items()}
     shared = [name for name, mean in means.items() if mean.shared or not config.as_published]
-    flat = share(torch.cat([counts[name].reshape(-1) for name in shared]))
-    for name, part in zip(shared, flat.split([counts[name].numel() for name in shared]), strict=True):
-        counts[name] = part.reshape(counts[name].shape)
+    numbers = torch.stack([means[name].number.float().expand(layers) for name in shared])
+    counts = dict(zip(shared, share(numbers), strict=True))
     if predictions.known is not None and known is not None:
         noisy = _known_terms(predictions.known, known, targets, config)
         means |= {f"{name}_dn": mean for name, mean in noisy.items()}
-        counts |= {f"{name}_dn": mean.number.float() for name, mean in noisy.items()}
 
     terms: dict[str, torch.Tensor] = {}
     for name, mean in means.items():
-        value = mean.top / counts[name].clamp(min=mean.least)
-        last = len(value) - 1 if value.dim() else 0  # losses of images are no list of layers
-        for layer, term in enumerate(value.reshape(-1)):
-            terms[name if layer == last else f"{name}.{layer}"] = term
+        values = mean.top / counts.get(name, mean.number.float()).clamp(min=mean.least)
+        terms |= {f"{name}.{layer}": values[layer] for layer in range(layers - 1) if mean.top.dim()}
+        terms[name] = values[-1] if values.dim() else values
     options = {name: WEIGHTS[name.partition(".")[0].removesuffix("_dn")] for name in terms}
     weights = {name: float(getattr(config, option)) for name, option in options.items()}
     total = torch.stack([weights[name] * term for name, term in terms.items() if weights[name]]).sum()
     return Losses(total, terms, weights)
 
 
-def _body_terms(
-    found: Predictions, index: Index, person: torch.Tensor, true: Targets, config: LossConfig
-) -> dict[str, Mean]:
+def _body_terms(found: Predictions, matches: Matches, true: Targets, config: LossConfig) -> dict[str, Mean]:
     """All that is a sum over people / N, N = people of the batch who have it, at least 1."""
     assert found.j3ds is not None
     assert found.j2ds is not None
+    index, person = matches.places, matches.person
     # poses: mean over 72 of |axis-angle - axis-angle'|; ours: over the entries of the rotation matrices
     poses, true_poses = found.poses[index], true.poses[person]
     if not config.as_published:
@@ -206,14 +199,14 @@ def _true_depth(true: Targets, config: LossConfig) -> torch.Tensor:
 
 
 def _pair_terms(
-    found: Predictions, index: Index, person: torch.Tensor, scene: torch.Tensor, true: Targets, config: LossConfig
+    found: Predictions, matches: Matches, scene: torch.Tensor, true: Targets, config: LossConfig
 ) -> dict[str, Mean]:
     """Means over pairs of people of one scene (L, M), over all pairs of the batch; 0 without pairs."""
-    count = person.shape[1]
+    person, count = matches.person, matches.person.shape[1]
     first, second = torch.triu_indices(count, count, 1, device=person.device)
     i, j = person[:, first], person[:, second]  # (L, M (M - 1) / 2)
     together = scene[:, first] == scene[:, second]
-    z, true_z = found.depths[index][..., 0], _true_depth(true, config)
+    z, true_z = found.depths[matches.places][..., 0], _true_depth(true, config)
     apart, true_apart = z[:, first] - z[:, second], true_z[i] - true_z[j]
     # depths_mt: |z_i - z_j| <= reach: ln(1 + |(T_zi - T_zj) - (z_i - z_j)|)
     weight = together & true.has_body[i] & true.has_body[j] & (true_apart.abs() <= config.reach)
@@ -274,23 +267,23 @@ def _known_terms(found: Predictions, known: Known, true: Targets, config: LossCo
     person = torch.arange(people, device=device).repeat(known.groups).expand(layers, -1)
     image = known.image.repeat(known.groups).expand(layers, -1)
     layer = torch.arange(layers, device=device)[:, None]
-    index = (layer, image, known.slots(negative=False).flatten().expand(layers, -1))
+    near, far = (known.slots(negative=side).flatten().expand(layers, -1) for side in (False, True))
+    matches = Matches(layer, image, near, person)
     scene = image * known.groups + torch.arange(known.groups, device=device).repeat_interleave(people)
-    bodies = _body_terms(found, index, person, true, config)
+    bodies = _body_terms(found, matches, true, config)
     terms = {name: mean._replace(top=mean.top / known.groups) for name, mean in bodies.items()}
-    positive = _marked(found.confs, index)
-    used = positive | _marked(found.confs, (layer, image, known.slots(negative=True).flatten().expand(layers, -1)))
+    positive = _marked(found.confs, matches.places)
+    used = positive | _marked(found.confs, (layer, image, far))
     focal = focal_loss(found.confs, positive)
     confidence = Mean((focal * used).sum((-1, -2)), used.sum((-1, -2)))
     if config.as_published:
         confidence = Mean(focal.sum((-1, -2)) / known.groups, torch.full_like(layer[:, 0], focal[0].numel()))
-    return terms | _pair_terms(found, index, person, scene, true, config) | {"confs": confidence}
+    return terms | _pair_terms(found, matches, scene, true, config) | {"confs": confidence}
 
 
-def _marked(like: torch.Tensor, index: Index) -> torch.Tensor:
-    """Of the shape of `like`, bool: True at `index`."""
+def _marked(like: torch.Tensor, places: tuple[torch.Tensor, ...]) -> torch.Tensor:
     nobody = torch.zeros_like(like, dtype=torch.bool)
-    return nobody.index_put(index, nobody.new_ones(()))
+    return nobody.index_put(places, nobody.new_ones(()))
 
 
 def focal_loss(p: torch.Tensor, positive: torch.Tensor) -> torch.Tensor:

@@ -15,17 +15,7 @@ from dto_pipeline.data.label_files import NO_LIMITS, LabelColumns, Limits
 from dto_pipeline.data.labels import unpack_covariance
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.status import UNUSED, PersonStatus, UnusableImage
-from dto_pipeline.train.augment import (
-    MIRROR_JOINTS,
-    Draw,
-    Frame,
-    Varied,
-    camera_problem,
-    inside_image,
-    move_points,
-    project_points,
-    vary,
-)
+from dto_pipeline.train import augment
 from dto_pipeline.train.blocks import z_order
 from dto_pipeline.train.config import CELL, AugmentConfig, DataConfig
 
@@ -122,7 +112,7 @@ def build_labels(columns: LabelColumns, row: int, width: int, height: int, limit
     body = np.concatenate([own["pose"], own["betas"], own["transl"]], axis=1)
     intrinsics, people = columns.intrinsics[row], len(body)
     has_camera = not np.isnan(intrinsics).any()
-    if has_camera and (problem := camera_problem(intrinsics, width, height)):
+    if has_camera and (problem := augment.camera_problem(intrinsics, width, height)):
         raise UnusableImage(problem)
     has_body = has_camera & (np.abs(body) < _ABSURD).all(axis=1)  # NaN is not
     has_body &= (own["transl"][:, 2] > 0) & ~np.isin(own["status"], UNUSED)
@@ -187,15 +177,15 @@ class Seen(NamedTuple):
     """What a varied image shows."""
 
     targets: dict[str, np.ndarray]  # by name of `Targets`, of this image: (P, ...), (T, 2), (1, ...)
-    frame: Frame
+    frame: augment.Frame
     good: bool  # somebody is there, and of everybody something
 
 
-def see_people(labels: ImageLabels, size: tuple[int, int], draw: Draw, rules: Rules) -> Seen:
+def see_people(labels: ImageLabels, size: tuple[int, int], draw: augment.Draw, rules: Rules) -> Seen:
     """Labels -> targets of a varied image; `size`: width and height of the photograph [px]."""
     config, side, shaped = rules.augment, rules.data.input_size, labels.has_body
     people = (labels.pose, labels.betas, labels.transl, labels.intrinsics[None])
-    varied = vary(*people, size, side, draw, rules.body, config.as_published)
+    varied = augment.vary(*people, size, side, draw, rules.body, config.as_published)
     points, inside, boxes = _find_in_image(labels, draw, varied, rules)
     # a body shows enough of its joints; somebody who is only annotated shows one, or a box that is wider than a pixel
     enough = np.where(shaped, inside.sum(1) >= rules.data.min_joints, inside.any(1) | (boxes[:, 2:] > 1 / side).all(1))
@@ -212,7 +202,7 @@ def see_people(labels: ImageLabels, size: tuple[int, int], draw: Draw, rules: Ru
 
     # the scale map of those who have a body
     vertices = rules.body.vertices(*(torch.from_numpy(part[shaped]) for part in (poses, betas, transl))).numpy()
-    places = project_points(vertices.astype(np.float64), varied.intrinsics, behind=config.as_published)
+    places = augment.project_points(vertices.astype(np.float64), varied.intrinsics, behind=config.as_published)
     distance, scale = pelvis_z[kept][shaped] / varied.intrinsics[0, 0, 0], np.hypot(*boxes[shaped, 2:].T).clip(0, 1)
     cells = mark_cells(places, distance, scale, varied.frame.size, rules.edges, config.as_published)
     targets = {
@@ -241,13 +231,13 @@ def see_people(labels: ImageLabels, size: tuple[int, int], draw: Draw, rules: Ru
 
 
 def _find_in_image(
-    labels: ImageLabels, draw: Draw, varied: Varied, rules: Rules
+    labels: ImageLabels, draw: augment.Draw, varied: augment.Varied, rules: Rules
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Where people are in the varied image: joints (P, J, 2) [px], projected ones of bodies, annotated ones of others;
     (P, J) whether they are known and inside; boxes (P, 4) around them, of others joined with the labelled box."""
     side, shaped, frame = rules.data.input_size, labels.has_body, varied.frame
-    names = [*(MIRROR_JOINTS if draw.flip else range(TREE_JOINTS)), *range(TREE_JOINTS, ANNOTATED_JOINTS)]
-    annotated = move_points(labels.keypoints[:, names], frame)
+    names = [*(augment.MIRROR_JOINTS if draw.flip else range(TREE_JOINTS)), *range(TREE_JOINTS, ANNOTATED_JOINTS)]
+    annotated = augment.move_points(labels.keypoints[:, names], frame)
     if rules.augment.as_published:
         annotated[:, _HIPS] = np.nan
     extra = ANNOTATED_JOINTS - TREE_JOINTS if rules.data.regressor else 0
@@ -260,11 +250,11 @@ def _find_in_image(
     if not rules.augment.as_published:
         known[:, :SMPL_JOINTS] &= ~shaped[:, None] | (varied.joints[..., 2] > 0)
     points = np.nan_to_num(points)
-    inside = inside_image(points, frame) & known
+    inside = augment.inside_image(points, frame) & known
 
     own = person_boxes(points, np.where(shaped[:, None], known, inside), frame.size, side)
     corners = labels.boxes[:, [[0, 1], [2, 1], [2, 3], [0, 3]]].astype(np.float64)
-    given = move_points(corners, frame) / side
+    given = augment.move_points(corners, frame) / side
     low, high = given.min(1), given.max(1)
     enough = (inside.sum(1) >= _LEAST_SEEN)[:, None] & np.isfinite(own).all(1)[:, None]
     low = np.where(enough, np.fmin(low, own[:, :2] - own[:, 2:] / 2), low)
