@@ -88,11 +88,7 @@ def check_labels(columns: LabelColumns, limits: Limits) -> list[Check]:
 
 
 def check_undo(columns: LabelColumns, manifest: LabelColumns) -> list[Check]:
-    """`transl_init` and `beta_init` restore the manifest's labels bit by bit; poses and source rows are untouched.
-
-    Args:
-        columns: labels; manifest: the same images and people as they went in (`MANIFEST_PEOPLE`).
-    """
+    """`transl_init` and `beta_init` restore the manifest's labels (`MANIFEST_PEOPLE`) bit by bit; poses stay."""
     people, given = columns.people, manifest.people
     restored = {
         "pose is the input's": (people["pose"], given["pose"]),

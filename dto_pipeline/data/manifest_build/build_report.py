@@ -102,10 +102,7 @@ def note_tars(findings: Findings, placement: TarPlacement) -> None:
 
 
 def note_unlabelled(findings: Findings, index: ImageIndex, root: Location, placement: TarPlacement | None) -> None:
-    """Images that no label row names, and whether a missing one has nearly their name. Call it after the images.
-
-    An images folder that cannot be listed is a finding itself.
-    """
+    """Images that no label row names, and whether a missing one has nearly their name; call it after the images."""
 
     def folded(name: str) -> str:
         return splitext(name)[0].casefold()
@@ -124,11 +121,7 @@ def note_unlabelled(findings: Findings, index: ImageIndex, root: Location, place
 
 
 def look_for_depth(index: ImageIndex, root: Location, suffix: str) -> tuple[int, int, str]:
-    """Whether depth maps lie where a run will look, asked of images spread over all.
-
-    Returns:
-        How many were looked for, how many of these are missing, and one sentence about the first.
-    """
+    """How many depth maps were looked for, of images spread over all, how many are missing, and about the first."""
 
     def is_there(name: str) -> bool:
         try:
@@ -147,14 +140,7 @@ def look_for_depth(index: ImageIndex, root: Location, suffix: str) -> tuple[int,
 
 
 def note_shared_images(findings: Findings, index: ImageIndex, others: Sequence[Location]) -> Counter[str]:
-    """Images whose key another manifest has too.
-
-    Returns:
-        Images shared, by the other manifest's subset.
-
-    Raises:
-        ManifestError: one of `others` is no manifest, or damaged.
-    """
+    """Images whose key another manifest has too, counted by its subset. Raises: ManifestError: one is damaged."""
     own = set(index.image_path) if others else set()
     shared: Counter[str] = Counter()
     for other in map(Manifest.open, others):
