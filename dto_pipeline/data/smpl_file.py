@@ -20,7 +20,7 @@ import torch
 from dto_pipeline.array_files import read_npy
 from dto_pipeline.data.files import commit_over, staged
 from dto_pipeline.data.inert_pickle import BrokenPickle, Limits, shown
-from dto_pipeline.data.npz import MappedNpz, NpzError, safe_load_npz
+from dto_pipeline.data.npz import MappedNpz, safe_load_npz
 from dto_pipeline.data.safe_pickle import SMPL_FILE, safe_loads
 from dto_pipeline.data.torch_files import TorchFileError, read_torch_file
 from dto_pipeline.errors import DtoError
@@ -89,7 +89,7 @@ def read_smpl(path: str | Path) -> SmplArrays:
     path = Path(path)
     try:
         found, held = _read_any(path)
-    except (BrokenPickle, NpzError) as error:
+    except BrokenPickle as error:
         raise SmplFileError(f"not a sound SMPL file: {error}") from error
     except TorchFileError as error:
         raise SmplFileError(f"not a checkpoint of plain tensors: {error}") from error

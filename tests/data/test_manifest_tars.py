@@ -194,9 +194,9 @@ def test_labels_without_keypoints_borrow_those_of_the_people_in_the_tar(tmp_path
 @pytest.mark.parametrize(
     ("member", "why"),
     [
-        (npz(masks=np.array([Armed()], object)), "system"),
-        (npz(masks=halves())[:-40], "not a sound npz"),
-        (npz(other=np.zeros(3)), "no array 'masks'"),
+        (npz(masks=np.array([Armed()], object)), "expected numbers"),
+        (npz(masks=halves())[:-40], "not a whole npz"),
+        (npz(other=np.zeros(3)), "holds the arrays"),
     ],
 )
 def test_hostile_or_broken_masks_cost_the_masks_only_and_nothing_runs(tmp_path, monkeypatch, member, why):
