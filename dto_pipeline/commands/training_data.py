@@ -18,8 +18,7 @@ from dto_pipeline.data.storage import as_location
 from dto_pipeline.data.training_labels import LabelSet, ParquetSet, open_file_set, open_run_set
 from dto_pipeline.errors import DtoError
 from dto_pipeline.models.networks import locate_body, sha256_once
-from dto_pipeline.run.finished import read_run_labels
-from dto_pipeline.run.folder import RunDirectory
+from dto_pipeline.run.folder import RunDirectory, read_run_labels
 from dto_pipeline.train.config import DataConfig
 
 
