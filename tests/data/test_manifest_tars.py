@@ -84,7 +84,7 @@ def test_a_broken_tar_costs_its_broken_members_and_everything_is_told(tmp_path):
     assert ("image_without_labels", "0.tar!a/b/9.jpg") in told
     assert report.findings["tar_member_refused"] == 4
     assert report.rows_without_image == 4
-    assert "found: tar_damaged" in report.as_table()
+    assert "findings: tar_damaged" in report.as_table()
 
 
 def test_a_corrupt_jpeg_in_the_middle_costs_one_scene(tmp_path):
