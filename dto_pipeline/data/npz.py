@@ -278,9 +278,7 @@ def read_items(path: str | Path, key: str, take: Callable[[Any, Any], object], l
             and every object stays in memory, until `take` returns something true.
 
     Raises:
-        UnsafePickle, BrokenPickle: as `safe_pickle.safe_loads`; also no such member, a damaged archive, an array of
-            another kind, or bytes that are not those that were written.
-        FileNotFoundError: no such file.
+        UnsafePickle, BrokenPickle, FileNotFoundError: as `safe_load_npz`; also an array of another kind.
     """
     data, start, end = MappedNpz(path).object_bytes(key, compare=not look)
     stream = Stream(data, start, end)

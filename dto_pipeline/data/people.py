@@ -106,11 +106,7 @@ def recognise(path: str | Path) -> FileKind:
 
 
 def expect_kind(path: str | Path, wanted: Sequence[FileKind], reader: str) -> FileKind:
-    """What a file holds, where `reader` (a verb, for the message) can use only some kinds.
-
-    Raises:
-        UnknownFile: another kind, or none.
-    """
+    """What a file holds, where `reader` (a verb) can use only some kinds. Raises: UnknownFile: another one, or none."""
     kind = recognise(path)
     if kind in wanted:
         return kind

@@ -100,9 +100,6 @@ def build_manifest(
     """Join labels, sidecar and image headers into a manifest, shard by shard; its report and findings lie beside it.
 
     Args:
-        dataset: what to build from.
-        out: the manifest's file or URI.
-        progress: show a progress line.
         against: other manifests whose images are compared with these (insta1 and insta2 overlap).
         unlabelled: list images that no label names, which walks through the whole images folder.
 
@@ -299,8 +296,7 @@ def judge_cameras(intrinsics: np.ndarray, counts: np.ndarray, sizes: np.ndarray)
     Principal points of which neither coordinate is told, while the focal length is, are put into the image's centre.
 
     Args:
-        intrinsics: (n, 3, 3) float64, people image by image.
-        counts: (m,) int >= 1, people of each image.
+        intrinsics: (n, 3, 3) float64, people image by image; counts: (m,) int >= 1, people of each image.
         sizes: (m, 2) int width and height of the images, 0 = unknown.
 
     Returns:

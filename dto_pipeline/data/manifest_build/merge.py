@@ -91,7 +91,6 @@ def merge_predictions(
         out: the new manifest; its report and outcomes become <out>.report.json and <out>.predictions.parquet.
         body: model the labels and the predictions belong to.
         min_score: least det_score of an added person.
-        progress: show a progress bar on stderr.
 
     Raises:
         ManifestError: the manifest cannot be used, or `out` would replace it.

@@ -88,15 +88,10 @@ def _open(npz: MappedNpz, with_keypoints: bool) -> LabelSource:
 
 
 def write_camerahmr(path: Path, image_names: np.ndarray, rows: LabelRows, keypoints: np.ndarray | None = None) -> None:
-    """Write a ``*-release.npz``, replacing an older one; equal input gives identical bytes.
+    """Write a ``*-release.npz`` of n people, replacing an older one; equal input gives identical bytes.
 
-    Args:
-        image_names: (n,) str, relative to the images folder, repeated for each person of an image.
-        rows: n people; an 11th shape coefficient is left out, this layout has ten.
-        keypoints: (n, J, 3) u, v [px] and confidence, or None.
-
-    Raises:
-        ValueError: arrays of different lengths.
+    `image_names` (n,) are relative to the images folder, `keypoints` (n, J, 3) u, v [px] and confidence; an 11th shape
+    coefficient is left out. Raises: ValueError: arrays of different lengths.
     """
     left, top, right, bottom = rows.bbox_xyxy.T
     columns = {

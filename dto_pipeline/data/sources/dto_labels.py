@@ -7,8 +7,7 @@
 
 Scores, ages and genders come along, masks do not: the label files have none. A label file knows images by their
 published key (image_path), not by their file: set `images` to the folder those keys are relative to, or give
-`image_prefixes`. Images in which nobody was labelled have no label row and are not taken over. Columns are mapped from
-temporary files, never all in memory. Metres, camera frame.
+`image_prefixes`. Images in which nobody was labelled are not taken over. Metres, camera frame.
 """
 
 from __future__ import annotations
