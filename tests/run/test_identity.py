@@ -341,10 +341,10 @@ def test_a_data_folder_that_moved_is_said_and_mended_without_a_new_manifest(body
     tiny = write_tiny_dataset(tmp_path / "data", body, images=2, shard_images=2, broken=False)
     for folder in ("images", "depth"):
         (tmp_path / "data" / folder).rename(tmp_path / folder)
-    with pytest.raises(RunDirectoryError, match=r"images folder .* which .* names: there is no such folder.*--images"):
+    with pytest.raises(RunDirectoryError, match=r"images folder .* of .*: there is no such folder.*--images"):
         started(tmp_path / "run", tiny, tiny_config())
     assert not (tmp_path / "run").exists()
-    with pytest.raises(RunDirectoryError, match=r"depth folder .* which .* names: there is no such folder.*--depth"):
+    with pytest.raises(RunDirectoryError, match=r"depth folder .* of .*: there is no such folder.*--depth"):
         started(tmp_path / "run", tiny, tiny_config(), images_root=tmp_path / "images")
     summary = run_pipeline(
         tiny.manifest,
