@@ -108,6 +108,12 @@ def test_a_finished_run_answers_at_once_and_never_loads_ray(finished, tiny):
     assert answer[1] == "False"
 
 
+def test_labels_do_not_depend_on_batch_size_or_threads(start, undisturbed):
+    start(config=tiny_config(batch_images=8, decode_threads=4))
+
+    assert label_bytes(start.directory.root) == undisturbed
+
+
 def test_labels_do_not_depend_on_where_the_data_lies(start, tiny, tmp_path, undisturbed):
     for folder in ("images", "depth"):
         shutil.copytree(tiny.dataset.root / folder, tmp_path / "moved" / folder)
