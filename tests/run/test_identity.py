@@ -241,7 +241,6 @@ def test_a_folder_of_something_else_is_not_made_a_run(tiny: TinyDataset, tmp_pat
     (photos / "lost+found").mkdir()  # what a disk of its own has
     (photos / ".snapshot").mkdir()
     (photos / "labels").mkdir()  # what a launch leaves that was killed before it wrote run.json
-    (photos / "driver.lock").touch()
     started(photos, tiny, tiny_config())
 
 
