@@ -38,6 +38,7 @@ LOOK_S = 1.0  # how often a lease is looked at that may be a dead driver's
 LEASE_SCHEMA = "dto-lease/1"
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # counts the machine's sleep, where there is one
 _NAME = re.compile(r"(\d{8})\.json")
+_LEFT: set[str] = set()  # tokens of this process's locks that were left when nothing could be written
 _LOG = logging.getLogger(__name__)
 
 
@@ -76,7 +77,7 @@ class LeaseRecord:
     @property
     def is_free(self) -> bool:
         """Whether nobody drives by it: left in good order, or its owner is known to be dead."""
-        return self.released or (bool(self.machine) and self.state == "gone")
+        return self.released or self.token in _LEFT or (bool(self.machine) and self.state == "gone")
 
     def describe(self) -> str:
         """Who, where, since when."""
@@ -113,7 +114,8 @@ class DriverLock:
     def __exit__(self, *_: object) -> None:
         try:
             self.release()
-        except OSError as problem:  # the next driver waits until it expires; what went wrong before matters more
+        except OSError as problem:  # others wait until it expires, or we end; what went wrong before matters more
+            _LEFT.add(self._record.token)
             _LOG.warning("the lease of %s could not be given back: %s", self._store.root, problem)
 
     def acquire(self) -> None:

@@ -214,6 +214,18 @@ def test_on_a_local_folder_a_paused_driver_of_this_machine_is_never_taken_for_de
         DriverLock(tmp_path, QUICK, jumping_clock(1000.0)).acquire()
 
 
+def test_a_process_that_could_not_give_a_run_back_may_drive_it_again(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    lock = DriverLock(tmp_path, CALM).__enter__()
+    with monkeypatch.context() as patched:
+        patched.setattr(LocalStore, "replace", full)
+        lock.__exit__(None, None, None)
+    with DriverLock(tmp_path, CALM):
+        assert read_newest(LocalStore(tmp_path))[0] == 2
+
+
 @pytest.mark.parametrize("options", ["heartbeat_s=0", "heartbeat_s=30"])
 def test_a_heartbeat_that_does_not_fit_the_lease_is_refused(options):
     with pytest.raises(ValueError, match="at most a third"):
