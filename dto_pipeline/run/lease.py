@@ -28,10 +28,9 @@ from pathlib import Path
 
 from dto_pipeline.config import RunConfig
 from dto_pipeline.data.files import json_bytes
-from dto_pipeline.data.receipts import impossible_fields
+from dto_pipeline.data.receipts import RecordInvalid, parse_record
 from dto_pipeline.data.storage import Location, Store, open_store
 from dto_pipeline.errors import DtoError
-from dto_pipeline.reading import parse_json
 
 LEASE_FOLDER = "lease"
 LOOK_S = 1.0  # how often a lease is looked at that may be a dead driver's
@@ -126,7 +125,7 @@ class DriverLock:
         """
         while True:
             epoch, data = read_newest(self._store)
-            record = parse_record(data)
+            record = parse_lease(data)
             if self._is_local and record is not None and not record.is_free and record.state == "alive":
                 raise RunLocked(refusal(self._store, record))
             free = data is None or (record is not None and record.is_free)
@@ -145,7 +144,7 @@ class DriverLock:
             time.sleep(LOOK_S)
             found = read_newest(self._store)
             if found != (epoch, data):
-                now = parse_record(found[1])
+                now = parse_lease(found[1])
                 if now is not None and now.is_free:
                     return False
                 raise RunLocked(refusal(self._store, now))
@@ -192,7 +191,7 @@ class DriverLock:
         asked_at, root = self._clock(), self._store.root
         try:
             if _newest_epoch(self._store) > self._epoch:
-                record = parse_record(read_newest(self._store)[1])
+                record = parse_lease(read_newest(self._store)[1])
                 who = record.describe() if record else "another driver"
                 self._lost = f"{root} was taken over by {who}: this driver was silent for too long and stops"
                 return
@@ -209,7 +208,7 @@ class DriverLock:
 
 def read_holder(root: Location) -> LeaseRecord | None:
     """Who holds a run, or held it last and has not left in good order; None where nobody does."""
-    record = parse_record(read_newest(open_store(root))[1])
+    record = parse_lease(read_newest(open_store(root))[1])
     return None if record is None or record.released else record
 
 
@@ -230,14 +229,11 @@ def read_newest(store: Store) -> tuple[int, bytes | None]:
     return 0, None
 
 
-def parse_record(data: bytes | None) -> LeaseRecord | None:
+def parse_lease(data: bytes | None) -> LeaseRecord | None:
     """The record of a lease file; None where it cannot be read."""
     try:
-        found = parse_json(data or b"")
-        if found.pop("schema") != LEASE_SCHEMA or impossible_fields(found, LeaseRecord):
-            return None
-        return LeaseRecord(**found)
-    except (ValueError, TypeError, KeyError, AttributeError):
+        return LeaseRecord(**parse_record(data or b"", LEASE_FOLDER, LEASE_SCHEMA, LeaseRecord))
+    except RecordInvalid:
         return None
 
 

@@ -148,7 +148,7 @@ def test_a_driver_that_slept_through_a_take_over_stops_and_leaves_the_new_one_al
         sleeper.check()
     sleeper.release()
     assert list(store.entries("lease")) == ["00000001.json", "00000002.json"]
-    newest = module.parse_record(read_newest(store)[1])
+    newest = module.parse_lease(read_newest(store)[1])
     assert newest is not None
     assert not newest.released
 
