@@ -281,8 +281,7 @@ def _run_joints(arguments: argparse.Namespace) -> int:
 def _run_benchmark(arguments: argparse.Namespace) -> int:
     import torch
 
-    from dto_pipeline.lab.benchmark import BenchmarkSettings
-    from dto_pipeline.lab.benchmark_page import errors_section, run_benchmark
+    from dto_pipeline.lab.benchmark import BenchmarkSettings, errors_section, run_benchmark
 
     torch.set_num_threads(1)  # small tensors: more threads are slower
     settings = BenchmarkSettings(

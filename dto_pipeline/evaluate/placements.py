@@ -22,7 +22,6 @@ from dto_pipeline.errors import DtoError
 from dto_pipeline.evaluate.bodies import joints_of, rest_heights
 from dto_pipeline.evaluate.evaluation import RESAMPLES, Evaluation, Measure, add_up, make_column, mean_of
 from dto_pipeline.evaluate.matching import join_images
-from dto_pipeline.evaluate.tables import align, column_widths
 from dto_pipeline.models.body import BodyModel
 
 SAME_DEPTH = 0.2  # people closer than this stand at the same depth [m]
@@ -33,7 +32,6 @@ PLACEMENT_MEASURES = (
     Measure("ordinal", "ordinal accuracy at 0.2 m", "%", mean_of("pair_right", "pairs", 100)),
     Measure("height_error", "height error", "m", mean_of("height_gap", "persons"), 3),
 )
-MEASURES = {one.key: f"{one.title} [m]" if one.unit == "m" else one.title for one in PLACEMENT_MEASURES}  # in tables
 MRPE = Measure("mrpe", "MRPE", "mm", mean_of("root_gap", "persons", 1000))  # mean distance of the pelves
 
 
@@ -96,31 +94,6 @@ def placement_sums(
         "pair_gap": add_up(np.abs(apart - true_apart), of_pair, images),
         "pair_right": add_up(depth_relation(apart) == depth_relation(true_apart), of_pair, images),
     }
-
-
-def placement_errors(
-    found: Placement, truth: Placement, image: np.ndarray, selected: np.ndarray | None = None
-) -> dict[str, float]:
-    """The measures of all images together; shares as fractions. Arguments and errors as of `placement_sums`.
-
-    Returns:
-        `persons` and `pairs` (counts) and the keys of `PLACEMENT_MEASURES`, NaN where nothing is selected.
-    """
-    names, numbers = np.unique(np.asarray(image), return_inverse=True)
-    sums = {name: part.sum() for name, part in placement_sums(found, truth, numbers, len(names), selected).items()}
-    errors = {one.key: float(one.of(sums)) / (100 if one.unit == "%" else 1) for one in PLACEMENT_MEASURES}
-    return {"persons": int(sums["persons"]), "pairs": int(sums["pairs"]), **errors}
-
-
-def as_table(comparison: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
-    """Selection -> placement -> `placement_errors` as text: a line per measure, first -> ... -> last per selection."""
-    rows = [["", *(f"{name} ({next(iter(found.values()))['persons']:.0f})" for name, found in comparison.items())]]
-    for key, title in MEASURES.items():
-        show = "{:.1%}" if key == "ordinal" else "{:.3f}"
-        cells = [" -> ".join(show.format(errors[key]) for errors in found.values()) for found in comparison.values()]
-        rows.append([title, *(cell.replace("%", " %") for cell in cells)])
-    rule = ["-" * width for width in column_widths(rows)]
-    return "\n".join(align([rows[0], rule, *rows[1:]]))
 
 
 def depth_relation(apart: np.ndarray) -> np.ndarray:
