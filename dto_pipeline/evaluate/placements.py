@@ -21,7 +21,7 @@ from dto_pipeline.data.people import People
 from dto_pipeline.errors import DtoError
 from dto_pipeline.evaluate.bodies import joints_of, rest_heights
 from dto_pipeline.evaluate.evaluation import RESAMPLES, Evaluation, Measure, add_up, make_column, mean_of
-from dto_pipeline.evaluate.matching import join_images
+from dto_pipeline.evaluate.matching import join_images, pairs_within
 from dto_pipeline.models.body import BodyModel
 
 SAME_DEPTH = 0.2  # people closer than this stand at the same depth [m]
@@ -81,35 +81,31 @@ def placement_sums(
     if len(set(shapes)) != 1 or len(shapes[0]) != 1:
         raise ValueError(f"found, truth and image have shapes {shapes}; expected one length (N,) for all")
     kept = np.ones(len(image), bool) if selected is None else np.asarray(selected, bool)
-    first, second = image_pairs(image, kept)
-    apart, true_apart = found.z[first] - found.z[second], truth.z[first] - truth.z[second]
-    gap, height = np.abs(found.z - truth.z)[kept], np.abs(found.height - truth.height)[kept]
-    of_pair, own = image[first], image[kept]
+    gap, height, own = np.abs(found.z - truth.z)[kept], np.abs(found.height - truth.height)[kept], image[kept]
     return {
         "persons": add_up(np.ones(kept.sum()), own, images),
         "z_gap": add_up(gap, own, images),
         "z_share": add_up(gap / truth.z[kept], own, images),
         "height_gap": add_up(height, own, images),
-        "pairs": add_up(np.ones(len(first)), of_pair, images),
-        "pair_gap": add_up(np.abs(apart - true_apart), of_pair, images),
-        "pair_right": add_up(depth_relation(apart) == depth_relation(true_apart), of_pair, images),
+        **pair_sums(found.z[kept], truth.z[kept], own, images),
+    }
+
+
+def pair_sums(z: np.ndarray, true_z: np.ndarray, image: np.ndarray, images: int) -> dict[str, np.ndarray]:
+    """What each image adds of pairs of people: how many, how wrong the distance, how many in the right order."""
+    first, second = pairs_within(image, image)
+    first, second = first[first < second], second[first < second]
+    apart, true_apart = z[first] - z[second], true_z[first] - true_z[second]
+    return {
+        "pairs": add_up(np.ones(len(first)), image[first], images),
+        "pair_gap": add_up(np.abs(apart - true_apart), image[first], images),
+        "pair_right": add_up(depth_relation(apart) == depth_relation(true_apart), image[first], images),
     }
 
 
 def depth_relation(apart: np.ndarray) -> np.ndarray:
     """-1 nearer, 0 same depth, 1 farther. Args: apart (...) z of one minus z of the other [m]."""
     return np.where(np.abs(apart) < SAME_DEPTH, 0, np.sign(apart)).astype(np.int64)
-
-
-def image_pairs(image: np.ndarray, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both members (M,) of every unordered pair of kept people of one image, as indices into `image`."""
-    person = np.flatnonzero(kept)
-    person = person[np.argsort(image[person], kind="stable")]
-    _, start, size = np.unique(image[person], return_index=True, return_counts=True)
-    partners = np.repeat(start + size, size) - np.arange(len(person)) - 1  # people of the same image that come later
-    first = np.repeat(np.arange(len(person)), partners)
-    within = np.arange(len(first)) - np.repeat(np.cumsum(partners) - partners, partners)
-    return person[first], person[first + 1 + within]
 
 
 def evaluate_synthetic(

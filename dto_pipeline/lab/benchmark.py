@@ -195,7 +195,7 @@ def measure(settings: BenchmarkSettings, config: PipelineConfig, body: BodyModel
     groups = {OWN: [found[name] for name in OWN_DIFFICULTIES if name in found], POOLED: list(found.values())}
     found |= {name: pool(parts) for name, parts in groups.items() if len(parts) > 1}
     if settings.recorded is not None:
-        found[RECORDED] = measure_methods(read_recorded(settings.recorded, config), config, {})
+        found[RECORDED] = measure_methods(read_recorded(settings.recorded), config, {})
     compared = [
         {section: options for section, options in one.to_dict().items() if section not in ("run", "body")}
         for one in (PipelineConfig(), config)
