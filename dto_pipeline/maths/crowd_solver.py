@@ -44,6 +44,7 @@ def fit_crowds(
     mixture: HeightMixture,
     label_z: torch.Tensor,
     present: torch.Tensor,
+    unknown_ages: torch.Tensor,
     config: CrowdConfig,
     max_height: float,
     metric: torch.Tensor | None = None,
@@ -53,7 +54,7 @@ def fit_crowds(
     Args:
         evidence, prior, mixture: of B scenes, P people (`prior` for the score of the image).
         label_z: (B, P) z of the labels [m], for those whose depth was not measured; present: (B, P) bool, who is to
-            be placed.
+            be placed; unknown_ages: (B, P) bool, whose age nobody told.
         max_height: nobody is taller than this [m]; who would be, stands where it is just as tall.
         metric: (B,) bool, whose depth times `METRES_PER_DEPTH` is in metres; None = nobody's.
 
@@ -70,6 +71,7 @@ def fit_crowds(
         typical_depth=(log_depths / measured.sum(1).clamp(min=1)).exp(),
         measured=measured,
         present=present,
+        unknown_ages=(unknown_ages & present).sum(1).to(torch.float64) / present.sum(1).clamp(min=1),
         metric=measured.any(1) & (False if metric is None else metric),
     )
     found = _solve(_build_problem(crowd, mixture, config), *_log_slant(crowd), _log_levels(crowd, config), config)
@@ -87,6 +89,7 @@ class _Crowd:
     typical_depth: torch.Tensor  # (B,) geometric mean of those measured, 1 where there is none
     measured: torch.Tensor  # (B, P) bool: the depth means something
     present: torch.Tensor  # (B, P) bool: is to be placed
+    unknown_ages: torch.Tensor  # (B,) float64 share of the people present
     metric: torch.Tensor  # (B,) bool: the depth is in metres
 
 
@@ -274,6 +277,15 @@ def _conclude(crowd: _Crowd, found: _Found, config: CrowdConfig) -> GroupFits:
     moved = outcome == CODE[PersonStatus.MOVED]
     off = fold_sum(torch.where(moved, (height - prior.mean).abs() / prior.sigma, 0)) / moved.sum(1).clamp(min=1)
     spread = _shown_spread(off, moved.sum(1), config)
+    population = config.population_sigma**2 + (crowd.unknown_ages * config.unknown_ages_sigma).square()
+
+    def calibrate(variance: torch.Tensor) -> torch.Tensor:
+        """Of log z; what all people share is simply added, because the line's scale has no prior of its own."""
+        per_image = (-1, *(1,) * (variance.dim() - 1))
+        return (variance * config.temperature**2 + population.view(per_image)) * spread.view(per_image)
+
+    z_variance = calibrate(found.covariance) + config.focal_sigma**2
+    own = found.covariance.diagonal(dim1=-2, dim2=-1).clamp(min=0)
     member = torch.stack([moved & (evidence.group == group) for group in (NEAR, FAR)], 1)
     slope, offset = line_coefficients(found.log_scale, found.share, crowd.typical_depth, found.model)
     straight = compared & (found.model == AFFINE_DEPTH)
@@ -292,8 +304,8 @@ def _conclude(crowd: _Crowd, found: _Found, config: CrowdConfig) -> GroupFits:
         is_optimized=moved.sum(1) >= _TWO,
         deviation=off,
         posterior=Posterior(
-            z_covariance=_z_covariance(found, placed, spread, config),
-            height_sigma=_height_sigma(found, height, spread, config),
+            z_covariance=z_variance * new_z[:, :, None] * new_z[:, None, :],
+            height_sigma=height * calibrate(own + config.size_sigma**2).sqrt(),
             depth_model=torch.where(compared, found.model, -1),
             disparity_line=torch.where(inverse[:, None], line, torch.nan),
         ),
@@ -311,23 +323,6 @@ def _shown_spread(deviation: torch.Tensor, people: torch.Tensor, config: CrowdCo
     known, usual = config.deviation_people, config.usual_deviation
     square = deviation.clamp(max=_LARGEST_DEVIATION).square()
     return (known * usual**2 + people * square) / ((known + people) * usual**2)
-
-
-def _z_covariance(found: _Found, placed: torch.Tensor, spread: torch.Tensor, config: CrowdConfig) -> torch.Tensor:
-    """(B, P, P) [m^2], NaN in the rows and columns of people not placed; `spread`: (B,) of `_shown_spread`.
-
-    What all people share (the heights of their population, the camera) moves everybody by one factor: the line's scale
-    has no prior of its own, so it is simply added.
-    """
-    z = torch.where(placed, found.log_z.exp(), torch.nan)
-    of_image = (found.covariance * config.temperature**2 + config.population_sigma**2) * spread[:, None, None]
-    return (of_image + config.focal_sigma**2) * z[:, :, None] * z[:, None, :]
-
-
-def _height_sigma(found: _Found, height: torch.Tensor, spread: torch.Tensor, config: CrowdConfig) -> torch.Tensor:
-    """(B, P) [m]: a height is as sure as its distance, but for the label's size in the picture."""
-    variance = found.covariance.diagonal(dim1=-2, dim2=-1).clamp(min=0) + config.size_sigma**2
-    return height * ((variance * config.temperature**2 + config.population_sigma**2) * spread[:, None]).sqrt()
 
 
 def _fit_status(measured: torch.Tensor, present: torch.Tensor, placed: torch.Tensor) -> torch.Tensor:
