@@ -224,7 +224,7 @@ def _run_rh(arguments: argparse.Namespace) -> int:
         people, annotations.images, body, regressor, arguments.mode, arguments.resamples, arguments.seed
     )
     for problem in annotations.problems:
-        print(f"{path}, {problem.image}, person {problem.person}: {problem.problem}; taken as unknown")
+        print(f"{path}, {problem.image}, {problem.reason}; taken as unknown")
     return _report(evaluation, arguments)
 
 

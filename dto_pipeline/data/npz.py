@@ -1,20 +1,27 @@
-"""Arrays of npz files that somebody else wrote: read with bounds, or mapped without loading them.
+"""Arrays of npz files that somebody else wrote: read with bounds, mapped without loading them, or item by item.
 
 `safe_load_npz` reads members whose claims hold, object arrays (pickles) through the inert unpickler. `MappedNpz` makes
 each array a read-only view of a memory map: of the file itself for members that were stored plainly, of a temporary
-copy without a name for compressed ones, and for all where the file's mount refuses maps. Knows zip and npy, no keys.
+copy without a name for compressed ones, and for all where the file's mount refuses maps.
+
+`read_items` reads a huge pickled dictionary, as `np.savez(file, annots=dictionary)` leaves it, without holding it: the
+inert unpickler reads straight from the map and hands over the items as they are set, a thousand at a time. Two passes:
+the first only notes which memo entries are fetched again, because a pickle remembers every object it ever made and
+almost none is asked for; the second keeps those alone, until their last use.
 """
 
 from __future__ import annotations
 
 import mmap
+import re
 import shutil
 import struct
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from array import array
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
@@ -23,7 +30,16 @@ import numpy as np
 
 from dto_pipeline.array_files import BROKEN, read_flat, read_header
 from dto_pipeline.data.files import NO_MAPS
-from dto_pipeline.data.inert_pickle import Allowlist, BrokenPickle, Limits, PickleRefused, UnsafePickle, shown
+from dto_pipeline.data.inert_pickle import (
+    Allowlist,
+    BrokenPickle,
+    InertUnpickler,
+    Limits,
+    PickleRefused,
+    Stream,
+    UnsafePickle,
+    shown,
+)
 from dto_pipeline.data.safe_pickle import NUMPY_ONLY, checked_values, safe_loads
 from dto_pipeline.data.scratch import naming_place, scratch_file
 from dto_pipeline.errors import NO_ROOM
@@ -34,6 +50,23 @@ _CHUNK = 1 << 20  # bytes read at once
 _RELEASED = 1 << 26  # bytes of a map that may stay in memory once they were read
 _LOCAL_HEADER = 30  # bytes of a zip entry's own header before its name
 
+ITEM_LIMITS = Limits()
+"""What may lie between two deliveries: bytes, instructions; and what one item may cost when it is built."""
+
+_MAX_FETCHES = 100_000_000  # memo entries fetched again, 4 bytes each; 20 times those of 560,000 images
+_ALWAYS_KEPT = 256  # memo entries below this are kept: names, dtypes and words come first in a stream
+_STATE = (5, 6)  # an array's state up to its dictionary: (version,) shape, dtype, order, [, {
+
+# Opcodes whose argument has a fixed length and that fetch nothing from beyond the always kept part of the memo.
+_RUN = re.compile(
+    rb"(?:[(012N\x88\x89)\]}\x8f\x85\x86\x87tldaesu\x90\x91\x93\x94R\x81\x92ob]|[Khq\x80].|C\x01.|M..|[Jr].{4}|[G\x95].{8})*+",
+    re.DOTALL,
+)
+_COUNTED = {0x8A: "<B", 0x8B: "<i", ord("T"): "<i", ord("U"): "<B", ord("X"): "<I", ord("B"): "<I"}
+_COUNTED |= {0x8C: "<B", ord("C"): "<B", 0x8D: "<Q", 0x8E: "<Q", 0x96: "<Q"}
+_LENGTHS = {code: struct.Struct(layout) for code, layout in _COUNTED.items()}
+_LINES = {**dict.fromkeys(b"ILFSVpgP", 1), ord("c"): 2, ord("i"): 2}  # opcodes followed by lines of text
+
 
 def safe_load_npz(
     path: str | Path | IO[bytes],
@@ -42,16 +75,13 @@ def safe_load_npz(
     limits: Limits = Limits(),  # noqa: B008 - frozen
     where: str = "",
 ) -> dict[str, Any]:
-    """Arrays of an npz file; object arrays go through the inert unpickler.
+    """Arrays of an npz file, key -> array; 0-d object arrays, numpy's way to store one object, of shape ().
 
     Args:
         path: the file, or a seekable stream of its bytes.
         keys: read only these; None = all. A key that is not there is left out.
         limits: `max_array_bytes` also bounds what the read members claim to unpack to, together.
         where: the file in messages; "" = its path.
-
-    Returns:
-        key -> array (0-d object arrays, numpy's way to store one object, come back as arrays of shape ()).
 
     Raises:
         UnsafePickle, BrokenPickle: as `safe_loads`; also for a damaged archive, members with a path in their name,
@@ -74,7 +104,6 @@ def safe_load_npz(
 
 @contextmanager
 def _told(where: str, what: str) -> Iterator[None]:
-    """What a damaged file makes of its readers, as a BrokenPickle that names it."""
     try:
         yield
     except PickleRefused:
@@ -243,11 +272,7 @@ class MappedNpz:
 
 
 def release(data: mmap.mmap, released: int, at: int) -> int:
-    """Give back the pages of a map that lie behind `at`: they are the file's, and can be read again.
-
-    Returns:
-        Up to where they were given back: `released` as long as little lies behind.
-    """
+    """Give back the pages of a map behind `at` where many are left; returns up to where they were given back."""
     if at - released < _RELEASED:
         return released
     data.madvise(mmap.MADV_DONTNEED, 0, at - at % mmap.PAGESIZE)
@@ -275,3 +300,116 @@ def open_member(
         header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(stream, header)
         yield stream
+
+
+class _Enough(Exception):
+    """The reader of the items has seen what it wanted."""
+
+
+def read_items(path: str | Path, key: str, take: Callable[[Any, Any], object], look: bool = False) -> None:
+    """Hand over key and value of each item of a member, a 0-d array holding one dictionary.
+
+    Args:
+        path: the npz.
+        take: gets them as records for `safe_pickle.build_values`.
+        look: only a look at the beginning: bytes are not compared with the archive's checksum, there is no first pass
+            and every object stays in memory, until `take` returns something true.
+
+    Raises:
+        UnsafePickle, BrokenPickle: as `safe_pickle.safe_loads`; also no such member, a damaged archive, an array of
+            another kind, or bytes that are not those that were written.
+        FileNotFoundError: no such file.
+    """
+    try:
+        data, start, end = MappedNpz(path).object_bytes(key, compare=not look)
+    except NpzError as error:
+        raise BrokenPickle(str(error)) from error
+    stream = Stream(data, start, end)
+    with suppress(_Enough), stream.told(f"{path}: {key}"):
+        needed = None
+        if not look:  # memo entry -> how often it is fetched, of those that are fetched and not always kept
+            fetched = np.frombuffer(_fetches(Stream(data, start, end)), np.uint32)
+            needed = dict(zip(*(part.tolist() for part in np.unique(fetched, return_counts=True)), strict=True))
+        _Items(stream, take, needed).load()
+
+
+def _fetches(walk: Stream) -> array[int]:
+    """Every memo entry that an instruction fetches, but for those always kept; the stream is walked, not run."""
+    fetched, released = array("I"), walk.at
+    while True:
+        run = _RUN.match(walk.data, walk.at, walk.end)
+        if run is None:  # the pattern matches nothing too: a length led beyond the end
+            raise BrokenPickle("the stream ends inside an instruction: it is truncated")
+        walk.at = run.end()
+        code = walk.read(1)[0]
+        if code == ord("."):
+            return fetched
+        if code == ord("j"):
+            fetched.append(*struct.unpack("<I", walk.read(4)))
+        elif code in _LENGTHS:
+            (length,) = _LENGTHS[code].unpack(walk.read(_LENGTHS[code].size))
+            walk.at += max(0, length)
+        elif code in _LINES:
+            lines = [walk.readline() for _ in range(_LINES[code])]
+            fetched.extend([int(lines[0])] if code == ord("g") else [])
+        elif code in b"Khq\x80MJrG\x95":  # the run ends there because its argument does not fit
+            raise BrokenPickle("the stream ends inside an instruction: it is truncated")
+        else:
+            raise UnsafePickle(f"0x{code:02x} is not an instruction that such data needs; nothing was run")
+        if len(fetched) > _MAX_FETCHES:
+            raise BrokenPickle(f"fetches more than {_MAX_FETCHES} objects again; at most so many are read")
+        released = release(walk.data, released, walk.at)
+
+
+class _Memo:
+    """The memo of a stream; entries that nobody fetches are not kept, the others until they were fetched last."""
+
+    def __init__(self, needed: dict[int, int] | None) -> None:
+        self.needed = needed  # entry -> fetches to come, of those that are not always kept; None = all are
+        self.stored = 0  # MEMOIZE counts the entries
+        self.kept: dict[int, Any] = {}
+
+    def __len__(self) -> int:
+        return self.stored
+
+    def __setitem__(self, index: int, value: Any) -> None:
+        self.stored += 1
+        if self.needed is None or index < _ALWAYS_KEPT or index in self.needed:
+            self.kept[index] = value
+
+    def __getitem__(self, index: int) -> Any:
+        found = self.kept[index]
+        if self.needed is not None and index >= _ALWAYS_KEPT:
+            self.needed[index] -= 1
+            if self.needed[index] <= 0:
+                del self.needed[index], self.kept[index]
+        return found
+
+
+class _Items(InertUnpickler):
+    """Hands over the items of the one dictionary, and forgets them."""
+
+    def __init__(self, stream: Stream, take: Callable[[Any, Any], object], needed: dict[int, int] | None) -> None:
+        super().__init__(stream, NUMPY_ONLY, ITEM_LIMITS.max_opcodes)
+        self._take = take
+        self.memo = _Memo(needed)
+        self._released = stream.at
+        self._renew()
+
+    def _renew(self) -> None:
+        self.dispatch.left = ITEM_LIMITS.max_opcodes  # type: ignore[attr-defined]
+        self._stream.bound = self._stream.at + ITEM_LIMITS.max_stream_bytes
+
+    def set_items(self, items: list[Any]) -> None:
+        super().set_items(items)
+        if not (len(self.metastack) == 1 and len(self.stack) in _STATE and type(self.stack[-2]) is list):
+            return
+        target = self.stack[-1]
+        if len(target) != len(items) // 2:
+            raise BrokenPickle("a key occurs twice")
+        for key, value in target.items():
+            if self._take(key, value):
+                raise _Enough
+        target.clear()
+        self._renew()
+        self._released = release(self._stream.data, self._released, self._stream.at)

@@ -26,7 +26,7 @@ from dto_pipeline.config import STAND_IN_BODY, PipelineConfig
 from dto_pipeline.data.labels import unpack_covariance
 from dto_pipeline.evaluate.evaluation import Sums
 from dto_pipeline.evaluate.placements import Placement, join_placements, placement_sums
-from dto_pipeline.lab.golden_image import load_image_case
+from dto_pipeline.lab.golden_labels import load_image_case
 from dto_pipeline.lab.known_scenes import KnownScene
 from dto_pipeline.maths.refine import KID_SHIFT_JOINTS
 from dto_pipeline.models.body import BodyModel, load_body

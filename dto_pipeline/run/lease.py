@@ -17,7 +17,6 @@ this machine whose process is gone is not waited for. The times in the file are 
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
 import re
@@ -26,10 +25,9 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
 from typing import TextIO
 
 from dto_pipeline.config import RunConfig
@@ -42,7 +40,7 @@ from dto_pipeline.reading import parse_json
 LEASE_FOLDER, LOCK_FILE = "lease", "driver.lock"
 LOOK_S = 1.0  # how often a lease is looked at that may be a dead driver's
 LEASE_SCHEMA = "dto-lease/1"
-_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # counts the machine's sleep, where there is one
 _NAME = re.compile(r"(\d{8})\.json")
 _LOG = logging.getLogger(__name__)
 
@@ -84,9 +82,11 @@ class LeaseRecord:
 
         `alone_here`: no other process of this machine can be driving the run (it is locked by us).
         """
-        here = bool(self.machine) and self.machine == machine_mark()
-        same_boot = bool(self.machine) and self.machine.partition("/")[0] == machine_mark().partition("/")[0]
-        return self.released or (here and process_mark(self.pid) != self.process) or (alone_here and same_boot)
+        here = machine_mark()
+        if self.released or not self.machine:
+            return self.released
+        is_dead = self.machine == here and process_mark(self.pid) != self.process
+        return is_dead or (alone_here and self.machine.partition("/")[0] == here.partition("/")[0])
 
     def describe(self) -> str:
         """Who, where, since when."""
@@ -97,7 +97,7 @@ class Lease:
     """The driver's side: `acquire`, beat in a daemon thread, `check` now and then, `release`."""
 
     def __init__(self, store: Store, config: RunConfig, clock: Callable[[], float] | None = None) -> None:
-        """`clock`: monotonic [s]; by default one that counts the machine's sleep, where there is one."""
+        """`clock`: monotonic [s]."""
         self._store, self._clock = store, clock or (lambda: time.clock_gettime(_CLOCK))
         self._epoch = 0
         self._record = new_record(config)
@@ -109,11 +109,7 @@ class Lease:
     def acquire(self, alone_here: bool = False) -> None:
         """Take the lease, at once or after watching a silent driver for as long as it promised to be silent at most.
 
-        Args:
-            alone_here: True if no other process of this machine can be driving the run (it is locked by us).
-
-        Raises:
-            RunLocked: a live driver holds it.
+        `alone_here`: see `LeaseRecord.is_free`. Raises: RunLocked, where a live driver holds it.
         """
         while True:
             epoch, data = read_newest(self._store)
@@ -157,7 +153,7 @@ class Lease:
         self._stop.set()
         self._thread.join()
         if not self._lost and _newest_epoch(self._store) == self._epoch:
-            self._store.replace(_name(self._epoch), _to_bytes(dataclasses.replace(self._record, released=True)))
+            self._store.replace(_name(self._epoch), _to_bytes(replace(self._record, released=True)))
 
     def _claim(self, epoch: int) -> bool:
         """Create the lease file `epoch`; an answer that was lost on the way is found out by the token."""
@@ -165,9 +161,9 @@ class Lease:
         if not self._store.create(name, data) and self._store.read(name) != data:
             return False
         self._epoch = epoch
-        for older in self._store.entries(LEASE_FOLDER):
-            if (match := _NAME.fullmatch(older)) and int(match[1]) < epoch:
-                self._store.remove(f"{LEASE_FOLDER}/{older}")
+        for older in _epochs(self._store):
+            if older < epoch:
+                self._store.remove(_name(older))
         return True
 
     def _keep_beating(self) -> None:
@@ -178,25 +174,22 @@ class Lease:
 
     def beat(self) -> None:
         """Say that this driver lives, or find out that another one has the run."""
-        asked_at = self._clock()
+        asked_at, root = self._clock(), self._store.root
         try:
             if _newest_epoch(self._store) > self._epoch:
                 record = parse_record(read_newest(self._store)[1])
                 who = record.describe() if record else "another driver"
-                self._lost = (
-                    f"{self._store.root} was taken over by {who}: this driver was silent for too long and stops"
-                )
+                self._lost = f"{root} was taken over by {who}: this driver was silent for too long and stops"
                 return
-            self._record = dataclasses.replace(self._record, beat=self._record.beat + 1, beat_at=_utc_now())
+            self._record = replace(self._record, beat=self._record.beat + 1, beat_at=_utc_now())
             self._store.replace(_name(self._epoch), _to_bytes(self._record))
             self._renewed_at = asked_at
         except OSError as error:
-            _LOG.warning("the heartbeat of %s could not be written: %s", self._store.root, error)
+            _LOG.warning("the heartbeat of %s could not be written: %s", root, error)
             silent = asked_at - self._renewed_at
             if silent >= self._record.lease_s:
                 advice = "finished shards stay done; start again when the storage can be written"
-                what = f"could not be renewed for {silent:.0f} s ({error})"
-                self._lost = f"the lease of {self._store.root} {what}; {advice}"
+                self._lost = f"the lease of {root} could not be renewed for {silent:.0f} s ({error}); {advice}"
 
 
 class DriverLock(Lease):
@@ -211,8 +204,7 @@ class DriverLock(Lease):
     def __enter__(self) -> DriverLock:
         """Raises: RunLocked when a live driver holds the run; DtoError where the folder cannot be written."""
         try:
-            alone = isinstance(self._root, Path) and self._take_flock(self._root / LOCK_FILE)
-            self.acquire(alone_here=alone)
+            self.acquire(alone_here=isinstance(self._root, Path) and self._take_flock(self._root / LOCK_FILE))
         except BaseException as error:
             self._drop_flock()
             if isinstance(error, OSError) and not isinstance(error, DtoError):
@@ -221,9 +213,7 @@ class DriverLock(Lease):
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         try:
             self.release()
         except OSError as problem:  # the next driver waits until it expires; what went wrong before matters more
@@ -285,13 +275,16 @@ def parse_record(data: bytes | None) -> LeaseRecord | None:
 
 def refusal(store: Store, record: LeaseRecord | None) -> str:
     """What somebody is told who must not drive a run now."""
-    if record is None or record.released:
-        return f"{store.root} is being worked on by another process; wait for it, or stop it and start again"
-    beats = f"heartbeat {record.beat}, every {record.heartbeat_s:g} s"
-    return (
-        f"{store.root} is being worked on by {record.describe()} ({beats}); "
-        f"wait for it, or stop it and start again: its lease ends {record.lease_s:g} s after its last heartbeat"
-    )
+    who, until = "another process", ""
+    if record is not None and not record.released:
+        who = f"{record.describe()} (heartbeat {record.beat}, every {record.heartbeat_s:g} s)"
+        until = f": its lease ends {record.lease_s:g} s after its last heartbeat"
+    return f"{store.root} is being worked on by {who}; wait for it, or stop it and start again{until}"
+
+
+def process_name() -> str:
+    """Name of this process as receipts spell it: host:pid."""
+    return f"{socket.gethostname()}:{os.getpid()}"
 
 
 def machine_mark() -> str:
@@ -306,15 +299,18 @@ def machine_mark() -> str:
 def process_mark(pid: int) -> str:
     """When a process of this machine started [kernel ticks]; "" where there is none."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return ""
-    fields = stat.rpartition(")")[2].split()
     return "" if fields[0] in "ZX" else fields[19]
 
 
+def _epochs(store: Store) -> list[int]:
+    return [int(match[1]) for match in map(_NAME.fullmatch, store.entries(LEASE_FOLDER)) if match]
+
+
 def _newest_epoch(store: Store) -> int:
-    return max((int(match[1]) for name in store.entries(LEASE_FOLDER) if (match := _NAME.fullmatch(name))), default=0)
+    return max(_epochs(store), default=0)
 
 
 def _name(epoch: int) -> str:
@@ -322,7 +318,7 @@ def _name(epoch: int) -> str:
 
 
 def _to_bytes(record: LeaseRecord) -> bytes:
-    return json_bytes({"schema": LEASE_SCHEMA, **dataclasses.asdict(record)})
+    return json_bytes({"schema": LEASE_SCHEMA, **asdict(record)})
 
 
 def _utc_now() -> str:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dto_pipeline.data.manifest import ManifestError, report_path
-from dto_pipeline.data.manifest_build import findings as manifest_findings
+from dto_pipeline.data.manifest_build import build_report as manifest_findings
 from dto_pipeline.data.manifest_build.builder import build_manifest
 from tests.data.small_set import (
     all_rows,

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 from dto_pipeline.config import RunConfig
 from dto_pipeline.data.receipts import Receipt
-from dto_pipeline.run.loop import Charge, Crew
-from dto_pipeline.run.pool import Event, ShardDone, ShardRaised, WorkerLost, WorkerPlaced, WorkerReady
+from dto_pipeline.run.loop import Charge
+from dto_pipeline.run.pool import Crew, Event, ShardDone, ShardRaised, WorkerLost, WorkerPlaced, WorkerReady
 
 START_S = 3.0  # a fake worker needs this long to be ready
 DONE, RAISE, DIE, PREEMPTED, HANG = "done", "raise", "die", "preempted", "hang"

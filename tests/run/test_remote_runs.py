@@ -16,8 +16,7 @@ from dto_pipeline.data.object_store import RemoteStore
 from dto_pipeline.data.receipts import read_receipt
 from dto_pipeline.data.storage import StoreError, as_location, open_store
 from dto_pipeline.run.driver import run_pipeline
-from dto_pipeline.run.finished import read_run_labels
-from dto_pipeline.run.folder import RunDirectory, RunDirectoryError, RunMismatch, read_identity
+from dto_pipeline.run.folder import RunDirectory, RunDirectoryError, RunMismatch, read_identity, read_run_labels
 from dto_pipeline.run.report import read_status
 from dto_pipeline.view.diff import diff_labels
 from dto_pipeline.view.run_files import find_labels

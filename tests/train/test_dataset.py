@@ -28,7 +28,7 @@ from dto_pipeline.data.training_labels import ParquetSet
 from dto_pipeline.errors import DtoError
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.run.driver import run_pipeline
-from dto_pipeline.run.finished import read_run_labels
+from dto_pipeline.run.folder import read_run_labels
 from dto_pipeline.status import UnusableImage
 from dto_pipeline.train.augment import Draw, Frame, Paint, draw_variation, resize
 from dto_pipeline.train.config import AugmentConfig, DataConfig, without_augmentation

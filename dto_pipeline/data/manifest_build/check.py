@@ -29,8 +29,6 @@ _SHOWN = 20  # faults listed in the table
 
 @dataclass(frozen=True)
 class ImageFault:
-    """One image that is not what the manifest says."""
-
     image_id: str
     fault: str  # of FAULTS
     text: str
@@ -38,22 +36,18 @@ class ImageFault:
 
 @dataclass
 class CheckReport:
-    """What became of every image of a manifest."""
-
     deep: bool  # images were decoded, not only their headers read
     counts: Counter[str] = field(default_factory=Counter)
     faults: list[ImageFault] = field(default_factory=list)
 
     @property
     def exit_code(self) -> int:
-        """0 = as the manifest says, 1 = not."""
         return 1 if self.faults else 0
 
     def to_json(self) -> dict[str, Any]:
         return {"deep": self.deep, "counts": dict(self.counts), "faults": [vars(fault) for fault in self.faults]}
 
     def as_table(self) -> str:
-        """Counts, and the first faults."""
         what = "decoded" if self.deep else "headers read"
         lines = [f"{sum(self.counts.values())} images, {what}"]
         lines += [f"  {word:<8} {self.counts[word]:>9}" for word in (FINE, *FAULTS, KNOWN, MENDED)]

@@ -31,10 +31,10 @@ from dto_pipeline.data.image_index import index_images
 from dto_pipeline.data.label_files import check_one_body
 from dto_pipeline.data.manifest import Manifest, ManifestError, report_path
 from dto_pipeline.data.manifest_build.build_report import MergeReport
-from dto_pipeline.data.manifest_build.shard_rows import MASK_OTHER_SIZE, judge_cameras, person_columns
+from dto_pipeline.data.manifest_build.builder import MASK_OTHER_SIZE, judge_cameras, person_columns
 from dto_pipeline.data.manifest_build.writer import open_manifest_writer
 from dto_pipeline.data.parquet import writer_settings
-from dto_pipeline.data.recognise import schema_of
+from dto_pipeline.data.people import schema_of
 from dto_pipeline.data.sources.dto_labels import open_dto_labels
 from dto_pipeline.data.sources.predictions import NUM_KEYPOINTS, open_predictions
 from dto_pipeline.data.sources.rows import (
@@ -138,7 +138,6 @@ def outcomes_path(manifest: Location) -> Location:
 
 
 def _earlier_merges(source: Manifest) -> list[Any]:
-    """What was merged into a manifest, one entry per merge."""
     try:
         return list(parse_json(source.metadata.get("merged", "[]")))
     except (ValueError, TypeError) as error:
@@ -234,7 +233,6 @@ class _Merge:
         return _append(shard, chosen[verdict[chosen] == _UNDECIDED]), outcomes.take(np.argsort(shard.row))
 
     def write_unknown(self, outcomes: pq.ParquetWriter) -> None:
-        """Tell of the predictions whose image no shard had."""
         index = self._index
         owner = np.repeat(np.arange(index.num_images), np.diff(index.offsets))
         missing = np.flatnonzero(~self._taken[owner])
@@ -333,7 +331,6 @@ class _Merge:
         return verdict, np.append(source_row, -1)[partner], original.numpy()
 
     def _view_released(self, shard: _Shard, images: np.ndarray) -> tuple[BodyViews, np.ndarray, torch.Tensor]:
-        """Released people of some images whose labels can be seen: views, source_row (r,), people of each image."""
         persons = single_array(shard.table["persons"])
         owner = np.repeat(np.arange(len(persons)), persons.value_lengths().to_numpy(zero_copy_only=False))
         asked = np.flatnonzero(np.isin(owner, images))
@@ -347,14 +344,12 @@ class _Merge:
         return views, source_row, torch.from_numpy(np.bincount(owner, minlength=len(persons)))
 
     def _joints(self, pose: np.ndarray, betas: np.ndarray, transl: np.ndarray) -> torch.Tensor:
-        """(n, 45, 3) float64 [m], also of nobody."""
         if not len(pose):
             return torch.zeros(0, NUM_KEYPOINTS, 3, dtype=torch.float64)
         return self._body.joints(torch.from_numpy(pose), torch.from_numpy(betas), torch.from_numpy(transl)).double()
 
 
 def _outcomes(*columns: Any) -> pa.Table:
-    """Rows of `schema.MERGE_SCHEMA` from its columns, in order."""
     return build_table(MERGE_SCHEMA, dict(zip(MERGE_SCHEMA.names, columns, strict=True)))
 
 

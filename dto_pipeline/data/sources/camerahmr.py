@@ -11,9 +11,6 @@
 | gtkps (optional)         | (N, >= 44, 3)         | keypoints: u, v [px], confidence; if asked    |
 
 Other keys are not read. Numbers may be of any float or integer type. Rows of an image need not be adjacent.
-The foreign names above appear nowhere else in the project.
-
-`write_camerahmr` writes this layout; equal input gives identical bytes.
 """
 
 from __future__ import annotations
@@ -102,10 +99,9 @@ def _open(npz: MappedNpz, with_keypoints: bool) -> LabelSource:
 
 
 def write_camerahmr(path: Path, image_names: np.ndarray, rows: LabelRows, keypoints: np.ndarray | None = None) -> None:
-    """Write a ``*-release.npz``, replacing an older one.
+    """Write a ``*-release.npz``, replacing an older one; equal input gives identical bytes.
 
     Args:
-        path: of the file; its folder is made if missing.
         image_names: (n,) str, relative to the images folder, repeated for each person of an image.
         rows: n people; an 11th shape coefficient is left out, this layout has ten.
         keypoints: (n, J, 3) u, v [px] and confidence, or None.

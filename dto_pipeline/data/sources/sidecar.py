@@ -17,8 +17,8 @@ damaged mask makes its person unusable. Unknown columns, unknown or repeated lab
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,8 +27,7 @@ import pyarrow.parquet as pq
 from dto_pipeline.data.columns import build_table
 from dto_pipeline.data.files import commit_over, staged
 from dto_pipeline.data.parquet import writer_settings
-from dto_pipeline.data.sources.rows import LabelFileError, SeenRows, judge_seen
-from dto_pipeline.data.sources.tables import read_table
+from dto_pipeline.data.sources.rows import LabelFileError, SeenRows, judge_seen, read_table
 
 SIDECAR_SCHEMA = pa.schema(
     [
@@ -46,11 +45,7 @@ _ROWS_PER_GROUP = 4096
 
 
 class Sidecar:
-    """An open sidecar, its columns mapped.
-
-    Args:
-        path: Parquet file, or None for a sidecar that knows nothing.
-        num_rows: rows of the label file.
+    """An open sidecar (None knows nothing) of a label file of `num_rows`, its columns mapped.
 
     Raises:
         LabelFileError: missing, or see the module for what is refused.
@@ -101,29 +96,17 @@ class Sidecar:
         return rows
 
 
-def write_sidecar(
-    path: Path,
-    label_row: np.ndarray,
-    *,
-    age_years: np.ndarray | None = None,
-    male_prob: np.ndarray | None = None,
-    det_score: np.ndarray | None = None,
-    mask_rle: Sequence[bytes | None] | None = None,
-    mask_height: np.ndarray | None = None,
-    mask_width: np.ndarray | None = None,
-) -> None:
-    """Write a sidecar for n people, replacing an older one; see the module for the columns.
+def write_sidecar(path: Path, label_row: np.ndarray, **columns: Any) -> None:
+    """Write a sidecar for the n label rows `label_row`, replacing an older one; columns as above, None = left out.
 
-    Args:
-        label_row: (n,) int.
-        age_years, male_prob, det_score: (n,) float or None; NaN = unknown.
-        mask_rle: n counts strings of `data.rle.encode_rle`, None = no mask.
-        mask_height, mask_width: (n,) int [px].
+    Raises:
+        KeyError: a column that is none of the above.
     """
-    given = (label_row, age_years, male_prob, det_score, mask_rle, mask_height, mask_width)
-    columns = {name: value for name, value in zip(SIDECAR_SCHEMA.names, given, strict=True) if value is not None}
-    schema = pa.schema([field for field in SIDECAR_SCHEMA if field.name in columns])
+    given = {"label_row": label_row, **{name: value for name, value in columns.items() if value is not None}}
+    if unknown := given.keys() - set(SIDECAR_SCHEMA.names):
+        raise KeyError(f"a sidecar has no columns {sorted(unknown)}")
+    schema = pa.schema([field for field in SIDECAR_SCHEMA if field.name in given])
     with staged(path) as temporary:
-        table = build_table(schema, columns)
+        table = build_table(schema, given)
         pq.write_table(table, temporary, row_group_size=_ROWS_PER_GROUP, **writer_settings(schema))
         commit_over(temporary, path)

@@ -15,7 +15,7 @@ from dto_pipeline.data.exports.job import ExportError, Selection
 from dto_pipeline.data.manifest import Manifest, ManifestError
 from dto_pipeline.data.manifest_build.builder import build_manifest
 from dto_pipeline.run.driver import run_pipeline
-from dto_pipeline.run.finished import read_run_labels
+from dto_pipeline.run.folder import read_run_labels
 from tests.run.chaos import tiny_config
 from tests.tiny_dataset import write_tiny_dataset
 

@@ -18,8 +18,7 @@ from dto_pipeline.cli import main
 from dto_pipeline.data.exports.export import FORMATS, Format, export_labels
 from dto_pipeline.data.exports.job import ExportError, Selection, staged_folder
 from dto_pipeline.data.files import staged
-from dto_pipeline.run.finished import read_run_labels
-from dto_pipeline.run.folder import RunDirectoryError
+from dto_pipeline.run.folder import RunDirectoryError, read_run_labels
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -69,7 +68,7 @@ def test_a_writer_that_fails_leaves_nothing(name, runs, tmp_path, monkeypatch) -
 KILLED = """
 import os, signal, sys
 from dto_pipeline.data.exports import export as module, job
-from dto_pipeline.run.finished import read_run_labels
+from dto_pipeline.run.folder import read_run_labels
 job.os.rename = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 module.export_labels([read_run_labels(sys.argv[1])], "parquet", sys.argv[2], progress=False)
 """

@@ -17,7 +17,7 @@ from dto_pipeline.data.exports.job import ExportError, Selection, describe_makin
 from dto_pipeline.data.labels import read_labels, unpack_covariance
 from dto_pipeline.data.people import read_people
 from dto_pipeline.run.driver import run_pipeline
-from dto_pipeline.run.finished import read_run_labels
+from dto_pipeline.run.folder import read_run_labels
 from tests.run.chaos import tiny_config
 
 
