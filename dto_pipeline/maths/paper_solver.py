@@ -31,7 +31,7 @@ def fit_groups(evidence: DepthEvidence, prior: HeightPrior, solver: SolverConfig
     Args:
         evidence, prior: of B scenes, P people; a scene with fewer than two people must have nobody usable.
     """
-    problem = build_map_problem(evidence, prior)
+    problem = _build_fits(evidence, prior)
     lines = _choose_near_evidence(evidence, solve_map(problem, solver, evidence.unit.repeat_interleave(len(_FITS))))
     lines = _push_far_behind_near(lines, prior, solver)
     outcome = _outcomes(evidence, lines)
@@ -50,25 +50,23 @@ def fit_groups(evidence: DepthEvidence, prior: HeightPrior, solver: SolverConfig
     )
 
 
-def build_map_problem(evidence: DepthEvidence, prior: HeightPrior) -> MapProblem:
+def _build_fits(evidence: DepthEvidence, prior: HeightPrior) -> MapProblem:
     """The 3 B fits of B scenes (see the module's first lines), (3 B, P) each, the three of a scene adjacent."""
 
-    def stack(value: torch.Tensor) -> torch.Tensor:
-        return torch.stack([value] * len(_FITS), 1).flatten(0, 1)
-
-    def stack_kinds(value: torch.Tensor) -> torch.Tensor:
-        return torch.stack([value[..., kind] for _, kind in _FITS], 1).flatten(0, 1)
+    def of_each(value: torch.Tensor) -> torch.Tensor:
+        kinds = [value[..., kind] if value.dim() > 2 else value for _, kind in _FITS]
+        return torch.stack(kinds, 1).flatten(0, 1)
 
     active = torch.stack([evidence.usable & (evidence.group == group) for group, _ in _FITS], 1)
     return MapProblem(
-        height=stack(prior.height),
-        z=stack_kinds(evidence.z),
-        depth=stack_kinds(evidence.depth),
-        depth_std=stack(evidence.depth_std),
-        slope=stack(evidence.slope),
-        corr=stack(evidence.corr),
-        prior_mean=stack(prior.mean),
-        prior_sigma=stack(prior.sigma),
+        height=of_each(prior.height),
+        z=of_each(evidence.z),
+        depth=of_each(evidence.depth),
+        depth_std=of_each(evidence.depth_std),
+        slope=of_each(evidence.slope),
+        corr=of_each(evidence.corr),
+        prior_mean=of_each(prior.mean),
+        prior_sigma=of_each(prior.sigma),
         active=active.flatten(0, 1),
     )
 
