@@ -145,7 +145,7 @@ class CrowdConfig:
     # our own crowds and on bodies by somebody else together)
     population_sigma: float = 0.015
     # beside it, times the share of people without an age (calibrated on both kinds of crowds without ages)
-    unknown_ages_sigma: float = 0.035
+    unknown_ages_sigma: float = 0.025
     focal_sigma: float = 0.0  # of the labels' focal length, relative; 0: sigmas are given the camera
     # factor on the posterior sigmas of the fit itself: people vary less than the priors and label errors it allows for
     # (calibrated with these two so that 50, 80 and 95 % intervals hold, on synthetic crowds, seeds 1, 2, 31, 32)
