@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
@@ -47,16 +46,7 @@ class Placement:
     height: np.ndarray  # (N,) in the rest pose [m]
 
 
-class Placed(Protocol):
-    """Anything that knows where P people are and how tall, as `Placement` does."""
-
-    @property
-    def z(self) -> np.ndarray: ...
-    @property
-    def height(self) -> np.ndarray: ...
-
-
-def join_placements(parts: Sequence[Placed]) -> Placement:
+def join_placements(parts: Sequence[Placement]) -> Placement:
     """People of several images or sets, one after the other."""
     return Placement(np.concatenate([part.z for part in parts]), np.concatenate([part.height for part in parts]))
 
