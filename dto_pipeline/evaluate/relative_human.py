@@ -29,7 +29,7 @@ from dto_pipeline.evaluate.evaluation import (
     Measure,
     Statistic,
     Sums,
-    make_column,
+    evaluate,
     mean_of,
     ratio,
 )
@@ -342,15 +342,9 @@ def evaluate_rh(
         **{f"pairs: {name}": result.count(name) for name in RELATIONS},
     }
     status = "" if result.status is MetricStatus.OK else f"status of the metric: {result.status}"
-    return Evaluation(
-        title=f"{people.source}, RelativeHuman in mode {mode}",
-        images=list(annotations),
-        measures=MEASURES,
-        columns={mode: make_column(sums, MEASURES, resamples, seed)},
-        counts=counts,
-        notes=tuple(note for note in (status, join.note, *people.problems[:5]) if note),
-        settings={"mode": mode, "resamples": resamples, "seed": seed, "body_sha256": body.sha256},
-    )
+    title, notes = f"{people.source}, RelativeHuman in mode {mode}", (status, join.note, *people.problems[:5])
+    settings = {"mode": mode, "body_sha256": body.sha256}
+    return evaluate(title, list(annotations), MEASURES, {mode: sums}, counts, notes, resamples, seed, **settings)
 
 
 def _keypoints(people: People, body: BodyModel, regressor: np.ndarray) -> np.ndarray:
