@@ -15,7 +15,7 @@ from dto_pipeline.commands.training_data import check_bodies, open_label_sets
 from dto_pipeline.config import BodyConfig, PipelineConfig, load_config
 from dto_pipeline.config_tree import ConfigError
 from dto_pipeline.data.dataset import load_dataset
-from dto_pipeline.data.exports.export import export_labels
+from dto_pipeline.data.exports.formats import export_labels
 from dto_pipeline.data.exports.job import ExportError
 from dto_pipeline.data.labels import LabelsError
 from dto_pipeline.data.manifest import Manifest

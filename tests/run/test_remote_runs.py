@@ -9,7 +9,7 @@ import pytest
 import dto_pipeline as dto
 from dto_pipeline.cli import main
 from dto_pipeline.config import load_config
-from dto_pipeline.data.exports.export import export_labels
+from dto_pipeline.data.exports.formats import export_labels
 from dto_pipeline.data.exports.job import Selection
 from dto_pipeline.data.manifest_build.builder import build_manifest
 from dto_pipeline.data.object_store import RemoteStore
