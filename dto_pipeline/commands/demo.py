@@ -122,8 +122,7 @@ def _draw(
     from dto_pipeline.lab.demo_score import choose_pictures
     from dto_pipeline.models.depth import DepthFiles
     from dto_pipeline.models.depth_anything import DepthNetwork
-    from dto_pipeline.view.pages import solver_panel
-    from dto_pipeline.view.panel import People, save_png
+    from dto_pipeline.view.pages import People, save_png, solver_panel
 
     written = []
     first = placed["paper"]

@@ -19,7 +19,7 @@ from dto_pipeline.models.networks import LICENCES
 
 def test_every_verb_has_help(capsys: pytest.CaptureFixture[str]) -> None:
     verbs = ("demo", "manifest build", "run", "status", "verify", "diff", "view", "report", "golden", "bench")
-    for verb in (*verbs, "body import", "body show"):
+    for verb in (*verbs, "body import"):
         with pytest.raises(SystemExit) as stop:
             build_parser().parse_args([*verb.split(), "--help"])
         assert stop.value.code == 0

@@ -13,9 +13,19 @@ from dto_pipeline.collate import keep_labels
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.scene import Scene
 from dto_pipeline.status import ImageStatus
-from dto_pipeline.view.overlay import draw_overlays
-from dto_pipeline.view.pages import person_table, scene_panel, solver_panel, solver_table
-from dto_pipeline.view.panel import People, Table, compose_page, draw_rows, ground_places, save_png
+from dto_pipeline.view.drawing import draw_overlays
+from dto_pipeline.view.pages import (
+    People,
+    Table,
+    compose_page,
+    draw_rows,
+    ground_places,
+    person_table,
+    save_png,
+    scene_panel,
+    solver_panel,
+    solver_table,
+)
 from tests.crowds import Stander, make_scene
 
 K = np.array([[300.0, 0, 160], [0, 300.0, 120], [0, 0, 1]])
@@ -33,9 +43,7 @@ def people() -> People:
 def test_meshes_colour_their_pixels_and_nothing_else(body: BodyModel, people: People) -> None:
     vertices = body.vertices(*(torch.from_numpy(v).float() for v in (people.pose, people.betas, people.transl)))
     camera = torch.from_numpy(K)[None]
-    (figure,) = draw_overlays(
-        [GREY], vertices[None], torch.ones(1, 2, dtype=torch.bool), body.faces, camera, longest_side=320
-    )
+    (figure,) = draw_overlays(GREY, vertices[None], torch.ones(1, 2, dtype=torch.bool), body.faces, camera, 320)
     pixels = np.asarray(figure).astype(int)
     assert pixels.shape == GREY.shape
     chest = 120 + 300 * 0.1 / 4  # the first person's middle
@@ -47,7 +55,7 @@ def test_meshes_colour_their_pixels_and_nothing_else(body: BodyModel, people: Pe
 def test_an_absent_person_is_not_drawn(body: BodyModel, people: People) -> None:
     vertices = body.vertices(*(torch.from_numpy(v).float() for v in (people.pose, people.betas, people.transl)))
     nobody = torch.zeros(1, 2, dtype=torch.bool)
-    (figure,) = draw_overlays([GREY], vertices[None], nobody, body.faces, torch.from_numpy(K)[None], longest_side=320)
+    (figure,) = draw_overlays(GREY, vertices[None], nobody, body.faces, torch.from_numpy(K)[None], 320)
     assert (np.asarray(figure) == 128).all()
 
 
