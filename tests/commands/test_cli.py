@@ -93,7 +93,6 @@ def test_golden_prints_json_alone_when_asked(golden_folder: Path, capsys: pytest
         (["view", "nowhere", "-o", "out"], "holds no run.json"),
         (["report", "nowhere", "-o", "out"], "holds no run.json"),
         (["manifest", "build", "nowhere.yaml", "--data-root", ".", "-o", "m.parquet"], "nowhere.yaml"),
-        (["body", "show", "nowhere.npz"], "dto body import"),
         (["body", "import", "nowhere.pkl", "-o", "bodies"], "nowhere.pkl"),
     ],
 )

@@ -20,8 +20,13 @@ from transformers import AutoModelForDepthEstimation
 from dto_pipeline.config import DEPTH_PRECISIONS, DepthConfig, PipelineConfig
 from dto_pipeline.config_tree import ConfigError
 from dto_pipeline.models.depth import METRES_PER_DEPTH, DepthInvalid
-from dto_pipeline.models.depth_anything import DepthNetwork, computing_in, halve_weights, resolve_precision
-from dto_pipeline.models.depth_recipes import stretch_positions
+from dto_pipeline.models.depth_anything import (
+    DepthNetwork,
+    computing_in,
+    halve_weights,
+    resolve_precision,
+    stretch_positions,
+)
 from dto_pipeline.models.network_input import plan_windows, resize_to_image, resize_to_network
 from dto_pipeline.models.networks import ModelError, ModelMissing, ModelReference, identify, licence_lines
 from dto_pipeline.run.identity import hash_settings
