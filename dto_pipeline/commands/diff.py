@@ -110,17 +110,13 @@ def _is_ours(place: str) -> bool:
 
 
 def _find_body(ours: Sequence[str], path: str | None) -> BodyModel | None:
+    """The body that is named, or that of the first run."""
     from dto_pipeline.data.storage import as_location
-    from dto_pipeline.models.body import BodyModelError, load_body
+    from dto_pipeline.models.body import load_body
     from dto_pipeline.run.folder import RunDirectory
-    from dto_pipeline.view.run_files import load_run_body, open_run_files
+    from dto_pipeline.view.run_files import find_run_body, open_run_files
 
-    runs = [place for place in ours if RunDirectory(as_location(place)).is_run()]
-    if not runs:
-        return load_body(path) if path else None
-    try:
-        return load_run_body(open_run_files(runs[0]), path)
-    except BodyModelError:  # moved since: the rest can be compared
-        if path is not None:
-            raise
-        return None
+    for place in ours:
+        if RunDirectory(as_location(place)).is_run():
+            return find_run_body(open_run_files(place), path)[0]
+    return load_body(path) if path else None

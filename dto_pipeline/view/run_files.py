@@ -140,6 +140,16 @@ def load_run_body(run: RunFiles, path: str | Path | None) -> BodyModel:
     return body
 
 
+def find_run_body(run: RunFiles, path: str | Path | None) -> tuple[BodyModel | None, str]:
+    """The same, or None and why it cannot be had where none is named: most of a run can be told without."""
+    try:
+        return load_run_body(run, path), ""
+    except BodyModelError as error:
+        if path is not None:
+            raise
+        return None, str(error)
+
+
 def choose_scenes(
     run: RunFiles,
     keys: Sequence[str] = (),
