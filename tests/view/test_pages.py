@@ -1,4 +1,4 @@
-"""Meshes over a photograph, and the page before/after."""
+"""The pages of scenes: before/after, by solver, with and without a photograph."""
 
 from __future__ import annotations
 
@@ -6,14 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from dto_pipeline.collate import keep_labels
 from dto_pipeline.models.body import BodyModel
-from dto_pipeline.scene import Scene
-from dto_pipeline.status import ImageStatus
-from dto_pipeline.view.drawing import draw_overlays
+from dto_pipeline.status import ImageStatus, PersonStatus
 from dto_pipeline.view.pages import (
     People,
     Table,
@@ -23,6 +20,7 @@ from dto_pipeline.view.pages import (
     person_table,
     save_png,
     scene_panel,
+    scene_rows,
     solver_panel,
     solver_table,
 )
@@ -38,25 +36,6 @@ def people() -> People:
     pose = np.zeros((2, 72))
     pose[:, 0] = np.pi
     return People(pose, np.zeros((2, 11)), np.array([[-0.8, 0.1, 4.0], [0.9, 0.1, 6.0]]))
-
-
-def test_meshes_colour_their_pixels_and_nothing_else(body: BodyModel, people: People) -> None:
-    vertices = body.vertices(*(torch.from_numpy(v).float() for v in (people.pose, people.betas, people.transl)))
-    camera = torch.from_numpy(K)[None]
-    (figure,) = draw_overlays(GREY, vertices[None], torch.ones(1, 2, dtype=torch.bool), body.faces, camera, 320)
-    pixels = np.asarray(figure).astype(int)
-    assert pixels.shape == GREY.shape
-    chest = 120 + 300 * 0.1 / 4  # the first person's middle
-    assert np.abs(pixels[int(chest), int(160 - 300 * 0.8 / 4)] - 128).max() > 30
-    assert (pixels[:5] == 128).all()
-    assert (pixels[:, :20] == 128).all()
-
-
-def test_an_absent_person_is_not_drawn(body: BodyModel, people: People) -> None:
-    vertices = body.vertices(*(torch.from_numpy(v).float() for v in (people.pose, people.betas, people.transl)))
-    nobody = torch.zeros(1, 2, dtype=torch.bool)
-    (figure,) = draw_overlays(GREY, vertices[None], nobody, body.faces, torch.from_numpy(K)[None], 320)
-    assert (np.asarray(figure) == 128).all()
 
 
 def test_people_stand_where_their_joints_are(body: BodyModel, people: People) -> None:
@@ -77,31 +56,6 @@ def test_a_person_that_is_not_finite_costs_only_itself(body: BodyModel, people: 
     assert page.height > 2 * 500
 
 
-def test_a_scene_that_was_not_optimised_still_gets_its_page(body: BodyModel, people: People) -> None:
-    unknown = np.full(2, np.nan, dtype=np.float32)
-    scene = Scene(
-        image_id="demo/a.jpg",
-        subset="demo",
-        image_path="a.jpg",
-        width=320,
-        height=240,
-        intrinsics=K,
-        pose=people.pose.astype(np.float32),
-        betas=people.betas.astype(np.float32),
-        transl=people.transl.astype(np.float32),
-        age_years=unknown,
-        male_prob=unknown,
-        source_row=np.arange(2),
-        bbox_xyxy=np.full((2, 4), np.nan, dtype=np.float32),
-        det_score=unknown,
-        person_problem=[None, None],
-        problem=(ImageStatus.IMAGE_MISSING, "gone"),
-    )
-    placed = keep_labels(scene)
-    assert [line[-1] for line in person_table(placed).lines] == ["not run", "not run"]
-    assert scene_panel(placed, body).height > 500
-
-
 def test_solvers_stand_beside_each_other_and_the_truth(body: BodyModel, people: People) -> None:
     scene = make_scene(body, [Stander(x=0, z=4), Stander(x=1, z=5)], size=(120, 160))
     placed = {"paper": keep_labels(scene), "joint": keep_labels(scene)}
@@ -111,6 +65,48 @@ def test_solvers_stand_beside_each_other_and_the_truth(body: BodyModel, people: 
     assert table.columns[3:7] == ["height given", "paper", "joint", "true"]
     assert table.lines[0][6] == "1.70 m"
     assert all(len(line) == len(table.columns) for line in table.lines)
+
+
+def test_a_scene_nobody_of_whom_moved_is_drawn_once(body: BodyModel) -> None:
+    placed = keep_labels(make_scene(body, [Stander(x=0, z=4), Stander(x=1, z=5)], size=(120, 160)))
+    rows = scene_rows(placed, body)
+    assert [row.caption for row in rows] == ["Labels as given: nobody was moved", "Depth map"]
+    placed.scene.disparity, placed.status = None, ImageStatus.PREDICTED
+    assert [row.caption for row in scene_rows(placed, body)] == ["As predicted"]
+    placed.person_status[1] = PersonStatus.MOVED
+    captions = ["Before: labels as given", "After: placed together"]
+    assert [row.caption for row in scene_rows(placed, body)] == captions
+
+
+def test_an_image_that_was_never_read_is_drawn_at_the_size_of_its_camera(body: BodyModel) -> None:
+    scene = make_scene(body, [Stander(x=0, z=4), Stander(x=1, z=5)], size=(120, 160))
+    scene.width = scene.height = 0
+    scene.disparity = None
+    page = scene_panel(keep_labels(scene), body)
+    assert scene_rows(keep_labels(scene), body)[0].left.size == (760, 570)
+    assert page.height > 570
+    scene.intrinsics[:2, 2] = np.nan
+    scene.pose[:] = np.nan  # a camera that is no camera draws nobody
+    assert scene_rows(keep_labels(scene), body)[0].left.size == (760, 570)
+
+
+def test_an_image_without_people_gets_its_page(body: BodyModel) -> None:
+    scene = make_scene(body, [Stander(x=0, z=4)], size=(120, 160))
+    for name in ("pose", "betas", "transl", "age_years", "male_prob", "source_row", "bbox_xyxy", "det_score"):
+        setattr(scene, name, getattr(scene, name)[:0])
+    scene.person_problem = []
+    assert scene_panel(keep_labels(scene), body).height > 1000
+
+
+def test_the_uncertainty_of_z_stands_beside_it(body: BodyModel) -> None:
+    from dto_pipeline.status import PersonStatus
+
+    placed = keep_labels(make_scene(body, [Stander(x=0, z=4), Stander(x=1, z=5)], size=(120, 160)))
+    placed.person_status = [PersonStatus.MOVED, PersonStatus.NOT_RUN]
+    placed.z_sigma_m = np.array([0.25, np.nan], np.float32)
+    table = person_table(placed)
+    assert table.lines[0][-2] == "4.00 \u00b1 0.25 m"
+    assert table.lines[1][-2] == "kept"
 
 
 def test_a_saved_picture_is_what_was_drawn(tmp_path: Path) -> None:
