@@ -264,7 +264,7 @@ class RunConfig:
     # come in 22 minutes over 1 MB/s. Waiting for CPUs and GPUs has no limit
     warm_up_timeout_s: float = 1800.0
     max_failed_shards: int = 20  # quarantined shards after which the run stops
-    # share of images, and of people, that cannot be used (`run.budget` says what counts) beyond which a launch stops
+    # share of images, and of people, that cannot be used (`run.sanity` says what counts) beyond which a launch stops
     # and a run ends with exit code 1; 1 = all of them may fail. A choice: more than dead links and a few bad files
     max_failed_images: float = 0.05
     max_poison_images: int = 3  # images of one shard that may end their process before the shard is quarantined

@@ -29,8 +29,8 @@ from dto_pipeline.data.files import write_json_atomic
 from dto_pipeline.data.receipts import Receipt
 from dto_pipeline.errors import DtoError
 from dto_pipeline.evaluate.tables import align
-from dto_pipeline.run.loop import Charge, Crew, RunAborted, Schedule, drive
-from dto_pipeline.run.pool import Event, ShardDone, WorkerLost, WorkerPlaced, WorkerReady
+from dto_pipeline.run.loop import Charge, RunAborted, Schedule, drive
+from dto_pipeline.run.pool import Crew, Event, ShardDone, WorkerLost, WorkerPlaced, WorkerReady
 from dto_pipeline.run.report import format_duration
 
 NEAR_BEST = 0.02  # efficiency that a recommended shard size may cost against the best one

@@ -19,7 +19,6 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     importing.add_argument("source", metavar="FILE", help="SMPL_NEUTRAL.pkl, SMPLA_NEUTRAL.pth or npz")
     importing.add_argument("--kid-template", metavar="NPY", help="smpl_kid_template.npy: adds the kid axis")
     importing.add_argument("-o", "--out", required=True, metavar="DIR", help="folder to write to")
-    importing.add_argument("--pickle", action="store_true", help="also write a plain-array pickle for smplx")
     importing.set_defaults(run=_import)
 
 
@@ -30,7 +29,6 @@ def _import(arguments: argparse.Namespace) -> int:
         Path(arguments.source),
         local_place(arguments.out),
         kid_template=Path(arguments.kid_template) if arguments.kid_template else None,
-        with_pickle=arguments.pickle,
     )
     for path in written:
         print(f"{path} written")

@@ -102,7 +102,7 @@ def compare(before: str, after: str, body_path: str | None = None, worst: int = 
 
 def _is_ours(place: str) -> bool:
     """Runs, exports in Parquet and label files, also behind a URI; told by what is there."""
-    from dto_pipeline.data.recognise import FileKind, recognise
+    from dto_pipeline.data.people import FileKind, recognise
     from dto_pipeline.data.storage import as_location
 
     location = as_location(place)

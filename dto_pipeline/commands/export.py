@@ -73,8 +73,8 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from dto_pipeline.data.exports.export import FORMATS, export_labels
-    from dto_pipeline.run.finished import read_run_labels
+    from dto_pipeline.data.exports.formats import FORMATS, export_labels
+    from dto_pipeline.run.folder import read_run_labels
 
     selection = _choose(arguments, FORMATS[arguments.format].selection)
     out = local_place(arguments.out)

@@ -78,8 +78,8 @@ def run_resume_bench(shards: int, folder: Path | None = None) -> ResumeBench:
                 return plan_run(directory, identity, manifest, config.run, Selection(), Retry(), lock=lock)
 
             found = plan()
-            if found.work or found.void or len(found.done) + len(found.failed) != shards:
-                raise RuntimeError(f"{len(found.done)} of {shards} generated shards hold; {found.void}")
+            if found.work or found.scan.void or len(found.done) + len(found.failed) != shards:
+                raise RuntimeError(f"{len(found.done)} of {shards} generated shards hold; {found.scan.void}")
             status = _seconds(lambda: read_status(directory.root).as_table())
             return ResumeBench(shards, len(found.failed), *status, *_seconds(plan))
 

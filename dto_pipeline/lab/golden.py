@@ -1,7 +1,7 @@
 """Parity with the recorded reference: run every case of a folder in its public format, and say what differs.
 
 The folder's own README describes the families (solver, person, image, rh_metric, depth; mahmr lies in a folder of its
-own, which may be given too). A folder without any family is an error.
+own, which may be given too).
 """
 
 from __future__ import annotations
@@ -11,25 +11,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dto_pipeline.config import STAND_IN_BODY
-from dto_pipeline.errors import DtoError
-from dto_pipeline.lab.golden_case import CaseResult
-from dto_pipeline.lab.golden_image import check_depth_cases, check_image_cases
+from dto_pipeline.lab.golden_case import Case, GoldenFolderError
+from dto_pipeline.lab.golden_labels import (
+    check_depth_cases,
+    check_image_cases,
+    check_person_cases,
+    check_solver_cases,
+)
 from dto_pipeline.lab.golden_mahmr import check_mahmr_cases
-from dto_pipeline.lab.golden_maths import check_person_cases, check_solver_cases
 from dto_pipeline.lab.golden_rh import check_rh_cases
-from dto_pipeline.models.body import load_body
 
-
-class GoldenFolderError(DtoError, ValueError):
-    """A folder that holds no recorded cases."""
+FAMILIES: dict[str, Callable[[Path], list[Case]]] = {
+    "solver": check_solver_cases,
+    "person": check_person_cases,
+    "image": check_image_cases,
+    "rh_metric": check_rh_cases,
+    "depth": check_depth_cases,
+    "mahmr": check_mahmr_cases,
+}
 
 
 @dataclass(frozen=True)
 class GoldenReport:
     """The results of all families that a folder holds."""
 
-    results: dict[str, list[CaseResult]]  # by family
+    results: dict[str, list[Case]]  # by family
 
     @property
     def passed(self) -> bool:
@@ -38,10 +44,8 @@ class GoldenReport:
 
     def to_json(self) -> dict[str, Any]:
         """Counts, failures by name and worst errors of each family."""
-        return {
-            "passed": self.passed,
-            "families": {family: _summary(cases) for family, cases in self.results.items()},
-        }
+        families = {family: _summary(cases) for family, cases in self.results.items()}
+        return {"passed": self.passed, "families": families}
 
     def as_table(self) -> str:
         """A line per family that is there, then a line per case that differs."""
@@ -71,29 +75,14 @@ def check_golden(folder: Path) -> GoldenReport:
     Raises:
         GoldenFolderError: there is no case of any family.
     """
-    families: dict[str, Callable[[Path], list[CaseResult]]] = {
-        "solver": check_solver_cases,
-        "person": check_person_cases,
-        "image": check_image_cases,
-        "rh_metric": _check_rh_metric,
-        "depth": check_depth_cases,
-        "mahmr": lambda folder: check_mahmr_cases(folder / "mahmr" if (folder / "mahmr").is_dir() else folder),
-    }
-    results = {family: check(folder) for family, check in families.items()}
+    results = {family: check(folder) for family, check in FAMILIES.items()}
     if not any(results.values()):
-        expected = ", ".join(families)
+        expected = ", ".join(FAMILIES)
         raise GoldenFolderError(f"{folder} holds no recorded cases; expected one of the folders {expected} in it")
     return GoldenReport(results)
 
 
-def _check_rh_metric(folder: Path) -> list[CaseResult]:
-    if not (folder / "rh_metric" / "index.json").is_file():
-        return []
-    body_folder = folder / "body"
-    return check_rh_cases(folder, load_body(body_folder if body_folder.is_dir() else STAND_IN_BODY))
-
-
-def _summary(cases: Sequence[CaseResult]) -> dict[str, Any]:
+def _summary(cases: Sequence[Case]) -> dict[str, Any]:
     strict = [case for case in cases if case.strict]
     worst: dict[str, tuple[float, float | None]] = {}
     for case in strict:
@@ -105,6 +94,6 @@ def _summary(cases: Sequence[CaseResult]) -> dict[str, Any]:
         "passed": sum(not case.failures for case in strict),
         "failed": sum(bool(case.failures) for case in strict),
         "loose": len(cases) - len(strict),
-        "failures": {case.name: list(case.failures) for case in cases if case.failures},
+        "failures": {case.name: case.failures for case in cases if case.failures},
         "worst_errors": worst,  # quantity -> worst error and its tolerance, None where it cannot fail
     }

@@ -127,7 +127,7 @@ def test_a_number_that_was_lost_costs_its_person_only(run_dir: Path, copy: Path)
 
 
 def test_a_body_that_was_moved_costs_the_heights_only(run_dir: Path, copy: Path) -> None:
-    run_file = RunDirectory(copy).run_file
+    run_file = copy / "run.json"
     run_file.write_text(run_file.read_text().replace('"model_path": "demo"', '"model_path": "gone.npz"'))
     diff = diff_of(copy, run_dir)
     assert (diff.equal, diff.heights) == (True, False)
