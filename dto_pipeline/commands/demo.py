@@ -55,7 +55,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from dto_pipeline.data.files import write_json_atomic
     from dto_pipeline.data.manifest_build.builder import build_manifest
     from dto_pipeline.lab.demo_data import DemoSettings, build_demo_data, read_truth
-    from dto_pipeline.lab.demo_score import score_demo
+    from dto_pipeline.lab.demo_score import as_table, score_demo
     from dto_pipeline.models.body import load_body
     from dto_pipeline.run.driver import run_pipeline
 
@@ -79,13 +79,12 @@ def _run(arguments: argparse.Namespace) -> int:
     print(f"   run with solver.mode joint -> {out / _SOLVERS['joint']}")
     run_pipeline(manifest, out / _SOLVERS["joint"], _here(config, "joint"), progress=False)
     placed, truth = {solver: _read_run(out / folder) for solver, folder in _SOLVERS.items()}, read_truth(out / "data")
-    score = score_demo(placed, truth, body)
+    errors = score_demo(placed, truth, body)
     pictures = _draw(placed, truth, body, out, config.depth)
     depth = _compare_depth(out, manifest, config, placed, body) if arguments.depth == "network" else _FILES_ONLY
-    seconds, text = time.monotonic() - started, f"{score.as_table()}\n\n{depth['table']}"
+    seconds, text = time.monotonic() - started, f"{as_table(errors)}\n\n{depth['table']}"
     report = {
-        "errors": score.comparison,
-        "people_of_accepted_images": score.accepted,
+        "errors": errors,
         "image_status": summary.image_status,
         "person_status": summary.person_status,
         "broken_on_purpose": data.broken,
@@ -154,7 +153,7 @@ def _compare_depth(
     from dto_pipeline.data.images import read_image
     from dto_pipeline.lab.crowd_files import write_map
     from dto_pipeline.lab.demo_data import build_true_pictures, read_truth
-    from dto_pipeline.lab.demo_score import DEPTH_MEASURES, measure_network, score_demo, side_by_side
+    from dto_pipeline.lab.demo_score import DEPTH_MEASURES, EVERYBODY, as_table, measure_network, score_demo
     from dto_pipeline.models.depth import METRES_PER_DEPTH
     from dto_pipeline.models.depth_anything import DepthNetwork
     from dto_pipeline.run.driver import run_pipeline
@@ -173,12 +172,13 @@ def _compare_depth(
         exact[solver] = _read_run(out / f"{folder}-true-depth")
     truth = read_truth(out / "data")
     with_network, with_truth = (score_demo(runs, truth, body, pictures) for runs in (placed, exact))
+    unbroken = {"unbroken images, network": with_network[EVERYBODY], "with true depth": with_truth[EVERYBODY]}
     lines = [f"depth network {network.identity.short} on these pictures, unseen in training:"]
     lines += [f"  {quality[key]:.3f}  {title}" for key, title in DEPTH_MEASURES.items()]
     return {
         "network": network.facts,
         "error_on_unseen_scenes": quality,
-        "errors_of_unbroken_images": with_network.comparison,
-        "errors_of_unbroken_images_with_true_depth": with_truth.comparison,
-        "table": "\n".join([*lines, "", side_by_side(with_network, with_truth)]),
+        "errors_of_unbroken_images": with_network,
+        "errors_of_unbroken_images_with_true_depth": with_truth,
+        "table": "\n".join([*lines, "", as_table(unbroken)]),
     }

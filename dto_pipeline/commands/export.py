@@ -73,7 +73,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from dto_pipeline.data.exports.export import FORMATS, export_labels
+    from dto_pipeline.data.exports.formats import FORMATS, export_labels
     from dto_pipeline.run.folder import read_run_labels
 
     selection = _choose(arguments, FORMATS[arguments.format].selection)

@@ -7,12 +7,12 @@ Messages name files relative to their roots, because they become part of the lab
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -40,12 +40,6 @@ MENDABLE = frozenset((ImageStatus.IMAGE_MISSING, ImageStatus.IMAGE_CORRUPT, Imag
 """Problems of an image's file: found when the manifest was built, they are looked at again by every start of a run."""
 
 
-class Clock(Protocol):
-    """Times a stage by its name, see `dto_pipeline.timing.StageClock`."""
-
-    def __call__(self, stage: str, /) -> AbstractContextManager[None]: ...
-
-
 class _SizeMismatch(UnusableImage):
     """The image is not of the size the manifest saw."""
 
@@ -68,7 +62,7 @@ class _Loader:
     images: ImageStore
     depth: DepthFiles | None
     max_side: int
-    clock: Clock
+    clock: Callable[[str], AbstractContextManager[None]]
     centred: bool  # an image that the manifest could not measure must be of the size its camera expects
     decode_memory_mb: int
 
@@ -124,12 +118,12 @@ def load_scenes(
     depth: DepthFiles | None,
     evidence: EvidenceConfig,
     threads: Executor | None = None,
-    clock: Clock | None = None,
+    clock: Callable[[str], AbstractContextManager[None]] | None = None,
     label_masks: bool = True,
     centred: bool = True,
     decode_memory_mb: int = RunConfig.decode_memory_mb,
 ) -> list[Scene]:
-    """Load the scenes of some manifest rows.
+    """The scenes of some manifest rows, in order.
 
     Args:
         rows: table of `schema.MANIFEST_SCHEMA`.
@@ -137,26 +131,20 @@ def load_scenes(
         depth: source of disparity maps; None leaves `Scene.disparity` to a later stage.
         evidence: gives the size of the person map that masks are sampled at.
         threads: run one image per task; None = in this thread.
-        clock: gets the seconds of decode, masks and depth, threads added up.
+        clock: times the stages decode, masks and depth, threads added up; see `timing.StageClock`.
         label_masks: take the manifest's masks; False treats everybody as without one.
         centred: the data set's `principal_point` is ``centre``: an image the manifest could not measure, and that can
             be read now, must be of the size its camera expects.
         decode_memory_mb: see `RunConfig`.
-
-    Returns:
-        One scene per row, in order.
     """
     store = ImageFolder(images) if isinstance(images, Path | str) else images
     quiet = clock or (lambda stage: nullcontext())
     loader = _Loader(store, depth, evidence.render_max_side, quiet, centred, decode_memory_mb)
-    scenes, masks = [], []
-    for scene, mask in _read_labels(rows):
-        scenes.append(scene)
-        masks.append(mask if label_masks else replace(mask, rle=[None] * scene.num_people))
+    found = list(_read_labels(rows))
+    scenes = [scene for scene, _ in found]
+    masks = [mask if label_masks else replace(mask, rle=[None] * scene.num_people) for scene, mask in found]
     files = (rows.column(name).to_pylist() for name in ("image_file", "depth_file"))
-    run = map if threads is None else threads.map
-    for _ in run(loader.fill, scenes, *files, masks):
-        pass  # exhausting the iterator waits for every image
+    list((map if threads is None else threads.map)(loader.fill, scenes, *files, masks))  # waits for every image
     return scenes
 
 

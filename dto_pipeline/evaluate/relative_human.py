@@ -45,7 +45,7 @@ from dto_pipeline.evaluate.evaluation import (
     mean_of,
     ratio,
 )
-from dto_pipeline.evaluate.matching import box_iou, join_images, joint_boxes
+from dto_pipeline.evaluate.matching import box_iou, join_images, joint_boxes, take_within_budget
 from dto_pipeline.maths.camera import project
 from dto_pipeline.models.body import BodyModel
 
@@ -173,7 +173,8 @@ def tally_image(image: EvaluatedImage, mode: str) -> ImageTally:
     predictions = len(image.depth) if image.predicted else 0
     keypoints = np.asarray(image.keypoints, dtype=np.float32)[:predictions]
     with np.errstate(invalid="ignore"):  # joints that are not finite match nobody
-        matches = _match(keypoints, people, mode)
+        distance, overlaps = _pair_distance(keypoints, people, mode), _pair_overlaps(keypoints, people, mode)
+        matches = take_within_budget(distance, overlaps, spent=mode == "reference")
     found, owner = matches.T
     z = np.asarray(image.depth, dtype=np.float32)[found]
     is_missed = ~np.isin(np.arange(len(people.index)), owner)
@@ -230,33 +231,6 @@ def _select_people(image: EvaluatedImage, mode: str) -> _People:
     depth_id = np.array([image.annotations[i].depth_id for i in index], dtype=np.int64)
     age = np.array([image.annotations[i].age for i in index], dtype=np.int64)
     return _People(index, joints, visible, depth_id, age)
-
-
-def _match(keypoints: np.ndarray, people: _People, mode: str) -> np.ndarray:
-    """Greedy matching, nearest pairs first (at equal distance the lower prediction, then the lower person).
-
-    Args:
-        keypoints: (P, 14, 2) float32 predictions [px]. people: A of them.
-
-    Returns:
-        (M, 2) int64: prediction, row of `people`, in the order found.
-    """
-    distance = _pair_distance(keypoints, people, mode)
-    overlaps = _pair_overlaps(keypoints, people, mode)
-    spent = int(mode == "reference")
-    matches: list[tuple[int, int]] = []
-    used_up = 0
-    free_prediction, free_person = np.ones(len(keypoints), bool), np.ones(len(people.index), bool)
-    for flat in np.argsort(distance, axis=None, kind="stable"):
-        if len(matches) == len(free_person) or len(matches) + used_up >= len(free_prediction):
-            break
-        prediction, person = divmod(int(flat), len(free_person))
-        if not overlaps[prediction, person]:
-            used_up += spent
-        elif free_prediction[prediction] and free_person[person]:
-            matches.append((prediction, person))
-            free_prediction[prediction] = free_person[person] = False
-    return np.array(matches, dtype=np.int64).reshape(-1, 2)
 
 
 def _pair_distance(keypoints: np.ndarray, people: _People, mode: str) -> np.ndarray:

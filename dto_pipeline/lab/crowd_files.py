@@ -41,8 +41,7 @@ from dto_pipeline.errors import DtoError
 from dto_pipeline.lab.crowd import Crowd
 from dto_pipeline.lab.difficulty import VERSION, Difficulty
 from dto_pipeline.lab.foreign_bodies import measure_anny
-from dto_pipeline.lab.known_scenes import build_known_scene
-from dto_pipeline.lab.observe import observe_keypoints
+from dto_pipeline.lab.known_scenes import build_known_scene, observe_keypoints
 from dto_pipeline.lab.people import Bodies, Labels
 from dto_pipeline.lab.picture import Picture, measure_template, render_picture
 from dto_pipeline.models.body import BodyModel

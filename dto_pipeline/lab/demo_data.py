@@ -41,8 +41,8 @@ from dto_pipeline.lab.crowd_files import (
     write_map,
     write_people,
 )
-from dto_pipeline.lab.observe import (
-    DISPARITY_OFFSET,
+from dto_pipeline.lab.difficulty import Difficulty
+from dto_pipeline.lab.known_scenes import (
     DISPARITY_SCALE,
     observe_disparity,
     observe_keypoints,
@@ -64,6 +64,8 @@ BREAKAGES = {
     "empty_mask": "the first person's instance mask has no pixel",
     "zero_disparity": "the depth map is zero everywhere",
 }  # on purpose, one image each, to show that bad input costs one item and is counted
+DEPTH = Difficulty("demo", "depth maps of the demo", blur=1.2)
+_OFFSET, _LARGEST_ERROR = (-1.0, 1.0), 0.15  # range of b of disparity = a / z + b; of one person's disparity
 FEWEST_IMAGES = 12  # smaller data sets are left whole
 _KEPT_OF_TRUNCATED = 0.4  # of the bytes
 _WRONG_SIZE = 1.5  # camera of an image this many times as large
@@ -111,14 +113,15 @@ def build_scene(seed: int, number: int, body: BodyModel, scale: float = 1.0) -> 
 
     crowd, truth, picture = _build_picture(seed, number, body, scale)
     of_map = stream(_DISPARITY)
-    line = float(of_map.uniform(*DISPARITY_SCALE)), float(of_map.uniform(*DISPARITY_OFFSET))
+    line = float(of_map.uniform(*DISPARITY_SCALE)), float(of_map.uniform(*_OFFSET))
+    disparity = observe_disparity(DEPTH, picture.z, picture.person, truth.height, line, of_map, _LARGEST_ERROR)
     return DemoScene(
         number=number,
         crowd=crowd,
         truth=truth,
         labels=falsify_labels(crowd, truth, body, stream(_LABELS)),
         picture=picture,
-        disparity=observe_disparity(picture.z, picture.person, line, of_map).astype(np.float16),
+        disparity=disparity.astype(np.float16),
         line=line,
         masks=observe_masks(picture.person, crowd.num_people, stream(_MASKS)),
         keypoints=observe_keypoints(crowd.view, truth, picture.z, stream(_KEYPOINTS)),

@@ -1,21 +1,20 @@
 """How far the demo's labels are from its truth, as given and after each solver; and how good a depth network is there.
 
-Takes placed scenes, maps and the arrays of `truth.npz`; the definitions of errors are those of `evaluate.placements`.
-Disparity is compared with the true z after one scale per picture, because that is all the method leaves open
-(`depth = 1 / disparity`, an affine line to metres); the offset is not aligned away. Knows no files. Metres.
+The definitions of errors are those of `evaluate.placements`. Disparity is compared with the true z after one scale per
+picture, because that is all the method leaves open (`depth = 1 / disparity`, an affine line to metres); the offset is
+not aligned away. Knows no files. Metres.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from dto_pipeline.evaluate.placements import MEASURES, SAME_DEPTH, Placement, as_table, placement_errors
+from dto_pipeline.evaluate.placements import PLACEMENT_MEASURES, SAME_DEPTH, Placement, placement_sums
 from dto_pipeline.evaluate.tables import align
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.models.depth_anything import DepthNetwork
@@ -32,19 +31,7 @@ DEPTH_MEASURES = {
 _LEAST_PIXELS = 100  # of a person that counts
 _AT_ONCE = 8  # pictures given to the network together
 
-
-@dataclass(frozen=True)
-class DemoScore:
-    """Errors by selection of people, as given and after each solver; and people accepted."""
-
-    comparison: dict[str, dict[str, dict[str, float]]]
-    accepted: dict[str, int]  # solver -> people of images it accepts
-
-    def as_table(self) -> str:
-        people = next(iter(self.comparison[EVERYBODY].values()))["persons"]
-        accepted = ", ".join(f"{name} {count}" for name, count in self.accepted.items())
-        head = f"{' -> '.join(self.comparison[EVERYBODY])}; of {people:.0f} people in accepted images: {accepted}"
-        return f"{head}\n\n{as_table(self.comparison)}"
+Errors = dict[str, dict[str, dict[str, float]]]  # who -> labels as given or solver -> measures, shares as fractions
 
 
 def score_demo(
@@ -52,7 +39,7 @@ def score_demo(
     truth: Mapping[str, np.ndarray],
     body: BodyModel,
     images: Collection[str] | None = None,
-) -> DemoScore:
+) -> Errors:
     """Compare every person whose label is finite with its truth.
 
     Args:
@@ -66,24 +53,25 @@ def score_demo(
         return images is None or str(truth["image_name"][item.scene.source_row[0]]) in images
 
     placed = {name: list(filter(counts, items)) for name, items in placed.items()}
-    first = next(iter(placed.values()))
+    solver, first = next(iter(placed.items()))
     row = np.concatenate([item.scene.source_row for item in first])
     image = np.repeat(np.arange(len(first)), [item.scene.num_people for item in first])
     finite = np.concatenate([np.isfinite(item.scene.pose).all(1) for item in first])
     moved = np.array([status is PersonStatus.MOVED for item in first for status in item.person_status])
     whole = finite & np.array([not item.status.is_failure for item in first])[image]
-    accepted = {name: finite & np.array([item.is_accepted for item in items])[image] for name, items in placed.items()}
+    selections = {EVERYBODY: whole, f"moved by {solver}": moved}
     placements = {"labels": _placement([(item.scene.transl, item.scene.betas) for item in first], body)}
     for name, items in placed.items():
+        selections[f"accepted by {name}"] = finite & np.array([item.is_accepted for item in items])[image]
         placements[name] = _placement([(item.transl, item.betas) for item in items], body)
     true = Placement(z=truth["transl"][row, 2], height=truth["height"][row])
-    selections = {EVERYBODY: whole, f"moved by {next(iter(placed))}": moved}
-    selections |= {f"accepted by {name}": people for name, people in accepted.items()}
-    comparison = {
-        selection: {name: placement_errors(found, true, image, people) for name, found in placements.items()}
-        for selection, people in selections.items()
-    }
-    return DemoScore(comparison, {name: int(people.sum()) for name, people in accepted.items()})
+
+    def errors(found: Placement, people: np.ndarray) -> dict[str, float]:
+        sums = {key: x.sum() for key, x in placement_sums(found, true, image, len(first), people).items()}
+        values = {one.key: float(one.of(sums)) / (100 if one.unit == "%" else 1) for one in PLACEMENT_MEASURES}
+        return {"persons": int(sums["persons"]), "pairs": int(sums["pairs"]), **values}
+
+    return {who: {name: errors(found, s) for name, found in placements.items()} for who, s in selections.items()}
 
 
 def _placement(people: Sequence[tuple[np.ndarray, np.ndarray]], body: BodyModel) -> Placement:
@@ -92,15 +80,17 @@ def _placement(people: Sequence[tuple[np.ndarray, np.ndarray]], body: BodyModel)
     return Placement(z=z, height=body.rest_height(betas).numpy())
 
 
-def side_by_side(network: DemoScore, truth: DemoScore) -> str:
-    """Label accuracy with the network's depth and with the true depth, as plain text."""
-    labels, *solvers = network.comparison[EVERYBODY]
-    given = network.comparison[EVERYBODY][labels]
-    depths = {"network": network.comparison[EVERYBODY], "true depth": truth.comparison[EVERYBODY]}
-    columns = [given, *(found[name] for found in depths.values() for name in solvers)]
-    head = ["given", *(f"{name}, {depth}" for depth in depths for name in solvers)]
-    rows = [[title, *(f"{errors[key]:.3f}" for errors in columns)] for key, title in MEASURES.items()]
-    return "\n".join(align([[f"{EVERYBODY} of unbroken images ({given['persons']:.0f})", *head], *rows]))
+def as_table(errors: Errors) -> str:
+    """A line per measure, given -> ... -> last solver per selection of people."""
+    first = next(iter(errors.values()))
+    rows = [[" -> ".join(first), *(f"{who} ({found['labels']['persons']:.0f})" for who, found in errors.items())]]
+    for one in PLACEMENT_MEASURES:
+        cells = []
+        for found in errors.values():
+            values = [each[one.key] * (100 if one.unit == "%" else 1) for each in found.values()]
+            cells.append(" -> ".join(f"{value:.{one.digits}f}" for value in values))
+        rows.append([f"{one.title} [{one.unit}]", *cells])
+    return "\n".join(align([rows[0], ["-" * max(map(len, column)) for column in zip(*rows, strict=True)], *rows[1:]]))
 
 
 def choose_pictures(placed: Sequence[PlacedScene], count: int) -> list[PlacedScene]:
@@ -116,7 +106,7 @@ def choose_pictures(placed: Sequence[PlacedScene], count: int) -> list[PlacedSce
 
 
 class TrueDepth(NamedTuple):
-    """One picture's network output and truth."""
+    """What a network says of one picture, and what is true."""
 
     disparity: np.ndarray  # (H, W) float32, larger is nearer
     z: np.ndarray  # (H, W) [m]

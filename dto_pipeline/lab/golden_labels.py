@@ -19,17 +19,17 @@ import torch
 from safetensors.numpy import save_file
 
 from dto_pipeline.axes import ADULT, ADULT_FEMALE, FAR, GROUND, MEAN, NUM_BETAS
-from dto_pipeline.collate import collate_scenes, map_size
+from dto_pipeline.collate import collate_scenes
 from dto_pipeline.config import (
     STAND_IN_BODY,
     DepthConfig,
     EvidenceConfig,
-    PipelineConfig,
     PriorConfig,
     SolverConfig,
     config_from_dict,
 )
 from dto_pipeline.lab.golden_case import Case, read_arrays, read_index, run_case
+from dto_pipeline.lab.known_scenes import plain_scene
 from dto_pipeline.maths.depth_evidence import measure_depth_evidence
 from dto_pipeline.maths.heights import build_height_prior
 from dto_pipeline.maths.paper_solver import solve_map
@@ -200,39 +200,19 @@ def check_image_cases(folder: Path, device: torch.device | str = "cpu") -> list[
     return results
 
 
-def load_image_case(path: Path, config: PipelineConfig) -> tuple[Scene, dict[str, np.ndarray]]:
+def load_image_case(path: Path) -> tuple[Scene, dict[str, np.ndarray]]:
     """One case as a scene, and its raw arrays."""
     case = read_arrays(path)
     height, width = (int(side) for side in case["image_size"])
-    people = len(case["pose"])
-    betas = np.zeros((people, NUM_BETAS), np.float32)
-    betas[:, : case["betas"].shape[1]] = case["betas"]
     masks = np.unpackbits(case["masks_packed"], axis=1, count=height * width).reshape(-1, height, width).astype(bool)
-    h, w = map_size(height, width, config.evidence.render_max_side)
-    scene = Scene(
-        image_id=f"golden/{path.stem}",
-        subset="golden",
-        image_path=path.stem,
-        width=width,
-        height=height,
-        intrinsics=case["K"][0].astype(np.float64),
-        pose=case["pose"],
-        betas=betas,
-        transl=case["trans"],
-        age_years=case["age"],
-        male_prob=case["male_prob"],
-        source_row=np.arange(people),
-        bbox_xyxy=case["bbox"],
-        det_score=np.full(people, np.nan, np.float32),
-        person_problem=[None] * people,
-        masks=masks[:, np.arange(h) * height // h][:, :, np.arange(w) * width // w],  # at person-map size
-        disparity=case["disparity"].astype(np.float32),
-    )
-    return scene, case
+    told = {"pose": case["pose"], "transl": case["trans"], "age_years": case["age"], "male_prob": case["male_prob"]}
+    camera, disparity = case["K"][0].astype(np.float64), case["disparity"].astype(np.float32)
+    name = f"golden/{path.stem}"
+    return plain_scene(name, camera, case["betas"], masks, disparity, bbox_xyxy=case["bbox"], **told), case
 
 
 def _check_image(path: Path, entry: dict[str, Any], optimizer: SceneOptimizer, case: Case) -> None:
-    scene, arrays = load_image_case(path, optimizer.config)
+    scene, arrays = load_image_case(path)
     found = optimizer(collate_scenes([scene], optimizer.body.faces.device))
     optimized = OptimizedScenes(**{name: part.to("cpu") for name, part in vars(found).items()})
     fits, group = optimized.people.fits, optimized.evidence.group[0].tolist()

@@ -22,14 +22,13 @@ import torch
 
 from dto_pipeline.axes import KID_AXIS, MEAN
 from dto_pipeline.collate import collate_scenes, split_batch
-from dto_pipeline.config import STAND_IN_BODY, PipelineConfig
+from dto_pipeline.config import PipelineConfig
 from dto_pipeline.data.labels import unpack_covariance
 from dto_pipeline.evaluate.evaluation import Sums
 from dto_pipeline.evaluate.placements import Placement, join_placements, placement_sums
-from dto_pipeline.lab.golden_labels import load_image_case
+from dto_pipeline.lab.golden_labels import load_image_case, recorded_bodies
 from dto_pipeline.lab.known_scenes import KnownScene
 from dto_pipeline.maths.refine import KID_SHIFT_JOINTS
-from dto_pipeline.models.body import BodyModel, load_body
 from dto_pipeline.optimizer import SceneOptimizer
 from dto_pipeline.scene import PlacedScene
 from dto_pipeline.status import PLACED
@@ -219,15 +218,12 @@ def _errors_in_sigmas(item: KnownScene, placed: PlacedScene) -> dict[str, np.nda
     }
 
 
-def read_recorded(folder: Path, config: PipelineConfig) -> list[KnownScene]:
+def read_recorded(folder: Path) -> list[KnownScene]:
     """The recorded reference images of a folder as `tests/golden`, which nothing was tuned on, with their truth."""
-    own = folder / "body"
-    bodies: dict[bool, BodyModel] = {
-        kid: load_body(own if own.is_dir() else STAND_IN_BODY, kid_axis=kid) for kid in (False, True)
-    }
+    bodies = recorded_bodies(folder)
     known = []
     for entry in json.loads((folder / "image" / "index.json").read_text()):
-        scene, case = load_image_case(folder / "image" / f"{entry['case']}.npz", config)
+        scene, case = load_image_case(folder / "image" / f"{entry['case']}.npz")
         z, height = (case[key].astype(np.float64) for key in ("gt_trans", "gt_height"))
         line = tuple(case["gt_disparity_ab"].tolist())
         known.append(KnownScene(scene, z[:, 2], height, line, bodies[bool(entry["kid_shape"])]))

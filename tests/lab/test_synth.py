@@ -14,8 +14,16 @@ from dto_pipeline.axes import ADULT_MALE, KID
 from dto_pipeline.config import PipelineConfig, PriorConfig
 from dto_pipeline.data.people import read_people
 from dto_pipeline.errors import DtoError
-from dto_pipeline.lab.benchmark import OWN, POOLED, RECORDED, SWITCHES, BenchmarkError, BenchmarkSettings, override
-from dto_pipeline.lab.benchmark_page import run_benchmark
+from dto_pipeline.lab.benchmark import (
+    OWN,
+    POOLED,
+    RECORDED,
+    SWITCHES,
+    BenchmarkError,
+    BenchmarkSettings,
+    override,
+    run_benchmark,
+)
 from dto_pipeline.lab.crowd_files import MARKER, CrowdFilesError, write_synth
 from dto_pipeline.lab.difficulty import DIFFICULTIES, DifficultyError, change_options, choose_difficulty
 from dto_pipeline.lab.known_scenes import MadeScene, build_known_scene, plan_hard_crowd

@@ -15,7 +15,7 @@ from dto_pipeline.commands.training_data import check_bodies, open_label_sets
 from dto_pipeline.config import BodyConfig, PipelineConfig, load_config
 from dto_pipeline.config_tree import ConfigError
 from dto_pipeline.data.dataset import load_dataset
-from dto_pipeline.data.exports.export import export_labels
+from dto_pipeline.data.exports.formats import export_labels
 from dto_pipeline.data.exports.job import ExportError
 from dto_pipeline.data.labels import LabelsError
 from dto_pipeline.data.manifest import Manifest
@@ -241,7 +241,6 @@ def test_a_folder_of_something_else_is_not_made_a_run(tiny: TinyDataset, tmp_pat
     (photos / "lost+found").mkdir()  # what a disk of its own has
     (photos / ".snapshot").mkdir()
     (photos / "labels").mkdir()  # what a launch leaves that was killed before it wrote run.json
-    (photos / "driver.lock").touch()
     started(photos, tiny, tiny_config())
 
 
@@ -341,10 +340,10 @@ def test_a_data_folder_that_moved_is_said_and_mended_without_a_new_manifest(body
     tiny = write_tiny_dataset(tmp_path / "data", body, images=2, shard_images=2, broken=False)
     for folder in ("images", "depth"):
         (tmp_path / "data" / folder).rename(tmp_path / folder)
-    with pytest.raises(RunDirectoryError, match=r"images folder .* which .* names: there is no such folder.*--images"):
+    with pytest.raises(RunDirectoryError, match=r"images folder .* of .*: there is no such folder.*--images"):
         started(tmp_path / "run", tiny, tiny_config())
     assert not (tmp_path / "run").exists()
-    with pytest.raises(RunDirectoryError, match=r"depth folder .* which .* names: there is no such folder.*--depth"):
+    with pytest.raises(RunDirectoryError, match=r"depth folder .* of .*: there is no such folder.*--depth"):
         started(tmp_path / "run", tiny, tiny_config(), images_root=tmp_path / "images")
     summary = run_pipeline(
         tiny.manifest,

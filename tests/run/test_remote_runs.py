@@ -9,7 +9,7 @@ import pytest
 import dto_pipeline as dto
 from dto_pipeline.cli import main
 from dto_pipeline.config import load_config
-from dto_pipeline.data.exports.export import export_labels
+from dto_pipeline.data.exports.formats import export_labels
 from dto_pipeline.data.exports.job import Selection
 from dto_pipeline.data.manifest_build.builder import build_manifest
 from dto_pipeline.data.object_store import RemoteStore
@@ -22,7 +22,7 @@ from dto_pipeline.view.diff import diff_labels
 from dto_pipeline.view.run_files import find_labels
 from dto_pipeline.view.verify import verify_run
 from tests.memory_store import clear_memory, put
-from tests.run.chaos import RAISE, ChaosRunner, first_name, tiny_config
+from tests.run.chaos import RAISE, ChaosRunner, remote_labels, tiny_config
 
 RUN = "memory://remote/runs/tiny"
 SHARDS = 6
@@ -50,11 +50,6 @@ def start(tiny):
 @pytest.fixture
 def directory():
     return RunDirectory(as_location(RUN))
-
-
-def remote_labels(root: str) -> dict[str, bytes]:
-    store = open_store(as_location(root))
-    return {first_name(name): store.read(f"labels/{name}") for name in sorted(store.entries("labels"))}
 
 
 def everything(root: str = RUN) -> list[str]:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from dto_pipeline.cli import main
 from dto_pipeline.data.exports import webdataset as module
-from dto_pipeline.data.exports.export import export_labels
+from dto_pipeline.data.exports.formats import export_labels
 from dto_pipeline.data.exports.job import ExportError, Selection
 from dto_pipeline.data.exports.webdataset import sample_key
 

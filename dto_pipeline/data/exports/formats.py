@@ -1,49 +1,45 @@
 """`export_labels`: labels of finished runs in one of the formats other tools read.
 
-Knows the formats by name, with what each takes unless told otherwise, and that runs which were not made alike are not
-mixed. Plans (checks and counts), writes aside, commits at once. Memory: about one row group of 1024 images, whatever
-the size of the runs.
+To add a format: a writer, which gets an `ExportJob`, and a line in `FORMATS`.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
 from dto_pipeline import __version__
-from dto_pipeline.data.exports.camerahmr import write_camerahmr_files
+from dto_pipeline.data.exports.compacted import write_parquet, write_persons
+from dto_pipeline.data.exports.flat_npz import write_camerahmr
 from dto_pipeline.data.exports.hugging_face import write_hugging_face
 from dto_pipeline.data.exports.job import (
     EXPORT_FILE,
     PERSONS_VALID,
-    ExportedFile,
     ExportError,
     ExportJob,
     Selection,
-    SubsetPlan,
-    commit_folder,
     describe_making,
+    new_folder,
     plan_subsets,
-    staged_folder,
 )
 from dto_pipeline.data.exports.ma_hmr import write_ma_hmr
-from dto_pipeline.data.exports.parquet import write_parquet, write_persons
 from dto_pipeline.data.exports.webdataset import write_webdataset
+from dto_pipeline.data.files import json_bytes
 from dto_pipeline.data.label_files import RunLabels
 from dto_pipeline.data.storage import as_location
 from dto_pipeline.schema import COORDINATES
+
+EXPORT_SCHEMA = "dto-export/1"
 
 
 @dataclass(frozen=True)
 class Format:
     """One format: its writer and what it takes by default."""
 
-    write: Callable[[ExportJob, Path], list[ExportedFile]]
+    write: Callable[[ExportJob], None]
     selection: Selection
     takes_images: bool = False
 
@@ -54,38 +50,10 @@ FORMATS: dict[str, Format] = {
     "parquet": Format(write_parquet, Selection()),
     "persons": Format(write_persons, Selection(min_persons=1)),
     "ma-hmr": Format(write_ma_hmr, _TRAINING),
-    "camerahmr": Format(write_camerahmr_files, _TRAINING),
+    "camerahmr": Format(write_camerahmr, _TRAINING),
     "webdataset": Format(write_webdataset, _TRAINING, takes_images=True),
     "hf": Format(write_hugging_face, Selection()),
 }
-
-
-@dataclass(frozen=True)
-class ExportReport:
-    """What an export wrote and left out."""
-
-    out: Path
-    files: list[ExportedFile]
-    subsets: list[SubsetPlan]
-    notes: Counter[str]  # left out by the format's rules
-    failures: Counter[str]  # could not be written
-    examples: dict[str, str]  # failure -> the first of its kind
-
-    @property
-    def exit_code(self) -> int:
-        """0: everything that was selected is there; 1: something could not be written, see `failures`."""
-        return 1 if self.failures.total() else 0
-
-    def as_table(self) -> str:
-        """Text for a terminal."""
-        lines = []
-        for subset in self.subsets:
-            lines.append(f"{subset.subset:<12} {subset.images:>9} images {subset.persons:>9} persons taken")
-            lines += [f"{'':<12} {count:>9} {reason} left out" for reason, count in subset.left_out.items() if count]
-        lines += [f"{'':<12} {count:>9} {note}" for note, count in sorted((self.notes + self.failures).items())]
-        lines += [f"{'':<12} for example: {text}" for text in self.examples.values()]
-        lines.append(f"{len(self.files)} files in {self.out}, listed with sha256 in {self.out / EXPORT_FILE}")
-        return "\n".join(lines)
 
 
 def export_labels(
@@ -97,7 +65,7 @@ def export_labels(
     progress: bool = True,
     mixed: bool = False,
     labels: Sequence[str | Path] = (),
-) -> ExportReport:
+) -> ExportJob:
     """Write the labels of some runs to a new folder.
 
     Args:
@@ -111,37 +79,40 @@ def export_labels(
         mixed: take runs that differ in solver, depth network, body or configuration.
         labels: where released label files lie now, for formats that carry parts of them.
 
-    Raises:
-        ExportError: the place is taken, a label file is not what its receipt says, or nothing is selected.
+    Returns:
+        The job, done: what was written and left out.
+
+    Raises: ExportError: the place is taken, a label file is not what its receipt says, or nothing is selected.
     """
     chosen, out = FORMATS[format_name], Path(out)
     if images_root and not chosen.takes_images:
         able = [name for name, one in FORMATS.items() if one.takes_images]
         raise ExportError(f"format {format_name} holds no images; leave --images out, or choose from {able}")
     selection = selection or chosen.selection
-    with staged_folder(out) as staging:
+    with new_folder(out) as folder:
         images = _image_places(runs, images_root)
         if not mixed:
             _check_alike(runs)
-        total = sum(file.rows for run in runs for file in run.files)
-        with tqdm(total=total, unit="image", desc="check", disable=not progress) as bar:
+        rows = sum(file.rows for run in runs for file in run.files)
+        with tqdm(total=rows, unit="image", desc="check", disable=not progress) as bar:
             subsets = plan_subsets(runs, selection, bar.update)
-        total = sum(subset.images for subset in subsets)
-        with tqdm(total=total, unit="image", desc="write", disable=not progress) as bar:
-            taken = [subset for subset in subsets if subset.images]
-            job = ExportJob(selection, taken, bar.update, images, list(map(as_location, labels)))
-            files = chosen.write(job, staging)
+        rows = sum(subset.images for subset in subsets)
+        with tqdm(total=rows, unit="image", desc="write", disable=not progress) as bar:
+            job = ExportJob(out, folder, selection, subsets, bar.update, images, list(map(as_location, labels)))
+            chosen.write(job)
         facts = {
+            "schema": EXPORT_SCHEMA,
             "format": format_name,
             "pipeline_version": __version__,
             "coordinates": COORDINATES,
             "selection": selection.describe(),
-            "subsets": {subset.subset: _subset_facts(subset) for subset in subsets},
+            "subsets": {subset.subset: subset.describe() for subset in subsets},
             "notes": dict(job.notes),
             "failures": dict(job.failures),
+            "files": [vars(file) for file in job.files],
         }
-        commit_folder(staging, out, facts, files)
-    return ExportReport(out, files, subsets, job.notes, job.failures, job.examples)
+        (folder / EXPORT_FILE).write_bytes(json_bytes(facts))
+    return job
 
 
 def _image_places(runs: Sequence[RunLabels], places: str | Mapping[str, str]) -> dict[str, str] | None:
@@ -151,8 +122,6 @@ def _image_places(runs: Sequence[RunLabels], places: str | Mapping[str, str]) ->
         return dict.fromkeys(subsets, places) if places else None
     if lacking := [subset for subset in subsets if subset not in places]:
         raise ExportError(f"no folder of images is named for {lacking}; give --images SUBSET=DIR for each")
-    if strange := sorted(set(places) - set(subsets)):
-        raise ExportError(f"images are named for {strange}, which no run is of; the runs are of {subsets}")
     return dict(places)
 
 
@@ -161,29 +130,10 @@ def _check_alike(runs: Sequence[RunLabels]) -> None:
     made = [(run, describe_making(run.footer)) for run in runs if run.files]
     for run, making in made[1:]:
         first, expected = made[0]
-        apart = [fact for fact in making if making[fact] != expected[fact]]
-        if apart:
-            told = "; ".join(f"{fact}: {_short(expected[fact])} and {_short(making[fact])}" for fact in apart)
+        pairs = [(fact, expected[fact], making[fact]) for fact in making if making[fact] != expected[fact]]
+        if pairs:
+            short = [(fact, *(text if len(text) < 64 else text[:16] for text in texts)) for fact, *texts in pairs]
+            told = "; ".join(f"{fact}: {one} and {other}" for fact, one, other in short)
             raise ExportError(
                 f"{first.name} and {run.name} were not made alike ({told}); export them apart, or say --mixed"
             )
-
-
-def _short(text: str) -> str:
-    return text if len(text) < 64 else text[:16]
-
-
-def _subset_facts(subset: SubsetPlan) -> dict[str, Any]:
-    """What export.json says of a subset: no path of a machine."""
-    runs = [
-        {
-            "config_hash": run.config_hash,
-            "manifest_fingerprint": run.manifest_fingerprint,
-            "shards": run.shards,
-            "shards_exported": len(run.files),
-            "label_sha256": {f"{file.shard:05d}": file.sha256 for file in run.files},
-        }
-        for run in subset.runs
-    ]
-    counts = {"images": subset.images, "persons": subset.persons, "left_out": dict(subset.left_out)}
-    return {**counts, "runs": runs}
