@@ -115,11 +115,17 @@ def tiny(tmp_path_factory, body) -> TinyDataset:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(tiny, tmp_path_factory) -> dict[str, bytes]:
-    """Label files of a run nobody disturbed."""
-    run_dir = tmp_path_factory.mktemp("undisturbed") / "run"
+def finished(tiny, tmp_path_factory) -> Path:
+    """Folder of a run over `tiny` that nobody disturbed; not to be changed."""
+    run_dir = tmp_path_factory.mktemp("finished") / "run"
     run_pipeline(tiny.manifest, run_dir, tiny_config(), progress=False)
-    return label_bytes(run_dir)
+    return run_dir
+
+
+@pytest.fixture(scope="session")
+def undisturbed(finished) -> dict[str, bytes]:
+    """Label files of that run."""
+    return label_bytes(finished)
 
 
 @pytest.fixture(scope="session")
