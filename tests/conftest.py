@@ -53,12 +53,12 @@ LONG = {
 
 
 # Files that start Ray. Of the processes that share the suite one does those that share a cluster, another one those
-# that start their own, and the training's, so that both take as long: Ray ends itself where its agent is not up within
-# 15 s, which several clusters that start at once on two cores do not reach.
+# that start their own: both take as long, and Ray ends itself where its agent is not up within 15 s, which several
+# clusters that start at once on two cores do not reach.
 RAY = {
     **dict.fromkeys((f"run/test_{name}.py" for name in ("head_elsewhere", "ray_cluster", "ray_pool")), "ray"),
-    "jobs/test_ray_job.py": "ray",
-    **dict.fromkeys(("chaos/test_deaths.py", "jobs/test_slurm.py", "train/test_ray_train.py"), "own ray"),
+    **dict.fromkeys(("jobs/test_ray_job.py", "train/test_ray_train.py"), "ray"),
+    **dict.fromkeys(("chaos/test_deaths.py", "jobs/test_slurm.py"), "own ray"),
 }
 HERE = Path(__file__).parent
 
