@@ -37,7 +37,7 @@ from dto_pipeline.lab.crowd import plan_crowd
 from dto_pipeline.lab.demo_data import DemoSettings, build_demo_data, read_truth
 from dto_pipeline.models.body import BodyModel, load_body
 from dto_pipeline.run.driver import run_pipeline
-from dto_pipeline.train.augment import Draw, Paint, resize
+from dto_pipeline.train.augment import Draw, resize
 from dto_pipeline.train.checkpoint import begin_network, list_checkpoints, read_checkpoint, restore_network
 from dto_pipeline.train.config import AugmentConfig, DataConfig, TrainConfig
 from dto_pipeline.train.dataset import Sample, TrainBatch, collate_samples
@@ -146,7 +146,7 @@ def measure(network: MeshNetwork, config: TrainConfig, crowds: Path, body: BodyM
 
     @torch.no_grad()
     def predict(batch: TrainBatch) -> Predictions:
-        return with_joints(network(batch.images, batch.centres), body)
+        return with_joints(network(batch.images, batch.targets.intrinsics[:, :2, 2]), body)
 
     return evaluate(predict, truth_batches(crowds, config.data.input_size, body), body)
 
@@ -162,7 +162,7 @@ def truth_batches(crowds: Path, side: int, body: BodyModel) -> Iterator[TrainBat
         rgb = read_image(crowds / "images" / str(truth["image_name"][rows[0]])).rgb
         size, labels = (rgb.shape[1], rgb.shape[0]), true_labels(truth, rows, camera)
         seen = see_people(labels, size, Draw(), rules)
-        samples.append(Sample(str(number), resize(rgb, seen.frame.resized), Paint(seen.frame), seen))
+        samples.append(Sample(str(number), resize(rgb, seen.frame.resized), seen))
     for first in range(0, len(samples), _BATCH):
         yield collate_samples([*samples[first : first + _BATCH]])
 

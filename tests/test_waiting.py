@@ -30,7 +30,7 @@ TRAINING_STEP = {  # where a step of training waits, how often, and why
     "blocks.py:list_by_level": (2, "which cells become which tokens, and how many an image has"),
     "blocks.py:most": (1, "people of the image with most: slots of denoising queries"),
     "targets.py:counts": (1, "people of each image: where costs of one end"),
-    "matching.py:match_people": (2, "costs to the program, pairs back: SciPy assigns them"),
+    "losses.py:match_people": (2, "costs to the program, pairs back: SciPy assigns them"),
     "learner.py:step": (1, "losses, and whether the gradient is finite"),
 }
 
@@ -74,7 +74,7 @@ def test_results_are_the_same_piece_by_piece_and_at_once(body: BodyModel, mode: 
         np.testing.assert_allclose(one.betas, other.betas, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("options", [{}, {"model__denoising": 2, "model__prune_by_image": False}])
+@pytest.mark.parametrize("options", [{}, {"model__denoising": 2, "model__as_published": True}])
 def test_a_training_step_waits_in_named_places_only(body: BodyModel, options: dict[str, Any]) -> None:
     learner = Learner(tiny_config(**options), begin_network(tiny_config(**options))[0], body, torch.device("cpu"))
     batch = crowd_batch(body, [0, 5])

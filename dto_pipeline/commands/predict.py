@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import math
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,10 +16,7 @@ from dto_pipeline.errors import DtoError
 
 if TYPE_CHECKING:
     from dto_pipeline.data.manifest import Manifest
-    from dto_pipeline.scene import Scene
-    from dto_pipeline.train.predict import PictureSet, Trained
-
-_LARGEST_FOV = 180.0  # [degree]
+    from dto_pipeline.train.predict import Trained
 
 
 def add_parser(verbs: argparse._SubParsersAction) -> None:
@@ -99,10 +96,15 @@ def _run(arguments: argparse.Namespace) -> int:
             raise DtoError(f"{arguments.out} is a finished run already; choose another folder (-o)")
         if stranger := find_strangers(RunDirectory(out)):
             raise DtoError(stranger)
-    pictures, device = _find_pictures(arguments), choose_device(arguments.device)
+    fov = None if arguments.fov is None else math.radians(arguments.fov)
+    if fov is not None and not 0 < fov < math.pi:
+        raise DtoError(f"--fov is {arguments.fov}; expected a field of view between 0 and 180 degrees")
+    device = choose_device(arguments.device)
     trained = load_trained(arguments.checkpoint, device, arguments.body, arguments.encoder_heads)
+    pictures = _find_pictures(arguments, out)
     print(f"the network of {trained.origin}")
-    manifest = predict_run(trained, pictures, out, arguments.min_confidence, arguments.batch, not arguments.quiet)
+    asked = (arguments.min_confidence, arguments.batch, arguments.keep_camera, fov, not arguments.quiet)
+    manifest = predict_run(trained, pictures, out, *asked)
     failed = {word: n for word, n in read_status(out).image_status.items() if ImageStatus(word).is_failure}
     causes = ", ".join(f"{n} {word}" for word, n in failed.items())
     told = f", of which could not be predicted: {causes} (see their messages)" if failed else ""
@@ -118,11 +120,29 @@ def _run(arguments: argparse.Namespace) -> int:
     return 1
 
 
+def _find_pictures(arguments: argparse.Namespace, out: Path) -> Manifest:
+    """The images that are asked for; options that would say nothing of them are refused, not overheard."""
+    from dto_pipeline.data.manifest import Manifest
+    from dto_pipeline.data.storage import as_location
+    from dto_pipeline.train.predict import list_pictures
+
+    is_manifest = arguments.images.endswith(".parquet")
+    names = ("subset", "depth") if is_manifest else ("image_root", "keep_camera")
+    given = [f"--{name.replace('_', '-')}" for name in names if getattr(arguments, name)]
+    if given:
+        found, other = ("a manifest", "a folder of images") if is_manifest else ("a folder", "a manifest")
+        raise DtoError(f"IMAGES is {found}, and {' and '.join(given)} would need {other}; leave it out")
+    if not is_manifest:
+        return list_pictures(arguments.images, out, arguments.subset, arguments.depth)
+    manifest = Manifest.open(as_location(arguments.images))
+    return dataclasses.replace(manifest, images_root=as_location(arguments.image_root or manifest.images_root))
+
+
 def predict_run(
-    trained: Trained, pictures: PictureSet, out: Path, min_confidence: float = 0.3, batch: int = 4,
-    progress: bool = True,
+    trained: Trained, pictures: Manifest, out: Path, min_confidence: float = 0.3, batch: int = 4,
+    keep_camera: bool = False, fov: float | None = None, progress: bool = True,
 ) -> Manifest:  # fmt: skip
-    """Predict all pictures and make `out` a finished run of them; goes on where a killed one stopped.
+    """Predict the images of a manifest and make `out` a finished run of them; goes on where a killed one stopped.
 
     Returns:
         The manifest of the predicted people, in `out`.
@@ -132,33 +152,10 @@ def predict_run(
     from dto_pipeline.run.publish import finish_run
     from dto_pipeline.train import predict
 
-    store, facts = pictures.open_store(), predict.prediction_facts(trained, min_confidence)
-
-    def scenes(some: Sequence[predict.Picture]) -> Iterator[Scene]:
-        return predict.predict_scenes(trained, store, some, min_confidence, batch)
-
-    predict.predict_shards(pictures, scenes, trained.body, out, facts, progress)
+    predict.predict_shards(trained, pictures, out, min_confidence, batch, keep_camera, fov, progress)
     manifest = predict.write_manifest(pictures, out)
-    config = PipelineConfig(body=trained.body_config)
+    facts = {"checkpoint": trained.sha256, "min_confidence": str(min_confidence)}
     part = lambda shard: read_labels(predict.part_file(out, shard))  # noqa: E731
-    finish_run(RunDirectory(out), manifest, config, part, facts, trained.body.sha256)
+    finish_run(RunDirectory(out), manifest, PipelineConfig(body=trained.body_config), part, facts, trained.body.sha256)
     shutil.rmtree(out / predict.PARTS)  # without them the prediction is finished
     return manifest
-
-
-def _find_pictures(arguments: argparse.Namespace) -> PictureSet:
-    """The images that are asked for; options that would say nothing of them are refused, not overheard."""
-    from dto_pipeline.train.predict import find_pictures, manifest_pictures
-
-    fov = None if arguments.fov is None else math.radians(arguments.fov)
-    if fov is not None and not 0 < arguments.fov < _LARGEST_FOV:
-        raise DtoError(f"--fov is {arguments.fov}; expected a field of view between 0 and 180 degrees")
-    is_manifest = arguments.images.endswith(".parquet")
-    names = ("subset", "depth") if is_manifest else ("image_root", "keep_camera")
-    given = [f"--{name.replace('_', '-')}" for name in names if getattr(arguments, name)]
-    if given:
-        found, other = ("a manifest", "a folder of images") if is_manifest else ("a folder", "a manifest")
-        raise DtoError(f"IMAGES is {found}, and {' and '.join(given)} would need {other}; leave it out")
-    if is_manifest:
-        return manifest_pictures(arguments.images, arguments.image_root, arguments.keep_camera, fov)
-    return find_pictures(arguments.images, arguments.subset, arguments.depth, fov)

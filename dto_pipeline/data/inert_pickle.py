@@ -104,12 +104,7 @@ _MALFORMED = (
 
 
 def load_records(data: bytes, allow: Allowlist, limits: Limits, where: str) -> object:
-    """The objects of a pickle stream, nothing run.
-
-    Args:
-        data: the whole stream.
-        allow: every global that may appear.
-        where: file and member, for messages.
+    """The objects of a pickle stream, nothing run; `where` is file and member, for messages.
 
     Returns:
         None, bool, int, float, str, bytes, list, tuple, dict, set, frozenset, `Global` and `Record`, nested.

@@ -28,14 +28,13 @@ from typing import IO, Any
 
 import numpy as np
 
-from dto_pipeline.array_files import BROKEN, read_flat, read_header
+from dto_pipeline.array_files import BROKEN, read_header
 from dto_pipeline.data.files import NO_MAPS
 from dto_pipeline.data.inert_pickle import (
     Allowlist,
     BrokenPickle,
     InertUnpickler,
     Limits,
-    PickleRefused,
     Stream,
     UnsafePickle,
     shown,
@@ -69,105 +68,39 @@ _LINES = {**dict.fromkeys(b"ILFSVpgP", 1), ord("c"): 2, ord("i"): 2}  # opcodes 
 
 
 def safe_load_npz(
-    path: str | Path | IO[bytes],
+    path: str | Path,
     keys: Collection[str] | None = None,
     allow: Allowlist = NUMPY_ONLY,
     limits: Limits = Limits(),  # noqa: B008 - frozen
-    where: str = "",
 ) -> dict[str, Any]:
     """Arrays of an npz file, key -> array; 0-d object arrays, numpy's way to store one object, of shape ().
 
     Args:
-        path: the file, or a seekable stream of its bytes.
         keys: read only these; None = all. A key that is not there is left out.
         limits: `max_array_bytes` also bounds what the read members claim to unpack to, together.
-        where: the file in messages; "" = its path.
 
     Raises:
         UnsafePickle, BrokenPickle: as `safe_loads`; also for a damaged archive, members with a path in their name,
             members that occur twice, and archives that unpack to too much.
         OSError: the file cannot be read.
     """
-    where = where or str(path)
-    with _told(where, "npz file"):
-        if isinstance(path, str | Path):
-            check_regular(path)
-        with zipfile.ZipFile(path) as archive:
-            arrays: dict[str, Any] = {}
-            for member in _checked_members(archive, where, keys, limits):
-                with archive.open(member) as stream:
-                    arrays[_key(member)] = _read_npy(
-                        stream, member.file_size, allow, limits, f"{where}: {member.filename}"
-                    )
-            return arrays
-
-
-@contextmanager
-def _told(where: str, what: str) -> Iterator[None]:
-    try:
-        yield
-    except PickleRefused:
-        raise
-    except (ValueError, *BROKEN) as error:
-        raise BrokenPickle(f"{where}: not a sound {what} ({type(error).__name__}: {shown(str(error))})") from error
-
-
-def _key(member: zipfile.ZipInfo) -> str:
-    return member.filename.removesuffix(".npy")
-
-
-def _checked_members(
-    archive: zipfile.ZipFile, where: str, keys: Collection[str] | None, limits: Limits
-) -> list[zipfile.ZipInfo]:
-    """The members to read, after a look at all names and at the sizes they claim (reading stops there)."""
-    members = archive.infolist()
-    for member in members:
-        name = member.filename
-        if not name.endswith(".npy") or any(sign in name for sign in "/\\:\0") or name.startswith("."):
-            raise UnsafePickle(f"{where}: refuses the member {shown(name)}: expected plain names ending in .npy")
-        if member.header_offset < 0:
-            raise BrokenPickle(f"{where}: member {shown(name)} begins before the file does; fetch the file again")
-        if member.compress_type not in _COMPRESSIONS or member.flag_bits & 1:
-            raise BrokenPickle(f"{where}: member {shown(name)} is encrypted or of a compression numpy does not write")
-    if len({member.filename for member in members}) != len(members):
-        raise BrokenPickle(f"{where}: two members of one name; one of them would be lost")
-    wanted = [member for member in members if keys is None or _key(member) in keys]
-    total = sum(member.file_size for member in wanted)
+    npz = MappedNpz(path)
+    wanted = [key for key in npz.keys if keys is None or key in keys]
+    total = sum(npz.members[key].file_size for key in wanted)
     if total > limits.max_array_bytes:
-        raise BrokenPickle(f"{where}: unpacks to {total} bytes, at most {limits.max_array_bytes} are read")
-    return wanted
+        raise BrokenPickle(f"{path}: unpacks to {total} bytes, at most {limits.max_array_bytes} are read")
+    return {key: npz.read(key, allow, limits) for key in wanted}
 
 
-def _read_npy(stream: IO[bytes], size: int, allow: Allowlist, limits: Limits, where: str) -> np.ndarray:
-    """One npy stream of `size` bytes; its header is believed only as far as there are bytes."""
-    with _told(where, "npy"):
-        shape, fortran, dtype = read_header(stream)
-        if dtype.kind == "O":
-            found = safe_loads(stream.read(), allow, limits, object_arrays=True, where=where)
-            if not isinstance(found, np.ndarray) or found.dtype != object or found.shape != tuple(shape):
-                raise BrokenPickle(f"{where}: the header announces an object array {shape}, the contents are another")
-            return found
-        if dtype.kind not in "biufcSU":
-            raise UnsafePickle(f"{where}: refuses the dtype {shown(str(dtype))}: only numbers and strings are read")
-        flat = read_flat(stream, size, shape, dtype)
-        if stream.read(1):
-            raise ValueError(f"more bytes than an array {shape} of {dtype.str} needs")
-        return checked_values(flat).reshape(shape, order="F" if fortran else "C")
-
-
-class NpzError(ValueError):
+class NpzError(BrokenPickle):
     """An npz that cannot be read; the message names file and member."""
 
 
 class MappedNpz:
     """An npz whose arrays are handed out as views of memory maps; nothing has to be closed.
 
-    Args:
-        path: the npz file.
-
     Raises:
-        NpzError: not a whole zip file.
-        FileNotFoundError: no such file.
+        NpzError: not a whole zip file. UnsafePickle: a member with a path in its name. FileNotFoundError.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -175,61 +108,87 @@ class MappedNpz:
         try:
             check_regular(self.path)
             with zipfile.ZipFile(self.path) as archive:
-                self._members = {_key(entry): entry for entry in archive.infolist() if entry.filename.endswith(".npy")}
+                found = archive.infolist()
         except FileNotFoundError:
             raise
         except IrregularFile as error:
             raise NpzError(f"{self.path}: {error.strerror}") from error
         except (OSError, ValueError, *BROKEN) as error:
             raise NpzError(f"{self.path} is not a whole npz file ({error}); download it again") from error
-        self.keys = list(self._members)  # names of the arrays, in file order
+        found = [member for member in found if member.filename.endswith(".npy")]
+        for member in found:
+            name = member.filename
+            if any(sign in name for sign in "/\\:\0") or name.startswith("."):
+                raise UnsafePickle(f"{path}: refuses the member {shown(name)}: expected plain names")
+            if member.header_offset < 0 or member.compress_type not in _COMPRESSIONS or member.flag_bits & 1:
+                raise NpzError(f"{path}: member {shown(name)} is encrypted, or as numpy writes none; fetch it again")
+        self.members = {member.filename.removesuffix(".npy"): member for member in found}
+        self.keys = list(self.members)  # names of the arrays, in file order
+        if len(self.keys) != len(found):
+            raise NpzError(f"{path}: two members of one name; one of them would be lost")
 
     def array(self, key: str) -> np.ndarray:
-        """One array, read-only.
+        """One array, read-only, its bytes not compared with the archive's checksum.
 
         Raises:
             NpzError: the member is missing, damaged, an object array, or longer or shorter than its header says.
         """
         with self._told(key):
-            data, _, end = self._bytes(key)
-            shape, fortran, dtype = read_header(data)
-            begin = data.tell()
+            data, _, begin, end, shape, fortran, dtype = self._open(key)
             if dtype.hasobject:
                 raise NpzError("is an object array, a pickle in disguise, which is not opened; convert it")
             expected = dtype.itemsize * int(np.prod(shape, dtype=object))
-            if begin + expected != end or end > len(data):
+            if begin + expected != end or dtype.itemsize == 0 or min(shape, default=0) < 0:
                 raise NpzError(f"holds {end - begin} bytes; its header {shape} {dtype} expects {expected}")
             return np.ndarray(shape, dtype, data, begin, order="F" if fortran else "C")
+
+    def read(self, key: str, allow: Allowlist, limits: Limits) -> np.ndarray:
+        """One array in memory, its bytes compared; of objects through the inert unpickler. Raises: PickleRefused."""
+        with self._told(key):
+            data, start, begin, end, shape, _, dtype = self._open(key)
+            self._compare(key, data, start, end)
+        if dtype.kind == "O":
+            where = f"{self.path}: {key}.npy"
+            found = safe_loads(data[begin:end], allow, limits, object_arrays=True, where=where)
+            if not isinstance(found, np.ndarray) or found.dtype != object or found.shape != tuple(shape):
+                raise BrokenPickle(f"{where}: the header announces an object array {shape}, the contents are another")
+            return found
+        if dtype.kind not in "biufcSU":
+            refused = f"refuses the dtype {shown(str(dtype))}: only numbers and strings are read"
+            raise UnsafePickle(f"{self.path}: {key}.npy: {refused}")
+        array = self.array(key)
+        with self._told(key):
+            return checked_values(np.array(array, order="C").reshape(-1)).reshape(array.shape)
 
     def object_bytes(self, key: str, compare: bool = True) -> tuple[mmap.mmap, int, int]:
         """The pickle inside a 0-d object array: a read-only map, and the stream's first byte and end in it.
 
         Args:
-            compare: hold the bytes against the archive's checksum, which a map does not do by itself.
+            compare: hold the bytes against the archive's checksum.
 
         Raises:
             NpzError: the member is missing, damaged, or an array of another kind.
         """
         with self._told(key):
-            data, start, end = self._bytes(key)
-            shape, _, dtype = read_header(data)
-            begin = data.tell()
-            if end > len(data):
-                raise NpzError("ends before its header says; download it again")
+            data, start, begin, end, shape, _, dtype = self._open(key)
             if shape != () or dtype != np.dtype(object):
                 raise NpzError(f"is {dtype} {shape}; expected one object, as a dictionary is stored")
-            if start and compare:
-                found, released = 0, start
-                for at in range(start, end, _CHUNK):
-                    found = zlib.crc32(data[at : min(end, at + _CHUNK)], found)
-                    released = release(data, released, at)
-                if found != self._members[key].CRC:
-                    raise NpzError("its bytes are not those that were written (CRC-32); download it again")
+            if compare:
+                self._compare(key, data, start, end)
             return data, begin, end
+
+    def _compare(self, key: str, data: mmap.mmap, start: int, end: int) -> None:
+        """Hold bytes of the file itself against its checksum, which a map does not do; unpacking does."""
+        found, released = 0, start
+        for at in range(start, end if start else 0, _CHUNK):
+            found = zlib.crc32(data[at : min(end, at + _CHUNK)], found)
+            released = release(data, released, at)
+        if start and found != self.members[key].CRC:
+            raise NpzError("its bytes are not those that were written (CRC-32); download it again")
 
     @contextmanager
     def _told(self, key: str) -> Iterator[None]:
-        if key not in self._members:
+        if key not in self.members:
             raise NpzError(f"{self.path} has no array {key!r}; it holds {self.keys}")
         try:
             yield
@@ -249,16 +208,19 @@ class MappedNpz:
                     raise
                 return None
 
-    def _bytes(self, key: str) -> tuple[mmap.mmap, int, int]:
-        """A map that stands at the npy of an array, and where this begins (in a copy at 0) and ends."""
-        entry = self._members[key]
+    def _open(self, key: str) -> tuple[mmap.mmap, int, int, int, tuple[int, ...], bool, np.dtype]:
+        """A map, where an array's npy begins in it (in a copy at 0), its contents begin and end, and its header."""
+        entry = self.members[key]
         if entry.compress_type == zipfile.ZIP_STORED and self._whole is not None:
             data, start = self._whole, entry.header_offset + _LOCAL_HEADER
             start += sum(struct.unpack_from("<HH", data, entry.header_offset + 26))  # lengths of name and extra
         else:
             data, start = self._unpack(entry), 0
+        if start + entry.file_size > len(data):
+            raise NpzError("ends before its header says; download it again")
         data.seek(start)
-        return data, start, start + entry.file_size
+        header = read_header(data)
+        return data, start, data.tell(), start + entry.file_size, *header
 
     def _unpack(self, entry: zipfile.ZipInfo) -> mmap.mmap:
         free = shutil.disk_usage(tempfile.gettempdir()).free
@@ -316,14 +278,9 @@ def read_items(path: str | Path, key: str, take: Callable[[Any, Any], object], l
             and every object stays in memory, until `take` returns something true.
 
     Raises:
-        UnsafePickle, BrokenPickle: as `safe_pickle.safe_loads`; also no such member, a damaged archive, an array of
-            another kind, or bytes that are not those that were written.
-        FileNotFoundError: no such file.
+        UnsafePickle, BrokenPickle, FileNotFoundError: as `safe_load_npz`; also an array of another kind.
     """
-    try:
-        data, start, end = MappedNpz(path).object_bytes(key, compare=not look)
-    except NpzError as error:
-        raise BrokenPickle(str(error)) from error
+    data, start, end = MappedNpz(path).object_bytes(key, compare=not look)
     stream = Stream(data, start, end)
     with suppress(_Enough), stream.told(f"{path}: {key}"):
         needed = None

@@ -74,6 +74,7 @@ _NEEDS = {  # arrays; "a or b": one of them
     FileKind.PREDICTIONS: ("image", "pose", "betas", "transl"),
     FileKind.SYNTHETIC_TRUTH: ("image_name", "pose", "betas", "transl", "intrinsics", "image_size"),
 }
+_SCHEMAS = {PERSONS_SCHEMA_NAME: FileKind.DTO_PERSONS, LABELS_SCHEMA_NAME: FileKind.DTO_LABELS}
 _ANNOTATED = ("kp2d", "depth_id", "age", "gender", "bbox")  # of RelativeHuman's people
 _ALL_NEEDS = (
     f"What is read: {'; '.join(kind.words + ' need ' + ', '.join(needs) for kind, needs in _NEEDS.items())}; "
@@ -91,11 +92,10 @@ def recognise(path: str | Path) -> FileKind:
     path = Path(path)
     if path.is_dir():
         return _folder_kind(path)
-    if not path.is_file():  # a pipe would be waited for
-        what = "is no regular file" if path.exists() else "does not exist"
-        raise UnknownFile(f"{path} {what}; expected a run, an export, a Parquet or an npz file of people")
     try:
         magic = read_start(path, 4)
+    except FileNotFoundError as error:
+        raise UnknownFile(f"{path} does not exist; expected a run, an export, or a file of people") from error
     except OSError as error:
         raise UnknownFile(f"{path} cannot be opened ({error.strerror}); check the path") from error
     if magic == b"PAR1":
@@ -106,11 +106,7 @@ def recognise(path: str | Path) -> FileKind:
 
 
 def expect_kind(path: str | Path, wanted: Sequence[FileKind], reader: str) -> FileKind:
-    """What a file holds, where `reader` (a verb, for the message) can use only some kinds.
-
-    Raises:
-        UnknownFile: another kind, or none.
-    """
+    """What a file holds, where `reader` (a verb) can use only some kinds. Raises: UnknownFile: another one, or none."""
     kind = recognise(path)
     if kind in wanted:
         return kind
@@ -134,9 +130,8 @@ def _folder_kind(folder: Path) -> FileKind:
         return FileKind.SYNTHETIC_TRUTH
     if (folder / "run.json").is_file():
         return FileKind.DTO_LABELS
-    files = [folder / name for name in sorted(list_names(folder, (".parquet",)))]
-    schemas = {schema_of(file) for file in files if not file.name.startswith(".")}
-    for schema, kind in ((PERSONS_SCHEMA_NAME, FileKind.DTO_PERSONS), (LABELS_SCHEMA_NAME, FileKind.DTO_LABELS)):
+    schemas = {schema_of(folder / name) for name in list_names(folder, (".parquet",)) if not name.startswith(".")}
+    for schema, kind in _SCHEMAS.items():
         if schema in schemas:
             return kind
     raise UnknownFile(f"{folder} holds no label file; expected a run's folder, an export in Parquet, or a file")
@@ -145,8 +140,8 @@ def _folder_kind(folder: Path) -> FileKind:
 def _parquet_kind(path: Path) -> FileKind:
     with open_parquet(path, UnknownFile) as file:
         schema, names = footer_text(file).get("schema", ""), file.schema_arrow.names
-    if schema in (LABELS_SCHEMA_NAME, PERSONS_SCHEMA_NAME):
-        return FileKind.DTO_LABELS if schema == LABELS_SCHEMA_NAME else FileKind.DTO_PERSONS
+    if schema in _SCHEMAS:
+        return _SCHEMAS[schema]
     if not _missing(FileKind.PREDICTIONS, names):
         return FileKind.PREDICTIONS
     raise UnknownFile(
@@ -167,9 +162,9 @@ def _npz_kind(path: Path) -> FileKind:
     if ARRAY in names:
         return _annots_kind(path)
     nearest = min(_NEEDS, key=lambda kind: len(missing[kind]) - len(_NEEDS[kind]))
+    told = f"; for {nearest.words} it lacks {', '.join(missing[nearest])}"
     close = len(missing[nearest]) < len(_NEEDS[nearest])
-    told = f"; for {nearest.words} it lacks {', '.join(missing[nearest])}" if close else ""
-    raise UnknownFile(f"{path} holds the arrays {_shown(names)}{told}. {_ALL_NEEDS}")
+    raise UnknownFile(f"{path} holds the arrays {_shown(names)}{told if close else ''}. {_ALL_NEEDS}")
 
 
 def _annots_kind(path: Path) -> FileKind:

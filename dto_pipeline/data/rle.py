@@ -41,14 +41,10 @@ def decode_rle(counts: bytes, height: int, width: int) -> np.ndarray:
 
 
 def sample_rle(counts: bytes, height: int, width: int, rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
-    """Some rows and columns of a mask, straight from its runs: ``decode_rle(...)[rows][:, cols]``.
+    """(h, w) bool, some rows and columns of a mask, straight from its runs: ``decode_rle(...)[rows][:, cols]``.
 
     Args:
-        counts: compressed counts of a (height, width) mask.
         rows: (h,) int, strictly increasing, in 0 .. height - 1; cols: (w,) int, likewise in 0 .. width - 1.
-
-    Returns:
-        (h, w) bool.
 
     Raises:
         RleError: the string is damaged or its runs do not fill the size.

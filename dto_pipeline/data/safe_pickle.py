@@ -308,10 +308,9 @@ def safe_loads(
     object_arrays: bool = False,
     where: str = "pickle",
 ) -> Any:
-    """Values of a pickle of protocol 0-5, nothing run; returns and raises as `build_values`.
+    """Values of a whole pickle of protocol 0-5, nothing run; returns and raises as `build_values`.
 
     Args:
-        data: the whole stream; Python-2 strings are decoded as latin1.
         allow: the names that may appear.
         object_arrays: allow numpy arrays of Python objects, under the same rules.
         where: file and member, for messages.

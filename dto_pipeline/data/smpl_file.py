@@ -20,7 +20,7 @@ import torch
 from dto_pipeline.array_files import read_npy
 from dto_pipeline.data.files import commit_over, staged
 from dto_pipeline.data.inert_pickle import BrokenPickle, Limits, shown
-from dto_pipeline.data.npz import MappedNpz, NpzError, safe_load_npz
+from dto_pipeline.data.npz import MappedNpz, safe_load_npz
 from dto_pipeline.data.safe_pickle import SMPL_FILE, safe_loads
 from dto_pipeline.data.torch_files import TorchFileError, read_torch_file
 from dto_pipeline.errors import DtoError
@@ -89,7 +89,7 @@ def read_smpl(path: str | Path) -> SmplArrays:
     path = Path(path)
     try:
         found, held = _read_any(path)
-    except (BrokenPickle, NpzError) as error:
+    except BrokenPickle as error:
         raise SmplFileError(f"not a sound SMPL file: {error}") from error
     except TorchFileError as error:
         raise SmplFileError(f"not a checkpoint of plain tensors: {error}") from error
@@ -161,10 +161,7 @@ def _check_shapes(path: Path, arrays: dict[str, np.ndarray], held: Iterable[Any]
 
 
 def _checked_model(path: Path, arrays: dict[str, np.ndarray]) -> SmplArrays:
-    """The model of arrays whose shapes are right: values checked, integers in their types, directions cut.
-
-    The root's parent becomes -1 (uint32 files hold 4294967295 there, float32 copies 2 ** 32).
-    """
+    """The model of arrays whose shapes are right; the root's parent (4294967295, in float32 2 ** 32) becomes -1."""
     for key, array in arrays.items():
         if array.dtype.kind not in "iuf" or not np.isfinite(array).all():
             raise SmplFileError(f"{path}: {key} holds {array.dtype} values that are not all finite numbers")
@@ -234,18 +231,13 @@ def write_smpl_npz(arrays: SmplArrays, path: str | Path) -> Path:
 
 
 def import_smpl(source: str | Path, out_dir: str | Path, kid_template: str | Path | None = None) -> list[Path]:
-    """What `dto body import` does: any SMPL file -> files that `models.body.load_body` loads.
+    """What `dto body import` does: any SMPL file -> SMPL_NEUTRAL.npz, and SMPLA_NEUTRAL.npz if there is a kid axis.
 
     Args:
-        source: official pickle, npz, or SMPL+A checkpoint.
-        out_dir: gets SMPL_NEUTRAL.npz, and SMPLA_NEUTRAL.npz if there is a kid axis.
         kid_template: `smpl_kid_template.npy`, for a source without kid axis.
 
     Returns:
-        The files written. Nothing is written if anything is wrong.
-
-    Raises:
-        SmplFileError, UnsafePickle, OSError: as `read_smpl` and `add_kid_axis`.
+        The files written; none is where anything is wrong, which raises as `read_smpl` and `add_kid_axis`.
     """
     arrays, out = read_smpl(source), Path(out_dir)
     if kid_template is not None:

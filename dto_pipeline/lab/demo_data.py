@@ -1,17 +1,8 @@
 """The demo's data set, some of it broken on purpose, and pictures of the same kind to time and train on.
 
-Files of one data set:
-
-    images/insta-train/<a>/<b>/<c>.jpg    pictures, in CameraHMR's folder layout
-    labels/demo-release.npz               labels as CameraHMR publishes them (see `data.sources.camerahmr`)
-    labels/demo-sidecar.parquet           masks, ages, male probabilities (see `data.sources.sidecar`)
-    depth/insta-train/<a>/<b>/<c>.npy     disparity, float16, of the picture's size
-    truth.npz                             what is true, one row per label row (see `TRUTH_COLUMNS`)
-    README.md                             what lies where, what is broken and why
-    demo.json                             settings and counts; written last, exists = the data set is whole
-
-Equal settings give identical bytes. Each step of a scene draws from its own stream of (seed, image number, step),
-so that changing one step leaves the others as they were. Metres, camera frame.
+Its files are those of `crowd_files` under the names of CameraHMR's folders, depth maps as float16, and `demo.json`.
+Each step of a scene draws from its own stream of (seed, image number, step), so that changing one step leaves the
+others as they were. Metres, camera frame.
 """
 
 from __future__ import annotations
@@ -41,14 +32,15 @@ from dto_pipeline.lab.crowd_files import (
     write_map,
     write_people,
 )
-from dto_pipeline.lab.observe import (
-    DISPARITY_OFFSET,
+from dto_pipeline.lab.difficulty import Difficulty
+from dto_pipeline.lab.known_scenes import (
     DISPARITY_SCALE,
+    CrowdScene,
     observe_disparity,
     observe_keypoints,
     observe_masks,
 )
-from dto_pipeline.lab.people import Bodies, Labels, build_bodies, falsify_labels
+from dto_pipeline.lab.people import Bodies, build_bodies, falsify_labels
 from dto_pipeline.lab.picture import Picture, measure_template, render_picture
 from dto_pipeline.models.body import BodyModel
 
@@ -64,6 +56,8 @@ BREAKAGES = {
     "empty_mask": "the first person's instance mask has no pixel",
     "zero_disparity": "the depth map is zero everywhere",
 }  # on purpose, one image each, to show that bad input costs one item and is counted
+DEPTH = Difficulty("demo", "depth maps of the demo", blur=1.2)
+_OFFSET, _LARGEST_ERROR = (-1.0, 1.0), 0.15  # range of b of disparity = a / z + b; of one person's disparity
 FEWEST_IMAGES = 12  # smaller data sets are left whole
 _KEPT_OF_TRUNCATED = 0.4  # of the bytes
 _WRONG_SIZE = 1.5  # camera of an image this many times as large
@@ -72,17 +66,12 @@ _BODIES, _LABELS, _PICTURE, _DISPARITY, _MASKS, _KEYPOINTS = range(2, 8)  # rand
 
 
 @dataclass(frozen=True)
-class DemoScene:
-    """A `CrowdScene` with its picture."""
+class DemoScene(CrowdScene):
+    """One image; its masks are disjoint, of visible parts."""
 
     number: int
-    crowd: Crowd
-    truth: Bodies
-    labels: Labels
     picture: Picture
     disparity: np.ndarray  # (H, W) float16, larger is nearer
-    line: tuple[float, float]  # a, b of the disparity a / z + b before all errors
-    masks: np.ndarray  # (P, H, W) bool, visible parts, disjoint
     keypoints: np.ndarray  # (P, 44, 3) float32 u, v [px], confidence
 
 
@@ -111,14 +100,15 @@ def build_scene(seed: int, number: int, body: BodyModel, scale: float = 1.0) -> 
 
     crowd, truth, picture = _build_picture(seed, number, body, scale)
     of_map = stream(_DISPARITY)
-    line = float(of_map.uniform(*DISPARITY_SCALE)), float(of_map.uniform(*DISPARITY_OFFSET))
+    line = float(of_map.uniform(*DISPARITY_SCALE)), float(of_map.uniform(*_OFFSET))
+    disparity = observe_disparity(DEPTH, picture.z, picture.person, truth.height, line, of_map, _LARGEST_ERROR)
     return DemoScene(
         number=number,
         crowd=crowd,
         truth=truth,
         labels=falsify_labels(crowd, truth, body, stream(_LABELS)),
         picture=picture,
-        disparity=observe_disparity(picture.z, picture.person, line, of_map).astype(np.float16),
+        disparity=disparity.astype(np.float16),
         line=line,
         masks=observe_masks(picture.person, crowd.num_people, stream(_MASKS)),
         keypoints=observe_keypoints(crowd.view, truth, picture.z, stream(_KEYPOINTS)),

@@ -22,11 +22,11 @@ import torch
 from safetensors.torch import load_file
 
 from dto_pipeline.evaluate.protocols import agora_errors, match_protocol, threedpw_errors
-from dto_pipeline.lab.golden_case import Case, read_arrays, run_case
+from dto_pipeline.lab.golden import Case, read_arrays, run_case
 from dto_pipeline.lab.golden_mahmr_network import Recording, check_loss_case, check_network
 from dto_pipeline.maths.rotation import axis_angle_to_matrix
 from dto_pipeline.models.body import BodyModel, load_body
-from dto_pipeline.train.augment import Bodies, Draw, inside_image, project_points, vary
+from dto_pipeline.train.augment import Draw, inside_image, project_points, vary
 from dto_pipeline.train.checkpoint import IGNORED
 from dto_pipeline.train.config import EncoderConfig, ModelConfig
 from dto_pipeline.train.model import MeshNetwork
@@ -119,11 +119,13 @@ def _check_augment(body: BodyModel, said: Mapping[str, Any], arrays: Arrays, cas
     height, width = said["image_hw"]
     side = int(said["input_size"])
     betas = np.pad(arrays["in_betas"], ((0, 0), (0, 11 - arrays["in_betas"].shape[1])))
-    names = ("in_transl", "in_cam_intrinsics", "in_cam_rot", "in_cam_trans")
-    bodies = Bodies(arrays["in_poses"], betas, *(arrays[key] for key in names))
+    transl, camera, rotation, shift = (
+        arrays[f"in_{key}"] for key in ("transl", "cam_intrinsics", "cam_rot", "cam_trans")
+    )
     crop = float(said["beta_draw"]) if said["crop"] else None
     draw = Draw(float(said["rot"]), bool(said["flip"]), float(said["scale"]), crop)
-    varied = vary(bodies, width, height, side, draw, body, half_pixel=True)
+    people, size = (arrays["in_poses"], betas, transl, camera), (width, height)
+    varied = vary(*people, size, side, draw, body, half_pixel=True, rotation=rotation, shift=shift)
     inside = inside_image(varied.image_joints, varied.frame)
     kept = np.flatnonzero(inside.sum(1) >= _LEAST_JOINTS)
     case.equal("people who stay", kept.tolist(), arrays["kept"].tolist())

@@ -16,15 +16,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from dto_pipeline.lab.golden_case import Case, run_case
+from dto_pipeline.lab.golden import Case, run_case
 from dto_pipeline.maths.rotation import axis_angle_to_matrix
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.train.augment import fit_size, resize
-from dto_pipeline.train.blocks import Known, Noise, allowed_pairs, image_numbers, noisy_queries, number_within
+from dto_pipeline.train.blocks import Known, allowed_pairs, image_numbers, noisy_queries, number_within
 from dto_pipeline.train.checkpoint import IGNORED, enlarge_positions
 from dto_pipeline.train.config import EncoderConfig, LossConfig, ModelConfig, load_train_config
-from dto_pipeline.train.losses import WEIGHTS, Losses, compute_losses
-from dto_pipeline.train.matching import Matches, match_people
+from dto_pipeline.train.losses import WEIGHTS, Losses, Matches, compute_losses, match_people
 from dto_pipeline.train.model import MeshNetwork, Predictions, shrink_positions, with_joints
 from dto_pipeline.train.targets import Targets
 
@@ -305,8 +304,8 @@ def _check_denoising(record: Recording, case: Case) -> None:
     body = torch.cat([recorded["tgt_poses"], recorded["tgt_betas"]], dim=-1)
     known = Known(image_numbers(counts), len(counts), recorded["tgt_boxes"], body, int(recorded["groups"]))
     sign = {name: recorded[f"{name}_sign01"].float() * 2 - 1 for name in ("box", "param")}
-    noise = Noise(sign["box"], recorded["box_rand"], sign["param"], recorded["param_rand"])
-    content, logits = noisy_queries(known, noise, network.dn_enc)
+    noise = (sign["box"], recorded["box_rand"], sign["param"], recorded["param_rand"])
+    content, logits = noisy_queries(known, network.dn_enc, noise)
     predictions = network(record.images[: len(counts)], known=known, noise=noise, by_image=False)
     found = {"query_content": content, "query_box_logit": logits}
     found["self_attention_blocked"] = ~allowed_pairs(known, network.sizes.queries)

@@ -11,7 +11,6 @@ pending = the manifest's shards - receipts that hold. The folder may be local or
     failures/shard-00042.in-flight.json    the image that is being worked on, see `run.deaths`
     failures/shard-00042.damage.json    `dto verify` found its label file damaged; the next launch looks again
     lease/00000001.json          who drives the run now, see `run.lease`
-    driver.lock                  local folders: locked by the driver's process
 
 Labels and receipts are only ever created, under names that were never used before, and only label files that do not
 count are removed: a driver that lost its run, and a worker that wakes up late, waste time and nothing else. What is
@@ -61,7 +60,7 @@ from dto_pipeline.data.storage import (
 from dto_pipeline.errors import DtoError
 from dto_pipeline.reading import IrregularFile, parse_json
 from dto_pipeline.run.identity import RunIdentity, describe_run_difference
-from dto_pipeline.run.lease import LEASE_FOLDER, LOCK_FILE, DriverLock
+from dto_pipeline.run.lease import LEASE_FOLDER, DriverLock
 
 RUN_SCHEMA = "dto-run/1"
 FAILURE_SCHEMA = "dto-failure/1"
@@ -241,7 +240,7 @@ def find_strangers(directory: RunDirectory) -> str:
     """Why a folder is not to be made a run: it holds files that are no run's; "" where nothing stands against it."""
     if directory.is_run():
         return ""
-    root, own = directory.root, {"run.json", LOCK_FILE, LABELS, RECEIPTS, FAILURES, LEASE_FOLDER, "lost+found"}
+    root, own = directory.root, {"run.json", LABELS, RECEIPTS, FAILURES, LEASE_FOLDER, "lost+found"}
     local = isinstance(root, Path) and root.is_dir()
     names = os.listdir(root) if local else directory.store.entries()  # behind a URI files only, folders are no things
     # a disk's own things are no strangers: lost+found, .snapshot, .nfs0000...
@@ -406,7 +405,7 @@ def _check_footers(scan: RunScan) -> dict[int, str]:
     """
     void = dict.fromkeys(scan.done, "its label file is gone")
     shards = {label_name(shard, receipt.generation): shard for shard, receipt in scan.done.items()}
-    for name, tail in read_many(scan.labels.root, list(shards), _FOOTER_TAIL):
+    for name, tail in read_many(scan.labels.root, list(shards), -_FOOTER_TAIL):
         shard = shards[name]
         if not tail.endswith(b"PAR1"):
             void[shard] = "its label file does not end as Parquet does: it is damaged"

@@ -154,8 +154,8 @@ def plan_pipeline(
 def _describe_driver(directory: RunDirectory) -> tuple[str, list[str]]:
     """Who drives the run and what a launch would make of it; and the refusal, where it is refused at once.
 
-    Only a driver of this machine refuses at once, and on a local folder only: by its flock. Any other is watched for as
-    long as its lease lasts, which a dry run does not do.
+    Only a driver of this machine refuses at once, and on a local folder only. Any other is watched for as long as its
+    lease lasts, which a dry run does not do.
     """
     holder = read_holder(directory.root)
     if holder is None or holder.state == "gone":

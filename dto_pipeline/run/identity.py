@@ -143,16 +143,10 @@ class Places:
 
     images: Location
     depth: Location | None  # None = a network looks
-    images_named: bool = False  # by an option of this launch, not by the manifest
-    depth_named: bool = False  # likewise, or by the config
 
 
 def settle_config(config: PipelineConfig, manifest: Manifest) -> PipelineConfig:
-    """The config as a run works by it: a body model named, every place absolute.
-
-    Raises:
-        ConfigError: neither the config nor the manifest's data set names a body model.
-    """
+    """The config as a run works by it: every place absolute, a body model named. Raises: ConfigError, it is not."""
     config = with_body(config, config.body.model_path or manifest.body)
     require_body(config.body)
     settled = config.to_dict()
@@ -171,17 +165,12 @@ def settle_config(config: PipelineConfig, manifest: Manifest) -> PipelineConfig:
 def find_places(
     config: PipelineConfig, manifest: Manifest, images_root: str | Path | None, depth_root: str | Path | None
 ) -> Places:
-    """Where a run looks for photographs and depth maps.
-
-    Args:
-        images_root, depth_root: folders in place of those named by the manifest and the config.
-    """
+    """Where a run looks for photographs and depth maps: as told, else as the config or the manifest names it."""
     images = absolute(images_root) if images_root else manifest.images_root
     if config.depth.source != "files":
-        return Places(images, None, bool(images_root))
+        return Places(images, None)
     named = depth_root or config.depth.root
-    depth = absolute(named) if named else manifest.depth_root
-    return Places(images, depth, bool(images_root), bool(named))
+    return Places(images, absolute(named) if named else manifest.depth_root)
 
 
 def find_missing(config: PipelineConfig, manifest: Manifest, places: Places, here: bool = True) -> list[str]:
@@ -196,12 +185,10 @@ def find_missing(config: PipelineConfig, manifest: Manifest, places: Places, her
         missing.append(f"{manifest.path} names no depth maps; {advice}; see docs/seeing.md")
     if not here:
         return missing
-    folders = {"images": (places.images, places.images_named), "depth": (places.depth, places.depth_named)}
-    for what, (place, named) in folders.items():
+    for what, place in (("images", places.images), ("depth", places.depth)):
         if place and not folder_exists(place):
-            by = "" if named else f", which {manifest.path} names"
             advice = f"check the path, or name it where it lies now: --{what} DIR"
-            missing.append(f"{what} folder {place}{by}: there is no such folder here; {advice}")
+            missing.append(f"{what} folder {place} of {manifest.path}: there is no such folder here; {advice}")
     try:
         if isinstance(body := as_location(config.body.model_path), Path):
             locate_body(body)

@@ -1,9 +1,7 @@
 """One image and its people seen by another camera: resized to S, rotated, mirrored, zoomed, cut at the bottom (MA-HMR).
 
-What happens to a label is told by `vary`, what happens to the pixels by `paint`, from the same `Draw`. Reading
-processes decode and resize; the device paints. Pure functions of arrays and a random generator; knows no file. Metres,
-radians, pixels of the resized image; cameras have their origin at the corner of the first pixel, pixel positions of
-warps at its centre, as published.
+What happens to a label is told by `vary`, to pixels by `paint`, from the same `Draw`. Metres, radians, pixels of the
+resized image; cameras have their origin at the corner of the first pixel, warps at its centre, as published.
 """
 
 from __future__ import annotations
@@ -14,6 +12,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from dto_pipeline.bounds import CAMERA_BEYOND, implausible_cameras
 from dto_pipeline.maths.rotation import axis_angle_to_matrix, matrix_to_axis_angle
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.train.config import AugmentConfig
@@ -23,25 +22,7 @@ MIRROR_JOINTS = (0, 2, 1, 3, 5, 4, 6, 8, 7, 9, 11, 10, 12, 14, 13, 15, 17, 16, 1
 _CHEST = 9  # a picture is never cut above the lowest of these joints
 _CROP_SHAPE = (2.0, 5.0)  # of the Beta distribution of how much stays below
 _LARGEST_AREA, _ASPECTS, _OCCLUSION_TRIES = 0.3, (0.5, 2.0), 6  # of a rectangle of noise over a box
-_FOCAL_RANGE = (0.02, 200.0)  # focal lengths a picture can have, in its longer side: fields of view 175 .. 0.3 degrees
-_LARGEST_SHEAR = 10.0  # fx / fy or its inverse
-_FARTHEST_CENTRE = 20.0  # of the principal point from the picture's corner, in its longer side
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
-
-
-@dataclass(frozen=True)
-class Bodies:
-    """P people of one image. Arrays are not changed in place.
-
-    `intrinsics` is one camera or one for each person; `rotation` and `shift` lead from the labels' world to it.
-    """
-
-    pose: np.ndarray  # (P, 72) axis-angle, root first [rad]
-    betas: np.ndarray  # (P, 11)
-    transl: np.ndarray  # (P, 3) [m]
-    intrinsics: np.ndarray  # (1 or P, 3, 3) [px]
-    rotation: np.ndarray | None = None  # (1 or P, 3, 3)
-    shift: np.ndarray | None = None  # (1 or P, 3) [m]
 
 
 @dataclass(frozen=True)
@@ -56,7 +37,7 @@ class Draw:
 
 @dataclass(frozen=True)
 class Frame:
-    """Where the pixels of a varied image come from."""
+    """Where the pixels of a varied image come from, and what is painted over them."""
 
     resized: tuple[int, int]  # width and height after the first resize
     flip: bool  # mirrored then
@@ -64,13 +45,6 @@ class Frame:
     rows: int  # that stay
     size: tuple[int, int]  # width and height in the end
     place: np.ndarray  # (2, 3) float64 from places in the photograph to those of the varied image, see `move_points`
-
-
-@dataclass(frozen=True)
-class Paint:
-    """All that makes a varied image of a resized one, but for the pixels."""
-
-    frame: Frame
     patches: tuple[tuple[int, int, int, int, int], ...] = ()  # x, y, width, height and seed of noise over it
     colours: tuple[float, float, float] = (1.0, 1.0, 1.0)  # factors of brightness, contrast, saturation
 
@@ -95,8 +69,9 @@ def draw_variation(random: np.random.Generator, config: AugmentConfig) -> Draw:
     return Draw(float(angle) * config.max_angle, flip, float(scale), stays if crop else None)
 
 
-def draw_paint(random: np.random.Generator, frame: Frame, boxes: np.ndarray, config: AugmentConfig) -> Paint:
-    """Rectangles of noise over parts of people, boxes (P, 4) corners [px of the varied image], and colours."""
+def draw_paint(random: np.random.Generator, frame: Frame, boxes: np.ndarray, config: AugmentConfig) -> Frame:
+    """The frame with rectangles of noise over parts of people, boxes (P, 4) corners [px of the varied image], and
+    colours."""
     width, height = frame.size
     patches = []
     for left, top, right, bottom in boxes:
@@ -110,16 +85,13 @@ def draw_paint(random: np.random.Generator, frame: Frame, boxes: np.ndarray, con
                 patches.append((x, y, w, h, int(random.integers(1 << 31))))
                 break
     brightness, contrast, saturation = (1 + random.uniform(-config.colour, config.colour) for _ in range(3))
-    return Paint(frame, tuple(patches), (brightness, contrast, saturation))
+    return replace(frame, patches=tuple(patches), colours=(brightness, contrast, saturation))
 
 
-def paint(image: torch.Tensor, how: Paint) -> torch.Tensor:
-    """The varied image on the device where the resized one is: (3, h, w) uint8 -> (3, h', w') uint8.
-
-    Black where the photograph does not reach. Mirror, warp, crop and second resize are one bilinear reading.
-    """
-    frame, (width, height) = how.frame, how.frame.size
-    varied = image
+def paint(image: torch.Tensor, frame: Frame) -> torch.Tensor:
+    """The varied image on the device where the resized one is: (3, h, w) uint8 -> (3, h', w') uint8, black where the
+    photograph does not reach. Mirror, warp, crop and second resize are one bilinear reading."""
+    (width, height), varied = frame.size, image
     if frame.warp is not None or frame.rows != image.shape[1] or frame.size != frame.resized:
         place = _reading(frame)[None].to(image.device, non_blocking=True)
         grid = functional.affine_grid(place, [1, 3, height, width], align_corners=False)
@@ -127,14 +99,14 @@ def paint(image: torch.Tensor, how: Paint) -> torch.Tensor:
     elif frame.flip:
         varied = image.flip(-1)
     varied = varied.to(torch.uint8)
-    for x, y, w, h, seed in how.patches:
+    for x, y, w, h, seed in frame.patches:
         chance = torch.Generator(image.device).manual_seed(seed)
         noise = torch.randint(0, 256, (3, h, w), generator=chance, dtype=torch.uint8, device=image.device)
         varied = varied.clone() if varied is image else varied
         varied[:, y : y + h, x : x + w] = noise
-    if how.colours == (1, 1, 1):
+    if frame.colours == (1, 1, 1):
         return varied
-    brightness, contrast, saturation = how.colours
+    brightness, contrast, saturation = frame.colours
     pixels = varied.float()
     grey = sum(weight * plane for weight, plane in zip(_LUMA, pixels, strict=True))
     towards = saturation * pixels + (1 - saturation) * grey
@@ -163,12 +135,18 @@ def fit_size(width: int, height: int, side: int) -> tuple[tuple[int, int], float
     return (max(1, int(rate * width)), side), rate
 
 
-def vary(bodies: Bodies, width: int, height: int, side: int, draw: Draw, body: BodyModel, half_pixel: bool) -> Varied:
-    """The labels of an image of `width` x `height` px after its longer side was made S and it was varied.
+def vary(
+    pose: np.ndarray, betas: np.ndarray, transl: np.ndarray, intrinsics: np.ndarray, size: tuple[int, int], side: int,
+    draw: Draw, body: BodyModel, half_pixel: bool = False, rotation: np.ndarray | None = None,
+    shift: np.ndarray | None = None,
+) -> Varied:  # fmt: skip
+    """The people of an image of `size` w, h after its longer side was made S and it was varied.
 
-    `half_pixel`: a crop scales joints without the half pixel that the camera gets, as published.
+    `pose`, `betas`, `transl`: (P, 72) axis-angle, root first, (P, 11), (P, 3); `intrinsics`: (1 or P, 3, 3);
+    `half_pixel`: a crop scales joints without the half pixel that the camera gets, as published; `rotation`, `shift`:
+    (1 or P, 3, 3) and (1 or P, 3) from the labels' world to the camera.
     """
-    (w, h), rate = fit_size(width, height, side)
+    (w, h), rate = fit_size(*size, side)
     z, angle, middle = draw.scale, np.deg2rad(draw.angle), np.array([w, h]) / 2
     turn = np.array([[np.cos(angle), np.sin(angle), 0], [-np.sin(angle), np.cos(angle), 0], [0, 0, 1]])  # R
 
@@ -180,24 +158,24 @@ def vary(bodies: Bodies, width: int, height: int, side: int, draw: Draw, body: B
     if draw.flip:
         place[0] = [0, 0, w] - place[0]
     frame = Frame((w, h), draw.flip, warp if draw.angle or z != 1 else None, h, (w, h), place)
-    camera = bodies.intrinsics.astype(np.float64).copy()
+    camera = intrinsics.astype(np.float64).copy()
     camera[:, [0, 1], [0, 1]] *= rate * z
-    camera[:, :2, 2] = move_points(bodies.intrinsics[:, :2, 2], frame)
+    camera[:, :2, 2] = move_points(intrinsics[:, :2, 2], frame)
 
     # R_c -> R R_c, t_c -> R t_c;  root = R_c root;  T' = R_c (p + T) + t_c - p, p the pelvis of the shape at rest
-    world = turn if bodies.rotation is None else turn @ bodies.rotation
-    shift = np.zeros(3) if bodies.shift is None else bodies.shift @ turn.T
-    pose = bodies.pose.astype(np.float64).reshape(-1, 24, 3).copy()
-    if bodies.rotation is not None or draw.angle:
+    world = turn if rotation is None else turn @ rotation
+    shift = np.zeros(3) if shift is None else shift @ turn.T
+    pose = pose.astype(np.float64).reshape(-1, 24, 3).copy()
+    if rotation is not None or draw.angle:
         root = torch.from_numpy(world @ axis_angle_to_matrix(torch.from_numpy(pose[:, 0])).numpy())
         pose[:, 0] = matrix_to_axis_angle(root).numpy()
     if draw.flip:  # partners exchanged, y and z of every axis-angle negated, T'_x too
         pose = pose[:, list(MIRROR_JOINTS)] * [1, -1, -1]
     angles = pose.reshape(-1, 72)
-    posing, shape = (torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32)) for x in (angles, bodies.betas))
+    posing, shape = (torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32)) for x in (angles, betas))
     posed = body.joints(posing, shape, torch.zeros(len(pose), 3)).numpy()
     pelvis = posed[:, 0].astype(np.float64)  # no pose moves it
-    transl = np.einsum("...ij,...j->...i", world, pelvis + bodies.transl) + shift - pelvis
+    transl = np.einsum("...ij,...j->...i", world, pelvis + transl) + shift - pelvis
     transl[:, 0] *= -1 if draw.flip else 1
     joints = posed + transl[:, None]
     places = project_points(joints, camera, behind=True)
@@ -210,7 +188,7 @@ def vary(bodies: Bodies, width: int, height: int, side: int, draw: Draw, body: B
         place = grown * place + [[0, 0, (grown - 1) / 2]]
         frame = replace(frame, rows=rows, size=size, place=place)
         camera[:, [0, 1], [0, 1]] *= grown
-        camera[:, :2, 2] = move_points(bodies.intrinsics[:, :2, 2], frame)
+        camera[:, :2, 2] = move_points(intrinsics[:, :2, 2], frame)
         places = places * grown if half_pixel else places * grown + (grown - 1) / 2
     return Varied(angles, transl, camera, joints, places, frame)
 
@@ -254,12 +232,7 @@ def resize(rgb: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def camera_problem(intrinsics: np.ndarray, width: int, height: int) -> str:
-    """Why no picture of this size can have this camera, "" where it can: (3, 3) finite or not [px]."""
-    longer, focal, centre = max(width, height), intrinsics[[0, 1], [0, 1]], intrinsics[:2, 2]
-    low, high = (share * longer for share in _FOCAL_RANGE)
-    fits = np.isfinite(intrinsics).all() and (focal >= low).all() and (focal <= high).all()
-    fits = fits and focal.max() <= _LARGEST_SHEAR * focal.min() and np.abs(centre).max() <= _FARTHEST_CENTRE * longer
-    if not fits:
-        said = f"its camera has focal lengths {focal.tolist()} and principal point {centre.tolist()} px; expected"
-        return f"{said} lengths of {low:g} .. {high:g}, alike, and a point about the picture of {width} x {height}"
-    return ""
+    """Why no picture of this size can have this camera (3, 3), "" where it can [px]."""
+    if not implausible_cameras(intrinsics[None], np.array([width]), np.array([height]))[0]:
+        return ""
+    return f"its camera {intrinsics[:2].tolist()} cannot be that of {width} x {height} pixels: {CAMERA_BEYOND}"

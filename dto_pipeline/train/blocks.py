@@ -1,7 +1,7 @@
 """Parts of the network: perceptrons, encoder blocks, decoder layers, the sine code, tokens, denoising queries.
 
-Names of weights are those of the published files (`state_dict.csv` of the recorded cases), shapes stand at every door:
-B images, N tokens of the longest image, Q queries, C and D widths of encoder and decoder.
+Names of weights are the published ones. B images, N tokens of the longest, Q queries, C and D widths of encoder and
+decoder.
 """
 
 from __future__ import annotations
@@ -11,14 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import pairwise
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
-
-from dto_pipeline.train.config import GROUP
 
 TEMPERATURE = 20.0  # of the sine code
 CONFIDENT = 0.3  # cells and queries from this confidence on show a person
@@ -26,10 +23,6 @@ SMALL = 0.5  # cells of smaller scale are looked at more closely
 QUARTERS = ((0, 0), (0, 1), (1, 0), (1, 1))  # y, x of the four patches of a cell
 BOX_NOISE, CONTENT_NOISE = 0.4, 0.2  # of denoising queries: of half a box's side; of pose [rad] and shape
 ENCODER_EPS, DECODER_EPS = 1e-6, 1e-5  # of the norms
-_PROJECTIONS = (
-    *("sa_qcontent_proj", "sa_qpos_proj", "sa_kcontent_proj", "sa_kpos_proj", "sa_v_proj", "sa_out_proj"),
-    *("ca_qcontent_proj", "ca_kcontent_proj", "ca_kpos_proj", "ca_v_proj", "ca_qpos_sine_proj", "ca_out_proj"),
-)
 
 
 class Mlp(nn.Module):
@@ -74,7 +67,9 @@ class DecoderLayer(nn.ModuleDict):
     """Queries look at each other, then at the memory around their boxes (Conditional and DAB-DETR), pre-norm."""
 
     def __init__(self, width: int, heads: int, hidden: int, first: bool) -> None:
-        names = [*_PROJECTIONS, "ca_qpos_proj"] if first else _PROJECTIONS
+        own = ("qcontent", "qpos", "kcontent", "kpos", "v", "out")
+        memory = ("qcontent", "kcontent", "kpos", "v", "qpos_sine", "out", *(["qpos"] if first else []))
+        names = [f"{kind}_{name}_proj" for kind, parts in {"sa": own, "ca": memory}.items() for name in parts]
         super().__init__({name: nn.Linear(width, width) for name in names})
         self.update({"linear1": nn.Linear(width, hidden), "linear2": nn.Linear(hidden, width)})
         self.update({f"norm{number}": nn.LayerNorm(width, eps=DECODER_EPS) for number in (1, 2, 3)})
@@ -84,13 +79,8 @@ class DecoderLayer(nn.ModuleDict):
         self, content: torch.Tensor, place: torch.Tensor, sine: torch.Tensor, memory: torch.Tensor,
         memory_place: torch.Tensor, real: torch.Tensor, may_see: torch.Tensor | None,
     ) -> torch.Tensor:  # fmt: skip
-        """t (B, Q, D) of the queries -> t.
-
-        Args:
-            content, place, sine: (B, Q, D) t, p and g; memory, memory_place: (B, N, D).
-            real: (B, N) bool, tokens that are no padding.
-            may_see: (Q, Q) bool, rows = who looks; None = everybody sees everybody.
-        """
+        """t, p and g (B, Q, D) of the queries, memory and its places (B, N, D), `real` (B, N) bool: no padding,
+        `may_see` (Q, Q) bool, rows = who looks, None = everybody sees everybody -> t (B, Q, D)."""
         # u = norm1(t), q = Wqc u + Wqp p, k = Wkc u + Wkp p, v = Wv u
         seen = self["norm1"](content)
         query = self["sa_qcontent_proj"](seen) + self["sa_qpos_proj"](place)
@@ -128,7 +118,7 @@ def sine_code(xy: torch.Tensor, width: int) -> torch.Tensor:
     For n = width / 2 features of a coordinate v: phase 2 pi v / 20^(2 floor(k / 2) / n), even k sine, odd k cosine.
     """
     k = torch.arange(width // 2, device=xy.device)
-    wave = TEMPERATURE ** (2 * torch.div(k, 2, rounding_mode="floor").to(torch.float32) / (width // 2))
+    wave = TEMPERATURE ** (2 * (k // 2) / (width // 2))
     phase = xy.flip(-1)[..., None].float() * (2 * math.pi) / wave
     return torch.where(k % 2 == 0, phase.sin(), phase.cos()).flatten(-2)
 
@@ -179,14 +169,6 @@ class Cells:
     lengths: list[int]  # cells of each image
 
 
-def list_cells(sizes: Sequence[Sequence[int]], device: torch.device | None = None) -> Cells:
-    """Cells of images of (height, width) px, made multiples of 56."""
-    grids = [z_order(*(-(-side // GROUP) * 2 for side in size), device) for size in sizes]
-    y, x = (torch.cat([grid[axis] for grid in grids]) for axis in (0, 1))
-    lengths = [len(y) for y, _ in grids]
-    return Cells(image_numbers(lengths, device), y, x, lengths)
-
-
 @lru_cache(maxsize=256)
 @torch.inference_mode(False)  # or nothing that learns could use it
 def z_order(rows: int, columns: int, device: torch.device | None = None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -199,15 +181,11 @@ def z_order(rows: int, columns: int, device: torch.device | None = None) -> tupl
 
 
 def choose_tokens(scale_map: torch.Tensor, by_image: bool, limits: tuple[float, float]) -> torch.Tensor:
-    """Which cells (T,) become four finer tokens (small), stay, or become one with their group (background).
+    """(3, T) bool by level: which cells become four finer tokens (small), stay, or become one with their group
+    (background), by their confidence and scale (T, 2) and the limits of these, see `CONFIDENT` and `SMALL`.
 
-    Args:
-        scale_map: (T, 2) confidence and scale of the cells; limits: see `CONFIDENT` and `SMALL`.
-        by_image: an image never depends on its neighbours. False: as published, where no image of the batch has any
-            background, small cells stay beside the finer ones that replace them.
-
-    Returns:
-        (3, T) bool by level; levels 0 and 1 may both take a cell.
+    `by_image`: an image never depends on its neighbours. False: as published, where no image of the batch has any
+    background, small cells stay beside the finer ones that replace them: levels 0 and 1 may both take a cell.
     """
     confident = scale_map[:, 0] > limits[0]
     small = confident & (scale_map[:, 1] < limits[1])
@@ -229,13 +207,9 @@ def list_by_level(chosen: torch.Tensor, lengths: list[int]) -> tuple[list[torch.
     return list(cells), int(tokens[:, 0].max()), int(tokens.sum(1).max())
 
 
-class Noise(NamedTuple):
-    """What chance gives, rows [all positive, all negative] x G; `sign` in -1, 1, `size` in [0, 1)."""
-
-    box_sign: torch.Tensor  # (2 N G, 4)
-    box_size: torch.Tensor
-    body_sign: torch.Tensor  # (2 N G, 82)
-    body_size: torch.Tensor
+Noise = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+"""What chance gives, rows [all positive, all negative] x G: signs -1, 1 and sizes in [0, 1) of box (2 N G, 4), then of
+body (2 N G, 82)."""
 
 
 @dataclass(frozen=True)
@@ -263,26 +237,21 @@ class Known:
         return 2 * self.most * group + self.most * negative + number_within(self.image, self.images)
 
 
-def draw_noise(known: Known) -> Noise:
-    """From torch's global generator, in the order of the fields."""
-    rows, drawn = 2 * len(known.image) * known.groups, []
-    for width in (4, known.body.shape[-1]):
-        drawn.append(torch.randint(0, 2, (rows, width), device=known.boxes.device).float() * 2 - 1)
-        drawn.append(torch.rand(rows, width, device=known.boxes.device))
-    return Noise(*drawn)
-
-
-def noisy_queries(known: Known, noise: Noise, encode: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
-    """Content (B, 2 P G, D) and box logits (B, 2 P G, 4) of the slots; 0 where nobody stands."""
+def noisy_queries(known: Known, encode: nn.Module, noise: Noise | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Content (B, 2 P G, D) and box logits (B, 2 P G, 4) of the slots; 0 where nobody stands. `noise`: None = drawn."""
     people, times = len(known.image), 2 * known.groups
+    drawn = list(noise or ())
+    for width in (4, known.body.shape[-1]) if noise is None else ():  # from torch's global generator, in this order
+        drawn.append(torch.randint(0, 2, (people * times, width), device=known.boxes.device).float() * 2 - 1)
+        drawn.append(torch.rand(people * times, width, device=known.boxes.device))
+    box_sign, box_size, body_sign, body_size = drawn
     slots = torch.stack([known.slots(negative=False), known.slots(negative=True)], dim=1).flatten()
     image, count = known.image.repeat(times), times * known.most
     negative = (torch.arange(times, device=image.device) % 2 == 1).repeat_interleave(people)[:, None]
     reach = known.boxes[:, 2:].repeat(times, 2) / 2 * BOX_NOISE
-    moved = (corners(known.boxes).repeat(times, 1) + noise.box_sign * (noise.box_size + negative) * reach).clamp(0, 1)
+    moved = (corners(known.boxes).repeat(times, 1) + box_sign * (box_size + negative) * reach).clamp(0, 1)
     boxes = torch.cat([(moved[:, :2] + moved[:, 2:]) / 2, moved[:, 2:] - moved[:, :2]], dim=-1)
-    body = known.body.repeat(times, 1) + noise.body_sign * (noise.body_size + negative) * CONTENT_NOISE
-    encoded = encode(body)
+    encoded = encode(known.body.repeat(times, 1) + body_sign * (body_size + negative) * CONTENT_NOISE)
     content = encoded.new_zeros(known.images, count, encoded.shape[-1]).index_put((image, slots), encoded)
     return content, boxes.new_zeros(known.images, count, 4).index_put((image, slots), inverse_sigmoid(boxes))
 

@@ -1,11 +1,7 @@
-"""Checkpoints: one file that holds everything needed to go on training or to predict, how the newest is found, and
-weights that others made.
+"""Checkpoints: one file that holds everything needed to go on training or to predict, and weights that others made.
 
-A checkpoint appears under its name in one step, so a killed writer leaves none that is half; it is read by an unpickler
-that runs nothing, and its checksums are compared. Where the newest cannot be read, the one before it is taken, and a
-sentence says so; training writes the damaged one again. A released MA-HMR or SAT-HMR file is one flat dictionary
-name -> tensor (accelerate's ``pytorch_model.bin``, a ``.pth``), perhaps with ``module.`` before every name. Names and
-shapes are compared before a network is built. Knows no training.
+A released MA-HMR or SAT-HMR file is one flat dictionary name -> tensor (``.bin`` or ``.pth``), perhaps with ``module.``
+before every name. Names and shapes are compared before a network is built. Knows no training.
 """
 
 from __future__ import annotations
@@ -29,19 +25,23 @@ from dto_pipeline.data.torch_files import TorchFileError, read_torch_file, write
 from dto_pipeline.errors import DtoError
 from dto_pipeline.models.networks import ModelError, ModelReference
 from dto_pipeline.models.stored_networks import make_fitting, plain_weights
-from dto_pipeline.reading import IrregularFile, parse_json, read_regular
 from dto_pipeline.train.config import PATCH, TrainConfig, train_config_from_dict
 from dto_pipeline.train.model import MeshNetwork
 
-FORMAT, _BEFORE = "dto-checkpoint/2", "dto-checkpoint/1"  # the latter of the network of version 0.3.0
-FOLDER = "checkpoints"
+FORMAT, FOLDER = "dto-checkpoint/2", "checkpoints"
 IGNORED = re.compile(r"(human_model\..*|z_order_map|x_coords|y_coords|cam_intrinsics)$")
-"""Entries of a released file that are no weights of the network: licensed arrays of the body, and constants."""
-_NAME = re.compile(r"step-(\d{8})\.pt")
+"""Entries of a released file that are no weights: licensed arrays of the body, and constants."""
 _KEPT = 2  # newest checkpoints of a training: the one in use and the one before, should a disk fail
 _KINDS: dict[str, type] = dict.fromkeys(("config", "init", "weights", "optimizer", "position", "versions"), dict)
 _KINDS["body_sha256"] = str
 _HEAD_WIDTH = 64  # features of an encoder's head, in every DINOv2
+_DINOV2 = (  # names of a block in transformers (v4 or v5), and the published ones
+    (r"attention\.(output\.dense|o_proj)\.", "attn.proj."),
+    (r"attention\.(attention\.query|q_proj)\.", "attn.q."),
+    (r"attention\.(attention\.key|k_proj)\.", "attn.k."),
+    (r"attention\.(attention\.value|v_proj)\.", "attn.v."),
+    (r"layer_scale(\d)\.lambda1", r"ls\1.gamma"),
+)
 _MOST_NAMED = 8  # missing or unexpected names told one by one
 _LOG = logging.getLogger(__name__)
 
@@ -79,13 +79,8 @@ def make_network(config: TrainConfig) -> MeshNetwork:
 
 
 def begin_network(config: TrainConfig) -> tuple[MeshNetwork, dict[str, Any]]:
-    """A network before training, and what it began with; torch's global generator draws what nothing gives.
-
-    `loop.init` (a released file, or a checkpoint or folder of a training) comes before `encoder.model` (a DINOv2).
-
-    Raises:
-        ModelMissing, ModelError, CheckpointError, TorchFileError: it cannot be had as the config says.
-    """
+    """A network before training, and what it began with: `loop.init`, or else the DINOv2 `encoder.model`; chance draws
+    what nothing gives. Raises: ModelError, CheckpointError, TorchFileError: it cannot be had."""
     network, options = make_network(config), config.encoder
     if config.loop.init:
         weights = read_checkpoint(config.loop.init).weights
@@ -105,11 +100,8 @@ def begin_network(config: TrainConfig) -> tuple[MeshNetwork, dict[str, Any]]:
 
 
 def begin_from(network: MeshNetwork, weights: Mapping[str, torch.Tensor], path: str) -> dict[str, list[str]]:
-    """Put a file's weights into a network of a config, as the published stages do, and tell what only one side has.
-
-    Where the network predicts the kid axis and the file does not, a zero is appended to the shape heads' last layers
-    and to the mean shape. Raises: CheckpointError: a weight of both has another shape, or they share none.
-    """
+    """Put a file's weights into a network, as the published stages do, and tell what only one side has. A kid axis that
+    the file lacks becomes zeros. Raises: CheckpointError: a weight of both has another shape, or they share none."""
     own, grown = network.state_dict(), dict(weights)
     for name, value in weights.items():
         is_shape = name == "mean_shape" or re.match(r"shape_head\.\d+\.layers\.\d+\.(weight|bias)$", name)
@@ -154,32 +146,19 @@ def sizes_to_begin_with(folder: Path, init: str) -> dict[str, dict[str, Any]]:
     begins from (`loop.init`; "" = none)."""
     if not init:
         return {}
-    train_file = folder / "train.json"
-    tree = (read_train_json(train_file) if train_file.exists() else read_checkpoint(init).config).to_dict()
+    tree = read_checkpoint(folder if list_checkpoints(folder) else init).config.to_dict()
     keys = {"encoder": ("width", "layers", "heads", "hidden", "additional"), "data": ("input_size",)}
     keys["model"] = ("queries", "width", "heads", "layers", "hidden")  # the stages decide about the others
     return {name: {key: tree[name][key] for key in own} for name, own in keys.items()}
 
 
-def read_train_json(path: Path) -> TrainConfig:
-    """The config of the training in a folder, from its train.json. Raises: CheckpointError."""
-    try:
-        return train_config_from_dict(parse_json(read_regular(path))["config"])
-    except (ValueError, KeyError, TypeError, AttributeError, IrregularFile) as error:
-        said = f"{path} cannot be used ({error}); choose another folder, or put the file back"
-        raise CheckpointError(said) from error
-
-
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
-    """Write ``checkpoints/step-N.pt`` below a training's folder and drop all but the newest.
-
-    Raises: CheckpointError: the disk is full or cannot be written; the checkpoints that are there stay.
-    """
+    """Write ``checkpoints/step-N.pt`` below a training's folder and drop all but the newest. Raises: CheckpointError:
+    the disk is full or cannot be written; the checkpoints that are there stay."""
     path = checkpoint_file(folder, checkpoint.position.step)
-    content = {name: value for name, value in vars(checkpoint).items() if name in _KINDS}
-    content |= {"config": checkpoint.config.to_dict(), "position": vars(checkpoint.position)}
+    told = {"format": FORMAT, "config": checkpoint.config.to_dict(), "position": vars(checkpoint.position)}
     try:
-        write_torch_file(path, {"format": FORMAT, **content})
+        write_torch_file(path, {name: getattr(checkpoint, name) for name in _KINDS} | told)
     except OSError as error:
         there = list_checkpoints(folder)
         after = f"go on from {there[-1].name}, which is whole" if there else "begin anew: there is no earlier one"
@@ -198,7 +177,7 @@ def checkpoint_file(folder: Path, step: int) -> Path:
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """Checkpoints of a training, oldest first."""
-    return sorted(path for path in (folder / FOLDER).glob("step-*.pt") if _NAME.fullmatch(path.name))
+    return sorted((folder / FOLDER).glob(f"step-{'[0-9]' * 8}.pt"))
 
 
 def read_checkpoint(path: str | Path, heads: int | None = None) -> Checkpoint:
@@ -230,19 +209,15 @@ def read_checkpoint(path: str | Path, heads: int | None = None) -> Checkpoint:
 
 
 def _checkpoint_of(content: Any, path: Path) -> Checkpoint:
-    if isinstance(content, dict) and content.get("format") == _BEFORE:
-        said = f"{path} holds the network of version 0.3.0, which this one has not"
-        raise CheckpointError(f"{said}; train anew, or use 0.3.0")
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise CheckpointError(f"{path} is not in the format {FORMAT}; was it written by another program or version?")
-    if missing := [name for name in _KINDS if name not in content]:
-        raise CheckpointError(f"{path} lacks {', '.join(missing)}; was it written by another version?")
-    odd, told = [key for key, kind in _KINDS.items() if not isinstance(content[key], kind)], content["position"]
-    steps = [field.name for field in fields(Position)]
-    if odd or sorted(told) != sorted(steps) or any(type(told[key]) is not int or told[key] < 0 for key in steps):
-        raise CheckpointError(
-            f"{path}: {', '.join(odd) or 'position'} is of no type that a training writes; is the file whole?"
-        )
+        found = content.get("format") if isinstance(content, dict) else type(content).__name__
+        raise CheckpointError(f"{path} is {found!r:.80}, not {FORMAT}; was it written by another program or version?")
+    odd = [name for name, kind in _KINDS.items() if not isinstance(content.get(name), kind)]
+    steps, told = [field.name for field in fields(Position)], content.get("position", {})
+    if not odd and (sorted(told) != sorted(steps) or any(type(told[key]) is not int or told[key] < 0 for key in steps)):
+        odd = ["position"]
+    if odd:
+        raise CheckpointError(f"{path} lacks {', '.join(odd)}, or it is of no type a training writes; is it whole?")
     try:
         config = train_config_from_dict(content["config"])
     except (ConfigError, TypeError, AttributeError, ValueError, RecursionError) as error:
@@ -252,10 +227,8 @@ def _checkpoint_of(content: Any, path: Path) -> Checkpoint:
 
 
 def read_released(content: object, path: Path, heads: int | None = None) -> Checkpoint:
-    """The weights of a file of torch, by their published names, without what is no weight.
-
-    Raises: CheckpointError: not a flat dictionary of finite tensors, or not of such a network.
-    """
+    """The weights of a file of torch, by their published names, without what is no weight. Raises: CheckpointError: not
+    a flat dictionary of finite tensors, or not of such a network."""
     if not isinstance(content, dict) or not content or not all(isinstance(name, str) for name in content):
         raise CheckpointError(f"{path} is no checkpoint and no dictionary of named tensors (pytorch_model.bin)")
     plain = {name.removeprefix("module."): value for name, value in content.items()}
@@ -315,41 +288,32 @@ def hash_weights(weights: Mapping[str, torch.Tensor]) -> str:
 
 
 def dinov2_weights(state: Mapping[str, torch.Tensor], config: TrainConfig) -> dict[str, torch.Tensor]:
-    """What a DINOv2 of transformers (names of v4 or v5) begins an encoder with.
-
-    Both patch projections are its own, additional blocks copies of its first ones, the inner norm one of its last; the
-    class token is the sum of class token and its position. Raises: CheckpointError: the names are others.
-    """
+    """What a DINOv2 of transformers (names of v4 or v5) begins an encoder with: both patch projections are its own,
+    additional blocks copies of its first ones, the inner norm one of its last. Raises: CheckpointError: other names."""
+    named = dict(state)
+    for theirs, ours in _DINOV2:
+        named = {re.sub(theirs, ours, name): value for name, value in named.items()}
+    parts = ("norm1", "norm2", "attn.proj", "mlp.fc1", "mlp.fc2")
     try:
-        position = state["embeddings.position_embeddings"][0].float()
-        found = {"encoder_cr_token": state["embeddings.cls_token"][0].float() + position[:1]}
+        position = named["embeddings.position_embeddings"][0].float()
+        found = {"encoder_cr_token": named["embeddings.cls_token"][0].float() + position[:1]}
         found["encoder_pos_embeds"] = enlarge_positions(position[1:], config.data.input_size // PATCH)
         for kind in ("weight", "bias"):
-            patches = state[f"embeddings.patch_embeddings.projection.{kind}"]
+            patches = named[f"embeddings.patch_embeddings.projection.{kind}"]
             found |= {f"encoder_patch_proj.{number}.{kind}": patches for number in range(2)}
-            found |= {f"{norm}.{kind}": state[f"layernorm.{kind}"] for norm in ("encoder.norm", "enc_inter_norm")}
+            found |= {f"{norm}.{kind}": named[f"layernorm.{kind}"] for norm in ("encoder.norm", "enc_inter_norm")}
         for layer in range(config.encoder.layers):
+            own = f"encoder.layer.{layer}."
+            block = {f"ls{number}.gamma": named[f"{own}ls{number}.gamma"] for number in (1, 2)}
+            for kind in ("weight", "bias"):
+                block |= {f"{part}.{kind}": named[f"{own}{part}.{kind}"] for part in parts}
+                block[f"attn.qkv.{kind}"] = torch.cat([named[f"{own}attn.{letter}.{kind}"] for letter in "qkv"])
             stacks = ["blocks", *(["additional_blocks"] if layer < config.encoder.additional else [])]
-            block = _dinov2_block(state, f"encoder.layer.{layer}.")
             found |= {f"encoder.{stack}.{layer}.{name}": v for stack in stacks for name, v in block.items()}
     except KeyError as error:
         said = f"the encoder lacks {error}; expected a DINOv2 of {config.encoder.layers} layers"
         raise CheckpointError(said) from error
     return found
-
-
-def _dinov2_block(state: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    """One block under the published names."""
-    old = f"{prefix}attention.attention.query.weight" in state
-    parts = [f"attention.attention.{part}" for part in ("query", "key", "value")]
-    parts = parts if old else [f"attention.{part}_proj" for part in "qkv"]
-    names = {name: name for name in ("norm1", "norm2", "mlp.fc1", "mlp.fc2")}
-    names["attn.proj"] = "attention.output.dense" if old else "attention.o_proj"
-    block = {f"ls{number}.gamma": state[f"{prefix}layer_scale{number}.lambda1"] for number in (1, 2)}
-    for kind in ("weight", "bias"):
-        block |= {f"{ours}.{kind}": state[f"{prefix}{theirs}.{kind}"] for ours, theirs in names.items()}
-        block[f"attn.qkv.{kind}"] = torch.cat([state[f"{prefix}{part}.{kind}"] for part in parts])
-    return block
 
 
 def enlarge_positions(position: torch.Tensor, side: int) -> torch.Tensor:

@@ -1,8 +1,5 @@
-"""Every option of training, once: frozen dataclasses, one per section, with unit and origin.
-
-YAML, ``section.key=value`` overrides, unknown keys refused, as in `dto_pipeline.config`. A preset is a tree of options
-below the user's own: `PRESETS` holds all that tells the published training from ours. "MA-HMR": arXiv 2511.13282.
-"""
+"""Every option of training, once: frozen dataclasses, one per section, with unit and origin. YAML and overrides as in
+`dto_pipeline.config`; a preset is a tree of options below the user's own. "MA-HMR": arXiv 2511.13282."""
 
 from __future__ import annotations
 
@@ -19,38 +16,26 @@ from dto_pipeline.config_tree import build_sections, expect, read_tree
 from dto_pipeline.data.label_files import Limits
 
 PATCH, CELL, GROUP = 14, 28, 56  # sides of tokens of level 0, 1 and 2 [px]
-PRESETS: dict[str, dict[str, dict[str, Any]]] = {
-    "ours": {},  # the defaults below
-    "paper": {  # exactly as published, see docs/training.md
-        "model": {"principal_point": "centre", "prune_by_image": False},
-        "loss": {
-            "pose_distance": "axis_angle", "depth_of": "pelvis", "over_all_joints": True, "sum_fov": True,
-            "empty_slots": True, "share_all_counts": False, "denoise_untrusted": True, "pair_sigma": 0.0,
-        },
-        "augment": {
-            "all_joints_count": True, "clamp_cells": True, "keep_unvaried": False, "half_pixel": True,
-            "vary_flat": False,
-        },
-        "loop": {"warm_up": 0, "last_rate": 0.0},
-    },
-}  # fmt: skip
-_CHOICES: dict[str, tuple[Any, ...]] = {
-    **{"loss.preset": tuple(PRESETS), "loss.pose_distance": ("matrix", "axis_angle"), "model.betas": (10, 11)},
-    **{"loss.depth_of": ("transl", "pelvis"), "model.principal_point": ("true", "centre")},
-    **{"loop.precision": ("float32", "bfloat16"), "data.select": ("accepted", "optimized", "all")},
+_PUBLISHED: dict[str, dict[str, Any]] = {
+    **{name: {"as_published": True} for name in ("model", "augment")},
+    "loss": {"as_published": True, "pair_sigma": 0.0},
+    "loop": {"warm_up": 0, "last_rate": 0.0},
 }
-# section.key -> least and most; those of sizes keep a described network from filling the memory before it is looked at
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {"ours": {}, "paper": _PUBLISHED}  # see docs/training.md
+_CHOICES: dict[str, tuple[Any, ...]] = {
+    **{"loss.preset": tuple(PRESETS), "model.betas": (10, 11), "loop.precision": ("float32", "bfloat16")},
+    "data.select": ("accepted", "optimized", "all"),
+}
+# section.key -> least and most, where not 0 and any; those of sizes keep a described network from filling the memory
 _RANGES: dict[str, tuple[float, float]] = {
     **{f"encoder.{key}": (1, most) for key, most in {"width": 4096, "layers": 64, "heads": 256}.items()},
     **{"encoder.hidden": (0, 16384), "encoder.additional": (0, 16), "model.denoising": (0, 100)},
     **{f"model.{key}": (1, most) for key, most in {"width": 4096, "heads": 256, "layers": 24, "hidden": 16384}.items()},
     **{"model.queries": (1, 2000), "data.input_size": (GROUP, 5600), "data.holdout": (0, 0.999)},
     **{f"loop.{key}": (1, math.inf) for key in ("steps", "log_every", "checkpoint_every", "torch_threads")},
-    **{f"loop.{key}": (0, math.inf) for key in ("workers", "evaluate_every", "rate", "encoder_rate")},
     **{f"data.{key}": (1, math.inf) for key in ("max_people", "min_joints", "batch_images", "shuffle_images")},
-    **{f"data.{key}": (0, math.inf) for key in ("max_error", "max_z_sigma", "workers", "seed")},
-    **{"augment.max_angle": (0, 180), "augment.min_scale": (1e-3, 1e3), "augment.max_scale": (1e-3, 1e3)},
     **{f"augment.{key}": (0, 1) for key in ("flip", "crop", "occlude", "colour")},
+    **{"augment.max_angle": (0, 180), "augment.min_scale": (1e-3, 1e3), "augment.max_scale": (1e-3, 1e3)},
     "data.patience": (1e-3, math.inf),
 }
 
@@ -81,8 +66,7 @@ class ModelConfig:
     betas: int = 11  # shape coefficients that are predicted: 10, or 11 with the kid axis
     camera: bool = True  # a branch says the field of view (stages 2 and 3); False = 60 degrees over S (stage 1)
     denoising: int = 0  # groups of denoising queries in training (stage 1: 10)
-    principal_point: str = "true"  # true: people are placed by the label's; centre: the image's middle always
-    prune_by_image: bool = True  # tokens of an image never depend on its neighbours in the batch
+    as_published: bool = False  # the image's middle is the principal point, tokens depend on images of the batch
 
 
 @dataclass(frozen=True)
@@ -104,13 +88,7 @@ class LossConfig:
     map_confidence: float = 4.0
     map_scale: float = 4.0
     reach: float = 1.0  # pairs of people farther apart than this in z do not enter the relative metric loss [m]
-    pose_distance: str = "matrix"  # matrix: entries of rotation matrices; axis_angle: as published, jumps at pi
-    depth_of: str = "transl"  # what predicted distances are compared with: SMPL's transl, or the pelvis, as published
-    over_all_joints: bool = False  # divide the 2D loss by all joints, as published, not by those that count
-    sum_fov: bool = False  # sum over images rather than their mean, as published: then it grows with the batch
-    empty_slots: bool = False  # denoising confidence over empty slots too and once more / groups, as published
-    denoise_untrusted: bool = False  # denoising queries start from poses that are no labels too, as published
-    share_all_counts: bool = True  # two processes with half a batch learn what one learns; published: people only
+    as_published: bool = False  # faults of the published losses included, see docs/training.md
     # a pair whose labels' z differ with posterior variance v counts 1 / (1 + v / pair_sigma^2) [m]; 0 = all alike
     pair_sigma: float = 0.3
 
@@ -186,12 +164,7 @@ class AugmentConfig:
     crop: float = 0.8  # probability that the bottom is cut off, below the lowest chest
     occlude: float = 0.6  # probability, for each person, of a rectangle of noise over a part of its box
     colour: float = 0.2  # factors of brightness, contrast and saturation are drawn from 1 -+ this
-    # what the preset `paper` does as published, and `ours` mends
-    all_joints_count: bool = False  # 2D losses and matching count joints outside the picture as well
-    clamp_cells: bool = False  # the scale map marks border cells for vertices outside, and those behind the camera
-    keep_unvaried: bool = True  # where no draw leaves anybody, the image is taken as it is; False: it is left out
-    vary_flat: bool = True  # images of which only places are labelled are varied too; False: not, and hips never count
-    half_pixel: bool = False  # a crop's joints lack the half pixel that its camera gets
+    as_published: bool = False  # faults of the published targets included, see docs/training.md
 
 
 def without_augmentation(config: AugmentConfig) -> AugmentConfig:
@@ -203,12 +176,12 @@ def without_augmentation(config: AugmentConfig) -> AugmentConfig:
 class TrainConfig:
     """All sections of training."""
 
-    encoder: EncoderConfig = field(default_factory=EncoderConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    loss: LossConfig = field(default_factory=LossConfig)
-    loop: LoopConfig = field(default_factory=LoopConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    encoder: EncoderConfig = EncoderConfig()
+    model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
+    loop: LoopConfig = LoopConfig()
+    data: DataConfig = DataConfig()
+    augment: AugmentConfig = AugmentConfig()
     body: BodyConfig = field(default_factory=BodyConfig)
 
     def __post_init__(self) -> None:
@@ -217,7 +190,7 @@ class TrainConfig:
                 name = f"{section.name}.{key}"
                 if name in _CHOICES:
                     expect(value in _CHOICES[name], f"{name} is {value!r}; choose from {_CHOICES[name]}")
-                least, most = _RANGES.get(name, (-math.inf, math.inf))
+                least, most = _RANGES.get(name, (0, math.inf))
                 if isinstance(value, int | float):
                     finite = least <= value <= most and math.isfinite(value)
                     expect(finite, f"{name} is {value}; expected {least:g} to {most:g}")
@@ -239,8 +212,8 @@ def load_train_config(
     overrides: Sequence[str] = (),
     below: Callable[[str], Mapping[str, Mapping[str, Any]]] = lambda _: {},
 ) -> TrainConfig:
-    """Defaults, preset, `below` (options made of the file's `loop.init`), an optional YAML file and
-    ``section.key=value`` overrides, in this order. Raises: ConfigError: what cannot be used, named."""
+    """Defaults, preset, `below` (options made of `loop.init`), a YAML file and ``section.key=value`` overrides, in this
+    order. Raises: ConfigError: what cannot be used, named."""
     tree = read_tree(path, overrides)
     return train_config_from_dict(_merge(below(str(tree.get("loop", {}).get("init") or "")), tree))
 

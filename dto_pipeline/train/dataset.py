@@ -1,9 +1,8 @@
 """Label files and photographs as batches of training: read, seen by a drawn variation, joined, in a reproducible order.
 
-Knows label pieces, image stores and augmentation; knows no network and no run. A process that reads holds the index
-(4 bytes an image), the order of the epoch (8), and the labels of one shuffling window (`shuffle_images`, about 3 kB an
-image of 5 people). An image that cannot be used costs itself only: it is left out of its batch and named in
-`TrainBatch.skipped`. Metres, pixels, radians.
+A reading process holds the index (4 bytes an image), the order of the epoch (8), and the labels of one shuffling window
+(about 3 kB an image of 5 people). An image that cannot be used is left out of its batch and named. Knows no network and
+no run. Metres, pixels, radians.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,20 +23,10 @@ from dto_pipeline.data.training_labels import IMAGE_FILE, LabelSet, Part, index_
 from dto_pipeline.errors import DtoError
 from dto_pipeline.models.body import BodyModel, load_body
 from dto_pipeline.status import UnusableImage
-from dto_pipeline.train.augment import Draw, Paint, draw_paint, draw_variation, paint, resize
+from dto_pipeline.train import targets as labelled
+from dto_pipeline.train.augment import Draw, Frame, draw_paint, draw_variation, paint, resize
 from dto_pipeline.train.checkpoint import Position
 from dto_pipeline.train.config import GROUP, AugmentConfig, DataConfig, TrainConfig, without_augmentation
-from dto_pipeline.train.targets import (
-    ImageLabels,
-    Rules,
-    Seen,
-    Targets,
-    build_labels,
-    guess_camera,
-    see_people,
-    square_pixels,
-    unknown_people,
-)
 
 _PROCESS_LOST, _TOO_LONG = "DataLoader worker", "timed out"  # stand in what PyTorch says of reading processes
 _PREFETCH = 2  # batches that each of them reads ahead
@@ -58,14 +47,12 @@ class Turn(NamedTuple):
     image: int  # of the index, pieces end to end
 
 
-@dataclass(frozen=True)
-class Sample:
+class Sample(NamedTuple):
     """One image ready to be batched."""
 
     image_id: str
     image: np.ndarray  # (h, w, 3) uint8 RGB, resized
-    paint: Paint  # what is left to be done to it
-    seen: Seen
+    seen: labelled.Seen  # its people, and what is left to be done to it
 
 
 Item = Sample | str  # "key: reason" of an image that could not be used
@@ -76,23 +63,18 @@ class TrainBatch:
     """What one training step sees: B images, each of its own size, and their people."""
 
     images: tuple[torch.Tensor, ...]  # B of (3, h, w) uint8 RGB, longer side S; varied when `to` puts them on a device
-    paints: tuple[Paint, ...]  # what is left to be done to them; () = nothing
-    targets: Targets
+    frames: tuple[Frame, ...]  # what is left to be done to them; () = nothing
+    targets: labelled.Targets
     image_ids: tuple[str, ...]  # B keys; "" = a black image in the place of a batch of which nothing could be read
     skipped: tuple[str, ...] = ()  # "key: reason" of each image that could not be used and is not in it
-
-    @property
-    def centres(self) -> torch.Tensor:
-        """(B, 2) principal points [px]."""
-        return self.targets.intrinsics[:, :2, 2]
 
     def to(self, device: torch.device | str) -> TrainBatch:
         """The batch on another device, its images varied there."""
         images = [image.to(device, non_blocking=True) for image in self.images]
-        if self.paints:
-            images = [paint(image, how) for image, how in zip(images, self.paints, strict=True)]
+        if self.frames:
+            images = [paint(image, frame) for image, frame in zip(images, self.frames, strict=True)]
         targets = {name: value.to(device, non_blocking=True) for name, value in vars(self.targets).items()}
-        return replace(self, images=tuple(images), paints=(), targets=Targets(**targets))
+        return replace(self, images=tuple(images), frames=(), targets=labelled.Targets(**targets))
 
 
 @dataclass(frozen=True)
@@ -106,30 +88,31 @@ class ReadItems:
         batch = collate_samples(self.items)
         targets = {name: value.pin_memory() for name, value in vars(batch.targets).items()}
         images = tuple(image.pin_memory() for image in batch.images)
-        return replace(batch, images=images, targets=Targets(**targets))
+        return replace(batch, images=images, targets=labelled.Targets(**targets))
 
 
-def blank_sample(rules: Rules) -> Sample:
+def blank_sample(rules: labelled.Rules) -> Sample:
     """A black image in which truly nobody is."""
     width, height = size = (rules.data.input_size, GROUP)
-    seen = see_people(unknown_people(0, guess_camera(*size)), size, Draw(), rules)
-    return Sample("", np.zeros((height, width, 3), np.uint8), Paint(seen.frame), seen)
+    seen = labelled.see_people(labelled.unknown_people(0, labelled.guess_camera(*size)), size, Draw(), rules)
+    return Sample("", np.zeros((height, width, 3), np.uint8), seen)
 
 
 def collate_samples(items: Sequence[Item]) -> TrainBatch:
     """Images and people one after the other; what was skipped is named. At least one item is a sample."""
     samples = [item for item in items if isinstance(item, Sample)]
-    seen = [sample.seen for sample in samples]
-    parts = {name: [one.targets[name] for one in seen] for name in seen[0].targets}
-    most, numbers = max(one.num_people for one in seen), np.arange(len(seen))
-    wide = [np.pad(v, ((0, 0), (0, most - len(v))), constant_values=np.nan) for v in parts["z_covariance"]]
-    joined = {name: np.concatenate(arrays) for name, arrays in (parts | {"z_covariance": wide}).items()}
-    joined["image"] = np.repeat(numbers, [one.num_people for one in seen])
-    joined["cell_image"] = np.repeat(numbers, [len(cells) for cells in parts["scale_map"]])
+    told = [sample.seen.targets for sample in samples]
+    counts, cells = ([len(one[name]) for one in told] for name in ("boxes", "scale_map"))
+    joined = {name: [one[name] for one in told] for name in told[0]}
+    joined["z_covariance"] = [
+        np.pad(v, ((0, 0), (0, max(counts) - len(v))), constant_values=np.nan) for v in joined["z_covariance"]
+    ]
+    numbers = np.arange(len(told))
+    joined |= {"image": [np.repeat(numbers, counts)], "cell_image": [np.repeat(numbers, cells)]}
     return TrainBatch(
         images=tuple(torch.from_numpy(sample.image).permute(2, 0, 1) for sample in samples),
-        paints=tuple(sample.paint for sample in samples),
-        targets=Targets(**{name: torch.from_numpy(array) for name, array in joined.items()}),
+        frames=tuple(sample.seen.frame for sample in samples),
+        targets=labelled.Targets(**{name: torch.from_numpy(np.concatenate(arrays)) for name, arrays in joined.items()}),
         image_ids=tuple(sample.image_id for sample in samples),
         skipped=tuple(item for item in items if isinstance(item, str)),
     )
@@ -139,9 +122,8 @@ def epoch_order(counts: np.ndarray, weights: np.ndarray, seed: int, epoch: int, 
     """(n,) int64 image numbers of an epoch in order, pieces end to end, drawn from (seed, epoch) alone.
 
     Pieces, of `counts` (k,) images, are shuffled, consecutive ones joined to windows of at least `window` images, and
-    the images of a window shuffled: neighbours come from all label sets while a reader holds the labels of one window
-    only. With a weight (k,) of 1 an image is there once; with w, floor(w) times, and once more with probability
-    w - floor(w).
+    the images of a window shuffled. With a weight (k,) of w an image is there floor(w) times, and once more with
+    probability w - floor(w).
     """
     random = np.random.default_rng([_ORDER, seed, epoch])
     starts = np.cumsum(counts) - counts
@@ -162,10 +144,7 @@ def deal_batches(
     order: np.ndarray, batch: int, epoch: int = 0, start: int = 0, rank: int = 0, world: int = 1
 ) -> Iterator[list[Turn]]:
     """One rank's batches of an epoch from step `start` on: step s takes the s-th `batch * world` images of the order.
-
-    Every rank has the same number of steps. In the last one the images that are left are dealt out, so that a rank may
-    get fewer than `batch`, or none.
-    """
+    Every rank has the same number of steps; in the last it may get fewer images than `batch`, or none."""
     together = batch * world
     for first in range(start * together, len(order), together):
         positions = range(first, min(first + together, len(order)))[rank::world]
@@ -179,26 +158,25 @@ class TrainingImages(Dataset[Item]):
         self, sets: Sequence[LabelSet], body: BodyModel, config: DataConfig, augment: AugmentConfig | None = None,
         held_out: bool = False,
     ) -> None:  # fmt: skip
-        """Index the labels of `sets`, opened in the order of `config.labels`, with their body model on the CPU.
+        """Index the labels of `sets`, in the order of `config.labels`, with their body model on the CPU.
 
-        `augment`: how images are varied, None = they are seen as they are; `held_out`: the images kept for evaluation
-        instead of the others. Raises: LabelsError: a label file cannot be read, or no image is left.
+        `augment`: None = images as they are; `held_out`: those kept for evaluation instead of the others. Raises:
+        LabelsError: a label file cannot be read, or no image is left.
         """
         self.sets, self.config = tuple(sets), config
-        self._rules = Rules(body, config, augment or without_augmentation(AugmentConfig()))
+        self._rules = labelled.Rules(body, config, augment or without_augmentation(AugmentConfig()))
         self.pieces = index_pieces(sets, Part(config.select, config.holdout, held_out, config.limits))
         if not self.pieces:
             said = f"{config.select!r} with people; choose another data.select"
-            if config.max_error:
-                said = f"{config.select!r} with people and an expected error of at most {config.max_error:g} m (labels"
-                said += " of solver.mode paper tell none); raise data.max_error, or set it to 0"
             if held_out:
                 said = f"held out (data.holdout is {config.holdout}); raise data.holdout, or set it to 0"
+            elif config.max_error:
+                said = f"{config.select!r} with people and an expected error of at most {config.max_error:g} m (labels"
+                said += " of solver.mode paper tell none); raise data.max_error, or set it to 0"
             names = ", ".join(one.name for one in sets) or "no labels"
             raise LabelsError(f"{names}: no image is {said}, or name more labels")
         self.counts = np.array([piece.rows.size for piece in self.pieces], np.int64)
-        weights = np.array(config.weights or [1.0] * len(sets))
-        self.weights = weights[[piece.label_set for piece in self.pieces]]
+        self.weights = np.array([(config.weights or [1.0] * len(sets))[piece.label_set] for piece in self.pieces])
         self._starts = np.cumsum([0, *self.counts])
         self._most_held = config.shuffle_images + int(self.counts.max())
         self._stores, self._labels = dict[int, ImageStore](), OrderedDict[int, LabelColumns]()
@@ -211,21 +189,20 @@ class TrainingImages(Dataset[Item]):
         number = int(np.searchsorted(self._starts, turn.image, side="right")) - 1
         columns, row = self._read(number), turn.image - int(self._starts[number])
         label_set, config = self.pieces[number].label_set, self.config
-        image_id, *labelled = (columns.images[name][row] for name in ("image_id", "width", "height"))
+        image_id, *told = (columns.images[name][row] for name in ("image_id", "width", "height"))
         if label_set not in self._stores:
             self._stores[label_set] = self.sets[label_set].open_images()
         try:
             file = self._stores[label_set].read(columns.images[IMAGE_FILE][row], least_side=config.input_size)
-            if labelled[0] and tuple(labelled) != file.size:  # a label of size 0 never saw it
+            if told[0] and tuple(told) != file.size:  # a label of size 0 never saw it
                 found = f"the image has {file.size[0]} x {file.size[1]} pixels"
-                raise UnusableImage(f"{found}, its labels {labelled[0]} x {labelled[1]}")
-            labels = build_labels(columns, row, *file.size, limits=config.limits)
-            labels = replace(
-                labels,
-                trusted=not config.trust or config.trust[label_set] == "3d",
-                complete=labels.complete and (not config.complete or config.complete[label_set]),
-            )
-            return self._vary(turn, str(image_id), file.rgb, *square_pixels(file.size, labels))
+                raise UnusableImage(f"{found}, its labels {told[0]} x {told[1]}")
+            labels = labelled.build_labels(columns, row, *file.size, limits=config.limits)
+            trusted = not config.trust or config.trust[label_set] == "3d"
+            complete = labels.complete and (not config.complete or config.complete[label_set])
+            size, labels = labelled.square_pixels(file.size, replace(labels, trusted=trusted, complete=complete))
+            seen = self._vary(np.random.default_rng([_DRAWS, config.seed, turn.epoch, turn.position]), size, labels)
+            return Sample(str(image_id), resize(file.rgb, seen.frame.resized), seen)
         except UnusableImage as error:
             return f"{image_id}: {error}"
 
@@ -253,33 +230,30 @@ class TrainingImages(Dataset[Item]):
         self._labels.move_to_end(number)
         return self._labels[number]
 
-    def _vary(self, turn: Turn, image_id: str, rgb: np.ndarray, size: tuple[int, int], labels: ImageLabels) -> Sample:
-        """Vary the image until somebody is seen of everybody, then take it as it is, or (as published) leave it out."""
-        random = np.random.default_rng([_DRAWS, self.config.seed, turn.epoch, turn.position])
+    def _vary(self, random: np.random.Generator, size: tuple[int, int], labels: labelled.ImageLabels) -> labelled.Seen:
+        """Vary an image until somebody is seen of everybody, then take it as it is, or (as published) leave it out."""
         config = self._rules.augment
         still = without_augmentation(config)
-        if not labels.has_body.any() and not config.vary_flat:
+        if config.as_published and not labels.has_body.any():
             config = still
         for _ in range(_TRIES if config != still else 1):
-            seen = see_people(labels, size, draw_variation(random, config), self._rules)
+            seen = labelled.see_people(labels, size, draw_variation(random, config), self._rules)
             if seen.good:
                 break
         else:
-            if config != still and not config.keep_unvaried:
+            if config != still and config.as_published:
                 raise UnusableImage(f"nobody is left of it after {_TRIES} variations")
-            seen = see_people(labels, size, Draw(), self._rules)
+            seen = labelled.see_people(labels, size, Draw(), self._rules)
         centre, half = seen.targets["boxes"][:, :2], seen.targets["boxes"][:, 2:] / 2
         corners = np.concatenate([centre - half, centre + half], axis=1) * self.config.input_size
-        how = draw_paint(random, seen.frame, corners, config)
-        return Sample(image_id, resize(rgb, seen.frame.resized), how, seen)
+        return seen._replace(frame=draw_paint(random, seen.frame, corners, config))
 
 
 class TrainingData:
     """One rank's stream of batches; `epoch` may be called again and again, and begins reading processes of its own."""
 
     def __init__(self, images: TrainingImages, rank: int = 0, world: int = 1, pin: bool = False) -> None:
-        """`rank` of `world` training processes, each of which sees its share of every epoch; `pin`: batches come in
-        memory from which a GPU copies by itself."""
+        """`rank` of `world` training processes; `pin`: batches come in memory from which a GPU copies by itself."""
         self.images, self._share, self._pin = images, (rank, world), pin
         # clients of object stores do not survive a fork
         self.start_method = "spawn" if any(label_set.is_remote for label_set in images.sets) else None
@@ -318,17 +292,11 @@ class TrainingData:
             raise ReadingProcessLost(said) from error
 
 
-class Stream(Protocol):
-    """One process's share of the training batches."""
-
-    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[TrainBatch]: ...
-
-
 def open_stream(
     sets: tuple[LabelSet, ...], config: TrainConfig, rank: int, world: int, held_out: bool
 ) -> TrainingData | None:
-    """A process's share of opened label sets: the images that are not held out, varied anew in every epoch, or those
-    that are, as they are; None where `data.holdout` is 0. Raises: LabelsError: no image is left."""
+    """A process's share of label sets: the images that are not held out, varied anew in every epoch, or those that are,
+    as they are; None where `data.holdout` is 0. Raises: LabelsError: no image is left."""
     data, augment = config.data, config.augment
     if held_out:
         data, augment = replace(data, weights=()), without_augmentation(augment)
@@ -338,24 +306,23 @@ def open_stream(
     return TrainingData(TrainingImages(sets, body, data, augment, held_out), rank, world, config.loop.gpu)
 
 
-def batches_from(stream: Stream, position: Position) -> Iterator[tuple[TrainBatch, Position]]:
-    """Endless batches from a position on, each with the position after it.
+def batches_from(stream: Any, position: Position) -> Iterator[tuple[TrainBatch, Position]]:
+    """Endless batches of a stream (see `TrainingData.epoch`) from a position on, each with the position after it.
 
     Raises: LabelsError: an epoch has no batch, no image that can be used, or shows nobody.
     """
     while True:
-        is_whole, images, people, skipped, reason = position.batch == 0, 0, 0, 0, ""
+        is_whole, images, people, skipped = position.batch == 0, 0, 0, list[str]()
         for batch in stream.epoch(position.epoch, position.batch):
             images += sum(image_id != "" for image_id in batch.image_ids)
-            people, skipped = people + len(batch.targets.image), skipped + len(batch.skipped)
-            reason = reason or next(iter(batch.skipped), "")
-            if not images and skipped >= _BLIND:
+            people, skipped = people + len(batch.targets.image), [*skipped, *batch.skipped][:_BLIND]
+            if not images and len(skipped) >= _BLIND:
                 break
             position = Position(position.step + 1, position.epoch, position.batch + 1)
             yield batch, position
-        if not images and skipped and (is_whole or skipped >= _BLIND):
-            said = f"none of {skipped} images could be used, the first: {reason}; is data.images where the photographs "
-            raise LabelsError(f"{said}of data.labels are?")
+        if not images and skipped and (is_whole or len(skipped) >= _BLIND):
+            said = f"none of {len(skipped)} images could be used, the first: {skipped[0]}; is data.images where the "
+            raise LabelsError(f"{said}photographs of data.labels are?")
         if is_whole and images and not people:
             said = f"a whole epoch of {images} images showed nobody; look at data.labels and data.select, or loosen "
             raise LabelsError(f"{said}augment and data.min_joints")

@@ -1,7 +1,6 @@
 """One step of learning, a batch in, changed weights and the losses out, and how good the network is on held-out labels.
 
-The same in one process and in many: where torch.distributed is up, gradients and counts are averaged over all of them.
-Knows network, losses and optimiser; knows neither files nor Ray. Metres, radians.
+Where torch.distributed is up, gradients and counts are averaged over all processes. Knows no Ray. Metres, radians.
 """
 
 from __future__ import annotations
@@ -19,14 +18,14 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from dto_pipeline.array_files import read_npy
+from dto_pipeline.config_tree import expect
 from dto_pipeline.errors import DtoError
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.reading import open_regular
 from dto_pipeline.train.blocks import CONFIDENT, Known, corners
 from dto_pipeline.train.config import LoopConfig, TrainConfig
 from dto_pipeline.train.dataset import TrainBatch
-from dto_pipeline.train.losses import compute_losses
-from dto_pipeline.train.matching import generalised_iou, match_people
+from dto_pipeline.train.losses import compute_losses, generalised_iou, match_people
 from dto_pipeline.train.model import MeshNetwork, Predictions, with_joints
 from dto_pipeline.train.targets import TREE_JOINTS
 
@@ -35,15 +34,12 @@ MEASURES = {
     "pair_depth_error": "pairwise depth error [m]",
     "near_pair_depth_error": "pairwise depth error, pairs within 1 m [m]",
     "depth_error": "absolute z error [m]",
-    "transl_error": "translation error [m]",
     "fov_error": "field of view error [rad]",
     "ordinal": "ordinal accuracy at 0.2 m",
-    "height_error": "height error [m]",
     "mpjpe": "MPJPE [m]",
     "recall": "recall",
     "precision": "precision",
 }  # keys of `evaluate` with what tables call them
-_COUNTS = ("images", "skipped_images", "persons", "pairs")
 _REACH = 1.0  # `near_pair_depth_error` is over pairs whose true z differ by at most this [m]
 _SAME = 0.2  # people nearer to each other than this in z are in one order of depth [m]
 _MOST_SKIPPED = 10  # steps in a row without a finite gradient, after which training stops
@@ -77,15 +73,11 @@ class Learner:
         self._regressor = read_regressor(self.config.data.regressor, self.body)
 
     def step(self, batch: TrainBatch, number: int) -> dict[str, float]:
-        """Learn from one batch, images and labels anywhere; the `number` of the step, from 0, sets the learning rate.
+        """Learn from one batch; the `number` of the step, from 0, sets the learning rate.
 
-        Returns:
-            The loss, each unweighted loss of the last layer, the gradient's norm before clipping, the learning rate,
-            `skipped_images`: how many could not be read, in all processes, and `skipped_step`: 1 if the gradient was
-            not finite and the weights were left alone.
-
-        Raises:
-            TrainingDiverged: no finite gradient in many steps.
+        Returns: the loss, each unweighted loss of the last layer, the gradient's norm before clipping, the rate,
+        `skipped_images`: how many could not be read, in all processes, and `skipped_step`: 1 if the gradient was not
+        finite and the weights were left alone. Raises: TrainingDiverged: no finite gradient in many steps.
         """
         self.network.train()
         rate, config = learning_rate(number, self.config.loop), self.config
@@ -95,7 +87,7 @@ class Learner:
         targets, known = batch.targets, None
         if config.model.denoising and len(targets.image):  # what is no label is 0 there, unless as published
             people = torch.cat([targets.poses, targets.betas[:, :10]], dim=-1)
-            if not config.loss.denoise_untrusted:
+            if not config.loss.as_published:
                 people = torch.where(targets.has_body[:, None], people, 0.0)
             known = Known(targets.image, len(batch.images), targets.boxes, people, config.model.denoising)
         predictions = self._look(self._shared, batch, known)
@@ -128,9 +120,9 @@ class Learner:
 
     def _look(self, network: nn.Module, batch: TrainBatch, known: Known | None = None) -> Predictions:
         model, half = self.config.model, self.config.loop.precision == "bfloat16"
-        centres = batch.centres if model.principal_point == "true" else None
+        centres = batch.targets.intrinsics[:, :2, 2] if not model.as_published else None
         with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
-            found = network(batch.images, centres=centres, by_image=model.prune_by_image, known=known)
+            found = network(batch.images, centres=centres, by_image=not model.as_published, known=known)
         return with_joints(found, self.body, self._regressor, with_all=self._regressor is not None)
 
 
@@ -156,13 +148,13 @@ def learning_rate(step: int, config: LoopConfig) -> float:
 
 def read_regressor(path: str, body: BodyModel) -> torch.Tensor | None:
     """(2, V) head top and neck of J_regressor_extra.npy, None where it is not named. Raises: DtoError."""
-
-    def check(_: str, shape: tuple[int, ...], kind: np.dtype) -> None:
-        if shape != (9, body.num_vertices) or kind.kind != "f":
-            raise ValueError(f"it holds {kind} of shape {shape}; expected (9, {body.num_vertices}), as the body model")
-
     if not path:
         return None
+
+    def check(_: str, shape: tuple[int, ...], kind: np.dtype) -> None:
+        said = f"it holds {kind} of shape {shape}; expected (9, {body.num_vertices}), as the body model"
+        expect(shape == (9, body.num_vertices) and kind.kind == "f", said)
+
     try:
         with open_regular(path) as stream:
             found = read_npy(stream, check)
@@ -174,51 +166,44 @@ def read_regressor(path: str, body: BodyModel) -> torch.Tensor | None:
 def evaluate(
     predict: Callable[[TrainBatch], Predictions], batches: Iterable[TrainBatch], body: BodyModel
 ) -> dict[str, float]:
-    """Means over all people, pairs and images, of all processes.
+    """Means over all people, pairs and images of held-out batches, of all processes; `body` where predictions are.
 
     Every labelled body is answered by the query that the training's own matching assigns to it, however sure the
     network is of it, so that networks are compared over the same people; how many of these queries would be reported is
     told beside (`recall`). For the community's definitions on finished predictions see `dto eval`.
 
-    Args:
-        predict: the network, with joints.
-        batches: held-out images with labels; body: their model, where the predictions are.
-
     Returns:
-        The keys of `MEASURES`, and the counts `images`, `skipped_images`, `persons` and `pairs`; without any image only
-        the first two.
+        The counts `images`, `skipped_images`, `persons` and `pairs`, and the means `MEASURES`, where there are images.
     """
-    sums = torch.zeros(len(MEASURES) + len(_COUNTS), 2, dtype=torch.float64, device=body.faces.device)
+    sums = torch.zeros(2 + len(MEASURES), 2, dtype=torch.float64, device=body.faces.device)
     for there in batches:
         batch = there.to(sums.device)
-        found = _measure(batch, predict(batch), body)
-        sums[: len(MEASURES), 0] += torch.stack([found[name].double().sum() for name in MEASURES])
-        sums[: len(MEASURES), 1] += sums.new_tensor([len(found[name]) for name in MEASURES])
-        counts = (sum(key != "" for key in batch.image_ids), len(batch.skipped))
-        sums[len(MEASURES) :, 0] += sums.new_tensor([*counts, len(found["mpjpe"]), len(found["ordinal"])])
-    top, count = (mean_over_processes(sums) * count_processes()).T.tolist()
-    told = dict(zip(_COUNTS, top[len(MEASURES) :], strict=True))
-    if not told["images"]:
-        return {name: told[name] for name in _COUNTS[:2]}
-    means = [a / b if b else math.nan for a, b in zip(top, count, strict=True)]
-    return told | dict(zip(MEASURES, means, strict=False))
+        found = list(_measure(batch, predict(batch), body).values())
+        sums[2:] += torch.stack([torch.stack([one.double().sum(), sums.new_tensor(len(one))]) for one in found])
+        sums[:2, 0] += sums.new_tensor([sum(key != "" for key in batch.image_ids), len(batch.skipped)])
+    (images, _), (skipped, _), *pairs = (mean_over_processes(sums) * count_processes()).tolist()
+    told = {"images": images, "skipped_images": skipped}
+    if not images:
+        return told
+    means = {name: a / b if b else math.nan for name, (a, b) in zip(MEASURES, pairs, strict=True)}
+    counts = {name: b for name, (_, b) in zip(MEASURES, pairs, strict=True)}
+    return told | {"persons": counts["mpjpe"], "pairs": counts["ordinal"]} | means
 
 
 def _measure(batch: TrainBatch, predictions: Predictions, body: BodyModel) -> dict[str, torch.Tensor]:
-    """The values (n,) of each measure in a batch: of people, of pairs of one image, of images with a camera."""
+    """The values (n,) of each of `MEASURES` in a batch: of people, of pairs of one image, of images with a camera."""
     targets = batch.targets
     matches = match_people(predictions, targets)
     kept = targets.has_body[matches.person[-1]]
-    image, query, person = (part[-1][kept] for part in (matches.image, matches.query, matches.person))
+    image, query, person = (part[-1][kept] for part in matches[1:])
     found = (-1, image, query)
     assert predictions.j3ds is not None
     joints, true = (j[:, :TREE_JOINTS] - j[:, :1] for j in (predictions.j3ds[found], targets.j3ds[person]))
     overlap = generalised_iou(corners(predictions.boxes[found]), corners(targets.boxes[person])) > 0
-    betas = functional.pad(predictions.betas[found], (0, 11 - predictions.betas.shape[-1]))
-    transl, true_transl = predictions.transl[found], targets.transl[person]
+    z, true_z = predictions.transl[found][:, 2], targets.transl[person][:, 2]
     i, j = torch.triu_indices(len(image), len(image), 1, device=image.device)
     together = image[i] == image[j]
-    apart, true_apart = (z[i[together]] - z[j[together]] for z in (transl[:, 2], true_transl[:, 2]))
+    apart, true_apart = (one[i[together]] - one[j[together]] for one in (z, true_z))
     order, true_order = (torch.sign(d) * (d.abs() >= _SAME) for d in (apart, true_apart))
     known, focals = targets.image_focals > 0, (predictions.intrinsics[:, 0, 0], targets.image_focals)
     fov, true_fov = (2 * torch.atan(targets.heights[known] / 2 / focal[known]) for focal in focals)
@@ -228,11 +213,9 @@ def _measure(batch: TrainBatch, predictions: Predictions, body: BodyModel) -> di
     return {
         "pair_depth_error": (apart - true_apart).abs(),
         "near_pair_depth_error": (apart - true_apart).abs()[true_apart.abs() <= _REACH],
-        "depth_error": (transl - true_transl)[:, 2].abs(),
-        "transl_error": (transl - true_transl).norm(dim=-1),
+        "depth_error": (z - true_z).abs(),
         "fov_error": (fov - true_fov).abs(),
         "ordinal": (order == true_order).float(),
-        "height_error": (body.rest_height(betas) - body.rest_height(targets.betas[person])).abs(),
         "mpjpe": (joints - true).norm(dim=-1).mean(-1),
         "recall": right.float(),
         "precision": functional.pad(right[right].float(), (0, max(0, wrong))),

@@ -1,15 +1,8 @@
 """The training loop, and its two ways to run: in this process, or as workers of Ray Train. The only door to Ray here.
 
 Every process runs `run_rank`: step, and at intervals metrics, a checkpoint, an evaluation (each process its share).
-Checkpoints lie in the training's own folder; whoever starts, at first, after a crash or as a replacement for a lost
-worker, goes on from the newest that can be read. A training's folder:
-
-    train.json                       config, versions, what it began with (init); other options than those of how it
-                                     runs refuse to resume
-    train.lock                       held by the process that trains here
-    checkpoints/step-00001000.pt     the newest two, see `checkpoint`
-    metrics.csv, evaluation.csv      one row per interval; tensorboard/ the same as events
-    ray/                             Ray Train's own notes
+Whoever starts, at first, after a crash or as a replacement for a lost worker, goes on from the newest checkpoint that
+can be read. docs/training.md lists what lies in a training's folder.
 """
 
 from __future__ import annotations
@@ -20,10 +13,8 @@ import logging
 import math
 import os
 import socket
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +26,7 @@ from dto_pipeline.config_tree import describe_difference
 from dto_pipeline.data.files import take_lock, write_bytes_atomic, write_json_atomic
 from dto_pipeline.errors import DtoError
 from dto_pipeline.models.body import load_body
-from dto_pipeline.reading import parse_json, read_regular
+from dto_pipeline.reading import read_regular
 from dto_pipeline.train import checkpoint as files
 from dto_pipeline.train.checkpoint import Checkpoint, Position
 from dto_pipeline.train.config import TrainConfig
@@ -48,10 +39,9 @@ FREE_OPTIONS = {
     "data": {"workers", "patience"},
 }  # may change between starts of one training (steps: be raised); another number of loop.workers would change the batch
 _MOST_BYTES = 1 << 30  # of a metrics file: ten million rows
-_LOOK_EVERY = 2.0  # at what workers wrote down [s]
 _LOG = logging.getLogger(__name__)
 Report = Callable[[dict[str, Any]], None]
-# rank, world -> its share of the data: a `Stream`, or (held out) batches to be walked through again and again, or None
+# rank, world -> its share of the data: a stream, or (held out) batches to be walked through again and again, or None
 Source = Callable[[int, int, bool], Any]
 
 
@@ -60,67 +50,69 @@ class TrainError(DtoError, RuntimeError):
 
 
 def train_network(config: TrainConfig, source: Source, folder: Path, progress: bool = True) -> dict[str, float]:
-    """Train, or do what is left of a training.
+    """Train, or do what is left of a training, in a folder that all machines share; in this process with a bar.
 
-    Args:
-        config: all options; `loop.workers` decides where it runs. Ray, if asked for, must be connected already.
-        source: of the batches; may be pickled.
-        folder: of the training, made if missing; shared by all machines.
-        progress: show a bar.
+    `loop.workers` decides where it runs; Ray, if asked for, must be connected already, and `source` is pickled.
 
     Returns:
         The last row of the evaluation; empty without held-out images.
 
     Raises:
         TrainError: another process trains in the folder, it holds another training, or workers failed too often.
+        CheckpointError: the folder holds checkpoints, and none can be read.
     """
     with hold_folder(folder):
-        _claim_folder(folder, config)
-        with _followed(folder, config.loop.steps, progress):
-            if config.loop.workers:
-                _run_on_ray(config, source, folder)
-            else:
-                device = torch.device("cuda" if config.loop.gpu else "cpu")
-                run_rank(config, source, folder, device, lambda _: None)
+        if config.loop.workers:
+            _run_on_ray(config, source, folder.resolve())
+        else:
+            device = torch.device("cuda" if config.loop.gpu else "cpu")
+            run_rank(config, source, folder, device, lambda _: None, progress)
     rows = read_rows(folder / HELD_OUT)
     return rows[-1] if rows else {}
 
 
-def run_rank(config: TrainConfig, source: Source, folder: Path, device: torch.device, report: Report) -> None:
+def run_rank(
+    config: TrainConfig, source: Source, folder: Path, device: torch.device, report: Report, progress: bool = False
+) -> None:
     """What each process does from the newest checkpoint to the last step; all of them call `report` at every
     checkpoint: a barrier under Ray."""
-    loop, (learner, position) = config.loop, start_learner(config, folder, device)
-    rank, world = own_rank(), count_processes()
+    loop, rank, world = config.loop, own_rank(), count_processes()
+    learner, position = start_learner(config, folder, device)
     held_out = source(rank, world, True)  # before the first step: what is wrong with it is said now
     records = Records(folder, position.step) if rank == 0 else None
-    window: list[dict[str, float]] = []
+    if records:
+        told = {"config": config.to_dict(), "versions": files.library_versions(), "init": learner.init}
+        write_json_atomic(folder / "train.json", told)
 
     def evaluate_now(step: int) -> None:
         """All processes at once, each its share: else the others would wait longer than a process group lets them."""
         measures = evaluate(learner.predict, map(_told, held_out or ()), learner.body)
-        if records is not None and measures["images"]:
+        if records and measures["images"]:
             records.add(HELD_OUT, step, measures)
-        elif records is not None and measures["skipped_images"]:
+        elif records and measures["skipped_images"]:
             _LOG.warning("none of the %d held-out images could be read: no evaluation", measures["skipped_images"])
 
     try:
         # a training may have been interrupted between a checkpoint and the evaluation that was due
-        done = {row["step"] for row in read_rows(folder / HELD_OUT)}
-        lacks = position.step > 0 and is_due(position.step, loop.evaluate_every, loop.steps)
-        if broadcast_from_rank_0(lacks and position.step not in done):
+        done = {0, *(row["step"] for row in read_rows(folder / HELD_OUT))}
+        lacks = is_due(position.step, loop.evaluate_every, loop.steps) and position.step not in done
+        if broadcast_from_rank_0(lacks):
             evaluate_now(position.step)
-        stream = batches_from(source(rank, world, False), position)
-        for batch, after in itertools.islice(stream, loop.steps - position.step):
+        window: list[dict[str, float]] = []
+        stream = itertools.islice(batches_from(source(rank, world, False), position), loop.steps - position.step)
+        bar = tqdm(stream, initial=position.step, total=loop.steps, unit="step", disable=not progress)
+        for batch, after in bar:
             window.append(learner.step(_told(batch), position.step))
+            bar.set_postfix(loss=window[-1]["loss"], refresh=False)
             position = after
             if is_due(position.step, loop.log_every, loop.steps):
-                if records is not None:
+                if records:
                     sums = {key: sum(row[key] for row in window) for key in window[0]}
                     means = {k: v if k.startswith("skipped_") else v / len(window) for k, v in sums.items()}
                     records.add(TRAINING, position.step, means | {"rate": window[-1]["rate"]})
                 window.clear()
             saves = is_due(position.step, loop.checkpoint_every, loop.steps)
-            if saves and records is not None:  # before an evaluation: whatever befalls it, this is kept
+            if saves and records:  # before an evaluation: whatever befalls it, this is kept
                 state = (learner.network.state_dict(), learner.optimizer.state_dict(), position)
                 made_by = (files.library_versions(), learner.body.sha256)
                 files.save_checkpoint(folder, Checkpoint(config, learner.init, *state, *made_by))
@@ -129,7 +121,7 @@ def run_rank(config: TrainConfig, source: Source, folder: Path, device: torch.de
             if saves:
                 report({"step": position.step})
     finally:
-        if records is not None:
+        if records:
             records.close()
 
 
@@ -139,22 +131,30 @@ def _told(batch: TrainBatch) -> TrainBatch:
     return batch
 
 
+def is_due(step: int, every: int, last: int) -> bool:
+    """True at multiples of `every` (0 = never) and at the last step."""
+    return step == last or (every > 0 and step % every == 0)
+
+
 def start_learner(config: TrainConfig, folder: Path, device: torch.device) -> tuple[Learner, Position]:
     """Network and optimiser from the newest checkpoint that can be read, which rank 0 chooses for all, or new ones from
-    `loop.seed`. Raises: CheckpointError: there are some, none can be used. TrainError: they are of another body."""
+    `loop.seed`.
+
+    Raises:
+        CheckpointError: there are some, none can be used.
+        TrainError: they are of a training with other options or another body.
+    """
     if device.type == "cpu":
         torch.set_num_threads(config.loop.torch_threads)
     torch.manual_seed(config.loop.seed)
     body = load_body(config.body.model_path, config.body.kid_axis)
-    is_first = own_rank() == 0
-    newest = files.read_checkpoint(folder) if is_first and files.list_checkpoints(folder) else None
+    newest = files.read_checkpoint(folder) if own_rank() == 0 and files.list_checkpoints(folder) else None
     step = broadcast_from_rank_0(newest.position.step if newest else None)
     if step is None:
         network, init = files.begin_network(config)
-        if init and is_first:
-            _note(folder, init=init)
         return Learner(config, network, body, device, init), Position()
     newest = newest or files.read_checkpoint(files.checkpoint_file(folder, step))
+    _compare(newest.config, config, folder)
     if body.sha256 != newest.body_sha256:
         found = f"sha256 {body.sha256[:16]}, this training began with {newest.body_sha256[:16]}"
         raise TrainError(f"the body model (body.model_path) has {found}; put the right one back")
@@ -164,9 +164,18 @@ def start_learner(config: TrainConfig, folder: Path, device: torch.device) -> tu
     return learner, newest.position
 
 
-def is_due(step: int, every: int, last: int) -> bool:
-    """True at multiples of `every` (0 = never) and at the last step."""
-    return step == last or (every > 0 and step % every == 0)
+def _compare(before: TrainConfig, now: TrainConfig, folder: Path) -> None:
+    """Raises: TrainError: the training in the folder has other options."""
+    trees = [one.to_dict() for one in (before, now)]
+    for tree in trees:
+        tree["loop"]["workers"] = max(1, tree["loop"]["workers"])  # 0 and 1 share every step alike
+        for name, keys in FREE_OPTIONS.items():
+            tree[name] = {key: value for key, value in tree[name].items() if key not in keys}
+    if differing := describe_difference(*trees):
+        raise TrainError(f"{folder} holds another training ({'; '.join(differing)}); choose another folder")
+    if now.loop.steps < before.loop.steps:
+        found = f"loop.steps is {now.loop.steps}, this training was to take {before.loop.steps}"
+        raise TrainError(f"{folder}: {found}; more may be asked for, fewer not: choose another folder")
 
 
 @contextmanager
@@ -187,31 +196,6 @@ def hold_folder(folder: Path) -> Iterator[None]:
         stream.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
         stream.flush()
         yield
-
-
-def _claim_folder(folder: Path, config: TrainConfig) -> None:
-    """Write train.json, or refuse a folder whose training has other options."""
-    path, versions = folder / "train.json", {"versions": files.library_versions()}
-    if path.exists():
-        versions, before = {}, files.read_train_json(path)
-        trees = [one.to_dict() for one in (before, config)]
-        for tree in trees:
-            tree["loop"]["workers"] = max(1, tree["loop"]["workers"])  # 0 and 1 share every step alike
-            for name, keys in FREE_OPTIONS.items():
-                tree[name] = {key: value for key, value in tree[name].items() if key not in keys}
-        if differing := describe_difference(*trees):
-            raise TrainError(f"{folder} holds another training ({'; '.join(differing)}); choose another folder")
-        if config.loop.steps < before.loop.steps:
-            found = f"loop.steps is {config.loop.steps}, this training was to take {before.loop.steps}"
-            raise TrainError(f"{folder}: {found}; more may be asked for, fewer not: choose another folder")
-    _note(folder, config=config.to_dict(), **versions)
-
-
-def _note(folder: Path, **facts: Any) -> None:
-    """Write facts into train.json, which may not be there where a learner is started by hand."""
-    path = folder / "train.json"
-    if folder.is_dir():
-        write_json_atomic(path, (parse_json(read_regular(path)) if path.exists() else {}) | facts)
 
 
 class Records:
@@ -265,45 +249,23 @@ def _line(values: Iterable[str | float]) -> str:
     return ",".join(value if isinstance(value, str) else f"{value:.6g}" for value in values) + "\n"
 
 
-@contextmanager
-def _followed(folder: Path, steps: int, progress: bool) -> Iterator[None]:
-    """A progress bar of what is written down, here or by workers; it may go back where one was lost."""
-    ended = threading.Event()
-
-    def follow() -> None:
-        with tqdm(total=steps, unit="step", mininterval=1.0) as bar:
-            is_last = False
-            while not is_last:
-                is_last = ended.wait(_LOOK_EVERY)
-                if rows := read_rows(folder / TRAINING):
-                    bar.n = int(rows[-1]["step"])
-                    bar.set_description(f"loss {rows[-1]['loss']:.3f}")
-
-    thread = threading.Thread(target=follow if progress else ended.wait, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
-
-
 def _run_on_ray(config: TrainConfig, source: Source, folder: Path) -> None:
     """`run_rank` in `loop.workers` workers of Ray Train, started again when one is lost."""
+    import ray.train.torch
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.base_trainer import TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    if files.list_checkpoints(folder):  # what is said of damaged ones is seen here; workers' words stay in Ray's logs
-        files.read_checkpoint(folder)
+    if files.list_checkpoints(folder):  # what is wrong with them is seen here; workers' words stay in Ray's logs
+        _compare(files.read_checkpoint(folder).config, config, folder)
     loop, threads = config.loop, str(config.loop.torch_threads)
     trainer = TorchTrainer(
-        partial(_run_as_ray_worker, config, source, folder.resolve()),
+        lambda: run_rank(config, source, folder, ray.train.torch.get_device(), ray.train.report),
         torch_config=TorchConfig(backend="nccl" if loop.gpu else "gloo"),
         scaling_config=ScalingConfig(num_workers=loop.workers, use_gpu=loop.gpu, resources_per_worker={"CPU": 1}),
         run_config=RunConfig(  # type: ignore[call-arg]  # mypy sees the class of the older API
             name="ray",
-            storage_path=str(folder.resolve()),
+            storage_path=str(folder),
             failure_config=FailureConfig(max_failures=loop.max_failures),
             worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}},
         ),
@@ -314,9 +276,3 @@ def _run_on_ray(config: TrainConfig, source: Source, folder: Path) -> None:
         said = (str(error).strip() or type(error).__name__).splitlines()[-1]
         said = f"training failed more than {loop.max_failures} times (loop.max_failures): {said}"
         raise TrainError(f"{said}; what the newest checkpoint holds is kept, start again to go on") from error
-
-
-def _run_as_ray_worker(config: TrainConfig, source: Source, folder: Path) -> None:
-    import ray.train.torch
-
-    run_rank(config, source, folder, ray.train.torch.get_device(), ray.train.report)

@@ -1,26 +1,31 @@
-"""What a network is told it did wrong (MA-HMR), formulas beside the code; `compute_losses` reads top to bottom.
+"""Who of the queries is who of the people, and what a network is told it did wrong (MA-HMR), formulas beside the code.
 
-Every term is (L,): one number per decoder layer, the last layer last. Matched predictions are (L, M, ...), their people
-(L, M, ...) too. Knows no files and no optimiser. Metres, radians, pixels; S is the input size. What the preset `paper`
-does otherwise than `ours` is an option of `LossConfig` each.
+Every term is (L,): one number per decoder layer, the last layer last. Matched predictions and their people are
+(L, M, ...). Metres, radians, pixels; S is the input size. What the preset `paper` does otherwise is an option each.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch.nn import functional
 
 from dto_pipeline.maths.devices import constant
 from dto_pipeline.maths.rotation import axis_angle_to_matrix
 from dto_pipeline.train.blocks import Known, corners, number_within
 from dto_pipeline.train.config import LossConfig
-from dto_pipeline.train.matching import Matches, generalised_iou
 from dto_pipeline.train.model import Predictions
-from dto_pipeline.train.targets import Targets
+from dto_pipeline.train.targets import SMPL_JOINTS, Targets
 
+COST_CONFIDENCE, COST_BOXES, COST_GIOU, COST_JOINTS = 1.0, 1.0, 1.0, 20.0
+BODY_JOINTS = 22  # matched are the first of smplx's joints, and those behind them that only annotated people have
+_EPS = 1e-6
+_WORST = 1e9  # cost of what is not finite: taken only where nothing else is left
 BETA_FACTORS = (2.56, 1.28, 0.64, 0.64, *[0.32] * 6, 10.0)  # large directions change the body most; kid axis last
 FOV_OVER = 3.0  # factor on a field of view that is estimated too large
 SAME_LAYER = 0.3  # people are of another layer of depth from this gap on, where nothing else says so [m]
@@ -31,8 +36,66 @@ WEIGHTS = {
 }  # fmt: skip  # published name -> option of `LossConfig`
 _TINY = 1e-12  # stands in for a count of nothing
 _SMALLEST = 1e-44  # its logarithm is below -100
-Index = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # layer, image, query of (L, M) pairs
 Share = Callable[[torch.Tensor], torch.Tensor]  # a count, averaged over processes
+
+
+class Matches(NamedTuple):
+    """M pairs in each of L layers; every person is matched unless an image has more people than queries."""
+
+    layer: torch.Tensor  # (L, 1) int64
+    image: torch.Tensor  # (L, M) int64
+    query: torch.Tensor  # (L, M) int64
+    person: torch.Tensor  # (L, M) int64, of the batch's people
+
+    @property
+    def places(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Of (L, B, Q, ...) predictions: the matched ones, (L, M, ...)."""
+        return self[:3]
+
+
+@torch.no_grad()
+def match_people(predictions: Predictions, targets: Targets) -> Matches:
+    """The assignment of least cost, rows = queries, columns = people of the image (Hungarian)."""
+    cost = matching_cost(predictions, targets).nan_to_num(_WORST, _WORST, _WORST)
+    numbers, bounds = cost.double().cpu().numpy(), pairwise(np.cumsum([0, *targets.counts]))  # (L, N, Q)
+    parts = [
+        [(query, person + first) for query, person in (linear_sum_assignment(layer[first:last].T) for layer in numbers)]
+        for first, last in bounds
+    ]  # images of layers of (2, m)
+    pairs = torch.from_numpy(np.concatenate(parts, axis=-1).astype(np.int64))
+    query, person = pairs.to(cost.device, non_blocking=True).unbind(1)
+    return Matches(torch.arange(len(query), device=cost.device)[:, None], targets.image[person], query, person)
+
+
+def matching_cost(predictions: Predictions, targets: Targets) -> torch.Tensor:
+    """(L, N, Q): 1/4 (1 - p)^2 (-ln(p + 1e-8)) + sum |box - box'| - GIoU + K, each times its weight.
+
+    K = sum over visible joints and both coordinates of |j2d - j2d'| / S, divided by their number.
+    """
+    assert predictions.j2ds is not None
+    image, p = targets.image, predictions.confs[:, targets.image]
+    confidence = 0.25 * (1 - p) ** 2 * -(p + 1e-8).log()
+    boxes, true = predictions.boxes[:, image], targets.boxes[:, None]
+    counted = [number for number in range(targets.j2ds.shape[1]) if not BODY_JOINTS <= number < SMPL_JOINTS]
+    used = constant(tuple(counted), image.device, torch.int64)
+    seen = targets.j2ds_mask[:, None, used].to(p.dtype)  # (N, 1, J, 2)
+    apart = (predictions.j2ds[:, image][:, :, :, used] - targets.j2ds[:, None, used]).abs() / predictions.input_size
+    joints = (apart * seen).sum((-1, -2)) / (seen.sum((-1, -2)) + _EPS)
+    overlap = generalised_iou(corners(boxes), corners(true))
+    apart = COST_BOXES * (boxes - true).abs().sum(-1) - COST_GIOU * overlap
+    return COST_CONFIDENCE * confidence + apart + COST_JOINTS * joints
+
+
+def generalised_iou(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """(...) of boxes (..., 4) as corners: inter / (union + 1e-6) - (hull - union) / (hull + 1e-6)."""
+
+    def area(low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+        return (high - low).clamp(min=0).prod(-1)
+
+    inter = area(torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:], b[..., 2:]))
+    hull = area(torch.minimum(a[..., :2], b[..., :2]), torch.maximum(a[..., 2:], b[..., 2:]))
+    union = area(a[..., :2], a[..., 2:]) + area(b[..., :2], b[..., 2:]) - inter
+    return inter / (union + _EPS) - (hull - union) / (hull + _EPS)
 
 
 class Mean(NamedTuple):
@@ -56,55 +119,45 @@ def compute_losses(
     predictions: Predictions, targets: Targets, matches: Matches, config: LossConfig,
     share: Share = lambda count: count, known: Known | None = None,
 ) -> Losses:  # fmt: skip
-    """Sum of weight * loss over all terms and layers.
+    """Sum of weight * loss over all terms and layers, those of weight 0 left out; predictions come with joints.
 
-    Args:
-        predictions: with joints.
-        targets, matches: of the same images, each layer by itself.
-        config: weights; a term of weight 0 is left out.
-        share: averages counts over the processes that share a step.
-        known: who stands in the denoising slots of `predictions.known`.
+    `share` averages counts over the processes that share a step; `known`: who stands in the denoising slots.
     """
     # confs: focal loss, 1 for matched queries; over all queries of completely labelled images, else matched ones
     matched = _marked(predictions.confs, matches.places)
     counted = matched | targets.complete[:, None]
     confidence = Mean((focal_loss(predictions.confs, matched) * counted).sum((-1, -2)), counted.sum((-1, -2)))
-    people = (matches.places, matches.person)
-    means = {"confs": confidence, **_body_terms(predictions, *people, targets, config)}
-    means |= _pair_terms(predictions, *people, matches.image, targets, config)
+    means = {"confs": confidence, **_body_terms(predictions, matches, targets, config)}
+    means |= _pair_terms(predictions, matches, matches.image, targets, config)
     means |= _image_terms(predictions, targets, config)
+    layers = len(predictions.confs)
     # counts that processes share are averaged over them, all in one message
-    counts = {name: mean.number.float() for name, mean in means.items()}
-    shared = [name for name, mean in means.items() if mean.shared or config.share_all_counts]
-    flat = share(torch.cat([counts[name].reshape(-1) for name in shared]))
-    for name, part in zip(shared, flat.split([counts[name].numel() for name in shared]), strict=True):
-        counts[name] = part.reshape(counts[name].shape)
+    shared = [name for name, mean in means.items() if mean.shared or not config.as_published]
+    numbers = torch.stack([means[name].number.float().expand(layers) for name in shared])
+    counts = dict(zip(shared, share(numbers), strict=True))
     if predictions.known is not None and known is not None:
         noisy = _known_terms(predictions.known, known, targets, config)
         means |= {f"{name}_dn": mean for name, mean in noisy.items()}
-        counts |= {f"{name}_dn": mean.number.float() for name, mean in noisy.items()}
 
     terms: dict[str, torch.Tensor] = {}
     for name, mean in means.items():
-        value = mean.top / counts[name].clamp(min=mean.least)
-        last = len(value) - 1 if value.dim() else 0  # losses of images are no list of layers
-        for layer, term in enumerate(value.reshape(-1)):
-            terms[name if layer == last else f"{name}.{layer}"] = term
+        values = mean.top / counts.get(name, mean.number.float()).clamp(min=mean.least)
+        terms |= {f"{name}.{layer}": values[layer] for layer in range(layers - 1) if mean.top.dim()}
+        terms[name] = values[-1] if values.dim() else values
     options = {name: WEIGHTS[name.partition(".")[0].removesuffix("_dn")] for name in terms}
     weights = {name: float(getattr(config, option)) for name, option in options.items()}
     total = torch.stack([weights[name] * term for name, term in terms.items() if weights[name]]).sum()
     return Losses(total, terms, weights)
 
 
-def _body_terms(
-    found: Predictions, index: Index, person: torch.Tensor, true: Targets, config: LossConfig
-) -> dict[str, Mean]:
+def _body_terms(found: Predictions, matches: Matches, true: Targets, config: LossConfig) -> dict[str, Mean]:
     """All that is a sum over people / N, N = people of the batch who have it, at least 1."""
     assert found.j3ds is not None
     assert found.j2ds is not None
+    index, person = matches.places, matches.person
     # poses: mean over 72 of |axis-angle - axis-angle'|; ours: over the entries of the rotation matrices
     poses, true_poses = found.poses[index], true.poses[person]
-    if config.pose_distance == "matrix":
+    if not config.as_published:
         poses, true_poses = (
             axis_angle_to_matrix(part.unflatten(-1, (24, 3))).flatten(-3) for part in (poses, true_poses)
         )
@@ -120,7 +173,7 @@ def _body_terms(
     # j2ds: sum of mask * |j - j'| / S, over 45 x 2 (RelativeHuman: 14 x 2); ours: over the number seen
     seen = true.j2ds_mask[person].to(boxes.dtype)
     apart = (found.j2ds[index] - true.j2ds[person]).abs() / found.input_size * seen
-    number = 2 * true.num_joints[person] if config.over_all_joints else seen.sum((-1, -2)).clamp(min=1)
+    number = 2 * true.num_joints[person] if config.as_published else seen.sum((-1, -2)).clamp(min=1)
     # depths: |1 / (F d + 1e-8) - 1 / (z + 1e-8)|, d = T_z / f, F = focal length of the label
     far = true.focals[person] * found.depths[index][..., 1]
     inverse = (1 / (far + 1e-8) - 1 / (_true_depth(true, config)[person] + 1e-8)).abs()
@@ -142,18 +195,18 @@ def _body_terms(
 
 def _true_depth(true: Targets, config: LossConfig) -> torch.Tensor:
     """(N,) what T_z is compared with: the pelvis as published, or (ours) what the network says, SMPL's transl."""
-    return true.pelvis_z if config.depth_of == "pelvis" else true.transl[:, 2]
+    return true.pelvis_z if config.as_published else true.transl[:, 2]
 
 
 def _pair_terms(
-    found: Predictions, index: Index, person: torch.Tensor, scene: torch.Tensor, true: Targets, config: LossConfig
+    found: Predictions, matches: Matches, scene: torch.Tensor, true: Targets, config: LossConfig
 ) -> dict[str, Mean]:
     """Means over pairs of people of one scene (L, M), over all pairs of the batch; 0 without pairs."""
-    count = person.shape[1]
+    person, count = matches.person, matches.person.shape[1]
     first, second = torch.triu_indices(count, count, 1, device=person.device)
     i, j = person[:, first], person[:, second]  # (L, M (M - 1) / 2)
     together = scene[:, first] == scene[:, second]
-    z, true_z = found.depths[index][..., 0], _true_depth(true, config)
+    z, true_z = found.depths[matches.places][..., 0], _true_depth(true, config)
     apart, true_apart = z[:, first] - z[:, second], true_z[i] - true_z[j]
     # depths_mt: |z_i - z_j| <= reach: ln(1 + |(T_zi - T_zj) - (z_i - z_j)|)
     weight = together & true.has_body[i] & true.has_body[j] & (true_apart.abs() <= config.reach)
@@ -201,7 +254,7 @@ def _image_terms(found: Predictions, true: Targets, config: LossConfig) -> dict[
     return {
         "map_confs": Mean((focal_loss(found.scale_map[:, 0], people) * counted).sum(), counted.sum()),
         "map_scales": Mean(scales, people.sum(), least=1),
-        "fov": Mean(each.sum(), torch.ones_like(known[:1]).sum() if config.sum_fov else known.sum()),
+        "fov": Mean(each.sum(), torch.ones_like(known[:1]).sum() if config.as_published else known.sum()),
     }
 
 
@@ -214,23 +267,23 @@ def _known_terms(found: Predictions, known: Known, true: Targets, config: LossCo
     person = torch.arange(people, device=device).repeat(known.groups).expand(layers, -1)
     image = known.image.repeat(known.groups).expand(layers, -1)
     layer = torch.arange(layers, device=device)[:, None]
-    index = (layer, image, known.slots(negative=False).flatten().expand(layers, -1))
+    near, far = (known.slots(negative=side).flatten().expand(layers, -1) for side in (False, True))
+    matches = Matches(layer, image, near, person)
     scene = image * known.groups + torch.arange(known.groups, device=device).repeat_interleave(people)
-    bodies = _body_terms(found, index, person, true, config)
+    bodies = _body_terms(found, matches, true, config)
     terms = {name: mean._replace(top=mean.top / known.groups) for name, mean in bodies.items()}
-    positive = _marked(found.confs, index)
-    used = positive | _marked(found.confs, (layer, image, known.slots(negative=True).flatten().expand(layers, -1)))
+    positive = _marked(found.confs, matches.places)
+    used = positive | _marked(found.confs, (layer, image, far))
     focal = focal_loss(found.confs, positive)
     confidence = Mean((focal * used).sum((-1, -2)), used.sum((-1, -2)))
-    if config.empty_slots:
+    if config.as_published:
         confidence = Mean(focal.sum((-1, -2)) / known.groups, torch.full_like(layer[:, 0], focal[0].numel()))
-    return terms | _pair_terms(found, index, person, scene, true, config) | {"confs": confidence}
+    return terms | _pair_terms(found, matches, scene, true, config) | {"confs": confidence}
 
 
-def _marked(like: torch.Tensor, index: Index) -> torch.Tensor:
-    """Of the shape of `like`, bool: True at `index`."""
+def _marked(like: torch.Tensor, places: tuple[torch.Tensor, ...]) -> torch.Tensor:
     nobody = torch.zeros_like(like, dtype=torch.bool)
-    return nobody.index_put(index, nobody.new_ones(()))
+    return nobody.index_put(places, nobody.new_ones(()))
 
 
 def focal_loss(p: torch.Tensor, positive: torch.Tensor) -> torch.Tensor:

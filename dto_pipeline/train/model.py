@@ -1,9 +1,7 @@
 """The network of Metric-Aware HMR (arXiv 2511.13282), compatible with the published weights: images in, people out.
 
-`MeshNetwork` reads top to bottom: map tokens and scale map, tokens finer where people are small, the rest of a DINOv2,
-decoder layers that each refine a box, heads, a camera branch that turns weak perspective into metres. Knows no labels,
-losses or files. Notation: S input size (the long side), B images, Q queries, L decoder layers, C and D widths; pixels
-are those of the image resized to S, without its padding.
+Knows no labels, losses or files. S input size (the long side), B images, Q queries, L decoder layers, C and D widths;
+pixels are those of the image resized to S, without its padding.
 """
 
 from __future__ import annotations
@@ -125,11 +123,9 @@ class MeshNetwork(nn.Module):
     ) -> Predictions:  # fmt: skip
         """B images (3, h, w) uint8 RGB, each of its own size, the longer side S -> Q people of each.
 
-        Args:
-            centres: (B, 2) principal points of the images [px]; None = the middle, as published.
-            known: people for denoising queries, with their noise (None = drawn).
-            given_map: (T, 2) tokens are chosen by it, not by the predicted scale map.
-            by_image: see `blocks.choose_tokens`.
+        `centres`: (B, 2) principal points of the images [px], None = the middle, as published; `known`: people for
+        denoising queries, with their noise (None = drawn); `given_map`: (T, 2) tokens are chosen by it, not by the
+        predicted scale map; `by_image`: see `blocks.choose_tokens`.
         """
         size = torch.tensor([image.shape[:0:-1] for image in images])  # (B, 2) w, h
         size = size.to(self.level_embed.device, non_blocking=True)
@@ -138,7 +134,7 @@ class MeshNetwork(nn.Module):
         logits = self.refpoint_embed.weight.expand(len(images), -1, -1)
         may_see, slots = None, 0
         if known is not None and len(known.image):
-            first = blocks.noisy_queries(known, noise or blocks.draw_noise(known), self.dn_enc)
+            first = blocks.noisy_queries(known, self.dn_enc, noise)
             content, logits = (torch.cat([a.to(b.dtype), b], 1) for a, b in zip(first, (content, logits), strict=True))
             slots, may_see = first[0].shape[1], blocks.allowed_pairs(known, self.sizes.queries)
         states, references = self._decode(content, logits.sigmoid(), tokens, len(images), may_see)
@@ -165,7 +161,10 @@ class MeshNetwork(nn.Module):
     ) -> tuple[Tokens, torch.Tensor, torch.Tensor, Cells]:
         """Images -> tokens, class tokens (B, C), scale map (cells, 2), cells."""
         count, device = len(images), self.level_embed.device
-        cells = blocks.list_cells([image.shape[1:] for image in images], device)
+        grids = [blocks.z_order(*(-(-side // GROUP) * 2 for side in image.shape[1:]), device) for image in images]
+        lengths = [len(y) for y, _ in grids]
+        y, x = (torch.cat([grid[axis] for grid in grids]) for axis in (0, 1))
+        cells = Cells(blocks.image_numbers(lengths, device), y, x, lengths)
         fine = torch.cat([_cells_of(image) for image in images])
         position, own = self.encoder_pos_embeds, self.encoder["blocks"]
 
@@ -297,10 +296,8 @@ def shrink_positions(grid: torch.Tensor) -> torch.Tensor:
 def metric_translation(weak: torch.Tensor, focal: torch.Tensor, off_centre: torch.Tensor, side: int) -> torch.Tensor:
     """Metres from weak perspective: sigma = 2 sigmoid(s) + 1e-6, T = (tx / sigma, ty / sigma, 2 f / (sigma S)).
 
-    Args:
-        weak: (..., 3) tx, ty, s: a metre at the person is sigma S / 2 px, (tx, ty) is where the body's origin is seen.
-        focal: (...) f [px]; side: S [px].
-        off_centre: (..., 2) of the principal point from the image's middle, in S / 2; 0 as published.
+    `weak`: (..., 3) tx, ty, s: a metre at the person is sigma S / 2 px, (tx, ty) is where the body's origin is seen;
+    `focal`: (...) f [px]; `off_centre`: (..., 2) of the principal point from the image's middle, in S / 2.
     """
     sigma = 2 * weak[..., 2:].sigmoid() + 1e-6
     return torch.cat([(weak[..., :2] - off_centre) / sigma, 2 * focal[..., None] / (sigma * side)], dim=-1)

@@ -1,9 +1,8 @@
-"""A trained network on photographs: people in front of the camera of the photograph, image by image and shard by shard.
+"""A trained network on photographs: people in front of the camera of the photograph, shard by shard of a manifest.
 
-The input shows the whole photograph, its longer side made S; both cameras look the same way from the same point, so
-`transl` holds in either. The network thinks the principal point in the middle. A shard that was predicted stays beside
-the result until all are, so that a killed prediction goes on where it was; a part is only taken up if checkpoint,
-options and pictures are the same. Knows image stores, manifests and label files; knows no run. Metres, radians, pixels.
+The input shows the whole photograph, its longer side made S, seen from the same point, so `transl` holds in either. The
+labels of a shard stay beside the result until all shards have theirs: a killed prediction goes on where it was. Knows
+image stores, manifests and label files; knows no run. Metres, radians, pixels.
 """
 
 from __future__ import annotations
@@ -11,8 +10,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -26,20 +26,20 @@ from tqdm import tqdm
 from dto_pipeline.axes import NUM_BETAS
 from dto_pipeline.collate import keep_labels
 from dto_pipeline.config import STAND_IN_BODY, BodyConfig
-from dto_pipeline.data.cameras import read_cameras
+from dto_pipeline.data.cameras import CAMERA_COLUMNS, camera_matrices
 from dto_pipeline.data.dataset import Dataset
 from dto_pipeline.data.images import ImageStore
 from dto_pipeline.data.labels import LabelsError, build_label_table, read_label_metadata, read_labels, write_label_shard
 from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.manifest_build.writer import write_label_manifest
 from dto_pipeline.data.sources.rows import ROW_PROBLEMS, find_row_problems
-from dto_pipeline.data.storage import STORAGE_ERRORS, Location, absolute, as_location, list_names
+from dto_pipeline.data.storage import STORAGE_ERRORS, Location, absolute, list_names
 from dto_pipeline.data.tars import carry_tar_index, open_images
 from dto_pipeline.errors import DtoError
 from dto_pipeline.maths.person_matching import carry_to_camera
 from dto_pipeline.models.body import BodyModel, BodyModelError, load_body
 from dto_pipeline.paths import SUBSET_NAME, name_subset
-from dto_pipeline.scene import PlacedScene, Scene
+from dto_pipeline.scene import Scene
 from dto_pipeline.status import ImageStatus, PersonStatus, UnusableImage
 from dto_pipeline.train.augment import camera_problem, fit_size, resize
 from dto_pipeline.train.blocks import corners
@@ -48,13 +48,9 @@ from dto_pipeline.train.model import Predictions
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 PARTS, MANIFEST_FILE = "parts", "manifest.parquet"  # in the folder of a prediction; the former until it is finished
-_NO_BOX = "its box is not finite"
 _READ_THREADS = 4  # images decoded at the same time
-People = dict[str, np.ndarray]  # of one image, best first: det_score, bbox_xyxy, pose, betas, transl as in a `Scene`
-
-
-class PredictError(DtoError):
-    """Pictures that cannot be predicted; the message says why and the next step."""
+_PERSON_ARRAYS = {"pose": (72,), "betas": (NUM_BETAS,), "transl": (3,), "bbox_xyxy": (4,), "det_score": ()}
+_UNKNOWN = {"age_years": np.float32(np.nan), "male_prob": np.float32(np.nan), "source_row": np.int64(-1)}
 
 
 @dataclass(frozen=True)
@@ -78,38 +74,11 @@ class Picture(NamedTuple):
     subset: str
     image_path: str
     image_file: str  # its name in the store
-    intrinsics: np.ndarray | None = None  # (3, 3) float64 [px]; None = the network says
+    camera: tuple[float, ...] | None = None  # fx, fy, cx, cy [px]; None = the network says
     fov: float | None = None  # vertical field of view [rad] where it is all that is known
-    depth_file: str | None = None  # its depth map's name, for the manifest
 
 
-@dataclass(frozen=True)
-class PictureSet:
-    """Pictures in shards, and where they and their depth maps are."""
-
-    subset: str
-    images_root: Location
-    depth_root: Location | None
-    shard_images: int
-    num_images: int
-    num_shards: int
-    read_shard: Callable[[int], list[Picture]]
-    manifest: Location | None = None  # the pictures are those of this one, its tar index too
-
-    def open_store(self) -> ImageStore:
-        """Where the pictures are read from."""
-        return open_images(self.images_root, self.manifest or Path("none"))
-
-
-class _UnusableCamera(UnusableImage):
-    status = ImageStatus.LABEL_INVALID
-
-
-class _UnusableAnswer(UnusableImage):
-    status = ImageStatus.PREDICTION_INVALID
-
-
-class _Input(NamedTuple):
+class _Photo(NamedTuple):
     """A photograph laid out for the network."""
 
     image: np.ndarray  # (h, w, 3) uint8, the longer side S
@@ -121,12 +90,10 @@ class _Input(NamedTuple):
 def load_trained(
     path: str | Path, device: torch.device, body_path: str | Path | None = None, encoder_heads: int | None = None
 ) -> Trained:
-    """Read weights to predict with: a checkpoint, the newest of a training's folder, or a released file.
+    """The network of a checkpoint, of the newest one of a training's folder that can be read, or of a released file.
 
-    Args:
-        path, device: of the weights; where the network shall compute.
-        body_path: the training's body model where it lies now; None = as in its config. A released file names none.
-        encoder_heads: of a released file, whose shapes do not tell it; None = one per 64 features.
+    `body_path`: the training's body model where it lies now, None = as in its config (a released file names none);
+    `encoder_heads`: of a released file, None = one per 64 features.
 
     Raises:
         CheckpointError, TorchFileError: there are no weights, or they cannot be used.
@@ -147,7 +114,7 @@ def load_trained(
     sizes += f"{model.queries} queries, {model.betas} shape coefficients"
     origin = f"{path}: {sizes}" if is_released else f"{checkpoint.path}, step {checkpoint.position.step}"
     network, sha256 = restore_network(checkpoint, device), hash_weights(checkpoint.weights)
-    return Trained(network, body, options, side, sha256, device, model.prune_by_image, origin)
+    return Trained(network, body, options, side, sha256, device, not model.as_published, origin)
 
 
 def predict_scenes(
@@ -159,217 +126,162 @@ def predict_scenes(
     whose numbers cannot be used stays, with its problem; where that is everybody, the picture has one too. `det_score`
     is the confidence; people below the least one are left out (ours; a merge asks for 0.5 on top of it).
     """
-    rest = iter(pictures)
     with ThreadPoolExecutor(_READ_THREADS) as pool:
-
-        def read_next() -> list[tuple[Picture, Future[_Input | UnusableImage]]]:
-            some = islice(rest, batch)
-            return [(one, pool.submit(_lay_out, store, one, trained.input_size)) for one in some]
-
-        coming = read_next()
+        reading = ((_nobody(one), pool.submit(_lay_out, store, one, trained.input_size)) for one in pictures)
+        coming = list(islice(reading, batch))
         while coming:
-            some, coming = coming, read_next()  # the next batch is read while the network sees this one
-            laid_out = [(picture, future.result()) for picture, future in some]
-            answers = iter(_ask(trained, [laid for _, laid in laid_out if isinstance(laid, _Input)], min_confidence))
-            for picture, laid in laid_out:
-                if isinstance(laid, _Input):
-                    yield _make_scene(picture, laid, next(answers), trained.body)
+            some, coming = coming, list(islice(reading, batch))  # read while the network sees this one
+            photos = [(scene, future.result()) for scene, future in some]
+            answers = iter(_ask(trained, [photo for _, photo in photos if isinstance(photo, _Photo)]))
+            for scene, photo in photos:
+                if isinstance(photo, _Photo):
+                    _fill(scene, photo, *next(answers), trained.body, min_confidence)
                 else:
-                    yield _make_scene(picture, None, laid, trained.body)
+                    scene.problem = photo
+                yield scene
 
 
-def _lay_out(store: ImageStore, picture: Picture, side: int) -> _Input | UnusableImage:
+def _nobody(picture: Picture) -> Scene:
+    """A picture without people, and without a camera unless it was told."""
+    nobody: Any = {name: np.zeros((0, *shape), np.float32) for name, shape in _PERSON_ARRAYS.items()}
+    nobody |= {name: np.full(0, value) for name, value in _UNKNOWN.items()} | {"person_problem": []}
+    camera = camera_matrices(np.array(picture.camera or [np.nan] * 4, np.float64))
+    return Scene(picture.image_id, picture.subset, picture.image_path, 0, 0, camera, **nobody)
+
+
+def _lay_out(store: ImageStore, picture: Picture, side: int) -> _Photo | tuple[ImageStatus, str]:
     try:
         file = store.read(picture.image_file)
     except UnusableImage as error:
-        return error
-    (height, width), camera = file.rgb.shape[:2], picture.intrinsics
-    if camera is None and picture.fov is not None:
+        return error.status, str(error)
+    (height, width), told = file.rgb.shape[:2], picture.camera
+    if told is None and picture.fov is not None:
         focal = height / 2 / np.tan(picture.fov / 2)
-        camera = np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])
+        told = (focal, focal, width / 2, height / 2)
+    camera = None if told is None else camera_matrices(np.array(told, np.float64))
     if camera is not None and (problem := camera_problem(camera, width, height)):
-        return _UnusableCamera(problem)
-    return _Input(resize(file.rgb, fit_size(width, height, side)[0]), (width, height), file.sha256, camera)
+        return ImageStatus.LABEL_INVALID, problem
+    return _Photo(resize(file.rgb, fit_size(width, height, side)[0]), (width, height), file.sha256, camera)
 
 
 @torch.inference_mode()
-def _ask(
-    trained: Trained, inputs: list[_Input], min_confidence: float
-) -> list[tuple[People, np.ndarray] | UnusableImage]:
-    """People and camera (3, 3) of each input, in its pixels, or why its answer says nothing of them."""
-    if not inputs:
-        return []
-    images = [torch.from_numpy(one.image.transpose(2, 0, 1).copy()).to(trained.device) for one in inputs]
+def _ask(trained: Trained, photos: list[_Photo]) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
+    """What the network says of each photograph: `_PERSON_ARRAYS` of all queries and the camera (3, 3), in its input."""
+    if not photos:
+        return iter(())
+    images = [torch.from_numpy(one.image.transpose(2, 0, 1).copy()).to(trained.device) for one in photos]
     answer = trained.network(images, by_image=trained.by_image)
     last = {"bbox_xyxy": corners(answer.boxes[-1]) * trained.input_size, "pose": answer.poses[-1]}
     betas = functional.pad(answer.betas[-1], (0, NUM_BETAS - answer.betas.shape[-1]))
     last |= {"betas": betas, "transl": answer.transl[-1], "det_score": answer.confs[-1]}
     parts = {name: values.float().cpu().numpy() for name, values in last.items()}
-    found: list[tuple[People, np.ndarray] | UnusableImage] = []
-    for image, camera in enumerate(answer.intrinsics.double().cpu().numpy()):
-        score = parts["det_score"][image]
-        if not np.isfinite(score).all():  # nobody knows who would be sure enough
-            found.append(_UnusableAnswer("the network's confidences are not finite"))
-        elif not np.isfinite(camera).all():
-            found.append(_UnusableAnswer("the network's camera is not finite"))
-        else:
-            order = np.argsort(-score, kind="stable")
-            order = order[score[order] >= min_confidence]
-            found.append(({name: values[image, order] for name, values in parts.items()}, camera))
-    return found
+    cameras = answer.intrinsics.double().cpu().numpy()
+    return (({name: values[k] for name, values in parts.items()}, camera) for k, camera in enumerate(cameras))
 
 
-def _make_scene(
-    picture: Picture, laid: _Input | None, answer: tuple[People, np.ndarray] | UnusableImage, body: BodyModel
-) -> Scene:
-    """A picture's people; of one that was not read or answered nobody, and no camera unless it was told."""
-    shapes: dict[str, tuple[int, ...]] = {"det_score": (), "bbox_xyxy": (4,), "pose": (72,), "betas": (11,)}
-    people: Any = {name: np.zeros((0, *shape), np.float32) for name, shape in (shapes | {"transl": (3,)}).items()}
-    camera = np.array([[np.nan, 0, np.nan], [0, np.nan, np.nan], [0, 0, 1]])
-    problem: tuple[ImageStatus, str] | None = None
-    texts: list[str] = []
-    if isinstance(answer, UnusableImage):
-        camera, problem = camera if picture.intrinsics is None else picture.intrinsics, (answer.status, str(answer))
-    elif laid is not None:
-        people, camera = _carry_back(*answer, laid, body)
-        codes = find_row_problems(people["pose"], people["betas"], people["transl"])
-        boxed = np.isfinite(people["bbox_xyxy"]).all(axis=1).tolist()
-        texts = [ROW_PROBLEMS[code] or _NO_BOX * (not has) for code, has in zip(codes, boxed, strict=True)]
-        if texts and all(texts):
-            problem = ImageStatus.PREDICTION_INVALID, f"nobody can be used: {texts[0]}"
-    count, (width, height) = len(people["pose"]), laid.size if laid else (0, 0)
-    return Scene(
-        image_id=picture.image_id,
-        subset=picture.subset,
-        image_path=picture.image_path,
-        width=width,
-        height=height,
-        intrinsics=camera,
-        **people,
-        age_years=np.full(count, np.nan, np.float32),
-        male_prob=np.full(count, np.nan, np.float32),
-        source_row=np.full(count, -1, np.int64),
-        image_sha256=laid.sha256 if laid else "",
-        person_problem=[(PersonStatus.INVALID_LABEL, text) if text else None for text in texts],
-        problem=problem,
-    )
+def _fill(
+    scene: Scene, photo: _Photo, people: dict[str, np.ndarray], camera: np.ndarray, body: BodyModel, least: float
+) -> None:
+    """Put the people who are sure enough, best first, and the camera into a scene, as the photograph shows them."""
+    (scene.width, scene.height), scene.image_sha256, score = photo.size, photo.sha256, people["det_score"]
+    for said, numbers in (("confidences are", score), ("camera is", camera)):
+        if not np.isfinite(numbers).all():  # nobody knows who would be sure enough, or where
+            scene.problem = ImageStatus.PREDICTION_INVALID, f"the network's {said} not finite"
+            return
+    order = np.argsort(-score, kind="stable")
+    order = order[score[order] >= least]
+    vars(scene).update({name: values[order] for name, values in people.items()})
+    vars(scene).update({name: np.full(len(order), value) for name, value in _UNKNOWN.items()})
+
+    grow = np.array(photo.image.shape[1::-1]) / photo.size  # lengths of the input per length of the photograph
+    finite = np.isfinite(scene.bbox_xyxy).all(axis=1)
+    boxes = np.where(finite[:, None], scene.bbox_xyxy, np.nan).reshape(-1, 2, 2)
+    scene.bbox_xyxy = np.clip(boxes / grow, 0, photo.size).reshape(-1, 4).astype(np.float32)
+    scene.intrinsics = np.diag([*(1 / grow), 1]) @ camera
+    if photo.camera is not None:
+        if len(order):  # each pelvis keeps its place in the picture, its distance follows the focal length
+            pose, betas, transl = map(torch.from_numpy, (scene.pose, scene.betas, scene.transl))
+            pelvis = body.joints(pose, betas, transl)[:, 0]
+            own, wanted = (torch.from_numpy(k).expand(len(order), 3, 3) for k in (scene.intrinsics, photo.camera))
+            scene.transl = carry_to_camera(transl.double(), pelvis.double(), own, wanted).float().numpy()
+        scene.intrinsics = photo.camera
+    codes = find_row_problems(scene.pose, scene.betas, scene.transl)
+    texts = [
+        ROW_PROBLEMS[code] or "its box is not finite" * (not has)
+        for code, has in zip(codes, finite.tolist(), strict=True)
+    ]
+    scene.person_problem = [(PersonStatus.INVALID_LABEL, text) if text else None for text in texts]
+    if texts and all(texts):
+        scene.problem = ImageStatus.PREDICTION_INVALID, f"nobody can be used: {texts[0]}"
 
 
-def _carry_back(people: People, camera: np.ndarray, laid: _Input, body: BodyModel) -> tuple[People, np.ndarray]:
-    """People and camera of the photograph.
+def list_pictures(folder: str, out: Path, subset: str = "", depth: str = "", shard_images: int = 4096) -> Manifest:
+    """The manifest of every image file in or below a folder or URI, by name, without people, beside the parts in `out`.
 
-    Where its camera is known, the people are carried to it: each pelvis keeps its place in the picture, and its
-    distance changes with the focal length.
-    """
-    grow = np.array(laid.image.shape[1::-1]) / laid.size  # lengths of the input per length of the photograph
-    boxes, transl = people["bbox_xyxy"], people["transl"]
-    known = np.where(np.isfinite(boxes).all(axis=1, keepdims=True), boxes, np.nan).reshape(-1, 2, 2)
-    people = people | {"bbox_xyxy": np.clip(known / grow, 0, laid.size).reshape(-1, 4).astype(np.float32)}
-    camera = np.diag([*(1 / grow), 1]) @ camera
-    if laid.camera is None:
-        return people, camera
-    if len(transl):
-        pelvis = body.joints(*(torch.from_numpy(people[name]) for name in ("pose", "betas", "transl")))[:, 0]
-        own, wanted = (torch.from_numpy(k).expand(len(transl), 3, 3) for k in (camera, laid.camera))
-        carried = carry_to_camera(torch.from_numpy(transl).double(), pelvis.double(), own, wanted)
-        people["transl"] = carried.float().numpy()
-    return people, laid.camera
-
-
-def find_pictures(
-    folder: str, subset: str = "", depth: str = "", fov: float | None = None, shard_images: int = 4096
-) -> PictureSet:
-    """Every image file in or below a folder or URI, by name.
-
-    Args:
-        folder, subset: of the images; name of their set, "" = that of the folder.
-        depth: folder of depth maps named like the images with ``.npy``; "" = none.
-        fov: vertical field of view [rad] of all of them; None = unknown.
-        shard_images: images a shard.
-
-    Raises:
-        PredictError: no such folder, or no image in it.
+    `subset`: name of their set, "" = that of the folder; `depth`: folder of depth maps named like the images with
+    ``.npy``. Raises: DtoError: no such folder, no image in it, or no name of a set.
     """
     root = absolute(folder)
     try:
         names = sorted(list_names(root, IMAGE_ENDINGS))
     except STORAGE_ERRORS as error:
-        raise PredictError(f"{folder} cannot be listed ({error}); name a folder of images or a manifest") from error
+        raise DtoError(f"{folder} cannot be listed ({error}); name a folder of images or a manifest") from error
     if not names:
-        raise PredictError(f"{folder} holds no image; expected files ending in {', '.join(IMAGE_ENDINGS)}")
+        raise DtoError(f"{folder} holds no image; expected files ending in {', '.join(IMAGE_ENDINGS)}")
     if subset and not SUBSET_NAME.fullmatch(subset):
-        raise PredictError(f"the subset is named {subset!r}; expected one word of letters, digits, '.', '-' and '_'")
+        raise DtoError(f"the subset is named {subset!r}; expected one word of letters, digits, '.', '-' and '_'")
     label = subset or name_subset(str(root).rstrip("/").rpartition("/")[2])
+    maps = [str(Path(name).with_suffix(".npy")) if depth else None for name in names]
 
-    def read(shard: int) -> list[Picture]:
-        some = names[shard * shard_images : (shard + 1) * shard_images]
-        maps = [str(Path(name).with_suffix(".npy")) if depth else None for name in some]
-        return [Picture(f"{label}/{n}", label, n, n, None, fov, m) for n, m in zip(some, maps, strict=True)]
+    def table(some: slice) -> Any:
+        scenes = [_nobody(Picture(f"{label}/{name}", label, name, name)) for name in names[some]]
+        return build_label_table([keep_labels(scene) for scene in scenes])
 
-    shards = -(-len(names) // shard_images)
-    return PictureSet(label, root, absolute(depth) if depth else None, shard_images, len(names), shards, read)
-
-
-def manifest_pictures(path: str, images: str = "", keep_camera: bool = False, fov: float | None = None) -> PictureSet:
-    """The images of a manifest (or in a folder or URI `images` in place of its own), in its shards, whatever its labels
-    say of people; `keep_camera`: its cameras, otherwise `fov` [rad], or the network says. Raises: ManifestError."""
-    manifest = Manifest.open(as_location(path))
-    names = ("image_id", "subset", "image_path", "image_file", "depth_file")
-
-    def read(shard: int) -> list[Picture]:
-        rows = manifest.read_shard(shard, [*names, "fx", "fy", "cx", "cy"]).to_pylist()
-        told = [({name: row[name] for name in names}, read_cameras(row) if keep_camera else None) for row in rows]
-        return [Picture(**own, intrinsics=camera, fov=fov) for own, camera in told]
-
-    shard_images = max((size.images for size in manifest.shard_sizes), default=1)
-    places = as_location(images or manifest.images_root), manifest.depth_root
-    sizes = shard_images, manifest.num_images, manifest.num_shards
-    return PictureSet(manifest.subset, *places, *sizes, read, manifest.path)
+    parts = [slice(first, first + shard_images) for first in range(0, len(names), shard_images)]
+    shards = ((table(some), names[some], maps[some]) for some in parts)
+    places = {"images": root} | ({"depth": absolute(depth)} if depth else {})
+    path = out / PARTS / "pictures.parquet"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return _write_manifest(path, label, shard_images, places, shards)
 
 
-def prediction_facts(trained: Trained, min_confidence: float) -> dict[str, str]:
-    """All that decides an answer besides the picture: not how many are read or asked at once."""
-    return {"checkpoint": trained.sha256, "min_confidence": str(min_confidence)}
+def read_pictures(manifest: Manifest, shard: int, keep_camera: bool = False, fov: float | None = None) -> list[Picture]:
+    """The images of a shard, whatever its labels say of people; `keep_camera`: with its cameras, otherwise with `fov`
+    [rad], or the network says. Raises: ManifestError."""
+    told = CAMERA_COLUMNS if keep_camera else ()
+    rows = manifest.read_shard(shard, [*Picture._fields[:4], *told]).to_pylist()
+    cameras = [tuple(row.pop(name) for name in told) or None for row in rows]
+    return [Picture(**row, camera=camera, fov=fov) for row, camera in zip(rows, cameras, strict=True)]
 
 
 def predict_shards(
-    pictures: PictureSet, predict: Callable[[Sequence[Picture]], Iterator[Scene]], body: BodyModel, folder: Path,
-    facts: dict[str, str], progress: bool = True,
+    trained: Trained, pictures: Manifest, folder: Path, min_confidence: float = 0.3, batch: int = 4,
+    keep_camera: bool = False, fov: float | None = None, progress: bool = True,
 ) -> None:  # fmt: skip
-    """Predict what is not there yet, one part per shard below `folder`, with a bar on stderr.
+    """Predict what is not there yet, one label file per shard below `folder`; see `predict_scenes`, `read_pictures`.
 
-    `predict`: see `predict_scenes`; `body`: tells heights; `facts`: all that decides an answer (checkpoint, options), a
-    part made with others is made again.
+    What was made by another network, with other options or of other pictures, is made again.
     """
+    store = open_images(pictures.images_root, pictures.path)
+    made_by = [trained.sha256, min_confidence, str(pictures.images_root)]
     with tqdm(total=pictures.num_images, unit="image", desc=pictures.subset, disable=not progress) as bar:
         for shard in range(pictures.num_shards):
-            some, path = pictures.read_shard(shard), part_file(folder, shard)
-            named = [[one.image_id, one.image_file, one.fov] for one in some]
-            cameras = [None if one.intrinsics is None else one.intrinsics.tolist() for one in some]
-            told = json.dumps([facts, str(pictures.images_root), named, cameras], sort_keys=True)
-            key = hashlib.sha256(told.encode()).hexdigest()
-            try:
-                is_done = path.exists() and read_label_metadata(path).get("predict_key") == key
-            except LabelsError:  # not whole: made again
-                is_done = False
-            if is_done:
-                bar.update(len(some))
-                continue
+            some, path = read_pictures(pictures, shard, keep_camera, fov), part_file(folder, shard)
+            key = hashlib.sha256(json.dumps([made_by, some]).encode()).hexdigest()
+            with suppress(LabelsError):  # not there, or not whole
+                if read_label_metadata(path).get("predict_key") == key:
+                    bar.update(len(some))
+                    continue
             path.unlink(missing_ok=True)
             placed = []
-            for scene in predict(some):
-                placed.append(_place(scene, body))
+            for scene in predict_scenes(trained, store, some, min_confidence, batch):
+                own = keep_labels(scene)
+                if scene.problem is None and scene.num_people:  # as the network says, with the heights of their shapes
+                    height = trained.body.rest_height(torch.from_numpy(scene.betas)).numpy().astype(np.float32)
+                    own.status, own.height_init_m, own.height_m = ImageStatus.PREDICTED, height, height
+                placed.append(own)
                 bar.update()
             write_label_shard(build_label_table(placed), path, {"predict_key": key})
-
-
-def _place(scene: Scene, body: BodyModel) -> PlacedScene:
-    """A label row's content: the people as the network said them, with the heights of their shapes."""
-    placed = keep_labels(scene)
-    if scene.problem is None and scene.num_people:
-        height = body.rest_height(torch.from_numpy(scene.betas)).numpy().astype(np.float32)
-        placed = dataclasses.replace(placed, status=ImageStatus.PREDICTED, height_init_m=height, height_m=height)
-    return placed
 
 
 def part_file(folder: Path, shard: int) -> Path:
@@ -377,22 +289,19 @@ def part_file(folder: Path, shard: int) -> Path:
     return folder / PARTS / f"shard-{shard:05d}.parquet"
 
 
-def write_manifest(pictures: PictureSet, folder: Path) -> Manifest:
-    """The manifest of all parts, beside them: what `dto run` needs to place the predicted people."""
+def write_manifest(pictures: Manifest, folder: Path) -> Manifest:
+    """The manifest of the predicted people, beside the parts: what `dto run` needs to place them."""
     out, depth = folder / MANIFEST_FILE, pictures.depth_root
-    places: dict[str, Location] = {"images": pictures.images_root} | ({} if depth is None else {"depth": depth})
-    if pictures.manifest is not None:
-        carry_tar_index(pictures.manifest, out)
+    carry_tar_index(pictures.path, out)
+    rows = (pictures.read_shard(shard, ["image_file", "depth_file"]) for shard in range(pictures.num_shards))
+    files = ((one["image_file"].to_pylist(), one["depth_file"].to_pylist()) for one in rows)
+    shards = ((read_labels(part_file(folder, shard)), *names) for shard, names in enumerate(files))
+    places = {"images": pictures.images_root} | ({} if depth is None else {"depth": depth})
+    most = max((size.images for size in pictures.shard_sizes), default=1)
+    return _write_manifest(out, pictures.subset, most, places, shards)
 
-    def shards() -> Iterator[tuple[Any, Sequence[str], Sequence[str | None]]]:
-        for shard in range(pictures.num_shards):
-            some = pictures.read_shard(shard)
-            files, maps = [one.image_file for one in some], [one.depth_file for one in some]
-            yield read_labels(part_file(folder, shard)), files, maps
 
-    dataset = Dataset(
-        pictures.subset, "labels", "labels", "", Path("."), principal_point="free", shard_images=pictures.shard_images,
-        places=places,
-    )  # fmt: skip
-    write_label_manifest(shards(), dataset, out)
+def _write_manifest(out: Path, subset: str, shard_images: int, places: dict[str, Location], shards: Any) -> Manifest:
+    free: dict[str, Any] = {"principal_point": "free", "shard_images": shard_images, "places": places}
+    write_label_manifest(shards, Dataset(subset, "labels", "labels", "", Path("."), **free), out)
     return Manifest.open(out)

@@ -1,14 +1,11 @@
-"""The people of an image: as labels tell them, and as targets once the image is varied. Knows no network and no file.
-
-A source of labels is anything that makes `ImageLabels`. Metres before the camera, radians, pixels, shares of the input
-size S.
-"""
+"""The people of an image: as labels tell them (a source is anything that makes `ImageLabels`), and as targets once the
+image is varied. Knows no network and no file. Metres before the camera, radians, pixels, shares of the input size S."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,18 +15,7 @@ from dto_pipeline.data.label_files import NO_LIMITS, LabelColumns, Limits
 from dto_pipeline.data.labels import unpack_covariance
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.status import UNUSED, PersonStatus, UnusableImage
-from dto_pipeline.train.augment import (
-    MIRROR_JOINTS,
-    Bodies,
-    Draw,
-    Frame,
-    Varied,
-    camera_problem,
-    inside_image,
-    move_points,
-    project_points,
-    vary,
-)
+from dto_pipeline.train import augment
 from dto_pipeline.train.blocks import z_order
 from dto_pipeline.train.config import CELL, AugmentConfig, DataConfig
 
@@ -119,17 +105,14 @@ def guess_camera(width: int, height: int) -> np.ndarray:
 
 def build_labels(columns: LabelColumns, row: int, width: int, height: int, limits: Limits = NO_LIMITS) -> ImageLabels:
     """The people of image `row` of a piece, a photograph of `width` x `height` px; of bodies beyond the limits only the
-    place in the picture is known, those of whom neither body nor place is known are left out.
-
-    Raises:
-        UnusableImage: its camera cannot be that of the photograph, or its covariance is not of its people.
-    """
+    place in the picture is known, those of whom neither body nor place is known are left out. Raises: UnusableImage:
+    its camera cannot be that of the photograph, or its covariance is not of its people."""
     part = slice(int(columns.starts[row]), int(columns.starts[row + 1]))
     own = {name: values[part] for name, values in columns.people.items()}
     body = np.concatenate([own["pose"], own["betas"], own["transl"]], axis=1)
     intrinsics, people = columns.intrinsics[row], len(body)
     has_camera = not np.isnan(intrinsics).any()
-    if has_camera and (problem := camera_problem(intrinsics, width, height)):
+    if has_camera and (problem := augment.camera_problem(intrinsics, width, height)):
         raise UnusableImage(problem)
     has_body = has_camera & (np.abs(body) < _ABSURD).all(axis=1)  # NaN is not
     has_body &= (own["transl"][:, 2] > 0) & ~np.isin(own["status"], UNUSED)
@@ -161,10 +144,8 @@ def build_labels(columns: LabelColumns, row: int, width: int, height: int, limit
 
 
 def square_pixels(size: tuple[int, int], labels: ImageLabels) -> tuple[tuple[int, int], ImageLabels]:
-    """Width and height of a photograph and its labels stretched sideways where fx and fy differ.
-
-    The network knows one focal length; pixels follow when the photograph is resized.
-    """
+    """Width and height of a photograph and its labels stretched sideways where fx and fy differ: the network knows one
+    focal length. Pixels follow when the photograph is resized."""
     fx, fy = labels.intrinsics[0, 0], labels.intrinsics[1, 1]
     if abs(fx / fy - 1) <= _SQUARE:
         return size, labels
@@ -192,24 +173,19 @@ class Rules:
         return mesh_edges(self.body.faces.numpy())
 
 
-@dataclass(frozen=True)
-class Seen:
+class Seen(NamedTuple):
     """What a varied image shows."""
 
     targets: dict[str, np.ndarray]  # by name of `Targets`, of this image: (P, ...), (T, 2), (1, ...)
-    frame: Frame
+    frame: augment.Frame
     good: bool  # somebody is there, and of everybody something
 
-    @property
-    def num_people(self) -> int:
-        return len(self.targets["boxes"])
 
-
-def see_people(labels: ImageLabels, size: tuple[int, int], draw: Draw, rules: Rules) -> Seen:
+def see_people(labels: ImageLabels, size: tuple[int, int], draw: augment.Draw, rules: Rules) -> Seen:
     """Labels -> targets of a varied image; `size`: width and height of the photograph [px]."""
     config, side, shaped = rules.augment, rules.data.input_size, labels.has_body
-    bodies = Bodies(labels.pose, labels.betas, labels.transl, labels.intrinsics[None])
-    varied = vary(bodies, *size, side, draw, rules.body, config.half_pixel)
+    people = (labels.pose, labels.betas, labels.transl, labels.intrinsics[None])
+    varied = augment.vary(*people, size, side, draw, rules.body, config.as_published)
     points, inside, boxes = _find_in_image(labels, draw, varied, rules)
     # a body shows enough of its joints; somebody who is only annotated shows one, or a box that is wider than a pixel
     enough = np.where(shaped, inside.sum(1) >= rules.data.min_joints, inside.any(1) | (boxes[:, 2:] > 1 / side).all(1))
@@ -219,16 +195,16 @@ def see_people(labels: ImageLabels, size: tuple[int, int], draw: Draw, rules: Ru
     kept = np.sort(kept[nearest])
     shaped, inside = shaped[kept], inside[kept]
     smpl = shaped[:, None] & (np.arange(inside.shape[1]) < SMPL_JOINTS)
-    counted = inside | (smpl & config.all_joints_count)
+    counted = inside | (smpl & config.as_published)
     focal = float(varied.intrinsics[0, 0, 0]) if labels.has_camera else 0.0
     parts = (varied.pose, labels.betas, varied.transl, boxes)
     poses, betas, transl, boxes = (np.ascontiguousarray(part[kept], dtype=np.float32) for part in parts)
 
     # the scale map of those who have a body
     vertices = rules.body.vertices(*(torch.from_numpy(part[shaped]) for part in (poses, betas, transl))).numpy()
-    places = project_points(vertices.astype(np.float64), varied.intrinsics, behind=config.clamp_cells)
+    places = augment.project_points(vertices.astype(np.float64), varied.intrinsics, behind=config.as_published)
     distance, scale = pelvis_z[kept][shaped] / varied.intrinsics[0, 0, 0], np.hypot(*boxes[shaped, 2:].T).clip(0, 1)
-    cells = mark_cells(places, distance, scale, varied.frame.size, rules.edges, config.clamp_cells)
+    cells = mark_cells(places, distance, scale, varied.frame.size, rules.edges, config.as_published)
     targets = {
         "has_body": shaped & labels.trusted,
         "boxes": boxes,
@@ -245,7 +221,7 @@ def see_people(labels: ImageLabels, size: tuple[int, int], draw: Draw, rules: Ru
         "z_covariance": labels.z_covariance[kept][:, kept],
         "scale_map": cells,
         "complete": np.array([labels.complete]),
-        "mapped": np.array([config.clamp_cells or bool(shaped.all())]),
+        "mapped": np.array([config.as_published or bool(shaped.all())]),
         "heights": np.array([varied.frame.size[1]], np.float32),
         "image_focals": np.array([focal], np.float32),
         "intrinsics": varied.intrinsics.astype(np.float32),
@@ -255,14 +231,14 @@ def see_people(labels: ImageLabels, size: tuple[int, int], draw: Draw, rules: Ru
 
 
 def _find_in_image(
-    labels: ImageLabels, draw: Draw, varied: Varied, rules: Rules
+    labels: ImageLabels, draw: augment.Draw, varied: augment.Varied, rules: Rules
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Where people are in the varied image: joints (P, J, 2) [px], projected ones of bodies, annotated ones of others;
     (P, J) whether they are known and inside; boxes (P, 4) around them, of others joined with the labelled box."""
     side, shaped, frame = rules.data.input_size, labels.has_body, varied.frame
-    names = [*(MIRROR_JOINTS if draw.flip else range(TREE_JOINTS)), *range(TREE_JOINTS, ANNOTATED_JOINTS)]
-    annotated = move_points(labels.keypoints[:, names], frame)
-    if not rules.augment.vary_flat:
+    names = [*(augment.MIRROR_JOINTS if draw.flip else range(TREE_JOINTS)), *range(TREE_JOINTS, ANNOTATED_JOINTS)]
+    annotated = augment.move_points(labels.keypoints[:, names], frame)
+    if rules.augment.as_published:
         annotated[:, _HIPS] = np.nan
     extra = ANNOTATED_JOINTS - TREE_JOINTS if rules.data.regressor else 0
     points = np.full((len(annotated), SMPL_JOINTS + extra, 2), np.nan)
@@ -271,14 +247,14 @@ def _find_in_image(
     points[shaped] = np.nan
     points[shaped, :SMPL_JOINTS] = varied.image_joints[shaped]
     known = np.isfinite(points).all(-1)
-    if not rules.augment.all_joints_count:
+    if not rules.augment.as_published:
         known[:, :SMPL_JOINTS] &= ~shaped[:, None] | (varied.joints[..., 2] > 0)
     points = np.nan_to_num(points)
-    inside = inside_image(points, frame) & known
+    inside = augment.inside_image(points, frame) & known
 
     own = person_boxes(points, np.where(shaped[:, None], known, inside), frame.size, side)
     corners = labels.boxes[:, [[0, 1], [2, 1], [2, 3], [0, 3]]].astype(np.float64)
-    given = move_points(corners, frame) / side
+    given = augment.move_points(corners, frame) / side
     low, high = given.min(1), given.max(1)
     enough = (inside.sum(1) >= _LEAST_SEEN)[:, None] & np.isfinite(own).all(1)[:, None]
     low = np.where(enough, np.fmin(low, own[:, :2] - own[:, 2:] / 2), low)
@@ -288,10 +264,8 @@ def _find_in_image(
 
 
 def person_boxes(points: np.ndarray, seen: np.ndarray, size: tuple[int, int], side: int) -> np.ndarray:
-    """Boxes around all joints, 1.2 times as large about their centre, corners cut to the image.
-
-    Joints (P, J, 2) [px] that count (P, J), size w, h [px], S -> (P, 4) cx, cy, w, h as shares of S; NaN of no joint.
-    """
+    """Joints (P, J, 2) [px] that count (P, J), size w, h [px], S -> boxes (P, 4) around them, 1.2 times as large, cut
+    to the image: cx, cy, w, h as shares of S; NaN of no joint."""
     low = np.where(seen[..., None], points, np.inf).min(1, initial=np.inf) / side
     high = np.where(seen[..., None], points, -np.inf).max(1, initial=-np.inf) / side
     known = seen.any(1, keepdims=True)
@@ -309,15 +283,11 @@ def cut_boxes(centre: np.ndarray, extent: np.ndarray, size: tuple[int, int], sid
 def mark_cells(
     points: np.ndarray, distance: np.ndarray, scale: np.ndarray, size: tuple[int, int], edges: np.ndarray, clamp: bool
 ) -> np.ndarray:
-    """The scale map of an image: which 28 px cells show somebody, and how large the nearest is.
+    """The scale map of an image, (n, 2) float32 in Z-order of its 28 px cells: 1 where somebody is, and the scale.
 
-    Args:
-        points, distance, scale: (P, V, 2) vertices [px], NaN behind the camera; (P,) depth by focal; (P,) size, 0 .. 1.
-        size, edges: w, h of the image without padding; (E, 2) vertices whose middle counts as well.
-        clamp: vertices outside mark the cells at the border, as published.
-
-    Returns:
-        (n, 2) float32 in Z-order over the padded image: 1 or 0, and the scale.
+    `points`, `distance`, `scale`: (P, V, 2) vertices [px], NaN behind the camera, (P,) depth by focal, (P,) size;
+    `size`, `edges`: w, h of the image without padding, (E, 2) vertices whose middle counts as well; `clamp`: vertices
+    outside mark the cells at the border, as published.
     """
     columns, rows = (-(-side // CELL) for side in size)
     grid = np.zeros((rows + rows % 2, columns + columns % 2, 2), np.float32)

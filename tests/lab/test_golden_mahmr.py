@@ -14,7 +14,7 @@ from dto_pipeline.cli import main
 from dto_pipeline.evaluate import protocols
 from dto_pipeline.lab import golden_mahmr
 from dto_pipeline.lab.golden_mahmr import check_mahmr_cases
-from dto_pipeline.train import augment, blocks, losses, matching, model, targets
+from dto_pipeline.train import augment, blocks, losses, model, targets
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_every_recorded_number_holds(folder: Path, capsys: pytest.CaptureFixture
         (model, "LEAST_FOV", 0.1, "network_cases", "network/fov_limit"),
         (blocks, "BOX_NOISE", 0.5, "network_cases", "network/dn"),
         (losses, "BETA_FACTORS", (1.0,) * 11, "loss_cases", "loss/stage3"),
-        (matching, "BODY_JOINTS", 24, "network_cases", "network/step"),
+        (losses, "BODY_JOINTS", 24, "network_cases", "network/step"),
         (targets, "BOX_GROWTH", 1.0, "augment_cases", "augment/plain"),
         (augment, "MIRROR_JOINTS", tuple(range(24)), "augment_cases", "augment/flip"),
         (protocols, "MIN_IOU", 0.3, "eval_cases", "eval/totals"),

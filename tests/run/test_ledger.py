@@ -4,7 +4,6 @@ import json
 import logging
 from contextlib import closing
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -18,16 +17,13 @@ from dto_pipeline.run.identity import identify_run
 from dto_pipeline.run.plan import Retry, Selection, survey_run
 from dto_pipeline.run.pool import Crew
 from dto_pipeline.run.sanity import Charge
-from tests.run.fakes import make_receipt
+from tests.run.fakes import make_manifest, make_receipt
 
 
 @pytest.fixture
 def run(tmp_path):
     """Four shards of four images, nothing done; the ledger's parts are at hand."""
-    sizes = [SimpleNamespace(images=4, people=9)] * 4
-    manifest: Any = SimpleNamespace(
-        fingerprint="manifest", subset="tiny", num_shards=4, num_images=16, num_people=36, shard_sizes=sizes
-    )
+    manifest = make_manifest(4)
     directory = RunDirectory(tmp_path / "run")
     identity = identify_run(load_config(overrides=["body.model_path=demo"]), manifest, tmp_path / "m.parquet")
     files.open_run(directory, identity)

@@ -13,7 +13,7 @@ from dto_pipeline.lab.crowd import plan_crowd
 from dto_pipeline.lab.demo_data import build_picture
 from dto_pipeline.lab.people import build_bodies
 from dto_pipeline.models.body import BodyModel, load_body
-from dto_pipeline.train.augment import Draw, Paint, resize
+from dto_pipeline.train.augment import Draw, resize
 from dto_pipeline.train.config import AugmentConfig, DataConfig, TrainConfig, load_train_config
 from dto_pipeline.train.dataset import Sample, TrainBatch, collate_samples
 from dto_pipeline.train.targets import ImageLabels, Rules, see_people, unknown_people
@@ -75,7 +75,7 @@ def label_batch(
     for number, (image, one) in enumerate(zip(images, labels, strict=True)):
         size = (image.shape[1], image.shape[0])
         seen = see_people(one, size, draw or Draw(), how)
-        samples.append(Sample(f"crowd/{number}", resize(image, seen.frame.resized), Paint(seen.frame), seen))
+        samples.append(Sample(f"crowd/{number}", resize(image, seen.frame.resized), seen))
     return collate_samples([*samples]).to("cpu")
 
 

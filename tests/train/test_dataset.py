@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dto_pipeline.commands.training_data import open_label_sets
-from dto_pipeline.data.exports.export import export_labels
+from dto_pipeline.data.exports.formats import export_labels
 from dto_pipeline.data.exports.job import Selection
 from dto_pipeline.data.label_files import find_label_files, flatten_table, read_label_files
 from dto_pipeline.data.labels import LabelsError
@@ -30,7 +30,7 @@ from dto_pipeline.models.body import BodyModel
 from dto_pipeline.run.driver import run_pipeline
 from dto_pipeline.run.folder import read_run_labels
 from dto_pipeline.status import UnusableImage
-from dto_pipeline.train.augment import Draw, Frame, Paint, draw_variation, resize
+from dto_pipeline.train.augment import Draw, draw_variation, resize
 from dto_pipeline.train.config import AugmentConfig, DataConfig, without_augmentation
 from dto_pipeline.train.dataset import (
     ReadingProcessLost,
@@ -189,8 +189,8 @@ def test_what_is_pinned_for_a_gpu_is_the_batch_not_yet_varied(
     batch = ReadItems(images.__getitems__([Turn(0, 0, 3), Turn(0, 1, 4)])).pin_memory()
     assert all(any(image is one for one in pinned) for image in batch.images)
     assert all(image.dtype == torch.uint8 for image in batch.images)
-    assert len(batch.paints) == len(batch.images) == 2
-    assert batch.to("cpu").paints == ()
+    assert len(batch.frames) == len(batch.images) == 2
+    assert batch.to("cpu").frames == ()
 
 
 def test_people_of_several_images_stand_one_after_the_other(run_dir: Path, body: BodyModel) -> None:
@@ -364,7 +364,7 @@ def test_people_outside_of_the_picture_are_left_out_and_the_nearest_stay(body: B
     away[2, 0] = 40
     labels = dataclasses.replace(labels, transl=away)
     seen = see(labels, body)
-    assert seen.num_people == 4
+    assert len(seen.targets["boxes"]) == 4
     kept = see(labels, body, most=2)
     nearest = sorted(np.delete(labels.transl[:, 2], 2))[:2]
     np.testing.assert_allclose(sorted(kept.targets["transl"][:, 2]), nearest, rtol=1e-5)
@@ -378,9 +378,8 @@ def see(labels: ImageLabels, body: BodyModel, most: int = 50) -> Seen:
 
 def test_samples_of_different_crowds_are_joined(body: BodyModel) -> None:
     crowds = [see(random_labels(people=count, seed=count, spread=0.3), body) for count in (1, 3)]
-    whole = Paint(Frame((112, 84), False, None, 84, (112, 84), np.eye(2, 3)))
     image = np.zeros((84, 112, 3), np.uint8)
-    batch = collate_samples([Sample(str(i), image, whole, crowd) for i, crowd in enumerate(crowds)])
+    batch = collate_samples([Sample(str(i), image, crowd) for i, crowd in enumerate(crowds)])
     assert batch.targets.counts == [1, 3]
     torch.testing.assert_close(batch.targets.z_covariance[0, 0], torch.tensor(crowds[0].targets["z_covariance"][0, 0]))
     torch.testing.assert_close(batch.targets.z_covariance[1:], torch.from_numpy(crowds[1].targets["z_covariance"]))
@@ -480,7 +479,7 @@ def test_no_number_in_a_label_stops_training(
     rules, rgb = Rules(body, DataConfig(input_size=112), AugmentConfig()), np.full((240, 320, 3), 99, np.uint8)
     draw = draw_variation(np.random.default_rng(seed), AugmentConfig())
     seen = see_people(labels, size, draw, rules)
-    batch = collate_samples([Sample("a", resize(rgb, seen.frame.resized), Paint(seen.frame), seen)]).to("cpu")
+    batch = collate_samples([Sample("a", resize(rgb, seen.frame.resized), seen)]).to("cpu")
     for name in ("poses", "betas", "transl", "boxes", "j2ds", "j3ds", "scale_map"):
         assert torch.isfinite(getattr(batch.targets, name)).all(), name
 

@@ -188,20 +188,13 @@ def test_another_config_is_refused_with_the_difference(data: TrainBatch, tmp_pat
     train_network(faster, BatchSource(data, 2), tmp_path, progress=False)  # how it runs may change
 
 
-@pytest.mark.parametrize("text", ['{"config', "{}", '{"config": {"loop": {"speed": 1}}}', '{"config": []}'])
-def test_a_folder_whose_config_cannot_be_read_is_refused(data: TrainBatch, tmp_path: Path, text: str) -> None:
-    (tmp_path / "train.json").write_text(text)
-    with pytest.raises(CheckpointError, match=r"train\.json cannot be used .*choose another folder"):
-        train_network(tiny_config(loop__steps=1, **SMALL), BatchSource(data, 2), tmp_path, progress=False)
-
-
 def test_a_checkpoint_gives_the_trained_network_without_any_other_file(data: TrainBatch, tmp_path: Path) -> None:
     config = tiny_config(loop__steps=2, **SMALL)
     train_network(config, BatchSource(data, 2), tmp_path, progress=False)
     learner, _ = start_learner(config, tmp_path, CPU)
     again = restore_network(read_checkpoint(list_checkpoints(tmp_path)[-1]))
     with torch.no_grad():
-        transl = again(data.images, data.centres).transl
+        transl = again(data.images, data.targets.intrinsics[:, :2, 2]).transl
     assert torch.equal(transl, learner.predict(data).transl)
 
 
@@ -225,14 +218,14 @@ def test_a_checkpoint_that_lacks_something_is_refused_with_file_and_key(data: Tr
     path = tmp_path / "less.pt"
     for key in ("config", "init", "weights", "optimizer", "position", "versions", "body_sha256"):
         torch.save({name: value for name, value in whole.items() if name != key}, path)
-        with pytest.raises(CheckpointError, match=rf"less\.pt lacks {key};"):
+        with pytest.raises(CheckpointError, match=rf"less\.pt lacks {key}, or it is of no type"):
             read_checkpoint(path)
     torch.save(whole | {"position": {"step": 1}}, path)
-    with pytest.raises(CheckpointError, match=r"less\.pt: position is of no type"):
+    with pytest.raises(CheckpointError, match=r"less\.pt lacks position, or it is of no type"):
         read_checkpoint(path)
     for key, value in (("position", "x"), ("versions", None), ("body_sha256", 1), ("position", {"step": -1})):
         torch.save(whole | {key: whole[key] | value if isinstance(value, dict) else value}, path)
-        with pytest.raises(CheckpointError, match=rf"less\.pt: {key}.* of no type that a training writes"):
+        with pytest.raises(CheckpointError, match=rf"less\.pt lacks {key}, or it is of no type a training writes"):
             read_checkpoint(path)
     torch.save(whole | {"config": {"loop": {"speed": 1}}}, path)
     with pytest.raises(CheckpointError, match=r"less\.pt: its config cannot be used: .*speed"):
@@ -385,7 +378,7 @@ def test_a_file_of_an_older_version_keeps_its_columns(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_the_network_before_is_refused_by_its_version(tmp_path: Path) -> None:
     torch.save({"format": "dto-checkpoint/1"}, tmp_path / "old.pt")
-    with pytest.raises(CheckpointError, match=r"old\.pt holds the network of version 0\.3\.0.*train anew"):
+    with pytest.raises(CheckpointError, match=r"old\.pt is 'dto-checkpoint/1', not dto-checkpoint/2; .*version"):
         read_checkpoint(tmp_path / "old.pt")
 
 

@@ -18,8 +18,7 @@ from dto_pipeline.train.blocks import Known
 from dto_pipeline.train.checkpoint import begin_network
 from dto_pipeline.train.config import LossConfig, load_train_config
 from dto_pipeline.train.learner import Learner
-from dto_pipeline.train.losses import Losses, compute_losses
-from dto_pipeline.train.matching import generalised_iou, match_people
+from dto_pipeline.train.losses import Losses, compute_losses, generalised_iou, match_people
 from dto_pipeline.train.model import Predictions, with_joints
 from dto_pipeline.train.targets import Targets
 from tests.train.known_predictions import perfect_predictions

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from dto_pipeline.data.labels import read_placed
 from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.manifest_build.builder import build_manifest
 from dto_pipeline.data.tars import open_images
+from dto_pipeline.errors import DtoError
 from dto_pipeline.maths.camera import project
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.run.driver import run_pipeline
@@ -30,12 +31,9 @@ from dto_pipeline.train.model import Predictions
 from dto_pipeline.train.predict import (
     PARTS,
     Picture,
-    PredictError,
-    find_pictures,
-    manifest_pictures,
+    list_pictures,
     predict_scenes,
     predict_shards,
-    prediction_facts,
 )
 from dto_pipeline.view.run_files import find_labels
 from dto_pipeline.view.verify import verify_run
@@ -108,8 +106,8 @@ def test_predicted_bodies_project_onto_the_same_place_of_the_photograph(
 def test_a_known_camera_stays_and_every_pelvis_keeps_its_place(body: BodyModel, tmp_path: Path) -> None:
     write_image(tmp_path / "a.png")
     camera = np.array([[200.0, 0, 70], [0, 180, 30], [0, 0, 1]])
-    network = StandIn()
-    scene = predict_one(body, tmp_path, Picture("x/a.png", "x", "a.png", "a.png", camera), network)
+    told, network = (200.0, 180.0, 70.0, 30.0), StandIn()
+    scene = predict_one(body, tmp_path, Picture("x/a.png", "x", "a.png", "a.png", told), network)
     np.testing.assert_array_equal(scene.intrinsics, camera)
     seen, grow = joints_in_input(body, network, [1, 0])[:, 0], np.array(network.sizes[0][::-1]) / (120, 80)
     np.testing.assert_allclose(joints_in(body, scene)[:, 0], seen / grow, atol=1e-3)
@@ -121,12 +119,12 @@ def test_a_known_camera_stays_and_every_pelvis_keeps_its_place(body: BodyModel, 
 
 def test_a_camera_that_no_picture_can_have_costs_its_picture_only(body: BodyModel, tmp_path: Path) -> None:
     write_image(tmp_path / "a.png")
-    cameras = [np.diag([1e-9, 100.0, 1]), np.diag([np.nan, 1, 1]), np.array([[100.0, 0, 60], [0, 100, 40], [0, 0, 1]])]
+    cameras = [(1e-9, 100.0, 0.0, 0.0), (math.nan, 1.0, 0.0, 0.0), (100.0, 100.0, 60.0, 40.0)]
     pictures = [Picture(f"x/{k}", "x", "a.png", "a.png", camera) for k, camera in enumerate(cameras)]
     first, second, third = predict_scenes(stand_in(body), ImageFolder(tmp_path), pictures)
     assert first.problem is not None
     assert first.problem[0] == ImageStatus.LABEL_INVALID
-    assert "focal lengths" in first.problem[1]
+    assert "focal length beyond" in first.problem[1]
     assert second.problem is not None
     assert second.problem[0] == ImageStatus.LABEL_INVALID
     assert third.num_people == 2
@@ -139,7 +137,9 @@ def test_a_known_field_of_view_decides_the_focal_length(body: BodyModel, tmp_pat
 
 
 def test_a_folder_becomes_a_run_with_a_row_for_every_image(body: BodyModel, folder: Path, tmp_path: Path) -> None:
-    manifest = predict_run(stand_in(body), find_pictures(str(folder)), tmp_path / "out", progress=False)
+    manifest = predict_run(
+        stand_in(body), list_pictures(str(folder), tmp_path / "out"), tmp_path / "out", progress=False
+    )
     placed = read_placed(find_labels(tmp_path / "out")[0])
     assert [p.scene.image_id for p in placed] == ["holiday/a.png", "holiday/b/2.png", "holiday/c.jpg"]
     assert [str(p.status) for p in placed] == ["predicted", "predicted", "image_corrupt"]
@@ -152,7 +152,8 @@ def test_a_folder_becomes_a_run_with_a_row_for_every_image(body: BodyModel, fold
 
 def test_batches_change_no_byte(body: BodyModel, folder: Path, tmp_path: Path) -> None:
     for name, batch in {"a": 2, "b": 1}.items():
-        predict_run(stand_in(body), find_pictures(str(folder)), tmp_path / name, batch=batch, progress=False)
+        out = tmp_path / name
+        predict_run(stand_in(body), list_pictures(str(folder), out), out, batch=batch, progress=False)
     assert label_bytes(tmp_path / "a") == label_bytes(tmp_path / "b")
 
 
@@ -166,33 +167,26 @@ def test_a_killed_prediction_goes_on_where_it_was(body: BodyModel, folder: Path,
                 raise Killed
             return super().__call__(images, by_image=by_image)
 
-    out, pictures = tmp_path / "out", find_pictures(str(folder), shard_images=1)
+    out = tmp_path / "out"
+    pictures = list_pictures(str(folder), out, shard_images=1)
     with pytest.raises(Killed):
         predict_run(stand_in(body, Dying()), pictures, out, progress=False)
     network = StandIn()
     predict_run(stand_in(body, network), pictures, out, progress=False)
     assert len(network.sizes) == 1  # only the second image; the third cannot be read
-    predict_run(stand_in(body), pictures, tmp_path / "whole", progress=False)
+    predict_run(
+        stand_in(body), list_pictures(str(folder), tmp_path, shard_images=1), tmp_path / "whole", progress=False
+    )
     assert label_bytes(out) == label_bytes(tmp_path / "whole")
 
 
 def test_a_prediction_that_goes_on_with_other_images_begins_anew(
     body: BodyModel, tiny: TinyDataset, tmp_path: Path
 ) -> None:
-    class Killed(Exception):
-        pass
-
-    def dying(pictures: Sequence[Picture]) -> Iterator[Scene]:
-        if pictures[0].image_id != first:
-            raise Killed
-        yield from predict_scenes(stand_in(body), wrong.open_store(), pictures)
-
-    wrong = manifest_pictures(str(tiny.manifest), images=str(tmp_path / "nowhere"))
-    first, out, trained = wrong.read_shard(0)[0].image_id, tmp_path / "out", stand_in(body)
-    with pytest.raises(Killed):  # after a shard of which no image was found
-        predict_shards(wrong, dying, body, out, prediction_facts(trained, 0.3), progress=False)
-    right = manifest_pictures(str(tiny.manifest), images=str(tiny.manifest.parent / "images"))
-    assert predict_run(trained, right, out, progress=False).num_people == 8
+    given, out = Manifest.open(tiny.manifest), tmp_path / "out"
+    wrong = dataclasses.replace(given, images_root=tmp_path)
+    predict_shards(stand_in(body), wrong, out, progress=False)  # of which no image is found, killed before it is a run
+    assert predict_run(stand_in(body), given, out, progress=False).num_people == 8
 
 
 def test_a_prediction_killed_while_it_became_a_run_is_finished(
@@ -201,7 +195,8 @@ def test_a_prediction_killed_while_it_became_a_run_is_finished(
     def die(*_: object) -> None:
         raise KeyboardInterrupt
 
-    out, pictures = tmp_path / "out", find_pictures(str(folder), shard_images=1)
+    out = tmp_path / "out"
+    pictures = list_pictures(str(folder), out, shard_images=1)
     monkeypatch.setattr("dto_pipeline.run.publish.commit_receipt", die)
     with pytest.raises(KeyboardInterrupt):
         predict_run(stand_in(body), pictures, out, progress=False)
@@ -214,7 +209,7 @@ def test_a_prediction_killed_while_it_became_a_run_is_finished(
 
 def test_people_who_are_behind_the_camera_stay_with_their_status(body: BodyModel, folder: Path, tmp_path: Path) -> None:
     network = StandIn(transl=((0, 0, 5), (0, 0, -3), (0, 0, 1)))
-    predict_run(stand_in(body, network), find_pictures(str(folder)), tmp_path / "out", progress=False)
+    predict_run(stand_in(body, network), list_pictures(str(folder), tmp_path / "out"), tmp_path / "out", progress=False)
     placed = read_placed(find_labels(tmp_path / "out")[0])[0]
     assert [str(status) for status in placed.person_status] == ["invalid_label", "not_run"]
     rows = Manifest.open(tmp_path / "out/manifest.parquet").read_shard(0)
@@ -240,7 +235,9 @@ def test_an_answer_that_is_not_finite_costs_its_image_only(
     for number in range(3):
         write_image(tmp_path / "set" / f"{number}.png", seed=number)
     trained = stand_in(body, StandIn(spoil=spoil))
-    predict_run(trained, find_pictures(str(tmp_path / "set")), tmp_path / "out", batch=3, progress=False)
+    predict_run(
+        trained, list_pictures(str(tmp_path / "set"), tmp_path / "out"), tmp_path / "out", batch=3, progress=False
+    )
     placed = read_placed(find_labels(tmp_path / "out")[0])
     assert [str(one.status) for one in placed] == ["predicted", "prediction_invalid", "predicted"]
     assert [one.message for one in placed] == [None, message, None]
@@ -261,25 +258,26 @@ def test_somebody_whose_numbers_are_not_finite_costs_nobody_else(body: BodyModel
 
 
 def test_nobody_sure_enough_is_an_image_without_people(body: BodyModel, folder: Path, tmp_path: Path) -> None:
-    predict_run(stand_in(body), find_pictures(str(folder)), tmp_path / "out", 0.95, progress=False)
+    predict_run(stand_in(body), list_pictures(str(folder), tmp_path / "out"), tmp_path / "out", 0.95, progress=False)
     placed = read_placed(find_labels(tmp_path / "out")[0])
     assert [p.status for p in placed[:2]] == [ImageStatus.NO_PEOPLE] * 2
     assert verify_run(tmp_path / "out").passed
 
 
 def test_pictures_that_cannot_be_found_are_said(tmp_path: Path) -> None:
-    with pytest.raises(PredictError, match="cannot be listed"):
-        find_pictures(str(tmp_path / "none"))
-    with pytest.raises(PredictError, match="holds no image"):
-        find_pictures(str(tmp_path))
+    with pytest.raises(DtoError, match="cannot be listed"):
+        list_pictures(str(tmp_path / "none"), tmp_path / "out")
+    with pytest.raises(DtoError, match="holds no image"):
+        list_pictures(str(tmp_path), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_predictions_of_a_manifest_keep_its_keys_shards_and_depth(
     body: BodyModel, tiny: TinyDataset, tmp_path: Path
 ) -> None:
-    pictures = manifest_pictures(str(tiny.manifest), keep_camera=True)
-    predict_run(stand_in(body), pictures, tmp_path / "out", progress=False)
-    given, made = Manifest.open(tiny.manifest), Manifest.open(tmp_path / "out/manifest.parquet")
+    pictures = Manifest.open(tiny.manifest)
+    predict_run(stand_in(body), pictures, tmp_path / "out", keep_camera=True, progress=False)
+    given, made = pictures, Manifest.open(tmp_path / "out/manifest.parquet")
     assert [size.images for size in made.shard_sizes] == [size.images for size in given.shard_sizes]
     for name in ("image_id", "image_file", "depth_file", "fx", "cx"):
         for shard in range(made.num_shards):
@@ -293,7 +291,7 @@ def test_images_in_tars_are_found_again_by_the_new_manifest(body: BodyModel, tin
     write_tar(root / "tars/0.tar", files)
     dataset = dataclasses.replace(tiny.dataset, images="tars", images_in="tars")
     build_manifest(dataset, tmp_path / "packed.parquet", progress=False)
-    pictures = manifest_pictures(str(tmp_path / "packed.parquet"))
+    pictures = Manifest.open(tmp_path / "packed.parquet")
     made = predict_run(stand_in(body), pictures, tmp_path / "out", progress=False)
     assert made.num_people == 8
     name = made.read_shard(0)["image_file"][0].as_py()
@@ -304,7 +302,7 @@ def test_images_in_tars_are_found_again_by_the_new_manifest(body: BodyModel, tin
 @pytest.mark.slow
 def test_predictions_are_viewed_exported_merged_and_placed(body: BodyModel, tiny: TinyDataset, tmp_path: Path) -> None:
     out = tmp_path / "predicted"
-    predict_run(stand_in(body), manifest_pictures(str(tiny.manifest)), out, progress=False)
+    predict_run(stand_in(body), Manifest.open(tiny.manifest), out, progress=False)
     assert main(["view", str(out), "--random", "1", "-o", str(tmp_path / "pages"), "--glb"]) == 0
     assert list((tmp_path / "pages").glob("*.png"))
     assert main(["export", str(out), "--format", "hf", "-o", str(tmp_path / "hf"), "--quiet"]) == 0

@@ -7,9 +7,8 @@ complaint: the manifest is written all the same, and the build ends with exit co
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -39,14 +38,11 @@ from dto_pipeline.status import ImageStatus, PredictionStatus
 
 WITHOUT_LABELS, TAR, TAR_MEMBER = "image_without_labels", "tar_damaged", "tar_member_refused"
 REPEATED_KEY, MASKS, SOURCE = "repeated_key", "masks_unreadable", "source"
-UNCOUNTED = (WITHOUT_LABELS, TAR, TAR_MEMBER, REPEATED_KEY, MASKS, SOURCE)  # kinds that no other count stands for
 PERSON, ALSO_IN = "person", "also_in"
 _DEPTH_LOOKS = 1000  # images whose depth map is looked for: a missing twentieth shows, and stores are not asked for all
 _THREADS = 16
 _ROWS_AT_ONCE = 1 << 15
 _ENDINGS = tuple(f".{extension}" for extension in IMAGE_EXTENSIONS)
-_CROWDS = {"1 person": (1, 1), "2 people": (2, 2), "3 to 5 people": (3, 5), "6 to 10 people": (6, 10),
-           "11 to 20 people": (11, 20), "21 or more people": (21, 1 << 62)}  # fmt: skip
 
 
 class Findings:
@@ -102,10 +98,7 @@ def note_tars(findings: Findings, placement: TarPlacement) -> None:
 
 
 def note_unlabelled(findings: Findings, index: ImageIndex, root: Location, placement: TarPlacement | None) -> None:
-    """Images that no label row names, and whether a missing one has nearly their name. Call it after the images.
-
-    An images folder that cannot be listed is a finding itself.
-    """
+    """Images that no label row names, and whether a missing one has nearly their name; call it after the images."""
 
     def folded(name: str) -> str:
         return splitext(name)[0].casefold()
@@ -124,11 +117,7 @@ def note_unlabelled(findings: Findings, index: ImageIndex, root: Location, place
 
 
 def look_for_depth(index: ImageIndex, root: Location, suffix: str) -> tuple[int, int, str]:
-    """Whether depth maps lie where a run will look, asked of images spread over all.
-
-    Returns:
-        How many were looked for, how many of these are missing, and one sentence about the first.
-    """
+    """How many depth maps were looked for, of images spread over all, how many are missing, and about the first."""
 
     def is_there(name: str) -> bool:
         try:
@@ -147,14 +136,7 @@ def look_for_depth(index: ImageIndex, root: Location, suffix: str) -> tuple[int,
 
 
 def note_shared_images(findings: Findings, index: ImageIndex, others: Sequence[Location]) -> Counter[str]:
-    """Images whose key another manifest has too.
-
-    Returns:
-        Images shared, by the other manifest's subset.
-
-    Raises:
-        ManifestError: one of `others` is no manifest, or damaged.
-    """
+    """Images whose key another manifest has too, counted by its subset. Raises: ManifestError: one is damaged."""
     own = set(index.image_path) if others else set()
     shared: Counter[str] = Counter()
     for other in map(Manifest.open, others):
@@ -167,8 +149,30 @@ def note_shared_images(findings: Findings, index: ImageIndex, others: Sequence[L
     return shared
 
 
+class _Counts:
+    """What both reports are besides their counts: JSON, and lines for people that name the same things."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain nested dict, keys in order and text, equal for equal input."""
+        return {
+            name: {str(key): count for key, count in sorted(value.items())} if isinstance(value, dict) else value
+            for name, value in vars(self).items()
+        }
+
+    def count_lines(self, title: str) -> str:
+        lines = list[tuple[str, int]]()
+        for name, value in self.to_json().items():
+            words = name.replace("_", " ")
+            if isinstance(value, int):
+                lines.append((words, value))
+            elif isinstance(value, dict) and name not in ("persons_per_image", "examples"):
+                lines += [(f"{words}: {key}", count) for key, count in value.items()]
+        width = max(len(words) for words, _ in lines)
+        return "\n".join([title, *(f"  {words:<{width}}  {count:>9}" for words, count in lines)])
+
+
 @dataclass
-class ManifestReport:
+class ManifestReport(_Counts):
     """Counts of one build. Every image and label row that entered is in `images` and `persons`."""
 
     dataset: str = ""
@@ -226,47 +230,14 @@ class ManifestReport:
             lines.append(f"  {damaged} tars are damaged: fetch them again; {self.findings_file} says where each breaks")
         return "\n".join([*lines, "mend the cause and build again before a run"])
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain nested dict, keys in order; those of the histogram are text."""
-        tree = _sorted_fields(self)
-        tree["persons_per_image"] = {str(people): count for people, count in tree["persons_per_image"].items()}
-        return tree
-
     def as_table(self) -> str:
-        crowds = {
-            name: sum(count for people, count in self.persons_per_image.items() if low <= people <= high)
-            for name, (low, high) in _CROWDS.items()
-        }
-        depth = [("depth maps looked for", self.depth_looked), ("  of these missing", self.depth_missing)]
-        lines: list[tuple[str, Any]] = [
-            ("images", self.images),
-            ("persons (label rows)", self.persons),
-            ("persons per image, mean", f"{self.persons / self.images if self.images else 0.0:.2f}"),
-            *((f"  images with {people}", count) for people, count in crowds.items()),
-            ("shards", self.shards),
-            *((f"images {word}", count) for word, count in sorted(self.image_problems.items())),
-            ("label rows without image file", self.rows_without_image),
-            ("label rows that cannot be used", self.rows_unusable),
-            *(depth if self.depth_looked else ()),
-            ("images with an off-centre camera", self.off_centre),
-            ("images turned by an EXIF note, taken as stored", self.turned),
-            *((f"cameras: {fault}", count) for fault, count in sorted(self.camera_faults.items())),
-            *((f"images also in {subset}", count) for subset, count in sorted(self.also_in.items())),
-            *((f"found: {kind}", count) for kind, count in sorted(self.findings.items()) if kind in UNCOUNTED),
-            *((f"persons: {reason}", count) for reason, count in sorted(self.person_problems.items())),
-            ("persons with mask", self.masks_given),
-            ("  of these empty", self.masks_empty),
-            ("persons without mask", self.masks_missing),
-            ("persons of known age", self.age_known),
-            ("persons of known gender", self.male_prob_known),
-            *sorted(self.notes.items()),
-        ]
-        table = _format_counts(f"manifest of {self.dataset}, fingerprint {self.fingerprint[:16]}", lines)
+        mean = f"{self.persons / self.images if self.images else 0.0:.2f} persons an image"
+        table = self.count_lines(f"manifest of {self.dataset}, fingerprint {self.fingerprint[:16]}, {mean}")
         return "\n".join([table, *(f"  first {word}: {text}" for word, text in sorted(self.examples.items()))])
 
 
 @dataclass
-class MergeReport:
+class MergeReport(_Counts):
     """Counts of one merge. Every prediction is in exactly one count of `outcomes`."""
 
     fingerprint: str = ""  # of the new manifest
@@ -289,33 +260,5 @@ class MergeReport:
         if status not in (PredictionStatus.ADDED, PredictionStatus.MATCHED, PredictionStatus.DUPLICATE):
             self.refused[f"{status}: {message}" if message else str(status)] += predictions
 
-    def to_json(self) -> dict[str, Any]:
-        return _sorted_fields(self)
-
     def as_table(self) -> str:
-        lines = [
-            ("images", self.images),
-            ("released people", self.released),
-            ("predictions", self.predictions),
-            ("  matched a released person, dropped", self.outcomes[PredictionStatus.MATCHED]),
-            ("  duplicates of other predictions, dropped", self.outcomes[PredictionStatus.DUPLICATE]),
-            *((f"  refused, {reason}", count) for reason, count in sorted(self.refused.items())),
-            ("  added", self.outcomes[PredictionStatus.ADDED]),
-            ("images with added people", self.images_with_added),
-            ("compared by keypoints", self.by_keypoints),
-            ("compared by overlap of bodies", self.by_overlap),
-            ("carried to the label's camera", self.carried),
-            *sorted(self.notes.items()),
-        ]
-        return _format_counts(f"merged manifest, fingerprint {self.fingerprint[:16]}", lines)
-
-
-def _sorted_fields(report: ManifestReport | MergeReport) -> dict[str, Any]:
-    tree = {f.name: getattr(report, f.name) for f in dataclasses.fields(report)}
-    return {name: dict(sorted(value.items())) if isinstance(value, dict) else value for name, value in tree.items()}
-
-
-def _format_counts(title: str, lines: Iterable[tuple[str, Any]]) -> str:
-    lines = list(lines)
-    width = max(len(name) for name, _ in lines)
-    return "\n".join([title, *(f"  {name:<{width}}  {count:>9}" for name, count in lines)])
+        return self.count_lines(f"merged manifest, fingerprint {self.fingerprint[:16]}")

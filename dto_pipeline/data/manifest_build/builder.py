@@ -62,10 +62,9 @@ from dto_pipeline.data.tars import TarPlacement, place_in_tars, tar_index_path
 from dto_pipeline.schema import MANIFEST_PERSON, MANIFEST_SCHEMA
 from dto_pipeline.status import ImageStatus, UnusableImage
 
-MASK_OTHER_SIZE = "instance mask is of another size than the image"
 CENTRED = "label rows without a principal point, taken as the image's centre"
 REPEATED = "duplicate, the same person as another label row of the image"
-_PERSON_PROBLEMS = (*ROW_PROBLEMS, MASK_DAMAGED, MASK_OTHER_SIZE)
+PERSON_PROBLEMS = (*ROW_PROBLEMS, MASK_DAMAGED, "instance mask is of another size than the image")
 _CAMERA_FAULTS = (
     "",
     "intrinsics differ between its label rows; expected one camera per image",
@@ -101,9 +100,6 @@ def build_manifest(
     """Join labels, sidecar and image headers into a manifest, shard by shard; its report and findings lie beside it.
 
     Args:
-        dataset: what to build from.
-        out: the manifest's file or URI.
-        progress: show a progress line.
         against: other manifests whose images are compared with these (insta1 and insta2 overlap).
         unlabelled: list images that no label names, which walks through the whole images folder.
 
@@ -216,12 +212,12 @@ class _Shards:
                 text = describe_off_centre(files[image], headers[image], camera[image])
                 problems[image] = problems[image] or (ImageStatus.SIZE_MISMATCH, text)
         lost = np.array([problem is not None for problem in problems])
-        person_problem = _judge_people(labels, seen.rows, np.repeat(np.where(lost[:, None], 0, sizes), counts, axis=0))
+        person_problem = judge_people(labels, seen.rows, np.repeat(np.where(lost[:, None], 0, sizes), counts, axis=0))
         report.rows_unusable += int((np.repeat(lost, counts) | (person_problem > 0)).sum())
         self._note_images(files, counts, problems, seen)
         self._note_people(np.repeat(np.array(files, object), counts), rows, person_problem, labels, seen.rows, counts)
         place = np.arange(rows.size) - np.repeat(offsets[:-1] - offsets[0], counts)
-        words = pick_words(_PERSON_PROBLEMS, person_problem)
+        words = pick_words(PERSON_PROBLEMS, person_problem)
         people = person_columns(labels, seen.rows, np.arange(rows.size), place, rows, words)
         kind = MANIFEST_SCHEMA.field("persons").type
         columns = _image_columns(self.inputs, images, camera, sizes, problems, seen)
@@ -285,7 +281,7 @@ class _Shards:
         people = People(**places, det_score=seen.det_score, has_mask=seen.has_mask, usable=problem == 0, counts=counts)
         repeats = find_duplicates(people)
         for person in np.flatnonzero(problem).tolist():
-            reason = str(_PERSON_PROBLEMS[problem[person]])
+            reason = str(PERSON_PROBLEMS[problem[person]])
             report.person_problems[reason] += 1
             self.findings.add(PERSON, files[person], reason, label_row=int(rows[person]))
         for person in np.flatnonzero(repeats >= 0).tolist():
@@ -300,8 +296,7 @@ def judge_cameras(intrinsics: np.ndarray, counts: np.ndarray, sizes: np.ndarray)
     Principal points of which neither coordinate is told, while the focal length is, are put into the image's centre.
 
     Args:
-        intrinsics: (n, 3, 3) float64, people image by image.
-        counts: (m,) int >= 1, people of each image.
+        intrinsics: (n, 3, 3) float64, people image by image; counts: (m,) int >= 1, people of each image.
         sizes: (m, 2) int width and height of the images, 0 = unknown.
 
     Returns:
@@ -338,8 +333,8 @@ def _camera_problem(file: str, camera: np.ndarray, fault: int, problem: Problem 
     return problem if problem[0] is ImageStatus.LABEL_INVALID else (ImageStatus.LABEL_INVALID, f"{text}; {problem[1]}")
 
 
-def _judge_people(labels: LabelRows, seen: SeenRows, image_size: np.ndarray) -> np.ndarray:
-    """(n,) int index into `_PERSON_PROBLEMS`; 0 = usable. `image_size` (n, 2): width, height, 0 = unknown."""
+def judge_people(labels: LabelRows, seen: SeenRows, image_size: np.ndarray) -> np.ndarray:
+    """(n,) int index into `PERSON_PROBLEMS`; 0 = usable. `image_size` (n, 2): width, height, 0 = unknown."""
     problem = find_row_problems(labels.pose, labels.betas, labels.transl)
     compared = (seen.mask_width > 0) & (image_size[:, 0] > 0)
     other_size = compared & ((seen.mask_width != image_size[:, 0]) | (seen.mask_height != image_size[:, 1]))

@@ -27,7 +27,7 @@ from dto_pipeline.data.inert_pickle import PickleRefused, Record
 from dto_pipeline.data.npz import ITEM_LIMITS, read_items
 from dto_pipeline.data.safe_pickle import build_values
 from dto_pipeline.data.scratch import FlatColumn, map_numbers
-from dto_pipeline.data.sources.rows import Finding, LabelFileError, LabelRows, LabelSource, find_row_problems
+from dto_pipeline.data.sources.rows import Finding, LabelFileError, LabelRows, LabelSource, find_row_problems, take_rows
 
 ARRAY = "annots"
 BODY, CAMERA = "smpl_param", "cam_param"
@@ -62,9 +62,7 @@ def open_ma_hmr(path: Path) -> LabelSource:
     owner = annots.owner
 
     def rows(index: np.ndarray) -> LabelRows:
-        pose, betas, transl = (np.array(getattr(annots, name)[index]) for name in ("pose", "betas", "transl"))
-        cameras = camera_matrices(np.asarray(annots.camera[index]))
-        return LabelRows(pose, betas, transl, np.full((index.size, 4), np.nan, np.float32), cameras)
+        return take_rows(vars(annots), index, camera_matrices(np.asarray(annots.camera[index])))
 
     def image_names(start: int, stop: int) -> np.ndarray:
         return annots.names[owner[start:stop]].astype(str)

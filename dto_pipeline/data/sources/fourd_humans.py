@@ -15,6 +15,7 @@ somebody hidden lie on whoever stands in front. Positions in pixels.
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,9 +23,9 @@ from typing import Any
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from dto_pipeline.array_files import read_npz
 from dto_pipeline.data.duplicates import box_overlap
 from dto_pipeline.data.inert_pickle import Limits
-from dto_pipeline.data.npz import safe_load_npz
 from dto_pipeline.data.safe_pickle import safe_loads
 
 PEOPLE_EXTENSION = "data.pyd"
@@ -97,12 +98,21 @@ def parse_masks(data: bytes, where: str) -> np.ndarray:
     """(K, H, W) bool instance masks of a ``.detection.npz`` member; `where` names the bytes in messages.
 
     Raises:
-        UnsafePickle, BrokenPickle: not a sound npz. SampleError: no `masks`, or of another shape or type.
+        SampleError: not a sound npz, no `masks`, or of another shape or type.
     """
-    masks = safe_load_npz(io.BytesIO(data), keys=("masks",), limits=_LIMITS, where=where).get("masks")
-    if masks is None or masks.ndim != 3 or masks.dtype.kind not in "bu" or masks.max(initial=0) > 1:
-        found = "no array 'masks'" if masks is None else f"'masks' of {masks.dtype} {masks.shape}"
-        raise SampleError(f"{where} has {found}; expected booleans (K, H, W)")
+
+    def check(_: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
+        if len(shape) != 3 or dtype.kind not in "bu" or math.prod(shape) * dtype.itemsize > _LIMITS.max_array_bytes:
+            raise ValueError(f"holds 'masks' of {dtype} {shape}; expected booleans (K, H, W)")
+
+    try:
+        found, names = read_npz(io.BytesIO(data), ("masks",), check)
+    except ValueError as error:
+        raise SampleError(f"{where}: {error}") from error
+    masks = found.get("masks")
+    if masks is None or masks.view(f"u{masks.itemsize}").max(initial=0) > 1:
+        held = f"the arrays {names}" if masks is None else "other values than 0 and 1"
+        raise SampleError(f"{where} holds {held}; expected booleans 'masks' (K, H, W)")
     return masks.astype(bool)
 
 

@@ -39,10 +39,10 @@ from dto_pipeline.data.sources.rows import (
     Shapes,
     check_shape,
     decode_names,
-    judge_seen,
+    map_text,
     pick,
-    pick_betas,
     read_table,
+    take_rows,
 )
 from dto_pipeline.reading import read_start
 
@@ -88,18 +88,11 @@ def _open_npz(path: Path) -> LabelSource:
     npz = MappedNpz(path)
     _check_names(path, npz.keys)
 
-    def text(name: str, kinds: str, rows: int = 0) -> np.ndarray:
-        array = npz.array(name)
-        if array.ndim != 1 or array.dtype.kind not in kinds or array.size == 0 or (rows and array.size != rows):
-            found = f"{array.dtype} {array.shape}"
-            raise LabelFileError(f"{path}, column {name!r}: {found}; expected text ({rows or 'N'},), at least one row")
-        return array
-
-    names = text("image", "US")
+    names = map_text(npz, "image", "US")
     numbers = {name: npz.array(name) for name in npz.keys if name in _SHAPES}
     for name, array in numbers.items():
         check_shape(path, name, array, names.size, _SHAPES[name])
-    letters = text("mask_rle", "S", names.size) if "mask_rle" in npz.keys else np.zeros(names.size, "S1")
+    letters = map_text(npz, "mask_rle", "S", names.size) if "mask_rle" in npz.keys else np.zeros(names.size, "S1")
 
     def masks(index: np.ndarray) -> pa.BinaryArray:
         texts = np.asarray(letters[index])  # run lengths never hold the zero bytes that numpy strips
@@ -137,16 +130,8 @@ def _check_names(path: Path, found: Sequence[str]) -> None:
 def _rows(
     numbers: dict[str, np.ndarray], masks: Callable[[np.ndarray], pa.BinaryArray], index: np.ndarray
 ) -> LabelRows:
-    seen = ("age_years", "male_prob", "det_score", "mask_height", "mask_width")
-    return LabelRows(
-        pose=pick(numbers["pose"], index, (72,)),
-        betas=pick_betas(numbers["betas"], index),
-        transl=pick(numbers["transl"], index, (3,)),
-        bbox_xyxy=pick(numbers.get("bbox_xyxy"), index, (4,)),
-        intrinsics=_cameras(numbers, index),
-        seen=judge_seen({name: pick(numbers.get(name), index, ()) for name in seen}, masks(index)),
-        keypoints=_keypoints(numbers.get("keypoints"), index),
-    )
+    points = _keypoints(numbers.get("keypoints"), index)
+    return take_rows(numbers, index, _cameras(numbers, index), masks(index), keypoints=points)
 
 
 def _cameras(numbers: dict[str, np.ndarray], index: np.ndarray) -> np.ndarray:

@@ -51,7 +51,6 @@ OCHUMAN_JOINTS: tuple[str, ...] = (
 BK_NAME_LENGTH = 7  # characters of a file name, without .jpg, whose 19 joints are in BK order
 UNLABELLED = -2.0  # position given to a joint that is invisible or absent [px]
 ARRAY = "annots"
-_READ = ("kp2d", "depth_id", "age", "gender", "bbox")
 _LAYERS = 100  # published layers end at 9
 _ROWS_AT_ONCE = 1 << 16
 
@@ -131,33 +130,23 @@ def read_annotations(path: str | Path) -> RelativeHumanAnnotations:
         keys = sorted({str(key) for person in told for key in person})
         raise LabelFileError(
             f"{path} lists {len(everybody)} people of whom nothing can be used; they hold {keys[:12]}, "
-            f"expected some of {list(_READ)}"
+            f"expected some of {[key for key, _, _ in _FIELDS.values()]}"
         )
     return RelativeHumanAnnotations(annotations, tuple(problems))
 
 
 def _read_person(image: str, row: int, person: Any, problems: list[Finding]) -> Annotation:
+    fields: dict[str, Any] = {}
     if not isinstance(person, Mapping):
         problems.append(Finding(image, f"person {row}: is {type(person).__name__}, expected a dict"))
-        return Annotation(None, UNKNOWN, UNKNOWN)
-
-    def take(key: str, read: Callable[[Any], Any], otherwise: Any) -> Any:
+        person = {}
+    for name, (key, read, unknown) in _FIELDS.items():
+        fields[name] = unknown
         try:
-            return otherwise if person.get(key) is None else read(person[key])
+            fields[name] = unknown if person.get(key) is None else read(person[key])
         except (TypeError, ValueError, OverflowError) as error:
             problems.append(Finding(image, f"person {row}: {key}: {error}"))
-            return otherwise
-
-    def code(key: str, count: int) -> Any:
-        return take(key, lambda value: _code(value, count), UNKNOWN)
-
-    return Annotation(
-        kp2d=take("kp2d", _keypoints, None),
-        depth_id=code("depth_id", _LAYERS),
-        age=code("age", len(AGES)),
-        gender=code("gender", len(GENDERS)),
-        bbox_xyxy=take("bbox", _box, None),
-    )
+    return Annotation(**fields)
 
 
 def _keypoints(value: Any) -> np.ndarray:
@@ -177,6 +166,15 @@ def _code(value: Any, count: int) -> int:
     if found != value or not UNKNOWN <= found < count:
         raise ValueError(f"{value!r}, expected {UNKNOWN} .. {count - 1}")
     return found
+
+
+_FIELDS: dict[str, tuple[str, Callable[[Any], Any], Any]] = {  # of `Annotation` -> key, reader, what unknown is
+    "kp2d": ("kp2d", _keypoints, None),
+    "depth_id": ("depth_id", lambda value: _code(value, _LAYERS), UNKNOWN),
+    "age": ("age", lambda value: _code(value, len(AGES)), UNKNOWN),
+    "gender": ("gender", lambda value: _code(value, len(GENDERS)), UNKNOWN),
+    "bbox_xyxy": ("bbox", _box, None),
+}
 
 
 def open_relative_human(path: Path, options: SourceOptions) -> LabelSource:

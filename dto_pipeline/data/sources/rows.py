@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from dto_pipeline.axes import NUM_BETAS
 from dto_pipeline.bounds import ASIDE, BETAS, DISTANCE, POSE
 from dto_pipeline.data.columns import single_array
+from dto_pipeline.data.npz import MappedNpz
 from dto_pipeline.data.parquet import READ_ERRORS, check_room, open_parquet
 from dto_pipeline.data.rle import measure_rles
 from dto_pipeline.data.scratch import FlatColumn
@@ -108,11 +109,33 @@ def pick(column: np.ndarray | None, index: np.ndarray, tail: tuple[int, ...], dt
         return np.asarray(column[index]).astype(dtype).reshape(index.size, *tail)
 
 
-def pick_betas(column: np.ndarray, index: np.ndarray) -> np.ndarray:
-    """(n, 11) float32 of a mapped column of ten or eleven; the kid axis is 0 where it is absent."""
+def take_rows(
+    columns: Mapping[str, np.ndarray],
+    index: np.ndarray,
+    intrinsics: np.ndarray,
+    masks: pa.BinaryArray | None = None,
+    boxes: np.ndarray | None = None,
+    keypoints: np.ndarray | None = None,
+) -> LabelRows:
+    """Rows of mapped columns in this project's names; with `masks` (null = none) all that such columns tell is `seen`.
+
+    A kid axis that is absent becomes 0, any other column NaN.
+    """
     betas = np.zeros((index.size, NUM_BETAS), np.float32)
-    betas[:, : column.shape[1]] = pick(column, index, column.shape[1:])
-    return betas
+    betas[:, : columns["betas"].shape[1]] = pick(columns["betas"], index, columns["betas"].shape[1:])
+    seen = None
+    if masks is not None:
+        told = (*SEEN_RANGES, "mask_height", "mask_width")
+        seen = judge_seen({name: pick(columns.get(name), index, ()) for name in told}, masks)
+    return LabelRows(
+        pose=pick(columns["pose"], index, (72,)),
+        betas=betas,
+        transl=pick(columns["transl"], index, (3,)),
+        bbox_xyxy=pick(columns.get("bbox_xyxy"), index, (4,)) if boxes is None else boxes,
+        intrinsics=intrinsics,
+        seen=seen,
+        keypoints=keypoints,
+    )
 
 
 def check_shape(path: Path, key: str, array: np.ndarray, rows: int | None, tails: Sequence[tuple[int, ...]]) -> None:
@@ -125,6 +148,15 @@ def check_shape(path: Path, key: str, array: np.ndarray, rows: int | None, tails
     if array.shape not in shapes or array.dtype.kind not in "fiu":
         wanted = " or ".join(map(str, shapes))
         raise LabelFileError(f"{path}, key {key!r}: {array.dtype} {array.shape}; expected numbers {wanted}")
+
+
+def map_text(npz: MappedNpz, key: str, kinds: str, rows: int = 0) -> np.ndarray:
+    """(rows,) text of an npz, at least one row. Raises: LabelFileError, NpzError."""
+    array = npz.array(key)
+    if array.ndim != 1 or array.dtype.kind not in kinds or array.size == 0 or (rows and array.size != rows):
+        found = f"{array.dtype} {array.shape}"
+        raise LabelFileError(f"{npz.path}, key {key!r}: {found}; expected text ({rows or 'N'},), at least one row")
+    return array
 
 
 def decode_names(names: np.ndarray) -> np.ndarray:

@@ -79,20 +79,17 @@ class Sidecar:
             raise LabelFileError(f"{self.path}: label_row is {kind}; expected int64")
 
     def _check_rows(self, numbers: np.ndarray) -> np.ndarray:
-        """(n,) int64 label rows. Raises: LabelFileError: null, none of this label file, or twice."""
+        """(n,) int64 label rows. Raises: LabelFileError: null, no whole number, none of this label file, or twice."""
         count = self._place.size
-        outside = numbers[~((numbers >= 0) & (numbers < count))]
-        if outside.size:
-            found = "null" if np.isnan(outside[0]) else f"{outside[0]:.0f}"
-            found = f"{outside.size} label rows such as {found}"
-            raise LabelFileError(f"{self.path}: {found}; expected 0 .. {count - 1}, does it belong to this label file?")
-        rows = numbers.astype(np.int64)
-        if (broken := numbers[rows != numbers]).size:
-            raise LabelFileError(f"{self.path}: label_row holds {broken[0]:g}; expected whole numbers")
-        times = np.bincount(rows, minlength=count)
-        if times.max(initial=0) > 1:
-            found = f"{int((times > 1).sum())} label rows more than once, such as {int(times.argmax())}"
-            raise LabelFileError(f"{self.path}: names {found}; expected each at most once")
+        with np.errstate(invalid="ignore"):
+            rows = numbers.astype(np.int64)
+        wrong = ~((numbers >= 0) & (numbers < count) & (rows == numbers))
+        if not wrong.any():
+            wrong = np.bincount(rows, minlength=count)[rows] > 1
+        if wrong.any():
+            found = f"{wrong.sum()} label rows such as {numbers[wrong][0]:g}"
+            expected = f"each of 0 .. {count - 1} at most once; does it belong to this label file?"
+            raise LabelFileError(f"{self.path}: {found} (nan = null); expected {expected}")
         return rows
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from dto_pipeline.cli import main
 from dto_pipeline.data.columns import read_numbers, single_array
-from dto_pipeline.data.exports.export import export_labels
+from dto_pipeline.data.exports.formats import export_labels
 from dto_pipeline.data.exports.job import ExportError, Selection
 from dto_pipeline.data.manifest import Manifest, ManifestError
 from dto_pipeline.data.manifest_build.builder import build_manifest
