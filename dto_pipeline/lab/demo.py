@@ -36,8 +36,7 @@ from dto_pipeline.models.depth_anything import DepthNetwork
 from dto_pipeline.run.driver import run_pipeline
 from dto_pipeline.scene import PlacedScene
 from dto_pipeline.status import PersonStatus
-from dto_pipeline.view.pages import solver_panel
-from dto_pipeline.view.panel import People, save_png
+from dto_pipeline.view.pages import People, save_png, solver_panel
 
 EVERYBODY = "all people"
 DEPTH_MEASURES = {
