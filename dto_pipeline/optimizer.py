@@ -100,9 +100,16 @@ class SceneOptimizer:
         if mixture is None:
             return fit_groups(evidence, prior, self.config.solver, self.config.refine)
         config = self.config
-        z = batch.transl[..., 2]
         return fit_crowds(
-            evidence, prior, mixture, z, batch.present, config.joint, config.solver.max_height, batch.metric
+            evidence,
+            prior,
+            mixture,
+            batch.transl[..., 2],
+            batch.present,
+            batch.age_years.isnan(),
+            config.joint,
+            config.solver.max_height,
+            batch.metric,
         )
 
     def _look_again(

@@ -48,7 +48,7 @@ LONG = {
     *(f"run/test_{name}.py" for name in ("durability", "identity", "mended", "places", "publishing", "ray_start")),
     *(f"run/test_{name}.py" for name in ("remote_runs", "repairs", "seeing_ahead", "selected_runs", "suspects")),
     *(f"train/test_{name}.py" for name in ("dataset", "loop", "model", "predict", "released", "train_verb")),
-    *(f"view/test_{name}.py" for name in ("evidence_pictures", "pictures", "report")),
+    *(f"view/test_{name}.py" for name in ("pages", "run_files", "report")),
 }
 
 

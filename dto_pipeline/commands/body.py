@@ -9,7 +9,7 @@ from dto_pipeline.commands.output import local_place
 
 
 def add_parser(verbs: argparse._SubParsersAction) -> None:
-    parser = verbs.add_parser("body", help="import and look at body models")
+    parser = verbs.add_parser("body", help="import body models")
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     importing = actions.add_parser(
         "import",
@@ -20,10 +20,6 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     importing.add_argument("--kid-template", metavar="NPY", help="smpl_kid_template.npy: adds the kid axis")
     importing.add_argument("-o", "--out", required=True, metavar="DIR", help="folder to write to")
     importing.set_defaults(run=_import)
-    show = actions.add_parser("show", help="render the template, a tall, a small and a kid body to a picture")
-    show.add_argument("model", nargs="?", default="", metavar="FILE", help="npz or its folder; none = the stand-in")
-    show.add_argument("-o", "--out", default="body.png", metavar="PNG", help="picture to write (body.png)")
-    show.set_defaults(run=_show)
 
 
 def _import(arguments: argparse.Namespace) -> int:
@@ -36,13 +32,4 @@ def _import(arguments: argparse.Namespace) -> int:
     )
     for path in written:
         print(f"{path} written")
-    return 0
-
-
-def _show(arguments: argparse.Namespace) -> int:
-    from dto_pipeline.models.body import load_body
-    from dto_pipeline.view.body_sheet import draw_body_sheet
-
-    draw_body_sheet(load_body(arguments.model)).save(local_place(arguments.out))
-    print(f"{arguments.out} written")
     return 0

@@ -28,7 +28,7 @@ from dto_pipeline.evaluate.evaluation import (
     Statistic,
     Sums,
     add_up,
-    make_column,
+    evaluate,
     mean_of,
     ratio,
 )
@@ -113,16 +113,10 @@ def evaluate_meshes(
         "people of the truth that cannot be used (left out)": truth.num_people - true.num_people,
         "people of images not in the truth (left out)": found.num_people - known.num_people,
     }
-    asked = {"matching": matching, "min_iou": MIN_IOU, "resamples": resamples, "seed": seed}
-    return Evaluation(
-        title=f"{found.source} against {truth.source}",
-        images=[str(name) for name in truth.images],
-        measures=MEASURES,
-        columns={"all people": make_column(sums, MEASURES, resamples, seed)},
-        counts=counts,
-        notes=tuple(note for note in (join.note, *found.problems[:5], *truth.problems[:5]) if note),
-        settings={**asked, "body_sha256": body.sha256},
-    )
+    title, notes = f"{found.source} against {truth.source}", (join.note, *found.problems[:5], *truth.problems[:5])
+    settings = {"matching": matching, "min_iou": MIN_IOU, "body_sha256": body.sha256}
+    columns = {"all people": sums}
+    return evaluate(title, truth.images, MEASURES, columns, counts, notes, resamples, seed, **settings)
 
 
 def _cameras(found: People, true: People, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

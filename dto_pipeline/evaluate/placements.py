@@ -13,14 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
 from dto_pipeline.data.people import People
 from dto_pipeline.errors import DtoError
 from dto_pipeline.evaluate.bodies import joints_of, rest_heights
-from dto_pipeline.evaluate.evaluation import RESAMPLES, Evaluation, Measure, add_up, make_column, mean_of
+from dto_pipeline.evaluate.evaluation import RESAMPLES, Evaluation, Measure, add_up, evaluate, mean_of
 from dto_pipeline.evaluate.matching import join_images, pairs_within
 from dto_pipeline.models.body import BodyModel
 
@@ -47,16 +46,7 @@ class Placement:
     height: np.ndarray  # (N,) in the rest pose [m]
 
 
-class Placed(Protocol):
-    """Anything that knows where P people are and how tall, as `Placement` does."""
-
-    @property
-    def z(self) -> np.ndarray: ...
-    @property
-    def height(self) -> np.ndarray: ...
-
-
-def join_placements(parts: Sequence[Placed]) -> Placement:
+def join_placements(parts: Sequence[Placement]) -> Placement:
     """People of several images or sets, one after the other."""
     return Placement(np.concatenate([part.z for part in parts]), np.concatenate([part.height for part in parts]))
 
@@ -153,16 +143,10 @@ def evaluate_synthetic(
             sums = placement_sums(found, true, image, truth.num_images, kept)
             apart = np.linalg.norm(pelvis - root, axis=1)
             sums["root_gap"] = add_up(apart[kept], image[kept], truth.num_images)
-            columns[name + about] = make_column(sums, measures, resamples, seed)
-    return Evaluation(
-        title=f"{first.source} against {truth.source}",
-        images=[str(name) for name in truth.images],
-        measures=measures,
-        columns=columns,
-        counts=_count(first, truth, partner, usable, int(accepted.sum()), len(join.strangers)),
-        notes=tuple(note for note in (join.note, *first.problems[:5]) if note),
-        settings={"resamples": resamples, "seed": seed, "body_sha256": body.sha256},
-    )
+            columns[name + about] = sums
+    counts = _count(first, truth, partner, usable, int(accepted.sum()), len(join.strangers))
+    title, notes, sha256 = f"{first.source} against {truth.source}", (join.note, *first.problems[:5]), body.sha256
+    return evaluate(title, truth.images, measures, columns, counts, notes, resamples, seed, body_sha256=sha256)
 
 
 def _count(

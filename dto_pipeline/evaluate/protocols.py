@@ -26,7 +26,7 @@ from dto_pipeline.evaluate.bodies import (
     project_joints,
     vertices_of,
 )
-from dto_pipeline.evaluate.evaluation import Evaluation, Measure, Statistic, Sums, add_up, make_column, mean_of, ratio
+from dto_pipeline.evaluate.evaluation import Evaluation, Measure, Statistic, Sums, add_up, evaluate, mean_of, ratio
 from dto_pipeline.evaluate.matching import MIN_IOU, box_iou, join_images, joint_boxes, take_within_budget
 from dto_pipeline.models.body import BodyModel
 
@@ -117,15 +117,9 @@ def evaluate_protocol(
         "people of the truth that cannot be used (left out)": truth.num_people - true.num_people,
         "people found that cannot be used, or in no image of the truth (left out)": found.num_people - known.num_people,
     }
-    return Evaluation(
-        title=f"{protocol}: {found.source} against {truth.source}",
-        images=list(truth.images),
-        measures=measures,
-        columns={"": make_column(sums, measures, resamples, seed)},
-        counts=counts,
-        notes=tuple(note for note in (join.note,) if note),
-        settings={"protocol": protocol, "resamples": resamples, "seed": seed},
-    )
+    title = f"{protocol}: {found.source} against {truth.source}"
+    columns = {"": sums}
+    return evaluate(title, truth.images, measures, columns, counts, [join.note], resamples, seed, protocol=protocol)
 
 
 def _project(people: People, body: BodyModel) -> np.ndarray:
@@ -267,15 +261,14 @@ def evaluate_joints(
     measures, count = (MUPOTS, count_mupots) if protocol == "mupots" else (PANOPTIC, count_panoptic)
     seen = np.flatnonzero(join.found >= 0)
     sums = _per_image(count, joints, known.intrinsics, owner, truth, seen)
-    columns = {"all": make_column(sums, measures, resamples, seed)}
+    columns = {"all": sums}
     for name in dict.fromkeys(truth.sequence[seen]):
         own = truth.sequence[seen] == name
-        some = {key: np.where(own, part, 0) for key, part in sums.items()}
-        columns[str(name)] = make_column(some, measures, resamples, seed)
+        columns[str(name)] = {key: np.where(own, part, 0) for key, part in sums.items()}
     means = []
     for one in measures:
-        values = [column.estimates[one.key].value for name, column in columns.items() if name != "all"]
-        means.append(f"{one.title} {np.nanmean(values):.1f} {one.unit}")
+        pooled = ({key: part.sum() for key, part in of.items()} for name, of in columns.items() if name != "all")
+        means.append(f"{one.title} {np.nanmean([float(one.of(of)) for of in pooled]):.1f} {one.unit}")
     counts = {
         "images evaluated": len(seen),
         "images of the truth that are not in FOUND (left out)": len(truth.images) - len(seen),
@@ -285,15 +278,12 @@ def evaluate_joints(
         "people found that cannot be used, or in no image of the truth (left out)": found.num_people - known.num_people,
         "people that the truth does not count": truth.unusable,
     }
-    return Evaluation(
-        title=f"{protocol}: {found.source} against {truth.source}",
-        images=[truth.images[number] for number in seen],
-        measures=measures,
-        columns=columns,
-        counts=counts,
-        notes=tuple(note for note in (f"mean of the sequences: {', '.join(means)}", join.note) if note),
-        settings={"protocol": protocol, "resamples": resamples, "seed": seed},
+    title, notes = (
+        f"{protocol}: {found.source} against {truth.source}",
+        ("mean of the sequences: " + ", ".join(means), join.note),
     )
+    images = [truth.images[number] for number in seen]
+    return evaluate(title, images, measures, columns, counts, notes, resamples, seed, protocol=protocol)
 
 
 def count_mupots(

@@ -7,7 +7,6 @@ are not in them.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import tempfile
 import time
@@ -47,7 +46,7 @@ class ResumeBench:
     plan_cpu_s: float
 
     def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        return dict(vars(self))
 
     def as_table(self) -> str:
         return (

@@ -24,7 +24,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import simplejpeg
@@ -38,11 +38,9 @@ from dto_pipeline.data.sources.camerahmr import write_camerahmr
 from dto_pipeline.data.sources.rows import LabelRows
 from dto_pipeline.data.sources.sidecar import write_sidecar
 from dto_pipeline.errors import DtoError
-from dto_pipeline.lab.crowd import Crowd
 from dto_pipeline.lab.difficulty import VERSION, Difficulty
 from dto_pipeline.lab.foreign_bodies import measure_anny
-from dto_pipeline.lab.known_scenes import build_known_scene, observe_keypoints
-from dto_pipeline.lab.people import Bodies, Labels
+from dto_pipeline.lab.known_scenes import CrowdScene, build_known_scene, observe_keypoints
 from dto_pipeline.lab.picture import Picture, measure_template, render_picture
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.models.networks import locate_body
@@ -94,26 +92,6 @@ class PersonRows:
 
     def __len__(self) -> int:
         return len(self.told["pose"])
-
-
-class CrowdScene(Protocol):
-    """One image with its P people, what is true of them and what the pipeline is told."""
-
-    @property
-    def crowd(self) -> Crowd: ...
-    @property
-    def truth(self) -> Bodies: ...
-    @property
-    def labels(self) -> Labels: ...
-    @property
-    def masks(self) -> np.ndarray:
-        """(P, H, W) bool."""
-        ...
-
-    @property
-    def line(self) -> tuple[float, float]:
-        """a, b of the disparity a / z + b that the depth map was made from."""
-        ...
 
 
 def write_crowds(

@@ -1,17 +1,8 @@
 """The demo's data set, some of it broken on purpose, and pictures of the same kind to time and train on.
 
-Files of one data set:
-
-    images/insta-train/<a>/<b>/<c>.jpg    pictures, in CameraHMR's folder layout
-    labels/demo-release.npz               labels as CameraHMR publishes them (see `data.sources.camerahmr`)
-    labels/demo-sidecar.parquet           masks, ages, male probabilities (see `data.sources.sidecar`)
-    depth/insta-train/<a>/<b>/<c>.npy     disparity, float16, of the picture's size
-    truth.npz                             what is true, one row per label row (see `TRUTH_COLUMNS`)
-    README.md                             what lies where, what is broken and why
-    demo.json                             settings and counts; written last, exists = the data set is whole
-
-Equal settings give identical bytes. Each step of a scene draws from its own stream of (seed, image number, step),
-so that changing one step leaves the others as they were. Metres, camera frame.
+Its files are those of `crowd_files` under the names of CameraHMR's folders, depth maps as float16, and `demo.json`.
+Each step of a scene draws from its own stream of (seed, image number, step), so that changing one step leaves the
+others as they were. Metres, camera frame.
 """
 
 from __future__ import annotations
@@ -44,11 +35,12 @@ from dto_pipeline.lab.crowd_files import (
 from dto_pipeline.lab.difficulty import Difficulty
 from dto_pipeline.lab.known_scenes import (
     DISPARITY_SCALE,
+    CrowdScene,
     observe_disparity,
     observe_keypoints,
     observe_masks,
 )
-from dto_pipeline.lab.people import Bodies, Labels, build_bodies, falsify_labels
+from dto_pipeline.lab.people import Bodies, build_bodies, falsify_labels
 from dto_pipeline.lab.picture import Picture, measure_template, render_picture
 from dto_pipeline.models.body import BodyModel
 
@@ -74,17 +66,12 @@ _BODIES, _LABELS, _PICTURE, _DISPARITY, _MASKS, _KEYPOINTS = range(2, 8)  # rand
 
 
 @dataclass(frozen=True)
-class DemoScene:
-    """A `CrowdScene` with its picture."""
+class DemoScene(CrowdScene):
+    """One image; its masks are disjoint, of visible parts."""
 
     number: int
-    crowd: Crowd
-    truth: Bodies
-    labels: Labels
     picture: Picture
     disparity: np.ndarray  # (H, W) float16, larger is nearer
-    line: tuple[float, float]  # a, b of the disparity a / z + b before all errors
-    masks: np.ndarray  # (P, H, W) bool, visible parts, disjoint
     keypoints: np.ndarray  # (P, 44, 3) float32 u, v [px], confidence
 
 

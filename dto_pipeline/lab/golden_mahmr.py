@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load_file
 
 from dto_pipeline.evaluate.protocols import agora_errors, match_protocol, threedpw_errors
-from dto_pipeline.lab.golden_case import Case, read_arrays, run_case
+from dto_pipeline.lab.golden import Case, read_arrays, run_case
 from dto_pipeline.lab.golden_mahmr_network import Recording, check_loss_case, check_network
 from dto_pipeline.maths.rotation import axis_angle_to_matrix
 from dto_pipeline.models.body import BodyModel, load_body

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dto_pipeline.lab.golden_case import Case, run_case
+from dto_pipeline.lab.golden import Case, run_case
 from dto_pipeline.maths.rotation import axis_angle_to_matrix
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.train.augment import fit_size, resize

@@ -68,13 +68,20 @@ class KnownScene:
 
 
 @dataclass(frozen=True)
-class MadeScene(KnownScene):
-    """A synthetic one, with all it was made from."""
+class CrowdScene:
+    """What P people of a synthetic image were made from, and what the pipeline is told of them."""
 
     crowd: Crowd
     truth: Bodies
     labels: Labels
     masks: np.ndarray  # (P, H, W) bool, as the pipeline is told
+    line: tuple[float, float]  # a, b of the disparity a / z + b before all errors
+
+
+@dataclass(frozen=True)
+class MadeScene(CrowdScene, KnownScene):
+    """A synthetic one, with all it was made from."""
+
     z_map: np.ndarray  # (H, W) true z of people, ground and backdrop [m]
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from dto_pipeline.config import BY_DEVICE, PipelineConfig, RunConfig
+from dto_pipeline.config import PipelineConfig, RunConfig
 from dto_pipeline.data.dataset import SYNTHETIC
 from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.receipts import Receipt
@@ -112,9 +112,7 @@ def run_pipeline(
                     _tidy_up(directory, identity, lock)
                 raise
             scan = _tidy_up(directory, identity, lock)
-        seconds = time.monotonic() - started
-        summary = summarize(directory, plan, scan, tally, seconds, config.run.max_failed_images)
-        return replace(summary, sizes=describe_sizes(config))
+        return summarize(directory, plan, scan, tally, time.monotonic() - started, config)
 
 
 def _warn_of_demo_network(config: PipelineConfig, manifest: Manifest) -> None:
@@ -167,17 +165,6 @@ def _do_work(
         except TooManyFailed as error:
             raise TooManyFailed("\n".join([str(error), *find_example(directory, budget)])) from None
     return ledger.tally
-
-
-def describe_sizes(config: PipelineConfig) -> str:
-    """What the options of `config.BY_DEVICE` are for a run, in words."""
-    parts = []
-    for name, what in (("batch_images", "images a batch"), ("decode_threads", "decoding threads")):
-        told, (on_cpu, on_gpu) = getattr(config.run, name), BY_DEVICE[f"run.{name}"]
-        parts.append(f"{told} {what}" if told else f"{on_cpu} {what} ({on_gpu} on a GPU)")
-    if config.depth.source == "model":  # on a CPU a network sees one image at a time
-        parts.append(f"on a GPU {config.depth.batch or BY_DEVICE['depth.batch'][1]} images a network batch")
-    return ", ".join(parts)
 
 
 class FileLedger:

@@ -11,9 +11,11 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dto_pipeline.config import BY_DEVICE, PipelineConfig
 from dto_pipeline.data.label_files import person_leaf, read_label_files
 from dto_pipeline.data.labels import LabelsError
 from dto_pipeline.data.receipts import Receipt, add_counts
@@ -171,7 +173,10 @@ def images_per_second(receipts: Sequence[Receipt]) -> float:
 
 def _sum_stages(receipts: Iterable[Receipt]) -> dict[str, float]:
     """Seconds per stage over several shards, the longest first."""
-    return dict(sum((Counter(receipt.stage_seconds) for receipt in receipts), Counter()).most_common())
+    total: Counter[str] = Counter()
+    for receipt in receipts:
+        total.update(receipt.stage_seconds)
+    return dict(total.most_common())
 
 
 def format_duration(seconds: float | None) -> str:
@@ -232,7 +237,7 @@ class RunSummary(Tally):
     over_budget: str  # why the failures are too many: counts per cause and the next step; "" = they are not
     sanity: Sanity
     strays: list[str]  # files in labels/ that are no shard's, see `folder.find_strays`
-    sizes: str = ""  # what batches and threads this launch took, or left to the device
+    sizes: str  # what batches and threads this launch took, or left to the device
 
     @property
     def nothing_to_do(self) -> bool:
@@ -287,12 +292,7 @@ class RunSummary(Tally):
 
 
 def summarize(
-    directory: RunDirectory,
-    plan: RunPlan,
-    scan: RunScan | None,
-    tally: Tally,
-    wall_s: float,
-    max_failed_images: float,
+    directory: RunDirectory, plan: RunPlan, scan: RunScan | None, tally: Tally, wall_s: float, config: PipelineConfig
 ) -> RunSummary:
     """Count what became of a launch that took `wall_s`.
 
@@ -301,7 +301,7 @@ def summarize(
     done = plan.done if scan is None else scan.done
     failures = {} if scan is None else scan.failures
     receipts = list(done.values())
-    budget = FailureBudget(max_failed_images, {})
+    budget = FailureBudget(config.run.max_failed_images, {})
     for receipt in receipts:
         budget.shard_done(receipt)
     complaint = budget.verdict()
@@ -329,7 +329,19 @@ def summarize(
         over_budget=complaint and "\n".join([complaint, *find_example(directory, budget)]),
         sanity=judge_run(plan.identity, receipts),
         strays=find_strays(directory, plan.identity),
+        sizes=describe_sizes(config),
     )
+
+
+def describe_sizes(config: PipelineConfig) -> str:
+    """What the options of `config.BY_DEVICE` are for a run, in words."""
+    parts = []
+    for name, what in (("batch_images", "images a batch"), ("decode_threads", "decoding threads")):
+        told, (on_cpu, on_gpu) = getattr(config.run, name), BY_DEVICE[f"run.{name}"]
+        parts.append(f"{told} {what}" if told else f"{on_cpu} {what} ({on_gpu} on a GPU)")
+    if config.depth.source == "model":  # on a CPU a network sees one image at a time
+        parts.append(f"on a GPU {config.depth.batch or BY_DEVICE['depth.batch'][1]} images a network batch")
+    return ", ".join(parts)
 
 
 def find_example(directory: RunDirectory, budget: FailureBudget) -> list[str]:
@@ -346,4 +358,4 @@ def find_example(directory: RunDirectory, budget: FailureBudget) -> list[str]:
     told = [(row["image_id"], row) for row in rows]
     told += [(row["image_id"], person) for row in rows for person in row["persons"]]
     lost = (f"for example {image}: {row['message'] or commonest}" for image, row in told if row["status"] == commonest)
-    return [text for text, _ in zip(lost, range(1), strict=False)]
+    return list(islice(lost, 1))

@@ -20,7 +20,21 @@ from dto_pipeline.data.inert_pickle import BrokenPickle, Limits, UnsafePickle
 from dto_pipeline.data.npz import safe_load_npz
 from dto_pipeline.data.safe_pickle import safe_loads
 from tests.audit_watch import AuditWatch
-from tests.pickle_streams import F8, HOSTILE, SENTINEL, Armed, Stream, array, buffer, call, dtype, integer, text, whole
+from tests.pickle_streams import (
+    F8,
+    HOSTILE,
+    SENTINEL,
+    Armed,
+    Stream,
+    array,
+    buffer,
+    call,
+    dtype,
+    integer,
+    name,
+    text,
+    whole,
+)
 
 PROTOCOLS = range(6)
 
@@ -202,8 +216,9 @@ def test_one_flipped_byte_never_raises_anything_else() -> None:
         whole(b"N" + b"r" + struct.pack("<I", 2**32 - 1)),
         whole(array(integer(2**40) + b"\x85", F8, b"C\x00")),
         whole(array(b"K\x00" + integer(2**40) + b"\x86", F8, b"C\x00")),
+        whole(b"(" + b"N" * 2000 + b"tq\x000" + name("numpy", "dtype") + b"q\x010](" + b"h\x01h\x00R" * 1000 + b"e"),
     ],
-    ids=["bytes8", "bytearray8", "memo-index", "shape", "empty-shape"],
+    ids=["bytes8", "bytearray8", "memo-index", "shape", "empty-shape", "shared-arguments"],
 )
 def test_claims_of_size_allocate_nothing(data: bytes) -> None:
     tracemalloc.start()

@@ -10,10 +10,9 @@ from typing import Any
 
 import pytest
 
-from dto_pipeline.lab import golden_rh
-from dto_pipeline.lab.golden import GoldenFolderError, GoldenReport, check_golden
-from dto_pipeline.lab.golden_case import Case
-from dto_pipeline.lab.golden_rh import check_rh_cases
+from dto_pipeline.lab import golden_labels
+from dto_pipeline.lab.golden import Case, GoldenFolderError, GoldenReport, check_golden
+from dto_pipeline.lab.golden_labels import check_rh_cases
 from dto_pipeline.models.body import load_body
 
 CASES = Path(__file__).parents[1] / "golden" / "rh_metric"  # the metric family
@@ -107,7 +106,7 @@ def test_a_case_the_reference_cannot_do_passes_with_a_status(tmp_path: Path) -> 
 
 def test_bodies_elsewhere_are_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert check_edited(tmp_path / "right", "case_04", lambda raw: None).passed
-    monkeypatch.setattr(golden_rh, "recorded_bodies", lambda _: {True: load_body("demo", kid_axis=False)})
+    monkeypatch.setattr(golden_labels, "recorded_bodies", lambda _: {True: load_body("demo", kid_axis=False)})
     assert "kp2d_px off by" in " ".join(check_edited(tmp_path / "thin", "case_04", lambda raw: None).failures)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dto_pipeline.commands.diff import compare
 from dto_pipeline.commands.training_data import check_bodies, open_label_sets
 from dto_pipeline.config import BodyConfig, PipelineConfig, load_config
 from dto_pipeline.config_tree import ConfigError
@@ -34,7 +35,6 @@ from dto_pipeline.run.plan import Selection
 from dto_pipeline.run.publish import find_orphan, shard_key
 from dto_pipeline.run.worker import ShardRunner
 from dto_pipeline.train.config import DataConfig
-from dto_pipeline.view.diff import diff_labels
 from dto_pipeline.view.run_files import load_run_body, open_run_files
 from dto_pipeline.view.verify import verify_run
 from tests.run.chaos import label_bytes, tiny_config
@@ -282,7 +282,7 @@ def test_runs_of_earlier_versions_are_read_but_not_resumed(tiny: TinyDataset, tm
     old = make_old(new, tmp_path / "old")
     assert verify_run(old).passed
     assert load_run_body(open_run_files(old), None).sha256 == sha256_once(locate_body("demo"))
-    assert diff_labels(old, new).equal
+    assert compare(str(old), str(new)).equal
     export_labels([read_run_labels(old)], "parquet", tmp_path / "export", progress=False)
     with pytest.raises(RunMismatch, match=r"content of the body: None -> "):
         run_pipeline(tiny.manifest, old, tiny_config(), progress=False)
@@ -293,7 +293,7 @@ def test_labels_of_two_bodies_are_not_taken_together(
 ) -> None:
     both = rf"{runs[0]}.* sha256 {sha256_once(bodies[0])}, {runs[1]}.* that of {sha256_once(bodies[1])}"
     with pytest.raises(LabelsError, match=both):
-        diff_labels(*runs)
+        compare(str(runs[0]), str(runs[1]))
     labels = [dataclasses.replace(read_run_labels(run, partial=True), subset=run.name) for run in runs]
     told = rf"{runs[0]} and {runs[1]} .*body: .*{sha256_once(bodies[0])[:16]}.*{sha256_once(bodies[1])[:16]}"
     with pytest.raises(ExportError, match=told):

@@ -15,9 +15,8 @@ from PIL import Image
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.run.folder import RunDirectory
 from dto_pipeline.status import ImageStatus
-from dto_pipeline.view.facts import Facts, gather_facts
 from dto_pipeline.view.plots import Histogram
-from dto_pipeline.view.report import prior_curve, write_report
+from dto_pipeline.view.report import Facts, gather_facts, prior_curve, write_report
 from dto_pipeline.view.run_files import RunFiles, open_pixels, open_run_files
 from tests.tiny_dataset import TinyDataset
 

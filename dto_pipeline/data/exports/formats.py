@@ -61,7 +61,7 @@ def export_labels(
     format_name: str,
     out: str | Path,
     selection: Selection | None = None,
-    images_root: str | Mapping[str, str] = "",
+    images: Mapping[str, str] | None = None,
     progress: bool = True,
     mixed: bool = False,
     labels: Sequence[str | Path] = (),
@@ -73,8 +73,8 @@ def export_labels(
         format_name: a key of `FORMATS`.
         out: folder to make; it appears when everything in it is complete.
         selection: what to take; None = the format's default.
-        images_root: folder of the image files, for formats that can hold images; "" = without. Or one for each subset,
-            where "" means the place that the run's manifest names.
+        images: subset -> folder or URI of its image files, for formats that can hold images; "" = the place that the
+            run's manifest names; None = without.
         progress: show progress bars on stderr.
         mixed: take runs that differ in solver, depth network, body or configuration.
         labels: where released label files lie now, for formats that carry parts of them.
@@ -85,12 +85,13 @@ def export_labels(
     Raises: ExportError: the place is taken, a label file is not what its receipt says, or nothing is selected.
     """
     chosen, out = FORMATS[format_name], Path(out)
-    if images_root and not chosen.takes_images:
+    if images and not chosen.takes_images:
         able = [name for name, one in FORMATS.items() if one.takes_images]
         raise ExportError(f"format {format_name} holds no images; leave --images out, or choose from {able}")
+    if images and (lacking := sorted({run.subset for run in runs} - images.keys())):
+        raise ExportError(f"no folder of images is named for {lacking}; give --images SUBSET=DIR for each")
     selection = selection or chosen.selection
     with new_folder(out) as folder:
-        images = _image_places(runs, images_root)
         if not mixed:
             _check_alike(runs)
         rows = sum(file.rows for run in runs for file in run.files)
@@ -113,16 +114,6 @@ def export_labels(
         }
         (folder / EXPORT_FILE).write_bytes(json_bytes(facts))
     return job
-
-
-def _image_places(runs: Sequence[RunLabels], places: str | Mapping[str, str]) -> dict[str, str] | None:
-    """Where the images of each subset are; None = none are wanted."""
-    subsets = sorted({run.subset for run in runs})
-    if isinstance(places, str):
-        return dict.fromkeys(subsets, places) if places else None
-    if lacking := [subset for subset in subsets if subset not in places]:
-        raise ExportError(f"no folder of images is named for {lacking}; give --images SUBSET=DIR for each")
-    return dict(places)
 
 
 def _check_alike(runs: Sequence[RunLabels]) -> None:
