@@ -39,7 +39,7 @@ LONG = {
         "chaos/test_judge.py",
         "maths/test_line_posterior.py",
     ),
-    *(f"commands/test_{name}.py" for name in ("cli", "eval_verbs", "released", "review_verbs", "run_verb", "several")),
+    *(f"commands/test_{name}.py" for name in ("cli", "eval_verbs", "released", "review_verbs", "run_verb")),
     *(f"data/test_{name}.py" for name in ("hostile_images", "pickled_items")),
     *(f"data/exports/test_{name}.py" for name in ("export", "flat_npz")),
     *(f"lab/test_{name}.py" for name in ("bench", "dataset", "golden", "golden_mahmr", "synth")),
