@@ -37,11 +37,10 @@ _KINDS["body_sha256"] = str
 _HEAD_WIDTH = 64  # features of an encoder's head, in every DINOv2
 _DINOV2 = (  # names of a block in transformers (v4 or v5), and the published ones
     (r"attention\.(output\.dense|o_proj)\.", "attn.proj."),
-    (r"attention\.(attention\.query|q_proj)\.", "attn.q."),
-    (r"attention\.(attention\.key|k_proj)\.", "attn.k."),
-    (r"attention\.(attention\.value|v_proj)\.", "attn.v."),
+    (r"attention\.(attention\.)?([qkv])(uery|ey|alue|_proj)\.", r"attn.\2."),
     (r"layer_scale(\d)\.lambda1", r"ls\1.gamma"),
 )
+_BLOCK = ("norm1", "norm2", "attn.proj", "mlp.fc1", "mlp.fc2")
 _MOST_NAMED = 8  # missing or unexpected names told one by one
 _LOG = logging.getLogger(__name__)
 
@@ -290,24 +289,22 @@ def hash_weights(weights: Mapping[str, torch.Tensor]) -> str:
 def dinov2_weights(state: Mapping[str, torch.Tensor], config: TrainConfig) -> dict[str, torch.Tensor]:
     """What a DINOv2 of transformers (names of v4 or v5) begins an encoder with: both patch projections are its own,
     additional blocks copies of its first ones, the inner norm one of its last. Raises: CheckpointError: other names."""
-    named = dict(state)
     for theirs, ours in _DINOV2:
-        named = {re.sub(theirs, ours, name): value for name, value in named.items()}
-    parts = ("norm1", "norm2", "attn.proj", "mlp.fc1", "mlp.fc2")
+        state = {re.sub(theirs, ours, name): value for name, value in state.items()}
     try:
-        position = named["embeddings.position_embeddings"][0].float()
-        found = {"encoder_cr_token": named["embeddings.cls_token"][0].float() + position[:1]}
+        position = state["embeddings.position_embeddings"][0].float()
+        found = {"encoder_cr_token": state["embeddings.cls_token"][0].float() + position[:1]}
         found["encoder_pos_embeds"] = enlarge_positions(position[1:], config.data.input_size // PATCH)
         for kind in ("weight", "bias"):
-            patches = named[f"embeddings.patch_embeddings.projection.{kind}"]
+            patches = state[f"embeddings.patch_embeddings.projection.{kind}"]
             found |= {f"encoder_patch_proj.{number}.{kind}": patches for number in range(2)}
-            found |= {f"{norm}.{kind}": named[f"layernorm.{kind}"] for norm in ("encoder.norm", "enc_inter_norm")}
+            found |= {f"{norm}.{kind}": state[f"layernorm.{kind}"] for norm in ("encoder.norm", "enc_inter_norm")}
         for layer in range(config.encoder.layers):
-            own = f"encoder.layer.{layer}."
-            block = {f"ls{number}.gamma": named[f"{own}ls{number}.gamma"] for number in (1, 2)}
+            names = ["ls1.gamma", "ls2.gamma", *(f"{part}.{kind}" for part in _BLOCK for kind in ("weight", "bias"))]
+            block = {name: state[f"encoder.layer.{layer}.{name}"] for name in names}
             for kind in ("weight", "bias"):
-                block |= {f"{part}.{kind}": named[f"{own}{part}.{kind}"] for part in parts}
-                block[f"attn.qkv.{kind}"] = torch.cat([named[f"{own}attn.{letter}.{kind}"] for letter in "qkv"])
+                parts = [state[f"encoder.layer.{layer}.attn.{letter}.{kind}"] for letter in "qkv"]
+                block[f"attn.qkv.{kind}"] = torch.cat(parts)
             stacks = ["blocks", *(["additional_blocks"] if layer < config.encoder.additional else [])]
             found |= {f"encoder.{stack}.{layer}.{name}": v for stack in stacks for name, v in block.items()}
     except KeyError as error:
@@ -326,5 +323,6 @@ def enlarge_positions(position: torch.Tensor, side: int) -> torch.Tensor:
 
 def library_versions() -> dict[str, str]:
     """What made a checkpoint."""
-    libraries = {name: version(name) for name in ("torch", "transformers", "numpy")}
-    return {"dto_pipeline": dto_pipeline.__version__} | libraries
+    return {"dto_pipeline": dto_pipeline.__version__} | {
+        name: version(name) for name in ("torch", "transformers", "numpy")
+    }

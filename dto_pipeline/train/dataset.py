@@ -7,6 +7,7 @@ no run. Metres, pixels, radians.
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -29,6 +30,7 @@ from dto_pipeline.train.checkpoint import Position
 from dto_pipeline.train.config import GROUP, AugmentConfig, DataConfig, TrainConfig, without_augmentation
 
 _PROCESS_LOST, _TOO_LONG = "DataLoader worker", "timed out"  # stand in what PyTorch says of reading processes
+_LOG = logging.getLogger(__name__)
 _PREFETCH = 2  # batches that each of them reads ahead
 _BLIND = 256  # images in a row from the start that could not be used, after which no more are tried
 _TRIES = 10  # variations of an image that are drawn until somebody is seen of everybody
@@ -167,14 +169,11 @@ class TrainingImages(Dataset[Item]):
         self._rules = labelled.Rules(body, config, augment or without_augmentation(AugmentConfig()))
         self.pieces = index_pieces(sets, Part(config.select, config.holdout, held_out, config.limits))
         if not self.pieces:
-            said = f"{config.select!r} with people; choose another data.select"
+            said = f"{config.select!r} with people (data.select), within data.max_error (labels of solver.mode paper"
+            said += " tell none); loosen these"
             if held_out:
                 said = f"held out (data.holdout is {config.holdout}); raise data.holdout, or set it to 0"
-            elif config.max_error:
-                said = f"{config.select!r} with people and an expected error of at most {config.max_error:g} m (labels"
-                said += " of solver.mode paper tell none); raise data.max_error, or set it to 0"
-            names = ", ".join(one.name for one in sets) or "no labels"
-            raise LabelsError(f"{names}: no image is {said}, or name more labels")
+            raise LabelsError(f"{', '.join(one.name for one in sets)}: no image is {said}, or name more labels")
         self.counts = np.array([piece.rows.size for piece in self.pieces], np.int64)
         self.weights = np.array([(config.weights or [1.0] * len(sets))[piece.label_set] for piece in self.pieces])
         self._starts = np.cumsum([0, *self.counts])
@@ -278,7 +277,10 @@ class TrainingData:
         )  # fmt: skip
         try:
             for read in loader:
-                yield collate_samples(read.items) if isinstance(read, ReadItems) else read
+                batch = collate_samples(read.items) if isinstance(read, ReadItems) else read
+                for line in batch.skipped:
+                    _LOG.warning("left out %s", line)
+                yield batch
         except DtoError as error:  # a reading process sends its whole trace along; the sentence stands last
             raise type(error)(str(error).rpartition(f"{type(error).__name__}: ")[2].strip()) from error
         except RuntimeError as error:
@@ -323,9 +325,7 @@ def batches_from(stream: Any, position: Position) -> Iterator[tuple[TrainBatch, 
         if not images and skipped and (is_whole or len(skipped) >= _BLIND):
             said = f"none of {len(skipped)} images could be used, the first: {skipped[0]}; is data.images where the "
             raise LabelsError(f"{said}photographs of data.labels are?")
-        if is_whole and images and not people:
-            said = f"a whole epoch of {images} images showed nobody; look at data.labels and data.select, or loosen "
-            raise LabelsError(f"{said}augment and data.min_joints")
-        if is_whole and not images and not skipped:
-            raise LabelsError("an epoch has no images; are all data.weights 0?")
+        if is_whole and not people and (images or not skipped):
+            said = f"a whole epoch of {images} images showed nobody; look at data.labels, select and weights, "
+            raise LabelsError(f"{said}or loosen augment and data.min_joints")
         position = Position(position.step, position.epoch + 1, 0)

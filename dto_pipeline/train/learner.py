@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +29,6 @@ from dto_pipeline.train.losses import compute_losses, generalised_iou, match_peo
 from dto_pipeline.train.model import MeshNetwork, Predictions, with_joints
 from dto_pipeline.train.targets import TREE_JOINTS
 
-T = TypeVar("T")
 MEASURES = {
     "pair_depth_error": "pairwise depth error [m]",
     "near_pair_depth_error": "pairwise depth error, pairs within 1 m [m]",
@@ -241,7 +240,7 @@ def own_rank() -> int:
     return distributed.get_rank() if distributed.is_initialized() else 0
 
 
-def broadcast_from_rank_0(value: T) -> T:
+def broadcast_from_rank_0(value: Any) -> Any:
     """What rank 0 says, in all processes."""
     said: list[Any] = [value]
     if distributed.is_initialized():

@@ -30,14 +30,14 @@ from dto_pipeline.reading import read_regular
 from dto_pipeline.train import checkpoint as files
 from dto_pipeline.train.checkpoint import Checkpoint, Position
 from dto_pipeline.train.config import TrainConfig
-from dto_pipeline.train.dataset import TrainBatch, batches_from
+from dto_pipeline.train.dataset import batches_from
 from dto_pipeline.train.learner import Learner, broadcast_from_rank_0, count_processes, evaluate, own_rank
 
 TRAINING, HELD_OUT, LOCK_FILE = "metrics.csv", "evaluation.csv", "train.lock"
-FREE_OPTIONS = {
-    "loop": {"steps", "log_every", "evaluate_every", "checkpoint_every", "gpu", "torch_threads", "max_failures"},
-    "data": {"workers", "patience"},
-}  # may change between starts of one training (steps: be raised); another number of loop.workers would change the batch
+FREE_OPTIONS = (
+    *(f"loop.{key}" for key in ("steps", "log_every", "evaluate_every", "checkpoint_every", "gpu", "torch_threads")),
+    *("loop.max_failures", "data.workers", "data.patience"),
+)  # may change between starts of one training (steps: be raised); another number of loop.workers would change the batch
 _MOST_BYTES = 1 << 30  # of a metrics file: ten million rows
 _LOG = logging.getLogger(__name__)
 Report = Callable[[dict[str, Any]], None]
@@ -50,12 +50,9 @@ class TrainError(DtoError, RuntimeError):
 
 
 def train_network(config: TrainConfig, source: Source, folder: Path, progress: bool = True) -> dict[str, float]:
-    """Train, or do what is left of a training, in a folder that all machines share; in this process with a bar.
+    """Train, or do what is left of a training, in a folder that all machines share -> the last row of the evaluation.
 
     `loop.workers` decides where it runs; Ray, if asked for, must be connected already, and `source` is pickled.
-
-    Returns:
-        The last row of the evaluation; empty without held-out images.
 
     Raises:
         TrainError: another process trains in the folder, it holds another training, or workers failed too often.
@@ -86,7 +83,7 @@ def run_rank(
 
     def evaluate_now(step: int) -> None:
         """All processes at once, each its share: else the others would wait longer than a process group lets them."""
-        measures = evaluate(learner.predict, map(_told, held_out or ()), learner.body)
+        measures = evaluate(learner.predict, held_out or (), learner.body)
         if records and measures["images"]:
             records.add(HELD_OUT, step, measures)
         elif records and measures["skipped_images"]:
@@ -102,7 +99,7 @@ def run_rank(
         stream = itertools.islice(batches_from(source(rank, world, False), position), loop.steps - position.step)
         bar = tqdm(stream, initial=position.step, total=loop.steps, unit="step", disable=not progress)
         for batch, after in bar:
-            window.append(learner.step(_told(batch), position.step))
+            window.append(learner.step(batch, position.step))
             bar.set_postfix(loss=window[-1]["loss"], refresh=False)
             position = after
             if is_due(position.step, loop.log_every, loop.steps):
@@ -123,12 +120,6 @@ def run_rank(
     finally:
         if records:
             records.close()
-
-
-def _told(batch: TrainBatch) -> TrainBatch:
-    for line in batch.skipped:
-        _LOG.warning("left out %s", line)
-    return batch
 
 
 def is_due(step: int, every: int, last: int) -> bool:
@@ -166,13 +157,10 @@ def start_learner(config: TrainConfig, folder: Path, device: torch.device) -> tu
 
 def _compare(before: TrainConfig, now: TrainConfig, folder: Path) -> None:
     """Raises: TrainError: the training in the folder has other options."""
-    trees = [one.to_dict() for one in (before, now)]
-    for tree in trees:
-        tree["loop"]["workers"] = max(1, tree["loop"]["workers"])  # 0 and 1 share every step alike
-        for name, keys in FREE_OPTIONS.items():
-            tree[name] = {key: value for key, value in tree[name].items() if key not in keys}
-    if differing := describe_difference(*trees):
-        raise TrainError(f"{folder} holds another training ({'; '.join(differing)}); choose another folder")
+    differing = describe_difference(before.to_dict(), now.to_dict())
+    free = (*FREE_OPTIONS, *(["loop.workers"] if max(before.loop.workers, now.loop.workers) < 2 else []))
+    if told := "; ".join(line for line in differing if line.partition(":")[0] not in free):
+        raise TrainError(f"{folder} holds another training ({told}); choose another folder")
     if now.loop.steps < before.loop.steps:
         found = f"loop.steps is {now.loop.steps}, this training was to take {before.loop.steps}"
         raise TrainError(f"{folder}: {found}; more may be asked for, fewer not: choose another folder")

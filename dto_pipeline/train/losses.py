@@ -57,7 +57,8 @@ class Matches(NamedTuple):
 def match_people(predictions: Predictions, targets: Targets) -> Matches:
     """The assignment of least cost, rows = queries, columns = people of the image (Hungarian)."""
     cost = matching_cost(predictions, targets).nan_to_num(_WORST, _WORST, _WORST)
-    numbers, bounds = cost.double().cpu().numpy(), pairwise(np.cumsum([0, *targets.counts]))  # (L, N, Q)
+    numbers, image = cost.double().cpu().numpy(), targets.image.cpu().numpy()  # (L, N, Q)
+    bounds = pairwise(np.searchsorted(image, range(len(targets.heights) + 1)))
     parts = [
         [(query, person + first) for query, person in (linear_sum_assignment(layer[first:last].T) for layer in numbers)]
         for first, last in bounds

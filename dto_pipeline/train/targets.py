@@ -4,7 +4,7 @@ image is varied. Knows no network and no file. Metres before the camera, radians
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -56,11 +56,6 @@ class Targets:
     heights: torch.Tensor  # (B,) [px] without padding
     image_focals: torch.Tensor  # (B,) [px], 0 = unknown
     intrinsics: torch.Tensor  # (B, 3, 3) camera of the varied image; guessed where unknown
-
-    @property
-    def counts(self) -> list[int]:
-        """People of each image."""
-        return np.bincount(self.image.cpu(), minlength=len(self.heights)).tolist()
 
 
 @dataclass(frozen=True)
@@ -159,18 +154,12 @@ def square_pixels(size: tuple[int, int], labels: ImageLabels) -> tuple[tuple[int
     )
 
 
-@dataclass(frozen=True)
-class Rules:
+class Rules(NamedTuple):
     """How labels become targets."""
 
     body: BodyModel  # of the labels, on the CPU
     data: DataConfig
     augment: AugmentConfig
-
-    @cached_property
-    def edges(self) -> np.ndarray:
-        """(E, 2) of the body's mesh."""
-        return mesh_edges(self.body.faces.numpy())
 
 
 class Seen(NamedTuple):
@@ -204,7 +193,7 @@ def see_people(labels: ImageLabels, size: tuple[int, int], draw: augment.Draw, r
     vertices = rules.body.vertices(*(torch.from_numpy(part[shaped]) for part in (poses, betas, transl))).numpy()
     places = augment.project_points(vertices.astype(np.float64), varied.intrinsics, behind=config.as_published)
     distance, scale = pelvis_z[kept][shaped] / varied.intrinsics[0, 0, 0], np.hypot(*boxes[shaped, 2:].T).clip(0, 1)
-    cells = mark_cells(places, distance, scale, varied.frame.size, rules.edges, config.as_published)
+    cells = mark_cells(places, distance, scale, varied.frame.size, mesh_edges(rules.body), config.as_published)
     targets = {
         "has_body": shaped & labels.trusted,
         "boxes": boxes,
@@ -304,7 +293,9 @@ def mark_cells(
     return grid[y.numpy(), x.numpy()]
 
 
-def mesh_edges(faces: np.ndarray) -> np.ndarray:
-    """(F, 3) triangles -> (E, 2) edges, each once."""
+@lru_cache(maxsize=4)
+def mesh_edges(body: BodyModel) -> np.ndarray:
+    """(E, 2) edges of the body's triangles, each once."""
+    faces = body.faces.cpu().numpy()
     pairs = np.sort(np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]]), axis=1)
     return np.unique(pairs, axis=0)
