@@ -92,6 +92,7 @@ class Recording:
             queries=decoder["queries"],
             betas=11 if config["kid"] else 10,
             camera=bool(config["fov"]),
+            as_published=True,
         )
 
 
@@ -139,7 +140,7 @@ def _check_outputs(record: Recording, name: str) -> CaseResult:
         network.fov_head.last.bias.copy_(torch.tensor([-0.5]))
     regressor = record.regressor[[3, 2]] if name == "joints14" else None
     seen = record.images[images]
-    found = network(seen, given_map=recorded.pop("given_scale_map", None), by_image=False)
+    found = network(seen, given_map=recorded.pop("given_scale_map", None))
     found = with_joints(found, record.body, regressor)
     result = _compare(f"network/{name}", _outputs(found, network, seen, record.body), recorded)
     counts = record.said.get(f"{name}_tokens")
@@ -151,7 +152,7 @@ def _check_outputs(record: Recording, name: str) -> CaseResult:
 def _check_layers(record: Recording) -> CaseResult:
     recorded, network = record.group("layers"), record.network()
     with torch.no_grad():
-        predictions = with_joints(network(record.images, by_image=False), record.body)
+        predictions = with_joints(network(record.images), record.body)
     assert predictions.j2ds is not None
     assert predictions.states is not None
     assert predictions.references is not None
@@ -187,7 +188,7 @@ def _check_denoising(record: Recording) -> CaseResult:
     noise = (sign["box"], recorded["box_rand"], sign["param"], recorded["param_rand"])
     content, logits = noisy_queries(known, network.dn_enc, noise)
     blocked = ~allowed_pairs(known, network.sizes.queries)
-    predictions = network(record.images[: len(counts)], known=known, noise=noise, by_image=False)
+    predictions = network(record.images[: len(counts)], known=known, noise=noise)
     assert predictions.known is not None
     found = {"query_content": content, "query_box_logit": logits, "self_attention_blocked": blocked}
     names = ("boxes", "confs", "poses", "betas")
@@ -199,7 +200,7 @@ def _check_denoising(record: Recording) -> CaseResult:
 def _check_step(record: Recording) -> CaseResult:
     recorded, said, network = record.group("step"), record.said["step"], record.network()
     network.train()
-    found = with_joints(network(record.images, by_image=False), record.body)
+    found = with_joints(network(record.images), record.body)
     size = torch.tensor([image.shape[1:] for image in record.images])
     cells = found.cells
     assert cells is not None

@@ -119,11 +119,15 @@ def _reading(frame: Frame) -> torch.Tensor:
     (w, h), (width, height) = frame.resized, frame.size
     steps = np.diag([2 / w, 2 / h, 1.0]) @ [[1, 0, 0.5 - w / 2], [0, 1, 0.5 - h / 2], [0, 0, 1]]
     mirror = np.array([[-1, 0, w - 1], [0, 1, 0], [0, 0, 1.0]]) if frame.flip else np.eye(3)
-    back = np.eye(3) if frame.warp is None else np.linalg.inv(np.vstack([frame.warp, [0, 0, 1]]))
-    grow = np.array([w / width, frame.rows / height])
-    cut = np.array([[grow[0], 0, (grow[0] - 1) / 2], [0, grow[1], (grow[1] - 1) / 2], [0, 0, 1]])
     pixels = np.array([[width / 2, 0, width / 2 - 0.5], [0, height / 2, height / 2 - 0.5], [0, 0, 1]])
-    return torch.from_numpy((steps @ mirror @ back @ cut @ pixels)[:2]).float()
+    return torch.from_numpy((steps @ mirror @ _source(frame) @ pixels)[:2]).float()
+
+
+def _source(frame: Frame) -> np.ndarray:
+    """(3, 3) from pixels of the varied image to those of the resized (and mirrored) one."""
+    x, y = frame.resized[0] / frame.size[0], frame.rows / frame.size[1]
+    back = np.eye(3) if frame.warp is None else np.linalg.inv(np.vstack([frame.warp, [0, 0, 1]]))
+    return back @ [[x, 0, (x - 1) / 2], [0, y, (y - 1) / 2], [0, 0, 1]]
 
 
 def fit_size(width: int, height: int, side: int) -> tuple[tuple[int, int], float]:
@@ -212,12 +216,9 @@ def inside_image(points: np.ndarray, frame: Frame) -> np.ndarray:
     place = np.where(finite[..., None], points, -1.0).clip(-1e6, 1e6)
     width, height = frame.size
     inside = (place >= 0).all(-1) & (place[..., 0] < width) & (place[..., 1] < height)
-    pixel = np.trunc(place)
     if frame.warp is not None:
-        w, h = frame.resized
-        before = (pixel + 0.5) * [w / width, frame.rows / height] - 0.5 if frame.rows != h else pixel
-        inverse = np.linalg.inv(np.vstack([frame.warp, [0, 0, 1]]))[:2]
-        source = before @ inverse[:, :2].T + inverse[:, 2]
+        (w, h), matrix = frame.resized, _source(frame)[:2]
+        source = np.trunc(place) @ matrix[:, :2].T + matrix[:, 2]
         inside &= (source > -1).all(-1) & (source[..., 0] < w) & (source[..., 1] < h)
     return inside
 

@@ -21,7 +21,7 @@ from torch.nn import functional
 import dto_pipeline
 from dto_pipeline.config_tree import ConfigError
 from dto_pipeline.data.files import is_temporary
-from dto_pipeline.data.torch_files import TorchFileError, read_torch_file, write_torch_file
+from dto_pipeline.data.torch_files import read_torch_file, write_torch_file
 from dto_pipeline.errors import DtoError
 from dto_pipeline.models.networks import ModelError, ModelReference
 from dto_pipeline.models.stored_networks import make_fitting, plain_weights
@@ -186,11 +186,7 @@ def read_checkpoint(path: str | Path, heads: int | None = None) -> Checkpoint:
     if not path.exists():
         raise CheckpointError(f"{path} does not exist; give a checkpoint, a training's folder or a released file")
     if not path.is_dir():
-        try:
-            content = read_torch_file(path)
-        except TorchFileError as error:
-            advice = "of a checkpoint give the folder of its training to take the newest that can be read"
-            raise TorchFileError(f"{error}; {advice}") from error
+        content = read_torch_file(path)
         is_ours = isinstance(content, dict) and "format" in content
         return _checkpoint_of(content, path) if is_ours else read_released(content, path, heads)
     for one in reversed(list_checkpoints(path)):
@@ -202,9 +198,9 @@ def read_checkpoint(path: str | Path, heads: int | None = None) -> Checkpoint:
         for reason in damaged:
             _LOG.warning("%s; taking %s instead", reason, one)
         return checkpoint
-    if not damaged:
-        raise CheckpointError(f"{path} holds no {FOLDER}/step-*.pt; give a training's folder or a checkpoint file")
-    raise CheckpointError(f"no checkpoint can be read: {'; '.join(damaged)}; remove them to train anew")
+    if damaged:
+        raise CheckpointError(f"no checkpoint can be read: {'; '.join(damaged)}; remove them to train anew")
+    raise CheckpointError(f"{path} holds no {FOLDER}/step-*.pt; give a training's folder or a checkpoint file")
 
 
 def _checkpoint_of(content: Any, path: Path) -> Checkpoint:

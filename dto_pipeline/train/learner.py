@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import distributed, nn
 from torch.nn import functional
@@ -118,10 +117,9 @@ class Learner:
         return self._look(self.network, batch.to(self.device))
 
     def _look(self, network: nn.Module, batch: TrainBatch, known: Known | None = None) -> Predictions:
-        model, half = self.config.model, self.config.loop.precision == "bfloat16"
-        centres = batch.targets.intrinsics[:, :2, 2] if not model.as_published else None
+        half, centres = self.config.loop.precision == "bfloat16", batch.targets.intrinsics[:, :2, 2]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
-            found = network(batch.images, centres=centres, by_image=not model.as_published, known=known)
+            found = network(batch.images, centres, known)
         return with_joints(found, self.body, self._regressor, with_all=self._regressor is not None)
 
 
@@ -150,29 +148,23 @@ def read_regressor(path: str, body: BodyModel) -> torch.Tensor | None:
     if not path:
         return None
 
-    def check(_: str, shape: tuple[int, ...], kind: np.dtype) -> None:
-        said = f"it holds {kind} of shape {shape}; expected (9, {body.num_vertices}), as the body model"
-        expect(shape == (9, body.num_vertices) and kind.kind == "f", said)
-
     try:
         with open_regular(path) as stream:
-            found = read_npy(stream, check)
+            found = read_npy(stream, lambda _, shape, kind: expect(shape == (9, body.num_vertices), f"shape {shape}"))
     except (OSError, ValueError) as error:
-        raise DtoError(f"data.regressor {path} cannot be used: {error}; give J_regressor_extra.npy") from error
+        said = f"expected J_regressor_extra.npy, (9, {body.num_vertices}) as the body model"
+        raise DtoError(f"data.regressor {path} cannot be used: {error}; {said}") from error
     return torch.from_numpy(found[[_HEAD_TOP, _NECK]]).float().to(body.faces.device)
 
 
 def evaluate(
     predict: Callable[[TrainBatch], Predictions], batches: Iterable[TrainBatch], body: BodyModel
 ) -> dict[str, float]:
-    """Means over all people, pairs and images of held-out batches, of all processes; `body` where predictions are.
+    """Means over all people, pairs and images of held-out batches, of all processes: `MEASURES`, and how many `images`,
+    `skipped_images`, `persons` and `pairs` there are; `body` where predictions are.
 
     Every labelled body is answered by the query that the training's own matching assigns to it, however sure the
-    network is of it, so that networks are compared over the same people; how many of these queries would be reported is
-    told beside (`recall`). For the community's definitions on finished predictions see `dto eval`.
-
-    Returns:
-        The counts `images`, `skipped_images`, `persons` and `pairs`, and the means `MEASURES`, where there are images.
+    network is of it, so that networks are compared over the same people; `recall` tells how many would be reported.
     """
     sums = torch.zeros(2 + len(MEASURES), 2, dtype=torch.float64, device=body.faces.device)
     for there in batches:
@@ -184,9 +176,9 @@ def evaluate(
     told = {"images": images, "skipped_images": skipped}
     if not images:
         return told
-    means = {name: a / b if b else math.nan for name, (a, b) in zip(MEASURES, pairs, strict=True)}
-    counts = {name: b for name, (_, b) in zip(MEASURES, pairs, strict=True)}
-    return told | {"persons": counts["mpjpe"], "pairs": counts["ordinal"]} | means
+    means = dict(zip(MEASURES, pairs, strict=True))
+    told |= {"persons": means["mpjpe"][1], "pairs": means["ordinal"][1]}
+    return told | {name: total / count if count else math.nan for name, (total, count) in means.items()}
 
 
 def _measure(batch: TrainBatch, predictions: Predictions, body: BodyModel) -> dict[str, torch.Tensor]:

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from dto_pipeline.config_tree import describe_difference
@@ -76,50 +75,47 @@ def run_rank(
     loop, rank, world = config.loop, own_rank(), count_processes()
     learner, position = start_learner(config, folder, device)
     held_out = source(rank, world, True)  # before the first step: what is wrong with it is said now
-    records = Records(folder, position.step) if rank == 0 else None
-    if records:
+    if rank == 0:
         told = {"config": config.to_dict(), "versions": files.library_versions(), "init": learner.init}
         write_json_atomic(folder / "train.json", told)
+        for name in (TRAINING, HELD_OUT):
+            drop_rows(folder / name, position.step)
 
     def evaluate_now(step: int) -> None:
         """All processes at once, each its share: else the others would wait longer than a process group lets them."""
         measures = evaluate(learner.predict, held_out or (), learner.body)
-        if records and measures["images"]:
-            records.add(HELD_OUT, step, measures)
-        elif records and measures["skipped_images"]:
+        if rank == 0 and measures["images"]:
+            add_row(folder / HELD_OUT, step, measures)
+        elif rank == 0 and measures["skipped_images"]:
             _LOG.warning("none of the %d held-out images could be read: no evaluation", measures["skipped_images"])
 
-    try:
-        # a training may have been interrupted between a checkpoint and the evaluation that was due
-        done = {0, *(row["step"] for row in read_rows(folder / HELD_OUT))}
-        lacks = is_due(position.step, loop.evaluate_every, loop.steps) and position.step not in done
-        if broadcast_from_rank_0(lacks):
+    # a training may have been interrupted between a checkpoint and the evaluation that was due
+    done = {0, *(row["step"] for row in read_rows(folder / HELD_OUT))}
+    lacks = is_due(position.step, loop.evaluate_every, loop.steps) and position.step not in done
+    if broadcast_from_rank_0(lacks):
+        evaluate_now(position.step)
+    window: list[dict[str, float]] = []
+    stream = itertools.islice(batches_from(source(rank, world, False), position), loop.steps - position.step)
+    bar = tqdm(stream, initial=position.step, total=loop.steps, unit="step", disable=not progress)
+    for batch, after in bar:
+        window.append(learner.step(batch, position.step))
+        bar.set_postfix(loss=window[-1]["loss"], refresh=False)
+        position = after
+        if is_due(position.step, loop.log_every, loop.steps):
+            if rank == 0:
+                sums = {key: sum(row[key] for row in window) for key in window[0]}
+                means = {k: v if k.startswith("skipped_") else v / len(window) for k, v in sums.items()}
+                add_row(folder / TRAINING, position.step, means | {"rate": window[-1]["rate"]})
+            window.clear()
+        saves = is_due(position.step, loop.checkpoint_every, loop.steps)
+        if saves and rank == 0:  # before an evaluation: whatever befalls it, this is kept
+            state = (learner.network.state_dict(), learner.optimizer.state_dict(), position)
+            made_by = (files.library_versions(), learner.body.sha256)
+            files.save_checkpoint(folder, Checkpoint(config, learner.init, *state, *made_by))
+        if is_due(position.step, loop.evaluate_every, loop.steps):
             evaluate_now(position.step)
-        window: list[dict[str, float]] = []
-        stream = itertools.islice(batches_from(source(rank, world, False), position), loop.steps - position.step)
-        bar = tqdm(stream, initial=position.step, total=loop.steps, unit="step", disable=not progress)
-        for batch, after in bar:
-            window.append(learner.step(batch, position.step))
-            bar.set_postfix(loss=window[-1]["loss"], refresh=False)
-            position = after
-            if is_due(position.step, loop.log_every, loop.steps):
-                if records:
-                    sums = {key: sum(row[key] for row in window) for key in window[0]}
-                    means = {k: v if k.startswith("skipped_") else v / len(window) for k, v in sums.items()}
-                    records.add(TRAINING, position.step, means | {"rate": window[-1]["rate"]})
-                window.clear()
-            saves = is_due(position.step, loop.checkpoint_every, loop.steps)
-            if saves and records:  # before an evaluation: whatever befalls it, this is kept
-                state = (learner.network.state_dict(), learner.optimizer.state_dict(), position)
-                made_by = (files.library_versions(), learner.body.sha256)
-                files.save_checkpoint(folder, Checkpoint(config, learner.init, *state, *made_by))
-            if is_due(position.step, loop.evaluate_every, loop.steps):
-                evaluate_now(position.step)
-            if saves:
-                report({"step": position.step})
-    finally:
-        if records:
-            records.close()
+        if saves:
+            report({"step": position.step})
 
 
 def is_due(step: int, every: int, last: int) -> bool:
@@ -186,38 +182,23 @@ def hold_folder(folder: Path) -> Iterator[None]:
         yield
 
 
-class Records:
-    """The metrics of one training as CSV and TensorBoard events; only one process may write them."""
+def drop_rows(path: Path, done: int) -> None:
+    """Drop the rows of steps after `done`, so that a step that is taken again has one row."""
+    kept = [row for row in read_rows(path) if row["step"] <= done]
+    if kept:
+        write_bytes_atomic(path, "".join([_line(kept[0]), *(_line(row.values()) for row in kept)]).encode())
+    else:
+        path.unlink(missing_ok=True)
 
-    def __init__(self, folder: Path, done: int = 0) -> None:
-        """`folder` of the training; `done`: steps done, rows of later ones are dropped, so that a step has one row."""
-        self._folder, self._columns = folder, dict[str, list[str]]()
-        folder.mkdir(parents=True, exist_ok=True)
-        for path in (folder / TRAINING, folder / HELD_OUT):
-            kept = [row for row in read_rows(path) if row["step"] <= done]
-            if kept:
-                self._columns[path.name] = list(kept[0])
-                write_bytes_atomic(path, "".join([_line(kept[0]), *(_line(row.values()) for row in kept)]).encode())
-            else:
-                path.unlink(missing_ok=True)
-        self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
 
-    def add(self, name: str, step: int, values: Mapping[str, float]) -> None:
-        """One row of `TRAINING` or `HELD_OUT`; the first row of a file decides its columns, what it lacks is NaN."""
-        path, row = self._folder / name, {"step": step, **values}
-        head = "" if name in self._columns else _line(row)
-        columns = self._columns.setdefault(name, list(row))
-        with path.open("a") as stream:
-            stream.write(head + _line(row.get(key, math.nan) for key in columns))
-        for key, value in values.items():
-            self._events.add_scalar(f"{path.stem}/{key}", value, step)
-
-    def close(self) -> None:
-        """Write the last events; where that fails, say so: the CSV files, written at once, hold the same."""
-        try:
-            self._events.close()
-        except OSError as error:
-            _LOG.warning("%s: the last TensorBoard events are lost: %s", self._folder, error)
+def add_row(path: Path, step: int, values: Mapping[str, float]) -> None:
+    """One row more; the first row of a file decides its columns, what it lacks is NaN. One process only may write."""
+    row = {"step": step, **values}
+    with path.open("a+") as stream:
+        stream.seek(0)
+        head = stream.readline()
+        columns = head.strip().split(",") if head else row
+        stream.write(("" if head else _line(row)) + _line(row.get(key, math.nan) for key in columns))
 
 
 def read_rows(path: Path) -> list[dict[str, float]]:

@@ -119,17 +119,17 @@ class MeshNetwork(nn.Module):
 
     def forward(
         self, images: Sequence[torch.Tensor], centres: torch.Tensor | None = None, known: Known | None = None,
-        noise: Noise | None = None, given_map: torch.Tensor | None = None, by_image: bool = True,
+        noise: Noise | None = None, given_map: torch.Tensor | None = None,
     ) -> Predictions:  # fmt: skip
         """B images (3, h, w) uint8 RGB, each of its own size, the longer side S -> Q people of each.
 
-        `centres`: (B, 2) principal points of the images [px], None = the middle, as published; `known`: people for
-        denoising queries, with their noise (None = drawn); `given_map`: (T, 2) tokens are chosen by it, not by the
-        predicted scale map; `by_image`: see `blocks.choose_tokens`.
+        `centres`: (B, 2) principal points of the images [px], None = the middle, as published always; `known`: people
+        for denoising queries, with their noise (None = drawn); `given_map`: (T, 2) tokens are chosen by it, not by the
+        predicted scale map.
         """
         size = torch.tensor([image.shape[:0:-1] for image in images])  # (B, 2) w, h
         size = size.to(self.level_embed.device, non_blocking=True)
-        tokens, classes, scale_map, cells = self._encode(images, given_map, by_image)
+        tokens, classes, scale_map, cells = self._encode(images, given_map)
         content = self.tgt_embed.weight.expand(len(images), -1, -1)
         logits = self.refpoint_embed.weight.expand(len(images), -1, -1)
         may_see, slots = None, 0
@@ -145,7 +145,7 @@ class MeshNetwork(nn.Module):
         if fov is not None:
             focal = size[:, 1] / (2 * torch.tan(fov.clamp(LEAST_FOV, LARGEST_FOV) / 2))
         camera = torch.diag_embed(torch.stack([focal, focal, torch.ones_like(focal)], dim=-1))
-        camera[:, :2, 2] = size / 2 if centres is None else centres
+        camera[:, :2, 2] = size / 2 if centres is None or self.sizes.as_published else centres
         said: dict[str, Any] = self._read_heads(states, references, camera, size / 2)
         said |= {"states": states, "references": references}
         found = Predictions(
@@ -157,7 +157,7 @@ class MeshNetwork(nn.Module):
         return replace(found, known=replace(found, **{name: value[:, :, :slots] for name, value in said.items()}))
 
     def _encode(
-        self, images: Sequence[torch.Tensor], given_map: torch.Tensor | None, by_image: bool
+        self, images: Sequence[torch.Tensor], given_map: torch.Tensor | None
     ) -> tuple[Tokens, torch.Tensor, torch.Tensor, Cells]:
         """Images -> tokens, class tokens (B, C), scale map (cells, 2), cells."""
         count, device = len(images), self.level_embed.device
@@ -178,7 +178,7 @@ class MeshNetwork(nn.Module):
 
         # 3 what becomes of the cells
         told = (scale_map if given_map is None else given_map).detach()
-        levels = blocks.choose_tokens(told, by_image, self.limits)
+        levels = blocks.choose_tokens(told, not self.sizes.as_published, self.limits)
         (chosen, kept, empty), most_small, longest = blocks.list_by_level(levels, cells.lengths)
 
         # 4 small cells at full resolution; their class token is dropped

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from dto_pipeline.axes import NUM_BETAS
 from dto_pipeline.collate import keep_labels
-from dto_pipeline.config import STAND_IN_BODY, BodyConfig
+from dto_pipeline.config import BodyConfig
 from dto_pipeline.data.cameras import CAMERA_COLUMNS, camera_matrices
 from dto_pipeline.data.dataset import Dataset
 from dto_pipeline.data.images import ImageStore
@@ -63,7 +63,6 @@ class Trained:
     input_size: int  # S [px]
     sha256: str  # of the weights
     device: torch.device
-    by_image: bool = True  # an image's tokens never depend on its neighbours
     origin: str = ""  # where the weights are from, to be told
 
 
@@ -103,8 +102,7 @@ def load_trained(
     config, is_released = checkpoint.config, not checkpoint.body_sha256
     if is_released and body_path is None:
         raise BodyModelError(f"{path} is a released file, which names no body model; name its own with --body")
-    named = body_path or config.body.model_path or STAND_IN_BODY  # until 0.3.0 who named none had the stand-in
-    options = dataclasses.replace(config.body, model_path=str(named))
+    options = dataclasses.replace(config.body, model_path=str(body_path or config.body.model_path))
     body = load_body(options.model_path, options.kid_axis)
     if not is_released and body.sha256 != checkpoint.body_sha256:
         found = f"sha256 {body.sha256[:16]}, the network was trained with {checkpoint.body_sha256[:16]}"
@@ -114,7 +112,7 @@ def load_trained(
     sizes += f"{model.queries} queries, {model.betas} shape coefficients"
     origin = f"{path}: {sizes}" if is_released else f"{checkpoint.path}, step {checkpoint.position.step}"
     network, sha256 = restore_network(checkpoint, device), hash_weights(checkpoint.weights)
-    return Trained(network, body, options, side, sha256, device, not model.as_published, origin)
+    return Trained(network, body, options, side, sha256, device, origin)
 
 
 def predict_scenes(
@@ -170,7 +168,7 @@ def _ask(trained: Trained, photos: list[_Photo]) -> Iterator[tuple[dict[str, np.
     if not photos:
         return iter(())
     images = [torch.from_numpy(one.image.transpose(2, 0, 1).copy()).to(trained.device) for one in photos]
-    answer = trained.network(images, by_image=trained.by_image)
+    answer = trained.network(images)
     last = {"bbox_xyxy": corners(answer.boxes[-1]) * trained.input_size, "pose": answer.poses[-1]}
     betas = functional.pad(answer.betas[-1], (0, NUM_BETAS - answer.betas.shape[-1]))
     last |= {"betas": betas, "transl": answer.transl[-1], "det_score": answer.confs[-1]}
@@ -233,12 +231,11 @@ def list_pictures(folder: str, out: Path, subset: str = "", depth: str = "", sha
     label = subset or name_subset(str(root).rstrip("/").rpartition("/")[2])
     maps = [str(Path(name).with_suffix(".npy")) if depth else None for name in names]
 
-    def table(some: slice) -> Any:
-        scenes = [_nobody(Picture(f"{label}/{name}", label, name, name)) for name in names[some]]
-        return build_label_table([keep_labels(scene) for scene in scenes])
-
-    parts = [slice(first, first + shard_images) for first in range(0, len(names), shard_images)]
-    shards = ((table(some), names[some], maps[some]) for some in parts)
+    scenes = (_nobody(Picture(f"{label}/{name}", label, name, name)) for name in names)
+    shards = (
+        (build_label_table([keep_labels(one) for one in islice(scenes, shard_images)]), names[part], maps[part])
+        for part in (slice(first, first + shard_images) for first in range(0, len(names), shard_images))
+    )
     places = {"images": root} | ({"depth": absolute(depth)} if depth else {})
     path = out / PARTS / "pictures.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
