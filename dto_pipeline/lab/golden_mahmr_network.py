@@ -204,7 +204,7 @@ def _check_step(record: Recording) -> CaseResult:
     size = torch.tensor([image.shape[1:] for image in record.images])
     cells = found.cells
     assert cells is not None
-    recorded["scale_map_lens"] = torch.tensor(cells.lengths)
+    recorded["scale_map_lens"] = torch.tensor(cells[2])
     targets = recorded_targets(recorded, recorded["counts"].tolist(), img_size=size)
     weights = {name.partition(".")[0]: weight for name, (_, weight) in said["terms"].items()}
     matches = match_people(found, targets)
@@ -259,33 +259,31 @@ def _outputs(
 ) -> dict[str, torch.Tensor]:
     """Every quantity a group may hold, of the last layer."""
     assert found.cells is not None
-    assert found.tokens is not None
     last = ("confs", "boxes", "poses", "betas", "transl", "depths", "j3ds", "j2ds")
     betas = torch.nn.functional.pad(found.betas[-1], (0, 11 - found.betas.shape[-1]))
     vertices = body.vertices(found.poses[-1], betas, found.transl[-1])
     tokens = found.tokens
-    level_side = 14 * 2.0**tokens.level / found.input_size
+    level_side = 14 * 2.0 ** tokens["level"] / found.input_size
     return {
         **{name: getattr(found, name)[-1] for name in last},
         "intrinsics": found.intrinsics,
         "scale_map": found.scale_map,
-        "scale_map_y": found.cells.y,
-        "scale_map_x": found.cells.x,
-        "scale_map_lens": torch.tensor(found.cells.lengths),
-        "token_lens": torch.bincount(tokens.image, minlength=len(images)),
-        "token_level": tokens.level,
-        "token_y": (tokens.place[:, 1] + 0.5) * level_side,
-        "token_x": (tokens.place[:, 0] + 0.5) * level_side,
+        "scale_map_y": found.cells[0],
+        "scale_map_x": found.cells[1],
+        "scale_map_lens": torch.tensor(found.cells[2]),
+        "token_lens": torch.bincount(tokens["image"], minlength=len(images)),
+        "token_level": tokens["level"],
+        "token_y": (tokens["place"][:, 1] + 0.5) * level_side,
+        "token_x": (tokens["place"][:, 0] + 0.5) * level_side,
         "verts_every_200": vertices[..., ::_VERTEX_STEP, :],
-        "memory": tokens.memory,
-        "memory_pos": tokens.code,
+        "memory": tokens["memory"],
+        "memory_pos": tokens["code"],
         **({} if found.fov is None else {"fov_raw": found.fov}),
     }
 
 
 def _token_counts(found: Predictions) -> list[list[int]]:
-    assert found.tokens is not None
-    image, level = found.tokens.image, found.tokens.level
+    image, level = found.tokens["image"], found.tokens["level"]
     return [[int(((image == b) & (level == k)).sum()) for k in range(3)] for b in range(found.confs.shape[1])]
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-import dto_pipeline
+from dto_pipeline import __version__
 from dto_pipeline.config_tree import ConfigError
 from dto_pipeline.data.files import is_temporary
 from dto_pipeline.data.torch_files import read_torch_file, write_torch_file
@@ -29,8 +29,8 @@ from dto_pipeline.train.config import PATCH, TrainConfig, train_config_from_dict
 from dto_pipeline.train.model import MeshNetwork
 
 FORMAT, FOLDER = "dto-checkpoint/2", "checkpoints"
+# entries of a released file that are no weights: licensed arrays of the body, and constants
 IGNORED = re.compile(r"(human_model\..*|z_order_map|x_coords|y_coords|cam_intrinsics)$")
-"""Entries of a released file that are no weights: licensed arrays of the body, and constants."""
 _KEPT = 2  # newest checkpoints of a training: the one in use and the one before, should a disk fail
 _KINDS: dict[str, type] = dict.fromkeys(("config", "init", "weights", "optimizer", "position", "versions"), dict)
 _KINDS["body_sha256"] = str
@@ -43,6 +43,10 @@ _DINOV2 = (  # names of a block in transformers (v4 or v5), and the published on
 _BLOCK = ("norm1", "norm2", "attn.proj", "mlp.fc1", "mlp.fc2")
 _MOST_NAMED = 8  # missing or unexpected names told one by one
 _LOG = logging.getLogger(__name__)
+
+
+class TrainError(DtoError, RuntimeError):
+    """A training that cannot start or go on."""
 
 
 class CheckpointError(DtoError, ValueError):
@@ -103,8 +107,7 @@ def begin_from(network: MeshNetwork, weights: Mapping[str, torch.Tensor], path: 
     the file lacks becomes zeros. Raises: CheckpointError: a weight of both has another shape, or they share none."""
     own, grown = network.state_dict(), dict(weights)
     for name, value in weights.items():
-        is_shape = name == "mean_shape" or re.match(r"shape_head\.\d+\.layers\.\d+\.(weight|bias)$", name)
-        if is_shape and len(value) == 10 and network.sizes.betas == 11:
+        if name.startswith(("mean_shape", "shape_head.")) and (len(value), len(own.get(name, ()))) == (10, 11):
             grown[name] = torch.cat([value, value.new_zeros(1, *value.shape[1:])])
     other = [name for name in own if name in grown and own[name].shape != grown[name].shape]
     if other:
@@ -319,6 +322,4 @@ def enlarge_positions(position: torch.Tensor, side: int) -> torch.Tensor:
 
 def library_versions() -> dict[str, str]:
     """What made a checkpoint."""
-    return {"dto_pipeline": dto_pipeline.__version__} | {
-        name: version(name) for name in ("torch", "transformers", "numpy")
-    }
+    return {name: version(name) for name in ("torch", "transformers", "numpy")} | {"dto_pipeline": __version__}

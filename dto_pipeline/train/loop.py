@@ -1,6 +1,5 @@
 """The training loop, and its two ways to run: in this process, or as workers of Ray Train. The only door to Ray here.
 
-Every process runs `run_rank`: step, and at intervals metrics, a checkpoint, an evaluation (each process its share).
 Whoever starts, at first, after a crash or as a replacement for a lost worker, goes on from the newest checkpoint that
 can be read. docs/training.md lists what lies in a training's folder.
 """
@@ -23,11 +22,10 @@ from tqdm import tqdm
 
 from dto_pipeline.config_tree import describe_difference
 from dto_pipeline.data.files import take_lock, write_bytes_atomic, write_json_atomic
-from dto_pipeline.errors import DtoError
 from dto_pipeline.models.body import load_body
 from dto_pipeline.reading import read_regular
 from dto_pipeline.train import checkpoint as files
-from dto_pipeline.train.checkpoint import Checkpoint, Position
+from dto_pipeline.train.checkpoint import Checkpoint, Position, TrainError
 from dto_pipeline.train.config import TrainConfig
 from dto_pipeline.train.dataset import batches_from
 from dto_pipeline.train.learner import Learner, broadcast_from_rank_0, count_processes, evaluate, own_rank
@@ -39,23 +37,16 @@ FREE_OPTIONS = (
 )  # may change between starts of one training (steps: be raised); another number of loop.workers would change the batch
 _MOST_BYTES = 1 << 30  # of a metrics file: ten million rows
 _LOG = logging.getLogger(__name__)
-Report = Callable[[dict[str, Any]], None]
 # rank, world -> its share of the data: a stream, or (held out) batches to be walked through again and again, or None
 Source = Callable[[int, int, bool], Any]
-
-
-class TrainError(DtoError, RuntimeError):
-    """A training that cannot start or go on."""
 
 
 def train_network(config: TrainConfig, source: Source, folder: Path, progress: bool = True) -> dict[str, float]:
     """Train, or do what is left of a training, in a folder that all machines share -> the last row of the evaluation.
 
-    `loop.workers` decides where it runs; Ray, if asked for, must be connected already, and `source` is pickled.
-
-    Raises:
-        TrainError: another process trains in the folder, it holds another training, or workers failed too often.
-        CheckpointError: the folder holds checkpoints, and none can be read.
+    `loop.workers` decides where it runs; Ray, if asked for, must be connected already, and `source` is pickled. Raises:
+    TrainError: another process trains in the folder, it holds another training, or workers failed too often.
+    CheckpointError: the folder holds checkpoints, and none can be read.
     """
     with hold_folder(folder):
         if config.loop.workers:
@@ -67,9 +58,7 @@ def train_network(config: TrainConfig, source: Source, folder: Path, progress: b
     return rows[-1] if rows else {}
 
 
-def run_rank(
-    config: TrainConfig, source: Source, folder: Path, device: torch.device, report: Report, progress: bool = False
-) -> None:
+def run_rank(config: TrainConfig, source: Source, folder: Path, device: torch.device, report: Any, bar: bool) -> None:
     """What each process does from the newest checkpoint to the last step; all of them call `report` at every
     checkpoint: a barrier under Ray."""
     loop, rank, world = config.loop, own_rank(), count_processes()
@@ -91,15 +80,14 @@ def run_rank(
 
     # a training may have been interrupted between a checkpoint and the evaluation that was due
     done = {0, *(row["step"] for row in read_rows(folder / HELD_OUT))}
-    lacks = is_due(position.step, loop.evaluate_every, loop.steps) and position.step not in done
-    if broadcast_from_rank_0(lacks):
+    if broadcast_from_rank_0(is_due(position.step, loop.evaluate_every, loop.steps) and position.step not in done):
         evaluate_now(position.step)
     window: list[dict[str, float]] = []
     stream = itertools.islice(batches_from(source(rank, world, False), position), loop.steps - position.step)
-    bar = tqdm(stream, initial=position.step, total=loop.steps, unit="step", disable=not progress)
-    for batch, after in bar:
+    steps = tqdm(stream, initial=position.step, total=loop.steps, unit="step", disable=not bar)
+    for batch, after in steps:
         window.append(learner.step(batch, position.step))
-        bar.set_postfix(loss=window[-1]["loss"], refresh=False)
+        steps.set_postfix(loss=window[-1]["loss"], refresh=False)
         position = after
         if is_due(position.step, loop.log_every, loop.steps):
             if rank == 0:
@@ -125,12 +113,7 @@ def is_due(step: int, every: int, last: int) -> bool:
 
 def start_learner(config: TrainConfig, folder: Path, device: torch.device) -> tuple[Learner, Position]:
     """Network and optimiser from the newest checkpoint that can be read, which rank 0 chooses for all, or new ones from
-    `loop.seed`.
-
-    Raises:
-        CheckpointError: there are some, none can be used.
-        TrainError: they are of a training with other options or another body.
-    """
+    `loop.seed`. Raises: CheckpointError: there are some, none can be used. TrainError: of other options, or body."""
     if device.type == "cpu":
         torch.set_num_threads(config.loop.torch_threads)
     torch.manual_seed(config.loop.seed)
@@ -223,14 +206,13 @@ def _run_on_ray(config: TrainConfig, source: Source, folder: Path) -> None:
     import ray.train.torch
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.base_trainer import TrainingFailedError
-    from ray.train.torch import TorchConfig, TorchTrainer
 
     if files.list_checkpoints(folder):  # what is wrong with them is seen here; workers' words stay in Ray's logs
         _compare(files.read_checkpoint(folder).config, config, folder)
     loop, threads = config.loop, str(config.loop.torch_threads)
-    trainer = TorchTrainer(
-        lambda: run_rank(config, source, folder, ray.train.torch.get_device(), ray.train.report),
-        torch_config=TorchConfig(backend="nccl" if loop.gpu else "gloo"),
+    trainer = ray.train.torch.TorchTrainer(
+        lambda: run_rank(config, source, folder, ray.train.torch.get_device(), ray.train.report, False),
+        torch_config=ray.train.torch.TorchConfig(backend="nccl" if loop.gpu else "gloo"),
         scaling_config=ScalingConfig(num_workers=loop.workers, use_gpu=loop.gpu, resources_per_worker={"CPU": 1}),
         run_config=RunConfig(  # type: ignore[call-arg]  # mypy sees the class of the older API
             name="ray",

@@ -1,8 +1,7 @@
 """A trained network on photographs: people in front of the camera of the photograph, shard by shard of a manifest.
 
-The input shows the whole photograph, its longer side made S, seen from the same point, so `transl` holds in either. The
-labels of a shard stay beside the result until all shards have theirs: a killed prediction goes on where it was. Knows
-image stores, manifests and label files; knows no run. Metres, radians, pixels.
+The input shows the whole photograph, its longer side made S, seen from the same point, so `transl` holds in either.
+Knows image stores, manifests and label files; knows no run. Metres, radians, pixels.
 """
 
 from __future__ import annotations
@@ -92,11 +91,8 @@ def load_trained(
     """The network of a checkpoint, of the newest one of a training's folder that can be read, or of a released file.
 
     `body_path`: the training's body model where it lies now, None = as in its config (a released file names none);
-    `encoder_heads`: of a released file, None = one per 64 features.
-
-    Raises:
-        CheckpointError, TorchFileError: there are no weights, or they cannot be used.
-        BodyModelError: the body model cannot be read, or is another one than the network was trained with.
+    `encoder_heads`: of a released file, None = one per 64 features. Raises: CheckpointError, TorchFileError: there are
+    no weights, or they cannot be used. BodyModelError: no body model, or another one than that of the training.
     """
     checkpoint = read_checkpoint(path, encoder_heads)
     config, is_released = checkpoint.config, not checkpoint.body_sha256
@@ -108,9 +104,10 @@ def load_trained(
         found = f"sha256 {body.sha256[:16]}, the network was trained with {checkpoint.body_sha256[:16]}"
         raise BodyModelError(f"the body model has {found}; name the right one with --body")
     encoder, model, side = config.encoder, config.model, config.data.input_size
-    sizes = f"S {side}, encoder of {encoder.layers} layers, width {encoder.width}, {encoder.heads} heads, "
-    sizes += f"{model.queries} queries, {model.betas} shape coefficients"
-    origin = f"{path}: {sizes}" if is_released else f"{checkpoint.path}, step {checkpoint.position.step}"
+    origin = f"{checkpoint.path}, step {checkpoint.position.step}"
+    if is_released:
+        origin = f"{path}: S {side}, encoder of {encoder.layers} layers, width {encoder.width}, {encoder.heads} heads, "
+        origin += f"{model.queries} queries, {model.betas} shape coefficients"
     network, sha256 = restore_network(checkpoint, device), hash_weights(checkpoint.weights)
     return Trained(network, body, options, side, sha256, device, origin)
 
@@ -120,9 +117,9 @@ def predict_scenes(
 ) -> Iterator[Scene]:
     """One scene per picture, in order; a few batches are in memory at a time.
 
-    A picture that cannot be read, or whose answer is not finite, gives a scene with `problem` and nobody. A person
-    whose numbers cannot be used stays, with its problem; where that is everybody, the picture has one too. `det_score`
-    is the confidence; people below the least one are left out (ours; a merge asks for 0.5 on top of it).
+    A picture that cannot be read, or whose answer is not finite, has a `problem` and nobody. A person whose numbers
+    cannot be used stays, with its problem; where that is everybody, the picture has one too. `det_score` is the
+    confidence; people below the least one are left out.
     """
     with ThreadPoolExecutor(_READ_THREADS) as pool:
         reading = ((_nobody(one), pool.submit(_lay_out, store, one, trained.input_size)) for one in pictures)
@@ -203,11 +200,8 @@ def _fill(
             own, wanted = (torch.from_numpy(k).expand(len(order), 3, 3) for k in (scene.intrinsics, photo.camera))
             scene.transl = carry_to_camera(transl.double(), pelvis.double(), own, wanted).float().numpy()
         scene.intrinsics = photo.camera
-    codes = find_row_problems(scene.pose, scene.betas, scene.transl)
-    texts = [
-        ROW_PROBLEMS[code] or "its box is not finite" * (not has)
-        for code, has in zip(codes, finite.tolist(), strict=True)
-    ]
+    told = [ROW_PROBLEMS[code] for code in find_row_problems(scene.pose, scene.betas, scene.transl)]
+    texts = [text or "its box is not finite" * (not has) for text, has in zip(told, finite.tolist(), strict=True)]
     scene.person_problem = [(PersonStatus.INVALID_LABEL, text) if text else None for text in texts]
     if texts and all(texts):
         scene.problem = ImageStatus.PREDICTION_INVALID, f"nobody can be used: {texts[0]}"

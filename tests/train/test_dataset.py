@@ -31,15 +31,14 @@ from dto_pipeline.run.driver import run_pipeline
 from dto_pipeline.run.finished import read_run_labels
 from dto_pipeline.status import UnusableImage
 from dto_pipeline.train.augment import Draw, draw_variation, resize
+from dto_pipeline.train.checkpoint import TrainError
 from dto_pipeline.train.config import AugmentConfig, DataConfig, without_augmentation
 from dto_pipeline.train.dataset import (
-    ReadingProcessLost,
     ReadItems,
     Sample,
     TrainBatch,
     TrainingData,
     TrainingImages,
-    Turn,
     blank_sample,
     collate_samples,
 )
@@ -186,7 +185,7 @@ def test_what_is_pinned_for_a_gpu_is_the_batch_not_yet_varied(
 
     monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
     images = open_data(config(run_dir), body).images
-    batch = ReadItems(images.__getitems__([Turn(0, 0, 3), Turn(0, 1, 4)])).pin_memory()
+    batch = ReadItems(images.__getitems__([(0, 0, 3), (0, 1, 4)])).pin_memory()
     assert all(any(image is one for one in pinned) for image in batch.images)
     assert all(image.dtype == torch.uint8 for image in batch.images)
     assert len(batch.frames) == len(batch.images) == 2
@@ -303,7 +302,7 @@ def test_a_reading_process_that_is_killed_is_told_in_one_sentence(run_dir: Path,
     next(batches)
     (reader,) = (process for process in multiprocessing.active_children() if process.pid not in others)
     os.kill(int(reader.pid or 0), signal.SIGKILL)
-    with pytest.raises(ReadingProcessLost, match=r"reads images was killed \(.*lower data\.workers"):
+    with pytest.raises(TrainError, match=r"reads images was killed \(.*lower data\.workers"):
         list(batches)
 
 
@@ -340,7 +339,7 @@ def test_labels_in_memory_are_bounded_by_the_shuffling_window(run_dir: Path, bod
     images = TrainingImages(open_label_sets(options), body, options)
     assert len(images.pieces) == 3
     for image in (0, 4, 8, 1, 5):
-        images[Turn(0, image, image)]
+        images[0, image, image]
         assert images.images_held <= 1 + 3
     assert pickle.loads(pickle.dumps(images)).images_held == 0
 
@@ -350,9 +349,7 @@ def test_a_reading_process_that_gives_nothing_has_a_deadline(
 ) -> None:
     monkeypatch.setattr(TrainingImages, "__getitem__", lambda self, turn: time.sleep(60))
     data = open_data(config(run_dir, workers=1, patience=1.0), body)
-    with pytest.raises(
-        ReadingProcessLost, match=r"1 processes that read images gave nothing in 1 s \(data\.patience\)"
-    ):
+    with pytest.raises(TrainError, match=r"1 processes that read images gave nothing in 1 s \(data\.patience\)"):
         next(data.epoch(0))
     for reader in multiprocessing.active_children():
         reader.kill()

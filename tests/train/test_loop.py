@@ -21,6 +21,7 @@ from dto_pipeline.models.body import load_body
 from dto_pipeline.train.checkpoint import (
     CheckpointError,
     Position,
+    TrainError,
     list_checkpoints,
     read_checkpoint,
     restore_network,
@@ -28,11 +29,10 @@ from dto_pipeline.train.checkpoint import (
 )
 from dto_pipeline.train.config import AugmentConfig, DataConfig
 from dto_pipeline.train.dataset import TrainBatch, batches_from, blank_sample, collate_samples
-from dto_pipeline.train.learner import TrainingDiverged, learning_rate
+from dto_pipeline.train.learner import learning_rate
 from dto_pipeline.train.loop import (
     HELD_OUT,
     TRAINING,
-    TrainError,
     add_row,
     drop_rows,
     hold_folder,
@@ -406,7 +406,7 @@ def test_a_step_without_finite_gradient_changes_nothing_and_many_stop_the_traini
     assert all(torch.equal(weight, before[name]) for name, weight in learner.network.state_dict().items())
     for number in range(1, 9):
         learner.step(broken, number)
-    with pytest.raises(TrainingDiverged, match=r"loop\.rate"):
+    with pytest.raises(TrainError, match=r"loop\.rate"):
         learner.step(broken, 9)
 
 
