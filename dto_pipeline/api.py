@@ -89,7 +89,11 @@ def read_table(source: Source, columns: Sequence[str] | None = None, people: Seq
     Raises:
         LabelsError: no labels there, a damaged file, or a column that does not exist.
     """
-    return read_label_files(_label_files(source), _leaf_names(columns, people))
+    names = None
+    if columns is not None or people is not None:
+        names = list(IMAGE_COLUMNS if columns is None else columns)
+        names += [person_leaf(name) for name in (PERSON_COLUMNS if people is None else people)]
+    return read_label_files(_label_files(source), names)
 
 
 def torch_dataset(
@@ -177,17 +181,13 @@ def optimize_scene(
     _add_masks(scene, masks, config.evidence.render_max_side)
     if scene.num_people == 0:
         return keep_labels(scene)
-    model = (
-        body
-        if isinstance(body, BodyModel)
-        else _load_body_once(str(body) or config.body.model_path, config.body.kid_axis)
-    )
-    if not model.has_kid_axis:
+    if not isinstance(body, BodyModel):
+        body = _load_body_once(str(body) or config.body.model_path, config.body.kid_axis)
+    if not body.has_kid_axis:
         refuse_kid_axis([scene])
-    Sight(replace(config, depth=DepthConfig(), masks=MaskConfig(), attributes=AttributeConfig()), model).look(
-        [scene], StageClock()
-    )
-    optimized = SceneOptimizer(model, config)(collate_scenes([scene], model.faces.device))
+    plain = replace(config, depth=DepthConfig(), masks=MaskConfig(), attributes=AttributeConfig())
+    Sight(plain, body).look([scene], StageClock())
+    optimized = SceneOptimizer(body, config)(collate_scenes([scene], body.faces.device))
     return split_batch([scene], optimized, config)[0]
 
 
@@ -199,13 +199,6 @@ def _load_body_once(path: str, kid_axis: bool) -> BodyModel:
 def _label_files(source: Source) -> list[Location]:
     sources = [source] if isinstance(source, str | Path) else list(source)
     return [path for one in sources for path in find_labels(one)]
-
-
-def _leaf_names(columns: Sequence[str] | None, people: Sequence[str] | None) -> list[str] | None:
-    if columns is None and people is None:
-        return None
-    names = list(IMAGE_COLUMNS if columns is None else columns)
-    return names + [person_leaf(name) for name in (PERSON_COLUMNS if people is None else people)]
 
 
 def _run_photographs(run: RunFiles, folder: Location | None) -> tuple[ImageStore, dict[str, str]]:

@@ -32,6 +32,12 @@ from dto_pipeline.status import ImageStatus, PersonStatus
 
 _MEAN_OF_NORMAL = math.sqrt(2 / math.pi)  # of |x|, in standard deviations
 _UNMEASURED = (PersonStatus.TOO_SMALL, PersonStatus.PLACED_BY_PRIOR)
+# fields of `PlacedScene` that are NaN, or -1, where nothing was computed
+_UNKNOWN = (
+    *("height_init_m", "height_m", "prior_mean_m", "prior_sigma_m", "depth_mean", "depth_std", "slope", "corr"),
+    "z_sigma_m",
+)
+_NONE: dict[str, type] = {"beta_index": np.int32, "height_class": np.int32, "depth_group": np.int8}
 __all__ = ["collate_scenes", "keep_labels", "map_size", "split_batch"]
 
 
@@ -96,8 +102,8 @@ def split_batch(scenes: Sequence[Scene], optimized: OptimizedScenes, config: Pip
 def keep_labels(scene: Scene) -> PlacedScene:
     """A scene that was not optimised, with its labels as given and a status for the image and every person."""
     people = scene.num_people
-    unknown = np.full(people, np.nan, np.float32)
-    none = np.full(people, -1, np.int32)
+    unknown: dict[str, Any] = {name: np.full(people, np.nan, np.float32) for name in _UNKNOWN}
+    none: dict[str, Any] = {name: np.full(people, -1, dtype) for name, dtype in _NONE.items()}
     status, message = scene.problem or (ImageStatus.NO_PEOPLE if people == 0 else ImageStatus.TOO_FEW_PEOPLE, None)
     person_status, person_message = _person_problems(scene, [PersonStatus.NOT_RUN] * people)
     return PlacedScene(
@@ -109,20 +115,10 @@ def keep_labels(scene: Scene) -> PlacedScene:
         betas=scene.betas,
         transl=scene.transl,
         scale=np.ones(people, np.float32),
-        beta_index=none,
-        height_class=none,
-        height_init_m=unknown,
-        height_m=unknown,
-        prior_mean_m=unknown,
-        prior_sigma_m=unknown,
-        depth_mean=unknown,
-        depth_std=unknown,
-        slope=unknown,
-        corr=unknown,
         mask_pixels=np.zeros(people, np.int32),
         visible_vertices=np.zeros(people, np.int32),
-        depth_group=none.astype(np.int8),
-        z_sigma_m=unknown,
+        **unknown,
+        **none,
     )
 
 
@@ -218,12 +214,9 @@ def _is_accepted(placed: PlacedScene, rule: Acceptance) -> bool:
 
 
 def _take_along(placed: PlacedScene, same_as: np.ndarray) -> PlacedScene:
-    """Whoever repeats a person goes where that person goes, so that nobody stands away from himself.
+    """Whoever repeats a person, `same_as` (P,) or -1, goes where that person goes: nobody stands away from himself.
 
     The same factor on the distance, the same step of the same shape coefficient; nothing else is known of them.
-
-    Args:
-        same_as: (P,) the person each one repeats, -1 = nobody.
     """
     copies = np.flatnonzero(same_as >= 0)
     own, scene = same_as[copies], placed.scene
@@ -268,21 +261,18 @@ def _image_status(usable: np.ndarray, is_optimized: bool, by_prior: bool) -> Ima
 def _person_problems(
     scene: Scene, statuses: list[PersonStatus], reasons: Mapping[int, str] = MappingProxyType({})
 ) -> tuple[list[PersonStatus], list[str | None]]:
-    """Statuses and messages, where a problem of the label itself goes before what the optimiser says.
-
-    `reasons`: person -> why nothing could be measured, told where the status follows from it.
-    """
-    found: list[tuple[PersonStatus, str | None]] = [
-        problem or (status, _why_set_aside(scene, person, status, reasons))
-        for person, (problem, status) in enumerate(zip(scene.person_problem, statuses, strict=True))
-    ]
+    """Statuses and messages: a problem of the label, else what the optimiser says, and why (`reasons` by person)."""
+    found: list[tuple[PersonStatus, str | None]] = []
+    for person, (problem, status) in enumerate(zip(scene.person_problem, statuses, strict=True)):
+        message = reasons.get(person) if status in _UNMEASURED else None
+        if status is PersonStatus.INVALID_LABEL and problem is None:
+            message = _name_beyond(scene, person)
+        found.append(problem or (status, message))
     return [status for status, _ in found], [message for _, message in found]
 
 
-def _why_set_aside(scene: Scene, person: int, status: PersonStatus, reasons: Mapping[int, str]) -> str | None:
-    if status is not PersonStatus.INVALID_LABEL:
-        return reasons.get(person) if status in _UNMEASURED else None
-    # the optimiser left out somebody whom the reader of labels let through
+def _name_beyond(scene: Scene, person: int) -> str:
+    """Why the optimiser left out somebody whom the reader of labels let through."""
     if implausible_cameras(scene.intrinsics[None], np.array([scene.width]), np.array([scene.height]))[0]:
         return CAMERA_BEYOND
     return name_beyond(scene.pose[person], scene.betas[person], scene.transl[person])

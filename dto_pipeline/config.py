@@ -143,11 +143,13 @@ class CrowdConfig:
     # what the posterior adds
     # how far the heights of one image's people may all be from the priors, relative; no image can tell (calibrated on
     # our own crowds and on bodies by somebody else together)
-    population_sigma: float = 0.02
+    population_sigma: float = 0.015
+    # beside it, times the share of people without an age (calibrated on both kinds of crowds without ages)
+    unknown_ages_sigma: float = 0.025
     focal_sigma: float = 0.0  # of the labels' focal length, relative; 0: sigmas are given the camera
     # factor on the posterior sigmas of the fit itself: people vary less than the priors and label errors it allows for
-    # (calibrated with `population_sigma` so that 50, 80 and 95 % intervals hold, on synthetic crowds, seeds 31 and 32)
-    temperature: float = 0.83
+    # (calibrated with these two so that 50, 80 and 95 % intervals hold, on synthetic crowds, seeds 1, 2, 31, 32)
+    temperature: float = 0.86
     # then variances are scaled by how far an image's people end from their priors: as computed at this mean height
     # deviation [sigma], which counts as so many people of the image (calibrated with these)
     usual_deviation: float = 0.56
@@ -264,7 +266,7 @@ class RunConfig:
     # come in 22 minutes over 1 MB/s. Waiting for CPUs and GPUs has no limit
     warm_up_timeout_s: float = 1800.0
     max_failed_shards: int = 20  # quarantined shards after which the run stops
-    # share of images, and of people, that cannot be used (`run.budget` says what counts) beyond which a launch stops
+    # share of images, and of people, that cannot be used (`run.sanity` says what counts) beyond which a launch stops
     # and a run ends with exit code 1; 1 = all of them may fail. A choice: more than dead links and a few bad files
     max_failed_images: float = 0.05
     max_poison_images: int = 3  # images of one shard that may end their process before the shard is quarantined

@@ -33,3 +33,12 @@ def lacks_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
         return True
     return isinstance(error, RuntimeError | ImportError) and any(words in str(error) for words in _NO_MEMORY)
+
+
+class DeviceLost(RuntimeError):
+    """The process's accelerator is in a state it does not recover from; the process must be replaced."""
+
+
+def one_line(error: BaseException) -> str:
+    """Type and message of an error without line breaks, at most 500 characters."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:500]

@@ -43,7 +43,7 @@ class SceneOptimizer:
     def __call__(self, batch: SceneBatch) -> OptimizedScenes:
         """Optimise B scenes; scenes with fewer than two people pass through with outcome NOT_RUN."""
         config = self.config
-        least = 1 if config.solver.mode == "joint" and config.joint.move_single else 2
+        least = 1 if self.joint and config.joint.move_single else 2
         batch, refused = leave_out_implausible(batch, self.body.rest_height)
         crowd = batch.present.sum(1, keepdim=True) >= least  # else there is nobody to compare them with
         batch = batch.replace(present=batch.present & crowd)
@@ -60,16 +60,9 @@ class SceneOptimizer:
             with self.clock("rerender"):
                 maps, evidence, fits = self._look_again(vertices, batch, maps, evidence, fits, (prior, mixture))
         with self.clock("solver"):
-            people = refine_people(
-                batch,
-                prior,
-                fits,
-                self.body.rest_height,
-                self.body.joints,
-                self.body.has_kid_axis,
-                config.refine,
-                config.joint if self.joint else None,
-            )
+            crowd_options = config.joint if self.joint else None
+            body = self.body.rest_height, self.body.joints, self.body.has_kid_axis
+            people = refine_people(batch, prior, fits, *body, config.refine, crowd_options)
             people = set_implausible_aside(people, batch, prior, refused, config.refine)
         return OptimizedScenes(batch=batch, maps=maps, evidence=evidence, prior=prior, people=people)
 
@@ -107,9 +100,16 @@ class SceneOptimizer:
         if mixture is None:
             return fit_groups(evidence, prior, self.config.solver, self.config.refine)
         config = self.config
-        z = batch.transl[..., 2]
         return fit_crowds(
-            evidence, prior, mixture, z, batch.present, config.joint, config.solver.max_height, batch.metric
+            evidence,
+            prior,
+            mixture,
+            batch.transl[..., 2],
+            batch.present,
+            batch.age_years.isnan(),
+            config.joint,
+            config.solver.max_height,
+            batch.metric,
         )
 
     def _look_again(

@@ -22,12 +22,8 @@ _PLACED = tuple(CODE[status] for status in PLACED)  # outcome codes
 def leave_out_implausible(batch: SceneBatch, rest_height: RestHeight) -> tuple[SceneBatch, torch.Tensor]:
     """Take out people whose label or camera cannot be; their numbers become 0, so that they spoil nobody's.
 
-    Args:
-        batch: B scenes, P people.
-        rest_height: of the body model: betas (..., 11) -> (...) [m].
-
-    Returns:
-        The batch without them, and (B, P) bool who was taken out.
+    `rest_height`: of the body model, betas (..., 11) -> (...) [m]. Returns the batch without them, and (B, P) bool who
+    was taken out.
     """
     focal = batch.intrinsics[:, :2, :2].diagonal(dim1=-2, dim2=-1) / batch.image_size.amax(-1, keepdim=True)
     sane = _within(batch.pose, batch.betas, batch.transl) & FOCAL.holds(focal).all(-1)[:, None]
@@ -47,16 +43,11 @@ def set_implausible_aside(
 ) -> RefinedPeople:
     """Give back their label to people whom the fit would make what cannot be, and their word to those `refused`.
 
-    Each of them costs its image what somebody too tall costs it, so that a fit that does such things is not accepted
-    for it.
-
-    Args:
-        people: as refined; batch, prior: what they were made from; refused: (B, P) of `leave_out_implausible`.
+    `people` as refined from `batch` and `prior`; `refused` (B, P) of `leave_out_implausible`. Each of them costs its
+    image what somebody too tall costs it, so that a fit that does such things is not accepted.
     """
     fits = people.fits
-    placed = torch.isin(
-        fits.outcome, constant(tuple(CODE[status] for status in PLACED), fits.outcome.device, torch.int64)
-    )
+    placed = torch.isin(fits.outcome, constant(_PLACED, fits.outcome.device, torch.int64))
     within = _within(batch.pose, people.betas, people.transl) & HEIGHT.holds(people.height)
     aside = placed & ~within
 
@@ -83,25 +74,19 @@ def _score_without(fits: GroupFits, aside: torch.Tensor, outcome: torch.Tensor, 
     posterior = fits.posterior
     if posterior is not None:
         posterior = _forget(posterior, aside)
-    return GroupFits(
-        **{
-            **vars(fits),
-            "outcome": outcome,
-            "is_optimized": fits.is_optimized & ((count == 0) | (moved >= 2)),
-            "deviation": torch.where(count > 0, deviation, fits.deviation),
-            "posterior": posterior,
-        }
+    return fits.replace(
+        outcome=outcome,
+        is_optimized=fits.is_optimized & ((count == 0) | (moved >= 2)),
+        deviation=torch.where(count > 0, deviation, fits.deviation),
+        posterior=posterior,
     )
 
 
 def _forget(posterior: Posterior, aside: torch.Tensor) -> Posterior:
     either = aside[:, :, None] | aside[:, None, :]
-    return Posterior(
-        **{
-            **vars(posterior),
-            "z_covariance": posterior.z_covariance.masked_fill(either, torch.nan),
-            "height_sigma": posterior.height_sigma.masked_fill(aside, torch.nan),
-        }
+    return posterior.replace(
+        z_covariance=posterior.z_covariance.masked_fill(either, torch.nan),
+        height_sigma=posterior.height_sigma.masked_fill(aside, torch.nan),
     )
 
 

@@ -9,6 +9,7 @@ axis letters as in `dto_pipeline`.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -24,36 +25,31 @@ _T = TypeVar("_T", bound="_Tensors")
 class _Tensors:
     """A frozen dataclass whose tensor fields move together."""
 
+    def _each(self: _T, change: Callable[[Any], Any]) -> _T:
+        changed = {
+            name: change(value) for name, value in vars(self).items() if isinstance(value, torch.Tensor | _Tensors)
+        }
+        return dataclasses.replace(self, **changed)
+
     def to(self: _T, device: torch.device | str, non_blocking: bool = False) -> _T:
         """The same container with every tensor on `device`; `non_blocking`: the copies may still be under way."""
-        moved = {
-            f.name: value.to(device, non_blocking=non_blocking)
-            for f in dataclasses.fields(self)
-            if isinstance(value := getattr(self, f.name), torch.Tensor | _Tensors)
-        }
-        return dataclasses.replace(self, **moved)
+        return self._each(lambda value: value.to(device, non_blocking=non_blocking))
 
     def take(self: _T, rows: torch.Tensor) -> _T:
         """The entries `rows` (n,) of the first axis of every tensor."""
-        taken = {
-            f.name: value[rows] if isinstance(value, torch.Tensor) else value.take(rows)
-            for f in dataclasses.fields(self)
-            if isinstance(value := getattr(self, f.name), torch.Tensor | _Tensors)
-        }
-        return dataclasses.replace(self, **taken)
+        return self._each(lambda value: value.take(rows) if isinstance(value, _Tensors) else value[rows])
 
     def put(self: _T, rows: torch.Tensor, other: _T) -> _T:
         """A copy whose entries `rows` (n,) of the first axis are those of `other`, in order."""
-        changed: dict[str, torch.Tensor | _Tensors] = {}
-        for f in dataclasses.fields(self):
-            value, new = getattr(self, f.name), getattr(other, f.name)
+        changed: dict[str, Any] = {}
+        for name, value in vars(self).items():
             if isinstance(value, torch.Tensor):
-                changed[f.name] = value.index_copy(0, rows, new)
+                changed[name] = value.index_copy(0, rows, getattr(other, name))
             elif isinstance(value, _Tensors):
-                changed[f.name] = value.put(rows, new)
+                changed[name] = value.put(rows, getattr(other, name))
         return dataclasses.replace(self, **changed)
 
-    def replace(self: _T, **changes: torch.Tensor) -> _T:
+    def replace(self: _T, **changes: torch.Tensor | _Tensors | None) -> _T:
         """A copy with some fields changed."""
         return dataclasses.replace(self, **changes)
 

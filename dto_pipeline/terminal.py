@@ -83,16 +83,10 @@ class JsonLines(logging.Formatter):
 
 
 def configure_logs(level: str = "warning", json_file: str | None = None, anew: bool = True) -> None:
-    """Set up the process's log.
+    """Set up the process's log, from `level` on; `anew`: in the place of what was set up before.
 
-    Args:
-        level: least level that is shown.
-        json_file: file that JSON lines are appended to, from ``info`` on, beside what is shown; "-" = stderr shows JSON
-            lines of `level` itself; None = no JSON.
-        anew: take the place of what was set up before.
-
-    Raises:
-        DtoError: the file cannot be opened.
+    `json_file`: JSON lines are appended to it, from ``info`` on, beside what is shown; "-" = stderr shows JSON lines.
+    Raises: DtoError where it cannot be opened.
     """
     shown: logging.Handler = logging.StreamHandler(sys.stderr)
     people = PrintableFormatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S")

@@ -29,8 +29,8 @@ from dto_pipeline.data.files import write_json_atomic
 from dto_pipeline.data.receipts import Receipt
 from dto_pipeline.errors import DtoError
 from dto_pipeline.evaluate.tables import align
-from dto_pipeline.run.loop import Charge, Crew, RunAborted, Schedule, drive
-from dto_pipeline.run.pool import Event, ShardDone, WorkerLost, WorkerPlaced, WorkerReady
+from dto_pipeline.run.loop import Charge, RunAborted, Schedule, drive
+from dto_pipeline.run.pool import Crew, Event, ShardDone, WorkerLost, WorkerPlaced, WorkerReady
 from dto_pipeline.run.report import format_duration
 
 NEAR_BEST = 0.02  # efficiency that a recommended shard size may cost against the best one
@@ -109,8 +109,23 @@ class _Worker:
     since: float = 0.0
 
 
+@dataclass(kw_only=True)
+class Tally:
+    """What is counted while a run goes on."""
+
+    done: int = 0  # shards
+    repeated: int = 0  # shards reported done again after they were done; anything but 0 is a fault of the driver
+    images_done: int = 0
+    useful_s: float = 0.0  # worker time that ended in a finished shard
+    lost_s: float = 0.0  # worker time thrown away with a dying or ended worker
+    deaths: int = 0
+    preemptions: int = 0  # of these
+    retries: int = 0  # attempts that shards were charged
+    events: int = 0  # what the driver was told
+
+
 class VirtualPool:
-    """A `WorkerPool` whose clock jumps from event to event."""
+    """A `WorkerPool` whose clock jumps from event to event, and the `Ledger` of its run, which counts only."""
 
     def __init__(self, scenario: Scenario) -> None:
         self._scenario = scenario
@@ -125,8 +140,8 @@ class VirtualPool:
         self._workers: dict[str, _Worker] = {}
         self._coming: list[tuple[float, int, Event]] = []  # heap of (when, tie-breaker, what)
         self._count = self._started = 0
-        self.useful_s = self.lost_s = 0.0
-        self.deaths = self.preemptions = self.events = 0
+        self._done: set[int] = set()
+        self.tally = Tally()
         self.own_ns = 0  # CPU time spent in here
 
     @_metered
@@ -162,7 +177,7 @@ class VirtualPool:
                 events.append(event)
         if not events:
             self._time = until
-        self.events += len(events)
+        self.tally.events += len(events)
         return events
 
     @_metered
@@ -178,14 +193,34 @@ class VirtualPool:
     def close(self) -> None:
         self._coming.clear()
 
+    def shard_done(self, receipt: Receipt) -> None:
+        if receipt.shard in self._done:
+            self.tally.repeated += 1
+            return
+        self._done.add(receipt.shard)
+        self.tally.done += 1
+        self.tally.images_done += receipt.images
+
+    def shard_charged(self, charge: Charge, worker: str, error: str, detail: str) -> None:
+        self.tally.retries += 1
+
+    def worker_lost(self, worker: str, error: str, out_of_memory: bool = False) -> None:
+        """Counted when it happens."""
+
+    def waiting(self, seconds: float, loading: int) -> None:
+        """Nobody reads it here."""
+
+    def tick(self, crew: Crew) -> None:
+        """Nothing to show."""
+
     def _account(self, event: Event) -> None:
         if isinstance(event, WorkerLost):
-            self.deaths += 1
-            self.preemptions += event.blameless
+            self.tally.deaths += 1
+            self.tally.preemptions += event.blameless
             self._lose(event.worker)
         elif isinstance(event, ShardDone):
             worker = self._workers[event.worker]
-            self.useful_s += self._time - worker.since
+            self.tally.useful_s += self._time - worker.since
             worker.shards.popleft()
             if worker.shards:
                 self._begin(event.worker)
@@ -193,7 +228,7 @@ class VirtualPool:
     def _lose(self, name: str) -> None:
         worker = self._workers.pop(name)
         if worker.shards:
-            self.lost_s += self._time - worker.since
+            self.tally.lost_s += self._time - worker.since
 
     def _begin(self, name: str) -> None:
         worker = self._workers[name]
@@ -213,53 +248,17 @@ class VirtualPool:
         heapq.heappush(self._coming, (self._time + seconds, self._count, event))
 
 
-class CountingLedger:
-    """A `Ledger` that remembers numbers only."""
-
-    def __init__(self) -> None:
-        self.done: set[int] = set()
-        self.images = self.repeated = self.charges = 0
-
-    def shard_done(self, receipt: Receipt) -> None:
-        if receipt.shard in self.done:
-            self.repeated += 1
-        else:
-            self.done.add(receipt.shard)
-            self.images += receipt.images
-
-    def shard_charged(self, charge: Charge, worker: str, error: str, detail: str) -> None:
-        self.charges += 1
-
-    def worker_lost(self, worker: str, error: str, out_of_memory: bool = False) -> None:
-        """The pool counts deaths itself."""
-
-    def waiting(self, seconds: float, loading: int) -> None:
-        """Nobody reads it here."""
-
-    def tick(self, crew: Crew) -> None:
-        """Nothing to show."""
-
-
-@dataclass(frozen=True)
-class Simulated:
+@dataclass(kw_only=True)
+class Simulated(Tally):
     """What became of one scenario."""
 
     scenario: Scenario
-    done: int  # shards
-    repeated: int  # shards reported done again after they were done; anything but 0 is a fault of the driver
-    images_done: int
     given_up: tuple[int, ...]  # shards
     unlucky: int  # of these, shards that nothing was wrong with
     expected_unlucky: float  # how many of those chance brings on average
     aborted: str  # why the run stopped early; "" = it did not
     wall_s: float
-    useful_s: float  # worker time that ended in a finished shard
-    lost_s: float  # worker time thrown away with a dying or ended worker
-    deaths: int
-    preemptions: int  # of these
-    retries: int  # attempts that shards were charged
-    events: int  # what the driver was told
-    driver_cpu_s: float  # real CPU time of the driver's loop, pool and ledger not counted [s]
+    driver_cpu_s: float  # real CPU time of the driver's loop, the pool's not counted [s]
 
     @property
     def images_per_s(self) -> float:
@@ -297,31 +296,23 @@ def simulate(scenario: Scenario, config: RunConfig | None = None) -> Simulated:
         config: attempts and time limits as a real run has them; its `workers` is not looked at.
     """
     config = dataclasses.replace(config or RunConfig(), workers=scenario.workers)
-    pool, ledger, aborted = VirtualPool(scenario), CountingLedger(), ""
+    pool, aborted = VirtualPool(scenario), ""
     schedule = Schedule(range(scenario.shards), config)
     began = time.thread_time_ns()
     try:
-        drive(schedule, pool, ledger)
+        drive(schedule, pool, pool)
     except RunAborted as error:
         aborted = str(error)
     spent = time.thread_time_ns() - began - pool.own_ns
     given_up = tuple(sorted(schedule.given_up))
     return Simulated(
         scenario=scenario,
-        done=len(ledger.done),
-        repeated=ledger.repeated,
-        images_done=ledger.images,
+        **vars(pool.tally),
         given_up=given_up,
         unlucky=len(set(given_up) - pool.poison),
         expected_unlucky=expected_unlucky(scenario, config.max_attempts),
         aborted=aborted,
         wall_s=pool.now(),
-        useful_s=pool.useful_s,
-        lost_s=pool.lost_s,
-        deaths=pool.deaths,
-        preemptions=pool.preemptions,
-        retries=ledger.charges,
-        events=pool.events,
         driver_cpu_s=spent / 1e9,
     )
 

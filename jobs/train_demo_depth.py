@@ -35,8 +35,8 @@ from dto_pipeline.config import STAND_IN_BODY, DepthConfig
 from dto_pipeline.data.files import write_bytes_atomic
 from dto_pipeline.lab.crowd import plan_crowd
 from dto_pipeline.lab.crowd_files import encode_picture
+from dto_pipeline.lab.demo import DEPTH_MEASURES, measure_network
 from dto_pipeline.lab.demo_data import build_picture
-from dto_pipeline.lab.demo_score import DEPTH_MEASURES, measure_network
 from dto_pipeline.models.body import load_body
 from dto_pipeline.models.depth import METRES_PER_DEPTH
 from dto_pipeline.models.depth_anything import DepthNetwork

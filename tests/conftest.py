@@ -41,14 +41,14 @@ LONG = {
     ),
     *(f"commands/test_{name}.py" for name in ("cli", "eval_verbs", "released", "review_verbs", "run_verb", "several")),
     *(f"data/test_{name}.py" for name in ("hostile_images", "pickled_items")),
-    *(f"data/exports/test_{name}.py" for name in ("camerahmr", "export", "json_text")),
+    *(f"data/exports/test_{name}.py" for name in ("export", "flat_npz")),
     *(f"lab/test_{name}.py" for name in ("bench", "dataset", "golden", "golden_mahmr", "synth")),
     "jobs/test_train_demo_depth.py",
     *(f"run/test_{name}.py" for name in ("batching", "before_workers", "budget", "damaged_records", "driver")),
     *(f"run/test_{name}.py" for name in ("durability", "identity", "mended", "places", "publishing", "ray_start")),
     *(f"run/test_{name}.py" for name in ("remote_runs", "repairs", "seeing_ahead", "selected_runs", "suspects")),
     *(f"train/test_{name}.py" for name in ("dataset", "loop", "model", "predict", "released", "train_verb")),
-    *(f"view/test_{name}.py" for name in ("evidence_pictures", "pictures", "report")),
+    *(f"view/test_{name}.py" for name in ("pages", "run_files", "report")),
 }
 
 

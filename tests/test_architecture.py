@@ -49,8 +49,8 @@ ALSO = {
 # library -> where it may be imported
 DOORS = {
     "pyarrow": ("schema", "data."),
-    # actors and Prometheus, which Ray's agents carry; how Ray starts; Ray Train
-    "ray": ("run.ray_pool", "run.ray_start", "run.ray_metrics", "train.loop"),
+    # actors; how Ray starts; Ray Train
+    "ray": ("run.ray_pool", "run.ray_start", "train.loop"),
     "smplx": ("models.body",),
     "transformers": ("models.",),
     "pickle": ("data.",),

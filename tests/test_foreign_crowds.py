@@ -26,7 +26,7 @@ from dto_pipeline.scene import PlacedScene
 from dto_pipeline.train.config import DataConfig
 from dto_pipeline.train.dataset import TrainingImages
 from dto_pipeline.train.targets import build_labels
-from dto_pipeline.view.facts import gather_facts
+from dto_pipeline.view.report import gather_facts
 from dto_pipeline.view.run_files import open_run_files
 
 CROWDS = Path(__file__).parent / "anny_crowds"

@@ -33,7 +33,7 @@ exec(source, module.__dict__)
 import numpy as np
 import pyarrow.parquet as pq
 from dto_pipeline.data.exports.hugging_face import CardSubset, dataset_card
-from dto_pipeline.data.exports.parquet import person_rows
+from dto_pipeline.data.exports.compacted import person_rows
 from dto_pipeline.data.exports.job import Selection
 from dto_pipeline.data.label_files import flatten_table, read_label_files
 from dto_pipeline.data.labels import build_label_table, read_labels, read_placed, write_label_shard

@@ -24,7 +24,7 @@ from dto_pipeline.maths.devices import as_on_gpu
 # Where a batch may wait, how often, and why. A place is a file and a function; anything else is a fault. Once more it
 # waits for its results, which `collate.split_batch` copies together.
 PLACES: dict[str, tuple[int, str]] = {
-    "models/rasterizer.py:_nearest_keys": (2, "who is drawn: padding is not set up"),
+    "models/rasterizer.py:rasterize": (2, "who is drawn: padding is not set up"),
     "models/rasterizer.py:_set_up": (2, "how many triangles face the camera and hold a pixel: half of them or less"),
     "models/rasterizer.py:_chunks": (2, "where lists of candidate pixels are cut: bounds memory"),
     "maths/depth_evidence.py:_pixels_of_rows": (2, "how many pixels show anybody: a twentieth to a half of the image"),

@@ -31,9 +31,8 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from dto_pipeline.lab.bench_depth import run_depth_bench
+    from dto_pipeline.lab.bench import run_bench, run_depth_bench
     from dto_pipeline.lab.bench_resume import run_resume_bench
-    from dto_pipeline.lab.bench_stages import run_bench
 
     if arguments.resume:
         print_report(run_resume_bench(arguments.resume), arguments.json)

@@ -9,7 +9,7 @@ from dto_pipeline.commands.output import local_place
 
 
 def add_parser(verbs: argparse._SubParsersAction) -> None:
-    parser = verbs.add_parser("body", help="import and look at body models")
+    parser = verbs.add_parser("body", help="import body models")
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     importing = actions.add_parser(
         "import",
@@ -19,12 +19,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     importing.add_argument("source", metavar="FILE", help="SMPL_NEUTRAL.pkl, SMPLA_NEUTRAL.pth or npz")
     importing.add_argument("--kid-template", metavar="NPY", help="smpl_kid_template.npy: adds the kid axis")
     importing.add_argument("-o", "--out", required=True, metavar="DIR", help="folder to write to")
-    importing.add_argument("--pickle", action="store_true", help="also write a plain-array pickle for smplx")
     importing.set_defaults(run=_import)
-    show = actions.add_parser("show", help="render the template, a tall, a small and a kid body to a picture")
-    show.add_argument("model", nargs="?", default="", metavar="FILE", help="npz or its folder; none = the stand-in")
-    show.add_argument("-o", "--out", default="body.png", metavar="PNG", help="picture to write (body.png)")
-    show.set_defaults(run=_show)
 
 
 def _import(arguments: argparse.Namespace) -> int:
@@ -34,17 +29,7 @@ def _import(arguments: argparse.Namespace) -> int:
         Path(arguments.source),
         local_place(arguments.out),
         kid_template=Path(arguments.kid_template) if arguments.kid_template else None,
-        with_pickle=arguments.pickle,
     )
     for path in written:
         print(f"{path} written")
-    return 0
-
-
-def _show(arguments: argparse.Namespace) -> int:
-    from dto_pipeline.models.body import load_body
-    from dto_pipeline.view.body_sheet import draw_body_sheet
-
-    draw_body_sheet(load_body(arguments.model)).save(local_place(arguments.out))
-    print(f"{arguments.out} written")
     return 0

@@ -40,42 +40,48 @@ what `corrected` corrects (docs/evaluation.md says more):
 """
 
 
+_PUBLISHED = (
+    "Matching as published: by ascending spectral norm, with its budget of predictions; `dto golden` proves it equal "
+    "to the recorded numbers, `dto eval meshes` has the field's own."
+)
+_JOINTS = (
+    "Joints of FOUND are regressed from its meshes; images that FOUND does not have are left out and counted. "
+    "docs/evaluation.md tells files and definitions."
+)
+_PROTOCOLS = (
+    ("3dpw", "3DPW, Hi4D as MA-HMR measures them: MPJPE and PA-MPJPE of 14 regressed joints, MVE, recall", ""),
+    ("agora", "AGORA, BEDLAM as MA-HMR measures them: F1, MPJPE, MVE, NMJE, NMVE", ""),
+    ("mupots", "MuPoTS-3D: 3DPCK and AUC of all and of matched people", "its folder, with TS1 .. TS20"),
+    ("panoptic", "CMU Panoptic: MPJPE of the nearest prediction, MRPE, per sequence", "folder of its sequences"),
+)  # name, title, where the truth is no file of people
+
+
 def add_parser(verbs: argparse._SubParsersAction) -> None:
     parser = verbs.add_parser("eval", help="measure labels, predictions and solvers against the truth")
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    _add_rh(actions)
-    parser = _add_action(
-        actions,
-        "synthetic",
-        "labels against the truth of a data set made by `dto synth`",
-        "Distances, order in depth and heights of the same people (by label row), before and after the "
-        "run, over all people and over people of accepted images.",
-        _run_synthetic,
-        labels=f"what is judged: {_WHAT}",
+    title = "RelativeHuman: PCDR at 0.2 m, mPCKh at 0.6, precision, recall, F1"
+    text = "Order in depth and joints of predicted bodies against RelativeHuman's annotations."
+    parser = _add_action(actions, "rh", title, text, _run_rh, _CORRECTIONS, predictions=f"predicted people: {_WHAT}")
+    place = "*_annots.npz, or their folder (see --split)"
+    parser.add_argument("--annotations", required=True, metavar="PLACE", help=place)
+    parser.add_argument("--split", default="test", choices=("train", "val", "test"), help="file of the folder (test)")
+    parser.add_argument(
+        "--mode",
+        default="corrected",
+        choices=("reference", "corrected"),
+        help="reference: equal to the published metric, faults included; corrected (default): see below",
     )
+    parser.add_argument(
+        "--regressor", metavar="NPY", help="J_regressor_extra.npy (9, 6890) of the body model; needed with --body"
+    )
+    title = "labels against the truth of a data set made by `dto synth`"
+    text = (
+        "Distances, order in depth and heights of the same people (by label row), before and after the run, over all "
+        "people and over people of accepted images."
+    )
+    parser = _add_action(actions, "synthetic", title, text, _run_synthetic, labels=f"what is judged: {_WHAT}")
     parser.add_argument("--truth", required=True, metavar="DIR", help="folder written by `dto synth`, or its truth.npz")
-    parser = _add_action(
-        actions,
-        "meshes",
-        "MPJPE, PA-MPJPE, MVE, absolute and pairwise depth, F1, NMJE, NMVE, field of view",
-        "Bodies against true bodies of the same images; both sides in any layout this project reads. "
-        "People are matched by their joints and boxes in the image (IoU of at least 0.1), or by label row.",
-        _run_meshes,
-        found=f"what is judged: {_WHAT}",
-        truth=_TRUTH,
-    )
-    parser.add_argument(
-        "--match",
-        default="boxes",
-        choices=("boxes", "rows"),
-        help="who is who: by joints and boxes in the image (default), or by the label row both sides name",
-    )
-    parser.add_argument(
-        "--values",
-        default="after",
-        choices=("after", "before"),
-        help="labels of FOUND after the run (default) or before",
-    )
+    _add_meshes(actions)
     _add_protocols(actions)
     _add_benchmark(actions)
 
@@ -102,86 +108,52 @@ def _add_action(
     add_body_option(parser)
     parser.add_argument("--json", metavar="FILE", help="write measures, intervals and counts as JSON")
     parser.add_argument("--csv", metavar="FILE", help="write one row per image: its measures and the sums behind them")
-    parser.add_argument(
-        "--resamples",
-        type=not_negative,
-        default=1000,
-        metavar="N",
-        help="draws of images behind the intervals (1000); 0 = none",
-    )
+    draws = "draws of images behind the intervals (1000); 0 = none"
+    parser.add_argument("--resamples", type=not_negative, default=1000, metavar="N", help=draws)
     parser.add_argument("--seed", type=not_negative, default=0, help="of those draws (0)")
     parser.set_defaults(run=run)
     return parser
 
 
-def _add_rh(actions: argparse._SubParsersAction) -> None:
-    parser = _add_action(
-        actions,
-        "rh",
-        "RelativeHuman: PCDR at 0.2 m, mPCKh at 0.6, precision, recall, F1",
-        "Order in depth and joints of predicted bodies against RelativeHuman's annotations.",
-        _run_rh,
-        _CORRECTIONS,
-        predictions=f"predicted people: {_WHAT}",
+def _add_meshes(actions: argparse._SubParsersAction) -> None:
+    title = "MPJPE, PA-MPJPE, MVE, absolute and pairwise depth, F1, NMJE, NMVE, field of view"
+    text = (
+        "Bodies against true bodies of the same images; both sides in any layout this project reads. People are "
+        "matched by their joints and boxes in the image (IoU of at least 0.1), or by label row."
+    )
+    places = {"found": f"what is judged: {_WHAT}", "truth": _TRUTH}
+    parser = _add_action(actions, "meshes", title, text, _run_meshes, **places)
+    parser.add_argument(
+        "--match",
+        default="boxes",
+        choices=("boxes", "rows"),
+        help="who is who: by joints and boxes in the image (default), or by the label row both sides name",
     )
     parser.add_argument(
-        "--annotations", required=True, metavar="PLACE", help="*_annots.npz, or their folder (see --split)"
-    )
-    parser.add_argument("--split", default="test", choices=("train", "val", "test"), help="file of the folder (test)")
-    parser.add_argument(
-        "--mode",
-        default="corrected",
-        choices=("reference", "corrected"),
-        help="reference: equal to the published metric, faults included; corrected (default): see below",
-    )
-    parser.add_argument(
-        "--regressor", metavar="NPY", help="J_regressor_extra.npy (9, 6890) of the body model; needed with --body"
+        "--values",
+        default="after",
+        choices=("after", "before"),
+        help="labels of FOUND after the run (default) or before",
     )
 
 
 def _add_protocols(actions: argparse._SubParsersAction) -> None:
-    published = (
-        "Matching as published: by ascending spectral norm, with its budget of predictions; `dto golden` proves it "
-        "equal to the recorded numbers, `dto eval meshes` has the field's own."
-    )
-    joints = (
-        "Joints of FOUND are regressed from its meshes; images that FOUND does not have are left out and counted. "
-        "docs/evaluation.md tells files and definitions."
-    )
-    for name, title, more, truth in (
-        (
-            "3dpw",
-            "3DPW, Hi4D as MA-HMR measures them: MPJPE and PA-MPJPE of 14 regressed joints, MVE, recall",
-            published,
-            _TRUTH,
-        ),
-        ("agora", "AGORA, BEDLAM as MA-HMR measures them: F1, MPJPE, MVE, NMJE, NMVE", published, _TRUTH),
-        ("mupots", "MuPoTS-3D: 3DPCK and AUC of all and of matched people", joints, "its folder, with TS1 .. TS20"),
-        (
-            "panoptic",
-            "CMU Panoptic: MPJPE of the nearest prediction, MRPE, per sequence",
-            joints,
-            "folder of its sequences",
-        ),
-    ):
-        run = _run_protocol if truth is _TRUTH else _run_joints
-        places = {"found": f"what is judged: {_WHAT}", "truth" if truth is _TRUTH else "root": truth}
+    for name, title, folder in _PROTOCOLS:
+        run, more = (_run_joints, _JOINTS) if folder else (_run_protocol, _PUBLISHED)
+        places = {"found": f"what is judged: {_WHAT}", **({"root": folder} if folder else {"truth": _TRUTH})}
         parser = _add_action(actions, name, title, f"{title}. {more}", run, **places)
         parser.set_defaults(protocol=name)
-        if name in ("3dpw", "agora"):
-            parser.add_argument(
-                "--truth-body", metavar="NPZ", help="the truth's body model where it is another one (gendered)"
-            )
+        if not folder:
+            other = "the truth's body model where it is another one (gendered)"
+            parser.add_argument("--truth-body", metavar="NPZ", help=other)
         if name == "agora":
             parser.add_argument("--vertices", metavar="NPY", help="body_verts_smpl.npy: the vertices that count (all)")
         else:
-            parser.add_argument(
-                "--regressor", required=True, metavar="NPY", help="J_regressor_h36m.npy (17, V) of the body model"
-            )
+            needed = "J_regressor_h36m.npy (17, V) of the body model"
+            parser.add_argument("--regressor", required=True, metavar="NPY", help=needed)
         if name == "panoptic":
-            parser.add_argument(
-                "--cameras", nargs="+", default=["00_16", "00_30"], metavar="NAME", help="HD cameras (00_16 00_30)"
-            )
+            usual = ["00_16", "00_30"]
+            parser.add_argument("--cameras", nargs="+", default=usual, metavar="NAME", help="HD cameras (00_16 00_30)")
 
 
 def _add_benchmark(actions: argparse._SubParsersAction) -> None:
@@ -224,7 +196,7 @@ def _run_rh(arguments: argparse.Namespace) -> int:
         people, annotations.images, body, regressor, arguments.mode, arguments.resamples, arguments.seed
     )
     for problem in annotations.problems:
-        print(f"{path}, {problem.image}, person {problem.person}: {problem.problem}; taken as unknown")
+        print(f"{path}, {problem.image}, {problem.reason}; taken as unknown")
     return _report(evaluation, arguments)
 
 
@@ -281,8 +253,7 @@ def _run_joints(arguments: argparse.Namespace) -> int:
 def _run_benchmark(arguments: argparse.Namespace) -> int:
     import torch
 
-    from dto_pipeline.lab.benchmark import BenchmarkSettings
-    from dto_pipeline.lab.benchmark_page import errors_section, run_benchmark
+    from dto_pipeline.lab.benchmark import BenchmarkSettings, errors_section, run_benchmark
 
     torch.set_num_threads(1)  # small tensors: more threads are slower
     settings = BenchmarkSettings(

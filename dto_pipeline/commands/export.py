@@ -73,15 +73,14 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from dto_pipeline.data.exports.export import FORMATS, export_labels
-    from dto_pipeline.run.finished import read_run_labels
+    from dto_pipeline.data.exports.formats import FORMATS, export_labels
+    from dto_pipeline.run.folder import read_run_labels
 
     selection = _choose(arguments, FORMATS[arguments.format].selection)
     out = local_place(arguments.out)
     runs = [read_run_labels(run, arguments.partial, arguments.manifest) for run in arguments.runs]
-    images = _image_places(arguments, [run.subset for run in runs])
     report = export_labels(
-        *(runs, arguments.format, out, selection, images),
+        *(runs, arguments.format, out, selection, _image_places(arguments, {run.subset for run in runs})),
         progress=not arguments.quiet,
         mixed=arguments.mixed,
         labels=arguments.labels,
@@ -90,24 +89,22 @@ def _run(arguments: argparse.Namespace) -> int:
     return report.exit_code
 
 
-def _image_places(arguments: argparse.Namespace, subsets: list[str]) -> str | dict[str, str]:
-    """`--images DIR`, `--images SUBSET=DIR ...` or `--own-images` as `export_labels` takes them."""
-    if arguments.own_images and arguments.images:
-        raise DtoError("--own-images and --images name two places; leave one out")
+def _image_places(arguments: argparse.Namespace, subsets: set[str]) -> dict[str, str] | None:
+    """Subset -> folder, of `--images DIR`, `--images SUBSET=DIR ...` or `--own-images`; None = no images."""
     if arguments.own_images:
+        if arguments.images:
+            raise DtoError("--own-images and --images name two places; leave one out")
         return dict.fromkeys(subsets, "")
-    places: dict[str, str] = {}
+    places = {}
     for text in arguments.images:
         subset, sign, place = text.partition("=")
         if sign and subset in subsets:
             places[subset] = place
         elif len(arguments.images) == 1:
-            return str(text)
+            return dict.fromkeys(subsets, text)
         else:
-            raise DtoError(
-                f"--images {text}: several places are given as SUBSET=DIR, of subsets {sorted(set(subsets))}"
-            )
-    return places or ""
+            raise DtoError(f"--images {text}: several places are given as SUBSET=DIR, of subsets {sorted(subsets)}")
+    return places or None
 
 
 def _choose(arguments: argparse.Namespace, default: Selection) -> Selection:

@@ -97,8 +97,8 @@ def _add_check(actions: argparse._SubParsersAction) -> None:
 def _build(arguments: argparse.Namespace) -> int:
     from dto_pipeline.data.dataset import load_dataset
     from dto_pipeline.data.manifest import report_path
+    from dto_pipeline.data.manifest_build.build_report import findings_path
     from dto_pipeline.data.manifest_build.builder import build_manifest
-    from dto_pipeline.data.manifest_build.findings import findings_path
     from dto_pipeline.data.storage import as_location
 
     told = {key: getattr(arguments, key) for key in _PLACES if getattr(arguments, key) is not None}

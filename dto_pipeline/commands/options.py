@@ -5,8 +5,12 @@ from __future__ import annotations
 import argparse
 import math
 import textwrap
+from collections.abc import Callable
+from typing import TypeVar
 
 from dto_pipeline.config import PipelineConfig, load_config
+
+N = TypeVar("N", int, float)
 
 
 class Paragraphs(argparse.HelpFormatter):
@@ -23,36 +27,23 @@ def _wrap(line: str, width: int, indent: str) -> str:
     return textwrap.fill(line.strip(), width, initial_indent=first, subsequent_indent=further, break_on_hyphens=False)
 
 
-def positive(text: str) -> int:
-    """Type of an option that counts something: a whole number of at least 1."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is less than 1")
-    return number
+def _number(name: str, kind: Callable[[str], N], holds: Callable[[N], bool], expected: str) -> Callable[[str], N]:
+    """Type of an option that takes a number; argparse shows its name where the text is no number at all."""
+
+    def read(text: str) -> N:
+        number = kind(text)
+        if not holds(number):
+            raise argparse.ArgumentTypeError(f"{text} is not {expected}")
+        return number
+
+    read.__name__ = name
+    return read
 
 
-def not_negative(text: str) -> int:
-    """Type of an option that counts something and may be 0."""
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{number} is less than 0")
-    return number
-
-
-def measure(text: str) -> float:
-    """Type of an option that measures something: a number above 0, and not infinite."""
-    number = float(text)
-    if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
-    return number
-
-
-def share(text: str) -> float:
-    """Type of an option that is a part of a whole, or a score: a number from 0 to 1."""
-    number = float(text)
-    if not 0 <= number <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not from 0 to 1 (0.05 is 5 %)")
-    return number
+positive = _number("positive", int, lambda number: number >= 1, "a whole number of at least 1")
+not_negative = _number("not_negative", int, lambda number: number >= 0, "a whole number of at least 0")
+measure = _number("measure", float, lambda number: 0 < number < math.inf, "a number above 0")
+share = _number("share", float, lambda number: 0 <= number <= 1, "from 0 to 1 (0.05 is 5 %)")
 
 
 def add_config_options(parser: argparse.ArgumentParser) -> None:

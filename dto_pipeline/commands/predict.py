@@ -92,7 +92,7 @@ def _run(arguments: argparse.Namespace) -> int:
         raise DtoError(f"{arguments.out} is a URI; predictions are written to a local folder, name one")
     out = Path(arguments.out)
     if not (out / PARTS).is_dir():  # no prediction that was begun and not ended
-        if RunDirectory(out).run_file.exists():
+        if RunDirectory(out).is_run():
             raise DtoError(f"{arguments.out} is a finished run already; choose another folder (-o)")
         if stranger := find_strangers(RunDirectory(out)):
             raise DtoError(stranger)
@@ -148,8 +148,8 @@ def predict_run(
         The manifest of the predicted people, in `out`.
     """
     from dto_pipeline.data.labels import read_labels
-    from dto_pipeline.run.finished import finish_run
     from dto_pipeline.run.folder import RunDirectory
+    from dto_pipeline.run.publish import finish_run
     from dto_pipeline.train import predict
 
     predict.predict_shards(trained, pictures, out, min_confidence, batch, keep_camera, fov, progress)

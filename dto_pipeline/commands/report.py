@@ -13,9 +13,7 @@ from dto_pipeline.commands.view import add_places
 from dto_pipeline.errors import DtoError
 
 if TYPE_CHECKING:
-    from dto_pipeline.models.body import BodyModel
     from dto_pipeline.run.report import RunStatus
-    from dto_pipeline.view.run_files import RunFiles
 
 
 def add_parser(verbs: argparse._SubParsersAction) -> None:
@@ -63,27 +61,15 @@ def _folders(runs: list[str]) -> list[str]:
 
 
 def _write(run_dir: str, out: Path, arguments: argparse.Namespace) -> Path:
-    """The page of one run."""
+    """The page of one run; it is worth having without its body model, unless that was named."""
     from dto_pipeline.view.report import write_report
-    from dto_pipeline.view.run_files import open_pixels, open_run_files
+    from dto_pipeline.view.run_files import find_run_body, open_pixels, open_run_files
 
     run = open_run_files(run_dir, arguments.manifest)
-    body = _load_body(run, arguments.body)
+    body, problem = find_run_body(run, arguments.body)
+    if body is None:
+        print(f"without scenes: {problem}")
     if run.manifest is None:
         print(f"without photographs: {run.manifest_problem}")
     pixels = open_pixels(run, arguments.images, arguments.depth)
     return write_report(run, body, pixels, out, arguments.worst, arguments.random, arguments.seed)
-
-
-def _load_body(run: RunFiles, path: str | None) -> BodyModel | None:
-    """The run's body model; the page is worth having without it, unless it was named."""
-    from dto_pipeline.models.body import BodyModelError
-    from dto_pipeline.view.run_files import load_run_body
-
-    try:
-        return load_run_body(run, path)
-    except BodyModelError as error:
-        if path is not None:
-            raise
-        print(f"without scenes: {error}")
-        return None

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from dto_pipeline.commands.options import Paragraphs, add_config_options, measure, not_negative, positive, read_config
+from dto_pipeline.commands.options import Paragraphs, add_config_options, not_negative, positive, read_config
 from dto_pipeline.commands.output import lasting_place, print_report
 from dto_pipeline.config import with_body
 from dto_pipeline.errors import DtoError
@@ -88,9 +88,6 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
 def _add_outlook(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what is shown")
     group.add_argument("--dry-run", action="store_true", help="say what would be done and what it costs; write nothing")
-    group.add_argument(
-        "--images-per-s", type=measure, metavar="R", help="for --dry-run: speed of one worker, where no receipt tells"
-    )
     group.add_argument("--json", action="store_true", help="print plan or summary as JSON")
     group.add_argument("--quiet", action="store_true", help="no progress line")
     group.add_argument("--log-level", choices=("debug", "info", "warning", "error"), help="info: a line per shard")
@@ -125,18 +122,12 @@ def _run(arguments: argparse.Namespace) -> int:
         raise DtoError("--recheck takes damaged files away, --dry-run changes nothing; dto verify lists the damage")
     out = lasting_place(arguments.out)
     if arguments.dry_run:
-        forecast = plan_pipeline(arguments.manifest, out, config, **start, images_per_s=arguments.images_per_s)
+        forecast = plan_pipeline(arguments.manifest, out, config, **start)
         print_report(forecast, arguments.json)
         return forecast.exit_code
     with leaving_in_good_order():
-        summary = run_pipeline(
-            arguments.manifest,
-            out,
-            config,
-            **start,
-            recheck=arguments.recheck,
-            progress=not arguments.quiet,
-        )
+        more = {"recheck": arguments.recheck, "progress": not arguments.quiet}
+        summary = run_pipeline(arguments.manifest, out, config, **start, **more)
     print_report(summary, arguments.json)
     if summary.failed_images and not arguments.retry_failed and not arguments.json:
         print(f"{summary.failed_images} images failed and have rows that say why; mend them, then use --retry-failed")

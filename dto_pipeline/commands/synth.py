@@ -51,8 +51,8 @@ def _run(arguments: argparse.Namespace) -> int:
     import torch
 
     from dto_pipeline.config import STAND_IN_BODY
+    from dto_pipeline.lab.crowd_files import write_synth
     from dto_pipeline.lab.difficulty import choose_difficulty, describe_difficulties
-    from dto_pipeline.lab.synth import write_synth
     from dto_pipeline.models.body import load_body
 
     if arguments.list:

@@ -13,13 +13,12 @@ from pathlib import Path
 from dto_pipeline.config import BodyConfig
 from dto_pipeline.data.annotation_pieces import open_annotation_set, open_annots_set
 from dto_pipeline.data.label_files import check_one_body
-from dto_pipeline.data.recognise import FileKind, expect_kind
+from dto_pipeline.data.people import FileKind, expect_kind
 from dto_pipeline.data.storage import as_location
 from dto_pipeline.data.training_labels import LabelSet, ParquetSet, open_file_set, open_run_set
 from dto_pipeline.errors import DtoError
 from dto_pipeline.models.networks import locate_body, sha256_once
-from dto_pipeline.run.finished import read_run_labels
-from dto_pipeline.run.folder import RunDirectory
+from dto_pipeline.run.folder import RunDirectory, read_run_labels
 from dto_pipeline.train.config import DataConfig
 
 

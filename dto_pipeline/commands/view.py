@@ -43,22 +43,28 @@ def add_places(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from dto_pipeline.view.pictures import Choice, choose_scenes, load_placed, write_pictures
-    from dto_pipeline.view.run_files import load_run_body, open_pixels, open_run_files
+    from dto_pipeline.data.files import write_bytes_atomic
+    from dto_pipeline.view.gltf import scene_to_glb
+    from dto_pipeline.view.pages import file_name, save_png, scene_panel
+    from dto_pipeline.view.run_files import choose_scenes, load_placed, load_run_body, open_pixels, open_run_files
 
     if Path(arguments.run_dir).is_file():
         return _view_file(arguments)
     run = open_run_files(arguments.run_dir, arguments.manifest)
     given = arguments.key or arguments.random or arguments.status
     worst = arguments.worst or (0 if given else _DEFAULT_WORST)
-    choice = Choice(arguments.key, worst, arguments.random, arguments.seed, arguments.status)
-    places = choose_scenes(run, choice)
-    body = load_run_body(run, arguments.body)
+    places = choose_scenes(run, arguments.key, worst, arguments.random, arguments.seed, arguments.status)
+    body, out = load_run_body(run, arguments.body), local_place(arguments.out)
     if run.manifest is None:
         print(f"without photographs: {run.manifest_problem}")
-    scenes = load_placed(run, places, open_pixels(run, arguments.images, arguments.depth))
-    for path in write_pictures(scenes, body, local_place(arguments.out), arguments.glb):
+    for placed in load_placed(run, places, open_pixels(run, arguments.images, arguments.depth)):
+        path = out / f"{file_name(placed.scene.image_id)}.png"
+        save_png(scene_panel(placed, body), path)
         print(path)
+        if arguments.glb:
+            path = path.with_name(f"{path.stem}.glb")
+            write_bytes_atomic(path, scene_to_glb(placed, body))
+            print(path)
     if not places:
         print("no scene was chosen; `dto status` counts the statuses of a run, --random N takes any")
     return 0 if places else 1
@@ -70,9 +76,8 @@ def _view_file(arguments: argparse.Namespace) -> int:
     from dto_pipeline.data.people import read_people
     from dto_pipeline.data.storage import as_location
     from dto_pipeline.models.body import load_body
-    from dto_pipeline.view.pages import draw_people, file_scene
-    from dto_pipeline.view.panel import save_png
-    from dto_pipeline.view.pictures import choose_images, file_name
+    from dto_pipeline.view.pages import file_name, file_panel, save_png
+    from dto_pipeline.view.run_files import choose_images
 
     if arguments.worst or arguments.status or arguments.glb:
         raise DtoError(
@@ -85,8 +90,7 @@ def _view_file(arguments: argparse.Namespace) -> int:
     images = None if arguments.images is None else ImageFolder(as_location(arguments.images))
     body = load_body(arguments.body)
     for image in choose_images(people, arguments.key, number, arguments.seed):
-        scene = file_scene(people, image)
-        path = local_place(arguments.out) / f"{file_name(scene.title)}.png"
-        save_png(draw_people(scene, body, images), path)
+        path = local_place(arguments.out) / f"{file_name(str(people.images[image]))}.png"
+        save_png(file_panel(people, image, body, images), path)
         print(path)
     return 0

@@ -1,8 +1,8 @@
 """Other people's files as sets to train on: RelativeHuman's annotations, and released DTO-Humans.
 
-RelativeHuman's people are known in the picture only, in ordinal layers of depth: no body and no camera, so they teach
-boxes, joints in the picture and who is nearer. The whole file is in memory (about 0.3 kB a person). Released bodies
-(`sources.annots`) are mapped from a temporary folder, which the processes of one machine share. Pixels, metres.
+RelativeHuman's people are known in the picture only, in ordinal layers of depth: they teach boxes, joints and who is
+nearer; the whole file is in memory (about 0.3 kB a person). Released bodies (`sources.annots`) are mapped from a
+temporary folder, which the processes of one machine share. Pixels, metres.
 """
 
 from __future__ import annotations
@@ -30,11 +30,10 @@ from dto_pipeline.data.training_labels import IMAGE_FILE, LabelSet, Part, Piece
 _SMPL_JOINTS = np.array([16, 17, 18, 19, 20, 21, 1, 2, 4, 5, 7, 8, 24, 25])
 _NUM_JOINTS = 26
 _PIECE_IMAGES = 1024
+_WIDTHS = {"pose": 72, "betas": NUM_BETAS, "transl": 3, "bbox_xyxy": 4}
 
 
 class _FileSet(LabelSet):
-    """What both kinds share."""
-
     def _pieces(self, number: int, part: Part, names: Iterable[str], counts: np.ndarray) -> list[Piece]:
         """Pieces of 1024 images that have people; `part.select` does not concern what no run has judged."""
         taken = part.holds([f"{self.name}/{image}" for image in names]) & (counts > 0)
@@ -46,26 +45,18 @@ class _FileSet(LabelSet):
         self, names: np.ndarray, cameras: np.ndarray, counts: np.ndarray, people: dict[str, np.ndarray]
     ) -> LabelColumns:
         """Images (m,) of unknown size with cameras (m, 4); what is not told of their people is NaN."""
-        total, unknown = int(counts.sum()), np.full(len(names), None, dtype=object)
-        return LabelColumns(
-            images={
-                "image_id": np.array([f"{self.name}/{name}" for name in names], dtype=object),
-                "image_path": names,
-                IMAGE_FILE: names,
-                **dict.fromkeys(("width", "height"), np.zeros(len(names), np.int32)),
-                **dict(zip(CAMERA_COLUMNS, cameras.T, strict=True)),
-                "z_covariance": unknown,
-            },
-            people={
-                "pose": np.full((total, 72), np.nan, np.float32),
-                "betas": np.full((total, NUM_BETAS), np.nan, np.float32),
-                "transl": np.full((total, 3), np.nan, np.float32),
-                "bbox_xyxy": np.full((total, 4), np.nan, np.float32),
-                "status": np.full(total, "", dtype=object),
-                **people,
-            },
-            starts=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-        )
+        total = int(counts.sum())
+        images = {
+            "image_id": np.array([f"{self.name}/{name}" for name in names], dtype=object),
+            "image_path": names,
+            IMAGE_FILE: names,
+            **dict.fromkeys(("width", "height"), np.zeros(len(names), np.int32)),
+            **dict(zip(CAMERA_COLUMNS, cameras.T, strict=True)),
+            "z_covariance": np.full(len(names), None, dtype=object),
+        }
+        unknown = {name: np.full((total, width), np.nan, np.float32) for name, width in _WIDTHS.items()}
+        people = {**unknown, "status": np.full(total, "", dtype=object), **people}
+        return LabelColumns(images, people, np.concatenate([[0], np.cumsum(counts)]).astype(np.int64))
 
 
 @dataclass(frozen=True)
@@ -79,7 +70,6 @@ class AnnotationSet(_FileSet):
         return self._pieces(number, part, self.images, np.array([len(people) for people in self.people]))
 
     def read(self, piece: Piece) -> LabelColumns:
-        """Boxes, keypoints and depth layers of a piece's images; cameras, bodies and image sizes are unknown."""
         crowd = [(self.images[row], person) for row in piece.rows for person in self.people[row]]
         points = np.full((len(crowd), _NUM_JOINTS, 2), np.nan, np.float32)
         for row, (name, person) in enumerate(crowd):
@@ -103,8 +93,7 @@ def open_annotation_set(path: str | Path, images: str) -> AnnotationSet:
     """RelativeHuman's ``*_annots.npz``; `images` is the folder or URI its names are relative to.
 
     Raises:
-        LabelsError: no folder was named.
-        LabelFileError, UnsafePickle, BrokenPickle: the file cannot be used.
+        LabelsError: no folder was named. LabelFileError, UnsafePickle, BrokenPickle: the file cannot be used.
     """
     root = _photographs(path, images)
     found = read_annotations(path).images
@@ -129,7 +118,6 @@ class AnnotsSet(_FileSet):
         return self._pieces(number, part, annots.names, np.diff(annots.starts))
 
     def read(self, piece: Piece) -> LabelColumns:
-        """Bodies and cameras of a piece's images; boxes and the sizes of images are unknown."""
         annots = _mapped(self.path, self.folder)
         first, counts = annots.starts[piece.rows], np.diff(annots.starts)[piece.rows]
         people = np.arange(counts.sum()) + np.repeat(first - (np.cumsum(counts) - counts), counts)

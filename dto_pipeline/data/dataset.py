@@ -127,8 +127,7 @@ def load_dataset(
         places: key of `PLACES` -> path or URI in place of what the YAML says.
         changes: keys of the YAML given another value.
 
-    Raises:
-        DatasetError: the file, a key or a value cannot be used; the message names it.
+    Raises: DatasetError: the file, a key or a value cannot be used; the message names it.
     """
     try:
         named = None if Path(path).is_file() else shipped_datasets().get(str(path))

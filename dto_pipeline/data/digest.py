@@ -1,7 +1,6 @@
-"""A digest of what an Arrow table says, whatever its encoding.
+"""A digest of what an Arrow table says: equal across chunkings, Parquet settings and pyarrow versions.
 
-Equal values give equal digests across chunkings, Parquet settings and pyarrow versions: only lengths, nulls and values
-in little-endian order are hashed, column by column.
+Lengths, nulls and values in little-endian order are hashed, column by column.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Which label rows of an image are the same person twice, as annotators and detectors leave them.
 
 Two rows are one person where place, pose, shape and (where both are known) box are nearly the same. Two real people
-cannot be: a body is deeper and wider than the distances below, so people that near to each other touch, and people who
-touch do not turn the same way with every limb alike; one who stands right behind another with the same outline is not
-seen, and nobody labels him. Pure arrays, all images at once. Metres, radians, pixels.
+cannot be: people that near to each other touch, and people who touch do not turn the same way with every limb alike;
+one who stands right behind another with the same outline is not seen, and nobody labels him. Pure arrays, all images at
+once. Metres, radians, pixels.
 """
 
 from __future__ import annotations
@@ -54,13 +54,10 @@ class People:
 
 
 def find_duplicates(people: People, rule: SamePerson = SamePerson()) -> np.ndarray:
-    """The row that each row repeats.
+    """(n,) int64 position of the row that each row repeats, -1 = nobody.
 
     Of the rows of one person the one with a mask is kept, then a released label before a detection, then the higher
     score, then the first.
-
-    Returns:
-        (n,) int64 position of the row that is kept, -1 = repeats nobody.
     """
     image = np.repeat(np.arange(people.counts.size), people.counts)
     rank = np.empty(image.size, np.int64)
@@ -75,10 +72,7 @@ def find_duplicates(people: People, rule: SamePerson = SamePerson()) -> np.ndarr
 
 
 def _pairs(people: People, rank: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Rows of one image that are compared: all pairs, images of equally many people together, in blocks.
-
-    Of a very large image, every row that holds the same numbers as another, with the best of those.
-    """
+    """Rows of one image that are compared: all pairs, in blocks; of a very large image, rows of equal numbers."""
     starts = np.cumsum(people.counts) - people.counts
     for size in np.unique(people.counts[(people.counts > 1) & (people.counts <= MAX_COMPARED)]).tolist():
         first, second = np.triu_indices(size, 1)
@@ -96,10 +90,7 @@ def _pairs(people: People, rank: np.ndarray) -> Iterator[tuple[np.ndarray, np.nd
 
 
 def _same_pairs(people: People, first: np.ndarray, second: np.ndarray, rule: SamePerson) -> np.ndarray:
-    """(2, k) the pairs that are one person; the dear comparisons are made for those that stand close only.
-
-    Sideways is measured at the distance of the nearer one.
-    """
+    """(2, k) the pairs that are one person; poses are compared of those only that stand close."""
     one, other = people.transl[first].astype(np.float64), people.transl[second].astype(np.float64)
     z = np.minimum(one[:, 2], other[:, 2])
     with np.errstate(over="ignore", invalid="ignore"):
@@ -119,31 +110,26 @@ def _are_alike(people: People, one: np.ndarray, other: np.ndarray, rule: SamePer
         dot = np.abs((_quaternions(people.pose[one]) * _quaternions(people.pose[other])).sum(axis=-1))
         angle = 2 * np.arccos(dot.clip(max=1))  # (k, 24) between the rotations
         alike &= (angle.mean(axis=1) <= rule.mean_angle) & (angle[:, 0] <= rule.root_angle)
-        alike &= ~(_overlap(people.bbox_xyxy[one], people.bbox_xyxy[other]) < rule.box_overlap)
-        copies = [
-            np.abs(values[one] - values[other]).max(axis=1) <= _EQUAL
-            for values in (people.pose, people.betas, people.transl)
-        ]
+        alike &= ~(box_overlap(people.bbox_xyxy[one], people.bbox_xyxy[other]) < rule.box_overlap)
+        numbers = (people.pose, people.betas, people.transl)
+        copies = [np.abs(values[one] - values[other]).max(axis=1) <= _EQUAL for values in numbers]
     return alike | np.logical_and.reduce(copies)
 
 
 def _quaternions(pose: np.ndarray) -> np.ndarray:
-    """(k, 24, 4) of axis-angle (k, 72)."""
     vector = pose.reshape(-1, _JOINTS, 3).astype(np.float64)
     half = np.linalg.norm(vector, axis=-1, keepdims=True) / 2
     return np.concatenate([np.cos(half), vector / 2 * np.sinc(half / np.pi)], axis=-1)
 
 
-def _overlap(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """(k,) intersection over union of boxes (k, 4); NaN where one is unknown or has no area."""
+def box_overlap(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """(...) intersection over union of boxes (..., 4); NaN where one is unknown or has no area."""
     one, other = one.astype(np.float64), other.astype(np.float64)
-    sides = np.minimum(one[:, 2:], other[:, 2:]) - np.maximum(one[:, :2], other[:, :2])
-    shared = np.maximum(sides, 0).prod(axis=1)
-    areas = [
-        np.where((box[:, 2:] > box[:, :2]).all(axis=1), (box[:, 2:] - box[:, :2]).prod(axis=1), np.nan)
-        for box in (one, other)
-    ]
-    return shared / (areas[0] + areas[1] - shared)
+    sides = np.minimum(one[..., 2:], other[..., 2:]) - np.maximum(one[..., :2], other[..., :2])
+    shared = np.maximum(sides, 0).prod(axis=-1)
+    area, other_area = (np.maximum(box[..., 2:] - box[..., :2], 0).prod(axis=-1) for box in (one, other))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where((area > 0) & (other_area > 0), shared / (area + other_area - shared), np.nan)
 
 
 def _keep_best(first: np.ndarray, second: np.ndarray, rank: np.ndarray) -> np.ndarray:

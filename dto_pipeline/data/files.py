@@ -1,9 +1,9 @@
 """How a file comes into being: written under a temporary name beside its place, synced, then given its name at once.
 
 Knows two ways of naming: `commit_new` (only if nobody was first; for anything that says "done") and `commit_over`
-(the last writer wins; for reports). A reader never sees half a file; a killed writer leaves a ``.<name>.tmp-<hex>``
-that `is_temporary` knows. The name tells whose it is, so that the next one can take away what a dead process left.
-Mounts that lack a step get another of the same meaning, or are named. `take_lock` is the kernel's lock on an open file.
+(the last writer wins; for reports). A reader never sees half a file; a killed writer leaves a ``.<name>.tmp-<hex>``,
+whose name tells whose it is, so that the next one can take it away. Mounts that lack a step get another of the same
+meaning, or are named.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import socket
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TextIO
@@ -61,37 +61,32 @@ def staged(path: Path) -> Iterator[Path]:
 def commit_new(temporary: Path, path: Path) -> bool:
     """Give a finished temporary file its name if the name is free.
 
+    Link, or rename where there are no links: both create the name in one step and never replace.
+
     Returns:
         True if this call created `path`; False if it existed, which then stays untouched.
 
-    Raises:
-        OSError: with advice where the file system can neither link nor rename without replacing.
+    Raises: OSError: with advice where the file system can neither link nor rename without replacing.
     """
     sync(temporary)
     try:
-        _give_name(temporary, path)
+        os.link(temporary, path)
     except FileExistsError:
         return False
-    _sync_folder(path.parent)
-    return True
-
-
-def _give_name(temporary: Path, path: Path) -> None:
-    """Link, or rename where there are no links: both create the name in one step and never replace."""
-    try:
-        os.link(temporary, path)
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise
         refused = _rename_new(temporary, path)
         if refused == errno.EEXIST:
-            raise FileExistsError(refused, os.strerror(refused), str(path)) from error
+            return False
         if refused:
             advice = (
                 f"the file system makes no hard links ({error.strerror}) and cannot rename without replacing "
                 f"({os.strerror(refused)}), one of which create-if-absent needs; write to another one"
             )
             raise OSError(error.errno, advice, str(path)) from error
+    _sync_folder(path.parent)
+    return True
 
 
 def _rename_new(temporary: Path, path: Path) -> int:
@@ -178,32 +173,24 @@ def _sync_folder(folder: Path) -> None:
 
 
 def temporary_folder(prefix: str) -> tempfile.TemporaryDirectory[str]:
-    """A folder for temporary files that `sweep_abandoned` knows. Raises: DtoError where none can be made.
-
-    Args:
-        prefix: ``dto-``, one word in small letters, and a hyphen.
-    """
+    """A folder for temporary files that `sweep_abandoned` knows; `prefix` is like ``dto-word-``. Raises: DtoError."""
     try:
         return tempfile.TemporaryDirectory(prefix=f"{prefix}{_own_mark()}-")
     except OSError as error:  # where none of the usual places can be written, it is a FileNotFoundError of no file
         raise DtoError(f"no temporary folder can be made ({error.strerror}); set TMPDIR to one with room") from error
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=256)  # once a folder
 def _say_unsynced(folder: Path, reason: str) -> None:
-    """Once a folder: it is no reason to stop, and no secret either."""
     after = "after a power cut the newest names in it may be gone; a run does their shards again"
     _LOG.info("%s: this file system syncs no folders (%s): %s", folder, reason, after)
 
 
 def sweep_abandoned(stem: Path | None = None) -> int:
-    """Remove temporary folders that processes of this machine left when they were killed.
+    """Remove temporary folders that processes of this machine left when they were killed, and count them.
 
-    Args:
-        stem: also half-written files beside it whose names begin with its own, without suffix.
-
-    Returns:
-        How many were removed. What belongs to a living process, or to one that cannot be seen from here, stays.
+    With `stem` also half-written files and folders beside it whose names begin with its own, without suffix. What
+    belongs to a living process, or to one that cannot be seen from here, stays.
     """
     found = [
         (entry, match[1]) for entry in _entries(Path(tempfile.gettempdir())) if (match := _FOLDER.fullmatch(entry.name))
@@ -250,14 +237,11 @@ def _machine() -> str:
 
 def _is_dead(mark: str) -> bool:
     """Whether the process a mark tells of was one of this machine and is gone."""
-    if mark[_MARK_DIGITS // 2 :] != _machine():
-        return False
-    try:
-        os.kill(int(mark[: _MARK_DIGITS // 2], 16), 0)
-    except ProcessLookupError:
-        return True
-    except (OverflowError, OSError):
-        return False
+    with suppress(OverflowError, OSError):
+        try:
+            os.kill(int(mark[: _MARK_DIGITS // 2], 16), 0)
+        except ProcessLookupError:
+            return mark[_MARK_DIGITS // 2 :] == _machine()
     return False
 
 
@@ -265,14 +249,8 @@ def take_lock(stream: TextIO) -> bool:
     """Lock an open file without waiting; closing it, or the death of this process, gives it back.
 
     Processes forked from this one close their copy of the file: else the lock would outlive it with them. Some network
-    and FUSE file systems keep the lock to each machine.
-
-    Returns:
-        False where the file system has no such locks.
-
-    Raises:
-        BlockingIOError: another process holds it.
-        OSError: the file system failed otherwise.
+    and FUSE file systems keep the lock to each machine. False where the file system has no such locks. Raises:
+    BlockingIOError: another process holds it.
     """
     try:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)

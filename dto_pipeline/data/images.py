@@ -1,9 +1,8 @@
 """Image files: their pixels, their size and the sha256 of their bytes, with bounds before anything is decoded.
 
-Opens JPEG (MPO too, what phones store as .jpg), PNG, WebP and BMP: what image sets and exports of them come in. Others
-are refused before a decoder sees them: Pillow would start Ghostscript for an EPS, read whole films for a GIF, and knows
-dozens of formats that nobody photographs in. Of several frames (MPO, animated PNG, WebP) the first is the image. Pixels
-stay as stored: an EXIF orientation is ignored, because labels refer to un-rotated pixels. Sizes in pixels.
+Opens JPEG (MPO too, what phones store as .jpg), PNG, WebP and BMP. Others are refused before a decoder sees them:
+Pillow would start Ghostscript for an EPS and read whole films for a GIF. Of several frames (MPO, animated PNG, WebP)
+the first is the image. Pixels stay as stored: labels refer to un-rotated ones. Sizes in pixels.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import threading
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,7 +88,6 @@ class ImageStore(ABC):
         """Decode one image; raises `ImageMissing` or `ImageCorrupt`.
 
         Args:
-            image_file: its name.
             decode_memory_mb: see `RunConfig.decode_memory_mb`.
             least_side: a JPEG may come smaller, its longer side not below this [px]; 0 = as it is.
         """
@@ -109,11 +107,8 @@ class ImageStore(ABC):
         """What its header says, pixels are not decoded; raises `ImageMissing` or `ImageCorrupt`."""
         head = self.read_bytes(image_file, _HEADER_BYTES)
         try:
-            try:
+            with suppress(Undecodable) if len(head) == _HEADER_BYTES else nullcontext():
                 return read_header(head)
-            except Undecodable:
-                if len(head) < _HEADER_BYTES:
-                    raise
             with _LARGE_FILE:
                 return read_header(self.read_bytes(image_file, MAX_FILE_BYTES))
         except Undecodable as error:
@@ -139,12 +134,7 @@ class ImageFolder(ImageStore):
 
 
 def read_image(path: str | Path) -> ImageFile:
-    """Decode an image file of this machine.
-
-    Raises:
-        ImageMissing: there is no file.
-        ImageCorrupt: it cannot be read or decoded completely.
-    """
+    """Decode an image file of this machine; raises `ImageMissing` or `ImageCorrupt`."""
     path = Path(path)
     try:
         return ImageFolder(path.parent).read(path.name)
@@ -155,22 +145,30 @@ def read_image(path: str | Path) -> ImageFile:
 def decode_image(
     data: bytes, name: str, decode_memory_mb: int = RunConfig.decode_memory_mb, least_side: int = 0
 ) -> ImageFile:
-    """Decode the bytes of an image file; errors call it `name`; `least_side` as in `ImageStore.read`.
+    """Decode the bytes of an image file to (H, W, 3) uint8 RGB; errors call it `name`.
 
-    Raises:
-        ImageCorrupt: the bytes are not a whole image of a format that is opened, or decoding them takes more memory
-            than `decode_memory_mb` [MiB].
+    Grey of 16 bits keeps its high byte, as Pillow does with colours of 16 bits. A JPEG that lacks its end marker and
+    nothing else is whole; one may be decoded at half its size or less, see `ImageStore.read`. All decoders of this
+    process share the memory. Raises: ImageCorrupt: the bytes are not a whole image of a format that is opened, or
+    decoding them takes more memory than `decode_memory_mb` [MiB].
     """
     if len(data) > MAX_FILE_BYTES:
         raise ImageCorrupt(f"image {name} has more than {MAX_FILE_BYTES} bytes; no larger file is read")
     try:
-        rgb = decode_pixels(data, decode_memory_mb, least_side)
+        header = read_header(data)
+        wanted = header.width * header.height * _BYTES_PER_PIXEL[header.format] + _COPIES * len(data)
+        if wanted > decode_memory_mb << 20:
+            raise Undecodable(
+                f"is a {header.format} of {header.width} x {header.height} pixels, which takes {wanted >> 20} MiB to "
+                f"decode; the limit is {decode_memory_mb}: raise run.decode_memory_mb, or store the image smaller or "
+                "as a JPEG"
+            )
+        _check_work(data)
+        with _BUDGET.take(wanted, decode_memory_mb << 20):
+            rgb = _decode(data, header, least_side)
     except Undecodable as error:
         raise ImageCorrupt(f"image {name} ({len(data)} bytes) {error}") from error
-    size = (rgb.shape[1], rgb.shape[0])
-    if least_side:
-        header = read_header(data)
-        size = (header.width, header.height)
+    size = (header.width, header.height) if least_side else (rgb.shape[1], rgb.shape[0])
     return ImageFile(rgb, hashlib.sha256(data).hexdigest(), size)
 
 
@@ -222,11 +220,7 @@ _BUDGET = _Budget()
 
 
 def read_header(data: bytes) -> ImageHeader:
-    """Size and format from the first bytes of a file; no memory for pixels is asked for.
-
-    Raises:
-        Undecodable: they do not tell, or the format is not opened.
-    """
+    """Size and format from the first bytes of a file. Raises: Undecodable: they do not tell, or it is not opened."""
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         found = ImageHeader(*_webp_size(data), format="WEBP")  # Pillow would make the decoder, canvases and all
     else:
@@ -234,32 +228,6 @@ def read_header(data: bytes) -> ImageHeader:
     if found.width < 1 or found.height < 1 or found.width * found.height > MAX_PIXELS:
         raise Undecodable(f"claims {found.width} x {found.height} pixels; expected 1 .. {MAX_PIXELS}")
     return found
-
-
-def decode_pixels(data: bytes, memory_mb: int, least_side: int = 0) -> np.ndarray:
-    """(H, W, 3) uint8 RGB of a whole file.
-
-    Grey of 16 bits keeps its high byte, as Pillow does with colours of 16 bits. A JPEG that lacks its end marker and
-    nothing else is whole.
-
-    Args:
-        memory_mb: what decoding may take [MiB]; all decoders of this process share it.
-        least_side: a JPEG may be decoded at half its size or less, not below this longer side [px]; 0 = as it is.
-
-    Raises:
-        Undecodable: a format that is not opened, too large, damaged.
-    """
-    header = read_header(data)
-    wanted = header.width * header.height * _BYTES_PER_PIXEL[header.format] + _COPIES * len(data)
-    most = memory_mb << 20
-    if wanted > most:
-        raise Undecodable(
-            f"is a {header.format} of {header.width} x {header.height} pixels, which takes {wanted >> 20} MiB to "
-            f"decode; the limit is {memory_mb}: raise run.decode_memory_mb, or store the image smaller or as a JPEG"
-        )
-    _check_work(data)
-    with _BUDGET.take(wanted, most):
-        return _decode(data, header, least_side)
 
 
 def _decode(data: bytes, header: ImageHeader, least_side: int) -> np.ndarray:
@@ -348,14 +316,16 @@ def _orientation(image: Image.Image) -> int:
 
 def _webp_size(data: bytes) -> tuple[int, int]:
     """(width, height) of the canvas, see RFC 9649."""
-    kind = data[12:16]
-    if kind == b"VP8 " and data[23:26] == b"\x9d\x01\x2a" and len(data) >= 30:
-        return int.from_bytes(data[26:28], "little") & 0x3FFF, int.from_bytes(data[28:30], "little") & 0x3FFF
-    if kind == b"VP8L" and data[20:21] == b"\x2f" and len(data) >= 25:
-        bits = int.from_bytes(data[21:25], "little")
-        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
-    if kind == b"VP8X" and len(data) >= 30:
-        return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
+
+    def number(start: int, end: int) -> int:
+        return int.from_bytes(data[start:end], "little")
+
+    if data[12:16] == b"VP8 " and data[23:26] == b"\x9d\x01\x2a" and len(data) >= 30:
+        return number(26, 28) & 0x3FFF, number(28, 30) & 0x3FFF
+    if data[12:16] == b"VP8L" and data[20:21] == b"\x2f" and len(data) >= 25:
+        return (number(21, 25) & 0x3FFF) + 1, (number(21, 25) >> 14 & 0x3FFF) + 1
+    if data[12:16] == b"VP8X" and len(data) >= 30:
+        return number(24, 27) + 1, number(27, 30) + 1
     raise Undecodable("has no readable header: a WebP that is cut off or damaged")
 
 
@@ -368,10 +338,8 @@ def _check_work(data: bytes) -> None:
             if at >= len(data):
                 return
         raise Undecodable(f"is a PNG of more than {_MOST_PIECES} chunks; none is decoded")
-    if data.startswith(_JPEG):
-        scans = _count_scans(data) if data.count(_JPEG_SCAN) > _MOST_SCANS else 0
-        if scans > _MOST_SCANS:
-            raise Undecodable(f"is a JPEG of more than {_MOST_SCANS} scans; none is decoded")
+    if data.startswith(_JPEG) and data.count(_JPEG_SCAN) > _MOST_SCANS and _count_scans(data) > _MOST_SCANS:
+        raise Undecodable(f"is a JPEG of more than {_MOST_SCANS} scans; none is decoded")
 
 
 def _count_scans(data: bytes) -> int:

@@ -1,8 +1,7 @@
 """Reads a pickle without the power to run anything: the standard unpickler, its dangerous part replaced.
 
-A pickle is a program for a small stack machine. `InertUnpickler` is Python's own (`pickle._Unpickler`, the same machine
-as the one in C), with these differences: a global becomes a `Global` (a name from the allowlist), a call becomes a
-`Record` of what would have been called with what, a state is noted in the record. Nothing is imported, called or set.
+`InertUnpickler` is Python's own (`pickle._Unpickler`), but a global becomes a `Global` (a name from the allowlist,
+never looked up), a call a `Record` of what would have been called with what, and a state is noted in the record.
 `safe_pickle` makes values of records afterwards, by the function that the allowlist gives for each name.
 
 Not the unpickler in C, which calls whatever REDUCE, OBJ, INST and BUILD find on its stack, takes extension codes from a
@@ -11,9 +10,7 @@ cache of live objects, allocates what a length claims, grows its memo to any ind
 
 from __future__ import annotations
 
-import codecs
 import pickle
-import re
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -107,12 +104,7 @@ _MALFORMED = (
 
 
 def load_records(data: bytes, allow: Allowlist, limits: Limits, where: str) -> object:
-    """The objects of a pickle stream, nothing run.
-
-    Args:
-        data: the whole stream.
-        allow: every global that may appear.
-        where: file and member, for messages.
+    """The objects of a pickle stream, nothing run; `where` is file and member, for messages.
 
     Returns:
         None, bool, int, float, str, bytes, list, tuple, dict, set, frozenset, `Global` and `Record`, nested.
@@ -122,19 +114,11 @@ def load_records(data: bytes, allow: Allowlist, limits: Limits, where: str) -> o
         UnsafePickle: a global that is not allowed, a persistent id, an extension code or an out-of-band buffer.
         BrokenPickle: anything else that is wrong.
     """
-    value, end = load_first_records(data, 0, allow, limits, where)
-    if end != len(data):
-        raise BrokenPickle(f"{where}: byte {end}: {len(data) - end} bytes follow the end of the pickle")
-    return value
-
-
-def load_first_records(data: bytes, start: int, allow: Allowlist, limits: Limits, where: str) -> tuple[object, int]:
-    """As `load_records`, for a stream that begins at byte `start` and is followed by others; also where it ends."""
     if len(data) > limits.max_stream_bytes:
         raise BrokenPickle(f"{where}: {len(data)} bytes of pickle, at most {limits.max_stream_bytes} are read")
-    stream = Stream(data, start, len(data))
+    stream = Stream(data, 0, len(data))
     with stream.told(where):
-        return InertUnpickler(stream, allow, limits.max_opcodes).load(), stream.at
+        return InertUnpickler(stream, allow, limits.max_opcodes).load()
 
 
 class Stream:
@@ -148,19 +132,13 @@ class Stream:
         """The next `count` bytes. Raises: BrokenPickle: there are fewer, or they are beyond the bound."""
         start, at = self.at, self.at + count
         if at > self.bound:
-            self.check(count)
+            if at > self.end:
+                raise BrokenPickle(f"{count} bytes expected, {self.end - start} left: truncated")
+            raise BrokenPickle(f"byte {self.bound} is passed before an item of the dictionary: they are not small")
         self.at = at
         return self.data[start:at]
 
-    def check(self, count: int) -> None:
-        """Raises: BrokenPickle: the next `count` bytes are not there, or beyond the bound."""
-        if self.at + count > self.end:
-            raise BrokenPickle(f"{count} bytes expected, {self.end - self.at} left: truncated")
-        if self.at + count > self.bound:
-            raise BrokenPickle(f"byte {self.bound} is passed before an item of the dictionary: they are not small")
-
     def readline(self) -> bytes:
-        """The bytes up to the next newline and with it."""
         found = self.data.find(b"\n", self.at, self.end)
         if found < 0:
             raise BrokenPickle("a text argument without end of line: truncated")
@@ -168,9 +146,11 @@ class Stream:
 
     @contextmanager
     def told(self, where: str) -> Iterator[None]:
-        """Says of what is wrong with the stream in which file and at which byte it is."""
+        """Says of what is wrong with the stream in which file and at which byte; what follows its end is wrong too."""
         try:
             yield
+            if self.at != self.end:
+                raise BrokenPickle(f"{self.end - self.at} bytes follow the end of the pickle")
         except PickleRefused as error:
             raise type(error)(f"{where}: byte {self.at}: {error}") from error
         except _MALFORMED as error:
@@ -201,18 +181,14 @@ class InertUnpickler(pickle._Unpickler):
     metastack: list[list[Any]]  # stacks set aside by MARK
     append: Callable[[Any], None]
     read: Callable[[int], bytes]
-    readline: Callable[[], bytes]
     pop_mark: Callable[[], list[Any]]
 
     def __init__(self, stream: Stream, allow: Allowlist, max_opcodes: int) -> None:
         super().__init__(stream, encoding="latin1")
-        self._allow = allow
-        self._stream = stream
+        self._allow, self._stream = allow, stream
         self.dispatch = Opcodes(max_opcodes)  # type: ignore[assignment, misc]
-        self._ordered = new_dict in allow.values()
 
     def load(self) -> Any:
-        """The object of the stream, which is read as far as its STOP."""
         value = super().load()
         if self.stack or self.metastack:
             raise BrokenPickle("objects are left on the stack at STOP")
@@ -261,7 +237,7 @@ class InertUnpickler(pickle._Unpickler):
 
     def build(self) -> None:
         state, target = self.stack.pop(), self.stack[-1]
-        if type(target) is dict and self._ordered:
+        if type(target) is dict and new_dict in self._allow.values():
             return  # attributes of an OrderedDict, such as the versions that torch notes: not kept
         if type(target) is not Record or target.state is not None or state is None:
             raise BrokenPickle(f"a state ({_kind(state)}) set on {_kind(target)}")
@@ -287,28 +263,13 @@ class InertUnpickler(pickle._Unpickler):
             raise BrokenPickle(f"members added to {_kind(target)}, which is not a set")
         target.update(map(_checked_key, items))
 
-    # arguments
-
     def frame(self) -> None:
         (length,) = struct.unpack("<Q", self.read(8))
         if length > self._stream.end - self._stream.at:
             raise BrokenPickle(f"a frame of {length} bytes, longer than the file: truncated")
 
-    def python2_text(self) -> None:
-        line = self.readline()[:-1]
-        if len(line) < 2 or line[0] != line[-1] or line[:1] not in (b"'", b'"'):
-            raise BrokenPickle("a text argument without quotes")
-        if not _PYTHON2_TEXT.fullmatch(line, 1, len(line) - 1):
-            raise BrokenPickle("a text argument with an unknown escape")
-        self.append(codecs.escape_decode(line[1:-1])[0].decode("latin1"))
-
-
-# Python 2's repr of a str: the only escapes it writes, so that decoding is exact and never warns
-_PYTHON2_TEXT = re.compile(rb"""(?:[^\\]++|\\[\\'"nrt]|\\x[0-9a-fA-F]{2})*+""")
-
 
 def _kind(value: object) -> str:
-    """What a stack item is, without its content."""
     if isinstance(value, Record):
         return f"a {value.what} object"
     return f"the name {value}" if isinstance(value, Global) else f"a {type(value).__name__}"
@@ -325,8 +286,6 @@ _Opcode = Callable[[Any], None]
 
 
 def _bounded(load: _Opcode) -> _Opcode:
-    """An opcode that pushes an integer, of at most 64 bits."""
-
     def opcode(machine: InertUnpickler) -> None:
         load(machine)
         if (bits := machine.stack[-1].bit_length()) > _MAX_INT_BITS:
@@ -336,18 +295,16 @@ def _bounded(load: _Opcode) -> _Opcode:
 
 
 def _counted(layout: str, convert: Callable[[bytes], object]) -> _Opcode:
-    """An opcode with a length and that many bytes, pushed after conversion."""
     form = struct.Struct(layout)
     return lambda machine: machine.append(convert(machine.read(form.unpack(machine.read(form.size))[0])))
 
 
 _utf8 = bytes.decode  # strict: the standard opcodes let lone surrogates pass, which no file can be written with
-_STANDARD = b"\x80(.012N\x88\x89FJKMGTUVBC\x8e)]}\x8ftl\x85\x86\x87aepqr\x94ghjc\x93ioPQ\x82\x83\x84"
+_STANDARD = b"\x80(.012N\x88\x89FJKMGSTUVBC\x8e)]}\x8ftl\x85\x86\x87aepqr\x94ghjc\x93ioPQ\x82\x83\x84"
 # An opcode that is in neither part does not exist, so that what a later Python adds is not read unseen.
 _OPCODES: dict[int, _Opcode] = {
     **{code: pickle._Unpickler.dispatch[code] for code in _STANDARD},
     **{code: _bounded(pickle._Unpickler.dispatch[code]) for code in b"IL\x8a\x8b"},
-    pickle.STRING[0]: InertUnpickler.python2_text,
     pickle.BINUNICODE[0]: _counted("<I", _utf8),
     pickle.SHORT_BINUNICODE[0]: _counted("<B", _utf8),
     pickle.BINUNICODE8[0]: _counted("<Q", _utf8),

@@ -77,6 +77,17 @@ class Check:
     next_step: str = ""  # given: a judgement about sound rows, and what to do; else what breaks the rule is damaged
 
 
+def _of_people(
+    name: str, expected: str, broken: Any, found: np.ndarray, applies: np.ndarray | None = None, step: str = ""
+) -> Check:
+    applies = np.ones(len(broken), bool) if applies is None else applies
+    return Check(name, expected, True, applies, applies & broken, found, step)
+
+
+def _of_images(name: str, broken: Any, found: np.ndarray) -> Check:
+    return Check(name, "agreement", False, np.ones(len(broken), bool), broken, found)
+
+
 def check_labels(columns: LabelColumns, limits: Limits) -> list[Check]:
     """Rules that a label table must obey by itself."""
     return [
@@ -88,11 +99,7 @@ def check_labels(columns: LabelColumns, limits: Limits) -> list[Check]:
 
 
 def check_undo(columns: LabelColumns, manifest: LabelColumns) -> list[Check]:
-    """`transl_init` and `beta_init` restore the manifest's labels bit by bit; poses and source rows are untouched.
-
-    Args:
-        columns: labels; manifest: the same images and people as they went in (`MANIFEST_PEOPLE`).
-    """
+    """`transl_init` and `beta_init` restore the manifest's labels (`MANIFEST_PEOPLE`) bit by bit; poses stay."""
     people, given = columns.people, manifest.people
     restored = {
         "pose is the input's": (people["pose"], given["pose"]),
@@ -104,7 +111,7 @@ def check_undo(columns: LabelColumns, manifest: LabelColumns) -> list[Check]:
     for name, (after, before) in restored.items():
         differs = _differs(after, before)
         worst = np.nanmax(np.where(differs, np.abs(after - before), 0), axis=1, initial=0.0)
-        checks.append(_of_all(name, "no difference", np.asarray(differs.any(axis=1)), worst))
+        checks.append(_of_people(name, "no difference", differs.any(axis=1), worst))
     return checks
 
 
@@ -114,7 +121,7 @@ def check_heights(columns: LabelColumns, body: BodyModel) -> Check:
     known = np.isfinite(people["height_m"])
     height = body.rest_height(torch.from_numpy(np.nan_to_num(people["betas"].astype(np.float64)))).numpy()
     differs = np.abs(height - people["height_m"]) > HEIGHT_AGREES
-    return Check("height_m is the body's", f"within {HEIGHT_AGREES} m", True, known, known & differs, height)
+    return _of_people("height_m is the body's", f"within {HEIGHT_AGREES} m", differs, height, known)
 
 
 def check_reprojection(columns: LabelColumns, body: BodyModel) -> Check:
@@ -125,8 +132,7 @@ def check_reprojection(columns: LabelColumns, body: BodyModel) -> Check:
         if part.size:
             shift[part], allowed[part] = _joint_shift(columns, part, body)
     expected = f"joints move less than {SHIFT_PX:g} px or {SHIFT_OF_HEIGHT:.0%} of the person's height"
-    broken = moved & ~(shift <= allowed)
-    return Check("joints keep their pixels", expected, True, moved, broken, shift, _LOOK)
+    return _of_people("joints keep their pixels", expected, ~(shift <= allowed), shift, moved, _LOOK)
 
 
 def _check_numbers(columns: LabelColumns) -> list[Check]:
@@ -136,9 +142,9 @@ def _check_numbers(columns: LabelColumns) -> list[Check]:
     lengths = np.diff(columns.starts)
     index = np.arange(columns.num_people) - np.repeat(columns.starts[:-1], lengths)
     return [
-        Check("labels are finite", "no NaN", True, valid, valid & ~_finite(columns), z),
-        Check("people stand before the camera", "z > 0", True, valid, valid & ~(z > 0), z),
-        _of_all("person_index counts", "0, 1, 2 ...", people["person_index"] != index, people["person_index"]),
+        _of_people("labels are finite", "no NaN", ~_finite(columns), z, valid),
+        _of_people("people stand before the camera", "z > 0", ~(z > 0), z, valid),
+        _of_people("person_index counts", "0, 1, 2 ...", people["person_index"] != index, people["person_index"]),
         _of_images("num_persons is the list's", columns.images["num_persons"] != lengths, lengths),
     ]
 
@@ -156,7 +162,7 @@ def _check_possible(columns: LabelColumns) -> list[Check]:
     sizes = np.minimum(columns.images["width"], columns.images["height"])
     deviation, error = (columns.images[name] for name in ("mean_height_deviation", "expected_error_m"))
     return [
-        Check("people's numbers are possible", "the column's range", True, valid, wrong, found),
+        _of_people("people's numbers are possible", "the column's range", wrong, found, valid),
         _of_images("sizes are possible", sizes < 0, sizes),
         _of_images("scores are possible", ~((deviation >= 0) & (deviation < _HUGE)), deviation),
         _of_images("expected errors are possible", (error <= 0) | (error >= _HUGE), error),
@@ -175,9 +181,9 @@ def _check_moves(columns: LabelColumns, limits: Limits) -> list[Check]:
     outside = ~((height >= HEIGHT.low) & (height <= limits.max_height + HEIGHT_SLACK))
     tall = f"{HEIGHT.low:g} .. {limits.max_height:g} m (and {HEIGHT_SLACK:g} m for the last step)"
     return [
-        Check("who was not moved keeps the label", "scale 1, label as given", True, still, still & changed, scale),
-        Check("z is scale times the input's", f"within {limits.z_slack:.0e}", True, moved, moved & off, z - expected_z),
-        Check("heights are human", tall, True, moved, moved & outside, height, _LOOK),
+        _of_people("who was not moved keeps the label", "scale 1, label as given", changed, scale, still),
+        _of_people("z is scale times the input's", f"within {limits.z_slack:.0e}", off, z - expected_z, moved),
+        _of_people("heights are human", tall, outside, height, moved, _LOOK),
         _check_bounds(columns),
     ]
 
@@ -192,7 +198,7 @@ def _check_bounds(columns: LabelColumns) -> Check:
     expected = "; nobody with ".join(str(bound) for bound, _ in numbers)
     step = "a run of this version into another folder marks them invalid_label or implausible; leave them out till then"
     z = people["transl"][:, 2]
-    return Check("numbers are plausible", f"nobody with {expected}", True, judged, judged & ~within, z, step)
+    return _of_people("numbers are plausible", f"nobody with {expected}", ~within, z, judged, step)
 
 
 def _check_statuses(columns: LabelColumns, limits: Limits) -> list[Check]:
@@ -208,11 +214,12 @@ def _check_statuses(columns: LabelColumns, limits: Limits) -> list[Check]:
         people["height_m"],
         np.isin(people["height_class"].astype(str), HEIGHT_CLASSES[:ADULT_FEMALE]),
     )
-    words = [word is None or word in HEIGHT_CLASSES for word in people["height_class"]]
+    unknown = np.array([word is not None and word not in HEIGHT_CLASSES for word in people["height_class"]], bool)
+    other, odd = np.full(columns.num_people, "other", dtype=object), ~np.isin(people["status"], list(PersonStatus))
     return [
         _of_images("status is a known word", ~np.isin(status, list(ImageStatus)), status),
-        _of_all("person status is known", "a PersonStatus", ~np.isin(people["status"], list(PersonStatus)), None),
-        _of_all("height_class is known", "a class or null", ~np.array(words, dtype=bool), None),
+        _of_people("person status is known", "a PersonStatus", odd, other),
+        _of_people("height_class is known", "a class or null", unknown, other),
         _of_images("is_optimized fits the status", optimized != (status == str(ImageStatus.OPTIMIZED)), status),
         _of_images("is_accepted follows its rule", images["is_accepted"] != accepted, deviation),
     ]
@@ -233,15 +240,6 @@ def _joint_shift(columns: LabelColumns, part: np.ndarray, body: BodyModel) -> tu
     shift = (after - before).norm(dim=-1).mean(dim=-1).cpu().numpy()
     tall = (before[..., 1].amax(-1) - before[..., 1].amin(-1)).cpu().numpy()
     return shift, np.maximum(SHIFT_PX, SHIFT_OF_HEIGHT * tall)
-
-
-def _of_all(name: str, expected: str, broken: np.ndarray, found: np.ndarray | None) -> Check:
-    seen = np.full(len(broken), "other", dtype=object) if found is None else found
-    return Check(name, expected, True, np.ones(len(broken), bool), broken, seen)
-
-
-def _of_images(name: str, broken: np.ndarray, found: np.ndarray) -> Check:
-    return Check(name, "agreement", False, np.ones(len(broken), bool), broken, found)
 
 
 def _is_placed(columns: LabelColumns) -> np.ndarray:

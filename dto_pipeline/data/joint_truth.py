@@ -9,9 +9,9 @@ Knows these two layouts; decides nothing about errors. Metres before the camera,
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import numpy as np
 from scipy.io import loadmat
 
 from dto_pipeline.errors import DtoError
-from dto_pipeline.reading import check_regular, open_regular, read_regular
+from dto_pipeline.reading import check_regular, open_regular, parse_json, read_regular
 
 MUPOTS_JOINTS, PANOPTIC_JOINTS = 17, 15
 _MOST_BYTES = 1 << 28  # of a file
@@ -97,50 +97,45 @@ def _join(source: str, images: list[str], people: list[_Person], joints: int, un
     )
 
 
-def _read_mat(path: Path) -> np.ndarray:
-    """(frames, people) cells of MuPoTS."""
+@contextmanager
+def _expecting(where: object, what: str) -> Iterator[None]:
+    """Says of a file that cannot be read, or is not as expected, which it is; scipy raises any type on damaged ones."""
     try:
+        yield
+    except JointTruthError:
+        raise
+    except Exception as error:
+        raise JointTruthError(f"{where} cannot be read ({error or type(error).__name__}); expected {what}") from error
+
+
+def _read_mat(path: Path) -> np.ndarray:
+    with _expecting(path, "MATLAB 5"):
         check_regular(path)
         if path.stat().st_size > _MOST_BYTES:
             raise ValueError(f"it has {path.stat().st_size} bytes, at most {_MOST_BYTES} are read")
         with open_regular(path) as stream:
             cells = loadmat(stream, variable_names=["annotations"])["annotations"]
-    except Exception as error:  # scipy raises any type on damaged files
-        raise JointTruthError(f"{path} cannot be read ({error or type(error).__name__}); expected MATLAB 5") from error
     if cells.dtype != object or cells.ndim != 2:
         raise JointTruthError(f"{path}: annotations is {cells.dtype} of shape {cells.shape}; expected cells x people")
     return cells
 
 
 def _read_cell(cell: Any, where: str) -> tuple[np.ndarray, np.ndarray, bool]:
-    """Joints [m], places [px] and whether the person counts."""
-    try:
+    with _expecting(where, "annot3, annot2 and isValidFrame, as annot.mat of MuPoTS-3D has"):
         parts = [np.asarray(cell[name][0, 0], np.float64) for name in ("annot3", "annot2", "isValidFrame")]
-    except (KeyError, IndexError, ValueError, TypeError) as error:
-        raise JointTruthError(f"{where}: no annot3, annot2 and isValidFrame; is it annot.mat of MuPoTS-3D?") from error
     if parts[0].shape != (3, MUPOTS_JOINTS) or parts[1].shape != (2, MUPOTS_JOINTS) or parts[2].size != 1:
         found = [part.shape for part in parts]
         raise JointTruthError(f"{where}: annot3, annot2 and isValidFrame have shapes {found}; expected 3 and 2 x 17")
     return parts[0].T / 1000, parts[1].T, bool(parts[2].item())
 
 
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(read_regular(path, _MOST_BYTES))
-    except (OSError, ValueError, RecursionError) as error:
-        raise JointTruthError(f"{path} cannot be read ({error}); download it again") from error
-
-
 def _read_cameras(path: Path, wanted: Sequence[str]) -> dict[str, dict[str, np.ndarray]]:
-    shapes = {"K": (3, 3), "R": (3, 3), "t": (3, 1), "distCoef": (5,)}
-    found = {}
-    try:
-        for camera in _read_json(path)["cameras"]:
+    shapes, found = {"K": (3, 3), "R": (3, 3), "t": (3, 1), "distCoef": (5,)}, {}
+    with _expecting(path, "Panoptic's cameras"):
+        for camera in parse_json(read_regular(path, _MOST_BYTES))["cameras"]:
             if camera["name"] in wanted:
                 arrays = {key: np.array(camera[key], np.float64).reshape(shape) for key, shape in shapes.items()}
                 found[str(camera["name"])] = arrays
-    except (KeyError, TypeError, ValueError) as error:
-        raise JointTruthError(f"{path}: cameras are not as expected ({error}); is it Panoptic's file?") from error
     if missing := [name for name in wanted if name not in found]:
         raise JointTruthError(f"{path} knows no camera {', '.join(missing)}; choose HD cameras such as 00_16")
     return found
@@ -149,15 +144,13 @@ def _read_cameras(path: Path, wanted: Sequence[str]) -> dict[str, dict[str, np.n
 def _read_frame(path: Path, key: str, count: int) -> list[np.ndarray]:
     """(15, 3) joints [m] in the world of each person, NaN = not seen."""
     crowd = []
-    try:
-        for body in _read_json(path)["bodies"]:
+    with _expecting(path, f"bodies with {count} x 4 numbers {key}"):
+        for body in parse_json(read_regular(path, _MOST_BYTES))["bodies"]:
             points = np.array(body[key], np.float64).reshape(count, 4)
             joints = np.where(points[:PANOPTIC_JOINTS, 3:] > 0, points[:PANOPTIC_JOINTS, :3] / 100, np.nan)
             if count != PANOPTIC_JOINTS:
                 joints[_NOT_SHARED] = np.nan
             crowd.append(joints)
-    except (KeyError, TypeError, ValueError) as error:
-        raise JointTruthError(f"{path}: bodies have no {count} x 4 numbers {key} ({error})") from error
     return crowd
 
 

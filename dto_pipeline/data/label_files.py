@@ -73,18 +73,12 @@ class LabelColumns:
 
 
 def flatten_table(table: pa.Table, people: Iterable[str] = PERSON_COLUMNS) -> LabelColumns:
-    """Columns of a label table (or, with other `people`, of a manifest), whichever image columns it has.
-
-    Args:
-        table: one row per image, people in ``persons``.
-        people: person columns to read.
-    """
+    """The image columns a label table has, and its person columns `people`; also of other tables with ``persons``."""
     persons = single_array(table.column("persons"))
     lengths = persons.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
     items = persons.flatten()
-    names = [name for name in table.column_names if name != "persons"]
     return LabelColumns(
-        images={name: read_numbers(single_array(table.column(name))) for name in names},
+        images={name: read_numbers(single_array(table[name])) for name in table.column_names if name != "persons"},
         people={name: read_numbers(items.field(name)) for name in people},
         starts=np.concatenate([[0], np.cumsum(lengths)]),
     )
@@ -110,21 +104,20 @@ def find_label_files(folder: str | Path) -> list[Location]:
     if found is None:
         with suppress(FileNotFoundError):
             names = sorted(list_names(folder, (".parquet",)))
-            found = [join_location(folder, name) for name in names if not name.rpartition("/")[2].startswith(".")]
-            found = [path for path in found if _is_labels(path)]
+            places = [join_location(folder, name) for name in names if not name.rpartition("/")[2].startswith(".")]
+            found = []
+            for place in places:
+                with open_parquet(place, LabelsError) as file:
+                    found += [place] if footer_text(file).get("schema") == LABELS_SCHEMA_NAME else []
     if not found:
         raise LabelsError(f"{folder} holds no label file; expected a run, an export in Parquet, or one of their files")
     return found
 
 
 def check_one_body(paths: Iterable[Location]) -> str:
-    """The body model all of these labels belong to; files that tell none say nothing.
+    """The sha256 (hex) of the body model all of these labels belong to; "" where no file tells.
 
-    Returns:
-        Its sha256 (hex); "" where no file tells.
-
-    Raises:
-        LabelsError: two files of different body models, both named; or one that cannot be read.
+    Raises: LabelsError: two files of different body models, both named; or one that cannot be read.
     """
     told: tuple[Location, str] | None = None
     for path in paths:
@@ -140,14 +133,9 @@ def check_one_body(paths: Iterable[Location]) -> str:
 
 
 def read_label_files(paths: Sequence[str | Path], columns: Sequence[str] | None = None) -> pa.Table:
-    """Rows of several label files as one table, files in the given order.
+    """Rows of several label files as one table, files in the given order; `columns` as `person_leaf` names them.
 
-    Args:
-        paths: label files.
-        columns: names to read, nested ones as ``persons.list.element.transl``; None = all.
-
-    Raises:
-        LabelsError: a file that is missing, damaged or of another schema, or a column that does not exist.
+    Raises: LabelsError: a file that is missing, damaged or of another schema, or a column that does not exist.
     """
     known = {*IMAGE_COLUMNS, *(person_leaf(name) for name in PERSON_COLUMNS)}
     if unknown := [name for name in columns or () if name not in known]:
@@ -157,15 +145,10 @@ def read_label_files(paths: Sequence[str | Path], columns: Sequence[str] | None 
 
 def person_leaf(name: str) -> str:
     """What `read_label_files` calls a person column; a fixed-size list has one more level. Raises: LabelsError."""
-    kind = LABEL_PERSON.field(name).type if name in PERSON_COLUMNS else None
-    if kind is None:
+    if name not in PERSON_COLUMNS:
         raise LabelsError(f"persons have no column {name!r}; columns are {list(PERSON_COLUMNS)}")
-    return f"persons.list.element.{name}" + (".list.element" if pa.types.is_fixed_size_list(kind) else "")
-
-
-def _is_labels(path: Location) -> bool:
-    with open_parquet(path, LabelsError) as file:
-        return footer_text(file).get("schema") == LABELS_SCHEMA_NAME
+    listed = pa.types.is_fixed_size_list(LABEL_PERSON.field(name).type)
+    return f"persons.list.element.{name}" + (".list.element" if listed else "")
 
 
 @dataclass(frozen=True)
@@ -260,22 +243,15 @@ class RunLabels:
         for file in self.files:
             first = 0
             for table in read_groups(file.path, wanted):
-                rows = table.num_rows
                 if manifest is not None:
                     names = name_images(manifest, file.shard, first, table.column("image_id"), file.path)
                     table = table.append_column(IMAGE_FILE, names)
+                first += table.num_rows
                 yield table
-                first += rows
 
 
 def name_images(manifest: Manifest, shard: int, first: int, keys: pa.ChunkedArray, path: Location) -> pa.ChunkedArray:
-    """Names of image files for the rows of a label file.
-
-    Args:
-        shard: of the manifest, whose rows are those of the label file.
-        first: row of the shard that the first of `keys` belongs to.
-        keys: ``image_id`` of the label rows.
-        path: the label file, for messages.
+    """Names of image files for rows of a label file, `keys` their ``image_id``, that begin at row `first` of a shard.
 
     Raises:
         LabelsError: the file holds other images than the shard.

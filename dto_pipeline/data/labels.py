@@ -1,14 +1,13 @@
 """Label shards: placed scenes in, Parquet of schema `dto-labels/1` out, and back.
 
 The column table of `schema` says where each column sits in a `PlacedScene`: rows are taken from there and put back,
-without pixels. Every input image has a row, failures too, and people keep their order. Knows no shard plan and no
-receipt. Equal input and metadata give identical bytes. Lengths in metres, image positions in pixels.
+without pixels. Every input image has a row, failures too, and people keep their order. Equal input and metadata give
+identical bytes. Lengths in metres, image positions in pixels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +18,6 @@ from dto_pipeline import __version__
 from dto_pipeline.axes import HEIGHT_CLASSES, NUM_BETAS
 from dto_pipeline.data.cameras import CAMERA_COLUMNS, read_cameras
 from dto_pipeline.data.columns import build_table, pick_words, ragged_column, read_numbers, single_array, struct_column
-from dto_pipeline.data.files import commit_new, staged
 from dto_pipeline.data.parquet import (
     READ_ERRORS,
     ROWS_PER_GROUP,
@@ -28,7 +26,7 @@ from dto_pipeline.data.parquet import (
     open_parquet,
     writer_settings,
 )
-from dto_pipeline.data.storage import Location, as_location, open_store, parent_and_name
+from dto_pipeline.data.storage import Location, as_location, find_file
 from dto_pipeline.errors import NO_ROOM, DtoError
 from dto_pipeline.schema import (
     COORDINATES,
@@ -50,13 +48,9 @@ class LabelsError(DtoError, ValueError):
 
 
 def build_label_table(placed: Sequence[PlacedScene]) -> pa.Table:
-    """One row per placed scene, in order.
+    """One row of `schema.LABELS_SCHEMA` per placed scene, in order.
 
-    Returns:
-        Table of `schema.LABELS_SCHEMA`.
-
-    Raises:
-        ValueError: a scene whose per-person fields disagree on the number of people, named.
+    Raises: ValueError: a scene whose per-person fields disagree on the number of people, named.
     """
     counts = np.array([item.scene.num_people for item in placed], dtype=np.int64)
     for item, people in zip(placed, counts, strict=True):
@@ -111,11 +105,9 @@ def take_place(item: Any, place: str) -> Any:
 
 
 def write_label_shard(table: pa.Table, path: Location, metadata: Mapping[str, str]) -> bool:
-    """Write a table of `build_label_table` if there is no file of that name yet.
+    """Write rows of `schema.LABELS_SCHEMA` to a file if there is none of that name yet.
 
     Args:
-        table: rows of `schema.LABELS_SCHEMA`.
-        path: the shard's final name.
         metadata: text for the footer (config hash, shard key, licence ...); schema, pipeline version and coordinate
             convention are added.
 
@@ -126,39 +118,23 @@ def write_label_shard(table: pa.Table, path: Location, metadata: Mapping[str, st
     footer = {"schema": LABELS_SCHEMA_NAME, "pipeline_version": __version__, "coordinates": COORDINATES, **metadata}
     schema = LABELS_SCHEMA.with_metadata(dict(sorted(footer.items())))
     table = table.replace_schema_metadata(schema.metadata)
-    if isinstance(path, Path):
-        with staged(path) as temporary:
-            try:
-                _write_parquet(table, temporary)
-            except OSError as error:
-                if error.errno in NO_ROOM:
-                    raise OSError(error.errno, f"{error.strerror}; {NO_ROOM[error.errno]}", str(path)) from error
-                raise
-            return commit_new(temporary, path)
     buffer = pa.BufferOutputStream()
-    _write_parquet(table, buffer)
-    folder, name = parent_and_name(path)
-    return open_store(folder).create(name, buffer.getvalue().to_pybytes())
-
-
-def _write_parquet(table: pa.Table, sink: Path | pa.NativeFile) -> None:
-    with pq.ParquetWriter(sink, table.schema, **writer_settings(table.schema)) as writer:
+    with pq.ParquetWriter(buffer, table.schema, **writer_settings(table.schema)) as writer:
         writer.write_table(table, row_group_size=ROWS_PER_GROUP)
+    store, name = find_file(path)
+    try:
+        return store.create(name, buffer.getvalue().to_pybytes())
+    except OSError as error:
+        if error.errno in NO_ROOM:
+            raise OSError(error.errno, f"{error.strerror}; {NO_ROOM[error.errno]}", str(path)) from error
+        raise
 
 
 def splice_rows(table: pa.Table, positions: Sequence[int], rows: pa.Table) -> pa.Table:
-    """The table with `rows` in the place of some of its own.
+    """A table of labels with `rows` in the place of those at `positions`, each of which is told once.
 
-    Args:
-        table: rows of `schema.LABELS_SCHEMA`.
-        positions: (n,) rows of `table` that are replaced, each at most once.
-        rows: (n) rows of the same schema, in that order.
-
-    Returns:
-        As many rows as before, in one chunk: written to Parquet it gives the bytes of a table made at once.
-
-    Raises:
-        ValueError: another image would stand in a row than before.
+    In one chunk: written to Parquet it gives the bytes of a table made at once. Raises: ValueError: another image would
+    stand in a row than before.
     """
     order = np.arange(table.num_rows)
     order[list(positions)] = table.num_rows + np.arange(rows.num_rows)
@@ -193,8 +169,7 @@ def read_groups(
             column that the file's version did not know is null.
         groups: row groups to read; None = all.
 
-    Raises:
-        LabelsError: missing, not a whole Parquet file, or not of this schema.
+    Raises: LabelsError: missing, not a whole Parquet file, or not of this schema.
     """
     with open_labels(path) as file:
         for group in range(file.num_row_groups) if groups is None else groups:

@@ -49,11 +49,7 @@ class Manifest:
 
     @classmethod
     def open(cls, path: Location) -> Manifest:
-        """Read a manifest's footer.
-
-        Raises:
-            ManifestError: missing, truncated, not a manifest, or of another schema version.
-        """
+        """Read a manifest's footer. Raises: ManifestError where it is missing, damaged, or of another schema."""
         path = as_location(path)
         if str(path).endswith((".yaml", ".yml")):
             advice = f"make its manifest first: dto manifest build {path} --data-root DIR -o FILE"
@@ -67,10 +63,6 @@ class Manifest:
                 )
             check_schema(path, file.schema_arrow, MANIFEST_SCHEMA, ManifestError)
             groups = [file.metadata.row_group(k).num_rows for k in range(file.metadata.num_row_groups)]
-        return cls._from_footer(path, footer, groups)
-
-    @classmethod
-    def _from_footer(cls, path: Location, footer: dict[str, str], groups: list[int]) -> Manifest:
         try:
             sizes = [ShardSize(*_counts(pair)) for pair in parse_json(footer["shards"])]
             roots, dataset = parse_json(footer["roots"]), parse_json(footer["dataset"])
@@ -130,8 +122,7 @@ def find_manifest(recorded: Location, run_dir: Location, fingerprint: str, named
         fingerprint: of the manifest, by run.json.
         named: places in place of `recorded`, one of which must be it.
 
-    Raises:
-        ManifestError: none of these is it; names the first place and what was found there.
+    Raises: ManifestError: none of these is it; names the first place and what was found there.
     """
     problem = ""
     for place in named or [as_location(recorded), *_nearby(recorded, run_dir)]:

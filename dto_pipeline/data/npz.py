@@ -1,29 +1,44 @@
-"""Arrays of npz files that somebody else wrote: read with bounds, or mapped without loading them.
+"""Arrays of npz files that somebody else wrote: read with bounds, mapped without loading them, or item by item.
 
 `safe_load_npz` reads members whose claims hold, object arrays (pickles) through the inert unpickler. `MappedNpz` makes
 each array a read-only view of a memory map: of the file itself for members that were stored plainly, of a temporary
-copy without a name for compressed ones, and for all where the file's mount refuses maps. Knows zip and npy, no keys.
+copy without a name for compressed ones, and for all where the file's mount refuses maps.
+
+`read_items` reads a huge pickled dictionary, as `np.savez(file, annots=dictionary)` leaves it, without holding it: the
+inert unpickler reads straight from the map and hands over the items as they are set, a thousand at a time. Two passes:
+the first only notes which memo entries are fetched again, because a pickle remembers every object it ever made and
+almost none is asked for; the second keeps those alone, until their last use.
 """
 
 from __future__ import annotations
 
 import mmap
+import re
 import shutil
 import struct
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from array import array
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
-from dto_pipeline.array_files import BROKEN, read_flat, read_header
+from dto_pipeline.array_files import BROKEN, read_header
 from dto_pipeline.data.files import NO_MAPS
-from dto_pipeline.data.inert_pickle import Allowlist, BrokenPickle, Limits, PickleRefused, UnsafePickle, shown
+from dto_pipeline.data.inert_pickle import (
+    Allowlist,
+    BrokenPickle,
+    InertUnpickler,
+    Limits,
+    Stream,
+    UnsafePickle,
+    shown,
+)
 from dto_pipeline.data.safe_pickle import NUMPY_ONLY, checked_values, safe_loads
 from dto_pipeline.data.scratch import naming_place, scratch_file
 from dto_pipeline.errors import NO_ROOM
@@ -34,111 +49,58 @@ _CHUNK = 1 << 20  # bytes read at once
 _RELEASED = 1 << 26  # bytes of a map that may stay in memory once they were read
 _LOCAL_HEADER = 30  # bytes of a zip entry's own header before its name
 
+ITEM_LIMITS = Limits()
+"""What may lie between two deliveries: bytes, instructions; and what one item may cost when it is built."""
+
+_MAX_FETCHES = 100_000_000  # memo entries fetched again, 4 bytes each; 20 times those of 560,000 images
+_ALWAYS_KEPT = 256  # memo entries below this are kept: names, dtypes and words come first in a stream
+_STATE = (5, 6)  # an array's state up to its dictionary: (version,) shape, dtype, order, [, {
+
+# Opcodes whose argument has a fixed length and that fetch nothing from beyond the always kept part of the memo.
+_RUN = re.compile(
+    rb"(?:[(012N\x88\x89)\]}\x8f\x85\x86\x87tldaesu\x90\x91\x93\x94R\x81\x92ob]|[Khq\x80].|C\x01.|M..|[Jr].{4}|[G\x95].{8})*+",
+    re.DOTALL,
+)
+_COUNTED = {0x8A: "<B", 0x8B: "<i", ord("T"): "<i", ord("U"): "<B", ord("X"): "<I", ord("B"): "<I"}
+_COUNTED |= {0x8C: "<B", ord("C"): "<B", 0x8D: "<Q", 0x8E: "<Q", 0x96: "<Q"}
+_LENGTHS = {code: struct.Struct(layout) for code, layout in _COUNTED.items()}
+_LINES = {**dict.fromkeys(b"ILFSVpgP", 1), ord("c"): 2, ord("i"): 2}  # opcodes followed by lines of text
+
 
 def safe_load_npz(
-    path: str | Path | IO[bytes],
+    path: str | Path,
     keys: Collection[str] | None = None,
     allow: Allowlist = NUMPY_ONLY,
     limits: Limits = Limits(),  # noqa: B008 - frozen
-    where: str = "",
 ) -> dict[str, Any]:
-    """Arrays of an npz file; object arrays go through the inert unpickler.
+    """Arrays of an npz file, key -> array; 0-d object arrays, numpy's way to store one object, of shape ().
 
     Args:
-        path: the file, or a seekable stream of its bytes.
         keys: read only these; None = all. A key that is not there is left out.
         limits: `max_array_bytes` also bounds what the read members claim to unpack to, together.
-        where: the file in messages; "" = its path.
-
-    Returns:
-        key -> array (0-d object arrays, numpy's way to store one object, come back as arrays of shape ()).
 
     Raises:
         UnsafePickle, BrokenPickle: as `safe_loads`; also for a damaged archive, members with a path in their name,
             members that occur twice, and archives that unpack to too much.
         OSError: the file cannot be read.
     """
-    where = where or str(path)
-    with _told(where, "npz file"):
-        if isinstance(path, str | Path):
-            check_regular(path)
-        with zipfile.ZipFile(path) as archive:
-            arrays: dict[str, Any] = {}
-            for member in _checked_members(archive, where, keys, limits):
-                with archive.open(member) as stream:
-                    arrays[_key(member)] = _read_npy(
-                        stream, member.file_size, allow, limits, f"{where}: {member.filename}"
-                    )
-            return arrays
-
-
-@contextmanager
-def _told(where: str, what: str) -> Iterator[None]:
-    """What a damaged file makes of its readers, as a BrokenPickle that names it."""
-    try:
-        yield
-    except PickleRefused:
-        raise
-    except (ValueError, *BROKEN) as error:
-        raise BrokenPickle(f"{where}: not a sound {what} ({type(error).__name__}: {shown(str(error))})") from error
-
-
-def _key(member: zipfile.ZipInfo) -> str:
-    return member.filename.removesuffix(".npy")
-
-
-def _checked_members(
-    archive: zipfile.ZipFile, where: str, keys: Collection[str] | None, limits: Limits
-) -> list[zipfile.ZipInfo]:
-    """The members to read, after a look at all names and at the sizes they claim (reading stops there)."""
-    members = archive.infolist()
-    for member in members:
-        name = member.filename
-        if not name.endswith(".npy") or any(sign in name for sign in "/\\:\0") or name.startswith("."):
-            raise UnsafePickle(f"{where}: refuses the member {shown(name)}: expected plain names ending in .npy")
-        if member.header_offset < 0:
-            raise BrokenPickle(f"{where}: member {shown(name)} begins before the file does; fetch the file again")
-        if member.compress_type not in _COMPRESSIONS or member.flag_bits & 1:
-            raise BrokenPickle(f"{where}: member {shown(name)} is encrypted or of a compression numpy does not write")
-    if len({member.filename for member in members}) != len(members):
-        raise BrokenPickle(f"{where}: two members of one name; one of them would be lost")
-    wanted = [member for member in members if keys is None or _key(member) in keys]
-    total = sum(member.file_size for member in wanted)
+    npz = MappedNpz(path)
+    wanted = [key for key in npz.keys if keys is None or key in keys]
+    total = sum(npz.members[key].file_size for key in wanted)
     if total > limits.max_array_bytes:
-        raise BrokenPickle(f"{where}: unpacks to {total} bytes, at most {limits.max_array_bytes} are read")
-    return wanted
+        raise BrokenPickle(f"{path}: unpacks to {total} bytes, at most {limits.max_array_bytes} are read")
+    return {key: npz.read(key, allow, limits) for key in wanted}
 
 
-def _read_npy(stream: IO[bytes], size: int, allow: Allowlist, limits: Limits, where: str) -> np.ndarray:
-    """One npy stream of `size` bytes; its header is believed only as far as there are bytes."""
-    with _told(where, "npy"):
-        shape, fortran, dtype = read_header(stream)
-        if dtype.kind == "O":
-            found = safe_loads(stream.read(), allow, limits, object_arrays=True, where=where)
-            if not isinstance(found, np.ndarray) or found.dtype != object or found.shape != tuple(shape):
-                raise BrokenPickle(f"{where}: the header announces an object array {shape}, the contents are another")
-            return found
-        if dtype.kind not in "biufcSU":
-            raise UnsafePickle(f"{where}: refuses the dtype {shown(str(dtype))}: only numbers and strings are read")
-        flat = read_flat(stream, size, shape, dtype)
-        if stream.read(1):
-            raise ValueError(f"more bytes than an array {shape} of {dtype.str} needs")
-        return checked_values(flat).reshape(shape, order="F" if fortran else "C")
-
-
-class NpzError(ValueError):
+class NpzError(BrokenPickle):
     """An npz that cannot be read; the message names file and member."""
 
 
 class MappedNpz:
     """An npz whose arrays are handed out as views of memory maps; nothing has to be closed.
 
-    Args:
-        path: the npz file.
-
     Raises:
-        NpzError: not a whole zip file.
-        FileNotFoundError: no such file.
+        NpzError: not a whole zip file. UnsafePickle: a member with a path in its name. FileNotFoundError.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -146,61 +108,87 @@ class MappedNpz:
         try:
             check_regular(self.path)
             with zipfile.ZipFile(self.path) as archive:
-                self._members = {_key(entry): entry for entry in archive.infolist() if entry.filename.endswith(".npy")}
+                found = archive.infolist()
         except FileNotFoundError:
             raise
         except IrregularFile as error:
             raise NpzError(f"{self.path}: {error.strerror}") from error
         except (OSError, ValueError, *BROKEN) as error:
             raise NpzError(f"{self.path} is not a whole npz file ({error}); download it again") from error
-        self.keys = list(self._members)  # names of the arrays, in file order
+        found = [member for member in found if member.filename.endswith(".npy")]
+        for member in found:
+            name = member.filename
+            if any(sign in name for sign in "/\\:\0") or name.startswith("."):
+                raise UnsafePickle(f"{path}: refuses the member {shown(name)}: expected plain names")
+            if member.header_offset < 0 or member.compress_type not in _COMPRESSIONS or member.flag_bits & 1:
+                raise NpzError(f"{path}: member {shown(name)} is encrypted, or as numpy writes none; fetch it again")
+        self.members = {member.filename.removesuffix(".npy"): member for member in found}
+        self.keys = list(self.members)  # names of the arrays, in file order
+        if len(self.keys) != len(found):
+            raise NpzError(f"{path}: two members of one name; one of them would be lost")
 
     def array(self, key: str) -> np.ndarray:
-        """One array, read-only.
+        """One array, read-only, its bytes not compared with the archive's checksum.
 
         Raises:
             NpzError: the member is missing, damaged, an object array, or longer or shorter than its header says.
         """
         with self._told(key):
-            data, _, end = self._bytes(key)
-            shape, fortran, dtype = read_header(data)
-            begin = data.tell()
+            data, _, begin, end, shape, fortran, dtype = self._open(key)
             if dtype.hasobject:
                 raise NpzError("is an object array, a pickle in disguise, which is not opened; convert it")
             expected = dtype.itemsize * int(np.prod(shape, dtype=object))
-            if begin + expected != end or end > len(data):
+            if begin + expected != end or dtype.itemsize == 0 or min(shape, default=0) < 0:
                 raise NpzError(f"holds {end - begin} bytes; its header {shape} {dtype} expects {expected}")
             return np.ndarray(shape, dtype, data, begin, order="F" if fortran else "C")
+
+    def read(self, key: str, allow: Allowlist, limits: Limits) -> np.ndarray:
+        """One array in memory, its bytes compared; of objects through the inert unpickler. Raises: PickleRefused."""
+        with self._told(key):
+            data, start, begin, end, shape, _, dtype = self._open(key)
+            self._compare(key, data, start, end)
+        if dtype.kind == "O":
+            where = f"{self.path}: {key}.npy"
+            found = safe_loads(data[begin:end], allow, limits, object_arrays=True, where=where)
+            if not isinstance(found, np.ndarray) or found.dtype != object or found.shape != tuple(shape):
+                raise BrokenPickle(f"{where}: the header announces an object array {shape}, the contents are another")
+            return found
+        if dtype.kind not in "biufcSU":
+            refused = f"refuses the dtype {shown(str(dtype))}: only numbers and strings are read"
+            raise UnsafePickle(f"{self.path}: {key}.npy: {refused}")
+        array = self.array(key)
+        with self._told(key):
+            return checked_values(np.array(array, order="C").reshape(-1)).reshape(array.shape)
 
     def object_bytes(self, key: str, compare: bool = True) -> tuple[mmap.mmap, int, int]:
         """The pickle inside a 0-d object array: a read-only map, and the stream's first byte and end in it.
 
         Args:
-            compare: hold the bytes against the archive's checksum, which a map does not do by itself.
+            compare: hold the bytes against the archive's checksum.
 
         Raises:
             NpzError: the member is missing, damaged, or an array of another kind.
         """
         with self._told(key):
-            data, start, end = self._bytes(key)
-            shape, _, dtype = read_header(data)
-            begin = data.tell()
-            if end > len(data):
-                raise NpzError("ends before its header says; download it again")
+            data, start, begin, end, shape, _, dtype = self._open(key)
             if shape != () or dtype != np.dtype(object):
                 raise NpzError(f"is {dtype} {shape}; expected one object, as a dictionary is stored")
-            if start and compare:
-                found, released = 0, start
-                for at in range(start, end, _CHUNK):
-                    found = zlib.crc32(data[at : min(end, at + _CHUNK)], found)
-                    released = release(data, released, at)
-                if found != self._members[key].CRC:
-                    raise NpzError("its bytes are not those that were written (CRC-32); download it again")
+            if compare:
+                self._compare(key, data, start, end)
             return data, begin, end
+
+    def _compare(self, key: str, data: mmap.mmap, start: int, end: int) -> None:
+        """Hold bytes of the file itself against its checksum, which a map does not do; unpacking does."""
+        found, released = 0, start
+        for at in range(start, end if start else 0, _CHUNK):
+            found = zlib.crc32(data[at : min(end, at + _CHUNK)], found)
+            released = release(data, released, at)
+        if start and found != self.members[key].CRC:
+            raise NpzError("its bytes are not those that were written (CRC-32); download it again")
 
     @contextmanager
     def _told(self, key: str) -> Iterator[None]:
-        if key not in self._members:
+        if key not in self.members:
             raise NpzError(f"{self.path} has no array {key!r}; it holds {self.keys}")
         try:
             yield
@@ -220,16 +208,19 @@ class MappedNpz:
                     raise
                 return None
 
-    def _bytes(self, key: str) -> tuple[mmap.mmap, int, int]:
-        """A map that stands at the npy of an array, and where this begins (in a copy at 0) and ends."""
-        entry = self._members[key]
+    def _open(self, key: str) -> tuple[mmap.mmap, int, int, int, tuple[int, ...], bool, np.dtype]:
+        """A map, where an array's npy begins in it (in a copy at 0), its contents begin and end, and its header."""
+        entry = self.members[key]
         if entry.compress_type == zipfile.ZIP_STORED and self._whole is not None:
             data, start = self._whole, entry.header_offset + _LOCAL_HEADER
             start += sum(struct.unpack_from("<HH", data, entry.header_offset + 26))  # lengths of name and extra
         else:
             data, start = self._unpack(entry), 0
+        if start + entry.file_size > len(data):
+            raise NpzError("ends before its header says; download it again")
         data.seek(start)
-        return data, start, start + entry.file_size
+        header = read_header(data)
+        return data, start, data.tell(), start + entry.file_size, *header
 
     def _unpack(self, entry: zipfile.ZipInfo) -> mmap.mmap:
         free = shutil.disk_usage(tempfile.gettempdir()).free
@@ -243,11 +234,7 @@ class MappedNpz:
 
 
 def release(data: mmap.mmap, released: int, at: int) -> int:
-    """Give back the pages of a map that lie behind `at`: they are the file's, and can be read again.
-
-    Returns:
-        Up to where they were given back: `released` as long as little lies behind.
-    """
+    """Give back the pages of a map behind `at` where many are left; returns up to where they were given back."""
     if at - released < _RELEASED:
         return released
     data.madvise(mmap.MADV_DONTNEED, 0, at - at % mmap.PAGESIZE)
@@ -275,3 +262,111 @@ def open_member(
         header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(stream, header)
         yield stream
+
+
+class _Enough(Exception):
+    """The reader of the items has seen what it wanted."""
+
+
+def read_items(path: str | Path, key: str, take: Callable[[Any, Any], object], look: bool = False) -> None:
+    """Hand over key and value of each item of a member, a 0-d array holding one dictionary.
+
+    Args:
+        path: the npz.
+        take: gets them as records for `safe_pickle.build_values`.
+        look: only a look at the beginning: bytes are not compared with the archive's checksum, there is no first pass
+            and every object stays in memory, until `take` returns something true.
+
+    Raises:
+        UnsafePickle, BrokenPickle, FileNotFoundError: as `safe_load_npz`; also an array of another kind.
+    """
+    data, start, end = MappedNpz(path).object_bytes(key, compare=not look)
+    stream = Stream(data, start, end)
+    with suppress(_Enough), stream.told(f"{path}: {key}"):
+        needed = None
+        if not look:  # memo entry -> how often it is fetched, of those that are fetched and not always kept
+            fetched = np.frombuffer(_fetches(Stream(data, start, end)), np.uint32)
+            needed = dict(zip(*(part.tolist() for part in np.unique(fetched, return_counts=True)), strict=True))
+        _Items(stream, take, needed).load()
+
+
+def _fetches(walk: Stream) -> array[int]:
+    """Every memo entry that an instruction fetches, but for those always kept; the stream is walked, not run."""
+    fetched, released = array("I"), walk.at
+    while True:
+        run = _RUN.match(walk.data, walk.at, walk.end)
+        if run is None:  # the pattern matches nothing too: a length led beyond the end
+            raise BrokenPickle("the stream ends inside an instruction: it is truncated")
+        walk.at = run.end()
+        code = walk.read(1)[0]
+        if code == ord("."):
+            return fetched
+        if code == ord("j"):
+            fetched.append(*struct.unpack("<I", walk.read(4)))
+        elif code in _LENGTHS:
+            (length,) = _LENGTHS[code].unpack(walk.read(_LENGTHS[code].size))
+            walk.at += max(0, length)
+        elif code in _LINES:
+            lines = [walk.readline() for _ in range(_LINES[code])]
+            fetched.extend([int(lines[0])] if code == ord("g") else [])
+        elif code in b"Khq\x80MJrG\x95":  # the run ends there because its argument does not fit
+            raise BrokenPickle("the stream ends inside an instruction: it is truncated")
+        else:
+            raise UnsafePickle(f"0x{code:02x} is not an instruction that such data needs; nothing was run")
+        if len(fetched) > _MAX_FETCHES:
+            raise BrokenPickle(f"fetches more than {_MAX_FETCHES} objects again; at most so many are read")
+        released = release(walk.data, released, walk.at)
+
+
+class _Memo:
+    """The memo of a stream; entries that nobody fetches are not kept, the others until they were fetched last."""
+
+    def __init__(self, needed: dict[int, int] | None) -> None:
+        self.needed = needed  # entry -> fetches to come, of those that are not always kept; None = all are
+        self.stored = 0  # MEMOIZE counts the entries
+        self.kept: dict[int, Any] = {}
+
+    def __len__(self) -> int:
+        return self.stored
+
+    def __setitem__(self, index: int, value: Any) -> None:
+        self.stored += 1
+        if self.needed is None or index < _ALWAYS_KEPT or index in self.needed:
+            self.kept[index] = value
+
+    def __getitem__(self, index: int) -> Any:
+        found = self.kept[index]
+        if self.needed is not None and index >= _ALWAYS_KEPT:
+            self.needed[index] -= 1
+            if self.needed[index] <= 0:
+                del self.needed[index], self.kept[index]
+        return found
+
+
+class _Items(InertUnpickler):
+    """Hands over the items of the one dictionary, and forgets them."""
+
+    def __init__(self, stream: Stream, take: Callable[[Any, Any], object], needed: dict[int, int] | None) -> None:
+        super().__init__(stream, NUMPY_ONLY, ITEM_LIMITS.max_opcodes)
+        self._take = take
+        self.memo = _Memo(needed)
+        self._released = stream.at
+        self._renew()
+
+    def _renew(self) -> None:
+        self.dispatch.left = ITEM_LIMITS.max_opcodes  # type: ignore[attr-defined]
+        self._stream.bound = self._stream.at + ITEM_LIMITS.max_stream_bytes
+
+    def set_items(self, items: list[Any]) -> None:
+        super().set_items(items)
+        if not (len(self.metastack) == 1 and len(self.stack) in _STATE and type(self.stack[-2]) is list):
+            return
+        target = self.stack[-1]
+        if len(target) != len(items) // 2:
+            raise BrokenPickle("a key occurs twice")
+        for key, value in target.items():
+            if self._take(key, value):
+                raise _Enough
+        target.clear()
+        self._renew()
+        self._released = release(self._stream.data, self._released, self._stream.at)

@@ -9,7 +9,6 @@ connections); what fails then names bucket, key and next step.
 
 from __future__ import annotations
 
-import configparser
 import io
 import os
 import random
@@ -34,15 +33,16 @@ _GIVEN_UP = timedelta(minutes=5)  # after which nothing is tried again
 _MAX_PUT = 5 << 30  # bytes that stores take in one PUT
 _ATOMIC_SCHEMES = ("s3", "gs", "az", "abfs", "abfss", "memory")  # that create an object only if it is absent
 _SCHEMES = (*_ATOMIC_SCHEMES, "http", "https")
-_ELSEWHERE = ("AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "AWS_SKIP_SIGNATURE")
-_PROFILES = {"AWS_CONFIG_FILE": "~/.aws/config", "AWS_SHARED_CREDENTIALS_FILE": "~/.aws/credentials"}
-_KEYS = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
-_NO_CREDENTIALS = "no credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or a role"
+_KEYS = (
+    *("AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"),
+    "AWS_SKIP_SIGNATURE",
+)  # variables that obstore takes credentials from, or needs none
+_NO_CREDENTIALS = "no credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (profiles are not read)"
 _ACCESS = "access is denied; the credentials need GetObject, PutObject, DeleteObject and ListBucket there"
 _ADVICE = {  # what an error's text holds -> what to do; the first that fits
     "NoSuchBucket": "the bucket does not exist; make it, or check its name and endpoint",
-    "InvalidAccessKeyId": "the access key is unknown; check AWS_ACCESS_KEY_ID or the profile",
-    "SignatureDoesNotMatch": "the secret key is wrong; check AWS_SECRET_ACCESS_KEY or the profile",
+    "InvalidAccessKeyId": "the access key is unknown; check AWS_ACCESS_KEY_ID",
+    "SignatureDoesNotMatch": "the secret key is wrong; check AWS_SECRET_ACCESS_KEY",
     "ExpiredToken": "the session token has expired; renew the credentials",
     "PermanentRedirect": "the bucket is in another region; set AWS_REGION, or region= in the URI",
     "AuthorizationHeaderMalformed": "the bucket is in another region; set AWS_REGION, or region= in the URI",
@@ -75,7 +75,6 @@ class RemoteStore:
         inside = parts.scheme == "memory"  # where all buckets are one
         self._base = unquote(f"{parts.netloc}/{parts.path}" if inside else parts.path).replace("//", "/").strip("/")
         self._client = _open_client(parts.scheme, "" if inside else parts.netloc, parts.query)
-        self._ranges = True  # whether the server gives parts of objects; some for http do not
 
     def prepare(self, folders: Iterable[str]) -> None:
         """Folders need not be made; conditional PUT is tried out, because some servers take it and ignore it."""
@@ -90,44 +89,24 @@ class RemoteStore:
         finally:
             self.remove(name)
 
-    def read(self, name: str, tail: int = 0) -> bytes:
-        """An object's bytes, or its last `tail`; raises FileNotFoundError."""
-        if tail:
+    def read(self, name: str, limit: int | None = None) -> bytes:
+        """An object's bytes, the first `limit` of them, or the last ``-limit``; raises FileNotFoundError."""
+        if limit is None:
+            return self._ask(name, lambda key: bytes(self._client.get(key).bytes()))
+        if limit < 0:
             size = self.size(name)
-            return self.read_part(name, max(0, size - tail), min(tail, size))
-        return self._ask(name, lambda key: bytes(self._client.get(key).bytes()))
-
-    def read_part(self, name: str, start: int, count: int) -> bytes:
-        """The `count` bytes from `start`, fewer where the object ends; raises FileNotFoundError."""
-        from obstore.exceptions import NotSupportedError
-
-        if count == 0:
-            return b""
-        if self._ranges:
-            try:
-                part: Any = {"range": (start, start + count)}
-                return self._ask(name, lambda key: bytes(self._client.get(key, options=part).bytes()))
-            except NotSupportedError:
-                self._ranges = False
-
-        def read_first(key: str) -> bytes:
-            found = bytearray()
-            for piece in self._client.get(key).stream():
-                found += piece
-                if len(found) >= start + count:
-                    break
-            return bytes(found[start : start + count])
-
-        return self._ask(name, read_first)
-
-    def read_head(self, name: str, limit: int) -> bytes:
-        """The first `limit` bytes of an object; raises FileNotFoundError."""
+            return self.read_part(name, max(0, size + limit), min(-limit, size))
         try:
             return self.read_part(name, 0, limit)
         except StoreError:  # of an empty object no part can be had
             if self.size(name):
                 raise
             return b""
+
+    def read_part(self, name: str, start: int, count: int) -> bytes:
+        """The `count` bytes from `start`, fewer where the object ends; raises FileNotFoundError."""
+        part: Any = {"range": (start, start + count)}
+        return self._ask(name, lambda key: bytes(self._client.get(key, options=part).bytes())) if count else b""
 
     def open(self, name: str) -> pa.NativeFile:
         """An object for reading at any place; raises FileNotFoundError."""
@@ -151,8 +130,7 @@ class RemoteStore:
     def walk(self, endings: tuple[str, ...] = ("",)) -> Iterator[str]:
         """Every object below the folder whose name ends so (in any case), in no particular order.
 
-        Raises:
-            FileNotFoundError: there is none, whatever its name.
+        Raises: FileNotFoundError: there is none, whatever its name.
         """
         self._check_kind("nothing can be listed there")
         pages = self._ask("", lambda key: iter(self._client.list(key or None)))
@@ -215,7 +193,7 @@ class RemoteStore:
 
     def _ask(self, name: str, request: Callable[[str], Any]) -> Any:
         """Do a request for the object `name`; errors become FileNotFoundError or a sentence."""
-        from obstore.exceptions import AlreadyExistsError, BaseError, NotSupportedError
+        from obstore.exceptions import AlreadyExistsError, BaseError
 
         _check_process(self._scheme)
         key = f"{self._base}/{name}".strip("/")
@@ -225,7 +203,7 @@ class RemoteStore:
             if "NoSuchBucket" in str(error):
                 raise self._error(key, _ADVICE["NoSuchBucket"]) from error
             raise FileNotFoundError(f"{self._scheme}://{self._bucket}/{key}") from error
-        except (AlreadyExistsError, NotSupportedError):
+        except AlreadyExistsError:
             raise
         except (BaseError, ValueError) as error:  # ValueError: a name that no store takes
             raise self._error(key, _advice(str(error))) from error
@@ -302,42 +280,20 @@ def _open_memory() -> Any:
 
 
 def _s3_config(options: dict[str, str]) -> dict[str, Any]:
-    """What obstore is told besides what it reads in the environment: server, region, and the keys of a profile."""
-    config: dict[str, Any] = {"disable_bulk_delete": True, **_profile_keys()}
+    """What obstore is told besides what it reads in the environment: server and region. Raises: StoreError: no keys."""
+    if not any(name in os.environ for name in _KEYS):  # else the node's role
+        if profile := os.environ.get("AWS_PROFILE"):
+            advice = f'eval "$(aws configure export-credentials --profile {profile} --format env)"'
+            raise StoreError(f"AWS_PROFILE is {profile}, and profiles are not read here; set its keys with {advice}")
+        if os.environ.get("AWS_EC2_METADATA_DISABLED", "").lower() == "true":
+            raise StoreError(_NO_CREDENTIALS)
+    config: dict[str, Any] = {"disable_bulk_delete": True}
     if "endpoint_override" in options:
         config["endpoint"] = f"{options.get('scheme', 'https')}://{options['endpoint_override']}"
     else:
         named = [os.environ.get(name) for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")]
         config |= {"endpoint": found} if (found := next(filter(None, named), None)) else {}
     return config | ({"region": options["region"]} if "region" in options else {})
-
-
-def _profile_keys() -> dict[str, str]:
-    """Keys and region that `aws configure` wrote for AWS_PROFILE (or "default"), where the environment has no keys.
-
-    Raises:
-        StoreError: AWS_PROFILE has no keys (a role or single sign-on), or nothing has.
-    """
-    if "AWS_ACCESS_KEY_ID" in os.environ or any(name in os.environ for name in _ELSEWHERE):
-        return {}
-    name = os.environ.get("AWS_PROFILE", "default")
-    found: dict[str, str] = {}
-    for variable, place in _PROFILES.items():
-        parser = configparser.ConfigParser(interpolation=None, default_section="")
-        try:
-            parser.read(Path(os.environ.get(variable, place)).expanduser())
-        except (configparser.Error, UnicodeDecodeError) as error:
-            raise StoreError(f"{os.environ.get(variable, place)} cannot be read: {error}") from error
-        for section in (name, f"profile {name}"):
-            found |= dict(parser[section]) if parser.has_section(section) else {}
-    if _KEYS[0] in found:
-        return {key: found[key] for key in (*_KEYS, "region") if key in found}
-    if "AWS_PROFILE" in os.environ:
-        advice = f'eval "$(aws configure export-credentials --profile {name} --format env)"'
-        raise StoreError(f"the profile {name} holds no keys (a role or single sign-on?); set them with {advice}")
-    if os.environ.get("AWS_EC2_METADATA_DISABLED", "").lower() == "true":
-        raise StoreError(_NO_CREDENTIALS)
-    return {}  # the node's role
 
 
 def _check_process(scheme: str) -> None:

@@ -44,9 +44,8 @@ def check_room(error: BaseException) -> None:
 def open_parquet(path: Location, error: type[Exception], again: bool = False) -> pq.ParquetFile:
     """Open a Parquet file; whatever prevents it becomes `error` with a next step.
 
-    Names and metadata, which pyarrow decodes when somebody asks for them, are decoded here once: bytes that are not
-    UTF-8 are damage like any other. `again`: the file will be opened over and over; its footer (0.2 s with 10,000 row
-    groups) is parsed only when its size or time of change is another than before.
+    Names and metadata are decoded here once: bytes that are not UTF-8 are damage like any other. `again`: the file will
+    be opened over and over; its footer (0.2 s with 10,000 row groups) is parsed only when size or time have changed.
     """
     try:
         key = (path, *version_of(path)) if again else None
@@ -88,11 +87,8 @@ def check_schema(path: Location, found: pa.Schema, expected: pa.Schema, error: t
         missing, extra = sorted(set(wanted) - set(names)), sorted(set(names) - set(wanted))
         raise error(f"{path}: columns differ from the schema: missing {missing}, unknown {extra}")
     wrong, right = next(pair for pair in zip(found, expected, strict=True) if not pair[0].equals(pair[1]))
-    raise error(f"{path}: column {right.name!r} is {_described(wrong)}; expected {_described(right)}")
-
-
-def _described(field: pa.Field) -> str:
-    return f"{field.type}{'' if field.nullable else ' not null'}"
+    told, expected_kind = (f"{field.type}{'' if field.nullable else ' not null'}" for field in (wrong, right))
+    raise error(f"{path}: column {right.name!r} is {told}; expected {expected_kind}")
 
 
 def _leaves(path: str, kind: pa.DataType) -> Iterator[tuple[str, pa.DataType]]:

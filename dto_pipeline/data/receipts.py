@@ -18,7 +18,7 @@ import dataclasses
 import re
 import typing
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import Any
@@ -127,22 +127,23 @@ def count_labels(root: Location, config_hash: str, manifest_fingerprint: str) ->
         root: the run's folder.
         config_hash, manifest_fingerprint: what run.json says; receipts of another config or manifest do not hold.
     """
-    receipts = list(_read_receipts(root))  # before the sizes: a label file is there before its receipt
+    places = sorted(place for name in open_store(root).entries(RECEIPTS) if (place := parse_name(name)))
+    names = {receipt_name(*place): place for place in places}
+    receipts = list(read_many(root, list(names)))  # before the sizes: a label file is there before its receipt
     labels = {place: size for name, size in open_store(root).entries(LABELS).items() if (place := parse_name(name))}
     done: dict[int, Receipt] = {}
     void: dict[int, str] = {}
-    for shard, generation, data in receipts:
+    for name, data in receipts:
+        place = names[name]
         try:
-            receipt = parse_receipt(data, join_location(root, receipt_name(shard, generation)))
+            receipt = parse_receipt(data, join_location(root, name))
+            reason = why_void(receipt, place, config_hash, manifest_fingerprint, labels.get(place))
         except RecordInvalid as error:
-            void[shard] = str(error)
-            continue
-        size = labels.get((shard, generation))
-        reason = why_void(receipt, (shard, generation), config_hash, manifest_fingerprint, size)
+            reason = str(error)
         if reason:
-            void[shard] = reason
+            void[place[0]] = reason
         else:
-            done[shard] = receipt
+            done[place[0]] = receipt
     surplus = [place for place in labels if place[0] in done and place[1] != done[place[0]].generation]
     return CountedLabels(
         root,
@@ -156,10 +157,7 @@ def count_labels(root: Location, config_hash: str, manifest_fingerprint: str) ->
 def find_run_labels(folder: Location) -> list[Location] | None:
     """The label files of a run's folder that count, by shard; None where the folder is no run, or has no receipts.
 
-    ``labels`` in place of the run's folder means the same.
-
-    Raises:
-        RecordInvalid: its run.json cannot be read.
+    ``labels`` in place of the run's folder means the same. Raises: RecordInvalid: its run.json cannot be read.
     """
     if base_name(folder) == LABELS:
         folder = parent_and_name(folder)[0]
@@ -177,12 +175,7 @@ def find_run_labels(folder: Location) -> list[Location] | None:
 def why_void(
     receipt: Receipt, place: tuple[int, int], config_hash: str, manifest_fingerprint: str, label_bytes: int | None
 ) -> str:
-    """Why a receipt does not count; "" where it does.
-
-    Args:
-        place: (shard, generation) that its name tells.
-        label_bytes: size of the label file, None = there is none.
-    """
+    """Why a receipt does not count, "" where it does; `place` is what its name tells, `label_bytes` None = no file."""
     if (receipt.shard, receipt.generation) != place:
         return f"its receipt is of shard {receipt.shard}, generation {receipt.generation}"
     if receipt.config_hash != config_hash or receipt.manifest_fingerprint != manifest_fingerprint:
@@ -192,14 +185,6 @@ def why_void(
     if label_bytes != receipt.label_bytes:
         return f"its label file has {label_bytes} bytes, the receipt says {receipt.label_bytes}"
     return ""
-
-
-def _read_receipts(root: Location) -> Iterator[tuple[int, int, bytes]]:
-    """Shard, generation and bytes of every receipt, in that order."""
-    places = sorted(place for name in open_store(root).entries(RECEIPTS) if (place := parse_name(name)))
-    names = {receipt_name(*place): place for place in places}
-    for name, data in read_many(root, list(names)):
-        yield (*names[name], data)
 
 
 def read_receipt(path: Location) -> Receipt:
@@ -245,10 +230,9 @@ def parse_record(data: bytes, path: Location, schema: str, record: type) -> dict
 
 
 def impossible_fields(values: Mapping[str, Any], record: type) -> list[str]:
-    """Fields of a record that hold what it cannot say: another type, no number, less than nothing or beyond all sense.
+    """Fields of a record, a dataclass of texts, truths, counts, seconds and dicts of them, that hold the impossible.
 
-    Args:
-        record: a dataclass of texts, truths, counts, seconds and dicts of them. JSON writes 5.0 as 5 in some hands.
+    JSON writes 5.0 as 5 in some hands.
     """
     return [name for name, hint in _hints(record).items() if name in values and not _is_possible(values[name], hint)]
 

@@ -44,11 +44,7 @@ def open_depth(config: DepthConfig, root: Location) -> DepthFiles:
 
 
 def fetch_body(path: Location, kid_axis: bool = True, device: torch.device | str = "cpu") -> BodyModel:
-    """`models.body.load_body` of a path or URI.
-
-    Raises:
-        BodyModelError: nothing is there, or it cannot be read.
-    """
+    """`models.body.load_body` of a path or URI. Raises: BodyModelError: nothing is there, or it cannot be read."""
     place = as_location(path)
     if isinstance(place, Path):
         return load_body(path, kid_axis, device)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import numpy as np
 
 MAX_PIXELS = 1 << 28  # of one mask; hostile sizes stop here
-_PIECE = 256  # masks measured at once: their numbers stay in the cache
 _MAX_CHARACTERS = 7  # of one number: 35 bits, far above MAX_PIXELS
 
 
@@ -37,20 +36,15 @@ def encode_rle(mask: np.ndarray) -> bytes:
 
 def decode_rle(counts: bytes, height: int, width: int) -> np.ndarray:
     """The full mask, (height, width) bool. Raises: RleError: the string is damaged or its runs do not fill the size."""
-    runs = _read_runs(counts, height, width)
-    values = np.arange(runs.size) % 2 == 1
-    return np.ascontiguousarray(np.repeat(values, runs).reshape(width, height).T)
+    runs = _runs_of(counts, height, width)
+    return np.ascontiguousarray(np.repeat(np.arange(runs.size) % 2 == 1, runs).reshape(width, height).T)
 
 
 def sample_rle(counts: bytes, height: int, width: int, rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
-    """Some rows and columns of a mask, straight from its runs: ``decode_rle(...)[rows][:, cols]``.
+    """(h, w) bool, some rows and columns of a mask, straight from its runs: ``decode_rle(...)[rows][:, cols]``.
 
     Args:
-        counts: compressed counts of a (height, width) mask.
         rows: (h,) int, strictly increasing, in 0 .. height - 1; cols: (w,) int, likewise in 0 .. width - 1.
-
-    Returns:
-        (h, w) bool.
 
     Raises:
         RleError: the string is damaged or its runs do not fill the size.
@@ -58,7 +52,7 @@ def sample_rle(counts: bytes, height: int, width: int, rows: np.ndarray, cols: n
     for name, picks, size in (("rows", rows, height), ("cols", cols, width)):
         if not (picks.size and picks[0] >= 0 and picks[-1] < size) or np.any(picks[1:] <= picks[:-1]):
             raise ValueError(f"{name} must be strictly increasing in 0 .. {size - 1}")
-    ends = np.cumsum(_read_runs(counts, height, width))[:-1]
+    ends = np.cumsum(_runs_of(counts, height, width))[:-1]
     # how many samples, in column-major order, lie before the end of each run
     column, row = np.divmod(ends, height)
     full_columns = np.searchsorted(cols, column)
@@ -76,7 +70,7 @@ def sample_rle(counts: bytes, height: int, width: int, rows: np.ndarray, cols: n
 
 
 def measure_rles(data: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sizes of many masks at once, without decoding one.
+    """Sizes of many masks, without decoding one.
 
     Args:
         data: (n,) uint8, the counts strings one after the other.
@@ -85,84 +79,40 @@ def measure_rles(data: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.
     Returns:
         foreground (M,) and total (M,) int64 [px]; both -1 where a string is damaged (an empty one included).
     """
-    pieces = [_measure_piece(data, offsets[start : start + _PIECE + 1]) for start in range(0, offsets.size - 1, _PIECE)]
-    if not pieces:
-        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
-    foreground, total = zip(*pieces, strict=True)
-    return np.concatenate(foreground), np.concatenate(total)
+    sizes = np.full((2, offsets.size - 1), -1, dtype=np.int64)
+    for mask, (start, end) in enumerate(zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)):
+        runs = _read_runs(data[start:end]) if end > start else None
+        if runs is not None:
+            sizes[:, mask] = runs[1::2].sum(), runs.sum()
+    return sizes[0], sizes[1]
 
 
-def _measure_piece(data: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    masks = offsets.size - 1
-    foreground, total = np.full(masks, -1, dtype=np.int64), np.full(masks, -1, dtype=np.int64)
-    sound = _sound_strings(data, offsets)
-    if not sound.any():
-        return foreground, total
-    kept = np.repeat(sound, np.diff(offsets))
-    lengths = np.diff(offsets)[sound]
-    numbers, last = _read_numbers(data[offsets[0] : offsets[-1]][kept])
-    ends = np.searchsorted(last, np.cumsum(lengths), side="right")  # numbers up to the end of each string
-    runs = _undo_differences(numbers, ends)
-    starts = np.concatenate(([0], ends[:-1]))
-    odd = (np.arange(runs.size) - np.repeat(starts, ends - starts)) % 2 == 1
-    fits = np.minimum.reduceat(runs, starts) >= 0
-    foreground[sound] = np.where(fits, np.add.reduceat(runs * odd, starts), -1)
-    total[sound] = np.where(fits, np.add.reduceat(runs, starts), -1)
-    return foreground, total
-
-
-def _read_runs(counts: bytes, height: int, width: int) -> np.ndarray:
-    """Runs (n,) int64 of one mask, checked against its size."""
+def _runs_of(counts: bytes, height: int, width: int) -> np.ndarray:
     if height < 1 or width < 1 or height * width > MAX_PIXELS:
         raise RleError(f"mask size {height} x {width}; expected 1 .. {MAX_PIXELS} pixels")
-    data = np.frombuffer(counts, dtype=np.uint8)
-    if not _sound_strings(data, np.array([0, data.size]))[0]:
+    runs = _read_runs(np.frombuffer(counts, dtype=np.uint8))
+    if runs is None:
         raise RleError(f"run lengths {counts[:20]!r}... are not a COCO compressed counts string")
-    numbers, _ = _read_numbers(data)
-    runs = _undo_differences(numbers, np.array([numbers.size]))
-    total = int(runs.sum())
-    if runs.min() < 0 or total != height * width:
+    if (total := int(runs.sum())) != height * width:
         raise RleError(f"run lengths add up to {total} pixels; expected {height} x {width} = {height * width}")
     return runs
 
 
-def _sound_strings(data: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """(M,) bool: not empty, only characters 48 .. 111, no number of too many characters, the last one finished."""
-    lengths = np.diff(offsets)
-    if offsets[-1] == offsets[0]:
-        return lengths > 0
-    code = data[offsets[0] : offsets[-1]].astype(np.int16) - 48
-    more = (code & 0x20) != 0
-    ends = offsets[1:] - offsets[0]
-    open_run = np.arange(code.size) - np.maximum.accumulate(np.where(more, -1, np.arange(code.size)))
-    bad = (code < 0) | (code > 63) | (open_run >= _MAX_CHARACTERS)
-    before = np.concatenate(([0], np.cumsum(bad)))
-    clean = before[ends] == before[ends - lengths]
-    unfinished = more[np.maximum(ends - 1, 0)]
-    return (lengths > 0) & clean & ~unfinished
+def _read_runs(characters: np.ndarray) -> np.ndarray | None:
+    """Runs (n,) int64 of a counts string.
 
-
-def _read_numbers(data: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Signed numbers (n,) int64 of sound strings, and the position (n,) after the last character of each."""
-    code = data.astype(np.int64) - 48
+    None: it is empty, has other characters, a number of too many or one that does not end, or a negative run.
+    """
+    code = characters.astype(np.int64) - 48
+    if not code.size or code.min() < 0 or code.max() > 63 or code[-1] & 0x20:
+        return None
     last = np.flatnonzero((code & 0x20) == 0) + 1
     first = np.concatenate(([0], last[:-1]))
+    if (last - first).max() > _MAX_CHARACTERS:
+        return None
     place = 5 * (np.arange(code.size) - np.repeat(first, last - first))
-    numbers = np.add.reduceat((code & 0x1F) << place, first)
-    negative = (code[last - 1] & 0x10) != 0
-    return numbers - (negative.astype(np.int64) << (5 * (last - first))), last
-
-
-def _undo_differences(numbers: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """Runs from numbers: from the fourth on, a number is the difference to the run two before, string by string."""
-    starts = np.concatenate(([0], ends[:-1]))
-    place = np.arange(numbers.size) - np.repeat(starts, ends - starts)
-    runs = numbers.copy()
-    for chain in (place % 2 == 1, (place % 2 == 0) & (place > 0)):
-        member = np.flatnonzero(chain)
-        summed = np.cumsum(numbers[member])
-        before = np.searchsorted(member, starts)  # members in earlier strings
-        earlier = np.concatenate(([0], summed))[before]
-        in_chain = np.diff(np.append(before, member.size))
-        runs[member] = summed - np.repeat(earlier, in_chain)
-    return runs
+    runs = np.add.reduceat((code & 0x1F) << place, first)
+    runs -= ((code[last - 1] & 0x10) >> 4) << (5 * (last - first))
+    for chain in (slice(1, None, 2), slice(2, None, 2)):  # from the fourth on: differences to the run two before
+        runs[chain] = runs[chain].cumsum()
+    return None if runs.min() < 0 else runs

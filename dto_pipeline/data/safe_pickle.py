@@ -42,7 +42,6 @@ def build_values(records: object, limits: Limits, object_arrays: bool = False) -
     """Plain values for what `inert_pickle.load_records` returned.
 
     Args:
-        records: the object graph.
         object_arrays: allow numpy arrays of Python objects, whose items are rebuilt by the same rules.
 
     Returns:
@@ -80,26 +79,20 @@ class Builder:
     def __init__(self, limits: Limits, object_arrays: bool) -> None:
         self._limits = limits
         self._object_arrays = object_arrays
-        self._items = 0  # of the result, as if nothing were shared
-        self._array_bytes = 0
+        self._items = self._array_bytes = 0  # of the result, as if nothing were shared; of arrays built
         self._built: dict[int, tuple[Any, int]] = {}  # id of a node -> value, its items
-        self._open: set[int] = set()  # nodes being built: meeting one again is a cycle
-        self._dtypes: dict[int, np.dtype] = {}  # id of a record -> dtype; arrays of one file share a few
 
     def value(self, node: Any, depth: int) -> Any:
-        """The value of any node; atoms are themselves."""
+        """The value of any node; atoms are themselves. What contains itself is too deep."""
         kind = type(node)
         if kind in _ATOMS:
             return node
         if (known := self._built.get(id(node))) is not None:
-            self._count_items(known[1])
+            self._count(known[1])
             return known[0]
-        if id(node) in self._open:
-            raise BrokenPickle("an object that contains itself")
         if depth >= self._limits.max_depth:
             raise BrokenPickle(f"more than {self._limits.max_depth} containers inside each other")
         before = self._items
-        self._open.add(id(node))
         if kind is Record:
             result = node.what.make(self, node, depth + 1)
         elif kind is dict:
@@ -110,13 +103,11 @@ class Builder:
             result = kind(self._values(node, depth + 1))
         else:
             raise BrokenPickle(f"the name {node} where a value is expected")
-        self._open.remove(id(node))
-        self._count_items(1)
+        self._count(1)
         self._built[id(node)] = (result, self._items - before)
         return result
 
     def shape(self, node: Any) -> tuple[int, ...]:
-        """A tuple or list of counts. Raises: BrokenPickle."""
         good = type(node) in (tuple, list) and all(type(side) is int and side >= 0 for side in node)
         if not good or len(node) > _MAX_DIMENSIONS:
             raise BrokenPickle(f"an array of shape {shown(node)}")
@@ -124,26 +115,18 @@ class Builder:
 
     def _values(self, nodes: Iterable[Any], depth: int) -> list[Any]:
         items = [item if type(item) in _ATOMS else self.value(item, depth) for item in nodes]
-        self._count_items(len(items))
+        self._count(len(items))
         return items
 
-    def _count_items(self, more: int) -> None:
-        self._items += more
+    def _count(self, items: int, array_bytes: int = 0) -> None:
+        self._items += items
+        self._array_bytes += array_bytes
         if self._items > self._limits.max_items:
             raise BrokenPickle(f"more than {self._limits.max_items} items, shared ones counted each time")
-
-    def _count_bytes(self, more: int) -> None:
-        self._array_bytes += more
         if self._array_bytes > self._limits.max_array_bytes:
             raise BrokenPickle(f"more than {self._limits.max_array_bytes} bytes of arrays")
 
     # numpy
-
-    def _dtype(self, node: Any) -> np.dtype:
-        """Checked dtype of a record; object dtype is returned as such for the callers to judge."""
-        if id(node) not in self._dtypes:
-            self._dtypes[id(node)] = _checked_dtype(node)
-        return self._dtypes[id(node)]
 
     def _plain_array(
         self, dtype: np.dtype, shape: tuple[int, ...], order: str, contents: Any, depth: int
@@ -157,7 +140,7 @@ class Builder:
         needed = math.prod(shape) * dtype.itemsize
         if needed != len(raw) or dtype.itemsize == 0:
             raise BrokenPickle(f"an array {shape} of {dtype.str} needs {needed} bytes and has {len(raw)}")
-        self._count_bytes(needed)
+        self._count(0, needed)
         flat = np.frombuffer(raw, dtype).copy() if raw else np.zeros(0, dtype)
         return checked_values(flat).reshape(shape, order="F" if order == "F" else "C")
 
@@ -169,14 +152,14 @@ class Builder:
         if type(node.state) is not tuple or len(node.state) not in (4, 5):
             raise BrokenPickle("an array without contents")
         shape, dtype, fortran, contents = node.state[-4:]
-        shape, dtype = self.shape(shape), self._dtype(dtype)
+        shape, dtype = self.shape(shape), _checked_dtype(dtype)
         if not dtype.hasobject:
             return self._plain_array(dtype, shape, "F" if fortran else "C", contents, depth)
         if not self._object_arrays:
             raise UnsafePickle("refuses the dtype 'object': only numbers, booleans and strings are read here")
         if type(contents) is not list or len(contents) != math.prod(shape):
             raise BrokenPickle(f"an object array {shape} whose contents are not {math.prod(shape)} items")
-        self._count_bytes(8 * len(contents))
+        self._count(0, 8 * len(contents))
         flat = np.empty(len(contents), object)
         for index, item in enumerate(self._values(contents, depth)):
             flat[index] = item
@@ -185,19 +168,15 @@ class Builder:
     def frombuffer(self, node: Record, depth: int) -> np.ndarray:
         """`_frombuffer(buffer, dtype, shape, order[, axes])`: how numpy pickles arrays in protocol 5."""
         raw, dtype, shape, order, *axes = node.args
-        dtype, shape = self._dtype(dtype), self.shape(shape)
+        dtype, shape = _checked_dtype(dtype), self.shape(shape)
         if dtype.hasobject or order not in ("C", "F", "K"):
             raise BrokenPickle(f"a buffer of {dtype} in order {shown(order)}")
         array = self._plain_array(dtype, shape, order, raw, depth)
-        if order != "K":
-            return array
-        if len(axes) != 1 or sorted(self.shape(axes[0])) != list(range(len(shape))):
-            raise BrokenPickle("a buffer in order 'K' without the order of its axes")
-        return array.transpose(axes[0])
+        return array.transpose(self.shape(axes[0])) if order == "K" else array
 
     def scalar(self, node: Record, depth: int) -> Any:
         """`scalar(dtype, bytes)` as a Python number or string."""
-        dtype, raw = self._dtype(node.args[0]), node.args[1]
+        dtype, raw = _checked_dtype(node.args[0]), node.args[1]
         if dtype.hasobject:
             raise UnsafePickle("refuses a scalar of the dtype 'object': only numbers, booleans and strings are read")
         if dtype.itemsize == 0 and self.value(raw, depth) in ("", b""):
@@ -211,7 +190,7 @@ class Builder:
         text, encoding = node.args
         if type(text) is not str or encoding not in ("latin1", "latin-1"):
             raise BrokenPickle(f"bytes encoded as {shown(encoding)}, expected latin1")
-        self._count_bytes(len(text))
+        self._count(0, len(text))
         return text.encode("latin1")
 
     def empty_bytes(self, node: Record, depth: int) -> bytes:
@@ -238,54 +217,38 @@ class Builder:
 
     def chumpy(self, node: Record, depth: int) -> np.ndarray:
         """`chumpy.ch.Ch`: its values are in the state's `x`."""
-        return self._numbers(_state(node, "x")["x"], depth)
+        return self._arrays(node, depth, "x")[0]
 
     def selected(self, node: Record, depth: int) -> np.ndarray:
         """`chumpy.reordering.Select`: a.ravel()[idxs], reshaped to preferred_shape where there is one."""
-        state = _state(node, "a", "idxs")
-        source = self._numbers(state["a"], depth).ravel()
-        index = _indices(self._numbers(state["idxs"], depth), source.size)
-        self._count_bytes(index.size * source.itemsize)
-        shape = state.get("preferred_shape")
-        return source[index] if shape is None else source[index].reshape(self.shape(self.value(shape, depth)))
+        source, index = self._arrays(node, depth, "a", "idxs")
+        self._count(0, index.size * source.itemsize)
+        chosen, shape = source.ravel()[index.ravel()], node.state.get("preferred_shape")
+        return chosen if shape is None else chosen.reshape(self.shape(self.value(shape, depth)))
 
     def sparse(self, node: Record, depth: int) -> np.ndarray:
-        """A column-compressed matrix, written out; entries that occur twice add up, as in scipy."""
-        state = _state(node, "_shape", "data", "indices", "indptr")
-        data, row, start = (self._numbers(state[key], depth) for key in ("data", "indices", "indptr"))
-        shape = self.shape(self.value(state["_shape"], depth))
-        if len(shape) != 2 or math.prod(shape) * data.itemsize > _MAX_DENSE_BYTES:
+        """A column-compressed matrix, written out; entries that occur twice add up."""
+        from scipy.sparse import csc_matrix  # of body files only: its import takes time and memory
+
+        data, rows, starts = self._arrays(node, depth, "data", "indices", "indptr")
+        shape = self.shape(self.value(node.state["_shape"], depth))
+        dense_bytes = math.prod(shape) * data.itemsize
+        if len(shape) != 2 or dense_bytes > _MAX_DENSE_BYTES:
             raise BrokenPickle(f"a sparse matrix of shape {shown(shape)}")
-        self._count_bytes(math.prod(shape) * data.itemsize)
-        start, row = _indices(start, data.size + 1), _indices(row, shape[0])
-        counts = np.diff(start)
-        if start.size != shape[1] + 1 or row.size != data.size or start[0] != 0 or start[-1] != data.size:
-            raise BrokenPickle(f"a sparse matrix {shape} whose index arrays do not fit its {data.size} entries")
-        if (counts < 0).any() or data.ndim != 1:
-            raise BrokenPickle("a sparse matrix whose columns are out of order")
-        dense = np.zeros(shape, data.dtype)
-        np.add.at(dense, (row, np.repeat(np.arange(shape[1]), counts)), data)
-        return dense
+        self._count(0, dense_bytes)
+        matrix = csc_matrix((data, rows, starts), shape)
+        matrix.check_format(full_check=True)
+        return matrix.toarray()
 
-    def _numbers(self, node: Any, depth: int) -> np.ndarray:
-        found = self.value(node, depth)
-        if not isinstance(found, np.ndarray) or found.dtype.kind not in "biufc":
-            raise BrokenPickle(f"{shown(type(found).__name__)} where an array of numbers is expected")
+    def _arrays(self, node: Record, depth: int, *keys: str) -> list[np.ndarray]:
+        """Attributes of a class instance, all of them arrays of numbers."""
+        if node.args or type(node.state) is not dict or any(key not in node.state for key in keys):
+            raise BrokenPickle(f"a {node.what} object without {', '.join(keys)}")
+        found = [self.value(node.state[key], depth) for key in keys]
+        for array in found:
+            if not isinstance(array, np.ndarray) or array.dtype.kind not in "biufc":
+                raise BrokenPickle(f"{shown(type(array).__name__)} where an array of numbers is expected")
         return found
-
-
-def _state(node: Record, *keys: str) -> dict[str, Any]:
-    """The attributes of a class instance, with those that must be there."""
-    if node.args or type(node.state) is not dict or any(key not in node.state for key in keys):
-        raise BrokenPickle(f"a {node.what} object without {', '.join(keys)}")
-    return node.state
-
-
-def _indices(array: np.ndarray, size: int) -> np.ndarray:
-    """A flat index array, every entry within [0, size)."""
-    if array.dtype.kind not in "iu" or (array.size and (array.min() < 0 or array.max() >= size)):
-        raise BrokenPickle(f"an index array of {array.dtype} that leaves its {size} items")
-    return array.ravel().astype(np.int64)
 
 
 def _checked_dtype(node: Any) -> np.dtype:
@@ -345,10 +308,9 @@ def safe_loads(
     object_arrays: bool = False,
     where: str = "pickle",
 ) -> Any:
-    """Values of a pickle of protocol 0-5, nothing run; returns and raises as `build_values`.
+    """Values of a whole pickle of protocol 0-5, nothing run; returns and raises as `build_values`.
 
     Args:
-        data: the whole stream; Python-2 strings are decoded as latin1.
         allow: the names that may appear.
         object_arrays: allow numpy arrays of Python objects, under the same rules.
         where: file and member, for messages.

@@ -7,12 +7,12 @@ Messages name files relative to their roots, because they become part of the lab
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -38,12 +38,8 @@ _PERSON_FIELDS = (
 )
 MENDABLE = frozenset((ImageStatus.IMAGE_MISSING, ImageStatus.IMAGE_CORRUPT, ImageStatus.SIZE_MISMATCH))
 """Problems of an image's file: found when the manifest was built, they are looked at again by every start of a run."""
-
-
-class Clock(Protocol):
-    """Times a stage by its name, see `dto_pipeline.timing.StageClock`."""
-
-    def __call__(self, stage: str, /) -> AbstractContextManager[None]: ...
+_Mask = tuple[bytes | None, int, int]  # of a person: run lengths, height and width [px]
+_NO_MASK: _Mask = (None, 0, 0)
 
 
 class _SizeMismatch(UnusableImage):
@@ -53,26 +49,17 @@ class _SizeMismatch(UnusableImage):
 
 
 @dataclass(frozen=True)
-class _Masks:
-    """Encoded masks of one image's P people."""
-
-    rle: list[bytes | None]
-    height: np.ndarray  # (P,) [px]
-    width: np.ndarray  # (P,) [px]
-
-
-@dataclass(frozen=True)
 class _Loader:
     """What one image needs to become a whole scene."""
 
     images: ImageStore
     depth: DepthFiles | None
     max_side: int
-    clock: Clock
+    clock: Callable[[str], AbstractContextManager[None]]
     centred: bool  # an image that the manifest could not measure must be of the size its camera expects
     decode_memory_mb: int
 
-    def fill(self, scene: Scene, image_file: str, depth_file: str | None, masks: _Masks) -> None:
+    def fill(self, scene: Scene, image_file: str, depth_file: str | None, masks: list[_Mask]) -> None:
         """Add image, masks and disparity, or the problem that prevents them."""
         if scene.problem is not None:
             return
@@ -86,7 +73,7 @@ class _Loader:
             _LOG.exception("loading %s failed", scene.image_id)
             scene.problem = (ImageStatus.INTERNAL_ERROR, f"loading failed: {error!r}")
 
-    def _read(self, scene: Scene, image_file: str, depth_file: str | None, masks: _Masks) -> None:
+    def _read(self, scene: Scene, image_file: str, depth_file: str | None, masks: list[_Mask]) -> None:
         if scene.width == 0:
             self._measure(scene, image_file)
         with self.clock("decode"):
@@ -124,12 +111,12 @@ def load_scenes(
     depth: DepthFiles | None,
     evidence: EvidenceConfig,
     threads: Executor | None = None,
-    clock: Clock | None = None,
+    clock: Callable[[str], AbstractContextManager[None]] | None = None,
     label_masks: bool = True,
     centred: bool = True,
     decode_memory_mb: int = RunConfig.decode_memory_mb,
 ) -> list[Scene]:
-    """Load the scenes of some manifest rows.
+    """The scenes of some manifest rows, in order.
 
     Args:
         rows: table of `schema.MANIFEST_SCHEMA`.
@@ -137,26 +124,20 @@ def load_scenes(
         depth: source of disparity maps; None leaves `Scene.disparity` to a later stage.
         evidence: gives the size of the person map that masks are sampled at.
         threads: run one image per task; None = in this thread.
-        clock: gets the seconds of decode, masks and depth, threads added up.
+        clock: times the stages decode, masks and depth, threads added up; see `timing.StageClock`.
         label_masks: take the manifest's masks; False treats everybody as without one.
         centred: the data set's `principal_point` is ``centre``: an image the manifest could not measure, and that can
             be read now, must be of the size its camera expects.
         decode_memory_mb: see `RunConfig`.
-
-    Returns:
-        One scene per row, in order.
     """
     store = ImageFolder(images) if isinstance(images, Path | str) else images
     quiet = clock or (lambda stage: nullcontext())
     loader = _Loader(store, depth, evidence.render_max_side, quiet, centred, decode_memory_mb)
-    scenes, masks = [], []
-    for scene, mask in _read_labels(rows):
-        scenes.append(scene)
-        masks.append(mask if label_masks else replace(mask, rle=[None] * scene.num_people))
+    found = list(_read_labels(rows))
+    scenes = [scene for scene, _ in found]
+    masks = [mask if label_masks else [_NO_MASK] * scene.num_people for scene, mask in found]
     files = (rows.column(name).to_pylist() for name in ("image_file", "depth_file"))
-    run = map if threads is None else threads.map
-    for _ in run(loader.fill, scenes, *files, masks):
-        pass  # exhausting the iterator waits for every image
+    list((map if threads is None else threads.map)(loader.fill, scenes, *files, masks))  # waits for every image
     return scenes
 
 
@@ -165,7 +146,7 @@ def read_label_scenes(rows: pa.Table) -> list[Scene]:
     return [scene for scene, _ in _read_labels(rows)]
 
 
-def _read_labels(rows: pa.Table) -> Iterator[tuple[Scene, _Masks]]:
+def _read_labels(rows: pa.Table) -> Iterator[tuple[Scene, list[_Mask]]]:
     """Scenes with everything the manifest itself holds, and their masks still encoded."""
     persons = single_array(rows["persons"])
     people = persons.flatten()
@@ -186,7 +167,7 @@ def _read_labels(rows: pa.Table) -> Iterator[tuple[Scene, _Masks]]:
         start, stop = stop, stop + count
         own = slice(start, stop)
         parts: dict[str, Any] = {name: np.array(values[own]) for name, values in columns.items()}
-        masks = _Masks(rle[own], parts.pop("mask_height"), parts.pop("mask_width"))
+        masks = list(zip(rle[own], parts.pop("mask_height").tolist(), parts.pop("mask_width").tolist(), strict=True))
         reasons = [text or ROW_PROBLEMS[code] for text, code in zip(told[own], found[own], strict=True)]
         scene = Scene(
             **{name: row[name] for name in ("image_id", "subset", "image_path", "width", "height")},
@@ -226,20 +207,19 @@ def _take_problem(scene: Scene, row: dict[str, Any]) -> None:
         scene.problem = (status, f"{row['problem']} ({then})")
 
 
-def _sample_masks(scene: Scene, masks: _Masks, max_side: int) -> None:
+def _sample_masks(scene: Scene, masks: list[_Mask], max_side: int) -> None:
     """Fill `Scene.masks` at person-map size; a person without a mask may own any pixel its rendered body covers."""
     height, width = map_size(scene.height, scene.width, max_side)
     rows = np.arange(height) * scene.height // height
     cols = np.arange(width) * scene.width // width
     sampled = np.zeros((scene.num_people, height, width), dtype=bool)
     seen = np.zeros(scene.num_people, dtype=bool)
-    for person, rle in enumerate(masks.rle):
+    for person, (rle, high, wide) in enumerate(masks):
         if scene.person_problem[person] is not None:
             continue
         if rle is None:
             sampled[person] = True
             continue
-        high, wide = int(masks.height[person]), int(masks.width[person])
         try:
             if (high, wide) != (scene.height, scene.width):
                 expected = f"expected the size of the image, {scene.width} x {scene.height}"

@@ -51,12 +51,7 @@ def naming_place() -> Iterator[None]:
 
 
 class FlatColumn:
-    """One column, appended to and then mapped.
-
-    Args:
-        tail: shape of a row.
-        path: the file in place of one without a name, for other processes to map.
-    """
+    """One column of rows of shape `tail`, appended to and then mapped; in a file `path` where others map it too."""
 
     def __init__(self, dtype: str, tail: tuple[int, ...] = (), path: Path | None = None) -> None:
         self.dtype, self.tail, self.rows = np.dtype(dtype), tail, 0

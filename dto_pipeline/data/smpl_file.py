@@ -1,4 +1,4 @@
-"""SMPL model files as plain arrays: official pickles, our npz and SMPL+A checkpoints in, clean npz and pickle out.
+"""SMPL model files as plain arrays: official pickles, our npz and SMPL+A checkpoints in, clean npz out.
 
 Knows the three file formats and the formula of the kid axis; runs nothing that a file asks for and needs no chumpy.
 Knows nothing of posing (`models.body`). Metres, SMPL's own frame (y up).
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import logging
-import pickle
 import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
@@ -21,7 +20,7 @@ import torch
 from dto_pipeline.array_files import read_npy
 from dto_pipeline.data.files import commit_over, staged
 from dto_pipeline.data.inert_pickle import BrokenPickle, Limits, shown
-from dto_pipeline.data.npz import MappedNpz, NpzError, safe_load_npz
+from dto_pipeline.data.npz import MappedNpz, safe_load_npz
 from dto_pipeline.data.safe_pickle import SMPL_FILE, safe_loads
 from dto_pipeline.data.torch_files import TorchFileError, read_torch_file
 from dto_pipeline.errors import DtoError
@@ -59,11 +58,9 @@ class SmplArrays:
         return self.shapedirs.shape[-1] == NUM_DIRECTIONS + 1
 
     def without_kid_axis(self) -> SmplArrays:
-        """The same model with the ten adult directions only."""
         return replace(self, shapedirs=self.shapedirs[..., :NUM_DIRECTIONS])
 
     def to_dict(self) -> dict[str, np.ndarray]:
-        """SMPL's keys -> contiguous arrays, in a fixed order."""
         return {field.name: np.ascontiguousarray(getattr(self, field.name)) for field in fields(self)}
 
 
@@ -81,10 +78,8 @@ _SHAPES: dict[str, tuple[int | None, ...]] = {
 def read_smpl(path: str | Path) -> SmplArrays:
     """Read an SMPL model, told by its content: official pickle, plain npz or SMPL+A checkpoint (`.pth`).
 
-    Official pickles hold chumpy arrays, scipy sparse matrices and Python-2 strings; the inert unpickler reads them.
     Files with more than 11 shape directions (version 1.1 has 300) are cut to the first 10, the ones the labels use,
-    and a log line says so; 11 directions are taken as 10 and the kid axis. The parent of the root, stored as
-    4294967295 in official files, becomes -1.
+    and a log line says so; 11 directions are taken as 10 and the kid axis.
 
     Raises:
         SmplFileError: a damaged file, another model, missing keys, wrong shapes, numbers that are not finite.
@@ -94,7 +89,7 @@ def read_smpl(path: str | Path) -> SmplArrays:
     path = Path(path)
     try:
         found, held = _read_any(path)
-    except (BrokenPickle, NpzError) as error:
+    except BrokenPickle as error:
         raise SmplFileError(f"not a sound SMPL file: {error}") from error
     except TorchFileError as error:
         raise SmplFileError(f"not a checkpoint of plain tensors: {error}") from error
@@ -149,7 +144,6 @@ def _listed(keys: Iterable[Any]) -> str:
 
 
 def _check_shapes(path: Path, arrays: dict[str, np.ndarray], held: Iterable[Any]) -> None:
-    """Names the model if it is another one, else the first array that is missing or of a wrong shape."""
     vertices = len(arrays["v_template"]) if arrays.get("v_template", np.empty(())).ndim == 2 else 0
     joints = arrays["weights"].shape[-1] if "weights" in arrays and arrays["weights"].ndim == 2 else NUM_JOINTS
     other = "SMPL-H" if vertices == NUM_VERTICES and joints == 52 else _OTHER_MODELS.get(vertices)
@@ -167,10 +161,7 @@ def _check_shapes(path: Path, arrays: dict[str, np.ndarray], held: Iterable[Any]
 
 
 def _checked_model(path: Path, arrays: dict[str, np.ndarray]) -> SmplArrays:
-    """The model of arrays whose shapes are right: values checked, integers in their types, directions cut.
-
-    The root's parent becomes -1 (uint32 files hold 4294967295 there, float32 copies 2 ** 32).
-    """
+    """The model of arrays whose shapes are right; the root's parent (4294967295, in float32 2 ** 32) becomes -1."""
     for key, array in arrays.items():
         if array.dtype.kind not in "iuf" or not np.isfinite(array).all():
             raise SmplFileError(f"{path}: {key} holds {array.dtype} values that are not all finite numbers")
@@ -239,55 +230,19 @@ def write_smpl_npz(arrays: SmplArrays, path: str | Path) -> Path:
     return path
 
 
-def write_smpl_pickle(arrays: SmplArrays, path: str | Path) -> Path:
-    """Write a pickle of plain arrays that `smplx.SMPL(path)` loads as it is, without chumpy, on numpy 1 and 2.
-
-    smplx reads ten directions of such a file; for the kid axis give it `age="kid"` and `kid_template_path`.
-    """
-    path = Path(path)
-    with staged(path) as temporary:
-        with temporary.open("wb") as stream:
-            _PortablePickler(stream, protocol=3).dump(arrays.to_dict())
-        commit_over(temporary, path)
-    return path
-
-
-class _PortablePickler(pickle._Pickler):
-    """numpy 2 names modules in its pickles that numpy 1 does not have, while it reads numpy 1's names."""
-
-    def save_global(self, obj: Any, name: str | None = None) -> None:
-        if obj.__module__.startswith("numpy._core."):
-            old = obj.__module__.replace("numpy._core.", "numpy.core.")
-            self.write(b"c" + f"{old}\n{obj.__name__}\n".encode())  # type: ignore[attr-defined]
-            self.memoize(obj)  # type: ignore[attr-defined]
-        else:
-            super().save_global(obj, name)  # type: ignore[misc]
-
-
-def import_smpl(
-    source: str | Path, out_dir: str | Path, kid_template: str | Path | None = None, with_pickle: bool = False
-) -> list[Path]:
-    """What `dto body import` does: any SMPL file -> files that `models.body.load_body` and smplx load.
+def import_smpl(source: str | Path, out_dir: str | Path, kid_template: str | Path | None = None) -> list[Path]:
+    """What `dto body import` does: any SMPL file -> SMPL_NEUTRAL.npz, and SMPLA_NEUTRAL.npz if there is a kid axis.
 
     Args:
-        source: official pickle, npz, or SMPL+A checkpoint.
-        out_dir: gets SMPL_NEUTRAL.npz; SMPLA_NEUTRAL.npz too if there is a kid axis; SMPL_NEUTRAL.pkl on request.
         kid_template: `smpl_kid_template.npy`, for a source without kid axis.
-        with_pickle: also write the plain-array pickle.
 
     Returns:
-        The files written. Nothing is written if anything is wrong.
-
-    Raises:
-        SmplFileError, UnsafePickle, OSError: as `read_smpl` and `add_kid_axis`.
+        The files written; none is where anything is wrong, which raises as `read_smpl` and `add_kid_axis`.
     """
     arrays, out = read_smpl(source), Path(out_dir)
     if kid_template is not None:
         arrays = add_kid_axis(arrays, _read_template(Path(kid_template)))
-    adult = arrays.without_kid_axis()
-    written = [write_smpl_npz(adult, out / "SMPL_NEUTRAL.npz")]
+    written = [write_smpl_npz(arrays.without_kid_axis(), out / "SMPL_NEUTRAL.npz")]
     if arrays.has_kid_axis:
         written.append(write_smpl_npz(arrays, out / "SMPLA_NEUTRAL.npz"))
-    if with_pickle:
-        written.append(write_smpl_pickle(adult, out / "SMPL_NEUTRAL.pkl"))
     return written

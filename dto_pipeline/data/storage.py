@@ -1,20 +1,18 @@
 """Where files may lie: on this machine, or behind a URI. What one may do there is the same for both.
 
-A *location* is a `Path` (local: read by memory map, written as `data.files` does) or a URI (``s3://...``, ``gs://...``,
-``https://...``), a `str`. ``file://`` becomes a `Path`, so that local files are never slow. A *store* is a folder at a
-location, whose files appear whole or not at all: `LocalStore` here (links and renames), `object_store.RemoteStore`
-(conditional PUT) behind URIs. Knows no format and nothing of runs. Sizes in bytes.
-Credentials come from the environment; a URI that holds a password is refused, because manifests remember their roots.
+A *location* is a `Path`, or a URI (``s3://...``, ``https://...``) as a `str`; ``file://`` becomes a `Path`. A *store*
+is a folder at a location, whose files appear whole or not at all: `LocalStore` here (links and renames),
+`object_store.RemoteStore` (conditional PUT) behind URIs. Knows no format and nothing of runs. Sizes in bytes.
+A URI that holds a password is refused, because manifests remember their roots.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
@@ -58,17 +56,15 @@ class LocalStore:
         for folder in folders:
             (self.root / folder).mkdir(parents=True, exist_ok=True)
 
-    def read(self, name: str, tail: int = 0) -> bytes:
-        """A file's bytes, or its last `tail`; raises FileNotFoundError."""
-        if not tail:
+    def read(self, name: str, limit: int | None = None) -> bytes:
+        """A file's bytes, the first `limit` of them, or the last ``-limit``; raises FileNotFoundError."""
+        if limit is None:
             return read_regular(self.root / name, _MOST_BYTES)
+        if limit >= 0:
+            return read_start(self.root / name, limit)
         with open_regular(self.root / name) as stream:
             size = os.fstat(stream.fileno()).st_size
-            return os.pread(stream.fileno(), tail, max(0, size - tail))
-
-    def read_head(self, name: str, limit: int) -> bytes:
-        """The first `limit` bytes of a file; raises FileNotFoundError."""
-        return read_start(self.root / name, limit)
+            return os.pread(stream.fileno(), -limit, max(0, size + limit))
 
     def open(self, name: str) -> pa.NativeFile:
         """A file for reading at any place; raises FileNotFoundError."""
@@ -91,9 +87,9 @@ class LocalStore:
     def entries(self, folder: str = "") -> dict[str, int]:
         """Name -> size of the files directly in a folder; {} where there is no such folder."""
         found: dict[str, int] = {}
-        with contextlib.suppress(FileNotFoundError), os.scandir(self.root / folder) as entries:
+        with suppress(FileNotFoundError), os.scandir(self.root / folder) as entries:
             for entry in entries:
-                with contextlib.suppress(FileNotFoundError):  # one that was renamed or taken away under our eyes
+                with suppress(FileNotFoundError):  # one that was renamed or taken away under our eyes
                     if entry.is_file(follow_symlinks=True):
                         found[entry.name] = entry.stat().st_size
         return found
@@ -103,21 +99,14 @@ class LocalStore:
 
         Links to folders are followed, but every folder is read once: under its plain name where it has one here, else
         under the first of its links by name. So links that lead in circles end. One folder is in memory at a time.
-
-        Raises:
-            FileNotFoundError: no such folder.
+        Raises: FileNotFoundError: no such folder.
         """
-        links, seen = [""], set[str]()  # real places; inode numbers mean little on some mounts
-        while links:
-            later: list[str] = []
-            for name in sorted(links):
-                yield from self._walk_plain(name, endings, seen, later)
-            links = later
-
-    def _walk_plain(self, start: str, endings: tuple[str, ...], seen: set[str], links: list[str]) -> Iterator[str]:
-        """The files below one folder; links to folders go to `links`, folders in `seen` are passed by."""
-        pending = [(start, os.path.realpath(self.root / start))]
-        while pending:
+        seen = set[str]()  # real places; inode numbers mean little on some mounts
+        pending, links = [("", os.path.realpath(self.root))], list[str]()
+        while pending or links:
+            if not pending:  # the links to folders come last, by name
+                pending = [(name, os.path.realpath(self.root / name)) for name in sorted(links, reverse=True)]
+                links = []
             below, real = pending.pop()
             if real in seen:
                 continue
@@ -162,8 +151,7 @@ def open_store(root: Location) -> Store:
 def as_location(text: str | Path) -> Location:
     """A path or URI as a location.
 
-    Raises:
-        StorageError: a URI that is malformed, holds a password, or names a file of another machine.
+    Raises: StorageError: a URI that is malformed, holds a password, or names a file of another machine.
     """
     if isinstance(text, Path) or "://" not in text:
         return Path(text)
@@ -220,26 +208,27 @@ def parent_and_name(location: Location) -> tuple[Location, str]:
     return urlunsplit(parts._replace(path=folder)), unquote(name)
 
 
-def _store_and_name(location: Location) -> tuple[Store, str]:
+def find_file(location: Location) -> tuple[Store, str]:
+    """The store of a file, and its name there; raises as `parent_and_name` and `open_store`."""
     folder, name = parent_and_name(as_location(location))
     return open_store(folder), name
 
 
 def open_input(location: Location) -> pa.NativeFile:
     """Open a file for random access; raises FileNotFoundError, or OSError where it is no regular file."""
-    store, name = _store_and_name(location)
+    store, name = find_file(location)
     return store.open(name)
 
 
 def version_of(location: Location) -> tuple[int, object]:
     """Size and time of change of a file; raises FileNotFoundError."""
-    store, name = _store_and_name(location)
+    store, name = find_file(location)
     return store.version_of(name)
 
 
 def exists(location: Location) -> bool:
     """True if there is a file."""
-    store, name = _store_and_name(location)
+    store, name = find_file(location)
     return store.exists(name)
 
 
@@ -248,9 +237,8 @@ def folder_exists(location: Location, unknown: bool = True) -> bool:
     location = as_location(location)
     if isinstance(location, Path):
         return location.is_dir()
-    store = open_remote(location)
     try:
-        return next(store.walk(), None) is not None
+        return any(True for _ in open_remote(location).walk())
     except FileNotFoundError:
         return False
     except STORAGE_ERRORS:  # whoever may read objects may not be allowed to list them: reading will tell
@@ -267,12 +255,11 @@ def is_there(location: Location) -> bool:
 
 def read_head(root: Location, name: str, limit: int | None) -> bytes:
     """The first `limit` bytes (None = all) of a file below a folder; raises FileNotFoundError, OSError, UnsafePath."""
-    store, name = open_store(root), check_relative(name)
-    return store.read(name) if limit is None else store.read_head(name, limit)
+    return open_store(root).read(check_relative(name), limit)
 
 
-def read_many(root: Location, names: Sequence[str], tail: int = 0) -> Iterator[tuple[str, bytes]]:
-    """Name and bytes (or the last `tail` of them) of many files, in order; those that are gone by now are left out.
+def read_many(root: Location, names: Sequence[str], limit: int | None = None) -> Iterator[tuple[str, bytes]]:
+    """Name and bytes of many files (see `LocalStore.read`), in order; those that are gone by now are left out.
 
     Over a network many are asked for at once; a bounded number is in memory.
     """
@@ -280,7 +267,7 @@ def read_many(root: Location, names: Sequence[str], tail: int = 0) -> Iterator[t
 
     def read(name: str) -> tuple[str, bytes | None]:
         try:
-            return name, store.read(name, tail)
+            return name, store.read(name, limit)
         except FileNotFoundError:
             return name, None
 
@@ -295,7 +282,7 @@ def read_many(root: Location, names: Sequence[str], tail: int = 0) -> Iterator[t
 
 def read_bytes(location: Location) -> bytes:
     """A file's bytes; raises FileNotFoundError."""
-    store, name = _store_and_name(location)
+    store, name = find_file(location)
     return store.read(name)
 
 
@@ -305,11 +292,7 @@ def sha256_of(location: Location) -> str:
 
 
 def list_names(root: Location, endings: tuple[str, ...]) -> Iterator[str]:
-    """Every file below a folder whose name ends so (in any case), relative to `root`; see `LocalStore.walk`.
-
-    Raises:
-        FileNotFoundError: no such folder, or, behind a URI, nothing below it.
-    """
+    """Every file below a folder whose name ends so, relative to it; see `walk` of its store."""
     return open_store(root).walk(endings)
 
 
@@ -317,12 +300,7 @@ def list_names(root: Location, endings: tuple[str, ...]) -> Iterator[str]:
 def local_copy(location: Location, endings: tuple[str, ...] = ("",)) -> Iterator[Path]:
     """The file or folder as a local path: itself where it is local, else a copy that lives as long as the block.
 
-    Args:
-        location: a file, or a folder of which only names with these `endings` are copied.
-
-    Raises:
-        FileNotFoundError: nothing is there.
-        StorageError: it cannot be copied.
+    Of a folder only names with these `endings` are copied. Raises: FileNotFoundError, StorageError.
     """
     if isinstance(location, Path):
         yield location
@@ -341,10 +319,7 @@ def local_copy(location: Location, endings: tuple[str, ...] = ("",)) -> Iterator
 
 
 def fetch(place: Location, stack: ExitStack, error: Callable[[str], Exception]) -> Path:
-    """A `local_copy` of Parquet, npz and a run's records that lives as long as `stack`.
-
-    `error` is raised where nothing is there.
-    """
+    """A `local_copy` of Parquet, npz and a run's records as long as `stack` lives; raises `error` if it is gone."""
     try:
         return stack.enter_context(local_copy(place, (".parquet", ".npz", ".json")))
     except FileNotFoundError as cause:
@@ -371,7 +346,7 @@ def written(location: Location) -> Iterator[Path]:
 
 def write_bytes(location: Location, data: bytes) -> None:
     """Write `data` to a location, replacing what was there."""
-    store, name = _store_and_name(location)
+    store, name = find_file(location)
     store.replace(name, data)
 
 

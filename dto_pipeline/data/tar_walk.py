@@ -20,14 +20,14 @@ _MAX_EXTENDED = 1 << 20  # bytes of one long name or pax header; more is damage
 _MAX_SIZE = 1 << 60  # bytes of one member; more is damage
 _SCAN = 1 << 20  # bytes looked at together when searching behind damage
 _REGULAR = {b"0", b"\0", b"7"}
-_DIRECTORY = b"5"
+_DIRECTORY, _SPARSE = b"5", b"S"
 _REFUSED = {
     b"1": "is a hard link",
     b"2": "is a symbolic link",
     b"3": "is a character device",
     b"4": "is a block device",
     b"6": "is a named pipe",
-    b"S": "is a sparse file",
+    _SPARSE: "is a sparse file",
 }
 _WITHOUT_DATA = {b"1", b"2", b"3", b"4", b"5", b"6"}
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -66,8 +66,7 @@ class Listing:
 def walk_tar(source: RandomAccess) -> Listing:
     """List a tar. Never raises for its contents; whatever is wrong becomes a `problem`.
 
-    Raises:
-        OSError: the file cannot be read.
+    Raises: OSError: the file cannot be read.
     """
     size = source.size()
     kind = next((name for magic, name in _COMPRESSED.items() if source.read_at(8, 0).startswith(magic)), None)
@@ -96,27 +95,10 @@ def sample_key(name: str) -> tuple[str, str]:
     return folder + slash + stem, extension
 
 
-@dataclass(frozen=True)
-class _Header:
-    """One 512-byte header, checked."""
-
-    name: bytes
-    size: int
-    kind: bytes
-
-
-@dataclass(frozen=True)
-class _Extended:
-    """What a long-name or pax header says about the entry behind it; None = nothing."""
-
-    name: bytes | None = None
-    size: int | None = None
-    sparse: bool = False
-
-
 def _entries(source: RandomAccess, end: int) -> Iterator[Member | str]:
     """Members in order, and a sentence for each thing wrong with the tar itself."""
-    at, extended, finished = 0, _Extended(), False
+    at, finished = 0, False
+    told: dict[bytes, bytes] = {}  # by long-name and pax headers, about the entry behind them
     while at + BLOCK <= end:
         block = source.read_at(BLOCK, at)
         if block.count(0) == BLOCK:
@@ -127,19 +109,23 @@ def _entries(source: RandomAccess, end: int) -> Iterator[Member | str]:
             resumed = _next_header(source, at + BLOCK, end)
             then = f"goes on at byte {resumed}" if resumed < end else "nothing is found behind it"
             yield f"has a damaged header at byte {at}; {then}"
-            at, extended, finished = resumed, _Extended(), resumed >= end
+            at, told, finished = resumed, {}, resumed >= end
             continue
+        name, size, kind = header
         contents = at + BLOCK
-        if header.kind in b"LKxXg":
-            extended = _read_extended(source, header, contents, extended)
-            at = contents + _padded(header.size)
+        if kind in b"LKxXg":
+            if size <= _MAX_EXTENDED:
+                told |= _read_extended(kind, source.read_at(size, contents))
+            at = contents + _padded(size)
             continue
-        size = header.size if extended.size is None else extended.size
-        member = _judge(header, extended, contents, size, end)
-        if member is not None:
-            yield member
-        at = contents + (0 if header.kind in _WITHOUT_DATA else _padded(size))
-        extended = _Extended()
+        if re.fullmatch(rb"\d{1,18}", told.get(b"size", b"")):
+            size = int(told[b"size"])
+        name = told.get(b"path", name)
+        if kind != _DIRECTORY and not (kind == b"\0" and name.endswith(b"/")):
+            sparse = any(key.startswith(b"GNU.sparse.") for key in told)
+            yield _judge(name, _SPARSE if sparse and kind in _REGULAR else kind, contents, size, end)
+        at = contents + (0 if kind in _WITHOUT_DATA else _padded(size))
+        told = {}
     if at > end or (at < end and not finished):
         yield f"is truncated at byte {end}"
     elif not finished:
@@ -148,11 +134,8 @@ def _entries(source: RandomAccess, end: int) -> Iterator[Member | str]:
         yield f"goes on behind its end marker at byte {behind} (two tars in one file?), which is not read"
 
 
-def _judge(header: _Header, extended: _Extended, contents: int, size: int, end: int) -> Member | None:
-    """The entry as a member with what speaks against it; None for folders."""
-    raw = header.name if extended.name is None else extended.name
-    if header.kind == _DIRECTORY or (header.kind == b"\0" and raw.endswith(b"/")):
-        return None
+def _judge(raw: bytes, kind: bytes, contents: int, size: int, end: int) -> Member:
+    """The entry as a member with what speaks against it."""
     name, problem = raw.decode("utf-8", "backslashreplace"), None
     try:
         name = check_relative(raw.decode("utf-8"))
@@ -160,17 +143,15 @@ def _judge(header: _Header, extended: _Extended, contents: int, size: int, end: 
         problem = "has a name that is not UTF-8"
     except UnsafePath as error:
         problem = f"is refused: {error}"
-    if header.kind not in _REGULAR:
-        problem = _REFUSED.get(header.kind, f"is of unknown type {header.kind!r}")
-    elif extended.sparse:
-        problem = _REFUSED[b"S"]
+    if kind not in _REGULAR:
+        problem = _REFUSED.get(kind, f"is of unknown type {kind!r}")
     elif problem is None and contents + size > end:
         problem = f"is truncated: {max(end - contents, 0)} of {size} bytes are there"
     return Member(name, contents, size, problem)
 
 
-def _parse_header(block: bytes) -> _Header | None:
-    """The header in a block, or None where checksum or numbers are wrong."""
+def _parse_header(block: bytes) -> tuple[bytes, int, bytes] | None:
+    """Name, size and kind of the header in a block, or None where checksum or numbers are wrong."""
     size, checksum = _number(block[124:136]), _number(block[148:156])
     if checksum is None or size is None or not 0 <= size <= _MAX_SIZE:
         return None
@@ -178,7 +159,7 @@ def _parse_header(block: bytes) -> _Header | None:
         return None
     name = block[:100].split(b"\0", 1)[0]
     prefix = block[345:500].split(b"\0", 1)[0] if block[_MAGIC_AT : _MAGIC_AT + 6] == b"ustar\0" else b""
-    return _Header(prefix + b"/" + name if prefix else name, size, block[156:157])
+    return (prefix + b"/" + name if prefix else name), size, block[156:157]
 
 
 def _number(field: bytes) -> int | None:
@@ -195,31 +176,18 @@ def _padded(size: int) -> int:
     return -(-size // BLOCK) * BLOCK
 
 
-def _read_extended(source: RandomAccess, header: _Header, contents: int, before: _Extended) -> _Extended:
-    """What is known about the next entry after one more extending header; link targets and global ones say nothing."""
-    if header.kind not in b"LxX" or header.size > _MAX_EXTENDED:
-        return before
-    data = source.read_at(header.size, contents)
-    if header.kind == b"L":
-        return _Extended(data.split(b"\0", 1)[0], before.size, before.sparse)
-    records = dict(_pax_records(data))
-    size = records.get(b"size", b"")
-    return _Extended(
-        name=records.get(b"path", before.name),
-        size=int(size) if re.fullmatch(rb"\d{1,18}", size) else before.size,
-        sparse=before.sparse or any(key.startswith(b"GNU.sparse.") for key in records),
-    )
-
-
-def _pax_records(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Pairs of a pax header, ``<length> <key>=<value>\\n`` each; stops at the first that is malformed."""
-    at = 0
-    while match := _PAX_RECORD.match(data, at):
+def _read_extended(kind: bytes, data: bytes) -> dict[bytes, bytes]:
+    """Pax records of the next entry, up to the first that is malformed; link targets and global headers say nothing."""
+    if kind == b"L":
+        return {b"path": data.split(b"\0", 1)[0]}
+    found, at = {}, 0
+    while kind in b"xX" and (match := _PAX_RECORD.match(data, at)):  # ``<length> <key>=<value>\\n``
         end = at + int(match[1])
         if end > len(data) or end <= match.end() or data[end - 1 : end] != b"\n":
-            return
-        yield match[2], data[match.end() : end - 1]
+            break
+        found[match[2]] = data[match.end() : end - 1]
         at = end
+    return found
 
 
 def _next_header(source: RandomAccess, start: int, end: int) -> int:

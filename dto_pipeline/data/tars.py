@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Lock
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -82,8 +82,7 @@ def split_address(address: str) -> tuple[str, str] | None:
 def list_tars(root: Location) -> list[str]:
     """Every ``*.tar`` below `root`, relative to it, in order of name.
 
-    Raises:
-        TarIndexError: there is none, or the folder cannot be listed.
+    Raises: TarIndexError: there is none, the folder cannot be listed, or a name holds the mark of addresses.
     """
     try:
         tars = sorted(name for name in list_names(root, (".tar",)) if name.endswith(".tar"))
@@ -93,6 +92,9 @@ def list_tars(root: Location) -> list[str]:
         raise TarIndexError(f"images folder {root} cannot be listed: {error}") from error
     if not tars:
         raise TarIndexError(f"{root} holds no *.tar; expected the tars of the images below it (images_in: tars)")
+    if marked := [tar for tar in tars if _MARK in tar]:
+        expected = f"expected a path without {_MARK!r}, which ends the tar's part of an address"
+        raise TarIndexError(f"tar {marked[0]!r}: {expected}")
     return tars
 
 
@@ -106,15 +108,9 @@ def build_tar_index(root: Location, out: Location, progress: bool = False) -> li
     Returns:
         One summary per tar, by name. A tar that cannot be read has a `problem`, and no members.
 
-    Raises:
-        TarIndexError: there is no tar, or one whose name holds the mark of addresses.
+    Raises: TarIndexError: as `list_tars`.
     """
-    tars = list_tars(root)
-    if marked := [tar for tar in tars if _MARK in tar]:
-        raise TarIndexError(
-            f"tar {marked[0]!r}: expected a path without {_MARK!r}, which ends the tar's part of an address"
-        )
-    root, summaries = as_location(root), []
+    root, tars, summaries = as_location(root), list_tars(root), []
     with ThreadPoolExecutor(_THREADS) as pool:
         if exists(out) and (known := _fresh_summaries(root, tars, out, pool)) is not None:
             return known
@@ -140,12 +136,10 @@ def _fresh_summaries(
     try:
         with open_parquet(out, TarIndexError) as file:
             known = _read_summaries(out, footer_text(file))
-        if [summary.tar for summary in known] != list(tars):
-            return None
-        sizes = list(pool.map(open_store(root).size, tars))
+        same = [summary.tar for summary in known] == tars
+        return known if same and [*pool.map(open_store(root).size, tars)] == [tar.size for tar in known] else None
     except (TarIndexError, FileNotFoundError):  # of another version, or broken; or a tar is gone: it is replaced
         return None
-    return known if sizes == [summary.size for summary in known] else None
 
 
 def _list_members(root: Location, tar: str) -> Listing:
@@ -179,27 +173,24 @@ def _read_summaries(path: Location, metadata: dict[str, str]) -> list[TarSummary
 
 
 class TarImages(ImageStore):
-    """Members of indexed tars, named ``<tar>!<member>``, for any number of threads; holds the rows of the last tars.
+    """Members of indexed tars, named ``<tar>!<member>``, for any number of threads; holds the rows of some tars.
 
     Args:
         path: the index file.
         root: folder or URI of the tars.
 
-    Raises:
-        TarIndexError: not an index, or one of another version.
+    Raises: TarIndexError: not an index, or one of another version.
     """
 
     def __init__(self, path: Location, root: Location) -> None:
-        self.path = as_location(path)
+        self.path, self._root = as_location(path), as_location(root)
         self._parquet = open_parquet(self.path, TarIndexError)
         check_schema(self.path, self._parquet.schema_arrow, TAR_INDEX_SCHEMA, TarIndexError)
         self.summaries = _read_summaries(self.path, footer_text(self._parquet))
         self.similar: dict[str, str] = {}  # name in no tar -> address of a member that differs in case only
-        with_rows = [summary.tar for summary in self.summaries if summary.members]
-        self._group = {tar: k for k, tar in enumerate(with_rows)}
+        self._group = {tar: k for k, tar in enumerate(summary.tar for summary in self.summaries if summary.members)}
         self._size = {summary.tar: summary.size for summary in self.summaries}
-        self._root = as_location(root)
-        self._kept: OrderedDict[str, pa.Table] = OrderedDict()
+        self._kept: dict[str, pa.Table] = {}
         self._lock = Lock()  # of the rows kept and the Parquet file
 
     def rows(self, tar: str) -> pa.Table:
@@ -209,15 +200,16 @@ class TarImages(ImageStore):
         if tar not in self._group:
             return TAR_INDEX_SCHEMA.empty_table()
         with self._lock:
-            if tar not in self._kept:
+            rows = self._kept.pop(tar, None)
+            if rows is None:
                 try:
-                    self._kept[tar] = self._parquet.read_row_group(self._group[tar])
+                    rows = self._parquet.read_row_group(self._group[tar])
                 except READ_ERRORS as error:
                     raise TarIndexError(f"{self.path} is damaged ({error}); build the manifest again") from error
-                if len(self._kept) > _LISTINGS_KEPT:
-                    self._kept.popitem(last=False)
-            self._kept.move_to_end(tar)
-            return self._kept[tar]
+            self._kept[tar] = rows  # the last used come last
+            if len(self._kept) > _LISTINGS_KEPT:
+                del self._kept[next(iter(self._kept))]
+            return rows
 
     def members(self, images: bool = True) -> Iterator[tuple[str, str]]:
         """(address, name) of the usable images of all tars, or of all usable members, in order; tar by tar."""
@@ -237,6 +229,24 @@ class TarImages(ImageStore):
 
     def read_bytes(self, image_file: str, limit: int | None = None) -> bytes:
         """See `ImageStore`; a member whose tar has changed its size since it was indexed counts as corrupt."""
+        tar, entry = self._find(image_file)
+        wanted = entry["size"] if limit is None else min(entry["size"], limit)
+        try:
+            with open_input(join_location(self._root, tar)) as source:
+                found, data = source.size(), source.read_at(wanted, entry["offset"])
+        except FileNotFoundError as error:
+            raise ImageMissing(f"image {image_file}: {tar} does not exist") from error
+        except OSError as error:
+            raise ImageCorrupt(f"image {image_file}: {image_file} cannot be read: {error_text(error)}") from error
+        if found != self._size[tar]:
+            told = f"{tar} has {found} bytes, {self._size[tar]} when indexed; build the index again"
+            raise ImageCorrupt(f"image {image_file}: {told}")
+        if len(data) != wanted:
+            raise ImageCorrupt(f"image {image_file}: {image_file}: {len(data)} of {wanted} bytes could be read")
+        return data
+
+    def _find(self, image_file: str) -> tuple[str, dict[str, Any]]:
+        """The tar of an address and the index's row of the member; raises as `read_bytes`."""
         address = split_address(image_file)
         if address is None:
             near, (key, extension) = self.similar.get(image_file), sample_key(image_file)
@@ -256,20 +266,7 @@ class TarImages(ImageStore):
         entry = next((entry for entry in entries if entry["problem"] is None), entries[0])
         if entry["problem"] is not None:
             raise ImageCorrupt(f"image {image_file}: {image_file} {entry['problem']}")
-        wanted = entry["size"] if limit is None else min(entry["size"], limit)
-        try:
-            with open_input(join_location(self._root, tar)) as source:
-                found, data = source.size(), source.read_at(wanted, entry["offset"])
-        except FileNotFoundError as error:
-            raise ImageMissing(f"image {image_file}: {tar} does not exist") from error
-        except OSError as error:
-            raise ImageCorrupt(f"image {image_file}: {image_file} cannot be read: {error_text(error)}") from error
-        if found != self._size[tar]:
-            told = f"{tar} has {found} bytes, {self._size[tar]} when indexed; build the index again"
-            raise ImageCorrupt(f"image {image_file}: {told}")
-        if len(data) != wanted:
-            raise ImageCorrupt(f"image {image_file}: {image_file}: {len(data)} of {wanted} bytes could be read")
-        return data
+        return tar, entry
 
 
 class ImageLocations(NamedTuple):
@@ -306,8 +303,8 @@ def locate_images(tars: TarImages, names: Sequence[str], key_parts: int) -> Imag
     ranked = []
     for name, key in zip(names, keys, strict=True):
         own = sample_key(name)[1].lower()
-        by_kind = sorted((ending != own, IMAGE_EXTENSIONS.index(ending), n) for n, (ending, _) in enumerate(found[key]))
-        ranked.append([found[key][n][1] for _, _, n in by_kind])
+        by_kind = sorted(found[key], key=lambda one: (one[0] != own, IMAGE_EXTENSIONS.index(one[0])))
+        ranked.append([address for _, address in by_kind])
     _prefer_whole_names(tars, names, keys, key_parts, ranked)
     return ImageLocations(
         addresses=[fitting[0] if fitting else None for fitting in ranked],
@@ -329,10 +326,8 @@ def _prefer_whole_names(
         if row is not None:
             whole.setdefault(row, address)
     for row in dotted.values():
-        if row in whole:
-            ranked[row] = [whole[row]]
-        elif shared[keys[row]] > 1:
-            ranked[row] = []
+        if row in whole or shared[keys[row]] > 1:
+            ranked[row] = [whole[row]] if row in whole else []
 
 
 def _tail(key: str, parts: int) -> str:
@@ -353,19 +348,17 @@ def tar_index_path(manifest: Location) -> Location:
     return beside(as_location(manifest), ".tars.parquet")
 
 
+def _found_path(manifest: Location) -> Location:
+    """Where the images lie that `index_again` found, a dict of names and addresses."""
+    return beside(as_location(manifest), ".tars.found.json")
+
+
 def place_in_tars(
     index: ImageIndex, root: Location, key_parts: int, index_file: Location, progress: bool = False
 ) -> TarPlacement:
-    """Find the images of an index in the tars below a folder, which are indexed on the way.
+    """Find the images of an index in the tars below a folder, which are indexed on the way into `index_file`.
 
-    Args:
-        index: images as the label file names them.
-        root: folder or URI of the tars.
-        key_parts: as in `locate_images`.
-        index_file: where the tar index is kept, see `tar_index_path`.
-
-    Raises:
-        TarIndexError: there is no such folder, or no tar in it.
+    Arguments as in `locate_images`. Raises: TarIndexError as `list_tars`.
     """
     build_tar_index(root, index_file, progress)
     images = TarImages(index_file, root)
@@ -398,22 +391,26 @@ class _AnyImages(ImageStore):
 
 def open_images(images_root: Location, manifest: Location) -> ImageStore:
     """The store a manifest's images are read from: a folder, and tars where the manifest has a tar index beside it."""
-    root, index_file = as_location(images_root), tar_index_path(manifest)
-    tars = TarImages(index_file, root) if exists(index_file) else None
-    return _AnyImages(tars, ImageFolder(root), _read_found(_found_path(manifest)))
+    root, index_file, place = as_location(images_root), tar_index_path(manifest), _found_path(manifest)
+    try:
+        found = parse_json(read_bytes(place)) if exists(place) else {}
+        if not (isinstance(found, dict) and all(isinstance(address, str) for address in found.values())):
+            raise ValueError(f"holds {type(found).__name__}, expected name: address pairs")
+    except ValueError as error:
+        advice = "delete it, then dto manifest check --reindex"
+        raise TarIndexError(f"{place} cannot be read ({error}); {advice}") from error
+    return _AnyImages(TarImages(index_file, root) if exists(index_file) else None, ImageFolder(root), found)
 
 
 def index_again(manifest: Location, root: Location, missing: Sequence[str], key_parts: int, progress: bool) -> None:
     """Look at the tars of a manifest anew: some were fetched again, or are new. The manifest stays as it is.
 
-    Args:
-        manifest: its index is replaced where a tar has changed its size; where `missing` are now lies beside it too.
-        root: folder or URI of the tars.
-        missing: names of the label file that were in none of the tars.
-        key_parts: as in `locate_images`.
+    Its index is replaced where a tar has changed its size; where the images `missing` are now lies beside it too.
 
-    Raises:
-        TarIndexError: the manifest has no tars, or their folder cannot be listed.
+    Args:
+        missing: names of the label file that were in none of the tars.
+
+    Raises: TarIndexError: the manifest has no tars, or their folder cannot be listed.
     """
     index_file = tar_index_path(manifest)
     if not exists(index_file):
@@ -422,24 +419,6 @@ def index_again(manifest: Location, root: Location, missing: Sequence[str], key_
     places = locate_images(TarImages(index_file, root), missing, key_parts).addresses
     found = {name: address for name, address in zip(missing, places, strict=True) if address}
     write_bytes(_found_path(manifest), json_bytes(found))
-
-
-def _found_path(manifest: Location) -> Location:
-    return beside(as_location(manifest), ".tars.found.json")
-
-
-def _read_found(place: Location) -> dict[str, str]:
-    """Name -> address of images that `index_again` found."""
-    try:
-        found = parse_json(read_bytes(place))
-        if isinstance(found, dict) and all(isinstance(address, str) for address in found.values()):
-            return found
-        raise ValueError(f"holds {type(found).__name__}, expected name: address pairs")
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        advice = "delete it, then dto manifest check --reindex"
-        raise TarIndexError(f"{place} cannot be read ({error}); {advice}") from error
 
 
 def carry_tar_index(manifest: Location, derived: Location) -> None:

@@ -2,18 +2,15 @@
 
 `torch.load(weights_only=True)` runs no code but believes what a file says of its tensors: 2 KB with sparse indices out
 of range end the process, a stride asks for any amount of memory. Here the pickle goes through the inert unpickler, and
-a tensor is made only where it is a plain strided one that lies within its storage and has no more numbers. Both layouts
-are read: zip files, and what torch wrote before version 1.6. Knows nothing of what the tensors mean.
+a tensor is made only where it is a plain strided one that lies within its storage and has no more numbers.
 """
 
 from __future__ import annotations
 
 import math
-import struct
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -21,12 +18,10 @@ from dto_pipeline.array_files import BROKEN
 from dto_pipeline.data.files import commit_over, staged
 from dto_pipeline.data.inert_pickle import (
     PERSISTENT_ID,
-    Allowlist,
     BrokenPickle,
     Global,
     Limits,
     Record,
-    load_first_records,
     load_records,
     new_dict,
     only_named,
@@ -34,7 +29,7 @@ from dto_pipeline.data.inert_pickle import (
 )
 from dto_pipeline.data.safe_pickle import NUMPY_ONLY, Builder, build_values
 from dto_pipeline.errors import DtoError
-from dto_pipeline.reading import check_regular
+from dto_pipeline.reading import check_regular, read_start
 
 MOST_BYTES = 1 << 34  # of one file: the largest networks of the field with the state of their optimiser
 _DTYPES = {
@@ -43,22 +38,7 @@ _DTYPES = {
     **{"ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool},
 }
 _MOST_DIMENSIONS = 16
-_LEGACY_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03."  # torch's number and 1001, its version
-
-
-class _StoredTensor(NamedTuple):
-    """A tensor as a pickle describes it; the numbers are of the right types and not negative, and not compared."""
-
-    kind: str  # name of the class of its storage
-    key: str  # of the storage
-    stored: int  # items of the storage
-    offset: int
-    size: tuple[int, ...]
-    stride: tuple[int, ...]
-
-    @property
-    def storage_bytes(self) -> int:
-        return self.stored * _DTYPES[self.kind].itemsize
+_LEGACY_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the number that torch began its files with
 
 
 class TorchFileError(DtoError, ValueError):
@@ -68,8 +48,7 @@ class TorchFileError(DtoError, ValueError):
 def read_torch_file(path: Path, most_bytes: int = MOST_BYTES) -> Any:
     """Tensors and plain values of a file, tensors on the CPU; those that shared a storage share it still.
 
-    `torch.load` itself reads changed bytes of a tensor as if nothing were wrong; here every part's CRC-32 is compared
-    (files from before torch 1.6 have none).
+    `torch.load` itself reads changed bytes of a tensor as if nothing were wrong; here every part's CRC-32 is compared.
 
     Args:
         most_bytes: a longer file is refused; tensors take no more memory than their file has bytes.
@@ -81,10 +60,10 @@ def read_torch_file(path: Path, most_bytes: int = MOST_BYTES) -> Any:
         check_regular(path)
         if (size := path.stat().st_size) > most_bytes:
             raise ValueError(f"it has {size} bytes, at most {most_bytes} are read")
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                return _read_zip(archive, size)
-        return _read_legacy(path.read_bytes())
+        if read_start(path, len(_LEGACY_START)) == _LEGACY_START:
+            raise ValueError("torch before 1.6 wrote it; torch.load it and torch.save it again with a newer one")
+        with zipfile.ZipFile(path) as archive:
+            return _Reader(archive, size).content()
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -94,121 +73,75 @@ def read_torch_file(path: Path, most_bytes: int = MOST_BYTES) -> Any:
         raise TorchFileError(f"{path} is no file of tensors or is damaged: {reason}") from error
 
 
-def _allowlist(make: Callable[[_StoredTensor], Any]) -> Allowlist:
-    """The names in torch's pickles, `_rebuild_tensor_v2(storage, offset, size, stride, ...)` above all.
+class _Reader:
+    """One file; each storage is read once, when the first tensor asks for it."""
 
-    What follows these four (hooks, gradients) is not kept.
-    """
+    def __init__(self, archive: zipfile.ZipFile, file_bytes: int) -> None:
+        self._archive, self._left = archive, file_bytes
+        self._members = members = {member.filename: member for member in archive.infolist()}
+        self._held: dict[tuple[str, str, int], torch.Tensor] = {}
+        if len(members) != len(archive.infolist()):
+            raise ValueError("two of its parts have one name")
+        if any(member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1 for member in members.values()):
+            raise ValueError("it is a zip with compressed or encrypted parts, which torch does not write")
+        if sum(member.file_size for member in members.values()) > file_bytes:
+            raise ValueError(f"its parts claim more than the {file_bytes} bytes it has")
+        if (changed := archive.testzip()) is not None:
+            raise ValueError(f"the bytes of {shown(changed)} are not those that were written")
+        pickles = [name for name in members if name.endswith("/data.pkl")]
+        if len(pickles) != 1:
+            raise ValueError("it is a zip without data.pkl, or with several")
+        self._place = pickles[0].removesuffix("data.pkl")
+        if f"{self._place}byteorder" in members and archive.read(f"{self._place}byteorder") != b"little":
+            raise ValueError("its numbers are big-endian")
 
-    def tensor(builder: Builder, node: Record, depth: int) -> Any:
-        storage, offset, size, stride = node.args[:4]
+    def content(self) -> Any:
+        allow = {
+            **NUMPY_ONLY,
+            PERSISTENT_ID: only_named,
+            ("collections", "OrderedDict"): new_dict,
+            ("torch._utils", "_rebuild_tensor"): self._tensor,
+            ("torch._utils", "_rebuild_tensor_v2"): self._tensor,
+            ("torch._utils", "_rebuild_parameter"): lambda builder, node, depth: builder.value(node.args[0], depth),
+            ("torch", "Size"): lambda builder, node, depth: builder.shape(node.args[0]),
+            **{("torch", kind): only_named for kind in _DTYPES},
+        }
+        limits, data = Limits(max_stream_bytes=1 << 28), self._archive.read(f"{self._place}data.pkl")
+        return build_values(load_records(data, allow, limits, "data.pkl"), limits)
+
+    def _tensor(self, builder: Builder, node: Record, depth: int) -> torch.Tensor:
+        """`_rebuild_tensor_v2(storage, offset, size, stride, ...)`, a view of its storage; the rest is not kept."""
+        storage, *numbers = node.args[:4]
         if type(storage) is not Record or (storage.what.module, storage.what.name) != PERSISTENT_ID:
             raise BrokenPickle("a tensor without storage")
-        name, kind, key, _, stored, *view = storage.args[0]
+        name, kind, key, _, count, *view = storage.args[0]
         if name != "storage" or type(kind) is not Global or kind.name not in _DTYPES or any(view):
             raise BrokenPickle(f"a tensor over {shown(name)} of {shown(kind)}")
-        offset, stored = builder.shape((offset, stored))
-        return make(_StoredTensor(kind.name, str(key), stored, offset, builder.shape(size), builder.shape(stride)))
-
-    return {
-        **NUMPY_ONLY,
-        PERSISTENT_ID: only_named,
-        ("collections", "OrderedDict"): new_dict,
-        ("torch._utils", "_rebuild_tensor"): tensor,
-        ("torch._utils", "_rebuild_tensor_v2"): tensor,
-        ("torch._utils", "_rebuild_parameter"): lambda builder, node, depth: builder.value(node.args[0], depth),
-        ("torch", "Size"): lambda builder, node, depth: builder.shape(node.args[0]),
-        **{("torch", kind): only_named for kind in _DTYPES},
-    }
-
-
-def _read_zip(archive: zipfile.ZipFile, file_bytes: int) -> Any:
-    members = {member.filename: member for member in archive.infolist()}
-    if len(members) != len(archive.infolist()):
-        raise ValueError("two of its parts have one name")
-    if any(member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1 for member in members.values()):
-        raise ValueError("it is a zip with compressed or encrypted parts, which torch does not write")
-    if sum(member.file_size for member in members.values()) > file_bytes:
-        raise ValueError(f"its parts claim more than the {file_bytes} bytes it has")
-    if (changed := archive.testzip()) is not None:
-        raise ValueError(f"the bytes of {shown(changed)} are not those that were written")
-    pickles = [name for name in members if name.endswith("/data.pkl")]
-    if len(pickles) != 1:
-        raise ValueError("it is a zip without data.pkl, or with several")
-    place = pickles[0].removesuffix("data.pkl")
-    if f"{place}byteorder" in members and archive.read(f"{place}byteorder") != b"little":
-        raise ValueError("its numbers are big-endian")
-
-    def read(key: str, size: int) -> bytearray:
-        member = members.get(f"{place}data/{key}")
-        if member is None or member.file_size != size:
-            raise ValueError(f"the storage {shown(key)} is missing or has not the {size} bytes it claims")
-        return bytearray(archive.read(member))
-
-    limits, allow = Limits(max_stream_bytes=1 << 28), _allowlist(_Storages(read, file_bytes).tensor)
-    return build_values(load_records(archive.read(pickles[0]), allow, limits, "data.pkl"), limits)
-
-
-def _read_legacy(data: bytes) -> Any:
-    """Four pickles (number, version, system, contents) and the keys of the storages, then these in that order."""
-    if not data.startswith(_LEGACY_START):
-        raise ValueError("it begins like nothing that torch.save writes")
-    limits = Limits(max_stream_bytes=len(data))
-
-    def load(start: int, allow: Allowlist, what: str) -> tuple[Any, int]:
-        records, end = load_first_records(data, start, allow, limits, what)
-        return build_values(records, limits), end
-
-    system, contents = load(len(_LEGACY_START), NUMPY_ONLY, "system")
-    if not isinstance(system, dict) or system.get("little_endian") is not True:
-        raise ValueError("its numbers are big-endian")
-    kinds: dict[str, _StoredTensor] = {}  # key of a storage -> a tensor over it, which tells what it holds
-    _, at = load(contents, _allowlist(lambda tensor: kinds.update({tensor.key: tensor})), "contents")
-    keys, at = load(at, NUMPY_ONLY, "keys")
-    begin: dict[str, int] = {}  # key -> where its numbers are
-    for key in keys if isinstance(keys, list) else []:
-        if str(key) not in kinds or struct.unpack_from("<q", data, at)[0] != kinds[str(key)].stored:
-            raise ValueError(f"the storage {shown(key)} belongs to no tensor or has not the numbers it claims")
-        begin[str(key)] = at + 8
-        at += 8 + kinds[str(key)].storage_bytes
-
-    def read(key: str, size: int) -> bytearray:
-        start = begin.get(key, len(data))
-        if start + size > len(data):
-            raise ValueError(f"the storage {shown(key)} is missing or cut off")
-        return bytearray(data[start : start + size])
-
-    return load(contents, _allowlist(_Storages(read, len(data)).tensor), "contents")[0]
-
-
-class _Storages:
-    """The storages of one file, each read once, when the first tensor asks for it."""
-
-    def __init__(self, read: Callable[[str, int], bytearray], file_bytes: int) -> None:
-        self._read, self._left = read, file_bytes
-        self._held: dict[tuple[str, str, int], torch.Tensor] = {}
-
-    def tensor(self, tensor: _StoredTensor) -> torch.Tensor:
-        """The tensor, a view of its storage. Raises: BrokenPickle: it reaches beyond it, or is of more numbers."""
-        found = f"a tensor {shown(tensor.size)} with strides {shown(tensor.stride)} from {tensor.offset}"
-        if len(tensor.size) != len(tensor.stride) or len(tensor.size) > _MOST_DIMENSIONS:
+        (offset, stored), size, stride = map(builder.shape, ((numbers[0], count), *numbers[1:]))
+        found = f"a tensor {shown(size)} with strides {shown(stride)} from {offset}"
+        if len(size) != len(stride) or len(size) > _MOST_DIMENSIONS:
             raise BrokenPickle(f"{found}: expected as many strides as sides, at most {_MOST_DIMENSIONS}")
-        numbers = math.prod(tensor.size)
-        steps = ((side - 1) * stride for side, stride in zip(tensor.size, tensor.stride, strict=True))
-        if numbers > tensor.stored or (numbers and tensor.offset + sum(steps) >= tensor.stored):
-            raise BrokenPickle(f"{found} does not lie within its storage of {tensor.stored} numbers")
-        if not numbers:
-            return torch.empty(tensor.size, dtype=_DTYPES[tensor.kind])
-        name = (tensor.key, tensor.kind, tensor.stored)
-        if name not in self._held:
-            self._left -= tensor.storage_bytes
+        steps = ((side - 1) * step for side, step in zip(size, stride, strict=True))
+        items: int = math.prod(size)
+        if items > stored or (items and offset + sum(steps) >= stored):
+            raise BrokenPickle(f"{found} does not lie within its storage of {stored} numbers")
+        if not items:
+            return torch.empty(size, dtype=_DTYPES[kind.name])
+        return self._storage(str(key), kind.name, stored).as_strided(size, stride, offset)
+
+    def _storage(self, key: str, kind: str, stored: int) -> torch.Tensor:
+        if (key, kind, stored) not in self._held:
+            member, needed = self._members.get(f"{self._place}data/{key}"), stored * _DTYPES[kind].itemsize
+            if member is None or member.file_size != needed:
+                raise ValueError(f"the storage {shown(key)} is missing or has not the {needed} bytes it claims")
+            self._left -= needed
             if self._left < 0:
                 raise BrokenPickle("its tensors take more memory than the file has bytes")
-            data = self._read(tensor.key, tensor.storage_bytes)
-            if tensor.kind == "BoolStorage" and data.translate(None, b"\0\1"):
+            data = bytearray(self._archive.read(member))
+            if kind == "BoolStorage" and data.translate(None, b"\0\1"):
                 raise BrokenPickle("a tensor of booleans with other values than 0 and 1")
-            self._held[name] = torch.frombuffer(data, dtype=_DTYPES[tensor.kind])
-        return self._held[name].as_strided(tensor.size, tensor.stride, tensor.offset)
+            self._held[key, kind, stored] = torch.frombuffer(data, dtype=_DTYPES[kind])
+        return self._held[key, kind, stored]
 
 
 def write_torch_file(path: Path, content: Any) -> None:

@@ -2,8 +2,7 @@
 
 A piece is one row group of a label file (at most 1024 images): first it is found which images there are, then the rows
 of one piece at a time are read. The index costs 4 bytes an image, a piece about 0.5 kB a person. `LabelDataset` holds
-everything in a few flat arrays that forked workers share: about 0.4 kB a person once, not once per worker. Knows label
-files and image stores; knows no network and no run's folder. Metres, pixels, radians.
+everything in a few flat arrays that forked workers share: about 0.4 kB a person once. Metres, pixels, radians.
 """
 
 from __future__ import annotations
@@ -125,7 +124,6 @@ class ParquetSet(LabelSet):
         return open_images(self.images_root, self.manifest.path) if self.manifest else super().open_images()
 
     def index(self, number: int, part: Part) -> list[Piece]:
-        """See `LabelSet`; in order of files."""
         pieces, wanted = [], ["image_id", "num_persons", "is_accepted", "is_optimized", EXPECTED_ERROR]
         for file, path in enumerate(self.files):
             first = 0
@@ -143,8 +141,7 @@ class ParquetSet(LabelSet):
     def read(self, piece: Piece) -> LabelColumns:
         """See `LabelSet`; a file of other images than its shard of the manifest is a LabelsError."""
         path = self.files[piece.file]
-        names = [*IMAGE_COLUMNS, *(person_leaf(name) for name in PEOPLE_COLUMNS)]
-        (table,) = read_groups(path, names, [piece.group])
+        (table,) = read_groups(path, [*IMAGE_COLUMNS, *map(person_leaf, PEOPLE_COLUMNS)], [piece.group])
         columns = flatten_table(table, PEOPLE_COLUMNS)
         columns.images[IMAGE_FILE] = columns.images["image_path"]
         if self.manifest is not None:
@@ -164,14 +161,9 @@ class ParquetSet(LabelSet):
 
 
 def open_run_set(run: RunLabels, images: str = "") -> ParquetSet:
-    """The labels of a run.
+    """The labels of a run; `images` is a folder or URI in place of the manifest's.
 
-    Args:
-        run: what its receipts vouch for.
-        images: folder or URI in place of the manifest's.
-
-    Raises:
-        ManifestError: the manifest, which names the image files, is gone or is another one.
+    Raises: ManifestError: the manifest, which names the image files, is gone or is another one.
     """
     manifest = run.open_manifest()
     return ParquetSet(
@@ -186,8 +178,7 @@ def open_run_set(run: RunLabels, images: str = "") -> ParquetSet:
 def open_file_set(labels: str | Path, images: str) -> ParquetSet:
     """Label files without a run: an export in Parquet, or single files; `images` is what `image_path` is relative to.
 
-    Raises:
-        LabelsError: no label file there, or no folder of images was named.
+    Raises: LabelsError: no label file there, or no folder of images was named.
     """
     if not images:
         raise LabelsError(f"{labels} is no run, so nothing says where its photographs are; name their folder")
@@ -225,8 +216,7 @@ class LabelDataset(Dataset[dict[str, Any]]):
             names: image key -> name of its file in `images`; None = its ``image_path``.
             limits: how certain images must be, and people to be ``usable``; `left_out` counts the others by reason.
 
-        Raises:
-            LabelsError: an unknown `select`, or a limit on errors that no label tells.
+        Raises: LabelsError: an unknown `select`, or a limit on errors that no label tells.
         """
         if select not in SELECTIONS:
             raise LabelsError(f"select is {select!r}; choose from {SELECTIONS}")
@@ -267,12 +257,11 @@ class LabelDataset(Dataset[dict[str, Any]]):
             usable (P,) bool: a label that can be trained on; moved (P,) bool: placed by the pipeline; and, where the
             dataset has photographs, image (H, W, 3) uint8 RGB.
 
-        Raises:
-            ImageMissing, ImageCorrupt: the photograph cannot be read.
+        Raises: ImageMissing, ImageCorrupt: the photograph cannot be read.
         """
-        part = slice(int(self._starts[index]), int(self._starts[index + 1])) if index >= 0 else None
-        if part is None:
+        if index < 0:
             return self[len(self) + index]
+        part = slice(int(self._starts[index]), int(self._starts[index + 1]))
         item: dict[str, Any] = {name: torch.from_numpy(values[part].copy()) for name, values in self._people.items()}
         item["image_id"] = self.image_ids[index]
         item["image_size"] = torch.from_numpy(self._size[index].copy())

@@ -1,4 +1,4 @@
-"""People of files as bodies: joints, meshes and their places in the image. Metres, pixels."""
+"""People of files as bodies: joints, meshes, places in the image; how far two bodies are apart. Metres, pixels."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from dto_pipeline.models.body import BodyModel
 
 TREE = 24  # joints of SMPL's tree, the first of smplx's 45
 _AT_ONCE = 128  # meshes in memory: 20 MB
+_SAME_POINT = 1e-9  # bodies whose points spread less than this are points [m]
 
 
 def _tensors(people: People) -> Iterator[torch.Tensor]:
@@ -45,3 +46,34 @@ def rest_heights(people: People, body: BodyModel) -> np.ndarray:
 def in_chunks(count: int) -> list[np.ndarray]:
     """Positions 0 .. count - 1 in parts whose meshes fit into memory; one part, empty, of nobody."""
     return np.array_split(np.arange(count), max(1, -(-count // _AT_ONCE)))
+
+
+def mean_distance(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Mean distance between corresponding points. Args: (n, J, 3) each [m]. Returns: (n,) float64 [m]."""
+    gap = np.asarray(found, np.float64) - np.asarray(truth, np.float64)
+    return np.sqrt((gap * gap).sum(-1)).mean(-1)
+
+
+def aligned_error(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """PA-MPJPE of joints, PA-MVE of vertices: the mean distance after each found body is rotated, scaled and shifted so
+    that its squared distances to the truth are least (Umeyama, 1991). Proper rotations only: a mirrored body stays so.
+
+    Args:
+        found, truth: (n, J, 3) [m].
+
+    Returns:
+        (n,) [m], NaN where a body is not finite or all its points coincide.
+    """
+    found, truth = np.asarray(found, np.float64), np.asarray(truth, np.float64)
+    finite = np.isfinite(found).all((1, 2)) & np.isfinite(truth).all((1, 2))
+    own, other = (np.where(finite[:, None, None], points, 0.0) for points in (found, truth))
+    centre, target = own.mean(1, keepdims=True), other.mean(1, keepdims=True)
+    own, other = own - centre, other - target
+    u, singular, vt = np.linalg.svd(own.transpose(0, 2, 1) @ other)
+    sign = np.ones_like(singular)
+    sign[:, 2] = np.where(np.linalg.det(u) * np.linalg.det(vt) < 0, -1.0, 1.0)
+    turn = (u * sign[:, None]) @ vt
+    size, true_size = (own * own).sum((1, 2)), (other * other).sum((1, 2))
+    defined = finite & (np.minimum(size, true_size) > found.shape[1] * _SAME_POINT**2)
+    scale = np.where(defined, (singular * sign).sum(1) / np.where(size > 0, size, 1.0), np.nan)
+    return mean_distance(scale[:, None, None] * (own @ turn) + target, truth)

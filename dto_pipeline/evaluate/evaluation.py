@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,8 +125,8 @@ class Evaluation:
     measures: tuple[Measure, ...]
     columns: Mapping[str, Column]
     counts: Mapping[str, int]  # images and people, in words
-    notes: tuple[str, ...] = ()
-    settings: Mapping[str, Any] | None = None  # what was asked for, for the JSON
+    notes: tuple[str, ...]
+    settings: Mapping[str, Any]  # what was asked for, for the JSON
 
     def as_table(self) -> str:
         """Text for a terminal: measures with intervals, then counts, then notes."""
@@ -144,7 +144,7 @@ class Evaluation:
         """Plain dict, JSON-ready: numbers that do not exist are null."""
         return {
             "title": self.title,
-            "settings": dict(self.settings or {}),
+            "settings": dict(self.settings),
             "level": LEVEL,
             "units": {measure.key: measure.unit for measure in self.measures},
             "measures": {
@@ -172,9 +172,22 @@ class Evaluation:
         return text.getvalue()
 
 
-def make_column(sums: Sums, measures: Sequence[Measure], resamples: int, seed: int) -> Column:
-    """A column with its estimates."""
-    return Column(sums, estimate(sums, {measure.key: measure.of for measure in measures}, resamples, seed))
+def evaluate(
+    title: str,
+    images: Iterable[object],
+    measures: tuple[Measure, ...],
+    sums: Mapping[str, Sums],
+    counts: Mapping[str, int],
+    notes: Sequence[str],
+    resamples: int,
+    seed: int,
+    **settings: Any,
+) -> Evaluation:
+    """The measures of each column's `sums` with their intervals; empty notes say nothing."""
+    statistics = {measure.key: measure.of for measure in measures}
+    columns = {name: Column(own, estimate(own, statistics, resamples, seed)) for name, own in sums.items()}
+    asked = {**settings, "resamples": resamples, "seed": seed}
+    return Evaluation(title, list(map(str, images)), measures, columns, counts, tuple(filter(None, notes)), asked)
 
 
 def add_up(values: np.ndarray, image: np.ndarray, images: int) -> np.ndarray:

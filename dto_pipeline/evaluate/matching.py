@@ -127,6 +127,31 @@ def take_greedily(first: np.ndarray, second: np.ndarray, order: np.ndarray) -> n
     return np.concatenate(taken)
 
 
+def take_within_budget(distance: np.ndarray, overlaps: np.ndarray, spent: bool) -> np.ndarray:
+    """Greedy pairs of n predictions and m people of an image, nearest first; at equal distance the lower ones.
+
+    Args:
+        distance, overlaps: (n, m) of every pair; bool, whether their boxes overlap enough.
+        spent: as published metrics have it: a pair that does not overlap uses up a prediction, and where none is left
+            the matching ends.
+
+    Returns:
+        (k, 2) int64: prediction, person, in the order taken.
+    """
+    pairs, used_up = list[tuple[int, int]](), 0
+    free, free_person = (np.ones(count, bool) for count in distance.shape)
+    for place in np.argsort(distance, axis=None, kind="stable"):
+        if len(pairs) == len(free_person) or len(pairs) + used_up >= len(free):
+            break
+        first, second = divmod(int(place), len(free_person))
+        if not overlaps[first, second]:
+            used_up += spent
+        elif free[first] and free_person[second]:
+            pairs.append((first, second))
+            free[first] = free_person[second] = False
+    return np.array(pairs, dtype=np.int64).reshape(-1, 2)
+
+
 def joint_boxes(joints: np.ndarray, counted: np.ndarray | None = None) -> np.ndarray:
     """(..., 4) float64 left, top, right, bottom around some of the joints (..., J, 2) [px]; NaN around none.
 

@@ -1,25 +1,26 @@
 """Found bodies against true bodies of the same images: the field's errors of people that are matched one to one.
 
 Joints are SMPL's 24, the root is the pelvis. A found person that cannot be used counts as found and matches nobody; a
-true one that cannot be used is left out and counted. Writes no file. Metres, pixels, degrees. All errors of points are
-means over a body's points of the Euclidean distance:
-
-| measure        | before the distance is taken                                                             |
-|----------------|------------------------------------------------------------------------------------------|
-| absolute       | nothing                                                                                  |
-| root-relative  | both bodies are moved so that their roots coincide (MPJPE; MVE, PVE of vertices)          |
-| aligned        | the found body gets the rotation, scale and shift that fit best (PA-MPJPE, PA-MVE)        |
+true one that cannot be used is left out and counted. All errors of points are means over a body's points of the
+Euclidean distance: absolute; root-relative, both roots moved to the origin (MPJPE; MVE, PVE of vertices); or aligned,
+after the rotation, scale and shift that fit best (PA-MPJPE, PA-MVE). Writes no file. Metres, pixels, degrees.
 """
 
 from __future__ import annotations
-
-from enum import IntEnum
 
 import numpy as np
 
 from dto_pipeline.data.people import People
 from dto_pipeline.errors import DtoError
-from dto_pipeline.evaluate.bodies import TREE, in_chunks, joints_of, project_joints, vertices_of
+from dto_pipeline.evaluate.bodies import (
+    TREE,
+    aligned_error,
+    in_chunks,
+    joints_of,
+    mean_distance,
+    project_joints,
+    vertices_of,
+)
 from dto_pipeline.evaluate.evaluation import (
     RESAMPLES,
     Evaluation,
@@ -27,19 +28,16 @@ from dto_pipeline.evaluate.evaluation import (
     Statistic,
     Sums,
     add_up,
-    make_column,
+    evaluate,
     mean_of,
     ratio,
 )
 from dto_pipeline.evaluate.matching import MIN_IOU, join_images, match_bodies
-from dto_pipeline.evaluate.placements import depth_relation, image_pairs
+from dto_pipeline.evaluate.placements import pair_sums
 from dto_pipeline.models.body import BodyModel
 
 MATCHINGS = ("boxes", "rows")
-_ROOT = 0  # the pelvis
 _MM = 1000.0
-_SAME_POINT = 1e-9  # bodies whose points spread less than this are points [m]
-_FLAT = 1e-6  # second singular value over the first under which a turn is not determined
 
 
 class MeshEvaluationError(DtoError, ValueError):
@@ -100,8 +98,7 @@ def evaluate_meshes(
     image = join.true[known.owner]
     cameras = _cameras(known, true, image)
     first, second = _match(known, true, image, cameras, body, matching)
-    sums, notes = _measure(known, true, (first, second), image, body)
-    sums |= _fields_of_view(known, true, image)
+    sums = _measure(known, true, (first, second), image, body) | _fields_of_view(known, true, image)
     matched = len(first)
     counts = {
         "images evaluated": truth.num_images,
@@ -116,17 +113,10 @@ def evaluate_meshes(
         "people of the truth that cannot be used (left out)": truth.num_people - true.num_people,
         "people of images not in the truth (left out)": found.num_people - known.num_people,
     }
-    asked = {"matching": matching, "min_iou": MIN_IOU, "resamples": resamples, "seed": seed}
-    notes = [join.note, *notes, *found.problems[:5], *truth.problems[:5]]
-    return Evaluation(
-        title=f"{found.source} against {truth.source}",
-        images=[str(name) for name in truth.images],
-        measures=MEASURES,
-        columns={"all people": make_column(sums, MEASURES, resamples, seed)},
-        counts=counts,
-        notes=tuple(note for note in notes if note),
-        settings={**asked, "body_sha256": body.sha256},
-    )
+    title, notes = f"{found.source} against {truth.source}", (join.note, *found.problems[:5], *truth.problems[:5])
+    settings = {"matching": matching, "min_iou": MIN_IOU, "body_sha256": body.sha256}
+    columns = {"all people": sums}
+    return evaluate(title, truth.images, MEASURES, columns, counts, notes, resamples, seed, **settings)
 
 
 def _cameras(found: People, true: People, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -172,56 +162,38 @@ def _match(
 
 def _measure(
     found: People, true: People, pairs: tuple[np.ndarray, np.ndarray], image: np.ndarray, body: BodyModel
-) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Sums per image of everything that is measured on matched people; notes on what is not defined."""
+) -> dict[str, np.ndarray]:
+    """Sums per image of everything that is measured on matched people."""
     images, matched = true.num_images, (found.take(pairs[0]), true.take(pairs[1]))
     parts = [_errors(matched[0].take(chunk), matched[1].take(chunk), body) for chunk in in_chunks(len(pairs[0]))]
     errors = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    owner = true.owner[pairs[1]]
+    owner, z, true_z = true.owner[pairs[1]], errors.pop("found_z"), errors.pop("true_z")
     sums = {
         "matched": add_up(np.ones(len(owner)), owner, images),
         "found": add_up(np.ones(len(image)), image, images),
         "true": add_up(np.ones(true.num_people), true.owner, images),
-        **{name: add_up(errors[name], owner, images) for name in ("joints", "vertices", "absolute", "root")},
-        "root_z": add_up(np.abs(errors["found_z"] - errors["true_z"]), owner, images),
+        "root_z": add_up(np.abs(z - true_z), owner, images),
+        **{name: add_up(np.where(np.isnan(values), 0.0, values), owner, images) for name, values in errors.items()},
     }
-    notes = []
     for name in ("joints", "vertices"):
-        aligned, status = errors[f"{name}_aligned"], errors[f"{name}_status"]
-        defined = np.isfinite(aligned)
-        sums[f"{name}_aligned"] = add_up(np.where(defined, aligned, 0.0), owner, images)
-        sums[f"{name}_alignable"] = add_up(defined, owner, images)
-        for kind in (Alignment.NOT_FINITE, Alignment.POINT, Alignment.LINE):
-            if count := int((status == kind).sum()):
-                notes.append(f"{count} people whose {name} cannot be aligned for sure ({kind.name.lower()})")
-    z, true_z = errors["found_z"], errors["true_z"]
-    first, second = image_pairs(owner, np.ones(len(owner), bool))
-    apart, true_apart = z[first] - z[second], true_z[first] - true_z[second]
-    return sums | {
-        "pairs": add_up(np.ones(len(first)), owner[first], images),
-        "pair_gap": add_up(np.abs(apart - true_apart), owner[first], images),
-        "pair_right": add_up(depth_relation(apart) == depth_relation(true_apart), owner[first], images),
-    }, notes
+        sums[f"{name}_alignable"] = add_up(np.isfinite(errors[f"{name}_aligned"]), owner, images)
+    return sums | pair_sums(z, true_z, owner, images)
 
 
 def _errors(found: People, true: People, body: BodyModel) -> dict[str, np.ndarray]:
     """What is measured on each of n matched people."""
     own, other = (joints_of(side, body)[:, :TREE] for side in (found, true))
     mesh, other_mesh = (vertices_of(side, body) for side in (found, true))
-    roots = own[:, _ROOT], other[:, _ROOT]
-    joints_aligned, joints_status = aligned_error(own, other)
-    vertices_aligned, vertices_status = aligned_error(mesh, other_mesh)
+    root, true_root = (joints[:, :1] for joints in (own, other))  # the pelvis
     return {
-        "joints": root_relative_error(own, other, *roots),
-        "vertices": root_relative_error(mesh, other_mesh, *roots),
+        "joints": mean_distance(own - root, other - true_root),
+        "vertices": mean_distance(mesh - root, other_mesh - true_root),
         "absolute": mean_distance(own, other),
-        "root": np.linalg.norm(roots[0].astype(np.float64) - roots[1], axis=-1),
-        "joints_aligned": joints_aligned,
-        "joints_status": joints_status,
-        "vertices_aligned": vertices_aligned,
-        "vertices_status": vertices_status,
-        "found_z": roots[0][:, 2].astype(np.float64),
-        "true_z": roots[1][:, 2].astype(np.float64),
+        "root": mean_distance(root, true_root),
+        "joints_aligned": aligned_error(own, other),
+        "vertices_aligned": aligned_error(mesh, other_mesh),
+        "found_z": root[:, 0, 2].astype(np.float64),
+        "true_z": true_root[:, 0, 2].astype(np.float64),
     }
 
 
@@ -233,75 +205,6 @@ def _fields_of_view(found: People, true: People, image: np.ndarray) -> dict[str,
     height = np.where(np.isfinite(true.size[:, 0]), true.size[:, 0], height)
     for side, people, owner in ((0, found, image), (1, true, true.owner)):
         focal[side, owner[::-1]] = people.intrinsics[::-1, 1, 1]
-    gap = np.abs(np.diff(vertical_field_of_view(focal, height), axis=0))[0]
+    gap = np.abs(np.diff(np.degrees(2 * np.arctan2(height / 2, focal)), axis=0))[0]
     known = np.isfinite(gap)
     return {"fov_gap": np.where(known, gap, 0.0), "fov_images": known.astype(np.float64)}
-
-
-class Alignment(IntEnum):
-    """What can be said about the best similarity between two bodies."""
-
-    OK = 0
-    NOT_FINITE = 1  #: a coordinate is NaN or infinite; no error can be given
-    POINT = 2  #: all points of one body coincide: neither turn nor scale is determined; no error can be given
-    LINE = 3  #: the points of one body lie on a line: the turn about it is free; the error is that of one such turn
-
-
-def mean_distance(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Mean distance between corresponding points. Args: (n, J, 3) each [m]. Returns: (n,) float64 [m]."""
-    gap = np.asarray(found, np.float64) - np.asarray(truth, np.float64)
-    return np.sqrt((gap * gap).sum(-1)).mean(-1)
-
-
-def root_relative_error(
-    found: np.ndarray, truth: np.ndarray, found_root: np.ndarray, true_root: np.ndarray
-) -> np.ndarray:
-    """MPJPE of joints, MVE of vertices.
-
-    Args:
-        found, truth: (n, J, 3) [m]; found_root, true_root: (n, 3) [m], brought to the origin.
-
-    Returns:
-        (n,) float64 [m].
-    """
-    return mean_distance(found - found_root[:, None], truth - true_root[:, None])
-
-
-def aligned_error(found: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """PA-MPJPE of joints, PA-MVE of vertices. Returns: (n,) [m], NaN where undefined, and (n,) `Alignment`."""
-    points, _, status = align_similarity(found, truth)
-    return mean_distance(points, truth), status
-
-
-def align_similarity(found: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rotate, scale and shift each found body so that its squared distances to the truth are least (Umeyama, 1991).
-
-    Args:
-        found, truth: (n, J, 3) [m].
-
-    Returns:
-        (n, J, 3) points, NaN where there are none, (n,) scale and (n,) int64 `Alignment`. Proper rotations only: a
-        mirrored body stays mirrored.
-    """
-    found, truth = np.asarray(found, np.float64), np.asarray(truth, np.float64)
-    finite = np.isfinite(found).all((1, 2)) & np.isfinite(truth).all((1, 2))
-    own, other = (np.where(finite[:, None, None], points, 0.0) for points in (found, truth))
-    centre, target = own.mean(1, keepdims=True), other.mean(1, keepdims=True)
-    own, other = own - centre, other - target
-    u, singular, vt = np.linalg.svd(own.transpose(0, 2, 1) @ other)
-    sign = np.ones_like(singular)
-    sign[:, 2] = np.where(np.linalg.det(u) * np.linalg.det(vt) < 0, -1.0, 1.0)
-    turn = (u * sign[:, None]) @ vt
-    size, true_size = (own * own).sum((1, 2)), (other * other).sum((1, 2))
-    is_point = np.minimum(size, true_size) <= found.shape[1] * _SAME_POINT**2
-    is_line = singular[:, 1] <= _FLAT * singular[:, 0]
-    kinds = [Alignment.NOT_FINITE, Alignment.POINT, Alignment.LINE]
-    status = np.select([~finite, is_point, is_line], kinds, Alignment.OK)
-    undefined = np.isin(status, (Alignment.NOT_FINITE, Alignment.POINT))
-    scale = np.where(undefined, np.nan, (singular * sign).sum(1) / np.where(size > 0, size, 1.0))
-    return scale[:, None, None] * (own @ turn) + target, scale, status
-
-
-def vertical_field_of_view(focal: np.ndarray, height: np.ndarray) -> np.ndarray:
-    """Full opening angle from the upper to the lower border [degree]. Args: fy [px], image height [px]."""
-    return np.degrees(2 * np.arctan2(np.asarray(height, np.float64) / 2, np.asarray(focal, np.float64)))

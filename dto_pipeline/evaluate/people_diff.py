@@ -1,26 +1,30 @@
-"""`dto diff` between files of different makers: how far one side's people stand from the other's, person by person.
+"""`dto diff`: how far the people of two sides stand apart, person by person, whoever wrote them.
 
-Images meet by their names (`matching.py`), people of an image by what they are: the same pose first, the nearer shape
-and place where several have it; who is left over by the nearest place in the picture. Nothing is taken from the order,
-because released DTO-Humans has another one (near people that moved, far ones that moved, the others). People whose
-numbers cannot be used are counted and left out. Differences are after minus before: z and height in metres, the scale
-as z after over z before.
+Images meet by their names (`matching.py`), people of an image by what they are: the same pose first, of several the
+same label row or the nearer shape and place; who is left over by the nearest place in the picture. Nothing is taken
+from the order, because released DTO-Humans has another one (near people that moved, far ones that moved, the others).
+People whose numbers cannot be used are counted and left out. Equal means equal bits. Differences are after minus
+before: z and height in metres, the scale as z after over z before.
 
-Holds four numbers per matched person, and besides what `People` holds of the second side.
+Sides are read a part at a time; what is held are four numbers per matched person.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from dto_pipeline.data.people import People
+from dto_pipeline.data.label_files import read_label_files
+from dto_pipeline.data.people import People, read_people
 from dto_pipeline.evaluate.matching import join_images, pairs_within, take_greedily
 from dto_pipeline.evaluate.tables import align
 from dto_pipeline.models.body import BodyModel
@@ -41,16 +45,31 @@ _MEASURES = {
 
 
 @dataclass(frozen=True)
-class WorstScene:
-    """An image whose people stand far from each other on the two sides: P people, NaN where a side lacks one."""
+class Side:
+    """One side of a comparison: N images, read a part at a time."""
 
-    before_image: str
-    after_image: str
-    largest_dz: float  # [m]
-    intrinsics: np.ndarray  # (3, 3) of the side before, of the other where it knows none
-    size: np.ndarray  # (2,) H, W, NaN = unknown
-    before: dict[str, np.ndarray]  # pose (P, 72), betas (P, 11), transl (P, 3)
-    after: dict[str, np.ndarray]
+    title: str
+    names: Sequence[str]  # of the images
+    accepted: np.ndarray  # (N,) bool
+    starts: np.ndarray  # (parts + 1,) int64: the first image of each part, then N
+    read: Callable[[int], People]  # the people of a part
+    judged: bool  # labels of this project: they list images that are not accepted too, and tell label rows
+
+    @classmethod
+    def of_people(cls, title: str, people: People) -> Side:
+        """A file of any kind; one that does not say is taken to list accepted images only."""
+        ends = np.array([0, people.num_images])
+        return cls(title, people.images.tolist(), people.accepted, ends, lambda _: people, judged=False)
+
+    @classmethod
+    def of_labels(cls, title: str, files: Sequence[str | Path], name: str) -> Side:
+        """Label files of this project, whose images are called as the column `name` says. Raises: LabelsError."""
+        tables = [read_label_files([file], [name, "is_accepted"]) for file in files]
+        names = [image for table in tables for image in table.column(name).to_pylist()]
+        accepted = np.concatenate([table.column("is_accepted").to_numpy() for table in tables]).astype(bool)
+        starts = np.cumsum([0, *(table.num_rows for table in tables)])
+        read = lru_cache(maxsize=1)(lambda part: read_people([files[part]]))
+        return cls(title, names, accepted, starts, read, judged=True)
 
 
 @dataclass
@@ -61,26 +80,28 @@ class PeopleDiff:
     after: str
     note: str  # how images were recognised
     heights: bool  # a body was named, so heights are known
+    whole: bool  # both sides list all their images: one without a partner is a difference
     images: int = 0  # of both sides
     images_only: dict[str, int] = field(default_factory=dict)  # side -> images the other lacks
     accepted: dict[str, int] = field(default_factory=dict)  # both, before, after: images accepted there
-    accepted_apart: list[str] = field(default_factory=list)  # the first images that one side alone accepts
+    images_apart: list[str] = field(default_factory=list)  # the first images that one side alone has or accepts
     people: int = 0  # matched
     by_place: int = 0  # of these, matched by their place in the picture, their poses differ
-    different: int = 0  # matched people of whom a number differs
+    different: int = 0  # matched people of whom a number or the status differs
     other_cameras: int = 0  # matched people whose focal lengths differ
+    status_changes: Counter[str] = field(default_factory=Counter)  # "before -> after" of matched people
     people_only: dict[str, int] = field(default_factory=dict)  # side -> people of common images the other lacks
     people_missing: list[str] = field(default_factory=list)  # the first of them
-    unusable: dict[str, int] = field(default_factory=dict)  # side -> people left out: no usable numbers
+    unusable: dict[str, int] = field(default_factory=dict)  # side -> people of common images without usable numbers
     values: dict[str, list[np.ndarray]] = field(default_factory=dict)  # measure -> one number per matched person
     worst: list[tuple[float, str]] = field(default_factory=list)  # |dz|, what to say; the worst first
-    scenes: list[WorstScene] = field(default_factory=list)  # the worst first
 
     @property
     def equal(self) -> bool:
         """Every accepted image and every usable person is on both sides, with the same numbers."""
         apart = self.accepted["before"] + self.accepted["after"] + sum(self.people_only.values())
-        return not (apart or self.different or self.other_cameras)
+        alone = sum(self.images_only.values()) if self.whole else 0
+        return not (apart or alone or self.different or self.other_cameras)
 
     def row(self) -> dict[str, str]:
         """Cells of a table over several."""
@@ -100,8 +121,7 @@ class PeopleDiff:
 
     def to_json(self) -> dict[str, Any]:
         """Plain dict, JSON-ready."""
-        inner = ("values", "worst", "scenes")
-        kept = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in inner}
+        kept = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("values", "worst")}
         measures = {name: self.statistics(name) for name in _MEASURES if name != "dheight" or self.heights}
         return {**kept, "equal": self.equal, "measures": measures, "worst": [text for _, text in self.worst]}
 
@@ -119,6 +139,7 @@ class PeopleDiff:
             f"left out  {self.unusable['before']} before, {self.unusable['after']} after: no usable numbers",
         ]
         lines += [f"cameras   of {self.other_cameras} people have another focal length"] if self.other_cameras else []
+        lines += [f"status    {change}: {count}" for change, count in self.status_changes.most_common()]
         head = ["after - before", "mean", "median size", "90 %", "99 %", "largest"]
         rows = [
             [title, *(f"{factor * value:.3g}" for value in found.values())]
@@ -127,178 +148,148 @@ class PeopleDiff:
         ]
         lines += ["", *align([head, *rows])] if rows else []
         lines += [] if self.heights else ["heights were not compared: name the body with --body"]
-        lines += [f"  {text}" for text in (*self.accepted_apart, *self.people_missing)]
+        lines += [f"  {text}" for text in (*self.images_apart, *self.people_missing)]
         lines += [f"  {size:.3f} m: {text}" for size, text in self.worst]
         lines += [f"note: {self.note}"] if self.note else []
         return "\n".join([*lines, "equal" if self.equal else "different"])
 
 
-def diff_people(
-    parts: Iterable[People],
-    names: Sequence[str],
-    other: People,
-    titles: tuple[str, str],
-    body: BodyModel | None = None,
-    worst: int = 10,
-    swapped: bool = False,
-) -> PeopleDiff:
+def diff_people(before: Side, after: Side, body: BodyModel | None = None, worst: int = 10) -> PeopleDiff:
     """Compare two sides.
 
     Args:
-        parts: the people of one side, a part of its images at a time.
-        names: all images of the parts, in their order.
-        other: the people of the other side.
-        titles: what the sides are called: before, after.
+        before, after: the sides.
         body: model that heights are measured on; None = heights are not compared.
-        worst: persons and scenes that are kept, those furthest apart.
-        swapped: the parts are the side after.
+        worst: persons that are named, those furthest apart.
 
     Raises:
         ImageJoinError: no image in common.
+        LabelsError: a label file cannot be read.
     """
-    join = join_images(names, other.images.tolist())
-    diff = PeopleDiff(titles[0], titles[1], join.note, body is not None)
-    diff.accepted = dict.fromkeys(("both", "before", "after"), 0)
-    compare = _Compare(diff, other, body, worst, swapped)
-    first = 0
-    for part in parts:
-        compare.part(part, join.true[first : first + part.num_images])
-        first += part.num_images
-    compare.finish(join.found < 0)
+    join = join_images(before.names, after.names)
+    diff = PeopleDiff(before.title, after.title, join.note, body is not None, before.judged and after.judged)
+    place, common = join.true, join.true >= 0  # of the images before among those after
+    diff.images = int(common.sum())
+    alone = {"before": ~common, "after": join.found < 0}
+    partner = {
+        "before": common & after.accepted[place],
+        "after": (join.found >= 0) & before.accepted[join.found],
+    }
+    diff.accepted["both"] = int((before.accepted & partner["before"]).sum())
+    for side, own in (("before", before), ("after", after)):
+        diff.images_only[side] = int(alone[side].sum())
+        apart = own.accepted & ~partner[side]
+        diff.accepted[side] = int(apart.sum())
+        diff.people_only[side] = diff.unusable[side] = 0
+        told = apart | alone[side] if diff.whole else apart
+        _name(diff.images_apart, (f"{own.names[i]}: {side} only" for i in np.flatnonzero(told).tolist()))
+    for part, (start, stop) in enumerate(zip(before.starts[:-1], before.starts[1:], strict=True)):
+        images = np.arange(start, stop)[common[start:stop]]
+        others = np.searchsorted(after.starts, place[images], "right") - 1
+        for other in np.unique(others).tolist():
+            some = images[others == other]
+            _compare_images(diff, (before, part, some), (after, other, place[some]), body, worst)
     return diff
-
-
-class _Compare:
-    """Counts into `diff` what parts of one side ("own") and the other side as a whole ("theirs") differ in."""
-
-    def __init__(self, diff: PeopleDiff, other: People, body: BodyModel | None, keep: int, swapped: bool) -> None:
-        self.diff, self.other, self.body, self.keep, self.swapped = diff, other, body, keep, swapped
-        self.own, self.theirs = ("after", "before") if swapped else ("before", "after")
-        self.fit = _fit(other)
-        self.starts = np.searchsorted(other.owner, np.arange(other.num_images + 1))
-        for side in (self.own, self.theirs):
-            diff.people_only[side] = diff.images_only[side] = diff.unusable[side] = 0
-        diff.unusable[self.theirs] = int((~self.fit).sum())
-
-    def part(self, part: People, place: np.ndarray) -> None:
-        """Compare some images; place: (N,) where each is on the other side, -1 = nowhere."""
-        diff, common = self.diff, place >= 0
-        diff.images += int(common.sum())
-        diff.images_only[self.own] += int((~common).sum())
-        theirs = np.where(common, self.other.accepted[place], False)
-        diff.accepted["both"] += int((part.accepted & theirs).sum())
-        for side, alone in ((self.own, part.accepted & ~theirs), (self.theirs, theirs & ~part.accepted)):
-            diff.accepted[side] += int(alone.sum())
-            _name(diff.accepted_apart, (f"{part.images[i]}: {side} only" for i in np.flatnonzero(alone)))
-        fit = _fit(part)
-        diff.unusable[self.own] += int((~fit).sum())
-        counts = np.bincount(part.owner[fit], minlength=part.num_images)
-        pairs = np.cumsum(np.where(common, counts * np.diff(self.starts)[place], 0))
-        start = 0
-        while start < part.num_images:  # images cut so that each cut has about `_PAIRS` pairs of people
-            stop = int(np.searchsorted(pairs, (pairs[start - 1] if start else 0) + _PAIRS, side="right"))
-            stop = min(max(start + 1, stop), part.num_images)
-            inside = (part.owner >= start) & (part.owner < stop)
-            images = np.sort(place[start:stop][common[start:stop]])
-            ranges = [np.arange(self.starts[image], self.starts[image + 1]) for image in images.tolist()]
-            theirs = np.concatenate([np.zeros(0, np.int64), *ranges])
-            self._people(part, np.flatnonzero(fit & inside & common[part.owner]), theirs[self.fit[theirs]], place)
-            start = stop
-
-    def finish(self, alone: np.ndarray) -> None:
-        """Images that only the other side has: alone (M,) bool."""
-        self.diff.images_only[self.theirs] += int(alone.sum())
-        accepted = np.flatnonzero(alone & self.other.accepted)
-        self.diff.accepted[self.theirs] += accepted.size
-        _name(self.diff.accepted_apart, (f"{self.other.images[i]}: {self.theirs} only" for i in accepted))
-
-    def _people(self, part: People, own: np.ndarray, theirs: np.ndarray, place: np.ndarray) -> None:
-        """Match and compare the people of some common images."""
-        mine, them = _gather(part, own), _gather(self.other, theirs)
-        first, second, same = match_people(mine, them, place[part.owner[own]], self.other.owner[theirs])
-        self.diff.people += first.size
-        self.diff.by_place += int((~same).sum())
-        for side, people, matched, names in (
-            (self.own, own, first, part),
-            (self.theirs, theirs, second, self.other),
-        ):
-            alone = np.setdiff1d(np.arange(people.size), matched)
-            self.diff.people_only[side] += alone.size
-            _name(self.diff.people_missing, (f"{_person(names, people[k])}: {side} only" for k in alone))
-        sides = ({k: v[first] for k, v in mine.items()}, {k: v[second] for k, v in them.items()})
-        before, after = sides[::-1] if self.swapped else sides
-        dz = self._measure(before, after)
-        for row in (r for r in np.argsort(-np.abs(dz), kind="stable")[: self.keep].tolist() if dz[r] != 0):
-            z = [float(side["transl"][row, 2]) for side in (before, after)]
-            words = f"{_person(part, own[first[row]])}: z {z[0]:.2f} -> {z[1]:.2f} m"
-            self.diff.worst.append((abs(float(dz[row])), words))
-        self.diff.worst = sorted(self.diff.worst, key=lambda one: -one[0])[: self.keep]
-        least = self.diff.scenes[-1].largest_dz if len(self.diff.scenes) >= self.keep else 0.0
-        largest = np.zeros(part.num_images)
-        np.maximum.at(largest, part.owner[own[first]], np.abs(dz))
-        for image in np.argsort(-largest, kind="stable")[: self.keep].tolist():
-            if largest[image] > least:
-                self.diff.scenes.append(self._scene(part, image, own, theirs, (first, second), float(largest[image])))
-        self.diff.scenes = sorted(self.diff.scenes, key=lambda one: -one.largest_dz)[: self.keep]
-
-    def _measure(self, before: dict[str, np.ndarray], after: dict[str, np.ndarray]) -> np.ndarray:
-        """Count and keep what matched people differ in; z after minus before (k,) [m]."""
-        unequal = np.zeros(len(before["pose"]), bool)
-        for name in ("pose", "betas", "transl"):
-            unequal |= (before[name] != after[name]).any(axis=1)
-        self.diff.different += int(unequal.sum())
-        focal = [side["intrinsics"][:, [0, 1], [0, 1]] for side in (before, after)]
-        with np.errstate(invalid="ignore"):
-            gap = np.abs(focal[0] - focal[1]) > _SAME_FOCAL * np.abs(focal[0])
-        self.diff.other_cameras += int(gap.any(axis=1).sum())
-        z = [side["transl"][:, 2].astype(np.float64) for side in (before, after)]
-        apart = np.linalg.norm(after["transl"].astype(np.float64) - before["transl"], axis=1)
-        found = {"dz": z[1] - z[0], "dscale": z[1] / z[0] - 1, "apart": apart}
-        if self.body is not None:
-            found["dheight"] = _height_change(before["betas"], after["betas"], self.body)
-        for name, values in found.items():
-            self.diff.values.setdefault(name, []).append(values.astype(np.float32))
-        return self.diff.values["dz"][-1]
-
-    def _scene(
-        self,
-        part: People,
-        image: int,
-        own: np.ndarray,
-        theirs: np.ndarray,
-        pairs: tuple[np.ndarray, np.ndarray],
-        largest: float,
-    ) -> WorstScene:
-        """Everybody of one image on both sides, in one order."""
-        here = np.flatnonzero(part.owner[own] == image)
-        partner = dict(zip(pairs[0].tolist(), pairs[1].tolist(), strict=True))
-        second = np.array([partner.get(k, -1) for k in here.tolist()], np.int64)
-        other_image = int(self.other.owner[theirs[second[second >= 0][0]]])
-        alone = np.setdiff1d(np.flatnonzero(self.other.owner[theirs] == other_image), second)
-        mine = _filled(part, own[here], np.ones(here.size, bool), alone.size)
-        known = np.concatenate([second >= 0, np.ones(alone.size, bool)])
-        them = _filled(self.other, theirs[np.concatenate([np.maximum(second, 0), alone])], known, 0)
-        cameras = (part.intrinsics[own[here[0]]], self.other.intrinsics[theirs[second[second >= 0][0]]])
-        before, after = (them, mine) if self.swapped else (mine, them)
-        names = (str(part.images[image]), str(self.other.images[other_image]))
-        names = names[::-1] if self.swapped else names
-        camera = cameras[0] if np.isfinite(cameras[0]).all() else cameras[1]
-        size = part.size[image] if np.isfinite(part.size[image]).all() else self.other.size[other_image]
-        return WorstScene(names[0], names[1], largest, camera, size, before, after)
 
 
 def _name(where: list[str], texts: Iterable[str]) -> None:
     where += islice(texts, _NAMED - len(where))
 
 
+@dataclass(frozen=True)
+class _Crowd:
+    """n people of some images of a side, all usable."""
+
+    people: People
+    image: np.ndarray  # (n,) which of the images
+    words: list[str]  # of the images
+    position: np.ndarray  # (n,) in the image
+
+    def name(self, person: int) -> str:
+        return f"{self.words[self.image[person]]}, person {self.position[person]}"
+
+
+def _gather(people: People, images: np.ndarray, words: list[str]) -> tuple[_Crowd, int]:
+    """The usable people of some images of a part, and how many are not."""
+    first, last = np.searchsorted(people.owner, np.stack([images, images + 1]))
+    image = np.repeat(np.arange(images.size), last - first)
+    position = np.arange(image.size) - np.searchsorted(image, image)
+    some = people.take(first[image] + position)
+    fit = some.usable & (some.status != str(PersonStatus.INVALID_LABEL))
+    return _Crowd(some.take(fit), image[fit], words, position[fit]), int((~fit).sum())
+
+
+_Images = tuple[Side, int, np.ndarray]  # a side, one of its parts, and images of it
+
+
+def _compare_images(diff: PeopleDiff, before: _Images, after: _Images, body: BodyModel | None, worst: int) -> None:
+    """Count what the people of images that meet differ in, some images at a time."""
+    parts = [side.read(part) for side, part, _ in (before, after)]
+    local = [images - side.starts[part] for side, part, images in (before, after)]
+    counts = [np.diff(np.searchsorted(p.owner, [i, i + 1]), axis=0)[0] for p, i in zip(parts, local, strict=True)]
+    cut = np.cumsum(counts[0] * counts[1]) // _PAIRS  # images of one number have about `_PAIRS` pairs of people
+    for number in np.unique(cut).tolist():
+        rows = np.flatnonzero(cut == number)
+        crowds = []
+        for name, (side, _, images), people, own in zip(
+            ("before", "after"), (before, after), parts, local, strict=True
+        ):
+            crowd, unusable = _gather(people, own[rows], [side.names[image] for image in images[rows]])
+            diff.unusable[name] += unusable
+            crowds.append(crowd)
+        _compare_people(diff, crowds[0], crowds[1], body, worst)
+
+
+def _compare_people(diff: PeopleDiff, before: _Crowd, after: _Crowd, body: BodyModel | None, worst: int) -> None:
+    """Match and compare the people of some images."""
+    first, second, same = match_people(before.people, after.people, before.image, after.image, diff.whole)
+    diff.people += first.size
+    diff.by_place += int((~same).sum())
+    for side, crowd, matched in (("before", before, first), ("after", after, second)):
+        alone = np.setdiff1d(np.arange(crowd.image.size), matched)
+        diff.people_only[side] += alone.size
+        _name(diff.people_missing, (f"{crowd.name(k)}: {side} only" for k in alone))
+    dz = _measure(diff, before.people.take(first), after.people.take(second), body)
+    for row in (r for r in np.argsort(-np.abs(dz), kind="stable")[:worst].tolist() if dz[r] != 0):
+        z = [float(side.people.transl[k[row], 2]) for side, k in ((before, first), (after, second))]
+        words = f"{before.name(first[row])}: z {z[0]:.2f} -> {z[1]:.2f} m"
+        diff.worst.append((abs(float(dz[row])), words))
+    diff.worst = sorted(diff.worst, key=lambda one: -one[0])[:worst]
+
+
+def _measure(diff: PeopleDiff, before: People, after: People, body: BodyModel | None) -> np.ndarray:
+    """Count and keep what matched people differ in; z after minus before (k,) [m]."""
+    unequal = np.zeros(before.num_people, bool)
+    for name in ("pose", "betas", "transl"):
+        unequal |= (getattr(before, name) != getattr(after, name)).any(axis=1)
+    changed = (before.status != after.status) & (before.status != "") & (after.status != "")
+    pairs = zip(before.status[changed], after.status[changed], strict=True)
+    diff.status_changes.update(f"{old} -> {new}" for old, new in pairs)
+    diff.different += int((unequal | changed).sum())
+    focal = [side.intrinsics[:, [0, 1], [0, 1]] for side in (before, after)]
+    with np.errstate(invalid="ignore"):
+        gap = np.abs(focal[0] - focal[1]) > _SAME_FOCAL * np.abs(focal[0])
+    diff.other_cameras += int(gap.any(axis=1).sum())
+    places = [side.transl.astype(np.float64) for side in (before, after)]
+    z = [place[:, 2] for place in places]
+    apart = np.linalg.norm(places[1] - places[0], axis=1)
+    found = {"dz": z[1] - z[0], "dscale": z[1] / z[0] - 1, "apart": apart}
+    if body is not None:
+        found["dheight"] = _height_change(before.betas, after.betas, body)
+    for name, values in found.items():
+        diff.values.setdefault(name, []).append(values.astype(np.float32))
+    return diff.values["dz"][-1]
+
+
 def match_people(
-    first: dict[str, np.ndarray], second: dict[str, np.ndarray], image: np.ndarray, other_image: np.ndarray
+    first: People, second: People, image: np.ndarray, other_image: np.ndarray, rows: bool = False
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Who is who among n and m people of the same images.
 
     Args:
-        first, second: pose (n, 72), betas (n, 11), transl (n, 3) of each side.
-        image, other_image: (n,), (m,) int.
+        first, second: usable people of each side.
+        image, other_image: (n,), (m,) int, the images they stand in.
+        rows: both sides tell label rows: of people of one pose those of the same row are the same.
 
     Returns:
         Positions of matched people on both sides, and whether they have the same pose.
@@ -306,54 +297,32 @@ def match_people(
     left, right = pairs_within(image, other_image)
     same = np.concatenate(
         [
-            np.abs(first["pose"][left[k : k + _PAIRS]] - second["pose"][right[k : k + _PAIRS]]).max(axis=1) <= SAME_POSE
+            np.abs(first.pose[left[k : k + _PAIRS]] - second.pose[right[k : k + _PAIRS]]).max(axis=1) <= SAME_POSE
             for k in range(0, left.size, _PAIRS)
         ]
         or [np.zeros(0, bool)]
     )
     one, two = left[same], right[same]
-    shape = np.abs(first["betas"][one] - second["betas"][two])
-    place = np.linalg.norm(first["transl"][one] - second["transl"][two], axis=1)
+    shape = np.abs(first.betas[one] - second.betas[two])
+    place = np.linalg.norm(first.transl[one] - second.transl[two], axis=1)
     # a placed person keeps the shape but for its size: coefficients 0 and 10 and the place tell twins apart last
     cost = shape[:, 1:10].sum(axis=1) + 1e-3 * (shape[:, 0] + shape[:, 10] + place)
+    if rows:
+        cost[(first.row[one] == second.row[two]) & (first.row[one] >= 0)] = 0
     chosen = take_greedily(one, two, np.argsort(cost, kind="stable"))
     one, two = one[chosen], two[chosen]
     free = ~np.isin(left, one) & ~np.isin(right, two)
     left, right = left[free], right[free]
-    places = first["transl"][left], second["transl"][right]
+    places = first.transl[left], second.transl[right]
     rays = [side[:, :2] / side[:, 2:] for side in places]  # how far apart in the picture, at the nearer one's distance:
     gap = np.linalg.norm(rays[0] - rays[1], axis=1) * np.minimum(*(side[:, 2] for side in places))
     near = gap <= HALF_A_BODY
     left, right = left[near], right[near]
     chosen = take_greedily(left, right, np.argsort(gap[near], kind="stable"))
-    rows = np.concatenate([one, left[chosen]]), np.concatenate([two, right[chosen]])
-    order = np.argsort(rows[0], kind="stable")
+    pairs = np.concatenate([one, left[chosen]]), np.concatenate([two, right[chosen]])
+    order = np.argsort(pairs[0], kind="stable")
     alike = np.concatenate([np.ones(one.size, bool), np.zeros(chosen.size, bool)])
-    return rows[0][order], rows[1][order], alike[order]
-
-
-def _fit(people: People) -> np.ndarray:
-    """(n,) bool: numbers that can be compared."""
-    return people.usable & (people.status != str(PersonStatus.INVALID_LABEL))
-
-
-def _gather(people: People, index: np.ndarray) -> dict[str, np.ndarray]:
-    return {name: np.asarray(getattr(people, name)[index]) for name in ("pose", "betas", "transl", "intrinsics")}
-
-
-def _filled(people: People, index: np.ndarray, known: np.ndarray, more: int) -> dict[str, np.ndarray]:
-    """Bodies of some people, NaN for those not known and for `more` after them."""
-    found = {}
-    for name in ("pose", "betas", "transl"):
-        values = np.where(known[:, None], np.asarray(getattr(people, name)[index]), np.nan)
-        found[name] = np.pad(values, ((0, more), (0, 0)), constant_values=np.nan).astype(np.float32)
-    return found
-
-
-def _person(people: People, person: int) -> str:
-    """The image of a person and its position there."""
-    image = people.owner[person]
-    return f"{people.images[image]}, person {int(person - np.searchsorted(people.owner, image))}"
+    return pairs[0][order], pairs[1][order], alike[order]
 
 
 def _height_change(before: np.ndarray, after: np.ndarray, body: BodyModel) -> np.ndarray:

@@ -13,16 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
 from dto_pipeline.data.people import People
 from dto_pipeline.errors import DtoError
 from dto_pipeline.evaluate.bodies import joints_of, rest_heights
-from dto_pipeline.evaluate.evaluation import RESAMPLES, Evaluation, Measure, add_up, make_column, mean_of
-from dto_pipeline.evaluate.matching import join_images
-from dto_pipeline.evaluate.tables import align, column_widths
+from dto_pipeline.evaluate.evaluation import RESAMPLES, Evaluation, Measure, add_up, evaluate, mean_of
+from dto_pipeline.evaluate.matching import join_images, pairs_within
 from dto_pipeline.models.body import BodyModel
 
 SAME_DEPTH = 0.2  # people closer than this stand at the same depth [m]
@@ -33,7 +31,6 @@ PLACEMENT_MEASURES = (
     Measure("ordinal", "ordinal accuracy at 0.2 m", "%", mean_of("pair_right", "pairs", 100)),
     Measure("height_error", "height error", "m", mean_of("height_gap", "persons"), 3),
 )
-MEASURES = {one.key: f"{one.title} [m]" if one.unit == "m" else one.title for one in PLACEMENT_MEASURES}  # in tables
 MRPE = Measure("mrpe", "MRPE", "mm", mean_of("root_gap", "persons", 1000))  # mean distance of the pelves
 
 
@@ -49,16 +46,7 @@ class Placement:
     height: np.ndarray  # (N,) in the rest pose [m]
 
 
-class Placed(Protocol):
-    """Anything that knows where P people are and how tall, as `Placement` does."""
-
-    @property
-    def z(self) -> np.ndarray: ...
-    @property
-    def height(self) -> np.ndarray: ...
-
-
-def join_placements(parts: Sequence[Placed]) -> Placement:
+def join_placements(parts: Sequence[Placement]) -> Placement:
     """People of several images or sets, one after the other."""
     return Placement(np.concatenate([part.z for part in parts]), np.concatenate([part.height for part in parts]))
 
@@ -83,60 +71,31 @@ def placement_sums(
     if len(set(shapes)) != 1 or len(shapes[0]) != 1:
         raise ValueError(f"found, truth and image have shapes {shapes}; expected one length (N,) for all")
     kept = np.ones(len(image), bool) if selected is None else np.asarray(selected, bool)
-    first, second = image_pairs(image, kept)
-    apart, true_apart = found.z[first] - found.z[second], truth.z[first] - truth.z[second]
-    gap, height = np.abs(found.z - truth.z)[kept], np.abs(found.height - truth.height)[kept]
-    of_pair, own = image[first], image[kept]
+    gap, height, own = np.abs(found.z - truth.z)[kept], np.abs(found.height - truth.height)[kept], image[kept]
     return {
         "persons": add_up(np.ones(kept.sum()), own, images),
         "z_gap": add_up(gap, own, images),
         "z_share": add_up(gap / truth.z[kept], own, images),
         "height_gap": add_up(height, own, images),
-        "pairs": add_up(np.ones(len(first)), of_pair, images),
-        "pair_gap": add_up(np.abs(apart - true_apart), of_pair, images),
-        "pair_right": add_up(depth_relation(apart) == depth_relation(true_apart), of_pair, images),
+        **pair_sums(found.z[kept], truth.z[kept], own, images),
     }
 
 
-def placement_errors(
-    found: Placement, truth: Placement, image: np.ndarray, selected: np.ndarray | None = None
-) -> dict[str, float]:
-    """The measures of all images together; shares as fractions. Arguments and errors as of `placement_sums`.
-
-    Returns:
-        `persons` and `pairs` (counts) and the keys of `PLACEMENT_MEASURES`, NaN where nothing is selected.
-    """
-    names, numbers = np.unique(np.asarray(image), return_inverse=True)
-    sums = {name: part.sum() for name, part in placement_sums(found, truth, numbers, len(names), selected).items()}
-    errors = {one.key: float(one.of(sums)) / (100 if one.unit == "%" else 1) for one in PLACEMENT_MEASURES}
-    return {"persons": int(sums["persons"]), "pairs": int(sums["pairs"]), **errors}
-
-
-def as_table(comparison: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
-    """Selection -> placement -> `placement_errors` as text: a line per measure, first -> ... -> last per selection."""
-    rows = [["", *(f"{name} ({next(iter(found.values()))['persons']:.0f})" for name, found in comparison.items())]]
-    for key, title in MEASURES.items():
-        show = "{:.1%}" if key == "ordinal" else "{:.3f}"
-        cells = [" -> ".join(show.format(errors[key]) for errors in found.values()) for found in comparison.values()]
-        rows.append([title, *(cell.replace("%", " %") for cell in cells)])
-    rule = ["-" * width for width in column_widths(rows)]
-    return "\n".join(align([rows[0], rule, *rows[1:]]))
+def pair_sums(z: np.ndarray, true_z: np.ndarray, image: np.ndarray, images: int) -> dict[str, np.ndarray]:
+    """What each image adds of pairs of people: how many, how wrong the distance, how many in the right order."""
+    first, second = pairs_within(image, image)
+    first, second = first[first < second], second[first < second]
+    apart, true_apart = z[first] - z[second], true_z[first] - true_z[second]
+    return {
+        "pairs": add_up(np.ones(len(first)), image[first], images),
+        "pair_gap": add_up(np.abs(apart - true_apart), image[first], images),
+        "pair_right": add_up(depth_relation(apart) == depth_relation(true_apart), image[first], images),
+    }
 
 
 def depth_relation(apart: np.ndarray) -> np.ndarray:
     """-1 nearer, 0 same depth, 1 farther. Args: apart (...) z of one minus z of the other [m]."""
     return np.where(np.abs(apart) < SAME_DEPTH, 0, np.sign(apart)).astype(np.int64)
-
-
-def image_pairs(image: np.ndarray, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both members (M,) of every unordered pair of kept people of one image, as indices into `image`."""
-    person = np.flatnonzero(kept)
-    person = person[np.argsort(image[person], kind="stable")]
-    _, start, size = np.unique(image[person], return_index=True, return_counts=True)
-    partners = np.repeat(start + size, size) - np.arange(len(person)) - 1  # people of the same image that come later
-    first = np.repeat(np.arange(len(person)), partners)
-    within = np.arange(len(first)) - np.repeat(np.cumsum(partners) - partners, partners)
-    return person[first], person[first + 1 + within]
 
 
 def evaluate_synthetic(
@@ -184,16 +143,10 @@ def evaluate_synthetic(
             sums = placement_sums(found, true, image, truth.num_images, kept)
             apart = np.linalg.norm(pelvis - root, axis=1)
             sums["root_gap"] = add_up(apart[kept], image[kept], truth.num_images)
-            columns[name + about] = make_column(sums, measures, resamples, seed)
-    return Evaluation(
-        title=f"{first.source} against {truth.source}",
-        images=[str(name) for name in truth.images],
-        measures=measures,
-        columns=columns,
-        counts=_count(first, truth, partner, usable, int(accepted.sum()), len(join.strangers)),
-        notes=tuple(note for note in (join.note, *first.problems[:5]) if note),
-        settings={"resamples": resamples, "seed": seed, "body_sha256": body.sha256},
-    )
+            columns[name + about] = sums
+    counts = _count(first, truth, partner, usable, int(accepted.sum()), len(join.strangers))
+    title, notes, sha256 = f"{first.source} against {truth.source}", (join.note, *first.problems[:5]), body.sha256
+    return evaluate(title, truth.images, measures, columns, counts, notes, resamples, seed, body_sha256=sha256)
 
 
 def _count(

@@ -17,10 +17,17 @@ import numpy as np
 from dto_pipeline.data.joint_truth import JointTruth
 from dto_pipeline.data.people import People
 from dto_pipeline.errors import DtoError
-from dto_pipeline.evaluate.bodies import TREE, in_chunks, joints_of, project_joints, vertices_of
-from dto_pipeline.evaluate.evaluation import Evaluation, Measure, Statistic, Sums, add_up, make_column, mean_of, ratio
-from dto_pipeline.evaluate.matching import MIN_IOU, box_iou, join_images, joint_boxes
-from dto_pipeline.evaluate.mesh_evaluation import aligned_error, mean_distance
+from dto_pipeline.evaluate.bodies import (
+    TREE,
+    aligned_error,
+    in_chunks,
+    joints_of,
+    mean_distance,
+    project_joints,
+    vertices_of,
+)
+from dto_pipeline.evaluate.evaluation import Evaluation, Measure, Statistic, Sums, add_up, evaluate, mean_of, ratio
+from dto_pipeline.evaluate.matching import MIN_IOU, box_iou, join_images, joint_boxes, take_within_budget
 from dto_pipeline.models.body import BodyModel
 
 H36M_JOINTS = (1, 2, 3, 4, 5, 6, 8, 10, 11, 12, 13, 14, 15, 16)  # the 14 of Human3.6M's 17 that are compared
@@ -110,15 +117,9 @@ def evaluate_protocol(
         "people of the truth that cannot be used (left out)": truth.num_people - true.num_people,
         "people found that cannot be used, or in no image of the truth (left out)": found.num_people - known.num_people,
     }
-    return Evaluation(
-        title=f"{protocol}: {found.source} against {truth.source}",
-        images=list(truth.images),
-        measures=measures,
-        columns={"": make_column(sums, measures, resamples, seed)},
-        counts=counts,
-        notes=tuple(note for note in (join.note,) if note),
-        settings={"protocol": protocol, "resamples": resamples, "seed": seed},
-    )
+    title = f"{protocol}: {found.source} against {truth.source}"
+    columns = {"": sums}
+    return evaluate(title, truth.images, measures, columns, counts, [join.note], resamples, seed, protocol=protocol)
 
 
 def _project(people: People, body: BodyModel) -> np.ndarray:
@@ -157,19 +158,9 @@ def match_protocol(found: np.ndarray, truth: np.ndarray) -> tuple[list[tuple[int
     if not len(found) or not len(truth):
         return [], len(found)
     distance = np.linalg.norm(found[:, None] - truth[None], ord=2, axis=(2, 3))
-    overlap = box_iou(joint_boxes(found)[:, None], joint_boxes(truth)[None], border=1.0)
-    pairs: dict[int, int] = {}
-    taken, dropped = set[int](), 0
-    for place in np.argsort(distance, axis=None, kind="stable"):
-        if len(pairs) == len(truth) or len(pairs) + dropped >= len(found):
-            break
-        first, second = divmod(int(place), len(truth))
-        if overlap[first, second] < MIN_IOU:
-            dropped += 1
-        elif first not in taken and second not in pairs:
-            pairs[second] = first
-            taken.add(first)
-    return [(pairs[second], second) for second in sorted(pairs)], len(found) - len(pairs)
+    overlaps = box_iou(joint_boxes(found)[:, None], joint_boxes(truth)[None], border=1.0) >= MIN_IOU
+    pairs = take_within_budget(distance, overlaps, spent=True).tolist()
+    return sorted(((first, second) for first, second in pairs), key=lambda pair: pair[1]), len(found) - len(pairs)
 
 
 def threedpw_errors(
@@ -188,9 +179,9 @@ def threedpw_errors(
     own, other = (joints[:, list(H36M_JOINTS)] for joints in points)
     return {
         "mpjpe": _MM * mean_distance(own, other),
-        "pa_mpjpe": _MM * aligned_error(own, other)[0],
+        "pa_mpjpe": _MM * aligned_error(own, other),
         "mve": _MM * mean_distance(*meshes),
-        "pa_mve": _MM * aligned_error(*meshes)[0],
+        "pa_mve": _MM * aligned_error(*meshes),
     }
 
 
@@ -270,15 +261,14 @@ def evaluate_joints(
     measures, count = (MUPOTS, count_mupots) if protocol == "mupots" else (PANOPTIC, count_panoptic)
     seen = np.flatnonzero(join.found >= 0)
     sums = _per_image(count, joints, known.intrinsics, owner, truth, seen)
-    columns = {"all": make_column(sums, measures, resamples, seed)}
+    columns = {"all": sums}
     for name in dict.fromkeys(truth.sequence[seen]):
         own = truth.sequence[seen] == name
-        some = {key: np.where(own, part, 0) for key, part in sums.items()}
-        columns[str(name)] = make_column(some, measures, resamples, seed)
+        columns[str(name)] = {key: np.where(own, part, 0) for key, part in sums.items()}
     means = []
     for one in measures:
-        values = [column.estimates[one.key].value for name, column in columns.items() if name != "all"]
-        means.append(f"{one.title} {np.nanmean(values):.1f} {one.unit}")
+        pooled = ({key: part.sum() for key, part in of.items()} for name, of in columns.items() if name != "all")
+        means.append(f"{one.title} {np.nanmean([float(one.of(of)) for of in pooled]):.1f} {one.unit}")
     counts = {
         "images evaluated": len(seen),
         "images of the truth that are not in FOUND (left out)": len(truth.images) - len(seen),
@@ -288,15 +278,12 @@ def evaluate_joints(
         "people found that cannot be used, or in no image of the truth (left out)": found.num_people - known.num_people,
         "people that the truth does not count": truth.unusable,
     }
-    return Evaluation(
-        title=f"{protocol}: {found.source} against {truth.source}",
-        images=[truth.images[number] for number in seen],
-        measures=measures,
-        columns=columns,
-        counts=counts,
-        notes=tuple(note for note in (f"mean of the sequences: {', '.join(means)}", join.note) if note),
-        settings={"protocol": protocol, "resamples": resamples, "seed": seed},
+    title, notes = (
+        f"{protocol}: {found.source} against {truth.source}",
+        ("mean of the sequences: " + ", ".join(means), join.note),
     )
+    images = [truth.images[number] for number in seen]
+    return evaluate(title, images, measures, columns, counts, notes, resamples, seed, protocol=protocol)
 
 
 def count_mupots(

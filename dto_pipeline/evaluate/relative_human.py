@@ -1,24 +1,12 @@
 """RelativeHuman's metrics: ordinal depth (PCDR at 0.2 m, all and by age), mPCKh at 0.6, precision, recall and F1.
 
 Of plain arrays (`evaluate_relative_human`), or of bodies of any file against the annotations (`evaluate_rh`), where a
-predicted person that cannot be used (not finite, behind the camera) counts as predicted and matches nobody. Opens no
-file. Positions in pixels, z in metres. Two modes:
-
+predicted person that cannot be used (not finite, behind the camera) counts as predicted and matches nobody. Mode
 `reference` equals the published metric, faults included; without anybody missed that one breaks down, here the result
-says so in its status. `corrected` is the same metric with these corrections, each by its name:
+says so in its status. Mode `corrected` is the same metric with the six corrections of docs/evaluation.md. Positions in
+pixels, z in metres.
 
-* index: a person without visible joints is left out, and no longer shifts the index at which the depth layers and ages
-  of the others are read; in images without prediction such a person is not counted as missed either;
-* pckh: people with fewer than two visible joints (or all in one point) have no size to compare with: they are left out
-  of the mean, instead of counting -1;
-* box: boxes span the joints visible in the annotation, on both sides; unlabelled ones do not stretch them to (-2, -2).
-  Somebody with one visible joint has no box: the joint must lie inside the prediction's box;
-* rank: pairs are matched in order of their root mean square joint distance; the spectral norm grows with the number of
-  visible joints, so that hidden people chose first;
-* budget: a pair that does not overlap uses up nothing; it no longer ends the matching early;
-* detection: true positives are the matched people (predictions minus missed people can turn negative).
-
-Metric: PCDR from Sun et al., "Putting People in their Place" (RelativeHuman); mPCKh counts joints within 0.143 of the
+PCDR is from Sun et al., "Putting People in their Place" (RelativeHuman); mPCKh counts joints within 0.143 of the
 diagonal of a person's visible box, 0.6 of a head.
 """
 
@@ -41,11 +29,11 @@ from dto_pipeline.evaluate.evaluation import (
     Measure,
     Statistic,
     Sums,
-    make_column,
+    evaluate,
     mean_of,
     ratio,
 )
-from dto_pipeline.evaluate.matching import box_iou, join_images, joint_boxes
+from dto_pipeline.evaluate.matching import box_iou, join_images, joint_boxes, take_within_budget
 from dto_pipeline.maths.camera import project
 from dto_pipeline.models.body import BodyModel
 
@@ -173,7 +161,8 @@ def tally_image(image: EvaluatedImage, mode: str) -> ImageTally:
     predictions = len(image.depth) if image.predicted else 0
     keypoints = np.asarray(image.keypoints, dtype=np.float32)[:predictions]
     with np.errstate(invalid="ignore"):  # joints that are not finite match nobody
-        matches = _match(keypoints, people, mode)
+        distance, overlaps = _pair_distance(keypoints, people, mode), _pair_overlaps(keypoints, people, mode)
+        matches = take_within_budget(distance, overlaps, spent=mode == "reference")
     found, owner = matches.T
     z = np.asarray(image.depth, dtype=np.float32)[found]
     is_missed = ~np.isin(np.arange(len(people.index)), owner)
@@ -232,38 +221,10 @@ def _select_people(image: EvaluatedImage, mode: str) -> _People:
     return _People(index, joints, visible, depth_id, age)
 
 
-def _match(keypoints: np.ndarray, people: _People, mode: str) -> np.ndarray:
-    """Greedy matching, nearest pairs first (at equal distance the lower prediction, then the lower person).
-
-    Args:
-        keypoints: (P, 14, 2) float32 predictions [px]. people: A of them.
-
-    Returns:
-        (M, 2) int64: prediction, row of `people`, in the order found.
-    """
-    distance = _pair_distance(keypoints, people, mode)
-    overlaps = _pair_overlaps(keypoints, people, mode)
-    spent = int(mode == "reference")
-    matches: list[tuple[int, int]] = []
-    used_up = 0
-    free_prediction, free_person = np.ones(len(keypoints), bool), np.ones(len(people.index), bool)
-    for flat in np.argsort(distance, axis=None, kind="stable"):
-        if len(matches) == len(free_person) or len(matches) + used_up >= len(free_prediction):
-            break
-        prediction, person = divmod(int(flat), len(free_person))
-        if not overlaps[prediction, person]:
-            used_up += spent
-        elif free_prediction[prediction] and free_person[person]:
-            matches.append((prediction, person))
-            free_prediction[prediction] = free_person[person] = False
-    return np.array(matches, dtype=np.int64).reshape(-1, 2)
-
-
 def _pair_distance(keypoints: np.ndarray, people: _People, mode: str) -> np.ndarray:
-    """(P, A) float64 distance of every pair over the annotation's visible joints [px].
+    """(P, A) distance of every pair over the annotation's visible joints [px].
 
-    `reference`: largest singular value of the (joints x 2) difference, from the closed form for its 2 x 2 Gram matrix;
-    `corrected`: root mean square over the visible joints.
+    `reference`: largest singular value of the (joints x 2) differences, in closed form; `corrected`: root mean square.
     """
     difference = keypoints.astype(np.float64)[:, None] - people.joints.astype(np.float64)
     x, y = np.moveaxis(np.where(people.visible[..., None], difference, 0.0), -1, 0)
@@ -285,14 +246,7 @@ def _pair_overlaps(keypoints: np.ndarray, people: _People, mode: str) -> np.ndar
 
 
 def _count_pairs(depth_id: np.ndarray, age: np.ndarray, z: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pairs of M matched people whose order in depth is right.
-
-    Args:
-        depth_id, age: (M,) int64. z: (M,) float32 [m]. All in the order of matching.
-
-    Returns:
-        Right pairs (5,), pairs (5,), both by GROUPS, and pairs by RELATIONS (3,); int64.
-    """
+    """Right pairs (5,) and pairs (5,) by GROUPS, and pairs by RELATIONS (3,), of M matched people in their order."""
     first, second = np.triu_indices(len(z), k=1)
     known = (depth_id[first] != UNKNOWN) & (depth_id[second] != UNKNOWN)
     first, second = first[known], second[known]
@@ -310,14 +264,7 @@ def _of_group(age: np.ndarray) -> np.ndarray:
 
 
 def _pckh(predicted: np.ndarray, joints: np.ndarray, visible: np.ndarray, mode: str) -> np.ndarray:
-    """Share of right joints of M matched people, in `reference` -1 for those without two visible joints.
-
-    Args:
-        predicted, joints: (M, 14, 2) float32 [px]. visible: (M, 14) bool.
-
-    Returns:
-        (<= M,) float32.
-    """
+    """(<= M,) share of right joints of M matched people, in `reference` -1 for those without two visible joints."""
     error = np.linalg.norm(predicted - joints, axis=-1)
     box = joint_boxes(joints, visible).astype(np.float32)
     diagonal = np.linalg.norm(box[:, 2:] - box[:, :2], axis=-1)
@@ -395,15 +342,9 @@ def evaluate_rh(
         **{f"pairs: {name}": result.count(name) for name in RELATIONS},
     }
     status = "" if result.status is MetricStatus.OK else f"status of the metric: {result.status}"
-    return Evaluation(
-        title=f"{people.source}, RelativeHuman in mode {mode}",
-        images=list(annotations),
-        measures=MEASURES,
-        columns={mode: make_column(sums, MEASURES, resamples, seed)},
-        counts=counts,
-        notes=tuple(note for note in (status, join.note, *people.problems[:5]) if note),
-        settings={"mode": mode, "resamples": resamples, "seed": seed, "body_sha256": body.sha256},
-    )
+    title, notes = f"{people.source}, RelativeHuman in mode {mode}", (status, join.note, *people.problems[:5])
+    settings = {"mode": mode, "body_sha256": body.sha256}
+    return evaluate(title, list(annotations), MEASURES, {mode: sums}, counts, notes, resamples, seed, **settings)
 
 
 def _keypoints(people: People, body: BodyModel, regressor: np.ndarray) -> np.ndarray:

@@ -7,13 +7,8 @@ from collections.abc import Sequence
 
 def align(rows: Sequence[Sequence[str]]) -> list[str]:
     """Lines with columns of equal width."""
-    widths = column_widths(rows)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-
-
-def column_widths(rows: Sequence[Sequence[str]]) -> list[int]:
-    """Characters of the longest cell of each column."""
-    return [max(map(len, column)) for column in zip(*rows, strict=True)]
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -7,7 +7,6 @@ are not in them.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import tempfile
 import time
@@ -47,7 +46,7 @@ class ResumeBench:
     plan_cpu_s: float
 
     def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        return dict(vars(self))
 
     def as_table(self) -> str:
         return (
@@ -78,8 +77,8 @@ def run_resume_bench(shards: int, folder: Path | None = None) -> ResumeBench:
                 return plan_run(directory, identity, manifest, config.run, Selection(), Retry(), lock=lock)
 
             found = plan()
-            if found.work or found.void or len(found.done) + len(found.failed) != shards:
-                raise RuntimeError(f"{len(found.done)} of {shards} generated shards hold; {found.void}")
+            if found.work or found.scan.void or len(found.done) + len(found.failed) != shards:
+                raise RuntimeError(f"{len(found.done)} of {shards} generated shards hold; {found.scan.void}")
             status = _seconds(lambda: read_status(directory.root).as_table())
             return ResumeBench(shards, len(found.failed), *status, *_seconds(plan))
 

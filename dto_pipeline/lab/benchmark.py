@@ -1,13 +1,14 @@
 """The synthetic benchmark: labels, height prior and both solvers on every difficulty, and parts of them switched off.
 
-Builds the scenes that `dto synth` writes and measures them in memory; writes nothing. Parts are switched off by
-options the config has anyway, so an ablation runs the very code a run uses. Metres.
+Builds the scenes that `dto synth` writes and measures them in memory; its numbers become a page of markdown, whose
+meaning is written by hand in docs/evaluation.md. Parts are switched off by options the config has anyway, so an
+ablation runs the very code a run uses. Metres.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,13 @@ from typing import Any
 import numpy as np
 from scipy.stats import spearmanr
 
-from dto_pipeline.config import PipelineConfig, config_from_dict
+from dto_pipeline.config import STAND_IN_BODY, PipelineConfig, config_from_dict
 from dto_pipeline.config_tree import describe_difference, read_tree
+from dto_pipeline.data.files import write_bytes_atomic, write_json_atomic
 from dto_pipeline.errors import DtoError
-from dto_pipeline.evaluate.evaluation import RESAMPLES, Estimate, Measure, Statistic, Sums, estimate
+from dto_pipeline.evaluate.evaluation import RESAMPLES, Estimate, Measure, Statistic, Sums, estimate, show
 from dto_pipeline.evaluate.placements import PLACEMENT_MEASURES
+from dto_pipeline.evaluate.tables import markdown
 from dto_pipeline.lab.difficulty import DIFFICULTIES, choose_difficulty
 from dto_pipeline.lab.foreign_bodies import load_anny
 from dto_pipeline.lab.known_scenes import build_known_scene
@@ -32,6 +35,7 @@ from dto_pipeline.lab.solver_outcomes import (
     LABELS,
     LEVELS,
     METHODS,
+    MOVED,
     SELECTIONS,
     SOLVERS,
     Measured,
@@ -39,7 +43,7 @@ from dto_pipeline.lab.solver_outcomes import (
     pool,
     read_recorded,
 )
-from dto_pipeline.models.body import BodyModel
+from dto_pipeline.models.body import BodyModel, load_body
 
 TUNING_SEEDS = (1, 2, 11, 12, 31, 32)  # of the joint solver's numbers
 POOLED, OWN, RECORDED = "all difficulties", "our own", "recorded images"
@@ -50,6 +54,11 @@ OWN_DIFFICULTIES = (
 )
 ABLATED = ("standard", "occlusion", "children", "hard")  # difficulties on which parts are switched off
 MEASURES = tuple(measure for measure in PLACEMENT_MEASURES if measure.key != "relative_depth_error")
+_COLUMNS = [f"{title} [{one.unit}]" for title, one in zip(("z", "pairs", "ordinal", "height"), MEASURES, strict=True)]
+_HEIGHTS = {
+    "independent": "True heights are drawn from the CDC growth charts of 2000, not from the priors of the method.",
+    "priors": "True heights are drawn from the method's own priors: these numbers flatter it.",
+}
 
 
 class BenchmarkError(DtoError, ValueError):
@@ -153,6 +162,18 @@ class BenchmarkReport:
         }
 
 
+def run_benchmark(
+    out: Path, settings: BenchmarkSettings, config: PipelineConfig | None = None, body: BodyModel | None = None
+) -> BenchmarkReport:
+    """Measure (see `measure`), then write benchmark.md and benchmark.json into `out`."""
+    config = config or PipelineConfig()
+    body = body or load_body(config.body.model_path or STAND_IN_BODY, config.body.kid_axis)
+    report = measure(settings, config, body)
+    write_bytes_atomic(out / "benchmark.md", as_page(report).encode())
+    write_json_atomic(out / "benchmark.json", report.to_json())
+    return report
+
+
 def measure(settings: BenchmarkSettings, config: PipelineConfig, body: BodyModel) -> BenchmarkReport:
     """The numbers of a benchmark.
 
@@ -162,25 +183,19 @@ def measure(settings: BenchmarkSettings, config: PipelineConfig, body: BodyModel
     kinds = [choose_difficulty(name, (), settings.heights) for name in settings.names]  # all names are checked first
     if any(kind.bodies == "anny" for kind in kinds):
         load_anny()  # a missing package is said now, not after the others' minutes
-    variants = {
-        (mode, switch.name): override(config, *options)
-        for switch in SWITCHES
-        for mode, options in switch.options.items()
-    }
+    off = {(mode, one.name): override(config, *texts) for one in SWITCHES for mode, texts in one.options.items()}
+    ablated = ABLATED if settings.ablation else ()
     found: dict[str, Measured] = {}
     for kind in kinds:
         known = [build_known_scene(kind, settings.seed, number, body) for number in range(settings.images)]
-        found[kind.name] = measure_methods(
-            known, config, variants if settings.ablation and kind.name in ABLATED else {}
-        )
-    ablated = {name: found[name] for name in ABLATED if settings.ablation and name in found}
-    if len(ablated) > 1:
-        ablated[f"these {len(ablated)}"] = pool(list(ablated.values()))
+        found[kind.name] = measure_methods(known, config, off if kind.name in ablated else {})
+    without = {name: found[name] for name in ablated if name in found}
+    if len(without) > 1:
+        without[f"these {len(without)}"] = pool(list(without.values()))
     groups = {OWN: [found[name] for name in OWN_DIFFICULTIES if name in found], POOLED: list(found.values())}
     found |= {name: pool(parts) for name, parts in groups.items() if len(parts) > 1}
     if settings.recorded is not None:
-        found[RECORDED] = measure_methods(read_recorded(settings.recorded, config), config, {})
-    draws = settings.resamples
+        found[RECORDED] = measure_methods(read_recorded(settings.recorded), config, {})
     compared = [
         {section: options for section, options in one.to_dict().items() if section not in ("run", "body")}
         for one in (PipelineConfig(), config)
@@ -188,8 +203,8 @@ def measure(settings: BenchmarkSettings, config: PipelineConfig, body: BodyModel
     return BenchmarkReport(
         settings,
         tuple(describe_difference(*compared)),
-        {name: _figures(measured, draws) for name, measured in found.items()},
-        {name: _ablation(measured, draws) for name, measured in ablated.items()},
+        {name: _figures(measured, settings.resamples) for name, measured in found.items()},
+        {name: _ablation(measured, settings.resamples) for name, measured in without.items()},
     )
 
 
@@ -263,3 +278,122 @@ def _plain(found: Any) -> Any:
     if isinstance(found, Mapping):
         return {key: _plain(value) for key, value in found.items()}
     return None if isinstance(found, float) and not np.isfinite(found) else found
+
+
+def as_page(report: BenchmarkReport) -> str:
+    """What was run, the difficulties, every table."""
+    settings, columns = report.settings, ["difficulty", "method", *_COLUMNS]
+    sections = [
+        [
+            "# Synthetic benchmark",
+            "",
+            f"Made by `{settings.command}`; docs/evaluation.md says what is measured and what to read in it. "
+            f"{settings.images} images per difficulty, seed {settings.seed}; the joint solver was tuned on seeds "
+            f"{', '.join(map(str, TUNING_SEEDS))} only. In brackets: 95 % intervals from images drawn again. Errors "
+            "are means over all people, placed or not, accepted or not, unless said.",
+            "",
+            _HEIGHTS[settings.heights],
+            *(f"Config changed: {change}." for change in report.changes),
+        ],
+        _table("Difficulties", "", ["name", "what is hard"], [[k, DIFFICULTIES[k].meaning] for k in settings.names]),
+        errors_section(report),
+        _table(
+            "People the published solver moves",
+            "The same methods over the people whom `paper` moves. The others keep their label there: few, but far off, "
+            "and much of the means over all people.",
+            columns,
+            _rows(report, MOVED),
+        ),
+        _table(
+            "Accepted people",
+            "What a trainer gets that keeps `is_accepted` images: how many people, how wrong they are, and how wrong "
+            "their labels were.",
+            columns,
+            [row for whom in ACCEPTED.values() for row in _rows(report, whom)],
+        ),
+        *_solver_sections(report),
+    ]
+    if report.ablation:
+        meanings = markdown(["off", "which means"], [[switch.name, switch.meaning] for switch in SWITCHES])
+        text = (
+            "Each part off alone, everything else as it is. Numbers are changes against the same solver with all "
+            "parts, on the same images: positive z, pairs and height, and negative ordinal accuracy, mean that the "
+            "part helps."
+        )
+        rows = []
+        for name, solvers in reversed(list(report.ablation.items())):  # everything together first
+            title = name
+            for solver, switches in solvers.items():
+                for switch, found in switches.items():
+                    rows.append([title, solver, switch, *(_signed(found[one.key], one) for one in MEASURES)])
+                    title = ""
+        head = ["difficulty", "solver", "off", *_COLUMNS]
+        sections.append(_table("Ablation", "\n".join([text, "", *meanings]), head, rows))
+    return "\n".join(line for section in sections for line in [*section, ""])
+
+
+def errors_section(report: BenchmarkReport) -> list[str]:
+    """The table of all methods over all people."""
+    text = (
+        "*Height prior alone* scales every label to its prior height and uses no depth. *Paper, else prior* is the "
+        "published fit, and that prior for whoever it leaves: the fair one to compare `joint` with. *True line* is no "
+        "solver: it puts everybody where the own measured depth says on the line the depth map was made with: what "
+        "that map allows."
+    )
+    return _table("Solvers", text, ["difficulty", "method", *_COLUMNS, "accepted"], _rows(report, EVERYBODY))
+
+
+def _solver_sections(report: BenchmarkReport) -> list[list[str]]:
+    """Intervals; shift in the image, and time."""
+    shares, behaviour = [], []
+    for name, found in report.figures.items():
+        inside = (" / ".join(_number(100 * share, 0) for share in one.values()) for one in found.intervals.values())
+        shares.append([name, *inside, _number(found.rank_correlation, 2)])
+        numbers = (("shift_px", 2), ("kid_shift_px", 2), ("cpu_ms_per_image", 0))
+        cells = (_number(found.behaviour[mode][key], digits) for key, digits in numbers for mode in SOLVERS)
+        behaviour.append([name, *cells])
+    return [
+        _table(
+            "Do the intervals hold what they say?",
+            "Share of truths inside the 50 / 80 / 95 % intervals that `joint` claims (`z_sigma_m`, `z_covariance`, "
+            "`height_sigma_m`), and the rank correlation (Spearman) of `expected_error_m` and the true error of "
+            "images.",
+            ["difficulty", "z", "pairs", "height", "rank correlation"],
+            shares,
+        ),
+        _table(
+            "Shift in the image, and time",
+            "How far joints move in the image, mean over people and joints; a shape along the kid axis changes "
+            "proportions, so there they cannot all stay. Processor time of placing, without reading and depth network.",
+            ["difficulty", *(f"{solver} [{unit}]" for unit in ("px", "px, kid axis", "ms") for solver in SOLVERS)],
+            behaviour,
+        ),
+    ]
+
+
+def _table(title: str, text: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [f"## {title}", "", *([text, ""] if text else []), *markdown(columns, rows)]
+
+
+def _rows(report: BenchmarkReport, whom: str) -> list[list[str]]:
+    """A line per difficulty and method; over everybody with the share that a solver accepts."""
+    rows = []
+    for name, figures in report.figures.items():
+        title = f"{name} ({figures.people[whom]} people)"
+        for method, found in figures.errors[whom].items():
+            of_these = f"label input of people {whom}" if method == LABELS and whom in ACCEPTED.values() else method
+            cells = [title, of_these, *(show(found[measure.key], measure) for measure in MEASURES)]
+            if whom == EVERYBODY:
+                accepted = figures.behaviour.get(method, {}).get("accepted_share")
+                cells.append("-" if accepted is None else f"{100 * accepted:.0f} %")
+            rows.append(cells)
+            title = ""
+    return rows
+
+
+def _signed(found: Estimate, measure: Measure) -> str:
+    return f"{found.value:+.{measure.digits}f} ({found.low:+.{measure.digits}f} .. {found.high:+.{measure.digits}f})"
+
+
+def _number(value: float, digits: int) -> str:
+    return f"{value:.{digits}f}" if np.isfinite(value) else "-"

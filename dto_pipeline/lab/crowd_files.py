@@ -1,15 +1,28 @@
-"""Synthetic crowds as files in the public formats: pictures, depth maps, label file, sidecar, truth, and a marker.
+"""Synthetic crowds as files in the public formats, with their truth: what `dto synth` writes, and what the demo shares.
 
-The marker is a small JSON, written last, that says all a data set was made from: it exists = the data set is whole.
-Knows file formats; knows nothing of how scenes come about. Equal input gives identical bytes. Metres, camera frame.
+Files of a data set of `dto synth`:
+
+    images/<a>/<number>.jpg     pictures
+    labels/release.npz          labels as CameraHMR publishes them
+    labels/sidecar.parquet      masks, ages, male probabilities
+    depth/<a>/<number>.npy      disparity, float32, of the picture's size
+    dataset.yaml                for `dto manifest build`
+    truth.npz                   what is true, one row per label row (`TRUTH_COLUMNS`)
+    README.md                   what it is, how it was made, how to evaluate
+    synth.json                  the marker: settings and counts; written last, exists = the data set is whole
+
+Equal settings and body model give identical bytes. Solvers and `dto eval benchmark` see exactly these scenes. The depth
+map knows people, level ground and a backdrop 40 m away, not the painted scenery. Metres, pixels, camera frame.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +30,29 @@ import numpy as np
 import simplejpeg
 
 from dto_pipeline.axes import NUM_BETAS
-from dto_pipeline.data.files import write_bytes_atomic
+from dto_pipeline.config import METRES_PER_DEPTH, STAND_IN_BODY
+from dto_pipeline.data.dataset import SYNTHETIC
+from dto_pipeline.data.files import sha256_file, write_bytes_atomic, write_json_atomic
 from dto_pipeline.data.rle import encode_rle
 from dto_pipeline.data.sources.camerahmr import write_camerahmr
 from dto_pipeline.data.sources.rows import LabelRows
 from dto_pipeline.data.sources.sidecar import write_sidecar
 from dto_pipeline.errors import DtoError
-from dto_pipeline.lab.crowd import Crowd
-from dto_pipeline.lab.people import Bodies, Labels
-from dto_pipeline.lab.picture import Picture
+from dto_pipeline.lab.difficulty import VERSION, Difficulty
+from dto_pipeline.lab.foreign_bodies import measure_anny
+from dto_pipeline.lab.known_scenes import CrowdScene, build_known_scene, observe_keypoints
+from dto_pipeline.lab.picture import Picture, measure_template, render_picture
+from dto_pipeline.models.body import BodyModel
+from dto_pipeline.models.networks import locate_body
 
 TRUTH = "truth.npz"
-IMAGE_TRUTH = {
+MARKER = "synth.json"
+LABELS, SIDECAR = "labels/release.npz", "labels/sidecar.parquet"
+TRUTH_COLUMNS = {
     "image_name": "image of the person, as in the label file",
     "image_number": "number of the image",
-}
-PERSON_TRUTH = {
+    "image_size": "height and width (n, 2) of the image [px]",
+    "intrinsics": "true camera (n, 3, 3) [px]",
     "transl": "true translation (n, 3) [m]; of foreign bodies, the one that puts a label's pelvis on the true one",
     "pelvis": "true pelvis (n, 3), between the hips [m]",
     "pose": "true pose (n, 72), axis-angle [rad]; NaN for foreign bodies",
@@ -43,11 +63,24 @@ PERSON_TRUTH = {
     "label_factor": "label height / true height",
     "disparity_line": "a and b (n, 2) of disparity = a / z + b before all errors",
 }
+_PICTURE, _KEYPOINTS = 28, 29  # random streams of an image, after those of `known_scenes`
+_SHARD_IMAGES = 32
 _JPEG_QUALITY = 93
 
 
 class CrowdFilesError(DtoError, ValueError):
     """A folder that holds no whole synthetic data set, or another one; says how they differ and what to do."""
+
+
+@dataclass(frozen=True)
+class CrowdData:
+    """A data set that was written, or was there already."""
+
+    root: Path
+    created: bool  # False: the folder held this data set and nothing was written
+    images: int
+    persons: int
+    broken: dict[str, str] = field(default_factory=dict)  # the demo's: image name -> what is broken on purpose
 
 
 @dataclass(frozen=True)
@@ -61,26 +94,49 @@ class PersonRows:
         return len(self.told["pose"])
 
 
-def recognise(marker: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
-    """Contents of the marker of a data set, if it is whole and the one wanted; None: it is still to be written.
+def write_crowds(
+    root: Path,
+    places: tuple[str, str, str],
+    identity: Mapping[str, Any],
+    make: Callable[[int], PersonRows],
+    pages: Callable[[dict[str, Any]], dict[str, str]],
+    progress: Callable[[int, int], None] | None = None,
+    broken: dict[str, str] | None = None,
+) -> CrowdData:
+    """Write a data set, unless it is there; one half-written is completed.
 
     Args:
-        identity: settings and versions that determine the data set; the marker holds at least these.
+        root: its folder, made if missing; places: marker, label file and sidecar below it.
+        identity: settings and versions that determine the data set, `images` among them; the marker holds them.
+        make: writes picture and map of image `number` and returns the rows of its people.
+        pages: what the marker holds -> texts by name, written beside it.
+        progress: called with (images done, all images); broken: see `CrowdData`.
 
     Raises:
         CrowdFilesError: the folder holds a data set of other settings.
     """
-    if not marker.exists():
-        return None
-    facts = json.loads(marker.read_text())
-    wanted = json.loads(json.dumps(identity))  # tuples become lists, as in the file
-    differing = [
-        f"{key}: {facts.get(key)!r} there, {value!r} wanted" for key, value in wanted.items() if facts.get(key) != value
-    ]
-    if differing:
-        found = "; ".join(differing)
-        raise CrowdFilesError(f"{marker.parent} holds another data set ({found}); choose another folder or remove it")
-    return facts
+    marker, images = root / places[0], identity["images"]
+    if marker.exists():
+        facts, wanted = json.loads(marker.read_text()), json.loads(json.dumps(identity))  # tuples become lists
+        if differing := [
+            f"{key}: {facts.get(key)!r} there, {value!r} wanted"
+            for key, value in wanted.items()
+            if facts.get(key) != value
+        ]:
+            found = "; ".join(differing)
+            raise CrowdFilesError(f"{root} holds another data set ({found}); choose another folder or remove it")
+        return CrowdData(root, False, images, facts["persons"], facts.get("broken", {}))
+    parts = []
+    for number in range(images):
+        parts.append(make(number))
+        if progress is not None:
+            progress(number + 1, images)
+    persons = write_people(root, parts, *places[1:])
+    facts = {**identity, "persons": persons, **({} if broken is None else {"broken": broken})}
+    for name, text in pages(facts).items():
+        write_bytes_atomic(root / name, text.encode())
+    write_json_atomic(marker, facts)
+    return CrowdData(root, True, images, persons, broken or {})
 
 
 def encode_picture(picture: Picture) -> bytes:
@@ -97,22 +153,18 @@ def write_map(folder: Path, name: str, values: np.ndarray) -> None:
 
 def person_rows(
     image: tuple[str, int],
-    crowd: Crowd,
-    truth: Bodies,
-    labels: Labels,
-    masks: np.ndarray,
+    scene: CrowdScene,
     keypoints: np.ndarray,
-    line: tuple[float, float],
     intrinsics: np.ndarray,
     of_image: Mapping[str, Any] | None = None,
 ) -> PersonRows:
     """Rows of the P people of one image.
 
     Args:
-        image: its name and number; crowd: as planned; truth: the true bodies; labels: what the label file says.
-        masks: (P, H, W) bool; keypoints: (P, 44, 3); line: a and b of disparity = a / z + b.
+        image: its name and number; keypoints: (P, 44, 3).
         intrinsics: (3, 3) K that the labels tell [px]; of_image: further columns of the truth, one value for all.
     """
+    crowd, truth, labels, masks = scene.crowd, scene.truth, scene.labels, scene.masks
     people, view = crowd.num_people, crowd.view
     uv = truth.vertices[..., :2] / truth.vertices[..., 2:].clip(0.05) * view.focal + (view.width / 2, view.height / 2)
     uv = uv.clip(0, (view.width, view.height))  # boxes are of whole bodies, cut at the picture's borders
@@ -139,7 +191,7 @@ def person_rows(
         "height_class": crowd.height_class.astype(np.int64),
         "age_years": crowd.age.astype(np.float64),
         "label_factor": labels.factor,
-        "disparity_line": np.tile(np.array(line), (people, 1)),
+        "disparity_line": np.tile(np.array(scene.line), (people, 1)),
     }
     return PersonRows(told, columns)
 
@@ -165,3 +217,91 @@ def write_people(root: Path, parts: Sequence[PersonRows], labels: str, sidecar: 
     np.savez(buffer, allow_pickle=False, **truth)
     write_bytes_atomic(root / TRUTH, buffer.getvalue())
     return len(rows.pose)
+
+
+def write_synth(
+    root: Path,
+    kind: Difficulty,
+    images: int,
+    seed: int,
+    body: BodyModel,
+    progress: Callable[[int, int], None] | None = None,
+) -> CrowdData:
+    """Write crowds of a difficulty (`difficulty.choose_difficulty`) as `write_crowds` does.
+
+    Raises:
+        CrowdFilesError: the folder holds a data set of other settings.
+        AnnyMissing: people of Anny are wanted and the package is not installed.
+    """
+    options = dataclasses.asdict(kind)
+    named = {"difficulty": options.pop("name"), "options": {k: v for k, v in options.items() if k != "meaning"}}
+    identity = {"version": VERSION, "seed": seed, "images": images, "body_sha256": body.sha256, **named}
+    template = cache(measure_anny if kind.bodies == "anny" else partial(measure_template, body))
+
+    def make(number: int) -> PersonRows:
+        made, name = build_known_scene(kind, seed, number, body), f"{number // 1000:03d}/{number:06d}.jpg"
+        view, told = made.crowd.view, made.scene
+        rng = np.random.default_rng([seed, number, _PICTURE])
+        write_bytes_atomic(
+            root / "images" / name, encode_picture(render_picture(made.crowd, made.truth.vertices, template(), rng))
+        )
+        disparity = np.asarray(told.disparity, np.float32)
+        write_map(root / "depth", name, METRES_PER_DEPTH / disparity if kind.metric_error else disparity)
+        rng = np.random.default_rng([seed, number, _KEYPOINTS])
+        keypoints = observe_keypoints(view, made.truth, made.z_map, rng)
+        made = dataclasses.replace(
+            made, labels=dataclasses.replace(made.labels, transl=told.transl, age=told.age_years)
+        )
+        camera = {"image_size": np.array([view.height, view.width]), "intrinsics": view.intrinsics}
+        return person_rows((name, number), made, keypoints, told.intrinsics, camera)
+
+    def pages(facts: dict[str, Any]) -> dict[str, str]:
+        return {"dataset.yaml": _dataset(kind, body), "README.md": _readme(kind, facts)}
+
+    return write_crowds(root, (MARKER, LABELS, SIDECAR), identity, make, pages, progress)
+
+
+def _dataset(kind: Difficulty, body: BodyModel) -> str:
+    own = body.sha256 == sha256_file(locate_body(STAND_IN_BODY))
+    named = f"body: {STAND_IN_BODY}" if own else "# body.model_path must name the body these people were made of"
+    return f"""\
+# Made by `dto synth`. Build with: dto manifest build dataset.yaml --data-root FOLDER -o FOLDER/manifest.parquet
+name: synth-{kind.name}
+source: camerahmr
+licence: {SYNTHETIC} (Apache-2.0); free to use.
+{named}
+labels: {LABELS}
+sidecar: {SIDECAR}
+images: images
+depth: depth
+depth_suffix: .npy
+key_parts: 2
+principal_point: centre
+shard_images: {_SHARD_IMAGES}
+"""
+
+
+def _readme(kind: Difficulty, facts: dict[str, Any]) -> str:
+    options = "\n".join(f"- `{name}`: {value}" for name, value in facts["options"].items())
+    columns = "\n".join(f"- `{name}`: {meaning}" for name, meaning in TRUTH_COLUMNS.items())
+    who = "procedural bodies"
+    if kind.bodies == "anny":
+        who = "bodies of Anny (code Apache-2.0, data CC0) with labels of the stand-in body fitted to what is seen"
+    return f"""\
+# Synthetic crowds, difficulty {kind.name}
+
+{facts["images"]} images, {facts["persons"]} people, seed {facts["seed"]}: {kind.meaning}.
+Nobody here is real: {who}, on level ground, seen by a pinhole camera. Free to use (Apache-2.0).
+
+    dto manifest build dataset.yaml --data-root . -o manifest.parquet
+    dto run manifest.parquet -o run{" --set depth.kind=metric_depth" if kind.metric_error else ""}
+    dto eval synthetic run --truth . --body BODY
+
+Options (`dto_pipeline/lab/difficulty.py` says what each means):
+
+{options}
+
+Columns of `truth.npz`, row i = label row i:
+
+{columns}
+"""

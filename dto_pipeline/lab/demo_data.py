@@ -1,17 +1,8 @@
-"""The demo's data set: made once, recognised ever after, some of it broken on purpose.
+"""The demo's data set, some of it broken on purpose, and pictures of the same kind to time and train on.
 
-Files of one data set:
-
-    images/insta-train/<a>/<b>/<c>.jpg    pictures, in CameraHMR's folder layout
-    labels/demo-release.npz               labels as CameraHMR publishes them (see `data.sources.camerahmr`)
-    labels/demo-sidecar.parquet           masks, ages, male probabilities (see `data.sources.sidecar`)
-    depth/insta-train/<a>/<b>/<c>.npy     disparity, float16, of the picture's size
-    truth.npz                             what is true, one row per label row (see `TRUTH_COLUMNS`)
-    README.md                             what lies where, what is broken and why
-    demo.json                             settings and counts; written last, exists = the data set is whole
-
-Equal settings give identical bytes. Each step of a scene draws from its own stream of (seed, image number, step),
-so that changing one step leaves the others as they were. Metres, camera frame.
+Its files are those of `crowd_files` under the names of CameraHMR's folders, depth maps as float16, and `demo.json`.
+Each step of a scene draws from its own stream of (seed, image number, step), so that changing one step leaves the
+others as they were. Metres, camera frame.
 """
 
 from __future__ import annotations
@@ -24,40 +15,39 @@ from typing import Any
 
 import numpy as np
 
-from dto_pipeline.axes import HEIGHT_CLASSES
 from dto_pipeline.data.dataset import dataset_from_dict
-from dto_pipeline.data.files import write_bytes_atomic, write_json_atomic
+from dto_pipeline.data.files import write_bytes_atomic
 from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.manifest_build.builder import build_manifest
-from dto_pipeline.lab.crowd import HEIGHT_RANGE, Crowd, plan_crowd
+from dto_pipeline.lab import crowd_files
+from dto_pipeline.lab.crowd import Crowd, plan_crowd
 from dto_pipeline.lab.crowd_files import (
-    IMAGE_TRUTH,
-    PERSON_TRUTH,
     TRUTH,
+    CrowdData,
     CrowdFilesError,
     PersonRows,
     encode_picture,
     person_rows,
-    recognise,
+    write_crowds,
     write_map,
     write_people,
 )
-from dto_pipeline.lab.observe import (
-    DISPARITY_OFFSET,
+from dto_pipeline.lab.difficulty import Difficulty
+from dto_pipeline.lab.known_scenes import (
     DISPARITY_SCALE,
+    CrowdScene,
     observe_disparity,
     observe_keypoints,
     observe_masks,
 )
-from dto_pipeline.lab.people import LABEL_HEIGHT, Bodies, Labels, build_bodies, falsify_labels
+from dto_pipeline.lab.people import Bodies, build_bodies, falsify_labels
 from dto_pipeline.lab.picture import Picture, measure_template, render_picture
 from dto_pipeline.models.body import BodyModel
 
 VERSION = 2  # raised whenever equal settings would give other files
 MARKER = "demo.json"
-LABELS = "labels/demo-release.npz"
-SIDECAR = "labels/demo-sidecar.parquet"
-TRUTH_COLUMNS = IMAGE_TRUTH | PERSON_TRUTH | {"broken": "what is broken in the person's image, empty = nothing"}
+LABELS, SIDECAR = "labels/demo-release.npz", "labels/demo-sidecar.parquet"
+TRUTH_COLUMNS = (*(name for name in crowd_files.TRUTH_COLUMNS if name not in ("image_size", "intrinsics")), "broken")
 BREAKAGES = {
     "truncated_image": "the JPEG ends after 40 % of its bytes",
     "missing_image": "the labels name a JPEG that is not there",
@@ -66,6 +56,8 @@ BREAKAGES = {
     "empty_mask": "the first person's instance mask has no pixel",
     "zero_disparity": "the depth map is zero everywhere",
 }  # on purpose, one image each, to show that bad input costs one item and is counted
+DEPTH = Difficulty("demo", "depth maps of the demo", blur=1.2)
+_OFFSET, _LARGEST_ERROR = (-1.0, 1.0), 0.15  # range of b of disparity = a / z + b; of one person's disparity
 FEWEST_IMAGES = 12  # smaller data sets are left whole
 _KEPT_OF_TRUNCATED = 0.4  # of the bytes
 _WRONG_SIZE = 1.5  # camera of an image this many times as large
@@ -74,18 +66,18 @@ _BODIES, _LABELS, _PICTURE, _DISPARITY, _MASKS, _KEYPOINTS = range(2, 8)  # rand
 
 
 @dataclass(frozen=True)
-class DemoScene:
-    """One image with its P people, what is true of them and what the pipeline is told."""
+class DemoScene(CrowdScene):
+    """One image; its masks are disjoint, of visible parts."""
 
     number: int
-    crowd: Crowd
-    truth: Bodies
-    labels: Labels
     picture: Picture
     disparity: np.ndarray  # (H, W) float16, larger is nearer
-    line: tuple[float, float]  # a, b of the disparity a / z + b before all errors
-    masks: np.ndarray  # (P, H, W) bool, visible parts, disjoint
     keypoints: np.ndarray  # (P, 44, 3) float32 u, v [px], confidence
+
+
+def build_picture(seed: int, number: int, body: BodyModel) -> Picture:
+    """The picture of scene `number` alone, the same as `build_scene` gives."""
+    return _build_picture(seed, number, body, 1.0)[-1]
 
 
 def _build_picture(seed: int, number: int, body: BodyModel, scale: float) -> tuple[Crowd, Bodies, Picture]:
@@ -94,11 +86,6 @@ def _build_picture(seed: int, number: int, body: BodyModel, scale: float) -> tup
     truth = build_bodies(crowd, body, np.random.default_rng([seed, number, _BODIES]))
     rng = np.random.default_rng([seed, number, _PICTURE])
     return crowd, truth, render_picture(crowd, truth.vertices, measure_template(body), rng)
-
-
-def build_picture(seed: int, number: int, body: BodyModel) -> Picture:
-    """The picture of scene `number` alone, the same as `build_scene` gives."""
-    return _build_picture(seed, number, body, 1.0)[-1]
 
 
 def build_scene(seed: int, number: int, body: BodyModel, scale: float = 1.0) -> DemoScene:
@@ -113,14 +100,15 @@ def build_scene(seed: int, number: int, body: BodyModel, scale: float = 1.0) -> 
 
     crowd, truth, picture = _build_picture(seed, number, body, scale)
     of_map = stream(_DISPARITY)
-    line = float(of_map.uniform(*DISPARITY_SCALE)), float(of_map.uniform(*DISPARITY_OFFSET))
+    line = float(of_map.uniform(*DISPARITY_SCALE)), float(of_map.uniform(*_OFFSET))
+    disparity = observe_disparity(DEPTH, picture.z, picture.person, truth.height, line, of_map, _LARGEST_ERROR)
     return DemoScene(
         number=number,
         crowd=crowd,
         truth=truth,
         labels=falsify_labels(crowd, truth, body, stream(_LABELS)),
         picture=picture,
-        disparity=observe_disparity(picture.z, picture.person, line, of_map).astype(np.float16),
+        disparity=disparity.astype(np.float16),
         line=line,
         masks=observe_masks(picture.person, crowd.num_people, stream(_MASKS)),
         keypoints=observe_keypoints(crowd.view, truth, picture.z, stream(_KEYPOINTS)),
@@ -137,49 +125,28 @@ class DemoSettings:
     spoilt: bool = True  # some images are broken on purpose, where there are enough
 
 
-@dataclass(frozen=True)
-class DemoData:
-    """What was written, or was there already."""
-
-    root: Path
-    images: int
-    persons: int
-    broken: dict[str, str]  # image name -> key of `BREAKAGES`
-    created: bool  # False: the folder held this data set already and nothing was written
-
-
 def build_demo_data(
     root: str | Path,
     body: BodyModel,
     settings: DemoSettings | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> DemoData:
-    """Write the demo's data set, unless it is there; one half-written is completed.
-
-    Args:
-        root: folder of the data set, made if missing; body: model of all people.
-        progress: called with (images done, all images).
+) -> CrowdData:
+    """Write the demo's data set as `crowd_files.write_crowds` does; people are of model `body`.
 
     Raises:
         CrowdFilesError: the folder holds a data set of other settings or another body model.
     """
     root, settings = Path(root), settings or DemoSettings()
     identity = {"version": VERSION, **asdict(settings), "body_sha256": body.sha256}
-    if there := recognise(root / MARKER, identity):
-        return DemoData(root, there["images"], there["persons"], there["broken"], created=False)
     broken = plan_breakages(settings.images) if settings.spoilt else {}
-    parts = []
-    for number in range(settings.images):
+
+    def make(number: int) -> PersonRows:
         scene = build_scene(settings.seed, number, body, settings.scale)
-        parts.append(write_scene(root, scene, broken.get(number, "")))
-        if progress is not None:
-            progress(number + 1, settings.images)
-    persons = write_people(root, parts, LABELS, SIDECAR)
+        return write_scene(root, scene, broken.get(number, ""))
+
     names = {image_name(number): kind for number, kind in broken.items()}
-    facts = {**identity, "persons": persons, "broken": names}
-    write_bytes_atomic(root / "README.md", _readme(facts).encode())
-    write_json_atomic(root / MARKER, facts)
-    return DemoData(root, settings.images, persons, names, created=True)
+    pages = {"README.md": _readme(names)}
+    return write_crowds(root, (MARKER, LABELS, SIDECAR), identity, make, lambda _: pages, progress, names)
 
 
 def plan_breakages(images: int) -> dict[int, str]:
@@ -209,8 +176,8 @@ def write_scene(root: Path, scene: DemoScene, broken: str = "") -> PersonRows:
     if broken != "missing_image":
         write_bytes_atomic(root / "images" / name, jpeg)
     write_map(root / "depth", name, np.zeros_like(scene.disparity) if broken == "zero_disparity" else scene.disparity)
-    labels, image = replace(scene.labels, pose=pose), (name, scene.number)
-    rows = person_rows(image, scene.crowd, scene.truth, labels, masks, scene.keypoints, scene.line, intrinsics)
+    told = replace(scene, labels=replace(scene.labels, pose=pose), masks=masks)
+    rows = person_rows((name, scene.number), told, scene.keypoints, intrinsics)
     return replace(rows, truth=rows.truth | {"broken": np.full(len(rows), broken)})
 
 
@@ -250,50 +217,33 @@ def bench_numbers(images: int, seed: int = BENCH_SEED) -> list[int]:
     return found
 
 
-def build_bench_data(root: Path, images: int, body: BodyModel, shard_images: int = 1 << 16) -> Manifest:
-    """Write so many of these scenes with labels, masks and depth, and their manifest; one shard unless told."""
+def build_bench_data(root: Path, images: int, body: BodyModel) -> Manifest:
+    """Write so many of these scenes with labels, masks and depth, and their manifest of one shard."""
     scenes = (
         replace(build_scene(BENCH_SEED, number, body), number=new) for new, number in enumerate(bench_numbers(images))
     )
-    return write_plain_data(root, [write_scene(root, scene) for scene in scenes], shard_images)
+    return write_plain_data(root, [write_scene(root, scene) for scene in scenes])
 
 
-def write_plain_data(root: Path, parts: list[PersonRows], shard_images: int = 1 << 16) -> Manifest:
+def write_plain_data(root: Path, parts: list[PersonRows]) -> Manifest:
     """Label file, sidecar and manifest of scenes whose pictures and maps `write_scene` wrote."""
     write_people(root, parts, LABELS, SIDECAR)
     described: dict[str, Any] = {"name": "bench", "source": "camerahmr", "labels": LABELS, "sidecar": SIDECAR}
-    described |= {"images": "images", "depth": "depth", "key_parts": 3, "shard_images": shard_images}
+    described |= {"images": "images", "depth": "depth", "key_parts": 3, "shard_images": 1 << 16}
     build_manifest(dataset_from_dict(described, root), root / "manifest.parquet", progress=False)
     return Manifest.open(root / "manifest.parquet")
 
 
-def _readme(facts: dict[str, Any]) -> str:
-    heights = [f"- {HEIGHT_CLASSES[c]}: {low:.2f} .. {high:.2f} m" for c, (low, high) in HEIGHT_RANGE.items()]
-    broken = [f"- `{name}`: {kind}, {BREAKAGES[kind]}" for name, kind in facts["broken"].items()]
-    columns = [f"- `{name}`: {meaning}" for name, meaning in TRUTH_COLUMNS.items()]
-    lines = [
-        "# Synthetic crowds with known truth",
-        "",
-        f"{facts['images']} images, {facts['persons']} people, seed {facts['seed']}, made by `dto demo`.",
-        "Nobody here is real: procedural bodies on a ground plane, seen by a pinhole camera. Free to use (Apache-2.0).",
-        "",
-        "- `images/`: pictures",
-        f"- `{LABELS}`: labels in CameraHMR's layout",
-        f"- `{SIDECAR}`: masks, ages and male probabilities by label row",
-        "- `depth/`: disparity (larger is nearer), one float16 map per picture",
-        f"- `{TRUTH}`: what is true, row i = label row i (below)",
-        "",
-        f"Labels are wrong the way single-person networks are: heights lie around {LABEL_HEIGHT} m whoever it is, and",
-        "distances are stretched by the same factor. True heights are uniform, and not the pipeline's priors:",
-        "",
-        *heights,
-        "",
-        f"Columns of `{TRUTH}`:",
-        "",
-        *columns,
-        "",
-        "Broken on purpose, to show that bad input costs one item:",
-        "",
-        *(broken or ["- nothing"]),
-    ]
-    return "\n".join(lines) + "\n"
+def _readme(broken: dict[str, str]) -> str:
+    listed = "\n".join(f"- `{name}`: {kind}, {BREAKAGES[kind]}" for name, kind in broken.items())
+    return f"""\
+# Synthetic crowds with known truth
+
+Made by `dto demo`; `{MARKER}` holds the settings. Nobody here is real: procedural bodies on a ground plane, seen by a
+pinhole camera. Free to use (Apache-2.0). Labels are wrong the way single-person networks are: adult-like heights, and
+distances stretched by the same factor. `{TRUTH}` holds what is true, row i = label row i.
+
+Broken on purpose, to show that bad input costs one item:
+
+{listed or "- nothing"}
+"""

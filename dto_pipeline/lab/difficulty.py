@@ -138,13 +138,7 @@ DIFFICULTIES = {
         Difficulty("upside-down", "metres under the name of disparity", upside_down=True),
         Difficulty("weak-depth", "blurred by 14 px, 12 % smooth error", blur=14.0, smooth_error=0.12),
         Difficulty("foreign", "bodies of Anny, labels fitted to what is seen (needs the package anny)", bodies="anny"),
-        Difficulty(
-            "foreign-weak",
-            "the same with weak depth",
-            bodies="anny",
-            blur=14.0,
-            smooth_error=0.12,
-        ),
+        Difficulty("foreign-weak", "the same with weak depth", bodies="anny", blur=14.0, smooth_error=0.12),
         Difficulty("foreign-no-ages", "the same, nobody's age known", bodies="anny", unknown_ages=True),
     )
 }
@@ -158,25 +152,18 @@ def choose_difficulty(name: str, texts: Sequence[str] = (), heights: str = "inde
         name: of `DIFFICULTIES`; texts: ``option=value``, value in YAML; heights: of `HEIGHTS`.
 
     Raises:
-        DifficultyError: something that does not exist, named.
+        DifficultyError: something that does not exist, or an option out of bounds; ConfigError: an option that does not
+            exist or cannot have this value.
     """
     if name not in DIFFICULTIES:
         raise DifficultyError(f"difficulty is {name!r}; choose from {list(DIFFICULTIES)}")
     if heights not in HEIGHTS:
         raise DifficultyError(f"heights is {heights!r}; choose from {HEIGHTS}")
-    return change_options(dataclasses.replace(DIFFICULTIES[name], heights=heights), texts)
-
-
-def change_options(kind: Difficulty, texts: Sequence[str]) -> Difficulty:
-    """`kind` with ``option=value`` texts applied.
-
-    Raises:
-        ConfigError: an option that does not exist or cannot have this value, named; DifficultyError: out of bounds.
-    """
     changes = read_tree(None, [f"difficulty.{text}" for text in texts]).get("difficulty", {})
     if words := [name for name in _WORDS if name in changes]:
         raise DifficultyError(f"{words[0]} is no option of a difficulty")
-    return build_sections(_Config, {"difficulty": {**dataclasses.asdict(kind), **changes}})["difficulty"]
+    options = {**dataclasses.asdict(DIFFICULTIES[name]), "heights": heights, **changes}
+    return build_sections(_Config, {"difficulty": options})["difficulty"]
 
 
 def describe_difficulties() -> str:

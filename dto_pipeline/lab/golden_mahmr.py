@@ -2,9 +2,9 @@
 
 Runs on any folder of that format (``state_dict.csv`` with ``golden/``, or the latter alone); what the files say decides
 sizes, cases and weights. A missing file is a failure of its own, and so is a recorded group that no rule here knows.
-Names, augmentation and evaluation are compared here, losses and network in files of their own. Labels agree to 2e-5 of
-the largest value of an array; masks, boxes' people and cells of the scale map are equal; evaluation agrees to 1e-9 and
-its totals to their last digit.
+Names, augmentation and evaluation are compared here, losses and network in `golden_mahmr_network`. Labels agree to 2e-5
+of the largest value of an array; masks, boxes' people and cells of the scale map are equal; evaluation agrees to 1e-9
+and its totals to their last digit.
 """
 
 from __future__ import annotations
@@ -22,9 +22,8 @@ import torch
 from safetensors.torch import load_file
 
 from dto_pipeline.evaluate.protocols import agora_errors, match_protocol, threedpw_errors
-from dto_pipeline.lab.golden_case import CaseResult, check_case, compare_arrays, differences, judge
-from dto_pipeline.lab.golden_mahmr_losses import check_loss_case
-from dto_pipeline.lab.golden_mahmr_network import Recording, check_network
+from dto_pipeline.lab.golden import Case, read_arrays, run_case
+from dto_pipeline.lab.golden_mahmr_network import Recording, check_loss_case, check_network
 from dto_pipeline.maths.rotation import axis_angle_to_matrix
 from dto_pipeline.models.body import BodyModel, load_body
 from dto_pipeline.train.augment import Draw, inside_image, project_points, vary
@@ -33,7 +32,7 @@ from dto_pipeline.train.config import EncoderConfig, ModelConfig
 from dto_pipeline.train.model import MeshNetwork
 from dto_pipeline.train.targets import mark_cells, mesh_edges, person_boxes
 
-FAMILY = "mahmr"
+Arrays = Mapping[str, np.ndarray]
 WEIGHTS, NAMES = "tiny_checkpoint.safetensors", "state_dict.csv"
 CASES = ("network_cases", "loss_cases", "augment_cases", "eval_cases")
 _SIDE = 1288  # S, as published [px]
@@ -48,73 +47,59 @@ _LEAST_JOINTS = 4  # of 45 inside
 _VERTEX_STEP = 2  # every second vertex stands for the body in the AGORA cases
 
 
-def check_mahmr_cases(folder: Path) -> list[CaseResult]:
-    """Every recorded case of a folder, none where it holds no file of this family."""
+def check_mahmr_cases(folder: Path) -> list[Case]:
+    """Every recorded case of a folder (or of `folder`/mahmr), none where it holds no file of this family."""
+    folder = folder / "mahmr" if (folder / "mahmr").is_dir() else folder
     inner = folder / "golden" if (folder / "golden").is_dir() and (folder / NAMES).exists() else folder
     needed = [WEIGHTS, *(f"{name}.{kind}" for name in CASES for kind in ("json", "npz"))]
-    there = [name for name in needed if (inner / name).is_file()]
+    missing = [name for name in needed if not (inner / name).is_file()]
     names = next((place / NAMES for place in (folder, inner.parent) if (place / NAMES).is_file()), None)
-    if not there and not (folder / NAMES).is_file():
+    if len(missing) == len(needed) and not (folder / NAMES).is_file():
         return []
-    results = [
-        CaseResult(FAMILY, f"files/{name}", "", (f"{inner / name} is missing; the family cannot be proven without it",))
-        for name in needed
-        if name not in there
-    ]
+    results = []
+    for name in missing:
+        text = f"{inner / name} is missing; the family cannot be proven without it"
+        results.append(Case("mahmr", f"files/{name}", failures=[text]))
     if names is not None:
-        results += [_case(f"names/{stage}", partial(_check_names, names, stage)) for stage in _STAGES]
+        results += [run_case(Case("mahmr", f"names/{stage}"), partial(_check_names, names, stage)) for stage in _STAGES]
     body = load_body(inner / "body" if (inner / "body").is_dir() else "demo")
-    readers: dict[str, Callable[[dict, dict], list[CaseResult]]] = {
-        "network_cases": lambda said, arrays: check_network(_recording(inner, said, arrays, body)),
-        "loss_cases": lambda said, arrays: _each(said["cases"], arrays, "loss", check_loss_case),
-        "augment_cases": lambda said, arrays: _each(
-            said, arrays, "augment", lambda name, case, own: check_augment_case(name, case, own, body)
-        ),
-        "eval_cases": check_eval_cases,
-    }
-    for name, check in readers.items():
-        wanted = {f"{name}.json", f"{name}.npz"} | ({WEIGHTS} if name == "network_cases" else set())
-        if wanted <= set(there):
-            results += _run(name, inner, check)
+    for name in CASES:
+        if not {f"{name}.json", f"{name}.npz", *([WEIGHTS] if name == "network_cases" else [])} & set(missing):
+            results += _run(name, inner, body)
     return results
 
 
-def _run(name: str, folder: Path, check: Callable[[dict, dict], list[CaseResult]]) -> list[CaseResult]:
+def _run(name: str, folder: Path, body: BodyModel) -> list[Case]:
     """The cases of a pair of files; files that cannot be understood are one failure."""
     try:
-        said = json.loads((folder / f"{name}.json").read_text())
-        with np.load(folder / f"{name}.npz", allow_pickle=False) as archive:
-            arrays = {key: archive[key] for key in archive.files}
-        return check(said, arrays)
+        said, arrays = json.loads((folder / f"{name}.json").read_text()), read_arrays(folder / f"{name}.npz")
+        if name == "network_cases":
+            regressor = np.load(str(files("dto_pipeline.assets") / "J_regressor_extra.npy"), allow_pickle=False)
+            weights = load_file(folder / WEIGHTS)
+            return check_network(Recording(said, arrays, weights, body, torch.from_numpy(regressor).float()))
+        if name == "loss_cases":
+            return _each(said["cases"], arrays, "loss", check_loss_case)
+        if name == "augment_cases":
+            return _each(said, arrays, "augment", partial(_check_augment, body))
+        return _check_eval(said, arrays)
     except Exception as error:  # the other files' results must stand
-        return [CaseResult(FAMILY, name, "", (f"cannot be run: {type(error).__name__}: {error}",))]
+        return [Case("mahmr", name, failures=[f"cannot be run: {type(error).__name__}: {error}"])]
 
 
 def _each(
-    cases: Mapping[str, Any], arrays: Mapping[str, np.ndarray], kind: str,
-    check: Callable[[str, Mapping[str, Any], dict[str, np.ndarray]], CaseResult],
-) -> list[CaseResult]:  # fmt: skip
+    cases: Mapping[str, Any], arrays: Arrays, kind: str, check: Callable[[Mapping[str, Any], Arrays, Case], None]
+) -> list[Case]:
     results = []
-    for name, case in cases.items():
+    for name, said in cases.items():
         own = {key.partition("/")[2]: value for key, value in arrays.items() if key.startswith(f"{name}/")}
-        results.append(_case(f"{kind}/{name}", partial(check, name, case, own)))
-    strangers = sorted({key.partition("/")[0] for key in arrays} - set(cases))
-    return results + [
-        CaseResult(FAMILY, f"{kind}/{name}", "", ("has arrays, but no entry in the JSON",)) for name in strangers
-    ]
+        case = Case("mahmr", f"{kind}/{name}", str(said.get("stage", "")))
+        results.append(run_case(case, partial(check, said, own)))
+    for name in sorted({key.partition("/")[0] for key in arrays} - set(cases)):
+        results.append(Case("mahmr", f"{kind}/{name}", failures=["has arrays, but no entry in the JSON"]))
+    return results
 
 
-def _case(name: str, check: Callable[[], CaseResult]) -> CaseResult:
-    return check_case(FAMILY, name, "", check)
-
-
-def _recording(folder: Path, said: dict[str, Any], arrays: dict[str, np.ndarray], body: BodyModel) -> Recording:
-    weights = load_file(folder / WEIGHTS)
-    regressor = np.load(str(files("dto_pipeline.assets") / "J_regressor_extra.npy"), allow_pickle=False)
-    return Recording(said, arrays, weights, body, torch.from_numpy(regressor).float())
-
-
-def _check_names(path: Path, stage: str) -> CaseResult:
+def _check_names(path: Path, stage: str, case: Case) -> None:
     """Names and shapes of a full-size network against the list, but for what is no weight of it."""
     with torch.device("meta"):
         network = MeshNetwork(EncoderConfig(), _STAGES[stage], _SIDE)
@@ -125,39 +110,30 @@ def _check_names(path: Path, stage: str) -> CaseResult:
             shape = row.get(f"shape_{stage}") or row["shape_stage3"]
             if shape != "absent" and not IGNORED.match(row["name"]):
                 recorded[row["name"]] = shape
-    failures = [f"{name} is missing here" for name in recorded if name not in found]
-    failures += [f"{name} is no recorded name" for name in found if name not in recorded]
-    failures += [
-        f"{name} has shape {found[name]}, recorded {shape}"
-        for name, shape in recorded.items()
-        if name in found and found[name] != shape
-    ]
-    return CaseResult(FAMILY, f"names/{stage}", "", tuple(failures), {})
+    for name in {**recorded, **found}:
+        case.equal(f"shape of {name}", found.get(name), recorded.get(name))
 
 
-def check_augment_case(
-    name: str, case: Mapping[str, Any], arrays: Mapping[str, np.ndarray], body: BodyModel
-) -> CaseResult:
+def _check_augment(body: BodyModel, said: Mapping[str, Any], arrays: Arrays, case: Case) -> None:
     """One image: who stays, and every label of those."""
-    height, width = case["image_hw"]
-    side = int(case["input_size"])
+    height, width = said["image_hw"]
+    side = int(said["input_size"])
     betas = np.pad(arrays["in_betas"], ((0, 0), (0, 11 - arrays["in_betas"].shape[1])))
     transl, camera, rotation, shift = (
         arrays[f"in_{key}"] for key in ("transl", "cam_intrinsics", "cam_rot", "cam_trans")
     )
-    crop = float(case["beta_draw"]) if case["crop"] else None
-    draw = Draw(float(case["rot"]), bool(case["flip"]), float(case["scale"]), crop)
+    crop = float(said["beta_draw"]) if said["crop"] else None
+    draw = Draw(float(said["rot"]), bool(said["flip"]), float(said["scale"]), crop)
     people, size = (arrays["in_poses"], betas, transl, camera), (width, height)
     varied = vary(*people, size, side, draw, body, half_pixel=True, rotation=rotation, shift=shift)
     inside = inside_image(varied.image_joints, varied.frame)
     kept = np.flatnonzero(inside.sum(1) >= _LEAST_JOINTS)
-    if kept.tolist() != arrays["kept"].tolist():
-        failure = f"people {kept.tolist()} stay, recorded {arrays['kept'].tolist()}"
-        return CaseResult(FAMILY, f"augment/{name}", "", (failure,))
+    case.equal("people who stay", kept.tolist(), arrays["kept"].tolist())
+    if case.failures:
+        return
     camera = varied.intrinsics[kept] if len(varied.intrinsics) > 1 else varied.intrinsics
-    boxes = person_boxes(
-        varied.image_joints[kept], np.ones((len(kept), inside.shape[1]), bool), varied.frame.size, side
-    )
+    known = np.ones((len(kept), inside.shape[1]), bool)
+    boxes = person_boxes(varied.image_joints[kept], known, varied.frame.size, side)
     focal = np.broadcast_to(camera[:, 0, 0], len(kept))
     depth = varied.joints[kept, 0, 2]
     shapes = (np.ascontiguousarray(part, np.float32) for part in (varied.pose[kept], betas[kept], varied.transl[kept]))
@@ -181,35 +157,34 @@ def check_augment_case(
         "img_size": np.array(varied.frame.size[::-1]),
     }
     recorded = {key: arrays[f"out_{key}"] for key in found} | {"poses": _rotations(arrays["out_poses"])}
-    failures, errors = compare_arrays(found, recorded, exact=("j2ds_mask", "img_size"))
+    case.arrays(found, recorded, LABEL_TOLERANCE, exact=("j2ds_mask", "img_size"))
     if cells.shape == recorded["scale_map"].shape and (cells[:, 0] != recorded["scale_map"][:, 0]).any():
-        failures.append("other cells of the scale map show people than recorded")
-    return judge(FAMILY, f"augment/{name}", "", failures, errors, dict.fromkeys(errors, LABEL_TOLERANCE))
+        case.failures.append("other cells of the scale map show people than recorded")
 
 
-def check_eval_cases(recorded: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> list[CaseResult]:
+def _check_eval(recorded: Mapping[str, Any], arrays: Arrays) -> list[Case]:
     """Every image, and the totals over all of them."""
     results, errors_of, counts = [], list[dict[str, np.ndarray]](), np.zeros(3, int)
     for number, image in enumerate(recorded["images"]):
         own = {key.partition("/")[2]: value for key, value in arrays.items() if key.startswith(f"{number}/")}
         pairs, false = match_protocol(own["pred_j2d"], own["gt_j2d"])
         counts += [len(own["gt_j2d"]), len(own["gt_j2d"]) - len(pairs), false]
-        failures = differences(
-            {
-                "matched": ([list(pair) for pair in pairs], [list(pair) for pair in image["matched"]]),
-                "false_positives": (false, image["false_positives"]),
-            }
-        )
+        case = Case("mahmr", f"eval/{number}")
+        case.equal("matched", [list(pair) for pair in pairs], [list(pair) for pair in image["matched"]])
+        case.equal("false_positives", false, image["false_positives"])
         found, worst = _errors(own, pairs), 0.0
         errors_of.append(found)
-        for row, wanted in enumerate([] if failures else image["errors"]):
+        for row, wanted in enumerate([] if case.failures else image["errors"]):
             share = {key: abs(values[row] - wanted[key]) / max(abs(wanted[key]), 1.0) for key, values in found.items()}
             worst = float(np.max([worst, *share.values()]))  # not a number where one of them is none
-        results.append(judge(FAMILY, f"eval/{number}", "", failures, {"errors": worst}, {"errors": EVAL_TOLERANCE}))
-    return [*results, _check_totals(counts.tolist(), errors_of, recorded["expected"])]
+        case.near("errors", worst, EVAL_TOLERANCE)
+        results.append(case)
+    totals = Case("mahmr", "eval/totals")
+    _check_totals(totals, counts.tolist(), errors_of, recorded["expected"])
+    return [*results, totals]
 
 
-def _errors(own: Mapping[str, np.ndarray], pairs: list[tuple[int, int]]) -> dict[str, np.ndarray]:
+def _errors(own: Arrays, pairs: list[tuple[int, int]]) -> dict[str, np.ndarray]:
     first, second = (np.array([pair[side] for pair in pairs], np.int64) for side in (0, 1))
     joints = own["pred_h36m"][first], own["gt_h36m"][second]
     vertices = own["pred_verts"][first], own["gt_verts"][second]
@@ -217,7 +192,9 @@ def _errors(own: Mapping[str, np.ndarray], pairs: list[tuple[int, int]]) -> dict
     return threedpw_errors(*joints, *vertices) | agora_errors(*bodies, *(mesh[:, ::_VERTEX_STEP] for mesh in vertices))
 
 
-def _check_totals(counts: list[int], errors: list[dict[str, np.ndarray]], expected: Mapping[str, Any]) -> CaseResult:
+def _check_totals(
+    case: Case, counts: list[int], errors: list[dict[str, np.ndarray]], expected: Mapping[str, Any]
+) -> None:
     means = {key: float(np.concatenate([one[key] for one in errors]).mean()) for key in errors[0]}
     true, missed, false = counts
     matched = true - missed
@@ -230,8 +207,8 @@ def _check_totals(counts: list[int], errors: list[dict[str, np.ndarray]], expect
     }
     found |= {"NMJE": round(means["agora_mpjpe"] / f1, 1), "NMVE": round(means["agora_mve"] / f1, 1)} if f1 else {}
     found["counts"] = {"count": true, "miss": missed, "fp": false}
-    failures = differences({key: (found.get(key), wanted) for key, wanted in expected.items()})
-    return CaseResult(FAMILY, "eval/totals", "", tuple(failures))
+    for key, wanted in expected.items():
+        case.equal(key, found.get(key), wanted)
 
 
 def _rotations(pose: np.ndarray) -> np.ndarray:

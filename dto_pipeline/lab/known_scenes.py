@@ -1,12 +1,14 @@
 """Synthetic crowds with known truth, in memory: what a solver is told, spoilt in one named way, and what is true.
 
-Knows planned crowds, bodies, labels and difficulties; draws no picture (solvers never look at one) and knows no solver
-and no files. Metres, pixels.
+Maps, masks and keypoints are the truth, spoilt the way networks spoil it. Draws no picture (solvers never look at one)
+and knows no solver and no files. Metres, pixels.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from importlib.resources import files
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +19,6 @@ from dto_pipeline.config import PriorConfig
 from dto_pipeline.lab.crowd import LAYOUTS, Crowd, View, plan_crowd
 from dto_pipeline.lab.difficulty import Difficulty
 from dto_pipeline.lab.foreign_bodies import build_foreign
-from dto_pipeline.lab.observe import DISPARITY_SCALE, observe_disparity, observe_masks
 from dto_pipeline.lab.people import (
     FEMALE,
     MALE,
@@ -29,18 +30,26 @@ from dto_pipeline.lab.people import (
     sample_heights,
     solve_height,
 )
+from dto_pipeline.lab.scenery import noise_tile, sample_noise
 from dto_pipeline.maths.camera import map_size
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.models.depth import METRES_PER_DEPTH, METRIC_DEPTH
 from dto_pipeline.models.rasterizer import rasterize
 from dto_pipeline.scene import Scene
 
+DISPARITY_SCALE = (380.0, 620.0)  # a of disparity = a / z + b; with b = 0 it is the alpha a fit should find [m]
+_MASK_WOBBLE = 0.9  # how far mask borders stray [px]
+_OPENPOSE_JOINTS = (24, 12, 17, 19, 21, 16, 18, 20, 0, 2, 5, 8, 1, 4, 7, *range(25, 35))  # of smplx's 45, BODY_25 order
+NUM_KEYPOINTS = 44  # 25 of BODY_25 and the 19 of `SMPL_to_J19`
+_J19_IN_TREE = (8, 5, 2, 1, 4, 7, 21, 19, 17, 16, 18, 20, 12)  # the first of `SMPL_to_J19`, among smplx's joints
+_J19_PELVIS = 14
+_HIDDEN_BEHIND = 0.12  # a joint this far behind what the picture shows is hidden [m]
+_KEYPOINT_NOISE = 0.004  # of a keypoint, relative to the person's height in the image
 IMAGE_SCALE = 0.75  # of the demo's image sizes: 480 x 360 instead of 640 x 480
 _FARTHEST = 40.0  # of the backdrop [m]
 _OFFSET_AT = 6.0  # distance whose disparity an offset is measured in [m]
 _GROWN = 1.7  # height that no network draws too far or too near [m]
 _SMOOTH_PARTS = 10  # of the shorter side of a map: how far a smooth error reaches
-_LARGEST_ERROR = 0.3  # of one person's disparity
 _WRONG_SIZE = (0.75, 1.35)  # range of the factor on size and distance of a label that is grossly wrong
 _WRONG_POSE = 0.25  # of every joint of such a label [rad]
 _BODIES, _LABELS, _DEPTH, _MASKS, _SPOIL, _SHARED, _HEIGHTS, _WRONG = range(21, 29)  # random streams of an image
@@ -59,13 +68,20 @@ class KnownScene:
 
 
 @dataclass(frozen=True)
-class MadeScene(KnownScene):
-    """A synthetic one, with all it was made from."""
+class CrowdScene:
+    """What P people of a synthetic image were made from, and what the pipeline is told of them."""
 
     crowd: Crowd
     truth: Bodies
     labels: Labels
     masks: np.ndarray  # (P, H, W) bool, as the pipeline is told
+    line: tuple[float, float]  # a, b of the disparity a / z + b before all errors
+
+
+@dataclass(frozen=True)
+class MadeScene(CrowdScene, KnownScene):
+    """A synthetic one, with all it was made from."""
+
     z_map: np.ndarray  # (H, W) true z of people, ground and backdrop [m]
 
 
@@ -85,7 +101,15 @@ def build_known_scene(kind: Difficulty, seed: int, number: int, body: BodyModel)
         labels = _spoil_labels(labels, kind.wrong_labels, body, stream(_WRONG))
     z, person = _look(crowd.view, truth, faces)
     masks = _leak(observe_masks(person, crowd.num_people, stream(_MASKS)), kind.leak, stream(_SPOIL))
-    disparity, line = _observe_disparity(kind, z, person, truth.height, stream(_DEPTH))
+    of_map = stream(_DEPTH)
+    scale = float(of_map.uniform(*DISPARITY_SCALE))
+    line = (scale, kind.offset * float(of_map.uniform(-1, 1)) * scale / _OFFSET_AT)
+    values = observe_disparity(kind, z, person, truth.height, line, of_map)
+    if kind.upside_down:
+        values = scale / values.clip(1e-6)
+    else:
+        line = (scale * kind.unit, line[1] * kind.unit)
+    disparity = (values * kind.unit).astype(np.float32)
     scene = _build_scene(f"{kind.name}/{number:05d}", crowd, labels, masks, disparity)
     if kind.metric_error:
         wrong = np.exp(kind.metric_error * stream(_METRES).standard_normal())
@@ -171,45 +195,6 @@ def _look(view: View, truth: Bodies, faces: torch.Tensor) -> tuple[np.ndarray, n
     return np.where(person >= 0, raster.z[0].numpy(), ground), person
 
 
-def _observe_disparity(
-    kind: Difficulty, z: np.ndarray, person: np.ndarray, height: np.ndarray, rng: np.random.Generator
-) -> tuple[np.ndarray, tuple[float, float]]:
-    """(H, W) float32 a / z + b with errors per person, row and pixel; and a, b. `height`: (P,) true heights [m]."""
-    scale = float(rng.uniform(*DISPARITY_SCALE))
-    offset = kind.offset * float(rng.uniform(-1, 1)) * scale / _OFFSET_AT
-    values = observe_disparity(
-        z,
-        person,
-        (scale, offset),
-        rng,
-        person_error=kind.person_error,
-        largest_error=_LARGEST_ERROR,
-        row_tilt=kind.row_tilt,
-        pixel_noise=kind.pixel_noise,
-        blur=kind.blur,
-        laws=lambda: _laws_of_real_maps(kind, z, person, height, rng),
-    )
-    if kind.upside_down:
-        return (scale / values.clip(1e-6) * kind.unit).astype(np.float32), (scale, offset)
-    return (values * kind.unit).astype(np.float32), (scale * kind.unit, offset * kind.unit)
-
-
-def _laws_of_real_maps(
-    kind: Difficulty, z: np.ndarray, person: np.ndarray, height: np.ndarray, rng: np.random.Generator
-) -> np.ndarray | float:
-    """(H, W) factors of the errors that real depth networks have and the solver's noise law has not; 1 without them."""
-    factor: np.ndarray | float = 1.0
-    if kind.power != 1:
-        factor = factor * (_OFFSET_AT / z) ** (kind.power - 1)
-    if kind.size_error:
-        size = np.append((height / _GROWN) ** kind.size_error, 1.0)  # index -1 is the background
-        factor = factor * size[person]
-    if kind.smooth_error:
-        field = gaussian_filter(rng.standard_normal(z.shape), min(z.shape) / _SMOOTH_PARTS, mode="wrap")
-        factor = factor * np.exp(kind.smooth_error * field / field.std())
-    return factor
-
-
 def _leak(masks: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarray:
     """(P, H, W) masks grown by 0 to `most` pixels each: they overlap, and hold what is not the person."""
     reach = rng.integers(0, most + 1, len(masks)).tolist()
@@ -223,27 +208,124 @@ def _wrong_ages(age: np.ndarray, share: float, rng: np.random.Generator) -> np.n
 
 
 def _build_scene(name: str, crowd: Crowd, labels: Labels, masks: np.ndarray, disparity: np.ndarray) -> Scene:
-    height, width = disparity.shape
-    people = crowd.num_people
+    people = {"pose": labels.pose, "transl": labels.transl.copy(), "age_years": labels.age.copy()}
+    people |= {"male_prob": labels.male_prob}
+    return plain_scene(name, crowd.view.intrinsics, labels.betas, masks, disparity, **people)
+
+
+def plain_scene(
+    name: str, intrinsics: np.ndarray, betas: np.ndarray, masks: np.ndarray, disparity: np.ndarray, **people: Any
+) -> Scene:
+    """A scene as read from files, of P people.
+
+    Args:
+        name: subset/image; betas: (P, 10 or 11); masks: (P, H, W) bool; disparity: (H, W).
+        people: the labels' fields of a `Scene`; boxes are unknown unless told.
+    """
+    (height, width), count = disparity.shape, len(betas)
     h, w = map_size(height, width, 512)
-    betas = np.zeros((people, NUM_BETAS), np.float32)
-    betas[:, : labels.betas.shape[1]] = labels.betas
+    padded = np.zeros((count, NUM_BETAS), np.float32)
+    padded[:, : betas.shape[1]] = betas
+    unknown = {"bbox_xyxy": np.full((count, 4), np.nan, np.float32), "det_score": np.full(count, np.nan, np.float32)}
     return Scene(
         image_id=name,
         subset=name.partition("/")[0],
         image_path=f"{name}.jpg",
         width=width,
         height=height,
-        intrinsics=crowd.view.intrinsics,
-        pose=labels.pose,
-        betas=betas,
-        transl=labels.transl.copy(),
-        age_years=labels.age.copy(),
-        male_prob=labels.male_prob,
-        source_row=np.arange(people),
-        bbox_xyxy=np.full((people, 4), np.nan, np.float32),
-        det_score=np.full(people, np.nan, np.float32),
-        person_problem=[None] * people,
-        masks=masks[:, np.arange(h) * height // h][:, :, np.arange(w) * width // w],
+        intrinsics=intrinsics,
+        betas=padded,
+        source_row=np.arange(count),
+        person_problem=[None] * count,
+        masks=masks[:, np.arange(h) * height // h][:, :, np.arange(w) * width // w],  # at the size of person maps
         disparity=disparity,
+        **{**unknown, **people},
     )
+
+
+def observe_disparity(
+    kind: Difficulty,
+    z: np.ndarray,
+    person: np.ndarray,
+    height: np.ndarray,
+    line: tuple[float, float],
+    rng: np.random.Generator,
+    largest_error: float = 0.3,
+) -> np.ndarray:
+    """A depth map as a monocular network gives it.
+
+    Args:
+        kind: sizes of its errors, in the network's published unit.
+        z: (H, W) true distance along the camera axis [m]; person: (H, W) index of the person seen, -1 = nobody.
+        height: (P,) true heights [m]; line: a and b of disparity = a / z + b.
+        largest_error: where the relative error of one person's disparity stops.
+
+    Returns:
+        (H, W) float64 disparity, larger is nearer, >= 0.
+    """
+    error = np.clip(kind.person_error * rng.standard_t(3, int(person.max()) + 2), -largest_error, largest_error)
+    error[-1] = 0.0  # index -1 is the background
+    tilt = rng.normal(0.0, kind.row_tilt) * (np.arange(len(z)) / len(z) - 0.5)
+    noise = rng.normal(0.0, kind.pixel_noise, z.shape)
+    # errors that real networks have and the solver's noise law has not
+    factor: np.ndarray | float = 1.0
+    if kind.power != 1:
+        factor = factor * (_OFFSET_AT / z) ** (kind.power - 1)
+    if kind.size_error:
+        size = np.append((height / _GROWN) ** kind.size_error, 1.0)
+        factor = factor * size[person]
+    if kind.smooth_error:
+        field = gaussian_filter(rng.standard_normal(z.shape), min(z.shape) / _SMOOTH_PARTS, mode="wrap")
+        factor = factor * np.exp(kind.smooth_error * field / field.std())
+    values = (line[0] / z + line[1]) * (1 + error[person]) * factor
+    return (gaussian_filter(values, kind.blur) * (1 + tilt[:, None] + noise)).clip(0)
+
+
+def observe_masks(person: np.ndarray, people: int, rng: np.random.Generator) -> np.ndarray:
+    """(P, H, W) bool, disjoint masks of the visible parts, their borders a little off.
+
+    Args:
+        person: (H, W) index of the person seen, -1 = nobody; people: P.
+    """
+    height, width = person.shape
+    row, column = np.mgrid[:height, :width].astype(np.float32)
+    shift_row, shift_column = (
+        1.6 * _MASK_WOBBLE * sample_noise(noise_tile(rng), column / 7.3, row / 7.3) for _ in range(2)
+    )
+    row = np.clip(np.rint(row + shift_row), 0, height - 1).astype(np.int64)
+    column = np.clip(np.rint(column + shift_column), 0, width - 1).astype(np.int64)
+    return person[row, column] == np.arange(people)[:, None, None]
+
+
+def observe_keypoints(view: View, truth: Bodies, z: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """2D keypoints of the P true bodies, where the picture shows `z` (H, W) [m].
+
+    Returns:
+        (P, 44, 3) float32 u, v [px] and confidence: low where hidden, 0 outside the picture and (at 0, 0) for joints
+        that the bodies' model does not have.
+    """
+    points = keypoints_3d(truth)
+    uv = points[..., :2] / points[..., 2:] * view.focal + (view.width / 2, view.height / 2)
+    size = (np.nanmax(uv[..., 1], axis=1) - np.nanmin(uv[..., 1], axis=1))[:, None, None]
+    uv = uv + rng.normal(0.0, _KEYPOINT_NOISE, uv.shape) * size
+    inside = ((uv >= 0) & (uv < (view.width, view.height))).all(-1)
+    column, row = np.moveaxis(np.where(inside[..., None], uv, 0).astype(np.int64), -1, 0)
+    hidden = points[..., 2] > z[row, column] + _HIDDEN_BEHIND
+    confidence = np.where(hidden, rng.uniform(0.15, 0.45, hidden.shape), rng.uniform(0.7, 1.0, hidden.shape))
+    return np.concatenate([np.nan_to_num(uv), np.where(inside, confidence, 0.0)[..., None]], axis=-1).astype(np.float32)
+
+
+def keypoints_3d(truth: Bodies) -> np.ndarray:
+    """(P, 44, 3) [m]: BODY_25's joints, then the 19 regressed ones (see `assets/names.json`).
+
+    Bodies that are no SMPL mesh have joints in the places of regressed ones, NaN where they have none.
+    """
+    with (files("dto_pipeline.assets") / "SMPL_to_J19.npy").open("rb") as stream:
+        regressor = np.load(stream, allow_pickle=False)
+    if truth.vertices.shape[1] == regressor.shape[1]:
+        regressed = regressor @ truth.vertices
+    else:
+        regressed = np.full((len(truth.joints), len(regressor), 3), np.nan, np.float32)
+        regressed[:, : len(_J19_IN_TREE)] = truth.joints[:, _J19_IN_TREE]
+        regressed[:, _J19_PELVIS] = truth.joints[:, 0]
+    return np.concatenate([truth.joints[:, _OPENPOSE_JOINTS], regressed], axis=1)

@@ -1,8 +1,7 @@
 """From a planned crowd to bodies: the true ones, and the labels a single-person network would give them.
 
-Knows the body model and what monocular, one-person-at-a-time mesh recovery gets wrong: it cannot tell a small child
-nearby from an adult farther away, so label heights cluster around an adult's (1.69 m) and everybody's distance is
-stretched by the same factor as the height. Knows nothing of images or files. Metres, camera frame.
+Mesh recovery from one person's picture cannot tell a small child nearby from an adult farther away, so label heights
+cluster around an adult's (1.69 m) and everybody's distance is stretched by the same factor. Metres, camera frame.
 
 True heights of the benchmark come from `CHART`, the CDC growth charts of 2000, and not from the priors of the method:
 a prior cannot look better than it is. Medians and coefficients of variation, read at its ages from the data files

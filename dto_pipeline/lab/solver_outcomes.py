@@ -22,14 +22,13 @@ import torch
 
 from dto_pipeline.axes import KID_AXIS, MEAN
 from dto_pipeline.collate import collate_scenes, split_batch
-from dto_pipeline.config import STAND_IN_BODY, PipelineConfig
+from dto_pipeline.config import PipelineConfig
 from dto_pipeline.data.labels import unpack_covariance
 from dto_pipeline.evaluate.evaluation import Sums
 from dto_pipeline.evaluate.placements import Placement, join_placements, placement_sums
-from dto_pipeline.lab.golden_image import load_image_case
+from dto_pipeline.lab.golden_labels import load_image_case, recorded_bodies
 from dto_pipeline.lab.known_scenes import KnownScene
 from dto_pipeline.maths.refine import KID_SHIFT_JOINTS
-from dto_pipeline.models.body import BodyModel, load_body
 from dto_pipeline.optimizer import SceneOptimizer
 from dto_pipeline.scene import PlacedScene
 from dto_pipeline.status import PLACED
@@ -55,13 +54,34 @@ class Outcome:
     on_line: Placement  # where the true line puts the same people
     seconds: float  # of processor time
 
+    def _of_people(self, name: str) -> np.ndarray:
+        return np.concatenate([getattr(item, name) for item in self.placed]).astype(np.float64)
+
     @cached_property
     def placement(self) -> Placement:
         """Where the solver puts them."""
-        height = np.concatenate([item.height_m for item in self.placed])
-        before = np.concatenate([item.height_init_m for item in self.placed])
-        z = np.concatenate([item.transl[:, 2] for item in self.placed]).astype(np.float64)
-        return Placement(z, np.where(np.isnan(height), before, height).astype(np.float64))
+        height = self._of_people("height_m")
+        return Placement(
+            self._of_people("transl")[:, 2], np.where(np.isnan(height), self._of_people("height_init_m"), height)
+        )
+
+    @cached_property
+    def labels(self) -> Placement:
+        """Where their labels have them."""
+        z = np.concatenate([item.scene.transl[:, 2] for item in self.placed]).astype(np.float64)
+        return Placement(z, self._of_people("height_init_m"))
+
+    @cached_property
+    def prior(self) -> Placement:
+        """Labels scaled to their prior height without any depth."""
+        factor = np.concatenate([item.prior_mean_m / item.height_init_m for item in self.placed])
+        return Placement(self.labels.z * factor, self.labels.height * factor)
+
+    @cached_property
+    def else_prior(self) -> Placement:
+        """Where the solver puts those it moves, and the prior the others."""
+        sides = [np.stack([one.z, one.height]) for one in (self.placement, self.prior)]
+        return Placement(*np.where(self.moved, *sides))
 
     @cached_property
     def moved(self) -> np.ndarray:
@@ -106,11 +126,11 @@ def measure_methods(
     known: Sequence[KnownScene], config: PipelineConfig, variants: Mapping[tuple[str, str], PipelineConfig]
 ) -> Measured:
     """Sums of all methods on some scenes; `variants`: (solver, what is switched off) -> config, measured as well."""
-    truth = join_placements(known)
+    truth = join_placements([Placement(item.z, item.height) for item in known])
     image = np.repeat(np.arange(len(known)), [item.scene.num_people for item in known])
     outcomes = {mode: place_all(known, config, mode) for mode in SOLVERS}
-    labels, prior = label_and_prior(outcomes["paper"])
-    placements = {LABELS: labels, PRIOR: prior, FAIR: paper_else_prior(outcomes["paper"])}
+    paper = outcomes["paper"]
+    placements = {LABELS: paper.labels, PRIOR: paper.prior, FAIR: paper.else_prior}
     placements |= {TRUE_LINE: outcomes["joint"].on_line, **{mode: found.placement for mode, found in outcomes.items()}}
 
     def sums(found: Placement, selected: np.ndarray | None = None) -> Sums:
@@ -119,7 +139,7 @@ def measure_methods(
     measured: Measured = {}
     for name in METHODS:
         measured[name, EVERYBODY] = sums(placements[name])
-        measured[name, MOVED] = sums(placements[name], outcomes["paper"].moved)
+        measured[name, MOVED] = sums(placements[name], paper.moved)
     for mode, outcome in outcomes.items():
         for name in (LABELS, mode):
             measured[name, ACCEPTED[mode]] = sums(placements[name], outcome.accepted)
@@ -145,21 +165,6 @@ def pool(parts: Sequence[Measured]) -> Measured:
         }
         for key in keys
     }
-
-
-def label_and_prior(outcome: Outcome) -> tuple[Placement, Placement]:
-    """Everybody as the label has them, and scaled to their prior height without any depth."""
-    z = np.concatenate([item.scene.transl[:, 2] for item in outcome.placed]).astype(np.float64)
-    height = np.concatenate([item.height_init_m for item in outcome.placed]).astype(np.float64)
-    factor = np.concatenate([item.prior_mean_m / item.height_init_m for item in outcome.placed])
-    return Placement(z, height), Placement(z * factor, height * factor)
-
-
-def paper_else_prior(paper: Outcome) -> Placement:
-    """The published fit, and the height prior alone for whoever it leaves: what is fair to compare `joint` with."""
-    _, prior = label_and_prior(paper)
-    found, moved = paper.placement, paper.moved
-    return Placement(np.where(moved, found.z, prior.z), np.where(moved, found.height, prior.height))
 
 
 def _behaviour(known: Sequence[KnownScene], outcome: Outcome, image: np.ndarray) -> Sums:
@@ -219,15 +224,12 @@ def _errors_in_sigmas(item: KnownScene, placed: PlacedScene) -> dict[str, np.nda
     }
 
 
-def read_recorded(folder: Path, config: PipelineConfig) -> list[KnownScene]:
+def read_recorded(folder: Path) -> list[KnownScene]:
     """The recorded reference images of a folder as `tests/golden`, which nothing was tuned on, with their truth."""
-    own = folder / "body"
-    bodies: dict[bool, BodyModel] = {
-        kid: load_body(own if own.is_dir() else STAND_IN_BODY, kid_axis=kid) for kid in (False, True)
-    }
+    bodies = recorded_bodies(folder)
     known = []
     for entry in json.loads((folder / "image" / "index.json").read_text()):
-        scene, case = load_image_case(folder / "image" / f"{entry['case']}.npz", config)
+        scene, case = load_image_case(folder / "image" / f"{entry['case']}.npz")
         z, height = (case[key].astype(np.float64) for key in ("gt_trans", "gt_height"))
         line = tuple(case["gt_disparity_ab"].tolist())
         known.append(KnownScene(scene, z[:, 2], height, line, bodies[bool(entry["kid_shape"])]))

@@ -44,6 +44,7 @@ def fit_crowds(
     mixture: HeightMixture,
     label_z: torch.Tensor,
     present: torch.Tensor,
+    unknown_ages: torch.Tensor,
     config: CrowdConfig,
     max_height: float,
     metric: torch.Tensor | None = None,
@@ -53,7 +54,7 @@ def fit_crowds(
     Args:
         evidence, prior, mixture: of B scenes, P people (`prior` for the score of the image).
         label_z: (B, P) z of the labels [m], for those whose depth was not measured; present: (B, P) bool, who is to
-            be placed.
+            be placed; unknown_ages: (B, P) bool, whose age nobody told.
         max_height: nobody is taller than this [m]; who would be, stands where it is just as tall.
         metric: (B,) bool, whose depth times `METRES_PER_DEPTH` is in metres; None = nobody's.
 
@@ -70,9 +71,10 @@ def fit_crowds(
         typical_depth=(log_depths / measured.sum(1).clamp(min=1)).exp(),
         measured=measured,
         present=present,
+        unknown_ages=(unknown_ages & present).sum(1).to(torch.float64) / present.sum(1).clamp(min=1),
         metric=measured.any(1) & (False if metric is None else metric),
     )
-    found = _solve(_build_problem(crowd, mixture, config), *_log_slant(crowd), _log_levels(crowd, config), config)
+    found = _solve(crowd, _build_problem(crowd, mixture, config), config)
     tallest = (max_height * crowd.z / torch.where(present, prior.height, 1.0)).log()
     return _conclude(crowd, replace(found, log_z=torch.minimum(found.log_z, tallest)), config)
 
@@ -87,6 +89,7 @@ class _Crowd:
     typical_depth: torch.Tensor  # (B,) geometric mean of those measured, 1 where there is none
     measured: torch.Tensor  # (B, P) bool: the depth means something
     present: torch.Tensor  # (B, P) bool: is to be placed
+    unknown_ages: torch.Tensor  # (B,) float64 share of the people present
     metric: torch.Tensor  # (B,) bool: the depth is in metres
 
 
@@ -99,13 +102,6 @@ class _Found:
     model: torch.Tensor  # (B,) the more probable one
     log_scale: torch.Tensor  # (B,) of its line
     share: torch.Tensor  # (B,) of its line
-
-
-def _log_slant(crowd: _Crowd) -> tuple[torch.Tensor, torch.Tensor]:
-    """(B, P) logarithm of height over distance, which a picture tells, over its mean in the scene; (B, 1) that mean."""
-    slant = torch.where(crowd.present, crowd.prior.height / crowd.z, 1.0).log()
-    typical = (fold_sum(torch.where(crowd.measured, slant, 0)) / crowd.measured.sum(1).clamp(min=1))[:, None]
-    return slant - typical, typical
 
 
 def _build_problem(crowd: _Crowd, mixture: HeightMixture, config: CrowdConfig) -> CrowdProblem:
@@ -151,14 +147,10 @@ def _log_levels(crowd: _Crowd, config: CrowdConfig) -> torch.Tensor:
     return ((1 - share) * clear + share * blurred).log()
 
 
-def _solve(
-    problem: CrowdProblem,
-    log_slant: torch.Tensor,
-    mean_slant: torch.Tensor,
-    log_levels: torch.Tensor,
-    config: CrowdConfig,
-) -> _Found:
+def _solve(crowd: _Crowd, problem: CrowdProblem, config: CrowdConfig) -> _Found:
     """Both models x all troubles x all noise levels, weighed by their evidence (a fixed set of fits per scene)."""
+    slant = torch.where(crowd.present, crowd.prior.height / crowd.z, 1.0).log()  # height over distance: pictures tell
+    typical = (fold_sum(torch.where(crowd.measured, slant, 0)) / crowd.measured.sum(1).clamp(min=1))[:, None]
     scenes = len(problem.model)
     chosen = [DEPTH_MODELS.index(name) for name in DEPTH_MODELS if config.depth_model in ("auto", name)]
     models = constant(tuple(chosen), problem.model.device, torch.int64)
@@ -167,14 +159,16 @@ def _solve(
     model, trouble = torch.cartesian_prod(models, torch.arange(len(troubles), device=models.device)).unbind(1)
     kinds = len(model)
     rows = torch.arange(scenes, device=models.device).repeat_interleave(kinds)
-    slant = log_slant[rows], mean_slant[rows]
-    fits = _with_trouble(repeat_fits(problem, rows), *slant, troubles[trouble].repeat(scenes, 1), config)
+    fits = _with_trouble(
+        repeat_fits(problem, rows), (slant - typical)[rows], typical[rows], troubles[trouble].repeat(scenes, 1), config
+    )
     fits = replace(fits, model=model.repeat(scenes))
     mean, covariance = find_lines(_with_noise(fits, levels[len(levels) // 2].expand(len(rows))))
 
     rows = torch.arange(len(rows), device=models.device).repeat_interleave(len(levels))
     fits = _with_noise(repeat_fits(fits, rows), levels.repeat(scenes * kinds))
-    fits = replace(fits, log_prior=fits.log_prior + log_levels.repeat_interleave(kinds, 0).flatten())
+    log_levels = _log_levels(crowd, config).repeat_interleave(kinds, 0).flatten()
+    fits = replace(fits, log_prior=fits.log_prior + log_levels)
     result = integrate_lines(fits, mean[rows], covariance[rows])
     return _average(result, models, len(troubles) * len(levels), scenes)
 
@@ -196,7 +190,7 @@ def _troubles(config: CrowdConfig, device: torch.device) -> torch.Tensor:
 def _with_trouble(
     problem: CrowdProblem,
     log_slant: torch.Tensor,
-    mean_slant: torch.Tensor,
+    typical: torch.Tensor,
     trouble: torch.Tensor,
     config: CrowdConfig,
 ) -> CrowdProblem:
@@ -207,7 +201,8 @@ def _with_trouble(
     of the depth over 1 - k. The constant of 1.7 m goes into the scale; densities stay those of the depth that was seen.
 
     Args:
-        log_slant, mean_slant: (N, P), (N, 1) of `_log_slant`; trouble: (N, 3), rows of `_troubles`.
+        log_slant: (N, P) logarithm of height over distance, over its typical value (N, 1) in the image.
+        trouble: (N, 3), rows of `_troubles`.
     """
     exponent, anybody, log_prior = trouble.unbind(1)
     left = 1 - exponent
@@ -218,7 +213,7 @@ def _with_trouble(
         log_depth=(problem.log_depth + exponent[:, None] * log_slant) / left[:, None],
         log_weight=torch.cat([problem.log_weight[..., :-1] + fewer, strange], -1),
         noise=problem.noise / left.square()[:, None, None],
-        metric_scale=(problem.metric_scale + exponent[:, None] * (mean_slant - _LOG_GROWN)) / left[:, None],
+        metric_scale=(problem.metric_scale + exponent[:, None] * (typical - _LOG_GROWN)) / left[:, None],
         log_prior=problem.log_prior + log_prior - problem.measured.sum(1) * left.log(),
     )
 
@@ -269,11 +264,24 @@ def _conclude(crowd: _Crowd, found: _Found, config: CrowdConfig) -> GroupFits:
     outcome = torch.where(placed, by_depth, outcome)
     outcome = torch.where(present & ~finite, CODE[PersonStatus.NO_FIT], outcome)
 
+    status = torch.where(compared, int(FitStatus.SOLVED), int(FitStatus.PRIOR_ONLY))
+    status = torch.where((present & ~placed).any(1), int(FitStatus.DEGENERATE), status)
+    status = torch.where(present.any(1), status, int(FitStatus.EMPTY))
+
     new_z = torch.where(placed, found.log_z.exp(), torch.nan)
     height = prior.height / crowd.z * new_z
     moved = outcome == CODE[PersonStatus.MOVED]
     off = fold_sum(torch.where(moved, (height - prior.mean).abs() / prior.sigma, 0)) / moved.sum(1).clamp(min=1)
     spread = _shown_spread(off, moved.sum(1), config)
+    population = config.population_sigma**2 + (crowd.unknown_ages * config.unknown_ages_sigma).square()
+
+    def calibrate(variance: torch.Tensor) -> torch.Tensor:
+        """Of log z; what all people share is simply added, because the line's scale has no prior of its own."""
+        per_image = (-1, *(1,) * (variance.dim() - 1))
+        return (variance * config.temperature**2 + population.view(per_image)) * spread.view(per_image)
+
+    z_variance = calibrate(found.covariance) + config.focal_sigma**2
+    own = found.covariance.diagonal(dim1=-2, dim2=-1).clamp(min=0)
     member = torch.stack([moved & (evidence.group == group) for group in (NEAR, FAR)], 1)
     slope, offset = line_coefficients(found.log_scale, found.share, crowd.typical_depth, found.model)
     straight = compared & (found.model == AFFINE_DEPTH)
@@ -282,7 +290,7 @@ def _conclude(crowd: _Crowd, found: _Found, config: CrowdConfig) -> GroupFits:
     return GroupFits(
         alpha=torch.where(straight, slope, torch.nan)[:, None].expand(-1, 2),
         beta=torch.where(straight, offset, torch.nan)[:, None].expand(-1, 2),
-        status=_fit_status(measured, present, placed),
+        status=status[:, None].expand(-1, 2),
         used_ground=torch.zeros_like(compared),
         z=crowd.z,
         new_z=new_z,
@@ -292,8 +300,8 @@ def _conclude(crowd: _Crowd, found: _Found, config: CrowdConfig) -> GroupFits:
         is_optimized=moved.sum(1) >= _TWO,
         deviation=off,
         posterior=Posterior(
-            z_covariance=_z_covariance(found, placed, spread, config),
-            height_sigma=_height_sigma(found, height, spread, config),
+            z_covariance=z_variance * new_z[:, :, None] * new_z[:, None, :],
+            height_sigma=height * calibrate(own + config.size_sigma**2).sqrt(),
             depth_model=torch.where(compared, found.model, -1),
             disparity_line=torch.where(inverse[:, None], line, torch.nan),
         ),
@@ -311,28 +319,3 @@ def _shown_spread(deviation: torch.Tensor, people: torch.Tensor, config: CrowdCo
     known, usual = config.deviation_people, config.usual_deviation
     square = deviation.clamp(max=_LARGEST_DEVIATION).square()
     return (known * usual**2 + people * square) / ((known + people) * usual**2)
-
-
-def _z_covariance(found: _Found, placed: torch.Tensor, spread: torch.Tensor, config: CrowdConfig) -> torch.Tensor:
-    """(B, P, P) [m^2], NaN in the rows and columns of people not placed; `spread`: (B,) of `_shown_spread`.
-
-    What all people share (the heights of their population, the camera) moves everybody by one factor: the line's scale
-    has no prior of its own, so it is simply added.
-    """
-    z = torch.where(placed, found.log_z.exp(), torch.nan)
-    of_image = (found.covariance * config.temperature**2 + config.population_sigma**2) * spread[:, None, None]
-    return (of_image + config.focal_sigma**2) * z[:, :, None] * z[:, None, :]
-
-
-def _height_sigma(found: _Found, height: torch.Tensor, spread: torch.Tensor, config: CrowdConfig) -> torch.Tensor:
-    """(B, P) [m]: a height is as sure as its distance, but for the label's size in the picture."""
-    variance = found.covariance.diagonal(dim1=-2, dim2=-1).clamp(min=0) + config.size_sigma**2
-    return height * ((variance * config.temperature**2 + config.population_sigma**2) * spread[:, None]).sqrt()
-
-
-def _fit_status(measured: torch.Tensor, present: torch.Tensor, placed: torch.Tensor) -> torch.Tensor:
-    """(B, 2) the same for both groups: one scene, one line."""
-    status = torch.where(measured.sum(1) >= _TWO, int(FitStatus.SOLVED), int(FitStatus.PRIOR_ONLY))
-    status = torch.where((present & ~placed).any(1), int(FitStatus.DEGENERATE), status)
-    status = torch.where(present.any(1), status, int(FitStatus.EMPTY))
-    return status[:, None].expand(-1, 2)

@@ -51,8 +51,8 @@ def _sample_pixels(maps: PersonMaps, batch: SceneBatch) -> _Samples:
     rows_at_once = height if at_once else max(1, _PIXELS_AT_ONCE_CPU // width)
 
     if at_once:
-        scene, row = _all_places(map_row)
-        blocks = [(scene, row)]
+        place = torch.arange(map_row.numel(), device=map_row.device)
+        blocks = [(torch.div(place, height, rounding_mode="floor"), place % height)]
     else:  # only image rows that hold anybody: skips sky and floor
         occupied = (maps.person >= 0).any(2).gather(1, map_row.clamp(min=0)) & (map_row >= 0)
         parts = (part.split(rows_at_once) for part in occupied.nonzero(as_tuple=True))
@@ -134,8 +134,8 @@ def measure_depth_evidence(
         "depth": known(torch.stack([depth_mean, depth_ground], -1)),
         "z": known(torch.stack([z_mean, z_ground], -1)),
         "depth_std": known(torch.sqrt(person.mean(apart * apart, pixels_fit))),
-        "slope": known(chosen.line.slope),
-        "corr": known(chosen.line.corr),
+        "slope": known(chosen.slope),
+        "corr": known(chosen.corr),
         "pixels": torch.stack([pixels, torch.where(chosen.big_enough, pixels_cut, -1), *reached], -1),
         "bounds": known(chosen.bounds, chosen.big_enough),
         "ground_row": known(chosen.ground_row),
@@ -157,7 +157,8 @@ class _Chosen:
     pixels: tuple[torch.Tensor, ...]  # (people,) each: all, within the bounds, near the line, lowest
     bounds: torch.Tensor  # (people, 2) of depth
     ground_row: torch.Tensor  # (people,) float64 [px]
-    line: _InternalLine
+    slope: torch.Tensor  # (people,) float64 of the internal line
+    corr: torch.Tensor  # (people,) float64
 
 
 def _choose_pixels(
@@ -179,27 +180,21 @@ def _choose_pixels(
     survives = big_enough & (pixels_cut >= least)
     kept = kept & person.spread(survives)
 
-    line = _fit_internal_line(samples, kept, person, line_of_person)
-    kept = kept & (line.residual.abs() <= config.max_residual)
+    slope, corr, residual = _fit_internal_line(samples, kept, person, line_of_person)
+    kept = kept & (residual.abs() <= config.max_residual)
     pixels_fit = person.total(kept)
     ground_row = _row_percentile(line_of_person.total(kept).view(people, height), config.ground_percentile)
     ground = kept & (samples.row >= person.spread(ground_row))
     counts = (pixels, pixels_cut, pixels_fit, person.total(ground))
-    return _Chosen(kept, ground, big_enough, survives, counts, bounds, ground_row, line)
-
-
-@dataclass(frozen=True)
-class _InternalLine:
-    slope: torch.Tensor  # (people,) float64
-    corr: torch.Tensor  # (people,) float64
-    residual: torch.Tensor  # (n,) float64 [m]
+    return _Chosen(kept, ground, big_enough, survives, counts, bounds, ground_row, slope, corr)
 
 
 def _fit_internal_line(
     samples: _Samples, kept: torch.Tensor, person: Segments, line_of_person: Segments
-) -> _InternalLine:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Least squares z ~ slope * depth within each person after removing the mean of every image row.
 
+    Slope and correlation (people,), residuals (n,) [m].
     Row-centred values have mean zero per person, so slope = Sxy / Sxx and corr = Sxy / sqrt(Sxx Syy). A person whose
     depth does not vary along the rows has slope 0 and correlation 0.
     """
@@ -215,7 +210,7 @@ def _fit_internal_line(
     slope = torch.where(varies, sxy / torch.where(varies, sxx, 1), 0)
     norm = torch.sqrt(sxx * syy)
     corr = torch.where(norm > 0, sxy / torch.where(norm > 0, norm, 1), 0)
-    return _InternalLine(slope, corr, z - person.spread(slope) * depth)
+    return slope, corr, z - person.spread(slope) * depth
 
 
 def _outlier_bounds(samples: _Samples, count: torch.Tensor, factor: float) -> torch.Tensor:
@@ -280,13 +275,6 @@ def _group(depth_mean: torch.Tensor, batch: SceneBatch, far_depth: torch.Tensor,
 def _pick(values: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     """`values[index]` of a list of values; a quarter of its time on CPU."""
     return values.index_select(0, index.reshape(-1)).view_as(index)
-
-
-def _all_places(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scene and row (B H,) of every image row of a batch (B, H)."""
-    scenes, height = rows.shape
-    place = torch.arange(scenes * height, device=rows.device)
-    return torch.div(place, height, rounding_mode="floor"), place % height
 
 
 def _nearest_index(length: int, small: torch.Tensor, large: torch.Tensor) -> torch.Tensor:

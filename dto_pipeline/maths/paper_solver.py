@@ -31,7 +31,7 @@ def fit_groups(evidence: DepthEvidence, prior: HeightPrior, solver: SolverConfig
     Args:
         evidence, prior: of B scenes, P people; a scene with fewer than two people must have nobody usable.
     """
-    problem = build_map_problem(evidence, prior)
+    problem = _build_fits(evidence, prior)
     lines = _choose_near_evidence(evidence, solve_map(problem, solver, evidence.unit.repeat_interleave(len(_FITS))))
     lines = _push_far_behind_near(lines, prior, solver)
     outcome = _outcomes(evidence, lines)
@@ -50,25 +50,23 @@ def fit_groups(evidence: DepthEvidence, prior: HeightPrior, solver: SolverConfig
     )
 
 
-def build_map_problem(evidence: DepthEvidence, prior: HeightPrior) -> MapProblem:
+def _build_fits(evidence: DepthEvidence, prior: HeightPrior) -> MapProblem:
     """The 3 B fits of B scenes (see the module's first lines), (3 B, P) each, the three of a scene adjacent."""
 
-    def stack(value: torch.Tensor) -> torch.Tensor:
-        return torch.stack([value] * len(_FITS), 1).flatten(0, 1)
-
-    def stack_kinds(value: torch.Tensor) -> torch.Tensor:
-        return torch.stack([value[..., kind] for _, kind in _FITS], 1).flatten(0, 1)
+    def of_each(value: torch.Tensor) -> torch.Tensor:
+        kinds = [value[..., kind] if value.dim() > 2 else value for _, kind in _FITS]
+        return torch.stack(kinds, 1).flatten(0, 1)
 
     active = torch.stack([evidence.usable & (evidence.group == group) for group, _ in _FITS], 1)
     return MapProblem(
-        height=stack(prior.height),
-        z=stack_kinds(evidence.z),
-        depth=stack_kinds(evidence.depth),
-        depth_std=stack(evidence.depth_std),
-        slope=stack(evidence.slope),
-        corr=stack(evidence.corr),
-        prior_mean=stack(prior.mean),
-        prior_sigma=stack(prior.sigma),
+        height=of_each(prior.height),
+        z=of_each(evidence.z),
+        depth=of_each(evidence.depth),
+        depth_std=of_each(evidence.depth_std),
+        slope=of_each(evidence.slope),
+        corr=of_each(evidence.corr),
+        prior_mean=of_each(prior.mean),
+        prior_sigma=of_each(prior.sigma),
         active=active.flatten(0, 1),
     )
 
@@ -187,14 +185,15 @@ def solve_map(problem: MapProblem, config: SolverConfig, unit: torch.Tensor | fl
 
     `unit`: (N,) of the depths, see `DepthEvidence.unit`.
     """
-    state = _first_state(problem)
-    alpha_min = lower_bound(problem, config, unit)
+    found = _before_rounds(problem, lower_bound(problem, config, unit))
     for _ in range(config.max_rounds):
-        # saves a CPU rounds, changes nothing: fits that do not run keep their state
-        if not works_at_once(alpha_min.device) and not state.running.any():
+        # saves a CPU rounds, changes nothing: fits that do not go on keep what they have
+        if not works_at_once(found.alpha.device) and not _goes_on(found).any():
             break
-        state = _round(problem, state, alpha_min, config)
-    return _conclude(problem, state, alpha_min)
+        found = _round(problem, found, config)
+    off = (new_heights(problem, found.alpha, found.beta) - problem.prior_mean).abs() / problem.prior_sigma
+    mean = fold_sum(torch.where(found.active, off, 0)) / found.active.sum(1).clamp(min=1)
+    return found.replace(deviation=torch.where(found.num_optimized > 0, mean, 0))  # of a free pair there is none
 
 
 def lower_bound(problem: MapProblem, config: SolverConfig, unit: torch.Tensor | float = 1.0) -> torch.Tensor:
@@ -210,71 +209,62 @@ def lower_bound(problem: MapProblem, config: SolverConfig, unit: torch.Tensor | 
     return torch.where(total > 0, mean, config.default_alpha_min * unit)
 
 
-@dataclass(frozen=True)
-class _State:
-    """Where the rounds stand; `running` fits go on, all others keep what they have."""
-
-    alpha: torch.Tensor
-    beta: torch.Tensor
-    active: torch.Tensor
-    rejected_order: torch.Tensor
-    num_optimized: torch.Tensor
-    plane: torch.Tensor
-    rounds: torch.Tensor
-    status: torch.Tensor
-    running: torch.Tensor
-
-
-def _first_state(problem: MapProblem) -> _State:
-    fits, people = problem.active.shape
-    device = problem.active.device
-    number = torch.full((fits,), torch.nan, dtype=torch.float64, device=device)
-    zero = torch.zeros(fits, dtype=torch.int64, device=device)
-    return _State(
-        alpha=number,
-        beta=number,
+def _before_rounds(problem: MapProblem, alpha_min: torch.Tensor) -> MapSolution:
+    unknown = torch.full_like(alpha_min, torch.nan)
+    zero = torch.zeros_like(alpha_min, dtype=torch.int64)
+    return MapSolution(
+        alpha=unknown,
+        beta=unknown,
         active=problem.active,
-        rejected_order=torch.full((fits, people), -1, dtype=torch.int64, device=device),
+        rejected_order=torch.full_like(problem.active, -1, dtype=torch.int64),
         num_optimized=zero,
+        deviation=unknown,
+        alpha_min=alpha_min,
         plane=zero.bool(),
         rounds=zero,
-        status=zero + int(FitStatus.EMPTY),
-        running=problem.active.any(1),
+        status=torch.where(problem.active.any(1), int(FitStatus.ROUNDS_EXHAUSTED), int(FitStatus.EMPTY)),
     )
 
 
-def _round(problem: MapProblem, state: _State, alpha_min: torch.Tensor, config: SolverConfig) -> _State:
-    """Fit those still running; end the fits that are fine or hopeless, set one person aside in the others."""
-    alpha, beta, plane, bound, finite = _fit(problem, state.active, alpha_min)
-    count = state.active.sum(1)
+def _goes_on(found: MapSolution) -> torch.Tensor:
+    """(N,) bool: somebody was set aside, so that the line has to be fitted again."""
+    return found.status == int(FitStatus.ROUNDS_EXHAUSTED)
+
+
+def _round(problem: MapProblem, found: MapSolution, config: SolverConfig) -> MapSolution:
+    """Fit those that go on; end the fits that are fine or hopeless, set one person aside in the others."""
+    alpha, beta, plane, bound, finite = _fit(problem, found.active, found.alpha_min)
+    count = found.active.sum(1)
     height = new_heights(problem, alpha, beta)
-    tall = state.active & (height > config.max_height)
+    tall = found.active & (height > config.max_height)
     free_pair = ~bound & (count == _TWO)
-    over = state.running & tall.any(1) & ~free_pair & finite
+    goes_on = _goes_on(found)
+    over = goes_on & tall.any(1) & ~free_pair & finite
     hopeless = over & (count <= _TWO)
     rejecting = over & ~hopeless
-    tallest = torch.where(state.active, height, -torch.inf).argmax(1)
-    rejected = torch.zeros_like(state.active).scatter_(1, tallest[:, None], rejecting[:, None])
+    tallest = torch.where(found.active, height, -torch.inf).argmax(1)
+    rejected = torch.zeros_like(found.active).scatter_(1, tallest[:, None], rejecting[:, None])
 
-    order = torch.where(rejected, (~state.active & problem.active).sum(1, keepdim=True), state.rejected_order)
+    order = torch.where(rejected, (~found.active & problem.active).sum(1, keepdim=True), found.rejected_order)
     order = torch.where(hopeless[:, None], _tallest_first(problem, height), order)
     status = torch.where(bound, int(FitStatus.AT_BOUND), int(FitStatus.SOLVED))
     status = torch.where(free_pair, int(FitStatus.TWO_PEOPLE), status)
     status = torch.where(rejecting, int(FitStatus.ROUNDS_EXHAUSTED), status)
     status = torch.where(hopeless, int(FitStatus.ALL_REJECTED), status)
-    status = torch.where(finite, status, int(FitStatus.DEGENERATE))
-    fitted = _State(
-        alpha=torch.where(hopeless, 0, alpha),
-        beta=torch.where(hopeless, torch.where(problem.active, problem.z, -torch.inf).amax(1), beta),
-        active=state.active & ~rejected & ~hopeless[:, None],
-        rejected_order=order,
-        num_optimized=torch.where(free_pair | hopeless, 0, count),
-        plane=plane,
-        rounds=state.rounds + 1,
-        status=status,
-        running=rejecting,
+    fitted = {
+        "alpha": torch.where(hopeless, 0, alpha),
+        "beta": torch.where(hopeless, torch.where(problem.active, problem.z, -torch.inf).amax(1), beta),
+        "active": found.active & ~rejected & ~hopeless[:, None],
+        "rejected_order": order,
+        "num_optimized": torch.where(free_pair | hopeless, 0, count),
+        "plane": plane,
+        "rounds": found.rounds + 1,
+        "status": torch.where(finite, status, int(FitStatus.DEGENERATE)),
+    }
+    ran = {1: goes_on, 2: goes_on[:, None]}
+    return found.replace(
+        **{name: torch.where(ran[value.dim()], value, getattr(found, name)) for name, value in fitted.items()}
     )
-    return _where(state.running, fitted, state)
 
 
 def _fit(
@@ -319,35 +309,3 @@ def _tallest_first(problem: MapProblem, height: torch.Tensor) -> torch.Tensor:
     value = torch.where(problem.active, height, -torch.inf)
     rank = torch.argsort(torch.argsort(value, dim=1, descending=True, stable=True), dim=1, stable=True)
     return torch.where(problem.active, rank, -1)
-
-
-def _conclude(problem: MapProblem, state: _State, alpha_min: torch.Tensor) -> MapSolution:
-    """Deviation over those kept; a fit that two people determine alone has none."""
-    deviation = torch.where(
-        state.active,
-        (new_heights(problem, state.alpha, state.beta) - problem.prior_mean).abs() / problem.prior_sigma,
-        0,
-    )
-    mean = fold_sum(deviation) / state.active.sum(1).clamp(min=1)
-    return MapSolution(
-        alpha=state.alpha,
-        beta=state.beta,
-        active=state.active,
-        rejected_order=state.rejected_order,
-        num_optimized=state.num_optimized,
-        deviation=torch.where(state.num_optimized > 0, mean, 0),
-        alpha_min=alpha_min,
-        plane=state.plane,
-        rounds=state.rounds,
-        status=state.status,
-    )
-
-
-def _where(running: torch.Tensor, new: _State, old: _State) -> _State:
-    """Take `new` for the fits that are running, `old` for the others."""
-
-    def choose(after: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
-        return torch.where(running.view(-1, *[1] * (after.dim() - 1)), after, before)
-
-    fields = {name: choose(value, getattr(old, name)) for name, value in vars(new).items() if name != "running"}
-    return replace(old, **fields, running=running & new.running)

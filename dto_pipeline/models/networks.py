@@ -28,7 +28,7 @@ from dto_pipeline.errors import DtoError
 from dto_pipeline.reading import open_regular
 
 _COMMIT = re.compile("[0-9a-f]{40}")
-DEPTH_FAMILIES = ("depth_anything", "depth_pro")  # `model_type` of config.json; `depth_recipes` knows what each wants
+DEPTH_FAMILIES = ("depth_anything", "depth_pro")  # `model_type` of config.json; `depth_anything` knows what each wants
 _FAMILY = re.compile(r"[\w.-]{1,64}")
 # all that transformers reads of a folder to build and feed a network: configs, index, code, weights
 _DECIDING = ("*.json", "*.py", "*.safetensors", "*.bin")
@@ -125,7 +125,8 @@ def identify_networks(config: PipelineConfig) -> dict[str, str]:
     """Every network a config asks for -> `ModelIdentity.full`; empty where there is none.
 
     Raises:
-        ModelMissing, ModelError: one is not pinned, or its folder is not there.
+        ModelMissing, ModelError: one is not pinned, its folder is not there, or it is a depth network of a family that
+            nobody here can feed.
     """
     references: dict[str, ModelReference] = {}
     if config.depth.source == "model":
@@ -135,20 +136,19 @@ def identify_networks(config: PipelineConfig) -> dict[str, str]:
     if config.attributes.source == "model":
         for index, reference in enumerate(attribute_references(config.attributes), start=1):
             references[f"attribute network {index}"] = reference
-    for reference in references.values():
+    found = {}
+    for what, reference in references.items():
         check_reference(reference)
-    if config.depth.source == "model":
-        check_depth_family(references["depth network"])
-    return {what: identify(reference).full for what, reference in references.items()}
+        if what == "depth network":
+            _check_depth_family(reference)
+        found[what] = identify(reference).full
+    return found
 
 
-def check_depth_family(reference: ModelReference) -> None:
+def _check_depth_family(reference: ModelReference) -> None:
     """Refuse a depth network nobody here can feed, by its config.json and before any worker starts.
 
     Where that file is not on this machine (a hub name that was never fetched) the first worker finds out.
-
-    Raises:
-        ModelError: another family, or a config.json that cannot be read.
     """
     if reference.is_folder:
         path = Path(located(reference)) / "config.json"
@@ -159,14 +159,8 @@ def check_depth_family(reference: ModelReference) -> None:
         if not isinstance(found, str):
             return
         path = Path(found)
-    try:
-        family = json.loads(path.read_bytes())["model_type"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ModelError(
-            f"depth.model: {path} tells no model_type ({error!r}); expected a network saved by transformers"
-        ) from error
-    if family not in DEPTH_FAMILIES:
-        raise ModelError(unknown_family_text(str(family)))
+    if (family := _read_family(path)) not in DEPTH_FAMILIES:
+        raise ModelError(unknown_family_text(family))
 
 
 def unknown_family_text(family: str) -> str:
@@ -177,22 +171,17 @@ def unknown_family_text(family: str) -> str:
 
 
 def depth_reference(config: DepthConfig) -> ModelReference:
-    """The depth network; "demo" is the folder in the package."""
+    """The depth network of a config."""
     own = str(files("dto_pipeline.assets") / "depth_tiny")
     return ModelReference(own if config.model == DEMO_MODEL else config.model, config.revision, config.offline)
 
 
 def mask_reference(config: MaskConfig) -> ModelReference:
-    """The segmentation network."""
     return ModelReference(config.model, config.revision, config.offline, option="masks")
 
 
 def attribute_references(config: AttributeConfig) -> list[ModelReference]:
-    """One or two networks for ages and genders.
-
-    Raises:
-        ModelError: none is named.
-    """
+    """One or two networks for ages and genders. Raises: ModelError, where none is named."""
     asked = [(config.model, config.revision), (config.gender_model, config.gender_revision)]
     named = [
         ModelReference(name, revision, config.offline, config.trust_remote_code, "attributes")
@@ -205,11 +194,7 @@ def attribute_references(config: AttributeConfig) -> list[ModelReference]:
 
 
 def check_reference(reference: ModelReference) -> None:
-    """Refuse what is not pinned, before anything is downloaded.
-
-    Raises:
-        ModelError: no name, a folder without config.json, or a hub name without a commit.
-    """
+    """Refuse what is not pinned, before anything is downloaded: no name, an empty folder, a hub name without commit."""
     if not reference.name:
         raise ModelError(f"{reference.option}.model is empty; set it to a hub name or a folder")
     if reference.is_folder:
@@ -230,13 +215,26 @@ def identify(reference: ModelReference) -> ModelIdentity:
     folder = Path(located(reference))
     digest = hashlib.sha256()
     found = {path for pattern in _DECIDING for path in folder.glob(pattern)}
-    for path in sorted(path for path in found if path.is_file()):  # no folder, and no pipe that would wait for ever
+    for path in sorted(filter(Path.is_file, found)):  # no folder, and no pipe that would wait for ever
         digest.update(path.name.encode() + b"\0" + bytes.fromhex(sha256_once(path)))
-    family: object = None  # what config.json calls it; the folder's own name says where it lies, not what it is
-    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-        family = json.loads((folder / "config.json").read_bytes())["model_type"]
-    told = family if isinstance(family, str) and _FAMILY.fullmatch(family) else _NO_FAMILY
-    return ModelIdentity(told, "", digest.hexdigest())
+    name = _NO_FAMILY  # what config.json calls it; the folder's own name says where it lies, not what it is
+    with suppress(ModelError):
+        family = _read_family(folder / "config.json")
+        name = family if _FAMILY.fullmatch(family) else name
+    return ModelIdentity(name, "", digest.hexdigest())
+
+
+def _read_family(path: Path) -> str:
+    """The `model_type` of a config.json. Raises: ModelError."""
+    try:
+        family = json.loads(path.read_bytes())["model_type"]
+        if not isinstance(family, str):
+            raise TypeError(f"it is {family!r:.80}")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ModelError(
+            f"depth.model: {path} tells no model_type ({error!r}); expected a network saved by transformers"
+        ) from error
+    return family
 
 
 def sha256_once(path: Path) -> str:

@@ -82,46 +82,24 @@ def rasterize(
     bits = face_bits(len(faces))
     if vertices.shape[1] << bits > 1 << 31:
         raise ValueError(f"{vertices.shape[1]} people of {len(faces)} faces do not fit into a key of 31 bits")
-    at_once = max(1, len(present)) if works_at_once(vertices.device) else _SCENES_AT_ONCE_CPU
-    for first in range(0, len(present), at_once):
-        some = slice(first, first + at_once)
-        keys = _nearest_keys(
-            vertices[some],
-            faces,
-            intrinsics[some],
-            map_size[some],
-            present[some],
-            None if masks is None else masks[some],
-            (int(shape[0]), int(shape[1])),
-            closed,
-        )
+    at_once = works_at_once(vertices.device)
+    scenes = max(1, len(present)) if at_once else _SCENES_AT_ONCE_CPU
+    for first in range(0, len(present), scenes):
+        some = slice(first, first + scenes)
+        keys = torch.full(person[some].shape, _EMPTY, dtype=torch.int64, device=vertices.device).view(-1)
+        flat_masks = None if masks is None else masks[some].reshape(-1)
+        meshes = present[some].nonzero()  # (M, 2) scene, person
+        for group in (meshes,) if at_once else meshes.split(_MESHES_AT_ONCE_CPU):
+            triangles = _set_up(
+                vertices[some], faces, intrinsics[some], map_size[some], group, (int(shape[0]), int(shape[1])), closed
+            )
+            for chunk, pairs in _chunks(triangles.count, _PAIRS_AT_ONCE if at_once else _PAIRS_AT_ONCE_CPU):
+                _draw(keys, triangles, chunk, pairs, int(shape[1]), flat_masks)
         low, high = keys.view(torch.int32).view(*packed[some].shape, 2).unbind(-1)  # an empty key has the low half -1
         packed[some] = low
         person[some] = low >> bits
         z[some] = high.view(torch.float32).masked_fill(low < 0, 0)
     return Raster(person, z, packed, bits)
-
-
-def _nearest_keys(
-    vertices: torch.Tensor,
-    faces: torch.Tensor,
-    intrinsics: torch.Tensor,
-    map_size: torch.Tensor,
-    present: torch.Tensor,
-    masks: torch.Tensor | None,
-    shape: tuple[int, int],
-    closed: bool,
-) -> torch.Tensor:
-    """Arguments of `rasterize` -> (B h w,) int64 least packed key of every pixel."""
-    keys = torch.full((len(present) * shape[0] * shape[1],), _EMPTY, dtype=torch.int64, device=vertices.device)
-    flat_masks = None if masks is None else masks.reshape(-1)
-    meshes = present.nonzero()  # (M, 2) scene, person
-    at_once = works_at_once(vertices.device)
-    for group in (meshes,) if at_once else meshes.split(_MESHES_AT_ONCE_CPU):
-        triangles = _set_up(vertices, faces, intrinsics, map_size, group, shape, closed)
-        for chunk, pairs in _chunks(triangles.count, _PAIRS_AT_ONCE if at_once else _PAIRS_AT_ONCE_CPU):
-            _draw(keys, triangles, chunk, pairs, shape[1], flat_masks)
-    return keys
 
 
 def is_closed(vertices: torch.Tensor, faces: torch.Tensor) -> bool:
@@ -203,7 +181,9 @@ def _set_up(
     drawn = (columns > 0) & (rows > 0) & (corners[2].amin(1) > NEAREST_Z)
     if closed:  # a body that reaches behind the camera is open there: both sides of it can be seen
         opened = mesh_vertices[..., 2].amin(1, keepdim=True) <= NEAREST_Z
-        drawn &= opened | (_doubled_area(*corners[:2]) < 0)
+        (x0, x1, x2), (y0, y1, y2) = (side.unbind(1) for side in corners[:2])
+        doubled_area = (x1 - x0) * (y2 - y0) - (x2 - x0) * (y1 - y0)
+        drawn &= opened | (doubled_area < 0)  # the outer side is seen
 
     kept = drawn.reshape(-1).nonzero().squeeze(-1)
     mesh = torch.div(kept, num_faces, rounding_mode="floor")
@@ -230,13 +210,6 @@ def _pixel_range(corners: torch.Tensor, limit: torch.Tensor) -> tuple[torch.Tens
     first = torch.ceil(corners.amin(1).sub_(0.5)).clamp_(min=0)
     last = torch.minimum(torch.floor(corners.amax(1).sub_(0.5)), limit)
     return first, last.sub_(first).add_(1)
-
-
-def _doubled_area(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """(M, F) twice the signed area of projected triangles (M, 3, F) [px^2]; negative: the outer side is seen."""
-    x0, x1, x2 = x.unbind(1)
-    y0, y1, y2 = y.unbind(1)
-    return (x1 - x0) * (y2 - y0) - (x2 - x0) * (y1 - y0)
 
 
 def _planes(x: torch.Tensor, y: torch.Tensor, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

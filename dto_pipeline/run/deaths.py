@@ -1,22 +1,21 @@
 """Which image ended its process: what workers note before each image, and what the driver concludes from deaths.
 
-An exception costs its own image; a process that dies (a crash in a decoder, memory that ran out) takes its whole shard
-along. On its last attempts such a shard is worked image by image, and its worker notes which one it is at. An image is
-condemned when two processes in a row died with it alone in work; one that comes through is free of suspicion again, so
-chance kills condemn nobody. Where memory ran out on the machine, the image gets another word: it may be innocent. Knows
-notes and attempts of shards, no pixels.
+A process that dies takes its whole shard along. On its last attempts such a shard is worked image by image, and its
+worker notes which one it is at. An image is condemned when two processes in a row died with it alone in work; one that
+comes through is free of suspicion again, so chance kills condemn nobody. Where memory ran out on the machine, the image
+gets another word: it may be innocent.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
 from dto_pipeline.config import RunConfig
 from dto_pipeline.data.files import json_bytes
-from dto_pipeline.data.receipts import shard_name
 from dto_pipeline.reading import parse_json
 from dto_pipeline.run import folder as files
 from dto_pipeline.run.folder import Failure, RunDirectory
@@ -29,15 +28,8 @@ CONDEMNED = "the process that worked on this image alone died, twice"
 SHORT_OF_MEMORY = "memory ran out on the machine while this image alone was worked on, again and again"
 _MORE_ATTEMPTS = 4  # beyond max_attempts that a shard gets per image it may condemn: two, and chance kills
 NOTE_SCHEMA = "dto-in-flight/1"
-_OWN_DEATH = {
-    False: "the driver's process died",
-    True: "memory ran out on this machine and the driver's process was ended",
-}
 _IN_FLIGHT = "in-flight"  # kind of note
-UNKNOWN = -1
-_CGROUP_OF_PROCESS = Path("/proc/self/cgroup")
-_CGROUPS = Path("/sys/fs/cgroup")
-_MACHINE = Path("/proc/vmstat")
+UNKNOWN = -1  # number of processes that were ended for want of memory
 _Row = TypeVar("_Row")
 
 
@@ -73,17 +65,13 @@ class Suspects:
         return self._failures.get(shard) or Failure(shard, 0, False, "", "", 0.0)
 
     def allows_another(self, shard: int, attempt: int, out_of_memory: bool = False) -> bool:
-        """An attempt ended with its process: whether another one leads somewhere. Takes the note of it away."""
+        """An attempt ended with its process: see `decide`. Takes the note of it away."""
         note = read_note(self._directory, shard)
         clear_note(self._directory, shard)
         return self.decide(shard, attempt, note, out_of_memory)
 
     def decide(self, shard: int, attempt: int, note: InFlight | None, out_of_memory: bool = False) -> bool:
-        """`allows_another` with the note at hand.
-
-        Another attempt leads somewhere when a single image was in work, or when the labels lie there and only their
-        receipt is missing.
-        """
+        """Whether another attempt leads somewhere: one image alone was in work, or only the receipt is missing."""
         failure = replace(self.of(shard), deaths=self.of(shard).deaths + 1)
         self._failures[shard] = failure
         some_left = attempt < self._config.max_attempts + _MORE_ATTEMPTS * self._config.max_poison_images
@@ -118,14 +106,8 @@ def work_one_by_one(
 ) -> dict[int, _Row]:
     """Work on one image after the other, those under suspicion first: if one kills again, little is lost.
 
-    Args:
-        images: image_id of each.
-        failure: of their shard.
-        work: does the image at a position.
-        note: called before each with its image_id and the suspects that came through so far.
-
-    Returns:
-        What `work` gave, per position; without the condemned.
+    `work` does the image at a position; `note` is told before each which one it is, and the suspects that came through
+    so far. Returns what `work` gave, per position; without the condemned.
     """
     suspects, condemned = failure.suspects, find_condemned(failure)
     done: dict[int, _Row] = {}
@@ -141,7 +123,7 @@ def work_one_by_one(
 
 def note_name(shard: int) -> str:
     """Where the note of a shard's worker lies in the run's folder."""
-    return f"{files.FAILURES}/{shard_name(shard)}.{_IN_FLIGHT}.json"
+    return files.failure_name(shard, _IN_FLIGHT)
 
 
 def write_note(directory: RunDirectory, note: InFlight) -> None:
@@ -168,10 +150,9 @@ def read_note(directory: RunDirectory, shard: int) -> InFlight | None:
 
 
 def charge_own_deaths(directory: RunDirectory, config: RunConfig, now: float) -> list[Failure]:
-    """At the start of a launch: charge the shards that an earlier driver without workers died at. Under the lock.
+    """Charge the shards that an earlier driver without workers died at, and return their failures. Under the lock.
 
-    Returns:
-        The failures that were written. Notes of workers (whose driver died, not they) are taken away.
+    Notes of workers (whose driver died, not they) are taken away.
     """
     charged = {failure.shard: failure for failure in find_own_deaths(directory, config, now)}
     for shard in files.find_notes(directory, _IN_FLIGHT):
@@ -194,7 +175,10 @@ def find_own_deaths(directory: RunDirectory, config: RunConfig, now: float) -> l
         memory = note.machine == machine_mark() and has_grown(note.oom_kills, oom_kills())
         another = suspects.decide(shard, attempts, note, memory)
         given_up = attempts >= config.max_attempts and not another
-        error = f"{_OWN_DEATH[memory]} at this shard{f', image {note.image}' if note.image else ''}"
+        died = "the driver's process died"
+        if memory:
+            died = "memory ran out on this machine and the driver's process was ended"
+        error = f"{died} at this shard{f', image {note.image}' if note.image else ''}"
         now_known = replace(suspects.of(shard), attempts=attempts, given_up=given_up, error=error, detail="")
         charged.append(replace(now_known, worker="this process", failed_at=now))
     return charged
@@ -206,14 +190,9 @@ def oom_kills() -> int:
     A process that the kernel's out-of-memory killer ends looks like one that crashed; the counter tells them apart. The
     container's own is asked first: the machine's also counts those of others.
     """
-    for path in (*_own_counters(), _MACHINE):
-        try:
-            lines = path.read_text().splitlines()
-        except OSError:
-            continue
-        counts = [line.split()[1] for line in lines if line.startswith("oom_kill ")]
-        if counts and counts[0].isdecimal():
-            return int(counts[0])
+    for path in (*_own_counters(), Path("/proc/vmstat")):
+        with suppress(OSError, ValueError, KeyError):
+            return int(dict(line.split() for line in path.read_text().splitlines())["oom_kill"])
     return UNKNOWN
 
 
@@ -224,10 +203,9 @@ def has_grown(before: int, now: int) -> bool:
 
 def _own_counters() -> list[Path]:
     """Where cgroups of version 2 and 1 count, for the group that this process is in."""
-    try:
-        parts = [line.split(":", 2) for line in _CGROUP_OF_PROCESS.read_text().splitlines()]
-    except OSError:
-        return []
-    groups = {kinds: below.lstrip("/") for _, kinds, below in parts}
-    counters = [_CGROUPS / groups[""] / "memory.events"] if "" in groups else []
-    return counters + ([_CGROUPS / "memory" / groups["memory"] / "memory.oom_control"] if "memory" in groups else [])
+    groups: dict[str, str] = {}
+    with suppress(OSError):
+        lines = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
+        groups = {kinds: below.lstrip("/") for _, kinds, below in lines}
+    kinds = {"": "memory.events", "memory": "memory.oom_control"}
+    return [Path("/sys/fs/cgroup", kind, groups[kind], name) for kind, name in kinds.items() if kind in groups]

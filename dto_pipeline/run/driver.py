@@ -1,4 +1,4 @@
-"""One launch of a run: open it, see what is left, have it done, say what became of it.
+"""One launch of a run: open it, see what is left, have it done, remember and show it, say what became of it.
 
 Knows the order of things (lock, plan, workers, summary) and nothing of tensors; PyTorch and Ray are imported only when
 there is work, so that a finished run answers at once. Times in seconds.
@@ -7,36 +7,41 @@ there is work, so that a finished run answers at once. Times in seconds.
 from __future__ import annotations
 
 import logging
+import sys
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from dto_pipeline.config import BY_DEVICE, PipelineConfig, RunConfig
+from dto_pipeline.config import PipelineConfig, RunConfig
 from dto_pipeline.data.dataset import SYNTHETIC
 from dto_pipeline.data.manifest import Manifest
+from dto_pipeline.data.receipts import Receipt
 from dto_pipeline.data.storage import absolute, as_location
 from dto_pipeline.models.networks import DEMO_MODEL
 from dto_pipeline.run import folder as files
-from dto_pipeline.run.budget import FailureBudget
 from dto_pipeline.run.deaths import Suspects
 from dto_pipeline.run.folder import RunDirectory, RunScan
 from dto_pipeline.run.identity import RunIdentity, find_places, identify_run, settle_config
 from dto_pipeline.run.lease import DriverLock, RunLockLost
-from dto_pipeline.run.loop import Schedule, TooManyFailed, drive, likely_next
+from dto_pipeline.run.loop import RunAborted, Schedule, TooManyFailed, drive, likely_next
 from dto_pipeline.run.plan import EVERYTHING, Retry, RunPlan, Selection, find_refusals, plan_run
-from dto_pipeline.run.pool import InProcessPool, Runner, WorkerPool
-from dto_pipeline.run.progress import FileLedger
+from dto_pipeline.run.pool import (
+    Crew,
+    InProcessPool,
+    Runner,
+    WorkerPool,
+)
 from dto_pipeline.run.report import RunSummary, Tally, find_example, summarize
-
-if TYPE_CHECKING:
-    from dto_pipeline.run.ray_metrics import RayMetrics
+from dto_pipeline.run.sanity import Charge, FailureBudget
 
 _LOG = logging.getLogger(__name__)
+_LOGGED = ("worker", "attempt", "images", "persons", "failed_images", "wall_s", "image_status", "stage_seconds")
+_LINE_S, _LOG_FILE_S = 0.5, 30.0  # least time between two progress lines: on a terminal, and in a file
 
 
 def run_pipeline(
@@ -71,7 +76,7 @@ def run_pipeline(
     Raises:
         RunLocked: another driver is at work on this run.
         RunMismatch: the run was started with another config, manifest or version.
-        RunAborted: the workers cannot start, or too many shards (`TooManyGivenUp`) or images (`TooManyFailed`) fail.
+        RunAborted: the workers cannot start, or too many shards (`TooManyFailed`) or images (`TooManyFailed`) fail.
         RunDirectoryError: a folder of images or depth maps that does not exist here, no depth maps are named, or
             `run_dir` holds files of something else.
         ConfigError, BodyModelError: no body model is named, or it is not there.
@@ -98,9 +103,8 @@ def run_pipeline(
 
                 fresh = [shard for shard in plan.work if shard not in plan.repairs]
                 following = likely_next(fresh, config.run.workers)
-                runner = ShardRunner(
-                    config, manifest_path, run_dir, places.images, places.depth, plan.retry.images, following
-                )
+                where = manifest_path, run_dir, places.images, places.depth
+                runner = ShardRunner(config, *where, plan.retry.images, following)
             try:
                 tally = _do_work(directory, plan, config.run, runner, address, progress, lock)
             except Exception:
@@ -108,9 +112,7 @@ def run_pipeline(
                     _tidy_up(directory, identity, lock)
                 raise
             scan = _tidy_up(directory, identity, lock)
-        seconds = time.monotonic() - started
-        summary = summarize(directory, plan, scan, tally, seconds, config.run.max_failed_images)
-        return replace(summary, sizes=describe_sizes(config))
+        return summarize(directory, plan, scan, tally, time.monotonic() - started, config)
 
 
 def _warn_of_demo_network(config: PipelineConfig, manifest: Manifest) -> None:
@@ -124,10 +126,7 @@ def _warn_of_demo_network(config: PipelineConfig, manifest: Manifest) -> None:
 
 
 def _tidy_up(directory: RunDirectory, identity: RunIdentity, lock: DriverLock) -> RunScan:
-    """Remove what workers that died under this driver left: half-written files, and label files that do not count.
-
-    Workers have ended by now. Raises: RunLockLost, where it is another driver's business.
-    """
+    """Remove half-written files of workers that died, and label files that do not count. Raises: RunLockLost."""
     lock.check(ask=True)
     files.sweep_temporary(directory)
     scan = files.scan_run(directory, identity)
@@ -149,17 +148,15 @@ def _do_work(
     attempts = {shard: failure.attempts for shard, failure in plan.earlier.items()}
     schedule = Schedule(plan.work, config, attempts, suspects.allows_another, plan.repairs)
     pool: WorkerPool
-    metrics: RayMetrics | None = None
     with ExitStack() as stack:
         if config.workers == 0:
             pool = InProcessPool(runner)
         else:
-            from dto_pipeline.run.ray_metrics import open_metrics  # load Ray: only when there is work for it
-            from dto_pipeline.run.ray_pool import RayPool
+            from dto_pipeline.run.ray_pool import RayPool  # loads Ray: only when there is work for it
 
-            pool, metrics = RayPool(runner, config, address), open_metrics(plan.identity.subset)
+            pool = RayPool(runner, config, address)
         stack.enter_context(closing(pool))
-        ledger = stack.enter_context(FileLedger(directory, plan, suspects, progress, metrics, lock.check))
+        ledger = stack.enter_context(closing(FileLedger(directory, plan, suspects, progress, lock.check)))
         if progress:
             stack.enter_context(logging_redirect_tqdm())  # log lines go above the progress line, not through it
         budget = FailureBudget(config.max_failed_images, plan.work, plan.repairs, config.workers)
@@ -170,12 +167,110 @@ def _do_work(
     return ledger.tally
 
 
-def describe_sizes(config: PipelineConfig) -> str:
-    """What the options of `config.BY_DEVICE` are for a run, in words."""
-    parts = []
-    for name, what in (("batch_images", "images a batch"), ("decode_threads", "decoding threads")):
-        told, (on_cpu, on_gpu) = getattr(config.run, name), BY_DEVICE[f"run.{name}"]
-        parts.append(f"{told} {what}" if told else f"{on_cpu} {what} ({on_gpu} on a GPU)")
-    if config.depth.source == "model":  # on a CPU a network sees one image at a time
-        parts.append(f"on a GPU {config.depth.batch or BY_DEVICE['depth.batch'][1]} images a network batch")
-    return ", ".join(parts)
+class FileLedger:
+    """A `Ledger` of a real run: failures on disk, a progress line, a log line a shard, a tally. Decides nothing."""
+
+    def __init__(
+        self,
+        directory: RunDirectory,
+        plan: RunPlan,
+        suspects: Suspects,
+        progress: bool = True,
+        check_lock: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`check_lock`: raises where another driver has taken the run over."""
+        self.tally = Tally()
+        self._check_lock = check_lock
+        self._directory, self._plan, self._suspects = directory, plan, suspects
+        self._charged = set(plan.earlier)  # shards with a failure file
+        self._given_up = len(plan.failed)
+        self._failed_images = sum(receipt.failed_images for receipt in plan.done.values())
+        self._images = 0  # done in this launch
+        self._crew = Crew(0, 0, 0, 0, 0, 0, 0)
+        self._waiting = 0.0  # seconds that nobody has been ready, when it was last said
+        self._drawn_at = float("-inf")
+        self._draw_every = _LINE_S if sys.stderr.isatty() else _LOG_FILE_S
+        self._line = tqdm(total=sum(plan.work.values()), unit=" images", disable=not progress, dynamic_ncols=True)
+
+    def close(self) -> None:
+        """End the progress line."""
+        self._draw()
+        self._line.close()
+
+    def shard_done(self, receipt: Receipt) -> None:
+        shard, before = receipt.shard, self._plan.done.get(receipt.shard)
+        outcome = "adopted" if receipt.adopted else "done"
+        failed_before = 0
+        if shard in self._plan.repairs and before is not None:
+            outcome, failed_before = "repaired", before.failed_images
+            self.tally.mended += failed_before - receipt.failed_images
+            self.tally.repaired += receipt.generation != before.generation
+        if shard in self._charged:
+            self._write(lambda: files.clear_failure(self._directory, shard))
+        self._failed_images += receipt.failed_images - failed_before
+        self._images += self._plan.work.get(shard, receipt.images)
+        speed = receipt.images / receipt.wall_s if receipt.wall_s > 0 else 0.0
+        statuses = ", ".join(f"{count} {word}" for word, count in receipt.image_status.items())
+        facts = {"shard": shard, **{name: getattr(receipt, name) for name in _LOGGED}}
+        _LOG.info(
+            "shard %d %s in %.1f s by %s, attempt %d: %d images (%s), %d persons, %.1f images/s",
+            *(shard, outcome, receipt.wall_s, receipt.worker, receipt.attempt, receipt.images, statuses),
+            *(receipt.persons, speed),
+            extra={"facts": {**facts, "outcome": outcome, "images_per_s": round(speed, 3)}},
+        )
+
+    def shard_charged(self, charge: Charge, worker: str, error: str, detail: str) -> None:
+        failure = replace(self._suspects.of(charge.shard), attempts=charge.attempts, given_up=charge.given_up)
+        failure = replace(failure, error=error, worker=worker, failed_at=time.time(), detail=detail)
+        self._write(lambda: files.record_failure(self._directory, failure))
+        self._charged.add(charge.shard)
+        self._given_up += charge.given_up
+        self.tally.failed_attempts += 1
+        if charge.given_up and charge.shard in self._plan.repairs:
+            self.tally.failed_repairs[charge.shard] = error
+        verdict = "given up" if charge.given_up else "tried again later"
+        facts = {"shard": charge.shard, "attempt": charge.attempts, "given_up": charge.given_up, "worker": worker}
+        message = "shard %d failed (attempt %d, %s): %s"
+        _LOG.warning(message, charge.shard, charge.attempts, verdict, error, extra={"facts": facts})
+
+    def worker_lost(self, worker: str, error: str, out_of_memory: bool = False) -> None:
+        self.tally.workers_lost += 1
+        self.tally.out_of_memory += out_of_memory
+        _LOG.warning("%s is lost: %s", worker, error, extra={"facts": {"worker": worker}})
+
+    def waiting(self, seconds: float, loading: int) -> None:
+        self._waiting = seconds
+        self._draw()
+        what = f"{loading} are loading" if loading else "are the CPUs and GPUs they ask for free?"
+        _LOG.warning("no worker has been ready for %.0f s: %s", seconds, what)
+
+    def tick(self, crew: Crew) -> None:
+        self._crew = crew
+        self._check_lock()
+        now = time.monotonic()
+        if now - self._drawn_at >= self._draw_every:
+            self._drawn_at = now
+            self._draw()
+
+    def _draw(self) -> None:
+        """The progress line: images, who is at work, who is waited for, what failed."""
+        crew = self._crew
+        if crew.working:
+            self._waiting = 0.0
+        ready = crew.working >= crew.wanted
+        who = f"{crew.working} workers" if ready else f"{crew.working} of {crew.wanted} workers, others are not ready"
+        if not crew.working and crew.leaving:
+            who = f"{crew.leaving} workers finish before their nodes go"
+        elif not crew.working and crew.wanted:
+            whom = f"{crew.loading} workers to load" if crew.loading else "workers to be given CPUs and GPUs"
+            who = f"waiting for {whom}" + (f" ({self._waiting:.0f} s so far)" if self._waiting else "")
+        self._line.n = min(self._line.total, self._images + crew.images)
+        self._line.set_postfix_str(f"{who}, failed: {self._given_up} shards, {self._failed_images} images")
+
+    def _write(self, action: Callable[[], None]) -> None:
+        """Do something to the run's folder; without it the driver has no memory and cannot go on."""
+        try:
+            action()
+        except OSError as error:
+            advice = "make the folder writable, or room on the disk, and start again"
+            raise RunAborted(f"{self._directory.root} cannot be written ({error}); {advice}") from error

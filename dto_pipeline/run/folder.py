@@ -11,11 +11,10 @@ pending = the manifest's shards - receipts that hold. The folder may be local or
     failures/shard-00042.in-flight.json    the image that is being worked on, see `run.deaths`
     failures/shard-00042.damage.json    `dto verify` found its label file damaged; the next launch looks again
     lease/00000001.json          who drives the run now, see `run.lease`
-    driver.lock                  local folders: locked by the driver's process
 
 Labels and receipts are only ever created, under names that were never used before, and only label files that do not
-count are removed. So a driver that lost its run to another one, and a worker that wakes up late, waste time and nothing
-else. What is replaced or removed besides (failures, notes) decides about attempts, never about labels.
+count are removed: a driver that lost its run, and a worker that wakes up late, waste time and nothing else. What is
+replaced or removed besides (failures, notes) decides about attempts, never about labels.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -33,6 +32,7 @@ from typing import Any, Generic, TypeVar, cast
 from dto_pipeline.config import PipelineConfig, RunConfig
 from dto_pipeline.config_tree import build_sections, shorten
 from dto_pipeline.data.files import is_temporary, json_bytes
+from dto_pipeline.data.label_files import LabelFile, RunLabels
 from dto_pipeline.data.receipts import (
     LABELS,
     RECEIPTS,
@@ -47,11 +47,20 @@ from dto_pipeline.data.receipts import (
     receipt_name,
     shard_name,
 )
-from dto_pipeline.data.storage import Location, Store, StoreError, join_location, list_names, open_store, read_many
+from dto_pipeline.data.storage import (
+    Location,
+    Store,
+    StoreError,
+    as_location,
+    join_location,
+    list_names,
+    open_store,
+    read_many,
+)
 from dto_pipeline.errors import DtoError
 from dto_pipeline.reading import IrregularFile, parse_json
 from dto_pipeline.run.identity import RunIdentity, describe_run_difference
-from dto_pipeline.run.lease import LEASE_FOLDER, LOCK_FILE, DriverLock
+from dto_pipeline.run.lease import LEASE_FOLDER, DriverLock
 
 RUN_SCHEMA = "dto-run/1"
 FAILURE_SCHEMA = "dto-failure/1"
@@ -65,12 +74,17 @@ _READ = {
     "solver": ("mode", "max_height"),
 }  # section of the config -> keys that readers of finished runs ask for
 Place = TypeVar("Place", bound=Location)
-FAILURES = "failures"
+FAILURES, DAMAGE = "failures", "damage"
 _RESTORE = "put run.json back as it was, or start anew in another folder: the labels stay where they are"
 _FAILURE = re.compile(r"shard-(\d{5,})\.json")
 _NAMED = 5  # files an error lists
 _FOOTER_TAIL = 1 << 16  # bytes; the key-value part stands at the end of a Parquet file, well within them
 _MANIFEST_FACTS = ("manifest_path", "manifest_fingerprint", "subset", "shards", "images", "persons")
+
+
+def failure_name(shard: int, note: str = "") -> str:
+    """A shard's last failure below the run's folder, or a note beside it (`find_notes`)."""
+    return f"{FAILURES}/{shard_name(shard)}{note and f'.{note}'}.json"
 
 
 class RunMismatch(DtoError):
@@ -91,9 +105,10 @@ class RunDirectory(Generic[Place]):
     def store(self) -> Store:
         return open_store(self.root)
 
-    @property
-    def run_file(self) -> Place:
-        return self.at("run.json")
+    def at(self, name: str) -> Place:
+        """Where a name of the run's folder lies."""
+        root: Location = self.root
+        return cast(Place, root / name if isinstance(root, Path) else join_location(root, name))
 
     def label_file(self, shard: int, generation: int = 0) -> Place:
         return self.at(label_name(shard, generation))
@@ -103,11 +118,6 @@ class RunDirectory(Generic[Place]):
 
     def failure_file(self, shard: int) -> Place:
         return self.at(failure_name(shard))
-
-    def at(self, name: str) -> Place:
-        """Where a name of the run's folder lies."""
-        root: Location = self.root
-        return cast(Place, root / name if isinstance(root, Path) else join_location(root, name))
 
     def is_run(self) -> bool:
         """True if the folder holds a run.json."""
@@ -176,17 +186,16 @@ class RunScan:
         """Shards that are done, or were until damage was found, and still have a failure record."""
         return frozenset(self.records.keys() & (self.done.keys() | self.damaged.keys()))
 
+    def with_failures(self, failures: Iterable[Failure]) -> RunScan:
+        """The same with other records of these shards."""
+        return replace(self, records={**self.records, **{failure.shard: failure for failure in failures}})
+
     def without(self, damage: Mapping[int, str]) -> RunScan:
         """The same with shards whose label file a closer look found damaged -> why: they are done again."""
         damaged = {shard: receipt.generation for shard, receipt in self.done.items() if shard in damage}
         done = {shard: receipt for shard, receipt in self.done.items() if shard not in damage}
         labels = replace(self.labels, done=done, void={**self.void, **damage})
         return replace(self, labels=labels, damaged={**self.damaged, **damaged})
-
-
-def failure_name(shard: int) -> str:
-    """A shard's last failure, below the run's folder."""
-    return f"{FAILURES}/{shard_name(shard)}.json"
 
 
 def open_run(directory: RunDirectory, identity: RunIdentity, lock: DriverLock | None = None) -> RunIdentity:
@@ -231,7 +240,7 @@ def find_strangers(directory: RunDirectory) -> str:
     """Why a folder is not to be made a run: it holds files that are no run's; "" where nothing stands against it."""
     if directory.is_run():
         return ""
-    root, own = directory.root, {"run.json", LOCK_FILE, LABELS, RECEIPTS, FAILURES, LEASE_FOLDER, "lost+found"}
+    root, own = directory.root, {"run.json", LABELS, RECEIPTS, FAILURES, LEASE_FOLDER, "lost+found"}
     local = isinstance(root, Path) and root.is_dir()
     names = os.listdir(root) if local else directory.store.entries()  # behind a URI files only, folders are no things
     # a disk's own things are no strangers: lost+found, .snapshot, .nfs0000...
@@ -244,10 +253,11 @@ def find_strangers(directory: RunDirectory) -> str:
 
 def read_identity(directory: RunDirectory) -> RunIdentity:
     """What run.json holds. Raises: RunDirectoryError where there is none or it cannot be read."""
+    path = directory.at("run.json")
     try:
         found = parse_json(directory.store.read("run.json"))
         if found["schema"] != RUN_SCHEMA:
-            raise RunDirectoryError(f"{directory.run_file} is {shorten(found['schema'])}, expected {RUN_SCHEMA!r}")
+            raise RunDirectoryError(f"{path} is {shorten(found['schema'])}, expected {RUN_SCHEMA!r}")
         facts = {"versions": found["versions"], "inputs": found.get("inputs", {})}
         identity = RunIdentity(found["config"], found["config_hash"], **found["manifest"], **facts)
         values = {name: value for name, value in vars(identity).items() if name != "config"}
@@ -260,10 +270,9 @@ def read_identity(directory: RunDirectory) -> RunIdentity:
         return identity
     except FileNotFoundError as error:
         raise RunDirectoryError(f"{directory.root} holds no run.json; `dto run` makes one") from error
-    except KeyError as error:
-        raise RunDirectoryError(f"{directory.run_file} lacks {error}; {_RESTORE}") from error
-    except (TypeError, AttributeError, ValueError, IrregularFile) as error:
-        raise RunDirectoryError(f"{directory.run_file} cannot be read ({error}); {_RESTORE}") from error
+    except (TypeError, AttributeError, LookupError, ValueError, IrregularFile) as error:
+        what = f"lacks {error}" if isinstance(error, KeyError) else f"cannot be read ({error})"
+        raise RunDirectoryError(f"{path} {what}; {_RESTORE}") from error
 
 
 def scan_run(directory: RunDirectory, identity: RunIdentity, footers: bool = False) -> RunScan:
@@ -271,9 +280,7 @@ def scan_run(directory: RunDirectory, identity: RunIdentity, footers: bool = Fal
 
     A failure that cannot be read is one of no attempts, so that its shard is worked like any other.
 
-    Args:
-        footers: read the end of every label file too: a file that was swapped for another shard's, or cut and filled
-            up again, does not hold either. Rows are not read; their pages carry checksums, and `dto verify` reads all.
+    `footers`: look at the end of every label file too, see `_check_footers`.
     """
     labels = count_labels(directory.root, identity.config_hash, identity.manifest_fingerprint)
     failures: dict[int, Failure] = {}
@@ -291,16 +298,49 @@ def scan_run(directory: RunDirectory, identity: RunIdentity, footers: bool = Fal
     return scan.without(_check_footers(scan)) if footers else scan
 
 
+def read_run_labels(run_dir: str | Path, partial: bool = False, manifests: Sequence[str | Path] = ()) -> RunLabels:
+    """The label files of a run, for exports and training.
+
+    Args:
+        partial: take what is done of a run that is not finished.
+        manifests: where its manifest may lie now, in place of what run.json says.
+
+    Raises:
+        RunDirectoryError: not a run, or shards have no valid receipt and `partial` is not set.
+    """
+    directory = RunDirectory(as_location(run_dir))
+    identity = read_identity(directory)
+    scan = scan_run(directory, identity)
+    missing = [shard for shard in range(identity.shards) if shard not in scan.done]
+    if missing and not partial:
+        named = ", ".join(map(str, missing[:_NAMED])) + (" ..." if len(missing) > _NAMED else "")
+        void = "".join(f"; shard {shard}: {reason}" for shard, reason in list(scan.void.items())[:_NAMED])
+        raise RunDirectoryError(
+            f"{run_dir} is not finished: {len(missing)} of {identity.shards} shards have no valid receipt "
+            f"({named}){void}; `dto run` does what is left, --partial takes what is done"
+        )
+    files = scan.labels.files.items()
+    return RunLabels(
+        name=str(run_dir),
+        subset=identity.subset,
+        manifest=as_location(identity.manifest_path),
+        manifest_fingerprint=identity.manifest_fingerprint,
+        config_hash=identity.config_hash,
+        shards=identity.shards,
+        files=tuple(LabelFile(path, n, scan.done[n].rows, scan.done[n].label_sha256) for n, path in files),
+        named_manifests=tuple(map(as_location, manifests)),
+    )
+
+
 def settle_records(directory: RunDirectory, scan: RunScan, going_on: Collection[int] = ()) -> None:
     """Take away label files that do not count or are damaged, and failures of shards that are done.
 
     `going_on`: shards whose failures are those of a repair that is not at its end.
     """
-    for name in (*scan.labels.surplus, *(label_name(*place) for place in scan.damaged.items())):
+    damaged = (label_name(*place) for place in scan.damaged.items())
+    settled = (failure_name(shard) for shard in scan.settled - set(going_on))
+    for name in (*scan.labels.surplus, *damaged, *settled):
         directory.store.remove(name)
-    for shard in scan.settled:
-        if shard not in going_on:
-            clear_failure(directory, shard)
 
 
 def record_failure(directory: RunDirectory, failure: Failure) -> None:
@@ -321,21 +361,21 @@ def read_shard_failure(directory: RunDirectory, shard: int) -> Failure | None:
         return None
 
 
+def parse_failure(data: bytes, path: Location) -> Failure:
+    """A failure's bytes; errors name `path`. Raises: RecordInvalid."""
+    return Failure(**parse_record(data, path, FAILURE_SCHEMA, Failure))
+
+
 def note_damage(directory: RunDirectory, shards: Iterable[int]) -> None:
     """Leave word for the next launch that label files are damaged. Raises: OSError where it cannot be written."""
     for shard in shards:
-        directory.store.replace(damage_name(shard), json_bytes({"schema": DAMAGE_SCHEMA, "shard": shard}))
+        directory.store.replace(failure_name(shard, DAMAGE), json_bytes({"schema": DAMAGE_SCHEMA, "shard": shard}))
 
 
 def find_notes(directory: RunDirectory, kind: str) -> list[int]:
     """Shards of which failures/ holds a note of a kind beside their failure."""
     found = (re.fullmatch(rf"shard-(\d{{5,}})\.{kind}\.json", name) for name in directory.store.entries(FAILURES))
     return sorted(int(match[1]) for match in found if match)
-
-
-def damage_name(shard: int) -> str:
-    """The note that a shard's label file is damaged, likewise."""
-    return f"{FAILURES}/{shard_name(shard)}.damage.json"
 
 
 def find_strays(directory: RunDirectory, identity: RunIdentity) -> list[str]:
@@ -365,7 +405,7 @@ def _check_footers(scan: RunScan) -> dict[int, str]:
     """
     void = dict.fromkeys(scan.done, "its label file is gone")
     shards = {label_name(shard, receipt.generation): shard for shard, receipt in scan.done.items()}
-    for name, tail in read_many(scan.labels.root, list(shards), _FOOTER_TAIL):
+    for name, tail in read_many(scan.labels.root, list(shards), -_FOOTER_TAIL):
         shard = shards[name]
         if not tail.endswith(b"PAR1"):
             void[shard] = "its label file does not end as Parquet does: it is damaged"
@@ -374,8 +414,3 @@ def _check_footers(scan: RunScan) -> dict[int, str]:
         else:
             del void[shard]
     return void
-
-
-def parse_failure(data: bytes, path: Location) -> Failure:
-    """A failure's bytes; errors name `path`. Raises: RecordInvalid."""
-    return Failure(**parse_record(data, path, FAILURE_SCHEMA, Failure))

@@ -2,8 +2,7 @@
 
 Reads what a launch reads (manifest, run.json, receipts, ends of label files, failures, notes of drivers that died) and
 decides as it does; writes nothing, takes no lock. Where somebody drives the run it says so, and counts what is there
-now. Hours are those of workers at work, start-up left out; bytes are those of label files. Every estimate says where it
-comes from, or that nothing is known.
+now. Hours are those of workers at work, start-up left out; bytes are those of label files.
 """
 
 from __future__ import annotations
@@ -25,20 +24,10 @@ from dto_pipeline.run.folder import RunDirectory, RunDirectoryError, RunScan
 from dto_pipeline.run.identity import RunIdentity, describe_run_difference, find_places, identify_run, settle_config
 from dto_pipeline.run.lease import read_holder
 from dto_pipeline.run.plan import EVERYTHING, Retry, Selection, find_refusals, scan_closely, survey_run
-from dto_pipeline.run.report import format_duration, unreadable_lines
+from dto_pipeline.run.report import format_duration
 
 BYTES_PER_PERSON = 450  # the numbers of a person in schema dto-labels/1 as they are: zstd hardly shrinks real poses
 BYTES_PER_FILE = 36_000  # schema, footer and page index of a label file: measured on a shard of three images
-
-
-@dataclass(frozen=True)
-class Cost:
-    """How long and how large; None = nothing is known."""
-
-    worker_hours: float | None
-    time_origin: str
-    label_bytes: int
-    bytes_origin: str
 
 
 @dataclass(frozen=True)
@@ -57,17 +46,18 @@ class Forecast:
     workers: int  # 0 = in this process
     cpus_per_worker: float
     gpus_per_worker: float  # -1 = what the cluster has decides
-    cost: Cost
+    worker_hours: float | None  # None = nothing is known
+    time_origin: str
+    label_bytes: int
+    bytes_origin: str
     driver: str  # who drives the run now, and what that means to a launch; "" = nobody
     refusals: list[str]  # why a launch would be refused now
-    unreadable_failures: dict[int, str]  # shards whose failure record is damaged, and how; they count as pending
 
     @property
     def gpu_hours(self) -> float | None:
         """None = not known."""
-        if self.cost.worker_hours is None or self.gpus_per_worker < 0:
-            return None
-        return self.cost.worker_hours * self.gpus_per_worker
+        known = self.worker_hours is not None and self.gpus_per_worker >= 0
+        return (self.worker_hours or 0) * self.gpus_per_worker if known else None
 
     @property
     def exit_code(self) -> int:
@@ -78,33 +68,36 @@ class Forecast:
         return {**dataclasses.asdict(self), "gpu_hours": self.gpu_hours, "exit_code": self.exit_code}
 
     def as_table(self) -> str:
-        cost, workers = self.cost, self.workers
-        asks, total = f"{self.cpus_per_worker:g} CPUs", f"{workers * self.cpus_per_worker:g} CPUs"
-        if self.gpus_per_worker < 0:
-            asks, total = f"{asks} and, where there are GPUs, one each", f"{total} together"
-        else:
-            asks = f"{asks} and {self.gpus_per_worker:g} GPUs each"
-            total = f"{total} and {workers * self.gpus_per_worker:g} GPUs together"
-        told = f"{workers}, asking for {asks}; {total}" if workers else "none: in this process, without Ray"
-        duration = cost.time_origin
-        if cost.worker_hours is not None:
-            wall = format_duration(cost.worker_hours * 3600 / max(1, workers))
-            gpu_hours = "" if self.gpu_hours is None else f", {self.gpu_hours:.2f} GPU-hours"
-            hours = f"{cost.worker_hours:.2f} worker-hours{gpu_hours}"
-            duration = f"{hours}, {wall} if all workers are there ({cost.time_origin})"
         lines = [
             f"plan     {self.run_dir}: nothing has been written",
             f"shards   {self.done} done, {self.pending} pending, {self.failed} given up, of {self.shards}",
             f"work     {self.selected} shards selected, failed images of {self.repairs} finished shards",
             f"images   {self.images}",
             f"persons  {self.persons} (in selected shards)",
-            f"workers  {told}",
-            f"time     {duration}",
-            f"disk     {cost.label_bytes / 1e6:.1f} MB more ({cost.bytes_origin})",
-            *([f"driver   {self.driver}"] if self.driver else []),
+            f"workers  {self._describe_workers()}",
+            f"time     {self._describe_time()}",
+            f"disk     {self.label_bytes / 1e6:.1f} MB more ({self.bytes_origin})",
+            f"driver   {self.driver}" if self.driver else "",
             *(f"refused  {reason}" for reason in self.refusals),
         ]
-        return "\n".join(lines + unreadable_lines(self.unreadable_failures))
+        return "\n".join(filter(None, lines))
+
+    def _describe_workers(self) -> str:
+        workers, cpus, gpus = self.workers, self.cpus_per_worker, self.gpus_per_worker
+        if not workers:
+            return "none: in this process, without Ray"
+        if gpus < 0:
+            asks, total = "and, where there are GPUs, one each", "together"
+        else:
+            asks, total = f"and {gpus:g} GPUs each", f"and {workers * gpus:g} GPUs together"
+        return f"{workers}, asking for {cpus:g} CPUs {asks}; {workers * cpus:g} CPUs {total}"
+
+    def _describe_time(self) -> str:
+        if self.worker_hours is None:
+            return self.time_origin
+        wall = format_duration(self.worker_hours * 3600 / max(1, self.workers))
+        gpu_hours = "" if self.gpu_hours is None else f", {self.gpu_hours:.2f} GPU-hours"
+        return f"{self.worker_hours:.2f} worker-hours{gpu_hours}, {wall} if all workers are there ({self.time_origin})"
 
 
 def plan_pipeline(
@@ -114,15 +107,11 @@ def plan_pipeline(
     retry_failed: bool = False,
     retry_statuses: Collection[str] = (),
     selection: Selection = EVERYTHING,
-    images_per_s: float | None = None,
     address: str = "local",
     images_root: str | Path | None = None,
     depth_root: str | Path | None = None,
 ) -> Forecast:
     """What `run_pipeline` with the same arguments would do. Writes nothing, not even the run's folder.
-
-    Args:
-        images_per_s: of one worker, for the time a run without receipts will take; None = not known.
 
     Raises:
         ManifestError, SelectionError: there is nothing to plan.
@@ -138,11 +127,11 @@ def plan_pipeline(
     driver, locked = _describe_driver(directory)
     scan, mismatches = _look(directory, wanted)
     if not driver:  # else what its workers are at is no death
-        deaths = find_own_deaths(directory, config.run, time.time())
-        scan = dataclasses.replace(scan, records={**scan.records, **{failure.shard: failure for failure in deaths}})
+        scan = scan.with_failures(find_own_deaths(directory, config.run, time.time()))
     plan = survey_run(directory, wanted, manifest, scan, selection, retry)
     fresh = [shard for shard in plan.work if shard not in plan.repairs]
     images, persons = sum(plan.work.values()), sum(manifest.shard_sizes[shard].people for shard in fresh)
+    run = config.run
     return Forecast(
         run_dir=str(directory.root),
         shards=wanted.shards,
@@ -153,21 +142,20 @@ def plan_pipeline(
         repairs=len(plan.repairs),
         images=images,
         persons=persons,
-        workers=min(config.run.workers, len(plan.work)),
-        cpus_per_worker=config.run.cpus_per_worker,
-        gpus_per_worker=config.run.gpus_per_worker,
-        cost=_estimate(list(plan.done.values()), images, persons, len(fresh), images_per_s),
+        workers=min(run.workers, len(plan.work)),
+        cpus_per_worker=run.cpus_per_worker,
+        gpus_per_worker=run.gpus_per_worker,
+        **_estimate(list(plan.done.values()), images, persons, len(fresh)),
         driver=driver,
         refusals=[*refusals, *locked, *mismatches],
-        unreadable_failures=plan.unreadable,
     )
 
 
 def _describe_driver(directory: RunDirectory) -> tuple[str, list[str]]:
     """Who drives the run and what a launch would make of it; and the refusal, where it is refused at once.
 
-    Only a driver of this machine refuses at once, and on a local folder only: by its flock. Any other is watched for as
-    long as its lease lasts, which a dry run does not do.
+    Only a driver of this machine refuses at once, and on a local folder only. Any other is watched for as long as its
+    lease lasts, which a dry run does not do.
     """
     holder = read_holder(directory.root)
     if holder is None or holder.state == "gone":
@@ -194,23 +182,18 @@ def _look(directory: RunDirectory, wanted: RunIdentity) -> tuple[RunScan, list[s
     return scan_closely(directory, recorded)[0], [f"mismatch: {line}" for line in differences]
 
 
-def _estimate(done: list[Receipt], images: int, persons: int, shards: int, images_per_s: float | None) -> Cost:
-    """What so much more work costs, from the receipts of work that was done.
-
-    Args:
-        images_per_s: of one worker, where no receipt tells; None = not known.
-    """
+def _estimate(done: list[Receipt], images: int, persons: int, shards: int) -> dict[str, Any]:
+    """What so much more work costs, from the receipts of work that was done; each figure with where it comes from."""
     computed = [receipt for receipt in done if not receipt.adopted and receipt.images and receipt.wall_s > 0]
-    hours, advice = None, "do a few shards first (--limit), or give --images-per-s of one worker"
-    time_origin = f"unknown: no receipts yet; {advice}"
+    people = sum(receipt.persons for receipt in computed)
+    hours, time_origin = None, "unknown: no receipts yet; do a few shards first (--limit)"
     if computed:
         seconds = sum(receipt.wall_s for receipt in computed) / sum(receipt.images for receipt in computed)
         hours, time_origin = images * seconds / 3600, f"from this run's {len(computed)} receipts"
-    elif images_per_s is not None:
-        hours, time_origin = images / images_per_s / 3600, f"from {images_per_s:g} images/s of one worker, as given"
     size: float = persons * BYTES_PER_PERSON + shards * BYTES_PER_FILE
     bytes_origin = f"{BYTES_PER_PERSON} bytes a person and {BYTES_PER_FILE} a file, as the schema has them"
-    if people := sum(receipt.persons for receipt in computed):
+    if people:
         each = sum(receipt.label_bytes for receipt in computed) / people
         size, bytes_origin = persons * each, f"{each:.0f} bytes a person, files included, from this run's receipts"
-    return Cost(hours, time_origin, round(size), bytes_origin)
+    told = {"worker_hours": hours, "time_origin": time_origin}
+    return {**told, "label_bytes": round(size), "bytes_origin": bytes_origin}

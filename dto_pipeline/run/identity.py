@@ -43,10 +43,6 @@ _PLACES = {
 _ALWAYS = ("source", "unit")
 # options that count where no network is asked for, and only there; all others count only where one is
 _WITHOUT_NETWORK: dict[str, tuple[str, ...]] = {"depth": ("kind", "scale"), "masks": (), "attributes": ()}
-_NO_HASHES = (
-    "run.json holds no hashes of body model and networks: the run was made by version 0.3.0 or an earlier one; finish "
-    "it with that version, or start a new run in another folder"
-)
 
 
 @dataclass(frozen=True)
@@ -96,15 +92,17 @@ def label_settings(config: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[st
 
     Not in it: the `run` section, places, and options of a network or a solver that is not asked for.
     """
-    kept = {section: dict(options) for section, options in config.items() if section != "run"}
-    if kept.get("solver", {}).get("mode") != "joint":
-        kept.pop("joint", None)
-    for section, alone in _WITHOUT_NETWORK.items():
-        options = kept.get(section, {})
+    kept = {}
+    for section in config.keys() - {"run"}:
+        options, alone = config[section], _WITHOUT_NETWORK.get(section)
         asked = options.get("source") == "model"
-        kept[section] = {key: options[key] for key in options if key in _ALWAYS or (key in alone) != asked}
-    for section, places in _PLACES.items():
-        kept[section] = {key: value for key, value in kept.get(section, {}).items() if key not in places}
+        kept[section] = {
+            key: value
+            for key, value in options.items()
+            if key not in _PLACES.get(section, ()) and (alone is None or key in _ALWAYS or (key in alone) != asked)
+        }
+    if config.get("solver", {}).get("mode") != "joint":
+        kept.pop("joint", None)
     return kept
 
 
@@ -116,26 +114,27 @@ def hash_settings(config: Mapping[str, Mapping[str, Any]], inputs: Mapping[str, 
 
 def describe_run_difference(recorded: RunIdentity, wanted: RunIdentity) -> list[str]:
     """One line per difference that may change a label byte; the `run` section and all places may differ."""
-    if not recorded.inputs:
-        return [_NO_HASHES]
     before, after = label_settings(recorded.config), label_settings(wanted.config)
     if ("joint" in before) != ("joint" in after):  # solver.mode differs; forty options of one mode would hide it
         before.pop("joint", None)
         after.pop("joint", None)
     lines = describe_difference(before, after)
-    facts = {
-        "manifest.fingerprint": (recorded.manifest_fingerprint, wanted.manifest_fingerprint),
-        "manifest.shards": (recorded.shards, wanted.shards),
-        "manifest.images": (recorded.images, wanted.images),
-    }
-    for name in sorted(recorded.versions.keys() | wanted.versions.keys()):
-        facts[f"versions.{name}"] = (recorded.versions.get(name), wanted.versions.get(name))
-    for name in sorted(recorded.inputs.keys() | wanted.inputs.keys()):
-        facts[f"content of the {name}"] = (recorded.inputs.get(name), wanted.inputs.get(name))
-    lines += [f"{name}: {old!r} -> {new!r}" for name, (old, new) in facts.items() if old != new]
+    old, new = _facts(recorded), _facts(wanted)
+    names = [*old, *(name for name in new if name not in old)]
+    lines += [f"{name}: {old.get(name)!r} -> {new.get(name)!r}" for name in names if old.get(name) != new.get(name)]
     if not lines and recorded.config_hash != wanted.config_hash:
         lines = [f"config hash: {recorded.config_hash} -> {wanted.config_hash}"]
     return lines
+
+
+def _facts(identity: RunIdentity) -> dict[str, Any]:
+    return {
+        "manifest.fingerprint": identity.manifest_fingerprint,
+        "manifest.shards": identity.shards,
+        "manifest.images": identity.images,
+        **{f"versions.{name}": identity.versions[name] for name in sorted(identity.versions)},
+        **{f"content of the {name}": identity.inputs[name] for name in sorted(identity.inputs)},
+    }
 
 
 @dataclass(frozen=True)
@@ -144,16 +143,10 @@ class Places:
 
     images: Location
     depth: Location | None  # None = a network looks
-    images_named: bool = False  # by an option of this launch, not by the manifest
-    depth_named: bool = False  # likewise, or by the config
 
 
 def settle_config(config: PipelineConfig, manifest: Manifest) -> PipelineConfig:
-    """The config as a run works by it: a body model named, every place absolute.
-
-    Raises:
-        ConfigError: neither the config nor the manifest's data set names a body model.
-    """
+    """The config as a run works by it: every place absolute, a body model named. Raises: ConfigError, it is not."""
     config = with_body(config, config.body.model_path or manifest.body)
     require_body(config.body)
     settled = config.to_dict()
@@ -172,45 +165,32 @@ def settle_config(config: PipelineConfig, manifest: Manifest) -> PipelineConfig:
 def find_places(
     config: PipelineConfig, manifest: Manifest, images_root: str | Path | None, depth_root: str | Path | None
 ) -> Places:
-    """Where a run looks for photographs and depth maps.
-
-    Args:
-        images_root, depth_root: folders in place of those named by the manifest and the config.
-    """
+    """Where a run looks for photographs and depth maps: as told, else as the config or the manifest names it."""
     images = absolute(images_root) if images_root else manifest.images_root
     if config.depth.source != "files":
-        return Places(images, None, bool(images_root))
+        return Places(images, None)
     named = depth_root or config.depth.root
-    depth = absolute(named) if named else manifest.depth_root
-    return Places(images, depth, bool(images_root), bool(named))
+    return Places(images, absolute(named) if named else manifest.depth_root)
 
 
 def find_missing(config: PipelineConfig, manifest: Manifest, places: Places, here: bool = True) -> list[str]:
     """What every image would fail for, a sentence each; [] where nothing is missing as far as can be told.
 
-    Args:
-        here: on this machine; False = on a cluster's nodes, which may see folders that this machine does not.
-
-    Raises:
-        StorageError: a URI that no file system opens.
+    `here`: on this machine; False = on a cluster's nodes, which may see folders that this machine does not. Raises:
+    StorageError for a URI that no file system opens.
     """
     missing = []
     if config.depth.source == "files" and manifest.depth_root is None:
         advice = "build it with `depth` in the data set's YAML, or look with a network: depth.source=model, depth.model"
         missing.append(f"{manifest.path} names no depth maps; {advice}; see docs/seeing.md")
-    folders = {"images": (places.images, places.images_named), "depth": (places.depth, places.depth_named)}
-    for what, (place, named) in folders.items():
-        if place and here and not folder_exists(place):
-            by = "" if named else f", which {manifest.path} names"
+    if not here:
+        return missing
+    for what, place in (("images", places.images), ("depth", places.depth)):
+        if place and not folder_exists(place):
             advice = f"check the path, or name it where it lies now: --{what} DIR"
-            missing.append(f"{what} folder {place}{by}: there is no such folder here; {advice}")
-        if isinstance(place, Path) and not here and not place.is_absolute():  # in manifests made before 0.4
-            missing.append(
-                f"{what} folder {place}: relative in {manifest.path}, and the workers of a cluster have another "
-                f"working directory; name it with --{what}, or build the manifest again"
-            )
+            missing.append(f"{what} folder {place} of {manifest.path}: there is no such folder here; {advice}")
     try:
-        if here and isinstance(body := as_location(config.body.model_path), Path):
+        if isinstance(body := as_location(config.body.model_path), Path):
             locate_body(body)
     except BodyModelError as error:
         missing.append(f"body.model_path: {error}; --body names another place")

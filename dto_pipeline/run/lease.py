@@ -1,8 +1,4 @@
-"""One driver per run: flock for this machine, a lease with a heartbeat for all others.
-
-On a local folder the kernel drops the flock with the process, however it died, so a dead driver of this machine is
-followed at once; the lease keeps out drivers of other machines, where flock is often local to each. A URI, or a file
-system without flock, has the lease only. Knows nothing of shards. Seconds.
+"""One driver per run: a lease with a heartbeat. Knows nothing of shards. Seconds.
 
     lease/00000007.json    the newest number is the lease; its owner rewrites it every `heartbeat_s`
 
@@ -10,14 +6,14 @@ Taking the lease means creating the next number, which one process only can (cre
 number writes its file, so a driver that slept through a take-over cannot undo it: it sees a higher number and stops.
 The newest file stays when its owner leaves (``released``), so that numbers never come twice.
 
-Freshness is never judged by clocks of two hosts: an observer watches the file for as long as it promises (`lease_s`) on
-its own monotonic clock. A change means a live driver; no change means a dead one, whatever the clocks say. A driver of
-this machine whose process is gone is not waited for. The times in the file are for people.
+A driver of this machine is judged by its process: a dead one is followed at once, and on a local folder one that
+lives, paused or not, refuses all others. Any other is judged by its heartbeat, not by clocks of two hosts: an observer
+watches the file for as long as it promises (`lease_s`) on its own monotonic clock. A change means a live driver; no
+change means a dead one, whatever the clocks say. The times in the file are for people.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
 import re
@@ -26,24 +22,22 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
-from typing import TextIO
 
 from dto_pipeline.config import RunConfig
-from dto_pipeline.data.files import json_bytes, take_lock
-from dto_pipeline.data.receipts import impossible_fields
+from dto_pipeline.data.files import json_bytes
+from dto_pipeline.data.receipts import RecordInvalid, parse_record
 from dto_pipeline.data.storage import Location, Store, open_store
 from dto_pipeline.errors import DtoError
-from dto_pipeline.reading import parse_json
 
-LEASE_FOLDER, LOCK_FILE = "lease", "driver.lock"
+LEASE_FOLDER = "lease"
 LOOK_S = 1.0  # how often a lease is looked at that may be a dead driver's
 LEASE_SCHEMA = "dto-lease/1"
-_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # counts the machine's sleep, where there is one
 _NAME = re.compile(r"(\d{8})\.json")
+_LEFT: set[str] = set()  # tokens of this process's locks that were left when nothing could be written
 _LOG = logging.getLogger(__name__)
 
 
@@ -79,52 +73,68 @@ class LeaseRecord:
         found = process_mark(self.pid)
         return "alive" if found and self.process in ("", found) else "gone"
 
-    def is_free(self, alone_here: bool) -> bool:
-        """Whether nobody drives by it: left in good order, or its owner is known to be dead.
-
-        `alone_here`: no other process of this machine can be driving the run (it is locked by us).
-        """
-        here = bool(self.machine) and self.machine == machine_mark()
-        same_boot = bool(self.machine) and self.machine.partition("/")[0] == machine_mark().partition("/")[0]
-        return self.released or (here and process_mark(self.pid) != self.process) or (alone_here and same_boot)
+    @property
+    def is_free(self) -> bool:
+        """Whether nobody drives by it: left in good order, or its owner is known to be dead."""
+        return self.released or self.token in _LEFT or (bool(self.machine) and self.state == "gone")
 
     def describe(self) -> str:
         """Who, where, since when."""
         return f"process {self.pid} on {self.host} since {self.since}"
 
 
-class Lease:
-    """The driver's side: `acquire`, beat in a daemon thread, `check` now and then, `release`."""
+class DriverLock:
+    """Context manager that holds a run for this process: beats in a daemon thread; `check` it now and then."""
 
-    def __init__(self, store: Store, config: RunConfig, clock: Callable[[], float] | None = None) -> None:
-        """`clock`: monotonic [s]; by default one that counts the machine's sleep, where there is one."""
-        self._store, self._clock = store, clock or (lambda: time.clock_gettime(_CLOCK))
+    def __init__(
+        self, root: Location, config: RunConfig | None = None, clock: Callable[[], float] | None = None
+    ) -> None:
+        """`config`: `lease_s` and `heartbeat_s` of the run in the folder `root`; `clock`: monotonic [s]."""
+        self._store, self._is_local = open_store(root), isinstance(root, Path)
+        self._clock = clock or (lambda: time.clock_gettime(_CLOCK))
         self._epoch = 0
-        self._record = new_record(config)
+        self._record = new_record(config or RunConfig())
         self._lost = ""  # why, once it is
         self._renewed_at = 0.0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._keep_beating, name="lease", daemon=True)
 
-    def acquire(self, alone_here: bool = False) -> None:
-        """Take the lease, at once or after watching a silent driver for as long as it promised to be silent at most.
+    def __enter__(self) -> DriverLock:
+        """Raises: RunLocked when a live driver holds the run; DtoError where the folder cannot be written."""
+        try:
+            self.acquire()
+        except OSError as error:
+            if isinstance(error, DtoError):
+                raise
+            advice = "make it writable, or room on the disk, or choose another folder"
+            raise DtoError(f"{self._store.root} cannot be written ({error}); {advice}") from error
+        return self
 
-        Args:
-            alone_here: True if no other process of this machine can be driving the run (it is locked by us).
+    def __exit__(self, *_: object) -> None:
+        try:
+            self.release()
+        except OSError as problem:  # others wait until it expires, or we end; what went wrong before matters more
+            _LEFT.add(self._record.token)
+            _LOG.warning("the lease of %s could not be given back: %s", self._store.root, problem)
+
+    def acquire(self) -> None:
+        """Take the lease, at once or after watching a silent driver for as long as it promised to be silent at most.
 
         Raises:
             RunLocked: a live driver holds it.
         """
         while True:
             epoch, data = read_newest(self._store)
-            record = parse_record(data)
-            free = data is None or (record is not None and record.is_free(alone_here))
-            if (free or self._watch(epoch, data, record, alone_here)) and self._claim(epoch + 1):
+            record = parse_lease(data)
+            if self._is_local and record is not None and not record.is_free and record.state == "alive":
+                raise RunLocked(refusal(self._store, record))
+            free = data is None or (record is not None and record.is_free)
+            if (free or self._watch(epoch, data, record)) and self._claim(epoch + 1):
                 break
         self._renewed_at = self._clock()
         self._thread.start()
 
-    def _watch(self, epoch: int, data: bytes | None, record: LeaseRecord | None, alone_here: bool) -> bool:
+    def _watch(self, epoch: int, data: bytes | None, record: LeaseRecord | None) -> bool:
         """Look at a lease for as long as it lasts; True if it was silent, False if it was left meanwhile."""
         patience = record.lease_s if record else self._record.lease_s
         who = record.describe() if record else "an unreadable lease"
@@ -134,8 +144,8 @@ class Lease:
             time.sleep(LOOK_S)
             found = read_newest(self._store)
             if found != (epoch, data):
-                now = parse_record(found[1])
-                if now is not None and now.is_free(alone_here):
+                now = parse_lease(found[1])
+                if now is not None and now.is_free:
                     return False
                 raise RunLocked(refusal(self._store, now))
         _LOG.warning("%s is taken over from %s: silent for %.0f s", self._store.root, who, patience)
@@ -157,7 +167,7 @@ class Lease:
         self._stop.set()
         self._thread.join()
         if not self._lost and _newest_epoch(self._store) == self._epoch:
-            self._store.replace(_name(self._epoch), _to_bytes(dataclasses.replace(self._record, released=True)))
+            self._store.replace(_name(self._epoch), _to_bytes(replace(self._record, released=True)))
 
     def _claim(self, epoch: int) -> bool:
         """Create the lease file `epoch`; an answer that was lost on the way is found out by the token."""
@@ -165,9 +175,9 @@ class Lease:
         if not self._store.create(name, data) and self._store.read(name) != data:
             return False
         self._epoch = epoch
-        for older in self._store.entries(LEASE_FOLDER):
-            if (match := _NAME.fullmatch(older)) and int(match[1]) < epoch:
-                self._store.remove(f"{LEASE_FOLDER}/{older}")
+        for older in _epochs(self._store):
+            if older < epoch:
+                self._store.remove(_name(older))
         return True
 
     def _keep_beating(self) -> None:
@@ -178,80 +188,27 @@ class Lease:
 
     def beat(self) -> None:
         """Say that this driver lives, or find out that another one has the run."""
-        asked_at = self._clock()
+        asked_at, root = self._clock(), self._store.root
         try:
             if _newest_epoch(self._store) > self._epoch:
-                record = parse_record(read_newest(self._store)[1])
+                record = parse_lease(read_newest(self._store)[1])
                 who = record.describe() if record else "another driver"
-                self._lost = (
-                    f"{self._store.root} was taken over by {who}: this driver was silent for too long and stops"
-                )
+                self._lost = f"{root} was taken over by {who}: this driver was silent for too long and stops"
                 return
-            self._record = dataclasses.replace(self._record, beat=self._record.beat + 1, beat_at=_utc_now())
+            self._record = replace(self._record, beat=self._record.beat + 1, beat_at=_utc_now())
             self._store.replace(_name(self._epoch), _to_bytes(self._record))
             self._renewed_at = asked_at
         except OSError as error:
-            _LOG.warning("the heartbeat of %s could not be written: %s", self._store.root, error)
+            _LOG.warning("the heartbeat of %s could not be written: %s", root, error)
             silent = asked_at - self._renewed_at
             if silent >= self._record.lease_s:
                 advice = "finished shards stay done; start again when the storage can be written"
-                what = f"could not be renewed for {silent:.0f} s ({error})"
-                self._lost = f"the lease of {self._store.root} {what}; {advice}"
-
-
-class DriverLock(Lease):
-    """Context manager that holds a run for this process, by flock where there is one and by lease."""
-
-    def __init__(self, root: Location, config: RunConfig | None = None) -> None:
-        """`config`: `lease_s` and `heartbeat_s` of the run in the folder `root`; None = the defaults."""
-        super().__init__(open_store(root), config or RunConfig())
-        self._root = root
-        self._stream: TextIO | None = None
-
-    def __enter__(self) -> DriverLock:
-        """Raises: RunLocked when a live driver holds the run; DtoError where the folder cannot be written."""
-        try:
-            alone = isinstance(self._root, Path) and self._take_flock(self._root / LOCK_FILE)
-            self.acquire(alone_here=alone)
-        except BaseException as error:
-            self._drop_flock()
-            if isinstance(error, OSError) and not isinstance(error, DtoError):
-                advice = "make it writable, or room on the disk, or choose another folder"
-                raise DtoError(f"{self._root} cannot be written ({error}); {advice}") from error
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            self.release()
-        except OSError as problem:  # the next driver waits until it expires; what went wrong before matters more
-            _LOG.warning("the lease of %s could not be given back: %s", self._root, problem)
-        finally:
-            self._drop_flock()
-
-    def _take_flock(self, path: Path) -> bool:
-        """Lock the file; False where the file system has no flock. Raises: RunLocked."""
-        self._stream = path.open("a+")
-        try:
-            if take_lock(self._stream):
-                return True
-        except BlockingIOError as error:
-            raise RunLocked(refusal(self._store, parse_record(read_newest(self._store)[1]))) from error
-        self._drop_flock()
-        _LOG.info("%s: no flock here, the lease alone keeps other drivers out", path)
-        return False
-
-    def _drop_flock(self) -> None:
-        if self._stream is not None:
-            self._stream.close()
-            self._stream = None
+                self._lost = f"the lease of {root} could not be renewed for {silent:.0f} s ({error}); {advice}"
 
 
 def read_holder(root: Location) -> LeaseRecord | None:
     """Who holds a run, or held it last and has not left in good order; None where nobody does."""
-    record = parse_record(read_newest(open_store(root))[1])
+    record = parse_lease(read_newest(open_store(root))[1])
     return None if record is None or record.released else record
 
 
@@ -272,26 +229,26 @@ def read_newest(store: Store) -> tuple[int, bytes | None]:
     return 0, None
 
 
-def parse_record(data: bytes | None) -> LeaseRecord | None:
+def parse_lease(data: bytes | None) -> LeaseRecord | None:
     """The record of a lease file; None where it cannot be read."""
     try:
-        found = parse_json(data or b"")
-        if found.pop("schema") != LEASE_SCHEMA or impossible_fields(found, LeaseRecord):
-            return None
-        return LeaseRecord(**found)
-    except (ValueError, TypeError, KeyError, AttributeError):
+        return LeaseRecord(**parse_record(data or b"", LEASE_FOLDER, LEASE_SCHEMA, LeaseRecord))
+    except RecordInvalid:
         return None
 
 
 def refusal(store: Store, record: LeaseRecord | None) -> str:
     """What somebody is told who must not drive a run now."""
-    if record is None or record.released:
-        return f"{store.root} is being worked on by another process; wait for it, or stop it and start again"
-    beats = f"heartbeat {record.beat}, every {record.heartbeat_s:g} s"
-    return (
-        f"{store.root} is being worked on by {record.describe()} ({beats}); "
-        f"wait for it, or stop it and start again: its lease ends {record.lease_s:g} s after its last heartbeat"
-    )
+    who, until = "another process", ""
+    if record is not None and not record.released:
+        who = f"{record.describe()} (heartbeat {record.beat}, every {record.heartbeat_s:g} s)"
+        until = f": its lease ends {record.lease_s:g} s after its last heartbeat"
+    return f"{store.root} is being worked on by {who}; wait for it, or stop it and start again{until}"
+
+
+def process_name() -> str:
+    """Name of this process as receipts spell it: host:pid."""
+    return f"{socket.gethostname()}:{os.getpid()}"
 
 
 def machine_mark() -> str:
@@ -306,15 +263,18 @@ def machine_mark() -> str:
 def process_mark(pid: int) -> str:
     """When a process of this machine started [kernel ticks]; "" where there is none."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return ""
-    fields = stat.rpartition(")")[2].split()
     return "" if fields[0] in "ZX" else fields[19]
 
 
+def _epochs(store: Store) -> list[int]:
+    return [int(match[1]) for match in map(_NAME.fullmatch, store.entries(LEASE_FOLDER)) if match]
+
+
 def _newest_epoch(store: Store) -> int:
-    return max((int(match[1]) for name in store.entries(LEASE_FOLDER) if (match := _NAME.fullmatch(name))), default=0)
+    return max(_epochs(store), default=0)
 
 
 def _name(epoch: int) -> str:
@@ -322,7 +282,7 @@ def _name(epoch: int) -> str:
 
 
 def _to_bytes(record: LeaseRecord) -> bytes:
-    return json_bytes({"schema": LEASE_SCHEMA, **dataclasses.asdict(record)})
+    return json_bytes({"schema": LEASE_SCHEMA, **asdict(record)})
 
 
 def _utc_now() -> str:

@@ -2,7 +2,8 @@
 
 `Schedule` knows the shards, `drive` the workers: it joins a schedule to any `WorkerPool` and tells a `Ledger` what to
 remember, so that the same loop drives real workers and, in virtual time, thousands of fake ones. No files, no Ray, no
-clock but the pool's. A worker has one shard at a time, and its death is charged to that shard. Seconds.
+clock but the pool's. A worker is named by a string and has one shard at a time; its death is charged to that shard.
+Seconds.
 """
 
 from __future__ import annotations
@@ -12,14 +13,13 @@ from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import NamedTuple, Protocol
 
 from dto_pipeline.config import RunConfig
-from dto_pipeline.data.receipts import Receipt
 from dto_pipeline.errors import DtoError
-from dto_pipeline.run.budget import Charge, FailureBudget
 from dto_pipeline.run.pool import (
+    Crew,
     Event,
+    Ledger,
     ShardDone,
     ShardProgress,
     ShardRaised,
@@ -29,6 +29,7 @@ from dto_pipeline.run.pool import (
     WorkerPool,
     WorkerReady,
 )
+from dto_pipeline.run.sanity import Charge, FailureBudget
 
 DEADLINE_FACTOR = 10.0  # a first attempt may take this many times the median shard ...
 DEADLINE_FLOOR_S = 120.0  # ... but never less than this [s]
@@ -47,54 +48,16 @@ class RunAborted(DtoError):
     """The run cannot go on; shards that are done stay done. The message says why and what to try."""
 
 
-class TooManyGivenUp(RunAborted):
-    """More shards were given up than `run.max_failed_shards`: the rest of the run stays pending."""
-
-    exit_code = 1  # as for a run that went on to its end and gave shards up
-
-
 class TooManyFailed(RunAborted):
-    """More images failed than `run.max_failed_images`: what is finished stays, the rest of the run stays pending."""
+    """More shards or images than `run.max_failed_shards` or `run.max_failed_images`: the rest stays pending."""
 
     exit_code = 1  # as for a run that came to its end with so many
 
 
-class Crew(NamedTuple):
-    """Who is at work at what, for whoever shows it."""
-
-    working: int  # ready; they may be fed
-    leaving: int  # they finish their shard before their node goes
-    loading: int  # they have their place and warm up
-    starting: int  # asked for and not ready, those that load included
-    wanted: int  # there is work for so many
-    unfinished: int  # shards pending or under way
-    images: int  # done of shards under way, by their workers' last word
-
-
-class Ledger(Protocol):
-    """Remembers what happened: files and progress in a real run, counters in a simulation."""
-
-    def shard_done(self, receipt: Receipt) -> None:
-        """A shard is finished; its receipt is on disk."""
-
-    def shard_charged(self, charge: Charge, worker: str, error: str, detail: str) -> None:
-        """A shard used up an attempt."""
-
-    def worker_lost(self, worker: str, error: str, out_of_memory: bool = False) -> None:
-        """A worker died, or was ended because its machine lacked memory; it is replaced while there is work."""
-
-    def waiting(self, seconds: float, loading: int) -> None:
-        """Nobody has been ready to work for so long; `loading` workers have their place and warm up."""
-
-    def tick(self, crew: Crew) -> None:
-        """Time has passed; called every few seconds at least."""
-
-
 def likely_next(order: Sequence[int], workers: int) -> dict[int, int]:
-    """Shard -> the one that its worker will be given next, as long as no worker comes, goes or fails.
+    """Shard -> the one that its worker will be given next, each `workers`-th, as long as no worker comes or goes.
 
-    Every worker takes each `workers`-th shard of the order, so that each knows what to read ahead and no two read the
-    same.
+    So each knows what to read ahead, and no two read the same.
     """
     return dict(zip(order, order[max(1, workers) :], strict=False))
 
@@ -158,11 +121,9 @@ class Schedule:
     ) -> Charge | None:
         """Its worker died: it is queued again and charged, unless that was `blameless`.
 
-        Args:
-            begun: False where the worker is not known to have begun with it. That is believed once per shard: a shard
-                that ends processes before they can say a word must not do so for ever.
-            out_of_memory: its machine lacked memory, which others may have taken: the shard comes last and is not
-                charged, `MEMORY_ATTEMPTS` times; what takes the memory away more often may be the shard itself.
+        `begun` is False where the worker is not known to have begun with it, which is believed once per shard.
+        `out_of_memory`: its machine lacked memory, which others may have taken: the shard comes last, without a charge,
+        `MEMORY_ATTEMPTS` times; what takes the memory away more often may be the shard itself.
         """
         self.under_way.discard(shard)
         spared = blameless
@@ -200,13 +161,8 @@ class Schedule:
 def drive(schedule: Schedule, pool: WorkerPool, ledger: Ledger, budget: FailureBudget | None = None) -> None:
     """Work until every shard of `schedule` is done or given up.
 
-    Args:
-        budget: how many failures are allowed; None = any number.
-
-    Raises:
-        RunAborted: workers cannot start.
-        TooManyGivenUp: more than `run.max_failed_shards`.
-        TooManyFailed: more failures than `budget` allows.
+    `budget`: how many failures are allowed; None = any number. Raises: RunAborted where workers cannot start,
+    TooManyFailed.
     """
     _Loop(schedule, pool, ledger, budget or FailureBudget(1.0, {})).run()
 
@@ -327,9 +283,10 @@ class _Loop:
         return {worker.node for worker in self.workers.values() if worker.ready and worker.node} - {node}
 
     def _start_failed(self, node: str, error: str) -> None:
+        """Stop where starts fail in a row, unless all on one node while others work: that is judged as the node's."""
         self.failed_starts.append(node)
         failed = len(self.failed_starts)
-        alone = node and set(self.failed_starts) == {node} and self._other_nodes(node)  # judged as a node's fault
+        alone = node and set(self.failed_starts) == {node} and self._other_nodes(node)
         if failed >= max(MAX_START_FAILURES, START_FAILURE_SHARE * self.schedule.config.workers) and not alone:
             raise RunAborted(f"{failed} workers in a row could not start; the last said: {error}")
 
@@ -338,9 +295,7 @@ class _Loop:
         given_up, limit = len(self.schedule.given_up), self.schedule.config.max_failed_shards
         if given_up > limit:
             advice = "look at failures/, then start again with --retry-failed, or raise run.max_failed_shards"
-            raise TooManyGivenUp(
-                f"{given_up} shards were given up, more than {limit}; the last said: {error}; {advice}"
-            )
+            raise TooManyFailed(f"{given_up} shards were given up, more than {limit}; the last said: {error}; {advice}")
         self.budget.shard_charged(charge, error)
         self._judge()
 
@@ -352,8 +307,7 @@ class _Loop:
     def _watch(self) -> None:
         """End who has nothing left to do, hangs at a shard, or hangs while it loads; say that nobody has come yet.
 
-        Workers without a place wait for CPUs or GPUs and are left alone. Those that began together and hang are ended
-        together, which is no row of failures while others work.
+        Workers without a place wait for CPUs or GPUs. Who hang together are no row of failures while others work.
         """
         now, schedule = self.pool.now(), self.schedule
         shortest = schedule.deadline()

@@ -1,11 +1,9 @@
 """The scenes of a shard: loaded ahead, seen by networks, optimised batch by batch; every row comes back, in order.
 
 While window n is optimised, the networks look at window n + 1 and window n + 2 is loaded, each in its own thread;
-behind the last window of some rows comes the first of those that are known to come next. Windows are cut by the config
-alone, never by how work is moved: on a GPU the company an image has in a network's batch can change its last bits. An
-error of a network or of the optimiser costs the scene that caused it: the others are done again without it. Which
-scenes are optimised together is a pure function of the rows' sizes and of the batch size: images of like shape, since
-padding costs time and memory. Pixels.
+behind the last window of some rows comes the first of those that come next. Windows are cut by the config alone: on a
+GPU the company an image has in a network's batch can change its last bits. An error of a network or of the optimiser
+costs the scene that caused it: the others are done again without it. Pixels.
 """
 
 from __future__ import annotations
@@ -24,11 +22,10 @@ from dto_pipeline.collate import collate_scenes, keep_labels, split_batch
 from dto_pipeline.config import BY_DEVICE, PipelineConfig
 from dto_pipeline.data.images import ImageStore
 from dto_pipeline.data.scenes import MENDABLE, load_scenes, read_label_scenes
-from dto_pipeline.errors import lacks_memory
+from dto_pipeline.errors import DeviceLost, lacks_memory, one_line
 from dto_pipeline.models.depth import DepthFiles
 from dto_pipeline.models.seeing import Sight
 from dto_pipeline.optimizer import SceneOptimizer
-from dto_pipeline.run.pool import DeviceLost, one_line
 from dto_pipeline.scene import PlacedScene, Scene
 from dto_pipeline.status import ImageStatus, PersonStatus
 from dto_pipeline.timing import StageClock
@@ -67,11 +64,7 @@ class ScenePlacer:
         sight: Sight | None = None,
         centred: bool = True,
     ) -> None:
-        """
-        Args:
-            depth: source of maps that are files, None where a network of `sight` makes them.
-            centred: see `data.scenes.load_scenes`.
-        """
+        """`depth`: maps that are files, None where `sight` makes them; `centred`: see `data.scenes.load_scenes`."""
         self._optimizer = optimizer
         self._config = config
         self._images = images
@@ -91,15 +84,11 @@ class ScenePlacer:
     def place(
         self, rows: ManifestRows, clock: StageClock, following: Callable[[], ManifestRows] | None = None
     ) -> list[PlacedScene]:
-        """Load and optimise the scenes of manifest rows.
+        """Load and optimise the scenes of manifest rows: one placed scene per row, in their order.
 
         Args:
-            rows: table of `schema.MANIFEST_SCHEMA`, one row an image.
             clock: gets the seconds of each stage.
             following: gives the rows that will probably be asked for next; called in another thread.
-
-        Returns:
-            One placed scene per row, in the order of the rows.
 
         Raises:
             DeviceLost: the accelerator failed; this process cannot go on.
@@ -217,7 +206,7 @@ class ScenePlacer:
         if not scenes:
             return []
         try:
-            return self._optimize_together(scenes, clock)
+            return self._optimize_together(scenes, clock)  # a frame of its own holds its tensors
         except Exception as error:
             status, failure = self._judge(error, "", scenes)
         # Outside the handler: the traceback held every tensor of the failed batch.
@@ -236,11 +225,7 @@ class ScenePlacer:
             return split_batch(scenes, optimized, self._config)
 
     def _judge(self, error: Exception, what: str, scenes: Sequence[Scene]) -> tuple[ImageStatus, str]:
-        """What the row of an image says that raised; memory that ran out is told apart.
-
-        Raises:
-            DeviceLost: a CUDA context cannot be used any more after this error (running out of memory is none).
-        """
+        """What the row of an image says that raised. Raises: DeviceLost where the CUDA context is of no more use."""
         failure = one_line(error)
         if isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error):
             raise DeviceLost(failure) from error
@@ -290,16 +275,10 @@ def size_on(config: PipelineConfig, option: str, on_gpu: bool) -> int:
 
 
 def plan_batches(sizes: Sequence[SceneSize], batch_images: int, map_side: int = 512) -> list[list[int]]:
-    """Cut a shard into batches.
+    """Cut a shard into batches of at most `batch_images`: lists of positions in `sizes`, each exactly once.
 
-    Args:
-        sizes: one per image, in manifest order.
-        batch_images: most images of a batch, at least 1.
-        map_side: longest side of a person map [px], see `EvidenceConfig.render_max_side`.
-
-    Returns:
-        Lists of positions in `sizes`; every position occurs exactly once. Neighbours in a batch have like shapes, and
-        like numbers of people where the shape is the same.
+    Neighbours in a batch have like shapes, as padding costs time and memory, and like numbers of people where the shape
+    is the same. `map_side`: longest side of a person map [px], see `EvidenceConfig.render_max_side`.
     """
     batches: list[list[int]] = []
     for position in sorted(range(len(sizes)), key=lambda i: (sizes[i], i)):
@@ -324,10 +303,7 @@ def _fit_together(sizes: Sequence[SceneSize], map_side: int) -> bool:
 
 
 def cut_windows(sizes: Sequence[SceneSize], order: Sequence[int], images: int) -> list[list[int]]:
-    """Cut positions in `sizes`, in their order, into windows that are loaded together.
-
-    A window holds at most `images` and, unless it is a single image, `MAX_WINDOW_PIXELS`.
-    """
+    """Cut positions into windows that are loaded together: at most `images`, or `MAX_WINDOW_PIXELS` unless alone."""
     windows: list[list[int]] = []
     pixels = 0
     for position in order:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 
 from dto_pipeline.config import PipelineConfig, RunConfig
 from dto_pipeline.data.manifest import Manifest
@@ -17,10 +17,10 @@ from dto_pipeline.data.receipts import Receipt
 from dto_pipeline.errors import DtoError
 from dto_pipeline.run import folder as files
 from dto_pipeline.run.deaths import charge_own_deaths
-from dto_pipeline.run.finished import find_damage
 from dto_pipeline.run.folder import Failure, RunDirectory, RunScan
 from dto_pipeline.run.identity import Places, RunIdentity, find_missing
 from dto_pipeline.run.lease import DriverLock
+from dto_pipeline.run.publish import find_damage
 from dto_pipeline.status import ImageStatus, ShardStatus
 
 _LOG = logging.getLogger(__name__)
@@ -47,7 +47,18 @@ class Selection:
         for name in self.subsets:
             if name != subset:
                 raise SelectionError(f"the manifest holds the subset {subset!r}, not {name!r}; give its own manifest")
-        return parse_shards(self.shards, count) if self.shards else frozenset(range(count))
+        if not self.shards:
+            return frozenset(range(count))
+        shards: set[int] = set()
+        for part in self.shards.split(","):
+            first, dash, last = part.strip().partition("-")
+            if not first.isdecimal() or (dash and not last.isdecimal()):
+                raise SelectionError(f"{part!r} is neither a shard nor a range of shards; write them like 3-7,12")
+            start, stop = int(first), int(last) if dash else int(first)
+            if start > stop or stop >= count:
+                raise SelectionError(f"shards {part.strip()}: the manifest holds 0 to {count - 1}, ranges ascend")
+            shards.update(range(start, stop + 1))
+        return frozenset(shards)
 
     def take(self, work: Mapping[int, int]) -> list[int]:
         """The first shards of `work` (shard -> images to be done) within the limit; at least one, in order."""
@@ -79,37 +90,14 @@ class Retry:
             SelectionError: a word that is not a failure, or statuses without a retry.
         """
         words = [word for word in statuses if word]
-        failures = {str(status) for status in ImageStatus if status.is_failure}
+        failures = frozenset(str(status) for status in ImageStatus if status.is_failure)
         choices = failures | {str(ShardStatus.FAILED)}
         if unknown := sorted(set(words) - choices):
             raise SelectionError(f"{unknown} are no failures; choose from {sorted(choices)} (failed: whole shards)")
-        if not wanted:
-            if words:
-                raise SelectionError("--status names failures to take up again: use it with --retry-failed")
-            return cls()
-        return cls(not words or ShardStatus.FAILED in words, frozenset(words or failures) & failures)
-
-    def count_images(self, image_status: Mapping[str, int]) -> int:
-        """Images to do again in a finished shard with these counts."""
-        return sum(count for word, count in image_status.items() if word in self.images)
-
-
-def parse_shards(text: str, count: int) -> frozenset[int]:
-    """Shard numbers of ``3-7,12``, each below `count`.
-
-    Raises:
-        SelectionError: not numbers and ranges, or outside the manifest.
-    """
-    shards: set[int] = set()
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise SelectionError(f"{part!r} is neither a shard nor a range of shards; write them like 3-7,12")
-        start, stop = int(first), int(last) if dash else int(first)
-        if start > stop or stop >= count:
-            raise SelectionError(f"shards {part.strip()}: the manifest's shards are 0 to {count - 1}, ranges ascend")
-        shards.update(range(start, stop + 1))
-    return frozenset(shards)
+        if words and not wanted:
+            raise SelectionError("--status names failures to take up again: use it with --retry-failed")
+        every = wanted and not words
+        return cls(every or ShardStatus.FAILED in words, failures if every else failures.intersection(words))
 
 
 @dataclass(frozen=True)
@@ -117,25 +105,24 @@ class RunPlan:
     """What one launch of a run will do."""
 
     identity: RunIdentity
-    done: dict[int, Receipt]
+    scan: RunScan  # what there was
     work: dict[int, int]  # shard -> images to be done in it, shards in order
     repairs: frozenset[int]  # shards of `work` that are done already: only their failed images are done again
     retry: Retry
     unselected: list[int]  # shards that are neither done nor given up nor selected
     failed: dict[int, str]  # shards given up earlier that are not taken up again -> error
-    earlier: dict[int, Failure] = field(default_factory=dict)  # attempts at the shards of `work` in earlier launches
-    forgiven: tuple[int, ...] = ()  # shards given up earlier that are taken up again
-    void: dict[int, str] = field(default_factory=dict)  # shards whose receipt does not hold, and why
-    unreadable: dict[int, str] = field(default_factory=dict)  # shards whose failure record counts as none, and why
+    earlier: dict[int, Failure]  # attempts at the shards of `work` in earlier launches
+    forgiven: tuple[int, ...]  # shards given up earlier that are taken up again
+
+    @property
+    def done(self) -> dict[int, Receipt]:
+        return self.scan.done
 
 
 def find_refusals(
     directory: RunDirectory, manifest: Manifest, config: PipelineConfig, address: str, places: Places
 ) -> list[str]:
-    """Why no launch may begin: what every image, or every worker, would fail for, as far as this machine can tell.
-
-    A cluster's nodes may see folders that this machine does not: there each worker looks before its first shard.
-    """
+    """Why no launch may begin: what every image, or every worker, would fail for, as far as this machine can tell."""
     missing = find_missing(config, manifest, places, here=address == "local" or config.run.workers == 0)
     return [text for text in (*missing, files.find_strangers(directory)) if text]
 
@@ -159,8 +146,10 @@ def survey_run(
     failed = {shard: failure.error for shard, failure in given_up.items() if shard not in forgiven}
     open_shards = [shard for shard in range(identity.shards) if shard not in scan.done and shard not in failed]
     wanted = {shard: manifest.shard_sizes[shard].images for shard in open_shards if shard in chosen}
-    again = {shard: retry.count_images(scan.done[shard].image_status) for shard in sorted(chosen & scan.done.keys())}
-    wanted.update({shard: images for shard, images in again.items() if images})
+    for shard in sorted(chosen & scan.done.keys()):
+        statuses = scan.done[shard].image_status
+        if again := sum(statuses[word] for word in statuses if word in retry.images):
+            wanted[shard] = again
     taken = selection.take(wanted)
     repairs = frozenset(taken) & scan.done.keys()
     earlier = {shard: scan.failures[shard] for shard in taken if shard in scan.failures and shard not in forgiven}
@@ -168,32 +157,14 @@ def survey_run(
         failure = files.read_shard_failure(directory, shard)
         if failure is not None and not failure.given_up:
             earlier[shard] = failure
-    return RunPlan(
-        identity=identity,
-        done=scan.done,
-        work={shard: wanted[shard] for shard in taken},
-        repairs=repairs,
-        retry=retry,
-        unselected=sorted(set(open_shards) - set(taken)),
-        failed=failed,
-        earlier=earlier,
-        forgiven=forgiven,
-        void=scan.void,
-        unreadable=scan.unreadable,
-    )
+    work, unselected = {shard: wanted[shard] for shard in taken}, sorted(set(open_shards) - set(taken))
+    return RunPlan(identity, scan, work, repairs, retry, unselected, failed, earlier, forgiven)
 
 
 def scan_closely(directory: RunDirectory, identity: RunIdentity, recheck: bool = False) -> tuple[RunScan, list[int]]:
-    """What a launch finds: receipts, ends of label files, and all of those that `dto verify` found damaged.
-
-    Args:
-        recheck: read every label file.
-
-    Returns:
-        The scan, and the shards that notes of damage name.
-    """
+    """What a launch finds, and the shards that notes of damage name. `recheck`: read every label file."""
     scan = files.scan_run(directory, identity, footers=True)
-    noted = files.find_notes(directory, "damage")
+    noted = files.find_notes(directory, files.DAMAGE)
     looked_at = scan.done if recheck else {shard: scan.done[shard] for shard in noted if shard in scan.done}
     return scan.without(find_damage(directory, looked_at)), noted
 
@@ -217,11 +188,11 @@ def plan_run(
     deaths = charge_own_deaths(directory, config, time.time())
     for failure in deaths:
         _LOG.warning("shard %d: %s (attempt %d)", failure.shard, failure.error, failure.attempts)
-    scan = replace(scan, records={**scan.records, **{failure.shard: failure for failure in deaths}})
+    scan = scan.with_failures(deaths)
     plan = survey_run(directory, identity, manifest, scan, selection, retry)
     files.settle_records(directory, scan, going_on=plan.repairs & plan.earlier.keys())
     for shard in noted:
-        directory.store.remove(files.damage_name(shard))
+        directory.store.remove(files.failure_name(shard, files.DAMAGE))
     for shard in plan.forgiven:
         files.clear_failure(directory, shard)
     for shard, reason in scan.void.items():

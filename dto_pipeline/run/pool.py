@@ -1,29 +1,25 @@
-"""What the driver's loop asks of its workers, whatever they run on, and the simplest answer: this process.
+"""What the driver's loop asks of workers and tells its ledger, and the simplest workers: this process.
 
 A worker is named by a string and has one shard at a time. Times in seconds on the pool's own monotonic clock.
 """
 
 from __future__ import annotations
 
-import os
-import socket
 import time
 import traceback
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from dto_pipeline.data.receipts import Receipt
-
-
-class DeviceLost(RuntimeError):
-    """The process's accelerator is in a state it does not recover from; the process must be replaced."""
+from dto_pipeline.errors import DeviceLost, one_line
+from dto_pipeline.run.lease import process_name
+from dto_pipeline.run.sanity import Charge
 
 
 class Runner(Protocol):
-    """Does shards. Light until `warm_up`: it travels to the workers before that."""
+    """Does shards. Light until `warm_up`, which loads what is heavy in the process that works: it travels there."""
 
-    def warm_up(self) -> None:
-        """Load what is heavy; called once in the process that works."""
+    def warm_up(self) -> None: ...
 
     def run(self, shard: int, attempt: int = 1) -> Receipt:
         """Do one shard and publish it; raises when the shard cannot be done."""
@@ -31,7 +27,7 @@ class Runner(Protocol):
 
 @dataclass(frozen=True)
 class Event:
-    """Something that a worker says, or that is said of it."""
+    """Something that a worker says, or that is said of it. `node`: its machine; "" = nothing is concluded about it."""
 
     worker: str
 
@@ -40,7 +36,7 @@ class Event:
 class WorkerPlaced(Event):
     """It has what it asked for and its process runs: it warms up. From now on it may be found hanging."""
 
-    node: str = ""  # machine it runs on; "" = not told, then nothing is concluded about machines
+    node: str = ""
 
 
 @dataclass(frozen=True)
@@ -114,22 +110,42 @@ class WorkerPool(Protocol):
         """End all workers."""
 
 
-def process_name() -> str:
-    """Name of this process as receipts spell it: host:pid."""
-    return f"{socket.gethostname()}:{os.getpid()}"
+class Crew(NamedTuple):
+    """Who is at work at what, for whoever shows it."""
+
+    working: int  # ready; they may be fed
+    leaving: int  # they finish their shard before their node goes
+    loading: int  # they have their place and warm up
+    starting: int  # asked for and not ready, those that load included
+    wanted: int  # there is work for so many
+    unfinished: int  # shards pending or under way
+    images: int  # done of shards under way, by their workers' last word
 
 
-def one_line(error: BaseException) -> str:
-    """Type and message of an error without line breaks, at most 500 characters."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:500]
+class Ledger(Protocol):
+    """Remembers what happened: files and progress in a real run, counters in a simulation."""
+
+    def shard_done(self, receipt: Receipt) -> None:
+        """A shard is finished; its receipt is on disk."""
+
+    def shard_charged(self, charge: Charge, worker: str, error: str, detail: str) -> None:
+        """A shard used up an attempt."""
+
+    def worker_lost(self, worker: str, error: str, out_of_memory: bool = False) -> None:
+        """A worker died, or was ended because its machine lacked memory; it is replaced while there is work."""
+
+    def waiting(self, seconds: float, loading: int) -> None:
+        """Nobody has been ready to work for so long; `loading` workers have their place and warm up."""
+
+    def tick(self, crew: Crew) -> None:
+        """Time has passed; called every few seconds at least."""
 
 
 class InProcessPool:
-    """One worker, this process: no Ray, nothing to kill, and nobody who watches it: what hangs here, hangs."""
+    """A `WorkerPool` of one worker, this process: no Ray, and nobody who watches it: what hangs here, hangs."""
 
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
-        self._assigned: tuple[str, int, int] | None = None  # worker, shard, attempt
         self._events: list[Event] = []
         self._started = 0
 
@@ -144,23 +160,19 @@ class InProcessPool:
         return worker
 
     def assign(self, worker: str, shard: int, attempt: int) -> None:
-        self._assigned = worker, shard, attempt
+        """Work off the shard; takes as long as it takes."""
+        try:
+            self._events.append(ShardDone(worker, shard, self._runner.run(shard, attempt)))
+        except Exception as error:
+            fatal = isinstance(error, DeviceLost)
+            self._events.append(ShardRaised(worker, shard, one_line(error), traceback.format_exc(), fatal))
 
     def wait(self, timeout_s: float) -> list[Event]:
-        """Work off the shard; takes as long as it takes."""
-        if not self._events and self._assigned is not None:
-            (worker, shard, attempt), self._assigned = self._assigned, None
-            try:
-                return [ShardDone(worker, shard, self._runner.run(shard, attempt))]
-            except Exception as error:
-                fatal = isinstance(error, DeviceLost)
-                return [ShardRaised(worker, shard, one_line(error), traceback.format_exc(), fatal)]
         events, self._events = self._events, []
         return events
 
     def kill(self, worker: str) -> None:
         """A process cannot be taken from itself: the next worker is this one, warmed up anew."""
-        self._assigned = None
 
     def avoid_node(self, node: str) -> None:
         """There is one machine here; its events name none."""
@@ -169,4 +181,4 @@ class InProcessPool:
         return time.monotonic()
 
     def close(self) -> None:
-        self._assigned = None
+        """Nothing is left to be ended."""

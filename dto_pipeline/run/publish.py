@@ -1,23 +1,14 @@
 """From a shard's rows to its published files: the footer, adoption of orphans, the receipt.
 
-A label file never holds anything that varies between equal runs: no clock, no worker, no path of a machine.
-
-The same order everywhere: the label file is created under a name that nobody has used (local: written beside it,
-synced, linked; object stores: one conditional PUT, which is whole or absent), then the receipt likewise, then label
-files of older generations are removed. What may happen in between, on any store:
-
-- killed before the label file is complete: nothing is visible, the shard is pending;
-- killed between the two: the label file is an orphan; its footer's key and the hash of its rows let the next attempt
-  adopt it without computing anything;
-- killed before the older label file is removed: the launch that follows, or goes on, removes it;
-- two writers, or a zombie that comes late: the second one's file is refused, or finds a newer generation and goes;
-- an answer lost on the way: the PUT sent again finds its own object, which is compared by key and adopted.
-
-A receipt tells of what lies there: size and sha256 are read back from the store, never taken from memory.
+First the label file is created under a name that nobody has used, then the receipt likewise, then label files of older
+generations are removed. Whoever is killed in between, comes late or loses an answer leaves nothing visible, an orphan
+that the next attempt adopts by its footer's key and hash, or an older file that the next launch removes. A label file
+holds nothing that varies between equal runs; a receipt tells of what lies there, read back from the store.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -29,9 +20,11 @@ from itertools import count
 from types import MappingProxyType
 from typing import Any
 
+from dto_pipeline.config import PipelineConfig
 from dto_pipeline.data.digest import TableDigest
 from dto_pipeline.data.files import json_bytes
 from dto_pipeline.data.labels import LabelsError, read_label_metadata, read_labels, write_label_shard
+from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.receipts import (
     LABELS,
     RECEIPTS,
@@ -43,10 +36,10 @@ from dto_pipeline.data.receipts import (
     receipt_name,
     why_void,
 )
-from dto_pipeline.data.storage import sha256_of
-from dto_pipeline.run.folder import RunDirectory
-from dto_pipeline.run.identity import RunIdentity, label_settings
-from dto_pipeline.run.pool import process_name
+from dto_pipeline.data.storage import absolute, sha256_of
+from dto_pipeline.run.folder import RunDirectory, open_run, scan_run, settle_records
+from dto_pipeline.run.identity import RunIdentity, identify_run, label_settings, settle_config
+from dto_pipeline.run.lease import process_name
 from dto_pipeline.run.sanity import count_signs
 
 _LOG = logging.getLogger(__name__)
@@ -70,9 +63,9 @@ class Standing:
 def find_standing(
     directory: RunDirectory, identity: RunIdentity, shard: int, first: int = 0, highest: int = -1
 ) -> Standing:
-    """Look at the generations of a shard from `first` on, until one above `highest` that nobody has used.
+    """Look at the generations of a shard from `first` on, until one that nobody has used, past all up to `highest`.
 
-    `highest`: up to here some may have left no trace, as the label file of an attempt that died and was cleared away.
+    Of those some may have left no trace, as the label file of an attempt that died and was cleared away.
     """
     found = Standing(None, first, None, False)
     keys = identity.config_hash, identity.manifest_fingerprint
@@ -106,40 +99,14 @@ def list_generations(directory: RunDirectory) -> dict[int, int]:
 
 def lacks_receipt_only(directory: RunDirectory, shard: int) -> bool:
     """Whether labels of a shard lie there without a receipt: their process died at the very end."""
-    for generation in count():
-        there = [_look(directory.store.size, name(shard, generation)) for name in (label_name, receipt_name)]
-        if there[1] is None:
-            return there[0] is not None
-    raise AssertionError("generations without end")
+    free = next(n for n in count() if _look(directory.store.size, receipt_name(shard, n)) is None)
+    return _look(directory.store.size, label_name(shard, free)) is not None
 
 
 def shard_key(identity: RunIdentity, image_ids: Sequence[str]) -> str:
-    """sha256 (hex) over all that decides a shard's bytes, and the rows' ids in order.
-
-    The config's hash covers the content of body model and networks.
-    """
+    """sha256 (hex) over all that decides a shard's bytes, and the rows' ids in order."""
     facts = [identity.config_hash, identity.manifest_fingerprint, identity.versions, list(image_ids)]
     return hashlib.sha256(json.dumps(facts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def label_footer(
-    identity: RunIdentity, shard: int, key: str, table: LabelTable, facts: dict[str, str]
-) -> dict[str, str]:
-    """Text of a label file's footer; `facts` adds what only the caller knows (body model, licence ...)."""
-    return {
-        "config": json.dumps(label_settings(identity.config), sort_keys=True),
-        "config_hash": identity.config_hash,
-        "manifest_fingerprint": identity.manifest_fingerprint,
-        "subset": identity.subset,
-        "shard": str(shard),
-        "shards": str(identity.shards),
-        "images": str(table.num_rows),
-        "shard_key": key,
-        "rows_sha256": _rows_sha256(table),
-        "versions": json.dumps(identity.versions, sort_keys=True),
-        "inputs": json.dumps(identity.inputs, sort_keys=True),
-        **facts,
-    }
 
 
 def find_orphan(
@@ -147,15 +114,14 @@ def find_orphan(
 ) -> LabelTable | None:
     """The rows of a label file that somebody finished without leaving a receipt that holds.
 
-    Returns:
-        The table if the footer carries `key`, the rows are the right ones and their hash is the footer's; else None.
+    None unless the footer carries `key`, the rows are the right ones and their hash is the footer's.
     """
     path = directory.label_file(shard, generation)
     try:
         footer, table = read_label_metadata(path), read_labels(path)
         if footer.get("shard_key") != key or table.column("image_id").to_pylist() != list(image_ids):
             reason = "it belongs to other settings or rows"
-        elif footer.get("rows_sha256") != _rows_sha256(table):
+        elif footer.get("rows_sha256") != rows_sha256(table):
             reason = "its rows are not those that were written"
         else:
             return table
@@ -168,21 +134,38 @@ def find_orphan(
 
 
 def publish_labels(
-    directory: RunDirectory, shard: int, generation: int, table: LabelTable, footer: dict[str, str]
+    directory: RunDirectory,
+    identity: RunIdentity,
+    shard: int,
+    generation: int,
+    key: str,
+    table: LabelTable,
+    facts: Mapping[str, str],
 ) -> LabelTable:
-    """Create a shard's label file, or take the one that another worker created meanwhile.
+    """Create a shard's label file, or take the one that another worker created meanwhile; returns its rows.
 
-    Returns:
-        The rows that lie there.
-
-    Raises:
-        PublishError: what lies there is not this shard's.
+    `facts`: what the footer tells of the inputs and only the caller knows (body model, licence ...). Raises:
+    PublishError where what lies there is not this shard's.
     """
-    if write_label_shard(table, directory.label_file(shard, generation), footer):
+    footer = {
+        "config": json.dumps(label_settings(identity.config), sort_keys=True),
+        "config_hash": identity.config_hash,
+        "manifest_fingerprint": identity.manifest_fingerprint,
+        "subset": identity.subset,
+        "shard": str(shard),
+        "shards": str(identity.shards),
+        "images": str(table.num_rows),
+        "shard_key": key,
+        "rows_sha256": rows_sha256(table),
+        "versions": json.dumps(identity.versions, sort_keys=True),
+        "inputs": json.dumps(identity.inputs, sort_keys=True),
+        **facts,
+    }
+    path = directory.label_file(shard, generation)
+    if write_label_shard(table, path, footer):
         return table
-    found = find_orphan(directory, shard, generation, footer["shard_key"], table.column("image_id").to_pylist())
+    found = find_orphan(directory, shard, generation, key, table.column("image_id").to_pylist())
     if found is None:
-        path = directory.label_file(shard, generation)
         raise PublishError(f"{path} appeared meanwhile and is not what it should be; the next attempt leaves it alone")
     return found
 
@@ -201,11 +184,8 @@ def commit_receipt(
 ) -> Receipt:
     """Declare a published shard done; counts come from `table`, hash and size from the file itself.
 
-    Label files of older generations are removed; this one too where a newer one counts by now.
-
-    Args:
-        wall_s, stages: seconds that the work took, in all and by stage.
-        attempt, adopted: see `Receipt`.
+    Label files of older generations are removed; this one too where a newer one counts by now. `wall_s`, `stages`:
+    seconds that the work took, in all and by stage.
 
     Returns:
         The receipt that counts: where another worker was first, its own.
@@ -244,16 +224,18 @@ def commit_receipt(
     return counting
 
 
-def is_same(table: LabelTable, footer: Mapping[str, str]) -> bool:
-    """Whether rows are those of the label file with this footer."""
-    return footer.get("rows_sha256") == _rows_sha256(table)
-
-
 def count_statuses(table: LabelTable) -> tuple[dict[str, int], dict[str, int]]:
     """Status words of the images and of the persons of a label table, counted."""
     persons = table.column("persons").combine_chunks().flatten().field("status").to_pylist()
     images = Counter(table.column("status").to_pylist())
     return dict(sorted(images.items())), dict(sorted(Counter(persons).items()))
+
+
+def rows_sha256(table: LabelTable) -> str:
+    """Over all rows of a label table; its file's footer tells it too."""
+    digest = TableDigest()
+    digest.update(table)
+    return digest.hexdigest()
 
 
 def _look(ask: Callable[[str], Any], name: str) -> Any:
@@ -264,7 +246,59 @@ def _look(ask: Callable[[str], Any], name: str) -> Any:
         return None
 
 
-def _rows_sha256(table: LabelTable) -> str:
-    digest = TableDigest()
-    digest.update(table)
-    return digest.hexdigest()
+def find_damage(directory: RunDirectory, done: Mapping[int, Receipt]) -> dict[int, str]:
+    """Shards whose label file is not the one their receipt tells of -> why. Reads all of them, for flipped bits."""
+    damage = {}
+    for shard, receipt in sorted(done.items()):
+        path = directory.label_file(shard, receipt.generation)
+        try:
+            found, told = sha256_of(path), receipt.label_sha256
+            if found != told:
+                damage[shard] = f"the sha256 of its label file is {found[:16]}, the receipt says {told[:16]}"
+                continue
+            table, key = read_labels(path), read_label_metadata(path).get("shard_key")
+        except (LabelsError, OSError) as error:
+            damage[shard] = f"its label file cannot be read: {error}"
+            continue
+        if (*count_statuses(table), key) != (receipt.image_status, receipt.person_status, receipt.shard_key):
+            damage[shard] = "its receipt does not count what its label file holds"
+    return damage
+
+
+def finish_run(
+    directory: RunDirectory,
+    manifest: Manifest,
+    config: PipelineConfig,
+    read_labels: Callable[[int], LabelTable],
+    facts: dict[str, str],
+    body_sha256: str,
+) -> None:
+    """Make a folder the finished run of a manifest, so that predictions are looked at, exported and merged as any run.
+
+    Args:
+        manifest: its rows are those of the labels, shard by shard.
+        config: what readers need to know, above all the body model.
+        read_labels: shard -> its label table.
+        facts: what made the labels, by name; goes into the versions of run.json, so that another maker's run differs.
+        body_sha256: of the body model.
+
+    Raises:
+        RunMismatch: the folder belongs to another run.
+        RunLocked: somebody else is at work on it.
+    """
+    plain = identify_run(settle_config(config, manifest), manifest, absolute(manifest.path))
+    identity = dataclasses.replace(plain, versions={**plain.versions, **facts})
+    directory.create_folders()
+    with directory.lock() as lock:
+        identity = open_run(directory, identity, lock)
+        generations = list_generations(directory)
+        for shard in range(manifest.num_shards):
+            standing = find_standing(directory, identity, shard, highest=generations.get(shard, -1))
+            if standing.receipt is not None:
+                continue
+            started, table = time.perf_counter(), read_labels(shard)
+            key = shard_key(identity, table.column("image_id").to_pylist())
+            where = directory, identity, shard, standing.free, key
+            table = publish_labels(*where, table, {"body_sha256": body_sha256})
+            commit_receipt(*where, table, time.perf_counter() - started)
+        settle_records(directory, scan_run(directory, identity))

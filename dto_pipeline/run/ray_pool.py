@@ -1,11 +1,9 @@
-"""Workers as Ray actors.
+"""Workers as Ray actors: how they are started, fed and ended; decides nothing (see `run.loop`). Seconds.
 
-Knows how actors are started, fed and ended; decides nothing (see `run.loop`). Actors and tasks are never restarted by
-Ray itself: what a death costs is the driver's business. Only shard numbers and receipts travel. Seconds.
-
-Beside its work every actor answers one question in a thread of its own, again and again: what has it begun, and how far
-is it. The outstanding answer is how the death of an idle worker is noticed, and how a shard that a dead worker had not
-begun is told from the one that may have killed it.
+Ray itself restarts no actor and no task: what a death costs is the driver's business. Only shard numbers and receipts
+travel. Beside its work every actor answers one question in a thread of its own, again and again: what has it begun, and
+how far is it. The outstanding answer is how the death of an idle worker is noticed, and how a shard that a dead worker
+had not begun is told from the one that may have killed it.
 """
 
 from __future__ import annotations
@@ -20,10 +18,10 @@ import ray
 
 from dto_pipeline.config import RunConfig
 from dto_pipeline.data.receipts import Receipt
-from dto_pipeline.errors import DtoError
+from dto_pipeline.errors import DeviceLost, DtoError, one_line
 from dto_pipeline.run.deaths import UNKNOWN, has_grown, oom_kills
+from dto_pipeline.run.lease import process_name
 from dto_pipeline.run.pool import (
-    DeviceLost,
     Event,
     Runner,
     ShardDone,
@@ -33,8 +31,6 @@ from dto_pipeline.run.pool import (
     WorkerLost,
     WorkerPlaced,
     WorkerReady,
-    one_line,
-    process_name,
 )
 from dto_pipeline.run.ray_start import start_ray
 
@@ -71,10 +67,7 @@ class _Worker:
     """What runs in the actor's process."""
 
     def __init__(self, runner: list[Any]) -> None:
-        """`runner`: reference to it, alone in a list: Ray leaves it packed then.
-
-        So the process can say where it is before it loads anything: unpacking a runner imports PyTorch.
-        """
+        """`runner`: reference to it, alone in a list, so that Ray leaves it packed: unpacking it imports PyTorch."""
         self._packed = runner[0]
         self._runner: Runner | None = None
         self._news = threading.Condition()
@@ -136,8 +129,7 @@ class RayPool:
         """
         Args:
             runner: not warmed up; a copy travels to every actor.
-            address: ``local`` starts Ray on this machine; ``auto``, ``HOST:PORT`` or ``ray://HOST:PORT`` joins a
-                cluster.
+            address: ``local`` starts Ray here; ``auto``, ``HOST:PORT`` or ``ray://HOST:PORT`` joins a cluster.
 
         Raises:
             ClusterUnreachable: no cluster answers there.
@@ -178,25 +170,19 @@ class RayPool:
 
     def wait(self, timeout_s: float) -> list[Event]:
         """Raises: RayGone where the connection to a cluster broke."""
+        references = list(self._tasks)
         try:
-            return self._hear(timeout_s)
+            ray.wait(references, num_returns=1, timeout=timeout_s)
+            # Everything that is ready by now, in the order of submission: answers of a worker come before its death.
+            # What it says beside its work comes last, because a death shows there as well.
+            arrived = set(ray.wait(references, num_returns=len(references), timeout=0)[0])
+            heard = [reference for reference in references if reference in arrived]
+            ordered = sorted(heard, key=lambda reference: self._tasks[reference].method == "look")
+            events = [self._collect(ref) for ref in ordered if ref in self._tasks]
+            return [*filter(None, events), *self._find_draining()]
         except ConnectionError as error:  # of Ray's client, behind ray://
             self._actors.clear()  # out of reach; the cluster ends them with the connection
             raise RayGone(f"the connection to Ray broke ({error}); start again: done stays done") from error
-
-    def _hear(self, timeout_s: float) -> list[Event]:
-        references = list(self._tasks)
-        # Everything that is ready by now, in the order of submission: answers of a worker come before its death. What
-        # it says beside its work comes last, because a death shows there as well.
-        ready, _ = ray.wait(references, num_returns=len(references), timeout=0)
-        if not ready:
-            ray.wait(references, num_returns=1, timeout=timeout_s)
-            ready, _ = ray.wait(references, num_returns=len(references), timeout=0)
-        arrived = set(ready)
-        heard = [reference for reference in references if reference in arrived]
-        ordered = sorted(heard, key=lambda reference: self._tasks[reference].method == "look")
-        events = [self._collect(ref) for ref in ordered if ref in self._tasks]
-        return [*filter(None, events), *self._find_draining()]
 
     def kill(self, worker: str) -> None:
         if worker in self._actors:  # a shard's failure and its worker's death may come in the same moment
@@ -266,11 +252,7 @@ class RayPool:
         return found
 
     def _lost(self, worker: str, error: ray.exceptions.RayError) -> WorkerLost:
-        """The process or its node is gone, or cannot be reached: a worker we are unsure of is ended.
-
-        Raises:
-            RayGone: Ray takes this process for dead.
-        """
+        """Its process or node is gone or out of reach: it is ended. Raises: RayGone, Ray takes us for dead."""
         if _OWNER_DIED in str(error):
             self._actors.clear()  # there is nobody left whom Ray could end
             raise RayGone("Ray has died on the driver's machine, and the workers with it; start again: done stays done")

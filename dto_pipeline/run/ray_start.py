@@ -1,8 +1,7 @@
-"""How Ray is started or joined: looked at before it is asked are an address that answers, a short place for sockets.
+"""How Ray is started or joined; an address that answers and a short place for sockets are looked for before.
 
-Ray says little, or nothing, when it cannot start: it waits for minutes, raises a bare exception, or ends the process
-from its C++ part, with exit code 1 and without a word of ours. Here that becomes one sentence.
-Seconds, bytes.
+Ray says little when it cannot start: it waits for minutes, raises a bare exception, or ends the process from its C++
+part, with exit code 1 and without a word of ours. Here that becomes one sentence. Seconds, bytes.
 """
 
 from __future__ import annotations
@@ -22,8 +21,7 @@ from typing import Any
 import ray
 
 from dto_pipeline.config import RunConfig
-from dto_pipeline.errors import DtoError
-from dto_pipeline.run.pool import one_line
+from dto_pipeline.errors import DtoError, one_line
 
 REACH_S = 10.0  # a cluster that is there answers within this [s]
 _SOCKET_BYTES = 107  # a socket's path may have so many, says Linux
@@ -32,8 +30,6 @@ _SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
 _PARTS = ("gcs_server", "raylet")  # processes that a local Ray cannot live without
 _LOOK_S = 0.1  # how often they are looked at while Ray starts [s]
 _OWN_WORDS_S = 3.0  # how long Ray has to say by itself that they are gone [s]
-_EXIT_CODE = DtoError.exit_code
-OBJECT_STORE_BYTES = 256 << 20  # shard numbers and receipts need next to nothing
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing leaves the machine
     "RAY_AUTH_MODE": "disabled",  # unsaid, a local start writes a token file that later clients stumble over
@@ -50,8 +46,7 @@ class ClusterUnreachable(DtoError):
 def start_ray(config: RunConfig, address: str) -> None:
     """Connect this process to Ray: a fresh one on this machine (``local``) or the cluster at `address`.
 
-    Raises:
-        ClusterUnreachable: nothing answers at the address, within seconds; or Ray cannot start, for whatever reason.
+    Raises: ClusterUnreachable where nothing answers within seconds, or Ray cannot start for whatever reason.
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -61,7 +56,7 @@ def start_ray(config: RunConfig, address: str) -> None:
         local = {
             # More workers than cores is slow, but must not wait for ever.
             "num_cpus": max(os.cpu_count() or 1, needed),
-            "object_store_memory": OBJECT_STORE_BYTES,
+            "object_store_memory": 256 << 20,  # shard numbers and receipts need next to nothing
             "include_dashboard": False,
         }
         if (place := short_place()) is not None:
@@ -105,8 +100,7 @@ def check_reachable(address: str) -> None:
 def short_place() -> str | None:
     """Where Ray is to keep its sockets and logs, as TMPDIR is too long for sockets; None = Ray's own choice will do.
 
-    Raises:
-        ClusterUnreachable: RAY_TMPDIR, which is somebody's own choice, is too long; or there is no short folder.
+    Raises: ClusterUnreachable where RAY_TMPDIR, somebody's own choice, is too long, or there is no short folder.
     """
     chosen = os.environ.get("RAY_TMPDIR")
     folder = chosen or tempfile.gettempdir()
@@ -145,11 +139,11 @@ def dead_parts() -> dict[int, str]:
 
 @contextmanager
 def watched_start(address: str) -> Iterator[None]:
-    """While Ray starts, end this process with a sentence where Ray would end it without one.
+    """End this process with a sentence where Ray would end it without one.
 
-    Where a part of Ray dies while the driver registers, Ray's C++ part waits for a minute and then ends the process
-    with exit code 1, which nothing in Python can catch. So a thread looks at these parts; once one is gone, Ray has
-    some seconds to raise an error of its own.
+    Where a part of Ray dies while the driver registers, Ray's C++ part waits for a minute and then ends the process,
+    which nothing in Python can catch. So a thread looks at these parts; once one is gone, Ray has some seconds to
+    raise an error of its own.
     """
     started = threading.Event()
     earlier = dead_parts()  # of a Ray that this process ended before
@@ -168,7 +162,7 @@ def watched_start(address: str) -> Iterator[None]:
                 where = "on this machine" if address == "local" else f"at --address {address}"
                 died = f"Ray cannot start {where}: {' and '.join(parts)} died while it did"
                 print(f"dto: {died}; {start_advice(address)}", file=sys.stderr, flush=True)
-                os._exit(_EXIT_CODE)
+                os._exit(DtoError.exit_code)
 
     threading.Thread(target=watch, name="ray start", daemon=True).start()
     try:

@@ -2,12 +2,6 @@
 
 Reads run.json, receipts and failures: works from any machine that sees the folder, while the driver runs or after it
 died. Speed counts the time somebody was working, not the nights between two launches. Seconds, images, persons.
-
-Exit codes of a launch: 0 every shard of the run is done (failed images are rows with a status); 1 shards were given up,
-or a repair that was asked for (where they are too many, the launch ends early: by an error of that code, without a
-summary), or more images or people failed than `run.max_failed_images` allows, or the labels contradict what any sound
-run shows, or labels/ holds files of somebody else; 3 what was selected is done, the rest of the run is pending as
-asked.
 """
 
 from __future__ import annotations
@@ -21,14 +15,14 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dto_pipeline.config import BY_DEVICE, PipelineConfig
 from dto_pipeline.data.label_files import person_leaf, read_label_files
 from dto_pipeline.data.labels import LabelsError
 from dto_pipeline.data.receipts import Receipt, add_counts
 from dto_pipeline.data.storage import as_location
-from dto_pipeline.run.budget import FailureBudget
 from dto_pipeline.run.folder import RunDirectory, RunScan, find_strays, read_identity, scan_run
 from dto_pipeline.run.lease import read_holder
-from dto_pipeline.run.sanity import Sanity, judge_run
+from dto_pipeline.run.sanity import FailureBudget, Sanity, judge_run
 from dto_pipeline.status import ImageStatus, PersonStatus, ShardStatus
 
 if TYPE_CHECKING:  # `dto status` plans nothing
@@ -36,8 +30,6 @@ if TYPE_CHECKING:  # `dto status` plans nothing
 
 RECENT_S = 3600.0  # speed is that of the last hour of work
 _EXAMPLE = ("image_id", "status", "message", person_leaf("status"), person_leaf("message"))
-SLOWEST = 5  # shards a summary names
-_SLOW = ("shard", "wall_s", "images", "worker")
 STRAY_ADVICE = "it is no label file of this run, and whoever reads the folder reads it too; move it elsewhere"
 EXIT_DONE, EXIT_MISSING, EXIT_SELECTED = 0, 1, 3
 
@@ -69,46 +61,51 @@ class RunStatus:
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
+    @property
+    def _shards(self) -> str:
+        return ", ".join(f"{count} {word}" for word, count in self.shards.items())
+
+    @property
+    def _eta(self) -> str:
+        """ "" where nothing is pending."""
+        if self.eta_s == 0:
+            return ""
+        return f"{format_duration(self.eta_s)}{' once somebody works on it' if self.driver == 'none' else ''}"
+
     def as_table(self) -> str:
-        shards = ", ".join(f"{count} {word}" for word, count in self.shards.items())
         last = self.last_receipt_s
         age = "" if last is None else f"; the last shard was finished {format_duration(last)} ago"
         lines = [
             f"run      {self.run_dir} ({self.subset})",
             f"driver   {self.driver}" + (f": {self.driver_note}" if self.driver_note else ""),
-            f"shards   {shards}",
+            f"shards   {self._shards}",
             f"images   {self.images_done} of {self.images_total}",
             *count_lines(ImageStatus, self.image_status),
             f"persons  {self.persons_done} of {self.persons_total}",
             *count_lines(PersonStatus, self.person_status),
             f"speed    {self.images_per_s:.1f} images/s{age}",
-            *([f"ETA      {self._eta()}"] if self.eta_s != 0 else []),
+            self._eta and f"ETA      {self._eta}",
             *(f"failed   shard {f['shard']} after {f['attempts']} attempts: {f['error']}" for f in self.failed),
             *(f"void     shard {shard}: {reason}; `dto run` does it again" for shard, reason in self.void.items()),
             *unreadable_lines(self.unreadable_failures),
             *self.sanity.lines(),
         ]
-        return "\n".join(lines)
-
-    def _eta(self) -> str:
-        return format_duration(self.eta_s) + (" once somebody works on it" if self.driver == "none" else "")
+        return "\n".join(filter(None, lines))
 
     def as_line(self) -> str:
         """The same for a log, short."""
-        shards = ", ".join(f"{count} {word}" for word, count in self.shards.items())
-        speed = f"{self.images_per_s:.1f} images/s" + (f", ETA {self._eta()}" if self.eta_s != 0 else "")
-        note = f"; {self.driver_note}" if self.driver_note else ""
-        return f"shards: {shards}; images: {self.images_done} of {self.images_total}; {speed}{note}" + "".join(
-            f"; WRONG: {text}" for text in self.sanity.contradictions
-        )
+        parts = [
+            f"shards: {self._shards}",
+            f"images: {self.images_done} of {self.images_total}",
+            f"{self.images_per_s:.1f} images/s" + (self._eta and f", ETA {self._eta}"),
+            self.driver_note,
+            *(f"WRONG: {text}" for text in self.sanity.contradictions),
+        ]
+        return "; ".join(filter(None, parts))
 
 
 def read_status(run_dir: str | Path) -> RunStatus:
-    """Read a run's folder.
-
-    Raises:
-        RunDirectoryError: the folder is not a run.
-    """
+    """Read a run's folder. Raises: RunDirectoryError where it is no run."""
     directory = RunDirectory(as_location(run_dir))
     identity = read_identity(directory)
     scan = scan_run(directory, identity)
@@ -118,13 +115,13 @@ def read_status(run_dir: str | Path) -> RunStatus:
     pending = identity.shards - len(receipts) - len(given_up)
     speed = images_per_second(receipts)
     images_left = (identity.images - images_done) * (pending / max(1, pending + len(given_up)))
-    holder = read_holder(directory.root)
+    driver, holder = "none", read_holder(directory.root)
+    if holder is not None:
+        driver = f"pid {holder.pid} on {holder.host} ({holder.state}, last heartbeat {holder.beat_at} by its clock)"
     return RunStatus(
         run_dir=str(run_dir),
         subset=identity.subset,
-        driver="none"
-        if holder is None
-        else f"pid {holder.pid} on {holder.host} ({holder.state}, last heartbeat {holder.beat_at} by its clock)",
+        driver=driver,
         driver_note=describe_driver(holder.state if holder else None, pending, len(given_up)),
         # by this machine's clock; clocks may differ, so never less than 0
         last_receipt_s=max(0.0, time.time() - max(r.finished_at for r in receipts)) if receipts else None,
@@ -142,7 +139,7 @@ def read_status(run_dir: str | Path) -> RunStatus:
         images_per_s=speed,
         eta_s=0.0 if pending == 0 else (images_left / speed if speed > 0 else None),
         failed=[{name: getattr(failure, name) for name in ("shard", "attempts", "error")} for failure in given_up],
-        stage_seconds=sum_stages(receipts),
+        stage_seconds=_sum_stages(receipts),
         void=scan.void,
         unreadable_failures={shard: why for shard, why in scan.unreadable.items() if shard in scan.failures},
         sanity=judge_run(identity, receipts),
@@ -153,19 +150,19 @@ def describe_driver(state: str | None, pending: int, given_up: int) -> str:
     """What to make of a driver in this state (None = there is none) while so many shards are left."""
     if not pending:
         return "shards were given up: `dto run --retry-failed` takes them up again" if given_up else ""
-    if state is None:
-        return "nobody works on it: `dto run` does what is left"
-    if state == "on another host":
-        return "if its heartbeat stands still, start `dto run` again: it waits for the lease to end and goes on"
-    return "the driver died: start `dto run` again, nothing is lost" if state == "gone" else ""
+    notes = {
+        None: "nobody works on it: `dto run` does what is left",
+        "on another host": "if its heartbeat stands still, start `dto run` again: it waits for the lease to end and "
+        "goes on",
+        "gone": "the driver died: start `dto run` again, nothing is lost",
+    }
+    return notes.get(state, "")
 
 
 def images_per_second(receipts: Sequence[Receipt]) -> float:
     """Images a second over the last hour of work, all workers together; 0 where nothing was computed."""
     computed = [receipt for receipt in receipts if not receipt.adopted]
-    if not computed:
-        return 0.0
-    latest = max(receipt.finished_at for receipt in computed)
+    latest = max((receipt.finished_at for receipt in computed), default=0.0)
     recent = [receipt for receipt in computed if receipt.finished_at > latest - RECENT_S]
     busy, reached = 0.0, float("-inf")  # length of the union of the times somebody was at work
     for start, end in sorted((r.finished_at - r.wall_s, r.finished_at) for r in recent):
@@ -174,7 +171,7 @@ def images_per_second(receipts: Sequence[Receipt]) -> float:
     return sum(receipt.images for receipt in recent) / busy if busy > 0 else 0.0
 
 
-def sum_stages(receipts: Iterable[Receipt]) -> dict[str, float]:
+def _sum_stages(receipts: Iterable[Receipt]) -> dict[str, float]:
     """Seconds per stage over several shards, the longest first."""
     total: Counter[str] = Counter()
     for receipt in receipts:
@@ -204,20 +201,20 @@ def unreadable_lines(records: Mapping[int, str]) -> list[str]:
     return [f"damaged  failure record of shard {shard}, attempts count anew: {why}" for shard, why in records.items()]
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Tally:
     """What happened in this launch and cannot be read from receipts afterwards."""
 
-    charges: int = 0  # attempts that failed
+    failed_attempts: int = 0  # whatever became of the shard
     workers_lost: int = 0
     out_of_memory: int = 0  # of them, those whose machine lacked memory
-    repaired: set[int] = field(default_factory=set)  # finished shards whose failed images were done again
-    mended: int = 0  # images that failed before and do not now
-    repairs_failed: dict[int, str] = field(default_factory=dict)  # repairs that were given up -> error
+    repaired: int = 0  # finished shards whose failed images were done again, with another result
+    mended: int = 0  # images that had failed in them and do not now
+    failed_repairs: dict[int, str] = field(default_factory=dict)  # given up -> last error; the shard stands as it was
 
 
-@dataclass(frozen=True)
-class RunSummary:
+@dataclass(kw_only=True)
+class RunSummary(Tally):
     """What became of a run. `now` and `before` are told apart by this launch."""
 
     run_dir: str
@@ -227,27 +224,20 @@ class RunSummary:
     failed_shards: dict[int, str]  # given up -> last error
     unselected: int  # pending shards that this launch was not asked to do
     retried: int  # failed images of finished shards that this launch was asked to do again
-    repaired: int  # finished shards whose failed images were done again, with another result
-    mended: int  # images that had failed in them and do not now
-    failed_repairs: dict[int, str]  # repairs that were given up -> last error; the shard stands as it was
     images: int  # of shards that are done; likewise below
     persons: int
     image_status: dict[str, int]
     person_status: dict[str, int]
     failed_images: int  # images whose labels are as given because they could not be processed
     retries: int  # attempts beyond the first, of shards done now
-    failed_attempts: int  # of this launch, whatever became of the shard
-    workers_lost: int  # in this launch
-    out_of_memory: int  # of them, those whose machine lacked memory
     unreadable_failures: dict[int, str]  # failure records found damaged: their attempts are not counted
-    slowest: list[dict[str, Any]]  # `shard`, `wall_s`, `images`, `worker` of those done now, the slowest first
     wall_s: float  # of this launch
     images_per_s: float  # of this launch, workers' start-up included
     stage_seconds: dict[str, float]  # of shards done now, threads added up
     over_budget: str  # why the failures are too many: counts per cause and the next step; "" = they are not
     sanity: Sanity
     strays: list[str]  # files in labels/ that are no shard's, see `folder.find_strays`
-    sizes: str = ""  # what batches and threads this launch took, or left to the device
+    sizes: str  # what batches and threads this launch took, or left to the device
 
     @property
     def nothing_to_do(self) -> bool:
@@ -257,7 +247,11 @@ class RunSummary:
 
     @property
     def exit_code(self) -> int:
-        """See the module."""
+        """0 every shard of the run is done; 3 what was selected is done, the rest is pending as asked; 1 else.
+
+        1 also where a repair was given up, too many images or people failed, the labels contradict what any sound run
+        shows, or labels/ holds files of somebody else.
+        """
         if self.failed_repairs or self.failed_shards or self.over_budget or self.sanity.contradictions or self.strays:
             return EXIT_MISSING
         if self.done_before + self.done_now == self.shards:
@@ -265,73 +259,56 @@ class RunSummary:
         return EXIT_SELECTED if self.done_before + self.done_now + self.unselected == self.shards else EXIT_MISSING
 
     def to_json(self) -> dict[str, Any]:
-        # failed_tries: the name until 0.4
-        derived = {"nothing_to_do": self.nothing_to_do, "exit_code": self.exit_code}
-        derived["failed_tries"] = self.failed_attempts
-        return {**dataclasses.asdict(self), **derived}
+        return {**dataclasses.asdict(self), "nothing_to_do": self.nothing_to_do, "exit_code": self.exit_code}
 
     def as_table(self) -> str:
-        lines = [f"run      {self.run_dir}"]
-        if self.nothing_to_do:
-            lines.append("nothing to do: every shard that was asked for was done or given up before")
-        lines += [
+        memory = f"memory   ran out on a machine and ended {self.out_of_memory} of these workers"
+        stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in self.stage_seconds.items())
+        losses = f"losses   {self.workers_lost} workers lost, {self.failed_attempts} attempts failed"
+        lines = [
+            f"run      {self.run_dir}",
+            "nothing to do: every shard that was asked for was done or given up before" if self.nothing_to_do else "",
             f"shards   {self.done_now} done now, {self.done_before} before, {len(self.failed_shards)} failed, "
             f"of {self.shards}; {self.retries} attempts repeated",
-            *([f"left     {self.unselected} shards were not selected and stay pending"] if self.unselected else []),
-            *([f"retried  {self.retried} failed images, {self.mended} mended"] if self.retried else []),
+            f"left     {self.unselected} shards were not selected and stay pending" if self.unselected else "",
+            f"retried  {self.retried} failed images, {self.mended} mended" if self.retried else "",
             f"images   {self.images}, {self.failed_images} of them failed",
             *count_lines(ImageStatus, self.image_status),
             f"persons  {self.persons}",
             *count_lines(PersonStatus, self.person_status),
+            f"time     {format_duration(self.wall_s)}, {self.images_per_s:.1f} images/s" if self.done_now else "",
+            f"sizes    {self.sizes}" if self.done_now else "",
+            losses if self.failed_attempts or self.workers_lost else "",
+            f"{memory}; use fewer workers, or keep others off the machine" if self.out_of_memory else "",
+            *unreadable_lines(self.unreadable_failures),
+            f"stages   {stages} (all workers and threads)" if stages else "",
+            *(f"failed   shard {shard}: {error}" for shard, error in self.failed_shards.items()),
+            *(f"failed   repair of shard {shard}: {error}" for shard, error in self.failed_repairs.items()),
+            *self.sanity.lines(),
+            f"FAILED   {self.over_budget}" if self.over_budget else "",
+            *(f"WRONG    labels/ holds {name}: {STRAY_ADVICE}" for name in self.strays),
         ]
-        if self.done_now:
-            lines.append(f"time     {format_duration(self.wall_s)}, {self.images_per_s:.1f} images/s")
-            lines.append(f"sizes    {self.sizes}")
-        if self.failed_attempts or self.workers_lost:
-            lines.append(f"losses   {self.workers_lost} workers lost, {self.failed_attempts} attempts failed")
-        if self.out_of_memory:
-            advice = "use fewer workers, or keep others off the machine"
-            lines.append(f"memory   ran out on a machine and ended {self.out_of_memory} of these workers; {advice}")
-        lines += unreadable_lines(self.unreadable_failures)
-        stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in self.stage_seconds.items())
-        lines += [f"stages   {stages} (all workers and threads)"] if stages else []
-        told = "{shard} {wall_s:.1f} s ({images} images, {worker})"
-        slow = ", ".join(told.format(**shard) for shard in self.slowest)
-        lines += [f"slowest  shard {slow}"] if slow else []
-        lines += [f"failed   shard {shard}: {error}" for shard, error in self.failed_shards.items()]
-        lines += [f"failed   repair of shard {shard}: {error}" for shard, error in self.failed_repairs.items()]
-        lines += self.sanity.lines()
-        lines += [f"FAILED   {self.over_budget}"] if self.over_budget else []
-        return "\n".join(lines + [f"WRONG    labels/ holds {name}: {STRAY_ADVICE}" for name in self.strays])
+        return "\n".join(filter(None, lines))
 
 
 def summarize(
-    directory: RunDirectory,
-    plan: RunPlan,
-    scan: RunScan | None,
-    tally: Tally,
-    wall_s: float,
-    max_failed_images: float,
+    directory: RunDirectory, plan: RunPlan, scan: RunScan | None, tally: Tally, wall_s: float, config: PipelineConfig
 ) -> RunSummary:
-    """Count what became of a launch.
+    """Count what became of a launch that took `wall_s`.
 
-    Args:
-        scan: what the folder holds at the end; None = as planned, there was nothing to do.
-        tally: what happened and receipts do not tell.
-        wall_s: seconds the start took.
-        max_failed_images: see `RunConfig`.
+    `scan`: what the folder holds at the end; None = as planned, there was nothing to do.
     """
     done = plan.done if scan is None else scan.done
     failures = {} if scan is None else scan.failures
     receipts = list(done.values())
-    budget = FailureBudget(max_failed_images, {})
+    budget = FailureBudget(config.run.max_failed_images, {})
     for receipt in receipts:
         budget.shard_done(receipt)
     complaint = budget.verdict()
     fresh = [receipt for shard, receipt in done.items() if shard not in plan.done]
-    computed = sorted((receipt for receipt in fresh if not receipt.adopted), key=lambda receipt: -receipt.wall_s)
     given_up = {shard: failure.error for shard, failure in failures.items() if failure.given_up}
     return RunSummary(
+        **vars(tally),
         run_dir=str(directory.root),
         shards=plan.identity.shards,
         done_before=len(plan.done),
@@ -339,27 +316,32 @@ def summarize(
         failed_shards=dict(sorted({**plan.failed, **given_up}.items())),
         unselected=len(plan.unselected),
         retried=sum(plan.work[shard] for shard in plan.repairs),
-        repaired=len(tally.repaired),
-        mended=tally.mended,
-        failed_repairs=dict(sorted(tally.repairs_failed.items())),
         images=sum(receipt.images for receipt in receipts),
         persons=sum(receipt.persons for receipt in receipts),
         image_status=add_counts(receipt.image_status for receipt in receipts),
         person_status=add_counts(receipt.person_status for receipt in receipts),
         failed_images=sum(receipt.failed_images for receipt in receipts),
         retries=sum(receipt.attempt - 1 for receipt in fresh),
-        failed_attempts=tally.charges,
-        workers_lost=tally.workers_lost,
-        out_of_memory=tally.out_of_memory,
-        unreadable_failures=plan.unreadable,
-        slowest=[{name: getattr(receipt, name) for name in _SLOW} for receipt in computed[:SLOWEST]],
+        unreadable_failures=plan.scan.unreadable,
         wall_s=wall_s,
         images_per_s=sum(receipt.images for receipt in fresh) / wall_s,
-        stage_seconds=sum_stages(fresh),
+        stage_seconds=_sum_stages(fresh),
         over_budget=complaint and "\n".join([complaint, *find_example(directory, budget)]),
         sanity=judge_run(plan.identity, receipts),
         strays=find_strays(directory, plan.identity),
+        sizes=describe_sizes(config),
     )
+
+
+def describe_sizes(config: PipelineConfig) -> str:
+    """What the options of `config.BY_DEVICE` are for a run, in words."""
+    parts = []
+    for name, what in (("batch_images", "images a batch"), ("decode_threads", "decoding threads")):
+        told, (on_cpu, on_gpu) = getattr(config.run, name), BY_DEVICE[f"run.{name}"]
+        parts.append(f"{told} {what}" if told else f"{on_cpu} {what} ({on_gpu} on a GPU)")
+    if config.depth.source == "model":  # on a CPU a network sees one image at a time
+        parts.append(f"on a GPU {config.depth.batch or BY_DEVICE['depth.batch'][1]} images a network batch")
+    return ", ".join(parts)
 
 
 def find_example(directory: RunDirectory, budget: FailureBudget) -> list[str]:
@@ -369,12 +351,11 @@ def find_example(directory: RunDirectory, budget: FailureBudget) -> list[str]:
     if receipt is None:
         return []
     try:
-        table = read_label_files([directory.label_file(receipt.shard, receipt.generation)], _EXAMPLE)
+        path = directory.label_file(receipt.shard, receipt.generation)
+        rows = read_label_files([path], _EXAMPLE).to_pylist()
     except LabelsError:
         return []
-    images = table.select(["image_id", "status", "message"]).to_pylist()  # plain values: pandas is not loaded for it
-    people = zip(images, table["persons"].to_pylist(), strict=True)
-    rows = [(row["image_id"], row) for row in images]
-    rows += [(row["image_id"], person) for row, persons in people for person in persons]
-    lost = ((image, row) for image, row in rows if row["status"] == commonest)
-    return [f"for example {image}: {row['message'] or commonest}" for image, row in islice(lost, 1)]
+    told = [(row["image_id"], row) for row in rows]
+    told += [(row["image_id"], person) for row in rows for person in row["persons"]]
+    lost = (f"for example {image}: {row['message'] or commonest}" for image, row in told if row["status"] == commonest)
+    return list(islice(lost, 1))

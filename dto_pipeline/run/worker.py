@@ -1,7 +1,6 @@
-"""One shard from manifest rows to a receipt: load, optimise, write, publish; or its failed images once more.
+"""One shard from manifest rows to a receipt: load, optimise, write, publish; or its failed images once more. Seconds.
 
-Joins data and models; knows nothing of Ray or of other shards. A shard's label bytes are a function of the manifest,
-the config and the library versions: never of threads, workers, attempts or time. Seconds.
+Its label bytes are a function of manifest, config and library versions: never of threads, workers, attempts or time.
 """
 
 from __future__ import annotations
@@ -28,18 +27,17 @@ from dto_pipeline.optimizer import SceneOptimizer
 from dto_pipeline.run.deaths import InFlight, clear_note, find_condemned, find_suspicion, work_one_by_one, write_note
 from dto_pipeline.run.folder import RunDirectory, RunDirectoryError, RunMismatch, read_identity
 from dto_pipeline.run.identity import RunIdentity, describe_run_difference, find_missing, find_places, identify_run
+from dto_pipeline.run.lease import process_name
 from dto_pipeline.run.placing import ManifestRows, ScenePlacer
-from dto_pipeline.run.pool import process_name
 from dto_pipeline.run.publish import (
     LabelTable,
     Standing,
     commit_receipt,
     find_orphan,
     find_standing,
-    is_same,
-    label_footer,
     list_generations,
     publish_labels,
+    rows_sha256,
     shard_key,
 )
 from dto_pipeline.timing import StageClock
@@ -86,8 +84,7 @@ class ShardRunner:
         Args:
             images_root, depth_root: folders in place of those named by the manifest and the config.
             retry_images: statuses; images of finished shards that bear one are done again.
-            following: shard -> the one that will probably come next to this worker (`schedule.likely_next`): its first
-                images are loaded while the last ones of this one are solved.
+            following: shard -> what probably comes next (`loop.likely_next`): loaded while its last images are solved.
         """
         self.config = config
         self.manifest_path = absolute(manifest_path)
@@ -104,21 +101,14 @@ class ShardRunner:
         return 0 if self._loaded is None else self._loaded.placer.images_done
 
     def warm_up(self) -> None:
-        """Load the models once in this process, and check that it belongs to the run.
-
-        Raises:
-            RunMismatch: this process sees another manifest or other library versions than the run was started with.
-            BodyModelError, ModelError, ManifestError, RunDirectoryError: what the run needs cannot be read here.
-        """
+        """Load the models once in this process. Raises: a DtoError where it does not see what the run needs."""
         if self._loaded is None:
             self._loaded = self._load()
 
     def run(self, shard: int, attempt: int = 1) -> Receipt:
         """Do one shard: its label file and its receipt exist afterwards.
 
-        Args:
-            shard: number of the manifest's shard.
-            attempt: 1 = the first. On its last attempts a shard that has ended processes is worked image by image.
+        On its last attempts a shard that has ended processes is worked image by image.
 
         Raises:
             DeviceLost: the accelerator failed; this process cannot go on.
@@ -168,13 +158,13 @@ class ShardRunner:
     def _publish(self, job: _Job, generation: int, table: LabelTable) -> LabelTable:
         loaded = self._warm()
         with job.clock("write"):
-            footer = label_footer(loaded.identity, job.shard, job.key, table, loaded.facts)
-            return publish_labels(self.directory, job.shard, generation, table, footer)
+            where = self.directory, loaded.identity, job.shard, generation, job.key
+            return publish_labels(*where, table, loaded.facts)
 
     def _commit(
         self, job: _Job, generation: int, table: LabelTable, before: Receipt | None = None, adopted: bool = False
     ) -> Receipt:
-        """Declare a shard done; the work that the receipt `before` tells of is added to this one's."""
+        """Declare a shard done; the work that `before` tells of is added, or a repair would look like a whole shard."""
         seconds = Counter(job.clock.seconds)
         wall_s = time.perf_counter() - job.started
         if before is not None:
@@ -184,30 +174,26 @@ class ShardRunner:
         return commit_receipt(*where, job.key, table, wall_s, seconds, job.attempt, adopted)
 
     def _repair(self, job: _Job, before: Receipt, generation: int) -> Receipt:
-        """Do the failed images of a finished shard again; its other rows stay as they are.
-
-        The receipt tells what the labels cost in all: figures of speed would take a repair for a whole shard otherwise.
-        Where nothing changed it is `before`.
-        """
+        """Do the failed images of a finished shard again; its other rows stay. Where nothing changed: `before`."""
         path = self.directory.label_file(job.shard, before.generation)
         with job.clock("read"):
             standing = read_labels(path)
         found = standing.column("status").to_pylist()
         failed = [position for position, status in enumerate(found) if status in self._retry_images]
         table = splice_rows(standing, failed, self._place(job, job.rows.take(failed)))
-        if is_same(table, read_label_metadata(path)):
+        if read_label_metadata(path).get("rows_sha256") == rows_sha256(table):
             return before
         return self._commit(job, generation, self._publish(job, generation, table), before)
 
     def _place(self, job: _Job, rows: ManifestRows) -> LabelTable:
         """Label rows of manifest rows: all together, or one by one where the shard has ended processes."""
-        placer, shard, attempt = self._warm().placer, job.shard, job.attempt
+        loaded, shard, attempt = self._warm(), job.shard, job.attempt
+        placer = loaded.placer
         failure = find_suspicion(self.directory, shard, attempt, self.config.run.max_attempts)
         if failure is None:
-            next_shard = self._next.get(shard)
-            read = self._warm().manifest.read_shard
-            following = None if next_shard is None else functools.partial(read, next_shard)
-            return build_label_table(placer.place(rows, job.clock, following))
+            following = self._next.get(shard)
+            read = None if following is None else functools.partial(loaded.manifest.read_shard, following)
+            return build_label_table(placer.place(rows, job.clock, read))
         images = rows.column("image_id").to_pylist()
         own = self.config.run.workers == 0
 
@@ -254,11 +240,7 @@ class ShardRunner:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of `RunConfig.device`; ``auto`` = the first GPU this process sees, or the CPU.
-
-    Raises:
-        DtoError: no device of torch is called so, or there is no such GPU here.
-    """
+    """The device of `RunConfig.device`; ``auto`` = the first GPU, or the CPU. Raises: DtoError, there is none such."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:

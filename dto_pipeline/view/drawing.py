@@ -1,6 +1,7 @@
-"""What all pictures are drawn with: colours, labels that do not overlap, depth maps, sheets for what is not there.
+"""What pages are made of: meshes over photographs, tags that do not overlap, depth maps, sheets for what is not there.
 
-sRGB 0 .. 255; pixels of the figure, u right, v down. Letters are Pillow's own, so figures look the same everywhere.
+Arrays in, pictures out. sRGB 0 .. 255; pixels of the figure, u right, v down; camera frame, metres. Letters are
+Pillow's own, so figures look the same everywhere.
 """
 
 from __future__ import annotations
@@ -10,7 +11,10 @@ from collections.abc import Sequence
 
 import matplotlib as mpl
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
+
+from dto_pipeline.models.rasterizer import Raster, find_surface, rasterize, vertex_normals
 
 Rgb = tuple[int, int, int]
 
@@ -33,6 +37,12 @@ _DIRECTIONS, _RINGS = 16, 40  # places tried around an anchor: directions at eve
 _LEADER_FROM = 14.0  # a label farther than this from its anchor gets a line to it [px]
 _PADDING = (5, 2)  # inside a label, left and top [px]
 _CUT = (1.0, 99.0)  # percentiles of disparity shown as the darkest and the brightest colour
+_FINER = 2  # meshes are drawn at this many times the figure's resolution
+_LIGHT = (-0.35, -0.62, -0.70)  # towards the light, camera frame
+_AMBIENT, _DIFFUSE, _RIM = 0.42, 0.66, 0.35
+_OUTLINE = 0.45  # brightness of a person's outline
+_OPACITY = 0.82  # of the meshes
+_TAG_ABOVE = 11  # tags float this far above a head [px]
 _LETTERS = 52  # of a line on a grey sheet
 _UNKNOWN = (640, 480)  # of a grey sheet whose size nothing tells [px]
 _MOST_PIXELS = 1 << 27  # of a grey sheet; no larger photograph is read
@@ -106,6 +116,79 @@ def draw_tags(
     for corner, size, centre, text, colour in zip(corners, sizes, centres, texts, rgb, strict=True):
         draw.rounded_rectangle([*corner, *(corner + size - 1)], radius=size[1] / 2.6, fill=colour, outline=INK)
         draw.text(tuple(centre), text, font=font, fill=text_on(colour), anchor="mm")
+
+
+def draw_overlays(
+    photo: np.ndarray,
+    vertices: torch.Tensor,
+    present: torch.Tensor,
+    faces: torch.Tensor,
+    intrinsics: torch.Tensor,
+    longest_side: int,
+) -> list[Image.Image]:
+    """Draw B states of the people of a photograph over it, see-through and shaded, in one call of the rasteriser.
+
+    Args:
+        photo: (H, W, 3) uint8 RGB.
+        vertices: (B, P, V, 3) meshes [m]; present: (B, P) bool, who is drawn.
+        faces: (F, 3) int64; intrinsics: (B, 3, 3) of the photograph [px].
+        longest_side: of the figures [px]; the photograph is scaled to it.
+
+    Returns:
+        B RGB figures with people numbered from 1.
+    """
+    height, width = photo.shape[:2]
+    scale = longest_side / max(height, width)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    camera = intrinsics.to(torch.float64).clone()
+    camera[:, 0] *= _FINER * size[0] / width
+    camera[:, 1] *= _FINER * size[1] / height
+    map_size = torch.tensor([[_FINER * size[1], _FINER * size[0]]]).expand(len(vertices), 2)
+    raster = rasterize(vertices, faces, camera, map_size, present)
+    ground = np.asarray(Image.fromarray(photo).resize(size, Image.Resampling.LANCZOS))
+    figures = []
+    for state, meshes in enumerate(vertices):
+        colour, cover = _shade(raster, state, meshes, faces, camera[state])
+        # colour comes multiplied by coverage, so that borders blend without fringes
+        blended = ground * (1 - _OPACITY * cover[..., None]) + _OPACITY * colour
+        figure = Image.fromarray(np.round(blended).clip(0, 255).astype(np.uint8))
+        row, column = np.nonzero(raster.person[state].numpy() >= 0)  # row-major: a person's first pixel is its highest
+        seen, first = np.unique(raster.person[state].numpy()[row, column], return_index=True)
+        heads = np.stack([column[first], row[first]], axis=-1) / _FINER - (0, _TAG_ABOVE)
+        draw_tags(figure, heads, [str(person + 1) for person in seen], person_colours(len(meshes))[seen])
+        figures.append(figure)
+    return figures
+
+
+def _shade(
+    raster: Raster, state: int, vertices: torch.Tensor, faces: torch.Tensor, intrinsics: torch.Tensor
+) -> tuple[np.ndarray, np.ndarray]:
+    """Colour times coverage (h, w, 3) 0 .. 255 and coverage (h, w) 0 .. 1 of one state, at the figure's resolution."""
+    surface = find_surface(raster, state, vertices, faces, intrinsics)
+    normal = torch.nn.functional.normalize(surface.interpolate(vertex_normals(vertices, faces)), dim=-1)
+    light = torch.nn.functional.normalize(torch.tensor(_LIGHT), dim=0)
+    facing = -(normal * torch.nn.functional.normalize(surface.point, dim=-1)).sum(-1)
+    brightness = _AMBIENT + _DIFFUSE * (normal @ light).clamp(min=0) + _RIM * (1 - facing.clamp(0, 1)) ** 3
+    colours = torch.from_numpy(person_colours(vertices.shape[0])).to(torch.float32)
+    person = raster.person[state]
+    brightness = torch.where(_is_border(person).flatten()[surface.pixel], _OUTLINE, brightness)
+    fine = torch.zeros(person.numel(), 4)
+    fine[surface.pixel, :3] = (colours[surface.person] * brightness[:, None]).clamp(max=255)
+    fine[surface.pixel, 3] = 1
+    height, width = person.shape
+    mean = fine.view(height // _FINER, _FINER, width // _FINER, _FINER, 4).mean(dim=(1, 3)).numpy()
+    return mean[..., :3], mean[..., 3]
+
+
+def _is_border(person: torch.Tensor) -> torch.Tensor:
+    """(h, w) bool: pixels of a person next to somebody else or to nobody."""
+    border = torch.zeros_like(person, dtype=torch.bool)
+    below, right = person.diff(dim=0) != 0, person.diff(dim=1) != 0
+    border[:-1] |= below
+    border[1:] |= below
+    border[:, :-1] |= right
+    border[:, 1:] |= right
+    return border
 
 
 def draw_depth_map(disparity: np.ndarray, size: tuple[int, int]) -> Image.Image:

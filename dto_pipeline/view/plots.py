@@ -164,6 +164,7 @@ class Chart:
     curve: tuple[np.ndarray, np.ndarray] | None = None  # x, y of a line over the bars, for example a prior
     mark: tuple[float, str] | None = None  # a vertical line with a word
     logarithmic: bool = False  # of the horizontal axis
+    note: str = ""  # a line of text below the title; empty = counts and medians
 
     def without_tail(self) -> Chart:
         """The chart without the empty bins at its upper end, but for the first few."""

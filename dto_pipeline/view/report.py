@@ -1,6 +1,7 @@
 """`dto report`: a run as one HTML page that needs no network and no script.
 
-Says what stands on the page, from what `facts` counted; report.html says how it looks. Metres, sigma, seconds.
+What labels say is counted shard by shard, so that memory does not grow with the run; report.html says how the page
+looks. Metres, sigma, seconds.
 """
 
 from __future__ import annotations
@@ -8,7 +9,9 @@ from __future__ import annotations
 import base64
 import io
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -17,21 +20,42 @@ import jinja2
 import numpy as np
 from PIL import Image
 
+from dto_pipeline.axes import FAR, HEIGHT_CLASSES, NEAR
 from dto_pipeline.data.files import write_bytes_atomic
+from dto_pipeline.data.label_files import (
+    EXPECTED_ERROR,
+    Z_SIGMA,
+    LabelColumns,
+    Limits,
+    flatten_table,
+    person_leaf,
+    read_label_files,
+)
+from dto_pipeline.data.labels import read_label_metadata
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.reading import parse_json
-from dto_pipeline.run.report import format_duration
+from dto_pipeline.run.report import RunStatus, format_duration, read_status
 from dto_pipeline.run.sanity import Sanity
 from dto_pipeline.scene import PlacedScene
 from dto_pipeline.status import PLACED, ImageStatus, PersonStatus
 from dto_pipeline.terminal import printable
-from dto_pipeline.view.facts import GROUPS, Facts, gather_facts
-from dto_pipeline.view.pages import person_table, scene_rows, scene_title
-from dto_pipeline.view.pictures import Choice, choose_scenes, load_placed
+from dto_pipeline.view.pages import FROM_ABOVE, person_table, scene_rows, scene_title
 from dto_pipeline.view.plots import Chart, Histogram, draw_histogram
-from dto_pipeline.view.run_files import Pixels, RunFiles
+from dto_pipeline.view.run_files import Pixels, RunFiles, choose_scenes, load_placed
 
 FILE_NAME = "index.html"
+GROUPS = {"near": NEAR, "far": FAR}
+_PEOPLE = (
+    *("height_class", "height_init_m", "height_m", "scale", "transl", "transl_init", "depth_group", "status"),
+    Z_SIGMA,
+)
+_IMAGES = (
+    *("image_id", "subset", "status", "message", "is_optimized", "is_accepted"),
+    *("mean_height_deviation", "used_ground_evidence", "num_persons", EXPECTED_ERROR),
+)
+_FAILURES_SHOWN = 20
+LIMITS = (0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5)  # of error and sigma that the report tries [m]
+_FAILED = [str(status) for status in ImageStatus if status.is_failure]
 _FOOTER_ELSEWHERE = frozenset(  # what a label file's footer says and the page tells elsewhere, or is of one shard only
     (
         *("body_sha256", "config", "config_hash", "dataset", "images", "label_files", "licence"),
@@ -42,6 +66,83 @@ _FOOTER_ELSEWHERE = frozenset(  # what a label file's footer says and the page t
 _JPEG_QUALITY = 84
 Block = dict[str, Any]  # of the page: its kind and what the template shows of it
 _BEFORE_AFTER = [("before", "before"), ("after", "after")]  # class of the stylesheet, word; a swatch each
+
+
+def _two(edges: np.ndarray, names: tuple[str, ...]) -> dict[str, Histogram]:
+    return {name: Histogram.empty(edges, 2) for name in names}
+
+
+@dataclass
+class Facts:
+    """All numbers of the report. Two series of a histogram are before and after."""
+
+    status: RunStatus
+    heights: dict[str, Histogram] = field(default_factory=lambda: _two(np.arange(0.4, 2.2501, 0.05), HEIGHT_CLASSES))
+    distances: dict[str, Histogram] = field(default_factory=lambda: _two(np.arange(0, 40.1, 1.0), (*GROUPS,)))
+    scales: Histogram = field(default_factory=lambda: Histogram.empty(np.geomspace(0.25, 4, 41)))
+    deviations: Histogram = field(default_factory=lambda: Histogram.empty(np.arange(0, 4.01, 0.1)))
+    crowds: Histogram = field(default_factory=lambda: Histogram.empty(np.arange(0, 31.1, 1.0) - 0.5))  # persons a scene
+    # data set -> images, optimized, accepted and failed ones; persons, those of accepted images and those moved
+    subsets: dict[str, Counter[str]] = field(default_factory=dict)
+    group_status: dict[str, Counter[str]] = field(default_factory=lambda: {name: Counter() for name in GROUPS})
+    ground_used: int = 0  # images whose near group was placed by ground evidence
+    # limit [m] -> accepted images of at most this expected error, and people of accepted images of at most this sigma
+    certain: dict[float, tuple[int, int]] = field(default_factory=lambda: dict.fromkeys(LIMITS, (0, 0)))
+    failures: list[tuple[str, str, str]] = field(default_factory=list)  # image key, status, message; the first ones
+    footer: dict[str, str] = field(default_factory=dict)  # of a label file: versions, models, label files
+
+    @property
+    def total(self) -> Counter[str]:
+        """All subsets together."""
+        return sum(self.subsets.values(), Counter())
+
+
+def gather_facts(run: RunFiles) -> Facts:
+    """Read every finished shard of a run once.
+
+    Raises:
+        LabelsError: a label file is damaged; `dto verify` names all of them.
+    """
+    facts = Facts(read_status(run.directory.root))
+    leaves = [*_IMAGES, *(person_leaf(name) for name in _PEOPLE)]
+    for shard in run.shards:
+        _add_shard(facts, flatten_table(read_label_files([run.label_file(shard)], leaves), _PEOPLE))
+        facts.footer = facts.footer or read_label_metadata(run.label_file(shard))
+    return facts
+
+
+def _add_shard(facts: Facts, columns: LabelColumns) -> None:
+    images, people = columns.images, columns.people
+    moved, failed = np.isin(people["status"], PLACED), np.isin(images["status"], _FAILED)
+    accepted = images["is_accepted"].astype(bool)
+    of_accepted = accepted[columns.owner]
+    for name, histogram in facts.heights.items():
+        own = people["height_class"] == name
+        histogram.add(people["height_init_m"][own], 0)
+        histogram.add(people["height_m"][own], 1)
+    for name, group in GROUPS.items():
+        own = people["depth_group"] == group
+        facts.group_status[name].update(people["status"][own].tolist())
+        facts.distances[name].add(people["transl_init"][own, 2], 0)
+        facts.distances[name].add(people["transl"][own, 2], 1)
+    facts.scales.add(people["scale"][moved])
+    facts.deviations.add(images["mean_height_deviation"][images["is_optimized"]])
+    facts.crowds.add(images["num_persons"].astype(np.float64))
+    facts.ground_used += int((images["used_ground_evidence"] & images["is_optimized"]).sum())
+    for most, (count, persons) in facts.certain.items():
+        limits = Limits(most, most)
+        count += int(limits.images(images[EXPECTED_ERROR][accepted]).sum())
+        facts.certain[most] = count, persons + int(limits.people(people[Z_SIGMA][of_accepted]).sum())
+    of_image = {"optimized": images["is_optimized"], "accepted": accepted, "failed": failed}
+    of_person = {"accepted persons": of_accepted, "moved": moved}
+    for name in np.unique(images["subset"]).tolist():
+        own, their = images["subset"] == name, images["subset"][columns.owner] == name
+        part = facts.subsets.setdefault(name, Counter())
+        part.update({"images": int(own.sum()), "persons": int(their.sum())})
+        part.update({key: int(values[own].sum()) for key, values in of_image.items()})
+        part.update({key: int(values[their].sum()) for key, values in of_person.items()})
+    for row in np.flatnonzero(failed)[: _FAILURES_SHOWN - len(facts.failures)]:
+        facts.failures.append((images["image_id"][row], images["status"][row], images["message"][row] or ""))
 
 
 def write_report(
@@ -61,9 +162,6 @@ def write_report(
         pixels: where photographs and depth maps are; None = grey sheets.
         out: folder of the page, made if missing; an older page is replaced.
         worst, random: how many scenes of largest deviation, and drawn by lot with this seed, are shown.
-
-    Returns:
-        Path of the page.
     """
     facts = gather_facts(run)
     status, total = facts.status, facts.total
@@ -117,28 +215,19 @@ def _table(
     key: bool = False,
     style: str = "",
 ) -> Block:
-    """A table that becomes a list of cards on a narrow screen.
+    """A table; on a narrow screen a list of cards, or with style "words" two lines a row.
 
-    Args:
-        columns: names; rows: texts.
-        numeric: columns that are aligned right.
-        key: the first column is a long key in a fixed-width typeface.
-        style: "words": a word, two numbers and a sentence, which a narrow screen shows on two lines.
+    numeric: columns that are aligned right; key: the first column is a long key in a fixed-width typeface.
     """
     return {"kind": "table", "columns": columns, "rows": rows, "numeric": numeric, "key": key, "style": style}
 
 
-def _charts(charts: Sequence[tuple[Chart, str]]) -> Block:
+def _charts(charts: Sequence[Chart]) -> Block:
     """Charts side by side, as many as fit; each with a line of text below its title."""
-    cards = [
-        {
-            "title": chart.title,
-            "note": note,
-            "words": chart.describe(),
-            "source": _inline("svg+xml", draw_histogram(chart).encode()),
-        }
-        for chart, note in charts
-    ]
+    cards = []
+    for chart in charts:
+        words, source = chart.describe(), _inline("svg+xml", draw_histogram(chart).encode())
+        cards.append({"title": chart.title, "note": chart.note or words, "words": words, "source": source})
     return {"kind": "charts", "charts": cards}
 
 
@@ -231,8 +320,8 @@ def _heights(facts: Facts, prior: Mapping[str, Any]) -> Block:
         people = int(histogram.counts[1].sum())
         if people:
             curve = prior_curve(mean, sigma, people, histogram.edges)
-            chart = Chart(_plain(name), histogram, "height [m]", curve=curve)
-            charts.append((chart, f"{people:,} persons, prior {mean:.2f} \u00b1 {sigma:.2f} m"))
+            note = f"{people:,} persons, prior {mean:.2f} \u00b1 {sigma:.2f} m"
+            charts.append(Chart(_plain(name), histogram, "height [m]", curve=curve, note=note))
     legend = {"kind": "legend", "names": [*_BEFORE_AFTER, ("prior", "prior of the class")]}
     note = "Rest-pose heights of everybody who was measured. Adults' own priors lie between this one and their label."
     return _section("Heights against the priors", legend, _charts(charts), note=note)
@@ -246,27 +335,19 @@ def prior_curve(mean: float, sigma: float, people: int, edges: np.ndarray) -> tu
 
 
 def _placing(facts: Facts, limit: float) -> Block:
-    def chart(title: str, histogram: Histogram, unit: str, name: str, **more: Any) -> Chart:
-        return Chart(title, histogram, unit, (name,), **more)
-
-    title = "Scale on distance and height, moved persons"
-    single = [
-        chart(title, facts.scales, "factor", "moved", mark=(1.0, "unchanged"), logarithmic=True),
-        chart(
-            "Height deviation of optimised images",
-            facts.deviations,
-            "sigma",
-            "images",
-            mark=(limit, f"accepted below {limit:g}"),
-        ).without_tail(),
-        chart("Persons per image", facts.crowds, "persons", "images").without_tail(),
+    moved, unchanged = ("moved",), (1.0, "unchanged")
+    images, accepted = ("images",), (limit, f"accepted below {limit:g}")
+    scales = Chart("Scale on distance and height, moved persons", facts.scales, "factor", moved, mark=unchanged)
+    charts = [
+        replace(scales, logarithmic=True),
+        Chart("Height deviation of optimised images", facts.deviations, "sigma", images, mark=accepted).without_tail(),
+        Chart("Persons per image", facts.crowds, "persons", images).without_tail(),
     ]
-    charts = [(chart, chart.describe()) for chart in single]
     for name in GROUPS:
         counts = facts.group_status[name]
-        moved = sum(count for word, count in counts.items() if word in PLACED)
-        distances = Chart(f"Distance, {name} group", facts.distances[name], "z [m]").without_tail()
-        charts.append((distances, f"{counts.total():,} persons, {_share(moved, counts.total())} moved"))
+        moved_people = sum(count for word, count in counts.items() if word in PLACED)
+        note = f"{counts.total():,} persons, {_share(moved_people, counts.total())} moved"
+        charts.append(Chart(f"Distance, {name} group", facts.distances[name], "z [m]", note=note).without_tail())
     ground = f"{facts.ground_used:,} images had their near group placed by ground evidence."
     legend = {"kind": "legend", "names": _BEFORE_AFTER}
     return _section("Placing", legend, _charts(charts), note=f"{ground} Outer bars hold what lies beyond.")
@@ -299,8 +380,8 @@ def _scenes(
     """A section for the worst scenes and one for scenes drawn by lot; no scene is shown twice."""
     if not run.shards:
         return
-    bad = choose_scenes(run, Choice(worst=worst))
-    drawn = choose_scenes(run, Choice(random=random + len(bad), seed=seed))
+    bad = choose_scenes(run, worst=worst)
+    drawn = choose_scenes(run, random=random + len(bad), seed=seed)
     some = [place for place in drawn if place not in bad][:random]
     for title, places, note in (
         ("Worst scenes", bad, "Optimised images of largest mean height deviation."),
@@ -312,13 +393,14 @@ def _scenes(
 
 
 def _scene(placed: PlacedScene, body: BodyModel) -> Block:
-    rows = scene_rows(placed, body)
-    pictures = [_picture(row.left, row.caption) for row in rows[:2]]
-    pictures += [_picture(row.right, f"{row.caption.split(':')[0]}, {row.note}") for row in rows[:2]]
-    for row in rows[2:]:
+    """The pictures of a page of `dto view`, photographs before views from above, and its table."""
+    rows, people = scene_rows(placed, body), person_table(placed)
+    above = [row for row in rows if row.note == FROM_ABOVE]
+    pictures = [_picture(row.left, row.caption) for row in above]
+    pictures += [_picture(row.right, f"{row.caption.split(':')[0]}, {row.note}") for row in above]
+    for row in rows[len(above) :]:
         note = row.note[:1].upper() + row.note[1:] or "No fit"
         pictures += [_picture(row.left, row.caption), _picture(row.right, note)]
-    people = person_table(placed)
     listing = _table(["person", *people.columns], [[f"{i}", *line] for i, line in enumerate(people.lines, start=1)])
     return {"kind": "scene", "title": scene_title(placed), "pictures": pictures, "people": listing}
 

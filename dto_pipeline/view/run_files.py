@@ -1,20 +1,24 @@
-"""A finished (or unfinished) run opened for reading: its receipts, its labels shard by shard, its manifest.
+"""A finished (or unfinished) run opened for reading: receipts, labels shard by shard, manifest, chosen scenes.
 
-Joins the run's folder to the data room for everything that looks at results; writes nothing. A run whose manifest is
-gone can still be read, only what needs the input (pixels, undo) is out of reach and says so.
+Writes nothing. A run whose manifest is gone can still be read, only what needs the input (pixels, undo) is out of reach
+and says so; a photograph or depth map that cannot be read costs only its part of a page.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dto_pipeline.config import STAND_IN_BODY, DepthConfig
 from dto_pipeline.data.images import ImageStore
-from dto_pipeline.data.label_files import find_label_files
-from dto_pipeline.data.labels import LabelsError, read_label_metadata, read_labels
+from dto_pipeline.data.label_files import find_label_files, read_label_files
+from dto_pipeline.data.labels import LabelsError, placed_scenes, read_label_metadata, read_labels
 from dto_pipeline.data.manifest import Manifest, ManifestError, find_manifest
+from dto_pipeline.data.people import People
 from dto_pipeline.data.remote_inputs import fetch_body, open_depth
 from dto_pipeline.data.storage import Location, as_location
 from dto_pipeline.data.tars import open_images
@@ -22,6 +26,11 @@ from dto_pipeline.models.body import BodyModel, BodyModelError
 from dto_pipeline.models.depth import DepthFiles
 from dto_pipeline.run.folder import RunDirectory, RunScan, read_identity, scan_run
 from dto_pipeline.run.identity import RunIdentity
+from dto_pipeline.scene import PlacedScene
+from dto_pipeline.status import ImageStatus, UnusableImage
+
+_CHOSEN_BY = ("image_id", "image_path", "status", "is_optimized", "mean_height_deviation")
+Place = tuple[int, int]  # shard, row
 
 
 @dataclass(frozen=True)
@@ -115,11 +124,7 @@ def open_pixels(run: RunFiles, images: Location | None = None, depth: Location |
 
 
 def load_run_body(run: RunFiles, path: str | Path | None) -> BodyModel:
-    """The body model a run was made with.
-
-    Args:
-        run: the run.
-        path: where the model lies now; None = as in the run's config.
+    """The body model a run was made with; path: where it lies now, None = as in the run's config.
 
     Raises:
         BodyModelError: it cannot be read, or is another one than the labels' footer names.
@@ -133,3 +138,103 @@ def load_run_body(run: RunFiles, path: str | Path | None) -> BodyModel:
             found = f"sha256 {body.sha256[:16]}, the labels were made with {wanted[:16]}"
             raise BodyModelError(f"the body model has {found}; name the right one with --body")
     return body
+
+
+def find_run_body(run: RunFiles, path: str | Path | None) -> tuple[BodyModel | None, str]:
+    """The same, or None and why it cannot be had where none is named: most of a run can be told without."""
+    try:
+        return load_run_body(run, path), ""
+    except BodyModelError as error:
+        if path is not None:
+            raise
+        return None, str(error)
+
+
+def choose_scenes(
+    run: RunFiles,
+    keys: Sequence[str] = (),
+    worst: int = 0,
+    random: int = 0,
+    seed: int = 0,
+    status: Sequence[str] = (),
+) -> list[Place]:
+    """Find scenes without reading their people; what is asked for adds up.
+
+    Args:
+        keys: image keys, paths, or the ends of them.
+        worst: how many optimised scenes of largest deviation.
+        random: how many by lot, with this seed.
+        status: image statuses; narrows `worst` and `random`, alone it takes all.
+
+    Raises:
+        LabelsError: a key that no finished shard holds, an unknown status, or nothing to choose from.
+    """
+    if unknown := sorted(set(status) - {str(one) for one in ImageStatus}):
+        raise LabelsError(f"unknown status {unknown}; statuses are {[str(one) for one in ImageStatus]}")
+    if not run.shards:
+        raise LabelsError(f"{run.directory.root} has no finished shard yet; `dto status` tells how far it is")
+    table = read_label_files([run.label_file(shard) for shard in run.shards], _CHOSEN_BY)
+    columns = {name: table.column(name).to_numpy() for name in _CHOSEN_BY}
+    places = [(shard, row) for shard in run.shards for row in range(run.scan.done[shard].rows)]
+    allowed = np.isin(columns["status"], list(status)) if status else np.ones(len(places), bool)
+    names = [columns["image_id"], columns["image_path"]]
+    chosen = [_find_key(names, key, "the finished shards hold") for key in keys]
+    deviation = np.where(columns["is_optimized"] & allowed, columns["mean_height_deviation"], -1.0)
+    largest = np.argsort(-deviation, kind="stable")[:worst]
+    chosen += largest[deviation[largest] >= 0].tolist()
+    chosen += _draw(np.setdiff1d(np.flatnonzero(allowed), chosen), random, seed)
+    if status and not (keys or worst or random):
+        chosen += np.flatnonzero(allowed).tolist()
+    return [places[index] for index in dict.fromkeys(chosen)]
+
+
+def choose_images(people: People, keys: Sequence[str], random: int, seed: int) -> list[int]:
+    """Images of a file by key (or its end), and some by lot among those with people.
+
+    Raises:
+        LabelsError: a key that no image has, or that several end with.
+    """
+    chosen = [_find_key([people.images], key, f"{people.source} holds") for key in keys]
+    crowded = np.flatnonzero(np.bincount(people.owner, minlength=people.num_images))
+    return list(dict.fromkeys([*chosen, *_draw(np.setdiff1d(crowded, chosen), random, seed)]))
+
+
+def _draw(images: np.ndarray, count: int, seed: int) -> list[int]:
+    return np.random.default_rng(seed).permutation(images)[:count].tolist()
+
+
+def _find_key(names: Sequence[np.ndarray], key: str, holder: str) -> int:
+    """The image that one of its `names` (N,) calls so; else the only one whose first name ends with the key."""
+    found = np.flatnonzero(np.any([own == key for own in names], axis=0))
+    found = found if found.size else np.flatnonzero([str(name).endswith("/" + key) for name in names[0]])
+    if found.size == 0:
+        some = "".join(f"; keys look like {str(name)!r}" for name in names[0][:1])
+        raise LabelsError(f"{holder} no image {key!r}{some}")
+    if found.size > 1:
+        some = names[0][found[:2]].tolist()
+        raise LabelsError(f"{holder} {found.size} images called {key!r}, for example {some}; give more of it")
+    return int(found[0])
+
+
+def load_placed(run: RunFiles, places: Sequence[Place], pixels: Pixels | None) -> Iterator[PlacedScene]:
+    """The chosen scenes, in order, with photograph and depth map where they can be read."""
+    for shard, row in places:
+        (placed,) = placed_scenes(run.read_shard(shard).slice(row, 1))
+        if pixels is not None and run.manifest is not None:
+            (files,) = run.manifest.read_shard(shard).select(["image_file", "depth_file"]).slice(row, 1).to_pylist()
+            _fill(placed, pixels, files["image_file"], files["depth_file"])
+        yield placed
+
+
+def _fill(placed: PlacedScene, pixels: Pixels, image_file: str, depth_file: str | None) -> None:
+    """Add photograph and depth map; a reason why not goes where the page shows it."""
+    scene = placed.scene
+    try:
+        scene.image = pixels.images.read(image_file).rgb
+        scene.height, scene.width = scene.image.shape[:2]
+        if pixels.depth is not None:
+            scene.disparity = pixels.depth.load(depth_file, scene.height, scene.width, float(scene.intrinsics[0, 0]))
+    except UnusableImage as error:
+        if scene.image is None:
+            placed.message = placed.message or str(error)
+        # without a map the page has none; the scene's own status tells of it

@@ -1,13 +1,9 @@
-"""`dto verify`: does a run hold what its files say it holds?
+"""`dto verify`: receipts against label files, rows against the manifest, labels against what a fit may do.
 
-Three kinds of rules: receipts against label files, label rows against the manifest, labels against what a fit may do
-(`data.invariants`). Reads everything, writes nothing. What could not be checked is listed, never passed in silence.
-Broken is what was declared done and does not hold; a shard that nobody has done yet is pending, one that was tried in
-vain is given up, in the words of `dto status`. Doubtful is a person in a sound row whom the same run would give again
-(a check with a next step): it is listed with the next step and changes no exit code.
-
-Exit codes, as `dto run` has them: 0 every shard is done and holds, doubtful people or not; 1 something is broken, or
-shards were given up; 3 what is done holds and the rest is pending.
+Reads everything, writes nothing. What could not be checked is listed, never passed in silence. Broken is what was
+declared done and does not hold; pending and given up are the words of `dto status`. Doubtful is a person in a sound row
+whom the same run would give again (a check with a next step). Exit codes, as `dto run` has them: 0 every shard is done
+and holds, doubtful people or not; 1 something is broken, or shards were given up; 3 the rest is pending.
 """
 
 from __future__ import annotations
@@ -37,14 +33,12 @@ from dto_pipeline.data.receipts import LABELS, parse_name, shard_name
 from dto_pipeline.data.storage import base_name, sha256_of
 from dto_pipeline.models.body import BodyModel, BodyModelError
 from dto_pipeline.run.folder import find_strays
-from dto_pipeline.run.identity import RunIdentity
 from dto_pipeline.run.lease import read_holder
 from dto_pipeline.run.publish import count_statuses
 from dto_pipeline.run.report import EXIT_DONE, EXIT_MISSING, EXIT_SELECTED
 from dto_pipeline.view.run_files import RunFiles, load_run_body, open_run_files
 
 _RECEIPTS = "every receipt holds"
-_MEND = "`dto run` does the shard again"  # the verb leaves a note for it, see `run.folder`
 _SHA, _SCHEMA = "sha256 of the file is the receipt's", "file has the label schema"
 _COUNTS = "counts and keys are the receipt's"
 _FOOTER = "every footer is of this run"
@@ -95,7 +89,6 @@ class Verdict:
 
     @property
     def exit_code(self) -> int:
-        """See the module."""
         if not self.passed or self.given_up:
             return EXIT_MISSING
         return EXIT_SELECTED if self.pending else EXIT_DONE
@@ -139,10 +132,7 @@ class Verdict:
 def verify_run(run_dir: str | Path, manifest: str | Path | None = None, body_path: str | Path | None = None) -> Verdict:
     """Check a run.
 
-    Args:
-        run_dir: the run's folder.
-        manifest: where its manifest lies now; None = where it was.
-        body_path: the body model of the run where it lies now; None = as in the run's config.
+    manifest, body_path: where those of the run lie now; None = where they were.
 
     Raises:
         RunDirectoryError: the folder is not a run.
@@ -160,12 +150,14 @@ def verify_run(run_dir: str | Path, manifest: str | Path | None = None, body_pat
     _check_receipts(run, verdict)
     _check_folder(run, verdict)
     verdict.rule(_FOOTER)
-    wanted, seen = _footer_of(run.identity), Counter[str]()
+    identity = run.identity  # every label file of the run says in its footer what it was made from
+    wanted = {"config_hash": identity.config_hash, "manifest_fingerprint": identity.manifest_fingerprint}
+    wanted |= {"body_sha256": identity.body_sha256} if identity.body_sha256 else {}
+    told = {"versions": identity.versions, "inputs": identity.inputs}
+    wanted |= {name: json.dumps(value, sort_keys=True) for name, value in told.items() if value}
+    seen = Counter[str]()
     for shard in run.shards:
-        before = sum(verdict.rule(name).broken for name in (_SHA, _SCHEMA, _COUNTS))
         columns = _check_file(run, shard, wanted, verdict)
-        if sum(verdict.rule(name).broken for name in (_SHA, _SCHEMA, _COUNTS)) > before:
-            verdict.damaged.append(shard)
         if columns is not None:
             seen.update(columns.images["image_id"].tolist())
             _check_rows(run, shard, columns, body, verdict)
@@ -216,28 +208,25 @@ def _check_folder(run: RunFiles, verdict: Verdict) -> None:
             rule.offend(f"{name} lies beside {other}, which counts: its images are there twice; `dto run` removes it")
 
 
-def _footer_of(identity: RunIdentity) -> dict[str, str]:
-    """What every label file of the run says in its footer: of its settings, manifest, body, versions and inputs."""
-    wanted = {"config_hash": identity.config_hash, "manifest_fingerprint": identity.manifest_fingerprint}
-    wanted |= {"body_sha256": identity.body_sha256} if identity.body_sha256 else {}
-    told = {"versions": identity.versions, "inputs": identity.inputs}
-    return wanted | {name: json.dumps(value, sort_keys=True) for name, value in told.items() if value}
-
-
 def _check_file(run: RunFiles, shard: int, wanted: dict[str, str], verdict: Verdict) -> LabelColumns | None:
     """A file against its receipt and the footer it should have; the file's columns if it can be read."""
     receipt, path = run.scan.done[shard], run.label_file(shard)
-    name, sha, schema, counts = base_name(path), verdict.rule(_SHA), verdict.rule(_SCHEMA), verdict.rule(_COUNTS)
-    sha.checked += 1
-    schema.checked += 1
+    name = base_name(path)
+
+    def offend(rule: str, text: str) -> None:
+        verdict.rule(rule).offend(f"{text}; `dto run` does the shard again")  # `commands.verify` leaves a note for it
+        verdict.damaged += [] if shard in verdict.damaged else [shard]
+
+    for rule in (_SHA, _SCHEMA):
+        verdict.rule(rule).checked += 1
     try:
         found = sha256_of(path)
         if found != receipt.label_sha256:
-            sha.offend(f"{name}: {found[:16]}, the receipt says {receipt.label_sha256[:16]}; {_MEND}")
+            offend(_SHA, f"{name}: {found[:16]}, the receipt says {receipt.label_sha256[:16]}")
         table = run.read_shard(shard)
         footer = read_label_metadata(path)
     except (LabelsError, OSError) as error:
-        schema.offend(f"{error}; {_MEND}")
+        offend(_SCHEMA, str(error))
         return None
     if "body_sha256" in footer:
         wanted.setdefault("body_sha256", footer["body_sha256"])  # until 0.3.0 run.json holds none: the first file's
@@ -246,7 +235,7 @@ def _check_file(run: RunFiles, shard: int, wanted: dict[str, str], verdict: Verd
     if wrong:
         advice = "take its receipt away, then `dto run` makes it anew"
         verdict.rule(_FOOTER).offend(f"{name}: {'; '.join(wrong)}; {advice}")
-    counts.checked += 1
+    verdict.rule(_COUNTS).checked += 1
     images, persons = count_statuses(table)
     facts = {
         "rows": (table.num_rows, receipt.rows),
@@ -257,7 +246,7 @@ def _check_file(run: RunFiles, shard: int, wanted: dict[str, str], verdict: Verd
     }
     wrong = [f"{fact} {held}, the receipt says {told}" for fact, (held, told) in facts.items() if held != told]
     if wrong:
-        counts.offend(f"{name}: {'; '.join(wrong)}; {_MEND}")
+        offend(_COUNTS, f"{name}: {'; '.join(wrong)}")
     columns = flatten_table(table)
     verdict.images += columns.num_images
     verdict.persons += columns.num_people

@@ -1,4 +1,4 @@
-"""Scenarios in which processes die or stop: workers, raylet, driver, a whole node, at chosen and at random moments.
+"""Scenarios in which processes die: workers, raylet, driver, at chosen and at random moments.
 
 Each takes a `DisturbedRun`, disturbs it and leaves the resuming to `play`. Where the driver is to cope by itself, its
 exit code is expected to be 0. Seconds.
@@ -7,21 +7,15 @@ exit code is expected to be 0. Seconds.
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 
-from tests.chaos.arena import ChaosError
 from tests.chaos.disturbed_run import DisturbedRun, Start, slow_images
-from tests.chaos.faults import DIE, SLEEP, Fault
+from tests.chaos.faults import DIE, Fault
 from tests.chaos.judge import find_differences
 from tests.chaos.processes import Kind
 
 _PACE_S = 1.0  # every image takes so much longer
-_TIMEOUT_S = 8.0  # after which a hung shard is taken from its worker, for scenarios that hang
-_FOREVER_S = 3600.0
 _VICTIMS = ((Kind.WORKER, 0.86), (Kind.DRIVER, 0.07), (Kind.RAYLET, 0.07))  # of random kills, with their shares
 _RANDOM_PACE_S = 3.0  # the same under many random kills: a run is hit several times, so that Ray starts less often
 _MANY_KILLS = 10
@@ -30,15 +24,6 @@ _ANY_MOMENT, _NEXT_RECEIPT = 0.3, 0.5  # shares of random kills that wait for no
 _DEADLY_IMAGES = 2  # of every start with Ray: each ends the first two workers that open it
 _PAUSE_S = 3.0  # most that is waited on top, before each
 _STANDSTILL_S = 60.0  # so long is waited for a receipt, if need be
-_TIMEOUT = ("--set", f"run.shard_timeout_s={_TIMEOUT_S}")
-
-
-def worker_killed(run: DisturbedRun) -> None:
-    """SIGKILL to a worker at work; the driver replaces it."""
-    start = run.start(faults=[slow_images(_PACE_S)])
-    run.wait_for_receipts(1, start)
-    run.kill(Kind.WORKER)
-    run.expect_exit(start, 0)
 
 
 def publisher_killed(run: DisturbedRun) -> None:
@@ -62,41 +47,6 @@ def raylet_killed(run: DisturbedRun) -> None:
     run.kill(Kind.RAYLET)
     code = run.finish(start)
     run.note = f"the driver ended with exit code {code}"
-
-
-def driver_killed(run: DisturbedRun) -> None:
-    """SIGKILL to the driver, twice."""
-    for _ in range(2):
-        before = run.receipts_there if run.view.exists() else 0
-        start = run.start(faults=[slow_images(_PACE_S)])
-        run.wait_for_receipts(before + 1, start)
-        run.kill(Kind.DRIVER)
-        run.finish(start)
-
-
-def node_killed(run: DisturbedRun) -> None:
-    """SIGKILL to all processes of a node that works; another node joins; the driver lives on a third."""
-    with Nodes(run) as nodes:
-        start = run.start("--address", nodes.address, faults=[slow_images(_PACE_S)])
-        run.wait_for_receipts(1, start)
-        nodes.kill_oldest()
-        nodes.add()
-        run.expect_exit(start, 0)
-
-
-def worker_stopped(run: DisturbedRun) -> None:
-    """SIGSTOP to a worker: it neither works nor dies; the watchdog takes its shard away."""
-    start = run.start(*_TIMEOUT, faults=[slow_images(_PACE_S)])
-    run.wait_for_receipts(1, start)
-    run.kill(Kind.WORKER, signal.SIGSTOP)
-    run.expect_exit(start, 0)
-
-
-def shard_hangs(run: DisturbedRun) -> None:
-    """One image takes for ever, the first time; the watchdog ends the worker and the shard is done elsewhere."""
-    _, image = run.arena.good_image()
-    hang = Fault(image, SLEEP, times=1, seconds=_FOREVER_S)
-    run.expect_exit(run.start(*_TIMEOUT, faults=[hang]), 0)
 
 
 def random_kills(run: DisturbedRun) -> None:
@@ -155,51 +105,3 @@ def _wait_for_a_moment(run: DisturbedRun, start: Start, in_hand: bool) -> None:
             break
         time.sleep(0.05)
     time.sleep(run.dice.uniform(0, _PAUSE_S))
-
-
-class Nodes:
-    """Context manager: a Ray cluster of a head without CPUs and two nodes of one CPU, see `bench.chaos.nodes`."""
-
-    def __init__(self, run: DisturbedRun) -> None:
-        self._run = run
-
-    def __enter__(self) -> Nodes:
-        # Workers inherit their faults from their node, not from the driver.
-        environment = self._run.armed([slow_images(_PACE_S)])
-        command = [sys.executable, "-m", "tests.chaos.nodes"]
-        log = (self._run.home / "nodes.log").open("wb")
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=environment
-        )
-        log.close()
-        self.address = self._answer()
-        for _ in range(2):
-            self.add()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()  # the cluster ends with its orders
-        self._process.wait()
-
-    def add(self) -> None:
-        """One more node."""
-        self._order("add")
-
-    def kill_oldest(self) -> None:
-        """SIGKILL to all processes of the node that joined first."""
-        self._order("kill")
-        self._run.kills += 1
-
-    def _order(self, word: str) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.write(f"{word}\n")
-        self._process.stdin.flush()
-        self._answer()
-
-    def _answer(self) -> str:
-        assert self._process.stdout is not None
-        answer = self._process.stdout.readline().strip()
-        if not answer:
-            raise ChaosError(f"the cluster ended: {(self._run.home / 'nodes.log').read_text()[-600:]}")
-        return answer

@@ -1,4 +1,4 @@
-"""Scenarios of the run's folder: a disk that fills up or may not be written, files cut short or exchanged.
+"""Scenarios of the run's folder: a disk that fills up or may not be written.
 
 Each takes a `DisturbedRun`, disturbs it and leaves the resuming to `play`. Sizes in bytes, of disks in kilobytes.
 """
@@ -10,7 +10,6 @@ import resource
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.chaos.arena import ChaosError
 from tests.chaos.disturbed_run import DisturbedRun, Start
 from tests.chaos.mounts import MAKE_ROOM, READ_ONLY, small_disk, why_no_mounts
 
@@ -75,40 +74,6 @@ def _forbid_writing(run: DisturbedRun) -> Callable[[], None]:
     return lambda: change_modes(0o755)
 
 
-def receipt_truncated(run: DisturbedRun) -> None:
-    """Receipts cut short or empty do not count."""
-    run.copy_finished()
-    for shard, share in ((0, 0.5), (run.arena.shards - 1, 0.0)):
-        _truncate(_receipt(run, shard), share)
-
-
-def label_truncated(run: DisturbedRun) -> None:
-    """Label files cut short are done again, with and without their receipt."""
-    run.copy_finished()
-    _truncate(_label(run, 0), 0.5)
-    _truncate(_label(run, 1), 0.9)
-    _receipt(run, 1).unlink()
-    _truncate(_label(run, 2), 0.0)
-
-
-def labels_swapped(run: DisturbedRun) -> None:
-    """Label files of two shards changed places: once with their receipts in place, once with the receipts gone."""
-    run.copy_finished()
-    last = run.arena.shards - 1
-    if _label(run, 0).stat().st_size == _label(run, last).stat().st_size:
-        raise ChaosError("the first and the last label file are of one size; take other data")
-    _swap(_label(run, 0), _label(run, last))
-    _swap(_label(run, 1), _label(run, 2))
-    for shard in (1, 2):
-        _receipt(run, shard).unlink()
-
-
-def receipts_swapped(run: DisturbedRun) -> None:
-    """Receipts of two shards changed places."""
-    run.copy_finished()
-    _swap(_receipt(run, 0), _receipt(run, run.arena.shards - 1))
-
-
 def _expect_words(run: DisturbedRun, start: Start, codes: tuple[int, ...]) -> None:
     """The start ends with one of `codes` and says why without a traceback of its own."""
     found = run.finish(start)
@@ -122,18 +87,6 @@ def _label(run: DisturbedRun, shard: int) -> Path:
 
 def _receipt(run: DisturbedRun, shard: int) -> Path:
     return run.folder / "receipts" / f"shard-{shard:05d}.json"
-
-
-def _truncate(path: Path, share: float) -> None:
-    """Keep the first `share` of the bytes."""
-    os.truncate(path, int(share * path.stat().st_size))
-
-
-def _swap(first: Path, second: Path) -> None:
-    aside = first.with_suffix(".aside")
-    first.rename(aside)
-    second.rename(first)
-    aside.rename(second)
 
 
 def _stamps(folder: Path) -> dict[str, int]:

@@ -20,13 +20,8 @@ Scenario = Callable[[DisturbedRun], None]
 SCENARIOS: dict[str, Scenario] = {
     scenario.__name__: scenario
     for scenario in (
-        deaths.worker_killed,
         deaths.publisher_killed,
         deaths.raylet_killed,
-        deaths.driver_killed,
-        deaths.node_killed,
-        deaths.worker_stopped,
-        deaths.shard_hangs,
         poison.poison_image,
         poison.poison_shard,
         poison.two_drivers,
@@ -35,10 +30,6 @@ SCENARIOS: dict[str, Scenario] = {
         disk.disk_full,
         disk.write_cut_short,
         disk.folder_read_only,
-        disk.receipt_truncated,
-        disk.label_truncated,
-        disk.labels_swapped,
-        disk.receipts_swapped,
         deaths.random_driver_kills,
         deaths.random_kills,
     )

@@ -1,7 +1,7 @@
 """`dto run` as a process on a disturbed run folder: a resume ends with the undisturbed bytes.
 
 Damaged files, full disks and second drivers have tests of their own in `tests/run` (`test_driver`, `test_durability`,
-`test_directory`, `test_s3_runs`); `jobs/chaos.py` plays all scenarios.
+`test_directory`, `test_s3_runs`); `jobs/chaos.py` plays the other scenarios.
 """
 
 from __future__ import annotations

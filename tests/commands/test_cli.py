@@ -19,7 +19,7 @@ from dto_pipeline.models.networks import LICENCES
 
 def test_every_verb_has_help(capsys: pytest.CaptureFixture[str]) -> None:
     verbs = ("demo", "manifest build", "run", "status", "verify", "diff", "view", "report", "golden", "bench")
-    for verb in (*verbs, "body import", "body show"):
+    for verb in (*verbs, "body import"):
         with pytest.raises(SystemExit) as stop:
             build_parser().parse_args([*verb.split(), "--help"])
         assert stop.value.code == 0
@@ -93,7 +93,6 @@ def test_golden_prints_json_alone_when_asked(golden_folder: Path, capsys: pytest
         (["view", "nowhere", "-o", "out"], "holds no run.json"),
         (["report", "nowhere", "-o", "out"], "holds no run.json"),
         (["manifest", "build", "nowhere.yaml", "--data-root", ".", "-o", "m.parquet"], "nowhere.yaml"),
-        (["body", "show", "nowhere.npz"], "dto body import"),
         (["body", "import", "nowhere.pkl", "-o", "bodies"], "nowhere.pkl"),
     ],
 )

@@ -134,14 +134,11 @@ def test_the_trainer_takes_the_file_as_it_takes_the_run(labels: str, root: Path,
     assert main(["train", str(tmp_path / "train.yaml"), "-o", str(tmp_path / "out"), "--quiet", *options]) == 0
 
 
-def test_scenes_are_drawn_from_the_file_and_from_the_comparison(root: Path, run_dir: Path, tmp_path: Path) -> None:
+def test_scenes_are_drawn_from_the_file(root: Path, tmp_path: Path) -> None:
     options = ["--images", str(root / "images"), "--body", "demo", "--random", "1", "--key", "000007.jpg"]
     few = write_released(tmp_path / "few.npz", released_annots(9, PEOPLE))
     assert main(["view", str(few), "-o", str(tmp_path / "view"), *options]) == 0
     assert len(list((tmp_path / "view").iterdir())) == 2
-    draw = ["--draw", str(tmp_path / "diff"), "--worst", "2"]
-    assert main(["diff", str(run_dir), str(root / FILE), *draw]) == 1
-    assert len(list((tmp_path / "diff").iterdir())) == 2
 
 
 def test_a_file_alone_does_not_guess_its_body(root: Path, tmp_path: Path, capsys) -> None:

@@ -65,7 +65,7 @@ def test_a_report_without_its_body_model_is_a_page_without_scenes(
     run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     copy = Path(shutil.copytree(run_dir, tmp_path / "copy"))
-    run_file = RunDirectory(copy).run_file
+    run_file = RunDirectory(copy).at("run.json")
     run_file.write_text(run_file.read_text().replace('"model_path": "demo"', '"model_path": "gone.npz"'))
     assert main(["report", str(copy), "-o", str(tmp_path / "page")]) == 0
     assert "without scenes: no body model at gone.npz" in capsys.readouterr().out

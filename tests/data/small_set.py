@@ -12,8 +12,8 @@ import simplejpeg
 
 from dto_pipeline.data.dataset import Dataset
 from dto_pipeline.data.manifest import Manifest, ManifestError
+from dto_pipeline.data.manifest_build.build_report import findings_path
 from dto_pipeline.data.manifest_build.builder import build_manifest
-from dto_pipeline.data.manifest_build.findings import findings_path
 from dto_pipeline.data.parquet import open_parquet
 from dto_pipeline.data.storage import Location
 

@@ -93,16 +93,16 @@ def test_other_pickles_are_refused_with_what_they_hold():
 
 def test_masks_that_are_no_masks_are_refused_by_name():
     for data, message in (
-        (npz(other=np.zeros(3)), "has no array 'masks'"),
+        (npz(other=np.zeros(3)), "holds the arrays"),
         (npz(masks=np.zeros((4, 5), bool)), r"\(4, 5\); expected booleans \(K, H, W\)"),
         (npz(masks=np.full((1, 4, 5), 7, np.uint8)), "expected booleans"),
         (npz(masks=np.zeros((1, 4, 5), np.float32)), "expected booleans"),
     ):
         with pytest.raises(SampleError, match=rf"t\.tar!0\.npz.*{message}"):
             parse_masks(data, "t.tar!0.npz")
-    with pytest.raises(UnsafePickle, match=r"t\.tar!0\.npz: masks\.npy.*(posix|nt).*system"):
+    with pytest.raises(SampleError, match=r"t\.tar!0\.npz: its type is object; expected numbers"):
         parse_masks(npz(masks=np.array([Armed()], dtype=object)), "t.tar!0.npz")
-    with pytest.raises(BrokenPickle, match=r"t\.tar!0\.npz: not a sound npz"):
+    with pytest.raises(SampleError, match=r"t\.tar!0\.npz: not a whole npz"):
         parse_masks(npz(masks=np.zeros((1, 4, 5), bool))[:-30], "t.tar!0.npz")
 
 

@@ -248,7 +248,7 @@ def test_the_report_is_written_beside_the_manifest_and_reads_as_a_table(root):
     assert path.name == "small.report.json"
     assert '"images": 4' in path.read_text()
     table = report.as_table()
-    assert "images image_missing" in table
+    assert "image problems: image_missing" in table
     assert manifest.fingerprint[:16] in table
     assert report.to_json()["persons_per_image"] == {"1": 2, "2": 2}
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dto_pipeline.data.manifest import ManifestError, report_path
-from dto_pipeline.data.manifest_build import findings as manifest_findings
+from dto_pipeline.data.manifest_build import build_report as manifest_findings
 from dto_pipeline.data.manifest_build.builder import build_manifest
 from tests.data.small_set import (
     all_rows,
@@ -59,7 +59,7 @@ def test_images_without_labels_are_listed_unless_nobody_asks(root):
         (root / "images" / name).write_bytes(b"")
     manifest, report = build_small(root, NAMES)
     assert sorted(row["image"] for row in found(manifest)) == ["deep/er/e.PNG", "x/d.jpg"]
-    assert "found: image_without_labels" in report.as_table()
+    assert "findings: image_without_labels" in report.as_table()
     build_manifest(small_dataset(root), manifest.path, progress=False, unlabelled=False)
     assert found(manifest) == []
 
@@ -107,7 +107,7 @@ def test_contradicting_cameras_are_counted_by_what_is_wrong(root):
     cameras[2, 0, 0] = 41
     _, report = build_small(root, NAMES, {"cam_int": cameras})
     assert report.camera_faults == {"intrinsics differ between its label rows; expected one camera per image": 1}
-    assert "cameras: intrinsics differ" in report.as_table()
+    assert "camera faults: intrinsics differ" in report.as_table()
 
 
 def test_many_findings_are_written_in_pieces(root, monkeypatch):

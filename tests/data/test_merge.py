@@ -117,8 +117,8 @@ def test_a_prediction_equal_to_a_released_person_is_always_dropped(merge, tiny, 
     people = released(tiny, body, range(9), keypoints)
     finite = pick(people, np.isfinite(people["pose"]).all(axis=1))
     manifest, report = merge(finite)
-    assert report.added == report.duplicates == 0
-    assert report.matched == sum(row["status"] == "matched" for row in merge.outcomes()) > 15
+    assert report.outcomes["added"] == report.outcomes["duplicate"] == 0
+    assert report.outcomes["matched"] == sum(row["status"] == "matched" for row in merge.outcomes()) > 15
     assert (report.by_keypoints > 0, report.by_overlap > 0) == (keypoints, not keypoints)
     assert manifest.fingerprint == Manifest.open(tiny).fingerprint
 
@@ -128,16 +128,16 @@ def test_one_moved_by_more_than_the_threshold_is_added_and_one_by_less_dropped(m
     count = len(people["image"])
     _, near = merge(shifted(people, body, 0.1), "near")  # 0.6 heads of the stand-in body are 0.17 m
     _, far = merge(shifted(people, body, 0.25), "far")
-    assert (near.matched, near.added) == (count, 0)
-    assert (far.matched, far.added) == (0, count)
+    assert (near.outcomes["matched"], near.outcomes["added"]) == (count, 0)
+    assert (far.outcomes["matched"], far.outcomes["added"]) == (0, count)
 
 
 def test_without_keypoints_half_the_overlap_decides(merge, tiny, body):
     people = released(tiny, body, keypoints=False)
     _, near = merge(shifted(people, body, 0.3), "near")
     _, far = merge(shifted(people, body, 0.8), "far")
-    assert near.added == 0
-    assert far.added == len(people["image"])
+    assert near.outcomes["added"] == 0
+    assert far.outcomes["added"] == len(people["image"])
 
 
 def test_keypoints_nobody_is_sure_of_are_absent(merge, tiny, body):
@@ -177,8 +177,8 @@ def test_the_order_of_predictions_changes_nothing(merge, tiny, body, random):
     random.shuffle(order)
     plain, told = merge(people, "plain")
     shuffled, told_shuffled = merge(pick(people, order), "shuffled")
-    assert told.added > 0
-    assert told.duplicates > 0
+    assert told.outcomes["added"] > 0
+    assert told.outcomes["duplicate"] > 0
     assert plain.fingerprint == shuffled.fingerprint
     assert told.to_json() == told_shuffled.to_json()
 
@@ -188,7 +188,7 @@ def test_of_two_predictions_of_one_missing_person_the_surer_is_added(merge, tiny
     manifest, report = merge(
         joined({**one, "det_score": np.array([0.6], np.float32)}, {**one, "det_score": np.array([0.8], np.float32)})
     )
-    assert (report.added, report.duplicates) == (1, 1)
+    assert (report.outcomes["added"], report.outcomes["duplicate"]) == (1, 1)
     assert rows_of(manifest)[0]["persons"][-1]["det_score"] == pytest.approx(0.8)
     assert [row["same_as_prediction_row"] for row in merge.outcomes()] == [1, -1]
 
@@ -197,7 +197,7 @@ def test_a_second_prediction_of_a_released_person_is_a_duplicate_however_sure(me
     one = pick(released(tiny, body), [0])
     close = {**shifted(one, body, 0.02), "det_score": np.array([0.99], np.float32)}
     _, report = merge(joined(one, close))
-    assert (report.matched, report.duplicates, report.added) == (1, 1, 0)
+    assert (report.outcomes["matched"], report.outcomes["duplicate"], report.outcomes["added"]) == (1, 1, 0)
     assert [row["status"] for row in merge.outcomes()] == ["matched", "duplicate"]
 
 
@@ -249,7 +249,7 @@ def test_a_mask_that_fits_is_carried_and_one_that_does_not_is_refused(merge, tin
     assert row["persons"][-1]["mask_rle"] == encode_rle(mask)
     assert row["mask_origin"] == "sidecar+predictions"
     assert row["attribute_origin"] == "sidecar"
-    assert report.added == 1
+    assert report.outcomes["added"] == 1
     assert sum(report.refused.values()) == 2
 
 
@@ -259,7 +259,7 @@ def test_a_prediction_of_another_camera_lands_where_it_was_seen(merge, tiny, bod
     zoom, stretch = np.array([[2, 1, 1], [1, 2, 1], [1, 1, 1]]), np.array([1, 1, 2], np.float32)
     there = {**here, "intrinsics": here["intrinsics"] * zoom, "transl": here["transl"] * stretch}
     manifest, report = merge(there)
-    assert (report.carried, report.matched, report.added) == (2, 1, 1)
+    assert (report.carried, report.outcomes["matched"], report.outcomes["added"]) == (2, 1, 1)
     np.testing.assert_allclose(rows_of(manifest)[0]["persons"][-1]["transl"], here["transl"][1], atol=0.1)
 
 
@@ -270,7 +270,7 @@ def test_focal_alone_means_the_image_centre_and_no_camera_the_labels(merge, tiny
     _, none = merge(bare, "none")
     _, focal = merge({**bare, "focal": np.full(count, FOCAL)}, "focal")
     _, other = merge({**bare, "focal": np.full(count, 2 * FOCAL)}, "other")
-    assert none.matched == focal.matched == count
+    assert none.outcomes["matched"] == focal.outcomes["matched"] == count
     assert (none.carried, focal.carried, other.carried) == (0, 0, count)
 
 
@@ -286,7 +286,7 @@ def test_a_crowd_beyond_the_limit_is_cut_to_the_surest(merge, tiny, body, monkey
 def test_images_may_be_called_by_file_path_or_id(merge, tiny, body):
     people = pick(shifted(released(tiny, body), body, 0.5), [0, 1])
     people["image"] = np.array(["tiny/000000.jpg", "./000000.jpg"])
-    assert merge(people)[1].added == 2
+    assert merge(people)[1].outcomes["added"] == 2
 
 
 def test_shards_schema_and_origin_are_kept_and_both_inputs_named(merge, tiny, body):
@@ -294,7 +294,7 @@ def test_shards_schema_and_origin_are_kept_and_both_inputs_named(merge, tiny, bo
     people = shifted(released(tiny, body), body, 0.5)
     manifest, report = merge(people)
     assert [size.images for size in manifest.shard_sizes] == [size.images for size in old.shard_sizes]
-    assert manifest.num_people == old.num_people + report.added
+    assert manifest.num_people == old.num_people + report.outcomes["added"]
     assert manifest.read_shard(0).schema.equals(MANIFEST_SCHEMA, check_metadata=False)
     assert manifest.fingerprint == report.fingerprint != old.fingerprint
     assert (manifest.dataset, manifest.images_root) == (old.dataset, old.images_root)
@@ -321,7 +321,7 @@ def test_merging_again_adds_nobody_and_remembers_both_merges(merge, tiny, body):
     once, _ = merge(people)
     again = Merger(once.path, merge.folder, body)
     twice, report = again(people, "twice")
-    assert (report.added, report.matched) == (0, len(people["image"]))
+    assert (report.outcomes["added"], report.outcomes["matched"]) == (0, len(people["image"]))
     assert twice.fingerprint == once.fingerprint
     assert len(json.loads(twice.metadata["merged"])) == 2
 
@@ -346,7 +346,7 @@ def test_added_people_go_through_a_run_and_keep_their_origin(merge, tiny, body):
     people = shifted(released(tiny, body), body, 0.4)
     manifest, report = merge(people)
     summary = run_pipeline(manifest.path, merge.folder / "run", tiny_config(), progress=False)
-    assert summary.persons == before + report.added
+    assert summary.persons == before + report.outcomes["added"]
     tables = [read_labels(path) for path in sorted((merge.folder / "run/labels").iterdir())]
     labels = pa.concat_tables(tables).to_pylist()
     added = [p for row in labels for p in row["persons"] if p["source_row"] == -1]

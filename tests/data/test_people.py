@@ -14,6 +14,7 @@ from dto_pipeline.data.people import People, read_people
 from dto_pipeline.data.sources.camerahmr import write_camerahmr
 from dto_pipeline.data.sources.rows import LabelFileError, LabelRows
 from dto_pipeline.schema import PERSONS_SCHEMA, PERSONS_SCHEMA_NAME
+from tests.data.test_annots import one
 
 NAMES = np.array(["a/1.jpg", "a/2.jpg", "a/1.jpg"])
 CAMERA = np.array([[500.0, 0, 320], [0, 500, 240], [0, 0, 1]])
@@ -118,35 +119,23 @@ def test_the_view_with_one_row_per_person_is_read(tmp_path: Path) -> None:
     assert not people.accepted.any()
 
 
-def test_a_person_of_another_shape_is_kept_and_named(tmp_path: Path) -> None:
-    camera = {"focal": np.ones(2, np.float32), "princpt": np.ones(2, np.float32)}
-    good = {"shape": np.zeros(11, np.float32), "pose": np.zeros(72, np.float32), "trans": np.ones(3, np.float32)}
-    annots = {"x.jpg": [{"smpl_param": good, "cam_param": camera}, {"smpl_param": {"pose": 3}}, 7], "none.jpg": []}
-    np.savez(tmp_path / "a.npz", annots=np.array(annots, dtype=object))
+def test_people_not_as_documented_are_kept_and_named(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", annots=np.array({"x.jpg": [one(), 7], "none.jpg": []}, dtype=object))
     people = read_people(tmp_path / "a.npz")
-    assert people.usable.tolist() == [True, False, False]
+    assert people.usable.tolist() == [True, False]
     assert people.images.tolist() == ["x.jpg", "none.jpg"]
-    assert [f"person {row}" in text for row, text in zip((1, 2), people.problems, strict=True)] == [True, True]
+    assert ["person 1" in text for text in people.problems] == [True]
 
 
 def test_what_is_no_file_of_people_says_what_is(tmp_path: Path) -> None:
-    with pytest.raises(LabelFileError, match="does not exist"):
-        read_people(tmp_path / "nowhere.npz")
     (tmp_path / "text.npz").write_text("hello")
-    with pytest.raises(LabelFileError, match="begins with b'hell'"):
-        read_people(tmp_path / "text.npz")
-    np.savez(tmp_path / "other.npz", x=np.zeros(3))
-    with pytest.raises(LabelFileError, match=r"holds the arrays \['x'\]"):
-        read_people(tmp_path / "other.npz")
     (tmp_path / "cut.npz").write_bytes(write_release(tmp_path / "r.npz").read_bytes()[:400])
-    with pytest.raises(LabelFileError, match=r"cut\.npz"):
-        read_people(tmp_path / "cut.npz")
-    np.savez(tmp_path / "list.npz", annots=np.array([1, 2], dtype=object))
-    with pytest.raises(LabelFileError, match=r"object \(2,\); expected one object"):
-        read_people(tmp_path / "list.npz")
     np.savez(tmp_path / "truth.npz", image_name=NAMES)
-    with pytest.raises(LabelFileError, match="for the truth of a synthetic data set it lacks pose"):
-        read_people(tmp_path / "truth.npz")
-    np.savez(tmp_path / "half.npz", image=NAMES)
-    with pytest.raises(LabelFileError, match="for predictions it lacks pose, betas, transl"):
-        read_people(tmp_path / "half.npz")
+    for name, words in (
+        ("nowhere.npz", "does not exist"),
+        ("text.npz", "begins with b'hell'"),
+        ("cut.npz", r"cut\.npz"),
+        ("truth.npz", "for the truth of a synthetic data set it lacks pose"),
+    ):
+        with pytest.raises(LabelFileError, match=words):
+            read_people(tmp_path / name)

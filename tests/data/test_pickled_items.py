@@ -17,8 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dto_pipeline.data.inert_pickle import BrokenPickle, UnsafePickle
-from dto_pipeline.data.npz import MappedNpz
-from dto_pipeline.data.pickled_items import ITEM_LIMITS, read_items
+from dto_pipeline.data.npz import ITEM_LIMITS, MappedNpz, read_items
 from dto_pipeline.data.safe_pickle import build_values
 from tests.released_files import released_annots
 

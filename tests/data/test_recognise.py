@@ -14,8 +14,7 @@ import pytest
 from dto_pipeline.commands.training_data import open_label_sets
 from dto_pipeline.data.dataset import Dataset
 from dto_pipeline.data.manifest_build.builder import build_manifest
-from dto_pipeline.data.people import read_people
-from dto_pipeline.data.recognise import FileKind, UnknownFile, expect_kind, recognise
+from dto_pipeline.data.people import FileKind, UnknownFile, expect_kind, read_people, recognise
 from dto_pipeline.data.sources.relative_human import read_annotations
 from dto_pipeline.data.sources.rows import LabelFileError
 from dto_pipeline.data.training_labels import Part
@@ -53,7 +52,7 @@ def test_the_name_of_a_file_decides_nothing(kind: FileKind, name: str, tmp_path:
 
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.npz")
-    with pytest.raises(UnknownFile, match="is no regular file"):
+    with pytest.raises(UnknownFile, match="a named pipe"):
         recognise(tmp_path / "pipe.npz")
 
 

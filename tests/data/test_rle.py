@@ -113,7 +113,7 @@ def test_no_masks_measure_as_nothing():
         (b"P", "not a COCO"),  # a number that goes on, but does not
         (b"ooooooooo0", "not a COCO"),  # a number of too many characters
         (b"2", "add up to 2"),
-        (b"1O14", "add up to"),  # a negative run
+        (b"1O14", "not a COCO"),  # a negative run
     ],
 )
 def test_damaged_strings_are_refused_with_a_reason(counts, why):

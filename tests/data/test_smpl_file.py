@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import pickle
-import pickletools
 import subprocess
 import sys
 from collections.abc import Callable
@@ -27,7 +26,6 @@ from dto_pipeline.data.smpl_file import (
     import_smpl,
     read_smpl,
     write_smpl_npz,
-    write_smpl_pickle,
 )
 from dto_pipeline.models.body import load_body
 from tests.official_smpl import chumpy_array, official_dict, official_modules, python2_dumps, with_state
@@ -117,14 +115,12 @@ def test_however_the_root_is_marked_its_parent_is_minus_one(
     assert np.array_equal(found.kintree_table, stand_in.kintree_table)
 
 
-def test_reading_an_official_file_imports_neither_chumpy_nor_scipy(
-    plain: dict[str, np.ndarray], tmp_path: Path
-) -> None:
+def test_reading_an_official_file_needs_no_chumpy(plain: dict[str, np.ndarray], tmp_path: Path) -> None:
     with official_modules() as classes:
         _write(tmp_path / "model.pkl", python2_dumps(official_dict(classes, plain), 2))
     lines = [
         "import sys; from dto_pipeline.data.smpl_file import read_smpl",
-        "sys.modules.update(dict.fromkeys(['chumpy', 'scipy']))  # None: importing them raises",
+        "sys.modules.update(dict.fromkeys(['chumpy']))  # None: importing them raises",
         f"print(read_smpl({str(tmp_path / 'model.pkl')!r}).J_regressor.shape)",
     ]
     done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=False)
@@ -163,13 +159,12 @@ def _checkpoint(plain: dict[str, np.ndarray], template: np.ndarray) -> dict[str,
     return {**tensors, "kintree_table": torch.from_numpy(plain["kintree_table"][0]).long()}
 
 
-@pytest.mark.parametrize("zipped", [True, False])
 def test_a_smpla_checkpoint_reads_back_equal(
-    zipped: bool, plain: dict[str, np.ndarray], stand_in: SmplArrays, tmp_path: Path
+    plain: dict[str, np.ndarray], stand_in: SmplArrays, tmp_path: Path
 ) -> None:
     template = np.load(KID_TEMPLATE)
     path = tmp_path / "SMPLA_NEUTRAL.pth"
-    torch.save(_checkpoint(plain, template), path, _use_new_zipfile_serialization=zipped)
+    torch.save(_checkpoint(plain, template), path)
     found = read_smpl(path)
     assert np.allclose(found.shapedirs, add_kid_axis(stand_in, template).shapedirs, atol=1e-6)
     _assert_equal(found.without_kid_axis(), stand_in)
@@ -215,28 +210,11 @@ def test_an_npz_reads_back_equal_and_has_equal_bytes(stand_in: SmplArrays, tmp_p
         assert set(archive.files) == set(stand_in.to_dict())
 
 
-def test_the_plain_pickle_is_loaded_by_unmodified_smplx(stand_in: SmplArrays, tmp_path: Path) -> None:
-    path = write_smpl_pickle(stand_in, tmp_path / "SMPL_NEUTRAL.pkl")
-    theirs = smplx.SMPL(str(tmp_path))
-    ours = smplx.SMPL("", data_struct=smplx.utils.Struct(**stand_in.to_dict()))
-    betas, pose = torch.linspace(-1, 1, 10)[None], torch.linspace(-0.5, 0.5, 69)[None]
-    assert torch.equal(theirs(betas=betas, body_pose=pose).vertices, ours(betas=betas, body_pose=pose).vertices)
-    _assert_equal(read_smpl(path), stand_in)
-
-
-def test_the_plain_pickle_names_only_what_numpy_1_and_2_know(stand_in: SmplArrays, tmp_path: Path) -> None:
-    data = write_smpl_pickle(stand_in, tmp_path / "model.pkl").read_bytes()
-    opcodes = list(pickletools.genops(data))
-    assert max(opcode.proto for opcode, _, _ in opcodes) <= 3
-    names = {argument for opcode, argument, _ in opcodes if opcode.name == "GLOBAL"}
-    assert names == {"numpy.core.multiarray _reconstruct", "numpy ndarray", "numpy dtype"}
-
-
 def test_import_writes_what_the_body_model_loads(plain: dict[str, np.ndarray], tmp_path: Path) -> None:
     with official_modules() as classes:
         source = _write(tmp_path / "SMPL_NEUTRAL.pkl", python2_dumps(official_dict(classes, plain), 2))
-    written = import_smpl(source, tmp_path / "out", KID_TEMPLATE, with_pickle=True)
-    assert [path.name for path in written] == ["SMPL_NEUTRAL.npz", "SMPLA_NEUTRAL.npz", "SMPL_NEUTRAL.pkl"]
+    written = import_smpl(source, tmp_path / "out", KID_TEMPLATE)
+    assert [path.name for path in written] == ["SMPL_NEUTRAL.npz", "SMPLA_NEUTRAL.npz"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(path.name for path in written)
     imported, stand_in_body = load_body(tmp_path / "out"), load_body("demo")
     betas = torch.tensor([[0.5, -0.5, 0, 0, 0, 0, 0, 0, 0, 0, 0.6]])

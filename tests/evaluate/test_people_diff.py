@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dto_pipeline.data.people import People, read_people
-from dto_pipeline.evaluate.people_diff import PeopleDiff, diff_people
+from dto_pipeline.evaluate.people_diff import PeopleDiff, Side, diff_people
 from dto_pipeline.models.body import BodyModel
 from tests.released_files import released_annots, write_released
 
@@ -22,8 +22,14 @@ def people_of(annots: dict[str, Any], path: Path) -> People:
 
 
 def compare(before: People, after: People, parts: int = 100, **options: Any) -> PeopleDiff:
-    cut = (before.part(start, start + parts) for start in range(0, before.num_images, parts))
-    return diff_people(cut, before.images.tolist(), after, ("before", "after"), **options)
+    return diff_people(in_parts("before", before, parts), in_parts("after", after, parts), **options)
+
+
+def in_parts(title: str, people: People, images: int) -> Side:
+    """A side that is read some images at a time."""
+    starts = np.array([*range(0, people.num_images, images), people.num_images])
+    whole = Side.of_people(title, people)
+    return dataclasses.replace(whole, starts=starts, read=lambda part: people.part(starts[part], starts[part + 1]))
 
 
 @pytest.fixture
@@ -57,7 +63,6 @@ def test_moved_people_are_measured_person_by_person(pair, body: BodyModel, tmp_p
     taller = np.concatenate(diff.values["dheight"])
     assert ((taller != 0) == (dz != 0)).all()
     assert diff.worst[0][0] == pytest.approx((z / 2).max(), rel=1e-5)
-    assert [scene.largest_dz for scene in diff.scenes] == pytest.approx(sorted((z / 2).tolist())[:-11:-1], rel=1e-5)
     assert "different" in diff.as_table()
 
 
@@ -80,13 +85,10 @@ def test_sides_swapped_give_the_same_answer_the_other_way_round(pair, tmp_path: 
     after["000001.jpg"][0]["smpl_param"]["trans"][2] += np.float32(2)
     after["000002.jpg"].pop()
     one, two = people_of(before, tmp_path / "a.npz"), people_of(after, tmp_path / "b.npz")
-    straight = compare(one, two)
-    swapped = diff_people([two], two.images.tolist(), one, ("before", "after"), swapped=True)
-    assert straight.statistics("dz") == swapped.statistics("dz")
-    assert straight.people_only == swapped.people_only == {"before": 1, "after": 0}
-    assert straight.worst == swapped.worst
-    np.testing.assert_array_equal(straight.scenes[0].before["transl"], swapped.scenes[0].before["transl"])
-    np.testing.assert_array_equal(straight.scenes[0].after["transl"], swapped.scenes[0].after["transl"])
+    straight, swapped = compare(one, two), compare(two, one)
+    assert straight.statistics("dz")["mean"] == -swapped.statistics("dz")["mean"] > 0
+    assert straight.people_only == {"before": 1, "after": 0}
+    assert swapped.people_only == {"before": 0, "after": 1}
 
 
 def test_twins_of_one_pose_are_told_apart_by_shape_and_then_by_place(tmp_path: Path) -> None:
@@ -140,7 +142,7 @@ def test_acceptance_of_a_run_is_held_against_a_file_that_lists_accepted_images(p
     diff = compare(judged, listed)
     assert diff.accepted == {"both": 15, "before": 1, "after": 0}
     assert diff.images_only == {"before": 5, "after": 0}
-    assert diff.accepted_apart == ["000004.jpg: before only"]
+    assert diff.images_apart == ["000004.jpg: before only"]
 
 
 def test_images_of_hundreds_of_people_are_compared_in_bounded_pieces(tmp_path: Path, monkeypatch) -> None:

@@ -2,33 +2,48 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dto_pipeline.evaluate.placements import (
-    MEASURES,
+    PLACEMENT_MEASURES,
     Placement,
-    as_table,
+    SyntheticError,
     depth_relation,
-    placement_errors,
+    evaluate_synthetic,
+    placement_sums,
 )
+from dto_pipeline.models.body import BodyModel
+from tests.evaluate.people import make_people
 
+PLACES = [[(-1.0, 4.0), (0.8, 5.0)], [(0.0, 6.0)]]
 # image 0 holds three people, image 5 two; true z 2, 3, 5 and 4, 4.1
 IMAGE = np.array([0, 0, 5, 0, 5])
 TRUTH = Placement(z=np.array([2.0, 3.0, 4.0, 5.0, 4.1]), height=np.array([1.7, 1.0, 1.6, 1.8, 1.5]))
 FOUND = Placement(z=np.array([2.5, 2.4, 4.0, 5.0, 4.5]), height=np.array([1.8, 1.0, 1.6, 1.5, 1.5]))
 
 
+def placement_errors(
+    found: Placement, truth: Placement, image: np.ndarray, selected: np.ndarray | None = None
+) -> dict[str, float]:
+    """The measures of all images together."""
+    sums = placement_sums(found, truth, image, 6, selected)
+    pooled = {name: values.sum() for name, values in sums.items()}
+    return {**pooled, **{measure.key: float(measure.of(pooled)) for measure in PLACEMENT_MEASURES}}
+
+
 def test_errors_of_five_people_are_those_computed_by_hand() -> None:
     errors = placement_errors(FOUND, TRUTH, IMAGE)
     assert (errors["persons"], errors["pairs"]) == (5, 4)
     assert errors["depth_error"] == pytest.approx((0.5 + 0.6 + 0 + 0 + 0.4) / 5)
-    assert errors["relative_depth_error"] == pytest.approx((0.25 + 0.2 + 0 + 0 + 0.4 / 4.1) / 5)
+    assert errors["relative_depth_error"] == pytest.approx(100 * (0.25 + 0.2 + 0 + 0 + 0.4 / 4.1) / 5)
     # pairs: (2, 3) now 0.1 apart instead of -1, (2, 5) 0.5 off, (3, 5) 0.6 off, (4, 4.1) now -0.5 instead of -0.1
     assert errors["pair_depth_error"] == pytest.approx((1.1 + 0.5 + 0.6 + 0.4) / 4)
-    assert errors["ordinal"] == pytest.approx(2 / 4)  # the first pair became "same", the last one "nearer"
+    assert errors["ordinal"] == pytest.approx(50)  # the first pair became "same", the last one "nearer"
     assert errors["height_error"] == pytest.approx(0.4 / 5)
 
 
@@ -62,16 +77,41 @@ def test_arrays_of_different_lengths_are_refused() -> None:
         placement_errors(FOUND, TRUTH, IMAGE[:4])
 
 
-def test_the_table_shows_every_measure_before_and_after() -> None:
-    everyone = np.ones(5, dtype=bool)
-    sides, groups = {"before": FOUND, "after": TRUTH}, {"all": everyone, "none": ~everyone}
-    table = as_table(
-        {
-            group: {name: placement_errors(side, TRUTH, IMAGE, kept) for name, side in sides.items()}
-            for group, kept in groups.items()
-        }
-    )
-    assert all(title in table for title in MEASURES.values())
-    assert "all (5)" in table
-    assert "0.300 -> 0.000" in table
-    assert "50.0 % -> 100.0 %" in table
+def test_people_are_compared_by_their_label_row(body: BodyModel) -> None:
+    truth = make_people(PLACES)
+    after = make_people([[(-1.0, 4.5), (0.8, 5.0)], [(0.0, 6.0)]], status=np.array(["moved", "too_small", "moved"]))
+    order = np.array([1, 0, 2])
+    evaluation = evaluate_synthetic({"after": after.take(order)}, truth, body)
+    assert evaluation.columns["after"].estimates["depth_error"].value == pytest.approx(0.5 / 3)
+    assert evaluation.columns["after"].estimates["pair_depth_error"].value == pytest.approx(0.5)
+    assert evaluation.columns["after"].estimates["mrpe"].value == pytest.approx(500 / 3, rel=1e-5)
+    assert evaluation.counts["moved"] == 2
+
+
+def test_missed_extra_and_unusable_people_are_counted(body: BodyModel) -> None:
+    truth = make_people(PLACES)
+    labels = make_people([[(-1.0, 4.0), (0.8, 5.0)], [(0.0, 6.0)]], row=np.array([0, -1, 2]))
+    labels.transl[2, 0] = np.inf
+    counts = evaluate_synthetic({"labels": labels}, truth, body).counts
+    assert counts["compared"] == 1
+    assert counts["missed (no label row)"] == 1
+    assert counts["extra (a label row the truth does not have)"] == 1
+    assert counts["labels that cannot be used"] == 1
+
+
+def test_accepted_images_get_columns_of_their_own(body: BodyModel) -> None:
+    truth = make_people(PLACES)
+    labels = make_people([[(-1.0, 4.0), (0.8, 5.0)], [(0.0, 7.0)]], accepted=np.array([True, False]))
+    columns = evaluate_synthetic({"labels": labels}, truth, body).columns
+    assert columns["labels"].estimates["depth_error"].value == pytest.approx(1 / 3)
+    assert columns["labels, accepted images"].estimates["depth_error"].value == 0
+
+
+def test_the_truth_of_another_data_set_is_refused(body: BodyModel) -> None:
+    truth = make_people(PLACES)
+    other = dataclasses.replace(make_people(PLACES), row=np.array([2, 1, 0]))
+    with pytest.raises(SyntheticError, match="label row"):
+        evaluate_synthetic({"labels": other}, truth, body)
+    nobody = dataclasses.replace(make_people(PLACES), row=np.array([-1, -1, -1]))
+    with pytest.raises(SyntheticError, match="no person"):
+        evaluate_synthetic({"labels": nobody}, truth, body)

@@ -23,11 +23,10 @@ ROOT = Path(__file__).parents[2]
 JOBS = ROOT / "jobs"
 PAGES = sorted(
     path
-    for name in ("generate.*", "kuberay.yaml", "train_kuberay.yaml", "slurm.sh", "cluster.yaml", "monitoring/*.yaml")
+    for name in ("generate.*", "kuberay.yaml", "train_kuberay.yaml", "slurm.sh", "cluster.yaml")
     for path in JOBS.glob(name)
 )
 RAYJOBS = [JOBS / "kuberay.yaml", JOBS / "train_kuberay.yaml"]
-LABELS = {"status", "outcome", "stage", "subset", "instance", "le"}  # that a run or Ray itself puts on its numbers
 
 
 def _name(path: Path) -> str:
@@ -83,7 +82,7 @@ def test_a_page_says_command_time_result_and_what_to_change(page: Path) -> None:
     assert re.match(r"[A-Z].*[.:]", header.strip()), header[:80]
     for word in ("Time:", "Expect:", "Change:"):
         assert word in header, word
-    assert re.search(r"^ +(bash|sbatch|kubectl|ray|prometheus|promtool) ", header, re.M)
+    assert re.search(r"^ +(bash|sbatch|kubectl|ray) ", header, re.M)
 
 
 def test_commands_are_found_on_every_kind_of_page() -> None:
@@ -171,44 +170,3 @@ def test_no_job_ends_processes_by_name() -> None:
 def test_the_slurm_script_asks_to_be_warned_and_queued_again() -> None:
     asked = re.findall(r"^#SBATCH --(\S+)", (JOBS / "slurm.sh").read_text(), re.M)
     assert {"signal=B:TERM@120", "requeue", "ntasks-per-node=1"} <= set(asked)
-
-
-def _expressions() -> list[str]:
-    dashboard = json.loads((JOBS / "monitoring/grafana.json").read_text())
-    rules = _load(JOBS / "monitoring/alerts.yaml")["groups"]
-    shown = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
-    return shown + [rule["expr"] for group in rules for rule in group["rules"]]
-
-
-def test_dashboard_and_alerts_ask_for_metrics_that_a_run_emits() -> None:
-    from dto_pipeline.run import ray_metrics
-
-    emitted = set(re.findall(r"\bray_dto_\w+", ray_metrics.__doc__ or ""))
-    asked: set[str] = set()
-    for expression in _expressions():
-        assert expression.count("(") == expression.count(")")
-        labels = re.findall(r"(\w+)=~?\"", expression) + re.findall(r"by \((\w+)\)", expression)
-        assert set(labels) <= LABELS, expression
-        asked |= {name.removesuffix("_bucket") for name in re.findall(r"\bray_dto_\w+", expression)}
-    assert asked == emitted
-
-
-def test_panels_of_the_dashboard_do_not_cover_each_other() -> None:
-    panels = json.loads((JOBS / "monitoring/grafana.json").read_text())["panels"]
-    taken: set[tuple[int, int]] = set()
-    for panel in panels:
-        place = panel["gridPos"]
-        cells = {(place["x"] + i, place["y"] + j) for i in range(place["w"]) for j in range(place["h"])}
-        assert not cells & taken
-        assert max(x for x, _ in cells) < 24  # Grafana's grid
-        taken |= cells
-    assert len({panel["id"] for panel in panels}) == len(panels)
-
-
-def test_prometheus_reads_the_list_that_ray_writes_and_the_alerts_beside_it() -> None:
-    from ray._private.ray_constants import PROMETHEUS_SERVICE_DISCOVERY_FILE
-
-    config = _load(JOBS / "monitoring/prometheus.yaml")
-    files = config["scrape_configs"][0]["file_sd_configs"][0]["files"]
-    assert [Path(file).name for file in files] == [PROMETHEUS_SERVICE_DISCOVERY_FILE]
-    assert all((JOBS / "monitoring" / name).exists() for name in config["rule_files"])

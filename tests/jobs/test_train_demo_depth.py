@@ -24,8 +24,8 @@ from train_demo_depth import (
 
 from dto_pipeline.config import DepthConfig
 from dto_pipeline.data.images import read_image
+from dto_pipeline.lab.demo import TrueDepth, depth_quality, measure_network
 from dto_pipeline.lab.demo_data import DemoSettings, build_demo_data, build_scene, build_true_pictures
-from dto_pipeline.lab.demo_score import TrueDepth, depth_quality, measure_network
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.models.depth_anything import DepthNetwork
 

@@ -13,17 +13,18 @@ from transformers import AutoModelForDepthEstimation, DepthAnythingConfig, Depth
 
 from dto_pipeline.collate import collate_scenes
 from dto_pipeline.config import DepthConfig, PipelineConfig
-from dto_pipeline.lab.bench_depth import WINDOWS, DepthBenchReport, depth_flops, run_depth_bench, time_network
-from dto_pipeline.lab.bench_resume import run_resume_bench
-from dto_pipeline.lab.bench_stages import (
+from dto_pipeline.lab.bench import (
     COMPARED,
     STAGES,
-    PlainBody,
-    draw_people,
-    measure_people,
+    WINDOWS,
+    DepthBenchReport,
+    depth_flops,
     run_bench,
-    solve_groups,
+    run_depth_bench,
+    time_network,
 )
+from dto_pipeline.lab.bench_resume import run_resume_bench
+from dto_pipeline.lab.plain_loop import PlainBody, draw_people, measure_people, solve_groups
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.models.depth_anything import DepthNetwork
 from dto_pipeline.optimizer import SceneOptimizer

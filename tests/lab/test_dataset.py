@@ -13,11 +13,10 @@ from dto_pipeline.data.rle import decode_rle
 from dto_pipeline.data.sources.camerahmr import open_camerahmr
 from dto_pipeline.data.sources.sidecar import Sidecar
 from dto_pipeline.lab.crowd import plan_crowd
-from dto_pipeline.lab.crowd_files import CrowdFilesError
+from dto_pipeline.lab.crowd_files import CrowdData, CrowdFilesError
 from dto_pipeline.lab.demo_data import (
     LABELS,
     SIDECAR,
-    DemoData,
     DemoSettings,
     build_demo_data,
     image_name,
@@ -30,12 +29,12 @@ SMALL = DemoSettings(images=2, seed=5)
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory, body: BodyModel) -> DemoData:
+def demo(tmp_path_factory: pytest.TempPathFactory, body: BodyModel) -> CrowdData:
     """The smallest data set that has everything broken."""
     return build_demo_data(tmp_path_factory.mktemp("demo"), body, DemoSettings(images=12))
 
 
-def image_of(demo: DemoData, kind: str) -> str:
+def image_of(demo: CrowdData, kind: str) -> str:
     return next(name for name, broken in demo.broken.items() if broken == kind)
 
 
@@ -65,7 +64,7 @@ def test_truth_of_a_half_written_data_set_is_refused(tmp_path: Path) -> None:
         read_truth(tmp_path)
 
 
-def test_label_rows_and_truth_rows_are_the_same_people(demo: DemoData) -> None:
+def test_label_rows_and_truth_rows_are_the_same_people(demo: CrowdData) -> None:
     truth = read_truth(demo.root)
     labels = open_camerahmr(demo.root / LABELS)
     assert labels.num_rows == demo.persons == len(truth["height"])
@@ -78,7 +77,7 @@ def test_label_rows_and_truth_rows_are_the_same_people(demo: DemoData) -> None:
     assert np.isfinite(rows.bbox_xyxy).all()
 
 
-def test_cameras_fit_their_images(demo: DemoData) -> None:
+def test_cameras_fit_their_images(demo: CrowdData) -> None:
     labels = open_camerahmr(demo.root / LABELS)
     names, rows = labels.image_names(0, labels.num_rows), labels.rows(np.arange(labels.num_rows))
     for name, camera in zip(names.tolist(), rows.intrinsics, strict=True):
@@ -89,7 +88,7 @@ def test_cameras_fit_their_images(demo: DemoData) -> None:
         assert (2 * camera[0, 2], 2 * camera[1, 2]) == (scale * size[0], scale * size[1])
 
 
-def test_masks_decode_to_the_size_of_their_image(demo: DemoData) -> None:
+def test_masks_decode_to_the_size_of_their_image(demo: CrowdData) -> None:
     truth = read_truth(demo.root)
     sidecar = Sidecar(demo.root / SIDECAR, demo.persons)
     rows = sidecar.rows(np.arange(demo.persons))
@@ -101,7 +100,7 @@ def test_masks_decode_to_the_size_of_their_image(demo: DemoData) -> None:
     assert mask.any()
 
 
-def test_every_image_has_a_depth_map_of_its_size(demo: DemoData) -> None:
+def test_every_image_has_a_depth_map_of_its_size(demo: CrowdData) -> None:
     depth = DepthFiles(demo.root / "depth")
     for name in np.unique(read_truth(demo.root)["image_name"]).tolist():
         if demo.broken.get(name) in ("missing_image", "truncated_image", "zero_disparity"):
@@ -110,7 +109,7 @@ def test_every_image_has_a_depth_map_of_its_size(demo: DemoData) -> None:
         assert depth.load(str(Path(name).with_suffix(".npy")), height, width).max() > 50
 
 
-def test_broken_images_fail_the_way_the_readme_says(demo: DemoData) -> None:
+def test_broken_images_fail_the_way_the_readme_says(demo: CrowdData) -> None:
     assert not (demo.root / "images" / image_of(demo, "missing_image")).exists()
     with pytest.raises(ImageCorrupt):
         read_image(demo.root / "images" / image_of(demo, "truncated_image"))

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from dto_pipeline.lab.golden import GoldenFolderError, check_golden
-from dto_pipeline.lab.golden_rh import check_rh_cases
+from dto_pipeline.lab import golden_labels
+from dto_pipeline.lab.golden import Case, GoldenFolderError, check_golden
+from dto_pipeline.lab.golden_labels import check_rh_cases
 from dto_pipeline.models.body import load_body
 
 CASES = Path(__file__).parents[1] / "golden" / "rh_metric"  # the metric family
@@ -55,62 +58,61 @@ def test_a_folder_without_cases_is_an_error_that_says_what_was_expected(tmp_path
         check_golden(tmp_path)
 
 
-def edited(folder, case, edit):
-    """A folder with one recorded case, changed by `edit`."""
+def check_edited(folder: Path, case: str, edit: Callable[[dict[str, Any]], object]) -> Case:
+    """One recorded case of the metric, changed by `edit`."""
     raw = json.loads((CASES / f"{case}.json").read_text())
     edit(raw)
-    (folder / f"{case}.json").write_text(json.dumps(raw))
-    return folder
+    inner = folder / "rh_metric"
+    inner.mkdir(parents=True)
+    (inner / f"{case}.json").write_text(json.dumps(raw))
+    if (bodies := CASES / f"{case}_bodies.npz").is_file():
+        shutil.copy(bodies, inner)
+    (inner / "index.json").write_text(json.dumps([{"case": case}]))
+    (result,) = check_rh_cases(folder)
+    return result
 
 
 @pytest.mark.parametrize(
     ("edit", "named"),
     [
-        (lambda raw: raw["expected"].update(pcdr_kid=0.930), "pcdr_kid is 0.93"),
-        (lambda raw: raw["expected"].update(pcdr_baby=0.5), "pcdr_baby is undefined"),
-        (lambda raw: raw["expected"].update(pcdr_all=None), "recorded None"),
-        (lambda raw: raw["expected"].update(missed=14), "missed is 15, recorded 14"),
-        (lambda raw: raw["expected"]["pairs"].update(cd=3), "pairs cd is 17"),
-        (lambda raw: raw["expected"].update(f1=0.57), "f1 is 0.5757"),
+        (lambda raw: raw["expected"].update(pcdr_kid=0.930), "pcdr_kid off by"),
+        (lambda raw: raw["expected"].update(pcdr_baby=0.5), "pcdr_baby: None instead of 0.5"),
+        (lambda raw: raw["expected"].update(pcdr_all=None), "pcdr_all off by nan"),
+        (lambda raw: raw["expected"].update(missed=14), "missed: 15 instead of 14"),
+        (lambda raw: raw["expected"]["pairs"].update(cd=3), "cd: 17 instead of 3"),
+        (lambda raw: raw["expected"].update(f1=0.57), "f1 off by"),
         (lambda raw: raw["images"][0].update(matches=[[0, 0], [1, 2]]), "4497397.jpg: matches"),
         (lambda raw: raw["images"][0].update(missed=[1]), "4497397.jpg: missed"),
-        (lambda raw: raw["images"][0].pop("gt"), "cannot be read: KeyError"),
+        (lambda raw: raw["images"][0].pop("gt"), "raised KeyError"),
         (lambda raw: raw.update(expected=None), "neither expected numbers nor an error"),
     ],
 )
-def test_a_difference_is_a_named_failure(tmp_path, body, edit, named):
-    (result,) = check_rh_cases(edited(tmp_path, "case_00", edit), body)
+def test_a_difference_is_a_named_failure(tmp_path: Path, edit: Callable[[dict[str, Any]], object], named: str) -> None:
+    result = check_edited(tmp_path, "case_00", edit)
     assert not result.passed
     assert named in " ".join(result.failures)
 
 
-def test_a_case_the_reference_cannot_do_passes_with_a_status(tmp_path, body):
-    def miss_nobody(raw):
+def test_a_case_the_reference_cannot_do_passes_with_a_status(tmp_path: Path) -> None:
+    def miss_nobody(raw: dict[str, Any]) -> None:
         raw.update(images=raw["images"][-1:], expected=None, error="ValueError", kind="nothing_missed")
 
-    (result,) = check_rh_cases(edited(tmp_path, "case_00", miss_nobody), body)
-    assert result.passed
+    assert check_edited(tmp_path, "case_00", miss_nobody).passed
 
 
-def test_bodies_elsewhere_are_a_failure(tmp_path, body):
-    shutil.copy(CASES / "case_04_bodies.npz", tmp_path)
-    edited(tmp_path, "case_04", lambda raw: None)
-    assert check_rh_cases(tmp_path, body)[0].passed
-    thin = load_body("demo", kid_axis=False)
-    assert "a projected joint is" in " ".join(check_rh_cases(tmp_path, thin)[0].failures)
+def test_bodies_elsewhere_are_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert check_edited(tmp_path / "right", "case_04", lambda raw: None).passed
+    monkeypatch.setattr(golden_labels, "recorded_bodies", lambda _: {True: load_body("demo", kid_axis=False)})
+    assert "kp2d_px off by" in " ".join(check_edited(tmp_path / "thin", "case_04", lambda raw: None).failures)
 
 
-def test_a_case_the_index_promises_must_be_there(tmp_path, body):
-    (tmp_path / "index.json").write_text(json.dumps([{"case": "case_07"}]))
-    (result,) = check_rh_cases(tmp_path, body)
+def test_a_case_the_index_promises_must_be_there_and_the_index_be_one(tmp_path: Path) -> None:
+    (tmp_path / "rh_metric").mkdir()
+    index = tmp_path / "rh_metric/index.json"
+    index.write_text(json.dumps([{"case": "case_07"}]))
+    (result,) = check_rh_cases(tmp_path)
     assert result.name == "case_07"
-    assert "cannot be read: FileNotFoundError" in result.failures[0]
-
-
-def test_a_folder_without_cases_is_refused(tmp_path, body):
-    with pytest.raises(FileNotFoundError, match=r"no case_\*\.json"):
-        check_rh_cases(tmp_path, body)
-
-
-def test_cases_are_found_from_the_folder_above(body):
-    assert len(check_rh_cases(CASES.parent, body)) == 5
+    assert "raised FileNotFoundError" in result.failures[0]
+    index.write_text("{")
+    with pytest.raises(GoldenFolderError, match="expected a list of cases"):
+        check_golden(tmp_path)

@@ -87,4 +87,4 @@ def test_other_cases_of_the_format_are_run_and_strange_ones_named(folder: Path, 
 
 
 def test_a_folder_of_other_families_has_no_such_cases(golden_folder: Path) -> None:
-    assert check_mahmr_cases(golden_folder) == []
+    assert check_mahmr_cases(golden_folder / "image") == []

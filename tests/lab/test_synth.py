@@ -14,21 +14,26 @@ from dto_pipeline.axes import ADULT_MALE, KID
 from dto_pipeline.config import PipelineConfig, PriorConfig
 from dto_pipeline.data.people import read_people
 from dto_pipeline.errors import DtoError
-from dto_pipeline.lab.benchmark import OWN, POOLED, RECORDED, SWITCHES, BenchmarkError, BenchmarkSettings, override
-from dto_pipeline.lab.benchmark_page import run_benchmark
-from dto_pipeline.lab.crowd_files import CrowdFilesError
-from dto_pipeline.lab.difficulty import DIFFICULTIES, DifficultyError, change_options, choose_difficulty
+from dto_pipeline.lab.benchmark import (
+    OWN,
+    POOLED,
+    RECORDED,
+    SWITCHES,
+    BenchmarkError,
+    BenchmarkSettings,
+    override,
+    run_benchmark,
+)
+from dto_pipeline.lab.crowd_files import MARKER, CrowdFilesError, write_synth
+from dto_pipeline.lab.difficulty import DIFFICULTIES, DifficultyError, choose_difficulty
 from dto_pipeline.lab.known_scenes import MadeScene, build_known_scene, plan_hard_crowd
 from dto_pipeline.lab.solver_outcomes import (
     ACCEPTED,
     EVERYBODY,
     METHODS,
     MOVED,
-    label_and_prior,
-    paper_else_prior,
     place_all,
 )
-from dto_pipeline.lab.synth import MARKER, write_synth
 from dto_pipeline.models.body import BodyModel
 
 
@@ -122,7 +127,7 @@ def test_every_difficulty_is_hard_in_its_own_way(body: BodyModel) -> None:
 )
 def test_an_option_that_cannot_be_is_named(option: str, words: str) -> None:
     with pytest.raises(DtoError, match=words.replace("[", r"\[")):
-        change_options(DIFFICULTIES["easy"], [option])
+        choose_difficulty("easy", [option])
 
 
 def test_options_change_a_difficulty_and_unknown_difficulties_are_named() -> None:
@@ -161,8 +166,7 @@ def test_the_fair_baseline_is_paper_where_it_moves_people_and_the_height_prior_e
     known = [build_known_scene(choose_difficulty("pairs"), 5, number, body) for number in range(6)]
     assert {item.scene.num_people for item in known} == {2}
     paper = place_all(known, PipelineConfig(), "paper")
-    fair, moved = paper_else_prior(paper), paper.moved
-    _, prior = label_and_prior(paper)
+    fair, moved, prior = paper.else_prior, paper.moved, paper.prior
     assert 0 < moved.sum() < len(moved)
     for found, placed, by_prior in (
         (fair.z, paper.placement.z, prior.z),
@@ -193,13 +197,6 @@ def test_what_all_people_of_an_image_share_follows_a_normal_law() -> None:
     ]
     assert abs(np.std([share[0] for share in shares]) / taller.taller - 1) < 0.15
     assert max(np.ptp(share) for share in shares) < 1e-6
-
-
-def test_equal_arguments_give_equal_scenes(body: BodyModel) -> None:
-    for name in ("standard", "hard", "weak-depth"):
-        first, again = (build_known_scene(choose_difficulty(name), 5, 2, body) for _ in range(2))
-        assert np.array_equal(first.scene.transl, again.scene.transl)
-        assert np.array_equal(np.asarray(first.scene.disparity), np.asarray(again.scene.disparity))
 
 
 def test_seeds_used_for_tuning_are_refused() -> None:

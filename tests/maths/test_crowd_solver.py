@@ -75,7 +75,8 @@ def crowd(
     unknown = torch.full(shape, NAN)
     mixture = build_height_mixture(label_height, ages, unknown, PRIOR, config)
     table = build_height_prior(label_height, classify_heights(ages, unknown, PRIOR), PRIOR)
-    return fit_crowds(evidence, summarise_mixture(mixture, table), mixture, label_z, present, config, 2.1, metric)
+    prior = summarise_mixture(mixture, table)
+    return fit_crowds(evidence, prior, mixture, label_z, present, ages.isnan(), config, 2.1, metric)
 
 
 @pytest.mark.parametrize("factor", [1.0, 0.3, 3.0])
@@ -307,6 +308,22 @@ def test_people_unlike_their_priors_are_less_sure_than_people_who_fit_them() -> 
 
     assert (even.deviation < uneven.deviation).all()
     assert (sigma(uneven) > 1.1 * sigma(even)).all()
+
+
+def test_the_more_people_lack_an_age_the_less_sure_all_distances_are_but_not_their_order() -> None:
+    """Adults either way, so that only what nobody knows of the population differs."""
+    config = replace(JOINT, unknown_age_below=(0.0, 0.0, 0.0))
+    found = []
+    for unknown in range(4):
+        ages = torch.tensor([[NAN] * unknown + [30.0] * (3 - unknown)])
+        posterior = crowd([[4.0, 4.0, 4.0]], ages=ages, config=config).posterior
+        assert posterior is not None
+        covariance = posterior.z_covariance[0]
+        found.append([covariance[0, 0].item(), (covariance[0, 0] + covariance[2, 2] - 2 * covariance[0, 2]).item()])
+    variance, apart = np.array(found).T
+    assert (np.diff(variance) > 0).all()
+    assert variance[3] > 1.5 * variance[0]
+    assert apart == pytest.approx(apart[0], rel=0.01)
 
 
 def test_both_lines_are_one_where_there_is_no_offset() -> None:

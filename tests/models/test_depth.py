@@ -1,16 +1,21 @@
+"""Depth maps that are files: every kind and format gives the same disparity, and what is no map is refused."""
+
 from __future__ import annotations
 
 import io
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from dto_pipeline.models.depth import DepthFiles, DepthInvalid, DepthMissing
+from dto_pipeline.config import DepthConfig
+from dto_pipeline.models.depth import METRES_PER_DEPTH, DepthFiles, DepthInvalid, DepthMissing, open_depth_files
 from dto_pipeline.status import ImageStatus
 
 RAMP = np.linspace(0, 2, 12).reshape(3, 4)
+Z = np.array([[2.0, 4.0, 8.0], [2.5, 5.0, 10.0]])  # [m], exact in millimetres
 
 
 @pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
@@ -30,7 +35,7 @@ def test_maps_of_every_float_type_and_container_are_read(tmp_path, kind, suffix)
 BAD_MAPS = [
     ("zero everywhere", np.zeros((3, 4), np.float32)),
     ("not finite", np.where(RAMP > 1, np.nan, RAMP).astype(np.float32)),
-    ("not finite", np.full((3, 4), 1e300)),
+    ("not finite|zero everywhere", np.full((3, 4), 1e300)),
     ("negative", (RAMP - 1).astype(np.float32)),
     ("expected that of the image", np.ones((4, 3), np.float32)),
     ("expected that of the image", np.ones((3, 4, 1), np.float32)),
@@ -38,11 +43,12 @@ BAD_MAPS = [
 ]
 
 
+@pytest.mark.parametrize("kind", ["disparity", "depth"])
 @pytest.mark.parametrize(("why", "array"), BAD_MAPS)
-def test_maps_that_mean_nothing_are_refused_with_a_reason(tmp_path, why, array):
+def test_maps_that_mean_nothing_are_refused_with_a_reason(tmp_path, why, array, kind):
     np.save(tmp_path / "x.npy", array)
     with pytest.raises(DepthInvalid, match=why) as caught:
-        DepthFiles(tmp_path).load("x.npy", 3, 4)
+        DepthFiles(tmp_path, kind).load("x.npy", 3, 4)
     assert caught.value.status is ImageStatus.DEPTH_INVALID
     assert str(tmp_path) not in str(caught.value)
 
@@ -59,14 +65,6 @@ def test_damaged_files_are_invalid_not_a_crash(tmp_path, name, data):
     (tmp_path / name).write_bytes(data)
     with pytest.raises(DepthInvalid):
         DepthFiles(tmp_path).load(name, 3, 4)
-
-
-def test_a_header_that_claims_a_huge_map_costs_no_memory(tmp_path):
-    header = "{'descr': '<f4', 'fortran_order': False, 'shape': (1000000, 1000000), }"
-    data = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode()
-    (tmp_path / "x.npy").write_bytes(data)
-    with pytest.raises(DepthInvalid):
-        DepthFiles(tmp_path).load("x.npy", 3, 4)
 
 
 def test_object_arrays_are_not_unpickled(tmp_path):
@@ -131,8 +129,12 @@ def test_files_that_are_something_else_than_their_name_are_invalid(tmp_path):
     png = io.BytesIO()
     Image.fromarray(np.ones((3, 4), np.uint16)).save(png, "PNG")
     (tmp_path / "cut.png").write_bytes(png.getvalue().replace(b"IDAT", b"IDAX"))
-    for name in ("zip.npy", "gif.png", "cut.png"):
-        with pytest.raises(DepthInvalid, match=name):
+    (tmp_path / "no.png").write_bytes(b"not a picture")
+    Image.fromarray(np.ones((3, 4), np.uint8)).save(tmp_path / "coarse.png")
+    Image.fromarray(np.ones((3, 3), np.uint16)).save(tmp_path / "other.png")
+    reasons = {"coarse.png": "16 bits", "other.png": "shape"}
+    for name in ("zip.npy", "gif.png", "cut.png", "no.png", *reasons):
+        with pytest.raises(DepthInvalid, match=rf"{name} .*{reasons.get(name, '')}"):
             DepthFiles(tmp_path).load(name, 3, 4)
 
 
@@ -145,3 +147,50 @@ def test_a_png_chunk_that_claims_two_gigabytes_is_read_no_further_than_its_file(
     assert DepthFiles(tmp_path, "depth").load("bad.png", 4, 6).shape == (4, 6)  # its pixels are all there
     with pytest.raises(DepthInvalid, match="expected at most"):
         DepthFiles(tmp_path, "depth").load("long.png", 4, 6)
+
+
+def load(root: Path, name: str, **options: object) -> np.ndarray:
+    return open_depth_files(DepthConfig(**options), root).load(name, 2, 3)  # type: ignore[arg-type]
+
+
+def test_disparity_depth_and_metric_depth_agree_up_to_their_units(tmp_path: Path) -> None:
+    np.save(tmp_path / "disparity.npy", METRES_PER_DEPTH / Z)
+    np.save(tmp_path / "depth.npy", Z / METRES_PER_DEPTH)
+    np.save(tmp_path / "metric.npy", Z)
+    disparity = load(tmp_path, "disparity.npy")
+    np.testing.assert_allclose(load(tmp_path, "depth.npy", kind="depth"), disparity, rtol=1e-6)
+    np.testing.assert_allclose(load(tmp_path, "metric.npy", kind="metric_depth"), disparity, rtol=1e-6)
+
+
+def test_a_png_of_millimetres_is_metric_depth_by_its_scale(tmp_path: Path) -> None:
+    Image.fromarray((Z * 1000).astype(np.uint16)).save(tmp_path / "mm.png")
+    found = load(tmp_path, "mm.png", kind="metric_depth", scale=0.001)
+    np.testing.assert_allclose(found, METRES_PER_DEPTH / Z, rtol=1e-6)
+
+
+def test_unknown_and_infinite_depth_have_no_disparity(tmp_path: Path) -> None:
+    np.save(tmp_path / "holes.npy", np.array([[0.0, np.inf, 2.0], [2.0, 2.0, 2.0]]))
+    found = load(tmp_path, "holes.npy", kind="metric_depth")
+    assert found[0].tolist() == [0.0, 0.0, METRES_PER_DEPTH / 2]
+
+
+def test_a_npz_holds_its_kind_under_its_name(tmp_path: Path) -> None:
+    np.savez(tmp_path / "map.npz", depth=Z)
+    np.testing.assert_allclose(load(tmp_path, "map.npz", kind="metric_depth"), METRES_PER_DEPTH / Z, rtol=1e-6)
+    with pytest.raises(DepthInvalid, match="expected 'disparity'"):
+        load(tmp_path, "map.npz")
+
+
+def test_metres_made_with_another_focal_length_are_brought_to_the_labels_camera(tmp_path: Path) -> None:
+    np.savez(tmp_path / "map.npz", depth=Z, focal=np.float64(800.0))
+    files = open_depth_files(DepthConfig(kind="metric_depth"), tmp_path)
+    np.testing.assert_allclose(files.load("map.npz", 2, 3, 800.0), METRES_PER_DEPTH / Z, rtol=1e-6)
+    np.testing.assert_allclose(files.load("map.npz", 2, 3, 1600.0), METRES_PER_DEPTH / (2 * Z), rtol=1e-6)
+    np.testing.assert_allclose(files.load("map.npz", 2, 3), METRES_PER_DEPTH / Z, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("focal", "reason"), [(-3.0, "above 0"), (np.nan, "above 0"), (np.ones(2), "one number")])
+def test_a_focal_length_that_is_none_is_refused(tmp_path: Path, focal: object, reason: str) -> None:
+    np.savez(tmp_path / "map.npz", depth=Z, focal=focal)  # type: ignore[arg-type]
+    with pytest.raises(DepthInvalid, match=reason):
+        load(tmp_path, "map.npz", kind="metric_depth")

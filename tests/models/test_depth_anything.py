@@ -20,8 +20,13 @@ from transformers import AutoModelForDepthEstimation
 from dto_pipeline.config import DEPTH_PRECISIONS, DepthConfig, PipelineConfig
 from dto_pipeline.config_tree import ConfigError
 from dto_pipeline.models.depth import METRES_PER_DEPTH, DepthInvalid
-from dto_pipeline.models.depth_anything import DepthNetwork, computing_in, halve_weights, resolve_precision
-from dto_pipeline.models.depth_recipes import stretch_positions
+from dto_pipeline.models.depth_anything import (
+    DepthNetwork,
+    computing_in,
+    halve_weights,
+    resolve_precision,
+    stretch_positions,
+)
 from dto_pipeline.models.network_input import plan_windows, resize_to_image, resize_to_network
 from dto_pipeline.models.networks import ModelError, ModelMissing, ModelReference, identify, licence_lines
 from dto_pipeline.run.identity import hash_settings
@@ -256,44 +261,33 @@ def config_said(folder: Path, target: Path, **words: Any) -> Path:
     return target
 
 
-def weights_changed(folder: Path, target: Path, change: Callable[[dict[str, np.ndarray]], None]) -> Path:
-    shutil.copytree(folder, target)
+def rename(weights: dict[str, np.ndarray]) -> None:
+    for name in [name for name in weights if name.startswith("backbone.")]:
+        weights["pretrained." + name.removeprefix("backbone.")] = weights.pop(name)
+
+
+BIAS, DEEPER = "head.conv1.bias", "backbone.encoder.layer.4.norm1.bias"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda weights: weights.pop("head.conv3.weight"), r"depth\.model .* lacks head\.conv3\.weight"),
+        (lambda weights: weights.pop("backbone.embeddings.position_embeddings"), r"lacks .*position_embeddings"),
+        (rename, r"lacks backbone\.embeddings\.cls_token.*and \d+ more"),
+        (lambda weights: weights.update({BIAS: np.zeros(99, np.float32)}), rf"has in another shape {BIAS}"),
+        (lambda weights: weights.update({DEEPER: np.zeros(16, np.float32)}), rf"beyond what config\.json .*{DEEPER}"),
+    ],
+)
+def test_weights_of_another_network_than_the_config_tells_of_are_refused_by_name(
+    folder: Path, tmp_path: Path, change: Callable[[dict[str, np.ndarray]], None], words: str
+) -> None:
+    target = shutil.copytree(folder, tmp_path / "changed")
     weights = load_file(target / "model.safetensors")
     change(weights)
     save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
-    return target
-
-
-def test_a_network_that_lacks_a_weight_is_refused_with_its_name(folder: Path, tmp_path: Path) -> None:
-    for name in ("head.conv3.weight", "backbone.encoder.layer.2.norm1.bias", "backbone.embeddings.position_embeddings"):
-        broken = weights_changed(folder, tmp_path / name, lambda weights, name=name: weights.pop(name))  # type: ignore[misc]
-        with pytest.raises(ModelError, match=rf"depth\.model .* lacks {name}"):
-            DepthNetwork(config(broken))
-
-
-def test_weights_under_the_names_of_other_code_are_refused(folder: Path, tmp_path: Path) -> None:
-    def rename(weights: dict[str, np.ndarray]) -> None:
-        for name in [name for name in weights if name.startswith("backbone.")]:
-            weights["pretrained." + name.removeprefix("backbone.")] = weights.pop(name)
-
-    with pytest.raises(ModelError, match=r"lacks backbone\.embeddings\.cls_token.*and \d+ more"):
-        DepthNetwork(config(weights_changed(folder, tmp_path / "renamed", rename)))
-
-
-def test_a_weight_of_another_shape_is_refused_with_its_name(folder: Path, tmp_path: Path) -> None:
-    def widen(weights: dict[str, np.ndarray]) -> None:
-        weights["head.conv1.bias"] = np.zeros(99, np.float32)
-
-    with pytest.raises(ModelError, match=r"has in another shape head\.conv1\.bias"):
-        DepthNetwork(config(weights_changed(folder, tmp_path / "wide", widen)))
-
-
-def test_weights_of_a_deeper_network_than_the_config_tells_of_are_refused(folder: Path, tmp_path: Path) -> None:
-    def deepen(weights: dict[str, np.ndarray]) -> None:
-        weights["backbone.encoder.layer.4.norm1.bias"] = np.zeros(16, np.float32)
-
-    with pytest.raises(ModelError, match=r"beyond what config\.json tells of, backbone\.encoder\.layer\.4"):
-        DepthNetwork(config(weights_changed(folder, tmp_path / "deep", deepen)))
+    with pytest.raises(ModelError, match=words):
+        DepthNetwork(config(target))
 
 
 @pytest.mark.parametrize(

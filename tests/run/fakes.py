@@ -6,11 +6,13 @@ import heapq
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
 
 from dto_pipeline.config import RunConfig
 from dto_pipeline.data.receipts import Receipt
-from dto_pipeline.run.loop import Charge, Crew
-from dto_pipeline.run.pool import Event, ShardDone, ShardRaised, WorkerLost, WorkerPlaced, WorkerReady
+from dto_pipeline.run.loop import Charge
+from dto_pipeline.run.pool import Crew, Event, ShardDone, ShardRaised, WorkerLost, WorkerPlaced, WorkerReady
 
 START_S = 3.0  # a fake worker needs this long to be ready
 DONE, RAISE, DIE, PREEMPTED, HANG = "done", "raise", "die", "preempted", "hang"
@@ -37,6 +39,14 @@ def make_receipt(shard: int, **changes) -> Receipt:
         "stage_seconds": {"body": 0.5},
     }
     return Receipt(**{**values, **changes})
+
+
+def make_manifest(shards: int = 3, images: int = 4, people: int = 9, **changes: Any) -> Any:
+    """As far as identity and plan look at one: shards of so many images and people each."""
+    sizes = [SimpleNamespace(images=images, people=people)] * shards
+    facts = {"fingerprint": "manifest", "subset": "tiny", "num_shards": shards, "shard_sizes": sizes}
+    facts |= {"num_images": shards * images, "num_people": shards * people}
+    return SimpleNamespace(**{**facts, **changes})
 
 
 def make_config(**changes) -> RunConfig:

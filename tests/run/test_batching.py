@@ -6,7 +6,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dto_pipeline.config import BY_DEVICE, RunConfig, load_config
-from dto_pipeline.run.driver import describe_sizes
 from dto_pipeline.run.placing import (
     MAX_BATCH_MASKS,
     MAX_BATCH_PIXELS,
@@ -18,6 +17,7 @@ from dto_pipeline.run.placing import (
     size_on,
 )
 from dto_pipeline.run.ray_pool import gpus_per_worker
+from dto_pipeline.run.report import describe_sizes
 from tests.limited import run_limited
 
 _SIZES = st.lists(

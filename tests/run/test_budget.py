@@ -14,15 +14,15 @@ from dto_pipeline.cli import main
 from dto_pipeline.config import PipelineConfig, load_config
 from dto_pipeline.config_tree import ConfigError
 from dto_pipeline.data.receipts import Receipt
-from dto_pipeline.run.budget import (
+from dto_pipeline.run.folder import RunDirectory
+from dto_pipeline.run.identity import hash_settings
+from dto_pipeline.run.loop import Charge, Schedule, TooManyFailed, drive
+from dto_pipeline.run.sanity import (
     FAILED_IN_A_ROW,
     JUDGED_FROM,
     UNUSABLE_IMAGES,
     FailureBudget,
 )
-from dto_pipeline.run.folder import RunDirectory
-from dto_pipeline.run.identity import hash_settings
-from dto_pipeline.run.loop import Charge, Schedule, TooManyFailed, drive
 from dto_pipeline.status import ImageStatus
 from tests.run.fakes import DIE, DONE, RAISE, FakeLedger, FakePool, make_config, make_receipt
 from tests.tiny_dataset import TinyDataset, write_tiny_dataset

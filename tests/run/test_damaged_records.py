@@ -14,7 +14,7 @@ from dto_pipeline.data.receipts import RecordInvalid, parse_receipt
 from dto_pipeline.run.driver import run_pipeline
 from dto_pipeline.run.folder import RunDirectory, RunDirectoryError, note_damage, parse_failure, read_identity
 from dto_pipeline.run.forecast import plan_pipeline
-from dto_pipeline.run.lease import parse_record
+from dto_pipeline.run.lease import parse_lease
 from dto_pipeline.run.report import read_status
 from dto_pipeline.view.verify import verify_run
 from tests.run.chaos import label_bytes, tiny_config
@@ -128,7 +128,7 @@ def test_verify_and_status_name_a_void_receipt_and_a_start_mends_it(copy, tiny, 
 
 @pytest.mark.parametrize("data", [DEEP, b"\xff", b'{"schema": "dto-lease/1", "pid": NaN}', b"[]"])
 def test_a_damaged_lease_counts_as_none(data):
-    assert parse_record(data) is None
+    assert parse_lease(data) is None
 
 
 @pytest.mark.parametrize("new", [float("nan"), True, -5, "3"])

@@ -5,8 +5,6 @@ import os
 import socket
 import subprocess
 import sys
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -19,19 +17,14 @@ from dto_pipeline.run import identity as identities
 from dto_pipeline.run.folder import Failure, RunDirectory, RunDirectoryError, RunMismatch
 from dto_pipeline.run.identity import identify_run
 from dto_pipeline.run.lease import DriverLock, RunLocked, read_holder
-from tests.run.fakes import make_receipt
+from tests.run.fakes import make_manifest, make_receipt
 
 HERE = (os.getpid(), socket.gethostname())
 NAMED = load_config(overrides=["body.model_path=demo"])
 
 
-def _manifest(**changes) -> Any:
-    facts = {"fingerprint": "manifest", "subset": "tiny", "num_shards": 3, "num_images": 12, "num_people": 27}
-    return SimpleNamespace(**{**facts, **changes})
-
-
 def _identity(tmp_path, config=None, **changes):
-    return identify_run(config or NAMED, _manifest(**changes), tmp_path / "m.parquet")
+    return identify_run(config or NAMED, make_manifest(**changes), tmp_path / "m.parquet")
 
 
 @pytest.fixture
@@ -60,7 +53,9 @@ def test_a_run_reopened_with_the_same_settings_is_the_same_run(run, tmp_path):
 def test_the_manifest_may_have_moved_and_the_run_room_may_change(run, tmp_path):
     directory, identity = run
     moved = identify_run(
-        load_config(overrides=["run.workers=7", "body.model_path=demo"]), _manifest(), tmp_path / "elsewhere.parquet"
+        load_config(overrides=["run.workers=7", "body.model_path=demo"]),
+        make_manifest(),
+        tmp_path / "elsewhere.parquet",
     )
 
     assert files.open_run(directory, moved) == identity

@@ -5,7 +5,7 @@ from itertools import chain, repeat
 
 import pytest
 
-from dto_pipeline.run.loop import MAX_NODE_FAILURES, RunAborted, Schedule, TooManyGivenUp, drive
+from dto_pipeline.run.loop import MAX_NODE_FAILURES, RunAborted, Schedule, TooManyFailed, drive
 from dto_pipeline.run.pool import Event, ShardDone, ShardProgress, WorkerDraining, WorkerLost, WorkerReady
 from tests.run.fakes import DIE, DONE, HANG, PREEMPTED, RAISE, START_S, FakeLedger, FakePool, make_config, make_receipt
 
@@ -82,7 +82,7 @@ def test_one_failed_start_is_tried_again():
 
 
 def test_too_many_given_up_shards_stop_the_run():
-    with pytest.raises(TooManyGivenUp, match=r"given up, more than 2.*--retry-failed") as caught:
+    with pytest.raises(TooManyFailed, match=r"given up, more than 2.*--retry-failed") as caught:
         _drive(FakePool(lambda shard, attempt: RAISE), max_failed_shards=2)
     assert caught.value.exit_code == 1
 
@@ -122,14 +122,6 @@ def test_workers_that_all_hang_while_they_load_stop_the_run_and_it_is_said_befor
 
     assert ledger.waited[0] == 60.0
     assert ledger.loading[0] == 2
-
-
-def test_the_loop_costs_less_than_a_millisecond_a_shard():
-    pool = FakePool()
-    start = time.process_time()
-    _drive(pool, shards=2000, workers=16)
-
-    assert (time.process_time() - start) / 2000 < 1e-3
 
 
 def test_a_few_of_many_workers_may_die_at_the_start_by_chance():

@@ -50,8 +50,9 @@ def test_a_write_that_fails_half_way_leaves_nothing_and_costs_its_shard(tiny, tm
 
 
 def test_a_folder_that_cannot_be_written_is_named_before_any_work(run, tiny):
-    (run.root / "driver.lock").unlink()
-    (run.root / "driver.lock").mkdir()
+    lease = next((run.root / "lease").iterdir())
+    lease.unlink()
+    lease.mkdir()
 
     with pytest.raises(DtoError, match=r"cannot be written .* make it writable"):
         run_pipeline(tiny.manifest, run.root, tiny_config(), progress=False)

@@ -13,7 +13,7 @@ from dto_pipeline.data.storage import LocalStore, open_store
 from dto_pipeline.run import folder as files
 from dto_pipeline.run import lease as module
 from dto_pipeline.run.folder import Failure, RunDirectory
-from dto_pipeline.run.lease import DriverLock, Lease, RunLocked, RunLockLost, read_holder, read_newest
+from dto_pipeline.run.lease import DriverLock, RunLocked, RunLockLost, read_holder, read_newest
 from tests.memory_store import clear_memory
 from tests.run.fakes import make_receipt
 
@@ -48,8 +48,8 @@ def put(store, epoch: int, **changes) -> None:
     )
 
 
-def held(store, config=CALM, **options) -> Lease:
-    lease = Lease(store, config, **options)
+def held(store, config=CALM, **options) -> DriverLock:
+    lease = DriverLock(store.root, config, **options)
     lease.acquire()
     return lease
 
@@ -90,7 +90,7 @@ def test_a_driver_that_beats_is_not_followed_and_is_named(store, monkeypatch):
     monkeypatch.setattr(module, "machine_mark", lambda: "another boot/pid:[2]")
 
     with pytest.raises(RunLocked, match=r"being worked on by process \d+ on .* since .*its lease ends 30 s after"):
-        Lease(store, CALM).acquire()
+        DriverLock(store.root, CALM).acquire()
     owner.check()
     owner.release()
 
@@ -125,7 +125,7 @@ def test_a_dead_driver_of_this_machine_is_not_waited_for(store, monkeypatch):
 
 
 def test_of_two_drivers_that_saw_the_same_lease_expire_one_gets_it(store):
-    first, second = Lease(store, CALM), Lease(store, CALM)
+    first, second = DriverLock(store.root, CALM), DriverLock(store.root, CALM)
 
     assert [first._claim(3), second._claim(3), second._claim(4)] == [True, False, True]
 
@@ -148,7 +148,7 @@ def test_a_driver_that_slept_through_a_take_over_stops_and_leaves_the_new_one_al
         sleeper.check()
     sleeper.release()
     assert list(store.entries("lease")) == ["00000001.json", "00000002.json"]
-    newest = module.parse_record(read_newest(store)[1])
+    newest = module.parse_lease(read_newest(store)[1])
     assert newest is not None
     assert not newest.released
 
@@ -209,13 +209,21 @@ def test_status_names_a_driver_of_another_host(tmp_path):
     assert (holder.pid, holder.host, holder.state) == (77, "far", "on another host")
 
 
-def test_a_file_system_without_flock_has_the_lease_alone(tmp_path, monkeypatch):
-    def refuse(*_):
-        raise OSError(38, "Function not implemented")
+def test_on_a_local_folder_a_paused_driver_of_this_machine_is_never_taken_for_dead(tmp_path):
+    with DriverLock(tmp_path, CALM), pytest.raises(RunLocked, match=r"being worked on by process \d+"):
+        DriverLock(tmp_path, QUICK, jumping_clock(1000.0)).acquire()
 
-    monkeypatch.setattr("dto_pipeline.data.files.fcntl.flock", refuse)
-    with DriverLock(tmp_path, QUICK), pytest.raises(RunLocked):
-        DriverLock(tmp_path, CALM).__enter__()
+
+def test_a_process_that_could_not_give_a_run_back_may_drive_it_again(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    lock = DriverLock(tmp_path, CALM).__enter__()
+    with monkeypatch.context() as patched:
+        patched.setattr(LocalStore, "replace", full)
+        lock.__exit__(None, None, None)
+    with DriverLock(tmp_path, CALM):
+        assert read_newest(LocalStore(tmp_path))[0] == 2
 
 
 @pytest.mark.parametrize("options", ["heartbeat_s=0", "heartbeat_s=30"])

@@ -2,56 +2,35 @@
 
 import json
 import logging
+from contextlib import closing
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from dto_pipeline.config import RunConfig, load_config
 from dto_pipeline.data.receipts import CountedLabels
 from dto_pipeline.run import folder as files
-from dto_pipeline.run.budget import Charge
 from dto_pipeline.run.deaths import InFlight, Suspects, write_note
+from dto_pipeline.run.driver import FileLedger
 from dto_pipeline.run.folder import RunDirectory, RunScan
 from dto_pipeline.run.identity import identify_run
-from dto_pipeline.run.loop import Crew
 from dto_pipeline.run.plan import Retry, Selection, survey_run
-from dto_pipeline.run.progress import FileLedger
-from tests.run.fakes import make_receipt
-
-
-class CountingMetrics:
-    def __init__(self):
-        self.said = []
-
-    def shard_done(self, receipt, outcome):
-        self.said.append((receipt.shard, outcome))
-
-    def shard_failed(self, charge):
-        self.said.append((charge.shard, "given_up" if charge.given_up else "retried"))
-
-    def worker_lost(self):
-        self.said.append("lost")
-
-    def gauge(self, workers, pending):
-        self.said.append((workers, pending))
+from dto_pipeline.run.pool import Crew
+from dto_pipeline.run.sanity import Charge
+from tests.run.fakes import make_manifest, make_receipt
 
 
 @pytest.fixture
 def run(tmp_path):
     """Four shards of four images, nothing done; the ledger's parts are at hand."""
-    sizes = [SimpleNamespace(images=4, people=9)] * 4
-    manifest: Any = SimpleNamespace(
-        fingerprint="manifest", subset="tiny", num_shards=4, num_images=16, num_people=36, shard_sizes=sizes
-    )
+    manifest = make_manifest(4)
     directory = RunDirectory(tmp_path / "run")
     identity = identify_run(load_config(overrides=["body.model_path=demo"]), manifest, tmp_path / "m.parquet")
     files.open_run(directory, identity)
     plan = survey_run(directory, identity, manifest, RunScan(CountedLabels(directory.root)), Selection(), Retry())
     suspects = Suspects(directory, {}, RunConfig())
-    metrics: Any = CountingMetrics()
-    with FileLedger(directory, plan, suspects, progress=False, metrics=metrics) as ledger:
-        yield SimpleNamespace(directory=directory, ledger=ledger, metrics=metrics, suspects=suspects, plan=plan)
+    ledger = FileLedger(directory, plan, suspects, progress=False)
+    return SimpleNamespace(directory=directory, ledger=ledger, suspects=suspects, plan=plan)
 
 
 def test_every_shard_is_one_log_line_with_numbers_for_machines(run, caplog):
@@ -75,15 +54,13 @@ def test_a_charge_is_kept_on_disk_with_deaths_and_suspects(run):
     assert files.read_shard_failure(run.directory, 1) is None
 
 
-def test_the_tally_and_the_metrics_hear_of_everything(run):
+def test_the_tally_hears_of_everything(run):
     run.ledger.shard_charged(Charge(1, 1, False), "w", "it raised", "")
     run.ledger.shard_charged(Charge(1, 2, True), "w", "it raised", "")
     run.ledger.worker_lost("w", "it died")
     run.ledger.shard_done(make_receipt(0, adopted=True))
-    run.ledger.tick(crew())
 
-    assert (run.ledger.tally.charges, run.ledger.tally.workers_lost) == (2, 1)
-    assert run.metrics.said == [(1, "retried"), (1, "given_up"), "lost", (0, "adopted"), (0, 4)]
+    assert (run.ledger.tally.failed_attempts, run.ledger.tally.workers_lost) == (2, 1)
 
 
 def crew(**changes) -> Crew:
@@ -93,7 +70,7 @@ def crew(**changes) -> Crew:
 
 
 def test_the_progress_line_says_who_is_waited_for_and_forgets_it_once_somebody_works(run, capsys):
-    with FileLedger(run.directory, run.plan, run.suspects, progress=True) as ledger:
+    with closing(FileLedger(run.directory, run.plan, run.suspects, progress=True)) as ledger:
         ledger._draw_every = 0
 
         def line(now: Crew, waited: float = 0.0) -> str:

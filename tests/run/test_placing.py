@@ -7,13 +7,13 @@ import torch
 from dto_pipeline.data.images import ImageFolder
 from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.scenes import load_scenes
+from dto_pipeline.errors import DeviceLost
 from dto_pipeline.models.body import load_body
 from dto_pipeline.models.depth import DepthFiles
 from dto_pipeline.optimizer import SceneOptimizer
 from dto_pipeline.run.driver import run_pipeline
 from dto_pipeline.run.identity import hash_settings
 from dto_pipeline.run.placing import ScenePlacer
-from dto_pipeline.run.pool import DeviceLost
 from dto_pipeline.status import ImageStatus, PersonStatus
 from dto_pipeline.timing import StageClock
 from tests.company import assert_same_bytes, raw_bytes

@@ -31,7 +31,7 @@ def test_publishing_what_is_already_there_leaves_it_alone(finished):
     table, footer = _orphan(finished)
     before = finished.label_file(0).stat()
 
-    publish_labels(finished, 0, 0, table, footer)
+    publish_labels(finished, read_identity(finished), 0, 0, footer["shard_key"], table, {})
 
     assert finished.label_file(0).stat() == before
 
@@ -42,7 +42,7 @@ def test_a_file_of_other_settings_that_appears_meanwhile_is_not_taken_for_ours(f
     write_label_shard(table, finished.label_file(0), {**footer, "shard_key": "another"})
 
     with pytest.raises(PublishError, match="next attempt"):
-        publish_labels(finished, 0, 0, table, footer)
+        publish_labels(finished, read_identity(finished), 0, 0, footer["shard_key"], table, {})
 
 
 @pytest.mark.parametrize("key", ["shard_key", "ids"])

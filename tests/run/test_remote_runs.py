@@ -8,22 +8,21 @@ import pytest
 
 import dto_pipeline as dto
 from dto_pipeline.cli import main
+from dto_pipeline.commands.diff import compare
 from dto_pipeline.config import load_config
-from dto_pipeline.data.exports.export import export_labels
+from dto_pipeline.data.exports.formats import export_labels
 from dto_pipeline.data.exports.job import Selection
 from dto_pipeline.data.manifest_build.builder import build_manifest
 from dto_pipeline.data.object_store import RemoteStore
 from dto_pipeline.data.receipts import read_receipt
 from dto_pipeline.data.storage import StoreError, as_location, open_store
 from dto_pipeline.run.driver import run_pipeline
-from dto_pipeline.run.finished import read_run_labels
-from dto_pipeline.run.folder import RunDirectory, RunDirectoryError, RunMismatch, read_identity
+from dto_pipeline.run.folder import RunDirectory, RunDirectoryError, RunMismatch, read_identity, read_run_labels
 from dto_pipeline.run.report import read_status
-from dto_pipeline.view.diff import diff_labels
 from dto_pipeline.view.run_files import find_labels
 from dto_pipeline.view.verify import verify_run
 from tests.memory_store import clear_memory, put
-from tests.run.chaos import RAISE, ChaosRunner, first_name, tiny_config
+from tests.run.chaos import RAISE, ChaosRunner, remote_labels, tiny_config
 
 RUN = "memory://remote/runs/tiny"
 SHARDS = 6
@@ -51,11 +50,6 @@ def start(tiny):
 @pytest.fixture
 def directory():
     return RunDirectory(as_location(RUN))
-
-
-def remote_labels(root: str) -> dict[str, bytes]:
-    store = open_store(as_location(root))
-    return {first_name(name): store.read(f"labels/{name}") for name in sorted(store.entries("labels"))}
 
 
 def everything(root: str = RUN) -> list[str]:
@@ -161,7 +155,7 @@ def test_readers_of_runs_take_uris(start, tiny, tmp_path, undisturbed):
     run_pipeline(tiny.manifest, local, tiny_config(), progress=False)
 
     assert verify_run(RUN).passed
-    assert diff_labels(local, RUN).equal
+    assert compare(str(local), RUN).equal
     assert len(find_labels(RUN)) == SHARDS
     for run, out in ((RUN, "a"), (local, "b")):
         export_labels([read_run_labels(run)], "parquet", tmp_path / out, Selection(), progress=False)

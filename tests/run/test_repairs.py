@@ -16,8 +16,7 @@ from dto_pipeline.data.storage import LocalStore, base_name
 from dto_pipeline.run import folder as files
 from dto_pipeline.run import publish
 from dto_pipeline.run.driver import run_pipeline
-from dto_pipeline.run.finished import read_run_labels
-from dto_pipeline.run.folder import RunDirectory
+from dto_pipeline.run.folder import RunDirectory, read_run_labels
 from dto_pipeline.run.report import read_status
 from dto_pipeline.run.worker import ShardRunner
 from dto_pipeline.view.run_files import find_labels

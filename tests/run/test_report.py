@@ -2,8 +2,6 @@
 
 import json
 from dataclasses import replace
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -12,15 +10,14 @@ from dto_pipeline.run import folder as files
 from dto_pipeline.run.folder import Failure, RunDirectory
 from dto_pipeline.run.identity import identify_run
 from dto_pipeline.run.report import format_duration, images_per_second, read_status
-from tests.run.fakes import make_receipt
+from tests.run.fakes import make_manifest, make_receipt
 
 
 @pytest.fixture
 def run(tmp_path):
     """Five shards of four images: 0 and 1 done, 2 given up, 3 tried once, 4 untouched."""
     directory = RunDirectory(tmp_path / "run")
-    manifest: Any = SimpleNamespace(fingerprint="manifest", subset="tiny", num_shards=5, num_images=20, num_people=45)
-    identity = identify_run(load_config(overrides=["body.model_path=demo"]), manifest, tmp_path / "m.parquet")
+    identity = identify_run(load_config(overrides=["body.model_path=demo"]), make_manifest(5), tmp_path / "m.parquet")
     files.open_run(directory, identity)
     for shard in (0, 1):
         directory.label_file(shard).write_bytes(b"label")

@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,7 @@ from dto_pipeline.run.report import RunSummary, read_status
 from dto_pipeline.run.sanity import ALONE_SHARE, MOST, TOO_TALL_SHARE, Sanity, count_signs, judge_run
 from dto_pipeline.view.report import write_report
 from dto_pipeline.view.run_files import open_run_files
-from tests.run.fakes import make_receipt
+from tests.run.fakes import make_manifest, make_receipt
 from tests.tiny_dataset import TinyDataset, write_tiny_dataset
 
 Change = Callable[[np.ndarray], np.ndarray]
@@ -49,8 +48,7 @@ def run(sound: TinyDataset, folder: Path, depth: Change | None = None, mode: str
 
 
 def judge(signs: dict[str, int], people: dict[str, int] | None = None, *config: str) -> Sanity:
-    manifest: Any = SimpleNamespace(fingerprint="m", subset="tiny", num_shards=1, num_images=100, num_people=300)
-    identity = identify_run(load_config(overrides=["body.model_path=demo", *config]), manifest, "m.parquet")
+    identity = identify_run(load_config(overrides=["body.model_path=demo", *config]), make_manifest(), "m.parquet")
     people = people or {"moved": 300}
     receipt = make_receipt(0, images=100, persons=sum(people.values()), person_status=people, signs=signs)
     return judge_run(identity, [receipt])
@@ -193,8 +191,7 @@ def test_what_is_seldom_right_is_a_warning_and_of_a_few_people_nothing_is_said(
 
 def test_a_run_of_images_with_one_person_each_places_nobody_and_says_so() -> None:
     def judged(images: dict[str, int], people: dict[str, int]) -> list[str]:
-        manifest: Any = SimpleNamespace(fingerprint="m", subset="tiny", num_shards=1, num_images=20, num_people=20)
-        identity = identify_run(load_config(overrides=["body.model_path=demo"]), manifest, "m.parquet")
+        identity = identify_run(load_config(overrides=["body.model_path=demo"]), make_manifest(), "m.parquet")
         counts = {"rows": sum(images.values()), "images": sum(images.values()), "persons": sum(people.values())}
         receipt = make_receipt(0, **counts, image_status=images, person_status=people, signs={"far": 1})
         return judge_run(identity, [receipt]).contradictions

@@ -5,9 +5,9 @@ from unittest.mock import Mock
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dto_pipeline.run.budget import Charge
-from dto_pipeline.run.loop import DEADLINE_FLOOR_S, MEMORY_ATTEMPTS, Crew, Schedule, drive, likely_next
-from dto_pipeline.run.pool import ShardProgress, WorkerDraining, WorkerLost
+from dto_pipeline.run.loop import DEADLINE_FLOOR_S, MEMORY_ATTEMPTS, Schedule, drive, likely_next
+from dto_pipeline.run.pool import Crew, ShardProgress, WorkerDraining, WorkerLost
+from dto_pipeline.run.sanity import Charge
 from tests.run.fakes import DIE, DONE, PREEMPTED, RAISE, FakeLedger, FakePool, make_config
 
 

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dto_pipeline.commands.training_data import open_label_sets
-from dto_pipeline.data.exports.export import export_labels
+from dto_pipeline.data.exports.formats import export_labels
 from dto_pipeline.data.exports.job import Selection
 from dto_pipeline.data.label_files import find_label_files, flatten_table, read_label_files
 from dto_pipeline.data.labels import LabelsError
@@ -28,7 +28,7 @@ from dto_pipeline.data.training_labels import ParquetSet
 from dto_pipeline.errors import DtoError
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.run.driver import run_pipeline
-from dto_pipeline.run.finished import read_run_labels
+from dto_pipeline.run.folder import read_run_labels
 from dto_pipeline.status import UnusableImage
 from dto_pipeline.train.augment import Draw, draw_variation, resize
 from dto_pipeline.train.checkpoint import TrainError

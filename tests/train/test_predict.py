@@ -197,7 +197,7 @@ def test_a_prediction_killed_while_it_became_a_run_is_finished(
 
     out = tmp_path / "out"
     pictures = list_pictures(str(folder), out, shard_images=1)
-    monkeypatch.setattr("dto_pipeline.run.finished.commit_receipt", die)
+    monkeypatch.setattr("dto_pipeline.run.publish.commit_receipt", die)
     with pytest.raises(KeyboardInterrupt):
         predict_run(stand_in(body), pictures, out, progress=False)
     monkeypatch.undo()

@@ -9,8 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dto_pipeline.view.drawing import person_colours
-from dto_pipeline.view.plots import Chart, Histogram, draw_birds_eye, draw_histogram
+from dto_pipeline.collate import keep_labels
+from dto_pipeline.models.body import BodyModel
+from dto_pipeline.scene import PlacedScene
+from dto_pipeline.view.drawing import INK, PAPER, person_colours
+from dto_pipeline.view.plots import Chart, Histogram, draw_birds_eye, draw_fit, draw_histogram
+from tests.crowds import Stander, make_scene
 
 K = np.array([[500.0, 0, 320], [0, 500.0, 240], [0, 0, 1]])
 EDGES = np.arange(0.0, 5.0)
@@ -56,6 +60,38 @@ def test_a_longer_bar_shows_a_less_certain_distance() -> None:
         return int((np.abs(marked - plain).sum(-1) > 60).sum())
 
     assert added(1.5) > added(0.5) > added(0.05) > 0  # also one that is smaller than the disc
+
+
+def fitted(body: BodyModel, depth: list[float], group: list[int], alpha: float) -> PlacedScene:
+    """People at z = 3, 5, 12, 14 m and their fit; labels stand a fifth farther."""
+    standers = [Stander(x=0, z=1.2 * z) for z in (3, 5, 12, 14)[: len(depth)]]
+    placed = keep_labels(make_scene(body, standers, size=(120, 160)))
+    placed.transl = placed.scene.transl / 1.2
+    placed.depth_mean, placed.depth_group = np.array(depth), np.array(group)
+    placed.alpha, placed.beta = (alpha, alpha), (1.0, 4.0)
+    return placed
+
+
+def test_the_line_runs_through_people_who_lie_on_it_and_the_far_group_has_its_own(body: BodyModel) -> None:
+    pixels = np.asarray(draw_fit(fitted(body, [0.01, 0.02, 0.04, 0.05], [0, 0, 1, 1], 200.0), (500, 400)))
+    for person, colour in enumerate(person_colours(4)):
+        assert (np.abs(pixels.astype(int) - colour).sum(axis=-1) < 30).sum() > 40, person
+    assert (np.abs(pixels.astype(int) - INK).sum(axis=-1) < 60).any()
+
+
+def test_one_line_for_near_and_far_people_is_drawn_along_all_of_them(body: BodyModel) -> None:
+    def drawn(group: list[int]) -> np.ndarray:
+        placed = fitted(body, [0.01, 0.02, 0.04, 0.05], group, 200.0)
+        placed.beta = (1.0, 1.0)
+        return np.asarray(draw_fit(placed, (500, 400)))
+
+    assert (drawn([0, 0, 0, 1]) == drawn([0, 0, 0, 0])).all()
+
+
+def test_people_without_evidence_are_left_out_of_the_fit(body: BodyModel) -> None:
+    pixels = np.asarray(draw_fit(fitted(body, [np.nan] * 2, [-1, -1], np.nan), (300, 200)))
+    assert (pixels == PAPER).all(axis=-1).mean() > 0.9
+    assert draw_fit(fitted(body, [0.02], [0], np.nan), (300, 200)).size == (300, 200)
 
 
 def chart(counts: np.ndarray, edges: np.ndarray = EDGES) -> Chart:

@@ -15,9 +15,8 @@ from PIL import Image
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.run.folder import RunDirectory
 from dto_pipeline.status import ImageStatus
-from dto_pipeline.view.facts import Facts, gather_facts
 from dto_pipeline.view.plots import Histogram
-from dto_pipeline.view.report import prior_curve, write_report
+from dto_pipeline.view.report import Facts, gather_facts, prior_curve, write_report
 from dto_pipeline.view.run_files import RunFiles, open_pixels, open_run_files
 from tests.tiny_dataset import TinyDataset
 
@@ -107,7 +106,7 @@ def test_the_page_tells_statuses_with_advice_failures_and_models(page: Path, fac
 
 
 def test_words_from_data_cannot_become_markup(copy: Path, body: BodyModel, tmp_path: Path) -> None:
-    run_file = RunDirectory(copy).run_file
+    run_file = RunDirectory(copy).at("run.json")
     run_file.write_text(run_file.read_text().replace('"subset": "tiny"', '"subset": "<script>alert(1)</script>"'))
     text = write_report(open_run_files(copy), body, None, tmp_path / "out", 0, 0).read_text()
     assert "<script>" not in text

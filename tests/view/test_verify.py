@@ -219,8 +219,8 @@ def test_a_stray_file_that_readers_of_the_folder_would_take_is_found(copy: Path,
 def test_without_the_manifest_the_rest_is_checked_and_the_gap_is_told(
     run_dir: Path, tiny: TinyDataset, tmp_path: Path, copy: Path
 ) -> None:
-    text = RunDirectory(copy).run_file.read_text().replace(str(tiny.manifest), str(tmp_path / "gone.parquet"))
-    RunDirectory(copy).run_file.write_text(text)
+    text = RunDirectory(copy).at("run.json").read_text().replace(str(tiny.manifest), str(tmp_path / "gone.parquet"))
+    RunDirectory(copy).at("run.json").write_text(text)
     verdict = verify_run(copy)
     assert verdict.passed
     assert "gone.parquet" in verdict.unchecked[0]

@@ -13,27 +13,17 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import yaml
 
 from dto_pipeline import __version__
 from dto_pipeline.data.columns import single_array
-from dto_pipeline.data.exports.job import ExportedFile, ExportJob, Selection, describe_making
-from dto_pipeline.data.exports.parquet import write_subset
-from dto_pipeline.data.files import sha256_file
-from dto_pipeline.schema import (
-    COORDINATES,
-    IMAGE_COLUMNS,
-    LABEL_PERSON,
-    LABELS_SCHEMA,
-    LABELS_SCHEMA_NAME,
-    PERSON_COLUMNS,
-)
+from dto_pipeline.data.exports.compacted import write_subset
+from dto_pipeline.data.exports.job import ExportJob, Selection, describe_making
+from dto_pipeline.schema import COORDINATES, IMAGE_COLUMNS, LABELS_SCHEMA_NAME, PERSON_COLUMNS, Column
 from dto_pipeline.status import ImageStatus, PersonStatus
 
 CARD, CROISSANT = "README.md", "croissant.json"
@@ -59,7 +49,6 @@ class CardSubset:
     sums: Counter[str] = field(default_factory=Counter)  # images, persons, accepted, optimized
     deviation: float = 0.0  # sum over optimised images [sigma]
     statuses: Counter[tuple[str, str]] = field(default_factory=Counter)  # ("image" or "person", word)
-    heights: dict[str, np.ndarray] = field(default_factory=dict)  # class -> people that moved, before, after [m]
 
     @property
     def licence(self) -> str:
@@ -75,31 +64,24 @@ class CardSubset:
         self.deviation += float(table["mean_height_deviation"].to_numpy()[optimized].sum(dtype=np.float64))
         for kind, words in (("image", single_array(table["status"])), ("person", people.field("status"))):
             self.statuses.update({(kind, one["values"]): one["counts"] for one in words.value_counts().to_pylist()})
-        moved = people.filter(pc.equal(people.field("status"), str(PersonStatus.MOVED)))
-        classes = moved.field("height_class").to_numpy(zero_copy_only=False)
-        metres = np.stack([moved.field(name).to_numpy() for name in ("height_init_m", "height_m")], axis=1)
-        for name in {name for name in classes if name is not None}:
-            own = metres[classes == name].astype(np.float64)
-            self.heights[name] = self.heights.get(name, 0) + np.array([len(own), *own.sum(axis=0)])
 
 
-def write_hugging_face(job: ExportJob, folder: Path) -> list[ExportedFile]:
+def write_hugging_face(job: ExportJob) -> None:
     """The Parquet files of every subset, then the card and the Croissant file that describe them."""
-    files: list[ExportedFile] = []
     subsets = []
-    for subset in job.subsets:
+    for subset in job.taken:
         makings = [describe_making(run.footer) for run in subset.runs if run.footer]
         unlike = [making for place, making in enumerate(makings) if making not in makings[:place]]
         card = CardSubset(subset.subset, subset.runs[0].footer, unlike)
-        own = write_subset(job, folder, subset, card.add)
-        card.files = [file.path for file in own]
+        card.files = write_subset(job, subset, card.add)
         subsets.append(card)
-        files += own
-    digests = {file.path: sha256_file(folder / file.path) for file in files}
-    (folder / CARD).write_text(dataset_card(subsets, job.selection))
-    metadata = croissant_metadata(subsets, digests)
-    (folder / CROISSANT).write_text(json.dumps(metadata, indent=2, ensure_ascii=False) + "\n")
-    return [*files, ExportedFile(CARD, 0, 0), ExportedFile(CROISSANT, 0, 0)]
+    metadata = croissant_metadata(subsets, {file.path: file.sha256 for file in job.files})
+    for name, text in (
+        (CARD, dataset_card(subsets, job.selection)),
+        (CROISSANT, json.dumps(metadata, indent=2, ensure_ascii=False) + "\n"),
+    ):
+        (job.folder / name).write_text(text)
+        job.add(name)
 
 
 def dataset_card(subsets: list[CardSubset], selection: Selection) -> str:
@@ -180,7 +162,7 @@ they are NaN and null where the solver gives none (mode `paper`).
 
 
 def _numbers(subsets: list[CardSubset]) -> str:
-    """Counts of each subset, of each status, and heights before and after of the people that moved."""
+    """Counts of each subset and of each status."""
     head = (
         *("subset", "images", "optimized", "accepted", "mean deviation [sigma]", "persons", "moved"),
         "persons an image",
@@ -197,14 +179,7 @@ def _numbers(subsets: list[CardSubset]) -> str:
         for word in words
         if any(subset.statuses[kind, word] for subset in subsets)
     ]
-    heights = [
-        (subset.name, name, int(people), _ratio(before, people), _ratio(after, people))
-        for subset in subsets
-        for name, (people, before, after) in sorted(subset.heights.items())
-    ]
-    classes = ("subset", "height class", "persons moved", "mean height before [m]", "mean height after [m]")
-    told = f"\nHeight classes come from age and gender estimates.\n\n{_table(classes, heights)}" if heights else ""
-    return f"{_table(head, counts)}\n{_table(('status', *(s.name for s in subsets), 'meaning'), statuses)}{told}"
+    return f"{_table(head, counts)}\n{_table(('status', *(s.name for s in subsets), 'meaning'), statuses)}"
 
 
 def _ratio(part: float, whole: float) -> str:
@@ -259,14 +234,13 @@ def _distribution(subset: CardSubset, digests: dict[str, str]) -> list[dict[str,
 def _record_set(subset: CardSubset) -> dict[str, Any]:
     """One record per image; the list of people has its parts as sub-fields."""
     name = subset.name
-    fields = [_field(name, name, field) for field in LABELS_SCHEMA if field.name != "persons"]
     people = {
         "@type": "cr:Field",
         "@id": f"{name}/persons",
         "name": "persons",
         "description": "people in source order, none dropped",
         "repeated": True,
-        "subField": [_field(name, f"{name}/persons", part) for part in LABEL_PERSON.fields],
+        "subField": [_field(name, column, in_person=True) for column in PERSON_COLUMNS],
     }
     return {
         "@type": "cr:RecordSet",
@@ -274,17 +248,14 @@ def _record_set(subset: CardSubset) -> dict[str, Any]:
         "name": name,
         "description": f"One record per image of {name}. {subset.licence}",
         "key": {"@id": f"{name}/image_id"},
-        "field": [*fields, people],
+        "field": [*(_field(name, column) for column in IMAGE_COLUMNS), people],
     }
 
 
-def _field(subset: str, parent: str, field: pa.Field) -> dict[str, Any]:
+def _field(subset: str, column: Column, in_person: bool = False) -> dict[str, Any]:
     """A column, or a part of a person."""
-    told = {key.decode(): value.decode() for key, value in (field.metadata or {}).items()}
-    unit = f" [{told['unit']}]" if "unit" in told else ""
-    kind, in_person = field.type, parent != subset
-    listed = pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind)
-    inner = kind.value_type if listed else kind
+    listed = pa.types.is_fixed_size_list(column.kind) or pa.types.is_list(column.kind)
+    inner = column.kind.value_type if listed else column.kind
     is_kind = {
         "sc:Boolean": pa.types.is_boolean(inner),
         "sc:Integer": pa.types.is_integer(inner),
@@ -292,14 +263,14 @@ def _field(subset: str, parent: str, field: pa.Field) -> dict[str, Any]:
     }
     source = {
         "fileSet": {"@id": f"files-{subset}"},
-        "extract": {"column": "persons" if in_person else field.name},
-        **({"transform": [{"jsonPath": f"$[*].{field.name}"}]} if in_person else {}),
+        "extract": {"column": "persons" if in_person else column.name},
+        **({"transform": [{"jsonPath": f"$[*].{column.name}"}]} if in_person else {}),
     }
     return {
         "@type": "cr:Field",
-        "@id": f"{parent}/{field.name}",
-        "name": field.name,
-        "description": told.get("description", field.name) + unit,
+        "@id": f"{subset}/persons/{column.name}" if in_person else f"{subset}/{column.name}",
+        "name": column.name,
+        "description": column.text + (f" [{column.unit}]" if column.unit else ""),
         "dataType": next((name for name, fits in is_kind.items() if fits), "sc:Text"),
         **({"repeated": True} if listed else {}),
         "source": source,

@@ -1,21 +1,17 @@
-"""What every format's writer receives: what is taken of which runs, where images are, how progress is told.
+"""One export: what is taken of which runs, the folder it is written to, and what it tells in the end.
 
-People and images are chosen by label columns alone, and those left out are counted by reason; no number of a label is
-changed, but an export's `num_persons` and `z_covariance` are those of the people taken. All is known before anything is
-written: files checked, images and people counted per subset in one pass over a few narrow columns. Counts decide names
-(``-00000-of-00012``) and array headers, so the writing pass can stream. The folder is written aside, described by
-export.json and given its name at the end; what a killed export leaves beside the place, the next one removes. No clock:
-equal exports have equal bytes. Memory: one row group; image keys only where two runs share a subset.
+People and images are chosen by label columns alone and those left out are counted by reason; no number of a label is
+changed, but an export's `num_persons` and `z_covariance` are those of the people taken. Before anything is written the
+label files are checked and images and people counted, in one pass over a few narrow columns: file names
+(``-00000-of-00012``) and array headers need the counts. No clock: equal exports have equal bytes. Memory: one row group
+of 1024 images; image keys only where two runs share a subset.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import errno
-import fcntl
-import glob
 import os
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,15 +23,14 @@ import numpy as np
 import pyarrow as pa
 
 from dto_pipeline.data.columns import ragged_column, read_numbers, single_array
-from dto_pipeline.data.files import is_temporary, sha256_file, staged, sync, write_json_atomic
-from dto_pipeline.data.label_files import EXPECTED_ERROR, NO_LIMITS, Z_SIGMA, LabelFile, Limits, RunLabels
+from dto_pipeline.data.files import sha256_file, staged, sweep_abandoned, sync
+from dto_pipeline.data.label_files import EXPECTED_ERROR, NO_LIMITS, Z_SIGMA, Limits, RunLabels
 from dto_pipeline.data.storage import Location, sha256_of
 from dto_pipeline.errors import DtoError
 from dto_pipeline.paths import SUBSET_NAME
 from dto_pipeline.reading import parse_json
 from dto_pipeline.status import PersonStatus
 
-EXPORT_SCHEMA = "dto-export/1"
 EXPORT_FILE = "export.json"
 PERSON_CHOICES = PERSONS_ALL, PERSONS_VALID, PERSONS_MOVED = "all", "valid", "moved"
 Z_COVARIANCE = "z_covariance"  # the one column of an image that is indexed by its people
@@ -82,67 +77,59 @@ def select_rows(table: pa.Table, selection: Selection, left_out: Counter[str] | 
         left_out: reason -> images or persons; added to.
     """
     counts = table["num_persons"].to_numpy().astype(np.int64)
+    owner = np.repeat(np.arange(counts.size), counts)
     people = single_array(table["persons"]).flatten()
+    z_sigma, expected = map(read_numbers, (people.field(Z_SIGMA), single_array(table[EXPECTED_ERROR])))
     status = people.field("status").to_numpy(zero_copy_only=False)
     single = status != str(PersonStatus.DUPLICATE)
-    chosen = single & _people_taken(status, selection)
-    z_sigma, expected = map(read_numbers, (people.field(Z_SIGMA), single_array(table[EXPECTED_ERROR])))
+    chosen = single & (selection.persons == PERSONS_ALL)
+    if selection.persons == PERSONS_VALID:
+        chosen = single & (status != str(PersonStatus.INVALID_LABEL))
+    elif selection.persons == PERSONS_MOVED:
+        chosen = status == str(PersonStatus.MOVED)
+    good = np.ones(table.num_rows, dtype=bool)
+    if selection.accepted_only and selection.max_deviation is None:
+        good = table["is_accepted"].to_numpy()
+    elif selection.accepted_only:
+        good = table["mean_height_deviation"].to_numpy() < selection.max_deviation
+        good &= table["is_optimized"].to_numpy()
+    certain = good & selection.limits.images(expected)
     taken = chosen & selection.limits.people(z_sigma)
-    owner = np.repeat(np.arange(counts.size), counts)
     remaining = np.bincount(owner[taken], minlength=counts.size)
-    good, crowded = _images_good(table, selection), remaining >= selection.min_persons
-    certain = selection.limits.images(expected)
-    images = good & certain & crowded
+    images = certain & (remaining >= selection.min_persons)
     if left_out is not None:
+        judged = chosen & certain[owner]
         left_out["images not accepted"] += int((~good).sum())
-        judged = chosen & (good & certain)[owner]
         selection.limits.count(expected[good], z_sigma[judged], left_out)
-        left_out[f"images with fewer than {selection.min_persons} persons"] += int((good & certain & ~crowded).sum())
+        left_out[f"images with fewer than {selection.min_persons} persons"] += int((certain & ~images).sum())
         left_out["persons of these images"] += int((~images[owner] & ~(judged & ~taken)).sum())
         left_out["persons that repeat another, of images taken"] += int((~single & images[owner]).sum())
         left_out[f"persons not {selection.persons}, of images taken"] += int((~chosen & single & images[owner]).sum())
-    if images.all() and taken.all():
-        return table
-    kept = people.filter(pa.array(taken & images[owner]))
+    return table if images.all() and taken.all() else _cut(table, images, taken, remaining[images])
+
+
+def _cut(table: pa.Table, images: np.ndarray, people: np.ndarray, remaining: np.ndarray) -> pa.Table:
+    """The table without the images (N,) and people (n,) that are false; `remaining` people are left of each image."""
+    starts = np.cumsum(table["num_persons"].to_numpy())
+    owner = np.repeat(np.arange(starts.size), np.diff(starts, prepend=0))
+    kept = single_array(table["persons"]).flatten().filter(pa.array(people & images[owner]))
     changed = {
-        "num_persons": pa.array(remaining[images].astype(np.int32)),
-        "persons": ragged_column(remaining[images], kept, pa.list_(table.schema.field("persons").type.value_field)),
+        "num_persons": pa.array(remaining.astype(np.int32)),
+        "persons": ragged_column(remaining, kept, pa.list_(table.schema.field("persons").type.value_field)),
     }
     if Z_COVARIANCE in table.column_names:
-        chosen_people = np.split(taken, np.cumsum(counts)[:-1])
-        triangles = single_array(table[Z_COVARIANCE])
-        small = [_shrink_triangle(triangles[i], chosen_people[i]) for i in np.flatnonzero(images).tolist()]
+        triangles, crowds = single_array(table[Z_COVARIANCE]), np.split(people, starts[:-1])
+        small: list[np.ndarray | None] = []
+        for image in np.flatnonzero(images).tolist():  # lower triangles, row by row, diagonal included
+            row, column = np.tril_indices(crowds[image].size)
+            inside = crowds[image][row] & crowds[image][column]
+            small.append(np.asarray(triangles[image].values)[inside] if triangles[image].is_valid else None)
         changed[Z_COVARIANCE] = pa.array(small, triangles.type)
     table = table.filter(pa.array(images))
     for name, column in changed.items():
         place = table.schema.get_field_index(name)
         table = table.set_column(place, table.schema.field(place), column)
     return table
-
-
-def _people_taken(status: np.ndarray, selection: Selection) -> np.ndarray:
-    if selection.persons == PERSONS_ALL:
-        return np.ones(status.size, dtype=bool)
-    if selection.persons == PERSONS_MOVED:
-        return status == str(PersonStatus.MOVED)
-    return status != str(PersonStatus.INVALID_LABEL)
-
-
-def _images_good(table: pa.Table, selection: Selection) -> np.ndarray:
-    if not selection.accepted_only:
-        return np.ones(table.num_rows, dtype=bool)
-    if selection.max_deviation is None:
-        return table["is_accepted"].to_numpy()
-    optimized = table["is_optimized"].to_numpy()
-    return optimized & (table["mean_height_deviation"].to_numpy() < selection.max_deviation)
-
-
-def _shrink_triangle(triangle: pa.ListScalar, kept: np.ndarray) -> np.ndarray | None:
-    """The lower triangle (row by row, diagonal included) of an n x n matrix without the people not `kept` (n,)."""
-    if not triangle.is_valid:
-        return None
-    row, column = np.tril_indices(kept.size)
-    return np.asarray(triangle.values)[kept[row] & kept[column]]
 
 
 @dataclass
@@ -155,19 +142,52 @@ class SubsetPlan:
     persons: int = 0  # taken
     left_out: Counter[str] = field(default_factory=Counter)  # reason -> images or persons
 
+    def describe(self) -> dict[str, Any]:
+        """What export.json says of it: no path of a machine."""
+        runs = [
+            {
+                "config_hash": run.config_hash,
+                "manifest_fingerprint": run.manifest_fingerprint,
+                "shards": run.shards,
+                "shards_exported": len(run.files),
+                "label_sha256": {f"{file.shard:05d}": file.sha256 for file in run.files},
+            }
+            for run in self.runs
+        ]
+        return {"images": self.images, "persons": self.persons, "left_out": dict(self.left_out), "runs": runs}
+
+
+@dataclass(frozen=True)
+class ExportedFile:
+    """One file of an export, complete."""
+
+    path: str  # relative to the folder
+    images: int
+    persons: int
+    bytes: int
+    sha256: str
+
 
 @dataclass(frozen=True)
 class ExportJob:
-    """One export on its way; writers add to `notes` and `failures` what only they see."""
+    """One export on its way, and its report in the end; writers add to the last four what only they see."""
 
+    out: Path
+    folder: Path  # where files are written; it gets the name `out` when all are complete
     selection: Selection
-    subsets: list[SubsetPlan]  # of which something is taken, in alphabetical order
+    subsets: list[SubsetPlan]  # in alphabetical order
     advance: Callable[[int], object]  # called with the number of images written
     images: Mapping[str, str] | None = None  # subset -> folder or URI of its images, "" = the manifest's; None = none
     labels: Sequence[Location] = ()  # where released label files may lie, for formats that carry parts of them
+    files: list[ExportedFile] = field(default_factory=list)
     notes: Counter[str] = field(default_factory=Counter)  # what a writer left out by its format's rules
     failures: Counter[str] = field(default_factory=Counter)  # what it could not write
     examples: dict[str, str] = field(default_factory=dict)  # failure -> the first of its kind, with the place tried
+
+    @property
+    def taken(self) -> list[SubsetPlan]:
+        """The subsets of which there is something to write."""
+        return [subset for subset in self.subsets if subset.images]
 
     def tables(
         self, runs: Sequence[RunLabels], columns: Sequence[str] | None = None, image_files: bool = False
@@ -176,22 +196,30 @@ class ExportJob:
         wanted = None if columns is None else list(dict.fromkeys([*columns, *SELECTION_COLUMNS]))
         for run in runs:
             for table in run.tables(wanted, image_files):
-                yield select_rows(table, self.selection)
+                rows = select_rows(table, self.selection)
+                yield rows
+                self.advance(rows.num_rows)
 
-    def counted(self, tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
-        """The same tables, their images told to `advance` as they are done with."""
-        for table in tables:
-            yield table
-            self.advance(table.num_rows)
+    def add(self, path: str, images: int = 0, persons: int = 0) -> None:
+        """Tell of a file of the folder that is complete."""
+        place = self.folder / path
+        self.files.append(ExportedFile(path, int(images), int(persons), place.stat().st_size, sha256_file(place)))
 
+    @property
+    def exit_code(self) -> int:
+        """0: everything that was selected is there; 1: something could not be written, see `failures`."""
+        return 1 if self.failures.total() else 0
 
-@dataclass(frozen=True)
-class ExportedFile:
-    """One file of an export."""
-
-    path: str  # relative to the folder
-    images: int
-    persons: int
+    def as_table(self) -> str:
+        """Text for a terminal."""
+        lines = []
+        for subset in self.subsets:
+            lines.append(f"{subset.subset:<12} {subset.images:>9} images {subset.persons:>9} persons taken")
+            lines += [f"{'':<12} {count:>9} {reason} left out" for reason, count in subset.left_out.items() if count]
+        lines += [f"{'':<12} {count:>9} {note}" for note, count in sorted((self.notes + self.failures).items())]
+        lines += [f"{'':<12} for example: {text}" for text in self.examples.values()]
+        lines.append(f"{len(self.files)} files in {self.out}, listed with sha256 in {self.out / EXPORT_FILE}")
+        return "\n".join(lines)
 
 
 def plan_subsets(runs: Sequence[RunLabels], selection: Selection, advance: Callable[[int], object]) -> list[SubsetPlan]:
@@ -201,8 +229,7 @@ def plan_subsets(runs: Sequence[RunLabels], selection: Selection, advance: Calla
         runs: of any subsets; runs of one subset must not share images.
         advance: called with the number of images looked at.
 
-    Raises:
-        ExportError: a file is not what its receipt says, an image is in two runs, or nothing is selected.
+    Raises: ExportError: a file is not what its receipt says, an image is in two runs, or nothing is selected.
     """
     for run in runs:
         if SUBSET_NAME.fullmatch(run.subset) is None:  # it names folders and files of the export
@@ -214,10 +241,8 @@ def plan_subsets(runs: Sequence[RunLabels], selection: Selection, advance: Calla
     if not any(subset.images for subset in subsets):
         reasons: Counter[str] = sum((subset.left_out for subset in subsets), Counter())
         found = ", ".join(f"{count} {reason}" for reason, count in reasons.items()) or "the runs are empty"
-        raise ExportError(
-            f"no image is left to export: {found}; loosen --accepted-only, --max-error, --max-z-sigma, --min-persons "
-            "or --persons"
-        )
+        options = "--accepted-only, --max-error, --max-z-sigma, --min-persons or --persons"
+        raise ExportError(f"no image is left to export: {found}; loosen {options}")
     return subsets
 
 
@@ -226,7 +251,11 @@ def _count_subset(subset: SubsetPlan, selection: Selection, advance: Callable[[i
     columns = [*SELECTION_COLUMNS, *(["image_id"] if len(subset.runs) > 1 else [])]
     for run in subset.runs:
         for file in run.files:
-            _check_label_file(run, file)
+            if (found := sha256_of(file.path)) != file.sha256:
+                raise ExportError(
+                    f"{file.path} has sha256 {found[:16]}..., its receipt says {file.sha256[:16]}...: the file was "
+                    "changed or damaged; delete the shard's receipt and run again"
+                )
         for table in run.tables(columns):
             for image_id in table["image_id"].to_pylist() if len(subset.runs) > 1 else ():
                 if image_id in seen:
@@ -234,84 +263,34 @@ def _count_subset(subset: SubsetPlan, selection: Selection, advance: Callable[[i
                         f"image {image_id} is in {seen[image_id]} and in {run.name}; export one of the two runs"
                     )
                 seen[image_id] = run.name
-            taken = select_rows(table, selection, subset.left_out)
-            subset.images += taken.num_rows
-            subset.persons += int(taken["num_persons"].to_numpy().sum())
+            rows = select_rows(table, selection, subset.left_out)
+            subset.images += rows.num_rows
+            subset.persons += int(rows["num_persons"].to_numpy().sum())
             advance(table.num_rows)
 
 
-def _check_label_file(run: RunLabels, file: LabelFile) -> None:
-    """Raises: ExportError where a label file is missing, or not the one its receipt was written for."""
-    advice = "delete the shard's receipt and run again"
-    try:
-        found = sha256_of(file.path)
-    except FileNotFoundError as error:
-        raise ExportError(f"{file.path} of run {run.name} is missing though its receipt exists; {advice}") from error
-    if found != file.sha256:
-        raise ExportError(
-            f"{file.path} has sha256 {found[:16]}..., its receipt says {file.sha256[:16]}...: "
-            f"the file was changed or damaged; {advice}"
-        )
-
-
 @contextmanager
-def staged_folder(out: Path) -> Iterator[Path]:
-    """A new folder beside `out`; whatever still bears the temporary name at the end is removed.
+def new_folder(out: Path) -> Iterator[Path]:
+    """A folder that is written under a temporary name beside `out` and gets this name when the block ends well.
 
-    Raises:
-        ExportError: the place is taken: an export never mixes with other files.
+    What exports of this machine that were killed left there goes first. Raises: ExportError: the place is taken: an
+    export never mixes with other files.
     """
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ExportError(f"{out} exists and is not an empty folder; remove it or choose another -o")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    for left in out.parent.glob(f".{glob.escape(out.name)}.tmp-*"):
-        if is_temporary(left.name) and left.is_dir() and any(left.iterdir()):  # an empty one may not be locked yet
-            handle, ours = _lock(left)
-            if ours:  # its export was killed
-                shutil.rmtree(left, ignore_errors=True)
-            os.close(handle)
-    with staged(out) as staging:
-        staging.mkdir()
-        handle, _ = _lock(staging)  # for as long as we live, however we die
+    sweep_abandoned(out)
+    with staged(out) as folder:
+        folder.mkdir()
+        yield folder
+        for path in (*folder.rglob("*"), folder):
+            sync(path)
         try:
-            yield staging
-        finally:
-            os.close(handle)
-
-
-def _lock(folder: Path) -> tuple[int, bool]:
-    """An open handle of a folder, and whether the kernel's lock on it is ours until the handle is closed."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # another process holds it, or the file system has no locks: leaving the folder is safe
-        return handle, False
-    return handle, True
-
-
-def commit_folder(staging: Path, out: Path, facts: dict[str, Any], files: list[ExportedFile]) -> None:
-    """Write export.json with every file's size and sha256, sync all, give the folder its name.
-
-    Raises:
-        ExportError: somebody else put something under that name meanwhile.
-    """
-    entries = []
-    for file in files:
-        path = staging / file.path
-        sync(path)
-        entry = {"path": file.path, "bytes": path.stat().st_size, "sha256": sha256_file(path)}
-        entries.append({**entry, "images": file.images, "persons": file.persons})
-    write_json_atomic(staging / EXPORT_FILE, {"schema": EXPORT_SCHEMA, **facts, "files": entries})
-    for folder in sorted(path for path in staging.rglob("*") if path.is_dir()):
-        sync(folder)
-    sync(staging)
-    try:
-        os.rename(staging, out)
-    except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-            raise
-        raise ExportError(f"{out} appeared while the export was written; remove it or choose another -o") from error
-    sync(out.parent)
+            os.rename(folder, out)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise
+            raise ExportError(f"{out} appeared while the export was written; remove it or choose another -o") from error
+        sync(out.parent)
 
 
 def describe_making(footer: Mapping[str, str]) -> dict[str, str]:
@@ -321,11 +300,9 @@ def describe_making(footer: Mapping[str, str]) -> dict[str, str]:
     """
     try:
         config = parse_json(footer.get("config", "{}"))
-    except ValueError:
-        config = None
-    told = config if isinstance(config, dict) else {}
-    sections = [told.get(name) for name in ("solver", "depth", "body")]
-    solver, depth, body = (section if isinstance(section, dict) else {} for section in sections)
+        solver, depth, body = (dict(config.get(name, {})) for name in ("solver", "depth", "body"))
+    except (ValueError, TypeError, AttributeError):  # it was garbled
+        solver, depth, body = {}, {}, {}
     depth_text = f"maps from {depth['source']} ({depth.get('kind', '')})" if "source" in depth else "unknown"
     if depth.get("source") == "model":
         pin = footer.get("depth_revision") or depth.get("revision") or footer.get("depth_sha256", "")[:16]

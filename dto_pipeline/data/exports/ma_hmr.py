@@ -18,15 +18,14 @@ from __future__ import annotations
 import pickle
 import zipfile
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from dto_pipeline.data.cameras import CAMERA_COLUMNS
-from dto_pipeline.data.columns import read_numbers, single_array
-from dto_pipeline.data.exports.job import ExportedFile, ExportJob, SubsetPlan, describe_making
+from dto_pipeline.data.exports.job import ExportJob, SubsetPlan, describe_making
+from dto_pipeline.data.label_files import flatten_table, person_leaf
 from dto_pipeline.data.npz import open_member
 
 REPEATED = "images already taken from an earlier subset of the same file"
@@ -35,27 +34,21 @@ _OURS, _PUBLISHED = b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n"  #
 _EMPTY_DICT = 5  # bytes of a pickled dictionary before its first entry: protocol, empty dictionary, place in the memo
 _PARAMETERS = {"shape": "betas", "pose": "pose", "trans": "transl"}  # of smpl_param -> of a person
 _SIGMAS = ("z_sigma_m", "height_sigma_m")
-_COLUMNS = (
-    *("image_path", *CAMERA_COLUMNS),
-    *(f"persons.list.element.{column}.list.element" for column in _PARAMETERS.values()),
-)
 
 
-def write_ma_hmr(job: ExportJob, folder: Path) -> list[ExportedFile]:
+def write_ma_hmr(job: ExportJob) -> None:
     """One npz per data set that has images."""
-    files = []
-    names = {subset.subset: "INSTA" if _is_insta(subset.subset) else subset.subset.upper() for subset in job.subsets}
+    names = {subset.subset: "INSTA" if _is_insta(subset.subset) else subset.subset.upper() for subset in job.taken}
     for name in dict.fromkeys(names.values()):
-        subsets = [subset for subset in job.subsets if names[subset.subset] == name]
+        subsets = [subset for subset in job.taken if names[subset.subset] == name]
         path, counts = f"{name}_CHMR_SMPL_OPT.npz", np.zeros(2, np.int64)
         with (
-            zipfile.ZipFile(folder / path, "w") as archive,
+            zipfile.ZipFile(job.folder / path, "w") as archive,
             open_member(archive, "annots", np.dtype(object), ()) as stream,
         ):
-            for part in pickled_array(_count(_annotations(job, subsets), counts)):
+            for part in pickled_array(_annotations(job, subsets, counts)):
                 stream.write(part)
-        files.append(ExportedFile(path, *counts.tolist()))
-    return files
+        job.add(path, *counts)
 
 
 def pickled_array(parts: Iterable[dict[str, Any]]) -> Iterator[bytes]:
@@ -74,48 +67,42 @@ def pickled_array(parts: Iterable[dict[str, Any]]) -> Iterator[bytes]:
     yield stream[entries:]
 
 
-def _count(parts: Iterable[dict[str, Any]], counts: np.ndarray) -> Iterator[dict[str, Any]]:
-    """The same parts, their images and people added to `counts` (2,)."""
-    for part in parts:
-        counts += (len(part), sum(map(len, part.values())))
-        yield part
-
-
 def _is_insta(subset: str) -> bool:
     return subset in ("insta", "insta1", "insta2")
 
 
-def _annotations(job: ExportJob, subsets: list[SubsetPlan]) -> Iterator[dict[str, Any]]:
-    """Annotations of the images of each row group."""
+def _annotations(job: ExportJob, subsets: list[SubsetPlan], counts: np.ndarray) -> Iterator[dict[str, Any]]:
+    """Annotations of the images of each row group; images and people are added to `counts` (2,)."""
     taken: set[str] = set()
     for subset in subsets:
         fresh: set[str] = set()
         sure = any(describe_making(run.footer)["solver"] == "joint" for run in subset.runs)
-        columns = (*_COLUMNS, *(f"persons.list.element.{name}" for name in _SIGMAS if sure))
-        for table in job.counted(job.tables(subset.runs, columns)):
-            found = _read(table, "insta-train/" if _is_insta(subset.subset) else "", sure)
+        people = (*_PARAMETERS.values(), *(_SIGMAS if sure else ()))
+        for table in job.tables(subset.runs, ("image_path", *CAMERA_COLUMNS, *map(person_leaf, people))):
+            found = _read(table, "insta-train/" if _is_insta(subset.subset) else "", people)
             job.notes[REPEATED] += len(found.keys() & taken)
             if subset is not subsets[-1]:
                 fresh |= found.keys()
-            yield {key: people for key, people in found.items() if key not in taken}
+            part = {key: crowd for key, crowd in found.items() if key not in taken}
+            counts += (len(part), sum(map(len, part.values())))
+            yield part
         taken |= fresh
 
 
-def _read(table: pa.Table, prefix: str, sure: bool) -> dict[str, list[dict[str, Any]]]:
+def _read(table: pa.Table, prefix: str, names: tuple[str, ...]) -> dict[str, list[dict[str, Any]]]:
     """Key -> people of the images of a label table."""
-    persons = single_array(table["persons"]).flatten()
-    parameters = {name: read_numbers(persons.field(column)) for name, column in _PARAMETERS.items()}
-    columns = {name: persons.field(name).to_numpy(zero_copy_only=False)[:, None] for name in _SIGMAS if sure}
-    cameras = np.stack([table[name].to_numpy() for name in CAMERA_COLUMNS], axis=1).astype(np.float32)
-    ends = np.cumsum(table["num_persons"].to_numpy()).tolist()
+    labels = flatten_table(table, names)
+    people, starts = labels.people, labels.starts.tolist()
+    sigmas = {name: people[name][:, None] for name in names if name in _SIGMAS}
+    cameras = np.stack([labels.images[name] for name in CAMERA_COLUMNS], axis=1).astype(np.float32)
     found: dict[str, list[dict[str, Any]]] = {}
-    for path, start, end, camera in zip(table["image_path"].to_pylist(), [0, *ends], ends, cameras, strict=False):
+    for path, start, end, camera in zip(labels.images["image_path"], starts, starts[1:], cameras, strict=False):
         shared = {"focal": camera[:2], "princpt": camera[2:]}
         found[prefix + path] = [
             {
-                "smpl_param": {name: values[person] for name, values in parameters.items()},
+                "smpl_param": {name: people[column][person] for name, column in _PARAMETERS.items()},
                 "cam_param": shared,
-                **{name: values[person] for name, values in columns.items()},
+                **{name: values[person] for name, values in sigmas.items()},
             }
             for person in range(start, end)
         ]

@@ -16,14 +16,14 @@ import tarfile
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from dto_pipeline.data.exports.job import ExportedFile, ExportJob, SubsetPlan
+from dto_pipeline.data.exports.job import ExportJob, SubsetPlan
 from dto_pipeline.data.images import MAX_FILE_BYTES, ImageStore
-from dto_pipeline.data.label_files import IMAGE_FILE
+from dto_pipeline.data.label_files import IMAGE_FILE, flatten_table
 from dto_pipeline.data.storage import Location, as_location
 from dto_pipeline.data.tars import open_images
 from dto_pipeline.status import UnusableImage
@@ -36,17 +36,14 @@ _EXTENSIONS = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png"}  # by first bytes: an 
 Sample = tuple[str, int, list[tuple[str, bytes]]]  # key, persons, (extension, contents) of each member
 
 
-def write_webdataset(job: ExportJob, folder: Path) -> list[ExportedFile]:
+def write_webdataset(job: ExportJob) -> None:
     """Tars of every subset."""
-    files: list[ExportedFile] = []
-    for subset in job.subsets:
-        (folder / subset.subset).mkdir()
-        samples = _samples_with_images(job, subset) if job.images is not None else _samples(job, subset)
+    for subset in job.taken:
+        (job.folder / subset.subset).mkdir()
+        samples = _samples(job, subset)
         for number, first in enumerate(samples):
             name = f"{subset.subset}/{subset.subset}-{number:06d}.tar"
-            images, persons = _write_tar(folder / name, chain([first], islice(samples, SAMPLES - 1)))
-            files.append(ExportedFile(name, images, persons))
-    return files
+            job.add(name, *_write_tar(job.folder / name, chain([first], islice(samples, SAMPLES - 1))))
 
 
 def sample_key(image_id: str) -> str:
@@ -74,25 +71,21 @@ def _write_tar(path: Path, samples: Iterable[Sample]) -> tuple[int, int]:
 
 
 def _samples(job: ExportJob, subset: SubsetPlan) -> Iterator[Sample]:
-    for table in job.counted(job.tables(subset.runs)):
-        columns = (table["image_id"].to_pylist(), table["num_persons"].to_pylist(), json_rows(table))
-        for image_id, people, text in zip(*columns, strict=True):
-            yield sample_key(image_id), people, [("json", text.as_py().encode())]
-
-
-def _samples_with_images(job: ExportJob, subset: SubsetPlan) -> Iterator[Sample]:
-    assert job.images is not None
     for run in subset.runs:
-        manifest = run.open_manifest()
-        root = as_location(job.images[subset.subset] or manifest.images_root)
-        store = open_images(root, manifest.path)
-        for table in job.counted(job.tables([run], image_files=True)):
-            texts = json_rows(table.drop_columns([IMAGE_FILE]))
-            columns = [table[name].to_pylist() for name in ("image_id", "num_persons", IMAGE_FILE, "image_sha256")]
-            for image_id, people, file, sha256, text in zip(*columns, texts, strict=True):
-                image = _read_image(store, file, sha256, job, root)
-                if image is not None:
-                    yield sample_key(image_id), people, [image, ("json", text.as_py().encode())]
+        if job.images is not None:
+            manifest = run.open_manifest()
+            root = as_location(job.images[subset.subset] or manifest.images_root)
+            store = open_images(root, manifest.path)
+        for table in job.tables([run], image_files=job.images is not None):
+            for row in label_rows(table):
+                members = []
+                if job.images is not None:
+                    image = _read_image(store, row.pop(IMAGE_FILE), row["image_sha256"], job, root)
+                    if image is None:
+                        continue
+                    members.append(image)
+                text = json.dumps(row, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+                yield sample_key(row["image_id"]), row["num_persons"], [*members, ("json", text.encode())]
 
 
 def _read_image(store: ImageStore, file: str, sha256: str, job: ExportJob, root: Location) -> tuple[str, bytes] | None:
@@ -111,48 +104,24 @@ def _read_image(store: ImageStore, file: str, sha256: str, job: ExportJob, root:
     return next(known, file.rsplit(".", 1)[-1].lower()), contents
 
 
-def json_rows(table: pa.Table) -> pa.StringArray:
-    """One JSON object per row, keys in column order."""
-    return _objects(table.column_names, [column.combine_chunks() for column in table.columns])
+def label_rows(table: pa.Table) -> Iterator[dict[str, Any]]:
+    """The rows of a label table as JSON says them, columns in their order."""
+    labels = flatten_table(table)
+    images = {name: _plain(values) for name, values in labels.images.items()}
+    people = {name: _plain(values) for name, values in labels.people.items()}
+    persons = [dict(zip(people, values, strict=True)) for values in zip(*people.values(), strict=True)]
+    for start, end, *values in zip(labels.starts, labels.starts[1:], *images.values(), strict=False):
+        yield {**dict(zip(images, values, strict=True)), "persons": persons[start:end]}
 
 
-def json_values(array: pa.Array) -> pa.StringArray:
-    """JSON text of every element; nulls become ``null``."""
-    kind = array.type
-    if pa.types.is_struct(kind):
-        names = [kind.field(i).name for i in range(kind.num_fields)]
-        text = _objects(names, [array.field(name) for name in names])
-    elif pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind):
-        text = _lists(array)
-    elif pa.types.is_string(kind):
-        text = _strings(array)
-    elif pa.types.is_floating(kind):
-        text = pc.if_else(pc.is_finite(array), array.cast(pa.string()), None)
-    elif pa.types.is_integer(kind) or pa.types.is_boolean(kind):
-        text = array.cast(pa.string())
-    else:
-        raise TypeError(f"no JSON for a column of {kind}")
-    return pc.fill_null(text, "null")
-
-
-def _objects(names: list[str], columns: list[pa.Array]) -> pa.StringArray:
-    parts: list[pa.Array | str] = []
-    for position, (name, column) in enumerate(zip(names, columns, strict=True)):
-        parts += [f"{'{' if position == 0 else ','}{json.dumps(name)}:", json_values(column)]
-    return pc.binary_join_element_wise(*parts, "}", "")
-
-
-def _lists(array: pa.Array) -> pa.StringArray:
-    """``[a,b]`` of variable and fixed lists alike; null where the list is."""
-    items = json_values(array.flatten())  # without those of null lists
-    lengths = pc.list_value_length(array).fill_null(0).to_numpy(zero_copy_only=False)
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    joined = pc.binary_join(pa.ListArray.from_arrays(pa.array(offsets), items), ",")
-    return pc.if_else(array.is_valid(), pc.binary_join_element_wise("[", joined, "]", ""), None)
-
-
-def _strings(array: pa.Array) -> pa.StringArray:
-    """Quoted and escaped once per distinct string."""
-    encoded = array.dictionary_encode()
-    words = [None if word is None else json.dumps(word, ensure_ascii=False) for word in encoded.dictionary.to_pylist()]
-    return pa.array(words, pa.string()).take(encoded.indices)
+def _plain(values: np.ndarray) -> list[Any]:
+    """Numbers as Python's, float32 in its fewest digits, what is not finite as None; words as they are."""
+    if values.dtype == object:
+        return [_plain(value) if isinstance(value, np.ndarray) else value for value in values]
+    if values.dtype == np.float32:
+        told = pa.array(values.ravel()).cast(pa.string()).cast(pa.float64())
+        values = told.to_numpy(zero_copy_only=False).reshape(values.shape)
+    plain = values.astype(object)
+    if values.dtype.kind == "f":
+        plain[~np.isfinite(values)] = None
+    return list(plain.tolist())

@@ -1,26 +1,178 @@
-"""What a manifest build or a merge found: counts a person reads as a table and a script as JSON. Knows no file format.
+"""What a manifest build or a merge found: counts a person reads as a table and a script as JSON, and findings.
 
-More than a share of images or label rows that cannot be used is a complaint: the manifest is written all the same, and
-the build ends with exit code 1.
+Findings are a Parquet file beside the manifest, one row each, so that nothing is lost without a reason; most keep
+something out of the run, those with `used` do not. More than a share of images or label rows that cannot be used is a
+complaint: the manifest is written all the same, and the build ends with exit code 1.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
+from posixpath import splitext
 from typing import Any
 
-from dto_pipeline.data.manifest_build.findings import TAR, UNCOUNTED
+import pyarrow.parquet as pq
+
+from dto_pipeline.data.columns import build_table
+from dto_pipeline.data.image_index import ImageIndex
+from dto_pipeline.data.manifest import Manifest
+from dto_pipeline.data.parquet import writer_settings
+from dto_pipeline.data.storage import (
+    STORAGE_ERRORS,
+    Location,
+    beside,
+    error_text,
+    exists,
+    join_location,
+    list_names,
+    written,
+)
+from dto_pipeline.data.tars import IMAGE_EXTENSIONS, TarPlacement
+from dto_pipeline.schema import FINDINGS_SCHEMA
 from dto_pipeline.status import ImageStatus, PredictionStatus
 
-_CROWDS = {"1 person": (1, 1), "2 people": (2, 2), "3 to 5 people": (3, 5), "6 to 10 people": (6, 10),
-           "11 to 20 people": (11, 20), "21 or more people": (21, 1 << 62)}  # fmt: skip
+WITHOUT_LABELS, TAR, TAR_MEMBER = "image_without_labels", "tar_damaged", "tar_member_refused"
+REPEATED_KEY, MASKS, SOURCE = "repeated_key", "masks_unreadable", "source"
+PERSON, ALSO_IN = "person", "also_in"
+_DEPTH_LOOKS = 1000  # images whose depth map is looked for: a missing twentieth shows, and stores are not asked for all
+_THREADS = 16
+_ROWS_AT_ONCE = 1 << 15
+_ENDINGS = tuple(f".{extension}" for extension in IMAGE_EXTENSIONS)
+
+
+class Findings:
+    """Writes findings as they come, a few thousand at a time."""
+
+    def __init__(self, writer: pq.ParquetWriter) -> None:
+        self.counts: Counter[str] = Counter()  # kind -> how many
+        self.missing: list[str] = []  # images a label names and nobody found
+        self._writer = writer
+        self._rows: list[tuple] = []
+
+    def add(self, kind: str, image: str, reason: str, label_row: int | None = None, used: bool = False) -> None:
+        """One finding; `used` = what it is about takes part in the run all the same."""
+        self.counts[kind] += 1
+        if kind == ImageStatus.IMAGE_MISSING:
+            self.missing.append(image)
+        self._rows.append((kind, image, label_row, reason, used))
+        if len(self._rows) >= _ROWS_AT_ONCE:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._rows:
+            columns = dict(zip(FINDINGS_SCHEMA.names, zip(*self._rows, strict=True), strict=True))
+            self._writer.write_table(build_table(FINDINGS_SCHEMA, columns))
+            self._rows.clear()
+
+
+@contextmanager
+def open_findings(manifest: Location) -> Iterator[Findings]:
+    """The findings file of a manifest, replaced where the block ends without an error."""
+    with (
+        written(findings_path(manifest)) as local,
+        pq.ParquetWriter(local, FINDINGS_SCHEMA, **writer_settings(FINDINGS_SCHEMA)) as writer,
+    ):
+        findings = Findings(writer)
+        yield findings
+        findings.flush()
+
+
+def findings_path(manifest: Location) -> Location:
+    return beside(manifest, ".findings.parquet")
+
+
+def note_tars(findings: Findings, placement: TarPlacement) -> None:
+    for summary in placement.images.summaries:
+        if summary.problem:
+            findings.add(TAR, summary.tar, f"{summary.problem}; {summary.usable} members can be read", used=True)
+    refused = placement.images.problems().select(["tar", "member", "problem"]).to_pydict()
+    for tar, member, problem in zip(*refused.values(), strict=True):
+        findings.add(TAR_MEMBER, f"{tar}!{member}", problem)
+    for taken, other in placement.repeated:
+        findings.add(REPEATED_KEY, other, f"has the key of {taken}, which is taken")
+
+
+def note_unlabelled(findings: Findings, index: ImageIndex, root: Location, placement: TarPlacement | None) -> None:
+    """Images that no label row names, and whether a missing one has nearly their name; call it after the images."""
+
+    def folded(name: str) -> str:
+        return splitext(name)[0].casefold()
+
+    named = set(index.image_file)
+    similar = {folded(name): name for name in findings.missing}
+    in_tars = placement and (address for address, _ in placement.images.members())
+    try:
+        for name in in_tars or list_names(root, _ENDINGS):
+            if name not in named:
+                near = similar.get(folded(name))
+                hint = f"; {near}, which is missing, differs in case or extension only" if near else ""
+                findings.add(WITHOUT_LABELS, name, f"no label row names this image{hint}")
+    except STORAGE_ERRORS as error:
+        findings.add(WITHOUT_LABELS, "", f"the images folder cannot be listed: {error_text(error)}")
+
+
+def look_for_depth(index: ImageIndex, root: Location, suffix: str) -> tuple[int, int, str]:
+    """How many depth maps were looked for, of images spread over all, how many are missing, and about the first."""
+
+    def is_there(name: str) -> bool:
+        try:
+            return exists(join_location(root, name))
+        except STORAGE_ERRORS:
+            return False
+
+    images = [image for image in range(index.num_images) if image not in index.problem]
+    images = images[:: -(-len(images) // _DEPTH_LOOKS) or 1]
+    names = [splitext(index.image_name[image])[0] + suffix for image in images]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        missing = [name for name, there in zip(names, pool.map(is_there, names), strict=True) if not there]
+    if isinstance(root, Path) and not root.is_dir():
+        return len(names), len(missing), f"there is no depth folder {root}"
+    return len(names), len(missing), f"depth map {missing[0]} does not exist below {root}" if missing else ""
+
+
+def note_shared_images(findings: Findings, index: ImageIndex, others: Sequence[Location]) -> Counter[str]:
+    """Images whose key another manifest has too, counted by its subset. Raises: ManifestError: one is damaged."""
+    own = set(index.image_path) if others else set()
+    shared: Counter[str] = Counter()
+    for other in map(Manifest.open, others):
+        for shard in range(other.num_shards):
+            rows = other.read_shard(shard, ["image_path", "image_id"])
+            for key, image_id in zip(rows["image_path"].to_pylist(), rows["image_id"].to_pylist(), strict=True):
+                if key in own:
+                    findings.add(ALSO_IN, key, f"also in {other.subset} as {image_id}", used=True)
+                    shared[other.subset] += 1
+    return shared
+
+
+class _Counts:
+    """What both reports are besides their counts: JSON, and lines for people that name the same things."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain nested dict, keys in order and text, equal for equal input."""
+        return {
+            name: {str(key): count for key, count in sorted(value.items())} if isinstance(value, dict) else value
+            for name, value in vars(self).items()
+        }
+
+    def count_lines(self, title: str) -> str:
+        lines = list[tuple[str, int]]()
+        for name, value in self.to_json().items():
+            words = name.replace("_", " ")
+            if isinstance(value, int):
+                lines.append((words, value))
+            elif isinstance(value, dict) and name not in ("persons_per_image", "examples"):
+                lines += [(f"{words}: {key}", count) for key, count in value.items()]
+        width = max(len(words) for words, _ in lines)
+        return "\n".join([title, *(f"  {words:<{width}}  {count:>9}" for words, count in lines)])
 
 
 @dataclass
-class ManifestReport:
+class ManifestReport(_Counts):
     """Counts of one build. Every image and label row that entered is in `images` and `persons`."""
 
     dataset: str = ""
@@ -61,19 +213,15 @@ class ManifestReport:
         over = [f"{part} of {total} {what}" for part, total, what in lost if part > share * total]
         if not over:
             return ""
-        advice = f"{self.examples.get(ImageStatus.DEPTH_MISSING, '')}; write the maps, name their folder (--depth) and "
-        advice += "ending (depth_suffix), or build with --depth '' where a network looks (depth.source=model)"
         causes = [  # how many, of how many, of what, the reason, the next step
-            *(
-                (count, self.images, "images", word, self.examples.get(word) or ImageStatus(word).advice)
-                for word, count in self.image_problems.items()
-            ),
-            *(
-                (count, self.persons, "label rows", reason, "the findings file names the rows")
-                for reason, count in self.person_problems.items()
-            ),
+            (count, self.images, "images", word, self.examples.get(word) or ImageStatus(word).advice)
+            for word, count in self.image_problems.items()
         ]
+        for reason, count in self.person_problems.items():
+            causes.append((count, self.persons, "label rows", reason, "the findings file names the rows"))
         if self.depth_missing:
+            advice = f"{self.examples.get(ImageStatus.DEPTH_MISSING, '')}; write the maps, name their folder (--depth) "
+            advice += "and ending (depth_suffix), or build with --depth '' where a network looks (depth.source=model)"
             causes.append((self.depth_missing, self.depth_looked, "looked for", "depth maps missing", advice))
         lines = [f"{', '.join(over)} cannot be used, more than {share:.3g} of all (--max-failed-images):"]
         for count, total, what, word, step in sorted(causes, key=lambda cause: -cause[0] / cause[1]):
@@ -82,48 +230,14 @@ class ManifestReport:
             lines.append(f"  {damaged} tars are damaged: fetch them again; {self.findings_file} says where each breaks")
         return "\n".join([*lines, "mend the cause and build again before a run"])
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain nested dict, keys in order; those of the histogram are text."""
-        tree = _sorted_fields(self)
-        tree["persons_per_image"] = {str(people): count for people, count in tree["persons_per_image"].items()}
-        return tree
-
     def as_table(self) -> str:
-        """Lines of name and count for people; kinds of findings that other lines tell already are left out."""
-        crowds = {
-            name: sum(count for people, count in self.persons_per_image.items() if low <= people <= high)
-            for name, (low, high) in _CROWDS.items()
-        }
-        depth = {"depth maps looked for": self.depth_looked, "  of these missing": self.depth_missing}
-        lines: list[tuple[str, Any]] = [
-            ("images", self.images),
-            ("persons (label rows)", self.persons),
-            ("persons per image, mean", f"{self.persons / self.images if self.images else 0.0:.2f}"),
-            *((f"  images with {people}", count) for people, count in crowds.items()),
-            ("shards", self.shards),
-            *((f"images {word}", count) for word, count in sorted(self.image_problems.items())),
-            ("label rows without image file", self.rows_without_image),
-            ("label rows that cannot be used", self.rows_unusable),
-            *(depth.items() if self.depth_looked else ()),
-            ("images with an off-centre camera", self.off_centre),
-            ("images turned by an EXIF note, taken as stored", self.turned),
-            *((f"cameras: {fault}", count) for fault, count in sorted(self.camera_faults.items())),
-            *((f"images also in {subset}", count) for subset, count in sorted(self.also_in.items())),
-            *((f"found: {kind}", count) for kind, count in sorted(self.findings.items()) if kind in UNCOUNTED),
-            *((f"persons: {reason}", count) for reason, count in sorted(self.person_problems.items())),
-            ("persons with mask", self.masks_given),
-            ("  of these empty", self.masks_empty),
-            ("persons without mask", self.masks_missing),
-            ("persons of known age", self.age_known),
-            ("persons of known gender", self.male_prob_known),
-            *sorted(self.notes.items()),
-        ]
-        table = _format_counts(f"manifest of {self.dataset}, fingerprint {self.fingerprint[:16]}", lines)
+        mean = f"{self.persons / self.images if self.images else 0.0:.2f} persons an image"
+        table = self.count_lines(f"manifest of {self.dataset}, fingerprint {self.fingerprint[:16]}, {mean}")
         return "\n".join([table, *(f"  first {word}: {text}" for word, text in sorted(self.examples.items()))])
 
 
 @dataclass
-class MergeReport:
+class MergeReport(_Counts):
     """Counts of one merge. Every prediction is in exactly one count of `outcomes`."""
 
     fingerprint: str = ""  # of the new manifest
@@ -138,20 +252,7 @@ class MergeReport:
     images_with_added: int = 0
     notes: Counter[str] = field(default_factory=Counter)  # values taken as unknown -> how many
 
-    @property
-    def matched(self) -> int:
-        return self.outcomes[PredictionStatus.MATCHED]
-
-    @property
-    def duplicates(self) -> int:
-        return self.outcomes[PredictionStatus.DUPLICATE]
-
-    @property
-    def added(self) -> int:
-        return self.outcomes[PredictionStatus.ADDED]
-
     def count(self, status: PredictionStatus, message: str | None, predictions: int) -> None:
-        """Add predictions of one outcome."""
         if not predictions:
             return
         self.predictions += predictions
@@ -159,36 +260,5 @@ class MergeReport:
         if status not in (PredictionStatus.ADDED, PredictionStatus.MATCHED, PredictionStatus.DUPLICATE):
             self.refused[f"{status}: {message}" if message else str(status)] += predictions
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain nested dict, equal for equal input."""
-        return _sorted_fields(self)
-
     def as_table(self) -> str:
-        """Lines of name and count for people."""
-        lines = [
-            ("images", self.images),
-            ("released people", self.released),
-            ("predictions", self.predictions),
-            ("  matched a released person, dropped", self.matched),
-            ("  duplicates of other predictions, dropped", self.duplicates),
-            *((f"  refused, {reason}", count) for reason, count in sorted(self.refused.items())),
-            ("  added", self.added),
-            ("images with added people", self.images_with_added),
-            ("compared by keypoints", self.by_keypoints),
-            ("compared by overlap of bodies", self.by_overlap),
-            ("carried to the label's camera", self.carried),
-            *sorted(self.notes.items()),
-        ]
-        return _format_counts(f"merged manifest, fingerprint {self.fingerprint[:16]}", lines)
-
-
-def _sorted_fields(report: ManifestReport | MergeReport) -> dict[str, Any]:
-    tree = {f.name: getattr(report, f.name) for f in dataclasses.fields(report)}
-    return {name: dict(sorted(value.items())) if isinstance(value, dict) else value for name, value in tree.items()}
-
-
-def _format_counts(title: str, lines: Iterable[tuple[str, Any]]) -> str:
-    """A title, and names and counts below it in two columns."""
-    lines = list(lines)
-    width = max(len(name) for name, _ in lines)
-    return "\n".join([title, *(f"  {name:<{width}}  {count:>9}" for name, count in lines)])
+        return self.count_lines(f"merged manifest, fingerprint {self.fingerprint[:16]}")

@@ -1,24 +1,40 @@
-"""A manifest built: labels, sidecar and image headers joined shard by shard, report and findings beside it."""
+"""A manifest built: labels, sidecar and image headers joined shard by shard, faults found and counted on the way.
+
+Nothing is dropped: an image or person that cannot be used is a row with a problem. Report and findings lie beside the
+manifest. Sizes and intrinsics in pixels, lengths in metres.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
+from posixpath import splitext
+from typing import Any
 
+import numpy as np
+import pyarrow as pa
 from tqdm import tqdm
 
+from dto_pipeline.bounds import CAMERA_BEYOND, implausible_cameras
+from dto_pipeline.data.cameras import describe_off_centre, is_off_centre
+from dto_pipeline.data.columns import build_table, pick_words, ragged_column, struct_column
 from dto_pipeline.data.dataset import Dataset
+from dto_pipeline.data.duplicates import People, find_duplicates
 from dto_pipeline.data.files import json_bytes, sha256_file, sweep_abandoned
-from dto_pipeline.data.image_index import index_images
-from dto_pipeline.data.images import ImageFolder
+from dto_pipeline.data.image_index import ImageIndex, index_images
+from dto_pipeline.data.images import ImageFolder, ImageHeader, ImageStore
 from dto_pipeline.data.manifest import report_path
-from dto_pipeline.data.manifest_build.build_report import ManifestReport
-from dto_pipeline.data.manifest_build.findings import (
+from dto_pipeline.data.manifest_build.build_report import (
+    MASKS,
+    PERSON,
     SOURCE,
     Findings,
+    ManifestReport,
     findings_path,
     look_for_depth,
     note_shared_images,
@@ -26,17 +42,52 @@ from dto_pipeline.data.manifest_build.findings import (
     note_unlabelled,
     open_findings,
 )
-from dto_pipeline.data.manifest_build.shard_rows import ManifestInputs, ShardBuilder
+from dto_pipeline.data.manifest_build.seen_people import SeenPeople, join_seen
 from dto_pipeline.data.manifest_build.writer import describe_origin, open_manifest_writer
-from dto_pipeline.data.recognise import FileKind, UnknownFile, recognise
+from dto_pipeline.data.people import FileKind, UnknownFile, recognise
 from dto_pipeline.data.sources import SOURCES
-from dto_pipeline.data.sources.rows import LabelFileError
+from dto_pipeline.data.sources.rows import (
+    MASK_DAMAGED,
+    ROW_PROBLEMS,
+    SEEN_RANGES,
+    LabelFileError,
+    LabelRows,
+    LabelSource,
+    SeenRows,
+    find_row_problems,
+)
 from dto_pipeline.data.sources.sidecar import Sidecar
 from dto_pipeline.data.storage import Location, as_location, base_name, fetch, write_bytes
-from dto_pipeline.data.tars import place_in_tars, tar_index_path
-from dto_pipeline.status import ImageStatus
+from dto_pipeline.data.tars import TarPlacement, place_in_tars, tar_index_path
+from dto_pipeline.schema import MANIFEST_PERSON, MANIFEST_SCHEMA
+from dto_pipeline.status import ImageStatus, UnusableImage
 
+CENTRED = "label rows without a principal point, taken as the image's centre"
+REPEATED = "duplicate, the same person as another label row of the image"
+PERSON_PROBLEMS = (*ROW_PROBLEMS, MASK_DAMAGED, "instance mask is of another size than the image")
+_CAMERA_FAULTS = (
+    "",
+    "intrinsics differ between its label rows; expected one camera per image",
+    "intrinsics are not finite",
+    "focal lengths are not positive",
+    "intrinsics have skew or a last row other than 0 0 1",
+    CAMERA_BEYOND,
+)
+_SAME_CAMERA = 1e-3  # largest difference between intrinsics of one image [px]
 _HEADER_THREADS = 16  # image headers are read waiting for the disk, not computing
+_HEADERS_AT_ONCE = 64  # images a thread reads per call
+
+Problem = tuple[ImageStatus, str]
+
+
+@dataclass(frozen=True)
+class ManifestInputs:
+    dataset: Dataset
+    source: LabelSource
+    sidecar: Sidecar
+    images: ImageStore
+    index: ImageIndex
+    placement: TarPlacement | None = None  # None = the images are plain files
 
 
 def build_manifest(
@@ -49,9 +100,6 @@ def build_manifest(
     """Join labels, sidecar and image headers into a manifest, shard by shard; its report and findings lie beside it.
 
     Args:
-        dataset: what to build from.
-        out: the manifest's file or URI.
-        progress: show a progress line.
         against: other manifests whose images are compared with these (insta1 and insta2 overlap).
         unlabelled: list images that no label names, which walks through the whole images folder.
 
@@ -62,7 +110,7 @@ def build_manifest(
     sweep_abandoned(out if isinstance(out, Path) else None)
     report = ManifestReport(dataset=dataset.name, findings_file=base_name(findings_path(out)))
     with ExitStack() as stack:
-        inputs = open_inputs(dataset, out, stack, progress)
+        inputs = _open_inputs(dataset, out, stack, progress)
         findings = stack.enter_context(open_findings(out))
         report.also_in = note_shared_images(findings, inputs.index, [as_location(other) for other in against])
         for finding in inputs.source.findings:
@@ -82,13 +130,8 @@ def build_manifest(
     return report
 
 
-def open_inputs(dataset: Dataset, out: Location, stack: ExitStack, progress: bool) -> ManifestInputs:
-    """Open what a description names, wherever it lies; `stack` removes copies of what lies behind URIs.
-
-    Raises:
-        LabelFileError, TarIndexError, StorageError: a file is missing, cannot be used, or is of another kind than the
-            description says.
-    """
+def _open_inputs(dataset: Dataset, out: Location, stack: ExitStack, progress: bool) -> ManifestInputs:
+    """Open what a description names, wherever it lies; `stack` removes copies of what lies behind URIs."""
     places = (dataset.place("predictions"), dataset.sidecar_path)
     predictions, sidecar_file = (None if place is None else fetch(place, stack, LabelFileError) for place in places)
     labels = fetch(dataset.labels_path, stack, LabelFileError)
@@ -122,9 +165,9 @@ def _write_manifest(
         ThreadPoolExecutor(_HEADER_THREADS) as pool,
         tqdm(total=total, unit="image", desc=inputs.dataset.name, disable=not progress) as bar,
     ):
-        shards = ShardBuilder(inputs, report, findings, pool, bar.update)
-        for shard in range(-(-total // inputs.dataset.shard_images)):
-            writer.add(shards.build(shard))
+        shards = _Shards(inputs, report, findings, pool, bar.update)
+        for start in range(0, total, inputs.dataset.shard_images):
+            writer.add(shards.build(range(start, min(start + inputs.dataset.shard_images, total))))
         report.fingerprint = writer.fingerprint
         files = []
         for path in [*inputs.source.files, *([inputs.sidecar.path] if inputs.sidecar.path else [])]:
@@ -132,3 +175,218 @@ def _write_manifest(
             name = str(path.relative_to(root)) if inside else path.name
             files.append({"file": name, "bytes": path.stat().st_size, "sha256": sha256_file(path)})
         writer.finish(describe_origin(inputs.dataset, files))
+
+
+@dataclass(frozen=True)
+class _Shards:
+    """Makes shards one after the other; what cannot be used is counted in the report and told in the findings."""
+
+    inputs: ManifestInputs
+    report: ManifestReport
+    findings: Findings
+    pool: Executor  # threads that read image headers, and masks in tars
+    advance: Callable[[int], Any]  # called with the number of images done
+
+    def build(self, images: range) -> pa.Table:
+        index, dataset, report = self.inputs.index, self.inputs.dataset, self.report
+        offsets = index.offsets[images.start : images.stop + 1]
+        counts, rows = np.diff(offsets), index.rows[offsets[0] : offsets[-1]]
+        files = index.image_file[images.start : images.stop]
+        labels = self.inputs.source.rows(rows)
+        masks_beside = self.inputs.images if dataset.masks == "detection" else None
+        seen = join_seen(labels, self.inputs.sidecar.rows(rows), counts, files, masks_beside, self.pool)
+        headers, problems = self._read_headers(images)
+        sizes = np.array([(header.width, header.height) for header in headers], dtype=np.int64).reshape(-1, 2)
+        camera, fault, centred = judge_cameras(labels.intrinsics, counts, sizes)
+        off_centre = (sizes[:, 0] > 0) & (fault == 0) & is_off_centre(camera, sizes)
+        missing = [problem is not None and problem[0] is ImageStatus.IMAGE_MISSING for problem in problems]
+        report.rows_without_image += int(counts[missing].sum())
+        report.off_centre += int(off_centre.sum())
+        report.turned += sum(header.orientation != 1 for header in headers)
+        report.camera_faults.update(_CAMERA_FAULTS[code] for code in fault[fault > 0].tolist())
+        report.notes.update({CENTRED: centred} if centred else {})
+        for image in np.flatnonzero(fault).tolist():
+            problems[image] = _camera_problem(files[image], camera[image], int(fault[image]), problems[image])
+        if dataset.principal_point == "centre":
+            for image in np.flatnonzero(off_centre).tolist():
+                text = describe_off_centre(files[image], headers[image], camera[image])
+                problems[image] = problems[image] or (ImageStatus.SIZE_MISMATCH, text)
+        lost = np.array([problem is not None for problem in problems])
+        person_problem = judge_people(labels, seen.rows, np.repeat(np.where(lost[:, None], 0, sizes), counts, axis=0))
+        report.rows_unusable += int((np.repeat(lost, counts) | (person_problem > 0)).sum())
+        self._note_images(files, counts, problems, seen)
+        self._note_people(np.repeat(np.array(files, object), counts), rows, person_problem, labels, seen.rows, counts)
+        place = np.arange(rows.size) - np.repeat(offsets[:-1] - offsets[0], counts)
+        words = pick_words(PERSON_PROBLEMS, person_problem)
+        people = person_columns(labels, seen.rows, np.arange(rows.size), place, rows, words)
+        kind = MANIFEST_SCHEMA.field("persons").type
+        columns = _image_columns(self.inputs, images, camera, sizes, problems, seen)
+        columns["num_persons"] = counts
+        columns["persons"] = ragged_column(counts, struct_column(MANIFEST_PERSON, people), kind)
+        return build_table(MANIFEST_SCHEMA, columns)
+
+    def _read_headers(self, images: range) -> tuple[list[ImageHeader], list[Problem | None]]:
+        index, store = self.inputs.index, self.inputs.images
+
+        def read(image: int) -> tuple[ImageHeader, Problem | None]:
+            if image in index.problem:
+                return ImageHeader(0, 0), (ImageStatus.LABEL_INVALID, f"image name: {index.problem[image]}")
+            try:
+                return store.header(index.image_file[image]), None
+            except UnusableImage as error:
+                return ImageHeader(0, 0), (error.status, str(error))
+
+        blocks = [images[start : start + _HEADERS_AT_ONCE] for start in range(0, len(images), _HEADERS_AT_ONCE)]
+        found = list[tuple[ImageHeader, Problem | None]]()
+        for block in self.pool.map(lambda block: [read(image) for image in block], blocks):
+            found += block
+            self.advance(len(block))
+        return [header for header, _ in found], [problem for _, problem in found]
+
+    def _note_images(
+        self, files: Sequence[str], counts: np.ndarray, problems: Sequence[Problem | None], seen: SeenPeople
+    ) -> None:
+        report = self.report
+        report.images += counts.size
+        report.persons += int(counts.sum())
+        report.shards += 1
+        report.persons_per_image.update(counts.tolist())
+        for file, problem in zip(files, problems, strict=True):
+            if problem is not None:
+                status, text = str(problem[0]), problem[1]
+                report.image_problems[status] += 1
+                report.examples.setdefault(status, text)
+                self.findings.add(status, file, text)
+        for image, reason in seen.unreadable.items():
+            self.findings.add(MASKS, files[image], reason, used=True)
+
+    def _note_people(
+        self,
+        files: np.ndarray,
+        rows: np.ndarray,
+        problem: np.ndarray,
+        labels: LabelRows,
+        seen: SeenRows,
+        counts: np.ndarray,
+    ) -> None:
+        """Label rows that cannot be used, and those that repeat another of their image (the run says so again)."""
+        report, given = self.report, int(seen.has_mask.sum())
+        report.masks_given += given
+        report.masks_missing += len(seen.mask_rle) - given
+        report.masks_empty += int(seen.mask_empty.sum())
+        report.age_known += int(np.isfinite(seen.age_years).sum())
+        report.male_prob_known += int(np.isfinite(seen.male_prob).sum())
+        report.notes.update(Counter(seen.notes))
+        places = {name: getattr(labels, name) for name in ("pose", "betas", "transl", "bbox_xyxy")}
+        people = People(**places, det_score=seen.det_score, has_mask=seen.has_mask, usable=problem == 0, counts=counts)
+        repeats = find_duplicates(people)
+        for person in np.flatnonzero(problem).tolist():
+            reason = str(PERSON_PROBLEMS[problem[person]])
+            report.person_problems[reason] += 1
+            self.findings.add(PERSON, files[person], reason, label_row=int(rows[person]))
+        for person in np.flatnonzero(repeats >= 0).tolist():
+            report.person_problems[REPEATED] += 1
+            reason = f"the same person as label row {rows[repeats[person]]}: a duplicate"
+            self.findings.add(PERSON, files[person], reason, label_row=int(rows[person]))
+
+
+def judge_cameras(intrinsics: np.ndarray, counts: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+    """One camera per image from the cameras its people tell.
+
+    Principal points of which neither coordinate is told, while the focal length is, are put into the image's centre.
+
+    Args:
+        intrinsics: (n, 3, 3) float64, people image by image; counts: (m,) int >= 1, people of each image.
+        sizes: (m, 2) int width and height of the images, 0 = unknown.
+
+    Returns:
+        (m, 3, 3) intrinsics of each image's first person, (m,) int fault, 0 = none, see `_CAMERA_FAULTS`; how many
+        principal points were put into the centre (of images of unknown size they stay unknown).
+    """
+    starts, size_of = np.cumsum(counts) - counts, np.repeat(sizes, counts, axis=0)
+    open_centre = np.isnan(intrinsics[:, :2, 2]).all(axis=1) & np.isfinite(intrinsics[:, 0, 0])
+    filled, intrinsics = open_centre & (size_of[:, 0] > 0), intrinsics.copy()
+    intrinsics[filled, :2, 2] = size_of[filled] / 2
+    known = intrinsics[starts]
+    intrinsics[open_centre & ~filled, :2, 2] = 0  # no fault of the camera
+    camera = intrinsics[starts]
+    with np.errstate(invalid="ignore"):
+        apart = np.abs(intrinsics - np.repeat(camera, counts, axis=0)).max(axis=(1, 2))
+    same = np.minimum.reduceat(apart <= _SAME_CAMERA, starts)
+    plain = np.array([[np.nan, 0, np.nan], [0, np.nan, np.nan], [0, 0, 1]])
+    faults = (
+        ~np.isfinite(camera).all(axis=(1, 2)),
+        ~same,
+        (camera[:, 0, 0] <= 0) | (camera[:, 1, 1] <= 0),
+        ((camera != plain) & ~np.isnan(plain)).any(axis=(1, 2)),
+        implausible_cameras(known, sizes[:, 0], sizes[:, 1]),
+    )
+    return known, np.select(faults, (2, 1, 3, 4, 5), default=0), int(filled.sum())
+
+
+def _camera_problem(file: str, camera: np.ndarray, fault: int, problem: Problem | None) -> Problem:
+    """A camera that cannot be used goes before a file that cannot be read, which may be mended; not before a name."""
+    found = ", ".join(f"{value:g}" for value in camera.ravel())
+    text = f"image {file}: {_CAMERA_FAULTS[fault]}; the first row says [{found}]"
+    if problem is None:
+        return ImageStatus.LABEL_INVALID, text
+    return problem if problem[0] is ImageStatus.LABEL_INVALID else (ImageStatus.LABEL_INVALID, f"{text}; {problem[1]}")
+
+
+def judge_people(labels: LabelRows, seen: SeenRows, image_size: np.ndarray) -> np.ndarray:
+    """(n,) int index into `PERSON_PROBLEMS`; 0 = usable. `image_size` (n, 2): width, height, 0 = unknown."""
+    problem = find_row_problems(labels.pose, labels.betas, labels.transl)
+    compared = (seen.mask_width > 0) & (image_size[:, 0] > 0)
+    other_size = compared & ((seen.mask_width != image_size[:, 0]) | (seen.mask_height != image_size[:, 1]))
+    mask_problem = np.select((seen.mask_damaged, other_size), (len(ROW_PROBLEMS), len(ROW_PROBLEMS) + 1), default=0)
+    return np.where(problem > 0, problem, mask_problem)
+
+
+def person_columns(
+    labels: LabelRows, seen: SeenRows, some: np.ndarray, place: np.ndarray, source_row: np.ndarray, problem: pa.Array
+) -> dict[str, Any]:
+    """Columns of `schema.MANIFEST_PERSON` for some people (m,) of n; `place` (m,) is theirs in the image."""
+    return {
+        "person_index": place,
+        "source_row": source_row,
+        **{name: getattr(labels, name)[some] for name in ("pose", "betas", "transl", "bbox_xyxy")},
+        **{name: getattr(seen, name)[some] for name in (*SEEN_RANGES, "mask_height", "mask_width")},
+        "mask_rle": seen.mask_rle.take(pa.array(some)),
+        "problem": problem,
+    }
+
+
+def _image_columns(
+    inputs: ManifestInputs,
+    images: range,
+    camera: np.ndarray,
+    sizes: np.ndarray,
+    problems: Sequence[Problem | None],
+    seen: SeenPeople,
+) -> dict[str, Any]:
+    dataset, index = inputs.dataset, inputs.index
+    keys, names = index.image_path[images.start : images.stop], index.image_name[images.start : images.stop]
+    depth = [
+        splitext(name)[0] + dataset.depth_suffix
+        if dataset.depth_root is not None and image not in index.problem
+        else None
+        for image, name in zip(images, names, strict=True)
+    ]
+    return {
+        "shard": np.full(len(images), images.start // dataset.shard_images),
+        "image_id": [f"{dataset.name}/{key}" for key in keys],
+        "subset": [dataset.name] * len(keys),
+        "image_path": keys,
+        "width": sizes[:, 0],
+        "height": sizes[:, 1],
+        "fx": camera[:, 0, 0],
+        "fy": camera[:, 1, 1],
+        "cx": camera[:, 0, 2],
+        "cy": camera[:, 1, 2],
+        "image_file": index.image_file[images.start : images.stop],
+        "depth_file": depth,
+        "mask_origin": seen.mask_origin,
+        "attribute_origin": seen.attribute_origin,
+        "problem_status": [problem and str(problem[0]) for problem in problems],
+        "problem": [problem and problem[1] for problem in problems],
+    }

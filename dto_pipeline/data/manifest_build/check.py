@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
@@ -27,10 +27,7 @@ _AT_ONCE = 64 * _THREADS  # images under way
 _SHOWN = 20  # faults listed in the table
 
 
-@dataclass(frozen=True)
-class ImageFault:
-    """One image that is not what the manifest says."""
-
+class ImageFault(NamedTuple):
     image_id: str
     fault: str  # of FAULTS
     text: str
@@ -38,22 +35,18 @@ class ImageFault:
 
 @dataclass
 class CheckReport:
-    """What became of every image of a manifest."""
-
     deep: bool  # images were decoded, not only their headers read
     counts: Counter[str] = field(default_factory=Counter)
     faults: list[ImageFault] = field(default_factory=list)
 
     @property
     def exit_code(self) -> int:
-        """0 = as the manifest says, 1 = not."""
         return 1 if self.faults else 0
 
     def to_json(self) -> dict[str, Any]:
-        return {"deep": self.deep, "counts": dict(self.counts), "faults": [vars(fault) for fault in self.faults]}
+        return {"deep": self.deep, "counts": dict(self.counts), "faults": [fault._asdict() for fault in self.faults]}
 
     def as_table(self) -> str:
-        """Counts, and the first faults."""
         what = "decoded" if self.deep else "headers read"
         lines = [f"{sum(self.counts.values())} images, {what}"]
         lines += [f"  {word:<8} {self.counts[word]:>9}" for word in (FINE, *FAULTS, KNOWN, MENDED)]
@@ -74,10 +67,8 @@ def check_manifest(
     """Look at every image of a manifest.
 
     Args:
-        path: the manifest.
         deep: decode every image instead of reading its header.
         images_root: folder or URI in place of the manifest's.
-        progress: show a progress line.
         reindex: look at its tars anew first: images of tars that were fetched again, or are new, are found then.
 
     Raises:

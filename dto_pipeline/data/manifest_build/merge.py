@@ -2,10 +2,9 @@
 
 A prediction that is a released person already is dropped, the others are added; `maths.person_matching` says what the
 same person is. The manifest holds no keypoints, so released people are seen through their labels: the body's joints,
-projected with the label's camera. Released people keep their order and content; added ones follow, best score first.
-Nothing depends on the order of the predictions. Shards are streamed, so that memory holds one shard and the names of
-the predicted images. Beside the new manifest lie a report and the outcome of every prediction. Equal input gives
-identical bytes. Metres in the camera frame, pixels.
+projected with the label's camera. Released people keep their order and content; added ones follow, best score first,
+whatever the order of the predictions. Memory holds one shard and the names of the predicted images. Beside the new
+manifest lie a report and the outcome of every prediction. Metres in the camera frame, pixels.
 """
 
 from __future__ import annotations
@@ -31,15 +30,14 @@ from dto_pipeline.data.image_index import index_images
 from dto_pipeline.data.label_files import check_one_body
 from dto_pipeline.data.manifest import Manifest, ManifestError, report_path
 from dto_pipeline.data.manifest_build.build_report import MergeReport
-from dto_pipeline.data.manifest_build.shard_rows import MASK_OTHER_SIZE, judge_cameras, person_columns
+from dto_pipeline.data.manifest_build.builder import PERSON_PROBLEMS, judge_cameras, judge_people, person_columns
 from dto_pipeline.data.manifest_build.writer import open_manifest_writer
 from dto_pipeline.data.parquet import writer_settings
-from dto_pipeline.data.recognise import schema_of
+from dto_pipeline.data.people import schema_of
 from dto_pipeline.data.sources.dto_labels import open_dto_labels
 from dto_pipeline.data.sources.predictions import NUM_KEYPOINTS, open_predictions
 from dto_pipeline.data.sources.rows import (
     BEHIND_CAMERA,
-    MASK_DAMAGED,
     ROW_PROBLEMS,
     LabelFileError,
     LabelRows,
@@ -65,7 +63,7 @@ _IMAGE_NAMES = ("image_file", "image_path", "image_id")  # what a prediction may
 _SAME_CAMERA = 1e-3  # largest difference between intrinsics that are the same camera [px]
 _ORIGIN = "predictions"
 _NOT_IN_FRONT = "no joint is in front of the camera"
-_BAD_LABELS = (*ROW_PROBLEMS[1:], MASK_DAMAGED, MASK_OTHER_SIZE, _NOT_IN_FRONT)
+_BAD_LABELS = (*PERSON_PROBLEMS[1:], _NOT_IN_FRONT)
 _VERDICTS: tuple[tuple[Status, str | None], ...] = (
     (Status.ADDED, None),
     *((Status.INVALID_LABEL, reason) for reason in _BAD_LABELS),
@@ -93,7 +91,6 @@ def merge_predictions(
         out: the new manifest; its report and outcomes become <out>.report.json and <out>.predictions.parquet.
         body: model the labels and the predictions belong to.
         min_score: least det_score of an added person.
-        progress: show a progress bar on stderr.
 
     Raises:
         ManifestError: the manifest cannot be used, or `out` would replace it.
@@ -138,7 +135,6 @@ def outcomes_path(manifest: Location) -> Location:
 
 
 def _earlier_merges(source: Manifest) -> list[Any]:
-    """What was merged into a manifest, one entry per merge."""
     try:
         return list(parse_json(source.metadata.get("merged", "[]")))
     except (ValueError, TypeError) as error:
@@ -147,12 +143,7 @@ def _earlier_merges(source: Manifest) -> list[Any]:
 
 
 def _open_people(path: Path, source: Manifest, earlier: list[Any], body: BodyModel) -> LabelSource:
-    """Predicted people in either form; they, and those of earlier merges, must be of the body model, if they tell one.
-
-    Raises:
-        LabelsError: label files of two body models, both named.
-        LabelFileError: of another one than `body`, or no file that is read.
-    """
+    """Predicted people in either form; if they, or those of earlier merges, tell a body model, it must be `body`."""
     told = {f"the people merged into {source.path}": entry["body_sha256"] for entry in earlier}
     if path.is_dir() or schema_of(path) == LABELS_SCHEMA_NAME:
         people = open_dto_labels(path, SourceOptions())
@@ -199,14 +190,7 @@ class _Merge:
         self._taken = np.zeros(index.num_images, dtype=bool)  # images of the predictions that a shard had
 
     def merge_shard(self, table: pa.Table) -> tuple[pa.Table, pa.Table]:
-        """Add the people a shard misses.
-
-        Args:
-            table: one shard, `schema.MANIFEST_SCHEMA`.
-
-        Returns:
-            the new shard; the outcomes of all predictions for its images, `schema.MERGE_SCHEMA`, by prediction row.
-        """
+        """The shard with the people it misses, and the outcomes of all predictions for its images."""
         shard = self._load(table)
         own, verdict = self._judge(shard)
         chosen = _rank(shard, verdict)
@@ -222,19 +206,13 @@ class _Merge:
         self.report.notes.update(shard.seen.notes)
         for code, predictions in enumerate(np.bincount(verdict).tolist()):
             self.report.count(*_VERDICTS[code], predictions)
-        outcomes = _outcomes(
-            shard.row,
-            single_array(table["image_id"]).take(pa.array(shard.image)),
-            pick_words([str(status) for status, _ in _VERDICTS], verdict),
-            pick_words([reason for _, reason in _VERDICTS], verdict),
-            shard.seen.det_score,
-            same_released,
-            same_predicted,
-        )
+        image_ids = single_array(table["image_id"]).take(pa.array(shard.image))
+        told = [pick_words([str(status) for status, _ in _VERDICTS], verdict)]
+        told.append(pick_words([reason for _, reason in _VERDICTS], verdict))
+        outcomes = _outcomes(shard.row, image_ids, *told, shard.seen.det_score, same_released, same_predicted)
         return _append(shard, chosen[verdict[chosen] == _UNDECIDED]), outcomes.take(np.argsort(shard.row))
 
     def write_unknown(self, outcomes: pq.ParquetWriter) -> None:
-        """Tell of the predictions whose image no shard had."""
         index = self._index
         owner = np.repeat(np.arange(index.num_images), np.diff(index.offsets))
         missing = np.flatnonzero(~self._taken[owner])
@@ -274,16 +252,15 @@ class _Merge:
         untold = np.isnan(own).all(axis=(1, 2))
         own[untold] = shard.cameras[image[untold]]
         own, fault, _ = judge_cameras(own, np.ones(len(own), np.int64), size)
-        problem = find_row_problems(labels.pose, labels.betas, labels.transl)
-        other_size = (seen.mask_width > 0) & ((seen.mask_width != size[:, 0]) | (seen.mask_height != size[:, 1]))
+        problem = judge_people(labels, seen, size)
+        found = {reason: problem == code for code, reason in enumerate(PERSON_PROBLEMS) if reason}
         checks: dict[Any, np.ndarray] = {
             Status.IMAGE_UNUSABLE: table["problem_status"].is_valid().to_numpy()[image],
             Status.INVALID_SCORE: ~np.isfinite(seen.det_score),
             Status.BELOW_MIN_SCORE: seen.det_score < self._min_score,
-            **{reason: problem == code for code, reason in enumerate(ROW_PROBLEMS) if reason},
+            **{reason: found[reason] for reason in ROW_PROBLEMS if reason},
             Status.INVALID_CAMERA: fault > 0,
-            MASK_DAMAGED: seen.mask_damaged,
-            MASK_OTHER_SIZE: other_size,
+            **found,
         }
         return own, np.select(list(checks.values()), [_CODE[word] for word in checks], default=_UNDECIDED)
 
@@ -333,7 +310,6 @@ class _Merge:
         return verdict, np.append(source_row, -1)[partner], original.numpy()
 
     def _view_released(self, shard: _Shard, images: np.ndarray) -> tuple[BodyViews, np.ndarray, torch.Tensor]:
-        """Released people of some images whose labels can be seen: views, source_row (r,), people of each image."""
         persons = single_array(shard.table["persons"])
         owner = np.repeat(np.arange(len(persons)), persons.value_lengths().to_numpy(zero_copy_only=False))
         asked = np.flatnonzero(np.isin(owner, images))
@@ -347,14 +323,12 @@ class _Merge:
         return views, source_row, torch.from_numpy(np.bincount(owner, minlength=len(persons)))
 
     def _joints(self, pose: np.ndarray, betas: np.ndarray, transl: np.ndarray) -> torch.Tensor:
-        """(n, 45, 3) float64 [m], also of nobody."""
         if not len(pose):
             return torch.zeros(0, NUM_KEYPOINTS, 3, dtype=torch.float64)
         return self._body.joints(torch.from_numpy(pose), torch.from_numpy(betas), torch.from_numpy(transl)).double()
 
 
 def _outcomes(*columns: Any) -> pa.Table:
-    """Rows of `schema.MERGE_SCHEMA` from its columns, in order."""
     return build_table(MERGE_SCHEMA, dict(zip(MERGE_SCHEMA.names, columns, strict=True)))
 
 

@@ -39,8 +39,6 @@ Mask = tuple[bytes | None, int, int]  # run lengths (None = no mask), height, wi
 
 @dataclass(frozen=True)
 class SeenPeople:
-    """n people of m images."""
-
     rows: SeenRows  # n
     mask_origin: pa.StringArray  # m, null = none
     attribute_origin: pa.StringArray  # m, null = unknown
@@ -55,12 +53,9 @@ def join_seen(
     store: ImageStore | None,
     pool: Executor,
 ) -> SeenPeople:
-    """Everything known about the people of some images.
+    """Everything known about the n people of m images, `counts` (m,) of each.
 
     Args:
-        labels: n label rows, image by image.
-        sidecar: what the sidecar says about them.
-        counts: (m,) int >= 1, people of each image.
         files: m image files; addresses in tars where masks are looked for.
         store: where the images and the masks beside them are read from; None = such masks are not looked for.
         pool: threads that read masks.
@@ -73,25 +68,16 @@ def join_seen(
     masked = known = np.zeros(people, np.int64)
     for bit, told in enumerate((sidecar, labels.seen, detections)):
         if told is not None:
-            adds = [
-                np.isfinite(getattr(told, name)) & ~np.isfinite(getattr(seen, name))
-                for name in ("age_years", "male_prob")
-            ]
             masked = masked | (told.has_mask & ~seen.has_mask) << bit
-            known = known | (adds[0] | adds[1]) << bit
+            for name in ("age_years", "male_prob"):
+                known = known | (np.isfinite(getattr(told, name)) & ~np.isfinite(getattr(seen, name))) << bit
             seen = _fill_gaps(seen, told)
-    words = [
-        "+".join(word for bit, word in enumerate(_ORIGINS) if code >> bit & 1) or None
-        for code in range(1 << len(_ORIGINS))
-    ]
-    mask_origin, attribute_origin = (
-        pick_words(words, np.bitwise_or.reduceat(code, starts) if starts.size else code) for code in (masked, known)
-    )
-    return SeenPeople(seen, mask_origin, attribute_origin, unreadable)
+    words = ["+".join(word for bit, word in enumerate(_ORIGINS) if code >> bit & 1) or None for code in range(8)]
+    origins = [np.bitwise_or.reduceat(code, starts) if starts.size else code for code in (masked, known)]
+    return SeenPeople(seen, pick_words(words, origins[0]), pick_words(words, origins[1]), unreadable)
 
 
 def _fill_gaps(first: SeenRows, second: SeenRows) -> SeenRows:
-    """What `first` says of each person, and `second` where that is unknown."""
     own = first.has_mask
 
     def fill(name: str, known: np.ndarray | None = None) -> np.ndarray:
@@ -117,7 +103,6 @@ def _judge_masks(masks: Sequence[Mask]) -> SeenRows:
 def _read_detections(
     labels: LabelRows, starts: np.ndarray, files: Sequence[str], store: ImageStore, pool: Executor
 ) -> tuple[SeenRows, dict[int, str]]:
-    """Masks of all people, and why those of some images cannot be read."""
     stops = [*starts[1:].tolist(), len(labels.pose)]
 
     def read(image: int) -> tuple[list[Mask], str]:
@@ -136,13 +121,7 @@ def _read_detections(
 def _masks_of_people(
     store: ImageStore, image_file: str, keypoints: np.ndarray | None, boxes: np.ndarray
 ) -> tuple[list[Mask], str]:
-    """The mask of each person of one image, encoded here so that a whole shard's fit into memory; and what is wrong
-    with some ("" = nothing).
-
-    Args:
-        image_file: address of the image.
-        keypoints: (n, J, 3) of its label rows, None = they have none; boxes: (n, 4) [px].
-    """
+    """The mask of each person of one image, encoded so that a whole shard's fit into memory; and what is wrong."""
 
     def read(extension: str) -> bytes | None:
         try:

@@ -37,14 +37,12 @@ class ManifestWriter:
         self._sizes: list[ShardSize] = []
 
     def add(self, shard: pa.Table) -> None:
-        """Write the rows of the next shard, `schema.MANIFEST_SCHEMA`."""
         self._digest.update(shard)
         self._sizes.append(ShardSize(shard.num_rows, int(shard["num_persons"].to_numpy().sum())))
         self._writer.write_table(shard, row_group_size=shard.num_rows)
 
     @property
     def fingerprint(self) -> str:
-        """sha256 over what the rows so far say."""
         return self._digest.hexdigest()
 
     def finish(self, facts: Mapping[str, Any], texts: Mapping[str, str] = _SCHEMA_TEXTS) -> None:
@@ -63,7 +61,6 @@ class ManifestWriter:
 
 @contextmanager
 def open_manifest_writer(out: Location) -> Iterator[ManifestWriter]:
-    """The manifest at `out`, replaced when the block ends without an error."""
     with (
         written(out) as local,
         pq.ParquetWriter(local, MANIFEST_SCHEMA, **writer_settings(MANIFEST_SCHEMA)) as writer,
@@ -82,18 +79,15 @@ _SHARED_COLUMNS = ("image_id", "subset", "image_path", "width", "height", "fx", 
 _SHARED_PEOPLE = {field.name for field in MANIFEST_PERSON} & {field.name for field in LABEL_PERSON}
 _FAILURES = [str(status) for status in ImageStatus if status.is_failure]
 
-LabelTable = Any  # a pyarrow.Table of schema.LABELS_SCHEMA
-
 
 def write_label_manifest(
-    shards: Iterable[tuple[LabelTable, Sequence[str], Sequence[str | None]]], dataset: Dataset, out: Location
+    shards: Iterable[tuple[pa.Table, Sequence[str], Sequence[str | None]]], dataset: Dataset, out: Location
 ) -> None:
     """Write the manifest whose labels these are.
 
     Args:
-        shards: label rows, the images' names in their store, and those of their depth maps (None = there is none).
+        shards: label rows (`schema.LABELS_SCHEMA`), the images' names in their store, and those of their depth maps.
         dataset: what the manifest says of itself; its `images` and `depth` are the roots.
-        out: the manifest.
     """
     with open_manifest_writer(out) as writer:
         for shard, (labels, image_files, depth_files) in enumerate(shards):

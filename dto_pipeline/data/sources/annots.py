@@ -5,12 +5,11 @@
 
 The dictionary is read item by item and laid down as flat columns in temporary files, which are mapped: memory is the
 image names and a few numbers per person, not the 1.3 kB per person of the dictionary itself. A person that is not as
-above is kept with NaN in the place of its numbers, and told with its reason; a file in which nobody can be used is
-refused. The order of the people is the file's. Metres, radians, pixels; foreign names end here and in `exports.ma_hmr`.
+above is kept with NaN in the place of its numbers, and told with its reason, as images that list nobody are; a file in
+which nobody can be used is refused. The order of the people is the file's. Metres, radians, pixels.
 
 As the start of a manifest, an image's name is its key in the file (`a/b/c.jpg` below `insta-train/` for INSTA, the base
-name for the others), so `images` is the folder these keys are relative to, or `image_prefixes` leads there. Images that
-list nobody have no row; they, and people that are not as documented, are told in the findings.
+name for the others), so `images` is the folder these keys are relative to, or `image_prefixes` leads there.
 """
 
 from __future__ import annotations
@@ -25,10 +24,10 @@ import numpy as np
 from dto_pipeline.axes import NUM_BETAS
 from dto_pipeline.data.cameras import camera_matrices
 from dto_pipeline.data.inert_pickle import PickleRefused, Record
-from dto_pipeline.data.pickled_items import ITEM_LIMITS, read_items
+from dto_pipeline.data.npz import ITEM_LIMITS, read_items
 from dto_pipeline.data.safe_pickle import build_values
 from dto_pipeline.data.scratch import FlatColumn, map_numbers
-from dto_pipeline.data.sources.rows import Finding, LabelFileError, LabelRows, LabelSource, find_row_problems
+from dto_pipeline.data.sources.rows import Finding, LabelFileError, LabelRows, LabelSource, find_row_problems, take_rows
 
 ARRAY = "annots"
 BODY, CAMERA = "smpl_param", "cam_param"
@@ -37,10 +36,7 @@ NOBODY = "listed without people"
 _TOLD = 1000  # people that are not as documented and are named one by one
 _COLUMNS = {"pose": (72, "<f4"), "betas": (NUM_BETAS, "<f4"), "transl": (3, "<f4"), "camera": (4, "<f8")}
 _INDEX = "index.json"
-_FLUSHED = 4096  # people held before they are written
-
-Person = tuple[bytes, bytes, bytes, bytes]
-"""Bytes of one person's columns, little-endian; the camera's in float32 or, from other types, float64."""
+_FLUSHED = 1 << 17  # bytes of cameras held before they are written: 4096 people
 
 
 @dataclass(frozen=True)
@@ -57,7 +53,6 @@ class Annots:
 
     @property
     def owner(self) -> np.ndarray:
-        """(n,) int64 image of each person."""
         return np.repeat(np.arange(len(self.names)), np.diff(self.starts))
 
 
@@ -67,13 +62,7 @@ def open_ma_hmr(path: Path) -> LabelSource:
     owner = annots.owner
 
     def rows(index: np.ndarray) -> LabelRows:
-        return LabelRows(
-            pose=np.array(annots.pose[index]),
-            betas=np.array(annots.betas[index]),
-            transl=np.array(annots.transl[index]),
-            bbox_xyxy=np.full((index.size, 4), np.nan, np.float32),
-            intrinsics=camera_matrices(np.asarray(annots.camera[index])),
-        )
+        return take_rows(vars(annots), index, camera_matrices(np.asarray(annots.camera[index])))
 
     def image_names(start: int, stop: int) -> np.ndarray:
         return annots.names[owner[start:stop]].astype(str)
@@ -105,25 +94,22 @@ def open_annots(path: str | Path, folder: Path | None = None) -> Annots:
 def map_annots(folder: Path) -> Annots:
     """What `open_annots` left in a folder. Raises: FileNotFoundError: nothing lies there any more."""
     index = json.loads((folder / _INDEX).read_text())
+    index["findings"] = [Finding(**finding) for finding in index["findings"]]
     columns = {}
     for name, (width, dtype) in _COLUMNS.items():
         with (folder / name).open("rb") as stream:
             columns[name] = map_numbers(stream, np.dtype(dtype), (sum(index["counts"]), width))
-    return _annots(index["names"], index["counts"], columns, [Finding(*pair) for pair in index["findings"]])
+    return _annots(**index, columns=columns)
 
 
-def _annots(names: list[str], counts: list[int], columns: dict[str, np.ndarray], findings: list[Finding]) -> Annots:
+def _annots(names: list[str], counts: list[int], findings: list[Finding], columns: dict[str, np.ndarray]) -> Annots:
     starts = np.concatenate([[0], np.cumsum(np.array(counts, np.int64))]).astype(np.int64)
     keys = np.array([*names, None], dtype=object)[:-1]  # one more, or numpy looks into a single text
     return Annots(keys, starts, **columns, findings=tuple(findings))
 
 
 def first_people(path: Path, most: int = 1000) -> list[Any]:
-    """What the first people of a file hold, as plain values; of images that list nobody, nothing.
-
-    Raises:
-        PickleRefused: damaged, or not allowed. FileNotFoundError.
-    """
+    """What the first people of a file hold, as plain values. Raises: PickleRefused, FileNotFoundError."""
     found: list[Any] = []
 
     def take(_: Any, people: Any) -> bool:
@@ -135,8 +121,6 @@ def first_people(path: Path, most: int = 1000) -> list[Any]:
 
 
 class _Reader:
-    """People on their way to the flat columns."""
-
     def __init__(self, path: Path, folder: Path | None) -> None:
         self._path, self._folder = path, folder
         self._columns = {
@@ -146,11 +130,10 @@ class _Reader:
         self._findings: list[Finding] = []
         self._untold = self._usable = 0
         self._sample: Any = None  # a person that is not as documented
-        self._held: list[Person] = []
+        self._held = {name: bytearray() for name in _COLUMNS}  # of people that are not written yet
         self._dtypes: dict[int, tuple[bool, Any]] = {}
 
     def add(self, name: str, people: Any) -> None:
-        """One image."""
         if name in self._counts:
             raise LabelFileError(f"{self._path}: image {name} is listed twice; expected every image once")
         listed = _listed(people)
@@ -158,23 +141,26 @@ class _Reader:
         if not listed:
             self._tell(name, NOBODY)
         for place, person in enumerate(listed):
-            self._held.append(self._quick(person) or self._slow(name, place, person))
-        if len(self._held) >= _FLUSHED:
+            numbers = self._quick(person) or self._slow(name, place, person)
+            for column, raw in zip(self._held.values(), numbers, strict=True):
+                column += raw
+        if len(self._held["camera"]) >= _FLUSHED:
             self._flush()
 
     def result(self) -> Annots:
-        """Everything, mapped."""
         self._flush()
         if not self._usable:
             raise LabelFileError(f"{self._path} {self._describe_unusable()}")
         if self._untold:
             self._findings.append(Finding("", f"{self._untold} more people or images that are not as documented"))
-        names, counts = [*self._counts], [*self._counts.values()]
+        index: dict[str, Any] = {
+            "names": [*self._counts],
+            "counts": [*self._counts.values()],
+            "findings": self._findings,
+        }
         if self._folder:
-            told = [(finding.image, finding.reason) for finding in self._findings]
-            (self._folder / _INDEX).write_text(json.dumps({"names": names, "counts": counts, "findings": told}))
-        columns = {name: column.mapped() for name, column in self._columns.items()}
-        return _annots(names, counts, columns, self._findings)
+            (self._folder / _INDEX).write_text(json.dumps(index, default=vars))
+        return _annots(**index, columns={name: column.mapped() for name, column in self._columns.items()})
 
     def _describe_unusable(self) -> str:
         people, sample = sum(self._counts.values()), self._sample
@@ -191,7 +177,7 @@ class _Reader:
         else:
             self._untold += 1
 
-    def _quick(self, person: Any) -> Person | None:
+    def _quick(self, person: Any) -> tuple[bytes, ...] | None:
         """A person all of whose arrays are float32 of the published shapes, without building an array."""
         try:
             body, camera = person[BODY], person[CAMERA]
@@ -202,7 +188,8 @@ class _Reader:
             return None
         if not (pose and betas and transl and focal and princpt):
             return None
-        return pose, betas.ljust(4 * NUM_BETAS, b"\0"), transl, focal + princpt
+        camera = np.frombuffer(focal + princpt, "<f4").astype("<f8").tobytes()
+        return pose, betas.ljust(4 * NUM_BETAS, b"\0"), transl, camera
 
     def _bytes(self, array: Any, length: int) -> bytes | None:
         """The bytes of a little-endian float32 vector; None for anything else."""
@@ -217,7 +204,7 @@ class _Reader:
             self._dtypes[id(dtype)] = plain, dtype  # held, so that no other gets its id
         return raw if self._dtypes[id(dtype)][0] else None
 
-    def _slow(self, name: str, place: int, person: Any) -> Person:
+    def _slow(self, name: str, place: int, person: Any) -> tuple[bytes, ...]:
         """Any other person: numbers of other types and layouts are converted, anything else becomes NaN."""
         try:
             found = _built(person)
@@ -230,34 +217,28 @@ class _Reader:
             self._tell(name, f"person {place}: {what}; expected {NEEDED}")
             self._sample = person if self._sample is None else self._sample
             betas, lens, pose, transl = (np.full(width, np.nan) for width in (NUM_BETAS, 4, 72, 3))
-        betas = np.pad(betas, (0, NUM_BETAS - betas.size))
+        numbers = (pose, np.pad(betas, (0, NUM_BETAS - betas.size)), transl, lens)
         with np.errstate(over="ignore"):
-            body = [values.astype("<f4").tobytes() for values in (pose, betas, transl)]
-        return body[0], body[1], body[2], lens.astype("<f8").tobytes()
+            types = [dtype for _, dtype in _COLUMNS.values()]
+            return tuple(values.astype(dtype).tobytes() for values, dtype in zip(numbers, types, strict=True))
 
     def _flush(self) -> None:
-        if not self._held:
-            return
-        *body, cameras = zip(*self._held, strict=True)
-        self._held = []
         blocks = {
-            name: np.frombuffer(b"".join(column), "<f4").reshape(len(column), -1)
-            for name, column in zip(("pose", "betas", "transl"), body, strict=True)
+            name: np.frombuffer(bytes(self._held[name]), dtype).reshape(-1, width)
+            for name, (width, dtype) in _COLUMNS.items()
         }
-        self._usable += int((find_row_problems(**blocks) == 0).sum())
-        lenses = [np.frombuffer(lens, "<f4" if len(lens) == 16 else "<f8") for lens in cameras]
-        for name, values in {**blocks, "camera": np.stack(lenses)}.items():
+        self._usable += int((find_row_problems(blocks["pose"], blocks["betas"], blocks["transl"]) == 0).sum())
+        for name, values in blocks.items():
             self._columns[name].append(values)
+            self._held[name].clear()
 
 
 def _listed(people: Any) -> list[Any]:
     """The people of an image as records: a list, a tuple or an object array of them; anything else is one person."""
-    if isinstance(people, list | tuple):
-        return list(people)
-    if type(people) is Record and people.what.name == "_reconstruct":
-        contents = people.state[-1] if isinstance(people.state, tuple) and people.state else None
-        return list(contents) if isinstance(contents, list) else [people]
-    return [people]
+    contents = people
+    if type(people) is Record and people.what.name == "_reconstruct" and isinstance(people.state, tuple):
+        contents = people.state[-1] if people.state else None
+    return list(contents) if isinstance(contents, list | tuple) else [people]
 
 
 def _built(person: Any) -> Any:
@@ -265,7 +246,6 @@ def _built(person: Any) -> Any:
 
 
 def _numbers(holder: Any, key: str, lengths: tuple[int, ...]) -> np.ndarray:
-    """(k,) float64 of one entry, k one of `lengths`. Raises: KeyError, TypeError, ValueError."""
     values = np.asarray(holder[key], np.float64).reshape(-1)
     if values.size not in lengths:
         raise ValueError(f"{key} holds {values.size} numbers, expected {' or '.join(map(str, lengths))}")

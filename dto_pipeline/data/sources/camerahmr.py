@@ -11,9 +11,6 @@
 | gtkps (optional)         | (N, >= 44, 3)         | keypoints: u, v [px], confidence; if asked    |
 
 Other keys are not read. Numbers may be of any float or integer type. Rows of an image need not be adjacent.
-The foreign names above appear nowhere else in the project.
-
-`write_camerahmr` writes this layout; equal input gives identical bytes.
 """
 
 from __future__ import annotations
@@ -33,11 +30,20 @@ from dto_pipeline.data.sources.rows import (
     SourceOptions,
     check_shape,
     decode_names,
+    map_text,
     pick,
-    pick_betas,
+    take_rows,
 )
 
 _BOX_UNIT = 200.0  # scale is the box's size over this [px]
+_KEYS: dict[str, tuple[tuple[str, ...], tuple[tuple[int, ...], ...]]] = {  # keys and shapes of a row
+    "pose": (("pose_cam", "pose"), ((72,), (24, 3))),
+    "betas": (("shape",), ((NUM_BETAS - 1,), (NUM_BETAS,))),
+    "transl": (("trans_cam", "cam_t", "trans"), ((3,),)),
+    "intrinsics": (("cam_int",), ((3, 3),)),
+    "center": (("center",), ((2,),)),
+    "scale": (("scale",), ((), (1,), (2,))),
+}
 
 
 def open_camerahmr(path: Path, options: SourceOptions = SourceOptions()) -> LabelSource:  # noqa: B008 - frozen
@@ -55,63 +61,37 @@ def open_camerahmr(path: Path, options: SourceOptions = SourceOptions()) -> Labe
 
 
 def _open(npz: MappedNpz, with_keypoints: bool) -> LabelSource:
-    path, names = npz.path, npz.array("imgname")
-    if names.ndim != 1 or names.dtype.kind not in "US" or names.size == 0:
-        found = f"{names.dtype} {names.shape}"
-        raise LabelFileError(f"{path}, key 'imgname': {found}; expected text (N,) with at least one row")
-
-    def numbers(keys: tuple[str, ...], *tails: tuple[int, ...]) -> np.ndarray:
-        """The array under the first of `keys` that exists, checked to be numbers of shape (N, *tail)."""
+    path, names, columns = npz.path, map_text(npz, "imgname", "US"), {}
+    for name, (keys, shapes) in _KEYS.items():
         key = next((key for key in keys if key in npz.keys), None)
-        if key is None:
+        if key is not None:
+            columns[name] = npz.array(key)
+            check_shape(path, key, columns[name], names.size, shapes)
+        elif name not in ("center", "scale"):
             raise LabelFileError(f"{path} has none of the keys {list(keys)}; it holds {npz.keys}")
-        array = npz.array(key)
-        check_shape(path, key, array, names.size, tails)
-        return array
-
-    pose = numbers(("pose_cam", "pose"), (72,), (24, 3))
-    betas = numbers(("shape",), (NUM_BETAS - 1,), (NUM_BETAS,))
-    transl = numbers(("trans_cam", "cam_t", "trans"), (3,))
-    intrinsics = numbers(("cam_int",), (3, 3))
-    centre = scale = keypoints = None
-    if {"center", "scale"} <= set(npz.keys):
-        centre, scale = numbers(("center",), (2,)), numbers(("scale",), (), (1,), (2,))
-    if with_keypoints and "gtkps" in npz.keys:
-        keypoints = npz.array("gtkps")
-        check_shape(path, "gtkps", keypoints, names.size, [(*keypoints.shape[1:2], 3)])
-
-    def boxes(index: np.ndarray) -> np.ndarray:
-        if centre is None or scale is None:
-            return np.full((index.size, 4), np.nan, np.float32)
-        middle = pick(centre, index, (2,), np.float64)
-        sides = pick(scale, index, (scale[:1].size,), np.float64)
-        half = sides.max(axis=1, keepdims=True) * (_BOX_UNIT / 2)  # the square that holds both sides
-        return np.concatenate((middle - half, middle + half), axis=1).astype(np.float32)
+    points = npz.array("gtkps") if with_keypoints and "gtkps" in npz.keys else None
+    if points is not None:
+        check_shape(path, "gtkps", points, names.size, [(*points.shape[1:2], 3)])
 
     def rows(index: np.ndarray) -> LabelRows:
-        return LabelRows(
-            pose=pick(pose, index, (72,)),
-            betas=pick_betas(betas, index),
-            transl=pick(transl, index, (3,)),
-            bbox_xyxy=boxes(index),
-            intrinsics=pick(intrinsics, index, (3, 3), np.float64),
-            keypoints=None if keypoints is None else pick(keypoints, index, keypoints.shape[1:]),
-        )
+        boxes = None
+        if {"center", "scale"} <= columns.keys():
+            middle = pick(columns["center"], index, (2,), np.float64)
+            sides = pick(columns["scale"], index, (columns["scale"][:1].size,), np.float64)
+            half = sides.max(axis=1, keepdims=True) * (_BOX_UNIT / 2)  # the square that holds both sides
+            boxes = np.concatenate((middle - half, middle + half), axis=1).astype(np.float32)
+        cameras = pick(columns["intrinsics"], index, (3, 3), np.float64)
+        keypoints = None if points is None else pick(points, index, points.shape[1:])
+        return take_rows(columns, index, cameras, boxes=boxes, keypoints=keypoints)
 
     return LabelSource([path], names.size, lambda start, stop: decode_names(names[start:stop]), rows)
 
 
 def write_camerahmr(path: Path, image_names: np.ndarray, rows: LabelRows, keypoints: np.ndarray | None = None) -> None:
-    """Write a ``*-release.npz``, replacing an older one.
+    """Write a ``*-release.npz`` of n people, replacing an older one; equal input gives identical bytes.
 
-    Args:
-        path: of the file; its folder is made if missing.
-        image_names: (n,) str, relative to the images folder, repeated for each person of an image.
-        rows: n people; an 11th shape coefficient is left out, this layout has ten.
-        keypoints: (n, J, 3) u, v [px] and confidence, or None.
-
-    Raises:
-        ValueError: arrays of different lengths.
+    `image_names` (n,) are relative to the images folder, `keypoints` (n, J, 3) u, v [px] and confidence; an 11th shape
+    coefficient is left out. Raises: ValueError: arrays of different lengths.
     """
     left, top, right, bottom = rows.bbox_xyxy.T
     columns = {

@@ -7,8 +7,7 @@
 
 Scores, ages and genders come along, masks do not: the label files have none. A label file knows images by their
 published key (image_path), not by their file: set `images` to the folder those keys are relative to, or give
-`image_prefixes`. Images in which nobody was labelled have no label row and are not taken over. Columns are mapped from
-temporary files, never all in memory. Metres, camera frame.
+`image_prefixes`. Images in which nobody was labelled are not taken over. Metres, camera frame.
 """
 
 from __future__ import annotations
@@ -31,8 +30,7 @@ from dto_pipeline.data.sources.rows import (
     LabelRows,
     LabelSource,
     SourceOptions,
-    judge_seen,
-    pick,
+    take_rows,
 )
 
 _TAILS = {"pose": (72,), "betas": (NUM_BETAS,), "transl": (3,), "bbox_xyxy": (4,), **dict.fromkeys(SEEN_RANGES, ())}
@@ -66,13 +64,7 @@ def open_dto_labels(path: Path, options: SourceOptions) -> LabelSource:
     maps = {name: column.mapped() for name, column in columns.items()}
 
     def rows(index: np.ndarray) -> LabelRows:
-        told = {name: pick(maps[name], index, ()) for name in SEEN_RANGES}
-        unknown = np.zeros(index.size, np.float32)
-        return LabelRows(
-            **{name: pick(maps[name], index, _TAILS[name]) for name in ("pose", "betas", "transl", "bbox_xyxy")},
-            intrinsics=camera_matrices(camera[owner[index]]),
-            seen=judge_seen({**told, "mask_height": unknown, "mask_width": unknown}, pa.nulls(index.size, pa.binary())),
-        )
+        return take_rows(maps, index, camera_matrices(camera[owner[index]]), pa.nulls(index.size, pa.binary()))
 
     return LabelSource(files, owner.size, lambda start, stop: name_of[owner[start:stop]], rows)
 

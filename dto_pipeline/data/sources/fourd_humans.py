@@ -8,14 +8,14 @@
 
 The tars hold no translation and no camera: they are sources of images (see `data.tars`) and masks, not of labels.
 A person says which mask is his (``extra_info['detection_npz_idx']``), so a label row takes the mask of whom it shows:
-equal keypoints, else the nearest box. Which mask the joints fall on says less: those of somebody hidden lie on whoever
-stands in front. It decides only for people who name no mask.
-Foreign names (keypoints_2d, center ...) end here. Positions in pixels.
+equal keypoints, else the nearest box. Which mask the joints fall on decides only for people who name no mask: those of
+somebody hidden lie on whoever stands in front. Positions in pixels.
 """
 
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,8 +23,9 @@ from typing import Any
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from dto_pipeline.array_files import read_npz
+from dto_pipeline.data.duplicates import box_overlap
 from dto_pipeline.data.inert_pickle import Limits
-from dto_pipeline.data.npz import safe_load_npz
 from dto_pipeline.data.safe_pickle import safe_loads
 
 PEOPLE_EXTENSION = "data.pyd"
@@ -59,8 +60,7 @@ def parse_people(data: bytes, where: str) -> SamplePeople:
     """The people of a ``.data.pyd`` member; `where` names the bytes in messages.
 
     Raises:
-        UnsafePickle, BrokenPickle: see `data.safe_pickle`.
-        SampleError: a pickle of something else than a list of people.
+        UnsafePickle, BrokenPickle: see `data.safe_pickle`. SampleError: something else than a list of people.
     """
     people = safe_loads(data, limits=_LIMITS, where=where, object_arrays=True)  # fitting_loss is one around a dict
     if not isinstance(people, list) or not all(isinstance(person, dict) for person in people):
@@ -79,7 +79,6 @@ def parse_people(data: bytes, where: str) -> SamplePeople:
         return rows
 
     def mask_number(person: Mapping[str, Any]) -> int:
-        """The mask a person names, -1 where he names none that could be one."""
         told = _unwrapped(person.get("extra_info"))
         number = _unwrapped(told.get(_MASK_NUMBER)) if isinstance(told, dict) else None
         if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number < 1 << 31:
@@ -99,23 +98,30 @@ def parse_masks(data: bytes, where: str) -> np.ndarray:
     """(K, H, W) bool instance masks of a ``.detection.npz`` member; `where` names the bytes in messages.
 
     Raises:
-        UnsafePickle, BrokenPickle: not a sound npz.
-        SampleError: no `masks`, or of another shape or type.
+        SampleError: not a sound npz, no `masks`, or of another shape or type.
     """
-    masks = safe_load_npz(io.BytesIO(data), keys=("masks",), limits=_LIMITS, where=where).get("masks")
-    if masks is None or masks.ndim != 3 or masks.dtype.kind not in "bu" or masks.max(initial=0) > 1:
-        found = "no array 'masks'" if masks is None else f"'masks' of {masks.dtype} {masks.shape}"
-        raise SampleError(f"{where} has {found}; expected booleans (K, H, W)")
+
+    def check(_: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
+        if len(shape) != 3 or dtype.kind not in "bu" or math.prod(shape) * dtype.itemsize > _LIMITS.max_array_bytes:
+            raise ValueError(f"holds 'masks' of {dtype} {shape}; expected booleans (K, H, W)")
+
+    try:
+        found, names = read_npz(io.BytesIO(data), ("masks",), check)
+    except ValueError as error:
+        raise SampleError(f"{where}: {error}") from error
+    masks = found.get("masks")
+    if masks is None or masks.view(f"u{masks.itemsize}").max(initial=0) > 1:
+        held = f"the arrays {names}" if masks is None else "other values than 0 and 1"
+        raise SampleError(f"{where} holds {held}; expected booleans 'masks' (K, H, W)")
     return masks.astype(bool)
 
 
 def choose_masks(
     masks: np.ndarray, keypoints: np.ndarray | None, boxes: np.ndarray, people: SamplePeople | None
 ) -> tuple[np.ndarray, str]:
-    """Which mask each label row of a sample takes.
+    """Which of the masks (K, H, W) each label row of a sample takes.
 
     Args:
-        masks: (K, H, W) bool of the sample.
         keypoints: (n, J, 3) x, y [px], confidence of the label rows; None = they have none.
         boxes: (n, 4) of the label rows [px], NaN = unknown.
         people: those stored beside the image; None = nobody is.
@@ -165,7 +171,6 @@ def link_people(keypoints: np.ndarray | None, boxes: np.ndarray, people: SampleP
 
 
 def _equal_keypoints(own: np.ndarray | None, others: np.ndarray) -> np.ndarray | bool:
-    """(n, m) bool: all points (n, J, 3), (m, J, 3) known on both sides are the same ones."""
     if own is None:
         return False
     shared = min(own.shape[1], others.shape[1])
@@ -177,15 +182,8 @@ def _equal_keypoints(own: np.ndarray | None, others: np.ndarray) -> np.ndarray |
 
 
 def match_masks(masks: np.ndarray, keypoints: np.ndarray) -> np.ndarray:
-    """Which mask is whose: the assignment that covers most keypoints, where a mask covers at least half of a person's.
-
-    Args:
-        masks: (K, H, W) bool.
-        keypoints: (n, J, 3) x, y [px], confidence; points of confidence 0 are unknown, known ones off the image count
-            as uncovered.
-
-    Returns:
-        (n,) int64 mask of each person, -1 = none.
+    """(n,) which of the masks (K, H, W) is whose, -1 = nobody's: the assignment that covers most keypoints (n, J, 3),
+    where a mask covers at least half of a person's; points of confidence 0 are unknown, those off the image uncovered.
     """
     if not len(masks) or not len(keypoints):
         return np.full(len(keypoints), -1, dtype=np.int64)
@@ -203,14 +201,7 @@ def match_masks(masks: np.ndarray, keypoints: np.ndarray) -> np.ndarray:
 
 def _overlap(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
     """(n, m) intersection over union; 0 where a box is unknown or has no area."""
-    boxes, others = boxes.astype(np.float64), others.astype(np.float64)
-    low = np.maximum(boxes[:, None, :2], others[None, :, :2])
-    high = np.minimum(boxes[:, None, 2:], others[None, :, 2:])
-    common = np.prod(np.maximum(high - low, 0), axis=-1)
-    areas = [np.prod(np.maximum(box[:, 2:] - box[:, :2], 0), axis=-1) for box in (boxes, others)]
-    union = areas[0][:, None] + areas[1][None] - common
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.nan_to_num(common / union, nan=0.0, posinf=0.0)
+    return np.nan_to_num(box_overlap(boxes[:, None], others[None]), nan=0.0)
 
 
 def _unwrapped(value: Any) -> Any:

@@ -36,13 +36,14 @@ from dto_pipeline.data.sources.rows import (
     LabelFileError,
     LabelRows,
     LabelSource,
+    Shapes,
     check_shape,
     decode_names,
-    judge_seen,
+    map_text,
     pick,
-    pick_betas,
+    read_table,
+    take_rows,
 )
-from dto_pipeline.data.sources.tables import Shapes, read_table
 from dto_pipeline.reading import read_start
 
 NUM_KEYPOINTS = 45  # smplx's joints, the order of `LabelRows.keypoints` here
@@ -87,24 +88,13 @@ def _open_npz(path: Path) -> LabelSource:
     npz = MappedNpz(path)
     _check_names(path, npz.keys)
 
-    def text(name: str, kinds: str) -> np.ndarray:
-        array = npz.array(name)
-        if array.ndim != 1 or array.dtype.kind not in kinds or array.size == 0:
-            found = f"{array.dtype} {array.shape}"
-            raise LabelFileError(f"{path}, column {name!r}: {found}; expected text (N,), at least one row")
-        return array
-
-    names = text("image", "US")
+    names = map_text(npz, "image", "US")
     numbers = {name: npz.array(name) for name in npz.keys if name in _SHAPES}
     for name, array in numbers.items():
         check_shape(path, name, array, names.size, _SHAPES[name])
-    letters = text("mask_rle", "S") if "mask_rle" in npz.keys else None
-    if letters is not None and letters.size != names.size:
-        raise LabelFileError(f"{path}, column 'mask_rle': {letters.size} rows; expected {names.size}")
+    letters = map_text(npz, "mask_rle", "S", names.size) if "mask_rle" in npz.keys else np.zeros(names.size, "S1")
 
     def masks(index: np.ndarray) -> pa.BinaryArray:
-        if letters is None:
-            return pa.nulls(index.size, pa.binary())
         texts = np.asarray(letters[index])  # run lengths never hold the zero bytes that numpy strips
         return pa.array(texts.tolist(), pa.binary(), mask=texts == b"")
 
@@ -140,17 +130,8 @@ def _check_names(path: Path, found: Sequence[str]) -> None:
 def _rows(
     numbers: dict[str, np.ndarray], masks: Callable[[np.ndarray], pa.BinaryArray], index: np.ndarray
 ) -> LabelRows:
-    """Some people; intrinsics are NaN where the file tells no camera."""
-    seen = ("age_years", "male_prob", "det_score", "mask_height", "mask_width")
-    return LabelRows(
-        pose=pick(numbers["pose"], index, (72,)),
-        betas=pick_betas(numbers["betas"], index),
-        transl=pick(numbers["transl"], index, (3,)),
-        bbox_xyxy=pick(numbers.get("bbox_xyxy"), index, (4,)),
-        intrinsics=_cameras(numbers, index),
-        seen=judge_seen({name: pick(numbers.get(name), index, ()) for name in seen}, masks(index)),
-        keypoints=_keypoints(numbers.get("keypoints"), index),
-    )
+    points = _keypoints(numbers.get("keypoints"), index)
+    return take_rows(numbers, index, _cameras(numbers, index), masks(index), keypoints=points)
 
 
 def _cameras(numbers: dict[str, np.ndarray], index: np.ndarray) -> np.ndarray:

@@ -7,14 +7,12 @@
 | age, gender         | age, gender as codes; -1 = unknown                         |
 | bbox                | bbox_xyxy of the visible part [px]                         |
 
-Other keys (bbox_wb, body_type, occluded_by_others) are not read. What cannot be understood about a person becomes
-unknown, and is listed with its reason; nobody is dropped, because the metrics count by position. These are annotations
-for evaluation: they hold no body and no camera.
+Other keys are not read. What cannot be understood about a person becomes unknown and is told; nobody is dropped,
+because the metrics count by position. Three keypoint layouts (14 joints, 19 in "BK" order, 19 in OCHuman order, the
+last two told apart by the length of the file name) become the 14 joints of the metrics.
 
-Three keypoint layouts (14 joints, 19 in "BK" order, 19 in OCHuman order, the last two told apart by the length of the
-file name) become the 14 joints of the metrics. As the start of a manifest the people come from a prediction file (see
-`predictions`) and nothing that is annotated flows in: layers and ages are what results are evaluated against. Images
-with an annotation and no prediction, or the other way round, are told, none is dropped.
+They hold no body and no camera: as the start of a manifest the people come from a prediction file (see `predictions`)
+and nothing that is annotated flows in, because layers and ages are what results are evaluated against.
 """
 
 from __future__ import annotations
@@ -35,17 +33,17 @@ from dto_pipeline.data.sources.rows import Finding, LabelFileError, LabelSource,
 AGES = ("adult", "teen", "kid", "baby")  # by code
 GENDERS = ("male", "female")  # by code
 UNKNOWN = -1  # code of an unknown layer, age or gender
-EVALUATED_JOINTS = (
+EVALUATED_JOINTS: tuple[str, ...] = (
     *("left_shoulder", "right_shoulder", "left_elbow", "right_elbow", "left_wrist", "right_wrist"),
     *("left_hip", "right_hip", "left_knee", "right_knee", "left_ankle", "right_ankle"),
     *("head_top", "neck"),
 )
-BK_JOINTS = (
+BK_JOINTS: tuple[str, ...] = (
     *("head_top", "nose", "neck", "left_eye", "right_eye", "left_shoulder", "right_shoulder"),
     *("left_elbow", "right_elbow", "left_wrist", "right_wrist", "left_hip", "right_hip"),
     *("left_knee", "right_knee", "left_ankle", "right_ankle", "left_big_toe", "right_big_toe"),
 )
-OCHUMAN_JOINTS = (
+OCHUMAN_JOINTS: tuple[str, ...] = (
     *("right_shoulder", "right_elbow", "right_wrist", "left_shoulder", "left_elbow", "left_wrist"),
     *("right_hip", "right_knee", "right_ankle", "left_hip", "left_knee", "left_ankle"),
     *("head_top", "neck", "right_ear", "left_ear", "nose", "right_eye", "left_eye"),
@@ -53,7 +51,6 @@ OCHUMAN_JOINTS = (
 BK_NAME_LENGTH = 7  # characters of a file name, without .jpg, whose 19 joints are in BK order
 UNLABELLED = -2.0  # position given to a joint that is invisible or absent [px]
 ARRAY = "annots"
-_READ = ("kp2d", "depth_id", "age", "gender", "bbox")
 _LAYERS = 100  # published layers end at 9
 _ROWS_AT_ONCE = 1 << 16
 
@@ -64,8 +61,6 @@ class KeypointLayoutError(ValueError):
 
 @dataclass(frozen=True)
 class Annotation:
-    """One annotated person."""
-
     kp2d: np.ndarray | None  # (14, 3) or (19, 3) x, y [px], visible; None = without keypoints
     depth_id: int  # layer, 0 = nearest, -1 = unknown
     age: int  # index into AGES, -1 = unknown
@@ -74,20 +69,9 @@ class Annotation:
 
 
 @dataclass(frozen=True)
-class AnnotationProblem:
-    """Something about one person that could not be understood and is taken as unknown."""
-
-    image: str
-    person: int  # position among the people of the image
-    problem: str
-
-
-@dataclass(frozen=True)
 class RelativeHumanAnnotations:
-    """A whole annotation file."""
-
     images: dict[str, tuple[Annotation, ...]]  # file name -> people, in file order
-    problems: tuple[AnnotationProblem, ...]
+    problems: tuple[Finding, ...]  # about people, taken as unknown
 
 
 def evaluated_joints(kp2d: np.ndarray, file_name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -108,16 +92,15 @@ def evaluated_joints(kp2d: np.ndarray, file_name: str) -> tuple[np.ndarray, np.n
     points = np.asarray(kp2d, dtype=np.float32)
     if points.ndim != 2 or points.shape[1] != 3:
         raise KeypointLayoutError(f"{file_name}: keypoints of shape {points.shape}; expected (14, 3) or (19, 3)")
-    layout: tuple[str, ...] = EVALUATED_JOINTS
-    evaluated: tuple[str, ...] = EVALUATED_JOINTS
+    layout = EVALUATED_JOINTS
     if len(points) == len(BK_JOINTS):
         stem = file_name.replace("\\", "/").rpartition("/")[2].replace(".jpg", "")
         layout = BK_JOINTS if len(stem) == BK_NAME_LENGTH else OCHUMAN_JOINTS
-        evaluated = EVALUATED_JOINTS[:-1]
     elif len(points) != len(EVALUATED_JOINTS):
         found = f"{file_name}: a person has {len(points)} keypoints"
         raise KeypointLayoutError(f"{found}; expected 14 or 19, or none at all")
-    rows = np.array([layout.index(name) if name in evaluated else -1 for name in EVALUATED_JOINTS])
+    kept = EVALUATED_JOINTS if layout is EVALUATED_JOINTS else EVALUATED_JOINTS[:-1]
+    rows = np.array([layout.index(name) if name in kept else -1 for name in EVALUATED_JOINTS])
     taken = points[rows]
     visible = (rows >= 0) & (taken[:, 2] > 0) & np.isfinite(taken[:, :2]).all(axis=1)
     return np.where(visible[:, None], taken[:, :2], np.float32(UNLABELLED)), visible
@@ -136,7 +119,7 @@ def read_annotations(path: str | Path) -> RelativeHumanAnnotations:
     if not isinstance(images, dict) or not all(isinstance(people, list) for people in images.values()):
         held = "no such array" if found is None else f"{found.dtype} {found.shape}"
         raise LabelFileError(f"{path}, key {ARRAY!r}: {held}; expected one dict of image name -> list of people")
-    problems: list[AnnotationProblem] = []
+    problems: list[Finding] = []
     annotations = {
         str(name): tuple(_read_person(str(name), row, person, problems) for row, person in enumerate(people))
         for name, people in images.items()
@@ -147,37 +130,23 @@ def read_annotations(path: str | Path) -> RelativeHumanAnnotations:
         keys = sorted({str(key) for person in told for key in person})
         raise LabelFileError(
             f"{path} lists {len(everybody)} people of whom nothing can be used; they hold {keys[:12]}, "
-            f"expected some of {list(_READ)}"
+            f"expected some of {[key for key, _, _ in _FIELDS.values()]}"
         )
     return RelativeHumanAnnotations(annotations, tuple(problems))
 
 
-def _read_person(image: str, row: int, person: Any, problems: list[AnnotationProblem]) -> Annotation:
+def _read_person(image: str, row: int, person: Any, problems: list[Finding]) -> Annotation:
+    fields: dict[str, Any] = {}
     if not isinstance(person, Mapping):
-        problems.append(AnnotationProblem(image, row, f"is {type(person).__name__}, expected a dict"))
-        return Annotation(None, UNKNOWN, UNKNOWN)
-
-    def take(key: str, read: Callable[[Any], Any], otherwise: Any) -> Any:
+        problems.append(Finding(image, f"person {row}: is {type(person).__name__}, expected a dict"))
+        person = {}
+    for name, (key, read, unknown) in _FIELDS.items():
+        fields[name] = unknown
         try:
-            return otherwise if person.get(key) is None else read(person[key])
+            fields[name] = unknown if person.get(key) is None else read(person[key])
         except (TypeError, ValueError, OverflowError) as error:
-            problems.append(AnnotationProblem(image, row, f"{key}: {error}"))
-            return otherwise
-
-    def code(key: str, count: int) -> Any:
-        return take(key, lambda value: _code(value, count), UNKNOWN)
-
-    def box(value: Any) -> tuple[float, float, float, float]:
-        left, top, right, bottom = (float(side) for side in value)
-        return left, top, right, bottom
-
-    return Annotation(
-        kp2d=take("kp2d", _keypoints, None),
-        depth_id=code("depth_id", _LAYERS),
-        age=code("age", len(AGES)),
-        gender=code("gender", len(GENDERS)),
-        bbox_xyxy=take("bbox", box, None),
-    )
+            problems.append(Finding(image, f"person {row}: {key}: {error}"))
+    return Annotation(**fields)
 
 
 def _keypoints(value: Any) -> np.ndarray:
@@ -187,11 +156,25 @@ def _keypoints(value: Any) -> np.ndarray:
     return flat.reshape(-1, 3)
 
 
+def _box(value: Any) -> tuple[float, float, float, float]:
+    left, top, right, bottom = (float(side) for side in value)
+    return left, top, right, bottom
+
+
 def _code(value: Any, count: int) -> int:
     found = int(value)
     if found != value or not UNKNOWN <= found < count:
         raise ValueError(f"{value!r}, expected {UNKNOWN} .. {count - 1}")
     return found
+
+
+_FIELDS: dict[str, tuple[str, Callable[[Any], Any], Any]] = {  # of `Annotation` -> key, reader, what unknown is
+    "kp2d": ("kp2d", _keypoints, None),
+    "depth_id": ("depth_id", lambda value: _code(value, _LAYERS), UNKNOWN),
+    "age": ("age", lambda value: _code(value, len(AGES)), UNKNOWN),
+    "gender": ("gender", lambda value: _code(value, len(GENDERS)), UNKNOWN),
+    "bbox_xyxy": ("bbox", _box, None),
+}
 
 
 def open_relative_human(path: Path, options: SourceOptions) -> LabelSource:
@@ -217,14 +200,11 @@ def open_relative_human(path: Path, options: SourceOptions) -> LabelSource:
     for start in range(0, found.num_rows, _ROWS_AT_ONCE):
         for name in set(found.image_names(start, min(start + _ROWS_AT_ONCE, found.num_rows)).tolist()):
             predicted.setdefault(name.rpartition("/")[2], name)
-    bases = {name: name.rpartition("/")[2] for name in annotated}
-    missing = [
-        Finding(name, "annotated, but nobody was predicted in it") for name in annotated if bases[name] not in predicted
+    known = {name.rpartition("/")[2] for name in annotated}
+    missing = [name for name in annotated if name.rpartition("/")[2] not in predicted]
+    extra = [name for base, name in sorted(predicted.items()) if base not in known]
+    findings = [
+        *(Finding(name, "annotated, but nobody was predicted in it") for name in missing),
+        *(Finding(name, "predicted, but not annotated: it cannot be evaluated") for name in extra),
     ]
-    known = set(bases.values())
-    extra = [
-        Finding(name, "predicted, but not annotated: it cannot be evaluated")
-        for base, name in sorted(predicted.items())
-        if base not in known
-    ]
-    return dataclasses.replace(found, files=[path, *found.files], findings=missing + extra)
+    return dataclasses.replace(found, files=[path, *found.files], findings=findings)

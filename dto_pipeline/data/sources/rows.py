@@ -1,7 +1,7 @@
 """What every source of labels delivers: rows of people in this project's own names, one per label row.
 
-Knows what makes a label row usable, and what is known of people besides their labels; knows no file format. Camera
-frame and units as in `dto_pipeline`.
+Knows what makes a label row usable, what is known of people besides their labels, and how columns of mapped files and
+Parquet tables become rows; knows no foreign name. Camera frame and units as in `dto_pipeline`.
 """
 
 from __future__ import annotations
@@ -12,10 +12,15 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from dto_pipeline.axes import NUM_BETAS
 from dto_pipeline.bounds import ASIDE, BETAS, DISTANCE, POSE
+from dto_pipeline.data.columns import single_array
+from dto_pipeline.data.npz import MappedNpz
+from dto_pipeline.data.parquet import READ_ERRORS, check_room, open_parquet
 from dto_pipeline.data.rle import measure_rles
+from dto_pipeline.data.scratch import FlatColumn
 from dto_pipeline.errors import DtoError
 
 BEHIND_CAMERA = "transl has z <= 0: the person is not in front of the camera"
@@ -27,6 +32,9 @@ ROW_PROBLEMS = (
 )
 SEEN_RANGES = {"age_years": (0.0, 130.0), "male_prob": (0.0, 1.0), "det_score": (-np.inf, np.inf)}  # others = unknown
 _MAX_SIDE = 1 << 24  # of a mask [px]: float32 counts so far
+Shapes = Mapping[str, tuple[tuple[int, ...], ...]]  # column of numbers -> shapes a row may have
+_BATCH_ROWS = 4096
+_PRECISE = ("label_row", "intrinsics", "focal")  # columns kept in float64
 
 
 class LabelFileError(DtoError, ValueError):
@@ -49,7 +57,6 @@ class SeenRows:
 
     @property
     def has_mask(self) -> np.ndarray:
-        """(n,) bool."""
         return self.mask_rle.is_valid().to_numpy(zero_copy_only=False)
 
 
@@ -102,11 +109,33 @@ def pick(column: np.ndarray | None, index: np.ndarray, tail: tuple[int, ...], dt
         return np.asarray(column[index]).astype(dtype).reshape(index.size, *tail)
 
 
-def pick_betas(column: np.ndarray, index: np.ndarray) -> np.ndarray:
-    """(n, 11) float32 of a mapped column of ten or eleven; the kid axis is 0 where it is absent."""
+def take_rows(
+    columns: Mapping[str, np.ndarray],
+    index: np.ndarray,
+    intrinsics: np.ndarray,
+    masks: pa.BinaryArray | None = None,
+    boxes: np.ndarray | None = None,
+    keypoints: np.ndarray | None = None,
+) -> LabelRows:
+    """Rows of mapped columns in this project's names; with `masks` (null = none) all that such columns tell is `seen`.
+
+    A kid axis that is absent becomes 0, any other column NaN.
+    """
     betas = np.zeros((index.size, NUM_BETAS), np.float32)
-    betas[:, : column.shape[1]] = pick(column, index, column.shape[1:])
-    return betas
+    betas[:, : columns["betas"].shape[1]] = pick(columns["betas"], index, columns["betas"].shape[1:])
+    seen = None
+    if masks is not None:
+        told = (*SEEN_RANGES, "mask_height", "mask_width")
+        seen = judge_seen({name: pick(columns.get(name), index, ()) for name in told}, masks)
+    return LabelRows(
+        pose=pick(columns["pose"], index, (72,)),
+        betas=betas,
+        transl=pick(columns["transl"], index, (3,)),
+        bbox_xyxy=pick(columns.get("bbox_xyxy"), index, (4,)) if boxes is None else boxes,
+        intrinsics=intrinsics,
+        seen=seen,
+        keypoints=keypoints,
+    )
 
 
 def check_shape(path: Path, key: str, array: np.ndarray, rows: int | None, tails: Sequence[tuple[int, ...]]) -> None:
@@ -119,6 +148,15 @@ def check_shape(path: Path, key: str, array: np.ndarray, rows: int | None, tails
     if array.shape not in shapes or array.dtype.kind not in "fiu":
         wanted = " or ".join(map(str, shapes))
         raise LabelFileError(f"{path}, key {key!r}: {array.dtype} {array.shape}; expected numbers {wanted}")
+
+
+def map_text(npz: MappedNpz, key: str, kinds: str, rows: int = 0) -> np.ndarray:
+    """(rows,) text of an npz, at least one row. Raises: LabelFileError, NpzError."""
+    array = npz.array(key)
+    if array.ndim != 1 or array.dtype.kind not in kinds or array.size == 0 or (rows and array.size != rows):
+        found = f"{array.dtype} {array.shape}"
+        raise LabelFileError(f"{npz.path}, key {key!r}: {found}; expected text ({rows or 'N'},), at least one row")
+    return array
 
 
 def decode_names(names: np.ndarray) -> np.ndarray:
@@ -149,23 +187,21 @@ def judge_seen(columns: Mapping[str, np.ndarray], masks: pa.BinaryArray) -> Seen
         columns: (n,) float32 of each of `SEEN_RANGES`, mask_height and mask_width; NaN = unknown.
         masks: n counts strings, null = none.
     """
-    notes, told = {}, {}
+    notes, told, given = {}, {}, masks.is_valid().to_numpy(zero_copy_only=False)
     for name, (low, high) in SEEN_RANGES.items():
-        values = columns[name]
-        bad = (values < low) | (values > high)
+        bad = (columns[name] < low) | (columns[name] > high)
         if bad.any():
             notes[f"{name} outside {low:g} .. {high:g}, taken as unknown"] = int(bad.sum())
-        told[name] = np.where(bad, np.float32(np.nan), values)
+        told[name] = np.where(bad, np.float32(np.nan), columns[name])
     sides = []
     for name in ("mask_height", "mask_width"):
-        sound = masks.is_valid().to_numpy(zero_copy_only=False) & (columns[name] >= 0) & (columns[name] < _MAX_SIDE)
+        sound = given & (columns[name] >= 0) & (columns[name] < _MAX_SIDE)
         sides.append(np.where(sound, columns[name], 0).astype(np.int32))
     _, offsets, data = masks.buffers()
     cuts = np.frombuffer(offsets, np.int32)[masks.offset : masks.offset + len(masks) + 1].astype(np.int64)
     letters = np.zeros(0, np.uint8) if data is None else np.frombuffer(data, np.uint8)
     foreground, total = measure_rles(letters, cuts)  # -1 where null or damaged
     fills = (sides[0] > 0) & (sides[1] > 0) & (total == sides[0].astype(np.int64) * sides[1])
-    given = masks.is_valid().to_numpy(zero_copy_only=False)
     return SeenRows(
         **told,
         mask_rle=masks,
@@ -175,3 +211,106 @@ def judge_seen(columns: Mapping[str, np.ndarray], masks: pa.BinaryArray) -> Seen
         mask_empty=given & fills & (foreground == 0),
         notes=notes,
     )
+
+
+@dataclass(frozen=True)
+class PeopleTable:
+    """N rows; columns that hold nothing but nulls are absent."""
+
+    num_rows: int
+    numbers: dict[str, np.ndarray]  # name -> (N, *shape), NaN = null
+    images: pa.StringArray  # N names, in memory; of no column, none
+    mask_lengths: np.ndarray  # (N + 1,) int64 bytes of each row's run lengths, -1 = null, as of the last one, "row -1"
+    mask_starts: np.ndarray  # (N + 1,) int64 where they begin in `mask_bytes`
+    mask_bytes: np.ndarray  # uint8
+
+    def masks(self, index: np.ndarray) -> pa.BinaryArray:
+        """Run lengths of rows (n,) int; null = none, as of row -1.
+
+        Raises:
+            LabelFileError: they cannot be masks, so long are they.
+        """
+        starts, lengths = self.mask_starts[index], np.maximum(self.mask_lengths[index], 0)
+        offsets = np.concatenate(([0], np.cumsum(lengths)))
+        if offsets[-1] > np.iinfo(np.int32).max:
+            raise LabelFileError(f"{index.size} masks hold {offsets[-1]} bytes; expected run lengths, far below 2 GiB")
+        letters = np.asarray(self.mask_bytes[np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)])
+        parts = [None, pa.py_buffer(offsets.astype(np.int32)), pa.py_buffer(letters)]
+        return pc.if_else(
+            pa.array(self.mask_lengths[index] >= 0), pa.Array.from_buffers(pa.binary(), index.size, parts), None
+        )
+
+
+def read_table(path: Path, check: Callable[[pa.Schema], object], shapes: Shapes) -> PeopleTable:
+    """Read the columns ``image`` and ``mask_rle`` and those of `shapes`, as far as they are there.
+
+    Args:
+        check: looks at the schema first, and raises where columns are missing or unknown.
+
+    Raises:
+        LabelFileError: missing, damaged, or columns of other types than documented.
+    """
+    columns: dict[str, FlatColumn] = {}
+    images, lengths, letters, done = [pa.array([], pa.string())], [np.zeros(0, np.int64)], FlatColumn("u1"), 0
+    with open_parquet(path, LabelFileError) as file:
+        check(file.schema_arrow)
+        part = ""  # the column in work
+        try:
+            for batch in file.iter_batches(_BATCH_ROWS):
+                for name in [name for name in batch.schema.names if name in shapes]:
+                    part = f", column {name!r},"
+                    _append(path, name, batch.column(name), columns, done, shapes[name])
+                if "image" in batch.schema.names:
+                    part = ", column 'image',"
+                    images.append(batch.column("image").cast(pa.string()))
+                if "mask_rle" in batch.schema.names:
+                    part = ", column 'mask_rle',"
+                    masks = batch.column("mask_rle").cast(pa.binary())
+                    letters.append(np.frombuffer(b"".join(masks.drop_null().to_pylist()), np.uint8))
+                    lengths.append(pc.binary_length(masks).fill_null(-1).to_numpy(zero_copy_only=False))
+                else:
+                    lengths.append(np.full(len(batch), -1))
+                done, part = done + len(batch), ""
+            names = single_array(pa.chunked_array(images))
+            names.validate(full=True)  # text that is not UTF-8 would be found when somebody reads it
+        except READ_ERRORS as error:
+            check_room(error)
+            raise LabelFileError(f"{path}{part} is damaged or of other types than documented ({error})") from error
+    if names.null_count:
+        raise LabelFileError(f"{path}: column 'image' holds {names.null_count} nulls; expected none")
+    numbers = {name: column.mapped() for name, column in columns.items()}
+    told = np.concatenate([*lengths, [-1]])
+    starts = np.cumsum(np.maximum(told, 0)) - np.maximum(told, 0)
+    return PeopleTable(done, numbers, names, told, starts, letters.mapped())
+
+
+def _append(
+    path: Path,
+    name: str,
+    column: pa.Array,
+    columns: dict[str, FlatColumn],
+    start: int,
+    shapes: tuple[tuple[int, ...], ...],
+) -> None:
+    told = column.drop_null()
+    if not len(told) and name not in columns:  # how many numbers a row holds shows in another batch, or never
+        return
+    kind, tail = column.type, tuple[int, ...]()
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        tail = tuple(np.unique(pc.list_value_length(told).to_numpy(zero_copy_only=False)).tolist())
+        told = told.flatten()
+    tail = tail if len(told) or name not in columns else columns[name].tail
+    if tail not in shapes:
+        wanted = " or ".join(map(str, shapes))
+        raise LabelFileError(f"{path}, column {name!r}: rows of {tail} numbers; expected {wanted} in every row")
+    if name not in columns:
+        columns[name] = FlatColumn("f8" if name in _PRECISE else "f4", tail)
+        for first in range(0, start, _BATCH_ROWS):
+            columns[name].append(np.full((min(_BATCH_ROWS, start - first), *tail), np.nan))
+    if tail != columns[name].tail:
+        found = f"rows from {start} hold {tail} numbers; before {columns[name].tail}"
+        raise LabelFileError(f"{path}, column {name!r}: {found}; expected one shape in every row")
+    values = np.full((len(column), *tail), np.nan)
+    given = told.cast(pa.float64()).fill_null(np.nan).to_numpy(zero_copy_only=False).reshape(-1, *tail)
+    values[column.is_valid().to_numpy(zero_copy_only=False)] = given
+    columns[name].append(values)

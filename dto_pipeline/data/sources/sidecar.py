@@ -17,8 +17,8 @@ damaged mask makes its person unusable. Unknown columns, unknown or repeated lab
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,8 +27,7 @@ import pyarrow.parquet as pq
 from dto_pipeline.data.columns import build_table
 from dto_pipeline.data.files import commit_over, staged
 from dto_pipeline.data.parquet import writer_settings
-from dto_pipeline.data.sources.rows import LabelFileError, SeenRows, judge_seen
-from dto_pipeline.data.sources.tables import read_table
+from dto_pipeline.data.sources.rows import LabelFileError, SeenRows, judge_seen, read_table
 
 SIDECAR_SCHEMA = pa.schema(
     [
@@ -46,11 +45,7 @@ _ROWS_PER_GROUP = 4096
 
 
 class Sidecar:
-    """An open sidecar, its columns mapped.
-
-    Args:
-        path: Parquet file, or None for a sidecar that knows nothing.
-        num_rows: rows of the label file.
+    """An open sidecar (None knows nothing) of a label file of `num_rows`, its columns mapped.
 
     Raises:
         LabelFileError: missing, or see the module for what is refused.
@@ -84,46 +79,31 @@ class Sidecar:
             raise LabelFileError(f"{self.path}: label_row is {kind}; expected int64")
 
     def _check_rows(self, numbers: np.ndarray) -> np.ndarray:
-        """(n,) int64 label rows. Raises: LabelFileError: null, none of this label file, or twice."""
+        """(n,) int64 label rows. Raises: LabelFileError: null, no whole number, none of this label file, or twice."""
         count = self._place.size
-        outside = numbers[~((numbers >= 0) & (numbers < count))]
-        if outside.size:
-            found = "null" if np.isnan(outside[0]) else f"{outside[0]:.0f}"
-            found = f"{outside.size} label rows such as {found}"
-            raise LabelFileError(f"{self.path}: {found}; expected 0 .. {count - 1}, does it belong to this label file?")
-        rows = numbers.astype(np.int64)
-        if (broken := numbers[rows != numbers]).size:
-            raise LabelFileError(f"{self.path}: label_row holds {broken[0]:g}; expected whole numbers")
-        times = np.bincount(rows, minlength=count)
-        if times.max(initial=0) > 1:
-            found = f"{int((times > 1).sum())} label rows more than once, such as {int(times.argmax())}"
-            raise LabelFileError(f"{self.path}: names {found}; expected each at most once")
+        with np.errstate(invalid="ignore"):
+            rows = numbers.astype(np.int64)
+        wrong = ~((numbers >= 0) & (numbers < count) & (rows == numbers))
+        if not wrong.any():
+            wrong = np.bincount(rows, minlength=count)[rows] > 1
+        if wrong.any():
+            found = f"{wrong.sum()} label rows such as {numbers[wrong][0]:g}"
+            expected = f"each of 0 .. {count - 1} at most once; does it belong to this label file?"
+            raise LabelFileError(f"{self.path}: {found} (nan = null); expected {expected}")
         return rows
 
 
-def write_sidecar(
-    path: Path,
-    label_row: np.ndarray,
-    *,
-    age_years: np.ndarray | None = None,
-    male_prob: np.ndarray | None = None,
-    det_score: np.ndarray | None = None,
-    mask_rle: Sequence[bytes | None] | None = None,
-    mask_height: np.ndarray | None = None,
-    mask_width: np.ndarray | None = None,
-) -> None:
-    """Write a sidecar for n people, replacing an older one; see the module for the columns.
+def write_sidecar(path: Path, label_row: np.ndarray, **columns: Any) -> None:
+    """Write a sidecar for the n label rows `label_row`, replacing an older one; columns as above, None = left out.
 
-    Args:
-        label_row: (n,) int.
-        age_years, male_prob, det_score: (n,) float or None; NaN = unknown.
-        mask_rle: n counts strings of `data.rle.encode_rle`, None = no mask.
-        mask_height, mask_width: (n,) int [px].
+    Raises:
+        KeyError: a column that is none of the above.
     """
-    given = (label_row, age_years, male_prob, det_score, mask_rle, mask_height, mask_width)
-    columns = {name: value for name, value in zip(SIDECAR_SCHEMA.names, given, strict=True) if value is not None}
-    schema = pa.schema([field for field in SIDECAR_SCHEMA if field.name in columns])
+    given = {"label_row": label_row, **{name: value for name, value in columns.items() if value is not None}}
+    if unknown := given.keys() - set(SIDECAR_SCHEMA.names):
+        raise KeyError(f"a sidecar has no columns {sorted(unknown)}")
+    schema = pa.schema([field for field in SIDECAR_SCHEMA if field.name in given])
     with staged(path) as temporary:
-        table = build_table(schema, columns)
+        table = build_table(schema, given)
         pq.write_table(table, temporary, row_group_size=_ROWS_PER_GROUP, **writer_settings(schema))
         commit_over(temporary, path)

@@ -13,7 +13,7 @@ from dto_pipeline.data.label_files import RunLabels
 from dto_pipeline.data.labels import read_labels
 from dto_pipeline.data.manifest_build.builder import build_manifest
 from dto_pipeline.run.driver import run_pipeline
-from dto_pipeline.run.finished import read_run_labels
+from dto_pipeline.run.folder import read_run_labels
 from tests.run.chaos import tiny_config
 from tests.tars import write_tar
 from tests.tiny_dataset import TinyDataset, write_tiny_dataset

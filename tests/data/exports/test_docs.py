@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dto_pipeline.commands import export as command
-from dto_pipeline.data.exports.export import FORMATS, export_labels
+from dto_pipeline.data.exports.formats import FORMATS, export_labels
 from dto_pipeline.data.exports.job import PERSON_CHOICES
 
 TEXT = (Path(__file__).parents[3] / "docs" / "exports.md").read_text()

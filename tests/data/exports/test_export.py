@@ -15,11 +15,9 @@ from pathlib import Path
 import pytest
 
 from dto_pipeline.cli import main
-from dto_pipeline.data.exports.export import FORMATS, Format, export_labels
-from dto_pipeline.data.exports.job import ExportError, Selection, staged_folder
-from dto_pipeline.data.files import staged
-from dto_pipeline.run.finished import read_run_labels
-from dto_pipeline.run.folder import RunDirectoryError
+from dto_pipeline.data.exports.formats import FORMATS, Format, export_labels
+from dto_pipeline.data.exports.job import ExportError, Selection, new_folder
+from dto_pipeline.run.folder import RunDirectoryError, read_run_labels
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -55,8 +53,8 @@ def test_export_json_lists_every_file_with_its_sha256_and_rows(name, runs, tmp_p
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_writer_that_fails_leaves_nothing(name, runs, tmp_path, monkeypatch) -> None:
-    def fail_at_the_end(job, folder):
-        write(job, folder)
+    def fail_at_the_end(job):
+        write(job)
         raise OSError("no space left on device")
 
     write = FORMATS[name].write
@@ -68,8 +66,8 @@ def test_a_writer_that_fails_leaves_nothing(name, runs, tmp_path, monkeypatch) -
 
 KILLED = """
 import os, signal, sys
-from dto_pipeline.data.exports import export as module, job
-from dto_pipeline.run.finished import read_run_labels
+from dto_pipeline.data.exports import formats as module, job
+from dto_pipeline.run.folder import read_run_labels
 job.os.rename = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 module.export_labels([read_run_labels(sys.argv[1])], "parquet", sys.argv[2], progress=False)
 """
@@ -85,17 +83,12 @@ def test_a_killed_export_leaves_nothing_under_its_name_and_the_next_one_cleans_u
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_an_export_under_way_is_not_swept_by_another(tmp_path) -> None:
-    with staged_folder(tmp_path / "out") as first:
+def test_an_export_under_way_is_not_swept_by_another(runs, tmp_path) -> None:
+    with new_folder(tmp_path / "out") as first:
         (first / "written").touch()
-        with staged_folder(tmp_path / "out") as second:
-            assert first.is_dir()
-            assert second.is_dir()
-    assert list(tmp_path.iterdir()) == []
-    with staged(tmp_path / "out") as begun:
-        begun.mkdir()  # and not yet locked
-        with staged_folder(tmp_path / "out"):
-            assert begun.is_dir()
+        export_labels([runs["mpii"]], "parquet", tmp_path / "out", progress=False)
+        assert (first / "written").exists()
+        shutil.rmtree(tmp_path / "out")
 
 
 def test_a_place_that_is_taken_is_refused_before_any_work(runs, tmp_path) -> None:
@@ -114,10 +107,9 @@ def test_an_empty_folder_is_used(runs, tmp_path) -> None:
 
 
 def test_a_place_taken_meanwhile_is_left_alone(runs, tmp_path, monkeypatch) -> None:
-    def take_the_place(job, folder):
+    def take_the_place(job):
         (tmp_path / "out").mkdir()
         (tmp_path / "out/theirs").write_text("theirs")
-        return []
 
     monkeypatch.setitem(FORMATS, "parquet", Format(take_the_place, Selection()))
     with pytest.raises(ExportError, match="appeared while"):

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dto_pipeline.data.exports.export import export_labels
+from dto_pipeline.data.exports.formats import export_labels
 from dto_pipeline.data.exports.job import Selection
 from dto_pipeline.data.exports.ma_hmr import REPEATED, pickled_array
 from dto_pipeline.data.npz import safe_load_npz

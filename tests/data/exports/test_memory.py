@@ -24,7 +24,7 @@ ALLOWED_MB = 40  # allocators differ by that much from run to run; three shards 
 EXPORT = """
 import json, re, sys
 from pathlib import Path
-from dto_pipeline.data.exports.export import export_labels
+from dto_pipeline.data.exports.formats import export_labels
 from dto_pipeline.data.label_files import LabelFile, RunLabels
 files = tuple(LabelFile(Path(path), *rest) for path, *rest in json.loads(sys.argv[1]))
 run = RunLabels("big", "aic", Path("none"), "", "", len(files), files)

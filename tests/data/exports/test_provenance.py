@@ -12,12 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from dto_pipeline.cli import main
-from dto_pipeline.data.exports.export import FORMATS, export_labels
+from dto_pipeline.data.exports.formats import FORMATS, export_labels
 from dto_pipeline.data.exports.job import ExportError, Selection, describe_making
 from dto_pipeline.data.labels import read_labels, unpack_covariance
 from dto_pipeline.data.people import read_people
 from dto_pipeline.run.driver import run_pipeline
-from dto_pipeline.run.finished import read_run_labels
+from dto_pipeline.run.folder import read_run_labels
 from tests.run.chaos import tiny_config
 
 

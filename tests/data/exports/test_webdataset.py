@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from dto_pipeline.cli import main
 from dto_pipeline.data.exports import webdataset as module
-from dto_pipeline.data.exports.export import export_labels
+from dto_pipeline.data.exports.formats import export_labels
 from dto_pipeline.data.exports.job import ExportError, Selection
 from dto_pipeline.data.exports.webdataset import sample_key
 
@@ -44,7 +44,7 @@ def close(found, expected) -> bool:
 def test_webdataset_reads_every_sample_with_its_image(runs, labels, tiny, tmp_path) -> None:
     wds = pytest.importorskip("webdataset", reason="pip install 'dto-pipeline[exports]'")
     images = tiny.dataset.images_root
-    export_labels([runs["mpii"]], "webdataset", tmp_path / "out", images_root=str(images), progress=False)
+    export_labels([runs["mpii"]], "webdataset", tmp_path / "out", images={"mpii": str(images)}, progress=False)
     tar = str(tmp_path / "out/mpii/mpii-{000000..000000}.tar")
     samples = list(wds.WebDataset(tar, shardshuffle=False).decode())
     rows = [row for row in labels["mpii"].to_pylist() if row["is_accepted"]]
@@ -74,7 +74,7 @@ def test_a_missing_or_changed_image_leaves_its_sample_out_and_is_counted(runs, t
     shutil.copytree(tiny.dataset.images_root, images)
     (images / "000000.jpg").unlink()
     (images / "000003.jpg").write_bytes(b"\xff\xd8\xffanother picture")
-    report = export_labels([runs["mpii"]], "webdataset", tmp_path / "out", images_root=str(images), progress=False)
+    report = export_labels([runs["mpii"]], "webdataset", tmp_path / "out", images={"mpii": str(images)}, progress=False)
     assert report.failures == {module.MISSING: 1, module.CHANGED: 1}
     assert report.exit_code == 1
     assert sum(file.images for file in report.files) == 2
@@ -83,7 +83,7 @@ def test_a_missing_or_changed_image_leaves_its_sample_out_and_is_counted(runs, t
 
 def test_images_inside_tars_are_copied_as_they_are(tar_run, tiny, tmp_path) -> None:
     tars = str(tar_run.manifest.parent / "tars")
-    report = export_labels([tar_run], "webdataset", tmp_path / "out", images_root=tars, progress=False)
+    report = export_labels([tar_run], "webdataset", tmp_path / "out", images={"coco": tars}, progress=False)
     with tarfile.open(tmp_path / "out/coco/coco-000000.tar") as tar:
         images = {entry.name: tar.extractfile(entry).read() for entry in tar if entry.name.endswith(".jpg")}  # type: ignore[union-attr]
     assert len(images) == report.subsets[0].images == 4
@@ -118,7 +118,7 @@ def test_keys_look_like_the_published_names(image_id: str, key: str) -> None:
 
 def test_images_need_a_format_that_holds_them(runs, tmp_path) -> None:
     with pytest.raises(ExportError, match="holds no images"):
-        export_labels([runs["mpii"]], "parquet", tmp_path / "out", images_root="x", progress=False)
+        export_labels([runs["mpii"]], "parquet", tmp_path / "out", images={"mpii": "x"}, progress=False)
 
 
 def members(folder) -> set[str]:
@@ -147,7 +147,8 @@ def test_each_subset_has_a_folder_of_images_or_its_manifests_own(runs, run_dirs,
 
 
 def test_a_missing_image_names_the_place_that_was_tried(runs, tmp_path) -> None:
-    report = export_labels([runs["mpii"]], "webdataset", tmp_path / "out", images_root=str(tmp_path), progress=False)
+    places = {"mpii": str(tmp_path)}
+    report = export_labels([runs["mpii"]], "webdataset", tmp_path / "out", images=places, progress=False)
     assert report.exit_code == 1
     assert f"looked for in {tmp_path}" in report.as_table()
     assert "00000" in report.examples[module.MISSING]

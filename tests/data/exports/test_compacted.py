@@ -6,10 +6,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dto_pipeline.data.exports import parquet
-from dto_pipeline.data.exports.export import export_labels
+from dto_pipeline.data.exports import compacted
+from dto_pipeline.data.exports.compacted import rechunk
+from dto_pipeline.data.exports.formats import export_labels
 from dto_pipeline.data.exports.job import Selection
-from dto_pipeline.data.exports.parquet import rechunk
 from dto_pipeline.data.labels import read_label_metadata, read_labels
 from dto_pipeline.data.parquet import footer_text, open_parquet
 from dto_pipeline.schema import PERSONS_SCHEMA
@@ -32,8 +32,8 @@ def test_the_footer_says_what_all_shards_share_and_nothing_of_one_shard(runs, tm
 
 
 def test_rows_spread_over_files_of_full_row_groups(runs, labels, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(parquet, "ROWS_PER_GROUP", 2)
-    monkeypatch.setattr(parquet, "FILE_GROUPS", 2)
+    monkeypatch.setattr(compacted, "ROWS_PER_GROUP", 2)
+    monkeypatch.setattr(compacted, "FILE_GROUPS", 2)
     report = export_labels([runs["mpii"]], "parquet", tmp_path / "out", progress=False)
     assert [file.path for file in report.files] == [f"data/mpii/mpii-{k:05d}-of-00003.parquet" for k in range(3)]
     assert [file.images for file in report.files] == [4, 4, 1]
@@ -67,8 +67,8 @@ def test_a_person_has_one_row_with_what_is_known_of_the_image(runs, labels, tmp_
 
 
 def test_an_image_split_over_files_of_persons_is_counted_once(runs, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(parquet, "PERSON_GROUP_ROWS", 2)
-    monkeypatch.setattr(parquet, "PERSON_FILE_GROUPS", 2)
+    monkeypatch.setattr(compacted, "PERSON_GROUP_ROWS", 2)
+    monkeypatch.setattr(compacted, "PERSON_FILE_GROUPS", 2)
     report = export_labels([runs["mpii"]], "persons", tmp_path / "out", progress=False)
     assert sum(file.images for file in report.files) == 9
     assert [file.persons for file in report.files] == [4, 4, 4, 4, 4, 4, 3]

@@ -10,12 +10,12 @@ import pytest
 
 from dto_pipeline.cli import main
 from dto_pipeline.data.columns import read_numbers, single_array
-from dto_pipeline.data.exports.export import export_labels
+from dto_pipeline.data.exports.formats import export_labels
 from dto_pipeline.data.exports.job import ExportError, Selection
 from dto_pipeline.data.manifest import Manifest, ManifestError
 from dto_pipeline.data.manifest_build.builder import build_manifest
 from dto_pipeline.run.driver import run_pipeline
-from dto_pipeline.run.finished import read_run_labels
+from dto_pipeline.run.folder import read_run_labels
 from tests.run.chaos import tiny_config
 from tests.tiny_dataset import write_tiny_dataset
 

@@ -1,0 +1,287 @@
+"""The demo from its data set to its summary: how far labels are from the truth, as given and after each solver.
+
+The definitions of errors are those of `evaluate.placements`. A depth network is measured too: its disparity is compared
+with the true z after one scale per picture, because that is all the method leaves open (`depth = 1 / disparity`, an
+affine line to metres); the offset is not aligned away. Metres.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from importlib.resources import files
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from dto_pipeline.config import STAND_IN_BODY, DepthConfig, PipelineConfig, load_config
+from dto_pipeline.data.dataset import load_dataset
+from dto_pipeline.data.files import write_json_atomic
+from dto_pipeline.data.images import read_image
+from dto_pipeline.data.label_files import find_label_files
+from dto_pipeline.data.labels import read_placed
+from dto_pipeline.data.manifest_build.builder import build_manifest
+from dto_pipeline.evaluate.placements import PLACEMENT_MEASURES, SAME_DEPTH, Placement, placement_sums
+from dto_pipeline.evaluate.tables import align
+from dto_pipeline.lab.crowd_files import write_map
+from dto_pipeline.lab.demo_data import DemoSettings, build_demo_data, build_true_pictures, read_truth
+from dto_pipeline.models.body import BodyModel, load_body
+from dto_pipeline.models.depth import METRES_PER_DEPTH, DepthFiles
+from dto_pipeline.models.depth_anything import DepthNetwork
+from dto_pipeline.run.driver import run_pipeline
+from dto_pipeline.scene import PlacedScene
+from dto_pipeline.status import PersonStatus
+from dto_pipeline.view.pages import People, save_png, solver_panel
+
+EVERYBODY = "all people"
+DEPTH_MEASURES = {
+    "pixel_error": "relative error of people's pixels in disparity, one scale per picture",
+    "person_error": "relative error of people's depth (medians), one scale per picture",
+    "person_error_line": "the same after the best line per picture, as the method fits one",
+    "order": "share of pairs more than 0.2 m apart that are in the right order",
+}
+_LEAST_PIXELS = 100  # of a person that counts
+_AT_ONCE = 8  # pictures given to the network together
+_PICTURES = 5  # scenes drawn as given and by both solvers
+_SOLVERS = {"paper": "run", "joint": "run-joint"}  # solver -> folder of its run, in the order of the tables
+_NETWORK = ["depth.source=model", "depth.model=demo", "depth.short_side=224", "depth.batch=4"]
+_FILES_ONLY = {"table": "depth maps written with the scenes; no depth network was run"}
+
+Placed = Mapping[str, Sequence[PlacedScene]]  # solver -> all images of its run
+Errors = dict[str, dict[str, dict[str, float]]]  # who -> labels as given or solver -> measures, shares as fractions
+
+
+def run_demo(out: Path, images: int, workers: int, network: bool, progress: Callable[[int, int], None]) -> int:
+    """Data set, manifest, runs, pictures and summary below `out`; a demo that is there is told again.
+
+    Args:
+        images: to make; workers: of Ray, 0 = without; network: depth by the package's small network, else by files.
+
+    Returns:
+        The exit code of the first run.
+    """
+    started, body, manifest = time.monotonic(), load_body(STAND_IN_BODY), out / "manifest.parquet"
+    print(f"1  data set with known truth -> {out / 'data'}")
+    data = build_demo_data(out / "data", body, DemoSettings(images=images), progress)
+    print(f"2  manifest -> {manifest}")
+    if data.created or not manifest.exists():
+        dataset = load_dataset(str(files("dto_pipeline.assets") / "demo.yaml"), out / "data")
+        print(build_manifest(dataset, manifest, progress=False).as_table())
+    print(f"3  run with solver.mode paper -> {out / 'run'}")
+    failures = min(1.0, len(data.broken) / images)  # broken on purpose; a run of its own allows far fewer
+    options = [f"body.model_path={STAND_IN_BODY}", f"run.max_failed_images={failures}", *(_NETWORK if network else [])]
+    config = load_config(None, [f"run.workers={workers}", *options])
+    summary = run_pipeline(manifest, out / "run", config)
+    if summary.nothing_to_do and (out / "summary.json").exists():
+        print("\nEverything was done before; nothing new. Remove the folder to start afresh.\n")
+        print(json.loads((out / "summary.json").read_text())["text"])
+        return summary.exit_code
+    print(f"   run with solver.mode joint -> {out / _SOLVERS['joint']}")
+    run_pipeline(manifest, out / _SOLVERS["joint"], _here(config, "joint"), progress=False)
+    placed, truth = {solver: _read_run(out / folder) for solver, folder in _SOLVERS.items()}, read_truth(out / "data")
+    errors = score_demo(placed, truth, body)
+    pictures = _draw(placed, truth, body, out, config.depth)
+    depth = _compare_depth(out, manifest, config, placed, body) if network else _FILES_ONLY
+    seconds, text = time.monotonic() - started, f"{as_table(errors)}\n\n{depth['table']}"
+    report = {
+        "errors": errors,
+        "image_status": summary.image_status,
+        "person_status": summary.person_status,
+        "broken_on_purpose": data.broken,
+        "pictures": pictures,
+        "workers": workers,
+        "images_per_s": round(summary.images_per_s, 2),
+        "stage_seconds": {stage: round(value, 3) for stage, value in summary.stage_seconds.items()},
+        "wall_s": round(seconds, 1),
+        "depth": depth,
+        "text": text,
+    }
+    print(f"\n{text}\n\n{out / 'summary.json'} written; {seconds:.0f} s")
+    write_json_atomic(out / "summary.json", report)
+    return summary.exit_code
+
+
+def _here(config: PipelineConfig, solver: str) -> PipelineConfig:
+    """The same with one of the solvers and without Ray, whose workers take longer to start than these images last."""
+    return replace(config, solver=replace(config.solver, mode=solver), run=replace(config.run, workers=0))
+
+
+def _read_run(folder: Path) -> list[PlacedScene]:
+    return [item for file in find_label_files(folder) for item in read_placed(file)]
+
+
+def _draw(placed: Placed, truth: dict[str, np.ndarray], body: BodyModel, out: Path, depth: DepthConfig) -> list[str]:
+    """Draw the chosen scenes as given and by solver, with what the depth source saw; returns the files below `out`."""
+    written = []
+    first = placed["paper"]
+    for item in choose_pictures(first, _PICTURES):
+        place, rows = first.index(item), item.scene.source_row
+        name = str(truth["image_name"][rows[0]])
+        image = item.scene.image = read_image(out / "data" / "images" / name).rgb
+        if depth.source == "files":
+            file = str(Path(name).with_suffix(".npy"))
+            item.scene.disparity = DepthFiles(out / "data" / "depth").load(file, *image.shape[:2])
+        else:
+            (seen,) = DepthNetwork(depth).estimate([image])
+            item.scene.disparity = None if isinstance(seen, Exception) else seen
+        true_people = People(truth["pose"][rows], truth["betas"][rows], truth["transl"][rows])
+        name = f"pictures/{Path(item.scene.image_path).stem}.png"
+        by_solver = {solver: items[place] for solver, items in placed.items()}
+        save_png(solver_panel(by_solver, body, true_people), out / name)
+        written.append(name)
+        print(f"4  {out / name}")
+    return written
+
+
+def _compare_depth(
+    out: Path, manifest: Path, config: PipelineConfig, placed: Placed, body: BodyModel
+) -> dict[str, Any]:
+    """The depth network on the unbroken pictures, and their labels with it beside those with the true depth."""
+    print(f"5  the same with true depth -> {out / 'run-true-depth'}")
+    pictures = dict(build_true_pictures(out / "data", body))
+    for name, picture in pictures.items():
+        write_map(out / "true-depth", name, (METRES_PER_DEPTH / picture.z).astype("float32"))
+    network = DepthNetwork(config.depth)
+    seen = ((read_image(out / "data/images" / name).rgb, one.z, one.person) for name, one in pictures.items())
+    quality = measure_network(network, seen)
+    exact = {}
+    for solver, folder in _SOLVERS.items():
+        plain = replace(_here(config, solver), depth=DepthConfig())
+        run_pipeline(manifest, out / f"{folder}-true-depth", plain, progress=False, depth_root=out / "true-depth")
+        exact[solver] = _read_run(out / f"{folder}-true-depth")
+    truth = read_truth(out / "data")
+    with_network, with_truth = (score_demo(runs, truth, body, pictures) for runs in (placed, exact))
+    unbroken = {"unbroken images, network": with_network[EVERYBODY], "with true depth": with_truth[EVERYBODY]}
+    lines = [f"depth network {network.identity.short} on these pictures, unseen in training:"]
+    lines += [f"  {quality[key]:.3f}  {title}" for key, title in DEPTH_MEASURES.items()]
+    return {
+        "network": network.facts,
+        "error_on_unseen_scenes": quality,
+        "errors_of_unbroken_images": with_network,
+        "errors_of_unbroken_images_with_true_depth": with_truth,
+        "table": "\n".join([*lines, "", as_table(unbroken)]),
+    }
+
+
+def score_demo(
+    placed: Placed,
+    truth: Mapping[str, np.ndarray],
+    body: BodyModel,
+    images: Collection[str] | None = None,
+) -> Errors:
+    """Compare every person whose label is finite with its truth.
+
+    Args:
+        placed: solver -> all images of its run, the same in each; the first one's labels as given come before all.
+            "moved" are whom the first one moves.
+        truth: arrays of `demo_data.read_truth`, one row per label row; body: the model the labels belong to.
+        images: names of those that count; None = all.
+    """
+
+    def counts(item: PlacedScene) -> bool:
+        return images is None or str(truth["image_name"][item.scene.source_row[0]]) in images
+
+    placed = {name: list(filter(counts, items)) for name, items in placed.items()}
+    solver, first = next(iter(placed.items()))
+    row = np.concatenate([item.scene.source_row for item in first])
+    image = np.repeat(np.arange(len(first)), [item.scene.num_people for item in first])
+    finite = np.concatenate([np.isfinite(item.scene.pose).all(1) for item in first])
+    moved = np.array([status is PersonStatus.MOVED for item in first for status in item.person_status])
+    whole = finite & np.array([not item.status.is_failure for item in first])[image]
+    selections = {EVERYBODY: whole, f"moved by {solver}": moved}
+    placements = {"labels": _placement([(item.scene.transl, item.scene.betas) for item in first], body)}
+    for name, items in placed.items():
+        selections[f"accepted by {name}"] = finite & np.array([item.is_accepted for item in items])[image]
+        placements[name] = _placement([(item.transl, item.betas) for item in items], body)
+    true = Placement(z=truth["transl"][row, 2], height=truth["height"][row])
+
+    def errors(found: Placement, people: np.ndarray) -> dict[str, float]:
+        sums = {key: x.sum() for key, x in placement_sums(found, true, image, len(first), people).items()}
+        values = {one.key: float(one.of(sums)) / (100 if one.unit == "%" else 1) for one in PLACEMENT_MEASURES}
+        return {"persons": int(sums["persons"]), "pairs": int(sums["pairs"]), **values}
+
+    return {who: {name: errors(found, s) for name, found in placements.items()} for who, s in selections.items()}
+
+
+def _placement(people: Sequence[tuple[np.ndarray, np.ndarray]], body: BodyModel) -> Placement:
+    betas = torch.from_numpy(np.concatenate([betas for _, betas in people]).astype(np.float64))
+    z = np.concatenate([transl[:, 2] for transl, _ in people]).astype(np.float64)
+    return Placement(z=z, height=body.rest_height(betas).numpy())
+
+
+def as_table(errors: Errors) -> str:
+    """A line per measure, given -> ... -> last solver per selection of people."""
+    first = next(iter(errors.values()))
+    rows = [[" -> ".join(first), *(f"{who} ({found['labels']['persons']:.0f})" for who, found in errors.items())]]
+    for one in PLACEMENT_MEASURES:
+        cells = []
+        for found in errors.values():
+            values = [each[one.key] * (100 if one.unit == "%" else 1) for each in found.values()]
+            cells.append(" -> ".join(f"{value:.{one.digits}f}" for value in values))
+        rows.append([f"{one.title} [{one.unit}]", *cells])
+    return "\n".join(align([rows[0], ["-" * max(map(len, column)) for column in zip(*rows, strict=True)], *rows[1:]]))
+
+
+def choose_pictures(placed: Sequence[PlacedScene], count: int) -> list[PlacedScene]:
+    """Scenes worth looking at: those with most people moved, then one that was not accepted."""
+
+    def moved(item: PlacedScene) -> int:
+        return sum(status is PersonStatus.MOVED for status in item.person_status)
+
+    by_people = sorted((item for item in placed if item.is_optimized), key=moved, reverse=True)
+    doubtful = [item for item in by_people if not item.is_accepted][:1]
+    good = [item for item in by_people if item.is_accepted][: count - len(doubtful)]
+    return good + doubtful
+
+
+class TrueDepth(NamedTuple):
+    """What a network says of one picture, and what is true."""
+
+    disparity: np.ndarray  # (H, W) float32, larger is nearer
+    z: np.ndarray  # (H, W) [m]
+    person: np.ndarray  # (H, W) int, index of the person seen, -1 = nobody
+
+
+def measure_network(
+    network: DepthNetwork, pictures: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]
+) -> dict[str, float]:
+    """`depth_quality` of a network on pictures (H, W, 3) uint8 with their true z and the person seen, both (H, W)."""
+    maps, waiting = [], iter(pictures)
+    while part := list(islice(waiting, _AT_ONCE)):
+        for (_, z, person), disparity in zip(part, network.estimate([rgb for rgb, *_ in part]), strict=True):
+            if not isinstance(disparity, np.ndarray):
+                raise disparity
+            maps.append(TrueDepth(disparity, z, person))
+    return depth_quality(maps)
+
+
+def depth_quality(pictures: Iterable[TrueDepth]) -> dict[str, float]:
+    """Means over all people (and pairs) of all pictures: `DEPTH_MEASURES`, and `persons`, the number of people."""
+    pixel, person, line, order = [], [], [], []
+    for picture in pictures:
+        seen = picture.person >= 0
+        disparity, z = np.maximum(picture.disparity[seen], 0).astype(np.float64), picture.z[seen].astype(np.float64)
+        inverse = disparity * z  # constant for a perfect network
+        pixel.append(np.abs(inverse / np.median(inverse) - 1).mean())
+        owner = picture.person[seen]
+        people = [mine for index in np.unique(owner) if (mine := owner == index).sum() >= _LEAST_PIXELS]
+        medians = [[1 / max(np.median(disparity[mine]), 1e-3), np.median(z[mine])] for mine in people]
+        depth, true = np.array(medians).reshape(-1, 2).T
+        person.append(np.abs(depth * np.median(true / depth) / true - 1))
+        if len(depth) > 2:
+            line.append(np.abs(np.polyval(np.polyfit(depth, true, 1, w=1 / true), depth) / true - 1))
+        found, apart = (np.subtract.outer(values, values) for values in (depth, true))
+        order.append((np.sign(found) == np.sign(apart))[apart > SAME_DEPTH])
+    everyone = np.concatenate(person)
+    return {
+        "persons": len(everyone),
+        "pixel_error": float(np.mean(pixel)),
+        "person_error": float(everyone.mean()),
+        "person_error_line": float(np.concatenate(line).mean()),
+        "order": float(np.concatenate(order).mean()),
+    }
