@@ -104,13 +104,6 @@ def test_ranks_and_reading_processes_change_no_batch(run_dir: Path, body: BodyMo
             torch.testing.assert_close(vars(first.targets), vars(second.targets), rtol=0, atol=0, equal_nan=True)
 
 
-def test_ranks_together_show_every_image_once_in_equally_many_steps(run_dir: Path, body: BodyModel) -> None:
-    ranks = [list(open_data(config(run_dir), body, rank, 4).epoch(0)) for rank in range(4)]
-    assert {len(batches) for batches in ranks} == {2}
-    everything = [key for batches in ranks for key in [*seen_ids(batches), *skipped_ids(batches)] if key]
-    assert sorted(everything) == [f"tiny/00000{i}.jpg" for i in range(9)]
-
-
 def test_a_resumed_epoch_continues_exactly(run_dir: Path, body: BodyModel) -> None:
     whole = list(open_data(config(run_dir), body).epoch(1))
     rest = list(open_data(config(run_dir, workers=2), body).epoch(1, start_step=2))

@@ -42,20 +42,11 @@ from dto_pipeline.train.loop import (
 )
 from dto_pipeline.train.targets import ImageLabels, Rules
 from tests.small_disks import files_no_larger_than, small_disk
+from tests.train.small_crowds import SMALL as SMALLEST
 from tests.train.small_crowds import BatchSource, BatchStream, label_batch, standing_batch, tiny_config, true_labels
 
 CPU = torch.device("cpu")
-SMALL = {
-    "encoder__width": 32,
-    "encoder__layers": 2,
-    "model__width": 32,
-    "model__layers": 1,
-    "model__hidden": 32,
-    "model__queries": 6,
-    "loop__log_every": 2,
-    "loop__checkpoint_every": 2,
-    "loop__evaluate_every": 0,
-}
+SMALL = SMALLEST | {"loop__log_every": 2, "loop__checkpoint_every": 2}
 
 
 @pytest.fixture(scope="module")

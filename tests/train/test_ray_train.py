@@ -16,19 +16,10 @@ import torch
 from dto_pipeline.train.checkpoint import list_checkpoints, read_checkpoint
 from dto_pipeline.train.dataset import TrainBatch
 from dto_pipeline.train.loop import HELD_OUT, TRAINING, read_rows, train_network
-from tests.train.small_crowds import BatchSource, BatchStream, standing_batch, tiny_config
+from tests.train.small_crowds import SMALL, BatchSource, BatchStream, standing_batch, tiny_config
 
 pytestmark = pytest.mark.slow
-KNOBS = {
-    "encoder__width": 32,
-    "encoder__layers": 2,
-    "model__width": 32,
-    "model__layers": 1,
-    "model__hidden": 32,
-    "model__queries": 6,
-    "loop__log_every": 1,
-    "loop__evaluate_every": 0,
-}
+KNOBS = SMALL | {"loop__log_every": 1}
 
 
 @pytest.fixture(scope="module")
