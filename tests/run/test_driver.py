@@ -45,7 +45,7 @@ def start(tiny, tmp_path):
 
 
 @pytest.fixture
-def finished(start):
+def complete(start):
     """The same, after a first complete start."""
     start()
     return start
@@ -55,8 +55,8 @@ def _stamps(directory):
     return {path: path.stat().st_mtime_ns for path in directory.root.rglob("shard-*")}
 
 
-def test_every_image_of_the_manifest_leaves_with_one_row_in_order(finished, tiny):
-    tables = [read_labels(finished.directory.label_file(shard)) for shard in range(SHARDS)]
+def test_every_image_of_the_manifest_leaves_with_one_row_in_order(complete, tiny):
+    tables = [read_labels(complete.directory.label_file(shard)) for shard in range(SHARDS)]
 
     ids = [image_id for table in tables for image_id in table.column("image_id").to_pylist()]
     assert ids == [f"tiny/{number:06d}.jpg" for number in range(tiny.images)]
@@ -78,14 +78,14 @@ def test_broken_input_costs_its_own_item_and_is_counted_and_crowds_are_really_pl
     assert summary.person_status["moved"] > 12
 
 
-def test_a_finished_run_has_nothing_to_do_and_is_not_touched(finished):
-    before = _stamps(finished.directory)
+def test_a_finished_run_has_nothing_to_do_and_is_not_touched(complete):
+    before = _stamps(complete.directory)
 
-    summary = finished()
+    summary = complete()
 
     assert summary.nothing_to_do
     assert (summary.done_before, summary.done_now, summary.exit_code) == (SHARDS, 0, 0)
-    assert _stamps(finished.directory) == before
+    assert _stamps(complete.directory) == before
 
 
 _NOTHING_TO_DO = """
@@ -100,8 +100,8 @@ print(time.perf_counter() - start, "ray" in sys.modules)
 """
 
 
-def test_a_finished_run_answers_at_once_and_never_loads_ray(finished, tiny):
-    command = [sys.executable, "-c", _NOTHING_TO_DO, str(tiny.manifest), str(finished.directory.root)]
+def test_a_finished_run_answers_at_once_and_never_loads_ray(complete, tiny):
+    command = [sys.executable, "-c", _NOTHING_TO_DO, str(tiny.manifest), str(complete.directory.root)]
     answer = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
 
     assert float(answer[0]) < 0.5
@@ -122,50 +122,50 @@ def test_labels_do_not_depend_on_where_the_data_lies(start, tiny, tmp_path, undi
     assert label_bytes(start.directory.root) == undisturbed
 
 
-def test_a_lost_receipt_is_written_again_without_doing_the_work_and_counts_the_same(finished, undisturbed):
-    path, label = finished.directory.receipt_file(2), finished.directory.label_file(2)
+def test_a_lost_receipt_is_written_again_without_doing_the_work_and_counts_the_same(complete, undisturbed):
+    path, label = complete.directory.receipt_file(2), complete.directory.label_file(2)
     first, before = read_receipt(path), label.stat().st_mtime_ns
     path.unlink()
 
-    assert finished().done_now == 1
+    assert complete().done_now == 1
     again = read_receipt(path)
     assert again.adopted
     for name in ("rows", "images", "persons", "image_status", "person_status", "label_sha256", "shard_key"):
         assert getattr(again, name) == getattr(first, name)
     assert label.stat().st_mtime_ns == before
-    assert label_bytes(finished.directory.root) == undisturbed
+    assert label_bytes(complete.directory.root) == undisturbed
 
 
 @pytest.mark.parametrize("keep_receipt", [True, False])
-def test_a_truncated_label_file_is_done_again(finished, undisturbed, keep_receipt):
-    label = finished.directory.label_file(3)
+def test_a_truncated_label_file_is_done_again(complete, undisturbed, keep_receipt):
+    label = complete.directory.label_file(3)
     label.write_bytes(label.read_bytes()[:1000])
     if not keep_receipt:
-        finished.directory.receipt_file(3).unlink()
+        complete.directory.receipt_file(3).unlink()
 
-    assert finished().done_now == 1
-    assert not read_receipt(finished.directory.receipt_file(3, 1)).adopted
-    assert label_bytes(finished.directory.root) == undisturbed
+    assert complete().done_now == 1
+    assert not read_receipt(complete.directory.receipt_file(3, 1)).adopted
+    assert label_bytes(complete.directory.root) == undisturbed
 
 
-def test_label_files_of_two_shards_that_were_swapped_are_done_again(finished, undisturbed):
-    first, second = (finished.directory.label_file(shard) for shard in (0, 4))
+def test_label_files_of_two_shards_that_were_swapped_are_done_again(complete, undisturbed):
+    first, second = (complete.directory.label_file(shard) for shard in (0, 4))
     content = first.read_bytes()
     first.write_bytes(second.read_bytes())
     second.write_bytes(content)
     for shard in (0, 4):
-        finished.directory.receipt_file(shard).unlink()
+        complete.directory.receipt_file(shard).unlink()
 
-    assert finished().done_now == 2
-    assert label_bytes(finished.directory.root) == undisturbed
+    assert complete().done_now == 2
+    assert label_bytes(complete.directory.root) == undisturbed
 
 
-def test_a_truncated_receipt_does_not_count(finished, undisturbed):
-    path = finished.directory.receipt_file(3)
+def test_a_truncated_receipt_does_not_count(complete, undisturbed):
+    path = complete.directory.receipt_file(3)
     path.write_bytes(path.read_bytes()[:40])
 
-    assert finished().done_now == 1
-    assert label_bytes(finished.directory.root) == undisturbed
+    assert complete().done_now == 1
+    assert label_bytes(complete.directory.root) == undisturbed
 
 
 class _Litterer(ChaosRunner):
@@ -183,24 +183,24 @@ def test_leftovers_of_workers_that_died_on_the_way_are_gone_when_the_run_ends(st
     assert label_bytes(start.directory.root) == undisturbed
 
 
-def test_a_changed_config_is_refused_with_the_difference(finished):
+def test_a_changed_config_is_refused_with_the_difference(complete):
     config = tiny_config()
     changed = dataclasses.replace(config, solver=type(config.solver)(max_height=2.2))
 
     with pytest.raises(RunMismatch, match=r"solver\.max_height: 2\.1 -> 2\.2"):
-        finished(config=changed)
+        complete(config=changed)
 
 
-def test_a_changed_manifest_is_refused(finished, body, tmp_path):
+def test_a_changed_manifest_is_refused(complete, body, tmp_path):
     other = write_tiny_dataset(tmp_path / "other", body, images=18, shard_images=3, people=2)
 
     with pytest.raises(RunMismatch, match=r"manifest\.fingerprint"):
-        finished(manifest=other.manifest)
+        complete(manifest=other.manifest)
 
 
-def test_a_second_driver_is_refused_while_the_first_works(finished):
-    with finished.directory.lock(), pytest.raises(RunLocked, match=f"process {os.getpid()}"):
-        finished()
+def test_a_second_driver_is_refused_while_the_first_works(complete):
+    with complete.directory.lock(), pytest.raises(RunLocked, match=f"process {os.getpid()}"):
+        complete()
 
 
 def test_a_shard_that_raises_once_is_done_at_the_second_try(start, undisturbed):
@@ -284,19 +284,19 @@ def test_the_summary_reads_like_a_summary_and_the_status_agrees(start):
     assert (status.shards, status.eta_s) == ({"done": SHARDS - 1, "failed": 1, "pending": 0}, 0.0)
 
 
-def test_a_label_file_with_a_changed_byte_is_not_adopted(finished, undisturbed):
-    label = finished.directory.label_file(3)
-    finished.directory.receipt_file(3).unlink()
+def test_a_label_file_with_a_changed_byte_is_not_adopted(complete, undisturbed):
+    label = complete.directory.label_file(3)
+    complete.directory.receipt_file(3).unlink()
     content = bytearray(label.read_bytes())
     content[3000] ^= 1
     label.write_bytes(content)
 
-    finished()
-    assert label_bytes(finished.directory.root) == undisturbed
+    complete()
+    assert label_bytes(complete.directory.root) == undisturbed
 
 
-def test_receipts_tell_where_the_time_went(finished):
-    stages = read_receipt(finished.directory.receipt_file(0)).stage_seconds
+def test_receipts_tell_where_the_time_went(complete):
+    stages = read_receipt(complete.directory.receipt_file(0)).stage_seconds
 
     assert {"body", "rasterizer", "evidence", "solver", "write"} <= stages.keys()
     assert all(seconds >= 0 for seconds in stages.values())
