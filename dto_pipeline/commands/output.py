@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from dto_pipeline.errors import DtoError
 
@@ -15,20 +15,8 @@ _Found = TypeVar("_Found")
 _GRAVITY = (0, 3, 1, 2)  # exit codes from harmless to bad: done, pending as asked, something failed, could not begin
 
 
-class Report(Protocol):
-    """What a verb found."""
-
-    def to_json(self) -> Any:
-        """Everything, for programs."""
-        ...
-
-    def as_table(self) -> str:
-        """The same for people."""
-        ...
-
-
-def print_report(report: Report, as_json: bool) -> None:
-    """Print a report in one of its two forms."""
+def print_report(report: Any, as_json: bool) -> None:
+    """Print what a verb found: its `to_json()` for programs, or its `as_table()`."""
     print(json.dumps(report.to_json(), indent=1) if as_json else report.as_table())
 
 

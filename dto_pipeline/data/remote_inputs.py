@@ -14,7 +14,7 @@ import torch
 from dto_pipeline.config import DepthConfig
 from dto_pipeline.data.storage import STORAGE_ERRORS, Location, as_location, error_text, local_copy, read_head
 from dto_pipeline.models.body import BodyModel, BodyModelError, load_body
-from dto_pipeline.models.depth import DepthFiles, open_depth_files
+from dto_pipeline.models.depth import DepthFiles
 
 _MOST_DEPTH_BYTES = 1 << 31  # of one file: twice float64 for the largest image
 
@@ -39,7 +39,7 @@ def open_depth(config: DepthConfig, root: Location) -> DepthFiles:
     """The maps of a folder or URI as a config declares them; "" = none."""
     place = as_location(root)
     if isinstance(place, Path):
-        return open_depth_files(config, root)
+        return DepthFiles(root, config.kind, config.scale)
     return RemoteDepth(place, config.kind, config.scale)
 
 

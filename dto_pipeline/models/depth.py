@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from dto_pipeline.array_files import read_npy, read_npz
-from dto_pipeline.config import METRES_PER_DEPTH, DepthConfig
+from dto_pipeline.config import METRES_PER_DEPTH
 from dto_pipeline.paths import UnsafePath, resolve_inside
 from dto_pipeline.reading import open_regular
 from dto_pipeline.status import ImageStatus, UnusableImage
@@ -127,11 +127,6 @@ class DepthFiles:
         if self.root is None:
             raise DepthMissing(_UNNAMED)
         return open_regular(resolve_inside(self.root, depth_file))
-
-
-def open_depth_files(config: DepthConfig, root: str | Path) -> DepthFiles:
-    """The maps of a folder as a config declares them."""
-    return DepthFiles(root, config.kind, config.scale)
 
 
 def _read_array(source: BinaryIO, suffix: str, shape: tuple[int, int], kind: str) -> tuple[np.ndarray, float | None]:

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dto_pipeline.config import DepthConfig
-from dto_pipeline.models.depth import METRES_PER_DEPTH, DepthFiles, DepthInvalid, DepthMissing, open_depth_files
+from dto_pipeline.models.depth import METRES_PER_DEPTH, DepthFiles, DepthInvalid, DepthMissing
 from dto_pipeline.status import ImageStatus
 
 RAMP = np.linspace(0, 2, 12).reshape(3, 4)
@@ -150,7 +149,7 @@ def test_a_png_chunk_that_claims_two_gigabytes_is_read_no_further_than_its_file(
 
 
 def load(root: Path, name: str, **options: object) -> np.ndarray:
-    return open_depth_files(DepthConfig(**options), root).load(name, 2, 3)  # type: ignore[arg-type]
+    return DepthFiles(root, **options).load(name, 2, 3)  # type: ignore[arg-type]
 
 
 def test_disparity_depth_and_metric_depth_agree_up_to_their_units(tmp_path: Path) -> None:
@@ -183,7 +182,7 @@ def test_a_npz_holds_its_kind_under_its_name(tmp_path: Path) -> None:
 
 def test_metres_made_with_another_focal_length_are_brought_to_the_labels_camera(tmp_path: Path) -> None:
     np.savez(tmp_path / "map.npz", depth=Z, focal=np.float64(800.0))
-    files = open_depth_files(DepthConfig(kind="metric_depth"), tmp_path)
+    files = DepthFiles(tmp_path, "metric_depth")
     np.testing.assert_allclose(files.load("map.npz", 2, 3, 800.0), METRES_PER_DEPTH / Z, rtol=1e-6)
     np.testing.assert_allclose(files.load("map.npz", 2, 3, 1600.0), METRES_PER_DEPTH / (2 * Z), rtol=1e-6)
     np.testing.assert_allclose(files.load("map.npz", 2, 3), METRES_PER_DEPTH / Z, rtol=1e-6)
