@@ -1,7 +1,7 @@
 """Ray itself dies under a run: `dto run`, started again, ends with the undisturbed bytes.
 
-`test_ray_pool` has the same for workers, drivers, nodes and images that kill from inside; `jobs/chaos.py` kills workers,
-drivers and raylets at random moments.
+`test_ray_pool` has the same for workers, drivers, nodes and images that kill from inside; `jobs/chaos.py` kills
+workers, drivers and raylets at random moments.
 """
 
 from __future__ import annotations
