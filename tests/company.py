@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
 import torch
 
+from dto_pipeline.collate import collate_scenes, split_batch
+from dto_pipeline.config import PipelineConfig, config_from_dict
 from dto_pipeline.models.body import BodyModel
+from dto_pipeline.optimizer import SceneOptimizer
 from dto_pipeline.scene import PlacedScene, Scene
 from dto_pipeline.status import PersonStatus
 from tests.crowds import Stander, make_scene
 
+CONFIGS = {mode: config_from_dict({"solver": {"mode": mode}}) for mode in ("paper", "joint")}
 _SIZES = ((240, 320), (200, 150), (180, 260), (256, 256))  # (H, W) [px]
 
 
@@ -26,6 +31,10 @@ def threads(number: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def place(scenes: list[Scene], body: BodyModel, config: PipelineConfig) -> list[PlacedScene]:
+    return split_batch(scenes, SceneOptimizer(body, config)(collate_scenes(scenes)), config)
 
 
 def make_crowds(body: BodyModel, count: int, seed: int = 0) -> list[Scene]:
@@ -63,6 +72,10 @@ def _bytes_of(value: object) -> bytes:
         value = [(name, _bytes_of(item)) for name, item in sorted(value.items())]
     is_words = value is None or isinstance(value, str | list)
     return repr(value).encode() if is_words else np.asarray(value).tobytes()
+
+
+def digest(placed: list[dict[str, bytes]]) -> str:
+    return hashlib.sha256(b"".join(value for item in placed for value in item.values())).hexdigest()
 
 
 def assert_same_bytes(found: Sequence[PlacedScene], expected: Sequence[dict[str, bytes]]) -> None:

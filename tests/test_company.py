@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import subprocess
 import sys
@@ -14,24 +13,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dto_pipeline.collate import collate_scenes, split_batch
-from dto_pipeline.config import AttributeConfig, DepthConfig, MaskConfig, PipelineConfig, config_from_dict
+from dto_pipeline.config import AttributeConfig, DepthConfig, MaskConfig, PipelineConfig
 from dto_pipeline.models.body import BodyModel, load_body
 from dto_pipeline.models.depth_anything import DepthNetwork
 from dto_pipeline.models.seeing import Sight
 from dto_pipeline.models.segmentation import InstanceNetwork
-from dto_pipeline.optimizer import SceneOptimizer
-from dto_pipeline.scene import PlacedScene, Scene
-from tests.company import assert_same_bytes, make_crowds, raw_bytes, threads
+from dto_pipeline.scene import Scene
+from tests.company import CONFIGS, assert_same_bytes, digest, make_crowds, place, raw_bytes, threads
 from tests.tiny_models import save_classifier, save_depth_anything, save_mask2former
 
-CONFIGS = {mode: config_from_dict({"solver": {"mode": mode}}) for mode in ("paper", "joint")}
 THREADS = st.sampled_from([1, 2, 4])
 CROWDS = 12
-
-
-def place(scenes: list[Scene], body: BodyModel, config: PipelineConfig) -> list[PlacedScene]:
-    return split_batch(scenes, SceneOptimizer(body, config)(collate_scenes(scenes)), config)
 
 
 @pytest.fixture(scope="module")
@@ -131,17 +123,12 @@ def test_networks_on_a_cpu_see_the_same_in_any_company(body: BodyModel, tmp_path
 
 _DIGEST = """
 from dto_pipeline.models.body import load_body
-from tests.company import make_crowds, raw_bytes
-from tests.test_company import CONFIGS, digest, place
+from tests.company import CONFIGS, digest, make_crowds, place, raw_bytes
 body = load_body("demo")
 for config in CONFIGS.values():
     placed = place(make_crowds(body, 4), body, config)
     print(digest([raw_bytes(item) for item in placed]))
 """
-
-
-def digest(placed: list[dict[str, bytes]]) -> str:
-    return hashlib.sha256(b"".join(value for item in placed for value in item.values())).hexdigest()
 
 
 def test_avx512_and_avx2_give_the_same_bits_where_no_network_looks(alone: dict[str, list[dict[str, bytes]]]) -> None:

@@ -43,13 +43,10 @@ class ImageIndex:
         """The index with the start of each file replaced: the longest key of `prefixes` a name begins with."""
         if not prefixes:
             return self
-        order = sorted(prefixes, key=len, reverse=True)
-
-        def place(name: str) -> str:
-            start = next((start for start in order if name.startswith(start)), None)
-            return name if start is None else prefixes[start] + name[len(start) :]
-
-        return dataclasses.replace(self, located=[place(name) for name in self.image_name])
+        known = {"": "", **prefixes}
+        starts = [max(filter(name.startswith, known), key=len) for name in self.image_name]
+        placed = [known[start] + name[len(start) :] for start, name in zip(starts, self.image_name, strict=True)]
+        return dataclasses.replace(self, located=placed)
 
 
 def index_images(source: LabelSource, key_parts: int) -> ImageIndex:

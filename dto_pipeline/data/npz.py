@@ -92,15 +92,11 @@ def safe_load_npz(
     return {key: npz.read(key, allow, limits) for key in wanted}
 
 
-class NpzError(BrokenPickle):
-    """An npz that cannot be read; the message names file and member."""
-
-
 class MappedNpz:
     """An npz whose arrays are handed out as views of memory maps; nothing has to be closed.
 
     Raises:
-        NpzError: not a whole zip file. UnsafePickle: a member with a path in its name. FileNotFoundError.
+        BrokenPickle: not a whole zip file. UnsafePickle: a member with a path in its name. FileNotFoundError.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -112,34 +108,36 @@ class MappedNpz:
         except FileNotFoundError:
             raise
         except IrregularFile as error:
-            raise NpzError(f"{self.path}: {error.strerror}") from error
+            raise BrokenPickle(f"{self.path}: {error.strerror}") from error
         except (OSError, ValueError, *BROKEN) as error:
-            raise NpzError(f"{self.path} is not a whole npz file ({error}); download it again") from error
+            raise BrokenPickle(f"{self.path} is not a whole npz file ({error}); download it again") from error
         found = [member for member in found if member.filename.endswith(".npy")]
         for member in found:
             name = member.filename
             if any(sign in name for sign in "/\\:\0") or name.startswith("."):
                 raise UnsafePickle(f"{path}: refuses the member {shown(name)}: expected plain names")
             if member.header_offset < 0 or member.compress_type not in _COMPRESSIONS or member.flag_bits & 1:
-                raise NpzError(f"{path}: member {shown(name)} is encrypted, or as numpy writes none; fetch it again")
+                raise BrokenPickle(
+                    f"{path}: member {shown(name)} is encrypted, or as numpy writes none; fetch it again"
+                )
         self.members = {member.filename.removesuffix(".npy"): member for member in found}
         self.keys = list(self.members)  # names of the arrays, in file order
         if len(self.keys) != len(found):
-            raise NpzError(f"{path}: two members of one name; one of them would be lost")
+            raise BrokenPickle(f"{path}: two members of one name; one of them would be lost")
 
     def array(self, key: str) -> np.ndarray:
         """One array, read-only, its bytes not compared with the archive's checksum.
 
         Raises:
-            NpzError: the member is missing, damaged, an object array, or longer or shorter than its header says.
+            BrokenPickle: the member is missing, damaged, an object array, or longer or shorter than its header says.
         """
         with self._told(key):
             data, _, begin, end, shape, fortran, dtype = self._open(key)
             if dtype.hasobject:
-                raise NpzError("is an object array, a pickle in disguise, which is not opened; convert it")
+                raise BrokenPickle("is an object array, a pickle in disguise, which is not opened; convert it")
             expected = dtype.itemsize * int(np.prod(shape, dtype=object))
             if begin + expected != end or dtype.itemsize == 0 or min(shape, default=0) < 0:
-                raise NpzError(f"holds {end - begin} bytes; its header {shape} {dtype} expects {expected}")
+                raise BrokenPickle(f"holds {end - begin} bytes; its header {shape} {dtype} expects {expected}")
             return np.ndarray(shape, dtype, data, begin, order="F" if fortran else "C")
 
     def read(self, key: str, allow: Allowlist, limits: Limits) -> np.ndarray:
@@ -167,12 +165,12 @@ class MappedNpz:
             compare: hold the bytes against the archive's checksum.
 
         Raises:
-            NpzError: the member is missing, damaged, or an array of another kind.
+            BrokenPickle: the member is missing, damaged, or an array of another kind.
         """
         with self._told(key):
             data, start, begin, end, shape, _, dtype = self._open(key)
             if shape != () or dtype != np.dtype(object):
-                raise NpzError(f"is {dtype} {shape}; expected one object, as a dictionary is stored")
+                raise BrokenPickle(f"is {dtype} {shape}; expected one object, as a dictionary is stored")
             if compare:
                 self._compare(key, data, start, end)
             return data, begin, end
@@ -184,18 +182,18 @@ class MappedNpz:
             found = zlib.crc32(data[at : min(end, at + _CHUNK)], found)
             released = release(data, released, at)
         if start and found != self.members[key].CRC:
-            raise NpzError("its bytes are not those that were written (CRC-32); download it again")
+            raise BrokenPickle("its bytes are not those that were written (CRC-32); download it again")
 
     @contextmanager
     def _told(self, key: str) -> Iterator[None]:
         if key not in self.members:
-            raise NpzError(f"{self.path} has no array {key!r}; it holds {self.keys}")
+            raise BrokenPickle(f"{self.path} has no array {key!r}; it holds {self.keys}")
         try:
             yield
         except (OSError, ValueError, *BROKEN) as error:
             if getattr(error, "errno", None) in NO_ROOM:  # of the temporary folder
                 raise
-            raise NpzError(f"{self.path}, array {key!r}: {error}") from error
+            raise BrokenPickle(f"{self.path}, array {key!r}: {error}") from error
 
     @cached_property
     def _whole(self) -> mmap.mmap | None:
@@ -217,7 +215,7 @@ class MappedNpz:
         else:
             data, start = self._unpack(entry), 0
         if start + entry.file_size > len(data):
-            raise NpzError("ends before its header says; download it again")
+            raise BrokenPickle("ends before its header says; download it again")
         data.seek(start)
         header = read_header(data)
         return data, start, data.tell(), start + entry.file_size, *header
@@ -225,7 +223,7 @@ class MappedNpz:
     def _unpack(self, entry: zipfile.ZipInfo) -> mmap.mmap:
         free = shutil.disk_usage(tempfile.gettempdir()).free
         if entry.file_size > free:
-            raise NpzError(f"unpacks to {entry.file_size} bytes, {free} are free; set TMPDIR to a larger disk")
+            raise BrokenPickle(f"unpacks to {entry.file_size} bytes, {free} are free; set TMPDIR to a larger disk")
         with naming_place(), scratch_file() as plain:
             with zipfile.ZipFile(self.path) as archive, archive.open(entry) as packed:
                 shutil.copyfileobj(packed, plain, _CHUNK)

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dto_pipeline.data.storage import Location, open_input, version_of
+from dto_pipeline.data.storage import Location, find_file
 from dto_pipeline.errors import NO_ROOM
 from dto_pipeline.reading import IrregularFile
 
@@ -48,9 +48,10 @@ def open_parquet(path: Location, error: type[Exception], again: bool = False) ->
     be opened over and over; its footer (0.2 s with 10,000 row groups) is parsed only when size or time have changed.
     """
     try:
-        key = (path, *version_of(path)) if again else None
+        store, name = find_file(path)
+        key = (path, *store.version_of(name)) if again else None
         footer = _FOOTERS.get(key)
-        file = pq.ParquetFile(open_input(path), metadata=footer, page_checksum_verification=True)
+        file = pq.ParquetFile(store.open(name), metadata=footer, page_checksum_verification=True)
         if footer is not None:
             return file
         footer_text(file)

@@ -32,7 +32,7 @@ from dto_pipeline.data.cameras import CAMERA_COLUMNS, camera_matrices, read_came
 from dto_pipeline.data.columns import read_numbers, single_array
 from dto_pipeline.data.inert_pickle import PickleRefused
 from dto_pipeline.data.label_files import LabelColumns, find_label_files, flatten_table, initial_betas, read_label_files
-from dto_pipeline.data.npz import MappedNpz, NpzError, safe_load_npz
+from dto_pipeline.data.npz import MappedNpz, safe_load_npz
 from dto_pipeline.data.parquet import READ_ERRORS, footer_text, open_parquet
 from dto_pipeline.data.sources.annots import ARRAY, BODY, CAMERA, NOBODY, first_people, open_annots
 from dto_pipeline.data.sources.camerahmr import open_camerahmr
@@ -153,7 +153,7 @@ def _parquet_kind(path: Path) -> FileKind:
 def _npz_kind(path: Path) -> FileKind:
     try:
         names = MappedNpz(path).keys
-    except NpzError as error:
+    except PickleRefused as error:
         raise UnknownFile(str(error)) from error
     missing = {kind: _missing(kind, names) for kind in _NEEDS}
     for kind, lacks in missing.items():

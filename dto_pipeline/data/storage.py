@@ -220,12 +220,6 @@ def open_input(location: Location) -> pa.NativeFile:
     return store.open(name)
 
 
-def version_of(location: Location) -> tuple[int, object]:
-    """Size and time of change of a file; raises FileNotFoundError."""
-    store, name = find_file(location)
-    return store.version_of(name)
-
-
 def exists(location: Location) -> bool:
     """True if there is a file."""
     store, name = find_file(location)

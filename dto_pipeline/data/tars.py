@@ -273,7 +273,7 @@ class ImageLocations(NamedTuple):
     """Where n named images lie in the tars."""
 
     addresses: list[str | None]  # n, None = not found
-    similar: dict[int, str]  # of those not found: a member whose name differs in case only
+    similar: dict[str, str]  # name that was not found -> a member whose name differs in case only
     repeated: list[tuple[str, str]]  # (address taken, another address that fits the same name)
 
 
@@ -308,7 +308,7 @@ def locate_images(tars: TarImages, names: Sequence[str], key_parts: int) -> Imag
     _prefer_whole_names(tars, names, keys, key_parts, ranked)
     return ImageLocations(
         addresses=[fitting[0] if fitting else None for fitting in ranked],
-        similar={row: similar[key] for row, key in enumerate(keys) if key in similar and not ranked[row]},
+        similar={names[row]: similar[key] for row, key in enumerate(keys) if key in similar and not ranked[row]},
         repeated=[(fitting[0], other) for fitting in ranked for other in fitting[1:]],
     )
 
@@ -363,7 +363,7 @@ def place_in_tars(
     build_tar_index(root, index_file, progress)
     images = TarImages(index_file, root)
     found = locate_images(images, index.image_name, key_parts)
-    images.similar = {index.image_name[image]: address for image, address in found.similar.items()}
+    images.similar = found.similar
     files = [address or name for address, name in zip(found.addresses, index.image_name, strict=True)]
     return TarPlacement(dataclasses.replace(index, located=files), images, found.repeated)
 

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from tests.chaos.arena import Arena, build_arena
+from tests.chaos.arena import Arena
 from tests.chaos.play import play
 
 pytestmark = [
@@ -20,9 +20,9 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def arena(tiny, tmp_path_factory) -> Arena:
+def arena(tiny, finished, tmp_path_factory) -> Arena:
     """Runs in one process, without Ray: what is tested here does not depend on workers."""
-    return build_arena(tiny.manifest, tmp_path_factory.mktemp("chaos"), workers=0)
+    return Arena(tiny.manifest, tmp_path_factory.mktemp("chaos"), finished, workers=0)
 
 
 @pytest.mark.parametrize("scenario", ["clock_set_back", "poison_shard"])

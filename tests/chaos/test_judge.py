@@ -11,24 +11,14 @@ import uuid
 
 import pytest
 
-from dto_pipeline.run.driver import run_pipeline
 from tests.chaos.faults import CLOCK, DIE, RAISE, Fault, arm_environment
 from tests.chaos.judge import find_differences, read_label_bytes
 from tests.chaos.processes import end_marked, find_marked, mark_environment
-from tests.run.chaos import tiny_config
-
-
-@pytest.fixture(scope="module")
-def calm(tiny, tmp_path_factory):
-    """Folder of a finished run."""
-    folder = tmp_path_factory.mktemp("judge") / "run"
-    run_pipeline(tiny.manifest, folder, tiny_config(), progress=False)
-    return folder
 
 
 @pytest.fixture
-def run_dir(calm, tmp_path):
-    return shutil.copytree(calm, tmp_path / "run")
+def run_dir(finished, tmp_path):
+    return shutil.copytree(finished, tmp_path / "run")
 
 
 def _label(run_dir, shard):
@@ -62,15 +52,15 @@ DAMAGES = {
 }
 
 
-def test_a_run_is_no_different_from_itself(run_dir, calm):
-    assert find_differences(run_dir, read_label_bytes(calm)) == []
+def test_a_run_is_no_different_from_itself(run_dir, finished):
+    assert find_differences(run_dir, read_label_bytes(finished)) == []
 
 
 @pytest.mark.parametrize("sentence", DAMAGES)
-def test_the_judge_names_every_kind_of_damage(run_dir, calm, sentence):
+def test_the_judge_names_every_kind_of_damage(run_dir, finished, sentence):
     DAMAGES[sentence](run_dir)
 
-    assert sentence in find_differences(run_dir, read_label_bytes(calm))
+    assert sentence in find_differences(run_dir, read_label_bytes(finished))
 
 
 def _python(code, tmp_path, faults=(), clock=None):

@@ -6,6 +6,7 @@ import argparse
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -64,17 +65,19 @@ def test_the_help_of_a_run_ends_in_paragraphs_whose_names_are_whole(
     assert "\n  1    shards were given up" in epilog
 
 
-def test_golden_prints_a_table_and_returns_zero_when_all_agree(
-    golden_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("where", ["a file", "stdout"])
+def test_golden_returns_zero_when_all_agree_and_prints_a_table_or_json_alone(
+    golden_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], where: str
 ) -> None:
-    assert main(["golden", str(golden_folder), "--json", str(tmp_path / "report.json")]) == 0
-    assert "solver" in capsys.readouterr().out
-    assert json.loads((tmp_path / "report.json").read_text())["passed"] is True
-
-
-def test_golden_prints_json_alone_when_asked(golden_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main(["golden", str(golden_folder), "--json"])
-    assert json.loads(capsys.readouterr().out)["families"]["solver"]["cases"] == 62
+    shutil.copytree(golden_folder / "solver", tmp_path / "recorded" / "solver")
+    file = [str(tmp_path / "report.json")] if where == "a file" else []
+    assert main(["golden", str(tmp_path / "recorded"), "--json", *file]) == 0
+    said = capsys.readouterr().out
+    if file:
+        assert "solver" in said
+        said = Path(*file).read_text()
+    told = json.loads(said)
+    assert (told["passed"], told["families"]["solver"]["cases"]) == (True, 62)
 
 
 @pytest.mark.parametrize(

@@ -205,3 +205,11 @@ def test_columns_of_different_lengths_are_not_written(tmp_path):
     with pytest.raises(ValueError, match="one row per person"):
         write_camerahmr(tmp_path / "a.npz", np.array(NAMES), rows)
     assert not (tmp_path / "a.npz").exists()
+
+
+def test_a_member_with_a_path_in_its_name_is_refused(tmp_path):
+    path = write_labels_file(tmp_path, label_arrays(NAMES))
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("../x.npy", b"")
+    with pytest.raises(LabelFileError, match="refuses the member"):
+        open_camerahmr(path)

@@ -134,7 +134,7 @@ def test_keys_differing_in_case_are_not_joined_but_hinted(tmp_path):
     index = make_index(tmp_path, t={"ABC.jpg": b"a", "Both.jpg": b"b", "both.jpg": b"c"})
     found = locate_images(index, ["abc.jpg", "both.jpg"], key_parts=1)
     assert found.addresses == [None, "t.tar!both.jpg"]
-    assert found.similar == {0: "t.tar!ABC.jpg"}
+    assert found.similar == {"abc.jpg": "t.tar!ABC.jpg"}
 
 
 def test_two_labels_of_one_key_share_the_image(tmp_path):

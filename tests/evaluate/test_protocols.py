@@ -48,9 +48,8 @@ def test_what_does_not_fit_is_refused(crowd: Path, tmp_path: Path, capsys: pytes
     assert main(command) == 2
     assert "needs a regressor (17, 6890)" in capsys.readouterr().err
     np.save(tmp_path / "far.npy", np.array([7000]))
-    assert (
-        main(["eval", "agora", str(crowd), str(crowd), "--body", "demo", "--vertices", str(tmp_path / "far.npy")]) == 2
-    )
+    command = ["eval", "agora", str(crowd), str(crowd), "--body", "demo", "--vertices", str(tmp_path / "far.npy")]
+    assert main(command) == 2
     assert "holds no numbers of vertices 0 .. 6889" in capsys.readouterr().err
 
 

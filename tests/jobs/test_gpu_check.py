@@ -40,19 +40,11 @@ def test_every_step_is_a_function(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(callable(getattr(steps, name)) for name in STEPS)
 
 
-def check(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        ["bash", str(JOBS / "gpu_check.sh"), *arguments],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHON": sys.executable},
-        check=False,
-    )
-
-
 @pytest.mark.slow
 def test_the_whole_check_runs_shrunk_on_a_cpu_and_leaves_a_table_and_json(tmp_path: Path) -> None:
-    done = check("--small", "--out", str(tmp_path))
+    command = ["bash", str(JOBS / "gpu_check.sh"), "--small", "--out", str(tmp_path)]
+    environment = {**os.environ, "PYTHON": sys.executable}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     steps = json.loads((tmp_path / "report.json").read_text())["steps"]
     assert {name: step["state"] for name, step in steps.items()} == dict.fromkeys(STEPS, "done")
@@ -64,13 +56,15 @@ def test_the_whole_check_runs_shrunk_on_a_cpu_and_leaves_a_table_and_json(tmp_pa
     assert all(steps[name]["table"] in (tmp_path / "report.txt").read_text() for name in STEPS)
 
 
-@pytest.mark.slow
-def test_without_a_gpu_the_full_check_ends_with_2_and_names_the_small_one(tmp_path: Path) -> None:
-    if torch.cuda.is_available():
-        return
-    done = check("--out", str(tmp_path))
-    assert done.returncode == 2
-    assert "no CUDA device; --small" in done.stderr
+def test_without_a_gpu_the_full_check_ends_with_2_and_names_the_small_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program, steps = job("gpu_check", monkeypatch), job("gpu_steps", monkeypatch)
+    no_gpu = SimpleNamespace(state="done", figures={"device_type": "cpu"}, table="")
+    monkeypatch.setattr(steps, "machine", lambda _: no_gpu)
+    monkeypatch.setattr(sys, "argv", ["gpu_check.py", "--out", str(tmp_path)])
+    assert program.main() == 2
+    assert "no CUDA device; --small" in capsys.readouterr().err
 
 
 def test_a_step_that_hangs_dies_or_raises_costs_itself_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

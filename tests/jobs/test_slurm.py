@@ -62,7 +62,7 @@ def test_a_job_stopped_by_slurm_is_queued_again_and_then_finishes_with_the_exit_
     tiny: TinyDataset, undisturbed: dict[str, bytes], slurm: dict[str, str], short_folder: Path
 ) -> None:
     run_dir, log = short_folder / "run", short_folder / "job.log"
-    job = _start(_run_command(tiny, run_dir, 2), slurm, log)
+    job = _start(_run_command(tiny, run_dir, 1), slurm, log)
     _wait_for_receipt(run_dir, job, log)
     job.send_signal(signal.SIGTERM)  # what --signal=B:TERM@120 sends to the batch shell alone
     assert job.wait(WAIT_S) != 0, log.read_text()

@@ -11,22 +11,26 @@ from typing import Any
 import pytest
 
 from dto_pipeline.lab import golden_labels
-from dto_pipeline.lab.golden import Case, GoldenFolderError, check_golden
+from dto_pipeline.lab.golden import Case, GoldenFolderError, GoldenReport, check_golden
 from dto_pipeline.lab.golden_labels import check_rh_cases
 from dto_pipeline.models.body import load_body
 
 CASES = Path(__file__).parents[1] / "golden" / "rh_metric"  # the metric family
 
 
-def test_every_recorded_case_passes(golden_folder: Path) -> None:
-    report = check_golden(golden_folder)
+@pytest.fixture(scope="module")
+def report(golden_folder: Path) -> GoldenReport:
+    return check_golden(golden_folder)
+
+
+def test_every_recorded_case_passes(report: GoldenReport) -> None:
     assert report.passed, report.as_table()
     counts = {family: entry["cases"] for family, entry in report.to_json()["families"].items()}
     assert counts == {"solver": 62, "person": 6, "image": 7, "rh_metric": 5, "depth": 6, "mahmr": 42}
 
 
-def test_numbers_are_far_inside_the_tolerances(golden_folder: Path) -> None:
-    worst = {family: e["worst_errors"] for family, e in check_golden(golden_folder).to_json()["families"].items()}
+def test_numbers_are_far_inside_the_tolerances(report: GoldenReport) -> None:
+    worst = {family: e["worst_errors"] for family, e in report.to_json()["families"].items()}
     assert worst["solver"]["alpha"][0] < 1e-10
     assert worst["person"]["depth_mean"][0] < 3e-7
     assert worst["image"]["z"][0] < 1e-5

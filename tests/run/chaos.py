@@ -22,7 +22,8 @@ from dto_pipeline.run.driver import run_pipeline
 from dto_pipeline.run.folder import Failure, parse_failure
 from dto_pipeline.run.worker import ShardRunner
 
-RAISE, DIE, HANG, STOP = "raise", "die", "hang", "stop"
+RAISE, RAISE_ONCE, DIE, HANG, STOP = "raise", "raise once", "die", "hang", "stop"
+ONCE = (RAISE_ONCE, HANG, STOP)  # faults of a shard's first attempt only
 
 
 class ChaosRunner(ShardRunner):
@@ -35,14 +36,15 @@ class ChaosRunner(ShardRunner):
         run_dir: Location,
         pause_s: float = 0.0,
         faults: Mapping[int, str] | None = None,
-        faulty_attempts: int = 99,
     ) -> None:
         super().__init__(config, manifest, run_dir)
-        self._pause_s, self._faults, self._faulty_attempts = pause_s, dict(faults or {}), faulty_attempts
+        self._pause_s, self._faults = pause_s, dict(faults or {})
 
     def run(self, shard: int, attempt: int = 1) -> Receipt:
-        fault = self._faults.get(shard) if attempt <= self._faulty_attempts else None
-        if fault == RAISE:
+        fault = self._faults.get(shard)
+        if attempt > 1 and fault in ONCE:
+            fault = None
+        if fault in (RAISE, RAISE_ONCE):
             raise RuntimeError(f"shard {shard} raised")
         if fault == DIE:
             os.kill(os.getpid(), signal.SIGKILL)

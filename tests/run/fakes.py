@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from typing import Any
 
 from dto_pipeline.config import RunConfig
 from dto_pipeline.data.receipts import Receipt
+from dto_pipeline.run.lease import process_name
 from dto_pipeline.run.loop import Charge
 from dto_pipeline.run.pool import Crew, Event, ShardDone, ShardRaised, WorkerLost, WorkerPlaced, WorkerReady
 
@@ -173,3 +175,26 @@ class FakePool:
     def _later(self, seconds: float, worker: str, event: Event) -> None:
         self._count += 1
         heapq.heappush(self._events, (self._time + seconds, self._count, worker, event))
+
+
+class QuickRunner:
+    """Does nothing, and says where: its receipts name process and GPUs."""
+
+    def warm_up(self):
+        pass
+
+    def run(self, shard, attempt=1):
+        import ray  # not where a fake pool is enough
+
+        gpus = ",".join(str(number) for number in ray.get_gpu_ids())
+        return make_receipt(shard, worker=f"{process_name()} {gpus}")
+
+
+class StuckRunner(QuickRunner):
+    """Cannot even be unpacked, as where PyTorch lies on a file system that does not answer."""
+
+    def __init__(self):
+        self.weights = "far away"  # without a state there would be nothing to unpack
+
+    def __setstate__(self, state):
+        time.sleep(3600)

@@ -22,14 +22,6 @@ from tests.run.chaos import label_bytes, tiny_config
 DEEP = b"[" * 10_000 + b"]" * 10_000
 
 
-@pytest.fixture(scope="module")
-def finished(tiny, tmp_path_factory):
-    """A finished run; not to be changed."""
-    folder = tmp_path_factory.mktemp("finished") / "run"
-    run_pipeline(tiny.manifest, folder, tiny_config(), progress=False)
-    return folder
-
-
 @pytest.fixture
 def copy(finished, tmp_path):
     return Path(shutil.copytree(finished, tmp_path / "run"))

@@ -20,7 +20,7 @@ from dto_pipeline.run.folder import RunDirectory, RunMismatch
 from dto_pipeline.run.lease import RunLocked
 from dto_pipeline.run.loop import RunAborted
 from dto_pipeline.run.report import RunSummary, read_status
-from tests.run.chaos import RAISE, ChaosRunner, label_bytes, read_failure, tiny_config
+from tests.run.chaos import RAISE, RAISE_ONCE, ChaosRunner, label_bytes, read_failure, tiny_config
 from tests.tiny_dataset import write_tiny_dataset
 
 SHARDS = 6
@@ -204,7 +204,7 @@ def test_a_second_driver_is_refused_while_the_first_works(finished):
 
 
 def test_a_shard_that_raises_once_is_done_at_the_second_try(start, undisturbed):
-    summary = start({"faults": {2: RAISE}, "faulty_attempts": 1})
+    summary = start({"faults": {2: RAISE_ONCE}})
 
     assert (summary.exit_code, summary.retries) == (0, 1)
     assert read_receipt(start.directory.receipt_file(2)).attempt == 2

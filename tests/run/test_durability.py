@@ -17,14 +17,6 @@ from tests.small_disks import files_no_larger_than, small_disk
 SMALL = 20_000  # bytes: more than any receipt or failure, less than a label file
 
 
-@pytest.fixture(scope="module")
-def finished(tiny, tmp_path_factory):
-    """A finished run, not to be changed."""
-    run_dir = tmp_path_factory.mktemp("finished") / "run"
-    run_pipeline(tiny.manifest, run_dir, tiny_config(), progress=False)
-    return run_dir
-
-
 @pytest.fixture
 def run(finished, tmp_path):
     """A copy of it."""

@@ -1,11 +1,14 @@
 """Real Ray actors and real SIGKILLs: whatever dies, the labels are those of an undisturbed run."""
 
+import io
+import logging
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ from dto_pipeline.run.driver import run_pipeline
 from dto_pipeline.run.folder import RunDirectory
 from dto_pipeline.run.loop import RunAborted
 from dto_pipeline.run.report import RunSummary
+from tests.ray_cluster import NODE, RayNodes
 from tests.run.chaos import DIE, HANG, RAISE, STOP, ChaosRunner, label_bytes, read_failure, remote_labels, tiny_config
 from tests.run.poison import POISON, PoisonRunner, check_poisoned
 from tests.s3_server import ENVIRONMENT, s3_client, s3_uri, serve_s3
@@ -26,24 +30,51 @@ SHARDS = 6
 REPOSITORY = Path(__file__).parents[2]
 
 
-@dataclass
-class Starter:
-    """Starts (again) the one run of a test with two Ray workers."""
+@dataclass(frozen=True)
+class Disturbed:
+    """A run with Ray workers on which much was let loose, and what it said."""
 
-    manifest: Path
     directory: RunDirectory
-
-    def __call__(self, retry_failed=False, timeout_s=1800.0, **chaos) -> RunSummary:
-        config = tiny_config(workers=2, shard_timeout_s=timeout_s)
-        runner = ChaosRunner(config, self.manifest, self.directory.root, **chaos)
-        return run_pipeline(
-            self.manifest, self.directory.root, config, retry_failed=retry_failed, progress=False, runner=runner
-        )
+    summary: RunSummary
+    log: str
 
 
-@pytest.fixture
-def start(tiny, tmp_path, connected):
-    return Starter(tiny.manifest, RunDirectory(tmp_path / "run"))
+@pytest.fixture(scope="module")
+def disturbed(tiny, tmp_path_factory, connected: RayNodes) -> Disturbed:
+    """Three workers, each on a node of its own. Two shards never succeed, two are lost the first time, a node dies."""
+    directory = RunDirectory(tmp_path_factory.mktemp("disturbed") / "run")
+    config = tiny_config(workers=3, shard_timeout_s=8.0)
+    faults = {0: HANG, 1: STOP, 4: DIE, 5: RAISE}
+    runner = ChaosRunner(config, tiny.manifest, directory.root, pause_s=0.7, faults=faults)
+    node = connected.cluster.add_node(**NODE)
+
+    def kill_node():
+        _first_receipt(directory)  # two workers hang at a shard now, and one works
+        workers = _children(node.all_processes["raylet"][0].process.pid)
+        connected.cluster.remove_node(node, allow_graceful=False)
+        for pid in workers:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    log, said = logging.StreamHandler(io.StringIO()), logging.getLogger("dto_pipeline")
+    said.addHandler(log)
+    killer = threading.Thread(target=kill_node)
+    killer.start()
+    summary = run_pipeline(tiny.manifest, directory.root, config, progress=False, runner=runner)
+    killer.join()
+    said.removeHandler(log)
+    return Disturbed(directory, summary, log.stream.getvalue())
+
+
+def _children(parent: int) -> list[int]:
+    """Processes whose parent is a process."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it ended while we looked
+            pid, _, state = path.read_text().rpartition(")")
+            if int(state.split()[1]) == parent:
+                found.append(int(pid.split()[0]))
+    return found
 
 
 def _wait_for(condition, seconds=180.0):  # on a busy machine; nobody waits so long otherwise
@@ -64,44 +95,37 @@ def _pid(worker: str) -> int:
     return int(worker.rpartition(":")[2])
 
 
-def test_two_workers_write_what_one_process_writes_and_faults_cost_their_own_shard(start, undisturbed):
-    summary = start(faults={1: RAISE, 4: DIE})
+def test_faults_cost_their_own_shard(disturbed):
+    summary = disturbed.summary
 
-    assert summary.failed_shards.keys() == {1, 4}
-    assert "shard 1 raised" in summary.failed_shards[1]
-    assert "died" in summary.failed_shards[4]
-    assert read_failure(start.directory.failure_file(4)).attempts == 3
+    assert summary.failed_shards.keys() == {4, 5}
+    assert "died: The actor is dead because its worker process has died" in summary.failed_shards[4]
+    assert "shard 5 raised" in summary.failed_shards[5]
+    assert read_failure(disturbed.directory.failure_file(4)).attempts == 3
     assert (summary.done_now, summary.exit_code) == (SHARDS - 2, 1)
-    assert start(retry_failed=True).exit_code == 0
-    assert label_bytes(start.directory.root) == undisturbed
 
 
-def test_a_worker_killed_in_the_middle_is_replaced(start, undisturbed, caplog):
-    victims = []
+def test_workers_that_hang_or_are_stopped_are_ended_and_their_shards_done_elsewhere(disturbed):
+    receipts = [read_receipt(next(disturbed.directory.at("receipts").glob(f"shard-0000{n}.*json"))) for n in (0, 1)]
 
-    def kill():
-        victims.append(_first_receipt(start.directory).worker)
-        os.kill(_pid(victims[0]), signal.SIGKILL)
-
-    killer = threading.Thread(target=kill)
-    killer.start()
-    summary = start(pause_s=0.3)
-    killer.join()
-
-    assert summary.exit_code == 0
-    assert f"({victims[0]}) died: The actor is dead because its worker process has died" in caplog.text
-    assert label_bytes(start.directory.root) == undisturbed
+    assert [receipt.attempt for receipt in receipts] == [2, 2], disturbed.log
+    assert "s at shard 1 and was ended" in disturbed.log or "s at shard 0 and was ended" in disturbed.log
 
 
-def test_workers_that_hang_or_are_stopped_are_ended_and_their_shards_done_elsewhere(start, undisturbed):
-    summary = start(faults={2: HANG, 4: STOP}, faulty_attempts=1, timeout_s=8.0)
+def test_a_node_killed_with_all_its_processes_costs_the_run_its_worker_only(disturbed):
+    assert disturbed.log.count("its node has died") == 1, disturbed.log
 
-    assert (summary.exit_code, summary.retries) == (0, 2)
-    assert label_bytes(start.directory.root) == undisturbed
+
+def test_a_second_run_in_one_process_does_what_workers_left_and_all_bytes_are_those_of_an_undisturbed_run(
+    disturbed, tiny, undisturbed
+):
+    root = disturbed.directory.root
+    assert run_pipeline(tiny.manifest, root, tiny_config(), retry_failed=True, progress=False).exit_code == 0
+    assert label_bytes(root) == undisturbed
 
 
 def test_workers_that_cannot_warm_up_stop_the_run_with_their_own_words(tiny, tmp_path, connected):
-    config = tiny_config(workers=2)
+    config = tiny_config(workers=1)
     (tmp_path / "body.npz").write_text("not a body")
     config = type(config)(run=config.run, body=type(config.body)(model_path=str(tmp_path / "body.npz")))
 
@@ -111,7 +135,7 @@ def test_workers_that_cannot_warm_up_stop_the_run_with_their_own_words(tiny, tmp
 
 def test_a_driver_killed_in_the_middle_loses_nothing(tiny, tmp_path, undisturbed):
     directory = RunDirectory(tmp_path / "run")
-    command = [sys.executable, "-m", "tests.run.chaos", tiny.manifest, directory.root, 2, 0.5]
+    command = [sys.executable, "-m", "tests.run.chaos", tiny.manifest, directory.root, 1, 0.5]
     with subprocess.Popen([str(part) for part in command], cwd=REPOSITORY, stdout=subprocess.PIPE) as driver:
         worker = _first_receipt(directory).worker
         time.sleep(0.4)  # the next shard is under way
@@ -127,20 +151,20 @@ def test_a_driver_killed_in_the_middle_loses_nothing(tiny, tmp_path, undisturbed
     assert label_bytes(directory.root) == undisturbed
 
 
-def test_an_image_that_kills_workers_costs_itself_only_and_heals_on_request(start, tiny, undisturbed):
-    config = tiny_config(workers=2)
-    runner = PoisonRunner(config, tiny.manifest, start.directory.root, [POISON])
-    summary = run_pipeline(tiny.manifest, start.directory.root, config, progress=False, runner=runner)
+def test_an_image_that_kills_workers_costs_itself_only_and_heals_on_request(connected, tiny, tmp_path, undisturbed):
+    config, directory = tiny_config(workers=2, max_attempts=2), RunDirectory(tmp_path / "run")
+    runner = PoisonRunner(config, tiny.manifest, directory.root, [POISON])
+    summary = run_pipeline(tiny.manifest, directory.root, config, progress=False, runner=runner)
 
     assert summary.exit_code == 0
     assert summary.image_status["worker_died"] == 1
-    assert summary.failed_attempts == 4
-    assert summary.workers_lost in (4, 5)  # one that dies before it said that it begun charges nothing, once
-    check_poisoned(start.directory, undisturbed)
+    assert summary.failed_attempts == 3
+    assert summary.workers_lost in (3, 4)  # one that dies before it said that it begun charges nothing, once
+    check_poisoned(directory, undisturbed)
     retry: dict[str, Any] = {"retry_failed": True, "retry_statuses": ["worker_died"]}
-    healed = run_pipeline(tiny.manifest, start.directory.root, tiny_config(), progress=False, **retry)
+    healed = run_pipeline(tiny.manifest, directory.root, tiny_config(), progress=False, **retry)
     assert (healed.repaired, healed.mended, healed.exit_code) == (1, 1, 0)
-    assert label_bytes(start.directory.root) == undisturbed
+    assert label_bytes(directory.root) == undisturbed
 
 
 def test_a_run_on_s3_by_ray_workers_has_the_bytes_of_a_local_one(connected, tiny, undisturbed, monkeypatch):
@@ -149,5 +173,5 @@ def test_a_run_on_s3_by_ray_workers_has_the_bytes_of_a_local_one(connected, tiny
     with serve_s3() as server:
         s3_client(server).create_bucket(Bucket="bucket")
         uri = s3_uri(server, "run")
-        assert run_pipeline(tiny.manifest, uri, tiny_config(workers=2), progress=False).exit_code == 0
+        assert run_pipeline(tiny.manifest, uri, tiny_config(workers=1), progress=False).exit_code == 0
         assert remote_labels(uri) == undisturbed

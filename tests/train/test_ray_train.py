@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import io
+import logging
 import os
 import signal
 import threading
@@ -15,10 +17,12 @@ import torch
 
 from dto_pipeline.train.checkpoint import list_checkpoints, read_checkpoint
 from dto_pipeline.train.dataset import TrainBatch
-from dto_pipeline.train.loop import HELD_OUT, TRAINING, read_rows, train_network
+from dto_pipeline.train.loop import HELD_OUT, TRAINING, read_rows, run_rank, train_network
+from tests.ray_cluster import RayNodes
 from tests.train.small_crowds import BatchSource, BatchStream, standing_batch, tiny_config
 
 pytestmark = pytest.mark.slow
+BEGUN, LAST = 4, 14  # steps done before there are two workers, and in all
 KNOBS = {
     "encoder__width": 32,
     "encoder__layers": 2,
@@ -39,49 +43,9 @@ def data() -> TrainBatch:
     return dataclasses.replace(batch, targets=dataclasses.replace(batch.targets, image_focals=focals))
 
 
-@pytest.fixture(autouse=True)
-def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A busy machine may need more than Ray Train's minute to start two workers."""
-    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")
-
-
-@dataclasses.dataclass(frozen=True)
-class NotedSource(BatchSource):
-    """Writes down who evaluates how many images."""
-
-    notes: Path = Path()
-
-    def held_out(self, rank: int, world: int) -> list[TrainBatch]:
-        share = super().held_out(rank, world)
-        (self.notes / f"evaluates-{world}-{rank}").write_text(str(sum(len(batch.image_ids) for batch in share)))
-        return share
-
-
-@pytest.mark.usefixtures("connected")
-def test_two_workers_learn_what_one_process_learns_from_batches_twice_as_large(
-    data: TrainBatch, tmp_path: Path
-) -> None:
-    one = tiny_config(loop__steps=6, loop__checkpoint_every=6, **KNOBS)
-    two = dataclasses.replace(one, loop=dataclasses.replace(one.loop, workers=2))
-    torn = dataclasses.replace(data, skipped=("x/torn.jpg: torn",))
-    train_network(one, NotedSource(torn, 2, tmp_path), tmp_path / "one", progress=False)
-    train_network(two, NotedSource(torn, 1, tmp_path), tmp_path / "two", progress=False)
-    for name in (TRAINING, HELD_OUT):
-        rows = [read_rows(tmp_path / folder / name) for folder in ("one", "two")]
-        for alone, shared in zip(*rows, strict=True):
-            assert alone["skipped_images"] == 1
-            expected = alone | {"skipped_images": 2}  # one of each worker
-            assert shared == pytest.approx(expected, rel=2e-3, abs=1e-5, nan_ok=True)
-    shares = {path.name: int(path.read_text()) for path in tmp_path.glob("evaluates-*")}
-    assert shares == {"evaluates-1-0": 4, "evaluates-2-0": 2, "evaluates-2-1": 2}
-    weights = [read_checkpoint(tmp_path / name).weights for name in ("one", "two")]
-    apart = [float((weights[0][name] - weights[1][name]).abs().mean()) for name in weights[0]]
-    assert max(apart) < 1e-4
-
-
 @dataclasses.dataclass(frozen=True)
 class WatchedSource(BatchSource):
-    """Writes down who starts where, and takes its time."""
+    """Writes down who begins where and evaluates how many images; takes its time."""
 
     notes: Path = Path()
 
@@ -90,51 +54,109 @@ class WatchedSource(BatchSource):
 
         class Slow(BatchStream):
             def epoch(self, epoch: int, start_step: int = 0) -> Iterator[TrainBatch]:
+                source.note(f"begins-{world}-{rank}", f"{os.getpid()} {epoch} {start_step}")
                 for batch in super().epoch(epoch, start_step):
                     time.sleep(0.1)
                     yield batch
 
-        with (source.notes / f"rank-{rank}").open("a") as stream:
-            stream.write(f"{os.getpid()}\n")
         return Slow(self.data, self.images, rank, world)
 
+    def held_out(self, rank: int, world: int) -> list[TrainBatch]:
+        share = super().held_out(rank, world)
+        self.note(f"evaluates-{world}-{rank}", str(sum(len(batch.image_ids) for batch in share)))
+        return share
 
-def kill_after_first_checkpoint(folder: Path, notes: Path) -> None:
-    while not list_checkpoints(folder):
-        time.sleep(0.05)
-    os.kill(int((notes / "rank-1").read_text().split()[0]), signal.SIGKILL)
+    def note(self, name: str, line: str) -> None:
+        with (self.notes / name).open("a") as stream:
+            stream.write(f"{line}\n")
 
-
-@pytest.mark.usefixtures("connected")
-def test_a_killed_worker_is_replaced_and_training_goes_on_from_the_checkpoint(data: TrainBatch, tmp_path: Path) -> None:
-    folder, notes = tmp_path / "training", tmp_path / "notes"
-    notes.mkdir()
-    config = tiny_config(loop__steps=24, loop__checkpoint_every=4, loop__workers=2, **KNOBS)
-    killer = threading.Thread(target=kill_after_first_checkpoint, args=(folder, notes), daemon=True)
-    killer.start()
-    train_network(config, WatchedSource(data, 1, notes), folder, progress=False)
-    killer.join(timeout=10)
-    assert read_checkpoint(folder).position.step == 24
-    assert len((notes / "rank-0").read_text().split()) == 2  # both were started again, once
-    rows = read_rows(folder / TRAINING)
-    assert [row["step"] for row in rows] == list(range(1, 25))  # each step is told once
-    # nothing was learnt twice: the same rows as without the kill
-    whole = dataclasses.replace(config, loop=dataclasses.replace(config.loop, workers=0))
-    train_network(whole, BatchSource(data, 2), tmp_path / "whole", progress=False)
-    for row, alone in zip(rows, read_rows(tmp_path / "whole" / TRAINING), strict=True):
-        assert row["loss"] == pytest.approx(alone["loss"], rel=2e-2)
+    def noted(self, name: str) -> list[list[int]]:
+        return [[int(word) for word in line.split()] for line in (self.notes / name).read_text().splitlines()]
 
 
-@pytest.mark.usefixtures("connected")
-def test_all_workers_go_on_from_the_same_checkpoint_where_the_newest_is_damaged(
-    data: TrainBatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    config = tiny_config(loop__steps=4, loop__checkpoint_every=2, loop__workers=2, **KNOBS)
-    train_network(config, BatchSource(data, 1), tmp_path, progress=False)
-    newest, whole = list_checkpoints(tmp_path)[-1], read_checkpoint(tmp_path).weights
+@dataclasses.dataclass(frozen=True)
+class Life:
+    """One training by two workers that began with a damaged checkpoint and lost a worker, and the same by one."""
+
+    folder: Path
+    alone: Path
+    source: WatchedSource
+    log: str
+
+
+@pytest.fixture(scope="module")
+def life(data: TrainBatch, tmp_path_factory: pytest.TempPathFactory, connected: RayNodes) -> Life:
+    place = tmp_path_factory.mktemp("life")
+    folder, alone = place / "training", place / "alone"
+    torn = dataclasses.replace(data, skipped=("x/torn.jpg: torn",))
+    source, whole = WatchedSource(torn, 1, place), WatchedSource(torn, 2, place)
+    config = tiny_config(loop__steps=LAST, loop__checkpoint_every=2, loop__workers=2, **KNOBS)
+    one_process = dataclasses.replace(config, loop=dataclasses.replace(config.loop, workers=0))
+    train_network(one_process, whole, alone, progress=False)
+
+    def interrupt(report: dict[str, int]) -> None:
+        if report["step"] == BEGUN:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_rank(config, whole, folder, torch.device("cpu"), interrupt)
+    newest = list_checkpoints(folder)[-1]
     newest.write_bytes(newest.read_bytes()[:-1000])
-    train_network(config, BatchSource(data, 1), tmp_path, progress=False)
-    assert "step-00000002.pt instead" in caplog.text
-    assert [row["step"] for row in read_rows(tmp_path / TRAINING)] == [1, 2, 3, 4]
-    for name, weight in read_checkpoint(newest).weights.items():
-        torch.testing.assert_close(weight, whole[name], msg=name)
+
+    def kill_after_another_checkpoint() -> None:
+        while list_checkpoints(folder)[-1].name <= newest.name:
+            time.sleep(0.05)
+        os.kill(source.noted("begins-2-1")[0][0], signal.SIGKILL)
+
+    log, said = logging.StreamHandler(io.StringIO()), logging.getLogger("dto_pipeline")
+    said.addHandler(log)
+    killer = threading.Thread(target=kill_after_another_checkpoint, daemon=True)
+    killer.start()
+    with pytest.MonkeyPatch.context() as patch:
+        # a busy machine may need more than Ray Train's minute to start two workers
+        patch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")
+        train_network(config, source, folder, progress=False)
+    killer.join(timeout=10)
+    said.removeHandler(log)
+    return Life(folder, alone, source, log.stream.getvalue())
+
+
+def test_two_workers_learn_what_one_process_learns_from_batches_twice_as_large(life: Life) -> None:
+    for name in (TRAINING, HELD_OUT):
+        rows = [read_rows(folder / name) for folder in (life.alone, life.folder)]
+        for alone, shared in zip(*rows, strict=True):
+            skipped = 1 if shared["step"] <= BEGUN - 2 else 2  # one of each worker
+            assert shared == pytest.approx(alone | {"skipped_images": skipped}, rel=2e-3, abs=1e-5, nan_ok=True)
+    weights = [read_checkpoint(folder).weights for folder in (life.alone, life.folder)]
+    apart = [float((weights[0][name] - weights[1][name]).abs().mean()) for name in weights[0]]
+    assert max(apart) < 1e-4
+
+
+def test_each_worker_evaluates_its_share_of_the_images(life: Life) -> None:
+    shares = {path.name: life.source.noted(path.name)[0] for path in life.source.notes.glob("evaluates-*")}
+    assert shares == {"evaluates-1-0": [4], "evaluates-2-0": [2], "evaluates-2-1": [2]}
+
+
+def test_all_workers_go_on_from_the_same_checkpoint_where_the_newest_is_damaged(life: Life) -> None:
+    assert f"step-{BEGUN - 2:08d}.pt instead" in life.log
+    first = [begun(life.source, rank)[0] for rank in (0, 1)]
+    assert first == [BEGUN - 2, BEGUN - 2]
+
+
+def test_a_killed_worker_is_replaced_and_training_goes_on_from_the_checkpoint(life: Life) -> None:
+    again = [begun(life.source, rank)[1:] for rank in (0, 1)]
+    assert again[0] == again[1]
+    assert len(again[0]) == 1  # both were started again, once
+    assert again[0][0] >= BEGUN
+    assert read_checkpoint(life.folder).position.step == LAST
+    assert [row["step"] for row in read_rows(life.folder / TRAINING)] == list(range(1, LAST + 1))  # each is told once
+
+
+def begun(source: WatchedSource, rank: int) -> list[int]:
+    """The steps at which processes of a rank began."""
+    steps, known = [], set()
+    for pid, epoch, step in source.noted(f"begins-2-{rank}"):
+        if pid not in known:
+            steps.append(2 * epoch + step)
+        known.add(pid)
+    return steps

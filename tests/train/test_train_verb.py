@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import compare_training
 import pytest
 
 from dto_pipeline.cli import main
@@ -100,11 +101,25 @@ def test_a_hold_out_that_keeps_no_image_is_refused_before_the_first_step(
     assert not list_checkpoints(out)
 
 
+class DoneHere:
+    """A command of `dto`, done in this process: PyTorch is there already."""
+
+    def __init__(self, command: list[str]) -> None:
+        self.code = main(command[3:])
+
+    def wait(self) -> int:
+        return self.code
+
+
 @pytest.mark.slow
-def test_the_comparison_of_two_trainings_ends_with_a_table(tmp_path: Path) -> None:
-    job = [sys.executable, str(ROOT / "jobs" / "compare_training.py"), "--out", str(tmp_path)]
-    job += ["--images", "8", "--test-images", "4", "--set", "loop.steps=2", "--set", "data.holdout=0"]
-    output = subprocess.run(job, check=True, capture_output=True, text=True).stdout
+def test_the_comparison_of_two_trainings_ends_with_a_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--images", "6", "--test-images", "3", "--set", "loop.steps=2", "--set", "data.holdout=0"]
+    monkeypatch.setattr(sys, "argv", ["compare_training.py", "--out", str(tmp_path), *options])
+    monkeypatch.setattr(compare_training, "subprocess", SimpleNamespace(Popen=DoneHere))
+    compare_training.main()
+    output = capsys.readouterr().out
     assert "| pairwise depth error [m] |" in output
     assert (tmp_path / "comparison.md").read_text() in output
 

@@ -23,9 +23,10 @@ import numpy as np
 from dto_pipeline.data.cameras import CAMERA_COLUMNS
 from dto_pipeline.data.exports.job import ExportError, ExportJob, SubsetPlan
 from dto_pipeline.data.files import sha256_file
+from dto_pipeline.data.inert_pickle import PickleRefused
 from dto_pipeline.data.label_files import IMAGE_FILE, LabelColumns, RunLabels, flatten_table, person_leaf
 from dto_pipeline.data.manifest import Manifest
-from dto_pipeline.data.npz import MappedNpz, NpzError, open_member
+from dto_pipeline.data.npz import MappedNpz, open_member
 from dto_pipeline.data.scratch import FlatColumn
 from dto_pipeline.data.sources.rows import decode_names
 from dto_pipeline.data.storage import Location
@@ -102,7 +103,7 @@ def _open_release(run: RunLabels, named: Sequence[Location]) -> _Release | None:
             try:
                 npz = MappedNpz(place)
                 return {key: npz.array(key) for key in CARRIED if key in npz.keys}  # all have `imgname`
-            except NpzError as error:
+            except PickleRefused as error:
                 raise ExportError(str(error)) from error
     raise ExportError(
         f"run {run.name}: its label file {name}, of which {', '.join(CARRIED)} are carried through, was not "

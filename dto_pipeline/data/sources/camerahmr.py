@@ -22,7 +22,8 @@ import numpy as np
 
 from dto_pipeline.axes import NUM_BETAS
 from dto_pipeline.data.files import write_bytes_atomic
-from dto_pipeline.data.npz import MappedNpz, NpzError
+from dto_pipeline.data.inert_pickle import PickleRefused
+from dto_pipeline.data.npz import MappedNpz
 from dto_pipeline.data.sources.rows import (
     LabelFileError,
     LabelRows,
@@ -56,7 +57,7 @@ def open_camerahmr(path: Path, options: SourceOptions = SourceOptions()) -> Labe
         return _open(MappedNpz(path), options.keypoints)
     except FileNotFoundError as error:
         raise LabelFileError(f"label file {path} does not exist; check --data-root and the dataset YAML") from error
-    except NpzError as error:
+    except PickleRefused as error:
         raise LabelFileError(str(error)) from error
 
 

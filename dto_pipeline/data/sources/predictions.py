@@ -31,7 +31,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dto_pipeline.axes import NUM_BETAS
-from dto_pipeline.data.npz import MappedNpz, NpzError
+from dto_pipeline.data.inert_pickle import PickleRefused
+from dto_pipeline.data.npz import MappedNpz
 from dto_pipeline.data.sources.rows import (
     LabelFileError,
     LabelRows,
@@ -80,7 +81,7 @@ def open_predictions(path: str | Path) -> LabelSource:
         raise LabelFileError(f"prediction file {path} cannot be opened ({error.strerror}); check the path") from error
     try:
         return _open_parquet(path) if is_parquet else _open_npz(path)
-    except NpzError as error:
+    except PickleRefused as error:
         raise LabelFileError(f"{error}; expected an npz or a Parquet file of predictions") from error
 
 

@@ -151,7 +151,7 @@ def check_shape(path: Path, key: str, array: np.ndarray, rows: int | None, tails
 
 
 def map_text(npz: MappedNpz, key: str, kinds: str, rows: int = 0) -> np.ndarray:
-    """(rows,) text of an npz, at least one row. Raises: LabelFileError, NpzError."""
+    """(rows,) text of an npz, at least one row. Raises: LabelFileError, PickleRefused."""
     array = npz.array(key)
     if array.ndim != 1 or array.dtype.kind not in kinds or array.size == 0 or (rows and array.size != rows):
         found = f"{array.dtype} {array.shape}"
