@@ -37,7 +37,7 @@ from dto_pipeline.data.training_labels import LABEL_IMAGES, LABEL_PEOPLE, LabelD
 from dto_pipeline.errors import DtoError
 from dto_pipeline.models.body import BodyModel, load_body
 from dto_pipeline.models.depth import DISPARITY, METRIC_DEPTH, as_disparity
-from dto_pipeline.models.seeing import Sight
+from dto_pipeline.models.seeing import Perception
 from dto_pipeline.optimizer import SceneOptimizer
 from dto_pipeline.run.folder import RunDirectory
 from dto_pipeline.run.placing import refuse_kid_axis
@@ -186,7 +186,7 @@ def optimize_scene(
     if not body.has_kid_axis:
         refuse_kid_axis([scene])
     plain = replace(config, depth=DepthConfig(), masks=MaskConfig(), attributes=AttributeConfig())
-    Sight(plain, body).look([scene], StageClock())
+    Perception(plain, body).perceive([scene], StageClock())
     optimized = SceneOptimizer(body, config)(collate_scenes([scene], body.faces.device))
     return split_batch([scene], optimized, config)[0]
 

@@ -45,7 +45,7 @@ from dto_pipeline.lab.golden_labels import check_image_cases
 from dto_pipeline.maths.ordered import Segments
 from dto_pipeline.models.body import load_body
 from dto_pipeline.models.depth_anything import DepthNetwork, computing_in, halve_weights
-from dto_pipeline.models.seeing import Sight
+from dto_pipeline.models.seeing import Perception
 from dto_pipeline.run.report import read_status
 from dto_pipeline.timing import StageClock
 
@@ -143,10 +143,10 @@ def equal(place: Place) -> Report:
             with busy_stream(device) if busy else nullcontext():
                 digests = {digest_of(optimizer(batch)) for _ in range(repeats)}
             again[f"{mode}{', beside a busy stream' if busy else ''}"] = len(digests)
-    sight = DepthNetwork(place.seeing().depth, device)
+    network = DepthNetwork(place.seeing().depth, device)
     images = read_pictures(place, place.pick(8, 2))
     maps = {
-        hashlib.sha256(b"".join(_array(m).tobytes() for m in sight.estimate(images))).hexdigest()
+        hashlib.sha256(b"".join(_array(m).tobytes() for m in network.estimate(images))).hexdigest()
         for _ in range(repeats)
     }
     again["depth network"] = len(maps)
@@ -258,19 +258,19 @@ def _rate_network(
 def split(place: Place) -> Report:
     """Milliseconds an image of the parts of `DepthNetwork.estimate`, one after the other, and of all of it."""
     device, count = place.device, place.pick(512, 4)
-    sight = DepthNetwork(place.seeing(f"depth.batch={place.pick(32, 2)}").depth, device)
+    network = DepthNetwork(place.seeing(f"depth.batch={place.pick(32, 2)}").depth, device)
     figures: dict[str, Any] = {}
     for name, images in (
         ("640 x 480", read_pictures(place, count)),
         ("full HD", read_pictures(place, max(1, count // 8), "tall")),
     ):
-        sight.estimate(images[: sight.at_once])
+        network.estimate(images[: network.at_once])
         started = time.perf_counter()
-        sight.estimate(images)
+        network.estimate(images)
         whole = 1000 * (time.perf_counter() - started) / len(images)
         parts: dict[str, float] = defaultdict(float)
-        for start in range(0, len(images), sight.at_once):
-            for part, ms in _estimate_in_parts(sight, images[start : start + sight.at_once], device):
+        for start in range(0, len(images), network.at_once):
+            for part, ms in _estimate_in_parts(network, images[start : start + network.at_once], device):
                 parts[part] += ms / len(images)
         figures[name] = {
             **{part: round(ms, 3) for part, ms in parts.items()},
@@ -295,13 +295,13 @@ def end_to_end(place: Place) -> Report:
         if time.monotonic() > deadline:
             break
         config = place.seeing(f"depth.batch={batch}", f"run.batch_images={batch}", f"run.decode_threads={threads}")
-        sight = Sight(config, body, device)
-        assert sight.depth is not None
+        perception = Perception(config, body, device)
+        assert perception.depth is not None
         images = read_pictures(place, place.pick(256, 4))
-        sight.depth.estimate(images[:batch])
-        alone = len(images) / seconds_of(partial(sight.depth.estimate, images))
+        perception.depth.estimate(images[:batch])
+        alone = len(images) / seconds_of(partial(perception.depth.estimate, images))
         clock = StageClock()
-        seconds = seconds_of(partial(place_shard, manifest, config, body, sight, clock))
+        seconds = seconds_of(partial(place_shard, manifest, config, body, perception, clock))
         rate = manifest.num_images / seconds
         stages = {stage: round(1000 * value / manifest.num_images, 3) for stage, value in clock.seconds.items()}
         figures[f"batch {batch}, {threads} threads"] = {
@@ -400,9 +400,11 @@ def _array(found: Any) -> np.ndarray:
     return found.cpu().numpy() if isinstance(found, torch.Tensor) else found
 
 
-def _estimate_in_parts(sight: DepthNetwork, images: list[np.ndarray], device: torch.device) -> list[tuple[str, float]]:
+def _estimate_in_parts(
+    network: DepthNetwork, images: list[np.ndarray], device: torch.device
+) -> list[tuple[str, float]]:
     """What `estimate` does with images of one size, part by part, waiting after each."""
-    size, found = sight.recipe.size(*images[0].shape[:2]), []
+    size, found = network.recipe.size(*images[0].shape[:2]), []
 
     def step(name: str, work: Callable[[], Any]) -> Any:
         started = time.perf_counter()
@@ -414,11 +416,11 @@ def _estimate_in_parts(sight: DepthNetwork, images: list[np.ndarray], device: to
     stacked = step("stack", lambda: torch.from_numpy(np.stack(images)))
     pixels = step("copy there", lambda: (stacked.pin_memory() if device.type == "cuda" else stacked).to(device))
     with torch.inference_mode():
-        inputs = step("resize", lambda: sight.recipe.prepare(pixels, size))
-        output = step("network", lambda: sight.compute(inputs))
+        inputs = step("resize", lambda: network.recipe.prepare(pixels, size))
+        output = step("network", lambda: network.compute(inputs))
         height, width = images[0].shape[:2]
         unknown = np.full(len(images), np.nan)  # focal lengths
-        maps = step("maps", lambda: sight.recipe.restore(output, slice(0, len(images)), height, width, unknown))
+        maps = step("maps", lambda: network.recipe.restore(output, slice(0, len(images)), height, width, unknown))
     step("copy back", lambda: maps.cpu())
     return found
 

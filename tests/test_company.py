@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from dto_pipeline.config import AttributeConfig, DepthConfig, MaskConfig, PipelineConfig
 from dto_pipeline.models.body import BodyModel, load_body
 from dto_pipeline.models.depth_anything import DepthNetwork
-from dto_pipeline.models.seeing import Sight
+from dto_pipeline.models.seeing import Perception
 from dto_pipeline.models.segmentation import InstanceNetwork
 from dto_pipeline.scene import Scene
 from tests.company import CONFIGS, assert_same_bytes, digest, make_crowds, place, raw_bytes, threads
@@ -99,13 +99,13 @@ def test_networks_on_a_cpu_see_the_same_in_any_company(body: BodyModel, tmp_path
         MaskConfig(source="model", model=str(save_mask2former(tmp_path / "masks")), short_side=64, min_score=0.0)
     )
     classifier = str(save_classifier(tmp_path / "ages", ("0-2", "20-29", "male", "female")))
-    sight = Sight(PipelineConfig(attributes=AttributeConfig(source="model", model=classifier)), body)
+    perception = Perception(PipelineConfig(attributes=AttributeConfig(source="model", model=classifier)), body)
     crops = torch.rand(8, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     sizes = [(40, 50)] * len(images)
 
     def see(some: list[int]) -> list[list[bytes]]:
         seen = masks.find([images[i] for i in some], [sizes[i] for i in some])
-        ages = sight._estimate(crops[some], crops[some])
+        ages = perception._estimate(crops[some], crops[some])
         return [
             [np.asarray(value).tobytes() for value in (disparity, found.masks, found.score, age, male)]
             for disparity, found, age, male in zip(

@@ -35,7 +35,7 @@ from dto_pipeline.lab.plain_loop import PlainBody, run_plain_loop
 from dto_pipeline.models.body import BodyModel, load_body
 from dto_pipeline.models.depth import DepthFiles
 from dto_pipeline.models.depth_anything import DepthNetwork
-from dto_pipeline.models.seeing import Sight
+from dto_pipeline.models.seeing import Perception
 from dto_pipeline.optimizer import SceneOptimizer
 from dto_pipeline.run.placing import ScenePlacer, size_on
 from dto_pipeline.scene import OptimizedScenes, PlacedScene, Scene
@@ -222,11 +222,11 @@ def run_depth_bench(images: int = 16, repeats: int = 3, config: PipelineConfig |
     body = load_body(config.body.model_path or STAND_IN_BODY, config.body.kid_axis)
     with tempfile.TemporaryDirectory() as folder:
         manifest = build_bench_data(Path(folder), images, body)
-        sight = Sight(config, body.to(device), device)
-        assert sight.depth is not None
-        network, window = sight.depth, 4 * sight.depth.at_once
+        perception = Perception(config, body.to(device), device)
+        assert perception.depth is not None
+        network, window = perception.depth, 4 * perception.depth.at_once
         rounds = -(-WINDOWS * window // images)
-        times = [_time_once(manifest, config, body, sight, rounds) for _ in range(repeats + 1)][1:]
+        times = [_time_once(manifest, config, body, perception, rounds) for _ in range(repeats + 1)][1:]
     names = sorted({name for one in times for name in one})
     median = {name: statistics.median(one.get(name, 0.0) for one in times) for name in names}
 
@@ -252,25 +252,25 @@ def run_depth_bench(images: int = 16, repeats: int = 3, config: PipelineConfig |
 
 
 def _time_once(
-    manifest: Manifest, config: PipelineConfig, body: BodyModel, sight: Sight, rounds: int
+    manifest: Manifest, config: PipelineConfig, body: BodyModel, perception: Perception, rounds: int
 ) -> dict[str, float]:
     """Both ways once, over the manifest's images `rounds` times: seconds `alone`, `whole`, of `stage NAME`; the share
     of the whole in which the network is `busy`, and each `thread NAME`.
     """
-    assert sight.depth is not None
+    assert perception.depth is not None
     root = Path(manifest.images_root)
     pictures = [read_image(root / name).rgb for name in manifest.read_shard(0).column("image_file").to_pylist()]
-    alone = time_network(sight.depth, pictures, rounds * len(pictures))
-    clock, meter, compute = _ThreadClock(), Meter(sight.depth.device.type), sight.depth.compute
-    sight.depth.compute = meter(compute)  # type: ignore
+    alone = time_network(perception.depth, pictures, rounds * len(pictures))
+    clock, meter, compute = _ThreadClock(), Meter(perception.depth.device.type), perception.depth.compute
+    perception.depth.compute = meter(compute)  # type: ignore
     try:
         start = time.perf_counter()
-        placed = place_shard(manifest, config, body, sight, clock, rounds)
+        placed = place_shard(manifest, config, body, perception, clock, rounds)
         with clock("write"):
             write_label_shard(build_label_table(placed), root.parent / "labels.parquet", {})
         whole = time.perf_counter() - start
     finally:
-        sight.depth.compute = compute  # type: ignore
+        perception.depth.compute = compute  # type: ignore
     found = {"alone": alone, "whole": whole, "busy": meter.seconds / whole}
     found |= {f"stage {stage}": seconds for stage, seconds in clock.seconds.items()}
     return found | {f"thread {name}": seconds / whole for name, seconds in clock.threads.items()}
@@ -346,13 +346,18 @@ def time_network(network: DepthNetwork, pictures: list[Any], times: int) -> floa
 
 
 def place_shard(
-    manifest: Manifest, config: PipelineConfig, body: BodyModel, sight: Sight, clock: StageClock, rounds: int = 1
+    manifest: Manifest,
+    config: PipelineConfig,
+    body: BodyModel,
+    perception: Perception,
+    clock: StageClock,
+    rounds: int = 1,
 ) -> list[PlacedScene]:
-    """The first shard of a manifest, so many times over, as a worker does it, with the networks of `sight`."""
+    """The first shard of a manifest, so many times over, as a worker does it, with the networks of `perception`."""
     rows = manifest.read_shard(0)
     rows = rows.take(list(range(rows.num_rows)) * rounds)
     images = ImageFolder(Path(manifest.images_root))
-    return ScenePlacer(SceneOptimizer(body, config), config, images, None, sight).place(rows, clock)
+    return ScenePlacer(SceneOptimizer(body, config), config, images, None, perception).place(rows, clock)
 
 
 @torch.no_grad()

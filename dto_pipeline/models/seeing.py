@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from dto_pipeline.models.segmentation import InstanceNetwork
 
 
-class Sight:
+class Perception:
     """The networks of one worker; light where the config asks for none."""
 
     def __init__(self, config: PipelineConfig, body: BodyModel, device: torch.device | str = "cpu") -> None:
@@ -75,7 +75,7 @@ class Sight:
             facts["attribute_models"] = ", ".join(model.identity.short for model in self._attributes)
         return facts
 
-    def look(self, scenes: Sequence[Scene], clock: StageClock) -> None:
+    def perceive(self, scenes: Sequence[Scene], clock: StageClock) -> None:
         """Fill in disparity, masks and attributes of scenes whose images are loaded; others stay as they are."""
         able = [scene for scene in scenes if scene.problem is None and scene.num_people > 0]
         if not able:

@@ -24,7 +24,7 @@ from dto_pipeline.data.images import ImageStore
 from dto_pipeline.data.scenes import MENDABLE, load_scenes, read_label_scenes
 from dto_pipeline.errors import DeviceLost, lacks_memory, one_line
 from dto_pipeline.models.depth import DepthFiles
-from dto_pipeline.models.seeing import Sight
+from dto_pipeline.models.seeing import Perception
 from dto_pipeline.optimizer import SceneOptimizer
 from dto_pipeline.scene import PlacedScene, Scene
 from dto_pipeline.status import ImageStatus, PersonStatus
@@ -61,10 +61,10 @@ class ScenePlacer:
         config: PipelineConfig,
         images: ImageStore,
         depth: DepthFiles | None,
-        sight: Sight | None = None,
+        perception: Perception | None = None,
         centred: bool = True,
     ) -> None:
-        """`depth`: maps that are files, None where `sight` makes them; `centred`: see `data.scenes.load_scenes`."""
+        """`depth`: maps that are files, None where a network makes them; `centred`: see `data.scenes.load_scenes`."""
         self._optimizer = optimizer
         self._config = config
         self._images = images
@@ -74,7 +74,7 @@ class ScenePlacer:
         on_gpu = self._device.type != "cpu"
         self._sizes = {option: size_on(config, option, on_gpu) for option in BY_DEVICE}
         self._decoders = ThreadPoolExecutor(self._sizes["run.decode_threads"], thread_name_prefix="decode")
-        self._sight = sight or Sight(config, optimizer.body, self._device)
+        self._perception = perception or Perception(config, optimizer.body, self._device)
         self._loading = ThreadPoolExecutor(1, thread_name_prefix="loading")
         # on a GPU the next window's images are carried there while this one's are looked at
         self._looking = ThreadPoolExecutor(1 + on_gpu, thread_name_prefix="looking")
@@ -178,7 +178,7 @@ class ScenePlacer:
     def _look(self, scenes: Sequence[Scene], clock: StageClock) -> Sequence[Scene]:
         """Let the networks see scenes; an error is looked for one scene at a time."""
         try:
-            self._sight.look(scenes, clock)
+            self._perception.perceive(scenes, clock)
             return scenes
         except Exception as error:
             status, failure = self._judge(error, "networks, ", scenes)

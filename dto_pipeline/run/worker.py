@@ -22,7 +22,7 @@ from dto_pipeline.data.remote_inputs import fetch_body, open_depth
 from dto_pipeline.data.storage import absolute
 from dto_pipeline.data.tars import open_images
 from dto_pipeline.errors import DtoError
-from dto_pipeline.models.seeing import Sight
+from dto_pipeline.models.seeing import Perception
 from dto_pipeline.optimizer import SceneOptimizer
 from dto_pipeline.run.deaths import InFlight, clear_note, find_condemned, find_suspicion, work_one_by_one, write_note
 from dto_pipeline.run.folder import RunDirectory, RunDirectoryError, RunMismatch, read_identity
@@ -228,14 +228,14 @@ class ShardRunner:
             raise RunMismatch(
                 f"the body model {self.config.body.model_path} was changed while it was read; start again"
             )
-        sight = Sight(self.config, body, device)
-        depth = None if sight.depth is not None else open_depth(self.config.depth, places.depth or "")
+        perception = Perception(self.config, body, device)
+        depth = None if perception.depth is not None else open_depth(self.config.depth, places.depth or "")
         centred = manifest.dataset.get("principal_point", "centre") == "centre"
         images = open_images(places.images, self.manifest_path)
-        placer = ScenePlacer(SceneOptimizer(body, self.config), self.config, images, depth, sight, centred)
+        placer = ScenePlacer(SceneOptimizer(body, self.config), self.config, images, depth, perception, centred)
         told = ("dataset", "label_files")
         facts: dict[str, str] = {name: text for name, text in manifest.metadata.items() if name in told}
-        facts |= {"licence": str(manifest.dataset.get("licence", "")), "body_sha256": body.sha256, **sight.facts}
+        facts |= {"licence": str(manifest.dataset.get("licence", "")), "body_sha256": body.sha256, **perception.facts}
         return _Loaded(identity, manifest, placer, facts, list_generations(self.directory))
 
 

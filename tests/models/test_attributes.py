@@ -14,7 +14,7 @@ from dto_pipeline.models.attribute_models import CropClassifier, build_attribute
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.models.body_pixels import Attributes, cut_crops, join_attributes
 from dto_pipeline.models.networks import ModelError, ModelReference
-from dto_pipeline.models.seeing import Sight
+from dto_pipeline.models.seeing import Perception
 from dto_pipeline.scene import Scene
 from dto_pipeline.timing import StageClock
 from tests.crowds import Stander, make_scene
@@ -77,11 +77,11 @@ def test_unknown_people_get_what_the_network_says_and_the_column_its_name(body: 
     folder = save_classifier(tmp_path / "ages", AGES)
     scene = crowd(body)
     config = AttributeConfig(source="model", model=str(folder), batch=2)
-    sight = Sight(PipelineConfig(attributes=config), body)
-    sight.look([scene], StageClock())
+    perception = Perception(PipelineConfig(attributes=config), body)
+    perception.perceive([scene], StageClock())
     assert np.isfinite(scene.age_years).all()
     assert np.isnan(scene.male_prob).all()  # the network knows ages only
-    assert scene.origin["attributes"] == sight.facts["attribute_models"]
+    assert scene.origin["attributes"] == perception.facts["attribute_models"]
     assert scene.origin["attributes"].startswith("vit@")
 
 
@@ -90,7 +90,7 @@ def test_what_labels_say_is_never_overruled(body: BodyModel, tmp_path: Path) -> 
     scene = crowd(body)
     scene.age_years[1], scene.origin["attributes"] = 4.0, "sidecar"
     config = AttributeConfig(source="model", model=str(ages), gender_model=str(genders), crop="body")
-    Sight(PipelineConfig(attributes=config), body).look([scene], StageClock())
+    Perception(PipelineConfig(attributes=config), body).perceive([scene], StageClock())
     assert scene.age_years[1] == 4.0
     assert np.isfinite(scene.age_years).all()
     assert ((scene.male_prob > 0) & (scene.male_prob < 1)).all()
@@ -100,7 +100,7 @@ def test_what_labels_say_is_never_overruled(body: BodyModel, tmp_path: Path) -> 
 def test_source_none_forgets_what_labels_say(body: BodyModel) -> None:
     scene = crowd(body)
     scene.age_years[:] = 30
-    Sight(PipelineConfig(attributes=AttributeConfig(source="none")), body).look([scene], StageClock())
+    Perception(PipelineConfig(attributes=AttributeConfig(source="none")), body).perceive([scene], StageClock())
     assert np.isnan(scene.age_years).all()
     assert scene.origin["attributes"] == "unknown"
 

@@ -20,7 +20,7 @@ from dto_pipeline.models.body_pixels import (
     render_silhouettes,
 )
 from dto_pipeline.models.networks import ModelError, ModelMissing
-from dto_pipeline.models.seeing import Sight
+from dto_pipeline.models.seeing import Perception
 from dto_pipeline.models.segmentation import InstanceNetwork, check_family, person_classes
 from dto_pipeline.scene import Scene
 from dto_pipeline.status import PersonStatus
@@ -120,7 +120,7 @@ def test_a_label_that_cannot_be_used_has_no_outline(body: BodyModel) -> None:
 
 def test_without_masks_the_rendered_silhouettes_decide_and_the_column_says_so(body: BodyModel) -> None:
     scene = crowd(body)
-    Sight(PipelineConfig(masks=MaskConfig(source="none")), body).look([scene], StageClock())
+    Perception(PipelineConfig(masks=MaskConfig(source="none")), body).perceive([scene], StageClock())
     assert scene.origin["masks"] == "rendered"
     assert scene.masks is not None
     assert scene.masks.any((1, 2)).all()
@@ -133,7 +133,7 @@ def test_people_the_labels_give_no_mask_are_drawn_and_others_kept(body: BodyMode
     scene.has_mask, scene.origin["masks"] = np.array([True, False]), "sidecar"
     before = scene.masks.copy()
     scene.masks[1] = True
-    Sight(PipelineConfig(), body).look([scene], StageClock())
+    Perception(PipelineConfig(), body).perceive([scene], StageClock())
     np.testing.assert_array_equal(scene.masks[0], before[0])
     assert 0 < scene.masks[1].sum() < 0.2 * scene.masks[1].size
     assert scene.origin["masks"] == "sidecar + rendered"
@@ -146,17 +146,17 @@ def test_a_networks_instances_reach_the_people_with_their_scores(
     scene = crowd(body)
     assert scene.masks is not None
     exact = scene.masks.copy()
-    sight = Sight(PipelineConfig(masks=config), body)
+    perception = Perception(PipelineConfig(masks=config), body)
 
     def find(images: object, sizes: object) -> list[Instances]:
         return [Instances(exact[::-1], np.array([0.7, 0.9], np.float32))]
 
-    monkeypatch.setattr(sight._instances, "find", find)
-    sight.look([scene], StageClock())
+    monkeypatch.setattr(perception._instances, "find", find)
+    perception.perceive([scene], StageClock())
     np.testing.assert_array_equal(scene.masks, exact)
     np.testing.assert_allclose(scene.mask_score, [0.9, 0.7])  # type: ignore[arg-type]
     assert scene.origin["masks"].startswith("mask2former@")
-    assert len(sight.facts["mask_sha256"]) == 64
+    assert len(perception.facts["mask_sha256"]) == 64
 
 
 def test_a_network_of_random_weights_runs_from_its_folder_and_finds_nobody_it_is_sure_of(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.models.depth import DepthInvalid
 from dto_pipeline.models.networks import ModelMissing
-from dto_pipeline.models.seeing import Sight
+from dto_pipeline.models.seeing import Perception
 from dto_pipeline.optimizer import SceneOptimizer
 from dto_pipeline.run.driver import run_pipeline
 from dto_pipeline.run.folder import RunMismatch
@@ -45,10 +45,10 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> PipelineConfig:
     return PipelineConfig(depth=depth, run=RunConfig(workers=0, batch_images=3, device="cpu"))
 
 
-def place(crowd: TinyDataset, config: PipelineConfig, body: BodyModel, sight: Sight) -> list[PlacedScene]:
+def place(crowd: TinyDataset, config: PipelineConfig, body: BodyModel, perception: Perception) -> list[PlacedScene]:
     manifest = Manifest.open(crowd.manifest)
     images = ImageFolder(Path(manifest.images_root))
-    placer = ScenePlacer(SceneOptimizer(body, config), config, images, None, sight)
+    placer = ScenePlacer(SceneOptimizer(body, config), config, images, None, perception)
     return placer.place(manifest.read_shard(0), StageClock())
 
 
@@ -73,15 +73,15 @@ def test_labels_from_a_network_have_the_same_bytes_however_work_is_moved(
 def test_a_map_the_network_got_wrong_is_that_images_status(
     crowd: TinyDataset, config: PipelineConfig, body: BodyModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sight = Sight(config, body)
-    assert sight.depth is not None
-    see = sight.depth.see
+    perception = Perception(config, body)
+    assert perception.depth is not None
+    see = perception.depth.see
 
     def spoilt(images: list[np.ndarray], *cameras: list[float]) -> list[torch.Tensor | DepthInvalid]:
         return [DepthInvalid("not finite"), *see(images, *cameras)[1:]]
 
-    monkeypatch.setattr(sight.depth, "see", spoilt)
-    statuses = [item.status for item in place(crowd, config, body, sight)]
+    monkeypatch.setattr(perception.depth, "see", spoilt)
+    statuses = [item.status for item in place(crowd, config, body, perception)]
     windows = 2  # of eight images each; the first of every window is spoilt
     assert statuses.count(ImageStatus.DEPTH_INVALID) == windows
 
@@ -89,19 +89,19 @@ def test_a_map_the_network_got_wrong_is_that_images_status(
 def test_a_network_that_raises_costs_the_scene_that_causes_it(
     crowd: TinyDataset, config: PipelineConfig, body: BodyModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sight = Sight(config, body)
-    assert sight.depth is not None
-    calm = place(crowd, config, body, sight)
+    perception = Perception(config, body)
+    assert perception.depth is not None
+    calm = place(crowd, config, body, perception)
     victim = next(item.scene.image_sha256 for item in calm if not item.status.is_failure)
-    look = sight.look
+    perceive = perception.perceive
 
     def moody(scenes, clock):
         if any(scene.image_sha256 == victim for scene in scenes):
             raise ValueError("bad luck")
-        look(scenes, clock)
+        perceive(scenes, clock)
 
-    monkeypatch.setattr(sight, "look", moody)
-    placed = place(crowd, config, body, sight)
+    monkeypatch.setattr(perception, "perceive", moody)
+    placed = place(crowd, config, body, perception)
     for item, before in zip(placed, calm, strict=True):
         if item.scene.image_sha256 == victim:
             assert (item.status, item.message) == (ImageStatus.INTERNAL_ERROR, "ValueError: bad luck")
